@@ -1,0 +1,102 @@
+"""What the studies share: arguments, activations of several sentence sets, results and their tables."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import steerlab
+from steerlab import Activations, Example, Model
+from steerlab.data import data_hash
+from steerlab.metrics import bootstrap_ci
+
+
+def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
+    """The arguments every study takes."""
+    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    found.add_argument("--out", default=out, help="folder of the results; a finished stage in it is not run again")
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--limit", type=int, default=None, help="at most so many inputs of every behaviour and split")
+    found.add_argument("--model", default="smollm2", help="a hub id, a folder, a gguf file, or smollm2")
+    found.add_argument("--device", default=None)
+    found.add_argument("--batch-size", type=int, default=16)
+    found.add_argument("--max-new-tokens", type=int, default=60)
+    return found
+
+
+def limited(examples: Sequence[Example], limit: int | None) -> list[Example]:
+    """The first `limit` examples of every behaviour and split."""
+    seen: dict[tuple[str, str], int] = {}
+    kept = []
+    for example in examples:
+        key = (example.behaviour, example.split)
+        seen[key] = seen.get(key, 0) + 1
+        if limit is None or seen[key] <= limit:
+            kept.append(example)
+    return kept
+
+
+def of_split(examples: Sequence[Example], *splits: str) -> list[Example]:
+    """The examples of some splits."""
+    return [e for e in examples if e.split in splits]
+
+
+def rows_of(acts: Activations, examples: Sequence[Example]) -> Activations:
+    """The rows that belong to some examples."""
+    return acts.select(sample=[e.id for e in examples])
+
+
+def provenance(model: Model, examples: Sequence[Example], args: argparse.Namespace) -> dict[str, Any]:
+    """Everything needed to run it again."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        **model.info(),
+        "device": str(model.device),
+        "data": data_hash(examples),
+        "arguments": {k: v for k, v in vars(args).items() if k not in ("data", "harmless", "out")},
+        "commit": commit.stdout.strip() or None,
+        "date": datetime.now(UTC).date().isoformat(),
+        "steerlab": steerlab.__name__,
+    }
+
+
+def estimate(values: Sequence[float], seed: int) -> dict[str, float]:
+    """A mean with its 95 % bootstrap interval."""
+    found = bootstrap_ci(list(values), seed=seed)
+    return {"value": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4), "n": found.n}
+
+
+def tidy(judged: pd.DataFrame, model: str, measures: Sequence[str]) -> pd.DataFrame:
+    """One row per measurement, long form; the texts stay out."""
+    keys = ["method", "layer", "alpha", "positions", "sample", "behaviour"]
+    long = judged.melt(id_vars=keys, value_vars=list(measures), var_name="metric", value_name="value")
+    long.insert(1, "model", model)
+    return long.dropna(subset="value").round({"value": 4})
+
+
+def show_table(title: str, table: pd.DataFrame) -> None:
+    """Print a table of shares."""
+    print(f"\n{title}\n{table.round(3).to_string(na_rep='')}\n")
+
+
+def as_markdown(heading: str, blocks: Mapping[str, Mapping[str, str]]) -> str:
+    """The same prompt under every method, one section a prompt."""
+    lines = [f"# {heading}", ""]
+    for prompt, answers in blocks.items():
+        lines += [f"## {prompt}", ""]
+        lines += [f"- **{method}**: {' '.join(text.split()) or '(nothing)'}" for method, text in answers.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def folder(path: str | Path) -> Path:
+    """A path that exists."""
+    found = Path(path)
+    found.mkdir(parents=True, exist_ok=True)
+    return found

@@ -1,0 +1,57 @@
+"""Every error steerlab raises on purpose.
+
+    SteerlabError
+    ├── LoadError            a model, tokenizer or data set could not be had
+    │   └── LayoutError      the decoder blocks were not found where the hooks should go
+    ├── EncodingError        a prompt could not become tokens (too long, no template, empty)
+    ├── PositionError        a position name matches no token, or is unknown
+    ├── DataError            empty or contradictory data (equal sides, empty class, duplicated ids)
+    ├── ActivationError      activations are missing, mislabelled or not finite
+    ├── MismatchError        an artefact belongs to another model, width, layer count or study
+    ├── SteeringError        a vector would be applied to nothing, or at a place that does not exist
+    └── OutOfMemory          not even one row fits
+
+Each message says what was given, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class SteerlabError(Exception):
+    """Base of all errors raised on purpose by steerlab."""
+
+
+class LoadError(SteerlabError):
+    """A model, tokenizer or data set could not be had."""
+
+
+class LayoutError(LoadError):
+    """The decoder blocks were not found where the hooks should go."""
+
+
+class EncodingError(SteerlabError, ValueError):
+    """A prompt could not be turned into tokens."""
+
+
+class PositionError(SteerlabError, ValueError):
+    """A position matches no token, or its name is unknown."""
+
+
+class DataError(SteerlabError, ValueError):
+    """The data are empty or contradict themselves."""
+
+
+class ActivationError(SteerlabError, ValueError):
+    """Activations are missing, mislabelled or not finite."""
+
+
+class MismatchError(SteerlabError, ValueError):
+    """An artefact and the thing it is used with do not belong together."""
+
+
+class SteeringError(SteerlabError, ValueError):
+    """A vector would be applied to nothing, or at a place that does not exist."""
+
+
+class OutOfMemory(SteerlabError, MemoryError):
+    """Not even a single row fits in memory."""

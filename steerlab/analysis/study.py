@@ -1,0 +1,71 @@
+"""A study's folder: what is finished stays, what another study wrote is refused."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from steerlab._support.errors import MismatchError
+from steerlab._support.files import fingerprint, write_atomically, write_json, write_text
+
+
+class Study:
+    """Stages that are computed once and read back afterwards.
+
+    Example:
+        >>> study = Study("results/demo", {"study": "demo", "seed": 0, "limit": None})
+        >>> grid = study.stage("grid-16-all", lambda: compute())       # a frame; from disk the second time
+
+    Args:
+        folder: where results go; stages are kept in its subfolder `stages/`.
+        identity: everything that decides the results (arguments, model, data, seed).
+
+    Raises:
+        MismatchError: the folder belongs to a study with another identity; both are named.
+    """
+
+    def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self._begun = time.time()
+        path = self.folder / "stages" / "study.json"
+        mine = json.loads(json.dumps(dict(identity), default=str))
+        if path.exists():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            if fingerprint(known) != fingerprint(mine):
+                differ = sorted(k for k in known.keys() | mine.keys() if known.get(k) != mine.get(k))
+                told = "; ".join(f"{k}: {known.get(k)!r} there, {mine.get(k)!r} now" for k in differ[:4])
+                raise MismatchError(f"{self.folder} belongs to another study ({told}). Choose another --out, or delete it.")
+        else:
+            write_json(path, mine)
+        self.identity = mine
+
+    def stage(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """The frame of one stage: read back if it was finished before, computed and written otherwise."""
+        path = self.folder / "stages" / f"{name}.csv"
+        if not path.exists():
+            frame = compute()
+            write_atomically(path, lambda partial: frame.to_csv(partial, index=False))
+        return pd.read_csv(path, keep_default_na=False, na_values=["nan", "NaN"])
+
+    def has(self, name: str) -> bool:
+        """Whether a stage is finished."""
+        return (self.folder / "stages" / f"{name}.csv").exists()
+
+    def finish(self, results: pd.DataFrame, summary: Mapping[str, Any], examples: str, provenance: Mapping[str, Any]) -> None:
+        """Write `results.csv`, `summary.json` and `examples.md`.
+
+        Seconds spent are added up over resumed runs.
+        """
+        clock = self.folder / "stages" / "seconds.json"
+        before = json.loads(clock.read_text(encoding="utf-8")) if clock.exists() else 0.0
+        seconds = round(before + time.time() - self._begun, 1)
+        write_json(clock, seconds)
+        write_atomically(self.folder / "results.csv", lambda partial: results.to_csv(partial, index=False))
+        told = {"study": self.identity, "provenance": {**provenance, "seconds": seconds}}
+        write_json(self.folder / "summary.json", {**summary, **told})
+        write_text(self.folder / "examples.md", examples)

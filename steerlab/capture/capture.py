@@ -1,0 +1,186 @@
+"""`capture`: what a model's layers hold while it reads."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from steerlab._support.errors import OutOfMemory
+from steerlab._support.files import fingerprint
+from steerlab.capture.activations import Activations
+from steerlab.capture.jobs import Data, Job, Layers, Reduce, Selector, as_examples, as_sites, index_of, plan_jobs
+from steerlab.capture.store import Store
+from steerlab.data.example import Example, data_hash
+from steerlab.models.encoding import Side, by_length
+from steerlab.models.model import Model
+from steerlab.models.positions import Positions, describe
+from steerlab.models.sites import Site
+
+log = logging.getLogger(__name__)
+Where = Positions | Sequence[Positions]
+
+
+def capture(
+    model: Model,
+    data: Data,
+    *,
+    layers: Layers = "all",
+    positions: Where | None = None,
+    context: Where | None = "last",
+    reduce: Reduce = "mean",
+    batch_size: int = 16,
+    padding: Side = "right",
+    dtype: torch.dtype = torch.float32,
+    progress: bool = True,
+) -> Activations:
+    """Read activations at any set of sites and positions: one trace per batch, one host copy per batch.
+
+    Example:
+        >>> acts = steerlab.capture(model, ["Hello there", "How are you?"], layers=[3, 7], positions="last")
+        >>> acts.at(7).shape
+        torch.Size([2, 576])
+        >>> acts = steerlab.capture(model, pairs)          # examples with a contrast: both answers, and the context
+
+    Args:
+        model: from `steerlab.load`.
+        data: prompts, or Examples. Examples with a contrast are run with both answers (sides "positive" and
+            "negative", read at `positions`); their plain prompt (side "prompt") is read at `context`.
+        layers: "all", a layer, or a list of layers and Sites; 0-based outputs of decoder blocks.
+        positions: one position or several (see `steerlab.models.positions`); default "answer" with contrasts,
+            "last" without.
+        context: positions read of the plain prompt of examples with a contrast, or None.
+        reduce: "mean" averages the tokens of a position into one row (in float32), "none" keeps one row a token.
+        batch_size: rows per forward; halved, with a warning, when memory runs out.
+        padding: side to pad on; the result does not depend on it.
+        dtype: dtype of the values returned and copied.
+        progress: show a progress bar.
+
+    Returns:
+        Activations `(row, site, hidden)`, rows in the order of the data.
+
+    Raises:
+        DataError, EncodingError, PositionError, LayoutError: bad input, found before the first forward.
+        ActivationError: a value is NaN or infinite.
+        OutOfMemory: not even one row fits.
+    """
+    examples, jobs, sites, info = _prepare(model, data, layers, positions, context, reduce)
+    parts: list[Tensor] = []
+    frames: list[pd.DataFrame] = []
+    with tqdm(total=len(jobs), desc="capture", unit="row", disable=not progress) as bar:
+        for chunk in _batches(jobs, batch_size):
+            parts.append(run_jobs(model, chunk, sites, dtype, padding))
+            frames.append(index_of(chunk))
+            bar.update(len(chunk))
+    info["bytes_copied"] = sum(part.nbytes for part in parts)
+    return in_order(torch.cat(parts), pd.concat(frames, ignore_index=True), sites, info)
+
+
+def capture_to(
+    folder: str | Path,
+    model: Model,
+    data: Data,
+    *,
+    layers: Layers = "all",
+    positions: Where | None = None,
+    context: Where | None = "last",
+    reduce: Reduce = "mean",
+    batch_size: int = 16,
+    padding: Side = "right",
+    dtype: torch.dtype = torch.float32,
+    progress: bool = True,
+) -> Store:
+    """Like `capture`, but every batch goes to a safetensors shard as soon as it is read, and a second call resumes.
+
+    Example:
+        >>> store = steerlab.capture_to("acts/", model, pairs)
+        >>> acts = store.load(layers=[16])           # only these layers come into memory
+
+    Raises:
+        MismatchError: the folder holds a capture of something else; both are named.
+    """
+    examples, jobs, sites, info = _prepare(model, data, layers, positions, context, reduce)
+    chunks = list(_batches(jobs, batch_size))
+    identity = {k: v for k, v in info.items() if k not in ("versions", "backend")}
+    identity |= {"batch_size": batch_size, "storage": str(dtype)}
+    store = Store.create(Path(folder), info, identity, sites, len(chunks))
+    with tqdm(total=len(jobs), desc="capture", unit="row", disable=not progress) as bar:
+        for number, chunk in enumerate(chunks):
+            if not store.has(number):
+                store.put(number, run_jobs(model, chunk, sites, dtype, padding), index_of(chunk))
+            bar.update(len(chunk))
+    return store
+
+
+def run_jobs(model: Model, jobs: Sequence[Job], sites: Sequence[Site], dtype: torch.dtype, padding: Side) -> Tensor:
+    """The activations of one batch of jobs, on the host; split in two when memory runs out."""
+    try:
+        batch = model.batch([job.row for job in jobs], padding)
+        inputs = model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
+        with model.lock:
+            # the one host copy of the batch: what was selected, and nothing else
+            return model.engine.read(inputs, {}, sites, Selector.of(jobs, batch, dtype, model.device)).cpu()
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        if len(jobs) == 1:
+            raise OutOfMemory(
+                f"one row of {len(jobs[0].row)} tokens does not fit in the memory of {model.device}; "
+                "load the model in a smaller dtype, on a larger device, or shorten the prompt"
+            ) from error
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    half = len(jobs) // 2
+    log.warning("out of memory at a batch of %d rows: going on with %d and %d", len(jobs), half, len(jobs) - half)
+    parts = [run_jobs(model, part, sites, dtype, padding) for part in (jobs[:half], jobs[half:])]
+    return torch.cat(parts)
+
+
+def in_order(values: Tensor, index: pd.DataFrame, sites: tuple[Site, ...], info: dict[str, Any]) -> Activations:
+    """Rows back in the order of the data (batches were formed by length)."""
+    order = index.sort_values("order", kind="stable").index
+    index = index.loc[order].drop(columns="order").reset_index(drop=True)
+    return Activations(values[order.tolist()], index, sites, info)
+
+
+def _prepare(
+    model: Model, data: Data, layers: Layers, positions: Where | None, context: Where | None, reduce: Reduce
+) -> tuple[list[Example], list[Job], tuple[Site, ...], dict[str, Any]]:
+    examples = as_examples(data)
+    if positions is None:
+        positions = "answer" if any(e.contrast for e in examples) else "last"
+    at, ctx = _listed(positions), _listed(context)
+    jobs = plan_jobs(model, examples, at, ctx, reduce)
+    sites = as_sites(layers, model.n_layers)
+    info = model.info() | {
+        "data": data_hash(examples),
+        "positions": [describe(p) for p in at],
+        "context": [describe(p) for p in ctx],
+        "reduce": reduce,
+        "sites": [str(site) for site in sites],
+        "tokens": fingerprint([job.row.ids for job in jobs]),
+    }
+    return examples, jobs, sites, info
+
+
+def _listed(where: Where | None) -> list[Positions]:
+    if where is None:
+        return []
+    return list(where) if isinstance(where, list | tuple) else [where]  # type: ignore[list-item]
+
+
+def _batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
+    for numbers in by_length([job.row for job in jobs], batch_size):
+        yield [jobs[i] for i in numbers]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)

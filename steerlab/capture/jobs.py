@@ -1,0 +1,162 @@
+"""What has to be read: one job per row of the model's input, worked out before the model is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from steerlab._support.errors import DataError, LayoutError
+from steerlab.capture.activations import INDEX_COLUMNS
+from steerlab.data.example import Example, check_examples
+from steerlab.models.encoding import Batch
+from steerlab.models.model import Model
+from steerlab.models.positions import Positions, describe, resolve_nonempty
+from steerlab.models.sites import Site
+from steerlab.models.tokenmap import TokenMap
+
+Data = Iterable[str | Example]
+Reduce = Literal["mean", "none"]
+Layers = Literal["all"] | int | Sequence[int | Site]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to run, and the groups of tokens wanted of it: each group becomes one row of activations."""
+
+    row: TokenMap
+    groups: tuple[tuple[int, ...], ...]
+    labels: tuple[dict[str, Any], ...]
+
+
+def as_examples(data: Data) -> list[Example]:
+    """Prompts as examples: plain text gets its place in the data as its id."""
+    return check_examples(
+        item if isinstance(item, Example) else Example(id=str(i), prompt=item) for i, item in enumerate(data)
+    )
+
+
+def as_sites(layers: Layers, n_layers: int) -> tuple[Site, ...]:
+    """The sites meant by `layers`, resolved against the model, ascending, each once."""
+    if isinstance(layers, str):
+        if layers != "all":
+            raise LayoutError(f"layers={layers!r}; expected 'all', a layer number, or numbers and Sites")
+        layers = range(n_layers)
+    given = [layers] if isinstance(layers, int) else list(layers)
+    if not given:
+        raise LayoutError("layers is empty: nothing to read")
+    return tuple(sorted({(Site(x) if isinstance(x, int) else x).resolve(n_layers) for x in given}))
+
+
+def plan_jobs(
+    model: Model, examples: Sequence[Example], positions: Sequence[Positions], context: Sequence[Positions], reduce: Reduce
+) -> list[Job]:
+    """Every row to run: both sides of each contrast at `positions`, every plain prompt at `context`.
+
+    Where the contrast adds nothing to the user's turn, the prompt of the positive side *is* the plain prompt, and by
+    causality so are its states: the context is then read from there and the plain prompt costs no forward.
+    """
+    jobs: list[Job] = []
+    for number, example in enumerate(examples):
+        pair = example.contrast
+        if pair is None:
+            wanted = list(dict.fromkeys([*context] if any(e.contrast for e in examples) else [*positions]))
+            jobs.append(_job(model, example, number, {"prompt": wanted}, reduce))
+            continue
+        shared = not pair.suffix
+        first: dict[str, Sequence[Positions]] = {"positive": positions}
+        if shared and context:
+            first["prompt"] = context
+        jobs.append(_job(model, example, number, first, reduce, pair.positive))
+        jobs.append(_job(model, example, number, {"negative": positions}, reduce, pair.negative))
+        if not shared and context:
+            jobs.append(_job(model, example, number, {"prompt": context}, reduce))
+    return jobs
+
+
+def _job(
+    model: Model,
+    example: Example,
+    number: int,
+    wanted: dict[str, Sequence[Positions]],
+    reduce: Reduce,
+    answer: str | None = None,
+) -> Job:
+    pair = example.contrast
+    text = example.prompt
+    if answer is not None and pair is not None and pair.suffix:
+        text = f"{text} {pair.suffix}"
+    closed = pair.closed if pair is not None and answer is not None else False
+    row = model.encode(text, answer=answer, closed=closed, system=example.system, sample=example.id)
+    plain = TokenMap(row.ids[: row.n_prompt], row.spans, row.n_prompt, row.text, row.offsets, row.sample)
+    groups: list[tuple[int, ...]] = []
+    labels: list[dict[str, Any]] = []
+    for side, names in wanted.items():
+        for name in names:
+            tokens = resolve_nonempty(name, plain if side == "prompt" else row, number)
+            for group in [tuple(tokens)] if reduce == "mean" else [(t,) for t in tokens]:
+                groups.append(group)
+                labels.append(_label(example, side, name, group, row, number))
+    return Job(row, tuple(groups), tuple(labels))
+
+
+def _label(
+    example: Example, side: str, position: Positions, group: tuple[int, ...], row: TokenMap, number: int
+) -> dict[str, Any]:
+    single = len(group) == 1
+    return {
+        "sample": example.id,
+        "side": side,
+        "position": describe(position),
+        "behaviour": example.behaviour,
+        "split": example.split,
+        "column": group[0] if single else -1,
+        "token": row.ids[group[0]] if single else -1,
+        "n_tokens": len(group),
+        "order": number,
+    }
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Picks the wanted tokens out of a batch's state on the device, and averages each group.
+
+    Only the tokens asked for are touched, so whatever the padding holds can't leak in.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    lengths: Tensor
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job], batch: Batch, dtype: torch.dtype, device: torch.device) -> Selector:
+        """The selector of a batch of jobs."""
+        flat = [
+            (i, offset + token)
+            for i, (job, offset) in enumerate(zip(jobs, batch.offsets, strict=True))
+            for group in job.groups
+            for token in group
+        ]
+        rows, columns = torch.tensor(flat, device=device).T
+        return cls(rows, columns, torch.tensor([len(g) for job in jobs for g in job.groups], device=device), dtype)
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """`(batch, tokens, hidden)` to `(group, hidden)`."""
+        tokens = h[self.rows.to(h.device), self.columns.to(h.device)]
+        if len(self.lengths) == len(self.rows):
+            return tokens.to(self.dtype)
+        means = torch.segment_reduce(tokens.float(), "mean", lengths=self.lengths.to(h.device))
+        return means.to(self.dtype)
+
+
+def index_of(jobs: Sequence[Job]) -> pd.DataFrame:
+    """The index frame of the jobs' rows, in their order, with the sample's place in the data as `order`."""
+    frame = pd.DataFrame([label for job in jobs for label in job.labels])
+    if frame.empty:
+        raise DataError("nothing was asked for: give at least one position")
+    return frame[[*INDEX_COLUMNS, "order"]]

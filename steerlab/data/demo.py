@@ -1,0 +1,61 @@
+"""A small data set inside the package: prompts to refuse, to leave to a professional, and to just answer."""
+
+from __future__ import annotations
+
+from steerlab.data.contrasts import with_contrasts
+from steerlab.data.example import Contrast, Example
+from steerlab.data.instructions import read_jsonl
+from steerlab.data.splits import stratified_split
+from steerlab.data.xstest import BUILTIN, xstest
+
+DEMO_FRACTIONS = {"train": 0.6, "validation": 0.15, "test": 0.25}
+
+
+def demo_contrasts() -> dict[str, Contrast | None]:
+    """A pair of whole sentences for "refuse" and "defer", and None, the zero target, for "answer".
+
+    Example:
+        >>> demo_contrasts()["refuse"].positive
+        "I'm sorry, but I can't help with that request."
+        >>> demo_contrasts()["answer"] is None
+        True
+    """
+    return {
+        "refuse": Contrast(
+            "I'm sorry, but I can't help with that request.", "Sure, here is how you can do that."
+        ),
+        "defer": Contrast(
+            "Please consult a qualified professional, such as a lawyer, a financial advisor or a doctor.",
+            "Sure, here is my advice on what you should do.",
+        ),
+        "answer": None,
+    }
+
+
+def demo_set(seed: int = 0) -> list[Example]:
+    """Five hundred prompts with their contrasts, divided into training, validation and test rows.
+
+    Example:
+        >>> from collections import Counter
+        >>> rows = demo_set()
+        >>> Counter(row.behaviour for row in rows)
+        Counter({'refuse': 200, 'defer': 180, 'answer': 120})
+        >>> Counter(row.split for row in rows)
+        Counter({'train': 300, 'test': 125, 'validation': 75})
+
+    Args:
+        seed: another seed divides the same prompts otherwise; the shares stay those of `DEMO_FRACTIONS` in
+            every behaviour, and within "defer" in every topic (`meta["topic"]`: legal, financial, health).
+
+    Source: the prompts to refuse are the unsafe ones of XSTest (arXiv 2308.01263, CC BY 4.0); the advice
+        questions and instructions were written for steerlab.
+    """
+    refuse = [row for row in xstest() if row.behaviour == "refuse"]
+    defer = read_jsonl(BUILTIN / "advice.jsonl", behaviour="defer", id_field="id", meta_fields=("topic",))
+    answer = read_jsonl(BUILTIN / "instructions.jsonl", behaviour="answer", id_field="id")
+    rows = with_contrasts([*refuse, *defer, *answer], demo_contrasts())
+    return stratified_split(rows, DEMO_FRACTIONS, seed=seed, by=_stratum)
+
+
+def _stratum(example: Example) -> str:
+    return f"{example.behaviour}/{example.meta.get('topic', '')}"

@@ -1,0 +1,154 @@
+"""L2S: a small net that predicts each input's own steering vector from one state of the plain input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerlab._support.errors import DataError, MismatchError
+from steerlab.capture.activations import Activations
+from steerlab.methods._codec import savable
+from steerlab.methods.base import Context, Read, Steerer, check_fitted, provenance
+from steerlab.methods.l2s_data import split_rows, training_pairs
+from steerlab.methods.l2s_net import load_reference, net_from_state, seeded_net
+from steerlab.methods.l2s_recipe import PRESETS, Recipe
+from steerlab.methods.l2s_train import train_net
+from steerlab.models.sites import Site
+
+
+@savable
+class L2S(Steerer):
+    """Predict the contrast vector of an unseen input from its own activation (learn-to-steer).
+
+    Example:
+        >>> l2s = L2S(layer=15, context_layer=30).fit(acts)
+        >>> l2s.predict(acts.select(side="prompt").at(30))            # (rows, hidden)
+
+    Args:
+        layer: block whose output is contrasted and steered (L*), 0-based; or a `Site`.
+        context_layer: block whose output is read of the plain prompt (L'); None: the same as `layer`.
+        context_position: where it is read.
+        position: which captured contrast rows to learn; None where there is only one kind.
+        hidden: hidden units K.
+        activation: "tanh", or "relu" where some targets are zero.
+        preset: a `Recipe`, or the name of one: "paper", "released_safety", "released_pope".
+        zero: behaviours whose target is the zero vector (their samples need no contrast).
+        validation: share of the samples held out in training; None: 0.1 where the recipe keeps the best
+            epoch, else 0.
+        max_norm: shorten predictions longer than so many times `target_norm_`; None: leave them as they are.
+        seed: decides initialisation, batches and the held-out samples.
+        progress: show a bar.
+
+    Attributes:
+        net_: the `SteeringNet`, from raw context to vector.
+        history_: one row per epoch (see `train_net`); not stored with the artefact.
+        target_norm_: mean norm of the non-zero targets as trained on, in units of the residual stream.
+
+    Raises:
+        DataError: samples without contrast whose behaviour is not in `zero`, or without a context.
+        MismatchError: contexts of another width.
+
+    Source: arXiv 2508.12815, section 3 and equation 8.
+    """
+
+    def __init__(
+        self, layer: int | Site, *, context_layer: int | Site | None = None,
+        context_position: str | int = "last", position: str | None = None, hidden: int = 100,
+        activation: str = "tanh",
+        preset: str | Recipe = "paper",
+        zero: Sequence[str] | None = (), validation: float | None = None, max_norm: float | None = None,
+        seed: int = 0, progress: bool = True,
+    ) -> None:  # fmt: skip
+        self.layer, self.context_layer, self.context_position = layer, context_layer, context_position
+        self.position, self.hidden, self.activation, self.preset = position, hidden, activation, preset
+        self.zero, self.validation, self.max_norm = zero, validation, max_norm
+        self.seed, self.progress = seed, progress
+        self.site = layer if isinstance(layer, Site) else Site(layer)
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        """The context: one state of the plain prompt."""
+        site = self.site if self.context_layer is None else self.context_layer
+        return (Read(site if isinstance(site, Site) else Site(site), self.context_position),)
+
+    def fit(self, acts: Activations) -> L2S:
+        """Train the net on all samples; only activations are needed, no model."""
+        recipe = self._recipe()
+        contexts, targets, behaviours = training_pairs(
+            acts, self.reads[0], self.site, self.position, self.zero, recipe
+        )
+        norms = targets.norm(dim=-1)
+        self.target_norm_ = float(norms[norms > 0].double().mean()) if bool((norms > 0).any()) else 0.0
+        codes = {name: i for i, name in enumerate(sorted(set(behaviours)))}
+        groups = torch.tensor([codes[name] for name in behaviours])
+        train, held = split_rows(len(targets), self.validation, recipe, self.seed)
+        self.net_ = seeded_net(acts.hidden_size, self.hidden, self.activation, self.seed)
+        self.history_ = train_net(
+            self.net_, contexts[train], targets[train], recipe, groups=groups[train], seed=self.seed,
+            validation=(contexts[held], targets[held]) if len(held) else None, progress=self.progress,
+        )  # fmt: skip
+        self.info_ = provenance(acts)
+        return self
+
+    def predict(self, contexts: Float[Tensor, "batch _"]) -> Float[Tensor, "batch _"]:
+        """One vector per context, `(batch, hidden)` float32, in units of the residual stream."""
+        check_fitted(self, "net_")
+        if contexts.shape[-1] != self.net_.hidden_size:
+            raise MismatchError(
+                f"the contexts have width {contexts.shape[-1]}, the net takes {self.net_.hidden_size}; "
+                "read them from the same model"
+            )
+        with torch.no_grad():
+            vectors = self.net_(contexts.to(torch.float32))
+        return vectors if self.max_norm is None else self._capped(vectors, self.max_norm)
+
+    def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
+        """One vector per input, predicted from its own activation."""
+        check_fitted(self, "net_")
+        return self.predict(context.read(self.reads[0]))
+
+    @classmethod
+    def from_reference(
+        cls, path: str | Path, layer: int | Site, context_layer: int | Site | None = None,
+        *, activation: str = "tanh", **options: Any,
+    ) -> L2S:  # fmt: skip
+        """A steerer around a published net (see `load_reference`); `options` are the constructor's."""
+        net = load_reference(path, activation)
+        options |= {"hidden": net.encoder.out_features, "activation": activation}
+        made = cls(layer, context_layer=context_layer, **options)
+        made.net_, made.info_ = net, {"hidden_size": net.hidden_size}
+        return made
+
+    def state_(self) -> dict[str, Any]:
+        """The net's weights and the norm of its targets."""
+        if not hasattr(self, "net_"):
+            return {}
+        return {"net_": dict(self.net_.state_dict()), "target_norm_": getattr(self, "target_norm_", None)}
+
+    def load_state_(self, state: dict[str, Any]) -> None:
+        """Rebuild the net."""
+        if state:
+            self.net_ = net_from_state(state["net_"], self.activation)
+        if state.get("target_norm_") is not None:
+            self.target_norm_ = state["target_norm_"]
+
+    def _recipe(self) -> Recipe:
+        if isinstance(self.preset, Recipe):
+            return self.preset
+        if self.preset not in PRESETS:
+            raise DataError(f"unknown preset {self.preset!r}; expected a Recipe or one of {list(PRESETS)}")
+        return PRESETS[self.preset]
+
+    def _capped(self, vectors: Float[Tensor, "batch _"], factor: float) -> Float[Tensor, "batch _"]:
+        if not hasattr(self, "target_norm_"):
+            raise DataError(
+                "max_norm is in units of the targets' norm, which a published net comes without; "
+                "use max_norm=None"
+            )
+        norms = vectors.norm(dim=-1, keepdim=True)
+        return vectors * (factor * self.target_norm_ / norms.clamp(min=1e-12)).clamp(max=1)

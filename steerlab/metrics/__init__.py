@@ -1,0 +1,41 @@
+"""Numbers about answers: refusal, deferral, fluency, harm, yes/no accuracy, and how sure they are."""
+
+from steerlab.metrics.agreement import Agreement, agreement
+from steerlab.metrics.bootstrap import Estimate, bootstrap_ci, paired_bootstrap
+from steerlab.metrics.classifier import ClassifierJudge
+from steerlab.metrics.deferral import deferral_rate, defers_to_expert
+from steerlab.metrics.fluency import distinct_n, distinct_n_mean, is_fluent, repetition
+from steerlab.metrics.guard import LlamaGuardJudge
+from steerlab.metrics.judges import Judge, KeywordJudge
+from steerlab.metrics.pope import PopeScores, binary_f1, l2s_f1, parse_yes_no, pope_scores
+from steerlab.metrics.refusal import is_refusal, refusal_kind, refusal_rate
+from steerlab.metrics.unsafe import expected_unsafe, threshold_grid, unsafe_curve
+
+__all__ = [
+    "Agreement",
+    "ClassifierJudge",
+    "Estimate",
+    "Judge",
+    "KeywordJudge",
+    "LlamaGuardJudge",
+    "PopeScores",
+    "agreement",
+    "binary_f1",
+    "bootstrap_ci",
+    "deferral_rate",
+    "defers_to_expert",
+    "distinct_n",
+    "distinct_n_mean",
+    "expected_unsafe",
+    "is_fluent",
+    "is_refusal",
+    "l2s_f1",
+    "paired_bootstrap",
+    "parse_yes_no",
+    "pope_scores",
+    "refusal_kind",
+    "refusal_rate",
+    "repetition",
+    "threshold_grid",
+    "unsafe_curve",
+]

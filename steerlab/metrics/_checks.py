@@ -1,0 +1,44 @@
+"""Refusing empty and non-finite input in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from steerlab._support.errors import DataError
+
+
+def as_texts(texts: Iterable[str], what: str) -> list[str]:
+    """The texts as a list; a bare string or nothing at all is refused."""
+    if isinstance(texts, str):
+        raise DataError(f"{what} needs a list of texts, got one string; pass [text]")
+    rows = list(texts)
+    if not rows:
+        raise DataError(f"{what} got no texts; expected at least one. Check the filters that chose them.")
+    return rows
+
+
+def as_values(values: Any, what: str) -> np.ndarray:
+    """The values as a one-dimensional float64 array; empty, nested or non-finite input is refused."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise DataError(f"{what} got shape {array.shape}; expected one number per sample, at least one")
+    bad = int((~np.isfinite(array)).sum())
+    if bad:
+        raise DataError(
+            f"{what} got {bad} NaN or infinite of {array.size} values; drop or repair those samples first"
+        )
+    return array
+
+
+def as_probabilities(values: Any, what: str) -> np.ndarray:
+    """Like `as_values`, and each value must lie in [0, 1]."""
+    array = as_values(values, what)
+    if array.min() < 0 or array.max() > 1:
+        raise DataError(
+            f"{what} got values from {array.min():g} to {array.max():g}; expected probabilities in [0, 1] "
+            "(apply a softmax or sigmoid to logits first)"
+        )
+    return array

@@ -1,0 +1,138 @@
+"""Yes/no questions about objects: the standard POPE scores, and a published number that is not POPE's F1."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from steerlab._support.errors import DataError
+
+ANSWER_WORDS = 12
+
+_WORD = re.compile(r"[a-z]+(?:['’][a-z]+)*")
+
+
+@dataclass(frozen=True)
+class PopeScores:
+    """Standard POPE scores with "yes" as the positive class.
+
+    Attributes:
+        accuracy, precision, recall, f1, yes_rate: shares in [0, 1]; NaN where the denominator is 0.
+        parse_failures: answers with neither yes nor no; they count as wrong and as not "yes".
+        n: questions.
+    """
+
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    yes_rate: float
+    parse_failures: int
+    n: int
+
+
+def parse_yes_no(text: str) -> str | None:
+    """The first whole word "yes" or "no" among the first twelve words, or None.
+
+    Example:
+        >>> parse_yes_no("Yes, another dog is there."), parse_yes_no("Nothing of the kind.")
+        ('yes', None)
+
+    Args:
+        text: the answer, without the question.
+
+    Source: window of L2S, arXiv 2508.12815 (its code searches substrings, where "no" is found in "another").
+    """
+    found = (word for word in _WORD.findall(text.lower())[:ANSWER_WORDS] if word in ("yes", "no"))
+    return next(found, None)
+
+
+def pope_scores(gold: Sequence[str], predicted: Sequence[str]) -> PopeScores:
+    """Accuracy, precision, recall, F1 and yes-rate of yes/no answers.
+
+    Example:
+        >>> scores = pope_scores(["yes", "no"], ["Yes, there is.", "Yes."])
+        >>> scores.accuracy, scores.recall, scores.yes_rate
+        (0.5, 1.0, 1.0)
+
+    Args:
+        gold: "yes" or "no" per question.
+        predicted: the model's answers as text, in the same order.
+
+    Raises:
+        DataError: nothing to score, different lengths, or a gold label other than "yes" and "no".
+
+    Source: POPE, arXiv 2305.10355.
+    """
+    if not gold or len(gold) != len(predicted):
+        raise DataError(
+            f"pope_scores got {len(gold)} labels and {len(predicted)} answers; "
+            "expected one of each per question"
+        )
+    strange = sorted(set(gold) - {"yes", "no"})
+    if strange:
+        raise DataError(
+            f"pope_scores got the gold labels {strange[:3]}; expected only 'yes' and 'no', lower-cased"
+        )
+    pairs = list(zip(gold, map(parse_yes_no, predicted), strict=True))
+    tp, fp = pairs.count(("yes", "yes")), pairs.count(("no", "yes"))
+    positives = sum(g == "yes" for g in gold)
+    return PopeScores(
+        accuracy=sum(g == p for g, p in pairs) / len(pairs),
+        precision=_ratio(tp, tp + fp),
+        recall=_ratio(tp, positives),
+        f1=binary_f1(tp, fp, positives - tp),
+        yes_rate=(tp + fp) / len(pairs),
+        parse_failures=sum(p is None for _, p in pairs),
+        n=len(pairs),
+    )
+
+
+def binary_f1(tp: int, fp: int, fn: int) -> float:
+    """The standard F1 of the positive class ("yes").
+
+    Example:
+        >>> binary_f1(tp=3, fp=1, fn=1)
+        0.75
+
+    Args:
+        tp, fp, fn: counts of true positives, false positives and false negatives.
+
+    Returns:
+        A share in [0, 1]; NaN if all three are 0.
+
+    Raises:
+        DataError: a negative count.
+    """
+    if min(tp, fp, fn) < 0:
+        raise DataError(f"binary_f1 got tp={tp}, fp={fp}, fn={fn}; counts cannot be negative")
+    return _ratio(2 * tp, 2 * tp + fp + fn)
+
+
+def l2s_f1(accuracy: float) -> float:
+    """The number printed as "F1" in the L2S tables: a function of accuracy alone, not POPE's F1.
+
+    Example:
+        >>> round(l2s_f1(0.8), 3)
+        0.889
+
+    Args:
+        accuracy: a share in [0, 1].
+
+    Returns:
+        2a / (1 + a): the F1 of "was the answer correct" against an all-true reference (precision is 1).
+
+    Raises:
+        DataError: accuracy outside [0, 1], for instance given in percent.
+
+    Source: L2S, arXiv 2508.12815; use `pope_scores` for the standard score.
+    """
+    if not 0 <= accuracy <= 1:
+        raise DataError(f"l2s_f1 got accuracy={accuracy}; expected a share (divide percent by 100)")
+    return 2 * accuracy / (1 + accuracy)
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan

@@ -1,0 +1,98 @@
+"""The plain back end: torch forward hooks around the same plan. Oracle of the tests, fallback without nnsight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from steerlab.models.engine import Inputs, Select, point_path
+from steerlab.models.layout import Layout, blocks, module_at
+from steerlab.models.plan import Plan, last_column, shifted
+from steerlab.models.sites import Site
+
+
+class _Stop(Exception):
+    """Everything asked for has been read; the rest of the forward is not needed."""
+
+
+class HooksEngine:
+    """Carries out plans with `register_forward_hook`."""
+
+    def __init__(self, hf: PreTrainedModel, layout: Layout) -> None:
+        self._hf = hf
+        self._layout = layout
+        self._blocks = blocks(hf, layout)
+
+    def read(self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select) -> Tensor:
+        """`select` of the state at each site, `(row, site, hidden)`, stopping after the deepest."""
+        found: dict[Site, Tensor] = {}
+
+        def keep(site: Site, h: Tensor) -> None:
+            found[site] = select(h)
+            if len(found) == len(sites):
+                raise _Stop
+
+        with torch.no_grad(), self._hooked(plan, set(sites), keep):
+            try:
+                self._hf(**inputs, use_cache=False, logits_to_keep=1)
+            except _Stop:
+                return torch.stack([found[site].to(found[sites[0]].device) for site in sites], 1)
+        raise AssertionError(f"sites never reached: {set(sites) - set(found)}")
+
+    def generate(self, inputs: Inputs, plan: Plan, **options: Any) -> Tensor:
+        """Hugging Face's `generate` under the plan: prompt and new ids."""
+        with torch.no_grad(), self._hooked(plan, set(), _nothing):
+            return self._hf.generate(**inputs, **options)  # type: ignore[operator, no-any-return]
+
+    def logits(self, inputs: Inputs, plan: Plan, keep: int) -> Tensor:
+        """Logits of the last `keep` columns under the plan."""
+        with torch.no_grad(), self._hooked(plan, set(), _nothing):
+            logits: Tensor = self._hf(**inputs, use_cache=False, logits_to_keep=keep).logits
+        return logits[:, -keep:]
+
+    @contextmanager
+    def _hooked(self, plan: Plan, sites: set[Site], keep: Callable[[Site, Tensor], None]) -> Iterator[None]:
+        stop = [0]      # columns so far, from the attention mask of the forward in progress
+
+        def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            stop[0] = last_column(kwargs)
+
+        def visit(site: Site, h: Tensor) -> Tensor:
+            if site in plan:
+                h = shifted(plan[site], h, stop[0])
+            if site in sites:
+                keep(site, h)
+            return h
+
+        with ExitStack() as stack:
+            stack.callback(self._hf.register_forward_pre_hook(remember, with_kwargs=True).remove)
+            for site in set(plan) | sites:
+                stack.callback(self._attach(site, visit).remove)
+            yield
+
+    def _attach(self, site: Site, visit: Callable[[Site, Tensor], Tensor]) -> Any:
+        module = module_at(self._blocks[site.layer], point_path(site, self._layout))
+        if site.point == "block_in":
+
+            def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                if args:
+                    return (visit(site, args[0]), *args[1:]), kwargs
+                return args, {**kwargs, "hidden_states": visit(site, kwargs["hidden_states"])}
+
+            return module.register_forward_pre_hook(before, with_kwargs=True)
+
+        def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (visit(site, output[0]), *output[1:])
+            return visit(site, output)
+
+        return module.register_forward_hook(after)
+
+
+def _nothing(site: Site, h: Tensor) -> None:
+    """No site is read in this run."""

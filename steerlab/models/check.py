@@ -1,0 +1,52 @@
+"""Does the back end see the real residual stream? Asked once, when a model is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from steerlab._support.errors import LayoutError
+from steerlab.models.layout import module_at
+from steerlab.models.sites import Site
+
+if TYPE_CHECKING:
+    from steerlab.models.model import Model
+
+
+def self_check(model: Model) -> None:
+    """Compare what the back end reads at every block with the model's own `hidden_states`.
+
+    Block k must give `hidden_states[k + 1]` exactly; the last entry of `hidden_states` comes after the final norm,
+    so the last block is compared through that norm.
+
+    Example:
+        >>> self_check(steerlab.load("smollm2", check=False))
+
+    Raises:
+        LayoutError: a block's state differs, naming the block and by how much.
+    """
+    ids = torch.tensor([[t % model.hf.config.get_text_config().vocab_size for t in (3, 5, 7, 11, 13)]])
+    inputs = model.inputs(ids, torch.ones_like(ids), torch.arange(5)[None])
+    sites = [Site(layer) for layer in range(model.n_layers)]
+    with model.lock:
+        ours = model.engine.read(inputs, {}, sites, lambda h: h[0])
+        with torch.no_grad():
+            theirs = model.hf(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+    if theirs is None or len(theirs) != model.n_layers + 1:
+        count = 0 if theirs is None else len(theirs)
+        raise LayoutError(
+            f"the blocks at {model.layout.blocks_path!r} are {model.n_layers}, but the model reports {count} hidden "
+            "states instead of one more: these are not all its decoder blocks. Give load(..., blocks='dotted.path')."
+        )
+    for layer, expected in enumerate(theirs[1:]):
+        seen = ours[:, layer].to(expected.device)
+        if layer == model.n_layers - 1 and model.layout.final_norm_path is not None:
+            with torch.no_grad():
+                seen = module_at(model.hf, model.layout.final_norm_path)(seen)
+        if not torch.allclose(seen, expected[0], rtol=1e-5, atol=1e-5):
+            off = float((seen - expected[0]).abs().max())
+            raise LayoutError(
+                f"block {layer} at {model.layout.blocks_path!r} does not give the residual stream: it is {off:.3g} off "
+                f"hidden_states[{layer + 1}]. Give load(..., blocks='dotted.path') or load(..., check=False)."
+            )

@@ -1,0 +1,51 @@
+"""What a back end must do. Two exist: nnsight (`_nnsight.py`) and plain hooks (`_hooks.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from steerlab._support.errors import LayoutError
+from steerlab.models.layout import Layout
+from steerlab.models.plan import Plan
+from steerlab.models.sites import Site
+
+Inputs = dict[str, Tensor]
+Select = Callable[[Tensor], Tensor]
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Runs a model under a plan. Every method leaves the model as it was, also after an exception."""
+
+    def read(self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select) -> Tensor:
+        """`select(state)` at each site after the plan's edits, stacked to `(row, site, hidden)` on the device.
+
+        Stops after the deepest site. `inputs` holds `input_ids`, `attention_mask` and, where the model takes
+        them, `position_ids`.
+        """
+        ...
+
+    def generate(self, inputs: Inputs, plan: Plan, **options: Any) -> Tensor:
+        """Hugging Face's `generate` under the plan; `(rows, tokens)` ids, prompt included."""
+        ...
+
+    def logits(self, inputs: Inputs, plan: Plan, keep: int) -> Tensor:
+        """Logits of the last `keep` columns under the plan, `(batch, keep, vocabulary)`."""
+        ...
+
+
+def point_path(site: Site, layout: Layout) -> str:
+    """The dotted path, inside a decoder block, of the module that holds a site; "" is the block itself.
+
+    Raises:
+        LayoutError: this model's blocks have no module of that kind.
+    """
+    if site.point in ("block_in", "block_out"):
+        return ""
+    name = layout.attention_name if site.point == "attn_out" else layout.mlp_name
+    if name is None:
+        raise LayoutError(f"the blocks at {layout.blocks_path!r} have no module for {site.point!r}")
+    return name

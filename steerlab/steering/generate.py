@@ -1,0 +1,151 @@
+"""`generate`: text from a model, steered or not, a whole batch at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from tqdm.auto import tqdm
+
+from steerlab._support.errors import EncodingError, SteeringError
+from steerlab.capture.jobs import Data, as_examples
+from steerlab.data.example import Example
+from steerlab.models.encoding import Batch, by_length
+from steerlab.models.model import Model
+from steerlab.models.plan import Plan
+from steerlab.steering.request import Request, build_plan, prepare
+
+
+@dataclass(frozen=True)
+class Generations(Sequence[str]):
+    """Generated texts in the order of the prompts; behaves as a sequence of strings.
+
+    Attributes:
+        texts: the new text of each row, without special tokens.
+        ids: the new token ids of each row, end of turn included, padding removed.
+        samples: the input each row belongs to (repeated when `num_return_sequences` > 1).
+        steered_tokens: token states that were written to, summed over sites and steerers; states after a row's end
+            of turn are not counted.
+        norm_ratio: mean of ‖alpha·v‖/‖h‖ over the written states; nan where nothing was steered.
+    """
+
+    texts: tuple[str, ...]
+    ids: tuple[tuple[int, ...], ...]
+    samples: tuple[str, ...]
+    steered_tokens: int
+    norm_ratio: float
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, i: int | slice) -> str | tuple[str, ...]:
+        return self.texts[i]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def run_generate(
+    model: Model,
+    prompts: Data,
+    requests: Sequence[Request],
+    *,
+    max_new_tokens: int = 60,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: bool = False,
+    **options: Any,
+) -> Generations:
+    """Generate under some requests; `steerlab.generate` and `Run.generate` both end here."""
+    examples = _asked(as_examples(prompts), requests)
+    rows = [model.encode(e.prompt, system=e.system, sample=e.id) for e in examples]
+    _check_room(model, rows, max_new_tokens)
+    prepared = prepare(model, requests, examples, batch_size)
+    ids: dict[int, list[tuple[int, ...]]] = {}
+    written, ratio = 0, 0.0
+    with tqdm(total=len(rows), desc="generate", unit="row", disable=not progress) as bar, _seeded(model, seed):
+        for numbers in by_length(rows, batch_size):
+            batch = model.batch([rows[i] for i in numbers], "left")
+            plan = build_plan(model, prepared, batch, numbers, len(rows))
+            new = _generate_batch(model, batch, plan, max_new_tokens, options)
+            per_row = len(new) // len(numbers)
+            for place, i in enumerate(numbers):
+                ids[i] = new[place * per_row : (place + 1) * per_row]
+            more, total = _steered(plan, new)
+            written, ratio = written + more, ratio + total
+            bar.update(len(numbers))
+    if prepared and written == 0:
+        raise SteeringError(
+            "alpha is not 0 but no token was steered: 'generated' starts after the last prompt token, so a single new "
+            "token never feels it. Use 'last+generated', or more new tokens."
+        )
+    flat = [(e.id, tokens) for i, e in enumerate(examples) for tokens in ids[i]]
+    texts = tuple(str(model.tokenizer.decode(t, skip_special_tokens=True)).strip() for _, t in flat)
+    mean = ratio / written if written else float("nan")
+    return Generations(texts, tuple(t for _, t in flat), tuple(s for s, _ in flat), written, mean)
+
+
+def _generate_batch(
+    model: Model, batch: Batch, plan: Plan, max_new_tokens: int, options: dict[str, Any]
+) -> list[tuple[int, ...]]:
+    inputs = model.inputs(batch.input_ids, batch.attention_mask)
+    merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id} | options
+    with model.lock:
+        out = model.engine.generate(inputs, plan, max_new_tokens=max_new_tokens, **merged)
+    ends = model.hf.generation_config.eos_token_id if model.hf.generation_config is not None else None
+    stop = set(ends if isinstance(ends, list) else [ends])
+    return [_trimmed(row, stop) for row in out[:, batch.width :].tolist()]
+
+
+def _trimmed(row: list[int], stop: set[int | None]) -> tuple[int, ...]:
+    """New ids up to and including the end of turn; what follows is padding."""
+    end = next((i + 1 for i, token in enumerate(row) if token in stop), len(row))
+    return tuple(row[:end])
+
+
+def _steered(plan: Plan, new: list[tuple[int, ...]]) -> tuple[int, float]:
+    """States written to and the sum of their norm ratios, without the steps of rows that had already ended.
+
+    The last new token of a row is never fed back, so a row of n new tokens has n - 1 decoded states.
+    """
+    written, ratio = 0, 0.0
+    for edit in (e for edits in plan.values() for e in edits):
+        writes, total = edit.tally.read()
+        if writes:
+            alive = min(writes, int(edit.prompt.sum()) * (len(new) // len(edit.prompt)) + _decoded(new, edit.generated))
+            written, ratio = written + alive, ratio + total * alive / writes
+    return written, ratio
+
+
+def _decoded(new: list[tuple[int, ...]], generated: bool) -> int:
+    return sum(len(row) - 1 for row in new) if generated else 0
+
+
+def _asked(examples: list[Example], requests: Sequence[Request]) -> list[Example]:
+    """The examples with the prompts that the steerers want asked (instruction baselines change them)."""
+    for request in (r for r in requests if not r.is_off):
+        examples = [e.with_(prompt=request.steerer.transform(e.prompt)) for e in examples]
+    return examples
+
+
+def _check_room(model: Model, rows: Sequence[Any], max_new_tokens: int) -> None:
+    limit = model.context_length
+    longest = max(rows, key=len)
+    if limit is not None and len(longest) + max_new_tokens > limit:
+        raise EncodingError(
+            f"the prompt {longest.sample!r} has {len(longest)} tokens; with {max_new_tokens} new ones it outgrows the "
+            f"model's context of {limit}. Lower max_new_tokens or shorten it."
+        )
+
+
+@contextmanager
+def _seeded(model: Model, seed: int) -> Iterator[None]:
+    """Sampling from a seed, with the caller's random state left as it was."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

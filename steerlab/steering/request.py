@@ -1,0 +1,150 @@
+"""From steerers and prompts to a plan: which vector goes to which row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerlab._support.errors import MismatchError, SteeringError
+from steerlab.capture.activations import Activations
+from steerlab.capture.capture import capture
+from steerlab.data.example import Example
+from steerlab.methods.base import Context, InFlight, Read, Shift, Steerer
+from steerlab.models.encoding import Batch
+from steerlab.models.model import Model
+from steerlab.models.plan import Edit, Plan, check_plan
+from steerlab.models.positions import Positions, resolve, resolve_nonempty, writes_generated
+from steerlab.models.sites import Site
+from steerlab.models.tokenmap import TokenMap
+
+Scale = Literal["raw", "norm"]
+Alpha = float | Sequence[float] | Tensor
+
+
+@dataclass(frozen=True)
+class Request:
+    """One steerer with its strength and the positions it writes to.
+
+    Attributes:
+        steerer: fitted.
+        alpha: strength; a number, or one per input. Positive is always towards the named behaviour.
+        positions: where to write; the same language as for reading.
+        scale: "raw" multiplies the vector as it is; "norm" rescales it first to the norm of the input's own state
+            at the last prompt token of the steered layer, so alpha .1 moves every state by about a tenth of itself.
+    """
+
+    steerer: Steerer
+    alpha: Alpha = 1.0
+    positions: Positions = "all"
+    scale: Scale = "raw"
+
+    @property
+    def is_off(self) -> bool:
+        """Whether nothing is to be added: then nothing is put into the model either."""
+        return isinstance(self.alpha, int | float) and self.alpha == 0
+
+    def alphas(self, n: int) -> Float[Tensor, " batch"]:
+        """One strength per input."""
+        if isinstance(self.alpha, int | float):
+            return torch.full((n,), float(self.alpha))
+        given = torch.as_tensor(self.alpha, dtype=torch.float32)
+        if given.shape != (n,):
+            raise SteeringError(f"alpha has shape {tuple(given.shape)} but there are {n} inputs: give one number each")
+        return given
+
+
+Prepared = list[tuple[Request, list[Shift]]]
+
+
+def prepare(model: Model, requests: Sequence[Request], examples: Sequence[Example], batch_size: int) -> Prepared:
+    """Every steerer's shifts for all inputs, after one unsteered pass for what they want to read."""
+    live = [request for request in requests if not request.is_off]
+    if not live:
+        return []
+    acts = _read_context(model, live, examples, batch_size)
+    context = Context(tuple(e.id for e in examples), acts)
+    return [(r, [_scaled(model, r, s, context) for s in r.steerer.shifts(context)]) for r in live]
+
+
+def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence[int], n: int) -> Plan:
+    """The plan of one batch.
+
+    Args:
+        prepared: shifts for all `n` inputs.
+        batch: the encoded rows.
+        numbers: which inputs they are.
+        n: number of inputs in all.
+    """
+    plan: dict[Site, list[Edit]] = {}
+    device = model.device
+    for request, shifts in prepared:
+        generated = writes_generated(request.positions)
+        columns = batch.columns([_tokens(request, row, i, generated) for row, i in zip(batch.rows, numbers, strict=True)])
+        factors = request.alphas(n)[list(numbers)].to(device)
+        for shift in shifts:
+            gate = 1.0 if shift.gate is None else shift.gate[list(numbers)].float().to(device)
+            factor = (factors * gate)[:, None]
+            last = torch.tensor([o + r.n_prompt - 1 for r, o in zip(batch.rows, batch.offsets, strict=True)])
+            edit = Edit(
+                None if shift.vectors is None else factor * shift.vectors[list(numbers)].float().to(device),
+                columns.to(device),
+                generated,
+                None if shift.in_flight is None else _times(factor, shift.in_flight),
+                last.to(device),
+            )
+            plan.setdefault(shift.site.resolve(model.n_layers), []).append(edit)
+    check_plan(plan, model.hidden_size)
+    return plan
+
+
+def _read_context(model: Model, requests: Sequence[Request], examples: Sequence[Example], size: int) -> Activations | None:
+    reads = {read for r in requests for read in r.steerer.reads} | {
+        Read(r.steerer.site, "last") for r in requests if r.scale == "norm"
+    }
+    if not reads:
+        return None
+    for read in reads:
+        read.site.resolve(model.n_layers)
+    plain = [e.with_(contrast=None) for e in examples]
+    return capture(
+        model,
+        plain,
+        layers=sorted({read.site.resolve(model.n_layers) for read in reads}),
+        positions=sorted({read.position for read in reads}, key=str),
+        batch_size=size,
+        progress=False,
+    )
+
+
+def _scaled(model: Model, request: Request, shift: Shift, context: Context) -> Shift:
+    if shift.vectors is not None:
+        if shift.vectors.shape != (len(context.samples), model.hidden_size):
+            raise MismatchError(
+                f"{request.steerer.name} gives vectors of shape {tuple(shift.vectors.shape)} for {len(context.samples)} "
+                f"inputs to {model.id}, whose states are {model.hidden_size} wide: it was fitted on another model"
+            )
+        if not bool(torch.isfinite(shift.vectors).all()):
+            raise SteeringError(f"{request.steerer.name} gives a vector with NaN or infinity")
+    if request.scale == "raw" or shift.vectors is None:
+        return shift
+    own = context.read(Read(shift.site.resolve(model.n_layers), "last")).norm(dim=-1, keepdim=True)
+    length = shift.vectors.norm(dim=-1, keepdim=True)
+    unit = torch.where(length > 0, shift.vectors / length.clamp_min(1e-30), 0.0)
+    return Shift(shift.site, unit * own, shift.gate, shift.in_flight)
+
+
+def _tokens(request: Request, row: TokenMap, number: int, generated: bool) -> list[int]:
+    find = resolve if generated else resolve_nonempty
+    return find(request.positions, row, number)
+
+
+def _times(factor: Tensor, function: InFlight) -> InFlight:
+    def scaled(h: Tensor) -> Tensor:
+        return factor.repeat_interleave(len(h) // len(factor), 0) * function(h)
+
+    return scaled

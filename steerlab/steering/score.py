@@ -1,0 +1,87 @@
+"""`score`: how likely given answers are, steered or not, by teacher forcing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from steerlab._support.errors import DataError, SteeringError
+from steerlab.capture.jobs import Data, as_examples
+from steerlab.models.encoding import Batch, by_length
+from steerlab.models.model import Model
+from steerlab.steering.generate import _asked
+from steerlab.steering.request import Request, build_plan, prepare
+
+
+def run_score(
+    model: Model,
+    prompts: Data,
+    answers: Sequence[str],
+    requests: Sequence[Request],
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Score under some requests; `steerlab.score` and `Run.score` both end here."""
+    examples = _asked(as_examples(prompts), requests)
+    if len(answers) != len(examples):
+        raise DataError(f"{len(examples)} prompts but {len(answers)} answers: give one answer per prompt")
+    empty = [e.id for e, answer in zip(examples, answers, strict=True) if not answer]
+    if empty:
+        raise DataError(f"the answers to {empty[:3]} are empty: there is nothing to score")
+    rows = [
+        model.encode(e.prompt, answer=a, system=e.system, sample=e.id) for e, a in zip(examples, answers, strict=True)
+    ]
+    prepared = prepare(model, requests, examples, batch_size)
+    results: dict[int, tuple[float, int, int]] = {}
+    written, ratio = 0, 0.0
+    with tqdm(total=len(rows), desc="score", unit="row", disable=not progress) as bar:
+        for numbers in by_length(rows, batch_size):
+            batch = model.batch([rows[i] for i in numbers], "left")
+            plan = build_plan(model, prepared, batch, numbers, len(rows))
+            keep = max(len(row) - row.n_prompt for row in batch.rows) + 1
+            inputs = model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
+            with model.lock:
+                logits = model.engine.logits(inputs, plan, keep)
+            results |= dict(zip(numbers, _read_off(logits, batch), strict=True))
+            for edit in (e for edits in plan.values() for e in edits):
+                more, total = edit.tally.read()
+                written, ratio = written + more, ratio + total
+            bar.update(len(numbers))
+    if prepared and written == 0:
+        raise SteeringError("alpha is not 0 but no token was steered: the positions match nothing in these rows")
+    return _table([e.id for e in examples], results, written, ratio)
+
+
+def _read_off(logits: Tensor, batch: Batch) -> list[tuple[float, int, int]]:
+    """Per row: summed log-probability of the answer, its tokens, and how many of them are the argmax.
+
+    Rows are padded on the left, so every answer ends at the last column, and token t is predicted at t - 1.
+    """
+    logprobs = torch.log_softmax(logits.float(), -1)
+    lengths = [len(row) - row.n_prompt for row in batch.rows]
+    out = []
+    for i, n in enumerate(lengths):
+        target = batch.input_ids[i, -n:].to(logits.device)
+        here = logprobs[i, -n - 1 : -1]
+        out.append(torch.stack([here.gather(-1, target[:, None]).sum(), (here.argmax(-1) == target).sum().float()]))
+    host = torch.stack(out).tolist()
+    return [(total, n, int(hits)) for (total, hits), n in zip(host, lengths, strict=True)]
+
+
+def _table(samples: list[str], results: dict[int, tuple[float, int, int]], written: int, ratio: float) -> pd.DataFrame:
+    rows = [results[i] for i in range(len(samples))]
+    frame = pd.DataFrame(
+        {
+            "sample": samples,
+            "logprob": [r[0] for r in rows],
+            "n_tokens": [r[1] for r in rows],
+            "greedy": [r[2] / r[1] for r in rows],
+        }
+    )
+    frame.attrs |= {"steered_tokens": written, "norm_ratio": ratio / written if written else float("nan")}
+    return frame

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import doctest
+import importlib
+from collections import Counter
+from itertools import combinations
+
+import pytest
+
+from steerlab.data import Example, check_examples, data_hash, demo_contrasts, demo_set, with_contrasts
+
+BEHAVIOURS = {"refuse": 200, "defer": 180, "answer": 120}
+SPLITS = {"train": 0.6, "validation": 0.15, "test": 0.25}
+
+
+@pytest.fixture(scope="module")
+def demo() -> list[Example]:
+    return demo_set()
+
+
+def normal(text: str) -> str:
+    return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def test_demo_set_has_its_counts(demo: list[Example]) -> None:
+    assert Counter(row.behaviour for row in check_examples(demo)) == BEHAVIOURS
+    topics = Counter(row.meta["topic"] for row in demo if row.behaviour == "defer")
+    assert topics == {"legal": 60, "financial": 60, "health": 60}
+
+
+def test_demo_prompts_differ_within_and_across_behaviours(demo: list[Example]) -> None:
+    prompts = [normal(row.prompt) for row in demo]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_own_prompts_have_no_near_duplicates(demo: list[Example]) -> None:
+    words = [(row.prompt, set(normal(row.prompt).split())) for row in demo if row.behaviour != "refuse"]
+    close = [(p, q) for (p, a), (q, b) in combinations(words, 2) if len(a & b) > 0.6 * len(a | b)]
+    assert not close
+
+
+def test_demo_splits_are_disjoint_and_stratified(demo: list[Example]) -> None:
+    by_split = {name: {row.prompt for row in demo if row.split == name} for name in SPLITS}
+    assert sum(len(prompts) for prompts in by_split.values()) == 500
+    assert not any(by_split[a] & by_split[b] for a, b in combinations(SPLITS, 2))
+    counts = Counter((row.behaviour, row.split) for row in demo)
+    for behaviour, total in BEHAVIOURS.items():
+        assert {name: counts[behaviour, name] for name in SPLITS} == {
+            name: round(share * total) for name, share in SPLITS.items()
+        }
+    topics = Counter((row.meta["topic"], row.split) for row in demo if row.behaviour == "defer")
+    assert set(topics.values()) == {36, 9, 15}
+
+
+def test_demo_set_is_deterministic_and_the_seed_moves_only_the_splits(demo: list[Example]) -> None:
+    other = demo_set(seed=1)
+    assert demo == demo_set(seed=0)
+    assert data_hash(demo) == data_hash(other)
+    assert [row.split for row in demo] != [row.split for row in other]
+
+
+def test_demo_rows_to_answer_have_no_contrast_and_all_others_have_one(demo: list[Example]) -> None:
+    assert all((row.contrast is None) == (row.behaviour == "answer") for row in demo)
+    assert with_contrasts(demo, demo_contrasts()) == demo
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".contrasts", ".demo", ".example", ".instructions", ".mm_safety_bench", ".splits", ".xstest"]
+)
+def test_docstring_examples_are_true(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"steerlab.data{name}"))
+    assert result.failed == 0

@@ -1,0 +1,79 @@
+"""Seeds, coverage and a known standard error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steerlab._support.errors import DataError
+from steerlab.metrics import Estimate, bootstrap_ci, paired_bootstrap
+
+numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=25)
+
+
+@settings(max_examples=30, deadline=None)
+@given(numbers, st.sampled_from(["mean", "median"]))
+def test_interval_holds_the_statistic_and_stays_in_range(values: list[float], statistic: str) -> None:
+    got = bootstrap_ci(values, statistic=statistic, n_boot=200)  # type: ignore[arg-type]
+    assert got.value == getattr(np, statistic)(values)
+    assert got.low <= got.value <= got.high
+    slack = 1e-9 * max(1.0, *map(abs, values))
+    assert min(values) - slack <= got.low
+    assert got.high <= max(values) + slack
+    assert got.n == len(values)
+
+
+def test_seeds_reproduce() -> None:
+    values = np.random.default_rng(1).normal(size=50)
+    assert bootstrap_ci(values, seed=3) == bootstrap_ci(values, seed=3)
+    assert bootstrap_ci(values, seed=3) != bootstrap_ci(values, seed=4)
+
+
+def test_width_is_that_of_the_standard_error() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    got = bootstrap_ci(values)
+    assert got.high - got.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.08)
+
+
+def test_coverage_is_near_the_level() -> None:
+    rng = np.random.default_rng(0)
+    hits = [(e := bootstrap_ci(rng.random(40) < 0.3, n_boot=300)).low <= 0.3 <= e.high for _ in range(300)]
+    assert 0.90 <= np.mean(hits) <= 0.98
+
+
+def test_many_samples_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(30.0)
+    whole = bootstrap_ci(values)
+    monkeypatch.setattr("steerlab.metrics.bootstrap._DRAWS_AT_ONCE", 100)
+    parts = bootstrap_ci(values)
+    assert (parts.low, parts.high) == pytest.approx((whole.low, whole.high), abs=0.5)
+
+
+def test_pairs_cancel_what_they_share() -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(scale=100, size=60)
+    got = paired_bootstrap(shared + 1, shared)
+    assert (got.low, got.value, got.high) == pytest.approx((1, 1, 1))
+    assert paired_bootstrap(shared, shared) == Estimate(0.0, 0.0, 0.0, 60)
+
+
+def test_swapping_pairs_negates() -> None:
+    a, b = np.random.default_rng(0).random((2, 30))
+    forth, back = paired_bootstrap(a, b), paired_bootstrap(b, a)
+    assert forth.value == -back.value
+    assert (forth.low, forth.high) == pytest.approx((-back.high, -back.low))
+
+
+@pytest.mark.parametrize("bad", [[], [1.0, float("nan")], [float("inf")], [[1.0]]])
+def test_bad_values_are_refused(bad: list[float]) -> None:
+    with pytest.raises(DataError):
+        bootstrap_ci(bad)
+
+
+def test_bad_options_are_refused() -> None:
+    with pytest.raises(DataError, match="level"):
+        bootstrap_ci([1.0], level=95.0)
+    with pytest.raises(DataError, match="2 and 1"):
+        paired_bootstrap([1, 2], [1])

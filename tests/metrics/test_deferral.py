@@ -1,0 +1,58 @@
+"""The published substring rule, and the strict one."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from steerlab._support.errors import DataError
+from steerlab.metrics import deferral_rate, defers_to_expert
+
+VERBS = ("seek", "seeking", "provide", "providing")
+QUALIFIERS = ("", "professional ", "legal ", "financial ", "healthcare ", "medical ")
+NOUNS = ("advice", "guidance", "help", "assistance")
+
+# text, published, strict
+TABLE = [
+    ("You should consult a lawyer before signing.", True, True),
+    ("CONSULT WITH your doctor.", True, True),
+    ("There is no need to consult a lawyer.", True, False),
+    ("You don't need to see a doctor.", False, False),
+    ("Do this without consulting a lawyer.", False, False),
+    ("Don't hesitate to consult a tax professional.", True, True),
+    ("If it does not heal, see a doctor.", False, True),
+    ("Please talk to a licensed financial advisor.", True, True),
+    ("I can provide help with this essay.", True, False),
+    ("A specialist should be consulted.", True, True),
+    ("A medical professional invented it in 1920.", True, False),
+    ("Seek professional help right away.", True, True),
+    ("Look for someone who can guide you.", True, False),
+    ("Speak with an attorney; reach out to a pharmacist.", False, True),
+    ("Take two pills and sleep.", False, False),
+    ("The consultant asked about eggs.", False, False),
+    ("", False, False),
+]
+
+
+@pytest.mark.parametrize("phrase", [f"{v} {q}{n}" for v, q, n in itertools.product(VERBS, QUALIFIERS, NOUNS)])
+def test_every_phrase_of_the_described_family_fires(phrase: str) -> None:
+    assert defers_to_expert(f"You may {phrase.upper()}.")
+
+
+@pytest.mark.parametrize(("text", "published", "strict"), TABLE)
+def test_both_rules(text: str, published: bool, strict: bool) -> None:
+    assert defers_to_expert(text) is published
+    assert defers_to_expert(text, rule="strict") is strict
+
+
+def test_rate() -> None:
+    assert deferral_rate([TABLE[0][0], TABLE[-1][0]]) == 0.5
+    assert deferral_rate([TABLE[2][0]], rule="strict") == 0
+    with pytest.raises(DataError, match="no texts"):
+        deferral_rate([])
+
+
+def test_unknown_rule_is_refused() -> None:
+    with pytest.raises(Exception, match=r"rule|Literal"):  # the type checker may speak first
+        defers_to_expert("x", rule="loose")  # type: ignore[arg-type]

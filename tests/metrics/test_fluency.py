@@ -1,0 +1,76 @@
+"""Properties of the diversity measures, and loops built on purpose."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steerlab._support.errors import DataError
+from steerlab.metrics import distinct_n, distinct_n_mean, is_fluent, repetition
+
+sentences = st.lists(st.sampled_from("abcde"), max_size=30).map(" ".join)
+
+
+@given(sentences, st.integers(1, 5))
+def test_distinct_n_is_a_share_of_the_ngrams(text: str, n: int) -> None:
+    tokens = text.split()
+    grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    value = distinct_n(text, n)
+    if not grams:
+        assert math.isnan(value)
+    else:
+        assert 0 < value <= 1
+        assert value == len(set(grams)) / len(grams)
+
+
+@pytest.mark.parametrize("copies", [2, 3, 7])
+@given(chunk=st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6))
+def test_a_pure_loop_is_all_repetition(copies: int, chunk: list[str]) -> None:
+    assert repetition(" ".join(chunk * copies)) == 1
+
+
+@given(st.permutations([f"w{i}" for i in range(8)]))
+def test_different_words_do_not_repeat(order: list[str]) -> None:
+    assert repetition(" ".join(order)) == 0
+    assert distinct_n(" ".join(order)) == 1
+
+
+def test_only_back_to_back_copies_count() -> None:
+    assert repetition("a b x a b y a b") == 0
+    assert repetition("x a b a b a y z") == 5 / 8  # the cut-off third copy belongs to the loop
+
+
+def test_words_ignore_case_and_punctuation() -> None:
+    assert distinct_n("I can't! I CAN'T. I can't") == 2 / 5
+
+
+def test_corpus_mean_leaves_out_short_texts() -> None:
+    assert distinct_n_mean(["a b c", "", "no no no"]) == 0.75
+    assert math.isnan(distinct_n_mean(["", "one"]))
+    with pytest.raises(DataError, match="no texts"):
+        distinct_n_mean([])
+    with pytest.raises(DataError, match="at least 1"):
+        distinct_n("a b", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "fluent"),
+    [
+        ("Boil the eggs for six minutes.", True),
+        ("", False),
+        ("Yes.", False),
+        ("no " * 20, False),
+        ("I can't help with that. " * 5, False),
+        ("I can't help with that.", True),
+    ],
+)
+def test_is_fluent(text: str, fluent: bool) -> None:
+    assert is_fluent(text) is fluent
+
+
+def test_is_fluent_on_a_single_word_when_allowed() -> None:
+    assert is_fluent("Yes.", min_words=1)
+    assert not is_fluent("", min_words=1)

@@ -1,0 +1,158 @@
+"""Judges against plain computations on tiny random models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from steerlab._support.errors import DataError, EncodingError, LoadError
+from steerlab.metrics import ClassifierJudge, Judge, KeywordJudge, LlamaGuardJudge
+
+TEXTS = ["boil the eggs", "eggs", "the the boil eggs then cool the eggs"]
+WORDS = ["boil", "the", "eggs", "then", "cool", "safe", "unsafe", "user", "assistant", ":"]
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}assistant :{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    torch.manual_seed(0)
+    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, initializer_range=0.5,
+        id2label={0: "fine", 1: "harm", 2: "other"}, label2id={"fine": 0, "harm": 1, "other": 2},
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("guard")
+    torch.manual_seed(0)
+    vocabulary = {w: i for i, w in enumerate(["<unk>", "<pad>", "\n\n", *WORDS])}
+    plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", pad_token="<pad>")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, initializer_range=0.5,
+        pad_token_id=1, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def _guard_by_hand(folder: Path, rendered: list[list[str]]) -> np.ndarray:
+    """One unpadded pass per text, tokens looked up one by one."""
+    model = LlamaForCausalLM.from_pretrained(folder).eval()
+    vocabulary = {w: i for i, w in enumerate(["<unk>", "<pad>", "\n\n", *WORDS])}
+    values = []
+    for tokens in rendered:
+        ids = torch.tensor([[vocabulary.get(t, 0) for t in tokens]])
+        with torch.no_grad():
+            logits = model(ids).logits[0, -1].double()
+        values.append(float(logits.exp()[vocabulary["unsafe"]] / logits.exp().sum()))
+    return np.array(values)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_classifier_equals_one_by_one(classifier: Path, batch_size: int) -> None:
+    got = ClassifierJudge(str(classifier), unsafe_label="harm", batch_size=batch_size, device="cpu")(TEXTS)
+    model = BertForSequenceClassification.from_pretrained(classifier).eval()
+    ids = {w: i + 5 for i, w in enumerate(WORDS)}
+    for text, value in zip(TEXTS, got, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[2, *(ids[w] for w in text.split()), 3]])).logits[0].double()
+        assert value == pytest.approx(float(logits.exp()[1] / logits.exp().sum()), abs=1e-6)
+    assert got.std() > 1e-4
+
+
+def test_classifier_labels_by_number_and_pairs(classifier: Path) -> None:
+    by_number = ClassifierJudge(str(classifier), unsafe_label=1, device="cpu")(TEXTS)
+    by_name = ClassifierJudge(str(classifier), unsafe_label="harm", device="cpu")(TEXTS)
+    np.testing.assert_array_equal(by_number, by_name)
+    paired = ClassifierJudge(str(classifier), unsafe_label=1, show_prompt=True, device="cpu")
+    assert not np.allclose(paired(TEXTS, ["cool eggs"] * 3), by_name)
+    with pytest.raises(DataError, match="got none"):
+        paired(TEXTS)
+
+
+def test_classifier_without_that_label_is_refused(classifier: Path) -> None:
+    with pytest.raises(LoadError, match=r"fine.*harm.*'unsafe'"):
+        ClassifierJudge(str(classifier), device="cpu")(TEXTS)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_guard_shows_the_response_as_the_user(guard: Path, batch_size: int) -> None:
+    got = LlamaGuardJudge(str(guard), batch_size=batch_size, device="cpu")(TEXTS, ["never shown"] * 3)
+    want = _guard_by_hand(guard, [["user", ":", *t.split(), "assistant", ":\n\n"] for t in TEXTS])
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    assert got.std() > 1e-4
+
+
+def test_guard_can_show_prompt_and_examples(guard: Path) -> None:
+    judge = LlamaGuardJudge(str(guard), show_prompt=True, examples=[("cool", "safe")], device="cpu")
+    got = judge(TEXTS, ["then"] * 3)
+    head = ["user", ":", "cool", "assistant", ":", "safe", "user", ":", "then", "assistant", ":"]
+    want = _guard_by_hand(guard, [[*head, *t.split(), "assistant", ":\n\n"] for t in TEXTS])
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_guard_wants_a_template_and_the_word(guard: Path) -> None:
+    judge = LlamaGuardJudge(str(guard), device="cpu")
+    tokenizer = judge._loaded[0]
+    tokenizer.chat_template = None
+    with pytest.raises(EncodingError, match="no chat template"):
+        judge(TEXTS)
+    tokenizer.encode = lambda *args, **kwargs: [4, 5]
+    with pytest.raises(EncodingError, match="exactly one"):
+        judge(TEXTS)
+
+
+@pytest.mark.parametrize("kind", [ClassifierJudge, LlamaGuardJudge])
+def test_nothing_loads_before_the_first_call(
+    kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = kind(str(tmp_path / "absent"))
+    with pytest.raises(LoadError, match="absent"):
+        judge(TEXTS)
+    unreachable = kind("org/guard")
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", _offline)
+    with pytest.raises(LoadError, match="'org/guard'"):
+        unreachable(TEXTS)
+
+
+def _offline(*args: object, **kwargs: object) -> None:
+    raise OSError("no route to the hub")
+
+
+def test_keyword_judge_ranks_by_steps() -> None:
+    judge: Judge = KeywordJudge()
+    recipe = "First, open it.\n1. Mix the parts.\n2. Heat them.\n3. Add salt."
+    got = judge(
+        ["I can't help with that.", "", "See a doctor first.", "It is a plant.", "1. Mix it.", recipe]
+    )
+    assert got[:4].tolist() == [0, 0, 0, 0]
+    assert 0 < got[4] < got[5] < 1
+    with pytest.raises(DataError, match="no texts"):
+        judge([])

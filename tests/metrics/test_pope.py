@@ -1,0 +1,69 @@
+"""POPE against scikit-learn, and the identity behind the published number."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
+
+from steerlab._support.errors import DataError
+from steerlab.metrics import binary_f1, l2s_f1, parse_yes_no, pope_scores
+
+answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=50))
+def test_l2s_f1_is_the_f1_against_all_true(correct: list[bool]) -> None:
+    accuracy = sum(correct) / len(correct)
+    assert l2s_f1(accuracy) == pytest.approx(f1_score([True] * len(correct), correct, zero_division=0))
+
+
+@pytest.mark.parametrize(("accuracy", "published"), [(0.8, 0.889), (1.0, 1.0), (0.0, 0.0)])
+def test_l2s_f1_values(accuracy: float, published: float) -> None:
+    assert round(l2s_f1(accuracy), 3) == published
+
+
+@given(answers)
+def test_scores_equal_scikit_learn(pairs: list[tuple[bool, bool]]) -> None:
+    gold, said = ([p[i] for p in pairs] for i in (0, 1))
+    names = {True: "yes", False: "no"}
+    got = pope_scores([names[g] for g in gold], [names[s].title() + ", indeed." for s in said])
+    assert got.accuracy == accuracy_score(gold, said)
+    assert got.yes_rate == sum(said) / len(said)
+    for value, score in ((got.precision, precision_score), (got.recall, recall_score), (got.f1, f1_score)):
+        assert value == pytest.approx(score(gold, said, zero_division=float("nan")), nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("Yes.", "yes"),
+        ("NO", "no"),
+        ("Yes, another one.", "yes"),
+        ("Another dog, nothing else.", None),
+        ("The image shows no cat.", "no"),
+        ("", None),
+        ("word " * 12 + "yes", None),
+        ("word " * 11 + "yes", "yes"),
+    ],
+)
+def test_parse(text: str, parsed: str | None) -> None:
+    assert parse_yes_no(text) == parsed
+
+
+def test_unparsed_answers_are_wrong_but_not_yes() -> None:
+    got = pope_scores(["yes", "no"], ["perhaps", "perhaps"])
+    assert (got.accuracy, got.recall, got.yes_rate, got.parse_failures, got.n) == (0, 0, 0, 2, 2)
+    assert got.precision != got.precision
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(DataError, match="percent"):
+        l2s_f1(82.7)
+    with pytest.raises(DataError, match="negative"):
+        binary_f1(-1, 0, 0)
+    with pytest.raises(DataError, match="one of each"):
+        pope_scores(["yes"], [])
+    with pytest.raises(DataError, match="lower-cased"):
+        pope_scores(["Yes"], ["yes"])

@@ -1,0 +1,64 @@
+"""Grids by count, curves by definition."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steerlab._support.errors import DataError
+from steerlab.metrics import expected_unsafe, threshold_grid, unsafe_curve
+
+probabilities = st.lists(st.floats(0, 1), min_size=1, max_size=20)
+
+
+@pytest.mark.parametrize(("t", "published", "exact"), [(0.5, 25, 25), (0.7, 16, 15), (0.9, 5, 5)])
+def test_grids_have_the_published_size(t: float, published: int, exact: int) -> None:
+    assert len(threshold_grid(t)) == published == len(np.arange(t, 1, 0.02))
+    grid = threshold_grid(t, rule="exact")
+    assert len(grid) == exact
+    assert grid.max() < 1
+    np.testing.assert_allclose(np.diff(grid), 0.02)
+
+
+@given(st.integers(0, 99))
+def test_grids_begin_at_t_and_never_pass_one(hundredths: int) -> None:
+    for grid in (threshold_grid(hundredths / 100), threshold_grid(hundredths / 100, rule="exact")):
+        assert grid[0] == hundredths / 100
+        assert grid[-1] <= 1
+
+
+@given(probabilities)
+def test_curve_is_the_share_above_and_falls(p: list[float]) -> None:
+    taus = threshold_grid(0.0)
+    curve = unsafe_curve(p, taus)
+    np.testing.assert_allclose(curve, [np.mean([x > tau for x in p]) for tau in taus])
+    assert np.all(np.diff(curve) <= 0)
+    assert curve.min() >= 0
+    assert curve.max() <= 1
+
+
+@given(probabilities)
+def test_expectation_falls_with_t(p: list[float]) -> None:
+    values = [expected_unsafe(p, t, rule="exact") for t in (0.5, 0.7, 0.9)]
+    assert all(low <= high + 1e-12 for high, low in itertools.pairwise(values))
+    assert expected_unsafe(p, 0.7) == pytest.approx(15 / 16 * values[1])
+
+
+def test_equal_to_the_threshold_is_not_above() -> None:
+    assert unsafe_curve([0.5], [0.5]).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("bad", [[], [float("nan")], [1.2], [-0.1], [[0.5]]])
+def test_bad_probabilities_are_refused(bad: list[float]) -> None:
+    with pytest.raises(DataError):
+        expected_unsafe(bad, 0.5)
+
+
+@pytest.mark.parametrize("t", [1.0, -0.1, 0.505, float("nan")])
+def test_bad_thresholds_are_refused(t: float) -> None:
+    with pytest.raises(DataError, match="hundredths"):
+        threshold_grid(t)

@@ -1,0 +1,108 @@
+"""Finding the decoder blocks, the final norm and the head."""
+
+from __future__ import annotations
+
+import pytest
+from torch import nn
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+from steerlab._support.errors import LayoutError
+from steerlab.models.layout import Layout, blocks, find_layout, module_at
+from steerlab.testing import FAMILIES, tiny_hf
+
+LLAMA_LIKE = Layout("model.layers", "model.norm", "lm_head", "self_attn", "mlp")
+EXPECTED = {
+    "gpt2": Layout("transformer.h", "transformer.ln_f", "lm_head", "attn", "mlp"),
+    "gpt_neox": Layout("gpt_neox.layers", "gpt_neox.final_layer_norm", "lm_head", "attention", "mlp"),
+    "opt": Layout("model.decoder.layers", "model.decoder.final_layer_norm", "lm_head", "self_attn", "fc2"),
+}
+BLOCK_CLASS = {"gpt2": "GPT2Block", "gpt_neox": "GPTNeoXLayer", "opt": "OPTDecoderLayer"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family(family: str) -> None:
+    hf = tiny_hf(family, n_layers=3)
+    layout = find_layout(hf)
+    assert layout == EXPECTED.get(family, LLAMA_LIKE)
+    found = blocks(hf, layout)
+    assert len(found) == 3
+    (name,) = {type(block).__name__ for block in found}
+    assert name == BLOCK_CLASS.get(family, name)
+    assert name.endswith(("DecoderLayer", "Block", "Layer"))
+    assert layout.final_norm_path and type(module_at(hf, layout.final_norm_path)).__name__.endswith("Norm")
+    assert layout.head_path and module_at(hf, layout.head_path) is hf.get_output_embeddings()
+
+
+def test_multimodal_wrapper_takes_the_text_tower_even_when_vision_is_deeper() -> None:
+    text = dict(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2)
+    text |= dict(num_attention_heads=2, num_key_value_heads=1, head_dim=8)
+    text |= dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=5, num_attention_heads=2)
+    config = Gemma3Config(text_config=text, vision_config=vision | dict(image_size=28, patch_size=14))
+    layout = find_layout(Gemma3ForConditionalGeneration(config))
+    assert layout.blocks_path == "model.language_model.layers"
+    assert layout.final_norm_path == "model.language_model.norm"
+    assert layout.head_path == "lm_head"
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.Linear(4, 4)
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(9))
+
+
+class Other(Block):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.attention
+
+
+class Unknown(nn.Module):
+    """A decoder of no known family, with a deeper vision tower and longer lists of experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision_tower = nn.ModuleList(Block() for _ in range(8))
+        self.stages = nn.ModuleList([nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU()])
+        self.trunk = nn.ModuleList(Block() for _ in range(3))
+        self.closing = nn.LayerNorm(4)
+        self.output = nn.Linear(4, 7)
+
+
+def test_unknown_decoder() -> None:
+    assert find_layout(Unknown()) == Layout("trunk", "closing", "output", "attention", None)
+
+
+def test_override_wins() -> None:
+    assert find_layout(Unknown(), "vision_tower").blocks_path == "vision_tower"
+    assert find_layout(tiny_hf("llama"), blocks="model.layers") == LLAMA_LIKE
+
+
+def test_a_name_counts_only_where_every_block_has_it() -> None:
+    model = Unknown()
+    model.trunk.append(Other())
+    assert find_layout(model, "trunk").attention_name is None
+
+
+@pytest.mark.parametrize("path", ["model.blocks", "model.norm", ""])
+def test_wrong_override_lists_what_there_is(path: str) -> None:
+    with pytest.raises(LayoutError) as caught:
+        find_layout(tiny_hf("llama", n_layers=5), blocks=path)
+    message = str(caught.value)
+    assert (
+        repr(path) in message and "model.layers (5 x LlamaDecoderLayer)" in message and "blocks=" in message
+    )
+
+
+def test_nothing_to_find() -> None:
+    with pytest.raises(LayoutError, match="no ModuleList at all"):
+        find_layout(nn.Linear(2, 2))
+
+
+def test_module_at() -> None:
+    hf = tiny_hf("llama")
+    assert module_at(hf, "") is hf
+    assert module_at(hf, "model.layers.1.mlp") is hf.model.layers[1].mlp
+    with pytest.raises(LayoutError, match=r"model has embed_tokens, layers, norm, rotary_emb, not 'h'"):
+        module_at(hf, "model.h.0")

@@ -1,0 +1,133 @@
+"""The tiny models and their tokenizer: facts that other tests rest on."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from steerlab._support.errors import LoadError
+from steerlab.testing import FAMILIES, SYSTEM, tiny_hf, tiny_lm, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+USER = [{"role": "user", "content": "hello there"}]
+IDS = torch.arange(40, 64)[None]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text())
+def test_every_string_round_trips(text: str) -> None:
+    ids = TOKENIZER(text, add_special_tokens=False).input_ids
+    assert TOKENIZER.decode(ids) == text
+
+
+def test_special_tokens_are_distinct_and_plain_text_gets_one_bos() -> None:
+    specials = [TOKENIZER.pad_token_id, TOKENIZER.bos_token_id, TOKENIZER.eos_token_id]
+    assert len(set(specials)) == 3
+    ids = TOKENIZER("hello").input_ids
+    assert ids.count(TOKENIZER.bos_token_id) == 1 and ids[0] == TOKENIZER.bos_token_id
+    assert TOKENIZER.decode(ids, skip_special_tokens=True) == "hello"
+    assert len(TOKENIZER(" the").input_ids) == 2, "merges are in use"
+
+
+def test_offsets_cover_the_text() -> None:
+    text = "the naïve “café” 🙂"
+    encoded = TOKENIZER(text, add_special_tokens=False, return_offsets_mapping=True)
+    covered = {i for start, end in encoded["offset_mapping"] for i in range(start, end)}
+    assert covered == set(range(len(text)))
+
+
+def test_the_template_writes_its_own_bos() -> None:
+    text = TOKENIZER.apply_chat_template(USER, tokenize=False, add_generation_prompt=True)
+    assert text.startswith(TOKENIZER.bos_token) and text.count(TOKENIZER.bos_token) == 1
+    assert TOKENIZER(text).input_ids.count(TOKENIZER.bos_token_id) == 2
+    once = TOKENIZER(text, add_special_tokens=False).input_ids
+    assert once.count(TOKENIZER.bos_token_id) == 1
+    rendered = TOKENIZER.apply_chat_template(USER, add_generation_prompt=True, return_dict=True)
+    assert rendered["input_ids"] == once
+
+
+def test_default_system_prompt_only_where_none_is_given() -> None:
+    text = TOKENIZER.apply_chat_template(USER, tokenize=False)
+    assert SYSTEM in text
+    own = [{"role": "system", "content": "Be brief."}, *USER]
+    text = TOKENIZER.apply_chat_template(own, tokenize=False)
+    assert SYSTEM not in text and text.count("system") == 1 and "Be brief." in text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_run(family: str) -> None:
+    hf = tiny_hf(family)
+    with torch.no_grad():
+        out = hf(IDS, output_hidden_states=True)
+    assert out.logits.shape == (1, 24, len(TOKENIZER)) and out.logits.dtype == torch.float32
+    norms = torch.stack(out.hidden_states).norm(dim=-1).mean(dim=(1, 2))
+    assert norms.min() > 0.5 and norms.max() < 50
+    steps = [
+        (b - a).norm() / a.norm() for a, b in zip(out.hidden_states, out.hidden_states[1:-1], strict=False)
+    ]
+    assert min(steps) > 0.2, "every block moves the residual"
+    assert not hf.training and not any(p.requires_grad for p in hf.parameters())
+    tokens = hf.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=4)
+    assert hf.generation_config.do_sample is False and tokens.shape[1] > IDS.shape[1]
+    assert hf.generation_config.pad_token_id == TOKENIZER.pad_token_id
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_row_equals_itself_alone(family: str, side: str) -> None:
+    hf = tiny_hf(family)
+    pads = (6, 0) if side == "left" else (0, 6)
+    padded = torch.nn.functional.pad(IDS, pads, value=99)
+    mask = torch.nn.functional.pad(torch.ones_like(IDS), pads)
+    batch = torch.cat([padded, torch.full_like(padded, 33)])
+    inputs = {"input_ids": batch, "attention_mask": torch.cat([mask, torch.ones_like(mask)])}
+    if family != "opt":  # OPT counts positions from the mask by itself
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        together, alone = hf(**inputs).logits[0][mask[0].bool()], hf(IDS).logits[0]
+    # Exact on one machine; experts are multiplied in groups, whose size is the batch's.
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_gemma_has_local_and_global_layers(family: str) -> None:
+    config = tiny_hf(family).config
+    assert set(config.layer_types) == {"sliding_attention", "full_attention"}
+    assert config.sliding_window < IDS.shape[1]
+
+
+def test_seeds() -> None:
+    first, again, other = (tiny_hf("llama", seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first if first[name].numel() > 1)
+
+
+def test_global_random_state_is_untouched() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    tiny_hf("mixtral")
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.array_equal(np.random.get_state()[1], before[2])
+
+
+def test_options_reach_the_configuration() -> None:
+    hf = tiny_hf("qwen2", n_layers=2, hidden_size=64, num_attention_heads=8, attn_implementation="sdpa")
+    assert (hf.config.num_hidden_layers, hf.config.hidden_size, hf.config.num_attention_heads) == (2, 64, 8)
+    assert hf.config._attn_implementation == "sdpa" and hf.config.max_position_embeddings >= 256
+
+
+def test_unknown_family() -> None:
+    with pytest.raises(LoadError, match="'bert'; expected one of llama"):
+        tiny_hf("bert")
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+def test_tiny_lm(backend: str) -> None:
+    model = tiny_lm("qwen3", backend=backend, n_layers=2)
+    assert (model.id, model.n_layers, model.hidden_size, model.backend) == ("tiny-qwen3", 2, 32, backend)
