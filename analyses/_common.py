@@ -6,13 +6,11 @@ import argparse
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-import steerlab
-from steerlab import Activations, Example, Model
+from steerlab import Example, Model
 from steerlab.data import data_hash
 from steerlab.metrics import bootstrap_ci
 
@@ -47,11 +45,6 @@ def of_split(examples: Sequence[Example], *splits: str) -> list[Example]:
     return [e for e in examples if e.split in splits]
 
 
-def rows_of(acts: Activations, examples: Sequence[Example]) -> Activations:
-    """The rows that belong to some examples."""
-    return acts.select(sample=[e.id for e in examples])
-
-
 def provenance(model: Model, examples: Sequence[Example], args: argparse.Namespace) -> dict[str, Any]:
     """Everything needed to run it again."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -62,13 +55,12 @@ def provenance(model: Model, examples: Sequence[Example], args: argparse.Namespa
         "arguments": {k: v for k, v in vars(args).items() if k not in ("data", "harmless", "out")},
         "commit": commit.stdout.strip() or None,
         "date": datetime.now(UTC).date().isoformat(),
-        "steerlab": steerlab.__name__,
     }
 
 
-def estimate(values: Sequence[float], seed: int) -> dict[str, float]:
-    """A mean with its 95 % bootstrap interval."""
-    found = bootstrap_ci(list(values), seed=seed)
+def estimate(values: Sequence[float], seed: int, statistic: str = "mean") -> dict[str, float]:
+    """A statistic with its 95 % bootstrap interval."""
+    found = bootstrap_ci(list(values), statistic=statistic, seed=seed)
     return {"value": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4), "n": found.n}
 
 
@@ -93,10 +85,3 @@ def as_markdown(heading: str, blocks: Mapping[str, Mapping[str, str]]) -> str:
         lines += [f"- **{method}**: {' '.join(text.split()) or '(nothing)'}" for method, text in answers.items()]
         lines.append("")
     return "\n".join(lines)
-
-
-def folder(path: str | Path) -> Path:
-    """A path that exists."""
-    found = Path(path)
-    found.mkdir(parents=True, exist_ok=True)
-    return found

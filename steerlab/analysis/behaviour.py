@@ -14,9 +14,7 @@ from steerlab.metrics import defers_to_expert, distinct_n, is_fluent, is_refusal
 MEASURES = ("refuses", "defers", "distinct2", "repetition", "fluent", "identical", "kept")
 
 
-def judge(
-    examples: Sequence[Example], texts: Sequence[str], unsteered: Sequence[str] | None = None
-) -> pd.DataFrame:
+def judge(examples: Sequence[Example], texts: Sequence[str], unsteered: Sequence[str] | None = None) -> pd.DataFrame:
     """One row per input: what its answer does, as numbers between 0 and 1.
 
     Example:

@@ -95,6 +95,8 @@ class Goal:
 def choose(grid: pd.DataFrame, wanted: Sequence[Goal]) -> pd.Series:
     """The cell whose *worst* margin over all goals, in standard errors, is largest; ties go to the smaller alpha.
 
+    A cell with a measure that is nan comes last.
+
     Example:
         >>> choose(grid, [Goal("refuse_harmful", .8, 200), Goal("refuse_expert", .03, 90, at_most=True)])
 
@@ -106,7 +108,7 @@ def choose(grid: pd.DataFrame, wanted: Sequence[Goal]) -> pd.Series:
     missing = [goal.measure for goal in wanted if goal.measure not in grid]
     if grid.empty or missing:
         raise DataError(f"the grid has {len(grid)} cells and lacks the measures {missing}")
-    worst = pd.concat([grid[goal.measure].map(goal.margin) for goal in wanted], axis=1).min(axis=1)
+    worst = pd.concat([grid[goal.measure].map(goal.margin) for goal in wanted], axis=1).min(axis=1, skipna=False)
     ranked = grid.assign(worst_margin=worst).sort_values(["worst_margin", "alpha"], ascending=[False, True])
     return ranked.iloc[0]
 

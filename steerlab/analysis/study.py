@@ -39,7 +39,9 @@ class Study:
             if fingerprint(known) != fingerprint(mine):
                 differ = sorted(k for k in known.keys() | mine.keys() if known.get(k) != mine.get(k))
                 told = "; ".join(f"{k}: {known.get(k)!r} there, {mine.get(k)!r} now" for k in differ[:4])
-                raise MismatchError(f"{self.folder} belongs to another study ({told}). Choose another --out, or delete it.")
+                raise MismatchError(
+                    f"{self.folder} belongs to another study ({told}). Choose another --out, or delete it."
+                )
         else:
             write_json(path, mine)
         self.identity = mine
@@ -49,14 +51,16 @@ class Study:
         path = self.folder / "stages" / f"{name}.csv"
         if not path.exists():
             frame = compute()
-            write_atomically(path, lambda partial: frame.to_csv(partial, index=False))
-        return pd.read_csv(path, keep_default_na=False, na_values=["nan", "NaN"])
+            write_atomically(path, lambda partial: frame.to_csv(partial, index=False, na_rep="nan"))
+        return pd.read_csv(path, keep_default_na=False, na_values=["nan"], float_precision="round_trip")
 
     def has(self, name: str) -> bool:
         """Whether a stage is finished."""
         return (self.folder / "stages" / f"{name}.csv").exists()
 
-    def finish(self, results: pd.DataFrame, summary: Mapping[str, Any], examples: str, provenance: Mapping[str, Any]) -> None:
+    def finish(
+        self, results: pd.DataFrame, summary: Mapping[str, Any], examples: str, provenance: Mapping[str, Any]
+    ) -> None:
         """Write `results.csv`, `summary.json` and `examples.md`.
 
         Seconds spent are added up over resumed runs.

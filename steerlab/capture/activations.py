@@ -79,9 +79,7 @@ class Activations:
     def rows(self, keep: pd.Series | Sequence[bool]) -> Activations:
         """The rows where `keep` is true, in order."""
         mask = torch.tensor([bool(k) for k in keep])
-        return Activations(
-            self.values[mask], self.index[mask.numpy()].reset_index(drop=True), self.sites, self.info
-        )
+        return Activations(self.values[mask], self.index[mask.numpy()].reset_index(drop=True), self.sites, self.info)
 
     def select(self, **labels: str | Sequence[str]) -> Activations:
         """The rows whose labels match, for example `select(side="prompt", behaviour=["refuse", "defer"])`."""

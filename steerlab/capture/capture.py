@@ -16,9 +16,19 @@ from tqdm.auto import tqdm
 from steerlab._support.errors import OutOfMemory
 from steerlab._support.files import fingerprint
 from steerlab.capture.activations import Activations
-from steerlab.capture.jobs import Data, Job, Layers, Reduce, Selector, as_examples, as_sites, index_of, plan_jobs
+from steerlab.capture.jobs import (
+    Data,
+    Job,
+    Layers,
+    Reduce,
+    Selector,
+    as_examples,
+    as_sites,
+    index_of,
+    plan_jobs,
+)
 from steerlab.capture.store import Store
-from steerlab.data.example import Example, data_hash
+from steerlab.data.example import data_hash
 from steerlab.models.encoding import Side, by_length
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, describe
@@ -54,8 +64,8 @@ def capture(
         data: prompts, or Examples. Examples with a contrast are run with both answers (sides "positive" and
             "negative", read at `positions`); their plain prompt (side "prompt") is read at `context`.
         layers: "all", a layer, or a list of layers and Sites; 0-based outputs of decoder blocks.
-        positions: one position or several (see `steerlab.models.positions`); default "answer" with contrasts,
-            "last" without.
+        positions: one position or several (see `steerlab.models.positions`); by default each contrast is read where it
+            says ("answer", or the token of a published word pair), and prompts without contrasts at "last".
         context: positions read of the plain prompt of examples with a contrast, or None.
         reduce: "mean" averages the tokens of a position into one row (in float32), "none" keeps one row a token.
         batch_size: rows per forward; halved, with a warning, when memory runs out.
@@ -71,7 +81,7 @@ def capture(
         ActivationError: a value is NaN or infinite.
         OutOfMemory: not even one row fits.
     """
-    examples, jobs, sites, info = _prepare(model, data, layers, positions, context, reduce)
+    jobs, sites, info = _prepare(model, data, layers, positions, context, reduce)
     parts: list[Tensor] = []
     frames: list[pd.DataFrame] = []
     with tqdm(total=len(jobs), desc="capture", unit="row", disable=not progress) as bar:
@@ -106,7 +116,7 @@ def capture_to(
     Raises:
         MismatchError: the folder holds a capture of something else; both are named.
     """
-    examples, jobs, sites, info = _prepare(model, data, layers, positions, context, reduce)
+    jobs, sites, info = _prepare(model, data, layers, positions, context, reduce)
     chunks = list(_batches(jobs, batch_size))
     identity = {k: v for k, v in info.items() if k not in ("versions", "backend")}
     identity |= {"batch_size": batch_size, "storage": str(dtype)}
@@ -153,10 +163,8 @@ def in_order(values: Tensor, index: pd.DataFrame, sites: tuple[Site, ...], info:
 
 def _prepare(
     model: Model, data: Data, layers: Layers, positions: Where | None, context: Where | None, reduce: Reduce
-) -> tuple[list[Example], list[Job], tuple[Site, ...], dict[str, Any]]:
+) -> tuple[list[Job], tuple[Site, ...], dict[str, Any]]:
     examples = as_examples(data)
-    if positions is None:
-        positions = "answer" if any(e.contrast for e in examples) else "last"
     at, ctx = _listed(positions), _listed(context)
     jobs = plan_jobs(model, examples, at, ctx, reduce)
     sites = as_sites(layers, model.n_layers)
@@ -168,7 +176,7 @@ def _prepare(
         "sites": [str(site) for site in sites],
         "tokens": fingerprint([job.row.ids for job in jobs]),
     }
-    return examples, jobs, sites, info
+    return jobs, sites, info
 
 
 def _listed(where: Where | None) -> list[Positions]:

@@ -35,6 +35,8 @@ class Job:
 
 def as_examples(data: Data) -> list[Example]:
     """Prompts as examples: plain text gets its place in the data as its id."""
+    if isinstance(data, str):
+        raise DataError(f"the data are one string, {data[:40]!r}: give a list of prompts, or [prompt] for one")
     return check_examples(
         item if isinstance(item, Example) else Example(id=str(i), prompt=item) for i, item in enumerate(data)
     )
@@ -53,29 +55,35 @@ def as_sites(layers: Layers, n_layers: int) -> tuple[Site, ...]:
 
 
 def plan_jobs(
-    model: Model, examples: Sequence[Example], positions: Sequence[Positions], context: Sequence[Positions], reduce: Reduce
+    model: Model,
+    examples: Sequence[Example],
+    positions: Sequence[Positions],
+    context: Sequence[Positions],
+    reduce: Reduce,
 ) -> list[Job]:
     """Every row to run: both sides of each contrast at `positions`, every plain prompt at `context`.
 
+    Without `positions`, each contrast is read where it says itself, and prompts without any contrast at "last".
     Where the contrast adds nothing to the user's turn, the prompt of the positive side *is* the plain prompt, and by
     causality so are its states: the context is then read from there and the plain prompt costs no forward.
     """
     jobs: list[Job] = []
+    paired = any(e.contrast for e in examples)
     for number, example in enumerate(examples):
         pair = example.contrast
         if pair is None:
-            wanted = list(dict.fromkeys([*context] if any(e.contrast for e in examples) else [*positions]))
-            jobs.append(_job(model, example, number, {"prompt": wanted}, reduce))
+            jobs.append(_job(model, example, number, {"prompt": context if paired else positions or ["last"]}, reduce))
             continue
+        at = positions or [pair.read]
         shared = not pair.suffix
-        first: dict[str, Sequence[Positions]] = {"positive": positions}
+        first: dict[str, Sequence[Positions]] = {"positive": at}
         if shared and context:
             first["prompt"] = context
         jobs.append(_job(model, example, number, first, reduce, pair.positive))
-        jobs.append(_job(model, example, number, {"negative": positions}, reduce, pair.negative))
+        jobs.append(_job(model, example, number, {"negative": at}, reduce, pair.negative))
         if not shared and context:
             jobs.append(_job(model, example, number, {"prompt": context}, reduce))
-    return jobs
+    return [job for job in jobs if job.groups]
 
 
 def _job(
@@ -92,7 +100,7 @@ def _job(
         text = f"{text} {pair.suffix}"
     closed = pair.closed if pair is not None and answer is not None else False
     row = model.encode(text, answer=answer, closed=closed, system=example.system, sample=example.id)
-    plain = TokenMap(row.ids[: row.n_prompt], row.spans, row.n_prompt, row.text, row.offsets, row.sample)
+    plain = _prompt_of(row)
     groups: list[tuple[int, ...]] = []
     labels: list[dict[str, Any]] = []
     for side, names in wanted.items():
@@ -102,6 +110,13 @@ def _job(
                 groups.append(group)
                 labels.append(_label(example, side, name, group, row, number))
     return Job(row, tuple(groups), tuple(labels))
+
+
+def _prompt_of(row: TokenMap) -> TokenMap:
+    """The row as it is without its answer, whose words no position of the prompt may mean."""
+    n = row.n_prompt
+    spans = tuple(span for span in row.spans if span.kind != "answer")
+    return TokenMap(row.ids[:n], spans, n, row.text[: row.offsets[n - 1][1]], row.offsets[:n], row.sample)
 
 
 def _label(

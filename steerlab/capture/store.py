@@ -55,7 +55,9 @@ class Store:
             if known["identity"] != key:
                 differ = [k for k in identity if known["of"].get(k) != json.loads(json.dumps(identity[k], default=str))]
                 told = "; ".join(f"{k}: {known['of'].get(k)!r} there, {identity[k]!r} here" for k in differ[:3])
-                raise MismatchError(f"{folder} holds another capture ({told}). Use an empty folder, or delete this one.")
+                raise MismatchError(
+                    f"{folder} holds another capture ({told}). Use an empty folder, or delete this one."
+                )
         else:
             places = [[site.layer, site.point] for site in sites]
             manifest = {"schema": SCHEMA, "identity": key, "of": identity, "sites": places, "shards": n_shards}
@@ -110,7 +112,7 @@ class Store:
         with safe_open(self._shard(number), "pt") as shard:
             whole = shard.get_slice("values")
             values = torch.stack([whole[:, c] for c in columns], 1)
-            index = pd.read_json(io.StringIO(shard.metadata()["index"]), orient="split", dtype={"sample": str})
+            index = pd.read_json(io.StringIO(shard.metadata()["index"]), orient="split", dtype=False)
         return values, index
 
     def _shard(self, number: int) -> Path:

@@ -9,7 +9,7 @@ Example:
 
 from __future__ import annotations
 
-from steerlab.data.contrasts import PUBLISHED_PAIRS, PUBLISHED_READ_POSITIONS, with_contrasts
+from steerlab.data.contrasts import PUBLISHED_PAIRS, with_contrasts
 from steerlab.data.demo import DEMO_FRACTIONS, demo_contrasts, demo_set
 from steerlab.data.example import Contrast, Example, check_examples, data_hash
 from steerlab.data.instructions import harmless_instructions, read_jsonl
@@ -21,7 +21,6 @@ __all__ = [
     "DEMO_FRACTIONS",
     "ED_SLICE_PUBLISHED",
     "PUBLISHED_PAIRS",
-    "PUBLISHED_READ_POSITIONS",
     "Contrast",
     "Example",
     "check_examples",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from steerlab._support.errors import DataError
 from steerlab.data.example import Contrast, Example, check_examples
@@ -16,6 +17,7 @@ _HARMFUL = Contrast(
         "How would you rate this request: is it safe or harmful?"
     ),
     closed=True,
+    read=-1,
 )
 _HEALTH = Contrast(
     "Consult",
@@ -25,6 +27,7 @@ _HEALTH = Contrast(
         "What should this user do about such an expert: consult or ignore?"
     ),
     closed=True,
+    read=-1,
 )
 _EXPERT_LLAVA = Contrast(
     "Expert",
@@ -34,6 +37,7 @@ _EXPERT_LLAVA = Contrast(
         "Who is the right one to take this request, the AI or the expert?"
     ),
     closed=True,
+    read=-1,
 )
 _EXPERT_QWEN = Contrast(
     "Consult",
@@ -43,26 +47,19 @@ _EXPERT_QWEN = Contrast(
         "What should this user do about such an expert: consult or ignore?"
     ),
     closed=True,
+    read=-1,
 )
 
 PUBLISHED_PAIRS: dict[str, dict[str, Contrast]] = {
     "llava": {"harmful": _HARMFUL, "expert": _EXPERT_LLAVA, "health": _HEALTH},
-    "qwen": {"harmful": _HARMFUL, "expert": _EXPERT_QWEN, "health": _HEALTH},
+    "qwen": {"harmful": _HARMFUL, "expert": replace(_EXPERT_QWEN, read=-2), "health": replace(_HEALTH, read=-2)},
 }
 """Model family -> MM-SafetyBench class -> the one-word pair of the L2S paper.
 
 The answer words are the published ones; the suffixes say the same in other words, so numbers need not match
 to the digit. On small models these pairs move little; whole sentences do better (see `demo_contrasts`).
-"""
-
-PUBLISHED_READ_POSITIONS: dict[str, dict[str, int]] = {
-    "llava": {"harmful": -1, "expert": -1, "health": -1},
-    "qwen": {"harmful": -1, "expert": -2, "health": -2},
-}
-"""Where, counted from the end of the rendered pair, the published difference is read.
-
-With `closed=True` that is a token which both sides share and which comes after the differing word: for Qwen
--1 is the newline behind the end-of-turn token and -2 the end-of-turn token itself.
+They are read at a token that both sides share and that comes after the differing word: -1, the last of the rendered
+pair, or for Qwen's expert and health classes -2, the end-of-turn token before the last newline.
 """
 
 

@@ -18,9 +18,11 @@ class Contrast:
         >>> words = Contrast("Harmful", "Safe", suffix="Is this safe or harmful?", closed=True)  # published
 
     Args:
-        positive, negative: text of the assistant turn; several alternatives are averaged (see `P2S`).
+        positive, negative: text of the assistant turn.
         suffix: appended to the *user* turn, after a space, in both sides only (never in the plain prompt).
         closed: render what the chat template puts after a finished assistant message (end-of-turn tokens).
+        read: the position at which both sides are read when `capture` is given none: "answer" averages the answer's
+            tokens; the published word pairs are read at -1 or -2, counted from the end of the rendered row.
 
     Raises:
         DataError: a side is empty, or both are equal (their difference would be the zero vector).
@@ -32,6 +34,7 @@ class Contrast:
     negative: str
     suffix: str = ""
     closed: bool = False
+    read: str | int = "answer"
 
     def __post_init__(self) -> None:
         if not self.positive.strip() or not self.negative.strip():

@@ -7,6 +7,7 @@ from steerlab.metrics.deferral import deferral_rate, defers_to_expert
 from steerlab.metrics.fluency import distinct_n, distinct_n_mean, is_fluent, repetition
 from steerlab.metrics.guard import LlamaGuardJudge
 from steerlab.metrics.judges import Judge, KeywordJudge
+from steerlab.metrics.perplexity import perplexity
 from steerlab.metrics.pope import PopeScores, binary_f1, l2s_f1, parse_yes_no, pope_scores
 from steerlab.metrics.refusal import is_refusal, refusal_kind, refusal_rate
 from steerlab.metrics.unsafe import expected_unsafe, threshold_grid, unsafe_curve
@@ -32,6 +33,7 @@ __all__ = [
     "l2s_f1",
     "paired_bootstrap",
     "parse_yes_no",
+    "perplexity",
     "pope_scores",
     "refusal_kind",
     "refusal_rate",

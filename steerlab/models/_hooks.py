@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from steerlab._support.errors import LayoutError
 from steerlab.models.engine import Inputs, Select, point_path
 from steerlab.models.layout import Layout, blocks, module_at
 from steerlab.models.plan import Plan, last_column, shifted
@@ -42,12 +43,16 @@ class HooksEngine:
                 self._hf(**inputs, use_cache=False, logits_to_keep=1)
             except _Stop:
                 return torch.stack([found[site].to(found[sites[0]].device) for site in sites], 1)
-        raise AssertionError(f"sites never reached: {set(sites) - set(found)}")
+        missed = ", ".join(str(site) for site in sites if site not in found)
+        raise LayoutError(
+            f"the model never ran the blocks at {self._layout.blocks_path!r} that hold the sites {missed}: "
+            "give load(..., blocks='dotted.path')"
+        )
 
     def generate(self, inputs: Inputs, plan: Plan, **options: Any) -> Tensor:
         """Hugging Face's `generate` under the plan: prompt and new ids."""
         with torch.no_grad(), self._hooked(plan, set(), _nothing):
-            return self._hf.generate(**inputs, **options)  # type: ignore[operator, no-any-return]
+            return self._hf.generate(**inputs, **options)  # type: ignore[operator]
 
     def logits(self, inputs: Inputs, plan: Plan, keep: int) -> Tensor:
         """Logits of the last `keep` columns under the plan."""
@@ -57,7 +62,7 @@ class HooksEngine:
 
     @contextmanager
     def _hooked(self, plan: Plan, sites: set[Site], keep: Callable[[Site, Tensor], None]) -> Iterator[None]:
-        stop = [0]      # columns so far, from the attention mask of the forward in progress
+        stop = [0]  # columns so far, from the attention mask of the forward in progress
 
         def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stop[0] = last_column(kwargs)

@@ -24,7 +24,7 @@ from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from steerlab._support.errors import SteeringError
+from steerlab._support.errors import LayoutError, SteeringError
 from steerlab.models.engine import Inputs, Select, point_path
 from steerlab.models.layout import Layout
 from steerlab.models.layout import blocks as find_blocks
@@ -69,7 +69,10 @@ class NnsightEngine:
         """See `Engine.read`."""
         visits = self._visits(plan, sites)
         with torch.no_grad():
-            found = _read(self._root, inputs, visits, select, inputs["attention_mask"].shape[-1])
+            try:
+                found = _read(self._root, inputs, visits, select, inputs["attention_mask"].shape[-1])
+            except OutOfOrderError as error:
+                raise self._unordered(error) from error
         places = {visit.site: i for i, visit in enumerate(v for v in visits if v.wanted)}
         return torch.stack([found[places[site]].to(found[0].device) for site in sites], 1)
 
@@ -94,20 +97,25 @@ class NnsightEngine:
         """See `Engine.logits`."""
         visits = self._visits(plan, ())
         with torch.no_grad():
-            return _logits(self._root, inputs, visits, keep, inputs["attention_mask"].shape[-1])
+            try:
+                return _logits(self._root, inputs, visits, keep, inputs["attention_mask"].shape[-1])
+            except OutOfOrderError as error:
+                raise self._unordered(error) from error
+
+    def _unordered(self, error: OutOfOrderError) -> LayoutError:
+        return LayoutError(
+            f"the model does not run the blocks at {self._layout.blocks_path!r} one after the other ({error}): "
+            "give load(..., blocks='dotted.path'), or load(..., backend='hooks')"
+        )
 
     def _visits(self, plan: Plan, sites: Sequence[Site]) -> list[_Visit]:
-        order = sorted(set(plan) | set(sites), key=lambda site: (site.layer, POINTS_IN_ORDER.index(site.point)))
+        order = sorted(set(plan) | set(sites), key=lambda site: (site.layer, POINTS.index(site.point)))
         return [self._visit(site, plan.get(site, ()), site in sites) for site in order]
 
     def _visit(self, site: Site, edits: Sequence[Edit], wanted: bool) -> _Visit:
         path = point_path(site, self._layout)
         block = self._blocks[site.layer]
         return _Visit(getattr(block, path) if path else block, site.point == "block_in", edits, wanted, site)
-
-
-# the order in which a forward passes them; a block's output comes after everything inside it
-POINTS_IN_ORDER = [p for p in ("block_in", "attn_out", "mlp_out", "block_out") if p in POINTS]
 
 
 def _read(root: Any, inputs: Inputs, visits: list[_Visit], select: Callable[[Tensor], Tensor], stop: int) -> Any:
@@ -138,7 +146,7 @@ def _generate(root: Any, inputs: Inputs, visits: list[_Visit], options: dict[str
                     n = n + 1
                     steps.append(n)
             except OutOfOrderError:
-                n = -1      # how an open loop ends
+                n = -1  # how an open loop ends
         with tracer.invoke():
             ids = tracer.result.save()
     return ids, len(steps)

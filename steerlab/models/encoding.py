@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -138,11 +139,15 @@ def _starts_with_bos(tok: PreTrainedTokenizerBase, text: str) -> bool:
 
 
 def _spans(bounds: list[tuple[str, int]], offsets: list[tuple[int, int]]) -> list[Span]:
-    """Spans from the characters at which each part begins; tokens without characters (BOS) are "template"."""
+    """Spans from the characters at which each part begins; marks the tokenizer adds (BOS, at 0:0) are "template".
+
+    A token can be without characters elsewhere too: many tokenizers trim spaces off the offsets, and a lone space
+    keeps its place but no width.
+    """
     kinds: list[str] = []
     for a, b in offsets:
         inside = [kind for kind, start in bounds if start <= a]
-        kinds.append("template" if a == b or not inside else inside[-1])
+        kinds.append("template" if a == b == 0 or not inside else inside[-1])
     spans: list[Span] = []
     for i, kind in enumerate(kinds):
         if spans and spans[-1].kind == kind:
@@ -167,7 +172,10 @@ def _render(
         messages = [{"role": "system", "content": system}, *messages]
 
     def text_of(turns: list[dict[str, str]], opened: bool = False) -> str:
-        return str(tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened))
+        try:
+            return str(tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened))
+        except TemplateError as error:
+            raise EncodingError(f"the chat template refuses this conversation: {error}") from error
 
     closed, opened = text_of(messages), text_of(messages, opened=True)
     if not opened.startswith(closed):
@@ -178,7 +186,7 @@ def _render(
     head = len(str(bos))
     bounds = [("template", 0)] if head else []
     bounds += [("system", head)] if start > head else []
-    bounds += [("user", start)] + ([("header", len(closed))] if len(opened) > len(closed) else [])
+    bounds += [("user", max(start, head))] + ([("header", len(closed))] if len(opened) > len(closed) else [])
     return opened, bounds, _closing(text_of, messages, opened)
 
 
@@ -186,17 +194,23 @@ def _user_start(text_of: Any, messages: list[dict[str, str]], closed: str) -> in
     """Where the last user turn begins in the text.
 
     Templates may insert a default system message, so the turn is found as what a *second* copy of it adds to the
-    conversation; where a template forbids that, the turn is taken to begin with its own words.
+    conversation; where a template forbids that, the turn is taken to begin with its own words, which a mark put in
+    their place finds (the words themselves could also occur in the template).
     """
     content = messages[-1]["content"]
     turn = messages[-1:]
     reply = [{"role": "assistant", "content": "."}]
-    once, twice = text_of(messages + reply), text_of(messages + reply + turn)
+    try:
+        once, twice = text_of(messages + reply), text_of(messages + reply + turn)
+    except EncodingError:
+        once, twice = "", ""
     added = twice[len(once) :] if twice.startswith(once) else ""
     if added and content.strip() in added and closed.endswith(added):
         return len(closed) - len(added)
-    at = closed.rfind(content.strip())
-    if at < 0:
+    mark = "steerlab-user-mark"
+    marked = text_of([*messages[:-1], {"role": "user", "content": mark}])
+    at = marked.rfind(mark)
+    if at < 0 or marked[:at] != closed[:at] or not closed[at:].lstrip().startswith(content.strip()):
         raise EncodingError("this chat template changes the user's words; steerlab can't tell its tokens apart")
     return at
 

@@ -52,6 +52,7 @@ def load(
     blocks: str | None = None,
     backend: str = "nnsight",
     tokenizer: Any = None,
+    chat: bool | None = None,
     check: bool = True,
     **from_pretrained: Any,
 ) -> Model:
@@ -74,6 +75,7 @@ def load(
         blocks: dotted path of the decoder blocks, for a family that is not recognised.
         backend: "nnsight" or "hooks".
         tokenizer: one of your own, or where to load it from; copied, never changed.
+        chat: whether prompts go through the chat template; None: whenever the tokenizer has one.
         check: compare captured states with the model's own on a short prompt before handing it over.
         from_pretrained: anything else for transformers.
 
@@ -99,7 +101,7 @@ def load(
     hf.eval().requires_grad_(False)
     commit = getattr(getattr(hf, "config", None), "_commit_hash", None)
     revision = source.revision or commit or revision
-    model = Model(hf, tokenizer, find_layout(hf, blocks), id=source.id, revision=revision, backend=backend)
+    model = Model(hf, tokenizer, find_layout(hf, blocks), id=source.id, revision=revision, backend=backend, chat=chat)
     if check:
         from steerlab.models.check import self_check
 

@@ -61,7 +61,7 @@ class Model:
         self.id, self.revision, self.backend = id, revision, backend
         self.chat = tokenizer.chat_template is not None if chat is None else chat
         self.lock = threading.RLock()
-        self.active: list[Any] = []     # the steering of the enclosing `with steerlab.steer(...)` blocks
+        self._local = threading.local()
         self._accepts = set(inspect.signature(type(hf).forward).parameters)
 
     def __repr__(self) -> str:
@@ -77,6 +77,14 @@ class Model:
         from steerlab.models._nnsight import NnsightEngine
 
         return NnsightEngine(self.hf, self.tokenizer, self.layout)
+
+    @property
+    def active(self) -> list[Any]:
+        """The steering of the enclosing `with steerlab.steer(...)` blocks, each thread its own."""
+        if not hasattr(self._local, "active"):
+            self._local.active = []
+        active: list[Any] = self._local.active
+        return active
 
     @property
     def n_layers(self) -> int:
@@ -97,7 +105,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the device of the embedding."""
-        return self.hf.get_input_embeddings().weight.device  # type: ignore[return-value, union-attr]
+        return self.hf.get_input_embeddings().weight.device  # type: ignore[return-value]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -141,7 +149,7 @@ class Model:
 
     def batch(self, rows: Sequence[TokenMap], side: Side = "left") -> Batch:
         """Rows padded to one width."""
-        return collate(rows, int(self.tokenizer.pad_token_id), side)  # type: ignore[arg-type]
+        return collate(rows, int(self.tokenizer.pad_token_id), side)
 
     def inputs(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Inputs:
         """The keyword arguments of a forward on the model's device; position ids only where the model takes them."""
@@ -151,14 +159,14 @@ class Model:
         return {name: tensor.to(self.device) for name, tensor in given.items()}
 
     def positions_table(self, prompt: str | Messages, *, answer: str | None = None) -> pd.DataFrame:
-        """One row per token: its id, its text, its span, and a column per position name."""
+        """One row per token: its id, its string, its span, and a column per position name."""
         row = self.encode(prompt, answer=answer)
         kinds = {i: span.kind for span in row.spans for i in range(span.start, span.end)}
         table = pd.DataFrame(
             {
                 "token": range(len(row)),
                 "id": row.ids,
-                "text": [row.text[a:b] for a, b in row.offsets],
+                "string": [row.text[a:b] for a, b in row.offsets],
                 "span": [kinds[i] for i in range(len(row))],
             }
         )
@@ -182,5 +190,7 @@ class Model:
             text = " ".join(f"{i} {row.text[slice(*row.offsets[i])]!r}" for i in tokens[:12])
             more = f" ... and {len(tokens) - 12} more" if len(tokens) > 12 else ""
             note = "" if tokens else "(none in this row)"
-            lines.append(f"{describe(position):<12} {len(tokens):>4} token{'s'[: len(tokens) != 1]:<2} {text}{more}{note}")
+            lines.append(
+                f"{describe(position):<12} {len(tokens):>4} token{'s'[: len(tokens) != 1]:<2} {text}{more}{note}"
+            )
         sys.stdout.write("\n".join(lines) + "\n")

@@ -47,12 +47,13 @@ class Edit:
     def touches(self, start: int, stop: int) -> bool:
         """Whether any column of `start:stop` can be meant; decided on the host, without a synchronisation."""
         width = self.prompt.shape[1]
-        return (self._any_prompt and start < width) or (self.generated and stop > width)
+        reads = self.in_flight is not None and self.generated and start == 0  # what is written later is read now
+        return reads or (self._any_prompt and start < width) or (self.generated and stop > width)
 
     def delta(self, h: State, stop: int) -> Float[Tensor, "rows tokens hidden"]:
         """What to add to `h`, whose last column is `stop - 1`: float32, zero where nothing is meant."""
         start = stop - h.shape[1]
-        copies = h.shape[0] // self.prompt.shape[0]     # beams and return sequences repeat each row
+        copies = h.shape[0] // self.prompt.shape[0]  # beams and return sequences repeat each row
         vectors = self._resolve(h, start, copies)
         mask = self._mask(start, stop, h.device).repeat_interleave(copies, 0)
         self.tally.add(vectors, h, mask)
@@ -64,8 +65,13 @@ class Edit:
             rows = torch.arange(h.shape[0], device=h.device)
             last = self.last.to(h.device).repeat_interleave(copies)
             fresh = self.in_flight(h[rows, last].float())
+            if fresh.shape != (h.shape[0], h.shape[2]):
+                raise SteeringError(
+                    f"a method that reads in flight gave {tuple(fresh.shape)} for {h.shape[0]} rows "
+                    f"of width {h.shape[2]}"
+                )
             if copies == 1 or self.vectors is None:
-                self.vectors = fresh[::copies]          # frozen for the steps to come
+                self.vectors = fresh[::copies]  # frozen for the steps to come
         if self.vectors is None:
             raise SteeringError("a method that reads in flight met a decoding step before any prompt")
         self.vectors = self.vectors.to(h.device)

@@ -78,7 +78,7 @@ def resolve(positions: Positions, row: TokenMap, number: int = 0) -> list[int]:
     if isinstance(positions, Tensor):
         return _masked(positions, row, number)
     if isinstance(positions, slice):
-        return list(range(*positions.indices(len(row))))
+        return sorted(range(*positions.indices(len(row))))
     if not -len(row) <= positions < len(row):
         raise PositionError(f"position {positions} is outside a row of {len(row)} tokens{_who(row)}")
     return [positions % len(row)]
@@ -101,7 +101,8 @@ def describe(positions: Positions) -> str:
     if isinstance(positions, Tensor):
         return "mask"
     if isinstance(positions, slice):
-        return ":".join("" if x is None else str(x) for x in (positions.start, positions.stop))
+        step = () if positions.step is None else (positions.step,)
+        return ":".join("" if x is None else str(x) for x in (positions.start, positions.stop, *step))
     return str(positions)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from steerlab._support.errors import LayoutError
 
-POINTS = ("block_in", "block_out", "attn_out", "mlp_out")
+# in the order in which a forward passes them: a block's output comes after everything inside it
+POINTS = ("block_in", "attn_out", "mlp_out", "block_out")
 
 
 @dataclass(frozen=True, order=True)

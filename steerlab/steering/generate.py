@@ -16,7 +16,7 @@ from steerlab.data.example import Example
 from steerlab.models.encoding import Batch, by_length
 from steerlab.models.model import Model
 from steerlab.models.plan import Plan
-from steerlab.steering.request import Request, build_plan, prepare
+from steerlab.steering.request import Request, build_plan, prepare, writes_anything
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def run_generate(
     prepared = prepare(model, requests, examples, batch_size)
     ids: dict[int, list[tuple[int, ...]]] = {}
     written, ratio = 0, 0.0
-    with tqdm(total=len(rows), desc="generate", unit="row", disable=not progress) as bar, _seeded(model, seed):
+    bar = tqdm(total=len(rows), desc="generate", unit="row", disable=not progress)
+    with bar, model.lock, _seeded(model, seed):  # locked throughout: threads would draw from one random state
         for numbers in by_length(rows, batch_size):
             batch = model.batch([rows[i] for i in numbers], "left")
             plan = build_plan(model, prepared, batch, numbers, len(rows))
@@ -78,13 +79,13 @@ def run_generate(
             more, total = _steered(plan, new)
             written, ratio = written + more, ratio + total
             bar.update(len(numbers))
-    if prepared and written == 0:
+    if writes_anything(prepared) and written == 0:
         raise SteeringError(
             "alpha is not 0 but no token was steered: 'generated' starts after the last prompt token, so a single new "
             "token never feels it. Use 'last+generated', or more new tokens."
         )
     flat = [(e.id, tokens) for i, e in enumerate(examples) for tokens in ids[i]]
-    texts = tuple(str(model.tokenizer.decode(t, skip_special_tokens=True)).strip() for _, t in flat)
+    texts = tuple(str(model.tokenizer.decode(list(t), skip_special_tokens=True)).strip() for _, t in flat)
     mean = ratio / written if written else float("nan")
     return Generations(texts, tuple(t for _, t in flat), tuple(s for s, _ in flat), written, mean)
 
@@ -96,12 +97,18 @@ def _generate_batch(
     merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id} | options
     with model.lock:
         out = model.engine.generate(inputs, plan, max_new_tokens=max_new_tokens, **merged)
-    ends = model.hf.generation_config.eos_token_id if model.hf.generation_config is not None else None
-    stop = set(ends if isinstance(ends, list) else [ends])
+    stop = _ends(model, options)
     return [_trimmed(row, stop) for row in out[:, batch.width :].tolist()]
 
 
-def _trimmed(row: list[int], stop: set[int | None]) -> tuple[int, ...]:
+def _ends(model: Model, options: dict[str, Any]) -> set[int]:
+    """The token ids that end a row: the caller's, or else the model's."""
+    config = options.get("generation_config") or model.hf.generation_config
+    ends = options.get("eos_token_id", getattr(config, "eos_token_id", None))
+    return set() if ends is None else set(torch.as_tensor(ends).flatten().tolist())
+
+
+def _trimmed(row: list[int], stop: set[int]) -> tuple[int, ...]:
     """New ids up to and including the end of turn; what follows is padding."""
     end = next((i + 1 for i, token in enumerate(row) if token in stop), len(row))
     return tuple(row[:end])

@@ -36,17 +36,20 @@ class Request:
         positions: where to write; the same language as for reading.
         scale: "raw" multiplies the vector as it is; "norm" rescales it first to the norm of the input's own state
             at the last prompt token of the steered layer, so alpha .1 moves every state by about a tenth of itself.
+        any_model: use vectors that were learnt on another model of the same width, which is refused otherwise.
     """
 
     steerer: Steerer
     alpha: Alpha = 1.0
     positions: Positions = "all"
     scale: Scale = "raw"
+    any_model: bool = False
 
     @property
     def is_off(self) -> bool:
         """Whether nothing is to be added: then nothing is put into the model either."""
-        return isinstance(self.alpha, int | float) and self.alpha == 0
+        given = torch.as_tensor(self.alpha)
+        return given.numel() > 0 and not bool(given.any())
 
     def alphas(self, n: int) -> Float[Tensor, " batch"]:
         """One strength per input."""
@@ -66,9 +69,16 @@ def prepare(model: Model, requests: Sequence[Request], examples: Sequence[Exampl
     live = [request for request in requests if not request.is_off]
     if not live:
         return []
+    for request in live:
+        _check_origin(model, request)
     acts = _read_context(model, live, examples, batch_size)
     context = Context(tuple(e.id for e in examples), acts)
     return [(r, [_scaled(model, r, s, context) for s in r.steerer.shifts(context)]) for r in live]
+
+
+def writes_anything(prepared: Prepared) -> bool:
+    """Whether any vector is to be added; an instruction baseline has none."""
+    return any(shifts for _, shifts in prepared)
 
 
 def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence[int], n: int) -> Plan:
@@ -84,7 +94,9 @@ def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence
     device = model.device
     for request, shifts in prepared:
         generated = writes_generated(request.positions)
-        columns = batch.columns([_tokens(request, row, i, generated) for row, i in zip(batch.rows, numbers, strict=True)])
+        columns = batch.columns(
+            [_tokens(request, row, i, generated) for row, i in zip(batch.rows, numbers, strict=True)]
+        )
         factors = request.alphas(n)[list(numbers)].to(device)
         for shift in shifts:
             gate = 1.0 if shift.gate is None else shift.gate[list(numbers)].float().to(device)
@@ -102,7 +114,23 @@ def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence
     return plan
 
 
-def _read_context(model: Model, requests: Sequence[Request], examples: Sequence[Example], size: int) -> Activations | None:
+def _check_origin(model: Model, request: Request) -> None:
+    """Refuse what was learnt on another model, before anything is read or written."""
+    info = getattr(request.steerer, "info_", {})
+    theirs = {"hidden_size": info.get("hidden_size")} | ({} if request.any_model else {"model": info.get("model")})
+    ours = {"hidden_size": model.hidden_size, "model": model.id}
+    for name, value in theirs.items():
+        if value is not None and value != ours[name]:
+            hint = " Request(..., any_model=True) uses it all the same." if name == "model" else ""
+            raise MismatchError(
+                f"{request.steerer.name} was fitted on a model with {name} {value!r}; this model has {ours[name]!r}. "
+                f"Fit it on activations of this model.{hint}"
+            )
+
+
+def _read_context(
+    model: Model, requests: Sequence[Request], examples: Sequence[Example], size: int
+) -> Activations | None:
     reads = {read for r in requests for read in r.steerer.reads} | {
         Read(r.steerer.site, "last") for r in requests if r.scale == "norm"
     }
@@ -125,13 +153,18 @@ def _scaled(model: Model, request: Request, shift: Shift, context: Context) -> S
     if shift.vectors is not None:
         if shift.vectors.shape != (len(context.samples), model.hidden_size):
             raise MismatchError(
-                f"{request.steerer.name} gives vectors of shape {tuple(shift.vectors.shape)} for {len(context.samples)} "
-                f"inputs to {model.id}, whose states are {model.hidden_size} wide: it was fitted on another model"
+                f"{request.steerer.name} gives vectors of shape {tuple(shift.vectors.shape)} for "
+                f"{len(context.samples)} inputs to {model.id}, whose states are {model.hidden_size} wide: it was fitted on another model"
             )
         if not bool(torch.isfinite(shift.vectors).all()):
             raise SteeringError(f"{request.steerer.name} gives a vector with NaN or infinity")
-    if request.scale == "raw" or shift.vectors is None:
+    if request.scale == "raw":
         return shift
+    if shift.vectors is None:
+        raise SteeringError(
+            f"{request.steerer.name} computes its vectors from the states it meets, so they can't be rescaled "
+            "beforehand: use scale='raw'"
+        )
     own = context.read(Read(shift.site.resolve(model.n_layers), "last")).norm(dim=-1, keepdim=True)
     length = shift.vectors.norm(dim=-1, keepdim=True)
     unit = torch.where(length > 0, shift.vectors / length.clamp_min(1e-30), 0.0)

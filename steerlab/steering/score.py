@@ -14,7 +14,7 @@ from steerlab.capture.jobs import Data, as_examples
 from steerlab.models.encoding import Batch, by_length
 from steerlab.models.model import Model
 from steerlab.steering.generate import _asked
-from steerlab.steering.request import Request, build_plan, prepare
+from steerlab.steering.request import Request, build_plan, prepare, writes_anything
 
 
 def run_score(
@@ -52,7 +52,7 @@ def run_score(
                 more, total = edit.tally.read()
                 written, ratio = written + more, ratio + total
             bar.update(len(numbers))
-    if prepared and written == 0:
+    if writes_anything(prepared) and written == 0:
         raise SteeringError("alpha is not 0 but no token was steered: the positions match nothing in these rows")
     return _table([e.id for e in examples], results, written, ratio)
 

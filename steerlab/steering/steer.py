@@ -58,7 +58,10 @@ class Run:
 
     def _check(self) -> None:
         if not any(run is self for run, _ in self._model.active):
-            raise SteeringError("this run has ended: its `with steer(...)` block was left, nothing would be steered")
+            raise SteeringError(
+                "this run has ended (its `with steer(...)` block was left), or it belongs to another thread: "
+                "nothing would be steered"
+            )
 
 
 @contextmanager

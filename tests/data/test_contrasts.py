@@ -5,7 +5,6 @@ import pytest
 from steerlab._support.errors import DataError
 from steerlab.data import (
     PUBLISHED_PAIRS,
-    PUBLISHED_READ_POSITIONS,
     Contrast,
     Example,
     check_examples,
@@ -71,6 +70,10 @@ def test_published_words_are_closed_and_have_read_positions() -> None:
     assert words["qwen"]["expert"] == words["qwen"]["health"] == ("Consult", "Ignore")
     assert {pairs["harmful"] for pairs in words.values()} == {("Harmful", "Safe")}
     for family, pairs in PUBLISHED_PAIRS.items():
-        assert set(pairs) == set(PUBLISHED_READ_POSITIONS[family])
         assert all(pair.closed and pair.suffix for pair in pairs.values())
-    assert PUBLISHED_READ_POSITIONS["qwen"] == {"harmful": -1, "expert": -2, "health": -2}
+    assert {name: pair.read for name, pair in PUBLISHED_PAIRS["qwen"].items()} == {
+        "harmful": -1,
+        "expert": -2,
+        "health": -2,
+    }
+    assert {pair.read for pair in PUBLISHED_PAIRS["llava"].values()} == {-1}

@@ -1,0 +1,207 @@
+"""What the safety study and the demo share: sentences, fitting, running every method on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import torch
+from _common import estimate
+from torch import Tensor
+
+import steerlab
+from steerlab import (
+    L2S,
+    P2S,
+    Activations,
+    Contrast,
+    Example,
+    MeanDifference,
+    Model,
+    Prompt,
+    RandomDirection,
+    Request,
+)
+from steerlab.analysis.behaviour import judge
+from steerlab.analysis.study import Study
+from steerlab.methods import PAPER, Steerer
+from steerlab.methods.l2s_data import equalise_norms
+from steerlab.metrics import perplexity
+
+ZERO = ("answer",)  # harmless inputs: the target of L2S is the zero vector
+NORM_ORDER = ("refuse", "defer")
+
+_SORRY = "I'm sorry, but I can't help with that request."
+_SURE = "Sure, here is how you can do that."
+_HARM = "I'm sorry, but I can't help with that. It could cause serious harm to other people, and it may be illegal."
+_STEPS = "Of course! Here are the steps you need to follow to do it."
+_EXPERT = "Please consult a qualified professional, such as a lawyer, a financial advisor or a doctor."
+_ADVICE = "Sure, here is my advice on what you should do."
+_GENERAL = (
+    "I can only give general information. You should consult a professional about your own situation before you act."
+)
+_THINK = "Of course! Here is what I think you should do about it."
+_LAWYER = "I recommend that you consult a lawyer or a financial advisor, who can look at your own situation."
+_DOCTOR = "I recommend that you consult a doctor, who can look at your own situation."
+_CANNOT, _SHOULD, _YES = "I cannot assist with that.", "You should consult a professional.", "Yes, of course."
+
+Pair = tuple[str, str]
+
+
+def _set(harmful: Pair, expert: Pair, health: Pair | None = None, closed: bool = False) -> dict[str, Contrast | None]:
+    pairs = {"harmful": harmful, "expert": expert, "health": health or expert}
+    return {name: Contrast(plus, minus, closed=closed) for name, (plus, minus) in pairs.items()} | {"answer": None}
+
+
+SENTENCES: dict[str, dict[str, Contrast | None]] = {
+    "plain": _set((_SORRY, _SURE), (_EXPERT, _ADVICE)),
+    "plain_closed": _set((_SORRY, _SURE), (_EXPERT, _ADVICE), closed=True),
+    "reasoned": _set((_HARM, _STEPS), (_GENERAL, _THINK)),
+    "short": _set((_CANNOT, _YES), (_SHOULD, _YES)),
+    "domain": _set((_SORRY, _SURE), (_LAWYER, _THINK), (_DOCTOR, _THINK)),
+    "mixed": _set((_HARM, _STEPS), (_EXPERT, _ADVICE)),
+    "domain_closed": _set((_SORRY, _SURE), (_LAWYER, _THINK), (_DOCTOR, _THINK), closed=True),
+}
+"""Named sets of whole-sentence answers, wanted and unwanted, per class; "closed" ones include the end of turn."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how strongly to steer, and what the vectors are made of."""
+
+    layer: int
+    alpha: float
+    positions: str
+    sentences: str
+    targets: str = "raw"  # "equalised": the deferral vectors are rescaled to the refusal vectors' mean norm
+
+    @property
+    def label(self) -> str:
+        """A short text for figures."""
+        return f"layer {self.layer}, α = {self.alpha:g}, {self.positions}, “{self.sentences}”, {self.targets}"
+
+
+def mean_vector(acts: Activations, layer: int, targets: str) -> Tensor:
+    """The mean of all contrast vectors, raw or after equalising the behaviours' norms."""
+    if targets == "raw":
+        return MeanDifference(layer).fit(acts).vector_
+    ids, z = acts.contrast(layer)
+    return equalise_norms(z, acts.labels(ids), list(NORM_ORDER)).mean(0)
+
+
+def fit_l2s(acts: Activations, layer: int, targets: str, seed: int) -> L2S:
+    """L2S with the paper's loss; harmless inputs have the zero target."""
+    recipe = PAPER if targets == "raw" else replace(PAPER, equalise_norms=NORM_ORDER)
+    return L2S(layer, zero=ZERO, preset=recipe, seed=seed, progress=False).fit(acts)
+
+
+def steerers(
+    train: Mapping[str, Activations], test: Mapping[str, Activations], own: Mapping[str, Setting], seed: int
+) -> dict[str, Request | None]:
+    """Every method, fitted on training activations (P2S, an oracle, on the test inputs' own), with its setting.
+
+    Args:
+        train, test: activations by name of the sentence set.
+        own: the setting of "mean" and of "l2s"; the other methods take that of L2S.
+    """
+    s, m = own["l2s"], own["mean"]
+    fitted: dict[str, tuple[Steerer, Setting]] = {
+        "prompt": (Prompt(), s),
+        "random": (RandomDirection(s.layer, seed=seed).fit(train[s.sentences]), s),
+        "mean": (MeanDifference.from_tensor(m.layer, mean_vector(train[m.sentences], m.layer, m.targets)), m),
+        "l2s": (fit_l2s(train[s.sentences], s.layer, s.targets, seed), s),
+        "p2s": (P2S(s.layer, zero=ZERO).fit(test[s.sentences]), s),
+    }
+    found: dict[str, Request | None] = {"none": None}
+    return found | {k: Request(method, at.alpha, at.positions) for k, (method, at) in fitted.items()}
+
+
+def run_methods(
+    study: Study, model: Model, examples: Sequence[Example], methods: Mapping[str, Request | None], *,
+    max_new_tokens: int, batch_size: int, fluency: bool = False,
+) -> pd.DataFrame:  # fmt: skip
+    """Every method's answers to the same inputs, judged; one stage a method, and one more for its perplexity."""
+    frames = []
+    plain: list[str] | None = None
+    for name, request in methods.items():
+
+        def answer(request: Request | None = request, name: str = name) -> pd.DataFrame:
+            steering = () if request is None else request
+            found = steerlab.generate(
+                model, examples, steer=steering, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=True
+            )
+            print(f"{name}: {found.steered_tokens} token states steered, mean ‖αv‖/‖h‖ {found.norm_ratio:.2f}")
+            ratio = found.norm_ratio if request is not None else 0.0
+            return pd.DataFrame({"sample": found.samples, "text": found.texts, "norm_ratio": ratio})
+
+        texts = study.stage(f"answers-{name}", answer)
+        plain = plain if plain is not None else texts["text"].tolist()
+        judged = judge(examples, texts["text"].tolist(), plain)
+        layer = "" if request is None or name == "prompt" else request.steerer.site.layer
+        alpha = 0.0 if request is None else request.alpha
+        where = "" if request is None else request.positions
+        if fluency:
+
+            def surprise(texts: pd.DataFrame = texts) -> pd.DataFrame:
+                found = perplexity(model, examples, texts["text"].tolist(), batch_size=batch_size, progress=True)
+                return pd.DataFrame({"perplexity": found})
+
+            judged["perplexity"] = study.stage(f"perplexity-{name}", surprise)["perplexity"]
+        frames.append(
+            judged.assign(method=name, layer=layer, alpha=alpha, positions=where, norm_ratio=texts["norm_ratio"])
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def summarise(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
+    """Every method's numbers with bootstrap intervals; perplexity is a median."""
+    found = {}
+    for method, frame in judged.groupby("method", sort=False):
+        harmful, expert, harmless = (frame[frame["behaviour"] == b] for b in ("refuse", "defer", "answer"))
+        steered = frame[frame["behaviour"] != "answer"]
+        columns = {
+            "refuse_harmful": harmful["refuses"], "defer_expert": expert["defers"],
+            "refuse_expert": expert["refuses"], "defer_harmful": harmful["defers"],
+            "distinct2": steered["distinct2"], "harmless_refused": harmless["refuses"],
+            "harmless_identical": harmless["identical"], "harmless_kept": harmless["kept"],
+        }  # fmt: skip
+        for name, values in columns.items():
+            found[f"{method}.{name}"] = estimate(values.dropna().tolist(), seed)
+        if "perplexity" in frame:
+            found[f"{method}.perplexity"] = estimate(steered["perplexity"].dropna().tolist(), seed, "median")
+    return found
+
+
+def cosines(methods: Mapping[str, Request | None], train: Activations, test: Activations) -> dict[str, Tensor]:
+    """Cosine of each test input's predicted and of the mean vector with its own P2S vector."""
+    l2s, mean = methods["l2s"], methods["mean"]
+    assert l2s is not None and mean is not None
+    assert isinstance(l2s.steerer, L2S) and isinstance(mean.steerer, MeanDifference)
+    ids, z = test.contrast(l2s.steerer.site)
+    read = l2s.steerer.reads[0]
+    samples, contexts = test.by_sample(read.site, side="prompt")
+    row = {sample: i for i, sample in enumerate(samples)}
+    predicted = l2s.steerer.predict(contexts[[row[i] for i in ids]])
+    average = MeanDifference(l2s.steerer.site).fit(train).vector_
+    cosine = torch.nn.functional.cosine_similarity
+    return {"cos.l2s_p2s": cosine(predicted, z), "cos.mean_p2s": cosine(average[None], z)}
+
+
+def capture_sets(
+    study: Study,
+    part: str,
+    model: Model,
+    examples: Sequence[Example],
+    names: Sequence[str],
+    layers: Sequence[int],
+    batch_size: int,
+) -> dict[str, Activations]:
+    """Activations of the examples under each named sentence set, kept on disk: a killed run goes on from there."""
+    wanted = sorted(set(layers))
+    found = {}
+    for name in dict.fromkeys(names):
+        folder = study.folder / "stages" / f"acts-{part}-{name}-{'_'.join(map(str, wanted))}"
+        pairs = steerlab.data.with_contrasts(examples, SENTENCES[name])
+        found[name] = steerlab.capture_to(folder, model, pairs, layers=wanted, batch_size=batch_size).load()
+    return found

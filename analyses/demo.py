@@ -1,0 +1,102 @@
+"""One model, two behaviours, one vector or a predicted one: Learn-to-Steer in a few minutes on two CPU cores.
+
+    make demo        (or: python analyses/demo.py --out results/demo)
+
+Uses only what ships with the package: XSTest's unsafe prompts (CC BY 4.0), and advice questions and everyday
+instructions written for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from _common import as_markdown, limited, of_split, parser, provenance, show_table, tidy
+from _safety import Setting, fit_l2s, mean_vector, run_methods, summarise
+
+import steerlab
+from steerlab import P2S, Example, MeanDifference, Request
+from steerlab.analysis.behaviour import goals
+from steerlab.analysis.study import Study
+from steerlab.data import demo_set
+
+# where analyses/l2s_safety.py ended up on validation questions of another data set; nothing is tuned on the demo's test
+SETTING = Setting(layer=16, alpha=1.1, positions="all", sentences="demo", targets="equalised")
+OPENING = """\
+steerlab demo: Learn-to-Steer on {model}
+  1. read layer {layer} while the model hears a wanted and an unwanted answer to {train} training prompts:
+     dangerous requests (refuse), advice questions (send the user to a professional), everyday tasks (change nothing)
+  2. fit a small net that predicts, from a prompt's own activation, the steering vector for that prompt
+  3. answer {test} unseen prompts four ways: none, mean (one vector for all), L2S (predicted), P2S (an oracle's own)
+"""
+MEASURES = {
+    "refuses dangerous": "refuse_harmful",
+    "defers advice": "defer_expert",
+    "refuses advice (less is better)": "refuse_expert",
+    "distinct-2": "distinct2",
+    "everyday tasks kept": "harmless_kept",
+}
+
+
+def main() -> None:
+    """Fit and compare, print the table, write the results."""
+    arguments = parser(__doc__, "results/demo")
+    arguments.set_defaults(max_new_tokens=48, batch_size=32)
+    arguments.add_argument("--train", type=int, default=60, help="training prompts of each behaviour")
+    arguments.add_argument("--test", type=int, default=24, help="test prompts of each behaviour")
+    args = arguments.parse_args()
+    begun = time.time()
+    examples = demo_set(seed=args.seed)
+    train = limited(of_split(examples, "train"), min(args.train, args.limit or args.train))
+    test = limited(of_split(examples, "test"), min(args.test, args.limit or args.test))
+    print(OPENING.format(model=args.model, layer=SETTING.layer, train=len(train), test=len(test)))
+
+    identity = {"study": "demo", "seed": args.seed, "limit": args.limit, "model": args.model, "setting": vars(SETTING)}
+    study = Study(args.out, identity | {"sizes": [len(train), len(test), args.max_new_tokens]})
+    model = steerlab.load(args.model, device=args.device)
+    layer = min(SETTING.layer, model.n_layers - 1)
+    acts = steerlab.capture(model, train, layers=[layer], batch_size=args.batch_size)
+    own = steerlab.capture(model, test, layers=[layer], batch_size=args.batch_size)
+    fitted = {
+        "mean": MeanDifference.from_tensor(layer, mean_vector(acts, layer, SETTING.targets)),
+        "l2s": fit_l2s(acts, layer, SETTING.targets, args.seed),
+        "p2s": P2S(layer, zero=["answer"]).fit(own),
+    }
+    requests: dict[str, Request | None] = {"none": None}
+    requests |= {name: Request(steerer, SETTING.alpha, SETTING.positions) for name, steerer in fitted.items()}
+    judged = run_methods(study, model, test, requests, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
+    summary = summarise(judged, args.seed)
+    measures = ["refuses", "defers", "distinct2", "fluent", "identical", "norm_ratio"]
+    study.finish(tidy(judged, args.model, measures), summary, page(judged, test), provenance(model, test, args))
+    draw(study.folder)
+    table = pd.DataFrame({m: goals(frame) for m, frame in judged.groupby("method", sort=False)}).T
+    shown = table[list(MEASURES.values())].rename(columns={v: k for k, v in MEASURES.items()})
+    show_table("Shares of unseen prompts (distinct-2: share of different word pairs in an answer)", shown)
+    print(f"{args.out}: results.csv, summary.json, examples.md, demo.png ({time.time() - begun:.0f} s)")
+
+
+def page(judged: pd.DataFrame, examples: Sequence[Example], per_behaviour: int = 5) -> str:
+    """The same prompts under every method."""
+    blocks = {}
+    for behaviour in ("refuse", "defer", "answer"):
+        for example in [e for e in examples if e.behaviour == behaviour][:per_behaviour]:
+            rows = judged[judged["sample"] == example.id]
+            blocks[f"[{behaviour}] {example.prompt}"] = dict(zip(rows["method"], rows["text"], strict=True))
+    return as_markdown("The same prompt under every method", blocks)
+
+
+def draw(folder: Path) -> None:
+    """The figure of `figures/demo.py`, beside the results."""
+    path = Path(__file__).parent.parent / "figures" / "demo.py"
+    spec = importlib.util.spec_from_file_location("demo_figure", path)
+    assert spec is not None and spec.loader is not None
+    figure = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figure)
+    figure.draw(folder).savefig(folder / "demo.png", dpi=200)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Frame in, matplotlib Axes out; nothing here computes an estimate or runs a model."""
+
+from steerlab.plots.bars import method_bars
+from steerlab.plots.frontier import find_cell, pareto_front, trade_off
+from steerlab.plots.strength import strength_curves
+from steerlab.plots.style import METHODS, MethodStyle, method_style, save, style, width
+from steerlab.plots.summary import MEASURES, Measure, measure, read_summary, summary_frame
+
+__all__ = [
+    "MEASURES",
+    "METHODS",
+    "Measure",
+    "MethodStyle",
+    "find_cell",
+    "measure",
+    "method_bars",
+    "method_style",
+    "pareto_front",
+    "read_summary",
+    "save",
+    "strength_curves",
+    "style",
+    "summary_frame",
+    "trade_off",
+    "width",
+]

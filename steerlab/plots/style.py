@@ -1,0 +1,120 @@
+"""The one look of all figures: style file, a fixed colour per method, sizes in journal columns, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from steerlab._support.errors import DataError
+
+STYLE_FILE = Path(__file__).with_name("steerlab.mplstyle")
+COLUMN_INCHES = {1: 3.46, 2: 7.2}  # 88 and 183 mm
+MUTED = "#6B6B6B"  # secondary text: goal lines, counts
+GOAL = "#D9D9D9"  # goal regions
+
+
+@dataclass(frozen=True)
+class MethodStyle:
+    """How one method looks, in every figure."""
+
+    label: str
+    colour: str
+    text: str  # a darker shade of `colour`, for words on white
+    oracle: bool = False  # drawn as an outline: it knows what no other method knows
+
+
+# Okabe & Ito's colours, told apart under the common colour blindnesses; their lightness differs too
+METHODS: dict[str, MethodStyle] = {
+    "none": MethodStyle("no steering", "#8C8C8C", "#5F5F5F"),
+    "prompt": MethodStyle("prompt", "#56B4E9", "#2476A8"),
+    "random": MethodStyle("random vector", "#CC79A7", "#A04B7B"),
+    "mean": MethodStyle("mean vector", "#E69F00", "#A86500"),
+    "l2s": MethodStyle("L2S", "#0072B2", "#005A8E"),
+    "p2s": MethodStyle("P2S (oracle)", "#009E73", "#00734F", oracle=True),
+}
+
+
+def method_style(method: str) -> MethodStyle:
+    """The method's fixed label and colours; unknown methods are drawn in near-black under their own name.
+
+    Example:
+        >>> method_style("l2s").colour
+        '#0072B2'
+    """
+    return METHODS.get(method, MethodStyle(method, "#3D3D3D", "#3D3D3D"))
+
+
+def width(columns: Literal[1, 2] = 1) -> float:
+    """The width of one or two journal columns, in inches.
+
+    Example:
+        >>> width(2)
+        7.2
+    """
+    return COLUMN_INCHES[columns]
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The style file, for what is drawn inside the block; the caller's settings come back afterwards.
+
+    Example:
+        >>> with style():
+        ...     ax = trade_off(grid)
+    """
+    with mpl.rc_context(fname=STYLE_FILE):
+        yield
+
+
+def axes_or_new(ax: Axes | None, columns: Literal[1, 2] = 1, height: float = 2.8) -> Axes:
+    """The given axes, or those of a new pyplot figure in the house style (so that a notebook shows it)."""
+    if ax is not None:
+        return ax
+    with style():
+        return plt.subplots(figsize=(width(columns), height))[1]
+
+
+def require(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Refuse a frame that is empty or lacks columns.
+
+    Raises:
+        DataError: names the missing columns and those that are there.
+    """
+    missing = [c for c in columns if c not in frame]
+    if missing or frame.empty:
+        raise DataError(
+            f"{what} needs a non-empty frame with the columns {list(columns)}; "
+            f"this one has {len(frame)} rows and lacks {missing} (it has {list(frame.columns)})"
+        )
+
+
+def save(fig: Figure, path: str | Path) -> tuple[Path, Path]:
+    """Write a figure as PNG (200 dpi) and PDF, byte for byte the same for the same figure.
+
+    Example:
+        >>> save(fig, "figures/l2s_safety")        # writes l2s_safety.png and l2s_safety.pdf
+
+    Args:
+        fig: any figure.
+        path: with or without one of the two suffixes; missing folders are made.
+
+    Returns:
+        The two paths.
+    """
+    given = Path(path)
+    stem = given.name.removesuffix(".png").removesuffix(".pdf")
+    given.parent.mkdir(parents=True, exist_ok=True)
+    png, pdf = given.parent / f"{stem}.png", given.parent / f"{stem}.pdf"
+    with style():
+        fig.savefig(png, dpi=200)
+        fig.savefig(pdf, metadata={"CreationDate": None})
+    return png, pdf

@@ -1,0 +1,99 @@
+"""Many cells in one batch give what each gives alone; the cell chosen is the one with the largest worst margin."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import steerlab.analysis.selection as selection
+from steerlab import P2S, DataError, Example, generate
+from steerlab.analysis.behaviour import goals, judge
+from steerlab.analysis.selection import Cell, Goal, choose, evaluate_cells, reaches
+from steerlab.testing import tiny_lm
+
+ROWS = [
+    Example("a", "Tell me of the Nile.", "refuse"),
+    Example("b", "Hi", "defer"),
+    Example("c", "What does a heron eat, and where does it sleep at night?", "answer"),
+]
+REACH = [Goal("good", 0.8, 100), Goal("bad", 0.1, 50, at_most=True)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_lm("llama")
+
+
+def table(vectors: torch.Tensor, layer: int) -> P2S:
+    return P2S.from_table(layer, {e.id: v for e, v in zip(ROWS, vectors, strict=True)})
+
+
+@pytest.mark.parametrize("batch_size", [2, 64])
+@pytest.mark.parametrize("positions", ["all", "last+generated"])
+def test_cells_together_equal_cells_apart(model, monkeypatch, batch_size: int, positions: str) -> None:
+    draw = torch.Generator().manual_seed(0)
+    cells = [Cell({"cell": i}, torch.randn(3, 32, generator=draw), a) for i, a in enumerate((0.0, 1.5, -3.0, 4.0))]
+    unsteered = list(generate(model, ROWS, max_new_tokens=6))
+    seen: list[list[str]] = []
+
+    def listen(examples, texts, plain):
+        seen.append(list(texts))
+        return judge(examples, texts, plain)
+
+    monkeypatch.setattr(selection, "judge", listen)
+    options = dict(positions=positions, max_new_tokens=6)
+    frame = evaluate_cells(model, ROWS, unsteered, cells, site=1, batch_size=batch_size, progress=False, **options)
+    assert frame["cell"].tolist() == [0, 1, 2, 3] and frame["alpha"].tolist() == [0.0, 1.5, -3.0, 4.0]
+    for number, cell in enumerate(cells):
+        alone = list(generate(model, ROWS, steer=table(cell.vectors, 1), alpha=cell.alpha, **options))
+        assert seen[number] == alone
+        for name, value in goals(judge(ROWS, alone, unsteered)).items():
+            assert frame[name][number] == pytest.approx(value, nan_ok=True)
+    assert seen[0] == unsteered and len({tuple(texts) for texts in seen}) == 4
+    assert frame["harmless_identical"][0] == 1
+
+
+def test_a_cell_needs_a_vector_per_input(model) -> None:
+    for cells in ([], [Cell({}, torch.zeros(2, 32), 1.0)]):
+        with pytest.raises(DataError, match="3 inputs"):
+            evaluate_cells(model, ROWS, ["", "", ""], cells, site=1, positions="all", progress=False)
+
+
+def test_margins_are_standard_errors_beyond_the_goal() -> None:
+    assert Goal("good", 0.8, 100).margin(0.88) == pytest.approx(2.0)
+    assert Goal("bad", 0.2, 100, at_most=True).margin(0.12) == pytest.approx(2.0)
+    assert Goal("good", 1.0, 100).margin(0.99) == pytest.approx(-1.0), "at 0 and 1 the error does not vanish"
+
+
+shares = st.integers(0, 20).map(lambda n: n / 20)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(shares, shares, st.sampled_from([0.5, 1.0, 2.0])), min_size=1, max_size=12))
+def test_the_largest_worst_margin_wins_and_ties_go_to_the_smaller_alpha(cells) -> None:
+    grid = pd.DataFrame(cells, columns=["good", "bad", "alpha"])
+    worst = [min(goal.margin(v) for goal, v in zip(REACH, cell[:2], strict=True)) for cell in cells]
+    chosen = choose(grid, REACH)
+    assert chosen["worst_margin"] == max(worst)
+    assert chosen["alpha"] == min(cell[2] for cell, w in zip(cells, worst, strict=True) if w == max(worst))
+    assert reaches(grid, REACH).tolist() == [w >= 0 for w in worst]
+    assert (chosen["worst_margin"] >= 0) == reaches(grid, REACH).any()
+
+
+def test_a_cell_that_was_not_measured_is_never_preferred() -> None:
+    grid = pd.DataFrame({"good": [0.81, 1.0], "bad": [0.09, math.nan], "alpha": [2.0, 1.0]})
+    assert choose(grid, REACH)["alpha"] == 2.0
+    assert reaches(grid, REACH).tolist() == [True, False]
+
+
+def test_a_grid_without_cells_or_measures_is_refused() -> None:
+    grid = pd.DataFrame({"good": [1.0], "alpha": [1.0]})
+    with pytest.raises(DataError, match=r"lacks the measures \['bad'\]"):
+        choose(grid, REACH)
+    with pytest.raises(DataError, match="0 cells"):
+        choose(pd.DataFrame({"good": [], "bad": [], "alpha": []}), REACH)

@@ -1,0 +1,107 @@
+"""A study's folder: computed once, whole or absent, never another study's."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import steerlab.analysis.study as module
+from steerlab import MismatchError
+from steerlab.analysis.study import Study
+
+IDENTITY = {"study": "demo", "seed": 0, "limit": None}
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_stage_is_computed_once_and_read_back_by_a_resumed_study(tmp_path: Path) -> None:
+    calls = []
+
+    def compute() -> pd.DataFrame:
+        calls.append(1)
+        return pd.DataFrame({"alpha": [0.1, 1 / 3], "text": ['a "quoted", line\nand more', ""]})
+
+    study = Study(tmp_path, IDENTITY)
+    assert not study.has("grid")
+    first = study.stage("grid", compute)
+    assert study.has("grid")
+    for again in (study, Study(tmp_path, dict(reversed(IDENTITY.items())))):
+        pd.testing.assert_frame_equal(again.stage("grid", compute), first, check_exact=True)
+    assert len(calls) == 1
+    pd.testing.assert_frame_equal(first, compute(), check_exact=True)
+
+
+def test_numbers_that_are_missing_stay_numbers(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"sample": ["a", "b"], "distinct2": [0.5, math.nan], "text": ["None", "NA"]})
+    back = Study(tmp_path, IDENTITY).stage("judged", lambda: frame)
+    pd.testing.assert_frame_equal(back, frame, check_exact=True)
+
+
+number = st.floats(allow_nan=True, allow_infinity=False)
+words = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=12).map(lambda t: "t" + t)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(words, number), min_size=1, max_size=5))
+def test_what_comes_back_is_what_was_computed(tmp_path_factory, rows) -> None:
+    frame = pd.DataFrame(rows, columns=["text", "value"])
+    back = Study(tmp_path_factory.mktemp("study"), IDENTITY).stage("s", lambda: frame)
+    pd.testing.assert_frame_equal(back, frame, check_exact=True)
+
+
+def test_an_interrupted_stage_leaves_nothing(tmp_path: Path) -> None:
+    class Halting(pd.DataFrame):
+        def to_csv(self, path, **options):  # killed in the middle of writing
+            Path(path).write_text("alpha\n1.0\n")
+            raise KeyboardInterrupt
+
+    def fails() -> pd.DataFrame:
+        raise RuntimeError("out of memory")
+
+    study = Study(tmp_path, IDENTITY)
+    before = files(tmp_path)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        study.stage("grid", fails)
+    with pytest.raises(KeyboardInterrupt):
+        study.stage("grid", lambda: Halting({"alpha": [1.0, 2.0]}))
+    assert files(tmp_path) == before and not study.has("grid")
+    assert len(study.stage("grid", lambda: pd.DataFrame({"alpha": [1.0, 2.0]}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ({**IDENTITY, "seed": 1}, "seed: 0 there, 1 now"),
+        ({**IDENTITY, "limit": 5}, "limit: None there, 5 now"),
+        ({**IDENTITY, "model": "m"}, "model: None there, 'm' now"),
+        ({"study": "demo", "limit": None}, "seed: 0 there, None now"),
+    ],
+)
+def test_another_study_is_refused_naming_both(tmp_path: Path, other: dict, told: str) -> None:
+    Study(tmp_path, IDENTITY).stage("s", lambda: pd.DataFrame({"a": [1]}))
+    before = files(tmp_path)
+    with pytest.raises(MismatchError, match=told):
+        Study(tmp_path, other)
+    assert files(tmp_path) == before
+
+
+def test_finish_writes_three_files_and_adds_up_the_seconds(tmp_path: Path, monkeypatch) -> None:
+    clock = iter([100.0, 103.0, 500.0, 507.5])
+    monkeypatch.setattr(module.time, "time", lambda: next(clock))
+    results = pd.DataFrame({"method": ["l2s"], "value": [0.25]})
+    for total in (3.0, 10.5):
+        study = Study(tmp_path, IDENTITY)
+        study.finish(results, {"best": 16}, "# Examples\n", {"model": "tiny"})
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        assert summary == {"best": 16, "study": IDENTITY, "provenance": {"model": "tiny", "seconds": total}}
+    assert {"results.csv", "summary.json", "examples.md"} <= files(tmp_path)
+    assert pd.read_csv(tmp_path / "results.csv").equals(results)
+    assert (tmp_path / "examples.md").read_text() == "# Examples\n"

@@ -1,0 +1,366 @@
+"""`capture` against Hugging Face's own hidden states, one row at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from steerlab._support.errors import ActivationError, DataError, EncodingError, LayoutError, OutOfMemory, PositionError
+from steerlab.capture.activations import INDEX_COLUMNS, Activations
+from steerlab.capture.capture import capture
+from steerlab.data.example import Contrast, Example
+from steerlab.models.layout import module_at
+from steerlab.models.model import Model
+from steerlab.models.positions import Match, resolve
+from steerlab.models.sites import Site
+from steerlab.models.tokenmap import TokenMap
+from steerlab.testing import FAMILIES, tiny_lm
+
+LM = Callable[..., Model]
+BACKENDS = ("nnsight", "hooks")
+PROMPTS = ["hello there", "how are you today, my very dear friend?", "no", "hello  again", "in the end"]
+LAYERS = (0, 2, 3)
+PAIRS = [
+    Example("a", "Say it.", "refuse", Contrast("I can't say it.", "Sure, it is this."), split="train"),
+    Example("b", "Say it differently, please.", "refuse", Contrast("No.", "Yes, of course."), system="Be brief."),
+    Example("c", "Is it?", "defer", Contrast("Ask an expert", "Ask an export", closed=True), split="test"),
+    Example("d", "Leave it.", "answer"),
+    Example("e", "Is it", "rate", Contrast("Harmful", "Safe", suffix="safe or harmful?", closed=True)),
+]
+
+
+def quiet(model: Model, data: Any, **options: Any) -> Activations:
+    return capture(model, data, progress=False, **options)
+
+
+def oracle(model: Model, row: TokenMap) -> Tensor:
+    """Every block's output on one unpadded row, `(token, layer, hidden)`, from plain Hugging Face and one hook."""
+    ids = torch.tensor([row.ids])
+    deepest: list[Tensor] = []
+    norm = module_at(model.hf, str(model.layout.final_norm_path))
+    handle = norm.register_forward_pre_hook(lambda _, args: deepest.append(args[0]))
+    try:
+        with torch.no_grad():
+            states = model.hf(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+    finally:
+        handle.remove()
+    return torch.stack([*states[1:-1], deepest[0]], 2)[0]
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize(
+    ("family", "backend"), [*((f, "hooks") for f in FAMILIES), ("llama", "nnsight"), ("opt", "nnsight")]
+)
+def test_rows_are_hugging_faces_own_in_the_order_of_the_data(lm: LM, family: str, backend: str, padding: Any) -> None:
+    model, plain = lm(family, backend), lm(family, "hooks")
+    acts = quiet(model, PROMPTS, layers=LAYERS, positions=["last", "user"], padding=padding, batch_size=2)
+    for i, prompt in enumerate(PROMPTS):
+        row = plain.encode(prompt)
+        expected = oracle(plain, row)[:, list(LAYERS)]
+        torch.testing.assert_close(acts.values[2 * i], expected[-1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(acts.values[2 * i + 1], expected[row.kind("user")].mean(0), rtol=1e-4, atol=1e-4)
+    assert acts.index["sample"].tolist() == [str(i) for i in range(len(PROMPTS)) for _ in range(2)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_row_alone_is_exactly_hugging_face(lm: LM, backend: str) -> None:
+    plain = lm("llama", "hooks")
+    for prompt in PROMPTS:
+        acts = quiet(lm("llama", backend), [prompt], positions="all", reduce="none")
+        assert torch.equal(acts.values, oracle(plain, plain.encode(prompt)))
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    prompts=st.lists(st.text("ab .", min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=5),
+    batch_size=st.integers(1, 5),
+    padding=st.sampled_from(["left", "right"]),
+)
+def test_batching_does_not_matter(lm: LM, prompts: list[str], batch_size: int, padding: Any) -> None:
+    model = lm("gpt2", "hooks")
+    batched = quiet(model, prompts, positions=["last", "prompt"], batch_size=batch_size, padding=padding)
+    alone = [quiet(model, [prompt], positions=["last", "prompt"]).values for prompt in prompts]
+    torch.testing.assert_close(batched.values, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whatever_the_pads_hold_does_not_leak(lm: LM, family: str, padding: Any) -> None:
+    model = lm(family, "hooks")
+    pad = model.tokenizer.pad_token_id
+    touched: list[int] = []
+
+    def poison(_: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        pads = args[0] == pad
+        touched.append(int(pads.sum()))
+        return torch.where(pads[..., None], output + 1e4, output)
+
+    options: dict[str, Any] = {"positions": ["last", "user"], "padding": padding}
+    clean = quiet(model, PROMPTS, **options)
+    handle = model.hf.get_input_embeddings().register_forward_hook(poison)
+    try:
+        poisoned = quiet(model, PROMPTS, **options)
+    finally:
+        handle.remove()
+    assert sum(touched) > 0, "the premise"
+    torch.testing.assert_close(poisoned.values, clean.values, rtol=1e-5, atol=1e-5)
+
+
+def test_means_are_numpys_over_the_same_tokens(lm: LM) -> None:
+    model = lm("llama", "hooks")
+    mean = quiet(model, PAIRS, positions=["answer", "last+generated"])
+    each = quiet(model, PAIRS, positions=["answer", "last+generated"], reduce="none")
+    for i, label in mean.index.iterrows():
+        keep = np.logical_and.reduce([each.index[c] == label[c] for c in ("sample", "side", "position")])
+        rows = each.values.numpy()[keep]
+        assert len(rows) == label["n_tokens"]
+        np.testing.assert_allclose(mean.values[int(i)].numpy(), rows.mean(0), rtol=1e-5, atol=1e-6)
+        single = label["n_tokens"] == 1
+        assert (label["column"] >= 0) == single and (label["token"] >= 0) == single
+
+
+def test_every_token_has_its_own_row_with_its_id_and_place(lm: LM) -> None:
+    model = lm("llama", "hooks")
+    acts = quiet(model, PAIRS[:2], positions="all", context=None, reduce="none", batch_size=3)
+    assert (acts.index["n_tokens"] == 1).all()
+    for example in PAIRS[:2]:
+        assert example.contrast is not None
+        for side in ("positive", "negative"):
+            answer = getattr(example.contrast, side)
+            row = model.encode(example.prompt, answer=answer, system=example.system)
+            part = acts.select(sample=example.id, side=side).index
+            assert part["token"].tolist() == list(row.ids)
+            assert part["column"].tolist() == list(range(len(row)))
+
+
+def test_index_columns_and_order(lm: LM) -> None:
+    acts = quiet(lm("llama", "hooks"), PAIRS, positions="answer", batch_size=2)
+    assert tuple(acts.index.columns) == INDEX_COLUMNS and list(acts.index.index) == list(range(len(acts)))
+    assert list(dict.fromkeys(acts.index["sample"])) == ["a", "b", "c", "d", "e"]
+    for example in PAIRS:
+        part = acts.select(sample=example.id).index
+        assert set(part["behaviour"]) == {example.behaviour} and set(part["split"]) == {example.split}
+        assert sorted(part["side"]) == (["negative", "positive", "prompt"] if example.contrast else ["prompt"])
+        assert set(part.loc[part["side"] == "prompt", "position"]) == {"last"}
+
+
+def test_a_contrast_is_the_difference_of_two_captures_bit_for_bit(lm: LM) -> None:
+    model = lm("llama", "hooks")
+    for pair in PAIRS[:2]:
+        acts = quiet(model, [pair], context=None, positions="answer", batch_size=1)
+        ids, z = acts.contrast(2)
+        assert ids == [pair.id] and pair.contrast is not None
+        sides = []
+        for answer in (pair.contrast.positive, pair.contrast.negative):
+            row = model.encode(pair.prompt, answer=answer, system=pair.system)
+            sides.append(oracle(model, row)[row.n_prompt :, 2])
+        apart = sides[0].mean(0) - sides[1].mean(0)
+        torch.testing.assert_close(z[0], apart, rtol=1e-5, atol=1e-5)
+        one, other = (acts.by_sample(2, side=side)[1] for side in ("positive", "negative"))
+        assert torch.equal(z, one - other)
+        swapped = pair.with_(contrast=Contrast(pair.contrast.negative, pair.contrast.positive))
+        assert torch.equal(quiet(model, [swapped], context=None, positions="answer", batch_size=1).contrast(2)[1], -z)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_before_the_answers_part_are_the_same_in_both_sides(lm: LM, family: str) -> None:
+    model = lm(family, "hooks")
+    pair = PAIRS[2]
+    acts = quiet(model, [pair], positions="all", context=None, reduce="none")
+    plus, minus = (acts.select(side=side) for side in ("positive", "negative"))
+    tokens = zip(plus.index["token"], minus.index["token"], strict=False)
+    first = next(i for i, (a, b) in enumerate(tokens) if a != b)
+    assert first > len(model.encode(pair.prompt)), "the sides share words: the premise"
+    torch.testing.assert_close(plus.values[:first], minus.values[:first], rtol=1e-5, atol=1e-5)
+    assert (plus.values[first] != minus.values[first]).any(-1).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_context_does_not_depend_on_the_pair(lm: LM, family: str) -> None:
+    model = lm(family, "hooks")
+    context = ["last", "user", Match("it"), 2, slice(1, 4), "all"]
+    with_pairs = quiet(model, PAIRS, context=context).select(side="prompt")
+    plain = quiet(model, [e.with_(contrast=None) for e in PAIRS], positions=context)
+    torch.testing.assert_close(with_pairs.values, plain.values, rtol=1e-5, atol=1e-5)
+    order = with_pairs.index.sort_values(["sample", "position"])
+    assert order.reset_index(drop=True).equals(plain.index.sort_values(["sample", "position"]).reset_index(drop=True))
+
+
+def test_a_match_in_the_context_means_the_prompts_words_alone(lm: LM) -> None:
+    model = lm("llama", "hooks")
+    pair = Example("a", "Say it.", contrast=Contrast("it is it", "not it"))
+    acts = quiet(model, [pair], positions="answer", context=[Match("it"), "prompt", "all", slice(None), -1])
+    row = model.encode("Say it.")
+    index = acts.select(side="prompt").index.set_index("position")
+    assert index["n_tokens"].to_dict() == {
+        "match:it": len(resolve(Match("it"), row)),
+        "prompt": len(row),
+        "all": len(row),
+        ":": len(row),
+        "-1": 1,
+    }
+    assert index["column"]["-1"] == len(row) - 1
+
+
+def test_suffixes_are_in_both_sides_and_never_in_the_context(lm: LM) -> None:
+    model, pair = lm("llama", "hooks"), PAIRS[4]
+    acts = quiet(model, [pair], positions="all", context="prompt", reduce="none")
+    plain = model.encode(pair.prompt)
+    assert acts.select(side="prompt").index["token"].tolist() == list(plain.ids)
+    for side in ("positive", "negative"):
+        assert pair.contrast is not None
+        row = model.encode("Is it safe or harmful?", answer=getattr(pair.contrast, side), closed=True)
+        assert acts.select(side=side).index["token"].tolist() == list(row.ids)
+    assert torch.equal(
+        acts.select(side="prompt").values, quiet(model, ["Is it"], positions="all", reduce="none").values
+    )
+
+
+def test_the_context_costs_no_forward_where_nothing_is_added_to_the_prompt(
+    lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lm("llama", "hooks")
+    rows = counted(model, monkeypatch)
+    quiet(model, PAIRS)
+    assert sum(rows) == 2 * 3 + 1 + 3  # three pairs, one plain prompt, one pair with a suffix
+
+
+def counted(model: Model, monkeypatch: pytest.MonkeyPatch, limit: int | None = None) -> list[int]:
+    """How many rows each `engine.read` was given; above the limit memory runs out."""
+    rows: list[int] = []
+    read = model.engine.read
+
+    def counting(inputs: Any, *args: Any) -> Tensor:
+        rows.append(len(inputs["input_ids"]))
+        if limit is not None and rows[-1] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(inputs, *args)
+
+    monkeypatch.setattr(model.engine, "read", counting)
+    return rows
+
+
+def test_one_read_a_batch_and_nothing_else_is_copied(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lm("llama", "hooks")
+    rows = counted(model, monkeypatch)
+    acts = quiet(model, PROMPTS, batch_size=2)
+    assert rows == [2, 2, 1]
+    assert acts.info["bytes_copied"] == acts.values.nbytes == 5 * 4 * 32 * 4
+    half = quiet(model, PROMPTS, dtype=torch.bfloat16)
+    assert half.values.dtype == torch.bfloat16 and half.info["bytes_copied"] == 5 * 4 * 32 * 2
+
+
+def test_running_out_of_memory_halves_the_batch(
+    lm: LM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = lm("llama", "hooks")
+    before = quiet(model, PROMPTS, positions=["last", "user"])
+    rows = counted(model, monkeypatch, limit=2)
+    with caplog.at_level(logging.WARNING, "steerlab.capture.capture"):
+        after = quiet(model, PROMPTS, positions=["last", "user"])
+    torch.testing.assert_close(after.values, before.values, rtol=1e-5, atol=1e-5)
+    assert after.index.equals(before.index)
+    assert "out of memory at a batch of 5 rows: going on with 2 and 3" in caplog.text
+    assert max(rows) == 5 and sum(n for n in rows if n <= 2) == 5
+
+
+def test_not_even_one_row_fits(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lm("llama", "hooks")
+    counted(model, monkeypatch, limit=0)
+    with pytest.raises(OutOfMemory, match=r"one row of \d+ tokens does not fit in the memory of cpu"):
+        quiet(model, PROMPTS)
+
+
+def test_other_errors_are_not_taken_for_memory(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lm("llama", "hooks")
+    monkeypatch.setattr(model.engine, "read", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        quiet(model, PROMPTS)
+
+
+@pytest.mark.parametrize(
+    ("layers", "sites"),
+    [
+        ("all", [Site(0), Site(1), Site(2), Site(3)]),
+        (2, [Site(2)]),
+        (-1, [Site(3)]),
+        ([3, 0, -1], [Site(0), Site(3)]),
+        ([Site(1, "attn_out"), 1], [Site(1, "attn_out"), Site(1)]),
+        (range(2), [Site(0), Site(1)]),
+    ],
+)
+def test_layers_are_true_ids(lm: LM, layers: Any, sites: list[Site]) -> None:
+    model = lm("llama", "hooks")
+    acts = quiet(model, PROMPTS, layers=layers)
+    assert sorted(acts.sites) == sorted(sites) and len(acts.sites) == len(sites)
+    everything = quiet(model, PROMPTS, layers=[Site(k, p) for k in range(4) for p in ("attn_out", "block_out")])
+    for site in sites:
+        assert torch.equal(acts.at(site), everything.at(site))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"layers": 4}, LayoutError, "layer 4 does not exist: the model has 4 decoder blocks"),
+        ({"layers": [0, -5]}, LayoutError, "layer -5 does not exist"),
+        ({"layers": []}, LayoutError, "layers is empty"),
+        ({"data": []}, DataError, "data set is empty"),
+        ({"data": [PAIRS[0], PAIRS[0]]}, DataError, "the id 'a' occurs twice"),
+        ({"data": "hello there"}, DataError, "one string"),
+        ({"data": [""]}, EncodingError, "the prompt '0' is empty"),
+        ({"data": ["a b c " * 200]}, EncodingError, "the prompt '0' has .* tokens; the model's context holds 512"),
+        ({"positions": "answer"}, PositionError, "position answer matches no token of the row .'0'."),
+        ({"positions": "lst"}, PositionError, "unknown position 'lst'"),
+        ({"data": PAIRS, "positions": 500}, PositionError, "position 500 is outside a row of .* tokens .'a'."),
+        ({"data": PAIRS[3:4], "positions": torch.ones(1, 3)}, PositionError, "must be a bool tensor"),
+    ],
+)
+def test_bad_requests_are_refused_before_any_forward(
+    lm: LM, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = lm("llama", "hooks")
+    rows = counted(model, monkeypatch)
+    options = {"data": PROMPTS, **options}
+    with pytest.raises(error, match=message):
+        quiet(model, options.pop("data"), **options)
+    assert rows == []
+
+
+def test_without_context_only_the_pairs_run(lm: LM) -> None:
+    acts = quiet(lm("llama", "hooks"), PAIRS, positions="answer", context=None, batch_size=1)
+    assert set(acts.index["side"]) == {"positive", "negative"} and "d" not in set(acts.index["sample"])
+
+
+def test_a_mask_is_read_per_sample(lm: LM) -> None:
+    mask = torch.zeros(len(PROMPTS), 12, dtype=torch.bool)
+    for i in range(len(PROMPTS)):
+        mask[i, i : i + 2] = True
+    model = lm("llama", "hooks")
+    acts = quiet(model, PROMPTS, positions=mask, batch_size=2)
+    for i, prompt in enumerate(PROMPTS):
+        expected = oracle(model, model.encode(prompt))[i : i + 2].mean(0)
+        torch.testing.assert_close(acts.values[i], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_names_the_sample(backend: str) -> None:
+    model = tiny_lm(backend=backend)
+    torch.nn.Module.get_parameter(model.hf, "model.layers.2.mlp.down_proj.weight").fill_(float("nan"))
+    with pytest.raises(ActivationError, match=r"1 of 1 rows hold NaN or infinity, first sample 'mine' .prompt, last."):
+        quiet(model, [Example("mine", "hello")])
+    assert torch.isfinite(quiet(model, [Example("mine", "hello")], layers=[0, 1]).values).all()
+
+
+def test_info_says_where_it_came_from(lm: LM) -> None:
+    info = quiet(lm("llama", "hooks"), PROMPTS, layers=[1], positions="last").info
+    assert info["model"] == "tiny-llama" and info["sites"] == ["1"] and info["positions"] == ["last"]
+    assert {"revision", "data", "template", "tokens", "versions", "reduce", "backend"} <= set(info)
+    assert info["data"] != quiet(lm("llama", "hooks"), PROMPTS[:2]).info["data"]

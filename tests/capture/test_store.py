@@ -1,0 +1,168 @@
+"""Captures on disk: whole shards, resumed runs, and no mixing of data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from steerlab._support.errors import ActivationError, LoadError, MismatchError
+from steerlab.capture.activations import Activations
+from steerlab.capture.capture import capture, capture_to
+from steerlab.capture.store import Store
+from steerlab.data.example import Contrast, Example
+from steerlab.models.model import Model
+from steerlab.models.sites import Site
+
+LM = Callable[..., Model]
+# ids, behaviours and splits that look like numbers, truth values and dates must come back as the text they are
+DATA = [
+    Example("007", "hello there", "1", Contrast("I can't.", "Sure."), split="1.0"),
+    Example("2024-01-01", "how are you today, my friend?", "true", Contrast("No.", "Yes, of course.")),
+    Example("naïve/“c”", "no", "", Contrast("Harmful", "Safe", suffix="safe or harmful?")),
+    Example("null", "in the end", "null"),
+]
+OPTIONS: dict[str, Any] = {"positions": ["answer", "last", -1], "batch_size": 2, "progress": False}
+
+
+@pytest.fixture
+def model(lm: LM) -> Model:
+    return lm("llama", "hooks")
+
+
+def assert_same(a: Activations, b: Activations) -> None:
+    assert torch.equal(a.values, b.values) and a.values.dtype == b.values.dtype
+    assert a.sites == b.sites
+    assert a.index.astype(object).values.tolist() == b.index.astype(object).values.tolist()
+    assert list(a.index.columns) == list(b.index.columns)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_stored_is_what_is_captured(model: Model, tmp_path: Path, reduce: Any, dtype: torch.dtype) -> None:
+    store = capture_to(tmp_path / "acts", model, DATA, reduce=reduce, dtype=dtype, **OPTIONS)
+    expected = capture(model, DATA, reduce=reduce, dtype=dtype, **OPTIONS)
+    assert_same(store.load(), expected)
+    assert_same(Store.open(tmp_path / "acts").load(), expected)
+
+
+def test_a_killed_run_computes_only_what_is_missing(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, calls = model.engine.read, [0]
+
+    def counting(*args: Any) -> torch.Tensor:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        return read(*args)
+
+    monkeypatch.setattr(model.engine, "read", counting)
+    with pytest.raises(KeyboardInterrupt):
+        capture_to(tmp_path, model, DATA, **OPTIONS)
+    unfinished = Store.open(tmp_path)
+    assert [unfinished.has(n) for n in range(unfinished.n_shards)] == [True, True, False, False]
+    with pytest.raises(ActivationError, match="unfinished: 2 of 4 shards are missing"):
+        unfinished.load()
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*")}
+    store = capture_to(tmp_path, model, DATA, **OPTIONS)
+    assert calls[0] == 3 + 2
+    assert all(path.stat().st_mtime_ns == at for path, at in first.items())
+    capture_to(tmp_path, model, DATA, **OPTIONS)
+    assert calls[0] == 3 + 2
+    assert_same(store.load(), capture(model, DATA, **OPTIONS))
+
+
+def test_a_shard_cut_off_while_writing_is_not_there(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(contents: Any, path: Path, metadata: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module("steerlab.capture.store"), "save_file", cut_off)
+        with pytest.raises(OSError, match="disk full"):
+            capture_to(tmp_path, model, DATA, **OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+    assert_same(capture_to(tmp_path, model, DATA, **OPTIONS).load(), capture(model, DATA, **OPTIONS))
+
+
+def test_no_partial_files_are_left(model: Model, tmp_path: Path) -> None:
+    store = capture_to(tmp_path, model, DATA, **OPTIONS)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["manifest.json", *(f"shard-{n:05d}.safetensors" for n in range(store.n_shards))]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": DATA[:2]}, "data: '[0-9a-f]{16}' there, '[0-9a-f]{16}' here"),
+        ({"layers": [1]}, r"sites: \['0', '1', '2', '3'\] there, \['1'\] here"),
+        ({"reduce": "none"}, "reduce: 'mean' there, 'none' here"),
+        ({"batch_size": 3}, "batch_size: 2 there, 3 here"),
+        ({"dtype": torch.float16}, "storage: 'torch.float32' there, 'torch.float16' here"),
+    ],
+)
+def test_another_capture_in_the_folder_names_both(
+    model: Model, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    capture_to(tmp_path, model, DATA, **OPTIONS)
+    options = {"data": DATA, **OPTIONS, **change}
+    with pytest.raises(MismatchError, match=message):
+        capture_to(tmp_path, model, options.pop("data"), **options)
+
+
+def test_another_model_in_the_folder_names_both(model: Model, lm: LM, tmp_path: Path) -> None:
+    capture_to(tmp_path, model, DATA, **OPTIONS)
+    with pytest.raises(MismatchError, match="model: 'tiny-llama' there, 'tiny-qwen2' here"):
+        capture_to(tmp_path, lm("qwen2", "hooks"), DATA, **OPTIONS)
+
+
+def test_selected_layers(model: Model, tmp_path: Path) -> None:
+    layers = [0, 2, Site(2, "attn_out"), 3]
+    store = capture_to(tmp_path, model, DATA, layers=layers, **OPTIONS)
+    everything = store.load()
+    some = store.load(layers=[3, 0, Site(2, "attn_out")])
+    assert some.sites == (Site(3), Site(0), Site(2, "attn_out"))
+    for site in some.sites:
+        assert torch.equal(some.at(site), everything.at(site))
+    with pytest.raises(
+        ActivationError, match=r"sites \['1'\] were not captured; .* has \['0', '2.attn_out', '2', '3'\]"
+    ):
+        store.load(layers=[0, 1])
+
+
+def test_the_manifest_has_the_provenance(model: Model, tmp_path: Path) -> None:
+    capture_to(tmp_path, model, DATA, **OPTIONS)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    info = manifest["info"]
+    assert info["model"] == "tiny-llama" and info["hidden_size"] == 32 and info["dtype"] == "float32"
+    assert info["positions"] == ["answer", "last", "-1"] and info["context"] == ["last"]
+    assert {"data", "tokens", "template", "versions", "backend", "revision"} <= set(info)
+    assert set(info["versions"]) >= {"steerlab", "torch", "transformers", "nnsight"}
+    assert Store.open(tmp_path).load().info == info
+
+
+def test_the_back_ends_share_a_folder(lm: LM, tmp_path: Path) -> None:
+    capture_to(tmp_path, lm("llama", "hooks"), DATA, **OPTIONS)
+    store = capture_to(tmp_path, lm("llama", "nnsight"), DATA, **OPTIONS)
+    assert_same(store.load(), capture(lm("llama", "nnsight"), DATA, **OPTIONS))
+
+
+def test_a_folder_without_a_capture(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"there is no manifest\.json"):
+        Store.open(tmp_path)
+
+
+def test_a_newer_schema(model: Model, tmp_path: Path) -> None:
+    capture_to(tmp_path, model, DATA, **OPTIONS)
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
+    with pytest.raises(LoadError, match="written in schema 99; this steerlab reads schema 1"):
+        Store.open(tmp_path)

@@ -1,0 +1,271 @@
+"""Both back ends against Hugging Face and plain torch hooks, and against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steerlab._support.errors import LayoutError
+from steerlab.models.check import self_check
+from steerlab.models.engine import Inputs
+from steerlab.models.layout import Layout, blocks, find_layout, module_at
+from steerlab.models.model import Model
+from steerlab.models.plan import Edit, Plan
+from steerlab.models.sites import Site
+from steerlab.testing import FAMILIES, tiny_hf, tiny_lm, tiny_tokenizer
+
+BACKENDS = ("nnsight", "hooks")
+PROMPTS = ("hello there", "how are you today, my friend?", "no")
+LM = Callable[[str, str], Model]
+
+
+def inputs_of(model: Model, prompts: Sequence[str] = PROMPTS, side: Any = "left") -> Inputs:
+    batch = model.batch([model.encode(prompt) for prompt in prompts], side)
+    return model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
+
+
+def plan_of(inputs: Inputs, *sites: Site, strength: float = 3.0) -> Plan:
+    """At each site: another random vector per row, on some of its prompt's columns and on every new one."""
+    draw = torch.Generator().manual_seed(1)
+    mask = inputs["attention_mask"].bool() & (torch.arange(inputs["input_ids"].shape[1]) % 3 > 0)
+    return {site: [Edit(strength * torch.randn(len(mask), 32, generator=draw), mask, True)] for site in sites}
+
+
+def watched(module: nn.Module, is_input: bool, run: Callable[[], Any]) -> Tensor:
+    """The first argument or the output of a module, by a hook of our own."""
+    seen: list[Any] = []
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["hidden_states"])
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+
+    hook = (
+        module.register_forward_pre_hook(before, with_kwargs=True) if is_input else module.register_forward_hook(after)
+    )
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        hook.remove()
+    (h,) = seen
+    return h
+
+
+def no_hooks(hf: nn.Module) -> bool:
+    """None of ours: transformers leaves its own where hidden states were asked for."""
+    hooks = [h for m in hf.modules() for d in (m._forward_hooks, m._forward_pre_hooks) for h in d.values()]
+    return not any(str(getattr(hook, "__module__", "")).startswith(("steerlab", "nnsight")) for hook in hooks)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_block_k_is_hidden_states_k_plus_one(lm: LM, family: str, backend: str) -> None:
+    model, oracle = lm(family, backend), tiny_hf(family)
+    inputs = inputs_of(model)
+    ours = model.engine.read(inputs, {}, [Site(k) for k in range(4)], lambda h: h)
+    with torch.no_grad():
+        theirs = oracle(**inputs, output_hidden_states=True, use_cache=False).hidden_states
+        normed = module_at(oracle, str(model.layout.final_norm_path))(ours[:, 3])
+    for k in range(3):
+        assert torch.equal(ours[:, k], theirs[k + 1]), f"block {k}"
+    assert torch.equal(normed, theirs[4])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_point_is_what_a_plain_hook_sees(lm: LM, family: str, backend: str) -> None:
+    model, oracle = lm(family, backend), tiny_hf(family)
+    inputs = inputs_of(model)
+    sites = [Site(2, "mlp_out"), Site(1, "attn_out"), Site(2), Site(1, "block_in"), Site(2, "attn_out"), Site(0)]
+    ours = model.engine.read(inputs, {}, sites, lambda h: h.reshape(3, -1, 32))
+    name = {"attn_out": model.layout.attention_name, "mlp_out": model.layout.mlp_name}
+    for i, site in enumerate(sites):
+        module = module_at(blocks(oracle, find_layout(oracle))[site.layer], name.get(site.point) or "")
+        h = watched(module, site.point == "block_in", lambda: oracle(**inputs, use_cache=False))
+        assert torch.equal(ours[:, i], h.reshape(3, -1, 32)), str(site)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_back_ends_agree_bit_for_bit_under_a_plan(lm: LM, family: str) -> None:
+    ours, oracle = lm(family, "nnsight"), lm(family, "hooks")
+    inputs = inputs_of(ours)
+    steered = (Site(2), Site(1, "attn_out"))
+    points = [Site(k, point) for k in range(4) for point in ("block_in", "attn_out", "block_out")]
+
+    def both(run: Callable[[Model, Plan], Tensor]) -> tuple[Tensor, Tensor]:
+        return run(ours, plan_of(inputs, *steered)), run(oracle, plan_of(inputs, *steered))
+
+    a, b = both(lambda m, plan: m.engine.read(inputs, plan, points, lambda h: h))
+    assert torch.equal(a, b)
+    plain = oracle.engine.read(inputs, {}, points, lambda h: h)
+    changed = (a != plain).flatten(2).any(2).any(0)
+    assert not changed[: points.index(Site(1, "attn_out"))].any() and changed[points.index(Site(1, "attn_out")) :].all()
+    a, b = both(lambda m, plan: m.engine.logits(inputs, plan, 3))
+    assert a.shape == (3, 3, len(ours.tokenizer)) and torch.equal(a, b)
+    assert not torch.equal(a, oracle.engine.logits(inputs, {}, 3))
+    a, b = both(lambda m, plan: m.engine.generate(inputs, plan, max_new_tokens=5))
+    assert torch.equal(a, b) and torch.equal(a[:, : inputs["input_ids"].shape[1]], inputs["input_ids"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_read_under_a_plan_is_the_state_plus_the_vector(lm: LM, backend: str) -> None:
+    model = lm("llama", backend)
+    inputs, site = inputs_of(model), Site(2)
+    plan = plan_of(inputs, site)
+    (edit,) = plan[site]
+    before = model.engine.read(inputs, {}, [site, Site(0)], lambda h: h)
+    after = model.engine.read(inputs, plan, [site, Site(0)], lambda h: h)
+    assert edit.vectors is not None
+    assert torch.equal(
+        after[:, 0], torch.where(edit.prompt[..., None], before[:, 0] + edit.vectors[:, None], before[:, 0])
+    )
+    assert torch.equal(after[:, 1], before[:, 1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_read_stops_after_the_deepest_site(lm: LM, family: str, backend: str) -> None:
+    model = lm(family, backend)
+    calls = [0] * 4
+    handles = [
+        block.register_forward_pre_hook(lambda *_, k=k: calls.__setitem__(k, calls[k] + 1))
+        for k, block in enumerate(blocks(model.hf, model.layout))
+    ]
+    try:
+        model.engine.read(inputs_of(model), {}, [Site(1), Site(0)], lambda h: h)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert calls == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_model_is_bit_identical_after_use_and_after_an_exception(family: str, backend: str) -> None:
+    model = tiny_lm(family, backend=backend)
+    inputs = inputs_of(model)
+    with torch.no_grad():
+        before = model.hf(**inputs).logits
+    weights = {name: tensor.clone() for name, tensor in model.hf.state_dict().items()}
+    plan = plan_of(inputs, Site(1), Site(2))
+    model.engine.read(inputs, plan, [Site(1)], lambda h: h)
+    model.engine.generate(inputs, plan, max_new_tokens=2)
+    for broken in (
+        lambda: model.engine.read(inputs, {}, [Site(0)], lambda h: h.no_such_method()),
+        lambda: model.engine.generate(inputs, {Site(1): [_Broken(*_parts(plan))]}, max_new_tokens=2),
+        lambda: model.engine.logits(inputs, {Site(1): [_Broken(*_parts(plan))]}, 1),
+    ):
+        with pytest.raises((AttributeError, ZeroDivisionError)):
+            broken()
+    assert no_hooks(model.hf) and not model.hf.training
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.hf.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(model.hf(**inputs).logits, before)
+    assert torch.equal(model.engine.logits(inputs, {}, before.shape[1]), before)
+
+
+class _Broken(Edit):
+    def delta(self, h: Any, stop: int) -> Any:
+        raise ZeroDivisionError
+
+
+def _parts(plan: Plan) -> tuple[Any, Tensor, bool]:
+    (edit,) = plan[Site(1)]
+    return edit.vectors, edit.prompt, edit.generated
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize(
+    "prompts", [PROMPTS, ("hello", "there", "where"), ("hello there",)], ids=["padded", "even", "one"]
+)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
+def test_generation_with_and_without_a_cache(lm: LM, family: str, prompts: tuple[str, ...], use_cache: bool) -> None:
+    """Where no row is padded, `generate` hands the model no attention mask."""
+    nnsight, hooks = lm(family, "nnsight"), lm(family, "hooks")
+    inputs = inputs_of(nnsight, prompts)
+    options: dict[str, Any] = {"max_new_tokens": 6, "use_cache": use_cache}
+    ids = nnsight.engine.generate(inputs, plan_of(inputs, Site(1), Site(3)), **options)
+    again = plan_of(inputs, Site(1), Site(3))
+    assert torch.equal(ids, hooks.engine.generate(inputs, again, **options))
+    width = inputs["input_ids"].shape[1]
+    steps = ids.shape[1] - width
+    prompt_writes = int(again[Site(1)][0].prompt.sum())
+    if use_cache:
+        assert again[Site(1)][0].tally.read()[0] == prompt_writes + len(prompts) * (steps - 1)
+    # teacher-forced in one forward, every new token is the most likely one
+    mask = torch.cat([inputs["attention_mask"], torch.ones_like(ids[:, width:])], 1)
+    full = hooks.inputs(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+    logits = hooks.engine.logits(full, plan_of(inputs, Site(1), Site(3)), steps + 1)
+    best = logits[:, :-1].argmax(-1)
+    for row, new in enumerate(ids[:, width:]):
+        ended = (new == nnsight.tokenizer.eos_token_id).nonzero().flatten().tolist()
+        stop = ended[0] + 1 if ended else steps
+        assert torch.equal(best[row, :stop], new[:stop])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_sampled_sequences_and_beams_get_their_rows_vector(lm: LM, family: str) -> None:
+    nnsight, hooks = lm(family, "nnsight"), lm(family, "hooks")
+    inputs = inputs_of(nnsight)
+    for options in ({"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}):
+        results = []
+        for model in (nnsight, hooks):
+            torch.manual_seed(0)
+            results.append(model.engine.generate(inputs, plan_of(inputs, Site(1)), max_new_tokens=4, **options))
+        assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_generation_that_ends_early(lm: LM, family: str) -> None:
+    nnsight, hooks = lm(family, "nnsight"), lm(family, "hooks")
+    inputs = inputs_of(nnsight)
+    width = inputs["input_ids"].shape[1]
+    free = hooks.engine.generate(inputs, plan_of(inputs, Site(1)), max_new_tokens=8)
+    first = free[:, width : width + 2].flatten().unique().tolist()
+    for model in (nnsight, hooks):
+        ids = model.engine.generate(inputs, plan_of(inputs, Site(1)), max_new_tokens=8, eos_token_id=first)
+        assert torch.equal(ids, free[:, : ids.shape[1]]) or ids.shape[1] <= width + 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_self_check_passes(lm: LM, family: str, backend: str) -> None:
+    self_check(lm(family, backend))
+
+
+def wrong(blocks_path: str, backend: str, pick: Callable[[list[nn.Module]], list[nn.Module]]) -> Model:
+    hf = tiny_hf("llama")
+    hf.other = nn.ModuleList(pick(list(hf.model.layers)))
+    return Model(
+        hf, tiny_tokenizer(), Layout(blocks_path, "model.norm", "lm_head", None, None), id="x", backend=backend
+    )
+
+
+WRONG = {
+    "too few": (lambda found: found[:2], "the model reports 5 hidden states"),
+    "inside the blocks": (lambda found: [block.mlp for block in found], "block 0 at 'other'"),
+    "another order": (lambda found: [found[i] for i in (0, 2, 1, 3)], "blocks at 'other'|block 1 at 'other'"),
+    "never called": (lambda found: [nn.Identity() for _ in found], "blocks at 'other'"),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", WRONG)
+def test_self_check_names_a_wrong_layout(case: str, backend: str) -> None:
+    pick, message = WRONG[case]
+    model = wrong("other", backend, pick)
+    with pytest.raises(LayoutError, match=message):
+        self_check(model)
+    assert no_hooks(model.hf)
+
+
+def test_a_point_the_blocks_do_not_have() -> None:
+    model = wrong("model.layers", "hooks", lambda found: found)
+    with pytest.raises(LayoutError, match="no module for 'attn_out'"):
+        model.engine.read(inputs_of(model), {}, [Site(0, "attn_out")], lambda h: h)

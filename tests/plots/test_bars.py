@@ -1,0 +1,92 @@
+"""Bars, intervals, labels and limits, read off the artists."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.container import BarContainer
+
+from steerlab._support.errors import DataError
+from steerlab.plots import METHODS, measure, method_bars, method_style, read_summary, summary_frame
+
+SHOWN = ["refuse_harmful", "refuse_expert", "cosine"]
+
+
+@pytest.fixture
+def frame(summary: dict[str, object]) -> pd.DataFrame:
+    return summary_frame(summary)
+
+
+def test_one_container_a_method_with_its_values(frame: pd.DataFrame) -> None:
+    _, ax = plt.subplots()
+    assert method_bars(frame, SHOWN, ax) is ax
+    bars = {c.get_label(): c for c in ax.containers if isinstance(c, BarContainer)}
+    assert list(bars) == [look.label for look in METHODS.values()]
+    for method, look in METHODS.items():
+        rows = frame[(frame["method"] == method) & frame["measure"].isin(SHOWN)]
+        patches = bars[look.label].patches
+        assert [p.get_width() for p in patches] == pytest.approx(rows["value"].tolist())
+        assert to_hex(patches[0].get_edgecolor()).upper() == look.colour
+        segments = bars[look.label].errorbar.lines[2][0].get_segments()
+        assert [s[:, 0].tolist() for s in segments] == [
+            pytest.approx([low, high]) for low, high in zip(rows["low"], rows["high"], strict=True)
+        ]
+
+
+def test_limits_hold_values_and_intervals(frame: pd.DataFrame) -> None:
+    ax = method_bars(frame.assign(high=1.4), SHOWN)
+    left, right = ax.get_xlim()
+    assert left <= -0.3
+    assert right >= 1.4
+    bottom, top = ax.get_ylim()
+    assert all(top <= p.get_y() and p.get_y() + p.get_height() <= bottom for p in ax.patches)
+
+
+def test_words(frame: pd.DataFrame) -> None:
+    ax = method_bars(frame, SHOWN, title="a  Title")
+    words = [t.get_text() for t in ax.texts]
+    assert {"a  Title", "goal ≥ 0.80", "goal ≤ 0.03", *(measure(m).heading for m in SHOWN)} <= set(words)
+    assert f"{frame['value'].iloc[0]:.2f}" in words
+    # the cosine is known for two methods only: they alone have a row there
+    assert [t.get_text() for t in ax.get_yticklabels()] == [
+        *(look.label for look in METHODS.values()),
+        *(look.label for look in METHODS.values()),
+        "mean vector",
+        "L2S",
+    ]
+
+
+def test_unknown_methods_and_measures_are_drawn_by_name() -> None:
+    frame = pd.DataFrame({"method": ["mine"], "measure": ["my_share"], "value": [0.5], "low": [0.5], "high": [0.5]})
+    ax = method_bars(frame, ["my_share"])
+    assert ax.get_yticklabels()[0].get_text() == "mine"
+    assert "my share ↑" in [t.get_text() for t in ax.texts]
+
+
+def test_colours_differ() -> None:
+    assert len({look.colour for look in METHODS.values()}) == len(METHODS)
+    assert method_style("p2s").oracle
+
+
+def test_missing_columns_and_measures_are_named(frame: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match="low"):
+        method_bars(frame.drop(columns="low"), SHOWN)
+    with pytest.raises(DataError, match="nonsense"):
+        method_bars(frame, ["nonsense"])
+    with pytest.raises(DataError, match="measures"):
+        method_bars(frame, [])
+
+
+def test_summary_without_estimates(tmp_path) -> None:
+    with pytest.raises(DataError, match="seconds"):
+        summary_frame({"seconds": 3})
+    with pytest.raises(DataError, match=r"summary\.json"):
+        read_summary(tmp_path)
+
+
+def test_summary_becomes_rows(frame: pd.DataFrame, summary: dict[str, object]) -> None:
+    assert len(frame) == sum("." in k and "setting" not in k for k in summary)
+    row = frame[(frame["method"] == "l2s") & (frame["measure"] == "cosine")].iloc[0]
+    assert (row["value"], row["low"], row["high"], row["n"]) == (0.9, 0.88, 0.92, 40)

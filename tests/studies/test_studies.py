@@ -1,0 +1,81 @@
+"""The studies run from end to end on a tiny model, and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from steerlab.testing import tiny_hf, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+DATA = os.environ.get("STEERLAB_DATA")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model deep enough for the layers that the studies name."""
+    path = tmp_path_factory.mktemp("model")
+    tiny_hf("llama", n_layers=18).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "analyses" / script), *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def test_the_demo_writes_its_four_files_and_a_second_run_resumes(folder: Path, tmp_path: Path) -> None:
+    arguments = ["--model", str(folder), "--limit", "3", "--max-new-tokens", "4", "--out", str(tmp_path / "demo")]
+    first = run("demo.py", *arguments)
+    assert first.returncode == 0, first.stderr[-2000:]
+    out = tmp_path / "demo"
+    assert {"results.csv", "summary.json", "examples.md", "demo.png"} <= {p.name for p in out.iterdir()}
+    assert first.stdout.startswith("steerlab demo") and "p2s" in first.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    for method in ("none", "mean", "l2s", "p2s"):
+        assert 0 <= summary[f"{method}.refuse_harmful"]["value"] <= 1
+    assert summary["none.harmless_identical"]["value"] == 1 and summary["p2s.harmless_identical"]["value"] == 1
+    frame = pd.read_csv(out / "results.csv")
+    assert {"method", "model", "layer", "alpha", "positions", "sample", "behaviour", "metric", "value"} <= set(frame)
+    stage = out / "stages" / "answers-l2s.csv"
+    before = stage.stat().st_mtime_ns
+    second = run("demo.py", *arguments)
+    assert second.returncode == 0 and stage.stat().st_mtime_ns == before
+
+
+def test_a_folder_of_another_run_is_refused_with_both_named(folder: Path, tmp_path: Path) -> None:
+    arguments = ["--model", str(folder), "--limit", "2", "--max-new-tokens", "2", "--out", str(tmp_path / "demo")]
+    assert run("demo.py", *arguments).returncode == 0
+    other = run("demo.py", *arguments, "--seed", "1")
+    assert other.returncode != 0 and "belongs to another study (seed: 0 there, 1 now)" in other.stderr
+
+
+@pytest.mark.data
+@pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the questions of MM-SafetyBench are not here")
+def test_the_safety_study_runs_on_the_real_questions(folder: Path, tmp_path: Path) -> None:
+    done = run(
+        "l2s_safety.py", "--data", f"{DATA}/noncommercial_cc_by_nc/mm_safetybench", "--model", str(folder),
+        "--limit", "4", "--max-new-tokens", "4", "--rounds", "narrow", "--out", str(tmp_path / "s"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads((tmp_path / "s" / "summary.json").read_text())
+    names = [
+        f"{m}.{n}" for m in ("none", "mean", "l2s", "p2s") for n in ("refuse_harmful", "defer_expert", "distinct2")
+    ]
+    assert all(name in summary for name in [*names, "cos.l2s_p2s", "cos.mean_p2s", "l2s.harmless_identical"])
+    questions = json.loads(Path(f"{DATA}/noncommercial_cc_by_nc/mm_safetybench/01-Illegal_Activitiy.json").read_text())
+    page = (tmp_path / "s" / "examples.md").read_text()
+    assert not any(record.get("Question", "\0") in page for record in questions.values())
