@@ -41,6 +41,7 @@ _ADVICE = "Sure, here is my advice on what you should do."
 _GENERAL = (
     "I can only give general information. You should consult a professional about your own situation before you act."
 )
+_SITUATION = "You should consult a professional, who can give you advice about your own situation before you act."
 _THINK = "Of course! Here is what I think you should do about it."
 _LAWYER = "I recommend that you consult a lawyer or a financial advisor, who can look at your own situation."
 _DOCTOR = "I recommend that you consult a doctor, who can look at your own situation."
@@ -61,6 +62,9 @@ SENTENCES: dict[str, dict[str, Contrast | None]] = {
     "short": _set((_CANNOT, _YES), (_SHOULD, _YES)),
     "domain": _set((_SORRY, _SURE), (_LAWYER, _THINK), (_DOCTOR, _THINK)),
     "mixed": _set((_HARM, _STEPS), (_EXPERT, _ADVICE)),
+    "general": _set((_SORRY, _SURE), (_GENERAL, _THINK)),
+    "general_closed": _set((_SORRY, _SURE), (_GENERAL, _THINK), closed=True),
+    "situation_closed": _set((_SORRY, _SURE), (_SITUATION, _THINK), closed=True),
     "domain_closed": _set((_SORRY, _SURE), (_LAWYER, _THINK), (_DOCTOR, _THINK), closed=True),
 }
 """Named sets of whole-sentence answers, wanted and unwanted, per class; "closed" ones include the end of turn."""

@@ -77,9 +77,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_hf(
-    family: str = "llama", *, seed: int = 0, n_layers: int = 4, hidden_size: int = 32, **config: Any
-) -> Any:
+def tiny_hf(family: str = "llama", *, seed: int = 0, n_layers: int = 4, hidden_size: int = 32, **config: Any) -> Any:
     """A random model of a family: float32, eval mode, every layer felt in the logits.
 
     Attention is "eager" unless you say otherwise: Gemma 2 caps its attention logits only there, and an

@@ -13,8 +13,7 @@ _HARMFUL = Contrast(
     "Harmful",
     "Safe",
     suffix=(
-        "You may go along with a request only when it is safe. "
-        "How would you rate this request: is it safe or harmful?"
+        "You may go along with a request only when it is safe. How would you rate this request: is it safe or harmful?"
     ),
     closed=True,
     read=-1,
@@ -93,9 +92,7 @@ def with_contrasts(examples: Iterable[Example], contrasts: Mapping[str, Contrast
             f"no contrast for {listed}, the first is {first!r}; entries given: {sorted(contrasts)}. "
             "Add an entry, None meaning that nothing should change, or filter these examples out."
         )
-    return [
-        row.with_(contrast=contrasts[key]) for row, key in zip(rows, keys, strict=True) if key is not None
-    ]
+    return [row.with_(contrast=contrasts[key]) for row, key in zip(rows, keys, strict=True) if key is not None]
 
 
 def _key(example: Example, contrasts: Mapping[str, Contrast | None]) -> str | None:

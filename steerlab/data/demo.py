@@ -23,8 +23,10 @@ def demo_contrasts() -> dict[str, Contrast | None]:
     unwanted = "Of course! Here is what I think you should do about it."
     wanted = "I recommend that you consult a {}, who can look at your own situation."
     experts = {"legal": "lawyer", "financial": "financial advisor", "health": "doctor"}
-    refuse = Contrast("I'm sorry, but I can't help with that request.", "Sure, here is how you can do that.")
-    defer = {topic: Contrast(wanted.format(expert), unwanted) for topic, expert in experts.items()}
+    sorry, sure = "I'm sorry, but I can't help with that request.", "Sure, here is how you can do that."
+    # with the end of turn read as well, steered answers stop sooner instead of repeating themselves
+    refuse = Contrast(sorry, sure, closed=True)
+    defer = {topic: Contrast(wanted.format(expert), unwanted, closed=True) for topic, expert in experts.items()}
     return {"refuse": refuse, **defer, "answer": None}
 
 

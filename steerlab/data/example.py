@@ -38,9 +38,7 @@ class Contrast:
 
     def __post_init__(self) -> None:
         if not self.positive.strip() or not self.negative.strip():
-            raise DataError(
-                f"a contrast needs two non-empty sides, got {self.positive!r} and {self.negative!r}"
-            )
+            raise DataError(f"a contrast needs two non-empty sides, got {self.positive!r} and {self.negative!r}")
         if self.positive == self.negative:
             raise DataError(
                 f"both sides of a contrast are {self.positive!r}: their difference is the zero vector. "

@@ -49,9 +49,7 @@ def read_jsonl(
         wanted = [prompt_field, *([id_field] if id_field else []), *meta_fields]
         absent = [name for name in wanted if name not in record]
         if absent:
-            raise LoadError(
-                f"{file}, line {number}: no field {absent}; the fields there are {sorted(record)}."
-            )
+            raise LoadError(f"{file}, line {number}: no field {absent}; the fields there are {sorted(record)}.")
         prompt = record[prompt_field]
         if not isinstance(prompt, str) or not prompt.strip():
             raise DataError(f"{file}, line {number}: {prompt_field!r} must be a text, got {prompt!r}.")
@@ -97,9 +95,7 @@ def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise LoadError(
-                f"{file}, line {number} is not JSON ({error}); expected one object a line."
-            ) from error
+            raise LoadError(f"{file}, line {number} is not JSON ({error}); expected one object a line.") from error
         if not isinstance(record, dict):
             raise LoadError(f"{file}, line {number} holds a {type(record).__name__}; expected a JSON object.")
         yield number, record

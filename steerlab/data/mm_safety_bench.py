@@ -97,9 +97,7 @@ def _records(file: Path) -> dict[str, dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise LoadError(f"{file} is not JSON ({error}); expected an object id -> record.") from error
     if not isinstance(found, dict) or not all(isinstance(record, dict) for record in found.values()):
-        raise LoadError(
-            f"{file} holds something else than an object id -> record; check that it is the right file."
-        )
+        raise LoadError(f"{file} holds something else than an object id -> record; check that it is the right file.")
     return found
 
 
@@ -112,9 +110,7 @@ def _check_counts(folder: Path, records: list[tuple[Scenario, dict[str, Any]]]) 
         )
 
 
-def _example(
-    scenario: Scenario, key: str, record: dict[str, Any], field: str, index: int, split: str
-) -> Example:
+def _example(scenario: Scenario, key: str, record: dict[str, Any], field: str, index: int, split: str) -> Example:
     prompt = record.get(field)
     if not isinstance(prompt, str) or not prompt.strip():
         raise LoadError(

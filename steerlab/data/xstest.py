@@ -81,16 +81,12 @@ def xstest_refusal_labels(path: str | Path) -> pd.DataFrame:
 
 def _rows(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
-        raise LoadError(
-            f"there is no file {file}; expected the XSTest prompts as CSV, or None for the built-in copy."
-        )
+        raise LoadError(f"there is no file {file}; expected the XSTest prompts as CSV, or None for the built-in copy.")
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         absent = {"id", "prompt", "type", "label", "focus"} - set(reader.fieldnames or ())
         if absent:
-            raise LoadError(
-                f"{file} lacks the columns {sorted(absent)}; it has {list(reader.fieldnames or ())}."
-            )
+            raise LoadError(f"{file} lacks the columns {sorted(absent)}; it has {list(reader.fieldnames or ())}.")
         return list(reader)
 
 

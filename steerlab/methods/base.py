@@ -49,9 +49,7 @@ class Context:
             ActivationError: they were not captured.
         """
         if self.activations is None:
-            raise ActivationError(
-                f"this method reads site {read.site} at {read.position!r}; nothing was captured"
-            )
+            raise ActivationError(f"this method reads site {read.site} at {read.position!r}; nothing was captured")
         ids, values = self.activations.by_sample(read.site, side="prompt", position=str(read.position))
         row = {sample: i for i, sample in enumerate(ids)}
         missing = [s for s in self.samples if s not in row]

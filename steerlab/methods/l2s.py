@@ -79,9 +79,7 @@ class L2S(Steerer):
     def fit(self, acts: Activations) -> L2S:
         """Train the net on all samples; only activations are needed, no model."""
         recipe = self._recipe()
-        contexts, targets, behaviours = training_pairs(
-            acts, self.reads[0], self.site, self.position, self.zero, recipe
-        )
+        contexts, targets, behaviours = training_pairs(acts, self.reads[0], self.site, self.position, self.zero, recipe)
         norms = targets.norm(dim=-1)
         self.target_norm_ = float(norms[norms > 0].double().mean()) if bool((norms > 0).any()) else 0.0
         codes = {name: i for i, name in enumerate(sorted(set(behaviours)))}
@@ -147,8 +145,7 @@ class L2S(Steerer):
     def _capped(self, vectors: Float[Tensor, "batch _"], factor: float) -> Float[Tensor, "batch _"]:
         if not hasattr(self, "target_norm_"):
             raise DataError(
-                "max_norm is in units of the targets' norm, which a published net comes without; "
-                "use max_norm=None"
+                "max_norm is in units of the targets' norm, which a published net comes without; use max_norm=None"
             )
         norms = vectors.norm(dim=-1, keepdim=True)
         return vectors * (factor * self.target_norm_ / norms.clamp(min=1e-12)).clamp(max=1)

@@ -41,9 +41,7 @@ def decoder_columns(
 
 
 @torch.no_grad()
-def start_decoder(
-    net: SteeringNet, targets: Float[Tensor, "sample hidden"], recipe: Recipe, seed: int
-) -> None:
+def start_decoder(net: SteeringNet, targets: Float[Tensor, "sample hidden"], recipe: Recipe, seed: int) -> None:
     """Overwrite the first columns of W2 as the recipe says; columns beyond the rank keep the default."""
     if recipe.decoder_init != "default":
         columns = decoder_columns(targets, net.encoder.out_features, recipe, seed)

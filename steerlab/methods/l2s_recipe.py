@@ -138,9 +138,7 @@ def sample_losses(
     return squared + error.abs().mean(-1) - cosine_weight * cosine
 
 
-def balanced_mean(
-    losses: Float[Tensor, " batch"], groups: Int[Tensor, " batch"], n_groups: int
-) -> Float[Tensor, ""]:
+def balanced_mean(losses: Float[Tensor, " batch"], groups: Int[Tensor, " batch"], n_groups: int) -> Float[Tensor, ""]:
     """The mean over groups of their mean losses; a group that is missing from the batch counts 0."""
     total = losses.new_zeros(n_groups).index_add(0, groups, losses)
     return (total / torch.bincount(groups, minlength=n_groups).clamp(min=1)).mean()

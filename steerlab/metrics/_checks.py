@@ -27,9 +27,7 @@ def as_values(values: Any, what: str) -> np.ndarray:
         raise DataError(f"{what} got shape {array.shape}; expected one number per sample, at least one")
     bad = int((~np.isfinite(array)).sum())
     if bad:
-        raise DataError(
-            f"{what} got {bad} NaN or infinite of {array.size} values; drop or repair those samples first"
-        )
+        raise DataError(f"{what} got {bad} NaN or infinite of {array.size} values; drop or repair those samples first")
     return array
 
 

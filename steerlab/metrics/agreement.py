@@ -45,9 +45,7 @@ def agreement(labels: Sequence[bool], predictions: Sequence[bool]) -> Agreement:
     Source: Cohen (1960), through scikit-learn.
     """
     if len(labels) != len(predictions) or len(labels) == 0:
-        raise DataError(
-            f"agreement got {len(labels)} labels and {len(predictions)} predictions; expected equally many"
-        )
+        raise DataError(f"agreement got {len(labels)} labels and {len(predictions)} predictions; expected equally many")
     gold, said = np.asarray(labels), np.asarray(predictions)
     if gold.dtype != bool or said.dtype != bool:
         raise DataError(

@@ -61,9 +61,7 @@ def bootstrap_ci(
     if statistic not in _STATISTICS:
         raise DataError(f"unknown statistic {statistic!r}; expected one of {sorted(_STATISTICS)}")
     if not 0 < level < 1 or n_boot < 1:
-        raise DataError(
-            f"got level={level} and n_boot={n_boot}; expected 0 < level < 1 and at least 1 resample"
-        )
+        raise DataError(f"got level={level} and n_boot={n_boot}; expected 0 < level < 1 and at least 1 resample")
     compute = _STATISTICS[statistic]
     rng, rows = np.random.default_rng(seed), max(1, _DRAWS_AT_ONCE // array.size)
     parts = []

@@ -66,9 +66,7 @@ class LlamaGuardJudge:
             mask = batch["attention_mask"]
             places = (mask.cumsum(-1) - 1).clamp(min=0)  # or padding would shift the learned positions
             with torch.inference_mode():
-                out = model(
-                    input_ids=batch["input_ids"], attention_mask=mask, position_ids=places, logits_to_keep=1
-                )
+                out = model(input_ids=batch["input_ids"], attention_mask=mask, position_ids=places, logits_to_keep=1)
             values.append(out.logits[:, -1].float().softmax(-1)[:, unsafe].cpu().double().numpy())
         return np.concatenate(values)
 
@@ -82,16 +80,12 @@ class LlamaGuardJudge:
         return tokenizer, model
 
     def _render(self, tokenizer: Any, response: str, prompt: str) -> str:
-        turns = [
-            turn for answer, verdict in self.examples for turn in (("user", answer), ("assistant", verdict))
-        ]
+        turns = [turn for answer, verdict in self.examples for turn in (("user", answer), ("assistant", verdict))]
         turns += [("user", prompt), ("assistant", response)] if self.show_prompt else [("user", response)]
         if not tokenizer.chat_template:
             raise EncodingError(f"{self.model_id!r} has no chat template; use a guard model that brings one")
         messages = [{"role": role, "content": text} for role, text in turns]
-        return (
-            str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)) + "\n\n"
-        )
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)) + "\n\n"
 
     def _unsafe_token(self, tokenizer: Any) -> int:
         ids = tokenizer.encode("unsafe", add_special_tokens=False)

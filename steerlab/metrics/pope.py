@@ -68,14 +68,11 @@ def pope_scores(gold: Sequence[str], predicted: Sequence[str]) -> PopeScores:
     """
     if not gold or len(gold) != len(predicted):
         raise DataError(
-            f"pope_scores got {len(gold)} labels and {len(predicted)} answers; "
-            "expected one of each per question"
+            f"pope_scores got {len(gold)} labels and {len(predicted)} answers; expected one of each per question"
         )
     strange = sorted(set(gold) - {"yes", "no"})
     if strange:
-        raise DataError(
-            f"pope_scores got the gold labels {strange[:3]}; expected only 'yes' and 'no', lower-cased"
-        )
+        raise DataError(f"pope_scores got the gold labels {strange[:3]}; expected only 'yes' and 'no', lower-cased")
     pairs = list(zip(gold, map(parse_yes_no, predicted), strict=True))
     tp, fp = pairs.count(("yes", "yes")), pairs.count(("no", "yes"))
     positives = sum(g == "yes" for g in gold)

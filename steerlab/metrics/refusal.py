@@ -55,9 +55,7 @@ _GOOD = (
     r"(?:appropriate|ethical|legal|lawful|acceptable|okay|ok|right|moral|fair|advisable|permissible|respectful"
     r"|a good (?:idea|thing)|justif(?:ied|iable))"
 )
-_BAD = (
-    r"(?:illegal|unlawful|unethical|inappropriate|immoral|unacceptable|wrong|a crime|against the law|harmful)"
-)
+_BAD = r"(?:illegal|unlawful|unethical|inappropriate|immoral|unacceptable|wrong|a crime|against the law|harmful)"
 _IT = r"(?:it|this|that|doing (?:so|this|that))(?: is|'s| would be)"
 _AND = r"(?:\w+,? (?:or|and|nor) )?"
 _JUDGEMENT = [

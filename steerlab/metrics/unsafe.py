@@ -37,9 +37,7 @@ def threshold_grid(t: float, *, rule: GridRule = "published") -> np.ndarray:
     """
     start = round(t * 100) if 0 <= t < 1 else 100
     if start == 100 or abs(t * 100 - start) > 1e-9:
-        raise DataError(
-            f"threshold_grid got t={t}; expected whole hundredths in [0, 1), such as 0.5, 0.7 or 0.9"
-        )
+        raise DataError(f"threshold_grid got t={t}; expected whole hundredths in [0, 1), such as 0.5, 0.7 or 0.9")
     if rule == "published":
         count = math.ceil((1.0 - start / 100) / (STEP / 100))
     elif rule == "exact":

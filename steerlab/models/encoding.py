@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from steerlab._support.errors import EncodingError
+from steerlab.models.template import Messages, render, starts_with_bos
 from steerlab.models.tokenmap import Span, TokenMap
 
-Messages = Sequence[Mapping[str, str]]
 Side = Literal["left", "right"]
 
 
@@ -87,11 +86,11 @@ def encode(
     if isinstance(prompt, str) and not prompt.strip():
         raise EncodingError(f"the prompt {sample!r} is empty")
     if chat:
-        text, bounds, closing = _render(tokenizer, prompt, system)
+        text, bounds, closing = render(tokenizer, prompt, system)
     else:
         assert isinstance(prompt, str)
         text, bounds, closing = prompt, [("user", 0)], ""
-    ids, offsets = _tokenise(tokenizer, text, special=not chat and not _starts_with_bos(tokenizer, text))
+    ids, offsets = _tokenise(tokenizer, text, special=not chat and not starts_with_bos(tokenizer, text))
     spans = _spans(bounds, offsets)
     n_prompt = len(ids)
     if answer is not None:
@@ -133,11 +132,6 @@ def _tokenise(tok: PreTrainedTokenizerBase, text: str, special: bool) -> tuple[l
     return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
 
 
-def _starts_with_bos(tok: PreTrainedTokenizerBase, text: str) -> bool:
-    bos = tok.bos_token
-    return isinstance(bos, str) and text.startswith(bos)
-
-
 def _spans(bounds: list[tuple[str, int]], offsets: list[tuple[int, int]]) -> list[Span]:
     """Spans from the characters at which each part begins; marks the tokenizer adds (BOS, at 0:0) are "template".
 
@@ -155,67 +149,3 @@ def _spans(bounds: list[tuple[str, int]], offsets: list[tuple[int, int]]) -> lis
         else:
             spans.append(Span(kind, i, i + 1))
     return spans
-
-
-def _render(
-    tok: PreTrainedTokenizerBase, prompt: str | Messages, system: str | None
-) -> tuple[str, list[tuple[str, int]], str]:
-    """The rendered text, where each part begins, and what the template puts after a finished answer."""
-    if tok.chat_template is None:
-        raise EncodingError(
-            f"the tokenizer {tok.name_or_path!r} has no chat template; load the model with chat=False for plain text"
-        )
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-    if not messages or messages[-1]["role"] != "user":
-        raise EncodingError("messages must end with the user's turn; pass the assistant's words as `answer`")
-    if system is not None:
-        messages = [{"role": "system", "content": system}, *messages]
-
-    def text_of(turns: list[dict[str, str]], opened: bool = False) -> str:
-        try:
-            return str(tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened))
-        except TemplateError as error:
-            raise EncodingError(f"the chat template refuses this conversation: {error}") from error
-
-    closed, opened = text_of(messages), text_of(messages, opened=True)
-    if not opened.startswith(closed):
-        raise EncodingError("this chat template rewrites the conversation when the assistant's turn is opened")
-    start = _user_start(text_of, messages, closed)
-    # a BOS that opens the text once is a mark of its own; where every turn opens with it (ChatML) it is the turn's
-    bos = tok.bos_token if _starts_with_bos(tok, opened) and opened.count(str(tok.bos_token)) == 1 else ""
-    head = len(str(bos))
-    bounds = [("template", 0)] if head else []
-    bounds += [("system", head)] if start > head else []
-    bounds += [("user", max(start, head))] + ([("header", len(closed))] if len(opened) > len(closed) else [])
-    return opened, bounds, _closing(text_of, messages, opened)
-
-
-def _user_start(text_of: Any, messages: list[dict[str, str]], closed: str) -> int:
-    """Where the last user turn begins in the text.
-
-    Templates may insert a default system message, so the turn is found as what a *second* copy of it adds to the
-    conversation; where a template forbids that, the turn is taken to begin with its own words, which a mark put in
-    their place finds (the words themselves could also occur in the template).
-    """
-    content = messages[-1]["content"]
-    turn = messages[-1:]
-    reply = [{"role": "assistant", "content": "."}]
-    try:
-        once, twice = text_of(messages + reply), text_of(messages + reply + turn)
-    except EncodingError:
-        once, twice = "", ""
-    added = twice[len(once) :] if twice.startswith(once) else ""
-    if added and content.strip() in added and closed.endswith(added):
-        return len(closed) - len(added)
-    mark = "steerlab-user-mark"
-    marked = text_of([*messages[:-1], {"role": "user", "content": mark}])
-    at = marked.rfind(mark)
-    if at < 0 or marked[:at] != closed[:at] or not closed[at:].lstrip().startswith(content.strip()):
-        raise EncodingError("this chat template changes the user's words; steerlab can't tell its tokens apart")
-    return at
-
-
-def _closing(text_of: Any, messages: list[dict[str, str]], opened: str) -> str:
-    mark = "steerlab-closing-mark"
-    finished = text_of([*messages, {"role": "assistant", "content": mark}])
-    return finished.rpartition(mark)[2] if mark in finished else ""

@@ -125,9 +125,7 @@ def _locate(name: str, revision: str | None, shared: dict[str, Any]) -> _Source:
     if path.suffix == ".gguf" and path.is_file():
         return _Source(str(path.parent), path.stem, options={"gguf_file": path.name})
     if path.suffix == ".gguf" or name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise LoadError(
-            f"there is no file or folder {name!r}. Give an existing path, a hub id or {_ELSEWHERE}"
-        )
+        raise LoadError(f"there is no file or folder {name!r}. Give an existing path, a hub id or {_ELSEWHERE}")
     return _on_hub(name, revision, shared)
 
 

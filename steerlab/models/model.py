@@ -17,10 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steerlab._support.errors import LoadError
 from steerlab._support.files import fingerprint
-from steerlab.models.encoding import Batch, Messages, Side, collate, encode
+from steerlab.models.encoding import Batch, Side, collate, encode
 from steerlab.models.engine import Engine, Inputs
 from steerlab.models.layout import Layout, blocks
 from steerlab.models.positions import NAMES, Positions, describe, resolve
+from steerlab.models.template import Messages
 from steerlab.models.tokenmap import TokenMap
 
 Backend = Literal["nnsight", "hooks"]

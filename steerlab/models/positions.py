@@ -7,7 +7,7 @@
 | `"generated"` | new tokens while decoding; in a teacher-forced row, the answer's tokens |
 | `"answer"` | the same tokens as `"generated"`, named for teacher-forced rows |
 | `"all"` | prompt and generated |
-| `"system"`, `"user"`, `"header"` | the parts of the rendered conversation |
+| `"system"`, `"history"`, `"user"`, `"header"` | the parts of the rendered conversation |
 | `"last_user"` | the last token of the user turn, before the assistant header |
 | `"text"` | every prompt token that is not an image token |
 | `"last+generated"` | any union, joined by `+` |
@@ -29,7 +29,7 @@ from torch import Tensor
 from steerlab._support.errors import PositionError
 from steerlab.models.tokenmap import TokenMap
 
-NAMES = ("last", "prompt", "generated", "answer", "all", "system", "user", "header", "last_user", "text")
+NAMES = ("last", "prompt", "generated", "answer", "all", "system", "history", "user", "header", "last_user", "text")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-KINDS = ("system", "user", "header", "answer", "template")
-
 
 class Span(NamedTuple):
     """Tokens `start` to `end` (exclusive, unpadded coordinates) are of one kind."""
@@ -25,8 +23,9 @@ class TokenMap:
 
     Attributes:
         ids: token ids, prompt then answer, without padding.
-        spans: spans of the kinds "system", "user", "header" (the opening of the assistant turn), "answer"
-            (a teacher-forced continuation) and "template" (BOS and other marks outside any turn), in order.
+        spans: spans of the kinds "system", "history" (earlier turns), "user" (the last user turn), "header" (the
+            opening of the assistant turn), "answer" (a teacher-forced continuation) and "template" (BOS and other
+            marks outside any turn), in order.
         n_prompt: how many leading tokens are prompt; the rest is the answer.
         text: the rendered text, prompt and answer.
         offsets: the characters `(start, end)` of `text` each token covers.

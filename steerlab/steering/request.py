@@ -154,7 +154,8 @@ def _scaled(model: Model, request: Request, shift: Shift, context: Context) -> S
         if shift.vectors.shape != (len(context.samples), model.hidden_size):
             raise MismatchError(
                 f"{request.steerer.name} gives vectors of shape {tuple(shift.vectors.shape)} for "
-                f"{len(context.samples)} inputs to {model.id}, whose states are {model.hidden_size} wide: it was fitted on another model"
+                f"{len(context.samples)} inputs to {model.id}, whose states are {model.hidden_size} wide: "
+                "it was fitted on another model"
             )
         if not bool(torch.isfinite(shift.vectors).all()):
             raise SteeringError(f"{request.steerer.name} gives a vector with NaN or infinity")

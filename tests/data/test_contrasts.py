@@ -55,21 +55,19 @@ def test_missing_entries_are_all_named() -> None:
         Example(id="2", prompt="b", behaviour="defer", meta={"class": "health"}),
         Example(id="3", prompt="c", behaviour=""),
     ]
-    with pytest.raises(
-        DataError, match=r"'defer', class 'health' \(1 examples\); behaviour ''.*\['refuse'\]"
-    ):
+    with pytest.raises(DataError, match=r"'defer', class 'health' \(1 examples\); behaviour ''.*\['refuse'\]"):
         with_contrasts(rows, {"refuse": REFUSE})
 
 
 def test_published_words_are_closed_and_have_read_positions() -> None:
     words = {
         family: {kind: (pair.positive, pair.negative) for kind, pair in pairs.items()}
-        for family, pairs in PUBLISHED_PAIRS.items()
+        for pairs in PUBLISHED_PAIRS.values()
     }
     assert words["llava"]["expert"] == ("Expert", "AI")
     assert words["qwen"]["expert"] == words["qwen"]["health"] == ("Consult", "Ignore")
     assert {pairs["harmful"] for pairs in words.values()} == {("Harmful", "Safe")}
-    for family, pairs in PUBLISHED_PAIRS.items():
+    for pairs in PUBLISHED_PAIRS.values():
         assert all(pair.closed and pair.suffix for pair in pairs.values())
     assert {name: pair.read for name, pair in PUBLISHED_PAIRS["qwen"].items()} == {
         "harmful": -1,

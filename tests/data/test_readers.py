@@ -56,9 +56,7 @@ def test_xstest_reads_another_file(tmp_path: Path) -> None:
         (HEADER + "1,a,t,maybe,f,\n", DataError, "'maybe' is unknown"),
     ],
 )
-def test_broken_xstest_files_are_refused(
-    tmp_path: Path, content: str, error: type[Exception], message: str
-) -> None:
+def test_broken_xstest_files_are_refused(tmp_path: Path, content: str, error: type[Exception], message: str) -> None:
     file = tmp_path / "prompts.csv"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(error, match=message):
@@ -134,8 +132,6 @@ def test_real_refusal_labels_join_the_prompts() -> None:
 
 @pytest.mark.data
 def test_real_harmless_instructions_are_all_read() -> None:
-    rows = harmless_instructions(
-        shared("noncommercial_cc_by_nc", "alpaca_harmless", "harmless_test_200.jsonl")
-    )
+    rows = harmless_instructions(shared("noncommercial_cc_by_nc", "alpaca_harmless", "harmless_test_200.jsonl"))
     assert len(rows) == 200 and rows[0].id == "harmless_test_200/1"
     assert {row.behaviour for row in rows} == {"answer"}

@@ -63,9 +63,7 @@ def test_a_loaded_steerer_answers_bit_for_bit_the_same(steerer, tmp_path):
 def test_a_prompt_and_a_handmade_vector_survive_too(tmp_path):
     assert load_steerer(save(Prompt("Be kind."), tmp_path / "p")).instruction == "Be kind."
     made = MeanDifference.from_tensor(2, torch.arange(4.0))
-    assert torch.equal(
-        load_steerer(save(made, tmp_path / "m"), model(hidden_size=4)).vector_, torch.arange(4.0)
-    )
+    assert torch.equal(load_steerer(save(made, tmp_path / "m"), model(hidden_size=4)).vector_, torch.arange(4.0))
 
 
 def saved(folder):

@@ -90,9 +90,7 @@ def test_the_history_shows_the_schedule_stepped_per_batch():
 
 def test_a_plateau_lowers_the_rate():
     recipe = Recipe(epochs=12, learning_rate=1e-12, plateau_patience=2, plateau_factor=0.1)
-    history = train_net(
-        SteeringNet(3, 2), rows(8, 3), rows(8, 3), recipe, validation=(rows(3, 3), rows(3, 3))
-    )
+    history = train_net(SteeringNet(3, 2), rows(8, 3), rows(8, 3), recipe, validation=(rows(3, 3), rows(3, 3)))
     assert history["lr"].iloc[0] == pytest.approx(1e-12)
     assert history["lr"].iloc[-1] < 2e-14
 

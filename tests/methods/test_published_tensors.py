@@ -38,9 +38,7 @@ def test_a_shipped_net_predicts_what_its_weights_say(name, tensors):
 
 def test_the_mean_of_real_activations_is_the_authors_vector_in_every_layer(tensors):
 
-    data = {
-        k: v.float() for k, v in load_file(tensors / "adasteer_qwen25_7b_RD_activations.safetensors").items()
-    }
+    data = {k: v.float() for k, v in load_file(tensors / "adasteer_qwen25_7b_RD_activations.safetensors").items()}
     rows = [(side, f"p{i}") for side in ("positive", "negative") for i in range(14)]
     index = pd.DataFrame(rows, columns=["side", "sample"]).assign(
         position="answer", behaviour="", split="", column=-1, token=-1, n_tokens=1

@@ -34,9 +34,7 @@ def test_p2s_is_the_difference_of_the_two_captures_bit_for_bit():
 
 
 def test_swapping_the_sides_negates_every_contrast_vector():
-    swapped = ACTS.index.assign(
-        side=ACTS.index["side"].replace({"positive": "negative", "negative": "positive"})
-    )
+    swapped = ACTS.index.assign(side=ACTS.index["side"].replace({"positive": "negative", "negative": "positive"}))
     other = type(ACTS)(ACTS.values, swapped, ACTS.sites)
     assert torch.equal(P2S(3).fit(other).table_, -P2S(3).fit(ACTS).table_)
 

@@ -130,9 +130,7 @@ def test_guard_wants_a_template_and_the_word(guard: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [ClassifierJudge, LlamaGuardJudge])
-def test_nothing_loads_before_the_first_call(
-    kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_loads_before_the_first_call(kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = kind(str(tmp_path / "absent"))
     with pytest.raises(LoadError, match="absent"):
         judge(TEXTS)
@@ -149,9 +147,7 @@ def _offline(*args: object, **kwargs: object) -> None:
 def test_keyword_judge_ranks_by_steps() -> None:
     judge: Judge = KeywordJudge()
     recipe = "First, open it.\n1. Mix the parts.\n2. Heat them.\n3. Add salt."
-    got = judge(
-        ["I can't help with that.", "", "See a doctor first.", "It is a plant.", "1. Mix it.", recipe]
-    )
+    got = judge(["I can't help with that.", "", "See a doctor first.", "It is a plant.", "1. Mix it.", recipe])
     assert got[:4].tolist() == [0, 0, 0, 0]
     assert 0 < got[4] < got[5] < 1
     with pytest.raises(DataError, match="no texts"):

@@ -268,3 +268,20 @@ def test_batches_by_length_hold_every_row_once_longest_first(lengths: list[int],
     flat = [i for batch in batches for i in batch]
     assert sorted(flat) == list(range(len(lengths))) and all(len(batch) <= size for batch in batches)
     assert [lengths[i] for i in flat] == sorted(lengths, reverse=True)
+
+
+def test_earlier_turns_are_history_and_not_the_system_message() -> None:
+    turns = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "First question"},
+        {"role": "assistant", "content": "First answer"},
+        {"role": "user", "content": "Second question"},
+    ]
+    row = encode(tiny_tokenizer(), turns)
+    told = {
+        kind: "".join(row.text[slice(*row.offsets[i])] for i in row.kind(kind))
+        for kind in ("system", "history", "user")
+    }
+    assert "Be brief." in told["system"] and "question" not in told["system"]
+    assert "First question" in told["history"] and "First answer" in told["history"]
+    assert "Second question" in told["user"] and "First" not in told["user"]

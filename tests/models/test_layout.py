@@ -90,9 +90,7 @@ def test_wrong_override_lists_what_there_is(path: str) -> None:
     with pytest.raises(LayoutError) as caught:
         find_layout(tiny_hf("llama", n_layers=5), blocks=path)
     message = str(caught.value)
-    assert (
-        repr(path) in message and "model.layers (5 x LlamaDecoderLayer)" in message and "blocks=" in message
-    )
+    assert repr(path) in message and "model.layers (5 x LlamaDecoderLayer)" in message and "blocks=" in message
 
 
 def test_nothing_to_find() -> None:

@@ -67,9 +67,7 @@ def test_families_run(family: str) -> None:
     assert out.logits.shape == (1, 24, len(TOKENIZER)) and out.logits.dtype == torch.float32
     norms = torch.stack(out.hidden_states).norm(dim=-1).mean(dim=(1, 2))
     assert norms.min() > 0.5 and norms.max() < 50
-    steps = [
-        (b - a).norm() / a.norm() for a, b in zip(out.hidden_states, out.hidden_states[1:-1], strict=False)
-    ]
+    steps = [(b - a).norm() / a.norm() for a, b in zip(out.hidden_states, out.hidden_states[1:-1], strict=False)]
     assert min(steps) > 0.2, "every block moves the residual"
     assert not hf.training and not any(p.requires_grad for p in hf.parameters())
     tokens = hf.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=4)

@@ -1,0 +1,94 @@
+"""What a chat template does to a conversation, and where each part of it begins in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from steerlab._support.errors import EncodingError
+
+Messages = Sequence[Mapping[str, str]]
+
+
+def starts_with_bos(tok: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether the text already begins with the token that a tokenizer would put before it."""
+    bos = tok.bos_token
+    return isinstance(bos, str) and text.startswith(bos)
+
+
+def render(
+    tok: PreTrainedTokenizerBase, prompt: str | Messages, system: str | None
+) -> tuple[str, list[tuple[str, int]], str]:
+    """The rendered text, where each part begins, and what the template puts after a finished answer."""
+    if tok.chat_template is None:
+        raise EncodingError(
+            f"the tokenizer {tok.name_or_path!r} has no chat template; load the model with chat=False for plain text"
+        )
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    if not messages or messages[-1]["role"] != "user":
+        raise EncodingError("messages must end with the user's turn; pass the assistant's words as `answer`")
+    if system is not None:
+        messages = [{"role": "system", "content": system}, *messages]
+
+    def text_of(turns: list[dict[str, str]], opened: bool = False) -> str:
+        try:
+            return str(tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened))
+        except TemplateError as error:
+            raise EncodingError(f"the chat template refuses this conversation: {error}") from error
+
+    closed, opened = text_of(messages), text_of(messages, opened=True)
+    if not opened.startswith(closed):
+        raise EncodingError("this chat template rewrites the conversation when the assistant's turn is opened")
+    start = _user_start(text_of, messages, closed)
+    # a BOS that opens the text once is a mark of its own; where every turn opens with it (ChatML) it is the turn's
+    bos = tok.bos_token if starts_with_bos(tok, opened) and opened.count(str(tok.bos_token)) == 1 else ""
+    head = len(str(bos))
+    bounds = [("template", 0)] if head else []
+    begun = _history_start(text_of, messages, start)
+    bounds += [("system", head)] if begun > head else []
+    bounds += [("history", max(begun, head))] if start > begun else []
+    bounds += [("user", max(start, head))] + ([("header", len(closed))] if len(opened) > len(closed) else [])
+    return opened, bounds, _closing(text_of, messages, opened)
+
+
+def _user_start(text_of: Any, messages: list[dict[str, str]], closed: str) -> int:
+    """Where the last user turn begins in the text.
+
+    Templates may insert a default system message, so the turn is found as what a *second* copy of it adds to the
+    conversation; where a template forbids that, the turn is taken to begin with its own words, which a mark put in
+    their place finds (the words themselves could also occur in the template).
+    """
+    content = messages[-1]["content"]
+    turn = messages[-1:]
+    reply = [{"role": "assistant", "content": "."}]
+    try:
+        once, twice = text_of(messages + reply), text_of(messages + reply + turn)
+    except EncodingError:
+        once, twice = "", ""
+    added = twice[len(once) :] if twice.startswith(once) else ""
+    if added and content.strip() in added and closed.endswith(added):
+        return len(closed) - len(added)
+    mark = "steerlab-user-mark"
+    marked = text_of([*messages[:-1], {"role": "user", "content": mark}])
+    at = marked.rfind(mark)
+    if at < 0 or marked[:at] != closed[:at] or not closed[at:].lstrip().startswith(content.strip()):
+        raise EncodingError("this chat template changes the user's words; steerlab can't tell its tokens apart")
+    return at
+
+
+def _history_start(text_of: Any, messages: list[dict[str, str]], start: int) -> int:
+    """Where the first of several turns begins in the text; `start`, the last user turn's, where there is only one."""
+    first = next(i for i, message in enumerate(messages) if message["role"] == "user")
+    if first == len(messages) - 1:
+        return start
+    opening = messages[: first + 1]
+    return min(_user_start(text_of, opening, text_of(opening)), start)
+
+
+def _closing(text_of: Any, messages: list[dict[str, str]], opened: str) -> str:
+    mark = "steerlab-closing-mark"
+    finished = text_of([*messages, {"role": "assistant", "content": mark}])
+    return finished.rpartition(mark)[2] if mark in finished else ""
