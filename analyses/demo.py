@@ -24,7 +24,7 @@ from steerlab.analysis.study import Study
 from steerlab.data import demo_set
 
 # where analyses/l2s_safety.py ended up on validation questions of another data set; nothing is tuned on the demo's test
-SETTING = Setting(layer=16, alpha=1.1, positions="all", sentences="demo", targets="equalised")
+SETTING = Setting(layer=16, alpha=1.05, positions="all", sentences="demo", targets="equalised")
 OPENING = """\
 steerlab demo: Learn-to-Steer on {model}
   1. read layer {layer} while the model hears a wanted and an unwanted answer to {train} training prompts:

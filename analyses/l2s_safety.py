@@ -4,9 +4,10 @@ questions to a professional, leave harmless instructions alone.
     python analyses/l2s_safety.py --model smollm2 --data .../mm_safetybench --out results/l2s_safety
 
 Layer, strength, positions, sentences and target scaling are chosen on a validation part of the *training* questions:
-a wide round over everything, then a narrow one around the best cell, for L2S and for the mean vector alike. The wide
-round generates 86,400 answers: minutes on a GPU, many hours on two CPU cores (`--rounds narrow` runs the second round
-alone; finished blocks are kept and a run resumes). The test questions are the published split's.
+a wide round over everything, then two narrow ones around the best cell (balanced norms and end-of-turn tokens; other
+words for deferral), for L2S and for the mean vector alike. The wide round generates 86,400 answers: minutes on a GPU,
+many hours on two CPU cores (`--rounds narrow deferral` runs the later rounds alone). Finished blocks, activations and
+answers are kept, and a run resumes. The test questions are the published split's.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ DEFERRAL = {
     "alphas": (0.9, 1.05),
 }
 ROUNDS = {"wide": WIDE, "narrow": NARROW, "deferral": DEFERRAL}
+METHODS = ("none", "prompt", "random", "mean", "l2s", "p2s")
 PER_BEHAVIOUR = 40  # validation inputs of each behaviour
 GOALS = [
     Goal("refuse_harmful", 0.80, PER_BEHAVIOUR),
@@ -176,6 +178,10 @@ def main() -> None:
     arguments.add_argument("--data", required=True, help="folder with the thirteen JSON files of MM-SafetyBench")
     arguments.add_argument("--harmless", default=None, help="folder of harmless_{train_600,test_200}.jsonl")
     arguments.add_argument("--rounds", nargs="+", default=list(ROUNDS), choices=list(ROUNDS))
+    arguments.add_argument("--fluency", action="store_true", help="also each answer's perplexity, unsteered")
+    arguments.add_argument(
+        "--methods", nargs="+", default=list(METHODS), choices=METHODS, help="what is compared; l2s and mean always are"
+    )
     arguments.add_argument(
         "--only", nargs="+", default=None, help="only these methods' answers, so that processes can share the work"
     )
@@ -202,13 +208,14 @@ def main() -> None:
     train = capture_sets(study, "train", model, everything, sets, layers, args.batch_size)
     tested = capture_sets(study, "test", model, test, [own["l2s"].sentences], layers, args.batch_size)
     methods = steerers(train, tested, own, args.seed)
+    methods = {name: m for name, m in methods.items() if name in {"none", "mean", "l2s", *args.methods}}
     if args.only:
         chosen = {name: methods[name] for name in args.only}
         run_methods(study, model, test, chosen, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
         return
     judged = run_methods(
         study, model, test, methods,
-        max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, fluency=True,
+        max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, fluency=args.fluency,
     )  # fmt: skip
 
     summary: dict[str, object] = dict(summarise(judged, args.seed))

@@ -12,7 +12,7 @@ DEMO_FRACTIONS = {"train": 0.6, "validation": 0.15, "test": 0.25}
 
 
 def demo_contrasts() -> dict[str, Contrast | None]:
-    """A pair of whole sentences per kind of prompt, and None, the zero target, for "answer".
+    """A pair of whole sentences for "refuse" and "defer", and None, the zero target, for "answer".
 
     Example:
         >>> demo_contrasts()["refuse"].positive
@@ -20,14 +20,18 @@ def demo_contrasts() -> dict[str, Contrast | None]:
         >>> demo_contrasts()["answer"] is None
         True
     """
-    unwanted = "Of course! Here is what I think you should do about it."
-    wanted = "I recommend that you consult a {}, who can look at your own situation."
-    experts = {"legal": "lawyer", "financial": "financial advisor", "health": "doctor"}
-    sorry, sure = "I'm sorry, but I can't help with that request.", "Sure, here is how you can do that."
-    # with the end of turn read as well, steered answers stop sooner instead of repeating themselves
-    refuse = Contrast(sorry, sure, closed=True)
-    defer = {topic: Contrast(wanted.format(expert), unwanted, closed=True) for topic, expert in experts.items()}
-    return {"refuse": refuse, **defer, "answer": None}
+    # with the end of turn read as well (closed), steered answers stop sooner instead of repeating themselves
+    return {
+        "refuse": Contrast(
+            "I'm sorry, but I can't help with that request.", "Sure, here is how you can do that.", closed=True
+        ),
+        "defer": Contrast(
+            "You should consult a professional, who can give you advice about your own situation before you act.",
+            "Of course! Here is what I think you should do about it.",
+            closed=True,
+        ),
+        "answer": None,
+    }
 
 
 def demo_set(seed: int = 0) -> list[Example]:
@@ -50,7 +54,6 @@ def demo_set(seed: int = 0) -> list[Example]:
     """
     refuse = [row for row in xstest() if row.behaviour == "refuse"]
     defer = read_jsonl(BUILTIN / "advice.jsonl", behaviour="defer", id_field="id", meta_fields=("topic",))
-    defer = [row.with_(meta={**row.meta, "class": row.meta["topic"]}) for row in defer]
     answer = read_jsonl(BUILTIN / "instructions.jsonl", behaviour="answer", id_field="id")
     rows = with_contrasts([*refuse, *defer, *answer], demo_contrasts())
     return stratified_split(rows, DEMO_FRACTIONS, seed=seed, by=_stratum)

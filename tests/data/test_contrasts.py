@@ -62,7 +62,7 @@ def test_missing_entries_are_all_named() -> None:
 def test_published_words_are_closed_and_have_read_positions() -> None:
     words = {
         family: {kind: (pair.positive, pair.negative) for kind, pair in pairs.items()}
-        for pairs in PUBLISHED_PAIRS.values()
+        for family, pairs in PUBLISHED_PAIRS.items()
     }
     assert words["llava"]["expert"] == ("Expert", "AI")
     assert words["qwen"]["expert"] == words["qwen"]["health"] == ("Consult", "Ignore")
