@@ -67,7 +67,9 @@ def estimate(values: Sequence[float], seed: int, statistic: str = "mean") -> dic
 def tidy(judged: pd.DataFrame, model: str, measures: Sequence[str]) -> pd.DataFrame:
     """One row per measurement, long form; the texts stay out."""
     keys = ["method", "layer", "alpha", "positions", "sample", "behaviour"]
-    long = judged.melt(id_vars=keys, value_vars=[m for m in measures if m in judged], var_name="metric", value_name="value")
+    long = judged.melt(
+        id_vars=keys, value_vars=[m for m in measures if m in judged], var_name="metric", value_name="value"
+    )
     long.insert(1, "model", model)
     return long.dropna(subset="value").round({"value": 4})
 

@@ -171,7 +171,8 @@ def summarise(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
             "harmless_identical": harmless["identical"], "harmless_kept": harmless["kept"],
         }  # fmt: skip
         for name, values in columns.items():
-            found[f"{method}.{name}"] = estimate(values.dropna().tolist(), seed)
+            if values.notna().any():  # answers of one word have no word pairs
+                found[f"{method}.{name}"] = estimate(values.dropna().tolist(), seed)
         if "perplexity" in frame:
             found[f"{method}.perplexity"] = estimate(steered["perplexity"].dropna().tolist(), seed, "median")
     return found

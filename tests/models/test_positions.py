@@ -34,6 +34,7 @@ MEANING = {
     "answer": [9, 10, 11],
     "all": list(range(12)),
     "system": [1, 2],
+    "history": [],
     "user": [3, 4, 5, 6],
     "header": [7, 8],
     "last_user": [6],
