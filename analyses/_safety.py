@@ -25,7 +25,7 @@ from steerlab import (
 )
 from steerlab.analysis.behaviour import judge
 from steerlab.analysis.study import Study
-from steerlab.methods import PAPER, Steerer
+from steerlab.methods import PAPER, Context, Steerer
 from steerlab.methods.l2s_data import equalise_norms
 from steerlab.metrics import perplexity
 
@@ -62,7 +62,6 @@ SENTENCES: dict[str, dict[str, Contrast | None]] = {
     "short": _set((_CANNOT, _YES), (_SHOULD, _YES)),
     "domain": _set((_SORRY, _SURE), (_LAWYER, _THINK), (_DOCTOR, _THINK)),
     "mixed": _set((_HARM, _STEPS), (_EXPERT, _ADVICE)),
-    "general": _set((_SORRY, _SURE), (_GENERAL, _THINK)),
     "general_closed": _set((_SORRY, _SURE), (_GENERAL, _THINK), closed=True),
     "situation_closed": _set((_SORRY, _SURE), (_SITUATION, _THINK), closed=True),
     "domain_closed": _set((_SORRY, _SURE), (_LAWYER, _THINK), (_DOCTOR, _THINK), closed=True),
@@ -184,10 +183,7 @@ def cosines(methods: Mapping[str, Request | None], train: Activations, test: Act
     assert l2s is not None and mean is not None
     assert isinstance(l2s.steerer, L2S) and isinstance(mean.steerer, MeanDifference)
     ids, z = test.contrast(l2s.steerer.site)
-    read = l2s.steerer.reads[0]
-    samples, contexts = test.by_sample(read.site, side="prompt")
-    row = {sample: i for i, sample in enumerate(samples)}
-    predicted = l2s.steerer.predict(contexts[[row[i] for i in ids]])
+    predicted = l2s.steerer.vectors(Context(tuple(ids), test))
     average = MeanDifference(l2s.steerer.site).fit(train).vector_
     cosine = torch.nn.functional.cosine_similarity
     return {"cos.l2s_p2s": cosine(predicted, z), "cos.mean_p2s": cosine(average[None], z)}

@@ -7,13 +7,12 @@ Reads summary.json of analyses/demo.py; writes demo.png and demo.pdf.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from steerlab.plots import measure, method_bars, read_summary, save, style, summary_frame, width
+from steerlab.plots import figure_script, measure, method_bars, read_summary, style, summary_frame, width
 
 RESULTS = Path(__file__).parent.parent / "results" / "demo"
 SHOWN = {
@@ -56,15 +55,5 @@ def claim_holds(frame: pd.DataFrame) -> bool:
     return bool((l2s >= goal)[:2].all() and (l2s >= mean).all() and (l2s > mean)[:2].all() and (mean < goal).any())
 
 
-def main() -> None:
-    """Draw and save."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("results", nargs="?", default=RESULTS, type=Path)
-    arguments.add_argument("--out", default=None, type=Path, help="where to write; beside the results otherwise")
-    args = arguments.parse_args()
-    for path in save(draw(args.results), (args.out or args.results) / "demo"):
-        print(path)
-
-
 if __name__ == "__main__":
-    main()
+    figure_script(draw, __doc__, RESULTS, "demo")

@@ -7,13 +7,12 @@ Reads summary.json and, where there is one, grid.csv of analyses/l2s_safety.py; 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from steerlab.plots import method_bars, read_summary, save, style, summary_frame, trade_off, width
+from steerlab.plots import figure_script, method_bars, read_summary, style, summary_frame, trade_off, width
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "l2s_safety"
 HEADLINE = ("refuse_harmful", "defer_expert", "refuse_expert")
@@ -46,15 +45,5 @@ def draw(results_dir: str | Path) -> Figure:
     return fig
 
 
-def main() -> None:
-    """Draw and save."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("results", nargs="?", default=RESULTS, type=Path)
-    arguments.add_argument("--out", default=None, type=Path, help="where to write; beside the results otherwise")
-    args = arguments.parse_args()
-    for path in save(draw(args.results), (args.out or args.results) / "l2s_safety"):
-        print(path)
-
-
 if __name__ == "__main__":
-    main()
+    figure_script(draw, __doc__, RESULTS, "l2s_safety")

@@ -1,14 +1,13 @@
 """Find, predict and apply steering vectors in language models, one input at a time.
 
-model = steerlab.load("smollm2")
-pairs = steerlab.data.demo_set()
-acts = steerlab.capture(model, pairs, layers=[16])
-l2s = steerlab.L2S(16, zero=["answer"]).fit(acts)
-with steerlab.steer(model, l2s, alpha=1.0) as run:
-    texts = run.generate(pairs)
+>>> model = steerlab.load("smollm2")
+>>> pairs = steerlab.data.demo_set()
+>>> acts = steerlab.capture(model, pairs, layers=[16])
+>>> l2s = steerlab.L2S(16, zero=["answer"]).fit(acts)
+>>> with steerlab.steer(model, l2s, alpha=1.0) as run:
+...     texts = run.generate(pairs)
 """
 
-from steerlab import capture as _capture  # noqa: F401  (the room, before its verb takes the name)
 from steerlab import data as data
 from steerlab._support.errors import ActivationError as ActivationError
 from steerlab._support.errors import DataError as DataError

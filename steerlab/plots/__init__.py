@@ -2,6 +2,7 @@
 
 from steerlab.plots.bars import method_bars
 from steerlab.plots.frontier import find_cell, pareto_front, trade_off
+from steerlab.plots.script import figure_script
 from steerlab.plots.strength import strength_curves
 from steerlab.plots.style import METHODS, MethodStyle, method_style, save, style, width
 from steerlab.plots.summary import MEASURES, Measure, measure, read_summary, summary_frame
@@ -11,6 +12,7 @@ __all__ = [
     "METHODS",
     "Measure",
     "MethodStyle",
+    "figure_script",
     "find_cell",
     "measure",
     "method_bars",

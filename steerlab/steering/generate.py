@@ -95,8 +95,7 @@ def _generate_batch(
 ) -> list[tuple[int, ...]]:
     inputs = model.inputs(batch.input_ids, batch.attention_mask)
     merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id} | options
-    with model.lock:
-        out = model.engine.generate(inputs, plan, max_new_tokens=max_new_tokens, **merged)
+    out = model.engine.generate(inputs, plan, max_new_tokens=max_new_tokens, **merged)
     stop = _ends(model, options)
     return [_trimmed(row, stop) for row in out[:, batch.width :].tolist()]
 

@@ -328,7 +328,7 @@ class InFlightRead(Hand):
         return tuple(Shift(site, in_flight=lambda h: h @ self.matrix) for site in self.sites)
 
 
-def compare(model, steerer: Steerer, hooks, **options) -> None:
+def check_against_hooks(model, steerer: Steerer, hooks, **options) -> None:
     """Score and generate, and the same by hand; `hooks(number, prompt length)` gives the contexts to be in."""
     from contextlib import ExitStack
 
@@ -361,11 +361,11 @@ def everywhere(model, layer: int, delta: Tensor):
 
 
 def test_a_method_of_many_layers(model) -> None:
-    compare(model, Layers(), lambda i, n: [everywhere(model, k, ALPHA * v) for k, v in Layers.plan])
+    check_against_hooks(model, Layers(), lambda i, n: [everywhere(model, k, ALPHA * v) for k, v in Layers.plan])
 
 
 def test_a_method_with_a_gate_per_row(model) -> None:
-    compare(model, Gated(), lambda i, n: [everywhere(model, LAYER, ALPHA * Gated.gate[i] * V)])
+    check_against_hooks(model, Gated(), lambda i, n: [everywhere(model, LAYER, ALPHA * Gated.gate[i] * V)])
     before, after = (generate(model, PROMPTS, steer=s, alpha=ALPHA, max_new_tokens=STEPS) for s in ((), Gated()))
     assert after.ids[1] == before.ids[1] and after.ids[0] != before.ids[0]
 
@@ -398,7 +398,7 @@ def test_a_method_that_reads_in_flight(model) -> None:
 
         return [plain.hooked(model, k, change) for k in (0, 2)]
 
-    compare(model, InFlightRead(Site(0), Site(2)), hooks)
+    check_against_hooks(model, InFlightRead(Site(0), Site(2)), hooks)
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
