@@ -133,7 +133,7 @@ def run_jobs(model: Model, jobs: Sequence[Job], sites: Sequence[Site], dtype: to
     """The activations of one batch of jobs, on the host; split in two when memory runs out."""
     try:
         batch = model.batch([job.row for job in jobs], padding)
-        inputs = model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
+        inputs = model.inputs(batch)
         with model.lock:
             # the one host copy of the batch: what was selected, and nothing else
             return model.engine.read(inputs, {}, sites, Selector.of(jobs, batch, dtype, model.device)).cpu()

@@ -99,7 +99,9 @@ def _job(
     if answer is not None and pair is not None and pair.suffix:
         text = f"{text} {pair.suffix}"
     closed = pair.closed if pair is not None and answer is not None else False
-    row = model.encode(text, answer=answer, closed=closed, system=example.system, sample=example.id)
+    row = model.encode(
+        text, answer=answer, closed=closed, system=example.system, sample=example.id, images=example.images
+    )
     plain = _prompt_of(row)
     groups: list[tuple[int, ...]] = []
     labels: list[dict[str, Any]] = []
@@ -116,7 +118,7 @@ def _prompt_of(row: TokenMap) -> TokenMap:
     """The row as it is without its answer, whose words no position of the prompt may mean."""
     n = row.n_prompt
     spans = tuple(span for span in row.spans if span.kind != "answer")
-    return TokenMap(row.ids[:n], spans, n, row.text[: row.offsets[n - 1][1]], row.offsets[:n], row.sample)
+    return TokenMap(row.ids[:n], spans, n, row.text[: row.offsets[n - 1][1]], row.offsets[:n], row.sample, row.images)
 
 
 def _label(

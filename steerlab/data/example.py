@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from PIL.Image import Image
+
 from steerlab._support.errors import DataError
 from steerlab._support.files import fingerprint
+from steerlab._support.pictures import Picture, picture_hash
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Example:
         contrast: the two answers, or None where nothing should change (the zero target of L2S).
         system: a system message, or None for the template's own default.
         split: "train", "validation", "test" or "".
+        images: pictures (files, or open ones), shown before the text or where it holds the model's image token.
         meta: anything else worth a column (scenario, type, licence).
     """
 
@@ -69,6 +73,7 @@ class Example:
     contrast: Contrast | None = None
     system: str | None = None
     split: str = ""
+    images: tuple[Picture, ...] = ()
     meta: Mapping[str, str] = field(default_factory=dict)
 
     def with_(self, **changes: object) -> Example:
@@ -90,7 +95,17 @@ def check_examples(examples: Iterable[Example]) -> list[Example]:
 
 
 def data_hash(examples: Sequence[Example]) -> str:
-    """A fingerprint of ids, texts, contrasts and behaviours, stored with every result."""
+    """A fingerprint of ids, texts, contrasts, behaviours and pictures, stored with every result."""
+    pictures = {_key(picture): picture for e in examples for picture in e.images}
+    hashes = {key: picture_hash(picture) for key, picture in pictures.items()}
     return fingerprint(
-        [[e.id, e.prompt, e.behaviour, e.system, vars(e.contrast) if e.contrast else None] for e in examples]
+        [
+            [e.id, e.prompt, e.behaviour, e.system, vars(e.contrast) if e.contrast else None]
+            + ([[hashes[_key(p)] for p in e.images]] if e.images else [])
+            for e in examples
+        ]
     )
+
+
+def _key(picture: Picture) -> str | int:
+    return id(picture) if isinstance(picture, Image) else str(picture)

@@ -55,12 +55,18 @@ class _Visit(NamedTuple):
 class NnsightEngine:
     """Carries out plans in nnsight traces."""
 
-    def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout) -> None:
+    def __init__(
+        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout, processor: Any = None
+    ) -> None:
         block_type = type(find_blocks(hf, layout)[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # wrapping sets the tokenizer's padding side and pad token: it gets a copy of its own
-            self._root = nnsight.TransformersModel(hf, tokenizer=copy.deepcopy(tokenizer), envoys={block_type: _Leaf})
+            given: dict[str, Any] = {"tokenizer": copy.deepcopy(tokenizer)}
+            if processor is not None:  # the task would be guessed as a text one, with a page of warning
+                given |= {"processor": copy.copy(processor), "task": "image-text-to-text"}
+                given["processor"].tokenizer = given["tokenizer"]
+            self._root = nnsight.TransformersModel(hf, **given, envoys={block_type: _Leaf})
         self._layout = layout
         self._hf = hf
         self._blocks: Any = self._root.get(layout.blocks_path)

@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
-from steerlab._support.errors import LayoutError
+from steerlab._support.errors import LayoutError, LoadError
+from steerlab._support.pictures import open_picture
+from steerlab.models.encoding import Batch
 from steerlab.models.layout import module_at
 from steerlab.models.sites import Site
+from steerlab.models.template import starts_with_bos
 
 if TYPE_CHECKING:
     from steerlab.models.model import Model
+
+
+def _text_only(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What an image-text model wants to know of tokens: none holds a picture, all are prompt."""
+    return {name: torch.zeros_like(ids) for name in ("token_type_ids", "mm_token_type_ids")}
+
+
+def _check_picture(model: Model) -> None:
+    """Compare the tokens and tensors of a prompt with a picture with what the processor makes of the whole."""
+    if model.vision is None:
+        return
+    picture, vision = Image.linear_gradient("L").resize((60, 40)), model.vision
+    text = f"{vision.placeholder}Hello"
+    row = model.encode("Hello" if model.chat else text, images=[picture])
+    if model.chat:
+        turn: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hello"}]}]
+        text = str(model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    special = not model.chat and not starts_with_bos(model.tokenizer, text)
+    whole = vision.processor(
+        text=[text], images=[[open_picture(picture)]], return_tensors="pt", add_special_tokens=special
+    )
+    theirs, ours = whole["input_ids"][0].tolist(), model.inputs(model.batch([row]))
+    lost = sorted((set(whole) & model.accepts) - set(ours) - {"labels"})
+    if theirs != list(row.ids) or lost or not row.kind("image"):
+        raise LoadError(
+            f"steerlab can't follow {type(vision.processor).__name__}: a picture becomes {len(theirs)} tokens there, "
+            f"{len(row)} here with {len(row.kind('image'))} image tokens; left out: {', '.join(lost) or 'none'}. "
+            "Give load(..., task='text') to use the model without pictures"
+        )
 
 
 def self_check(model: Model) -> None:
@@ -25,9 +58,11 @@ def self_check(model: Model) -> None:
 
     Raises:
         LayoutError: a block's state differs, naming the block and by how much.
+        LoadError: a picture does not become the tokens that the model's processor makes of it.
     """
+    _check_picture(model)
     ids = torch.tensor([[t % model.hf.config.get_text_config().vocab_size for t in (3, 5, 7, 11, 13)]])
-    inputs = model.inputs(ids, torch.ones_like(ids), torch.arange(5)[None])
+    inputs = model.inputs(Batch(ids, torch.ones_like(ids), torch.arange(5)[None], (), (0,), _text_only(ids)))
     sites = [Site(layer) for layer in range(model.n_layers)]
     with model.lock:
         ours = model.engine.read(inputs, {}, sites, lambda h: h[0])

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
+from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from steerlab._support.errors import EncodingError
+from steerlab._support.pictures import Picture
 from steerlab.models.template import Messages, render, starts_with_bos
 from steerlab.models.tokenmap import Span, TokenMap
+from steerlab.models.vision import Vision
 
 Side = Literal["left", "right"]
 
@@ -23,9 +27,11 @@ class Batch:
     """Padded rows, ready for a model.
 
     Attributes:
-        input_ids, attention_mask, position_ids: `(batch, tokens)` int64; position ids count real tokens from 0.
+        input_ids, attention_mask, position_ids: `(batch, tokens)` int64; position ids count real tokens from 0
+            (PaliGemma: from 1).
         rows: the unpadded rows.
         offsets: the column of each row's first real token.
+        extra: what an image-text model takes besides: pixels, and which tokens are what.
     """
 
     input_ids: Int[Tensor, "batch tokens"]
@@ -33,6 +39,7 @@ class Batch:
     position_ids: Int[Tensor, "batch tokens"]
     rows: tuple[TokenMap, ...]
     offsets: tuple[int, ...]
+    extra: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -57,6 +64,8 @@ def encode(
     chat: bool = True,
     sample: str = "",
     limit: int | None = None,
+    images: Sequence[Picture] = (),
+    vision: Vision | None = None,
 ) -> TokenMap:
     """Render one prompt (and a teacher-forced answer) into tokens with known spans.
 
@@ -77,21 +86,36 @@ def encode(
         chat: use the chat template; otherwise the text is tokenised as it is.
         sample: id to carry along.
         limit: the model's context length in tokens.
+        images: pictures; they come before the text, or where the prompt holds the model's image token.
+        vision: what knows how pictures become tokens, for an image-text model.
 
     Raises:
-        EncodingError: empty prompt, no template, or more than `limit` tokens.
+        EncodingError: empty prompt, no template, more than `limit` tokens, or not one image token for each picture.
+        DataError: a picture can't be read.
     """
+    if isinstance(images, str | os.PathLike | Image):
+        raise EncodingError(
+            f"the pictures of {sample!r} are one {type(images).__name__}: give a list, [picture] for one"
+        )
+    if images and vision is None:
+        raise EncodingError(
+            f"the prompt {sample!r} comes with {len(images)} pictures, but this model reads text only: load an "
+            "image-text model with its processor"
+        )
     if not chat and not isinstance(prompt, str):
         raise EncodingError("messages need a chat template; load the model with chat=True or pass plain text")
     if isinstance(prompt, str) and not prompt.strip():
         raise EncodingError(f"the prompt {sample!r} is empty")
     if chat:
-        text, bounds, closing = render(tokenizer, prompt, system)
+        asked = prompt if vision is None else with_pictures(prompt, len(images), vision.placeholder)
+        text, bounds, closing = render(tokenizer, asked, system)
     else:
         assert isinstance(prompt, str)
         text, bounds, closing = prompt, [("user", 0)], ""
+    if vision is not None:
+        text, bounds = vision.fill(text, bounds, images, sample)
     ids, offsets = _tokenise(tokenizer, text, special=not chat and not starts_with_bos(tokenizer, text))
-    spans = _spans(bounds, offsets)
+    spans = _spans(bounds, offsets, [] if vision is None else [i for i, t in enumerate(ids) if t == vision.token_id])
     n_prompt = len(ids)
     if answer is not None:
         tail, places = _tokenise(tokenizer, answer + (closing if closed else ""), special=False)
@@ -103,11 +127,46 @@ def encode(
             f"the prompt {sample or text[:40]!r} has {len(ids)} tokens; the model's context holds {limit}. "
             "Shorten it: steerlab never truncates silently."
         )
-    return TokenMap(tuple(ids), tuple(spans), n_prompt, text, tuple(offsets), sample)
+    if vision is not None:
+        _check_pictures(vision, ids, images, sample or text[:40])
+    return TokenMap(tuple(ids), tuple(spans), n_prompt, text, tuple(offsets), sample, tuple(images))
 
 
-def collate(rows: Sequence[TokenMap], pad_id: int, side: Side = "left") -> Batch:
-    """Pad rows to one width; position ids count real tokens from 0 on either side."""
+def _check_pictures(vision: Vision, ids: Sequence[int], images: Sequence[Picture], name: str) -> None:
+    """One image token for each feature, or features would go to the wrong tokens."""
+    found, wanted = sum(t == vision.token_id for t in ids), vision.tokens(images)
+    if found < wanted:
+        raise EncodingError(
+            f"the tokenizer dropped {wanted - found} of the {wanted} image tokens of {name!r}; switch its "
+            "truncation off"
+        )
+    if found > wanted:
+        raise EncodingError(
+            f"the text of {name!r} holds {found - wanted} image tokens ({vision.token}) besides those of its "
+            f"{len(images)} pictures: take them out"
+        )
+
+
+def with_pictures(prompt: str | Messages, n: int, placeholder: str) -> Messages:
+    """Messages whose contents are lists of parts, with `n` pictures before the last text if nothing marks their place.
+
+    Templates of image-text models expect such lists: some drop plain strings without a word.
+    """
+    turns: list[dict[str, Any]] = (
+        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    )
+    for turn in turns:
+        if isinstance(turn["content"], str):
+            turn["content"] = [{"type": "text", "text": turn["content"]}]
+    parts = [part for turn in turns for part in turn["content"]]
+    marked = sum(p["type"] == "image" or placeholder in p.get("text", "") for p in parts)
+    if n and turns and not marked:
+        turns[-1]["content"] = [{"type": "image"}] * n + turns[-1]["content"]
+    return turns
+
+
+def collate(rows: Sequence[TokenMap], pad_id: int, side: Side = "left", vision: Vision | None = None) -> Batch:
+    """Pad rows to one width; position ids count real tokens on either side."""
     width = max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
@@ -115,7 +174,13 @@ def collate(rows: Sequence[TokenMap], pad_id: int, side: Side = "left") -> Batch
     for i, (row, offset) in enumerate(zip(rows, offsets, strict=True)):
         ids[i, offset : offset + len(row)] = torch.tensor(row.ids)
         mask[i, offset : offset + len(row)] = 1
-    return Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), tuple(rows), offsets)
+    first = 0 if vision is None else vision.first_position
+    batch = Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0) + first, tuple(rows), offsets)
+    if vision is None:
+        return batch
+    pictures = batch.columns([row.kind("image") for row in rows]).long()
+    answers = batch.columns([range(row.n_prompt, len(row)) for row in rows]).long()
+    return replace(batch, extra=vision.inputs([row.images for row in rows], pictures, answers))
 
 
 def by_length(rows: Sequence[TokenMap], batch_size: int) -> Iterator[list[int]]:
@@ -132,7 +197,7 @@ def _tokenise(tok: PreTrainedTokenizerBase, text: str, special: bool) -> tuple[l
     return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
 
 
-def _spans(bounds: list[tuple[str, int]], offsets: list[tuple[int, int]]) -> list[Span]:
+def _spans(bounds: list[tuple[str, int]], offsets: list[tuple[int, int]], pictures: Sequence[int] = ()) -> list[Span]:
     """Spans from the characters at which each part begins; marks the tokenizer adds (BOS, at 0:0) are "template".
 
     A token can be without characters elsewhere too: many tokenizers trim spaces off the offsets, and a lone space
@@ -142,6 +207,8 @@ def _spans(bounds: list[tuple[str, int]], offsets: list[tuple[int, int]]) -> lis
     for a, b in offsets:
         inside = [kind for kind, start in bounds if start <= a]
         kinds.append("template" if a == b == 0 or not inside else inside[-1])
+    for i in pictures:
+        kinds[i] = "image"
     spans: list[Span] = []
     for i, kind in enumerate(kinds):
         if spans and spans[-1].kind == kind:

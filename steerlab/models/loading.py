@@ -12,17 +12,12 @@ import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors import SafetensorError
-from transformers import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from steerlab._support.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
+from steerlab.models.processors import find_processor, takes_pictures
 from steerlab.models.smollm2 import smollm2_folder
 
 _FAILURES = (OSError, ValueError, KeyError, ImportError, SafetensorError)
@@ -52,16 +47,19 @@ def load(
     blocks: str | None = None,
     backend: str = "nnsight",
     tokenizer: Any = None,
+    processor: Any = None,
+    task: str | None = None,
     chat: bool | None = None,
     check: bool = True,
     **from_pretrained: Any,
 ) -> Model:
-    """Load a language model, ready to be looked into and steered: eval mode, no gradients, checked.
+    """Load a language or image-text model, ready to be looked into and steered: eval mode, no gradients, checked.
 
     Example:
         >>> model = load("smollm2")
         >>> model = load("Qwen/Qwen2.5-7B-Instruct", device_map="auto", dtype="bfloat16")
         >>> model = load(my_hf_model, tokenizer=my_tokenizer)
+        >>> model = load("Qwen/Qwen2.5-VL-3B-Instruct", task="image-text")
 
     Args:
         name: "smollm2", a hub id, a local folder, a .gguf file, or a Hugging Face model object, which is
@@ -74,14 +72,18 @@ def load(
         quantization_config: passed to transformers.
         blocks: dotted path of the decoder blocks, for a family that is not recognised.
         backend: "nnsight" or "hooks".
-        tokenizer: one of your own, or where to load it from; copied, never changed.
+        tokenizer: one of your own, or where to load it from; copied, never changed. An image-text model uses its
+            processor's.
+        processor: that of an image-text model, or where to load it from; copied too.
+        task: "image-text" for prompts with pictures, "text" for prompts without; None: with pictures if the model is an
+            image-text one and its processor lies beside it or is given, else without.
         chat: whether prompts go through the chat template; None: whenever the tokenizer has one.
         check: compare captured states with the model's own on a short prompt before handing it over.
         from_pretrained: anything else for transformers.
 
     Raises:
-        LoadError: no such model, no network, an incomplete folder, or no tokenizer; the original error is
-            its cause.
+        LoadError: no such model, no network, an incomplete folder, no tokenizer, pictures asked of a text model, no
+            processor, or a package that the processor needs is missing; the original error is its cause.
         LayoutError: the decoder blocks were not found.
 
     Source: own.
@@ -94,14 +96,18 @@ def load(
         hf = _read_model(source, {**from_pretrained, **placement}, shared)
         if target is not None:
             hf = hf.to(target)
-        tokenizer = _tokenizer(tokenizer, source, shared)
     else:
-        hf, source = _as_given(name, device, dtype), _Source("", _own_name(name))
-        tokenizer = _tokenizer(tokenizer, source, {})
+        hf, source, shared = _as_given(name, device, dtype), _Source("", _own_name(name)), {}
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = _read_tokenizer(os.fspath(tokenizer), shared)
+    options = {**shared, **source.options}
+    processor = find_processor(processor, getattr(hf, "config", None), task, source.place, options, tokenizer)
+    tokenizer = _padded(processor.tokenizer if processor else _tokenizer(tokenizer, source, options))
     hf.eval().requires_grad_(False)
     commit = getattr(getattr(hf, "config", None), "_commit_hash", None)
     revision = source.revision or commit or revision
-    model = Model(hf, tokenizer, find_layout(hf, blocks), id=source.id, revision=revision, backend=backend, chat=chat)
+    named: dict[str, Any] = {"id": source.id, "revision": revision, "backend": backend, "chat": chat}
+    model = Model(hf, tokenizer, find_layout(hf, blocks), **named, processor=processor)
     if check:
         from steerlab.models.check import self_check
 
@@ -191,9 +197,7 @@ def _reader(source: _Source, shared: dict[str, Any]) -> Any:
     if "gguf_file" in source.options:
         return AutoModelForCausalLM
     config = AutoConfig.from_pretrained(source.place, **{**shared, **source.options})
-    text_only = any(name.endswith("ForCausalLM") for name in config.architectures or ())
-    multimodal = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not text_only
-    return AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+    return AutoModelForImageTextToText if takes_pictures(config) else AutoModelForCausalLM
 
 
 def _as_given(hf: Any, device: Any, dtype: Any) -> Any:
@@ -209,15 +213,13 @@ def _own_name(hf: Any) -> str:
     return Path(origin).name if Path(origin).is_absolute() else origin or type(hf).__name__
 
 
-def _tokenizer(given: Any, source: _Source, shared: dict[str, Any]) -> Any:
+def _tokenizer(given: Any, source: _Source, options: dict[str, Any]) -> Any:
     if given is None and not source.place:
         raise LoadError("a model object comes without a tokenizer; give load(model, tokenizer=...)")
-    if given is None:
-        tokenizer = _read_tokenizer(source.place, {**shared, **source.options})
-    elif isinstance(given, str | os.PathLike):
-        tokenizer = _read_tokenizer(os.fspath(given), shared)
-    else:
-        tokenizer = copy.deepcopy(given)
+    return _read_tokenizer(source.place, options) if given is None else copy.deepcopy(given)
+
+
+def _padded(tokenizer: Any) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:

@@ -12,23 +12,24 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steerlab._support.errors import LoadError
 from steerlab._support.files import fingerprint
+from steerlab._support.pictures import Picture
 from steerlab.models.encoding import Batch, Side, collate, encode
 from steerlab.models.engine import Engine, Inputs
 from steerlab.models.layout import Layout, blocks
 from steerlab.models.positions import NAMES, Positions, describe, resolve
 from steerlab.models.template import Messages
 from steerlab.models.tokenmap import TokenMap
+from steerlab.models.vision import Vision
 
 Backend = Literal["nnsight", "hooks"]
 
 
 class Model:
-    """A Hugging Face causal language model with its tokenizer, the places to look into, and an engine.
+    """A Hugging Face language or image-text model with its tokenizer, the places to look into, and an engine.
 
     Example:
         >>> model = steerlab.load("smollm2")
@@ -43,6 +44,11 @@ class Model:
         revision: commit of the weights, where known.
         backend: "nnsight", or "hooks" for plain torch hooks.
         chat: whether prompts go through the chat template; None: whenever there is one.
+        processor: that of an image-text model.
+
+    Attributes:
+        vision: how pictures become tokens and tensors; None for a text-only model.
+        accepts: the names of what a forward takes from us.
     """
 
     def __init__(
@@ -55,15 +61,21 @@ class Model:
         revision: str | None = None,
         backend: str = "nnsight",
         chat: bool | None = None,
+        processor: Any = None,
     ) -> None:
         if backend not in ("nnsight", "hooks"):
             raise LoadError(f"unknown backend {backend!r}; expected 'nnsight' or 'hooks'")
         self.hf, self.tokenizer, self.layout = hf, tokenizer, layout
         self.id, self.revision, self.backend = id, revision, backend
         self.chat = tokenizer.chat_template is not None if chat is None else chat
+        self.vision = None if processor is None else Vision(processor, hf.config)
         self.lock = threading.RLock()
         self._local = threading.local()
-        self._accepts = set(inspect.signature(type(hf).forward).parameters)
+        self.accepts = set(inspect.signature(type(hf).forward).parameters)
+        if getattr(hf.config.get_text_config(), "rope_parameters", None) and "mrope_section" in str(
+            hf.config.get_text_config().rope_parameters
+        ):
+            self.accepts -= {"position_ids"}  # three to a token there, which the model counts itself
 
     def __repr__(self) -> str:
         return f"Model({self.id!r}, {self.n_layers} layers x {self.hidden_size}, {self.dtype}, {self.device})"
@@ -77,7 +89,7 @@ class Model:
             return HooksEngine(self.hf, self.layout)
         from steerlab.models._nnsight import NnsightEngine
 
-        return NnsightEngine(self.hf, self.tokenizer, self.layout)
+        return NnsightEngine(self.hf, self.tokenizer, self.layout, self.vision and self.vision.processor)
 
     @property
     def active(self) -> list[Any]:
@@ -115,7 +127,8 @@ class Model:
 
     def info(self) -> dict[str, Any]:
         """Provenance for results and artefacts."""
-        return {
+        seen = {} if self.vision is None else {"pictures": type(self.vision.processor.image_processor).__name__}
+        return seen | {
             "model": self.id,
             "revision": self.revision,
             "layers": self.n_layers,
@@ -135,6 +148,7 @@ class Model:
         closed: bool = False,
         system: str | None = None,
         sample: str = "",
+        images: Sequence[Picture] = (),
     ) -> TokenMap:
         """One prompt as tokens with known spans; see `steerlab.models.encoding.encode`."""
         return encode(
@@ -146,22 +160,34 @@ class Model:
             chat=self.chat,
             sample=sample,
             limit=self.context_length,
+            images=images,
+            vision=self.vision,
         )
 
     def batch(self, rows: Sequence[TokenMap], side: Side = "left") -> Batch:
         """Rows padded to one width."""
-        return collate(rows, int(self.tokenizer.pad_token_id), side)
+        return collate(rows, int(self.tokenizer.pad_token_id), side, self.vision)
 
-    def inputs(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor | None = None) -> Inputs:
-        """The keyword arguments of a forward on the model's device; position ids only where the model takes them."""
-        given = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if position_ids is not None and "position_ids" in self._accepts:
-            given["position_ids"] = position_ids
-        return {name: tensor.to(self.device) for name, tensor in given.items()}
+    def inputs(self, batch: Batch, *, positions: bool = True) -> Inputs:
+        """The keyword arguments of a forward on the model's device: of what is optional, what this model takes.
 
-    def positions_table(self, prompt: str | Messages, *, answer: str | None = None) -> pd.DataFrame:
+        Args:
+            batch: padded rows.
+            positions: whether to give position ids; `generate` counts its own.
+        """
+        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        optional = batch.extra | ({"position_ids": batch.position_ids} if positions else {})
+        given |= {name: tensor for name, tensor in optional.items() if name in self.accepts}
+        return {
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+            for name, tensor in given.items()
+        }
+
+    def positions_table(
+        self, prompt: str | Messages, *, answer: str | None = None, images: Sequence[Picture] = ()
+    ) -> pd.DataFrame:
         """One row per token: its id, its string, its span, and a column per position name."""
-        row = self.encode(prompt, answer=answer)
+        row = self.encode(prompt, answer=answer, images=images)
         kinds = {i: span.kind for span in row.spans for i in range(span.start, span.end)}
         table = pd.DataFrame(
             {
@@ -176,7 +202,12 @@ class Model:
         return table
 
     def show_positions(
-        self, prompt: str | Messages, positions: Positions | None = None, *, answer: str | None = None
+        self,
+        prompt: str | Messages,
+        positions: Positions | None = None,
+        *,
+        answer: str | None = None,
+        images: Sequence[Picture] = (),
     ) -> None:
         """Write to standard output which tokens a position means (all names if none is given).
 
@@ -184,7 +215,7 @@ class Model:
             >>> model.show_positions("How do I bake bread?", "last")
             last             1 token    41 'Ċ'
         """
-        row = self.encode(prompt, answer=answer)
+        row = self.encode(prompt, answer=answer, images=images)
         lines = [f"{len(row)} tokens: " + ", ".join(f"{s.kind} {s.start}:{s.end}" for s in row.spans)]
         for position in NAMES if positions is None else (positions,):
             tokens = resolve(position, row)

@@ -9,7 +9,9 @@
 | `"all"` | prompt and generated |
 | `"system"`, `"history"`, `"user"`, `"header"` | the parts of the rendered conversation |
 | `"last_user"` | the last token of the user turn, before the assistant header |
-| `"text"` | every prompt token that is not an image token |
+| `"images"` | the prompt tokens that hold a picture's features |
+| `"text"` | every prompt token that does not |
+| `"last_image"`, `"after_image"` | the last token that holds a picture's features, and the one after it |
 | `"last+generated"` | any union, joined by `+` |
 | `3`, `-1`, `slice(0, 4)` | places in the unpadded row (prompt, then answer) |
 | `Match("kill")` | the tokens that overlap this text |
@@ -29,7 +31,10 @@ from torch import Tensor
 from steerlab._support.errors import PositionError
 from steerlab.models.tokenmap import TokenMap
 
-NAMES = ("last", "prompt", "generated", "answer", "all", "system", "history", "user", "header", "last_user", "text")
+NAMES = (
+    *("last", "prompt", "generated", "answer", "all", "system", "history", "user", "header", "last_user"),
+    *("text", "images", "last_image", "after_image"),
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ def _names(positions: str) -> list[str]:
 def _named(name: str, row: TokenMap) -> Sequence[int]:
     if name == "all":
         return range(len(row))
-    if name in ("prompt", "text"):
+    if name == "prompt":
         return range(row.n_prompt)
     if name == "last":
         return [row.n_prompt - 1]
@@ -128,6 +133,11 @@ def _named(name: str, row: TokenMap) -> Sequence[int]:
         return range(row.n_prompt, len(row))
     if name == "last_user":
         return row.kind("user")[-1:]
+    if name in ("images", "text", "last_image", "after_image"):
+        images = row.kind("image")
+        if name == "text":
+            return sorted(set(range(row.n_prompt)).difference(images))
+        return images if name == "images" else [i + (name == "after_image") for i in images[-1:]]
     return row.kind(name)
 
 

@@ -10,7 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from steerlab._support.errors import EncodingError
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
+
+
+def words(content: str | Sequence[Mapping[str, str]]) -> str:
+    """The text of a message, which is a string or a list of parts."""
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 def starts_with_bos(tok: PreTrainedTokenizerBase, text: str) -> bool:
@@ -31,9 +36,9 @@ def render(
     if not messages or messages[-1]["role"] != "user":
         raise EncodingError("messages must end with the user's turn; pass the assistant's words as `answer`")
     if system is not None:
-        messages = [{"role": "system", "content": system}, *messages]
+        messages = [{"role": "system", "content": _alike(system, messages[-1]["content"])}, *messages]
 
-    def text_of(turns: list[dict[str, str]], opened: bool = False) -> str:
+    def text_of(turns: list[dict[str, Any]], opened: bool = False) -> str:
         try:
             return str(tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened))
         except TemplateError as error:
@@ -54,16 +59,22 @@ def render(
     return opened, bounds, _closing(text_of, messages, opened)
 
 
-def _user_start(text_of: Any, messages: list[dict[str, str]], closed: str) -> int:
+def _alike(text: str, content: Any) -> Any:
+    """A text in the form that the other contents have."""
+    return text if isinstance(content, str) else [{"type": "text", "text": text}]
+
+
+def _user_start(text_of: Any, messages: list[dict[str, Any]], closed: str) -> int:
     """Where the last user turn begins in the text.
 
     Templates may insert a default system message, so the turn is found as what a *second* copy of it adds to the
     conversation; where a template forbids that, the turn is taken to begin with its own words, which a mark put in
     their place finds (the words themselves could also occur in the template).
     """
-    content = messages[-1]["content"]
+    whole = messages[-1]["content"]
+    content = words(whole)
     turn = messages[-1:]
-    reply = [{"role": "assistant", "content": "."}]
+    reply = [{"role": "assistant", "content": _alike(".", whole)}]
     try:
         once, twice = text_of(messages + reply), text_of(messages + reply + turn)
     except EncodingError:
@@ -72,14 +83,16 @@ def _user_start(text_of: Any, messages: list[dict[str, str]], closed: str) -> in
     if added and content.strip() in added and closed.endswith(added):
         return len(closed) - len(added)
     mark = "steerlab-user-mark"
-    marked = text_of([*messages[:-1], {"role": "user", "content": mark}])
+    first = mark if isinstance(whole, str) else [*_alike(mark, whole), *whole]
+    marked = text_of([*messages[:-1], {"role": "user", "content": first}])
     at = marked.rfind(mark)
-    if at < 0 or marked[:at] != closed[:at] or not closed[at:].lstrip().startswith(content.strip()):
+    rest = content.strip() if isinstance(whole, str) else marked[at + len(mark) :].strip()
+    if at < 0 or marked[:at] != closed[:at] or not closed[at:].strip().startswith(rest):
         raise EncodingError("this chat template changes the user's words; steerlab can't tell its tokens apart")
     return at
 
 
-def _history_start(text_of: Any, messages: list[dict[str, str]], start: int) -> int:
+def _history_start(text_of: Any, messages: list[dict[str, Any]], start: int) -> int:
     """Where the first of several turns begins in the text; `start`, the last user turn's, where there is only one."""
     first = next(i for i, message in enumerate(messages) if message["role"] == "user")
     if first == len(messages) - 1:
@@ -88,7 +101,7 @@ def _history_start(text_of: Any, messages: list[dict[str, str]], start: int) -> 
     return min(_user_start(text_of, opening, text_of(opening)), start)
 
 
-def _closing(text_of: Any, messages: list[dict[str, str]], opened: str) -> str:
+def _closing(text_of: Any, messages: list[dict[str, Any]], opened: str) -> str:
     mark = "steerlab-closing-mark"
-    finished = text_of([*messages, {"role": "assistant", "content": mark}])
+    finished = text_of([*messages, {"role": "assistant", "content": _alike(mark, messages[-1]["content"])}])
     return finished.rpartition(mark)[2] if mark in finished else ""

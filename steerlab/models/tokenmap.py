@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from steerlab._support.pictures import Picture
+
 
 class Span(NamedTuple):
     """Tokens `start` to `end` (exclusive, unpadded coordinates) are of one kind."""
@@ -24,12 +26,13 @@ class TokenMap:
     Attributes:
         ids: token ids, prompt then answer, without padding.
         spans: spans of the kinds "system", "history" (earlier turns), "user" (the last user turn), "header" (the
-            opening of the assistant turn), "answer" (a teacher-forced continuation) and "template" (BOS and other
-            marks outside any turn), in order.
+            opening of the assistant turn), "answer" (a teacher-forced continuation), "image" (the tokens that hold a
+            picture's features) and "template" (BOS and other marks outside any turn), in order.
         n_prompt: how many leading tokens are prompt; the rest is the answer.
         text: the rendered text, prompt and answer.
         offsets: the characters `(start, end)` of `text` each token covers.
         sample: the id of the input this row encodes.
+        images: the row's pictures, in the order of their tokens.
     """
 
     ids: tuple[int, ...]
@@ -38,6 +41,7 @@ class TokenMap:
     text: str
     offsets: tuple[tuple[int, int], ...]
     sample: str = ""
+    images: tuple[Picture, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)

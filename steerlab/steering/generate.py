@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from steerlab._support.errors import EncodingError, SteeringError
 from steerlab.capture.jobs import Data, as_examples
 from steerlab.data.example import Example
+from steerlab.models.copies import check_copies
 from steerlab.models.encoding import Batch, by_length
 from steerlab.models.model import Model
 from steerlab.models.plan import Plan
@@ -61,9 +62,10 @@ def run_generate(
     **options: Any,
 ) -> Generations:
     """Generate under some requests; `steerlab.generate` and `Run.generate` both end here."""
-    examples = _asked(as_examples(prompts), requests)
-    rows = [model.encode(e.prompt, system=e.system, sample=e.id) for e in examples]
+    examples = asked(as_examples(prompts), requests)
+    rows = [model.encode(e.prompt, system=e.system, sample=e.id, images=e.images) for e in examples]
     _check_room(model, rows, max_new_tokens)
+    check_copies(model, rows, options)
     prepared = prepare(model, requests, examples, batch_size)
     ids: dict[int, list[tuple[int, ...]]] = {}
     written, ratio = 0, 0.0
@@ -93,7 +95,7 @@ def run_generate(
 def _generate_batch(
     model: Model, batch: Batch, plan: Plan, max_new_tokens: int, options: dict[str, Any]
 ) -> list[tuple[int, ...]]:
-    inputs = model.inputs(batch.input_ids, batch.attention_mask)
+    inputs = model.inputs(batch, positions=False)
     merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id} | options
     out = model.engine.generate(inputs, plan, max_new_tokens=max_new_tokens, **merged)
     stop = _ends(model, options)
@@ -131,7 +133,7 @@ def _decoded(new: list[tuple[int, ...]], generated: bool) -> int:
     return sum(len(row) - 1 for row in new) if generated else 0
 
 
-def _asked(examples: list[Example], requests: Sequence[Request]) -> list[Example]:
+def asked(examples: list[Example], requests: Sequence[Request]) -> list[Example]:
     """The examples with the prompts that the steerers want asked (instruction baselines change them)."""
     for request in (r for r in requests if not r.is_off):
         examples = [e.with_(prompt=request.steerer.transform(e.prompt)) for e in examples]

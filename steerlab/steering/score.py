@@ -13,7 +13,7 @@ from steerlab._support.errors import DataError, SteeringError
 from steerlab.capture.jobs import Data, as_examples
 from steerlab.models.encoding import Batch, by_length
 from steerlab.models.model import Model
-from steerlab.steering.generate import _asked
+from steerlab.steering.generate import asked
 from steerlab.steering.request import Request, build_plan, prepare, writes_anything
 
 
@@ -27,14 +27,15 @@ def run_score(
     progress: bool = False,
 ) -> pd.DataFrame:
     """Score under some requests; `steerlab.score` and `Run.score` both end here."""
-    examples = _asked(as_examples(prompts), requests)
+    examples = asked(as_examples(prompts), requests)
     if len(answers) != len(examples):
         raise DataError(f"{len(examples)} prompts but {len(answers)} answers: give one answer per prompt")
     empty = [e.id for e, answer in zip(examples, answers, strict=True) if not answer]
     if empty:
         raise DataError(f"the answers to {empty[:3]} are empty: there is nothing to score")
     rows = [
-        model.encode(e.prompt, answer=a, system=e.system, sample=e.id) for e, a in zip(examples, answers, strict=True)
+        model.encode(e.prompt, answer=a, system=e.system, sample=e.id, images=e.images)
+        for e, a in zip(examples, answers, strict=True)
     ]
     prepared = prepare(model, requests, examples, batch_size)
     results: dict[int, tuple[float, int, int]] = {}
@@ -44,7 +45,7 @@ def run_score(
             batch = model.batch([rows[i] for i in numbers], "left")
             plan = build_plan(model, prepared, batch, numbers, len(rows))
             keep = max(len(row) - row.n_prompt for row in batch.rows) + 1
-            inputs = model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
+            inputs = model.inputs(batch)
             with model.lock:
                 logits = model.engine.logits(inputs, plan, keep)
             results |= dict(zip(numbers, _read_off(logits, batch), strict=True))

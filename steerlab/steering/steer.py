@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
 
 from steerlab._support.errors import SteeringError
 from steerlab.capture.jobs import Data
 from steerlab.methods.base import Steerer
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
+from steerlab.steering.first import run_first_logits
 from steerlab.steering.generate import Generations, run_generate
 from steerlab.steering.request import Alpha, Request, Scale
 from steerlab.steering.score import run_score
@@ -161,6 +164,40 @@ def score(
     """
     requests = _active(model) if steer is None else _requests(steer, alpha, positions, scale)
     return run_score(model, prompts, answers, requests, **options)
+
+
+def first_logits(
+    model: Model,
+    prompts: Data,
+    tokens: Sequence[int] | None = None,
+    *,
+    steer: Steer | None = None,
+    alpha: Alpha = 1.0,
+    positions: Positions = "all",
+    scale: Scale = "raw",
+    **options: Any,
+) -> Float[Tensor, "row token"]:
+    """Logits of the first new token, each row with its own vector: what is said, without generating it.
+
+    Example:
+        >>> yes, no = steerlab.metrics.yes_no_ids(model.tokenizer)
+        >>> logits = steerlab.first_logits(model, questions, [*yes, *no], steer=l2s, positions="last")
+
+    Args:
+        model, prompts, steer, alpha, positions, scale: as in `generate`.
+        tokens: ids of the tokens wanted; None for the whole vocabulary.
+        options: `batch_size` (16), `progress` (False).
+
+    Returns:
+        `(prompt, token)` float32 on the host, in the order of the prompts.
+
+    Raises:
+        DataError: no tokens; otherwise as `steer`.
+
+    Source: own.
+    """
+    requests = _active(model) if steer is None else _requests(steer, alpha, positions, scale)
+    return run_first_logits(model, prompts, tokens, requests, **options)
 
 
 def _active(model: Model) -> list[Request]:

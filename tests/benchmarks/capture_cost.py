@@ -37,7 +37,7 @@ def main() -> None:
     jobs = plan_jobs(model, as_examples(prompts), ["last"], [], "mean")
     sites = as_sites("all", model.n_layers)
     batch = model.batch([job.row for job in jobs], "right")
-    inputs = model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
+    inputs = model.inputs(batch)
 
     def bare() -> None:
         with torch.no_grad():

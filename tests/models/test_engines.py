@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from steerlab._support.errors import LayoutError
 from steerlab.models.check import self_check
+from steerlab.models.encoding import Batch
 from steerlab.models.engine import Inputs
 from steerlab.models.layout import Layout, blocks, find_layout, module_at
 from steerlab.models.model import Model
@@ -25,7 +26,7 @@ LM = Callable[[str, str], Model]
 
 def inputs_of(model: Model, prompts: Sequence[str] = PROMPTS, side: Any = "left") -> Inputs:
     batch = model.batch([model.encode(prompt) for prompt in prompts], side)
-    return model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
+    return model.inputs(batch)
 
 
 def plan_of(inputs: Inputs, *sites: Site, strength: float = 3.0) -> Plan:
@@ -200,7 +201,7 @@ def test_generation_with_and_without_a_cache(lm: LM, family: str, prompts: tuple
         assert again[Site(1)][0].tally.read()[0] == prompt_writes + len(prompts) * (steps - 1)
     # teacher-forced in one forward, every new token is the most likely one
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(ids[:, width:])], 1)
-    full = hooks.inputs(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+    full = hooks.inputs(Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), (), ()))
     logits = hooks.engine.logits(full, plan_of(inputs, Site(1), Site(3)), steps + 1)
     best = logits[:, :-1].argmax(-1)
     for row, new in enumerate(ids[:, width:]):

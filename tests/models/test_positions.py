@@ -30,6 +30,9 @@ MEANING = {
     "last": [8],
     "prompt": list(range(9)),
     "text": list(range(9)),
+    "images": [],
+    "last_image": [],
+    "after_image": [],
     "generated": [9, 10, 11],
     "answer": [9, 10, 11],
     "all": list(range(12)),
@@ -109,7 +112,7 @@ def test_masks_with_too_few_rows() -> None:
         resolve(torch.ones(2, 12, dtype=torch.bool), ROW, 2)
 
 
-@pytest.mark.parametrize("name", ["Last", "", "last+", "last + generated", "images"])
+@pytest.mark.parametrize("name", ["Last", "", "last+", "last + generated", "image"])
 def test_unknown_names_list_the_known_ones(name: str) -> None:
     with pytest.raises(PositionError, match=r"unknown position .*expected one of last, prompt, .*'last\+generated'"):
         resolve(name, ROW)

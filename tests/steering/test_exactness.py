@@ -61,7 +61,7 @@ def encoded(model: Model, side: str, answers=ANSWERS) -> Batch:
 
 def states(model: Model, batch: Batch, plan) -> Tensor:
     """`(batch, layer, tokens, hidden)` of every layer under a plan."""
-    inputs = model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
+    inputs = model.inputs(batch)
     sites = [Site(k) for k in range(model.n_layers)]
     return model.engine.read(inputs, plan, sites, lambda h: h.clone())
 
@@ -91,7 +91,7 @@ def test_alpha_zero_is_bit_identical_to_no_steering(lm, steerers, family, backen
 def test_an_all_zero_vector_is_bit_identical_to_no_steering(lm, family, backend):
     model, zero = lm(family, backend), MeanDifference.from_tensor(LAYER, torch.zeros(HIDDEN))
     batch = encoded(model, "left")
-    inputs = model.inputs(batch.input_ids, batch.attention_mask, batch.position_ids)
+    inputs = model.inputs(batch)
     plan = plan_of(model, zero, batch, "all")
     assert plan, "the zero vector really goes through the model"
     assert torch.equal(model.engine.logits(inputs, plan, 5), model.engine.logits(inputs, {}, 5))

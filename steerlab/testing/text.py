@@ -101,14 +101,14 @@ def tiny_hf(family: str = "llama", *, seed: int = 0, n_layers: int = 4, hidden_s
     """
     if family not in _SHAPES:
         raise LoadError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES)}")
-    settings = _config(family, n_layers, hidden_size) | config
+    settings = text_config(family, n_layers, hidden_size) | config
     attention = settings.pop("attn_implementation", "eager")
     shape = CONFIG_MAPPING[settings.pop("model_type", family)](**settings)
     with torch.random.fork_rng(devices=[]):
         # The CPU generator alone: torch.manual_seed would reach the accelerators' as well.
         torch.default_generator.manual_seed(seed)
         hf = AutoModelForCausalLM.from_config(shape, attn_implementation=attention, dtype=torch.float32)
-        _roughen(hf)
+        roughen(hf)
     ids = {name: settings[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     hf.generation_config = GenerationConfig(do_sample=False, **ids)
     return hf.eval().requires_grad_(False)
@@ -135,7 +135,7 @@ def tiny_lm(family: str = "llama", *, backend: str = "nnsight", **hf: Any) -> Mo
     return Model(model, tiny_tokenizer(), find_layout(model), id=f"tiny-{family}", backend=backend)
 
 
-def _config(family: str, n_layers: int, hidden_size: int) -> dict[str, Any]:
+def text_config(family: str, n_layers: int, hidden_size: int) -> dict[str, Any]:
     tokenizer = tiny_tokenizer()
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -143,7 +143,7 @@ def _config(family: str, n_layers: int, hidden_size: int) -> dict[str, Any]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "initializer_range": 0.2,
-        **_SHAPES[family],
+        **_SHAPES.get(family, {}),
     }
     if family == "gpt2":
         return common | dict(n_embd=hidden_size, n_layer=n_layers, n_head=4, n_positions=_MAX_POSITIONS)
@@ -164,7 +164,7 @@ def _config(family: str, n_layers: int, hidden_size: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _roughen(hf: nn.Module) -> None:
+def roughen(hf: nn.Module) -> None:
     """Fresh norms are all alike and fresh biases are 0, which would hide a swapped or skipped one."""
     for parameter in hf.parameters():
         if parameter.ndim == 1:

@@ -1,0 +1,52 @@
+"""`first_logits`: what a model is about to say, from one forward a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from steerlab._support.errors import DataError, SteeringError
+from steerlab.capture.jobs import Data, as_examples
+from steerlab.models.encoding import by_length
+from steerlab.models.model import Model
+from steerlab.steering.generate import asked
+from steerlab.steering.request import Request, build_plan, prepare, writes_anything
+
+
+def run_first_logits(
+    model: Model,
+    prompts: Data,
+    tokens: Sequence[int] | None,
+    requests: Sequence[Request],
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> Float[Tensor, "row token"]:
+    """First logits under some requests; `steerlab.first_logits` ends here."""
+    examples = asked(as_examples(prompts), requests)
+    rows = [model.encode(e.prompt, system=e.system, sample=e.id, images=e.images) for e in examples]
+    if tokens is not None and (not len(tokens) or not all(isinstance(t, int) and t >= 0 for t in tokens)):
+        raise DataError(f"tokens={list(tokens)[:5]}: give token ids, at least one, or None for the whole vocabulary")
+    prepared = prepare(model, requests, examples, batch_size)
+    found: dict[int, Tensor] = {}
+    written = 0
+    with tqdm(total=len(rows), desc="first token", unit="row", disable=not progress) as bar:
+        for numbers in by_length(rows, batch_size):
+            batch = model.batch([rows[i] for i in numbers], "left")
+            plan = build_plan(model, prepared, batch, numbers, len(rows))
+            with model.lock:
+                logits = model.engine.logits(model.inputs(batch), plan, 1)[:, 0]
+            chosen = logits if tokens is None else logits[:, list(tokens)]
+            found |= dict(zip(numbers, chosen.float().cpu(), strict=True))
+            written += sum(edit.tally.read()[0] for edits in plan.values() for edit in edits)
+            bar.update(len(numbers))
+    if writes_anything(prepared) and written == 0:
+        raise SteeringError(
+            "alpha is not 0 but no token was steered: 'generated' starts after the last prompt token, so the first new "
+            "token never feels it. Use 'last+generated'."
+        )
+    return torch.stack([found[i] for i in range(len(rows))])

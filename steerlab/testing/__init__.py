@@ -1,0 +1,21 @@
+"""Small random models of many families, offline and made in milliseconds: for our tests and for anyone's."""
+
+from steerlab.testing.processors import VLM_FAMILIES, tiny_processor
+from steerlab.testing.text import BOS, EOS, FAMILIES, PAD, START, SYSTEM, tiny_hf, tiny_lm, tiny_tokenizer
+from steerlab.testing.vision import tiny_vlm, tiny_vlm_hf
+
+__all__ = [
+    "BOS",
+    "EOS",
+    "FAMILIES",
+    "PAD",
+    "START",
+    "SYSTEM",
+    "VLM_FAMILIES",
+    "tiny_hf",
+    "tiny_lm",
+    "tiny_processor",
+    "tiny_tokenizer",
+    "tiny_vlm",
+    "tiny_vlm_hf",
+]

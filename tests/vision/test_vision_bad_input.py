@@ -1,0 +1,263 @@
+"""Pictures of every kind, and everything that must be refused in words."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pictured import CHATS, OTHER, SQUARE, TALL, WIDE, encoded, example, noise, vlm
+from PIL import Image
+
+from steerlab import DataError, EncodingError, Example, SteerlabError, capture, generate
+from steerlab._support.pictures import open_picture, picture_hash
+from steerlab.models import copies, encoding
+from steerlab.testing import VLM_FAMILIES, tiny_lm
+
+families = pytest.mark.parametrize("family", VLM_FAMILIES)
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+# --- kinds of pictures -----------------------------------------------------------------------------------------
+
+
+def grey(image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(open_picture(image))
+    assert pixels.shape[2] == 3 and (pixels == pixels[..., :1]).all()
+    return pixels[..., 0]
+
+
+def test_grey_of_8_and_16_bits_are_the_same_ramp(tmp_path: Path) -> None:
+    deep = Image.fromarray(RAMP.astype(np.uint16) * 257)
+    deep.save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as read:
+        assert deep.mode == read.mode == "I;16", "the premise"
+        for image in (Image.fromarray(RAMP), deep, read):
+            assert (grey(image) == RAMP).all()
+    assert (np.asarray(open_picture(str(tmp_path / "deep.png")))[..., 0] == RAMP).all()
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_of_unknown_range_are_refused(mode: str) -> None:
+    with pytest.raises(DataError, match=f"unknown range .mode {mode}.: convert it"):
+        open_picture(Image.fromarray(RAMP).convert(mode))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa"])
+def test_what_is_transparent_is_white(mode: str) -> None:
+    image = Image.new("RGBA", (4, 2), (10, 10, 10, 255))
+    image.paste((200, 0, 0, 0), (0, 0, 2, 2))
+    pixels = np.asarray(open_picture(image.convert(mode)))
+    assert (pixels[:, :2] == 255).all() and (pixels[:, 2:] == 10).all()
+
+
+def test_a_palette_with_a_transparent_colour(tmp_path: Path) -> None:
+    image = Image.new("P", (4, 2), 1)
+    image.putpalette([0, 0, 255, 7, 8, 9])
+    image.paste(0, (0, 0, 2, 2))
+    image.save(tmp_path / "palette.png", transparency=0)
+    pixels = np.asarray(open_picture(tmp_path / "palette.png"))
+    assert (pixels[:, :2] == 255).all() and (pixels[:, 2:] == (7, 8, 9)).all()
+
+
+def test_cmyk_and_one_bit_and_a_turned_photo(tmp_path: Path) -> None:
+    assert open_picture(Image.new("CMYK", (3, 3), (0, 255, 255, 0))).getpixel((0, 0)) == (255, 0, 0)
+    assert open_picture(Image.new("1", (3, 3), 1)).getpixel((0, 0)) == (255, 255, 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    WIDE.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_picture(tmp_path / "turned.jpg").size == (WIDE.height, WIDE.width)
+
+
+@pytest.mark.parametrize("family", ["llava", "smolvlm"])
+def test_a_file_is_the_same_as_the_picture_and_kinds_of_one_colour_agree(family: str, tmp_path: Path) -> None:
+    model = vlm(family)
+    WIDE.save(tmp_path / "wide.png")
+    ways = [WIDE, WIDE.convert("RGBA"), tmp_path / "wide.png", str(tmp_path / "wide.png")]
+    rows = [Example(str(i), "What is this?", images=(way,)) for i, way in enumerate(ways)]
+    found = capture(model, rows, layers=-1, progress=False, batch_size=1).values
+    assert (found == found[0]).all()
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    model, place = vlm("llava"), tmp_path / "a.png"
+    WIDE.save(place)
+    first = encoded(model, [Example("a", "Hi", images=(place,))]).extra["pixel_values"]
+    noise(60, 20, 9).save(place)
+    assert not torch.equal(encoded(model, [Example("a", "Hi", images=(place,))]).extra["pixel_values"], first)
+
+
+def test_remembered_pictures_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from steerlab.models import vision
+
+    monkeypatch.setattr(vision, "_KEYS", 3)
+    asked = vision.Vision(vlm("llava").vision.processor, vlm("llava").hf.config)
+    for seed in range(8):
+        asked.expand((noise(9, 9, seed),))
+    assert len(asked._keys) <= 3
+
+
+# --- files that are no pictures --------------------------------------------------------------------------------
+
+
+def header(width: int, height: int) -> bytes:
+    """A PNG of so many pixels, in a hundred bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" * 100))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + pixels + chunk(b"IEND", b"")
+
+
+FILES: dict[str, tuple[bytes | None, str]] = {
+    "missing.png": (None, "does not exist"),
+    "empty.png": (b"", "broken, empty or no picture"),
+    "text.jpg": (b"this is no picture at all", "broken, empty or no picture"),
+    "cut.png": (header(30, 30), "broken, empty or no picture"),
+    "huge.png": (header(60_000, 50_000), "more than 100,000,000 pixels .*3000000000.*: scale it down"),
+    "large.png": (header(10_001, 10_000), "10001 x 10000 pixels, more than 100,000,000: scale it down"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bad_file_is_named_and_refused_before_any_forward(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, message = FILES[name]
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    model = vlm("llava")
+    monkeypatch.setattr(model.engine, "read", lambda *_: pytest.fail("a forward"))
+    for run in (capture, generate):
+        with pytest.raises(DataError, match=message) as caught:
+            run(model, [Example("a", "Hi", images=(str(tmp_path / name),))])
+        assert name in str(caught.value)
+
+
+def test_a_folder_and_a_truncated_photo(tmp_path: Path) -> None:
+    WIDE.save(tmp_path / "photo.jpg")
+    whole = (tmp_path / "photo.jpg").read_bytes()
+    (tmp_path / "photo.jpg").write_bytes(whole[: len(whole) // 2])
+    for place in (tmp_path, tmp_path / "photo.jpg"):
+        with pytest.raises(DataError, match="can't be read"):
+            open_picture(place)
+    with pytest.raises(DataError, match="does not exist"):
+        picture_hash(tmp_path / "nothing.png")
+
+
+def test_a_closed_or_empty_picture() -> None:
+    closed = noise(4, 4, 0)
+    closed.close()
+    for image in (closed, Image.new("RGB", (0, 5))):
+        with pytest.raises(DataError, match=r"can't be read|no pixels"):
+            open_picture(image)
+
+
+# --- prompts and pictures that do not fit ----------------------------------------------------------------------
+
+
+def written(family: str) -> Any:
+    """A tiny model whose prompts are taken as they are."""
+    from steerlab.testing import tiny_vlm
+
+    model = tiny_vlm(family, backend="hooks")
+    model.chat = False
+    return model
+
+
+@families
+def test_plain_prompts_need_one_image_token_for_each_picture(family: str) -> None:
+    model = written(family)
+    mark = model.vision.placeholder
+    assert model.encode(f"{mark} What is this?", images=[WIDE]).kind("image")
+    for text, images, counts in (
+        ("What is this?", [WIDE], "0 image tokens .* 1 pictures"),
+        (f"{mark} and {mark}", [WIDE], "2 image tokens .* 1 pictures"),
+        (f"{mark} and", [WIDE, TALL], "1 image tokens .* 2 pictures"),
+        (f"{mark} and", [], "1 image tokens .* 0 pictures"),
+    ):
+        with pytest.raises(EncodingError, match=counts):
+            model.encode(text, images=images)
+
+
+@pytest.mark.parametrize("family", CHATS)
+def test_image_tokens_that_stand_for_no_picture(family: str) -> None:
+    """Written by a user, or in an answer: features would go to the wrong tokens."""
+    model = vlm(family)
+    for text, answer in ((f"What is {model.vision.token}?", None), ("What is this?", f"It is {model.vision.token}")):
+        with pytest.raises(EncodingError, match="image tokens"):
+            model.encode(text, answer=answer)
+    if family == "gemma3":  # its prompts mark a picture by another token
+        with pytest.raises(EncodingError, match=r"1 image tokens .* besides those of its 1 pictures"):
+            model.encode(f"What is {model.vision.token}?", images=[WIDE])
+
+
+@families
+def test_image_tokens_that_a_tokenizer_drops(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, whole = vlm(family), encoding._tokenise
+
+    def cut(*given: Any, **options: Any) -> Any:
+        ids, places = whole(*given, **options)
+        n = ids.index(model.vision.token_id) + 4
+        return ids[:n], places[:n]
+
+    row = example(family, "What is this?", [WIDE])
+    monkeypatch.setattr(encoding, "_tokenise", cut)
+    with pytest.raises(EncodingError, match=r"dropped \d+ of the \d+ image tokens"):
+        model.encode(row.prompt, images=row.images)
+
+
+@families
+def test_more_tokens_than_the_context_holds(family: str) -> None:
+    row = example(family, "What is this?", [WIDE, TALL, OTHER, SQUARE] * 20)
+    with pytest.raises(EncodingError, match="the model's context holds 512"):
+        vlm(family).encode(row.prompt, images=row.images)
+
+
+def test_a_text_model_and_pictures_that_are_no_list() -> None:
+    with pytest.raises(EncodingError, match="comes with 1 pictures, but this model reads text only"):
+        capture(tiny_lm(backend="hooks"), [Example("a", "Hi", images=(WIDE,))], progress=False)
+    with pytest.raises(EncodingError, match="one str: give a list"):
+        vlm("llava").encode("Hi", images="photo.jpg")
+
+
+def test_a_processor_that_refuses_or_rewrites(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = written("llava")
+    processor = model.vision.processor
+    monkeypatch.setattr(type(processor), "__call__", lambda *_, **__: (_ for _ in ()).throw(ValueError("too small")))
+    with pytest.raises(EncodingError, match="LlavaProcessor refuses 1 pictures: too small"):
+        model.encode("<image>Hi", images=[noise(3, 3, 1)])
+    monkeypatch.setattr(type(processor), "__call__", lambda self, text, **_: self.tokenizer("nothing left of it"))
+    with pytest.raises(EncodingError, match="LlavaProcessor rewrote"):
+        model.encode("<image>Hi", images=[noise(3, 3, 2)])
+
+
+# --- copies of rows in older transformers ----------------------------------------------------------------------
+
+
+@families
+def test_copies_that_would_be_paired_with_wrong_pictures_are_refused(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = vlm(family)
+    two, one = example(family, "Which?", (WIDE, TALL), "both"), example(family, "This?", (WIDE,))
+    monkeypatch.setattr(copies, "_counts_tokens", lambda _: False)
+    monkeypatch.setattr(model.engine, "generate", lambda *_, **__: (_ for _ in ()).throw(ZeroDivisionError))
+    whole_rows = family in ("idefics3", "smolvlm")
+    for options in ({"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}):
+        with pytest.raises(ZeroDivisionError if whole_rows else EncodingError, match=None if whole_rows else "'both'"):
+            generate(model, [one, two] if "qwen" not in family else [two], **options)
+        with pytest.raises(EncodingError if "qwen" in family else ZeroDivisionError):
+            generate(model, [one], **options)  # Qwen keeps its patches in one flat row
+    with pytest.raises(ZeroDivisionError):
+        generate(model, [two])
+
+
+def test_every_refusal_is_one_of_ours() -> None:
+    assert issubclass(DataError, SteerlabError) and issubclass(EncodingError, SteerlabError)

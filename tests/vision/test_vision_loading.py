@@ -1,0 +1,134 @@
+"""Loading image-text models: from folders and objects, with and without pictures."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pictured import OTHER, encoded, example, rows_of, vlm
+
+from steerlab import EncodingError, LoadError, generate, load
+from steerlab.models import processors, vision
+from steerlab.testing import VLM_FAMILIES, tiny_hf, tiny_processor, tiny_tokenizer
+
+families = pytest.mark.parametrize("family", VLM_FAMILIES)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a saved tiny model with its processor."""
+
+    @cache
+    def saved(family: str) -> Path:
+        place = tmp_path_factory.mktemp("models") / family
+        vlm(family).hf.save_pretrained(place)
+        vlm(family).vision.processor.save_pretrained(place)
+        return place
+
+    return saved
+
+
+@families
+def test_a_folder_comes_back_as_it_was_saved(folder: Callable[[str], Path], family: str) -> None:
+    model, original, rows = load(folder(family), device="cpu", backend="hooks"), vlm(family), rows_of(family)
+    assert type(model.vision.processor) is type(original.vision.processor) and model.chat == original.chat
+    assert model.id == family and model.info()["pictures"].endswith("ImageProcessor")
+    ours, theirs = encoded(model, rows), encoded(original, rows)
+    assert ours.input_ids.tolist() == theirs.input_ids.tolist() and ours.rows == theirs.rows
+    assert generate(model, rows, max_new_tokens=4).ids == generate(original, rows, max_new_tokens=4).ids
+
+
+def test_objects_and_a_processor_that_is_copied(folder: Callable[[str], Path]) -> None:
+    hf, processor = vlm("llava").hf, tiny_processor("llava")
+    processor.tokenizer.pad_token = None
+    for given in (processor, str(folder("llava"))):
+        model = load(hf, processor=given)
+        assert model.vision is not None and model.tokenizer is model.vision.processor.tokenizer
+        assert generate(model, rows_of("llava"), max_new_tokens=2).ids
+        assert model.tokenizer.pad_token is not None
+    assert processor.tokenizer.pad_token is None, "the caller's own is not changed"
+    assert load(hf, tokenizer=tiny_tokenizer(), check=False).vision is None, "an object without its processor"
+
+
+def test_the_processors_template_is_used_and_a_given_tokenizer_too(folder: Callable[[str], Path]) -> None:
+    processor = tiny_processor("llava")
+    processor.tokenizer.chat_template = "{{ 'no pictures here' }}"
+    assert load(vlm("llava").hf, processor=processor).chat
+    own = copy.deepcopy(processor.tokenizer)
+    own.padding_side = "left"
+    assert load(folder("llava"), tokenizer=own, device="cpu", backend="hooks").tokenizer.padding_side == "left"
+
+
+def test_text_alone(folder: Callable[[str], Path]) -> None:
+    model = load(folder("llava"), task="text", device="cpu", backend="hooks")
+    assert model.vision is None and "pictures" not in model.info()
+    row = example("llava", "Hi", (OTHER,))
+    with pytest.raises(EncodingError, match="reads text only"):
+        model.encode(row.prompt, images=row.images)
+
+
+def test_a_folder_without_a_processor_reads_text(folder: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(folder("llava"), tmp_path / "bare")
+    (tmp_path / "bare" / "processor_config.json").unlink()
+    assert load(tmp_path / "bare", device="cpu", check=False).vision is None
+    with pytest.raises(LoadError, match=r"no processor|no image_processor"):
+        load(tmp_path / "bare", device="cpu", task="image-text")
+    assert load(tmp_path / "bare", device="cpu", processor=str(folder("llava"))).vision is not None
+
+
+def test_pictures_are_not_for_text_models(tmp_path: Path) -> None:
+    tiny_hf("llama").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match="task='image-text' was asked, but LlamaConfig is that of a text-only model"):
+        load(tmp_path, task="image-text", device="cpu")
+    with pytest.raises(LoadError, match="a processor was given, but LlamaConfig"):
+        load(tiny_hf("llama"), processor=tiny_processor("llava"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "image-text"}, r"a model object comes without a processor; give load.model, processor=\.\.\.."),
+        ({"task": "text", "processor": tiny_tokenizer()}, "task='text' reads no pictures, but processor= was given"),
+        ({"processor": tiny_tokenizer()}, "is no processor of an image-text model: it has no image_processor"),
+        ({}, "a model object comes without a tokenizer"),
+    ],
+)
+def test_requests_that_contradict_themselves(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(LoadError, match=message):
+        load(vlm("llava").hf, **options)
+
+
+def test_an_unknown_task() -> None:
+    with pytest.raises(LoadError, match="unknown task 'video'; expected None, 'text' or 'image-text'"):
+        load(vlm("llava").hf, task="video")
+
+
+@pytest.mark.parametrize("task", [None, "image-text"])
+def test_a_missing_package_names_the_command(
+    folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, task: Any
+) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise ImportError("Package `num2words` is required to run SmolVLM processor.")
+
+    monkeypatch.setattr(processors.AutoProcessor, "from_pretrained", missing)
+    with pytest.raises(LoadError, match=r"num2words.*pip install 'steerlab\[vision\]'.*task='text'"):
+        load(folder("smolvlm"), task=task, device="cpu")
+    assert load(folder("smolvlm"), task="text", device="cpu", check=False).vision is None
+
+
+def test_a_processor_that_steerlab_cannot_follow_is_found_when_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = vision.Vision._ask
+
+    def other(self: Any, images: Any) -> Any:
+        found = ask(self, images)
+        return vision.Expansion(tuple(text + "!" for text in found.texts), found.tail, found.tensors)
+
+    monkeypatch.setattr(vision.Vision, "_ask", other)
+    with pytest.raises(LoadError, match=r"can't follow LlavaProcessor: a picture becomes \d+ tokens there, \d+ here"):
+        load(vlm("llava").hf, processor=tiny_processor("llava"))

@@ -1,0 +1,154 @@
+"""Steering of rows with pictures, against plain forwards of one row at a time without a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pictured import (
+    CHATS,
+    HIDDEN,
+    HOOKED,
+    LAYER,
+    SQUARE,
+    TALL,
+    WIDE,
+    encoded,
+    example,
+    greedy,
+    longer,
+    processed,
+    rows_of,
+    taken,
+    vlm,
+)  # fmt: skip
+from torch import Tensor
+
+from steerlab import MeanDifference, Model, generate, score, steer
+from steerlab.models.positions import resolve
+from steerlab.models.sites import Site
+from steerlab.steering import Request
+from steerlab.steering.request import build_plan, prepare
+from steerlab.testing import VLM_FAMILIES
+
+families = pytest.mark.parametrize("family", VLM_FAMILIES)
+# plain hooks on three families only: what they are compared with is the same
+engines = pytest.mark.parametrize(
+    ("family", "backend"), [(f, "nnsight") for f in VLM_FAMILIES] + [(f, "hooks") for f in HOOKED]
+)
+DELTA = 3.0 * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(5))
+STEERER = MeanDifference.from_tensor(LAYER, DELTA)
+ANSWERS = ("the wide one", "ok", "no", "a tall one, I think")
+STEPS = 5
+
+
+def all_states(model: Model, batch: Any, plan: Any) -> Tensor:
+    """`(batch, layer, tokens, hidden)`."""
+    return model.engine.read(model.inputs(batch), plan, [Site(k) for k in range(model.n_layers)], lambda h: h.clone())
+
+
+@engines
+def test_alpha_zero_is_bit_identical_to_no_steering(family: str, backend: str) -> None:
+    model, rows = vlm(family, backend), rows_of(family)
+    before, scored = generate(model, rows, max_new_tokens=STEPS), score(model, rows, ANSWERS[: len(rows)])
+    with steer(model, STEERER, alpha=0.0) as run:
+        assert run.generate(rows, max_new_tokens=STEPS).ids == before.ids
+        assert run.score(rows, ANSWERS[: len(rows)])["logprob"].tolist() == scored["logprob"].tolist()
+
+
+@engines
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_steered_minus_unsteered_is_alpha_v_where_it_is_written_and_nothing_elsewhere(
+    family: str, backend: str, side: str
+) -> None:
+    model, rows = vlm(family, backend), [row for row in rows_of(family) if row.images]
+    batch, alpha = encoded(model, rows, side, ANSWERS[: len(rows)]), [1.0, -0.5, 2.0]
+    before = all_states(model, batch, {})
+    for positions in ("images", "text", "last_image", "after_image", "all", "last+generated"):
+        prepared = prepare(model, [Request(STEERER, alpha, positions)], rows, 16)
+        after = all_states(model, batch, build_plan(model, prepared, batch, range(len(rows)), len(rows)))
+        expected = before.clone()
+        for i, row in enumerate(batch.rows):
+            expected[i, LAYER, [batch.offsets[i] + t for t in resolve(positions, row)]] += alpha[i] * DELTA
+        assert torch.equal(after[:, : LAYER + 1], expected[:, : LAYER + 1]), positions
+        assert not torch.equal(after[:, LAYER + 1], before[:, LAYER + 1]), "the model sees what was written"
+
+
+@engines
+@pytest.mark.parametrize("positions", ["images", "all", "last+generated"])
+def test_cached_batched_decoding_is_recomputation_row_by_row(family: str, backend: str, positions: str) -> None:
+    model, rows = vlm(family, backend), rows_of(family)
+    if positions == "images":
+        rows = [row for row in rows if row.images]
+    found = generate(model, rows, steer=STEERER, positions=positions, max_new_tokens=STEPS)
+    plain = vlm(family, "hooks")
+    for i, row in enumerate(rows):
+        images = encoded(plain, [row]).rows[0].kind("image")
+        columns = {
+            "images": lambda n, now, images=images: images,
+            "all": lambda n, now: list(range(now)),
+            "last+generated": lambda n, now: list(range(n - 1, now)),
+        }[positions]
+        assert found.ids[i] == greedy(plain, row, DELTA, columns, STEPS), row.prompt
+    if positions == "images":
+        assert found.steered_tokens == sum(len(r.kind("image")) for r in encoded(plain, rows).rows)
+    assert generate(model, rows, max_new_tokens=STEPS).ids != found.ids
+
+
+@engines
+def test_generation_without_a_cache_is_the_same(family: str, backend: str) -> None:
+    model, rows = vlm(family, backend), rows_of(family)
+    for asked in ({}, {"steer": STEERER, "positions": "all", "alpha": 0.7}):
+        cached = generate(model, rows, max_new_tokens=STEPS, **asked)
+        assert generate(model, rows, max_new_tokens=STEPS, use_cache=False, **asked).ids == cached.ids
+        assert generate(model, rows, max_new_tokens=STEPS, batch_size=1, **asked).ids == cached.ids
+
+
+@families
+def test_scores_are_those_of_the_processors_row(family: str) -> None:
+    model, rows = vlm(family), rows_of(family)
+    found = score(model, rows, ANSWERS[: len(rows)])
+    for row, answer, logprob in zip(rows, ANSWERS, found["logprob"], strict=False):
+        ids = model.tokenizer(answer, add_special_tokens=False).input_ids
+        given = longer(model, processed(model, row), ids)
+        with torch.no_grad():
+            logprobs = model.hf(**taken(model, given), use_cache=False).logits[0].log_softmax(-1)
+        places = range(given["input_ids"].shape[1] - len(ids) - 1, given["input_ids"].shape[1] - 1)
+        expected = sum(float(logprobs[i, token]) for i, token in zip(places, ids, strict=True))
+        assert float(logprob) == pytest.approx(expected, abs=1e-3)
+
+
+# --- several rows out of one -----------------------------------------------------------------------------------
+
+
+def copies_of(family: str) -> list[Any]:
+    rows = [example(family, "Which is larger?", (WIDE, TALL), "0"), example(family, "What is this?", (SQUARE,), "1")]
+    if family in CHATS:
+        rows.insert(1, example(family, "Nothing to see.", (), "2"))
+    return [*rows, example(family, "Compare these", (TALL, SQUARE, WIDE), "3")]
+
+
+@engines
+@pytest.mark.parametrize("steered", [False, True])
+def test_beams_of_rows_with_several_pictures_are_those_of_the_row_alone(
+    family: str, backend: str, steered: bool
+) -> None:
+    """Hugging Face repeats rows and pictures by itself; a wrong pairing would show in the beams."""
+    model, rows = vlm(family, backend), copies_of(family)
+    asked: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 4}
+    if steered:
+        asked |= {"steer": STEERER, "alpha": 0.5, "positions": "all"}
+    together = generate(model, rows, **asked)
+    assert together.ids == tuple(i for row in rows for i in generate(model, [row], **asked).ids)
+    assert len(set(together.ids)) > len(rows)
+
+
+@engines
+def test_every_copy_of_a_row_sees_the_rows_own_pictures(family: str, backend: str) -> None:
+    """Drawn from the single likeliest token, each copy is the greedy answer."""
+    model, rows = vlm(family, backend), copies_of(family)
+    drawn = generate(model, rows, max_new_tokens=4, do_sample=True, top_k=1, num_return_sequences=3)
+    single = tuple(greedy(vlm(family), row, DELTA, lambda n, now: [], 4) for row in rows)
+    assert drawn.ids == tuple(ids for ids in single for _ in range(3))
+    assert len(set(single)) == len(rows), "the premise"
