@@ -9,30 +9,49 @@ Example:
 
 from __future__ import annotations
 
+from steerlab.data.coco import coco_captions, coco_objects, coco_synonyms
 from steerlab.data.contrasts import PUBLISHED_PAIRS, with_contrasts
 from steerlab.data.demo import DEMO_FRACTIONS, demo_contrasts, demo_set
+from steerlab.data.easy_vqa import easy_vqa
 from steerlab.data.example import Contrast, Example, check_examples, data_hash
 from steerlab.data.instructions import harmless_instructions, read_jsonl
 from steerlab.data.mm_safety_bench import mm_safety_bench
+from steerlab.data.mm_safety_pictures import mm_safety_pictures
+from steerlab.data.nlvr import nlvr
+from steerlab.data.pope import ONE_WORD, pope_file
+from steerlab.data.pope_recipe import pope_questions
 from steerlab.data.splits import ED_SLICE_PUBLISHED, published_split, stratified_split, validation_split
+from steerlab.data.typography import typography
+from steerlab.data.vlguard import vlguard
 from steerlab.data.xstest import xstest, xstest_refusal_labels
 
 __all__ = [
     "DEMO_FRACTIONS",
     "ED_SLICE_PUBLISHED",
+    "ONE_WORD",
     "PUBLISHED_PAIRS",
     "Contrast",
     "Example",
     "check_examples",
+    "coco_captions",
+    "coco_objects",
+    "coco_synonyms",
     "data_hash",
     "demo_contrasts",
     "demo_set",
+    "easy_vqa",
     "harmless_instructions",
     "mm_safety_bench",
+    "mm_safety_pictures",
+    "nlvr",
+    "pope_file",
+    "pope_questions",
     "published_split",
     "read_jsonl",
     "stratified_split",
+    "typography",
     "validation_split",
+    "vlguard",
     "with_contrasts",
     "xstest",
     "xstest_refusal_labels",

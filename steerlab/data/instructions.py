@@ -45,7 +45,7 @@ def read_jsonl(
     file = Path(path)
     prefix = file.stem if id_prefix is None else id_prefix
     rows = []
-    for number, record in _records(file):
+    for number, record in json_lines(file):
         wanted = [prompt_field, *([id_field] if id_field else []), *meta_fields]
         absent = [name for name in wanted if name not in record]
         if absent:
@@ -85,7 +85,8 @@ def harmless_instructions(path: str | Path, prompt_field: str = "instruction") -
     return read_jsonl(path, prompt_field=prompt_field, behaviour="answer")
 
 
-def _records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a JSON-lines file with their line numbers, counted from 1; blank lines are skipped."""
     if not file.is_file():
         raise LoadError(f"there is no file {file}; expected JSON lines, one object a line. Check the path.")
     # only \n ends a line: JSON strings may hold U+2028 and its like, at which splitlines() would cut

@@ -1,0 +1,63 @@
+"""Phrases drawn as pictures: black letters on white."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+from steerlab._support.errors import DataError
+
+
+def typography(phrase: str, width: int = 512) -> Image.Image:
+    """The phrase in black letters on white, in as many lines as it takes.
+
+    Example:
+        >>> typography("water the plants", width=256).size[0]
+        256
+
+    Args:
+        phrase: one or more words.
+        width: of the picture, in pixels; the letters are an eleventh of it; a word too long for that makes all letters
+            smaller, by half at most, and is then cut.
+
+    Returns:
+        A grey-scale picture, as high as its lines need.
+
+    Raises:
+        DataError: nothing to draw, or fewer than 32 pixels to draw in.
+
+    Source: the idea is MM-SafetyBench's, arXiv 2311.17600; DejaVu Sans (as matplotlib carries it) instead of Arial.
+    """
+    words = phrase.split()
+    if not words or width < 32:
+        raise DataError(f"can't draw {phrase!r} {width} pixels wide; expected a word or more, and 32 pixels or more")
+    margin = width // 32
+    room = width - 2 * margin
+    sizes = range(max(width // 11, 6), max(width // 22, 5), -1)
+    font = _font(next((size for size in sizes if max(map(_font(size).getlength, words)) <= room), sizes[-1]))
+    lines = [""]
+    for piece in (piece for word in words for piece in _pieces(word, font, room)):
+        longer = f"{lines[-1]} {piece}".strip()
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= room else [*lines, piece]
+    step = sum(font.getmetrics())
+    image = Image.new("L", (width, step * len(lines) + 2 * margin), 255)
+    pen = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        pen.text((margin, margin + number * step), line, fill=0, font=font)
+    return image
+
+
+def _pieces(word: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
+    """The word, cut where it would leave the room even in the smallest letters."""
+    pieces = [""]
+    for letter in word:
+        fits = font.getlength(pieces[-1] + letter) <= room
+        pieces = [*pieces[:-1], pieces[-1] + letter] if fits or not pieces[-1] else [*pieces, letter]
+    return pieces
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

@@ -1,0 +1,122 @@
+"""CHAIR: mentions, invented ones, and the four numbers."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steerlab._support.errors import DataError
+from steerlab.data import coco_captions, coco_objects, coco_synonyms
+from steerlab.metrics import chair, mentioned_objects
+
+OBJECTS = sorted(coco_synonyms())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Two dogs and a dog.", ["dog", "dog"]),
+        ("A hot dog near a dog", ["hot dog", "dog"]),
+        ("A teddy-bear on a bed", ["teddy bear", "bed"]),
+        ("Women, policemen and children", ["person"] * 3),
+        ("knives, couches, buses, ponies and wine glasses", ["knife", "couch", "bus", "horse", "wine glass"]),
+        ("mice beside geese", ["mouse", "bird"]),
+        ("A baby bird, a baby, a passenger train", ["bird", "person", "train"]),
+        ("An adult animal in a toilet seat's place", ["toilet"]),
+        ("Somebody carries a catalogue past the doghouse", []),
+        ("THE MAN'S SUV; the dogs' ball", ["person", "car", "dog", "sports ball"]),
+        ("an orange cat", ["orange", "cat"]),
+        ("", []),
+    ],
+)
+def test_names_are_found_as_whole_words(text: str, expected: list[str]) -> None:
+    assert mentioned_objects(text) == expected
+
+
+@pytest.mark.parametrize("thing", OBJECTS)
+def test_every_name_of_every_object_is_found(thing: str) -> None:
+    for name in (thing, *coco_synonyms()[thing]):
+        assert mentioned_objects(f"we see {name.upper()}, here") == [thing]
+
+
+def test_scores_of_a_table_made_by_hand() -> None:
+    captions = {"a": "A dog, a dog and a cat.", "b": "A man on a bench.", "c": "Nothing much."}
+    scores = chair(captions, {"a": ["dog"], "b": ["person", "bench"], "c": ["car"]})
+    assert (scores.chair_s, scores.chair_i, scores.recall) == (1 / 3, 1 / 5, 3 / 4)
+    assert (scores.length, scores.n) == (14 / 3, 3)
+    assert scores.captions["a"].invented == {"cat"} and scores.captions["a"].mentioned == {"dog", "cat"}
+    assert (scores.captions["a"].n_mentions, scores.captions["a"].n_invented) == (3, 1)
+
+
+def test_what_people_name_counts_as_there() -> None:
+    captions, objects = {"a": "A dog with a ball."}, {"a": ["dog"]}
+    assert chair(captions, objects).chair_s == 1
+    scores = chair(captions, objects, references={"a": ["A puppy plays.", "A ball!"]})
+    assert (scores.chair_s, scores.recall) == (0, 1)
+
+
+def test_any_vocabulary_will_do() -> None:
+    words = {"red square": ["crimson square"], "square": [], "sphere": ("orb",)}
+    scores = chair({"a": "Red squares, a square, an orb"}, {"a": ["crimson square"]}, words)
+    assert scores.captions["a"].mentioned == {"red square", "square", "sphere"}
+    assert scores.captions["a"].invented == {"square", "sphere"}
+
+
+def test_nothing_mentioned_and_nothing_there_is_nan() -> None:
+    scores = chair({"a": "Hm."}, {"a": []})
+    assert scores.chair_s == 0 and math.isnan(scores.chair_i) and math.isnan(scores.recall)
+
+
+captions_of = st.dictionaries(
+    st.sampled_from("abcd"),
+    st.tuples(
+        st.lists(st.sampled_from(OBJECTS), max_size=6),
+        st.sets(st.sampled_from(OBJECTS), max_size=6),
+    ),
+    min_size=1,
+)
+
+
+@given(captions_of)
+def test_scores_follow_from_the_lists(rows: dict[str, tuple[list[str], set[str]]]) -> None:
+    captions = {key: "; ".join(f"a {name}" for name in said) for key, (said, _) in rows.items()}
+    scores = chair(captions, {key: there for key, (_, there) in rows.items()})
+    wrong = {key: [name for name in said if name not in there] for key, (said, there) in rows.items()}
+    n_said, n_wrong = (sum(map(len, lists)) for lists in ((s for s, _ in rows.values()), wrong.values()))
+    assert scores.chair_s == sum(map(bool, wrong.values())) / len(rows)
+    assert scores.chair_i == pytest.approx(n_wrong / n_said if n_said else math.nan, nan_ok=True)
+    assert {key: set(one.invented) for key, one in scores.captions.items()} == {k: set(w) for k, w in wrong.items()}
+    full = chair(captions, {key: {*said, *there} for key, (said, there) in rows.items()})
+    assert full.chair_s == 0 and (math.isnan(full.chair_i) or full.chair_i == 0)
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(DataError, match="no captions"):
+        chair({}, {})
+    with pytest.raises(DataError, match=r"objects of 1 of 1 captions are not given: \['a'\]"):
+        chair({"a": "x"}, {})
+    with pytest.raises(DataError, match=r"outside the vocabulary: \['tree'\]"):
+        chair({"a": "x"}, {"a": ["tree"]})
+    with pytest.raises(DataError, match="names both 'x' and 'y'"):
+        chair({"a": "x"}, {"a": []}, {"x": ["z"], "y": ["z"]})
+    with pytest.raises(DataError, match="no word"):
+        chair({"a": "x"}, {"a": []}, {"x": ["..."]})
+
+
+@pytest.mark.data
+def test_people_hardly_invent_anything() -> None:
+    folder = Path(os.environ.get("STEERLAB_DATA", "nowhere")) / "coco_free"
+    if not folder.is_dir():
+        pytest.skip("STEERLAB_DATA names no folder with coco_free")
+    texts = {key: said for key, said in coco_captions(folder / "annotations.jsonl").items() if said}
+    objects = coco_objects(folder / "annotations.jsonl")
+    first = {key: said[0] for key, said in texts.items()}
+    alone = chair(first, objects)
+    helped = chair(first, objects, references={key: said[1:] for key, said in texts.items()})
+    assert alone.n == 87 and alone.chair_s < 0.15 and helped.chair_s < 0.05
+    assert helped.chair_i <= alone.chair_i < alone.chair_s
