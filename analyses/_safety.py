@@ -78,11 +78,29 @@ class Setting:
     positions: str
     sentences: str
     targets: str = "raw"  # "equalised": the deferral vectors are rescaled to the refusal vectors' mean norm
+    context: int | None = None  # the layer L2S reads; None: the one it writes at
+    net: str = "tanh"  # one of NETS; "-" for the mean vector
+    inputs: int = 0  # how many validation inputs it was chosen on
 
     @property
     def label(self) -> str:
         """A short text for figures."""
-        return f"layer {self.layer}, α = {self.alpha:g}, {self.positions}, “{self.sentences}”, {self.targets}"
+        where = f"layer {self.layer}, α = {self.alpha:g}, {self.positions}"
+        read = "" if self.context in (None, self.layer) else f", reads layer {self.context}"
+        return (
+            f"{where}, “{self.sentences}”, {self.targets}{read}{'' if self.net in ('tanh', '-') else f', {self.net}'}"
+        )
+
+
+NETS: dict[str, tuple[str, bool, int]] = {
+    "tanh": ("tanh", False, 100),
+    "relu": ("relu", False, 100),
+    "relu balanced": ("relu", True, 100),
+    "tanh, 10 units": ("tanh", False, 10),
+    "relu balanced, 10 units": ("relu", True, 10),
+    "tanh balanced, 10 units": ("tanh", True, 10),
+}
+"""Kinds of steering nets: activation, whether the behaviours weigh alike in the loss, and number of hidden units."""
 
 
 def mean_vector(acts: Activations, layer: int, targets: str) -> Tensor:
@@ -93,10 +111,20 @@ def mean_vector(acts: Activations, layer: int, targets: str) -> Tensor:
     return equalise_norms(z, acts.labels(ids), list(NORM_ORDER)).mean(0)
 
 
-def fit_l2s(acts: Activations, layer: int, targets: str, seed: int) -> L2S:
+def l2s(layer: int, targets: str, seed: int, context: int | None = None, net: str = "tanh") -> L2S:
     """L2S with the paper's loss; harmless inputs have the zero target."""
-    recipe = PAPER if targets == "raw" else replace(PAPER, equalise_norms=NORM_ORDER)
-    return L2S(layer, zero=ZERO, preset=recipe, seed=seed, progress=False).fit(acts)
+    activation, balanced, hidden = NETS[net]
+    recipe = replace(PAPER, equalise_norms=False if targets == "raw" else NORM_ORDER, class_balanced=balanced)
+    return L2S(
+        layer,
+        context_layer=context,
+        zero=ZERO,
+        preset=recipe,
+        activation=activation,
+        hidden=hidden,
+        seed=seed,
+        progress=False,
+    )
 
 
 def steerers(
@@ -113,7 +141,7 @@ def steerers(
         "prompt": (Prompt(), s),
         "random": (RandomDirection(s.layer, seed=seed).fit(train[s.sentences]), s),
         "mean": (MeanDifference.from_tensor(m.layer, mean_vector(train[m.sentences], m.layer, m.targets)), m),
-        "l2s": (fit_l2s(train[s.sentences], s.layer, s.targets, seed), s),
+        "l2s": (l2s(s.layer, s.targets, seed, s.context, s.net).fit(train[s.sentences]), s),
         "p2s": (P2S(s.layer, zero=ZERO).fit(test[s.sentences]), s),
     }
     found: dict[str, Request | None] = {"none": None}
@@ -179,12 +207,12 @@ def summarise(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
 
 def cosines(methods: Mapping[str, Request | None], train: Activations, test: Activations) -> dict[str, Tensor]:
     """Cosine of each test input's predicted and of the mean vector with its own P2S vector."""
-    l2s, mean = methods["l2s"], methods["mean"]
-    assert l2s is not None and mean is not None
-    assert isinstance(l2s.steerer, L2S) and isinstance(mean.steerer, MeanDifference)
-    ids, z = test.contrast(l2s.steerer.site)
-    predicted = l2s.steerer.vectors(Context(tuple(ids), test))
-    average = MeanDifference(l2s.steerer.site).fit(train).vector_
+    learnt, mean = methods["l2s"], methods["mean"]
+    assert learnt is not None and mean is not None
+    assert isinstance(learnt.steerer, L2S) and isinstance(mean.steerer, MeanDifference)
+    ids, z = test.contrast(learnt.steerer.site)
+    predicted = learnt.steerer.vectors(Context(tuple(ids), test))
+    average = MeanDifference(learnt.steerer.site).fit(train).vector_
     cosine = torch.nn.functional.cosine_similarity
     return {"cos.l2s_p2s": cosine(predicted, z), "cos.mean_p2s": cosine(average[None], z)}
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 from _common import as_markdown, limited, of_split, parser, provenance, show_table, tidy
-from _safety import Setting, fit_l2s, mean_vector, run_methods, summarise
+from _safety import Setting, l2s, mean_vector, run_methods, summarise
 
 import steerlab
 from steerlab import P2S, Example, MeanDifference, Request
@@ -24,7 +24,10 @@ from steerlab.analysis.study import Study
 from steerlab.data import demo_set
 
 # where analyses/l2s_safety.py ended up on validation questions of another data set; nothing is tuned on the demo's test
-SETTING = Setting(layer=16, alpha=1.05, positions="all", sentences="demo", targets="equalised")
+SETTING = Setting(
+    layer=16, alpha=1.05, positions="all", sentences="demo", targets="equalised", context=22,
+    net="relu balanced, 10 units",
+)  # fmt: skip
 OPENING = """\
 steerlab demo: Learn-to-Steer on {model}
   1. read layer {layer} while the model hears a wanted and an unwanted answer to {train} training prompts:
@@ -58,11 +61,12 @@ def main() -> None:
     study = Study(args.out, identity | {"sizes": [len(train), len(test), args.max_new_tokens]})
     model = steerlab.load(args.model, device=args.device)
     layer = min(SETTING.layer, model.n_layers - 1)
-    acts = steerlab.capture(model, train, layers=[layer], batch_size=args.batch_size)
+    read = min(SETTING.context or layer, model.n_layers - 1)
+    acts = steerlab.capture(model, train, layers=sorted({layer, read}), batch_size=args.batch_size)
     own = steerlab.capture(model, test, layers=[layer], batch_size=args.batch_size)
     fitted = {
         "mean": MeanDifference.from_tensor(layer, mean_vector(acts, layer, SETTING.targets)),
-        "l2s": fit_l2s(acts, layer, SETTING.targets, args.seed),
+        "l2s": l2s(layer, SETTING.targets, args.seed, read, SETTING.net).fit(acts),
         "p2s": P2S(layer, zero=["answer"]).fit(own),
     }
     requests: dict[str, Request | None] = {"none": None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -51,7 +52,9 @@ class Study:
         path = self.folder / "stages" / f"{name}.csv"
         if not path.exists():
             frame = compute()
-            write_atomically(path, lambda partial: frame.to_csv(partial, index=False, na_rep="nan"))
+            # every text in quotes: a lone carriage return in an answer would otherwise begin a new row
+            quotes = csv.QUOTE_NONNUMERIC
+            write_atomically(path, lambda partial: frame.to_csv(partial, index=False, na_rep="nan", quoting=quotes))
         return pd.read_csv(path, keep_default_na=False, na_values=["nan"], float_precision="round_trip")
 
     def has(self, name: str) -> bool:

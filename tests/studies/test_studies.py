@@ -21,7 +21,7 @@ DATA = os.environ.get("STEERLAB_DATA")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model deep enough for the layers that the studies name."""
     path = tmp_path_factory.mktemp("model")
-    tiny_hf("llama", n_layers=18).save_pretrained(path)
+    tiny_hf("llama", n_layers=30).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return path
 
@@ -68,7 +68,7 @@ def test_a_folder_of_another_run_is_refused_with_both_named(folder: Path, tmp_pa
 def test_the_safety_study_runs_on_the_real_questions(folder: Path, tmp_path: Path) -> None:
     done = run(
         "l2s_safety.py", "--data", f"{DATA}/noncommercial_cc_by_nc/mm_safetybench", "--model", str(folder),
-        "--limit", "4", "--max-new-tokens", "4", "--rounds", "narrow", "--out", str(tmp_path / "s"),
+        "--limit", "4", "--max-new-tokens", "12", "--rounds", "net", "--out", str(tmp_path / "s"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads((tmp_path / "s" / "summary.json").read_text())
