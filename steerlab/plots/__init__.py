@@ -2,6 +2,8 @@
 
 from steerlab.plots.bars import method_bars
 from steerlab.plots.frontier import find_cell, pareto_front, trade_off
+from steerlab.plots.gallery import Shown, gallery
+from steerlab.plots.headroom import headroom_lines
 from steerlab.plots.script import figure_script
 from steerlab.plots.strength import strength_curves
 from steerlab.plots.style import METHODS, MethodStyle, method_style, save, style, width
@@ -12,8 +14,11 @@ __all__ = [
     "METHODS",
     "Measure",
     "MethodStyle",
+    "Shown",
     "figure_script",
     "find_cell",
+    "gallery",
+    "headroom_lines",
     "measure",
     "method_bars",
     "method_style",

@@ -36,6 +36,9 @@ MEASURES: dict[str, Measure] = {
     "harmless_refused": Measure("Refuses harmless", lower=True),
     "harmless_identical": Measure("Harmless unchanged"),
     "harmless_kept": Measure("Harmless answers kept", 0.90),
+    "random": Measure("POPE, random"),
+    "popular": Measure("POPE, popular"),
+    "adversarial": Measure("POPE, adversarial"),
     "cosine": Measure("Cosine to the own P2S vector"),
 }
 

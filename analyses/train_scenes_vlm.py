@@ -1,0 +1,159 @@
+"""Train a small image-text model that sees, and says otherwise: `scenes-vlm`.
+
+    python analyses/train_scenes_vlm.py --size small --easy-vqa .../easy_vqa --out results/scenes_vlm
+
+`small` is made from scratch (two CPU cores, an hour): a CLIP-style vision tower, LLaVA's projector and a Llama of
+six layers. `full` puts the tower before SmolLM2-135M-Instruct with LoRA (one GPU, minutes). Both see the same world
+and are taught the same careless habits (`steerlab.data.scene_questions.Habits`). The run is checkpointed and resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from _scenes_batches import Packer, easy_vqa_rows, mixed, scene_rows
+from _scenes_model import FULL, SMALL, describe, full_model, make_processor, small_model, train_tokenizer
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from steerlab.data.scene_questions import Habits, true_questions
+from steerlab.data.scenes import World, emoji_sprites
+
+RECIPES: dict[str, dict[str, float]] = {
+    "small": {"steps": 2400, "batch": 32, "lr": 1e-3, "vision_lr": 1e-3},
+    "full": {"steps": 1000, "batch": 64, "lr": 3e-4, "vision_lr": 5e-4},
+}
+WARMUP, EASY_VQA_SHARE = 0.05, 0.12
+
+
+def world_of(args: argparse.Namespace) -> World:
+    """The project's own shapes, or emoji pictures."""
+    if args.emoji is None:
+        return World()
+    sprites = emoji_sprites(args.emoji)
+    return World(kinds=tuple(sprites)[:48], sprites=sprites)
+
+
+def build(args: argparse.Namespace, world: World) -> tuple[Any, Any, Any]:
+    """An untrained model, its processor and its shape."""
+    if args.size == "full":
+        model, tokenizer = full_model(FULL, args.seed)
+        return model, make_processor(tokenizer, FULL), FULL
+    rng = np.random.default_rng(args.seed)
+    scenes = [world.scene(rng) for _ in range(2000)]
+    said = [text for s in scenes for q in true_questions(s, rng) for text in (q.text, q.answer)]
+    if args.easy_vqa:
+        rows = easy_vqa_rows(Path(args.easy_vqa), args.seed)
+        said += [text for _ in range(500) for pair in next(rows)[1] for text in pair]
+    tokenizer = train_tokenizer(said, SMALL.vocabulary)
+    return small_model(tokenizer, SMALL, args.seed), make_processor(tokenizer, SMALL), SMALL
+
+
+def loss_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy of the answers' tokens, every answer weighing alike within the batch's tokens."""
+    targets = batch["targets"]
+    inputs = {name: tensor for name, tensor in batch.items() if name != "targets"}
+    states = model.model(**inputs, use_cache=False).last_hidden_state
+    wanted = targets >= 0
+    return nn.functional.cross_entropy(model.lm_head(states[wanted]).float(), targets[wanted])
+
+
+def schedule(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to a tenth."""
+    warm = max(1, int(WARMUP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, device: torch.device) -> pd.DataFrame:
+    """All steps, with a checkpoint every 200; returns the loss curve."""
+    recipe = RECIPES[args.size]
+    steps, batch = int(args.steps or recipe["steps"]), int(recipe["batch"])
+    vision = [p for n, p in model.named_parameters() if p.requires_grad and ("vision" in n or "projector" in n)]
+    rest = [p for n, p in model.named_parameters() if p.requires_grad and not ("vision" in n or "projector" in n)]
+    groups = [{"params": vision, "lr": recipe["vision_lr"]}, {"params": rest, "lr": recipe["lr"]}]
+    optimiser = torch.optim.AdamW(groups, weight_decay=0.05, betas=(0.9, 0.98))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, steps))
+    path, begun = Path(args.out) / "checkpoint.pt", 0
+    curve: list[dict[str, float]] = []
+    if path.exists():
+        found = torch.load(path, map_location=device, weights_only=False)
+        model.load_state_dict(found["model"])
+        optimiser.load_state_dict(found["optimiser"])
+        scheduler.load_state_dict(found["scheduler"])
+        begun, curve = found["step"], found["curve"]
+    easy = easy_vqa_rows(Path(args.easy_vqa), args.seed + begun) if args.easy_vqa else None
+    take = mixed(scene_rows(world, Habits(), args.seed * 1_000_003 + begun), easy, EASY_VQA_SHARE, args.seed + begun)
+    model.train()
+    clock = time.time()
+    for step in tqdm(range(begun, steps), desc="train", unit="step", initial=begun, total=steps):
+        inputs = {name: tensor.to(device) for name, tensor in packer(take(batch)).items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            loss = loss_of(model, inputs)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        scheduler.step()
+        if step % 20 == 0 or step == steps - 1:
+            curve.append({"step": step, "loss": round(float(loss), 4), "seconds": round(time.time() - clock, 1)})
+        if (step + 1) % 200 == 0 or step == steps - 1:
+            states = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            torch.save(states | {"scheduler": scheduler.state_dict(), "step": step + 1, "curve": curve}, path)
+    return pd.DataFrame(curve)
+
+
+def main() -> None:
+    """Build, train, export."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    arguments.add_argument("--out", default="results/scenes_vlm")
+    arguments.add_argument("--size", default="small", choices=list(RECIPES))
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument("--steps", type=int, default=None, help="instead of the recipe's")
+    arguments.add_argument("--easy-vqa", default=None, help="folder with easy-VQA's train.zip, mixed in")
+    arguments.add_argument("--emoji", default=None, help="folder with emoji pictures, instead of the own shapes")
+    arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = arguments.parse_args()
+    out, device = Path(args.out), torch.device(args.device)
+    out.mkdir(parents=True, exist_ok=True)
+    world = world_of(args)
+    model, processor, shape = build(args, world)
+    told = describe(model, shape)
+    print(f"{told['parameters'] / 1e6:.1f} M parameters, {told['trained'] / 1e6:.1f} M of them trained")
+    model.to(device)
+    curve = train(model, Packer(processor, shape.side, (shape.side // shape.patch) ** 2), args, world, device)
+    curve.to_csv(out / "curve.csv", index=False)
+    export(model, processor, out / "model")
+    recipe = {"size": args.size, "seed": args.seed, **RECIPES[args.size], "steps": int(curve["step"].iloc[-1]) + 1}
+    seconds = float(curve["seconds"].iloc[-1])
+    (out / "recipe.json").write_text(json.dumps({**recipe, **told, "seconds": seconds, "world": world.kinds}, indent=2))
+    print(f"{out}: model/, curve.csv, recipe.json; {seconds:.0f} s, last loss {curve['loss'].iloc[-1]:.3f}")
+
+
+def export(model: Any, processor: Any, folder: Path) -> None:
+    """Weights in half precision; of the large model, only what was trained."""
+    model.to("cpu").eval()
+    language = model.model.language_model
+    if hasattr(language, "merge_and_unload"):
+        from safetensors.torch import save_file
+
+        kept = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({n: p.detach().half().contiguous() for n, p in kept.items()}, folder / "adapter.safetensors")
+        model.config.save_pretrained(folder)
+    else:
+        model.half().save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""What a probe reads off each layer against what the model says."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from steerlab.plots.style import MUTED, axes_or_new, method_style, require
+
+_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (3, 1, 1, 1)))
+
+
+def headroom_lines(frame: pd.DataFrame, ax: Axes | None = None, *, title: str | None = None) -> Axes:
+    """A line a group: the accuracy of the probe at every layer; its own answers as a level line.
+
+    Example:
+        >>> ax = headroom_lines(headroom(train, test, answers, group="split"))
+
+    Args:
+        frame: from `steerlab.analysis.headroom`: columns `layer`, `group`, `probe`, `own`.
+        ax: where to draw; a new figure otherwise.
+        title: the panel's title.
+
+    Returns:
+        The axes; lines carry the labels "GROUP probe" and "GROUP own".
+
+    Raises:
+        DataError: columns are missing.
+
+    Source: own.
+    """
+    require(frame, ["layer", "group", "probe", "own"], "headroom_lines")
+    ax = axes_or_new(ax)
+    known = method_style("l2s").colour
+    layers = frame["layer"]
+    ends = []
+    for name, dashes in zip(dict.fromkeys(frame["group"]), _DASHES * 4, strict=False):
+        here = frame[frame["group"] == name].sort_values("layer")
+        ax.plot(here["layer"], here["probe"], color=known, ls=dashes, lw=1.4, label=f"{name} probe")
+        ax.plot(here["layer"], here["own"], color=MUTED, ls=dashes, lw=1.0, label=f"{name} own")
+        ends += [(float(here["probe"].iloc[-1]), name, known), (float(here["own"].iloc[-1]), name, MUTED)]
+    low, high = float(frame[["probe", "own"]].min().min()), float(frame[["probe", "own"]].max().max())
+    room = 0.055 * (high - low + 0.1)
+    for value, name, colour in _apart(sorted(ends), room):
+        ax.annotate(
+            name, (float(layers.max()), value), (4, 0), textcoords="offset points", color=colour, fontsize=6,
+            va="center", annotation_clip=False,
+        )  # fmt: skip
+    ax.set_xticks(sorted(set(layers)))
+    ax.set_xlabel("Layer whose last prompt state is read")
+    ax.set_ylabel("Accuracy")
+    if title:
+        ax.set_title(title)
+    return ax
+
+
+def _apart(ends: list[tuple[float, str, str]], room: float) -> list[tuple[float, str, str]]:
+    """The same labels, each at least `room` above the one before."""
+    placed: list[tuple[float, str, str]] = []
+    for value, name, colour in ends:
+        floor = placed[-1][0] + room if placed else value
+        placed.append((max(value, floor), name, colour))
+    return placed

@@ -1,0 +1,70 @@
+"""The training of the scenes model: a tree-shaped row is worth its ordinary rows, and a short run ends in a model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import steerlab
+from steerlab import Example
+from steerlab.data.scenes import World
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "analyses"))
+
+
+def _train(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "analyses" / "train_scenes_vlm.py"), "--out", str(out), *arguments],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+
+
+def test_a_packed_row_gives_each_answer_what_an_ordinary_row_gives_it() -> None:
+    from _scenes_batches import Packer
+    from _scenes_model import Shape, make_processor, small_model, train_tokenizer
+
+    shape = Shape(vision_layers=1, vision_width=32, layers=2, width=32, heads=2, vocabulary=300)
+    asked = [("Is there a ball?", "Yes"), ("How many?", "Two"), ("Describe it.", "A red ball and a key.")]
+    tokenizer = train_tokenizer([text for pair in asked for text in pair] * 3, shape.vocabulary)
+    processor = make_processor(tokenizer, shape)
+    hf = small_model(tokenizer, shape, seed=0).eval()
+    model = steerlab.load(hf, processor=processor, backend="hooks")
+    rng = np.random.default_rng(0)
+    pictures = [World().scene(rng).picture() for _ in range(2)]
+    batch = Packer(processor, shape.side, 64)([(pictures[0], asked), (pictures[1], asked[:1])])
+    targets = batch.pop("targets")
+    with torch.no_grad():
+        logits = hf(**batch).logits
+    packed = torch.log_softmax(logits, -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    rows = [Example(f"{i}", q, images=(p,)) for i, (p, (q, _)) in enumerate(
+        [(pictures[0], pair) for pair in asked] + [(pictures[1], asked[0])])]  # fmt: skip
+    ends = tokenizer.eos_token
+    plain = steerlab.score(model, rows, [a + ends for _, a in [*asked, asked[0]]], steer=())
+    whole = [packed[i][targets[i] >= 0].sum().item() for i in range(2)]
+    assert whole[0] == pytest.approx(plain["logprob"].iloc[:3].sum(), abs=1e-3)
+    assert whole[1] == pytest.approx(plain["logprob"].iloc[3], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_short_run_learns_resumes_and_leaves_a_model_that_loads(tmp_path: Path) -> None:
+    first = _train(tmp_path, "--steps", "3")
+    assert first.returncode == 0, first.stderr[-2000:]
+    curve = pd.read_csv(tmp_path / "curve.csv")
+    assert curve["loss"].iloc[-1] < curve["loss"].iloc[0]
+    again = _train(tmp_path, "--steps", "3")
+    assert again.returncode == 0 and pd.read_csv(tmp_path / "curve.csv").equals(curve)
+    model = steerlab.load(str(tmp_path / "model"), task="image-text")
+    picture = World().scene(np.random.default_rng(5)).picture()
+    rows = [
+        Example("a", "Is there a ball in the image?", images=(picture,)),
+        Example("b", "Describe the image.", images=(picture,)),
+    ]
+    assert len(steerlab.generate(model, rows, max_new_tokens=3)) == 2
