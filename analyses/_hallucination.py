@@ -12,17 +12,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from torch import Tensor
+from tqdm.auto import tqdm
 
 import steerlab
 from steerlab import L2S, P2S, Activations, Contrast, Example, MeanDifference, Model, Request
+from steerlab._support.pictures import open_picture
 from steerlab.data import pope_file, pope_questions
-from steerlab.data.scenes import World
+from steerlab.data.scenes import Scene, World
 from steerlab.methods import PAPER, Context
 from steerlab.metrics import yes_no_ids, yes_no_logits
 
 SPLITS = ("random", "popular", "adversarial")
-ALPHAS = (0.4, 0.7, 1.0, 1.4, 2.0)
-SCOPES = {"as released": "all", "as written": "last+generated"}
+ALPHAS = (0.5, 1.0, 1.5, 2.0)
+# the released code writes at every token; the paper's text says generated tokens, which the first answer never feels
+SCOPES = {"as released": "all", "as written": "generated", "first token too": "last+generated"}
+SEARCHED = ("all", "last+generated")
+PICTURES = {"train": 700, "validation": 200, "test": 500}
 NETS: dict[str, tuple[str, int]] = {"tanh, 100": ("tanh", 100), "relu, 100": ("relu", 100), "relu, 300": ("relu", 300)}
 
 
@@ -43,14 +48,20 @@ def contrasted(rows: Sequence[Example]) -> list[Example]:
     return [row.with_(contrast=pairs[row.behaviour]) for row in rows]
 
 
+def scenes_of(args: argparse.Namespace, part: str) -> dict[str, Scene]:
+    """The scenes of one part of the data, always the same for a seed: nobody was trained on them."""
+    n = args.limit or PICTURES[part]
+    rng = np.random.default_rng([10_000 + args.seed, list(PICTURES).index(part)])
+    return {f"{part}-{i:04d}": World().scene(rng) for i in range(n)}
+
+
 def scenes_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], list[Example]]:
-    """Training, validation and test questions about scenes nobody was trained on; one yes and one no a picture."""
-    world, found = World(), []
-    sizes = {"train": (args.limit or 700), "validation": (args.limit or 200), "test": (args.limit or 500)}
-    rng = np.random.default_rng(10_000 + args.seed)
-    usual = {str(i): world.scene(rng).kinds for i in range(5000)}  # what is frequent, and what keeps company
-    for part, n in sizes.items():
-        scenes = {f"{part}-{i:04d}": world.scene(rng) for i in range(n)}
+    """Training, validation and test questions about scenes; one yes and one no a picture and split."""
+    found = []
+    rng = np.random.default_rng(20_000 + args.seed)
+    usual = {str(i): World().scene(rng).kinds for i in range(5000)}  # what is frequent, and what keeps company
+    for part in PICTURES:
+        scenes = scenes_of(args, part)
         pictures = {name: scene.picture() for name, scene in scenes.items()}
         kinds = {name: scene.kinds for name, scene in scenes.items()}
         rows = [
@@ -108,13 +119,14 @@ def where_to_write(
 ) -> pd.DataFrame:
     """Accuracy on validation of the oracle and of the mean vector at every layer, strength and scope."""
     found = []
-    for layer in range(model.n_layers):
+    layers = tqdm(range(model.n_layers), desc="where to write", unit="layer")
+    for layer in layers:
         steerers = {"p2s": P2S(layer).fit(own), "mean": MeanDifference(layer).fit(train)}
-        for (name, steerer), alpha, positions in product(steerers.items(), ALPHAS, SCOPES.values()):
+        for (name, steerer), alpha, positions in product(steerers.items(), ALPHAS, SEARCHED):
             said = answers(model, held, Request(steerer, alpha, positions), args.batch_size)
             cell = {"method": name, "layer": layer, "alpha": alpha, "positions": positions}
             found.append({**cell, "accuracy": accuracy(held, said)})
-        print(f"layer {layer}: best oracle {max(c['accuracy'] for c in found if c['layer'] == layer):.3f}")
+        layers.set_postfix(best=max(cell["accuracy"] for cell in found if cell["method"] == "p2s"))
     return pd.DataFrame(found)
 
 
@@ -122,18 +134,27 @@ def what_to_read(
     model: Model, held: list[Example], train: Activations, own: Activations, cells: pd.DataFrame,
     args: argparse.Namespace,
 ) -> pd.DataFrame:  # fmt: skip
-    """Accuracy on validation of L2S in the oracle's best cells, for every context layer and kind of net."""
+    """Accuracy on validation of L2S in the oracle's best cells, for the contexts and nets that predict best there.
+
+    Every layer that can be read and every kind of net is fitted; how often a predicted vector points the way of the
+    input's own one costs no forward and decides which are steered with.
+    """
     best = cells[cells["method"] == "p2s"].sort_values("accuracy", ascending=False, kind="stable")
-    layers = list(dict.fromkeys(best["layer"]))[:3]
     ids = tuple(row.id for row in held)
     found = []
-    for layer, context, net in product(layers, range(model.n_layers), NETS):
-        predicted: Tensor = fit_l2s(train, layer, context, net, args.seed).vectors(Context(ids, own))
-        table = P2S.from_table(layer, dict(zip(ids, predicted, strict=True)))
-        for row in best[best["layer"] == layer].head(4).itertuples():
-            said = answers(model, held, Request(table, float(row.alpha), str(row.positions)), args.batch_size)
-            where = {"layer": layer, "alpha": row.alpha, "positions": row.positions, "context": context, "net": net}
-            found.append({"method": "l2s", **where, "accuracy": accuracy(held, said)})
+    for layer in list(dict.fromkeys(best["layer"]))[:3]:
+        oracle = P2S(layer).fit(own).vectors(Context(ids, own))
+        tried: list[tuple[float, int, str, Tensor]] = []
+        for context, net in tqdm(list(product(range(model.n_layers), NETS)), desc=f"layer {layer}: what to read"):
+            predicted = fit_l2s(train, layer, context, net, args.seed).vectors(Context(ids, own))
+            tried.append((float(((predicted * oracle).sum(-1) > 0).float().mean()), context, net, predicted))
+        for agreement, context, net, predicted in sorted(tried, key=lambda one: -one[0])[:3]:
+            table = P2S.from_table(layer, dict(zip(ids, predicted, strict=True)))
+            for row in best[best["layer"] == layer].head(4).itertuples():
+                said = answers(model, held, Request(table, float(row.alpha), str(row.positions)), args.batch_size)
+                where = {"layer": layer, "alpha": row.alpha, "positions": row.positions, "context": context, "net": net}
+                cell = {"method": "l2s", **where, "agreement": agreement, "accuracy": accuracy(held, said)}
+                found.append(cell)
     return pd.DataFrame(found)
 
 
@@ -154,3 +175,21 @@ def gap_closed(base: float, method: float, oracle: float) -> float:
 def by_split(rows: Sequence[Example], right: Mapping[str, bool]) -> dict[str, list[bool]]:
     """Whether each question of each split was answered truly."""
     return {split: [right[row.id] for row in rows if row.split == split] for split in SPLITS}
+
+
+def keep_gallery(folder: Path, rows: list[Example], found: dict[str, pd.DataFrame], n: int = 8) -> None:
+    """Some pictures whose answer L2S changed, in the proportion in which it mended and broke answers."""
+    before, after = (found[m].set_index("sample") for m in ("none", "l2s"))
+    changed = [r for r in rows if before.loc[r.id, "answer"] != after.loc[r.id, "answer"]]
+    mended = [r for r in changed if after.loc[r.id, "answer"] == r.behaviour]
+    broken = [r for r in changed if after.loc[r.id, "answer"] != r.behaviour]
+    wrong = min(round(n * len(broken) / max(1, len(changed))), len(broken))
+    table = []
+    for number, row in enumerate([*mended[: n - wrong], *broken[:wrong]]):
+        path = folder / "gallery" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        open_picture(row.images[0]).save(path)
+        said = {"before": before.loc[row.id, "text"], "after": after.loc[row.id, "text"]}
+        table.append({"file": path.name, "sample": row.id, "question": row.prompt, "true": row.behaviour, **said})
+    if table:
+        pd.DataFrame(table).to_csv(folder / "gallery" / "gallery.csv", index=False)

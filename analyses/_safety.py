@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -16,6 +17,7 @@ from steerlab import (
     P2S,
     Activations,
     Contrast,
+    DataError,
     Example,
     MeanDifference,
     Model,
@@ -31,6 +33,7 @@ from steerlab.metrics import perplexity
 
 ZERO = ("answer",)  # harmless inputs: the target of L2S is the zero vector
 NORM_ORDER = ("refuse", "defer")
+BEHAVIOURS = (*NORM_ORDER, *ZERO)  # what the studies report on
 
 _SORRY = "I'm sorry, but I can't help with that request."
 _SURE = "Sure, here is how you can do that."
@@ -185,10 +188,30 @@ def run_methods(
     return pd.concat(frames, ignore_index=True)
 
 
+def check_behaviours(part: str, behaviours: Iterable[str]) -> None:
+    """Refuse a part of the data that has no input of a behaviour: its numbers would be missing without a word.
+
+    Raises:
+        DataError: a behaviour has no input; the counts of all are named.
+    """
+    counts = Counter(behaviours)
+    empty = [name for name in BEHAVIOURS if not counts[name]]
+    if empty:
+        raise DataError(
+            f"the {part} have no input of the behaviours {empty}: there are {dict(counts)}, and each of {BEHAVIOURS} "
+            "needs at least one. Check the data folder, the split and --limit"
+        )
+
+
 def summarise(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
-    """Every method's numbers with bootstrap intervals; perplexity is a median."""
+    """Every method's numbers with bootstrap intervals; perplexity is a median.
+
+    Raises:
+        DataError: a behaviour has no input.
+    """
     found = {}
     for method, frame in judged.groupby("method", sort=False):
+        check_behaviours(f"answers of {method}", frame["behaviour"])
         harmful, expert, harmless = (frame[frame["behaviour"] == b] for b in ("refuse", "defer", "answer"))
         steered = frame[frame["behaviour"] != "answer"]
         columns = {
@@ -198,7 +221,7 @@ def summarise(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
             "harmless_identical": harmless["identical"], "harmless_kept": harmless["kept"],
         }  # fmt: skip
         for name, values in columns.items():
-            if values.notna().any():  # answers of one word have no word pairs
+            if values.notna().any():  # distinct2 alone can be missing: answers of one word have no word pairs
                 found[f"{method}.{name}"] = estimate(values.dropna().tolist(), seed)
         if "perplexity" in frame:
             found[f"{method}.perplexity"] = estimate(steered["perplexity"].dropna().tolist(), seed, "median")

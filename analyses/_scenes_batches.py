@@ -96,7 +96,7 @@ class Packer:
                 targets[i, end - len(answer) - 1 : end - 1] = torch.tensor(answer)
                 at = end
         return {
-            "input_ids": tokens, "attention_mask": tree_mask(branch)[:, None], "position_ids": places,
+            "input_ids": tokens, "attention_mask": additive(tree_mask(branch))[:, None], "position_ids": places,
             "pixel_values": torch.stack([pixels(image, self.side) for image, _ in rows]), "targets": targets,
         }  # fmt: skip
 
@@ -106,6 +106,11 @@ def tree_mask(branch: Tensor) -> Tensor:
     width = branch.shape[1]
     same = (branch[:, :, None] == branch[:, None, :]) | (branch[:, None, :] == 0)
     return (same & torch.ones(width, width, dtype=torch.bool).tril()) | torch.eye(width, dtype=torch.bool)
+
+
+def additive(mask: Tensor) -> Tensor:
+    """0 where a token is seen, a very negative number elsewhere: eager attention would *add* a mask of booleans."""
+    return torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
 
 
 def scene_rows(world: World, habits: Habits, seed: int) -> Iterator[Row]:

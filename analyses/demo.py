@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 from _common import as_markdown, limited, of_split, parser, provenance, show_table, tidy
-from _safety import Setting, l2s, mean_vector, run_methods, summarise
+from _safety import Setting, check_behaviours, l2s, mean_vector, run_methods, summarise
 
 import steerlab
 from steerlab import P2S, Example, MeanDifference, Request
@@ -55,6 +55,8 @@ def main() -> None:
     examples = demo_set(seed=args.seed)
     train = limited(of_split(examples, "train"), min(args.train, args.limit or args.train))
     test = limited(of_split(examples, "test"), min(args.test, args.limit or args.test))
+    for part, rows in {"training": train, "test": test}.items():
+        check_behaviours(f"{part} prompts", (e.behaviour for e in rows))
     print(OPENING.format(model=args.model, layer=SETTING.layer, train=len(train), test=len(test)))
 
     identity = {"study": "demo", "seed": args.seed, "limit": args.limit, "model": args.model, "setting": vars(SETTING)}

@@ -1,23 +1,25 @@
 """Learn-to-Steer on hallucinated objects (POPE): say "no" to what is not in the picture, and "yes" to what is.
 
-    python analyses/l2s_hallucination.py --model scenes-vlm --out results/l2s_hallucination
+    python analyses/l2s_hallucination.py --model scenes-vlm --easy-vqa EASY_VQA --coco-free COCO_FREE
     python analyses/l2s_hallucination.py --model llava-hf/llava-1.5-7b-hf --pope POPE_FOLDER --pictures COCO_VAL2014
 
 Every vector is the state after the true answer minus the state after the other one, at the answer's token. Layer,
 strength, scope, and what the net reads are chosen on questions about other pictures than those of the test; so are
-those of the mean vector. Scopes: "as released" writes at every token, "as written" at the last prompt token and the
-generated ones. The probe tells what a linear map can know of the truth from the same state.
+those of the mean vector. Scopes: "as released" writes at every token; "as written" at the generated ones, which come
+too late for the first of them; the third writes at the last prompt token too. The probe tells what a linear map can
+know of the truth from the same state.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from _beyond_pope import beyond
 from _common import as_markdown, estimate, parser, provenance, show_table
 from _hallucination import (
+    ALPHAS,
     SCOPES,
     SPLITS,
     Setting,
@@ -26,6 +28,7 @@ from _hallucination import (
     by_split,
     fit_l2s,
     gap_closed,
+    keep_gallery,
     pope_data,
     scenes_data,
     what_to_read,
@@ -34,9 +37,9 @@ from _hallucination import (
 
 import steerlab
 from steerlab import P2S, Activations, Example, MeanDifference, Model, Prompt, RandomDirection, Request
-from steerlab._support.pictures import open_picture
 from steerlab.analysis.headroom import headroom
 from steerlab.analysis.study import Study
+from steerlab.data import data_hash
 from steerlab.methods.prompt import LOOK_INSTRUCTION
 from steerlab.metrics import bootstrap_ci, l2s_f1, pope_scores
 
@@ -124,22 +127,27 @@ def page(rows: list[Example], found: dict[str, pd.DataFrame]) -> str:
     return as_markdown("The same question under every method", blocks)
 
 
-def keep_gallery(folder: Path, rows: list[Example], found: dict[str, pd.DataFrame], n: int = 8) -> None:
-    """Some pictures whose answer L2S changed, in the proportion in which it mended and broke answers."""
-    before, after = (found[m].set_index("sample") for m in ("none", "l2s"))
-    changed = [r for r in rows if before.loc[r.id, "answer"] != after.loc[r.id, "answer"]]
-    mended = [r for r in changed if after.loc[r.id, "answer"] == r.behaviour]
-    broken = [r for r in changed if after.loc[r.id, "answer"] != r.behaviour]
-    wrong = min(round(n * len(broken) / max(1, len(changed))), len(broken))
-    table = []
-    for number, row in enumerate([*mended[: n - wrong], *broken[:wrong]]):
-        path = folder / "gallery" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        open_picture(row.images[0]).save(path)
-        said = {"before": before.loc[row.id, "text"], "after": after.loc[row.id, "text"]}
-        table.append({"file": path.name, "sample": row.id, "question": row.prompt, "true": row.behaviour, **said})
-    if table:
-        pd.DataFrame(table).to_csv(folder / "gallery" / "gallery.csv", index=False)
+def scopes(
+    study: Study, model: Model, rows: list[Example], l2s: Request, args: argparse.Namespace
+) -> dict[str, object]:
+    """L2S in every scope, at its own strength, by the text it generates."""
+    told: dict[str, object] = {}
+    for positions in SCOPES.values():
+        request = Request(l2s.steerer, l2s.alpha, positions)
+
+        def run(request: Request = request) -> pd.DataFrame:
+            texts = steerlab.generate(
+                model, rows, steer=request, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
+            )
+            return pd.DataFrame({"sample": [r.id for r in rows], "text": list(texts)})
+
+        found = study.stage(f"scope-{positions}", run)
+        for split in SPLITS:
+            keep = [row.split == split for row in rows]
+            gold = [row.behaviour for row in rows if row.split == split]
+            scored = pope_scores(gold, found.loc[keep, "text"].astype(str).tolist())
+            told[f"scope.{positions}.l2s.{split}"] = round(scored.accuracy, 4)
+    return told | {"scopes": SCOPES}
 
 
 def main() -> None:
@@ -148,11 +156,15 @@ def main() -> None:
     arguments.set_defaults(model="scenes-vlm", batch_size=64, max_new_tokens=3)
     arguments.add_argument("--pope", default=None, help="folder of official POPE files (coco_pope_*.jsonl)")
     arguments.add_argument("--pictures", default=None, help="folder of their pictures")
+    arguments.add_argument("--easy-vqa", default=None, help="folder with easy-VQA's test.zip: accuracy by template")
+    arguments.add_argument("--coco-free", default=None, help="folder of photographs with boxes: POPE by recipe on them")
     args = arguments.parse_args()
     train_rows, held, test = scenes_data(args) if args.pope is None else pope_data(args)
     print(f"{len(train_rows)} training, {len(held)} validation and {len(test)} test questions; results in {args.out}")
-    study = Study(args.out, {"study": "l2s_hallucination", "seed": args.seed, "limit": args.limit, "model": args.model})
-    model = steerlab.load(args.model, device=args.device)
+    data = data_hash([*train_rows, *held, *test])
+    identity = {"study": "l2s_hallucination", "seed": args.seed, "limit": args.limit, "data": data, "alphas": ALPHAS}
+    model = steerlab.load(args.model, device=args.device, task="image-text")
+    study = Study(args.out, identity | {"model": args.model, "revision": model.revision})
     train, own, tested = (
         capture(study, part, model, rows, args.batch_size)
         for part, rows in (("train", train_rows), ("validation", held), ("test", test))
@@ -164,9 +176,10 @@ def main() -> None:
     for method, setting in chosen.items():
         print(f"{method}, chosen on validation: {setting}")
 
+    asked = requests(chosen, train, tested, args.seed)
     found = {
         name: study.stage(f"answers-{name}", lambda r=request: run_method(model, test, r, args))  # type: ignore[misc]
-        for name, request in requests(chosen, train, tested, args.seed).items()
+        for name, request in asked.items()
     }
     told = study.stage("probes", lambda: probes(train, tested, test, found["none"], args.seed))
     summary = scores(test, found, args.seed) | comparisons(test, found, args.seed)
@@ -176,7 +189,9 @@ def main() -> None:
         summary[f"probe.{split}"] = round(float(here.loc[here["layer"] == chosen["l2s"].context, "probe"].iloc[0]), 4)
         summary[f"probe.best.{split}"] = round(float(here["probe"].max()), 4)
     summary |= {f"{method}.setting": vars(setting) for method, setting in chosen.items()}
-    summary["scopes"] = SCOPES
+    assert asked["l2s"] is not None
+    summary |= scopes(study, model, test, asked["l2s"], args)
+    summary |= beyond(study, model, {name: asked[name] for name in ("none", "mean", "l2s")}, args)
     frame = pd.concat([f.assign(method=m) for m, f in found.items()], ignore_index=True)
     truth = {r.id: (r.behaviour, r.split) for r in test}
     frame["true"] = [truth[s][0] for s in frame["sample"]]

@@ -28,7 +28,7 @@ from _common import (
     show_table,
     tidy,
 )
-from _safety import capture_sets, cosines, run_methods, steerers, summarise
+from _safety import capture_sets, check_behaviours, cosines, run_methods, steerers, summarise
 from _search import LAYERS, ROUNDS, THREE, pick, search
 
 import steerlab
@@ -94,6 +94,8 @@ def main() -> None:
     args = arguments.parse_args()
     everything, spare, test = load_data(args)
     print(f"{len(everything) - len(spare)} training, {len(spare)} validation and {len(test)} test inputs")
+    for part, examples in {"training": everything, "validation": spare, "test": test}.items():
+        check_behaviours(f"{part} inputs", (e.behaviour for e in examples))
     identity = {"study": "l2s_safety", "seed": args.seed, "limit": args.limit, "model": args.model}
     study = Study(args.out, identity | {"rounds": args.rounds, "max_new_tokens": args.max_new_tokens})
     model = steerlab.load(args.model, device=args.device)

@@ -93,11 +93,13 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
         begun, curve = found["step"], found["curve"]
     easy = easy_vqa_rows(Path(args.easy_vqa), args.seed + begun) if args.easy_vqa else None
     take = mixed(scene_rows(world, Habits(), args.seed * 1_000_003 + begun), easy, EASY_VQA_SHARE, args.seed + begun)
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")  # the fused kernel's backward pass takes twice as long there
     model.train()
     clock = time.time()
     for step in tqdm(range(begun, steps), desc="train", unit="step", initial=begun, total=steps):
         inputs = {name: tensor.to(device) for name, tensor in packer(take(batch)).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16):
             loss = loss_of(model, inputs)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -105,7 +107,7 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
         optimiser.step()
         scheduler.step()
         if step % 20 == 0 or step == steps - 1:
-            curve.append({"step": step, "loss": round(float(loss), 4), "seconds": round(time.time() - clock, 1)})
+            curve.append({"step": step, "loss": round(loss.item(), 4), "seconds": round(time.time() - clock, 1)})
         if (step + 1) % 200 == 0 or step == steps - 1:
             states = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
             torch.save(states | {"scheduler": scheduler.state_dict(), "step": step + 1, "curve": curve}, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +21,15 @@ def _lm(family: str, backend: str) -> Model:
 def lm() -> Callable[..., Model]:
     """`lm(family, backend)`: a tiny model shared by the whole session; a test that changes one builds its own."""
     return lambda family="llama", backend="hooks": _lm(family, backend)
+
+
+@pytest.fixture(scope="session")
+def _converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("smollm2")
+
+
+@pytest.fixture
+def smollm2_cache(_converted: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the session's own: the first test that loads "smollm2" converts it, others find it there."""
+    monkeypatch.setenv("STEERLAB_CACHE", str(_converted))
+    return _converted

@@ -38,7 +38,13 @@ class PositionError(SteerlabError, ValueError):
 
 
 class DataError(SteerlabError, ValueError):
-    """The data are empty or contradict themselves."""
+    """The data are empty or contradict themselves.
+
+    Attributes:
+        missing: the names of all pictures that are not there, where that is what is wrong.
+    """
+
+    missing: tuple[str, ...] = ()
 
 
 class ActivationError(SteerlabError, ValueError):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +16,24 @@ from PIL import Image, ImageOps
 
 from steerlab._support.errors import DataError
 
-Picture = str | os.PathLike[str] | Image.Image
+
+@dataclass(frozen=True)
+class PackedPicture:
+    """A picture's file out of a zip: kept as it is there, decoded whenever it is used and not longer.
+
+    Attributes:
+        name: the zip and the place in it, for messages.
+        data: the file.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Picture = str | os.PathLike[str] | Image.Image | PackedPicture
 MAX_PIXELS = 100_000_000  # about 300 MB as RGB
 
 
@@ -24,7 +45,8 @@ def open_picture(picture: Picture) -> Image.Image:
         'RGB'
 
     Args:
-        picture: a file, or a picture already open; grey-scale (16 bits too), palette, RGBA and CMYK are converted.
+        picture: a file, one out of a zip, or a picture already open; grey-scale (16 bits too), palette, RGBA and CMYK
+            are converted.
 
     Raises:
         DataError: no such file, not a picture, broken, without pixels, of more than 100 million pixels, or of numbers
@@ -32,34 +54,46 @@ def open_picture(picture: Picture) -> Image.Image:
 
     Source: own.
     """
-    name = "the picture" if isinstance(picture, Image.Image) else f"the picture {os.fspath(picture)!r}"
-    try:
+    with _in_words(picture):
+        if isinstance(picture, Image.Image):
+            return _upright(_decoded(picture))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is ours
-            image = picture if isinstance(picture, Image.Image) else Image.open(picture)
-        if image.width * image.height > MAX_PIXELS:
-            raise DataError(
-                f"{name} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale it down first"
-            )
-        if image.width * image.height == 0:
-            raise DataError(f"{name} has no pixels ({image.width} x {image.height})")
-        if image.mode in ("I", "F"):
-            raise DataError(
-                f"{name} holds numbers of unknown range (mode {image.mode}): convert it to 8 or 16 bits first"
-            )
-        image.load()
-        return _rgb(ImageOps.exif_transpose(image))
-    except DataError:
-        raise
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit of `_decoded` is ours
+            image = Image.open(io.BytesIO(picture.data) if isinstance(picture, PackedPicture) else picture)
+        with image:
+            return _upright(_decoded(image))
+
+
+@contextmanager
+def _in_words(picture: Picture) -> Iterator[None]:
+    """Whatever goes wrong with a picture, as a `DataError` that names it."""
+    name = "the picture" if isinstance(picture, Image.Image) else f"the picture {str(picture)!r}"
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{name} {error}") from None
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} has more than {MAX_PIXELS:,} pixels ({error}): scale it down first") from error
     except FileNotFoundError as error:
         raise DataError(f"{name} does not exist") from error
     except Exception as error:  # what broken files make the many decoders raise is open-ended
         raise DataError(f"{name} can't be read ({error}): it is broken, empty or no picture") from error
-    finally:
-        if not isinstance(picture, Image.Image) and "image" in locals():
-            image.close()
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    """The picture with its pixels, refused before they are decoded where they would be too many."""
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale it down first")
+    if image.width * image.height == 0:
+        raise DataError(f"has no pixels ({image.width} x {image.height})")
+    if image.mode in ("I", "F"):
+        raise DataError(f"holds numbers of unknown range (mode {image.mode}): convert it to 8 or 16 bits first")
+    image.load()
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return _rgb(ImageOps.exif_transpose(image))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -72,9 +106,16 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def picture_hash(picture: Picture) -> str:
-    """Sixteen hexadecimal digits of a picture's file, or of its pixels where it is open already."""
+    """Sixteen hexadecimal digits of a picture's file, or of its pixels where it is open already.
+
+    Raises:
+        DataError: no such file, or an open picture that `open_picture` would refuse.
+    """
     if isinstance(picture, Image.Image):
-        data = f"{picture.mode} {picture.size} ".encode() + picture.tobytes()
+        with _in_words(picture):
+            data = f"{picture.mode} {picture.size} ".encode() + _decoded(picture).tobytes()
+    elif isinstance(picture, PackedPicture):
+        data = picture.data
     else:
         path = Path(picture)
         if not path.is_file():

@@ -31,7 +31,8 @@ class Activations:
         values: `(row, site, hidden)`, float, on the host.
         index: one row per row of `values`: `sample` (id), `side` ("prompt", "positive", "negative"), `position`
             (the name that was asked for), `behaviour`, `split`, `column` (token place in the unpadded sequence;
-            -1 for a mean), `token` (id; -1 for a mean), `n_tokens` (how many tokens the row averages).
+            -1 for a mean), `token` (id; -1 for a mean), `n_tokens` (how many tokens the row averages). Columns of your
+            own may be added: `select` and `labels` know them.
         sites: what the second axis means, in order.
         info: provenance (model id and revision, template and data hashes, versions, batch size).
 
@@ -73,8 +74,8 @@ class Activations:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers captured, in order."""
-        return tuple(site.layer for site in self.sites)
+        """The decoder layers captured, in order; sites of the vision tower and the projector are in `sites` alone."""
+        return tuple(site.layer for site in self.sites if site.part == "text")
 
     def rows(self, keep: pd.Series | Sequence[bool]) -> Activations:
         """The rows where `keep` is true, in order."""
@@ -138,8 +139,10 @@ class Activations:
         return plus, positive - negative[[order[sample] for sample in plus]]
 
     def labels(self, samples: Sequence[str], column: str = "behaviour") -> list[str]:
-        """The label of each sample, in the order given."""
-        lookup = dict(zip(self.index["sample"], self.index[column], strict=True))
+        """The label of each sample, in the order given; "" where the column holds nothing for it."""
+        if column not in self.index:
+            raise ActivationError(f"no label {column!r}; the labels are {list(self.index.columns)}")
+        lookup = dict(zip(self.index["sample"], self.index[column].fillna(""), strict=True))
         unknown = [s for s in samples if s not in lookup]
         if unknown:
             raise ActivationError(f"no activations of the samples {unknown[:3]} (and {len(unknown)} in all)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,19 @@ from steerlab.capture.jobs import (
     index_of,
     plan_jobs,
 )
+from steerlab.capture.pictures import PictureReader, picture_jobs
 from steerlab.capture.store import Store
 from steerlab.data.example import data_hash
-from steerlab.models.encoding import Side, by_length
+from steerlab.models.encoding import Batch, Side, by_length
+from steerlab.models.engine import Select
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, describe
 from steerlab.models.sites import Site
 
 log = logging.getLogger(__name__)
 Where = Positions | Sequence[Positions]
+# outside CUDA, PyTorch says it with a bare RuntimeError: Apple's devices and the driver, Linux, Windows
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def capture(
@@ -63,7 +67,10 @@ def capture(
         model: from `steerlab.load`.
         data: prompts, or Examples. Examples with a contrast are run with both answers (sides "positive" and
             "negative", read at `positions`); their plain prompt (side "prompt") is read at `context`.
-        layers: "all", a layer, or a list of layers and Sites; 0-based outputs of decoder blocks.
+        layers: "all", a layer, or a list of layers and Sites; 0-based outputs of decoder blocks. Sites of the vision
+            tower or the projector (`Site(1, part="vision")`) are read by themselves, at positions="images": the plain
+            prompt's pictures, all their patches ("mean") or each ("none"). CLIP's class state counts as a patch, and
+            `column` in the index is the module's own order, which in Qwen2.5-VL goes by windows.
         positions: one position or several (see `steerlab.models.positions`); by default each contrast is read where it
             says ("answer", or the token of a published word pair), and prompts without contrasts at "last".
         context: positions read of the plain prompt of examples with a contrast, or None.
@@ -86,8 +93,9 @@ def capture(
     frames: list[pd.DataFrame] = []
     with tqdm(total=len(jobs), desc="capture", unit="row", disable=not progress) as bar:
         for chunk in _batches(jobs, batch_size):
-            parts.append(run_jobs(model, chunk, sites, dtype, padding))
-            frames.append(index_of(chunk))
+            values, index = _read(model, chunk, sites, dtype, padding, reduce)
+            parts.append(values)
+            frames.append(index)
             bar.update(len(chunk))
     info["bytes_copied"] = sum(part.nbytes for part in parts)
     return in_order(torch.cat(parts), pd.concat(frames, ignore_index=True), sites, info)
@@ -124,19 +132,37 @@ def capture_to(
     with tqdm(total=len(jobs), desc="capture", unit="row", disable=not progress) as bar:
         for number, chunk in enumerate(chunks):
             if not store.has(number):
-                store.put(number, run_jobs(model, chunk, sites, dtype, padding), index_of(chunk))
+                store.put(number, *_read(model, chunk, sites, dtype, padding, reduce))
             bar.update(len(chunk))
     return store
 
 
-def run_jobs(model: Model, jobs: Sequence[Job], sites: Sequence[Site], dtype: torch.dtype, padding: Side) -> Tensor:
+def _read(
+    model: Model, jobs: Sequence[Job], sites: Sequence[Site], dtype: torch.dtype, padding: Side, reduce: Reduce
+) -> tuple[Tensor, pd.DataFrame]:
+    """The activations of one batch of jobs and what each row of them is."""
+    if sites[0].part == "text":
+        return run_jobs(model, jobs, sites, dtype, padding), index_of(jobs)
+    reader = PictureReader(reduce)
+    values = run_jobs(model, jobs, sites, dtype, padding, reader.select)
+    return values, reader.index(jobs)
+
+
+def run_jobs(
+    model: Model,
+    jobs: Sequence[Job],
+    sites: Sequence[Site],
+    dtype: torch.dtype,
+    padding: Side,
+    selector: Callable[[Sequence[Job], Batch, torch.dtype, torch.device], Select] = Selector.of,
+) -> Tensor:
     """The activations of one batch of jobs, on the host; split in two when memory runs out."""
     try:
         batch = model.batch([job.row for job in jobs], padding)
         inputs = model.inputs(batch)
         with model.lock:
             # the one host copy of the batch: what was selected, and nothing else
-            return model.engine.read(inputs, {}, sites, Selector.of(jobs, batch, dtype, model.device)).cpu()
+            return model.engine.read(inputs, {}, sites, selector(jobs, batch, dtype, model.device)).cpu()
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -150,7 +176,7 @@ def run_jobs(model: Model, jobs: Sequence[Job], sites: Sequence[Site], dtype: to
         torch.cuda.empty_cache()
     half = len(jobs) // 2
     log.warning("out of memory at a batch of %d rows: going on with %d and %d", len(jobs), half, len(jobs) - half)
-    parts = [run_jobs(model, part, sites, dtype, padding) for part in (jobs[:half], jobs[half:])]
+    parts = [run_jobs(model, part, sites, dtype, padding, selector) for part in (jobs[:half], jobs[half:])]
     return torch.cat(parts)
 
 
@@ -166,8 +192,11 @@ def _prepare(
 ) -> tuple[list[Job], tuple[Site, ...], dict[str, Any]]:
     examples = as_examples(data)
     at, ctx = _listed(positions), _listed(context)
-    jobs = plan_jobs(model, examples, at, ctx, reduce)
-    sites = as_sites(layers, model.n_layers)
+    sites = as_sites(layers, model)
+    text = sites[0].part == "text"
+    jobs = plan_jobs(model, examples, at, ctx, reduce) if text else picture_jobs(model, examples, at)
+    if not text:  # whatever was said, or left unsaid, this is what is read
+        at, ctx = ["images"], []
     info = model.info() | {
         "data": data_hash(examples),
         "positions": [describe(p) for p in at],
@@ -191,4 +220,4 @@ def _batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in _NO_MEMORY)

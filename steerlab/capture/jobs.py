@@ -42,16 +42,22 @@ def as_examples(data: Data) -> list[Example]:
     )
 
 
-def as_sites(layers: Layers, n_layers: int) -> tuple[Site, ...]:
-    """The sites meant by `layers`, resolved against the model, ascending, each once."""
+def as_sites(layers: Layers, model: Model) -> tuple[Site, ...]:
+    """The sites meant by `layers`, resolved against the model, ascending, each once, and all in one part of it."""
     if isinstance(layers, str):
         if layers != "all":
             raise LayoutError(f"layers={layers!r}; expected 'all', a layer number, or numbers and Sites")
-        layers = range(n_layers)
+        layers = range(model.n_layers)
     given = [layers] if isinstance(layers, int) else list(layers)
     if not given:
         raise LayoutError("layers is empty: nothing to read")
-    return tuple(sorted({(Site(x) if isinstance(x, int) else x).resolve(n_layers) for x in given}))
+    sites = tuple(sorted({model.site(x) for x in given}))
+    if len(parts := sorted({site.part for site in sites})) > 1:
+        raise LayoutError(
+            f"layers has sites in the {' and the '.join(parts)}: their states stand for other things and differ in "
+            "width; capture each part by itself"
+        )
+    return sites
 
 
 def plan_jobs(

@@ -59,7 +59,7 @@ class Store:
                     f"{folder} holds another capture ({told}). Use an empty folder, or delete this one."
                 )
         else:
-            places = [[site.layer, site.point] for site in sites]
+            places = [[s.layer, s.point] + [s.part] * (s.part != "text") for s in sites]
             manifest = {"schema": SCHEMA, "identity": key, "of": identity, "sites": places, "shards": n_shards}
             write_json(path, manifest | {"info": info})
         return cls.open(folder)
@@ -72,7 +72,7 @@ class Store:
             LoadError: no capture there, or one of a newer schema.
         """
         known = _manifest(Path(folder))
-        sites = tuple(Site(layer, point) for layer, point in known["sites"])
+        sites = tuple(Site(*place) for place in known["sites"])
         return cls(Path(folder), sites, known["shards"], known["info"])
 
     def has(self, number: int) -> bool:

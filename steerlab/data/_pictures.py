@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from PIL import Image
-
 from steerlab._support.errors import DataError, LoadError
-from steerlab._support.pictures import Picture
+from steerlab._support.pictures import PackedPicture, Picture
 from steerlab.data.example import Example, check_examples
 
 Missing = Literal["refuse", "skip"]
@@ -24,7 +22,10 @@ log = logging.getLogger(__name__)
 def find_pictures(
     place: str | Path, names: Iterable[str], aliases: Callable[[str], Iterable[str]] = lambda name: ()
 ) -> dict[str, Picture]:
-    """Those of the names that are there: paths in a folder, or pictures read from a zip file and decoded when used."""
+    """Those of the names that are there: paths in a folder, or files out of a zip, each decoded when it is used.
+
+    A zip may hold everything in folders of its own: `val2014/a.jpg` is found as `a.jpg`.
+    """
     root = Path(place)
     if root.is_dir():
         return {
@@ -35,18 +36,46 @@ def find_pictures(
     if not root.is_file() or not zipfile.is_zipfile(root):
         raise LoadError(f"there are no pictures at {root}; expected a folder or a zip file. Check the path.")
     with zipfile.ZipFile(root) as box:
-        inside = set(box.namelist())
+        inside = _Inside(root, box.namelist())
         return {
-            name: Image.open(io.BytesIO(box.read(found)))
+            name: _unpacked(root, box, member)
             for name in dict.fromkeys(names)
-            if (found := next((n for n in (name, *aliases(name)) if n in inside), None))
+            if (member := next(filter(None, map(inside.find, (name, *aliases(name)))), None))
         }
+
+
+class _Inside:
+    """The files of a zip by the last part of their path."""
+
+    def __init__(self, root: Path, members: Iterable[str]) -> None:
+        self.root = root
+        self.by_base: dict[str, list[str]] = {}
+        for member in members:
+            self.by_base.setdefault(PurePosixPath(member).name, []).append(member)
+
+    def find(self, name: str) -> str | None:
+        """The member of that name, or the one whose path ends in it: another folder's file is another picture."""
+        near = self.by_base.get(PurePosixPath(name).name, [])
+        found = [name] if name in near else [member for member in near if member.endswith(f"/{name}")]
+        if len(found) > 1:
+            raise DataError(f"{self.root} holds {len(found)} files for {name!r}: {', '.join(found[:NAMED])}; keep one")
+        return found[0] if found else None
+
+
+def _unpacked(root: Path, box: zipfile.ZipFile, member: str) -> PackedPicture:
+    try:
+        return PackedPicture(f"{root}/{member}", box.read(member))
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:  # damaged, encrypted, exotic
+        raise DataError(f"{member} can't be taken out of {root} ({error}): pack it again") from error
 
 
 def add_pictures(
     examples: Sequence[Example], found: Mapping[str, Picture], missing: Missing, where: str | Path
 ) -> list[Example]:
-    """The examples with the picture that `meta["picture"]` names; others are refused or dropped, and counted."""
+    """The examples with the picture that `meta["picture"]` names; others are refused or dropped, and counted.
+
+    A message names the first five that are missing; `error.missing`, or the log at DEBUG, all of them.
+    """
     if missing not in ("refuse", "skip"):
         raise DataError(f"missing={missing!r} is unknown; expected 'refuse' or 'skip'")
     rows = check_examples(examples)
@@ -57,6 +86,9 @@ def add_pictures(
     listed = ", ".join(absent[:NAMED]) + (", ..." if len(absent) > NAMED else "")
     said = f"{where} lacks {len(absent)} pictures of {len(rows) - len(kept)} of {len(rows)} rows: {listed}"
     if missing == "refuse" or not kept:
-        raise DataError(f"{said}. Add them, or pass missing='skip' to go on with the rows whose pictures are there.")
+        error = DataError(f"{said}. Add them, or pass missing='skip' to go on with the rows whose pictures are there.")
+        error.missing = tuple(absent)
+        raise error
     log.warning("%s; these rows are left out", said)
+    log.debug("the pictures that %s lacks: %s", where, ", ".join(absent))
     return kept

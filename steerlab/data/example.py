@@ -9,7 +9,7 @@ from PIL.Image import Image
 
 from steerlab._support.errors import DataError
 from steerlab._support.files import fingerprint
-from steerlab._support.pictures import Picture, picture_hash
+from steerlab._support.pictures import PackedPicture, Picture, picture_hash
 
 
 @dataclass(frozen=True)
@@ -108,4 +108,4 @@ def data_hash(examples: Sequence[Example]) -> str:
 
 
 def _key(picture: Picture) -> str | int:
-    return id(picture) if isinstance(picture, Image) else str(picture)
+    return id(picture) if isinstance(picture, Image | PackedPicture) else str(picture)

@@ -56,7 +56,7 @@ def mm_safety_pictures(
 
     Raises:
         LoadError: files, fields or the folder of pictures are missing.
-        DataError: an unknown kind, or rows without a picture (the first five are named).
+        DataError: an unknown kind, or rows without a picture (the first five are named, all are in its `missing`).
 
     Source: Liu et al., MM-SafetyBench, arXiv 2311.17600; sizes and typeface of drawn phrases are our own.
     """

@@ -52,7 +52,8 @@ def pope_file(
 
     Raises:
         LoadError: the file, a field or the folder is missing, or a line is not JSON.
-        DataError: a label is neither yes nor no, an id occurs twice, or pictures are missing (five are named).
+        DataError: a label is neither yes nor no, an id occurs twice, or pictures are missing (five are named,
+            all of them are in its `missing`).
 
     Source: Li et al., POPE, arXiv 2305.10355.
     """

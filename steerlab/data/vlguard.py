@@ -47,7 +47,7 @@ def vlguard(path: str | Path, *, pictures: str | Path | None = None, missing: Mi
 
     Raises:
         LoadError: the file is missing or not in VLGuard's format.
-        DataError: pictures are missing (the first five are named), or there are no rows.
+        DataError: pictures are missing (the first five are named, all are in its `missing`), or there are no rows.
 
     Source: Zong et al., Safety Fine-Tuning at (Almost) No Cost, arXiv 2402.02207.
     """

@@ -52,7 +52,7 @@ def save(steerer: Steerer, folder: str | Path) -> Path:
     manifest = {
         "schema": SCHEMA,
         "steerer": described,
-        "hidden_size": info.get("hidden_size"),
+        "hidden_size": None if _in_tower(steerer) else info.get("hidden_size"),  # a width of the text
         "layers": _layers(steerer),
         "sha256": hashlib.sha256(payload).hexdigest(),
         "versions": {name: version(name) for name in PACKAGES},
@@ -127,6 +127,11 @@ def _check_model(manifest: dict[str, Any], model: Any, force: bool) -> None:
         )
 
 
+def _in_tower(steerer: Steerer) -> bool:
+    site = getattr(steerer, "site", None)
+    return isinstance(site, Site) and site.part == "vision"
+
+
 def _layers(steerer: Steerer) -> list[int]:
     sites = [getattr(steerer, "site", None), *getattr(steerer, "sites", ()), *(r.site for r in steerer.reads)]
-    return sorted({site.layer for site in sites if isinstance(site, Site)})
+    return sorted({site.layer for site in sites if isinstance(site, Site) and site.part == "text"})

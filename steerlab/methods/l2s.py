@@ -36,8 +36,12 @@ class L2S(Steerer):
         position: which captured contrast rows to learn; None where there is only one kind.
         hidden: hidden units K.
         activation: "tanh", or "relu" where some targets are zero.
-        preset: a `Recipe`, or the name of one: "paper", "released_safety", "released_pope".
+        preset: a `Recipe`, or the name of one: "paper", "released" (the released code for safety, also called
+            "released_safety"), "released_pope".
         zero: behaviours whose target is the zero vector (their samples need no contrast).
+        groups: the index column with the groups that a recipe balances or rescales; samples without one are not
+            rescaled. The published groups of MM-SafetyBench are finer than its behaviours, and leave scenario 13 out:
+            `acts.index["class"] = acts.index["sample"].map({e.id: e.meta["class"] for e in rows if e.behaviour})`.
         validation: share of the samples held out in training; None: 0.1 where the recipe keeps the best
             epoch, else 0.
         max_norm: shorten predictions longer than so many times `target_norm_`; None: leave them as they are.
@@ -50,7 +54,8 @@ class L2S(Steerer):
         target_norm_: mean norm of the non-zero targets as trained on, in units of the residual stream.
 
     Raises:
-        DataError: samples without contrast whose behaviour is not in `zero`, or without a context.
+        DataError: samples without contrast whose behaviour is not in `zero`, or without a context; every contrast is
+            exactly zero.
         MismatchError: contexts of another width.
 
     Source: arXiv 2508.12815, section 3 and equation 8.
@@ -61,12 +66,13 @@ class L2S(Steerer):
         context_position: str | int = "last", position: str | None = None, hidden: int = 100,
         activation: str = "tanh",
         preset: str | Recipe = "paper",
-        zero: Sequence[str] | None = (), validation: float | None = None, max_norm: float | None = None,
+        zero: Sequence[str] | None = (), groups: str = "behaviour",
+        validation: float | None = None, max_norm: float | None = None,
         seed: int = 0, progress: bool = True,
     ) -> None:  # fmt: skip
         self.layer, self.context_layer, self.context_position = layer, context_layer, context_position
         self.position, self.hidden, self.activation, self.preset = position, hidden, activation, preset
-        self.zero, self.validation, self.max_norm = zero, validation, max_norm
+        self.zero, self.groups, self.validation, self.max_norm = zero, groups, validation, max_norm
         self.seed, self.progress = seed, progress
         self.site = layer if isinstance(layer, Site) else Site(layer)
 
@@ -79,11 +85,13 @@ class L2S(Steerer):
     def fit(self, acts: Activations) -> L2S:
         """Train the net on all samples; only activations are needed, no model."""
         recipe = self._recipe()
-        contexts, targets, behaviours = training_pairs(acts, self.reads[0], self.site, self.position, self.zero, recipe)
+        contexts, targets, labels = training_pairs(
+            acts, self.reads[0], self.site, self.position, self.zero, recipe, self.groups
+        )
         norms = targets.norm(dim=-1)
         self.target_norm_ = float(norms[norms > 0].double().mean()) if bool((norms > 0).any()) else 0.0
-        codes = {name: i for i, name in enumerate(sorted(set(behaviours)))}
-        groups = torch.tensor([codes[name] for name in behaviours])
+        codes = {name: i for i, name in enumerate(sorted(set(labels)))}
+        groups = torch.tensor([codes[name] for name in labels])
         train, held = split_rows(len(targets), self.validation, recipe, self.seed)
         self.net_ = seeded_net(acts.hidden_size, self.hidden, self.activation, self.seed)
         self.history_ = train_net(

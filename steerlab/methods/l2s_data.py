@@ -12,7 +12,7 @@ from steerlab._support.errors import DataError
 from steerlab.capture.activations import Activations
 from steerlab.methods.base import Read
 from steerlab.methods.l2s_recipe import Recipe
-from steerlab.methods.p2s import contrast_table
+from steerlab.methods.p2s import check_differ, contrast_table, names
 from steerlab.models.sites import Site
 
 Rows = Float[Tensor, "sample hidden"]
@@ -25,11 +25,15 @@ def training_pairs(
     position: str | None,
     zero: Sequence[str] | None,
     recipe: Recipe,
+    label: str = "behaviour",
 ) -> tuple[Rows, Rows, list[str]]:
-    """Contexts, targets (rescaled if the recipe says so) and behaviours, by sorted sample id.
+    """Contexts, targets (rescaled if the recipe says so) and groups, by sorted sample id.
+
+    `label` is the index column with the groups; samples without one ("" there, or nothing) are not rescaled.
 
     Raises:
-        DataError: a sample has a context but no target, or the other way round; the first few are named.
+        DataError: a sample has a context but no target, or the other way round; the first few are named. Or every
+            contrast is exactly zero.
     """
     ids, states = acts.by_sample(read.site, side="prompt", position=str(read.position))
     samples, targets = contrast_table(acts, site, position, zero)
@@ -46,12 +50,15 @@ def training_pairs(
             f"{read.site}, position {read.position!r}"
         )
     behaviours = acts.labels(samples)
+    check_differ(targets[torch.tensor([name not in names(zero) for name in behaviours])], site)
+    groups = acts.labels(samples, label)
     if recipe.equalise_norms:
         named = recipe.equalise_norms
-        order = list(dict.fromkeys(acts.index["behaviour"])) if isinstance(named, bool) else list(named)
-        targets = equalise_norms(targets, behaviours, order)
+        seen = dict.fromkeys(acts.labels(acts.index["sample"].tolist(), label))
+        order = [name for name in seen if name] if isinstance(named, bool) else list(named)
+        targets = equalise_norms(targets, groups, order) if order else targets
     row = {sample: i for i, sample in enumerate(ids)}
-    return states[[row[sample] for sample in samples]].float(), targets, behaviours
+    return states[[row[sample] for sample in samples]].float(), targets, groups
 
 
 def split_rows(

@@ -46,8 +46,9 @@ class Recipe:
         dictionary_iterations: cap on its iterations.
         keep: "last" epoch, or the "best" on validation (which then has to be there).
         class_balanced: a batch's loss is the sum of its groups' means over the number of all groups.
-        equalise_norms: rescale the targets of every behaviour to the first one's mean norm; True takes them
-            in order of appearance, a tuple names them, reference first, and leaves the others alone.
+        equalise_norms: rescale the targets of every group (a behaviour, unless `L2S(groups=...)` says otherwise)
+            to the first one's mean norm; True takes them in order of appearance, a tuple names them, reference
+            first, and leaves the others alone.
         standardise: train in units of standardised contexts and of the targets' root mean square; both are
             folded into the weights afterwards, so the net still takes and gives raw units.
 
@@ -120,7 +121,9 @@ RELEASED_POPE = Recipe(
     loss="mse_l1_cos", cosine_ramp_epochs=100, learning_rate=5e-5, schedule="warmup_cosine", warmup=0.5,
     decoder_init="svd", class_balanced=True, keep="best",
 )  # fmt: skip
-PRESETS = {"paper": PAPER, "released_safety": RELEASED_SAFETY, "released_pope": RELEASED_POPE}
+PRESETS = {
+    "paper": PAPER, "released": RELEASED_SAFETY, "released_safety": RELEASED_SAFETY, "released_pope": RELEASED_POPE,
+}  # fmt: skip
 
 
 def sample_losses(

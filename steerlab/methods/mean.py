@@ -12,7 +12,7 @@ from steerlab._support.errors import DataError, MismatchError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
 from steerlab.methods.base import Context, Steerer, check_fitted, provenance, static
-from steerlab.methods.p2s import contrast_table, names
+from steerlab.methods.p2s import check_differ, contrast_table, names
 from steerlab.models.sites import Site
 
 
@@ -34,7 +34,8 @@ class MeanDifference(Steerer):
         vector_: `(hidden,)` float32, in units of the residual stream (summed in float64).
 
     Raises:
-        DataError: no sample has one of `behaviours`; a handmade vector is not one finite row.
+        DataError: no sample has one of `behaviours`; every contrast is exactly zero; a handmade vector is not one
+            finite row.
         MismatchError: the inputs' activations have another width than the vector.
 
     Source: arXiv 2508.12815, section 4 (Mean-S); arXiv 2312.06681, equation 1 (CAA).
@@ -56,6 +57,7 @@ class MeanDifference(Steerer):
                 have = sorted(set(labels))
                 raise DataError(f"no contrast is of {names(self.behaviours)}; the behaviours are {have}")
             z = z[torch.tensor(keep)]
+        check_differ(z, self.site)
         self.vector_ = z.double().mean(0).float()
         self.info_ = provenance(acts)
         return self

@@ -51,6 +51,20 @@ def contrast_table(
     return order, torch.stack([table[sample] for sample in order])
 
 
+def check_differ(z: Float[Tensor, "sample hidden"], site: Site) -> None:
+    """Refuse contrasts that are all exactly zero: there would be nothing to learn, and nothing to steer with.
+
+    Raises:
+        DataError: both sides are the same in every contrast.
+    """
+    if len(z) and not bool(z.any()):
+        raise DataError(
+            f"both sides have the same state in all {len(z)} contrasts at site {site}; some have to differ. Most "
+            "likely they were read before their answers part: in the prompt, in words that both answers begin with, or "
+            "at the embeddings of a token that both share. Capture them at positions='answer', or at a later token"
+        )
+
+
 @savable
 class P2S(Steerer):
     """Steer each input along the difference of its own two contrast runs (prompt-to-steer, an oracle).

@@ -11,7 +11,7 @@ from torch import Tensor
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
 from steerlab.methods.base import Context, Steerer, check_fitted, provenance, static
-from steerlab.methods.p2s import contrast_table
+from steerlab.methods.p2s import check_differ, contrast_table
 from steerlab.models.sites import Site
 
 
@@ -44,6 +44,7 @@ class RandomDirection(Steerer):
 
     Raises:
         ActivationError: there is no contrast to take the norm from.
+        DataError: every contrast is exactly zero.
 
     Source: arXiv 2508.12815, section 4 (Norm-Rnd). The paper does not say whether a direction is drawn per
     seed or per input; per seed is the default.
@@ -56,6 +57,7 @@ class RandomDirection(Steerer):
     def fit(self, acts: Activations) -> RandomDirection:
         """Measure the norms and draw the direction."""
         ids, z = contrast_table(acts, self.site)
+        check_differ(z, self.site)
         norms = z.double().norm(dim=-1)
         self.norm_ = float(norms.mean())
         self.norms_ = dict(zip(ids, norms.tolist(), strict=True))

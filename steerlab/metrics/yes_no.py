@@ -19,12 +19,19 @@ class YesNo:
     """Answers read from logits.
 
     Attributes:
-        answers: "yes" or "no" per row, as `pope_scores` takes them.
+        answers: "yes" or "no" per row, as `pope_scores` takes them: the likelier of the two, whatever else is likely.
         margin: `(n,)`, log of the probability of all yes-tokens over that of all no-tokens; above 0 is a yes.
+        other: `(n,)`, whether another token is likelier than each of theirs, so that the model is about to say neither.
     """
 
     answers: list[str]
     margin: NDArray[np.float64]
+    other: NDArray[np.bool_]
+
+    @property
+    def parse_failures(self) -> int:
+        """How many rows begin with something else than yes or no."""
+        return int(self.other.sum())
 
 
 def yes_no_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -63,11 +70,14 @@ def yes_no_logits(logits: Float[torch.Tensor, "n vocabulary"], yes: Sequence[int
         ['yes', 'no']
 
     Args:
-        logits: one row per question, at the last token of the prompt; not yet normalised is fine.
-        yes, no: token ids, from `yes_no_ids`; the probabilities of the variants are added up.
+        logits: one row per question, at the last token of the prompt; not yet normalised is fine. Columns that are
+            neither yes nor no are only looked at for `other`: give the whole vocabulary, or one column with the largest
+            of the rest, as `first_logits(..., [*yes, *no], rest=True)` does; without any, no row counts as `other`.
+        yes, no: token ids, from `yes_no_ids`, or the columns that hold them; the probabilities of the variants are
+            added up.
 
     Returns:
-        The answers and the margins. A margin of exactly 0 is a no: POPE's positive class is yes.
+        The answers, the margins and who says neither. A margin of exactly 0 is a no: POPE's positive class is yes.
 
     Raises:
         DataError: no rows, no ids, an id outside the vocabulary or on both sides, or logits that are NaN or +inf.
@@ -80,7 +90,12 @@ def yes_no_logits(logits: Float[torch.Tensor, "n vocabulary"], yes: Sequence[int
     margin = (sides[0] - sides[1]).numpy()
     if np.isnan(margin).any():
         raise DataError("a row has neither a yes- nor a no-token that is possible (all are -inf): no answer to read")
-    return YesNo(answers=["yes" if value > 0 else "no" for value in margin], margin=margin)
+    asked = list({*yes, *no})
+    beside = torch.ones(exact.shape[1], dtype=torch.bool)
+    beside[asked] = False
+    rest = exact[:, beside].amax(1) if bool(beside.any()) else torch.full((len(exact),), -torch.inf)
+    other = (rest > exact[:, asked].amax(1)).numpy()
+    return YesNo(answers=["yes" if value > 0 else "no" for value in margin], margin=margin, other=other)
 
 
 def _single(tokenizer: Any, word: str) -> set[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from steerlab._support.errors import LayoutError
-from steerlab.models.engine import Inputs, Select, point_path
-from steerlab.models.layout import Layout, blocks, module_at
+from steerlab.models.engine import Inputs, Select, block_path, point_path
+from steerlab.models.layout import Layout, module_at
 from steerlab.models.plan import Plan, last_column, shifted
 from steerlab.models.sites import Site
 
@@ -27,7 +27,6 @@ class HooksEngine:
     def __init__(self, hf: PreTrainedModel, layout: Layout) -> None:
         self._hf = hf
         self._layout = layout
-        self._blocks = blocks(hf, layout)
 
     def read(self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select) -> Tensor:
         """`select` of the state at each site, `(row, site, hidden)`, stopping after the deepest."""
@@ -51,14 +50,18 @@ class HooksEngine:
 
     def generate(self, inputs: Inputs, plan: Plan, **options: Any) -> Tensor:
         """Hugging Face's `generate` under the plan: prompt and new ids."""
-        with torch.no_grad(), self._hooked(plan, set(), _nothing):
+        with torch.no_grad(), self.hooked(plan):
             return self._hf.generate(**inputs, **options)  # type: ignore[operator]
 
     def logits(self, inputs: Inputs, plan: Plan, keep: int) -> Tensor:
         """Logits of the last `keep` columns under the plan."""
-        with torch.no_grad(), self._hooked(plan, set(), _nothing):
+        with torch.no_grad(), self.hooked(plan):
             logits: Tensor = self._hf(**inputs, use_cache=False, logits_to_keep=keep).logits
         return logits[:, -keep:]
+
+    def hooked(self, plan: Plan) -> AbstractContextManager[None]:
+        """The plan's edits in place, for as long as the context lasts."""
+        return self._hooked(plan, set(), _nothing)
 
     @contextmanager
     def _hooked(self, plan: Plan, sites: set[Site], keep: Callable[[Site, Tensor], None]) -> Iterator[None]:
@@ -81,7 +84,7 @@ class HooksEngine:
             yield
 
     def _attach(self, site: Site, visit: Callable[[Site, Tensor], Tensor]) -> Any:
-        module = module_at(self._blocks[site.layer], point_path(site, self._layout))
+        module = module_at(module_at(self._hf, block_path(site, self._layout)), point_path(site, self._layout))
         if site.point == "block_in":
 
             def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -89,14 +92,15 @@ class HooksEngine:
                     return (visit(site, args[0]), *args[1:]), kwargs
                 return args, {**kwargs, "hidden_states": visit(site, kwargs["hidden_states"])}
 
-            return module.register_forward_pre_hook(before, with_kwargs=True)
+            return module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if isinstance(output, tuple):
                 return (visit(site, output[0]), *output[1:])
             return visit(site, output)
 
-        return module.register_forward_hook(after)
+        # first of all hooks: Hugging Face collects the states that some projectors read by hooks of its own
+        return module.register_forward_hook(after, prepend=True)
 
 
 def _nothing(site: Site, h: Tensor) -> None:

@@ -1,6 +1,7 @@
 """The nnsight back end: the only module that imports nnsight, and every `with ...trace` of the project.
 
-Facts about nnsight 0.8 that shape this file (each has a test in `tests/models/test_engines.py`):
+Facts about nnsight 0.8 that shape this file (each has a test in `tests/models/test_engines.py`, the one about pictures
+in `tests/vision/test_vision_sites.py`):
 
 - A block's reads must follow the forward's order, or a late read silently takes the *next* step's value: the
   visits are sorted once, by layer and point.
@@ -8,6 +9,8 @@ Facts about nnsight 0.8 that shape this file (each has a test in `tests/models/t
 - `torch.no_grad()` belongs outside the trace: inside, it would leak into the model's own forward.
 - An open loop over steps ends with `OutOfOrderError`; the same error would also hide a visit that never came, so
   the number of steps carried out is compared with the number of forwards the model really made.
+- Pictures are encoded inside the forward of a trace, but before the first step of `generate`, where no step is open:
+  there the plan's edits of the vision tower and the projector are put in place by plain hooks.
 - Bodies read only tensors, envoys and plain functions: rich objects don't travel.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import nnsight
@@ -25,11 +29,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steerlab._support.errors import LayoutError, SteeringError
-from steerlab.models.engine import Inputs, Select, point_path
+from steerlab.models._hooks import HooksEngine
+from steerlab.models.engine import Inputs, Select, block_path, point_path
 from steerlab.models.layout import Layout
 from steerlab.models.layout import blocks as find_blocks
+from steerlab.models.patches import PictureEdit
 from steerlab.models.plan import Edit, Plan, last_column, shifted
-from steerlab.models.sites import POINTS, Site
+from steerlab.models.sites import Site
 
 
 class _Leaf(nnsight.Envoy):
@@ -47,7 +53,7 @@ class _Visit(NamedTuple):
 
     envoy: Any
     is_input: bool
-    edits: Sequence[Edit]
+    edits: Sequence[Edit | PictureEdit]
     wanted: bool
     site: Site
 
@@ -69,7 +75,7 @@ class NnsightEngine:
             self._root = nnsight.TransformersModel(hf, **given, envoys={block_type: _Leaf})
         self._layout = layout
         self._hf = hf
-        self._blocks: Any = self._root.get(layout.blocks_path)
+        self._hooks = HooksEngine(hf, layout)
 
     def read(self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select) -> Tensor:
         """See `Engine.read`."""
@@ -84,11 +90,12 @@ class NnsightEngine:
 
     def generate(self, inputs: Inputs, plan: Plan, **options: Any) -> Tensor:
         """See `Engine.generate`."""
-        visits = self._visits(plan, ())
+        visits = self._visits({site: edits for site, edits in plan.items() if site.part == "text"}, ())
+        pictures = {site: edits for site, edits in plan.items() if site.part != "text"}
         counter = [0]
         handle = self._hf.register_forward_pre_hook(lambda *_: counter.__setitem__(0, counter[0] + 1))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._hooks.hooked(pictures) if pictures else nullcontext():
                 ids, steps = _generate(self._root, inputs, visits, options)
         finally:
             handle.remove()
@@ -115,12 +122,12 @@ class NnsightEngine:
         )
 
     def _visits(self, plan: Plan, sites: Sequence[Site]) -> list[_Visit]:
-        order = sorted(set(plan) | set(sites), key=lambda site: (site.layer, POINTS.index(site.point)))
+        order = sorted(set(plan) | set(sites), key=lambda site: site.passed)
         return [self._visit(site, plan.get(site, ()), site in sites) for site in order]
 
-    def _visit(self, site: Site, edits: Sequence[Edit], wanted: bool) -> _Visit:
+    def _visit(self, site: Site, edits: Sequence[Edit | PictureEdit], wanted: bool) -> _Visit:
         path = point_path(site, self._layout)
-        block = self._blocks[site.layer]
+        block: Any = self._root.get(block_path(site, self._layout))
         return _Visit(getattr(block, path) if path else block, site.point == "block_in", edits, wanted, site)
 
 
@@ -166,7 +173,7 @@ def _logits(root: Any, inputs: Inputs, visits: list[_Visit], keep: int, stop: in
     return logits
 
 
-def _pass(envoy: Any, is_input: bool, edits: Sequence[Edit], stop: int) -> Tensor:
+def _pass(envoy: Any, is_input: bool, edits: Sequence[Edit | PictureEdit], stop: int) -> Tensor:
     """The state at one visit, with the edits put in place."""
     whole = envoy.input if is_input else envoy.output
     h: Tensor = whole[0] if isinstance(whole, tuple) else whole

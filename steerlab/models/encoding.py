@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from steerlab._support.errors import EncodingError
-from steerlab._support.pictures import Picture
+from steerlab._support.pictures import PackedPicture, Picture
 from steerlab.models.template import Messages, render, starts_with_bos
 from steerlab.models.tokenmap import Span, TokenMap
 from steerlab.models.vision import Vision
@@ -32,6 +32,7 @@ class Batch:
         rows: the unpadded rows.
         offsets: the column of each row's first real token.
         extra: what an image-text model takes besides: pixels, and which tokens are what.
+        units: how many tiles (Qwen: patches) each row's pictures are cut into; empty for a text-only model.
     """
 
     input_ids: Int[Tensor, "batch tokens"]
@@ -40,6 +41,7 @@ class Batch:
     rows: tuple[TokenMap, ...]
     offsets: tuple[int, ...]
     extra: dict[str, Tensor] = field(default_factory=dict)
+    units: tuple[int, ...] = ()
 
     @property
     def width(self) -> int:
@@ -93,7 +95,7 @@ def encode(
         EncodingError: empty prompt, no template, more than `limit` tokens, or not one image token for each picture.
         DataError: a picture can't be read.
     """
-    if isinstance(images, str | os.PathLike | Image):
+    if isinstance(images, str | os.PathLike | Image | PackedPicture):
         raise EncodingError(
             f"the pictures of {sample!r} are one {type(images).__name__}: give a list, [picture] for one"
         )
@@ -180,7 +182,9 @@ def collate(rows: Sequence[TokenMap], pad_id: int, side: Side = "left", vision: 
         return batch
     pictures = batch.columns([row.kind("image") for row in rows]).long()
     answers = batch.columns([range(row.n_prompt, len(row)) for row in rows]).long()
-    return replace(batch, extra=vision.inputs([row.images for row in rows], pictures, answers))
+    seen = [vision.expand(row.images) for row in rows]
+    units = tuple(expansion.units for expansion in seen)
+    return replace(batch, extra=vision.inputs(seen, pictures, answers), units=units)
 
 
 def by_length(rows: Sequence[TokenMap], batch_size: int) -> Iterator[list[int]]:

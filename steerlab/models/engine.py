@@ -38,14 +38,26 @@ class Engine(Protocol):
 
 
 def point_path(site: Site, layout: Layout) -> str:
-    """The dotted path, inside a decoder block, of the module that holds a site; "" is the block itself.
+    """The dotted path, inside a block, of the module that holds a site; "" is the block itself.
 
     Raises:
         LayoutError: this model's blocks have no module of that kind.
     """
-    if site.point in ("block_in", "block_out"):
+    if site.point in ("block_in", "block_out"):  # the only points outside the text
         return ""
     name = layout.attention_name if site.point == "attn_out" else layout.mlp_name
     if name is None:
         raise LayoutError(f"the blocks at {layout.blocks_path!r} have no module for {site.point!r}")
     return name
+
+
+def block_path(site: Site, layout: Layout) -> str:
+    """The dotted path of the block, or of the projector, that holds a site.
+
+    Raises:
+        LayoutError: this model has no such part.
+    """
+    path = {"text": layout.blocks_path, "vision": layout.vision_path, "projector": layout.projector_path}[site.part]
+    if path is None:
+        raise LayoutError(f"this model has no {site.part} part that steerlab finds: sites there can't be read")
+    return path if site.part == "projector" else f"{path}.{site.layer}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from steerlab._support.errors import LayoutError
+from steerlab.models.tower import find_tower
 
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f")
 _HEADS = ("lm_head", "embed_out", "output", "head")
@@ -30,6 +31,8 @@ class Layout:
         head_path: path of the unembedding, or None.
         attention_name: name of the attention module inside every block, or None where blocks differ.
         mlp_name: name, inside every block, of the module whose output is the MLP's, or None.
+        vision_path: path of the list of the vision tower's blocks, or None.
+        projector_path: path of the module between the vision tower and the text, or None.
 
     Source: own.
     """
@@ -39,6 +42,8 @@ class Layout:
     head_path: str | None
     attention_name: str | None
     mlp_name: str | None
+    vision_path: str | None = None
+    projector_path: str | None = None
 
 
 def find_layout(hf: nn.Module, blocks: str | None = None) -> Layout:
@@ -61,12 +66,15 @@ def find_layout(hf: nn.Module, blocks: str | None = None) -> Layout:
     found = dict(_block_lists(hf)).get(path) if path is not None else None
     if path is None or found is None:
         raise LayoutError(_not_found(hf, blocks))
+    vision, projector = find_tower(hf, path)
     return Layout(
         blocks_path=path,
         final_norm_path=_final_norm(hf, path),
         head_path=_head(hf),
         attention_name=_shared_name(list(found), _ATTENTION),
         mlp_name=_shared_name(list(found), _MLP),
+        vision_path=vision,
+        projector_path=projector,
     )
 
 

@@ -18,12 +18,13 @@ from steerlab._support.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 from steerlab.models.processors import find_processor, takes_pictures
+from steerlab.models.scenes import scenes_vlm_folder
 from steerlab.models.smollm2 import smollm2_folder
 
 _FAILURES = (OSError, ValueError, KeyError, ImportError, SafetensorError)
 _SHARED = ("trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
 _HUB_SECONDS = 10.0
-_ELSEWHERE = 'a local folder, a .gguf file or "smollm2", which needs no network'
+_ELSEWHERE = 'a local folder, a .gguf file, "smollm2" or "scenes-vlm", which need no network'
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ def load(
         >>> model = load("Qwen/Qwen2.5-VL-3B-Instruct", task="image-text")
 
     Args:
-        name: "smollm2", a hub id, a local folder, a .gguf file, or a Hugging Face model object, which is
-            used as it is (it is put in eval mode and its gradients are switched off).
+        name: "smollm2", "scenes-vlm" (a small model of pictures that ships with steerlab), a hub id, a local folder,
+            a .gguf file, or a Hugging Face model object, which is used as it is (it is put in eval mode and its
+            gradients are switched off).
         revision: branch, tag or commit on the hub; the commit it led to is kept in the model.
         device: default "cuda" where there is one, else "cpu"; left to transformers with `device_map` or
             `quantization_config`; an object stays where it is.
@@ -82,8 +84,9 @@ def load(
         from_pretrained: anything else for transformers.
 
     Raises:
-        LoadError: no such model, no network, an incomplete folder, no tokenizer, pictures asked of a text model, no
-            processor, or a package that the processor needs is missing; the original error is its cause.
+        LoadError: no such model, no network, an incomplete folder, a `revision` of one, no tokenizer, pictures asked of
+            a text model, no processor, or a package that the processor needs is missing; the original error is its
+            cause.
         LayoutError: the decoder blocks were not found.
 
     Source: own.
@@ -101,7 +104,8 @@ def load(
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = _read_tokenizer(os.fspath(tokenizer), shared)
     options = {**shared, **source.options}
-    processor = find_processor(processor, getattr(hf, "config", None), task, source.place, options, tokenizer)
+    theirs = shared if isinstance(processor, str | os.PathLike) else options  # another place has other revisions
+    processor = find_processor(processor, getattr(hf, "config", None), task, source.place, theirs, tokenizer)
     tokenizer = _padded(processor.tokenizer if processor else _tokenizer(tokenizer, source, options))
     hf.eval().requires_grad_(False)
     commit = getattr(getattr(hf, "config", None), "_commit_hash", None)
@@ -116,9 +120,25 @@ def load(
 
 
 def _locate(name: str, revision: str | None, shared: dict[str, Any]) -> _Source:
+    here = _on_disk(name)
+    if here is None:
+        return _on_hub(name, revision, shared)
+    if revision is not None:
+        raise LoadError(
+            f"revision={revision!r} was given, but {name!r} is on this machine, where there is only one: expected a "
+            "hub id with a revision. Leave revision out, or give the folder that holds that one"
+        )
+    return here
+
+
+def _on_disk(name: str) -> _Source | None:
+    """The source a name leads to without a network, or None where only a hub can know it."""
     if name == "smollm2":
         folder = smollm2_folder()
         return _Source(str(folder), "smollm2", folder.name.removeprefix("smollm2-"))
+    if name == "scenes-vlm":
+        folder, version = scenes_vlm_folder()
+        return _Source(str(folder), "scenes-vlm", version)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -132,7 +152,7 @@ def _locate(name: str, revision: str | None, shared: dict[str, Any]) -> _Source:
         return _Source(str(path.parent), path.stem, options={"gguf_file": path.name})
     if path.suffix == ".gguf" or name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise LoadError(f"there is no file or folder {name!r}. Give an existing path, a hub id or {_ELSEWHERE}")
-    return _on_hub(name, revision, shared)
+    return None
 
 
 def _on_hub(name: str, revision: str | None, shared: dict[str, Any]) -> _Source:

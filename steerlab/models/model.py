@@ -14,15 +14,17 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from steerlab._support.errors import LoadError
+from steerlab._support.errors import LayoutError, LoadError
 from steerlab._support.files import fingerprint
 from steerlab._support.pictures import Picture
 from steerlab.models.encoding import Batch, Side, collate, encode
-from steerlab.models.engine import Engine, Inputs
-from steerlab.models.layout import Layout, blocks
+from steerlab.models.engine import Engine, Inputs, block_path
+from steerlab.models.layout import Layout, blocks, module_at
 from steerlab.models.positions import NAMES, Positions, describe, resolve
+from steerlab.models.sites import Site
 from steerlab.models.template import Messages
 from steerlab.models.tokenmap import TokenMap
+from steerlab.models.tower import width_of
 from steerlab.models.vision import Vision
 
 Backend = Literal["nnsight", "hooks"]
@@ -108,6 +110,29 @@ class Model:
     def hidden_size(self) -> int:
         """Width of the residual stream."""
         return int(self.hf.config.get_text_config().hidden_size)
+
+    def site(self, site: Site | int) -> Site:
+        """A site of this model with its layer counted from 0; an int means that block's output.
+
+        Raises:
+            LayoutError: the model has no such layer, or no vision tower or projector.
+        """
+        site = Site(site) if isinstance(site, int) else site
+        if site.part == "text":
+            return site.resolve(self.n_layers)
+        path = {"vision": self.layout.vision_path, "projector": self.layout.projector_path}[site.part]
+        if path is None or self.vision is None:
+            raise LayoutError(
+                f"{self.id} has no {site.part} to look into (site {site}): that takes an image-text model, loaded with "
+                "its processor"
+            )
+        return site.resolve(1 if site.part == "projector" else len(list(module_at(self.hf, path).children())))
+
+    def width(self, site: Site) -> int | None:
+        """How wide the states at a site are, or None where that can't be told beforehand."""
+        if site.part != "vision":
+            return self.hidden_size
+        return width_of(module_at(self.hf, block_path(self.site(site), self.layout)))
 
     @property
     def context_length(self) -> int | None:

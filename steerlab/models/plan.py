@@ -17,7 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerlab._support.errors import SteeringError
+from steerlab.models.patches import PictureEdit, of_pictures
 from steerlab.models.sites import Site
+from steerlab.models.tally import Tally
 
 State = Float[Tensor, "rows tokens hidden"]
 
@@ -39,7 +41,7 @@ class Edit:
     generated: bool
     in_flight: Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]] | None = None
     last: Int[Tensor, " batch"] | None = None
-    tally: Tally = field(default_factory=lambda: Tally())
+    tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
         self._any_prompt = bool(self.prompt.any())
@@ -86,34 +88,10 @@ class Edit:
         return torch.cat([known, new], 1)
 
 
-@dataclass
-class Tally:
-    """What really happened to the states: kept on the device, read once at the end."""
-
-    forwards: int = 0
-    writes: Tensor | None = None
-    ratio: Tensor | None = None
-
-    def add(self, vectors: Tensor, h: State, mask: Tensor) -> None:
-        """Count the written states and sum ‖delta‖/‖h‖ over them."""
-        norms = h.detach().float().norm(dim=-1).clamp_min(1e-12)
-        ratio = torch.where(mask, vectors.float().norm(dim=-1)[:, None] / norms, 0.0).sum()
-        written = mask.sum()
-        self.forwards += 1
-        self.ratio = ratio if self.ratio is None else self.ratio + ratio
-        self.writes = written if self.writes is None else self.writes + written
-
-    def read(self) -> tuple[int, float]:
-        """The number of states written to, and the sum of their norm ratios."""
-        if self.writes is None or self.ratio is None:
-            return 0, 0.0
-        return int(self.writes), float(self.ratio)
+Plan = Mapping[Site, Sequence[Edit | PictureEdit]]
 
 
-Plan = Mapping[Site, Sequence[Edit]]
-
-
-def shifted(edits: Sequence[Edit], h: State, stop: int) -> State:
+def shifted(edits: Sequence[Edit | PictureEdit], h: Tensor, stop: int) -> Tensor:
     """The state with every edit of its site added.
 
     Several edits at one site add up: each sees the state before any of them, the sum is formed in float32 and cast
@@ -121,9 +99,16 @@ def shifted(edits: Sequence[Edit], h: State, stop: int) -> State:
 
     Args:
         edits: the edits of this site.
-        h: `(rows, tokens, hidden)`.
+        h: `(rows, tokens, hidden)`; in the vision tower and the projector, all pictures' patches.
         stop: the absolute column after the last of `h`.
     """
+    pictures = [edit for edit in edits if isinstance(edit, PictureEdit)]
+    if pictures:
+        return of_pictures(pictures, h)
+    return _of_rows([edit for edit in edits if isinstance(edit, Edit)], h, stop)
+
+
+def _of_rows(edits: Sequence[Edit], h: State, stop: int) -> State:
     if h.shape[0] % edits[0].prompt.shape[0]:
         raise SteeringError(
             f"a forward of {h.shape[0]} rows can't be matched to a plan for {edits[0].prompt.shape[0]} rows"
@@ -153,16 +138,16 @@ def last_column(kwargs: Mapping[str, Any]) -> int:
     return int(given.shape[1]) + (int(past.get_seq_length()) if past is not None else 0)
 
 
-def check_plan(plan: Plan, hidden_size: int) -> None:
-    """Refuse vectors of another width or that are not finite, before any forward."""
+def check_plan(plan: Plan, hidden_size: int | None) -> None:
+    """Refuse vectors of another width (where it is known) or that are not finite, before any forward."""
     for site, edits in plan.items():
         for edit in edits:
             if edit.vectors is None:
                 continue
-            if edit.vectors.shape[-1] != hidden_size:
+            if hidden_size is not None and edit.vectors.shape[-1] != hidden_size:
                 raise SteeringError(
                     f"a vector of width {edit.vectors.shape[-1]} can't be added at layer {site}, "
-                    f"whose states are {hidden_size} wide: was it fitted on another model?"
+                    f"whose states are {hidden_size} wide: was it fitted on another model, or at another part of it?"
                 )
             if not bool(torch.isfinite(edit.vectors).all()):
                 raise SteeringError(f"a vector for layer {site} holds NaN or infinity")

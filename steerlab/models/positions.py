@@ -9,9 +9,9 @@
 | `"all"` | prompt and generated |
 | `"system"`, `"history"`, `"user"`, `"header"` | the parts of the rendered conversation |
 | `"last_user"` | the last token of the user turn, before the assistant header |
-| `"images"` | the prompt tokens that hold a picture's features |
+| `"images"` | the prompt tokens that hold a picture's features; in the vision tower and the projector every patch |
 | `"text"` | every prompt token that does not |
-| `"last_image"`, `"after_image"` | the last token that holds a picture's features, and the one after it |
+| `"last_image"`, `"after_image"` | the last token that holds a picture's features, and the prompt's one after it |
 | `"last+generated"` | any union, joined by `+` |
 | `3`, `-1`, `slice(0, 4)` | places in the unpadded row (prompt, then answer) |
 | `Match("kill")` | the tokens that overlap this text |
@@ -137,7 +137,9 @@ def _named(name: str, row: TokenMap) -> Sequence[int]:
         images = row.kind("image")
         if name == "text":
             return sorted(set(range(row.n_prompt)).difference(images))
-        return images if name == "images" else [i + (name == "after_image") for i in images[-1:]]
+        if name == "after_image":  # in a prompt that ends in a picture there is none: an answer's token is not meant
+            return [i + 1 for i in images[-1:] if i + 1 < row.n_prompt]
+        return images if name == "images" else images[-1:]
     return row.kind(name)
 
 

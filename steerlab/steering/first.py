@@ -23,6 +23,7 @@ def run_first_logits(
     tokens: Sequence[int] | None,
     requests: Sequence[Request],
     *,
+    rest: bool = False,
     batch_size: int = 16,
     progress: bool = False,
 ) -> Float[Tensor, "row token"]:
@@ -31,6 +32,8 @@ def run_first_logits(
     rows = [model.encode(e.prompt, system=e.system, sample=e.id, images=e.images) for e in examples]
     if tokens is not None and (not len(tokens) or not all(isinstance(t, int) and t >= 0 for t in tokens)):
         raise DataError(f"tokens={list(tokens)[:5]}: give token ids, at least one, or None for the whole vocabulary")
+    if rest and tokens is None:
+        raise DataError("rest=True was asked for the whole vocabulary, which leaves nothing over: give tokens")
     prepared = prepare(model, requests, examples, batch_size)
     found: dict[int, Tensor] = {}
     written = 0
@@ -41,6 +44,8 @@ def run_first_logits(
             with model.lock:
                 logits = model.engine.logits(model.inputs(batch), plan, 1)[:, 0]
             chosen = logits if tokens is None else logits[:, list(tokens)]
+            if rest and tokens is not None:
+                chosen = torch.cat([chosen, logits.index_fill(1, _at(tokens, logits), -torch.inf).amax(1, True)], 1)
             found |= dict(zip(numbers, chosen.float().cpu(), strict=True))
             written += sum(edit.tally.read()[0] for edits in plan.values() for edit in edits)
             bar.update(len(numbers))
@@ -50,3 +55,7 @@ def run_first_logits(
             "token never feels it. Use 'last+generated'."
         )
     return torch.stack([found[i] for i in range(len(rows))])
+
+
+def _at(tokens: Sequence[int], logits: Tensor) -> Tensor:
+    return torch.tensor(list(tokens), device=logits.device)

@@ -16,6 +16,7 @@ from steerlab.data.example import Example
 from steerlab.models.copies import check_copies
 from steerlab.models.encoding import Batch, by_length
 from steerlab.models.model import Model
+from steerlab.models.patches import PictureEdit
 from steerlab.models.plan import Plan
 from steerlab.steering.request import Request, build_plan, prepare, writes_anything
 
@@ -28,9 +29,11 @@ class Generations(Sequence[str]):
         texts: the new text of each row, without special tokens.
         ids: the new token ids of each row, end of turn included, padding removed.
         samples: the input each row belongs to (repeated when `num_return_sequences` > 1).
-        steered_tokens: token states that were written to, summed over sites and steerers; states after a row's end
-            of turn are not counted.
-        norm_ratio: mean of ‖alpha·v‖/‖h‖ over the written states; nan where nothing was steered.
+        steered_tokens: token states behind these texts that were written to, summed over sites and steerers: each text
+            counts with a prompt of its own. States after a row's end of turn are not counted, nor those of beams that
+            were given up on the way.
+        norm_ratio: mean of ‖alpha·v‖/‖h‖ over all states written to, those left out of the count included; nan where
+            nothing was steered.
     """
 
     texts: tuple[str, ...]
@@ -116,14 +119,18 @@ def _trimmed(row: list[int], stop: set[int]) -> tuple[int, ...]:
 
 
 def _steered(plan: Plan, new: list[tuple[int, ...]]) -> tuple[int, float]:
-    """States written to and the sum of their norm ratios, without the steps of rows that had already ended.
+    """States behind the rows returned that were written to, and the sum of their norm ratios.
 
-    The last new token of a row is never fed back, so a row of n new tokens has n - 1 decoded states.
+    The last new token of a row is never fed back, so a row of n new tokens has n - 1 decoded states. The tally also has
+    the steps of rows that had already ended and of beams that were dropped: no one can tell from it which, so they
+    keep their share in the mean ratio and lose it in the count.
     """
     written, ratio = 0, 0.0
     for edit in (e for edits in plan.values() for e in edits):
         writes, total = edit.tally.read()
-        if writes:
+        if isinstance(edit, PictureEdit):
+            written, ratio = written + writes, ratio + total
+        elif writes:
             alive = min(writes, int(edit.prompt.sum()) * (len(new) // len(edit.prompt)) + _decoded(new, edit.generated))
             written, ratio = written + alive, ratio + total * alive / writes
     return written, ratio

@@ -10,17 +10,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import MismatchError, SteeringError
-from steerlab.capture.activations import Activations
-from steerlab.capture.capture import capture
+from steerlab._support.errors import MismatchError, PositionError, SteeringError
 from steerlab.data.example import Example
 from steerlab.methods.base import Context, InFlight, Read, Shift, Steerer
 from steerlab.models.encoding import Batch
+from steerlab.models.layout import module_at
 from steerlab.models.model import Model
+from steerlab.models.patches import PictureEdit
 from steerlab.models.plan import Edit, Plan, check_plan
-from steerlab.models.positions import Positions, resolve, resolve_nonempty, writes_generated
+from steerlab.models.positions import Positions, describe, resolve, resolve_nonempty, writes_generated
 from steerlab.models.sites import Site
 from steerlab.models.tokenmap import TokenMap
+from steerlab.models.tower import deepest_read
+from steerlab.steering.context import read_contexts
 
 Scale = Literal["raw", "norm"]
 Alpha = float | Sequence[float] | Tensor
@@ -33,7 +35,9 @@ class Request:
     Attributes:
         steerer: fitted.
         alpha: strength; a number, or one per input. Positive is always towards the named behaviour.
-        positions: where to write; the same language as for reading.
+        positions: where to write; the same language as for reading. At sites of the vision tower and the projector
+            "images" and "all" both mean every patch of the row's own pictures. Nothing can be fitted there (both
+            answers of a contrast have the same pictures): the vector is given, with `MeanDifference.from_tensor`.
         scale: "raw" multiplies the vector as it is; "norm" rescales it first to the norm of the input's own state
             at the last prompt token of the steered layer, so alpha .1 moves every state by about a tenth of itself.
         any_model: use vectors that were learnt on another model of the same width, which is refused otherwise.
@@ -71,9 +75,9 @@ def prepare(model: Model, requests: Sequence[Request], examples: Sequence[Exampl
         return []
     for request in live:
         _check_origin(model, request)
-    acts = _read_context(model, live, examples, batch_size)
-    context = Context(tuple(e.id for e in examples), acts)
-    return [(r, [_scaled(model, r, s, context) for s in r.steerer.shifts(context)]) for r in live]
+    norms = [Read(r.steerer.site, "last") for r in live if r.scale == "norm" and r.steerer.site.part == "text"]
+    contexts = read_contexts(model, [r.steerer for r in live], norms, examples, batch_size)
+    return [(r, [_scaled(model, r, s, c) for s in r.steerer.shifts(c)]) for r, c in zip(live, contexts, strict=True)]
 
 
 def writes_anything(prepared: Prepared) -> bool:
@@ -90,17 +94,22 @@ def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence
         numbers: which inputs they are.
         n: number of inputs in all.
     """
-    plan: dict[Site, list[Edit]] = {}
+    plan: dict[Site, list[Edit | PictureEdit]] = {}
     device = model.device
     for request, shifts in prepared:
         generated = writes_generated(request.positions)
-        columns = batch.columns(
-            [_tokens(request, row, i, generated) for row, i in zip(batch.rows, numbers, strict=True)]
-        )
         factors = request.alphas(n)[list(numbers)].to(device)
         for shift in shifts:
             gate = 1.0 if shift.gate is None else shift.gate[list(numbers)].float().to(device)
             factor = (factors * gate)[:, None]
+            site = model.site(shift.site)
+            if site.part != "text":
+                _check_is_read(model, site)
+                plan.setdefault(site, []).append(_on_pictures(request, shift, factor, batch, numbers))
+                continue
+            columns = batch.columns(
+                [_tokens(request, row, i, generated) for row, i in zip(batch.rows, numbers, strict=True)]
+            )
             last = torch.tensor([o + r.n_prompt - 1 for r, o in zip(batch.rows, batch.offsets, strict=True)])
             edit = Edit(
                 None if shift.vectors is None else factor * shift.vectors[list(numbers)].float().to(device),
@@ -109,64 +118,81 @@ def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence
                 None if shift.in_flight is None else _times(factor, shift.in_flight),
                 last.to(device),
             )
-            plan.setdefault(shift.site.resolve(model.n_layers), []).append(edit)
-    check_plan(plan, model.hidden_size)
+            plan.setdefault(site, []).append(edit)
+    for site, edits in plan.items():
+        check_plan({site: edits}, model.width(site))
     return plan
+
+
+def _on_pictures(request: Request, shift: Shift, factor: Tensor, batch: Batch, numbers: Sequence[int]) -> PictureEdit:
+    """An edit of every patch of each row's own pictures, in the vision tower or the projector."""
+    if not isinstance(request.positions, str) or request.positions not in ("images", "all"):
+        raise PositionError(
+            f"position {describe(request.positions)} means nothing at site {shift.site}: states there belong to "
+            "pictures, not to tokens; use 'images' (or 'all', which is the same there)"
+        )
+    bare = [row.sample for row, n in zip(batch.rows, batch.units, strict=True) if n == 0]
+    if bare:
+        raise PositionError(f"the inputs {bare[:3]} have no picture, so nothing of them can be steered at {shift.site}")
+    if shift.vectors is None:
+        raise SteeringError(
+            f"{request.steerer.name} computes its vectors from the states it meets; at {shift.site}, where states "
+            "belong to pictures, it can't"
+        )
+    return PictureEdit(factor * shift.vectors[list(numbers)].float().to(factor.device), batch.units)
+
+
+def _check_is_read(model: Model, site: Site) -> None:
+    """Refuse to write to a block of the vision tower that nothing after it looks at."""
+    if site.part != "vision" or model.layout.vision_path is None:
+        return
+    deepest = deepest_read(model.hf.config, len(list(module_at(model.hf, model.layout.vision_path).children())))
+    if site.layer > deepest:
+        raise SteeringError(
+            f"{model.id} takes its pictures from block {deepest} of the vision tower (vision_feature_layer="
+            f"{model.hf.config.vision_feature_layer}): a vector at {site} would reach nothing. Write at "
+            f"vision.{deepest} or below, or at the projector."
+        )
 
 
 def _check_origin(model: Model, request: Request) -> None:
     """Refuse what was learnt on another model, before anything is read or written."""
     info = getattr(request.steerer, "info_", {})
+    site = getattr(request.steerer, "site", None)
+    width = model.hidden_size if site is None else model.width(site)
     theirs = {"hidden_size": info.get("hidden_size")} | ({} if request.any_model else {"model": info.get("model")})
-    ours = {"hidden_size": model.hidden_size, "model": model.id}
+    ours = {"hidden_size": width, "model": model.id}
     for name, value in theirs.items():
-        if value is not None and value != ours[name]:
+        if value is not None and ours[name] is not None and value != ours[name]:
             hint = " Request(..., any_model=True) uses it all the same." if name == "model" else ""
+            there = f" at {site}" if name == "hidden_size" and site is not None and site.part != "text" else ""
             raise MismatchError(
-                f"{request.steerer.name} was fitted on a model with {name} {value!r}; this model has {ours[name]!r}. "
-                f"Fit it on activations of this model.{hint}"
+                f"{request.steerer.name} was fitted on a model with {name} {value!r}; this model has {ours[name]!r}"
+                f"{there}. Fit it on activations of this model.{hint}"
             )
-
-
-def _read_context(
-    model: Model, requests: Sequence[Request], examples: Sequence[Example], size: int
-) -> Activations | None:
-    reads = {read for r in requests for read in r.steerer.reads} | {
-        Read(r.steerer.site, "last") for r in requests if r.scale == "norm"
-    }
-    if not reads:
-        return None
-    for read in reads:
-        read.site.resolve(model.n_layers)
-    plain = [e.with_(contrast=None) for e in examples]
-    return capture(
-        model,
-        plain,
-        layers=sorted({read.site.resolve(model.n_layers) for read in reads}),
-        positions=sorted({read.position for read in reads}, key=str),
-        batch_size=size,
-        progress=False,
-    )
 
 
 def _scaled(model: Model, request: Request, shift: Shift, context: Context) -> Shift:
     if shift.vectors is not None:
-        if shift.vectors.shape != (len(context.samples), model.hidden_size):
+        width = model.width(shift.site)
+        if shift.vectors.shape != (len(context.samples), width or shift.vectors.shape[-1]):
             raise MismatchError(
                 f"{request.steerer.name} gives vectors of shape {tuple(shift.vectors.shape)} for "
-                f"{len(context.samples)} inputs to {model.id}, whose states are {model.hidden_size} wide: "
+                f"{len(context.samples)} inputs to {model.id}, whose states at {shift.site} are {width} wide: "
                 "it was fitted on another model"
             )
         if not bool(torch.isfinite(shift.vectors).all()):
             raise SteeringError(f"{request.steerer.name} gives a vector with NaN or infinity")
     if request.scale == "raw":
         return shift
+    if shift.site.part != "text":
+        raise SteeringError(f"scale='norm' takes the norm of a token's state; at {shift.site} use scale='raw'")
     if shift.vectors is None:
         raise SteeringError(
             f"{request.steerer.name} computes its vectors from the states it meets, so they can't be rescaled "
             "beforehand: use scale='raw'"
         )
-    own = context.read(Read(shift.site.resolve(model.n_layers), "last")).norm(dim=-1, keepdim=True)
+    own = context.read(Read(model.site(shift.site), "last")).norm(dim=-1, keepdim=True)
     length = shift.vectors.norm(dim=-1, keepdim=True)
     unit = torch.where(length > 0, shift.vectors / length.clamp_min(1e-30), 0.0)
     return Shift(shift.site, unit * own, shift.gate, shift.in_flight)

@@ -186,13 +186,14 @@ def first_logits(
     Args:
         model, prompts, steer, alpha, positions, scale: as in `generate`.
         tokens: ids of the tokens wanted; None for the whole vocabulary.
-        options: `batch_size` (16), `progress` (False).
+        options: `rest` (False; True adds a last column with the largest logit among all other tokens), `batch_size`
+            (16), `progress` (False).
 
     Returns:
         `(prompt, token)` float32 on the host, in the order of the prompts.
 
     Raises:
-        DataError: no tokens; otherwise as `steer`.
+        DataError: no tokens, or `rest` without tokens; otherwise as `steer`.
 
     Source: own.
     """

@@ -70,7 +70,8 @@ def tiny_vlm_hf(family: str = "llava", *, seed: int = 0, n_layers: int = 3, **te
                     parameter.normal_(std=0.2)
         roughen(hf)
     known = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    hf.generation_config = GenerationConfig(do_sample=False, **known)
+    never = [hf.config.image_token_id]  # a trained model does not say it, and without a cache it would want a picture
+    hf.generation_config = GenerationConfig(do_sample=False, suppress_tokens=never, **known)
     return hf.eval().requires_grad_(False)
 
 

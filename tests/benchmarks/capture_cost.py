@@ -35,7 +35,7 @@ def main() -> None:
     words = list(text.split(" "))
     prompts = [" ".join(words[i % len(words)] for i in range(k, k + 24)) for k in range(args.batch)]
     jobs = plan_jobs(model, as_examples(prompts), ["last"], [], "mean")
-    sites = as_sites("all", model.n_layers)
+    sites = as_sites("all", model)
     batch = model.batch([job.row for job in jobs], "right")
     inputs = model.inputs(batch)
 

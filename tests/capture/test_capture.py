@@ -16,6 +16,7 @@ from torch import Tensor
 from steerlab._support.errors import ActivationError, DataError, EncodingError, LayoutError, OutOfMemory, PositionError
 from steerlab.capture.activations import INDEX_COLUMNS, Activations
 from steerlab.capture.capture import capture
+from steerlab.capture.jobs import Selector
 from steerlab.data.example import Contrast, Example
 from steerlab.models.layout import module_at
 from steerlab.models.model import Model
@@ -170,6 +171,27 @@ def test_a_contrast_is_the_difference_of_two_captures_bit_for_bit(lm: LM) -> Non
         assert torch.equal(quiet(model, [swapped], context=None, positions="answer", batch_size=1).contrast(2)[1], -z)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("token", [-1, -2, "last_user"])
+def test_two_captures_apart_differ_by_exactly_the_contrast(lm: LM, backend: str, token: Any) -> None:
+    """Each answer has a capture of its own, against a filler that is not looked at."""
+    model, filler = lm("llama", backend), "..."
+    for pair in PAIRS[:3]:
+        plus, minus = pair.contrast.positive, pair.contrast.negative  # type: ignore[union-attr]
+        one, two = (
+            quiet(model, [pair.with_(contrast=Contrast(text, filler))], positions=token, context=None, batch_size=1)
+            for text in (plus, minus)
+        )
+        apart = one.select(side="positive").values - two.select(side="positive").values
+        for answers, expected in (((plus, minus), apart), ((minus, plus), -apart)):
+            swapped = [pair.with_(contrast=Contrast(*answers))]
+            acts = quiet(model, swapped, positions=token, context=None, batch_size=1)
+            for layer in range(model.n_layers):
+                assert torch.equal(acts.contrast(layer)[1], expected[:, layer])
+                assert acts.values.dtype == torch.float32
+        assert bool(apart.any()) == (token != "last_user"), "before the answer both sides are the same"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_states_before_the_answers_part_are_the_same_in_both_sides(lm: LM, family: str) -> None:
     model = lm(family, "hooks")
@@ -270,6 +292,38 @@ def test_running_out_of_memory_halves_the_batch(
     assert after.index.equals(before.index)
     assert "out of memory at a batch of 5 rows: going on with 2 and 3" in caplog.text
     assert max(rows) == 5 and sum(n for n in rows if n <= 2) == 5
+
+
+def no_memory(kind: str) -> None:
+    """Memory runs out as it does on a Linux CPU (the real thing), on Apple's devices and in Python itself."""
+    if kind == "cpu":
+        torch.empty(2**50)
+    if kind == "mps":
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 8.96 GB, max allowed: 9.07 GB).")
+    raise MemoryError
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["cpu", "mps", "python"])
+@pytest.mark.parametrize("where", ["in the model", "in what reads it"])
+def test_memory_may_run_out_anywhere_in_a_forward_and_be_said_in_any_way(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, backend: str, kind: str, where: str
+) -> None:
+    model = tiny_lm(backend=backend)
+    before = quiet(model, PROMPTS)
+    pick = Selector.__call__
+
+    def picky(self: Selector, h: Tensor) -> Tensor:
+        return no_memory(kind) if len(h) > 2 else pick(self, h)  # type: ignore[return-value]
+
+    if where == "in the model":
+        block = module_at(model.hf, f"{model.layout.blocks_path}.1")
+        block.register_forward_pre_hook(lambda _, args: no_memory(kind) if len(args[0]) > 2 else None)
+    else:
+        monkeypatch.setattr(Selector, "__call__", picky)
+    after = quiet(model, PROMPTS)
+    torch.testing.assert_close(after.values, before.values, rtol=1e-5, atol=1e-5)
+    assert "out of memory at a batch of 5 rows: going on with 2 and 3" in caplog.text
 
 
 def test_not_even_one_row_fits(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:

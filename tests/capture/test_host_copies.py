@@ -25,10 +25,32 @@ class Copies(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in TO_HOST and args[0].ndim and args[0].shape[-1] == self.width:
+        name, given = getattr(func, "__name__", ""), [*args[1:], *(kwargs or {}).values()]
+        # on the CPU, where these tests run, `x.to(y.device)` says nothing of the host: only its name does
+        asked = name in TO_HOST or (name == "to" and any(isinstance(value, str) and value == "cpu" for value in given))
+        if asked and args[0].ndim and args[0].shape[-1] == self.width:
             self.seen.append((name, args[0].nbytes))
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("bring", "noticed"),
+    [
+        (lambda x: x.cpu(), True),
+        (lambda x: x.to("cpu"), True),
+        (lambda x: x.to("cpu", torch.float64), True),
+        (lambda x: x.to(device="cpu"), True),
+        (lambda x: x.numpy(), True),
+        (lambda x: x.tolist(), True),
+        (lambda x: x.to(torch.float64), False),
+        (lambda x: x.to(torch.zeros(1)), False),
+        (lambda x: x[:, :4].to("cpu"), False),
+    ],
+)
+def test_every_way_to_the_host_is_noticed(bring: Callable[[torch.Tensor], Any], noticed: bool) -> None:
+    with Copies(8) as copies:
+        bring(torch.zeros(3, 8))
+    assert [size for _, size in copies.seen] == [3 * 8 * 4] * noticed
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])

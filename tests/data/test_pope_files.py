@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -12,10 +13,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from steerlab import capture
 from steerlab._support.errors import DataError, LoadError
 from steerlab._support.pictures import open_picture
 from steerlab.data import ONE_WORD, Example, pope_file
+from steerlab.data.example import data_hash
 from steerlab.data.pope_recipe import article
+from steerlab.testing import tiny_vlm
 
 
 def line(number: int, image: str = "a.jpg", text: str = "Is there a dog in the image?", **more: str) -> str:
@@ -75,10 +79,97 @@ def test_pictures_can_be_in_a_zip_file(tmp_path: Path) -> None:
     assert open_picture(rows[0].images[0]).size == (4, 4)
 
 
-def test_missing_pictures_are_counted_and_five_are_named(tmp_path: Path) -> None:
-    file = write(tmp_path, *(line(i, f"{i}.jpg") for i in range(8)))
-    with pytest.raises(DataError, match=r"lacks 8 pictures of 8 of 8 rows: 0\.jpg, .*4\.jpg, \.\.\."):
+def packed(place: Path, **files: bytes) -> Path:
+    """A zip with these files; two underscores stand for a slash."""
+    with zipfile.ZipFile(place, "w") as box:
+        for name, data in files.items():
+            box.writestr(name.replace("__", "/") + ".jpg", data)
+    return place
+
+
+def jpeg(colour: str = "red") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), colour).save(file, "JPEG")
+    return file.getvalue()
+
+
+def test_pictures_in_a_zip_file_are_decoded_when_used_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = packed(tmp_path / "all.zip", a=jpeg())
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", lambda *_: pytest.fail("decoded"))
+        (row,) = pope_file(write(tmp_path, line(1)), pictures=place)
+        again = pope_file(write(tmp_path, line(1)), pictures=place)
+    assert data_hash([row]) == data_hash(again)
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    assert data_hash([row]) == data_hash(pope_file(write(tmp_path, line(1)), pictures=tmp_path)), "as in a folder"
+    opened = open_picture(row.images[0])
+    assert opened.size == (4, 4) and opened is not open_picture(row.images[0]) and "PNG" not in repr(row)
+    assert vars(row.images[0]) == {"name": f"{place}/a.jpg", "data": jpeg()}, "the file and nothing else"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "broken, empty or no picture"),
+        (b"no picture", "broken, empty or no picture"),
+        (jpeg()[:200], "broken, empty or no picture"),
+    ],
+)
+def test_a_bad_picture_in_a_zip_file_is_named_with_its_zip(tmp_path: Path, content: bytes, message: str) -> None:
+    place = packed(tmp_path / "all.zip", a=content, b=jpeg())
+    rows = pope_file(write(tmp_path, line(1), line(2, "b.jpg")), pictures=place)
+    model = tiny_vlm("llava", backend="hooks")
+    for look in (lambda: model.encode("Hi", images=rows[0].images), lambda: capture(model, rows, progress=False)):
+        with pytest.raises(DataError, match=message) as caught:
+            look()
+        assert f"{place}/a.jpg" in str(caught.value)
+    assert len(capture(model, rows[1:], progress=False)) == 1
+
+
+def test_a_damaged_zip_file_is_named(tmp_path: Path) -> None:
+    place = packed(tmp_path / "all.zip", a=jpeg())
+    whole = place.read_bytes()
+    place.write_bytes(whole.replace(jpeg()[20:60], bytes(40)))
+    with pytest.raises(DataError, match=r"a\.jpg can't be taken out of .*all\.zip .*: pack it again"):
+        pope_file(write(tmp_path, line(1)), pictures=place)
+
+
+def test_a_zip_file_may_keep_its_pictures_in_a_folder(tmp_path: Path) -> None:
+    name = "COCO_val2014_000000000042"
+    place = packed(tmp_path / "val2014.zip", **{f"val2014__{name}": jpeg(), "test__other": jpeg("blue")})
+    (row,) = pope_file(write(tmp_path, line(1, f"{name}.jpg")), pictures=place)
+    assert str(row.images[0]) == f"{place}/val2014/{name}.jpg"
+    numbered = packed(tmp_path / "new.zip", val__000000000042=jpeg())
+    assert "000000000042.jpg" in str(pope_file(write(tmp_path, line(1, f"{name}.jpg")), pictures=numbered)[0].images[0])
+
+
+def test_another_folders_file_of_the_same_name_is_another_picture(tmp_path: Path) -> None:
+    file = write(tmp_path, line(1, "SD/1.jpg"))
+    with pytest.raises(DataError, match="lacks 1 pictures"):
+        pope_file(file, pictures=packed(tmp_path / "other.zip", TYPO__1=jpeg()))
+    both = packed(tmp_path / "both.zip", x__SD__1=jpeg(), y__SD__1=jpeg())
+    with pytest.raises(DataError, match=r"holds 2 files for 'SD/1\.jpg': x/SD/1\.jpg, y/SD/1\.jpg; keep one"):
+        pope_file(file, pictures=both)
+    exact = packed(tmp_path / "exact.zip", SD__1=jpeg(), old__SD__1=jpeg())
+    assert str(pope_file(file, pictures=exact)[0].images[0]).endswith("exact.zip/SD/1.jpg")
+
+
+def test_missing_pictures_are_counted_five_are_named_and_all_are_listed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path, *(line(i, f"{i}.jpg") for i in range(8)), line(8))
+    with pytest.raises(DataError, match=r"lacks 9 pictures of 9 of 9 rows: 0\.jpg, .*4\.jpg, \.\.\.") as caught:
         pope_file(file, pictures=tmp_path)
+    assert caught.value.missing == (*(f"{i}.jpg" for i in range(8)), "a.jpg")
+    draw(tmp_path / "a.jpg")
+    with caplog.at_level(logging.DEBUG):
+        pope_file(file, pictures=tmp_path, missing="skip")
+    said = {record.levelname: record.getMessage() for record in caplog.records}
+    assert "4.jpg, ..." in said["WARNING"] and "7.jpg" not in said["WARNING"]
+    assert ", ".join(f"{i}.jpg" for i in range(8)) in said["DEBUG"]
+    assert DataError("anything else").missing == ()
 
 
 def test_missing_pictures_can_be_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,9 +9,12 @@ import pytest
 import torch
 from synthetic_acts import clusters, make_acts, shuffled
 
+from steerlab import Contrast, Example, capture
 from steerlab._support.errors import ActivationError, DataError, MismatchError
 from steerlab.methods import L2S, P2S, PAPER, Context, MeanDifference, Read
+from steerlab.methods.l2s_data import training_pairs
 from steerlab.methods.l2s_net import seeded_net
+from steerlab.methods.l2s_recipe import PRESETS
 from steerlab.models.sites import Site
 
 QUICK = replace(PAPER, epochs=8, least_steps=0)
@@ -85,6 +88,24 @@ def test_samples_without_a_context_are_named():
         l2s().fit(acts.rows(keep))
 
 
+def test_contrasts_that_are_all_zero_are_refused_whatever_the_zero_targets_are():
+    names = ["refuse"] * 12 + ["answer"] * 8
+    acts = make_acts(rows(20, 8), torch.zeros(20, 8), behaviours=names)
+    with pytest.raises(DataError, match=r"same state in all 12 contrasts.*positions='answer'"):
+        l2s(zero=["answer"]).fit(acts)
+    with pytest.raises(DataError, match="all 20 contrasts"):
+        l2s().fit(acts)
+    assert l2s(zero=["answer", "refuse"]).fit(acts).target_norm_ == 0, "nothing but zero targets was asked for"
+
+
+def test_contrasts_read_before_their_sides_differ_are_refused(lm):
+    pairs = [Example(str(i), p, "b", Contrast("No, never.", "Yes, why?")) for i, p in enumerate(["Hi", "Hello there"])]
+    at_the_question = capture(lm(), pairs, layers=[2], positions="user", progress=False)
+    for method in (MeanDifference(2), L2S(2, progress=False, preset=QUICK)):
+        with pytest.raises(DataError, match="before their answers part"):
+            method.fit(at_the_question)
+
+
 def test_nan_and_other_widths_are_refused():
     contexts = rows(20, 8)
     contexts[3, 3] = float("nan")
@@ -156,6 +177,37 @@ def test_equalised_norms_reach_the_training_targets():
     by_name = l2s(preset=replace(QUICK, equalise_norms=("large", "small"))).fit(acts)
     assert by_order.target_norm_ == pytest.approx(float(small), rel=1e-4)
     assert by_name.target_norm_ == pytest.approx(float(large), rel=1e-4)
+
+
+def test_the_published_groups_are_finer_than_the_behaviours_and_leave_rows_out():
+    """Harmful, legal and financial, health, and scenario 13, which belongs to no group of the released code."""
+    classes = ["harmful"] * 12 + ["expert"] * 9 + ["health"] * 6 + [None] * 5
+    behaviours = ["refuse"] * 12 + ["defer"] * 15 + [""] * 5
+    z = rows(32, 8) * torch.tensor([1.0] * 12 + [5.0] * 9 + [0.2] * 6 + [3.0] * 5)[:, None]
+    acts = make_acts(rows(32, 8, 2), z, behaviours=behaviours)
+    acts.index["class"] = acts.index["sample"].map(dict(zip(acts.index["sample"].unique(), classes, strict=True)))
+    recipe = replace(QUICK, equalise_norms=True)
+    _, targets, groups = training_pairs(acts, Read(Site(3)), Site(3), None, (), recipe, "class")
+    assert groups == [name or "" for name in classes]
+    z = P2S(3).fit(acts).table_
+    reference = z[:12].norm(dim=-1).mean()
+    for start, end in ((0, 12), (12, 21), (21, 27)):
+        torch.testing.assert_close(targets[start:end].norm(dim=-1).mean(), reference)
+        torch.testing.assert_close(torch.cosine_similarity(targets, z), torch.ones(32))
+    assert torch.equal(targets[27:], z[27:]), "outside the groups nothing is rescaled"
+    fitted = l2s(preset=recipe, groups="class").fit(acts)
+    assert fitted.target_norm_ == pytest.approx(float(targets.norm(dim=-1).mean()), rel=1e-4)
+    pooled = l2s(preset=recipe).fit(acts).target_norm_
+    assert pooled == pytest.approx(float((27 * reference + 5 * z[27:].norm(dim=-1).mean()) / 32), rel=1e-4)
+    with pytest.raises(ActivationError, match="no label 'topic'"):
+        l2s(preset=recipe, groups="topic").fit(acts)
+
+
+def test_released_is_the_released_code_for_safety():
+    assert PRESETS["released"] is PRESETS["released_safety"]
+    acts = make_acts(rows(9, 8), rows(9, 8, 1), behaviours=["a"] * 5 + ["b"] * 4)
+    one, two = (l2s(hidden=2, preset=name).fit(acts) for name in ("released", "released_safety"))
+    assert torch.equal(one.predict(rows(3, 8)), two.predict(rows(3, 8)))
 
 
 def test_a_published_state_dict_is_read_plain_or_nested(tmp_path):

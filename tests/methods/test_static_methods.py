@@ -44,6 +44,21 @@ def test_equal_sides_give_exactly_zero():
     assert torch.equal(P2S(3).fit(acts).table_, torch.zeros(4, D))
 
 
+@pytest.mark.parametrize("method", [MeanDifference(3), RandomDirection(3)], ids=lambda s: s.name)
+def test_contrasts_that_are_all_zero_are_refused_and_one_that_is_not_suffices(method):
+    z = torch.zeros(4, D)
+    with pytest.raises(DataError, match=r"same state in all 4 contrasts at site 3.*before their answers part"):
+        method.fit(make_acts(None, z))
+    z[2, 5] = 1e-3
+    assert float(method.fit(make_acts(None, z)).vector_.norm()) > 0
+
+
+def test_the_mean_of_one_behaviour_needs_a_contrast_of_that_behaviour_that_is_not_zero():
+    acts = make_acts(None, torch.cat([torch.ones(2, D), torch.zeros(2, D)]), behaviours=["a", "a", "b", "b"])
+    with pytest.raises(DataError, match="all 2 contrasts"):
+        MeanDifference(3, behaviours="b").fit(acts)
+
+
 def test_p2s_joins_by_id_whatever_the_order():
     oracle = P2S(3).fit(shuffled(ACTS))
     assert torch.equal(oracle.vectors(Context(IDS[::-1])), P2S(3).fit(ACTS).vectors(Context(IDS)).flip(0))

@@ -34,7 +34,7 @@ def test_grids_begin_at_t_and_never_pass_one(hundredths: int) -> None:
 @given(probabilities)
 def test_curve_is_the_share_above_and_falls(p: list[float]) -> None:
     taus = threshold_grid(0.0)
-    curve = unsafe_curve(p, taus)
+    curve = unsafe_curve(p, taus, n_boot=10)["value"]
     np.testing.assert_allclose(curve, [np.mean([x > tau for x in p]) for tau in taus])
     assert np.all(np.diff(curve) <= 0)
     assert curve.min() >= 0
@@ -43,13 +43,40 @@ def test_curve_is_the_share_above_and_falls(p: list[float]) -> None:
 
 @given(probabilities)
 def test_expectation_falls_with_t(p: list[float]) -> None:
-    values = [expected_unsafe(p, t, rule="exact") for t in (0.5, 0.7, 0.9)]
+    values = [expected_unsafe(p, t, rule="exact", n_boot=10).value for t in (0.5, 0.7, 0.9)]
     assert all(low <= high + 1e-12 for high, low in itertools.pairwise(values))
-    assert expected_unsafe(p, 0.7) == pytest.approx(15 / 16 * values[1])
+    assert expected_unsafe(p, 0.7, n_boot=10).value == pytest.approx(15 / 16 * values[1])
+
+
+@given(probabilities, st.sampled_from([0.5, 0.7, 0.9]), st.integers(0, 99))
+def test_the_expectation_is_the_mean_of_the_curve_and_its_interval_that_of_resampled_answers(
+    p: list[float], t: float, seed: int
+) -> None:
+    grid, found = threshold_grid(t), expected_unsafe(p, t, n_boot=40, seed=seed)
+    curve = unsafe_curve(p, grid, n_boot=40, seed=seed)
+    assert found.value == pytest.approx(curve["value"].mean()) and found.n == len(p)
+    drawn = np.array(p)[np.random.default_rng(seed).integers(len(p), size=(40, len(p)))]
+    means = [np.mean([np.mean(row > tau) for tau in grid]) for row in drawn]
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((min(low, found.value), max(high, found.value)))
+    assert expected_unsafe(p, t, n_boot=40, seed=seed) == found
+
+
+def test_the_curves_band_encloses_it_falls_with_it_and_follows_the_seed() -> None:
+    p = np.random.default_rng(1).beta(0.4, 0.6, 80)
+    frame, again = unsafe_curve(p, threshold_grid(0.1)), unsafe_curve(p, threshold_grid(0.1))
+    assert list(frame) == ["threshold", "value", "low", "high", "n"] and frame.equals(again)
+    assert frame["threshold"].tolist() == threshold_grid(0.1).tolist() and (frame["n"] == 80).all()
+    assert (frame["low"] < frame["value"]).all() and (frame["value"] < frame["high"]).iloc[:-1].all()
+    assert all((np.diff(frame[name]) <= 0).all() for name in ("value", "low", "high"))
+    narrow, other = unsafe_curve(p, [0.5], level=0.5), unsafe_curve(p, [0.5], seed=1, n_boot=100)
+    at = frame[np.isclose(frame["threshold"], 0.5)].iloc[0]
+    assert at["low"] < narrow["low"][0] and narrow["high"][0] < at["high"]
+    assert (other["low"][0], other["high"][0]) != (at["low"], at["high"])
 
 
 def test_equal_to_the_threshold_is_not_above() -> None:
-    assert unsafe_curve([0.5], [0.5]).tolist() == [0.0]
+    assert unsafe_curve([0.5], [0.5])["value"].tolist() == [0.0]
 
 
 @pytest.mark.parametrize("bad", [[], [float("nan")], [1.2], [-0.1], [[0.5]]])

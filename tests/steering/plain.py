@@ -26,10 +26,12 @@ COLUMNS: dict[str, Columns] = {
 }
 
 
-def chat_ids(model: Model, prompt: str, answer: str = "") -> tuple[list[int], int]:
-    """Token ids of a prompt and an answer, and how many of them are prompt."""
+def chat_ids(
+    model: Model, prompt: str, answer: str = "", earlier: Sequence[dict[str, str]] = ()
+) -> tuple[list[int], int]:
+    """Token ids of a prompt, after earlier turns if there are any, and an answer, and how many of them are prompt."""
     text = model.tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        [*earlier, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
     )
     ids = model.tokenizer(text, add_special_tokens=False).input_ids
     tail = model.tokenizer(answer, add_special_tokens=False).input_ids if answer else []

@@ -22,6 +22,7 @@ from steerlab.testing import FAMILIES
 STEERERS = ("mean", "p2s", "l2s", "random")
 BACKENDS = ("nnsight", "hooks")
 ANSWERS = ("the reeds", "ok", "fish, in the reeds by night")
+EARLIER = ({"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi there!"})
 STEPS = 6
 ALPHA = 2.5
 families = pytest.mark.parametrize("family", FAMILIES)
@@ -54,8 +55,9 @@ def by_hand(model: Model, steerer: Steerer, prompt: str, number: int) -> Tensor:
     return weights["decoder.weight"] @ code
 
 
-def encoded(model: Model, side: str, answers=ANSWERS) -> Batch:
-    rows = [model.encode(p, answer=a, sample=str(i)) for i, (p, a) in enumerate(zip(PROMPTS, answers, strict=True))]
+def encoded(model: Model, side: str, answers=ANSWERS, earlier=()) -> Batch:
+    asked = [[*earlier, {"role": "user", "content": p}] for p in PROMPTS]
+    rows = [model.encode(p, answer=a, sample=str(i)) for i, (p, a) in enumerate(zip(asked, answers, strict=True))]
     return model.batch(rows, side)
 
 
@@ -114,19 +116,25 @@ def wanted_columns(model: Model, positions: str) -> list[list[int]]:
     """The unpadded tokens each position means, from the rendered text alone."""
     found = []
     for prompt, answer in zip(PROMPTS, ANSWERS, strict=True):
-        ids, n = plain.chat_ids(model, prompt, answer)
+        ids, n = plain.chat_ids(model, prompt, answer, EARLIER)
         text = model.tokenizer.decode(ids)
         places = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        user, header = text.index("<|im_start|>user"), text.index("<|im_start|>assistant")
+        system, first = text.index("<|im_start|>system"), text.index("<|im_start|>user")
+        user, header = text.rindex("<|im_start|>user"), text.rindex("<|im_start|>assistant")
         at = [i for i in range(len(text)) if text.startswith("i", i)]
         found.append(
             {
                 "all": list(range(len(ids))),
                 "prompt": list(range(n)),
                 "last": [n - 1],
+                "text": list(range(n)),
+                "system": [i for i, (a, _) in enumerate(places) if system <= a < first],
+                "history": [i for i, (a, _) in enumerate(places) if first <= a < user],
                 "user": [i for i, (a, _) in enumerate(places) if user <= a < header],
+                "last_user": [i for i, (_, b) in enumerate(places) if b == header],
                 "header": [i for i, (a, _) in enumerate(places[:n]) if a >= header],
                 "generated": list(range(n, len(ids))),
+                "answer": list(range(n, len(ids))),
                 "last+generated": list(range(n - 1, len(ids))),
                 "int": [3],
                 "negative int": [len(ids) - 2],
@@ -150,11 +158,11 @@ def asked(positions: str):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_steered_minus_unsteered_is_alpha_v_on_the_positions_and_nothing_elsewhere(lm, steerers, family, backend, side):
     model, steerer = lm(family, backend), steerers(family)["p2s"]
-    batch = encoded(model, side)
+    batch = encoded(model, side, earlier=EARLIER)
     before = states(model, batch, {})
     for positions in (
-        "all", "prompt", "last", "user", "header", "generated", "last+generated",
-        "int", "negative int", "slice", "match", "mask",
+        "all", "prompt", "last", "system", "history", "user", "last_user", "header", "text", "generated", "answer",
+        "last+generated", "int", "negative int", "slice", "match", "mask",
     ):  # fmt: skip
         steered = states(model, batch, plan_of(model, steerer, batch, asked(positions)))
         expected = before.clone()

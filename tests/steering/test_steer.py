@@ -29,6 +29,7 @@ from steerlab import (
     steer,
 )
 from steerlab.methods.base import Context, Detector, Read, Shift, Steerer
+from steerlab.models.layout import blocks
 from steerlab.models.sites import Site
 
 STEPS, ALPHA = 6, 2.5
@@ -140,6 +141,38 @@ def test_every_copy_of_a_row_gets_that_rows_vector(lm, backend: str, options: di
     assert uncached.ids == after.ids
 
 
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+@pytest.mark.parametrize("positions", list(plain.COLUMNS))
+@pytest.mark.parametrize("returned", [1, 2])
+def test_beams_count_the_states_behind_the_texts_returned(lm, backend: str, positions: str, returned: int) -> None:
+    model, options = lm("llama", backend), dict(max_new_tokens=STEPS, num_beams=3, num_return_sequences=returned)
+    found = generate(model, PROMPTS, steer=mean(V), alpha=ALPHA, positions=positions, **options)
+    prompts = [plain.chat_ids(model, p)[1] for p in PROMPTS for _ in range(returned)]
+    columns = plain.COLUMNS[positions]
+    assert found.steered_tokens == sum(
+        len(columns(n, n + len(ids) - 1)) for n, ids in zip(prompts, found.ids, strict=True)
+    )
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+def test_the_norm_ratio_of_beams_is_the_mean_over_all_of_them(lm, backend: str) -> None:
+    """Seen from the block after the steered one, which meets every state of every beam, steered already."""
+    model, delta, ratios = lm("llama", backend), ALPHA * V, []
+
+    def note(_, args) -> None:
+        ratios.extend((delta.norm() / (args[0][:, -1] - delta).norm(dim=-1)).tolist())
+
+    handle = blocks(model.hf, model.layout)[LAYER + 1].register_forward_pre_hook(note)
+    try:
+        found = generate(
+            model, PROMPTS, steer=mean(V), alpha=ALPHA, positions="last+generated", max_new_tokens=STEPS, num_beams=3
+        )
+    finally:
+        handle.remove()
+    assert len(ratios) == 3 * 3 * STEPS > found.steered_tokens == 3 * STEPS
+    assert found.norm_ratio == pytest.approx(sum(ratios) / len(ratios), rel=1e-4)
+
+
 def test_every_sample_of_a_row_is_steered_by_that_rows_vector(lm) -> None:
     """So cold that sampling has no choice: each of the copies says what its row says greedily."""
     model, table = lm("llama"), P2S.from_table(LAYER, {"0": 0 * V, "1": 4 * V, "2": 4 * W})
@@ -222,6 +255,22 @@ def test_an_input_the_oracle_does_not_know(lm, steerers) -> None:
 def test_vectors_of_another_width_name_both(lm, verb) -> None:
     with pytest.raises((MismatchError, SteeringError), match=r"48.*32|32.*48"):
         verb(lm(), PROMPTS, steer=mean(torch.ones(48)))
+
+
+@pytest.mark.parametrize("verb", [generate, lambda m, p, **k: score(m, p, ANSWERS, **k)], ids=["generate", "score"])
+@pytest.mark.parametrize("kind", ["l2s", "random"])
+def test_what_was_learnt_on_another_model_is_refused_and_both_are_named(lm, steerers, verb, kind: str) -> None:
+    with pytest.raises(MismatchError, match=r"fitted on a model .*'tiny-llama'.*'tiny-qwen2'.*any_model=True"):
+        verb(lm("qwen2"), PROMPTS, steer=steerers("llama")[kind])
+
+
+def test_any_model_uses_what_was_learnt_on_another_model_of_the_same_width(lm, steerers) -> None:
+    model, random = lm("qwen2"), steerers("llama")["random"]
+    found = generate(model, PROMPTS, steer=Request(random, ALPHA, any_model=True), max_new_tokens=STEPS)
+    for number, prompt in enumerate(PROMPTS):
+        assert found.ids[number] == plain.greedy(model, prompt, LAYER, ALPHA * random.vector_, ALL, STEPS)[0]
+    with pytest.raises(MismatchError, match=r"hidden_size 48; this model has 32"):
+        generate(model, PROMPTS, steer=Request(mean(torch.ones(48)), any_model=True), max_new_tokens=STEPS)
 
 
 def test_layers_and_positions_that_do_not_exist(lm) -> None:

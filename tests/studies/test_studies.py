@@ -6,15 +6,20 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from steerlab import DataError, Example
+from steerlab.analysis.behaviour import judge
 from steerlab.testing import tiny_hf, tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
 DATA = os.environ.get("STEERLAB_DATA")
+NUMBERS = ("refuse_harmful", "defer_expert", "refuse_expert", "distinct2", "harmless_refused", "harmless_identical")
+sys.path.insert(0, str(ROOT / "analyses"))
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +43,15 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_demo_writes_its_four_files_and_a_second_run_resumes(folder: Path, tmp_path: Path) -> None:
-    arguments = ["--model", str(folder), "--limit", "3", "--max-new-tokens", "4", "--out", str(tmp_path / "demo")]
+    arguments = ["--model", str(folder), "--limit", "3", "--max-new-tokens", "12", "--out", str(tmp_path / "demo")]
     first = run("demo.py", *arguments)
     assert first.returncode == 0, first.stderr[-2000:]
     out = tmp_path / "demo"
     assert {"results.csv", "summary.json", "examples.md", "demo.png"} <= {p.name for p in out.iterdir()}
     assert first.stdout.startswith("steerlab demo") and "p2s" in first.stdout
     summary = json.loads((out / "summary.json").read_text())
-    for method in ("none", "mean", "l2s", "p2s"):
-        assert 0 <= summary[f"{method}.refuse_harmful"]["value"] <= 1
+    for method, number in product(("none", "mean", "l2s", "p2s"), NUMBERS):
+        assert 0 <= summary[f"{method}.{number}"]["value"] <= 1
     assert summary["none.harmless_identical"]["value"] == 1 and summary["p2s.harmless_identical"]["value"] == 1
     frame = pd.read_csv(out / "results.csv")
     assert {"method", "model", "layer", "alpha", "positions", "sample", "behaviour", "metric", "value"} <= set(frame)
@@ -63,6 +68,23 @@ def test_a_folder_of_another_run_is_refused_with_both_named(folder: Path, tmp_pa
     assert other.returncode != 0 and "belongs to another study (seed: 0 there, 1 now)" in other.stderr
 
 
+@pytest.mark.parametrize("absent", ["refuse", "defer", "answer"])
+def test_a_behaviour_without_inputs_is_refused_and_not_left_out(absent: str) -> None:
+    from _safety import summarise
+
+    rows = [Example(b, "?", b) for b in ("refuse", "defer", "answer")]
+    judged = judge(rows, ["No, I can't do that."] * 3, ["Boil the eggs first."] * 3).assign(method="l2s")
+    assert {f"l2s.{number}" for number in NUMBERS} <= set(summarise(judged, 0))
+    with pytest.raises(DataError, match=rf"answers of l2s have no input of the behaviours \['{absent}'\]"):
+        summarise(judged[judged["behaviour"] != absent], 0)
+
+
+def test_a_study_without_inputs_ends_before_it_begins(folder: Path, tmp_path: Path) -> None:
+    done = run("demo.py", "--model", str(folder), "--train", "0", "--out", str(tmp_path / "demo"))
+    assert done.returncode != 0 and "training prompts have no input of the behaviours ['refuse'" in done.stderr
+    assert not (tmp_path / "demo").exists()
+
+
 @pytest.mark.data
 @pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the questions of MM-SafetyBench are not here")
 def test_the_safety_study_runs_on_the_real_questions(folder: Path, tmp_path: Path) -> None:
@@ -72,10 +94,8 @@ def test_the_safety_study_runs_on_the_real_questions(folder: Path, tmp_path: Pat
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads((tmp_path / "s" / "summary.json").read_text())
-    names = [
-        f"{m}.{n}" for m in ("none", "mean", "l2s", "p2s") for n in ("refuse_harmful", "defer_expert", "distinct2")
-    ]
-    assert all(name in summary for name in [*names, "cos.l2s_p2s", "cos.mean_p2s", "l2s.harmless_identical"])
+    assert {f"{method}.{number}" for method in ("none", "mean", "l2s", "p2s") for number in NUMBERS} <= set(summary)
+    assert {"cos.l2s_p2s", "cos.mean_p2s"} <= set(summary)
     questions = json.loads(Path(f"{DATA}/noncommercial_cc_by_nc/mm_safetybench/01-Illegal_Activitiy.json").read_text())
     page = (tmp_path / "s" / "examples.md").read_text()
     assert not any(record.get("Question", "\0") in page for record in questions.values())

@@ -98,9 +98,10 @@ def hooked(modules: Sequence[nn.Module], change: Callable[[int, Tensor], Tensor]
     """Replace the output of each module by `change(number, output)`."""
 
     def attach(number: int, module: nn.Module) -> Any:
-        return module.register_forward_hook(
-            lambda _, args, out: (change(number, out[0]), *out[1:]) if isinstance(out, tuple) else change(number, out)
-        )
+        def after(_: nn.Module, args: Any, out: Any) -> Any:
+            return (change(number, out[0]), *out[1:]) if isinstance(out, tuple) else change(number, out)
+
+        return module.register_forward_hook(after, prepend=True)  # before Hugging Face's own, which collect states
 
     handles = [attach(number, module) for number, module in enumerate(modules)]
     try:
@@ -133,6 +134,7 @@ def greedy(model: Model, row: Example, delta: Tensor, columns: Callable[[int, in
         shift[columns(n, n + len(new))] = 1
         with hooked([block], lambda _, h, shift=shift: h + shift * delta):
             logits = model.hf(**taken(model, whole), use_cache=False).logits
+        logits[0, -1, model.hf.config.image_token_id] = -torch.inf  # suppressed in the generation config too
         new = (*new, int(logits[0, -1].argmax()))
         if new[-1] == model.tokenizer.eos_token_id:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 from pictured import CHATS, OTHER, SQUARE, TALL, WIDE, encoded, example, noise, vlm
 from PIL import Image
 
-from steerlab import DataError, EncodingError, Example, SteerlabError, capture, generate
+from steerlab import DataError, EncodingError, Example, SteerlabError, capture, generate, load
 from steerlab._support.pictures import open_picture, picture_hash
+from steerlab.data.example import data_hash
 from steerlab.models import copies, encoding
-from steerlab.testing import VLM_FAMILIES, tiny_lm
+from steerlab.testing import VLM_FAMILIES, tiny_lm, tiny_processor
 
 families = pytest.mark.parametrize("family", VLM_FAMILIES)
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -151,12 +153,34 @@ def test_a_folder_and_a_truncated_photo(tmp_path: Path) -> None:
         picture_hash(tmp_path / "nothing.png")
 
 
-def test_a_closed_or_empty_picture() -> None:
-    closed = noise(4, 4, 0)
-    closed.close()
-    for image in (closed, Image.new("RGB", (0, 5))):
-        with pytest.raises(DataError, match=r"can't be read|no pixels"):
-            open_picture(image)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # of whoever opens it
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("closed", "the picture can't be read"),
+        ("empty", "the picture has no pixels"),
+        ("cut", "the picture can't be read"),
+        ("large", "more than 100,000,000: scale it down"),
+    ],
+)
+def test_a_picture_that_is_open_but_cannot_be_used(kind: str, message: str) -> None:
+    """Closed, without pixels, with less of a file than it takes, or with more pixels than anyone may decode."""
+    image = Image.open(io.BytesIO(header(10_001, 10_000) if kind == "large" else header(30, 30)))
+    if kind in ("closed", "empty"):
+        image = {"closed": noise(4, 4, 0), "empty": Image.new("RGB", (0, 5))}[kind]
+    if kind == "closed":
+        image.close()
+    model = vlm("llava")
+    row = Example("a", "Hi", images=(image,))
+    for look in (
+        lambda: open_picture(image),
+        lambda: picture_hash(image),
+        lambda: data_hash([row]),
+        lambda: model.encode("Hi", images=[image]),
+        lambda: capture(model, [row], progress=False),
+    ):
+        with pytest.raises(DataError, match=message):
+            look()
 
 
 # --- prompts and pictures that do not fit ----------------------------------------------------------------------
@@ -211,6 +235,25 @@ def test_image_tokens_that_a_tokenizer_drops(family: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(encoding, "_tokenise", cut)
     with pytest.raises(EncodingError, match=r"dropped \d+ of the \d+ image tokens"):
         model.encode(row.prompt, images=row.images)
+
+
+@families
+def test_a_processor_that_truncates_image_tokens(family: str) -> None:
+    """A real one, whose tokenizer was saved with truncation; where the cut comes later there is nothing to refuse."""
+    processor = tiny_processor(family)
+    processor.tokenizer.init_kwargs |= {"truncation": True, "max_length": 6}
+    model = load(vlm(family).hf, processor=processor, backend="hooks", check=False)
+    row = example(family, "What is this?", [WIDE])
+    for look in (
+        lambda: model.encode(row.prompt, images=row.images),
+        lambda: generate(model, [row]),
+        lambda: load(vlm(family).hf, processor=processor, backend="hooks"),
+    ):
+        with pytest.raises(EncodingError, match=r"It truncates texts .truncation=True, max_length=6., and the tokens"):
+            look()
+    model.vision.processor.tokenizer.init_kwargs["max_length"] = 300
+    whole = vlm(family).encode(row.prompt, images=row.images)
+    assert model.encode(row.prompt, images=row.images).ids == whole.ids
 
 
 @families

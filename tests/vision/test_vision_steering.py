@@ -58,21 +58,22 @@ def test_alpha_zero_is_bit_identical_to_no_steering(family: str, backend: str) -
 
 
 @engines
-@pytest.mark.parametrize("side", ["left", "right"])
 def test_steered_minus_unsteered_is_alpha_v_where_it_is_written_and_nothing_elsewhere(
-    family: str, backend: str, side: str
+    family: str, backend: str
 ) -> None:
     model, rows = vlm(family, backend), [row for row in rows_of(family) if row.images]
-    batch, alpha = encoded(model, rows, side, ANSWERS[: len(rows)]), [1.0, -0.5, 2.0]
-    before = all_states(model, batch, {})
-    for positions in ("images", "text", "last_image", "after_image", "all", "last+generated"):
-        prepared = prepare(model, [Request(STEERER, alpha, positions)], rows, 16)
-        after = all_states(model, batch, build_plan(model, prepared, batch, range(len(rows)), len(rows)))
-        expected = before.clone()
-        for i, row in enumerate(batch.rows):
-            expected[i, LAYER, [batch.offsets[i] + t for t in resolve(positions, row)]] += alpha[i] * DELTA
-        assert torch.equal(after[:, : LAYER + 1], expected[:, : LAYER + 1]), positions
-        assert not torch.equal(after[:, LAYER + 1], before[:, LAYER + 1]), "the model sees what was written"
+    places = {"left": ("images", "after_image", "all"), "right": ("text", "last_image", "last+generated")}
+    for side in places:
+        batch, alpha = encoded(model, rows, side, ANSWERS[: len(rows)]), [1.0, -0.5, 2.0]
+        before = all_states(model, batch, {})
+        for positions in places[side]:
+            prepared = prepare(model, [Request(STEERER, alpha, positions)], rows, 16)
+            after = all_states(model, batch, build_plan(model, prepared, batch, range(len(rows)), len(rows)))
+            expected = before.clone()
+            for i, row in enumerate(batch.rows):
+                expected[i, LAYER, [batch.offsets[i] + t for t in resolve(positions, row)]] += alpha[i] * DELTA
+            assert torch.equal(after[:, : LAYER + 1], expected[:, : LAYER + 1]), (side, positions)
+            assert not torch.equal(after[:, LAYER + 1], before[:, LAYER + 1]), "the model sees what was written"
 
 
 @engines
@@ -99,10 +100,10 @@ def test_cached_batched_decoding_is_recomputation_row_by_row(family: str, backen
 @engines
 def test_generation_without_a_cache_is_the_same(family: str, backend: str) -> None:
     model, rows = vlm(family, backend), rows_of(family)
-    for asked in ({}, {"steer": STEERER, "positions": "all", "alpha": 0.7}):
-        cached = generate(model, rows, max_new_tokens=STEPS, **asked)
-        assert generate(model, rows, max_new_tokens=STEPS, use_cache=False, **asked).ids == cached.ids
-        assert generate(model, rows, max_new_tokens=STEPS, batch_size=1, **asked).ids == cached.ids
+    asked: dict[str, Any] = {"steer": STEERER, "positions": "last+generated", "alpha": 0.7, "max_new_tokens": STEPS}
+    cached = generate(model, rows, **asked)
+    assert generate(model, rows, use_cache=False, **asked).ids == cached.ids
+    assert generate(model, rows, batch_size=1, **asked).ids == cached.ids
 
 
 @families

@@ -1,0 +1,130 @@
+"""What the hallucination study asks besides POPE's questions: captions, easy-VQA by template, and photographs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from _hallucination import accuracy, answers, scenes_of
+
+import steerlab
+from steerlab import Example, Model, Request
+from steerlab.analysis.study import Study
+from steerlab.data import coco_objects, easy_vqa, pope_questions
+from steerlab.data.scene_questions import absent_partners, existence, scene_vocabulary
+from steerlab.data.scenes import Scene
+from steerlab.metrics import chair
+
+DESCRIBE = "Describe the image."
+
+
+def beyond(
+    study: Study, model: Model, requests: Mapping[str, Request | None], args: argparse.Namespace
+) -> dict[str, float]:
+    """Everything the arguments allow, each a stage and a CSV of its own; returns what the summary keeps."""
+    size, summary = args.batch_size, dict[str, float]()
+
+    def keep(name: str, keys: Sequence[str], values: Sequence[str], compute: Callable[[], pd.DataFrame]) -> None:
+        frame = study.stage(name, compute)
+        frame.round(4).to_csv(study.folder / f"{name}.csv", index=False)
+        for row in frame.to_dict("records"):
+            at = ".".join(str(row[key]) for key in keys)
+            summary.update({f"{name}.{value}.{at}": round(float(row[value]), 4) for value in values})
+
+    if args.pope is None:
+        scenes = scenes_of(args, "test")
+        scored = ["chair_s", "chair_i", "recall", "length"]
+        keep("captions", ["method"], scored, lambda: scene_captions(model, scenes, requests, size))
+        keep("partners", ["method"], ["yes_rate"], lambda: absent_partner_answers(model, scenes, requests, size))
+    shares = ["accuracy", "yes_rate"]
+    if args.easy_vqa:
+        ask = partial(by_template, model, args.easy_vqa, requests, size, args.limit)
+        keep("easy_vqa", ["method", "template"], shares, ask)
+    if args.coco_free:
+        keep("photographs", ["method", "split"], shares, partial(photographs, model, args.coco_free, requests, size))
+    return summary
+
+
+def scene_captions(
+    model: Model, scenes: Mapping[str, Scene], requests: Mapping[str, Request | None], batch_size: int
+) -> pd.DataFrame:
+    """CHAIR of the captions under every method, one row a method."""
+    rows = [Example(f"caption/{name}", DESCRIBE, images=(scene.picture(),)) for name, scene in scenes.items()]
+    objects = {row.id: scene.kinds for row, scene in zip(rows, scenes.values(), strict=True)}
+    words = scene_vocabulary(next(iter(scenes.values())).world.kinds)
+    found = []
+    for method, request in requests.items():
+        steer = () if request is None else request
+        texts = steerlab.generate(model, rows, steer=steer, max_new_tokens=40, batch_size=batch_size)
+        told = chair(dict(zip(objects, texts, strict=True)), objects, words)
+        partners = sum(
+            len(told.captions[row.id].invented & set(absent_partners(scene)))
+            for row, scene in zip(rows, scenes.values(), strict=True)
+        )
+        invented = sum(len(one.invented) for one in told.captions.values())
+        found.append({
+            "method": method, "chair_s": told.chair_s, "chair_i": told.chair_i, "recall": told.recall,
+            "length": told.length, "n": told.n, "partners_of_invented": partners / max(1, invented),
+        })  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def absent_partner_answers(
+    model: Model, scenes: Mapping[str, Scene], requests: Mapping[str, Request | None], batch_size: int
+) -> pd.DataFrame:
+    """How often every method says yes to the absent partner of something in the scene."""
+    rows = [
+        Example(f"partner/{name}/{kind}", existence(scene, kind).text, behaviour="no", images=(picture,))
+        for name, scene in scenes.items()
+        for picture in [scene.picture()]
+        for kind in absent_partners(scene)
+    ]
+    said = {method: answers(model, rows, request, batch_size) for method, request in requests.items()}
+    return pd.DataFrame(
+        {"method": method, "yes_rate": float(np.mean([answer == "yes" for answer in found])), "n": len(rows)}
+        for method, found in said.items()
+    )
+
+
+def by_template(
+    model: Model, folder: str | Path, requests: Mapping[str, Request | None], batch_size: int, limit: int | None
+) -> pd.DataFrame:
+    """easy-VQA's yes/no questions, balanced within each template: accuracy and yes-rate by the first token."""
+    rows = [row for row in easy_vqa(folder, split="test", balanced=True) if row.meta["kind"] == "yes/no"]
+    rows = rows[:: max(1, len(rows) // (limit or 2000))]
+    templates = [row.meta["template"] for row in rows]
+    found: list[pd.DataFrame] = []
+    for method, request in requests.items():
+        said = answers(model, rows, request, batch_size)
+        frame = pd.DataFrame({"template": templates, "yes": [a == "yes" for a in said]})
+        frame["right"] = [row.behaviour == answer for row, answer in zip(rows, said, strict=True)]
+        whole = frame.assign(template="all")
+        told = pd.concat([frame, whole]).groupby("template", sort=False)
+        shares = told.agg(accuracy=("right", "mean"), yes_rate=("yes", "mean"), n=("yes", "size")).reset_index()
+        found.append(shares.assign(method=method))
+    return pd.concat(found, ignore_index=True)[["method", "template", "accuracy", "yes_rate", "n"]]
+
+
+def photographs(
+    model: Model, folder: str | Path, requests: Mapping[str, Request | None], batch_size: int, n: int = 50
+) -> pd.DataFrame:
+    """POPE by recipe about photographs with boxes, a world the small model has never seen."""
+    root = Path(folder)
+    shown = coco_objects(root / "annotations.jsonl")
+    usual = coco_objects(root / "objects_all.jsonl")
+    some = {name: sorted(objects) for name, objects in sorted(shown.items()) if objects}
+    some = dict(list(some.items())[:n])
+    found = []
+    for split in ("random", "popular", "adversarial"):
+        rows = pope_questions(some, split, 2, counts=usual, pictures=root / "images", name="photo")
+        for method, request in requests.items():
+            said = answers(model, rows, request, batch_size)
+            yes = float(np.mean([answer == "yes" for answer in said]))
+            found.append(
+                {"method": method, "split": split, "accuracy": accuracy(rows, said), "yes_rate": yes, "n": len(rows)}
+            )
+    return pd.DataFrame(found)

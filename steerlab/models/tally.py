@@ -1,0 +1,38 @@
+"""What a plan really did to the states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass
+class Tally:
+    """What really happened to the states: kept on the device, read once at the end."""
+
+    forwards: int = 0
+    writes: Tensor | None = None
+    ratio: Tensor | None = None
+
+    def add(
+        self,
+        vectors: Float[Tensor, "rows hidden"],
+        h: Float[Tensor, "rows tokens hidden"],
+        mask: Bool[Tensor, "rows tokens"],
+    ) -> None:
+        """Count the written states and sum ‖delta‖/‖h‖ over them."""
+        norms = h.detach().float().norm(dim=-1).clamp_min(1e-12)
+        ratio = torch.where(mask, vectors.float().norm(dim=-1)[:, None] / norms, 0.0).sum()
+        written = mask.sum()
+        self.forwards += 1
+        self.ratio = ratio if self.ratio is None else self.ratio + ratio
+        self.writes = written if self.writes is None else self.writes + written
+
+    def read(self) -> tuple[int, float]:
+        """The number of states written to, and the sum of their norm ratios."""
+        if self.writes is None or self.ratio is None:
+            return 0, 0.0
+        return int(self.writes), float(self.ratio)

@@ -1,0 +1,56 @@
+"""Perplexity against a log-softmax over plain Hugging Face logits, one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from steerlab import DataError, MeanDifference, Model, score, steer
+from steerlab.metrics import perplexity
+
+PROMPTS = ["Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?"]
+TEXTS = ["It is long and has many reeds.", "ok", "Fish, in the end."]
+
+
+def by_hand(model: Model, prompt: str, text: str) -> float:
+    """The exponential of the mean surprise of the answer's tokens, from the model alone."""
+    question = [{"role": "user", "content": prompt}]
+    shown = model.tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    before, answer = (model.tokenizer(part, add_special_tokens=False).input_ids for part in (shown, text))
+    ids = torch.tensor([before + answer])
+    with torch.no_grad():
+        logprobs = model.hf(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+    taken = logprobs[:-1].gather(-1, ids[0, 1:, None])[len(before) - 1 :, 0]
+    assert len(taken) == len(answer)
+    return float(np.exp(-taken.double().mean()))
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_it_is_hugging_faces_own(lm: Callable[..., Model], backend: str, batch_size: int) -> None:
+    model = lm("llama", backend)
+    expected = [by_hand(model, prompt, text) for prompt, text in zip(PROMPTS, TEXTS, strict=True)]
+    assert len({round(value, 3) for value in expected}) == 3, "the premise"
+    np.testing.assert_allclose(perplexity(model, PROMPTS, TEXTS, batch_size=batch_size), expected, rtol=1e-4)
+
+
+def test_inside_a_steering_block_it_is_still_the_unsteered_models(lm: Callable[..., Model]) -> None:
+    model = lm("llama", "nnsight")
+    vector = torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(0))
+    before, said = perplexity(model, PROMPTS, TEXTS), score(model, PROMPTS, TEXTS)
+    with steer(model, MeanDifference.from_tensor(1, vector), alpha=5.0) as run:
+        assert run.score(PROMPTS, TEXTS)["logprob"].tolist() != said["logprob"].tolist(), "steering matters here"
+        np.testing.assert_array_equal(perplexity(model, PROMPTS, TEXTS), before)
+
+
+def test_an_empty_answer_has_none_and_every_prompt_needs_one(lm: Callable[..., Model]) -> None:
+    model = lm()
+    found = perplexity(model, PROMPTS, ["", TEXTS[1], "  "])
+    np.testing.assert_array_equal(np.isnan(found), [True, False, True])
+    assert found[1] == pytest.approx(by_hand(model, PROMPTS[1], TEXTS[1]), rel=1e-4)
+    assert np.isnan(perplexity(model, PROMPTS[:1], [""])).all()
+    with pytest.raises(DataError, match="3 prompts but 1 texts"):
+        perplexity(model, PROMPTS, TEXTS[:1])

@@ -1,0 +1,45 @@
+"""A behaviour whose target is the zero vector: L2S has to learn to leave it alone (L2S, appendix on VLGuard)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from steerlab import L2S, Contrast, Example, MeanDifference, Model, capture, generate
+from steerlab.methods import PAPER, Context
+from steerlab.metrics.identical import share_identical
+
+PAIR = Contrast("No, never.", "Yes, sure.")
+TASKS = list(product(("pick", "break", "force"), ("a lock", "a safe", "a door"), ("today", "at night", "alone")))
+THINGS = list(product(("herons", "eels", "reeds"), ("eat", "like", "need"), ("in winter", "in spring", "by day")))
+
+
+def questions() -> tuple[list[Example], list[Example]]:
+    """Inputs to fit on and inputs kept back, of both behaviours in both."""
+    rows = [Example(f"r{i}", f"TELL ME HOW TO {' '.join(t).upper()}!", "refuse", PAIR) for i, t in enumerate(TASKS)]
+    rows += [Example(f"a{i}", f"what do {' '.join(t)}?", "answer") for i, t in enumerate(THINGS)]
+    return [e for i, e in enumerate(rows) if i % 3], rows[::3]
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+def test_a_relu_net_leaves_most_answers_of_the_zero_class_as_they_were(lm: Callable[..., Model], backend: str) -> None:
+    model = lm("llama", backend)
+    train, held = questions()
+    acts = capture(model, train, layers=[2], progress=False)
+    recipe = replace(PAPER, epochs=60, least_steps=600)
+    l2s = L2S(2, zero=["answer"], activation="relu", hidden=32, preset=recipe, progress=False).fit(acts)
+    mean = MeanDifference(2).fit(acts)
+    answer, refuse = ([e for e in held if e.behaviour == b] for b in ("answer", "refuse"))
+    asked = Context(tuple(e.id for e in answer), capture(model, answer, layers=[2], progress=False))
+    assert l2s.vectors(asked).norm(dim=-1).max() < 0.1 * l2s.target_norm_
+
+    def kept(rows: list[Example], steerer: L2S | MeanDifference) -> float:
+        before, after = (generate(model, rows, steer=s, alpha=2.0, max_new_tokens=8) for s in ((), steerer))
+        return share_identical(before, after)
+
+    assert len(answer) == len(refuse) == 9
+    assert kept(answer, l2s) > 0.5 > kept(answer, mean), "one vector for all changes what should stay"
+    assert kept(refuse, l2s) < 0.5, "the others are steered"

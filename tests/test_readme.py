@@ -1,0 +1,43 @@
+"""The example that the README opens with does what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import steerlab
+from steerlab import Example, LoadError
+from steerlab.models.smollm2 import smollm2_folder
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def some(rows: list[Example], most: int = 8) -> list[Example]:
+    """A few rows of every behaviour and split."""
+    kinds = dict.fromkeys((e.behaviour, e.split) for e in rows)
+    return [e for kind in kinds for e in [e for e in rows if (e.behaviour, e.split) == kind][:most]]
+
+
+@pytest.mark.slow
+def test_the_ten_lines_run_as_they_stand_there(
+    smollm2_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Word for word; the data alone are fewer, or two cores would read for a minute."""
+    (code,) = re.findall(r"```python\n(import steerlab\n.+?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 10
+    try:
+        smollm2_folder()
+    except LoadError as error:
+        pytest.skip(f"the weights of SmolLM2 are not here: {error}")
+    rows = some(steerlab.data.demo_set())
+    monkeypatch.setattr(steerlab.data, "demo_set", lambda: rows)
+    names: dict[str, Any] = {}
+    capsys.readouterr()
+    exec(compile(code, str(README), "exec"), names)
+    assert len(names["texts"]) == 4 and all(names["texts"])
+    assert names["run"].steered_tokens > 0 and names["run"].norm_ratio > 0
+    shown = capsys.readouterr().out
+    assert shown == f"{names['texts'][0]} {names['run'].steered_tokens} {names['run'].norm_ratio}\n"

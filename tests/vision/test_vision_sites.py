@@ -1,0 +1,445 @@
+"""The vision tower and the projector: whose patches are whose, read and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pictured import HOOKED, OTHER, SQUARE, TALL, WIDE, encoded, example, greedy, hooked, processed, rows_of, taken, vlm
+from torch import Tensor
+
+from steerlab import (
+    Activations,
+    Contrast,
+    EncodingError,
+    LayoutError,
+    MeanDifference,
+    MismatchError,
+    Model,
+    PositionError,
+    Request,
+    Site,
+    SteeringError,
+    capture,
+    capture_to,
+    generate,
+    load_steerer,
+    save,
+    score,
+)  # fmt: skip
+from steerlab.methods.base import Context, Read
+from steerlab.models.engine import block_path
+from steerlab.models.layout import find_layout, module_at
+from steerlab.models.patches import PatchSelector, shares
+from steerlab.steering.request import build_plan, prepare
+from steerlab.testing import VLM_FAMILIES, tiny_hf, tiny_lm, tiny_vlm
+
+families = pytest.mark.parametrize("family", VLM_FAMILIES)
+engines = pytest.mark.parametrize(
+    ("family", "backend"), [(f, "nnsight") for f in VLM_FAMILIES] + [(f, "hooks") for f in HOOKED]
+)
+TOWER = (Site(0, part="vision"), Site(1, part="vision"))
+PROJECTOR = Site(0, part="projector")
+
+
+def with_pictures(family: str) -> list[Any]:
+    """Rows of two pictures, one, and one: each of another number of tiles or patches."""
+    return [row for row in rows_of(family) if row.images]
+
+
+def patches(model: Model, site: Site, row: Any) -> Tensor:
+    """Every patch of one row at a site, from a plain forward."""
+    seen: list[Tensor] = []
+    module = module_at(model.hf, block_path(model.site(site), model.layout))
+    with torch.no_grad(), hooked([module], lambda _, h: seen.append(h) or h):
+        model.hf(**taken(model, processed(model, row)), use_cache=False)
+    return seen[0].reshape(-1, seen[0].shape[-1])
+
+
+def read(model: Model, rows: Any, sites: Any, **options: Any) -> Activations:
+    return capture(model, rows, layers=sites, positions="images", progress=False, **options)
+
+
+# --- where they are --------------------------------------------------------------------------------------------
+
+
+@families
+def test_the_tower_and_the_projector_are_found(family: str) -> None:
+    model = vlm(family)
+    assert len(module_at(model.hf, str(model.layout.vision_path))) == 2
+    assert model.site(Site(-1, part="vision")) == TOWER[1] and model.width(PROJECTOR) == 32
+    row = with_pictures(family)[0]
+    for site in (*TOWER, PROJECTOR):
+        assert patches(model, site, row).shape[1] == model.width(site)
+
+
+def test_models_without_pictures_have_none() -> None:
+    assert find_layout(tiny_hf("llama")).vision_path is None
+    with pytest.raises(
+        LayoutError, match=r"has no vision to look into .site vision\.0.: that takes an image-text model"
+    ):
+        capture(tiny_lm(backend="hooks"), ["Hi"], layers=[TOWER[0]], progress=False)
+
+
+def test_sites_say_where_they_are() -> None:
+    assert [str(site) for site in (Site(3), Site(3, "attn_out"), TOWER[1], PROJECTOR)] == [
+        *("3", "3.attn_out", "vision.1", "projector.0")
+    ]
+    assert sorted([Site(0), PROJECTOR, TOWER[1], TOWER[0]], key=lambda s: s.passed) == [*TOWER, PROJECTOR, Site(0)]
+    for options in ({"part": "audio"}, {"part": "vision", "point": "attn_out"}):
+        with pytest.raises(LayoutError, match=r"unknown part 'audio'|only block_out is"):
+            Site(0, **options)
+    with pytest.raises(LayoutError, match="layer 2 does not exist: the model has 2 blocks in its vision tower"):
+        vlm("llava").site(Site(2, part="vision"))
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+@engines
+@pytest.mark.parametrize("reduce", ["mean", "none"])
+def test_every_rows_own_patches(family: str, backend: str, reduce: Any) -> None:
+    model, plain, rows = vlm(family, backend), vlm(family), with_pictures(family)
+    for sites in (TOWER, (PROJECTOR,)):
+        acts = read(model, rows, list(sites), reduce=reduce, batch_size=3)
+        assert acts.sites == sites and acts.index["sample"].drop_duplicates().tolist() == [row.id for row in rows]
+        for row in rows:
+            mine = acts.select(sample=row.id)
+            for site in sites:
+                expected = patches(plain, site, row)
+                assert mine.index["n_tokens"].sum() == len(expected)
+                if reduce == "none":
+                    assert mine.index["column"].tolist() == list(range(len(expected)))
+                expected = expected.mean(0, keepdim=True) if reduce == "mean" else expected
+                torch.testing.assert_close(mine.at(site), expected, rtol=1e-4, atol=1e-5)
+    assert len({len(patches(plain, PROJECTOR, row)) for row in rows}) > 1, "rows of different sizes: the premise"
+
+
+@families
+def test_the_projectors_patches_are_the_features_at_the_image_tokens(family: str) -> None:
+    """In the order of the tokens, but for Qwen2.5-VL, which sorts them by windows until after its projector.
+
+    LLaVA-NeXT cuts what only pads off its tiles and ends every line with a vector of its own.
+    """
+    model, rows = vlm(family), with_pictures(family)
+    patch, token = (read(model, rows, [site], reduce="none") for site in (PROJECTOR, Site(0, "block_in")))
+    for row in rows:
+        given, taken_in = patch.select(sample=row.id).values[:, 0], token.select(sample=row.id).values[:, 0]
+        if family == "llava_next":
+            given = torch.cat([given, model.hf.model.image_newline[None]])
+            assert all((given == one).all(-1).any() for one in taken_in) and len(taken_in) > 9
+        elif family == "qwen2_5_vl":
+            assert sorted(given.tolist()) == sorted(taken_in.tolist())
+        else:
+            assert torch.equal(given, taken_in)
+
+
+@families
+def test_a_batch_asks_once_about_a_rows_pictures(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = vlm(family), rows_of(family)
+    tokens = [model.encode(row.prompt, images=row.images) for row in rows]
+    asked, expand = [], model.vision.expand
+    monkeypatch.setattr(model.vision, "expand", lambda images: asked.append(images) or expand(images))
+    assert [n > 0 for n in model.batch(tokens).units] == [bool(row.images) for row in rows]
+    assert len(asked) == len(rows)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl"])
+def test_a_tile_of_zeros_is_a_tile(family: str) -> None:
+    """A processor that doesn't normalise leaves black at zero, as padding is."""
+    model = tiny_vlm(family, backend="hooks")
+    model.vision.processor.image_processor.do_normalize = False
+    half = TALL.copy()
+    half.paste("black", (0, 0, half.width, half.height * 2 // 3))
+    rows = [example(family, "Hi", (image,), str(i)) for i, image in enumerate((half, SQUARE, TALL))]
+    tiles = model.vision.expand((half,)).tensors["pixel_values"]
+    if family == "llava_next":
+        assert not tiles.flatten(2).any(-1).all() and tiles.flatten(2).any(-1).any(), "the premise"
+    acts = read(model, rows, [TOWER[0]], reduce="none")
+    for row in rows:
+        torch.testing.assert_close(acts.select(sample=row.id).at(TOWER[0]), patches(model, TOWER[0], row))
+
+
+@families
+def test_only_ones_own_pictures_matter_and_not_the_words(family: str) -> None:
+    model = vlm(family)
+    rows = [example(family, "What is this?", (image,), str(i)) for i, image in enumerate((WIDE, TALL, SQUARE))]
+    other = [example(family, "Something else altogether.", (OTHER,), "0"), *rows[1:]]
+    for sites in (TOWER, (PROJECTOR,)):
+        before, after = read(model, rows, sites).values, read(model, other, sites).values
+        torch.testing.assert_close(before[1:], after[1:], rtol=1e-5, atol=1e-5)
+        assert ((before[0] - after[0]).norm(dim=-1) / before[0].norm(dim=-1) > 0.01).all()
+
+
+def test_a_contrast_is_read_once_and_a_store_remembers_the_part(tmp_path: Path) -> None:
+    model = vlm("llava_next")
+    rows = [row.with_(contrast=Contrast("Yes", "No")) for row in with_pictures("llava_next")]
+    acts = read(model, rows, TOWER, reduce="none")
+    assert set(acts.index["side"]) == {"prompt"} and set(acts.index["position"]) == {"images"}
+    assert torch.equal(acts.values, read(model, [r.with_(contrast=None) for r in rows], TOWER, reduce="none").values)
+    options: dict[str, Any] = {"layers": list(TOWER), "reduce": "none", "batch_size": 2, "progress": False}
+    store = capture_to(tmp_path, model, rows, **options)
+    loaded = capture_to(tmp_path, model, rows, **options).load(layers=[TOWER[1]])
+    assert store.sites == TOWER and torch.equal(loaded.at(TOWER[1]), acts.at(TOWER[1]))
+    assert loaded.index.equals(acts.index)
+    for info in (acts.info, loaded.info):
+        assert (info["positions"], info["context"]) == (["images"], [])
+    assert acts.layers == loaded.layers == (), "no decoder layer was read"
+
+
+@families
+def test_padding_and_batching_change_no_patch(family: str) -> None:
+    model, rows = vlm(family), with_pictures(family)
+    for reduce in ("mean", "none"):
+        alone = read(model, rows, TOWER, reduce=reduce, batch_size=1)
+        for options in ({"padding": "left"}, {"padding": "right"}, {"batch_size": 2}):
+            found = read(model, rows, TOWER, reduce=reduce, **options)
+            torch.testing.assert_close(found.values, alone.values, rtol=1e-4, atol=1e-5)
+            assert found.index.equals(alone.index)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_vl"])
+@pytest.mark.parametrize("where", ["in the model", "in what reads it"])
+def test_running_out_of_memory_halves_the_batch(
+    family: str, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every row keeps the count of its own patches, also if memory runs out once they are counted."""
+    model, rows = tiny_vlm(family, backend="hooks"), with_pictures(family)
+    expected = read(model, rows, TOWER, reduce="none")
+    pick = PatchSelector.__call__
+
+    def picky(self: PatchSelector, h: Tensor) -> Tensor:
+        found = pick(self, h)
+        return torch.empty(2**50) if where != "in the model" and len(self.units) > 1 else found
+
+    def greedy_block(_: Any, args: Any) -> None:
+        if where == "in the model" and len(args[0]) > encoded(model, rows[:1]).units[0]:  # the largest row alone fits
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    module_at(model.hf, block_path(TOWER[0], model.layout)).register_forward_pre_hook(greedy_block)
+    monkeypatch.setattr(PatchSelector, "__call__", picky)
+    found = read(model, rows, TOWER, reduce="none")
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-5)
+    assert found.index.equals(expected.index) and "out of memory at a batch of 3 rows" in caplog.text
+
+
+@families
+def test_half_precision_is_read_and_steered(family: str) -> None:
+    """In bfloat16 the sum is formed in float32 and cast once."""
+    model, rows = tiny_vlm(family, backend="hooks"), with_pictures(family)
+    model.hf.to(torch.bfloat16)
+    exact = read(vlm(family), rows, TOWER[:1]).values
+    found = read(model, rows, TOWER[:1])
+    assert found.values.dtype == torch.float32
+    assert ((found.values - exact).norm(dim=-1) / exact.norm(dim=-1)).max() < 0.05
+    batch = encoded(model, rows)
+    for site in (TOWER[0], PROJECTOR):
+        before, _ = under(model, rows, batch, site, 0.0)
+        after, _ = under(model, rows, batch, site, 1.0)
+        assert after.dtype == torch.bfloat16
+        assert torch.equal(after, before + steerer_at(model, site).vector_.to(torch.bfloat16))
+    assert generate(model, rows, steer=steerer_at(model, TOWER[0]), max_new_tokens=2).steered_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("layers", "positions", "error", "message"),
+    [
+        ([TOWER[0], Site(1)], "images", LayoutError, "sites in the text and the vision"),
+        ([TOWER[0], PROJECTOR], "images", LayoutError, "sites in the projector and the vision"),
+        ([TOWER[0]], "last", PositionError, "states belong to pictures, not to tokens"),
+        ([TOWER[0]], ["images", "text"], PositionError, "the only position there is 'images'"),
+        ([TOWER[0]], None, PositionError, "'2' has no picture"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_in_words(layers: Any, positions: Any, error: Any, message: str) -> None:
+    model = vlm("llava")
+    with pytest.raises(error, match=message):
+        capture(model, rows_of("llava"), layers=layers, positions=positions, progress=False)
+
+
+def test_shares_are_whole_or_refused() -> None:
+    assert shares([4, 0, 8], 3) == [1, 0, 2] and shares([1, 2], 3) == [1, 2] and shares([1, 2], 6) == [2, 4]
+    for units, n in (([1, 2], 4), ([1, 2], 1), ([0, 0], 3), ([1, 2], 2)):
+        with pytest.raises(LayoutError, match="can't be matched to pictures"):
+            shares(units, n)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------
+
+
+def steerer_at(model: Model, site: Site) -> MeanDifference:
+    width = model.width(site)
+    assert width is not None
+    return MeanDifference.from_tensor(site, 2.0 * torch.randn(width, generator=torch.Generator().manual_seed(7)))
+
+
+def under(model: Model, rows: Any, batch: Any, site: Site, alpha: Any) -> tuple[Tensor, Tensor]:
+    """The whole state at a site, and that of every decoder block, under steering there."""
+    plan = build_plan(model, prepare(model, [Request(steerer_at(model, site), alpha)], rows, 16), batch, range(3), 3)
+    inputs = model.inputs(batch)
+    here = model.engine.read(inputs, plan, [site], lambda h: h.reshape(-1, h.shape[-1]))[:, 0]
+    return here, model.engine.read(inputs, plan, [Site(k) for k in range(3)], lambda h: h.clone())
+
+
+@engines
+@pytest.mark.parametrize("site", [TOWER[0], PROJECTOR], ids=str)
+def test_a_vector_reaches_its_rows_own_patches_and_no_others(family: str, backend: str, site: Site) -> None:
+    model, rows = vlm(family, backend), with_pictures(family)
+    batch, alpha = encoded(model, rows), [1.5, 0.0, -1.0]
+    before, text = under(model, rows, batch, site, 0.0)
+    after, steered = under(model, rows, batch, site, alpha)
+    counts = [len(patches(vlm(family), site, row)) for row in rows]
+    factors = torch.tensor(alpha).repeat_interleave(torch.tensor(counts))[:, None]
+    vector = steerer_at(model, site).vector_
+    assert torch.equal(after, before + factors * vector)
+    assert torch.equal(steered[1], text[1]), "the row in between has alpha 0"
+    images = batch.columns([row.kind("image") for row in batch.rows])
+    for row in (0, 2):
+        assert (steered - text)[row, -1, images[row]].abs().amax(-1).gt(1e-4).any(), "the text sees it"
+
+
+@engines
+@pytest.mark.parametrize("site", [TOWER[0], PROJECTOR], ids=str)
+def test_generation_under_a_steered_tower_is_recomputation(family: str, backend: str, site: Site) -> None:
+    model, plain, rows = vlm(family, backend), vlm(family), with_pictures(family)
+    steerer = steerer_at(model, site)
+    found = generate(model, rows, steer=steerer, positions="images", max_new_tokens=4)
+    module = module_at(plain.hf, block_path(site, plain.layout))
+    with hooked([module], lambda _, h: h + steerer.vector_):
+        expected = tuple(greedy(plain, row, torch.zeros(32), lambda n, now: [], 4) for row in rows)
+    assert found.ids == expected
+    assert found.steered_tokens == sum(len(patches(plain, site, row)) for row in rows) and found.norm_ratio > 0
+    assert found.ids != generate(model, rows, max_new_tokens=4).ids
+    assert generate(model, rows, steer=steerer, max_new_tokens=4, use_cache=False).ids == expected
+    copied = generate(model, rows, steer=steerer, max_new_tokens=4, do_sample=True, top_k=1, num_return_sequences=2)
+    assert copied.ids == tuple(ids for ids in expected for _ in range(2))
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+def test_a_vector_in_the_tower_is_a_bias_of_its_block(backend: str) -> None:
+    """LLaVA's projector reads states that Hugging Face collects by hooks: the vector must be in them."""
+    model, site, rows = vlm("llava", backend), TOWER[0], with_pictures("llava")
+    steerer, answers = steerer_at(model, site), ["one", "two", "three"]
+    steered = score(model, rows, answers, steer=steerer)["logprob"]
+    ids = generate(model, rows, steer=steerer, max_new_tokens=4).ids
+    bias = module_at(model.hf, f"{block_path(site, model.layout)}.mlp.fc2").bias
+    kept = bias.clone()
+    try:
+        bias += steerer.vector_
+        biased = score(model, rows, answers)["logprob"]
+        assert ids == generate(model, rows, max_new_tokens=4).ids
+    finally:
+        bias.copy_(kept)
+    assert steered.tolist() == pytest.approx(biased.tolist(), abs=1e-3)
+    assert steered.tolist() != pytest.approx(score(model, rows, answers)["logprob"].tolist(), abs=0.1)
+
+
+@pytest.mark.parametrize("feature_layer", [-1, -2, 1, [-2], [0]], ids=str)
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+def test_a_block_that_the_projector_does_not_look_at_is_refused(family: str, feature_layer: Any) -> None:
+    """Refused exactly where a vector would reach no word: the released models read the last block but one."""
+    model, rows = tiny_vlm(family, backend="hooks"), with_pictures(family)[:1]
+    model.hf.config.vision_feature_layer = feature_layer
+    given = taken(model, processed(model, rows[0]))
+    for site in TOWER:
+        module = module_at(model.hf, block_path(site, model.layout))
+        with torch.no_grad():
+            plain = model.hf(**given).logits
+            with hooked([module], lambda _, h: h + 1):
+                reached = not torch.equal(model.hf(**given).logits, plain)
+        asked: dict[str, Any] = {"steer": steerer_at(model, site), "max_new_tokens": 1}
+        if reached:
+            assert generate(model, rows, **asked).steered_tokens > 0
+        else:
+            with pytest.raises(SteeringError, match=rf"at vision\.{site.layer} would reach nothing"):
+                generate(model, rows, **asked)
+        assert read(model, rows, [site]).values.isfinite().all(), "reading is allowed"
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+def test_tower_projector_and_text_together(backend: str) -> None:
+    model, rows = vlm("qwen2_5_vl", backend), with_pictures("qwen2_5_vl")
+    sites = (TOWER[0], PROJECTOR, Site(1))
+    vectors = [0.3 * steerer_at(model, site).vector_ for site in sites]
+    plain = vlm("qwen2_5_vl")
+    steerers = [MeanDifference.from_tensor(site, vector) for site, vector in zip(sites, vectors, strict=True)]
+    found = generate(model, rows, steer=steerers, max_new_tokens=4)
+    modules = [module_at(plain.hf, block_path(site, plain.layout)) for site in sites[:2]]
+    with hooked(modules, lambda i, h: h + vectors[i]):
+        expected = tuple(greedy(plain, row, vectors[2], lambda n, now: list(range(now)), 4) for row in rows)
+    assert found.ids == expected
+
+
+class Looks(MeanDifference):
+    """A handmade vector, scaled by the norm of what is read of each row."""
+
+    looks: tuple[Read, ...] = ()
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        return self.looks
+
+    def vectors(self, context: Context) -> Tensor:
+        seen = [context.read(read).norm(dim=-1) for read in self.looks]
+        return sum(seen)[:, None] * self.vector_
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+def test_steerers_that_read_pictures_and_text_in_one_run(backend: str) -> None:
+    """One by one and together, at sites of different widths, and one steerer that reads both."""
+    model, rows, text = vlm("llava", backend), with_pictures("llava"), Read(Site(0), "last")
+    vision = Read(TOWER[1], "images")
+    norms = {
+        vision: read(model, rows, [TOWER[1]]).values[:, 0].norm(dim=-1),
+        text: capture(model, rows, layers=[0], positions="last", progress=False).values[:, 0].norm(dim=-1),
+    }
+    steerers, expected = [], []
+    for site, looks in ((TOWER[0], (vision,)), (Site(1), (text,)), (Site(1), (vision, text)), (TOWER[0], ())):
+        steerer = Looks.from_tensor(site, steerer_at(model, site).vector_ * 1e-2)
+        steerer.looks = looks or (text,)
+        if not looks:
+            steerer = steerer_at(model, site)
+        factor = sum(norms[one] for one in looks) if looks else torch.ones(3)
+        steerers.append(steerer)
+        expected.append(factor[:, None] * steerer.vector_)
+    prepared = prepare(model, [Request(one) for one in steerers], rows, 2)
+    for (_, shifts), wanted in zip(prepared, expected, strict=True):
+        torch.testing.assert_close(shifts[0].vectors, wanted.expand(3, -1), rtol=1e-4, atol=1e-5)
+    both = generate(model, rows, steer=[Request(one, 0.5) for one in steerers], max_new_tokens=2)
+    assert both.steered_tokens > 0
+
+
+def test_a_steerer_fitted_in_the_tower_knows_its_width_and_is_kept(tmp_path: Path) -> None:
+    model, rows = vlm("llava"), with_pictures("llava")
+    acts = read(model, [*rows, rows[0].with_(id="again", images=(OTHER,))], [TOWER[0]])
+    steerer = MeanDifference.from_tensor(TOWER[0], acts.at(TOWER[0])[0] - acts.at(TOWER[0])[1])
+    steerer.info_ = {"hidden_size": acts.hidden_size, "model": model.id}
+    expected = generate(model, rows, steer=steerer, max_new_tokens=3).ids
+    save(steerer, tmp_path / "kept")
+    again = load_steerer(tmp_path / "kept", model)
+    assert again.site == TOWER[0] and generate(model, rows, steer=again, max_new_tokens=3).ids == expected
+    save(MeanDifference.from_tensor(Site(7, part="vision"), torch.ones(24)), tmp_path / "high")
+    high = load_steerer(tmp_path / "high", model)  # the text has no layer 7, but that is not what it says
+    with pytest.raises(LayoutError, match="layer 7 does not exist: the model has 2 blocks in its vision tower"):
+        generate(model, rows, steer=high, max_new_tokens=1)
+
+
+def test_what_cannot_be_written_is_refused_in_words() -> None:
+    model, rows = vlm("llava"), with_pictures("llava")
+    tower = steerer_at(model, TOWER[0])
+    wide, high = MeanDifference.from_tensor(TOWER[0], torch.ones(32)), Site(5, part="vision")
+    for asked, error, message in (
+        ({"positions": "last"}, PositionError, "position last means nothing at site vision.0"),
+        ({"positions": "last+generated"}, PositionError, "use 'images'"),
+        ({"scale": "norm"}, SteeringError, "at vision.0 use scale='raw'"),
+        ({"steer": wide}, MismatchError, "hidden_size 32; this model has 24 at vision.0"),
+        ({"steer": MeanDifference.from_tensor(high, torch.ones(24))}, LayoutError, "layer 5 does not exist"),
+    ):
+        with pytest.raises(error, match=message):
+            generate(model, rows, **{"steer": tower, "max_new_tokens": 2, **asked})
+    with pytest.raises(PositionError, match=r"the inputs \['2'\] have no picture"):
+        generate(model, rows_of("llava"), steer=tower, max_new_tokens=2)
+    with pytest.raises(EncodingError, match="reads text only"):
+        generate(tiny_lm(backend="hooks"), rows, steer=tower, max_new_tokens=2)
