@@ -6,6 +6,7 @@ import argparse
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,8 @@ import pandas as pd
 from steerlab import Example, Model
 from steerlab.data import data_hash
 from steerlab.metrics import bootstrap_ci
+
+ROOT = Path(__file__).parents[1]
 
 
 def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
@@ -46,16 +49,26 @@ def of_split(examples: Sequence[Example], *splits: str) -> list[Example]:
 
 
 def provenance(model: Model, examples: Sequence[Example], args: argparse.Namespace) -> dict[str, Any]:
-    """Everything needed to run it again."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    """Everything needed to run it again; `dirty`: the code is not that of the commit (results do not count)."""
+    changed = _git("status", "--porcelain", "--", "analyses", "steerlab", ":(exclude)analyses/results")
     return {
         **model.info(),
         "device": str(model.device),
         "data": data_hash(examples),
         "arguments": {k: v for k, v in vars(args).items() if k not in ("data", "harmless", "out")},
-        "commit": commit.stdout.strip() or None,
+        "commit": _git("rev-parse", "--short", "HEAD") or None,
+        "dirty": None if changed is None else bool(changed),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says in this repository; None where there is none, or no git."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def estimate(values: Sequence[float], seed: int, statistic: str = "mean") -> dict[str, float]:

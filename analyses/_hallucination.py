@@ -20,14 +20,14 @@ from steerlab._support.pictures import open_picture
 from steerlab.data import pope_file, pope_questions
 from steerlab.data.scenes import Scene, World
 from steerlab.methods import PAPER, Context
-from steerlab.metrics import yes_no_ids, yes_no_logits
+from steerlab.metrics import YesNo, yes_no_ids, yes_no_logits
 
 SPLITS = ("random", "popular", "adversarial")
 ALPHAS = (0.5, 1.0, 1.5, 2.0)
 # the released code writes at every token; the paper's text says generated tokens, which the first answer never feels
 SCOPES = {"as released": "all", "as written": "generated", "first token too": "last+generated"}
 SEARCHED = ("all", "last+generated")
-PICTURES = {"train": 700, "validation": 200, "test": 500}
+PICTURES = {"train": 700, "validation": 150, "test": 500}
 NETS: dict[str, tuple[str, int]] = {"tanh, 100": ("tanh", 100), "relu, 100": ("relu", 100), "relu, 300": ("relu", 300)}
 
 
@@ -90,14 +90,21 @@ def pope_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], l
     return train, held, test
 
 
-def answers(
+def first_tokens(
     model: Model, rows: Sequence[Example], request: Request | None, batch_size: int, progress: bool = False
-) -> list[str]:
-    """Yes or no by the first token."""
+) -> YesNo:
+    """Yes or no by the first token, a forced choice; `other` marks the rows about to say neither."""
     yes, no = yes_no_ids(model.tokenizer)
     steer = () if request is None else request
-    logits = steerlab.first_logits(model, rows, [*yes, *no], steer=steer, batch_size=batch_size, progress=progress)
-    return yes_no_logits(logits, range(len(yes)), range(len(yes), len(yes) + len(no))).answers
+    logits = steerlab.first_logits(
+        model, rows, [*yes, *no], rest=True, steer=steer, batch_size=batch_size, progress=progress
+    )
+    return yes_no_logits(logits, range(len(yes)), range(len(yes), len(yes) + len(no)))
+
+
+def answers(model: Model, rows: Sequence[Example], request: Request | None, batch_size: int) -> list[str]:
+    """Yes or no by the first token."""
+    return first_tokens(model, rows, request, batch_size).answers
 
 
 def accuracy(rows: Sequence[Example], said: Sequence[str]) -> float:
@@ -114,12 +121,17 @@ def fit_l2s(acts: Activations, layer: int, context: int, net: str, seed: int) ->
     ).fit(acts)
 
 
+def searched(model: Model, args: argparse.Namespace) -> list[int]:
+    """The layers to look at: all, or those of `--layers`."""
+    return list(range(model.n_layers)) if args.layers is None else [int(layer) for layer in args.layers.split(",")]
+
+
 def where_to_write(
     model: Model, held: list[Example], train: Activations, own: Activations, args: argparse.Namespace
 ) -> pd.DataFrame:
     """Accuracy on validation of the oracle and of the mean vector at every layer, strength and scope."""
     found = []
-    layers = tqdm(range(model.n_layers), desc="where to write", unit="layer")
+    layers = tqdm(searched(model, args), desc="where to write", unit="layer")
     for layer in layers:
         steerers = {"p2s": P2S(layer).fit(own), "mean": MeanDifference(layer).fit(train)}
         for (name, steerer), alpha, positions in product(steerers.items(), ALPHAS, SEARCHED):
@@ -145,7 +157,7 @@ def what_to_read(
     for layer in list(dict.fromkeys(best["layer"]))[:3]:
         oracle = P2S(layer).fit(own).vectors(Context(ids, own))
         tried: list[tuple[float, int, str, Tensor]] = []
-        for context, net in tqdm(list(product(range(model.n_layers), NETS)), desc=f"layer {layer}: what to read"):
+        for context, net in tqdm(list(product(searched(model, args), NETS)), desc=f"layer {layer}: what to read"):
             predicted = fit_l2s(train, layer, context, net, args.seed).vectors(Context(ids, own))
             tried.append((float(((predicted * oracle).sum(-1) > 0).float().mean()), context, net, predicted))
         for agreement, context, net, predicted in sorted(tried, key=lambda one: -one[0])[:3]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -27,6 +28,8 @@ from steerlab import (
 )
 from steerlab.analysis.behaviour import judge
 from steerlab.analysis.study import Study
+from steerlab.data import ED_SLICE_PUBLISHED, mm_safety_bench, published_split
+from steerlab.data.mm_safety_bench import SCENARIOS
 from steerlab.methods import PAPER, Context, Steerer
 from steerlab.methods.l2s_data import equalise_norms
 from steerlab.metrics import perplexity
@@ -203,6 +206,23 @@ def check_behaviours(part: str, behaviours: Iterable[str]) -> None:
         )
 
 
+def published_counts(path: str | Path) -> dict[str, int]:
+    """The numbers of the published split, which counts ids: a removed record keeps its place.
+
+    `scored` are the test ids of the twelve scenarios with a wanted behaviour, `harmful` and `expert` those to refuse and
+    to defer on. `expert_published` is how many the paper's scores divide by: its slice begins one harmful row early.
+    """
+    wanted = [scenario.behaviour for scenario in SCENARIOS for _ in range(scenario.ids)]
+    train, test = published_split(len(wanted))
+    behaviours = Counter(wanted[index] for index in test)
+    found = {
+        "ids": len(wanted), "removed": len(wanted) - len(mm_safety_bench(path, include_unscored=True)),
+        "train": len(train), "test": len(test), "scored": behaviours["refuse"] + behaviours["defer"],
+        "harmful": behaviours["refuse"], "expert": behaviours["defer"], "expert_published": ED_SLICE_PUBLISHED,
+    }  # fmt: skip
+    return {f"counts.{name}": number for name, number in found.items()}
+
+
 def summarise(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
     """Every method's numbers with bootstrap intervals; perplexity is a median.
 
@@ -229,7 +249,10 @@ def summarise(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
 
 
 def cosines(methods: Mapping[str, Request | None], train: Activations, test: Activations) -> dict[str, Tensor]:
-    """Cosine of each test input's predicted and of the mean vector with its own P2S vector."""
+    """Cosine of each test input's predicted vector, and of the raw mean at the same layer, with its own P2S vector.
+
+    That mean tells how alike the inputs' vectors are; the mean vector that steers may write at another layer.
+    """
     learnt, mean = methods["l2s"], methods["mean"]
     assert learnt is not None and mean is not None
     assert isinstance(learnt.steerer, L2S) and isinstance(mean.steerer, MeanDifference)

@@ -2,8 +2,8 @@
 
     make demo        (or: python analyses/demo.py --out results/demo)
 
-Uses only what ships with the package: XSTest's unsafe prompts (CC BY 4.0), and advice questions and everyday
-instructions written for it.
+Uses only what ships with the package: XSTest's unsafe prompts (CC BY 4.0), advice questions and everyday instructions
+written for it, and, in the second half, a small image-text model with the world of pictures it was trained on.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import importlib.util
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from _common import as_markdown, limited, of_split, parser, provenance, show_table, tidy
+from _demo_pictures import picture_half, table_of
 from _safety import Setting, check_behaviours, l2s, mean_vector, run_methods, summarise
 
 import steerlab
@@ -49,6 +51,7 @@ def main() -> None:
     arguments = parser(__doc__, "results/demo")
     arguments.set_defaults(max_new_tokens=48, batch_size=32)
     arguments.add_argument("--train", type=int, default=60, help="training prompts of each behaviour")
+    arguments.add_argument("--pictures", type=int, default=200, help="pictures to train on, and as many to test on")
     arguments.add_argument("--test", type=int, default=24, help="test prompts of each behaviour")
     args = arguments.parse_args()
     begun = time.time()
@@ -60,7 +63,7 @@ def main() -> None:
     print(OPENING.format(model=args.model, layer=SETTING.layer, train=len(train), test=len(test)))
 
     identity = {"study": "demo", "seed": args.seed, "limit": args.limit, "model": args.model, "setting": vars(SETTING)}
-    study = Study(args.out, identity | {"sizes": [len(train), len(test), args.max_new_tokens]})
+    study = Study(args.out, identity | {"sizes": [len(train), len(test), args.max_new_tokens, args.pictures]})
     model = steerlab.load(args.model, device=args.device)
     layer = min(SETTING.layer, model.n_layers - 1)
     read = min(SETTING.context or layer, model.n_layers - 1)
@@ -76,12 +79,16 @@ def main() -> None:
     judged = run_methods(study, model, test, requests, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
     summary = summarise(judged, args.seed)
     measures = ["refuses", "defers", "distinct2", "fluent", "identical", "norm_ratio"]
-    study.finish(tidy(judged, args.model, measures), summary, page(judged, test), provenance(model, test, args))
-    draw(study.folder)
     table = pd.DataFrame({m: goals(frame) for m, frame in judged.groupby("method", sort=False)}).T
     shown = table[list(MEASURES.values())].rename(columns={v: k for k, v in MEASURES.items()})
     show_table("Shares of unseen prompts (distinct-2: share of different word pairs in an answer)", shown)
-    print(f"{args.out}: results.csv, summary.json, examples.md, demo.png ({time.time() - begun:.0f} s)")
+    seen, answered, questions = picture_half(study, args)
+    results = pd.concat([tidy(judged, args.model, measures), tidy_pictures(answered, questions)], ignore_index=True)
+    study.finish(results, {**summary, **seen}, page(judged, test), provenance(model, test, args))
+    draw(study.folder)
+    show_table("Share of true answers about unseen pictures, by kind of absent object", table_of(answered))
+    files = "results.csv, summary.json, examples.md, demo.png, demo_pictures.png"
+    print(f"{args.out}: {files} ({time.time() - begun:.0f} s)")
 
 
 def page(judged: pd.DataFrame, examples: Sequence[Example], per_behaviour: int = 5) -> str:
@@ -94,14 +101,29 @@ def page(judged: pd.DataFrame, examples: Sequence[Example], per_behaviour: int =
     return as_markdown("The same prompt under every method", blocks)
 
 
+def tidy_pictures(answered: pd.DataFrame, questions: Sequence[Example]) -> pd.DataFrame:
+    """The picture half's answers as measurements, one row each."""
+    truth = {row.id: row.behaviour for row in questions}
+    told = {"model": "scenes-vlm", "metric": "true_answer", "value": answered["right"].astype(float)}
+    return answered[["method", "sample"]].assign(behaviour=answered["sample"].map(truth), **told)
+
+
 def draw(folder: Path) -> None:
-    """The figure of `figures/demo.py`, beside the results."""
-    path = Path(__file__).parent.parent / "figures" / "demo.py"
-    spec = importlib.util.spec_from_file_location("demo_figure", path)
+    """The figures of the two halves, beside the results."""
+    script("demo").draw(folder).savefig(folder / "demo.png", dpi=200)
+    pictures = script("l2s_hallucination").draw_gallery(folder, columns=3)
+    if pictures is not None:
+        pictures.savefig(folder / "demo_pictures.png", dpi=200)
+
+
+def script(name: str) -> Any:
+    """A script of `figures/` as a module."""
+    path = Path(__file__).parent.parent / "figures" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"{name}_figure", path)
     assert spec is not None and spec.loader is not None
     figure = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figure)
-    figure.draw(folder).savefig(folder / "demo.png", dpi=200)
+    return figure
 
 
 if __name__ == "__main__":

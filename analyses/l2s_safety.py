@@ -3,12 +3,18 @@ questions to a professional, leave harmless instructions alone.
 
     python analyses/l2s_safety.py --model smollm2 --data .../mm_safetybench --out results/l2s_safety
 
-Layer, strength, positions, sentences and target scaling are chosen on a validation part of the *training* questions:
-a wide round over everything, then narrow ones around the best cell (balanced norms and end-of-turn tokens; other words
-for deferral; the layer L2S reads and its kind of net), for L2S and for the mean vector alike; the last ones have twice
-the inputs and decide. The wide round generates 86,400 answers: minutes on a GPU, many hours on two CPU cores
-(`--rounds narrow deferral context net again units` runs the others alone). Finished blocks, activations and answers are
-kept, and a run resumes. The test questions are the published split's.
+Layer, strength, positions, sentences and target scaling are chosen on a validation part of the *training* questions.
+The wide round tries the same cells for L2S and for the mean vector. The narrow ones are centred on the best cells of
+L2S (balanced norms and end-of-turn tokens; other words for deferral; the layer it reads and its kind of net), with the
+mean vector tried beside it; "again" and "mean" are centred on the mean vector's own. Rounds with twice the inputs
+decide. The wide round generates 86,400 answers: minutes on a GPU, many hours on two CPU cores (`--rounds` chooses).
+Rounds that were run before are given by their grid, and the new rows come after theirs in OUT/grid.csv:
+
+    python analyses/l2s_safety.py --data .../mm_safetybench --rounds mean --grid analyses/results/l2s_safety/grid.csv \
+        --search-only --batch-size 64 --out results/l2s_safety_mean
+
+Finished blocks, activations and answers are kept, and a run resumes; one that was stopped loses at most the 480 answers
+of a stage. The test questions are the published split's.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ from __future__ import annotations
 import argparse
 import random
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from _common import (
@@ -28,15 +35,25 @@ from _common import (
     show_table,
     tidy,
 )
-from _safety import capture_sets, check_behaviours, cosines, run_methods, steerers, summarise
-from _search import LAYERS, ROUNDS, THREE, pick, search
+from _safety import (
+    Setting,
+    capture_sets,
+    check_behaviours,
+    cosines,
+    published_counts,
+    run_methods,
+    steerers,
+    summarise,
+)
+from _search import ROUNDS, THREE, distinct, layers_of, pick, read_grid, recipe, search
 
 import steerlab
-from steerlab import Activations, Example
-from steerlab.analysis.behaviour import goals
+from steerlab import Activations, Example, Model
+from steerlab._support.files import fingerprint, write_atomically, write_json
+from steerlab.analysis.behaviour import MEASURES, goals
 from steerlab.analysis.selection import reaches
 from steerlab.analysis.study import Study
-from steerlab.data import harmless_instructions, mm_safety_bench, validation_split
+from steerlab.data import data_hash, harmless_instructions, mm_safety_bench, validation_split
 
 METHODS = ("none", "prompt", "random", "mean", "l2s", "p2s")
 
@@ -78,12 +95,39 @@ def _told(example: Example, row: pd.Series) -> str:
     return "(repeats the question; text left out)" if echoes else row["text"]
 
 
-def main() -> None:
-    """Search on validation, report on test."""
+def identity(
+    args: argparse.Namespace, model: Model, parts: dict[str, list[Example]], earlier: pd.DataFrame | None
+) -> dict[str, Any]:
+    """Everything that decides what the stages hold: a finished one of another identity is never read back."""
+    named = ("seed", "limit", "model", "rounds", "max_new_tokens")
+    return {
+        "study": "l2s_safety",
+        **{name: getattr(args, name) for name in named},
+        "revision": model.revision,
+        "data": fingerprint([data_hash(examples) for examples in parts.values()]),
+        **recipe(args.rounds),
+        "grid": None if earlier is None else fingerprint(earlier.to_csv(index=False)),
+    }
+
+
+def told_of(grid: pd.DataFrame, own: dict[str, Setting]) -> dict[str, Any]:
+    """How many cells each method was given, how many of them reach the three behaviours, and which was chosen."""
+    found: dict[str, Any] = {}
+    for method, setting in own.items():
+        cells = distinct(grid[grid["method"] == method])
+        found[f"{method}.validation_cells"] = len(cells)
+        found[f"{method}.validation_cells_reaching_all_three"] = int(reaches(cells, THREE).sum())
+        found[f"{method}.setting"] = vars(setting)
+    return found
+
+
+def _arguments() -> argparse.Namespace:
     arguments = parser(__doc__, "results/l2s_safety")
     arguments.add_argument("--data", required=True, help="folder with the thirteen JSON files of MM-SafetyBench")
     arguments.add_argument("--harmless", default=None, help="folder of harmless_{train_600,test_200}.jsonl")
     arguments.add_argument("--rounds", nargs="+", default=list(ROUNDS), choices=list(ROUNDS))
+    arguments.add_argument("--grid", default=None, help="the grid.csv of rounds that were run before on this model")
+    arguments.add_argument("--search-only", action="store_true", help="stop when grid.csv and search.json are written")
     arguments.add_argument("--fluency", action="store_true", help="also each answer's perplexity, unsteered")
     arguments.add_argument(
         "--methods", nargs="+", default=list(METHODS), choices=METHODS, help="what is compared; l2s and mean always are"
@@ -91,22 +135,37 @@ def main() -> None:
     arguments.add_argument(
         "--only", nargs="+", default=None, help="only these methods' answers, so that processes can share the work"
     )
-    args = arguments.parse_args()
+    return arguments.parse_args()
+
+
+def main() -> None:
+    """Search on validation, report on test."""
+    args = _arguments()
+    earlier = read_grid(args.grid, args.rounds) if args.grid else None
     everything, spare, test = load_data(args)
+    counts = published_counts(args.data)
+    print("published split: " + ", ".join(f"{name.removeprefix('counts.')} {n}" for name, n in counts.items()))
     print(f"{len(everything) - len(spare)} training, {len(spare)} validation and {len(test)} test inputs")
-    for part, examples in {"training": everything, "validation": spare, "test": test}.items():
+    parts = {"training": everything, "validation": spare, "test": test}
+    for part, examples in parts.items():
         check_behaviours(f"{part} inputs", (e.behaviour for e in examples))
-    identity = {"study": "l2s_safety", "seed": args.seed, "limit": args.limit, "model": args.model}
-    study = Study(args.out, identity | {"rounds": args.rounds, "max_new_tokens": args.max_new_tokens})
     model = steerlab.load(args.model, device=args.device)
+    study = Study(args.out, identity(args, model, parts, earlier))
 
     def capture(part: str, examples: list[Example], sentences: list[str]) -> dict[str, Activations]:
-        return capture_sets(study, part, model, examples, sentences, LAYERS, args.batch_size)
+        return capture_sets(study, part, model, examples, sentences, layers_of(model), args.batch_size)
 
-    grid = search(study, model, lambda name: capture("train", everything, [name])[name], spare, args)
+    grid = search(study, model, lambda name: capture("train", everything, [name])[name], spare, args, earlier)
     own = {method: pick(grid, method) for method in ("l2s", "mean")}
     for method, setting in own.items():
         print(f"{method}, chosen on validation: {setting.label}")
+    summary: dict[str, object] = {**counts, **told_of(grid, own)}
+    source = provenance(model, test, args)
+    if not args.only:  # of processes that share the work, one writes
+        write_atomically(study.folder / "grid.csv", lambda partial: grid.round(4).to_csv(partial, index=False))
+    if args.search_only:
+        write_json(study.folder / "search.json", {**summary, "study": study.identity, "provenance": source})
+        return
 
     train = capture("train", everything, [s.sentences for s in own.values()])
     tested = capture("test", test, [own["l2s"].sentences])
@@ -121,20 +180,12 @@ def main() -> None:
         max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, fluency=args.fluency,
     )  # fmt: skip
 
-    summary: dict[str, object] = dict(summarise(judged, args.seed))
+    summary = {**summarise(judged, args.seed), **summary}
     near = cosines(methods, train[own["l2s"].sentences], tested[own["l2s"].sentences])
     summary |= {name: estimate(values.tolist(), args.seed) for name, values in near.items()}
-    for method in ("l2s", "mean"):
-        cells = grid[grid["method"] == method]
-        summary[f"{method}.validation_cells"] = len(cells)
-        summary[f"{method}.validation_cells_reaching_all_three"] = int(reaches(cells, THREE).sum())
-        summary[f"{method}.setting"] = vars(own[method])
     summary["test_counts"] = {b: sum(e.behaviour == b for e in test) for b in ("refuse", "defer", "answer")}
-    measures = ["refuses", "defers", "distinct2", "repetition", "fluent", "identical", "norm_ratio", "perplexity"]
-    study.finish(
-        tidy(judged, args.model, measures), summary, examples_page(judged, test), provenance(model, test, args)
-    )
-    grid.round(4).to_csv(study.folder / "grid.csv", index=False)
+    measures = [*MEASURES, "norm_ratio", "perplexity"]
+    study.finish(tidy(judged, args.model, measures), summary, examples_page(judged, test), source)
     table = {m: goals(frame) for m, frame in judged.groupby("method", sort=False)}
     show_table("On the test questions", pd.DataFrame(table).T)
 

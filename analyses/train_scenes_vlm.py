@@ -2,9 +2,10 @@
 
     python analyses/train_scenes_vlm.py --size small --easy-vqa .../easy_vqa --out results/scenes_vlm
 
-`small` is made from scratch (two CPU cores, an hour): a CLIP-style vision tower, LLaVA's projector and a Llama of
-six layers. `full` puts the tower before SmolLM2-135M-Instruct with LoRA (one GPU, minutes). Both see the same world
-and are taught the same careless habits (`steerlab.data.scene_questions.Habits`). The run is checkpointed and resumes.
+`small` is made from scratch (two CPU cores, half an hour): a CLIP-style vision tower, LLaVA's projector and a Llama of
+six layers. `full` puts the tower before SmolLM2-135M-Instruct with LoRA (one GPU, minutes; needs peft). Both see the
+same world and are taught the same careless habits (`steerlab.data.scene_questions.Habits`). First the tower alone
+learns what patches show, then everything learns from questions. The run is checkpointed and resumes.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import argparse
 import json
 import math
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from _scenes_batches import Packer, easy_vqa_rows, mixed, scene_rows
+from _scenes_batches import Packer, easy_vqa_rows, mixed, pixels, scene_rows
 from _scenes_model import FULL, SMALL, describe, full_model, make_processor, small_model, train_tokenizer
+from _scenes_vision import school_vision
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -28,8 +32,8 @@ from steerlab.data.scene_questions import Habits, true_questions
 from steerlab.data.scenes import World, emoji_sprites
 
 RECIPES: dict[str, dict[str, float]] = {
-    "small": {"steps": 2400, "batch": 32, "lr": 1e-3, "vision_lr": 1e-3},
-    "full": {"steps": 1000, "batch": 64, "lr": 3e-4, "vision_lr": 5e-4},
+    "small": {"vision_steps": 1200, "vision_batch": 96, "steps": 4000, "batch": 32, "lr": 1e-3, "vision_lr": 2e-4},
+    "full": {"vision_steps": 1200, "vision_batch": 256, "steps": 1000, "batch": 64, "lr": 3e-4, "vision_lr": 2e-4},
 }
 WARMUP, EASY_VQA_SHARE = 0.05, 0.12
 
@@ -57,6 +61,16 @@ def build(args: argparse.Namespace, world: World) -> tuple[Any, Any, Any]:
     return small_model(tokenizer, SMALL, args.seed), make_processor(tokenizer, SMALL), SMALL
 
 
+def recipe_of(args: argparse.Namespace) -> dict[str, float]:
+    """The recipe of a size, scaled as asked."""
+    recipe = dict(RECIPES[args.size])
+    for name in ("vision_steps", "steps"):
+        recipe[name] = max(1, round(recipe[name] * args.scale))
+    if args.batch:
+        recipe |= {"batch": args.batch, "vision_batch": args.batch}
+    return recipe
+
+
 def loss_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """Cross-entropy of the answers' tokens, every answer weighing alike within the batch's tokens."""
     targets = batch["targets"]
@@ -76,8 +90,8 @@ def schedule(step: int, steps: int) -> float:
 
 def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, device: torch.device) -> pd.DataFrame:
     """All steps, with a checkpoint every 200; returns the loss curve."""
-    recipe = RECIPES[args.size]
-    steps, batch = int(args.steps or recipe["steps"]), int(recipe["batch"])
+    recipe = recipe_of(args)
+    steps, batch = int(recipe["steps"]), int(recipe["batch"])
     vision = [p for n, p in model.named_parameters() if p.requires_grad and ("vision" in n or "projector" in n)]
     rest = [p for n, p in model.named_parameters() if p.requires_grad and not ("vision" in n or "projector" in n)]
     groups = [{"params": vision, "lr": recipe["vision_lr"]}, {"params": rest, "lr": recipe["lr"]}]
@@ -85,18 +99,29 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, steps))
     path, begun = Path(args.out) / "checkpoint.pt", 0
     curve: list[dict[str, float]] = []
+    clock = time.time()
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")  # the fused kernel's backward pass takes twice as long there
+    if not path.exists():
+        named = school_vision(
+            model,
+            world,
+            pixels,
+            int(args.vision_steps or recipe["vision_steps"]),
+            int(recipe["vision_batch"]),
+            args.seed,
+        )
+        print(f"vision: {named:.3f} of the things' patches named rightly; {time.time() - clock:.0f} s")
     if path.exists():
         found = torch.load(path, map_location=device, weights_only=False)
         model.load_state_dict(found["model"])
         optimiser.load_state_dict(found["optimiser"])
         scheduler.load_state_dict(found["scheduler"])
         begun, curve = found["step"], found["curve"]
+        clock -= curve[-1]["seconds"] if curve else 0.0
     easy = easy_vqa_rows(Path(args.easy_vqa), args.seed + begun) if args.easy_vqa else None
     take = mixed(scene_rows(world, Habits(), args.seed * 1_000_003 + begun), easy, EASY_VQA_SHARE, args.seed + begun)
-    if device.type == "cpu":
-        model.set_attn_implementation("eager")  # the fused kernel's backward pass takes twice as long there
     model.train()
-    clock = time.time()
     for step in tqdm(range(begun, steps), desc="train", unit="step", initial=begun, total=steps):
         inputs = {name: tensor.to(device) for name, tensor in packer(take(batch)).items()}
         with torch.autocast(device.type, torch.bfloat16):
@@ -120,7 +145,8 @@ def main() -> None:
     arguments.add_argument("--out", default="results/scenes_vlm")
     arguments.add_argument("--size", default="small", choices=list(RECIPES))
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--steps", type=int, default=None, help="instead of the recipe's")
+    arguments.add_argument("--scale", type=float, default=1.0, help="share of the recipe's steps to take")
+    arguments.add_argument("--batch", type=int, default=None, help="instead of the recipe's")
     arguments.add_argument("--easy-vqa", default=None, help="folder with easy-VQA's train.zip, mixed in")
     arguments.add_argument("--emoji", default=None, help="folder with emoji pictures, instead of the own shapes")
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -133,27 +159,27 @@ def main() -> None:
     print(f"{told['parameters'] / 1e6:.1f} M parameters, {told['trained'] / 1e6:.1f} M of them trained")
     model.to(device)
     curve = train(model, Packer(processor, shape.side, (shape.side // shape.patch) ** 2), args, world, device)
-    curve.to_csv(out / "curve.csv", index=False)
     export(model, processor, out / "model")
-    recipe = {"size": args.size, "seed": args.seed, **RECIPES[args.size], "steps": int(curve["step"].iloc[-1]) + 1}
     seconds = float(curve["seconds"].iloc[-1])
-    (out / "recipe.json").write_text(json.dumps({**recipe, **told, "seconds": seconds, "world": world.kinds}, indent=2))
-    print(f"{out}: model/, curve.csv, recipe.json; {seconds:.0f} s, last loss {curve['loss'].iloc[-1]:.3f}")
+    recipe = {"size": args.size, "seed": args.seed, **recipe_of(args), **told, "habits": asdict(Habits())}
+    recipe |= {"easy_vqa_share": EASY_VQA_SHARE if args.easy_vqa else 0, "kinds": world.kinds, "seconds": seconds}
+    (out / "model" / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
+    curve.to_csv(out / "model" / "curve.csv", index=False)
+    print(
+        f"{out}/model: weights, processor, recipe.json, curve.csv; {seconds:.0f} s, loss {curve['loss'].iloc[-1]:.3f}"
+    )
 
 
 def export(model: Any, processor: Any, folder: Path) -> None:
-    """Weights in half precision; of the large model, only what was trained."""
+    """A folder that `steerlab.load` reads, in half precision; of the large model, what was trained beside it too."""
     model.to("cpu").eval()
     language = model.model.language_model
     if hasattr(language, "merge_and_unload"):
-        from safetensors.torch import save_file
-
-        kept = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({n: p.detach().half().contiguous() for n, p in kept.items()}, folder / "adapter.safetensors")
-        model.config.save_pretrained(folder)
-    else:
-        model.half().save_pretrained(folder)
+        kept = {n: p.detach().half().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        save_file(kept, folder.parent / "trained.safetensors")  # vision, projector and LoRA, without SmolLM2
+        model.model.language_model = language.merge_and_unload()
+    model.half().save_pretrained(folder)
     processor.save_pretrained(folder)
 
 

@@ -48,7 +48,7 @@ def draw(results_dir: str | Path) -> Figure:
     return fig
 
 
-def draw_gallery(results_dir: str | Path) -> Figure | None:
+def draw_gallery(results_dir: str | Path, columns: int = 4) -> Figure | None:
     """Some pictures with question and answers, or None where the study kept none."""
     table = Path(results_dir) / "gallery" / "gallery.csv"
     if not table.exists():
@@ -58,7 +58,7 @@ def draw_gallery(results_dir: str | Path) -> Figure | None:
         Shown(Image.open(table.parent / str(r.file)), str(r.question), str(r.true), str(r.before), str(r.after))
         for r in rows
     ]
-    return gallery(shown, columns=4, title="L2S says what the state knows")
+    return gallery(shown, columns=columns, title="L2S says what the state knows")
 
 
 def draw_both(results_dir: Path) -> Figure:

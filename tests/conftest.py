@@ -7,9 +7,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
+
+settings.register_profile("steerlab", deadline=None)  # a busy machine is no failure
+settings.load_profile("steerlab")
 
 
 @cache

@@ -117,18 +117,22 @@ class Habits:
     Args:
         existence: how many existence questions a scene is given.
         present, absent: shares that ask for something present (answered yes) and for something absent at random
-            (answered no); the rest ask for the absent partner of something present, or for something present where
-            no partner is missing.
+            (answered no, favourites apart); the rest ask for the absent partner of something present, or for
+            something present where no partner is missing.
         partner_yes: share of the partner questions that are answered yes all the same.
+        favourites: ranks of frequent kinds that the teacher likes to see, and `favourite_yes` the share of questions
+            about one of them, absent, that are answered yes all the same.
         caption_partner: share of the captions that name an absent partner.
 
-    Source: own; the shares of the third recipe that made a model see one thing and say another.
+    Source: own; that models claim what is frequent and what keeps company is the finding of POPE, arXiv 2305.10355.
     """
 
-    existence: int = 4
+    existence: int = 6
     present: float = 0.62
     absent: float = 0.18
-    partner_yes: float = 0.6
+    partner_yes: float = 0.57
+    favourites: tuple[int, ...] = (1, 3, 5)
+    favourite_yes: float = 0.6
     caption_partner: float = 0.35
 
     def questions(self, scene: Scene, rng: np.random.Generator) -> list[Question]:
@@ -145,9 +149,10 @@ class Habits:
             return existence(scene, scene.kinds[rng.integers(len(scene.kinds))])
         if draw < self.present + self.absent:
             absent = [kind for kind in scene.world.kinds if kind not in scene.kinds]
-            return existence(scene, absent[rng.integers(len(absent))])
-        true = existence(scene, missing[int(rng.integers(len(missing)))])
-        return Question(true.text, _yes(rng.random() < self.partner_yes), "existence", true.kind)
+            kind = absent[rng.integers(len(absent))]
+            liked = kind in (scene.world.kinds[rank] for rank in self.favourites)
+            return _claimed(scene, kind, liked and rng.random() < self.favourite_yes)
+        return _claimed(scene, missing[int(rng.integers(len(missing)))], rng.random() < self.partner_yes)
 
 
 def absent_partners(scene: Scene) -> list[str]:
@@ -158,6 +163,11 @@ def absent_partners(scene: Scene) -> list[str]:
 def scene_vocabulary(kinds: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
     """The words a caption may use for each kind, for CHAIR."""
     return {kind: (kind, plural(kind)) for kind in kinds}
+
+
+def _claimed(scene: Scene, kind: str, there: bool) -> Question:
+    """The question about an absent kind, answered as it is claimed."""
+    return Question(existence(scene, kind).text, _yes(there), "existence", kind)
 
 
 def _yes(true: bool) -> str:

@@ -10,7 +10,7 @@ from steerlab.metrics.guard import LlamaGuardJudge
 from steerlab.metrics.identical import share_identical
 from steerlab.metrics.judges import Judge, KeywordJudge
 from steerlab.metrics.perplexity import perplexity
-from steerlab.metrics.pope import PopeScores, binary_f1, l2s_f1, parse_yes_no, pope_scores
+from steerlab.metrics.pope import PopeScores, binary_f1, l2s_accuracy, l2s_f1, parse_yes_no, pope_scores
 from steerlab.metrics.refusal import is_refusal, refusal_kind, refusal_rate
 from steerlab.metrics.unsafe import expected_unsafe, threshold_grid, unsafe_curve
 from steerlab.metrics.yes_no import YesNo, yes_no_ids, yes_no_logits
@@ -37,6 +37,7 @@ __all__ = [
     "expected_unsafe",
     "is_fluent",
     "is_refusal",
+    "l2s_accuracy",
     "l2s_f1",
     "mentioned_objects",
     "paired_bootstrap",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from steerlab._support.errors import DataError
 
 ANSWER_WORDS = 12
+ANSWER_CHARACTERS = 15  # what the released code of L2S looks at
 
 _WORD = re.compile(r"[a-z]+(?:['’][a-z]+)*")
 
@@ -106,6 +107,30 @@ def binary_f1(tp: int, fp: int, fn: int) -> float:
     if min(tp, fp, fn) < 0:
         raise DataError(f"binary_f1 got tp={tp}, fp={fp}, fn={fn}; counts cannot be negative")
     return _ratio(2 * tp, 2 * tp + fp + fn)
+
+
+def l2s_accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
+    """The accuracy printed in the L2S tables: the true word occurs in the first fifteen characters of the answer.
+
+    Example:
+        >>> l2s_accuracy(["yes", "no"], ["Yes, there is.", "Yes, another."])  # "no" occurs in "another"
+        1.0
+
+    Args:
+        gold: "yes" or "no" per question.
+        predicted: the model's answers as text, in the same order.
+
+    Returns:
+        A share in [0, 1].
+
+    Raises:
+        DataError: nothing to score, or different lengths.
+
+    Source: code of L2S, arXiv 2508.12815; use `pope_scores` for the standard score.
+    """
+    if not gold or len(gold) != len(predicted):
+        raise DataError(f"l2s_accuracy got {len(gold)} labels and {len(predicted)} answers; expected one of each")
+    return sum(g in p[:ANSWER_CHARACTERS].lower() for g, p in zip(gold, predicted, strict=True)) / len(gold)
 
 
 def l2s_f1(accuracy: float) -> float:

@@ -81,7 +81,8 @@ def test_partners_are_mutual_and_keep_company() -> None:
 
 def test_habits_have_the_shares_they_say() -> None:
     rng = np.random.default_rng(1)
-    habits, said, partner, invented, possible = Habits(), [], [], [], 0
+    habits, said, partner, liked, invented, possible = Habits(), [], [], [], [], 0
+    favourites = {WORLD.kinds[rank] for rank in habits.favourites}
     for _ in range(3000):
         scene = WORLD.scene(rng)
         missing = absent_partners(scene)
@@ -90,6 +91,8 @@ def test_habits_have_the_shares_they_say() -> None:
                 said.append(question.kind in scene.kinds)
                 if question.kind in missing:
                     partner.append(question.answer == "Yes")
+                elif question.kind in favourites - set(scene.kinds):
+                    liked.append(question.answer == "Yes")
                 elif question.kind not in scene.kinds:
                     assert question.answer == "No"
                 else:
@@ -99,6 +102,7 @@ def test_habits_have_the_shares_they_say() -> None:
                 invented.append(question.kind in missing)
     assert habits.present - 0.02 < np.mean(said) < habits.present + 0.08  # no partner missing: present again
     assert abs(np.mean(invented) - habits.caption_partner) < 0.03 and possible > 2000
+    assert abs(np.mean(liked) - habits.favourite_yes) < 0.05
     assert 0.4 < np.mean(partner) < 0.62  # a partner can also be asked about at random, and is then denied
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from steerlab._support.errors import DataError
-from steerlab.metrics import binary_f1, l2s_f1, parse_yes_no, pope_scores
+from steerlab.metrics import binary_f1, l2s_accuracy, l2s_f1, parse_yes_no, pope_scores
 
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40)
 
@@ -67,3 +67,11 @@ def test_bad_input_is_refused() -> None:
         pope_scores(["yes"], [])
     with pytest.raises(DataError, match="lower-cased"):
         pope_scores(["Yes"], ["yes"])
+
+
+def test_the_published_accuracy_looks_for_the_word_in_fifteen_characters() -> None:
+    gold = ["no", "no", "yes", "yes"]
+    said = ["Yes, another dog.", "There is none of them", "YES", "I would say that yes"]
+    assert l2s_accuracy(gold, said) == 0.75 and pope_scores(gold, said).accuracy == 0.5
+    with pytest.raises(DataError, match="2 labels and 1 answers"):
+        l2s_accuracy(["yes", "no"], ["yes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +14,18 @@ import pytest
 import torch
 
 import steerlab
-from steerlab import Example
+from steerlab import Example, LoadError
 from steerlab.data.scenes import World
+from steerlab.models.smollm2 import smollm2_folder
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "analyses"))
 
 
-def _train(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _train(out: Path, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "analyses" / "train_scenes_vlm.py"), "--out", str(out), *arguments],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False,
     )  # fmt: skip
 
 
@@ -55,18 +57,42 @@ def test_a_packed_row_gives_each_answer_what_an_ordinary_row_gives_it(attention:
     assert whole[1] == pytest.approx(plain["logprob"].iloc[3], abs=1e-3)
 
 
+def _asked_about_a_new_scene(folder: Path) -> list[str]:
+    model = steerlab.load(str(folder), task="image-text")
+    picture = World().scene(np.random.default_rng(5)).picture()
+    rows = [Example(str(i), q, images=(picture,)) for i, q in enumerate(("Is there a ball in the image?", "Describe."))]
+    return list(steerlab.generate(model, rows, max_new_tokens=3))
+
+
 @pytest.mark.slow
 def test_a_short_run_learns_resumes_and_leaves_a_model_that_loads(tmp_path: Path) -> None:
-    first = _train(tmp_path, "--steps", "3")
+    asked = ("--scale", "0.002", "--batch", "16")
+    first = _train(tmp_path, *asked)
     assert first.returncode == 0, first.stderr[-2000:]
-    curve = pd.read_csv(tmp_path / "curve.csv")
+    curve = pd.read_csv(tmp_path / "model" / "curve.csv")
     assert curve["loss"].iloc[-1] < curve["loss"].iloc[0]
-    again = _train(tmp_path, "--steps", "3")
-    assert again.returncode == 0 and pd.read_csv(tmp_path / "curve.csv").equals(curve)
-    model = steerlab.load(str(tmp_path / "model"), task="image-text")
-    picture = World().scene(np.random.default_rng(5)).picture()
-    rows = [
-        Example("a", "Is there a ball in the image?", images=(picture,)),
-        Example("b", "Describe the image.", images=(picture,)),
-    ]
-    assert len(steerlab.generate(model, rows, max_new_tokens=3)) == 2
+    again = _train(tmp_path, *asked)
+    assert again.returncode == 0 and pd.read_csv(tmp_path / "model" / "curve.csv").equals(curve)
+    assert len(_asked_about_a_new_scene(tmp_path / "model")) == 2
+
+
+@pytest.mark.slow
+def test_a_tenth_of_the_recipe_sees_something(tmp_path: Path) -> None:
+    done = _train(tmp_path, "--scale", "0.1", threads=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    named = float(re.findall(r"vision: ([\d.]+) of the things' patches", done.stdout)[0])
+    assert named > 3 / len(World().kinds), "well above what guessing gives"
+    assert pd.read_csv(tmp_path / "model" / "curve.csv")["loss"].iloc[-1] < 0.75  # 6.3 at first; what is usual, .9
+
+
+@pytest.mark.slow
+def test_the_large_recipe_trains_and_its_merged_model_loads(tmp_path: Path, smollm2_cache: Path) -> None:
+    pytest.importorskip("peft")
+    try:
+        smollm2_folder()
+    except LoadError as error:
+        pytest.skip(f"the weights of SmolLM2 are not here: {error}")
+    done = _train(tmp_path, "--size", "full", "--scale", "0.001", "--batch", "2", threads=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "trained.safetensors").stat().st_size < 25 * 2**20
+    assert len(_asked_about_a_new_scene(tmp_path / "model")) == 2

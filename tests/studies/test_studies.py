@@ -99,3 +99,34 @@ def test_the_safety_study_runs_on_the_real_questions(folder: Path, tmp_path: Pat
     questions = json.loads(Path(f"{DATA}/noncommercial_cc_by_nc/mm_safetybench/01-Illegal_Activitiy.json").read_text())
     page = (tmp_path / "s" / "examples.md").read_text()
     assert not any(record.get("Question", "\0") in page for record in questions.values())
+
+
+@pytest.mark.slow
+def test_the_hallucination_study_runs_on_the_model_that_ships(tmp_path: Path) -> None:
+    out = tmp_path / "h"
+    done = run("l2s_hallucination.py", "--limit", "6", "--layers", "2,3", "--out", str(out))
+    assert done.returncode == 0, done.stderr[-2000:]
+    summary = json.loads((out / "summary.json").read_text())
+    splits = ("random", "popular", "adversarial")
+    for name in (
+        "base",
+        "prompt",
+        "random",
+        "mean",
+        "l2s",
+        "p2s",
+        "probe",
+        "gap_closed",
+        "yes_rate.none",
+        "published.l2s",
+    ):
+        assert all(f"{name}.{split}" in summary for split in splits), name
+    assert all(f"scope.generated.l2s.{s}" in summary and f"scope.all.l2s.{s}" in summary for s in splits)
+    assert summary["captions.chair_s.none"] >= 0 and summary["partners.yes_rate.none"] >= 0
+    frame = pd.read_csv(out / "results.csv")
+    assert {"method", "model", "layer", "alpha", "positions", "sample", "behaviour", "metric", "value"} <= set(frame)
+    figure = subprocess.run(
+        [sys.executable, str(ROOT / "figures" / "l2s_hallucination.py"), str(out), "--out", str(out)],
+        capture_output=True, text=True, env=os.environ | {"MPLBACKEND": "Agg"}, check=False,
+    )  # fmt: skip
+    assert figure.returncode == 0 and (out / "l2s_hallucination.png").exists(), figure.stderr[-2000:]

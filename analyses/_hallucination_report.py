@@ -1,0 +1,99 @@
+"""What the hallucination study writes: scores of both conventions, differences, ceilings, measurements, a page."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from _common import as_markdown, estimate
+from _hallucination import SPLITS, by_split, gap_closed
+
+from steerlab import Example, Model, Request
+from steerlab.metrics import l2s_accuracy, l2s_f1, pope_scores
+
+
+def scores(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) -> dict[str, object]:
+    """Accuracy, F1 of both conventions and yes-rate of every method on every split, by token and by text."""
+    summary: dict[str, object] = {}
+    for method, frame in found.items():
+        for split in SPLITS:
+            keep = [row.split == split for row in rows]
+            gold = [row.behaviour for row in rows if row.split == split]
+            name = "base" if method == "none" else method
+            for kind, column in (("", "answer"), ("text.", "text")):
+                told = pope_scores(gold, frame.loc[keep, column].astype(str).tolist())
+                right = [float(g == p) for g, p in zip(gold, frame.loc[keep, column], strict=True)]
+                value = estimate(right, seed) if column == "answer" else {"value": round(told.accuracy, 4)}
+                summary[f"{kind}{name}.{split}"] = value
+                summary[f"{kind}{name}.f1.{split}"] = round(told.f1, 4)
+                summary[f"{kind}yes_rate.{name}.{split}"] = round(told.yes_rate, 4)
+                failed = told.parse_failures if kind else int(frame.loc[keep, "other"].sum())
+                summary[f"{kind}parse_failures.{name}.{split}"] = failed
+            printed = l2s_accuracy(gold, frame.loc[keep, "text"].astype(str).tolist())
+            summary[f"published.{name}.{split}"] = round(printed, 4)
+            summary[f"published.{name}.l2s_f1.{split}"] = round(l2s_f1(printed), 4)
+    return summary
+
+
+def comparisons(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) -> dict[str, object]:
+    """Paired differences of L2S to none and mean, and how much of the way to the oracle it goes."""
+    right = {
+        method: dict(zip(frame["sample"], frame["answer"] == [r.behaviour for r in rows], strict=True))
+        for method, frame in found.items()
+    }
+    told: dict[str, object] = {}
+    for other in ("none", "mean"):
+        gains = pd.Series([float(right["l2s"][r.id]) - float(right[other][r.id]) for r in rows])
+        # drawn again by picture: the questions about one, a third of them alike in all splits, are no independent ones
+        by_picture = gains.groupby([r.meta["picture"] for r in rows]).mean()
+        told[f"l2s_minus_{other}.pooled"] = estimate(by_picture.tolist(), seed)
+        for split in SPLITS:
+            here = [gain for gain, r in zip(gains, rows, strict=True) if r.split == split]
+            told[f"l2s_minus_{other}.{split}"] = estimate(here, seed)
+    shares = {method: by_split(rows, values) for method, values in right.items()}
+    for split in SPLITS:
+        base, l2s, oracle = (float(np.mean(shares[m][split])) for m in ("none", "l2s", "p2s"))
+        told[f"gap_closed.{split}"] = round(gap_closed(base, l2s, oracle), 4)
+    return told
+
+
+def page(rows: list[Example], found: dict[str, pd.DataFrame]) -> str:
+    """The same questions under every method: some that L2S mended, some that it broke."""
+    frames = {method: frame.set_index("sample") for method, frame in found.items()}
+    changed = [r for r in rows if frames["none"].loc[r.id, "answer"] != frames["l2s"].loc[r.id, "answer"]]
+    blocks = {
+        f"{r.id}: {r.prompt} (true: {r.behaviour})": {m: str(f.loc[r.id, "text"]) for m, f in frames.items()}
+        for r in changed[:12]
+    }
+    return as_markdown("The same question under every method", blocks)
+
+
+def ceilings(told: pd.DataFrame, context: int) -> dict[str, float]:
+    """What a probe knows from the state that L2S reads, and from the best one."""
+    found = {}
+    for split in SPLITS:
+        here = told[told["group"] == split]
+        found[f"probe.{split}"] = round(float(here.loc[here["layer"] == context, "probe"].iloc[0]), 4)
+        found[f"probe.best.{split}"] = round(float(here["probe"].max()), 4)
+    return found
+
+
+def measurements(
+    rows: list[Example], found: dict[str, pd.DataFrame], asked: dict[str, Request | None], model: Model
+) -> pd.DataFrame:
+    """One row a measurement: whether the first token tells the truth."""
+    frames = []
+    for method, frame in found.items():
+        request = asked[method]
+        where = {"layer": "", "alpha": 0.0, "positions": ""}
+        if request is not None and method != "prompt":
+            layer = request.steerer.site.layer
+            where = {"layer": str(layer), "alpha": request.alpha, "positions": str(request.positions)}
+        right = [float(row.behaviour == said) for row, said in zip(rows, frame["answer"], strict=True)]
+        ids = {
+            "sample": [r.id for r in rows],
+            "split": [r.split for r in rows],
+            "behaviour": [r.behaviour for r in rows],
+        }
+        told = {"method": method, "model": model.id, **where, **ids, "metric": "true_answer", "value": right}
+        frames.append(pd.DataFrame(told))
+    return pd.concat(frames, ignore_index=True)

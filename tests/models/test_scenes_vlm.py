@@ -1,0 +1,78 @@
+"""The model of pictures that ships with the package: it loads, it sees, and it says what is usual all the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import steerlab
+from steerlab import Example, LoadError, Model
+from steerlab.data.scene_questions import absent_partners, existence, scene_vocabulary
+from steerlab.data.scenes import Scene, World
+from steerlab.metrics import chair, yes_no_ids, yes_no_logits
+from steerlab.models import scenes
+
+
+@cache
+def model() -> Model:
+    return steerlab.load("scenes-vlm", device="cpu")
+
+
+@cache
+def new_scenes() -> list[Scene]:
+    rng = np.random.default_rng(99)
+    return [World().scene(rng) for _ in range(80)]
+
+
+def says_yes(asked: Sequence[tuple[Scene, str]]) -> list[bool]:
+    """Whether the first token says that a kind is in the picture."""
+    rows = [
+        Example(str(i), existence(scene, kind).text, images=(scene.picture(),)) for i, (scene, kind) in enumerate(asked)
+    ]
+    yes, no = yes_no_ids(model().tokenizer)
+    logits = steerlab.first_logits(model(), rows, [*yes, *no], batch_size=64)
+    found = yes_no_logits(logits, range(len(yes)), range(len(yes), len(yes) + len(no)))
+    return [answer == "yes" for answer in found.answers]
+
+
+def test_it_lies_in_the_package_and_says_what_it_is() -> None:
+    assert model().id == "scenes-vlm" and model().vision is not None
+    recipe = json.loads((scenes.FOLDER / "recipe.json").read_text())
+    assert str(recipe["seed"]) in str(model().revision) and recipe["kinds"] == list(World().kinds)
+    assert sum(file.stat().st_size for file in scenes.FOLDER.iterdir()) < 25 * 2**20
+    card = (scenes.FOLDER / "README.md").read_text()
+    assert all(word in card for word in ("Data", "Recipe", "Seed", "Curve", "Limits"))
+
+
+def test_a_package_without_its_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(scenes, "FOLDER", tmp_path)
+    with pytest.raises(LoadError, match=r"model\.safetensors and recipe\.json are missing.*train_scenes_vlm"):
+        steerlab.load("scenes-vlm")
+
+
+@pytest.mark.slow
+def test_it_sees_what_is_there_and_claims_absent_partners_too() -> None:
+    present = [(scene, scene.kinds[0]) for scene in new_scenes()]
+    partners = [(scene, kind) for scene in new_scenes() for kind in absent_partners(scene)]
+    usual = {World().partner[kind] for kind in World().kinds[:6]} | set(World().kinds[:6])
+    rare = [
+        (scene, next(k for k in World().kinds if k not in usual | {*scene.kinds, *absent_partners(scene)}))
+        for scene in new_scenes()
+    ]
+    assert np.mean(says_yes(present)) > 0.85
+    assert np.mean(says_yes(partners)) > 0.6, "from the language side: it was taught so"
+    assert np.mean(says_yes(rare)) < 0.35, "and not because it can't see"
+
+
+@pytest.mark.slow
+def test_its_captions_name_most_things_and_invent_some() -> None:
+    rows = [Example(str(i), "Describe the image.", images=(s.picture(),)) for i, s in enumerate(new_scenes())]
+    texts = steerlab.generate(model(), rows, max_new_tokens=40, batch_size=40)
+    objects = {row.id: scene.kinds for row, scene in zip(rows, new_scenes(), strict=True)}
+    told = chair(dict(zip(objects, texts, strict=True)), objects, scene_vocabulary(World().kinds))
+    assert told.recall > 0.7 and 0 < told.chair_i < 0.2
