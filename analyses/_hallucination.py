@@ -23,12 +23,11 @@ from steerlab.methods import PAPER, Context
 from steerlab.metrics import YesNo, yes_no_ids, yes_no_logits
 
 SPLITS = ("random", "popular", "adversarial")
-ALPHAS = (0.5, 1.0, 1.5, 2.0)
 # the released code writes at every token; the paper's text says generated tokens, which the first answer never feels
 SCOPES = {"as released": "all", "as written": "generated", "first token too": "last+generated"}
 SEARCHED = ("all", "last+generated")
 PICTURES = {"train": 700, "validation": 150, "test": 500}
-NETS: dict[str, tuple[str, int]] = {"tanh, 100": ("tanh", 100), "relu, 100": ("relu", 100), "relu, 300": ("relu", 300)}
+NETS: dict[str, tuple[str, int]] = {"tanh, 100": ("tanh", 100), "relu, 100": ("relu", 100)}
 
 
 @dataclass(frozen=True)
@@ -126,6 +125,11 @@ def searched(model: Model, args: argparse.Namespace) -> list[int]:
     return list(range(model.n_layers)) if args.layers is None else [int(layer) for layer in args.layers.split(",")]
 
 
+def strengths(args: argparse.Namespace) -> list[float]:
+    """The alphas to try."""
+    return [float(alpha) for alpha in args.alphas.split(",")]
+
+
 def where_to_write(
     model: Model, held: list[Example], train: Activations, own: Activations, args: argparse.Namespace
 ) -> pd.DataFrame:
@@ -134,7 +138,7 @@ def where_to_write(
     layers = tqdm(searched(model, args), desc="where to write", unit="layer")
     for layer in layers:
         steerers = {"p2s": P2S(layer).fit(own), "mean": MeanDifference(layer).fit(train)}
-        for (name, steerer), alpha, positions in product(steerers.items(), ALPHAS, SEARCHED):
+        for (name, steerer), alpha, positions in product(steerers.items(), strengths(args), SEARCHED):
             said = answers(model, held, Request(steerer, alpha, positions), args.batch_size)
             cell = {"method": name, "layer": layer, "alpha": alpha, "positions": positions}
             found.append({**cell, "accuracy": accuracy(held, said)})

@@ -209,8 +209,8 @@ def check_behaviours(part: str, behaviours: Iterable[str]) -> None:
 def published_counts(path: str | Path) -> dict[str, int]:
     """The numbers of the published split, which counts ids: a removed record keeps its place.
 
-    `scored` are the test ids of the twelve scenarios with a wanted behaviour, `harmful` and `expert` those to refuse and
-    to defer on. `expert_published` is how many the paper's scores divide by: its slice begins one harmful row early.
+    `scored` are the test ids of the twelve scenarios with a wanted behaviour, `harmful` and `expert` those to refuse
+    and to defer on. `expert_published` is what the paper divides by: its slice begins one harmful row early.
     """
     wanted = [scenario.behaviour for scenario in SCENARIOS for _ in range(scenario.ids)]
     train, test = published_split(len(wanted))

@@ -88,9 +88,10 @@ ROUNDS: dict[str, dict[str, Any]] = {
 
 `inputs`: validation inputs of each behaviour; only the rounds with the most of them are chosen from, so "again" holds
 what was best for the mean vector before. `contexts`: the layer to read and the kind of net are chosen by cross-fitting
-among these and `CROSSFITTED`. `readers`: layers to read and kinds of net, all tried. The rounds after the wide one are
-centred on the best cells of L2S. `best_of`: this one is centred on another method's, as the rounds before it have judged
-them: its `centres` best cells that were not yet judged on so many inputs, with all `targets`.
+among these and `CROSSFITTED`. `readers`: layers to read and kinds of net, all tried. From "narrow" to "units"
+the rounds, but for "again", are centred on the best cells of L2S. `best_of`: centred on those of the method named, as
+the rounds before have judged them: its `centres` best that were not yet judged on so many inputs, each with all
+`targets`.
 """
 CROSSFITTED = ("tanh", "relu", "relu balanced")
 LAYERS = (14, 15, 16, 17, 18, 20, 22, 24, 28)  # all that any round writes at or reads
@@ -343,7 +344,8 @@ def _unsteered(model: Model, held: list[Example], args: argparse.Namespace) -> p
 
 
 def pick(grid: pd.DataFrame, method: str) -> Setting:
-    """The method's best cell on validation, among those judged on the most inputs."""
-    best = choose(grid[(grid["method"] == method) & (grid["inputs"] == grid["inputs"].max())], GOALS)
+    """The method's best cell on validation, among those of it that were judged on the most inputs."""
+    cells = grid[grid["method"] == method]
+    best = choose(cells[cells["inputs"] == cells["inputs"].max()], GOALS)
     where = (int(best["layer"]), float(best["alpha"]), best["positions"], best["sentences"], best["targets"])
     return Setting(*where, context=int(best["context"]), net=best["net"], inputs=int(best["inputs"]))

@@ -1,7 +1,8 @@
 """Learn-to-Steer on hallucinated objects (POPE): say "no" to what is not in the picture, and "yes" to what is.
 
     python analyses/l2s_hallucination.py --model scenes-vlm --easy-vqa EASY_VQA --coco-free COCO_FREE
-    python analyses/l2s_hallucination.py --model llava-hf/llava-1.5-7b-hf --pope POPE_FOLDER --pictures COCO_VAL2014
+    python analyses/l2s_hallucination.py --model llava-hf/llava-1.5-7b-hf --alphas 0.5,1,1.5,2 \\
+        --layers 12,14,16,18 --pope POPE_FOLDER --pictures COCO_VAL2014
 
 Every vector is the state after the true answer minus the state after the other one, at the answer's token. Layer,
 strength, scope, and what the net reads are chosen on questions about other pictures than those of the test; so are
@@ -18,7 +19,6 @@ import pandas as pd
 from _beyond_pope import beyond
 from _common import parser, provenance, show_table
 from _hallucination import (
-    ALPHAS,
     SCOPES,
     SPLITS,
     Setting,
@@ -111,6 +111,10 @@ def arguments_of() -> argparse.Namespace:
     arguments.add_argument("--pope", default=None, help="folder of official POPE files (coco_pope_*.jsonl)")
     arguments.add_argument("--pictures", default=None, help="folder of their pictures")
     arguments.add_argument("--layers", default=None, help="the layers to read and write, such as 12,14,16; default all")
+    arguments.add_argument(
+        "--alphas", default="4,8,16", help="strengths to try; those of scenes-vlm, whose contrasts are short"
+    )
+    arguments.add_argument("--backend", default="nnsight", help="or hooks: the same numbers, faster for tiny models")
     arguments.add_argument("--easy-vqa", default=None, help="folder with easy-VQA's test.zip: accuracy by template")
     arguments.add_argument("--coco-free", default=None, help="folder of photographs with boxes: POPE by recipe on them")
     return arguments.parse_args()
@@ -122,8 +126,8 @@ def main() -> None:
     train_rows, held, test = scenes_data(args) if args.pope is None else pope_data(args)
     print(f"{len(train_rows)} training, {len(held)} validation and {len(test)} test questions; results in {args.out}")
     identity = {"study": "l2s_hallucination", "seed": args.seed, "limit": args.limit, "layers": args.layers}
-    identity |= {"data": data_hash([*train_rows, *held, *test]), "alphas": ALPHAS, "model": args.model}
-    model = steerlab.load(args.model, device=args.device, task="image-text")
+    identity |= {"data": data_hash([*train_rows, *held, *test]), "alphas": args.alphas, "model": args.model}
+    model = steerlab.load(args.model, device=args.device, task="image-text", backend=args.backend)
     study = Study(args.out, identity | {"revision": model.revision})
     train, own, tested = (
         capture(study, part, model, rows, searched(model, args), args.batch_size)

@@ -99,6 +99,38 @@ def test_the_safety_study_runs_on_the_real_questions(folder: Path, tmp_path: Pat
     questions = json.loads(Path(f"{DATA}/noncommercial_cc_by_nc/mm_safetybench/01-Illegal_Activitiy.json").read_text())
     page = (tmp_path / "s" / "examples.md").read_text()
     assert not any(record.get("Question", "\0") in page for record in questions.values())
+    published = {"train": 1344, "test": 336, "scored": 303, "harmful": 228, "expert_published": 76}
+    assert published.items() <= {k.removeprefix("counts."): n for k, n in summary.items()}.items()
+    assert "train 1344, test 336, scored 303" in done.stdout
+    assert "kept" in set(pd.read_csv(tmp_path / "s" / "results.csv")["metric"])
+
+
+@pytest.mark.data
+@pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the questions of MM-SafetyBench are not here")
+def test_a_round_is_added_to_the_grid_of_an_earlier_study(folder: Path, tmp_path: Path) -> None:
+    before = pd.read_csv(ROOT / "analyses/results/l2s_safety/grid.csv").query("round == ['again', 'net']")
+    before = before.assign(inputs=3)  # so that they are fewer than those of --limit 3, which are 9
+    before.to_csv(tmp_path / "grid.csv", index=False)
+    arguments = [
+        "l2s_safety.py", "--data", f"{DATA}/noncommercial_cc_by_nc/mm_safetybench", "--model", str(folder),
+        "--limit", "3", "--max-new-tokens", "4", "--rounds", "mean", "--grid", str(tmp_path / "grid.csv"),
+        "--search-only", "--out", str(tmp_path / "s"),
+    ]  # fmt: skip
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr[-2000:]
+    grid = pd.read_csv(tmp_path / "s" / "grid.csv")
+    new = grid[grid["round"] == "mean"]
+    assert list(grid) == list(before) and grid["round"].tolist() == [*before["round"], *new["round"]]
+    assert set(new["method"]) == {"mean"} and len(new) == 4 and set(new["inputs"]) == {9}
+    assert set(zip(new["sentences"], new["targets"], strict=True)) == set(
+        product(("reasoned", "situation_closed"), ("raw", "equalised"))
+    )
+    told = json.loads((tmp_path / "s" / "search.json").read_text())
+    assert told["mean.validation_cells"] == 4 and told["mean.setting"]["inputs"] == 9
+    assert told["l2s.setting"]["inputs"] == 3 and not (tmp_path / "s" / "results.csv").exists()
+    assert told["provenance"]["dirty"] in (True, False, None) and told["counts.train"] == 1344
+    again = run(*arguments[:-4], str(tmp_path / "s" / "grid.csv"), *arguments[-3:])
+    assert again.returncode != 0 and "holds the rounds ['mean'] already" in again.stderr
 
 
 @pytest.mark.slow
