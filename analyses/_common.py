@@ -18,6 +18,10 @@ from steerlab.metrics import bootstrap_ci
 ROOT = Path(__file__).parents[1]
 
 
+# arguments that say where things lie on one machine
+PLACES = ("data", "harmless", "out", "grid", "pope", "pictures", "easy_vqa", "coco_free", "emoji")
+
+
 def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
     """The arguments every study takes."""
     found = argparse.ArgumentParser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -55,7 +59,7 @@ def provenance(model: Model, examples: Sequence[Example], args: argparse.Namespa
         **model.info(),
         "device": str(model.device),
         "data": data_hash(examples),
-        "arguments": {k: v for k, v in vars(args).items() if k not in ("data", "harmless", "out")},
+        "arguments": {k: v for k, v in vars(args).items() if k not in PLACES},
         "commit": _git("rev-parse", "--short", "HEAD") or None,
         "dirty": None if changed is None else bool(changed),
         "date": datetime.now(UTC).date().isoformat(),

@@ -13,7 +13,7 @@ from steerlab import P2S, Example, MeanDifference, Request
 from steerlab.analysis.study import Study
 
 # where analyses/l2s_hallucination.py ended up on validation questions; nothing is tuned on the demo's own test
-SETTING = Setting(layer=3, alpha=1.0, positions="last+generated", context=3, net="tanh, 100")
+SETTING = Setting(layer=5, alpha=16.0, positions="all", context=5, net="tanh, 100")
 OPENING = """\
 pictures: {model} sees, but says yes to what usually keeps company (it was taught so, to be like larger models)
   1. read layer {layer} after "Yes" and after "No" for {train} questions about training pictures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,7 @@ from steerlab import L2S, P2S, Activations, Contrast, Example, MeanDifference, M
 from steerlab._support.pictures import open_picture
 from steerlab.data import pope_file, pope_questions
 from steerlab.data.scenes import Scene, World
-from steerlab.methods import PAPER, Context
+from steerlab.methods import PAPER, Context, Steerer
 from steerlab.metrics import YesNo, yes_no_ids, yes_no_logits
 
 SPLITS = ("random", "popular", "adversarial")
@@ -131,19 +131,22 @@ def strengths(args: argparse.Namespace) -> list[float]:
 
 
 def where_to_write(
-    model: Model, held: list[Example], train: Activations, own: Activations, args: argparse.Namespace
+    model: Model, held: list[Example], methods: Mapping[str, Callable[[int], Steerer]], args: argparse.Namespace
 ) -> pd.DataFrame:
-    """Accuracy on validation of the oracle and of the mean vector at every layer, strength and scope."""
+    """Accuracy on validation of some methods, each made for a layer, at every layer, strength and scope."""
     found = []
-    layers = tqdm(searched(model, args), desc="where to write", unit="layer")
-    for layer in layers:
-        steerers = {"p2s": P2S(layer).fit(own), "mean": MeanDifference(layer).fit(train)}
+    for layer in tqdm(searched(model, args), desc="where to write", unit="layer"):
+        steerers = {name: made(layer) for name, made in methods.items()}
         for (name, steerer), alpha, positions in product(steerers.items(), strengths(args), SEARCHED):
             said = answers(model, held, Request(steerer, alpha, positions), args.batch_size)
             cell = {"method": name, "layer": layer, "alpha": alpha, "positions": positions}
             found.append({**cell, "accuracy": accuracy(held, said)})
-        layers.set_postfix(best=max(cell["accuracy"] for cell in found if cell["method"] == "p2s"))
     return pd.DataFrame(found)
+
+
+def always_no(train: Activations, layer: int) -> MeanDifference:
+    """One vector for all, of the questions whose true answer is no: what a mere shift of the threshold can mend."""
+    return MeanDifference(layer).fit(train.select(behaviour="no"))
 
 
 def what_to_read(

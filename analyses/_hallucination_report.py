@@ -10,11 +10,15 @@ from _hallucination import SPLITS, by_split, gap_closed
 from steerlab import Example, Model, Request
 from steerlab.metrics import l2s_accuracy, l2s_f1, pope_scores
 
+RANDOM_SEEDS = 4  # as published
+
 
 def scores(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) -> dict[str, object]:
     """Accuracy, F1 of both conventions and yes-rate of every method on every split, by token and by text."""
     summary: dict[str, object] = {}
     for method, frame in found.items():
+        if method.startswith("random-"):
+            continue
         for split in SPLITS:
             keep = [row.split == split for row in rows]
             gold = [row.behaviour for row in rows if row.split == split]
@@ -31,7 +35,19 @@ def scores(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) -> di
             printed = l2s_accuracy(gold, frame.loc[keep, "text"].astype(str).tolist())
             summary[f"published.{name}.{split}"] = round(printed, 4)
             summary[f"published.{name}.l2s_f1.{split}"] = round(l2s_f1(printed), 4)
-    return summary
+    return summary | random_seeds(rows, found, seed)
+
+
+def random_seeds(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) -> dict[str, object]:
+    """Random directions averaged over seeds, as published, and each by itself: one may hit the right threshold."""
+    told: dict[str, object] = {}
+    gold = np.array([row.behaviour for row in rows])
+    drawn = [np.array(f["answer"]) == gold for method, f in found.items() if method.startswith("random")]
+    for split in SPLITS:
+        keep = np.array([row.split == split for row in rows])
+        told[f"random.{split}"] = estimate(np.mean(drawn, axis=0)[keep].tolist(), seed)
+        told |= {f"random.seed{i}.{split}": round(float(one[keep].mean()), 4) for i, one in enumerate(drawn)}
+    return told
 
 
 def comparisons(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) -> dict[str, object]:
@@ -41,7 +57,7 @@ def comparisons(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) 
         for method, frame in found.items()
     }
     told: dict[str, object] = {}
-    for other in ("none", "mean"):
+    for other in ("none", "mean", "always_no"):
         gains = pd.Series([float(right["l2s"][r.id]) - float(right[other][r.id]) for r in rows])
         # drawn again by picture: the questions about one, a third of them alike in all splits, are no independent ones
         by_picture = gains.groupby([r.meta["picture"] for r in rows]).mean()

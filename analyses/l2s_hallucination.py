@@ -6,9 +6,10 @@
 
 Every vector is the state after the true answer minus the state after the other one, at the answer's token. Layer,
 strength, scope, and what the net reads are chosen on questions about other pictures than those of the test; so are
-those of the mean vector. Scopes: "as released" writes at every token; "as written" at the generated ones, which come
-too late for the first of them; the third writes at the last prompt token too. The probe tells what a linear map can
-know of the truth from the same state.
+those of the mean vector and of "always no", the mean over the questions to be denied: where a model says yes too
+often, one vector that shifts its threshold mends much, and a random one of that length may. Scopes: "as released"
+writes at every token; "as written" at the generated ones, which come too late for the first of them; the third writes
+at the last prompt token too. The probe tells what a linear map can know of the truth from the same state.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from _hallucination import (
     SCOPES,
     SPLITS,
     Setting,
+    always_no,
     best_cell,
     first_tokens,
     fit_l2s,
@@ -32,7 +34,7 @@ from _hallucination import (
     what_to_read,
     where_to_write,
 )
-from _hallucination_report import ceilings, comparisons, measurements, page, scores
+from _hallucination_report import RANDOM_SEEDS, ceilings, comparisons, measurements, page, scores
 
 import steerlab
 from steerlab import P2S, Activations, Example, MeanDifference, Model, Prompt, RandomDirection, Request
@@ -53,12 +55,15 @@ def capture(
 
 def requests(own: dict[str, Setting], train: Activations, tested: Activations, seed: int) -> dict[str, Request | None]:
     """Every method with its setting; the baselines take that of L2S."""
-    s, m = own["l2s"], own["mean"]
+    s, m, n = own["l2s"], own["mean"], own["always_no"]
     assert s.context is not None
+    drawn = {f"random-{i}": (RandomDirection(s.layer, seed=seed + i).fit(train), s) for i in range(1, RANDOM_SEEDS)}
     steerers = {
         "prompt": (Prompt(LOOK_INSTRUCTION), s),
         "random": (RandomDirection(s.layer, seed=seed).fit(train), s),
+        **drawn,
         "mean": (MeanDifference(m.layer).fit(train), m),
+        "always_no": (always_no(train, n.layer), n),
         "l2s": (fit_l2s(train, s.layer, s.context, s.net, seed), s),
         "p2s": (P2S(s.layer).fit(tested), s),
     }
@@ -133,10 +138,13 @@ def main() -> None:
         capture(study, part, model, rows, searched(model, args), args.batch_size)
         for part, rows in (("train", train_rows), ("validation", held), ("test", test))
     )
-    cells = study.stage("where", lambda: where_to_write(model, held, train, own, args))
+    oracles = {"p2s": lambda layer: P2S(layer).fit(own), "mean": lambda layer: MeanDifference(layer).fit(train)}
+    cells = study.stage("where", lambda: where_to_write(model, held, oracles, args))
+    shift = {"always_no": lambda layer: always_no(train, layer)}
+    shifts = study.stage("where-no", lambda: where_to_write(model, held, shift, args))
     reads = study.stage("reads", lambda: what_to_read(model, held, train, own, cells, args))
-    grid = pd.concat([cells, reads], ignore_index=True)
-    chosen = {"l2s": best_cell(grid, "l2s"), "mean": best_cell(grid, "mean")}
+    grid = pd.concat([cells, shifts, reads], ignore_index=True)
+    chosen = {method: best_cell(grid, method) for method in ("l2s", "mean", "always_no")}
     for method, setting in chosen.items():
         print(f"{method}, chosen on validation: {setting}")
     asked = requests(chosen, train, tested, args.seed)
@@ -155,6 +163,7 @@ def main() -> None:
     told.round(4).to_csv(study.folder / "probes.csv", index=False)
     results = measurements(test, found, asked, model)
     study.finish(results, summary, page(test, found), provenance(model, test, args))
+    results = results[~results["method"].str.startswith("random-")]
     table = results.pivot_table(index="method", columns="split", values="value", sort=False)
     show_table("Accuracy on the test questions, by the first token", table)
 

@@ -34,7 +34,8 @@ SPLITS = ("random", "popular", "adversarial")
 def draw(results_dir: str | Path) -> Figure:
     """The figure of one results folder; the gallery beside it is saved on the way."""
     folder = Path(results_dir)
-    summary = {k: v for k, v in read_summary(folder).items() if k.partition(".")[2] in SPLITS and isinstance(v, dict)}
+    found = {k: v for k, v in read_summary(folder).items() if k.partition(".")[2] in SPLITS and isinstance(v, dict)}
+    summary = {k: v for k, v in found.items() if "minus" not in k}  # shares, not differences
     frame = summary_frame(summary).replace({"method": {"base": "none"}})
     probes = folder / "probes.csv"
     with style():
@@ -43,7 +44,7 @@ def draw(results_dir: str | Path) -> Figure:
         method_bars(frame, SPLITS, axes[0], title="a  True answers (test)")
         axes[0].set_xlabel("Share of questions")
         if probes.exists():
-            headroom_lines(pd.read_csv(probes), axes[1], title="b  What a probe reads (blue), what is said (grey)")
+            headroom_lines(pd.read_csv(probes), axes[1], title="b  Known (blue) and said (grey)")
         fig.draw_without_rendering()
     return fig
 

@@ -41,7 +41,7 @@ def headroom_lines(frame: pd.DataFrame, ax: Axes | None = None, *, title: str | 
         ends += [(float(here["probe"].iloc[-1]), name, known), (float(here["own"].iloc[-1]), name, MUTED)]
     low, high = float(frame[["probe", "own"]].min().min()), float(frame[["probe", "own"]].max().max())
     room = 0.055 * (high - low + 0.1)
-    for value, name, colour in _apart(sorted(ends), room):
+    for value, name, colour in _apart(sorted(ends), room, high):
         ax.annotate(
             name, (float(layers.max()), value), (4, 0), textcoords="offset points", color=colour, fontsize=6,
             va="center", annotation_clip=False,
@@ -54,10 +54,10 @@ def headroom_lines(frame: pd.DataFrame, ax: Axes | None = None, *, title: str | 
     return ax
 
 
-def _apart(ends: list[tuple[float, str, str]], room: float) -> list[tuple[float, str, str]]:
-    """The same labels, each at least `room` above the one before."""
+def _apart(ends: list[tuple[float, str, str]], room: float, top: float) -> list[tuple[float, str, str]]:
+    """The same labels, each at least `room` below the one above it, none above `top`."""
     placed: list[tuple[float, str, str]] = []
-    for value, name, colour in ends:
-        floor = placed[-1][0] + room if placed else value
-        placed.append((max(value, floor), name, colour))
+    for value, name, colour in reversed(ends):
+        ceiling = placed[-1][0] - room if placed else top
+        placed.append((min(value, ceiling), name, colour))
     return placed

@@ -38,6 +38,7 @@ METHODS: dict[str, MethodStyle] = {
     "prompt": MethodStyle("prompt", "#56B4E9", "#2476A8"),
     "random": MethodStyle("random vector", "#CC79A7", "#A04B7B"),
     "mean": MethodStyle("mean vector", "#E69F00", "#A86500"),
+    "always_no": MethodStyle("one vector: no", "#D55E00", "#A04700"),
     "l2s": MethodStyle("L2S", "#0072B2", "#005A8E"),
     "p2s": MethodStyle("P2S (oracle)", "#009E73", "#00734F", oracle=True),
 }

@@ -149,7 +149,7 @@ def test_the_hallucination_study_runs_on_the_model_that_ships(tmp_path: Path) ->
         "p2s",
         "probe",
         "gap_closed",
-        "yes_rate.none",
+        "yes_rate.base",
         "published.l2s",
     ):
         assert all(f"{name}.{split}" in summary for split in splits), name
