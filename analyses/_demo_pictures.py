@@ -6,7 +6,7 @@ import argparse
 
 import pandas as pd
 from _common import estimate
-from _hallucination import SPLITS, Setting, first_tokens, fit_l2s, keep_gallery, scenes_data
+from _hallucination import SPLITS, Setting, always_no, first_tokens, fit_l2s, keep_gallery, scenes_data
 
 import steerlab
 from steerlab import P2S, Example, MeanDifference, Request
@@ -17,7 +17,7 @@ SETTING = Setting(layer=5, alpha=16.0, positions="all", context=5, net="tanh, 10
 OPENING = """\
 pictures: {model} sees, but says yes to what usually keeps company (it was taught so, to be like larger models)
   1. read layer {layer} after "Yes" and after "No" for {train} questions about training pictures
-  2. fit L2S, and answer {test} questions about unseen pictures four ways
+  2. fit L2S, and answer {test} questions about unseen pictures five ways
 """
 
 
@@ -33,6 +33,7 @@ def picture_half(study: Study, args: argparse.Namespace) -> tuple[dict[str, obje
     own = steerlab.capture(model, test, layers=[SETTING.layer], batch_size=64)
     steerers = {
         "mean": MeanDifference(SETTING.layer).fit(acts),
+        "always_no": always_no(acts, SETTING.layer),  # this model's errors are all a yes too many
         "l2s": fit_l2s(acts, SETTING.layer, SETTING.context, SETTING.net, args.seed),
         "p2s": P2S(SETTING.layer).fit(own),
     }
