@@ -103,14 +103,8 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
     if device.type == "cpu":
         model.set_attn_implementation("eager")  # the fused kernel's backward pass takes twice as long there
     if not path.exists():
-        named = school_vision(
-            model,
-            world,
-            pixels,
-            int(args.vision_steps or recipe["vision_steps"]),
-            int(recipe["vision_batch"]),
-            args.seed,
-        )
+        lessons, size = int(recipe["vision_steps"]), int(recipe["vision_batch"])
+        named = school_vision(model, world, pixels, lessons, size, args.seed)
         print(f"vision: {named:.3f} of the things' patches named rightly; {time.time() - clock:.0f} s")
     if path.exists():
         found = torch.load(path, map_location=device, weights_only=False)

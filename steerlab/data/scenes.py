@@ -172,7 +172,7 @@ def emoji_sprites(folder: str | Path) -> dict[str, Image.Image]:
     with zipfile.ZipFile(root / "png64.zip") as archive:
         names = {Path(name).name: name for name in archive.namelist()}
         return {
-            str(r["name"]).lower(): Image.open(io.BytesIO(archive.read(names[r["file"]]))).convert("RGBA")
+            str(r["name"]).lower(): Image.open(io.BytesIO(archive.read(names[r["image"]]))).convert("RGBA")
             for r in records
-            if r["file"] in names
+            if r["image"] in names
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,8 +13,9 @@ from PIL import Image
 from steerlab import DataError
 from steerlab.data.scene_questions import Habits, absent_partners, caption, existence, plural, true_questions
 from steerlab.data.scene_shapes import COLOURS, KINDS, stamp
-from steerlab.data.scenes import SIDE, Scene, Thing, World
+from steerlab.data.scenes import SIDE, Scene, Thing, World, emoji_sprites
 
+DATA = os.environ.get("STEERLAB_DATA")
 WORLD = World()
 
 
@@ -121,3 +124,20 @@ def test_sprites_are_pasted_and_unknown_things_refused() -> None:
     assert tuple(np.asarray(scene.picture())[10, 10]) == (10, 200, 10)
     with pytest.raises(DataError, match="unicorn"):
         World(kinds=("ball", "box", "tent", "unicorn"))
+
+
+@pytest.mark.data
+@pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the emoji pictures are not here")
+def test_a_world_of_emoji_has_things_without_colours_that_show_in_the_picture() -> None:
+    sprites = emoji_sprites(f"{DATA}/emoji")
+    world = World(kinds=tuple(sprites)[:48], sprites=sprites, noise=0.0, most=1)
+    rng = np.random.default_rng(0)
+    for scene in (world.scene(rng) for _ in range(20)):
+        thing = scene.things[0]
+        shown = np.asarray(scene.picture(), dtype=float)
+        ground = shown[(thing.y + SIDE // 2) % SIDE, (thing.x + SIDE // 2) % SIDE]
+        inside = shown[thing.y : thing.y + thing.size, thing.x : thing.x + thing.size]
+        assert thing.colour == "" and np.abs(inside - ground).mean() > 5
+        assert not any(q.type == "colour" for q in true_questions(scene, rng))
+    with pytest.raises(DataError, match=r"no emoji\.jsonl and png64\.zip"):
+        emoji_sprites(".")
