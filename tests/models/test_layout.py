@@ -71,7 +71,7 @@ class Unknown(nn.Module):
 
 
 def test_unknown_decoder() -> None:
-    assert find_layout(Unknown()) == Layout("trunk", "closing", "output", "attention", None)
+    assert find_layout(Unknown()) == Layout("trunk", "closing", "output", "attention", None, "vision_tower")
 
 
 def test_override_wins() -> None:

@@ -41,7 +41,7 @@ def summary() -> dict[str, object]:
     rng = np.random.default_rng(1)
     names = ("refuse_harmful", "defer_expert", "refuse_expert", "distinct2", "harmless_kept")
     found: dict[str, object] = {}
-    for method, name in product(("none", "prompt", "random", "mean", "l2s", "p2s"), names):
+    for method, name in product(("none", "prompt", "random", "mean", "always_no", "l2s", "p2s"), names):
         value = float(rng.uniform(0.2, 0.8))
         found[f"{method}.{name}"] = {"value": value, "low": value - 0.1, "high": value + 0.2, "n": 40}
     found["cos.l2s_p2s"] = {"value": 0.9, "low": 0.88, "high": 0.92, "n": 40}
