@@ -31,6 +31,16 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
+# SmolLM2's own turns, with pictures; a special token that it never used in text stands for them, since its embedding
+# table has no row to spare
+STAND_IN = "<filename>"
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}{% if m['content'] is string %}{{ m['content'] }}"
+    "{% else %}{% for p in m['content'] %}{{ '<filename>' if p['type'] == 'image' else p['text'] }}{% endfor %}"
+    "{% endif %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -66,7 +76,7 @@ def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def make_processor(tokenizer: Any, shape: Shape) -> LlavaProcessor:
+def make_processor(tokenizer: Any, shape: Shape, image_token: str = IMAGE) -> LlavaProcessor:
     """LLaVA's processor for pictures of the world's size."""
     size = {"height": shape.side, "width": shape.side}
     images = ImageProcessor(
@@ -74,7 +84,7 @@ def make_processor(tokenizer: Any, shape: Shape) -> LlavaProcessor:
     )
     return LlavaProcessor(
         images, tokenizer, patch_size=shape.patch, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=tokenizer.chat_template,
+        num_additional_image_tokens=1, chat_template=tokenizer.chat_template, image_token=image_token,
     )  # fmt: skip
 
 
@@ -113,9 +123,9 @@ def full_model(shape: Shape, seed: int) -> tuple[LlavaForConditionalGeneration, 
 
     language = steerlab.load("smollm2", device="cpu")
     tokenizer = language.tokenizer
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
-    image = tokenizer.convert_tokens_to_ids(IMAGE)
-    text = language.hf.config
+    tokenizer.chat_template = CHATML
+    image, text = tokenizer.convert_tokens_to_ids(STAND_IN), language.hf.config
+    assert 0 < image < text.vocab_size, f"the tokenizer has no {STAND_IN}"
     config = LlavaConfig(
         vision_config=_vision(shape), text_config=text, image_token_id=image, image_token_index=image,
         vision_feature_layer=-1, vision_feature_select_strategy="default", image_seq_length=64,
@@ -128,6 +138,8 @@ def full_model(shape: Shape, seed: int) -> tuple[LlavaForConditionalGeneration, 
         model.tie_weights()
         lora = LoraConfig(r=16, lora_alpha=32, target_modules=_linears(model.model.language_model))
         model.model.language_model = get_peft_model(model.model.language_model, lora)
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model.generation_config = GenerationConfig(do_sample=False, **ids)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or "vision_tower" in name or "projector" in name)
     return model, tokenizer

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _scenes_batches import Packer, easy_vqa_rows, mixed, pixels, scene_rows
-from _scenes_model import FULL, SMALL, describe, full_model, make_processor, small_model, train_tokenizer
+from _scenes_model import FULL, SMALL, STAND_IN, describe, full_model, make_processor, small_model, train_tokenizer
 from _scenes_vision import school_vision
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ def build(args: argparse.Namespace, world: World) -> tuple[Any, Any, Any]:
     """An untrained model, its processor and its shape."""
     if args.size == "full":
         model, tokenizer = full_model(FULL, args.seed)
-        return model, make_processor(tokenizer, FULL), FULL
+        return model, make_processor(tokenizer, FULL, STAND_IN), FULL
     rng = np.random.default_rng(args.seed)
     scenes = [world.scene(rng) for _ in range(2000)]
     said = [text for s in scenes for q in true_questions(s, rng) for text in (q.text, q.answer)]
