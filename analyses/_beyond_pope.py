@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from _hallucination import accuracy, answers, scenes_of
+from _hallucination import SPLITS, accuracy, answers, scenes_of
 
 import steerlab
 from steerlab import Example, Model, Request
@@ -119,7 +119,7 @@ def photographs(
     some = {name: sorted(objects) for name, objects in sorted(shown.items()) if objects}
     some = dict(list(some.items())[:n])
     found = []
-    for split in ("random", "popular", "adversarial"):
+    for split in SPLITS:
         rows = pope_questions(some, split, 2, counts=usual, pictures=root / "images", name="photo")
         for method, request in requests.items():
             said = answers(model, rows, request, batch_size)

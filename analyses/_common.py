@@ -16,8 +16,6 @@ from steerlab.data import data_hash
 from steerlab.metrics import bootstrap_ci
 
 ROOT = Path(__file__).parents[1]
-
-
 # arguments that say where things lie on one machine
 PLACES = ("data", "harmless", "out", "grid", "pope", "pictures", "easy_vqa", "coco_free", "emoji")
 

@@ -51,14 +51,15 @@ def scenes_of(args: argparse.Namespace, part: str) -> dict[str, Scene]:
     """The scenes of one part of the data, always the same for a seed: nobody was trained on them."""
     n = args.limit or PICTURES[part]
     rng = np.random.default_rng([10_000 + args.seed, list(PICTURES).index(part)])
-    return {f"{part}-{i:04d}": World().scene(rng) for i in range(n)}
+    world = World()
+    return {f"{part}-{i:04d}": world.scene(rng) for i in range(n)}
 
 
 def scenes_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], list[Example]]:
     """Training, validation and test questions about scenes; one yes and one no a picture and split."""
-    found = []
+    world, found = World(), []
     rng = np.random.default_rng(20_000 + args.seed)
-    usual = {str(i): World().scene(rng).kinds for i in range(5000)}  # what is frequent, and what keeps company
+    usual = {str(i): world.scene(rng).kinds for i in range(5000)}  # what is frequent, and what keeps company
     for part in PICTURES:
         scenes = scenes_of(args, part)
         pictures = {name: scene.picture() for name, scene in scenes.items()}
@@ -89,15 +90,11 @@ def pope_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], l
     return train, held, test
 
 
-def first_tokens(
-    model: Model, rows: Sequence[Example], request: Request | None, batch_size: int, progress: bool = False
-) -> YesNo:
+def first_tokens(model: Model, rows: Sequence[Example], request: Request | None, batch_size: int) -> YesNo:
     """Yes or no by the first token, a forced choice; `other` marks the rows about to say neither."""
     yes, no = yes_no_ids(model.tokenizer)
     steer = () if request is None else request
-    logits = steerlab.first_logits(
-        model, rows, [*yes, *no], rest=True, steer=steer, batch_size=batch_size, progress=progress
-    )
+    logits = steerlab.first_logits(model, rows, [*yes, *no], rest=True, steer=steer, batch_size=batch_size)
     return yes_no_logits(logits, range(len(yes)), range(len(yes), len(yes) + len(no)))
 
 

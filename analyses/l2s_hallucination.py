@@ -57,10 +57,10 @@ def requests(own: dict[str, Setting], train: Activations, tested: Activations, s
     """Every method with its setting; the baselines take that of L2S."""
     s, m, n = own["l2s"], own["mean"], own["always_no"]
     assert s.context is not None
-    drawn = {f"random-{i}": (RandomDirection(s.layer, seed=seed + i).fit(train), s) for i in range(1, RANDOM_SEEDS)}
+    names = ["random", *(f"random-{i}" for i in range(1, RANDOM_SEEDS))]
+    drawn = {name: (RandomDirection(s.layer, seed=seed + i).fit(train), s) for i, name in enumerate(names)}
     steerers = {
         "prompt": (Prompt(LOOK_INSTRUCTION), s),
-        "random": (RandomDirection(s.layer, seed=seed).fit(train), s),
         **drawn,
         "mean": (MeanDifference(m.layer).fit(train), m),
         "always_no": (always_no(train, n.layer), n),

@@ -102,10 +102,6 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
     clock = time.time()
     if device.type == "cpu":
         model.set_attn_implementation("eager")  # the fused kernel's backward pass takes twice as long there
-    if not path.exists():
-        lessons, size = int(recipe["vision_steps"]), int(recipe["vision_batch"])
-        named = school_vision(model, world, pixels, lessons, size, args.seed)
-        print(f"vision: {named:.3f} of the things' patches named rightly; {time.time() - clock:.0f} s")
     if path.exists():
         found = torch.load(path, map_location=device, weights_only=False)
         model.load_state_dict(found["model"])
@@ -113,6 +109,10 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
         scheduler.load_state_dict(found["scheduler"])
         begun, curve = found["step"], found["curve"]
         clock -= curve[-1]["seconds"] if curve else 0.0
+    else:
+        lessons, size = int(recipe["vision_steps"]), int(recipe["vision_batch"])
+        named = school_vision(model, world, pixels, lessons, size, args.seed)
+        print(f"vision: {named:.3f} of the things' patches named rightly; {time.time() - clock:.0f} s")
     easy = easy_vqa_rows(Path(args.easy_vqa), args.seed + begun) if args.easy_vqa else None
     take = mixed(scene_rows(world, Habits(), args.seed * 1_000_003 + begun), easy, EASY_VQA_SHARE, args.seed + begun)
     model.train()
