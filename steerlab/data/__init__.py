@@ -17,6 +17,19 @@ from steerlab.data.example import Contrast, Example, check_examples, data_hash
 from steerlab.data.instructions import harmless_instructions, read_jsonl
 from steerlab.data.mm_safety_bench import mm_safety_bench
 from steerlab.data.mm_safety_pictures import mm_safety_pictures
+from steerlab.data.mwe import (
+    DEFAULT_SYSTEM,
+    PAPER_SETS,
+    VARIANTS,
+    balanced,
+    check_balance,
+    mwe,
+    paper_split,
+    persona_prompts,
+    placement,
+    truthfulqa_mc,
+    variant,
+)
 from steerlab.data.nlvr import nlvr
 from steerlab.data.pope import ONE_WORD, pope_file
 from steerlab.data.pope_recipe import pope_questions
@@ -26,12 +39,17 @@ from steerlab.data.vlguard import vlguard
 from steerlab.data.xstest import xstest, xstest_refusal_labels
 
 __all__ = [
+    "DEFAULT_SYSTEM",
     "DEMO_FRACTIONS",
     "ED_SLICE_PUBLISHED",
     "ONE_WORD",
+    "PAPER_SETS",
     "PUBLISHED_PAIRS",
+    "VARIANTS",
     "Contrast",
     "Example",
+    "balanced",
+    "check_balance",
     "check_examples",
     "coco_captions",
     "coco_objects",
@@ -43,14 +61,20 @@ __all__ = [
     "harmless_instructions",
     "mm_safety_bench",
     "mm_safety_pictures",
+    "mwe",
     "nlvr",
+    "paper_split",
+    "persona_prompts",
+    "placement",
     "pope_file",
     "pope_questions",
     "published_split",
     "read_jsonl",
     "stratified_split",
+    "truthfulqa_mc",
     "typography",
     "validation_split",
+    "variant",
     "vlguard",
     "with_contrasts",
     "xstest",

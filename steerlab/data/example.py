@@ -25,7 +25,8 @@ class Contrast:
         suffix: appended to the *user* turn, after a space, in both sides only (never in the plain prompt).
         closed: render what the chat template puts after a finished assistant message (end-of-turn tokens).
         read: the position at which both sides are read when `capture` is given none: "answer" averages the answer's
-            tokens; the published word pairs are read at -1 or -2, counted from the end of the rendered row.
+            tokens; "choice" is the first token at which the answers part, such as the letter of "(A)"; the published
+            word pairs are read at -1 or -2, counted from the end of the rendered row.
 
     Raises:
         DataError: a side is empty, or both are equal (their difference would be the zero vector).
