@@ -9,6 +9,7 @@
     ├── ActivationError      activations are missing, mislabelled or not finite
     ├── MismatchError        an artefact belongs to another model, width, layer count or study
     ├── SteeringError        a vector would be applied to nothing, or at a place that does not exist
+    ├── StorageError         results could not be written
     └── OutOfMemory          not even one row fits
 
 Each message says what was given, what was expected and what to do.
@@ -61,3 +62,17 @@ class SteeringError(SteerlabError, ValueError):
 
 class OutOfMemory(SteerlabError, MemoryError):
     """Not even a single row fits in memory."""
+
+
+class StorageError(SteerlabError, OSError):
+    """Results could not be written: the disk is full, or the folder can't be written to."""
+
+
+# outside CUDA, PyTorch says it with a bare RuntimeError: Apple's devices and the driver, Linux, Windows
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that memory ran out, on whatever device."""
+    named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    return named or any(said in str(error) for said in _NO_MEMORY)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from steerlab._support.errors import OutOfMemory
+from steerlab._support.errors import OutOfMemory, is_out_of_memory
 from steerlab._support.files import fingerprint
 from steerlab.capture.activations import Activations
 from steerlab.capture.jobs import (
@@ -28,18 +28,17 @@ from steerlab.capture.jobs import (
     plan_jobs,
 )
 from steerlab.capture.pictures import PictureReader, picture_jobs
+from steerlab.capture.shared import share
 from steerlab.capture.store import Store
 from steerlab.data.example import data_hash
 from steerlab.models.encoding import Batch, Side, by_length
-from steerlab.models.engine import Select
+from steerlab.models.engine import NOTHING, Select
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, describe
 from steerlab.models.sites import Site
 
 log = logging.getLogger(__name__)
 Where = Positions | Sequence[Positions]
-# outside CUDA, PyTorch says it with a bare RuntimeError: Apple's devices and the driver, Linux, Windows
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def capture(
@@ -158,13 +157,17 @@ def run_jobs(
 ) -> Tensor:
     """The activations of one batch of jobs, on the host; split in two when memory runs out."""
     try:
-        batch = model.batch([job.row for job in jobs], padding)
-        inputs = model.inputs(batch)
+        shared = share(model, jobs, sites) if sites[0].part == "text" else None
         with model.lock:
+            if shared is None:
+                batch, resume = model.batch([job.row for job in jobs], padding), NOTHING
+                inputs = model.inputs(batch)
+            else:
+                inputs, resume, batch = shared.forward(model)
             # the one host copy of the batch: what was selected, and nothing else
-            return model.engine.read(inputs, {}, sites, selector(jobs, batch, dtype, model.device)).cpu()
+            return model.engine.read(inputs, {}, sites, selector(jobs, batch, dtype, model.device), resume).cpu()
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         if len(jobs) == 1:
             raise OutOfMemory(
@@ -217,7 +220,3 @@ def _listed(where: Where | None) -> list[Positions]:
 def _batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
     for numbers in by_length([job.row for job in jobs], batch_size):
         yield [jobs[i] for i in numbers]
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(s in str(error) for s in _NO_MEMORY)

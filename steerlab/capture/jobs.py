@@ -85,8 +85,8 @@ def plan_jobs(
         first: dict[str, Sequence[Positions]] = {"positive": at}
         if shared and context:
             first["prompt"] = context
-        jobs.append(_job(model, example, number, first, reduce, pair.positive))
-        jobs.append(_job(model, example, number, {"negative": at}, reduce, pair.negative))
+        jobs.append(_job(model, example, number, first, reduce, pair.positive, pair.negative))
+        jobs.append(_job(model, example, number, {"negative": at}, reduce, pair.negative, pair.positive))
         if not shared and context:
             jobs.append(_job(model, example, number, {"prompt": context}, reduce))
     return [job for job in jobs if job.groups]
@@ -99,16 +99,20 @@ def _job(
     wanted: dict[str, Sequence[Positions]],
     reduce: Reduce,
     answer: str | None = None,
+    rival: str | None = None,
 ) -> Job:
     pair = example.contrast
     text = example.prompt
     if answer is not None and pair is not None and pair.suffix:
         text = f"{text} {pair.suffix}"
     closed = pair.closed if pair is not None and answer is not None else False
+    # only where it is asked for: the answers of a contrast may begin alike and never part
+    named = rival if any("choice" in str(name) for names in wanted.values() for name in names) else None
     row = model.encode(
-        text, answer=answer, closed=closed, system=example.system, sample=example.id, images=example.images
-    )
-    plain = _prompt_of(row)
+        text, answer=answer, rival=named, closed=closed, system=example.system, sample=example.id,
+        images=example.images,
+    )  # fmt: skip
+    plain = row.head(row.n_prompt)  # no position of the prompt may mean a word of the answer
     groups: list[tuple[int, ...]] = []
     labels: list[dict[str, Any]] = []
     for side, names in wanted.items():
@@ -118,13 +122,6 @@ def _job(
                 groups.append(group)
                 labels.append(_label(example, side, name, group, row, number))
     return Job(row, tuple(groups), tuple(labels))
-
-
-def _prompt_of(row: TokenMap) -> TokenMap:
-    """The row as it is without its answer, whose words no position of the prompt may mean."""
-    n = row.n_prompt
-    spans = tuple(span for span in row.spans if span.kind != "answer")
-    return TokenMap(row.ids[:n], spans, n, row.text[: row.offsets[n - 1][1]], row.offsets[:n], row.sample, row.images)
 
 
 def _label(

@@ -9,6 +9,7 @@ need no `if method == ...`.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import ActivationError
+from steerlab._support.errors import ActivationError, SteeringError
 from steerlab.capture.activations import Activations
 from steerlab.models.sites import Site
 
@@ -108,6 +109,8 @@ class Steerer(Learnt, ABC):
 
     #: where the vector is added; methods with several sites override `shifts`
     site: Site
+    #: whether it must be fitted to the very inputs it steers
+    oracle: bool = False
 
     @property
     def name(self) -> str:
@@ -134,6 +137,17 @@ class Steerer(Learnt, ABC):
     def transform(self, prompt: str) -> str:
         """The user text this method wants asked instead of `prompt`; only instruction baselines change it."""
         return prompt
+
+    def at(self, layer: int | Site) -> Steerer:
+        """A steerer with the same settings for another layer, not fitted.
+
+        Raises:
+            SteeringError: this method takes no layer.
+        """
+        names = inspect.signature(type(self)).parameters
+        if "layer" not in names:
+            raise SteeringError(f"{type(self).__name__} takes no layer, so there is nothing to sweep over")
+        return type(self)(**{name: layer if name == "layer" else getattr(self, name) for name in names})
 
 
 class Detector(Learnt, ABC):

@@ -89,6 +89,8 @@ class P2S(Steerer):
     Source: arXiv 2508.12815, section 3 (z_X = h(X+) - h(X-)).
     """
 
+    oracle = True
+
     def __init__(self, layer: int | Site, *, position: str | None = None, zero: Sequence[str] | None = ()) -> None:
         self.layer, self.position, self.zero = layer, position, zero
         self.site = layer if isinstance(layer, Site) else Site(layer)

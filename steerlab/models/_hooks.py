@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from steerlab._support.errors import LayoutError
-from steerlab.models.engine import Inputs, Select, block_path, point_path
-from steerlab.models.layout import Layout, module_at
+from steerlab.models.engine import NOTHING, Inputs, Select, block_path, check_resume, point_path
+from steerlab.models.layout import Layout, blocks, module_at
 from steerlab.models.plan import Plan, last_column, shifted
+from steerlab.models.resume import Prefix, Resume, prefill, skipping
 from steerlab.models.sites import Site
 
 
@@ -27,8 +28,11 @@ class HooksEngine:
     def __init__(self, hf: PreTrainedModel, layout: Layout) -> None:
         self._hf = hf
         self._layout = layout
+        self._tuples: bool | None = None
 
-    def read(self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select) -> Tensor:
+    def read(
+        self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select, resume: Resume = NOTHING
+    ) -> Tensor:
         """`select` of the state at each site, `(row, site, hidden)`, stopping after the deepest."""
         found: dict[Site, Tensor] = {}
 
@@ -37,9 +41,9 @@ class HooksEngine:
             if len(found) == len(sites):
                 raise _Stop
 
-        with torch.no_grad(), self._hooked(plan, set(sites), keep):
+        with torch.no_grad(), self._resumed(resume), self._hooked(plan, set(sites), keep):
             try:
-                self._hf(**inputs, use_cache=False, logits_to_keep=1)
+                self._hf(**inputs, **resume.options(), use_cache=False, logits_to_keep=1)
             except _Stop:
                 return torch.stack([found[site].to(found[sites[0]].device) for site in sites], 1)
         missed = ", ".join(str(site) for site in sites if site not in found)
@@ -53,11 +57,35 @@ class HooksEngine:
         with torch.no_grad(), self.hooked(plan):
             return self._hf.generate(**inputs, **options)  # type: ignore[operator]
 
-    def logits(self, inputs: Inputs, plan: Plan, keep: int) -> Tensor:
-        """Logits of the last `keep` columns under the plan."""
-        with torch.no_grad(), self.hooked(plan):
-            logits: Tensor = self._hf(**inputs, use_cache=False, logits_to_keep=keep).logits
-        return logits[:, -keep:]
+    def logits(self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING) -> Tensor:
+        """See `Engine.logits`."""
+        check_resume(plan, resume)
+        with torch.no_grad(), self._resumed(resume), self.hooked(plan):
+            logits: Tensor = self._hf(**inputs, **resume.options(), use_cache=False, logits_to_keep=keep).logits
+        return logits[:, -keep:] if isinstance(keep, int) else logits
+
+    def prefill(self, inputs: Inputs) -> Prefix:
+        """See `Engine.prefill`."""
+        return prefill(self._hf, inputs)
+
+    def _resumed(self, resume: Resume) -> AbstractContextManager[None]:
+        if resume.layer is None or resume.state is None:
+            return nullcontext()
+        return skipping(blocks(self._hf, self._layout)[: resume.layer + 1], resume.state, self.gives_tuples())
+
+    def gives_tuples(self) -> bool:
+        """Whether the blocks answer with tuples: found out on one token, once."""
+        if self._tuples is None:
+            seen: list[bool] = []
+            block = blocks(self._hf, self._layout)[0]
+            handle = block.register_forward_hook(lambda _m, _a, out: seen.append(isinstance(out, tuple)))
+            try:
+                one = torch.zeros((1, 1), dtype=torch.long, device=self._hf.get_input_embeddings().weight.device)  # type: ignore[arg-type]
+                self._hf(input_ids=one, attention_mask=torch.ones_like(one), use_cache=False)
+            finally:
+                handle.remove()
+            self._tuples = seen[0]
+        return self._tuples
 
     def hooked(self, plan: Plan) -> AbstractContextManager[None]:
         """The plan's edits in place, for as long as the context lasts."""

@@ -30,11 +30,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steerlab._support.errors import LayoutError, SteeringError
 from steerlab.models._hooks import HooksEngine
-from steerlab.models.engine import Inputs, Select, block_path, point_path
+from steerlab.models.engine import NOTHING, Inputs, Select, block_path, check_resume, point_path
 from steerlab.models.layout import Layout
 from steerlab.models.layout import blocks as find_blocks
 from steerlab.models.patches import PictureEdit
 from steerlab.models.plan import Edit, Plan, last_column, shifted
+from steerlab.models.resume import Prefix, Resume, prefill
 from steerlab.models.sites import Site
 
 
@@ -77,12 +78,15 @@ class NnsightEngine:
         self._hf = hf
         self._hooks = HooksEngine(hf, layout)
 
-    def read(self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select) -> Tensor:
+    def read(
+        self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select, resume: Resume = NOTHING
+    ) -> Tensor:
         """See `Engine.read`."""
         visits = self._visits(plan, sites)
+        given = inputs | resume.options()
         with torch.no_grad():
             try:
-                found = _read(self._root, inputs, visits, select, inputs["attention_mask"].shape[-1])
+                found = _read(self._root, given, visits, select, inputs["attention_mask"].shape[-1])
             except OutOfOrderError as error:
                 raise self._unordered(error) from error
         places = {visit.site: i for i, visit in enumerate(v for v in visits if v.wanted)}
@@ -106,14 +110,29 @@ class NnsightEngine:
             )
         return ids
 
-    def logits(self, inputs: Inputs, plan: Plan, keep: int) -> Tensor:
+    def logits(self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING) -> Tensor:
         """See `Engine.logits`."""
-        visits = self._visits(plan, ())
+        check_resume(plan, resume)
+        given, stop = inputs | resume.options(), inputs["attention_mask"].shape[-1]
         with torch.no_grad():
+            left_out, handed = self._left_out(plan, resume, stop)
+            visits = self._visits({s: e for s, e in plan.items() if s != Site(len(left_out) - 1)}, ())
             try:
-                return _logits(self._root, inputs, visits, keep, inputs["attention_mask"].shape[-1])
+                return _logits(self._root, given, visits, keep, stop, left_out, handed)
             except OutOfOrderError as error:
                 raise self._unordered(error) from error
+
+    def prefill(self, inputs: Inputs) -> Prefix:
+        """See `Engine.prefill`; nothing is read or written, so no trace is needed."""
+        return prefill(self._hf, inputs)
+
+    def _left_out(self, plan: Plan, resume: Resume, stop: int) -> tuple[list[Any], Any]:
+        """The blocks that a forward leaves out, and what the last of them hands on: the known state, edited."""
+        if resume.layer is None or resume.state is None:
+            return [], None
+        state = shifted(edits, resume.state, stop) if (edits := plan.get(Site(resume.layer))) else resume.state
+        envoys = [self._root.get(f"{self._layout.blocks_path}.{k}") for k in range(resume.layer + 1)]
+        return envoys, (state, None) if self._hooks.gives_tuples() else state
 
     def _unordered(self, error: OutOfOrderError) -> LayoutError:
         return LayoutError(
@@ -165,12 +184,16 @@ def _generate(root: Any, inputs: Inputs, visits: list[_Visit], options: dict[str
     return ids, len(steps)
 
 
-def _logits(root: Any, inputs: Inputs, visits: list[_Visit], keep: int, stop: int) -> Tensor:
+def _logits(
+    root: Any, inputs: Any, visits: list[_Visit], keep: int | Tensor, stop: int, left_out: list[Any], handed: Any
+) -> Tensor:
     with root.trace(**inputs, use_cache=False, logits_to_keep=keep):
+        for envoy in left_out:
+            envoy.skip(handed)
         for envoy, is_input, edits, _wanted, _site in visits:
             _pass(envoy, is_input, edits, stop)
-        logits = root.output.logits[:, -keep:].save()
-    return logits
+        logits = root.output.logits.save()
+    return logits[:, -keep:] if isinstance(keep, int) else logits
 
 
 def _pass(envoy: Any, is_input: bool, edits: Sequence[Edit | PictureEdit], stop: int) -> Tensor:

@@ -19,7 +19,7 @@ from steerlab.models.template import Messages, render, starts_with_bos
 from steerlab.models.tokenmap import Span, TokenMap
 from steerlab.models.vision import Vision
 
-Side = Literal["left", "right"]
+Side = Literal["left", "right", "aligned"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ def encode(
     prompt: str | Messages,
     *,
     answer: str | None = None,
+    rival: str | None = None,
     closed: bool = False,
     system: str | None = None,
     chat: bool = True,
@@ -83,6 +84,7 @@ def encode(
         tokenizer: a fast tokenizer.
         prompt: the user's text, or whole messages (`[{"role": ..., "content": ...}, ...]`, ending with the user).
         answer: continuation in the assistant turn.
+        rival: the other answer of the same contrast; it only decides which token is `"choice"`.
         closed: also append what the template renders after a finished assistant message.
         system: system message for a text prompt; None leaves the template's own default.
         chat: use the chat template; otherwise the text is tokenised as it is.
@@ -118,12 +120,13 @@ def encode(
         text, bounds = vision.fill(text, bounds, images, sample)
     ids, offsets = _tokenise(tokenizer, text, special=not chat and not starts_with_bos(tokenizer, text))
     spans = _spans(bounds, offsets, [] if vision is None else [i for i, t in enumerate(ids) if t == vision.token_id])
-    n_prompt = len(ids)
+    n_prompt, choice = len(ids), None
     if answer is not None:
         tail, places = _tokenise(tokenizer, answer + (closing if closed else ""), special=False)
         ids, offsets = ids + tail, offsets + [(a + len(text), b + len(text)) for a, b in places]
         text += answer + (closing if closed else "")
         spans.append(Span("answer", n_prompt, len(ids)))
+        choice = None if rival is None else n_prompt + _parting(tokenizer, tail, rival, answer)
     if limit is not None and len(ids) > limit:
         raise EncodingError(
             f"the prompt {sample or text[:40]!r} has {len(ids)} tokens; the model's context holds {limit}. "
@@ -131,7 +134,19 @@ def encode(
         )
     if vision is not None:
         _check_pictures(vision, ids, images, sample or text[:40])
-    return TokenMap(tuple(ids), tuple(spans), n_prompt, text, tuple(offsets), sample, tuple(images))
+    return TokenMap(tuple(ids), tuple(spans), n_prompt, text, tuple(offsets), sample, tuple(images), choice)
+
+
+def _parting(tokenizer: PreTrainedTokenizerBase, tail: Sequence[int], rival: str, answer: str) -> int:
+    """The first token of an answer that its rival does not share."""
+    other = _tokenise(tokenizer, rival, special=False)[0]
+    parts = [i for i, (a, b) in enumerate(zip(tail, other, strict=False)) if a != b]
+    if not parts:
+        raise EncodingError(
+            f"the answers {answer!r} and {rival!r} never part: the tokens of one are the beginning of the other's. "
+            "Give answers that differ at some token."
+        )
+    return parts[0]
 
 
 def _check_pictures(vision: Vision, ids: Sequence[int], images: Sequence[Picture], name: str) -> None:
@@ -168,11 +183,17 @@ def with_pictures(prompt: str | Messages, n: int, placeholder: str) -> Messages:
 
 
 def collate(rows: Sequence[TokenMap], pad_id: int, side: Side = "left", vision: Vision | None = None) -> Batch:
-    """Pad rows to one width; position ids count real tokens on either side."""
-    width = max(len(row) for row in rows)
+    """Pad rows to one width; position ids count real tokens on either side.
+
+    "aligned" pads prompts on the left and answers on the right, so that every prompt ends at the same column.
+    """
+    longest = max(row.n_prompt for row in rows)
+    answers = max(len(row) - row.n_prompt for row in rows)
+    width = longest + answers if side == "aligned" else max(len(row) for row in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
-    offsets = tuple(width - len(row) if side == "left" else 0 for row in rows)
+    shift = {"left": lambda r: width - len(r), "right": lambda r: 0, "aligned": lambda r: longest - r.n_prompt}[side]
+    offsets = tuple(shift(row) for row in rows)
     for i, (row, offset) in enumerate(zip(rows, offsets, strict=True)):
         ids[i, offset : offset + len(row)] = torch.tensor(row.ids)
         mask[i, offset : offset + len(row)] = 1
@@ -181,10 +202,10 @@ def collate(rows: Sequence[TokenMap], pad_id: int, side: Side = "left", vision: 
     if vision is None:
         return batch
     pictures = batch.columns([row.kind("image") for row in rows]).long()
-    answers = batch.columns([range(row.n_prompt, len(row)) for row in rows]).long()
+    forced = batch.columns([range(row.n_prompt, len(row)) for row in rows]).long()
     seen = [vision.expand(row.images) for row in rows]
     units = tuple(expansion.units for expansion in seen)
-    return replace(batch, extra=vision.inputs(seen, pictures, answers), units=units)
+    return replace(batch, extra=vision.inputs(seen, pictures, forced), units=units)
 
 
 def by_length(rows: Sequence[TokenMap], batch_size: int) -> Iterator[list[int]]:

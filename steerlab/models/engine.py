@@ -7,24 +7,28 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from steerlab._support.errors import LayoutError
+from steerlab._support.errors import LayoutError, SteeringError
 from steerlab.models.layout import Layout
 from steerlab.models.plan import Plan
+from steerlab.models.resume import Prefix, Resume
 from steerlab.models.sites import Site
 
 Inputs = dict[str, Tensor]
 Select = Callable[[Tensor], Tensor]
+NOTHING = Resume()
 
 
 @runtime_checkable
 class Engine(Protocol):
     """Runs a model under a plan. Every method leaves the model as it was, also after an exception."""
 
-    def read(self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select) -> Tensor:
+    def read(
+        self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select, resume: Resume = NOTHING
+    ) -> Tensor:
         """`select(state)` at each site after the plan's edits, stacked to `(row, site, hidden)` on the device.
 
         Stops after the deepest site. `inputs` holds `input_ids`, `attention_mask` and, where the model takes
-        them, `position_ids`.
+        them, `position_ids`; with a prefix, of the columns after it, but the mask of all.
         """
         ...
 
@@ -32,8 +36,16 @@ class Engine(Protocol):
         """Hugging Face's `generate` under the plan; `(rows, tokens)` ids, prompt included."""
         ...
 
-    def logits(self, inputs: Inputs, plan: Plan, keep: int) -> Tensor:
-        """Logits of the last `keep` columns under the plan, `(batch, keep, vocabulary)`."""
+    def logits(self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING) -> Tensor:
+        """Logits under the plan, `(batch, keep, vocabulary)`: of the last `keep` columns, or of those numbered.
+
+        Edits of the block at which the forward resumes are added to the state it resumes from; the plan must hold
+        none below it. Column numbers count those given.
+        """
+        ...
+
+    def prefill(self, inputs: Inputs) -> Prefix:
+        """Keys and values of the columns given, unsteered."""
         ...
 
 
@@ -61,3 +73,17 @@ def block_path(site: Site, layout: Layout) -> str:
     if path is None:
         raise LayoutError(f"this model has no {site.part} part that steerlab finds: sites there can't be read")
     return path if site.part == "projector" else f"{path}.{site.layer}"
+
+
+def check_resume(plan: Plan, resume: Resume) -> None:
+    """Refuse to leave out a block that the plan writes to.
+
+    Raises:
+        SteeringError: names the site.
+    """
+    if resume.layer is None:
+        return
+    for site in plan:
+        inside = site.layer <= resume.layer if site.point != "block_out" else site.layer < resume.layer
+        if site.part != "text" or inside:
+            raise SteeringError(f"a forward that resumes at the output of block {resume.layer} never passes {site}")

@@ -6,6 +6,7 @@
 | `"prompt"` | every prompt token, template included |
 | `"generated"` | new tokens while decoding; in a teacher-forced row, the answer's tokens |
 | `"answer"` | the same tokens as `"generated"`, named for teacher-forced rows |
+| `"choice"` | in a row with one answer of a contrast, its first token that the other answer does not share |
 | `"all"` | prompt and generated |
 | `"system"`, `"history"`, `"user"`, `"header"` | the parts of the rendered conversation |
 | `"last_user"` | the last token of the user turn, before the assistant header |
@@ -33,7 +34,7 @@ from steerlab.models.tokenmap import TokenMap
 
 NAMES = (
     *("last", "prompt", "generated", "answer", "all", "system", "history", "user", "header", "last_user"),
-    *("text", "images", "last_image", "after_image"),
+    *("text", "images", "last_image", "after_image", "choice"),
 )
 
 
@@ -131,6 +132,8 @@ def _named(name: str, row: TokenMap) -> Sequence[int]:
         return [row.n_prompt - 1]
     if name in ("generated", "answer"):
         return range(row.n_prompt, len(row))
+    if name == "choice":
+        return [row.choice] if row.choice is not None and row.choice < len(row) else []
     if name == "last_user":
         return row.kind("user")[-1:]
     if name in ("images", "text", "last_image", "after_image"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from steerlab._support.pictures import Picture
@@ -33,6 +33,7 @@ class TokenMap:
         offsets: the characters `(start, end)` of `text` each token covers.
         sample: the id of the input this row encodes.
         images: the row's pictures, in the order of their tokens.
+        choice: the answer's first token that the other answer of its contrast does not share; None without one.
     """
 
     ids: tuple[int, ...]
@@ -42,9 +43,18 @@ class TokenMap:
     offsets: tuple[tuple[int, int], ...]
     sample: str = ""
     images: tuple[Picture, ...] = ()
+    choice: int | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def head(self, n: int) -> TokenMap:
+        """The row's first `n` tokens, at least one; spans that are cut off are left out."""
+        spans = tuple(Span(s.kind, s.start, min(s.end, n)) for s in self.spans if s.start < n)
+        return replace(
+            self, ids=self.ids[:n], spans=spans, n_prompt=min(self.n_prompt, n),
+            text=self.text[: self.offsets[n - 1][1]], offsets=self.offsets[:n],
+        )  # fmt: skip
 
     def kind(self, name: str) -> list[int]:
         """The tokens of one kind, in order."""

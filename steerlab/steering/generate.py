@@ -14,7 +14,8 @@ from steerlab._support.errors import EncodingError, SteeringError
 from steerlab.capture.jobs import Data, as_examples
 from steerlab.data.example import Example
 from steerlab.models.copies import check_copies
-from steerlab.models.encoding import Batch, by_length
+from steerlab.models.encoding import by_length
+from steerlab.models.engine import Inputs
 from steerlab.models.model import Model
 from steerlab.models.patches import PictureEdit
 from steerlab.models.plan import Plan
@@ -77,7 +78,7 @@ def run_generate(
         for numbers in by_length(rows, batch_size):
             batch = model.batch([rows[i] for i in numbers], "left")
             plan = build_plan(model, prepared, batch, numbers, len(rows))
-            new = _generate_batch(model, batch, plan, max_new_tokens, options)
+            new = new_ids(model, model.inputs(batch, positions=False), plan, max_new_tokens, options)
             per_row = len(new) // len(numbers)
             for place, i in enumerate(numbers):
                 ids[i] = new[place * per_row : (place + 1) * per_row]
@@ -95,14 +96,14 @@ def run_generate(
     return Generations(texts, tuple(t for _, t in flat), tuple(s for s, _ in flat), written, mean)
 
 
-def _generate_batch(
-    model: Model, batch: Batch, plan: Plan, max_new_tokens: int, options: dict[str, Any]
+def new_ids(
+    model: Model, inputs: Inputs, plan: Plan, max_new_tokens: int, options: dict[str, Any]
 ) -> list[tuple[int, ...]]:
-    inputs = model.inputs(batch, positions=False)
+    """The new ids of every row of a batch padded on the left, end of turn included."""
     merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id} | options
     out = model.engine.generate(inputs, plan, max_new_tokens=max_new_tokens, **merged)
     stop = _ends(model, options)
-    return [_trimmed(row, stop) for row in out[:, batch.width :].tolist()]
+    return [_trimmed(row, stop) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
 
 
 def _ends(model: Model, options: dict[str, Any]) -> set[int]:

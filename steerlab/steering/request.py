@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steerlab._support.errors import MismatchError, PositionError, SteeringError
 from steerlab.data.example import Example
-from steerlab.methods.base import Context, InFlight, Read, Shift, Steerer
+from steerlab.methods.base import Context, Read, Shift, Steerer
 from steerlab.models.encoding import Batch
 from steerlab.models.layout import module_at
 from steerlab.models.model import Model
@@ -23,6 +23,7 @@ from steerlab.models.sites import Site
 from steerlab.models.tokenmap import TokenMap
 from steerlab.models.tower import deepest_read
 from steerlab.steering.context import read_contexts
+from steerlab.steering.pack import times
 
 Scale = Literal["raw", "norm"]
 Alpha = float | Sequence[float] | Tensor
@@ -115,7 +116,7 @@ def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence
                 None if shift.vectors is None else factor * shift.vectors[list(numbers)].float().to(device),
                 columns.to(device),
                 generated,
-                None if shift.in_flight is None else _times(factor, shift.in_flight),
+                None if shift.in_flight is None else times(factor, shift.in_flight),
                 last.to(device),
             )
             plan.setdefault(site, []).append(edit)
@@ -201,10 +202,3 @@ def _scaled(model: Model, request: Request, shift: Shift, context: Context) -> S
 def _tokens(request: Request, row: TokenMap, number: int, generated: bool) -> list[int]:
     find = resolve if generated else resolve_nonempty
     return find(request.positions, row, number)
-
-
-def _times(factor: Tensor, function: InFlight) -> InFlight:
-    def scaled(h: Tensor) -> Tensor:
-        return factor.repeat_interleave(len(h) // len(factor), 0) * function(h)
-
-    return scaled

@@ -357,7 +357,8 @@ def test_layers_are_true_ids(lm: LM, layers: Any, sites: list[Site]) -> None:
     assert sorted(acts.sites) == sorted(sites) and len(acts.sites) == len(sites)
     everything = quiet(model, PROMPTS, layers=[Site(k, p) for k in range(4) for p in ("attn_out", "block_out")])
     for site in sites:
-        assert torch.equal(acts.at(site), everything.at(site))
+        # not to the bit: shallow reads run whole rows, deeper ones share what the prompts begin with
+        torch.testing.assert_close(acts.at(site), everything.at(site), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ MEANING = {
     "user": [3, 4, 5, 6],
     "header": [7, 8],
     "last_user": [6],
+    "choice": [],
 }
 
 

@@ -1,0 +1,68 @@
+"""What rows of one batch have in common at their beginning: a system message, an instruction, worked examples."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+WORTH_SHARING = 8  # columns
+
+
+def common_columns(input_ids: Tensor, attention_mask: Tensor, config: PretrainedConfig) -> int:
+    """How many tokens all left-padded rows begin with; 0 where computing them once would not pay, or not be exact.
+
+    Rows then lie with a gap between what they share and the rest of the shorter ones. A layer that slides counts
+    columns, not tokens, so it would see less than it should.
+    """
+    rows, width = input_ids.shape
+    lengths = attention_mask.sum(1)
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    if rows < 3 or (window is not None and window < 2 * width):
+        return 0
+    starts = width - lengths
+    most = int(lengths.min()) - 1  # every row keeps a token of its own
+    columns = (starts[:, None] + torch.arange(max(most, 0), device=input_ids.device)).long()
+    tokens = input_ids.gather(1, columns)
+    same = (tokens == tokens[:1]).all(0).long().cumprod(0)
+    shared = int(same.sum())
+    return shared if shared >= WORTH_SHARING else 0
+
+
+def work(input_ids: Tensor, attention_mask: Tensor, config: PretrainedConfig) -> int:
+    """Row-columns that are run for the prompts of a batch."""
+    rows, width = input_ids.shape
+    shared = common_columns(input_ids, attention_mask, config)
+    return shared + rows * (int(attention_mask.sum(1).max()) - shared) if shared else rows * width
+
+
+def split(inputs: dict[str, Tensor], shared: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs of the common beginning, as one row, and of all rows' rest, whose mask is of both."""
+    mask = inputs["attention_mask"]
+    width, lengths = mask.shape[1], mask.sum(1)
+    start, longest = int(width - lengths[0]), int(lengths.max())
+    first = {k: t[:1, start : start + shared] for k, t in inputs.items()}
+    tail = longest - shared
+    rest = {k: t[:, width - tail :] for k, t in inputs.items()}
+    own = torch.arange(tail, device=mask.device) >= (tail - (lengths - shared))[:, None]
+    rest["attention_mask"] = torch.cat([mask.new_ones(len(mask), shared), own.to(mask.dtype)], 1)
+    return first, rest
+
+
+def spread(cache: DynamicCache, rows: int) -> DynamicCache:
+    """The same keys and values for several rows, to be added to."""
+    wider = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        assert isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+        wider.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
+    return wider
+
+
+def in_columns(stored: Tensor, attention_mask: Tensor, shared: int) -> Tensor:
+    """Keys or values `(row, head, shared + rest, size)` where the left-padded rows have them."""
+    width, lengths = attention_mask.shape[1], attention_mask.sum(1)
+    token = torch.arange(width, device=stored.device) - (width - lengths)[:, None]
+    gap = stored.shape[2] - lengths[:, None]
+    column = torch.where(token < shared, token, token + gap).clamp(min=0)
+    return stored.gather(2, column[:, None, :, None].expand(-1, stored.shape[1], -1, stored.shape[3]))

@@ -1,0 +1,135 @@
+"""Many cells in one batch: every cell's inputs are rows of it, each with its own vector, layer and strength."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from steerlab._support.errors import PositionError, SteeringError
+from steerlab.methods.base import InFlight, Shift
+from steerlab.models.encoding import Batch
+from steerlab.models.model import Model
+from steerlab.models.patches import PictureEdit
+from steerlab.models.plan import Edit, Plan, check_plan
+from steerlab.models.positions import Positions, describe, resolve, resolve_nonempty, writes_generated
+from steerlab.models.sites import Site
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One cell of a batch: what its steerer adds for every input there is, and how strongly.
+
+    Attributes:
+        shifts: of all inputs, as `steerlab.steering.request.prepare` gives them.
+        alpha: strength.
+        positions: where the cell writes.
+    """
+
+    shifts: Sequence[Shift]
+    alpha: float
+    positions: Positions
+
+
+def written_columns(batch: Batch, positions: Positions, numbers: Sequence[int]) -> Bool[Tensor, "batch width"]:
+    """The columns of a batch that a position means."""
+    find = resolve if writes_generated(positions) else resolve_nonempty
+    return batch.columns([find(positions, row, i) for row, i in zip(batch.rows, numbers, strict=True)])
+
+
+def pack(model: Model, cells: Sequence[Packed], batch: Batch, numbers: Sequence[int]) -> Plan:
+    """The plan of one batch in which every row of `batch` occurs once for each cell, cell by cell.
+
+    Args:
+        model: what the plan is for.
+        cells: in the order in which they follow each other in the batch.
+        batch: the rows of one cell.
+        numbers: which input each of these rows is of.
+
+    Raises:
+        PositionError: a position means nothing in a row.
+        SteeringError: a vector is not finite, or of another width.
+    """
+    plan: dict[Site, list[Edit | PictureEdit]] = {}
+    columns = {describe(c.positions): written_columns(batch, c.positions, numbers) for c in cells if _in_text(c)}
+    groups: dict[tuple[Site, bool], list[tuple[int, Packed, Shift]]] = {}
+    for place, cell in enumerate(cells):
+        for shift in cell.shifts:
+            site = model.site(shift.site)
+            alone = shift.in_flight is not None
+            key = (site, writes_generated(cell.positions))
+            if site.part != "text":
+                plan.setdefault(site, []).append(_pictures(model, place, len(cells), cell, shift, batch, numbers))
+            elif alone:
+                plan.setdefault(site, []).append(
+                    _edit(model, [(place, cell, shift)], len(cells), batch, numbers, columns)
+                )
+            else:
+                groups.setdefault(key, []).append((place, cell, shift))
+    for (site, _), members in groups.items():
+        plan.setdefault(site, []).append(_edit(model, members, len(cells), batch, numbers, columns))
+    for site, edits in plan.items():
+        check_plan({site: edits}, model.width(site))
+    return plan
+
+
+def _in_text(cell: Packed) -> bool:
+    return any(shift.site.part == "text" for shift in cell.shifts)
+
+
+def _edit(
+    model: Model,
+    members: Sequence[tuple[int, Packed, Shift]],
+    n_cells: int,
+    batch: Batch,
+    numbers: Sequence[int],
+    columns: dict[str, Bool[Tensor, "batch width"]],
+) -> Edit:
+    """One edit for all cells that write at a site: rows of other cells get nothing, and none of their columns."""
+    rows, device, hidden = len(batch.rows), model.device, model.hidden_size
+    mask = torch.zeros((n_cells, rows, batch.width), dtype=torch.bool)
+    vectors = torch.zeros((n_cells, rows, hidden), device=device)
+    factors = torch.zeros((n_cells, rows), device=device)
+    flight: InFlight | None = None
+    for place, cell, shift in members:
+        mask[place] |= columns[describe(cell.positions)]
+        gate = 1.0 if shift.gate is None else shift.gate[list(numbers)].float().to(device)
+        factors[place] = cell.alpha * gate
+        if shift.vectors is not None:
+            vectors[place] = factors[place, :, None] * shift.vectors[list(numbers)].float().to(device)
+        flight = shift.in_flight or flight
+    last = torch.tensor([o + r.n_prompt - 1 for r, o in zip(batch.rows, batch.offsets, strict=True)], device=device)
+    return Edit(
+        None if flight is not None else vectors.flatten(0, 1),
+        mask.flatten(0, 1).to(device),
+        writes_generated(members[0][1].positions),
+        None if flight is None else times(factors.flatten()[:, None], flight),
+        last.repeat(n_cells),
+    )
+
+
+def _pictures(
+    model: Model, place: int, n_cells: int, cell: Packed, shift: Shift, batch: Batch, numbers: Sequence[int]
+) -> PictureEdit:
+    if shift.vectors is None or cell.positions not in ("images", "all"):
+        raise PositionError(
+            f"at {shift.site} states belong to pictures: position {describe(cell.positions)} means nothing there, "
+            "use 'images', and a steerer whose vectors do not depend on the state"
+        )
+    if not all(batch.units):
+        raise SteeringError(f"some inputs have no picture, so nothing of them can be steered at {shift.site}")
+    vectors = torch.zeros((n_cells, len(batch.rows), shift.vectors.shape[-1]), device=model.device)
+    vectors[place] = cell.alpha * shift.vectors[list(numbers)].float().to(model.device)
+    return PictureEdit(vectors.flatten(0, 1), batch.units * n_cells)
+
+
+def times(factor: Tensor, function: InFlight) -> InFlight:
+    """The function, its answer multiplied row by row."""
+
+    def scaled(h: Tensor) -> Tensor:
+        return factor.repeat_interleave(len(h) // len(factor), 0) * function(h)
+
+    return scaled
