@@ -19,6 +19,7 @@ from steerlab._support.errors import OutOfMemory as OutOfMemory
 from steerlab._support.errors import PositionError as PositionError
 from steerlab._support.errors import SteeringError as SteeringError
 from steerlab._support.errors import SteerlabError as SteerlabError
+from steerlab.analysis.sweep import sweep as sweep
 from steerlab.capture import Activations as Activations
 from steerlab.capture import Store as Store
 from steerlab.capture import capture as capture

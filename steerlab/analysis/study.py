@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from steerlab._support.errors import MismatchError
+from steerlab._support.errors import MismatchError, StorageError
 from steerlab._support.files import fingerprint, write_atomically, write_json, write_text
 
 
@@ -28,6 +28,7 @@ class Study:
 
     Raises:
         MismatchError: the folder belongs to a study with another identity; both are named.
+        StorageError: the disk is full, or the folder can't be written to; finished stages are safe.
     """
 
     def __init__(self, folder: str | Path, identity: Mapping[str, Any]) -> None:
@@ -54,7 +55,14 @@ class Study:
             frame = compute()
             # every text in quotes: a lone carriage return in an answer would otherwise begin a new row
             quotes = csv.QUOTE_NONNUMERIC
-            write_atomically(path, lambda partial: frame.to_csv(partial, index=False, na_rep="nan", quoting=quotes))
+            try:
+                write_atomically(path, lambda partial: frame.to_csv(partial, index=False, na_rep="nan", quoting=quotes))
+            except OSError as error:
+                done = len(list(path.parent.glob("*.csv")))
+                raise StorageError(
+                    f"{path} could not be written ({error.strerror or error}): {done} finished stages are safe there. "
+                    "Make room and run the same again; it goes on where it stopped."
+                ) from error
         return pd.read_csv(path, keep_default_na=False, na_values=["nan"], float_precision="round_trip")
 
     def has(self, name: str) -> bool:

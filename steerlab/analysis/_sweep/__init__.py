@@ -1,0 +1,1 @@
+"""How `steerlab.sweep` works: cells, the plan of their forwards, the run."""

@@ -1,0 +1,242 @@
+"""Carrying out the plan of a sweep that reads answers off logits."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import torch
+from einops import repeat
+from torch import Tensor
+
+from steerlab._support.errors import OutOfMemory, SteeringError, is_out_of_memory
+from steerlab.analysis._sweep.plan import Chunk, Part, SweepPlan, prompt_work
+from steerlab.analysis._sweep.rows import Block
+from steerlab.metrics.answers import ANSWER_METRICS, Spots, read_answers
+from steerlab.models.model import Model
+from steerlab.models.resume import Prefix, Resume
+from steerlab.models.sites import Site
+from steerlab.steering.pack import Packed, pack
+
+log = logging.getLogger(__name__)
+Stage = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]
+COLUMNS = ["cell", "input", "norm_ratio"]  # of a stored chunk; the metrics follow
+
+
+@dataclass
+class Base:
+    """What all cells of a block share: made when the first chunk that is not on disk asks for it."""
+
+    model: Model
+    plan: SweepPlan
+    part: Part
+    metrics: Sequence[str]
+    _inputs: dict[str, Tensor] = field(default_factory=dict)
+    _prefix: Prefix | None = None
+    _states: dict[int, Tensor] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Compute keys and values of the prompts, and the states to restart from."""
+        if self._inputs:
+            return
+        block, cut, n_layers = self.part.block, self.part.cut, self.plan.n_layers
+        whole = self.model.inputs(block.batch)
+        n = len(block.numbers)
+        if cut:
+            self._prefix = self.model.engine.prefill({k: t[:n, :cut] for k, t in whole.items()})
+            self.plan.spent += self.part.prompts * n_layers
+            self._inputs = {k: t if k == "attention_mask" else t[:, cut:] for k, t in whole.items()}
+        else:
+            self._inputs = whole
+        levels = sorted({c.restart for c in self.part.chunks if c.restart is not None})
+        if levels:
+            sites = [Site(level) for level in levels]
+            read = self.model.engine.read(self._inputs, {}, sites, _whole, self.resume(1, (0, n)))
+            self._states = dict(zip(levels, read.unbind(1), strict=True))
+            self.plan.spent += len(block.batch.rows) * self.part.tail * (levels[-1] + 1)
+
+    def resume(self, copies: int, rows: tuple[int, int], level: int | None = None) -> Resume:
+        """What a forward of `copies` cells takes up, for some inputs of the block."""
+        block, state = self.part.block, None
+        if level is not None:
+            state = repeat(self._of(self._states[level], rows), "r t d -> (c r) t d", c=copies)
+        prefix = None if self._prefix is None else self._prefix.rows(*rows)
+        return Resume(prefix, copies * block.n_variants, level, state)
+
+    def inputs(self, copies: int, rows: tuple[int, int]) -> dict[str, Tensor]:
+        """The forward's columns for `copies` cells and some inputs of the block."""
+        if rows == (0, len(self.part.block.numbers)):  # pictures of all rows lie in one tensor: it can't be cut
+            return {k: t.repeat(copies, *[1] * (t.ndim - 1)) for k, t in self._inputs.items()}
+        return {k: repeat(self._of(t, rows), "r ... -> (c r) ...", c=copies) for k, t in self._inputs.items()}
+
+    def _of(self, tensor: Tensor, rows: tuple[int, int]) -> Tensor:
+        n = len(self.part.block.numbers)
+        if rows == (0, n):
+            return tensor
+        return torch.cat([tensor[v * n + rows[0] : v * n + rows[1]] for v in range(self.part.block.n_variants)])
+
+    def unsteered(self) -> pd.DataFrame:
+        """The cells with alpha 0: one pass for all of them."""
+        self.prepare()
+        block, rows = self.part.block, (0, len(self.part.block.numbers))
+        columns = block.spots.columns.to(self.model.device) - self.part.cut
+        logits = self.model.engine.logits(self.inputs(1, rows), {}, columns, self.resume(1, rows))
+        self.plan.spent += len(block.batch.rows) * self.part.tail * self.plan.n_layers
+        values = self.values(logits, block.spots, 1)
+        ratio = np.zeros((1, len(block.numbers)))
+        return _frame(self.part.idle, block.numbers, values, ratio)
+
+    def steered(self, chunk: Chunk) -> pd.DataFrame:
+        """The cells of one chunk, in as few forwards as memory allows."""
+        self.prepare()
+        try:
+            return self._forward(chunk)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            halves = _halved(chunk)
+            if not halves or (self.model.vision is not None and len(chunk.cells) == 1):
+                raise OutOfMemory(
+                    f"one row of {self.part.tail} tokens does not fit in the memory of {self.model.device} beside the "
+                    f"prompts' keys and values: give a smaller memory= (now {self.plan.memory} bytes)"
+                ) from error
+        _free()
+        self.plan.halved += 1
+        log.warning("out of memory at %d cells: going on with half as many rows", len(chunk.cells))
+        return pd.concat([self.steered(half) for half in halves], ignore_index=True)
+
+    def _forward(self, chunk: Chunk) -> pd.DataFrame:
+        block, (start, stop), copies = self.part.block, chunk.rows, len(chunk.cells)
+        cells = [self.plan.cells[i] for i in chunk.cells]
+        part = block if (start, stop) == (0, len(block.numbers)) else _slice(block, start, stop)
+        packed = [Packed(cell.shifts, cell.alpha, cell.positions) for cell in cells]
+        edits = pack(self.model, packed, part.batch, part.row_numbers)
+        columns = part.spots.columns.to(self.model.device) - self.part.cut
+        resume = self.resume(copies, chunk.rows, chunk.restart)
+        logits = self.model.engine.logits(self.inputs(copies, chunk.rows), edits, columns, resume)
+        self.plan.spent += self.part.work(chunk, self.plan.n_layers)
+        ratio = _ratios(edits, [cell.method for cell in cells], copies, block.n_variants, len(part.numbers))
+        return _frame(chunk.cells, part.numbers, self.values(logits, part.spots, copies), ratio)
+
+    def values(self, logits: Tensor, where: Spots, copies: int) -> dict[str, np.ndarray]:
+        """Every metric, `(cell, input)`."""
+        wanted = {name: ANSWER_METRICS[name] for name in self.metrics}
+        needs = sorted({need for metric in wanted.values() for need in metric.needs})
+        found = read_answers(logits, where, copies, needs)
+        shape = (copies, self.part.block.n_variants, -1)
+        sides = {k: v.reshape(shape) for k, v in found.items()}
+        read = {k: v[:, 0] for k, v in sides.items()}
+        for name in ("logit", "logprob"):
+            if name in sides and self.part.block.n_variants == 2:
+                read |= {f"{name}_positive": sides[name][:, 0], f"{name}_negative": sides[name][:, 1]}
+        host = torch.stack([metric.compute(read).float() for metric in wanted.values()]).cpu().numpy()
+        return dict(zip(wanted, host.astype(np.float64), strict=True))
+
+
+def run_plan(model: Model, plan: SweepPlan, metrics: Sequence[str], stage: Stage) -> Iterator[pd.DataFrame]:
+    """Every chunk's measurements, each stored before the next is begun."""
+    for number, part in enumerate(plan.parts):
+        yield from _run_part(model, plan, part, f"{number:04d}", metrics, stage)
+
+
+def _run_part(
+    model: Model, plan: SweepPlan, part: Part, name: str, metrics: Sequence[str], stage: Stage
+) -> Iterator[pd.DataFrame]:
+    base, begun = Base(model, plan, part, metrics), False
+    try:
+        for key, compute in _jobs(base, part):
+            found = stage(f"{name}-{part.block.name}-{key}", compute)
+            begun = True
+            yield found
+    except (RuntimeError, MemoryError) as error:
+        if begun or not is_out_of_memory(error) or len(part.block.numbers) == 1 or isinstance(error, OutOfMemory):
+            raise
+    else:
+        return
+    _free()
+    plan.halved += 1
+    log.warning("out of memory at a block of %d inputs: going on with two halves", len(part.block.numbers))
+    for half, block in enumerate(part.block.halves(model)):
+        yield from _run_part(model, plan, _smaller(model, part, block), f"{name}.{half}", metrics, stage)
+
+
+def _jobs(base: Base, part: Part) -> list[tuple[str, Callable[[], pd.DataFrame]]]:
+    idle = [("unsteered", base.unsteered)] if part.idle else []
+    return [*idle, *((f"{n:03d}", partial(base.steered, chunk)) for n, chunk in enumerate(part.chunks))]
+
+
+def _smaller(model: Model, part: Part, block: Block) -> Part:
+    """The same cells for fewer inputs."""
+    cells = list(dict.fromkeys((chunk.cells, chunk.restart) for chunk in part.chunks))
+    shift = block.last - part.block.last  # prompts end at another column where the block's longest row is shorter
+    cut = max(part.cut + shift, 0) if part.cut else 0
+    chunks = tuple(Chunk(chosen, (0, len(block.numbers)), restart) for chosen, restart in cells)
+    return Part(block, cut, prompt_work(model, block, cut), chunks, part.idle)
+
+
+def _slice(block: Block, start: int, stop: int) -> Block:
+    """Some inputs of a block, in the block's own columns."""
+    n, batch = len(block.numbers), block.batch
+    keep = [v * n + i for v in range(block.n_variants) for i in range(start, stop)]
+    part = type(batch)(
+        batch.input_ids[keep], batch.attention_mask[keep], batch.position_ids[keep],
+        tuple(batch.rows[i] for i in keep), tuple(batch.offsets[i] for i in keep),
+    )  # fmt: skip
+    return Block(block.numbers[start:stop], part, block.last, block.n_variants, block.rows)
+
+
+def _halved(chunk: Chunk) -> list[Chunk]:
+    if len(chunk.cells) > 1:
+        half = len(chunk.cells) // 2
+        return [Chunk(part, chunk.rows, chunk.restart) for part in (chunk.cells[:half], chunk.cells[half:])]
+    start, stop = chunk.rows
+    if stop - start > 1:
+        middle = (start + stop) // 2
+        return [Chunk(chunk.cells, rows, chunk.restart) for rows in ((start, middle), (middle, stop))]
+    return []
+
+
+def _ratios(edits: object, methods: Sequence[str], copies: int, variants: int, n: int) -> np.ndarray:
+    """‖alpha·v‖/‖h‖ of every cell and input, averaged over the states written to."""
+    writes, ratio = np.zeros((copies, n)), np.zeros((copies, n))
+    for edit in (e for at in edits.values() for e in at):  # type: ignore[attr-defined]
+        count, total = (t.float().cpu().numpy().astype(np.float64) for t in edit.tally.rows())
+        if len(count) == copies * variants * n:
+            writes += count.reshape(copies, variants, n).sum(1)
+            ratio += total.reshape(copies, variants, n).sum(1)
+        elif len(count):  # pictures: states do not belong to rows
+            writes, ratio = writes + count.sum(), ratio + total.sum()
+    empty = [method for method, row in zip(methods, writes, strict=True) if not row.any()]
+    if empty:
+        raise SteeringError(
+            f"alpha is not 0 but no token was steered by {sorted(set(empty))}: what is measured comes before the "
+            "positions written to. 'generated' starts after the last prompt token; use 'last+generated'."
+        )
+    return np.divide(ratio, writes, out=np.zeros_like(ratio), where=writes > 0)
+
+
+def _frame(
+    cells: Sequence[int], inputs: Sequence[int], values: dict[str, np.ndarray], ratio: np.ndarray
+) -> pd.DataFrame:
+    shape = (len(cells), len(inputs))
+    table = {
+        "cell": np.repeat(cells, len(inputs)),
+        "input": np.tile(inputs, len(cells)),
+        "norm_ratio": np.broadcast_to(ratio, shape).ravel(),
+    }
+    return pd.DataFrame(table | {name: np.broadcast_to(v, shape).ravel() for name, v in values.items()})
+
+
+def _whole(h: Tensor) -> Tensor:
+    return h
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

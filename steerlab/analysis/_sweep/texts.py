@@ -1,0 +1,148 @@
+"""Sweeps that measure generated text: cells packed as rows, and the prompt computed once where no cell steers it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steerlab._support.errors import DataError, SteeringError
+from steerlab.analysis._sweep.cells import Cell
+from steerlab.analysis._sweep.plan import WORTH_A_PREFIX, SweepPlan, first_column
+from steerlab.analysis._sweep.rows import Block, block_of
+from steerlab.analysis._sweep.run import Stage
+from steerlab.data.example import Example
+from steerlab.models.encoding import by_length
+from steerlab.models.model import Model
+from steerlab.models.positions import describe
+from steerlab.models.resume import can_prefill
+from steerlab.steering.generate import new_ids
+from steerlab.steering.pack import Packed, pack
+
+TextMetric = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
+ROWS = 64  # of a batch while decoding
+
+
+def run_texts(
+    model: Model,
+    plan: SweepPlan,
+    examples: list[Example],
+    metrics: Mapping[str, TextMetric],
+    stage: Stage,
+    *,
+    batch_size: int | None,
+    max_new_tokens: int,
+    options: dict[str, Any],
+) -> Iterator[pd.DataFrame]:
+    """Every cell's measurements; texts are stored batch by batch, and what a metric says of them cell by cell."""
+    cells, n = plan.cells, len(examples)
+    rows = batch_size or ROWS
+    parts: dict[int, list[pd.DataFrame]] = {i: [] for i in range(len(cells))}
+    for members in _groups(cells):
+        each = max(1, rows // n)
+        for begin in range(0, len(members), each):
+            chosen = members[begin : begin + each]
+            blocks = [
+                block_of(model, plan.rows, numbers)
+                for numbers in by_length(plan.rows.variants[0], max(1, rows // len(chosen)))
+            ]
+            for number, block in enumerate(blocks):
+                name = f"text-{chosen[0]:04d}-{len(chosen)}-{number:04d}"
+                found = stage(name, lambda: _answers(model, plan, block, chosen, max_new_tokens, options))  # noqa: B023
+                for cell, frame in found.groupby("cell"):
+                    parts[int(str(cell))].append(frame)
+    idle = [i for i in parts if cells[i].alpha == 0 and parts[i]]
+    for number in parts:
+        same = idle[0] if cells[number].alpha == 0 else number  # unsteered answers are generated once
+        own = pd.concat(parts[same], ignore_index=True).sort_values("input", ignore_index=True).assign(cell=number)
+        yield stage(f"metric-{number:04d}", lambda: _measured(own, examples, metrics, cells[number]))  # noqa: B023
+
+
+def _groups(cells: Sequence[Cell]) -> list[list[int]]:
+    """Cells that are generated together: alike in positions and, in the first, unsteered."""
+    groups: dict[str, list[int]] = {}
+    idle = [i for i, cell in enumerate(cells) if cell.alpha == 0]
+    for number, cell in enumerate(cells):
+        if cell.alpha != 0:
+            groups.setdefault(describe(cell.positions), []).append(number)
+    return ([idle[:1]] if idle else []) + list(groups.values())
+
+
+def _answers(
+    model: Model, plan: SweepPlan, block: Block, chosen: Sequence[int], max_new_tokens: int, options: dict[str, Any]
+) -> pd.DataFrame:
+    """The answers of some inputs under some cells."""
+    cells, copies = [plan.cells[i] for i in chosen], len(chosen)
+    steered = cells[0].alpha != 0
+    packed = [Packed(cell.shifts, cell.alpha, cell.positions) for cell in cells]
+    edits = pack(model, packed, block.batch, list(block.numbers)) if steered else {}
+    whole = model.inputs(block.batch, positions=False)
+    inputs = {k: t.repeat(copies, *[1] * (t.ndim - 1)) for k, t in whole.items()}
+    cut = first_column(plan.cells, list(chosen), block) if steered else block.last
+    usable = cut == block.last >= WORTH_A_PREFIX and can_prefill(model.hf) and model.vision is None
+    past: dict[str, Any] = {}
+    if usable:
+        given = {k: t[:, :cut] for k, t in model.inputs(block.batch).items()}
+        past = {"past_key_values": model.engine.prefill(given).growing(copies)}
+    with model.lock:
+        new = new_ids(model, inputs, edits, max_new_tokens, options | past)
+    prompt = len(block.numbers) * block.batch.width * (1 if usable else copies)
+    plan.spent += plan.n_layers * (prompt + sum(map(len, new)))
+    texts = [str(model.tokenizer.decode(list(t), skip_special_tokens=True)).strip() for t in new]
+    ratio = _ratio(edits, copies, len(block.numbers)) if steered else np.zeros((copies, len(block.numbers)))
+    return pd.DataFrame(
+        {
+            "cell": np.repeat(list(chosen), len(block.numbers)),
+            "input": np.tile(block.numbers, copies),
+            "norm_ratio": ratio.ravel(),
+            "text": texts,
+        }
+    )
+
+
+def _ratio(edits: Any, copies: int, n: int) -> np.ndarray:
+    writes, total = np.zeros((copies, n)), np.zeros((copies, n))
+    for edit in (e for at in edits.values() for e in at):
+        count, sums = (t.float().cpu().numpy().astype(np.float64) for t in edit.tally.rows())
+        if len(count) == copies * n:
+            writes, total = writes + count.reshape(copies, n), total + sums.reshape(copies, n)
+        elif len(count):
+            writes, total = writes + count.sum(), total + sums.sum()
+    if not writes.any():
+        raise SteeringError(
+            "alpha is not 0 but no token was steered: 'generated' starts after the last prompt token. Use "
+            "'last+generated', or more new tokens."
+        )
+    return np.divide(total, writes, out=np.zeros_like(total), where=writes > 0)
+
+
+def _measured(
+    own: pd.DataFrame, examples: list[Example], metrics: Mapping[str, TextMetric], cell: Cell
+) -> pd.DataFrame:
+    texts = own["text"].tolist()
+    frame = own[["cell", "input", "norm_ratio"]].copy()
+    for name, metric in metrics.items():
+        frame[name] = checked(name, metric(examples, texts), len(texts), cell)
+    return frame
+
+
+def checked(name: str, values: Sequence[float], n: int, cell: Cell) -> list[float]:
+    """A metric's answer, refused where it is not one number per text.
+
+    Raises:
+        DataError: another length, or a value that is not finite; names the cell.
+    """
+    listed = [float(value) for value in np.asarray(values, dtype=float).ravel()]
+    where = f"at layer {cell.layer}, alpha {cell.alpha:g}"
+    if len(listed) != n:
+        raise DataError(f"the metric {name!r} gave {len(listed)} values for {n} texts {where}: give one for each")
+    bad = [i for i, value in enumerate(listed) if not math.isfinite(value)]
+    if bad:
+        raise DataError(
+            f"the metric {name!r} gave {listed[bad[0]]} for {len(bad)} of {n} texts {where}, the first of them number "
+            f"{bad[0]}: return a number for every text, for example 0 where there is nothing to measure"
+        )
+    return listed
