@@ -63,7 +63,8 @@ class Study:
                     f"{path} could not be written ({error.strerror or error}): {done} finished stages are safe there. "
                     "Make room and run the same again; it goes on where it stopped."
                 ) from error
-        return pd.read_csv(path, keep_default_na=False, na_values=["nan"], float_precision="round_trip")
+        # Python's own reader of numbers gives back every bit; the fast one's does so in some versions of pandas only
+        return pd.read_csv(path, keep_default_na=False, na_values=["nan"], engine="python")
 
     def has(self, name: str) -> bool:
         """Whether a stage is finished."""

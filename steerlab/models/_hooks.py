@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -41,9 +41,9 @@ class HooksEngine:
             if len(found) == len(sites):
                 raise _Stop
 
-        with torch.no_grad(), self._resumed(resume), self._hooked(plan, set(sites), keep):
+        with torch.no_grad(), self._resumed(resume) as past, self._hooked(plan, set(sites), keep):
             try:
-                self._hf(**inputs, **resume.options(), use_cache=False, logits_to_keep=1)
+                self._hf(**inputs, **past, use_cache=False, logits_to_keep=1)
             except _Stop:
                 return torch.stack([found[site].to(found[sites[0]].device) for site in sites], 1)
         missed = ", ".join(str(site) for site in sites if site not in found)
@@ -60,18 +60,21 @@ class HooksEngine:
     def logits(self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING) -> Tensor:
         """See `Engine.logits`."""
         check_resume(plan, resume)
-        with torch.no_grad(), self._resumed(resume), self.hooked(plan):
-            logits: Tensor = self._hf(**inputs, **resume.options(), use_cache=False, logits_to_keep=keep).logits
+        with torch.no_grad(), self._resumed(resume) as past, self.hooked(plan):
+            logits: Tensor = self._hf(**inputs, **past, use_cache=False, logits_to_keep=keep).logits
         return logits[:, -keep:] if isinstance(keep, int) else logits
 
     def prefill(self, inputs: Inputs) -> Prefix:
         """See `Engine.prefill`."""
         return prefill(self._hf, inputs)
 
-    def _resumed(self, resume: Resume) -> AbstractContextManager[None]:
-        if resume.layer is None or resume.state is None:
-            return nullcontext()
-        return skipping(blocks(self._hf, self._layout)[: resume.layer + 1], resume.state, self.gives_tuples())
+    @contextmanager
+    def _resumed(self, resume: Resume) -> Iterator[dict[str, Any]]:
+        with ExitStack() as stack:
+            if resume.layer is not None and resume.state is not None:
+                below = blocks(self._hf, self._layout)[: resume.layer + 1]
+                stack.enter_context(skipping(below, resume.state, self.gives_tuples()))
+            yield stack.enter_context(resume.options(self._hf))
 
     def gives_tuples(self) -> bool:
         """Whether the blocks answer with tuples: found out on one token, once."""

@@ -83,10 +83,9 @@ class NnsightEngine:
     ) -> Tensor:
         """See `Engine.read`."""
         visits = self._visits(plan, sites)
-        given = inputs | resume.options()
-        with torch.no_grad():
+        with torch.no_grad(), resume.options(self._hf) as past:
             try:
-                found = _read(self._root, given, visits, select, inputs["attention_mask"].shape[-1])
+                found = _read(self._root, inputs | past, visits, select, inputs["attention_mask"].shape[-1])
             except OutOfOrderError as error:
                 raise self._unordered(error) from error
         places = {visit.site: i for i, visit in enumerate(v for v in visits if v.wanted)}
@@ -113,12 +112,12 @@ class NnsightEngine:
     def logits(self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING) -> Tensor:
         """See `Engine.logits`."""
         check_resume(plan, resume)
-        given, stop = inputs | resume.options(), inputs["attention_mask"].shape[-1]
-        with torch.no_grad():
+        stop = inputs["attention_mask"].shape[-1]
+        with torch.no_grad(), resume.options(self._hf) as past:
             left_out, handed = self._left_out(plan, resume, stop)
             visits = self._visits({s: e for s, e in plan.items() if s != Site(len(left_out) - 1)}, ())
             try:
-                return _logits(self._root, given, visits, keep, stop, left_out, handed)
+                return _logits(self._root, inputs | past, visits, keep, stop, left_out, handed)
             except OutOfOrderError as error:
                 raise self._unordered(error) from error
 

@@ -8,6 +8,8 @@ from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
 WORTH_SHARING = 8  # columns
+# how many tokens keep a device busy: with more, matrix products slow down again where caches are small
+TOKENS = {"cpu": 640, "other": 16384}
 
 
 def common_columns(input_ids: Tensor, attention_mask: Tensor, config: PretrainedConfig) -> int:
@@ -30,11 +32,28 @@ def common_columns(input_ids: Tensor, attention_mask: Tensor, config: Pretrained
     return shared if shared >= WORTH_SHARING else 0
 
 
+def groups(attention_mask: Tensor, shared: int) -> list[tuple[int, int, int]]:
+    """Consecutive rows that go through the model together: start, stop, and the longest row's tokens.
+
+    One long row would pad all others of a large batch, and more tokens than keep the device busy only outgrow its
+    caches.
+    """
+    lengths = attention_mask.sum(1).tolist()
+    most = TOKENS["cpu" if attention_mask.device.type == "cpu" else "other"]
+    found, start, longest = [], 0, 0
+    for row, length in enumerate(lengths):
+        grown = max(longest, length)
+        if row > start and (row - start + 1) * (grown - shared) > most:
+            found.append((start, row, longest))
+            start, grown = row, length
+        longest = grown
+    return [*found, (start, len(lengths), longest)]
+
+
 def work(input_ids: Tensor, attention_mask: Tensor, config: PretrainedConfig) -> int:
     """Row-columns that are run for the prompts of a batch."""
-    rows, width = input_ids.shape
     shared = common_columns(input_ids, attention_mask, config)
-    return shared + rows * (int(attention_mask.sum(1).max()) - shared) if shared else rows * width
+    return shared + sum((stop - start) * (n - shared) for start, stop, n in groups(attention_mask, shared))
 
 
 def split(inputs: dict[str, Tensor], shared: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

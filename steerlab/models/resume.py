@@ -22,30 +22,29 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from steerlab._support.errors import SteeringError
-from steerlab.models.prefix import common_columns, in_columns, split, spread
+from steerlab.models.attention import Past, attending, can_attend
+from steerlab.models.prefix import common_columns, groups, in_columns, split, spread
 
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 
 
-class _Joined(DynamicLayer):
-    """One layer's keys and values of some rows' prompts, seen by `copies` times as many rows; keeps nothing."""
+class _Lent(DynamicLayer):
+    """One layer's keys and values of some rows' prompts, seen by more rows; keeps nothing of theirs.
 
-    def __init__(self, keys: Tensor, values: Tensor, copies: int) -> None:
+    `apart`: they are handed to `attention.attend` beside the rows' own, otherwise joined to them.
+    """
+
+    def __init__(self, past: Past, apart: bool) -> None:
         super().__init__()
-        self.keys, self.values, self.copies = keys, values, copies
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self.past, self.apart = past, apart
+        self.keys, self.values = past.keys, past.values
+        self.dtype, self.device, self.is_initialized = past.keys.dtype, past.keys.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None
-        return self._join(self.keys, key_states), self._join(self.values, value_states)
-
-    def _join(self, old: Tensor, new: Tensor) -> Tensor:
-        # one allocation, one write of each: repeating first and joining afterwards would copy the prompt twice
-        rows, heads, width, size = old.shape[0], old.shape[1], old.shape[2], old.shape[3]
-        joined = new.new_empty(self.copies * rows, heads, width + new.shape[2], size)
-        joined.view(self.copies, rows, *joined.shape[1:])[..., :width, :] = old
-        joined[:, :, width:] = new
-        return joined
+        if self.apart:
+            key_states.past = self.past  # type: ignore[attr-defined]
+            return key_states, value_states
+        return self.past.join(self.past.keys, key_states), self.past.join(self.past.values, value_states)
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,9 @@ class Prefix:
         """Rows by number, each as often as it is named."""
         return Prefix(tuple((k[rows], v[rows]) for k, v in self.layers))
 
-    def joined(self, copies: int) -> Cache:
+    def lent(self, copies: int, apart: bool = False) -> Cache:
         """A cache for one forward of `copies` times the rows, ordered copy by copy."""
-        return Cache(layers=[_Joined(keys, values, copies) for keys, values in self.layers])
+        return Cache(layers=[_Lent(Past(keys, values, copies), apart) for keys, values in self.layers])
 
     def growing(self, copies: int) -> DynamicCache:
         """A cache of its own for `generate`, which appends to it; never to be used with skipped blocks."""
@@ -99,9 +98,16 @@ class Resume:
     layer: int | None = None
     state: Float[Tensor, "row column hidden"] | None = None
 
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of the forward."""
-        return {} if self.prefix is None else {"past_key_values": self.prefix.joined(self.copies)}
+    @contextmanager
+    def options(self, hf: PreTrainedModel) -> Iterator[dict[str, Any]]:
+        """Keyword arguments of the forward, which has to run within the context."""
+        if self.prefix is None:
+            yield {}
+        elif not can_attend(hf):
+            yield {"past_key_values": self.prefix.lent(self.copies)}
+        else:
+            with attending(hf):
+                yield {"past_key_values": self.prefix.lent(self.copies, apart=True)}
 
 
 def can_prefill(hf: PreTrainedModel) -> bool:
@@ -114,17 +120,33 @@ def can_prefill(hf: PreTrainedModel) -> bool:
 def prefill(hf: PreTrainedModel, inputs: dict[str, Tensor]) -> Prefix:
     """Run some rows' first columns, unsteered, and keep their keys and values.
 
-    What all rows begin with is run once. The cache is one that drops nothing, also where attention slides: which keys
-    a token sees is up to the mask.
+    What all rows begin with is run once, the rest a few rows at a time. The cache is one that drops nothing, also where
+    attention slides: which keys a token sees is up to the mask.
     """
     mask = inputs["attention_mask"]
+    rows, width = mask.shape
     shared = common_columns(inputs["input_ids"], mask, hf.config.get_text_config())
-    if not shared:
-        return Prefix(_kept(_run(hf, inputs, DynamicCache())))
-    first, rest = split(inputs, shared)
-    begun = spread(_run(hf, first, DynamicCache()), len(mask))
-    layers = _kept(_run(hf, rest, begun))
-    return Prefix(tuple((in_columns(k, mask, shared), in_columns(v, mask, shared)) for k, v in layers))
+    begun = DynamicCache()
+    if shared:
+        begun = _run(hf, split(inputs, shared)[0], begun)
+    whole: list[tuple[Tensor, Tensor]] = []
+    for start, stop, longest in groups(mask, shared):
+        given = {k: t[start:stop, width - longest :] for k, t in inputs.items()}
+        if shared:
+            layers = _kept(_run(hf, split(given, shared)[1], spread(begun, stop - start)))
+            columns = given["attention_mask"]
+            layers = tuple((in_columns(k, columns, shared), in_columns(v, columns, shared)) for k, v in layers)
+        else:
+            layers = _kept(_run(hf, given, DynamicCache()))
+        whole = whole or [(_room(k, rows, width), _room(v, rows, width)) for k, v in layers]
+        for kept, found in zip(whole, layers, strict=True):
+            for all_rows, own in zip(kept, found, strict=True):
+                all_rows[start:stop, :, width - longest :] = own
+    return Prefix(tuple(whole))
+
+
+def _room(like: Tensor, rows: int, width: int) -> Tensor:
+    return like.new_zeros(rows, like.shape[1], width, like.shape[3])
 
 
 def _run(hf: PreTrainedModel, inputs: dict[str, Tensor], cache: DynamicCache) -> DynamicCache:

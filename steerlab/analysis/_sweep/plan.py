@@ -15,12 +15,10 @@ from steerlab.analysis._sweep.rows import Block, Rows, block_of
 from steerlab.models.encoding import by_length
 from steerlab.models.model import Model
 from steerlab.models.positions import describe
-from steerlab.models.prefix import work
+from steerlab.models.prefix import TOKENS, work
 from steerlab.models.resume import can_prefill
 from steerlab.steering.pack import written_columns
 
-# how many tokens keep a device busy; larger batches only outgrow its caches
-TOKENS = {"cpu": 1024, "other": 16384}
 READING_WEIGHTS = 24  # tokens' worth of work that a block costs a forward, however few its tokens
 WORTH_A_PREFIX = 4  # columns
 

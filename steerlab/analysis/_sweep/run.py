@@ -150,7 +150,8 @@ def _run_part(
     base, begun = Base(model, plan, part, metrics), False
     try:
         for key, compute in _jobs(base, part):
-            found = stage(f"{name}-{part.block.name}-{key}", compute)
+            with model.lock:
+                found = stage(f"{name}-{part.block.name}-{key}", compute)
             begun = True
             yield found
     except (RuntimeError, MemoryError) as error:
