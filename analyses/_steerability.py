@@ -1,0 +1,160 @@
+"""What analyses/steerability.py measures and tells: shifted prompts, tables, summary, report."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from _common import of_split
+
+import steerlab
+from steerlab import Example, Model
+from steerlab.analysis.generalisation import match_norm, rank_correlation, relative_steerability
+from steerlab.analysis.placement import explained_variance, placement_slopes
+from steerlab.analysis.protocols import MULTIPLIERS, PROTOCOLS, paper_llama2
+from steerlab.analysis.steerability import anti_steerable, propensity_curves, slopes, steerability
+from steerlab.data import DEFAULT_SYSTEM, VARIANTS, persona_prompts, variant
+from steerlab.metrics.bootstrap import Estimate
+
+# sets whose prompts are also shifted: the persona sets for which the paper shows Llama-2's slopes
+SHIFTED = (
+    "interest-in-science", "anti-LGBTQ-rights", "politically-liberal", "openness", "subscribes-to-Christianity",
+    "believes-AIs-are-not-an-existential-threat-to-humanity", "subscribes-to-Hinduism", "subscribes-to-deontology",
+    "subscribes-to-Islam", "narcissism",
+)  # fmt: skip
+
+
+def shifted(model: Model, rows: Sequence[Example], layer: int, args: argparse.Namespace) -> pd.DataFrame:
+    """A vector trained on each variant of the prompts, each measured on every variant."""
+    personas = persona_prompts(Path(args.data) / "persona_prompts.json")
+    train, held = (of_split(rows, part)[: args.shift_items] for part in ("train", "test"))
+    vectors: dict[str, steerlab.MeanDifference] = {}
+    for kind in VARIANTS:
+        acts = steerlab.capture(
+            model, variant(train, kind, personas, system=DEFAULT_SYSTEM), layers=[layer], context=None, progress=False,
+            batch_size=args.batch_size,
+        )  # fmt: skip
+        vectors[kind] = steerlab.MeanDifference(layer).fit(acts)
+        vectors[kind].vector_ = match_norm(vectors[kind].vector_, vectors["base"].vector_)
+    frames = [
+        steerlab.sweep(
+            model, {kind: {layer: vector} for kind, vector in vectors.items()},
+            variant(held, tested, personas, system=DEFAULT_SYSTEM), layer, MULTIPLIERS, PROTOCOLS["paper"].positions,
+            progress=False,
+        ).rename(columns={"method": "trained"}).assign(tested=tested)
+        for tested in VARIANTS
+    ]  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def results_of(
+    tests: pd.DataFrame, by_layer: pd.DataFrame, rows: Sequence[Example], shifts: pd.DataFrame | None, seed: int
+) -> dict[str, pd.DataFrame]:
+    """All tables: `slopes`, `sets`, `curves`, `layers`, `placement` and, with shifted prompts, `shifts`."""
+    per_sample = slopes(tests, "propensity", by=("behaviour",))
+    sets = steerability(per_sample, ("behaviour",), seed=seed)
+    shares = explained_variance(per_sample, rows, ("behaviour",))
+    plain = tests[(tests["metric"] == "accuracy") & (tests["alpha"] == 0)]
+    one = tests[(tests["metric"] == "propensity") & (tests["alpha"] == 1)]
+    facts = pd.DataFrame(
+        {
+            "accuracy": plain.groupby("behaviour")["value"].mean(),
+            "norm_ratio": one.groupby("behaviour")["norm_ratio"].mean(),
+        }
+    ).reset_index()
+    paper = paper_llama2().rename(columns={"median": "llama2_median", "anti": "llama2_anti"})
+    sets = (
+        sets.merge(facts, on="behaviour")
+        .merge(shares[["behaviour", "option", "word", "unexplained"]], on="behaviour")
+        .merge(paper, on="behaviour", how="left")
+        .sort_values("median", ascending=False, ignore_index=True)
+    )
+    tables = {
+        "slopes": per_sample[["behaviour", "sample", "slope", "intercept", "residual"]],
+        "sets": sets,
+        "curves": propensity_curves(tests, "propensity", by=("behaviour",), seed=seed),
+        "layers": by_layer[["behaviour", "layer", "steerability", "low", "high", "anti", "n"]],
+        "placement": placement_slopes(per_sample, rows, ("behaviour",), seed=seed),
+    }
+    if shifts is not None:
+        keys = ("behaviour", "trained", "tested")
+        tables["shifts"] = steerability(slopes(shifts, by=("trained", "tested")), keys, seed=seed)
+    return tables
+
+
+def summary_of(tables: Mapping[str, pd.DataFrame], layer: int) -> dict[str, Any]:
+    """The numbers that are quoted."""
+    sets = tables["sets"].set_index("behaviour")
+    both = sets.dropna(subset="llama2_median")
+    found: dict[str, Any] = {
+        "layer": layer,
+        "sets": len(sets),
+        "samples": int(sets["n"].sum()),
+        "steerability": {"mean": sets["steerability"].mean(), "largest": sets["steerability"].max()},
+        "anti_steerable": told(anti_steerable(tables["slopes"])),
+        "sets_below_half": int((sets["anti_high"] < 0.5).sum()),
+        "accuracy": sets["accuracy"].mean(),
+        "variance_explained": {k: sets[k].mean() for k in ("option", "word", "unexplained")},
+        "rank_correlation_with_llama2": {
+            "median": ranked(both["median"], both["llama2_median"]),
+            "anti": ranked(both["anti"], both["llama2_anti"]),
+            "sets": len(both),
+        },
+    }
+    if "shifts" in tables:
+        found["shifts"] = shift_facts(tables["shifts"])
+    return found
+
+
+def shift_facts(shifts: pd.DataFrame) -> dict[str, Any]:
+    """How steerability under the base prompts ranks sets beside that under shifted prompts, as in the paper."""
+    square = shifts.pivot(index="behaviour", columns=["trained", "tested"], values="steerability")
+    base = square[("base", "base")].rename("base")
+    pairs = [("base", "user_neg"), ("base", "user_pos"), ("sys_pos", "user_neg"), ("sys_neg", "user_pos")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kept = relative_steerability(shifts)
+    return {
+        "rank_correlation_with_base": {f"{a} to {b}": ranked(base, square[(a, b)].rename("shifted")) for a, b in pairs},
+        "relative_steerability_kept": len(kept),
+        "relative_steerability_dropped": kept.attrs["dropped"],
+        "threshold": 0.25,
+    }
+
+
+def ranked(a: pd.Series, b: pd.Series) -> dict[str, float] | None:
+    """Spearman's correlation as numbers of a summary; None where one of the two does not vary."""
+    return told(rank_correlation(a, b)) if a.nunique() > 1 and b.nunique() > 1 else None
+
+
+def told(estimate: Estimate) -> dict[str, float]:
+    """An estimate as numbers of a summary."""
+    return {
+        "value": round(estimate.value, 4), "low": round(estimate.low, 4), "high": round(estimate.high, 4),
+        "n": estimate.n,
+    }  # fmt: skip
+
+
+def report(tables: Mapping[str, pd.DataFrame], layer: int) -> str:
+    """The table of all sets in words and numbers."""
+    lines = [
+        f"# Steerability at layer {layer}, test rows", "",
+        "Slope of the letter's logit difference over the strength; `anti`: share of inputs moved the wrong way, with "
+        "its 95 % interval; `letter`, `word`: shares of the slopes' variance that the place of the wanted answer and "
+        "its first word explain; `accuracy`: unsteered. Llama-2: medians of Llama-2-7B-chat as published (Tan et al., "
+        "arXiv 2407.12404, read off a figure).", "",
+        "| set | mean slope | 95 % | median | anti | 95 % | letter | word | accuracy | Llama-2 | its anti |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in tables["sets"].itertuples():
+        other = ("", "") if pd.isna(row.llama2_median) else (f"{row.llama2_median:.1f}", f"{row.llama2_anti:.2f}")
+        lines.append(
+            f"| {row.behaviour} | {row.steerability:.3f} | {row.low:.3f} to {row.high:.3f} | {row.median:.3f} | "
+            f"{row.anti:.2f} | {row.anti_low:.2f} to {row.anti_high:.2f} | {row.option:.2f} | {row.word:.2f} | "
+            f"{row.accuracy:.2f} | {other[0]} | {other[1]} |"
+        )
+    return "\n".join([*lines, ""])

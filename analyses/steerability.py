@@ -1,0 +1,137 @@
+"""How far mean-difference vectors move SmolLM2 on the model-written evaluations, and which inputs the wrong way.
+
+    python analyses/steerability.py --data mwe                    # 37 sets, split 40/10/50, 7 strengths
+    python analyses/steerability.py --data mwe --items 500        # half of each set, in half the time
+    python figures/steerability.py results/steerability
+
+`--data` has the folders persona/ and xrisk_lm/ of the evaluations (Perez et al., arXiv 2212.09251). The protocol is
+the paper's (Tan et al., arXiv 2407.12404): vectors are read at the answer's letter and added from the last prompt token
+on; one layer for all sets is chosen on their validation rows, and then measured on the test rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from _common import of_split, parser, provenance, show_table
+from _steerability import SHIFTED, report, results_of, shifted, summary_of
+
+import steerlab
+from steerlab import Example, Model
+from steerlab.analysis.protocols import MULTIPLIERS, PROTOCOLS
+from steerlab.analysis.steerability import slopes, steerability
+from steerlab.analysis.study import Study
+from steerlab.data import DEFAULT_SYSTEM, PAPER_SETS, check_balance, mwe, paper_split
+from steerlab.methods import load_steerer
+
+ELSEWHERE = ("sycophancy_train", "sycophancy_test", "truthfulqa")  # of the paper's 40; not among these files
+POSITIONS = PROTOCOLS["paper"].positions
+
+
+def main() -> None:
+    """Scan the layers of every set, choose one, measure it, and write tables."""
+    arguments = parser(__doc__, "results/steerability")
+    arguments.add_argument("--data", required=True, help="folder of the model-written evaluations")
+    arguments.add_argument("--items", type=int, default=None, help="so many items of every set, drawn by the seed")
+    arguments.add_argument("--step", type=int, default=2, help="scan every so many layers")
+    arguments.add_argument(
+        "--shift-items", type=int, default=60, help="for shifted prompts: items of train and of test"
+    )
+    args = arguments.parse_args()
+    keys = ("seed", "model", "items", "step", "shift_items", "limit")
+    study = Study(args.out, {"study": "steerability", **{k: getattr(args, k) for k in keys}})
+    model = steerlab.load(args.model, device=args.device)
+    names = [name for name in PAPER_SETS if name not in ELSEWHERE][: args.limit]
+    sets = {name: read(args, name) for name in names}
+    layers = list(range(args.step - 1, model.n_layers, args.step))
+
+    clock = Clock(study)
+    scans = [clock.stage(f"scan-{name}", lambda: scan(study, model, sets[name], layers, args)) for name in names]  # noqa: B023
+    by_layer = pd.concat([steerability(slopes(frame), ("behaviour", "layer")) for frame in scans])
+    layer = int(by_layer.groupby("layer")["steerability"].mean().idxmax())
+    print(f"layer {layer} has the largest mean slope on validation rows of {len(names)} sets")
+    tests = [clock.stage(f"test-{layer}-{name}", lambda: test(study, model, sets[name], layer, args)) for name in names]  # noqa: B023
+    shifts = [
+        clock.stage(f"shift-{layer}-{name}", lambda: shifted(model, sets[name], layer, args))  # noqa: B023
+        for name in SHIFTED
+        if name in names and args.shift_items
+    ]
+
+    rows = [row for name in names for row in sets[name]]
+    tables = results_of(pd.concat(tests), by_layer, rows, pd.concat(shifts) if shifts else None, args.seed)
+    for name, frame in tables.items():
+        frame.to_csv(study.folder / f"{name}.csv", index=False, float_format="%.5g")
+    summary = summary_of(tables, layer) | {"minutes": clock.minutes()}
+    study.finish(tables["slopes"].round(5), summary, report(tables, layer), provenance(model, rows, args))
+    show_table(f"Steerability at layer {layer}", tables["sets"].iloc[:, :10])
+
+
+class Clock:
+    """A study's stages and the seconds they took, which are kept for a resumed run."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.seconds = study, 0.0
+
+    def stage(self, name: str, compute: object) -> pd.DataFrame:
+        """As `Study.stage`; the seconds are a column of the frame."""
+        begun = time.time()
+
+        def timed() -> pd.DataFrame:
+            frame = compute()  # type: ignore[operator]
+            return frame.assign(seconds=round(time.time() - begun, 2))
+
+        frame = self.study.stage(name, timed)
+        self.seconds += float(frame["seconds"].iloc[0])
+        print(f"{name}: {frame['seconds'].iloc[0]:.0f} s", flush=True)
+        return frame.drop(columns="seconds")
+
+    def minutes(self) -> float:
+        """Of all stages, also those of earlier runs."""
+        return round(self.seconds / 60, 1)
+
+
+def read(args: argparse.Namespace, name: str) -> list[Example]:
+    """One set with its splits, or part of it."""
+    rows = mwe(Path(args.data), name, system=DEFAULT_SYSTEM)
+    if args.items is not None and args.items < len(rows):
+        kept = set(random.Random(args.seed).sample(range(len(rows)), args.items))
+        rows = [row for i, row in enumerate(rows) if i in kept]
+    return paper_split(rows, seed=args.seed)
+
+
+def folder_of(study: Study, name: str, layer: int) -> Path:
+    """Where a set's vector at a layer is kept."""
+    return study.folder / "stages" / "vectors" / name / str(layer)
+
+
+def scan(
+    study: Study, model: Model, rows: Sequence[Example], layers: list[int], args: argparse.Namespace
+) -> pd.DataFrame:
+    """Fit a vector at every layer, and measure it at strengths -1 and 1 on validation rows."""
+    train = of_split(rows, "train")
+    check_balance(train)
+    acts = steerlab.capture(model, train, layers=layers, context=None, batch_size=args.batch_size, progress=False)
+    vectors = {layer: steerlab.MeanDifference(layer).fit(acts) for layer in layers}
+    for layer, vector in vectors.items():
+        steerlab.save(vector, folder_of(study, rows[0].behaviour, layer))
+    return steerlab.sweep(
+        model, {"mean": vectors}, of_split(rows, "validation"), layers, (-1.0, 1.0), POSITIONS, progress=False
+    )
+
+
+def test(study: Study, model: Model, rows: Sequence[Example], layer: int, args: argparse.Namespace) -> pd.DataFrame:
+    """Measure a set's vector on its test rows, at every strength."""
+    vector = load_steerer(folder_of(study, rows[0].behaviour, layer), model)
+    return steerlab.sweep(
+        model, {"mean": {layer: vector}}, of_split(rows, "test"), layer, MULTIPLIERS, POSITIONS,
+        metric=["propensity", "accuracy"], progress=False,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
