@@ -1,0 +1,161 @@
+"""What the study of vector similarity computes: one tidy frame a question."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from _common import estimate
+
+from steerlab import L2S, P2S, Activations, MeanDifference
+from steerlab.analysis.alike import alike
+from steerlab.analysis.cka import cka_matrix
+from steerlab.analysis.geometry import geometry, principal_angles
+from steerlab.analysis.maps import map_2d
+from steerlab.analysis.similarity import cosine_table, norms, vectors_by_layer
+from steerlab.methods import Context
+
+DIMENSIONS = 5  # of the subspaces
+PAPER = "LLaVA-1.5-7B, layer 15: .84 to .88 within, −.10 to .03 between (arXiv 2508.12815)"
+
+
+def geometries(acts: Activations, group: str, seed: int) -> pd.DataFrame:
+    """The paper's table for every layer."""
+    return pd.concat([geometry(acts, layer, group=group, seed=seed) for layer in acts.layers], ignore_index=True)
+
+
+def mean_cosines(acts: Activations) -> pd.DataFrame:
+    """Cosines between all mean vectors, every behaviour at every layer."""
+    table = cosine_table(vectors_by_layer(acts))
+    told = {f"{part}_{side}": [name[i] for name in table[side]] for i, part in enumerate(("behaviour", "layer"))
+            for side in ("a", "b")}  # fmt: skip
+    return pd.DataFrame(told).assign(cosine=table["cosine"])
+
+
+def lengths(acts: Activations) -> pd.DataFrame:
+    """How long the mean vectors are, and in shares of the state that they would be added to."""
+    table = norms(vectors_by_layer(acts))
+    found = pd.DataFrame(table["name"].tolist(), columns=["behaviour", "layer"]).assign(vector=table["norm"])
+    states = {k: float(acts.by_sample(k, side="prompt")[1].norm(dim=-1).mean()) for k in acts.layers}
+    own = {
+        (behaviour, k): float(acts.select(behaviour=behaviour).contrast(k)[1].norm(dim=-1).mean())
+        for behaviour in found["behaviour"].unique() for k in acts.layers
+    }  # fmt: skip
+    found["p2s"] = [own[key] for key in zip(found["behaviour"], found["layer"], strict=True)]
+    found["state"] = found["layer"].map(states)
+    return found.assign(vector_to_state=found["vector"] / found["state"], p2s_to_state=found["p2s"] / found["state"])
+
+
+def angles(acts: Activations, seed: int) -> pd.DataFrame:
+    """Angles between the behaviours' subspaces at every layer; two halves of one behaviour are the yardstick."""
+    names = sorted(set(acts.index.loc[acts.index["side"] == "positive", "behaviour"]))
+    rows = []
+    for layer in acts.layers:
+        z = {name: acts.select(behaviour=name).contrast(layer)[1] for name in names}
+        order = {name: np.random.default_rng(seed).permutation(len(v)) for name, v in z.items()}
+        half = {name: (z[name][order[name][::2]], z[name][order[name][1::2]]) for name in names}
+        pairs = [(f"{name}, halves", *half[name]) for name in names]
+        # a half against a half too, so that both compare as many vectors
+        pairs += [(f"{a} – {b}", half[a][0], half[b][0]) for i, a in enumerate(names) for b in names[i + 1 :]]
+        for pair, x, y in pairs:
+            k = min(DIMENSIONS, len(x) - 1, len(y) - 1)
+            for centred in (False, True):
+                found = principal_angles(x, y, k, centred=centred)
+                rows += [
+                    {"layer": layer, "pair": pair, "centred": centred, "number": i + 1, "degrees": float(d)}
+                    for i, d in enumerate(found)
+                ]
+    return pd.DataFrame(rows)
+
+
+def layers_alike(acts: Activations) -> pd.DataFrame:
+    """Linear CKA between the layers' contexts, in long form."""
+    square = cka_matrix(acts).rename_axis("layer_a").rename_axis("layer_b", axis=1)
+    return square.stack().rename("cka").reset_index()
+
+
+def maps(acts: Activations, layer: int, read: int, seed: int) -> pd.DataFrame:
+    """Contexts and the inputs' own vectors on their first two principal components."""
+    found = []
+    for kind, at, (ids, points) in (
+        ("contexts", read, acts.by_sample(read, side="prompt")),
+        ("vectors", layer, acts.contrast(layer)),
+    ):
+        frame = map_2d(points, acts.labels(ids), seed=seed)
+        first, second = frame.attrs["explained"]
+        told = {"topic": acts.labels(ids, "topic"), "explained_x": first, "explained_y": second}
+        found.append(frame.assign(map=kind, layer=at, sample=ids, **told))
+    return pd.concat(found, ignore_index=True)
+
+
+def methods_against(l2s: L2S, train: Activations, test: Activations) -> pd.DataFrame:
+    """Cosines of every method's vector to the input's own (P2S), and of L2S to the mean, on unseen inputs."""
+    layer = l2s.site.layer
+    p2s = P2S(layer).fit(test)
+    context = Context(p2s.ids_, test)
+    behaviours = test.labels(p2s.ids_)
+    means = {name: MeanDifference(layer, behaviours=[name]).fit(train).vector_ for name in sorted(set(behaviours))}
+    own, mean = p2s.vectors(context), MeanDifference(layer).fit(train).vectors(context)
+    predicted = l2s.vectors(context)
+    rows = []
+    for i, (sample, behaviour) in enumerate(zip(p2s.ids_, behaviours, strict=True)):
+        table = cosine_table(
+            {"l2s": predicted[i], "mean": mean[i], "mean of its behaviour": means[behaviour], "p2s": own[i]}
+        )
+        rows.append(table.assign(sample=sample, behaviour=behaviour))
+    return pd.concat(rows, ignore_index=True)[["sample", "behaviour", "a", "b", "cosine"]]
+
+
+def neighbours(l2s: L2S, test: Activations) -> pd.DataFrame:
+    """Which unseen inputs L2S treats alike; the share that chance would give stands in every row."""
+    found = alike(l2s, test)
+    of = dict(zip(test.index["sample"], test.index["behaviour"], strict=True))
+    return found.assign(behaviour=found["sample"].map(of), chance=found.attrs["chance"])
+
+
+def by_behaviour(methods: pd.DataFrame, model: str, layer: int) -> pd.DataFrame:
+    """The cosines to P2S as measurements, one row each, as other studies write them."""
+    rows = methods[methods["b"] == "p2s"].rename(columns={"a": "method", "cosine": "value"})
+    told = {"model": model, "layer": layer, "alpha": "", "positions": "", "metric": "cos_to_p2s"}
+    order = ["method", "model", "layer", "alpha", "positions", "sample", "behaviour", "metric", "value"]
+    return rows.assign(**told)[order].round({"value": 4})
+
+
+def summary_of(frames: dict[str, pd.DataFrame], layer: int, seed: int) -> dict[str, object]:
+    """The numbers that the README quotes."""
+    told: dict[str, object] = {"layer": layer}
+    for name in ("geometry", "topics"):
+        for row in frames[name].query("layer == @layer").itertuples():
+            numbers = {k: round(float(getattr(row, k)), 4) for k in ("low", "high", "shuffled")}
+            value = {"value": round(float(row.cosine), 4), **numbers, "n": int(row.pairs)}
+            told[f"{name}.{row.kind}.{row.a}.{row.b}"] = value
+    kinds = frames["geometry"].groupby(["layer", "kind"])["cosine"].mean().unstack()
+    told["geometry.within_minus_between"] = (kinds["within"] - kinds["between"]).round(4).to_dict()
+    for (a, b), rows in frames["methods"].groupby(["a", "b"]):
+        told[f"cos.{a}.{b}"] = estimate(rows["cosine"].tolist(), seed)
+    for (behaviour, a, b), rows in frames["methods"].groupby(["behaviour", "a", "b"]):
+        told[f"cos.{a}.{b}.{behaviour}"] = estimate(rows["cosine"].tolist(), seed)
+    for behaviour, rows in frames["neighbours"].groupby("behaviour"):
+        told[f"alike.same_behaviour.{behaviour}"] = round(float(rows["same_behaviour"].mean()), 4)
+    told["alike.same_behaviour"] = round(float(frames["neighbours"]["same_behaviour"].mean()), 4)
+    told["alike.chance"] = round(float(frames["neighbours"]["chance"].iloc[0]), 4)
+    at = frames["norms"].query("layer == @layer").set_index("behaviour")
+    for column in ("vector", "p2s", "vector_to_state"):
+        told |= {f"norms.{column}.{b}": round(float(v), 4) for b, v in at[column].items()}
+    for (pair, centred), rows in frames["angles"].query("layer == @layer").groupby(["pair", "centred"]):
+        kind = "centred" if centred else "uncentred"
+        told[f"angles.{kind}.{pair}"] = [round(float(d), 1) for d in rows.sort_values("number")["degrees"]]
+    return told
+
+
+def paper_table(frames: dict[str, pd.DataFrame], layer: int) -> str:
+    """The cosines within and between at one layer, as a page."""
+    lines = [f"# Cosines of the inputs' own vectors at layer {layer}", "", f"For comparison, {PAPER}.", ""]
+    for name, heading in (("geometry", "By behaviour"), ("topics", "Advice by topic")):
+        lines += [f"## {heading}", "", "| pair | cosine | 95 % | labels shuffled | pairs |", "|---|---|---|---|---|"]
+        for row in frames[name].query("layer == @layer").itertuples():
+            pair = f"within {row.a}" if row.a == row.b else f"{row.a} – {row.b}"
+            lines.append(
+                f"| {pair} | {row.cosine:.2f} | {row.low:.2f} to {row.high:.2f} | {row.shuffled:.2f} | {row.pairs} |"
+            )
+        lines.append("")
+    return "\n".join(lines)

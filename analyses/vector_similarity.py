@@ -1,0 +1,81 @@
+"""How alike steering vectors are: between inputs, behaviours, layers and methods, on the built-in prompts.
+
+    python analyses/vector_similarity.py --model smollm2            # reads every layer; nothing is generated
+    python figures/vector_similarity.py results/vector_similarity
+
+The cosines of the inputs' own vectors (P2S) within and between behaviours are what the L2S paper reports for LLaVA;
+here they come with intervals, for every layer, once by behaviour and once with advice questions apart by topic.
+"""
+
+from __future__ import annotations
+
+from _common import limited, parser, provenance, show_table
+from _similarity import (
+    angles,
+    by_behaviour,
+    geometries,
+    layers_alike,
+    lengths,
+    maps,
+    mean_cosines,
+    methods_against,
+    neighbours,
+    paper_table,
+    summary_of,
+)
+
+import steerlab
+from steerlab import L2S
+from steerlab.analysis.study import Study
+from steerlab.data import demo_set
+
+LAYER, READ = 16, 22  # where the demo's L2S writes and reads
+CSVS = ("geometry", "topics", "cosines", "norms", "angles", "cka", "maps", "methods", "neighbours")
+
+
+def main() -> None:
+    """Read once, compare in nine ways, write one CSV a comparison."""
+    arguments = parser(__doc__, "results/vector_similarity")
+    arguments.set_defaults(batch_size=32)
+    args = arguments.parse_args()
+    rows = limited(demo_set(seed=args.seed), args.limit)
+    study = Study(
+        args.out,
+        {
+            "study": "vector_similarity",
+            "seed": args.seed,
+            "limit": args.limit,
+            "model": args.model,
+            "at": [LAYER, READ],
+        },
+    )
+    model = steerlab.load(args.model, device=args.device)
+    folder = study.folder / "stages" / "acts"
+    acts = steerlab.capture_to(folder, model, rows, layers="all", batch_size=args.batch_size).load()
+    acts.index["topic"] = acts.index["sample"].map({e.id: e.meta.get("topic") or e.behaviour for e in rows})
+    layer, read = (min(at, model.n_layers - 1) for at in (LAYER, READ))
+    train, test = acts.select(split="train"), acts.select(split="test")
+    l2s = L2S(layer, context_layer=read, zero=["answer"], seed=args.seed, progress=False).fit(train)
+
+    frames = {
+        "geometry": study.stage("geometry", lambda: geometries(acts, "behaviour", args.seed)),
+        "topics": study.stage("topics", lambda: geometries(acts, "topic", args.seed)),
+        "cosines": study.stage("cosines", lambda: mean_cosines(acts)),
+        "norms": study.stage("norms", lambda: lengths(acts)),
+        "angles": study.stage("angles", lambda: angles(acts, args.seed)),
+        "cka": study.stage("cka", lambda: layers_alike(acts)),
+        "maps": study.stage("maps", lambda: maps(acts, layer, read, args.seed)),
+        "methods": study.stage("methods", lambda: methods_against(l2s, train, test)),
+        "neighbours": study.stage("neighbours", lambda: neighbours(l2s, test)),
+    }
+    for name, frame in frames.items():
+        frame.to_csv(study.folder / f"{name}.csv", index=False, float_format="%.4f")
+    results = by_behaviour(frames["methods"], args.model, layer)
+    summary = summary_of(frames, layer, args.seed)
+    study.finish(results, summary, paper_table(frames, layer), provenance(model, rows, args))
+    show_table(f"Cosines of P2S vectors at layer {layer}", frames["topics"].query("layer == @layer").iloc[:, 2:])
+    print(f"{args.out}: {', '.join(f'{name}.csv' for name in CSVS)}, results.csv, summary.json, examples.md")
+
+
+if __name__ == "__main__":
+    main()
