@@ -14,7 +14,7 @@ from steerlab.plots import band_lines, style, sweep_heatmap
 
 @pytest.fixture
 def frame() -> pd.DataFrame:
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(1)
     rows = [
         [layer, alpha, f"{split}/{i}", split, "propensity", 3 + alpha * (layer in (2, 3)) + rng.normal(0, 0.05)]
         for split in ("validation", "test")
