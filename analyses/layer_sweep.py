@@ -1,0 +1,97 @@
+"""Which layers, strength and method? Bands chosen on validation rows of the built-in prompts, told on test rows.
+
+    python analyses/layer_sweep.py --model smollm2              # 30 layers x 7 strengths x 4 methods
+    python figures/layer_sweep.py results/layer_sweep
+
+Measured is how much more the model leans to the wanted answer's first words ("I'm sorry", "You should consult") than to
+the unwanted one's, in logits, and how much probability both keep: a band is only chosen among cells that leave the two
+answers at least `--guard` of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from _common import limited, parser, provenance, show_table
+
+import steerlab
+from steerlab import L2S, P2S, MeanDifference, RandomDirection
+from steerlab.analysis.band import Band
+from steerlab.analysis.held_out import held_out
+from steerlab.analysis.protocols import MULTIPLIERS
+from steerlab.analysis.study import Study
+from steerlab.data import demo_set
+from steerlab.metrics.bootstrap import Estimate
+
+METHODS = ("mean", "l2s", "p2s", "random")
+
+
+def main() -> None:
+    """Read once, sweep four methods, choose a band for each, write the tables."""
+    arguments = parser(__doc__, "results/layer_sweep")
+    arguments.add_argument("--guard", type=float, default=0.5, help="share of the unsteered answer mass to be kept")
+    args = arguments.parse_args()
+    begun = time.time()
+    rows = limited(demo_set(seed=args.seed), args.limit)
+    identity = {"study": "layer_sweep", "seed": args.seed, "limit": args.limit, "model": args.model}
+    study = Study(args.out, identity | {"guard": args.guard})
+    model = steerlab.load(args.model, device=args.device)
+    train = [e for e in rows if e.split == "train"]
+    asked = [e for e in rows if e.split != "train" and e.contrast is not None]
+    acts = steerlab.capture_to(study.folder / "stages" / "acts", model, train, batch_size=args.batch_size).load()
+    steerers: Mapping[str, Any] = {
+        "mean": MeanDifference(0),
+        "l2s": L2S(0, zero=["answer"], seed=args.seed, progress=False),
+        "p2s": P2S(0),
+        "random": RandomDirection(0, seed=args.seed),
+    }
+    plain = steerlab.sweep(
+        model, {"none": RandomDirection(0, seed=0)}, [e for e in asked if e.split == "validation"], 0, (0.0,),
+        metric="answer_mass", train=acts, progress=False,
+    )  # fmt: skip
+    least = args.guard * float(plain["value"].mean())
+    bands: dict[str, Band] = {}
+    frames: list[pd.DataFrame] = []
+    for name in METHODS:
+        bands[name], frame = held_out(
+            model, {name: steerers[name]}, asked, "all", alphas=MULTIPLIERS, train=acts, seed=args.seed,
+            guard={"answer_mass": least}, folder=study.folder / "stages" / name, progress=False,
+        )  # fmt: skip
+        frames.append(frame)
+        print(f"{name}: {bands[name]}")
+    cells = pd.concat(frames, ignore_index=True)
+    means = cells.groupby(["method", "layer", "alpha", "split", "metric"], sort=False)["value"].mean().reset_index()
+    tables = pd.concat([band.table.assign(method=name, alpha=band.alpha) for name, band in bands.items()])
+    means.to_csv(study.folder / "cells.csv", index=False, float_format="%.5g")
+    tables.to_csv(study.folder / "bands.csv", index=False, float_format="%.5g")
+    tested = cells[cells["split"] == "test"].drop(columns=["model", "positions", "norm_ratio"])
+    summary = {
+        "answer_mass": {"unsteered": float(plain["value"].mean()), "least": least},
+        "bands": {name: facts(band) for name, band in bands.items()},
+        "minutes": round((time.time() - begun) / 60, 1),
+    }
+    report = "\n\n".join(["# Bands chosen on validation rows", *(f"{name}: {band}" for name, band in bands.items())])
+    study.finish(tested.round({"value": 4}), summary, report + "\n", provenance(model, rows, args))
+    show_table("Gain on test rows", pd.DataFrame(summary["bands"]).T)
+
+
+def facts(band: Band) -> dict[str, Any]:
+    """A band as numbers of a summary."""
+    assert band.gain is not None and band.gain_best is not None
+    return {
+        "layers": list(band.layers), "best": band.best, "alpha": band.alpha, "gain": as_numbers(band.gain),
+        "gain_best": as_numbers(band.gain_best), "n_validation": band.n_validation,
+    }  # fmt: skip
+
+
+def as_numbers(estimate: Estimate) -> dict[str, float]:
+    """An estimate, rounded."""
+    numbers = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    return {k: round(v, 4) for k, v in numbers.items()} | {"n": estimate.n}
+
+
+if __name__ == "__main__":
+    main()
