@@ -34,7 +34,7 @@ def propensity_lines(
         hue: the column that makes lines; methods keep their colours.
         highlight: the lines that get a colour and a label, at most six where they are not methods; the others
             are thin and grey. All lines by default.
-        labels: other words for a line's name.
+        labels: other words for a line's name; they may have several lines.
         where: column=value pairs that leave one row a line and alpha.
 
     Returns:
@@ -83,10 +83,11 @@ def propensity_lines(
     ax.margins(x=0.03)
     low, high = ax.get_ylim()
     ax.set_ylim(low, high)
-    for height, (_, text, colour) in zip(spread([e[0] for e in ends], 0.06 * (high - low)), ends, strict=True):
+    lines = 1 + max((text.count("\n") for _, text, _ in ends), default=0)
+    for height, (_, text, colour) in zip(spread([e[0] for e in ends], 0.06 * lines * (high - low)), ends, strict=True):
         ax.annotate(
             text, (1.0, height), (4, 0), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
-            va="center", color=colour, fontsize=6.5, annotation_clip=False,
+            va="center", color=colour, fontsize=6.5, linespacing=1.0, annotation_clip=False,
         )  # fmt: skip
     return ax
 
