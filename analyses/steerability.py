@@ -5,9 +5,9 @@
     python figures/steerability.py results/steerability
 
 `--data` has the folders persona/ and xrisk_lm/ of the evaluations (Perez et al., arXiv 2212.09251). The protocol is
-the paper's (Tan et al., arXiv 2407.12404): vectors are read at the answer's letter and added from the last prompt token
-on; one layer for all sets is chosen on their validation rows, and then measured on the test rows. Other than there, both
-letters are equally frequent in every split.
+the paper's (Tan et al., arXiv 2407.12404): vectors are read at the answer's letter and added from the last prompt
+token on; one layer for all sets is chosen on their validation rows, and then measured on the test rows. Other than
+there, both letters are equally frequent in every split.
 """
 
 from __future__ import annotations
