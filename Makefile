@@ -33,6 +33,7 @@ test: lint
 bench: setup
 	$(BIN)/python tests/benchmarks/capture_cost.py
 	$(BIN)/python tests/benchmarks/l2s_training.py
+	$(BIN)/python tests/benchmarks/sweep.py
 
 clean:
 	rm -rf .venv results .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
