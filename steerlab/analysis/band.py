@@ -98,8 +98,9 @@ def choose_band(
     best, alpha = steered.mean().idxmax()
     order = list(dict.fromkeys(layer for layer, at in steered.columns if at == alpha))
     values = steered[[(layer, alpha) for layer in order]].to_numpy()
-    table = _gaps(values, order, order.index(best), level, n_boot, seed)
-    band = _around(table["in_band"].to_numpy(), order.index(best))
+    place = order.index(best)
+    table = _gaps(values, order, place, level, n_boot, seed)
+    band = _around(table["in_band"].to_numpy(), place)
     table["in_band"] = [order.index(layer) in band for layer in order]
     layers = tuple(order[k] for k in band)
     reported, split = (frame, "test") if test is None else (test, None)
@@ -109,7 +110,7 @@ def choose_band(
         options = {"level": level, "n_boot": n_boot, "seed": seed}
         measured = _matrix(reported, metric, split)
         gain, gain_best = (_gain(measured, some, alpha, options) for some in (layers, (best,)))
-    return Band(metric, float(alpha), best, layers, table, gain, gain_best, len(cells))
+    return Band(metric, float(alpha), order[place], layers, table, gain, gain_best, len(cells))
 
 
 def _one_sweep(frame: pd.DataFrame) -> None:

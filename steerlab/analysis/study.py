@@ -45,7 +45,13 @@ class Study:
                     f"{self.folder} belongs to another study ({told}). Choose another --out, or delete it."
                 )
         else:
-            write_json(path, mine)
+            try:
+                write_json(path, mine)
+            except OSError as error:
+                raise StorageError(
+                    f"{path} could not be written ({error.strerror or error}): nothing was begun. Make room, or choose "
+                    "a folder that can be written to."
+                ) from error
         self.identity = mine
 
     def stage(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:

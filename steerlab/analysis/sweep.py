@@ -52,14 +52,15 @@ class Sweep:
         settings: dict[str, Any], *, batch_size: int | None, memory: int,
     ) -> None:  # fmt: skip
         self.model, self.examples, self.cells, self.settings = model, examples, cells, settings
-        self.answers = [str(m) for m in metrics.values() if isinstance(m, str)]
+        self.answers = {name: m for name, m in metrics.items() if isinstance(m, str)}
         self.texts = {name: m for name, m in metrics.items() if not isinstance(m, str)}
         self.batch_size = batch_size
         self.plan: SweepPlan | None = None
         self.text_plan: SweepPlan | None = None
         if self.answers:
-            rows = encode_answers(model, examples, any(ANSWER_METRICS[name].whole for name in self.answers))
-            check_first(self.answers, rows.shared)
+            named = list(self.answers.values())
+            rows = encode_answers(model, examples, any(ANSWER_METRICS[name].whole for name in named))
+            check_first(named, rows.shared)
             self.plan = plan_sweep(model, cells, rows, batch_size, memory)
         if self.texts:
             prompts = encode_prompts(model, examples)
@@ -82,7 +83,7 @@ class Sweep:
         total = 0 if self.plan is None else sum(len(p.chunks) + bool(p.idle) for p in self.plan.parts)
         with tqdm(total=total or None, desc="sweep", unit="batch", disable=not progress) as bar:
             if self.plan is not None:
-                for frame in run_plan(self.model, self.plan, self.answers, stage):
+                for frame in run_plan(self.model, self.plan, list(dict.fromkeys(self.answers.values())), stage):
                     parts.append(self._long(frame, self.answers))
                     bar.update(1)
             if self.text_plan is not None:
@@ -92,7 +93,7 @@ class Sweep:
                     self.model, self.text_plan, self.examples, self.texts, stage,
                     batch_size=self.batch_size, max_new_tokens=limit, options=options,
                 ):  # fmt: skip
-                    parts.append(self._long(frame, list(self.texts)))
+                    parts.append(self._long(frame, {name: name for name in self.texts}))
                     bar.update(1)
         return self._finished(pd.concat(parts, ignore_index=True))
 
@@ -101,12 +102,14 @@ class Sweep:
         blocks = [] if self.plan is None else [part.block.name for part in self.plan.parts]
         return {
             "study": "sweep", **info, "data": data_hash(self.examples),
-            "metrics": sorted([*self.answers, *self.texts]), **self.settings,
+            "metrics": sorted({*self.answers.values(), *self.texts}), **self.settings,
             "vectors": _digest(self.cells), "blocks": blocks,
         }  # fmt: skip
 
-    def _long(self, frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-        """One row a measurement, still numbered."""
+    def _long(self, frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+        """One row a measurement, still numbered; a metric has the name it was given."""
+        frame = frame[["cell", "input", "norm_ratio"]].assign(**{name: frame[c] for name, c in columns.items()})
+        names = list(columns)
         bad = [name for name in names if not np.isfinite(frame[name]).all()]
         if bad:
             row = frame.loc[~np.isfinite(frame[bad[0]])].iloc[0]
@@ -233,8 +236,9 @@ def sweep(
         forward-equivalents planned and spent, and provenance.
 
     Raises:
-        DataError: an input without contrast, ids given twice, answers that never part, a metric that is not one finite
-            number per input. SteeringError: nothing to sweep over, or vectors that reach nothing that is measured.
+        DataError: an input without contrast, ids given twice, a metric that is not one finite number per input.
+        EncodingError: answers that never part. SteeringError: nothing to sweep over, or vectors that reach nothing that
+            is measured.
         MismatchError: the folder belongs to another sweep; both are named. StorageError: the disk is full.
         OutOfMemory: not even one row fits.
 

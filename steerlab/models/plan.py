@@ -34,6 +34,7 @@ class Edit:
         generated: whether columns beyond the encoded batch are written to as well.
         in_flight: gives the vectors from this site's own state at column `last`, instead of `vectors`.
         last: `(batch,)` column of the last prompt token, for `in_flight`.
+        whose: `(batch,)` the rows that `generated` speaks of; None: all.
     """
 
     vectors: Float[Tensor, "batch hidden"] | None
@@ -41,6 +42,7 @@ class Edit:
     generated: bool
     in_flight: Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]] | None = None
     last: Int[Tensor, " batch"] | None = None
+    whose: Bool[Tensor, " batch"] | None = None
     tally: Tally = field(default_factory=Tally)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,8 @@ class Edit:
         known = self.prompt[:, start : min(stop, width)]
         beyond = max(stop - max(start, width), 0)
         new = torch.full((len(known), beyond), self.generated, device=device)
+        if self.whose is not None:
+            new = new & self.whose.to(device)[:, None]
         return torch.cat([known, new], 1)
 
 

@@ -91,10 +91,12 @@ def _edit(
     """One edit for all cells that write at a site: rows of other cells get nothing, and none of their columns."""
     rows, device, hidden = len(batch.rows), model.device, model.hidden_size
     mask = torch.zeros((n_cells, rows, batch.width), dtype=torch.bool)
+    whose = torch.zeros((n_cells, rows), dtype=torch.bool, device=device)
     vectors = torch.zeros((n_cells, rows, hidden), device=device)
     factors = torch.zeros((n_cells, rows), device=device)
     flight: InFlight | None = None
     for place, cell, shift in members:
+        whose[place] = True
         mask[place] |= columns[describe(cell.positions)]
         gate = 1.0 if shift.gate is None else shift.gate[list(numbers)].float().to(device)
         factors[place] = cell.alpha * gate
@@ -108,6 +110,7 @@ def _edit(
         writes_generated(members[0][1].positions),
         None if flight is None else times(factors.flatten()[:, None], flight),
         last.repeat(n_cells),
+        whose.flatten(),
     )
 
 

@@ -89,3 +89,12 @@ def test_the_model_is_as_before(lm) -> None:
     before = model.hf(input_ids=ids).logits
     sweep(model, {"v": vectors(model)}, questions(), "all", ALPHAS, list(POSITIONS), progress=False)
     assert torch.equal(model.hf(input_ids=ids).logits, before)
+
+
+def test_metrics_have_the_names_they_are_given(lm) -> None:
+    model = lm("llama")
+    options = {"layers": [1], "alphas": (0.0, 1.0), "progress": False}
+    frame = sweep(model, {"v": vectors(model)}, questions(), metric={"a": "propensity", "b": "propensity"}, **options)
+    values = {name: part["value"].tolist() for name, part in frame.groupby("metric", sort=False)}
+    plain = sweep(model, {"v": vectors(model)}, questions(), metric="propensity", **options)
+    assert values == {"a": plain["value"].tolist(), "b": plain["value"].tolist()}

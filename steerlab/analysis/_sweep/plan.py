@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 
@@ -78,6 +77,7 @@ class SweepPlan:
         rows_per_forward: most rows of a batch.
         reasons: why it is done this way.
         spent: row-columns times blocks that were really run.
+        limit: rows that fitted when memory had run out; None before it did.
     """
 
     cells: list[Cell]
@@ -89,7 +89,7 @@ class SweepPlan:
     reasons: list[str]
     spent: float = 0.0
     halved: int = 0
-    notes: dict[str, Any] = field(default_factory=dict)
+    limit: int | None = None
 
     @property
     def forward(self) -> float:

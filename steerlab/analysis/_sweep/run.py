@@ -15,6 +15,7 @@ from einops import repeat
 from torch import Tensor
 
 from steerlab._support.errors import OutOfMemory, SteeringError, is_out_of_memory
+from steerlab._support.files import fingerprint
 from steerlab.analysis._sweep.plan import Chunk, Part, SweepPlan, prompt_work
 from steerlab.analysis._sweep.rows import Block
 from steerlab.metrics.answers import ANSWER_METRICS, Spots, read_answers
@@ -94,21 +95,33 @@ class Base:
     def steered(self, chunk: Chunk) -> pd.DataFrame:
         """The cells of one chunk, in as few forwards as memory allows."""
         self.prepare()
+        rows = (chunk.rows[1] - chunk.rows[0]) * len(chunk.cells)
+        if self.plan.limit is not None and rows > self.plan.limit and (halves := self.halves(chunk)):
+            return pd.concat([self.steered(half) for half in halves], ignore_index=True)
         try:
             return self._forward(chunk)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            halves = _halved(chunk)
-            if not halves or (self.model.vision is not None and len(chunk.cells) == 1):
-                raise OutOfMemory(
-                    f"one row of {self.part.tail} tokens does not fit in the memory of {self.model.device} beside the "
-                    f"prompts' keys and values: give a smaller memory= (now {self.plan.memory} bytes)"
-                ) from error
+            halves = self.halves(chunk)
+            if not halves:
+                raise self.no_room() from error
         _free()
         self.plan.halved += 1
+        self.plan.limit = rows // 2  # the next batches begin where this one will end
         log.warning("out of memory at %d cells: going on with half as many rows", len(chunk.cells))
         return pd.concat([self.steered(half) for half in halves], ignore_index=True)
+
+    def halves(self, chunk: Chunk) -> list[Chunk]:
+        """The chunk in two, or nothing: pictures of all inputs lie in one tensor, which can't be cut."""
+        return [] if self.model.vision is not None and len(chunk.cells) == 1 else _halved(chunk)
+
+    def no_room(self) -> OutOfMemory:
+        """What to say when nothing is left to halve."""
+        return OutOfMemory(
+            f"one row of {self.part.tail} tokens does not fit in the memory of {self.model.device} beside the "
+            f"prompts' keys and values: give a smaller memory= (now {self.plan.memory} bytes)"
+        )
 
     def _forward(self, chunk: Chunk) -> pd.DataFrame:
         block, (start, stop), copies = self.part.block, chunk.rows, len(chunk.cells)
@@ -155,8 +168,10 @@ def _run_part(
             begun = True
             yield found
     except (RuntimeError, MemoryError) as error:
-        if begun or not is_out_of_memory(error) or len(part.block.numbers) == 1 or isinstance(error, OutOfMemory):
+        if not is_out_of_memory(error) or isinstance(error, OutOfMemory):
             raise
+        if begun or len(part.block.numbers) == 1:
+            raise base.no_room() from error
     else:
         return
     _free()
@@ -167,8 +182,14 @@ def _run_part(
 
 
 def _jobs(base: Base, part: Part) -> list[tuple[str, Callable[[], pd.DataFrame]]]:
-    idle = [("unsteered", base.unsteered)] if part.idle else []
-    return [*idle, *((f"{n:03d}", partial(base.steered, chunk)) for n, chunk in enumerate(part.chunks))]
+    """What is to be computed, under names that differ wherever cells or inputs do: batch sizes may change."""
+    idle = [(f"unsteered-{_key(part, part.idle)}", base.unsteered)] if part.idle else []
+    chunks = [(n, _key(part, chunk.cells, chunk.rows), chunk) for n, chunk in enumerate(part.chunks)]
+    return [*idle, *((f"{n:03d}-{key}", partial(base.steered, chunk)) for n, key, chunk in chunks)]
+
+
+def _key(part: Part, *what: Sequence[int]) -> str:
+    return fingerprint([part.block.numbers, *what])[:8]
 
 
 def _smaller(model: Model, part: Part, block: Block) -> Part:

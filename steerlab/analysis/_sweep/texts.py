@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from steerlab._support.errors import DataError, SteeringError
+from steerlab._support.files import fingerprint
 from steerlab.analysis._sweep.cells import Cell
 from steerlab.analysis._sweep.plan import WORTH_A_PREFIX, SweepPlan, first_column
 from steerlab.analysis._sweep.rows import Block, block_of
@@ -50,8 +52,9 @@ def run_texts(
                 for numbers in by_length(plan.rows.variants[0], max(1, rows // len(chosen)))
             ]
             for number, block in enumerate(blocks):
-                name = f"text-{chosen[0]:04d}-{len(chosen)}-{number:04d}"
+                name = f"text-{chosen[0]:04d}-{len(chosen)}-{number:04d}-{fingerprint([block.numbers, chosen])[:8]}"
                 found = stage(name, lambda: _answers(model, plan, block, chosen, max_new_tokens, options))  # noqa: B023
+                found = found.assign(text=[json.loads(text) for text in found["text"]])
                 for cell, frame in found.groupby("cell"):
                     parts[int(str(cell))].append(frame)
     idle = [i for i in parts if cells[i].alpha == 0 and parts[i]]
@@ -98,7 +101,7 @@ def _answers(
             "cell": np.repeat(list(chosen), len(block.numbers)),
             "input": np.tile(block.numbers, copies),
             "norm_ratio": ratio.ravel(),
-            "text": texts,
+            "text": [json.dumps(text) for text in texts],  # in a file, an answer of digits alone would become a number
         }
     )
 
@@ -136,7 +139,8 @@ def checked(name: str, values: Sequence[float], n: int, cell: Cell) -> list[floa
         DataError: another length, or a value that is not finite; names the cell.
     """
     listed = [float(value) for value in np.asarray(values, dtype=float).ravel()]
-    where = f"at layer {cell.layer}, alpha {cell.alpha:g}"
+    told = cell.label()
+    where = f"of {told['method']!r} at layer {told['layer']}, alpha {cell.alpha:g}, positions {told['positions']!r}"
     if len(listed) != n:
         raise DataError(f"the metric {name!r} gave {len(listed)} values for {n} texts {where}: give one for each")
     bad = [i for i, value in enumerate(listed) if not math.isfinite(value)]

@@ -1,0 +1,103 @@
+"""The notebooks run from top to bottom, and what is committed of them is SmolLM2's own and clean."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from steerlab.testing import tiny_hf, tiny_tokenizer
+
+FOLDER = Path(__file__).parents[2] / "analyses" / "notebooks"
+sys.path.insert(0, str(FOLDER))
+from execute import NOTEBOOKS, execute, noise
+
+NAMES = [
+    "01_first_steps", "02_choosing_a_layer", "03_is_my_behaviour_steerable", "04_l2s_from_data_to_figure",
+]  # fmt: skip
+# places of one machine, progress bars, colour codes, objects that are told by their address
+GARBAGE = re.compile(
+    r"/work|/home|/root|/tmp|/Users|site-packages|\d+%\|| \d+it/s|it/s\]|\x1b|Warning\b| at 0x[0-9a-f]+"
+)
+LARGEST = 250_000  # bytes
+each = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of four layers, as a folder."""
+    path = tmp_path_factory.mktemp("tiny-llama")
+    tiny_hf("llama").save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def committed(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def outputs_of(notebook: nbformat.NotebookNode) -> dict[str, list[nbformat.NotebookNode]]:
+    """The outputs of every code cell, by the cell's id."""
+    return {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+
+
+def shown(outputs: list[nbformat.NotebookNode]) -> set[str]:
+    """What kinds of things a cell shows: text, a table, a picture."""
+    return {kind for output in outputs for kind in output.get("data", {"stream": None})}
+
+
+def told(outputs: list[nbformat.NotebookNode]) -> str:
+    """All that a cell shows but its pictures."""
+    data = [value for output in outputs for kind, value in output.get("data", {}).items() if kind != "image/png"]
+    return "\n".join([*data, *(output.text for output in outputs if output.output_type == "stream")])
+
+
+def test_no_notebook_is_forgotten() -> None:
+    assert [path.stem for path in NOTEBOOKS] == NAMES
+
+
+@pytest.mark.slow
+@each
+def test_it_runs_on_another_model_and_shows_the_same_things(name: str, tiny: Path, tmp_path: Path) -> None:
+    before = outputs_of(committed(name))
+    notebook = execute(committed(name), str(tiny), tmp_path)
+    after = outputs_of(notebook)
+    assert not noise(notebook)
+    assert {cell: shown(outputs) for cell, outputs in after.items()} == {
+        cell: shown(outputs) for cell, outputs in before.items()
+    }
+    first = told(next(iter(after.values())))
+    assert tiny.name in first and "smollm2" not in first, "the outputs are new ones"
+    assert not list(tmp_path.iterdir()), "a notebook leaves nothing behind"
+
+
+@each
+def test_what_is_committed_is_smollm2s(name: str) -> None:
+    notebook = committed(name)
+    assert notebook.metadata.steerlab.model == "smollm2"
+    assert told(next(iter(outputs_of(notebook).values()))).startswith("Model('smollm2', 30 layers x 576")
+    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1)), "run from top to bottom, in one go"
+
+
+@each
+def test_what_is_committed_is_clean(name: str) -> None:
+    notebook = committed(name)
+    nbformat.validate(notebook)
+    for cell, outputs in outputs_of(notebook).items():
+        assert all(output.output_type != "error" and output.get("name") != "stderr" for output in outputs), cell
+        found = GARBAGE.search(told(outputs))
+        assert found is None, f"{cell} shows {found}"
+    assert all(not cell.metadata for cell in notebook.cells), "times of execution would change with every run"
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < LARGEST
+
+
+@each
+def test_a_reader_is_not_left_alone_with_code(name: str) -> None:
+    cells = committed(name).cells
+    assert cells[0].source.startswith("# ") and cells[-1].cell_type == "markdown"
+    assert len({cell.id for cell in cells}) == len(cells)
+    assert "TODO" not in "".join(cell.source for cell in cells)

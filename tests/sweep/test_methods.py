@@ -1,0 +1,67 @@
+"""Methods of every kind share a sweep, and each cell is what the same steerer does alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from cellwise import Odd, alone, at, check
+from swept import questions
+
+import steerlab
+from steerlab import L2S, P2S, Example, MeanDifference, Site, capture, sweep
+from steerlab.methods.l2s_recipe import Recipe
+
+POSITIONS = ("all", "last+generated")
+QUICK = Recipe(epochs=4, learning_rate=1e-2, loss="mse")
+
+
+@pytest.mark.parametrize("backend", ["hooks", "nnsight"])
+def test_methods_of_every_kind_share_a_sweep_and_equal_steer(lm, backend: str) -> None:
+    model, rows = lm("llama", backend), questions()
+    acts = capture(model, rows, layers=[1, 3], progress=False)
+    methods: dict[str, Any] = {kind: Odd(kind, Site(1)) for kind in ("flight", "gated flight", "gate", "two")}
+    methods |= {"in flight at its input": Odd("flight", Site(1, "block_in")), "mean": at(2), "p2s": P2S(1).fit(acts)}
+    methods["l2s"] = L2S(1, context_layer=3, hidden=3, preset=QUICK, progress=False).fit(acts)
+    given: Any = {name: {one.site: one} for name, one in methods.items()}
+    frame = sweep(model, given, rows, None, (0.0, 2.0), list(POSITIONS), "logprob_difference", progress=False)
+    check(frame, methods, lambda one, alpha, where: alone(lm(), one, rows, alpha, where))
+
+
+def test_methods_are_fitted_at_every_layer_oracles_to_the_inputs_measured(lm) -> None:
+    model, rows = lm(), questions()
+    train = [e.with_(id=f"train/{e.id}", prompt=f"Well. {e.prompt}") for e in rows]
+    fresh = {"p2s": P2S(0), "l2s": L2S(0, hidden=3, preset=QUICK, progress=False), "mean": MeanDifference(0)}
+    frame = sweep(model, fresh, rows, [0, 2], (0.0, 1.0), "all", "logprob_difference", train=train, progress=False)
+    learnt, own = (capture(model, data, layers=[0, 2], progress=False) for data in (train, rows))
+    for layer in (0, 2):
+        fitted = {name: one.at(layer).fit(own if one.oracle else learnt) for name, one in fresh.items()}
+        check(frame[frame["layer"] == layer], fitted, lambda one, alpha, where: alone(model, one, rows, alpha, where))
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_texts_of_odd_methods_equal_steer(lm, positions: str) -> None:
+    model, rows, heard = lm(), questions(), []
+    methods: dict[str, Any] = {kind: Odd(kind, Site(1)) for kind in ("flight", "gated flight", "gate", "two")}
+    given: Any = {name: {one.site: one} for name, one in methods.items()}
+
+    def length(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
+        heard.append(list(texts))
+        return [float(len(text)) for text in texts]
+
+    sweep(model, given, rows, None, (2.0,), positions, length, generation={"max_new_tokens": 5}, progress=False)
+    wanted = [
+        list(steerlab.generate(model, rows, steer=one, alpha=2.0, positions=positions, max_new_tokens=5))
+        for one in methods.values()
+    ]
+    assert heard == wanted
+    assert wanted.count(list(steerlab.generate(model, rows, max_new_tokens=5))) == 0
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_strengths_in_units_of_each_inputs_norm_equal_steer(lm, positions: str) -> None:
+    model, rows = lm(), questions()
+    asked: dict[str, Any] = {"scale": "norm", "metric": "logprob_difference", "progress": False}
+    frame = sweep(model, {"v": {1: at(1)}}, rows, 1, (0.0, 0.5), positions, **asked)
+    check(frame, {"v": at(1)}, lambda one, alpha, where: alone(model, one, rows, alpha, where, scale="norm"))
