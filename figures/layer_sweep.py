@@ -36,9 +36,10 @@ def draw(results_dir: str | Path) -> Figure:
     with style():
         fig = Figure(figsize=(width(2), 5.4), layout="constrained")
         axes = fig.subplots(2, 2, height_ratios=[1.25, 1.0]).ravel()
+        limit = max(largest_change(cells[cells["method"] == name]) for name in SHOWN)
         for ax, name, letter in zip(axes, SHOWN, "ab", strict=False):
             title = f"{letter}  {method_style(name).label}, validation rows"
-            heat(ax, cells[cells["method"] == name], facts[name], title)
+            heat(ax, cells[cells["method"] == name], facts[name], title, limit, bar=letter == "b")
         table = bands[bands["method"] == "l2s"]
         band_lines(
             table, axes[2], title=f"c  L2S at α = {facts['l2s']['alpha']:g}, validation", what="Logit difference"
@@ -48,11 +49,18 @@ def draw(results_dir: str | Path) -> Figure:
     return fig
 
 
-def heat(ax: Axes, cells: pd.DataFrame, facts: Mapping[str, Any], title: str) -> None:
+def largest_change(cells: pd.DataFrame) -> float:
+    """Of the validation means, against no steering; both maps are drawn on one scale."""
+    rows = cells[(cells["split"] == "validation") & (cells["metric"] == "propensity")]
+    means = rows.pivot(index="layer", columns="alpha", values="value")
+    return float(means.sub(means[0], axis=0).abs().to_numpy().max())
+
+
+def heat(ax: Axes, cells: pd.DataFrame, facts: Mapping[str, Any], title: str, limit: float, bar: bool) -> None:
     """One method's map with its band."""
     sweep_heatmap(
         cells, ax, split="validation", band=facts["layers"], alpha=facts["alpha"], best=facts["best"], title=title,
-        what=CHANGE,
+        what=CHANGE, limit=limit, bar=bar,
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ def sweep_heatmap(
     best: Any = None,
     title: str | None = None,
     what: str | None = None,
+    limit: float | None = None,
     bar: bool = True,
 ) -> Axes:
     """Mean change of a metric against no steering, at every layer and strength: blue for more, red for less.
@@ -43,6 +44,7 @@ def sweep_heatmap(
         band, alpha, best: layers and strength to frame, and the best layer to mark; of a `Band`.
         title: the panel's title.
         what: the words at the colour bar.
+        limit: the change at either end of the colours, for several pictures on one scale; None: the largest there is.
         bar: draw a colour bar beside the axes.
 
     Returns:
@@ -67,7 +69,7 @@ def sweep_heatmap(
         means = means.sub(means[0], axis=0).drop(columns=0)
     values = means.to_numpy(float)
     ax = axes_or_new(ax, height=3.4)
-    most = float(np.abs(values).max()) or 1.0
+    most = limit or float(np.abs(values).max()) or 1.0
     image = ax.imshow(
         values, cmap="RdBu", vmin=-most, vmax=most, aspect="auto", origin="lower", interpolation="nearest"
     )
