@@ -206,6 +206,10 @@ def with_peers(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model.hf.save_pretrained(folder)
         model.tokenizer.save_pretrained(folder)
+        # the peers pin an older transformers, which looks for the base of the rotations under its former name
+        config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+        config["rope_theta"] = config.get("rope_parameters", config).get("rope_theta", 10000.0)
+        Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
         save_file({"ids": inputs["input_ids"].cpu(), "vectors": vectors}, f"{folder}/given.safetensors")
         first = int(later[0].to(torch.uint8).argmax())
         given = [folder, str(first), json.dumps(ids[0]), json.dumps(list(MULTIPLIERS)), str(args.every)]
