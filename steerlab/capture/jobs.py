@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import pandas as pd
 import torch
@@ -21,7 +21,7 @@ from steerlab.models.tokenmap import TokenMap
 
 Data = Iterable[str | Example]
 Reduce = Literal["mean", "none"]
-Layers = Literal["all"] | int | Sequence[int | Site]
+Layers = Literal["all"] | SupportsIndex | Sequence[SupportsIndex | Site]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def as_sites(layers: Layers, model: Model) -> tuple[Site, ...]:
         if layers != "all":
             raise LayoutError(f"layers={layers!r}; expected 'all', a layer number, or numbers and Sites")
         layers = range(model.n_layers)
-    given = [layers] if isinstance(layers, int) else list(layers)
+    given = [layers] if isinstance(layers, SupportsIndex) else list(layers)
     if not given:
         raise LayoutError("layers is empty: nothing to read")
     sites = tuple(sorted({model.site(x) for x in given}))

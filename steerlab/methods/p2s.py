@@ -41,7 +41,10 @@ def contrast_table(
     unknown = [name for name in names(zero) if name not in labels.values()]
     if unknown:
         have = sorted(set(map(str, labels.values())))
-        raise DataError(f"zero={names(zero)} names {unknown}, but the behaviours are {have}; correct it")
+        raise DataError(
+            f"zero={names(zero)} names {unknown}, but the behaviours are {have}. Correct it; or, if they were "
+            "captured with context=None, which leaves out rows without a contrast, capture them with a context"
+        )
     nothing = torch.zeros(acts.hidden_size)
     table = {sample: nothing for sample, label in labels.items() if label in names(zero)}
     if not table or acts.index["side"].isin(["positive", "negative"]).any():

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any, Literal
+from operator import index
+from typing import Any, Literal, SupportsIndex
 
 import pandas as pd
 import torch
@@ -111,13 +112,13 @@ class Model:
         """Width of the residual stream."""
         return int(self.hf.config.get_text_config().hidden_size)
 
-    def site(self, site: Site | int) -> Site:
-        """A site of this model with its layer counted from 0; an int means that block's output.
+    def site(self, site: Site | SupportsIndex) -> Site:
+        """A site of this model with its layer counted from 0; a whole number means that block's output.
 
         Raises:
             LayoutError: the model has no such layer, or no vision tower or projector.
         """
-        site = Site(site) if isinstance(site, int) else site
+        site = site if isinstance(site, Site) else Site(index(site))  # layers out of a frame are NumPy's numbers
         if site.part == "text":
             return site.resolve(self.n_layers)
         path = {"vision": self.layout.vision_path, "projector": self.layout.projector_path}[site.part]

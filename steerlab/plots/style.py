@@ -72,8 +72,12 @@ def style() -> Iterator[None]:
         >>> with style():
         ...     ax = trade_off(grid)
     """
+    shown = mpl.is_interactive()
     with mpl.rc_context(fname=STYLE_FILE):
         yield
+        # a notebook's first figure turns this on; taken back, no later figure would be shown
+        shown = mpl.is_interactive()
+    mpl.interactive(shown)
 
 
 def axes_or_new(ax: Axes | None, columns: Literal[1, 2] = 1, height: float = 2.8) -> Axes:

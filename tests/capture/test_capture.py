@@ -419,3 +419,12 @@ def test_info_says_where_it_came_from(lm: LM) -> None:
     assert info["model"] == "tiny-llama" and info["sites"] == ["1"] and info["positions"] == ["last"]
     assert {"revision", "data", "template", "tokens", "versions", "reduce", "backend"} <= set(info)
     assert info["data"] != quiet(lm("llama", "hooks"), PROMPTS[:2]).info["data"]
+
+
+def test_layers_out_of_a_frame_are_layers(lm: LM) -> None:
+    model = lm("llama", "hooks")
+    assert (
+        quiet(model, PROMPTS, layers=[np.int64(2)]).sites
+        == quiet(model, PROMPTS, layers=np.int64(2)).sites
+        == (Site(2),)
+    )

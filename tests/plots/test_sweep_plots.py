@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,3 +62,14 @@ def test_what_can_not_be_drawn_is_refused(frame: pd.DataFrame) -> None:
         sweep_heatmap(frame, band=[9], alpha=1.0)
     with pytest.raises(DataError, match="gap_low"):
         band_lines(frame)
+
+
+def test_a_figure_in_our_style_leaves_the_notebook_showing_figures() -> None:
+    before = mpl.is_interactive()
+    try:
+        mpl.interactive(False)
+        with style():
+            mpl.interactive(True)  # what a notebook's first figure does
+        assert mpl.is_interactive()
+    finally:
+        mpl.interactive(before)
