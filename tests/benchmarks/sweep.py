@@ -4,9 +4,9 @@
 
 Every layer, seven strengths, the logits of two answers after a prompt of about ninety tokens. The other ways run on
 cells spread over the grid, before and after the sweep in the same process; their seconds a cell are scaled up to all
-cells. The numbers of all ways are compared. `--peers` is a Python in which steering-vectors or nnterp is installed;
-they see the same weights, prompt and vectors. `--random 32 4096` measures a random Llama of that many layers and that
-width instead, for example on a GPU.
+cells. The numbers of all ways are compared. `--peers` are Pythons in which steering-vectors or nnterp is installed (the
+latter needs an older nnsight); they see the same weights, prompt and vectors. `--random 32 4096` measures a random Llama
+of that many layers and that width instead, for example on a GPU.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     arguments.add_argument("--words", type=int, default=60, help="of a prompt")
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--every", type=int, default=10, help="the other ways run every so manieth cell")
-    arguments.add_argument("--peers", default=None)
+    arguments.add_argument("--peers", nargs="+", default=[])
     arguments.add_argument("--out", default="tests/benchmarks/results/sweep")
     args = arguments.parse_args()
     model = loaded(args)
@@ -214,8 +214,12 @@ def with_peers(model: Model, args: argparse.Namespace) -> dict[str, Any]:
         first = int(later[0].to(torch.uint8).argmax())
         given = [folder, str(first), json.dumps(ids[0]), json.dumps(list(MULTIPLIERS)), str(args.every)]
         script = Path(__file__).with_name("sweep_peers.py")
-        done = subprocess.run([args.peers, str(script), *given], capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout.splitlines()[-1])
+        told: dict[str, Any] = {}
+        for python in args.peers:
+            done = subprocess.run([python, str(script), *given], capture_output=True, text=True, check=True)
+            for name, facts in json.loads(done.stdout.splitlines()[-1]).items():
+                if "error" not in facts or name not in told:  # a library is asked in each Python until it runs
+                    told[name] = facts
     steerers = {"mean": {k: MeanDifference.from_tensor(k, v) for k, v in enumerate(vectors)}}
     begun = time.perf_counter()
     frame = steerlab.sweep(model, steerers, rows, None, MULTIPLIERS, "last+generated", progress=False)
