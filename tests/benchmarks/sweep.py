@@ -5,8 +5,8 @@
 Every layer, seven strengths, the logits of two answers after a prompt of about ninety tokens. The other ways run on
 cells spread over the grid, before and after the sweep in the same process; their seconds a cell are scaled up to all
 cells. The numbers of all ways are compared. `--peers` are Pythons in which steering-vectors or nnterp is installed (the
-latter needs an older nnsight); they see the same weights, prompt and vectors. `--random 32 4096` measures a random Llama
-of that many layers and that width instead, for example on a GPU.
+latter needs an older nnsight); they see the same weights, prompt and vectors. `--random 32 4096` measures a random
+Llama of that many layers and that width instead, for example on a GPU.
 """
 
 from __future__ import annotations
