@@ -11,6 +11,7 @@ import pytest
 import steerlab
 from steerlab import Example, LoadError
 from steerlab.models.smollm2 import smollm2_folder
+from steerlab.testing import tiny_lm
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -41,3 +42,20 @@ def test_the_ten_lines_run_as_they_stand_there(
     assert names["run"].steered_tokens > 0 and names["run"].norm_ratio > 0
     shown = capsys.readouterr().out
     assert shown == f"{names['texts'][0]} {names['run'].steered_tokens} {names['run'].norm_ratio}\n"
+
+
+def test_the_sweep_runs_as_it_stands_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a tiny model, with the names that the ten lines leave."""
+    text = README.read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(from steerlab\.analysis\.band.+?)```", text, re.DOTALL)
+    rows = some(steerlab.data.demo_set())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {
+        "steerlab": steerlab, "model": tiny_lm("llama"), "rows": rows, "train": [e for e in rows if e.split == "train"],
+    }  # fmt: skip
+    exec(compile(code, str(README), "exec"), names)
+    plan, band, share = capsys.readouterr().out.rsplit("\n", 3)[:3]
+    assert "forward-equivalents" in plan and "chosen on 16 rows" in band and share.endswith("n=32")
+    assert names["band"].gain is not None and (tmp_path / "results" / "sweep" / "stages").is_dir()

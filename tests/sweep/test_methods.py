@@ -10,7 +10,7 @@ from cellwise import Odd, alone, at, check
 from swept import questions
 
 import steerlab
-from steerlab import L2S, P2S, Example, MeanDifference, Site, capture, sweep
+from steerlab import L2S, P2S, Example, MeanDifference, MismatchError, Site, capture, sweep
 from steerlab.methods.l2s_recipe import Recipe
 
 POSITIONS = ("all", "last+generated")
@@ -65,3 +65,14 @@ def test_strengths_in_units_of_each_inputs_norm_equal_steer(lm, positions: str) 
     asked: dict[str, Any] = {"scale": "norm", "metric": "logprob_difference", "progress": False}
     frame = sweep(model, {"v": {1: at(1)}}, rows, 1, (0.0, 0.5), positions, **asked)
     check(frame, {"v": at(1)}, lambda one, alpha, where: alone(model, one, rows, alpha, where, scale="norm"))
+
+
+def test_what_is_learnt_anew_is_another_sweep_also_where_vectors_come_in_flight(lm, tmp_path) -> None:
+    model, rows = lm(), questions()
+    one, other = Odd("flight", Site(1)), Odd("flight", Site(1))
+    one.bias_, other.bias_ = 1.0, 2.0  # whatever ends in an underscore was learnt
+    options: Any = {"alphas": (1.0,), "positions": "all", "folder": tmp_path, "progress": False}
+    first = sweep(model, {"odd": {1: one}}, rows, None, **options)
+    assert sweep(model, {"odd": {1: one}}, rows, None, **options)["value"].equals(first["value"])
+    with pytest.raises(MismatchError, match="vectors"):
+        sweep(model, {"odd": {1: other}}, rows, None, **options)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from steerlab._support.errors import DataError, SteeringError
 from steerlab.capture import Activations, capture
@@ -31,6 +34,7 @@ class Cell:
     alpha: float
     positions: Positions
     shifts: tuple[Shift, ...]
+    learnt: str = ""  # of vectors that are computed in flight, which can't be compared themselves
 
     @property
     def layer(self) -> int | str:
@@ -80,11 +84,22 @@ def make_cells(
     requests = [Request(one, alpha=1.0, scale=scale) for _, _, one in steerers]
     prepared = prepare(model, requests, examples, batch_size)
     return [
-        Cell(name, site, float(alpha), position, tuple(shifts))
+        Cell(name, site, float(alpha), position, tuple(shifts), _learnt(one, shifts))
         for position in positions
-        for (name, site, _), (_, shifts) in zip(steerers, prepared, strict=True)
+        for (name, site, one), (_, shifts) in zip(steerers, prepared, strict=True)
         for alpha in alphas
     ]
+
+
+def _learnt(steerer: Steerer, shifts: Sequence[Shift]) -> str:
+    """What a steerer has learnt, in short, if its vectors come in flight: what was learnt anew is another sweep."""
+    if all(shift.in_flight is None for shift in shifts):
+        return ""
+    total = hashlib.sha256(type(steerer).__name__.encode())
+    for name, value in sorted(steerer.state_().items()):
+        told = value.float().cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
+        total.update(name.encode() + told)
+    return total.hexdigest()[:16]
 
 
 def named(steerer: Methods) -> dict[str, Steerer | Fitted]:

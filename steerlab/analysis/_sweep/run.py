@@ -14,10 +14,10 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from steerlab._support.errors import OutOfMemory, SteeringError, is_out_of_memory
+from steerlab._support.errors import OutOfMemory, is_out_of_memory
 from steerlab._support.files import fingerprint
-from steerlab.analysis._sweep.plan import Chunk, Part, SweepPlan, prompt_work
-from steerlab.analysis._sweep.rows import Block
+from steerlab.analysis._sweep.pieces import frame_of, halved, ratios, slice_of, smaller
+from steerlab.analysis._sweep.plan import Chunk, Part, SweepPlan
 from steerlab.metrics.answers import ANSWER_METRICS, Spots, read_answers
 from steerlab.models.model import Model
 from steerlab.models.resume import Prefix, Resume
@@ -90,7 +90,7 @@ class Base:
         self.plan.spent += len(block.batch.rows) * self.part.tail * self.plan.n_layers
         values = self.values(logits, block.spots, 1)
         ratio = np.zeros((1, len(block.numbers)))
-        return _frame(self.part.idle, block.numbers, values, ratio)
+        return frame_of(self.part.idle, block.numbers, values, ratio)
 
     def steered(self, chunk: Chunk) -> pd.DataFrame:
         """The cells of one chunk, in as few forwards as memory allows."""
@@ -114,7 +114,7 @@ class Base:
 
     def halves(self, chunk: Chunk) -> list[Chunk]:
         """The chunk in two, or nothing: pictures of all inputs lie in one tensor, which can't be cut."""
-        return [] if self.model.vision is not None and len(chunk.cells) == 1 else _halved(chunk)
+        return [] if self.model.vision is not None and len(chunk.cells) == 1 else halved(chunk)
 
     def no_room(self) -> OutOfMemory:
         """What to say when nothing is left to halve."""
@@ -126,15 +126,15 @@ class Base:
     def _forward(self, chunk: Chunk) -> pd.DataFrame:
         block, (start, stop), copies = self.part.block, chunk.rows, len(chunk.cells)
         cells = [self.plan.cells[i] for i in chunk.cells]
-        part = block if (start, stop) == (0, len(block.numbers)) else _slice(block, start, stop)
+        part = block if (start, stop) == (0, len(block.numbers)) else slice_of(block, start, stop)
         packed = [Packed(cell.shifts, cell.alpha, cell.positions) for cell in cells]
         edits = pack(self.model, packed, part.batch, part.row_numbers)
         columns = part.spots.columns.to(self.model.device) - self.part.cut
         resume = self.resume(copies, chunk.rows, chunk.restart)
         logits = self.model.engine.logits(self.inputs(copies, chunk.rows), edits, columns, resume)
         self.plan.spent += self.part.work(chunk, self.plan.n_layers)
-        ratio = _ratios(edits, [cell.method for cell in cells], copies, block.n_variants, len(part.numbers))
-        return _frame(chunk.cells, part.numbers, self.values(logits, part.spots, copies), ratio)
+        ratio = ratios(edits, [cell.method for cell in cells], copies, block.n_variants, len(part.numbers))
+        return frame_of(chunk.cells, part.numbers, self.values(logits, part.spots, copies), ratio)
 
     def values(self, logits: Tensor, where: Spots, copies: int) -> dict[str, np.ndarray]:
         """Every metric, `(cell, input)`."""
@@ -178,7 +178,7 @@ def _run_part(
     plan.halved += 1
     log.warning("out of memory at a block of %d inputs: going on with two halves", len(part.block.numbers))
     for half, block in enumerate(part.block.halves(model)):
-        yield from _run_part(model, plan, _smaller(model, part, block), f"{name}.{half}", metrics, stage)
+        yield from _run_part(model, plan, smaller(model, part, block), f"{name}.{half}", metrics, stage)
 
 
 def _jobs(base: Base, part: Part) -> list[tuple[str, Callable[[], pd.DataFrame]]]:
@@ -190,68 +190,6 @@ def _jobs(base: Base, part: Part) -> list[tuple[str, Callable[[], pd.DataFrame]]
 
 def _key(part: Part, *what: Sequence[int]) -> str:
     return fingerprint([part.block.numbers, *what])[:8]
-
-
-def _smaller(model: Model, part: Part, block: Block) -> Part:
-    """The same cells for fewer inputs."""
-    cells = list(dict.fromkeys((chunk.cells, chunk.restart) for chunk in part.chunks))
-    shift = block.last - part.block.last  # prompts end at another column where the block's longest row is shorter
-    cut = max(part.cut + shift, 0) if part.cut else 0
-    chunks = tuple(Chunk(chosen, (0, len(block.numbers)), restart) for chosen, restart in cells)
-    return Part(block, cut, prompt_work(model, block, cut), chunks, part.idle)
-
-
-def _slice(block: Block, start: int, stop: int) -> Block:
-    """Some inputs of a block, in the block's own columns."""
-    n, batch = len(block.numbers), block.batch
-    keep = [v * n + i for v in range(block.n_variants) for i in range(start, stop)]
-    part = type(batch)(
-        batch.input_ids[keep], batch.attention_mask[keep], batch.position_ids[keep],
-        tuple(batch.rows[i] for i in keep), tuple(batch.offsets[i] for i in keep),
-    )  # fmt: skip
-    return Block(block.numbers[start:stop], part, block.last, block.n_variants, block.rows)
-
-
-def _halved(chunk: Chunk) -> list[Chunk]:
-    if len(chunk.cells) > 1:
-        half = len(chunk.cells) // 2
-        return [Chunk(part, chunk.rows, chunk.restart) for part in (chunk.cells[:half], chunk.cells[half:])]
-    start, stop = chunk.rows
-    if stop - start > 1:
-        middle = (start + stop) // 2
-        return [Chunk(chunk.cells, rows, chunk.restart) for rows in ((start, middle), (middle, stop))]
-    return []
-
-
-def _ratios(edits: object, methods: Sequence[str], copies: int, variants: int, n: int) -> np.ndarray:
-    """‖alpha·v‖/‖h‖ of every cell and input, averaged over the states written to."""
-    writes, ratio = np.zeros((copies, n)), np.zeros((copies, n))
-    for edit in (e for at in edits.values() for e in at):  # type: ignore[attr-defined]
-        count, total = (t.float().cpu().numpy().astype(np.float64) for t in edit.tally.rows())
-        if len(count) == copies * variants * n:
-            writes += count.reshape(copies, variants, n).sum(1)
-            ratio += total.reshape(copies, variants, n).sum(1)
-        elif len(count):  # pictures: states do not belong to rows
-            writes, ratio = writes + count.sum(), ratio + total.sum()
-    empty = [method for method, row in zip(methods, writes, strict=True) if not row.any()]
-    if empty:
-        raise SteeringError(
-            f"alpha is not 0 but no token was steered by {sorted(set(empty))}: what is measured comes before the "
-            "positions written to. 'generated' starts after the last prompt token; use 'last+generated'."
-        )
-    return np.divide(ratio, writes, out=np.zeros_like(ratio), where=writes > 0)
-
-
-def _frame(
-    cells: Sequence[int], inputs: Sequence[int], values: dict[str, np.ndarray], ratio: np.ndarray
-) -> pd.DataFrame:
-    shape = (len(cells), len(inputs))
-    table = {
-        "cell": np.repeat(cells, len(inputs)),
-        "input": np.tile(inputs, len(cells)),
-        "norm_ratio": np.broadcast_to(ratio, shape).ravel(),
-    }
-    return pd.DataFrame(table | {name: np.broadcast_to(v, shape).ravel() for name, v in values.items()})
 
 
 def _whole(h: Tensor) -> Tensor:

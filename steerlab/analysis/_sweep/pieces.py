@@ -1,0 +1,77 @@
+"""Parts of a sweep's plan made smaller, and what a forward's numbers become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from steerlab._support.errors import SteeringError
+from steerlab.analysis._sweep.plan import Chunk, Part, prompt_work
+from steerlab.analysis._sweep.rows import Block
+from steerlab.models.model import Model
+
+
+def smaller(model: Model, part: Part, block: Block) -> Part:
+    """The same cells for fewer inputs."""
+    cells = list(dict.fromkeys((chunk.cells, chunk.restart) for chunk in part.chunks))
+    shift = block.last - part.block.last  # prompts end at another column where the block's longest row is shorter
+    cut = max(part.cut + shift, 0) if part.cut else 0
+    chunks = tuple(Chunk(chosen, (0, len(block.numbers)), restart) for chosen, restart in cells)
+    return Part(block, cut, prompt_work(model, block, cut), chunks, part.idle)
+
+
+def slice_of(block: Block, start: int, stop: int) -> Block:
+    """Some inputs of a block, in the block's own columns."""
+    n, batch = len(block.numbers), block.batch
+    keep = [v * n + i for v in range(block.n_variants) for i in range(start, stop)]
+    part = type(batch)(
+        batch.input_ids[keep], batch.attention_mask[keep], batch.position_ids[keep],
+        tuple(batch.rows[i] for i in keep), tuple(batch.offsets[i] for i in keep),
+    )  # fmt: skip
+    return Block(block.numbers[start:stop], part, block.last, block.n_variants, block.rows)
+
+
+def halved(chunk: Chunk) -> list[Chunk]:
+    """The chunk as two: of its cells, or, where it has one, of its inputs; nothing where it has one of both."""
+    if len(chunk.cells) > 1:
+        half = len(chunk.cells) // 2
+        return [Chunk(part, chunk.rows, chunk.restart) for part in (chunk.cells[:half], chunk.cells[half:])]
+    start, stop = chunk.rows
+    if stop - start > 1:
+        middle = (start + stop) // 2
+        return [Chunk(chunk.cells, rows, chunk.restart) for rows in ((start, middle), (middle, stop))]
+    return []
+
+
+def ratios(edits: object, methods: Sequence[str], copies: int, variants: int, n: int) -> np.ndarray:
+    """‖alpha·v‖/‖h‖ of every cell and input, averaged over the states written to."""
+    writes, ratio = np.zeros((copies, n)), np.zeros((copies, n))
+    for edit in (e for at in edits.values() for e in at):  # type: ignore[attr-defined]
+        count, total = (t.float().cpu().numpy().astype(np.float64) for t in edit.tally.rows())
+        if len(count) == copies * variants * n:
+            writes += count.reshape(copies, variants, n).sum(1)
+            ratio += total.reshape(copies, variants, n).sum(1)
+        elif len(count):  # pictures: states do not belong to rows
+            writes, ratio = writes + count.sum(), ratio + total.sum()
+    empty = [method for method, row in zip(methods, writes, strict=True) if not row.any()]
+    if empty:
+        raise SteeringError(
+            f"alpha is not 0 but no token was steered by {sorted(set(empty))}: what is measured comes before the "
+            "positions written to. 'generated' starts after the last prompt token; use 'last+generated'."
+        )
+    return np.divide(ratio, writes, out=np.zeros_like(ratio), where=writes > 0)
+
+
+def frame_of(
+    cells: Sequence[int], inputs: Sequence[int], values: dict[str, np.ndarray], ratio: np.ndarray
+) -> pd.DataFrame:
+    """One row per cell and input, with its values by metric."""
+    shape = (len(cells), len(inputs))
+    table = {
+        "cell": np.repeat(cells, len(inputs)),
+        "input": np.tile(inputs, len(cells)),
+        "norm_ratio": np.broadcast_to(ratio, shape).ravel(),
+    }
+    return pd.DataFrame(table | {name: np.broadcast_to(v, shape).ravel() for name, v in values.items()})
