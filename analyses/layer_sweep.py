@@ -10,7 +10,6 @@ answers at least `--guard` of it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +33,6 @@ def main() -> None:
     arguments = parser(__doc__, "results/layer_sweep")
     arguments.add_argument("--guard", type=float, default=0.5, help="share of the unsteered answer mass to be kept")
     args = arguments.parse_args()
-    begun = time.time()
     rows = limited(demo_set(seed=args.seed), args.limit)
     identity = {"study": "layer_sweep", "seed": args.seed, "limit": args.limit, "model": args.model}
     study = Study(args.out, identity | {"guard": args.guard})
@@ -71,7 +69,6 @@ def main() -> None:
     summary = {
         "answer_mass": {"unsteered": float(plain["value"].mean()), "least": least},
         "bands": {name: facts(band) for name, band in bands.items()},
-        "minutes": round((time.time() - begun) / 60, 1),
     }
     report = "\n\n".join(["# Bands chosen on validation rows", *(f"{name}: {band}" for name, band in bands.items())])
     study.finish(tested.round({"value": 4}), summary, report + "\n", provenance(model, rows, args))

@@ -1,4 +1,4 @@
-"""The studies of layers, similarity and steerability run end to end on a tiny model, and their figures after them."""
+"""The studies of layers and of steerability run end to end on a tiny model, and their figures after them."""
 
 from __future__ import annotations
 
@@ -48,13 +48,6 @@ def test_the_layer_sweep_reports_on_test_rows_what_validation_rows_chose(folder:
         assert abs((wide[band["alpha"]] - wide[0.0]).mean() - band["gain_best"]["value"]) < 1e-3
     run("figures/layer_sweep.py", str(out), "--out", str(tmp_path))
     assert (tmp_path / "layer_sweep.pdf").stat().st_size > 5000
-
-
-def test_the_similarity_study_runs(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "similarity"
-    run("analyses/vector_similarity.py", "--model", str(folder), "--limit", "8", "--out", str(out))
-    run("figures/vector_similarity.py", str(out), "--out", str(tmp_path))
-    assert (tmp_path / "vector_similarity.pdf").stat().st_size > 5000
 
 
 @pytest.mark.data
