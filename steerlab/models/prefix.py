@@ -80,7 +80,8 @@ def spread(cache: DynamicCache, rows: int) -> DynamicCache:
 
 def in_columns(stored: Tensor, attention_mask: Tensor, shared: int) -> Tensor:
     """Keys or values `(row, head, shared + rest, size)` where the left-padded rows have them."""
-    width, lengths = attention_mask.shape[1], attention_mask.sum(1)
+    # a model may be spread over devices, and each layer's keys are where the layer is
+    width, lengths = attention_mask.shape[1], attention_mask.sum(1).to(stored.device)
     token = torch.arange(width, device=stored.device) - (width - lengths)[:, None]
     gap = stored.shape[2] - lengths[:, None]
     column = torch.where(token < shared, token, token + gap).clamp(min=0)

@@ -68,7 +68,7 @@ class Prefix:
 
     def take(self, rows: Tensor) -> Prefix:
         """Rows by number, each as often as it is named."""
-        return Prefix(tuple((k[rows], v[rows]) for k, v in self.layers))
+        return Prefix(tuple((k[rows.to(k.device)], v[rows.to(v.device)]) for k, v in self.layers))
 
     def lent(self, copies: int, apart: bool = False) -> Cache:
         """A cache for one forward of `copies` times the rows, ordered copy by copy."""
