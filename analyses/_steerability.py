@@ -31,7 +31,7 @@ SHIFTED = (
 def shifted(model: Model, rows: Sequence[Example], layer: int, args: argparse.Namespace) -> pd.DataFrame:
     """A vector trained on each variant of the prompts, each measured on every variant."""
     personas = persona_prompts(Path(args.data) / "persona_prompts.json")
-    train, held = (of_split(rows, part)[: args.shift_items] for part in ("train", "test"))
+    train, held = (few(of_split(rows, part), args.shift_items) for part in ("train", "test"))
     vectors: dict[str, steerlab.MeanDifference] = {}
     for kind in VARIANTS:
         acts = steerlab.capture(
@@ -51,10 +51,16 @@ def shifted(model: Model, rows: Sequence[Example], layer: int, args: argparse.Na
     return pd.concat(frames, ignore_index=True)
 
 
+def few(rows: Sequence[Example], n: int) -> list[Example]:
+    """The first rows of each letter, half of `n` each."""
+    kept = {row.id for letter in ("A", "B") for row in [r for r in rows if r.meta["option"] == letter][: n // 2]}
+    return [row for row in rows if row.id in kept]
+
+
 def results_of(
     tests: pd.DataFrame, by_layer: pd.DataFrame, rows: Sequence[Example], shifts: pd.DataFrame | None, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """All tables: `slopes`, `sets`, `curves`, `layers`, `placement` and, with shifted prompts, `shifts`."""
+    """All tables: `slopes` (results.csv), `sets`, `curves`, `layers`, `placement`, and `shifts` where they were run."""
     per_sample = slopes(tests, "propensity", by=("behaviour",))
     sets = steerability(per_sample, ("behaviour",), seed=seed)
     shares = explained_variance(per_sample, rows, ("behaviour",))

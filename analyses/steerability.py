@@ -66,6 +66,8 @@ def main() -> None:
     rows = [row for name in names for row in sets[name]]
     tables = results_of(pd.concat(tests), by_layer, rows, pd.concat(shifts) if shifts else None, args.seed)
     for name, frame in tables.items():
+        if name == "slopes":
+            continue  # `results.csv`
         frame.to_csv(study.folder / f"{name}.csv", index=False, float_format="%.5g")
     summary = summary_of(tables, layer) | {"minutes": clock.minutes()}
     study.finish(tables["slopes"].round(5), summary, report(tables, layer), provenance(model, rows, args))

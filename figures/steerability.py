@@ -2,7 +2,7 @@
 
     python figures/steerability.py [RESULTS_DIR] [--out DIR]
 
-Reads slopes.csv, sets.csv, curves.csv, layers.csv, summary.json and, where shifted prompts were run, shifts.csv of
+Reads results.csv, sets.csv, curves.csv, layers.csv, summary.json and, where shifted prompts were run, shifts.csv of
 analyses/steerability.py; writes steerability.png and .pdf.
 """
 
@@ -34,7 +34,7 @@ from steerlab.plots.steerability import words
 from steerlab.plots.style import MUTED
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "steerability"
-NEEDED = ("slopes.csv", "sets.csv", "curves.csv", "layers.csv", "summary.json")
+NEEDED = ("results.csv", "sets.csv", "curves.csv", "layers.csv", "summary.json")
 ROW, AROUND, BELOW = 0.15, 1.0, 2.35  # inches: a row, above and below all rows, the lower panels
 # names that would crowd the rows
 SHORT = {
@@ -75,7 +75,7 @@ def draw_rows(part: SubFigure, tables: dict[str, pd.DataFrame], summary: dict[st
     sets = tables["sets"].sort_values("median", ascending=False)
     order = list(sets["behaviour"])
     left, middle, right = part.subplots(1, 3, width_ratios=[2.45, 1.0, 1.2])
-    slope_distributions(tables["slopes"], left, order=order, labels=SHORT)
+    slope_distributions(tables["results"], left, order=order, labels=SHORT)
     left.set_title(f"a  Slopes of each set's inputs, layer {summary['layer']}", pad=18)
     llama_dots(sets, middle, summary["rank_correlation_with_llama2"]["median"])
     middle.set_title("b  Llama-2's medians", pad=18)

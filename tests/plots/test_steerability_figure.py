@@ -34,7 +34,7 @@ def results(tmp_path: Path) -> Path:
     shifts = pd.DataFrame(list(product(SETS, VARIANTS, VARIANTS)), columns=["behaviour", "trained", "tested"])
     mean = rng.normal(0, 0.2, len(curves))
     tables = {
-        "slopes": slopes.assign(slope=np.repeat(medians, 20) + rng.normal(0, 0.1, len(slopes))),
+        "results": slopes.assign(slope=np.repeat(medians, 20) + rng.normal(0, 0.1, len(slopes))),
         "sets": sets.assign(
             option=0.8, word=0.1, unexplained=0.1, llama2_median=[3.9, np.nan, 1.0, 0.4, np.nan, 0.1],
             llama2_anti=[0.0, np.nan, 0.3, 0.4, np.nan, 0.5],

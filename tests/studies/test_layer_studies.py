@@ -56,7 +56,7 @@ def test_steerability_is_measured_on_balanced_splits(folder: Path, tmp_path: Pat
     out = tmp_path / "steerability"
     arguments = ["--data", f"{DATA}/mwe", "--items", "40", "--limit", "4", "--shift-items", "4", "--step", "3"]
     run("analyses/steerability.py", "--model", str(folder), *arguments, "--out", str(out))
-    sets, slopes = (pd.read_csv(out / f"{name}.csv") for name in ("sets", "slopes"))
+    sets, slopes = (pd.read_csv(out / f"{name}.csv") for name in ("sets", "results"))
     assert len(sets) == 4 and (sets["n"] == 20).all() and len(slopes) == 80
     placed = pd.read_csv(out / "placement.csv")
     assert set(placed["n"]) == {5}, "every letter with every word as often"
