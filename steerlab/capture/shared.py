@@ -57,7 +57,7 @@ def share(model: Model, jobs: Sequence[Job], sites: Sequence[Site]) -> Shared | 
     if first < -1:
         return None
     batch = model.batch([job.row for job in jobs], "aligned")
-    cut = batch.offsets[0] + jobs[0].row.n_prompt - 1
+    cut = batch.lasts[0]
     if cut < 1:
         return None
     numbers: dict[tuple[int, ...], int] = {}

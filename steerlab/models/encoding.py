@@ -48,6 +48,11 @@ class Batch:
         """Columns, padding included."""
         return self.input_ids.shape[1]
 
+    @property
+    def lasts(self) -> tuple[int, ...]:
+        """The column of every row's last prompt token."""
+        return tuple(offset + row.n_prompt - 1 for row, offset in zip(self.rows, self.offsets, strict=True))
+
     def columns(self, tokens: Sequence[Sequence[int]]) -> Bool[Tensor, "batch tokens"]:
         """A mask of the batch's columns from each row's unpadded tokens."""
         mask = torch.zeros(self.input_ids.shape, dtype=torch.bool)

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from steerlab._support.errors import PositionError, SteeringError
 from steerlab.methods.base import InFlight, Shift
 from steerlab.models.encoding import Batch
 from steerlab.models.model import Model
@@ -17,6 +16,7 @@ from steerlab.models.patches import PictureEdit
 from steerlab.models.plan import Edit, Plan, check_plan
 from steerlab.models.positions import Positions, describe, resolve, resolve_nonempty, writes_generated
 from steerlab.models.sites import Site
+from steerlab.steering.on_pictures import on_pictures
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,10 @@ def pack(model: Model, cells: Sequence[Packed], batch: Batch, numbers: Sequence[
     for place, cell in enumerate(cells):
         for shift in cell.shifts:
             site = model.site(shift.site)
-            alone = shift.in_flight is not None
             key = (site, writes_generated(cell.positions))
             if site.part != "text":
                 plan.setdefault(site, []).append(_pictures(model, place, len(cells), cell, shift, batch, numbers))
-            elif alone:
+            elif shift.in_flight is not None:
                 plan.setdefault(site, []).append(
                     _edit(model, [(place, cell, shift)], len(cells), batch, numbers, columns)
                 )
@@ -98,12 +97,11 @@ def _edit(
     for place, cell, shift in members:
         whose[place] = True
         mask[place] |= columns[describe(cell.positions)]
-        gate = 1.0 if shift.gate is None else shift.gate[list(numbers)].float().to(device)
-        factors[place] = cell.alpha * gate
+        factors[place] = _factor(model, cell, shift, numbers)
         if shift.vectors is not None:
             vectors[place] = factors[place, :, None] * shift.vectors[list(numbers)].float().to(device)
         flight = shift.in_flight or flight
-    last = torch.tensor([o + r.n_prompt - 1 for r, o in zip(batch.rows, batch.offsets, strict=True)], device=device)
+    last = torch.tensor(batch.lasts, device=device)
     return Edit(
         None if flight is not None else vectors.flatten(0, 1),
         mask.flatten(0, 1).to(device),
@@ -117,16 +115,18 @@ def _edit(
 def _pictures(
     model: Model, place: int, n_cells: int, cell: Packed, shift: Shift, batch: Batch, numbers: Sequence[int]
 ) -> PictureEdit:
-    if shift.vectors is None or cell.positions not in ("images", "all"):
-        raise PositionError(
-            f"at {shift.site} states belong to pictures: position {describe(cell.positions)} means nothing there, "
-            "use 'images', and a steerer whose vectors do not depend on the state"
-        )
-    if not all(batch.units):
-        raise SteeringError(f"some inputs have no picture, so nothing of them can be steered at {shift.site}")
-    vectors = torch.zeros((n_cells, len(batch.rows), shift.vectors.shape[-1]), device=model.device)
-    vectors[place] = cell.alpha * shift.vectors[list(numbers)].float().to(model.device)
-    return PictureEdit(vectors.flatten(0, 1), batch.units * n_cells)
+    """The pictures of one cell's rows; those of the others get nothing."""
+    factor = _factor(model, cell, shift, numbers)[:, None]
+    own = on_pictures(model, cell.positions, "a steerer of the sweep", shift, factor, batch, numbers)
+    vectors = own.vectors.new_zeros(n_cells, *own.vectors.shape)
+    vectors[place] = own.vectors
+    return PictureEdit(vectors.flatten(0, 1), own.units * n_cells)
+
+
+def _factor(model: Model, cell: Packed, shift: Shift, numbers: Sequence[int]) -> Tensor:
+    """The strength of each row, gate included."""
+    alpha = torch.full((len(numbers),), cell.alpha, device=model.device)
+    return alpha if shift.gate is None else alpha * shift.gate[list(numbers)].float().to(model.device)
 
 
 def times(factor: Tensor, function: InFlight) -> InFlight:

@@ -10,20 +10,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import MismatchError, PositionError, SteeringError
+from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.data.example import Example
 from steerlab.methods.base import Context, Read, Shift, Steerer
 from steerlab.models.encoding import Batch
-from steerlab.models.layout import module_at
 from steerlab.models.model import Model
 from steerlab.models.patches import PictureEdit
 from steerlab.models.plan import Edit, Plan, check_plan
-from steerlab.models.positions import Positions, describe, resolve, resolve_nonempty, writes_generated
+from steerlab.models.positions import Positions, writes_generated
 from steerlab.models.sites import Site
-from steerlab.models.tokenmap import TokenMap
-from steerlab.models.tower import deepest_read
 from steerlab.steering.context import read_contexts
-from steerlab.steering.pack import times
+from steerlab.steering.on_pictures import on_pictures
+from steerlab.steering.pack import times, written_columns
 
 Scale = Literal["raw", "norm"]
 Alpha = float | Sequence[float] | Tensor
@@ -105,55 +103,20 @@ def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence
             factor = (factors * gate)[:, None]
             site = model.site(shift.site)
             if site.part != "text":
-                _check_is_read(model, site)
-                plan.setdefault(site, []).append(_on_pictures(request, shift, factor, batch, numbers))
+                given = (request.positions, request.steerer.name, shift, factor, batch, numbers)
+                plan.setdefault(site, []).append(on_pictures(model, *given))
                 continue
-            columns = batch.columns(
-                [_tokens(request, row, i, generated) for row, i in zip(batch.rows, numbers, strict=True)]
-            )
-            last = torch.tensor([o + r.n_prompt - 1 for r, o in zip(batch.rows, batch.offsets, strict=True)])
             edit = Edit(
                 None if shift.vectors is None else factor * shift.vectors[list(numbers)].float().to(device),
-                columns.to(device),
+                written_columns(batch, request.positions, numbers).to(device),
                 generated,
                 None if shift.in_flight is None else times(factor, shift.in_flight),
-                last.to(device),
+                torch.tensor(batch.lasts, device=device),
             )
             plan.setdefault(site, []).append(edit)
     for site, edits in plan.items():
         check_plan({site: edits}, model.width(site))
     return plan
-
-
-def _on_pictures(request: Request, shift: Shift, factor: Tensor, batch: Batch, numbers: Sequence[int]) -> PictureEdit:
-    """An edit of every patch of each row's own pictures, in the vision tower or the projector."""
-    if not isinstance(request.positions, str) or request.positions not in ("images", "all"):
-        raise PositionError(
-            f"position {describe(request.positions)} means nothing at site {shift.site}: states there belong to "
-            "pictures, not to tokens; use 'images' (or 'all', which is the same there)"
-        )
-    bare = [row.sample for row, n in zip(batch.rows, batch.units, strict=True) if n == 0]
-    if bare:
-        raise PositionError(f"the inputs {bare[:3]} have no picture, so nothing of them can be steered at {shift.site}")
-    if shift.vectors is None:
-        raise SteeringError(
-            f"{request.steerer.name} computes its vectors from the states it meets; at {shift.site}, where states "
-            "belong to pictures, it can't"
-        )
-    return PictureEdit(factor * shift.vectors[list(numbers)].float().to(factor.device), batch.units)
-
-
-def _check_is_read(model: Model, site: Site) -> None:
-    """Refuse to write to a block of the vision tower that nothing after it looks at."""
-    if site.part != "vision" or model.layout.vision_path is None:
-        return
-    deepest = deepest_read(model.hf.config, len(list(module_at(model.hf, model.layout.vision_path).children())))
-    if site.layer > deepest:
-        raise SteeringError(
-            f"{model.id} takes its pictures from block {deepest} of the vision tower (vision_feature_layer="
-            f"{model.hf.config.vision_feature_layer}): a vector at {site} would reach nothing. Write at "
-            f"vision.{deepest} or below, or at the projector."
-        )
 
 
 def _check_origin(model: Model, request: Request) -> None:
@@ -197,8 +160,3 @@ def _scaled(model: Model, request: Request, shift: Shift, context: Context) -> S
     length = shift.vectors.norm(dim=-1, keepdim=True)
     unit = torch.where(length > 0, shift.vectors / length.clamp_min(1e-30), 0.0)
     return Shift(shift.site, unit * own, shift.gate, shift.in_flight)
-
-
-def _tokens(request: Request, row: TokenMap, number: int, generated: bool) -> list[int]:
-    find = resolve if generated else resolve_nonempty
-    return find(request.positions, row, number)

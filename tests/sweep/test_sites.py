@@ -13,7 +13,7 @@ from PIL import Image
 from swept import columns, questions, tokens
 from torch import Tensor
 
-from steerlab import Contrast, Example, Model, Site, sweep
+from steerlab import Contrast, Example, MeanDifference, Model, Site, SteeringError, sweep
 from steerlab.models.layout import blocks, module_at
 from steerlab.testing import tiny_vlm
 
@@ -97,3 +97,19 @@ def test_rows_with_pictures_equal_steer(family: str, backend: str, batch_size: i
     for frame, names in ((text, ["text", "flight"]), (seen, ["projector"])):
         mine = {name: methods[name] for name in names}
         check(frame, mine, lambda one, alpha, where: alone(model, one, rows, alpha, where), abs=1e-3)
+
+
+def test_gates_weigh_pictures_too() -> None:
+    model, rows, site = tiny_vlm("llava"), pictured(), Site(0, part="projector")
+    gated = Odd("gate", site)
+    asked: Any = {"metric": "logprob_difference", "progress": False}
+    frame = sweep(model, {"gated": {site: gated}}, rows, None, (0.0, 2.0), "images", **asked)
+    check(frame, {"gated": gated}, lambda one, alpha, where: alone(model, one, rows, alpha, where), abs=1e-3)
+
+
+def test_a_block_of_the_tower_that_nothing_looks_at_is_refused() -> None:
+    model = tiny_vlm("llava")
+    site = model.site(Site(-1, part="vision"))
+    high = MeanDifference.from_tensor(site, torch.ones(model.width(site) or 1))
+    with pytest.raises(SteeringError, match="would reach nothing"):
+        sweep(model, {"v": {site: high}}, pictured(), None, (1.0,), "images", progress=False)

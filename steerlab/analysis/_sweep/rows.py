@@ -87,7 +87,7 @@ def block_of(model: Model, rows: Rows, numbers: Sequence[int]) -> Block:
     """The block of some inputs."""
     chosen = [variant[i] for variant in rows.variants for i in numbers]
     batch = model.batch(chosen, "aligned")
-    return Block(tuple(numbers), batch, batch.offsets[0] + chosen[0].n_prompt - 1, len(rows.variants), rows)
+    return Block(tuple(numbers), batch, batch.lasts[0], len(rows.variants), rows)
 
 
 def encode_prompts(model: Model, examples: Sequence[Example]) -> Rows:
