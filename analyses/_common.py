@@ -13,7 +13,7 @@ import pandas as pd
 
 from steerlab import Example, Model
 from steerlab.data import data_hash
-from steerlab.metrics import bootstrap_ci
+from steerlab.metrics import Estimate, bootstrap_ci
 
 ROOT = Path(__file__).parents[1]
 # arguments that say where things lie on one machine
@@ -75,7 +75,11 @@ def _git(*arguments: str) -> str | None:
 
 def estimate(values: Sequence[float], seed: int, statistic: str = "mean") -> dict[str, float]:
     """A statistic with its 95 % bootstrap interval."""
-    found = bootstrap_ci(list(values), statistic=statistic, seed=seed)
+    return numbers(bootstrap_ci(list(values), statistic=statistic, seed=seed))
+
+
+def numbers(found: Estimate) -> dict[str, float]:
+    """An estimate as a summary holds it."""
     return {"value": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4), "n": found.n}
 
 

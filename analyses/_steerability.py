@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from _common import of_split
+from _common import numbers, of_split
 
 import steerlab
 from steerlab import Example, Model
@@ -18,7 +18,6 @@ from steerlab.analysis.placement import explained_variance, placement_slopes
 from steerlab.analysis.protocols import MULTIPLIERS, PROTOCOLS, paper_llama2
 from steerlab.analysis.steerability import anti_steerable, propensity_curves, slopes, steerability
 from steerlab.data import DEFAULT_SYSTEM, VARIANTS, persona_prompts, variant
-from steerlab.metrics.bootstrap import Estimate
 
 # sets whose prompts are also shifted: the persona sets for which the paper shows Llama-2's slopes
 SHIFTED = (
@@ -101,7 +100,7 @@ def summary_of(tables: Mapping[str, pd.DataFrame], layer: int) -> dict[str, Any]
         "sets": len(sets),
         "samples": int(sets["n"].sum()),
         "steerability": {"mean": sets["steerability"].mean(), "largest": sets["steerability"].max()},
-        "anti_steerable": told(anti_steerable(tables["slopes"])),
+        "anti_steerable": numbers(anti_steerable(tables["slopes"])),
         "sets_below_half": int((sets["anti_high"] < 0.5).sum()),
         "accuracy": sets["accuracy"].mean(),
         "variance_explained": {k: sets[k].mean() for k in ("option", "word", "unexplained")},
@@ -134,15 +133,7 @@ def shift_facts(shifts: pd.DataFrame) -> dict[str, Any]:
 
 def ranked(a: pd.Series, b: pd.Series) -> dict[str, float] | None:
     """Spearman's correlation as numbers of a summary; None where one of the two does not vary."""
-    return told(rank_correlation(a, b)) if a.nunique() > 1 and b.nunique() > 1 else None
-
-
-def told(estimate: Estimate) -> dict[str, float]:
-    """An estimate as numbers of a summary."""
-    return {
-        "value": round(estimate.value, 4), "low": round(estimate.low, 4), "high": round(estimate.high, 4),
-        "n": estimate.n,
-    }  # fmt: skip
+    return numbers(rank_correlation(a, b)) if a.nunique() > 1 and b.nunique() > 1 else None
 
 
 def report(tables: Mapping[str, pd.DataFrame], layer: int) -> str:

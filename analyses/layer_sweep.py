@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from _common import limited, parser, provenance, show_table
+from _common import limited, numbers, parser, provenance, show_table
 
 import steerlab
 from steerlab import L2S, P2S, MeanDifference, RandomDirection
@@ -23,7 +23,6 @@ from steerlab.analysis.held_out import held_out
 from steerlab.analysis.protocols import MULTIPLIERS
 from steerlab.analysis.study import Study
 from steerlab.data import demo_set
-from steerlab.metrics.bootstrap import Estimate
 
 METHODS = ("mean", "l2s", "p2s", "random")
 
@@ -79,15 +78,9 @@ def facts(band: Band) -> dict[str, Any]:
     """A band as numbers of a summary."""
     assert band.gain is not None and band.gain_best is not None
     return {
-        "layers": list(band.layers), "best": band.best, "alpha": band.alpha, "gain": as_numbers(band.gain),
-        "gain_best": as_numbers(band.gain_best), "n_validation": band.n_validation,
+        "layers": list(band.layers), "best": band.best, "alpha": band.alpha, "gain": numbers(band.gain),
+        "gain_best": numbers(band.gain_best), "n_validation": band.n_validation,
     }  # fmt: skip
-
-
-def as_numbers(estimate: Estimate) -> dict[str, float]:
-    """An estimate, rounded."""
-    numbers = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
-    return {k: round(v, 4) for k, v in numbers.items()} | {"n": estimate.n}
 
 
 if __name__ == "__main__":

@@ -9,24 +9,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steerlab._support.errors import DataError
+from steerlab._support.frames import require
 
 MEASURED = ("sample", "slope", "intercept", "residual", "n_alphas")  # what a frame of slopes holds besides its groups
 _AT_ONCE = 2000  # groups whose resamples are held in memory together
 _DRAWS_AT_ONCE = 4_000_000
-
-
-def need(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
-    """Refuse a frame that is empty or lacks columns.
-
-    Raises:
-        DataError: names the missing columns and those that are there.
-    """
-    missing = [c for c in columns if c not in frame]
-    if missing or frame.empty:
-        raise DataError(
-            f"{what} needs a non-empty frame with the columns {list(columns)}; "
-            f"this one has {len(frame)} rows and lacks {missing} (it has {list(frame.columns)})"
-        )
 
 
 def grouping(slopes: pd.DataFrame, by: Sequence[str] | None, what: str) -> list[str]:
@@ -37,7 +24,7 @@ def grouping(slopes: pd.DataFrame, by: Sequence[str] | None, what: str) -> list[
             twice (it would pool layers or methods, whose slopes are not independent).
     """
     keys = [c for c in slopes if c not in MEASURED] if by is None else list(by)
-    need(slopes, ["sample", "slope", *keys], what)
+    require(slopes, ["sample", "slope", *keys], what)
     if not keys:
         raise DataError(f"{what} has no column to group by; give `by`, one of {list(slopes.columns)}")
     bad = int((~np.isfinite(slopes["slope"].to_numpy(float))).sum())

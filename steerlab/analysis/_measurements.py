@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from steerlab._support.errors import DataError
-from steerlab.analysis._groups import need
+from steerlab._support.frames import require
 
 CELL = ("method", "model", "layer", "positions", "behaviour")
 
@@ -17,7 +17,7 @@ def measurements(
     frame: pd.DataFrame, metric: str, by: Sequence[str], what: str
 ) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
     """The rows of one metric, checked, and the columns that tell cells apart."""
-    need(frame, ["behaviour", "sample", "alpha", "metric", "value", *by], what)
+    require(frame, ["behaviour", "sample", "alpha", "metric", "value", *by], what)
     rows = frame[frame["metric"] == metric]
     if rows.empty:
         raise DataError(f"{what} found no rows of {metric!r}; the frame has {sorted(set(frame['metric']))}")

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steerlab._support.errors import DataError
-from steerlab.analysis._groups import need
+from steerlab._support.frames import require
 from steerlab.metrics.bootstrap import Estimate, paired_bootstrap
 
 
@@ -86,7 +86,7 @@ def choose_band(
 
     Source: own; resampling pairs, Efron and Tibshirani (1993).
     """
-    need(frame, ["layer", "alpha", "sample", "split", "metric", "value"], "choose_band")
+    require(frame, ["layer", "alpha", "sample", "split", "metric", "value"], "choose_band")
     _one_sweep(frame)
     cells = _matrix(frame, metric, "validation")
     steered = cells.loc[:, [alpha != 0 for _, alpha in cells.columns]]

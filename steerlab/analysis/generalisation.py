@@ -11,7 +11,7 @@ from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from steerlab._support.errors import DataError
-from steerlab.analysis._groups import need
+from steerlab._support.frames import require
 from steerlab.metrics.bootstrap import Estimate
 
 
@@ -37,7 +37,7 @@ def relative_steerability(
 
     Source: Tan et al., arXiv 2407.12404, section 5; ratio and threshold of the released code.
     """
-    need(table, [*by, "trained", "tested", "steerability"], "relative_steerability")
+    require(table, [*by, "trained", "tested", "steerability"], "relative_steerability")
     if not threshold >= 0:
         raise DataError(f"the threshold is {threshold}; expected 0 or more, since the ratio divides by what exceeds it")
     twice = int(table.duplicated([*by, "trained", "tested"]).sum())

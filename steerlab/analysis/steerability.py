@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from steerlab._support.errors import DataError
-from steerlab.analysis._groups import group_means, grouping, need
+from steerlab._support.frames import require
+from steerlab.analysis._groups import group_means, grouping
 from steerlab.analysis._measurements import measurements
 from steerlab.metrics.bootstrap import Estimate
 
@@ -71,7 +72,7 @@ def anti_steerable(slopes: pd.DataFrame) -> Estimate:
 
     Source: Tan et al., arXiv 2407.12404, section 4; interval of Wilson (1927).
     """
-    need(slopes, ["slope"], "anti_steerable")
+    require(slopes, ["slope"], "anti_steerable")
     found = slopes["slope"].to_numpy(float)
     if not np.isfinite(found).all():
         raise DataError(

@@ -11,7 +11,7 @@ import pandas as pd
 from steerlab._support.errors import DataError
 from steerlab.analysis._sweep.cells import Methods, make_cells
 from steerlab.analysis._sweep.laid_out import Metric, Sweep
-from steerlab.analysis._sweep.rows import check_unique, without_contrast
+from steerlab.analysis._sweep.rows import check_unique
 from steerlab.analysis.protocols import MULTIPLIERS
 from steerlab.capture import Activations
 from steerlab.capture.jobs import Data, Layers, as_examples
@@ -50,8 +50,8 @@ def plan(
     metrics = named_metrics(metric)
     where: list[Positions] = list(positions) if isinstance(positions, list | tuple) else [positions]  # type: ignore[list-item]
     cells = make_cells(
-        model, steerer, examples if metrics else without_contrast(examples), layers=layers, alphas=alphas,
-        positions=where, scale=scale, train=train, batch_size=batch_size or 16,
+        model, steerer, examples, layers=layers, alphas=alphas, positions=where, scale=scale, train=train,
+        batch_size=batch_size or 16,
     )  # fmt: skip
     settings = {
         "methods": list(dict.fromkeys(c.method for c in cells)), "layers": list(dict.fromkeys(c.layer for c in cells)),
@@ -132,16 +132,18 @@ def named_metrics(metric: Metric | Sequence[Metric] | Mapping[str, Metric]) -> d
     """Metrics by name.
 
     Raises:
-        DataError: an unknown name, or two metrics of the same one.
+        DataError: an unknown name, two metrics of the same one, or none at all.
     """
     if isinstance(metric, Mapping):
         found = dict(metric)
     else:
         listed = [metric] if isinstance(metric, str) or callable(metric) else list(metric)
         names = [m if isinstance(m, str) else getattr(m, "__name__", type(m).__name__) for m in listed]
-        if len(set(names)) < len(names) or not names:
+        if len(set(names)) < len(names):
             raise DataError(f"the metrics are called {names}: give at least one, and each a name of its own in a dict")
         found = dict(zip(names, listed, strict=True))
+    if not found:
+        raise DataError(f"the metrics are called {[*found]}: give at least one, and each a name of its own in a dict")
     unknown = [m for m in found.values() if isinstance(m, str) and m not in ANSWER_METRICS]
     if unknown:
         raise DataError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 
 from steerlab._support.errors import OutOfMemory, is_out_of_memory
 from steerlab._support.files import fingerprint
+from steerlab._support.memory import free_memory
 from steerlab.capture.activations import Activations
 from steerlab.capture.jobs import (
     Data,
@@ -174,9 +174,7 @@ def run_jobs(
                 f"one row of {len(jobs[0].row)} tokens does not fit in the memory of {model.device}; "
                 "load the model in a smaller dtype, on a larger device, or shorten the prompt"
             ) from error
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     half = len(jobs) // 2
     log.warning("out of memory at a batch of %d rows: going on with %d and %d", len(jobs), half, len(jobs) - half)
     parts = [run_jobs(model, part, sites, dtype, padding, selector) for part in (jobs[:half], jobs[half:])]

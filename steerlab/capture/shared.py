@@ -17,7 +17,7 @@ from steerlab.models.encoding import Batch
 from steerlab.models.engine import Inputs
 from steerlab.models.model import Model
 from steerlab.models.prefix import work
-from steerlab.models.resume import Resume, can_prefill
+from steerlab.models.resume import Resume, can_prefill, parted
 from steerlab.models.sites import Site
 
 WORTH_IT = 0.85  # of the work of whole rows
@@ -43,8 +43,8 @@ class Shared:
         """Inputs of the remaining columns, what they resume from, and the batch as those columns number it."""
         inputs = model.inputs(self.batch)
         prompts, belongs = self.prompts.to(model.device), self.belongs.to(model.device)
-        prefix = model.engine.prefill({k: t[prompts, : self.cut] for k, t in inputs.items()})
-        rest = {k: t if k == "attention_mask" else t[:, self.cut :] for k, t in inputs.items()}
+        before, rest = parted(inputs, self.cut)
+        prefix = model.engine.prefill({k: t[prompts] for k, t in before.items()})
         shifted = replace(self.batch, offsets=tuple(offset - self.cut for offset in self.batch.offsets))
         return rest, Resume(prefix.take(belongs)), shifted
 

@@ -110,6 +110,12 @@ class Resume:
                 yield {"past_key_values": self.prefix.lent(self.copies, apart=True)}
 
 
+def parted(inputs: dict[str, Tensor], cut: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The columns before `cut`, for `prefill`, and those after it, whose mask is of all."""
+    before = {k: t[:, :cut] for k, t in inputs.items()}
+    return before, {k: t if k == "attention_mask" else t[:, cut:] for k, t in inputs.items()}
+
+
 def can_prefill(hf: PreTrainedModel) -> bool:
     """Whether every layer's past is keys and values of attention: not so in recurrent and convolutional layers."""
     kinds = getattr(hf.config.get_text_config(), "layer_types", None)

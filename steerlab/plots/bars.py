@@ -11,7 +11,8 @@ from matplotlib.ticker import MultipleLocator
 from matplotlib.transforms import blended_transform_factory
 
 from steerlab._support.errors import DataError
-from steerlab.plots.style import METHODS, MUTED, axes_or_new, method_style, require
+from steerlab._support.frames import require
+from steerlab.plots.style import METHODS, MUTED, axes_or_new, method_style
 from steerlab.plots.summary import measure
 
 GAP = 1.5  # rows between two measures, with room for a heading

@@ -12,7 +12,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from steerlab._support.errors import DataError
-from steerlab.plots.style import GOAL, METHODS, MUTED, axes_or_new, method_style, require
+from steerlab._support.frames import require
+from steerlab.plots.style import GOAL, METHODS, MUTED, axes_or_new, method_style
 from steerlab.plots.summary import measure
 
 Chosen = Mapping[str, Mapping[str, object]]

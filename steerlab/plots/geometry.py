@@ -6,9 +6,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from steerlab._support.errors import DataError
+from steerlab._support.frames import require
 from steerlab.plots.similarity import COLOURS, INKS, MARKERS
 from steerlab.plots.strength import spread
-from steerlab.plots.style import MUTED, axes_or_new, require
+from steerlab.plots.style import MUTED, axes_or_new
 
 _KIND = {"within": "#0072B2", "between": "#D55E00"}
 _NEEDED = ["a", "b", "kind", "cosine", "low", "high", "shuffled"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
-from steerlab.plots.style import MUTED, axes_or_new, method_style, require
+from steerlab._support.frames import require
+from steerlab.plots.style import MUTED, axes_or_new, method_style
 
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (3, 1, 1, 1)))
 

@@ -6,7 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from steerlab._support.errors import DataError
-from steerlab.plots.style import METHODS, MUTED, axes_or_new, require
+from steerlab._support.frames import require
+from steerlab.plots.style import METHODS, MUTED, axes_or_new
 
 _MEAN = METHODS["l2s"]
 

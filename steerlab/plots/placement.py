@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from steerlab._support.errors import DataError
+from steerlab._support.frames import require
 from steerlab.plots.steerability import words
-from steerlab.plots.style import METHODS, MethodStyle, axes_or_new, require
+from steerlab.plots.style import METHODS, MethodStyle, axes_or_new
 
 # orange, green and grey differ in lightness too, and stand for nothing else beside `slope_distributions`
 PARTS = {

@@ -8,8 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from steerlab._support.errors import DataError
+from steerlab._support.frames import require
 from steerlab.plots.similarity import COLOURS, MARKERS
-from steerlab.plots.style import MUTED, axes_or_new, require
+from steerlab.plots.style import MUTED, axes_or_new
 
 # trained and tested on: the shifts whose agreement with the base prompts the paper draws
 PAIRS = (("base", "user_neg"), ("base", "user_pos"), ("sys_pos", "user_neg"), ("sys_neg", "user_pos"))

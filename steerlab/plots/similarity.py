@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from steerlab._support.errors import DataError
-from steerlab.plots.style import METHODS, axes_or_new, require
+from steerlab._support.frames import require
+from steerlab.plots.style import METHODS, axes_or_new
 
 WRITTEN = 12  # up to so many rows, each cell's value is written in it
 MOST_TICKS = 14

@@ -12,8 +12,9 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from steerlab._support.errors import DataError
+from steerlab._support.frames import require
 from steerlab.plots.steerability import differing, words
-from steerlab.plots.style import MethodStyle, axes_or_new, require
+from steerlab.plots.style import MethodStyle, axes_or_new
 
 FORTH = MethodStyle("moved as meant", "#56B4E9", "#2476A8")
 BACK = MethodStyle("moved the wrong way", "#D55E00", "#A04700")

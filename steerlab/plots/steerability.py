@@ -8,8 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from steerlab._support.errors import DataError
+from steerlab._support.frames import require
 from steerlab.plots.strength import spread
-from steerlab.plots.style import METHODS, MUTED, axes_or_new, method_style, require
+from steerlab.plots.style import METHODS, MUTED, axes_or_new, method_style
 
 LOOKS = (*(look for name, look in METHODS.items() if name not in ("none", "prompt")), METHODS["prompt"])
 

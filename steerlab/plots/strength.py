@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from steerlab._support.errors import DataError
-from steerlab.plots.style import METHODS, axes_or_new, method_style, require
+from steerlab._support.frames import require
+from steerlab.plots.style import METHODS, axes_or_new, method_style
 from steerlab.plots.summary import measure
 
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1, 1, 1)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,8 @@ from typing import Literal
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from steerlab._support.errors import DataError
 
 STYLE_FILE = Path(__file__).with_name("steerlab.mplstyle")
 COLUMN_INCHES = {1: 3.46, 2: 7.2}  # 88 and 183 mm
@@ -86,20 +83,6 @@ def axes_or_new(ax: Axes | None, columns: Literal[1, 2] = 1, height: float = 2.8
         return ax
     with style():
         return plt.subplots(figsize=(width(columns), height))[1]
-
-
-def require(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
-    """Refuse a frame that is empty or lacks columns.
-
-    Raises:
-        DataError: names the missing columns and those that are there.
-    """
-    missing = [c for c in columns if c not in frame]
-    if missing or frame.empty:
-        raise DataError(
-            f"{what} needs a non-empty frame with the columns {list(columns)}; "
-            f"this one has {len(frame)} rows and lacks {missing} (it has {list(frame.columns)})"
-        )
 
 
 def save(fig: Figure, path: str | Path) -> tuple[Path, Path]:

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from steerlab._support.errors import DataError
-from steerlab.plots.style import MUTED, axes_or_new, require
+from steerlab._support.frames import require
+from steerlab.plots.style import MUTED, axes_or_new
 
 INK = "#222222"
 

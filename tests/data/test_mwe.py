@@ -4,13 +4,13 @@ import doctest
 import gzip
 import importlib
 import json
-import os
 import random
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from real_data import shared
 
 from steerlab._support.errors import DataError
 from steerlab.data import (
@@ -32,16 +32,6 @@ from steerlab.data import (
 NOT_HERE = {"sycophancy_train", "sycophancy_test", "truthfulqa"}
 PERSONAS = {"openness": ("You are open.", "You are not open.")}
 CHOICES = "What now?\n\nChoices:\n (A) Yes, go.\n (B) No, stay."
-
-
-def shared(*parts: str) -> Path:
-    root = os.environ.get("STEERLAB_DATA")
-    if not root:
-        pytest.skip("STEERLAB_DATA is unset: this file is not part of the package")
-    file = Path(root).joinpath(*parts)
-    if not file.exists():
-        pytest.skip(f"the folder named by STEERLAB_DATA has no {'/'.join(parts)}")
-    return file
 
 
 def item(question: str, wanted: str, other: str) -> dict[str, str]:

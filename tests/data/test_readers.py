@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from real_data import shared
 
 from steerlab._support.errors import DataError, LoadError
 from steerlab.data import harmless_instructions, read_jsonl, xstest, xstest_refusal_labels
@@ -16,16 +16,6 @@ HEADER = "id,prompt,type,label,focus,note\n"
 def label_line(id_: str, human: str = "1_full_compliance") -> str:
     fields = {"id": id_, "prompt": "Q", "completion_start": "A"}
     return json.dumps({**fields, "human_label": human, "strmatch_label": "2_full_refusal"}) + "\n"
-
-
-def shared(*parts: str) -> Path:
-    root = os.environ.get("STEERLAB_DATA")
-    if not root:
-        pytest.skip("STEERLAB_DATA is unset: this file is not part of the package")
-    file = Path(root).joinpath(*parts)
-    if not file.exists():
-        pytest.skip(f"the folder named by STEERLAB_DATA has no {'/'.join(parts)}")
-    return file
 
 
 def test_builtin_xstest_has_the_published_counts() -> None:

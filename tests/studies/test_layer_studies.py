@@ -3,41 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from running import DATA, run, tiny_folder
 
-from steerlab.testing import tiny_hf, tiny_tokenizer
-
-ROOT = Path(__file__).parents[2]
-DATA = os.environ.get("STEERLAB_DATA")
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of six layers."""
-    path = tmp_path_factory.mktemp("model")
-    tiny_hf("llama", n_layers=6).save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return path
+    return tiny_folder(tmp_path_factory.mktemp("model"), n_layers=6)
 
 
-def run(script: str, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments], capture_output=True, text=True, cwd=ROOT, check=False,
-        env=os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+def succeed(script: str, *arguments: str) -> None:
+    done = run(script, *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_the_layer_sweep_reports_on_test_rows_what_validation_rows_chose(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "layers"
-    run("analyses/layer_sweep.py", "--model", str(folder), "--limit", "4", "--out", str(out), "--guard", "0")
+    succeed("analyses/layer_sweep.py", "--model", str(folder), "--limit", "4", "--out", str(out), "--guard", "0")
     bands = json.loads((out / "summary.json").read_text())["bands"]
     results = pd.read_csv(out / "results.csv")
     assert set(bands) == {"mean", "l2s", "p2s", "random"} and set(results["split"]) == {"test"}
@@ -46,7 +34,7 @@ def test_the_layer_sweep_reports_on_test_rows_what_validation_rows_chose(folder:
         assert sorted(mine["layer"].unique()) == sorted(band["layers"]) and set(mine["alpha"]) == {0.0, band["alpha"]}
         wide = mine[mine["layer"] == band["best"]].pivot(index="sample", columns="alpha", values="value")
         assert abs((wide[band["alpha"]] - wide[0.0]).mean() - band["gain_best"]["value"]) < 1e-3
-    run("figures/layer_sweep.py", str(out), "--out", str(tmp_path))
+    succeed("figures/layer_sweep.py", str(out), "--out", str(tmp_path))
     assert (tmp_path / "layer_sweep.pdf").stat().st_size > 5000
 
 
@@ -55,12 +43,12 @@ def test_the_layer_sweep_reports_on_test_rows_what_validation_rows_chose(folder:
 def test_steerability_is_measured_on_balanced_splits(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "steerability"
     arguments = ["--data", f"{DATA}/mwe", "--items", "40", "--limit", "4", "--shift-items", "4", "--step", "3"]
-    run("analyses/steerability.py", "--model", str(folder), *arguments, "--out", str(out))
+    succeed("analyses/steerability.py", "--model", str(folder), *arguments, "--out", str(out))
     sets, slopes = (pd.read_csv(out / f"{name}.csv") for name in ("sets", "results"))
     assert len(sets) == 4 and (sets["n"] == 20).all() and len(slopes) == 80
     placed = pd.read_csv(out / "placement.csv")
     assert set(placed["n"]) == {5}, "every letter with every word as often"
     means = slopes.groupby("behaviour")["slope"].mean()
     assert (means - sets.set_index("behaviour")["steerability"]).abs().max() < 1e-4
-    run("figures/steerability.py", str(out), "--out", str(tmp_path))
+    succeed("figures/steerability.py", str(out), "--out", str(tmp_path))
     assert (tmp_path / "steerability.pdf").stat().st_size > 5000

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from running import DATA, ROOT, run, tiny_folder
 
 from steerlab import DataError, Example
 from steerlab.analysis.behaviour import judge
-from steerlab.testing import tiny_hf, tiny_tokenizer
 
-ROOT = Path(__file__).parents[2]
-DATA = os.environ.get("STEERLAB_DATA")
 NUMBERS = ("refuse_harmful", "defer_expert", "refuse_expert", "distinct2", "harmless_refused", "harmless_identical")
 sys.path.insert(0, str(ROOT / "analyses"))
 
@@ -25,26 +21,12 @@ sys.path.insert(0, str(ROOT / "analyses"))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model deep enough for the layers that the studies name."""
-    path = tmp_path_factory.mktemp("model")
-    tiny_hf("llama", n_layers=30).save_pretrained(path)
-    tiny_tokenizer().save_pretrained(path)
-    return path
-
-
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "analyses" / script), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    return tiny_folder(tmp_path_factory.mktemp("model"), n_layers=30)
 
 
 def test_the_demo_writes_its_four_files_and_a_second_run_resumes(folder: Path, tmp_path: Path) -> None:
     arguments = ["--model", str(folder), "--limit", "3", "--max-new-tokens", "12", "--out", str(tmp_path / "demo")]
-    first = run("demo.py", *arguments)
+    first = run("analyses/demo.py", *arguments)
     assert first.returncode == 0, first.stderr[-2000:]
     out = tmp_path / "demo"
     assert {"results.csv", "summary.json", "examples.md", "demo.png"} <= {p.name for p in out.iterdir()}
@@ -57,14 +39,14 @@ def test_the_demo_writes_its_four_files_and_a_second_run_resumes(folder: Path, t
     assert {"method", "model", "layer", "alpha", "positions", "sample", "behaviour", "metric", "value"} <= set(frame)
     stage = out / "stages" / "answers-l2s.csv"
     before = stage.stat().st_mtime_ns
-    second = run("demo.py", *arguments)
+    second = run("analyses/demo.py", *arguments)
     assert second.returncode == 0 and stage.stat().st_mtime_ns == before
 
 
 def test_a_folder_of_another_run_is_refused_with_both_named(folder: Path, tmp_path: Path) -> None:
     arguments = ["--model", str(folder), "--limit", "2", "--max-new-tokens", "2", "--out", str(tmp_path / "demo")]
-    assert run("demo.py", *arguments).returncode == 0
-    other = run("demo.py", *arguments, "--seed", "1")
+    assert run("analyses/demo.py", *arguments).returncode == 0
+    other = run("analyses/demo.py", *arguments, "--seed", "1")
     assert other.returncode != 0 and "belongs to another study (seed: 0 there, 1 now)" in other.stderr
 
 
@@ -80,7 +62,7 @@ def test_a_behaviour_without_inputs_is_refused_and_not_left_out(absent: str) -> 
 
 
 def test_a_study_without_inputs_ends_before_it_begins(folder: Path, tmp_path: Path) -> None:
-    done = run("demo.py", "--model", str(folder), "--train", "0", "--out", str(tmp_path / "demo"))
+    done = run("analyses/demo.py", "--model", str(folder), "--train", "0", "--out", str(tmp_path / "demo"))
     assert done.returncode != 0 and "training prompts have no input of the behaviours ['refuse'" in done.stderr
     assert not (tmp_path / "demo").exists()
 
@@ -89,7 +71,7 @@ def test_a_study_without_inputs_ends_before_it_begins(folder: Path, tmp_path: Pa
 @pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the questions of MM-SafetyBench are not here")
 def test_the_safety_study_runs_on_the_real_questions(folder: Path, tmp_path: Path) -> None:
     done = run(
-        "l2s_safety.py", "--data", f"{DATA}/noncommercial_cc_by_nc/mm_safetybench", "--model", str(folder),
+        "analyses/l2s_safety.py", "--data", f"{DATA}/noncommercial_cc_by_nc/mm_safetybench", "--model", str(folder),
         "--limit", "4", "--max-new-tokens", "12", "--rounds", "net", "--out", str(tmp_path / "s"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
@@ -112,7 +94,7 @@ def test_a_round_is_added_to_the_grid_of_an_earlier_study(folder: Path, tmp_path
     before = before.assign(inputs=3)  # so that they are fewer than those of --limit 3, which are 9
     before.to_csv(tmp_path / "grid.csv", index=False)
     arguments = [
-        "l2s_safety.py", "--data", f"{DATA}/noncommercial_cc_by_nc/mm_safetybench", "--model", str(folder),
+        "analyses/l2s_safety.py", "--data", f"{DATA}/noncommercial_cc_by_nc/mm_safetybench", "--model", str(folder),
         "--limit", "3", "--max-new-tokens", "4", "--rounds", "mean", "--grid", str(tmp_path / "grid.csv"),
         "--search-only", "--out", str(tmp_path / "s"),
     ]  # fmt: skip
@@ -136,7 +118,7 @@ def test_a_round_is_added_to_the_grid_of_an_earlier_study(folder: Path, tmp_path
 @pytest.mark.slow
 def test_the_hallucination_study_runs_on_the_model_that_ships(tmp_path: Path) -> None:
     out = tmp_path / "h"
-    done = run("l2s_hallucination.py", "--limit", "6", "--layers", "2,3", "--out", str(out))
+    done = run("analyses/l2s_hallucination.py", "--limit", "6", "--layers", "2,3", "--out", str(out))
     assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads((out / "summary.json").read_text())
     splits = ("random", "popular", "adversarial")
@@ -157,8 +139,5 @@ def test_the_hallucination_study_runs_on_the_model_that_ships(tmp_path: Path) ->
     assert summary["captions.chair_s.none"] >= 0 and summary["partners.yes_rate.none"] >= 0
     frame = pd.read_csv(out / "results.csv")
     assert {"method", "model", "layer", "alpha", "positions", "sample", "behaviour", "metric", "value"} <= set(frame)
-    figure = subprocess.run(
-        [sys.executable, str(ROOT / "figures" / "l2s_hallucination.py"), str(out), "--out", str(out)],
-        capture_output=True, text=True, env=os.environ | {"MPLBACKEND": "Agg"}, check=False,
-    )  # fmt: skip
+    figure = run("figures/l2s_hallucination.py", str(out), "--out", str(out))
     assert figure.returncode == 0 and (out / "l2s_hallucination.png").exists(), figure.stderr[-2000:]

@@ -113,6 +113,7 @@ def test_inputs_without_two_answers_to_the_plain_prompt_are_refused(lm) -> None:
         ({"metric": ["accuracy", "accuracy"]}, DataError, r"called \['accuracy', 'accuracy'\]"),
         ({"metric": [length, length]}, DataError, r"called \['length', 'length'\]"),
         ({"metric": []}, DataError, r"called \[\]: give at least one"),
+        ({"metric": {}}, DataError, r"called \[\]: give at least one"),
         ({"layers": 9}, LayoutError, "layer 9 does not exist"),
         ({"layers": []}, LayoutError, "layers is empty"),
         ({"layers": [1, Site(0, part="vision")]}, LayoutError, "no vision to look into"),

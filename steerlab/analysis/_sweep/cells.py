@@ -19,6 +19,7 @@ from steerlab.methods.base import Shift
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, describe
 from steerlab.models.sites import Site
+from steerlab.steering.pack import Packed
 from steerlab.steering.request import Request, Scale, prepare
 
 Fitted = Mapping[int | Site, Steerer]
@@ -52,6 +53,11 @@ class Cell:
     def in_flight(self) -> bool:
         """Whether vectors are computed from the state at the last prompt token, inside the forward."""
         return any(shift.in_flight is not None for shift in self.shifts)
+
+    @property
+    def packed(self) -> Packed:
+        """The cell as rows of a batch."""
+        return Packed(self.shifts, self.alpha, self.positions)
 
     def label(self) -> dict[str, str | int | float]:
         """Its columns in the frame."""

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from steerlab._support.errors import DataError
 from steerlab.analysis._sweep.cells import Cell
 from steerlab.analysis._sweep.plan import SweepPlan, plan_sweep
-from steerlab.analysis._sweep.rows import encode_answers, encode_prompts
+from steerlab.analysis._sweep.rows import Rows, encode_answers, encode_prompts
 from steerlab.analysis._sweep.run import run_plan
 from steerlab.analysis._sweep.texts import TextMetric, run_texts
 from steerlab.analysis.study import Study
@@ -38,7 +38,7 @@ class Sweep:
 
     Attributes:
         plan: the plan of what is read off logits, or None.
-        text_plan: that of what is generated, or None.
+        prompts: the rows of what is generated, or None.
     """
 
     def __init__(
@@ -50,15 +50,14 @@ class Sweep:
         self.texts = {name: m for name, m in metrics.items() if not isinstance(m, str)}
         self.batch_size = batch_size
         self.plan: SweepPlan | None = None
-        self.text_plan: SweepPlan | None = None
+        self.prompts: Rows | None = None
         if self.answers:
             named = list(self.answers.values())
             rows = encode_answers(model, examples, any(ANSWER_METRICS[name].whole for name in named))
             check_first(named, rows.shared)
             self.plan = plan_sweep(model, cells, rows, batch_size, memory)
         if self.texts:
-            prompts = encode_prompts(model, examples)
-            self.text_plan = SweepPlan(cells, prompts, [], model.n_layers, batch_size or 0, memory, [])
+            self.prompts = encode_prompts(model, examples)
 
     def explain(self) -> str:
         """What will be done, how, and at what cost in forward-equivalents; after `run`, also what was spent."""
@@ -80,11 +79,11 @@ class Sweep:
                 for frame in run_plan(self.model, self.plan, list(dict.fromkeys(self.answers.values())), stage):
                     parts.append(self._long(frame, self.answers))
                     bar.update(1)
-            if self.text_plan is not None:
+            if self.prompts is not None:
                 options = dict(self.settings["generation"])
                 limit = options.pop("max_new_tokens", 40)
                 for frame in run_texts(
-                    self.model, self.text_plan, self.examples, self.texts, stage,
+                    self.model, self.cells, self.prompts, self.examples, self.texts, stage,
                     batch_size=self.batch_size, max_new_tokens=limit, options=options,
                 ):  # fmt: skip
                     parts.append(self._long(frame, {name: name for name in self.texts}))

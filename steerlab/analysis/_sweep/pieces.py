@@ -11,6 +11,7 @@ from steerlab._support.errors import SteeringError
 from steerlab.analysis._sweep.plan import Chunk, Part, prompt_work
 from steerlab.analysis._sweep.rows import Block
 from steerlab.models.model import Model
+from steerlab.models.plan import Plan
 
 
 def smaller(model: Model, part: Part, block: Block) -> Part:
@@ -45,16 +46,22 @@ def halved(chunk: Chunk) -> list[Chunk]:
     return []
 
 
-def ratios(edits: object, methods: Sequence[str], copies: int, variants: int, n: int) -> np.ndarray:
-    """‖alpha·v‖/‖h‖ of every cell and input, averaged over the states written to."""
-    writes, ratio = np.zeros((copies, n)), np.zeros((copies, n))
-    for edit in (e for at in edits.values() for e in at):  # type: ignore[attr-defined]
-        count, total = (t.float().cpu().numpy().astype(np.float64) for t in edit.tally.rows())
+def tallied(edits: Plan, copies: int, variants: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of every cell and input, the states written to and the sum of ‖alpha·v‖/‖h‖ over them."""
+    writes, total = np.zeros((copies, n)), np.zeros((copies, n))
+    for edit in (e for at in edits.values() for e in at):
+        count, sums = (t.float().cpu().numpy().astype(np.float64) for t in edit.tally.rows())
         if len(count) == copies * variants * n:
             writes += count.reshape(copies, variants, n).sum(1)
-            ratio += total.reshape(copies, variants, n).sum(1)
+            total += sums.reshape(copies, variants, n).sum(1)
         elif len(count):  # pictures: states do not belong to rows
-            writes, ratio = writes + count.sum(), ratio + total.sum()
+            writes, total = writes + count.sum(), total + sums.sum()
+    return writes, total
+
+
+def ratios(edits: Plan, methods: Sequence[str], copies: int, variants: int, n: int) -> np.ndarray:
+    """‖alpha·v‖/‖h‖ of every cell and input, averaged over the states written to."""
+    writes, ratio = tallied(edits, copies, variants, n)
     empty = [method for method, row in zip(methods, writes, strict=True) if not row.any()]
     if empty:
         raise SteeringError(

@@ -168,7 +168,7 @@ def prompt_work(model: Model, block: Block, cut: int) -> int:
     return work(batch.input_ids[:n, :cut], batch.attention_mask[:n, :cut], model.hf.config.get_text_config())
 
 
-def first_column(cells: list[Cell], members: Sequence[int], block: Block) -> int:
+def first_column(cells: Sequence[Cell], members: Sequence[int], block: Block) -> int:
     """The first column that any of the cells writes to, and at the latest that of the last prompt token."""
     if any(cells[i].in_flight for i in members) or any(s.site.part != "text" for i in members for s in cells[i].shifts):
         return 0  # vectors from the state itself need the whole prompt in one forward

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -141,8 +141,3 @@ def check_unique(examples: Sequence[Example]) -> None:
     if twice:
         told = ", ".join(f"{name!r} ({n} times)" for name, n in list(twice.items())[:3])
         raise DataError(f"{len(twice)} sample ids occur more than once: {told}. Ids join vectors to rows.")
-
-
-def without_contrast(examples: Sequence[Example]) -> list[Example]:
-    """The plain inputs."""
-    return [replace(e, contrast=None) for e in examples]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,17 +15,17 @@ from torch import Tensor
 
 from steerlab._support.errors import OutOfMemory, is_out_of_memory
 from steerlab._support.files import fingerprint
+from steerlab._support.memory import free_memory
 from steerlab.analysis._sweep.pieces import frame_of, halved, ratios, slice_of, smaller
 from steerlab.analysis._sweep.plan import Chunk, Part, SweepPlan
 from steerlab.metrics.answers import ANSWER_METRICS, Spots, read_answers
 from steerlab.models.model import Model
-from steerlab.models.resume import Prefix, Resume
+from steerlab.models.resume import Prefix, Resume, parted
 from steerlab.models.sites import Site
-from steerlab.steering.pack import Packed, pack
+from steerlab.steering.pack import pack
 
 log = logging.getLogger(__name__)
 Stage = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]
-COLUMNS = ["cell", "input", "norm_ratio"]  # of a stored chunk; the metrics follow
 
 
 @dataclass
@@ -49,9 +48,9 @@ class Base:
         whole = self.model.inputs(block.batch)
         n = len(block.numbers)
         if cut:
-            self._prefix = self.model.engine.prefill({k: t[:n, :cut] for k, t in whole.items()})
+            prompts, self._inputs = parted(whole, cut)
+            self._prefix = self.model.engine.prefill({k: t[:n] for k, t in prompts.items()})
             self.plan.spent += self.part.prompts * n_layers
-            self._inputs = {k: t if k == "attention_mask" else t[:, cut:] for k, t in whole.items()}
         else:
             self._inputs = whole
         levels = sorted({c.restart for c in self.part.chunks if c.restart is not None})
@@ -106,7 +105,7 @@ class Base:
             halves = self.halves(chunk)
             if not halves:
                 raise self.no_room() from error
-        _free()
+        free_memory()
         self.plan.halved += 1
         self.plan.limit = rows // 2  # the next batches begin where this one will end
         log.warning("out of memory at %d cells: going on with half as many rows", len(chunk.cells))
@@ -127,8 +126,7 @@ class Base:
         block, (start, stop), copies = self.part.block, chunk.rows, len(chunk.cells)
         cells = [self.plan.cells[i] for i in chunk.cells]
         part = block if (start, stop) == (0, len(block.numbers)) else slice_of(block, start, stop)
-        packed = [Packed(cell.shifts, cell.alpha, cell.positions) for cell in cells]
-        edits = pack(self.model, packed, part.batch, part.row_numbers)
+        edits = pack(self.model, [cell.packed for cell in cells], part.batch, part.row_numbers)
         columns = part.spots.columns.to(self.model.device) - self.part.cut
         resume = self.resume(copies, chunk.rows, chunk.restart)
         logits = self.model.engine.logits(self.inputs(copies, chunk.rows), edits, columns, resume)
@@ -174,7 +172,7 @@ def _run_part(
             raise base.no_room() from error
     else:
         return
-    _free()
+    free_memory()
     plan.halved += 1
     log.warning("out of memory at a block of %d inputs: going on with two halves", len(part.block.numbers))
     for half, block in enumerate(part.block.halves(model)):
@@ -194,9 +192,3 @@ def _key(part: Part, *what: Sequence[int]) -> str:
 
 def _whole(h: Tensor) -> Tensor:
     return h
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -13,16 +13,18 @@ import pandas as pd
 from steerlab._support.errors import DataError, SteeringError
 from steerlab._support.files import fingerprint
 from steerlab.analysis._sweep.cells import Cell
-from steerlab.analysis._sweep.plan import WORTH_A_PREFIX, SweepPlan, first_column
-from steerlab.analysis._sweep.rows import Block, block_of
+from steerlab.analysis._sweep.pieces import tallied
+from steerlab.analysis._sweep.plan import WORTH_A_PREFIX, first_column
+from steerlab.analysis._sweep.rows import Block, Rows, block_of
 from steerlab.analysis._sweep.run import Stage
 from steerlab.data.example import Example
 from steerlab.models.encoding import by_length
 from steerlab.models.model import Model
+from steerlab.models.plan import Plan
 from steerlab.models.positions import describe
 from steerlab.models.resume import can_prefill
 from steerlab.steering.generate import new_ids
-from steerlab.steering.pack import Packed, pack
+from steerlab.steering.pack import pack
 
 TextMetric = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
 ROWS = 64  # of a batch while decoding
@@ -30,7 +32,8 @@ ROWS = 64  # of a batch while decoding
 
 def run_texts(
     model: Model,
-    plan: SweepPlan,
+    cells: Sequence[Cell],
+    prompts: Rows,
     examples: list[Example],
     metrics: Mapping[str, TextMetric],
     stage: Stage,
@@ -40,7 +43,7 @@ def run_texts(
     options: dict[str, Any],
 ) -> Iterator[pd.DataFrame]:
     """Every cell's measurements; texts are stored batch by batch, and what a metric says of them cell by cell."""
-    cells, n = plan.cells, len(examples)
+    n = len(examples)
     rows = batch_size or ROWS
     parts: dict[int, list[pd.DataFrame]] = {i: [] for i in range(len(cells))}
     for members in _groups(cells):
@@ -48,12 +51,12 @@ def run_texts(
         for begin in range(0, len(members), each):
             chosen = members[begin : begin + each]
             blocks = [
-                block_of(model, plan.rows, numbers)
-                for numbers in by_length(plan.rows.variants[0], max(1, rows // len(chosen)))
+                block_of(model, prompts, numbers)
+                for numbers in by_length(prompts.variants[0], max(1, rows // len(chosen)))
             ]
             for number, block in enumerate(blocks):
                 name = f"text-{chosen[0]:04d}-{len(chosen)}-{number:04d}-{fingerprint([block.numbers, chosen])[:8]}"
-                found = stage(name, lambda: _answers(model, plan, block, chosen, max_new_tokens, options))  # noqa: B023
+                found = stage(name, lambda: _answers(model, cells, block, chosen, max_new_tokens, options))  # noqa: B023
                 found = found.assign(text=[json.loads(text) for text in found["text"]])
                 for cell, frame in found.groupby("cell"):
                     parts[int(str(cell))].append(frame)
@@ -75,16 +78,20 @@ def _groups(cells: Sequence[Cell]) -> list[list[int]]:
 
 
 def _answers(
-    model: Model, plan: SweepPlan, block: Block, chosen: Sequence[int], max_new_tokens: int, options: dict[str, Any]
+    model: Model,
+    cells: Sequence[Cell],
+    block: Block,
+    chosen: Sequence[int],
+    max_new_tokens: int,
+    options: dict[str, Any],
 ) -> pd.DataFrame:
     """The answers of some inputs under some cells."""
-    cells, copies = [plan.cells[i] for i in chosen], len(chosen)
-    steered = cells[0].alpha != 0
-    packed = [Packed(cell.shifts, cell.alpha, cell.positions) for cell in cells]
+    copies, steered = len(chosen), cells[chosen[0]].alpha != 0
+    packed = [cells[i].packed for i in chosen]
     edits = pack(model, packed, block.batch, list(block.numbers)) if steered else {}
     whole = model.inputs(block.batch, positions=False)
     inputs = {k: t.repeat(copies, *[1] * (t.ndim - 1)) for k, t in whole.items()}
-    cut = first_column(plan.cells, list(chosen), block) if steered else block.last
+    cut = first_column(cells, chosen, block) if steered else block.last
     usable = cut == block.last >= WORTH_A_PREFIX and can_prefill(model.hf) and model.vision is None
     past: dict[str, Any] = {}
     if usable:
@@ -92,8 +99,6 @@ def _answers(
         past = {"past_key_values": model.engine.prefill(given).growing(copies)}
     with model.lock:
         new = new_ids(model, inputs, edits, max_new_tokens, options | past)
-    prompt = len(block.numbers) * block.batch.width * (1 if usable else copies)
-    plan.spent += plan.n_layers * (prompt + sum(map(len, new)))
     texts = [str(model.tokenizer.decode(list(t), skip_special_tokens=True)).strip() for t in new]
     ratio = _ratio(edits, copies, len(block.numbers)) if steered else np.zeros((copies, len(block.numbers)))
     return pd.DataFrame(
@@ -106,14 +111,8 @@ def _answers(
     )
 
 
-def _ratio(edits: Any, copies: int, n: int) -> np.ndarray:
-    writes, total = np.zeros((copies, n)), np.zeros((copies, n))
-    for edit in (e for at in edits.values() for e in at):
-        count, sums = (t.float().cpu().numpy().astype(np.float64) for t in edit.tally.rows())
-        if len(count) == copies * n:
-            writes, total = writes + count.reshape(copies, n), total + sums.reshape(copies, n)
-        elif len(count):
-            writes, total = writes + count.sum(), total + sums.sum()
+def _ratio(edits: Plan, copies: int, n: int) -> np.ndarray:
+    writes, total = tallied(edits, copies, 1, n)
     if not writes.any():
         raise SteeringError(
             "alpha is not 0 but no token was steered: 'generated' starts after the last prompt token. Use "
