@@ -15,7 +15,6 @@ from steerlab._support.errors import ActivationError, DataError
 from steerlab.models.sites import Site
 
 INDEX_COLUMNS = ("sample", "side", "position", "behaviour", "split", "column", "token", "n_tokens")
-SIDES = ("prompt", "positive", "negative")
 
 
 @dataclass(frozen=True)
@@ -29,10 +28,10 @@ class Activations:
 
     Attributes:
         values: `(row, site, hidden)`, float, on the host.
-        index: one row per row of `values`: `sample` (id), `side` ("prompt", "positive", "negative"), `position`
-            (the name that was asked for), `behaviour`, `split`, `column` (token place in the unpadded sequence;
-            -1 for a mean), `token` (id; -1 for a mean), `n_tokens` (how many tokens the row averages). Columns of your
-            own may be added: `select` and `labels` know them.
+        index: one row per row of `values`: `sample` (id), `side` ("prompt", "positive", "negative", or the name of one
+            of the example's own `captures`), `position` (the name that was asked for), `behaviour`, `split`, `column`
+            (token place in the unpadded sequence; -1 for a mean), `token` (id; -1 for a mean), `n_tokens` (how many
+            tokens the row averages). Columns of your own may be added: `select` and `labels` know them.
         sites: what the second axis means, in order.
         info: provenance (model id and revision, template and data hashes, versions, batch size).
 

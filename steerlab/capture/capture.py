@@ -48,6 +48,7 @@ def capture(
     layers: Layers = "all",
     positions: Where | None = None,
     context: Where | None = "last",
+    captures: Sequence[str] | None = None,
     reduce: Reduce = "mean",
     batch_size: int = 16,
     padding: Side = "right",
@@ -73,6 +74,8 @@ def capture(
         positions: one position or several (see `steerlab.models.positions`); by default each contrast is read where it
             says ("answer", or the token of a published word pair), and prompts without contrasts at "last".
         context: positions read of the plain prompt of examples with a contrast, or None.
+        captures: which of the examples' own `captures` to read, where the plain prompt is read; each is a side of its
+            own name. None: all they have.
         reduce: "mean" averages the tokens of a position into one row (in float32), "none" keeps one row a token.
         batch_size: rows per forward; halved, with a warning, when memory runs out.
         padding: side to pad on; the result does not depend on it.
@@ -87,7 +90,7 @@ def capture(
         ActivationError: a value is NaN or infinite.
         OutOfMemory: not even one row fits.
     """
-    jobs, sites, info = _prepare(model, data, layers, positions, context, reduce)
+    jobs, sites, info = _prepare(model, data, layers, positions, context, captures, reduce)
     parts: list[Tensor] = []
     frames: list[pd.DataFrame] = []
     with tqdm(total=len(jobs), desc="capture", unit="row", disable=not progress) as bar:
@@ -108,6 +111,7 @@ def capture_to(
     layers: Layers = "all",
     positions: Where | None = None,
     context: Where | None = "last",
+    captures: Sequence[str] | None = None,
     reduce: Reduce = "mean",
     batch_size: int = 16,
     padding: Side = "right",
@@ -123,7 +127,7 @@ def capture_to(
     Raises:
         MismatchError: the folder holds a capture of something else; both are named.
     """
-    jobs, sites, info = _prepare(model, data, layers, positions, context, reduce)
+    jobs, sites, info = _prepare(model, data, layers, positions, context, captures, reduce)
     chunks = list(_batches(jobs, batch_size))
     identity = {k: v for k, v in info.items() if k not in ("versions", "backend")}
     identity |= {"batch_size": batch_size, "storage": str(dtype)}
@@ -189,13 +193,19 @@ def in_order(values: Tensor, index: pd.DataFrame, sites: tuple[Site, ...], info:
 
 
 def _prepare(
-    model: Model, data: Data, layers: Layers, positions: Where | None, context: Where | None, reduce: Reduce
+    model: Model,
+    data: Data,
+    layers: Layers,
+    positions: Where | None,
+    context: Where | None,
+    captures: Sequence[str] | None,
+    reduce: Reduce,
 ) -> tuple[list[Job], tuple[Site, ...], dict[str, Any]]:
     examples = as_examples(data)
     at, ctx = _listed(positions), _listed(context)
     sites = as_sites(layers, model)
     text = sites[0].part == "text"
-    jobs = plan_jobs(model, examples, at, ctx, reduce) if text else picture_jobs(model, examples, at)
+    jobs = plan_jobs(model, examples, at, ctx, reduce, captures) if text else picture_jobs(model, examples, at)
     if not text:  # whatever was said, or left unsaid, this is what is read
         at, ctx = ["images"], []
     info = model.info() | {

@@ -66,8 +66,10 @@ def plan_jobs(
     positions: Sequence[Positions],
     context: Sequence[Positions],
     reduce: Reduce,
+    captures: Sequence[str] | None = None,
 ) -> list[Job]:
-    """Every row to run: both sides of each contrast at `positions`, every plain prompt at `context`.
+    """Every row to run: both sides of each contrast at `positions`, every plain prompt at `context`, and where that is
+    read every example's own `captures` (those named; None: all).
 
     Without `positions`, each contrast is read where it says itself, and prompts without any contrast at "last".
     Where the contrast adds nothing to the user's turn, the prompt of the positive side *is* the plain prompt, and by
@@ -77,8 +79,10 @@ def plan_jobs(
     paired = any(e.contrast for e in examples)
     for number, example in enumerate(examples):
         pair = example.contrast
+        plain = context if paired else positions or ["last"]
+        jobs += [_job(model, named, number, {name: plain}, reduce) for name, named in _named(example, captures)]
         if pair is None:
-            jobs.append(_job(model, example, number, {"prompt": context if paired else positions or ["last"]}, reduce))
+            jobs.append(_job(model, example, number, {"prompt": plain}, reduce))
             continue
         at = positions or [pair.read]
         shared = not pair.suffix
@@ -90,6 +94,18 @@ def plan_jobs(
         if not shared and context:
             jobs.append(_job(model, example, number, {"prompt": context}, reduce))
     return [job for job in jobs if job.groups]
+
+
+def _named(example: Example, captures: Sequence[str] | None) -> list[tuple[str, Example]]:
+    """The example's own captures by name, each as an example with that prompt."""
+    missing = [name for name in captures or () if name not in example.captures]
+    if missing:
+        raise DataError(
+            f"{example.id!r} has no capture {missing[0]!r}, it has {sorted(example.captures)}: give "
+            f"Example(captures={{{missing[0]!r}: ...}})"
+        )
+    names = example.captures if captures is None else captures
+    return [(name, example.with_(prompt=example.captures[name], contrast=None)) for name in names]
 
 
 def _job(
@@ -117,7 +133,8 @@ def _job(
     labels: list[dict[str, Any]] = []
     for side, names in wanted.items():
         for name in names:
-            tokens = resolve_nonempty(name, plain if side == "prompt" else row, number)
+            answered = side in ("positive", "negative")
+            tokens = resolve_nonempty(name, row if answered else plain, number)
             for group in [tuple(tokens)] if reduce == "mean" else [(t,) for t in tokens]:
                 groups.append(group)
                 labels.append(_label(example, side, name, group, row, number))

@@ -65,6 +65,8 @@ class Example:
         system: a system message, or None for the template's own default.
         split: "train", "validation", "test" or "".
         images: pictures (files, or open ones), shown before the text or where it holds the model's image token.
+        captures: other prompts about the same input, by name, for methods that compare what they leave behind: the
+            task alone beside the task with a text (`{"task": ...}`). They are read, never answered.
         meta: anything else worth a column (scenario, type, licence).
     """
 
@@ -75,7 +77,13 @@ class Example:
     system: str | None = None
     split: str = ""
     images: tuple[Picture, ...] = ()
+    captures: Mapping[str, str] = field(default_factory=dict)
     meta: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        taken = sorted({"prompt", "positive", "negative"} & set(self.captures))
+        if taken:
+            raise DataError(f"{self.id!r} has captures called {taken}: these names are those of its own sides; rename")
 
     def with_(self, **changes: object) -> Example:
         """A copy with some fields changed."""
@@ -103,6 +111,7 @@ def data_hash(examples: Sequence[Example]) -> str:
         [
             [e.id, e.prompt, e.behaviour, e.system, vars(e.contrast) if e.contrast else None]
             + ([[hashes[_key(p)] for p in e.images]] if e.images else [])
+            + ([dict(e.captures)] if e.captures else [])
             for e in examples
         ]
     )

@@ -1,7 +1,7 @@
 """What we learn: one module per method, all of them a `Steerer` or a `Detector`."""
 
-from steerlab.methods.artefact import load_steerer, save
-from steerlab.methods.base import Context, Detector, Read, Shift, Steerer
+from steerlab.methods.artefact import load_detector, load_steerer, save
+from steerlab.methods.base import Context, Detector, Read, Shift, Steerer, threshold_at
 from steerlab.methods.l2s import L2S
 from steerlab.methods.l2s_net import SteeringNet, load_reference
 from steerlab.methods.l2s_recipe import PAPER, RELEASED_POPE, RELEASED_SAFETY, Recipe
@@ -14,5 +14,5 @@ from steerlab.methods.random import RandomDirection
 __all__ = [
     "L2S", "P2S", "PAPER", "RELEASED_POPE", "RELEASED_SAFETY", "SAFETY_INSTRUCTION", "Context", "Detector",
     "MeanDifference", "Prompt", "RandomDirection", "Read", "Recipe", "Shift", "Steerer", "SteeringNet",
-    "load_reference", "load_steerer", "save", "train_net",
+    "load_detector", "load_reference", "load_steerer", "save", "threshold_at", "train_net",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 from steerlab._support.errors import ActivationError, LoadError, MismatchError
 from steerlab._support.files import write_atomically, write_json
 from steerlab.methods._codec import pack, unpack
-from steerlab.methods.base import Steerer
+from steerlab.methods.base import Detector, Steerer, written_sites
 from steerlab.models.sites import Site
 
 SCHEMA = 1
@@ -23,8 +23,8 @@ TENSORS, MANIFEST = "steerer.safetensors", "manifest.json"
 PACKAGES = ("steerlab", "torch", "safetensors", "transformers")
 
 
-def save(steerer: Steerer, folder: str | Path) -> Path:
-    """Write a fitted steerer to a folder, as `steerer.safetensors` and `manifest.json`.
+def save(steerer: Steerer | Detector, folder: str | Path) -> Path:
+    """Write a fitted steerer or detector to a folder, as `steerer.safetensors` and `manifest.json`.
 
     Example:
         >>> save(L2S(layer=15).fit(acts), "runs/l2s")
@@ -40,7 +40,7 @@ def save(steerer: Steerer, folder: str | Path) -> Path:
     """
     folder, tensors = Path(folder), dict[str, Tensor]()
     described = pack(steerer, tensors, "steerer")
-    if not tensors and hasattr(steerer, "site"):
+    if not tensors and (hasattr(steerer, "site") or isinstance(steerer, Detector)):
         raise ActivationError(f"this {type(steerer).__name__} is not fitted: call fit(acts) before save")
     info = getattr(steerer, "info_", {})
     payload = tensor_bytes(tensors)
@@ -79,6 +79,30 @@ def load_steerer(folder: str | Path, model: Any = None, *, force: bool = False) 
 
     Source: own.
     """
+    steerer = _load(folder, model, force)
+    if not isinstance(steerer, Steerer):
+        raise MismatchError(f"the folder holds a {type(steerer).__name__}, expected a Steerer: use load_detector")
+    return steerer
+
+
+def load_detector(folder: str | Path, model: Any = None, *, force: bool = False) -> Detector:
+    """Read a detector that `save` wrote; see `load_steerer`.
+
+    Example:
+        >>> probe = load_detector("runs/probe", model)
+
+    Raises:
+        As `load_steerer`.
+
+    Source: own.
+    """
+    detector = _load(folder, model, force)
+    if not isinstance(detector, Detector):
+        raise MismatchError(f"the folder holds a {type(detector).__name__}, expected a Detector: use load_steerer")
+    return detector
+
+
+def _load(folder: str | Path, model: Any, force: bool) -> Any:
     folder = Path(folder)
     for name in (MANIFEST, TENSORS):
         if not (folder / name).is_file():
@@ -98,10 +122,7 @@ def load_steerer(folder: str | Path, model: Any = None, *, force: bool = False) 
         )
     if model is not None:
         _check_model(manifest, model, force)
-    steerer = unpack(manifest["steerer"], read_tensors(payload))
-    if not isinstance(steerer, Steerer):
-        raise MismatchError(f"the folder holds a {type(steerer).__name__}, expected a Steerer")
-    return steerer
+    return unpack(manifest["steerer"], read_tensors(payload))
 
 
 def _check_model(manifest: dict[str, Any], model: Any, force: bool) -> None:
@@ -127,11 +148,11 @@ def _check_model(manifest: dict[str, Any], model: Any, force: bool) -> None:
         )
 
 
-def _in_tower(steerer: Steerer) -> bool:
+def _in_tower(steerer: Steerer | Detector) -> bool:
     site = getattr(steerer, "site", None)
     return isinstance(site, Site) and site.part == "vision"
 
 
-def _layers(steerer: Steerer) -> list[int]:
-    sites = [getattr(steerer, "site", None), *getattr(steerer, "sites", ()), *(r.site for r in steerer.reads)]
-    return sorted({site.layer for site in sites if isinstance(site, Site) and site.part == "text"})
+def _layers(learnt: Steerer | Detector) -> list[int]:
+    sites = [*(written_sites(learnt) if isinstance(learnt, Steerer) else ()), *(r.site for r in learnt.reads)]
+    return sorted({site.layer for site in sites if site.part == "text"})

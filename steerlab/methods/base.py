@@ -13,22 +13,31 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerlab._support.errors import ActivationError, SteeringError
+from steerlab._support.errors import ActivationError, DataError, SteeringError
 from steerlab.capture.activations import Activations
+from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 
 
 @dataclass(frozen=True)
 class Read:
-    """One thing a method wants captured of the *plain* prompt: a site and a position name."""
+    """One thing a method wants captured of each input before it can answer.
+
+    Attributes:
+        site: where.
+        position: at which token, by name or number.
+        capture: "prompt" for the plain prompt, or the name of one of the example's own `captures`.
+    """
 
     site: Site
     position: str | int = "last"
+    capture: str = "prompt"
 
 
 @dataclass(frozen=True)
@@ -37,11 +46,16 @@ class Context:
 
     Attributes:
         samples: the inputs' ids, one per row of the batch.
-        activations: rows captured for the steerer's `reads` (side "prompt"), or None if it reads nothing.
+        activations: rows captured for the steerer's `reads`, or None if it reads nothing.
     """
 
     samples: tuple[str, ...]
     activations: Activations | None = None
+
+    @classmethod
+    def of(cls, acts: Activations) -> Context:
+        """The context of everything that was captured, each input once: to ask a method without a model."""
+        return cls(tuple(dict.fromkeys(acts.index["sample"])), acts)
 
     def read(self, read: Read) -> Float[Tensor, "batch hidden"]:
         """The activations of one `Read`, in the order of `samples`.
@@ -51,7 +65,12 @@ class Context:
         """
         if self.activations is None:
             raise ActivationError(f"this method reads site {read.site} at {read.position!r}; nothing was captured")
-        ids, values = self.activations.by_sample(read.site, side="prompt", position=str(read.position))
+        if read.capture not in set(self.activations.index["side"]):
+            raise ActivationError(
+                f"this method compares captures, and {read.capture!r} was not captured: give each input "
+                f"Example(captures={{{read.capture!r}: ...}}), the text to be read under that name"
+            )
+        ids, values = self.activations.by_sample(read.site, side=read.capture, position=str(read.position))
         row = {sample: i for i, sample in enumerate(ids)}
         missing = [s for s in self.samples if s not in row]
         if missing:
@@ -72,12 +91,19 @@ class Shift:
         gate: `(batch,)` in [0, 1], or None for 1.
         in_flight: instead of `vectors`: a function from the state at the last prompt position of this very
             site (before any shift there) to `(batch, hidden)`; it is frozen during decoding (AlphaSteer).
+        positions: where this very shift is written, whatever was asked for (a span's k-th vector belongs to its k-th
+            token); rows in which these tokens do not exist are left alone. None: where the request says.
     """
 
     site: Site
     vectors: Float[Tensor, "batch hidden"] | None = None
     gate: Float[Tensor, " batch"] | None = None
     in_flight: InFlight | None = None
+    positions: Positions | None = None
+
+    def where(self, asked: Positions) -> Positions:
+        """Where to write, when `asked` is what the request says."""
+        return asked if self.positions is None else self.positions
 
 
 class Learnt:
@@ -107,10 +133,14 @@ class Steerer(Learnt, ABC):
     A steerer with one site implements `vectors`; one with several overrides `shifts`.
     """
 
-    #: where the vector is added; methods with several sites override `shifts`
+    #: where the vector is added
     site: Site
+    #: where vectors are added, in a method with several sites, which overrides `shifts`
+    sites: tuple[Site, ...]
     #: whether it must be fitted to the very inputs it steers
     oracle: bool = False
+    #: where it is written when no positions are given
+    writes: Positions = "all"
 
     @property
     def name(self) -> str:
@@ -119,7 +149,7 @@ class Steerer(Learnt, ABC):
 
     @property
     def reads(self) -> tuple[Read, ...]:
-        """What must be captured of each plain prompt before `vectors` can answer; () for static methods."""
+        """What must be captured of each input before `vectors` can answer; () for static methods."""
         return ()
 
     @abstractmethod
@@ -151,12 +181,23 @@ class Steerer(Learnt, ABC):
 
 
 class Detector(Learnt, ABC):
-    """Something that scores inputs from their activations; any detector can gate any steerer."""
+    """Something that scores inputs from their activations; any detector can gate any steerer (`Gated`).
+
+    Attributes:
+        threshold_: an input is detected when its score is above it; `calibrate` sets it.
+    """
+
+    threshold_: float
+
+    @property
+    def name(self) -> str:
+        """What tables and figures call this detector."""
+        return type(self).__name__.lower()
 
     @property
     @abstractmethod
     def reads(self) -> tuple[Read, ...]:
-        """What must be captured of each plain prompt."""
+        """What must be captured of each input."""
 
     @abstractmethod
     def fit(self, acts: Activations) -> Detector:
@@ -166,12 +207,71 @@ class Detector(Learnt, ABC):
     def score(self, context: Context) -> Float[Tensor, " batch"]:
         """One score per input; higher means more of the thing detected."""
 
+    def calibrate(self, clean: Activations | Context, *, fpr: float = 0.01) -> Detector:
+        """Set `threshold_` so that at most a share `fpr` of inputs without the thing is detected; returns self.
+
+        Example:
+            >>> probe.calibrate(acts.select(behaviour="answer"), fpr=0.05).threshold_
+
+        Args:
+            clean: inputs that do not have the thing, preferably none that the detector was fitted on.
+            fpr: the share of false alarms that is allowed, 0 <= fpr < 1.
+
+        Raises:
+            DataError: no such share, or too few inputs for it: n inputs can't tell shares below 1 / n apart.
+
+        Source: own.
+        """
+        context = clean if isinstance(clean, Context) else Context.of(clean)
+        self.threshold_ = threshold_at(self.score(context), fpr)
+        return self
+
+    def detects(self, context: Context) -> Bool[Tensor, " batch"]:
+        """Which inputs score above `threshold_`.
+
+        Raises:
+            ActivationError: there is no threshold yet.
+        """
+        if not hasattr(self, "threshold_"):
+            raise ActivationError(
+                f"this {type(self).__name__} has no threshold: call calibrate(clean, fpr=...), or give a threshold"
+            )
+        return self.score(context) > self.threshold_
+
+
+def threshold_at(clean: Float[Tensor, " n"], fpr: float) -> float:
+    """The lowest threshold above which at most a share `fpr` of the clean scores lies.
+
+    Example:
+        >>> threshold_at(torch.tensor([0.1, 0.2, 0.3, 0.9]), 0.25)     # one of four may lie above
+        0.3
+
+    Raises:
+        DataError: `fpr` is no share below 1, there are no scores, or too few to tell such a share from none.
+
+    Source: own.
+    """
+    if not 0 <= fpr < 1:
+        raise DataError(f"fpr={fpr}: give the share of false alarms that is allowed, from 0 to below 1")
+    if not len(clean) or 0 < fpr < 1 / len(clean):
+        raise DataError(
+            f"{len(clean)} clean inputs can't tell a false-positive rate of {fpr} from 0: give at least "
+            f"{1 if fpr == 0 else ceil(1 / fpr)}"
+        )
+    allowed = int(fpr * len(clean) + 1e-9)
+    return float(clean.double().sort(descending=True).values[allowed])
+
 
 def check_fitted(steerer: object, attribute: str) -> None:
     """Refuse a steerer that has not been fitted."""
     if not hasattr(steerer, attribute):
         name = type(steerer).__name__
         raise ActivationError(f"this {name} is not fitted yet: call {name}.fit(activations) first")
+
+
+def written_sites(steerer: Steerer) -> tuple[Site, ...]:
+    """Everywhere a steerer may write; () for instruction baselines."""
+    return tuple(getattr(steerer, "sites", ())) or ((steerer.site,) if hasattr(steerer, "site") else ())
 
 
 def provenance(acts: Activations) -> dict[str, Any]:

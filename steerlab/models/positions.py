@@ -3,6 +3,7 @@
 | position | tokens |
 |---|---|
 | `"last"` | the last prompt token: its state predicts the first new token |
+| `"last-2"` | the prompt token two places before it |
 | `"prompt"` | every prompt token, template included |
 | `"generated"` | new tokens while decoding; in a teacher-forced row, the answer's tokens |
 | `"answer"` | the same tokens as `"generated"`, named for teacher-forced rows |
@@ -23,6 +24,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,6 +38,8 @@ NAMES = (
     *("last", "prompt", "generated", "answer", "all", "system", "history", "user", "header", "last_user"),
     *("text", "images", "last_image", "after_image", "choice"),
 )
+
+_BEFORE_LAST = re.compile(r"last-\d+")
 
 
 @dataclass(frozen=True)
@@ -115,10 +119,10 @@ def describe(positions: Positions) -> str:
 def _names(positions: str) -> list[str]:
     names = positions.split("+")
     for name in names:
-        if name not in NAMES:
+        if name not in NAMES and not _BEFORE_LAST.fullmatch(name):
             raise PositionError(
-                f"unknown position {name!r}; expected one of {', '.join(NAMES)}, a union such as 'last+generated', "
-                "an int, a slice, Match(text) or a (B, T) bool tensor"
+                f"unknown position {name!r}; expected one of {', '.join(NAMES)}, 'last-2', a union "
+                "such as 'last+generated', an int, a slice, Match(text) or a (B, T) bool tensor"
             )
     return names
 
@@ -128,8 +132,9 @@ def _named(name: str, row: TokenMap) -> Sequence[int]:
         return range(len(row))
     if name == "prompt":
         return range(row.n_prompt)
-    if name == "last":
-        return [row.n_prompt - 1]
+    if name.startswith("last") and (name == "last" or _BEFORE_LAST.fullmatch(name)):
+        place = row.n_prompt - 1 - int(name.removeprefix("last")[1:] or 0)
+        return [place] if place >= 0 else []
     if name in ("generated", "answer"):
         return range(row.n_prompt, len(row))
     if name == "choice":

@@ -60,6 +60,7 @@ def _captured(model: Model, reads: Sequence[Read], examples: Sequence[Example], 
         [example.with_(contrast=None) for example in examples],
         layers=sorted({model.site(read.site) for read in reads}),
         positions=sorted({read.position for read in reads}, key=str),
+        captures=sorted({read.capture for read in reads} - {"prompt"}),
         batch_size=batch_size,
         progress=False,
     )

@@ -31,7 +31,7 @@ def on_pictures(
         PositionError: a position that means tokens, or a row without pictures.
         SteeringError: vectors that come in flight, or a block that nothing after it looks at.
     """
-    site = model.site(shift.site)
+    site, positions = model.site(shift.site), shift.where(positions)
     _check_is_read(model, site)
     if not isinstance(positions, str) or positions not in ("images", "all"):
         raise PositionError(

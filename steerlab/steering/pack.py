@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from steerlab.models.plan import Edit, Plan, check_plan
 from steerlab.models.positions import Positions, describe, resolve, resolve_nonempty, writes_generated
 from steerlab.models.sites import Site
 from steerlab.steering.on_pictures import on_pictures
+
+Columns = dict[tuple[str, bool], Bool[Tensor, "batch width"]]
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,12 @@ class Packed:
     positions: Positions
 
 
-def written_columns(batch: Batch, positions: Positions, numbers: Sequence[int]) -> Bool[Tensor, "batch width"]:
-    """The columns of a batch that a position means."""
-    find = resolve if writes_generated(positions) else resolve_nonempty
+def written_columns(
+    batch: Batch, shift: Shift, asked: Positions, numbers: Sequence[int]
+) -> Bool[Tensor, "batch width"]:
+    """The columns of a batch that a shift is written to; what was asked for must mean a token of every row."""
+    positions = shift.where(asked)
+    find = resolve if writes_generated(positions) or shift.positions is not None else resolve_nonempty
     return batch.columns([find(positions, row, i) for row, i in zip(batch.rows, numbers, strict=True)])
 
 
@@ -54,12 +60,16 @@ def pack(model: Model, cells: Sequence[Packed], batch: Batch, numbers: Sequence[
         SteeringError: a vector is not finite, or of another width.
     """
     plan: dict[Site, list[Edit | PictureEdit]] = {}
-    columns = {describe(c.positions): written_columns(batch, c.positions, numbers) for c in cells if _in_text(c)}
-    groups: dict[tuple[Site, bool], list[tuple[int, Packed, Shift]]] = {}
+    columns: Columns = {}
+    groups: dict[tuple[Site, bool, int], list[tuple[int, Packed, Shift]]] = {}
     for place, cell in enumerate(cells):
+        seen: Counter[Site] = Counter()
         for shift in cell.shifts:
             site = model.site(shift.site)
-            key = (site, writes_generated(cell.positions))
+            seen[site] += 1  # a cell's second shift at a site adds to its first
+            key = (site, writes_generated(shift.where(cell.positions)), seen[site])
+            if site.part == "text" and (name := _columns_name(cell, shift)) not in columns:
+                columns[name] = written_columns(batch, shift, cell.positions, numbers)
             if site.part != "text":
                 plan.setdefault(site, []).append(_pictures(model, place, len(cells), cell, shift, batch, numbers))
             elif shift.in_flight is not None:
@@ -68,15 +78,15 @@ def pack(model: Model, cells: Sequence[Packed], batch: Batch, numbers: Sequence[
                 )
             else:
                 groups.setdefault(key, []).append((place, cell, shift))
-    for (site, _), members in groups.items():
+    for (site, _, _), members in groups.items():
         plan.setdefault(site, []).append(_edit(model, members, len(cells), batch, numbers, columns))
     for site, edits in plan.items():
         check_plan({site: edits}, model.width(site))
     return plan
 
 
-def _in_text(cell: Packed) -> bool:
-    return any(shift.site.part == "text" for shift in cell.shifts)
+def _columns_name(cell: Packed, shift: Shift) -> tuple[str, bool]:
+    return describe(shift.where(cell.positions)), shift.positions is None
 
 
 def _edit(
@@ -85,7 +95,7 @@ def _edit(
     n_cells: int,
     batch: Batch,
     numbers: Sequence[int],
-    columns: dict[str, Bool[Tensor, "batch width"]],
+    columns: Columns,
 ) -> Edit:
     """One edit for all cells that write at a site: rows of other cells get nothing, and none of their columns."""
     rows, device, hidden = len(batch.rows), model.device, model.hidden_size
@@ -96,7 +106,7 @@ def _edit(
     flight: InFlight | None = None
     for place, cell, shift in members:
         whose[place] = True
-        mask[place] |= columns[describe(cell.positions)]
+        mask[place] |= columns[_columns_name(cell, shift)]
         factors[place] = _factor(model, cell, shift, numbers)
         if shift.vectors is not None:
             vectors[place] = factors[place, :, None] * shift.vectors[list(numbers)].float().to(device)
@@ -105,7 +115,7 @@ def _edit(
     return Edit(
         None if flight is not None else vectors.flatten(0, 1),
         mask.flatten(0, 1).to(device),
-        writes_generated(members[0][1].positions),
+        writes_generated(members[0][2].where(members[0][1].positions)),
         None if flight is None else times(factors.flatten()[:, None], flight),
         last.repeat(n_cells),
         whose.flatten(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.data.example import Example
-from steerlab.methods.base import Context, Read, Shift, Steerer
+from steerlab.methods.base import Context, Read, Shift, Steerer, written_sites
 from steerlab.models.encoding import Batch
 from steerlab.models.model import Model
 from steerlab.models.patches import PictureEdit
@@ -34,7 +34,8 @@ class Request:
     Attributes:
         steerer: fitted.
         alpha: strength; a number, or one per input. Positive is always towards the named behaviour.
-        positions: where to write; the same language as for reading. At sites of the vision tower and the projector
+        positions: where to write; the same language as for reading; None: where the method is made for, which is "all"
+            for most. At sites of the vision tower and the projector
             "images" and "all" both mean every patch of the row's own pictures. Nothing can be fitted there (both
             answers of a contrast have the same pictures): the vector is given, with `MeanDifference.from_tensor`.
         scale: "raw" multiplies the vector as it is; "norm" rescales it first to the norm of the input's own state
@@ -44,9 +45,14 @@ class Request:
 
     steerer: Steerer
     alpha: Alpha = 1.0
-    positions: Positions = "all"
+    positions: Positions | None = None
     scale: Scale = "raw"
     any_model: bool = False
+
+    @property
+    def where(self) -> Positions:
+        """Where to write: as asked, or where the method is made for."""
+        return self.steerer.writes if self.positions is None else self.positions
 
     @property
     def is_off(self) -> bool:
@@ -74,7 +80,7 @@ def prepare(model: Model, requests: Sequence[Request], examples: Sequence[Exampl
         return []
     for request in live:
         _check_origin(model, request)
-    norms = [Read(r.steerer.site, "last") for r in live if r.scale == "norm" and r.steerer.site.part == "text"]
+    norms = [Read(s, "last") for r in live if r.scale == "norm" for s in written_sites(r.steerer) if s.part == "text"]
     contexts = read_contexts(model, [r.steerer for r in live], norms, examples, batch_size)
     return [(r, [_scaled(model, r, s, c) for s in r.steerer.shifts(c)]) for r, c in zip(live, contexts, strict=True)]
 
@@ -96,20 +102,19 @@ def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence
     plan: dict[Site, list[Edit | PictureEdit]] = {}
     device = model.device
     for request, shifts in prepared:
-        generated = writes_generated(request.positions)
         factors = request.alphas(n)[list(numbers)].to(device)
         for shift in shifts:
             gate = 1.0 if shift.gate is None else shift.gate[list(numbers)].float().to(device)
             factor = (factors * gate)[:, None]
             site = model.site(shift.site)
             if site.part != "text":
-                given = (request.positions, request.steerer.name, shift, factor, batch, numbers)
+                given = (request.where, request.steerer.name, shift, factor, batch, numbers)
                 plan.setdefault(site, []).append(on_pictures(model, *given))
                 continue
             edit = Edit(
                 None if shift.vectors is None else factor * shift.vectors[list(numbers)].float().to(device),
-                written_columns(batch, request.positions, numbers).to(device),
-                generated,
+                written_columns(batch, shift, request.where, numbers).to(device),
+                writes_generated(shift.where(request.where)),
                 None if shift.in_flight is None else times(factor, shift.in_flight),
                 torch.tensor(batch.lasts, device=device),
             )
@@ -159,4 +164,4 @@ def _scaled(model: Model, request: Request, shift: Shift, context: Context) -> S
     own = context.read(Read(model.site(shift.site), "last")).norm(dim=-1, keepdim=True)
     length = shift.vectors.norm(dim=-1, keepdim=True)
     unit = torch.where(length > 0, shift.vectors / length.clamp_min(1e-30), 0.0)
-    return Shift(shift.site, unit * own, shift.gate, shift.in_flight)
+    return replace(shift, vectors=unit * own)

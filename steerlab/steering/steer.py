@@ -69,7 +69,7 @@ class Run:
 
 @contextmanager
 def steer(
-    model: Model, steerer: Steer, *, alpha: Alpha = 1.0, positions: Positions = "all", scale: Scale = "raw"
+    model: Model, steerer: Steer, *, alpha: Alpha = 1.0, positions: Positions | None = None, scale: Scale = "raw"
 ) -> Iterator[Run]:
     """Steer a model inside a `with` block; afterwards, also after an exception, it is as it was.
 
@@ -85,7 +85,8 @@ def steer(
         model: from `steerlab.load`.
         steerer: a fitted steerer, or several; `Request(steerer, alpha, positions)` gives one settings of its own.
         alpha: strength, one number or one per input; 0 leaves the model bit-identical.
-        positions: where to write (see `steerlab.models.positions`).
+        positions: where to write (see `steerlab.models.positions`); None: where each method is made for ("all"
+            for most, "prompt" for AlphaSteer and AdaSteer).
         scale: "raw", or "norm" for alpha in units of each input's own norm at the steered layer.
 
     Raises:
@@ -109,7 +110,7 @@ def generate(
     *,
     steer: Steer | None = None,
     alpha: Alpha = 1.0,
-    positions: Positions = "all",
+    positions: Positions | None = None,
     scale: Scale = "raw",
     **options: Any,
 ) -> Generations:
@@ -144,7 +145,7 @@ def score(
     *,
     steer: Steer | None = None,
     alpha: Alpha = 1.0,
-    positions: Positions = "all",
+    positions: Positions | None = None,
     scale: Scale = "raw",
     **options: Any,
 ) -> pd.DataFrame:
@@ -173,7 +174,7 @@ def first_logits(
     *,
     steer: Steer | None = None,
     alpha: Alpha = 1.0,
-    positions: Positions = "all",
+    positions: Positions | None = None,
     scale: Scale = "raw",
     **options: Any,
 ) -> Float[Tensor, "row token"]:
@@ -205,6 +206,6 @@ def _active(model: Model) -> list[Request]:
     return [request for _, requests in model.active for request in requests]
 
 
-def _requests(steerer: Steer, alpha: Alpha, positions: Positions, scale: Scale) -> list[Request]:
+def _requests(steerer: Steer, alpha: Alpha, positions: Positions | None, scale: Scale) -> list[Request]:
     given = [steerer] if isinstance(steerer, Steerer | Request) else list(steerer)
     return [one if isinstance(one, Request) else Request(one, alpha, positions, scale) for one in given]

@@ -50,6 +50,13 @@ class Cell:
         return first if first >= 0 else None
 
     @property
+    def written(self) -> str:
+        """Where the cell really writes, in short: a method's own positions go before those that were asked for."""
+        return " and ".join(dict.fromkeys(describe(p) for p in (s.where(self.positions) for s in self.shifts))) or (
+            describe(self.positions)
+        )
+
+    @property
     def in_flight(self) -> bool:
         """Whether vectors are computed from the state at the last prompt token, inside the forward."""
         return any(shift.in_flight is not None for shift in self.shifts)

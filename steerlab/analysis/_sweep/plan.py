@@ -13,7 +13,6 @@ from steerlab.analysis._sweep.cells import Cell
 from steerlab.analysis._sweep.rows import Block, Rows, block_of
 from steerlab.models.encoding import by_length
 from steerlab.models.model import Model
-from steerlab.models.positions import describe
 from steerlab.models.prefix import TOKENS, work
 from steerlab.models.resume import can_prefill
 from steerlab.steering.pack import written_columns
@@ -134,7 +133,7 @@ def plan_sweep(model: Model, cells: list[Cell], rows: Rows, batch_size: int | No
     """
     groups: dict[str, list[int]] = {}
     for number, cell in enumerate(cells):
-        groups.setdefault(describe(cell.positions), []).append(number)
+        groups.setdefault(cell.written, []).append(number)
     longest = max((row for variant in rows.variants for row in variant), key=len)
     prefixed = can_prefill(model.hf) and model.vision is None
     restarts = model.vision is None
@@ -172,7 +171,9 @@ def first_column(cells: Sequence[Cell], members: Sequence[int], block: Block) ->
     """The first column that any of the cells writes to, and at the latest that of the last prompt token."""
     if any(cells[i].in_flight for i in members) or any(s.site.part != "text" for i in members for s in cells[i].shifts):
         return 0  # vectors from the state itself need the whole prompt in one forward
-    mask = written_columns(block.batch, cells[members[0]].positions, block.row_numbers).any(0)
+    one = cells[members[0]]  # all of them are written to the same tokens
+    masks = [written_columns(block.batch, shift, one.positions, block.row_numbers) for shift in one.shifts]
+    mask = torch.stack(masks).any(0).any(0) if masks else torch.zeros(block.batch.width, dtype=torch.bool)
     first = int(mask.to(torch.uint8).argmax()) if bool(mask.any()) else block.last
     return min(first, block.last)
 

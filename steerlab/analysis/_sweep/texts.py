@@ -21,7 +21,6 @@ from steerlab.data.example import Example
 from steerlab.models.encoding import by_length
 from steerlab.models.model import Model
 from steerlab.models.plan import Plan
-from steerlab.models.positions import describe
 from steerlab.models.resume import can_prefill
 from steerlab.steering.generate import new_ids
 from steerlab.steering.pack import pack
@@ -73,7 +72,7 @@ def _groups(cells: Sequence[Cell]) -> list[list[int]]:
     idle = [i for i, cell in enumerate(cells) if cell.alpha == 0]
     for number, cell in enumerate(cells):
         if cell.alpha != 0:
-            groups.setdefault(describe(cell.positions), []).append(number)
+            groups.setdefault(cell.written, []).append(number)
     return ([idle[:1]] if idle else []) + list(groups.values())
 
 
