@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -104,6 +104,10 @@ class Shift:
     def where(self, asked: Positions) -> Positions:
         """Where to write, when `asked` is what the request says."""
         return asked if self.positions is None else self.positions
+
+    def gated(self, gate: Float[Tensor, " batch"]) -> Shift:
+        """The same, each row multiplied by one more gate."""
+        return replace(self, gate=gate if self.gate is None else self.gate * gate.to(self.gate.device))
 
 
 class Learnt:
@@ -256,7 +260,7 @@ def threshold_at(clean: Float[Tensor, " n"], fpr: float) -> float:
     if not len(clean) or 0 < fpr < 1 / len(clean):
         raise DataError(
             f"{len(clean)} clean inputs can't tell a false-positive rate of {fpr} from 0: give at least "
-            f"{1 if fpr == 0 else ceil(1 / fpr)}"
+            f"{1 if fpr == 0 else ceil(min(1 / fpr, 1e9))}"
         )
     allowed = int(fpr * len(clean) + 1e-9)
     return float(clean.double().sort(descending=True).values[allowed])

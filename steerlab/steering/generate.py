@@ -18,7 +18,7 @@ from steerlab.models.encoding import by_length
 from steerlab.models.engine import Inputs
 from steerlab.models.model import Model
 from steerlab.models.patches import PictureEdit
-from steerlab.models.plan import Plan
+from steerlab.models.plan import Edit, Plan
 from steerlab.steering.request import Request, build_plan, prepare, writes_anything
 
 
@@ -132,13 +132,15 @@ def _steered(plan: Plan, new: list[tuple[int, ...]]) -> tuple[int, float]:
         if isinstance(edit, PictureEdit):
             written, ratio = written + writes, ratio + total
         elif writes:
-            alive = min(writes, int(edit.prompt.sum()) * (len(new) // len(edit.prompt)) + _decoded(new, edit.generated))
+            alive = min(writes, int(edit.prompt.sum()) * (len(new) // len(edit.prompt)) + _decoded(new, edit))
             written, ratio = written + alive, ratio + total * alive / writes
     return written, ratio
 
 
-def _decoded(new: list[tuple[int, ...]], generated: bool) -> int:
-    return sum(len(row) - 1 for row in new) if generated else 0
+def _decoded(new: list[tuple[int, ...]], edit: Edit) -> int:
+    whose = [True] * len(edit.prompt) if edit.whose is None else edit.whose.tolist()
+    copies = len(new) // len(whose)
+    return sum(len(row) - 1 for i, row in enumerate(new) if whose[i // copies]) if edit.generated else 0
 
 
 def asked(examples: list[Example], requests: Sequence[Request]) -> list[Example]:

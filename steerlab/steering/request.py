@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steerlab._support.errors import MismatchError, SteeringError
@@ -86,8 +86,14 @@ def prepare(model: Model, requests: Sequence[Request], examples: Sequence[Exampl
 
 
 def writes_anything(prepared: Prepared) -> bool:
-    """Whether any vector is to be added; an instruction baseline has none."""
-    return any(shifts for _, shifts in prepared)
+    """Whether any vector is to be added: an instruction baseline has none, and a gate may let every input pass."""
+    return any(bool(steered_rows(s).any()) for _, shifts in prepared for s in shifts)
+
+
+def steered_rows(shift: Shift) -> Bool[Tensor, " batch"]:
+    """The inputs that a shift can change: those with a vector and a gate other than zero."""
+    rows = torch.ones(1, dtype=torch.bool) if shift.vectors is None else shift.vectors.ne(0).any(-1)
+    return rows if shift.gate is None else rows & shift.gate.ne(0).to(rows.device)
 
 
 def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence[int], n: int) -> Plan:
@@ -111,12 +117,14 @@ def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence
                 given = (request.where, request.steerer.name, shift, factor, batch, numbers)
                 plan.setdefault(site, []).append(on_pictures(model, *given))
                 continue
+            alive = steered_rows(shift).expand(n)[list(numbers)].to(device)  # of the others nothing is written
             edit = Edit(
                 None if shift.vectors is None else factor * shift.vectors[list(numbers)].float().to(device),
-                written_columns(batch, shift, request.where, numbers).to(device),
+                written_columns(batch, shift, request.where, numbers).to(device) & alive[:, None],
                 writes_generated(shift.where(request.where)),
                 None if shift.in_flight is None else times(factor, shift.in_flight),
                 torch.tensor(batch.lasts, device=device),
+                alive,
             )
             plan.setdefault(site, []).append(edit)
     for site, edits in plan.items():
