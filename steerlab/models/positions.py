@@ -5,6 +5,7 @@
 | `"last"` | the last prompt token: its state predicts the first new token |
 | `"last-2"` | the prompt token two places before it |
 | `"prompt"` | every prompt token, template included |
+| `"prompt[3]"` | the prompt's token 3, counted from 0; never an answer's, also where the prompt is shorter |
 | `"generated"` | new tokens while decoding; in a teacher-forced row, the answer's tokens |
 | `"answer"` | the same tokens as `"generated"`, named for teacher-forced rows |
 | `"choice"` | in a row with one answer of a contrast, its first token that the other answer does not share |
@@ -24,6 +25,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ NAMES = (
 )
 
 _BEFORE_LAST = re.compile(r"last-\d+")
+_OF_PROMPT = re.compile(r"prompt\[\d+\]")
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,20 @@ def describe(positions: Positions) -> str:
     return str(positions)
 
 
+def distinct(positions: Positions) -> str:
+    """Like `describe`, but different masks have different names: a key for what is computed once a position."""
+    if not isinstance(positions, Tensor):
+        return describe(positions)
+    content = repr(tuple(positions.shape)).encode() + positions.cpu().contiguous().numpy().tobytes()
+    return f"mask {hashlib.sha256(content).hexdigest()[:12]}"
+
+
 def _names(positions: str) -> list[str]:
     names = positions.split("+")
     for name in names:
-        if name not in NAMES and not _BEFORE_LAST.fullmatch(name):
+        if name not in NAMES and not _BEFORE_LAST.fullmatch(name) and not _OF_PROMPT.fullmatch(name):
             raise PositionError(
-                f"unknown position {name!r}; expected one of {', '.join(NAMES)}, 'last-2', a union "
+                f"unknown position {name!r}; expected one of {', '.join(NAMES)}, 'last-2', 'prompt[3]', a union "
                 "such as 'last+generated', an int, a slice, Match(text) or a (B, T) bool tensor"
             )
     return names
@@ -132,6 +143,9 @@ def _named(name: str, row: TokenMap) -> Sequence[int]:
         return range(len(row))
     if name == "prompt":
         return range(row.n_prompt)
+    if _OF_PROMPT.fullmatch(name):
+        place = int(name[len("prompt[") : -1])
+        return [place] if place < row.n_prompt else []
     if name.startswith("last") and (name == "last" or _BEFORE_LAST.fullmatch(name)):
         place = row.n_prompt - 1 - int(name.removeprefix("last")[1:] or 0)
         return [place] if place >= 0 else []

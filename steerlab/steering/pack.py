@@ -15,7 +15,7 @@ from steerlab.models.encoding import Batch
 from steerlab.models.model import Model
 from steerlab.models.patches import PictureEdit
 from steerlab.models.plan import Edit, Plan, check_plan
-from steerlab.models.positions import Positions, describe, resolve, resolve_nonempty, writes_generated
+from steerlab.models.positions import Positions, distinct, resolve, resolve_nonempty, writes_generated
 from steerlab.models.sites import Site
 from steerlab.steering.on_pictures import on_pictures
 
@@ -86,7 +86,7 @@ def pack(model: Model, cells: Sequence[Packed], batch: Batch, numbers: Sequence[
 
 
 def _columns_name(cell: Packed, shift: Shift) -> tuple[str, bool]:
-    return describe(shift.where(cell.positions)), shift.positions is None
+    return distinct(shift.where(cell.positions)), shift.positions is None
 
 
 def _edit(

@@ -17,7 +17,7 @@ from steerlab.data.example import Example
 from steerlab.methods import Steerer
 from steerlab.methods.base import Shift
 from steerlab.models.model import Model
-from steerlab.models.positions import Positions, describe
+from steerlab.models.positions import Positions, describe, distinct
 from steerlab.models.sites import Site
 from steerlab.steering.pack import Packed
 from steerlab.steering.request import Request, Scale, prepare
@@ -52,9 +52,13 @@ class Cell:
     @property
     def written(self) -> str:
         """Where the cell really writes, in short: a method's own positions go before those that were asked for."""
-        return " and ".join(dict.fromkeys(describe(p) for p in (s.where(self.positions) for s in self.shifts))) or (
-            describe(self.positions)
-        )
+        places = dict.fromkeys(distinct(shift.where(self.positions)) for shift in self.shifts)
+        return " and ".join(places) or distinct(self.positions)
+
+    @property
+    def clipped(self) -> bool:
+        """Whether all it writes has places of its own, which a short prompt may not have."""
+        return bool(self.shifts) and all(shift.positions is not None for shift in self.shifts)
 
     @property
     def in_flight(self) -> bool:
@@ -91,6 +95,7 @@ def make_cells(
         SteeringError: nothing to sweep over, or strengths that are not finite or given twice.
     """
     _check_alphas(alphas)
+    _check_positions(positions)
     steerers = fitted(model, named(steerer), examples, layers, train, batch_size)
     if not steerers:
         raise SteeringError("there is no method to sweep: give a Steerer, a list of them or {name: Steerer}")
@@ -102,6 +107,17 @@ def make_cells(
         for (name, site, one), (_, shifts) in zip(steerers, prepared, strict=True)
         for alpha in alphas
     ]
+
+
+def _check_positions(positions: Sequence[Positions]) -> None:
+    """Refuse positions that the frame could not tell apart."""
+    named = [describe(p) for p in positions]
+    twice = sorted({name for name in named if named.count(name) > 1})
+    if twice:
+        raise SteeringError(
+            f"the positions {twice} were given more than once; in the frame they would have one name. Give each once, "
+            "and masks in sweeps of their own."
+        )
 
 
 def _learnt(steerer: Steerer, shifts: Sequence[Shift]) -> str:

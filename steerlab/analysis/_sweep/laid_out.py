@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from steerlab._support.errors import DataError
 from steerlab.analysis._sweep.cells import Cell
+from steerlab.analysis._sweep.pieces import check_reached
 from steerlab.analysis._sweep.plan import SweepPlan, plan_sweep
 from steerlab.analysis._sweep.rows import Rows, encode_answers, encode_prompts
 from steerlab.analysis._sweep.run import run_plan
@@ -55,9 +56,11 @@ class Sweep:
             named = list(self.answers.values())
             rows = encode_answers(model, examples, any(ANSWER_METRICS[name].whole for name in named))
             check_first(named, rows.shared)
+            check_reached(cells, rows.variants[0])
             self.plan = plan_sweep(model, cells, rows, batch_size, memory)
         if self.texts:
             self.prompts = encode_prompts(model, examples)
+            check_reached(cells, self.prompts.variants[0])
 
     def explain(self) -> str:
         """What will be done, how, and at what cost in forward-equivalents; after `run`, also what was spent."""

@@ -8,10 +8,13 @@ import numpy as np
 import pandas as pd
 
 from steerlab._support.errors import SteeringError
+from steerlab.analysis._sweep.cells import Cell
 from steerlab.analysis._sweep.plan import Chunk, Part, prompt_work
 from steerlab.analysis._sweep.rows import Block
 from steerlab.models.model import Model
 from steerlab.models.plan import Plan
+from steerlab.models.positions import resolve, writes_generated
+from steerlab.models.tokenmap import TokenMap
 
 
 def smaller(model: Model, part: Part, block: Block) -> Part:
@@ -59,16 +62,42 @@ def tallied(edits: Plan, copies: int, variants: int, n: int) -> tuple[np.ndarray
     return writes, total
 
 
-def ratios(edits: Plan, methods: Sequence[str], copies: int, variants: int, n: int) -> np.ndarray:
-    """‖alpha·v‖/‖h‖ of every cell and input, averaged over the states written to."""
-    writes, ratio = tallied(edits, copies, variants, n)
-    empty = [method for method, row in zip(methods, writes, strict=True) if not row.any()]
+def ratios(edits: Plan, cells: Sequence[Cell], variants: int, n: int) -> np.ndarray:
+    """‖alpha·v‖/‖h‖ of every cell and input, averaged over the states written to.
+
+    Raises:
+        SteeringError: a cell that should write here wrote nothing.
+    """
+    writes, ratio = tallied(edits, len(cells), variants, n)
+    empty = [cell.method for cell, row in zip(cells, writes, strict=True) if not row.any() and not cell.clipped]
     if empty:
         raise SteeringError(
             f"alpha is not 0 but no token was steered by {sorted(set(empty))}: what is measured comes before the "
             "positions written to. 'generated' starts after the last prompt token; use 'last+generated'."
         )
     return np.divide(ratio, writes, out=np.zeros_like(ratio), where=writes > 0)
+
+
+def check_reached(cells: Sequence[Cell], rows: Sequence[TokenMap]) -> None:
+    """Refuse a cell whose own places no prompt has: its vectors would be added to nothing.
+
+    Raises:
+        SteeringError: names the method and the places.
+    """
+    for cell in cells:
+        if (
+            cell.alpha
+            and cell.clipped
+            and not any(
+                shift.positions is not None and (writes_generated(shift.positions) or resolve(shift.positions, row))
+                for shift in cell.shifts
+                for row in rows
+            )
+        ):
+            raise SteeringError(
+                f"{cell.method} writes to {cell.written}, and none of the {len(rows)} prompts is that long: no token "
+                "would be steered"
+            )
 
 
 def frame_of(

@@ -131,7 +131,7 @@ class Base:
         resume = self.resume(copies, chunk.rows, chunk.restart)
         logits = self.model.engine.logits(self.inputs(copies, chunk.rows), edits, columns, resume)
         self.plan.spent += self.part.work(chunk, self.plan.n_layers)
-        ratio = ratios(edits, [cell.method for cell in cells], copies, block.n_variants, len(part.numbers))
+        ratio = ratios(edits, cells, block.n_variants, len(part.numbers))
         return frame_of(chunk.cells, part.numbers, self.values(logits, part.spots, copies), ratio)
 
     def values(self, logits: Tensor, where: Spots, copies: int) -> dict[str, np.ndarray]:

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steerlab._support.errors import DataError, SteeringError
+from steerlab._support.errors import DataError
 from steerlab._support.files import fingerprint
 from steerlab.analysis._sweep.cells import Cell
-from steerlab.analysis._sweep.pieces import tallied
+from steerlab.analysis._sweep.pieces import ratios
 from steerlab.analysis._sweep.plan import WORTH_A_PREFIX, first_column
 from steerlab.analysis._sweep.rows import Block, Rows, block_of
 from steerlab.analysis._sweep.run import Stage
 from steerlab.data.example import Example
 from steerlab.models.encoding import by_length
 from steerlab.models.model import Model
-from steerlab.models.plan import Plan
 from steerlab.models.resume import can_prefill
 from steerlab.steering.generate import new_ids
 from steerlab.steering.pack import pack
@@ -99,7 +98,8 @@ def _answers(
     with model.lock:
         new = new_ids(model, inputs, edits, max_new_tokens, options | past)
     texts = [str(model.tokenizer.decode(list(t), skip_special_tokens=True)).strip() for t in new]
-    ratio = _ratio(edits, copies, len(block.numbers)) if steered else np.zeros((copies, len(block.numbers)))
+    own = [cells[i] for i in chosen]
+    ratio = ratios(edits, own, 1, len(block.numbers)) if steered else np.zeros((copies, len(block.numbers)))
     return pd.DataFrame(
         {
             "cell": np.repeat(list(chosen), len(block.numbers)),
@@ -108,16 +108,6 @@ def _answers(
             "text": [json.dumps(text) for text in texts],  # in a file, an answer of digits alone would become a number
         }
     )
-
-
-def _ratio(edits: Plan, copies: int, n: int) -> np.ndarray:
-    writes, total = tallied(edits, copies, 1, n)
-    if not writes.any():
-        raise SteeringError(
-            "alpha is not 0 but no token was steered: 'generated' starts after the last prompt token. Use "
-            "'last+generated', or more new tokens."
-        )
-    return np.divide(total, writes, out=np.zeros_like(total), where=writes > 0)
 
 
 def _measured(

@@ -1,0 +1,450 @@
+"""CONFST against worlds whose classes are known, and against plain means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from synthetic_acts import make_acts, shuffled
+from torch import Tensor
+
+from steerlab._support.errors import ActivationError, DataError, SteeringError
+from steerlab.capture.activations import Activations
+from steerlab.methods import Context, load_steerer, save
+from steerlab.methods._confidence import confident
+from steerlab.methods.confst import CONFST
+from steerlab.models.sites import Site
+
+NAMES = ("arts", "news", "science", "sports")
+LAYER, BETAS = 3, (0.0, 0.3, 0.5, 0.7, 0.9)
+
+
+def history(
+    states: Tensor, labels: Sequence[Any], positions: Sequence[str] = ("last",), side: str = "prompt", **columns: Any
+) -> Activations:
+    """Items `(item, span, hidden)`, one row per position, of the samples s0000, s0001, ..."""
+    n, span = states.shape[:2]
+    rows = [
+        {"sample": f"s{i:04d}", "side": side, "position": position, "behaviour": labels[i]}
+        for i in range(n)
+        for position in positions
+    ]
+    index = pd.DataFrame(rows).assign(split="", column=-1, token=-1, n_tokens=1)
+    for name, values in columns.items():
+        index[name] = np.repeat(np.array(values, dtype=object), span)
+    return Activations(states.flatten(0, 1)[:, None], index, (Site(LAYER),), {"model": "tiny", "layers": 9})
+
+
+def of(name: str, labels: Sequence[str]) -> Tensor:
+    return torch.tensor([label == name for label in labels])
+
+
+@cache
+def world(noise: float, seed: int = 0, n: int = 1200, hidden: int = 64) -> tuple[Activations, Tensor]:
+    """Gaussian classes, a share of whose labels is drawn anew; and the true class means."""
+    draw = np.random.default_rng(seed)
+    centres = 0.47 * draw.normal(size=(4, hidden))
+    truth = draw.integers(0, 4, n)
+    states = centres[truth] + draw.normal(size=(n, hidden))
+    told = np.where(draw.random(n) < noise, draw.integers(0, 4, n), truth)
+    acts = make_acts(torch.tensor(states).float(), None, behaviours=[NAMES[k] for k in told], layer=LAYER)
+    return acts, torch.tensor(centres).float()
+
+
+@cache
+def measured(noise: float, threshold: float, normalise: bool = False) -> dict[str, float]:
+    """Means over two worlds of four classes: cosine to the true mean, what lies along it, norm, items."""
+    rows = []
+    for seed in range(2):
+        acts, centres = world(noise, seed)
+        fitted = CONFST(LAYER, "news", threshold=threshold, centre=None, normalise=normalise).fit(acts)
+        vectors, units = torch.cat([fitted.vectors_[n] for n in NAMES]), torch.nn.functional.normalize(centres)
+        along, norms = (vectors * units).sum(1), vectors.norm(dim=1)
+        items = np.mean(list(fitted.selected_.values()))
+        rows.append({"cosine": (along / norms).mean(), "along": along.mean(), "norm": norms.mean(), "items": items})
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+# --- what the filter is good for -------------------------------------------------------------------------------
+
+
+def test_with_noisy_labels_moderate_confidence_beats_the_mean_and_too_much_loses() -> None:
+    """The published shape, not "the higher the better": .97 for the mean, .99 at .3, and .88 at .9 of few items."""
+    found = {beta: measured(0.4, beta) for beta in BETAS}
+    cosine = {beta: each["cosine"] for beta, each in found.items()}
+    assert cosine[0.0] == pytest.approx(0.96, abs=0.015) and cosine[0.3] == pytest.approx(0.987, abs=0.006)
+    assert cosine[0.3] > cosine[0.0] + 0.01
+    assert cosine[0.3] > cosine[0.5] > cosine[0.7] > cosine[0.9]
+    assert cosine[0.7] == pytest.approx(0.96, abs=0.02) and cosine[0.9] < 0.9 < cosine[0.0]
+    assert found[0.0]["items"] == 300 and found[0.9]["items"] < 20
+
+
+def test_with_little_noise_the_gain_is_small_and_confidence_costs_items() -> None:
+    cosine = {beta: measured(0.2, beta)["cosine"] for beta in BETAS}
+    assert 0 < cosine[0.3] - cosine[0.0] < 0.01
+    assert cosine[0.3] > cosine[0.5] > cosine[0.7] > cosine[0.9]
+
+
+def test_without_noise_every_threshold_gives_the_mean_nearly() -> None:
+    cosine = [measured(0.0, beta)["cosine"] for beta in BETAS]
+    assert max(cosine) - min(cosine) < 0.004 and min(cosine) > 0.985
+
+
+def test_vectors_grow_with_the_threshold_so_only_unit_vectors_compare_confidence() -> None:
+    raw, unit = ({beta: measured(0.4, beta, normalise) for beta in BETAS} for normalise in (False, True))
+    norms = [raw[beta]["norm"] for beta in BETAS]
+    assert norms == sorted(norms) and norms[-1] > 1.3 * norms[0]
+    # at one alpha the worst direction goes furthest along the true one; at one norm, the best does
+    assert raw[0.9]["along"] > raw[0.3]["along"] and raw[0.9]["cosine"] < raw[0.3]["cosine"]
+    for beta in BETAS:
+        assert unit[beta]["norm"] == pytest.approx(1, abs=1e-5)
+        assert unit[beta]["along"] == pytest.approx(raw[beta]["cosine"], abs=1e-5)
+    assert max(BETAS, key=lambda beta: unit[beta]["along"]) == 0.3
+
+
+# --- what the vectors are --------------------------------------------------------------------------------------
+
+
+def plain_mean(acts: Activations, name: str) -> Tensor:
+    return acts.select(behaviour=name).at(LAYER).double().mean(0).float()
+
+
+def test_no_threshold_is_the_class_mean_bit_for_bit() -> None:
+    acts, _ = world(0.2)
+    fitted = CONFST(LAYER, "arts", threshold=0.0, centre=None).fit(acts)
+    lowest = float(fitted.probability_.min())
+    below = CONFST(LAYER, "arts", threshold=lowest / 2, centre=None).fit(acts)
+    for name in NAMES:
+        assert torch.equal(fitted.vectors_[name][0], plain_mean(acts, name))
+        assert torch.equal(below.vectors_[name][0], plain_mean(acts, name))
+        assert fitted.selected_[name] == len(acts.select(behaviour=name))
+    assert fitted.vectors_["arts"].dtype == torch.float32
+
+
+def test_classes_far_apart_are_chosen_whole_at_one_over_k() -> None:
+    labels = [NAMES[i % 4] for i in range(80)]
+    states = 10 * torch.eye(8)[torch.arange(80) % 4] + 0.1 * torch.randn(80, 8)
+    acts = make_acts(states, None, behaviours=labels, layer=LAYER)
+    fitted = CONFST(LAYER, "arts", threshold=0.25, centre=None).fit(acts)
+    assert float(fitted.probability_.min()) > 0.25
+    assert all(torch.equal(fitted.vectors_[name][0], plain_mean(acts, name)) for name in NAMES)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.7])
+def test_a_vector_is_the_mean_of_the_items_above_the_threshold(threshold: float) -> None:
+    acts, _ = world(0.4)
+    made = {
+        centre: CONFST(LAYER, "arts", threshold=threshold, centre=centre).fit(acts)
+        for centre in (None, "grand", "others")
+    }
+    table, states = made[None].table, acts.at(LAYER).double()  # samples are in order already
+    assert table["item"].tolist() == acts.index["sample"].tolist()
+    assert table["label"].tolist() == acts.index["behaviour"].tolist()
+    assert (table["chosen"] == (table["probability"] > threshold)).all()
+    for name in NAMES:
+        mine = (table["label"] == name).to_numpy()
+        mean = states[mine & table["chosen"].to_numpy()].mean(0)
+        expected = {None: mean, "grand": mean - states.mean(0), "others": mean - states[~mine].mean(0)}
+        for centre, fitted in made.items():
+            torch.testing.assert_close(fitted.vectors_[name][0], expected[centre].float(), rtol=1e-6, atol=1e-6)
+            assert fitted.selected_ == made[None].selected_
+
+
+def test_what_all_classes_share_dominates_plain_means_and_is_gone_from_centred_ones() -> None:
+    """Language models have such large common states: cos_grand_ tells."""
+    acts, centres = world(0.2)
+    shared = 20 * torch.nn.functional.normalize(torch.randn(64, generator=torch.Generator().manual_seed(1)), dim=0)
+    moved = Activations(acts.values + shared, acts.index, acts.sites)
+    plain, grand, others = (
+        CONFST(LAYER, "arts", threshold=0.3, centre=centre).fit(moved) for centre in (None, "grand", "others")
+    )
+    still = CONFST(LAYER, "arts", threshold=0.3).fit(acts)
+    mean = moved.at(LAYER).double().mean(0)
+    for name, centre in zip(NAMES, centres, strict=True):
+        assert plain.cos_grand_[name] > 0.97
+        assert max(abs(grand.cos_grand_[name]), abs(others.cos_grand_[name])) < 0.5
+        told = torch.cosine_similarity(grand.vectors_[name].double().flatten(), mean, dim=0)
+        assert grand.cos_grand_[name] == pytest.approx(float(told), abs=1e-6)
+        torch.testing.assert_close(grand.vectors_[name], still.vectors_[name], rtol=1e-3, atol=1e-3)
+        own = centre - centres.mean(0)
+        cosines = [float(torch.cosine_similarity(m.vectors_[name][0], own, dim=0)) for m in (plain, grand)]
+        assert cosines[0] < 0.4 and cosines[1] > 0.95
+
+
+def test_the_order_of_rows_changes_nothing_and_the_seed_decides_the_folds() -> None:
+    acts, _ = world(0.4, n=300)
+    one, two = (CONFST(LAYER, "news").fit(data) for data in (acts, shuffled(acts, 3)))
+    assert torch.equal(one.probability_, two.probability_) and one.names_ == two.names_
+    assert all(torch.equal(one.vectors_[name], two.vectors_[name]) for name in NAMES)
+    other = CONFST(LAYER, "news", seed=1).fit(acts)
+    assert not torch.equal(one.probability_, other.probability_)
+
+
+# --- who is above the threshold ----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30),
+    st.floats(-0.5, 1.5, width=32),
+    st.integers(1, 12),
+)
+def test_the_most_probable_are_chosen_at_least_so_many_and_all_above(own: list[float], beta: float, least: int) -> None:
+    probability = torch.tensor(own, dtype=torch.float64)
+    chosen = confident(probability, beta, least)
+    above = probability > beta
+    if beta <= 0:
+        assert bool(chosen.all())
+        return
+    assert bool(chosen[above].all()) and int(chosen.sum()) == max(int(above.sum()), min(least, len(own)))
+    if bool(chosen.any()) and not bool(chosen.all()):
+        assert probability[chosen].min() >= probability[~chosen].max()
+
+
+@pytest.mark.parametrize("threshold", [0.999, 1.0, 1.7])
+def test_where_too_few_are_above_the_surest_are_taken_with_a_warning_that_counts(threshold: float) -> None:
+    acts, _ = world(0.4, n=300)
+    told = rf"above {threshold:g}: [01] of \d+ of 'arts' \(the 7 surest are taken\); 0 of \d+ of 'news'"
+    with pytest.warns(UserWarning, match=told):
+        fitted = CONFST(LAYER, "news", threshold=threshold, least=7).fit(acts)
+    assert fitted.selected_["arts"] == fitted.selected_["news"] == min(fitted.selected_.values()) == 7
+    for _, part in fitted.table.groupby("label"):
+        assert part.loc[part["chosen"], "probability"].min() > part.loc[~part["chosen"], "probability"].max()
+
+
+def test_probabilities_are_out_of_fold_so_noise_is_not_confidently_anything() -> None:
+    """With more numbers per item than items, a classifier is sure of every label it was fitted to, right or not."""
+    draw = torch.Generator().manual_seed(2)
+    states = torch.randn(80, 5, 100, generator=draw)  # 80 items of 500 numbers
+    labels = [NAMES[i % 4] for i in range(80)]
+    positions = CONFST(LAYER, "news", span=5).positions
+    acts = history(states, labels, positions)
+    flat = states.flatten(1).double().numpy()
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(flat, labels)
+    within = fitted.predict_proba(flat).max(1)
+    assert fitted.score(flat, labels) == 1 and within.min() > 0.95
+    confst = CONFST(LAYER, "news", span=5, least=1).fit(acts)
+    assert float(confst.chosen_.double().mean()) < 0.5 and confst.accuracy_ < 0.45
+    assert float(confst.probability_.median()) < 0.4
+
+
+def test_two_texts_of_one_sample_are_judged_by_classifiers_that_saw_neither() -> None:
+    draw = torch.Generator().manual_seed(0)
+    states = torch.randn(60, 1, 64, generator=draw)
+    twin = states + 0.01 * torch.randn(60, 1, 64, generator=draw)
+    labels = [NAMES[i % 2] for i in torch.randperm(60, generator=draw).tolist()]  # noise
+    parts = [history(x, labels, ["answer"], side) for x, side in ((states, "positive"), (twin, "negative"))]
+    both = Activations(
+        torch.cat([part.values for part in parts]),
+        pd.concat([part.index for part in parts], ignore_index=True),
+        parts[0].sites,
+    )
+    fitted = CONFST(LAYER, "arts", side=None, position="answer", threshold=0.0).fit(both)
+    assert len(fitted.names_) == 120 and {"s0000:negative", "s0000:positive"} < set(fitted.names_)
+    assert fitted.accuracy_ < 0.7, "one of the two tells the other's label"
+    single = CONFST(LAYER, "arts", side="positive", position="answer", threshold=0.0, centre=None).fit(both)
+    assert single.names_[:2] == ("s0000", "s0001")
+    assert torch.equal(single.vectors_["arts"][0], states[of("arts", labels), 0].double().mean(0).float())
+
+
+def test_a_column_of_ones_own_labels_the_items_and_unlabelled_ones_are_left_out() -> None:
+    states = torch.randn(40, 1, 6) + 4 * torch.eye(6)[torch.arange(40) % 2][:, None]
+    users: list[Any] = [7, 8] * 15 + [None, "", float("nan"), None, ""] * 2
+    acts = history(states, ["x"] * 40, user=users)
+    fitted = CONFST(LAYER, "7", label="user", threshold=0.0, centre=None).fit(acts)
+    assert fitted.selected_ == {"7": 15, "8": 15}
+    torch.testing.assert_close(fitted.vectors_["7"][0], states[:30:2, 0].mean(0))
+
+
+# --- spans -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "positions"),
+    [
+        ({}, ("last",)),
+        ({"position": "answer"}, ("answer",)),
+        ({"position": 3}, ("3",)),
+        ({"span": 3}, ("last-2", "last-1", "last")),
+        ({"start": 4}, ("prompt[4]",)),
+        ({"start": 0, "span": 3}, ("prompt[0]", "prompt[1]", "prompt[2]")),
+    ],
+)
+def test_positions_says_what_to_capture_and_vectors_follow_its_order(options: dict, positions: tuple[str, ...]) -> None:
+    states = torch.randn(40, len(positions), 6) + 5 * torch.eye(6)[torch.arange(40) % 2][:, None]
+    labels = [NAMES[i % 2] for i in range(40)]
+    method = CONFST(LAYER, "news", threshold=0.0, centre=None, **options)
+    assert method.positions == positions
+    fitted = method.fit(shuffled(history(states, labels, positions), 1))
+    for name in NAMES[:2]:
+        torch.testing.assert_close(fitted.vectors_[name], states[of(name, labels)].mean(0))
+    shifts = fitted.shifts(Context(("a", "b")))
+    assert [shift.positions for shift in shifts] == (
+        [None] if positions[0] in ("last", "answer", "3") else [*positions]
+    )
+    for shift, vector in zip(shifts, fitted.vectors_["news"], strict=True):
+        assert shift.site == Site(LAYER) and torch.equal(shift.vectors, vector.expand(2, -1))
+
+
+def test_a_span_is_of_norm_one_as_a_whole_and_has_no_single_vector() -> None:
+    states = torch.randn(40, 3, 6) + 5 * torch.eye(6)[torch.arange(40) % 2][:, None]
+    method = CONFST(LAYER, "news", span=3, normalise=True)
+    fitted = method.fit(history(states, [NAMES[i % 2] for i in range(40)], method.positions))
+    assert float(fitted.payload.norm()) == pytest.approx(1, abs=1e-6)
+    with pytest.raises(SteeringError, match="a span of 3 tokens has a vector for each"):
+        fitted.vectors(Context(("a",)))
+
+
+def test_items_that_were_not_captured_at_the_whole_span_are_left_out_and_counted() -> None:
+    states = torch.randn(40, 2, 6) + 5 * torch.eye(6)[torch.arange(40) % 2][:, None]
+    labels = [NAMES[i % 2] for i in range(40)]
+    acts = history(states, labels, ("last-1", "last"))
+    short = acts.index["sample"].isin(["s0003", "s0008"]) & (acts.index["position"] == "last-1")
+    with pytest.warns(UserWarning, match=r"2 of 40 items are left out, first 's0003'.*\['last-1', 'last'\]"):
+        fitted = CONFST(LAYER, "news", span=2, threshold=0.0).fit(acts.rows(~short))
+    assert fitted.selected_ == {"arts": 19, "news": 19} and "s0003" not in fitted.names_
+
+
+# --- several preferences at once ---------------------------------------------------------------------------------
+
+
+weight = st.floats(-3, 3).filter(lambda w: abs(w) > 1e-3)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.dictionaries(st.sampled_from(NAMES), weight, min_size=1))
+def test_several_preferences_are_the_weighted_sum_of_their_vectors(weights: dict[str, float]) -> None:
+    fitted = news()
+    mixed = fitted.combine(weights)
+    expected = sum(w * fitted.vectors_[name].double() for name, w in weights.items())
+    torch.testing.assert_close(mixed.payload, expected.float(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(mixed.vectors(Context(("a", "b"))), mixed.payload.expand(2, -1))
+    assert fitted.target == "news" and torch.equal(fitted.payload, fitted.vectors_["news"])
+
+
+@cache
+def news() -> CONFST:
+    return CONFST(LAYER, "news", threshold=0.3).fit(world(0.2)[0])
+
+
+def test_a_target_of_several_may_be_given_at_once_and_one_name_is_that_name_alone() -> None:
+    weights = {"arts": 1.0, "sports": -0.5}
+    fitted = CONFST(LAYER, weights, threshold=0.3).fit(world(0.2)[0])
+    assert torch.equal(fitted.payload, news().combine(weights).payload)
+    assert torch.equal(news().combine("arts").payload, news().vectors_["arts"])
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        ("new", r"names \['new'\]; the preferences are \['arts', 'news', 'science', 'sports'\]"),
+        ({"arts": 1.0, "spots": 1.0}, r"\['spots'\]"),
+        ({}, "no preference"),
+        ({"arts": float("nan")}, "finite"),
+        ({"arts": 0.0, "news": 0.0}, "not all of them 0"),
+    ],
+)
+def test_targets_that_do_not_exist_or_weigh_nothing_are_refused(target: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        news().combine(target)
+    with pytest.raises(DataError, match=told):
+        CONFST(LAYER, target).fit(world(0.2)[0])
+
+
+# --- kept, moved, refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["news", {"news": 1.0, "arts": 0.25}], ids=["one", "several"])
+def test_what_is_saved_comes_back_bit_for_bit(target: Any, tmp_path) -> None:
+    states = torch.randn(40, 2, 6) + 5 * torch.eye(6)[torch.arange(40) % 2][:, None]
+    method = CONFST(Site(LAYER), target, span=2, threshold=0.6, centre="others")
+    fitted = method.fit(history(states, [NAMES[i % 2] for i in range(40)], method.positions))
+    loaded = load_steerer(save(fitted, tmp_path / "run"))
+    assert isinstance(loaded, CONFST) and loaded.target == target and loaded.positions == method.positions
+    assert torch.equal(loaded.payload, fitted.payload) and loaded.site == Site(LAYER)
+    assert loaded.table.equals(fitted.table) and loaded.selected_ == fitted.selected_
+    assert loaded.cos_grand_ == fitted.cos_grand_ and loaded.accuracy_ == fitted.accuracy_
+    assert loaded.info_ == {"model": "tiny", "layers": 9, "hidden_size": 6}
+
+
+def test_another_layer_keeps_every_setting_and_is_not_fitted() -> None:
+    method = CONFST(LAYER, {"news": 2.0}, threshold=0.4, label="user", span=2, start=1, centre=None, folds=3, C=0.1)
+    moved = method.at(7)
+    assert moved.site == Site(7) and {**vars(moved), "layer": LAYER, "site": Site(LAYER)} == vars(method)
+    with pytest.raises(ActivationError, match="not fitted"):
+        moved.shifts(Context(("a",)))
+    with pytest.raises(ActivationError, match="not fitted"):
+        moved.combine("arts")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"threshold": float("nan")}, "threshold=nan: give a probability"),
+        ({"threshold": float("inf")}, "threshold=inf"),
+        ({"span": 0}, "span=0: give a number of tokens"),
+        ({"start": -1}, "start=-1"),
+        ({"folds": 1}, "folds=1"),
+        ({"least": 0}, "least=0"),
+        ({"C": 0.0}, "C=0.0"),
+        ({"C": float("nan")}, "C=nan"),
+        ({"centre": "mean"}, "centre='mean': give 'grand', 'others' or None"),
+        ({"position": "answer", "span": 2}, r"position='answer' has no meaning for a span \(\('last-1', 'last'\)\)"),
+        ({"position": "answer", "start": 2}, r"position='answer' has no meaning for a span \(\('prompt\[2\]',\)\)"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(options: dict, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        CONFST(LAYER, "news", **options).fit(world(0.2)[0])
+
+
+def small(labels: Sequence[str], positions: Sequence[str] = ("last",)) -> Activations:
+    draw = torch.Generator().manual_seed(0)
+    return history(torch.randn(len(labels), len(positions), 6, generator=draw), labels, positions)
+
+
+def test_one_class_and_classes_smaller_than_folds_are_refused_with_their_sizes() -> None:
+    with pytest.raises(DataError, match="all 20 items are 'arts'"):
+        CONFST(LAYER, "arts").fit(small(["arts"] * 20))
+    with pytest.raises(DataError, match=r"\['news'\] have fewer members .* \(5\).*'arts': 20, 'news': 4.*folds=4"):
+        CONFST(LAYER, "arts").fit(small(["arts"] * 20 + ["news"] * 4))
+    with pytest.raises(DataError, match=r"'news': 1}.*folds=2 or fewer"):
+        CONFST(LAYER, "arts", folds=2).fit(small(["arts"] * 20 + ["news"]))
+
+
+def test_rows_that_are_missing_double_or_all_alike_are_refused() -> None:
+    labels = ["arts", "news"] * 10
+    acts = small(labels)
+    with pytest.raises(ActivationError, match=r"no label 'user'.*'behaviour'"):
+        CONFST(LAYER, "arts", label="user").fit(acts)
+    with pytest.raises(ActivationError, match=r"no row has side in \['positive'\]"):
+        CONFST(LAYER, "arts", side="positive").fit(acts)
+    with pytest.raises(ActivationError, match=r"\['last-1'\] were not captured; .*positions=\['last-1', 'last'\]"):
+        CONFST(LAYER, "arts", span=2).fit(acts)
+    with pytest.raises(ActivationError, match="site 5 was not captured"):
+        CONFST(5, "arts").fit(acts)
+    twice = Activations(acts.values.repeat(2, 1, 1), pd.concat([acts.index] * 2, ignore_index=True), acts.sites)
+    with pytest.raises(DataError, match=r"'s0000' \(prompt\) has two rows at 'last'"):
+        CONFST(LAYER, "arts").fit(twice)
+    with pytest.raises(DataError, match=r"no item has both a label in 'behaviour'"):
+        CONFST(LAYER, "arts").fit(small([""] * 20))
+    alike = Activations(acts.values[:1].expand(20, -1, -1), acts.index, acts.sites)
+    with pytest.raises(DataError, match=r"all 20 items have the same state at \['last'\] of site 3.*template"):
+        CONFST(LAYER, "arts").fit(alike)
+
+
+def test_a_span_whose_rows_disagree_about_the_label_is_refused() -> None:
+    acts = small(["arts", "news"] * 10, ("last-1", "last"))
+    acts.index.loc[1, "behaviour"] = "news"
+    with pytest.raises(DataError, match=r"'s0000' \(prompt\) has two labels: 'arts' and 'news'"):
+        CONFST(LAYER, "arts", span=2).fit(acts)

@@ -1,0 +1,37 @@
+"""The last number of an answer."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steerlab import DataError
+from steerlab.metrics.numbers import final_number, right_numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("They raise $2,280.", "2280"), ("3 + 4 = 7", "7"), ("It is 12.50 dollars", "12.5"), ("-3", "-3"),
+        ("the answer is −3.", "-3"), ("50%", "50"), ("$-4", "-4"), ("none at all", None), ("", None), ("-$5.00!", "-5"),
+        ("**Answer: 18**", "18"), ("5 apples, then 6.", "6"), ("model2 and v1.5b", None), ("12,345,678", "12345678"),
+    ],
+)  # fmt: skip
+def test_the_last_number_is_found_as_people_write_it(text: str, number: str | None) -> None:
+    assert final_number(text) == (None if number is None else Decimal(number))
+
+
+@given(st.integers(-(10**9), 10**9), st.sampled_from(["{}", "so {}.", "= ${:,}", "{}%", "**{}**", "1, 2, then {}"]))
+def test_whole_numbers_come_back_however_they_are_dressed(n: int, dress: str) -> None:
+    assert final_number(dress.format(n)) == n
+
+
+def test_answers_are_right_or_wrong_and_lists_must_match() -> None:
+    assert right_numbers(["It is 7.0", "no", "8"], ["7", "1", "9"]) == [1.0, 0.0, 0.0]
+    with pytest.raises(DataError, match="1 texts but 2 answers"):
+        right_numbers(["1"], ["1", "2"])
+    with pytest.raises(DataError, match=r"\['many'\] hold no number"):
+        right_numbers(["1"], ["many"])
