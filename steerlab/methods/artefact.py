@@ -40,7 +40,7 @@ def save(steerer: Steerer | Detector, folder: str | Path) -> Path:
     """
     folder, tensors = Path(folder), dict[str, Tensor]()
     described = pack(steerer, tensors, "steerer")
-    if not tensors and (hasattr(steerer, "site") or isinstance(steerer, Detector)):
+    if not tensors and (isinstance(steerer, Detector) or written_sites(steerer)):
         raise ActivationError(f"this {type(steerer).__name__} is not fitted: call fit(acts) before save")
     info = getattr(steerer, "info_", {})
     payload = tensor_bytes(tensors)

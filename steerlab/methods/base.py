@@ -88,7 +88,7 @@ class Shift:
     Attributes:
         site: where.
         vectors: `(batch, hidden)` float32, one per input.
-        gate: `(batch,)` in [0, 1], or None for 1.
+        gate: `(batch,)`, usually in [0, 1], or None for 1.
         in_flight: instead of `vectors`: a function from the state at the last prompt position of this very
             site (before any shift there) to `(batch, hidden)`; it is frozen during decoding (AlphaSteer).
         positions: where this very shift is written, whatever was asked for (a span's k-th vector belongs to its k-th

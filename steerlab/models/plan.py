@@ -68,6 +68,12 @@ class Edit:
             assert self.last is not None
             rows = torch.arange(h.shape[0], device=h.device)
             last = self.last.to(h.device).repeat_interleave(copies)
+            if h.shape[1] < self.prompt.shape[1]:
+                raise SteeringError(
+                    f"a method that reads the state at the last prompt token met a forward of {h.shape[1]} of the "
+                    f"prompt's {self.prompt.shape[1]} columns: leave prefill_chunk_size out, or take a method that "
+                    "reads the unsteered prompt beforehand (AlphaSteer: gates='frozen')"
+                )
             fresh = self.in_flight(h[rows, last].float())
             if fresh.shape != (h.shape[0], h.shape[2]):
                 raise SteeringError(

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from steerlab._support.errors import ActivationError, DataError
 from steerlab.capture.activations import Activations
+from steerlab.capture.capture import capture
 from steerlab.models.sites import Site
+from steerlab.testing import tiny_lm
 
 SITES = (Site(3), Site(7), Site(7, "attn_out"))
 
@@ -143,3 +145,9 @@ def test_the_index_must_have_its_columns() -> None:
     kept: Any = ACTS.index.drop(columns=["token", "split"])
     with pytest.raises(ActivationError, match=r"lacks the columns \['split', 'token'\]"):
         Activations(ACTS.values, kept, SITES)
+
+
+def test_layers_counted_from_the_top_are_found_where_the_model_is_known() -> None:
+    model = tiny_lm("llama", backend="hooks")
+    acts = capture(model, ["Hi"], layers=[-1, 1], progress=False)
+    assert torch.equal(acts.at(-1), acts.at(model.n_layers - 1)) and torch.equal(acts.at(Site(-3)), acts.at(1))

@@ -22,7 +22,7 @@ from steerlab.methods import (
     load_steerer,
     save,
 )  # fmt: skip
-from steerlab.methods._codec import pack
+from steerlab.methods._codec import pack, savable
 from steerlab.models.sites import Site
 
 ACTS = make_acts(
@@ -141,3 +141,15 @@ def test_an_unfitted_steerer_or_a_strange_value_is_not_saved(tmp_path):
 def test_a_folder_without_a_manifest_is_named(tmp_path):
     with pytest.raises(LoadError, match="nowhere"):
         load_steerer(tmp_path / "nowhere")
+
+
+def test_an_unfitted_method_of_several_sites_is_not_saved(tmp_path) -> None:
+    @savable
+    class Two(MeanDifference):
+        sites = (Site(1), Site(2))
+
+        def __init__(self) -> None:
+            pass
+
+    with pytest.raises(ActivationError, match="not fitted"):
+        save(Two(), tmp_path)

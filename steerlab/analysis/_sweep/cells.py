@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from steerlab.capture import Activations, capture
 from steerlab.capture.jobs import Layers, as_sites
 from steerlab.data.example import Example
 from steerlab.methods import Steerer
-from steerlab.methods.base import Shift
+from steerlab.methods.base import Shift, written_sites
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, describe, distinct
 from steerlab.models.sites import Site
@@ -124,8 +125,10 @@ def _learnt(steerer: Steerer, shifts: Sequence[Shift]) -> str:
     """What a steerer has learnt, in short, if its vectors come in flight: what was learnt anew is another sweep."""
     if all(shift.in_flight is None for shift in shifts):
         return ""
+    # settings too: a dead zone changes what is done and not what was learnt
+    settings = {name: getattr(steerer, name, None) for name in inspect.signature(type(steerer)).parameters}
     total = hashlib.sha256(type(steerer).__name__.encode())
-    for name, value in sorted(steerer.state_().items()):
+    for name, value in sorted({**settings, **steerer.state_()}.items()):
         told = value.float().cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
         total.update(name.encode() + told)
     return total.hexdigest()[:16]
@@ -209,7 +212,9 @@ def _activations(
         return train
     assert train is not None
     reads = [read for steerer in made for read in steerer.reads]
-    sites = sorted({model.site(s) for s in [*(one.site for one in made), *(read.site for read in reads)]})
+    sites = sorted(
+        {model.site(s) for s in [*(w for one in made for w in written_sites(one)), *(read.site for read in reads)]}
+    )
     context = sorted({read.position for read in reads}, key=str) or ["last"]
     return capture(model, train, layers=sites, context=context, batch_size=batch_size, progress=False)
 

@@ -73,7 +73,8 @@ def ratios(edits: Plan, cells: Sequence[Cell], variants: int, n: int) -> np.ndar
     if empty:
         raise SteeringError(
             f"alpha is not 0 but no token was steered by {sorted(set(empty))}: what is measured comes before the "
-            "positions written to. 'generated' starts after the last prompt token; use 'last+generated', or more new tokens."
+            "positions written to. 'generated' starts after the last prompt token; use 'last+generated', or more "
+            "new tokens."
         )
     return np.divide(ratio, writes, out=np.zeros_like(ratio), where=writes > 0)
 
