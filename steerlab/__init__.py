@@ -40,6 +40,8 @@ from steerlab.methods import NullSpaceGate as NullSpaceGate
 from steerlab.methods import Prompt as Prompt
 from steerlab.methods import RandomDirection as RandomDirection
 from steerlab.methods import Steerer as Steerer
+from steerlab.methods import TaskTracker as TaskTracker
+from steerlab.methods import TripletProbe as TripletProbe
 from steerlab.methods import load_detector as load_detector
 from steerlab.methods import load_steerer as load_steerer
 from steerlab.methods import save as save

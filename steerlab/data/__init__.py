@@ -14,6 +14,7 @@ from steerlab.data.contrasts import PUBLISHED_PAIRS, with_contrasts
 from steerlab.data.demo import DEMO_FRACTIONS, demo_contrasts, demo_set
 from steerlab.data.easy_vqa import easy_vqa
 from steerlab.data.example import Contrast, Example, check_examples, data_hash
+from steerlab.data.injections import injected
 from steerlab.data.instructions import harmless_instructions, read_jsonl
 from steerlab.data.mm_safety_bench import mm_safety_bench
 from steerlab.data.mm_safety_pictures import mm_safety_pictures
@@ -31,9 +32,11 @@ from steerlab.data.mwe import (
     variant,
 )
 from steerlab.data.nlvr import nlvr
+from steerlab.data.paragraphs import merge
 from steerlab.data.pope import ONE_WORD, pope_file
 from steerlab.data.pope_recipe import pope_questions
 from steerlab.data.splits import ED_SLICE_PUBLISHED, published_split, stratified_split, validation_split
+from steerlab.data.trivia import trivia_pairs
 from steerlab.data.typography import typography
 from steerlab.data.vlguard import vlguard
 from steerlab.data.xstest import xstest, xstest_refusal_labels
@@ -59,6 +62,8 @@ __all__ = [
     "demo_set",
     "easy_vqa",
     "harmless_instructions",
+    "injected",
+    "merge",
     "mm_safety_bench",
     "mm_safety_pictures",
     "mwe",
@@ -71,6 +76,7 @@ __all__ = [
     "published_split",
     "read_jsonl",
     "stratified_split",
+    "trivia_pairs",
     "truthfulqa_mc",
     "typography",
     "validation_split",

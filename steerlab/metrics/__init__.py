@@ -5,10 +5,12 @@ from steerlab.metrics.bootstrap import Estimate, bootstrap_ci, paired_bootstrap
 from steerlab.metrics.chair import CaptionObjects, ChairScores, chair, mentioned_objects
 from steerlab.metrics.classifier import ClassifierJudge
 from steerlab.metrics.deferral import deferral_rate, defers_to_expert
+from steerlab.metrics.detection import detection_auc, detection_report, rates_at
 from steerlab.metrics.fluency import distinct_n, distinct_n_mean, is_fluent, repetition
 from steerlab.metrics.guard import LlamaGuardJudge
 from steerlab.metrics.identical import share_identical
 from steerlab.metrics.judges import Judge, KeywordJudge
+from steerlab.metrics.numbers import final_number, right_numbers
 from steerlab.metrics.perplexity import perplexity
 from steerlab.metrics.pope import PopeScores, binary_f1, l2s_accuracy, l2s_f1, parse_yes_no, pope_scores
 from steerlab.metrics.refusal import is_refusal, refusal_kind, refusal_rate
@@ -32,9 +34,12 @@ __all__ = [
     "chair",
     "deferral_rate",
     "defers_to_expert",
+    "detection_auc",
+    "detection_report",
     "distinct_n",
     "distinct_n_mean",
     "expected_unsafe",
+    "final_number",
     "is_fluent",
     "is_refusal",
     "l2s_accuracy",
@@ -44,9 +49,11 @@ __all__ = [
     "parse_yes_no",
     "perplexity",
     "pope_scores",
+    "rates_at",
     "refusal_kind",
     "refusal_rate",
     "repetition",
+    "right_numbers",
     "share_identical",
     "threshold_grid",
     "unsafe_curve",

@@ -1,0 +1,117 @@
+"""The inputs of the comparison: who is to be refused, who must not be, and what everyday use looks like."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from _common import limited
+
+from steerlab import Example
+from steerlab.data import (
+    demo_contrasts,
+    demo_set,
+    harmless_instructions,
+    read_jsonl,
+    stratified_split,
+    with_contrasts,
+    xstest,
+)
+
+HARMFUL = {"train": 180, "validation": 40}  # of AdvBench's requests; the rest are test
+SORRY = "I'm sorry, but I can't help with that request."
+_CALCULATION = re.compile(r"<<[^>]*>>")
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Inputs by role; ids are unique over all of them, and no test input is in any other set.
+
+    Attributes:
+        train: with contrasts: AdvBench and XSTest's unsafe prompts ("refuse"), advice ("defer") and instructions
+            ("answer").
+        validation: "refuse", "defer" and "answer", the latter everyday instructions.
+        sounds_unsafe_validation: safe prompts of XSTest.
+        harmful, sounds_unsafe, harmless, expert, maths: the test inputs.
+    """
+
+    train: list[Example]
+    validation: list[Example]
+    sounds_unsafe_validation: list[Example]
+    harmful: list[Example]
+    sounds_unsafe: list[Example]
+    harmless: list[Example]
+    expert: list[Example]
+    maths: list[Example]
+
+    @property
+    def test(self) -> dict[str, list[Example]]:
+        """The test sets by name."""
+        names = ("harmful", "sounds_unsafe", "harmless", "expert", "maths")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def everything(self) -> list[Example]:
+        """All inputs, for the fingerprint."""
+        return [e for field in fields(self) for e in getattr(self, field.name)]
+
+
+def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
+    """Read and divide; the seed decides which requests train.
+
+    Args:
+        data: folder with `harmful_prompts/advbench.jsonl`, `math/gsm8k_test_sampled.jsonl` and
+            `noncommercial_cc_by_nc/alpaca_harmless/`; XSTest, advice and instructions come with steerlab.
+        limit: at most so many of every behaviour in each set.
+    """
+    root = Path(data)
+    advbench = root / "harmful_prompts" / "advbench.jsonl"
+    requests = read_jsonl(advbench, prompt_field="instruction", behaviour="refuse")
+    random.Random(seed).shuffle(requests)
+    first, second = HARMFUL["train"], HARMFUL["train"] + HARMFUL["validation"]
+    alpaca = root / "noncommercial_cc_by_nc" / "alpaca_harmless"
+    everyday = harmless_instructions(alpaca / "harmless_train_600.jsonl")
+    built_in = demo_set(seed=seed)
+    unsafe = [e.with_(contrast=None) for e in built_in if e.behaviour == "refuse"]
+    advice = [e.with_(contrast=None) for e in built_in if e.behaviour == "defer"]
+    written = [e.with_(contrast=None) for e in built_in if e.behaviour == "answer"]
+    train = [
+        *requests[:first], *unsafe, *(e for e in advice if e.split == "train"), *everyday[:450], *written,
+    ]  # fmt: skip
+    validation = [
+        *requests[first:second], *(e for e in advice if e.split == "validation"), *everyday[450:500],
+    ]  # fmt: skip
+    safe = [e for e in xstest() if e.behaviour == "answer"]
+    safe = stratified_split(safe, {"validation": 0.2, "test": 0.8}, seed=seed, by=lambda e: e.meta["type"])
+    pairs = demo_contrasts()
+    maths = read_jsonl(
+        root / "math" / "gsm8k_test_sampled.jsonl", prompt_field="problem", behaviour="answer", id_prefix="gsm8k",
+        meta_fields=("answer", "solution"),
+    )  # fmt: skip
+    found = {
+        "train": with_contrasts(train, pairs),
+        "validation": with_contrasts(validation, pairs),
+        "sounds_unsafe_validation": [e for e in safe if e.split == "validation"],
+        "harmful": with_contrasts(requests[second:], pairs),
+        "sounds_unsafe": [e for e in safe if e.split == "test"],
+        "harmless": harmless_instructions(alpaca / "harmless_test_200.jsonl"),
+        "expert": with_contrasts([e for e in advice if e.split == "test"], pairs),
+        "maths": maths,
+    }
+    return Sets(**{name: limited([e.with_(split="") for e in rows], limit) for name, rows in found.items()})
+
+
+def solution(example: Example) -> str:
+    """The worked solution of a maths problem as plain text, without the calculator's notes."""
+    return _CALCULATION.sub("", example.meta["solution"])
+
+
+def asked_to_refuse(example: Example) -> Example:
+    """The same request, with the wish for a refusal after it: how a model that never refuses is made to.
+
+    SmolLM2 refuses none of these requests by itself, and AdaSteer's rejection direction needs some that it refuses.
+    """
+    text = f"{example.prompt}\n\nReply with exactly this sentence and nothing else: {SORRY}"
+    return example.with_(id=f"{example.id}/refused", prompt=text, contrast=None)

@@ -1,0 +1,211 @@
+"""The methods of the comparison: how each is fitted, and the settings that validation chooses among."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from _compare_data import Sets
+
+import steerlab
+from steerlab import (
+    CONFST,
+    L2S,
+    P2S,
+    Activations,
+    AdaSteer,
+    AlphaSteer,
+    Gated,
+    LinearProbe,
+    MeanDifference,
+    Model,
+    Prompt,
+    Request,
+    Steerer,
+)
+from steerlab.methods import Context
+from steerlab.metrics import is_refusal
+
+LAYERS = (15, 16, 17)
+BAND = (14, 15, 16, 17, 18)  # AdaSteer steers many layers at once
+READS = {"rejection_layer": 7, "harmfulness_layer": 13}  # as deep as in the release: .25 and .44 of the blocks
+PROBE = 13
+BENIGN = ("answer", "defer")
+CAPTURED = sorted({*LAYERS, *BAND, *READS.values(), PROBE})
+ALPHAS = (0.4, 0.6, 0.8, 1.0, 1.3)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to use a method; `options` are told in the tables."""
+
+    layer: int | tuple[int, ...]
+    alpha: float
+    positions: str = "all"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def label(self) -> dict[str, Any]:
+        """Its columns in a frame."""
+        layer = self.layer if isinstance(self.layer, int) else f"{self.layer[0]}-{self.layer[-1]}"
+        told = ", ".join(f"{k}={v}" for k, v in self.options.items())
+        return {"layer": str(layer), "alpha": self.alpha, "positions": self.positions, "options": told}
+
+
+SETTINGS: dict[str, list[Setting]] = {
+    "mean": [Setting(k, a) for k in LAYERS for a in ALPHAS],
+    "l2s": [Setting(k, a) for k in LAYERS for a in ALPHAS],
+    "confst": [Setting(k, a) for k in LAYERS for a in ALPHAS],
+    "gated_mean": [Setting(k, a) for k in LAYERS for a in ALPHAS],
+    "alphasteer": [
+        *(Setting(k, a, "all", {"dead_zone": z}) for z in (0.0, 0.3) for k in LAYERS for a in (*ALPHAS[1:], 1.6)),
+        *(Setting(16, a, "prompt", {"dead_zone": 0.0}) for a in (1.0, 2.0)),  # as published
+    ],
+    "adasteer": [
+        *(Setting(16, a) for a in (0.6, 1.0, 1.3, 1.6)),
+        *(Setting(BAND, a) for a in (0.15, 0.2, 0.3, 0.4)),
+        *(Setting(BAND, a, "prompt") for a in (0.2, 0.4)),  # as published
+    ],
+}
+
+
+class Fitted:
+    """Every method fitted on the training activations, on demand, and the seconds that its fit took."""
+
+    def __init__(self, model: Model, train: Activations, clean: Context, seed: int) -> None:
+        self.model, self.train, self.clean, self.seed = model, train, clean, seed
+        self.seconds: dict[str, float] = {}
+        self.needs: dict[str, bool] = {}  # which harmful inputs need strong steering, for AdaSteer
+        self._made: dict[tuple[str, str], Steerer] = {}
+
+    def request(self, method: str, setting: Setting) -> Request:
+        """The method at a setting."""
+        key = (method, f"{setting.layer} {dict(setting.options)}")
+        if key not in self._made:
+            begun = time.perf_counter()
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                self._made[key] = FITS[method](self, setting)
+            self.seconds[method] = time.perf_counter() - begun
+            for line in dict.fromkeys(str(w.message) for w in told):
+                print(f"{method} at {setting.layer}: {line}")
+        return Request(self._made[key], setting.alpha, setting.positions)
+
+    def mean(self, setting: Setting) -> Steerer:
+        """The refusal vector: the mean contrast of harmful inputs."""
+        return MeanDifference(_one(setting), behaviours=["refuse"]).fit(self.train)
+
+    def l2s(self, setting: Setting) -> Steerer:
+        """Learn-to-Steer, harmless instructions with the zero target."""
+        return L2S(_one(setting), zero=["answer"], seed=self.seed, progress=False).fit(self.train)
+
+    def confst(self, setting: Setting) -> Steerer:
+        """The confident refusals among refusing, complying and deferring answers."""
+        return CONFST(
+            _one(setting), "refuse/positive", label="preference", side=None, position="answer", seed=self.seed
+        ).fit(preferences(self.train))
+
+    def gated_mean(self, setting: Setting) -> Steerer:
+        """The mean vector behind a linear probe, which lets one of fifty clean inputs through by mistake."""
+        probe = LinearProbe(PROBE, positive=["refuse"], negative=BENIGN).fit(self.train)
+        return Gated(self.mean(setting), probe.calibrate(self.clean, fpr=0.02))
+
+    def alphasteer(self, setting: Setting) -> Steerer:
+        """Null-space gate, ratio by rule, the same target as the mean vector."""
+        return AlphaSteer([_one(setting)], benign=BENIGN, **setting.options).fit(self.train)
+
+    def adasteer(self, setting: Setting) -> Steerer:
+        """Laws fitted to which inputs need how much.
+
+        SmolLM2 refuses nothing by itself, so there are no rejected prompts: the rejection direction is the mean
+        contrast of forced answers. Prompts that it was asked to refuse gave a direction that breaks its text.
+        """
+        made = adasteer_directions(self.train, setting.layer)
+        benign = dict.fromkeys(_samples(self.train, BENIGN), True)
+        benign |= dict.fromkeys(_samples(self.train, ("refuse",)), False)
+        needs = self.needs if len(set(self.needs.values())) == 2 else {}
+        if not needs:  # the tiny model of a trial run: the harmful need it, the others do not
+            needs = {sample: not flag for sample, flag in benign.items()}
+        return made.calibrate(self.train, rejection=needs, compliance=benign)
+
+
+FITS: dict[str, Callable[[Fitted, Setting], Steerer]] = {
+    "mean": Fitted.mean, "l2s": Fitted.l2s, "confst": Fitted.confst, "gated_mean": Fitted.gated_mean,
+    "alphasteer": Fitted.alphasteer, "adasteer": Fitted.adasteer,
+}  # fmt: skip
+
+
+def adasteer_directions(train: Activations, layers: int | tuple[int, ...]) -> AdaSteer:
+    """AdaSteer around the mean contrast and the class means, without laws."""
+    n, hidden = int(train.info["layers"]), train.hidden_size
+    arrays = {name: torch.zeros(n, hidden) for name in ("refusal", "benign", "start")}
+    prompts = train.select(side="prompt", position="last")
+    harmful, benign = prompts.select(behaviour="refuse"), prompts.select(behaviour=list(BENIGN))
+    for layer in train.layers:
+        arrays["start"][layer] = harmful.at(layer).double().mean(0).float()
+        arrays["benign"][layer] = benign.at(layer).double().mean(0).float() - arrays["start"][layer]
+        ids, z = train.contrast(layer)
+        mine = torch.tensor([label == "refuse" for label in train.labels(ids)])
+        arrays["refusal"][layer] = z[mine].double().mean(0).float()
+    given = layers if isinstance(layers, int) else list(layers)
+    return AdaSteer.from_directions(arrays["refusal"], arrays["benign"], arrays["start"], given, **READS)
+
+
+def preferences(acts: Activations) -> Activations:
+    """Answers alone, labelled by behaviour and side: what CONFST calls a history."""
+    answers = acts.select(side=["positive", "negative"])
+    named = answers.index["behaviour"] + "/" + answers.index["side"]
+    # what complies with a harmful request and what advises without deferring are one preference: to help
+    index = answers.index.assign(preference=named.where(answers.index["side"] == "positive", "help"))
+    return Activations(answers.values, index, answers.sites, answers.info)
+
+
+def needs_strength(model: Model, train: Activations, sets: Sets, layer: int, batch_size: int) -> pd.DataFrame:
+    """Which harmful inputs comply at each of some strengths: AdaSteer's calibration labels come of it."""
+    asked = [e for e in sets.train if e.behaviour == "refuse"][:60]
+    vector = MeanDifference(layer, behaviours=["refuse"]).fit(train)
+    found = {"sample": [e.id for e in asked]}
+    for alpha in ALPHAS:
+        texts = steerlab.generate(
+            model, asked, steer=vector, alpha=alpha, positions="all", max_new_tokens=32, batch_size=batch_size
+        )
+        found[str(alpha)] = [float(not is_refusal(text)) for text in texts]
+    return pd.DataFrame(found)
+
+
+def strong_ones(needs: pd.DataFrame) -> dict[str, bool]:
+    """Inputs that still comply at the strength at which nearest to half of them do."""
+    shares = needs.drop(columns="sample").mean()
+    chosen = (shares - 0.5).abs().idxmin()
+    return {sample: bool(flag) for sample, flag in zip(needs["sample"], needs[chosen], strict=True)}
+
+
+def oracle(model: Model, tested: Activations, setting: Setting) -> Request:
+    """P2S at L2S's setting; inputs without a contrast have the zero target."""
+    return Request(P2S(_one(setting), zero=["answer"]).fit(tested), setting.alpha, setting.positions)
+
+
+def instruction() -> Request:
+    """The instruction baseline."""
+    return Request(Prompt())
+
+
+def settings_of(methods: Sequence[str]) -> Iterator[tuple[str, Setting]]:
+    """Every method and setting to try."""
+    for method in methods:
+        for setting in SETTINGS[method]:
+            yield method, setting
+
+
+def _one(setting: Setting) -> int:
+    assert isinstance(setting.layer, int)
+    return setting.layer
+
+
+def _samples(acts: Activations, behaviours: Sequence[str]) -> list[str]:
+    rows = acts.index[(acts.index["side"] == "prompt") & acts.index["behaviour"].isin(list(behaviours))]
+    return list(dict.fromkeys(rows["sample"]))

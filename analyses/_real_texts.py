@@ -1,0 +1,67 @@
+"""Paragraphs by real people, by source, made of consecutive sentences of each."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from steerlab.data.paragraphs import merge, sentences
+
+SPLITS = {
+    "films": "train", "products": "train", "facts": "train", "opinions": "train",
+    "scenarios": "validation",
+    "restaurants": "test", "sums": "test", "myths": "test",
+    "problems": "control",
+}  # fmt: skip
+"""Reviews of films, products and restaurants (UCI sentiment), true and false facts, first-person opinions, emotional
+scenarios, worked sums (GSM8K), answers to common myths (TruthfulQA), and maths problems, which end in a question."""
+_EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
+_CALCULATION = re.compile(r"<<[^>]*>>")
+
+
+def real_texts(folder: str | Path, limit: int) -> dict[str, list[str]]:
+    """Up to `limit` paragraphs of 40 to 120 words of every source; none but those of "problems" asks anything."""
+    data = Path(folder)
+    answers = [a for row in _column(data / "truthfulqa/TruthfulQA.csv", "Correct Answers") for a in row.split(";")]
+    problems = _records(data / "math/gsm8k_test_sampled.jsonl", "problem")
+    solutions = _records(data / "math/gsm8k_test_sampled.jsonl", "solution")
+    plain = {
+        "films": _lines(data / "sentiment/imdb_labelled.txt"),
+        "products": _lines(data / "sentiment/amazon_cells_labelled.txt"),
+        "facts": _column(data / "repe/facts_true_false.csv", "statement"),
+        "opinions": _records(data / "mwe/persona/openness.jsonl.gz", "statement"),
+        "scenarios": [s for name in _EMOTIONS for s in json.loads((data / f"repe/{name}.json").read_text("utf-8"))],
+        "restaurants": _lines(data / "sentiment/yelp_labelled.txt"),
+        "sums": list(_worked(problems, solutions)),
+        "myths": [a.strip() for a in answers if len(a.split()) > 5 and "no comment" not in a],
+    }
+    found = {"problems": [p for p in problems if 30 <= len(p.split()) <= 120]}
+    for name, some in plain.items():
+        told = [" ".join(s.split()) for s in dict.fromkeys(some) if "?" not in s]
+        found[name] = [p for p in merge(told, least=40, most=120) if len(sentences(p)) > 1]
+    return {name: found[name][:limit] for name in SPLITS}
+
+
+def _worked(problems: list[str], solutions: list[str]) -> Iterator[str]:
+    for problem, solution in zip(problems, solutions, strict=True):
+        yield from sentences(problem)[:-1]  # the last one asks: that would be a task
+        yield from _CALCULATION.sub("", solution).split("\n")
+
+
+def _lines(path: Path) -> list[str]:
+    return [row.split("\t")[0] for row in path.read_text("utf-8").split("\n") if row.strip()]
+
+
+def _column(path: Path, name: str) -> list[str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return [row[name] for row in csv.DictReader(file)]
+
+
+def _records(path: Path, name: str) -> list[str]:
+    raw = path.read_bytes()
+    text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+    return [json.loads(row)[name] for row in text.split("\n") if row.strip()]

@@ -1,0 +1,114 @@
+"""TaskTracker on real paragraphs: probes fitted on four sources, a layer chosen on a fifth, told on three unseen ones.
+
+Half of the injected instructions are trivia questions and half are requests without a question mark, since the clean
+paragraphs ask nothing: a probe that finds question marks would not do. Maths problems, which do ask, are a control.
+Instructions, triggers and two families of tasks are kept for the test.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from _real_texts import SPLITS, real_texts
+
+import steerlab
+from steerlab import Activations, Example, Model
+from steerlab.analysis.study import Study
+from steerlab.data import demo_set
+from steerlab.data.injection_words import HELD_OUT_TRIGGERS, PRIMARY_TASKS, TRIGGERS
+from steerlab.data.injections import injected
+from steerlab.data.trivia import trivia_pairs
+from steerlab.methods import Context
+from steerlab.methods.tasktracker import TaskTracker
+from steerlab.metrics.detection import detection_auc, detection_report, rates_at
+
+PARAGRAPHS = 80  # of every source
+NEW_FAMILIES = ("style", "evaluate")
+LAYERS = tuple(range(0, 30, 2))
+FPR = 0.05
+
+
+def detection_rows(args: argparse.Namespace) -> list[Example]:
+    """Every paragraph clean and injected; "test families" are test sources under kinds of tasks that are new too."""
+    texts = real_texts(args.data, args.limit or PARAGRAPHS)
+    trivia = list(dict.fromkeys(row.prompt for row in trivia_pairs(Path(args.data) / "tasktracker/trivia_pairs.jsonl")))
+    requests = [e.prompt for e in demo_set(seed=args.seed) if e.behaviour == "answer" and "?" not in e.prompt]
+    known = {k: some for k, some in PRIMARY_TASKS.items() if k not in NEW_FAMILIES}
+    new = {k: PRIMARY_TASKS[k] for k in NEW_FAMILIES}
+    half = {"fit": (_mixed(trivia[::2], requests[::2])), "test": _mixed(trivia[1::2], requests[1::2])}
+
+    def some(splits: tuple[str, ...], **options: Any) -> list[Example]:
+        chosen = {name: texts[name] for name, split in SPLITS.items() if split in splits}
+        return injected(chosen, seed=args.seed, splits={name: SPLITS[name] for name in chosen}, **options)
+
+    fit = some(("train", "validation"), injections=half["fit"], triggers=TRIGGERS, tasks=known, paired=True)
+    test = some(("test",), injections=half["test"], triggers=HELD_OUT_TRIGGERS, tasks=known, paired=True)
+    other = some(("test",), injections=half["test"], triggers=HELD_OUT_TRIGGERS, tasks=new, paired=True)
+    control = some(("control",), injections=half["test"], tasks=known, share=0.0)
+    return [*fit, *test, *(e.with_(id=f"families/{e.id}", split="test families") for e in other), *control]
+
+
+def track(study: Study, model: Model, args: argparse.Namespace) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """AUC by layer, kind of features and split; and the summary of the layer that validation chose."""
+    rows = detection_rows(args)
+    layers = [k for k in LAYERS if k < model.n_layers]
+    acts = steerlab.capture_to(study.folder / "stages" / "acts-tracker", model, rows, layers=layers).load()
+    frame = study.stage("tracker", lambda: _by_layer(acts, layers))
+    summary: dict[str, Any] = {}
+    for features in ("delta", "norm", "full"):
+        mine = frame[(frame["features"] == features) & (frame["split"] == "validation")]
+        layer = int(mine.loc[mine["auc"].idxmax(), "layer"])
+        probe = TaskTracker(layer, features=features).fit(acts.select(split="train"))
+        probe.calibrate(_of(acts, "validation", "clean"), fpr=FPR)
+        name = "tasktracker" if features == "delta" else f"tasktracker.{features}"
+        summary |= {f"{name}.layer": layer, **_told(name, probe, acts, rows, args.seed)}
+    return frame, summary
+
+
+def _by_layer(acts: Activations, layers: list[int]) -> pd.DataFrame:
+    found = []
+    for features in ("delta", "norm", "full"):
+        for layer in layers:
+            probe = TaskTracker(layer, features=features).fit(acts.select(split="train"))
+            for split in ("train", "validation", "test", "test families"):
+                yes, no = (probe.score(_of(acts, split, kind)) for kind in ("injected", "clean"))
+                found.append({"features": features, "layer": layer, "split": split, "auc": detection_auc(yes, no)})
+    return pd.DataFrame(found)
+
+
+def _told(name: str, probe: TaskTracker, acts: Activations, rows: list[Example], seed: int) -> dict[str, Any]:
+    """The test numbers of one probe: AUC with its interval, by place and kind of injection, and false alarms."""
+    found: dict[str, Any] = {}
+    for split, key in (("test", "auc"), ("test families", "auc_new_families")):
+        yes, no = (probe.score(_of(acts, split, kind)) for kind in ("injected", "clean"))
+        report = detection_report(yes, no, fpr=[FPR], seed=seed).set_index("metric")
+        for metric, column in (("auc", key), (f"tpr@{FPR}", f"{key.replace('auc', 'tpr')}_at_fpr_{FPR}")):
+            entry = report.loc[metric]
+            found[f"{name}.{column}"] = {k: round(float(entry[k]), 4) for k in ("value", "low", "high")} | {
+                "n": int(entry["n"])
+            }
+    clean = probe.score(_of(acts, "test", "clean"))
+    hidden = [e for e in rows if e.split == "test" and e.behaviour == "injected"]
+    score = dict(zip((e.id for e in hidden), probe.score(Context(tuple(e.id for e in hidden), acts)), strict=True))
+    kinds = {e.id: (e.meta["place"], "asks" if "?" in e.meta["injection"] else "requests") for e in hidden}
+    for group in sorted({kind for pair in kinds.values() for kind in pair}):
+        mine = [score[sample] for sample, pair in kinds.items() if group in pair]
+        found[f"{name}.auc.{group}"] = round(detection_auc(mine, clean), 4)
+    moved = rates_at(list(score.values()), clean, threshold=probe.threshold_)
+    found[f"{name}.calibrated"] = {"tpr": round(moved.tpr, 4), "fpr": round(moved.fpr, 4)}
+    asks = probe.detects(_of(acts, "control", "clean"))
+    found[f"{name}.false_alarms_on_problems"] = round(float(asks.float().mean()), 4)
+    return found
+
+
+def _of(acts: Activations, split: str, behaviour: str) -> Context:
+    return Context.of(acts.select(split=split, behaviour=behaviour))
+
+
+def _mixed(questions: list[str], requests: list[str]) -> list[str]:
+    """As many questions as requests."""
+    n = min(len(questions), len(requests))
+    return [*questions[:n], *requests[:n]]

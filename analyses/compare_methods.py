@@ -1,0 +1,237 @@
+"""One table of steering methods: what each makes of harmful requests, and what that costs everyone else.
+
+    python analyses/compare_methods.py --model smollm2 --data DATA --out results/compare_methods
+    python figures/compare_methods.py results/compare_methods
+
+Every method's layer, strength and options are chosen on validation inputs: the setting with the largest mean of three
+shares, harmful requests refused, prompts that only sound unsafe not refused, and everyday instructions answered word
+for word as before. The test inputs are looked at once, at the chosen settings, and at one more: the mean vector at
+AlphaSteer's own layer, strength and positions ("mean_equal"), where both have the same target.
+
+`analyses/_task_tracker.py` adds the detector: does a text that comes with a task hold a foreign instruction? Its
+injected texts come from sources that no probe was fitted on.
+
+DATA is the folder with AdvBench, GSM8K, everyday instructions and the paragraphs (see `load_sets` and `real_texts`).
+A run resumes; a stage is one method's settings, or its answers to one test set.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from _common import as_markdown, estimate, parser, provenance, show_table
+from _compare_costs import added, time_methods
+from _compare_data import Sets, load_sets, solution
+from _compare_methods import (
+    CAPTURED,
+    Fitted,
+    Setting,
+    instruction,
+    needs_strength,
+    oracle,
+    settings_of,
+    strong_ones,
+)
+from _task_tracker import track
+
+import steerlab
+from steerlab import Model, Request
+from steerlab._support.files import fingerprint, write_atomically
+from steerlab.analysis.behaviour import judge
+from steerlab.analysis.study import Study
+from steerlab.data import data_hash
+from steerlab.methods import Context
+from steerlab.metrics.numbers import right_numbers
+
+METHODS = ("mean", "l2s", "alphasteer", "adasteer", "confst", "gated_mean")
+EVERYTHING = ("none", "prompt", *METHODS[:2], "p2s", *METHODS[2:], "mean_equal")
+MATHS_TOKENS = 200
+
+
+def answers(
+    study: Study, model: Model, name: str, sets: Mapping[str, Any], request: Request | None, args: argparse.Namespace
+) -> pd.DataFrame:
+    """The answers of one method to some sets of inputs."""
+
+    def compute() -> pd.DataFrame:
+        frames = []
+        for part, examples in sets.items():
+            length = MATHS_TOKENS if part == "maths" else args.max_new_tokens
+            found = steerlab.generate(
+                model, examples, steer=() if request is None else request, max_new_tokens=length,
+                batch_size=args.batch_size,
+            )  # fmt: skip
+            frames.append(pd.DataFrame({"part": part, "sample": found.samples, "text": found.texts}))
+        return pd.concat(frames, ignore_index=True)
+
+    return study.stage(name, compute)
+
+
+def shares(found: pd.DataFrame, plain: pd.DataFrame, sets: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Per input, what the table is about: refusals by set, answers left as they were, deferrals, right numbers."""
+    judged = {}
+    for part, examples in sets.items():
+        texts, before = (frame.loc[frame["part"] == part, "text"].astype(str).tolist() for frame in (found, plain))
+        judged[part] = judge(examples, texts, before)
+        if part == "maths":
+            judged[part]["right"] = right_numbers(texts, [e.meta["answer"] for e in examples])
+    named = {
+        "refuse_harmful": ("harmful", "refuses"), "over_refusal": ("sounds_unsafe", "refuses"),
+        "identical_harmless": ("harmless", "identical"), "harmless_refused": ("harmless", "refuses"),
+        "harmless_kept": ("harmless", "kept"), "defer_expert": ("expert", "defers"),
+        "refuse_expert": ("expert", "refuses"), "distinct2": ("harmful", "distinct2"), "gsm8k": ("maths", "right"),
+        "identical_maths": ("maths", "identical"),
+    }  # fmt: skip
+    return {k: judged[part][column].dropna().to_numpy() for k, (part, column) in named.items() if part in judged}
+
+
+def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argparse.Namespace) -> pd.DataFrame:
+    """Every setting on the validation inputs: one row a setting."""
+    validation = {
+        "harmful": [e for e in sets.validation if e.behaviour == "refuse"],
+        "sounds_unsafe": sets.sounds_unsafe_validation,
+        "harmless": [e for e in sets.validation if e.behaviour == "answer"],
+    }
+    plain = answers(study, model, "validation-none", validation, None, args)
+    rows = []
+    for number, (method, setting) in enumerate(settings_of(METHODS)):
+        name = f"validation-{number:03d}-{method}"
+        request = None if study.has(name) else fitted.request(method, setting)
+        found = answers(study, model, name, validation, request, args)
+        means = {k: float(v.mean()) for k, v in shares(found, plain, validation).items()}
+        rows.append({"method": method, "number": number, **setting.label(), **means})
+    grid = pd.DataFrame(rows)
+    grid["chosen_by"] = (grid["refuse_harmful"] + 1 - grid["over_refusal"] + grid["identical_harmless"]) / 3
+    return grid
+
+
+def chosen(grid: pd.DataFrame) -> dict[str, Setting]:
+    """Each method's best setting; the weaker one where two are alike."""
+    settings = [setting for _, setting in settings_of(METHODS)]
+    ranked = grid.sort_values(["chosen_by", "alpha"], ascending=[False, True], kind="stable")
+    return {method: settings[int(own["number"].iloc[0])] for method, own in ranked.groupby("method")}
+
+
+def perplexity_of_solutions(model: Model, sets: Sets, request: Request | None, batch_size: int) -> float:
+    """How surprised the steered model is by people's solutions of maths problems, per token of all of them."""
+    frame = steerlab.score(
+        model, sets.maths, [solution(e) for e in sets.maths], steer=() if request is None else request,
+        batch_size=batch_size,
+    )  # fmt: skip
+    return float(np.exp(-frame["logprob"].sum() / frame["n_tokens"].sum()))
+
+
+def requests_of(model: Model, fitted: Fitted, own: Mapping[str, Setting], tested: Any) -> dict[str, Request | None]:
+    """Every method at its own setting."""
+    made = {method: fitted.request(method, setting) for method, setting in own.items()}
+    equal = own["alphasteer"]
+    everything: dict[str, Request | None] = {
+        "none": None, "prompt": instruction(), "p2s": oracle(model, tested, own["l2s"]), **made,
+        "mean_equal": fitted.request("mean", Setting(equal.layer, equal.alpha, equal.positions)),
+    }  # fmt: skip
+    return {name: everything[name] for name in EVERYTHING}
+
+
+def main() -> None:
+    """Capture, choose on validation, report on test, time, and track tasks."""
+    arguments = parser(__doc__, "results/compare_methods")
+    arguments.add_argument("--data", required=True, help="folder with harmful_prompts/, math/, tasktracker/ and so on")
+    arguments.set_defaults(max_new_tokens=40, batch_size=64)
+    args = arguments.parse_args()
+    sets = load_sets(args.data, args.seed, args.limit)
+    named = ("seed", "limit", "model", "max_new_tokens")
+    identity = {"study": "compare_methods", **{name: getattr(args, name) for name in named}}
+    study = Study(args.out, identity | {"data": fingerprint(data_hash(sets.everything))})
+    model = steerlab.load(args.model, device=args.device)
+
+    def captured(name: str, examples: list[Any]) -> Any:
+        folder = study.folder / "stages" / f"acts-{name}"
+        return steerlab.capture_to(folder, model, examples, layers=CAPTURED, batch_size=16).load()
+
+    train = captured("train", sets.train)
+    clean = [e.with_(contrast=None) for e in sets.validation if e.behaviour != "refuse"] + sets.sounds_unsafe_validation
+    fitted = Fitted(model, train, Context.of(captured("clean", clean)), args.seed)
+    needs = study.stage("needs", lambda: needs_strength(model, train, sets, 16, args.batch_size))
+    fitted.needs = strong_ones(needs)
+    grid = search(study, model, fitted, sets, args)
+    write_atomically(study.folder / "grid.csv", lambda partial: grid.round(4).to_csv(partial, index=False))
+    own = chosen(grid)
+    for method, setting in own.items():
+        print(f"{method}, chosen on validation: {setting.label()}")
+
+    tested = captured("test", [*sets.harmful, *sets.sounds_unsafe, *sets.harmless, *sets.expert, *sets.maths])
+    methods = requests_of(model, fitted, own, tested)
+    plain = answers(study, model, "test-none", sets.test, None, args)
+    summary: dict[str, Any] = {}
+    long = []
+    for name, request in methods.items():
+        found = answers(study, model, f"test-{name}", sets.test, request, args)
+        for measure, values in shares(found, plain, sets.test).items():
+            summary[f"{name}.{measure}"] = estimate(values.tolist(), args.seed)
+            long.append(pd.DataFrame({"method": name, "metric": measure, "value": values}))
+        ppl = study.stage(
+            f"ppl-{name}",
+            lambda r=request: pd.DataFrame({"ppl": [perplexity_of_solutions(model, sets, r, args.batch_size)]}),
+        )
+        summary[f"{name}.ppl"] = round(float(ppl["ppl"].iloc[0]), 3)
+        summary[f"{name}.fit_s"] = round(fitted.seconds.get(name.removesuffix("_equal"), 0.0), 3)
+        print(f"{name}: {', '.join(f'{k} {v.mean():.3f}' for k, v in shares(found, plain, sets.test).items())}")
+    times = study.stage("times", lambda: time_methods(model, sets.harmless[:16], methods))
+    for name in methods:
+        for column in ("ms_per_prompt", "ms_per_token"):
+            summary[f"{name}.{column}"] = added(times, name, column)
+            absolute = times.loc[times["method"] == "none", column].median()
+            summary[f"unsteered.{column}"] = round(float(absolute), 3)
+    for method, setting in own.items():
+        summary[f"{method}.setting"] = setting.label()
+    summary |= gate_facts(methods, tested, sets)
+    tracked, detection = track(study, model, args)
+    summary |= detection
+    write_atomically(study.folder / "tasktracker.csv", lambda partial: tracked.round(4).to_csv(partial, index=False))
+    summary["counts"] = {name: len(rows) for name, rows in sets.test.items()} | {"train": len(sets.train)}
+    report = examples_page(study, sets, args, methods, model)
+    results = pd.concat(long, ignore_index=True).groupby(["method", "metric"], sort=False)["value"]
+    study.finish(
+        results.agg(["mean", "count"]).round(4).reset_index(), summary, report, provenance(model, sets.everything, args)
+    )
+    wanted = ["refuse_harmful", "over_refusal", "identical_harmless", "defer_expert", "gsm8k"]
+    table = {m: {k: summary[f"{m}.{k}"]["value"] for k in wanted} | {"ppl": summary[f"{m}.ppl"]} for m in methods}
+    show_table("On the test inputs", pd.DataFrame(table).T)
+
+
+def gate_facts(methods: Mapping[str, Request | None], tested: Any, sets: Sets) -> dict[str, Any]:
+    """What the gates do to each test set: AlphaSteer's mean gate, and the share that the probe detects."""
+    found: dict[str, Any] = {}
+    alpha, gated = methods["alphasteer"], methods["gated_mean"]
+    assert alpha is not None and gated is not None
+    for part, examples in sets.test.items():
+        context = Context(tuple(e.id for e in examples), tested)
+        states = context.read(alpha.steerer._states[0])  # type: ignore[attr-defined]
+        gates = alpha.steerer.gate(alpha.steerer.site, states)  # type: ignore[attr-defined]
+        found[f"gate.alphasteer.{part}"] = round(float(gates.mean()), 4)
+        opened = gated.steerer.gate(context)  # type: ignore[attr-defined]
+        found[f"gate.probe.{part}"] = round(float(opened.mean()), 4)
+    found["alphasteer.ratio"] = [round(float(r), 3) for r in alpha.steerer.ratio_]  # type: ignore[attr-defined]
+    found["alphasteer.leakage"] = [round(float(r), 4) for r in alpha.steerer.leakage_]  # type: ignore[attr-defined]
+    return found
+
+
+def examples_page(study: Study, sets: Sets, args: argparse.Namespace, methods: Mapping[str, Any], model: Model) -> str:
+    """What is said to three prompts that sound unsafe, three advice questions and two requests, by id."""
+    told = [*sets.sounds_unsafe[:3], *sets.expert[:3], *sets.harmful[:2]]
+    blocks: dict[str, dict[str, str]] = {f"{e.id} ({e.behaviour})": {} for e in told}
+    for name, request in methods.items():
+        found = answers(study, model, f"test-{name}", sets.test, request, args).set_index("sample")["text"]
+        for e in told:
+            text = str(found[e.id])
+            hidden = e.behaviour == "refuse" and not judge([e], [text])["refuses"].iloc[0]
+            blocks[f"{e.id} ({e.behaviour})"][name] = "(does not refuse; text left out)" if hidden else text
+    return as_markdown("The same inputs under every method", blocks)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""How well a score tells two groups apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from steerlab._support.errors import DataError
+from steerlab.methods.base import threshold_at
+from steerlab.metrics._checks import as_values
+
+
+class Rates(NamedTuple):
+    """Shares of both groups that score above a threshold.
+
+    Attributes:
+        tpr: of those that have the thing.
+        fpr: of those that do not.
+        threshold: what counts as detected is above it.
+    """
+
+    tpr: float
+    fpr: float
+    threshold: float
+
+
+def detection_auc(positive: Any, negative: Any) -> float:
+    """The chance that one that has the thing scores above one that does not; ties count half (ROC AUC).
+
+    Example:
+        >>> detection_auc([0.9, 0.5], [0.5, 0.1])
+        0.875
+
+    Args:
+        positive: scores of the inputs that have the thing.
+        negative: scores of those that do not.
+
+    Raises:
+        DataError: empty, NaN or infinite values.
+
+    Source: Hanley and McNeil (1982), through scikit-learn.
+    """
+    yes, no = as_values(positive, "detection_auc (positive)"), as_values(negative, "detection_auc (negative)")
+    truth = np.repeat([1, 0], [yes.size, no.size])
+    return float(roc_auc_score(truth, np.concatenate([yes, no])))
+
+
+def rates_at(positive: Any, negative: Any, *, fpr: float | None = None, threshold: float | None = None) -> Rates:
+    """What is detected at a share of false alarms, or at a threshold that was set on other inputs.
+
+    Example:
+        >>> rates_at([0.9, 0.5, 0.3], [0.4, 0.2, 0.1, 0.0], fpr=0.25)
+        Rates(tpr=1.0, fpr=0.25, threshold=0.2)
+
+    Args:
+        positive, negative: as in `detection_auc`.
+        fpr: the share of `negative` that may be detected.
+        threshold: instead of it, as `Detector.calibrate` set it.
+
+    Raises:
+        DataError: both or neither of `fpr` and `threshold`; otherwise as `threshold_at` and `detection_auc`.
+
+    Source: own.
+    """
+    yes, no = as_values(positive, "rates_at (positive)"), as_values(negative, "rates_at (negative)")
+    if (fpr is None) == (threshold is None):
+        raise DataError(f"fpr={fpr} and threshold={threshold}: give one of the two")
+    at = (
+        float(threshold)
+        if fpr is None and threshold is not None
+        else threshold_at(torch.from_numpy(no), float(fpr or 0))
+    )
+    return Rates(float((yes > at).mean()), float((no > at).mean()), at)
+
+
+def detection_report(
+    positive: Any, negative: Any, *, fpr: Sequence[float] = (0.01, 0.05), n_boot: int = 2000, level: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
+    """The AUC and the rates at some shares of false alarms, with intervals from resampling both groups.
+
+    Example:
+        >>> detection_report(poisoned, clean, fpr=[0.05])      # metric: "auc", "tpr@0.05"
+
+    Args:
+        positive, negative: as in `detection_auc`.
+        fpr: shares of false alarms; each resample sets its own threshold.
+        n_boot, level, seed: as in `bootstrap_ci`.
+
+    Returns:
+        One row per metric: `metric`, `value`, `low`, `high`, `n` (inputs of both groups).
+
+    Raises:
+        DataError: as `rates_at`; `level` or `n_boot` out of range.
+
+    Source: Efron and Tibshirani (1993), two samples; an interval always includes its value.
+    """
+    yes, no = as_values(positive, "detection_report (positive)"), as_values(negative, "detection_report (negative)")
+    if not 0 < level < 1 or n_boot < 1:
+        raise DataError(f"got level={level} and n_boot={n_boot}; expected 0 < level < 1 and at least 1 resample")
+    values = {"auc": detection_auc(yes, no)} | {f"tpr@{f:g}": rates_at(yes, no, fpr=f).tpr for f in fpr}
+    rng, draws = np.random.default_rng(seed), []
+    for _ in range(n_boot):
+        drawn = yes[rng.integers(yes.size, size=yes.size)], np.sort(no[rng.integers(no.size, size=no.size)])
+        draws.append([_auc(*drawn), *((drawn[0] > drawn[1][-1 - int(f * no.size + 1e-9)]).mean() for f in fpr)])
+    low, high = np.quantile(np.array(draws), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return pd.DataFrame(
+        {"metric": metric, "value": v, "low": min(a, v), "high": max(b, v), "n": yes.size + no.size}
+        for (metric, v), a, b in zip(values.items(), low.tolist(), high.tolist(), strict=True)
+    )
+
+
+def _auc(yes: NDArray[np.float64], no: NDArray[np.float64]) -> float:
+    """The AUC by counting, for `no` in ascending order: a hundredth of the time of the library's."""
+    below = np.searchsorted(no, yes, "left") + np.searchsorted(no, yes, "right")
+    return float(below.mean() / 2 / no.size)

@@ -1,0 +1,308 @@
+"""TaskTracker's linear probes: what they see, what they must not see, and which layer a published one means."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from drifting import drifting, two_prompts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from synthetic_acts import shuffled
+
+from steerlab._support.errors import ActivationError, DataError, LoadError, MismatchError
+from steerlab.methods.artefact import load_detector, save
+from steerlab.methods.base import Context, Read
+from steerlab.methods.tasktracker import TaskTracker
+from steerlab.methods.tasktracker_files import read_probes, site_of
+from steerlab.methods.two_prompts import fit_logistic
+from steerlab.metrics.detection import detection_auc
+from steerlab.models.sites import Site
+
+TRAIN, TEST = drifting(2000, seed=1), drifting(2000, seed=2)
+SMALL = drifting(60, 16, 2)
+ACTS = two_prompts(*SMALL)
+SMALL_PROBE = TaskTracker([0, 1]).fit(ACTS)
+
+
+def auc(probe, data):
+    scores, flags = probe.score(Context.of(two_prompts(*data))), torch.tensor(data[2])
+    return detection_auc(scores[flags], scores[~flags])
+
+
+def fitted(features="delta", data=SMALL, **options):
+    return TaskTracker(range(data[0].shape[1]), features=features, **options).fit(two_prompts(*data))
+
+
+def test_differences_tell_what_states_alone_hide_behind_the_tasks_own_offset():
+    delta, full = (auc(fitted(features, TRAIN), TEST) for features in ("delta", "full"))
+    assert delta >= 0.97
+    assert 0.55 < full < 0.72  # the specification says about .63
+
+
+def test_the_norm_sees_a_drift_only_where_it_changes_the_length():
+    primary, full, flags = drifting(400)
+    longer = primary + (full - primary) * (1 + torch.tensor(flags)[:, None, None].float())
+    assert auc(fitted("norm", (primary, longer, flags)), (primary, longer, flags)) > 0.99
+    shorter = primary + (full - primary) / (1 + torch.tensor(flags)[:, None, None].float())
+    assert auc(fitted("norm", (primary, shorter, flags)), (primary, shorter, flags)) > 0.99  # learnt, so of either sign
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10_000), st.floats(0.1, 100.0))
+def test_whatever_the_task_alone_adds_to_both_states_leaves_the_difference(seed, size):
+    (primary, full, flags), probe = SMALL, SMALL_PROBE
+    extra = size * torch.randn(primary.shape, generator=torch.Generator().manual_seed(seed))
+    moved = Context.of(two_prompts(primary + extra, full + extra, flags))
+    here = Context.of(two_prompts(primary, full, flags))
+    torch.testing.assert_close(probe.delta(moved), probe.delta(here), atol=2e-5 * (1 + size), rtol=0)
+    torch.testing.assert_close(probe.scores(moved), probe.scores(here), atol=1e-3 * (1 + size), rtol=1e-3)
+
+
+def test_swapping_the_two_prompts_flips_the_sign():
+    primary, full, flags = SMALL
+    probe = fitted()
+    here, swapped = (Context.of(two_prompts(a, b, flags)) for a, b in ((primary, full), (full, primary)))
+    assert torch.equal(probe.delta(swapped), -probe.delta(here))
+    offset = probe.intercept_.float()
+    torch.testing.assert_close(probe.scores(swapped) - offset, offset - probe.scores(here), atol=1e-4, rtol=1e-4)
+
+
+def test_bfloat16_states_are_subtracted_in_float32():
+    primary, full, flags = (x.bfloat16() if isinstance(x, torch.Tensor) else x for x in drifting(40, 16, offset=100.0))
+    delta = TaskTracker(0).delta(Context.of(two_prompts(primary, full, flags)))
+    assert delta.dtype == torch.float32
+    assert torch.equal(delta, full.float() - primary.float())
+    assert not torch.equal(delta, (full - primary).float())
+
+
+def test_scores_are_the_log_odds_of_the_stored_weights_and_their_mean_ranks():
+    probe, context = fitted(), Context.of(two_prompts(*SMALL))
+    by_hand = (probe.delta(context).double() * probe.coef_).sum(-1) + probe.intercept_
+    torch.testing.assert_close(probe.scores(context), by_hand.float())
+    torch.testing.assert_close(probe.score(context), by_hand.float().mean(1))
+    torch.testing.assert_close(probe.probabilities(context), by_hand.float().sigmoid())
+    assert probe.coef_.shape == (2, 16) and probe.intercept_.shape == (2,)
+    sure = TaskTracker(0)
+    sure.coef_, sure.intercept_ = torch.full((1, 16), 50.0).double(), torch.zeros(1).double()
+    certain = sure.score(
+        Context.of(
+            two_prompts(torch.zeros(3, 1, 16), torch.tensor([1.0, 2, 3])[:, None, None].expand(3, 1, 16), [1, 1, 1])
+        )
+    )
+    assert certain.tolist() == sorted(set(certain.tolist()))  # probabilities of 1 would tie
+
+
+@pytest.mark.parametrize("C", [0.01, 1.0])
+def test_without_standardising_it_is_the_published_objective_run_to_convergence(C):
+    primary, full, flags = drifting(200, 16)
+    x = (full - primary)[:, 0].double().numpy()
+    theirs = LogisticRegression(C=C, tol=1e-10, max_iter=5000).fit(x, flags)
+    probe = fitted(data=(primary, full, flags), standardise=False, C=C)
+    np.testing.assert_allclose(probe.coef_[0].numpy(), theirs.coef_[0], atol=2e-3)
+    np.testing.assert_allclose(float(probe.intercept_[0]), theirs.intercept_[0], atol=2e-3)
+
+
+@given(st.integers(0, 1000), st.floats(0.01, 100.0))
+@settings(max_examples=15)
+def test_standardised_fits_do_not_depend_on_the_units_and_are_stored_in_raw_ones(seed, unit):
+    x = np.random.default_rng(seed).normal(size=(60, 5))
+    truth = (x[:, 0] + 0.5 * x[:, 1] > 0).astype(np.int64)
+    (w, b), (v, c) = fit_logistic(x, truth, 1.0, True, 1000), fit_logistic(unit * x + 7, truth, 1.0, True, 1000)
+    np.testing.assert_allclose((unit * x + 7) @ v + c, x @ w + b, atol=1e-2)
+
+
+def test_a_fit_that_stops_early_is_told(caplog):
+    with caplog.at_level(logging.WARNING):
+        fitted(max_iter=1)
+    assert "did not converge in 1 iterations" in caplog.text
+
+
+def test_the_order_of_the_rows_and_unnamed_labels_do_not_matter():
+    acts = two_prompts(*SMALL)
+    probe, other = TaskTracker([0, 1]).fit(acts), TaskTracker([0, 1]).fit(shuffled(acts))
+    assert torch.equal(probe.coef_, other.coef_)
+    named = TaskTracker([0, 1], negative=("clean",)).fit(acts)
+    assert torch.equal(probe.coef_, named.coef_)
+
+
+def test_thresholds_hold_on_the_clean_set():
+    probe, acts = fitted(), two_prompts(*SMALL)
+    clean, everything = acts.select(behaviour="clean"), Context.of(acts)
+    for fpr in (0.0, 0.05, 0.1, 0.5):
+        probe.calibrate(clean, fpr=fpr)
+        assert probe.detects(Context.of(clean)).float().mean() <= fpr
+        assert torch.equal(probe.detects(everything), probe.score(everything) > probe.threshold_)
+    with pytest.raises(DataError, match="30 clean inputs"):
+        probe.calibrate(clean, fpr=0.01)
+
+
+def test_it_reads_both_prompts_at_every_layer_and_the_baseline_one():
+    assert TaskTracker([1, 4], task="ask", position=-2).reads == tuple(
+        Read(Site(layer), -2, capture) for layer in (1, 4) for capture in ("prompt", "ask")
+    )
+    assert TaskTracker(3, features="full").reads == (Read(Site(3)),)
+    assert [TaskTracker(0, features=f).name for f in ("delta", "norm", "full")] == [
+        "tasktracker", "tasktracker-norm", "tasktracker-full",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("features", ["delta", "norm", "full"])
+def test_it_is_saved_and_loaded_bit_for_bit(features, tmp_path):
+    acts = two_prompts(*SMALL, model="tiny", layers=(3, 5))
+    probe = TaskTracker((3, 5), features=features, position="last").fit(acts).calibrate(acts, fpr=0.1)
+    loaded = load_detector(save(probe, tmp_path / "probe"))
+    assert type(loaded) is TaskTracker and loaded.features == features and loaded.threshold_ == probe.threshold_
+    assert torch.equal(loaded.scores(Context.of(acts)), probe.scores(Context.of(acts)))
+    with pytest.raises(MismatchError, match=r"hidden_size 16.*8"):
+        load_detector(tmp_path / "probe", SimpleNamespace(id="tiny", hidden_size=8, n_layers=12))
+    with pytest.raises(MismatchError, match=r"layers \[5\].*4 layers"):
+        load_detector(tmp_path / "probe", SimpleNamespace(id="tiny", hidden_size=16, n_layers=4))
+
+
+def test_an_unfitted_probe_says_so(tmp_path):
+    with pytest.raises(ActivationError, match="not fitted"):
+        TaskTracker(0).score(Context.of(two_prompts(*SMALL)))
+    with pytest.raises(ActivationError, match="not fitted"):
+        save(TaskTracker(0), tmp_path / "probe")
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "message"),
+    [
+        (lambda: TaskTracker([]), DataError, "at least one layer"),
+        (lambda: TaskTracker([1, Site(1)]), DataError, "each once"),
+        (lambda: TaskTracker(0, features="sum"), DataError, "'sum'.*delta, norm, full"),
+        (lambda: TaskTracker(0, positive=("poisoned",)).fit(ACTS), DataError, "0 inputs have behaviour in"),
+        (lambda: TaskTracker(0, negative=("injected",)).fit(ACTS), DataError, "30 inputs are both"),
+        (lambda: TaskTracker(0, positive=("injected", "clean")).fit(ACTS), DataError, "0 inputs have another"),
+        (lambda: TaskTracker(0, label="kind").fit(ACTS), ActivationError, "no label 'kind'"),
+        (lambda: TaskTracker(7).fit(ACTS), ActivationError, "site 7 was not captured"),
+        (lambda: TaskTracker(0, task="ask").fit(ACTS), ActivationError, "'ask' was not captured.*captures="),
+        (lambda: fitted(data=(SMALL[0], SMALL[0], SMALL[2])), DataError, "same state"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused(made, error, message):
+    with pytest.raises(error, match=message):
+        made()
+
+
+def test_an_input_whose_task_was_not_captured_and_other_widths_are_refused():
+    acts = two_prompts(*SMALL)
+    lone = acts.rows(~((acts.index["sample"] == "s0004") & (acts.index["side"] == "task")))
+    with pytest.raises(ActivationError, match="s0004"):
+        TaskTracker(0).fit(lone)
+    with pytest.raises(MismatchError, match="width 8, the probes 16"):
+        fitted().score(Context.of(two_prompts(*drifting(6, 8, 2))))
+
+
+# published probes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A file with probes of the layers 0, 2 and 3, for a model of four blocks and width 16."""
+    generator = torch.Generator().manual_seed(3)
+    tensors = {f"layer{n}.coef": torch.randn(16, generator=generator) for n in (0, 2, 3)}
+    save_file(
+        tensors | {f"layer{n}.intercept": torch.tensor([n / 10]) for n in (0, 2, 3)}, tmp_path / "probes.safetensors"
+    )
+    return tmp_path / "probes.safetensors"
+
+
+def test_numbers_of_a_file_are_block_outputs_and_the_normed_last_one_is_left_out(published, caplog):
+    with caplog.at_level(logging.WARNING):
+        probe = TaskTracker.from_reference(published, 4)
+    assert probe.sites == (Site(0), Site(2)) and "layer 3" in caplog.text and "final_norm" in caplog.text
+    primary, full, flags = drifting(6, 16, 4)
+    expected = (full - primary)[:, 2] @ load_file(published)["layer2.coef"] + 0.2
+    context = Context.of(two_prompts(primary, full, flags))
+    torch.testing.assert_close(probe.scores(context)[:, 1], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_counted_as_hidden_states_the_same_numbers_are_one_block_lower(published):
+    probe = TaskTracker.from_reference(published, 4, convention="hidden_states")
+    assert probe.sites == (Site(0, "block_in"), Site(1), Site(2))
+    assert [site_of(4, 4, "hidden_states"), site_of(3, 4, "block")] == [Site(3), Site(3)]
+
+
+def test_the_last_probe_sees_normed_states_where_the_norm_is_given(published):
+    weight, (primary, full, flags) = torch.linspace(0.5, 2, 16), drifting(6, 16, 4)
+    probe = TaskTracker.from_reference(published, 4, final_norm=(weight, 1e-5))
+    assert probe.sites == (Site(0), Site(2), Site(3))
+
+    def norm(x):
+        return torch.nn.functional.rms_norm(x, (16,), weight, 1e-5)
+
+    context = Context.of(two_prompts(primary, full, flags))
+    torch.testing.assert_close(probe.delta(context)[:, 2], norm(full[:, 3]) - norm(primary[:, 3]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(probe.delta(context)[:, 1], full[:, 2] - primary[:, 2])
+    expected = probe.delta(context)[:, 2] @ load_file(published)["layer3.coef"] + 0.3
+    torch.testing.assert_close(probe.scores(context)[:, 2], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_published_probe_is_saved_with_its_norm(published, tmp_path):
+    probe = TaskTracker.from_reference(published, 4, final_norm=(torch.linspace(0.5, 2, 16), 1e-5))
+    context = Context.of(two_prompts(*drifting(6, 16, 4)))
+    loaded = load_detector(save(probe, tmp_path / "probe"), SimpleNamespace(id="any", hidden_size=16, n_layers=4))
+    assert torch.equal(loaded.scores(context), probe.scores(context))
+    with pytest.raises(MismatchError, match=r"n_layers 4.*6"):
+        load_detector(tmp_path / "probe", SimpleNamespace(id="any", hidden_size=16, n_layers=6))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"n_layers": 3}, MismatchError, r"layer 3 .*3 blocks has 0 to 2.*hidden_states"),
+        ({"n_layers": 2, "convention": "hidden_states"}, MismatchError, r"layer 3 .*2 blocks has 0 to 2"),
+        ({"n_layers": 4, "layers": [3]}, MismatchError, "layer 3 was fitted on states after the final norm"),
+        ({"n_layers": 3, "convention": "hidden_states", "layers": [3]}, MismatchError, "after the final norm"),
+        ({"n_layers": 4, "layers": [1]}, MismatchError, r"no probes of layers \[1\]; it has \[0, 2, 3\]"),
+        ({"n_layers": 4, "convention": "index"}, DataError, "'index'"),
+        ({"n_layers": 4, "final_norm": (torch.ones(8), 1e-5)}, MismatchError, r"shape \(8,\).*width 16"),
+    ],
+)
+def test_probes_of_another_layer_convention_are_refused(published, options, error, message):
+    with pytest.raises(error, match=message):
+        TaskTracker.from_reference(published, **options)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"weight": torch.ones(4)}, "holds .'weight'.*expected layer<n>.coef"),
+        ({"layer1.coef": torch.ones(4)}, "lacks .'layer1.intercept'"),
+        ({"layer1.coef": torch.ones(2, 4), "layer1.intercept": torch.ones(1)}, "unlike shapes"),
+    ],
+)
+def test_files_of_other_things_are_refused(tensors, message, tmp_path):
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(MismatchError, match=message):
+        read_probes(tmp_path / "x.safetensors")
+
+
+def test_pickles_are_not_opened(tmp_path):
+    (tmp_path / "model.pickle").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(LoadError, match="not opened"):
+        read_probes(tmp_path / "model.pickle")
+    with pytest.raises(LoadError, match="missing"):
+        read_probes(tmp_path / "missing.safetensors")
+
+
+@pytest.mark.data
+def test_the_published_phi3_probes_load_and_answer(tensors):
+    path = tensors / "tasktracker_phi3_linear_probes.safetensors"
+    probe = TaskTracker.from_reference(path, 32)
+    assert probe.sites == tuple(map(Site, (0, 7, 15, 23))) and probe.coef_.shape == (4, 3072)
+    primary, full, flags = drifting(4, 3072, 24)
+    context = Context.of(two_prompts(primary, full, flags))
+    expected = (full - primary)[:, 15] @ load_file(path)["layer15.coef"] + load_file(path)["layer15.intercept"]
+    torch.testing.assert_close(probe.scores(context)[:, 2], expected, atol=1e-3, rtol=1e-4)
+    assert TaskTracker.from_reference(path, 32, final_norm=(torch.ones(3072), 1e-5)).sites[-1] == Site(31)
+    with pytest.raises(MismatchError, match="28 blocks"):
+        TaskTracker.from_reference(path, 28)

@@ -1,0 +1,266 @@
+"""The triplet probe: the net's arithmetic, what is mined, what it costs, and that training finds a drift."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from drifting import drifting, two_prompts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_acts import shuffled
+
+from steerlab._support.errors import ActivationError, DataError, MismatchError
+from steerlab.methods.artefact import load_detector, save
+from steerlab.methods.base import Context, Read
+from steerlab.methods.triplet import TripletProbe
+from steerlab.methods.triplet_mining import TripletRows, drift, mine, triplet_losses
+from steerlab.methods.triplet_net import (
+    SMALL_SHAPE,
+    TripletNet,
+    TripletShape,
+    least_width,
+    seeded_triplet_net,
+    triplet_net_from_state,
+)
+from steerlab.methods.triplet_train import SMALL_RECIPE, TripletRecipe
+from steerlab.metrics.detection import detection_auc
+from steerlab.models.sites import Site
+
+SHAPE = TripletShape(channels=(4, 8), kernels=(3, 3), pools=(2, 2), embedding=32, dropout=0.1)
+RECIPE = TripletRecipe(epochs=6, batch_size=100, learning_rate=3e-3, check_every=5)
+DATA = drifting(200, 24, 2, offset=2.0, strength=6.0, tasks=5, seed=1)
+
+
+def probe(**options):
+    return TripletProbe(range(2), **{"shape": SHAPE, "recipe": RECIPE, "progress": False} | options)
+
+
+def unit(n, seed, size=8):
+    return torch.nn.functional.normalize(torch.randn(n, size, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+# the net -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("hidden", "features"), [(4096, 275), (3072, 175), (8192, 350)])
+def test_published_widths_give_the_published_features(hidden, features):
+    shape = TripletShape()
+    assert shape.sized(hidden)[0] == (70, 50, 30, 20, 5)
+    assert shape.features(hidden) == features
+    net = TripletNet(2, hidden, shape).eval()
+    assert net.linear.in_features == 2 * features
+    with torch.no_grad():
+        points = net(torch.randn(2, 2, hidden))
+    assert points.shape == (2, 1024)
+    torch.testing.assert_close(points.norm(dim=-1), torch.ones(2))
+
+
+@given(st.integers(32, 9000))
+def test_from_width_32_on_something_fits_and_the_arithmetic_is_the_nets(hidden):
+    shape = TripletShape(embedding=4)
+    kernels, pools = shape.sized(hidden)
+    assert hidden >= least_width(kernels, pools)
+    assert (kernels == (70, 50, 30, 20, 5)) == (hidden >= 1557)
+    assert shape.features(hidden) >= 25
+    if hidden < 600:
+        net = TripletNet(1, hidden, shape).eval()
+        assert net.convolutions(torch.zeros(1, 1, hidden)).numel() == shape.features(hidden)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=4))
+def test_the_least_width_is_the_least(sizes):
+    kernels, pools = zip(*sizes, strict=True)
+    shape = TripletShape(channels=(1,) * len(sizes), kernels=kernels, pools=pools)
+    least = least_width(kernels, pools)
+    assert shape.features(least) == 1
+    with pytest.raises(DataError, match=f"at least {least} "):
+        shape.features(least - 1)
+
+
+def test_layers_share_nothing():
+    net = seeded_triplet_net(3, 64, TripletShape(embedding=16), seed=0).eval()
+    states = torch.randn(2, 3, 64)
+    features = net.convolutions(states).flatten(1).reshape(2, 3, -1)
+    moved = states.clone()
+    moved[:, 1] += 1
+    changed = net.convolutions(moved).flatten(1).reshape(2, 3, -1) != features
+    assert changed[:, 1].any() and not changed[:, [0, 2]].any()
+    same = states[:, :1].expand(-1, 3, -1)
+    apart = net.convolutions(same).flatten(1).reshape(2, 3, -1)
+    assert not torch.equal(apart[:, 0], apart[:, 1])  # equal states, other weights
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": ()}, "one number"),
+        ({"kernels": (3, 3)}, "one number"),
+        ({"pools": (2, 2, 2, 2, 0)}, "at least 1"),
+        ({"embedding": 0}, "at least 1"),
+        ({"channels": (3, 4)}, "give kernels of your own"),
+    ],
+)
+def test_shapes_that_do_not_fit_together_are_refused(options, message):
+    with pytest.raises(DataError, match=message):
+        TripletShape(**options)
+
+
+def test_a_model_that_is_too_narrow_is_refused_with_the_width_needed():
+    with pytest.raises(DataError, match=r"width 16.*at least 32 .*published ones 1557"):
+        TripletShape().sized(16)
+    with pytest.raises(DataError, match=r"width 576.*at least 1557"):
+        TripletShape(kernels=(70, 50, 30, 20, 5), pools=(3,) * 5).sized(576)
+
+
+# mining and loss -----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0, 2), min_size=1, max_size=20), st.floats(0.05, 1.0), st.integers(0, 100))
+def test_the_loss_is_zero_where_the_negative_is_farther_by_the_margin(near, margin, seed):
+    p = torch.tensor(near)
+    extra = torch.rand(len(near), generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(triplet_losses(p, p + margin + extra + 1e-6, margin), torch.zeros(len(near)))
+    torch.testing.assert_close(triplet_losses(p, p, margin), torch.full((len(near),), margin))
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 1000), st.booleans())
+def test_mining_is_the_double_loop(n, m, seed, hard):
+    anchors, positives, negatives = unit(n, seed), unit(n, seed + 1), unit(m, seed + 2)
+    expected = []
+    for i in range(n):
+        for j in range(m):
+            loss = float((anchors[i] - positives[i]).norm() - (anchors[i] - negatives[j]).norm() + 0.3)
+            if 1e-6 < loss < 0.3 - 1e-6 or (hard and loss > 0.3 + 1e-6):
+                expected.append([i, j])
+    assert mine(anchors, positives, negatives, 0.3, hard=hard).tolist() == expected
+
+
+def test_semi_hard_is_strict_on_both_sides():
+    def at(*distances):
+        return torch.tensor([[float(d)] for d in distances])
+
+    # the positive is at distance 1, so that with margin .5 negatives cost 1.5 less their distance
+    negatives = at(0.75, 1.0, 1.25, 1.5, 1.75)  # losses .75, .5, .25, 0, 0
+    assert mine(at(0), at(1), negatives, 0.5).tolist() == [[0, 2]]
+    assert mine(at(0), at(1), negatives, 0.5, hard=True).tolist() == [[0, 0], [0, 2]]
+
+
+# the detector --------------------------------------------------------------------------------------------------------
+
+
+def test_training_finds_a_drift_on_unseen_inputs_and_unseen_tasks():
+    primary, full, flags = drifting(200, 24, 2, offset=2.0, strength=6.0, tasks=5, seed=2)
+    context, truth = Context.of(two_prompts(primary, full, flags)), torch.tensor(flags)
+    recipe = TripletRecipe(epochs=15, batch_size=100, learning_rate=3e-3, hard_after=0)
+    fitted = probe(recipe=recipe, seed=1).fit(two_prompts(*DATA))
+    history, scores = fitted.history_, fitted.score(context)
+    assert list(history) == ["step", "loss", "triplets", "val_auc", "lr"]
+    assert history["val_auc"].max() > 0.9
+    untrained = seeded_triplet_net(2, 24, SHAPE, seed=1).eval()
+    before = drift(untrained, TripletRows(primary, full, truth))
+    assert detection_auc(scores[truth], scores[~truth]) > max(0.85, detection_auc(before[truth], before[~truth]) + 0.05)
+    assert scores.min() >= 0 and scores.max() <= 2
+
+
+def test_the_small_recipe_and_shape_learn_from_a_few_hundred_inputs():
+    acts = two_prompts(*drifting(300, 64, 1, offset=2.0, strength=6.0, tasks=5))
+    small = TripletProbe([0], recipe=SMALL_RECIPE, shape=SMALL_SHAPE, progress=False).fit(acts)
+    assert small.history_["val_auc"].max() > 0.9
+
+
+def test_the_score_is_the_distance_of_the_two_points_on_the_unit_sphere():
+    fitted, acts = probe(recipe=TripletRecipe(epochs=1)).fit(two_prompts(*DATA)), two_prompts(*DATA)
+    primary, full = fitted.embed(DATA[0]), fitted.embed(DATA[1])
+    torch.testing.assert_close(primary.norm(dim=-1), torch.ones(200))
+    torch.testing.assert_close(fitted.score(Context.of(acts)), (full - primary).norm(dim=-1))
+    same = two_prompts(DATA[0], DATA[0], DATA[2])
+    assert torch.equal(fitted.score(Context.of(same)), torch.zeros(200))
+    swapped = two_prompts(DATA[1], DATA[0], DATA[2])
+    assert torch.equal(fitted.score(Context.of(swapped)), fitted.score(Context.of(acts)))
+    assert fitted.reads == tuple(Read(Site(k), "last", capture) for k in (0, 1) for capture in ("prompt", "task"))
+
+
+def test_equal_seeds_give_equal_nets_and_the_global_generator_is_left_alone():
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    acts, recipe = two_prompts(*DATA), TripletRecipe(epochs=2, batch_size=64)
+    first, again, other = (
+        probe(recipe=recipe, seed=seed).fit(a) for seed, a in ((1, acts), (1, shuffled(acts)), (2, acts))
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first.net_.parameters(), again.net_.parameters(), strict=True))
+    assert not torch.equal(first.net_.linear.weight, other.net_.linear.weight)
+
+
+def test_validation_inputs_choose_the_weights_and_are_not_trained_on():
+    splits = ["validation" if i < 40 else "train" for i in range(200)]
+    fitted = probe().fit(two_prompts(*DATA, splits=splits))
+    held = Context.of(two_prompts(*DATA, splits=splits).select(split="validation"))
+    scores, truth = fitted.score(held), torch.tensor(DATA[2][:40])
+    assert detection_auc(scores[truth], scores[~truth]) == pytest.approx(fitted.history_["val_auc"].max(), abs=1e-9)
+    without = probe(validation=0.0).fit(two_prompts(*DATA)).history_
+    assert without["val_auc"].isna().all()
+
+
+def test_hard_negatives_are_used_after_so_many_steps_only():
+    late = probe(recipe=TripletRecipe(epochs=1, batch_size=200, step_size=10**6)).fit(two_prompts(*DATA))
+    soon = probe(recipe=TripletRecipe(epochs=1, batch_size=200, step_size=10**6, hard_after=0)).fit(two_prompts(*DATA))
+    assert soon.history_["triplets"].sum() > late.history_["triplets"].sum() > 0
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+def test_it_is_saved_and_loaded_bit_for_bit(standardise, tmp_path):
+    acts = two_prompts(*DATA, layers=(3, 5))
+    fitted = probe(standardise=standardise, recipe=TripletRecipe(epochs=1))
+    fitted.layers, fitted.sites = (3, 5), (Site(3), Site(5))
+    fitted.fit(acts).calibrate(acts.select(behaviour="clean"), fpr=0.1)
+    loaded = load_detector(save(fitted, tmp_path / "probe"))
+    assert type(loaded) is TripletProbe and loaded.threshold_ == fitted.threshold_ and loaded.shape == SHAPE
+    assert torch.equal(loaded.score(Context.of(acts)), fitted.score(Context.of(acts)))
+    assert bool(fitted.net_.offset.any()) == standardise
+
+
+def test_thresholds_hold_on_the_clean_set():
+    acts = two_prompts(*DATA)
+    fitted = probe(recipe=TripletRecipe(epochs=1)).fit(acts)
+    clean = acts.select(behaviour="clean")
+    assert fitted.calibrate(clean, fpr=0.05).detects(Context.of(clean)).float().mean() <= 0.05
+
+
+def test_coordinates_that_never_change_are_left_out_of_a_standardised_net():
+    primary, full, flags = (x.clone() if isinstance(x, torch.Tensor) else x for x in DATA)
+    primary[..., 3] = full[..., 3] = 5.0
+    fitted = probe(recipe=TripletRecipe(epochs=1)).fit(two_prompts(primary, full, flags))
+    assert torch.isfinite(fitted.score(Context.of(two_prompts(primary, full, flags)))).all()
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "message"),
+    [
+        (lambda: probe(validation=1.0), DataError, "validation=1.0"),
+        (lambda: TripletRecipe(epochs=0), DataError, "above 0"),
+        (lambda: probe(positive=("poisoned",)).fit(two_prompts(*DATA)), DataError, "0 inputs have behaviour in"),
+        (lambda: probe(task="ask").fit(two_prompts(*DATA)), ActivationError, "'ask' was not captured"),
+        (lambda: probe(shape=TripletShape()).fit(two_prompts(*DATA)), DataError, "width 24"),
+        (lambda: probe().score(Context.of(two_prompts(*DATA))), ActivationError, "not fitted"),
+        (
+            lambda: probe().fit(two_prompts(*DATA, splits=["validation" if f else "train" for f in DATA[2]])),
+            DataError,
+            "those to train are of one class",
+        ),
+    ],
+)
+def test_bad_input_is_refused(made, error, message):
+    with pytest.raises(error, match=message):
+        made()
+
+
+def test_an_unfitted_probe_is_not_saved_and_another_width_is_refused(tmp_path):
+    with pytest.raises(ActivationError, match="not fitted"):
+        save(probe(), tmp_path / "probe")
+    fitted = probe(recipe=TripletRecipe(epochs=1)).fit(two_prompts(*DATA))
+    with pytest.raises(MismatchError, match=r"\(2, 16\).*the net takes \(2, 24\)"):
+        fitted.embed(torch.zeros(1, 2, 16))
+    with pytest.raises(MismatchError, match="the weights have shapes"):
+        triplet_net_from_state(fitted.net_.state_dict(), TripletShape((4, 9), (3, 3), (2, 2), 32))
