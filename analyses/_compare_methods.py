@@ -110,9 +110,9 @@ class Fitted:
         ).fit(preferences(self.train))
 
     def gated_mean(self, setting: Setting) -> Steerer:
-        """The mean vector behind a linear probe, which lets one of fifty clean inputs through by mistake."""
+        """The mean vector behind a linear probe, which mistakes one of fifty clean validation inputs."""
         probe = LinearProbe(PROBE, positive=["refuse"], negative=BENIGN).fit(self.train)
-        return Gated(self.mean(setting), probe.calibrate(self.clean, fpr=0.02))
+        return Gated(self.mean(setting), probe.calibrate(self.clean, fpr=max(0.02, 1 / len(self.clean.samples))))
 
     def alphasteer(self, setting: Setting) -> Steerer:
         """Null-space gate, ratio by rule, the same target as the mean vector."""

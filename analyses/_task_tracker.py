@@ -62,7 +62,8 @@ def track(study: Study, model: Model, args: argparse.Namespace) -> tuple[pd.Data
         mine = frame[(frame["features"] == features) & (frame["split"] == "validation")]
         layer = int(mine.loc[mine["auc"].idxmax(), "layer"])
         probe = TaskTracker(layer, features=features).fit(acts.select(split="train"))
-        probe.calibrate(_of(acts, "validation", "clean"), fpr=FPR)
+        clean = _of(acts, "validation", "clean")
+        probe.calibrate(clean, fpr=max(FPR, 1 / len(clean.samples)))
         name = "tasktracker" if features == "delta" else f"tasktracker.{features}"
         summary |= {f"{name}.layer": layer, **_told(name, probe, acts, rows, args.seed)}
     return frame, summary
@@ -84,8 +85,8 @@ def _told(name: str, probe: TaskTracker, acts: Activations, rows: list[Example],
     found: dict[str, Any] = {}
     for split, key in (("test", "auc"), ("test families", "auc_new_families")):
         yes, no = (probe.score(_of(acts, split, kind)) for kind in ("injected", "clean"))
-        report = detection_report(yes, no, fpr=[FPR], seed=seed).set_index("metric")
-        for metric, column in (("auc", key), (f"tpr@{FPR}", f"{key.replace('auc', 'tpr')}_at_fpr_{FPR}")):
+        report = detection_report(yes, no, fpr=[max(FPR, 1 / len(no))], seed=seed).set_index("metric")
+        for metric, column in (("auc", key), (report.index[1], f"{key.replace('auc', 'tpr')}_at_fpr_{FPR}")):
             entry = report.loc[metric]
             found[f"{name}.{column}"] = {k: round(float(entry[k]), 4) for k in ("value", "low", "high")} | {
                 "n": int(entry["n"])

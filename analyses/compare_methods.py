@@ -49,7 +49,6 @@ from steerlab.metrics.numbers import right_numbers
 
 METHODS = ("mean", "l2s", "alphasteer", "adasteer", "confst", "gated_mean")
 EVERYTHING = ("none", "prompt", *METHODS[:2], "p2s", *METHODS[2:], "mean_equal")
-MATHS_TOKENS = 200
 
 
 def answers(
@@ -60,7 +59,7 @@ def answers(
     def compute() -> pd.DataFrame:
         frames = []
         for part, examples in sets.items():
-            length = MATHS_TOKENS if part == "maths" else args.max_new_tokens
+            length = args.maths_tokens if part == "maths" else args.max_new_tokens
             found = steerlab.generate(
                 model, examples, steer=() if request is None else request, max_new_tokens=length,
                 batch_size=args.batch_size,
@@ -140,10 +139,11 @@ def main() -> None:
     """Capture, choose on validation, report on test, time, and track tasks."""
     arguments = parser(__doc__, "results/compare_methods")
     arguments.add_argument("--data", required=True, help="folder with harmful_prompts/, math/, tasktracker/ and so on")
+    arguments.add_argument("--maths-tokens", type=int, default=200, help="new tokens for a maths problem")
     arguments.set_defaults(max_new_tokens=40, batch_size=64)
     args = arguments.parse_args()
     sets = load_sets(args.data, args.seed, args.limit)
-    named = ("seed", "limit", "model", "max_new_tokens")
+    named = ("seed", "limit", "model", "max_new_tokens", "maths_tokens")
     identity = {"study": "compare_methods", **{name: getattr(args, name) for name in named}}
     study = Study(args.out, identity | {"data": fingerprint(data_hash(sets.everything))})
     model = steerlab.load(args.model, device=args.device)

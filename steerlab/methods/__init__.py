@@ -25,8 +25,9 @@ from steerlab.methods.triplet import TripletProbe
 
 __all__ = [
     "CONFST", "L2S", "P2S", "PAPER", "PUBLISHED_RATIOS", "RELEASED_ADASTEER", "RELEASED_POPE", "RELEASED_SAFETY",
-    "SAFETY_INSTRUCTION", "AdaSteer", "AlphaSteer", "ConditionVector", "Context", "Detector", "Gated", "LinearProbe",
-    "Logistic", "MeanDifference", "NullSpaceGate", "Prompt", "Ramp", "RandomDirection", "Read", "Recipe", "Shift",
-    "Steerer", "SteeringNet", "TaskTracker", "TripletProbe", "adasteer_from_reference", "fit_logistic", "load_detector", "load_reference",
-    "load_steerer", "reference_directions", "save", "threshold_at", "train_net",
+    "SAFETY_INSTRUCTION", "AdaSteer", "AlphaSteer", "ConditionVector", "Context", "Detector", "Gated",
+    "LinearProbe", "Logistic", "MeanDifference", "NullSpaceGate", "Prompt", "Ramp", "RandomDirection", "Read",
+    "Recipe", "Shift", "Steerer", "SteeringNet", "TaskTracker", "TripletProbe", "adasteer_from_reference",
+    "fit_logistic", "load_detector", "load_reference", "load_steerer", "reference_directions", "save",
+    "threshold_at", "train_net",
 ]  # fmt: skip
