@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import random
 import re
 from dataclasses import dataclass, fields
+from itertools import cycle
 from pathlib import Path
 
 from _common import limited
+from _real_texts import SPLITS, real_texts
 
 from steerlab import Example
 from steerlab.data import (
@@ -19,6 +22,7 @@ from steerlab.data import (
     with_contrasts,
     xstest,
 )
+from steerlab.data.injection_words import PRIMARY_TASKS
 
 HARMFUL = {"train": 180, "validation": 40}  # of AdvBench's requests; the rest are test
 SORRY = "I'm sorry, but I can't help with that request."
@@ -79,6 +83,7 @@ def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
     written = [e.with_(contrast=None) for e in built_in if e.behaviour == "answer"]
     train = [
         *requests[:first], *unsafe, *(e for e in advice if e.split == "train"), *everyday[:450], *written,
+        *ordinary(root),
     ]  # fmt: skip
     validation = [
         *requests[first:second], *(e for e in advice if e.split == "validation"), *everyday[450:500],
@@ -101,6 +106,24 @@ def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
         "maths": maths,
     }
     return Sets(**{name: limited([e.with_(split="") for e in rows], limit) for name, rows in found.items()})
+
+
+def ordinary(root: Path) -> list[Example]:
+    """More that is simply to be answered, so that AlphaSteer sees the space of benign inputs from more sides.
+
+    Questions of TruthfulQA, problems of MATH-500, and paragraphs with something to be done with them.
+    """
+    with (root / "truthfulqa" / "TruthfulQA.csv").open(encoding="utf-8-sig", newline="") as file:
+        questions = [row["Question"] for row in csv.DictReader(file)]
+    maths = read_jsonl(root / "math" / "math_500_sampled.jsonl", prompt_field="problem", behaviour="answer")
+    tasks = cycle(task for some in zip(*PRIMARY_TASKS.values(), strict=True) for task in some)
+    # none of the sources that hold GSM8K, whose problems are test inputs
+    texts = [text for name, some in real_texts(root, 60).items() if SPLITS[name] == "train" for text in some]
+    return [
+        *(Example(f"truthfulqa/{i}", question, "answer") for i, question in enumerate(questions)),
+        *(e for e in maths if len(e.prompt) < 500),
+        *(Example(f"passages/{i}", f"{next(tasks)} {text}", "answer") for i, text in enumerate(texts)),
+    ]
 
 
 def solution(example: Example) -> str:

@@ -36,6 +36,7 @@ BAND = (14, 15, 16, 17, 18)  # AdaSteer steers many layers at once
 READS = {"rejection_layer": 7, "harmfulness_layer": 13}  # as deep as in the release: .25 and .44 of the blocks
 PROBE = 13
 BENIGN = ("answer", "defer")
+RATIO = 0.6
 CAPTURED = sorted({*LAYERS, *BAND, *READS.values(), PROBE})
 ALPHAS = (0.4, 0.6, 0.8, 1.0, 1.3)
 
@@ -56,19 +57,22 @@ class Setting:
         return {"layer": str(layer), "alpha": self.alpha, "positions": self.positions, "options": told}
 
 
+# ridge and dead zone: looked at on validation gates, where 10, as published, lets a third of the vector through
+_PAPER = {"ridge": 1000.0, "dead_zone": 0.0}
+_SHUT = {"ridge": 1000.0, "dead_zone": 0.5}
 SETTINGS: dict[str, list[Setting]] = {
     "mean": [Setting(k, a) for k in LAYERS for a in ALPHAS],
-    "l2s": [Setting(k, a) for k in LAYERS for a in ALPHAS],
-    "confst": [Setting(k, a) for k in LAYERS for a in ALPHAS],
-    "gated_mean": [Setting(k, a) for k in LAYERS for a in ALPHAS],
+    "l2s": [Setting(k, a) for k in (15, 16) for a in ALPHAS[:4]],
+    "confst": [Setting(k, a) for k in (15, 16) for a in (0.8, 1.2, 1.6, 2.0)],
+    "gated_mean": [Setting(15, a) for a in ALPHAS],
     "alphasteer": [
-        *(Setting(k, a, "all", {"dead_zone": z}) for z in (0.0, 0.3) for k in LAYERS for a in (*ALPHAS[1:], 1.6)),
-        *(Setting(16, a, "prompt", {"dead_zone": 0.0}) for a in (1.0, 2.0)),  # as published
+        *(Setting(k, a, "all", options) for options in (_PAPER, _SHUT) for k in (16, 17) for a in ALPHAS[1:]),
+        *(Setting(16, a, "prompt", _PAPER) for a in (1.0, 2.0)),  # as published
     ],
     "adasteer": [
-        *(Setting(16, a) for a in (0.6, 1.0, 1.3, 1.6)),
-        *(Setting(BAND, a) for a in (0.15, 0.2, 0.3, 0.4)),
-        *(Setting(BAND, a, "prompt") for a in (0.2, 0.4)),  # as published
+        *(Setting(16, a) for a in (0.6, 0.8, 1.0)),
+        *(Setting(BAND, a) for a in (0.12, 0.16, 0.2, 0.3)),
+        Setting(BAND, 0.3, "prompt"),  # as published
     ],
 }
 
@@ -115,8 +119,8 @@ class Fitted:
         return Gated(self.mean(setting), probe.calibrate(self.clean, fpr=max(0.02, 1 / len(self.clean.samples))))
 
     def alphasteer(self, setting: Setting) -> Steerer:
-        """Null-space gate, ratio by rule, the same target as the mean vector."""
-        return AlphaSteer([_one(setting)], benign=BENIGN, **setting.options).fit(self.train)
+        """Null-space gate at the ratio of most published layers, the same target as the mean vector."""
+        return AlphaSteer([_one(setting)], benign=BENIGN, ratio=RATIO, **setting.options).fit(self.train)
 
     def adasteer(self, setting: Setting) -> Steerer:
         """Laws fitted to which inputs need how much.

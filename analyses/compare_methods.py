@@ -98,7 +98,7 @@ def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argpars
     plain = answers(study, model, "validation-none", validation, None, args)
     rows = []
     for number, (method, setting) in enumerate(settings_of(METHODS)):
-        name = f"validation-{number:03d}-{method}"
+        name = f"validation-{method}-{fingerprint(setting.label())[:10]}"
         request = None if study.has(name) else fitted.request(method, setting)
         found = answers(study, model, name, validation, request, args)
         means = {k: float(v.mean()) for k, v in shares(found, plain, validation).items()}
@@ -139,7 +139,7 @@ def main() -> None:
     """Capture, choose on validation, report on test, time, and track tasks."""
     arguments = parser(__doc__, "results/compare_methods")
     arguments.add_argument("--data", required=True, help="folder with harmful_prompts/, math/, tasktracker/ and so on")
-    arguments.add_argument("--maths-tokens", type=int, default=200, help="new tokens for a maths problem")
+    arguments.add_argument("--maths-tokens", type=int, default=150, help="new tokens for a maths problem")
     arguments.set_defaults(max_new_tokens=40, batch_size=64)
     args = arguments.parse_args()
     sets = load_sets(args.data, args.seed, args.limit)
