@@ -1,6 +1,7 @@
 """Frame in, matplotlib Axes out; nothing here computes an estimate or runs a model."""
 
 from steerlab.plots.bars import method_bars
+from steerlab.plots.effect import effect_curves
 from steerlab.plots.frontier import find_cell, pareto_front, trade_off
 from steerlab.plots.gallery import Shown, gallery
 from steerlab.plots.geometry import geometry_dots, geometry_lines
@@ -25,6 +26,7 @@ __all__ = [
     "Shown",
     "band_lines",
     "cosine_heatmap",
+    "effect_curves",
     "figure_script",
     "find_cell",
     "gallery",

@@ -29,7 +29,7 @@ class MethodStyle:
     oracle: bool = False  # drawn as an outline: it knows what no other method knows
 
 
-# Okabe & Ito's colours, told apart under the common colour blindnesses; their lightness differs too
+# Okabe & Ito's colours, then Tol's muted ones, told apart under the common colour blindnesses; their lightness differs
 METHODS: dict[str, MethodStyle] = {
     "none": MethodStyle("no steering", "#8C8C8C", "#5F5F5F"),
     "prompt": MethodStyle("prompt", "#56B4E9", "#2476A8"),
@@ -37,6 +37,10 @@ METHODS: dict[str, MethodStyle] = {
     "mean": MethodStyle("mean vector", "#E69F00", "#A86500"),
     "always_no": MethodStyle("one vector: no", "#D55E00", "#A04700"),
     "l2s": MethodStyle("L2S", "#0072B2", "#005A8E"),
+    "alphasteer": MethodStyle("AlphaSteer", "#882255", "#882255"),
+    "adasteer": MethodStyle("AdaSteer", "#CC6677", "#A5404F"),
+    "confst": MethodStyle("CONFST", "#999933", "#6E6E25"),
+    "gated_mean": MethodStyle("mean vector behind a probe", "#332288", "#332288"),
     "p2s": MethodStyle("P2S (oracle)", "#009E73", "#00734F", oracle=True),
 }
 

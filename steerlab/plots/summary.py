@@ -39,6 +39,10 @@ MEASURES: dict[str, Measure] = {
     "random": Measure("POPE, random"),
     "popular": Measure("POPE, popular"),
     "adversarial": Measure("POPE, adversarial"),
+    "over_refusal": Measure("Refuses what only sounds unsafe", lower=True),
+    "changed_harmless": Measure("Harmless answers changed", lower=True),
+    "identical_harmless": Measure("Harmless unchanged"),
+    "gsm8k": Measure("Right on GSM8K"),
     "cosine": Measure("Cosine to the own P2S vector"),
 }
 

@@ -1,0 +1,57 @@
+"""The comparison of methods runs from end to end on a tiny model, resumes, and its figure after it."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from running import DATA, run, tiny_folder
+
+NUMBERS = (
+    "refuse_harmful",
+    "over_refusal",
+    "identical_harmless",
+    "gsm8k",
+    "ppl",
+    "fit_s",
+    "ms_per_prompt",
+    "ms_per_token",
+)
+METHODS = ("none", "prompt", "mean", "l2s", "p2s", "alphasteer", "adasteer", "confst", "gated_mean")
+
+
+def roomy(folder: Path) -> Path:
+    """A tiny model of as many layers as the study names, with room for whole problems and solutions."""
+    tiny_folder(folder, n_layers=30)
+    for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        settings = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(settings | {key: 4096}))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.skipif(DATA is None, reason="needs AdvBench, GSM8K and the paragraphs, in the folder STEERLAB_DATA")
+def test_the_study_fills_every_cell_of_its_table(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    model, out = roomy(tmp_path_factory.mktemp("model")), tmp_path / "compare"
+    arguments = ["analyses/compare_methods.py", "--model", str(model), "--data", str(DATA), "--limit", "8"]
+    arguments += ["--max-new-tokens", "3", "--maths-tokens", "3", "--out", str(out)]
+    first = run(*arguments)
+    assert first.returncode == 0, first.stderr[-2000:]
+    summary = json.loads((out / "summary.json").read_text())
+    for method, number in product(METHODS, NUMBERS):
+        assert f"{method}.{number}" in summary, f"{method}.{number}"
+    assert summary["none.identical_harmless"]["value"] == 1 and summary["p2s.identical_harmless"]["value"] == 1
+    assert summary["none.ms_per_token"]["value"] == 0 and 0 <= summary["tasktracker.auc"]["value"] <= 1
+    assert {"delta", "norm", "full"} == set(pd.read_csv(out / "tasktracker.csv")["features"])
+    # what closes a gate leaves an answer as it was, and the probe's share is the share of rows that were steered
+    assert summary["gate.probe.harmful"] <= 1 and summary["alphasteer.setting"]["positions"] in ("all", "prompt")
+    stamps = {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("*.csv")}
+    again = run(*arguments)
+    assert again.returncode == 0 and stamps == {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("*.csv")}
+    drawn = run("figures/compare_methods.py", str(out), "--out", str(tmp_path))
+    assert drawn.returncode == 0, drawn.stderr[-2000:]
+    assert (tmp_path / "compare_methods.pdf").stat().st_size > 5000
