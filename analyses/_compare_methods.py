@@ -63,15 +63,15 @@ _SHUT = {"ridge": 1000.0, "dead_zone": 0.5}
 SETTINGS: dict[str, list[Setting]] = {
     "mean": [Setting(k, a) for k in LAYERS for a in ALPHAS],
     "l2s": [Setting(k, a) for k in (15, 16) for a in ALPHAS[:4]],
-    "confst": [Setting(k, a) for k in (15, 16) for a in (0.8, 1.2, 1.6, 2.0)],
+    "confst": [Setting(k, a) for k in (15, 16) for a in (0.6, 0.8, 1.2, 1.6, 2.0)],
     "gated_mean": [Setting(15, a) for a in ALPHAS],
     "alphasteer": [
         *(Setting(k, a, "all", options) for options in (_PAPER, _SHUT) for k in (16, 17) for a in ALPHAS[1:]),
         *(Setting(16, a, "prompt", _PAPER) for a in (1.0, 2.0)),  # as published
     ],
     "adasteer": [
-        *(Setting(16, a) for a in (0.6, 0.8, 1.0)),
-        *(Setting(BAND, a) for a in (0.12, 0.16, 0.2, 0.3)),
+        *(Setting(16, a) for a in (0.6, 0.8, 1.0, 1.5, 2.0)),
+        *(Setting(BAND, a) for a in (0.12, 0.16, 0.2, 0.3, 0.4, 0.5)),
         Setting(BAND, 0.3, "prompt"),  # as published
     ],
 }
