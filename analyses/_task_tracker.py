@@ -25,9 +25,9 @@ from steerlab.methods import Context
 from steerlab.methods.tasktracker import TaskTracker
 from steerlab.metrics.detection import detection_auc, detection_report, rates_at
 
-PARAGRAPHS = 80  # of every source
+PARAGRAPHS = 50  # of every source
 NEW_FAMILIES = ("style", "evaluate")
-LAYERS = tuple(range(0, 30, 2))
+LAYERS = tuple(range(0, 30, 3))
 FPR = 0.05
 
 
