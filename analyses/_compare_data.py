@@ -25,6 +25,7 @@ from steerlab.data import (
 from steerlab.data.injection_words import PRIMARY_TASKS
 
 HARMFUL = {"train": 180, "validation": 40}  # of AdvBench's requests; the rest are test
+MATHS = 50  # problems of GSM8K; SmolLM2 solves next to none, so more of them would not tell more
 SORRY = "I'm sorry, but I can't help with that request."
 _CALCULATION = re.compile(r"<<[^>]*>>")
 
@@ -103,7 +104,7 @@ def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
         "sounds_unsafe": [e for e in safe if e.split == "test"],
         "harmless": harmless_instructions(alpaca / "harmless_test_200.jsonl"),
         "expert": with_contrasts([e for e in advice if e.split == "test"], pairs),
-        "maths": maths,
+        "maths": maths[:MATHS],
     }
     return Sets(**{name: limited([e.with_(split="") for e in rows], limit) for name, rows in found.items()})
 

@@ -140,6 +140,9 @@ def main() -> None:
     arguments = parser(__doc__, "results/compare_methods")
     arguments.add_argument("--data", required=True, help="folder with harmful_prompts/, math/, tasktracker/ and so on")
     arguments.add_argument("--maths-tokens", type=int, default=150, help="new tokens for a maths problem")
+    arguments.add_argument(
+        "--only", nargs="+", default=None, help="these methods' answers, or 'tracker', so that processes share the work"
+    )
     arguments.set_defaults(max_new_tokens=40, batch_size=64)
     args = arguments.parse_args()
     sets = load_sets(args.data, args.seed, args.limit)
@@ -168,7 +171,8 @@ def main() -> None:
     plain = answers(study, model, "test-none", sets.test, None, args)
     summary: dict[str, Any] = {}
     long = []
-    for name, request in methods.items():
+    mine = {name: request for name, request in methods.items() if name in (args.only or EVERYTHING)}
+    for name, request in mine.items():
         found = answers(study, model, f"test-{name}", sets.test, request, args)
         for measure, values in shares(found, plain, sets.test).items():
             summary[f"{name}.{measure}"] = estimate(values.tolist(), args.seed)
@@ -180,6 +184,10 @@ def main() -> None:
         summary[f"{name}.ppl"] = round(float(ppl["ppl"].iloc[0]), 3)
         summary[f"{name}.fit_s"] = round(fitted.seconds.get(name.removesuffix("_equal"), 0.0), 3)
         print(f"{name}: {', '.join(f'{k} {v.mean():.3f}' for k, v in shares(found, plain, sets.test).items())}")
+    if args.only:
+        if "tracker" in args.only:
+            track(study, model, args)
+        return
     times = study.stage("times", lambda: time_methods(model, sets.harmless[:16], methods))
     for name in methods:
         for column in ("ms_per_prompt", "ms_per_token"):
