@@ -198,10 +198,10 @@ def instruction() -> Request:
     return Request(Prompt())
 
 
-def settings_of(methods: Sequence[str]) -> Iterator[tuple[str, Setting]]:
-    """Every method and setting to try."""
+def settings_of(methods: Sequence[str], most: int | None = None) -> Iterator[tuple[str, Setting]]:
+    """Every method and setting to try, at most so many of each method."""
     for method in methods:
-        for setting in SETTINGS[method]:
+        for setting in SETTINGS[method][:most]:
             yield method, setting
 
 

@@ -97,7 +97,7 @@ def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argpars
     }
     plain = answers(study, model, "validation-none", validation, None, args)
     rows = []
-    for number, (method, setting) in enumerate(settings_of(METHODS)):
+    for number, (method, setting) in enumerate(settings_of(METHODS, args.settings)):
         name = f"validation-{method}-{fingerprint(setting.label())[:10]}"
         request = None if study.has(name) else fitted.request(method, setting)
         found = answers(study, model, name, validation, request, args)
@@ -108,9 +108,9 @@ def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argpars
     return grid
 
 
-def chosen(grid: pd.DataFrame) -> dict[str, Setting]:
+def chosen(grid: pd.DataFrame, most: int | None = None) -> dict[str, Setting]:
     """Each method's best setting; the weaker one where two are alike."""
-    settings = [setting for _, setting in settings_of(METHODS)]
+    settings = [setting for _, setting in settings_of(METHODS, most)]
     ranked = grid.sort_values(["chosen_by", "alpha"], ascending=[False, True], kind="stable")
     return {method: settings[int(own["number"].iloc[0])] for method, own in ranked.groupby("method")}
 
@@ -139,6 +139,7 @@ def main() -> None:
     """Capture, choose on validation, report on test, time, and track tasks."""
     arguments = parser(__doc__, "results/compare_methods")
     arguments.add_argument("--data", required=True, help="folder with harmful_prompts/, math/, tasktracker/ and so on")
+    arguments.add_argument("--settings", type=int, default=None, help="try only so many settings of every method")
     arguments.add_argument("--maths-tokens", type=int, default=150, help="new tokens for a maths problem")
     arguments.add_argument(
         "--only", nargs="+", default=None, help="these methods' answers, or 'tracker', so that processes share the work"
@@ -146,7 +147,7 @@ def main() -> None:
     arguments.set_defaults(max_new_tokens=40, batch_size=64)
     args = arguments.parse_args()
     sets = load_sets(args.data, args.seed, args.limit)
-    named = ("seed", "limit", "model", "max_new_tokens", "maths_tokens")
+    named = ("seed", "limit", "model", "max_new_tokens", "maths_tokens", "settings")
     identity = {"study": "compare_methods", **{name: getattr(args, name) for name in named}}
     study = Study(args.out, identity | {"data": fingerprint(data_hash(sets.everything))})
     model = steerlab.load(args.model, device=args.device)
@@ -162,7 +163,7 @@ def main() -> None:
     fitted.needs = strong_ones(needs)
     grid = search(study, model, fitted, sets, args)
     write_atomically(study.folder / "grid.csv", lambda partial: grid.round(4).to_csv(partial, index=False))
-    own = chosen(grid)
+    own = chosen(grid, args.settings)
     for method, setting in own.items():
         print(f"{method}, chosen on validation: {setting.label()}")
 
