@@ -85,7 +85,10 @@ def shares(found: pd.DataFrame, plain: pd.DataFrame, sets: Mapping[str, Any]) ->
         "refuse_expert": ("expert", "refuses"), "distinct2": ("harmful", "distinct2"), "gsm8k": ("maths", "right"),
         "identical_maths": ("maths", "identical"),
     }  # fmt: skip
-    return {k: judged[part][column].dropna().to_numpy() for k, (part, column) in named.items() if part in judged}
+    found_values = {
+        k: judged[part][column].dropna().to_numpy() for k, (part, column) in named.items() if part in judged
+    }
+    return {k: values for k, values in found_values.items() if len(values)}  # answers of one word have no word pairs
 
 
 def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argparse.Namespace) -> pd.DataFrame:
