@@ -63,7 +63,14 @@ def _tracker(ax: Axes, frame: pd.DataFrame) -> None:
     ax.axhline(0.5, color="#B0B0B0", lw=0.6, zorder=0)
     ax.set(xlabel="Layer", ylabel="AUC, injected against clean", ylim=(0.45, 1.005))
     ax.set_title("c  A foreign task in the text")
-    ax.legend(loc="lower left", fontsize=6, title="dashed: new kinds of tasks", title_fontsize=6, framealpha=1, edgecolor="none")
+    ax.legend(
+        loc="lower left",
+        fontsize=6,
+        title="dashed: new kinds of tasks",
+        title_fontsize=6,
+        framealpha=1,
+        edgecolor="none",
+    )
 
 
 def _key(fig: Figure, ax: Axes) -> None:

@@ -12,7 +12,7 @@ from steerlab._support.frames import require
 from steerlab.plots.strength import spread
 from steerlab.plots.style import METHODS, MUTED, axes_or_new, method_style
 
-LOOKS = (*(look for name, look in METHODS.items() if name not in ("none", "prompt")), METHODS["prompt"])
+LOOKS = tuple(METHODS[name] for name in ("random", "mean", "always_no", "l2s", "p2s", "prompt"))
 
 
 def propensity_lines(

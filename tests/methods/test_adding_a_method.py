@@ -59,7 +59,8 @@ def test_every_verb_takes_it(method, tmp_path: Path) -> None:
     alone = [generate(model, [e], steer=fitted, alpha=3.0, max_new_tokens=4).ids[0] for e in NEW]
     assert list(steered.ids) == alone
     assert (
-        generate(model, NEW, steer=fitted, alpha=0, max_new_tokens=4).ids == generate(model, NEW, max_new_tokens=4).ids
+        generate(model, NEW, steer=fitted, alpha=0.0, max_new_tokens=4).ids
+        == generate(model, NEW, max_new_tokens=4).ids
     )
     frame = sweep(model, method(0), NEW, [1, 2], (0.0, 1.0), train=acts, progress=False)
     assert len(frame) == 2 * 2 * len(NEW) and set(frame["method"]) == {"nearest"}

@@ -23,8 +23,9 @@ def test_one_container_a_method_with_its_values(frame: pd.DataFrame) -> None:
     _, ax = plt.subplots()
     assert method_bars(frame, SHOWN, ax) is ax
     bars = {c.get_label(): c for c in ax.containers if isinstance(c, BarContainer)}
-    assert list(bars) == [look.label for look in METHODS.values()]
-    for method, look in METHODS.items():
+    known = {method: look for method, look in METHODS.items() if method in set(frame["method"])}
+    assert list(bars) == [look.label for look in known.values()]
+    for method, look in known.items():
         rows = frame[(frame["method"] == method) & frame["measure"].isin(SHOWN)]
         patches = bars[look.label].patches
         assert [p.get_width() for p in patches] == pytest.approx(rows["value"].tolist())
@@ -49,10 +50,11 @@ def test_words(frame: pd.DataFrame) -> None:
     words = [t.get_text() for t in ax.texts]
     assert {"a  Title", "goal ≥ 0.80", "goal ≤ 0.03", *(measure(m).heading for m in SHOWN)} <= set(words)
     assert f"{frame['value'].iloc[0]:.2f}" in words
+    known = [look.label for method, look in METHODS.items() if method in set(frame["method"])]
     # the cosine is known for two methods only: they alone have a row there
     assert [t.get_text() for t in ax.get_yticklabels()] == [
-        *(look.label for look in METHODS.values()),
-        *(look.label for look in METHODS.values()),
+        *known,
+        *known,
         "mean vector",
         "L2S",
     ]
