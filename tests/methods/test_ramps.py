@@ -100,7 +100,7 @@ def test_separable_labels_give_a_finite_step_halfway_between_the_classes():
         ([1.0, math.nan, 3.0, 4.0], [1, 0, 1, 0], "1 of 4 coordinates are NaN"),
         ([1.0, math.inf, 3.0, 4.0], [1, 0, 1, 0], "1 of 4 coordinates are NaN or infinite"),
         ([1.0, 2.0, 3.0, 4.0], [1, 2, 1, 0], "labels are 0 and 1"),
-        ([1.0, 2.0, 3.0, 4.0], [1, math.nan, 1, 0], "labels are 0 and 1"),
+        ([1.0, 2.0, 3.0, 4.0], torch.tensor([1, math.nan, 1, 0]), "labels are 0 and 1"),
         ([5.0, 5.0, 5.0, 5.0], [1, 0, 1, 0], "all 4 inputs have the coordinate 5.0"),
         ([], [], "0 inputs need"),
     ],
