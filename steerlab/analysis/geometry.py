@@ -56,7 +56,7 @@ def geometry(
     """
     if n_boot < 1:
         raise DataError(f"n_boot is {n_boot}; give at least 1 resample")
-    where = Site(site) if isinstance(site, int) else site
+    where = Site.of(site)
     ids, z = acts.contrast(where, position)
     order = sorted(range(len(ids)), key=ids.__getitem__)  # so that the order of the rows decides nothing
     ids = [ids[i] for i in order]

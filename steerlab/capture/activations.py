@@ -96,7 +96,7 @@ class Activations:
 
     def at(self, site: Site | int) -> Float[Tensor, "row hidden"]:
         """The rows at one site; an int means that block's output. Looked up by true layer id."""
-        wanted = Site(site) if isinstance(site, int) else site
+        wanted = Site.of(site)
         if wanted.layer < 0 and wanted.part == "text" and "layers" in self.info:
             wanted = wanted.resolve(int(self.info["layers"]))  # captured sites are counted from the bottom
         if wanted not in self.sites:

@@ -98,7 +98,7 @@ class AdaSteer(Steerer):
         self.complied, self.rejected, self.benign = complied, rejected, benign
         self.label, self.position, self.rejection, self.compliance = label, position, rejection, compliance
         self.strength, self.restore, self.geometry = strength, restore, geometry
-        self.sites = tuple(map(_site, given))
+        self.sites = tuple(map(Site.of, given))
         if not self.sites or len(set(self.sites)) < len(self.sites):
             raise SteeringError(f"layers={list(given)}: give at least one layer to steer, and each once")
         if geometry not in ("collinear", "orthogonalised"):
@@ -109,7 +109,7 @@ class AdaSteer(Steerer):
     @property
     def reads(self) -> tuple[Read, ...]:
         """Two states of the plain prompt: where p_R is read, and where p_H is."""
-        return tuple(Read(_site(k), self.position) for k in (self.rejection_layer, self.harmfulness_layer))
+        return tuple(Read(Site.of(k), self.position) for k in (self.rejection_layer, self.harmfulness_layer))
 
     def fit(self, acts: Activations) -> AdaSteer:
         """Take the class means, and fit the laws that were not given."""
@@ -301,7 +301,3 @@ class AdaSteer(Steerer):
                     "changed: read p_H at another layer, calibrate with labels of rejected prompts, or give restore=",
                     stacklevel=3,
                 )
-
-
-def _site(place: Place) -> Site:
-    return place if isinstance(place, Site) else Site(place)

@@ -12,9 +12,8 @@ from torch import Tensor
 from steerlab._support.errors import DataError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
-from steerlab.methods.base import Read
+from steerlab.methods.base import Read, checked_width
 from steerlab.methods.classes import check_apart, class_rows
-from steerlab.methods.probe import checked_width
 from steerlab.methods.ramps import Logistic, fit_logistic
 from steerlab.models.sites import Site
 
@@ -70,7 +69,7 @@ class Coordinate:
         Raises:
             MismatchError: states of another width.
         """
-        checked_width(states, self.start, "coordinate")
+        checked_width(states, len(self.start), "this coordinate")
         return (100 * (states.double() - self.start) @ self.direction / self.span).float()
 
 

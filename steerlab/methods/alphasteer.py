@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import DataError, MismatchError, SteeringError
+from steerlab._support.errors import DataError, SteeringError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
 from steerlab.methods.alphasteer_fit import (
@@ -25,7 +25,7 @@ from steerlab.methods.alphasteer_fit import (
     told,
 )
 from steerlab.methods.alphasteer_reference import PUBLISHED_RATIOS, reference_directions
-from steerlab.methods.base import Context, Read, Shift, Steerer, check_fitted, provenance
+from steerlab.methods.base import Context, Read, Shift, Steerer, check_fitted, checked_width, provenance
 from steerlab.methods.null_space import NullSpaceGate
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
@@ -98,7 +98,7 @@ class AlphaSteer(Steerer):
         self.position, self.contrast_position, self.label = position, contrast_position, label
         self.ratio, self.ridge, self.leakage, self.gates, self.dead_zone = ratio, ridge, leakage, gates, dead_zone
         given = [layers] if isinstance(layers, int | Site) else layers
-        self.sites = tuple(layer if isinstance(layer, Site) else Site(layer) for layer in given)
+        self.sites = tuple(map(Site.of, given))
         if len(self.sites) == 1:
             self.site = self.sites[0]
 
@@ -221,7 +221,7 @@ class AlphaSteer(Steerer):
         Raises:
             SteeringError: ratios or targets are given by site, and there is none for this one.
         """
-        site = layer if isinstance(layer, Site) else Site(layer)
+        site = Site.of(layer)
         options = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name != "layers"}
         if isinstance(self.ratio, Sequence):
             options["ratio"] = self._ratios[self._row(site)]
@@ -252,7 +252,7 @@ class AlphaSteer(Steerer):
         return tuple(self.ratio) if isinstance(self.ratio, Sequence) else (self.ratio,) * len(self.sites)
 
     def _row(self, layer: int | Site) -> int:
-        site = layer if isinstance(layer, Site) else Site(layer)
+        site = Site.of(layer)
         if site not in self.sites:
             raise SteeringError(f"this AlphaSteer steers {self._told}, not {site}")
         return self.sites.index(site)
@@ -275,12 +275,7 @@ class AlphaSteer(Steerer):
         """Gate and vector of some states at site i; what is added is their product."""
         check_fitted(self, self._fitted)
         learnt = getattr(self, self._fitted)[i].to(h.device)
-        if h.shape[1] != len(learnt):
-            raise MismatchError(
-                f"the states have width {h.shape[1]}, this AlphaSteer takes {len(learnt)}; use it with the model that "
-                "it was fitted on"
-            )
-        moved = h.float() @ learnt
+        moved = checked_width(h, len(learnt), "this AlphaSteer") @ learnt
         if self._fitted == "matrix_":
             gate = moved.norm(dim=-1) / self.target_norm_[i].to(h.device)
             vectors = torch.where(gate[:, None] > 0, moved / gate[:, None], 0.0)

@@ -19,7 +19,7 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerlab._support.errors import ActivationError, DataError, SteeringError
+from steerlab._support.errors import ActivationError, DataError, MismatchError, SteeringError
 from steerlab.capture.activations import Activations
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
@@ -243,6 +243,23 @@ class Detector(Learnt, ABC):
         return self.score(context) > self.threshold_
 
 
+class StateDetector(Detector):
+    """A detector that looks at one state of the plain prompt; its constructor stores `layer` and `position`."""
+
+    layer: int | Site
+    position: str | int
+
+    @property
+    def site(self) -> Site:
+        """Where it is read."""
+        return Site.of(self.layer)
+
+    @property
+    def reads(self) -> tuple[Read, ...]:
+        """One state of the plain prompt."""
+        return (Read(self.site, self.position),)
+
+
 def threshold_at(clean: Float[Tensor, " n"], fpr: float) -> float:
     """The lowest threshold above which at most a share `fpr` of the clean scores lies.
 
@@ -276,6 +293,19 @@ def check_fitted(steerer: object, attribute: str) -> None:
 def written_sites(steerer: Steerer) -> tuple[Site, ...]:
     """Everywhere a steerer may write; () for instruction baselines."""
     return tuple(getattr(steerer, "sites", ())) or ((steerer.site,) if hasattr(steerer, "site") else ())
+
+
+def checked_width(h: Tensor, width: int, name: str) -> Float[Tensor, "batch hidden"]:
+    """States as float32, refused where they are not as wide as what `name` was learnt from.
+
+    Raises:
+        MismatchError: names both widths.
+    """
+    if h.shape[-1] != width:
+        raise MismatchError(
+            f"the states have width {h.shape[-1]}, {name} takes {width}: read them from the model it was learnt on"
+        )
+    return h.float()
 
 
 def provenance(acts: Activations) -> dict[str, Any]:

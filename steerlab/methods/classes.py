@@ -53,6 +53,35 @@ def class_rows(
     return [name for name, _ in chosen], values[[i for _, i in chosen]].float()
 
 
+Rows = tuple[list[str], Float[Tensor, "_ hidden"]]  # two classes need not be of one size
+
+
+def two_classes(
+    acts: Activations, read: Read, positive: Sequence[str], negative: Sequence[str] | None, label: str
+) -> tuple[Rows, Rows]:
+    """Ids and states of two classes; without `negative`, of the inputs with a label of `positive` and of all others.
+
+    Example:
+        >>> (ids, harmful), (others, rest) = two_classes(acts, Read(Site(16)), ["refuse"], None, "behaviour")
+
+    Raises:
+        DataError: fewer than two inputs in a class, or an input in both.
+
+    Source: own.
+    """
+    yes, no = class_rows(acts, read, positive, label=label), class_rows(acts, read, negative, label=label)
+    if negative is not None:
+        _check_ids("positive", yes[0], "negative", no[0])
+        return yes, no
+    mine = set(yes[0])
+    keep = [i for i, name in enumerate(no[0]) if name not in mine]
+    if len(keep) < 2:
+        raise DataError(
+            f"{len(keep)} inputs have another {label} than {list(positive)}, at least 2 are needed to tell them from"
+        )
+    return yes, ([no[0][i] for i in keep], no[1][keep])
+
+
 def check_apart(
     one: str, ids: Sequence[str], states: Float[Tensor, "n hidden"],
     other: str, other_ids: Sequence[str], other_states: Float[Tensor, "m hidden"],
@@ -72,12 +101,7 @@ def check_apart(
 
     Source: own.
     """
-    shared = sorted(set(ids) & set(other_ids))
-    if shared:
-        raise DataError(
-            f"{len(shared)} inputs are both {one} and {other}, first {shared[:3]}: nothing can be learnt from them. "
-            "Label each input once."
-        )
+    _check_ids(one, ids, other, other_ids)
     known = {row.numpy().tobytes(): name for name, row in zip(ids, states.contiguous(), strict=True)}
     same = [
         (known[key], name)
@@ -89,6 +113,15 @@ def check_apart(
             f"{len(same)} {other} inputs have the very state of a {one} one, first {same[0][1]!r} that of "
             f"{same[0][0]!r}: the two sets overlap (the same prompt under two ids?), or the states are read at a token "
             "that does not depend on the prompt. Remove the doubles, or read elsewhere."
+        )
+
+
+def _check_ids(one: str, ids: Sequence[str], other: str, other_ids: Sequence[str]) -> None:
+    shared = sorted(set(ids) & set(other_ids))
+    if shared:
+        raise DataError(
+            f"{len(shared)} inputs are both {one} and {other}, first {shared[:3]}: nothing can be learnt from them. "
+            "Label each input once."
         )
 
 

@@ -11,14 +11,13 @@ from torch import Tensor
 from steerlab._support.errors import DataError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
-from steerlab.methods.base import Context, Detector, Read, check_fitted, provenance
-from steerlab.methods.classes import check_apart
-from steerlab.methods.probe import checked_width, two_classes
+from steerlab.methods.base import Context, StateDetector, check_fitted, checked_width, provenance
+from steerlab.methods.classes import check_apart, two_classes
 from steerlab.models.sites import Site
 
 
 @savable
-class ConditionVector(Detector):
+class ConditionVector(StateDetector):
     """Tell inputs of some behaviours from the others by the cosine of their state with one direction.
 
     The direction is the first principal component of both classes' states around their common centre (CAST), turned
@@ -60,12 +59,6 @@ class ConditionVector(Detector):
     ) -> None:
         self.layer, self.positive, self.negative = layer, positive, negative
         self.position, self.label, self.direction = position, label, direction
-        self.site = layer if isinstance(layer, Site) else Site(layer)
-
-    @property
-    def reads(self) -> tuple[Read, ...]:
-        """One state of the plain prompt."""
-        return (Read(self.site, self.position),)
 
     def fit(self, acts: Activations) -> ConditionVector:
         """Find the direction; the order of rows does not matter."""
@@ -92,5 +85,6 @@ class ConditionVector(Detector):
     def score(self, context: Context) -> Float[Tensor, " batch"]:
         """The cosine, from -1 to 1, of each input's centred state with the direction."""
         check_fitted(self, "direction_")
-        h = checked_width(context.read(self.reads[0]), self.direction_, self.name) - self.centre_
+        states = checked_width(context.read(self.reads[0]), len(self.direction_), f"this {self.name}")
+        h = states - self.centre_
         return torch.nn.functional.cosine_similarity(h, self.direction_[None], dim=-1)

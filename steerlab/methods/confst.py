@@ -93,7 +93,7 @@ class CONFST(Steerer):
         self.label, self.side, self.position, self.span, self.start = label, side, position, span, start
         self.threshold, self.centre, self.normalise = threshold, centre, normalise
         self.folds, self.least, self.C, self.seed = folds, least, C, seed
-        self.site = layer if isinstance(layer, Site) else Site(layer)
+        self.site = Site.of(layer)
 
     @property
     def positions(self) -> tuple[str, ...]:

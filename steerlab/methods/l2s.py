@@ -74,13 +74,13 @@ class L2S(Steerer):
         self.position, self.hidden, self.activation, self.preset = position, hidden, activation, preset
         self.zero, self.groups, self.validation, self.max_norm = zero, groups, validation, max_norm
         self.seed, self.progress = seed, progress
-        self.site = layer if isinstance(layer, Site) else Site(layer)
+        self.site = Site.of(layer)
 
     @property
     def reads(self) -> tuple[Read, ...]:
         """The context: one state of the plain prompt."""
         site = self.site if self.context_layer is None else self.context_layer
-        return (Read(site if isinstance(site, Site) else Site(site), self.context_position),)
+        return (Read(Site.of(site), self.context_position),)
 
     def fit(self, acts: Activations) -> L2S:
         """Train the net on all samples; only activations are needed, no model."""

@@ -45,7 +45,7 @@ class MeanDifference(Steerer):
         self, layer: int | Site, *, position: str | None = None, behaviours: Sequence[str] | None = None
     ) -> None:
         self.layer, self.position, self.behaviours = layer, position, behaviours
-        self.site = layer if isinstance(layer, Site) else Site(layer)
+        self.site = Site.of(layer)
 
     def fit(self, acts: Activations) -> MeanDifference:
         """Average the contrasts."""

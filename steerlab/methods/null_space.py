@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import MismatchError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
-from steerlab.methods.base import Context, Detector, Read, check_fitted, provenance
+from steerlab.methods.base import Context, Read, StateDetector, check_fitted, checked_width, provenance
 from steerlab.methods.classes import check_apart, class_rows
 from steerlab.methods.null_space_fit import find_null_space, ridge_gate, warn_of_leakage
 from steerlab.models.sites import Site
 
 
 @savable
-class NullSpaceGate(Detector):
+class NullSpaceGate(StateDetector):
     """Score inputs by a linear gate that is about 1 on harmful ones and about 0 on all that is like the benign ones.
 
     With no `ratio`, one is chosen from .05, .10, ... .95, as far as there are benign inputs enough to span the
@@ -68,12 +67,6 @@ class NullSpaceGate(Detector):
     ) -> None:  # fmt: skip
         self.layer, self.harmful, self.benign, self.position, self.label = layer, harmful, benign, position, label
         self.ratio, self.ridge, self.leakage = ratio, ridge, leakage
-        self.site = layer if isinstance(layer, Site) else Site(layer)
-
-    @property
-    def reads(self) -> tuple[Read, ...]:
-        """One state of the plain prompt."""
-        return (Read(self.site, self.position),)
 
     def fit(self, acts: Activations) -> NullSpaceGate:
         """Find the null space of the benign inputs and the gate in it."""
@@ -92,11 +85,7 @@ class NullSpaceGate(Detector):
     def gate(self, h: Float[Tensor, "batch hidden"]) -> Float[Tensor, " batch"]:
         """The gate of some states, float32: about 1 for harmful inputs and 0 for benign ones; it is not cut off."""
         check_fitted(self, "w_")
-        if h.shape[1] != len(self.w_):
-            raise MismatchError(
-                f"the states have width {h.shape[1]}, the gate takes {len(self.w_)}; read them from the same model"
-            )
-        return h.float() @ self.w_.to(h.device)
+        return checked_width(h, len(self.w_), "the gate") @ self.w_.to(h.device)
 
     def score(self, context: Context) -> Float[Tensor, " batch"]:
         """The gate of each input."""

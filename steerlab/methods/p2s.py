@@ -96,7 +96,7 @@ class P2S(Steerer):
 
     def __init__(self, layer: int | Site, *, position: str | None = None, zero: Sequence[str] | None = ()) -> None:
         self.layer, self.position, self.zero = layer, position, zero
-        self.site = layer if isinstance(layer, Site) else Site(layer)
+        self.site = Site.of(layer)
 
     def fit(self, acts: Activations) -> P2S:
         """Tabulate the contrast of every sample."""

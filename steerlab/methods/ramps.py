@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steerlab._support.errors import DataError
 from steerlab.methods._codec import savable
-from steerlab.methods.probe import fit_logistic_probe
+from steerlab.methods.probe import fit_logistic as fit_probe
 
 
 @savable
@@ -145,7 +145,7 @@ def fit_logistic(
         )
     if float(p.min()) == float(p.max()):
         raise DataError(f"all {len(p)} inputs have the coordinate {float(p[0])}, so it can't tell who needs steering")
-    w, b = fit_logistic_probe(p[strong][:, None], p[~strong][:, None])
+    w, b = fit_probe(p.double().numpy()[:, None], strong.long().numpy())
     return Logistic(float(w[0]), b, low, high)
 
 

@@ -52,7 +52,7 @@ class RandomDirection(Steerer):
 
     def __init__(self, layer: int | Site, *, seed: int = 0, per_input: bool = False) -> None:
         self.layer, self.seed, self.per_input = layer, seed, per_input
-        self.site = layer if isinstance(layer, Site) else Site(layer)
+        self.site = Site.of(layer)
 
     def fit(self, acts: Activations) -> RandomDirection:
         """Measure the norms and draw the direction."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from steerlab._support.errors import DataError, MismatchError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
 from steerlab.methods.base import Context, Detector, Read, check_fitted, provenance
-from steerlab.methods.classes import check_apart, spread
+from steerlab.methods.classes import check_apart, spread, two_classes
+from steerlab.methods.probe import fit_logistic
 from steerlab.methods.tasktracker_files import last_site, read_probes, site_of
-from steerlab.methods.two_prompts import Layers, as_sites, fit_logistic, two_classes
+from steerlab.methods.two_prompts import Layers, as_sites
 from steerlab.models.sites import Site
 
 log = logging.getLogger(__name__)
@@ -91,7 +95,7 @@ class TaskTracker(Detector):
 
     def fit(self, acts: Activations) -> TaskTracker:
         """Fit one probe per layer."""
-        yes, no = two_classes(acts, self.reads[0], self.positive, self.negative, self.label)
+        (yes, _), (no, _) = two_classes(acts, self.reads[0], self.positive, self.negative, self.label)
         context = Context((*no, *yes), acts)
         truth = np.array([0] * len(no) + [1] * len(yes))
         fitted = []
@@ -100,11 +104,22 @@ class TaskTracker(Detector):
             spread(x, "fitted")
             if self.features != "norm":  # two lengths may well be equal, two states can't
                 check_apart("clean", no, x[: len(no)], "injected", yes, x[len(no) :])
-            fitted.append(fit_logistic(x.double().numpy(), truth, self.C, self.standardise, self.max_iter))
+            fitted.append(self._probe(x, truth))
         self.coef_ = torch.from_numpy(np.stack([w for w, _ in fitted]))
         self.intercept_ = torch.tensor([b for _, b in fitted], dtype=torch.float64)
         self.info_ = provenance(acts)
         return self
+
+    def _probe(self, x: Float[Tensor, "row features"], truth: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
+        """One layer's weights and intercept; the published setting rarely converges, which the log says."""
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", ConvergenceWarning)
+            probe = fit_logistic(
+                x.double().numpy(), truth, self.C, standardise=self.standardise, max_iter=self.max_iter
+            )
+        if told:
+            log.warning("a probe did not converge in %d iterations: raise max_iter, or standardise", self.max_iter)
+        return probe
 
     def delta(self, context: Context) -> Float[Tensor, "batch layers hidden"]:
         """What the text adds to each layer's state, float32."""

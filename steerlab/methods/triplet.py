@@ -17,11 +17,11 @@ from steerlab._support.errors import DataError, MismatchError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
 from steerlab.methods.base import Context, Detector, Read, check_fitted, provenance
-from steerlab.methods.classes import check_apart
+from steerlab.methods.classes import check_apart, two_classes
 from steerlab.methods.triplet_mining import TripletRows, embedded
 from steerlab.methods.triplet_net import TripletShape, seeded_triplet_net, triplet_net_from_state
 from steerlab.methods.triplet_train import TripletRecipe, train_triplets
-from steerlab.methods.two_prompts import Layers, as_sites, two_classes
+from steerlab.methods.two_prompts import Layers, as_sites
 from steerlab.models.sites import Site
 
 
@@ -78,7 +78,7 @@ class TripletProbe(Detector):
 
     def fit(self, acts: Activations) -> TripletProbe:
         """Train the net; only activations are needed, no model."""
-        yes, no = two_classes(acts, self.reads[0], self.positive, self.negative, self.label)
+        (yes, _), (no, _) = two_classes(acts, self.reads[0], self.positive, self.negative, self.label)
         ids = [*no, *yes]
         context = Context(tuple(ids), acts)
         injected = torch.tensor([False] * len(no) + [True] * len(yes))

@@ -58,6 +58,15 @@ class Site:
             )
         return Site(self.layer % n_layers, self.point, self.part)
 
+    @classmethod
+    def of(cls, layer: int | Site) -> Site:
+        """The site itself, or the output of the block that a number means.
+
+        Example:
+            >>> Site.of(17) == Site(17), Site.of(Site(0, "block_in"))
+        """
+        return layer if isinstance(layer, Site) else cls(layer)
+
     def __str__(self) -> str:
         part = "" if self.part == "text" else f"{self.part}."
         return f"{part}{self.layer}" if self.point == "block_out" else f"{self.layer}.{self.point}"

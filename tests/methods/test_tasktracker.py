@@ -18,9 +18,9 @@ from synthetic_acts import shuffled
 from steerlab._support.errors import ActivationError, DataError, LoadError, MismatchError
 from steerlab.methods.artefact import load_detector, save
 from steerlab.methods.base import Context, Read
+from steerlab.methods.probe import fit_logistic
 from steerlab.methods.tasktracker import TaskTracker
 from steerlab.methods.tasktracker_files import read_probes, site_of
-from steerlab.methods.two_prompts import fit_logistic
 from steerlab.metrics.detection import detection_auc
 from steerlab.models.sites import Site
 
@@ -113,7 +113,7 @@ def test_without_standardising_it_is_the_published_objective_run_to_convergence(
 def test_standardised_fits_do_not_depend_on_the_units_and_are_stored_in_raw_ones(seed, unit):
     x = np.random.default_rng(seed).normal(size=(60, 5))
     truth = (x[:, 0] + 0.5 * x[:, 1] > 0).astype(np.int64)
-    (w, b), (v, c) = fit_logistic(x, truth, 1.0, True, 1000), fit_logistic(unit * x + 7, truth, 1.0, True, 1000)
+    (w, b), (v, c) = fit_logistic(x, truth), fit_logistic(unit * x + 7, truth)
     np.testing.assert_allclose((unit * x + 7) @ v + c, x @ w + b, atol=1e-2)
 
 
