@@ -90,10 +90,11 @@ def writes_anything(prepared: Prepared) -> bool:
     return any(bool(steered_rows(s).any()) for _, shifts in prepared for s in shifts)
 
 
-def steered_rows(shift: Shift) -> Bool[Tensor, " batch"]:
-    """The inputs that a shift can change: those with a vector and a gate other than zero."""
-    rows = torch.ones(1, dtype=torch.bool) if shift.vectors is None else shift.vectors.ne(0).any(-1)
-    return rows if shift.gate is None else rows & shift.gate.ne(0).to(rows.device)
+def steered_rows(shift: Shift, numbers: Sequence[int] | None = None) -> Bool[Tensor, " batch"]:
+    """Which inputs (those numbered, or all) a shift can change: a vector and a gate other than zero."""
+    chosen = slice(None) if numbers is None else list(numbers)
+    rows = torch.ones(1, dtype=torch.bool) if shift.vectors is None else shift.vectors[chosen].ne(0).any(-1)
+    return rows if shift.gate is None else rows & shift.gate[chosen].ne(0).to(rows.device)
 
 
 def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence[int], n: int) -> Plan:
@@ -117,7 +118,7 @@ def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence
                 given = (request.where, request.steerer.name, shift, factor, batch, numbers)
                 plan.setdefault(site, []).append(on_pictures(model, *given))
                 continue
-            alive = steered_rows(shift).expand(n)[list(numbers)].to(device)  # of the others nothing is written
+            alive = steered_rows(shift, numbers).expand(len(numbers)).to(device)  # of the others nothing is written
             edit = Edit(
                 None if shift.vectors is None else factor * shift.vectors[list(numbers)].float().to(device),
                 written_columns(batch, shift, request.where, numbers).to(device) & alive[:, None],

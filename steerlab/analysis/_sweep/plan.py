@@ -13,6 +13,7 @@ from steerlab.analysis._sweep.cells import Cell
 from steerlab.analysis._sweep.rows import Block, Rows, block_of
 from steerlab.models.encoding import by_length
 from steerlab.models.model import Model
+from steerlab.models.positions import distinct
 from steerlab.models.prefix import TOKENS, work
 from steerlab.models.resume import can_prefill
 from steerlab.steering.pack import written_columns
@@ -172,7 +173,8 @@ def first_column(cells: Sequence[Cell], members: Sequence[int], block: Block) ->
     if any(cells[i].in_flight for i in members) or any(s.site.part != "text" for i in members for s in cells[i].shifts):
         return 0  # vectors from the state itself need the whole prompt in one forward
     one = cells[members[0]]  # all of them are written to the same tokens
-    masks = [written_columns(block.batch, shift, one.positions, block.row_numbers) for shift in one.shifts]
+    places = {distinct(shift.where(one.positions)): shift for shift in one.shifts}  # many layers, most often one place
+    masks = [written_columns(block.batch, shift, one.positions, block.row_numbers) for shift in places.values()]
     mask = torch.stack(masks).any(0).any(0) if masks else torch.zeros(block.batch.width, dtype=torch.bool)
     first = int(mask.to(torch.uint8).argmax()) if bool(mask.any()) else block.last
     return min(first, block.last)
