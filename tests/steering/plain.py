@@ -104,6 +104,16 @@ def greedy(
     return tuple(ids[n_prompt:]), ratios
 
 
+def said(model: Model, prompt: str, steps: int) -> tuple[int, ...]:
+    """New ids under whatever hooks are in place, recomputing the whole row at every step."""
+    ids, n_prompt = chat_ids(model, prompt)
+    for _ in range(steps):
+        ids = [*ids, int(logits(model, ids)[-1].argmax())]
+        if ids[-1] == model.tokenizer.eos_token_id:
+            break
+    return tuple(ids[n_prompt:])
+
+
 def answer_logprob(model: Model, prompt: str, answer: str) -> float:
     """Summed log-probability of an answer under whatever hooks are in place."""
     ids, n_prompt = chat_ids(model, prompt, answer)

@@ -97,16 +97,10 @@ def one_pass(model, ada: AdaSteer, prompt: str) -> list:
 
 def spoken(model, prompt: str, hooks: list, answer: str) -> tuple[tuple[int, ...], float]:
     """Greedy ids and an answer's log-probability under hooks, the whole row recomputed at every step."""
-    ids, n = plain.chat_ids(model, prompt)
     with ExitStack() as stack:
         for hook in hooks:
             stack.enter_context(hook)
-        logprob = plain.answer_logprob(model, prompt, answer)
-        for _ in range(STEPS):
-            ids = [*ids, int(plain.logits(model, ids)[-1].argmax())]
-            if ids[-1] == model.tokenizer.eos_token_id:
-                break
-    return tuple(ids[n:]), logprob
+        return plain.said(model, prompt, STEPS), plain.answer_logprob(model, prompt, answer)
 
 
 def check(model, ada: AdaSteer, hooks) -> None:

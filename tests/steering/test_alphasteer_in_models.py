@@ -67,11 +67,7 @@ def check(model, steerer: AlphaSteer, frozen: bool = False, prompts=PROMPTS, ans
         clean = plain.hidden(model, ids) if frozen else None
         with all_of(by_hand(model, ALPHA, n, clean)):
             assert found[number] == pytest.approx(plain.answer_logprob(model, prompt, answer), abs=1e-3)
-            for _ in range(STEPS):
-                ids = [*ids, int(plain.logits(model, ids)[-1].argmax())]
-                if ids[-1] == model.tokenizer.eos_token_id:
-                    break
-        assert said.ids[number] == tuple(ids[n:])
+            assert said.ids[number] == plain.said(model, prompt, STEPS)
 
 
 @pytest.fixture(params=[("llama", "nnsight"), ("gemma2", "nnsight"), ("gpt2", "hooks")], ids="-".join)

@@ -70,13 +70,8 @@ def by_hand(model: Model, one: CONFST, prompt: str) -> Iterator[int]:
 
 
 def said_by_hand(model: Model, one: CONFST, prompt: str) -> tuple[int, ...]:
-    ids, n = plain.chat_ids(model, prompt)
     with by_hand(model, one, prompt):
-        for _ in range(STEPS):
-            ids = [*ids, int(plain.logits(model, ids)[-1].argmax())]
-            if ids[-1] == model.tokenizer.eos_token_id:
-                break
-    return tuple(ids[n:])
+        return plain.said(model, prompt, STEPS)
 
 
 def total(model: Model, span: int, start: int | None) -> int:

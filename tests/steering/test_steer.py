@@ -388,16 +388,12 @@ def check_against_hooks(model, steerer: Steerer, hooks, **options) -> None:
     )
     assert said.ids == again.ids and said.steered_tokens == again.steered_tokens
     for number, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
-        ids, n = plain.chat_ids(model, prompt)
+        n = plain.chat_ids(model, prompt)[1]
         with ExitStack() as stack:
             for hook in hooks(number, n):
                 stack.enter_context(hook)
             assert found["logprob"][number] == pytest.approx(plain.answer_logprob(model, prompt, answer), abs=1e-3)
-            for _ in range(STEPS):
-                ids = [*ids, int(plain.logits(model, ids)[-1].argmax())]
-                if ids[-1] == model.tokenizer.eos_token_id:
-                    break
-        assert said.ids[number] == tuple(ids[n:])
+            assert said.ids[number] == plain.said(model, prompt, STEPS)
 
 
 @pytest.fixture(params=[("llama", "nnsight"), ("gemma2", "nnsight"), ("gpt2", "hooks")], ids="-".join)
