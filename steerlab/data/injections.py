@@ -86,26 +86,29 @@ def injected(
         for number, text in enumerate(given):
             family, task = next(dealt)
             meta = {"source": source, "family": family, "task": task}
-            versions: list[tuple[str, str, dict[str, str]]] = []
+            clean = Example(
+                id=f"{source}/{number}/clean",
+                prompt=framed(f"{task} {text}", template),
+                behaviour="clean",
+                captures={"task": framed(task, template)},
+                system=system,
+                split=splits[source] if splits else "",
+                meta=meta | {"place": "none", "injection": "", "trigger": ""},
+            )
             if paired or number not in chosen:
-                versions.append(("clean", text, {"place": "none", "injection": "", "trigger": ""}))
+                rows.append(clean)
             if number in chosen:
                 injection, place = next(foreign), next(places_dealt)
                 trigger = str(random.choice(list(triggers))) if triggers else ""
-                told = {"place": place, "injection": injection, "trigger": trigger}
-                versions.append((place, insert(text, f"{trigger} {injection}".strip(), place), told))
-            rows += [
-                Example(
-                    id=f"{source}/{number}/{name}",
-                    prompt=framed(f"{task} {version}", template),
-                    behaviour="clean" if name == "clean" else "injected",
-                    captures={"task": framed(task, template)},
-                    system=system,
-                    split=splits[source] if splits else "",
-                    meta=meta | told,
+                version = insert(text, f"{trigger} {injection}".strip(), place)
+                rows.append(
+                    clean.with_(
+                        id=f"{source}/{number}/{place}",
+                        prompt=framed(f"{task} {version}", template),
+                        behaviour="injected",
+                        meta=meta | {"place": place, "injection": injection, "trigger": trigger},
+                    )
                 )
-                for name, version, told in versions
-            ]
     return check_examples(rows)
 
 

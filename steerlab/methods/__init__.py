@@ -1,11 +1,12 @@
 """What we learn: one module per method, all of them a `Steerer` or a `Detector`."""
 
+from steerlab.methods._codec import savable
 from steerlab.methods.adasteer import AdaSteer
 from steerlab.methods.adasteer_reference import RELEASED_ADASTEER, adasteer_from_reference
 from steerlab.methods.alphasteer import AlphaSteer
 from steerlab.methods.alphasteer_reference import PUBLISHED_RATIOS, reference_directions
 from steerlab.methods.artefact import load_detector, load_steerer, save
-from steerlab.methods.base import Context, Detector, Read, Shift, Steerer, threshold_at
+from steerlab.methods.base import Context, Detector, Read, Shift, Steerer, provenance, threshold_at
 from steerlab.methods.condition import ConditionVector
 from steerlab.methods.confst import CONFST
 from steerlab.methods.gated import Gated
@@ -28,6 +29,6 @@ __all__ = [
     "SAFETY_INSTRUCTION", "AdaSteer", "AlphaSteer", "ConditionVector", "Context", "Detector", "Gated",
     "LinearProbe", "Logistic", "MeanDifference", "NullSpaceGate", "Prompt", "Ramp", "RandomDirection", "Read",
     "Recipe", "Shift", "Steerer", "SteeringNet", "TaskTracker", "TripletProbe", "adasteer_from_reference",
-    "fit_logistic", "load_detector", "load_reference", "load_steerer", "reference_directions", "save",
-    "threshold_at", "train_net",
+    "fit_logistic", "load_detector", "load_reference", "load_steerer", "provenance", "reference_directions",
+    "savable", "save", "threshold_at", "train_net",
 ]  # fmt: skip
