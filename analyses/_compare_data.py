@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import random
-import re
 from dataclasses import dataclass, fields
 from itertools import cycle
 from pathlib import Path
 
 from _common import limited
-from _real_texts import SPLITS, real_texts
+from _real_texts import SPLITS, plain_solution, real_texts
 
 from steerlab import Example
 from steerlab.data import (
@@ -26,8 +25,6 @@ from steerlab.data.injection_words import PRIMARY_TASKS
 
 HARMFUL = {"train": 180, "validation": 40}  # of AdvBench's requests; the rest are test
 MATHS = 50  # problems of GSM8K; SmolLM2 solves next to none, so more of them would not tell more
-SORRY = "I'm sorry, but I can't help with that request."
-_CALCULATION = re.compile(r"<<[^>]*>>")
 
 
 @dataclass(frozen=True)
@@ -129,13 +126,4 @@ def ordinary(root: Path) -> list[Example]:
 
 def solution(example: Example) -> str:
     """The worked solution of a maths problem as plain text, without the calculator's notes."""
-    return _CALCULATION.sub("", example.meta["solution"])
-
-
-def asked_to_refuse(example: Example) -> Example:
-    """The same request, with the wish for a refusal after it: how a model that never refuses is made to.
-
-    SmolLM2 refuses none of these requests by itself, and AdaSteer's rejection direction needs some that it refuses.
-    """
-    text = f"{example.prompt}\n\nReply with exactly this sentence and nothing else: {SORRY}"
-    return example.with_(id=f"{example.id}/refused", prompt=text, contrast=None)
+    return plain_solution(example.meta["solution"])

@@ -24,7 +24,6 @@ from steerlab import (
     LinearProbe,
     MeanDifference,
     Model,
-    Prompt,
     Request,
     Steerer,
 )
@@ -84,20 +83,24 @@ class Fitted:
         self.model, self.train, self.clean, self.seed = model, train, clean, seed
         self.seconds: dict[str, float] = {}
         self.needs: dict[str, bool] = {}  # which harmful inputs need strong steering, for AdaSteer
-        self._made: dict[tuple[str, str], Steerer] = {}
+        self._made: dict[tuple[str, str], tuple[Steerer, float]] = {}
 
-    def request(self, method: str, setting: Setting) -> Request:
-        """The method at a setting."""
+    def request(self, method: str, setting: Setting, name: str | None = None) -> Request:
+        """The method at a setting; its seconds are noted under the method, or another name."""
         key = (method, f"{setting.layer} {dict(setting.options)}")
         if key not in self._made:
-            begun = time.perf_counter()
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
-                self._made[key] = FITS[method](self, setting)
-            self.seconds[method] = time.perf_counter() - begun
+                self._made[key] = timed(lambda: FITS[method](self, setting))
             for line in dict.fromkeys(str(w.message) for w in told):
                 print(f"{method} at {setting.layer}: {line}")
-        return Request(self._made[key], setting.alpha, setting.positions)
+        steerer, self.seconds[name or method] = self._made[key]
+        return Request(steerer, setting.alpha, setting.positions)
+
+    def oracle(self, tested: Activations, setting: Setting) -> Request:
+        """P2S of the test inputs' own contrasts; those without one have the zero target."""
+        steerer, self.seconds["p2s"] = timed(lambda: P2S(_one(setting), zero=["answer"]).fit(tested))
+        return Request(steerer, setting.alpha, setting.positions)
 
     def mean(self, setting: Setting) -> Steerer:
         """The refusal vector: the mean contrast of harmful inputs."""
@@ -143,6 +146,12 @@ FITS: dict[str, Callable[[Fitted, Setting], Steerer]] = {
 }  # fmt: skip
 
 
+def timed(fit: Callable[[], Steerer]) -> tuple[Steerer, float]:
+    """What is fitted, and the seconds that took."""
+    begun = time.perf_counter()
+    return fit(), time.perf_counter() - begun
+
+
 def adasteer_directions(train: Activations, layers: int | tuple[int, ...]) -> AdaSteer:
     """AdaSteer around the mean contrast and the class means, without laws."""
     n, hidden = int(train.info["layers"]), train.hidden_size
@@ -186,16 +195,6 @@ def strong_ones(needs: pd.DataFrame) -> dict[str, bool]:
     shares = needs.drop(columns="sample").mean()
     chosen = (shares - 0.5).abs().idxmin()
     return {sample: bool(flag) for sample, flag in zip(needs["sample"], needs[chosen], strict=True)}
-
-
-def oracle(model: Model, tested: Activations, setting: Setting) -> Request:
-    """P2S at L2S's setting; inputs without a contrast have the zero target."""
-    return Request(P2S(_one(setting), zero=["answer"]).fit(tested), setting.alpha, setting.positions)
-
-
-def instruction() -> Request:
-    """The instruction baseline."""
-    return Request(Prompt())
 
 
 def settings_of(methods: Sequence[str], most: int | None = None) -> Iterator[tuple[str, Setting]]:

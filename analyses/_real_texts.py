@@ -49,7 +49,12 @@ def real_texts(folder: str | Path, limit: int) -> dict[str, list[str]]:
 def _worked(problems: list[str], solutions: list[str]) -> Iterator[str]:
     for problem, solution in zip(problems, solutions, strict=True):
         yield from sentences(problem)[:-1]  # the last one asks: that would be a task
-        yield from _CALCULATION.sub("", solution).split("\n")
+        yield from plain_solution(solution).split("\n")
+
+
+def plain_solution(solution: str) -> str:
+    """A worked solution of GSM8K without the calculator's notes."""
+    return _CALCULATION.sub("", solution)
 
 
 def _lines(path: Path) -> list[str]:

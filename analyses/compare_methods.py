@@ -30,16 +30,14 @@ from _compare_methods import (
     CAPTURED,
     Fitted,
     Setting,
-    instruction,
     needs_strength,
-    oracle,
     settings_of,
     strong_ones,
 )
 from _task_tracker import track
 
 import steerlab
-from steerlab import Model, Request
+from steerlab import AlphaSteer, Gated, Model, Prompt, Request
 from steerlab._support.files import fingerprint, write_atomically
 from steerlab.analysis.behaviour import judge
 from steerlab.analysis.study import Study
@@ -127,13 +125,13 @@ def perplexity_of_solutions(model: Model, sets: Sets, request: Request | None, b
     return float(np.exp(-frame["logprob"].sum() / frame["n_tokens"].sum()))
 
 
-def requests_of(model: Model, fitted: Fitted, own: Mapping[str, Setting], tested: Any) -> dict[str, Request | None]:
+def requests_of(fitted: Fitted, own: Mapping[str, Setting], tested: Any) -> dict[str, Request | None]:
     """Every method at its own setting."""
     made = {method: fitted.request(method, setting) for method, setting in own.items()}
     equal = own["alphasteer"]
     everything: dict[str, Request | None] = {
-        "none": None, "prompt": instruction(), "p2s": oracle(model, tested, own["l2s"]), **made,
-        "mean_equal": fitted.request("mean", Setting(equal.layer, equal.alpha, equal.positions)),
+        "none": None, "prompt": Request(Prompt()), "p2s": fitted.oracle(tested, own["l2s"]), **made,
+        "mean_equal": fitted.request("mean", Setting(equal.layer, equal.alpha, equal.positions), "mean_equal"),
     }  # fmt: skip
     return {name: everything[name] for name in EVERYTHING}
 
@@ -171,14 +169,15 @@ def main() -> None:
         print(f"{method}, chosen on validation: {setting.label()}")
 
     tested = captured("test", [*sets.harmful, *sets.sounds_unsafe, *sets.harmless, *sets.expert, *sets.maths])
-    methods = requests_of(model, fitted, own, tested)
+    methods = requests_of(fitted, own, tested)
     plain = answers(study, model, "test-none", sets.test, None, args)
     summary: dict[str, Any] = {}
     long = []
     mine = {name: request for name, request in methods.items() if name in (args.only or EVERYTHING)}
     for name, request in mine.items():
         found = answers(study, model, f"test-{name}", sets.test, request, args)
-        for measure, values in shares(found, plain, sets.test).items():
+        reached = shares(found, plain, sets.test)
+        for measure, values in reached.items():
             summary[f"{name}.{measure}"] = estimate(values.tolist(), args.seed)
             long.append(pd.DataFrame({"method": name, "metric": measure, "value": values}))
         ppl = study.stage(
@@ -186,18 +185,16 @@ def main() -> None:
             lambda r=request: pd.DataFrame({"ppl": [perplexity_of_solutions(model, sets, r, args.batch_size)]}),
         )
         summary[f"{name}.ppl"] = round(float(ppl["ppl"].iloc[0]), 3)
-        summary[f"{name}.fit_s"] = round(fitted.seconds.get(name.removesuffix("_equal"), 0.0), 3)
-        print(f"{name}: {', '.join(f'{k} {v.mean():.3f}' for k, v in shares(found, plain, sets.test).items())}")
+        summary[f"{name}.fit_s"] = round(fitted.seconds.get(name, 0.0), 3)  # none and prompt: nothing to fit
+        print(f"{name}: {', '.join(f'{k} {v.mean():.3f}' for k, v in reached.items())}")
     if args.only:
         if "tracker" in args.only:
             track(study, model, args)
         return
     times = study.stage("times", lambda: time_methods(model, sets.harmless[:16], methods))
-    for name in methods:
-        for column in ("ms_per_prompt", "ms_per_token"):
-            summary[f"{name}.{column}"] = added(times, name, column)
-            absolute = times.loc[times["method"] == "none", column].median()
-            summary[f"unsteered.{column}"] = round(float(absolute), 3)
+    for column in ("ms_per_prompt", "ms_per_token"):
+        summary |= {f"{name}.{column}": added(times, name, column) for name in methods}
+        summary[f"unsteered.{column}"] = round(float(times.loc[times["method"] == "none", column].median()), 3)
     for method, setting in own.items():
         summary[f"{method}.setting"] = setting.label()
     summary |= gate_facts(methods, tested, sets)
@@ -218,17 +215,16 @@ def main() -> None:
 def gate_facts(methods: Mapping[str, Request | None], tested: Any, sets: Sets) -> dict[str, Any]:
     """What the gates do to each test set: AlphaSteer's mean gate, and the share that the probe detects."""
     found: dict[str, Any] = {}
-    alpha, gated = methods["alphasteer"], methods["gated_mean"]
-    assert alpha is not None and gated is not None
+    requests = methods["alphasteer"], methods["gated_mean"]
+    alpha, gated = (request.steerer if request is not None else None for request in requests)
+    assert isinstance(alpha, AlphaSteer) and isinstance(gated, Gated)
+    read = alpha.detector(alpha.site).reads[0]
     for part, examples in sets.test.items():
         context = Context(tuple(e.id for e in examples), tested)
-        states = context.read(alpha.steerer._states[0])  # type: ignore[attr-defined]
-        gates = alpha.steerer.gate(alpha.steerer.site, states)  # type: ignore[attr-defined]
-        found[f"gate.alphasteer.{part}"] = round(float(gates.mean()), 4)
-        opened = gated.steerer.gate(context)  # type: ignore[attr-defined]
-        found[f"gate.probe.{part}"] = round(float(opened.mean()), 4)
-    found["alphasteer.ratio"] = [round(float(r), 3) for r in alpha.steerer.ratio_]  # type: ignore[attr-defined]
-    found["alphasteer.leakage"] = [round(float(r), 4) for r in alpha.steerer.leakage_]  # type: ignore[attr-defined]
+        found[f"gate.alphasteer.{part}"] = round(float(alpha.gate(alpha.site, context.read(read)).mean()), 4)
+        found[f"gate.probe.{part}"] = round(float(gated.gate(context).mean()), 4)
+    for name, values in (("ratio", alpha.ratio_), ("leakage", alpha.leakage_)):
+        found[f"alphasteer.{name}"] = [None if value is None else round(value, 4) for value in values]
     return found
 
 
