@@ -17,6 +17,7 @@ from steerlab._support.errors import LoadError as LoadError
 from steerlab._support.errors import MismatchError as MismatchError
 from steerlab._support.errors import OutOfMemory as OutOfMemory
 from steerlab._support.errors import PositionError as PositionError
+from steerlab._support.errors import RemoteError as RemoteError
 from steerlab._support.errors import SteeringError as SteeringError
 from steerlab._support.errors import SteerlabError as SteerlabError
 from steerlab.analysis.sweep import sweep as sweep

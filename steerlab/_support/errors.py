@@ -10,6 +10,7 @@
     ├── MismatchError        an artefact belongs to another model, width, layer count or study
     ├── SteeringError        a vector would be applied to nothing, or at a place that does not exist
     ├── StorageError         results could not be written
+    ├── RemoteError          a server did not do what was asked of it
     └── OutOfMemory          not even one row fits
 
 Each message says what was given, what was expected and what to do.
@@ -68,6 +69,36 @@ class StorageError(SteerlabError, OSError):
     """Results could not be written: the disk is full, or the folder can't be written to."""
 
 
+class RemoteError(SteerlabError, RuntimeError):
+    """A server did not do what was asked of it; the message says what happened and what to do.
+
+    Example:
+        >>> try:
+        ...     acts = steerlab.capture(model, prompts)
+        ... except steerlab.RemoteError as error:
+        ...     print(error.kind, error.passing)
+
+    Attributes:
+        kind: "unreachable" (no server there), "lost" (the connection broke), "busy" (the queue is full, or the server
+            is coming up), "worker" (the worker died), "key" (refused), "version" (client and server apart), "model"
+            (not deployed), "time" (over the time limit), "size" (the result is too large), "travel" (code or values
+            that can't be sent), "refused" (what a server can't do: training, gradients), "code" (an error in what
+            ran there, with the server's own words).
+        passing: whether the same request may well succeed later: these are retried before they are raised.
+    """
+
+    def __init__(self, message: str, kind: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.kind, self.passing = kind, passing
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _remote_error, (str(self), self.kind, self.passing)
+
+
+def _remote_error(message: str, kind: str, passing: bool) -> RemoteError:
+    return RemoteError(message, kind, passing=passing)
+
+
 # outside CUDA, PyTorch says it with a bare RuntimeError: Apple's devices and the driver, Linux, Windows
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -75,4 +106,5 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, on whatever device."""
     named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
-    return named or any(said in str(error) for said in _NO_MEMORY)
+    too_large = getattr(error, "kind", None) == "size"  # a server's result: half as many rows fit
+    return named or too_large or any(said in str(error) for said in _NO_MEMORY)

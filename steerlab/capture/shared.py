@@ -17,7 +17,7 @@ from steerlab.models.encoding import Batch
 from steerlab.models.engine import Inputs
 from steerlab.models.model import Model
 from steerlab.models.prefix import work
-from steerlab.models.resume import Resume, can_prefill, parted
+from steerlab.models.resume import Resume, parted
 from steerlab.models.sites import Site
 
 WORTH_IT = 0.85  # of the work of whole rows
@@ -51,7 +51,7 @@ class Shared:
 
 def share(model: Model, jobs: Sequence[Job], sites: Sequence[Site]) -> Shared | None:
     """How to run a batch of jobs on shared prompts, or None where whole rows are as cheap or the only exact way."""
-    if model.vision is not None or not can_prefill(model.hf):
+    if not model.resumes:
         return None
     first = min(min(group) - job.row.n_prompt for job in jobs for group in job.groups)
     if first < -1:

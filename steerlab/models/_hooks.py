@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from steerlab._support.errors import LayoutError
-from steerlab.models.engine import NOTHING, Inputs, Select, block_path, check_resume, point_path
+from steerlab.models.engine import NOTHING, Inputs, Select, Told, block_path, check_resume, point_path, same
 from steerlab.models.layout import Layout, blocks, module_at
 from steerlab.models.plan import Plan, last_column, shifted
 from steerlab.models.resume import Prefix, Resume, prefill, skipping
@@ -24,6 +24,8 @@ class _Stop(Exception):
 
 class HooksEngine:
     """Carries out plans with `register_forward_hook`."""
+
+    resumes = True
 
     def __init__(self, hf: PreTrainedModel, layout: Layout) -> None:
         self._hf = hf
@@ -57,12 +59,14 @@ class HooksEngine:
         with torch.no_grad(), self.hooked(plan):
             return self._hf.generate(**inputs, **options)  # type: ignore[operator]
 
-    def logits(self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING) -> Tensor:
+    def logits(
+        self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING, told: Told = same
+    ) -> Any:
         """See `Engine.logits`."""
         check_resume(plan, resume)
         with torch.no_grad(), self._resumed(resume) as past, self.hooked(plan):
             logits: Tensor = self._hf(**inputs, **past, use_cache=False, logits_to_keep=keep).logits
-        return logits[:, -keep:] if isinstance(keep, int) else logits
+        return told(logits[:, -keep:] if isinstance(keep, int) else logits)
 
     def prefill(self, inputs: Inputs) -> Prefix:
         """See `Engine.prefill`."""

@@ -1,4 +1,4 @@
-"""What a back end must do. Two exist: nnsight (`_nnsight.py`) and plain hooks (`_hooks.py`)."""
+"""What an engine must do. There are plain hooks (`_hooks.py`), and in `_nnsight/` nnsight here and on servers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,24 @@ from steerlab.models.sites import Site
 
 Inputs = dict[str, Tensor]
 Select = Callable[[Tensor], Tensor]
+Told = Callable[[Tensor], Any]
 NOTHING = Resume()
+
+
+def same(logits: Tensor) -> Tensor:
+    """All of the logits."""
+    return logits
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Runs a model under a plan. Every method leaves the model as it was, also after an exception."""
+    """Runs a model under a plan. Every method leaves the model as it was, also after an exception.
+
+    Attributes:
+        resumes: whether forwards can take up work that was done before; elsewhere they are always whole.
+    """
+
+    resumes: bool
 
     def read(
         self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select, resume: Resume = NOTHING
@@ -36,8 +48,11 @@ class Engine(Protocol):
         """Hugging Face's `generate` under the plan; `(rows, tokens)` ids, prompt included."""
         ...
 
-    def logits(self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING) -> Tensor:
-        """Logits under the plan, `(batch, keep, vocabulary)`: of the last `keep` columns, or of those numbered.
+    def logits(
+        self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING, told: Told = same
+    ) -> Any:
+        """`told` of the logits under the plan, `(batch, keep, vocabulary)`: of the last `keep` columns, or of those
+        numbered. It is asked where the logits are: a server sends back its answer, and not a vocabulary per token.
 
         Edits of the block at which the forward resumes are added to the state it resumes from; the plan must hold
         none below it. Column numbers count those given.

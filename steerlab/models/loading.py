@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from steerlab._support.errors import LoadError
+from steerlab.models.elsewhere import Far, elsewhere, skeleton
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 from steerlab.models.processors import find_processor, takes_pictures
@@ -52,6 +54,13 @@ def load(
     task: str | None = None,
     chat: bool | None = None,
     check: bool = True,
+    remote: str | None = None,
+    engine: str | None = None,
+    serve: str | None = None,
+    tensor_parallel_size: int = 1,
+    share_prompts: bool = True,
+    patience: float = 300.0,
+    travels: Sequence[str] = (),
     **from_pretrained: Any,
 ) -> Model:
     """Load a language or image-text model, ready to be looked into and steered: eval mode, no gradients, checked.
@@ -81,6 +90,15 @@ def load(
             image-text one and its processor lies beside it or is given, else without.
         chat: whether prompts go through the chat template; None: whenever the tokenizer has one.
         check: compare captured states with the model's own on a short prompt before handing it over.
+        remote: "ndif" or the address of a server, "http://host:port": the weights stay there, and only
+            configuration and tokenizer are read here. The key is taken from NDIF_API_KEY. A folder must be readable on
+            both sides.
+        engine: "vllm" to run the model in vLLM on this machine; `from_pretrained` then goes to vLLM.
+        serve: the address of an `nnsight-serve`, which runs vLLM on another machine.
+        tensor_parallel_size: over how many GPUs vLLM splits the model.
+        share_prompts: False runs every row whole: slower, and to the last bit what a server gives.
+        patience: seconds for which a request to a server is repeated after failures that may pass.
+        travels: packages of your own that a steerer computes with inside the model: their source goes along.
         from_pretrained: anything else for transformers.
 
     Raises:
@@ -88,9 +106,13 @@ def load(
             a text model, no processor, or a package that the processor needs is missing; the original error is its
             cause.
         LayoutError: the decoder blocks were not found.
+        RemoteError: no server there, a key that is refused, a model that it does not serve, other versions.
 
     Source: own.
     """
+    far = elsewhere(remote, engine, serve, tensor_parallel_size, patience, travels, from_pretrained)
+    if far is not None:
+        return _load_far(name, far, revision, dtype, blocks, tokenizer, chat, check, from_pretrained)
     if isinstance(name, str | os.PathLike):
         shared = {key: from_pretrained[key] for key in _SHARED if key in from_pretrained}
         source = _locate(os.fspath(name), revision, shared)
@@ -111,11 +133,34 @@ def load(
     commit = getattr(getattr(hf, "config", None), "_commit_hash", None)
     revision = source.revision or commit or revision
     named: dict[str, Any] = {"id": source.id, "revision": revision, "backend": backend, "chat": chat}
-    model = Model(hf, tokenizer, find_layout(hf, blocks), **named, processor=processor)
+    model = Model(hf, tokenizer, find_layout(hf, blocks), **named, processor=processor, share_prompts=share_prompts)
     if check:
         from steerlab.models.check import self_check
 
         self_check(model)
+    return model
+
+
+def _load_far(
+    name: Any, far: Far, revision: str | None, dtype: Any, blocks: str | None, tokenizer: Any, chat: bool | None,
+    check: bool, from_pretrained: dict[str, Any],
+) -> Model:  # fmt: skip
+    """A model whose weights are elsewhere."""
+    if not isinstance(name, str | os.PathLike):
+        raise LoadError(f"a {type(name).__name__} object is in this process; on a server models have names")
+    shared = {key: from_pretrained[key] for key in _SHARED if key in from_pretrained}
+    source = _locate(os.fspath(name), revision, shared)
+    options = {**shared, **source.options}
+    hf = skeleton(source.place, options, dtype)
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = _read_tokenizer(os.fspath(tokenizer), shared)
+    tokenizer = _padded(_tokenizer(tokenizer, source, options))
+    layout = find_layout(hf, blocks)
+    engine = far.engine(hf, tokenizer, layout, source.place, source.id, revision)
+    named: dict[str, Any] = {"id": source.id, "revision": source.revision or revision, "backend": far.kind}
+    model = Model(hf, tokenizer, layout, **named, chat=chat, engine=engine)
+    if check:
+        far.check(model)
     return model
 
 

@@ -22,6 +22,7 @@ from steerlab.models.encoding import Batch, Side, collate, encode
 from steerlab.models.engine import Engine, Inputs, block_path
 from steerlab.models.layout import Layout, blocks, module_at
 from steerlab.models.positions import NAMES, Positions, describe, resolve
+from steerlab.models.resume import can_prefill
 from steerlab.models.sites import Site
 from steerlab.models.template import Messages
 from steerlab.models.tokenmap import TokenMap
@@ -48,6 +49,9 @@ class Model:
         backend: "nnsight", or "hooks" for plain torch hooks.
         chat: whether prompts go through the chat template; None: whenever there is one.
         processor: that of an image-text model.
+        engine: one that runs the model elsewhere; `hf` is then a skeleton without weights, and `backend` its name.
+        share_prompts: whether what rows have in common is run once; else every row is run whole, which takes longer and
+            gives the same to the last bit as a server.
 
     Attributes:
         vision: how pictures become tokens and tensors; None for a text-only model.
@@ -65,9 +69,12 @@ class Model:
         backend: str = "nnsight",
         chat: bool | None = None,
         processor: Any = None,
+        engine: Engine | None = None,
+        share_prompts: bool = True,
     ) -> None:
-        if backend not in ("nnsight", "hooks"):
+        if engine is None and backend not in ("nnsight", "hooks"):
             raise LoadError(f"unknown backend {backend!r}; expected 'nnsight' or 'hooks'")
+        self._engine, self._shares = engine, share_prompts
         self.hf, self.tokenizer, self.layout = hf, tokenizer, layout
         self.id, self.revision, self.backend = id, revision, backend
         self.chat = tokenizer.chat_template is not None if chat is None else chat
@@ -86,11 +93,13 @@ class Model:
     @cached_property
     def engine(self) -> Engine:
         """The back end that carries out plans; nnsight is imported when first used."""
+        if self._engine is not None:
+            return self._engine
         if self.backend == "hooks":
             from steerlab.models._hooks import HooksEngine
 
             return HooksEngine(self.hf, self.layout)
-        from steerlab.models._nnsight import NnsightEngine
+        from steerlab.models._nnsight.local import NnsightEngine
 
         return NnsightEngine(self.hf, self.tokenizer, self.layout, self.vision and self.vision.processor)
 
@@ -101,6 +110,21 @@ class Model:
             self._local.active = []
         active: list[Any] = self._local.active
         return active
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the weights are in another process or on a server, and a skeleton stands here."""
+        return self._engine is not None
+
+    @property
+    def resumes(self) -> bool:
+        """Whether forwards can take up keys and values of a prompt that was run before; else rows are run whole."""
+        return self._shares and self.engine.resumes and self.vision is None and can_prefill(self.hf)
+
+    @property
+    def restarts(self) -> bool:
+        """Whether forwards can begin at the output of a block that is known."""
+        return self._shares and self.engine.resumes and self.vision is None
 
     @property
     def n_layers(self) -> int:
@@ -143,7 +167,9 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go: the device of the embedding."""
+        """Where token ids go: the device of the embedding, or this machine's memory if the weights are elsewhere."""
+        if self.is_far:
+            return torch.device("cpu")
         return self.hf.get_input_embeddings().weight.device  # type: ignore[return-value]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -35,6 +36,7 @@ def run_first_logits(
     if rest and tokens is None:
         raise DataError("rest=True was asked for the whole vocabulary, which leaves nothing over: give tokens")
     prepared = prepare(model, requests, examples, batch_size)
+    told = partial(_wanted, tokens=None if tokens is None else list(tokens), rest=rest)
     found: dict[int, Tensor] = {}
     written = 0
     with tqdm(total=len(rows), desc="first token", unit="row", disable=not progress) as bar:
@@ -42,11 +44,8 @@ def run_first_logits(
             batch = model.batch([rows[i] for i in numbers], "left")
             plan = build_plan(model, prepared, batch, numbers, len(rows))
             with model.lock:
-                logits = model.engine.logits(model.inputs(batch), plan, 1)[:, 0]
-            chosen = logits if tokens is None else logits[:, list(tokens)]
-            if rest and tokens is not None:
-                chosen = torch.cat([chosen, logits.index_fill(1, _at(tokens, logits), -torch.inf).amax(1, True)], 1)
-            found |= dict(zip(numbers, chosen.float().cpu(), strict=True))
+                chosen = model.engine.logits(model.inputs(batch), plan, 1, told=told)
+            found |= dict(zip(numbers, chosen.cpu(), strict=True))
             written += sum(edit.tally.read()[0] for edits in plan.values() for edit in edits)
             bar.update(len(numbers))
     if writes_anything(prepared) and written == 0:
@@ -57,5 +56,11 @@ def run_first_logits(
     return torch.stack([found[i] for i in range(len(rows))])
 
 
-def _at(tokens: Sequence[int], logits: Tensor) -> Tensor:
-    return torch.tensor(list(tokens), device=logits.device)
+def _wanted(logits: Tensor, tokens: list[int] | None, rest: bool) -> Tensor:
+    """The logits of the tokens asked for, of the last column; with `rest` the largest of all others too."""
+    last = logits[:, -1]
+    chosen = last if tokens is None else last[:, tokens]
+    if rest and tokens is not None:
+        at = torch.tensor(tokens, device=last.device)
+        chosen = torch.cat([chosen, last.index_fill(1, at, -torch.inf).amax(1, True)], 1)
+    return chosen.float()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import pandas as pd
 import torch
@@ -47,8 +48,10 @@ def run_score(
             keep = max(len(row) - row.n_prompt for row in batch.rows) + 1
             inputs = model.inputs(batch)
             with model.lock:
-                logits = model.engine.logits(inputs, plan, keep)
-            results |= dict(zip(numbers, _read_off(logits, batch), strict=True))
+                found = model.engine.logits(inputs, plan, keep, told=reader(batch))
+            lengths = [len(row) - row.n_prompt for row in batch.rows]
+            read = [(total, n, int(hits)) for (total, hits), n in zip(found.tolist(), lengths, strict=True)]
+            results |= dict(zip(numbers, read, strict=True))
             for edit in (e for edits in plan.values() for e in edits):
                 more, total = edit.tally.read()
                 written, ratio = written + more, ratio + total
@@ -58,20 +61,23 @@ def run_score(
     return _table([e.id for e in examples], results, written, ratio)
 
 
-def _read_off(logits: Tensor, batch: Batch) -> list[tuple[float, int, int]]:
-    """Per row: summed log-probability of the answer, its tokens, and how many of them are the argmax.
-
-    Rows are padded on the left, so every answer ends at the last column, and token t is predicted at t - 1.
+def reader(batch: Batch) -> Callable[[Tensor], Tensor]:
+    """From the last columns' logits to `(row, 2)`: the log-probability of each row's answer, and how many of its tokens
+    are the argmax.
     """
-    logprobs = torch.log_softmax(logits.float(), -1)
     lengths = [len(row) - row.n_prompt for row in batch.rows]
+    return partial(_read_off, answers=[batch.input_ids[i, -n:] for i, n in enumerate(lengths)])
+
+
+def _read_off(logits: Tensor, answers: Sequence[Tensor]) -> Tensor:
+    """Rows are padded on the left, so every answer ends at the last column, and token t is predicted at t - 1."""
+    logprobs = torch.log_softmax(logits.float(), -1)
     out = []
-    for i, n in enumerate(lengths):
-        target = batch.input_ids[i, -n:].to(logits.device)
-        here = logprobs[i, -n - 1 : -1]
+    for i, answer in enumerate(answers):
+        target = answer.to(logits.device)
+        here = logprobs[i, -len(answer) - 1 : -1]
         out.append(torch.stack([here.gather(-1, target[:, None]).sum(), (here.argmax(-1) == target).sum().float()]))
-    host = torch.stack(out).tolist()
-    return [(total, n, int(hits)) for (total, hits), n in zip(host, lengths, strict=True)]
+    return torch.stack(out)
 
 
 def _table(samples: list[str], results: dict[int, tuple[float, int, int]], written: int, ratio: float) -> pd.DataFrame:

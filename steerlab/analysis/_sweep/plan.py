@@ -15,7 +15,6 @@ from steerlab.models.encoding import by_length
 from steerlab.models.model import Model
 from steerlab.models.positions import distinct
 from steerlab.models.prefix import TOKENS, work
-from steerlab.models.resume import can_prefill
 from steerlab.steering.pack import written_columns
 
 READING_WEIGHTS = 24  # tokens' worth of work that a block costs a forward, however few its tokens
@@ -136,8 +135,8 @@ def plan_sweep(model: Model, cells: list[Cell], rows: Rows, batch_size: int | No
     for number, cell in enumerate(cells):
         groups.setdefault(cell.written, []).append(number)
     longest = max((row for variant in rows.variants for row in variant), key=len)
-    prefixed = can_prefill(model.hf) and model.vision is None
-    restarts = model.vision is None
+    prefixed = model.resumes
+    restarts = model.restarts
     tail = _tail(model, rows, cells, groups, prefixed)
     fits = batch_size or max(1, TOKENS["cpu" if model.device.type == "cpu" else "other"] // tail)
     alive = max(sum(cells[i].alpha != 0 for i in members) for members in groups.values())
@@ -237,8 +236,8 @@ def _reasons(
         if mine.cut:
             how.append(f"the prompt's keys and values are computed once and {mine.tail} columns a cell")
         elif not prefixed:
-            why = "has pictures" if model.vision is not None else "has layers whose past is not keys and values"
-            how.append(f"whole rows, as the model {why}")
+            why = "is elsewhere" if model.is_far else "has layers whose past is not keys and values"
+            how.append(f"whole rows, as the model {'has pictures' if model.vision is not None else why}")
         else:
             how.append("whole rows, as the prompt is steered from its beginning on")
         if any(chunk.restart is not None for chunk in mine.chunks):

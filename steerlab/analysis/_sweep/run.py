@@ -19,6 +19,7 @@ from steerlab._support.memory import free_memory
 from steerlab.analysis._sweep.pieces import frame_of, halved, ratios, slice_of, smaller
 from steerlab.analysis._sweep.plan import Chunk, Part, SweepPlan
 from steerlab.metrics.answers import ANSWER_METRICS, Spots, read_answers
+from steerlab.models.engine import Told
 from steerlab.models.model import Model
 from steerlab.models.resume import Prefix, Resume, parted
 from steerlab.models.sites import Site
@@ -85,9 +86,11 @@ class Base:
         self.prepare()
         block, rows = self.part.block, (0, len(self.part.block.numbers))
         columns = block.spots.columns.to(self.model.device) - self.part.cut
-        logits = self.model.engine.logits(self.inputs(1, rows), {}, columns, self.resume(1, rows))
+        read = self.model.engine.logits(
+            self.inputs(1, rows), {}, columns, self.resume(1, rows), self.reader(block.spots, 1)
+        )
         self.plan.spent += len(block.batch.rows) * self.part.tail * self.plan.n_layers
-        values = self.values(logits, block.spots, 1)
+        values = self.values(read, 1)
         ratio = np.zeros((1, len(block.numbers)))
         return frame_of(self.part.idle, block.numbers, values, ratio)
 
@@ -129,16 +132,20 @@ class Base:
         edits = pack(self.model, [cell.packed for cell in cells], part.batch, part.row_numbers)
         columns = part.spots.columns.to(self.model.device) - self.part.cut
         resume = self.resume(copies, chunk.rows, chunk.restart)
-        logits = self.model.engine.logits(self.inputs(copies, chunk.rows), edits, columns, resume)
+        reader = self.reader(part.spots, copies)
+        read = self.model.engine.logits(self.inputs(copies, chunk.rows), edits, columns, resume, reader)
         self.plan.spent += self.part.work(chunk, self.plan.n_layers)
         ratio = ratios(edits, cells, block.n_variants, len(part.numbers))
-        return frame_of(chunk.cells, part.numbers, self.values(logits, part.spots, copies), ratio)
+        return frame_of(chunk.cells, part.numbers, self.values(read, copies), ratio)
 
-    def values(self, logits: Tensor, where: Spots, copies: int) -> dict[str, np.ndarray]:
+    def reader(self, where: Spots, copies: int) -> Told:
+        """What the metrics need of a forward's logits."""
+        needs = sorted({need for name in self.metrics for need in ANSWER_METRICS[name].needs})
+        return partial(read_answers, where=where, copies=copies, needs=needs)
+
+    def values(self, found: dict[str, Tensor], copies: int) -> dict[str, np.ndarray]:
         """Every metric, `(cell, input)`."""
         wanted = {name: ANSWER_METRICS[name] for name in self.metrics}
-        needs = sorted({need for metric in wanted.values() for need in metric.needs})
-        found = read_answers(logits, where, copies, needs)
         shape = (copies, self.part.block.n_variants, -1)
         sides = {k: v.reshape(shape) for k, v in found.items()}
         read = {k: v[:, 0] for k, v in sides.items()}

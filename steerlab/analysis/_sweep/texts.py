@@ -20,7 +20,6 @@ from steerlab.analysis._sweep.run import Stage
 from steerlab.data.example import Example
 from steerlab.models.encoding import by_length
 from steerlab.models.model import Model
-from steerlab.models.resume import can_prefill
 from steerlab.steering.generate import new_ids
 from steerlab.steering.pack import pack
 
@@ -90,7 +89,7 @@ def _answers(
     whole = model.inputs(block.batch, positions=False)
     inputs = {k: t.repeat(copies, *[1] * (t.ndim - 1)) for k, t in whole.items()}
     cut = first_column(cells, chosen, block) if steered else block.last
-    usable = cut == block.last >= WORTH_A_PREFIX and can_prefill(model.hf) and model.vision is None
+    usable = cut == block.last >= WORTH_A_PREFIX and model.resumes
     past: dict[str, Any] = {}
     if usable:
         given = {k: t[:, :cut] for k, t in model.inputs(block.batch).items()}

@@ -1,0 +1,174 @@
+"""Loading a model whose weights are not here: a skeleton on the meta device, and an engine that reaches the weights."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from steerlab._support.errors import LoadError
+from steerlab.models.engine import Engine
+from steerlab.models.layout import Layout
+
+if TYPE_CHECKING:
+    from steerlab.models.model import Model
+
+NDIF = "https://api.ndif.us"
+
+
+def skeleton(place: str, options: dict[str, Any], dtype: Any) -> PreTrainedModel:
+    """The model without weights: its modules, configuration and generation settings.
+
+    Example:
+        >>> skeleton("HuggingFaceTB/SmolLM2-135M-Instruct", {}, None).device
+        device(type='meta')
+
+    Args:
+        place: hub id or folder.
+        options: for `from_pretrained` of the configuration.
+        dtype: what the weights are held in; None: as the configuration says.
+
+    Raises:
+        LoadError: no configuration, or none of a text model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(place, **options)
+        with torch.device("meta"):
+            made = AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise LoadError(
+            f"no configuration of a text model could be read from {place!r}: {error}. A model on a server still "
+            "needs its configuration and tokenizer here: give a hub id, or a folder with both"
+        ) from error
+    try:
+        made.generation_config = GenerationConfig.from_pretrained(place, **options)
+    except OSError:  # none was published: the configuration's own values hold
+        made.generation_config = GenerationConfig.from_model_config(config)
+    return made
+
+
+def host_of(remote: str) -> str:
+    """The address that `remote=` means.
+
+    Raises:
+        LoadError: neither "ndif" nor an http address.
+    """
+    if remote == "ndif":
+        return os.environ.get("NDIF_HOST", NDIF).rstrip("/")
+    if remote.startswith(("http://", "https://")):
+        return remote.rstrip("/")
+    raise LoadError(f"remote={remote!r}: expected 'ndif' or the address of a server, 'http://host:port'")
+
+
+def elsewhere(
+    remote: str | None, engine: str | None, serve: str | None, tensor_parallel_size: int, patience: float,
+    travels: Sequence[str], options: dict[str, Any],
+) -> Far | None:  # fmt: skip
+    """Where `load` is told that the weights are; None: in this process.
+
+    Raises:
+        LoadError: more than one place, or one that is unknown.
+    """
+    given = {"remote": remote, "engine": engine, "serve": serve}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise LoadError(
+            f"{' and '.join(f'{n}={given[n]!r}' for n in named)}: a model runs in one place, give one of them"
+        )
+    if remote is not None:
+        return Ndif(host_of(remote), patience, tuple(travels))
+    if engine is not None and engine != "vllm":
+        raise LoadError(
+            f"engine={engine!r}: expected 'vllm', or backend='nnsight' or 'hooks' for a model in this process"
+        )
+    if engine is not None or serve is not None:
+        return Vllm(serve, tensor_parallel_size, options)
+    return None
+
+
+class Far(ABC):
+    """A place where the weights are, and how to reach them."""
+
+    @property
+    @abstractmethod
+    def kind(self) -> str:
+        """What results call the engine."""
+
+    @abstractmethod
+    def engine(
+        self, hf: PreTrainedModel, tokenizer: Any, layout: Layout, place: str, name: str, revision: str | None
+    ) -> Engine:
+        """The engine that reaches them; the skeleton will say that it is one when it is called."""
+
+    @abstractmethod
+    def check(self, model: Model) -> None:
+        """Find now, and not in the middle, what is wrong."""
+
+
+@dataclass(frozen=True)
+class Ndif(Far):
+    """An NDIF server.
+
+    Attributes:
+        host: its address.
+        patience: seconds for which requests are repeated.
+        travels: packages of the user's own whose source goes along.
+    """
+
+    host: str
+    patience: float
+    travels: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """See `Far.kind`."""
+        return "ndif"
+
+    def engine(
+        self, hf: PreTrainedModel, tokenizer: Any, layout: Layout, place: str, name: str, revision: str | None
+    ) -> Engine:
+        """See `Far.engine`."""
+        from steerlab.models._nnsight.remote import RemoteEngine, no_forward
+        from steerlab.models._nnsight.wire import Line
+
+        line = Line(self.host, os.environ.get("NDIF_API_KEY"), self.patience, name)
+        made = RemoteEngine(hf, tokenizer, layout, line, place, revision, self.travels)
+        no_forward(hf)
+        return made
+
+    def check(self, model: Model) -> None:
+        """Compare versions, then ask for one small forward."""
+
+
+@dataclass(frozen=True)
+class Vllm(Far):
+    """vLLM, on this machine or behind an `nnsight-serve`.
+
+    Attributes:
+        serve: the server's address, or None for an engine of our own.
+        tensor_parallel_size: GPUs of our own engine.
+        options: for vLLM.
+    """
+
+    serve: str | None
+    tensor_parallel_size: int
+    options: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """See `Far.kind`."""
+        return "vllm" if self.serve is None else "nnsight-serve"
+
+    def engine(
+        self, hf: PreTrainedModel, tokenizer: Any, layout: Layout, place: str, name: str, revision: str | None
+    ) -> Engine:
+        """See `Far.engine`."""
+        raise NotImplementedError
+
+    def check(self, model: Model) -> None:
+        """Compare captured states with the model's own."""
