@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tqdm.auto import tqdm
@@ -36,9 +36,21 @@ def bar(total: int | None, desc: str, unit: str, shown: bool) -> Iterator[tqdm]:
             _bars().remove(made)
 
 
+@contextmanager
+def heard_by(listener: Callable[[str], None]) -> Iterator[None]:
+    """Whatever this thread tells or notes, the listener hears too."""
+    _local.listener = listener
+    try:
+        yield
+    finally:
+        del _local.listener
+
+
 def tell(state: str) -> None:
     """Say what is being waited for, beside the innermost bar: a place in a queue, a model that is coming up."""
     log.debug("%s", state)
+    if hasattr(_local, "listener"):
+        _local.listener(state)
     shown = [made for made in _bars() if not made.disable]
     if shown:
         shown[-1].set_postfix_str(state)
@@ -47,5 +59,7 @@ def tell(state: str) -> None:
 def note(line: str) -> None:
     """Say something that stays: above the innermost bar, and in the log."""
     log.info("%s", line)
+    if hasattr(_local, "listener"):
+        _local.listener(line)
     if any(not made.disable for made in _bars()):
         tqdm.write(line)

@@ -17,6 +17,7 @@ from steerlab.capture import Activations
 from steerlab.capture.jobs import Data, Layers, as_examples
 from steerlab.data.example import Example
 from steerlab.metrics.answers import ANSWER_METRICS
+from steerlab.models.job import deferrable
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, describe
 from steerlab.steering.request import Scale
@@ -61,6 +62,7 @@ def plan(
     return Sweep(model, examples, cells, metrics, settings, batch_size=batch_size, memory=memory)
 
 
+@deferrable
 def sweep(
     model: Model,
     steerer: Methods,

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from steerlab._support.errors import OutOfMemory, is_out_of_memory
 from steerlab._support.files import fingerprint
 from steerlab._support.memory import free_memory
+from steerlab._support.progress import bar as progress_bar
 from steerlab.capture.activations import Activations
 from steerlab.capture.jobs import (
     Data,
@@ -33,6 +33,7 @@ from steerlab.capture.store import Store
 from steerlab.data.example import data_hash
 from steerlab.models.encoding import Batch, Side, by_length
 from steerlab.models.engine import NOTHING, Select
+from steerlab.models.job import deferrable
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, describe
 from steerlab.models.sites import Site
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 Where = Positions | Sequence[Positions]
 
 
+@deferrable
 def capture(
     model: Model,
     data: Data,
@@ -93,7 +95,7 @@ def capture(
     jobs, sites, info = _prepare(model, data, layers, positions, context, captures, reduce)
     parts: list[Tensor] = []
     frames: list[pd.DataFrame] = []
-    with tqdm(total=len(jobs), desc="capture", unit="row", disable=not progress) as bar:
+    with progress_bar(len(jobs), "capture", "row", progress) as bar:
         for chunk in _batches(jobs, batch_size):
             values, index = _read(model, chunk, sites, dtype, padding, reduce)
             parts.append(values)
@@ -103,6 +105,7 @@ def capture(
     return in_order(torch.cat(parts), pd.concat(frames, ignore_index=True), sites, info)
 
 
+@deferrable
 def capture_to(
     folder: str | Path,
     model: Model,
@@ -132,7 +135,7 @@ def capture_to(
     identity = {k: v for k, v in info.items() if k not in ("versions", "backend")}
     identity |= {"batch_size": batch_size, "storage": str(dtype)}
     store = Store.create(Path(folder), info, identity, sites, len(chunks))
-    with tqdm(total=len(jobs), desc="capture", unit="row", disable=not progress) as bar:
+    with progress_bar(len(jobs), "capture", "row", progress) as bar:
         for number, chunk in enumerate(chunks):
             if not store.has(number):
                 store.put(number, *_read(model, chunk, sites, dtype, padding, reduce))

@@ -190,6 +190,14 @@ class Selector:
         means = torch.segment_reduce(tokens.float(), "mean", lengths=self.lengths.to(h.device))
         return means.to(self.dtype)
 
+    def row(self, number: int, start: int) -> tuple[Selector, Tensor]:
+        """The selector of one row by itself, whose column `start` is its first, and which groups those are of all."""
+        group = torch.arange(len(self.lengths), device=self.lengths.device).repeat_interleave(self.lengths)
+        own = self.rows == number
+        groups = group[own].unique_consecutive()
+        columns = self.columns[own] - start
+        return Selector(torch.zeros_like(columns), columns, self.lengths[groups], self.dtype), groups
+
 
 def index_of(jobs: Sequence[Job]) -> pd.DataFrame:
     """The index frame of the jobs' rows, in their order, with the sample's place in the data as `order`."""

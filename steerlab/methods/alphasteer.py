@@ -213,7 +213,7 @@ class AlphaSteer(Steerer):
         if self.gates == "frozen":
             found = [self._gated(i, context.read(read)) for i, read in enumerate(self._states)]
             return tuple(Shift(site, v, gate=g) for site, (g, v) in zip(self.sites, found, strict=True))
-        return tuple(Shift(site, in_flight=partial(self._met, i)) for i, site in enumerate(self.sites))
+        return tuple(Shift(site, in_flight=partial(met, **self._at(i))) for i, site in enumerate(self.sites))
 
     def at(self, layer: int | Site) -> AlphaSteer:
         """A steerer with the same settings for one layer, not fitted.
@@ -273,19 +273,14 @@ class AlphaSteer(Steerer):
 
     def _gated(self, i: int, h: Rows) -> tuple[Float[Tensor, " batch"], Rows]:
         """Gate and vector of some states at site i; what is added is their product."""
-        check_fitted(self, self._fitted)
-        learnt = getattr(self, self._fitted)[i].to(h.device)
-        moved = checked_width(h, len(learnt), "this AlphaSteer") @ learnt
-        if self._fitted == "matrix_":
-            gate = moved.norm(dim=-1) / self.target_norm_[i].to(h.device)
-            vectors = torch.where(gate[:, None] > 0, moved / gate[:, None], 0.0)
-        else:
-            gate, vectors = moved, self.r_[i].to(h.device).expand(len(h), -1)
-        return torch.where(gate.abs() < self.dead_zone, 0.0, gate), vectors
+        return gated(h, **self._at(i))
 
-    def _met(self, i: int, h: Rows) -> Rows:
-        gate, vectors = self._gated(i, h)
-        return gate[:, None] * vectors
+    def _at(self, i: int) -> dict[str, Any]:
+        """What was learnt for site i, as `gated` takes it."""
+        check_fitted(self, self._fitted)
+        learnt, whole = getattr(self, self._fitted)[i], self._fitted == "matrix_"
+        other = self.target_norm_[i] if whole else self.r_[i]
+        return {"learnt": learnt, "target": other, "dead_zone": self.dead_zone}
 
     def _check_rank_one(self) -> None:
         if self._fitted == "matrix_":
@@ -297,3 +292,28 @@ class AlphaSteer(Steerer):
 
     def _check(self) -> None:
         check_settings(self.sites, self._ratios, self.target, self.position, self.gates, self.dead_zone)
+
+
+def gated(h: Rows, learnt: Tensor, target: Tensor, dead_zone: float) -> tuple[Float[Tensor, " batch"], Rows]:
+    """Gate and vector of some states; plain, with all it needs given, so that it can be sent to a server.
+
+    Args:
+        h: states.
+        learnt: `(hidden,)` the gate's direction, or `(hidden, hidden)` the whole map.
+        target: the refusal vector, or with the whole map the norm of one.
+        dead_zone: gates below it are 0.
+    """
+    learnt, target = learnt.to(h.device), target.to(h.device)
+    moved = checked_width(h, len(learnt), "this AlphaSteer") @ learnt
+    if learnt.ndim == 2:
+        gate = moved.norm(dim=-1) / target
+        vectors = torch.where(gate[:, None] > 0, moved / gate[:, None], 0.0)
+    else:
+        gate, vectors = moved, target.expand(len(h), -1)
+    return torch.where(gate.abs() < dead_zone, 0.0, gate), vectors
+
+
+def met(h: Rows, learnt: Tensor, target: Tensor, dead_zone: float) -> Rows:
+    """What is added to some states: gate times vector."""
+    gate, vectors = gated(h, learnt, target, dead_zone)
+    return gate[:, None] * vectors

@@ -90,9 +90,11 @@ class Shift:
         vectors: `(batch, hidden)` float32, one per input.
         gate: `(batch,)`, usually in [0, 1], or None for 1.
         in_flight: instead of `vectors`: a function from the state at the last prompt position of this very
-            site (before any shift there) to `(batch, hidden)`; it is frozen during decoding (AlphaSteer).
+            site (before any shift there) to `(batch, hidden)`; it is frozen during decoding (AlphaSteer). It may be
+            sent to a server: a plain function, with tensors and modules bound to it.
         positions: where this very shift is written, whatever was asked for (a span's k-th vector belongs to its k-th
             token); rows in which these tokens do not exist are left alone. None: where the request says.
+        source: `in_flight` takes the state at this site of the unsteered prompt instead (`Steerer.in_trace`).
     """
 
     site: Site
@@ -100,6 +102,7 @@ class Shift:
     gate: Float[Tensor, " batch"] | None = None
     in_flight: InFlight | None = None
     positions: Positions | None = None
+    source: Site | None = None
 
     def where(self, asked: Positions) -> Positions:
         """Where to write, when `asked` is what the request says."""
@@ -167,6 +170,13 @@ class Steerer(Learnt, ABC):
     def shifts(self, context: Context) -> tuple[Shift, ...]:
         """Everything this method adds for a batch of inputs."""
         return (Shift(self.site, self.vectors(context)),)
+
+    def in_trace(self) -> tuple[Shift, ...] | None:
+        """What `shifts` would give, computed where the model runs and from one state each; None where that can't be.
+
+        On a server this saves the way there and back: nothing is captured beforehand.
+        """
+        return None
 
     def transform(self, prompt: str) -> str:
         """The user text this method wants asked instead of `prompt`; only instruction baselines change it."""

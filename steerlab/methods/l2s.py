@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from torch import Tensor
 from steerlab._support.errors import DataError, MismatchError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
-from steerlab.methods.base import Context, Read, Steerer, check_fitted, provenance
+from steerlab.methods.base import Context, Read, Shift, Steerer, check_fitted, provenance
 from steerlab.methods.l2s_data import split_rows, training_pairs
-from steerlab.methods.l2s_net import load_reference, net_from_state, seeded_net
+from steerlab.methods.l2s_net import SteeringNet, load_reference, net_from_state, seeded_net
 from steerlab.methods.l2s_recipe import PRESETS, Recipe
 from steerlab.methods.l2s_train import train_net
 from steerlab.models.sites import Site
@@ -110,13 +112,21 @@ class L2S(Steerer):
                 "read them from the same model"
             )
         with torch.no_grad():
-            vectors = self.net_(contexts.to(torch.float32))
-        return vectors if self.max_norm is None else self._capped(vectors, self.max_norm)
+            return predicted(contexts, self.net_, self._longest)
 
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
         """One vector per input, predicted from its own activation."""
         check_fitted(self, "net_")
         return self.predict(context.read(self.reads[0]))
+
+    def in_trace(self) -> tuple[Shift, ...] | None:
+        """The net itself goes to where the model runs, and predicts from the state it meets there."""
+        check_fitted(self, "net_")
+        read = self.reads[0]
+        if read.position != "last":
+            return None
+        net = copy.deepcopy(self.net_).requires_grad_(False)
+        return (Shift(self.site, in_flight=partial(predicted, net=net, longest=self._longest), source=read.site),)
 
     @classmethod
     def from_reference(
@@ -150,10 +160,21 @@ class L2S(Steerer):
             raise DataError(f"unknown preset {self.preset!r}; expected a Recipe or one of {list(PRESETS)}")
         return PRESETS[self.preset]
 
-    def _capped(self, vectors: Float[Tensor, "batch _"], factor: float) -> Float[Tensor, "batch _"]:
+    @property
+    def _longest(self) -> float | None:
+        """The norm that predictions are cut to, in units of the residual stream."""
+        if self.max_norm is None:
+            return None
         if not hasattr(self, "target_norm_"):
             raise DataError(
                 "max_norm is in units of the targets' norm, which a published net comes without; use max_norm=None"
             )
-        norms = vectors.norm(dim=-1, keepdim=True)
-        return vectors * (factor * self.target_norm_ / norms.clamp(min=1e-12)).clamp(max=1)
+        return self.max_norm * self.target_norm_
+
+
+def predicted(contexts: Float[Tensor, "batch _"], net: SteeringNet, longest: float | None) -> Float[Tensor, "batch _"]:
+    """The net's vectors, those longer than `longest` shortened to it."""
+    vectors: Tensor = net(contexts.to(torch.float32))
+    if longest is None:
+        return vectors
+    return vectors * (longest / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)

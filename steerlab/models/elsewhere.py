@@ -142,7 +142,14 @@ class Ndif(Far):
         return made
 
     def check(self, model: Model) -> None:
-        """Compare versions, then ask for one small forward."""
+        """Compare versions, then ask for one small forward: its states must be the residual stream."""
+        from steerlab.models._nnsight.remote import RemoteEngine
+
+        assert isinstance(model.engine, RemoteEngine)
+        model.engine.line.check_versions()
+        size = model.hf.config.get_text_config().vocab_size
+        with model.lock:
+            model.engine.check(torch.tensor([[t % size for t in (3, 5, 7, 11, 13)]]))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class Edit:
         in_flight: gives the vectors from this site's own state at column `last`, instead of `vectors`.
         last: `(batch,)` column of the last prompt token, for `in_flight`.
         whose: `(batch,)` the rows that `generated` speaks of; None: all.
+        source: `in_flight` is asked once, before the run, about the state at this site of the unsteered prompt.
     """
 
     vectors: Float[Tensor, "batch hidden"] | None
@@ -44,6 +46,7 @@ class Edit:
     last: Int[Tensor, " batch"] | None = None
     whose: Bool[Tensor, " batch"] | None = None
     tally: Tally = field(default_factory=Tally)
+    source: Site | None = None
 
     def __post_init__(self) -> None:
         self._any_prompt = bool(self.prompt.any())
@@ -51,8 +54,15 @@ class Edit:
     def touches(self, start: int, stop: int) -> bool:
         """Whether any column of `start:stop` can be meant; decided on the host, without a synchronisation."""
         width = self.prompt.shape[1]
-        reads = self.in_flight is not None and self.generated and start == 0  # what is written later is read now
+        met = self.in_flight is not None and self.source is None
+        reads = met and self.generated and start == 0  # what is written later is read now
         return reads or (self._any_prompt and start < width) or (self.generated and stop > width)
+
+    def meet(self, h: State) -> None:
+        """Make the vectors from the unsteered prompt's state at `source`."""
+        assert self.in_flight is not None and self.last is not None
+        rows = torch.arange(h.shape[0], device=h.device)
+        self.vectors = self.in_flight(h[rows, self.last.to(h.device)].float())
 
     def delta(self, h: State, stop: int) -> Float[Tensor, "rows tokens hidden"]:
         """What to add to `h`, whose last column is `stop - 1`: float32, zero where nothing is meant."""
@@ -63,8 +73,34 @@ class Edit:
         self.tally.add(vectors, h, mask)
         return torch.where(mask[:, :, None], vectors[:, None, :], 0.0)
 
+    def row(self, number: int, start: int, stop: int) -> Edit:
+        """The edit of one row by itself, without its padding, as an engine needs that runs rows apart.
+
+        Args:
+            number: which row.
+            start: column at which the row begins; it becomes column 0.
+            stop: the column after its last.
+        """
+        own = slice(number, number + 1)
+        flight = self.in_flight if self.source is None else None  # what was met beforehand is in the vectors
+        return Edit(
+            None if self.vectors is None else self.vectors[own],
+            self.prompt[own, start:stop],
+            self.generated,
+            None if flight is None else partial(_of_one, function=flight, number=number, rows=len(self.prompt)),
+            None if self.last is None else self.last[own] - start,
+            None if self.whose is None else self.whose[own],
+            source=self.source,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether no state can ever be written to, not even of tokens to come."""
+        coming = self.generated and (self.whose is None or bool(self.whose.any()))
+        return not self._any_prompt and not coming
+
     def _resolve(self, h: State, start: int, copies: int) -> Float[Tensor, "rows hidden"]:
-        if self.in_flight is not None and start == 0:
+        if self.in_flight is not None and start == 0 and self.source is None:
             assert self.last is not None
             rows = torch.arange(h.shape[0], device=h.device)
             last = self.last.to(h.device).repeat_interleave(copies)
@@ -83,7 +119,11 @@ class Edit:
             if copies == 1 or self.vectors is None:
                 self.vectors = fresh[::copies]  # frozen for the steps to come
         if self.vectors is None:
-            raise SteeringError("a method that reads in flight met a decoding step before any prompt")
+            raise SteeringError(
+                "a method that reads in flight met a decoding step before any prompt"
+                if self.source is None
+                else f"the state at {self.source} was not read beforehand: only engines elsewhere do that"
+            )
         self.vectors = self.vectors.to(h.device)
         return self.vectors.repeat_interleave(copies, 0)
 
@@ -96,6 +136,13 @@ class Edit:
         if self.whose is not None:
             new = new & self.whose.to(device)[:, None]
         return torch.cat([known, new], 1)
+
+
+def _of_one(
+    h: Float[Tensor, "1 hidden"], function: Callable[[Tensor], Tensor], number: int, rows: int
+) -> Float[Tensor, "1 hidden"]:
+    """A function of all rows (each has its own strength bound to it), asked about one of them alone."""
+    return function(h.expand(rows, -1))[number : number + 1]
 
 
 Plan = Mapping[Site, Sequence[Edit | PictureEdit]]

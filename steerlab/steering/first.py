@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from steerlab._support.errors import DataError, SteeringError
+from steerlab._support.progress import bar as progress_bar
 from steerlab.capture.jobs import Data, as_examples
 from steerlab.models.encoding import by_length
 from steerlab.models.model import Model
@@ -39,7 +39,7 @@ def run_first_logits(
     told = partial(_wanted, tokens=None if tokens is None else list(tokens), rest=rest)
     found: dict[int, Tensor] = {}
     written = 0
-    with tqdm(total=len(rows), desc="first token", unit="row", disable=not progress) as bar:
+    with progress_bar(len(rows), "first token", "row", progress) as bar:
         for numbers in by_length(rows, batch_size):
             batch = model.batch([rows[i] for i in numbers], "left")
             plan = build_plan(model, prepared, batch, numbers, len(rows))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
-from tqdm.auto import tqdm
 
 from steerlab._support.errors import EncodingError, SteeringError
+from steerlab._support.progress import bar as progress_bar
 from steerlab.capture.jobs import Data, as_examples
 from steerlab.data.example import Example
 from steerlab.models.copies import check_copies
@@ -73,8 +73,8 @@ def run_generate(
     prepared = prepare(model, requests, examples, batch_size)
     ids: dict[int, list[tuple[int, ...]]] = {}
     written, ratio = 0, 0.0
-    bar = tqdm(total=len(rows), desc="generate", unit="row", disable=not progress)
-    with bar, model.lock, _seeded(model, seed):  # locked throughout: threads would draw from one random state
+    shown = progress_bar(len(rows), "generate", "row", progress)
+    with shown as bar, model.lock, _seeded(model, seed):  # locked throughout: threads would draw from one random state
         for numbers in by_length(rows, batch_size):
             batch = model.batch([rows[i] for i in numbers], "left")
             plan = build_plan(model, prepared, batch, numbers, len(rows))

@@ -73,13 +73,23 @@ class Request:
 Prepared = list[tuple[Request, list[Shift]]]
 
 
-def prepare(model: Model, requests: Sequence[Request], examples: Sequence[Example], batch_size: int) -> Prepared:
-    """Every steerer's shifts for all inputs, after one unsteered pass for what they want to read."""
+def prepare(
+    model: Model, requests: Sequence[Request], examples: Sequence[Example], batch_size: int, *, once: bool = True
+) -> Prepared:
+    """Every steerer's shifts for all inputs, after one unsteered pass for what they want to read.
+
+    Args:
+        once: whether the shifts are for one run alone: then those that can are left to the server to work out.
+    """
     live = [request for request in requests if not request.is_off]
     if not live:
         return []
     for request in live:
         _check_origin(model, request)
+    if once and model.is_far:
+        there = [request.steerer.in_trace() if request.scale == "raw" else None for request in live]
+        if all(shifts is not None for shifts in there):
+            return [(request, list(shifts or ())) for request, shifts in zip(live, there, strict=True)]
     norms = [Read(s, "last") for r in live if r.scale == "norm" for s in written_sites(r.steerer) if s.part == "text"]
     contexts = read_contexts(model, [r.steerer for r in live], norms, examples, batch_size)
     return [(r, [_scaled(model, r, s, c) for s in r.steerer.shifts(c)]) for r, c in zip(live, contexts, strict=True)]
@@ -126,6 +136,7 @@ def build_plan(model: Model, prepared: Prepared, batch: Batch, numbers: Sequence
                 None if shift.in_flight is None else times(factor, shift.in_flight),
                 torch.tensor(batch.lasts, device=device),
                 alive,
+                source=shift.source,
             )
             plan.setdefault(site, []).append(edit)
     for site, edits in plan.items():

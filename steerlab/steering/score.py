@@ -8,9 +8,9 @@ from functools import partial
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from steerlab._support.errors import DataError, SteeringError
+from steerlab._support.progress import bar as progress_bar
 from steerlab.capture.jobs import Data, as_examples
 from steerlab.models.encoding import Batch, by_length
 from steerlab.models.model import Model
@@ -41,7 +41,7 @@ def run_score(
     prepared = prepare(model, requests, examples, batch_size)
     results: dict[int, tuple[float, int, int]] = {}
     written, ratio = 0, 0.0
-    with tqdm(total=len(rows), desc="score", unit="row", disable=not progress) as bar:
+    with progress_bar(len(rows), "score", "row", progress) as bar:
         for numbers in by_length(rows, batch_size):
             batch = model.batch([rows[i] for i in numbers], "left")
             plan = build_plan(model, prepared, batch, numbers, len(rows))

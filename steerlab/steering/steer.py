@@ -13,6 +13,7 @@ from torch import Tensor
 from steerlab._support.errors import SteeringError
 from steerlab.capture.jobs import Data
 from steerlab.methods.base import Steerer
+from steerlab.models.job import deferrable
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.steering.first import run_first_logits
@@ -104,6 +105,7 @@ def steer(
         model.active[:] = [other for other in model.active if other is not entry]
 
 
+@deferrable
 def generate(
     model: Model,
     prompts: Data,
@@ -138,6 +140,7 @@ def generate(
     return run_generate(model, prompts, requests, **options)
 
 
+@deferrable
 def score(
     model: Model,
     prompts: Data,
@@ -167,6 +170,7 @@ def score(
     return run_score(model, prompts, answers, requests, **options)
 
 
+@deferrable
 def first_logits(
     model: Model,
     prompts: Data,

@@ -101,7 +101,7 @@ def make_cells(
     if not steerers:
         raise SteeringError("there is no method to sweep: give a Steerer, a list of them or {name: Steerer}")
     requests = [Request(one, alpha=1.0, scale=scale) for _, _, one in steerers]
-    prepared = prepare(model, requests, examples, batch_size)
+    prepared = prepare(model, requests, examples, batch_size, once=False)
     return [
         Cell(name, site, float(alpha), position, tuple(shifts), _learnt(one, shifts))
         for position in positions

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from steerlab._support.errors import DataError
+from steerlab._support.progress import bar as progress_bar
 from steerlab.analysis._sweep.cells import Cell
 from steerlab.analysis._sweep.pieces import check_reached
 from steerlab.analysis._sweep.plan import SweepPlan, plan_sweep
@@ -77,7 +77,7 @@ class Sweep:
         stage = _uncached if folder is None else Study(folder, self._identity()).stage
         parts = []
         total = 0 if self.plan is None else sum(len(p.chunks) + bool(p.idle) for p in self.plan.parts)
-        with tqdm(total=total or None, desc="sweep", unit="batch", disable=not progress) as bar:
+        with progress_bar(total or None, "sweep", "batch", progress) as bar:
             if self.plan is not None:
                 for frame in run_plan(self.model, self.plan, list(dict.fromkeys(self.answers.values())), stage):
                     parts.append(self._long(frame, self.answers))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import nnsight
+import torch
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
@@ -60,14 +61,17 @@ def lay_out(root: Any, layout: Layout, plan: Plan, sites: Sequence[Site]) -> lis
     return visits
 
 
-def read(root: Any, inputs: Inputs, visits: list[Visit], select: Callable[[Tensor], Tensor], stop: int) -> Any:
+def read(
+    root: Any, inputs: Inputs, visits: list[Visit], select: Callable[[Tensor], Tensor], stop: int, early: bool = True
+) -> Any:
     with root.trace(**inputs, use_cache=False, logits_to_keep=1) as tracer:
         found = nnsight.save([])
         for visit in visits:
             h = _pass(visit, stop)
             if visit.wanted:
                 found.append(select(h))
-        tracer.stop()
+        if early:
+            tracer.stop()
     return found
 
 
@@ -104,6 +108,41 @@ def logits(
             _pass(visit, stop)
         logits = root.output.logits.save()
     return logits[:, -keep:] if isinstance(keep, int) else logits
+
+
+def sampled(
+    root: Any, inputs: Inputs, visits: list[Visit], options: dict[str, Any], state: Tensor
+) -> tuple[Tensor, int, Tensor]:
+    """`generate` from a state of the random generator, and the state afterwards."""
+    torch.set_rng_state(state)
+    ids, steps = generate(root, inputs, visits, options)
+    return ids, steps, torch.get_rng_state()
+
+
+def meet(root: Any, inputs: Inputs, visits: list[Visit], edits: Sequence[Edit]) -> None:
+    """Give edits with a source their vectors, from one unsteered forward of the prompts.
+
+    It is not stopped early: in a sandboxed worker the next trace of a session would then give no result.
+    """
+    states = read(root, inputs, visits, _whole, inputs["attention_mask"].shape[-1], early=False)
+    places = {visit.site: i for i, visit in enumerate(visits)}
+    for edit in edits:
+        edit.meet(states[places[edit.source]])  # type: ignore[index]
+
+
+def _whole(h: Tensor) -> Tensor:
+    return h
+
+
+def apart(root: Any, inputs: Inputs, visits: list[Visit]) -> tuple[list[float], bool]:
+    """How far the state at each visit is from the model's own hidden states, and whether the weights are in reach."""
+    with root.trace(**inputs, use_cache=False, output_hidden_states=True):
+        seen = nnsight.save([])
+        for visit in visits:
+            seen.append(_pass(visit, 0).clone())
+        theirs = nnsight.save(list(root.output.hidden_states))
+    far = [float((a - b).abs().max()) for a, b in zip(seen, theirs[1:], strict=False)]
+    return far, next(iter(root._module.parameters())).device.type != "meta"
 
 
 def told_logits(

@@ -7,6 +7,7 @@ was selected, the tallies of what was written, and nothing else.
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,17 +19,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from steerlab._support.errors import RemoteError, SteeringError
+from steerlab._support.errors import LayoutError, RemoteError, SteeringError
 from steerlab.models._nnsight import blocks
 from steerlab.models._nnsight.blocks import Leaf, lay_out
 from steerlab.models._nnsight.wire import Line, Wire
 from steerlab.models.engine import NOTHING, Inputs, Select, Told, same
 from steerlab.models.layout import Layout
 from steerlab.models.layout import blocks as find_blocks
-from steerlab.models.plan import Plan
+from steerlab.models.plan import Edit, Plan
 from steerlab.models.resume import Prefix, Resume
 from steerlab.models.sites import Site
-from steerlab.models.tally import Tally
 
 
 class RemoteEngine:
@@ -58,7 +58,9 @@ class RemoteEngine:
                 place, revision=revision, task="text-generation", tokenizer=copy.deepcopy(tokenizer),
                 envoys={type(find_blocks(hf, layout)[0]): Leaf},
             )  # fmt: skip
-        self._root, self._layout, self.line = root, layout, line
+        self._root, self._layout, self._hf, self.line = root, layout, hf, line
+        self._counts = "position_ids" in inspect.signature(type(hf).forward).parameters
+        self.in_process: bool | None = None  # unknown before `check`
         key = json.dumps({"repo_id": place, "revision": revision, "task": "text-generation"})
         self._key = f"nnsight.modeling.transformers.TransformersModel:{key}"
 
@@ -75,7 +77,17 @@ class RemoteEngine:
     def generate(self, inputs: Inputs, plan: Plan, **options: Any) -> Tensor:
         """See `Engine.generate`."""
         visits = lay_out(self._root, self._layout, plan, ())
-        ids, steps = self._run(plan, blocks.generate, inputs, visits, options)
+        if options.get("do_sample"):
+            if self.in_process is False:
+                warnings.warn(
+                    f"{self.line.host} runs what is sent apart from the model: sampling can't be seeded there, "
+                    "and will not repeat. do_sample=False gives the same text every time",
+                    stacklevel=5,
+                )
+            ids, steps, state = self._run(plan, blocks.sampled, inputs, visits, options, torch.get_rng_state())
+            torch.set_rng_state(state)
+        else:
+            ids, steps = self._run(plan, blocks.generate, inputs, visits, options)
         made = ids.shape[1] - inputs["input_ids"].shape[1]
         if visits and steps < made:
             raise SteeringError(
@@ -96,19 +108,54 @@ class RemoteEngine:
         """Refused: keys and values stay on the server."""
         raise RemoteError("keys and values of a prompt can't be kept from one request to the next", "refused")
 
-    def _run(self, plan: Plan, block: Callable[..., Any], *arguments: Any) -> Any:
+    def check(self, ids: Tensor) -> None:
+        """Compare the blocks' states with the model's own `hidden_states` on the server; all but the last, which
+        comes after the final norm.
+
+        Raises:
+            LayoutError: a block's state differs.
+            RemoteError: whatever is wrong with the server.
+        """
+        sites = [Site(k) for k in range(len(find_blocks(self._hf, self._layout)) - 1)]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        visits = lay_out(self._root, self._layout, {}, sites)
+        far, self.in_process = self._run({}, blocks.apart, inputs, visits)
+        bad = [k for k, distance in enumerate(far) if not distance <= 1e-5]
+        if bad:
+            raise LayoutError(
+                f"block {bad[0]} at {self._layout.blocks_path!r} does not give the residual stream: it is "
+                f"{far[bad[0]]:.3g} off hidden_states[{bad[0] + 1}]. Give load(..., blocks='dotted.path')"
+            )
+
+    def _run(self, plan: Plan, block: Callable[..., Any], inputs: Inputs, *arguments: Any) -> Any:
         """One block on the server, with what it wrote noted in the plan's own tallies."""
         _check_no_training(plan)
         edits = [edit for at in plan.values() for edit in at]
         wire = Wire(self.line, self._key, {})
-        found, tallies = _sent(self._root, wire, block, arguments, edits)
+        given, sourced = self._before(inputs, plan)
+        found, tallies = _sent(self._root, wire, block, (inputs, *arguments), edits, given, sourced)
         for edit, told in zip(edits, tallies, strict=True):
-            edit.tally = Tally(*told)
+            edit.tally.forwards, edit.tally.writes, edit.tally.ratio = told
         return found
 
+    def _before(self, inputs: Inputs, plan: Plan) -> tuple[tuple[Any, ...], list[Edit]]:
+        """What has to be read of the unsteered prompts before a run, and the edits that wait for it."""
+        edits = [e for at in plan.values() for e in at if isinstance(e, Edit) and e.source is not None]
+        sites = sorted({e.source for e in edits if e.source is not None})
+        wanted = lay_out(self._root, self._layout, {}, sites)
+        mask = inputs["attention_mask"]
+        if self._counts and "position_ids" not in inputs:  # `generate` counts its own
+            inputs = inputs | {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+        return (inputs, wanted), edits
 
-def _sent(root: Any, wire: Wire, block: Callable[..., Any], arguments: Any, edits: Any) -> Any:
+
+def _sent(
+    root: Any, wire: Wire, block: Callable[..., Any], arguments: Any, edits: Any, given: Any, sourced: Any
+) -> Any:
+    meet = blocks.meet
     with root.session(backend=wire):
+        if sourced:
+            meet(root, given[0], given[1], sourced)
         found = block(root, *arguments)
         answer = nnsight.save([found, [(e.tally.forwards, e.tally.writes, e.tally.ratio) for e in edits]])
     return answer

@@ -10,7 +10,8 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 import httpx
 import websocket
 from nnsight.intervention.backends.remote import RemoteBackend
-from nnsight.intervention.backends.remote import RemoteError as TheirError
 from nnsight.schema.request import RequestModel
 from nnsight.schema.response import ResponseModel, Status
 
@@ -27,6 +27,7 @@ from steerlab._support.errors import RemoteError
 from steerlab.models._nnsight import failures
 
 LOST = (websocket.WebSocketException, OSError, EOFError)
+COMPARED = ("nnsight", "transformers", "torch")
 LISTEN = 1.0  # seconds between looks at whether the server still lives
 SILENCE = 20.0  # seconds without a word after which it is asked
 
@@ -75,6 +76,30 @@ class Line:
         if answer.status_code != 200:
             raise failures.of_status(answer.status_code, detail_of(answer), self.host, client_versions())
         return answer.json()
+
+    def check_versions(self) -> None:
+        """Compare the packages that decide what a block finds on the other side.
+
+        Raises:
+            RemoteError: nnsight or transformers are another minor version there; smaller differences are warned of.
+        """
+        there = self.ask("/env")["packages"]
+        apart = {
+            name: (version(name), str(there.get(name)))
+            for name in COMPARED
+            if plain(version(name)) != plain(str(there.get(name)))
+        }
+        if not apart:
+            return
+        told = ", ".join(f"{name} {here} here and {far} there" for name, (here, far) in apart.items())
+        serious = [n for n, (here, far) in apart.items() if n != "torch" and minor(here) != minor(far)]
+        if serious:
+            raise RemoteError(
+                f"client and server are apart: {told} ({self.host}). Install the version of the server here, or "
+                "load(..., check=False) to try all the same",
+                "version",
+            )
+        warnings.warn(f"{self.host} has other versions: {told}. Results may differ in the last digits", stacklevel=2)
 
     def deployed(self) -> list[str]:
         """The models that are up, by name."""
@@ -192,6 +217,16 @@ class Wire(RemoteBackend):
         return failures.of_answer(said, self.host, self.line.model, deployed)
 
 
+def plain(number: str) -> str:
+    """A version without the suffix of a build."""
+    return number.partition("+")[0]
+
+
+def minor(number: str) -> tuple[str, ...]:
+    """The first two parts of a version."""
+    return tuple(plain(number).split(".")[:2])
+
+
 def detail_of(answer: httpx.Response) -> str:
     """The server's own words for what it turned down."""
     try:
@@ -203,8 +238,4 @@ def detail_of(answer: httpx.Response) -> str:
 
 def client_versions() -> str:
     """This side, in short."""
-    return ", ".join(f"{name} {version(name)}" for name in ("nnsight", "transformers", "torch"))
-
-
-Ask = Callable[[str], Any]
-__all__ = ["Line", "TheirError", "Traffic", "Wire", "client_versions", "detail_of"]
+    return ", ".join(f"{name} {version(name)}" for name in COMPARED)
