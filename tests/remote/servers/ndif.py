@@ -19,7 +19,18 @@ RESOURCES = '{"head": 10, "cuda_memory_bytes": 8000000000, "cpu_memory_bytes": 8
 
 def keep() -> tuple[subprocess.Popen[bytes], list[str]]:
     """A process namespace that ends with this process, and the command that runs something in it."""
-    command = ["setpriv", "--pdeathsig", "KILL", "unshare", "-p", "-f", "--mount-proc", "--kill-child", "sleep", "86400"]
+    command = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+        "-p",
+        "-f",
+        "--mount-proc",
+        "--kill-child",
+        "sleep",
+        "86400",
+    ]
     keeper = subprocess.Popen(command)
     children = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children")
     while not (first := children.read_text().split()):
@@ -138,8 +149,8 @@ class Ndif:
     def _run(self, name: str, *command: str) -> None:
         with (self.folder / f"logs/{name}.log").open("ab") as log:
             self.parts[name] = subprocess.Popen(
-                [*self._inside, *command], env=self.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-                cwd=self.folder,
+                [*self._inside, *command], env=self.env, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                start_new_session=True, cwd=self.folder,
             )  # fmt: skip
 
     def _connected(self) -> bool:

@@ -1,0 +1,95 @@
+"""A real NDIF server for the tests, brought up in a network of its own; without one the tests are skipped, and say why.
+
+Not run with the others: `make remote`. Runtime type checks wrap every function, and what is wrapped can't be sent.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import steerlab
+from steerlab.models.model import Model
+from steerlab.models.smollm2 import smollm2_folder
+from steerlab.testing import tiny_lm
+
+sys.path.insert(0, str(Path(__file__).parent))
+from servers.ndif import Ndif
+from servers.network import NoNetwork, private_network
+from servers.venvs import NDIF, NDIF_THEN, CannotInstall, environment, program
+
+LIMIT = 15.0  # seconds a job may take on the test server
+
+
+@pytest.fixture(scope="session")
+def venv() -> Path:
+    """NDIF's virtual environment."""
+    try:
+        program("redis-server", "redis-server")
+        return environment(NDIF, NDIF_THEN)
+    except CannotInstall as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[None]:
+    try:
+        with private_network():
+            yield
+    except NoNetwork as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", params=["in-process", "sandboxed"])
+def server(
+    request: pytest.FixtureRequest, venv: Path, network: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ndif]:
+    """A server with each kind of worker: the model's own process, and one of its own for every request."""
+    wrapped = hasattr(steerlab.capture.__wrapped__, "__wrapped__")  # type: ignore[attr-defined]
+    if wrapped:
+        pytest.skip("runtime type checks are on, and what they wrap can't be sent: run `make remote`")
+    options = {"NDIF_DEFAULT_EXECUTION_TIMEOUT_SECONDS": str(LIMIT)}
+    made = Ndif(venv, tmp_path_factory.mktemp("ndif"), request.param == "sandboxed", **options)
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders that the server can read as well."""
+    tiny = tmp_path_factory.mktemp("models") / "tiny-llama"
+    made = tiny_lm("llama")
+    made.hf.save_pretrained(tiny)
+    made.tokenizer.save_pretrained(tiny)
+    return {"tiny-llama": tiny, "smollm2": smollm2_folder()}
+
+
+@pytest.fixture(scope="session")
+def far(server: Ndif, models: dict[str, Path]) -> Callable[[str], Model]:
+    """`far(name)`: the model on the server, loaded once for each server."""
+    made: dict[str, Model] = {}
+
+    def get(name: str = "tiny-llama") -> Model:
+        if name not in made:
+            made[name] = steerlab.load(models[name], remote=server.host)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def near(models: dict[str, Path]) -> Callable[[str], Model]:
+    """`near(name)`: the same model here, under plain hooks and with every row run whole, as it is on the server."""
+    made: dict[str, Model] = {}
+
+    def get(name: str = "tiny-llama") -> Model:
+        if name not in made:
+            made[name] = steerlab.load(models[name], backend="hooks", share_prompts=False)
+        return made[name]
+
+    return get
