@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from steerlab._support.errors import RemoteError
 
@@ -15,7 +15,7 @@ _SAID: tuple[tuple[str, str, bool, str], ...] = (
     ("repository not found", "model", False, ""),
     ("could not deploy", "model", False, ""),
     ("cant_accommodate", "model", False, ""),
-    ("error starting model", "worker", True, ""),
+    ("error starting model", "model", True, ""),
     ("error submitting request", "worker", True, ""),
     ("replica was evicted", "worker", True, ""),
     ("critical server error", "worker", True, ""),
@@ -50,36 +50,44 @@ def of_status(status: int, detail: str, host: str, client: str) -> RemoteError:
     return RemoteError(f"the server could not take the request. {said}", "lost", passing=status >= 500)
 
 
-def of_answer(said: str, host: str, model: str, deployed: Sequence[str]) -> RemoteError:
-    """The error for a job that came back as failed, by what the server says of it."""
+def of_answer(said: str, host: str, model: str, deployed: Callable[[], Sequence[str]]) -> RemoteError:
+    """The error for a job that came back as failed, by what the server says of it.
+
+    Args:
+        said: its own words: a sentence, or a traceback of what was sent.
+        host: its address.
+        model: what users call the model.
+        deployed: asks which models it has.
+    """
+    sentence, traceback, _ = said.strip().partition("Traceback (most recent call last)")
     last = said.strip().splitlines()[-1] if said.strip() else "nothing"
-    low = said.lower()
-    traceback = "Traceback (most recent call last)" in said
-    if not traceback:
-        for words, kind, passing, advice in _SAID:
-            if words not in low:
-                continue
-            if kind == "model":
-                return no_model(model, host, deployed, last)
-            if kind == "travel":
-                return RemoteError(f"{host} could not rebuild what was sent: {last}. {_TRAVEL}", "travel")
-            told = advice or (_AGAIN if passing else "Compare versions with `steerlab doctor`")
-            return RemoteError(f"{host} gave up on the job: {said.strip()} {told}", kind, passing=passing)
-    elif re.search(r"ModuleNotFoundError|No module named", last):
+    for words, kind, passing, advice in _SAID:
+        if words not in sentence.lower():
+            continue
+        if kind == "model":
+            return no_model(model, host, deployed(), sentence.strip().partition("\n")[0], passing)
+        if kind == "travel":
+            return RemoteError(f"{host} could not rebuild what was sent: {last}. {_TRAVEL}", "travel")
+        told = advice or (_AGAIN if passing else "Compare versions with `steerlab doctor`")
+        return RemoteError(f"{host} gave up on the job: {said.strip()} {told}", kind, passing=passing)
+    if traceback and re.search(r"ModuleNotFoundError|No module named", last):
         return RemoteError(f"what was sent needs a module that {host} does not have: {last}. {_TRAVEL}", "travel")
+    if "does not support the context manager protocol" in last:  # of nnsight's `trace`, while another trace runs
+        return RemoteError(f"{host} is still at a job that it had ended. {_AGAIN}", "worker", passing=True)
     return RemoteError(f"the job failed on {host}: {last}\n--- the server's own words ---\n{said.strip()}", "code")
 
 
-def no_model(model: str, host: str, deployed: Sequence[str], reason: str) -> RemoteError:
+def no_model(model: str, host: str, deployed: Sequence[str], reason: str, passing: bool = False) -> RemoteError:
     """There is no such model on the server: says which are, the most alike first."""
     near = difflib.get_close_matches(model, deployed, n=3, cutoff=0.3)
     rest = [name for name in deployed if name not in near]
     named = ", ".join([*near, *rest][:8]) or "none at the moment"
     guess = f" Did you mean {near[0]!r}?" if near else ""
     return RemoteError(
-        f"{host} does not serve {model!r}: {reason}.{guess} Deployed there: {named}. `steerlab doctor` lists them",
-        "model",
-    )
+        f"{host} does not serve {model!r}: {reason.rstrip('.')}.{guess} Deployed there: {named}. "
+        "`steerlab doctor` lists them",
+        "model", passing=passing,
+    )  # fmt: skip
 
 
 def unreachable(host: str, error: BaseException) -> RemoteError:

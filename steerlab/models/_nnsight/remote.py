@@ -22,7 +22,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from steerlab._support.errors import LayoutError, RemoteError, SteeringError
 from steerlab.models._nnsight import blocks
 from steerlab.models._nnsight.blocks import Leaf, lay_out
-from steerlab.models._nnsight.wire import Line, Wire
+from steerlab.models._nnsight.line import Line
+from steerlab.models._nnsight.wire import Wire
 from steerlab.models.engine import NOTHING, Inputs, Select, Told, same
 from steerlab.models.layout import Layout
 from steerlab.models.layout import blocks as find_blocks

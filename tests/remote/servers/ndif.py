@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -19,18 +23,7 @@ RESOURCES = '{"head": 10, "cuda_memory_bytes": 8000000000, "cpu_memory_bytes": 8
 
 def keep() -> tuple[subprocess.Popen[bytes], list[str]]:
     """A process namespace that ends with this process, and the command that runs something in it."""
-    command = [
-        "setpriv",
-        "--pdeathsig",
-        "KILL",
-        "unshare",
-        "-p",
-        "-f",
-        "--mount-proc",
-        "--kill-child",
-        "sleep",
-        "86400",
-    ]
+    command = shlex.split("setpriv --pdeathsig KILL unshare -p -f --mount-proc --kill-child sleep 86400")
     keeper = subprocess.Popen(command)
     children = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children")
     while not (first := children.read_text().split()):
@@ -106,9 +99,25 @@ class Ndif:
         self._until(self._connected, 120, "the API never reached Ray")
         return self
 
+    @contextmanager
+    def restarted(self, **options: str) -> Iterator[None]:
+        """The API anew under other settings, and afterwards under those from before."""
+        before = self.options
+        self.options = before | options
+        try:
+            self.kill_api()
+            self.start_api()
+            yield
+        finally:
+            self.options = before
+            self.kill_api()
+            self.start_api()
+
     def kill_api(self) -> None:
         """End the API and its dispatcher at once, as a crash would."""
-        part = self.parts.pop("api")
+        part = self.parts.pop("api", None)
+        if part is None:
+            return
         os.killpg(part.pid, signal.SIGKILL)
         part.wait()
 
@@ -161,8 +170,6 @@ class Ndif:
             return False
 
     def _port(self, port: int) -> None:
-        import socket
-
         def opened() -> bool:
             with socket.socket() as probe:
                 probe.settimeout(1)
@@ -170,7 +177,7 @@ class Ndif:
 
         self._until(opened, 90, f"port {port} never opened")
 
-    def _until(self, done, seconds: float, otherwise: str) -> None:
+    def _until(self, done: Callable[[], bool], seconds: float, otherwise: str) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if done():

@@ -1,0 +1,32 @@
+"""Prompts and a fitted steerer of every kind for a model."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from steerlab import L2S, P2S, AlphaSteer, Contrast, Example, MeanDifference, Model, capture
+from steerlab.methods.base import Steerer
+from steerlab.methods.l2s_recipe import Recipe
+
+PROMPTS = ("Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?")
+PAIRS = [Example(str(i), p, "b", Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)]
+LAYER, CONTEXT = 1, 3
+
+
+@cache
+def fit(model: Model) -> dict[str, Steerer]:
+    """One vector for all, one for each row, a net that makes them, and gates that read the state they change."""
+    acts = capture(model, PAIRS, layers=[LAYER, CONTEXT], progress=False)
+    size = acts.values.shape[-1]
+    draw = torch.Generator().manual_seed(1)
+    norm = float(acts.values.norm(dim=-1).mean())
+    rows = torch.nn.functional.normalize(torch.randn(len(PAIRS) + 2, size, generator=draw), dim=1) * norm
+    recipe = Recipe(epochs=4, learning_rate=1e-2, loss="mse")
+    return {
+        "mean": MeanDifference.from_tensor(LAYER, rows[-1]),
+        "rows": P2S.from_table(LAYER, {pair.id: row for pair, row in zip(PAIRS, rows, strict=False)}),
+        "l2s": L2S(LAYER, context_layer=CONTEXT, hidden=3, preset=recipe, progress=False).fit(acts),
+        "gates": AlphaSteer.from_gates(LAYER, rows[-2:-1] / norm**2, rows[-1:]),
+    }
