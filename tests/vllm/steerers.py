@@ -1,0 +1,59 @@
+"""Fitted steerers and prompts that the tests in vLLM share."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from steerlab import L2S, P2S, Contrast, Example, MeanDifference, Model, capture
+from steerlab.methods.alphasteer import AlphaSteer
+from steerlab.methods.base import Steerer
+from steerlab.methods.l2s_recipe import Recipe
+
+QUICK = Recipe(epochs=60, learning_rate=3e-3, standardise=True, loss="mse")
+PROMPTS = (
+    "Tell me of the Nile.",
+    "Hi",
+    "What does a heron eat, and where does it sleep at night?",
+    "Name a colour.",
+    "How far is it from the mill to the old bridge by the willows, on foot?",
+)
+ANSWERS = ("It is a river, and long.", "Hello", "Fish; in reeds.", "Blue", "Not far.")
+ENDS = ("north", "seven", "never", "blue", "in France", "yesterday", "my dear", "at sea", "slowly", "gold", "by train")
+THINGS = ("heron", "reed", "river", "boat", "mill", "willow", "bridge", "tern")
+QUESTIONS = (
+    "What is a {}?", "Tell me of the {}.", "Where would I find a {}, and why just there?", "Is the {} old?",
+    "Write one line on a {} in spring.", "Which colour has a {} when it rains at night?", "Who made the first {}?",
+    "{}?",
+)  # fmt: skip
+
+
+def examples(n: int = 64) -> list[Example]:
+    """Questions of many lengths, each with two answers of its own: an L2S learns another vector for each."""
+    made = []
+    for i, (question, thing) in enumerate([(q, t) for q in QUESTIONS for t in THINGS][:n]):
+        one, other = ENDS[i % len(ENDS)], ENDS[(i + 1 + i // len(ENDS)) % len(ENDS)]
+        made.append(Example(str(i), question.format(thing), "b", Contrast(f"Yes, {one}", f"No, {other}")))
+    return made
+
+
+def fitted_l2s(model: Model, n: int = 64) -> L2S:
+    """A net fitted in the middle of a model, which gives every prompt a vector of its own."""
+    layer = model.n_layers // 2
+    acts = capture(model, examples(n), layers=[layer, model.n_layers - 2], progress=False)
+    l2s = L2S(layer, context_layer=model.n_layers - 2, hidden=32, preset=QUICK, progress=False)
+    return l2s.fit(acts)
+
+
+@cache
+def steerers(width: int) -> dict[str, Steerer]:
+    """One vector for all, one for every row, and gates that meet the state in flight."""
+    draw = torch.Generator().manual_seed(1)
+    rows = torch.randn(len(PROMPTS), width, generator=draw)
+    w, r = torch.randn(2, width, generator=draw) / width, torch.randn(2, width, generator=draw)
+    return {
+        "mean": MeanDifference.from_tensor(1, torch.randn(width, generator=draw)),
+        "per row": P2S.from_table(2, {str(i): row for i, row in enumerate(rows)}),
+        "gates": AlphaSteer.from_gates((0, 2), w, r),
+    }

@@ -1,0 +1,72 @@
+"""64 requests at once in a real model, each with a vector of its own, and each as if it were alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from steerers import examples, fitted_l2s
+
+from steerlab import L2S, P2S, capture, first_logits, generate
+from steerlab.models.model import Model
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+N, STEPS, ALPHA, SOME = 64, 8, 1.5, 16
+PROMPTS = [example.prompt for example in examples(N)]
+
+
+@pytest.fixture(scope="module")
+def model(far) -> Model:
+    return far("smollm2")
+
+
+@pytest.fixture(scope="module")
+def l2s(model: Model) -> L2S:
+    """Fitted to states that were captured in vLLM."""
+    return fitted_l2s(model, N)
+
+
+@pytest.fixture(scope="module")
+def together(model: Model, l2s: L2S) -> Any:
+    return generate(model, PROMPTS, steer=l2s, alpha=ALPHA, max_new_tokens=STEPS, batch_size=N)
+
+
+def vectors_of(model: Model, l2s: L2S) -> torch.Tensor:
+    acts = capture(model, PROMPTS, layers=[l2s.reads[0].site], positions="last", batch_size=N, progress=False)
+    return l2s.predict(acts.values[:, 0])
+
+
+def test_each_of_64_is_its_own_single_run(model: Model, l2s: L2S, together: Any) -> None:
+    vectors = vectors_of(model, l2s)
+    apart = (vectors[:, None] - vectors[None]).norm(dim=-1) / vectors.norm(dim=-1).mean()
+    assert len(set(PROMPTS)) == N and float((apart + torch.eye(N)).min()) > 0.02  # 64 vectors, and no two alike
+    options: dict[str, Any] = dict(steer=l2s, alpha=ALPHA, max_new_tokens=STEPS)
+    alone = [generate(model, [prompt], **options) for prompt in PROMPTS]
+    assert [i for i, one in enumerate(alone) if one.ids[0] != together.ids[i]] == []
+    assert together.steered_tokens == sum(one.steered_tokens for one in alone)
+
+
+def test_they_are_hugging_faces_and_not_the_unsteered_ones(model: Model, near, l2s: L2S, together: Any) -> None:
+    options: dict[str, Any] = dict(max_new_tokens=STEPS, batch_size=N)
+    theirs = generate(near("smollm2"), PROMPTS[::4], steer=l2s, alpha=ALPHA, **options)
+    assert theirs.ids == together.ids[::4]
+    plain = generate(model, PROMPTS, **options)
+    assert sum(a != b for a, b in zip(plain.ids, together.ids, strict=True)) > N / 2
+
+
+def test_a_vector_of_another_row_would_have_been_seen(model: Model, l2s: L2S, together: Any) -> None:
+    """With every row's vector given to the next row the texts are others: the comparisons above could have failed."""
+    vectors = vectors_of(model, l2s)
+
+    def ids(given: torch.Tensor) -> tuple[tuple[int, ...], ...]:
+        table = P2S.from_table(l2s.site, {str(i): v for i, v in enumerate(given[:SOME])})
+        return generate(model, PROMPTS[:SOME], steer=table, alpha=ALPHA, max_new_tokens=STEPS, batch_size=N).ids
+
+    assert ids(vectors) == together.ids[:SOME]
+    assert sum(a != b for a, b in zip(ids(vectors.roll(5, 0)), together.ids, strict=False)) > SOME / 4
+
+
+def test_logits_are_hugging_faces(model: Model, near) -> None:
+    ours = first_logits(model, PROMPTS[::4], batch_size=N)
+    assert float((ours - first_logits(near("smollm2"), PROMPTS[::4], batch_size=N)).abs().max()) < 1e-3
