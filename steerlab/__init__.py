@@ -46,6 +46,7 @@ from steerlab.methods import TripletProbe as TripletProbe
 from steerlab.methods import load_detector as load_detector
 from steerlab.methods import load_steerer as load_steerer
 from steerlab.methods import save as save
+from steerlab.models.job import Job as Job
 from steerlab.models.loading import load as load
 from steerlab.models.model import Model as Model
 from steerlab.models.positions import Match as Match

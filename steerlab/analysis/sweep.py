@@ -79,6 +79,7 @@ def sweep(
     memory: int = MEMORY,
     generation: Mapping[str, Any] | None = None,
     progress: bool = True,
+    blocking: bool = True,  # `deferrable` takes it
 ) -> pd.DataFrame:
     """Measure every cell (method, layer, alpha, positions) on the same inputs, as cheaply as is exact.
 
@@ -107,7 +108,8 @@ def sweep(
         batch_size: most rows of a forward; None: as many as keep the device busy. Halved when memory runs out.
         memory: bytes that the prompts' keys and values and the cached states may take.
         generation: `max_new_tokens` (40) and whatever else Hugging Face's `generate` takes, for functions of text.
-        progress: show a bar.
+        progress: show a bar; with a model on a server it also tells where the job stands there.
+        blocking: False hands out a `Job` at once, whose `result()` is the frame; for a model on a server.
 
     Returns:
         One row per measurement: `method, model, layer, alpha, positions, sample, behaviour, split, metric, value,
@@ -119,7 +121,8 @@ def sweep(
         EncodingError: answers that never part. SteeringError: nothing to sweep over, or vectors that reach nothing that
             is measured.
         MismatchError: the folder belongs to another sweep; both are named. StorageError: the disk is full.
-        OutOfMemory: not even one row fits.
+        OutOfMemory: not even one row fits. RemoteError: the server that holds the weights did not do it; with `folder`
+            the same call goes on from there.
 
     Source: own; the propensity is that of arXiv 2407.12404.
     """

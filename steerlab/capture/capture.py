@@ -56,6 +56,7 @@ def capture(
     padding: Side = "right",
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
+    blocking: bool = True,  # `deferrable` takes it
 ) -> Activations:
     """Read activations at any set of sites and positions: one trace per batch, one host copy per batch.
 
@@ -82,7 +83,8 @@ def capture(
         batch_size: rows per forward; halved, with a warning, when memory runs out.
         padding: side to pad on; the result does not depend on it.
         dtype: dtype of the values returned and copied.
-        progress: show a progress bar.
+        progress: show a progress bar; with a model on a server it also tells where the job stands there.
+        blocking: False hands out a `Job` at once, whose `result()` are the activations; for a model on a server.
 
     Returns:
         Activations `(row, site, hidden)`, rows in the order of the data.
@@ -91,6 +93,7 @@ def capture(
         DataError, EncodingError, PositionError, LayoutError: bad input, found before the first forward.
         ActivationError: a value is NaN or infinite.
         OutOfMemory: not even one row fits.
+        RemoteError: the server that holds the weights did not do it.
     """
     jobs, sites, info = _prepare(model, data, layers, positions, context, captures, reduce)
     parts: list[Tensor] = []
@@ -120,6 +123,7 @@ def capture_to(
     padding: Side = "right",
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
+    blocking: bool = True,  # `deferrable` takes it
 ) -> Store:
     """Like `capture`, but every batch goes to a safetensors shard as soon as it is read, and a second call resumes.
 

@@ -114,6 +114,7 @@ def generate(
     alpha: Alpha = 1.0,
     positions: Positions | None = None,
     scale: Scale = "raw",
+    blocking: bool = True,  # `deferrable` takes it
     **options: Any,
 ) -> Generations:
     """Generate text for a whole batch, each row with its own vector.
@@ -127,6 +128,7 @@ def generate(
         steer: steerers; None takes the steering of the enclosing `with steerlab.steer(...)` (none outside one), and
             `()` none at all.
         alpha, positions, scale: as in `steer`.
+        blocking: False hands out a `Job` at once, whose `result()` are the texts; for a model on a server.
         options: `max_new_tokens` (60), `batch_size` (16), `seed` (0), `progress` (False), and anything
             Hugging Face's `generate` takes (`do_sample`, `num_beams`, `num_return_sequences`, `temperature`, ...).
 
@@ -134,7 +136,8 @@ def generate(
         Generations, a sequence of texts in the order of the prompts.
 
     Raises:
-        As `steer`; EncodingError where prompt and new tokens outgrow the model's context.
+        As `steer`; EncodingError where prompt and new tokens outgrow the model's context; RemoteError where the server
+            that holds the weights did not do it.
     """
     requests = _active(model) if steer is None else _requests(steer, alpha, positions, scale)
     return run_generate(model, prompts, requests, **options)
@@ -150,6 +153,7 @@ def score(
     alpha: Alpha = 1.0,
     positions: Positions | None = None,
     scale: Scale = "raw",
+    blocking: bool = True,  # `deferrable` takes it
     **options: Any,
 ) -> pd.DataFrame:
     """Log-probability of given answers, by teacher forcing, each row with its own vector.
@@ -158,6 +162,11 @@ def score(
 
     Example:
         >>> steerlab.score(model, ["2 + 2 ="], ["4"])[["sample", "logprob", "n_tokens"]]
+
+    Args:
+        model, prompts, steer, alpha, positions, scale, blocking: as in `generate`.
+        answers: one for each prompt.
+        options: `batch_size` (16), `progress` (False).
 
     Returns:
         A frame with `sample`, `logprob` (nats, summed over the answer), `n_tokens` and `greedy` (share of the
@@ -180,6 +189,7 @@ def first_logits(
     alpha: Alpha = 1.0,
     positions: Positions | None = None,
     scale: Scale = "raw",
+    blocking: bool = True,  # `deferrable` takes it
     **options: Any,
 ) -> Float[Tensor, "row token"]:
     """Logits of the first new token, each row with its own vector: what is said, without generating it.
@@ -189,7 +199,7 @@ def first_logits(
         >>> logits = steerlab.first_logits(model, questions, [*yes, *no], steer=l2s, positions="last")
 
     Args:
-        model, prompts, steer, alpha, positions, scale: as in `generate`.
+        model, prompts, steer, alpha, positions, scale, blocking: as in `generate`.
         tokens: ids of the tokens wanted; None for the whole vocabulary.
         options: `rest` (False; True adds a last column with the largest logit among all other tokens), `batch_size`
             (16), `progress` (False).

@@ -138,7 +138,8 @@ def plan_sweep(model: Model, cells: list[Cell], rows: Rows, batch_size: int | No
     prefixed = model.resumes
     restarts = model.restarts
     tail = _tail(model, rows, cells, groups, prefixed)
-    fits = batch_size or max(1, TOKENS["cpu" if model.device.type == "cpu" else "other"] // tail)
+    slow = model.device.type == "cpu" and not model.is_far  # a server is asked rarely, for much
+    fits = batch_size or max(1, TOKENS["cpu" if slow else "other"] // tail)
     alive = max(sum(cells[i].alpha != 0 for i in members) for members in groups.values())
     layers = len({(cell.restart, cell.method) for cell in cells})
     per_layer = max(1, math.ceil(alive / layers)) * len(rows.variants)
