@@ -97,7 +97,8 @@ def load(
         serve: the address of an `nnsight-serve`, which runs vLLM on another machine.
         tensor_parallel_size: over how many GPUs vLLM splits the model.
         share_prompts: False runs every row whole: slower, and to the last bit what a server gives.
-        patience: seconds for which a request to a server is repeated after failures that may pass.
+        patience: seconds for which a request to a server is repeated after failures that may pass, and for which a job
+            that runs there may be silent.
         travels: packages of your own that a steerer computes with inside the model: their source goes along.
         from_pretrained: anything else for transformers.
 

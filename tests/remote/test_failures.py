@@ -61,6 +61,12 @@ def says_something(h: torch.Tensor) -> torch.Tensor:
     return h
 
 
+def needs_memory(h: torch.Tensor) -> torch.Tensor:
+    if len(h) > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return h * 0
+
+
 def divides_by_zero(h: torch.Tensor) -> torch.Tensor:
     return h * (1 // 0)
 
@@ -92,7 +98,9 @@ def test_a_model_that_is_not_there_is_told_with_the_nearest_names(
 ) -> None:
     far("tiny-llama")  # so that one is deployed
     misspelt = shutil.copytree(models["tiny-llama"], tmp_path / "tiny-lama")
-    model = steerlab.load(misspelt, remote=server.host, check=False)
+    model = steerlab.load(
+        misspelt, remote=server.host, check=False, patience=5.0
+    )  # a model may fail to start by chance
     shutil.rmtree(misspelt)  # it is here and not there
     with pytest.raises(RemoteError) as caught:
         steerlab.capture(model, PROMPTS, progress=False)
@@ -104,6 +112,20 @@ def test_a_job_that_takes_too_long_is_ended_and_the_next_one_runs(far: Get, serv
     error = failing(far("tiny-llama"), takes_too_long)
     assert error.kind == "time" and "fewer new tokens" in str(error)
     assert len(steerlab.generate(far("tiny-llama"), PROMPTS, max_new_tokens=2)) == len(PROMPTS)
+
+
+def test_a_server_that_says_nothing_of_a_running_job_is_given_up(
+    far: Get, server: Ndif, models: dict[str, Path]
+) -> None:
+    hasty = steerlab.load(models["tiny-llama"], remote=server.host, check=False, patience=2.0)
+    error = failing(hasty, takes_too_long)
+    assert error.kind == "time" and "has said nothing for 2 s" in str(error) and "patience" in str(error)
+    assert len(steerlab.generate(far("tiny-llama"), PROMPTS, max_new_tokens=2)) == len(PROMPTS)
+
+
+def test_a_batch_that_is_too_large_for_the_servers_memory_is_halved(far: Get, near: Get) -> None:
+    halved = steerlab.generate(far("tiny-llama"), PROMPTS, steer=InFlight(needs_memory), max_new_tokens=2)
+    assert halved.ids == steerlab.generate(near("tiny-llama"), PROMPTS, max_new_tokens=2).ids
 
 
 def test_an_error_in_a_methods_own_code_comes_back_in_the_servers_words(far: Get) -> None:

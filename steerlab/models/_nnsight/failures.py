@@ -108,6 +108,15 @@ def lost(host: str, error: BaseException) -> RemoteError:
     )  # fmt: skip
 
 
+def silent(host: str, seconds: float) -> RemoteError:
+    """A job runs and runs."""
+    return RemoteError(
+        f"{host} has said nothing for {seconds:.0f} s of a job that it runs. Its worker may hang; if the job is only "
+        "long, give load(..., patience=) more seconds, or ask for less at once: a smaller batch_size, fewer new tokens",
+        "time",
+    )
+
+
 def cannot_travel(error: BaseException, what: str) -> RemoteError:
     """Something can't be put into a request at all."""
     return RemoteError(f"{what} can't be sent to a server: {_reason(error)}. {_TRAVEL}", "travel")

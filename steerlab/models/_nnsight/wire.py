@@ -81,17 +81,22 @@ class Wire(RemoteBackend):
 
     def _answer(self, connection: websocket.WebSocket) -> Any:
         connection.settimeout(LISTEN)
-        heard = time.monotonic()
+        heard = asked = time.monotonic()
+        running = False
         while True:
             try:
                 message = connection.recv()
             except websocket.WebSocketTimeoutException:
-                if time.monotonic() - heard > SILENCE:
+                now = time.monotonic()
+                if running and now - heard > self.line.patience:  # a worker can hang where no time limit reaches
+                    raise failures.silent(self.host, self.line.patience) from None
+                if now - asked > SILENCE:
                     self.line.ask("/connected", 10.0)  # raises if the server is gone
-                    heard = time.monotonic()
+                    asked = now
                 continue
-            heard = time.monotonic()
+            heard = asked = time.monotonic()
             response = self.parse(message)
+            running = running or response.status == Status.RUNNING
             self._report(response)
             if response.status == Status.ERROR:
                 raise self._failed(response.description)

@@ -1,0 +1,148 @@
+"""Workers and servers that die under a sweep or a capture: nothing lost, nothing doubled, and it goes on by itself."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from fits import PAIRS, PROMPTS
+from servers.ndif import Ndif
+
+import steerlab
+from steerlab import MeanDifference, Model, RemoteError
+from steerlab.models._nnsight.line import Traffic
+from steerlab.models._nnsight.remote import RemoteEngine
+
+pytestmark = pytest.mark.remote
+Get = Callable[[str], Model]
+ALPHAS = [a / 10 for a in range(-25, 26) if a]  # 50 of them, at four layers: 200 cells
+
+
+def traffic(model: Model) -> Traffic:
+    assert isinstance(model.engine, RemoteEngine)
+    return model.engine.line.traffic
+
+
+def swept(model: Model, batch_size: int = 8, **options: Any) -> pd.DataFrame:
+    """200 cells of three inputs, in 76 requests."""
+    vectors = {k: MeanDifference.from_tensor(k, torch.ones(model.hidden_size)) for k in range(model.n_layers)}
+    return steerlab.sweep(
+        model,
+        {"mean": vectors},
+        PAIRS,
+        layers="all",
+        alphas=ALPHAS,
+        batch_size=batch_size,
+        progress=False,
+        **options,
+    )
+
+
+class Killer(threading.Thread):
+    """Ends the worker or the API at random moments, each time after a request or two have gone through."""
+
+    def __init__(self, server: Ndif, counted: Traffic, victims: list[str], draw: random.Random) -> None:
+        super().__init__(daemon=True)
+        self.server, self.counted, self.victims, self.draw = server, counted, victims, draw
+        self.killed: list[str] = []
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        """Until all are killed, or the sweep is over."""
+        for victim in self.victims:
+            wanted = self.through + self.draw.randint(1, 2)
+            while self.through < wanted and not self.over.is_set():
+                time.sleep(0.005)
+            self.over.wait(self.draw.uniform(0.0, 0.08))  # a request takes some fifty thousandths
+            if self.over.is_set():
+                return
+            if victim == "api":
+                self.server.kill_api()
+                self.server.start_api()
+            else:
+                while not self.server.kill_worker():  # the one from before is still coming up
+                    time.sleep(0.01)
+            self.killed.append(victim)
+
+    @property
+    def through(self) -> int:
+        return self.counted.requests - self.counted.retries
+
+
+@contextmanager
+def killing(server: Ndif, model: Model, victims: list[str], seed: int) -> Iterator[Killer]:
+    killer = Killer(server, traffic(model), victims, random.Random(seed))
+    killer.start()
+    try:
+        yield killer
+    finally:
+        killer.over.set()
+        killer.join()
+
+
+def test_twenty_kills_in_a_sweep_of_200_cells_leave_no_trace_in_its_frame(
+    far: Get, server: Ndif, tmp_path: Path
+) -> None:
+    """The sandboxed worker is killed less often: its requests take longer, and it is the same client that goes on."""
+    model, victims, size = far("tiny-llama"), ["worker"] * 16 + ["api"] * 4, 8
+    if server.sandboxed:
+        victims, size = ["worker"] * 3 + ["api"], 40
+    random.Random(0).shuffle(victims)
+    quiet = swept(model, size)
+    before = traffic(model).retries
+    with killing(server, model, victims, seed=1) as killer:
+        disturbed = swept(model, size, folder=tmp_path)
+    assert len(killer.killed) == len(victims), killer.killed
+    assert traffic(model).retries - before >= len(victims) // 2  # some die between two requests, and nobody notices
+    pd.testing.assert_frame_equal(disturbed, quiet, check_exact=True)
+    assert not disturbed.duplicated(["layer", "alpha", "sample", "metric"]).any()
+    assert len(disturbed.groupby(["layer", "alpha"])) == 200
+
+
+def test_a_sweep_whose_server_is_gone_for_good_goes_on_where_it_was(
+    server: Ndif, far: Get, models: dict[str, Path], tmp_path: Path
+) -> None:
+    before, size = traffic(far("tiny-llama")).requests, 40
+    whole = swept(far("tiny-llama"), size)
+    needed = traffic(far("tiny-llama")).requests - before
+    model = steerlab.load(models["tiny-llama"], remote=server.host, patience=1.0)
+    watch = threading.Thread(target=_kill_api_after, args=(server, traffic(model), needed // 3))
+    watch.start()
+    try:
+        with pytest.raises(RemoteError) as caught:
+            swept(model, size, folder=tmp_path)
+    finally:
+        watch.join()
+        server.start_api()
+    assert caught.value.kind in ("unreachable", "lost") and caught.value.passing, caught.value
+    model.engine.line.patience = 60.0  # type: ignore[attr-defined]
+    begun, retried = traffic(model).requests, traffic(model).retries
+    resumed = swept(model, size, folder=tmp_path)
+    pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
+    again = traffic(model).requests - begun - (traffic(model).retries - retried)
+    assert 0 < again <= needed - needed // 3 + 1, (again, needed)  # one was under way
+
+
+def test_a_capture_that_lost_its_worker_goes_on_by_itself(far: Get, near: Get, server: Ndif, tmp_path: Path) -> None:
+    prompts = [f"{i}: {prompt}" for i in range(8) for prompt in PROMPTS]
+    wanted = {"layers": "all", "batch_size": 1, "progress": False}
+    whole = steerlab.capture(near("tiny-llama"), prompts, **wanted)
+    with killing(server, far("tiny-llama"), ["worker"] * 2, seed=3) as killer:
+        store = steerlab.capture_to(tmp_path, far("tiny-llama"), prompts, **wanted)
+    assert killer.killed == ["worker"] * 2
+    assert torch.equal(store.load().values, whole.values)
+
+
+def _kill_api_after(server: Ndif, counted: Traffic, requests: int) -> None:
+    begun = counted.requests
+    while counted.requests < begun + requests:
+        time.sleep(0.005)
+    server.kill_api()
