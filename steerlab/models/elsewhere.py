@@ -133,10 +133,10 @@ class Ndif(Far):
         self, hf: PreTrainedModel, tokenizer: Any, layout: Layout, place: str, name: str, revision: str | None
     ) -> Engine:
         """See `Far.engine`."""
-        from steerlab.models._nnsight.line import Line
+        from steerlab.models._nnsight.line import Line, own_key
         from steerlab.models._nnsight.remote import RemoteEngine, no_forward
 
-        line = Line(self.host, os.environ.get("NDIF_API_KEY"), self.patience, name)
+        line = Line(self.host, own_key(), self.patience, name)
         made = RemoteEngine(hf, tokenizer, layout, line, place, revision, self.travels)
         no_forward(hf)
         return made

@@ -91,10 +91,10 @@ def load(
         chat: whether prompts go through the chat template; None: whenever the tokenizer has one.
         check: compare captured states with the model's own on a short prompt before handing it over.
         remote: "ndif" or the address of a server, "http://host:port": the weights stay there, and only
-            configuration and tokenizer are read here. The key is taken from NDIF_API_KEY. A folder must be readable on
-            both sides.
+            configuration and tokenizer are read here. The key is NDIF_API_KEY, or the one that `nnsight login` keeps.
+            A folder must be readable on both sides.
         engine: "vllm" to run the model in vLLM on this machine; `from_pretrained` then goes to vLLM.
-        serve: the address of an `nnsight-serve`, which runs vLLM on another machine.
+        serve: the address of an `nnsight-serve`, which runs vLLM on another machine; its key is NNSIGHT_SERVE_API_KEY.
         tensor_parallel_size: over how many GPUs vLLM splits the model.
         share_prompts: False runs every row whole: slower, and to the last bit what a server gives.
         patience: seconds for which a request to a server is repeated after failures that may pass, and for which a job
@@ -117,9 +117,9 @@ def load(
     if isinstance(name, str | os.PathLike):
         shared = {key: from_pretrained[key] for key in _SHARED if key in from_pretrained}
         source = _locate(os.fspath(name), revision, shared)
-        placement = _placement(device, dtype, device_map, quantization_config)
-        target = placement.pop("device")
-        hf = _read_model(source, {**from_pretrained, **placement}, shared)
+        placed = placement(device, dtype, device_map, quantization_config)
+        target = placed.pop("device")
+        hf = _read_model(source, {**from_pretrained, **placed}, shared)
         if target is not None:
             hf = hf.to(target)
     else:
@@ -234,7 +234,7 @@ def _unreachable(name: str, revision: str | None, error: Exception) -> str:
     )
 
 
-def _placement(device: Any, dtype: Any, device_map: Any, quantization_config: Any) -> dict[str, Any]:
+def placement(device: Any, dtype: Any, device_map: Any, quantization_config: Any) -> dict[str, Any]:
     if device_map is None and quantization_config is None:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return {"device": device, "dtype": dtype or (torch.float32 if device.type == "cpu" else "auto")}

@@ -60,17 +60,17 @@ def test_default_dtype_on_the_cpu_is_float32_whatever_was_saved(tmp_path: Path) 
 
 
 def test_placement_belongs_to_transformers_when_it_maps_devices() -> None:
-    assert loading._placement(None, None, "auto", None) == {
+    assert loading.placement(None, None, "auto", None) == {
         "device": None,
         "dtype": "auto",
         "device_map": "auto",
     }
-    quantised = loading._placement("cuda:1", None, None, "4bit")
+    quantised = loading.placement("cuda:1", None, None, "4bit")
     assert quantised["device_map"] == {"": "cuda:1"} and quantised["device"] is None
-    accelerator = loading._placement("cuda", None, None, None)
+    accelerator = loading.placement("cuda", None, None, None)
     assert accelerator == {"device": torch.device("cuda"), "dtype": "auto"}
     with pytest.raises(LoadError, match="give one of them"):
-        loading._placement("cpu", None, "auto", None)
+        loading.placement("cpu", None, "auto", None)
 
 
 def test_an_object_with_a_tokenizer() -> None:

