@@ -118,14 +118,14 @@ def test_a_version_outside_the_range_is_wrong_and_its_command_is_told(shown, mon
     changed(monkeypatch, transformers="5.23.0")
     status, text = shown()
     (wanted,) = (r for r in servers.declared() if r.name == "transformers")
-    assert status == 1 and "  wrong    transformers  5.23.0" in text
+    assert status == 1 and re.search(r"^  wrong    transformers +5\.23\.0", text, re.MULTILINE)
     assert f'-> pip install "transformers{wanted.specifier}"' in text
 
 
 def test_a_package_that_is_not_there_is_missing_and_its_command_is_told(shown, monkeypatch: pytest.MonkeyPatch) -> None:
     changed(monkeypatch, seaborn=None)
     status, text = shown()
-    assert status == 1 and "  missing  seaborn       not installed\n" in text
+    assert status == 1 and re.search(r"^  missing  seaborn +not installed$", text, re.MULTILINE)
     assert '-> pip install "seaborn>=0.13"' in text
 
 
