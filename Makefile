@@ -31,7 +31,9 @@ test: lint
 	$(BIN)/python -m pytest -m "not remote and not vllm"
 
 # against real servers, which the tests install into ~/.cache/steerlab (or STEERLAB_CACHE) and bring up by themselves;
-# without runtime type checks, whose wrappers can't be sent. Where a server can't be had, its tests are skipped and say why
+# without runtime type checks, whose wrappers can't be sent. Where a server can't be had, its tests are skipped and say why.
+# A client and its server on the same cores: threads that spin while they wait would take them from each other
+remote vllm: export OMP_WAIT_POLICY := PASSIVE
 AGAINST := -m pytest -o addopts="-q -rs --strict-markers"
 
 remote: setup

@@ -51,6 +51,17 @@ class Edit:
     def __post_init__(self) -> None:
         self._any_prompt = bool(self.prompt.any())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """On the way to a server every vector goes once: cells and inputs share them, and other cells' rows are 0."""
+        if self.vectors is None:
+            return self.__dict__
+        vectors, rows = torch.unique(self.vectors, dim=0, return_inverse=True)
+        return self.__dict__ | {"vectors": (vectors, rows)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state["vectors"]
+        self.__dict__ |= state | {"vectors": packed if packed is None else packed[0][packed[1]]}
+
     def touches(self, start: int, stop: int) -> bool:
         """Whether any column of `start:stop` can be meant; decided on the host, without a synchronisation."""
         width = self.prompt.shape[1]

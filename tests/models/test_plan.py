@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -26,6 +27,22 @@ def state(rows: int, tokens: int, seed: int = 0) -> Tensor:
 
 def mask_of(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.bool)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 99))
+def test_an_edit_is_the_same_after_a_journey_though_vectors_go_once(distinct: int, each: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(distinct, 64, generator=draw)[torch.randperm(distinct * each, generator=draw) % distinct]
+    edit = Edit(vectors, torch.rand(distinct * each, 3, generator=draw) > 0.5, generated=True)
+    blob = pickle.dumps(edit)
+    there = pickle.loads(blob)
+    assert torch.equal(there.vectors, vectors) and torch.equal(there.prompt, edit.prompt)
+    assert there.touches(0, 3) == edit.touches(0, 3) and there.generated
+    once = pickle.dumps(Edit(torch.unique(vectors, dim=0), edit.prompt[:distinct], generated=True))
+    assert len(blob) <= len(once) + edit.prompt.numel() * 9
+    empty = pickle.loads(pickle.dumps(Edit(None, edit.prompt, True)))
+    assert empty.vectors is None
 
 
 def test_nothing_meant_hands_the_state_itself_back() -> None:

@@ -21,7 +21,7 @@ from servers.ndif import Ndif
 from servers.network import NoNetwork, private_network
 from servers.venvs import NDIF, NDIF_THEN, CannotInstall, environment, program
 
-LIMIT = 10.0  # seconds a job may take on the test server
+LIMIT = 15.0  # seconds a job may take on the test server
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ class Ndif:
 
     @property
     def env(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if k in ("HOME", "LANG", "TMPDIR")}
+        kept = {k: v for k, v in os.environ.items() if k in ("HOME", "LANG", "TMPDIR", "OMP_WAIT_POLICY")}
         actor = "SandboxActor" if self.sandboxed else "InProcessActor"
         return kept | {
             "PATH": f"{self.venv}/bin:{os.environ['PATH']}", "PYTHONPATH": str(HERE / "there"),
