@@ -76,7 +76,7 @@ def serve(url: str) -> list[Finding]:
     Args:
         url: its address.
     """
-    line = Line(url.rstrip("/"), os.environ.get(KEY), patience=0.0)
+    line = Line(url, os.environ.get(KEY), patience=0.0)
     there = _asked(line.host, _health, line)
     return [there] if there.fails else [there, _asked("model", _model, line)]
 
@@ -126,7 +126,7 @@ def _key(line: Line) -> Finding:
 
 
 def _versions(line: Line) -> Finding:
-    pairs = compared(line.ask("/env")["packages"])
+    pairs = compared(line.packages())
     apart = [pair for pair in pairs if pair.apart]
     same = ", ".join(f"{pair.name} {pair.here}" for pair in pairs if not pair.apart)
     told = "; ".join([*map(str, apart), *([f"{same} here and there"] if same else [])])

@@ -14,7 +14,7 @@ import torch
 from packaging.requirements import Requirement
 
 from steerlab._doctor_servers import NDIF_KEY, Finding, declared, install_vllm, ndif, serve
-from steerlab.models.elsewhere import host_of
+from steerlab.models.elsewhere import address, host_of
 from steerlab.models.loading import placement
 
 # what is optional, what it is for, and how it is installed
@@ -143,7 +143,8 @@ def examine(remotes: Sequence[str] = (), serves: Sequence[str] = ()) -> list[Fin
     """
     if not remotes and not serves and (os.environ.get("NDIF_HOST") or os.environ.get(NDIF_KEY)):
         remotes = ["ndif"]
-    servers = [f for remote in remotes for f in ndif(host_of(remote))] + [f for url in serves for f in serve(url)]
+    servers = [f for remote in remotes for f in ndif(host_of(remote))]
+    servers += [f for url in serves for f in serve(address("serve", url))]
     nobody = Finding("servers", "none", "note", "no server was asked", _HOW)
     return [*packages(), *devices(), *engines(), *(servers or [nobody])]
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 from tqdm.auto import tqdm
 
 log = logging.getLogger("steerlab")
-_local = threading.local()
-
-
-def _bars() -> list[tqdm]:
-    if not hasattr(_local, "bars"):
-        _local.bars = []
-    bars: list[tqdm] = _local.bars
-    return bars
+_bars: ContextVar[tuple[tqdm, ...]] = ContextVar("bars", default=())  # of this thread, and of those that work for it
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
@@ -29,29 +23,29 @@ def bar(total: int | None, desc: str, unit: str, shown: bool) -> Iterator[tqdm]:
         ...     progress.update(4)
     """
     with tqdm(total=total, desc=desc, unit=unit, disable=not shown) as made:
-        _bars().append(made)
+        before = _bars.set((*_bars.get(), made))
         try:
             yield made
         finally:
-            _bars().remove(made)
+            _bars.reset(before)
 
 
 @contextmanager
 def heard_by(listener: Callable[[str], None]) -> Iterator[None]:
     """Whatever this thread tells or notes, the listener hears too."""
-    _local.listener = listener
+    before = _listener.set(listener)
     try:
         yield
     finally:
-        del _local.listener
+        _listener.reset(before)
 
 
 def tell(state: str) -> None:
     """Say what is being waited for, beside the innermost bar: a place in a queue, a model that is coming up."""
     log.debug("%s", state)
-    if hasattr(_local, "listener"):
-        _local.listener(state)
-    shown = [made for made in _bars() if not made.disable]
+    if (listener := _listener.get()) is not None:
+        listener(state)
+    shown = [made for made in _bars.get() if not made.disable]
     if shown:
         shown[-1].set_postfix_str(state)
 
@@ -59,7 +53,7 @@ def tell(state: str) -> None:
 def note(line: str) -> None:
     """Say something that stays: above the innermost bar, and in the log."""
     log.info("%s", line)
-    if hasattr(_local, "listener"):
-        _local.listener(line)
-    if any(not made.disable for made in _bars()):
+    if (listener := _listener.get()) is not None:
+        listener(line)
+    if any(not made.disable for made in _bars.get()):
         tqdm.write(line)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import DataError, MismatchError
+from steerlab._support.errors import DataError, MismatchError, SteeringError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
 from steerlab.methods.base import Context, Read, Shift, Steerer, check_fitted, provenance
@@ -126,6 +126,10 @@ class L2S(Steerer):
         if read.position != "last":
             return None
         net = copy.deepcopy(self.net_).requires_grad_(False)
+        if not all(bool(weights.isfinite().all()) for weights in net.parameters()):  # the server would not tell
+            raise SteeringError(
+                "the net of L2S has weights that are not finite: its vectors would be none. Fit it again"
+            )
         return (Shift(self.site, in_flight=partial(predicted, net=net, longest=self._longest), source=read.site),)
 
     @classmethod

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from steerlab._support.errors import LoadError
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from steerlab.models.model import Model
 
 NDIF = "https://api.ndif.us"
+READS = ("trust_remote_code", "token", "cache_dir", "local_files_only")
 
 
 def skeleton(place: str, options: dict[str, Any], dtype: Any) -> PreTrainedModel:
@@ -36,15 +40,20 @@ def skeleton(place: str, options: dict[str, Any], dtype: Any) -> PreTrainedModel
     Raises:
         LoadError: no configuration, or none of a text model.
     """
+    chosen = {"trust_remote_code": True} if options.get("trust_remote_code") else {}
+    if dtype not in (None, "auto"):  # "auto" is what the configuration says
+        chosen["dtype"] = dtype
     try:
         config = AutoConfig.from_pretrained(place, **options)
         with torch.device("meta"):
-            made = AutoModelForCausalLM.from_config(config, **({} if dtype is None else {"dtype": dtype}))
-    except (OSError, ValueError, KeyError, ImportError) as error:
+            made = AutoModelForCausalLM.from_config(config, **chosen)
+    except (OSError, ValueError, KeyError, ImportError, StrictDataclassError) as error:
         raise LoadError(
-            f"no configuration of a text model could be read from {place!r}: {error}. A model on a server still "
-            "needs its configuration and tokenizer here: give a hub id, or a folder with both"
+            f"no configuration of a text model could be read from {place!r}: {shorten(str(error), 200)}. A model on a "
+            "server still needs its configuration and tokenizer here: give a hub id, or a folder with both. Models "
+            "that take pictures run in this process alone"
         ) from error
+    made.eval().requires_grad_(False)
     try:
         made.generation_config = GenerationConfig.from_pretrained(place, **options)
     except OSError:  # none was published: the configuration's own values hold
@@ -59,36 +68,76 @@ def host_of(remote: str) -> str:
         LoadError: neither "ndif" nor an http address.
     """
     if remote == "ndif":
-        return os.environ.get("NDIF_HOST", NDIF).rstrip("/")
-    if remote.startswith(("http://", "https://")):
-        return remote.rstrip("/")
-    raise LoadError(f"remote={remote!r}: expected 'ndif' or the address of a server, 'http://host:port'")
+        return address("NDIF_HOST", os.environ.get("NDIF_HOST", NDIF))
+    return address("remote", remote, "'ndif' or ")
+
+
+def address(name: str, given: str, otherwise: str = "") -> str:
+    """The address of a server, as it was given.
+
+    Raises:
+        LoadError: no http address.
+    """
+    try:
+        parts = urlsplit(given)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname)
+        known = known and parts.port != -1  # asked for because it raises where it is no number
+    except ValueError:
+        known = False
+    if not known:
+        raise LoadError(f"{name}={given!r}: expected {otherwise}the address of a server, 'http://host:port'")
+    return given.rstrip("/")
 
 
 def elsewhere(
     remote: str | None, engine: str | None, serve: str | None, tensor_parallel_size: int, patience: float,
-    travels: Sequence[str], options: dict[str, Any],
+    travels: str | Sequence[str], options: dict[str, Any],
 ) -> Far | None:  # fmt: skip
     """Where `load` is told that the weights are; None: in this process.
 
     Raises:
-        LoadError: more than one place, or one that is unknown.
+        LoadError: more than one place, one that is unknown, or options that would have no effect there.
     """
+    travels = (travels,) if isinstance(travels, str) else tuple(travels)
     given = {"remote": remote, "engine": engine, "serve": serve}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         raise LoadError(
             f"{' and '.join(f'{n}={given[n]!r}' for n in named)}: a model runs in one place, give one of them"
         )
+    if tensor_parallel_size != 1 and engine is None:
+        where = "a server splits its models as it was started" if named else "it is for engine='vllm'"
+        raise LoadError(f"tensor_parallel_size={tensor_parallel_size} would have no effect: {where}. Leave it out")
     if remote is not None:
-        return Ndif(host_of(remote), patience, tuple(travels))
+        unknown = sorted(set(options) - set(READS))
+        if unknown:
+            raise LoadError(
+                f"{', '.join(unknown)} would have no effect: the server reads its models in its own way. With remote= "
+                f"load takes {', '.join(READS)} for the configuration and tokenizer that are read here"
+            )
+        return Ndif(host_of(remote), patience, travels, options)
     if engine is not None and engine != "vllm":
         raise LoadError(
             f"engine={engine!r}: expected 'vllm', or backend='nnsight' or 'hooks' for a model in this process"
         )
     if engine is not None or serve is not None:
-        return Vllm(serve, tensor_parallel_size, options, patience, tuple(travels))
+        serve = None if serve is None else address("serve", serve)
+        return Vllm(serve, tensor_parallel_size, options, patience, travels)
     return None
+
+
+def check_given(far: Far, given: dict[str, Any]) -> None:
+    """Refuse what is for a model in this process and would have no effect elsewhere.
+
+    Raises:
+        LoadError: names what was given.
+    """
+    named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    if named:
+        raise LoadError(
+            f"{', '.join(named)}: for a model in this process; this one runs elsewhere ({far.kind}), where it would "
+            "have no effect. Leave it out, or load the model here"
+        )
 
 
 class Far(ABC):
@@ -118,11 +167,13 @@ class Ndif(Far):
         host: its address.
         patience: seconds for which requests are repeated.
         travels: packages of the user's own whose source goes along.
+        options: for `from_pretrained` of the configuration.
     """
 
     host: str
     patience: float
     travels: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -137,7 +188,7 @@ class Ndif(Far):
         from steerlab.models._nnsight.remote import RemoteEngine, no_forward
 
         line = Line(self.host, own_key(), self.patience, name)
-        made = RemoteEngine(hf, tokenizer, layout, line, place, revision, self.travels)
+        made = RemoteEngine(hf, tokenizer, layout, line, place, revision, self.travels, self.options)
         no_forward(hf)
         return made
 
@@ -188,7 +239,7 @@ class Vllm(Far):
         if self.serve is None:
             line: Here | There = Here(place, options | {"tensor_parallel_size": self.tensor_parallel_size})
         else:
-            line = There(place, self.serve.rstrip("/"), os.environ.get(KEY), self.patience, self.travels, options)
+            line = There(place, self.serve, os.environ.get(KEY), self.patience, self.travels, options)
         made = VllmEngine(hf, layout, line, place)
         no_forward(hf)
         return made

@@ -74,7 +74,10 @@ def deferrable(verb: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> Any:
         if kwargs.pop("blocking", True):
             return verb(*args, **kwargs)
-        model = next(a for a in (*args, *kwargs.values()) if isinstance(a, Model))
+        held = (getattr(a, "model", a) for a in (*args, *kwargs.values()))  # a run has one that is steered
+        model = next((found for found in held if isinstance(found, Model)), None)
+        if model is None:
+            return verb(*args, **kwargs)  # which says what it was given instead of one
         if not model.is_far:
             raise SteerlabError(
                 f"blocking=False is for a model on a server; {model.id} runs in this process, which a second thread "

@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.errors import OfflineModeIsEnabled, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from steerlab._support.errors import LoadError
-from steerlab.models.elsewhere import Far, elsewhere, skeleton
+from steerlab.models.elsewhere import Far, check_given, elsewhere, skeleton
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 from steerlab.models.processors import find_processor, takes_pictures
 from steerlab.models.scenes import scenes_vlm_folder
 from steerlab.models.smollm2 import smollm2_folder
 
-_FAILURES = (OSError, ValueError, KeyError, ImportError, SafetensorError)
+_FAILURES = (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError)
 _SHARED = ("trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
 _HUB_SECONDS = 10.0
 _ELSEWHERE = 'a local folder, a .gguf file, "smollm2" or "scenes-vlm", which need no network'
@@ -60,7 +60,7 @@ def load(
     tensor_parallel_size: int = 1,
     share_prompts: bool = True,
     patience: float = 300.0,
-    travels: Sequence[str] = (),
+    travels: str | Sequence[str] = (),
     **from_pretrained: Any,
 ) -> Model:
     """Load a language or image-text model, ready to be looked into and steered: eval mode, no gradients, checked.
@@ -113,6 +113,9 @@ def load(
     """
     far = elsewhere(remote, engine, serve, tensor_parallel_size, patience, travels, from_pretrained)
     if far is not None:
+        own = {"device": device, "device_map": device_map, "quantization_config": quantization_config}
+        own |= {"processor": processor, "task": None if task == "text" else task}
+        check_given(far, own | {"backend": None if backend == "nnsight" else backend})
         return _load_far(name, far, revision, dtype, blocks, tokenizer, chat, check, from_pretrained)
     if isinstance(name, str | os.PathLike):
         shared = {key: from_pretrained[key] for key in _SHARED if key in from_pretrained}

@@ -28,12 +28,13 @@ class Run:
     """What `steer` hands out: generate and score under steering, and what really happened.
 
     Attributes:
+        model: the one that is steered.
         steered_tokens: token states written to so far, summed over sites and steerers.
         norm_ratio: mean ‖alpha·v‖/‖h‖ over them; nan before the first.
     """
 
     def __init__(self, model: Model) -> None:
-        self._model = model
+        self.model = model
         self.steered_tokens = 0
         self._ratio = 0.0
 
@@ -42,17 +43,19 @@ class Run:
         """Mean ‖alpha·v‖/‖h‖ over the states written to so far."""
         return self._ratio / self.steered_tokens if self.steered_tokens else float("nan")
 
+    @deferrable
     def generate(self, prompts: Data, **options: Any) -> Generations:
         """`steerlab.generate` under the steering of the enclosing `with` blocks."""
         self._check()
-        found = run_generate(self._model, prompts, _active(self._model), **options)
+        found = run_generate(self.model, prompts, _active(self.model), **options)
         self._count(found.steered_tokens, found.norm_ratio)
         return found
 
+    @deferrable
     def score(self, prompts: Data, answers: Sequence[str], **options: Any) -> pd.DataFrame:
         """`steerlab.score` under the steering of the enclosing `with` blocks."""
         self._check()
-        found = run_score(self._model, prompts, answers, _active(self._model), **options)
+        found = run_score(self.model, prompts, answers, _active(self.model), **options)
         self._count(found.attrs["steered_tokens"], found.attrs["norm_ratio"])
         return found
 
@@ -61,7 +64,7 @@ class Run:
         self._ratio += ratio * written if written else 0.0
 
     def _check(self) -> None:
-        if not any(run is self for run, _ in self._model.active):
+        if not any(run is self for run, _ in self.model.active):
             raise SteeringError(
                 "this run has ended (its `with steer(...)` block was left), or it belongs to another thread: "
                 "nothing would be steered"

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import steerlab
 from steerlab import L2S, P2S, Activations, AlphaSteer, Contrast, Example, MeanDifference, Request, load
-from steerlab._support.errors import ActivationError, DataError
+from steerlab._support.errors import ActivationError, DataError, SteeringError
 from steerlab.methods.base import Context, Shift, Steerer
 from steerlab.methods.l2s_recipe import Recipe
 from steerlab.models._nnsight import remote
@@ -133,6 +133,14 @@ def test_a_net_that_reads_elsewhere_than_at_the_last_token_is_asked_here(positio
     assert made.in_trace() is None
     made.context_position = "last"
     assert made.in_trace() is not None
+
+
+def test_a_net_that_would_give_no_numbers_is_not_sent() -> None:
+    broken = copy.deepcopy(fitted("plain", 6))
+    with torch.no_grad():
+        next(broken.net_.parameters())[0] = float("nan")
+    with pytest.raises(SteeringError, match="not finite"):
+        broken.in_trace()
 
 
 def test_a_net_that_is_not_fitted_is_refused() -> None:
@@ -275,7 +283,7 @@ def test_a_net_that_is_sent_steers_as_it_does_here_in_one_request(near: Model, f
         assert here[0] != plain[0], "the vectors are long enough to be felt"
 
 
-@pytest.mark.parametrize("what", VERBS)
+@pytest.mark.parametrize("what", ["texts", "scores"])
 def test_methods_that_are_not_sent_steer_as_they_do_here(near: Model, far: Model, what: str) -> None:
     for name in ("mean", "rows", "gates"):
         options, before = {"steer": fit(near)[name], "alpha": 1.0}, requests(far)

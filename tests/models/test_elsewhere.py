@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import shutil
 import string
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,9 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 import steerlab
 from steerlab import RemoteError, load
@@ -97,10 +98,16 @@ def test_without_a_place_the_model_runs_in_this_process() -> None:
 
 
 @given(st.text(max_size=20).filter(lambda t: t != "ndif" and not t.startswith(("http://", "https://"))))
+@example("http://")
+@example("https://:80")
+@example("http://[::1")
+@example("http://there:port")
+@example("localhost:8000")
 def test_what_is_no_address_is_refused_and_repeated(address: str) -> None:
-    with pytest.raises(LoadError) as caught:
-        host_of(address)
-    assert repr(address) in str(caught.value) and "http://host:port" in str(caught.value)
+    for ask in (host_of, lambda given: at({"remote": given}), lambda given: at({"serve": given})):
+        with pytest.raises(LoadError) as caught:
+            ask(address)
+        assert repr(address) in str(caught.value) and "http://host:port" in str(caught.value)
 
 
 @given(st.sampled_from(["http://", "https://"]), HOSTS, st.integers(0, 65535), st.integers(0, 3))
@@ -128,18 +135,57 @@ def test_an_unknown_engine_is_named_with_those_that_there_are(engine: str, folde
 
 
 def test_what_load_is_given_reaches_the_place() -> None:
-    asked: dict[str, Any] = {
-        "tensor_parallel_size": 2,
-        "patience": 7.0,
-        "travels": ["mine"],
-        "options": {"max_model_len": 64},
-    }
-    ndif = elsewhere("http://a:1", None, None, **asked)
-    assert ndif == Ndif("http://a:1", 7.0, ("mine",)) and ndif.kind == "ndif"
-    here = elsewhere(None, "vllm", None, **asked)
+    asked: dict[str, Any] = {"patience": 7.0, "travels": ["mine"]}
+    ndif = elsewhere("http://a:1", None, None, 1, **asked, options={"token": "t"})
+    assert ndif == Ndif("http://a:1", 7.0, ("mine",), {"token": "t"}) and ndif.kind == "ndif"
+    here = elsewhere(None, "vllm", None, 2, **asked, options={"max_model_len": 64})
     assert here == Vllm(None, 2, {"max_model_len": 64}, 7.0, ("mine",)) and here.kind == "vllm"
-    there = elsewhere(None, None, "http://b:2", **asked)
-    assert there == Vllm("http://b:2", 2, {"max_model_len": 64}, 7.0, ("mine",)) and there.kind == "nnsight-serve"
+    there = elsewhere(None, None, "http://b:2/", 1, **asked, options={})
+    assert there == Vllm("http://b:2", 1, {}, 7.0, ("mine",)) and there.kind == "nnsight-serve"
+    one = elsewhere("http://a:1", None, None, 1, 7.0, "my_module", {})
+    assert one == Ndif("http://a:1", 7.0, ("my_module",)), "a name is one name"
+
+
+ONLY_HERE: dict[str, Any] = {
+    "device": "cuda:1",
+    "device_map": "auto",
+    "quantization_config": {"load_in_4bit": True},
+    "processor": "somewhere",
+    "task": "image-text",
+    "backend": "hooks",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("option", ONLY_HERE)
+def test_an_option_that_would_have_no_effect_elsewhere_is_refused(folder: Path, option: str, place: str) -> None:
+    with pytest.raises(LoadError, match="would have no effect") as caught:
+        load(folder, **{place: PLACES[place], option: ONLY_HERE[option]})
+    assert f"{option}={ONLY_HERE[option]!r}" in str(caught.value)
+
+
+def test_options_for_another_place_are_refused(folder: Path) -> None:
+    for place in ({"remote": NOBODY}, {"serve": NOBODY}, {}):
+        with pytest.raises(LoadError, match="tensor_parallel_size=2 would have no effect"):
+            load(folder, tensor_parallel_size=2, **place)
+    for unknown in ({"max_model_len": 64}, {"attn_implementation": "eager"}, {"subfolder": "inner"}):
+        with pytest.raises(LoadError, match=f"{next(iter(unknown))} would have no effect: the server"):
+            load(folder, remote=NOBODY, **unknown)
+
+
+def test_what_is_read_here_is_read_as_it_was_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[dict[str, Any]] = []
+    true = AutoModelForCausalLM.from_config
+
+    def from_config(config: Any, **options: Any) -> Any:
+        heard.append(options)
+        return true(config, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_config", from_config)
+    options = {"trust_remote_code": True, "token": "t", "local_files_only": True}
+    load(folder, remote=NOBODY, check=False, dtype="auto", **options)
+    assert len(heard) == 2, "once for the skeleton, once for nnsight's own"
+    assert all(options["trust_remote_code"] is True for options in heard)
 
 
 # --- the skeleton
@@ -252,6 +298,12 @@ def test_without_vllm_the_command_that_installs_it_is_given(folder: Path, withou
         assert "without a GPU" in str(caught.value) and "serve=" in str(caught.value)
 
 
+def test_loading_without_vllm_says_the_same(folder: Path, without_vllm: None) -> None:
+    for place in ({"engine": "vllm"}, {"serve": NOBODY}):
+        with pytest.raises(LoadError, match="pip install vllm"):
+            load(folder, **place)
+
+
 def test_options_for_vllm_are_said_in_its_own_words() -> None:
     given = {"max_model_len": 64, "token": "t", "cache_dir": "/c", "local_files_only": True}
     told = {"max_model_len": 64, "hf_token": "t", "download_dir": "/c", "dtype": "bfloat16"}
@@ -276,8 +328,21 @@ def test_a_revision_of_a_folder_is_refused_as_it_is_here(folder: Path, place: st
 def test_a_model_of_pictures_is_refused(tmp_path: Path) -> None:
     tiny_vlm_hf("llava").config.save_pretrained(tmp_path)
     with pytest.raises(LoadError, match="no configuration of a text model") as caught:
-        load(tmp_path, remote=NOBODY, task="image-text")
-    assert "LlavaConfig" in str(caught.value)
+        load(tmp_path, remote=NOBODY)
+    assert "LlavaConfig" in str(caught.value) and "pictures run in this process" in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("place", [{"remote": NOBODY}, {"device": "cpu"}], ids=str)
+def test_a_configuration_with_a_value_that_is_none_is_no_model(
+    folder: Path, tmp_path: Path, place: dict[str, Any]
+) -> None:
+    for file in folder.iterdir():
+        shutil.copy(file, tmp_path)
+    config = json.loads((folder / "config.json").read_text()) | {"hidden_size": "wide"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError, match="hidden_size"):
+        load(tmp_path, **place)
 
 
 def test_blocks_are_looked_for_in_the_skeleton(folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -165,6 +165,11 @@ def test_pauses_grow_up_to_a_quarter_of_a_minute() -> None:
         assert short < long <= 2 * short or short == long == pauses()[-1]
 
 
+def test_patience_without_end_has_pauses_that_have_one() -> None:
+    with clock(0.5), suppress(RemoteError):
+        Line("http://there", patience=1e6).patiently(failing(*[passing()] * 5000))
+
+
 def test_every_repeat_is_told_and_noted_and_counted() -> None:
     heard: list[str] = []
     asked = Line(HOST, patience=100.0)
@@ -275,7 +280,14 @@ def test_models_that_are_up_are_told_by_name() -> None:
         "unnamed": {"deployment_level": "HOT"},
     }
     assert Told({"deployments": found}).deployed() == ["a/warm", "b/hot", "unnamed"]
-    assert Told({}).deployed() == []
+    assert Told({"deployments": {}}).deployed() == []
+
+
+@pytest.mark.parametrize("said", [{}, {"packages": None, "deployments": []}, [], "hello", None])
+def test_a_server_that_does_not_tell_what_an_ndif_server_tells_is_none(said: Any) -> None:
+    for ask, missing in ((Told(said).packages, "packages"), (Told(said).deployed, "deployments")):
+        with pytest.raises(RemoteError, match=f"is no NDIF server, or an old one: .*{missing!r}"):
+            ask()
 
 
 @contextmanager
@@ -307,7 +319,7 @@ def test_a_question_goes_out_with_the_key(key: str | None) -> None:
         (httpx.Response(503, text=" loading\n"), "busy", "answered 503: loading"),
         (httpx.Response(500, text=""), "lost", "answered 500: Internal Server Error"),
         (httpx.Response(400, json=["no", "object"]), "lost", "['no', 'object']"),
-        (httpx.Response(404, json={"error": "nothing"}), "lost", "{'error': 'nothing'}"),
+        (httpx.Response(404, json={"error": "nothing"}), "lost", "answered 404: nothing"),
         (httpx.Response(400, json={"detail": "Version too old"}), "version", f"nnsight {line.version('nnsight')}"),
     ],
 )
@@ -345,6 +357,17 @@ def test_what_is_told_stands_beside_the_innermost_bar(capsys: pytest.CaptureFixt
     progress.tell("nobody listens")
     progress.note("nobody listens")
     assert "nobody listens" not in "".join(capsys.readouterr())
+
+
+def test_a_listener_within_another_hands_back_to_it() -> None:
+    outer: list[str] = []
+    inner: list[str] = []
+    with progress.heard_by(outer.append):
+        with progress.heard_by(inner.append):
+            progress.tell("a")
+        progress.note("b")
+    progress.tell("c")
+    assert (outer, inner) == (["b"], ["a"])
 
 
 def test_a_listener_hears_its_own_thread_while_it_listens() -> None:
@@ -527,6 +550,25 @@ def test_a_job_is_steered_as_the_verb_was_when_it_was_called(far: Model, verb: s
     assert far.active == [], "a job's steering is its own thread's"
 
 
+def test_a_run_in_the_background_counts_what_it_wrote_when_it_is_there(far: Model) -> None:
+    with steerlab.steer(far, mean(1)) as run:
+        texts, scores = run.generate(PROMPTS, max_new_tokens=3), run.score(PROMPTS, ["a", "b", "c"])
+        wanted = (run.steered_tokens, run.norm_ratio)
+    with steerlab.steer(far, mean(1)) as later:
+        jobs = (
+            later.generate(PROMPTS, max_new_tokens=3, blocking=False),
+            later.score(PROMPTS, ["a", "b", "c"], blocking=False),
+        )
+    found = [job.result(SOON) for job in jobs]
+    assert same(found[0], texts) and same(found[1], scores)
+    assert (later.steered_tokens, later.norm_ratio) == (wanted[0], pytest.approx(wanted[1]))
+
+
+def test_without_a_model_nothing_is_deferred() -> None:
+    with pytest.raises((TypeError, AttributeError, SteerlabError)):
+        steerlab.generate("smollm2", PROMPTS, blocking=False)
+
+
 def test_any_function_of_a_model_can_be_deferred(far: Model, lm: Callable[..., Model]) -> None:
     seen: list[tuple[Any, ...]] = []
 
@@ -549,7 +591,11 @@ def test_steering_is_taken_down_when_the_verb_is_called_and_not_when_its_thread_
     far: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("steerlab.models.job.Job", lambda run: run)  # not begun yet
-    deferred: Any = deferrable(lambda model: [run for run, _ in model.active])
+
+    def verb(model: Model) -> list[Any]:
+        return [run for run, _ in model.active]
+
+    deferred: Any = deferrable(verb)
     with steerlab.steer(far, mean(0)) as outer, steerlab.steer(far, mean(1)) as inner:
         late = deferred(far, blocking=False)
     assert far.active == []

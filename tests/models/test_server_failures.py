@@ -63,6 +63,11 @@ def nobody_asks() -> Sequence[str]:
         (400, "Client version 0.8.1 is below 9.0", "version", False, CLIENT),
         (400, "Python Version mismatch", "version", False, CLIENT),
         (400, "malformed", "lost", False, "could not take the request"),
+        (500, "dtype conversion failed", "lost", True, "could not take the request"),
+        (503, "version 2 of the model is coming up", "busy", True, "may well succeed later"),
+        (500, "could not look up the api key: database is down", "lost", True, "could not take the request"),
+        (505, "HTTP Version Not Supported", "lost", True, "could not take the request"),
+        (400, "conversion of the dtype failed", "lost", False, "could not take the request"),
         (404, "Not Found", "lost", False, "could not take the request"),
     ],
 )
@@ -143,6 +148,13 @@ def test_a_worker_that_is_still_at_a_job_it_had_ended_is_waited_for() -> None:
 def test_a_server_that_says_nothing_is_quoted_so(said: str) -> None:
     error = of_answer(said, HOST, "gpt2", nobody_asks)
     assert error.kind == "code" and f"failed on {HOST}: nothing" in str(error)
+
+
+@pytest.mark.parametrize("last", ["torch.OutOfMemoryError: CUDA out of memory.", "MemoryError: Out of Memory"])
+def test_memory_that_runs_out_in_what_was_sent_is_told_so(last: str) -> None:
+    error = of_answer(f"{TRACEBACK}:\n  File 'x.py'\n{last}", HOST, "gpt2", nobody_asks)
+    assert (error.kind, error.passing) == ("size", False) and is_out_of_memory(error)
+    assert last in str(error) and "smaller batch_size" in str(error)
 
 
 def test_memory_that_runs_out_there_is_told_like_memory_that_runs_out_here() -> None:
@@ -272,6 +284,9 @@ def test_an_error_of_ours_stays_as_it_is() -> None:
         (httpx.Response(403, text="no entry"), "key", False, f"answered 403: no entry. Set {KEY} "),
         (httpx.Response(404, json={"detail": "Not Found"}), "refused", False, "remote= for NDIF"),
         (httpx.Response(503, json={"detail": "loading"}), "busy", True, "answered 503: loading"),
+        (httpx.Response(503, json="loading"), "busy", True, "answered 503: loading"),
+        (httpx.Response(503, json=["loading"]), "busy", True, "answered 503: ['loading']"),
+        (httpx.Response(503, json=None), "busy", True, "answered 503: Service Unavailable"),
         (httpx.Response(500, text=""), "lost", True, "answered 500: Internal Server Error"),
         (httpx.Response(413, text=" too big\n"), "size", False, "answered 413: too big."),
         (httpx.Response(400, json={"detail": "nnsight version 0.7"}), "version", False, "nnsight-serve"),
@@ -293,7 +308,8 @@ NAMES = st.from_regex(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*", fullmatch=True)
 @given(NAMES, NAMES, NAMES)
 def test_a_model_is_called_the_same_wherever_it_lies(owner: str, name: str, other: str) -> None:
     hub = f"/cache/models--{owner}--{name}/snapshots/0a1b2c"
-    folders = [f"{owner}/{name}", name, f"/data/{name}", f"/data/{name}/", hub, f"{hub}/"]
+    old = f"/cache/models--{name}/snapshots/0a1b2c"  # of before ids had owners
+    folders = [f"{owner}/{name}", name, f"/data/{name}", f"/data/{name}/", hub, f"{hub}/", old]
     assert {called(place) for place in folders} == {name}
     config = tiny_hf_config()
     for place in folders:
@@ -312,6 +328,15 @@ def test_a_model_of_another_shape_is_told_by_both_numbers(key: str) -> None:
     assert caught.value.kind == "model" and not caught.value.passing
     assert f"{key} {there[key]!r} instead of {here.to_dict()[key]!r}" in str(caught.value)
     assert "check=False" in str(caught.value)
+
+
+def test_a_model_whose_configuration_has_its_own_words_is_compared_in_them() -> None:
+    here = tiny_hf("gpt2").config
+    check_same(here, "a/tiny", here.to_dict(), "a/tiny", "there")
+    with pytest.raises(RemoteError, match="n_embd 77 instead of "):
+        check_same(here, "a/tiny", here.to_dict() | {"n_embd": 77}, "a/tiny", "there")
+    with pytest.raises(RemoteError, match="model_type 'llama' instead of 'gpt2'"):
+        check_same(here, "a/tiny", tiny_hf_config().to_dict(), "a/tiny", "there")
 
 
 # --- sampling in vLLM as Hugging Face samples

@@ -33,11 +33,12 @@ _TRAVEL = (
 def of_status(status: int, detail: str, host: str, client: str) -> RemoteError:
     """The error for a request that the server turned down, by HTTP status and its own words."""
     said = f"{host} answered {status}: {detail}"
-    if status in (401, 403) or "api key" in detail.lower():
+    mine = status < 500  # what the server says of its own trouble is not about this request
+    if status in (401, 403) or (mine and "api key" in detail.lower()):
         return RemoteError(
             f"the key was refused. {said}. Set NDIF_API_KEY to a valid key (`nnsight login` keeps one)", "key"
         )
-    if "version" in detail.lower():
+    if mine and re.search(r"\bversion", detail, re.IGNORECASE):
         return RemoteError(
             f"client and server are apart: here is {client}. {said}. Install the versions that `steerlab doctor` shows "
             "for the server",
@@ -70,6 +71,8 @@ def of_answer(said: str, host: str, model: str, deployed: Callable[[], Sequence[
             return RemoteError(f"{host} could not rebuild what was sent: {last}. {_TRAVEL}", "travel")
         told = advice or (_AGAIN if passing else "Compare versions with `steerlab doctor`")
         return RemoteError(f"{host} gave up on the job: {said.strip()} {told}", kind, passing=passing)
+    if re.search(r"out of ?memory", last, re.IGNORECASE):
+        return RemoteError(f"{host} has not enough memory for this: {last}. Give a smaller batch_size", "size")
     if traceback and re.search(r"ModuleNotFoundError|No module named", last):
         return RemoteError(f"what was sent needs a module that {host} does not have: {last}. {_TRAVEL}", "travel")
     if "does not support the context manager protocol" in last:  # of nnsight's `trace`, while another trace runs

@@ -90,7 +90,7 @@ class Line:
             try:
                 return attempt()
             except RemoteError as error:
-                pause = min(0.25 * GROWTH**number, 15.0) * random.uniform(0.7, 1.3)
+                pause = min(0.25 * GROWTH ** min(number, 20), 15.0) * random.uniform(0.7, 1.3)
                 starts += error.kind == "model"
                 if not error.passing or time.monotonic() - begun + pause > self.patience or starts == STARTS:
                     raise
@@ -109,7 +109,7 @@ class Line:
             RemoteError: nnsight or transformers are another minor version there; smaller differences are warned of.
         """
         self.ask("/ping", 10.0)  # whether anybody is there is told at once
-        apart = [pair for pair in compared(self.patiently(lambda: self.ask("/env"))["packages"]) if pair.apart]
+        apart = [pair for pair in compared(self.patiently(self.packages)) if pair.apart]
         if not apart:
             return
         told = ", ".join(map(str, apart))
@@ -121,11 +121,26 @@ class Line:
             )
         warnings.warn(f"{self.host} has other versions: {told}. Results may differ in the last digits", stacklevel=2)
 
+    def packages(self) -> dict[str, object]:
+        """The packages on the server and their versions.
+
+        Raises:
+            RemoteError: it does not say, so it is no NDIF server.
+        """
+        return self._part("/env", "packages")
+
     def deployed(self) -> list[str]:
         """The models that are up, by name."""
-        found = self.ask("/status").get("deployments", {})
+        found = self._part("/status", "deployments")
         up = {str(d.get("repo_id", name)) for name, d in found.items() if d.get("deployment_level") in ("HOT", "WARM")}
         return sorted(up)
+
+    def _part(self, path: str, name: str) -> dict[str, Any]:
+        said = self.ask(path)
+        found = said.get(name) if isinstance(said, dict) else None
+        if not isinstance(found, dict):
+            raise RemoteError(f"{self.host} is no NDIF server, or an old one: {path} does not tell {name!r}", "lost")
+        return found
 
 
 @dataclass(frozen=True)
@@ -182,7 +197,8 @@ def detail_of(answer: httpx.Response) -> str:
         body = answer.json()
     except ValueError:
         return answer.text.strip() or answer.reason_phrase
-    return str(body.get("detail", body)) if isinstance(body, dict) else str(body)
+    said = body.get("detail", body.get("error", body)) if isinstance(body, dict) else body
+    return str(said or answer.reason_phrase)
 
 
 def client_versions() -> str:

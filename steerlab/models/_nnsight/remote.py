@@ -43,13 +43,14 @@ class RemoteEngine:
         place: what the server calls the model: a hub id, or a folder that it can read.
         revision: of the weights on the hub.
         travels: names of packages of the user's own whose code goes along.
+        options: for nnsight's reading of the model: whether its own code is trusted, say.
     """
 
     resumes = False
 
     def __init__(
         self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout, line: Line, place: str,
-        revision: str | None = None, travels: Sequence[str] = (),
+        revision: str | None = None, travels: Sequence[str] = (), options: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         for package in ("steerlab", *travels):
             nnsight.register(package)  # installed packages do not travel by themselves
@@ -57,7 +58,7 @@ class RemoteEngine:
             warnings.simplefilter("ignore")
             root = nnsight.TransformersModel(  # its own skeleton: it would move one that it is given
                 place, revision=revision, task="text-generation", tokenizer=copy.deepcopy(tokenizer),
-                envoys={type(find_blocks(hf, layout)[0]): Leaf},
+                envoys={type(find_blocks(hf, layout)[0]): Leaf}, config=hf.config, **(options or {}),
             )  # fmt: skip
         self._root, self._layout, self._hf, self.line = root, layout, hf, line
         self._counts = "position_ids" in inspect.signature(type(hf).forward).parameters

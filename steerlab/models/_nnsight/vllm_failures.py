@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from steerlab._support.errors import LayoutError, LoadError, RemoteError, SteeringError, SteerlabError
 from steerlab.models._nnsight import failures
+from steerlab.models._nnsight.line import detail_of
 
 KEY = "NNSIGHT_SERVE_API_KEY"
 ON_GPU = "pip install vllm"
@@ -38,10 +39,7 @@ def no_engine(place: str, error: BaseException) -> LoadError:
 
 def of_http(answer: httpx.Response, host: str) -> RemoteError:
     """The error for a request that a server turned down."""
-    try:
-        detail = str(answer.json().get("detail", answer.reason_phrase))
-    except ValueError:
-        detail = answer.text.strip() or answer.reason_phrase
+    detail = detail_of(answer)
     said = f"{host} answered {answer.status_code}: {detail}"
     if answer.status_code in (401, 403):
         return RemoteError(f"the key was refused. {said}. Set {KEY} to the --api-key of the server", "key")
@@ -85,7 +83,9 @@ def check_same(config: PretrainedConfig, asked: str, there: dict[str, Any], name
         RemoteError: says what differs.
     """
     here = config.to_dict()
-    apart = [f"{key} {there.get(key)!r} instead of {here[key]!r}" for key in _SHAPE if here.get(key) != there.get(key)]
+    keys = [config.attribute_map.get(key, key) for key in _SHAPE]  # a GPT-2 calls its width n_embd
+    pairs = [(key, there.get(key), here.get(key)) for key in keys]
+    apart = [f"{key} {theirs!r} instead of {ours!r}" for key, theirs, ours in pairs if theirs != ours]
     if not apart and called(name) != called(asked):
         apart = [f"the name {name!r}"]
     if apart:
@@ -98,5 +98,5 @@ def check_same(config: PretrainedConfig, asked: str, there: dict[str, Any], name
 
 def called(place: str) -> str:
     """A model's name without where it lies: the same for a hub id and for the hub's own folders."""
-    held = re.search(r"models--(.+?)--(.+?)/snapshots/", place)
-    return held[2] if held else PurePath(place).name
+    held = re.search(r"models--(?:.+?--)?(.+?)/snapshots/", place)
+    return held[1] if held else PurePath(place).name

@@ -9,8 +9,9 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import httpx
 import nnsight
@@ -28,6 +29,7 @@ from steerlab.models._nnsight.vllm_failures import no_engine, no_vllm, of_block,
 AT_ONCE = 64  # requests under way to a server; more wait here instead of there
 
 
+@runtime_checkable
 class Way(Protocol):
     """A way to vLLM.
 
@@ -126,7 +128,9 @@ class There:
             httpx.Client(timeout=httpx.Timeout(10.0, read=600.0), limits=httpx.Limits(max_connections=AT_ONCE)) as http,
             ThreadPoolExecutor(AT_ONCE) as pool,
         ):  # a request only reads the model, so one that failed on the way can be sent again
-            found = list(pool.map(lambda blob: self._line.patiently(partial(self._once, http, blob)), blobs))
+            heard = [copy_context() for _ in blobs]  # bars and jobs hear of what the pool's threads wait for
+            asked = [partial(self._once, http, blob) for blob in blobs]
+            found = list(pool.map(lambda own, once: own.run(self._line.patiently, once), heard, asked))
         self.traffic.requests += len(rows)
         self.traffic.sent += sum(map(len, blobs))
         self.traffic.received += sum(size for _, size in found)
