@@ -123,9 +123,12 @@ def test_a_server_that_says_nothing_of_a_running_job_is_given_up(
     assert len(steerlab.generate(far("tiny-llama"), PROMPTS, max_new_tokens=2)) == len(PROMPTS)
 
 
-def test_a_batch_that_is_too_large_for_the_servers_memory_is_halved(far: Get, near: Get) -> None:
-    halved = steerlab.generate(far("tiny-llama"), PROMPTS, steer=InFlight(needs_memory), max_new_tokens=2)
-    assert halved.ids == steerlab.generate(near("tiny-llama"), PROMPTS, max_new_tokens=2).ids
+def test_a_batch_that_is_too_large_for_the_servers_memory_is_told_to_be_smaller(far: Get, near: Get) -> None:
+    error = failing(far("tiny-llama"), needs_memory)
+    assert error.kind == "size" and "Give a smaller batch_size" in str(error), error
+    options = {"max_new_tokens": 2, "batch_size": 1}
+    alone = steerlab.generate(far("tiny-llama"), PROMPTS, steer=InFlight(needs_memory), **options)
+    assert alone.ids == steerlab.generate(near("tiny-llama"), PROMPTS, **options).ids
 
 
 def test_an_error_in_a_methods_own_code_comes_back_in_the_servers_words(far: Get) -> None:

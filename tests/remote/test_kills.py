@@ -113,13 +113,15 @@ def test_a_sweep_whose_server_is_gone_for_good_goes_on_where_it_was(
     before, size = traffic(far("tiny-llama")).requests, 40
     whole = swept(far("tiny-llama"), size)
     needed = traffic(far("tiny-llama")).requests - before
-    model = steerlab.load(models["tiny-llama"], remote=server.host, patience=1.0)
-    watch = threading.Thread(target=_kill_api_after, args=(server, traffic(model), needed // 3))
+    model = steerlab.load(models["tiny-llama"], remote=server.host, patience=5.0)  # beyond what a job is silent for
+    over = threading.Event()
+    watch = threading.Thread(target=_kill_api_after, args=(server, traffic(model), needed // 3, over))
     watch.start()
     try:
         with pytest.raises(RemoteError) as caught:
             swept(model, size, folder=tmp_path)
     finally:
+        over.set()
         watch.join()
         server.start_api()
     assert caught.value.kind in ("unreachable", "lost") and caught.value.passing, caught.value
@@ -141,8 +143,8 @@ def test_a_capture_that_lost_its_worker_goes_on_by_itself(far: Get, near: Get, s
     assert torch.equal(store.load().values, whole.values)
 
 
-def _kill_api_after(server: Ndif, counted: Traffic, requests: int) -> None:
+def _kill_api_after(server: Ndif, counted: Traffic, requests: int, over: threading.Event) -> None:
     begun = counted.requests
-    while counted.requests < begun + requests:
+    while counted.requests < begun + requests and not over.is_set():
         time.sleep(0.005)
     server.kill_api()
