@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -108,31 +108,50 @@ def spots(batch: Batch, ids: Sequence[tuple[int, int]], whole: bool) -> Spots:
     )
 
 
-def read_answers(
-    logits: Float[Tensor, "row k vocabulary"], where: Spots, copies: int, needs: Sequence[str]
-) -> dict[str, Float[Tensor, " row"]]:
-    """What the metrics are made of, for every row, on the device; the rows of `where` occur `copies` times.
+@dataclass(frozen=True)
+class AnswerReader:
+    """What the metrics are made of, from a forward's logits, for every row and where the logits are.
 
     `logit` and `logprob` are of the row's own answer: which side that is, the caller knows.
+
+    Attributes:
+        where: where to look in each row.
+        copies: how often these rows occur in the batch, one after the other.
+        needs: what the metrics are made of.
     """
-    logits = logits.float()
-    device, rows = logits.device, torch.arange(len(logits), device=logits.device)
-    choice, ids = where.choice.to(device).repeat(copies), where.ids.to(device).repeat(copies, 1)
-    here = logits[rows[:, None], choice[:, None], ids]
-    found = {"positive": here[:, 0], "negative": here[:, 1]}
-    lse = logits.logsumexp(-1) if "lse" in needs else None
-    if lse is not None:
-        found["lse"] = lse[rows, choice]
-    if "top" in needs:
-        found["top_is_positive"] = (logits[rows, choice].argmax(-1) == ids[:, 0]).float()
-    if where.real.shape[1]:
-        places, targets = (t.to(device).repeat(copies, 1) for t in (where.places, where.targets))
-        real = where.real.to(device).repeat(copies, 1)
-        picked = logits[rows[:, None], places, targets]
-        found["logit"] = (picked * real).sum(-1)
+
+    where: Spots
+    copies: int
+    needs: tuple[str, ...]
+
+    def __call__(self, logits: Float[Tensor, "row k vocabulary"]) -> dict[str, Float[Tensor, " row"]]:
+        """The parts by name."""
+        logits, where = logits.float(), self.where
+        device, rows = logits.device, torch.arange(len(logits), device=logits.device)
+        choice, ids = where.choice.to(device).repeat(self.copies), where.ids.to(device).repeat(self.copies, 1)
+        here = logits[rows[:, None], choice[:, None], ids]
+        found = {"positive": here[:, 0], "negative": here[:, 1]}
+        lse = logits.logsumexp(-1) if "lse" in self.needs else None
         if lse is not None:
-            found["logprob"] = ((picked - lse[rows[:, None], places]) * real).sum(-1)
-    return found
+            found["lse"] = lse[rows, choice]
+        if "top" in self.needs:
+            found["top_is_positive"] = (logits[rows, choice].argmax(-1) == ids[:, 0]).float()
+        if where.real.shape[1]:
+            places, targets = (t.to(device).repeat(self.copies, 1) for t in (where.places, where.targets))
+            real = where.real.to(device).repeat(self.copies, 1)
+            picked = logits[rows[:, None], places, targets]
+            found["logit"] = (picked * real).sum(-1)
+            if lse is not None:
+                found["logprob"] = ((picked - lse[rows[:, None], places]) * real).sum(-1)
+        return found
+
+    def row(self, number: int) -> AnswerReader:
+        """See `RowWise`."""
+        at, where = number % len(self.where.choice), self.where
+        names = ("choice", "ids", "places", "targets", "real")
+        return AnswerReader(
+            replace(where, **{name: getattr(where, name)[at : at + 1].clone() for name in names}), 1, self.needs
+        )
 
 
 def check_first(names: Sequence[str], shared: Sequence[str]) -> None:

@@ -19,6 +19,17 @@ Told = Callable[[Tensor], Any]
 NOTHING = Resume()
 
 
+@runtime_checkable
+class RowWise(Protocol):
+    """What is told of the logits, where it can be asked of each row by itself: where rows are apart, no more than the
+    answer has to leave the place where the logits are.
+    """
+
+    def row(self, number: int) -> Told:
+        """The same of one row of the batch, `(1, keep, vocabulary)`; the rows' answers follow each other."""
+        ...
+
+
 def same(logits: Tensor) -> Tensor:
     """All of the logits."""
     return logits

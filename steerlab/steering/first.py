@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -36,7 +36,7 @@ def run_first_logits(
     if rest and tokens is None:
         raise DataError("rest=True was asked for the whole vocabulary, which leaves nothing over: give tokens")
     prepared = prepare(model, requests, examples, batch_size)
-    told = partial(_wanted, tokens=None if tokens is None else list(tokens), rest=rest)
+    told = _Wanted(None if tokens is None else tuple(tokens), rest)
     found: dict[int, Tensor] = {}
     written = 0
     with progress_bar(len(rows), "first token", "row", progress) as bar:
@@ -56,11 +56,22 @@ def run_first_logits(
     return torch.stack([found[i] for i in range(len(rows))])
 
 
-def _wanted(logits: Tensor, tokens: list[int] | None, rest: bool) -> Tensor:
+@dataclass(frozen=True)
+class _Wanted:
     """The logits of the tokens asked for, of the last column; with `rest` the largest of all others too."""
-    last = logits[:, -1]
-    chosen = last if tokens is None else last[:, tokens]
-    if rest and tokens is not None:
-        at = torch.tensor(tokens, device=last.device)
-        chosen = torch.cat([chosen, last.index_fill(1, at, -torch.inf).amax(1, True)], 1)
-    return chosen.float()
+
+    tokens: tuple[int, ...] | None
+    rest: bool
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        last = logits[:, -1]
+        if self.tokens is None:
+            return last.float()
+        at = torch.tensor(self.tokens, device=last.device)
+        chosen = last[:, at]
+        if self.rest:
+            chosen = torch.cat([chosen, last.index_fill(1, at, -torch.inf).amax(1, True)], 1)
+        return chosen.float()
+
+    def row(self, number: int) -> _Wanted:
+        return self

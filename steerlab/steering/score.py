@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -61,23 +61,37 @@ def run_score(
     return _table([e.id for e in examples], results, written, ratio)
 
 
-def reader(batch: Batch) -> Callable[[Tensor], Tensor]:
+def reader(batch: Batch) -> Answers:
+    """What is to be read of a batch whose rows end with their answers."""
+    lengths = [len(row) - row.n_prompt for row in batch.rows]
+    return Answers(tuple(batch.input_ids[i, -n:] for i, n in enumerate(lengths)))
+
+
+@dataclass(frozen=True)
+class Answers:
     """From the last columns' logits to `(row, 2)`: the log-probability of each row's answer, and how many of its tokens
     are the argmax.
+
+    Rows are padded on the left, so every answer ends at the last column, and token t is predicted at t - 1.
+
+    Attributes:
+        ids: of each row's answer.
     """
-    lengths = [len(row) - row.n_prompt for row in batch.rows]
-    return partial(_read_off, answers=[batch.input_ids[i, -n:] for i, n in enumerate(lengths)])
 
+    ids: tuple[Tensor, ...]
 
-def _read_off(logits: Tensor, answers: Sequence[Tensor]) -> Tensor:
-    """Rows are padded on the left, so every answer ends at the last column, and token t is predicted at t - 1."""
-    logprobs = torch.log_softmax(logits.float(), -1)
-    out = []
-    for i, answer in enumerate(answers):
-        target = answer.to(logits.device)
-        here = logprobs[i, -len(answer) - 1 : -1]
-        out.append(torch.stack([here.gather(-1, target[:, None]).sum(), (here.argmax(-1) == target).sum().float()]))
-    return torch.stack(out)
+    def __call__(self, logits: Tensor) -> Tensor:
+        logprobs = torch.log_softmax(logits.float(), -1)
+        out = []
+        for i, answer in enumerate(self.ids):
+            target = answer.to(logits.device)
+            here = logprobs[i, -len(answer) - 1 : -1]
+            out.append(torch.stack([here.gather(-1, target[:, None]).sum(), (here.argmax(-1) == target).sum().float()]))
+        return torch.stack(out)
+
+    def row(self, number: int) -> Answers:
+        """See `RowWise`."""
+        return Answers((self.ids[number].clone(),))
 
 
 def _table(samples: list[str], results: dict[int, tuple[float, int, int]], written: int, ratio: float) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from steerlab._support.files import fingerprint
 from steerlab._support.memory import free_memory
 from steerlab.analysis._sweep.pieces import frame_of, halved, ratios, slice_of, smaller
 from steerlab.analysis._sweep.plan import Chunk, Part, SweepPlan
-from steerlab.metrics.answers import ANSWER_METRICS, Spots, read_answers
+from steerlab.metrics.answers import ANSWER_METRICS, AnswerReader, Spots
 from steerlab.models.engine import Told
 from steerlab.models.model import Model
 from steerlab.models.resume import Prefix, Resume, parted
@@ -141,7 +141,7 @@ class Base:
     def reader(self, where: Spots, copies: int) -> Told:
         """What the metrics need of a forward's logits."""
         needs = sorted({need for name in self.metrics for need in ANSWER_METRICS[name].needs})
-        return partial(read_answers, where=where, copies=copies, needs=needs)
+        return AnswerReader(where, copies, tuple(needs))
 
     def values(self, found: dict[str, Tensor], copies: int) -> dict[str, np.ndarray]:
         """Every metric, `(cell, input)`."""

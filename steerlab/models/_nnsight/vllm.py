@@ -15,9 +15,9 @@ from steerlab.models._nnsight import vllm_blocks as blocks
 from steerlab.models._nnsight.vllm_blocks import Answer, Row
 from steerlab.models._nnsight.vllm_failures import check_same
 from steerlab.models._nnsight.vllm_line import Way
-from steerlab.models._nnsight.vllm_rows import check_answers, checked, places, put_back, rows_of, tell
+from steerlab.models._nnsight.vllm_rows import check_answers, checked, joined, places, put_back, rows_of, tell
 from steerlab.models._nnsight.vllm_sampling import sampling, seeds
-from steerlab.models.engine import NOTHING, Inputs, Select, Told, same
+from steerlab.models.engine import NOTHING, Inputs, RowWise, Select, Told, same
 from steerlab.models.layout import Layout, module_at
 from steerlab.models.plan import Edit, Plan
 from steerlab.models.resume import Prefix, Resume
@@ -73,21 +73,19 @@ class VllmEngine:
     def logits(
         self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING, told: Told = same
     ) -> Any:
-        """See `Engine.logits`; columns before a row's first token are 0."""
+        """See `Engine.logits`: columns before a row begins are 0, and what is `RowWise` is asked in vLLM's worker."""
         _check_whole(resume)
         width = inputs["attention_mask"].shape[-1]
         columns = list(range(width))[-keep:] if isinstance(keep, int) else [int(c) % width for c in keep.tolist()]
         rows = []
         for row in self._rows(inputs, plan, blocks.logits):
             own = [c - row.offset for c in columns if 0 <= c - row.offset < len(row.ids)]
-            norm = "" if own == [len(row.ids) - 1] else self._norm()
-            rows.append(replace(row, wanted=own, norm=norm))
-        answers = self._run(plan, rows)
-        found = answers[0]["logits"].new_zeros(len(rows), len(columns), answers[0]["logits"].shape[-1])
-        for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
             there = [j for j, c in enumerate(columns) if 0 <= c - row.offset < len(row.ids)]
-            found[i, there] = answer["logits"]
-        return told(found)
+            norm = "" if own == [len(row.ids) - 1] else self._norm()
+            asked = told.row(row.number) if isinstance(told, RowWise) else same
+            rows.append(replace(row, wanted=own, norm=norm, places=there, width=len(columns), told=asked))
+        found = joined([answer["told"] for answer in self._run(plan, rows)])
+        return found if isinstance(told, RowWise) else told(found)
 
     def prefill(self, inputs: Inputs) -> Prefix:
         """Refused: keys and values stay in vLLM."""

@@ -25,6 +25,7 @@ from nnsight.intervention.iterator import Iterations
 from torch import Tensor
 
 from steerlab._support.errors import LayoutError
+from steerlab.models.engine import Told, same
 from steerlab.models.plan import Edit, shifted
 
 Answer = dict[str, Any]
@@ -63,6 +64,8 @@ class Row:
         embedding: path of the module that is given the token ids.
         norm: path of the module between the last block and the head, where `do` needs it.
         wanted: columns of the row whose logits are asked for.
+        places, width: where these are among all columns that are asked of the batch, and how many those are.
+        told: what of the logits, `(1, width, vocabulary)`, is to come back.
         params: vLLM's sampling parameters.
     """
 
@@ -75,6 +78,9 @@ class Row:
     embedding: str
     norm: str = ""
     wanted: Sequence[int] = ()
+    places: Sequence[int] = ()
+    width: int = 0
+    told: Told = same
     params: dict[str, Any] = field(default_factory=dict)
 
 
@@ -92,7 +98,7 @@ def read(root: Any, row: Row, answer: Answer) -> None:
 
 
 def logits(root: Any, row: Row, answer: Answer) -> None:
-    """The logits of the tokens wanted, `(wanted, vocabulary)`: of the last one vLLM's own, of others those that the
+    """What is to be told of the logits of the tokens wanted: of the last one vLLM's own, of others those that the
     model's head makes of its final norm.
 
     Raises:
@@ -101,7 +107,7 @@ def logits(root: Any, row: Row, answer: Answer) -> None:
     _forward(root, row, answer)
     last = len(row.ids) - 1
     if list(row.wanted) == [last]:
-        answer["logits"] = root.logits.cpu().clone()
+        answer["told"] = _told(row, root.logits)
         return
     normed = _parts(root.get(row.norm).output)[0]
     columns = torch.tensor([*row.wanted, last], device=normed.device)
@@ -111,7 +117,14 @@ def logits(root: Any, row: Row, answer: Answer) -> None:
             "the logits of this model are not its head applied to its final norm: vLLM gives those of the last token "
             "alone, so first_logits and generate work, score and sweep do not"
         )
-    answer["logits"] = found[:-1].cpu()
+    answer["told"] = _told(row, found[:-1])
+
+
+def _told(row: Row, logits: Tensor) -> Any:
+    padded = logits.new_zeros(1, row.width, logits.shape[-1])
+    padded[0, list(row.places)] = logits
+    found = row.told(padded)
+    return {name: part.cpu() for name, part in found.items()} if isinstance(found, dict) else found.cpu()
 
 
 def generate(root: Any, row: Row, answer: Answer) -> None:

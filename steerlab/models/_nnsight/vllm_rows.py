@@ -157,6 +157,13 @@ def tell(plan: Plan, answers: Sequence[Answer], steps: int) -> None:
         edit.tally.ratio = torch.tensor([ratio for _, ratio in told])
 
 
+def joined(found: Sequence[Any]) -> Any:
+    """What was told of the rows, each by itself, as of a batch: tensors, or tensors by name."""
+    if isinstance(found[0], dict):
+        return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+    return torch.cat(list(found))
+
+
 def put_back(found: Sequence[Tensor], rows: Sequence[Row], select: Select, width: int) -> Tensor:
     """`select` of every site, `(row, site, hidden)`: from what was selected, or from whole rows, padded again."""
     if isinstance(select, ByRow):
