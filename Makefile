@@ -34,7 +34,7 @@ test: lint
 # without runtime type checks, whose wrappers can't be sent. Where a server can't be had, its tests are skipped and say why.
 # A client and its server on the same cores: threads that spin while they wait would take them from each other
 remote vllm: export OMP_WAIT_POLICY := PASSIVE
-AGAINST := -m pytest -o addopts="-q -rs --strict-markers"
+AGAINST := -m pytest -o addopts="-q -rs --strict-markers" --durations=12
 
 remote: setup
 	$(BIN)/python $(AGAINST) -m remote tests/remote

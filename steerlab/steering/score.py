@@ -64,7 +64,7 @@ def run_score(
 def reader(batch: Batch) -> Answers:
     """What is to be read of a batch whose rows end with their answers."""
     lengths = [len(row) - row.n_prompt for row in batch.rows]
-    return Answers(tuple(batch.input_ids[i, -n:] for i, n in enumerate(lengths)))
+    return Answers(tuple(batch.input_ids[i, -n:].clone() for i, n in enumerate(lengths)))  # a view travels whole
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from steerlab import L2S, P2S, capture, first_logits, generate
 from steerlab.models.model import Model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
-N, STEPS, ALPHA, SOME = 64, 8, 1.5, 16
+N, STEPS, ALPHA, SOME = 64, 5, 1.5, 16
 PROMPTS = [example.prompt for example in examples(N)]
 
 
