@@ -31,11 +31,6 @@ LIMITS: dict[str, dict[str, Any]] = {
 }
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # vLLM leaves a context of its sockets to the end of the process
-    config.addinivalue_line("filterwarnings", "ignore:Unclosed context:ResourceWarning")
-
-
 @pytest.fixture(scope="session")
 def with_vllm() -> None:
     if importlib.util.find_spec("vllm") is None:
