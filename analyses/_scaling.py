@@ -41,6 +41,10 @@ class CostModel:
     sent: tuple[float, float]
     overhead: float
 
+    def up(self, requests: Any, tokens: Any, vectors: Any, hidden: int) -> Any:
+        """Bytes that are sent; numbers or columns."""
+        return requests * self.sent[0] + tokens * self.sent[1] + FLOAT * hidden * vectors
+
 
 def with_down(runs: pd.DataFrame) -> pd.DataFrame:
     """Bytes that come back: what was counted on the wire, else what the caller gets from another process."""
@@ -65,7 +69,7 @@ def predicted(model: CostModel, runs: pd.DataFrame, hidden: int) -> pd.DataFrame
     """Every run with what the model says of it, beside what was measured."""
     found = with_down(runs)
     seconds = sum(found[name] * model.seconds[name] for name in TERMS)
-    sent = found["requests"] * model.sent[0] + found["columns"] * model.sent[1] + FLOAT * hidden * found["vectors"]
+    sent = model.up(found["requests"], found["columns"], found["vectors"], hidden)
     measured = found["seconds"].round(3)
     return pd.DataFrame({
         "engine": found["engine"], "run": found["name"], "fitted": found["calibrates"],
@@ -101,12 +105,11 @@ def of_sweep(model: Model, vectors: dict[int, MeanDifference], data: Sequence[Ex
     asked: dict[str, Any] = {"steerer": {"mean": vectors}, "layers": list(vectors), "positions": where}
     found = plan(model, data=data, **asked | how).plan
     assert found is not None
-    requests = sum(len(part.chunks) + bool(part.idle) for part in found.parts)
     cells = sum(len(chunk.cells) for part in found.parts for chunk in part.chunks)
     alive = len(found.cells) - len({i for part in found.parts for i in part.idle})
     rows = (alive + 1) * len(data)
     work = found.predicted * found.forward
-    return Load(requests, rows, round(work / found.n_layers), work, cells, 0, rows * FLOAT * 2)
+    return Load(found.batches, rows, round(work / found.n_layers), work, cells, 0, rows * FLOAT * 2)
 
 
 def large(n: int = 500) -> tuple[Model, Model, list[Example]]:
@@ -194,17 +197,13 @@ def costs(load: Load, way: str, far: Model, machine: Machine, model: CostModel |
     flop = 2 * block * load.work
     computing = flop / (machine.flops * machine.used * together)
     computing += load.steps * weights / (machine.memory * machine.used * together)
-    up = down = asking = wire = 0.0
-    if model is not None:
-        asking = load.requests * model.seconds["requests"]
-        up = load.requests * model.sent[0] + load.tokens * model.sent[1] + FLOAT * far.hidden_size * load.vectors
+    asking = 0.0 if model is None else load.requests * model.seconds["requests"]
+    up = down = 0.0
+    if model is not None and way in ("ndif", "serve"):
+        up = model.up(load.requests, load.tokens, load.vectors, far.hidden_size)
         down = load.down + load.requests * model.overhead
-    if way in ("ndif", "serve"):
-        at_once = 64 if way == "serve" else 1
-        wire = (up + down) / machine.network
-        asking += load.requests * machine.trip / at_once
-    else:
-        up = down = 0.0
+        asking += load.requests * machine.trip / (64 if way == "serve" else 1)  # so many at a time
+    wire = (up + down) / machine.network
     return {
         "row_forwards": load.rows, "requests": load.requests if model is not None else 0, "tokens": load.tokens,
         "PFLOP": flop / 1e15, "GB_up": up / 1e9, "GB_down": down / 1e9,

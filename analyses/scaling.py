@@ -40,10 +40,9 @@ def main() -> None:
     args = arguments.parse_args()
     folder, measured = Path(args.out), Path(args.measured)
     runs = pd.concat([pd.read_csv(measured / name / "runs.csv") for name in ("remote", "vllm")], ignore_index=True)
-    models = {str(name): fitted(group, HIDDEN) for name, group in runs.groupby("engine", sort=False)}
-    told = pd.concat(
-        [predicted(models[str(name)], group, HIDDEN) for name, group in runs.groupby("engine", sort=False)]
-    )
+    groups = {str(name): group for name, group in runs.groupby("engine", sort=False)}
+    models = {name: fitted(group, HIDDEN) for name, group in groups.items()}
+    told = pd.concat([predicted(models[name], group, HIDDEN) for name, group in groups.items()])
     planned = of_the_small_sweep(runs, models["ndif"])
     table = seventy(models)
 
@@ -73,7 +72,7 @@ def of_the_small_sweep(runs: pd.DataFrame, model: CostModel) -> dict[str, Any]:
     alphas = [a / 10 for a in range(-25, 26) if a]
     load = of_sweep(far, vectors, pairs, "last+generated", alphas=alphas, batch_size=64)
     seconds = load.requests * model.seconds["requests"] + load.work * model.seconds["work"]
-    sent = load.requests * model.sent[0] + load.tokens * model.sent[1] + 4 * HIDDEN * load.vectors
+    sent = model.up(load.requests, load.tokens, load.vectors, HIDDEN)
     was = runs[runs["name"] == "sweep of 200 cells"].iloc[0]
     return {
         "requests": [load.requests, int(was["requests"])], "work": [round(load.work), int(was["work"])],

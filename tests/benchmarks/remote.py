@@ -92,7 +92,7 @@ def main() -> None:
         finally:
             server.stop()
     found = summary({run.name: run for run in runs}, trip, args) | {"server.seconds_to_start": round(up, 1)}
-    found["remote.sweep_batches"] = sum(len(part.chunks) + bool(part.idle) for part in planned.parts)
+    found["remote.sweep_batches"] = planned.batches
     found |= {"capture.seconds_sharing_prompts": round(timed(lambda: whole_capture(shared, args.rows))[1], 3)}
     found |= {"versions": here.info()["versions"], "threads": torch.get_num_threads()}
     out = Path(args.out)

@@ -76,7 +76,7 @@ class Sweep:
         """Measure every cell; see `sweep`."""
         stage = _uncached if folder is None else Study(folder, self._identity()).stage
         parts = []
-        total = 0 if self.plan is None else sum(len(p.chunks) + bool(p.idle) for p in self.plan.parts)
+        total = 0 if self.plan is None else self.plan.batches
         with progress_bar(total or None, "sweep", "batch", progress) as bar:
             if self.plan is not None:
                 for frame in run_plan(self.model, self.plan, list(dict.fromkeys(self.answers.values())), stage):

@@ -101,6 +101,11 @@ class SweepPlan:
         return float(len(self.cells) * sum(len(variant) for variant in self.rows.variants))
 
     @property
+    def batches(self) -> int:
+        """What is computed one after the other and kept by itself; on a server, requests."""
+        return sum(len(part.chunks) + bool(part.idle) for part in self.parts)
+
+    @property
     def predicted(self) -> float:
         """Forward-equivalents of this plan."""
         work = sum(p.base_work(self.n_layers) + sum(p.work(c, self.n_layers) for c in p.chunks) for p in self.parts)
