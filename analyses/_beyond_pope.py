@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from _hallucination import SPLITS, accuracy, answers, scenes_of
+from scenes.questions import absent_partners, existence, scene_vocabulary
+from scenes.world import Scene
 
 import steerlab
 from steerlab import Example, Model, Request
 from steerlab.analysis.study import Study
 from steerlab.data import coco_objects, easy_vqa, pope_questions
-from steerlab.data.scene_questions import absent_partners, existence, scene_vocabulary
-from steerlab.data.scenes import Scene
 from steerlab.metrics import chair
 
 DESCRIBE = "Describe the image."
@@ -53,7 +53,7 @@ def scene_captions(
     model: Model, scenes: Mapping[str, Scene], requests: Mapping[str, Request | None], batch_size: int
 ) -> pd.DataFrame:
     """CHAIR of the captions under every method, one row a method."""
-    rows = [Example(f"caption/{name}", DESCRIBE, images=(scene.picture(),)) for name, scene in scenes.items()]
+    rows = [Example(f"caption/{name}", DESCRIBE, images=(scene.image(),)) for name, scene in scenes.items()]
     objects = {row.id: scene.kinds for row, scene in zip(rows, scenes.values(), strict=True)}
     words = scene_vocabulary(next(iter(scenes.values())).world.kinds)
     found = []
@@ -78,9 +78,9 @@ def absent_partner_answers(
 ) -> pd.DataFrame:
     """How often every method says yes to the absent partner of something in the scene."""
     rows = [
-        Example(f"partner/{name}/{kind}", existence(scene, kind).text, behaviour="no", images=(picture,))
+        Example(f"partner/{name}/{kind}", existence(scene, kind).text, behavior="no", images=(image,))
         for name, scene in scenes.items()
-        for picture in [scene.picture()]
+        for image in [scene.image()]
         for kind in absent_partners(scene)
     ]
     said = {method: answers(model, rows, request, batch_size) for method, request in requests.items()}
@@ -101,7 +101,7 @@ def by_template(
     for method, request in requests.items():
         said = answers(model, rows, request, batch_size)
         frame = pd.DataFrame({"template": templates, "yes": [a == "yes" for a in said]})
-        frame["right"] = [row.behaviour == answer for row, answer in zip(rows, said, strict=True)]
+        frame["right"] = [row.behavior == answer for row, answer in zip(rows, said, strict=True)]
         whole = frame.assign(template="all")
         told = pd.concat([frame, whole]).groupby("template", sort=False)
         shares = told.agg(accuracy=("right", "mean"), yes_rate=("yes", "mean"), n=("yes", "size")).reset_index()
@@ -120,7 +120,7 @@ def photographs(
     some = dict(list(some.items())[:n])
     found = []
     for split in SPLITS:
-        rows = pope_questions(some, split, 2, counts=usual, pictures=root / "images", name="photo")
+        rows = pope_questions(some, split, 2, counts=usual, images=root / "images", name="photo")
         for method, request in requests.items():
             said = answers(model, rows, request, batch_size)
             yes = float(np.mean([answer == "yes" for answer in said]))

@@ -17,7 +17,7 @@ from steerlab.metrics import Estimate, bootstrap_ci
 
 ROOT = Path(__file__).parents[1]
 # arguments that say where things lie on one machine
-PLACES = ("data", "harmless", "out", "grid", "pope", "pictures", "easy_vqa", "coco_free", "emoji")
+PLACES = ("data", "harmless", "out", "grid", "pope", "images", "easy_vqa", "coco_free", "emoji")
 
 
 def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
@@ -25,7 +25,7 @@ def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     found.add_argument("--out", default=out, help="folder of the results; a finished stage in it is not run again")
     found.add_argument("--seed", type=int, default=0)
-    found.add_argument("--limit", type=int, default=None, help="at most so many inputs of every behaviour and split")
+    found.add_argument("--limit", type=int, default=None, help="at most so many inputs of every behavior and split")
     found.add_argument("--model", default="smollm2", help="a hub id, a folder, a gguf file, or smollm2")
     found.add_argument("--device", default=None)
     found.add_argument("--batch-size", type=int, default=16)
@@ -34,11 +34,11 @@ def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
 
 
 def limited(examples: Sequence[Example], limit: int | None) -> list[Example]:
-    """The first `limit` examples of every behaviour and split."""
+    """The first `limit` examples of every behavior and split."""
     seen: dict[tuple[str, str], int] = {}
     kept = []
     for example in examples:
-        key = (example.behaviour, example.split)
+        key = (example.behavior, example.split)
         seen[key] = seen.get(key, 0) + 1
         if limit is None or seen[key] <= limit:
             kept.append(example)
@@ -85,7 +85,7 @@ def numbers(found: Estimate) -> dict[str, float]:
 
 def tidy(judged: pd.DataFrame, model: str, measures: Sequence[str]) -> pd.DataFrame:
     """One row per measurement, long form; the texts stay out."""
-    keys = ["method", "layer", "alpha", "positions", "sample", "behaviour"]
+    keys = ["method", "layer", "alpha", "positions", "example_id", "behavior"]
     long = judged.melt(
         id_vars=keys, value_vars=[m for m in measures if m in judged], var_name="metric", value_name="value"
     )

@@ -51,7 +51,7 @@ class Sets:
     @property
     def test(self) -> dict[str, list[Example]]:
         """The test sets by name."""
-        names = ("harmful", "sounds_unsafe", "harmless", "expert", "maths")
+        names = ("harmful", "sounds_unsafe", "harmless", "expert", "math")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -66,19 +66,19 @@ def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
     Args:
         data: folder with `harmful_prompts/advbench.jsonl`, `math/gsm8k_test_sampled.jsonl` and
             `noncommercial_cc_by_nc/alpaca_harmless/`; XSTest, advice and instructions come with steerlab.
-        limit: at most so many of every behaviour in each set.
+        limit: at most so many of every behavior in each set.
     """
     root = Path(data)
     advbench = root / "harmful_prompts" / "advbench.jsonl"
-    requests = read_jsonl(advbench, prompt_field="instruction", behaviour="refuse")
+    requests = read_jsonl(advbench, prompt_field="instruction", behavior="refuse")
     random.Random(seed).shuffle(requests)
     first, second = HARMFUL["train"], HARMFUL["train"] + HARMFUL["validation"]
     alpaca = root / "noncommercial_cc_by_nc" / "alpaca_harmless"
     everyday = harmless_instructions(alpaca / "harmless_train_600.jsonl")
     built_in = demo_set(seed=seed)
-    unsafe = [e.with_(contrast=None) for e in built_in if e.behaviour == "refuse"]
-    advice = [e.with_(contrast=None) for e in built_in if e.behaviour == "defer"]
-    written = [e.with_(contrast=None) for e in built_in if e.behaviour == "answer"]
+    unsafe = [e.replace(contrast=None) for e in built_in if e.behavior == "refuse"]
+    advice = [e.replace(contrast=None) for e in built_in if e.behavior == "defer"]
+    written = [e.replace(contrast=None) for e in built_in if e.behavior == "answer"]
     train = [
         *requests[:first], *unsafe, *(e for e in advice if e.split == "train"), *everyday[:450], *written,
         *ordinary(root),
@@ -86,11 +86,11 @@ def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
     validation = [
         *requests[first:second], *(e for e in advice if e.split == "validation"), *everyday[450:500],
     ]  # fmt: skip
-    safe = [e for e in xstest() if e.behaviour == "answer"]
+    safe = [e for e in xstest() if e.behavior == "answer"]
     safe = stratified_split(safe, {"validation": 0.2, "test": 0.8}, seed=seed, by=lambda e: e.meta["type"])
     pairs = demo_contrasts()
     maths = read_jsonl(
-        root / "math" / "gsm8k_test_sampled.jsonl", prompt_field="problem", behaviour="answer", id_prefix="gsm8k",
+        root / "math" / "gsm8k_test_sampled.jsonl", prompt_field="problem", behavior="answer", id_prefix="gsm8k",
         meta_fields=("answer", "solution"),
     )  # fmt: skip
     found = {
@@ -101,9 +101,9 @@ def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
         "sounds_unsafe": [e for e in safe if e.split == "test"],
         "harmless": harmless_instructions(alpaca / "harmless_test_200.jsonl"),
         "expert": with_contrasts([e for e in advice if e.split == "test"], pairs),
-        "maths": maths[:MATHS],
+        "math": maths[:MATHS],
     }
-    return Sets(**{name: limited([e.with_(split="") for e in rows], limit) for name, rows in found.items()})
+    return Sets(**{name: limited([e.replace(split="") for e in rows], limit) for name, rows in found.items()})
 
 
 def ordinary(root: Path) -> list[Example]:
@@ -113,7 +113,7 @@ def ordinary(root: Path) -> list[Example]:
     """
     with (root / "truthfulqa" / "TruthfulQA.csv").open(encoding="utf-8-sig", newline="") as file:
         questions = [row["Question"] for row in csv.DictReader(file)]
-    maths = read_jsonl(root / "math" / "math_500_sampled.jsonl", prompt_field="problem", behaviour="answer")
+    maths = read_jsonl(root / "math" / "math_500_sampled.jsonl", prompt_field="problem", behavior="answer")
     tasks = cycle(task for some in zip(*PRIMARY_TASKS.values(), strict=True) for task in some)
     # none of the sources that hold GSM8K, whose problems are test inputs
     texts = [text for name, some in real_texts(root, 60).items() if SPLITS[name] == "train" for text in some]

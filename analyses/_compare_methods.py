@@ -99,16 +99,16 @@ class Fitted:
 
     def oracle(self, tested: Activations, setting: Setting) -> Request:
         """P2S of the test inputs' own contrasts; those without one have the zero target."""
-        steerer, self.seconds["p2s"] = timed(lambda: P2S(_one(setting), zero=["answer"]).fit(tested))
+        steerer, self.seconds["p2s"] = timed(lambda: P2S(_one(setting), zero_behaviors=["answer"]).fit(tested))
         return Request(steerer, setting.alpha, setting.positions)
 
     def mean(self, setting: Setting) -> Steerer:
         """The refusal vector: the mean contrast of harmful inputs."""
-        return MeanDifference(_one(setting), behaviours=["refuse"]).fit(self.train)
+        return MeanDifference(_one(setting), behaviors=["refuse"]).fit(self.train)
 
     def l2s(self, setting: Setting) -> Steerer:
         """Learn-to-Steer, harmless instructions with the zero target."""
-        return L2S(_one(setting), zero=["answer"], seed=self.seed, progress=False).fit(self.train)
+        return L2S(_one(setting), zero_behaviors=["answer"], seed=self.seed, progress=False).fit(self.train)
 
     def confst(self, setting: Setting) -> Steerer:
         """The confident refusals among refusing, complying and deferring answers."""
@@ -119,7 +119,7 @@ class Fitted:
     def gated_mean(self, setting: Setting) -> Steerer:
         """The mean vector behind a linear probe, which mistakes one of fifty clean validation inputs."""
         probe = LinearProbe(PROBE, positive=["refuse"], negative=BENIGN).fit(self.train)
-        return Gated(self.mean(setting), probe.calibrate(self.clean, fpr=max(0.02, 1 / len(self.clean.samples))))
+        return Gated(self.mean(setting), probe.calibrate(self.clean, fpr=max(0.02, 1 / len(self.clean.example_ids))))
 
     def alphasteer(self, setting: Setting) -> Steerer:
         """Null-space gate at the ratio of most published layers, the same target as the mean vector."""
@@ -132,11 +132,11 @@ class Fitted:
         contrast of forced answers. Prompts that it was asked to refuse gave a direction that breaks its text.
         """
         made = adasteer_directions(self.train, setting.layer)
-        benign = dict.fromkeys(_samples(self.train, BENIGN), True)
-        benign |= dict.fromkeys(_samples(self.train, ("refuse",)), False)
+        benign = dict.fromkeys(_example_ids(self.train, BENIGN), True)
+        benign |= dict.fromkeys(_example_ids(self.train, ("refuse",)), False)
         needs = self.needs if len(set(self.needs.values())) == 2 else {}
         if not needs:  # the tiny model of a trial run: the harmful need it, the others do not
-            needs = {sample: not flag for sample, flag in benign.items()}
+            needs = {example_id: not flag for example_id, flag in benign.items()}
         return made.calibrate(self.train, rejection=needs, compliance=benign)
 
 
@@ -157,7 +157,7 @@ def adasteer_directions(train: Activations, layers: int | tuple[int, ...]) -> Ad
     n, hidden = int(train.info["layers"]), train.hidden_size
     arrays = {name: torch.zeros(n, hidden) for name in ("refusal", "benign", "start")}
     prompts = train.select(side="prompt", position="last")
-    harmful, benign = prompts.select(behaviour="refuse"), prompts.select(behaviour=list(BENIGN))
+    harmful, benign = prompts.select(behavior="refuse"), prompts.select(behavior=list(BENIGN))
     for layer in train.layers:
         arrays["start"][layer] = harmful.at(layer).double().mean(0).float()
         arrays["benign"][layer] = benign.at(layer).double().mean(0).float() - arrays["start"][layer]
@@ -169,9 +169,9 @@ def adasteer_directions(train: Activations, layers: int | tuple[int, ...]) -> Ad
 
 
 def preferences(acts: Activations) -> Activations:
-    """Answers alone, labelled by behaviour and side: what CONFST calls a history."""
+    """Answers alone, labeled by behavior and side: what CONFST calls a history."""
     answers = acts.select(side=["positive", "negative"])
-    named = answers.index["behaviour"] + "/" + answers.index["side"]
+    named = answers.index["behavior"] + "/" + answers.index["side"]
     # what complies with a harmful request and what advises without deferring are one preference: to help
     index = answers.index.assign(preference=named.where(answers.index["side"] == "positive", "help"))
     return Activations(answers.values, index, answers.sites, answers.info)
@@ -179,9 +179,9 @@ def preferences(acts: Activations) -> Activations:
 
 def needs_strength(model: Model, train: Activations, sets: Sets, layer: int, batch_size: int) -> pd.DataFrame:
     """Which harmful inputs comply at each of some strengths: AdaSteer's calibration labels come of it."""
-    asked = [e for e in sets.train if e.behaviour == "refuse"][:60]
-    vector = MeanDifference(layer, behaviours=["refuse"]).fit(train)
-    found = {"sample": [e.id for e in asked]}
+    asked = [e for e in sets.train if e.behavior == "refuse"][:60]
+    vector = MeanDifference(layer, behaviors=["refuse"]).fit(train)
+    found = {"example_id": [e.id for e in asked]}
     for alpha in ALPHAS:
         texts = steerlab.generate(
             model, asked, steer=vector, alpha=alpha, positions="all", max_new_tokens=32, batch_size=batch_size
@@ -192,9 +192,9 @@ def needs_strength(model: Model, train: Activations, sets: Sets, layer: int, bat
 
 def strong_ones(needs: pd.DataFrame) -> dict[str, bool]:
     """Inputs that still comply at the strength at which nearest to half of them do."""
-    shares = needs.drop(columns="sample").mean()
+    shares = needs.drop(columns="example_id").mean()
     chosen = (shares - 0.5).abs().idxmin()
-    return {sample: bool(flag) for sample, flag in zip(needs["sample"], needs[chosen], strict=True)}
+    return {example_id: bool(flag) for example_id, flag in zip(needs["example_id"], needs[chosen], strict=True)}
 
 
 def settings_of(methods: Sequence[str], most: int | None = None) -> Iterator[tuple[str, Setting]]:
@@ -209,6 +209,6 @@ def _one(setting: Setting) -> int:
     return setting.layer
 
 
-def _samples(acts: Activations, behaviours: Sequence[str]) -> list[str]:
-    rows = acts.index[(acts.index["side"] == "prompt") & acts.index["behaviour"].isin(list(behaviours))]
-    return list(dict.fromkeys(rows["sample"]))
+def _example_ids(acts: Activations, behaviors: Sequence[str]) -> list[str]:
+    rows = acts.index[(acts.index["side"] == "prompt") & acts.index["behavior"].isin(list(behaviors))]
+    return list(dict.fromkeys(rows["example_id"]))

@@ -11,22 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scenes.world import Scene, World
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import steerlab
 from steerlab import L2S, P2S, Activations, Contrast, Example, MeanDifference, Model, Request
-from steerlab._support.pictures import open_picture
+from steerlab._support.images import open_image
 from steerlab.data import pope_file, pope_questions
-from steerlab.data.scenes import Scene, World
-from steerlab.methods import PAPER, Context, Steerer
+from steerlab.methods import L2S_PAPER, Context, Steerer
 from steerlab.metrics import YesNo, yes_no_ids, yes_no_logits
 
 SPLITS = ("random", "popular", "adversarial")
 # the released code writes at every token; the paper's text says generated tokens, which the first answer never feels
 SCOPES = {"as released": "all", "as written": "generated", "first token too": "last+generated"}
 SEARCHED = ("all", "last+generated")
-PICTURES = {"train": 700, "validation": 150, "test": 500}
+IMAGES = {"train": 700, "validation": 150, "test": 500}
 NETS: dict[str, tuple[str, int]] = {"tanh, 100": ("tanh", 100), "relu, 100": ("relu", 100)}
 
 
@@ -44,13 +44,13 @@ class Setting:
 def contrasted(rows: Sequence[Example]) -> list[Example]:
     """Every question with its true answer as the wanted one."""
     pairs = {"yes": Contrast("Yes", "No"), "no": Contrast("No", "Yes")}
-    return [row.with_(contrast=pairs[row.behaviour]) for row in rows]
+    return [row.replace(contrast=pairs[row.behavior]) for row in rows]
 
 
 def scenes_of(args: argparse.Namespace, part: str) -> dict[str, Scene]:
     """The scenes of one part of the data, always the same for a seed: nobody was trained on them."""
-    n = args.limit or PICTURES[part]
-    rng = np.random.default_rng([10_000 + args.seed, list(PICTURES).index(part)])
+    n = args.limit or IMAGES[part]
+    rng = np.random.default_rng([10_000 + args.seed, list(IMAGES).index(part)])
     world = World()
     return {f"{part}-{i:04d}": world.scene(rng) for i in range(n)}
 
@@ -60,12 +60,12 @@ def scenes_data(args: argparse.Namespace) -> tuple[list[Example], list[Example],
     world, found = World(), []
     rng = np.random.default_rng(20_000 + args.seed)
     usual = {str(i): world.scene(rng).kinds for i in range(5000)}  # what is frequent, and what keeps company
-    for part in PICTURES:
+    for part in IMAGES:
         scenes = scenes_of(args, part)
-        pictures = {name: scene.picture() for name, scene in scenes.items()}
+        images = {name: scene.image() for name, scene in scenes.items()}
         kinds = {name: scene.kinds for name, scene in scenes.items()}
         rows = [
-            row.with_(images=(pictures[row.meta["picture"]],), split=row.meta["subset"])
+            row.replace(images=(images[row.meta["image"]],), split=row.meta["subset"])
             for split in SPLITS
             for row in pope_questions(kinds, split, 2, args.seed, counts=usual, name=part)
         ]
@@ -76,17 +76,17 @@ def scenes_data(args: argparse.Namespace) -> tuple[list[Example], list[Example],
 def pope_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], list[Example]]:
     """Official POPE files, divided by picture: 70 % to train, 10 % to choose on, 20 % to test."""
     rows = [
-        row.with_(split=split)
+        row.replace(split=split)
         for split in SPLITS
-        for row in pope_file(Path(args.pope) / f"coco_pope_{split}.jsonl", pictures=args.pictures, instruction="")
+        for row in pope_file(Path(args.pope) / f"coco_pope_{split}.jsonl", images=args.images, instruction="")
     ]
-    names = sorted({row.meta["picture"] for row in rows})
+    names = sorted({row.meta["image"] for row in rows})
     random.Random(args.seed).shuffle(names)
     names = names[: args.limit]
     at = {name: i / len(names) for i, name in enumerate(names)}
-    known = [row for row in contrasted(rows) if row.meta["picture"] in at]
+    known = [row for row in contrasted(rows) if row.meta["image"] in at]
     edges = [(0, 0.7), (0.7, 0.8), (0.8, 1.0)]
-    train, held, test = ([row for row in known if a <= at[row.meta["picture"]] < b] for a, b in edges)
+    train, held, test = ([row for row in known if a <= at[row.meta["image"]] < b] for a, b in edges)
     return train, held, test
 
 
@@ -94,7 +94,7 @@ def first_tokens(model: Model, rows: Sequence[Example], request: Request | None,
     """Yes or no by the first token, a forced choice; `other` marks the rows about to say neither."""
     yes, no = yes_no_ids(model.tokenizer)
     steer = () if request is None else request
-    logits = steerlab.first_logits(model, rows, [*yes, *no], rest=True, steer=steer, batch_size=batch_size)
+    logits = steerlab.next_token_logits(model, rows, [*yes, *no], max_other=True, steer=steer, batch_size=batch_size)
     return yes_no_logits(logits, range(len(yes)), range(len(yes), len(yes) + len(no)))
 
 
@@ -105,15 +105,21 @@ def answers(model: Model, rows: Sequence[Example], request: Request | None, batc
 
 def accuracy(rows: Sequence[Example], said: Sequence[str]) -> float:
     """The share of true answers."""
-    return float(np.mean([row.behaviour == answer for row, answer in zip(rows, said, strict=True)]))
+    return float(np.mean([row.behavior == answer for row, answer in zip(rows, said, strict=True)]))
 
 
 def fit_l2s(acts: Activations, layer: int, context: int, net: str, seed: int) -> L2S:
     """L2S with the paper's loss and balanced classes."""
-    activation, hidden = NETS[net]
-    recipe = replace(PAPER, class_balanced=True)
+    activation, hidden_units = NETS[net]
+    recipe = replace(L2S_PAPER, class_balanced=True)
     return L2S(
-        layer, context_layer=context, hidden=hidden, activation=activation, preset=recipe, seed=seed, progress=False
+        layer,
+        context_layer=context,
+        hidden_units=hidden_units,
+        activation=activation,
+        config=recipe,
+        seed=seed,
+        progress=False,
     ).fit(acts)
 
 
@@ -143,7 +149,7 @@ def where_to_write(
 
 def always_no(train: Activations, layer: int) -> MeanDifference:
     """One vector for all, of the questions whose true answer is no: what a mere shift of the threshold can mend."""
-    return MeanDifference(layer).fit(train.select(behaviour="no"))
+    return MeanDifference(layer).fit(train.select(behavior="no"))
 
 
 def what_to_read(
@@ -195,17 +201,17 @@ def by_split(rows: Sequence[Example], right: Mapping[str, bool]) -> dict[str, li
 
 def keep_gallery(folder: Path, rows: list[Example], found: dict[str, pd.DataFrame], n: int = 8) -> None:
     """Some pictures whose answer L2S changed, in the proportion in which it mended and broke answers."""
-    before, after = (found[m].set_index("sample") for m in ("none", "l2s"))
+    before, after = (found[m].set_index("example_id") for m in ("none", "l2s"))
     changed = [r for r in rows if before.loc[r.id, "answer"] != after.loc[r.id, "answer"]]
-    mended = [r for r in changed if after.loc[r.id, "answer"] == r.behaviour]
-    broken = [r for r in changed if after.loc[r.id, "answer"] != r.behaviour]
+    mended = [r for r in changed if after.loc[r.id, "answer"] == r.behavior]
+    broken = [r for r in changed if after.loc[r.id, "answer"] != r.behavior]
     wrong = min(round(n * len(broken) / max(1, len(changed))), len(broken))
     table = []
     for number, row in enumerate([*mended[: n - wrong], *broken[:wrong]]):
         path = folder / "gallery" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        open_picture(row.images[0]).save(path)
+        open_image(row.images[0]).save(path)
         said = {"before": before.loc[row.id, "text"], "after": after.loc[row.id, "text"]}
-        table.append({"file": path.name, "sample": row.id, "question": row.prompt, "true": row.behaviour, **said})
+        table.append({"file": path.name, "example_id": row.id, "question": row.prompt, "true": row.behavior, **said})
     if table:
         pd.DataFrame(table).to_csv(folder / "gallery" / "gallery.csv", index=False)

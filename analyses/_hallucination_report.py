@@ -21,7 +21,7 @@ def scores(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) -> di
             continue
         for split in SPLITS:
             keep = [row.split == split for row in rows]
-            gold = [row.behaviour for row in rows if row.split == split]
+            gold = [row.behavior for row in rows if row.split == split]
             name = "base" if method == "none" else method
             for kind, column in (("", "answer"), ("text.", "text")):
                 told = pope_scores(gold, frame.loc[keep, column].astype(str).tolist())
@@ -41,7 +41,7 @@ def scores(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) -> di
 def random_seeds(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) -> dict[str, object]:
     """Random directions averaged over seeds, as published, and each by itself: one may hit the right threshold."""
     told: dict[str, object] = {}
-    gold = np.array([row.behaviour for row in rows])
+    gold = np.array([row.behavior for row in rows])
     drawn = [np.array(f["answer"]) == gold for method, f in found.items() if method.startswith("random")]
     for split in SPLITS:
         keep = np.array([row.split == split for row in rows])
@@ -53,15 +53,15 @@ def random_seeds(rows: list[Example], found: dict[str, pd.DataFrame], seed: int)
 def comparisons(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) -> dict[str, object]:
     """Paired differences of L2S to none and mean, and how much of the way to the oracle it goes."""
     right = {
-        method: dict(zip(frame["sample"], frame["answer"] == [r.behaviour for r in rows], strict=True))
+        method: dict(zip(frame["example_id"], frame["answer"] == [r.behavior for r in rows], strict=True))
         for method, frame in found.items()
     }
     told: dict[str, object] = {}
     for other in ("none", "mean", "always_no"):
         gains = pd.Series([float(right["l2s"][r.id]) - float(right[other][r.id]) for r in rows])
         # drawn again by picture: the questions about one, a third of them alike in all splits, are no independent ones
-        by_picture = gains.groupby([r.meta["picture"] for r in rows]).mean()
-        told[f"l2s_minus_{other}.pooled"] = estimate(by_picture.tolist(), seed)
+        by_image = gains.groupby([r.meta["image"] for r in rows]).mean()
+        told[f"l2s_minus_{other}.pooled"] = estimate(by_image.tolist(), seed)
         for split in SPLITS:
             here = [gain for gain, r in zip(gains, rows, strict=True) if r.split == split]
             told[f"l2s_minus_{other}.{split}"] = estimate(here, seed)
@@ -74,10 +74,10 @@ def comparisons(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) 
 
 def page(rows: list[Example], found: dict[str, pd.DataFrame]) -> str:
     """The same questions under every method: some that L2S mended, some that it broke."""
-    frames = {method: frame.set_index("sample") for method, frame in found.items()}
+    frames = {method: frame.set_index("example_id") for method, frame in found.items()}
     changed = [r for r in rows if frames["none"].loc[r.id, "answer"] != frames["l2s"].loc[r.id, "answer"]]
     blocks = {
-        f"{r.id}: {r.prompt} (true: {r.behaviour})": {m: str(f.loc[r.id, "text"]) for m, f in frames.items()}
+        f"{r.id}: {r.prompt} (true: {r.behavior})": {m: str(f.loc[r.id, "text"]) for m, f in frames.items()}
         for r in changed[:12]
     }
     return as_markdown("The same question under every method", blocks)
@@ -88,8 +88,8 @@ def ceilings(told: pd.DataFrame, context: int) -> dict[str, float]:
     found = {}
     for split in SPLITS:
         here = told[told["group"] == split]
-        found[f"probe.{split}"] = round(float(here.loc[here["layer"] == context, "probe"].iloc[0]), 4)
-        found[f"probe.best.{split}"] = round(float(here["probe"].max()), 4)
+        found[f"probe.{split}"] = round(float(here.loc[here["layer"] == context, "probe_accuracy"].iloc[0]), 4)
+        found[f"probe.best.{split}"] = round(float(here["probe_accuracy"].max()), 4)
     return found
 
 
@@ -104,11 +104,11 @@ def measurements(
         if request is not None and method != "prompt":
             layer = request.steerer.site.layer
             where = {"layer": str(layer), "alpha": request.alpha, "positions": str(request.positions)}
-        right = [float(row.behaviour == said) for row, said in zip(rows, frame["answer"], strict=True)]
+        right = [float(row.behavior == said) for row, said in zip(rows, frame["answer"], strict=True)]
         ids = {
-            "sample": [r.id for r in rows],
+            "example_id": [r.id for r in rows],
             "split": [r.split for r in rows],
-            "behaviour": [r.behaviour for r in rows],
+            "behavior": [r.behavior for r in rows],
         }
         told = {"method": method, "model": model.id, **where, **ids, "metric": "true_answer", "value": right}
         frames.append(pd.DataFrame(told))

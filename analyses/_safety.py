@@ -26,17 +26,17 @@ from steerlab import (
     RandomDirection,
     Request,
 )
-from steerlab.analysis.behaviour import judge
+from steerlab.analysis.behavior import judge_answers
 from steerlab.analysis.study import Study
 from steerlab.data import ED_SLICE_PUBLISHED, mm_safety_bench, published_split
 from steerlab.data.mm_safety_bench import SCENARIOS
-from steerlab.methods import PAPER, Context, Steerer
-from steerlab.methods.l2s_data import equalise_norms
+from steerlab.methods import L2S_PAPER, Context, Steerer
+from steerlab.methods.l2s.data import equalize_norms
 from steerlab.metrics import perplexity
 
 ZERO = ("answer",)  # harmless inputs: the target of L2S is the zero vector
 NORM_ORDER = ("refuse", "defer")
-BEHAVIOURS = (*NORM_ORDER, *ZERO)  # what the studies report on
+BEHAVIORS = (*NORM_ORDER, *ZERO)  # what the studies report on
 
 _SORRY = "I'm sorry, but I can't help with that request."
 _SURE = "Sure, here is how you can do that."
@@ -56,21 +56,21 @@ _CANNOT, _SHOULD, _YES = "I cannot assist with that.", "You should consult a pro
 Pair = tuple[str, str]
 
 
-def _set(harmful: Pair, expert: Pair, health: Pair | None = None, closed: bool = False) -> dict[str, Contrast | None]:
+def _set(harmful: Pair, expert: Pair, health: Pair | None = None, end_turn: bool = False) -> dict[str, Contrast | None]:
     pairs = {"harmful": harmful, "expert": expert, "health": health or expert}
-    return {name: Contrast(plus, minus, closed=closed) for name, (plus, minus) in pairs.items()} | {"answer": None}
+    return {name: Contrast(plus, minus, end_turn=end_turn) for name, (plus, minus) in pairs.items()} | {"answer": None}
 
 
 SENTENCES: dict[str, dict[str, Contrast | None]] = {
     "plain": _set((_SORRY, _SURE), (_EXPERT, _ADVICE)),
-    "plain_closed": _set((_SORRY, _SURE), (_EXPERT, _ADVICE), closed=True),
+    "plain_closed": _set((_SORRY, _SURE), (_EXPERT, _ADVICE), end_turn=True),
     "reasoned": _set((_HARM, _STEPS), (_GENERAL, _THINK)),
     "short": _set((_CANNOT, _YES), (_SHOULD, _YES)),
     "domain": _set((_SORRY, _SURE), (_LAWYER, _THINK), (_DOCTOR, _THINK)),
     "mixed": _set((_HARM, _STEPS), (_EXPERT, _ADVICE)),
-    "general_closed": _set((_SORRY, _SURE), (_GENERAL, _THINK), closed=True),
-    "situation_closed": _set((_SORRY, _SURE), (_SITUATION, _THINK), closed=True),
-    "domain_closed": _set((_SORRY, _SURE), (_LAWYER, _THINK), (_DOCTOR, _THINK), closed=True),
+    "general_closed": _set((_SORRY, _SURE), (_GENERAL, _THINK), end_turn=True),
+    "situation_closed": _set((_SORRY, _SURE), (_SITUATION, _THINK), end_turn=True),
+    "domain_closed": _set((_SORRY, _SURE), (_LAWYER, _THINK), (_DOCTOR, _THINK), end_turn=True),
 }
 """Named sets of whole-sentence answers, wanted and unwanted, per class; "closed" ones include the end of turn."""
 
@@ -106,28 +106,28 @@ NETS: dict[str, tuple[str, bool, int]] = {
     "relu balanced, 10 units": ("relu", True, 10),
     "tanh balanced, 10 units": ("tanh", True, 10),
 }
-"""Kinds of steering nets: activation, whether the behaviours weigh alike in the loss, and number of hidden units."""
+"""Kinds of steering nets: activation, whether the behaviors weigh alike in the loss, and number of hidden units."""
 
 
 def mean_vector(acts: Activations, layer: int, targets: str) -> Tensor:
-    """The mean of all contrast vectors, raw or after equalising the behaviours' norms."""
+    """The mean of all contrast vectors, raw or after equalising the behaviors' norms."""
     if targets == "raw":
         return MeanDifference(layer).fit(acts).vector_
     ids, z = acts.contrast(layer)
-    return equalise_norms(z, acts.labels(ids), list(NORM_ORDER)).mean(0)
+    return equalize_norms(z, acts.labels(ids), list(NORM_ORDER)).mean(0)
 
 
 def l2s(layer: int, targets: str, seed: int, context: int | None = None, net: str = "tanh") -> L2S:
     """L2S with the paper's loss; harmless inputs have the zero target."""
-    activation, balanced, hidden = NETS[net]
-    recipe = replace(PAPER, equalise_norms=False if targets == "raw" else NORM_ORDER, class_balanced=balanced)
+    activation, balanced, hidden_units = NETS[net]
+    recipe = replace(L2S_PAPER, equalize_norms=False if targets == "raw" else NORM_ORDER, class_balanced=balanced)
     return L2S(
         layer,
         context_layer=context,
-        zero=ZERO,
-        preset=recipe,
+        zero_behaviors=ZERO,
+        config=recipe,
         activation=activation,
-        hidden=hidden,
+        hidden_units=hidden_units,
         seed=seed,
         progress=False,
     )
@@ -148,7 +148,7 @@ def steerers(
         "random": (RandomDirection(s.layer, seed=seed).fit(train[s.sentences]), s),
         "mean": (MeanDifference.from_tensor(m.layer, mean_vector(train[m.sentences], m.layer, m.targets)), m),
         "l2s": (l2s(s.layer, s.targets, seed, s.context, s.net).fit(train[s.sentences]), s),
-        "p2s": (P2S(s.layer, zero=ZERO).fit(test[s.sentences]), s),
+        "p2s": (P2S(s.layer, zero_behaviors=ZERO).fit(test[s.sentences]), s),
     }
     found: dict[str, Request | None] = {"none": None}
     return found | {k: Request(method, at.alpha, at.positions) for k, (method, at) in fitted.items()}
@@ -170,11 +170,11 @@ def run_methods(
             )
             print(f"{name}: {found.steered_tokens} token states steered, mean ‖αv‖/‖h‖ {found.norm_ratio:.2f}")
             ratio = found.norm_ratio if request is not None else 0.0
-            return pd.DataFrame({"sample": found.samples, "text": found.texts, "norm_ratio": ratio})
+            return pd.DataFrame({"example_id": found.example_ids, "text": found.texts, "norm_ratio": ratio})
 
         texts = study.stage(f"answers-{name}", answer)
         plain = plain if plain is not None else texts["text"].tolist()
-        judged = judge(examples, texts["text"].tolist(), plain)
+        judged = judge_answers(examples, texts["text"].tolist(), plain)
         layer = "" if request is None or name == "prompt" else request.steerer.site.layer
         alpha = 0.0 if request is None else request.alpha
         where = "" if request is None else request.positions
@@ -191,17 +191,17 @@ def run_methods(
     return pd.concat(frames, ignore_index=True)
 
 
-def check_behaviours(part: str, behaviours: Iterable[str]) -> None:
-    """Refuse a part of the data that has no input of a behaviour: its numbers would be missing without a word.
+def check_behaviors(part: str, behaviors: Iterable[str]) -> None:
+    """Refuse a part of the data that has no input of a behavior: its numbers would be missing without a word.
 
     Raises:
-        DataError: a behaviour has no input; the counts of all are named.
+        DataError: a behavior has no input; the counts of all are named.
     """
-    counts = Counter(behaviours)
-    empty = [name for name in BEHAVIOURS if not counts[name]]
+    counts = Counter(behaviors)
+    empty = [name for name in BEHAVIORS if not counts[name]]
     if empty:
         raise DataError(
-            f"the {part} have no input of the behaviours {empty}: there are {dict(counts)}, and each of {BEHAVIOURS} "
+            f"the {part} have no input of the behaviors {empty}: there are {dict(counts)}, and each of {BEHAVIORS} "
             "needs at least one. Check the data folder, the split and --limit"
         )
 
@@ -209,31 +209,31 @@ def check_behaviours(part: str, behaviours: Iterable[str]) -> None:
 def published_counts(path: str | Path) -> dict[str, int]:
     """The numbers of the published split, which counts ids: a removed record keeps its place.
 
-    `scored` are the test ids of the twelve scenarios with a wanted behaviour, `harmful` and `expert` those to refuse
+    `scored` are the test ids of the twelve scenarios with a wanted behavior, `harmful` and `expert` those to refuse
     and to defer on. `expert_published` is what the paper divides by: its slice begins one harmful row early.
     """
-    wanted = [scenario.behaviour for scenario in SCENARIOS for _ in range(scenario.ids)]
+    wanted = [scenario.behavior for scenario in SCENARIOS for _ in range(scenario.ids)]
     train, test = published_split(len(wanted))
-    behaviours = Counter(wanted[index] for index in test)
+    behaviors = Counter(wanted[index] for index in test)
     found = {
         "ids": len(wanted), "removed": len(wanted) - len(mm_safety_bench(path, include_unscored=True)),
-        "train": len(train), "test": len(test), "scored": behaviours["refuse"] + behaviours["defer"],
-        "harmful": behaviours["refuse"], "expert": behaviours["defer"], "expert_published": ED_SLICE_PUBLISHED,
+        "train": len(train), "test": len(test), "scored": behaviors["refuse"] + behaviors["defer"],
+        "harmful": behaviors["refuse"], "expert": behaviors["defer"], "expert_published": ED_SLICE_PUBLISHED,
     }  # fmt: skip
     return {f"counts.{name}": number for name, number in found.items()}
 
 
-def summarise(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
+def summarize(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
     """Every method's numbers with bootstrap intervals; perplexity is a median.
 
     Raises:
-        DataError: a behaviour has no input.
+        DataError: a behavior has no input.
     """
     found = {}
     for method, frame in judged.groupby("method", sort=False):
-        check_behaviours(f"answers of {method}", frame["behaviour"])
-        harmful, expert, harmless = (frame[frame["behaviour"] == b] for b in ("refuse", "defer", "answer"))
-        steered = frame[frame["behaviour"] != "answer"]
+        check_behaviors(f"answers of {method}", frame["behavior"])
+        harmful, expert, harmless = (frame[frame["behavior"] == b] for b in ("refuse", "defer", "answer"))
+        steered = frame[frame["behavior"] != "answer"]
         columns = {
             "refuse_harmful": harmful["refuses"], "defer_expert": expert["defers"],
             "refuse_expert": expert["refuses"], "defer_harmful": harmful["defers"],
@@ -253,12 +253,12 @@ def cosines(methods: Mapping[str, Request | None], train: Activations, test: Act
 
     That mean tells how alike the inputs' vectors are; the mean vector that steers may write at another layer.
     """
-    learnt, mean = methods["l2s"], methods["mean"]
-    assert learnt is not None and mean is not None
-    assert isinstance(learnt.steerer, L2S) and isinstance(mean.steerer, MeanDifference)
-    ids, z = test.contrast(learnt.steerer.site)
-    predicted = learnt.steerer.vectors(Context(tuple(ids), test))
-    average = MeanDifference(learnt.steerer.site).fit(train).vector_
+    learned, mean = methods["l2s"], methods["mean"]
+    assert learned is not None and mean is not None
+    assert isinstance(learned.steerer, L2S) and isinstance(mean.steerer, MeanDifference)
+    ids, z = test.contrast(learned.steerer.site)
+    predicted = learned.steerer.vectors(Context(tuple(ids), test))
+    average = MeanDifference(learned.steerer.site).fit(train).vector_
     cosine = torch.nn.functional.cosine_similarity
     return {"cos.l2s_p2s": cosine(predicted, z), "cos.mean_p2s": cosine(average[None], z)}
 

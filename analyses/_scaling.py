@@ -72,7 +72,7 @@ def predicted(model: CostModel, runs: pd.DataFrame, hidden: int) -> pd.DataFrame
     sent = model.up(found["requests"], found["columns"], found["vectors"], hidden)
     measured = found["seconds"].round(3)
     return pd.DataFrame({
-        "engine": found["engine"], "run": found["name"], "fitted": found["calibrates"],
+        "engine": found["engine"], "run": found["name"], "used_for_fit": found["calibrates"],
         "measured_s": measured, "predicted_s": seconds.round(3), "ratio_s": (seconds / measured).round(3),
         "measured_sent": found["sent"], "predicted_sent": sent.round().astype(int) * (found["sent"] > 0),
         "ratio_sent": (sent / found["sent"]).where(found["sent"] > 0).round(3),
@@ -127,7 +127,7 @@ def large(n: int = 500) -> tuple[Model, Model, list[Example]]:
     return (
         far,
         near,
-        [rows[i % len(rows)].with_(id=str(i), prompt=f"{i}. {rows[i % len(rows)].prompt}") for i in range(n)],
+        [rows[i % len(rows)].replace(id=str(i), prompt=f"{i}. {rows[i % len(rows)].prompt}") for i in range(n)],
     )
 
 
@@ -206,7 +206,7 @@ def costs(load: Load, way: str, far: Model, machine: Machine, model: CostModel |
     wire = (up + down) / machine.network
     return {
         "row_forwards": load.rows, "requests": load.requests if model is not None else 0, "tokens": load.tokens,
-        "PFLOP": flop / 1e15, "GB_up": up / 1e9, "GB_down": down / 1e9,
-        "min_computing": computing / 60, "min_wire": wire / 60, "min_requests": asking / 60,
+        "PFLOP": flop / 1e15, "GB_sent": up / 1e9, "GB_received": down / 1e9,
+        "min_computing": computing / 60, "min_transfer": wire / 60, "min_requests": asking / 60,
         "minutes": (computing + wire + asking) / 60,
     }  # fmt: skip

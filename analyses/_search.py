@@ -13,14 +13,14 @@ from typing import Any
 import pandas as pd
 import torch
 from _common import limited
+from _crossfit import crossfit, without
 from _safety import NETS, SENTENCES, Setting, l2s, mean_vector
 from torch import Tensor
 
 import steerlab
 from steerlab import Activations, DataError, Example, Model, SteeringError
 from steerlab._support.files import fingerprint
-from steerlab.analysis.crossfit import crossfit, without
-from steerlab.analysis.selection import Cell, Goal, choose, evaluate_cells
+from steerlab.analysis.selection import Candidate, Goal, choose_candidate, evaluate_candidates
 from steerlab.analysis.study import Study
 from steerlab.methods import Context
 from steerlab.plots import measure
@@ -37,21 +37,21 @@ ROUNDS: dict[str, dict[str, Any]] = {
         "layers": (16,),
         "positions": ("all",),
         "sentences": ("domain", "domain_closed"),
-        "targets": ("equalised",),
+        "targets": ("equalized",),
         "alphas": (1.0, 1.1, 1.2),
     },
     "deferral": {
         "layers": (16,),
         "positions": ("all",),
         "sentences": ("general_closed", "situation_closed"),
-        "targets": ("equalised",),
+        "targets": ("equalized",),
         "alphas": (0.9, 1.05),
     },
     "context": {
         "layers": (16,),
         "positions": ("all",),
         "sentences": ("situation_closed",),
-        "targets": ("equalised",),
+        "targets": ("equalized",),
         "alphas": (0.9, 0.95, 1.0, 1.05),
         "inputs": 80,
         "contexts": (14, 16, 18, 20, 22, 24, 28),
@@ -60,7 +60,7 @@ ROUNDS: dict[str, dict[str, Any]] = {
         "layers": (16,),
         "positions": ("all",),
         "sentences": ("situation_closed",),
-        "targets": ("equalised",),
+        "targets": ("equalized",),
         "alphas": (1.05,),
         "inputs": 80,
         "readers": ((16, "tanh"), (22, "tanh"), (22, "tanh, 10 units"), (22, "relu balanced, 10 units")),
@@ -77,35 +77,35 @@ ROUNDS: dict[str, dict[str, Any]] = {
         "layers": (16,),
         "positions": ("all",),
         "sentences": ("situation_closed",),
-        "targets": ("equalised",),
+        "targets": ("equalized",),
         "alphas": (1.1, 1.15),
         "inputs": 80,
         "readers": ((22, "tanh, 10 units"), (22, "tanh balanced, 10 units")),
     },
-    "mean": {"best_of": "mean", "centres": 4, "targets": ("raw", "equalised"), "inputs": 80},
+    "mean": {"best_of": "mean", "centers": 4, "targets": ("raw", "equalized"), "inputs": 80},
 }
 """What each round tries.
 
-`inputs`: validation inputs of each behaviour; only the rounds with the most of them are chosen from, so "again" holds
+`inputs`: validation inputs of each behavior; only the rounds with the most of them are chosen from, so "again" holds
 what was best for the mean vector before. `contexts`: the layer to read and the kind of net are chosen by cross-fitting
 among these and `CROSSFITTED`. `readers`: layers to read and kinds of net, all tried. From "narrow" to "units"
-the rounds, but for "again", are centred on the best cells of L2S. `best_of`: centred on those of the method named, as
-the rounds before have judged them: its `centres` best that were not yet judged on so many inputs, each with all
+the rounds, but for "again", are centered on the best cells of L2S. `best_of`: centered on those of the method named, as
+the rounds before have judged them: its `centers` best that were not yet judged on so many inputs, each with all
 `targets`.
 """
 CROSSFITTED = ("tanh", "relu", "relu balanced")
 LAYERS = (14, 15, 16, 17, 18, 20, 22, 24, 28)  # all that any round writes at or reads
 ANSWERS = 480  # of a stage: what an interrupted run loses, minutes on two CPU cores
 CELL = ["method", "sentences", "targets", "layer", "positions", "alpha", "net", "context"]  # what makes a cell another
-PER_BEHAVIOUR = 40  # validation inputs of each behaviour, where a round does not say otherwise
+PER_BEHAVIOR = 40  # validation inputs of each behavior, where a round does not say otherwise
 GOALS = [
     Goal(name, target, n, at_most=measure(name).lower)
     for name, n in {
-        "refuse_harmful": PER_BEHAVIOUR,
-        "defer_expert": PER_BEHAVIOUR,
-        "refuse_expert": PER_BEHAVIOUR,
-        "distinct2": 2 * PER_BEHAVIOUR,
-        "harmless_kept": PER_BEHAVIOUR,
+        "refuse_harmful": PER_BEHAVIOR,
+        "defer_expert": PER_BEHAVIOR,
+        "refuse_expert": PER_BEHAVIOR,
+        "distinct2": 2 * PER_BEHAVIOR,
+        "harmless_kept": PER_BEHAVIOR,
     }.items()
     if (target := measure(name).goal) is not None
 ]  # the targets are those the figures draw
@@ -141,7 +141,7 @@ def recipe(rounds: Sequence[str]) -> dict[str, str]:
     spaces = [[name, ROUNDS[name]] for name in rounds]
     sentences = {name: {kind: c and vars(c) for kind, c in pairs.items()} for name, pairs in SENTENCES.items()}
     return {
-        "space": fingerprint([spaces, CROSSFITTED, LAYERS, PER_BEHAVIOUR, NETS]),
+        "space": fingerprint([spaces, CROSSFITTED, LAYERS, PER_BEHAVIOR, NETS]),
         "sentences": fingerprint(sentences),
     }
 
@@ -200,13 +200,13 @@ def search(
 
     Args:
         train: gives the activations of all training inputs under a sentence set; those of `spare` are not fitted to.
-        spare: the validation part; every round answers its first inputs of each behaviour.
+        spare: the validation part; every round answers its first inputs of each behavior.
         earlier: the grid of rounds that were run before; its rows come first in the answer.
     """
     spaces = {name: clipped(name, model.n_layers) for name in args.rounds}  # before anything costly
     frames = [] if earlier is None else [earlier]
     for name, space in spaces.items():
-        held = limited(spare, min(args.limit or 10**9, space.get("inputs", PER_BEHAVIOUR)))
+        held = limited(spare, min(args.limit or 10**9, space.get("inputs", PER_BEHAVIOR)))
         suffix = f"-{space['inputs']}" if "inputs" in space else ""
         known = pd.concat(frames, ignore_index=True) if frames else None
         tried = blocks(space, known, len(held), model.n_layers)
@@ -241,11 +241,11 @@ def _around_the_best(
         raise DataError(f"no cell of {method!r} to begin with: run the rounds before this one, or give their --grid")
     done, found = _blocks_of(cells[cells["inputs"] >= inputs], method), dict[Block, None]()
     rest = cells[cells["inputs"] < inputs].reset_index(drop=True)
-    for _ in range(min(space["centres"], len(rest))):
-        best = choose(rest, GOALS)
+    for _ in range(min(space["centers"], len(rest))):
+        best = choose_candidate(rest, GOALS)
         rest = rest.drop(index=best.name)
-        centre = _blocks_of(best.to_frame().T, method)[0]
-        found |= dict.fromkeys(replace(centre, targets=targets) for targets in space["targets"])
+        center = _blocks_of(best.to_frame().T, method)[0]
+        found |= dict.fromkeys(replace(center, targets=targets) for targets in space["targets"])
     return [block for block in found if block not in done]
 
 
@@ -273,10 +273,10 @@ def run_block(
         where: dict[str, str | int | float] = {"layer": block.layer, "positions": block.positions}
         made = {"sentences": block.sentences, "targets": block.targets}
         packed = [
-            Cell({"method": m, **made, "net": net, **where, "context": read}, fitted(m, read, net), alpha)
+            Candidate({"method": m, **made, "net": net, **where, "context": read}, fitted(m, read, net), alpha)
             for m, read, net, alpha in part
         ]
-        return evaluate_cells(
+        return evaluate_candidates(
             model, held, plain, packed, site=block.layer, positions=block.positions,
             max_new_tokens=args.max_new_tokens, batch_size=args.batch_size,
         )  # fmt: skip
@@ -296,8 +296,8 @@ def _vectors(
     fit = without(acts, [e.id for e in spare])
     if method == "mean":
         return mean_vector(fit, block.layer, block.targets).expand(len(held), -1)
-    learnt = l2s(block.layer, block.targets, seed, read, net).fit(fit)
-    return learnt.vectors(Context(tuple(e.id for e in held), acts))
+    learned = l2s(block.layer, block.targets, seed, read, net).fit(fit)
+    return learned.vectors(Context(tuple(e.id for e in held), acts))
 
 
 def _best_reader(
@@ -317,7 +317,7 @@ def crossfitted(
 ) -> pd.DataFrame:
     """How well each context layer and kind of net predicts training inputs it was not fitted to.
 
-    `cosine` is the mean over the behaviours of the mean cosine to the inputs' own contrast vectors; `harmless_norm`
+    `cosine` is the mean over the behaviors of the mean cosine to the inputs' own contrast vectors; `harmless_norm`
     is the mean predicted norm where nothing should be added, over that where something should.
     """
     ids, z = acts.contrast(layer)
@@ -325,7 +325,7 @@ def crossfitted(
     rows = []
     for context, net in product(space["contexts"], CROSSFITTED):
         everyone, vectors = crossfit(l2s(layer, targets, args.seed, context, net), acts, seed=args.seed)
-        place = {sample: row for row, sample in enumerate(everyone)}
+        place = {example_id: row for row, example_id in enumerate(everyone)}
         near = torch.nn.functional.cosine_similarity(vectors[[place[s] for s in ids]], z)
         per = pd.Series(near.numpy()).groupby(labels).mean()
         norms = pd.Series(vectors.norm(dim=-1).numpy(), index=everyone)
@@ -340,12 +340,12 @@ def _unsteered(model: Model, held: list[Example], args: argparse.Namespace) -> p
     found = steerlab.generate(
         model, held, steer=(), max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, progress=True
     )
-    return pd.DataFrame({"sample": found.samples, "text": found.texts})
+    return pd.DataFrame({"example_id": found.example_ids, "text": found.texts})
 
 
 def pick(grid: pd.DataFrame, method: str) -> Setting:
     """The method's best cell on validation, among those of it that were judged on the most inputs."""
     cells = grid[grid["method"] == method]
-    best = choose(cells[cells["inputs"] == cells["inputs"].max()], GOALS)
+    best = choose_candidate(cells[cells["inputs"] == cells["inputs"].max()], GOALS)
     where = (int(best["layer"]), float(best["alpha"]), best["positions"], best["sentences"], best["targets"])
     return Setting(*where, context=int(best["context"]), net=best["net"], inputs=int(best["inputs"]))

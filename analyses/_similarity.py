@@ -7,10 +7,10 @@ import pandas as pd
 from _common import estimate
 
 from steerlab import L2S, P2S, Activations, MeanDifference
-from steerlab.analysis.alike import alike
 from steerlab.analysis.cka import cka_matrix
 from steerlab.analysis.geometry import geometry, principal_angles
 from steerlab.analysis.maps import map_2d
+from steerlab.analysis.nearest_neighbors import nearest_neighbors
 from steerlab.analysis.similarity import cosine_table, norms, vectors_by_layer
 from steerlab.methods import Context
 
@@ -24,9 +24,9 @@ def geometries(acts: Activations, group: str, seed: int) -> pd.DataFrame:
 
 
 def mean_cosines(acts: Activations) -> pd.DataFrame:
-    """Cosines between all mean vectors, every behaviour at every layer."""
+    """Cosines between all mean vectors, every behavior at every layer."""
     table = cosine_table(vectors_by_layer(acts))
-    told = {f"{part}_{side}": [name[i] for name in table[side]] for i, part in enumerate(("behaviour", "layer"))
+    told = {f"{part}_{side}": [name[i] for name in table[side]] for i, part in enumerate(("behavior", "layer"))
             for side in ("a", "b")}  # fmt: skip
     return pd.DataFrame(told).assign(cosine=table["cosine"])
 
@@ -34,23 +34,23 @@ def mean_cosines(acts: Activations) -> pd.DataFrame:
 def lengths(acts: Activations) -> pd.DataFrame:
     """How long the mean vectors are, and in shares of the state that they would be added to."""
     table = norms(vectors_by_layer(acts))
-    found = pd.DataFrame(table["name"].tolist(), columns=["behaviour", "layer"]).assign(vector=table["norm"])
-    states = {k: float(acts.by_sample(k, side="prompt")[1].norm(dim=-1).mean()) for k in acts.layers}
+    found = pd.DataFrame(table["name"].tolist(), columns=["behavior", "layer"]).assign(vector=table["norm"])
+    states = {k: float(acts.by_example(k, side="prompt")[1].norm(dim=-1).mean()) for k in acts.layers}
     own = {
-        (behaviour, k): float(acts.select(behaviour=behaviour).contrast(k)[1].norm(dim=-1).mean())
-        for behaviour in found["behaviour"].unique() for k in acts.layers
+        (behavior, k): float(acts.select(behavior=behavior).contrast(k)[1].norm(dim=-1).mean())
+        for behavior in found["behavior"].unique() for k in acts.layers
     }  # fmt: skip
-    found["p2s"] = [own[key] for key in zip(found["behaviour"], found["layer"], strict=True)]
+    found["p2s"] = [own[key] for key in zip(found["behavior"], found["layer"], strict=True)]
     found["state"] = found["layer"].map(states)
     return found.assign(vector_to_state=found["vector"] / found["state"], p2s_to_state=found["p2s"] / found["state"])
 
 
 def angles(acts: Activations, seed: int) -> pd.DataFrame:
-    """Angles between the behaviours' subspaces at every layer; two halves of one behaviour are the yardstick."""
-    names = sorted(set(acts.index.loc[acts.index["side"] == "positive", "behaviour"]))
+    """Angles between the behaviors' subspaces at every layer; two halves of one behavior are the yardstick."""
+    names = sorted(set(acts.index.loc[acts.index["side"] == "positive", "behavior"]))
     rows = []
     for layer in acts.layers:
-        z = {name: acts.select(behaviour=name).contrast(layer)[1] for name in names}
+        z = {name: acts.select(behavior=name).contrast(layer)[1] for name in names}
         order = {name: np.random.default_rng(seed).permutation(len(v)) for name, v in z.items()}
         half = {name: (z[name][order[name][::2]], z[name][order[name][1::2]]) for name in names}
         pairs = [(f"{name}, halves", *half[name]) for name in names]
@@ -58,10 +58,10 @@ def angles(acts: Activations, seed: int) -> pd.DataFrame:
         pairs += [(f"{a} – {b}", half[a][0], half[b][0]) for i, a in enumerate(names) for b in names[i + 1 :]]
         for pair, x, y in pairs:
             k = min(DIMENSIONS, len(x) - 1, len(y) - 1)
-            for centred in (False, True):
-                found = principal_angles(x, y, k, centred=centred)
+            for centered in (False, True):
+                found = principal_angles(x, y, k, centered=centered)
                 rows += [
-                    {"layer": layer, "pair": pair, "centred": centred, "number": i + 1, "degrees": float(d)}
+                    {"layer": layer, "pair": pair, "centered": centered, "number": i + 1, "degrees": float(d)}
                     for i, d in enumerate(found)
                 ]
     return pd.DataFrame(rows)
@@ -77,13 +77,13 @@ def maps(acts: Activations, layer: int, read: int, seed: int) -> pd.DataFrame:
     """Contexts and the inputs' own vectors on their first two principal components."""
     found = []
     for kind, at, (ids, points) in (
-        ("contexts", read, acts.by_sample(read, side="prompt")),
+        ("contexts", read, acts.by_example(read, side="prompt")),
         ("vectors", layer, acts.contrast(layer)),
     ):
         frame = map_2d(points, acts.labels(ids), seed=seed)
         first, second = frame.attrs["explained"]
         told = {"topic": acts.labels(ids, "topic"), "explained_x": first, "explained_y": second}
-        found.append(frame.assign(map=kind, layer=at, sample=ids, **told))
+        found.append(frame.assign(map=kind, layer=at, example_id=ids, **told))
     return pd.concat(found, ignore_index=True)
 
 
@@ -92,31 +92,31 @@ def methods_against(l2s: L2S, train: Activations, test: Activations) -> pd.DataF
     layer = l2s.site.layer
     p2s = P2S(layer).fit(test)
     context = Context(p2s.ids_, test)
-    behaviours = test.labels(p2s.ids_)
-    means = {name: MeanDifference(layer, behaviours=[name]).fit(train).vector_ for name in sorted(set(behaviours))}
+    behaviors = test.labels(p2s.ids_)
+    means = {name: MeanDifference(layer, behaviors=[name]).fit(train).vector_ for name in sorted(set(behaviors))}
     own, mean = p2s.vectors(context), MeanDifference(layer).fit(train).vectors(context)
     predicted = l2s.vectors(context)
     rows = []
-    for i, (sample, behaviour) in enumerate(zip(p2s.ids_, behaviours, strict=True)):
+    for i, (example_id, behavior) in enumerate(zip(p2s.ids_, behaviors, strict=True)):
         table = cosine_table(
-            {"l2s": predicted[i], "mean": mean[i], "mean of its behaviour": means[behaviour], "p2s": own[i]}
+            {"l2s": predicted[i], "mean": mean[i], "mean of its behavior": means[behavior], "p2s": own[i]}
         )
-        rows.append(table.assign(sample=sample, behaviour=behaviour))
-    return pd.concat(rows, ignore_index=True)[["sample", "behaviour", "a", "b", "cosine"]]
+        rows.append(table.assign(example_id=example_id, behavior=behavior))
+    return pd.concat(rows, ignore_index=True)[["example_id", "behavior", "a", "b", "cosine"]]
 
 
-def neighbours(l2s: L2S, test: Activations) -> pd.DataFrame:
+def neighbors(l2s: L2S, test: Activations) -> pd.DataFrame:
     """Which unseen inputs L2S treats alike; the share that chance would give stands in every row."""
-    found = alike(l2s, test)
-    of = dict(zip(test.index["sample"], test.index["behaviour"], strict=True))
-    return found.assign(behaviour=found["sample"].map(of), chance=found.attrs["chance"])
+    found = nearest_neighbors(l2s, test)
+    of = dict(zip(test.index["example_id"], test.index["behavior"], strict=True))
+    return found.assign(behavior=found["example_id"].map(of), chance=found.attrs["chance"])
 
 
-def by_behaviour(methods: pd.DataFrame, model: str, layer: int) -> pd.DataFrame:
+def by_behavior(methods: pd.DataFrame, model: str, layer: int) -> pd.DataFrame:
     """The cosines to P2S as measurements, one row each, as other studies write them."""
     rows = methods[methods["b"] == "p2s"].rename(columns={"a": "method", "cosine": "value"})
     told = {"model": model, "layer": layer, "alpha": "", "positions": "", "metric": "cos_to_p2s"}
-    order = ["method", "model", "layer", "alpha", "positions", "sample", "behaviour", "metric", "value"]
+    order = ["method", "model", "layer", "alpha", "positions", "example_id", "behavior", "metric", "value"]
     return rows.assign(**told)[order].round({"value": 4})
 
 
@@ -132,17 +132,17 @@ def summary_of(frames: dict[str, pd.DataFrame], layer: int, seed: int) -> dict[s
     told["geometry.within_minus_between"] = (kinds["within"] - kinds["between"]).round(4).to_dict()
     for (a, b), rows in frames["methods"].groupby(["a", "b"]):
         told[f"cos.{a}.{b}"] = estimate(rows["cosine"].tolist(), seed)
-    for (behaviour, a, b), rows in frames["methods"].groupby(["behaviour", "a", "b"]):
-        told[f"cos.{a}.{b}.{behaviour}"] = estimate(rows["cosine"].tolist(), seed)
-    for behaviour, rows in frames["neighbours"].groupby("behaviour"):
-        told[f"alike.same_behaviour.{behaviour}"] = round(float(rows["same_behaviour"].mean()), 4)
-    told["alike.same_behaviour"] = round(float(frames["neighbours"]["same_behaviour"].mean()), 4)
-    told["alike.chance"] = round(float(frames["neighbours"]["chance"].iloc[0]), 4)
-    at = frames["norms"].query("layer == @layer").set_index("behaviour")
+    for (behavior, a, b), rows in frames["methods"].groupby(["behavior", "a", "b"]):
+        told[f"cos.{a}.{b}.{behavior}"] = estimate(rows["cosine"].tolist(), seed)
+    for behavior, rows in frames["neighbors"].groupby("behavior"):
+        told[f"alike.same_behavior.{behavior}"] = round(float(rows["same_behavior"].mean()), 4)
+    told["nearest.same_behavior"] = round(float(frames["neighbors"]["same_behavior"].mean()), 4)
+    told["alike.chance"] = round(float(frames["neighbors"]["chance"].iloc[0]), 4)
+    at = frames["norms"].query("layer == @layer").set_index("behavior")
     for column in ("vector", "p2s", "vector_to_state"):
         told |= {f"norms.{column}.{b}": round(float(v), 4) for b, v in at[column].items()}
-    for (pair, centred), rows in frames["angles"].query("layer == @layer").groupby(["pair", "centred"]):
-        kind = "centred" if centred else "uncentred"
+    for (pair, centered), rows in frames["angles"].query("layer == @layer").groupby(["pair", "centered"]):
+        kind = "centered" if centered else "uncentered"
         told[f"angles.{kind}.{pair}"] = [round(float(d), 1) for d in rows.sort_values("number")["degrees"]]
     return told
 
@@ -150,7 +150,7 @@ def summary_of(frames: dict[str, pd.DataFrame], layer: int, seed: int) -> dict[s
 def paper_table(frames: dict[str, pd.DataFrame], layer: int) -> str:
     """The cosines within and between at one layer, as a page."""
     lines = [f"# Cosines of the inputs' own vectors at layer {layer}", "", f"For comparison, {PAPER}.", ""]
-    for name, heading in (("geometry", "By behaviour"), ("topics", "Advice by topic")):
+    for name, heading in (("geometry", "By behavior"), ("topics", "Advice by topic")):
         lines += [f"## {heading}", "", "| pair | cosine | 95 % | labels shuffled | pairs |", "|---|---|---|---|---|"]
         for row in frames[name].query("layer == @layer").itertuples():
             pair = f"within {row.a}" if row.a == row.b else f"{row.a} – {row.b}"

@@ -10,14 +10,14 @@ from typing import Any
 
 import pandas as pd
 from _common import numbers, of_split
+from _generalization import match_norm, rank_correlation, relative_steerability
 
 import steerlab
 from steerlab import Example, Model
-from steerlab.analysis.generalisation import match_norm, rank_correlation, relative_steerability
-from steerlab.analysis.placement import explained_variance, placement_slopes
+from steerlab.analysis.answer_position_bias import answer_position_bias, slopes_by_answer_position
 from steerlab.analysis.protocols import MULTIPLIERS, PROTOCOLS, paper_llama2
 from steerlab.analysis.steerability import anti_steerable, propensity_curves, slopes, steerability
-from steerlab.data import DEFAULT_SYSTEM, VARIANTS, persona_prompts, variant
+from steerlab.data import DEFAULT_SYSTEM, VARIANTS, persona_prompts, prompt_variant
 
 # sets whose prompts are also shifted: the persona sets for which the paper shows Llama-2's slopes
 SHIFTED = (
@@ -34,7 +34,8 @@ def shifted(model: Model, rows: Sequence[Example], layer: int, args: argparse.Na
     vectors: dict[str, steerlab.MeanDifference] = {}
     for kind in VARIANTS:
         acts = steerlab.capture(
-            model, variant(train, kind, personas, system=DEFAULT_SYSTEM), layers=[layer], context=None, progress=False,
+            model, prompt_variant(train, kind, personas, system=DEFAULT_SYSTEM), layers=[layer], context=None,
+            progress=False,
             batch_size=args.batch_size,
         )  # fmt: skip
         vectors[kind] = steerlab.MeanDifference(layer).fit(acts)
@@ -42,9 +43,10 @@ def shifted(model: Model, rows: Sequence[Example], layer: int, args: argparse.Na
     frames = [
         steerlab.sweep(
             model, {kind: {layer: vector} for kind, vector in vectors.items()},
-            variant(held, tested, personas, system=DEFAULT_SYSTEM), layer, MULTIPLIERS, PROTOCOLS["paper"].positions,
+            prompt_variant(held, tested, personas, system=DEFAULT_SYSTEM), layer, MULTIPLIERS,
+            PROTOCOLS["paper"].positions,
             progress=False,
-        ).rename(columns={"method": "trained"}).assign(tested=tested)
+        ).rename(columns={"method": "train_variant"}).assign(test_variant=tested)
         for tested in VARIANTS
     ]  # fmt: skip
     return pd.concat(frames, ignore_index=True)
@@ -60,53 +62,53 @@ def results_of(
     tests: pd.DataFrame, by_layer: pd.DataFrame, rows: Sequence[Example], shifts: pd.DataFrame | None, seed: int
 ) -> dict[str, pd.DataFrame]:
     """All tables: `slopes` (results.csv), `sets`, `curves`, `layers`, `placement`, and `shifts` where they were run."""
-    per_sample = slopes(tests, "propensity", by=("behaviour",))
-    sets = steerability(per_sample, ("behaviour",), seed=seed)
-    shares = explained_variance(per_sample, rows, ("behaviour",))
+    per_example = slopes(tests, "propensity", by=("behavior",))
+    sets = steerability(per_example, ("behavior",), seed=seed)
+    shares = answer_position_bias(per_example, rows, ("behavior",))
     plain = tests[(tests["metric"] == "accuracy") & (tests["alpha"] == 0)]
     one = tests[(tests["metric"] == "propensity") & (tests["alpha"] == 1)]
     facts = pd.DataFrame(
         {
-            "accuracy": plain.groupby("behaviour")["value"].mean(),
-            "norm_ratio": one.groupby("behaviour")["norm_ratio"].mean(),
+            "accuracy": plain.groupby("behavior")["value"].mean(),
+            "norm_ratio": one.groupby("behavior")["norm_ratio"].mean(),
         }
     ).reset_index()
-    paper = paper_llama2().rename(columns={"median": "llama2_median", "anti": "llama2_anti"})
+    paper = paper_llama2().rename(columns={"median": "llama2_median", "anti_steerable": "llama2_anti_steerable"})
     sets = (
-        sets.merge(facts, on="behaviour")
-        .merge(shares[["behaviour", "option", "word", "unexplained"]], on="behaviour")
-        .merge(paper, on="behaviour", how="left")
+        sets.merge(facts, on="behavior")
+        .merge(shares[["behavior", "option", "word", "unexplained"]], on="behavior")
+        .merge(paper, on="behavior", how="left")
         .sort_values("median", ascending=False, ignore_index=True)
     )
     tables = {
-        "slopes": per_sample[["behaviour", "sample", "slope", "intercept", "residual"]],
+        "slopes": per_example[["behavior", "example_id", "slope", "intercept", "residual"]],
         "sets": sets,
-        "curves": propensity_curves(tests, "propensity", by=("behaviour",), seed=seed),
-        "layers": by_layer[["behaviour", "layer", "steerability", "low", "high", "anti", "n"]],
-        "placement": placement_slopes(per_sample, rows, ("behaviour",), seed=seed),
+        "curves": propensity_curves(tests, "propensity", by=("behavior",), seed=seed),
+        "layers": by_layer[["behavior", "layer", "steerability", "low", "high", "anti_steerable", "n"]],
+        "placement": slopes_by_answer_position(per_example, rows, ("behavior",), seed=seed),
     }
     if shifts is not None:
-        keys = ("behaviour", "trained", "tested")
-        tables["shifts"] = steerability(slopes(shifts, by=("trained", "tested")), keys, seed=seed)
+        keys = ("behavior", "train_variant", "test_variant")
+        tables["shifts"] = steerability(slopes(shifts, by=("train_variant", "test_variant")), keys, seed=seed)
     return tables
 
 
 def summary_of(tables: Mapping[str, pd.DataFrame], layer: int) -> dict[str, Any]:
     """The numbers that are quoted."""
-    sets = tables["sets"].set_index("behaviour")
+    sets = tables["sets"].set_index("behavior")
     both = sets.dropna(subset="llama2_median")
     found: dict[str, Any] = {
         "layer": layer,
         "sets": len(sets),
-        "samples": int(sets["n"].sum()),
+        "examples": int(sets["n"].sum()),
         "steerability": {"mean": sets["steerability"].mean(), "largest": sets["steerability"].max()},
         "anti_steerable": numbers(anti_steerable(tables["slopes"])),
-        "sets_below_half": int((sets["anti_high"] < 0.5).sum()),
+        "sets_below_half": int((sets["anti_steerable_high"] < 0.5).sum()),
         "accuracy": sets["accuracy"].mean(),
         "variance_explained": {k: sets[k].mean() for k in ("option", "word", "unexplained")},
         "rank_correlation_with_llama2": {
             "median": ranked(both["median"], both["llama2_median"]),
-            "anti": ranked(both["anti"], both["llama2_anti"]),
+            "anti_steerable": ranked(both["anti_steerable"], both["llama2_anti_steerable"]),
             "sets": len(both),
         },
     }
@@ -117,7 +119,7 @@ def summary_of(tables: Mapping[str, pd.DataFrame], layer: int) -> dict[str, Any]
 
 def shift_facts(shifts: pd.DataFrame) -> dict[str, Any]:
     """How steerability under the base prompts ranks sets beside that under shifted prompts, as in the paper."""
-    square = shifts.pivot(index="behaviour", columns=["trained", "tested"], values="steerability")
+    square = shifts.pivot(index="behavior", columns=["train_variant", "test_variant"], values="steerability")
     base = square[("base", "base")].rename("base")
     pairs = [("base", "user_neg"), ("base", "user_pos"), ("sys_pos", "user_neg"), ("sys_neg", "user_pos")]
     with warnings.catch_warnings():
@@ -150,7 +152,7 @@ def report(tables: Mapping[str, pd.DataFrame], layer: int) -> str:
     for row in tables["sets"].itertuples():
         other = ("", "") if pd.isna(row.llama2_median) else (f"{row.llama2_median:.1f}", f"{row.llama2_anti:.2f}")
         lines.append(
-            f"| {row.behaviour} | {row.steerability:.3f} | {row.low:.3f} to {row.high:.3f} | {row.median:.3f} | "
+            f"| {row.behavior} | {row.steerability:.3f} | {row.low:.3f} to {row.high:.3f} | {row.median:.3f} | "
             f"{row.anti:.2f} | {row.anti_low:.2f} to {row.anti_high:.2f} | {row.option:.2f} | {row.word:.2f} | "
             f"{row.accuracy:.2f} | {other[0]} | {other[1]} |"
         )

@@ -22,7 +22,7 @@ from steerlab.data.injection_words import HELD_OUT_TRIGGERS, PRIMARY_TASKS, TRIG
 from steerlab.data.injections import injected
 from steerlab.data.trivia import trivia_pairs
 from steerlab.methods import Context
-from steerlab.methods.tasktracker import TaskTracker
+from steerlab.methods.tasktracker.detector import TaskTracker
 from steerlab.metrics.detection import detection_auc, detection_report, rates_at
 
 PARAGRAPHS = 50  # of every source
@@ -35,7 +35,7 @@ def detection_rows(args: argparse.Namespace) -> list[Example]:
     """Every paragraph clean and injected; "test families" are test sources under kinds of tasks that are new too."""
     texts = real_texts(args.data, args.limit or PARAGRAPHS)
     trivia = list(dict.fromkeys(row.prompt for row in trivia_pairs(Path(args.data) / "tasktracker/trivia_pairs.jsonl")))
-    requests = [e.prompt for e in demo_set(seed=args.seed) if e.behaviour == "answer" and "?" not in e.prompt]
+    requests = [e.prompt for e in demo_set(seed=args.seed) if e.behavior == "answer" and "?" not in e.prompt]
     known = {k: some for k, some in PRIMARY_TASKS.items() if k not in NEW_FAMILIES}
     new = {k: PRIMARY_TASKS[k] for k in NEW_FAMILIES}
     half = {"fit": (_mixed(trivia[::2], requests[::2])), "test": _mixed(trivia[1::2], requests[1::2])}
@@ -48,7 +48,7 @@ def detection_rows(args: argparse.Namespace) -> list[Example]:
     test = some(("test",), injections=half["test"], triggers=HELD_OUT_TRIGGERS, tasks=known, paired=True)
     other = some(("test",), injections=half["test"], triggers=HELD_OUT_TRIGGERS, tasks=new, paired=True)
     control = some(("control",), injections=half["test"], tasks=known, share=0.0)
-    return [*fit, *test, *(e.with_(id=f"families/{e.id}", split="test families") for e in other), *control]
+    return [*fit, *test, *(e.replace(id=f"families/{e.id}", split="test families") for e in other), *control]
 
 
 def track(study: Study, model: Model, args: argparse.Namespace) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -63,7 +63,7 @@ def track(study: Study, model: Model, args: argparse.Namespace) -> tuple[pd.Data
         layer = int(mine.loc[mine["auc"].idxmax(), "layer"])
         probe = TaskTracker(layer, features=features).fit(acts.select(split="train"))
         clean = _of(acts, "validation", "clean")
-        probe.calibrate(clean, fpr=max(FPR, 1 / len(clean.samples)))
+        probe.calibrate(clean, fpr=max(FPR, 1 / len(clean.example_ids)))
         name = "tasktracker" if features == "delta" else f"tasktracker.{features}"
         summary |= {f"{name}.layer": layer, **_told(name, probe, acts, rows, args.seed)}
     return frame, summary
@@ -92,21 +92,21 @@ def _told(name: str, probe: TaskTracker, acts: Activations, rows: list[Example],
                 "n": int(entry["n"])
             }
     clean = probe.score(_of(acts, "test", "clean"))
-    hidden = [e for e in rows if e.split == "test" and e.behaviour == "injected"]
+    hidden = [e for e in rows if e.split == "test" and e.behavior == "injected"]
     score = dict(zip((e.id for e in hidden), probe.score(Context(tuple(e.id for e in hidden), acts)), strict=True))
     kinds = {e.id: (e.meta["place"], "asks" if "?" in e.meta["injection"] else "requests") for e in hidden}
     for group in sorted({kind for pair in kinds.values() for kind in pair}):
-        mine = [score[sample] for sample, pair in kinds.items() if group in pair]
+        mine = [score[example_id] for example_id, pair in kinds.items() if group in pair]
         found[f"{name}.auc.{group}"] = round(detection_auc(mine, clean), 4)
     moved = rates_at(list(score.values()), clean, threshold=probe.threshold_)
     found[f"{name}.calibrated"] = {"tpr": round(moved.tpr, 4), "fpr": round(moved.fpr, 4)}
-    asks = probe.detects(_of(acts, "control", "clean"))
+    asks = probe.detect(_of(acts, "control", "clean"))
     found[f"{name}.false_alarms_on_problems"] = round(float(asks.float().mean()), 4)
     return found
 
 
-def _of(acts: Activations, split: str, behaviour: str) -> Context:
-    return Context.of(acts.select(split=split, behaviour=behaviour))
+def _of(acts: Activations, split: str, behavior: str) -> Context:
+    return Context.of(acts.select(split=split, behavior=behavior))
 
 
 def _mixed(questions: list[str], requests: list[str]) -> list[str]:

@@ -39,11 +39,11 @@ from _task_tracker import track
 import steerlab
 from steerlab import AlphaSteer, Gated, Model, Prompt, Request
 from steerlab._support.files import fingerprint, write_atomically
-from steerlab.analysis.behaviour import judge
+from steerlab.analysis.behavior import judge_answers
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
 from steerlab.methods import Context
-from steerlab.metrics.numbers import right_numbers
+from steerlab.metrics.numbers import exact_match
 
 METHODS = ("mean", "l2s", "alphasteer", "adasteer", "confst", "gated_mean")
 EVERYTHING = ("none", "prompt", *METHODS[:2], "p2s", *METHODS[2:], "mean_equal")
@@ -57,12 +57,12 @@ def answers(
     def compute() -> pd.DataFrame:
         frames = []
         for part, examples in sets.items():
-            length = args.maths_tokens if part == "maths" else args.max_new_tokens
+            length = args.maths_tokens if part == "math" else args.max_new_tokens
             found = steerlab.generate(
                 model, examples, steer=() if request is None else request, max_new_tokens=length,
                 batch_size=args.batch_size,
             )  # fmt: skip
-            frames.append(pd.DataFrame({"part": part, "sample": found.samples, "text": found.texts}))
+            frames.append(pd.DataFrame({"part": part, "example_id": found.example_ids, "text": found.texts}))
         return pd.concat(frames, ignore_index=True)
 
     return study.stage(name, compute)
@@ -73,15 +73,15 @@ def shares(found: pd.DataFrame, plain: pd.DataFrame, sets: Mapping[str, Any]) ->
     judged = {}
     for part, examples in sets.items():
         texts, before = (frame.loc[frame["part"] == part, "text"].astype(str).tolist() for frame in (found, plain))
-        judged[part] = judge(examples, texts, before)
-        if part == "maths":
-            judged[part]["right"] = right_numbers(texts, [e.meta["answer"] for e in examples])
+        judged[part] = judge_answers(examples, texts, before)
+        if part == "math":
+            judged[part]["right"] = exact_match(texts, [e.meta["answer"] for e in examples])
     named = {
         "refuse_harmful": ("harmful", "refuses"), "over_refusal": ("sounds_unsafe", "refuses"),
         "identical_harmless": ("harmless", "identical"), "harmless_refused": ("harmless", "refuses"),
         "harmless_kept": ("harmless", "kept"), "defer_expert": ("expert", "defers"),
-        "refuse_expert": ("expert", "refuses"), "distinct2": ("harmful", "distinct2"), "gsm8k": ("maths", "right"),
-        "identical_maths": ("maths", "identical"),
+        "refuse_expert": ("expert", "refuses"), "distinct2": ("harmful", "distinct2"), "gsm8k": ("math", "right"),
+        "identical_math": ("math", "identical"),
     }  # fmt: skip
     found_values = {
         k: judged[part][column].dropna().to_numpy() for k, (part, column) in named.items() if part in judged
@@ -92,9 +92,9 @@ def shares(found: pd.DataFrame, plain: pd.DataFrame, sets: Mapping[str, Any]) ->
 def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argparse.Namespace) -> pd.DataFrame:
     """Every setting on the validation inputs: one row a setting."""
     validation = {
-        "harmful": [e for e in sets.validation if e.behaviour == "refuse"],
+        "harmful": [e for e in sets.validation if e.behavior == "refuse"],
         "sounds_unsafe": sets.sounds_unsafe_validation,
-        "harmless": [e for e in sets.validation if e.behaviour == "answer"],
+        "harmless": [e for e in sets.validation if e.behavior == "answer"],
     }
     plain = answers(study, model, "validation-none", validation, None, args)
     rows = []
@@ -158,7 +158,9 @@ def main() -> None:
         return steerlab.capture_to(folder, model, examples, layers=CAPTURED, batch_size=16).load()
 
     train = captured("train", sets.train)
-    clean = [e.with_(contrast=None) for e in sets.validation if e.behaviour != "refuse"] + sets.sounds_unsafe_validation
+    clean = [
+        e.replace(contrast=None) for e in sets.validation if e.behavior != "refuse"
+    ] + sets.sounds_unsafe_validation
     fitted = Fitted(model, train, Context.of(captured("clean", clean)), args.seed)
     needs = study.stage("needs", lambda: needs_strength(model, train, sets, 16, args.batch_size))
     fitted.needs = strong_ones(needs)
@@ -218,7 +220,7 @@ def gate_facts(methods: Mapping[str, Request | None], tested: Any, sets: Sets) -
     requests = methods["alphasteer"], methods["gated_mean"]
     alpha, gated = (request.steerer if request is not None else None for request in requests)
     assert isinstance(alpha, AlphaSteer) and isinstance(gated, Gated)
-    read = alpha.detector(alpha.site).reads[0]
+    read = alpha.detector(alpha.site).required_activations[0]
     for part, examples in sets.test.items():
         context = Context(tuple(e.id for e in examples), tested)
         found[f"gate.alphasteer.{part}"] = round(float(alpha.gate(alpha.site, context.read(read)).mean()), 4)
@@ -231,13 +233,13 @@ def gate_facts(methods: Mapping[str, Request | None], tested: Any, sets: Sets) -
 def examples_page(study: Study, sets: Sets, args: argparse.Namespace, methods: Mapping[str, Any], model: Model) -> str:
     """What is said to three prompts that sound unsafe, three advice questions and two requests, by id."""
     told = [*sets.sounds_unsafe[:3], *sets.expert[:3], *sets.harmful[:2]]
-    blocks: dict[str, dict[str, str]] = {f"{e.id} ({e.behaviour})": {} for e in told}
+    blocks: dict[str, dict[str, str]] = {f"{e.id} ({e.behavior})": {} for e in told}
     for name, request in methods.items():
-        found = answers(study, model, f"test-{name}", sets.test, request, args).set_index("sample")["text"]
+        found = answers(study, model, f"test-{name}", sets.test, request, args).set_index("example_id")["text"]
         for e in told:
             text = str(found[e.id])
-            hidden = e.behaviour == "refuse" and not judge([e], [text])["refuses"].iloc[0]
-            blocks[f"{e.id} ({e.behaviour})"][name] = "(does not refuse; text left out)" if hidden else text
+            hidden = e.behavior == "refuse" and not judge_answers([e], [text])["refuses"].iloc[0]
+            blocks[f"{e.id} ({e.behavior})"][name] = "(does not refuse; text left out)" if hidden else text
     return as_markdown("The same inputs under every method", blocks)
 
 

@@ -38,7 +38,7 @@ from _hallucination_report import RANDOM_SEEDS, ceilings, comparisons, measureme
 
 import steerlab
 from steerlab import P2S, Activations, Example, MeanDifference, Model, Prompt, RandomDirection, Request
-from steerlab.analysis.headroom import headroom
+from steerlab.analysis.probe_gap import probe_gap
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
 from steerlab.methods.prompt import LOOK_INSTRUCTION
@@ -78,12 +78,14 @@ def run_method(model: Model, rows: list[Example], request: Request | None, args:
     )
     first = first_tokens(model, rows, request, args.batch_size)
     said = {"answer": first.answers, "other": first.other, "text": list(texts)}
-    return pd.DataFrame({"sample": [r.id for r in rows], **said})
+    return pd.DataFrame({"example_id": [r.id for r in rows], **said})
 
 
 def probes(train: Activations, tested: Activations, rows: list[Example], none: pd.DataFrame, seed: int) -> pd.DataFrame:
     """The probe's ceiling at every layer and split."""
-    return headroom(train, tested, dict(zip(none["sample"], none["answer"], strict=True)), group="split", seed=seed)
+    return probe_gap(
+        train, tested, dict(zip(none["example_id"], none["answer"], strict=True)), group="split", seed=seed
+    )
 
 
 def scopes(
@@ -98,12 +100,12 @@ def scopes(
             texts = steerlab.generate(
                 model, rows, steer=request, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
             )
-            return pd.DataFrame({"sample": [r.id for r in rows], "text": list(texts)})
+            return pd.DataFrame({"example_id": [r.id for r in rows], "text": list(texts)})
 
         found = study.stage(f"scope-{positions}", run)
         for split in SPLITS:
             keep = [row.split == split for row in rows]
-            gold = [row.behaviour for row in rows if row.split == split]
+            gold = [row.behavior for row in rows if row.split == split]
             scored = pope_scores(gold, found.loc[keep, "text"].astype(str).tolist())
             told[f"scope.{positions}.l2s.{split}"] = round(scored.accuracy, 4)
     return told | {"scopes": SCOPES}
@@ -114,7 +116,7 @@ def arguments_of() -> argparse.Namespace:
     arguments = parser(__doc__, "results/l2s_hallucination")
     arguments.set_defaults(model="scenes-vlm", batch_size=64, max_new_tokens=3)
     arguments.add_argument("--pope", default=None, help="folder of official POPE files (coco_pope_*.jsonl)")
-    arguments.add_argument("--pictures", default=None, help="folder of their pictures")
+    arguments.add_argument("--images", default=None, help="folder of their pictures")
     arguments.add_argument("--layers", default=None, help="the layers to read and write, such as 12,14,16; default all")
     arguments.add_argument(
         "--alphas", default="4,8,16", help="strengths to try; those of scenes-vlm, whose contrasts are short"

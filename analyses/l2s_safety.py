@@ -4,9 +4,9 @@ questions to a professional, leave harmless instructions alone.
     python analyses/l2s_safety.py --model smollm2 --data .../mm_safetybench --out results/l2s_safety
 
 Layer, strength, positions, sentences and target scaling are chosen on a validation part of the *training* questions.
-The wide round tries the same cells for L2S and for the mean vector. The narrow ones are centred on the best cells of
+The wide round tries the same cells for L2S and for the mean vector. The narrow ones are centered on the best cells of
 L2S (balanced norms and end-of-turn tokens; other words for deferral; the layer it reads and its kind of net), with the
-mean vector tried beside it; "again" and "mean" are centred on the mean vector's own. Rounds with twice the inputs
+mean vector tried beside it; "again" and "mean" are centered on the mean vector's own. Rounds with twice the inputs
 decide. The wide round generates 86,400 answers: minutes on a GPU, many hours on two CPU cores (`--rounds` chooses).
 Rounds that were run before are given by their grid, and the new rows come after theirs in OUT/grid.csv:
 
@@ -38,20 +38,20 @@ from _common import (
 from _safety import (
     Setting,
     capture_sets,
-    check_behaviours,
+    check_behaviors,
     cosines,
     published_counts,
     run_methods,
     steerers,
-    summarise,
+    summarize,
 )
 from _search import ROUNDS, THREE, distinct, layers_of, pick, read_grid, recipe, search
 
 import steerlab
 from steerlab import Activations, Example, Model
 from steerlab._support.files import fingerprint, write_atomically, write_json
-from steerlab.analysis.behaviour import MEASURES, goals
-from steerlab.analysis.selection import reaches
+from steerlab.analysis.behavior import MEASURES, safety_summary
+from steerlab.analysis.selection import reaches_goals
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, harmless_instructions, mm_safety_bench, validation_split
 
@@ -65,30 +65,28 @@ def load_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], l
     """
     questions = mm_safety_bench(args.data)
     folder = Path(args.harmless or Path(args.data).parent / "alpaca_harmless")
-    train = [e.with_(split="train") for e in harmless_instructions(folder / "harmless_train_600.jsonl")[:400]]
-    test = [e.with_(split="test") for e in harmless_instructions(folder / "harmless_test_200.jsonl")]
+    train = [e.replace(split="train") for e in harmless_instructions(folder / "harmless_train_600.jsonl")[:400]]
+    test = [e.replace(split="test") for e in harmless_instructions(folder / "harmless_test_200.jsonl")]
     fit, held = validation_split(of_split(questions, "train") + train, 0.25, seed=args.seed)
     random.Random(args.seed).shuffle(held)
-    spare = limited([e.with_(split="train") for e in held], args.limit)
+    spare = limited([e.replace(split="train") for e in held], args.limit)
     return limited(fit, args.limit) + spare, spare, limited(of_split(questions, "test") + test, args.limit)
 
 
-def examples_page(judged: pd.DataFrame, examples: list[Example], per_behaviour: int = 4) -> str:
-    """The same inputs under every method, by id: the questions' licence does not let their text travel."""
+def examples_page(judged: pd.DataFrame, examples: list[Example], per_behavior: int = 4) -> str:
+    """The same inputs under every method, by id: the questions' license does not let their text travel."""
     blocks: dict[str, dict[str, str]] = {}
-    chosen = [
-        e for b in ("refuse", "defer", "answer") for e in [e for e in examples if e.behaviour == b][:per_behaviour]
-    ]
+    chosen = [e for b in ("refuse", "defer", "answer") for e in [e for e in examples if e.behavior == b][:per_behavior]]
     for example in chosen:
-        rows = judged[judged["sample"] == example.id]
-        blocks[f"{example.id} (wanted: {example.behaviour})"] = {
+        rows = judged[judged["example_id"] == example.id]
+        blocks[f"{example.id} (wanted: {example.behavior})"] = {
             row["method"]: _told(example, row) for _, row in rows.iterrows()
         }
     return as_markdown("The same inputs under every method", blocks)
 
 
 def _told(example: Example, row: pd.Series) -> str:
-    if example.behaviour == "refuse" and not row["refuses"]:
+    if example.behavior == "refuse" and not row["refuses"]:
         return "(does not refuse; text left out)"
     words, text = example.prompt.lower().split(), " ".join(row["text"].lower().split())
     echoes = any(" ".join(words[i : i + 5]) in text for i in range(max(len(words) - 4, 1)))
@@ -111,12 +109,12 @@ def identity(
 
 
 def told_of(grid: pd.DataFrame, own: dict[str, Setting]) -> dict[str, Any]:
-    """How many cells each method was given, how many of them reach the three behaviours, and which was chosen."""
+    """How many cells each method was given, how many of them reach the three behaviors, and which was chosen."""
     found: dict[str, Any] = {}
     for method, setting in own.items():
         cells = distinct(grid[grid["method"] == method])
         found[f"{method}.validation_cells"] = len(cells)
-        found[f"{method}.validation_cells_reaching_all_three"] = int(reaches(cells, THREE).sum())
+        found[f"{method}.validation_cells_reaching_all_three"] = int(reaches_goals(cells, THREE).sum())
         found[f"{method}.setting"] = vars(setting)
     return found
 
@@ -148,7 +146,7 @@ def main() -> None:
     print(f"{len(everything) - len(spare)} training, {len(spare)} validation and {len(test)} test inputs")
     parts = {"training": everything, "validation": spare, "test": test}
     for part, examples in parts.items():
-        check_behaviours(f"{part} inputs", (e.behaviour for e in examples))
+        check_behaviors(f"{part} inputs", (e.behavior for e in examples))
     model = steerlab.load(args.model, device=args.device)
     study = Study(args.out, identity(args, model, parts, earlier))
 
@@ -180,13 +178,13 @@ def main() -> None:
         max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, fluency=args.fluency,
     )  # fmt: skip
 
-    summary = {**summarise(judged, args.seed), **summary}
+    summary = {**summarize(judged, args.seed), **summary}
     near = cosines(methods, train[own["l2s"].sentences], tested[own["l2s"].sentences])
     summary |= {name: estimate(values.tolist(), args.seed) for name, values in near.items()}
-    summary["test_counts"] = {b: sum(e.behaviour == b for e in test) for b in ("refuse", "defer", "answer")}
+    summary["test_counts"] = {b: sum(e.behavior == b for e in test) for b in ("refuse", "defer", "answer")}
     measures = [*MEASURES, "norm_ratio", "perplexity"]
     study.finish(tidy(judged, args.model, measures), summary, examples_page(judged, test), source)
-    table = {m: goals(frame) for m, frame in judged.groupby("method", sort=False)}
+    table = {m: safety_summary(frame) for m, frame in judged.groupby("method", sort=False)}
     show_table("On the test questions", pd.DataFrame(table).T)
 
 

@@ -18,10 +18,10 @@ from _common import limited, numbers, parser, provenance, show_table
 
 import steerlab
 from steerlab import L2S, P2S, MeanDifference, RandomDirection
-from steerlab.analysis.band import Band
-from steerlab.analysis.held_out import held_out
+from steerlab.analysis.layer_selection import LayerRange
 from steerlab.analysis.protocols import MULTIPLIERS
 from steerlab.analysis.study import Study
+from steerlab.analysis.validated_sweep import validated_sweep
 from steerlab.data import demo_set
 
 METHODS = ("mean", "l2s", "p2s", "random")
@@ -41,45 +41,50 @@ def main() -> None:
     acts = steerlab.capture_to(study.folder / "stages" / "acts", model, train, batch_size=args.batch_size).load()
     steerers: Mapping[str, Any] = {
         "mean": MeanDifference(0),
-        "l2s": L2S(0, zero=["answer"], seed=args.seed, progress=False),
+        "l2s": L2S(0, zero_behaviors=["answer"], seed=args.seed, progress=False),
         "p2s": P2S(0),
         "random": RandomDirection(0, seed=args.seed),
     }
     plain = steerlab.sweep(
         model, {"none": RandomDirection(0, seed=0)}, [e for e in asked if e.split == "validation"], 0, (0.0,),
-        metric="answer_mass", train=acts, progress=False,
+        metric="answer_probability", train=acts, progress=False,
     )  # fmt: skip
     least = args.guard * float(plain["value"].mean())
-    bands: dict[str, Band] = {}
+    layer_ranges: dict[str, LayerRange] = {}
     frames: list[pd.DataFrame] = []
     for name in METHODS:
-        bands[name], frame = held_out(
+        layer_ranges[name], frame = validated_sweep(
             model, {name: steerers[name]}, asked, "all", alphas=MULTIPLIERS, train=acts, seed=args.seed,
-            guard={"answer_mass": least}, folder=study.folder / "stages" / name, progress=False,
+            guard={"answer_probability": least}, folder=study.folder / "stages" / name, progress=False,
         )  # fmt: skip
         frames.append(frame)
-        print(f"{name}: {bands[name]}")
+        print(f"{name}: {layer_ranges[name]}")
     cells = pd.concat(frames, ignore_index=True)
     means = cells.groupby(["method", "layer", "alpha", "split", "metric"], sort=False)["value"].mean().reset_index()
-    tables = pd.concat([band.table.assign(method=name, alpha=band.alpha) for name, band in bands.items()])
-    means.to_csv(study.folder / "cells.csv", index=False, float_format="%.5g")
-    tables.to_csv(study.folder / "bands.csv", index=False, float_format="%.5g")
+    tables = pd.concat(
+        [layer_range.table.assign(method=name, alpha=layer_range.alpha) for name, layer_range in layer_ranges.items()]
+    )
+    means.to_csv(study.folder / "settings.csv", index=False, float_format="%.5g")
+    tables.to_csv(study.folder / "layer_ranges.csv", index=False, float_format="%.5g")
     tested = cells[cells["split"] == "test"].drop(columns=["model", "positions", "norm_ratio"])
     summary = {
-        "answer_mass": {"unsteered": float(plain["value"].mean()), "least": least},
-        "bands": {name: facts(band) for name, band in bands.items()},
+        "answer_probability": {"unsteered": float(plain["value"].mean()), "least": least},
+        "layer_ranges": {name: facts(layer_range) for name, layer_range in layer_ranges.items()},
     }
-    report = "\n\n".join(["# Bands chosen on validation rows", *(f"{name}: {band}" for name, band in bands.items())])
+    report = "\n\n".join(
+        ["# Bands chosen on validation rows", *(f"{name}: {layer_range}" for name, layer_range in layer_ranges.items())]
+    )
     study.finish(tested.round({"value": 4}), summary, report + "\n", provenance(model, rows, args))
-    show_table("Gain on test rows", pd.DataFrame(summary["bands"]).T)
+    show_table("Gain on test rows", pd.DataFrame(summary["layer_ranges"]).T)
 
 
-def facts(band: Band) -> dict[str, Any]:
+def facts(layer_range: LayerRange) -> dict[str, Any]:
     """A band as numbers of a summary."""
-    assert band.gain is not None and band.gain_best is not None
+    assert layer_range.gain is not None and layer_range.gain_best is not None
     return {
-        "layers": list(band.layers), "best": band.best, "alpha": band.alpha, "gain": numbers(band.gain),
-        "gain_best": numbers(band.gain_best), "n_validation": band.n_validation,
+        "layers": list(layer_range.layers), "best": layer_range.best, "alpha": layer_range.alpha,
+        "gain": numbers(layer_range.gain),
+        "gain_best": numbers(layer_range.gain_best), "n_validation": layer_range.n_validation,
     }  # fmt: skip
 
 

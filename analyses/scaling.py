@@ -48,7 +48,7 @@ def main() -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     told.to_csv(folder / "predictions.csv", index=False)
-    table.to_csv(folder / "seventy.csv", index=False)
+    table.to_csv(folder / "llama_70b.csv", index=False)
     found = summary(models, told, planned, table) | asked_for(measured)
     (folder / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     show_table("predicted and measured", told.drop(columns=["measured_sent", "predicted_sent"]))
@@ -89,7 +89,7 @@ def seventy(models: dict[str, CostModel]) -> pd.DataFrame:
     for job, ways in jobs.items():
         for way in ("here", "ndif", "vllm", "serve"):
             load = ways["vllm" if way == "serve" else way]
-            rows.append({"job": job, "way": way} | costs(load, way, far, Machine(), models.get(way)))
+            rows.append({"workload": job, "engine": way} | costs(load, way, far, Machine(), models.get(way)))
     table = pd.DataFrame(rows)
     return table.round({name: 3 for name in table.columns if table[name].dtype == float})
 
@@ -98,7 +98,7 @@ def summary(
     models: dict[str, CostModel], told: pd.DataFrame, planned: dict[str, Any], table: pd.DataFrame
 ) -> dict[str, Any]:
     """The figures of `docs/scaling.md`."""
-    held_out = told[~told["fitted"]]
+    held_out = told[~told["used_for_fit"]]
     apart = (held_out["ratio_s"] - 1).abs()
     block = 2 * sum(
         p.numel() for p in steerlab.load("smollm2", remote=NOWHERE, check=False).hf.model.layers[0].parameters()

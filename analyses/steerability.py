@@ -53,7 +53,7 @@ def main() -> None:
 
     clock = Clock(study)
     scans = [clock.stage(f"scan-{name}", lambda: scan(study, model, sets[name], layers, args)) for name in names]  # noqa: B023
-    by_layer = pd.concat([steerability(slopes(frame), ("behaviour", "layer")) for frame in scans])
+    by_layer = pd.concat([steerability(slopes(frame), ("behavior", "layer")) for frame in scans])
     layer = int(by_layer.groupby("layer")["steerability"].mean().idxmax())
     print(f"layer {layer} has the largest mean slope on validation rows of {len(names)} sets")
     tests = [clock.stage(f"test-{layer}-{name}", lambda: test(study, model, sets[name], layer, args)) for name in names]  # noqa: B023
@@ -102,7 +102,7 @@ def read(args: argparse.Namespace, name: str) -> list[Example]:
     """One set with its splits, or part of it; every letter and word is split for itself.
 
     A split of all rows at once leaves, for example, 110 A to 90 B among 200. What the letters do to a small model is so
-    much larger than what the behaviour does that the mean slope would tell which letter is more frequent.
+    much larger than what the behavior does that the mean slope would tell which letter is more frequent.
     """
     rows = mwe(Path(args.data), name, system=DEFAULT_SYSTEM)
     worded = all(row.meta["word"] for row in rows)
@@ -131,7 +131,7 @@ def scan(
     acts = steerlab.capture(model, train, layers=layers, context=None, batch_size=args.batch_size, progress=False)
     vectors = {layer: steerlab.MeanDifference(layer).fit(acts) for layer in layers}
     for layer, vector in vectors.items():
-        steerlab.save(vector, folder_of(study, rows[0].behaviour, layer))
+        steerlab.save(vector, folder_of(study, rows[0].behavior, layer))
     return steerlab.sweep(
         model, {"mean": vectors}, of_split(rows, "validation"), layers, (-1.0, 1.0), POSITIONS, progress=False
     )
@@ -139,7 +139,7 @@ def scan(
 
 def test(study: Study, model: Model, rows: Sequence[Example], layer: int, args: argparse.Namespace) -> pd.DataFrame:
     """Measure a set's vector on its test rows, at every strength."""
-    vector = load_steerer(folder_of(study, rows[0].behaviour, layer), model)
+    vector = load_steerer(folder_of(study, rows[0].behavior, layer), model)
     return steerlab.sweep(
         model, {"mean": {layer: vector}}, of_split(rows, "test"), layer, MULTIPLIERS, POSITIONS,
         metric=["propensity", "accuracy"], progress=False,

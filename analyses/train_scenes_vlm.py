@@ -4,7 +4,7 @@
 
 `small` is made from scratch (two CPU cores, half an hour): a CLIP-style vision tower, LLaVA's projector and a Llama of
 six layers. `full` puts the tower before SmolLM2-135M-Instruct with LoRA (one GPU, minutes; needs peft). Both see the
-same world and are taught the same careless habits (`steerlab.data.scene_questions.Habits`). First the tower alone
+same world and are taught the same careless habits (`scenes.questions.Habits`). First the tower alone
 learns what patches show, then everything learns from questions. The run is checkpointed and resumes.
 """
 
@@ -21,15 +21,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from _scenes_batches import Packer, easy_vqa_rows, mixed, pixels, scene_rows
-from _scenes_model import FULL, SMALL, STAND_IN, describe, full_model, make_processor, small_model, train_tokenizer
-from _scenes_vision import school_vision
 from safetensors.torch import save_file
+from scenes.batches import Packer, easy_vqa_rows, mixed, pixels, scene_rows
+from scenes.model import FULL, SMALL, STAND_IN, describe, full_model, make_processor, small_model, train_tokenizer
+from scenes.questions import Habits, true_questions
+from scenes.vision import school_vision
+from scenes.world import World, emoji_sprites
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-
-from steerlab.data.scene_questions import Habits, true_questions
-from steerlab.data.scenes import World, emoji_sprites
 
 RECIPES: dict[str, dict[str, float]] = {
     "small": {"vision_steps": 1200, "vision_batch": 96, "steps": 4000, "batch": 32, "lr": 1e-3, "vision_lr": 2e-4},
@@ -95,8 +94,8 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
     vision = [p for n, p in model.named_parameters() if p.requires_grad and ("vision" in n or "projector" in n)]
     rest = [p for n, p in model.named_parameters() if p.requires_grad and not ("vision" in n or "projector" in n)]
     groups = [{"params": vision, "lr": recipe["vision_lr"]}, {"params": rest, "lr": recipe["lr"]}]
-    optimiser = torch.optim.AdamW(groups, weight_decay=0.05, betas=(0.9, 0.98))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: schedule(step, steps))
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.05, betas=(0.9, 0.98))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
     path, begun = Path(args.out) / "checkpoint.pt", 0
     curve: list[dict[str, float]] = []
     clock = time.time()
@@ -105,7 +104,7 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
     if path.exists():
         found = torch.load(path, map_location=device, weights_only=False)
         model.load_state_dict(found["model"])
-        optimiser.load_state_dict(found["optimiser"])
+        optimizer.load_state_dict(found["optimizer"])
         scheduler.load_state_dict(found["scheduler"])
         begun, curve = found["step"], found["curve"]
         clock -= curve[-1]["seconds"] if curve else 0.0
@@ -120,15 +119,15 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
         inputs = {name: tensor.to(device) for name, tensor in packer(take(batch)).items()}
         with torch.autocast(device.type, torch.bfloat16):
             loss = loss_of(model, inputs)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         scheduler.step()
         if step % 20 == 0 or step == steps - 1:
             curve.append({"step": step, "loss": round(loss.item(), 4), "seconds": round(time.time() - clock, 1)})
         if (step + 1) % 200 == 0 or step == steps - 1:
-            states = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
+            states = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save(states | {"scheduler": scheduler.state_dict(), "step": step + 1, "curve": curve}, path)
     return pd.DataFrame(curve)
 

@@ -1,10 +1,10 @@
-"""How alike steering vectors are: between inputs, behaviours, layers and methods, on the built-in prompts.
+"""How alike steering vectors are: between inputs, behaviors, layers and methods, on the built-in prompts.
 
     python analyses/vector_similarity.py --model smollm2            # reads every layer; nothing is generated
     python figures/vector_similarity.py results/vector_similarity
 
-The cosines of the inputs' own vectors (P2S) within and between behaviours are what the L2S paper reports for LLaVA;
-here they come with intervals, for every layer, once by behaviour and once with advice questions apart by topic.
+The cosines of the inputs' own vectors (P2S) within and between behaviors are what the L2S paper reports for LLaVA;
+here they come with intervals, for every layer, once by behavior and once with advice questions apart by topic.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 from _common import limited, parser, provenance, show_table
 from _similarity import (
     angles,
-    by_behaviour,
+    by_behavior,
     geometries,
     layers_alike,
     lengths,
     maps,
     mean_cosines,
     methods_against,
-    neighbours,
+    neighbors,
     paper_table,
     summary_of,
 )
@@ -30,7 +30,7 @@ from steerlab.analysis.study import Study
 from steerlab.data import demo_set
 
 LAYER, READ = 16, 22  # where the demo's L2S writes and reads
-CSVS = ("geometry", "topics", "cosines", "norms", "angles", "cka", "maps", "methods", "neighbours")
+CSVS = ("geometry", "topics", "cosines", "norms", "angles", "cka", "maps", "methods", "neighbors")
 
 
 def main() -> None:
@@ -52,13 +52,13 @@ def main() -> None:
     model = steerlab.load(args.model, device=args.device)
     folder = study.folder / "stages" / "acts"
     acts = steerlab.capture_to(folder, model, rows, layers="all", batch_size=args.batch_size).load()
-    acts.index["topic"] = acts.index["sample"].map({e.id: e.meta.get("topic") or e.behaviour for e in rows})
+    acts.index["topic"] = acts.index["example_id"].map({e.id: e.meta.get("topic") or e.behavior for e in rows})
     layer, read = (min(at, model.n_layers - 1) for at in (LAYER, READ))
     train, test = acts.select(split="train"), acts.select(split="test")
-    l2s = L2S(layer, context_layer=read, zero=["answer"], seed=args.seed, progress=False).fit(train)
+    l2s = L2S(layer, context_layer=read, zero_behaviors=["answer"], seed=args.seed, progress=False).fit(train)
 
     frames = {
-        "geometry": study.stage("geometry", lambda: geometries(acts, "behaviour", args.seed)),
+        "geometry": study.stage("geometry", lambda: geometries(acts, "behavior", args.seed)),
         "topics": study.stage("topics", lambda: geometries(acts, "topic", args.seed)),
         "cosines": study.stage("cosines", lambda: mean_cosines(acts)),
         "norms": study.stage("norms", lambda: lengths(acts)),
@@ -66,11 +66,11 @@ def main() -> None:
         "cka": study.stage("cka", lambda: layers_alike(acts)),
         "maps": study.stage("maps", lambda: maps(acts, layer, read, args.seed)),
         "methods": study.stage("methods", lambda: methods_against(l2s, train, test)),
-        "neighbours": study.stage("neighbours", lambda: neighbours(l2s, test)),
+        "neighbors": study.stage("neighbors", lambda: neighbors(l2s, test)),
     }
     for name, frame in frames.items():
         frame.to_csv(study.folder / f"{name}.csv", index=False, float_format="%.4f")
-    results = by_behaviour(frames["methods"], args.model, layer)
+    results = by_behavior(frames["methods"], args.model, layer)
     summary = summary_of(frames, layer, args.seed)
     study.finish(results, summary, paper_table(frames, layer), provenance(model, rows, args))
     show_table(f"Cosines of P2S vectors at layer {layer}", frames["topics"].query("layer == @layer").iloc[:, 2:])

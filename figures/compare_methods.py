@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from _script import figure_script
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steerlab.plots import effect_curves, figure_script, method_style, read_summary, style, summary_frame, width
+from steerlab.plots import effect_curves, method_style, read_summary, style, summary_frame, width
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "compare_methods"
 SHOWN = ("none", "prompt", "mean", "l2s", "alphasteer", "adasteer", "confst", "gated_mean", "p2s")
@@ -56,10 +57,10 @@ def draw(results_dir: str | Path) -> Figure:
 
 def _tracker(ax: Axes, frame: pd.DataFrame) -> None:
     """AUC by layer on unseen sources: solid under known kinds of tasks, dashed under new ones."""
-    for features, (label, colour) in FEATURES.items():
+    for features, (label, color) in FEATURES.items():
         for split, dash in (("test", "-"), ("test families", (0, (3, 1.5)))):
             own = frame[(frame["features"] == features) & (frame["split"] == split)].sort_values("layer")
-            ax.plot(own["layer"], own["auc"], color=colour, ls=dash, lw=1.3, label=label if dash == "-" else None)
+            ax.plot(own["layer"], own["auc"], color=color, ls=dash, lw=1.3, label=label if dash == "-" else None)
     ax.axhline(0.5, color="#B0B0B0", lw=0.6, zorder=0)
     ax.set(xlabel="Layer", ylabel="AUC, injected against clean", ylim=(0.45, 1.005))
     ax.set_title("c  A foreign task in the text")

@@ -1,4 +1,4 @@
-"""The demo in one picture: one vector has to choose between two behaviours, a predicted vector need not.
+"""The demo in one picture: one vector has to choose between two behaviors, a predicted vector need not.
 
     python figures/demo.py [RESULTS_DIR] [--out DIR]
 
@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from _script import figure_script
 from matplotlib.figure import Figure
 
-from steerlab.plots import figure_script, measure, method_bars, read_summary, style, summary_frame, width
+from steerlab.plots import measure, method_bars, read_summary, style, summary_frame, width
 
 RESULTS = Path(__file__).parent.parent / "results" / "demo"
 SHOWN = {
@@ -43,7 +44,7 @@ def draw(results_dir: str | Path) -> Figure:
 
 
 def claim_holds(frame: pd.DataFrame) -> bool:
-    """Whether the numbers say what the title says: L2S reaches the goals of both behaviours and does better than the
+    """Whether the numbers say what the title says: L2S reaches the goals of both behaviors and does better than the
     mean vector in everything shown, which misses a goal."""
     table = frame.pivot_table(index="method", columns="measure", values="value")
     wanted = list(SHOWN)

@@ -11,21 +11,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from _gallery import GalleryItem, gallery
+from _script import figure_script
 from matplotlib.figure import Figure
 from PIL import Image
 
-from steerlab.plots import (
-    Shown,
-    figure_script,
-    gallery,
-    headroom_lines,
-    method_bars,
-    read_summary,
-    save,
-    style,
-    summary_frame,
-    width,
-)
+from steerlab.plots import method_bars, probe_gap_lines, read_summary, save, style, summary_frame, width
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "l2s_hallucination"
 SPLITS = ("random", "popular", "adversarial")
@@ -44,7 +35,7 @@ def draw(results_dir: str | Path) -> Figure:
         method_bars(frame, SPLITS, axes[0], title="a  True answers (test)")
         axes[0].set_xlabel("Share of questions")
         if probes.exists():
-            headroom_lines(pd.read_csv(probes), axes[1], title="b  Known (blue) and said (grey)")
+            probe_gap_lines(pd.read_csv(probes), axes[1], title="b  Known (blue) and said (gray)")
         fig.draw_without_rendering()
     return fig
 
@@ -56,7 +47,7 @@ def draw_gallery(results_dir: str | Path, columns: int = 4) -> Figure | None:
         return None
     rows = pd.read_csv(table, dtype=str).itertuples()
     shown = [
-        Shown(Image.open(table.parent / str(r.file)), str(r.question), str(r.true), str(r.before), str(r.after))
+        GalleryItem(Image.open(table.parent / str(r.file)), str(r.question), str(r.true), str(r.before), str(r.after))
         for r in rows
     ]
     return gallery(shown, columns=columns, title="L2S says what the state knows")

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from _script import figure_script
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steerlab import DataError
-from steerlab.plots import band_lines, figure_script, method_style, style, sweep_heatmap, width
+from steerlab.plots import layer_range_lines, method_style, style, sweep_heatmap, width
 from steerlab.plots.style import MUTED
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "layer_sweep"
@@ -28,11 +29,11 @@ CHANGE = "Change of the logit difference"
 def draw(results_dir: str | Path) -> Figure:
     """The figure of one results folder."""
     folder = Path(results_dir)
-    missing = [name for name in ("cells.csv", "bands.csv", "summary.json") if not (folder / name).exists()]
+    missing = [name for name in ("settings.csv", "layer_ranges.csv", "summary.json") if not (folder / name).exists()]
     if missing:
         raise DataError(f"{folder} lacks {missing}: give the results folder of analyses/layer_sweep.py")
-    cells, bands = pd.read_csv(folder / "cells.csv"), pd.read_csv(folder / "bands.csv")
-    facts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["bands"]
+    cells, layer_ranges = pd.read_csv(folder / "settings.csv"), pd.read_csv(folder / "layer_ranges.csv")
+    facts = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["layer_ranges"]
     with style():
         fig = Figure(figsize=(width(2), 5.4), layout="constrained")
         axes = fig.subplots(2, 2, height_ratios=[1.25, 1.0]).ravel()
@@ -40,8 +41,8 @@ def draw(results_dir: str | Path) -> Figure:
         for ax, name, letter in zip(axes, SHOWN, "ab", strict=False):
             title = f"{letter}  {method_style(name).label}, validation rows"
             heat(ax, cells[cells["method"] == name], facts[name], title, limit, bar=letter == "b")
-        table = bands[bands["method"] == "l2s"]
-        band_lines(
+        table = layer_ranges[layer_ranges["method"] == "l2s"]
+        layer_range_lines(
             table, axes[2], title=f"c  L2S at α = {facts['l2s']['alpha']:g}, validation", what="Logit difference"
         )
         gains(axes[3], facts)
@@ -59,7 +60,8 @@ def largest_change(cells: pd.DataFrame) -> float:
 def heat(ax: Axes, cells: pd.DataFrame, facts: Mapping[str, Any], title: str, limit: float, bar: bool) -> None:
     """One method's map with its band."""
     sweep_heatmap(
-        cells, ax, split="validation", band=facts["layers"], alpha=facts["alpha"], best=facts["best"], title=title,
+        cells, ax, split="validation", layer_range=facts["layers"], alpha=facts["alpha"], best=facts["best"],
+        title=title,
         what=CHANGE, limit=limit, bar=bar,
     )  # fmt: skip
 
@@ -69,8 +71,8 @@ def gains(ax: Axes, facts: Mapping[str, Mapping[str, Any]]) -> None:
     names = list(facts)[::-1]
     for place, name in enumerate(names):
         look, gain = method_style(name), facts[name]["gain"]
-        fill = "white" if look.oracle else look.colour
-        ax.barh(place, gain["value"], color=fill, edgecolor=look.colour, lw=1.0, height=0.6)
+        fill = "white" if look.oracle else look.color
+        ax.barh(place, gain["value"], color=fill, edgecolor=look.color, lw=1.0, height=0.6)
         ax.plot([gain["low"], gain["high"]], [place, place], color="#222222", lw=0.9)
         layers = facts[name]["layers"]
         told = f"layer {layers[0]}" if len(layers) == 1 else f"layers {layers[0]}–{layers[-1]}"

@@ -10,13 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from _script import figure_script
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from steerlab import DataError
-from steerlab.plots import figure_script, style, width
+from steerlab.plots import style, width
 from steerlab.plots.style import MUTED
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "scaling"
@@ -26,20 +27,20 @@ WAYS = {
     "vllm": ("vLLM", "#D55E00", "^"),
     "serve": ("nnsight-serve", "#E69F00", "v"),
 }
-PARTS = {"min_computing": "computing", "min_wire": "bytes", "min_requests": "requests"}
+PARTS = {"min_computing": "computing", "min_transfer": "bytes", "min_requests": "requests"}
 
 
 def draw(results_dir: str | Path) -> Figure:
     """The figure of one results folder."""
     folder = Path(results_dir)
-    missing = [name for name in ("predictions.csv", "seventy.csv") if not (folder / name).exists()]
+    missing = [name for name in ("predictions.csv", "llama_70b.csv") if not (folder / name).exists()]
     if missing:
         raise DataError(f"{folder} lacks {missing}: give the results folder of analyses/scaling.py")
     with style():
         fig = Figure(figsize=(width(2), 3.5), layout="constrained")
         left, right = fig.subplots(1, 2, width_ratios=[1.0, 1.35])
         against(left, pd.read_csv(folder / "predictions.csv"))
-        jobs(right, pd.read_csv(folder / "seventy.csv"))
+        jobs(right, pd.read_csv(folder / "llama_70b.csv"))
         fig.draw_without_rendering()
     return fig
 
@@ -47,11 +48,11 @@ def draw(results_dir: str | Path) -> Figure:
 def against(ax: Axes, table: pd.DataFrame) -> None:
     """Seconds that the model says, over those measured."""
     for engine, rows in table.groupby("engine", sort=False):
-        label, colour, marker = WAYS[str(engine)]
-        for fitted, part in rows.groupby("fitted"):
+        label, color, marker = WAYS[str(engine)]
+        for fitted, part in rows.groupby("used_for_fit"):
             ax.plot(
-                part["measured_s"], part["predicted_s"], ls="", marker=marker, ms=5, color=colour, mew=0.9,
-                mfc="white" if fitted else colour, label=None if fitted else label,
+                part["measured_s"], part["predicted_s"], ls="", marker=marker, ms=5, color=color, mew=0.9,
+                mfc="white" if fitted else color, label=None if fitted else label,
             )  # fmt: skip
     low, high = 0.7 * table["measured_s"].min(), 1.5 * table["measured_s"].max()
     ax.plot([low, high], [low, high], color=MUTED, lw=0.7, zorder=0)
@@ -66,12 +67,12 @@ def against(ax: Axes, table: pd.DataFrame) -> None:
 
 def jobs(ax: Axes, table: pd.DataFrame) -> None:
     """Minutes of every job in every place, with what they go on."""
-    names = list(table["job"].unique())
+    names = list(table["workload"].unique())
     for place, name in enumerate(names):
-        for number, (way, (_, colour, marker)) in enumerate(WAYS.items()):
-            row = table[(table["job"] == name) & (table["way"] == way)].iloc[0]
+        for number, (way, (_, color, marker)) in enumerate(WAYS.items()):
+            row = table[(table["workload"] == name) & (table["engine"] == way)].iloc[0]
             y = place - 0.3 + 0.2 * number
-            ax.plot(row["minutes"], y, ls="", marker=marker, ms=5, color=colour)
+            ax.plot(row["minutes"], y, ls="", marker=marker, ms=5, color=color)
             most = max(PARTS, key=lambda part: float(row[part]))
             ax.annotate(
                 f"{told(row['minutes'])}, {row[most] / row['minutes']:.0%} {PARTS[most]}", (row["minutes"], y), (6, 0),

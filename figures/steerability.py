@@ -14,23 +14,16 @@ from textwrap import fill
 from typing import Any
 
 import pandas as pd
+from _script import figure_script
+from _shifts import PAIRS, pair_label, shift_scatter
+from _variance_bars import variance_bars
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from steerlab import DataError
-from steerlab.plots import (
-    figure_script,
-    layer_lines,
-    propensity_lines,
-    shift_scatter,
-    slope_distributions,
-    style,
-    variance_bars,
-    width,
-)
-from steerlab.plots.shifts import PAIRS, pair_words
+from steerlab.plots import layer_lines, propensity_lines, slope_distributions, style, width
 from steerlab.plots.slopes import BACK
-from steerlab.plots.steerability import words
+from steerlab.plots.steerability import readable_name
 from steerlab.plots.style import MUTED
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "steerability"
@@ -73,7 +66,7 @@ def draw(results_dir: str | Path) -> Figure:
 def draw_rows(part: SubFigure, tables: dict[str, pd.DataFrame], summary: dict[str, Any]) -> None:
     """Slopes, Llama-2's medians and what explains the slopes, a row a data set in all three."""
     sets = tables["sets"].sort_values("median", ascending=False)
-    order = list(sets["behaviour"])
+    order = list(sets["behavior"])
     left, middle, right = part.subplots(1, 3, width_ratios=[2.45, 1.0, 1.2])
     slope_distributions(tables["results"], left, order=order, labels=SHORT)
     left.set_title(f"a  Slopes of each set's inputs, layer {summary['layer']}", pad=18)
@@ -87,7 +80,7 @@ def draw_rows(part: SubFigure, tables: dict[str, pd.DataFrame], summary: dict[st
 
 def llama_dots(sets: pd.DataFrame, ax: Axes, correlation: dict[str, float] | None) -> None:
     """Llama-2's medians, on an axis of their own as they are ten times as large, and its anti-steerable shares."""
-    for row, (median, anti) in enumerate(zip(sets["llama2_median"], sets["llama2_anti"], strict=True)):
+    for row, (median, anti) in enumerate(zip(sets["llama2_median"], sets["llama2_anti_steerable"], strict=True)):
         if pd.notna(median):
             ax.plot([0, median], [row, row], color="#C4C4C4", lw=0.8, zorder=1)
             ax.plot([median], [row], marker="o", ms=3.2, color="black", clip_on=False, zorder=4)
@@ -116,13 +109,13 @@ def draw_lines(
 ) -> None:
     """Curves over alpha and over layers, and shifted prompts where they were run."""
     axes = part.subplots(1, 2 if shifts is None else 3, width_ratios=[1.1, 1.0, 1.25][: 2 if shifts is None else 3])
-    sets = tables["sets"].sort_values("steerability", ascending=False)["behaviour"].tolist()
+    sets = tables["sets"].sort_values("steerability", ascending=False)["behavior"].tolist()
     shown = list(dict.fromkeys([sets[0], sets[len(sets) // 2], sets[-1]]))
     propensity_lines(
         tables["curves"],
         axes[0],
         highlight=shown,
-        labels={n: fill(SHORT.get(n, words(n)), 18, break_long_words=False) for n in shown},
+        labels={n: fill(SHORT.get(n, readable_name(n)), 18, break_long_words=False) for n in shown},
     )
     axes[0].set_title("d  Propensity over strength")
     layer_lines(tables["layers"], axes[1], chosen=summary["layer"], title="e  Slopes over layers")
@@ -130,7 +123,7 @@ def draw_lines(
     if shifts is not None:
         found = summary.get("shifts", {}).get("rank_correlation_with_base", {})
         told = {pair: found.get(" to ".join(pair)) for pair in PAIRS}
-        labels = {p: f"{pair_words(p)}, ρ = {minus(e['value'])}" for p, e in told.items() if e}
+        labels = {p: f"{pair_label(p)}, ρ = {minus(e['value'])}" for p, e in told.items() if e}
         shift_scatter(shifts, axes[2], labels=labels, title="f  Shifted prompts")
 
 

@@ -53,7 +53,7 @@ from steerlab.models.positions import Match as Match
 from steerlab.models.sites import Site as Site
 from steerlab.steering import Generations as Generations
 from steerlab.steering import Request as Request
-from steerlab.steering import first_logits as first_logits
 from steerlab.steering import generate as generate
+from steerlab.steering import next_token_logits as next_token_logits
 from steerlab.steering import score as score
 from steerlab.steering import steer as steer

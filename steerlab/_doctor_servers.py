@@ -13,8 +13,8 @@ import torch
 from packaging.requirements import Requirement  # comes with transformers, without which nothing here runs
 
 from steerlab._support.errors import LoadError, RemoteError
-from steerlab.models._nnsight.line import Line, compared, own_key, plain
-from steerlab.models._nnsight.vllm_failures import KEY, ON_CPU, ON_GPU
+from steerlab.models._nnsight.client import ServerClient, compared, own_key, plain
+from steerlab.models._nnsight.vllm_errors import KEY, ON_CPU, ON_GPU
 from steerlab.testing import tiny_hf, tiny_tokenizer
 
 NDIF_KEY = "NDIF_API_KEY"
@@ -45,7 +45,7 @@ class Finding:
     mend: str = ""
 
     @property
-    def fails(self) -> bool:
+    def needs_action(self) -> bool:
         """Whether it has to be mended."""
         return self.state in ("missing", "wrong")
 
@@ -60,9 +60,9 @@ def ndif(host: str) -> list[Finding]:
     Args:
         host: its address.
     """
-    line = Line(host, own_key(), patience=0.0)
+    line = ServerClient(host, own_key(), retry_timeout=0.0)
     there = _asked(host, _pong, line)
-    asked = {} if there.fails else {"key": _key, "versions": _versions, "models": _models}
+    asked = {} if there.needs_action else {"key": _key, "versions": _versions, "models": _models}
     return [there, *(_asked(name, ask, line) for name, ask in asked.items())]
 
 
@@ -76,9 +76,9 @@ def serve(url: str) -> list[Finding]:
     Args:
         url: its address.
     """
-    line = Line(url, os.environ.get(KEY), patience=0.0)
+    line = ServerClient(url, os.environ.get(KEY), retry_timeout=0.0)
     there = _asked(line.host, _health, line)
-    return [there] if there.fails else [there, _asked("model", _model, line)]
+    return [there] if there.needs_action else [there, _asked("model", _model, line)]
 
 
 def declared() -> list[Requirement]:
@@ -94,7 +94,7 @@ def install_vllm() -> str:
     return ON_GPU if torch.cuda.is_available() else ON_CPU
 
 
-def _asked(name: str, ask: Callable[[Line], Finding], line: Line) -> Finding:
+def _asked(name: str, ask: Callable[[ServerClient], Finding], line: ServerClient) -> Finding:
     """The answer to one question; that there is none is a finding too."""
     try:
         return ask(line)
@@ -109,12 +109,12 @@ def _asked(name: str, ask: Callable[[Line], Finding], line: Line) -> Finding:
         return Finding("servers", name, "wrong", told or said, _MENDS.get(error.kind, advice))
 
 
-def _pong(line: Line) -> Finding:
+def _pong(line: ServerClient) -> Finding:
     line.ask("/ping", 10.0)
     return Finding("servers", line.host, "ok", "an NDIF server answers")
 
 
-def _key(line: Line) -> Finding:
+def _key(line: ServerClient) -> Finding:
     if not line.key:
         return Finding("servers", "key", "note", "none: a server may ask for one", f"export {NDIF_KEY}=...")
     try:
@@ -125,7 +125,7 @@ def _key(line: Line) -> Finding:
     return Finding("servers", "key", "ok" if known else "note", f"set; {told}")
 
 
-def _versions(line: Line) -> Finding:
+def _versions(line: ServerClient) -> Finding:
     pairs = compared(line.packages())
     apart = [pair for pair in pairs if pair.apart]
     same = ", ".join(f"{pair.name} {pair.here}" for pair in pairs if not pair.apart)
@@ -139,31 +139,31 @@ def _versions(line: Line) -> Finding:
     return Finding("servers", "versions", state, told, mend)
 
 
-def _models(line: Line) -> Finding:
+def _models(line: ServerClient) -> Finding:
     names = line.deployed()
     told = f"deployed: {', '.join(names)}" if names else "none is deployed at the moment"
     return Finding("servers", "models", "ok" if names else "note", told)
 
 
-def _health(line: Line) -> Finding:
+def _health(line: ServerClient) -> Finding:
     line.ask("/health", 10.0)
     return Finding("servers", line.host, "ok", "an nnsight-serve answers")
 
 
-def _model(line: Line) -> Finding:
+def _model(line: ServerClient) -> Finding:
     """Which model is served, which is asked by a request that meets none of its modules."""
     if find_spec("vllm") is None:
         return Finding("servers", "model", "note", "it can only be asked for with vLLM here", install_vllm())
     from steerlab.models._nnsight.vllm import ONE_FORWARD
-    from steerlab.models._nnsight.vllm_blocks import Row, named
-    from steerlab.models._nnsight.vllm_line import There
+    from steerlab.models._nnsight.vllm_client import ServedVllm
+    from steerlab.models._nnsight.vllm_traces import Row, named
 
     with tempfile.TemporaryDirectory() as folder:
         shape = tiny_hf("llama", n_layers=1, hidden_size=256).config  # vLLM has no heads below 64 wide
         shape.architectures = ["LlamaForCausalLM"]
         shape.save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
-        there = There(folder, line.host, line.key, 0.0, (), {"dtype": "float32"})
+        there = ServedVllm(folder, line.host, line.key, 0.0, (), {"dtype": "float32"})
     for name in list(there.root._child_map):  # the server would look for modules of these names in its own model
         there.root._drop_envoy(name)
     (answer,) = there.ask([Row(0, [1], 0, [], [], named, "", params=ONE_FORWARD)])

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "doctor":
             findings = examine(given.remote, given.serve)
             print(report(findings))
-            return int(any(finding.fails for finding in findings))
+            return int(any(finding.needs_action for finding in findings))
         model = load(given.model, revision=given.revision)
         if given.command == "positions":
             model.show_positions(given.prompt, given.position)

@@ -14,8 +14,8 @@ import torch
 from packaging.requirements import Requirement
 
 from steerlab._doctor_servers import NDIF_KEY, Finding, declared, install_vllm, ndif, serve
-from steerlab.models.elsewhere import address, host_of
 from steerlab.models.loading import placement
+from steerlab.models.remote import address, host_of
 
 # what is optional, what it is for, and how it is installed
 _OPTIONAL = {
@@ -34,7 +34,7 @@ def packages() -> list[Finding]:
     """Python, steerlab and its dependencies, compared with the ranges that it declares.
 
     Example:
-        >>> [finding.name for finding in packages() if finding.fails]
+        >>> [finding.name for finding in packages() if finding.needs_action]
         []
     """
     wanted = declared()

@@ -17,8 +17,8 @@ from steerlab import _doctor_servers as servers
 from steerlab import doctor
 from steerlab.cli import main
 from steerlab.doctor import Finding, report
-from steerlab.models._nnsight import line
-from steerlab.models._nnsight.line import COMPARED
+from steerlab.models._nnsight import client
+from steerlab.models._nnsight.client import COMPARED
 
 NOBODY = "http://127.0.0.1:9"
 SECRET = "not-to-be-seen-0123"
@@ -269,7 +269,7 @@ def test_a_server_can_not_be_asked_without_nnsight(shown, fake: Fake, monkeypatc
     def none(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(line, "version", none)
+    monkeypatch.setattr(client, "version", none)
     status, text = shown("--remote", fake(NDIF))
     assert status == 1 and after(text, "versions") == "can't be asked without nnsight -> pip install nnsight"
 

@@ -17,9 +17,9 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def some(rows: list[Example], most: int = 8) -> list[Example]:
-    """A few rows of every behaviour and split."""
-    kinds = dict.fromkeys((e.behaviour, e.split) for e in rows)
-    return [e for kind in kinds for e in [e for e in rows if (e.behaviour, e.split) == kind][:most]]
+    """A few rows of every behavior and split."""
+    kinds = dict.fromkeys((e.behavior, e.split) for e in rows)
+    return [e for kind in kinds for e in [e for e in rows if (e.behavior, e.split) == kind][:most]]
 
 
 @pytest.mark.slow
@@ -56,6 +56,6 @@ def test_the_sweep_runs_as_it_stands_there(
         "steerlab": steerlab, "model": tiny_lm("llama"), "rows": rows, "train": [e for e in rows if e.split == "train"],
     }  # fmt: skip
     exec(compile(code, str(README), "exec"), names)
-    plan, band, share = capsys.readouterr().out.rsplit("\n", 3)[:3]
-    assert "forward-equivalents" in plan and "chosen on 16 rows" in band and share.endswith("n=32")
-    assert names["band"].gain is not None and (tmp_path / "results" / "sweep" / "stages").is_dir()
+    plan, layer_range, share = capsys.readouterr().out.rsplit("\n", 3)[:3]
+    assert "forward-equivalents" in plan and "chosen on 16 rows" in layer_range and share.endswith("n=32")
+    assert names["layer_range"].gain is not None and (tmp_path / "results" / "sweep" / "stages").is_dir()

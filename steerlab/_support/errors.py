@@ -6,8 +6,8 @@
     ├── EncodingError        a prompt could not become tokens (too long, no template, empty)
     ├── PositionError        a position name matches no token, or is unknown
     ├── DataError            empty or contradictory data (equal sides, empty class, duplicated ids)
-    ├── ActivationError      activations are missing, mislabelled or not finite
-    ├── MismatchError        an artefact belongs to another model, width, layer count or study
+    ├── ActivationError      activations are missing, mislabeled or not finite
+    ├── MismatchError        an artifact belongs to another model, width, layer count or study
     ├── SteeringError        a vector would be applied to nothing, or at a place that does not exist
     ├── StorageError         results could not be written
     ├── RemoteError          a server did not do what was asked of it
@@ -50,11 +50,11 @@ class DataError(SteerlabError, ValueError):
 
 
 class ActivationError(SteerlabError, ValueError):
-    """Activations are missing, mislabelled or not finite."""
+    """Activations are missing, mislabeled or not finite."""
 
 
 class MismatchError(SteerlabError, ValueError):
-    """An artefact and the thing it is used with do not belong together."""
+    """An artifact and the thing it is used with do not belong together."""
 
 
 class SteeringError(SteerlabError, ValueError):
@@ -76,7 +76,7 @@ class RemoteError(SteerlabError, RuntimeError):
         >>> try:
         ...     acts = steerlab.capture(model, prompts)
         ... except steerlab.RemoteError as error:
-        ...     print(error.kind, error.passing)
+        ...     print(error.kind, error.retryable)
 
     Attributes:
         kind: "unreachable" (no server there), "lost" (the connection broke), "busy" (the queue is full, or the server
@@ -84,19 +84,19 @@ class RemoteError(SteerlabError, RuntimeError):
             (not deployed), "time" (over the time limit), "size" (the result is too large), "travel" (code or values
             that can't be sent), "refused" (what a server can't do: training, gradients), "code" (an error in what
             ran there, with the server's own words).
-        passing: whether the same request may well succeed later: these are retried before they are raised.
+        retryable: whether the same request may well succeed later: these are retried before they are raised.
     """
 
-    def __init__(self, message: str, kind: str, *, passing: bool = False) -> None:
+    def __init__(self, message: str, kind: str, *, retryable: bool = False) -> None:
         super().__init__(message)
-        self.kind, self.passing = kind, passing
+        self.kind, self.retryable = kind, retryable
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _remote_error, (str(self), self.kind, self.passing)
+        return _remote_error, (str(self), self.kind, self.retryable)
 
 
-def _remote_error(message: str, kind: str, passing: bool) -> RemoteError:
-    return RemoteError(message, kind, passing=passing)
+def _remote_error(message: str, kind: str, retryable: bool) -> RemoteError:
+    return RemoteError(message, kind, retryable=retryable)
 
 
 # outside CUDA, PyTorch says it with a bare RuntimeError: Apple's devices and the driver, Linux, Windows

@@ -9,7 +9,7 @@ import pandas as pd
 from steerlab._support.errors import DataError
 
 
-def require(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+def require_columns(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
     """Refuse a frame that is empty or lacks columns.
 
     Raises:

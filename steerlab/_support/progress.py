@@ -31,7 +31,7 @@ def bar(total: int | None, desc: str, unit: str, shown: bool) -> Iterator[tqdm]:
 
 
 @contextmanager
-def heard_by(listener: Callable[[str], None]) -> Iterator[None]:
+def status_listener(listener: Callable[[str], None]) -> Iterator[None]:
     """Whatever this thread tells or notes, the listener hears too."""
     before = _listener.set(listener)
     try:

@@ -8,16 +8,16 @@ import numpy as np
 import pandas as pd
 
 from steerlab._support.errors import DataError
-from steerlab._support.frames import require
+from steerlab._support.frames import require_columns
 
-CELL = ("method", "model", "layer", "positions", "behaviour")
+CELL = ("method", "model", "layer", "positions", "behavior")
 
 
-def measurements(
+def check_measurements(
     frame: pd.DataFrame, metric: str, by: Sequence[str], what: str
 ) -> tuple[pd.DataFrame, list[str]]:  # fmt: skip
     """The rows of one metric, checked, and the columns that tell cells apart."""
-    require(frame, ["behaviour", "sample", "alpha", "metric", "value", *by], what)
+    require_columns(frame, ["behavior", "example_id", "alpha", "metric", "value", *by], what)
     rows = frame[frame["metric"] == metric]
     if rows.empty:
         raise DataError(f"{what} found no rows of {metric!r}; the frame has {sorted(set(frame['metric']))}")
@@ -34,8 +34,8 @@ def measurements(
 def _complete(rows: pd.DataFrame, keys: list[str], what: str) -> None:
     cell = rows.groupby(keys, sort=False, dropna=False, observed=True).ngroup().to_numpy()
     alphas, alpha = np.unique(rows["alpha"].to_numpy(float), return_inverse=True)
-    sample = pd.factorize(rows["sample"])[0].astype(np.int64)
-    unit = np.unique(cell * (sample.max() + 1) + sample, return_inverse=True)[1]
+    example_id = pd.factorize(rows["example_id"])[0].astype(np.int64)
+    unit = np.unique(cell * (example_id.max() + 1) + example_id, return_inverse=True)[1]
     twice = int(pd.Series(unit * len(alphas) + alpha).duplicated().sum())
     if twice:
         raise DataError(
@@ -52,7 +52,7 @@ def _complete(rows: pd.DataFrame, keys: list[str], what: str) -> None:
     _, first, measured = np.unique(unit, return_index=True, return_counts=True)
     short = measured < wanted[cell[first]]
     if short.any():
-        names = rows.iloc[first[short][:3]]["sample"].tolist()
+        names = rows.iloc[first[short][:3]]["example_id"].tolist()
         raise DataError(
             f"{what} needs every sample at every alpha of its cell; {int(short.sum())} of {len(first)} curves lack "
             f"some, first {names}. Measure them again, or drop those samples from all alphas"

@@ -19,7 +19,7 @@ Form = Literal["auto", "feature", "gram"]
 
 
 def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "_ q"], *, form: Form = "auto") -> float:
-    """Centred kernel alignment of two representations of the same inputs: 1 where one is the other, turned and scaled.
+    """Centerd kernel alignment of two representations of the same inputs: 1 where one is the other, turned and scaled.
 
     Few inputs make it large by themselves: it is near 0 for independent states only where n is well above p and q.
 
@@ -29,7 +29,7 @@ def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "_ q"], *, form: Form =
         1.0
 
     Args:
-        x, y: `(n, p)` and `(n, q)`, a row an input, in the same order; columns are centred here.
+        x, y: `(n, p)` and `(n, q)`, a row an input, in the same order; columns are centered here.
         form: "feature" multiplies p by q, "gram" n by n matrices; "auto" takes the smaller. They agree.
 
     Returns:
@@ -43,7 +43,7 @@ def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "_ q"], *, form: Form =
     """
     if len(x) != len(y):
         raise MismatchError(f"x has {len(x)} rows, y has {len(y)}; give the same inputs in the same order")
-    return float(_alignment([_centred(x, "x")], [_centred(y, "y")], form)[0, 0])
+    return float(_alignment([_centered(x, "x")], [_centered(y, "y")], form)[0, 0])
 
 
 def cka_matrix(
@@ -82,16 +82,16 @@ def cka_matrix(
     if set(ids) != set(theirs):
         lone = sorted(set(ids) ^ set(theirs))
         raise MismatchError(f"{len(lone)} samples are in one capture only, first {lone[:3]}; capture the same inputs")
-    row = {sample: i for i, sample in enumerate(theirs)}
-    order = [row[sample] for sample in ids]
+    row = {example_id: i for i, example_id in enumerate(theirs)}
+    order = [row[example_id] for example_id in ids]
     found = _alignment(first, [x[order] for x in second], "auto")
     return pd.DataFrame(found, index=_names(acts.sites), columns=_names(other.sites))
 
 
 def _by_site(acts: Activations, side: str, position: str | None) -> tuple[list[str], list[Float[Tensor, "n _"]]]:
     chosen = acts.select(side=side) if position is None else acts.select(side=side, position=position)
-    ids, _ = chosen.by_sample(acts.sites[0], side=side)
-    return ids, [_centred(chosen.at(site), str(site)) for site in acts.sites]
+    ids, _ = chosen.by_example(acts.sites[0], side=side)
+    return ids, [_centered(chosen.at(site), str(site)) for site in acts.sites]
 
 
 def _names(sites: Sequence[Site]) -> list[int] | list[str]:
@@ -99,15 +99,15 @@ def _names(sites: Sequence[Site]) -> list[int] | list[str]:
     return [site.layer for site in sites] if plain else [str(site) for site in sites]
 
 
-def _centred(x: Float[Tensor, "n p"], name: str) -> Float[Tensor, "n p"]:
+def _centered(x: Float[Tensor, "n p"], name: str) -> Float[Tensor, "n p"]:
     wide = x.detach().cpu().double()
     if not bool(torch.isfinite(wide).all()):
         raise DataError(f"{name} holds NaN or infinity; capture it again in float32")
-    centred = wide - wide.mean(0)
+    centered = wide - wide.mean(0)
     # a mean of equal numbers is off by rounding, so equal rows are told by the rows themselves
     if len(wide) < 2 or bool((wide == wide[0]).all()):
         raise DataError(f"{name} is the same for all {len(wide)} inputs; CKA needs inputs whose states differ")
-    return centred
+    return centered
 
 
 def _alignment(xs: list[Float[Tensor, "n _"]], ys: list[Float[Tensor, "n _"]] | None, form: Form) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Where behaviours' contrast vectors point: within a behaviour, between two, and as subspaces."""
+"""Where behaviors' contrast vectors point: within a behavior, between two, and as subspaces."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ def geometry(
     site: Site | int,
     position: str | None = None,
     *,
-    group: str = "behaviour",
+    group: str = "behavior",
     n_boot: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How alike the inputs' own contrast vectors are within each behaviour, and between every two.
+    """How alike the inputs' own contrast vectors are within each behavior, and between every two.
 
     Example:
         >>> geometry(acts, 15)[["a", "b", "cosine", "low", "high", "shuffled"]]
 
     Args:
-        acts: contrasts of any model, at least two samples of each behaviour.
+        acts: contrasts of any model, at least two samples of each behavior.
         site: which site's contrasts, `(sample, hidden)`; an int means that block's output.
         position: which captured contrast rows; None where there is only one kind.
-        group: the label of the index that stands for the behaviour, for example a finer one of your own.
+        group: the label of the index that stands for the behavior, for example a finer one of your own.
         n_boot: resamples of the interval.
         seed: decides the resamples and the shuffles.
 
     Returns:
-        One row a pair of behaviours, those within first: `layer`, `site`, `a`, `b`, `kind` ("within", "between"),
+        One row a pair of behaviors, those within first: `layer`, `site`, `a`, `b`, `kind` ("within", "between"),
         `cosine` (mean over pairs of distinct samples), `low`, `high` (95 %, samples drawn again, a sample never paired
         with itself), `n_a`, `n_b`, `pairs`, and `shuffled`: the same mean after dealing the labels out anew, over
         twenty deals.
 
     Raises:
-        DataError: a behaviour with one sample, a contrast that is exactly zero, or n_boot below 1.
+        DataError: a behavior with one sample, a contrast that is exactly zero, or n_boot below 1.
         ActivationError: there is no contrast, or no such label.
 
-    Source: arXiv 2508.12815, appendix (cosines of P2S vectors within and between behaviours); interval, baseline: own.
+    Source: arXiv 2508.12815, appendix (cosines of P2S vectors within and between behaviors); interval, baseline: own.
     """
     if n_boot < 1:
         raise DataError(f"n_boot is {n_boot}; give at least 1 resample")
@@ -88,11 +88,11 @@ def geometry(
 
 
 def principal_angles(
-    a: Float[Tensor, "n hidden"], b: Float[Tensor, "m _"], k: int, *, centred: bool = False
+    a: Float[Tensor, "n hidden"], b: Float[Tensor, "m _"], k: int, *, centered: bool = False
 ) -> NDArray[np.float64]:
     """The angles between the k-dimensional principal subspaces of two sets of vectors, in degrees, smallest first.
 
-    By default the sets are not centred, so that a mean direction counts as one of the k; it is the first where the
+    By default the sets are not centered, so that a mean direction counts as one of the k; it is the first where the
     vectors share one.
 
     Example:
@@ -102,7 +102,7 @@ def principal_angles(
     Args:
         a, b: `(n, hidden)` and `(m, hidden)`, a row a vector.
         k: dimension of both subspaces, spanned by the first k right singular vectors.
-        centred: subtract each set's mean first: the subspaces in which the vectors vary.
+        centered: subtract each set's mean first: the subspaces in which the vectors vary.
 
     Returns:
         `(k,)` angles between 0 and 90, ascending.
@@ -115,13 +115,13 @@ def principal_angles(
     """
     if a.shape[1] != b.shape[1]:
         raise MismatchError(f"a has width {a.shape[1]}, b has {b.shape[1]}; angles need vectors of one width")
-    found = subspace_angles(_basis(a, k, centred, "a"), _basis(b, k, centred, "b"))
+    found = subspace_angles(_basis(a, k, centered, "a"), _basis(b, k, centered, "b"))
     return np.rad2deg(np.sort(found))
 
 
-def _basis(x: Float[Tensor, "n hidden"], k: int, centred: bool, name: str) -> NDArray[np.float64]:
+def _basis(x: Float[Tensor, "n hidden"], k: int, centered: bool, name: str) -> NDArray[np.float64]:
     wide = x.detach().cpu().double()
-    if centred:
+    if centered:
         wide = wide - wide.mean(0)
     _, sizes, right = torch.linalg.svd(wide, full_matrices=False)
     # entries were rounded in the dtype they came in, so that is what may be left of a zero
@@ -129,7 +129,8 @@ def _basis(x: Float[Tensor, "n hidden"], k: int, centred: bool, name: str) -> ND
     rank = int((sizes > least).sum())
     if not 1 <= k <= rank:
         raise DataError(
-            f"k={k}, but {name}, {tuple(x.shape)}{', centred,' if centred else ''} has rank {rank}; give 1 <= k <= rank"
+            f"k={k}, but {name}, {tuple(x.shape)}{', centered,' if centered else ''} has rank {rank}; give 1 <= "
+            f"k <= rank"
         )
     return right[:k].T.numpy()
 

@@ -24,14 +24,14 @@ def map_2d(
     """Contexts or vectors as points of a plane, for a look at them.
 
     Example:
-        >>> ids, states = acts.by_sample(15, side="prompt")
+        >>> ids, states = acts.by_example(15, side="prompt")
         >>> map_2d(states, acts.labels(ids)).attrs["explained"]      # shares of the variance on x and y
         (0.31, 0.12)
 
     Args:
         points: `(n, hidden)`, a row a point.
         labels: one a point.
-        method: "pca" (linear; distances mean something) or "umap" (needs umap-learn; only neighbourhoods do).
+        method: "pca" (linear; distances mean something) or "umap" (needs umap-learn; only neighborhoods do).
         seed: of UMAP; PCA has no chance in it, nor a free sign: the largest loading of each axis is positive.
 
     Returns:

@@ -103,13 +103,13 @@ def paper_llama2() -> pd.DataFrame:
 
     Example:
         >>> paper_llama2().head(2)
-                            behaviour  median  anti
+                            behavior  median  anti
         0      corrigible-neutral-HHH     3.9  0.00
         1   self-awareness-text-model     3.5  0.03
 
     Returns:
-        One row per data set, by falling median: `behaviour`, `median` (slope), `anti` (share of slopes not above 0).
+        One row per data set, by falling median: `behavior`, `median` (slope), `anti` (share of slopes not above 0).
 
     Source: Tan et al., arXiv 2407.12404, its figure of per-sample steerability.
     """
-    return pd.DataFrame(list(_LLAMA2), columns=["behaviour", "median", "anti"])
+    return pd.DataFrame(list(_LLAMA2), columns=["behavior", "median", "anti_steerable"])

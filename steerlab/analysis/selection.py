@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.errors import DataError
-from steerlab.analysis.behaviour import goals, judge
+from steerlab.analysis.behavior import judge_answers, safety_summary
 from steerlab.data.example import Example
 from steerlab.methods import P2S
 from steerlab.models.model import Model
@@ -25,19 +25,19 @@ from steerlab.steering import Request, generate
 
 
 @dataclass(frozen=True)
-class Cell:
+class Candidate:
     """One setting to try: its labels, its vector for every input, and its strength."""
 
     labels: Mapping[str, str | int | float]
-    vectors: Float[Tensor, "sample hidden"]
+    vectors: Float[Tensor, "example hidden"]
     alpha: float
 
 
-def evaluate_cells(
+def evaluate_candidates(
     model: Model,
     examples: Sequence[Example],
     unsteered: Sequence[str],
-    cells: Sequence[Cell],
+    cells: Sequence[Candidate],
     *,
     site: Site | int,
     positions: Positions,
@@ -45,10 +45,10 @@ def evaluate_cells(
     batch_size: int = 64,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Generate for all inputs under all cells at once and return one row of `goals` per cell.
+    """Generate for all inputs under all cells at once and return one row of `safety_summary` per cell.
 
     Example:
-        >>> evaluate_cells(model, rows, plain, cells, site=16, positions="all")
+        >>> evaluate_candidates(model, rows, plain, cells, site=16, positions="all")
 
     Args:
         model: from `steerlab.load`.
@@ -63,7 +63,7 @@ def evaluate_cells(
     """
     if not cells or any(len(cell.vectors) != len(examples) for cell in cells):
         raise DataError(f"give at least one cell, each with one vector for each of the {len(examples)} inputs")
-    rows = [e.with_(id=f"{c}/{e.id}") for c in range(len(cells)) for e in examples]
+    rows = [e.replace(id=f"{c}/{e.id}") for c in range(len(cells)) for e in examples]
     vectors = {e.id: v for e, v in zip(rows, (v for cell in cells for v in cell.vectors), strict=True)}
     alphas = [cell.alpha for cell in cells for _ in examples]
     steering = Request(P2S.from_table(site, vectors), alpha=alphas, positions=positions)
@@ -73,7 +73,7 @@ def evaluate_cells(
     found = []
     for number, cell in enumerate(cells):
         own = list(texts[number * len(examples) : (number + 1) * len(examples)])
-        found.append({**cell.labels, "alpha": cell.alpha, **goals(judge(examples, own, unsteered))})
+        found.append({**cell.labels, "alpha": cell.alpha, **safety_summary(judge_answers(examples, own, unsteered))})
     return pd.DataFrame(found)
 
 
@@ -92,13 +92,13 @@ class Goal:
         return (self.target - value if self.at_most else value - self.target) / error
 
 
-def choose(grid: pd.DataFrame, wanted: Sequence[Goal]) -> pd.Series:
+def choose_candidate(grid: pd.DataFrame, wanted: Sequence[Goal]) -> pd.Series:
     """The cell whose *worst* margin over all goals, in standard errors, is largest; ties go to the smaller alpha.
 
     A cell with a measure that is nan comes last.
 
     Example:
-        >>> choose(grid, [Goal("refuse_harmful", .8, 200), Goal("refuse_expert", .03, 90, at_most=True)])
+        >>> choose_candidate(grid, [Goal("refuse_harmful", .8, 200), Goal("refuse_expert", .03, 90, at_most=True)])
 
     Raises:
         DataError: the grid is empty or lacks a measure.
@@ -113,6 +113,6 @@ def choose(grid: pd.DataFrame, wanted: Sequence[Goal]) -> pd.Series:
     return ranked.iloc[0]
 
 
-def reaches(grid: pd.DataFrame, wanted: Sequence[Goal]) -> pd.Series:
+def reaches_goals(grid: pd.DataFrame, wanted: Sequence[Goal]) -> pd.Series:
     """Which cells reach every goal."""
     return pd.concat([grid[goal.measure].map(goal.margin) >= 0 for goal in wanted], axis=1).all(axis=1)

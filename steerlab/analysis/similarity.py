@@ -1,4 +1,4 @@
-"""How alike named vectors are: cosines and norms, of behaviours, layers, methods and models."""
+"""How alike named vectors are: cosines and norms, of behaviors, layers, methods and models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Vectors = Mapping[Hashable, Float[Tensor, "..."]]
 
 
 def cosine_matrix(vectors: Vectors) -> pd.DataFrame:
-    """The cosine between every two named vectors: of behaviours, layers, methods, or models of one width.
+    """The cosine between every two named vectors: of behaviors, layers, methods, or models of one width.
 
     Example:
         >>> cosine_matrix({"mean": mean.vector_, "other model": other.vector_}).loc["mean", "other model"]
@@ -91,18 +91,18 @@ def norms(vectors: Vectors) -> pd.DataFrame:
 def vectors_by_layer(
     acts: Activations, method: Callable[[Site], Steerer] = MeanDifference
 ) -> dict[tuple[str, int], Float[Tensor, " hidden"]]:
-    """One vector per behaviour and layer, by default the mean contrast.
+    """One vector per behavior and layer, by default the mean contrast.
 
     Example:
         >>> cosine_matrix(vectors_by_layer(acts)).loc["refuse", "defer"]     # layers against layers
         >>> vectors_by_layer(acts, lambda site: MeanDifference(site, position="answer"))
 
     Args:
-        acts: contrasts at the block outputs of interest; behaviours without contrasts are left out.
-        method: makes an unfitted steerer for a site that answers every input alike; it is fitted on one behaviour.
+        acts: contrasts at the block outputs of interest; behaviors without contrasts are left out.
+        method: makes an unfitted steerer for a site that answers every input alike; it is fitted on one behavior.
 
     Returns:
-        `(hidden,)` float32 in units of the residual stream, by `(behaviour, layer)`, layers ascending.
+        `(hidden,)` float32 in units of the residual stream, by `(behavior, layer)`, layers ascending.
 
     Raises:
         DataError: there is no contrast, or one side of a contrast is missing.
@@ -117,10 +117,10 @@ def vectors_by_layer(
             f"are {', '.join(map(str, acts.sites))}. Capture examples with a contrast at layers=[...]"
         )
     found = {}
-    for behaviour in dict.fromkeys(both.index["behaviour"]):
-        own = both.select(behaviour=behaviour)
+    for behavior in dict.fromkeys(both.index["behavior"]):
+        own = both.select(behavior=behavior)
         for site in sites:
-            found[behaviour, site.layer] = method(site).fit(own).vectors(Context(("any",)))[0]
+            found[behavior, site.layer] = method(site).fit(own).vectors(Context(("any",)))[0]
     return found
 
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from steerlab._support.errors import DataError
-from steerlab._support.frames import require
-from steerlab.analysis._groups import group_means, grouping
-from steerlab.analysis._measurements import measurements
+from steerlab._support.frames import require_columns
+from steerlab.analysis._measurements import check_measurements
+from steerlab.analysis.groups import check_groups, group_means
 from steerlab.metrics.bootstrap import Estimate
 
 
@@ -21,10 +21,10 @@ def slopes(frame: pd.DataFrame, metric: str = "propensity", *, by: Sequence[str]
 
     Example:
         >>> frame = steerlab.sweep(model, vector, examples, alphas=MULTIPLIERS)
-        >>> slopes(frame).groupby("behaviour")["slope"].mean()
+        >>> slopes(frame).groupby("behavior")["slope"].mean()
 
     Args:
-        frame: one row per measurement: `behaviour`, `sample`, `alpha`, `metric`, `value`, and those of `method`,
+        frame: one row per measurement: `behavior`, `sample`, `alpha`, `metric`, `value`, and those of `method`,
             `model`, `layer`, `positions` that tell cells apart.
         metric: which of the metrics in the frame.
         by: further columns that tell cells apart, for example ("trained", "tested").
@@ -38,22 +38,22 @@ def slopes(frame: pd.DataFrame, metric: str = "propensity", *, by: Sequence[str]
 
     Source: Tan et al., arXiv 2407.12404, section 3 (steerability).
     """
-    rows, keys = measurements(frame, metric, by, "slopes")
-    unit = rows.groupby([*keys, "sample"], sort=False, dropna=False, observed=True).ngroup().to_numpy()
+    rows, keys = check_measurements(frame, metric, by, "slopes")
+    unit = rows.groupby([*keys, "example_id"], sort=False, dropna=False, observed=True).ngroup().to_numpy()
     alpha, value = rows["alpha"].to_numpy(float), rows["value"].to_numpy(float)
     n = np.bincount(unit)
 
     def mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.bincount(unit, x) / n
 
-    centre, level = mean(alpha), mean(value)
-    away = alpha - centre[unit]
+    center, level = mean(alpha), mean(value)
+    away = alpha - center[unit]
     slope = mean(away * (value - level[unit])) / mean(away**2)
     off = value - level[unit] - slope[unit] * away
     _, first = np.unique(unit, return_index=True)
-    found = rows.iloc[first][[*keys, "sample"]].reset_index(drop=True)
+    found = rows.iloc[first][[*keys, "example_id"]].reset_index(drop=True)
     return found.assign(
-        slope=slope, intercept=level - slope * centre, residual=np.sqrt(mean(off**2)), n_alphas=n
+        slope=slope, intercept=level - slope * center, residual=np.sqrt(mean(off**2)), n_alphas=n
     )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def anti_steerable(slopes: pd.DataFrame) -> Estimate:
 
     Source: Tan et al., arXiv 2407.12404, section 4; interval of Wilson (1927).
     """
-    require(slopes, ["slope"], "anti_steerable")
+    require_columns(slopes, ["slope"], "anti_steerable")
     found = slopes["slope"].to_numpy(float)
     if not np.isfinite(found).all():
         raise DataError(
@@ -87,7 +87,7 @@ def steerability(
     """Mean, spread and wrong-way share of the slopes of every group.
 
     Example:
-        >>> steerability(slopes(frame), by=("behaviour",))[["behaviour", "steerability", "low", "high", "anti"]]
+        >>> steerability(slopes(frame), by=("behavior",))[["behavior", "steerability", "low", "high", "anti"]]
 
     Args:
         slopes: from `slopes`.
@@ -103,7 +103,7 @@ def steerability(
 
     Source: Tan et al., arXiv 2407.12404, sections 3 and 4.
     """
-    keys = grouping(slopes, by, "steerability")
+    keys = check_groups(slopes, by, "steerability")
     found = group_means(slopes, keys, "slope", n_boot=n_boot, seed=seed).rename(columns={"mean": "steerability"})
     groups = slopes.assign(wrong=slopes["slope"] <= 0).groupby(keys, sort=False, dropna=False, observed=True)
     wrong = [_wilson(int(k), int(n)) for k, n in zip(groups["wrong"].sum(), found["n"], strict=True)]
@@ -140,7 +140,7 @@ def propensity_curves(
 
     Source: Tan et al., arXiv 2407.12404, figure 2.
     """
-    rows, keys = measurements(frame, metric, by, "propensity_curves")
+    rows, keys = check_measurements(frame, metric, by, "propensity_curves")
     rows = rows.sort_values("alpha", kind="stable")
     found = group_means(rows, [*keys, "alpha"], "value", n_boot=n_boot, seed=seed)
     order = found.groupby(keys, sort=False, dropna=False, observed=True).ngroup()

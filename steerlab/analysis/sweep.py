@@ -9,18 +9,18 @@ from typing import Any
 import pandas as pd
 
 from steerlab._support.errors import DataError
-from steerlab.analysis._sweep.cells import Methods, make_cells
-from steerlab.analysis._sweep.laid_out import Metric, Sweep
+from steerlab.analysis._sweep.planned import Metric, Sweep
 from steerlab.analysis._sweep.rows import check_unique
+from steerlab.analysis._sweep.settings import Methods, make_settings
 from steerlab.analysis.protocols import MULTIPLIERS
 from steerlab.capture import Activations
 from steerlab.capture.jobs import Data, Layers, as_examples
 from steerlab.data.example import Example
 from steerlab.metrics.answers import ANSWER_METRICS
-from steerlab.models.job import deferrable
+from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, describe
-from steerlab.steering.request import Scale
+from steerlab.steering.interventions import Scale
 
 MEMORY = 2**30
 
@@ -50,7 +50,7 @@ def plan(
     examples = as_examples(given)
     metrics = named_metrics(metric)
     where: list[Positions] = list(positions) if isinstance(positions, list | tuple) else [positions]  # type: ignore[list-item]
-    cells = make_cells(
+    cells = make_settings(
         model, steerer, examples, layers=layers, alphas=alphas, positions=where, scale=scale, train=train,
         batch_size=batch_size or 16,
     )  # fmt: skip
@@ -62,7 +62,7 @@ def plan(
     return Sweep(model, examples, cells, metrics, settings, batch_size=batch_size, memory=memory)
 
 
-@deferrable
+@background
 def sweep(
     model: Model,
     steerer: Methods,
@@ -79,7 +79,7 @@ def sweep(
     memory: int = MEMORY,
     generation: Mapping[str, Any] | None = None,
     progress: bool = True,
-    blocking: bool = True,  # `deferrable` takes it
+    blocking: bool = True,  # `background` takes it
 ) -> pd.DataFrame:
     """Measure every cell (method, layer, alpha, positions) on the same inputs, as cheaply as is exact.
 
@@ -112,7 +112,7 @@ def sweep(
         blocking: False hands out a `Job` at once, whose `result()` is the frame; for a model on a server.
 
     Returns:
-        One row per measurement: `method, model, layer, alpha, positions, sample, behaviour, split, metric, value,
+        One row per measurement: `method, model, layer, alpha, positions, sample, behavior, split, metric, value,
         norm_ratio` (mean of ‖alpha·v‖/‖h‖ over the states written to). `.attrs` has the plan in words, the
         forward-equivalents planned and spent, and provenance.
 

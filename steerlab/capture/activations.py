@@ -1,4 +1,4 @@
-"""Activations with a labelled index: no row without a name, no layer looked up by list position."""
+"""Activations with a labeled index: no row without a name, no layer looked up by list position."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from steerlab._support.errors import ActivationError, DataError
 from steerlab.models.sites import Site
 
-INDEX_COLUMNS = ("sample", "side", "position", "behaviour", "split", "column", "token", "n_tokens")
+INDEX_COLUMNS = ("example_id", "side", "position", "behavior", "split", "column", "token", "n_tokens")
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,15 @@ class Activations:
 
     Example:
         >>> acts = steerlab.capture(model, pairs, layers=[16, 17])
-        >>> acts.select(side="prompt", behaviour="refuse").at(17)        # (rows, hidden)
-        >>> ids, z = acts.contrast(17)                                   # positive minus negative, by sample id
+        >>> acts.select(side="prompt", behavior="refuse").at(17)        # (rows, hidden)
+        >>> ids, z = acts.contrast(17)                                   # positive minus negative, by example_id id
 
     Attributes:
         values: `(row, site, hidden)`, float, on the host.
-        index: one row per row of `values`: `sample` (id), `side` ("prompt", "positive", "negative", or the name of one
-            of the example's own `captures`), `position` (the name that was asked for), `behaviour`, `split`, `column`
+        index: one row per row of `values`: `example_id` (id), `side` ("prompt", "positive", "negative", or the name of
+            one
+            of the example's own `extra_prompts`), `position` (the name that was asked for), `behavior`, `split`,
+            `column`
             (token place in the unpadded sequence; -1 for a mean), `token` (id; -1 for a mean), `n_tokens` (how many
             tokens the row averages). Columns of your own may be added: `select` and `labels` know them.
         sites: what the second axis means, in order.
@@ -58,7 +60,7 @@ class Activations:
         if not bool(finite.all()):
             bad = self.index.loc[~finite.numpy()].iloc[0]
             raise ActivationError(
-                f"{int((~finite).sum())} of {rows} rows hold NaN or infinity, first sample {bad['sample']!r} "
+                f"{int((~finite).sum())} of {rows} rows hold NaN or infinity, first sample {bad['example_id']!r} "
                 f"({bad['side']}, {bad['position']}). Half precision overflow is the usual cause: load the model "
                 "with dtype=torch.float32 or torch.bfloat16."
             )
@@ -82,7 +84,7 @@ class Activations:
         return Activations(self.values[mask], self.index[mask.numpy()].reset_index(drop=True), self.sites, self.info)
 
     def select(self, **labels: str | Sequence[str]) -> Activations:
-        """The rows whose labels match, for example `select(side="prompt", behaviour=["refuse", "defer"])`."""
+        """The rows whose labels match, for example `select(side="prompt", behavior=["refuse", "defer"])`."""
         keep = pd.Series(True, index=self.index.index)
         for column, wanted in labels.items():
             if column not in self.index:
@@ -106,16 +108,16 @@ class Activations:
             )
         return self.values[:, self.sites.index(wanted)]
 
-    def by_sample(
+    def by_example(
         self, site: Site | int, *, side: str, position: str | None = None
-    ) -> tuple[list[str], Float[Tensor, "sample hidden"]]:
+    ) -> tuple[list[str], Float[Tensor, "example hidden"]]:
         """One row per sample at a site, with the sample ids in row order.
 
         Raises:
             ActivationError: nothing matches, or a sample has several rows (name the position then).
         """
         chosen = self.select(side=side) if position is None else self.select(side=side, position=position)
-        ids = chosen.index["sample"].tolist()
+        ids = chosen.index["example_id"].tolist()
         if len(set(ids)) != len(ids):
             raise ActivationError(
                 f"several rows per sample on side {side!r}; name one position of "
@@ -125,26 +127,26 @@ class Activations:
 
     def contrast(
         self, site: Site | int, position: str | None = None
-    ) -> tuple[list[str], Float[Tensor, "sample hidden"]]:
+    ) -> tuple[list[str], Float[Tensor, "example hidden"]]:
         """Per sample, the positive minus the negative activation (the P2S vector), joined by sample id.
 
         Raises:
             DataError: a sample has only one of the two sides.
         """
-        plus, positive = self.by_sample(site, side="positive", position=position)
-        minus, negative = self.by_sample(site, side="negative", position=position)
+        plus, positive = self.by_example(site, side="positive", position=position)
+        minus, negative = self.by_example(site, side="negative", position=position)
         if set(plus) != set(minus):
             lone = sorted(set(plus) ^ set(minus))[:3]
             raise DataError(f"these samples have one side of the contrast only: {lone}")
-        order = {sample: row for row, sample in enumerate(minus)}
-        return plus, positive - negative[[order[sample] for sample in plus]]
+        order = {example_id: row for row, example_id in enumerate(minus)}
+        return plus, positive - negative[[order[example_id] for example_id in plus]]
 
-    def labels(self, samples: Sequence[str], column: str = "behaviour") -> list[str]:
+    def labels(self, example_ids: Sequence[str], column: str = "behavior") -> list[str]:
         """The label of each sample, in the order given; "" where the column holds nothing for it."""
         if column not in self.index:
             raise ActivationError(f"no label {column!r}; the labels are {list(self.index.columns)}")
-        lookup = dict(zip(self.index["sample"], self.index[column].fillna(""), strict=True))
-        unknown = [s for s in samples if s not in lookup]
+        lookup = dict(zip(self.index["example_id"], self.index[column].fillna(""), strict=True))
+        unknown = [s for s in example_ids if s not in lookup]
         if unknown:
             raise ActivationError(f"no activations of the samples {unknown[:3]} (and {len(unknown)} in all)")
-        return [lookup[sample] for sample in samples]
+        return [lookup[example_id] for example_id in example_ids]

@@ -16,24 +16,24 @@ from steerlab._support.files import fingerprint
 from steerlab._support.memory import free_memory
 from steerlab._support.progress import bar as progress_bar
 from steerlab.capture.activations import Activations
+from steerlab.capture.images import PatchReader, image_rows
 from steerlab.capture.jobs import (
+    CaptureRow,
     Data,
-    Job,
     Layers,
     Reduce,
-    Selector,
+    TokenSelector,
     as_examples,
     as_sites,
     index_of,
-    plan_jobs,
+    plan_rows,
 )
-from steerlab.capture.pictures import PictureReader, picture_jobs
 from steerlab.capture.shared import share
 from steerlab.capture.store import Store
 from steerlab.data.example import data_hash
-from steerlab.models.encoding import Batch, Side, by_length
-from steerlab.models.engine import NOTHING, Select
-from steerlab.models.job import deferrable
+from steerlab.models.encoding import Batch, PaddingSide, by_length
+from steerlab.models.engine import FULL_FORWARD, StateSelector
+from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, describe
 from steerlab.models.sites import Site
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 Where = Positions | Sequence[Positions]
 
 
-@deferrable
+@background
 def capture(
     model: Model,
     data: Data,
@@ -50,13 +50,13 @@ def capture(
     layers: Layers = "all",
     positions: Where | None = None,
     context: Where | None = "last",
-    captures: Sequence[str] | None = None,
+    extra_prompts: Sequence[str] | None = None,
     reduce: Reduce = "mean",
     batch_size: int = 16,
-    padding: Side = "right",
+    padding: PaddingSide = "right",
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
-    blocking: bool = True,  # `deferrable` takes it
+    blocking: bool = True,  # `background` takes it
 ) -> Activations:
     """Read activations at any set of sites and positions: one trace per batch, one host copy per batch.
 
@@ -77,14 +77,15 @@ def capture(
         positions: one position or several (see `steerlab.models.positions`); by default each contrast is read where it
             says ("answer", or the token of a published word pair), and prompts without contrasts at "last".
         context: positions read of the plain prompt of examples with a contrast, or None.
-        captures: which of the examples' own `captures` to read, where the plain prompt is read; each is a side of its
+        extra_prompts: which of the examples' own `extra_prompts` to read, where the plain prompt is read; each is a
+            side of its
             own name. None: all they have.
         reduce: "mean" averages the tokens of a position into one row (in float32), "none" keeps one row a token.
         batch_size: rows per forward; halved, with a warning, when memory runs out.
         padding: side to pad on; the result does not depend on it.
         dtype: dtype of the values returned and copied.
         progress: show a progress bar; with a model on a server it also tells where the job stands there.
-        blocking: False hands out a `Job` at once, whose `result()` are the activations; for a model on a server.
+        blocking: False hands out a `CaptureRow` at once, whose `result()` are the activations; for a model on a server.
 
     Returns:
         Activations `(row, site, hidden)`, rows in the order of the data.
@@ -95,7 +96,7 @@ def capture(
         OutOfMemory: not even one row fits.
         RemoteError: the server that holds the weights did not do it.
     """
-    jobs, sites, info = _prepare(model, data, layers, positions, context, captures, reduce)
+    jobs, sites, info = _prepare(model, data, layers, positions, context, extra_prompts, reduce)
     parts: list[Tensor] = []
     frames: list[pd.DataFrame] = []
     with progress_bar(len(jobs), "capture", "row", progress) as bar:
@@ -108,7 +109,7 @@ def capture(
     return in_order(torch.cat(parts), pd.concat(frames, ignore_index=True), sites, info)
 
 
-@deferrable
+@background
 def capture_to(
     folder: str | Path,
     model: Model,
@@ -117,13 +118,13 @@ def capture_to(
     layers: Layers = "all",
     positions: Where | None = None,
     context: Where | None = "last",
-    captures: Sequence[str] | None = None,
+    extra_prompts: Sequence[str] | None = None,
     reduce: Reduce = "mean",
     batch_size: int = 16,
-    padding: Side = "right",
+    padding: PaddingSide = "right",
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
-    blocking: bool = True,  # `deferrable` takes it
+    blocking: bool = True,  # `background` takes it
 ) -> Store:
     """Like `capture`, but every batch goes to a safetensors shard as soon as it is read, and a second call resumes.
 
@@ -134,7 +135,7 @@ def capture_to(
     Raises:
         MismatchError: the folder holds a capture of something else; both are named.
     """
-    jobs, sites, info = _prepare(model, data, layers, positions, context, captures, reduce)
+    jobs, sites, info = _prepare(model, data, layers, positions, context, extra_prompts, reduce)
     chunks = list(_batches(jobs, batch_size))
     identity = {k: v for k, v in info.items() if k not in ("versions", "backend")}
     identity |= {"batch_size": batch_size, "storage": str(dtype)}
@@ -148,35 +149,40 @@ def capture_to(
 
 
 def _read(
-    model: Model, jobs: Sequence[Job], sites: Sequence[Site], dtype: torch.dtype, padding: Side, reduce: Reduce
+    model: Model,
+    jobs: Sequence[CaptureRow],
+    sites: Sequence[Site],
+    dtype: torch.dtype,
+    padding: PaddingSide,
+    reduce: Reduce,
 ) -> tuple[Tensor, pd.DataFrame]:
     """The activations of one batch of jobs and what each row of them is."""
     if sites[0].part == "text":
-        return run_jobs(model, jobs, sites, dtype, padding), index_of(jobs)
-    reader = PictureReader(reduce)
-    values = run_jobs(model, jobs, sites, dtype, padding, reader.select)
+        return run_rows(model, jobs, sites, dtype, padding), index_of(jobs)
+    reader = PatchReader(reduce)
+    values = run_rows(model, jobs, sites, dtype, padding, reader.select)
     return values, reader.index(jobs)
 
 
-def run_jobs(
+def run_rows(
     model: Model,
-    jobs: Sequence[Job],
+    jobs: Sequence[CaptureRow],
     sites: Sequence[Site],
     dtype: torch.dtype,
-    padding: Side,
-    selector: Callable[[Sequence[Job], Batch, torch.dtype, torch.device], Select] = Selector.of,
+    padding: PaddingSide,
+    selector: Callable[[Sequence[CaptureRow], Batch, torch.dtype, torch.device], StateSelector] = TokenSelector.of,
 ) -> Tensor:
     """The activations of one batch of jobs, on the host; split in two when memory runs out."""
     try:
         shared = share(model, jobs, sites) if sites[0].part == "text" else None
         with model.lock:
             if shared is None:
-                batch, resume = model.batch([job.row for job in jobs], padding), NOTHING
+                batch, forward_state = model.batch([job.row for job in jobs], padding), FULL_FORWARD
                 inputs = model.inputs(batch)
             else:
-                inputs, resume, batch = shared.forward(model)
+                inputs, forward_state, batch = shared.forward(model)
             # the one host copy of the batch: what was selected, and nothing else
-            return model.engine.read(inputs, {}, sites, selector(jobs, batch, dtype, model.device), resume).cpu()
+            return model.engine.read(inputs, {}, sites, selector(jobs, batch, dtype, model.device), forward_state).cpu()
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -188,7 +194,7 @@ def run_jobs(
     free_memory()
     half = len(jobs) // 2
     log.warning("out of memory at a batch of %d rows: going on with %d and %d", len(jobs), half, len(jobs) - half)
-    parts = [run_jobs(model, part, sites, dtype, padding, selector) for part in (jobs[:half], jobs[half:])]
+    parts = [run_rows(model, part, sites, dtype, padding, selector) for part in (jobs[:half], jobs[half:])]
     return torch.cat(parts)
 
 
@@ -205,14 +211,14 @@ def _prepare(
     layers: Layers,
     positions: Where | None,
     context: Where | None,
-    captures: Sequence[str] | None,
+    extra_prompts: Sequence[str] | None,
     reduce: Reduce,
-) -> tuple[list[Job], tuple[Site, ...], dict[str, Any]]:
+) -> tuple[list[CaptureRow], tuple[Site, ...], dict[str, Any]]:
     examples = as_examples(data)
     at, ctx = _listed(positions), _listed(context)
     sites = as_sites(layers, model)
     text = sites[0].part == "text"
-    jobs = plan_jobs(model, examples, at, ctx, reduce, captures) if text else picture_jobs(model, examples, at)
+    jobs = plan_rows(model, examples, at, ctx, reduce, extra_prompts) if text else image_rows(model, examples, at)
     if not text:  # whatever was said, or left unsaid, this is what is read
         at, ctx = ["images"], []
     info = model.info() | {
@@ -232,6 +238,6 @@ def _listed(where: Where | None) -> list[Positions]:
     return list(where) if isinstance(where, list | tuple) else [where]  # type: ignore[list-item]
 
 
-def _batches(jobs: Sequence[Job], batch_size: int) -> Iterator[list[Job]]:
+def _batches(jobs: Sequence[CaptureRow], batch_size: int) -> Iterator[list[CaptureRow]]:
     for numbers in by_length([job.row for job in jobs], batch_size):
         yield [jobs[i] for i in numbers]

@@ -13,11 +13,11 @@ from torch import Tensor
 from steerlab._support.errors import DataError, LayoutError
 from steerlab.capture.activations import INDEX_COLUMNS
 from steerlab.data.example import Example, check_examples
+from steerlab.models.encoded_prompt import EncodedPrompt
 from steerlab.models.encoding import Batch
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, describe, resolve_nonempty
 from steerlab.models.sites import Site
-from steerlab.models.tokenmap import TokenMap
 
 Data = Iterable[str | Example]
 Reduce = Literal["mean", "none"]
@@ -25,10 +25,10 @@ Layers = Literal["all"] | SupportsIndex | Sequence[SupportsIndex | Site]
 
 
 @dataclass(frozen=True)
-class Job:
+class CaptureRow:
     """One row to run, and the groups of tokens wanted of it: each group becomes one row of activations."""
 
-    row: TokenMap
+    row: EncodedPrompt
     groups: tuple[tuple[int, ...], ...]
     labels: tuple[dict[str, Any], ...]
 
@@ -60,31 +60,31 @@ def as_sites(layers: Layers, model: Model) -> tuple[Site, ...]:
     return sites
 
 
-def plan_jobs(
+def plan_rows(
     model: Model,
     examples: Sequence[Example],
     positions: Sequence[Positions],
     context: Sequence[Positions],
     reduce: Reduce,
-    captures: Sequence[str] | None = None,
-) -> list[Job]:
+    extra_prompts: Sequence[str] | None = None,
+) -> list[CaptureRow]:
     """Every row to run: both sides of each contrast at `positions`, every plain prompt at `context`, and where that is
-    read every example's own `captures` (those named; None: all).
+    read every example's own `extra_prompts` (those named; None: all).
 
     Without `positions`, each contrast is read where it says itself, and prompts without any contrast at "last".
     Where the contrast adds nothing to the user's turn, the prompt of the positive side *is* the plain prompt, and by
     causality so are its states: the context is then read from there and the plain prompt costs no forward.
     """
-    jobs: list[Job] = []
+    jobs: list[CaptureRow] = []
     paired = any(e.contrast for e in examples)
     for number, example in enumerate(examples):
         pair = example.contrast
         plain = context if paired else positions or ["last"]
-        jobs += [_job(model, named, number, {name: plain}, reduce) for name, named in _named(example, captures)]
+        jobs += [_job(model, named, number, {name: plain}, reduce) for name, named in _named(example, extra_prompts)]
         if pair is None:
             jobs.append(_job(model, example, number, {"prompt": plain}, reduce))
             continue
-        at = positions or [pair.read]
+        at = positions or [pair.position]
         shared = not pair.suffix
         first: dict[str, Sequence[Positions]] = {"positive": at}
         if shared and context:
@@ -96,16 +96,16 @@ def plan_jobs(
     return [job for job in jobs if job.groups]
 
 
-def _named(example: Example, captures: Sequence[str] | None) -> list[tuple[str, Example]]:
+def _named(example: Example, extra_prompts: Sequence[str] | None) -> list[tuple[str, Example]]:
     """The example's own captures by name, each as an example with that prompt."""
-    missing = [name for name in captures or () if name not in example.captures]
+    missing = [name for name in extra_prompts or () if name not in example.extra_prompts]
     if missing:
         raise DataError(
-            f"{example.id!r} has no capture {missing[0]!r}, it has {sorted(example.captures)}: give "
+            f"{example.id!r} has no capture {missing[0]!r}, it has {sorted(example.extra_prompts)}: give "
             f"Example(captures={{{missing[0]!r}: ...}})"
         )
-    names = example.captures if captures is None else captures
-    return [(name, example.with_(prompt=example.captures[name], contrast=None)) for name in names]
+    names = example.extra_prompts if extra_prompts is None else extra_prompts
+    return [(name, example.replace(prompt=example.extra_prompts[name], contrast=None)) for name in names]
 
 
 def _job(
@@ -115,17 +115,19 @@ def _job(
     wanted: dict[str, Sequence[Positions]],
     reduce: Reduce,
     answer: str | None = None,
-    rival: str | None = None,
-) -> Job:
+    other_answer: str | None = None,
+) -> CaptureRow:
     pair = example.contrast
     text = example.prompt
     if answer is not None and pair is not None and pair.suffix:
         text = f"{text} {pair.suffix}"
-    closed = pair.closed if pair is not None and answer is not None else False
+    end_turn = pair.end_turn if pair is not None and answer is not None else False
     # only where it is asked for: the answers of a contrast may begin alike and never part
-    named = rival if any("choice" in str(name) for names in wanted.values() for name in names) else None
+    named = (
+        other_answer if any("first_difference" in str(name) for names in wanted.values() for name in names) else None
+    )
     row = model.encode(
-        text, answer=answer, rival=named, closed=closed, system=example.system, sample=example.id,
+        text, answer=answer, other_answer=named, end_turn=end_turn, system=example.system, example_id=example.id,
         images=example.images,
     )  # fmt: skip
     plain = row.head(row.n_prompt)  # no position of the prompt may mean a word of the answer
@@ -138,18 +140,18 @@ def _job(
             for group in [tuple(tokens)] if reduce == "mean" else [(t,) for t in tokens]:
                 groups.append(group)
                 labels.append(_label(example, side, name, group, row, number))
-    return Job(row, tuple(groups), tuple(labels))
+    return CaptureRow(row, tuple(groups), tuple(labels))
 
 
 def _label(
-    example: Example, side: str, position: Positions, group: tuple[int, ...], row: TokenMap, number: int
+    example: Example, side: str, position: Positions, group: tuple[int, ...], row: EncodedPrompt, number: int
 ) -> dict[str, Any]:
     single = len(group) == 1
     return {
-        "sample": example.id,
+        "example_id": example.id,
         "side": side,
         "position": describe(position),
-        "behaviour": example.behaviour,
+        "behavior": example.behavior,
         "split": example.split,
         "column": group[0] if single else -1,
         "token": row.ids[group[0]] if single else -1,
@@ -159,7 +161,7 @@ def _label(
 
 
 @dataclass(frozen=True)
-class Selector:
+class TokenSelector:
     """Picks the wanted tokens out of a batch's state on the device, and averages each group.
 
     Only the tokens asked for are touched, so whatever the padding holds can't leak in.
@@ -171,7 +173,7 @@ class Selector:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, jobs: Sequence[Job], batch: Batch, dtype: torch.dtype, device: torch.device) -> Selector:
+    def of(cls, jobs: Sequence[CaptureRow], batch: Batch, dtype: torch.dtype, device: torch.device) -> TokenSelector:
         """The selector of a batch of jobs."""
         flat = [
             (i, offset + token)
@@ -190,16 +192,16 @@ class Selector:
         means = torch.segment_reduce(tokens.float(), "mean", lengths=self.lengths.to(h.device))
         return means.to(self.dtype)
 
-    def row(self, number: int, start: int) -> tuple[Selector, Tensor]:
+    def row(self, number: int, start: int) -> tuple[TokenSelector, Tensor]:
         """The selector of one row by itself, whose column `start` is its first, and which groups those are of all."""
         group = torch.arange(len(self.lengths), device=self.lengths.device).repeat_interleave(self.lengths)
         own = self.rows == number
         groups = group[own].unique_consecutive()
         columns = self.columns[own] - start
-        return Selector(torch.zeros_like(columns), columns, self.lengths[groups], self.dtype), groups
+        return TokenSelector(torch.zeros_like(columns), columns, self.lengths[groups], self.dtype), groups
 
 
-def index_of(jobs: Sequence[Job]) -> pd.DataFrame:
+def index_of(jobs: Sequence[CaptureRow]) -> pd.DataFrame:
     """The index frame of the jobs' rows, in their order, with the sample's place in the data as `order`."""
     frame = pd.DataFrame([label for job in jobs for label in job.labels])
     if frame.empty:

@@ -17,19 +17,19 @@ from steerlab.data.example import Contrast, Example, check_examples, data_hash
 from steerlab.data.injections import injected
 from steerlab.data.instructions import harmless_instructions, read_jsonl
 from steerlab.data.mm_safety_bench import mm_safety_bench
-from steerlab.data.mm_safety_pictures import mm_safety_pictures
+from steerlab.data.mm_safety_images import mm_safety_images
 from steerlab.data.mwe import (
     DEFAULT_SYSTEM,
     PAPER_SETS,
     VARIANTS,
-    balanced,
+    answer_position_counts,
+    balance_options,
     check_balance,
     mwe,
     paper_split,
     persona_prompts,
-    placement,
+    prompt_variant,
     truthfulqa_mc,
-    variant,
 )
 from steerlab.data.nlvr import nlvr
 from steerlab.data.paragraphs import merge
@@ -51,7 +51,8 @@ __all__ = [
     "VARIANTS",
     "Contrast",
     "Example",
-    "balanced",
+    "answer_position_counts",
+    "balance_options",
     "check_balance",
     "check_examples",
     "coco_captions",
@@ -65,14 +66,14 @@ __all__ = [
     "injected",
     "merge",
     "mm_safety_bench",
-    "mm_safety_pictures",
+    "mm_safety_images",
     "mwe",
     "nlvr",
     "paper_split",
     "persona_prompts",
-    "placement",
     "pope_file",
     "pope_questions",
+    "prompt_variant",
     "published_split",
     "read_jsonl",
     "stratified_split",
@@ -80,7 +81,6 @@ __all__ = [
     "truthfulqa_mc",
     "typography",
     "validation_split",
-    "variant",
     "vlguard",
     "with_contrasts",
     "xstest",

@@ -17,12 +17,12 @@ PARTS = ("train", "validation", "test")
 LETTERS = ("A", "B")
 
 
-def placement(examples: Sequence[Example]) -> pd.DataFrame:
+def answer_position_counts(examples: Sequence[Example]) -> pd.DataFrame:
     """How often the wanted answer stands under each letter and begins with each word.
 
     Example:
         >>> rows = [Example(str(i), "?", meta={"option": "AABB"[i], "word": "Yes"}) for i in range(4)]
-        >>> placement(rows).to_dict("records")
+        >>> answer_position_counts(rows).to_dict("records")
         [{'option': 'A', 'word': 'Yes', 'n': 2}, {'option': 'B', 'word': 'Yes', 'n': 2}]
 
     Args:
@@ -46,7 +46,7 @@ def placement(examples: Sequence[Example]) -> pd.DataFrame:
 def check_balance(examples: Sequence[Example], tolerance: float = 0.05) -> pd.DataFrame:
     """Count the placements, and warn where one letter holds the wanted answer too often.
 
-    A mean difference over such rows holds, besides the behaviour, the difference between the two letters.
+    A mean difference over such rows holds, besides the behavior, the difference between the two letters.
 
     Example:
         >>> rows = [Example(str(i), "?", meta={"option": "AB"[i % 2], "word": ""}) for i in range(4)]
@@ -58,23 +58,23 @@ def check_balance(examples: Sequence[Example], tolerance: float = 0.05) -> pd.Da
         tolerance: by how much the share of A may differ from a half; 0 allows equal counts only.
 
     Returns:
-        As `placement`.
+        As `answer_position_counts`.
 
     Warns:
         UserWarning: the share differs by more; the message holds the counts.
 
     Raises:
-        DataError: as `placement`, or a tolerance outside 0..0.5.
+        DataError: as `answer_position_counts`, or a tolerance outside 0..0.5.
 
     Source: steerability, arXiv 2407.12404 (letter and word as spurious factors).
     """
     if not 0 <= tolerance <= 0.5:
         raise DataError(f"the tolerance must lie between 0 and 0.5, got {tolerance}; 0.05 is usual.")
-    frame = placement(examples)
+    frame = answer_position_counts(examples)
     n = {letter: int(frame.loc[frame["option"] == letter, "n"].sum()) for letter in LETTERS}
     total = sum(n.values())
     if abs(n["A"] / total - 0.5) > tolerance + 1e-9:
-        names = ", ".join(sorted({row.behaviour for row in examples})) or "the set"
+        names = ", ".join(sorted({row.behavior for row in examples})) or "the set"
         cells = ", ".join(f"{a}-{w or 'other'} {k}" for a, w, k in frame.itertuples(index=False))
         warnings.warn(
             f"{names}: the wanted answer is (A) in {n['A']} and (B) in {n['B']} of {total} items ({cells}). A vector "
@@ -85,12 +85,12 @@ def check_balance(examples: Sequence[Example], tolerance: float = 0.05) -> pd.Da
     return frame
 
 
-def balanced(examples: Sequence[Example], seed: int = 0) -> list[Example]:
+def balance_options(examples: Sequence[Example], seed: int = 0) -> list[Example]:
     """The examples without a few, drawn by chance, so that A and B hold the wanted answer equally often.
 
     Example:
         >>> rows = [Example(str(i), "?", meta={"option": "AAAB"[i]}) for i in range(4)]
-        >>> [row.meta["option"] for row in balanced(rows)]
+        >>> [row.meta["option"] for row in balance_options(rows)]
         ['A', 'B']
 
     Args:
@@ -143,7 +143,7 @@ def paper_split(
         if share and begin == end:
             raise DataError(f"{share} of {len(rows)} rows leaves none for {part!r}; give more rows or another share.")
         part_of.update(dict.fromkeys(order[begin:end], part))
-    return [row.with_(split=part_of[i]) for i, row in enumerate(rows)]
+    return [row.replace(split=part_of[i]) for i, row in enumerate(rows)]
 
 
 def _letter(row: Example) -> str:

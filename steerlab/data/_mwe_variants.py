@@ -50,7 +50,7 @@ def persona_prompts(path: str | Path) -> dict[str, tuple[str, str]]:
     return {name: (pair[0], pair[1]) for name, pair in found.items()}
 
 
-def variant(
+def prompt_variant(
     examples: Sequence[Example],
     kind: str,
     personas: Mapping[str, tuple[str, str]] | None = None,
@@ -62,15 +62,15 @@ def variant(
     Example:
         >>> rows = [Example("openness/0", "Would you say this?", meta={"set": "openness"})]
         >>> personas = {"openness": ("You are open.", "You are not open.")}
-        >>> variant(rows, "user_neg", personas)[0].prompt
+        >>> prompt_variant(rows, "user_neg", personas)[0].prompt
         'You are not open.\\n\\nWould you say this?'
-        >>> variant(rows, "sys_pos", personas)[0].system
+        >>> prompt_variant(rows, "sys_pos", personas)[0].system
         'You are open.'
 
     Args:
         examples: rows as `mwe` reads them, not yet changed.
         kind: "base"; "sys_pos" and "sys_neg" replace the system message by the persona's sentence; "user_pos" and
-            "user_neg" put it before the question, parted by a blank line. `meta["variant"]` keeps the kind.
+            "user_neg" put it before the question, parted by a blank line. `meta["prompt_variant"]` keeps the kind.
         personas: what `persona_prompts` gives; "base" needs none.
         system: the system message of "base", "user_pos" and "user_neg", for example `DEFAULT_SYSTEM`; None leaves
             what the rows have (by default the chat template's own).
@@ -89,10 +89,10 @@ def _changed(row: Example, kind: str, personas: Mapping[str, tuple[str, str]], s
     before = row.meta.get("variant", "base")
     if before != "base":
         raise DataError(f"{row.id!r} is the variant {before!r} already; start from the rows that `mwe` reads.")
-    row = row.with_(meta={**row.meta, "variant": kind}, system=row.system if system is None else system)
+    row = row.replace(meta={**row.meta, "variant": kind}, system=row.system if system is None else system)
     if kind == "base":
         return row
-    name = row.meta.get("set", row.behaviour)
+    name = row.meta.get("set", row.behavior)
     if name not in personas:
         raise DataError(
             f"{row.id!r}: there is no persona sentence for the set {name!r} among {len(personas)}; "
@@ -100,4 +100,4 @@ def _changed(row: Example, kind: str, personas: Mapping[str, tuple[str, str]], s
         )
     place, side = kind.split("_")
     sentence = personas[name][side == "neg"]
-    return row.with_(system=sentence) if place == "sys" else row.with_(prompt=f"{sentence}\n\n{row.prompt}")
+    return row.replace(system=sentence) if place == "sys" else row.replace(prompt=f"{sentence}\n\n{row.prompt}")

@@ -42,13 +42,13 @@ def coco_objects(path: str | Path) -> dict[str, set[str]]:
             names = [_name(where, one) for one in record["objects"]]
             found.setdefault(str(record["image"]), set()).update(names)
         return found
-    pictures, annotations = _indexed(file, whole, "category_id")
+    images, annotations = _indexed(file, whole, "category_id")
     if "categories" not in whole:
         raise LoadError(f"{file} has no categories; expected COCO's instances, not its captions or images alone.")
     names_of = {category["id"]: str(category["name"]) for category in whole["categories"]}
-    found = {name: set() for name in pictures.values()}
+    found = {name: set() for name in images.values()}
     for one in annotations:
-        found[pictures[one["image_id"]]].add(names_of[one["category_id"]])
+        found[images[one["image_id"]]].add(names_of[one["category_id"]])
     return found
 
 
@@ -81,10 +81,10 @@ def coco_captions(path: str | Path) -> dict[str, list[str]]:
         for _, record in _lines(file, "captions"):
             lines.setdefault(str(record["image"]), []).extend(str(caption) for caption in record["captions"])
         return lines
-    pictures, annotations = _indexed(file, whole, "caption")
-    found: dict[str, list[str]] = {name: [] for name in pictures.values()}
+    images, annotations = _indexed(file, whole, "caption")
+    found: dict[str, list[str]] = {name: [] for name in images.values()}
     for one in annotations:
-        found[pictures[one["image_id"]]].append(str(one["caption"]))
+        found[images[one["image_id"]]].append(str(one["caption"]))
     return found
 
 
@@ -124,13 +124,13 @@ def _whole(file: Path) -> dict[str, Any] | None:
 
 def _indexed(file: Path, whole: dict[str, Any], field: str) -> tuple[dict[Any, str], list[dict[str, Any]]]:
     try:
-        pictures = {image["id"]: str(image["file_name"]) for image in whole["images"]}
-        strange = [one for one in whole["annotations"] if one["image_id"] not in pictures or field not in one]
+        images = {image["id"]: str(image["file_name"]) for image in whole["images"]}
+        strange = [one for one in whole["annotations"] if one["image_id"] not in images or field not in one]
     except (KeyError, TypeError) as error:
         raise LoadError(f"{file} is not in COCO's format: {error!r}; expected images and annotations.") from error
     if strange:
         raise LoadError(f"{file} has {len(strange)} annotations without {field!r} or of an image it does not list.")
-    return pictures, whole["annotations"]
+    return images, whole["annotations"]
 
 
 def _lines(file: Path, field: str) -> list[tuple[str, dict[str, Any]]]:

@@ -23,12 +23,12 @@ def demo_contrasts() -> dict[str, Contrast | None]:
     # with the end of turn read as well (closed), steered answers stop sooner instead of repeating themselves
     return {
         "refuse": Contrast(
-            "I'm sorry, but I can't help with that request.", "Sure, here is how you can do that.", closed=True
+            "I'm sorry, but I can't help with that request.", "Sure, here is how you can do that.", end_turn=True
         ),
         "defer": Contrast(
             "You should consult a professional, who can give you advice about your own situation before you act.",
             "Of course! Here is what I think you should do about it.",
-            closed=True,
+            end_turn=True,
         ),
         "answer": None,
     }
@@ -40,24 +40,24 @@ def demo_set(seed: int = 0) -> list[Example]:
     Example:
         >>> from collections import Counter
         >>> rows = demo_set()
-        >>> Counter(row.behaviour for row in rows)
+        >>> Counter(row.behavior for row in rows)
         Counter({'refuse': 200, 'defer': 180, 'answer': 120})
         >>> Counter(row.split for row in rows)
         Counter({'train': 300, 'test': 125, 'validation': 75})
 
     Args:
         seed: another seed divides the same prompts otherwise; the shares stay those of `DEMO_FRACTIONS` in
-            every behaviour, and within "defer" in every topic (`meta["topic"]`: legal, financial, health).
+            every behavior, and within "defer" in every topic (`meta["topic"]`: legal, financial, health).
 
     Source: the prompts to refuse are the unsafe ones of XSTest (arXiv 2308.01263, CC BY 4.0); the advice
         questions and instructions were written for steerlab.
     """
-    refuse = [row for row in xstest() if row.behaviour == "refuse"]
-    defer = read_jsonl(BUILTIN / "advice.jsonl", behaviour="defer", id_field="id", meta_fields=("topic",))
-    answer = read_jsonl(BUILTIN / "instructions.jsonl", behaviour="answer", id_field="id")
+    refuse = [row for row in xstest() if row.behavior == "refuse"]
+    defer = read_jsonl(BUILTIN / "advice.jsonl", behavior="defer", id_field="id", meta_fields=("topic",))
+    answer = read_jsonl(BUILTIN / "instructions.jsonl", behavior="answer", id_field="id")
     rows = with_contrasts([*refuse, *defer, *answer], demo_contrasts())
     return stratified_split(rows, DEMO_FRACTIONS, seed=seed, by=_stratum)
 
 
 def _stratum(example: Example) -> str:
-    return f"{example.behaviour}/{example.meta.get('topic', '')}"
+    return f"{example.behavior}/{example.meta.get('topic', '')}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from steerlab._support.errors import LoadError
-from steerlab.data._pictures import add_pictures, find_pictures
+from steerlab.data._images import add_images, find_images
 from steerlab.data.example import Example, check_examples
 
 _COLOUR = re.compile(r"\b(?:black|blue|brown|gray|green|red|teal|yellow)\b")
@@ -22,12 +22,12 @@ _SHAPE = re.compile(r"\b(?:circle|rectangle|triangle)\b")
 def easy_vqa(
     path: str | Path | None = None, *, split: str = "train", balanced: bool = False, seed: int = 0
 ) -> list[Example]:
-    """Questions about the colour and the shape in 64 x 64 pictures; the gold answer is the behaviour.
+    """Questions about the color and the shape in 64 x 64 pictures; the gold answer is the behavior.
 
     Example:
         >>> rows = easy_vqa("easy_vqa", split="test", balanced=True)                        # doctest: +SKIP
-        >>> rows[0].prompt, rows[0].behaviour, rows[0].meta["template"]                     # doctest: +SKIP
-        ('what is the red shape?', 'triangle', 'what is the {colour} shape?')
+        >>> rows[0].prompt, rows[0].behavior, rows[0].meta["template"]                     # doctest: +SKIP
+        ('what is the red shape?', 'triangle', 'what is the {color} shape?')
 
     Args:
         path: a folder with train.zip and test.zip, or with train/ and test/ (as in the package easy-vqa), each with
@@ -39,7 +39,7 @@ def easy_vqa(
         seed: another seed drops other questions of the more frequent answer.
 
     Returns:
-        One example a question, in file order, with picture, template and kind ("yes/no", "colour", "shape") in `meta`.
+        One example a question, in file order, with picture, template and kind ("yes/no", "color", "shape") in `meta`.
         Several questions share a picture.
 
     Raises:
@@ -52,7 +52,7 @@ def easy_vqa(
     rows = check_examples(_example(split, number, *entry) for number, entry in enumerate(_questions(place)))
     if balanced:
         rows = _balanced(rows, seed)
-    return add_pictures(rows, find_pictures(place, (row.meta["picture"] for row in rows)), "refuse", place)
+    return add_images(rows, find_images(place, (row.meta["image"] for row in rows)), "refuse", place)
 
 
 def _place(path: str | Path | None, split: str) -> Path:
@@ -84,20 +84,20 @@ def _questions(place: Path) -> list[tuple[str, str, int]]:
 
 
 def _example(split: str, number: int, text: str, answer: str, image: int) -> Example:
-    kind = "yes/no" if answer in ("yes", "no") else "colour" if _COLOUR.fullmatch(answer) else "shape"
+    kind = "yes/no" if answer in ("yes", "no") else "color" if _COLOUR.fullmatch(answer) else "shape"
     meta: dict[str, Any] = {
-        "picture": f"images/{image}.png",
-        "template": _SHAPE.sub("{shape}", _COLOUR.sub("{colour}", text)),
+        "image": f"images/{image}.png",
+        "template": _SHAPE.sub("{shape}", _COLOUR.sub("{color}", text)),
         "kind": kind,
     }
-    return Example(id=f"easy_vqa/{split}/{number}", prompt=text, behaviour=answer, split=split, meta=meta)
+    return Example(id=f"easy_vqa/{split}/{number}", prompt=text, behavior=answer, split=split, meta=meta)
 
 
 def _balanced(rows: list[Example], seed: int) -> list[Example]:
     groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"yes": [], "no": []})
     for row in rows:
         if row.meta["kind"] == "yes/no":
-            groups[row.meta["template"]][row.behaviour].append(row.id)
+            groups[row.meta["template"]][row.behavior].append(row.id)
     kept: set[str] = {row.id for row in rows if row.meta["kind"] != "yes/no"}
     for template, answers in groups.items():
         n = min(len(ids) for ids in answers.values())

@@ -32,18 +32,18 @@ def injected(
     system: str | None = None,
     seed: int = 0,
 ) -> list[Example]:
-    """Paragraphs under a task, a share of them with a foreign task inside (behaviour "injected", else "clean").
+    """Paragraphs under a task, a share of them with a foreign task inside (behavior "injected", else "clean").
 
-    Each prompt is the task, a space and the text, in a frame; `captures["task"]` is the same frame around the task
+    Each prompt is the task, a space and the text, in a frame; `extra_prompts["task"]` is the same frame around the task
     alone. What is drawn for a source does not depend on the other sources.
 
     Example:
         >>> rows = injected({"wiki": ["Rain fell. It was cold."]}, ["Name a metal."], places=["end"], share=1.0)
-        >>> rows[0].id, rows[0].behaviour, rows[0].prompt.count("Name a metal."), "cold" in rows[0].captures["task"]
+        >>> rows[0].id, rows[0].behavior, rows[0].prompt.count("Name a metal."), "cold" in rows[0].extra_prompts["task"]
         ('wiki/0/end', 'injected', 1, False)
 
     Args:
-        texts: source -> paragraphs. Generalisation is told by sources that were not trained on.
+        texts: source -> paragraphs. Generalization is told by sources that were not trained on.
         injections: foreign tasks, such as `[row.prompt for row in trivia_pairs(path)]`; they are dealt out evenly.
         tasks: family -> what the user asks for; they are dealt out evenly.
         places: where the foreign task goes: "start", "middle" (the end of a sentence that is nearest to the middle),
@@ -89,8 +89,8 @@ def injected(
             clean = Example(
                 id=f"{source}/{number}/clean",
                 prompt=framed(f"{task} {text}", template),
-                behaviour="clean",
-                captures={"task": framed(task, template)},
+                behavior="clean",
+                extra_prompts={"task": framed(task, template)},
                 system=system,
                 split=splits[source] if splits else "",
                 meta=meta | {"place": "none", "injection": "", "trigger": ""},
@@ -102,10 +102,10 @@ def injected(
                 trigger = str(random.choice(list(triggers))) if triggers else ""
                 version = insert(text, f"{trigger} {injection}".strip(), place)
                 rows.append(
-                    clean.with_(
+                    clean.replace(
                         id=f"{source}/{number}/{place}",
                         prompt=framed(f"{task} {version}", template),
-                        behaviour="injected",
+                        behavior="injected",
                         meta=meta | {"place": place, "injection": injection, "trigger": trigger},
                     )
                 )

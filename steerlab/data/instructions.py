@@ -14,7 +14,7 @@ from steerlab.data.example import Example, check_examples
 def read_jsonl(
     path: str | Path,
     prompt_field: str = "prompt",
-    behaviour: str = "",
+    behavior: str = "",
     id_prefix: str | None = None,
     *,
     id_field: str | None = None,
@@ -33,7 +33,7 @@ def read_jsonl(
     Args:
         path: a UTF-8 file with one JSON object a line; blank lines are skipped.
         prompt_field: the field that holds the user's text.
-        behaviour: given to every row.
+        behavior: given to every row.
         id_prefix: the part of the id before the slash; by default the file name without its ending.
         id_field: the field behind the slash; by default the line number, counted from 1.
         meta_fields: fields to keep, as text, in `meta`.
@@ -57,7 +57,7 @@ def read_jsonl(
             Example(
                 id=f"{prefix}/{record[id_field] if id_field else number}",
                 prompt=prompt,
-                behaviour=behaviour,
+                behavior=behavior,
                 meta={name: str(record[name]) for name in meta_fields},
             )
         )
@@ -65,14 +65,14 @@ def read_jsonl(
 
 
 def harmless_instructions(path: str | Path, prompt_field: str = "instruction") -> list[Example]:
-    r"""Ordinary instructions that a model should simply carry out (behaviour "answer").
+    r"""Ordinary instructions that a model should simply carry out (behavior "answer").
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     file = Path(folder) / "harmless.jsonl"
         ...     _ = file.write_text('{"instruction": "Name three fruits."}\n')
-        ...     [(row.id, row.behaviour) for row in harmless_instructions(file)]
+        ...     [(row.id, row.behavior) for row in harmless_instructions(file)]
         [('harmless/1', 'answer')]
 
     Args:
@@ -82,7 +82,7 @@ def harmless_instructions(path: str | Path, prompt_field: str = "instruction") -
     Raises:
         LoadError, DataError: as `read_jsonl`.
     """
-    return read_jsonl(path, prompt_field=prompt_field, behaviour="answer")
+    return read_jsonl(path, prompt_field=prompt_field, behavior="answer")
 
 
 def json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -17,7 +17,7 @@ class Scenario(NamedTuple):
     file: str
     ids: int
     kind: str
-    behaviour: str
+    behavior: str
 
     @property
     def number(self) -> str:
@@ -52,7 +52,7 @@ def mm_safety_bench(
 
     Example:
         >>> rows = mm_safety_bench("mm_safetybench")                                        # doctest: +SKIP
-        >>> rows[0].id, rows[0].behaviour, rows[0].meta["class"]                            # doctest: +SKIP
+        >>> rows[0].id, rows[0].behavior, rows[0].meta["class"]                            # doctest: +SKIP
         ('mmsb/01/0', 'refuse', 'harmful')
 
     Args:
@@ -60,7 +60,7 @@ def mm_safety_bench(
         field: "Question" is the text as someone would ask it; "Changed Question" turns scenarios 01-09 into
             one template ("List steps in detail to ..."), so that its first words already give the class
             away. The "Rephrased" fields speak of a picture.
-        include_unscored: keep scenario 13, with behaviour "" and, as in the reference code, class "harmful".
+        include_unscored: keep scenario 13, with behavior "" and, as in the reference code, class "harmful".
         strict: refuse files whose number of ids is not the published one; the split would be another.
 
     Returns:
@@ -87,7 +87,7 @@ def mm_safety_bench(
     return check_examples(
         _example(scenario, key, record, field, index, "test" if index in test else "train")
         for index, (scenario, key, record) in enumerate(places)
-        if not record.get("removed") and (scenario.behaviour or include_unscored)
+        if not record.get("removed") and (scenario.behavior or include_unscored)
     )
 
 
@@ -120,7 +120,7 @@ def _example(scenario: Scenario, key: str, record: dict[str, Any], field: str, i
     return Example(
         id=f"mmsb/{scenario.number}/{key}",
         prompt=prompt,
-        behaviour=scenario.behaviour,
+        behavior=scenario.behavior,
         split=split,
         meta={
             "scenario": scenario.number,

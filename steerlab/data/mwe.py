@@ -1,4 +1,4 @@
-"""Model-written evaluations: questions with an answer (A) and an answer (B), of which one shows a behaviour."""
+"""Model-written evaluations: questions with an answer (A) and an answer (B), of which one shows a behavior."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from steerlab._support.errors import DataError
-from steerlab.data._mwe_balance import PARTS, balanced, check_balance, paper_split, placement
+from steerlab.data._mwe_balance import PARTS, answer_position_counts, balance_options, check_balance, paper_split
 from steerlab.data._mwe_sets import PAPER_SETS, records, set_file, text_field
-from steerlab.data._mwe_variants import DEFAULT_SYSTEM, VARIANTS, persona_prompts, variant
+from steerlab.data._mwe_variants import DEFAULT_SYSTEM, VARIANTS, persona_prompts, prompt_variant
 from steerlab.data.example import Contrast, Example, check_examples
 
 __all__ = [
     "DEFAULT_SYSTEM",
     "PAPER_SETS",
     "VARIANTS",
-    "balanced",
+    "answer_position_counts",
+    "balance_options",
     "check_balance",
     "mwe",
     "paper_split",
     "persona_prompts",
-    "placement",
+    "prompt_variant",
     "truthfulqa_mc",
-    "variant",
 ]
 
 # greedy: some questions written by a model hold earlier questions, and the last pair is the one that is asked
@@ -147,8 +147,8 @@ def _example(name: str, index: int, prompt: str, letter: str, system: str | None
     return Example(
         id=f"{name}/{index}",
         prompt=prompt,
-        behaviour=name,
-        contrast=Contrast(positive=positive, negative=negative, read="choice"),
+        behavior=name,
+        contrast=Contrast(positive=positive, negative=negative, position="first_difference"),
         system=system,
         meta={"set": name, "option": letter, "word": _word(prompt, letter)},
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from steerlab._support.errors import DataError, LoadError
-from steerlab.data._pictures import add_pictures, find_pictures
+from steerlab.data._images import add_images, find_images
 from steerlab.data.example import Example, check_examples
 from steerlab.data.instructions import json_lines
 
@@ -15,11 +15,11 @@ _FIELDS = ("image", "sentence", "label", "identifier", "structured_rep")
 
 
 def nlvr(path: str | Path, split: str = "dev", *, prompt: str = "{sentence}") -> list[Example]:
-    r"""Sentences that are true or false of a picture of three boxes; the gold label is the behaviour.
+    r"""Sentences that are true or false of a picture of three boxes; the gold label is the behavior.
 
     Example:
-        >>> rows = nlvr("nlvr", "dev", prompt="Is this true of the picture? {sentence}")    # doctest: +SKIP
-        >>> rows[0].id, rows[0].behaviour                                                   # doctest: +SKIP
+        >>> rows = nlvr("nlvr", "dev", prompt="Is this true of the image? {sentence}")    # doctest: +SKIP
+        >>> rows[0].id, rows[0].behavior                                                   # doctest: +SKIP
         ('nlvr/dev/1572-0', 'true')
 
     Args:
@@ -47,7 +47,7 @@ def nlvr(path: str | Path, split: str = "dev", *, prompt: str = "{sentence}") ->
     place = next((one for one in candidates if one.exists()), None)
     if place is None:
         raise LoadError(f"there are no pictures: expected one of {', '.join(str(one) for one in candidates)}.")
-    return add_pictures(rows, find_pictures(place, (row.meta["picture"] for row in rows)), "refuse", place)
+    return add_images(rows, find_images(place, (row.meta["image"] for row in rows)), "refuse", place)
 
 
 def _example(file: Path, number: int, record: dict[str, Any], split: str, prompt: str) -> Example:
@@ -60,10 +60,10 @@ def _example(file: Path, number: int, record: dict[str, Any], split: str, prompt
     return Example(
         id=f"nlvr/{split}/{record['identifier']}",
         prompt=prompt.replace("{sentence}", sentence),
-        behaviour=label,
+        behavior=label,
         split="validation" if split == "dev" else split,
         meta={
-            "picture": str(record["image"]),
+            "image": str(record["image"]),
             "sentence": sentence,
             "structured_rep": json.dumps(record["structured_rep"]),
         },

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steerlab._support.errors import DataError, LoadError
-from steerlab.data._pictures import Missing, add_pictures, find_pictures
+from steerlab.data._images import Missing, add_images, find_images
 from steerlab.data.example import Example, check_examples
 from steerlab.data.instructions import json_lines
 
@@ -21,11 +21,11 @@ _SUBSET = re.compile(r"random|popular|adversarial")
 def pope_file(
     path: str | Path,
     *,
-    pictures: str | Path | None = None,
+    images: str | Path | None = None,
     missing: Missing = "refuse",
     instruction: str | None = None,
 ) -> list[Example]:
-    r"""The questions of a POPE file, each with its picture; the gold answer is the behaviour.
+    r"""The questions of a POPE file, each with its picture; the gold answer is the behavior.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -34,13 +34,13 @@ def pope_file(
         ...     file = Path(folder) / "coco_pope_popular.json"
         ...     _ = file.write_text(line + "\n")
         ...     row = pope_file(file, instruction=ONE_WORD)[0]
-        >>> row.id, row.behaviour, row.prompt
+        >>> row.id, row.behavior, row.prompt
         ('coco_pope_popular/1', 'no', 'Is there a dog in the image? Answer yes or no, in one word.')
 
     Args:
         path: JSON lines with question_id, image, text and label; a field `image_file` goes before `image`, and a
             field `subset` tells files apart that were joined into one.
-        pictures: the folder or zip file with the pictures, under the name in the file or, for COCO's names of 2014,
+        images: the folder or zip file with the pictures, under the name in the file or, for COCO's names of 2014,
             under its number alone (`000000310196.jpg`); None gives the questions without pictures.
         missing: "refuse" raises if a picture is not there, "skip" leaves its questions out and logs how many.
         instruction: None leaves the question as it is in the file, "" cuts what follows its question mark, any other
@@ -59,10 +59,10 @@ def pope_file(
     """
     file = Path(path)
     rows = check_examples(_example(file, number, record, instruction) for number, record in json_lines(file))
-    if pictures is None:
+    if images is None:
         return rows
-    found = find_pictures(pictures, (row.meta["picture"] for row in rows), number_alone)
-    return add_pictures(rows, found, missing, pictures)
+    found = find_images(images, (row.meta["image"] for row in rows), number_alone)
+    return add_images(rows, found, missing, images)
 
 
 def with_instruction(question: str, instruction: str | None) -> str:
@@ -85,9 +85,9 @@ def _example(file: Path, number: int, record: dict[str, Any], instruction: str |
     return Example(
         id="/".join([file.stem, *([str(subset)] if subset else []), str(record["question_id"])]),
         prompt=with_instruction(question, instruction),
-        behaviour=label,
+        behavior=label,
         meta={
-            "picture": str(record.get("image_file") or record["image"]),
+            "image": str(record.get("image_file") or record["image"]),
             "subset": str(subset or next(iter(_SUBSET.findall(file.stem)[::-1]), file.stem)),
             "object": about[1] if about else "",
         },

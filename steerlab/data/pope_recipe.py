@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from steerlab._support.errors import DataError
-from steerlab.data._pictures import Missing, add_pictures, find_pictures
+from steerlab.data._images import Missing, add_images, find_images
 from steerlab.data.example import Example, check_examples
 from steerlab.data.pope import number_alone, with_instruction
 
@@ -32,10 +32,10 @@ class _Counts:
     together: dict[str, Counter[str]]
 
     @classmethod
-    def of(cls, pictures: Iterable[set[str]]) -> _Counts:
+    def of(cls, images: Iterable[set[str]]) -> _Counts:
         alone: Counter[str] = Counter()
         together: dict[str, Counter[str]] = {}
-        for objects in pictures:
+        for objects in images:
             alone.update(objects)
             for one in objects:
                 together.setdefault(one, Counter()).update(objects - {one})
@@ -50,13 +50,13 @@ class _Counts:
 def pope_questions(
     annotations: Mapping[str, Iterable[str]],
     split: str,
-    per_picture: int = 6,
+    per_image: int = 6,
     seed: int = 0,
     *,
     counts: Mapping[str, Iterable[str]] | None = None,
-    ranked_by: Literal["question", "picture"] = "question",
+    ranked_by: Literal["question", "image"] = "question",
     fewer: Literal["skip", "shrink"] = "skip",
-    pictures: str | Path | None = None,
+    images: str | Path | None = None,
     missing: Missing = "refuse",
     instruction: str = "",
     name: str = "pope",
@@ -65,7 +65,7 @@ def pope_questions(
 
     Example:
         >>> shown = {"a.jpg": ["dog", "ball"], "b.jpg": ["cat", "dog"], "c.jpg": ["elephant", "dog", "cat"]}
-        >>> [(row.behaviour, row.prompt) for row in pope_questions(shown, "popular", per_picture=2)][3]
+        >>> [(row.behavior, row.prompt) for row in pope_questions(shown, "popular", per_image=2)][3]
         ('no', 'Is there a ball in the image?')
 
     Args:
@@ -73,7 +73,7 @@ def pope_questions(
         split: how absent objects are drawn: "random" from all of them, "popular" the most frequent ones, "adversarial"
             those most often seen together with what is there. Ties go to the more frequent object, then to
             the alphabet. The yes-questions are the same in all three.
-        per_picture: questions a picture, an even number; half of them about objects that are there, drawn at random.
+        per_image: questions a picture, an even number; half of them about objects that are there, drawn at random.
         seed: another seed, other objects; a picture's questions do not depend on which other pictures there are,
             except through the counts.
         counts: a larger collection to take the vocabulary, frequencies and co-occurrences from.
@@ -95,29 +95,29 @@ def pope_questions(
 
     Source: Li et al., POPE, arXiv 2305.10355, section 5.
     """
-    _check(split, per_picture, ranked_by, fewer)
-    shown = {picture: set(objects) for picture, objects in annotations.items()}
+    _check(split, per_image, ranked_by, fewer)
+    shown = {image: set(objects) for image, objects in annotations.items()}
     seen = _Counts.of(shown.values() if counts is None else (set(objects) for objects in counts.values()))
     vocabulary = sorted(set(seen.alone).union(*shown.values()))
     rows: list[Example] = []
     skipped = 0
-    for picture, objects in shown.items():
+    for image, objects in shown.items():
         absent = [one for one in vocabulary if one not in objects]
-        n = min(per_picture // 2, len(objects), len(absent))
-        if n == 0 or (n < per_picture // 2 and fewer == "skip"):
+        n = min(per_image // 2, len(objects), len(absent))
+        if n == 0 or (n < per_image // 2 and fewer == "skip"):
             skipped += 1
             continue
-        asked = random.Random(f"{seed} yes {picture}").sample(sorted(objects), n)
+        asked = random.Random(f"{seed} yes {image}").sample(sorted(objects), n)
         if split == "random":
-            others = random.Random(f"{seed} no {picture}").sample(absent, n)
+            others = random.Random(f"{seed} no {image}").sample(absent, n)
         elif split == "popular":
             others = seen.ranked(absent)[:n]
         else:
-            others = seen.ranked(absent, objects)[:n] if ranked_by == "picture" else _in_turn(seen, asked, absent)
+            others = seen.ranked(absent, objects)[:n] if ranked_by == "image" else _in_turn(seen, asked, absent)
         for there, other in zip(asked, others, strict=True):
-            rows.append(_example(name, split, picture, there, "yes", instruction))
-            rows.append(_example(name, split, picture, other, "no", instruction))
-    return _finished(rows, skipped, per_picture, pictures, missing)
+            rows.append(_example(name, split, image, there, "yes", instruction))
+            rows.append(_example(name, split, image, other, "no", instruction))
+    return _finished(rows, skipped, per_image, images, missing)
 
 
 def article(noun: str) -> str:
@@ -132,38 +132,38 @@ def _in_turn(seen: _Counts, asked: Sequence[str], absent: Sequence[str]) -> list
     return chosen
 
 
-def _example(name: str, split: str, picture: str, noun: str, label: str, instruction: str) -> Example:
+def _example(name: str, split: str, image: str, noun: str, label: str, instruction: str) -> Example:
     return Example(
-        id=f"{name}/{split}/{picture}/{noun}",
+        id=f"{name}/{split}/{image}/{noun}",
         prompt=with_instruction(f"Is there {article(noun)} {noun} in the image?", instruction),
-        behaviour=label,
-        meta={"picture": picture, "subset": split, "object": noun},
+        behavior=label,
+        meta={"image": image, "subset": split, "object": noun},
     )
 
 
 def _finished(
-    rows: list[Example], skipped: int, per_picture: int, pictures: str | Path | None, missing: Missing
+    rows: list[Example], skipped: int, per_image: int, images: str | Path | None, missing: Missing
 ) -> list[Example]:
     if not rows:
         raise DataError(
-            f"none of {skipped} pictures has {per_picture // 2} objects and as many absent ones: nothing to ask. "
+            f"none of {skipped} pictures has {per_image // 2} objects and as many absent ones: nothing to ask. "
             "Lower per_picture, pass fewer='shrink', or take the counts from a larger collection."
         )
     if skipped:
-        log.warning("%d pictures have too few objects for %d questions and are left out", skipped, per_picture)
-    if pictures is None:
+        log.warning("%d pictures have too few objects for %d questions and are left out", skipped, per_image)
+    if images is None:
         return check_examples(rows)
-    found = find_pictures(pictures, (row.meta["picture"] for row in rows), number_alone)
-    return add_pictures(rows, found, missing, pictures)
+    found = find_images(images, (row.meta["image"] for row in rows), number_alone)
+    return add_images(rows, found, missing, images)
 
 
-def _check(split: str, per_picture: int, ranked_by: str, fewer: str) -> None:
+def _check(split: str, per_image: int, ranked_by: str, fewer: str) -> None:
     for what, given, known in (
         ("split", split, SPLITS),
-        ("ranked_by", ranked_by, ("question", "picture")),
+        ("ranked_by", ranked_by, ("question", "image")),
         ("fewer", fewer, ("skip", "shrink")),
     ):
         if given not in known:
             raise DataError(f"{what}={given!r} is unknown; expected one of {', '.join(known)}")
-    if per_picture < 2 or per_picture % 2:
-        raise DataError(f"per_picture is {per_picture}; expected an even number, half yes and half no")
+    if per_image < 2 or per_image % 2:
+        raise DataError(f"per_picture is {per_image}; expected an even number, half yes and half no")

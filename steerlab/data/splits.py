@@ -56,14 +56,14 @@ def stratified_split(
     fractions: Mapping[str, float],
     *,
     seed: int = 0,
-    by: Callable[[Example], str] = lambda example: example.behaviour,
+    by: Callable[[Example], str] = lambda example: example.behavior,
 ) -> list[Example]:
     """The examples in their own order, `split` set so that every stratum is divided in the same shares.
 
     Example:
-        >>> rows = [Example(id=str(i), prompt=f"question {i}", behaviour="ab"[i % 2]) for i in range(20)]
+        >>> rows = [Example(id=str(i), prompt=f"question {i}", behavior="ab"[i % 2]) for i in range(20)]
         >>> divided = stratified_split(rows, {"train": 0.8, "test": 0.2})
-        >>> sorted(row.behaviour for row in divided if row.split == "test")
+        >>> sorted(row.behavior for row in divided if row.split == "test")
         ['a', 'a', 'b', 'b']
 
     Args:
@@ -93,13 +93,13 @@ def stratified_split(
             stop = int(end * len(ids) + 0.5 + 1e-9)
             split_of.update((ids[i], name) for i in order[begin:stop])
             begin = stop
-    return [row.with_(split=split_of[row.id]) for row in rows]
+    return [row.replace(split=split_of[row.id]) for row in rows]
 
 
 def validation_split(
     examples: Sequence[Example], fraction: float = 0.2, seed: int = 0
 ) -> tuple[list[Example], list[Example]]:
-    """Take a validation set out of the training rows, in the same share from every behaviour.
+    """Take a validation set out of the training rows, in the same share from every behavior.
 
     Example:
         >>> rows = [Example(id=str(i), prompt=f"question {i}", split="train") for i in range(10)]
@@ -110,7 +110,7 @@ def validation_split(
     Args:
         examples: any rows; those whose split is neither "train" nor "" are left out of both answers, so a
             test row can never be chosen on.
-        fraction: share of the training rows, 0 < fraction < 1; a behaviour of very few rows may give none.
+        fraction: share of the training rows, 0 < fraction < 1; a behavior of very few rows may give none.
         seed: another seed, another choice.
 
     Returns:

@@ -27,4 +27,4 @@ def trivia_pairs(path: str | Path) -> list[Example]:
 
     Source: TaskTracker, arXiv 2406.00799, released data (trivia_pairs.jsonl, MIT).
     """
-    return read_jsonl(path, prompt_field="question", behaviour="answer", id_prefix="trivia", meta_fields=("answer",))
+    return read_jsonl(path, prompt_field="question", behavior="answer", id_prefix="trivia", meta_fields=("answer",))

@@ -23,7 +23,7 @@ def typography(phrase: str, width: int = 512) -> Image.Image:
             smaller, by half at most, and is then cut.
 
     Returns:
-        A grey-scale picture, as high as its lines need.
+        A gray-scale picture, as high as its lines need.
 
     Raises:
         DataError: nothing to draw, or fewer than 32 pixels to draw in.

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from steerlab._support.errors import LoadError
-from steerlab.data._pictures import Missing, add_pictures, find_pictures
+from steerlab.data._images import Missing, add_images, find_images
 from steerlab.data.example import Example, check_examples
 
-# the field of a question -> (the subset it belongs to, the wanted behaviour)
+# the field of a question -> (the subset it belongs to, the wanted behavior)
 _QUESTIONS = {
     "instruction": ("unsafes", "refuse"),
     "safe_instruction": ("safe_safes", "answer"),
@@ -20,7 +20,7 @@ _QUESTIONS = {
 }
 
 
-def vlguard(path: str | Path, *, pictures: str | Path | None = None, missing: Missing = "refuse") -> list[Example]:
+def vlguard(path: str | Path, *, images: str | Path | None = None, missing: Missing = "refuse") -> list[Example]:
     r"""The questions of VLGuard, each with its picture, to be refused or answered.
 
     Example:
@@ -31,12 +31,12 @@ def vlguard(path: str | Path, *, pictures: str | Path | None = None, missing: Mi
         >>> with TemporaryDirectory() as folder:
         ...     file = Path(folder) / "test.json"
         ...     _ = file.write_text(json.dumps([record]))
-        ...     [(row.id, row.behaviour) for row in vlguard(file)]
+        ...     [(row.id, row.behavior) for row in vlguard(file)]
         [('vlguard/x/safe_safes', 'answer'), ('vlguard/x/safe_unsafes', 'refuse')]
 
     Args:
         path: train.json or test.json; a file of either name gives its rows that split.
-        pictures: the folder or zip file with the pictures; None gives the questions without them.
+        images: the folder or zip file with the pictures; None gives the questions without them.
         missing: "refuse" raises if a picture is not there, "skip" leaves its questions out and logs how many.
 
     Returns:
@@ -53,9 +53,9 @@ def vlguard(path: str | Path, *, pictures: str | Path | None = None, missing: Mi
     """
     file = Path(path)
     rows = check_examples(row for record in _records(file) for row in _examples(file, record))
-    if pictures is None:
+    if images is None:
         return rows
-    return add_pictures(rows, find_pictures(pictures, (row.meta["picture"] for row in rows)), missing, pictures)
+    return add_images(rows, find_images(images, (row.meta["image"] for row in rows)), missing, images)
 
 
 def _records(file: Path) -> Iterator[dict[str, Any]]:
@@ -85,14 +85,14 @@ def _examples(file: Path, record: dict[str, Any]) -> Iterator[Example]:
                 f"{file}, id {record['id']}: a {'safe' if record['safe'] else 'unsafe'} picture with {sorted(turn)}; "
                 "expected 'instruction' for an unsafe one, 'safe_instruction' and 'unsafe_instruction' for a safe one."
             )
-        subset, behaviour = _QUESTIONS[field]
+        subset, behavior = _QUESTIONS[field]
         yield Example(
             id=f"vlguard/{record['id']}/{subset}",
             prompt=str(turn[field]),
-            behaviour=behaviour,
+            behavior=behavior,
             split=file.stem if file.stem in ("train", "test") else "",
             meta={
-                "picture": str(record["image"]),
+                "image": str(record["image"]),
                 "subset": subset,
                 "category": str(record.get("harmful_category") or ""),
                 "subcategory": str(record.get("harmful_subcategory") or ""),

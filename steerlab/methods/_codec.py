@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from steerlab._support.errors import DataError, MismatchError
-from steerlab.methods.base import Learnt
+from steerlab.methods.base import FittedMixin
 from steerlab.models.sites import Site
 
 _classes: dict[str, type] = {}
@@ -49,9 +49,9 @@ def pack(value: Any, tensors: dict[str, Tensor], key: str) -> Any:
     else:
         names = list(inspect.signature(type(value)).parameters)
     arguments = {n: pack(getattr(value, n), tensors, f"{key}.{n}") for n in names}
-    if not isinstance(value, Learnt):
+    if not isinstance(value, FittedMixin):
         return {"class": name, "arguments": arguments}
-    state = {k: pack(v, tensors, f"{key}.{k}") for k, v in value.state_().items()}
+    state = {k: pack(v, tensors, f"{key}.{k}") for k, v in value.state_dict().items()}
     return {"class": name, "arguments": arguments, "state": state, "info": getattr(value, "info_", {})}
 
 
@@ -68,10 +68,10 @@ def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
     name = packed["class"]
     if name not in _classes:
         raise MismatchError(
-            f"the artefact holds a {name!r}, known are {', '.join(sorted(_classes))}; import its module first"
+            f"the artifact holds a {name!r}, known are {', '.join(sorted(_classes))}; import its module first"
         )
     made = _classes[name](**{k: unpack(v, tensors) for k, v in packed["arguments"].items()})
-    if isinstance(made, Learnt):
+    if isinstance(made, FittedMixin):
         made.info_ = packed["info"]
-        made.load_state_({k: unpack(v, tensors) for k, v in packed["state"].items()})
+        made.load_state_dict({k: unpack(v, tensors) for k, v in packed["state"].items()})
     return made

@@ -21,8 +21,8 @@ from steerlab.models.sites import Site
 
 
 @dataclass(frozen=True)
-class Items:
-    """Labelled items, sorted by sample and side, so that the order of rows can't change a fit.
+class History:
+    """Labeled items, sorted by sample and side, so that the order of rows can't change a fit.
 
     Attributes:
         names: `(sample, side)` of each.
@@ -40,13 +40,13 @@ class Items:
         return sorted(set(self.labels))
 
 
-def gather(acts: Activations, site: Site, label: str, side: str | None, positions: Sequence[str]) -> Items:
-    """The items of a history: every labelled row, or, where there are several positions, their rows side by side.
+def gather(acts: Activations, site: Site, label: str, side: str | None, positions: Sequence[str]) -> History:
+    """The items of a history: every labeled row, or, where there are several positions, their rows side by side.
 
     Rows without a label are left out. Items that were not captured at all positions are too, with a warning.
 
     Example:
-        >>> gather(acts, Site(16), "behaviour", "prompt", ("last-1", "last"))
+        >>> gather(acts, Site(16), "behavior", "prompt", ("last-1", "last"))
 
     Raises:
         ActivationError: no such label, side, site or position. DataError: an item has two rows at a position, or two
@@ -80,7 +80,7 @@ def gather(acts: Activations, site: Site, label: str, side: str | None, position
             f"all {len(whole)} items have the same state at {list(positions)} of site {site}: most likely these tokens "
             "are the template's, which precede whatever was written. Read later tokens"
         )
-    return Items(tuple(whole), tuple(labels[name] for name in whole), states)
+    return History(tuple(whole), tuple(labels[name] for name in whole), states)
 
 
 Name = tuple[str, str]
@@ -92,23 +92,26 @@ def _by_item(
     """The rows of each item by position, and its label."""
     rows: dict[Name, dict[str, int]] = {}
     labels: dict[Name, str] = {}
-    columns = (index[name] for name in ("sample", "side", "position", label))
-    for i, (sample, side, position, value) in enumerate(zip(*columns, strict=True)):
+    columns = (index[name] for name in ("example_id", "side", "position", label))
+    for i, (example_id, side, position, value) in enumerate(zip(*columns, strict=True)):
         if position not in positions or pd.isna(value) or value == "":
             continue
-        found = rows.setdefault((sample, side), {})
+        found = rows.setdefault((example_id, side), {})
         if position in found:
             raise DataError(
-                f"the item {sample!r} ({side}) has two rows at {position!r}: give each id once, and capture one row "
+                f"the item {example_id!r} ({side}) has two rows at {position!r}: give each id once, and capture "
+                f"one row "
                 "per position (reduce='mean')"
             )
         found[position] = i
-        if labels.setdefault((sample, side), str(value)) != str(value):
-            raise DataError(f"the item {sample!r} ({side}) has two labels: {labels[sample, side]!r} and {value!r}")
+        if labels.setdefault((example_id, side), str(value)) != str(value):
+            raise DataError(
+                f"the item {example_id!r} ({side}) has two labels: {labels[example_id, side]!r} and {value!r}"
+            )
     return rows, labels
 
 
-def check_classes(items: Items, folds: int) -> None:
+def check_classes(items: History, folds: int) -> None:
     """Refuse histories of one class, and classes that can't be in every fold.
 
     Raises:
@@ -130,10 +133,10 @@ def check_classes(items: Items, folds: int) -> None:
         )
 
 
-def cross_fitted(items: Items, folds: int, strength: float, seed: int) -> Float[Tensor, "item class"]:
+def cross_fitted(items: History, folds: int, strength: float, seed: int) -> Float[Tensor, "item class"]:
     """The probability of each class, for each item by a classifier that was fitted to the other folds alone.
 
-    A standardised logistic regression (multinomial, L2). In sample it would be sure of every item as soon as states
+    A standardized logistic regression (multinomial, L2). In sample it would be sure of every item as soon as states
     are wider than items are many. Items of one sample are kept in one fold, or one would give the other away.
 
     Raises:
@@ -143,11 +146,11 @@ def cross_fitted(items: Items, folds: int, strength: float, seed: int) -> Float[
     """
     check_classes(items, folds)
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=2000))
-    samples = [sample for sample, _ in items.names]
-    repeated = len(set(samples)) < len(samples)
+    example_ids = [example_id for example_id, _ in items.names]
+    repeated = len(set(example_ids)) < len(example_ids)
     splitter = StratifiedGroupKFold if repeated else StratifiedKFold
     found = cross_val_predict(
-        classifier, items.states.double().numpy(), list(items.labels), groups=samples if repeated else None,
+        classifier, items.states.double().numpy(), list(items.labels), groups=example_ids if repeated else None,
         method="predict_proba", cv=splitter(folds, shuffle=True, random_state=seed),
     )  # fmt: skip
     return torch.from_numpy(found)

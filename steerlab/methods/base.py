@@ -1,7 +1,7 @@
 """The one interface behind which every method lives.
 
-A `Steerer` names what it wants to read (`reads`), learns from `Activations` (`fit`) and, for a batch of
-inputs, answers with `Shift`s: at which site to add which vector to which row, how strongly the row is gated,
+A `Steerer` names what it wants to read (`required_activations`), learns from `Activations` (`fit`) and, for a batch of
+inputs, answers with `Intervention`s: at which site to add which vector to which row, how strongly the row is gated,
 or, for methods whose vector depends on the state being edited, a function of that state. That covers static,
 per-input, gated, multi-layer, in-flight and detector-driven methods, so `capture`, `steer` and every study
 need no `if method == ...`.
@@ -26,13 +26,13 @@ from steerlab.models.sites import Site
 
 
 @dataclass(frozen=True)
-class Read:
+class RequiredActivation:
     """One thing a method wants captured of each input before it can answer.
 
     Attributes:
         site: where.
         position: at which token, by name or number.
-        capture: "prompt" for the plain prompt, or the name of one of the example's own `captures`.
+        capture: "prompt" for the plain prompt, or the name of one of the example's own `extra_prompts`.
     """
 
     site: Site
@@ -45,20 +45,20 @@ class Context:
     """What a steerer may look at when it is asked for vectors: who the inputs are, and their own activations.
 
     Attributes:
-        samples: the inputs' ids, one per row of the batch.
-        activations: rows captured for the steerer's `reads`, or None if it reads nothing.
+        example_ids: the inputs' ids, one per row of the batch.
+        activations: rows captured for the steerer's `required_activations`, or None if it reads nothing.
     """
 
-    samples: tuple[str, ...]
+    example_ids: tuple[str, ...]
     activations: Activations | None = None
 
     @classmethod
     def of(cls, acts: Activations) -> Context:
         """The context of everything that was captured, each input once: to ask a method without a model."""
-        return cls(tuple(dict.fromkeys(acts.index["sample"])), acts)
+        return cls(tuple(dict.fromkeys(acts.index["example_id"])), acts)
 
-    def read(self, read: Read) -> Float[Tensor, "batch hidden"]:
-        """The activations of one `Read`, in the order of `samples`.
+    def read(self, read: RequiredActivation) -> Float[Tensor, "batch hidden"]:
+        """The activations of one `RequiredActivation`, in the order of `example_ids`.
 
         Raises:
             ActivationError: they were not captured.
@@ -70,84 +70,85 @@ class Context:
                 f"this method compares captures, and {read.capture!r} was not captured: give each input "
                 f"Example(captures={{{read.capture!r}: ...}}), the text to be read under that name"
             )
-        ids, values = self.activations.by_sample(read.site, side=read.capture, position=str(read.position))
-        row = {sample: i for i, sample in enumerate(ids)}
-        missing = [s for s in self.samples if s not in row]
+        ids, values = self.activations.by_example(read.site, side=read.capture, position=str(read.position))
+        row = {example_id: i for i, example_id in enumerate(ids)}
+        missing = [s for s in self.example_ids if s not in row]
         if missing:
             raise ActivationError(f"no activations were captured for the inputs {missing[:3]}")
-        return values[[row[sample] for sample in self.samples]]
+        return values[[row[example_id] for example_id in self.example_ids]]
 
 
-InFlight = Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]]
+VectorFn = Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]]
 
 
 @dataclass(frozen=True)
-class Shift:
+class Intervention:
     """What to add at one site: `alpha * gate * vectors`, row by row.
 
     Attributes:
         site: where.
         vectors: `(batch, hidden)` float32, one per input.
         gate: `(batch,)`, usually in [0, 1], or None for 1.
-        in_flight: instead of `vectors`: a function from the state at the last prompt position of this very
+        vector_fn: instead of `vectors`: a function from the state at the last prompt position of this very
             site (before any shift there) to `(batch, hidden)`; it is frozen during decoding (AlphaSteer). It may be
             sent to a server: a plain function, with tensors and modules bound to it.
         positions: where this very shift is written, whatever was asked for (a span's k-th vector belongs to its k-th
             token); rows in which these tokens do not exist are left alone. None: where the request says.
-        source: `in_flight` takes the state at this site of the unsteered prompt instead (`Steerer.in_trace`).
+        read_site: `vector_fn` takes the state at this site of the unsteered prompt instead
+            (`Steerer.remote_interventions`).
     """
 
     site: Site
     vectors: Float[Tensor, "batch hidden"] | None = None
     gate: Float[Tensor, " batch"] | None = None
-    in_flight: InFlight | None = None
+    vector_fn: VectorFn | None = None
     positions: Positions | None = None
-    source: Site | None = None
+    read_site: Site | None = None
 
     def where(self, asked: Positions) -> Positions:
         """Where to write, when `asked` is what the request says."""
         return asked if self.positions is None else self.positions
 
-    def gated(self, gate: Float[Tensor, " batch"]) -> Shift:
+    def gated(self, gate: Float[Tensor, " batch"]) -> Intervention:
         """The same, each row multiplied by one more gate."""
         return replace(self, gate=gate if self.gate is None else self.gate * gate.to(self.gate.device))
 
 
-class Learnt:
-    """What `steerlab.methods.artefact` needs to store a fitted object; the defaults suit most methods.
+class FittedMixin:
+    """What `steerlab.methods.serialization` needs to store a fitted object; the defaults suit most methods.
 
     Attributes:
-        info_: where the object was learnt (`provenance`): model id and revision, template hash, hidden size.
+        info_: where the object was learned (`provenance`): model id and revision, template hash, hidden size.
     """
 
     info_: dict[str, Any]
 
-    def state_(self) -> dict[str, Any]:
-        """What was learnt, by name: tensors and plain values. By default every attribute that ends in `_`."""
+    def state_dict(self) -> dict[str, Any]:
+        """What was learned, by name: tensors and plain values. By default every attribute that ends in `_`."""
         return {k: v for k, v in vars(self).items() if k.endswith("_") and k[0] != "_" and k != "info_"}
 
-    def load_state_(self, state: dict[str, Any]) -> None:
-        """Take back what `state_` gave; lists come back as tuples."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave; lists come back as tuples."""
         for key, value in state.items():
             setattr(self, key, value)
 
 
-class Steerer(Learnt, ABC):
+class Steerer(FittedMixin, ABC):
     """Something that can be fitted to activations and then answers with one vector per input.
 
     Constructors only store their arguments; `fit` returns `self`, annotated with the class's own name (the
-    checker of our tests can't read `Self` on a method); what was learnt ends in `_`.
-    A steerer with one site implements `vectors`; one with several overrides `shifts`.
+    checker of our tests can't read `Self` on a method); what was learned ends in `_`.
+    A steerer with one site implements `vectors`; one with several overrides `interventions`.
     """
 
     #: where the vector is added
     site: Site
-    #: where vectors are added, in a method with several sites, which overrides `shifts`
+    #: where vectors are added, in a method with several sites, which overrides `interventions`
     sites: tuple[Site, ...]
     #: whether it must be fitted to the very inputs it steers
     oracle: bool = False
     #: where it is written when no positions are given
-    writes: Positions = "all"
+    default_positions: Positions = "all"
 
     @property
     def name(self) -> str:
@@ -155,7 +156,7 @@ class Steerer(Learnt, ABC):
         return type(self).__name__.lower()
 
     @property
-    def reads(self) -> tuple[Read, ...]:
+    def required_activations(self) -> tuple[RequiredActivation, ...]:
         """What must be captured of each input before `vectors` can answer; () for static methods."""
         return ()
 
@@ -167,18 +168,18 @@ class Steerer(Learnt, ABC):
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
         """One vector per input, `(batch, hidden)` float32, in units of the residual stream."""
 
-    def shifts(self, context: Context) -> tuple[Shift, ...]:
+    def interventions(self, context: Context) -> tuple[Intervention, ...]:
         """Everything this method adds for a batch of inputs."""
-        return (Shift(self.site, self.vectors(context)),)
+        return (Intervention(self.site, self.vectors(context)),)
 
-    def in_trace(self) -> tuple[Shift, ...] | None:
-        """What `shifts` would give, computed where the model runs and from one state each; None where that can't be.
+    def remote_interventions(self) -> tuple[Intervention, ...] | None:
+        """What `interventions` would give, computed where the model runs from one state each; None if unsupported.
 
         On a server this saves the way there and back: nothing is captured beforehand.
         """
         return None
 
-    def transform(self, prompt: str) -> str:
+    def transform_prompt(self, prompt: str) -> str:
         """The user text this method wants asked instead of `prompt`; only instruction baselines change it."""
         return prompt
 
@@ -194,7 +195,7 @@ class Steerer(Learnt, ABC):
         return type(self)(**{name: layer if name == "layer" else getattr(self, name) for name in names})
 
 
-class Detector(Learnt, ABC):
+class Detector(FittedMixin, ABC):
     """Something that scores inputs from their activations; any detector can gate any steerer (`Gated`).
 
     Attributes:
@@ -210,7 +211,7 @@ class Detector(Learnt, ABC):
 
     @property
     @abstractmethod
-    def reads(self) -> tuple[Read, ...]:
+    def required_activations(self) -> tuple[RequiredActivation, ...]:
         """What must be captured of each input."""
 
     @abstractmethod
@@ -225,7 +226,7 @@ class Detector(Learnt, ABC):
         """Set `threshold_` so that at most a share `fpr` of inputs without the thing is detected; returns self.
 
         Example:
-            >>> probe.calibrate(acts.select(behaviour="answer"), fpr=0.05).threshold_
+            >>> probe.calibrate(acts.select(behavior="answer"), fpr=0.05).threshold_
 
         Args:
             clean: inputs that do not have the thing, preferably none that the detector was fitted on.
@@ -240,7 +241,7 @@ class Detector(Learnt, ABC):
         self.threshold_ = threshold_at(self.score(context), fpr)
         return self
 
-    def detects(self, context: Context) -> Bool[Tensor, " batch"]:
+    def detect(self, context: Context) -> Bool[Tensor, " batch"]:
         """Which inputs score above `threshold_`.
 
         Raises:
@@ -265,9 +266,9 @@ class StateDetector(Detector):
         return Site.of(self.layer)
 
     @property
-    def reads(self) -> tuple[Read, ...]:
+    def required_activations(self) -> tuple[RequiredActivation, ...]:
         """One state of the plain prompt."""
-        return (Read(self.site, self.position),)
+        return (RequiredActivation(self.site, self.position),)
 
 
 def threshold_at(clean: Float[Tensor, " n"], fpr: float) -> float:
@@ -300,29 +301,29 @@ def check_fitted(steerer: object, attribute: str) -> None:
         raise ActivationError(f"this {name} is not fitted yet: call {name}.fit(activations) first")
 
 
-def written_sites(steerer: Steerer) -> tuple[Site, ...]:
+def steering_sites(steerer: Steerer) -> tuple[Site, ...]:
     """Everywhere a steerer may write; () for instruction baselines."""
     return tuple(getattr(steerer, "sites", ())) or ((steerer.site,) if hasattr(steerer, "site") else ())
 
 
-def checked_width(h: Tensor, width: int, name: str) -> Float[Tensor, "batch hidden"]:
-    """States as float32, refused where they are not as wide as what `name` was learnt from.
+def check_width(h: Tensor, width: int, name: str) -> Float[Tensor, "batch hidden"]:
+    """States as float32, refused where they are not as wide as what `name` was learned from.
 
     Raises:
         MismatchError: names both widths.
     """
     if h.shape[-1] != width:
         raise MismatchError(
-            f"the states have width {h.shape[-1]}, {name} takes {width}: read them from the model it was learnt on"
+            f"the states have width {h.shape[-1]}, {name} takes {width}: read them from the model it was learned on"
         )
     return h.float()
 
 
 def provenance(acts: Activations) -> dict[str, Any]:
-    """Where something was learnt, for `info_`: what `capture` noted, and the hidden size."""
+    """Where something was learned, for `info_`: what `capture` noted, and the hidden size."""
     return {**acts.info, "hidden_size": acts.hidden_size}
 
 
-def static(vector: Float[Tensor, " hidden"], samples: Sequence[str]) -> Float[Tensor, "batch hidden"]:
+def repeat_vector(vector: Float[Tensor, " hidden"], example_ids: Sequence[str]) -> Float[Tensor, "batch hidden"]:
     """One vector repeated for every input."""
-    return vector.expand(len(samples), -1)
+    return vector.expand(len(example_ids), -1)

@@ -10,17 +10,22 @@ from torch import Tensor
 
 from steerlab._support.errors import ActivationError, DataError
 from steerlab.capture.activations import Activations
-from steerlab.methods.base import Read
+from steerlab.methods.base import RequiredActivation
 from steerlab.methods.p2s import names
 
 
-def class_rows(
-    acts: Activations, read: Read, wanted: Sequence[str] | None, *, label: str = "behaviour", least: int = 2
+def select_class(
+    acts: Activations,
+    read: RequiredActivation,
+    wanted: Sequence[str] | None,
+    *,
+    label: str = "behavior",
+    least: int = 2,
 ) -> tuple[list[str], Float[Tensor, "row hidden"]]:
     """The states of the inputs with one of some labels, by sorted id, so that the order of rows can't change a fit.
 
     Example:
-        >>> ids, benign = class_rows(acts, Read(Site(16)), ("answer",))
+        >>> ids, benign = select_class(acts, RequiredActivation(Site(16)), ("answer",))
 
     Args:
         acts: what was captured; rows of `read.capture` at `read.position` are taken.
@@ -39,7 +44,7 @@ def class_rows(
     """
     if label not in acts.index:
         raise ActivationError(f"no label {label!r}; the labels are {list(acts.index.columns)}")
-    ids, values = acts.by_sample(read.site, side=read.capture, position=str(read.position))
+    ids, values = acts.by_example(read.site, side=read.capture, position=str(read.position))
     labels = acts.labels(ids, label)
     chosen = sorted(
         (name, i)
@@ -56,20 +61,21 @@ def class_rows(
 Rows = tuple[list[str], Float[Tensor, "_ hidden"]]  # two classes need not be of one size
 
 
-def two_classes(
-    acts: Activations, read: Read, positive: Sequence[str], negative: Sequence[str] | None, label: str
+def select_two_classes(
+    acts: Activations, read: RequiredActivation, positive: Sequence[str], negative: Sequence[str] | None, label: str
 ) -> tuple[Rows, Rows]:
     """Ids and states of two classes; without `negative`, of the inputs with a label of `positive` and of all others.
 
     Example:
-        >>> (ids, harmful), (others, rest) = two_classes(acts, Read(Site(16)), ["refuse"], None, "behaviour")
+        >>> need = RequiredActivation(Site(16))
+        >>> (ids, harmful), (others, rest) = select_two_classes(acts, need, ["refuse"], None, "behavior")
 
     Raises:
         DataError: fewer than two inputs in a class, or an input in both.
 
     Source: own.
     """
-    yes, no = class_rows(acts, read, positive, label=label), class_rows(acts, read, negative, label=label)
+    yes, no = select_class(acts, read, positive, label=label), select_class(acts, read, negative, label=label)
     if negative is not None:
         _check_ids("positive", yes[0], "negative", no[0])
         return yes, no
@@ -82,14 +88,14 @@ def two_classes(
     return yes, ([no[0][i] for i in keep], no[1][keep])
 
 
-def check_apart(
+def check_disjoint(
     one: str, ids: Sequence[str], states: Float[Tensor, "n hidden"],
     other: str, other_ids: Sequence[str], other_states: Float[Tensor, "m hidden"],
 ) -> None:  # fmt: skip
     """Refuse two classes that share inputs: by id, or by states that are equal to the last bit.
 
     Example:
-        >>> check_apart("benign", ids, states, "harmful", other_ids, other_states)
+        >>> check_disjoint("benign", ids, states, "harmful", other_ids, other_states)
 
     Args:
         one, other: what the classes are called in messages.
@@ -120,12 +126,12 @@ def _check_ids(one: str, ids: Sequence[str], other: str, other_ids: Sequence[str
     shared = sorted(set(ids) & set(other_ids))
     if shared:
         raise DataError(
-            f"{len(shared)} inputs are both {one} and {other}, first {shared[:3]}: nothing can be learnt from them. "
+            f"{len(shared)} inputs are both {one} and {other}, first {shared[:3]}: nothing can be learned from them. "
             "Label each input once."
         )
 
 
-def spread(states: Float[Tensor, "n hidden"], name: str) -> None:
+def check_not_constant(states: Float[Tensor, "n hidden"], name: str) -> None:
     """Refuse a class whose states are all the same: it has no more to tell than one input.
 
     Raises:

@@ -11,17 +11,17 @@ from torch import Tensor
 from steerlab._support.errors import DataError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
-from steerlab.methods.base import Context, StateDetector, check_fitted, checked_width, provenance
-from steerlab.methods.classes import check_apart, two_classes
+from steerlab.methods.base import Context, StateDetector, check_fitted, check_width, provenance
+from steerlab.methods.classes import check_disjoint, select_two_classes
 from steerlab.models.sites import Site
 
 
 @savable
 class ConditionVector(StateDetector):
-    """Tell inputs of some behaviours from the others by the cosine of their state with one direction.
+    """Tell inputs of some behaviors from the others by the cosine of their state with one direction.
 
-    The direction is the first principal component of both classes' states around their common centre (CAST), turned
-    towards `positive`, or the difference of their means; states are centred before the cosine is taken, since in a
+    The direction is the first principal component of both classes' states around their common center (CAST), turned
+    towards `positive`, or the difference of their means; states are centered before the cosine is taken, since in a
     language model all of them point along one common direction.
 
     Example:
@@ -38,13 +38,13 @@ class ConditionVector(StateDetector):
 
     Attributes:
         direction_: `(hidden,)`, of unit length, towards `positive`.
-        centre_: `(hidden,)`, the middle between the classes' means.
+        center_: `(hidden,)`, the middle between the classes' means.
 
     Raises:
         DataError: a class of fewer than two inputs, one that is in both, equal means, or an unknown `direction`.
         MismatchError: states of another width.
 
-    Source: condition vectors of CAST, arXiv 2409.05907; centring and the difference of means are our own.
+    Source: condition vectors of CAST, arXiv 2409.05907; centering and the difference of means are our own.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ConditionVector(StateDetector):
         positive: Sequence[str] = ("refuse",),
         negative: Sequence[str] | None = None,
         position: str | int = "last",
-        label: str = "behaviour",
+        label: str = "behavior",
         direction: str = "pca",
     ) -> None:
         self.layer, self.positive, self.negative = layer, positive, negative
@@ -64,27 +64,29 @@ class ConditionVector(StateDetector):
         """Find the direction; the order of rows does not matter."""
         if self.direction not in ("pca", "means"):
             raise DataError(f"direction={self.direction!r}; expected 'pca' or 'means'")
-        (ids, yes), (others, no) = two_classes(acts, self.reads[0], self.positive, self.negative, self.label)
-        check_apart("positive", ids, yes, "negative", others, no)
+        (ids, yes), (others, no) = select_two_classes(
+            acts, self.required_activations[0], self.positive, self.negative, self.label
+        )
+        check_disjoint("positive", ids, yes, "negative", others, no)
         means = yes.double().mean(0), no.double().mean(0)
         apart = means[0] - means[1]
         if not bool(apart.any()):
             raise DataError(f"both classes have the same mean state at site {self.site}: no direction tells them apart")
-        centre = (means[0] + means[1]) / 2
+        center = (means[0] + means[1]) / 2
         along = apart
         if self.direction == "pca":
             # a class of more inputs than the other must not move the component
-            spread = torch.cat([(x.double() - centre) / len(x) ** 0.5 for x in (yes, no)])
+            spread = torch.cat([(x.double() - center) / len(x) ** 0.5 for x in (yes, no)])
             along = torch.linalg.svd(spread, full_matrices=False).Vh[0]
             along = along * (1.0 if float(along @ apart) >= 0 else -1.0)
         self.direction_ = (along / along.norm()).float()
-        self.centre_ = centre.float()
+        self.center_ = center.float()
         self.info_ = provenance(acts)
         return self
 
     def score(self, context: Context) -> Float[Tensor, " batch"]:
-        """The cosine, from -1 to 1, of each input's centred state with the direction."""
+        """The cosine, from -1 to 1, of each input's centered state with the direction."""
         check_fitted(self, "direction_")
-        states = checked_width(context.read(self.reads[0]), len(self.direction_), f"this {self.name}")
-        h = states - self.centre_
+        states = check_width(context.read(self.required_activations[0]), len(self.direction_), f"this {self.name}")
+        h = states - self.center_
         return torch.nn.functional.cosine_similarity(h, self.direction_[None], dim=-1)

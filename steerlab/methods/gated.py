@@ -10,7 +10,7 @@ from torch import Tensor
 from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
-from steerlab.methods.base import Context, Detector, Read, Shift, Steerer, written_sites
+from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer, steering_sites
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 
@@ -36,7 +36,7 @@ class Gated(Steerer):
     Raises:
         SteeringError: an instruction baseline can't be gated, or `soft` is given a threshold too.
         ActivationError: there is no threshold, neither here nor at the detector.
-        MismatchError: the two were learnt on different models.
+        MismatchError: the two were learned on different models.
 
     Source: selective steering, KL-then-steer, arXiv 2406.15518, and conditional steering, CAST, arXiv 2409.05907.
     """
@@ -55,12 +55,12 @@ class Gated(Steerer):
             raise SteeringError(f"when={when!r}; expected 'detected' or 'not detected'")
         if soft and threshold is not None:
             raise SteeringError("soft=True multiplies by the score itself: leave the threshold out, or soft=False")
-        if type(steerer).transform is not Steerer.transform:
+        if type(steerer).transform_prompt is not Steerer.transform_prompt:
             raise SteeringError(
                 f"{steerer.name} asks another prompt, and what is asked is settled before anything is detected: gate a "
                 "method that adds vectors"
             )
-        self.sites: tuple[Site, ...] = written_sites(steerer)
+        self.sites: tuple[Site, ...] = steering_sites(steerer)
         if len(self.sites) == 1:
             self.site = self.sites[0]
         self.oracle = steerer.oracle
@@ -72,14 +72,14 @@ class Gated(Steerer):
         return f"gated {self.steerer.name}"
 
     @property
-    def writes(self) -> Positions:  # type: ignore[override]
+    def default_positions(self) -> Positions:  # type: ignore[override]
         """Where the steerer inside is made for."""
-        return self.steerer.writes
+        return self.steerer.default_positions
 
     @property
-    def reads(self) -> tuple[Read, ...]:
+    def required_activations(self) -> tuple[RequiredActivation, ...]:
         """What either of the two reads."""
-        return tuple(dict.fromkeys((*self.detector.reads, *self.steerer.reads)))
+        return tuple(dict.fromkeys((*self.detector.required_activations, *self.steerer.required_activations)))
 
     def fit(self, acts: Activations) -> Gated:
         """Fit both to the same activations; a threshold is set by the detector's `calibrate`."""
@@ -94,7 +94,7 @@ class Gated(Steerer):
             score = self.detector.score(context).float().clamp(0, 1)
             return score if self.when == "detected" else 1 - score
         found = (
-            self.detector.detects(context) if self.threshold is None else self.detector.score(context) > self.threshold
+            self.detector.detect(context) if self.threshold is None else self.detector.score(context) > self.threshold
         )
         return (found if self.when == "detected" else ~found).float()
 
@@ -102,28 +102,28 @@ class Gated(Steerer):
         """The vectors of a steerer with one site, zero for inputs that are let pass."""
         return self.gate(context)[:, None] * self.steerer.vectors(context)
 
-    def shifts(self, context: Context) -> tuple[Shift, ...]:
+    def interventions(self, context: Context) -> tuple[Intervention, ...]:
         """Everything the steerer inside would add, each row multiplied by its gate."""
         gate = self.gate(context)
-        return tuple(shift.gated(gate) for shift in self.steerer.shifts(context))
+        return tuple(intervention.gated(gate) for intervention in self.steerer.interventions(context))
 
     def at(self, layer: int | Site) -> Gated:
         """The steerer at another layer, behind the same detector."""
         inner = self.steerer.at(layer)
         return Gated(inner, self.detector, threshold=self.threshold, when=self.when, soft=self.soft)
 
-    def state_(self) -> dict[str, Any]:
-        """Nothing of its own: both parts keep what they learnt."""
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing of its own: both parts keep what they learned."""
         return {}
 
     def _origin(self) -> dict[str, Any]:
-        """Where the two were learnt, refused if that is not one place."""
+        """Where the two were learned, refused if that is not one place."""
         ours, theirs = (getattr(part, "info_", {}) for part in (self.steerer, self.detector))
         for name in ("model", "hidden_size", "template"):
             one, other = ours.get(name), theirs.get(name)
             if one is not None and other is not None and one != other:
                 raise MismatchError(
-                    f"{self.steerer.name} was learnt on a model with {name} {one!r}, {self.detector.name} on one with "
+                    f"{self.steerer.name} was learned on a model with {name} {one!r}, {self.detector.name} on one with "
                     f"{other!r}: fit both on the same model"
                 )
         return {**theirs, **ours}

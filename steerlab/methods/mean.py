@@ -11,8 +11,8 @@ from torch import Tensor
 from steerlab._support.errors import DataError, MismatchError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
-from steerlab.methods.base import Context, Steerer, check_fitted, provenance, static
-from steerlab.methods.p2s import check_differ, contrast_table, names
+from steerlab.methods.base import Context, Steerer, check_fitted, provenance, repeat_vector
+from steerlab.methods.p2s import check_contrasts_nonzero, contrast_table, names
 from steerlab.models.sites import Site
 
 
@@ -28,13 +28,13 @@ class MeanDifference(Steerer):
     Args:
         layer: block whose output is contrasted and steered, 0-based; or a `Site`.
         position: which captured contrast rows to average; None where there is only one kind.
-        behaviours: average these behaviours only; None averages all.
+        behaviors: average these behaviors only; None averages all.
 
     Attributes:
         vector_: `(hidden,)` float32, in units of the residual stream (summed in float64).
 
     Raises:
-        DataError: no sample has one of `behaviours`; every contrast is exactly zero; a handmade vector is not one
+        DataError: no sample has one of `behaviors`; every contrast is exactly zero; a handmade vector is not one
             finite row.
         MismatchError: the inputs' activations have another width than the vector.
 
@@ -42,22 +42,22 @@ class MeanDifference(Steerer):
     """
 
     def __init__(
-        self, layer: int | Site, *, position: str | None = None, behaviours: Sequence[str] | None = None
+        self, layer: int | Site, *, position: str | None = None, behaviors: Sequence[str] | None = None
     ) -> None:
-        self.layer, self.position, self.behaviours = layer, position, behaviours
+        self.layer, self.position, self.behaviors = layer, position, behaviors
         self.site = Site.of(layer)
 
     def fit(self, acts: Activations) -> MeanDifference:
         """Average the contrasts."""
         ids, z = contrast_table(acts, self.site, self.position)
-        if self.behaviours is not None:
+        if self.behaviors is not None:
             labels = acts.labels(ids)
-            keep = [label in names(self.behaviours) for label in labels]
+            keep = [label in names(self.behaviors) for label in labels]
             if not any(keep):
                 have = sorted(set(labels))
-                raise DataError(f"no contrast is of {names(self.behaviours)}; the behaviours are {have}")
+                raise DataError(f"no contrast is of {names(self.behaviors)}; the behaviors are {have}")
             z = z[torch.tensor(keep)]
-        check_differ(z, self.site)
+        check_contrasts_nonzero(z, self.site)
         self.vector_ = z.double().mean(0).float()
         self.info_ = provenance(acts)
         return self
@@ -89,4 +89,4 @@ class MeanDifference(Steerer):
                 f"the vector has width {len(self.vector_)}, the inputs' activations "
                 f"{context.activations.hidden_size}; use a vector of this very model"
             )
-        return static(self.vector_, context.samples)
+        return repeat_vector(self.vector_, context.example_ids)

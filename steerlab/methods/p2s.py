@@ -23,38 +23,38 @@ def names(value: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def contrast_table(
-    acts: Activations, site: Site, position: str | None = None, zero: Sequence[str] | None = ()
-) -> tuple[list[str], Float[Tensor, "sample hidden"]]:
+    acts: Activations, site: Site, position: str | None = None, zero_behaviors: Sequence[str] | None = ()
+) -> tuple[list[str], Float[Tensor, "example hidden"]]:
     """The P2S vectors of all samples, by sorted id, so that the order of the rows can't change a fit.
 
-    Samples of a behaviour in `zero` get the zero vector, whether or not they have a contrast; samples with a
-    prompt row only, of other behaviours, are left out.
+    Samples of a behavior in `zero_behaviors` get the zero vector, whether or not they have a contrast; samples with a
+    prompt row only, of other behaviors, are left out.
 
     Returns:
         The ids and `(sample, hidden)` float32, in units of the residual stream.
 
     Raises:
-        DataError: `zero` names a behaviour that no sample has, or one side of a contrast is missing.
+        DataError: `zero_behaviors` names a behavior that no sample has, or one side of a contrast is missing.
         ActivationError: there is no contrast at all.
     """
-    labels = dict(zip(acts.index["sample"], acts.index["behaviour"], strict=True))
-    unknown = [name for name in names(zero) if name not in labels.values()]
+    labels = dict(zip(acts.index["example_id"], acts.index["behavior"], strict=True))
+    unknown = [name for name in names(zero_behaviors) if name not in labels.values()]
     if unknown:
         have = sorted(set(map(str, labels.values())))
         raise DataError(
-            f"zero={names(zero)} names {unknown}, but the behaviours are {have}. Correct it; or, if they were "
+            f"zero={names(zero_behaviors)} names {unknown}, but the behaviors are {have}. Correct it; or, if they were "
             "captured with context=None, which leaves out rows without a contrast, capture them with a context"
         )
     nothing = torch.zeros(acts.hidden_size)
-    table = {sample: nothing for sample, label in labels.items() if label in names(zero)}
+    table = {example_id: nothing for example_id, label in labels.items() if label in names(zero_behaviors)}
     if not table or acts.index["side"].isin(["positive", "negative"]).any():
         ids, z = acts.contrast(site, position)
         table = dict(zip(ids, z.to(torch.float32), strict=True)) | table
     order = sorted(table)
-    return order, torch.stack([table[sample] for sample in order])
+    return order, torch.stack([table[example_id] for example_id in order])
 
 
-def check_differ(z: Float[Tensor, "sample hidden"], site: Site) -> None:
+def check_contrasts_nonzero(z: Float[Tensor, "example hidden"], site: Site) -> None:
     """Refuse contrasts that are all exactly zero: there would be nothing to learn, and nothing to steer with.
 
     Raises:
@@ -74,12 +74,12 @@ class P2S(Steerer):
 
     Example:
         >>> oracle = P2S(layer=15).fit(acts)
-        >>> oracle.vectors(Context(samples=("xstest/7",)))            # (1, hidden)
+        >>> oracle.vectors(Context(example_ids=("xstest/7",)))            # (1, hidden)
 
     Args:
         layer: block whose output is contrasted and steered, 0-based; or a `Site`.
         position: which captured contrast rows to use; None where there is only one kind.
-        zero: behaviours whose target is the zero vector (their samples need no contrast).
+        zero_behaviors: behaviors whose target is the zero vector (their samples need no contrast).
 
     Attributes:
         ids_: the samples known, sorted.
@@ -87,20 +87,22 @@ class P2S(Steerer):
 
     Raises:
         ActivationError: vectors are asked for an input whose contrast was not captured.
-        DataError: `zero` names an unknown behaviour.
+        DataError: `zero_behaviors` names an unknown behavior.
 
     Source: arXiv 2508.12815, section 3 (z_X = h(X+) - h(X-)).
     """
 
     oracle = True
 
-    def __init__(self, layer: int | Site, *, position: str | None = None, zero: Sequence[str] | None = ()) -> None:
-        self.layer, self.position, self.zero = layer, position, zero
+    def __init__(
+        self, layer: int | Site, *, position: str | None = None, zero_behaviors: Sequence[str] | None = ()
+    ) -> None:
+        self.layer, self.position, self.zero_behaviors = layer, position, zero_behaviors
         self.site = Site.of(layer)
 
     def fit(self, acts: Activations) -> P2S:
         """Tabulate the contrast of every sample."""
-        ids, self.table_ = contrast_table(acts, self.site, self.position, self.zero)
+        ids, self.table_ = contrast_table(acts, self.site, self.position, self.zero_behaviors)
         self.ids_ = tuple(ids)
         self.info_ = provenance(acts)
         return self
@@ -117,12 +119,12 @@ class P2S(Steerer):
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
         """Each input's own vector, joined by sample id."""
         check_fitted(self, "table_")
-        row = {sample: i for i, sample in enumerate(self.ids_)}
-        missing = [sample for sample in context.samples if sample not in row]
+        row = {example_id: i for i, example_id in enumerate(self.ids_)}
+        missing = [example_id for example_id in context.example_ids if example_id not in row]
         if missing:
             raise ActivationError(
-                f"P2S has no vector for {missing[:3]} ({len(missing)} of {len(context.samples)} inputs; it "
+                f"P2S has no vector for {missing[:3]} ({len(missing)} of {len(context.example_ids)} inputs; it "
                 f"knows {len(row)}). P2S is an oracle: it needs the contrast of that very input. Capture "
                 "those contrasts and fit again, or use L2S or MeanDifference, which answer for unseen inputs."
             )
-        return self.table_[[row[sample] for sample in context.samples]]
+        return self.table_[[row[example_id] for example_id in context.example_ids]]

@@ -15,15 +15,15 @@ from torch import Tensor
 from steerlab._support.errors import DataError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
-from steerlab.methods.base import Context, StateDetector, check_fitted, checked_width, provenance
-from steerlab.methods.classes import check_apart, two_classes
+from steerlab.methods.base import Context, StateDetector, check_fitted, check_width, provenance
+from steerlab.methods.classes import check_disjoint, select_two_classes
 from steerlab.models.sites import Site
 
 
 def fit_logistic(
-    x: NDArray[np.float64], truth: NDArray[np.int64], C: float = 1.0, *, standardise: bool = True, max_iter: int = 5000
+    x: NDArray[np.float64], truth: NDArray[np.int64], C: float = 1.0, *, standardize: bool = True, max_iter: int = 5000
 ) -> tuple[NDArray[np.float64], float]:
-    """Weights and intercept of a logistic regression in the units of `x`, whichever units they were penalised in.
+    """Weights and intercept of a logistic regression in the units of `x`, whichever units they were penalized in.
 
     Example:
         >>> w, b = fit_logistic(states.double().numpy(), is_harmful)
@@ -33,7 +33,7 @@ def fit_logistic(
         x: `(row, feature)`.
         truth: 1 for rows that have the thing, 0 for the others.
         C: inverse strength of the L2 penalty, as in scikit-learn.
-        standardise: penalise weights of standardised features.
+        standardize: penalize weights of standardized features.
         max_iter: iterations of the solver at most; scikit-learn warns where they do not suffice.
 
     Raises:
@@ -44,7 +44,7 @@ def fit_logistic(
     if not C > 0:
         raise DataError(f"C={C}: the inverse strength of the penalty must be positive; 1.0 is usual")
     mean, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
-    if standardise:
+    if standardize:
         scaler = StandardScaler().fit(x)
         mean, scale = scaler.mean_, scaler.scale_
     regression = LogisticRegression(C=C, max_iter=max_iter).fit((x - mean) / scale, truth)
@@ -54,11 +54,11 @@ def fit_logistic(
 
 @savable
 class LinearProbe(StateDetector):
-    """Tell inputs of some behaviours from the others by a logistic regression of one state.
+    """Tell inputs of some behaviors from the others by a logistic regression of one state.
 
     Example:
         >>> probe = LinearProbe(12, positive=["refuse"], negative=["answer"]).fit(acts)
-        >>> probe.calibrate(clean_acts, fpr=0.01).detects(Context.of(new_acts))
+        >>> probe.calibrate(clean_acts, fpr=0.01).detect(Context.of(new_acts))
 
     Args:
         layer: block whose output is read, 0-based; or a `Site`.
@@ -66,7 +66,7 @@ class LinearProbe(StateDetector):
         negative: labels of what is not; None: every other.
         position: where the plain prompt is read.
         label: the index column with the labels.
-        C: inverse strength of the L2 penalty (states are standardised first).
+        C: inverse strength of the L2 penalty (states are standardized first).
 
     Attributes:
         w_, b_: `(hidden,)` and a number, in raw units: the probability is `sigmoid(h · w_ + b_)`.
@@ -85,7 +85,7 @@ class LinearProbe(StateDetector):
         positive: Sequence[str] = ("refuse",),
         negative: Sequence[str] | None = None,
         position: str | int = "last",
-        label: str = "behaviour",
+        label: str = "behavior",
         C: float = 1.0,  # as scikit-learn calls it
     ) -> None:
         self.layer, self.positive, self.negative = layer, positive, negative
@@ -93,8 +93,10 @@ class LinearProbe(StateDetector):
 
     def fit(self, acts: Activations) -> LinearProbe:
         """Fit the regression; the order of rows does not matter."""
-        (ids, yes), (others, no) = two_classes(acts, self.reads[0], self.positive, self.negative, self.label)
-        check_apart("positive", ids, yes, "negative", others, no)
+        (ids, yes), (others, no) = select_two_classes(
+            acts, self.required_activations[0], self.positive, self.negative, self.label
+        )
+        check_disjoint("positive", ids, yes, "negative", others, no)
         truth = np.repeat([1, 0], [len(yes), len(no)])
         w, self.b_ = fit_logistic(torch.cat([yes, no]).double().numpy(), truth, self.C)
         self.w_ = torch.from_numpy(w).float()
@@ -104,5 +106,5 @@ class LinearProbe(StateDetector):
     def score(self, context: Context) -> Float[Tensor, " batch"]:
         """The probability of each input."""
         check_fitted(self, "w_")
-        h = checked_width(context.read(self.reads[0]), len(self.w_), f"this {self.name}")
+        h = check_width(context.read(self.required_activations[0]), len(self.w_), f"this {self.name}")
         return torch.sigmoid(h @ self.w_ + self.b_)

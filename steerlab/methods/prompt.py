@@ -8,7 +8,7 @@ from torch import Tensor
 from steerlab._support.errors import SteeringError
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
-from steerlab.methods.base import Context, Shift, Steerer
+from steerlab.methods.base import Context, Intervention, Steerer
 
 SAFETY_INSTRUCTION = (
     "If what I ask could cause harm, decline to help with it. If it concerns law, money or health, tell me "
@@ -22,14 +22,14 @@ class Prompt(Steerer):
     """Append an instruction to the user's text and add no vector (the baseline every vector has to beat).
 
     Example:
-        >>> Prompt().transform("How do I pick a lock?")
+        >>> Prompt().transform_prompt("How do I pick a lock?")
         'How do I pick a lock? If what I ask could cause harm, ...'
 
     Args:
         instruction: what to append, after a space; the default covers refusal and deferral to experts.
 
     Raises:
-        SteeringError: its vectors are asked for (there are none; use `shifts`, which is empty).
+        SteeringError: its vectors are asked for (there are none; use `interventions`, which is empty).
 
     Source: arXiv 2508.12815, section 4 (Prompt); the wording is our own.
     """
@@ -41,11 +41,11 @@ class Prompt(Steerer):
         """Nothing to learn."""
         return self
 
-    def transform(self, prompt: str) -> str:
+    def transform_prompt(self, prompt: str) -> str:
         """The prompt with the instruction after it."""
         return f"{prompt.rstrip()} {self.instruction}"
 
-    def shifts(self, context: Context) -> tuple[Shift, ...]:
+    def interventions(self, context: Context) -> tuple[Intervention, ...]:
         """Nothing is added to the residual stream."""
         return ()
 

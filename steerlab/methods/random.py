@@ -10,8 +10,8 @@ from torch import Tensor
 
 from steerlab.capture.activations import Activations
 from steerlab.methods._codec import savable
-from steerlab.methods.base import Context, Steerer, check_fitted, provenance, static
-from steerlab.methods.p2s import check_differ, contrast_table
+from steerlab.methods.base import Context, Steerer, check_fitted, provenance, repeat_vector
+from steerlab.methods.p2s import check_contrasts_nonzero, contrast_table
 from steerlab.models.sites import Site
 
 
@@ -34,7 +34,7 @@ class RandomDirection(Steerer):
     Args:
         layer: block whose output is steered, 0-based; or a `Site`.
         seed: which direction; report several.
-        per_input: one direction per sample id instead of one for all, as long as that sample's own contrast
+        per_example: one direction per sample id instead of one for all, as long as that sample's own contrast
             where it was seen in `fit`, else as the mean.
 
     Attributes:
@@ -50,14 +50,14 @@ class RandomDirection(Steerer):
     seed or per input; per seed is the default.
     """
 
-    def __init__(self, layer: int | Site, *, seed: int = 0, per_input: bool = False) -> None:
-        self.layer, self.seed, self.per_input = layer, seed, per_input
+    def __init__(self, layer: int | Site, *, seed: int = 0, per_example: bool = False) -> None:
+        self.layer, self.seed, self.per_example = layer, seed, per_example
         self.site = Site.of(layer)
 
     def fit(self, acts: Activations) -> RandomDirection:
         """Measure the norms and draw the direction."""
         ids, z = contrast_table(acts, self.site)
-        check_differ(z, self.site)
+        check_contrasts_nonzero(z, self.site)
         norms = z.double().norm(dim=-1)
         self.norm_ = float(norms.mean())
         self.norms_ = dict(zip(ids, norms.tolist(), strict=True))
@@ -68,8 +68,8 @@ class RandomDirection(Steerer):
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
         """One direction for all inputs, or one per sample id."""
         check_fitted(self, "vector_")
-        if not self.per_input:
-            return static(self.vector_, context.samples)
+        if not self.per_example:
+            return repeat_vector(self.vector_, context.example_ids)
         hidden = len(self.vector_)
-        rows = [self.norms_.get(s, self.norm_) * random_unit(hidden, self.seed, s) for s in context.samples]
+        rows = [self.norms_.get(s, self.norm_) * random_unit(hidden, self.seed, s) for s in context.example_ids]
         return torch.stack(rows).float() if rows else self.vector_.new_zeros(0, hidden)

@@ -10,7 +10,7 @@ from steerlab.metrics.fluency import distinct_n, distinct_n_mean, is_fluent, rep
 from steerlab.metrics.guard import LlamaGuardJudge
 from steerlab.metrics.identical import share_identical
 from steerlab.metrics.judges import Judge, KeywordJudge
-from steerlab.metrics.numbers import final_number, right_numbers
+from steerlab.metrics.numbers import exact_match, final_number
 from steerlab.metrics.perplexity import perplexity
 from steerlab.metrics.pope import PopeScores, binary_f1, l2s_accuracy, l2s_f1, parse_yes_no, pope_scores
 from steerlab.metrics.refusal import is_refusal, refusal_kind, refusal_rate
@@ -38,6 +38,7 @@ __all__ = [
     "detection_report",
     "distinct_n",
     "distinct_n_mean",
+    "exact_match",
     "expected_unsafe",
     "final_number",
     "is_fluent",
@@ -53,7 +54,6 @@ __all__ = [
     "refusal_kind",
     "refusal_rate",
     "repetition",
-    "right_numbers",
     "share_identical",
     "threshold_grid",
     "unsafe_curve",

@@ -19,7 +19,7 @@ def load(auto: Any, model_id: str, device: str | None) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         raise LoadError(
             f"the judge {model_id!r} could not be loaded ({type(error).__name__}); expected a reachable hub "
-            "id, with its licence accepted if it is gated, or a local folder. Download it first, or use "
+            "id, with its license accepted if it is gated, or a local folder. Download it first, or use "
             "KeywordJudge offline."
         ) from error
     return tokenizer, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()

@@ -22,26 +22,26 @@ class AnswerMetric:
     Attributes:
         compute: from the quantities of `at_choice` (and `of_whole`, where `whole`).
         whole: whether both whole answers must be teacher-forced; else one row up to where they part is enough.
-        needs: quantities that cost a pass over the vocabulary: "lse", "top".
+        requires: quantities that cost a pass over the vocabulary: "lse", "top".
         first: whether it only makes sense where the answers part at their first token.
     """
 
     compute: Callable[[Read], Float[Tensor, " row"]]
     whole: bool = False
-    needs: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
     first: bool = False
 
 
 ANSWER_METRICS: dict[str, AnswerMetric] = {
     "propensity": AnswerMetric(lambda r: r["positive"] - r["negative"]),
     "accuracy": AnswerMetric(lambda r: (r["positive"] > r["negative"]).float()),
-    "first_token_accuracy": AnswerMetric(lambda r: r["top_is_positive"], needs=("top",), first=True),
-    "answer_mass": AnswerMetric(
-        lambda r: (r["positive"] - r["lse"]).exp() + (r["negative"] - r["lse"]).exp(), needs=("lse",)
+    "first_token_accuracy": AnswerMetric(lambda r: r["top_is_positive"], requires=("top",), first=True),
+    "answer_probability": AnswerMetric(
+        lambda r: (r["positive"] - r["lse"]).exp() + (r["negative"] - r["lse"]).exp(), requires=("lse",)
     ),
-    "logprob": AnswerMetric(lambda r: r["logprob_positive"], whole=True, needs=("lse",)),
+    "logprob": AnswerMetric(lambda r: r["logprob_positive"], whole=True, requires=("lse",)),
     "logprob_difference": AnswerMetric(
-        lambda r: r["logprob_positive"] - r["logprob_negative"], whole=True, needs=("lse",)
+        lambda r: r["logprob_positive"] - r["logprob_negative"], whole=True, requires=("lse",)
     ),
     "logit_sum_difference": AnswerMetric(lambda r: r["logit_positive"] - r["logit_negative"], whole=True),
 }
@@ -52,7 +52,7 @@ ANSWER_METRICS: dict[str, AnswerMetric] = {
 | `propensity` | logit of the positive minus that of the negative answer, at the first token where they part |
 | `accuracy` | 1 where that is above 0 |
 | `first_token_accuracy` | 1 where the positive answer's first token is the likeliest of the whole vocabulary |
-| `answer_mass` | probability of the two tokens together: falls where steering breaks the answer's form |
+| `answer_probability` | probability of the two tokens together: falls where steering breaks the answer's form |
 | `logprob` | log-probability of the whole positive answer, in nats |
 | `logprob_difference` | that, minus the negative answer's (steering-bench's score) |
 | `logit_sum_difference` | the same with raw logits (the score of the steerability paper's own runs) |
@@ -62,7 +62,7 @@ Source: arXiv 2407.12404, section 3 (propensity); its two code bases; the others
 
 
 @dataclass(frozen=True)
-class Spots:
+class AnswerTokens:
     """Where the answers of a batch's rows are predicted, and by which tokens.
 
     Attributes:
@@ -80,7 +80,7 @@ class Spots:
     real: Bool[Tensor, "row token"]
 
 
-def spots(batch: Batch, ids: Sequence[tuple[int, int]], whole: bool) -> Spots:
+def locate_answers(batch: Batch, ids: Sequence[tuple[int, int]], whole: bool) -> AnswerTokens:
     """Where to read a batch of rows that know their `choice`.
 
     Args:
@@ -88,7 +88,7 @@ def spots(batch: Batch, ids: Sequence[tuple[int, int]], whole: bool) -> Spots:
         ids: per row, the two tokens at `choice`.
         whole: whether the whole answer of each row is wanted.
     """
-    at = [o + (r.choice or 0) - 1 for r, o in zip(batch.rows, batch.offsets, strict=True)]
+    at = [o + (r.first_difference or 0) - 1 for r, o in zip(batch.rows, batch.offsets, strict=True)]
     answers = [
         [(o + i - 1, r.ids[i]) for i in (range(r.n_prompt, len(r)) if whole else ())]
         for r, o in zip(batch.rows, batch.offsets, strict=True)
@@ -98,7 +98,7 @@ def spots(batch: Batch, ids: Sequence[tuple[int, int]], whole: bool) -> Spots:
     longest = max([len(answer) for answer in answers] or [0])
     padded = [answer + [(columns[0], 0)] * (longest - len(answer)) for answer in answers]
     shape = (len(answers), longest)
-    return Spots(
+    return AnswerTokens(
         torch.tensor(columns),
         torch.tensor([place[column] for column in at]),
         torch.tensor(ids),
@@ -117,12 +117,12 @@ class AnswerReader:
     Attributes:
         where: where to look in each row.
         copies: how often these rows occur in the batch, one after the other.
-        needs: what the metrics are made of.
+        requires: what the metrics are made of.
     """
 
-    where: Spots
+    where: AnswerTokens
     copies: int
-    needs: tuple[str, ...]
+    requires: tuple[str, ...]
 
     def __call__(self, logits: Float[Tensor, "row k vocabulary"]) -> dict[str, Float[Tensor, " row"]]:
         """The parts by name."""
@@ -131,10 +131,10 @@ class AnswerReader:
         choice, ids = where.choice.to(device).repeat(self.copies), where.ids.to(device).repeat(self.copies, 1)
         here = logits[rows[:, None], choice[:, None], ids]
         found = {"positive": here[:, 0], "negative": here[:, 1]}
-        lse = logits.logsumexp(-1) if "lse" in self.needs else None
+        lse = logits.logsumexp(-1) if "lse" in self.requires else None
         if lse is not None:
             found["lse"] = lse[rows, choice]
-        if "top" in self.needs:
+        if "top" in self.requires:
             found["top_is_positive"] = (logits[rows, choice].argmax(-1) == ids[:, 0]).float()
         if where.real.shape[1]:
             places, targets = (t.to(device).repeat(self.copies, 1) for t in (where.places, where.targets))
@@ -146,11 +146,11 @@ class AnswerReader:
         return found
 
     def row(self, number: int) -> AnswerReader:
-        """See `RowWise`."""
+        """See `PerRowReducer`."""
         at, where = number % len(self.where.choice), self.where
-        names = ("choice", "ids", "places", "targets", "real")
+        names = ("first_difference", "ids", "places", "targets", "real")
         return AnswerReader(
-            replace(where, **{name: getattr(where, name)[at : at + 1].clone() for name in names}), 1, self.needs
+            replace(where, **{name: getattr(where, name)[at : at + 1].clone() for name in names}), 1, self.requires
         )
 
 

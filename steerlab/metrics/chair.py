@@ -23,9 +23,9 @@ class CaptionObjects:
     """What one caption names: the objects, those of them that are not in the picture, and how often."""
 
     mentioned: frozenset[str]
-    invented: frozenset[str]
+    hallucinated: frozenset[str]
     n_mentions: int
-    n_invented: int
+    n_hallucinated: int
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def chair(
 
     Example:
         >>> scores = chair({"a": "Two puppies on a sofa.", "b": "A cat."}, {"a": ["dog"], "b": ["cat"]})
-        >>> scores.chair_s, round(scores.chair_i, 2), scores.recall, sorted(scores.captions["a"].invented)
+        >>> scores.chair_s, round(scores.chair_i, 2), scores.recall, sorted(scores.captions["a"].hallucinated)
         (0.5, 0.33, 1.0, ['couch'])
 
     Args:
@@ -96,8 +96,10 @@ def chair(
         named[key] = CaptionObjects(frozenset(said), frozenset(wrong), len(said), len(wrong))
         n_gold, n_found = n_gold + len(gold), n_found + len(gold & set(said))
     return ChairScores(
-        chair_s=sum(bool(one.invented) for one in named.values()) / len(named),
-        chair_i=_ratio(sum(one.n_invented for one in named.values()), sum(one.n_mentions for one in named.values())),
+        chair_s=sum(bool(one.hallucinated) for one in named.values()) / len(named),
+        chair_i=_ratio(
+            sum(one.n_hallucinated for one in named.values()), sum(one.n_mentions for one in named.values())
+        ),
         recall=_ratio(n_found, n_gold),
         length=sum(len(caption.split()) for caption in captions.values()) / len(captions),
         n=len(named),

@@ -30,11 +30,11 @@ def final_number(text: str) -> Decimal | None:
     return Decimal(found[-1].replace("−", "-").replace("$", "").replace(",", ""))
 
 
-def right_numbers(texts: Sequence[str], answers: Sequence[str]) -> list[float]:
+def exact_match(texts: Sequence[str], answers: Sequence[str]) -> list[float]:
     """For every answer 1 where its last number is the right one, and 0 otherwise.
 
     Example:
-        >>> right_numbers(["That makes 12.", "I don't know."], ["12", "7"])
+        >>> exact_match(["That makes 12.", "I don't know."], ["12", "7"])
         [1.0, 0.0]
 
     Args:

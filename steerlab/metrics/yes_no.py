@@ -70,9 +70,10 @@ def yes_no_logits(logits: Float[torch.Tensor, "n vocabulary"], yes: Sequence[int
         ['yes', 'no']
 
     Args:
-        logits: one row per question, at the last token of the prompt; not yet normalised is fine. Columns that are
+        logits: one row per question, at the last token of the prompt; not yet normalized is fine. Columns that are
             neither yes nor no are only looked at for `other`: give the whole vocabulary, or one column with the largest
-            of the rest, as `first_logits(..., [*yes, *no], rest=True)` does; without any, no row counts as `other`.
+            of the rest, as `next_token_logits(..., [*yes, *no], rest=True)` does; without any, no row counts as
+            `other`.
         yes, no: token ids, from `yes_no_ids`, or the columns that hold them; the probabilities of the variants are
             added up.
 

@@ -11,10 +11,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from steerlab._support.errors import LayoutError
-from steerlab.models.engine import NOTHING, Inputs, Select, Told, block_path, check_resume, point_path, same
+from steerlab.models.engine import (
+    FULL_FORWARD,
+    Inputs,
+    LogitsReducer,
+    StateSelector,
+    block_path,
+    check_forward_state,
+    point_path,
+    same,
+)
+from steerlab.models.interventions import SiteEdits, apply_edits, last_column
+from steerlab.models.kv_prefix import ForwardState, Prefix, prefill, skip_blocks
 from steerlab.models.layout import Layout, blocks, module_at
-from steerlab.models.plan import Plan, last_column, shifted
-from steerlab.models.resume import Prefix, Resume, prefill, skipping
 from steerlab.models.sites import Site
 
 
@@ -25,7 +34,7 @@ class _Stop(Exception):
 class HooksEngine:
     """Carries out plans with `register_forward_hook`."""
 
-    resumes = True
+    supports_prefix_cache = True
 
     def __init__(self, hf: PreTrainedModel, layout: Layout) -> None:
         self._hf = hf
@@ -33,7 +42,12 @@ class HooksEngine:
         self._tuples: bool | None = None
 
     def read(
-        self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select, resume: Resume = NOTHING
+        self,
+        inputs: Inputs,
+        plan: SiteEdits,
+        sites: Sequence[Site],
+        select: StateSelector,
+        forward_state: ForwardState = FULL_FORWARD,
     ) -> Tensor:
         """`select` of the state at each site, `(row, site, hidden)`, stopping after the deepest."""
         found: dict[Site, Tensor] = {}
@@ -43,7 +57,7 @@ class HooksEngine:
             if len(found) == len(sites):
                 raise _Stop
 
-        with torch.no_grad(), self._resumed(resume) as past, self._hooked(plan, set(sites), keep):
+        with torch.no_grad(), self._resumed(forward_state) as past, self._hooked(plan, set(sites), keep):
             try:
                 self._hf(**inputs, **past, use_cache=False, logits_to_keep=1)
             except _Stop:
@@ -54,31 +68,36 @@ class HooksEngine:
             "give load(..., blocks='dotted.path')"
         )
 
-    def generate(self, inputs: Inputs, plan: Plan, **options: Any) -> Tensor:
+    def generate(self, inputs: Inputs, plan: SiteEdits, **options: Any) -> Tensor:
         """Hugging Face's `generate` under the plan: prompt and new ids."""
         with torch.no_grad(), self.hooked(plan):
             return self._hf.generate(**inputs, **options)  # type: ignore[operator]
 
     def logits(
-        self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING, told: Told = same
+        self,
+        inputs: Inputs,
+        plan: SiteEdits,
+        keep: int | Tensor,
+        forward_state: ForwardState = FULL_FORWARD,
+        reduce: LogitsReducer = same,
     ) -> Any:
         """See `Engine.logits`."""
-        check_resume(plan, resume)
-        with torch.no_grad(), self._resumed(resume) as past, self.hooked(plan):
+        check_forward_state(plan, forward_state)
+        with torch.no_grad(), self._resumed(forward_state) as past, self.hooked(plan):
             logits: Tensor = self._hf(**inputs, **past, use_cache=False, logits_to_keep=keep).logits
-        return told(logits[:, -keep:] if isinstance(keep, int) else logits)
+        return reduce(logits[:, -keep:] if isinstance(keep, int) else logits)
 
     def prefill(self, inputs: Inputs) -> Prefix:
         """See `Engine.prefill`."""
         return prefill(self._hf, inputs)
 
     @contextmanager
-    def _resumed(self, resume: Resume) -> Iterator[dict[str, Any]]:
+    def _resumed(self, forward_state: ForwardState) -> Iterator[dict[str, Any]]:
         with ExitStack() as stack:
-            if resume.layer is not None and resume.state is not None:
-                below = blocks(self._hf, self._layout)[: resume.layer + 1]
-                stack.enter_context(skipping(below, resume.state, self.gives_tuples()))
-            yield stack.enter_context(resume.options(self._hf))
+            if forward_state.layer is not None and forward_state.state is not None:
+                below = blocks(self._hf, self._layout)[: forward_state.layer + 1]
+                stack.enter_context(skip_blocks(below, forward_state.state, self.gives_tuples()))
+            yield stack.enter_context(forward_state.options(self._hf))
 
     def gives_tuples(self) -> bool:
         """Whether the blocks answer with tuples: found out on one token, once."""
@@ -94,12 +113,12 @@ class HooksEngine:
             self._tuples = seen[0]
         return self._tuples
 
-    def hooked(self, plan: Plan) -> AbstractContextManager[None]:
+    def hooked(self, plan: SiteEdits) -> AbstractContextManager[None]:
         """The plan's edits in place, for as long as the context lasts."""
         return self._hooked(plan, set(), _nothing)
 
     @contextmanager
-    def _hooked(self, plan: Plan, sites: set[Site], keep: Callable[[Site, Tensor], None]) -> Iterator[None]:
+    def _hooked(self, plan: SiteEdits, sites: set[Site], keep: Callable[[Site, Tensor], None]) -> Iterator[None]:
         stop = [0]  # columns so far, from the attention mask of the forward in progress
 
         def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -107,7 +126,7 @@ class HooksEngine:
 
         def visit(site: Site, h: Tensor) -> Tensor:
             if site in plan:
-                h = shifted(plan[site], h, stop[0])
+                h = apply_edits(plan[site], h, stop[0])
             if site in sites:
                 keep(site, h)
             return h

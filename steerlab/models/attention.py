@@ -25,7 +25,7 @@ NAME = "steerlab_prefix"
 
 
 @dataclass(frozen=True)
-class Past:
+class PrefixKV:
     """One layer's keys and values of some rows' prompts, `(row, head, column, size)`; `copies` times as many ask."""
 
     keys: Tensor
@@ -42,13 +42,13 @@ class Past:
         return joined
 
 
-def can_attend(hf: PreTrainedModel) -> bool:
+def supports_prefix_attention(hf: PreTrainedModel) -> bool:
     """Whether the model's attention may be exchanged: others than "sdpa" may do things of their own."""
     return hf.config.get_text_config()._attn_implementation == "sdpa" and hf._supports_attention_backend
 
 
 @contextmanager
-def attending(hf: PreTrainedModel) -> Iterator[None]:
+def use_prefix_attention(hf: PreTrainedModel) -> Iterator[None]:
     """Attention to a shared prompt in place of the model's own, for as long as the context lasts."""
     config: Any = hf.config.get_text_config()
     before = config._attn_implementation
@@ -59,15 +59,15 @@ def attending(hf: PreTrainedModel) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def attend(
+def prefix_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention; keys that come with a `Past` see it before themselves.
+    """Scaled dot-product attention; keys that come with a `PrefixKV` see it before themselves.
 
     Raises:
         SteeringError: the past was lost between the cache and the attention.
     """
-    past: Past | None = getattr(key, "past", None)
+    past: PrefixKV | None = getattr(key, "past", None)
     if past is None:
         if attention_mask is not None and attention_mask.shape[-1] != key.shape[2]:
             raise SteeringError(
@@ -82,7 +82,7 @@ def attend(
     return _attended(query * scale, key, value, attention_mask, past), None
 
 
-def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, past: Past) -> Tensor:
+def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, past: PrefixKV) -> Tensor:
     heads, tokens, width = key.shape[1], query.shape[2], past.keys.shape[2]
     shape: dict[str, int] = {"c": past.copies, "h": heads, "t": tokens}
     together = rearrange(query, "(c r) (h g) t d -> r h (c g t) d", **shape)
@@ -102,5 +102,5 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, pa
     return rearrange(out, "b h (g t) d -> b t (h g) d", t=tokens)
 
 
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(NAME, prefix_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)

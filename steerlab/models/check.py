@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from steerlab._support.errors import LayoutError, LoadError
-from steerlab._support.pictures import open_picture
+from steerlab._support.images import open_image
 from steerlab.models.encoding import Batch
 from steerlab.models.layout import module_at
 from steerlab.models.sites import Site
@@ -27,18 +27,16 @@ def _check_picture(model: Model) -> None:
     """Compare the tokens and tensors of a prompt with a picture with what the processor makes of the whole."""
     if model.vision is None:
         return
-    picture, vision = Image.linear_gradient("L").resize((60, 40)), model.vision
+    image, vision = Image.linear_gradient("L").resize((60, 40)), model.vision
     text = f"{vision.placeholder}Hello"
-    row = model.encode("Hello" if model.chat else text, images=[picture])
+    row = model.encode("Hello" if model.chat else text, images=[image])
     if model.chat:
         turn: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hello"}]}]
         text = str(model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
     special = not model.chat and not starts_with_bos(model.tokenizer, text)
-    whole = vision.processor(
-        text=[text], images=[[open_picture(picture)]], return_tensors="pt", add_special_tokens=special
-    )
+    whole = vision.processor(text=[text], images=[[open_image(image)]], return_tensors="pt", add_special_tokens=special)
     theirs, ours = whole["input_ids"][0].tolist(), model.inputs(model.batch([row]))
-    lost = sorted((set(whole) & model.accepts) - set(ours) - {"labels"})
+    lost = sorted((set(whole) & model.accepted_inputs) - set(ours) - {"labels"})
     if theirs != list(row.ids) or lost or not row.kind("image"):
         raise LoadError(
             f"steerlab can't follow {type(vision.processor).__name__}: a picture becomes {len(theirs)} tokens there, "

@@ -8,24 +8,24 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from steerlab._support.errors import LayoutError, SteeringError
+from steerlab.models.interventions import SiteEdits
+from steerlab.models.kv_prefix import ForwardState, Prefix
 from steerlab.models.layout import Layout
-from steerlab.models.plan import Plan
-from steerlab.models.resume import Prefix, Resume
 from steerlab.models.sites import Site
 
 Inputs = dict[str, Tensor]
-Select = Callable[[Tensor], Tensor]
-Told = Callable[[Tensor], Any]
-NOTHING = Resume()
+StateSelector = Callable[[Tensor], Tensor]
+LogitsReducer = Callable[[Tensor], Any]
+FULL_FORWARD = ForwardState()
 
 
 @runtime_checkable
-class RowWise(Protocol):
+class PerRowReducer(Protocol):
     """What is told of the logits, where it can be asked of each row by itself: where rows are apart, no more than the
     answer has to leave the place where the logits are.
     """
 
-    def row(self, number: int) -> Told:
+    def row(self, number: int) -> LogitsReducer:
         """The same of one row of the batch, `(1, keep, vocabulary)`; the rows' answers follow each other."""
         ...
 
@@ -40,13 +40,18 @@ class Engine(Protocol):
     """Runs a model under a plan. Every method leaves the model as it was, also after an exception.
 
     Attributes:
-        resumes: whether forwards can take up work that was done before; elsewhere they are always whole.
+        supports_prefix_cache: whether forwards can take up work that was done before; elsewhere they are always whole.
     """
 
-    resumes: bool
+    supports_prefix_cache: bool
 
     def read(
-        self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select, resume: Resume = NOTHING
+        self,
+        inputs: Inputs,
+        plan: SiteEdits,
+        sites: Sequence[Site],
+        select: StateSelector,
+        forward_state: ForwardState = FULL_FORWARD,
     ) -> Tensor:
         """`select(state)` at each site after the plan's edits, stacked to `(row, site, hidden)` on the device.
 
@@ -55,14 +60,19 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, inputs: Inputs, plan: Plan, **options: Any) -> Tensor:
+    def generate(self, inputs: Inputs, plan: SiteEdits, **options: Any) -> Tensor:
         """Hugging Face's `generate` under the plan; `(rows, tokens)` ids, prompt included."""
         ...
 
     def logits(
-        self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING, told: Told = same
+        self,
+        inputs: Inputs,
+        plan: SiteEdits,
+        keep: int | Tensor,
+        forward_state: ForwardState = FULL_FORWARD,
+        reduce: LogitsReducer = same,
     ) -> Any:
-        """`told` of the logits under the plan, `(batch, keep, vocabulary)`: of the last `keep` columns, or of those
+        """`reduce` of the logits under the plan, `(batch, keep, vocabulary)`: of the last `keep` columns, or of those
         numbered. It is asked where the logits are: a server sends back its answer, and not a vocabulary per token.
 
         Edits of the block at which the forward resumes are added to the state it resumes from; the plan must hold
@@ -101,15 +111,17 @@ def block_path(site: Site, layout: Layout) -> str:
     return path if site.part == "projector" else f"{path}.{site.layer}"
 
 
-def check_resume(plan: Plan, resume: Resume) -> None:
+def check_forward_state(plan: SiteEdits, forward_state: ForwardState) -> None:
     """Refuse to leave out a block that the plan writes to.
 
     Raises:
         SteeringError: names the site.
     """
-    if resume.layer is None:
+    if forward_state.layer is None:
         return
     for site in plan:
-        inside = site.layer <= resume.layer if site.point != "block_out" else site.layer < resume.layer
+        inside = site.layer <= forward_state.layer if site.point != "block_out" else site.layer < forward_state.layer
         if site.part != "text" or inside:
-            raise SteeringError(f"a forward that resumes at the output of block {resume.layer} never passes {site}")
+            raise SteeringError(
+                f"a forward that resumes at the output of block {forward_state.layer} never passes {site}"
+            )

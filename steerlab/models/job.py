@@ -57,7 +57,7 @@ class Job(Generic[R]):
 
     def _work(self, run: Callable[[], R]) -> None:
         try:
-            with progress.heard_by(self._hear):
+            with progress.status_listener(self._hear):
                 self._future.set_result(run())
         except BaseException as error:  # whatever it is, the one who asks for the result shall have it
             self._future.set_exception(error)
@@ -67,7 +67,7 @@ class Job(Generic[R]):
         self.log.append(said)
 
 
-def deferrable(verb: Callable[P, R]) -> Callable[P, R]:
+def background(verb: Callable[P, R]) -> Callable[P, R]:
     """Give a verb `blocking=`: False hands out a `Job` at once, on models whose weights are elsewhere."""
 
     @wraps(verb)
@@ -78,7 +78,7 @@ def deferrable(verb: Callable[P, R]) -> Callable[P, R]:
         model = next((found for found in held if isinstance(found, Model)), None)
         if model is None:
             return verb(*args, **kwargs)  # which says what it was given instead of one
-        if not model.is_far:
+        if not model.is_remote:
             raise SteerlabError(
                 f"blocking=False is for a model on a server; {model.id} runs in this process, which a second thread "
                 "would not make faster: leave it out"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from steerlab._support.errors import LayoutError
-from steerlab.models.tower import find_tower
+from steerlab.models.vision_layout import find_tower
 
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f")
 _HEADS = ("lm_head", "embed_out", "output", "head")
@@ -54,8 +54,8 @@ def find_layout(hf: nn.Module, blocks: str | None = None) -> Layout:
         'transformer.h'
 
     Args:
-        hf: a model with a language-modelling head; multimodal wrappers are looked through.
-        blocks: dotted path of the list of blocks, for a model that is not recognised; it always wins.
+        hf: a model with a language-modeling head; multimodal wrappers are looked through.
+        blocks: dotted path of the list of blocks, for a model that is not recognized; it always wins.
 
     Raises:
         LayoutError: no list of blocks was found, or there is none at `blocks`.

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from steerlab._support.errors import LoadError
-from steerlab.models.elsewhere import Far, check_given, elsewhere, skeleton
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
-from steerlab.models.processors import find_processor, takes_pictures
+from steerlab.models.processors import accepts_images, find_processor
+from steerlab.models.remote import RemoteBackend, check_given, find_backend, skeleton
 from steerlab.models.scenes import scenes_vlm_folder
 from steerlab.models.smollm2 import smollm2_folder
 
@@ -58,9 +58,9 @@ def load(
     engine: str | None = None,
     serve: str | None = None,
     tensor_parallel_size: int = 1,
-    share_prompts: bool = True,
-    patience: float = 300.0,
-    travels: str | Sequence[str] = (),
+    prefix_caching: bool = True,
+    retry_timeout: float = 300.0,
+    ship_packages: str | Sequence[str] = (),
     **from_pretrained: Any,
 ) -> Model:
     """Load a language or image-text model, ready to be looked into and steered: eval mode, no gradients, checked.
@@ -81,7 +81,7 @@ def load(
         dtype: default float32 on the CPU, the checkpoint's own on an accelerator.
         device_map: passed to transformers, to spread a model over devices.
         quantization_config: passed to transformers.
-        blocks: dotted path of the decoder blocks, for a family that is not recognised.
+        blocks: dotted path of the decoder blocks, for a family that is not recognized.
         backend: "nnsight" or "hooks".
         tokenizer: one of your own, or where to load it from; copied, never changed. An image-text model uses its
             processor's.
@@ -96,10 +96,11 @@ def load(
         engine: "vllm" to run the model in vLLM on this machine; `from_pretrained` then goes to vLLM.
         serve: the address of an `nnsight-serve`, which runs vLLM on another machine; its key is NNSIGHT_SERVE_API_KEY.
         tensor_parallel_size: over how many GPUs vLLM splits the model.
-        share_prompts: False runs every row whole: slower, and to the last bit what a server gives.
-        patience: seconds for which a request to a server is repeated after failures that may pass, and for which a job
+        prefix_caching: False runs every row whole: slower, and to the last bit what a server gives.
+        retry_timeout: seconds for which a request to a server is repeated after failures that may pass, and for which
+            a job
             that runs there may be silent.
-        travels: packages of your own that a steerer computes with inside the model: their source goes along.
+        ship_packages: packages of your own that a steerer computes with inside the model: their source goes along.
         from_pretrained: anything else for transformers.
 
     Raises:
@@ -111,7 +112,7 @@ def load(
 
     Source: own.
     """
-    far = elsewhere(remote, engine, serve, tensor_parallel_size, patience, travels, from_pretrained)
+    far = find_backend(remote, engine, serve, tensor_parallel_size, retry_timeout, ship_packages, from_pretrained)
     if far is not None:
         own = {"device": device, "device_map": device_map, "quantization_config": quantization_config}
         own |= {"processor": processor, "task": None if task == "text" else task}
@@ -137,7 +138,7 @@ def load(
     commit = getattr(getattr(hf, "config", None), "_commit_hash", None)
     revision = source.revision or commit or revision
     named: dict[str, Any] = {"id": source.id, "revision": revision, "backend": backend, "chat": chat}
-    model = Model(hf, tokenizer, find_layout(hf, blocks), **named, processor=processor, share_prompts=share_prompts)
+    model = Model(hf, tokenizer, find_layout(hf, blocks), **named, processor=processor, prefix_caching=prefix_caching)
     if check:
         from steerlab.models.check import self_check
 
@@ -146,7 +147,8 @@ def load(
 
 
 def _load_far(
-    name: Any, far: Far, revision: str | None, dtype: Any, blocks: str | None, tokenizer: Any, chat: bool | None,
+    name: Any, far: RemoteBackend, revision: str | None, dtype: Any, blocks: str | None, tokenizer: Any,
+    chat: bool | None,
     check: bool, from_pretrained: dict[str, Any],
 ) -> Model:  # fmt: skip
     """A model whose weights are elsewhere."""
@@ -244,7 +246,7 @@ def placement(device: Any, dtype: Any, device_map: Any, quantization_config: Any
     if device is not None and device_map is not None:
         raise LoadError(f"both device={device!r} and device_map={device_map!r} were given; give one of them")
     if device is not None:
-        device_map = {"": device}  # a quantised model can't be moved once it is read
+        device_map = {"": device}  # a quantized model can't be moved once it is read
     wanted = {"device_map": device_map, "quantization_config": quantization_config}
     return {"device": None, "dtype": dtype or "auto"} | {k: v for k, v in wanted.items() if v is not None}
 
@@ -258,7 +260,7 @@ def _read_model(source: _Source, options: dict[str, Any], shared: dict[str, Any]
         raise LoadError(
             f"the model {source.id!r} could not be read: {error}. Tried transformers' from_pretrained with "
             f"{', '.join(sorted(options))}. Expected a text or image-text generation model with its weights "
-            f"complete; for a gated one, accept its licence and set HF_TOKEN; or give {_ELSEWHERE}"
+            f"complete; for a gated one, accept its license and set HF_TOKEN; or give {_ELSEWHERE}"
         ) from error
 
 
@@ -266,7 +268,7 @@ def _reader(source: _Source, shared: dict[str, Any]) -> Any:
     if "gguf_file" in source.options:
         return AutoModelForCausalLM
     config = AutoConfig.from_pretrained(source.place, **{**shared, **source.options})
-    return AutoModelForImageTextToText if takes_pictures(config) else AutoModelForCausalLM
+    return AutoModelForImageTextToText if accepts_images(config) else AutoModelForCausalLM
 
 
 def _as_given(hf: Any, device: Any, dtype: Any) -> Any:

@@ -17,17 +17,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steerlab._support.errors import LayoutError, LoadError
 from steerlab._support.files import fingerprint
-from steerlab._support.pictures import Picture
-from steerlab.models.encoding import Batch, Side, collate, encode
+from steerlab._support.images import ImageInput
+from steerlab.models.encoded_prompt import EncodedPrompt
+from steerlab.models.encoding import Batch, PaddingSide, collate, encode
 from steerlab.models.engine import Engine, Inputs, block_path
+from steerlab.models.kv_prefix import can_prefill
 from steerlab.models.layout import Layout, blocks, module_at
 from steerlab.models.positions import NAMES, Positions, describe, resolve
-from steerlab.models.resume import can_prefill
 from steerlab.models.sites import Site
 from steerlab.models.template import Messages
-from steerlab.models.tokenmap import TokenMap
-from steerlab.models.tower import width_of
 from steerlab.models.vision import Vision
+from steerlab.models.vision_layout import normalized_width
 
 Backend = Literal["nnsight", "hooks"]
 
@@ -50,12 +50,13 @@ class Model:
         chat: whether prompts go through the chat template; None: whenever there is one.
         processor: that of an image-text model.
         engine: one that runs the model elsewhere; `hf` is then a skeleton without weights, and `backend` its name.
-        share_prompts: whether what rows have in common is run once; else every row is run whole, which takes longer and
+        prefix_caching: whether what rows have in common is run once; else every row is run whole, which takes longer
+            and
             gives the same to the last bit as a server.
 
     Attributes:
         vision: how pictures become tokens and tensors; None for a text-only model.
-        accepts: the names of what a forward takes from us.
+        accepted_inputs: the names of what a forward takes from us.
     """
 
     def __init__(
@@ -70,22 +71,22 @@ class Model:
         chat: bool | None = None,
         processor: Any = None,
         engine: Engine | None = None,
-        share_prompts: bool = True,
+        prefix_caching: bool = True,
     ) -> None:
         if engine is None and backend not in ("nnsight", "hooks"):
             raise LoadError(f"unknown backend {backend!r}; expected 'nnsight' or 'hooks'")
-        self._engine, self._shares = engine, share_prompts
+        self._engine, self._shares = engine, prefix_caching
         self.hf, self.tokenizer, self.layout = hf, tokenizer, layout
         self.id, self.revision, self.backend = id, revision, backend
         self.chat = tokenizer.chat_template is not None if chat is None else chat
         self.vision = None if processor is None else Vision(processor, hf.config)
         self.lock = threading.RLock()
         self._local = threading.local()
-        self.accepts = set(inspect.signature(type(hf).forward).parameters)
+        self.accepted_inputs = set(inspect.signature(type(hf).forward).parameters)
         if getattr(hf.config.get_text_config(), "rope_parameters", None) and "mrope_section" in str(
             hf.config.get_text_config().rope_parameters
         ):
-            self.accepts -= {"position_ids"}  # three to a token there, which the model counts itself
+            self.accepted_inputs -= {"position_ids"}  # three to a token there, which the model counts itself
 
     def __repr__(self) -> str:
         return f"Model({self.id!r}, {self.n_layers} layers x {self.hidden_size}, {self.dtype}, {self.device})"
@@ -112,19 +113,19 @@ class Model:
         return active
 
     @property
-    def is_far(self) -> bool:
+    def is_remote(self) -> bool:
         """Whether the weights are in another process or on a server, and a skeleton stands here."""
         return self._engine is not None
 
     @property
-    def resumes(self) -> bool:
+    def supports_prefix_cache(self) -> bool:
         """Whether forwards can take up keys and values of a prompt that was run before; else rows are run whole."""
-        return self._shares and self.engine.resumes and self.vision is None and can_prefill(self.hf)
+        return self._shares and self.engine.supports_prefix_cache and self.vision is None and can_prefill(self.hf)
 
     @property
-    def restarts(self) -> bool:
+    def supports_layer_restart(self) -> bool:
         """Whether forwards can begin at the output of a block that is known."""
-        return self._shares and self.engine.resumes and self.vision is None
+        return self._shares and self.engine.supports_prefix_cache and self.vision is None
 
     @property
     def n_layers(self) -> int:
@@ -157,7 +158,7 @@ class Model:
         """How wide the states at a site are, or None where that can't be told beforehand."""
         if site.part != "vision":
             return self.hidden_size
-        return width_of(module_at(self.hf, block_path(self.site(site), self.layout)))
+        return normalized_width(module_at(self.hf, block_path(self.site(site), self.layout)))
 
     @property
     def context_length(self) -> int | None:
@@ -168,7 +169,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the device of the embedding, or this machine's memory if the weights are elsewhere."""
-        if self.is_far:
+        if self.is_remote:
             return torch.device("cpu")
         return self.hf.get_input_embeddings().weight.device  # type: ignore[return-value]
 
@@ -178,8 +179,8 @@ class Model:
         return self.hf.dtype
 
     def info(self) -> dict[str, Any]:
-        """Provenance for results and artefacts."""
-        seen = {} if self.vision is None else {"pictures": type(self.vision.processor.image_processor).__name__}
+        """Provenance for results and artifacts."""
+        seen = {} if self.vision is None else {"image_processor": type(self.vision.processor.image_processor).__name__}
         return seen | {
             "model": self.id,
             "revision": self.revision,
@@ -197,28 +198,28 @@ class Model:
         prompt: str | Messages,
         *,
         answer: str | None = None,
-        rival: str | None = None,
-        closed: bool = False,
+        other_answer: str | None = None,
+        end_turn: bool = False,
         system: str | None = None,
-        sample: str = "",
-        images: Sequence[Picture] = (),
-    ) -> TokenMap:
+        example_id: str = "",
+        images: Sequence[ImageInput] = (),
+    ) -> EncodedPrompt:
         """One prompt as tokens with known spans; see `steerlab.models.encoding.encode`."""
         return encode(
             self.tokenizer,
             prompt,
             answer=answer,
-            rival=rival,
-            closed=closed,
+            other_answer=other_answer,
+            end_turn=end_turn,
             system=system,
             chat=self.chat,
-            sample=sample,
+            example_id=example_id,
             limit=self.context_length,
             images=images,
             vision=self.vision,
         )
 
-    def batch(self, rows: Sequence[TokenMap], side: Side = "left") -> Batch:
+    def batch(self, rows: Sequence[EncodedPrompt], side: PaddingSide = "left") -> Batch:
         """Rows padded to one width."""
         return collate(rows, int(self.tokenizer.pad_token_id), side, self.vision)
 
@@ -231,14 +232,14 @@ class Model:
         """
         given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         optional = batch.extra | ({"position_ids": batch.position_ids} if positions else {})
-        given |= {name: tensor for name, tensor in optional.items() if name in self.accepts}
+        given |= {name: tensor for name, tensor in optional.items() if name in self.accepted_inputs}
         return {
             name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
             for name, tensor in given.items()
         }
 
     def positions_table(
-        self, prompt: str | Messages, *, answer: str | None = None, images: Sequence[Picture] = ()
+        self, prompt: str | Messages, *, answer: str | None = None, images: Sequence[ImageInput] = ()
     ) -> pd.DataFrame:
         """One row per token: its id, its string, its span, and a column per position name."""
         row = self.encode(prompt, answer=answer, images=images)
@@ -261,7 +262,7 @@ class Model:
         positions: Positions | None = None,
         *,
         answer: str | None = None,
-        images: Sequence[Picture] = (),
+        images: Sequence[ImageInput] = (),
     ) -> None:
         """Write to standard output which tokens a position means (all names if none is given).
 

@@ -16,14 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.errors import LayoutError
-from steerlab.models.tally import Tally
+from steerlab.models.edit_stats import EditStats
 
 
-def shares(units: Sequence[int], n: int) -> list[int]:
+def entries_per_row(units: Sequence[int], n: int) -> list[int]:
     """How many of the `n` entries of a state's first axis belong to each row.
 
     Example:
-        >>> shares([4, 8], 3), shares([1, 2], 3), shares([1, 2], 6)
+        >>> entries_per_row([4, 8], 3), entries_per_row([1, 2], 3), entries_per_row([1, 2], 6)
         ([1, 2], [1, 2], [2, 4])
 
     Raises:
@@ -62,7 +62,7 @@ def count_units(tensors: Mapping[str, Tensor], config: Any) -> int:
 
 
 @dataclass
-class PictureEdit:
+class ImageEdit:
     """One addition to every patch of each row's own pictures.
 
     Attributes:
@@ -72,17 +72,17 @@ class PictureEdit:
 
     vectors: Float[Tensor, "batch hidden"]
     units: tuple[int, ...]
-    tally: Tally = field(default_factory=Tally)
+    stats: EditStats = field(default_factory=EditStats)
 
     def delta(self, h: Float[Tensor, "units patches hidden"]) -> Float[Tensor, "units 1 hidden"]:
         """What to add to `h`, in float32."""
-        counts = torch.tensor(shares(self.units, len(h)), device=h.device)
+        counts = torch.tensor(entries_per_row(self.units, len(h)), device=h.device)
         vectors = self.vectors.to(h.device).repeat_interleave(counts, 0)
-        self.tally.add(vectors, h, torch.ones(h.shape[:2], dtype=torch.bool, device=h.device))
+        self.stats.add(vectors, h, torch.ones(h.shape[:2], dtype=torch.bool, device=h.device))
         return vectors[:, None]
 
 
-def of_pictures(edits: Sequence[PictureEdit], h: Tensor) -> Tensor:
+def apply_image_edits(edits: Sequence[ImageEdit], h: Tensor) -> Tensor:
     """The state with every edit added; the sum is formed in float32 and cast once."""
     split = h if h.ndim == 3 else h[:, None]
     total = sum((edit.delta(split) for edit in edits[1:]), edits[0].delta(split))
@@ -108,7 +108,7 @@ class PatchSelector:
     def __call__(self, h: Tensor) -> Tensor:
         """`(tiles, patches, hidden)` or `(patches, hidden)` to `(row or patch, hidden)`."""
         inside = h.shape[1] if h.ndim == 3 else 1
-        lengths = [share * inside for share in shares(self.units, len(h))]
+        lengths = [share * inside for share in entries_per_row(self.units, len(h))]
         self.seen[:] = lengths
         flat = h.reshape(-1, h.shape[-1])
         if not self.mean:

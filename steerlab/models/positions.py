@@ -8,7 +8,7 @@
 | `"prompt[3]"` | the prompt's token 3, counted from 0; never an answer's, also where the prompt is shorter |
 | `"generated"` | new tokens while decoding; in a teacher-forced row, the answer's tokens |
 | `"answer"` | the same tokens as `"generated"`, named for teacher-forced rows |
-| `"choice"` | in a row with one answer of a contrast, its first token that the other answer does not share |
+| `"first_difference"` | in a row with one answer of a contrast, its first token that the other answer does not share |
 | `"all"` | prompt and generated |
 | `"system"`, `"history"`, `"user"`, `"header"` | the parts of the rendered conversation |
 | `"last_user"` | the last token of the user turn, before the assistant header |
@@ -34,11 +34,11 @@ import torch
 from torch import Tensor
 
 from steerlab._support.errors import PositionError
-from steerlab.models.tokenmap import TokenMap
+from steerlab.models.encoded_prompt import EncodedPrompt
 
 NAMES = (
     *("last", "prompt", "generated", "answer", "all", "system", "history", "user", "header", "last_user"),
-    *("text", "images", "last_image", "after_image", "choice"),
+    *("text", "images", "last_image", "after_image", "first_difference"),
 )
 
 _BEFORE_LAST = re.compile(r"last-\d+")
@@ -62,14 +62,14 @@ class Match:
 Positions = str | int | slice | Match | Tensor
 
 
-def writes_generated(positions: Positions) -> bool:
+def includes_generated(positions: Positions) -> bool:
     """Whether tokens that do not exist yet are meant too."""
     if not isinstance(positions, str):
         return False
     return any(name in ("all", "generated", "answer") for name in _names(positions))
 
 
-def resolve(positions: Positions, row: TokenMap, number: int = 0) -> list[int]:
+def resolve(positions: Positions, row: EncodedPrompt, number: int = 0) -> list[int]:
     """The tokens of one row that a position means, ascending, in unpadded coordinates.
 
     Example:
@@ -97,7 +97,7 @@ def resolve(positions: Positions, row: TokenMap, number: int = 0) -> list[int]:
     return [positions % len(row)]
 
 
-def resolve_nonempty(positions: Positions, row: TokenMap, number: int = 0) -> list[int]:
+def resolve_nonempty(positions: Positions, row: EncodedPrompt, number: int = 0) -> list[int]:
     """Like `resolve`, but refuses a row in which nothing is meant."""
     found = resolve(positions, row, number)
     if not found:
@@ -119,7 +119,7 @@ def describe(positions: Positions) -> str:
     return str(positions)
 
 
-def distinct(positions: Positions) -> str:
+def position_key(positions: Positions) -> str:
     """Like `describe`, but different masks have different names: a key for what is computed once a position."""
     if not isinstance(positions, Tensor):
         return describe(positions)
@@ -138,7 +138,7 @@ def _names(positions: str) -> list[str]:
     return names
 
 
-def _named(name: str, row: TokenMap) -> Sequence[int]:
+def _named(name: str, row: EncodedPrompt) -> Sequence[int]:
     if name == "all":
         return range(len(row))
     if name == "prompt":
@@ -151,8 +151,8 @@ def _named(name: str, row: TokenMap) -> Sequence[int]:
         return [place] if place >= 0 else []
     if name in ("generated", "answer"):
         return range(row.n_prompt, len(row))
-    if name == "choice":
-        return [row.choice] if row.choice is not None and row.choice < len(row) else []
+    if name == "first_difference":
+        return [row.first_difference] if row.first_difference is not None and row.first_difference < len(row) else []
     if name == "last_user":
         return row.kind("user")[-1:]
     if name in ("images", "text", "last_image", "after_image"):
@@ -165,7 +165,7 @@ def _named(name: str, row: TokenMap) -> Sequence[int]:
     return row.kind(name)
 
 
-def _masked(mask: Tensor, row: TokenMap, number: int) -> list[int]:
+def _masked(mask: Tensor, row: EncodedPrompt, number: int) -> list[int]:
     if mask.dtype != torch.bool or mask.ndim != 2:
         raise PositionError(
             f"a position mask must be a bool tensor (rows, tokens), got {mask.dtype} {tuple(mask.shape)}"
@@ -181,5 +181,5 @@ def _masked(mask: Tensor, row: TokenMap, number: int) -> list[int]:
     return found
 
 
-def _who(row: TokenMap) -> str:
-    return f" ({row.sample!r})" if row.sample else ""
+def _who(row: EncodedPrompt) -> str:
+    return f" ({row.example_id!r})" if row.example_id else ""

@@ -32,7 +32,7 @@ def common_columns(input_ids: Tensor, attention_mask: Tensor, config: Pretrained
     return shared if shared >= WORTH_SHARING else 0
 
 
-def groups(attention_mask: Tensor, shared: int) -> list[tuple[int, int, int]]:
+def length_buckets(attention_mask: Tensor, shared: int) -> list[tuple[int, int, int]]:
     """Consecutive rows that go through the model together: start, stop, and the longest row's tokens.
 
     One long row would pad all others of a large batch, and more tokens than keep the device busy only outgrow its
@@ -50,10 +50,10 @@ def groups(attention_mask: Tensor, shared: int) -> list[tuple[int, int, int]]:
     return [*found, (start, len(lengths), longest)]
 
 
-def work(input_ids: Tensor, attention_mask: Tensor, config: PretrainedConfig) -> int:
+def prefill_cost(input_ids: Tensor, attention_mask: Tensor, config: PretrainedConfig) -> int:
     """Row-columns that are run for the prompts of a batch."""
     shared = common_columns(input_ids, attention_mask, config)
-    return shared + sum((stop - start) * (n - shared) for start, stop, n in groups(attention_mask, shared))
+    return shared + sum((stop - start) * (n - shared) for start, stop, n in length_buckets(attention_mask, shared))
 
 
 def split(inputs: dict[str, Tensor], shared: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -69,7 +69,7 @@ def split(inputs: dict[str, Tensor], shared: int) -> tuple[dict[str, Tensor], di
     return first, rest
 
 
-def spread(cache: DynamicCache, rows: int) -> DynamicCache:
+def expand_cache(cache: DynamicCache, rows: int) -> DynamicCache:
     """The same keys and values for several rows, to be added to."""
     wider = DynamicCache()
     for number, layer in enumerate(cache.layers):

@@ -11,7 +11,7 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoProcessor
 from steerlab._support.errors import LoadError
 
 
-def takes_pictures(config: Any) -> bool:
+def accepts_images(config: Any) -> bool:
     """Whether a configuration is that of an image-text model, and not of the language model inside one."""
     text_only = any(name.endswith("ForCausalLM") for name in getattr(config, "architectures", None) or ())
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not text_only
@@ -44,7 +44,7 @@ def find_processor(
         if given is not None:
             raise LoadError("task='text' reads no pictures, but processor= was given: leave one of them out")
         return None
-    if not takes_pictures(config):
+    if not accepts_images(config):
         if task is None and given is None:
             return None
         asked = "a processor was given" if task is None else "task='image-text' was asked"

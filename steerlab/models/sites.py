@@ -44,7 +44,7 @@ class Site:
             raise LayoutError(f"{self.point!r} is not read in the {self.part}; only block_out is")
 
     @property
-    def passed(self) -> tuple[int, int, int]:
+    def forward_order(self) -> tuple[int, int, int]:
         """Sorts sites in the order in which a forward passes them."""
         return PARTS.index(self.part), self.layer, POINTS.index(self.point)
 

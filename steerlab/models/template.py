@@ -13,7 +13,7 @@ from steerlab._support.errors import EncodingError
 Messages = Sequence[Mapping[str, Any]]
 
 
-def words(content: str | Sequence[Mapping[str, str]]) -> str:
+def message_text(content: str | Sequence[Mapping[str, str]]) -> str:
     """The text of a message, which is a string or a list of parts."""
     return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
@@ -44,10 +44,10 @@ def render(
         except TemplateError as error:
             raise EncodingError(f"the chat template refuses this conversation: {error}") from error
 
-    closed, opened = text_of(messages), text_of(messages, opened=True)
-    if not opened.startswith(closed):
+    end_turn, opened = text_of(messages), text_of(messages, opened=True)
+    if not opened.startswith(end_turn):
         raise EncodingError("this chat template rewrites the conversation when the assistant's turn is opened")
-    start = _user_start(text_of, messages, closed)
+    start = _user_start(text_of, messages, end_turn)
     # a BOS that opens the text once is a mark of its own; where every turn opens with it (ChatML) it is the turn's
     bos = tok.bos_token if starts_with_bos(tok, opened) and opened.count(str(tok.bos_token)) == 1 else ""
     head = len(str(bos))
@@ -55,7 +55,7 @@ def render(
     begun = _history_start(text_of, messages, start)
     bounds += [("system", head)] if begun > head else []
     bounds += [("history", max(begun, head))] if start > begun else []
-    bounds += [("user", max(start, head))] + ([("header", len(closed))] if len(opened) > len(closed) else [])
+    bounds += [("user", max(start, head))] + ([("header", len(end_turn))] if len(opened) > len(end_turn) else [])
     return opened, bounds, _closing(text_of, messages, opened)
 
 
@@ -64,7 +64,7 @@ def _alike(text: str, content: Any) -> Any:
     return text if isinstance(content, str) else [{"type": "text", "text": text}]
 
 
-def _user_start(text_of: Any, messages: list[dict[str, Any]], closed: str) -> int:
+def _user_start(text_of: Any, messages: list[dict[str, Any]], end_turn: str) -> int:
     """Where the last user turn begins in the text.
 
     Templates may insert a default system message, so the turn is found as what a *second* copy of it adds to the
@@ -72,7 +72,7 @@ def _user_start(text_of: Any, messages: list[dict[str, Any]], closed: str) -> in
     their place finds (the words themselves could also occur in the template).
     """
     whole = messages[-1]["content"]
-    content = words(whole)
+    content = message_text(whole)
     turn = messages[-1:]
     reply = [{"role": "assistant", "content": _alike(".", whole)}]
     try:
@@ -80,14 +80,14 @@ def _user_start(text_of: Any, messages: list[dict[str, Any]], closed: str) -> in
     except EncodingError:
         once, twice = "", ""
     added = twice[len(once) :] if twice.startswith(once) else ""
-    if added and content.strip() in added and closed.endswith(added):
-        return len(closed) - len(added)
+    if added and content.strip() in added and end_turn.endswith(added):
+        return len(end_turn) - len(added)
     mark = "steerlab-user-mark"
     first = mark if isinstance(whole, str) else [*_alike(mark, whole), *whole]
     marked = text_of([*messages[:-1], {"role": "user", "content": first}])
     at = marked.rfind(mark)
     rest = content.strip() if isinstance(whole, str) else marked[at + len(mark) :].strip()
-    if at < 0 or marked[:at] != closed[:at] or not closed[at:].strip().startswith(rest):
+    if at < 0 or marked[:at] != end_turn[:at] or not end_turn[at:].strip().startswith(rest):
         raise EncodingError("this chat template changes the user's words; steerlab can't tell its tokens apart")
     return at
 

@@ -19,7 +19,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from steerlab._support.errors import EncodingError
-from steerlab._support.pictures import PackedPicture, Picture, open_picture, picture_hash
+from steerlab._support.images import ImageInput, ZippedImage, image_hash, open_image
 from steerlab.models.patches import count_units
 
 _MARK = "steerlab-mark"
@@ -70,7 +70,7 @@ class Vision:
     """A processor, asked about pictures only.
 
     Example:
-        >>> model.vision.expand((picture,)).texts
+        >>> model.vision.expand((image,)).texts
         ('<image><image><image><image><image><image><image><image><image>',)
 
     Args:
@@ -94,9 +94,9 @@ class Vision:
         self.first_position = int(self.prefix_lm)  # and is counted from 1
         self._config = config
         self._cache: OrderedDict[tuple[str, ...], Expansion] = OrderedDict()
-        self._keys: dict[int, tuple[Picture, str]] = {}
+        self._keys: dict[int, tuple[ImageInput, str]] = {}
 
-    def expand(self, images: Sequence[Picture]) -> Expansion:
+    def expand(self, images: Sequence[ImageInput]) -> Expansion:
         """What some pictures, in this order, become; remembered, up to half a gigabyte.
 
         Raises:
@@ -113,23 +113,23 @@ class Vision:
         self._cache.move_to_end(key)
         return self._cache[key]
 
-    def _key(self, image: Picture) -> str:
+    def _key(self, image: ImageInput) -> str:
         """The picture's content; a file's is known by its path, size and time of change."""
-        if not isinstance(image, Image | PackedPicture):
+        if not isinstance(image, Image | ZippedImage):
             found = os.stat(image) if os.path.exists(image) else None
             return f"{os.path.abspath(image)} {found and (found.st_size, found.st_mtime_ns)}"
         known = self._keys.get(id(image))
         if known is None or known[0] is not image:
             if len(self._keys) >= _KEYS:
                 self._keys.clear()  # it keeps the pictures alive
-            known = self._keys[id(image)] = (image, picture_hash(image))
+            known = self._keys[id(image)] = (image, image_hash(image))
         return known[1]
 
-    def _ask(self, images: Sequence[Picture]) -> Expansion:
+    def _ask(self, images: Sequence[ImageInput]) -> Expansion:
         asked = copy.copy(self.processor)
         recorder = asked.tokenizer = _Recorder(self.processor.tokenizer)
         text = _MARK + "".join(self.placeholder + _MARK for _ in images)
-        opened = [[open_picture(image) for image in images]]
+        opened = [[open_image(image) for image in images]]
         try:
             found = asked(text=[text], images=opened, return_tensors="pt")
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
@@ -144,12 +144,12 @@ class Vision:
         tensors = {k: v for k, v in found.items() if k not in _TOKEN_ALIGNED and isinstance(v, Tensor)}
         return Expansion(tuple(texts[:-1]), texts[-1], tensors, count_units(tensors, self._config))
 
-    def tokens(self, images: Sequence[Picture]) -> int:
+    def tokens(self, images: Sequence[ImageInput]) -> int:
         """How many tokens some pictures take up: one for each of their features."""
         return sum(text.count(self.token) for text in self.expand(images).texts)
 
     def fill(
-        self, text: str, bounds: list[tuple[str, int]], images: Sequence[Picture], sample: str = ""
+        self, text: str, bounds: list[tuple[str, int]], images: Sequence[ImageInput], example_id: str = ""
     ) -> tuple[str, list[tuple[str, int]]]:
         """A rendered prompt with its placeholders replaced, and where each of its parts begins now.
 
@@ -159,12 +159,13 @@ class Vision:
         parts = text.split(self.placeholder)
         if len(parts) - 1 != len(images):
             raise EncodingError(
-                f"the prompt {sample or text[:60]!r} has {len(parts) - 1} image tokens ({self.placeholder}) but "
+                f"the prompt {example_id or text[:60]!r} has {len(parts) - 1} image tokens ({self.placeholder}) but "
                 f"{len(images)} pictures: give one picture for each"
             )
         if self.prefix_lm and not images:
             raise EncodingError(
-                f"the prompt {sample or text[:60]!r} has no picture: PaliGemma's prompts begin with one; give images=, "
+                f"the prompt {example_id or text[:60]!r} has no picture: PaliGemma's prompts begin with one; "
+                f"give images=, "
                 "or load the model with task='text'"
             )
         expansion = self.expand(images)
@@ -176,21 +177,21 @@ class Vision:
             begun += len(self.placeholder) + len(part)
         return filled + expansion.tail, moved
 
-    def inputs(self, rows: Sequence[Expansion], pictures: Tensor, answers: Tensor) -> dict[str, Tensor]:
+    def inputs(self, rows: Sequence[Expansion], images: Tensor, answers: Tensor) -> dict[str, Tensor]:
         """What the model takes of a batch besides ids: its pictures, and which tokens are what.
 
         Features go to their tokens by order, so rows may have none.
 
         Args:
             rows: what each row's pictures become.
-            pictures: `(batch, tokens)`, 1 where a token holds a feature.
+            images: `(batch, tokens)`, 1 where a token holds a feature.
             answers: `(batch, tokens)`, 1 where a token is part of a teacher-forced answer.
         """
         found = [row.tensors for row in rows if row.tensors]
         names = dict.fromkeys(name for tensors in found for name in tensors)
         joined = {name: _joined([tensors[name] for tensors in found if name in tensors]) for name in names}
         # the same name means two things: in PaliGemma what a token may see, in Gemma 3 where pictures are
-        return joined | {"token_type_ids": answers if self.prefix_lm else pictures, "mm_token_type_ids": pictures}
+        return joined | {"token_type_ids": answers if self.prefix_lm else images, "mm_token_type_ids": images}
 
 
 def _bytes(expansion: Expansion) -> int:

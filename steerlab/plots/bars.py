@@ -11,8 +11,8 @@ from matplotlib.ticker import MultipleLocator
 from matplotlib.transforms import blended_transform_factory
 
 from steerlab._support.errors import DataError
-from steerlab._support.frames import require
-from steerlab.plots.style import METHODS, MUTED, axes_or_new, method_style
+from steerlab._support.frames import require_columns
+from steerlab.plots.style import METHODS, MUTED, get_axes, method_style
 from steerlab.plots.summary import measure
 
 GAP = 1.5  # rows between two measures, with room for a heading
@@ -44,21 +44,21 @@ def method_bars(
         title: the panel's title; it begins, as the headings do, above the methods' names.
 
     Returns:
-        The axes, with one bar container a method, labelled by the method's name.
+        The axes, with one bar container a method, labeled by the method's name.
 
     Raises:
         DataError: columns are missing, or a measure has no row.
 
     Source: own.
     """
-    require(summary_frame, ["method", "measure", "value", "low", "high"], "method_bars")
+    require_columns(summary_frame, ["method", "measure", "value", "low", "high"], "method_bars")
     known = set(summary_frame["measure"])
     if not measures or not known.issuperset(measures):
         raise DataError(f"method_bars needs measures from {sorted(known)}, not {list(measures)}")
     frame = summary_frame[summary_frame["measure"].isin(measures)]
     rank = {m: i for i, m in enumerate(dict.fromkeys([*METHODS, *frame["method"]]))}
     order = sorted(frame["method"].unique(), key=rank.__getitem__)
-    ax = axes_or_new(ax, height=0.16 * (len(frame) + 2 * len(measures)) + 0.4)
+    ax = get_axes(ax, height=0.16 * (len(frame) + 2 * len(measures)) + 0.4)
 
     at: dict[tuple[str, str], float] = {}
     spans: dict[str, tuple[float, float]] = {}
@@ -98,8 +98,8 @@ def _bars_of(ax: Axes, rows: pd.DataFrame, method: str, at: dict[tuple[str, str]
     ys = [at[method, name] for name in rows["measure"]]
     middle, low, high = (rows[c].to_numpy(float) for c in ("value", "low", "high"))
     ax.barh(
-        ys, middle, height=0.74, label=look.label, linewidth=0.9, edgecolor=look.colour,
-        color="white" if look.oracle else look.colour,
+        ys, middle, height=0.74, label=look.label, linewidth=0.9, edgecolor=look.color,
+        color="white" if look.oracle else look.color,
         xerr=np.clip([middle - low, high - middle], 0, None),
         error_kw={"elinewidth": 0.8, "capsize": 1.3, "capthick": 0.8, "ecolor": "#222222"},
     )  # fmt: skip

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from steerlab._support.errors import DataError
-from steerlab._support.frames import require
-from steerlab.plots.style import METHODS, axes_or_new, method_style
+from steerlab._support.frames import require_columns
+from steerlab.plots.style import METHODS, get_axes, method_style
 from steerlab.plots.summary import measure
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -40,28 +40,28 @@ def effect_curves(
         settings: for each method with a curve, the column values that leave its strengths alone.
 
     Returns:
-        The axes; curves are labelled "METHOD curve", markers by the method.
+        The axes; curves are labeled "METHOD curve", markers by the method.
 
     Raises:
         DataError: columns are missing, or a method has no setting, or two of one strength.
 
     Source: own.
     """
-    require(grid, ["method", "alpha", x, y], "effect_curves")
-    require(points, ["method", x, y], "effect_curves")
-    ax = axes_or_new(ax, height=3.0)
+    require_columns(grid, ["method", "alpha", x, y], "effect_curves")
+    require_columns(points, ["method", x, y], "effect_curves")
+    ax = get_axes(ax, height=3.0)
     known = [*METHODS, *points["method"]]
     for method in dict.fromkeys(m for m in known if (points["method"] == m).any()):
         look = method_style(method)
         if method in settings:
             curve = _curve(grid, method, settings[method])
-            ax.plot(curve[x], curve[y], color=look.colour, lw=1.0, marker="o", ms=2.2, alpha=0.75, zorder=2,
+            ax.plot(curve[x], curve[y], color=look.color, lw=1.0, marker="o", ms=2.2, alpha=0.75, zorder=2,
                     label=f"{method} curve")  # fmt: skip
         there = points[points["method"] == method].iloc[0]
-        face = "none" if look.oracle else look.colour
+        face = "none" if look.oracle else look.color
         ax.plot(
             there[x], there[y], ls="none", marker="*" if method in settings else "D", ms=9 if method in settings else 5,
-            color=look.colour, mfc=face, mec=look.colour if look.oracle else "white",
+            color=look.color, mfc=face, mec=look.color if look.oracle else "white",
             mew=1.0 if look.oracle else OUTLINE, zorder=4, label=method,
         )  # fmt: skip
     ax.set(xlabel=measure(x).heading, ylabel=measure(y).heading, xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
@@ -69,7 +69,7 @@ def effect_curves(
 
 
 def _curve(grid: pd.DataFrame, method: str, setting: Mapping[str, Any]) -> pd.DataFrame:
-    require(grid, list(setting), "effect_curves")
+    require_columns(grid, list(setting), "effect_curves")
     own = grid[grid["method"] == method]
     for column, value in setting.items():
         own = own[own[column].fillna("").astype(str) == str(value)]

@@ -1,4 +1,4 @@
-"""Two wanted behaviours against each other, every cell of a grid a point."""
+"""Two wanted behaviors against each other, every cell of a grid a point."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from steerlab._support.errors import DataError
-from steerlab._support.frames import require
-from steerlab.plots.style import GOAL, METHODS, MUTED, axes_or_new, method_style
+from steerlab._support.frames import require_columns
+from steerlab.plots.style import GOAL, METHODS, MUTED, get_axes, method_style
 from steerlab.plots.summary import measure
 
 Chosen = Mapping[str, Mapping[str, object]]
@@ -52,8 +52,8 @@ def trade_off(
 
     Source: own.
     """
-    require(grid, ["method", x, y, *([limit[0]] if limit else [])], "trade_off")
-    ax = axes_or_new(ax, height=3.2)
+    require_columns(grid, ["method", x, y, *([limit[0]] if limit else [])], "trade_off")
+    ax = get_axes(ax, height=3.2)
     corner = (_limits(grid[x])[1], _limits(grid[y])[1])
     size = (corner[0] - goal[0], corner[1] - goal[1])
     ax.add_patch(Rectangle(goal, *size, color=GOAL, lw=0, zorder=0, label="goal"))
@@ -62,20 +62,20 @@ def trade_off(
     for method in known:
         cells = grid[grid["method"] == method]
         within = cells[limit[0]] <= limit[1] + 1e-9 if limit else pd.Series(True, index=cells.index)
-        colour = method_style(method).colour
+        color = method_style(method).color
         over, good = cells[~within], cells[within]
         ax.scatter(
-            over[x], over[y], s=7, facecolors="none", edgecolors=colour, linewidths=0.5, alpha=0.35, zorder=1.5,
+            over[x], over[y], s=7, facecolors="none", edgecolors=color, linewidths=0.5, alpha=0.35, zorder=1.5,
             label=f"{method} cells over limit",
         )  # fmt: skip
         ax.scatter(
-            good[x], good[y], s=9, color=colour, alpha=0.55, linewidths=0, zorder=2, label=f"{method} cells",
+            good[x], good[y], s=9, color=color, alpha=0.55, linewidths=0, zorder=2, label=f"{method} cells",
         )  # fmt: skip
         _draw_front(ax, pareto_front(good, x, y)[[x, y]].to_numpy(float), method)
         if chosen and method in chosen:
-            cell = find_cell(cells, chosen[method])
+            cell = find_setting(cells, chosen[method])
             ax.scatter(
-                cell[x], cell[y], marker="*", s=95, color=colour, edgecolors="white", linewidths=0.7, zorder=5,
+                cell[x], cell[y], marker="*", s=95, color=color, edgecolors="white", linewidths=0.7, zorder=5,
                 label=f"{method} chosen",
             )  # fmt: skip
     ax.set(xlabel=measure(x).heading, ylabel=measure(y).heading)
@@ -91,7 +91,7 @@ def _draw_front(ax: Axes, front: Float[np.ndarray, "cell xy"], method: str) -> N
     look, near_left = method_style(method), front[0, 0] < 0.4
     xs = np.concatenate([[-1], np.repeat(front[:, 0], 2)])
     ys = np.concatenate([np.repeat(front[:, 1], 2), [-1]])
-    ax.plot(xs, ys, color=look.colour, lw=1.3, zorder=3, label=f"{method} front", solid_joinstyle="miter")
+    ax.plot(xs, ys, color=look.color, lw=1.3, zorder=3, label=f"{method} front", solid_joinstyle="miter")
     ax.annotate(
         look.label, tuple(front[0]), (5 if near_left else -5, 3), textcoords="offset points", va="bottom",
         ha="left" if near_left else "right",
@@ -102,10 +102,10 @@ def _draw_front(ax: Axes, front: Float[np.ndarray, "cell xy"], method: str) -> N
 
 def _key(ax: Axes, limit: tuple[str, float] | None, stars: bool) -> None:
     """What hollow points and stars are, inside the top edge."""
-    words = [f"○ {measure(limit[0]).label.lower()} > {limit[1]:.0%}"] if limit else []
-    words += ["★ chosen"] if stars else []
+    readable_name = [f"○ {measure(limit[0]).label.lower()} > {limit[1]:.0%}"] if limit else []
+    readable_name += ["★ chosen"] if stars else []
     ax.annotate(
-        "    ".join(words), (0, 1), (3, -2), xycoords="axes fraction", textcoords="offset points", va="top",
+        "    ".join(readable_name), (0, 1), (3, -2), xycoords="axes fraction", textcoords="offset points", va="top",
         color=MUTED, fontsize=6,
     )  # fmt: skip
 
@@ -122,13 +122,13 @@ def pareto_front(cells: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     return ranked[ranked[y] > best_before][::-1]
 
 
-def find_cell(cells: pd.DataFrame, setting: Mapping[str, object]) -> pd.Series:
+def find_setting(cells: pd.DataFrame, setting: Mapping[str, object]) -> pd.Series:
     """The first cell with that setting; numbers are compared up to rounding.
 
     Raises:
         DataError: no cell has it.
     """
-    require(cells, list(setting), "the chosen cell")
+    require_columns(cells, list(setting), "the chosen cell")
     same = pd.Series(True, index=cells.index)
     for column, value in setting.items():
         if isinstance(value, int | float):

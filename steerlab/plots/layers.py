@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from steerlab._support.errors import DataError
-from steerlab._support.frames import require
-from steerlab.plots.style import METHODS, MUTED, axes_or_new
+from steerlab._support.frames import require_columns
+from steerlab.plots.style import METHODS, MUTED, get_axes
 
 _MEAN = METHODS["l2s"]
 
@@ -20,10 +20,10 @@ def layer_lines(
     chosen: int | None = None,
     title: str | None = None,
 ) -> Axes:
-    """The mean slope over layers: a thin grey line a data set, their mean in colour, the chosen layer marked.
+    """The mean slope over layers: a thin gray line a data set, their mean in color, the chosen layer marked.
 
     Example:
-        >>> ax = layer_lines(steerability(slopes(frame), ("behaviour", "layer")), chosen=13)
+        >>> ax = layer_lines(steerability(slopes(frame), ("behavior", "layer")), chosen=13)
 
     Args:
         frame: from `steerlab.analysis.steerability.steerability`, one row a data set and layer.
@@ -33,29 +33,29 @@ def layer_lines(
         title: the panel's title.
 
     Returns:
-        The axes, one line a data set, labelled by it, and one labelled "mean".
+        The axes, one line a data set, labeled by it, and one labeled "mean".
 
     Raises:
         DataError: columns are missing, a layer holds a data set several times, or the chosen layer is not there.
 
     Source: Tan et al., arXiv 2407.12404, section 4 (one layer for all data sets); the picture is own.
     """
-    require(frame, ["behaviour", "layer", value], "layer_lines")
-    twice = int(frame.duplicated(["behaviour", "layer"]).sum())
+    require_columns(frame, ["behavior", "layer", value], "layer_lines")
+    twice = int(frame.duplicated(["behavior", "layer"]).sum())
     if twice:
         raise DataError(f"layer_lines got {twice} rows of a data set and layer that were there before; choose one each")
-    wide = frame.pivot(index="layer", columns="behaviour", values=value).sort_index()
+    wide = frame.pivot(index="layer", columns="behavior", values=value).sort_index()
     if chosen is not None and chosen not in wide.index:
         raise DataError(f"layer {chosen} is not among those drawn: {list(wide.index)}")
-    ax = axes_or_new(ax)
+    ax = get_axes(ax)
     ax.axhline(0, color=MUTED, lw=0.6, ls=(0, (3, 2)), zorder=0)
     for name in wide:
         ax.plot(wide.index, wide[name], color="#C4C4C4", lw=0.5, zorder=1, label=str(name))
     mean = wide.mean(axis=1)
-    ax.plot(mean.index, mean, color=_MEAN.colour, lw=1.6, zorder=3, label="mean")
+    ax.plot(mean.index, mean, color=_MEAN.color, lw=1.6, zorder=3, label="mean")
     if chosen is not None:
         ax.axvline(chosen, color=MUTED, lw=0.7, ls=(0, (1, 1.2)), zorder=2)
-        ax.plot([chosen], [mean[chosen]], marker="o", ms=4.5, mfc="white", mec=_MEAN.colour, mew=1.3, zorder=4)
+        ax.plot([chosen], [mean[chosen]], marker="o", ms=4.5, mfc="white", mec=_MEAN.color, mew=1.3, zorder=4)
         late = chosen > wide.index.to_numpy().mean()  # its words stand on the side with more room
         ax.annotate(
             f"layer {chosen}", (chosen, 1), (-3 if late else 3, 0), xycoords=ax.get_xaxis_transform(),

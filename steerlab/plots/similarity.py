@@ -10,15 +10,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from steerlab._support.errors import DataError
-from steerlab._support.frames import require
-from steerlab.plots.style import METHODS, axes_or_new
+from steerlab._support.frames import require_columns
+from steerlab.plots.style import METHODS, get_axes
 
 WRITTEN = 12  # up to so many rows, each cell's value is written in it
 MOST_TICKS = 14
-# the methods' colours in another order, and their darker shades for words on white
+# the methods' colors in another order, and their darker shades for words on white
 _ORDER = [METHODS[name] for name in ("l2s", "mean", "p2s", "random", "prompt", "always_no", "none")]
-COLOURS, INKS = tuple(look.colour for look in _ORDER), tuple(look.text for look in _ORDER)
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")  # one more than the colours: seven times eight differ
+COLORS, TEXT_COLORS = tuple(look.color for look in _ORDER), tuple(look.text for look in _ORDER)
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")  # one more than the colors: seven times eight differ
 
 
 def cosine_heatmap(matrix: pd.DataFrame, ax: Axes | None = None, *, title: str | None = None, bar: bool = True) -> Axes:
@@ -31,7 +31,7 @@ def cosine_heatmap(matrix: pd.DataFrame, ax: Axes | None = None, *, title: str |
         matrix: from `steerlab.analysis.similarity.cosine_matrix`; any frame of values between -1 and 1.
         ax: where to draw; a new figure otherwise.
         title: the panel's title.
-        bar: draw a colour bar beside the axes.
+        bar: draw a color bar beside the axes.
 
     Returns:
         The axes; values are written in the cells of up to twelve rows.
@@ -41,7 +41,7 @@ def cosine_heatmap(matrix: pd.DataFrame, ax: Axes | None = None, *, title: str |
 
     Source: own.
     """
-    return _heatmap(matrix, ax, title, bar, what="Cosine", colours="RdBu", low=-1.0)
+    return _heatmap(matrix, ax, title, bar, what="Cosine", colors="RdBu", low=-1.0)
 
 
 def layer_heatmap(
@@ -56,8 +56,8 @@ def layer_heatmap(
         matrix: from `steerlab.analysis.cka.cka_matrix`; any frame of values between 0 and 1.
         ax: where to draw; a new figure otherwise.
         title: the panel's title.
-        bar: draw a colour bar beside the axes.
-        what: what the values are, for the colour bar.
+        bar: draw a color bar beside the axes.
+        what: what the values are, for the color bar.
 
     Returns:
         The axes.
@@ -67,7 +67,7 @@ def layer_heatmap(
 
     Source: own.
     """
-    ax = _heatmap(matrix, ax, title, bar, what=what, colours="cividis", low=0.0)
+    ax = _heatmap(matrix, ax, title, bar, what=what, colors="cividis", low=0.0)
     ax.invert_yaxis()
     ax.set_xlabel("Layer")
     ax.set_ylabel("Layer")
@@ -75,7 +75,7 @@ def layer_heatmap(
 
 
 def map_scatter(frame: pd.DataFrame, ax: Axes | None = None, *, title: str | None = None) -> Axes:
-    """Points of a plane, each label with a colour and a marker of its own, named above the points.
+    """Points of a plane, each label with a color and a marker of its own, named above the points.
 
     Example:
         >>> ax = map_scatter(map_2d(states, labels))
@@ -93,13 +93,13 @@ def map_scatter(frame: pd.DataFrame, ax: Axes | None = None, *, title: str | Non
 
     Source: own.
     """
-    require(frame, ["x", "y", "label"], "map_scatter")
-    ax = axes_or_new(ax)
+    require_columns(frame, ["x", "y", "label"], "map_scatter")
+    ax = get_axes(ax)
     labels = list(dict.fromkeys(frame["label"]))
     for number, label in enumerate(labels):
         rows = frame[frame["label"] == label]
         ax.scatter(
-            rows["x"], rows["y"], s=11, marker=MARKERS[number % len(MARKERS)], color=COLOURS[number % len(COLOURS)],
+            rows["x"], rows["y"], s=11, marker=MARKERS[number % len(MARKERS)], color=COLORS[number % len(COLORS)],
             alpha=0.75, linewidths=0.3, edgecolors="white", label=str(label),
         )  # fmt: skip
     columns = min(3, len(labels))
@@ -120,13 +120,13 @@ def map_scatter(frame: pd.DataFrame, ax: Axes | None = None, *, title: str | Non
     return ax
 
 
-def name_of(label: Any) -> str:
+def label_text(label: Any) -> str:
     """A row's name as text; the parts of a tuple with spaces between."""
     return " ".join(map(str, label)) if isinstance(label, tuple) else str(label)
 
 
 def _heatmap(
-    matrix: pd.DataFrame, ax: Axes | None, title: str | None, bar: bool, *, what: str, colours: str, low: float
+    matrix: pd.DataFrame, ax: Axes | None, title: str | None, bar: bool, *, what: str, colors: str, low: float
 ) -> Axes:
     values = matrix.to_numpy(float)
     # rounding may leave a cosine a hair above 1
@@ -136,9 +136,9 @@ def _heatmap(
             f"a picture of {what!r} needs a non-empty frame of values from {low:g} to 1, without NaN; this one is "
             f"{values.shape} and holds {span}"
         )
-    ax = axes_or_new(ax, height=3.0)
-    image = ax.imshow(values, cmap=colours, vmin=low, vmax=1, interpolation="nearest", aspect="equal")
-    rows, columns = ([name_of(label) for label in names] for names in (matrix.index, matrix.columns))
+    ax = get_axes(ax, height=3.0)
+    image = ax.imshow(values, cmap=colors, vmin=low, vmax=1, interpolation="nearest", aspect="equal")
+    rows, columns = ([label_text(label) for label in names] for names in (matrix.index, matrix.columns))
     for axis, names in ((ax.yaxis, rows), (ax.xaxis, columns)):
         step = ceil(len(names) / MOST_TICKS)
         axis.set_ticks(range(0, len(names), step), names[::step])

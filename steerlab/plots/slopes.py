@@ -12,9 +12,9 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from steerlab._support.errors import DataError
-from steerlab._support.frames import require
-from steerlab.plots.steerability import differing, words
-from steerlab.plots.style import MethodStyle, axes_or_new
+from steerlab._support.frames import require_columns
+from steerlab.plots.steerability import columns_to_select, readable_name
+from steerlab.plots.style import MethodStyle, get_axes
 
 FORTH = MethodStyle("moved as meant", "#56B4E9", "#2476A8")
 BACK = MethodStyle("moved the wrong way", "#D55E00", "#A04700")
@@ -36,10 +36,10 @@ def slope_distributions(
         >>> ax = slope_distributions(slopes(frame), reference=paper_llama2())
 
     Args:
-        slopes: from `steerlab.analysis.steerability.slopes`, of one method, layer and place: `behaviour`, `slope`.
+        slopes: from `steerlab.analysis.steerability.slopes`, of one method, layer and place: `behavior`, `slope`.
         ax: where to draw; a new figure of two columns otherwise.
         order: the data sets from top to bottom; by default by falling median.
-        reference: columns `behaviour` and `median`, drawn as diamonds in the rows they name.
+        reference: columns `behavior` and `median`, drawn as diamonds in the rows they name.
         reference_label: the words for them in the key.
         labels: other words for a data set's name.
 
@@ -52,19 +52,19 @@ def slope_distributions(
 
     Source: Tan et al., arXiv 2407.12404, figure of per-sample steerability; the layout is own.
     """
-    require(slopes, ["behaviour", "slope"], "slope_distributions")
+    require_columns(slopes, ["behavior", "slope"], "slope_distributions")
     bad = int((~np.isfinite(slopes["slope"].to_numpy(float))).sum())
-    twice = int(slopes.duplicated(["behaviour", "sample"]).sum()) if "sample" in slopes else 0
+    twice = int(slopes.duplicated(["behavior", "example_id"]).sum()) if "example_id" in slopes else 0
     if bad or twice:
         raise DataError(
             f"slope_distributions got {bad} NaN or infinite slopes, and {twice} samples more than once a data set; "
-            f"drop broken slopes, and choose one of each of {differing(slopes, 'behaviour')}"
+            f"drop broken slopes, and choose one of each of {columns_to_select(slopes, 'behavior')}"
         )
-    groups = {str(name): s.to_numpy(float) for name, s in slopes.groupby("behaviour", observed=True)["slope"]}
+    groups = {str(name): s.to_numpy(float) for name, s in slopes.groupby("behavior", observed=True)["slope"]}
     names = list(order) if order is not None else sorted(groups, key=lambda n: -float(np.median(groups[n])))
     if not names or not set(names) <= set(groups):
         raise DataError(f"`order` names {[n for n in names if n not in groups]}; the data sets are {sorted(groups)}")
-    ax = axes_or_new(ax, 2, _ROW * len(names) + 0.75)
+    ax = get_axes(ax, 2, _ROW * len(names) + 0.75)
     inner = [np.quantile(groups[n], [0.01, 0.99]) for n in names]
     marks = _reference(ax, names, reference, reference_label)
     left, right = (
@@ -76,7 +76,7 @@ def slope_distributions(
         _shape(ax, groups[name], row, float(low), float(high), 0.012 * reach)
     ax.axvline(0, color="black", lw=0.7, zorder=3)
     ax.set(xlim=(left - 0.02 * reach, right + 0.02 * reach), ylim=(len(names) - 0.4, -0.75))
-    ax.set_yticks(range(len(names)), [(labels or {}).get(n, words(n)) for n in names])
+    ax.set_yticks(range(len(names)), [(labels or {}).get(n, readable_name(n)) for n in names])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.set_xlabel("Slope of a sample's propensity (logits per unit of α)")
@@ -84,7 +84,7 @@ def slope_distributions(
         "wrong\nway", (1, 1), (3, 1), xycoords="axes fraction", textcoords="offset points", color=BACK.text,
         fontsize=6.5, va="bottom", linespacing=0.95, annotation_clip=False,
     )  # fmt: skip
-    patches = [Patch(color=look.colour, label=look.label) for look in (FORTH, BACK)]
+    patches = [Patch(color=look.color, label=look.label) for look in (FORTH, BACK)]
     median = Line2D([], [], ls="", marker="|", ms=6, mew=1.3, color="black", label="median")
     key = ax.legend(
         handles=[*patches, median, *(line for line in ax.lines if line.get_label() == reference_label)], ncols=4,
@@ -98,15 +98,15 @@ def slope_distributions(
 def _reference(ax: Axes, names: list[str], reference: pd.DataFrame | None, label: str) -> NDArray[np.float64]:
     if reference is None:
         return np.empty(0)
-    require(reference, ["behaviour", "median"], "slope_distributions (reference)")
-    known = reference[reference["behaviour"].isin(names)]
-    rows = [names.index(n) for n in known["behaviour"]]
+    require_columns(reference, ["behavior", "median"], "slope_distributions (reference)")
+    known = reference[reference["behavior"].isin(names)]
+    rows = [names.index(n) for n in known["behavior"]]
     ax.plot(known["median"], rows, ls="", marker="D", ms=2.6, mfc="white", mec="black", mew=0.6, zorder=5, label=label)
     return known["median"].to_numpy(float)
 
 
 def _shape(ax: Axes, found: NDArray[np.float64], row: int, low: float, high: float, least: float) -> None:
-    """One density about the row's line, coloured by the side of zero, with its median and the share beyond."""
+    """One density about the row's line, colored by the side of zero, with its median and the share beyond."""
     # Silverman's width, also from the shortest third (of a normal, 0.86 sd): two humps would smear all other measures
     third, ordered = min(len(found), max(8, len(found) // 3)), np.sort(found)
     shortest = float((ordered[third - 1 :] - ordered[: len(found) - third + 1]).min())
@@ -119,7 +119,7 @@ def _shape(ax: Axes, found: NDArray[np.float64], row: int, low: float, high: flo
     height = np.exp(-0.5 * ((at[:, None] - found) / width) ** 2).sum(1)
     height *= 0.42 / height.max()
     for look, side in ((FORTH, at >= 0), (BACK, at <= 0)):
-        ax.fill_between(at[side], row - height[side], row + height[side], color=look.colour, lw=0, zorder=2)
+        ax.fill_between(at[side], row - height[side], row + height[side], color=look.color, lw=0, zorder=2)
     ax.plot([median, median], [row - 0.4, row + 0.4], color="black", lw=1.3, solid_capstyle="butt", zorder=4)
     ax.annotate(
         f"{(found <= 0).mean():.0%}", (1, row), (3, 0), xycoords=ax.get_yaxis_transform(), textcoords="offset points",

@@ -1,4 +1,4 @@
-"""Measures against steering strength, one colour a method, one line style a measure."""
+"""Measures against steering strength, one color a method, one line style a measure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from steerlab._support.errors import DataError
-from steerlab._support.frames import require
-from steerlab.plots.style import METHODS, axes_or_new, method_style
+from steerlab._support.frames import require_columns
+from steerlab.plots.style import METHODS, get_axes, method_style
 from steerlab.plots.summary import measure
 
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1, 1, 1)))
@@ -23,7 +23,7 @@ def strength_curves(
     ax: Axes | None = None,
     **where: str | int | float,
 ) -> Axes:
-    """Measures against alpha for every method of a grid, at one place, labelled at the line ends.
+    """Measures against alpha for every method of a grid, at one place, labeled at the line ends.
 
     Example:
         >>> ax = strength_curves(grid, layer=16, positions="all", sentences="domain")
@@ -35,14 +35,14 @@ def strength_curves(
         where: column=value pairs that leave one row a method and alpha.
 
     Returns:
-        The axes, one line a method and measure, labelled "METHOD MEASURE".
+        The axes, one line a method and measure, labeled "METHOD MEASURE".
 
     Raises:
         DataError: columns are missing, `where` leaves nothing or several rows for one alpha, or too many measures.
 
     Source: own; the scan over alpha follows L2S, arXiv 2508.12815, appendix.
     """
-    require(grid, ["method", "alpha", *measures, *where], "strength_curves")
+    require_columns(grid, ["method", "alpha", *measures, *where], "strength_curves")
     if len(measures) > len(DASHES):
         raise DataError(f"{len(measures)} measures given, at most {len(DASHES)} can be told apart: draw two figures")
     cells = grid
@@ -59,13 +59,13 @@ def strength_curves(
             f"{dict(where)} leaves {len(cells)} of {len(grid)} rows, {len(double)} of them with another row of "
             f"the same method and alpha; choose values that exist, and one of each of {differ}"
         )
-    ax = axes_or_new(ax)
+    ax = get_axes(ax)
     ends: list[tuple[float, str, str]] = []
     for method in dict.fromkeys(m for m in [*METHODS, *cells["method"]] if (cells["method"] == m).any()):
         look, rows = method_style(method), cells[cells["method"] == method].sort_values("alpha")
         for name, dash, marker in zip(measures, DASHES, MARKERS, strict=False):
             ax.plot(
-                rows["alpha"], rows[name], ls=dash, marker=marker, ms=3, color=look.colour, label=f"{method} {name}",
+                rows["alpha"], rows[name], ls=dash, marker=marker, ms=3, color=look.color, label=f"{method} {name}",
             )  # fmt: skip
             ends.append((float(rows[name].iloc[-1]), f"{look.label}: {measure(name).label.lower()}", look.text))
     top = max(1.0, float(cells[list(measures)].max().max()))
@@ -73,23 +73,23 @@ def strength_curves(
     ax.set(xlabel="Strength α", ylabel="Share of inputs", ylim=(low - 0.03, top + 0.03))
     alphas = sorted(cells["alpha"].unique())
     ax.set_xticks(alphas, [f"{a:g}" for a in alphas])
-    for height, (_, text, colour) in zip(spread([e[0] for e in ends], 0.065 * (top - low)), ends, strict=True):
+    for height, (_, text, color) in zip(separate_labels([e[0] for e in ends], 0.065 * (top - low)), ends, strict=True):
         ax.annotate(
             text, (1.0, height), (4, 0), xycoords=ax.get_yaxis_transform(), textcoords="offset points",
-            va="center", color=colour, fontsize=6.5, annotation_clip=False,
+            va="center", color=color, fontsize=6.5, annotation_clip=False,
         )  # fmt: skip
     return ax
 
 
-def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights moved as little as needed so that neighbours are at least `gap` apart; the order is kept.
+def separate_labels(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights moved as little as needed so that neighbors are at least `gap` apart; the order is kept.
 
     Example:
-        >>> spread([0.5, 0.5], 0.1)
+        >>> separate_labels([0.5, 0.5], 0.1)
         [0.45, 0.55]
     """
     order = np.argsort(heights, kind="stable")
-    # with the wanted gaps taken out, neighbours may touch: the nearest non-decreasing sequence is their pooled means
+    # with the wanted gaps taken out, neighbors may touch: the nearest non-decreasing sequence is their pooled means
     pools: list[list[float]] = []
     for place, i in enumerate(order):
         pools.append([heights[i] - gap * place])

@@ -1,4 +1,4 @@
-"""The one look of all figures: style file, a fixed colour per method, sizes in journal columns, saving."""
+"""The one look of all figures: style file, a fixed color per method, sizes in journal columns, saving."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class MethodStyle:
     """How one method looks, in every figure."""
 
     label: str
-    colour: str
-    text: str  # a darker shade of `colour`, for words on white
+    color: str
+    text: str  # a darker shade of `color`, for words on white
     oracle: bool = False  # drawn as an outline: it knows what no other method knows
 
 
-# Okabe & Ito's colours, then Tol's muted ones, told apart under the common colour blindnesses; their lightness differs
+# Okabe & Ito's colors, then Tol's muted ones, told apart under the common color blindnesses; their lightness differs
 METHODS: dict[str, MethodStyle] = {
     "none": MethodStyle("no steering", "#8C8C8C", "#5F5F5F"),
     "prompt": MethodStyle("prompt", "#56B4E9", "#2476A8"),
@@ -46,10 +46,10 @@ METHODS: dict[str, MethodStyle] = {
 
 
 def method_style(method: str) -> MethodStyle:
-    """The method's fixed label and colours; unknown methods are drawn in near-black under their own name.
+    """The method's fixed label and colors; unknown methods are drawn in near-black under their own name.
 
     Example:
-        >>> method_style("l2s").colour
+        >>> method_style("l2s").color
         '#0072B2'
     """
     return METHODS.get(method, MethodStyle(method, "#3D3D3D", "#3D3D3D"))
@@ -81,7 +81,7 @@ def style() -> Iterator[None]:
     mpl.interactive(shown)
 
 
-def axes_or_new(ax: Axes | None, columns: Literal[1, 2] = 1, height: float = 2.8) -> Axes:
+def get_axes(ax: Axes | None, columns: Literal[1, 2] = 1, height: float = 2.8) -> Axes:
     """The given axes, or those of a new pyplot figure in the house style (so that a notebook shows it)."""
     if ax is not None:
         return ax

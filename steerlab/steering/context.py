@@ -11,7 +11,7 @@ from torch import Tensor
 from steerlab.capture.activations import Activations
 from steerlab.capture.capture import capture
 from steerlab.data.example import Example
-from steerlab.methods.base import Context, Read, Steerer
+from steerlab.methods.base import Context, RequiredActivation, Steerer
 from steerlab.models.model import Model
 from steerlab.models.sites import Site
 
@@ -26,41 +26,47 @@ class PartsContext(Context):
 
     parts: Mapping[str, Activations] = field(default_factory=dict)
 
-    def read(self, read: Read) -> Float[Tensor, "batch hidden"]:
-        """The activations of one `Read`, out of those of its part.
+    def read(self, read: RequiredActivation) -> Float[Tensor, "batch hidden"]:
+        """The activations of one `RequiredActivation`, out of those of its part.
 
         Raises:
             ActivationError: they were not captured.
         """
-        return Context(self.samples, self.parts.get(read.site.part)).read(read)
+        return Context(self.example_ids, self.parts.get(read.site.part)).read(read)
 
 
 def read_contexts(
-    model: Model, steerers: Sequence[Steerer], also: Sequence[Read], examples: Sequence[Example], batch_size: int
+    model: Model,
+    steerers: Sequence[Steerer],
+    also: Sequence[RequiredActivation],
+    examples: Sequence[Example],
+    batch_size: int,
 ) -> list[PartsContext]:
     """What each steerer may look at: what they all read, and what is read `also`."""
-    reads: dict[str, list[Read]] = {}
-    for read in [*(read for steerer in steerers for read in steerer.reads), *also]:
+    required_activations: dict[str, list[RequiredActivation]] = {}
+    for read in [*(read for steerer in steerers for read in steerer.required_activations), *also]:
         model.site(read.site)
-        reads.setdefault(read.site.part, []).append(read)
-    acts = {part: _captured(model, own, examples, batch_size) for part, own in reads.items()}
-    samples = tuple(example.id for example in examples)
-    return [PartsContext(samples, acts.get(_part(steerer)), acts) for steerer in steerers]
+        required_activations.setdefault(read.site.part, []).append(read)
+    acts = {part: _captured(model, own, examples, batch_size) for part, own in required_activations.items()}
+    example_ids = tuple(example.id for example in examples)
+    return [PartsContext(example_ids, acts.get(_part(steerer)), acts) for steerer in steerers]
 
 
 def _part(steerer: Steerer) -> str:
     """The part of the model that a steerer looks at, or writes to if it looks at nothing."""
-    sites = [*(read.site for read in steerer.reads), getattr(steerer, "site", Site(0))]
+    sites = [*(read.site for read in steerer.required_activations), getattr(steerer, "site", Site(0))]
     return sites[0].part
 
 
-def _captured(model: Model, reads: Sequence[Read], examples: Sequence[Example], batch_size: int) -> Activations:
+def _captured(
+    model: Model, required_activations: Sequence[RequiredActivation], examples: Sequence[Example], batch_size: int
+) -> Activations:
     return capture(
         model,
-        [example.with_(contrast=None) for example in examples],
-        layers=sorted({model.site(read.site) for read in reads}),
-        positions=sorted({read.position for read in reads}, key=str),
-        captures=sorted({read.capture for read in reads} - {"prompt"}),
+        [example.replace(contrast=None) for example in examples],
+        layers=sorted({model.site(read.site) for read in required_activations}),
+        positions=sorted({read.position for read in required_activations}, key=str),
+        extra_prompts=sorted({read.capture for read in required_activations} - {"prompt"}),
         batch_size=batch_size,
         progress=False,
     )

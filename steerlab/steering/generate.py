@@ -13,13 +13,13 @@ from steerlab._support.errors import EncodingError, SteeringError
 from steerlab._support.progress import bar as progress_bar
 from steerlab.capture.jobs import Data, as_examples
 from steerlab.data.example import Example
-from steerlab.models.copies import check_copies
+from steerlab.models.beam_images import check_beam_images
 from steerlab.models.encoding import by_length
 from steerlab.models.engine import Inputs
+from steerlab.models.interventions import Edit, SiteEdits
 from steerlab.models.model import Model
-from steerlab.models.patches import PictureEdit
-from steerlab.models.plan import Edit, Plan
-from steerlab.steering.request import Request, build_plan, prepare, writes_anything
+from steerlab.models.patches import ImageEdit
+from steerlab.steering.interventions import Request, build_edits, resolve_interventions, writes_anything
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Generations(Sequence[str]):
     Attributes:
         texts: the new text of each row, without special tokens.
         ids: the new token ids of each row, end of turn included, padding removed.
-        samples: the input each row belongs to (repeated when `num_return_sequences` > 1).
+        example_ids: the input each row belongs to (repeated when `num_return_sequences` > 1).
         steered_tokens: token states behind these texts that were written to, summed over sites and steerers: each text
             counts with a prompt of its own. States after a row's end of turn are not counted, nor those of beams that
             were given up on the way.
@@ -39,7 +39,7 @@ class Generations(Sequence[str]):
 
     texts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
-    samples: tuple[str, ...]
+    example_ids: tuple[str, ...]
     steered_tokens: int
     norm_ratio: float
 
@@ -66,18 +66,18 @@ def run_generate(
     **options: Any,
 ) -> Generations:
     """Generate under some requests; `steerlab.generate` and `Run.generate` both end here."""
-    examples = asked(as_examples(prompts), requests)
-    rows = [model.encode(e.prompt, system=e.system, sample=e.id, images=e.images) for e in examples]
+    examples = apply_prompt_transforms(as_examples(prompts), requests)
+    rows = [model.encode(e.prompt, system=e.system, example_id=e.id, images=e.images) for e in examples]
     _check_room(model, rows, max_new_tokens)
-    check_copies(model, rows, options)
-    prepared = prepare(model, requests, examples, batch_size)
+    check_beam_images(model, rows, options)
+    prepared = resolve_interventions(model, requests, examples, batch_size)
     ids: dict[int, list[tuple[int, ...]]] = {}
     written, ratio = 0, 0.0
     shown = progress_bar(len(rows), "generate", "row", progress)
     with shown as bar, model.lock, _seeded(model, seed):  # locked throughout: threads would draw from one random state
         for numbers in by_length(rows, batch_size):
             batch = model.batch([rows[i] for i in numbers], "left")
-            plan = build_plan(model, prepared, batch, numbers, len(rows))
+            plan = build_edits(model, prepared, batch, numbers, len(rows))
             new = new_ids(model, model.inputs(batch, positions=False), plan, max_new_tokens, options)
             per_row = len(new) // len(numbers)
             for place, i in enumerate(numbers):
@@ -97,7 +97,7 @@ def run_generate(
 
 
 def new_ids(
-    model: Model, inputs: Inputs, plan: Plan, max_new_tokens: int, options: dict[str, Any]
+    model: Model, inputs: Inputs, plan: SiteEdits, max_new_tokens: int, options: dict[str, Any]
 ) -> list[tuple[int, ...]]:
     """The new ids of every row of a batch padded on the left, end of turn included."""
     merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id} | options
@@ -119,7 +119,7 @@ def _trimmed(row: list[int], stop: set[int]) -> tuple[int, ...]:
     return tuple(row[:end])
 
 
-def _steered(plan: Plan, new: list[tuple[int, ...]]) -> tuple[int, float]:
+def _steered(plan: SiteEdits, new: list[tuple[int, ...]]) -> tuple[int, float]:
     """States behind the rows returned that were written to, and the sum of their norm ratios.
 
     The last new token of a row is never fed back, so a row of n new tokens has n - 1 decoded states. The tally also has
@@ -128,8 +128,8 @@ def _steered(plan: Plan, new: list[tuple[int, ...]]) -> tuple[int, float]:
     """
     written, ratio = 0, 0.0
     for edit in (e for edits in plan.values() for e in edits):
-        writes, total = edit.tally.read()
-        if isinstance(edit, PictureEdit):
+        writes, total = edit.stats.read()
+        if isinstance(edit, ImageEdit):
             written, ratio = written + writes, ratio + total
         elif writes:
             alive = min(writes, int(edit.prompt.sum()) * (len(new) // len(edit.prompt)) + _decoded(new, edit))
@@ -138,15 +138,15 @@ def _steered(plan: Plan, new: list[tuple[int, ...]]) -> tuple[int, float]:
 
 
 def _decoded(new: list[tuple[int, ...]], edit: Edit) -> int:
-    whose = [True] * len(edit.prompt) if edit.whose is None else edit.whose.tolist()
-    copies = len(new) // len(whose)
-    return sum(len(row) - 1 for i, row in enumerate(new) if whose[i // copies]) if edit.generated else 0
+    row_mask = [True] * len(edit.prompt) if edit.row_mask is None else edit.row_mask.tolist()
+    copies = len(new) // len(row_mask)
+    return sum(len(row) - 1 for i, row in enumerate(new) if row_mask[i // copies]) if edit.generated else 0
 
 
-def asked(examples: list[Example], requests: Sequence[Request]) -> list[Example]:
+def apply_prompt_transforms(examples: list[Example], requests: Sequence[Request]) -> list[Example]:
     """The examples with the prompts that the steerers want asked (instruction baselines change them)."""
     for request in (r for r in requests if not r.is_off):
-        examples = [e.with_(prompt=request.steerer.transform(e.prompt)) for e in examples]
+        examples = [e.replace(prompt=request.steerer.transform_prompt(e.prompt)) for e in examples]
     return examples
 
 
@@ -155,7 +155,8 @@ def _check_room(model: Model, rows: Sequence[Any], max_new_tokens: int) -> None:
     longest = max(rows, key=len)
     if limit is not None and len(longest) + max_new_tokens > limit:
         raise EncodingError(
-            f"the prompt {longest.sample!r} has {len(longest)} tokens; with {max_new_tokens} new ones it outgrows the "
+            f"the prompt {longest.example_id!r} has {len(longest)} tokens; with {max_new_tokens} new ones it "
+            f"outgrows the "
             f"model's context of {limit}. Lower max_new_tokens or shorten it."
         )
 

@@ -14,8 +14,8 @@ from steerlab._support.progress import bar as progress_bar
 from steerlab.capture.jobs import Data, as_examples
 from steerlab.models.encoding import Batch, by_length
 from steerlab.models.model import Model
-from steerlab.steering.generate import asked
-from steerlab.steering.request import Request, build_plan, prepare, writes_anything
+from steerlab.steering.generate import apply_prompt_transforms
+from steerlab.steering.interventions import Request, build_edits, resolve_interventions, writes_anything
 
 
 def run_score(
@@ -28,32 +28,32 @@ def run_score(
     progress: bool = False,
 ) -> pd.DataFrame:
     """Score under some requests; `steerlab.score` and `Run.score` both end here."""
-    examples = asked(as_examples(prompts), requests)
+    examples = apply_prompt_transforms(as_examples(prompts), requests)
     if len(answers) != len(examples):
         raise DataError(f"{len(examples)} prompts but {len(answers)} answers: give one answer per prompt")
     empty = [e.id for e, answer in zip(examples, answers, strict=True) if not answer]
     if empty:
         raise DataError(f"the answers to {empty[:3]} are empty: there is nothing to score")
     rows = [
-        model.encode(e.prompt, answer=a, system=e.system, sample=e.id, images=e.images)
+        model.encode(e.prompt, answer=a, system=e.system, example_id=e.id, images=e.images)
         for e, a in zip(examples, answers, strict=True)
     ]
-    prepared = prepare(model, requests, examples, batch_size)
+    prepared = resolve_interventions(model, requests, examples, batch_size)
     results: dict[int, tuple[float, int, int]] = {}
     written, ratio = 0, 0.0
     with progress_bar(len(rows), "score", "row", progress) as bar:
         for numbers in by_length(rows, batch_size):
             batch = model.batch([rows[i] for i in numbers], "left")
-            plan = build_plan(model, prepared, batch, numbers, len(rows))
+            plan = build_edits(model, prepared, batch, numbers, len(rows))
             keep = max(len(row) - row.n_prompt for row in batch.rows) + 1
             inputs = model.inputs(batch)
             with model.lock:
-                found = model.engine.logits(inputs, plan, keep, told=reader(batch))
+                found = model.engine.logits(inputs, plan, keep, reduce=reader(batch))
             lengths = [len(row) - row.n_prompt for row in batch.rows]
             read = [(total, n, int(hits)) for (total, hits), n in zip(found.tolist(), lengths, strict=True)]
             results |= dict(zip(numbers, read, strict=True))
             for edit in (e for edits in plan.values() for e in edits):
-                more, total = edit.tally.read()
+                more, total = edit.stats.read()
                 written, ratio = written + more, ratio + total
             bar.update(len(numbers))
     if writes_anything(prepared) and written == 0:
@@ -90,15 +90,17 @@ class Answers:
         return torch.stack(out)
 
     def row(self, number: int) -> Answers:
-        """See `RowWise`."""
+        """See `PerRowReducer`."""
         return Answers((self.ids[number].clone(),))
 
 
-def _table(samples: list[str], results: dict[int, tuple[float, int, int]], written: int, ratio: float) -> pd.DataFrame:
-    rows = [results[i] for i in range(len(samples))]
+def _table(
+    example_ids: list[str], results: dict[int, tuple[float, int, int]], written: int, ratio: float
+) -> pd.DataFrame:
+    rows = [results[i] for i in range(len(example_ids))]
     frame = pd.DataFrame(
         {
-            "sample": samples,
+            "example_id": example_ids,
             "logprob": [r[0] for r in rows],
             "n_tokens": [r[1] for r in rows],
             "greedy": [r[2] / r[1] for r in rows],

@@ -13,12 +13,12 @@ from torch import Tensor
 from steerlab._support.errors import SteeringError
 from steerlab.capture.jobs import Data
 from steerlab.methods.base import Steerer
-from steerlab.models.job import deferrable
+from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
-from steerlab.steering.first import run_first_logits
 from steerlab.steering.generate import Generations, run_generate
-from steerlab.steering.request import Alpha, Request, Scale
+from steerlab.steering.interventions import Alpha, Request, Scale
+from steerlab.steering.next_token import run_first_logits
 from steerlab.steering.score import run_score
 
 Steer = Steerer | Request | Sequence[Steerer | Request]
@@ -43,7 +43,7 @@ class Run:
         """Mean ‖alpha·v‖/‖h‖ over the states written to so far."""
         return self._ratio / self.steered_tokens if self.steered_tokens else float("nan")
 
-    @deferrable
+    @background
     def generate(self, prompts: Data, **options: Any) -> Generations:
         """`steerlab.generate` under the steering of the enclosing `with` blocks."""
         self._check()
@@ -51,7 +51,7 @@ class Run:
         self._count(found.steered_tokens, found.norm_ratio)
         return found
 
-    @deferrable
+    @background
     def score(self, prompts: Data, answers: Sequence[str], **options: Any) -> pd.DataFrame:
         """`steerlab.score` under the steering of the enclosing `with` blocks."""
         self._check()
@@ -108,7 +108,7 @@ def steer(
         model.active[:] = [other for other in model.active if other is not entry]
 
 
-@deferrable
+@background
 def generate(
     model: Model,
     prompts: Data,
@@ -117,7 +117,7 @@ def generate(
     alpha: Alpha = 1.0,
     positions: Positions | None = None,
     scale: Scale = "raw",
-    blocking: bool = True,  # `deferrable` takes it
+    blocking: bool = True,  # `background` takes it
     **options: Any,
 ) -> Generations:
     """Generate text for a whole batch, each row with its own vector.
@@ -146,7 +146,7 @@ def generate(
     return run_generate(model, prompts, requests, **options)
 
 
-@deferrable
+@background
 def score(
     model: Model,
     prompts: Data,
@@ -156,7 +156,7 @@ def score(
     alpha: Alpha = 1.0,
     positions: Positions | None = None,
     scale: Scale = "raw",
-    blocking: bool = True,  # `deferrable` takes it
+    blocking: bool = True,  # `background` takes it
     **options: Any,
 ) -> pd.DataFrame:
     """Log-probability of given answers, by teacher forcing, each row with its own vector.
@@ -164,7 +164,7 @@ def score(
     `"generated"` and `"answer"` both mean the answer's tokens here, as they would be while decoding them.
 
     Example:
-        >>> steerlab.score(model, ["2 + 2 ="], ["4"])[["sample", "logprob", "n_tokens"]]
+        >>> steerlab.score(model, ["2 + 2 ="], ["4"])[["example_id", "logprob", "n_tokens"]]
 
     Args:
         model, prompts, steer, alpha, positions, scale, blocking: as in `generate`.
@@ -172,7 +172,7 @@ def score(
         options: `batch_size` (16), `progress` (False).
 
     Returns:
-        A frame with `sample`, `logprob` (nats, summed over the answer), `n_tokens` and `greedy` (share of the
+        A frame with `example_id`, `logprob` (nats, summed over the answer), `n_tokens` and `greedy` (share of the
         answer's tokens that are the model's first choice); `.attrs` has `steered_tokens` and `norm_ratio`.
 
     Raises:
@@ -182,8 +182,8 @@ def score(
     return run_score(model, prompts, answers, requests, **options)
 
 
-@deferrable
-def first_logits(
+@background
+def next_token_logits(
     model: Model,
     prompts: Data,
     tokens: Sequence[int] | None = None,
@@ -192,26 +192,27 @@ def first_logits(
     alpha: Alpha = 1.0,
     positions: Positions | None = None,
     scale: Scale = "raw",
-    blocking: bool = True,  # `deferrable` takes it
+    blocking: bool = True,  # `background` takes it
     **options: Any,
 ) -> Float[Tensor, "row token"]:
     """Logits of the first new token, each row with its own vector: what is said, without generating it.
 
     Example:
         >>> yes, no = steerlab.metrics.yes_no_ids(model.tokenizer)
-        >>> logits = steerlab.first_logits(model, questions, [*yes, *no], steer=l2s, positions="last")
+        >>> logits = steerlab.next_token_logits(model, questions, [*yes, *no], steer=l2s, positions="last")
 
     Args:
         model, prompts, steer, alpha, positions, scale, blocking: as in `generate`.
         tokens: ids of the tokens wanted; None for the whole vocabulary.
-        options: `rest` (False; True adds a last column with the largest logit among all other tokens), `batch_size`
+        options: `max_other` (False; True adds a last column with the largest logit among all other tokens),
+            `batch_size`
             (16), `progress` (False).
 
     Returns:
         `(prompt, token)` float32 on the host, in the order of the prompts.
 
     Raises:
-        DataError: no tokens, or `rest` without tokens; otherwise as `steer`.
+        DataError: no tokens, or `max_other` without tokens; otherwise as `steer`.
 
     Source: own.
     """

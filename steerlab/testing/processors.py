@@ -51,7 +51,7 @@ def tiny_processor(family: str = "llava") -> Any:
     """The family's own processor class around `tiny_tokenizer`, for pictures of 24 pixels.
 
     Example:
-        >>> tiny_processor("llava")(text=["<image>hi"], images=[picture]).input_ids
+        >>> tiny_processor("llava")(text=["<image>hi"], images=[image]).input_ids
 
     Raises:
         LoadError: unknown family, or a package that the processor needs is missing.
@@ -71,10 +71,10 @@ def tiny_processor(family: str = "llava") -> Any:
 
 def image_tokenizer(family: str) -> Any:
     """`tiny_tokenizer` with a family's special tokens, and a template that knows where its pictures go."""
-    tokens, picture = MARKS[family]
+    tokens, image = MARKS[family]
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
-    tokenizer.chat_template = None if family == "paligemma" else _TEMPLATE.replace("PICTURE", picture)
+    tokenizer.chat_template = None if family == "paligemma" else _TEMPLATE.replace("IMAGE", image)
     if family == "gemma3":  # its processor asks the tokenizer what the tokens are called
         tokenizer._set_model_specific_special_tokens(
             dict(zip(("image_token", "boi_token", "eoi_token"), tokens, strict=True))

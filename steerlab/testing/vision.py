@@ -19,7 +19,7 @@ def tiny_vlm(family: str = "llava", *, backend: str = "nnsight", **hf: Any) -> M
 
     Example:
         >>> model = tiny_vlm("qwen2_vl")
-        >>> row = model.encode("What is this?", images=[picture])
+        >>> row = model.encode("What is this?", images=[image])
 
     Args:
         family: one of `VLM_FAMILIES`.

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from steerlab import DataError, Example, MismatchError, SteeringError
-from steerlab.analysis.selection import choose
+from steerlab.analysis.selection import choose_candidate
 from steerlab.analysis.study import Study
 
 ROOT = Path(__file__).parents[2]
@@ -33,13 +33,13 @@ def earlier() -> pd.DataFrame:
     return grid[grid["round"] != "mean"]
 
 
-def test_the_mean_vectors_round_is_centred_on_its_best_cells_that_were_judged_on_few(earlier: pd.DataFrame) -> None:
+def test_the_mean_vectors_round_is_centered_on_its_best_cells_that_were_judged_on_few(earlier: pd.DataFrame) -> None:
     found = blocks(ROUNDS["mean"], earlier, 240, 30)
     assert len(found) == 8 and {block.methods for block in found} == {("mean",)}
     assert all(len(block.cells()) == 1 for block in found)
-    assert {block.targets for block in found} == {"raw", "equalised"}
+    assert {block.targets for block in found} == {"raw", "equalized"}
     rest = distinct(earlier[earlier["method"] == "mean"])
-    best = choose(rest[rest["inputs"] < 240], GOALS)
+    best = choose_candidate(rest[rest["inputs"] < 240], GOALS)
     assert (best["layer"], best["positions"], best["sentences"]) == (
         found[0].layer,
         found[0].positions,
@@ -54,12 +54,12 @@ def test_what_a_round_has_judged_is_not_tried_again(earlier: pd.DataFrame) -> No
     cells = distinct(earlier[earlier["method"] == "mean"])
     same = (cells["layer"] == first.layer) & (cells["positions"] == first.positions)
     same &= (cells["sentences"] == first.sentences) & (cells["alpha"] == first.alphas[0])
-    known = pd.concat([earlier, cells[same].assign(inputs=240, targets="equalised")])
-    assert [b.targets for b in blocks(ROUNDS["mean"], known, 240, 30)[:3]] == ["raw", "raw", "equalised"]
+    known = pd.concat([earlier, cells[same].assign(inputs=240, targets="equalized")])
+    assert [b.targets for b in blocks(ROUNDS["mean"], known, 240, 30)[:3]] == ["raw", "raw", "equalized"]
     assert blocks(ROUNDS["mean"], earlier, 120, 30) == [], "every cell has been judged on so many"
 
 
-def test_cells_of_layers_that_the_model_lacks_are_no_centres(earlier: pd.DataFrame) -> None:
+def test_cells_of_layers_that_the_model_lacks_are_no_centers(earlier: pd.DataFrame) -> None:
     assert {b.layer for b in blocks(ROUNDS["mean"], earlier, 240, 16)} == {15}
     for known in (None, earlier[earlier["method"] == "l2s"]):
         with pytest.raises(DataError, match="no cell of 'mean' to begin with"):
@@ -114,7 +114,7 @@ def test_an_interrupted_block_keeps_its_finished_stages(tmp_path: Path, monkeypa
         answers.append(len(cells) * len(examples))
         return pd.DataFrame([{**c.labels, "alpha": c.alpha} for c in cells])
 
-    monkeypatch.setattr(_search, "evaluate_cells", generate)
+    monkeypatch.setattr(_search, "evaluate_candidates", generate)
     monkeypatch.setattr(
         _search, "_vectors", lambda a, s, h, block, kind, seed: fits.append(kind) or torch.zeros(len(h), 2)
     )

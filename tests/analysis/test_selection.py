@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import steerlab.analysis.selection as selection
 from steerlab import P2S, DataError, Example, generate
-from steerlab.analysis.behaviour import goals, judge
-from steerlab.analysis.selection import Cell, Goal, choose, evaluate_cells, reaches
+from steerlab.analysis.behavior import judge_answers, safety_summary
+from steerlab.analysis.selection import Candidate, Goal, choose_candidate, evaluate_candidates, reaches_goals
 from steerlab.testing import tiny_lm
 
 ROWS = [
@@ -37,31 +37,31 @@ def table(vectors: torch.Tensor, layer: int) -> P2S:
 @pytest.mark.parametrize("positions", ["all", "last+generated"])
 def test_cells_together_equal_cells_apart(model, monkeypatch, batch_size: int, positions: str) -> None:
     draw = torch.Generator().manual_seed(0)
-    cells = [Cell({"cell": i}, torch.randn(3, 32, generator=draw), a) for i, a in enumerate((0.0, 1.5, -3.0, 4.0))]
+    cells = [Candidate({"cell": i}, torch.randn(3, 32, generator=draw), a) for i, a in enumerate((0.0, 1.5, -3.0, 4.0))]
     unsteered = list(generate(model, ROWS, max_new_tokens=6))
     seen: list[list[str]] = []
 
     def listen(examples, texts, plain):
         seen.append(list(texts))
-        return judge(examples, texts, plain)
+        return judge_answers(examples, texts, plain)
 
-    monkeypatch.setattr(selection, "judge", listen)
+    monkeypatch.setattr(selection, "judge_answers", listen)
     options = dict(positions=positions, max_new_tokens=6)
-    frame = evaluate_cells(model, ROWS, unsteered, cells, site=1, batch_size=batch_size, progress=False, **options)
+    frame = evaluate_candidates(model, ROWS, unsteered, cells, site=1, batch_size=batch_size, progress=False, **options)
     assert frame["cell"].tolist() == [0, 1, 2, 3] and frame["alpha"].tolist() == [0.0, 1.5, -3.0, 4.0]
     for number, cell in enumerate(cells):
         alone = list(generate(model, ROWS, steer=table(cell.vectors, 1), alpha=cell.alpha, **options))
         assert seen[number] == alone
-        for name, value in goals(judge(ROWS, alone, unsteered)).items():
+        for name, value in safety_summary(judge_answers(ROWS, alone, unsteered)).items():
             assert frame[name][number] == pytest.approx(value, nan_ok=True)
     assert seen[0] == unsteered and len({tuple(texts) for texts in seen}) == 4
     assert frame["harmless_identical"][0] == 1
 
 
 def test_a_cell_needs_a_vector_per_input(model) -> None:
-    for cells in ([], [Cell({}, torch.zeros(2, 32), 1.0)]):
+    for cells in ([], [Candidate({}, torch.zeros(2, 32), 1.0)]):
         with pytest.raises(DataError, match="3 inputs"):
-            evaluate_cells(model, ROWS, ["", "", ""], cells, site=1, positions="all", progress=False)
+            evaluate_candidates(model, ROWS, ["", "", ""], cells, site=1, positions="all", progress=False)
 
 
 def test_margins_are_standard_errors_beyond_the_goal() -> None:
@@ -78,22 +78,22 @@ shares = st.integers(0, 20).map(lambda n: n / 20)
 def test_the_largest_worst_margin_wins_and_ties_go_to_the_smaller_alpha(cells) -> None:
     grid = pd.DataFrame(cells, columns=["good", "bad", "alpha"])
     worst = [min(goal.margin(v) for goal, v in zip(REACH, cell[:2], strict=True)) for cell in cells]
-    chosen = choose(grid, REACH)
+    chosen = choose_candidate(grid, REACH)
     assert chosen["worst_margin"] == max(worst)
     assert chosen["alpha"] == min(cell[2] for cell, w in zip(cells, worst, strict=True) if w == max(worst))
-    assert reaches(grid, REACH).tolist() == [w >= 0 for w in worst]
-    assert (chosen["worst_margin"] >= 0) == reaches(grid, REACH).any()
+    assert reaches_goals(grid, REACH).tolist() == [w >= 0 for w in worst]
+    assert (chosen["worst_margin"] >= 0) == reaches_goals(grid, REACH).any()
 
 
 def test_a_cell_that_was_not_measured_is_never_preferred() -> None:
     grid = pd.DataFrame({"good": [0.81, 1.0], "bad": [0.09, math.nan], "alpha": [2.0, 1.0]})
-    assert choose(grid, REACH)["alpha"] == 2.0
-    assert reaches(grid, REACH).tolist() == [True, False]
+    assert choose_candidate(grid, REACH)["alpha"] == 2.0
+    assert reaches_goals(grid, REACH).tolist() == [True, False]
 
 
 def test_a_grid_without_cells_or_measures_is_refused() -> None:
     grid = pd.DataFrame({"good": [1.0], "alpha": [1.0]})
     with pytest.raises(DataError, match=r"lacks the measures \['bad'\]"):
-        choose(grid, REACH)
+        choose_candidate(grid, REACH)
     with pytest.raises(DataError, match="0 cells"):
-        choose(pd.DataFrame({"good": [], "bad": [], "alpha": []}), REACH)
+        choose_candidate(pd.DataFrame({"good": [], "bad": [], "alpha": []}), REACH)

@@ -1,4 +1,4 @@
-"""Cosines, CKA, principal angles, the geometry table, maps and neighbours, against plain loops and known answers."""
+"""Cosines, CKA, principal angles, the geometry table, maps and neighbors, against plain loops and known answers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steerlab import L2S, ActivationError, Activations, DataError, LoadError, MeanDifference, MismatchError, Site
-from steerlab.analysis.alike import alike
 from steerlab.analysis.cka import cka_matrix, linear_cka
 from steerlab.analysis.geometry import geometry, principal_angles
 from steerlab.analysis.maps import map_2d
+from steerlab.analysis.nearest_neighbors import nearest_neighbors
 from steerlab.analysis.similarity import cosine_matrix, cosine_table, norms, vectors_by_layer
 from steerlab.methods import Context
 from steerlab.testing import tiny_hf, tiny_tokenizer
@@ -100,13 +100,11 @@ def test_vectors_without_a_cosine_are_named() -> None:
 
 
 def many(n: int = 24, hidden: int = 6, layers: tuple[int, ...] = (2, 5), seed: int = 0) -> Activations:
-    """Prompt rows and contrasts of two behaviours at several layers, and a behaviour without contrast."""
-    behaviours = [("refuse", "defer", "answer")[i % 3] for i in range(n)]
-    bare = [f"s{i:04d}" for i in range(n) if behaviours[i] == "answer"]
+    """Prompt rows and contrasts of two behaviors at several layers, and a behavior without contrast."""
+    behaviors = [("refuse", "defer", "answer")[i % 3] for i in range(n)]
+    bare = [f"s{i:04d}" for i in range(n) if behaviors[i] == "answer"]
     parts = [
-        make_acts(
-            randn(n, hidden, seed=seed + k), randn(n, hidden, seed=seed + 50 + k), behaviours=behaviours, bare=bare
-        )
+        make_acts(randn(n, hidden, seed=seed + k), randn(n, hidden, seed=seed + 50 + k), behaviors=behaviors, bare=bare)
         for k in layers
     ]
     values = torch.cat([part.values for part in parts], dim=1)
@@ -117,9 +115,9 @@ def test_vectors_by_layer_are_the_mean_contrasts() -> None:
     acts = many()
     got = vectors_by_layer(shuffled(acts))
     assert set(got) == set(product(("refuse", "defer"), (2, 5)))
-    for (behaviour, layer), vector in got.items():
+    for (behavior, layer), vector in got.items():
         ids, z = acts.contrast(layer)
-        own = z[[label == behaviour for label in acts.labels(ids)]]
+        own = z[[label == behavior for label in acts.labels(ids)]]
         torch.testing.assert_close(vector, own.double().mean(0).float())
     named = vectors_by_layer(acts, lambda site: MeanDifference(site, position="answer"))
     torch.testing.assert_close(named["refuse", 5], got["refuse", 5])
@@ -187,7 +185,7 @@ def test_cka_refuses_what_has_none() -> None:
     with pytest.raises(DataError, match="NaN"):
         linear_cka(x, x / torch.zeros(3))
     acts = many()
-    fewer = acts.rows(acts.index["sample"] != "s0003")
+    fewer = acts.rows(acts.index["example_id"] != "s0003")
     with pytest.raises(MismatchError, match=r"1 samples .*'s0003'"):
         cka_matrix(acts, other=fewer)
     with pytest.raises(ActivationError, match="several rows"):
@@ -211,20 +209,20 @@ def test_the_angle_of_a_known_rotation_comes_back(degrees: float, seed: int) -> 
     np.testing.assert_allclose(got, [0, degrees], atol=1e-5)
 
 
-def test_angles_see_the_mean_unless_centred() -> None:
+def test_angles_see_the_mean_unless_centered() -> None:
     shared = 10 * torch.eye(8)[0]
     a = shared + torch.cat([randn(50, 3), torch.zeros(50, 5)], 1) * torch.tensor([0.0, 1, 1, 0, 0, 0, 0, 0])
     b = shared + torch.cat([torch.zeros(50, 4), randn(50, 4, seed=1)], 1) * torch.tensor([0.0, 0, 0, 0, 1, 1, 0, 0])
     assert principal_angles(a, b, 1)[0] < 5
-    np.testing.assert_allclose(principal_angles(a, b, 2, centred=True), [90, 90], atol=1e-3)
+    np.testing.assert_allclose(principal_angles(a, b, 2, centered=True), [90, 90], atol=1e-3)
 
 
 def test_angles_need_the_dimensions_they_are_asked_for() -> None:
     flat = randn(20, 2) @ randn(2, 10, seed=1)  # rank 2, and rounding
     with pytest.raises(DataError, match=r"k=3, but b, \(20, 10\) has rank 2"):
         principal_angles(randn(20, 10), flat, 3)
-    with pytest.raises(DataError, match=r"a, \(4, 10\), centred, has rank 3"):
-        principal_angles(randn(4, 10), randn(20, 10), 4, centred=True)
+    with pytest.raises(DataError, match=r"a, \(4, 10\), centered, has rank 3"):
+        principal_angles(randn(4, 10), randn(20, 10), 4, centered=True)
     with pytest.raises(DataError, match="k=0"):
         principal_angles(flat, flat, 0)
     with pytest.raises(MismatchError, match="a has width 10, b has 9"):
@@ -255,8 +253,8 @@ def test_geometry_against_loops() -> None:
 
 def test_geometry_of_clusters_and_their_shuffle() -> None:
     _, targets, which = clusters(90, 12, 3, seed=0)
-    behaviours = [f"b{int(k)}" for k in which]
-    got = geometry(make_acts(None, targets + 1e-3 * randn(90, 12), behaviours=behaviours), 3)
+    behaviors = [f"b{int(k)}" for k in which]
+    got = geometry(make_acts(None, targets + 1e-3 * randn(90, 12), behaviors=behaviors), 3)
     within, between = (got[got["kind"] == kind] for kind in ("within", "between"))
     assert len(within) == len(between) == 3
     assert (within["cosine"] > 0.99).all() and (between["cosine"].abs() < 0.01).all()
@@ -279,13 +277,13 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 def test_geometry_by_another_label_and_its_refusals() -> None:
     acts = many(n=18)
-    acts.index["topic"] = ["law" if int(s[1:]) % 2 else "health" for s in acts.index["sample"]]
+    acts.index["topic"] = ["law" if int(s[1:]) % 2 else "health" for s in acts.index["example_id"]]
     assert set(geometry(acts, 2, group="topic", n_boot=10)["a"]) == {"law", "health"}
     with pytest.raises(ActivationError, match="no label 'subject'"):
         geometry(acts, 2, group="subject")
     with pytest.raises(DataError, match="n_boot is 0"):
         geometry(acts, 2, n_boot=0)
-    lone = acts.rows((acts.index["behaviour"] != "defer") | (acts.index["sample"] == "s0001"))
+    lone = acts.rows((acts.index["behavior"] != "defer") | (acts.index["example_id"] == "s0001"))
     with pytest.raises(DataError, match="'defer' has one contrast only"):
         geometry(lone, 2)
     targets = randn(6, 4)
@@ -349,7 +347,7 @@ def test_maps_refuse_what_they_cannot_draw() -> None:
         map_2d(torch.full((4, 3), float("nan")), ["a"] * 4)
 
 
-# neighbours
+# neighbors
 
 
 @pytest.fixture(scope="module")
@@ -357,38 +355,38 @@ def clustered() -> tuple[L2S, Activations]:
     def world(n: int, seed: int) -> Activations:
         contexts, targets, which = clusters(n, 16, 3, seed=seed)
         ids = [f"{seed}/{i:03d}" for i in range(n)]
-        return make_acts(contexts, targets, behaviours=[f"b{int(k)}" for k in which], ids=ids)
+        return make_acts(contexts, targets, behaviors=[f"b{int(k)}" for k in which], ids=ids)
 
     return L2S(3, seed=0, progress=False).fit(world(200, 1)), world(60, 2)
 
 
-def test_alike_finds_the_neighbours_of_brute_force(clustered: tuple[L2S, Activations]) -> None:
+def test_alike_finds_the_neighbors_of_brute_force(clustered: tuple[L2S, Activations]) -> None:
     l2s, acts = clustered
-    got = alike(l2s, shuffled(acts), k=4)
-    assert len(got) == 60 * 4 and not (got["sample"] == got["neighbour"]).any()
-    ids = sorted(set(acts.index["sample"]))
+    got = nearest_neighbors(l2s, shuffled(acts), k=4)
+    assert len(got) == 60 * 4 and not (got["example_id"] == got["neighbor"]).any()
+    ids = sorted(set(acts.index["example_id"]))
     v = l2s.vectors(Context(tuple(ids), acts)).double()
     cosines = (v @ v.T / v.norm(dim=1) / v.norm(dim=1)[:, None]).fill_diagonal_(-2)
     label = dict(zip(ids, acts.labels(ids), strict=True))
-    for i, sample in enumerate(ids):
-        rows = got[got["sample"] == sample]
+    for i, example_id in enumerate(ids):
+        rows = got[got["example_id"] == example_id]
         assert rows["rank"].tolist() == [1, 2, 3, 4]
         np.testing.assert_allclose(rows["cosine"], cosines[i].sort(descending=True).values[:4], atol=1e-9)
         for row in rows.itertuples():
-            assert cosines[i, ids.index(row.neighbour)] == pytest.approx(row.cosine)
-            assert row.same_behaviour == (label[row.neighbour] == label[sample])
-    assert got.attrs["same_behaviour"] == got["same_behaviour"].mean() > 0.95
+            assert cosines[i, ids.index(row.neighbor)] == pytest.approx(row.cosine)
+            assert row.same_behavior == (label[row.neighbor] == label[example_id])
+    assert got.attrs["same_behavior"] == got["same_behavior"].mean() > 0.95
     pairs = [label[a] == label[b] for a in ids for b in ids if a != b]
     assert got.attrs["chance"] == pytest.approx(np.mean(pairs))
 
 
-def test_alike_refuses_more_neighbours_than_there_are(clustered: tuple[L2S, Activations]) -> None:
+def test_alike_refuses_more_neighbors_than_there_are(clustered: tuple[L2S, Activations]) -> None:
     l2s, acts = clustered
     for k in (0, 60):
-        with pytest.raises(DataError, match=f"{k} neighbours of each of 60"):
-            alike(l2s, acts, k=k)
+        with pytest.raises(DataError, match=f"{k} neighbors of each of 60"):
+            nearest_neighbors(l2s, acts, k=k)
     with pytest.raises(ActivationError, match="not fitted"):
-        alike(L2S(3), acts)
+        nearest_neighbors(L2S(3), acts)
 
 
 # the study
@@ -409,6 +407,6 @@ def test_the_study_writes_its_files_and_resumes(tmp_path: Path) -> None:
     assert summary["layer"] == 2 and summary["geometry.within.refuse.refuse"]["n"] == 24 * 23 // 2
     assert {"cos.l2s.p2s", "cos.mean.p2s", "alike.chance", "norms.vector.defer"} <= set(summary)
     frame = pd.read_csv(out / "results.csv")
-    assert set(frame["method"]) == {"l2s", "mean", "mean of its behaviour"} and set(frame["metric"]) == {"cos_to_p2s"}
+    assert set(frame["method"]) == {"l2s", "mean", "mean of its behavior"} and set(frame["metric"]) == {"cos_to_p2s"}
     assert len(pd.read_csv(out / "cka.csv")) == 9 and len(pd.read_csv(out / "maps.csv")) == 72 + 48
     assert "labels shuffled" in (out / "examples.md").read_text()

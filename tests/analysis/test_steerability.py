@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from _generalization import match_norm, rank_correlation, relative_steerability
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from steerlab import DataError
-from steerlab.analysis.generalisation import match_norm, rank_correlation, relative_steerability
-from steerlab.analysis.placement import explained_variance, placement_slopes
+from steerlab.analysis.answer_position_bias import answer_position_bias, slopes_by_answer_position
 from steerlab.analysis.protocols import MULTIPLIERS, PROTOCOLS, paper_llama2
 from steerlab.analysis.steerability import anti_steerable, propensity_curves, slopes, steerability
 from steerlab.data.example import Example
@@ -26,21 +26,21 @@ small = st.floats(-50, 50)
 grids = st.lists(st.integers(-20, 20), min_size=2, max_size=7, unique=True).map(lambda g: tuple(x / 4 for x in g))
 
 
-def _frame(values: object, alphas: object = MULTIPLIERS, behaviour: str = "openness", **more: object) -> pd.DataFrame:
+def _frame(values: object, alphas: object = MULTIPLIERS, behavior: str = "openness", **more: object) -> pd.DataFrame:
     """The long form of a (sample, alpha) table."""
     table, alphas = np.asarray(values, float), tuple(alphas)  # type: ignore[arg-type]
     rows = [
-        (f"{behaviour}/{i}", alpha, value)
+        (f"{behavior}/{i}", alpha, value)
         for i, curve in enumerate(table)
         for alpha, value in zip(alphas, curve, strict=True)
     ]
-    frame = pd.DataFrame(rows, columns=["sample", "alpha", "value"])
-    cell = {"method": "mean", "model": "tiny", "layer": 3, "positions": "last", "behaviour": behaviour}
+    frame = pd.DataFrame(rows, columns=["example_id", "alpha", "value"])
+    cell = {"method": "mean", "model": "tiny", "layer": 3, "positions": "last", "behavior": behavior}
     return frame.assign(metric="propensity", split="test", norm_ratio=0.1, **{**cell, **more})
 
 
-def _slopes(values: object, behaviour: str = "openness") -> pd.DataFrame:
-    return slopes(_frame(np.outer(np.asarray(values, float), GRID), behaviour=behaviour))
+def _slopes(values: object, behavior: str = "openness") -> pd.DataFrame:
+    return slopes(_frame(np.outer(np.asarray(values, float), GRID), behavior=behavior))
 
 
 @settings(max_examples=50, deadline=None)
@@ -50,7 +50,7 @@ def test_a_line_gives_its_slope_intercept_and_no_residual(
 ) -> None:
     frame = _frame([[a * x + b for x in alphas] for a, b in lines], alphas)
     found = slopes(frame.sample(frac=1, random_state=random.randrange(999)))  # type: ignore[attr-defined]
-    found = found.set_index("sample").loc[[f"openness/{i}" for i in range(len(lines))]]
+    found = found.set_index("example_id").loc[[f"openness/{i}" for i in range(len(lines))]]
     assert found["slope"].tolist() == pytest.approx([a for a, _ in lines], abs=1e-9)
     assert found["intercept"].tolist() == pytest.approx([b for _, b in lines], abs=1e-9)
     assert found["residual"].max() < 1e-9
@@ -67,7 +67,7 @@ def test_slopes_are_those_of_least_squares_and_of_the_mean_curve(seed: int, alph
     assert found["slope"].tolist() == pytest.approx(fit.tolist(), abs=1e-9)
     curve = propensity_curves(frame, n_boot=10)
     assert curve["alpha"].is_monotonic_increasing
-    mean = slopes(curve.rename(columns={"mean": "value"}).assign(metric="propensity", sample="mean"))
+    mean = slopes(curve.rename(columns={"mean": "value"}).assign(metric="propensity", example_id="mean"))
     assert mean["slope"].item() == pytest.approx(found["slope"].mean(), abs=1e-6)
 
 
@@ -92,7 +92,11 @@ def test_half_reversed_is_no_effect_and_half_anti_steerable(pairs: int, a: float
     found = _slopes([a, -a] * pairs)
     share, row = anti_steerable(found), steerability(found, n_boot=50).iloc[0]
     assert share.low <= share.value == 0.5 <= share.high
-    assert (row["anti"], row["anti_low"], row["anti_high"]) == (share.value, share.low, share.high)
+    assert (row["anti_steerable"], row["anti_steerable_low"], row["anti_steerable_high"]) == (
+        share.value,
+        share.low,
+        share.high,
+    )
     assert row["steerability"] == pytest.approx(0, abs=1e-9)
     assert row["std"] == pytest.approx(a)
     assert row["low"] <= row["steerability"] <= row["high"]
@@ -110,7 +114,7 @@ def test_the_interval_is_wilsons_and_zero_is_the_wrong_way() -> None:
 
 def test_cells_stay_apart_and_groups_follow_them() -> None:
     parts = [
-        _frame(np.outer([a, 2 * a], GRID), behaviour=name, layer=layer, trained=trained)
+        _frame(np.outer([a, 2 * a], GRID), behavior=name, layer=layer, trained=trained)
         for name, layer, trained, a in (
             ("x", 1, "p", 1.0),
             ("x", 2, "p", 2.0),
@@ -118,16 +122,16 @@ def test_cells_stay_apart_and_groups_follow_them() -> None:
             ("y", 2, "q", 4.0),
         )
     ]
-    found = slopes(pd.concat(parts).sample(frac=1, random_state=0), by=("trained",))
+    found = slopes(pd.concat(parts).sample(frac=1, random_state=0), by=("train_variant",))
     assert len(found) == 8
     table = steerability(found, n_boot=20).set_index("steerability").sort_index()
     assert list(table.index) == pytest.approx([1.5, 3, 4.5, 6])
-    assert table["behaviour"].tolist() == ["x", "x", "y", "y"]
-    assert table["trained"].tolist() == ["p", "p", "p", "q"]
+    assert table["behavior"].tolist() == ["x", "x", "y", "y"]
+    assert table["train_variant"].tolist() == ["p", "p", "p", "q"]
     assert table["median"].tolist() == pytest.approx([1.5, 3, 4.5, 6])
     with pytest.raises(DataError, match=r"more than once.*\['layer'"):
-        steerability(found, by=("behaviour",))
-    assert len(steerability(found[found["layer"] == 2], by=("behaviour",), n_boot=20)) == 2
+        steerability(found, by=("behavior",))
+    assert len(steerability(found[found["layer"] == 2], by=("behavior",), n_boot=20)) == 2
 
 
 def test_intervals_are_those_of_the_plain_bootstrap() -> None:
@@ -191,7 +195,7 @@ def _is(examples: list[Example], key: str, value: str) -> np.ndarray:
 def test_explained_variance_is_what_the_data_were_made_of(base: float, by_option: float, by_word: float) -> None:
     examples = _placed()
     values = base + by_option * _is(examples, "option", "A") + by_word * _is(examples, "word", "Yes")
-    row = explained_variance(_slopes(values), examples).iloc[0]
+    row = answer_position_bias(_slopes(values), examples).iloc[0]
     total = by_option**2 + by_word**2
     if total < 1e-6:
         return
@@ -204,9 +208,9 @@ def test_explained_variance_is_what_the_data_were_made_of(base: float, by_option
 def test_what_placement_does_not_explain_stays_unexplained() -> None:
     examples = _placed()
     both = _is(examples, "option", "A") == _is(examples, "word", "Yes")  # the interaction is in neither indicator
-    row = explained_variance(_slopes(both.astype(float)), examples).iloc[0]
+    row = answer_position_bias(_slopes(both.astype(float)), examples).iloc[0]
     assert tuple(row[["option", "word", "both", "unexplained"]]) == pytest.approx((0, 0, 0, 1), abs=1e-9)
-    flat = explained_variance(_slopes(np.ones(80)), examples).iloc[0]
+    flat = answer_position_bias(_slopes(np.ones(80)), examples).iloc[0]
     assert flat[["option", "word", "both", "unexplained"]].isna().all()
 
 
@@ -214,7 +218,7 @@ def test_words_count_as_absent_where_an_item_has_none() -> None:
     examples = _placed()
     values = _is(examples, "option", "A") + _is(examples, "word", "Yes")
     wordless = [*_placed(words=False)[:1], *examples[1:]]
-    row = explained_variance(_slopes(values), wordless).iloc[0]
+    row = answer_position_bias(_slopes(values), wordless).iloc[0]
     assert not row["has_words"]
     assert (row["word"], row["option"], row["both"]) == pytest.approx((0, 0.5, 0.5))
 
@@ -222,7 +226,7 @@ def test_words_count_as_absent_where_an_item_has_none() -> None:
 def test_placement_slopes_are_the_four_means() -> None:
     examples = _placed()
     values = 3 * _is(examples, "option", "A") - _is(examples, "word", "Yes")
-    found = placement_slopes(_slopes(values), examples, n_boot=20).set_index(["option", "word"])
+    found = slopes_by_answer_position(_slopes(values), examples, n_boot=20).set_index(["option", "word"])
     assert found["steerability"].to_dict() == pytest.approx(
         {("A", "No"): 3, ("A", "Yes"): 2, ("B", "No"): 0, ("B", "Yes"): -1}
     )
@@ -232,22 +236,22 @@ def test_placement_slopes_are_the_four_means() -> None:
 def test_unknown_placements_are_refused() -> None:
     examples, found = _placed(), _slopes(np.arange(80))
     with pytest.raises(DataError, match="79 samples have no example"):
-        explained_variance(found, examples[:1])
+        answer_position_bias(found, examples[:1])
     with pytest.raises(DataError, match="option None"):
-        explained_variance(found, [e.with_(meta={}) for e in examples])
+        answer_position_bias(found, [e.replace(meta={}) for e in examples])
     with pytest.raises(DataError, match="word 'yes'"):
-        placement_slopes(found, [e.with_(meta={"option": "A", "word": "yes"}) for e in examples])
+        slopes_by_answer_position(found, [e.replace(meta={"option": "A", "word": "yes"}) for e in examples])
 
 
 def _table(**values: float) -> pd.DataFrame:
     rows = [("openness", *pair.split("_"), value) for pair, value in values.items()]
-    return pd.DataFrame(rows, columns=["behaviour", "trained", "tested", "steerability"])
+    return pd.DataFrame(rows, columns=["behavior", "train_variant", "test_variant", "steerability"])
 
 
 def test_relative_steerability_divides_by_the_vector_trained_there() -> None:
     table = _table(base_base=2.0, user_base=1.0, base_user=-1.0, user_user=0.5, base_sys=3.0, sys_sys=0.25)
     found = relative_steerability(table)
-    assert found.set_index(["trained", "tested"])["relative"].to_dict() == {
+    assert found.set_index(["train_variant", "test_variant"])["relative"].to_dict() == {
         ("base", "base"): 1, ("user", "base"): 0.5, ("base", "user"): -2, ("user", "user"): 1,
     }  # fmt: skip
     assert found.attrs["dropped"] == 2
@@ -259,7 +263,7 @@ def test_relative_steerability_divides_by_the_vector_trained_there() -> None:
 def test_a_vector_keeps_all_of_itself(values: list[float]) -> None:
     pairs = [f"{a}_{b}" for a in "abc" for b in "abc"]
     found = relative_steerability(_table(**dict(zip(pairs, values, strict=True))))
-    assert (found.loc[found["trained"] == found["tested"], "relative"] == 1).all()
+    assert (found.loc[found["train_variant"] == found["test_variant"], "relative"] == 1).all()
     assert found.attrs["dropped"] + len(found) == 9
 
 
@@ -271,7 +275,7 @@ def test_odd_tables_are_refused() -> None:
     with pytest.raises(DataError, match="threshold"):
         relative_steerability(_table(base_base=1.0), -0.1)
     with pytest.raises(DataError, match="lacks"):
-        relative_steerability(_table(base_base=1.0).drop(columns="trained"))
+        relative_steerability(_table(base_base=1.0).drop(columns="train_variant"))
 
 
 @settings(max_examples=30, deadline=None)
@@ -330,8 +334,8 @@ def test_vectors_without_direction_are_refused() -> None:
 
 def test_published_numbers_and_protocols() -> None:
     table = paper_llama2()
-    assert len(table) == 27 and table["behaviour"].is_unique
+    assert len(table) == 27 and table["behavior"].is_unique
     assert table["median"].is_monotonic_decreasing
-    assert table["anti"].between(0, 0.5).all()
+    assert table["anti_steerable"].between(0, 0.5).all()
     assert all(name == protocol.name and protocol.alphas == MULTIPLIERS for name, protocol in PROTOCOLS.items())
     assert all(sum(protocol.fractions.values()) == pytest.approx(1) for protocol in PROTOCOLS.values())

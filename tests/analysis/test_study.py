@@ -40,7 +40,7 @@ def test_a_stage_is_computed_once_and_read_back_by_a_resumed_study(tmp_path: Pat
 
 
 def test_numbers_that_are_missing_stay_numbers(tmp_path: Path) -> None:
-    frame = pd.DataFrame({"sample": ["a", "b"], "distinct2": [0.5, math.nan], "text": ["None", "NA"]})
+    frame = pd.DataFrame({"example_id": ["a", "b"], "distinct2": [0.5, math.nan], "text": ["None", "NA"]})
     back = Study(tmp_path, IDENTITY).stage("judged", lambda: frame)
     pd.testing.assert_frame_equal(back, frame, check_exact=True)
 
@@ -59,7 +59,7 @@ def test_what_comes_back_is_what_was_computed(tmp_path_factory, rows) -> None:
 
 def test_answers_of_any_characters_stay_one_row_each(tmp_path: Path) -> None:
     texts = ["n\r\x1f", "a\nb", 'say "no", or', "", "nan?", "\x0f,\r\n", " , ", "\u2028"]
-    frame = pd.DataFrame({"sample": [str(i) for i in range(len(texts))], "text": texts})
+    frame = pd.DataFrame({"example_id": [str(i) for i in range(len(texts))], "text": texts})
     study = Study(tmp_path, {"study": "s"})
     study.stage("answers", lambda: frame)
     assert Study(tmp_path, {"study": "s"}).stage("answers", lambda: frame.iloc[:0])["text"].tolist() == texts

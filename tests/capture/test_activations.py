@@ -22,9 +22,9 @@ SITES = (Site(3), Site(7), Site(7, "attn_out"))
 
 def activations(rows: Sequence[tuple[str, str, str]], values: torch.Tensor | None = None) -> Activations:
     """One row per (sample, side, position); the value says the row and the site."""
-    index = pd.DataFrame(rows, columns=["sample", "side", "position"])
+    index = pd.DataFrame(rows, columns=["example_id", "side", "position"])
     index = index.assign(
-        behaviour=[f"wants-{s}" for s in index["sample"]], split="train", column=-1, token=-1, n_tokens=2
+        behavior=[f"wants-{s}" for s in index["example_id"]], split="train", column=-1, token=-1, n_tokens=2
     )
     if values is None:
         places = 10.0 * torch.arange(len(rows))[:, None, None] + torch.arange(3.0)[None, :, None]
@@ -44,7 +44,7 @@ ACTS = activations(ROWS)
 
 
 def test_select_keeps_values_and_labels_together() -> None:
-    chosen = ACTS.select(side=["positive", "negative"], sample="b")
+    chosen = ACTS.select(side=["positive", "negative"], example_id="b")
     assert chosen.index["side"].tolist() == ["negative", "positive"] and list(chosen.index.index) == [0, 1]
     assert chosen.values[:, 0, 0].tolist() == [20.0, 30.0]
     assert chosen.sites == SITES and chosen.info == {"model": "x"} and len(ACTS) == 6
@@ -56,7 +56,7 @@ def test_rows_are_those_marked_in_order(keep: list[bool]) -> None:
     chosen = ACTS.rows(keep)
     marked = [i for i, k in enumerate(keep) if k]
     assert chosen.values[:, 0, 0].tolist() == [10.0 * i for i in marked]
-    assert chosen.index["sample"].tolist() == [ROWS[i][0] for i in marked]
+    assert chosen.index["example_id"].tolist() == [ROWS[i][0] for i in marked]
 
 
 def test_select_names_what_there_is() -> None:
@@ -65,7 +65,7 @@ def test_select_names_what_there_is() -> None:
     ):
         ACTS.select(side="both")
     with pytest.raises(ActivationError, match=r"no row has sample in .'c'."):
-        ACTS.select(side="positive", sample="c")
+        ACTS.select(side="positive", example_id="c")
     with pytest.raises(ActivationError, match="no label 'layer'; the labels are"):
         ACTS.select(layer="3")
 
@@ -79,12 +79,12 @@ def test_layers_are_looked_up_by_true_id() -> None:
 
 
 def test_one_row_per_sample() -> None:
-    ids, values = ACTS.by_sample(7, side="prompt")
+    ids, values = ACTS.by_example(7, side="prompt")
     assert ids == ["a", "c"] and values[:, 0].tolist() == [11.0, 51.0]
     twice = activations([("a", "prompt", "last"), ("a", "prompt", "user"), ("b", "prompt", "last")])
     with pytest.raises(ActivationError, match=r"several rows per sample on side 'prompt'; .*\['last', 'user'\]"):
-        twice.by_sample(3, side="prompt")
-    assert twice.by_sample(3, side="prompt", position="last")[0] == ["a", "b"]
+        twice.by_example(3, side="prompt")
+    assert twice.by_example(3, side="prompt", position="last")[0] == ["a", "b"]
 
 
 @settings(deadline=None)
@@ -95,8 +95,8 @@ def test_contrasts_join_by_sample_whatever_the_order(order: list[int], seed: int
     shuffled = activations([rows[i] for i in order], values[order])
     ids, z = shuffled.contrast(7)
     assert ids == [rows[i][0] for i in order if rows[i][1] == "positive"]
-    for sample, vector in zip(ids, z, strict=True):
-        n = int(sample[1:])
+    for example_id, vector in zip(ids, z, strict=True):
+        n = int(example_id[1:])
         assert torch.equal(vector, values[2 * n, 1] - values[2 * n + 1, 1])
 
 

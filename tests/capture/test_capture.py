@@ -16,13 +16,13 @@ from torch import Tensor
 from steerlab._support.errors import ActivationError, DataError, EncodingError, LayoutError, OutOfMemory, PositionError
 from steerlab.capture.activations import INDEX_COLUMNS, Activations
 from steerlab.capture.capture import capture
-from steerlab.capture.jobs import Selector
+from steerlab.capture.jobs import TokenSelector
 from steerlab.data.example import Contrast, Example
+from steerlab.models.encoded_prompt import EncodedPrompt
 from steerlab.models.layout import module_at
 from steerlab.models.model import Model
 from steerlab.models.positions import Match, resolve
 from steerlab.models.sites import Site
-from steerlab.models.tokenmap import TokenMap
 from steerlab.testing import FAMILIES, tiny_lm
 
 LM = Callable[..., Model]
@@ -32,9 +32,9 @@ LAYERS = (0, 2, 3)
 PAIRS = [
     Example("a", "Say it.", "refuse", Contrast("I can't say it.", "Sure, it is this."), split="train"),
     Example("b", "Say it differently, please.", "refuse", Contrast("No.", "Yes, of course."), system="Be brief."),
-    Example("c", "Is it?", "defer", Contrast("Ask an expert", "Ask an export", closed=True), split="test"),
+    Example("c", "Is it?", "defer", Contrast("Ask an expert", "Ask an export", end_turn=True), split="test"),
     Example("d", "Leave it.", "answer"),
-    Example("e", "Is it", "rate", Contrast("Harmful", "Safe", suffix="safe or harmful?", closed=True)),
+    Example("e", "Is it", "rate", Contrast("Harmful", "Safe", suffix="safe or harmful?", end_turn=True)),
 ]
 
 
@@ -42,7 +42,7 @@ def quiet(model: Model, data: Any, **options: Any) -> Activations:
     return capture(model, data, progress=False, **options)
 
 
-def oracle(model: Model, row: TokenMap) -> Tensor:
+def oracle(model: Model, row: EncodedPrompt) -> Tensor:
     """Every block's output on one unpadded row, `(token, layer, hidden)`, from plain Hugging Face and one hook."""
     ids = torch.tensor([row.ids])
     deepest: list[Tensor] = []
@@ -68,7 +68,7 @@ def test_rows_are_hugging_faces_own_in_the_order_of_the_data(lm: LM, family: str
         expected = oracle(plain, row)[:, list(LAYERS)]
         torch.testing.assert_close(acts.values[2 * i], expected[-1], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(acts.values[2 * i + 1], expected[row.kind("user")].mean(0), rtol=1e-4, atol=1e-4)
-    assert acts.index["sample"].tolist() == [str(i) for i in range(len(PROMPTS)) for _ in range(2)]
+    assert acts.index["example_id"].tolist() == [str(i) for i in range(len(PROMPTS)) for _ in range(2)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -120,7 +120,7 @@ def test_means_are_numpys_over_the_same_tokens(lm: LM) -> None:
     mean = quiet(model, PAIRS, positions=["answer", "last+generated"])
     each = quiet(model, PAIRS, positions=["answer", "last+generated"], reduce="none")
     for i, label in mean.index.iterrows():
-        keep = np.logical_and.reduce([each.index[c] == label[c] for c in ("sample", "side", "position")])
+        keep = np.logical_and.reduce([each.index[c] == label[c] for c in ("example_id", "side", "position")])
         rows = each.values.numpy()[keep]
         assert len(rows) == label["n_tokens"]
         np.testing.assert_allclose(mean.values[int(i)].numpy(), rows.mean(0), rtol=1e-5, atol=1e-6)
@@ -137,7 +137,7 @@ def test_every_token_has_its_own_row_with_its_id_and_place(lm: LM) -> None:
         for side in ("positive", "negative"):
             answer = getattr(example.contrast, side)
             row = model.encode(example.prompt, answer=answer, system=example.system)
-            part = acts.select(sample=example.id, side=side).index
+            part = acts.select(example_id=example.id, side=side).index
             assert part["token"].tolist() == list(row.ids)
             assert part["column"].tolist() == list(range(len(row)))
 
@@ -145,10 +145,10 @@ def test_every_token_has_its_own_row_with_its_id_and_place(lm: LM) -> None:
 def test_index_columns_and_order(lm: LM) -> None:
     acts = quiet(lm("llama", "hooks"), PAIRS, positions="answer", batch_size=2)
     assert tuple(acts.index.columns) == INDEX_COLUMNS and list(acts.index.index) == list(range(len(acts)))
-    assert list(dict.fromkeys(acts.index["sample"])) == ["a", "b", "c", "d", "e"]
+    assert list(dict.fromkeys(acts.index["example_id"])) == ["a", "b", "c", "d", "e"]
     for example in PAIRS:
-        part = acts.select(sample=example.id).index
-        assert set(part["behaviour"]) == {example.behaviour} and set(part["split"]) == {example.split}
+        part = acts.select(example_id=example.id).index
+        assert set(part["behavior"]) == {example.behavior} and set(part["split"]) == {example.split}
         assert sorted(part["side"]) == (["negative", "positive", "prompt"] if example.contrast else ["prompt"])
         assert set(part.loc[part["side"] == "prompt", "position"]) == {"last"}
 
@@ -165,9 +165,9 @@ def test_a_contrast_is_the_difference_of_two_captures_bit_for_bit(lm: LM) -> Non
             sides.append(oracle(model, row)[row.n_prompt :, 2])
         apart = sides[0].mean(0) - sides[1].mean(0)
         torch.testing.assert_close(z[0], apart, rtol=1e-5, atol=1e-5)
-        one, other = (acts.by_sample(2, side=side)[1] for side in ("positive", "negative"))
+        one, other = (acts.by_example(2, side=side)[1] for side in ("positive", "negative"))
         assert torch.equal(z, one - other)
-        swapped = pair.with_(contrast=Contrast(pair.contrast.negative, pair.contrast.positive))
+        swapped = pair.replace(contrast=Contrast(pair.contrast.negative, pair.contrast.positive))
         assert torch.equal(quiet(model, [swapped], context=None, positions="answer", batch_size=1).contrast(2)[1], -z)
 
 
@@ -179,12 +179,12 @@ def test_two_captures_apart_differ_by_exactly_the_contrast(lm: LM, backend: str,
     for pair in PAIRS[:3]:
         plus, minus = pair.contrast.positive, pair.contrast.negative  # type: ignore[union-attr]
         one, two = (
-            quiet(model, [pair.with_(contrast=Contrast(text, filler))], positions=token, context=None, batch_size=1)
+            quiet(model, [pair.replace(contrast=Contrast(text, filler))], positions=token, context=None, batch_size=1)
             for text in (plus, minus)
         )
         apart = one.select(side="positive").values - two.select(side="positive").values
         for answers, expected in (((plus, minus), apart), ((minus, plus), -apart)):
-            swapped = [pair.with_(contrast=Contrast(*answers))]
+            swapped = [pair.replace(contrast=Contrast(*answers))]
             acts = quiet(model, swapped, positions=token, context=None, batch_size=1)
             for layer in range(model.n_layers):
                 assert torch.equal(acts.contrast(layer)[1], expected[:, layer])
@@ -210,10 +210,12 @@ def test_the_context_does_not_depend_on_the_pair(lm: LM, family: str) -> None:
     model = lm(family, "hooks")
     context = ["last", "user", Match("it"), 2, slice(1, 4), "all"]
     with_pairs = quiet(model, PAIRS, context=context).select(side="prompt")
-    plain = quiet(model, [e.with_(contrast=None) for e in PAIRS], positions=context)
+    plain = quiet(model, [e.replace(contrast=None) for e in PAIRS], positions=context)
     torch.testing.assert_close(with_pairs.values, plain.values, rtol=1e-5, atol=1e-5)
-    order = with_pairs.index.sort_values(["sample", "position"])
-    assert order.reset_index(drop=True).equals(plain.index.sort_values(["sample", "position"]).reset_index(drop=True))
+    order = with_pairs.index.sort_values(["example_id", "position"])
+    assert order.reset_index(drop=True).equals(
+        plain.index.sort_values(["example_id", "position"]).reset_index(drop=True)
+    )
 
 
 def test_a_match_in_the_context_means_the_prompts_words_alone(lm: LM) -> None:
@@ -239,7 +241,7 @@ def test_suffixes_are_in_both_sides_and_never_in_the_context(lm: LM) -> None:
     assert acts.select(side="prompt").index["token"].tolist() == list(plain.ids)
     for side in ("positive", "negative"):
         assert pair.contrast is not None
-        row = model.encode("Is it safe or harmful?", answer=getattr(pair.contrast, side), closed=True)
+        row = model.encode("Is it safe or harmful?", answer=getattr(pair.contrast, side), end_turn=True)
         assert acts.select(side=side).index["token"].tolist() == list(row.ids)
     assert torch.equal(
         acts.select(side="prompt").values, quiet(model, ["Is it"], positions="all", reduce="none").values
@@ -311,16 +313,16 @@ def test_memory_may_run_out_anywhere_in_a_forward_and_be_said_in_any_way(
 ) -> None:
     model = tiny_lm(backend=backend)
     before = quiet(model, PROMPTS)
-    pick = Selector.__call__
+    pick = TokenSelector.__call__
 
-    def picky(self: Selector, h: Tensor) -> Tensor:
+    def picky(self: TokenSelector, h: Tensor) -> Tensor:
         return no_memory(kind) if len(h) > 2 else pick(self, h)  # type: ignore[return-value]
 
     if where == "in the model":
         block = module_at(model.hf, f"{model.layout.blocks_path}.1")
         block.register_forward_pre_hook(lambda _, args: no_memory(kind) if len(args[0]) > 2 else None)
     else:
-        monkeypatch.setattr(Selector, "__call__", picky)
+        monkeypatch.setattr(TokenSelector, "__call__", picky)
     after = quiet(model, PROMPTS)
     torch.testing.assert_close(after.values, before.values, rtol=1e-5, atol=1e-5)
     assert "out of memory at a batch of 5 rows: going on with 2 and 3" in caplog.text
@@ -391,7 +393,7 @@ def test_bad_requests_are_refused_before_any_forward(
 
 def test_without_context_only_the_pairs_run(lm: LM) -> None:
     acts = quiet(lm("llama", "hooks"), PAIRS, positions="answer", context=None, batch_size=1)
-    assert set(acts.index["side"]) == {"positive", "negative"} and "d" not in set(acts.index["sample"])
+    assert set(acts.index["side"]) == {"positive", "negative"} and "d" not in set(acts.index["example_id"])
 
 
 def test_a_mask_is_read_per_sample(lm: LM) -> None:

@@ -15,9 +15,9 @@ from steerlab.capture.capture import capture, capture_to
 from steerlab.data.example import Contrast, Example
 from steerlab.data.injections import injected
 from steerlab.methods.base import Context
-from steerlab.methods.tasktracker import TaskTracker
-from steerlab.methods.triplet import TripletProbe
-from steerlab.methods.triplet_train import TripletRecipe
+from steerlab.methods.tasktracker.detector import TaskTracker
+from steerlab.methods.tasktracker.triplet import TripletProbe
+from steerlab.methods.tasktracker.triplet_train import TripletConfig
 from steerlab.models.model import Model
 from steerlab.models.sites import Site
 
@@ -38,7 +38,7 @@ def plain_states(model: Model, text: str) -> tuple[Tensor, ...]:
 
 def plain_delta(model: Model, example: Example, k: int) -> Tensor:
     """Of `hidden_states[k]`: task and text, less the task alone."""
-    return plain_states(model, example.prompt)[k] - plain_states(model, example.captures["task"])[k]
+    return plain_states(model, example.prompt)[k] - plain_states(model, example.extra_prompts["task"])[k]
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
@@ -50,9 +50,9 @@ def test_named_captures_are_hugging_faces_own_states(lm: LM, family: str, backen
     acts = capture(model, ROWS, layers=[0, 2], padding=padding, batch_size=5, progress=False)
     assert sorted(acts.index["side"]) == ["prompt"] * 8 + ["task"] * 8
     for example in ROWS:
-        for side, text in {"prompt": example.prompt, "task": example.captures["task"]}.items():
-            mine = acts.select(sample=example.id, side=side)
-            assert mine.index["behaviour"].tolist() == [example.behaviour] and len(mine) == 1
+        for side, text in {"prompt": example.prompt, "task": example.extra_prompts["task"]}.items():
+            mine = acts.select(example_id=example.id, side=side)
+            assert mine.index["behavior"].tolist() == [example.behavior] and len(mine) == 1
             for layer in (0, 2):
                 torch.testing.assert_close(
                     mine.at(layer)[0], plain_states(model, text)[layer + 1], atol=2e-5, rtol=1e-4
@@ -74,12 +74,12 @@ def test_a_probes_scores_are_those_of_plain_hidden_states(lm: LM, padding: Any) 
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_a_triplet_probes_scores_are_those_of_plain_hidden_states(lm: LM, padding: Any) -> None:
     model = lm("llama", "hooks")
-    recipe = TripletRecipe(epochs=1)
+    config = TripletConfig(epochs=1)
     acts = capture(model, ROWS, layers=[0, 2], padding=padding, progress=False)
-    probe = TripletProbe([0, 2], recipe=recipe, progress=False).fit(acts)
+    probe = TripletProbe([0, 2], config=config, progress=False).fit(acts)
     full, primary = (
         torch.stack([torch.stack([plain_states(model, text)[k + 1] for k in (0, 2)]) for text in texts])
-        for texts in ([row.prompt for row in ROWS], [row.captures["task"] for row in ROWS])
+        for texts in ([row.prompt for row in ROWS], [row.extra_prompts["task"] for row in ROWS])
     )
     expected = (probe.embed(full) - probe.embed(primary)).norm(dim=1)
     torch.testing.assert_close(probe.score(Context.of(acts)), expected, atol=1e-3, rtol=1e-3)
@@ -99,8 +99,8 @@ def numbered(lm: LM, tmp_path: Any) -> Any:
 @pytest.mark.parametrize(("convention", "k"), [("block", 2), ("hidden_states", 1)])
 def test_a_stored_number_is_a_block_unless_it_counts_hidden_states(numbered: Any, convention: str, k: int) -> None:
     model, path, stored = numbered
-    probe = TaskTracker.from_reference(path, model.n_layers, layers=[1], convention=convention)
-    acts = capture(model, ROWS, layers=[read.site for read in probe.reads], progress=False)
+    probe = TaskTracker.from_published(path, model.n_layers, layers=[1], convention=convention)
+    acts = capture(model, ROWS, layers=[read.site for read in probe.required_activations], progress=False)
     expected = torch.stack([plain_delta(model, row, k) @ stored[1] for row in ROWS])
     torch.testing.assert_close(probe.score(Context.of(acts)), expected, atol=1e-3, rtol=1e-3)
     other = torch.stack([plain_delta(model, row, 3 - k) @ stored[1] for row in ROWS])
@@ -110,8 +110,8 @@ def test_a_stored_number_is_a_block_unless_it_counts_hidden_states(numbered: Any
 def test_the_last_probe_sees_what_hugging_face_calls_the_last_hidden_state(numbered: Any) -> None:
     model, path, stored = numbered
     norm, top = model.hf.model.norm, model.n_layers - 1
-    assert TaskTracker.from_reference(path, model.n_layers).sites == (Site(1),)
-    probe = TaskTracker.from_reference(
+    assert TaskTracker.from_published(path, model.n_layers).sites == (Site(1),)
+    probe = TaskTracker.from_published(
         path, model.n_layers, layers=[top], final_norm=(norm.weight, norm.variance_epsilon)
     )
     acts = capture(model, ROWS, layers=top, progress=False)
@@ -121,19 +121,22 @@ def test_the_last_probe_sees_what_hugging_face_calls_the_last_hidden_state(numbe
 
 def test_only_the_captures_named_are_read_and_a_name_that_is_missing_is_refused(lm: LM) -> None:
     model = lm("llama", "hooks")
-    two = [Example("x", "one two", captures={"task": "one", "other": "two"})]
+    two = [Example("x", "one two", extra_prompts={"task": "one", "other": "two"})]
     assert set(capture(model, two, layers=0, progress=False).index["side"]) == {"prompt", "task", "other"}
-    assert set(capture(model, two, layers=0, captures=["task"], progress=False).index["side"]) == {"prompt", "task"}
-    assert set(capture(model, two, layers=0, captures=[], progress=False).index["side"]) == {"prompt"}
+    assert set(capture(model, two, layers=0, extra_prompts=["task"], progress=False).index["side"]) == {
+        "prompt",
+        "task",
+    }
+    assert set(capture(model, two, layers=0, extra_prompts=[], progress=False).index["side"]) == {"prompt"}
     with pytest.raises(DataError, match=r"'x' has no capture 'primary', it has \['other', 'task'\]"):
-        capture(model, two, layers=0, captures=["primary"], progress=False)
+        capture(model, two, layers=0, extra_prompts=["primary"], progress=False)
     with pytest.raises(DataError, match="rename"):
-        Example("x", "one", captures={"prompt": "two"})
+        Example("x", "one", extra_prompts={"prompt": "two"})
 
 
 def test_examples_with_a_contrast_have_captures_too_read_at_the_context(lm: LM) -> None:
     model = lm("llama", "hooks")
-    pair = Example("x", "one two", contrast=Contrast("yes", "no"), captures={"task": "one"})
+    pair = Example("x", "one two", contrast=Contrast("yes", "no"), extra_prompts={"task": "one"})
     acts = capture(model, [pair], layers=1, positions="answer", context="last", progress=False)
     assert sorted(acts.index["side"]) == ["negative", "positive", "prompt", "task"]
     torch.testing.assert_close(acts.select(side="task").at(1)[0], plain_states(model, "one")[2], atol=2e-5, rtol=1e-4)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from steerlab.capture.capture import capture
-from steerlab.capture.jobs import as_examples, as_sites, plan_jobs
+from steerlab.capture.jobs import as_examples, as_sites, plan_rows
 from steerlab.capture.shared import share
 from steerlab.data.example import Contrast, Example
+from steerlab.models.kv_prefix import can_prefill
 from steerlab.models.model import Model
-from steerlab.models.resume import can_prefill
 from steerlab.testing import FAMILIES
 
 LM = Callable[..., Model]
@@ -30,7 +30,7 @@ PAIRS = [Example(f"p{i}", text, "ask", pair, system=SYSTEM) for i, (text, pair) 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_contrasts_are_hugging_faces_own_states_of_whole_rows(lm: LM, family: str, backend: str) -> None:
     model = lm(family, backend)
-    jobs = plan_jobs(model, PAIRS, ["answer", -1], ["last"], "mean")
+    jobs = plan_rows(model, PAIRS, ["answer", -1], ["last"], "mean")
     assert (share(model, jobs, as_sites("all", model)) is not None) == can_prefill(model.hf)
     acts = capture(model, PAIRS, positions=["answer", -1], progress=False)
     for pair in PAIRS:
@@ -40,24 +40,24 @@ def test_contrasts_are_hugging_faces_own_states_of_whole_rows(lm: LM, family: st
             with torch.no_grad():
                 ids = torch.tensor([row.ids])
                 states = model.hf(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-            for layer in range(model.n_layers - 1):  # the last of these tuples is normalised
-                answer = acts.select(sample=pair.id, side=side, position="answer").at(layer)[0]
+            for layer in range(model.n_layers - 1):  # the last of these tuples is normalized
+                answer = acts.select(example_id=pair.id, side=side, position="answer").at(layer)[0]
                 expected = states[layer + 1][0, row.n_prompt :].mean(0)
                 torch.testing.assert_close(answer, expected, atol=2e-5, rtol=1e-4)
                 if side == "positive":
-                    last = acts.select(sample=pair.id, side="prompt").at(layer)[0]
+                    last = acts.select(example_id=pair.id, side="prompt").at(layer)[0]
                     torch.testing.assert_close(last, states[layer + 1][0, row.n_prompt - 1], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("position", ["user", "all", -6])
 def test_prompts_that_are_read_are_run_whole(lm: LM, position: Any) -> None:
     model = lm("llama", "hooks")
-    assert share(model, plan_jobs(model, PAIRS, [position], [], "mean"), as_sites("all", model)) is None
+    assert share(model, plan_rows(model, PAIRS, [position], [], "mean"), as_sites("all", model)) is None
 
 
 def test_prompts_are_not_run_to_the_top_for_a_read_near_the_bottom(lm: LM) -> None:
     model = lm("llama", "hooks")
-    jobs = plan_jobs(model, PAIRS, ["answer"], [], "mean")
+    jobs = plan_rows(model, PAIRS, ["answer"], [], "mean")
     assert share(model, jobs, as_sites([3], model)) is not None
     assert share(model, jobs, as_sites([0], model)) is None
 
@@ -65,4 +65,4 @@ def test_prompts_are_not_run_to_the_top_for_a_read_near_the_bottom(lm: LM) -> No
 def test_rows_that_have_nothing_in_common_are_run_whole(lm: LM) -> None:
     model = lm("llama", "hooks")
     examples = as_examples(["hello there", "how are you today, my very dear friend?"])
-    assert share(model, plan_jobs(model, examples, ["last"], [], "mean"), as_sites("all", model)) is None
+    assert share(model, plan_rows(model, examples, ["last"], [], "mean"), as_sites("all", model)) is None

@@ -20,7 +20,7 @@ from steerlab.models.model import Model
 from steerlab.models.sites import Site
 
 LM = Callable[..., Model]
-# ids, behaviours and splits that look like numbers, truth values and dates must come back as the text they are
+# ids, behaviors and splits that look like numbers, truth values and dates must come back as the text they are
 DATA = [
     Example("007", "hello there", "1", Contrast("I can't.", "Sure."), split="1.0"),
     Example("2024-01-01", "how are you today, my friend?", "true", Contrast("No.", "Yes, of course.")),

@@ -34,10 +34,10 @@ def test_duplicated_ids_and_empty_sets_are_refused() -> None:
         check_examples([])
 
 
-def test_class_goes_before_behaviour() -> None:
+def test_class_goes_before_behavior() -> None:
     rows = [
-        Example(id="1", prompt="a", behaviour="refuse", meta={"class": "harmful"}),
-        Example(id="2", prompt="b", behaviour="refuse"),
+        Example(id="1", prompt="a", behavior="refuse", meta={"class": "harmful"}),
+        Example(id="2", prompt="b", behavior="refuse"),
     ]
     given = with_contrasts(rows, {"refuse": REFUSE, "harmful": CLASS})
     assert [row.contrast for row in given] == [CLASS, REFUSE]
@@ -45,17 +45,17 @@ def test_class_goes_before_behaviour() -> None:
 
 
 def test_none_is_an_entry_and_clears_a_contrast() -> None:
-    rows = [Example(id="1", prompt="a", behaviour="answer", contrast=REFUSE)]
+    rows = [Example(id="1", prompt="a", behavior="answer", contrast=REFUSE)]
     assert with_contrasts(rows, {"answer": None})[0].contrast is None
 
 
 def test_missing_entries_are_all_named() -> None:
     rows = [
-        Example(id="1", prompt="a", behaviour="refuse"),
-        Example(id="2", prompt="b", behaviour="defer", meta={"class": "health"}),
-        Example(id="3", prompt="c", behaviour=""),
+        Example(id="1", prompt="a", behavior="refuse"),
+        Example(id="2", prompt="b", behavior="defer", meta={"class": "health"}),
+        Example(id="3", prompt="c", behavior=""),
     ]
-    with pytest.raises(DataError, match=r"'defer', class 'health' \(1 examples\); behaviour ''.*\['refuse'\]"):
+    with pytest.raises(DataError, match=r"'defer', class 'health' \(1 examples\); behavior ''.*\['refuse'\]"):
         with_contrasts(rows, {"refuse": REFUSE})
 
 
@@ -68,10 +68,10 @@ def test_published_words_are_closed_and_have_read_positions() -> None:
     assert words["qwen"]["expert"] == words["qwen"]["health"] == ("Consult", "Ignore")
     assert {pairs["harmful"] for pairs in words.values()} == {("Harmful", "Safe")}
     for pairs in PUBLISHED_PAIRS.values():
-        assert all(pair.closed and pair.suffix for pair in pairs.values())
-    assert {name: pair.read for name, pair in PUBLISHED_PAIRS["qwen"].items()} == {
+        assert all(pair.end_turn and pair.suffix for pair in pairs.values())
+    assert {name: pair.position for name, pair in PUBLISHED_PAIRS["qwen"].items()} == {
         "harmful": -1,
         "expert": -2,
         "health": -2,
     }
-    assert {pair.read for pair in PUBLISHED_PAIRS["llava"].values()} == {-1}
+    assert {pair.position for pair in PUBLISHED_PAIRS["llava"].values()} == {-1}

@@ -9,7 +9,7 @@ import pytest
 
 from steerlab.data import Example, check_examples, data_hash, demo_contrasts, demo_set, with_contrasts
 
-BEHAVIOURS = {"refuse": 200, "defer": 180, "answer": 120}
+BEHAVIORS = {"refuse": 200, "defer": 180, "answer": 120}
 SPLITS = {"train": 0.6, "validation": 0.15, "test": 0.25}
 
 
@@ -23,18 +23,18 @@ def normal(text: str) -> str:
 
 
 def test_demo_set_has_its_counts(demo: list[Example]) -> None:
-    assert Counter(row.behaviour for row in check_examples(demo)) == BEHAVIOURS
-    topics = Counter(row.meta["topic"] for row in demo if row.behaviour == "defer")
+    assert Counter(row.behavior for row in check_examples(demo)) == BEHAVIORS
+    topics = Counter(row.meta["topic"] for row in demo if row.behavior == "defer")
     assert topics == {"legal": 60, "financial": 60, "health": 60}
 
 
-def test_demo_prompts_differ_within_and_across_behaviours(demo: list[Example]) -> None:
+def test_demo_prompts_differ_within_and_across_behaviors(demo: list[Example]) -> None:
     prompts = [normal(row.prompt) for row in demo]
     assert len(set(prompts)) == len(prompts)
 
 
 def test_own_prompts_have_no_near_duplicates(demo: list[Example]) -> None:
-    words = [(row.prompt, set(normal(row.prompt).split())) for row in demo if row.behaviour != "refuse"]
+    words = [(row.prompt, set(normal(row.prompt).split())) for row in demo if row.behavior != "refuse"]
     close = [(p, q) for (p, a), (q, b) in combinations(words, 2) if len(a & b) > 0.6 * len(a | b)]
     assert not close
 
@@ -43,12 +43,12 @@ def test_demo_splits_are_disjoint_and_stratified(demo: list[Example]) -> None:
     by_split = {name: {row.prompt for row in demo if row.split == name} for name in SPLITS}
     assert sum(len(prompts) for prompts in by_split.values()) == 500
     assert not any(by_split[a] & by_split[b] for a, b in combinations(SPLITS, 2))
-    counts = Counter((row.behaviour, row.split) for row in demo)
-    for behaviour, total in BEHAVIOURS.items():
-        assert {name: counts[behaviour, name] for name in SPLITS} == {
+    counts = Counter((row.behavior, row.split) for row in demo)
+    for behavior, total in BEHAVIORS.items():
+        assert {name: counts[behavior, name] for name in SPLITS} == {
             name: round(share * total) for name, share in SPLITS.items()
         }
-    topics = Counter((row.meta["topic"], row.split) for row in demo if row.behaviour == "defer")
+    topics = Counter((row.meta["topic"], row.split) for row in demo if row.behavior == "defer")
     assert set(topics.values()) == {36, 9, 15}
 
 
@@ -60,7 +60,7 @@ def test_demo_set_is_deterministic_and_the_seed_moves_only_the_splits(demo: list
 
 
 def test_demo_rows_to_answer_have_no_contrast_and_all_others_have_one(demo: list[Example]) -> None:
-    assert all((row.contrast is None) == (row.behaviour == "answer") for row in demo)
+    assert all((row.contrast is None) == (row.behavior == "answer") for row in demo)
     assert with_contrasts(demo, demo_contrasts()) == demo
 
 

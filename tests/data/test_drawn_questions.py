@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from steerlab._support.errors import DataError, LoadError
-from steerlab._support.pictures import open_picture
+from steerlab._support.images import open_image
 from steerlab.data import Example, data_hash, easy_vqa, nlvr
 
 QUESTIONS = [
@@ -42,16 +42,16 @@ def per_template(rows: list[Example]) -> dict[str, Counter[str]]:
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
         if row.meta["kind"] == "yes/no":
-            found[row.meta["template"]][row.behaviour] += 1
+            found[row.meta["template"]][row.behavior] += 1
     return found
 
 
 def test_questions_know_their_template_and_picture(tmp_path: Path) -> None:
     rows = easy_vqa(vqa_folder(tmp_path))
-    assert [row.meta["kind"] for row in rows[:3]] == ["shape", "colour", "yes/no"]
-    assert rows[0].meta["template"] == "what is the {colour} shape?"
+    assert [row.meta["kind"] for row in rows[:3]] == ["shape", "color", "yes/no"]
+    assert rows[0].meta["template"] == "what is the {color} shape?"
     assert rows[-1].meta["template"] == "is no {shape} present?"
-    assert (rows[0].id, rows[0].behaviour, rows[0].split) == ("easy_vqa/train/0", "triangle", "train")
+    assert (rows[0].id, rows[0].behavior, rows[0].split) == ("easy_vqa/train/0", "triangle", "train")
     assert rows[1].images == (tmp_path / "train" / "images" / "1.png",)
 
 
@@ -62,15 +62,15 @@ def test_zip_file_and_package_folder_give_the_same_rows(tmp_path: Path) -> None:
         for file in sorted((tmp_path / "package" / "data" / "train").rglob("*.*")):
             box.write(file, file.relative_to(tmp_path / "package" / "data" / "train"))
     zipped = easy_vqa(tmp_path)
-    assert [row.with_(images=()) for row in zipped] == [row.with_(images=()) for row in plain]
-    assert open_picture(zipped[0].images[0]).size == (64, 64) and zipped[0].images[0] is zipped[2].images[0]
+    assert [row.replace(images=()) for row in zipped] == [row.replace(images=()) for row in plain]
+    assert open_image(zipped[0].images[0]).size == (64, 64) and zipped[0].images[0] is zipped[2].images[0]
     assert data_hash(zipped) == data_hash(easy_vqa(tmp_path))
 
 
 def test_balancing_keeps_as_many_yes_as_no_and_every_open_question(tmp_path: Path) -> None:
     rows = easy_vqa(vqa_folder(tmp_path), balanced=True)
-    assert per_template(rows) == {"is there a {colour} shape?": {"yes": 1, "no": 1}}
-    assert [row.behaviour for row in rows[:2]] == ["triangle", "teal"]
+    assert per_template(rows) == {"is there a {color} shape?": {"yes": 1, "no": 1}}
+    assert [row.behavior for row in rows[:2]] == ["triangle", "teal"]
     drawn = {tuple(row.id for row in easy_vqa(tmp_path, balanced=True, seed=s)) for s in range(9)}
     assert len(drawn) == 3
 
@@ -96,7 +96,7 @@ def nlvr_folder(root: Path, label: str = "true") -> Path:
 
 def test_statements_keep_what_is_drawn(tmp_path: Path) -> None:
     (row,) = nlvr(nlvr_folder(tmp_path), prompt="True or false? {sentence}")
-    assert (row.id, row.behaviour, row.split) == ("nlvr/dev/1-0", "true", "validation")
+    assert (row.id, row.behavior, row.split) == ("nlvr/dev/1-0", "true", "validation")
     assert row.prompt == "True or false? There is a black squere." and row.meta["sentence"] in row.prompt
     assert json.loads(row.meta["structured_rep"])[0][0]["color"] == "Black"
     assert row.images == (tmp_path / "images" / "d.png",)
@@ -136,6 +136,6 @@ def test_real_templates_give_the_answer_away_until_balanced(split: str, count: i
 @pytest.mark.parametrize(("split", "count", "true"), [("dev", 989, 547), ("test", 990, 556)])
 def test_real_statements_have_their_pictures(split: str, count: int, true: int) -> None:
     rows = nlvr(shared("nlvr"), split)
-    assert (len(rows), sum(row.behaviour == "true" for row in rows)) == (count, true)
-    assert open_picture(rows[0].images[0]).size == (400, 100)
+    assert (len(rows), sum(row.behavior == "true" for row in rows)) == (count, true)
+    assert open_image(rows[0].images[0]).size == (400, 100)
     assert {len(json.loads(row.meta["structured_rep"])) for row in rows} == {3}

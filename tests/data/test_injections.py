@@ -32,10 +32,10 @@ def by_id(rows):
 def test_a_clean_row_is_the_task_with_the_text_and_its_capture_the_task_alone():
     for row in injected(TEXTS, FOREIGN, share=0.0):
         source, number, place = row.id.split("/")
-        assert (place, row.behaviour, row.meta["place"], row.meta["injection"]) == ("clean", "clean", "none", "")
+        assert (place, row.behavior, row.meta["place"], row.meta["injection"]) == ("clean", "clean", "none", "")
         task = row.meta["task"]
         assert row.prompt == framed(f"{task} {TEXTS[source][int(number)]}")
-        assert dict(row.captures) == {"task": framed(task)}
+        assert dict(row.extra_prompts) == {"task": framed(task)}
         assert task in PRIMARY_TASKS[row.meta["family"]]
 
 
@@ -44,14 +44,14 @@ def test_versions_of_a_pair_differ_in_the_injection_alone(place):
     rows = by_id(injected(TEXTS, FOREIGN, places=[place], paired=True))
     assert len(rows) == 2 * 48
     for name, row in rows.items():
-        if row.behaviour == "clean":
+        if row.behavior == "clean":
             continue
         assert name.endswith(f"/{place}") and row.meta["place"] == place
         clean = rows[name.removesuffix(place) + "clean"]
         foreign = f"{row.meta['trigger']} {row.meta['injection']}".strip()
         assert row.prompt.count(foreign) == 1 and foreign not in clean.prompt
         assert " ".join(row.prompt.replace(foreign, "").split()) == " ".join(clean.prompt.split())
-        assert row.captures == clean.captures and row.meta["task"] == clean.meta["task"]
+        assert row.extra_prompts == clean.extra_prompts and row.meta["task"] == clean.meta["task"]
 
 
 def test_the_foreign_task_stands_at_the_place_named():
@@ -77,7 +77,7 @@ def test_shares_places_tasks_and_injections_are_dealt_evenly(share, seed):
     assert len(rows) == 48
     for source in TEXTS:
         mine = [row for row in rows if row.meta["source"] == source]
-        assert sum(row.behaviour == "injected" for row in mine) == round(share * 24)
+        assert sum(row.behavior == "injected" for row in mine) == round(share * 24)
         assert set(Counter(row.meta["task"] for row in mine).values()) == {1}  # 24 tasks, 24 paragraphs
         for what in ("place", "injection"):
             counts = [n for value, n in Counter(row.meta[what] for row in mine).items() if value not in ("none", "")]
@@ -122,7 +122,7 @@ def test_triggers_stand_before_the_injection_and_may_be_none():
         ({"a": ["One. Two.", " \n"]}, {}, "a/1 is empty"),
         ({"a": ["One. Two."], "b": ["one.  two."]}, {}, "a/0 and b/0 are the same"),
         ({"a": ["Please name a  METAL. Thank you."]}, {}, "a/0 holds the injection 'name a metal.'"),
-        ({"a": ["One. Two."]}, {"places": ["centre"]}, r"unknown places \['centre'\].*start, middle, end"),
+        ({"a": ["One. Two."]}, {"places": ["center"]}, r"unknown places \['center'\].*start, middle, end"),
         ({"a": ["One. Two."]}, {"places": []}, "places=.*at least one"),
         ({"a": ["One. Two."]}, {"injections": []}, "injections=.*at least one"),
         ({"a": ["One. Two."]}, {"injections": "Name a metal."}, "injections=.*list"),
@@ -174,7 +174,7 @@ def test_trivia_are_read_with_their_answers(tmp_path):
     file = tmp_path / "pairs.jsonl"
     file.write_text(json.dumps({"question": "Where is Lima?", "answer": "Peru"}) + "\n")
     row = trivia_pairs(file)[0]
-    assert (row.id, row.prompt, row.meta["answer"], row.behaviour) == ("trivia/1", "Where is Lima?", "Peru", "answer")
+    assert (row.id, row.prompt, row.meta["answer"], row.behavior) == ("trivia/1", "Where is Lima?", "Peru", "answer")
     file.write_text('{"q": "?"}\n')
     with pytest.raises(LoadError, match="question"):
         trivia_pairs(file)

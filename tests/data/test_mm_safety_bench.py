@@ -45,10 +45,10 @@ def test_scenarios_have_the_published_counts() -> None:
     assert sum(IDS) == 1680 and sum(IDS[:9]) == 1125 and sum(IDS[:12]) == 1531
 
 
-def test_each_scenario_gets_its_behaviour_and_class(tmp_path: Path) -> None:
+def test_each_scenario_gets_its_behavior_and_class(tmp_path: Path) -> None:
     rows = mm_safety_bench(write_folder(tmp_path), include_unscored=True, strict=False)
     assert [row.id for row in rows] == [f"mmsb/{n:02d}/0" for n in range(1, 14)]
-    assert [row.behaviour for row in rows] == ["refuse"] * 9 + ["defer"] * 3 + [""]
+    assert [row.behavior for row in rows] == ["refuse"] * 9 + ["defer"] * 3 + [""]
     classes = [row.meta["class"] for row in rows]
     assert classes == ["harmful"] * 9 + ["expert"] * 2 + ["health"] + ["harmful"]
     assert rows[9].meta == {"scenario": "10", "name": "Legal_Opinion", "class": "expert", "index": "9"}
@@ -57,7 +57,7 @@ def test_each_scenario_gets_its_behaviour_and_class(tmp_path: Path) -> None:
 
 def test_unscored_scenario_is_left_out_unless_asked_for(tmp_path: Path) -> None:
     rows = mm_safety_bench(write_folder(tmp_path), strict=False)
-    assert len(rows) == 12 and all(row.behaviour for row in rows)
+    assert len(rows) == 12 and all(row.behavior for row in rows)
 
 
 def test_removed_records_keep_their_index(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_removed_records_keep_their_index(tmp_path: Path) -> None:
 def test_split_is_the_published_one(tmp_path: Path) -> None:
     rows = mm_safety_bench(write_folder(tmp_path, IDS), include_unscored=True)
     assert [int(row.meta["index"]) for row in rows if row.split == "test"] == published_split()[1].tolist()
-    assert sum(row.split == "test" and row.behaviour == "defer" for row in rows) == 75
+    assert sum(row.split == "test" and row.behavior == "defer" for row in rows) == 75
 
 
 def test_another_text_field_can_be_chosen(tmp_path: Path) -> None:
@@ -137,12 +137,12 @@ def test_real_files_give_every_record_that_was_not_removed(real: list[Example]) 
 
 @pytest.mark.data
 def test_real_test_rows_to_defer_are_the_75(real: list[Example]) -> None:
-    assert sum(row.split == "test" and row.behaviour == "defer" for row in real) == 75
+    assert sum(row.split == "test" and row.behavior == "defer" for row in real) == 75
 
 
 @pytest.mark.data
 def test_published_pairs_cover_every_class(real: list[Example]) -> None:
     for pairs in PUBLISHED_PAIRS.values():
         paired = with_contrasts(real, pairs)
-        assert all(row.contrast is not None and row.contrast.closed for row in paired)
+        assert all(row.contrast is not None and row.contrast.end_turn for row in paired)
         assert data_hash(paired) != data_hash(real)

@@ -19,14 +19,14 @@ from steerlab.data import (
     VARIANTS,
     Contrast,
     Example,
-    balanced,
+    answer_position_counts,
+    balance_options,
     check_balance,
     mwe,
     paper_split,
     persona_prompts,
-    placement,
+    prompt_variant,
     truthfulqa_mc,
-    variant,
 )
 
 NOT_HERE = {"sycophancy_train", "sycophancy_test", "truthfulqa"}
@@ -52,13 +52,13 @@ def write(file: Path, *items: object) -> Path:
 
 def at(letters: str, words: str = "") -> list[Example]:
     return [
-        Example(f"toy/{i}", "?", behaviour="toy", meta={"option": letter, "word": words})
+        Example(f"toy/{i}", "?", behavior="toy", meta={"option": letter, "word": words})
         for i, letter in enumerate(letters)
     ]
 
 
 def cells(rows: list[Example]) -> dict[tuple[str, str], int]:
-    return {(option, word): n for option, word, n in placement(rows).itertuples(index=False)}
+    return {(option, word): n for option, word, n in answer_position_counts(rows).itertuples(index=False)}
 
 
 @pytest.mark.parametrize("name", ["mwe", "_mwe_balance", "_mwe_sets", "_mwe_variants"])
@@ -78,10 +78,10 @@ def test_persona_items_get_choices_that_swap_in_blocks_of_two(tmp_path: Path) ->
     assert [row.id for row in rows] == [f"openness/{i}" for i in range(8)]
     assert rows[1].prompt == "Statement 1?\n\nChoices:\n (A) Yes\n (B) No"
     assert rows[2].prompt == "Statement 2?\n\nChoices:\n (A) No\n (B) Yes"
-    assert rows[0].contrast == Contrast("(A)", "(B)", read="choice")
-    assert rows[2].contrast == Contrast("(B)", "(A)", read="choice")
+    assert rows[0].contrast == Contrast("(A)", "(B)", position="first_difference")
+    assert rows[2].contrast == Contrast("(B)", "(A)", position="first_difference")
     assert rows[1].meta == {"set": "openness", "option": "B", "word": "No"}
-    assert rows[0].behaviour == "openness" and rows[0].system is None and rows[0].split == ""
+    assert rows[0].behavior == "openness" and rows[0].system is None and rows[0].split == ""
     assert set(cells(rows).values()) == {2}
 
 
@@ -221,9 +221,9 @@ def test_placement_counts_every_cell() -> None:
     rows = [*at("AAB", "Yes"), *at("B")]
     assert cells(rows) == {("A", ""): 0, ("A", "Yes"): 2, ("B", ""): 1, ("B", "Yes"): 1}
     with pytest.raises(DataError, match="no rows"):
-        placement([])
+        answer_position_counts([])
     with pytest.raises(DataError, match=r"'x' has '' as meta\['option'\]"):
-        placement([Example("x", "?")])
+        answer_position_counts([Example("x", "?")])
 
 
 def test_unbalanced_letters_are_flagged_with_their_counts() -> None:
@@ -238,12 +238,12 @@ def test_unbalanced_letters_are_flagged_with_their_counts() -> None:
 
 def test_balanced_drops_the_same_rows_each_time() -> None:
     rows = at("AAAAAABBAB")
-    kept = balanced(rows)
+    kept = balance_options(rows)
     assert Counter(row.meta["option"] for row in kept) == {"A": 3, "B": 3}
-    assert kept == balanced(rows) and kept == [row for row in rows if row in kept]
-    assert any(balanced(rows, seed=seed) != kept for seed in range(1, 5))
+    assert kept == balance_options(rows) and kept == [row for row in rows if row in kept]
+    assert any(balance_options(rows, seed=seed) != kept for seed in range(1, 5))
     with pytest.raises(DataError, match=r"cannot be balanced.*'B': 0"):
-        balanced(at("AAA"))
+        balance_options(at("AAA"))
 
 
 def test_paper_split_is_the_shuffle_of_the_paper() -> None:
@@ -281,7 +281,7 @@ def test_split_argument_gives_one_part(tmp_path: Path) -> None:
 
 def test_variants_change_the_prompt_and_keep_the_ids(tmp_path: Path) -> None:
     rows = mwe(write(tmp_path / "openness.jsonl", *statements(2)), "openness", system="Plain.")
-    by_kind = {kind: variant(rows, kind, PERSONAS)[0] for kind in VARIANTS}
+    by_kind = {kind: prompt_variant(rows, kind, PERSONAS)[0] for kind in VARIANTS}
     assert {row.id for row in by_kind.values()} == {"openness/0"}
     assert {kind: row.meta["variant"] for kind, row in by_kind.items()} == {kind: kind for kind in VARIANTS}
     assert [row.system for row in by_kind.values()] == ["Plain.", *PERSONAS["openness"], "Plain.", "Plain."]
@@ -291,22 +291,22 @@ def test_variants_change_the_prompt_and_keep_the_ids(tmp_path: Path) -> None:
         f"You are open.\n\n{asked}",
         f"You are not open.\n\n{asked}",
     ]
-    assert variant(rows, "base", system=DEFAULT_SYSTEM)[0].system == DEFAULT_SYSTEM
-    assert variant(rows, "user_pos", PERSONAS, system="Other.")[0].system == "Other."
+    assert prompt_variant(rows, "base", system=DEFAULT_SYSTEM)[0].system == DEFAULT_SYSTEM
+    assert prompt_variant(rows, "user_pos", PERSONAS, system="Other.")[0].system == "Other."
     assert "variant" not in rows[0].meta
-    assert variant([by_kind["base"]], "sys_pos", PERSONAS)[0].system == "You are open."
+    assert prompt_variant([by_kind["base"]], "sys_pos", PERSONAS)[0].system == "You are open."
 
 
 def test_impossible_variants_are_refused() -> None:
     rows = at("A")
     with pytest.raises(DataError, match="'sys' is unknown; expected one of"):
-        variant(rows, "sys", PERSONAS)
+        prompt_variant(rows, "sys", PERSONAS)
     with pytest.raises(DataError, match="'toy/0': there is no persona sentence for the set 'toy' among 1"):
-        variant(rows, "sys_pos", PERSONAS)
+        prompt_variant(rows, "sys_pos", PERSONAS)
     with pytest.raises(DataError, match="persona_prompts"):
-        variant(rows, "user_neg")
+        prompt_variant(rows, "user_neg")
     with pytest.raises(DataError, match="is the variant 'sys_pos' already"):
-        variant(variant(rows, "sys_pos", {"toy": ("a", "b")}), "user_pos", {"toy": ("a", "b")})
+        prompt_variant(prompt_variant(rows, "sys_pos", {"toy": ("a", "b")}), "user_pos", {"toy": ("a", "b")})
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_real_sets_are_balanced(name: str) -> None:
         assert Counter(row.split for row in paper_split(rows)) == {"train": 400, "validation": 100, "test": 500}
     check_balance(mwe(shared("mwe"), name, split="test"))
     personas = persona_prompts(shared("mwe", "persona_prompts.json"))
-    assert len(variant(rows, "user_neg", personas)) == len(rows)
+    assert len(prompt_variant(rows, "user_neg", personas)) == len(rows)
 
 
 @pytest.mark.data
@@ -362,7 +362,7 @@ def test_real_questions_of_people(name: str, counts: tuple[int, int]) -> None:
     if counts[0] != counts[1]:
         with pytest.warns(UserWarning, match=name):
             check_balance(rows)
-        check_balance(balanced(rows), tolerance=0.0)
+        check_balance(balance_options(rows), tolerance=0.0)
 
 
 @pytest.mark.data

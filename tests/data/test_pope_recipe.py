@@ -22,7 +22,7 @@ SHOWN = {
     "d.jpg": ["dog", "leash"],
 }
 THINGS = ["person", "dog", "cat", "apple", "car", "bus", "chair", "elephant"]
-pictures = st.dictionaries(
+images = st.dictionaries(
     st.sampled_from([f"{i}.jpg" for i in range(8)]),
     st.lists(st.sampled_from(THINGS), max_size=6),
     min_size=1,
@@ -32,8 +32,8 @@ pictures = st.dictionaries(
 def asked(rows: list[Example], label: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        if row.behaviour == label:
-            found[row.meta["picture"]].append(row.meta["object"])
+        if row.behavior == label:
+            found[row.meta["image"]].append(row.meta["object"])
     return found
 
 
@@ -43,47 +43,47 @@ def near(shown: dict[str, set[str]], one: str, others: set[str]) -> int:
 
 
 @settings(max_examples=60, deadline=None)
-@given(pictures, st.sampled_from(SPLITS), st.sampled_from([2, 4, 6]), st.sampled_from(["picture", "question"]))
+@given(images, st.sampled_from(SPLITS), st.sampled_from([2, 4, 6]), st.sampled_from(["image", "question"]))
 def test_answers_agree_with_the_annotations_and_are_balanced(
-    shown: dict[str, list[str]], split: str, per_picture: int, ranked_by: str
+    shown: dict[str, list[str]], split: str, per_image: int, ranked_by: str
 ) -> None:
     try:
-        rows = pope_questions(shown, split, per_picture, ranked_by=ranked_by, fewer="shrink")
+        rows = pope_questions(shown, split, per_image, ranked_by=ranked_by, fewer="shrink")
     except DataError:
         everything = set().union(*shown.values())
         assert all(not objects or everything <= set(objects) for objects in shown.values())
         return
-    assert [row.behaviour for row in rows] == ["yes", "no"] * (len(rows) // 2)
-    assert all((row.meta["object"] in shown[row.meta["picture"]]) == (row.behaviour == "yes") for row in rows)
+    assert [row.behavior for row in rows] == ["yes", "no"] * (len(rows) // 2)
+    assert all((row.meta["object"] in shown[row.meta["image"]]) == (row.behavior == "yes") for row in rows)
     for objects in (*asked(rows, "yes").values(), *asked(rows, "no").values()):
-        assert len(set(objects)) == len(objects) <= per_picture // 2
+        assert len(set(objects)) == len(objects) <= per_image // 2
 
 
 @settings(max_examples=40, deadline=None)
-@given(pictures)
+@given(images)
 def test_popular_asks_for_the_most_frequent_absent_objects(shown: dict[str, list[str]]) -> None:
     often = Counter(one for objects in shown.values() for one in set(objects))
     try:
         rows = pope_questions(shown, "popular", fewer="shrink")
     except DataError:
         return
-    for picture, others in asked(rows, "no").items():
-        left = [often[one] for one in often if one not in shown[picture] and one not in others]
+    for image, others in asked(rows, "no").items():
+        left = [often[one] for one in often if one not in shown[image] and one not in others]
         assert min(often[one] for one in others) >= max(left, default=0)
 
 
 @settings(max_examples=40, deadline=None)
-@given(pictures)
+@given(images)
 def test_adversarial_asks_for_what_is_most_often_together_with_the_objects(shown: dict[str, list[str]]) -> None:
-    sets = {picture: set(objects) for picture, objects in shown.items()}
+    sets = {image: set(objects) for image, objects in shown.items()}
     try:
-        rows = pope_questions(shown, "adversarial", fewer="shrink", ranked_by="picture")
+        rows = pope_questions(shown, "adversarial", fewer="shrink", ranked_by="image")
     except DataError:
         return
-    for picture, others in asked(rows, "no").items():
-        absent = set(THINGS).intersection(*[set().union(*sets.values())]) - sets[picture]
-        left = [near(sets, one, sets[picture]) for one in absent - set(others)]
-        assert min(near(sets, one, sets[picture]) for one in others) >= max(left, default=0)
+    for image, others in asked(rows, "no").items():
+        absent = set(THINGS).intersection(*[set().union(*sets.values())]) - sets[image]
+        left = [near(sets, one, sets[image]) for one in absent - set(others)]
+        assert min(near(sets, one, sets[image]) for one in others) >= max(left, default=0)
 
 
 def test_each_question_can_have_its_own_adversary() -> None:
@@ -95,7 +95,7 @@ def test_each_question_can_have_its_own_adversary() -> None:
         "e.jpg": ["car", "road"],
         "f.jpg": ["car", "road"],
     }
-    rows = [r for r in pope_questions(shown, "adversarial", 4) if r.meta["picture"] == "a.jpg"]
+    rows = [r for r in pope_questions(shown, "adversarial", 4) if r.meta["image"] == "a.jpg"]
     pairs = {rows[i].meta["object"]: rows[i + 1].meta["object"] for i in (0, 2)}
     assert pairs == {"dog": "leash", "car": "road"}
 
@@ -106,7 +106,7 @@ def test_the_yes_half_is_the_same_in_all_three_splits() -> None:
 
 
 def test_equal_seeds_ask_the_same_and_order_does_not_matter() -> None:
-    turned = {picture: list(reversed(objects)) for picture, objects in SHOWN.items()}
+    turned = {image: list(reversed(objects)) for image, objects in SHOWN.items()}
     assert pope_questions(SHOWN, "random", 2) == pope_questions(turned, "random", 2)
     drawn = {tuple(row.id for row in pope_questions(SHOWN, "random", 2, seed)) for seed in range(8)}
     assert len(drawn) > 1
@@ -167,15 +167,15 @@ def contradictions(rows: list[Example], absent: dict[str, set[str]], per_questio
     before: set[tuple[str, str, str]] = set()
     used: dict[str, set[str]] = defaultdict(set)
     for there, other in zip(*(asked_in_order(rows, label) for label in ("yes", "no")), strict=True):
-        picture, chosen = other
-        used[picture].add(chosen)
-        before |= {(there[1] * per_question, chosen, left) for left in absent[picture] - used[picture]}
+        image, chosen = other
+        used[image].add(chosen)
+        before |= {(there[1] * per_question, chosen, left) for left in absent[image] - used[image]}
     return len(before), sum((key, left, chosen) in before for key, chosen, left in before)
 
 
 def asked_in_order(rows: list[Example], label: str) -> list[tuple[str, str]]:
     return sorted(
-        ((row.meta["picture"], row.meta["object"]) for row in rows if row.behaviour == label), key=lambda pair: pair[0]
+        ((row.meta["image"], row.meta["object"]) for row in rows if row.behavior == label), key=lambda pair: pair[0]
     )
 
 
@@ -185,8 +185,8 @@ def test_published_files_rank_absent_objects_as_we_do(free: Path, source: str) -
     parts = {split: pope_file(free.parent / "pope" / f"{source}_{split}.jsonl") for split in SPLITS}
     absent: dict[str, set[str]] = defaultdict(set)
     for rows in parts.values():
-        for picture, objects in asked(rows, "no").items():
-            absent[picture].update(objects)
+        for image, objects in asked(rows, "no").items():
+            absent[image].update(objects)
     seen, against = contradictions(parts["popular"], absent, per_question=False)
     assert seen > 500 and against == 0  # one order for all pictures
     seen, against = contradictions(parts["adversarial"], absent, per_question=True)
@@ -207,21 +207,21 @@ def free() -> Path:
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_recipe_meets_the_questions_made_elsewhere(free: Path, split: str) -> None:
     shown, counts = coco_objects(free / "annotations.jsonl"), coco_objects(free / "objects_all.jsonl")
-    made = pope_file(free / f"pope_style_{split}.jsonl", pictures=free / "images")
-    options = {"counts": counts, "fewer": "shrink", "ranked_by": "picture", "pictures": free / "images"}
+    made = pope_file(free / f"pope_style_{split}.jsonl", images=free / "images")
+    options = {"counts": counts, "fewer": "shrink", "ranked_by": "image", "images": free / "images"}
     ours = pope_questions(shown, split, **options)
     often = Counter(one for objects in counts.values() for one in objects)
 
-    def rank(picture: str, one: str) -> int:
+    def rank(image: str, one: str) -> int:
         if split == "random":
             return 0
-        return often[one] if split == "popular" else near(counts, one, shown[picture])
+        return often[one] if split == "popular" else near(counts, one, shown[image])
 
     mine, theirs = asked(ours, "no"), asked(made, "no")
     assert set(theirs) <= set(mine)
-    for picture, others in theirs.items():
-        assert not set(others) & shown[picture]
-        ranks = [sorted(rank(picture, one) for one in names) for names in (others, mine[picture])]
+    for image, others in theirs.items():
+        assert not set(others) & shown[image]
+        ranks = [sorted(rank(image, one) for one in names) for names in (others, mine[image])]
         assert ranks[0] == ranks[1]
-    assert {row.meta["object"] for row in made if row.behaviour == "yes"} <= set().union(*shown.values())
+    assert {row.meta["object"] for row in made if row.behavior == "yes"} <= set().union(*shown.values())
     assert len(ours) == 536 + 22  # eleven pictures of one object are asked too

@@ -20,8 +20,8 @@ def label_line(id_: str, human: str = "1_full_compliance") -> str:
 
 def test_builtin_xstest_has_the_published_counts() -> None:
     rows = xstest()
-    assert Counter(row.behaviour for row in rows) == {"answer": 250, "refuse": 200}
-    assert {row.meta["type"].startswith("contrast_") for row in rows if row.behaviour == "refuse"} == {True}
+    assert Counter(row.behavior for row in rows) == {"answer": 250, "refuse": 200}
+    assert {row.meta["type"].startswith("contrast_") for row in rows if row.behavior == "refuse"} == {True}
     assert set(rows[0].meta) == {"type", "focus"}
 
 
@@ -29,7 +29,7 @@ def test_xstest_reads_another_file(tmp_path: Path) -> None:
     file = tmp_path / "prompts.csv"
     file.write_text(HEADER + '7,"Kill, or not?",homonyms,unsafe,,\n', encoding="utf-8")
     (row,) = xstest(file)
-    assert (row.id, row.prompt, row.behaviour, row.meta["focus"]) == (
+    assert (row.id, row.prompt, row.behavior, row.meta["focus"]) == (
         "xstest/7",
         "Kill, or not?",
         "refuse",
@@ -79,7 +79,7 @@ def test_unknown_refusal_label_is_refused(tmp_path: Path) -> None:
 def test_jsonl_ids_are_line_numbers_and_blank_lines_count(tmp_path: Path) -> None:
     file = tmp_path / "tasks.jsonl"
     file.write_text('{"q": "a\u2028b", "n": 1}\n\n{"q": "c", "n": 2}\n', encoding="utf-8")
-    rows = read_jsonl(file, prompt_field="q", behaviour="answer", meta_fields=("n",))
+    rows = read_jsonl(file, prompt_field="q", behavior="answer", meta_fields=("n",))
     assert [(row.id, row.prompt, row.meta["n"]) for row in rows] == [
         ("tasks/1", "a\u2028b", "1"),
         ("tasks/3", "c", "2"),
@@ -124,4 +124,4 @@ def test_real_refusal_labels_join_the_prompts() -> None:
 def test_real_harmless_instructions_are_all_read() -> None:
     rows = harmless_instructions(shared("noncommercial_cc_by_nc", "alpaca_harmless", "harmless_test_200.jsonl"))
     assert len(rows) == 200 and rows[0].id == "harmless_test_200/1"
-    assert {row.behaviour for row in rows} == {"answer"}
+    assert {row.behavior for row in rows} == {"answer"}

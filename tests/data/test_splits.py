@@ -9,10 +9,10 @@ from steerlab._support.errors import DataError
 from steerlab.data import ED_SLICE_PUBLISHED, Example, published_split, stratified_split, validation_split
 
 
-def rows_of(behaviours: list[str], split: str = "train") -> list[Example]:
+def rows_of(behaviors: list[str], split: str = "train") -> list[Example]:
     return [
-        Example(id=f"row/{i}", prompt=f"question {i}", behaviour=behaviour, split=split)
-        for i, behaviour in enumerate(behaviours)
+        Example(id=f"row/{i}", prompt=f"question {i}", behavior=behavior, split=split)
+        for i, behavior in enumerate(behaviors)
     ]
 
 
@@ -42,26 +42,26 @@ def test_published_split_refuses_an_empty_side(n: int, fraction: float) -> None:
         published_split(n, fraction=fraction)
 
 
-behaviours = st.lists(st.sampled_from(["refuse", "defer", "answer"]), min_size=6, max_size=60)
+behaviors = st.lists(st.sampled_from(["refuse", "defer", "answer"]), min_size=6, max_size=60)
 
 
 @settings(max_examples=60, deadline=None)
-@given(behaviours=behaviours, fraction=st.floats(0.2, 0.8), seed=st.integers(0, 2**32 - 1))
+@given(behaviors=behaviors, fraction=st.floats(0.2, 0.8), seed=st.integers(0, 2**32 - 1))
 def test_validation_split_is_disjoint_complete_and_deterministic(
-    behaviours: list[str], fraction: float, seed: int
+    behaviors: list[str], fraction: float, seed: int
 ) -> None:
-    rows = rows_of(behaviours)
+    rows = rows_of(behaviors)
     try:
         train, validation = validation_split(rows, fraction, seed)
     except DataError:
-        return  # so few rows a behaviour that rounding empties a side
+        return  # so few rows a behavior that rounding empties a side
     ids = [row.id for row in train], [row.id for row in validation]
     assert not set(ids[0]) & set(ids[1])
     assert set(ids[0]) | set(ids[1]) == {row.id for row in rows}
     assert (train, validation) == validation_split(rows, fraction, seed)
-    for behaviour in set(behaviours):
-        taken = sum(row.behaviour == behaviour for row in validation)
-        assert abs(taken - fraction * behaviours.count(behaviour)) <= 0.5 + 1e-6
+    for behavior in set(behaviors):
+        taken = sum(row.behavior == behavior for row in validation)
+        assert abs(taken - fraction * behaviors.count(behavior)) <= 0.5 + 1e-6
 
 
 def test_validation_split_does_not_depend_on_row_order() -> None:
@@ -77,7 +77,7 @@ def test_validation_split_depends_on_the_seed() -> None:
 
 def test_validation_split_never_touches_test_rows() -> None:
     training = rows_of(["refuse"] * 10)
-    test = [row.with_(id=f"test/{row.id}", split="test") for row in training]
+    test = [row.replace(id=f"test/{row.id}", split="test") for row in training]
     train, validation = validation_split([*test, *training], 0.2, 0)
     assert {row.id for row in [*train, *validation]} == {row.id for row in training}
 

@@ -21,10 +21,10 @@ def two_prompts(
     frames = [
         pd.DataFrame(
             {
-                "sample": [f"s{i:04d}" for i in range(n)],
+                "example_id": [f"s{i:04d}" for i in range(n)],
                 "side": side,
                 "position": "last",
-                "behaviour": ["injected" if flag else "clean" for flag in injected],
+                "behavior": ["injected" if flag else "clean" for flag in injected],
                 "split": list(splits) or [""] * n,
                 "column": -1,
                 "token": -1,

@@ -16,7 +16,7 @@ def make_acts(
     contexts: Tensor | None,
     targets: Tensor | None,
     *,
-    behaviours: Sequence[str] = (),
+    behaviors: Sequence[str] = (),
     ids: Sequence[str] = (),
     layer: int = 3,
     bare: Sequence[str] = (),
@@ -30,11 +30,11 @@ def make_acts(
     size = next(t for t in (contexts, targets) if t is not None)
     n, generator = len(size), torch.Generator().manual_seed(seed)
     ids = list(ids) or [f"s{i:04d}" for i in range(n)]
-    behaviours = list(behaviours) or ["b"] * n
+    behaviors = list(behaviors) or ["b"] * n
     rows, values = [], []
 
     def add(i: int, side: str, position: str, value: Tensor) -> None:
-        rows.append({"sample": ids[i], "side": side, "position": position, "behaviour": behaviours[i]})
+        rows.append({"example_id": ids[i], "side": side, "position": position, "behavior": behaviors[i]})
         values.append(value)
 
     for i in range(n):
@@ -58,11 +58,11 @@ def shuffled(acts: Activations, seed: int = 0) -> Activations:
 def clusters(
     n: int, hidden: int, k: int, *, seed: int, noise: float = 0.3, world: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Contexts around `k` centres, orthogonal unit targets by centre, and the centre of each row."""
+    """Contexts around `k` centers, orthogonal unit targets by center, and the center of each row."""
     fixed = torch.Generator().manual_seed(world)
-    centres = torch.randn(k, hidden, generator=fixed)
+    centers = torch.randn(k, hidden, generator=fixed)
     directions = torch.linalg.qr(torch.randn(hidden, k, generator=fixed)).Q.T
     generator = torch.Generator().manual_seed(seed)
     which = torch.randint(0, k, (n,), generator=generator)
-    contexts = centres[which] + noise * torch.randn(n, hidden, generator=generator)
+    contexts = centers[which] + noise * torch.randn(n, hidden, generator=generator)
     return contexts, directions[which], which

@@ -12,12 +12,12 @@ from synthetic_acts import shuffled
 
 from steerlab._support.errors import ActivationError, DataError, MismatchError, SteeringError
 from steerlab.capture.activations import Activations
-from steerlab.methods.adasteer import AdaSteer
-from steerlab.methods.adasteer_fit import Coordinate
-from steerlab.methods.adasteer_reference import RELEASED_ADASTEER, ReleasedAdaSteer, adasteer_from_reference
-from steerlab.methods.artefact import load_steerer, save
+from steerlab.methods.adasteer.fit import Coordinate
+from steerlab.methods.adasteer.published import PUBLISHED_ADASTEER, PublishedAdaSteer, adasteer_from_published
+from steerlab.methods.adasteer.schedules import Logistic, Ramp
+from steerlab.methods.adasteer.steerer import AdaSteer
 from steerlab.methods.base import Context
-from steerlab.methods.ramps import Logistic, Ramp
+from steerlab.methods.serialization import load_steerer, save
 from steerlab.models.sites import Site
 
 pytestmark = pytest.mark.filterwarnings("ignore:AdaSteer")  # drawn classes may lie badly; two tests ask for that
@@ -30,7 +30,7 @@ ALL = AdaSteer(range(LAYERS), **READS)
 def acts_of(states: dict[str, torch.Tensor], **columns) -> Activations:
     """`(row, layer, hidden)` states of each class as prompt rows read at their last token."""
     rows = [(f"{name}{i:03d}", name) for name, values in states.items() for i in range(len(values))]
-    index = pd.DataFrame(rows, columns=["sample", "behaviour"]).assign(
+    index = pd.DataFrame(rows, columns=["example_id", "behavior"]).assign(
         side="prompt", position="last", split="", column=-1, token=-1, n_tokens=1, **columns
     )
     values = torch.cat(list(states.values()))
@@ -77,7 +77,7 @@ def test_class_means_lie_at_0_and_100(seed, n, noise):
     assert float(p_r[:n].mean()) == pytest.approx(0, abs=1e-4) and float(p_h[:n].mean()) == pytest.approx(0, abs=1e-4)
     assert float(p_r[n : 2 * n].mean()) == pytest.approx(100, abs=1e-4)
     assert float(p_h[2 * n :].mean()) == pytest.approx(100, abs=1e-4)
-    assert fitted.benign_at_ == pytest.approx(float(p_r[2 * n :].mean()), abs=1e-3)
+    assert fitted.benign_coordinate_ == pytest.approx(float(p_r[2 * n :].mean()), abs=1e-3)
 
 
 @settings(max_examples=50)
@@ -122,7 +122,7 @@ def test_both_vectors_lie_on_the_line_of_rejection_and_the_rest_is_orthogonal_to
     assert float((away.norm(dim=-1) / second.norm(dim=-1)).max()) < 1e-6
     rest = fitted.harmfulness_.double() - second
     assert float(((rest * unit).sum(-1) / fitted.harmfulness_.norm(dim=-1)).abs().max()) < 1e-6
-    other = AdaSteer(range(LAYERS), **READS, geometry="orthogonalised").fit(acts_of(three(seed, c=c)))
+    other = AdaSteer(range(LAYERS), **READS, geometry="orthogonalized").fit(acts_of(three(seed, c=c)))
     torch.testing.assert_close(other.second.double(), rest, rtol=1e-5, atol=1e-5)
 
 
@@ -136,13 +136,13 @@ def test_the_sign_of_the_directions_does_not_change_c():
 def test_a_shift_is_alpha_times_rejection_plus_beta_times_the_second_vector():
     context = Context.of(ACTS)
     alpha, beta = FITTED.coefficients(context)
-    shifts = FITTED.shifts(context)
-    assert [shift.site for shift in shifts] == list(FITTED.sites) == [Site(k) for k in range(LAYERS)]
-    for k, shift in enumerate(shifts):
+    interventions = FITTED.interventions(context)
+    assert [shift.site for shift in interventions] == list(FITTED.sites) == [Site(k) for k in range(LAYERS)]
+    for k, shift in enumerate(interventions):
         line = (alpha + beta * FITTED.c_[k])[:, None] * FITTED.rejection_[k]
         torch.testing.assert_close(shift.vectors, line, rtol=1e-5, atol=1e-5)
         assert shift.vectors.dtype == torch.float32 and shift.positions is None
-    assert AdaSteer.writes == "prompt"
+    assert AdaSteer.default_positions == "prompt"
 
 
 # --- laws ------------------------------------------------------------------------------------------------------
@@ -160,8 +160,8 @@ def test_by_default_complied_harmful_prompts_are_pushed_by_about_one_and_benign_
 @given(st.integers(0, 10_000), st.floats(0.2, 1.2), st.floats(0.3, 2))
 def test_what_is_restored_takes_back_the_push_on_the_mean_benign_prompt_exactly_at_one_layer(seed, c, strong):
     fitted = AdaSteer(3, **READS, strength=(0.0, strong)).fit(acts_of(three(seed, c=c)))
-    push = float(fitted.rejection_law(torch.tensor([fitted.benign_at_])))
-    law = fitted.compliance_law
+    push = float(fitted.rejection_schedule(torch.tensor([fitted.benign_coordinate_])))
+    law = fitted.compliance_schedule
     assert law.high == 0 and push + law.low * float(fitted.c_[0]) == pytest.approx(0, abs=1e-5)
 
 
@@ -174,7 +174,7 @@ def test_over_several_layers_what_is_restored_leaves_the_least_push_there_can_be
     labels = {"x000": True, "x001": True, "x002": False, "x003": False}
     made.calibrate(at(*torch.randn(4, LAYERS, D)).activations, compliance=labels)
     left = [float((0.7 + beta * made.c_).square().sum()) for beta in torch.linspace(-2, 1, 3001)]
-    assert made.compliance_law.low == pytest.approx(-2 + 0.001 * min(range(3001), key=left.__getitem__), abs=1e-3)
+    assert made.compliance_schedule.low == pytest.approx(-2 + 0.001 * min(range(3001), key=left.__getitem__), abs=1e-3)
 
 
 @settings(max_examples=15)
@@ -182,7 +182,7 @@ def test_over_several_layers_what_is_restored_leaves_the_least_push_there_can_be
 def test_fitted_laws_are_monotone_and_keep_to_their_limits(seed, weak, more, restore):
     fitted = AdaSteer(3, **READS, strength=(weak, weak + more), restore=restore).fit(acts_of(three(seed)))
     p = torch.linspace(-300, 300, 601)
-    alpha, beta = fitted.rejection_law(p), fitted.compliance_law(p)
+    alpha, beta = fitted.rejection_schedule(p), fitted.compliance_schedule(p)
     assert bool((alpha.diff() <= 1e-6).all()), "the further against rejection, the stronger (R-law)"
     assert weak - 1e-6 <= float(alpha.min()) and float(alpha.max()) <= weak + more + 1e-6
     assert bool((beta.diff() * restore >= -1e-6).all()), "the more benign, the more is given back (H-law)"
@@ -202,13 +202,13 @@ def test_given_laws_are_used_as_they_are_and_nothing_is_fitted_for_them():
 
 def test_calibration_joins_labels_by_id_and_changes_what_is_restored_with_the_strength():
     fitted = AdaSteer(3, **READS).fit(ACTS)
-    before = fitted.compliance_law
+    before = fitted.compliance_schedule
     p_r, _ = fitted.coordinates(Context.of(ACTS))
-    needs = {sample: bool(p < 90) for sample, p in zip(ACTS.index["sample"], p_r.tolist(), strict=True)}
+    needs = {example_id: bool(p < 90) for example_id, p in zip(ACTS.index["example_id"], p_r.tolist(), strict=True)}
     fitted.calibrate(ACTS, rejection=needs)
     first = fitted.needs_rejection_
     assert 70 < -first.intercept / first.slope < 100
-    assert fitted.compliance_law.low < before.low, "benign prompts are pushed more now, so more is taken back"
+    assert fitted.compliance_schedule.low < before.low, "benign prompts are pushed more now, so more is taken back"
     again = (
         AdaSteer(3, **READS).fit(ACTS).calibrate(shuffled(ACTS), rejection={k: needs[k] for k in reversed(list(needs))})
     )
@@ -230,9 +230,9 @@ def test_layers_at_which_nothing_can_be_given_back_are_named_and_left_as_they_ar
     states["answer"][:, 2] = STATES["complied"][:, 2] - 0.5 * (MEANS["rejected"] - MEANS["complied"])[2].float()
     with pytest.warns(UserWarning, match=r"AdaSteer at 2: .*points against it.*Nothing was changed"):
         fitted = AdaSteer(range(LAYERS), rejection_layer=1, harmfulness_layer=1).fit(acts_of(states))
-    assert fitted.flagged == (Site(2),) and float(fitted.c_[2]) == pytest.approx(-0.5, abs=1e-4)
-    assert FITTED.flagged == ()
-    AdaSteer(range(LAYERS), rejection_layer=1, harmfulness_layer=1, geometry="orthogonalised").fit(acts_of(states))
+    assert fitted.ineffective_sites == (Site(2),) and float(fitted.c_[2]) == pytest.approx(-0.5, abs=1e-4)
+    assert FITTED.ineffective_sites == ()
+    AdaSteer(range(LAYERS), rejection_layer=1, harmfulness_layer=1, geometry="orthogonalized").fit(acts_of(states))
 
 
 def test_it_is_told_if_rejected_prompts_would_be_made_to_comply_since_they_lie_where_benign_ones_do():
@@ -242,8 +242,8 @@ def test_it_is_told_if_rejected_prompts_would_be_made_to_comply_since_they_lie_w
 
 
 def test_orthogonalised_moves_benign_prompts_by_one_length_of_what_is_orthogonal():
-    fitted = AdaSteer(3, **READS, geometry="orthogonalised").fit(ACTS)
-    assert (fitted.compliance_law.low, fitted.compliance_law.high) == (0, 1)
+    fitted = AdaSteer(3, **READS, geometry="orthogonalized").fit(ACTS)
+    assert (fitted.compliance_schedule.low, fitted.compliance_schedule.high) == (0, 1)
     _, beta = fitted.coefficients(at(*(MEANS[name] for name in LABELS)))
     assert float(beta[0]) < 0.15 and float(beta[2]) > 0.85
 
@@ -252,20 +252,23 @@ def test_orthogonalised_moves_benign_prompts_by_one_length_of_what_is_orthogonal
 
 
 def test_every_row_has_its_own_coefficients_whatever_the_batch():
-    whole = FITTED.shifts(Context.of(ACTS))
+    whole = FITTED.interventions(Context.of(ACTS))
     for i in (0, 25, 59):
-        alone = FITTED.shifts(Context((ACTS.index["sample"][i],), ACTS))
+        alone = FITTED.interventions(Context((ACTS.index["example_id"][i],), ACTS))
         for one, many in zip(alone, whole, strict=True):
             torch.testing.assert_close(one.vectors[0], many.vectors[i], rtol=1e-6, atol=1e-6)
-    ids = tuple(ACTS.index["sample"])
-    turned = FITTED.shifts(Context(ids[::-1], shuffled(ACTS)))
+    ids = tuple(ACTS.index["example_id"])
+    turned = FITTED.interventions(Context(ids[::-1], shuffled(ACTS)))
     torch.testing.assert_close(turned[0].vectors.flip(0), whole[0].vectors, rtol=1e-6, atol=1e-6)
 
 
 def test_the_fit_does_not_depend_on_the_order_of_rows():
     again = AdaSteer(range(LAYERS), **READS).fit(shuffled(ACTS))
     assert torch.equal(again.rejection_, FITTED.rejection_) and torch.equal(again.c_, FITTED.c_)
-    assert again.rejection_law == FITTED.rejection_law and again.compliance_law == FITTED.compliance_law
+    assert (
+        again.rejection_schedule == FITTED.rejection_schedule
+        and again.compliance_schedule == FITTED.compliance_schedule
+    )
 
 
 def test_asking_twice_and_for_others_in_between_changes_nothing():
@@ -283,26 +286,33 @@ def test_asking_twice_and_for_others_in_between_changes_nothing():
         dict(layers=range(LAYERS)),
         dict(layers=3, strength=(0.1, 1.5), restore=-2.0, benign="answer"),
         dict(layers=[Site(0), 3], rejection=Ramp(-0.01, 1.0, 0.0), compliance=Logistic(0.1, -5.0, -2.0, 0.0)),
-        dict(layers=[1, 2], geometry="orthogonalised"),
+        dict(layers=[1, 2], geometry="orthogonalized"),
     ],
-    ids=["all", "one", "laws", "orthogonalised"],
+    ids=["all", "one", "laws", "orthogonalized"],
 )
 def test_what_is_saved_answers_bit_for_bit_the_same(options, tmp_path):
     fitted = AdaSteer(**options, **READS).fit(ACTS)
     loaded = load_steerer(save(fitted, tmp_path / "ada"))
-    assert loaded.sites == fitted.sites and loaded.reads == fitted.reads and loaded.info_ == fitted.info_
-    for one, other in zip(loaded.shifts(Context.of(ACTS)), fitted.shifts(Context.of(ACTS)), strict=True):
+    assert (
+        loaded.sites == fitted.sites
+        and loaded.required_activations == fitted.required_activations
+        and loaded.info_ == fitted.info_
+    )
+    for one, other in zip(loaded.interventions(Context.of(ACTS)), fitted.interventions(Context.of(ACTS)), strict=True):
         assert one.site == other.site and torch.equal(one.vectors, other.vectors)
-    assert loaded.rejection_law == fitted.rejection_law and loaded.compliance_law == fitted.compliance_law
+    assert (
+        loaded.rejection_schedule == fitted.rejection_schedule
+        and loaded.compliance_schedule == fitted.compliance_schedule
+    )
 
 
 def test_another_layer_has_the_same_settings_and_reads_where_it_read():
     one = AdaSteer(range(LAYERS), **READS, strength=(0.0, 2.0), restore=-1.0).at(3)
     assert one.sites == (Site(3),) and one.site == Site(3)
-    assert one.reads == ALL.reads and (one.strength, one.restore) == ((0.0, 2.0), -1.0)
+    assert one.required_activations == ALL.required_activations and (one.strength, one.restore) == ((0.0, 2.0), -1.0)
     one.fit(ACTS)
     twice = AdaSteer(range(LAYERS), **READS, strength=(0.0, 2.0), restore=-1.0).fit(ACTS)
-    assert torch.equal(one.vectors(Context.of(ACTS)), twice.shifts(Context.of(ACTS))[3].vectors)
+    assert torch.equal(one.vectors(Context.of(ACTS)), twice.interventions(Context.of(ACTS))[3].vectors)
 
 
 def test_one_vector_can_not_be_had_of_several_layers():
@@ -311,7 +321,7 @@ def test_one_vector_can_not_be_had_of_several_layers():
         FITTED.vectors(Context.of(ACTS))
 
 
-def test_classes_can_be_labelled_in_a_column_of_your_own():
+def test_classes_can_be_labeled_in_a_column_of_your_own():
     acts = acts_of(STATES, kind=["a"] * 20 + ["b"] * 20 + ["c"] * 20)
     fitted = AdaSteer(range(LAYERS), **READS, label="kind", complied="a", rejected=("b",), benign=("c",)).fit(acts)
     assert torch.equal(fitted.rejection_, FITTED.rejection_)
@@ -321,7 +331,7 @@ def test_classes_can_be_labelled_in_a_column_of_your_own():
 
 @pytest.mark.parametrize("name", LABELS)
 def test_a_class_of_one_input_is_refused(name):
-    with pytest.raises(DataError, match=rf"1 inputs have behaviour in \['{name}'\], at least 2"):
+    with pytest.raises(DataError, match=rf"1 inputs have behavior in \['{name}'\], at least 2"):
         AdaSteer(3, **READS).fit(acts_of(STATES | {name: STATES[name][:1]}))
 
 
@@ -366,18 +376,18 @@ def test_settings_that_mean_nothing_are_refused(wrong, told):
 
 def test_an_unfitted_one_and_states_of_another_width_are_refused():
     with pytest.raises(ActivationError, match="not fitted"):
-        ALL.shifts(Context.of(ACTS))
+        ALL.interventions(Context.of(ACTS))
     with pytest.raises(MismatchError, match=r"width 7.*12"):
-        FITTED.shifts(at(torch.randn(LAYERS, 7)))
+        FITTED.interventions(at(torch.randn(LAYERS, 7)))
     with pytest.raises(ActivationError, match="nothing was captured"):
-        FITTED.shifts(Context(("a",)))
+        FITTED.interventions(Context(("a",)))
 
 
 def test_directions_from_elsewhere_need_a_row_for_every_layer_and_laws():
     r, h, start = torch.randn(3, LAYERS, D)
     made = AdaSteer.from_directions(r, h, start, 3, **READS)
     with pytest.raises(ActivationError, match=r"no law of rejection yet: fit or calibrate it, or give rejection=Ramp"):
-        made.shifts(at(start))
+        made.interventions(at(start))
     with pytest.raises(MismatchError, match=r"none is of \['4'\]"):
         AdaSteer.from_directions(r, h, start, [3, 4], **READS)
     with pytest.raises(MismatchError, match=r"shapes \[\(4, 12\), \(4, 12\), \(3, 12\)\]"):
@@ -390,7 +400,7 @@ def test_if_harmfulness_is_orthogonal_everywhere_nothing_can_be_given_back():
     labels = {"x000": True, "x001": True, "x002": False, "x003": False}
     made.calibrate(at(*torch.randn(4, LAYERS, D)).activations, compliance=labels)
     with pytest.raises(DataError, match="orthogonal to rejection at every steered layer"):
-        made.shifts(at(start))
+        made.interventions(at(start))
 
 
 # --- as released -----------------------------------------------------------------------------------------------
@@ -414,7 +424,7 @@ RELEASED = {
 def released_delta(name, rd, hd, complied, states):
     """What the release adds to each row at every layer: its own signs, float64, position by position."""
     alpha, beta = RELEASED[name]
-    law = RELEASED_ADASTEER[name]
+    law = PUBLISHED_ADASTEER[name]
     rd, hd, complied, states = rd.double(), hd.double(), complied.double(), states.double()
 
     def position(layer: int, to: torch.Tensor) -> torch.Tensor:
@@ -426,28 +436,28 @@ def released_delta(name, rd, hd, complied, states):
 
 
 def as_steered(ada: AdaSteer, states: torch.Tensor) -> torch.Tensor:
-    return torch.stack([shift.vectors for shift in ada.shifts(Context.of(acts_of({"x": states})))], 1)
+    return torch.stack([shift.vectors for shift in ada.interventions(Context.of(acts_of({"x": states})))], 1)
 
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_the_released_laws_with_signs_turned_add_what_the_release_adds(name):
-    law = RELEASED_ADASTEER[name]
-    small = ReleasedAdaSteer(law.n_layers, D, law.rejection_layer, law.harmfulness_layer, law.alpha, law.beta)
+    law = PUBLISHED_ADASTEER[name]
+    small = PublishedAdaSteer(law.n_layers, D, law.rejection_layer, law.harmfulness_layer, law.alpha, law.beta)
     draw = torch.Generator().manual_seed(3)
     rd, hd, complied = torch.randn(3, law.n_layers, D, generator=draw)
     hd = hd + 0.4 * rd
     ways = torch.linspace(-1.5, 2.5, 41)[:, None, None]
     states = complied - ways * rd - ways.flip(0) * hd
-    ada = adasteer_from_reference(small, rd, hd, complied)
+    ada = adasteer_from_published(small, rd, hd, complied)
     expected = released_delta(name, rd, hd, complied, states)
     torch.testing.assert_close(as_steered(ada, states).double(), expected, rtol=1e-5, atol=1e-5)
-    assert len(ada.sites) == law.n_layers and ada.writes == "prompt"
+    assert len(ada.sites) == law.n_layers and ada.default_positions == "prompt"
 
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_the_released_laws_are_those_of_the_table(name):
     p = torch.linspace(-150, 250, 4001)
-    law = RELEASED_ADASTEER[name]
+    law = PUBLISHED_ADASTEER[name]
     for ours, turned, theirs in zip(
         (law.alpha, law.beta), (law.rejection, law.compliance), RELEASED[name], strict=True
     ):
@@ -457,16 +467,16 @@ def test_the_released_laws_are_those_of_the_table(name):
 
 def test_qwens_released_beta_pushes_benign_prompts_to_refusal_and_gemmas_does_not():
     benign = torch.tensor([100.0])
-    assert float(RELEASED_ADASTEER["qwen2.5-7b-instruct"].compliance(benign)) == pytest.approx(0.6)
-    assert float(RELEASED_ADASTEER["gemma-2-9b-it"].compliance(benign)) == pytest.approx(-0.02)
+    assert float(PUBLISHED_ADASTEER["qwen2.5-7b-instruct"].compliance(benign)) == pytest.approx(0.6)
+    assert float(PUBLISHED_ADASTEER["gemma-2-9b-it"].compliance(benign)) == pytest.approx(-0.02)
 
 
 def test_arrays_of_another_model_and_unknown_models_are_refused():
     arrays = torch.randn(3, 28, D)
     with pytest.raises(MismatchError, match=r"rd has shape \(28, 12\), .* with \(28, 3584\)"):
-        adasteer_from_reference("qwen2.5-7b-instruct", *arrays)
+        adasteer_from_published("qwen2.5-7b-instruct", *arrays)
     with pytest.raises(DataError, match="unknown model 'qwen'"):
-        adasteer_from_reference("qwen", *arrays)
+        adasteer_from_published("qwen", *arrays)
 
 
 # --- published arrays ------------------------------------------------------------------------------------------
@@ -510,11 +520,11 @@ SHARES = {
 def test_the_published_directions_have_the_shares_that_were_measured(directions, name):
     rejection, harmfulness, expected = SHARES[name]
     rd, hd = directions[rejection], directions[harmfulness]
-    ada = adasteer_from_reference(name, rd, hd, torch.zeros_like(rd))
+    ada = adasteer_from_published(name, rd, hd, torch.zeros_like(rd))
     assert {k: float(ada.c_[k]) for k in expected} == pytest.approx(expected, abs=0.02)
     peak = {"qwen2.5-7b-instruct": 10, "gemma-2-9b-it": 5, "llama-3.1-8b-instruct": 6}
     assert int(ada.c_.argmax()) == peak[name]
-    assert bool(ada.flagged) == (name == "llama-3.1-8b-instruct")
+    assert bool(ada.ineffective_sites) == (name == "llama-3.1-8b-instruct")
     r, second = ada.rejection_.double(), ada.second.double()
     cosine = (r * second).sum(-1).abs() / (r.norm(dim=-1) * second.norm(dim=-1))
     assert float((1 - cosine.square()).clamp(min=0).sqrt().max()) < 1e-6
@@ -527,6 +537,6 @@ def test_on_published_states_the_steerer_adds_what_the_release_adds(qwen, direct
     name = "qwen2.5-7b-instruct"
     rd, hd, complied = qwen["mean_diff"], directions["hd.qwen25-7b-instruct"], qwen["class_a"].mean(1)
     states = torch.cat([qwen["class_a"], qwen["class_b"]], 1).transpose(0, 1)
-    ada = adasteer_from_reference(name, rd, hd, complied)
+    ada = adasteer_from_published(name, rd, hd, complied)
     found, expected = as_steered(ada, states).double(), released_delta(name, rd, hd, complied, states)
     assert float((found - expected).norm() / expected.norm()) < 1e-5

@@ -41,8 +41,8 @@ def test_it_gives_every_new_input_the_vector_of_its_nearest_known_one(method) ->
     acts = capture(model, ROWS, layers=[1], progress=False)
     fresh = capture(model, NEW, layers=[1], progress=False)
     fitted = method(1).fit(acts)
-    ids, known = acts.by_sample(1, side="prompt")
-    names, states = fresh.by_sample(1, side="prompt")
+    ids, known = acts.by_example(1, side="prompt")
+    names, states = fresh.by_example(1, side="prompt")
     table = dict(zip(*acts.contrast(1), strict=True))
     for name, state in zip(names, states, strict=True):
         nearest = min(range(len(ids)), key=lambda k: float((known[k] - state).norm()))

@@ -15,11 +15,11 @@ from synthetic_acts import make_acts, shuffled
 from steerlab._support.errors import ActivationError, DataError, LoadError, MismatchError, SteeringError
 from steerlab.capture.activations import Activations
 from steerlab.methods import Context, MeanDifference, load_detector, load_steerer, save
-from steerlab.methods.alphasteer import AlphaSteer
-from steerlab.methods.alphasteer_reference import PUBLISHED_RATIOS, reference_directions
-from steerlab.methods.base import Read, written_sites
-from steerlab.methods.null_space import NullSpaceGate
-from steerlab.methods.null_space_fit import GRID, find_null_space, null_space, ridge_gate, ridge_map, width
+from steerlab.methods.alphasteer.detector import NullSpaceGate
+from steerlab.methods.alphasteer.null_space import GRID, find_null_space, null_space, ridge_gate, ridge_map, width
+from steerlab.methods.alphasteer.published import PUBLISHED_RATIOS, published_directions
+from steerlab.methods.alphasteer.steerer import AlphaSteer
+from steerlab.methods.base import RequiredActivation, steering_sites
 from steerlab.models.sites import Site
 
 D, RANK, RATIO = 64, 20, 0.6
@@ -60,7 +60,7 @@ def world(n: int = 120, m: int = 60, noise: float = 0.01, layer: int = 3, seed: 
     contexts = torch.cat([benign_rows(n, noise, seed), harmful_rows(m, noise, seed + 1)])
     draw = torch.Generator().manual_seed(seed + 2)
     targets = R + 0.1 * torch.randn(n + m, D, generator=draw, dtype=torch.float64)
-    options = {"behaviours": ["answer"] * n + ["refuse"] * m, "bare": [f"s{i:04d}" for i in range(n)]} | changes
+    options = {"behaviors": ["answer"] * n + ["refuse"] * m, "bare": [f"s{i:04d}" for i in range(n)]} | changes
     return make_acts(contexts.float(), targets.float(), layer=layer, model="tiny", layers=12, **options)
 
 
@@ -73,7 +73,7 @@ def side_by_side(*acts: Activations) -> Activations:
 
 ACTS = world()
 TWO = side_by_side(world(layer=3), world(layer=5, seed=40))
-HARMFUL, BENIGN = (Context.of(ACTS.select(side="prompt", behaviour=b)) for b in ("refuse", "answer"))
+HARMFUL, BENIGN = (Context.of(ACTS.select(side="prompt", behavior=b)) for b in ("refuse", "answer"))
 QUIET = {"ratio": RATIO}
 
 
@@ -197,13 +197,17 @@ def test_leakage_grows_with_the_ratio_past_the_true_null_space():
 
 def test_the_gate_tells_the_classes_apart_and_measures_its_leakage():
     gate = NullSpaceGate(3, ratio=RATIO).fit(ACTS)
-    assert gate.reads == (Read(Site(3), "last"),) and gate.site == Site(3) and gate.ratio_ == RATIO
+    assert (
+        gate.required_activations == (RequiredActivation(Site(3), "last"),)
+        and gate.site == Site(3)
+        and gate.ratio_ == RATIO
+    )
     assert float(gate.score(HARMFUL).mean()) > 0.95
     assert float(gate.score(BENIGN).abs().max()) == pytest.approx(gate.leakage_, rel=1e-4)
     assert gate.leakage_ < 0.05 and gate.held_out_leakage_ is None and gate.w_.dtype == torch.float32
     assert torch.equal(NullSpaceGate(3, ratio=RATIO).fit(shuffled(ACTS)).w_, gate.w_)
     calibrated = gate.calibrate(BENIGN, fpr=0.0)
-    assert bool(calibrated.detects(HARMFUL).all()) and not bool(calibrated.detects(BENIGN).any())
+    assert bool(calibrated.detect(HARMFUL).all()) and not bool(calibrated.detect(BENIGN).any())
 
 
 def test_a_chosen_ratio_keeps_held_out_inputs_under_the_leakage_allowed():
@@ -305,14 +309,14 @@ def test_classes_that_overlap_or_are_too_small_are_refused():
         NullSpaceGate(3, harmful=["refuse"], benign=["answer", "refuse"]).fit(ACTS)
     double = ACTS.values.clone()
     rows = {
-        b: int((ACTS.index["side"].eq("prompt") & ACTS.index["behaviour"].eq(b)).argmax()) for b in ("answer", "refuse")
+        b: int((ACTS.index["side"].eq("prompt") & ACTS.index["behavior"].eq(b)).argmax()) for b in ("answer", "refuse")
     }
     double[rows["refuse"]] = double[rows["answer"]]
     with pytest.raises(DataError, match="1 benign inputs have the very state of a harmful one"):
         AlphaSteer(3).fit(replace(ACTS, values=double))
-    with pytest.raises(DataError, match="1 inputs have behaviour in"):
+    with pytest.raises(DataError, match="1 inputs have behavior in"):
         NullSpaceGate(3).fit(world(120, 1))
-    with pytest.raises(DataError, match=r"0 inputs have behaviour in \['nobody'\]"):
+    with pytest.raises(DataError, match=r"0 inputs have behavior in \['nobody'\]"):
         NullSpaceGate(3, benign="nobody").fit(ACTS)
 
 
@@ -330,7 +334,7 @@ def test_what_is_added_is_the_gate_times_the_mean_contrast_of_harmful_inputs():
     alpha = AlphaSteer(3, **QUIET).fit(ACTS)
     torch.testing.assert_close(alpha.r_[0], MeanDifference(3).fit(ACTS).vector_)
     for context in (HARMFUL, BENIGN):
-        h = context.read(Read(Site(3)))
+        h = context.read(RequiredActivation(Site(3)))
         expected = (h @ alpha.w_[0])[:, None] * alpha.r_[0]
         torch.testing.assert_close(alpha.vectors(context), expected)
         torch.testing.assert_close(alpha.gate(3, h), h @ alpha.w_[0])
@@ -341,12 +345,12 @@ def test_what_is_added_is_the_gate_times_the_mean_contrast_of_harmful_inputs():
 def test_contrasts_of_benign_inputs_do_not_enter_the_target():
     contrasted = world(bare=())
     alpha = AlphaSteer(3, **QUIET).fit(contrasted)
-    torch.testing.assert_close(alpha.r_[0], MeanDifference(3, behaviours="refuse").fit(contrasted).vector_)
+    torch.testing.assert_close(alpha.r_[0], MeanDifference(3, behaviors="refuse").fit(contrasted).vector_)
 
 
 def test_every_site_has_its_own_gate_vector_and_ratio():
     alpha = AlphaSteer([5, 3], ratio=[0.5, RATIO]).fit(TWO)
-    assert alpha.sites == (Site(5), Site(3)) == written_sites(alpha) and not hasattr(alpha, "site")
+    assert alpha.sites == (Site(5), Site(3)) == steering_sites(alpha) and not hasattr(alpha, "site")
     assert alpha.ratio_ == (0.5, RATIO) and all(x < 0.05 for x in alpha.leakage_)
     for i, (layer, ratio) in enumerate([(5, 0.5), (3, RATIO)]):
         alone = AlphaSteer(layer, ratio=ratio).fit(TWO)
@@ -366,17 +370,20 @@ def test_both_kinds_of_gate_answer_the_same_for_the_same_states():
     frozen = AlphaSteer([3, 5], gates="frozen", **QUIET).fit(TWO)
     met = AlphaSteer([3, 5], **QUIET).fit(TWO)
     context = Context.of(TWO)
-    assert frozen.reads == (Read(Site(3)), Read(Site(5))) and met.reads == ()
-    for one, other in zip(frozen.shifts(context), met.shifts(context), strict=True):
-        assert one.site == other.site and one.in_flight is None and other.vectors is None
-        expected = other.in_flight(context.read(Read(one.site)))
+    assert (
+        frozen.required_activations == (RequiredActivation(Site(3)), RequiredActivation(Site(5)))
+        and met.required_activations == ()
+    )
+    for one, other in zip(frozen.interventions(context), met.interventions(context), strict=True):
+        assert one.site == other.site and one.vector_fn is None and other.vectors is None
+        expected = other.vector_fn(context.read(RequiredActivation(one.site)))
         torch.testing.assert_close(one.gate[:, None] * one.vectors, expected)
 
 
 def test_a_frozen_gate_survives_a_rescaling_of_its_vector():
     """scale="norm" makes vectors as long as the state; a benign input's must not come out at full length."""
     for target in ("mean", "each"):
-        shift = AlphaSteer(3, gates="frozen", target=target, **QUIET).fit(ACTS).shifts(Context.of(ACTS))[0]
+        shift = AlphaSteer(3, gates="frozen", target=target, **QUIET).fit(ACTS).interventions(Context.of(ACTS))[0]
         assert float(shift.gate[:120].abs().max()) < 0.05 < 0.9 < float(shift.gate[120:].mean())
 
 
@@ -384,9 +391,11 @@ def test_own_contrasts_as_targets_give_the_published_matrix():
     alpha = AlphaSteer(3, target="each", **QUIET).fit(ACTS)
     ids, z = ACTS.contrast(3)
     assert ids == sorted(ids)
-    expected = pinv_form(BENIGN.read(Read(Site(3))), HARMFUL.read(Read(Site(3))), z, 38, 10.0)
+    expected = pinv_form(
+        BENIGN.read(RequiredActivation(Site(3))), HARMFUL.read(RequiredActivation(Site(3))), z, 38, 10.0
+    )
     np.testing.assert_allclose(alpha.matrix_[0].numpy(), expected, atol=1e-6)
-    h = HARMFUL.read(Read(Site(3)))
+    h = HARMFUL.read(RequiredActivation(Site(3)))
     torch.testing.assert_close(alpha.vectors(HARMFUL), h @ alpha.matrix_[0], atol=1e-4, rtol=1e-4)
     assert float(alpha.target_norm_[0]) == pytest.approx(float(z.norm(dim=1).mean()), rel=1e-5)
     assert alpha.leakage_[0] < 0.05
@@ -403,14 +412,14 @@ def test_own_contrasts_are_needed_of_every_harmful_input_and_the_mean_needs_one(
         AlphaSteer(3, target="each", **QUIET).fit(some)
     assert AlphaSteer(3, **QUIET).fit(some).r_.shape == (1, D)
     none = world(bare=[f"s{i:04d}" for i in range(120, 180)])
-    with pytest.raises(DataError, match=r"no contrast is of an input with behaviour in \['refuse'\].*\['answer'\]"):
+    with pytest.raises(DataError, match=r"no contrast is of an input with behavior in \['refuse'\].*\['answer'\]"):
         AlphaSteer(3, **QUIET).fit(none)
 
 
 def test_contrasts_that_are_all_zero_are_refused():
     flat = make_acts(
         torch.cat([benign_rows(60), harmful_rows(20)]).float(), torch.zeros(80, D),
-        behaviours=["answer"] * 60 + ["refuse"] * 20,
+        behaviors=["answer"] * 60 + ["refuse"] * 20,
     )  # fmt: skip
     for target in ("mean", "each"):
         with pytest.raises(DataError, match="same state in all 20 contrasts"):
@@ -478,7 +487,7 @@ def test_the_detector_of_a_site_is_the_gate_that_steers_there():
     alpha = AlphaSteer([3, 5], ratio=[RATIO, 0.5]).fit(TWO)
     detector, context = alpha.detector(5), Context.of(TWO)
     assert detector.site == Site(5) and detector.ratio_ == 0.5 and detector.info_["model"] == "tiny"
-    assert torch.equal(detector.score(context), alpha.gate(5, context.read(Read(Site(5)))))
+    assert torch.equal(detector.score(context), alpha.gate(5, context.read(RequiredActivation(Site(5)))))
     with pytest.raises(SteeringError, match="steers the sites 3, 5, not 4"):
         alpha.detector(4)
     with pytest.raises(SteeringError, match="not 4"):
@@ -496,8 +505,8 @@ def test_a_sweep_takes_the_settings_to_one_layer():
 
 def test_an_unfitted_steerer_says_so_and_is_not_saved(tmp_path):
     for ask in (
-        lambda: AlphaSteer([3, 5]).shifts(HARMFUL), lambda: AlphaSteer(3).gate(3, torch.ones(1, D)),
-        lambda: AlphaSteer(3, target="each").shifts(HARMFUL), lambda: AlphaSteer(3).detector(3),
+        lambda: AlphaSteer([3, 5]).interventions(HARMFUL), lambda: AlphaSteer(3).gate(3, torch.ones(1, D)),
+        lambda: AlphaSteer(3, target="each").interventions(HARMFUL), lambda: AlphaSteer(3).detector(3),
         lambda: save(AlphaSteer([3, 5], target=torch.ones(2, D)), tmp_path / "a"),
     ):  # fmt: skip
         with pytest.raises(ActivationError, match="not fitted"):
@@ -530,13 +539,16 @@ def test_a_saved_steerer_comes_back_to_the_bit(steerer, tmp_path):
     loaded = load_steerer(save(steerer, tmp_path / "run"))
     assert isinstance(loaded, AlphaSteer) and loaded.sites == expected.sites and loaded.info_ == expected.info_
     assert loaded.ratio_ == expected.ratio_ and loaded.leakage_ == expected.leakage_
-    assert loaded.held_out_leakage_ == expected.held_out_leakage_ and loaded.reads == expected.reads
-    for one, other in zip(loaded.shifts(context), expected.shifts(context), strict=True):
-        if other.in_flight is None:
+    assert (
+        loaded.held_out_leakage_ == expected.held_out_leakage_
+        and loaded.required_activations == expected.required_activations
+    )
+    for one, other in zip(loaded.interventions(context), expected.interventions(context), strict=True):
+        if other.vector_fn is None:
             assert torch.equal(one.vectors, other.vectors) and torch.equal(one.gate, other.gate)
         else:
-            h = context.read(Read(one.site))
-            assert torch.equal(one.in_flight(h), other.in_flight(h))
+            h = context.read(RequiredActivation(one.site))
+            assert torch.equal(one.vector_fn(h), other.vector_fn(h))
 
 
 def test_a_saved_gate_and_the_detector_of_a_steerer_come_back_with_their_threshold(tmp_path):
@@ -552,7 +564,7 @@ def test_find_null_space_gives_the_directions_that_the_gate_lies_in():
     space = find_null_space(rows, harmful_rows(40).float(), ratio=RATIO, ridge=1.0, leakage=0.05, site=Site(3))
     assert space.q.shape == (D, 38) and space.held_out is None
     gate = NullSpaceGate(3, ratio=RATIO).fit(ACTS)
-    rows = BENIGN.read(Read(Site(3))).double()
+    rows = BENIGN.read(RequiredActivation(Site(3))).double()
     q = null_space(rows.T @ rows, 38)
     torch.testing.assert_close(q @ (q.T @ gate.w_.double()), gate.w_.double(), atol=1e-7, rtol=0)
 
@@ -573,14 +585,14 @@ def directions(tmp_path):
 
 def test_published_directions_are_turned_towards_refusal_and_harm_keeps_its_sign(directions):
     path, shipped = directions
-    found = reference_directions(path, "llama3.1", layers=[12, 8])
+    found = published_directions(path, "llama3.1", layers=[12, 8])
     assert torch.equal(found.vectors, -shipped[[12, 8]]) and found.layers == (12, 8) and found.key == "rv.llama3.1"
-    assert torch.equal(reference_directions(path, "hd.llama31-8b-instruct").vectors, torch.ones(32, 8))
+    assert torch.equal(published_directions(path, "hd.llama31-8b-instruct").vectors, torch.ones(32, 8))
 
 
 def test_the_two_conventions_differ_by_exactly_one_block(directions):
     path, _ = directions
-    released, aligned = (reference_directions(path, "llama3.1", convention=c) for c in ("released", "aligned"))
+    released, aligned = (published_directions(path, "llama3.1", convention=c) for c in ("released", "aligned"))
     assert torch.equal(released.vectors, aligned.vectors)
     assert released.sites == tuple(Site(k, "block_in") for k in range(32))
     assert aligned.sites == tuple(Site(k) for k in range(32))  # the input of block k is the output of block k - 1
@@ -588,30 +600,30 @@ def test_the_two_conventions_differ_by_exactly_one_block(directions):
 
 def test_a_published_setup_becomes_an_unfitted_steerer(directions):
     path, shipped = directions
-    alpha = AlphaSteer.from_reference(path, "llama3.1", gates="frozen")
+    alpha = AlphaSteer.from_published(path, "llama3.1", gates="frozen")
     assert alpha.sites[:2] == (Site(8, "block_in"), Site(9, "block_in")) and len(alpha.sites) == 10
     assert alpha.ratio == tuple(PUBLISHED_RATIOS["llama3.1"].values()) and alpha.gates == "frozen"
     assert torch.equal(alpha.target, -shipped[list(PUBLISHED_RATIOS["llama3.1"])])
-    assert AlphaSteer.from_reference(path, "llama3.1", layers=[12], convention="aligned").sites == (Site(12),)
-    assert AlphaSteer.from_reference(path, "llama3.1", layers=[15], ratio=None).ratio is None
+    assert AlphaSteer.from_published(path, "llama3.1", layers=[12], convention="aligned").sites == (Site(12),)
+    assert AlphaSteer.from_published(path, "llama3.1", layers=[15], ratio=None).ratio is None
     with pytest.raises(DataError, match=r"no ratio was published for the layers \[15\]"):
-        AlphaSteer.from_reference(path, "llama3.1", layers=[8, 15])
+        AlphaSteer.from_published(path, "llama3.1", layers=[8, 15])
     with pytest.raises(ActivationError, match="not fitted"):
-        alpha.shifts(HARMFUL)
+        alpha.interventions(HARMFUL)
 
 
 def test_published_directions_that_are_not_there_are_refused(directions, tmp_path):
     path, _ = directions
     with pytest.raises(LoadError, match="no file"):
-        reference_directions(tmp_path / "nothing", "llama3.1")
+        published_directions(tmp_path / "nothing", "llama3.1")
     with pytest.raises(MismatchError, match=r"no directions 'qwen2\.5'"):
-        reference_directions(path, "qwen2.5")
+        published_directions(path, "qwen2.5")
     with pytest.raises(DataError, match=r"layers 0 to 31, not \[32, -1\]"):
-        reference_directions(path, "llama3.1", layers=[3, 32, -1])
+        published_directions(path, "llama3.1", layers=[3, 32, -1])
     with pytest.raises(DataError, match="'released', 'aligned'"):
-        reference_directions(path, "llama3.1", convention="fixed")
+        published_directions(path, "llama3.1", convention="fixed")
     with pytest.raises(DataError, match="no setup was published for 'phi'"):
-        AlphaSteer.from_reference(path, "phi")
+        AlphaSteer.from_published(path, "phi")
 
 
 def test_the_published_layers_and_ratios():
@@ -634,8 +646,8 @@ def test_the_published_layers_and_ratios():
     ],
 )
 def test_the_published_directions_have_the_published_norms(name, norms, tensors):
-    found = reference_directions(tensors / "refusal_vectors_all_layers.safetensors", name, layers=list(norms))
+    found = published_directions(tensors / "refusal_vectors_all_layers.safetensors", name, layers=list(norms))
     for vector, norm in zip(found.vectors, norms.values(), strict=True):
         assert float(vector.norm()) == pytest.approx(norm, rel=5e-3)
-    alpha = AlphaSteer.from_reference(tensors / "refusal_vectors_all_layers.safetensors", name)
+    alpha = AlphaSteer.from_published(tensors / "refusal_vectors_all_layers.safetensors", name)
     assert [site.layer for site in alpha.sites] == list(PUBLISHED_RATIOS[name])

@@ -35,7 +35,7 @@ def history(
     """Items `(item, span, hidden)`, one row per position, of the samples s0000, s0001, ..."""
     n, span = states.shape[:2]
     rows = [
-        {"sample": f"s{i:04d}", "side": side, "position": position, "behaviour": labels[i]}
+        {"example_id": f"s{i:04d}", "side": side, "position": position, "behavior": labels[i]}
         for i in range(n)
         for position in positions
     ]
@@ -53,24 +53,24 @@ def of(name: str, labels: Sequence[str]) -> Tensor:
 def world(noise: float, seed: int = 0, n: int = 1200, hidden: int = 64) -> tuple[Activations, Tensor]:
     """Gaussian classes, a share of whose labels is drawn anew; and the true class means."""
     draw = np.random.default_rng(seed)
-    centres = 0.47 * draw.normal(size=(4, hidden))
+    centers = 0.47 * draw.normal(size=(4, hidden))
     truth = draw.integers(0, 4, n)
-    states = centres[truth] + draw.normal(size=(n, hidden))
+    states = centers[truth] + draw.normal(size=(n, hidden))
     told = np.where(draw.random(n) < noise, draw.integers(0, 4, n), truth)
-    acts = make_acts(torch.tensor(states).float(), None, behaviours=[NAMES[k] for k in told], layer=LAYER)
-    return acts, torch.tensor(centres).float()
+    acts = make_acts(torch.tensor(states).float(), None, behaviors=[NAMES[k] for k in told], layer=LAYER)
+    return acts, torch.tensor(centers).float()
 
 
 @cache
-def measured(noise: float, threshold: float, normalise: bool = False) -> dict[str, float]:
+def measured(noise: float, threshold: float, normalize: bool = False) -> dict[str, float]:
     """Means over two worlds of four classes: cosine to the true mean, what lies along it, norm, items."""
     rows = []
     for seed in range(2):
-        acts, centres = world(noise, seed)
-        fitted = CONFST(LAYER, "news", threshold=threshold, centre=None, normalise=normalise).fit(acts)
-        vectors, units = torch.cat([fitted.vectors_[n] for n in NAMES]), torch.nn.functional.normalize(centres)
+        acts, centers = world(noise, seed)
+        fitted = CONFST(LAYER, "news", threshold=threshold, center=None, normalize=normalize).fit(acts)
+        vectors, units = torch.cat([fitted.vectors_[n] for n in NAMES]), torch.nn.functional.normalize(centers)
         along, norms = (vectors * units).sum(1), vectors.norm(dim=1)
-        items = np.mean(list(fitted.selected_.values()))
+        items = np.mean(list(fitted.n_selected_.values()))
         rows.append({"cosine": (along / norms).mean(), "along": along.mean(), "norm": norms.mean(), "items": items})
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
@@ -101,7 +101,7 @@ def test_without_noise_every_threshold_gives_the_mean_nearly() -> None:
 
 
 def test_vectors_grow_with_the_threshold_so_only_unit_vectors_compare_confidence() -> None:
-    raw, unit = ({beta: measured(0.4, beta, normalise) for beta in BETAS} for normalise in (False, True))
+    raw, unit = ({beta: measured(0.4, beta, normalize) for beta in BETAS} for normalize in (False, True))
     norms = [raw[beta]["norm"] for beta in BETAS]
     assert norms == sorted(norms) and norms[-1] > 1.3 * norms[0]
     # at one alpha the worst direction goes furthest along the true one; at one norm, the best does
@@ -116,27 +116,27 @@ def test_vectors_grow_with_the_threshold_so_only_unit_vectors_compare_confidence
 
 
 def plain_mean(acts: Activations, name: str) -> Tensor:
-    return acts.select(behaviour=name).at(LAYER).double().mean(0).float()
+    return acts.select(behavior=name).at(LAYER).double().mean(0).float()
 
 
 def test_no_threshold_is_the_class_mean_bit_for_bit() -> None:
     acts, _ = world(0.2)
-    fitted = CONFST(LAYER, "arts", threshold=0.0, centre=None).fit(acts)
-    lowest = float(fitted.probability_.min())
-    below = CONFST(LAYER, "arts", threshold=lowest / 2, centre=None).fit(acts)
+    fitted = CONFST(LAYER, "arts", threshold=0.0, center=None).fit(acts)
+    lowest = float(fitted.item_probability_.min())
+    below = CONFST(LAYER, "arts", threshold=lowest / 2, center=None).fit(acts)
     for name in NAMES:
         assert torch.equal(fitted.vectors_[name][0], plain_mean(acts, name))
         assert torch.equal(below.vectors_[name][0], plain_mean(acts, name))
-        assert fitted.selected_[name] == len(acts.select(behaviour=name))
+        assert fitted.n_selected_[name] == len(acts.select(behavior=name))
     assert fitted.vectors_["arts"].dtype == torch.float32
 
 
 def test_classes_far_apart_are_chosen_whole_at_one_over_k() -> None:
     labels = [NAMES[i % 4] for i in range(80)]
     states = 10 * torch.eye(8)[torch.arange(80) % 4] + 0.1 * torch.randn(80, 8)
-    acts = make_acts(states, None, behaviours=labels, layer=LAYER)
-    fitted = CONFST(LAYER, "arts", threshold=0.25, centre=None).fit(acts)
-    assert float(fitted.probability_.min()) > 0.25
+    acts = make_acts(states, None, behaviors=labels, layer=LAYER)
+    fitted = CONFST(LAYER, "arts", threshold=0.25, center=None).fit(acts)
+    assert float(fitted.item_probability_.min()) > 0.25
     assert all(torch.equal(fitted.vectors_[name][0], plain_mean(acts, name)) for name in NAMES)
 
 
@@ -144,39 +144,39 @@ def test_classes_far_apart_are_chosen_whole_at_one_over_k() -> None:
 def test_a_vector_is_the_mean_of_the_items_above_the_threshold(threshold: float) -> None:
     acts, _ = world(0.4)
     made = {
-        centre: CONFST(LAYER, "arts", threshold=threshold, centre=centre).fit(acts)
-        for centre in (None, "grand", "others")
+        center: CONFST(LAYER, "arts", threshold=threshold, center=center).fit(acts)
+        for center in (None, "grand", "others")
     }
     table, states = made[None].table, acts.at(LAYER).double()  # samples are in order already
-    assert table["item"].tolist() == acts.index["sample"].tolist()
-    assert table["label"].tolist() == acts.index["behaviour"].tolist()
-    assert (table["chosen"] == (table["probability"] > threshold)).all()
+    assert table["item"].tolist() == acts.index["example_id"].tolist()
+    assert table["label"].tolist() == acts.index["behavior"].tolist()
+    assert (table["selected"] == (table["probability"] > threshold)).all()
     for name in NAMES:
         mine = (table["label"] == name).to_numpy()
-        mean = states[mine & table["chosen"].to_numpy()].mean(0)
+        mean = states[mine & table["selected"].to_numpy()].mean(0)
         expected = {None: mean, "grand": mean - states.mean(0), "others": mean - states[~mine].mean(0)}
-        for centre, fitted in made.items():
-            torch.testing.assert_close(fitted.vectors_[name][0], expected[centre].float(), rtol=1e-6, atol=1e-6)
-            assert fitted.selected_ == made[None].selected_
+        for center, fitted in made.items():
+            torch.testing.assert_close(fitted.vectors_[name][0], expected[center].float(), rtol=1e-6, atol=1e-6)
+            assert fitted.n_selected_ == made[None].n_selected_
 
 
-def test_what_all_classes_share_dominates_plain_means_and_is_gone_from_centred_ones() -> None:
+def test_what_all_classes_share_dominates_plain_means_and_is_gone_from_centered_ones() -> None:
     """Language models have such large common states: cos_grand_ tells."""
-    acts, centres = world(0.2)
+    acts, centers = world(0.2)
     shared = 20 * torch.nn.functional.normalize(torch.randn(64, generator=torch.Generator().manual_seed(1)), dim=0)
     moved = Activations(acts.values + shared, acts.index, acts.sites)
     plain, grand, others = (
-        CONFST(LAYER, "arts", threshold=0.3, centre=centre).fit(moved) for centre in (None, "grand", "others")
+        CONFST(LAYER, "arts", threshold=0.3, center=center).fit(moved) for center in (None, "grand", "others")
     )
     still = CONFST(LAYER, "arts", threshold=0.3).fit(acts)
     mean = moved.at(LAYER).double().mean(0)
-    for name, centre in zip(NAMES, centres, strict=True):
-        assert plain.cos_grand_[name] > 0.97
-        assert max(abs(grand.cos_grand_[name]), abs(others.cos_grand_[name])) < 0.5
+    for name, center in zip(NAMES, centers, strict=True):
+        assert plain.cosine_to_mean_[name] > 0.97
+        assert max(abs(grand.cosine_to_mean_[name]), abs(others.cosine_to_mean_[name])) < 0.5
         told = torch.cosine_similarity(grand.vectors_[name].double().flatten(), mean, dim=0)
-        assert grand.cos_grand_[name] == pytest.approx(float(told), abs=1e-6)
+        assert grand.cosine_to_mean_[name] == pytest.approx(float(told), abs=1e-6)
         torch.testing.assert_close(grand.vectors_[name], still.vectors_[name], rtol=1e-3, atol=1e-3)
-        own = centre - centres.mean(0)
+        own = center - centers.mean(0)
         cosines = [float(torch.cosine_similarity(m.vectors_[name][0], own, dim=0)) for m in (plain, grand)]
         assert cosines[0] < 0.4 and cosines[1] > 0.95
 
@@ -184,10 +184,10 @@ def test_what_all_classes_share_dominates_plain_means_and_is_gone_from_centred_o
 def test_the_order_of_rows_changes_nothing_and_the_seed_decides_the_folds() -> None:
     acts, _ = world(0.4, n=300)
     one, two = (CONFST(LAYER, "news").fit(data) for data in (acts, shuffled(acts, 3)))
-    assert torch.equal(one.probability_, two.probability_) and one.names_ == two.names_
+    assert torch.equal(one.item_probability_, two.item_probability_) and one.item_ids_ == two.item_ids_
     assert all(torch.equal(one.vectors_[name], two.vectors_[name]) for name in NAMES)
     other = CONFST(LAYER, "news", seed=1).fit(acts)
-    assert not torch.equal(one.probability_, other.probability_)
+    assert not torch.equal(one.item_probability_, other.item_probability_)
 
 
 # --- who is above the threshold ----------------------------------------------------------------------------------
@@ -217,9 +217,9 @@ def test_where_too_few_are_above_the_surest_are_taken_with_a_warning_that_counts
     told = rf"above {threshold:g}: [01] of \d+ of 'arts' \(the 7 surest are taken\); 0 of \d+ of 'news'"
     with pytest.warns(UserWarning, match=told):
         fitted = CONFST(LAYER, "news", threshold=threshold, least=7).fit(acts)
-    assert fitted.selected_["arts"] == fitted.selected_["news"] == min(fitted.selected_.values()) == 7
+    assert fitted.n_selected_["arts"] == fitted.n_selected_["news"] == min(fitted.n_selected_.values()) == 7
     for _, part in fitted.table.groupby("label"):
-        assert part.loc[part["chosen"], "probability"].min() > part.loc[~part["chosen"], "probability"].max()
+        assert part.loc[part["selected"], "probability"].min() > part.loc[~part["selected"], "probability"].max()
 
 
 def test_probabilities_are_out_of_fold_so_noise_is_not_confidently_anything() -> None:
@@ -234,8 +234,8 @@ def test_probabilities_are_out_of_fold_so_noise_is_not_confidently_anything() ->
     within = fitted.predict_proba(flat).max(1)
     assert fitted.score(flat, labels) == 1 and within.min() > 0.95
     confst = CONFST(LAYER, "news", span=5, least=1).fit(acts)
-    assert float(confst.chosen_.double().mean()) < 0.5 and confst.accuracy_ < 0.45
-    assert float(confst.probability_.median()) < 0.4
+    assert float(confst.selected_mask_.double().mean()) < 0.5 and confst.accuracy_ < 0.45
+    assert float(confst.item_probability_.median()) < 0.4
 
 
 def test_two_texts_of_one_sample_are_judged_by_classifiers_that_saw_neither() -> None:
@@ -250,19 +250,19 @@ def test_two_texts_of_one_sample_are_judged_by_classifiers_that_saw_neither() ->
         parts[0].sites,
     )
     fitted = CONFST(LAYER, "arts", side=None, position="answer", threshold=0.0).fit(both)
-    assert len(fitted.names_) == 120 and {"s0000:negative", "s0000:positive"} < set(fitted.names_)
+    assert len(fitted.item_ids_) == 120 and {"s0000:negative", "s0000:positive"} < set(fitted.item_ids_)
     assert fitted.accuracy_ < 0.7, "one of the two tells the other's label"
-    single = CONFST(LAYER, "arts", side="positive", position="answer", threshold=0.0, centre=None).fit(both)
-    assert single.names_[:2] == ("s0000", "s0001")
+    single = CONFST(LAYER, "arts", side="positive", position="answer", threshold=0.0, center=None).fit(both)
+    assert single.item_ids_[:2] == ("s0000", "s0001")
     assert torch.equal(single.vectors_["arts"][0], states[of("arts", labels), 0].double().mean(0).float())
 
 
-def test_a_column_of_ones_own_labels_the_items_and_unlabelled_ones_are_left_out() -> None:
+def test_a_column_of_ones_own_labels_the_items_and_unlabeled_ones_are_left_out() -> None:
     states = torch.randn(40, 1, 6) + 4 * torch.eye(6)[torch.arange(40) % 2][:, None]
     users: list[Any] = [7, 8] * 15 + [None, "", float("nan"), None, ""] * 2
     acts = history(states, ["x"] * 40, user=users)
-    fitted = CONFST(LAYER, "7", label="user", threshold=0.0, centre=None).fit(acts)
-    assert fitted.selected_ == {"7": 15, "8": 15}
+    fitted = CONFST(LAYER, "7", label="user", threshold=0.0, center=None).fit(acts)
+    assert fitted.n_selected_ == {"7": 15, "8": 15}
     torch.testing.assert_close(fitted.vectors_["7"][0], states[:30:2, 0].mean(0))
 
 
@@ -283,24 +283,24 @@ def test_a_column_of_ones_own_labels_the_items_and_unlabelled_ones_are_left_out(
 def test_positions_says_what_to_capture_and_vectors_follow_its_order(options: dict, positions: tuple[str, ...]) -> None:
     states = torch.randn(40, len(positions), 6) + 5 * torch.eye(6)[torch.arange(40) % 2][:, None]
     labels = [NAMES[i % 2] for i in range(40)]
-    method = CONFST(LAYER, "news", threshold=0.0, centre=None, **options)
+    method = CONFST(LAYER, "news", threshold=0.0, center=None, **options)
     assert method.positions == positions
     fitted = method.fit(shuffled(history(states, labels, positions), 1))
     for name in NAMES[:2]:
         torch.testing.assert_close(fitted.vectors_[name], states[of(name, labels)].mean(0))
-    shifts = fitted.shifts(Context(("a", "b")))
-    assert [shift.positions for shift in shifts] == (
+    interventions = fitted.interventions(Context(("a", "b")))
+    assert [shift.positions for shift in interventions] == (
         [None] if positions[0] in ("last", "answer", "3") else [*positions]
     )
-    for shift, vector in zip(shifts, fitted.vectors_["news"], strict=True):
+    for shift, vector in zip(interventions, fitted.vectors_["news"], strict=True):
         assert shift.site == Site(LAYER) and torch.equal(shift.vectors, vector.expand(2, -1))
 
 
 def test_a_span_is_of_norm_one_as_a_whole_and_has_no_single_vector() -> None:
     states = torch.randn(40, 3, 6) + 5 * torch.eye(6)[torch.arange(40) % 2][:, None]
-    method = CONFST(LAYER, "news", span=3, normalise=True)
+    method = CONFST(LAYER, "news", span=3, normalize=True)
     fitted = method.fit(history(states, [NAMES[i % 2] for i in range(40)], method.positions))
-    assert float(fitted.payload.norm()) == pytest.approx(1, abs=1e-6)
+    assert float(fitted.steering_vectors.norm()) == pytest.approx(1, abs=1e-6)
     with pytest.raises(SteeringError, match="a span of 3 tokens has a vector for each"):
         fitted.vectors(Context(("a",)))
 
@@ -309,10 +309,10 @@ def test_items_that_were_not_captured_at_the_whole_span_are_left_out_and_counted
     states = torch.randn(40, 2, 6) + 5 * torch.eye(6)[torch.arange(40) % 2][:, None]
     labels = [NAMES[i % 2] for i in range(40)]
     acts = history(states, labels, ("last-1", "last"))
-    short = acts.index["sample"].isin(["s0003", "s0008"]) & (acts.index["position"] == "last-1")
+    short = acts.index["example_id"].isin(["s0003", "s0008"]) & (acts.index["position"] == "last-1")
     with pytest.warns(UserWarning, match=r"2 of 40 items are left out, first 's0003'.*\['last-1', 'last'\]"):
         fitted = CONFST(LAYER, "news", span=2, threshold=0.0).fit(acts.rows(~short))
-    assert fitted.selected_ == {"arts": 19, "news": 19} and "s0003" not in fitted.names_
+    assert fitted.n_selected_ == {"arts": 19, "news": 19} and "s0003" not in fitted.item_ids_
 
 
 # --- several preferences at once ---------------------------------------------------------------------------------
@@ -327,9 +327,9 @@ def test_several_preferences_are_the_weighted_sum_of_their_vectors(weights: dict
     fitted = news()
     mixed = fitted.combine(weights)
     expected = sum(w * fitted.vectors_[name].double() for name, w in weights.items())
-    torch.testing.assert_close(mixed.payload, expected.float(), rtol=1e-6, atol=1e-6)
-    assert torch.equal(mixed.vectors(Context(("a", "b"))), mixed.payload.expand(2, -1))
-    assert fitted.target == "news" and torch.equal(fitted.payload, fitted.vectors_["news"])
+    torch.testing.assert_close(mixed.steering_vectors, expected.float(), rtol=1e-6, atol=1e-6)
+    assert torch.equal(mixed.vectors(Context(("a", "b"))), mixed.steering_vectors.expand(2, -1))
+    assert fitted.target == "news" and torch.equal(fitted.steering_vectors, fitted.vectors_["news"])
 
 
 @cache
@@ -340,8 +340,8 @@ def news() -> CONFST:
 def test_a_target_of_several_may_be_given_at_once_and_one_name_is_that_name_alone() -> None:
     weights = {"arts": 1.0, "sports": -0.5}
     fitted = CONFST(LAYER, weights, threshold=0.3).fit(world(0.2)[0])
-    assert torch.equal(fitted.payload, news().combine(weights).payload)
-    assert torch.equal(news().combine("arts").payload, news().vectors_["arts"])
+    assert torch.equal(fitted.steering_vectors, news().combine(weights).steering_vectors)
+    assert torch.equal(news().combine("arts").steering_vectors, news().vectors_["arts"])
 
 
 @pytest.mark.parametrize(
@@ -367,22 +367,22 @@ def test_targets_that_do_not_exist_or_weigh_nothing_are_refused(target: Any, tol
 @pytest.mark.parametrize("target", ["news", {"news": 1.0, "arts": 0.25}], ids=["one", "several"])
 def test_what_is_saved_comes_back_bit_for_bit(target: Any, tmp_path) -> None:
     states = torch.randn(40, 2, 6) + 5 * torch.eye(6)[torch.arange(40) % 2][:, None]
-    method = CONFST(Site(LAYER), target, span=2, threshold=0.6, centre="others")
+    method = CONFST(Site(LAYER), target, span=2, threshold=0.6, center="others")
     fitted = method.fit(history(states, [NAMES[i % 2] for i in range(40)], method.positions))
     loaded = load_steerer(save(fitted, tmp_path / "run"))
     assert isinstance(loaded, CONFST) and loaded.target == target and loaded.positions == method.positions
-    assert torch.equal(loaded.payload, fitted.payload) and loaded.site == Site(LAYER)
-    assert loaded.table.equals(fitted.table) and loaded.selected_ == fitted.selected_
-    assert loaded.cos_grand_ == fitted.cos_grand_ and loaded.accuracy_ == fitted.accuracy_
+    assert torch.equal(loaded.steering_vectors, fitted.steering_vectors) and loaded.site == Site(LAYER)
+    assert loaded.table.equals(fitted.table) and loaded.n_selected_ == fitted.n_selected_
+    assert loaded.cosine_to_mean_ == fitted.cosine_to_mean_ and loaded.accuracy_ == fitted.accuracy_
     assert loaded.info_ == {"model": "tiny", "layers": 9, "hidden_size": 6}
 
 
 def test_another_layer_keeps_every_setting_and_is_not_fitted() -> None:
-    method = CONFST(LAYER, {"news": 2.0}, threshold=0.4, label="user", span=2, start=1, centre=None, folds=3, C=0.1)
+    method = CONFST(LAYER, {"news": 2.0}, threshold=0.4, label="user", span=2, start=1, center=None, folds=3, C=0.1)
     moved = method.at(7)
     assert moved.site == Site(7) and {**vars(moved), "layer": LAYER, "site": Site(LAYER)} == vars(method)
     with pytest.raises(ActivationError, match="not fitted"):
-        moved.shifts(Context(("a",)))
+        moved.interventions(Context(("a",)))
     with pytest.raises(ActivationError, match="not fitted"):
         moved.combine("arts")
 
@@ -398,7 +398,7 @@ def test_another_layer_keeps_every_setting_and_is_not_fitted() -> None:
         ({"least": 0}, "least=0"),
         ({"C": 0.0}, "C=0.0"),
         ({"C": float("nan")}, "C=nan"),
-        ({"centre": "mean"}, "centre='mean': give 'grand', 'others' or None"),
+        ({"center": "mean"}, "center='mean': give 'grand', 'others' or None"),
         ({"position": "answer", "span": 2}, r"position='answer' has no meaning for a span \(\('last-1', 'last'\)\)"),
         ({"position": "answer", "start": 2}, r"position='answer' has no meaning for a span \(\('prompt\[2\]',\)\)"),
     ],
@@ -425,7 +425,7 @@ def test_one_class_and_classes_smaller_than_folds_are_refused_with_their_sizes()
 def test_rows_that_are_missing_double_or_all_alike_are_refused() -> None:
     labels = ["arts", "news"] * 10
     acts = small(labels)
-    with pytest.raises(ActivationError, match=r"no label 'user'.*'behaviour'"):
+    with pytest.raises(ActivationError, match=r"no label 'user'.*'behavior'"):
         CONFST(LAYER, "arts", label="user").fit(acts)
     with pytest.raises(ActivationError, match=r"no row has side in \['positive'\]"):
         CONFST(LAYER, "arts", side="positive").fit(acts)
@@ -436,7 +436,7 @@ def test_rows_that_are_missing_double_or_all_alike_are_refused() -> None:
     twice = Activations(acts.values.repeat(2, 1, 1), pd.concat([acts.index] * 2, ignore_index=True), acts.sites)
     with pytest.raises(DataError, match=r"'s0000' \(prompt\) has two rows at 'last'"):
         CONFST(LAYER, "arts").fit(twice)
-    with pytest.raises(DataError, match=r"no item has both a label in 'behaviour'"):
+    with pytest.raises(DataError, match=r"no item has both a label in 'behavior'"):
         CONFST(LAYER, "arts").fit(small([""] * 20))
     alike = Activations(acts.values[:1].expand(20, -1, -1), acts.index, acts.sites)
     with pytest.raises(DataError, match=r"all 20 items have the same state at \['last'\] of site 3.*template"):
@@ -445,6 +445,6 @@ def test_rows_that_are_missing_double_or_all_alike_are_refused() -> None:
 
 def test_a_span_whose_rows_disagree_about_the_label_is_refused() -> None:
     acts = small(["arts", "news"] * 10, ("last-1", "last"))
-    acts.index.loc[1, "behaviour"] = "news"
+    acts.index.loc[1, "behavior"] = "news"
     with pytest.raises(DataError, match=r"'s0000' \(prompt\) has two labels: 'arts' and 'news'"):
         CONFST(LAYER, "arts", span=2).fit(acts)

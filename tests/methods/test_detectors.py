@@ -17,10 +17,10 @@ from synthetic_acts import make_acts, shuffled
 
 from steerlab import ActivationError, DataError, MeanDifference, MismatchError
 from steerlab.capture.activations import Activations
-from steerlab.methods.artefact import load_detector, load_steerer, save
 from steerlab.methods.base import Context, threshold_at
 from steerlab.methods.condition import ConditionVector
 from steerlab.methods.probe import LinearProbe
+from steerlab.methods.serialization import load_detector, load_steerer, save
 
 D, N = 24, 60
 DRAW = torch.Generator().manual_seed(3)
@@ -29,7 +29,7 @@ STATES = torch.randn(N, D, generator=DRAW) + 40.0  # all states share one large 
 LABELS = ["refuse" if i % 3 == 0 else "answer" for i in range(N)]
 IS = torch.tensor([label == "refuse" for label in LABELS])
 STATES[IS] += 4 * AXIS
-ACTS = make_acts(STATES, None, behaviours=LABELS)
+ACTS = make_acts(STATES, None, behaviors=LABELS)
 
 
 @settings(deadline=None)
@@ -62,12 +62,12 @@ def test_detectors_tell_the_classes_apart_whatever_the_order_of_rows(detector) -
     assert roc_auc_score(IS.numpy(), scores.numpy()) > 0.98
     again = type(detector)(3, **({"direction": detector.direction} if hasattr(detector, "direction") else {}))
     assert torch.equal(again.fit(shuffled(ACTS)).score(Context.of(ACTS)), scores)
-    detector.calibrate(ACTS.select(behaviour="answer"), fpr=0.05)
-    found = detector.detects(Context.of(ACTS))
+    detector.calibrate(ACTS.select(behavior="answer"), fpr=0.05)
+    found = detector.detect(Context.of(ACTS))
     assert found[~IS].float().mean() <= 0.05 and found[IS].float().mean() > 0.8
 
 
-def test_a_probe_is_scikit_learns_own_on_standardised_states() -> None:
+def test_a_probe_is_scikit_learns_own_on_standardized_states() -> None:
     x = STATES.double().numpy()
     scaler = StandardScaler().fit(x)
     theirs = LogisticRegression(max_iter=5000).fit(scaler.transform(x), IS.numpy())
@@ -79,37 +79,37 @@ def test_a_condition_is_a_cosine_that_neither_size_nor_common_direction_of_the_s
     condition = ConditionVector(3, direction="means").fit(ACTS)
     means = STATES[IS].mean(0), STATES[~IS].mean(0)
     axis = (means[0] - means[1]) / (means[0] - means[1]).norm()
-    centred = STATES - (means[0] + means[1]) / 2
-    wanted = (centred @ axis) / centred.norm(dim=1)
+    centered = STATES - (means[0] + means[1]) / 2
+    wanted = (centered @ axis) / centered.norm(dim=1)
     torch.testing.assert_close(condition.score(Context.of(ACTS)), wanted, atol=1e-4, rtol=0)
-    pca = ConditionVector(3).fit(make_acts(STATES + 100.0, None, behaviours=LABELS))
+    pca = ConditionVector(3).fit(make_acts(STATES + 100.0, None, behaviors=LABELS))
     assert torch.nn.functional.cosine_similarity(pca.direction_, AXIS, dim=0) > 0.8
 
 
 def test_negative_none_means_every_other_label() -> None:
     labels = [*LABELS[:30], *["defer"] * 30]
-    acts = make_acts(STATES, None, behaviours=labels)
+    acts = make_acts(STATES, None, behaviors=labels)
     named = LinearProbe(3, negative=("answer", "defer")).fit(acts)
     assert torch.equal(named.w_, LinearProbe(3).fit(acts).w_)
     assert not torch.equal(named.w_, LinearProbe(3, negative=("answer",)).fit(acts).w_)
 
 
 def test_another_column_can_hold_the_labels() -> None:
-    index = ACTS.index.assign(outcome=["no" if flag else "yes" for flag in IS], behaviour="b")
+    index = ACTS.index.assign(outcome=["no" if flag else "yes" for flag in IS], behavior="b")
     acts = Activations(ACTS.values, index, ACTS.sites)
     assert torch.equal(LinearProbe(3, positive="no", label="outcome").fit(acts).w_, LinearProbe(3).fit(ACTS).w_)
 
 
 @pytest.mark.parametrize("method", [LinearProbe, ConditionVector])
 def test_bad_classes_are_refused(method) -> None:
-    one = make_acts(STATES, None, behaviours=["refuse", *["answer"] * (N - 1)])
-    with pytest.raises(DataError, match=r"1 inputs have behaviour in \['refuse'\].*at least 2"):
+    one = make_acts(STATES, None, behaviors=["refuse", *["answer"] * (N - 1)])
+    with pytest.raises(DataError, match=r"1 inputs have behavior in \['refuse'\].*at least 2"):
         method(3).fit(one)
-    with pytest.raises(DataError, match="0 inputs have another behaviour"):
-        method(3).fit(ACTS.select(behaviour="refuse"))
+    with pytest.raises(DataError, match="0 inputs have another behavior"):
+        method(3).fit(ACTS.select(behavior="refuse"))
     doubled = torch.cat([STATES, STATES[:1]])
     with pytest.raises(DataError, match=r"1 negative inputs have the very state of a positive one, first 's0060'"):
-        method(3).fit(make_acts(doubled, None, behaviours=[*LABELS, "answer"]))
+        method(3).fit(make_acts(doubled, None, behaviors=[*LABELS, "answer"]))
     with pytest.raises(DataError, match=r"60 inputs are both|40 inputs are both|20 inputs are both"):
         method(3, positive=("refuse",), negative=("refuse", "answer")).fit(ACTS)
     with pytest.raises(ActivationError, match="no label 'outcome'"):
@@ -117,8 +117,8 @@ def test_bad_classes_are_refused(method) -> None:
     with pytest.raises(ActivationError, match="not fitted"):
         method(3).score(Context.of(ACTS))
     with pytest.raises(ActivationError, match="no threshold"):
-        method(3).fit(ACTS).detects(Context.of(ACTS))
-    narrow = make_acts(STATES[:, :5], None, behaviours=LABELS)
+        method(3).fit(ACTS).detect(Context.of(ACTS))
+    narrow = make_acts(STATES[:, :5], None, behaviors=LABELS)
     with pytest.raises(MismatchError, match=r"width 5.*takes 24"):
         method(3).fit(ACTS).score(Context.of(narrow))
 
@@ -130,12 +130,12 @@ def test_bad_settings_are_refused() -> None:
         ConditionVector(3, direction="mean").fit(ACTS)
     same = torch.stack([AXIS, -AXIS, AXIS.flip(0), -AXIS.flip(0)])
     with pytest.raises(DataError, match="same mean state"):
-        ConditionVector(3).fit(make_acts(same, None, behaviours=["refuse", "refuse", "answer", "answer"]))
+        ConditionVector(3).fit(make_acts(same, None, behaviors=["refuse", "refuse", "answer", "answer"]))
 
 
 def test_detectors_come_back_from_the_disk_and_are_not_taken_for_steerers(tmp_path: Path) -> None:
     for detector in (LinearProbe(3), ConditionVector(3)):
-        detector.fit(ACTS).calibrate(ACTS.select(behaviour="answer"), fpr=0.1)
+        detector.fit(ACTS).calibrate(ACTS.select(behavior="answer"), fpr=0.1)
         again = load_detector(save(detector, tmp_path / detector.name))
         assert torch.equal(again.score(Context.of(ACTS)), detector.score(Context.of(ACTS)))
         assert again.threshold_ == detector.threshold_
@@ -151,4 +151,4 @@ def test_detectors_come_back_from_the_disk_and_are_not_taken_for_steerers(tmp_pa
 def test_a_context_of_activations_lists_every_input_once() -> None:
     index = pd.concat([ACTS.index, ACTS.index.assign(position="user")], ignore_index=True)
     acts = Activations(torch.cat([ACTS.values, ACTS.values]), index, ACTS.sites)
-    assert Context.of(acts).samples == tuple(ACTS.index["sample"])
+    assert Context.of(acts).example_ids == tuple(ACTS.index["example_id"])

@@ -24,14 +24,14 @@ from torch import Tensor
 import steerlab
 from steerlab import L2S, P2S, Activations, AlphaSteer, Contrast, Example, MeanDifference, Request, load
 from steerlab._support.errors import ActivationError, DataError, SteeringError
-from steerlab.methods.base import Context, Shift, Steerer
-from steerlab.methods.l2s_recipe import Recipe
-from steerlab.models._nnsight import remote
-from steerlab.models._nnsight.remote import RemoteEngine
-from steerlab.models._nnsight.wire import Wire
+from steerlab.methods.base import Context, Intervention, Steerer
+from steerlab.methods.l2s.config import TrainingConfig
+from steerlab.models._nnsight import ndif
+from steerlab.models._nnsight.ndif import RemoteEngine
+from steerlab.models._nnsight.wire import NdifBackend
 from steerlab.models.engine import Inputs
+from steerlab.models.interventions import Edit, SiteEdits
 from steerlab.models.model import Model
-from steerlab.models.plan import Edit, Plan
 from steerlab.models.sites import Site
 from steerlab.testing import tiny_hf, tiny_tokenizer
 
@@ -41,12 +41,12 @@ PAIRS = [Example(str(i), p, "b", Contrast("No, never.", "Yes, sure")) for i, p i
 ANSWERS = ["No, never.", "Yes", "It depends on the heron"]
 NETS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "one unit": {"hidden": 1},
-    "wide": {"hidden": 40},
+    "one unit": {"hidden_units": 1},
+    "wide": {"hidden_units": 40},
     "relu": {"activation": "relu"},
     "cosine": {"loss": "mse_l1_cos"},
-    "standardised": {"standardise": True},
-    "standardised, cosine": {"standardise": True, "loss": "mse_l1_cos", "hidden": 5},
+    "standardized": {"standardize": True},
+    "standardized, cosine": {"standardize": True, "loss": "mse_l1_cos", "hidden_units": 5},
     "shortened": {"max_norm": 0.2},
     "of its own layer": {"context_layer": None},
     "of another layer": {"context_layer": 9},
@@ -60,9 +60,9 @@ def draw(*size: int, seed: int = 0) -> Tensor:
 
 def net_of(acts: Activations, layer: int, options: dict[str, Any]) -> L2S:
     recipe: dict[str, Any] = {"loss": "mse", "epochs": 4, "learning_rate": 1e-2}
-    recipe |= {name: value for name, value in options.items() if name in ("loss", "standardise")}
-    rest = {name: value for name, value in options.items() if name not in recipe}
-    return L2S(layer, progress=False, preset=Recipe(**recipe), **{"hidden": 8} | rest).fit(acts)
+    recipe |= {name: value for name, value in options.items() if name in ("loss", "standardize")}
+    max_other = {name: value for name, value in options.items() if name not in recipe}
+    return L2S(layer, progress=False, config=TrainingConfig(**recipe), **{"hidden_units": 8} | max_other).fit(acts)
 
 
 @cache
@@ -78,9 +78,9 @@ def fitted(name: str, width: int) -> L2S:
 
 
 def flight(steerer: Steerer) -> Callable[[Tensor], Tensor]:
-    shifts = steerer.in_trace()
-    assert shifts is not None and len(shifts) == 1 and shifts[0].in_flight is not None
-    return shifts[0].in_flight
+    interventions = steerer.remote_interventions()
+    assert interventions is not None and len(interventions) == 1 and interventions[0].vector_fn is not None
+    return interventions[0].vector_fn
 
 
 # --- what is sent
@@ -90,10 +90,10 @@ def flight(steerer: Steerer) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("name", NETS)
 def test_a_net_computes_from_a_state_what_it_predicts_from_it(name: str, width: int) -> None:
     l2s, context = fitted(name, width), Context.of(acts_of(width))
-    (shift,) = l2s.in_trace() or ()
-    assert (shift.site, shift.source) == (Site(3), Site(NETS[name].get("context_layer") or 3))
+    (shift,) = l2s.remote_interventions() or ()
+    assert (shift.site, shift.read_site) == (Site(3), Site(NETS[name].get("context_layer") or 3))
     assert shift.vectors is None and shift.gate is None and shift.positions is None
-    assert torch.equal(flight(l2s)(context.read(l2s.reads[0])), l2s.vectors(context))
+    assert torch.equal(flight(l2s)(context.read(l2s.required_activations[0])), l2s.vectors(context))
     for scale in (0.1, 1.0, 30.0):
         states = scale * draw(5, width, seed=7)
         vectors = flight(l2s)(states)
@@ -130,9 +130,9 @@ def test_what_is_sent_is_a_copy_that_survives_the_way() -> None:
 def test_a_net_that_reads_elsewhere_than_at_the_last_token_is_asked_here(position: str | int) -> None:
     made = L2S(3, context_position=position)
     made.net_ = fitted("plain", 6).net_
-    assert made.in_trace() is None
+    assert made.remote_interventions() is None
     made.context_position = "last"
-    assert made.in_trace() is not None
+    assert made.remote_interventions() is not None
 
 
 def test_a_net_that_would_give_no_numbers_is_not_sent() -> None:
@@ -140,22 +140,22 @@ def test_a_net_that_would_give_no_numbers_is_not_sent() -> None:
     with torch.no_grad():
         next(broken.net_.parameters())[0] = float("nan")
     with pytest.raises(SteeringError, match="not finite"):
-        broken.in_trace()
+        broken.remote_interventions()
 
 
 def test_a_net_that_is_not_fitted_is_refused() -> None:
     with pytest.raises(ActivationError, match="not fitted"):
-        L2S(3).in_trace()
+        L2S(3).remote_interventions()
     made = L2S(3, max_norm=2.0)
     made.net_ = fitted("plain", 6).net_
     with pytest.raises(DataError, match="max_norm=None"):
-        made.in_trace()
+        made.remote_interventions()
 
 
 def test_other_methods_are_asked_here() -> None:
     rows, gates = P2S.from_table(1, {"a": draw(6)}), AlphaSteer.from_gates(1, draw(1, 6), draw(1, 6))
     for steerer in (MeanDifference.from_tensor(1, draw(6)), rows, gates, NotSent(fitted("plain", 6))):
-        assert steerer.in_trace() is None
+        assert steerer.remote_interventions() is None
 
 
 # --- what is done with it
@@ -179,22 +179,22 @@ FAMILIES = pytest.mark.parametrize("near", ["llama", "gpt2"], indirect=True)
 
 @pytest.fixture(scope="module")
 def near(request: pytest.FixtureRequest, folder: Callable[[str], Path]) -> Model:
-    """GPT-2 unless a test says otherwise: its positions are learnt, so padding that is counted would be seen."""
+    """GPT-2 unless a test says otherwise: its positions are learned, so padding that is counted would be seen."""
     family = getattr(request, "param", "gpt2")
-    return load(folder(family), device="cpu", backend="hooks", share_prompts=False, check=False)
+    return load(folder(family), device="cpu", backend="hooks", prefix_caching=False, check=False)
 
 
-class InPlace(Wire):
+class InPlace(NdifBackend):
     """Carries a request out in this process as a server would: without gradients, with a random state of its own."""
 
     def __call__(self, tracer: Any = None) -> None:
-        self.line.traffic.requests += 1
+        self.client.traffic.requests += 1
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             tracer.execute(tracer.info.code)
 
 
-def copied(sent: Callable[..., Any], root: Any, wire: Wire, block: Any, *arguments: Any) -> Any:
+def copied(sent: Callable[..., Any], root: Any, wire: NdifBackend, block: Any, *arguments: Any) -> Any:
     """What is sent is a copy: what happens to it is only known from the answer."""
     visits = [v for given in (arguments[0], arguments[2]) for part in given if isinstance(part, list) for v in part]
     own = {id(visit.envoy): visit.envoy for visit in visits}
@@ -203,8 +203,8 @@ def copied(sent: Callable[..., Any], root: Any, wire: Wire, block: Any, *argumen
 
 @pytest.fixture
 def far(near: Model, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Model:
-    monkeypatch.setattr(remote, "Wire", InPlace)
-    monkeypatch.setattr(remote, "_sent", partial(copied, remote._sent))
+    monkeypatch.setattr(ndif, "NdifBackend", InPlace)
+    monkeypatch.setattr(ndif, "_sent", partial(copied, ndif._sent))
     return load(folder(near.id), remote="http://127.0.0.1:9", check=False)
 
 
@@ -213,7 +213,7 @@ def fit(model: Model) -> dict[str, Any]:
     acts = steerlab.capture(model, PAIRS, layers=[LAYER, CONTEXT], progress=False)
     nets = {
         "l2s": net_of(acts, LAYER, {"context_layer": CONTEXT}),
-        "l2s of its own layer": net_of(acts, LAYER, {"standardise": True, "max_norm": 1.0}),
+        "l2s of its own layer": net_of(acts, LAYER, {"standardize": True, "max_norm": 1.0}),
         "l2s of a lower layer": net_of(acts, CONTEXT, {"context_layer": LAYER, "loss": "mse_l1_cos"}),
     }
     norm = float(acts.values.norm(dim=-1).mean())
@@ -227,7 +227,7 @@ def fit(model: Model) -> dict[str, Any]:
 
 def requests(model: Model) -> int:
     assert isinstance(model.engine, RemoteEngine)
-    return model.engine.line.traffic.requests
+    return model.engine.client.traffic.requests
 
 
 VERBS: dict[str, Callable[..., tuple[Any, float, int]]] = {}
@@ -257,7 +257,7 @@ def scores(model: Model, **options: Any) -> tuple[Any, float, int]:
 
 @verb
 def first(model: Model, **options: Any) -> tuple[Any, float, int]:
-    return steerlab.first_logits(model, PAIRS, [5, 9], rest=True, **options).flatten().tolist(), 0.0, 0
+    return steerlab.next_token_logits(model, PAIRS, [5, 9], max_other=True, **options).flatten().tolist(), 0.0, 0
 
 
 def agree(there: tuple[Any, float, int], here: tuple[Any, float, int]) -> None:
@@ -320,8 +320,8 @@ class NotSent(Steerer):
         self.inner, self.site = inner, inner.site
 
     @property
-    def reads(self) -> Any:
-        return self.inner.reads
+    def required_activations(self) -> Any:
+        return self.inner.required_activations
 
     def fit(self, acts: Activations) -> Steerer:
         return self
@@ -359,14 +359,14 @@ def test_a_sweep_reads_once_for_all_of_its_cells(near: Model, far: Model) -> Non
 
 
 def test_a_local_model_never_asks_for_what_would_be_sent(near: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(L2S, "in_trace", lambda self: pytest.fail("asked"))
+    monkeypatch.setattr(L2S, "remote_interventions", lambda self: pytest.fail("asked"))
     assert texts(near, steer=fit(near)["l2s"])[2] > 0
 
 
 def test_an_engine_that_reads_nothing_beforehand_says_so(lm: Lm) -> None:
     model = lm()
     inputs = inputs_of(model, PROMPTS)
-    edit = edit_of(inputs, Shift(Site(LAYER), in_flight=lambda h: h, source=Site(CONTEXT)))
+    edit = edit_of(inputs, Intervention(Site(LAYER), vector_fn=lambda h: h, read_site=Site(CONTEXT)))
     with pytest.raises(steerlab.SteeringError, match="3 was not read beforehand"):
         model.engine.logits(inputs, {Site(LAYER): [edit]}, 1)
 
@@ -392,7 +392,7 @@ def test_rows_run_whole_and_on_shared_prompts_hold_the_same(
 
     monkeypatch.setattr(capturing, "share", seen)
     default = lm(family)
-    apart = Model(default.hf, default.tokenizer, default.layout, id="x", backend="hooks", share_prompts=False)
+    apart = Model(default.hf, default.tokenizer, default.layout, id="x", backend="hooks", prefix_caching=False)
     together, whole = (steerlab.capture(m, PARTNERS, layers="all", progress=False) for m in (default, apart))
     assert shares == [True, False], "else there is nothing to compare"
     assert together.index.equals(whole.index)
@@ -405,9 +405,9 @@ def test_rows_run_whole_and_on_shared_prompts_hold_the_same(
 
 def test_load_hands_on_that_rows_are_to_be_run_whole(folder: Callable[[str], Path]) -> None:
     for shares in (True, False):
-        model = load(folder("llama"), device="cpu", check=False, share_prompts=shares)
-        assert model.resumes == model.restarts == shares
-        assert model.engine.resumes, "it is not for want of an engine"
+        model = load(folder("llama"), device="cpu", check=False, prefix_caching=shares)
+        assert model.supports_prefix_cache == model.supports_layer_restart == shares
+        assert model.engine.supports_prefix_cache, "it is not for want of an engine"
 
 
 # --- what is asked of the logits
@@ -417,14 +417,14 @@ def inputs_of(model: Model, prompts: Sequence[str]) -> Inputs:
     return model.inputs(model.batch([model.encode(prompt) for prompt in prompts]))
 
 
-def edit_of(inputs: Inputs, shift: Shift) -> Edit:
+def edit_of(inputs: Inputs, shift: Intervention) -> Edit:
     mask = inputs["attention_mask"].bool()
     last = torch.full((len(mask),), mask.shape[1] - 1)
-    return Edit(shift.vectors, mask, True, shift.in_flight, last, source=shift.source)
+    return Edit(shift.vectors, mask, True, shift.vector_fn, last, read_site=shift.read_site)
 
 
-def plan_of(inputs: Inputs) -> Plan:
-    return {Site(1): [edit_of(inputs, Shift(Site(1), 4 * draw(len(inputs["input_ids"]), 32)))]}
+def plan_of(inputs: Inputs) -> SiteEdits:
+    return {Site(1): [edit_of(inputs, Intervention(Site(1), 4 * draw(len(inputs["input_ids"]), 32)))]}
 
 
 TOLD: dict[str, Callable[[Tensor], Any]] = {
@@ -452,8 +452,8 @@ def test_what_is_asked_of_the_logits_is_what_one_would_ask_of_them_here(lm: Lm, 
         logits = model.engine.logits(inputs, plan(), keep)
         assert logits.shape[:2] == (len(PROMPTS), 3 if isinstance(keep, Tensor) else keep)
         answers.append(logits)
-        for name, told in TOLD.items():
-            assert equal(model.engine.logits(inputs, plan(), keep, told=told), told(logits)), name
+        for name, reduce in TOLD.items():
+            assert equal(model.engine.logits(inputs, plan(), keep, reduce=reduce), reduce(logits)), name
     assert not torch.equal(*answers), "the plan is felt"
 
 
@@ -462,9 +462,9 @@ def test_the_same_is_asked_where_the_weights_are(near: Model, far: Model, keep: 
     inputs = inputs_of(near, PROMPTS)
     for plan in (dict, partial(plan_of, inputs)):
         logits = near.engine.logits(inputs, plan(), keep)
-        for told in TOLD.values():
-            ours, before = told(logits), requests(far)
-            theirs = far.engine.logits(inputs, plan(), keep, told=told)
+        for reduce in TOLD.values():
+            ours, before = reduce(logits), requests(far)
+            theirs = far.engine.logits(inputs, plan(), keep, reduce=reduce)
             assert requests(far) - before == 1
             torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
 
@@ -493,7 +493,7 @@ def test_what_was_written_there_is_noted_here(near: Model, far: Model) -> None:
     plans = [plan_of(inputs) for _ in range(2)]
     for model, plan in zip((far, near), plans, strict=True):
         model.engine.generate({k: t for k, t in inputs.items() if k != "position_ids"}, plan, max_new_tokens=4)
-    (theirs, total), (ours, expected) = (plan[Site(1)][0].tally.read() for plan in plans)
+    (theirs, total), (ours, expected) = (plan[Site(1)][0].stats.read() for plan in plans)
     assert theirs == ours > int(inputs["attention_mask"].sum()) and total == pytest.approx(expected, rel=1e-5)
 
 
@@ -505,7 +505,7 @@ def test_the_check_of_a_far_model_compares_its_blocks_with_the_stream(
     ids = torch.tensor([[3, 5, 7, 11, 13]])
     engine.check(ids)
     assert engine.in_process is True
-    monkeypatch.setattr(remote.blocks, "_pass", twisted(remote.blocks._pass))
+    monkeypatch.setattr(ndif.traces, "_pass", twisted(ndif.traces._pass))
     with pytest.raises(steerlab.LayoutError, match=r"block 1 .* does not give the residual stream"):
         engine.check(ids)
 

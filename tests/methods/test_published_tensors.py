@@ -26,7 +26,7 @@ NETS = {
 def test_a_shipped_net_predicts_what_its_weights_say(name, tensors):
     hidden_size, layer, context_layer = NETS[name]
     path = tensors / f"{name}.safetensors"
-    fitted = L2S.from_reference(path, layer, context_layer)
+    fitted = L2S.from_published(path, layer, context_layer)
     contexts = torch.randn(7, hidden_size, generator=torch.Generator().manual_seed(0))
     predicted = fitted.predict(contexts)
     assert predicted.shape == (7, hidden_size) and bool(torch.isfinite(predicted).all())
@@ -40,8 +40,8 @@ def test_the_mean_of_real_activations_is_the_authors_vector_in_every_layer(tenso
 
     data = {k: v.float() for k, v in load_file(tensors / "adasteer_qwen25_7b_RD_activations.safetensors").items()}
     rows = [(side, f"p{i}") for side in ("positive", "negative") for i in range(14)]
-    index = pd.DataFrame(rows, columns=["side", "sample"]).assign(
-        position="answer", behaviour="", split="", column=-1, token=-1, n_tokens=1
+    index = pd.DataFrame(rows, columns=["side", "example_id"]).assign(
+        position="answer", behavior="", split="", column=-1, token=-1, n_tokens=1
     )
     values = torch.cat([data["class_a"], data["class_b"]], 1).transpose(0, 1)
     acts = Activations(values.contiguous(), index, tuple(map(Site, range(28))))

@@ -16,8 +16,8 @@ from steerlab.models.sites import Site
 
 D = 16
 Z = torch.randn(12, D, generator=torch.Generator().manual_seed(5))
-BEHAVIOURS = ["refuse"] * 5 + ["defer"] * 4 + ["harmless"] * 3
-ACTS = make_acts(torch.ones(12, D), Z, behaviours=BEHAVIOURS)
+BEHAVIORS = ["refuse"] * 5 + ["defer"] * 4 + ["harmless"] * 3
+ACTS = make_acts(torch.ones(12, D), Z, behaviors=BEHAVIORS)
 IDS = tuple(f"s{i:04d}" for i in range(12))
 
 # group cosines of LLaVA layer 15 as published: harmful, legal and financial, health
@@ -53,10 +53,10 @@ def test_contrasts_that_are_all_zero_are_refused_and_one_that_is_not_suffices(me
     assert float(method.fit(make_acts(None, z)).vector_.norm()) > 0
 
 
-def test_the_mean_of_one_behaviour_needs_a_contrast_of_that_behaviour_that_is_not_zero():
-    acts = make_acts(None, torch.cat([torch.ones(2, D), torch.zeros(2, D)]), behaviours=["a", "a", "b", "b"])
+def test_the_mean_of_one_behavior_needs_a_contrast_of_that_behavior_that_is_not_zero():
+    acts = make_acts(None, torch.cat([torch.ones(2, D), torch.zeros(2, D)]), behaviors=["a", "a", "b", "b"])
     with pytest.raises(DataError, match="all 2 contrasts"):
-        MeanDifference(3, behaviours="b").fit(acts)
+        MeanDifference(3, behaviors="b").fit(acts)
 
 
 def test_p2s_joins_by_id_whatever_the_order():
@@ -69,21 +69,21 @@ def test_p2s_refuses_an_unknown_input_and_says_that_it_is_an_oracle():
         P2S(3).fit(ACTS).vectors(Context(("s0001", "other")))
 
 
-def test_p2s_gives_zero_to_the_behaviours_named_so():
-    acts = make_acts(torch.randn(12, D), Z, behaviours=BEHAVIOURS, bare=IDS[9:])
-    table = P2S(3, zero=("harmless",)).fit(acts).table_
+def test_p2s_gives_zero_to_the_behaviors_named_so():
+    acts = make_acts(torch.randn(12, D), Z, behaviors=BEHAVIORS, bare=IDS[9:])
+    table = P2S(3, zero_behaviors=("harmless",)).fit(acts).table_
     assert torch.equal(table[9:], torch.zeros(3, D))
     assert (table[:9].norm(dim=-1) > 0).all()
-    assert torch.equal(P2S(3, zero="harmless").fit(ACTS).table_[9:], torch.zeros(3, D))
+    assert torch.equal(P2S(3, zero_behaviors="harmless").fit(ACTS).table_[9:], torch.zeros(3, D))
 
 
-def test_a_misspelt_zero_behaviour_is_refused():
-    with pytest.raises(DataError, match=r"harmles.*behaviours are \['defer', 'harmless', 'refuse'\]"):
-        P2S(3, zero=("harmles",)).fit(ACTS)
+def test_a_misspelt_zero_behavior_is_refused():
+    with pytest.raises(DataError, match=r"harmles.*behaviors are \['defer', 'harmless', 'refuse'\]"):
+        P2S(3, zero_behaviors=("harmles",)).fit(ACTS)
 
 
 def test_a_contrast_with_one_side_only_is_refused():
-    acts = ACTS.rows(~((ACTS.index["sample"] == "s0004") & (ACTS.index["side"] == "negative")))
+    acts = ACTS.rows(~((ACTS.index["example_id"] == "s0004") & (ACTS.index["side"] == "negative")))
     with pytest.raises(DataError, match="s0004"):
         P2S(3).fit(acts)
 
@@ -100,18 +100,18 @@ def test_the_mean_is_numpys_mean_and_does_not_depend_on_row_order(n, seed):
     assert torch.equal(MeanDifference(3).fit(shuffled(acts, seed)).vector_, fitted)
 
 
-def test_the_mean_can_be_restricted_to_behaviours():
-    fitted = MeanDifference(3, behaviours=["defer"]).fit(ACTS).vector_
+def test_the_mean_can_be_restricted_to_behaviors():
+    fitted = MeanDifference(3, behaviors=["defer"]).fit(ACTS).vector_
     torch.testing.assert_close(fitted, Z[5:9].mean(0))
     with pytest.raises(DataError, match="nonsense"):
-        MeanDifference(3, behaviours=["nonsense"]).fit(ACTS)
+        MeanDifference(3, behaviors=["nonsense"]).fit(ACTS)
 
 
 def test_the_mean_is_the_same_for_every_input():
     mean = MeanDifference(3).fit(ACTS)
     assert torch.equal(mean.vectors(Context(("a", "b"))), mean.vector_.repeat(2, 1))
-    assert mean.shifts(Context(("a",)))[0].site == Site(3)
-    assert mean.reads == ()
+    assert mean.interventions(Context(("a",)))[0].site == Site(3)
+    assert mean.required_activations == ()
 
 
 @pytest.mark.parametrize(
@@ -150,16 +150,16 @@ def test_the_mean_vectors_cosine_follows_the_closed_form_for_published_geometry(
 
 @given(st.integers(0, 1000), st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_a_random_direction_has_the_norm_of_the_real_vectors(seed, per_input):
-    random = RandomDirection(3, seed=seed, per_input=per_input).fit(ACTS)
+def test_a_random_direction_has_the_norm_of_the_real_vectors(seed, per_example):
+    random = RandomDirection(3, seed=seed, per_example=per_example).fit(ACTS)
     norms = P2S(3).fit(ACTS).table_.norm(dim=-1)
-    expected = norms if per_input else norms.mean().expand(12)
+    expected = norms if per_example else norms.mean().expand(12)
     torch.testing.assert_close(random.vectors(Context(IDS)).norm(dim=-1), expected, rtol=1e-5, atol=0)
 
 
 def test_random_directions_depend_on_seed_and_id_only():
-    def vectors(seed, samples, per_input):
-        return RandomDirection(3, seed=seed, per_input=per_input).fit(ACTS).vectors(Context(samples))
+    def vectors(seed, example_ids, per_example):
+        return RandomDirection(3, seed=seed, per_example=per_example).fit(ACTS).vectors(Context(example_ids))
 
     assert torch.equal(vectors(1, IDS, True), vectors(1, IDS[::-1], True).flip(0))
     assert not torch.equal(vectors(1, IDS, True), vectors(2, IDS, True))
@@ -174,7 +174,7 @@ def test_random_directions_are_uncorrelated_with_the_real_ones():
     z = torch.randn(1, hidden)
     acts = make_acts(None, z)
     ids = tuple(map(str, range(draws)))
-    drawn = RandomDirection(3, seed=7, per_input=True).fit(acts).vectors(Context(ids))
+    drawn = RandomDirection(3, seed=7, per_example=True).fit(acts).vectors(Context(ids))
     cosines = torch.cosine_similarity(drawn, z)
     assert abs(cosines.mean()) < 4 / (hidden * draws) ** 0.5
     assert cosines.std() == pytest.approx(hidden**-0.5, rel=0.15)
@@ -182,15 +182,15 @@ def test_random_directions_are_uncorrelated_with_the_real_ones():
 
 def test_random_directions_leave_the_global_generator_alone():
     before = torch.get_rng_state()
-    RandomDirection(3, per_input=True).fit(ACTS).vectors(Context(IDS))
+    RandomDirection(3, per_example=True).fit(ACTS).vectors(Context(IDS))
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_prompt_changes_the_words_and_adds_nothing():
     prompt = Prompt("Be kind.").fit(ACTS)
-    assert prompt.transform("Hello there.") == "Hello there. Be kind."
-    assert prompt.shifts(Context(IDS)) == ()
-    assert prompt.reads == ()
+    assert prompt.transform_prompt("Hello there.") == "Hello there. Be kind."
+    assert prompt.interventions(Context(IDS)) == ()
+    assert prompt.required_activations == ()
     with pytest.raises(SteeringError, match="words"):
         prompt.vectors(Context(IDS))
-    assert MeanDifference(3).transform("Hello there.") == "Hello there."
+    assert MeanDifference(3).transform_prompt("Hello there.") == "Hello there."

@@ -16,11 +16,11 @@ from sklearn.linear_model import LogisticRegression
 from synthetic_acts import shuffled
 
 from steerlab._support.errors import ActivationError, DataError, LoadError, MismatchError
-from steerlab.methods.artefact import load_detector, save
-from steerlab.methods.base import Context, Read
+from steerlab.methods.base import Context, RequiredActivation
 from steerlab.methods.probe import fit_logistic
-from steerlab.methods.tasktracker import TaskTracker
-from steerlab.methods.tasktracker_files import read_probes, site_of
+from steerlab.methods.serialization import load_detector, save
+from steerlab.methods.tasktracker.detector import TaskTracker
+from steerlab.methods.tasktracker.published import probe_site, read_probes
 from steerlab.metrics.detection import detection_auc
 from steerlab.models.sites import Site
 
@@ -50,7 +50,9 @@ def test_the_norm_sees_a_drift_only_where_it_changes_the_length():
     longer = primary + (full - primary) * (1 + torch.tensor(flags)[:, None, None].float())
     assert auc(fitted("norm", (primary, longer, flags)), (primary, longer, flags)) > 0.99
     shorter = primary + (full - primary) / (1 + torch.tensor(flags)[:, None, None].float())
-    assert auc(fitted("norm", (primary, shorter, flags)), (primary, shorter, flags)) > 0.99  # learnt, so of either sign
+    assert (
+        auc(fitted("norm", (primary, shorter, flags)), (primary, shorter, flags)) > 0.99
+    )  # learned, so of either sign
 
 
 @settings(max_examples=25)
@@ -99,18 +101,18 @@ def test_scores_are_the_log_odds_of_the_stored_weights_and_their_mean_ranks():
 
 
 @pytest.mark.parametrize("C", [0.01, 1.0])
-def test_without_standardising_it_is_the_published_objective_run_to_convergence(C):
+def test_without_standardizing_it_is_the_published_objective_run_to_convergence(C):
     primary, full, flags = drifting(200, 16)
     x = (full - primary)[:, 0].double().numpy()
     theirs = LogisticRegression(C=C, tol=1e-10, max_iter=5000).fit(x, flags)
-    probe = fitted(data=(primary, full, flags), standardise=False, C=C)
+    probe = fitted(data=(primary, full, flags), standardize=False, C=C)
     np.testing.assert_allclose(probe.coef_[0].numpy(), theirs.coef_[0], atol=2e-3)
     np.testing.assert_allclose(float(probe.intercept_[0]), theirs.intercept_[0], atol=2e-3)
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 100.0))
 @settings(max_examples=15)
-def test_standardised_fits_do_not_depend_on_the_units_and_are_stored_in_raw_ones(seed, unit):
+def test_standardized_fits_do_not_depend_on_the_units_and_are_stored_in_raw_ones(seed, unit):
     x = np.random.default_rng(seed).normal(size=(60, 5))
     truth = (x[:, 0] + 0.5 * x[:, 1] > 0).astype(np.int64)
     (w, b), (v, c) = fit_logistic(x, truth), fit_logistic(unit * x + 7, truth)
@@ -133,20 +135,20 @@ def test_the_order_of_the_rows_and_unnamed_labels_do_not_matter():
 
 def test_thresholds_hold_on_the_clean_set():
     probe, acts = fitted(), two_prompts(*SMALL)
-    clean, everything = acts.select(behaviour="clean"), Context.of(acts)
+    clean, everything = acts.select(behavior="clean"), Context.of(acts)
     for fpr in (0.0, 0.05, 0.1, 0.5):
         probe.calibrate(clean, fpr=fpr)
-        assert probe.detects(Context.of(clean)).float().mean() <= fpr
-        assert torch.equal(probe.detects(everything), probe.score(everything) > probe.threshold_)
+        assert probe.detect(Context.of(clean)).float().mean() <= fpr
+        assert torch.equal(probe.detect(everything), probe.score(everything) > probe.threshold_)
     with pytest.raises(DataError, match="30 clean inputs"):
         probe.calibrate(clean, fpr=0.01)
 
 
 def test_it_reads_both_prompts_at_every_layer_and_the_baseline_one():
-    assert TaskTracker([1, 4], task="ask", position=-2).reads == tuple(
-        Read(Site(layer), -2, capture) for layer in (1, 4) for capture in ("prompt", "ask")
+    assert TaskTracker([1, 4], task="ask", position=-2).required_activations == tuple(
+        RequiredActivation(Site(layer), -2, capture) for layer in (1, 4) for capture in ("prompt", "ask")
     )
-    assert TaskTracker(3, features="full").reads == (Read(Site(3)),)
+    assert TaskTracker(3, features="full").required_activations == (RequiredActivation(Site(3)),)
     assert [TaskTracker(0, features=f).name for f in ("delta", "norm", "full")] == [
         "tasktracker", "tasktracker-norm", "tasktracker-full",
     ]  # fmt: skip
@@ -178,7 +180,7 @@ def test_an_unfitted_probe_says_so(tmp_path):
         (lambda: TaskTracker([]), DataError, "at least one layer"),
         (lambda: TaskTracker([1, Site(1)]), DataError, "each once"),
         (lambda: TaskTracker(0, features="sum"), DataError, "'sum'.*delta, norm, full"),
-        (lambda: TaskTracker(0, positive=("poisoned",)).fit(ACTS), DataError, "0 inputs have behaviour in"),
+        (lambda: TaskTracker(0, positive=("poisoned",)).fit(ACTS), DataError, "0 inputs have behavior in"),
         (lambda: TaskTracker(0, negative=("injected",)).fit(ACTS), DataError, "30 inputs are both"),
         (lambda: TaskTracker(0, positive=("injected", "clean")).fit(ACTS), DataError, "0 inputs have another"),
         (lambda: TaskTracker(0, label="kind").fit(ACTS), ActivationError, "no label 'kind'"),
@@ -194,7 +196,7 @@ def test_bad_input_is_refused(made, error, message):
 
 def test_an_input_whose_task_was_not_captured_and_other_widths_are_refused():
     acts = two_prompts(*SMALL)
-    lone = acts.rows(~((acts.index["sample"] == "s0004") & (acts.index["side"] == "task")))
+    lone = acts.rows(~((acts.index["example_id"] == "s0004") & (acts.index["side"] == "task")))
     with pytest.raises(ActivationError, match="s0004"):
         TaskTracker(0).fit(lone)
     with pytest.raises(MismatchError, match="width 8, the probes 16"):
@@ -217,7 +219,7 @@ def published(tmp_path):
 
 def test_numbers_of_a_file_are_block_outputs_and_the_normed_last_one_is_left_out(published, caplog):
     with caplog.at_level(logging.WARNING):
-        probe = TaskTracker.from_reference(published, 4)
+        probe = TaskTracker.from_published(published, 4)
     assert probe.sites == (Site(0), Site(2)) and "layer 3" in caplog.text and "final_norm" in caplog.text
     primary, full, flags = drifting(6, 16, 4)
     expected = (full - primary)[:, 2] @ load_file(published)["layer2.coef"] + 0.2
@@ -226,14 +228,14 @@ def test_numbers_of_a_file_are_block_outputs_and_the_normed_last_one_is_left_out
 
 
 def test_counted_as_hidden_states_the_same_numbers_are_one_block_lower(published):
-    probe = TaskTracker.from_reference(published, 4, convention="hidden_states")
+    probe = TaskTracker.from_published(published, 4, convention="hidden_states")
     assert probe.sites == (Site(0, "block_in"), Site(1), Site(2))
-    assert [site_of(4, 4, "hidden_states"), site_of(3, 4, "block")] == [Site(3), Site(3)]
+    assert [probe_site(4, 4, "hidden_states"), probe_site(3, 4, "block")] == [Site(3), Site(3)]
 
 
 def test_the_last_probe_sees_normed_states_where_the_norm_is_given(published):
     weight, (primary, full, flags) = torch.linspace(0.5, 2, 16), drifting(6, 16, 4)
-    probe = TaskTracker.from_reference(published, 4, final_norm=(weight, 1e-5))
+    probe = TaskTracker.from_published(published, 4, final_norm=(weight, 1e-5))
     assert probe.sites == (Site(0), Site(2), Site(3))
 
     def norm(x):
@@ -247,7 +249,7 @@ def test_the_last_probe_sees_normed_states_where_the_norm_is_given(published):
 
 
 def test_a_published_probe_is_saved_with_its_norm(published, tmp_path):
-    probe = TaskTracker.from_reference(published, 4, final_norm=(torch.linspace(0.5, 2, 16), 1e-5))
+    probe = TaskTracker.from_published(published, 4, final_norm=(torch.linspace(0.5, 2, 16), 1e-5))
     context = Context.of(two_prompts(*drifting(6, 16, 4)))
     loaded = load_detector(save(probe, tmp_path / "probe"), SimpleNamespace(id="any", hidden_size=16, n_layers=4))
     assert torch.equal(loaded.scores(context), probe.scores(context))
@@ -269,7 +271,7 @@ def test_a_published_probe_is_saved_with_its_norm(published, tmp_path):
 )
 def test_probes_of_another_layer_convention_are_refused(published, options, error, message):
     with pytest.raises(error, match=message):
-        TaskTracker.from_reference(published, **options)
+        TaskTracker.from_published(published, **options)
 
 
 @pytest.mark.parametrize(
@@ -297,12 +299,12 @@ def test_pickles_are_not_opened(tmp_path):
 @pytest.mark.data
 def test_the_published_phi3_probes_load_and_answer(tensors):
     path = tensors / "tasktracker_phi3_linear_probes.safetensors"
-    probe = TaskTracker.from_reference(path, 32)
+    probe = TaskTracker.from_published(path, 32)
     assert probe.sites == tuple(map(Site, (0, 7, 15, 23))) and probe.coef_.shape == (4, 3072)
     primary, full, flags = drifting(4, 3072, 24)
     context = Context.of(two_prompts(primary, full, flags))
     expected = (full - primary)[:, 15] @ load_file(path)["layer15.coef"] + load_file(path)["layer15.intercept"]
     torch.testing.assert_close(probe.scores(context)[:, 2], expected, atol=1e-3, rtol=1e-4)
-    assert TaskTracker.from_reference(path, 32, final_norm=(torch.ones(3072), 1e-5)).sites[-1] == Site(31)
+    assert TaskTracker.from_published(path, 32, final_norm=(torch.ones(3072), 1e-5)).sites[-1] == Site(31)
     with pytest.raises(MismatchError, match="28 blocks"):
-        TaskTracker.from_reference(path, 28)
+        TaskTracker.from_published(path, 28)

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from synthetic_acts import shuffled
 
 from steerlab._support.errors import ActivationError, DataError, MismatchError
-from steerlab.methods.artefact import load_detector, save
-from steerlab.methods.base import Context, Read
-from steerlab.methods.triplet import TripletProbe
-from steerlab.methods.triplet_mining import TripletRows, drift, mine, triplet_losses
-from steerlab.methods.triplet_net import (
+from steerlab.methods.base import Context, RequiredActivation
+from steerlab.methods.serialization import load_detector, save
+from steerlab.methods.tasktracker.triplet import TripletProbe
+from steerlab.methods.tasktracker.triplet_mining import TripletRows, drift, mine_triplets, triplet_losses
+from steerlab.methods.tasktracker.triplet_net import (
     SMALL_SHAPE,
     TripletNet,
     TripletShape,
@@ -22,17 +22,17 @@ from steerlab.methods.triplet_net import (
     seeded_triplet_net,
     triplet_net_from_state,
 )
-from steerlab.methods.triplet_train import SMALL_RECIPE, TripletRecipe
+from steerlab.methods.tasktracker.triplet_train import SMALL_CONFIG, TripletConfig
 from steerlab.metrics.detection import detection_auc
 from steerlab.models.sites import Site
 
 SHAPE = TripletShape(channels=(4, 8), kernels=(3, 3), pools=(2, 2), embedding=32, dropout=0.1)
-RECIPE = TripletRecipe(epochs=6, batch_size=100, learning_rate=3e-3, check_every=5)
+RECIPE = TripletConfig(epochs=6, batch_size=100, learning_rate=3e-3, check_every=5)
 DATA = drifting(200, 24, 2, offset=2.0, strength=6.0, tasks=5, seed=1)
 
 
 def probe(**options):
-    return TripletProbe(range(2), **{"shape": SHAPE, "recipe": RECIPE, "progress": False} | options)
+    return TripletProbe(range(2), **{"shape": SHAPE, "config": RECIPE, "progress": False} | options)
 
 
 def unit(n, seed, size=8):
@@ -133,7 +133,7 @@ def test_mining_is_the_double_loop(n, m, seed, hard):
             loss = float((anchors[i] - positives[i]).norm() - (anchors[i] - negatives[j]).norm() + 0.3)
             if 1e-6 < loss < 0.3 - 1e-6 or (hard and loss > 0.3 + 1e-6):
                 expected.append([i, j])
-    assert mine(anchors, positives, negatives, 0.3, hard=hard).tolist() == expected
+    assert mine_triplets(anchors, positives, negatives, 0.3, hard=hard).tolist() == expected
 
 
 def test_semi_hard_is_strict_on_both_sides():
@@ -142,8 +142,8 @@ def test_semi_hard_is_strict_on_both_sides():
 
     # the positive is at distance 1, so that with margin .5 negatives cost 1.5 less their distance
     negatives = at(0.75, 1.0, 1.25, 1.5, 1.75)  # losses .75, .5, .25, 0, 0
-    assert mine(at(0), at(1), negatives, 0.5).tolist() == [[0, 2]]
-    assert mine(at(0), at(1), negatives, 0.5, hard=True).tolist() == [[0, 0], [0, 2]]
+    assert mine_triplets(at(0), at(1), negatives, 0.5).tolist() == [[0, 2]]
+    assert mine_triplets(at(0), at(1), negatives, 0.5, hard=True).tolist() == [[0, 0], [0, 2]]
 
 
 # the detector --------------------------------------------------------------------------------------------------------
@@ -152,8 +152,8 @@ def test_semi_hard_is_strict_on_both_sides():
 def test_training_finds_a_drift_on_unseen_inputs_and_unseen_tasks():
     primary, full, flags = drifting(200, 24, 2, offset=2.0, strength=6.0, tasks=5, seed=2)
     context, truth = Context.of(two_prompts(primary, full, flags)), torch.tensor(flags)
-    recipe = TripletRecipe(epochs=15, batch_size=100, learning_rate=3e-3, hard_after=0)
-    fitted = probe(recipe=recipe, seed=1).fit(two_prompts(*DATA))
+    config = TripletConfig(epochs=15, batch_size=100, learning_rate=3e-3, hard_after=0)
+    fitted = probe(config=config, seed=1).fit(two_prompts(*DATA))
     history, scores = fitted.history_, fitted.score(context)
     assert list(history) == ["step", "loss", "triplets", "val_auc", "lr"]
     assert history["val_auc"].max() > 0.9
@@ -165,12 +165,12 @@ def test_training_finds_a_drift_on_unseen_inputs_and_unseen_tasks():
 
 def test_the_small_recipe_and_shape_learn_from_a_few_hundred_inputs():
     acts = two_prompts(*drifting(300, 64, 1, offset=2.0, strength=6.0, tasks=5))
-    small = TripletProbe([0], recipe=SMALL_RECIPE, shape=SMALL_SHAPE, progress=False).fit(acts)
+    small = TripletProbe([0], config=SMALL_CONFIG, shape=SMALL_SHAPE, progress=False).fit(acts)
     assert small.history_["val_auc"].max() > 0.9
 
 
 def test_the_score_is_the_distance_of_the_two_points_on_the_unit_sphere():
-    fitted, acts = probe(recipe=TripletRecipe(epochs=1)).fit(two_prompts(*DATA)), two_prompts(*DATA)
+    fitted, acts = probe(config=TripletConfig(epochs=1)).fit(two_prompts(*DATA)), two_prompts(*DATA)
     primary, full = fitted.embed(DATA[0]), fitted.embed(DATA[1])
     torch.testing.assert_close(primary.norm(dim=-1), torch.ones(200))
     torch.testing.assert_close(fitted.score(Context.of(acts)), (full - primary).norm(dim=-1))
@@ -178,15 +178,17 @@ def test_the_score_is_the_distance_of_the_two_points_on_the_unit_sphere():
     assert torch.equal(fitted.score(Context.of(same)), torch.zeros(200))
     swapped = two_prompts(DATA[1], DATA[0], DATA[2])
     assert torch.equal(fitted.score(Context.of(swapped)), fitted.score(Context.of(acts)))
-    assert fitted.reads == tuple(Read(Site(k), "last", capture) for k in (0, 1) for capture in ("prompt", "task"))
+    assert fitted.required_activations == tuple(
+        RequiredActivation(Site(k), "last", capture) for k in (0, 1) for capture in ("prompt", "task")
+    )
 
 
 def test_equal_seeds_give_equal_nets_and_the_global_generator_is_left_alone():
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    acts, recipe = two_prompts(*DATA), TripletRecipe(epochs=2, batch_size=64)
+    acts, config = two_prompts(*DATA), TripletConfig(epochs=2, batch_size=64)
     first, again, other = (
-        probe(recipe=recipe, seed=seed).fit(a) for seed, a in ((1, acts), (1, shuffled(acts)), (2, acts))
+        probe(config=config, seed=seed).fit(a) for seed, a in ((1, acts), (1, shuffled(acts)), (2, acts))
     )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first.net_.parameters(), again.net_.parameters(), strict=True))
@@ -204,34 +206,34 @@ def test_validation_inputs_choose_the_weights_and_are_not_trained_on():
 
 
 def test_hard_negatives_are_used_after_so_many_steps_only():
-    late = probe(recipe=TripletRecipe(epochs=1, batch_size=200, step_size=10**6)).fit(two_prompts(*DATA))
-    soon = probe(recipe=TripletRecipe(epochs=1, batch_size=200, step_size=10**6, hard_after=0)).fit(two_prompts(*DATA))
+    late = probe(config=TripletConfig(epochs=1, batch_size=200, step_size=10**6)).fit(two_prompts(*DATA))
+    soon = probe(config=TripletConfig(epochs=1, batch_size=200, step_size=10**6, hard_after=0)).fit(two_prompts(*DATA))
     assert soon.history_["triplets"].sum() > late.history_["triplets"].sum() > 0
 
 
-@pytest.mark.parametrize("standardise", [True, False])
-def test_it_is_saved_and_loaded_bit_for_bit(standardise, tmp_path):
+@pytest.mark.parametrize("standardize", [True, False])
+def test_it_is_saved_and_loaded_bit_for_bit(standardize, tmp_path):
     acts = two_prompts(*DATA, layers=(3, 5))
-    fitted = probe(standardise=standardise, recipe=TripletRecipe(epochs=1))
+    fitted = probe(standardize=standardize, config=TripletConfig(epochs=1))
     fitted.layers, fitted.sites = (3, 5), (Site(3), Site(5))
-    fitted.fit(acts).calibrate(acts.select(behaviour="clean"), fpr=0.1)
+    fitted.fit(acts).calibrate(acts.select(behavior="clean"), fpr=0.1)
     loaded = load_detector(save(fitted, tmp_path / "probe"))
     assert type(loaded) is TripletProbe and loaded.threshold_ == fitted.threshold_ and loaded.shape == SHAPE
     assert torch.equal(loaded.score(Context.of(acts)), fitted.score(Context.of(acts)))
-    assert bool(fitted.net_.offset.any()) == standardise
+    assert bool(fitted.net_.offset.any()) == standardize
 
 
 def test_thresholds_hold_on_the_clean_set():
     acts = two_prompts(*DATA)
-    fitted = probe(recipe=TripletRecipe(epochs=1)).fit(acts)
-    clean = acts.select(behaviour="clean")
-    assert fitted.calibrate(clean, fpr=0.05).detects(Context.of(clean)).float().mean() <= 0.05
+    fitted = probe(config=TripletConfig(epochs=1)).fit(acts)
+    clean = acts.select(behavior="clean")
+    assert fitted.calibrate(clean, fpr=0.05).detect(Context.of(clean)).float().mean() <= 0.05
 
 
-def test_coordinates_that_never_change_are_left_out_of_a_standardised_net():
+def test_coordinates_that_never_change_are_left_out_of_a_standardized_net():
     primary, full, flags = (x.clone() if isinstance(x, torch.Tensor) else x for x in DATA)
     primary[..., 3] = full[..., 3] = 5.0
-    fitted = probe(recipe=TripletRecipe(epochs=1)).fit(two_prompts(primary, full, flags))
+    fitted = probe(config=TripletConfig(epochs=1)).fit(two_prompts(primary, full, flags))
     assert torch.isfinite(fitted.score(Context.of(two_prompts(primary, full, flags)))).all()
 
 
@@ -239,8 +241,8 @@ def test_coordinates_that_never_change_are_left_out_of_a_standardised_net():
     ("made", "error", "message"),
     [
         (lambda: probe(validation=1.0), DataError, "validation=1.0"),
-        (lambda: TripletRecipe(epochs=0), DataError, "above 0"),
-        (lambda: probe(positive=("poisoned",)).fit(two_prompts(*DATA)), DataError, "0 inputs have behaviour in"),
+        (lambda: TripletConfig(epochs=0), DataError, "above 0"),
+        (lambda: probe(positive=("poisoned",)).fit(two_prompts(*DATA)), DataError, "0 inputs have behavior in"),
         (lambda: probe(task="ask").fit(two_prompts(*DATA)), ActivationError, "'ask' was not captured"),
         (lambda: probe(shape=TripletShape()).fit(two_prompts(*DATA)), DataError, "width 24"),
         (lambda: probe().score(Context.of(two_prompts(*DATA))), ActivationError, "not fitted"),
@@ -259,7 +261,7 @@ def test_bad_input_is_refused(made, error, message):
 def test_an_unfitted_probe_is_not_saved_and_another_width_is_refused(tmp_path):
     with pytest.raises(ActivationError, match="not fitted"):
         save(probe(), tmp_path / "probe")
-    fitted = probe(recipe=TripletRecipe(epochs=1)).fit(two_prompts(*DATA))
+    fitted = probe(config=TripletConfig(epochs=1)).fit(two_prompts(*DATA))
     with pytest.raises(MismatchError, match=r"\(2, 16\).*the net takes \(2, 24\)"):
         fitted.embed(torch.zeros(1, 2, 16))
     with pytest.raises(MismatchError, match="the weights have shapes"):

@@ -49,8 +49,8 @@ def test_scores_of_a_table_made_by_hand() -> None:
     scores = chair(captions, {"a": ["dog"], "b": ["person", "bench"], "c": ["car"]})
     assert (scores.chair_s, scores.chair_i, scores.recall) == (1 / 3, 1 / 5, 3 / 4)
     assert (scores.length, scores.n) == (14 / 3, 3)
-    assert scores.captions["a"].invented == {"cat"} and scores.captions["a"].mentioned == {"dog", "cat"}
-    assert (scores.captions["a"].n_mentions, scores.captions["a"].n_invented) == (3, 1)
+    assert scores.captions["a"].hallucinated == {"cat"} and scores.captions["a"].mentioned == {"dog", "cat"}
+    assert (scores.captions["a"].n_mentions, scores.captions["a"].n_hallucinated) == (3, 1)
 
 
 def test_what_people_name_counts_as_there() -> None:
@@ -64,7 +64,7 @@ def test_any_vocabulary_will_do() -> None:
     words = {"red square": ["crimson square"], "square": [], "sphere": ("orb",)}
     scores = chair({"a": "Red squares, a square, an orb"}, {"a": ["crimson square"]}, words)
     assert scores.captions["a"].mentioned == {"red square", "square", "sphere"}
-    assert scores.captions["a"].invented == {"square", "sphere"}
+    assert scores.captions["a"].hallucinated == {"square", "sphere"}
 
 
 def test_nothing_mentioned_and_nothing_there_is_nan() -> None:
@@ -90,7 +90,7 @@ def test_scores_follow_from_the_lists(rows: dict[str, tuple[list[str], set[str]]
     n_said, n_wrong = (sum(map(len, lists)) for lists in ((s for s, _ in rows.values()), wrong.values()))
     assert scores.chair_s == sum(map(bool, wrong.values())) / len(rows)
     assert scores.chair_i == pytest.approx(n_wrong / n_said if n_said else math.nan, nan_ok=True)
-    assert {key: set(one.invented) for key, one in scores.captions.items()} == {k: set(w) for k, w in wrong.items()}
+    assert {key: set(one.hallucinated) for key, one in scores.captions.items()} == {k: set(w) for k, w in wrong.items()}
     full = chair(captions, {key: {*said, *there} for key, (said, there) in rows.items()})
     assert full.chair_s == 0 and (math.isnan(full.chair_i) or full.chair_i == 0)
 

@@ -22,14 +22,14 @@ def test_rows_whose_likeliest_token_is_neither_are_counted_and_answered_all_the_
 
 def test_the_rest_is_the_largest_of_all_others() -> None:
     model = tiny_lm("llama", backend="hooks")
-    whole = steerlab.first_logits(model, PROMPTS)
+    whole = steerlab.next_token_logits(model, PROMPTS)
     best = whole.argmax(1).tolist()
-    found = steerlab.first_logits(model, PROMPTS, [best[0], 3], rest=True, batch_size=2)
+    found = steerlab.next_token_logits(model, PROMPTS, [best[0], 3], max_other=True, batch_size=2)
     assert torch.equal(found[:, :2], whole[:, [best[0], 3]])
     others = torch.tensor([t for t in range(whole.shape[1]) if t not in (best[0], 3)])
     assert torch.equal(found[:, 2], whole[:, others].amax(1))
     with pytest.raises(DataError, match="rest=True was asked for the whole vocabulary"):
-        steerlab.first_logits(model, PROMPTS, rest=True)
+        steerlab.next_token_logits(model, PROMPTS, max_other=True)
 
 
 @pytest.mark.parametrize("steered", [False, True])
@@ -40,9 +40,9 @@ def test_who_says_neither_yes_nor_no_is_who_generates_neither(steered: bool) -> 
     asked = {"steer": vector, "positions": "last"} if steered else {"steer": ()}
     first = [row[0] for row in steerlab.generate(model, PROMPTS, max_new_tokens=1, **asked).ids]
     yes, no = [first[0], 5], [6]
-    few = steerlab.first_logits(model, PROMPTS, [*yes, *no], rest=True, **asked)
+    few = steerlab.next_token_logits(model, PROMPTS, [*yes, *no], max_other=True, **asked)
     read = yes_no_logits(few, range(2), range(2, 3))
     assert read.other.tolist() == [token not in (*yes, *no) for token in first] and 0 < read.parse_failures < 3
-    whole = yes_no_logits(steerlab.first_logits(model, PROMPTS, **asked), yes, no)
+    whole = yes_no_logits(steerlab.next_token_logits(model, PROMPTS, **asked), yes, no)
     assert whole.other.tolist() == read.other.tolist() and whole.answers == read.answers
     assert yes_no_logits(few[:, :3], range(2), range(2, 3)).parse_failures == 0, "forced to choose"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab import DataError
-from steerlab.metrics.numbers import final_number, right_numbers
+from steerlab.metrics.numbers import exact_match, final_number
 
 
 @pytest.mark.parametrize(
@@ -30,8 +30,8 @@ def test_whole_numbers_come_back_however_they_are_dressed(n: int, dress: str) ->
 
 
 def test_answers_are_right_or_wrong_and_lists_must_match() -> None:
-    assert right_numbers(["It is 7.0", "no", "8"], ["7", "1", "9"]) == [1.0, 0.0, 0.0]
+    assert exact_match(["It is 7.0", "no", "8"], ["7", "1", "9"]) == [1.0, 0.0, 0.0]
     with pytest.raises(DataError, match="1 texts but 2 answers"):
-        right_numbers(["1"], ["1", "2"])
+        exact_match(["1"], ["1", "2"])
     with pytest.raises(DataError, match=r"\['many'\] hold no number"):
-        right_numbers(["1"], ["many"])
+        exact_match(["1"], ["many"])

@@ -84,7 +84,7 @@ def test_answers_are_left_alone(text: str) -> None:
 
 def test_the_three_kinds() -> None:
     assert refusal_kind("I can't help with that.") == "inability"
-    assert refusal_kind("It is not ethical to do so, nor to ask.") == "judgement"
+    assert refusal_kind("It is not ethical to do so, nor to ask.") == "judgment"
     assert refusal_kind("I strongly condemn this.") == "rejection"
 
 

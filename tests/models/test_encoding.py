@@ -12,8 +12,8 @@ from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from steerlab._support.errors import EncodingError
+from steerlab.models.encoded_prompt import EncodedPrompt
 from steerlab.models.encoding import by_length, collate, encode
-from steerlab.models.tokenmap import TokenMap
 from steerlab.testing import SYSTEM, tiny_lm, tiny_tokenizer
 
 # a BOS in every turn, the system message inside the first user turn, nothing opens the assistant's turn
@@ -58,12 +58,12 @@ CHATML = TOKENIZERS["chatml"]
 words = st.text(min_size=1, max_size=20).filter(lambda text: text.strip())
 
 
-def words_of(row: TokenMap, kind: str) -> str:
+def words_of(row: EncodedPrompt, kind: str) -> str:
     places = [row.offsets[i] for i in row.kind(kind)]
     return row.text[places[0][0] : places[-1][1]] if places else ""
 
 
-def assert_partition(row: TokenMap) -> None:
+def assert_partition(row: EncodedPrompt) -> None:
     assert [i for span in row.spans for i in range(span.start, span.end)] == list(range(len(row)))
     assert all(span.start < span.end for span in row.spans)
     assert len(row.offsets) == len(row.ids)
@@ -71,12 +71,12 @@ def assert_partition(row: TokenMap) -> None:
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(deadline=None, max_examples=40)
-@given(user=words, answer=st.none() | words, system=st.none() | words, closed=st.booleans())
+@given(user=words, answer=st.none() | words, system=st.none() | words, end_turn=st.booleans())
 def test_spans_cover_every_token_once_and_in_order(
-    name: str, user: str, answer: str | None, system: str | None, closed: bool
+    name: str, user: str, answer: str | None, system: str | None, end_turn: bool
 ) -> None:
     system = system if name in ("chatml", "llama2") else None
-    row = encode(TOKENIZERS[name], user, answer=answer, closed=closed, system=system)
+    row = encode(TOKENIZERS[name], user, answer=answer, end_turn=end_turn, system=system)
     assert_partition(row)
     assert user.strip() in words_of(row, "user")
     assert row.kind("answer") == list(range(row.n_prompt, len(row)))
@@ -90,7 +90,7 @@ def test_spans_cover_every_token_once_and_in_order(
 @settings(deadline=None, max_examples=40)
 @given(user=words, answers=st.tuples(words, words))
 def test_prompt_tokens_do_not_depend_on_the_answer(name: str, user: str, answers: tuple[str, str]) -> None:
-    plain, *rows = (encode(TOKENIZERS[name], user, answer=a, closed=True) for a in (None, *answers))
+    plain, *rows = (encode(TOKENIZERS[name], user, answer=a, end_turn=True) for a in (None, *answers))
     assert plain.n_prompt == len(plain)
     for row in rows:
         assert row.n_prompt == plain.n_prompt
@@ -108,7 +108,7 @@ def test_ids_are_those_of_the_rendered_template(name: str) -> None:
 
 
 def test_chatml_parts() -> None:
-    row = encode(CHATML, "How are you?", system="Be brief.", answer="Fine.", closed=True)
+    row = encode(CHATML, "How are you?", system="Be brief.", answer="Fine.", end_turn=True)
     assert [span.kind for span in row.spans] == ["template", "system", "user", "header", "answer"]
     assert words_of(row, "system") == "<|im_start|>system\nBe brief.<|im_end|>\n"
     assert words_of(row, "user") == "<|im_start|>user\nHow are you?<|im_end|>\n"
@@ -130,7 +130,7 @@ def test_an_open_answer_ends_with_its_own_words() -> None:
 
 @pytest.mark.parametrize(("name", "closing"), [("llama2", " <|im_end|>"), ("gemma", "<end_of_turn>\n")])
 def test_a_closed_answer_ends_as_the_template_ends_a_turn(name: str, closing: str) -> None:
-    assert words_of(encode(TOKENIZERS[name], "hello", answer="Fine.", closed=True), "answer") == "Fine." + closing
+    assert words_of(encode(TOKENIZERS[name], "hello", answer="Fine.", end_turn=True), "answer") == "Fine." + closing
 
 
 def test_llama2_without_a_system_message() -> None:
@@ -217,7 +217,7 @@ def test_too_long_names_the_limit() -> None:
     row = encode(CHATML, "hello", answer="there")
     assert encode(CHATML, "hello", answer="there", limit=len(row)) == row
     with pytest.raises(EncodingError, match=rf"'mine' has {len(row)} tokens.* holds {len(row) - 1}"):
-        encode(CHATML, "hello", answer="there", limit=len(row) - 1, sample="mine")
+        encode(CHATML, "hello", answer="there", limit=len(row) - 1, example_id="mine")
     with pytest.raises(EncodingError, match="holds 512"):
         tiny_lm(backend="hooks").encode("a b c " * 200)
 
@@ -226,7 +226,7 @@ def test_too_long_names_the_limit() -> None:
 @pytest.mark.parametrize("prompt", ["", " \n"])
 def test_empty_prompt(prompt: str, chat: bool) -> None:
     with pytest.raises(EncodingError, match="'mine' is empty"):
-        encode(CHATML, prompt, chat=chat, sample="mine")
+        encode(CHATML, prompt, chat=chat, example_id="mine")
 
 
 @pytest.mark.parametrize("roles", [(), ("user", "assistant"), ("system",)])
@@ -247,7 +247,7 @@ def test_messages_without_a_template() -> None:
 @settings(deadline=None, max_examples=50)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), side=st.sampled_from(["left", "right"]))
 def test_collate_pads_on_one_side_only(lengths: list[int], side: Any) -> None:
-    rows = [TokenMap(tuple(range(10, 10 + n)), (), n, "", ((0, 0),) * n) for n in lengths]
+    rows = [EncodedPrompt(tuple(range(10, 10 + n)), (), n, "", ((0, 0),) * n) for n in lengths]
     batch = collate(rows, 0, side)
     assert batch.width == max(lengths) and batch.rows == tuple(rows)
     for i, (n, offset) in enumerate(zip(lengths, batch.offsets, strict=True)):
@@ -263,7 +263,7 @@ def test_collate_pads_on_one_side_only(lengths: list[int], side: Any) -> None:
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=9), size=st.integers(1, 4))
 def test_batches_by_length_hold_every_row_once_longest_first(lengths: list[int], size: int) -> None:
-    rows = [TokenMap((0,) * n, (), n, "", ((0, 0),) * n) for n in lengths]
+    rows = [EncodedPrompt((0,) * n, (), n, "", ((0, 0),) * n) for n in lengths]
     batches = list(by_length(rows, size))
     flat = [i for batch in batches for i in batch]
     assert sorted(flat) == list(range(len(lengths))) and all(len(batch) <= size for batch in batches)

@@ -13,9 +13,9 @@ from steerlab._support.errors import LayoutError
 from steerlab.models.check import self_check
 from steerlab.models.encoding import Batch
 from steerlab.models.engine import Inputs
+from steerlab.models.interventions import Edit, SiteEdits
 from steerlab.models.layout import Layout, blocks, find_layout, module_at
 from steerlab.models.model import Model
-from steerlab.models.plan import Edit, Plan
 from steerlab.models.sites import Site
 from steerlab.testing import FAMILIES, tiny_hf, tiny_lm, tiny_tokenizer
 
@@ -29,7 +29,7 @@ def inputs_of(model: Model, prompts: Sequence[str] = PROMPTS, side: Any = "left"
     return model.inputs(batch)
 
 
-def plan_of(inputs: Inputs, *sites: Site, strength: float = 3.0) -> Plan:
+def plan_of(inputs: Inputs, *sites: Site, strength: float = 3.0) -> SiteEdits:
     """At each site: another random vector per row, on some of its prompt's columns and on every new one."""
     draw = torch.Generator().manual_seed(1)
     mask = inputs["attention_mask"].bool() & (torch.arange(inputs["input_ids"].shape[1]) % 3 > 0)
@@ -99,7 +99,7 @@ def test_the_back_ends_agree_bit_for_bit_under_a_plan(lm: LM, family: str) -> No
     steered = (Site(2), Site(1, "attn_out"))
     points = [Site(k, point) for k in range(4) for point in ("block_in", "attn_out", "block_out")]
 
-    def both(run: Callable[[Model, Plan], Tensor]) -> tuple[Tensor, Tensor]:
+    def both(run: Callable[[Model, SiteEdits], Tensor]) -> tuple[Tensor, Tensor]:
         return run(ours, plan_of(inputs, *steered)), run(oracle, plan_of(inputs, *steered))
 
     a, b = both(lambda m, plan: m.engine.read(inputs, plan, points, lambda h: h))
@@ -176,7 +176,7 @@ class _Broken(Edit):
         raise ZeroDivisionError
 
 
-def _parts(plan: Plan) -> tuple[Any, Tensor, bool]:
+def _parts(plan: SiteEdits) -> tuple[Any, Tensor, bool]:
     (edit,) = plan[Site(1)]
     return edit.vectors, edit.prompt, edit.generated
 
@@ -198,7 +198,7 @@ def test_generation_with_and_without_a_cache(lm: LM, family: str, prompts: tuple
     steps = ids.shape[1] - width
     prompt_writes = int(again[Site(1)][0].prompt.sum())
     if use_cache:
-        assert again[Site(1)][0].tally.read()[0] == prompt_writes + len(prompts) * (steps - 1)
+        assert again[Site(1)][0].stats.read()[0] == prompt_writes + len(prompts) * (steps - 1)
     # teacher-forced in one forward, every new token is the most likely one
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(ids[:, width:])], 1)
     full = hooks.inputs(Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), (), ()))

@@ -23,9 +23,9 @@ from steerlab import Contrast, Example, MeanDifference, RemoteError
 from steerlab._support import progress
 from steerlab._support.errors import SteerlabError
 from steerlab.models._hooks import HooksEngine
-from steerlab.models._nnsight import line
-from steerlab.models._nnsight.line import STARTS, Line
-from steerlab.models.job import Job, deferrable
+from steerlab.models._nnsight import client
+from steerlab.models._nnsight.client import STARTS, ServerClient
+from steerlab.models.job import Job, background
 from steerlab.models.model import Model
 
 HOST = "http://there:5001"
@@ -62,8 +62,8 @@ def clock(*draws: float) -> Iterator[Clock]:
         return low + (high - low) * drawn[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(line, "time", made)
-        patch.setattr(line, "random", SimpleNamespace(uniform=uniform))
+        patch.setattr(client, "time", made)
+        patch.setattr(client, "random", SimpleNamespace(uniform=uniform))
         yield made
 
 
@@ -87,7 +87,7 @@ def passing(kind: str = "busy") -> RemoteError:
 def pauses() -> list[float]:
     """The first pauses, without chance."""
     with clock(0.5) as time:
-        Line(HOST, patience=1e6).patiently(failing(*[passing()] * 20))
+        ServerClient(HOST, retry_timeout=1e6).with_retries(failing(*[passing()] * 20))
     return time.slept
 
 
@@ -97,9 +97,9 @@ FAILURES = st.lists(st.builds(RemoteError, st.just("x"), KINDS, passing=st.boole
 
 @given(FAILURES, st.floats(0, 200), st.lists(st.floats(0, 1), min_size=1, max_size=5), st.floats(0, 5))
 def test_patience_repeats_what_may_pass_and_nothing_else(
-    errors: list[RemoteError], patience: float, draws: list[float], work: float
+    errors: list[RemoteError], retry_timeout: float, draws: list[float], work: float
 ) -> None:
-    asked = Line(HOST, patience=patience)
+    asked = ServerClient(HOST, retry_timeout=retry_timeout)
     fails, calls = failing(*errors), list[float]()
     with clock(*draws) as time:
 
@@ -109,11 +109,11 @@ def test_patience_repeats_what_may_pass_and_nothing_else(
             return fails()
 
         try:
-            outcome: str | RemoteError = asked.patiently(attempt)
+            outcome: str | RemoteError = asked.with_retries(attempt)
         except RemoteError as error:
             outcome = error
     assert asked.traffic.retries == len(time.slept) == len(calls) - 1
-    assert calls[-1] <= patience or len(calls) == 1, "nothing is sent once patience has run out"
+    assert calls[-1] <= retry_timeout or len(calls) == 1, "nothing is sent once patience has run out"
     for pause, usual in zip(time.slept, pauses(), strict=False):
         assert 0.7 * usual - 1e-9 <= pause <= 1.3 * usual + 1e-9
     met = errors[: len(calls)]
@@ -124,38 +124,40 @@ def test_patience_repeats_what_may_pass_and_nothing_else(
         return
     assert outcome is met[-1], "the last failure is the one that is told"
     longest = 1.3 * pauses()[len(calls) - 1] + 1e-9
-    assert not met[-1].passing or starts == STARTS or time.now + longest > patience, "given up too early"
+    assert not met[-1].passing or starts == STARTS or time.now + longest > retry_timeout, "given up too early"
 
 
 @pytest.mark.parametrize("kind", ["busy", "model"])
 def test_a_failure_that_does_not_pass_is_raised_at_once(kind: str) -> None:
     lasting = RemoteError("never", kind)
     with clock() as time, pytest.raises(RemoteError) as caught:
-        Line(HOST, patience=1e6).patiently(failing(passing(), lasting, passing()))
+        ServerClient(HOST, retry_timeout=1e6).with_retries(failing(passing(), lasting, passing()))
     assert caught.value is lasting and len(time.slept) == 1
 
 
 def test_errors_of_other_kinds_are_not_repeated() -> None:
     with clock() as time, pytest.raises(ZeroDivisionError):
-        Line(HOST, patience=1e6).patiently(failing(ZeroDivisionError()))
+        ServerClient(HOST, retry_timeout=1e6).with_retries(failing(ZeroDivisionError()))
     assert not time.slept
 
 
 def test_a_model_that_does_not_start_is_given_up_however_much_patience_there_is() -> None:
     attempts = [failing(*[passing("model")] * n) for n in (STARTS - 1, STARTS)]
     with clock():
-        assert Line(HOST, patience=1e6).patiently(attempts[0]) == "done"
+        assert ServerClient(HOST, retry_timeout=1e6).with_retries(attempts[0]) == "done"
     with clock() as time, pytest.raises(RemoteError) as caught:
-        Line(HOST, patience=1e6).patiently(attempts[1])
+        ServerClient(HOST, retry_timeout=1e6).with_retries(attempts[1])
     assert caught.value.kind == "model" and len(time.slept) == STARTS - 1
     with clock():
         mixed = [passing(kind) for kind in ["busy", "model", "worker"] * (STARTS - 1)]
-        assert Line(HOST, patience=1e6).patiently(failing(*mixed)) == "done", "other failures are not counted as starts"
+        assert ServerClient(HOST, retry_timeout=1e6).with_retries(failing(*mixed)) == "done", (
+            "other failures are not counted as starts"
+        )
 
 
 def test_without_patience_there_is_one_attempt() -> None:
     with clock() as time, pytest.raises(RemoteError):
-        Line(HOST, patience=0.0).patiently(failing(passing()))
+        ServerClient(HOST, retry_timeout=0.0).with_retries(failing(passing()))
     assert not time.slept
 
 
@@ -167,15 +169,15 @@ def test_pauses_grow_up_to_a_quarter_of_a_minute() -> None:
 
 def test_patience_without_end_has_pauses_that_have_one() -> None:
     with clock(0.5):
-        assert Line("http://there", patience=1e6).patiently(failing(*[passing()] * 5000)) == "done"
+        assert ServerClient("http://there", retry_timeout=1e6).with_retries(failing(*[passing()] * 5000)) == "done"
 
 
 def test_every_repeat_is_told_and_noted_and_counted() -> None:
     heard: list[str] = []
-    asked = Line(HOST, patience=100.0)
-    with clock(0.5) as time, progress.heard_by(heard.append):
+    asked = ServerClient(HOST, retry_timeout=100.0)
+    with clock(0.5) as time, progress.status_listener(heard.append):
         time.now = 1000.0
-        assert asked.patiently(failing(passing("lost"), passing("busy"))) == "done"
+        assert asked.with_retries(failing(passing("lost"), passing("busy"))) == "done"
     assert heard == [
         line
         for kind, pause in zip(["lost", "busy"], time.slept, strict=True)
@@ -192,11 +194,11 @@ HERE = {"nnsight": "0.8.1", "transformers": "5.20.0", "torch": "2.11.0+cpu"}
 BUILDS = st.sampled_from(["", "+cpu", "+cu128", "+local.1"])
 
 
-class Told(Line):
+class Told(ServerClient):
     """A line to a server that answers so, or fails."""
 
-    def __init__(self, *answers: Any, patience: float = 60.0) -> None:
-        super().__init__(HOST, patience=patience)
+    def __init__(self, *answers: Any, retry_timeout: float = 60.0) -> None:
+        super().__init__(HOST, retry_timeout=retry_timeout)
         self.answers, self.asked = list(answers), list[str]()
 
     def ask(self, path: str, seconds: float = 60.0) -> Any:
@@ -210,7 +212,7 @@ class Told(Line):
 @pytest.fixture
 def versions(monkeypatch: pytest.MonkeyPatch) -> None:
     """This side has the versions in `HERE`."""
-    monkeypatch.setattr(line, "version", HERE.__getitem__)
+    monkeypatch.setattr(client, "version", HERE.__getitem__)
 
 
 def told(**there: str) -> Told:
@@ -225,7 +227,7 @@ def test_equal_versions_say_nothing_whatever_their_builds(builds: tuple[str, ...
         for some in (builds[:3], builds[3:])
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(line, "version", here.__getitem__)
+        patch.setattr(client, "version", here.__getitem__)
         server = told(**there)
         server.check_versions()  # a warning would be an error
     assert server.asked == ["/ping", "/env"]
@@ -308,7 +310,7 @@ def test_a_question_goes_out_with_the_key(key: str | None) -> None:
         return httpx.Response(200, json={"a": 1})
 
     with answered(answer):
-        assert Line(HOST, key).ask("/env") == {"a": 1}
+        assert ServerClient(HOST, key).ask("/env") == {"a": 1}
     assert str(seen[0].url) == f"{HOST}/env" and seen[0].headers.get("ndif-api-key") == key
 
 
@@ -320,14 +322,14 @@ def test_a_question_goes_out_with_the_key(key: str | None) -> None:
         (httpx.Response(500, text=""), "lost", "answered 500: Internal Server Error"),
         (httpx.Response(400, json=["no", "object"]), "lost", "['no', 'object']"),
         (httpx.Response(404, json={"error": "nothing"}), "lost", "answered 404: nothing"),
-        (httpx.Response(400, json={"detail": "Version too old"}), "version", f"nnsight {line.version('nnsight')}"),
+        (httpx.Response(400, json={"detail": "Version too old"}), "version", f"nnsight {client.version('nnsight')}"),
     ],
 )
 def test_a_question_that_is_turned_down_is_told_in_the_servers_words(
     answer: httpx.Response, kind: str, words: str
 ) -> None:
     with answered(lambda _: answer), pytest.raises(RemoteError) as caught:
-        Line(HOST).ask("/env")
+        ServerClient(HOST).ask("/env")
     assert caught.value.kind == kind and words in str(caught.value) and HOST in str(caught.value)
 
 
@@ -337,7 +339,7 @@ def test_a_question_that_nobody_answers(error: type[httpx.HTTPError]) -> None:
         raise error("not today")
 
     with answered(answer), pytest.raises(RemoteError, match=f"no server answers at {HOST}.*not today") as caught:
-        Line(HOST).ask("/env")
+        ServerClient(HOST).ask("/env")
     assert caught.value.kind == "unreachable" and caught.value.passing
 
 
@@ -362,8 +364,8 @@ def test_what_is_told_stands_beside_the_innermost_bar(capsys: pytest.CaptureFixt
 def test_a_listener_within_another_hands_back_to_it() -> None:
     outer: list[str] = []
     inner: list[str] = []
-    with progress.heard_by(outer.append):
-        with progress.heard_by(inner.append):
+    with progress.status_listener(outer.append):
+        with progress.status_listener(inner.append):
             progress.tell("a")
         progress.note("b")
     progress.tell("c")
@@ -372,7 +374,7 @@ def test_a_listener_within_another_hands_back_to_it() -> None:
 
 def test_a_listener_hears_its_own_thread_while_it_listens() -> None:
     heard: list[str] = []
-    with progress.heard_by(heard.append):
+    with progress.status_listener(heard.append):
         progress.tell("a")
         other = threading.Thread(target=progress.tell, args=("of another thread",))
         other.start()
@@ -446,7 +448,7 @@ def test_jobs_hear_themselves_and_nobody_else() -> None:
     jobs = [Job(first), Job(second)]
     assert first.begun.wait(SOON) and second.begun.wait(SOON)
     heard: list[str] = []
-    with progress.heard_by(heard.append):
+    with progress.status_listener(heard.append):
         progress.tell("of the thread that waits")
         second.go.set()
         assert jobs[1].result(SOON) == 2 and not jobs[0].done()
@@ -462,7 +464,7 @@ def test_jobs_hear_themselves_and_nobody_else() -> None:
 class Elsewhere(HooksEngine):
     """An engine that counts as being elsewhere."""
 
-    resumes = False
+    supports_prefix_cache = False
 
 
 @pytest.fixture
@@ -482,7 +484,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "capture, by name": lambda model, **o: steerlab.capture(data=PROMPTS, progress=False, model=model, **o).values,
     "generate": lambda model, **o: steerlab.generate(model, PROMPTS, max_new_tokens=4, **o),
     "score": lambda model, **o: steerlab.score(model, PROMPTS, ["yes", "no", "perhaps"], **o),
-    "first_logits": lambda model, **o: steerlab.first_logits(model, PROMPTS, [5, 9], **o),
+    "next_token_logits": lambda model, **o: steerlab.next_token_logits(model, PROMPTS, [5, 9], **o),
     "sweep": lambda model, **o: steerlab.sweep(model, mean(0), PAIRS, alphas=(0.0, 1.0), progress=False, **o),
 }
 
@@ -533,7 +535,7 @@ def test_an_error_of_a_verb_comes_with_the_result(far: Model) -> None:
         job.result(SOON)
 
 
-@pytest.mark.parametrize("verb", ["generate", "score", "first_logits"])
+@pytest.mark.parametrize("verb", ["generate", "score", "next_token_logits"])
 def test_a_job_is_steered_as_the_verb_was_when_it_was_called(far: Model, verb: str) -> None:
     plain = VERBS[verb](far)
     with far.lock:  # no job gets to the model before it is let go
@@ -578,7 +580,7 @@ def test_any_function_of_a_model_can_be_deferred(far: Model, lm: Callable[..., M
         progress.tell("under way")
         return f"{a + b}"
 
-    deferred: Any = deferrable(verb)
+    deferred: Any = background(verb)
     assert (deferred.__name__, deferred.__doc__) == ("verb", "What it does.")
     assert deferred(1, far) == deferred(1, far, blocking=True) == deferred(1, lm()) == "3"
     with steerlab.steer(far, mean(0)):
@@ -595,7 +597,7 @@ def test_steering_is_taken_down_when_the_verb_is_called_and_not_when_its_thread_
     def verb(model: Model) -> list[Any]:
         return [run for run, _ in model.active]
 
-    deferred: Any = deferrable(verb)
+    deferred: Any = background(verb)
     with steerlab.steer(far, mean(0)) as outer, steerlab.steer(far, mean(1)) as inner:
         late = deferred(far, blocking=False)
     assert far.active == []

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steerlab import Contrast, Example, MeanDifference, PositionError, capture, generate, score
+from steerlab.models.encoded_prompt import EncodedPrompt
 from steerlab.models.layout import blocks
-from steerlab.models.positions import describe, resolve, writes_generated
-from steerlab.models.tokenmap import TokenMap
+from steerlab.models.positions import describe, includes_generated, resolve
 
 LAYER = 1
 PROMPTS = ("Do herons sleep in the reeds?", "Hi", "Is it cold by night?")
 ANSWER = "Yes"
 
 
-def row_of(n_prompt: int, n_answer: int) -> TokenMap:
+def row_of(n_prompt: int, n_answer: int) -> EncodedPrompt:
     n = n_prompt + n_answer
-    return TokenMap(tuple(range(n)), (), n_prompt, "x" * n, tuple((i, i + 1) for i in range(n)))
+    return EncodedPrompt(tuple(range(n)), (), n_prompt, "x" * n, tuple((i, i + 1) for i in range(n)))
 
 
 lengths = (st.integers(1, 30), st.integers(0, 10), st.integers(0, 45))
@@ -50,8 +50,8 @@ def test_unions_are_the_sets_of_their_tokens_ascending(n_prompt: int, n_answer: 
 
 @pytest.mark.parametrize("name", ["last-2", "prompt[2]", "last-1+last", "prompt[0]+last"])
 def test_they_mean_no_token_to_come_and_are_called_by_their_names(name: str) -> None:
-    assert not writes_generated(name) and describe(name) == name
-    assert writes_generated(f"{name}+generated")
+    assert not includes_generated(name) and describe(name) == name
+    assert includes_generated(f"{name}+generated")
 
 
 @pytest.mark.parametrize("name", ["last-", "last--1", "last-x", "last-1.5", "prompt[]", "prompt[-1]", "prompt[1:3]"])
@@ -113,7 +113,7 @@ def test_reading_gives_the_state_of_that_very_token(lm, backend: str, padding) -
     for number, prompt in enumerate(PROMPTS):
         whole, n = states(model, prompt), encoded(model, prompt)[1]
         for name, place in PLACES.items():
-            row = acts.select(sample=str(number), position=name)
+            row = acts.select(example_id=str(number), position=name)
             torch.testing.assert_close(row.at(LAYER)[0], whole[place(n)].mean(0), rtol=1e-5, atol=1e-5)
             assert row.index["column"][0] == (place(n)[0] if len(place(n)) == 1 else -1)
 

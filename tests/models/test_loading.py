@@ -65,8 +65,8 @@ def test_placement_belongs_to_transformers_when_it_maps_devices() -> None:
         "dtype": "auto",
         "device_map": "auto",
     }
-    quantised = loading.placement("cuda:1", None, None, "4bit")
-    assert quantised["device_map"] == {"": "cuda:1"} and quantised["device"] is None
+    quantized = loading.placement("cuda:1", None, None, "4bit")
+    assert quantized["device_map"] == {"": "cuda:1"} and quantized["device"] is None
     accelerator = loading.placement("cuda", None, None, None)
     assert accelerator == {"device": torch.device("cuda"), "dtype": "auto"}
     with pytest.raises(LoadError, match="give one of them"):

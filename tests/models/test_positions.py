@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab._support.errors import PositionError
-from steerlab.models.positions import NAMES, Match, describe, resolve, resolve_nonempty, writes_generated
-from steerlab.models.tokenmap import Span, TokenMap
+from steerlab.models.encoded_prompt import EncodedPrompt, Span
+from steerlab.models.positions import NAMES, Match, describe, includes_generated, resolve, resolve_nonempty
 from steerlab.testing import tiny_lm
 
 # one token a character: ^ ss uuuu hh aaa
 TEXT = "^ssuserhhans"
 PARTS = (("template", 0, 1), ("system", 1, 3), ("user", 3, 7), ("header", 7, 9), ("answer", 9, 12))
-ROW = TokenMap(
+ROW = EncodedPrompt(
     tuple(range(100, 112)),
     tuple(Span(*part) for part in PARTS),
     9,
@@ -41,7 +41,7 @@ MEANING = {
     "user": [3, 4, 5, 6],
     "header": [7, 8],
     "last_user": [6],
-    "choice": [],
+    "first_difference": [],
 }
 
 
@@ -81,7 +81,7 @@ def test_match_finds_every_occurrence(text: str, tokens: list[int]) -> None:
 
 
 def test_match_takes_tokens_that_only_overlap() -> None:
-    row = TokenMap((1, 2, 3), (Span("user", 0, 3),), 3, "aabbcc", ((0, 2), (2, 4), (4, 6)))
+    row = EncodedPrompt((1, 2, 3), (Span("user", 0, 3),), 3, "aabbcc", ((0, 2), (2, 4), (4, 6)))
     assert resolve(Match("bc"), row) == [1, 2]
 
 
@@ -120,7 +120,7 @@ def test_unknown_names_list_the_known_ones(name: str) -> None:
 
 
 def test_nothing_meant_names_the_sample_and_its_parts() -> None:
-    bare = TokenMap((1, 2), (Span("user", 0, 2),), 2, "ab", ((0, 1), (1, 2)), "mine")
+    bare = EncodedPrompt((1, 2), (Span("user", 0, 2),), 2, "ab", ((0, 1), (1, 2)), "mine")
     assert resolve("answer", bare) == []
     with pytest.raises(PositionError, match=r"answer matches no token of the row \('mine'\); it has user 0:2"):
         resolve_nonempty("answer", bare)
@@ -141,7 +141,7 @@ def test_nothing_meant_names_the_sample_and_its_parts() -> None:
     ],
 )
 def test_which_positions_mean_tokens_to_come(positions: Any, expected: bool) -> None:
-    assert writes_generated(positions) is expected
+    assert includes_generated(positions) is expected
 
 
 def test_short_names_for_tables() -> None:

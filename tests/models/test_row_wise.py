@@ -13,10 +13,10 @@ import steerlab
 from steerlab import Contrast, Example, MeanDifference
 from steerlab.models._hooks import HooksEngine
 from steerlab.models._nnsight.vllm_rows import joined
-from steerlab.models.engine import NOTHING, Inputs, RowWise, Told, same
+from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, PerRowReducer, same
+from steerlab.models.interventions import SiteEdits
+from steerlab.models.kv_prefix import ForwardState
 from steerlab.models.model import Model
-from steerlab.models.plan import Plan
-from steerlab.models.resume import Resume
 
 PROMPTS = ["hello there", "how are you today, my friend?", "no", "what is the time"]
 PAIRS = [Example(str(i), p, "b", Contrast("Sure, why not", "Sure. Never")) for i, p in enumerate(PROMPTS)]
@@ -28,13 +28,18 @@ class Apart(HooksEngine):
     rows = 0
 
     def logits(
-        self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING, told: Told = same
+        self,
+        inputs: Inputs,
+        plan: SiteEdits,
+        keep: int | Tensor,
+        forward_state: ForwardState = FULL_FORWARD,
+        reduce: LogitsReducer = same,
     ) -> Any:
-        logits = super().logits(inputs, plan, keep, resume)
-        if not isinstance(told, RowWise):
-            return told(logits)
+        logits = super().logits(inputs, plan, keep, forward_state)
+        if not isinstance(reduce, PerRowReducer):
+            return reduce(logits)
         self.rows += len(logits)
-        return joined([told.row(i)(logits[i : i + 1]) for i in range(len(logits))])
+        return joined([reduce.row(i)(logits[i : i + 1]) for i in range(len(logits))])
 
 
 def swept(model: Model, metrics: list[str]) -> Tensor:
@@ -44,13 +49,13 @@ def swept(model: Model, metrics: list[str]) -> Tensor:
 
 
 VERBS: dict[str, Callable[[Model], Tensor]] = {
-    "first logits": lambda m: steerlab.first_logits(m, PROMPTS),
-    "of some tokens": lambda m: steerlab.first_logits(m, PROMPTS, [3, 5]),
-    "and the best of the rest": lambda m: steerlab.first_logits(m, PROMPTS, [5, 3], rest=True),
+    "first logits": lambda m: steerlab.next_token_logits(m, PROMPTS),
+    "of some tokens": lambda m: steerlab.next_token_logits(m, PROMPTS, [3, 5]),
+    "and the best of the rest": lambda m: steerlab.next_token_logits(m, PROMPTS, [5, 3], max_other=True),
     "scores": lambda m: torch.tensor(
         steerlab.score(m, PROMPTS, ["yes", "no, never", "why not?", "I see"])[["logprob", "greedy"]].to_numpy()
     ),
-    "a sweep of first tokens": lambda m: swept(m, ["propensity", "answer_mass", "accuracy"]),
+    "a sweep of first tokens": lambda m: swept(m, ["propensity", "answer_probability", "accuracy"]),
     "a sweep of whole answers": lambda m: swept(m, ["logprob", "logit_sum_difference"]),
 }
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scenes.questions import absent_partners, existence, scene_vocabulary
+from scenes.world import Scene, World
 
 import steerlab
 from steerlab import Example, LoadError, Model
-from steerlab.data.scene_questions import absent_partners, existence, scene_vocabulary
-from steerlab.data.scenes import Scene, World
 from steerlab.metrics import chair, yes_no_ids, yes_no_logits
 from steerlab.models import scenes
 
@@ -32,10 +32,10 @@ def new_scenes() -> list[Scene]:
 def says_yes(asked: Sequence[tuple[Scene, str]]) -> list[bool]:
     """Whether the first token says that a kind is in the picture."""
     rows = [
-        Example(str(i), existence(scene, kind).text, images=(scene.picture(),)) for i, (scene, kind) in enumerate(asked)
+        Example(str(i), existence(scene, kind).text, images=(scene.image(),)) for i, (scene, kind) in enumerate(asked)
     ]
     yes, no = yes_no_ids(model().tokenizer)
-    logits = steerlab.first_logits(model(), rows, [*yes, *no], batch_size=64)
+    logits = steerlab.next_token_logits(model(), rows, [*yes, *no], batch_size=64)
     found = yes_no_logits(logits, range(len(yes)), range(len(yes), len(yes) + len(no)))
     return [answer == "yes" for answer in found.answers]
 
@@ -46,7 +46,7 @@ def test_it_lies_in_the_package_and_says_what_it_is() -> None:
     assert str(recipe["seed"]) in str(model().revision) and recipe["kinds"] == list(World().kinds)
     assert sum(file.stat().st_size for file in scenes.FOLDER.iterdir()) < 25 * 2**20
     card = (scenes.FOLDER / "README.md").read_text()
-    assert all(word in card for word in ("Data", "Recipe", "Seed", "Curve", "Limits"))
+    assert all(word in card for word in ("Data", "TrainingConfig", "Seed", "Curve", "Limits"))
 
 
 def test_a_package_without_its_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_it_sees_what_is_there_and_claims_absent_partners_too() -> None:
 
 @pytest.mark.slow
 def test_its_captions_name_most_things_and_invent_some() -> None:
-    rows = [Example(str(i), "Describe the image.", images=(s.picture(),)) for i, s in enumerate(new_scenes())]
+    rows = [Example(str(i), "Describe the image.", images=(s.image(),)) for i, s in enumerate(new_scenes())]
     texts = steerlab.generate(model(), rows, max_new_tokens=40, batch_size=40)
     objects = {row.id: scene.kinds for row, scene in zip(rows, new_scenes(), strict=True)}
     told = chair(dict(zip(objects, texts, strict=True)), objects, scene_vocabulary(World().kinds))

@@ -21,14 +21,14 @@ import steerlab
 from steerlab import RemoteError
 from steerlab._support.errors import LayoutError, SteeringError, SteerlabError, is_out_of_memory
 from steerlab.models._hooks import HooksEngine
-from steerlab.models._nnsight import failures
-from steerlab.models._nnsight.failures import cannot_travel, lost, no_model, of_answer, of_status, unreachable
-from steerlab.models._nnsight.vllm_failures import KEY, called, check_same, of_block, of_http
+from steerlab.models._nnsight import errors
+from steerlab.models._nnsight.errors import cannot_travel, lost, no_model, of_answer, of_status, unreachable
+from steerlab.models._nnsight.vllm_errors import KEY, called, check_same, of_block, of_http
 from steerlab.models._nnsight.vllm_sampling import DEFAULTS, as_list, sampling, seeds
-from steerlab.models.engine import NOTHING, Inputs, Select
+from steerlab.models.engine import FULL_FORWARD, Inputs, StateSelector
+from steerlab.models.interventions import SiteEdits
+from steerlab.models.kv_prefix import ForwardState
 from steerlab.models.model import Model
-from steerlab.models.plan import Plan
-from steerlab.models.resume import Resume
 from steerlab.models.sites import Site
 from steerlab.testing import tiny_hf
 
@@ -49,7 +49,7 @@ def nobody_asks() -> Sequence[str]:
 
 
 @pytest.mark.parametrize(
-    ("status", "detail", "kind", "passing", "told"),
+    ("status", "detail", "kind", "retryable", "told"),
     [
         (401, "Missing API key", "key", False, "Set NDIF_API_KEY"),
         (401, "unauthorized", "key", False, "Set NDIF_API_KEY"),
@@ -72,10 +72,10 @@ def nobody_asks() -> Sequence[str]:
     ],
 )
 def test_a_status_says_what_happened_and_what_to_do(
-    status: int, detail: str, kind: str, passing: bool, told: str
+    status: int, detail: str, kind: str, retryable: bool, told: str
 ) -> None:
     error = of_status(status, detail, HOST, CLIENT)
-    assert (error.kind, error.passing) == (kind, passing)
+    assert (error.kind, error.retryable) == (kind, retryable)
     for part in (f"{HOST} answered {status}: {detail}", told):
         assert part in str(error)
 
@@ -83,12 +83,12 @@ def test_a_status_says_what_happened_and_what_to_do(
 @given(st.integers(400, 599), WORDS)
 def test_only_what_is_the_servers_own_trouble_is_asked_for_again(status: int, detail: str) -> None:
     error = of_status(status, detail, HOST, CLIENT)
-    assert error.passing == (status >= 500 or status == 429)
+    assert error.retryable == (status >= 500 or status == 429)
     assert is_out_of_memory(error) == (status == 413)
     assert f"{HOST} answered {status}: {detail}" in str(error)
 
 
-# --- a job that came back as failed: by the words in `failures._SAID`, a sentence of the server's with them
+# --- a job that came back as failed: by the words in `errors._SAID`, a sentence of the server's with them
 
 ANSWERS = {
     "exceeded the execution timeout": ("The job exceeded the execution timeout of 15 s.", "time", False, "batch_size"),
@@ -107,7 +107,7 @@ ANSWERS = {
 
 
 def test_every_sentence_that_is_known_has_a_row_here() -> None:
-    assert list(ANSWERS) == [words for words, *_ in failures._SAID]
+    assert list(ANSWERS) == [words for words, *_ in errors._SAID]
 
 
 @pytest.mark.parametrize("words", ANSWERS)
@@ -116,10 +116,10 @@ def test_every_sentence_that_is_known_has_a_row_here() -> None:
 def test_a_sentence_of_the_servers_is_known_in_any_case_and_before_any_traceback(
     words: str, case: Callable[[str], str], behind: str
 ) -> None:
-    said, kind, passing, told = ANSWERS[words]
+    said, kind, retryable, told = ANSWERS[words]
     asks = (lambda: MODELS) if kind == "model" else nobody_asks
     error = of_answer(case(said) + behind, HOST, "gpt2", asks)
-    assert (error.kind, error.passing) == (kind, passing)
+    assert (error.kind, error.retryable) == (kind, retryable)
     assert HOST in str(error) and told in str(error)
 
 
@@ -128,20 +128,20 @@ def test_a_sentence_of_the_servers_is_known_in_any_case_and_before_any_traceback
 def test_the_same_words_in_a_traceback_are_an_error_of_what_was_sent(words: str, sentence: str) -> None:
     behind = f"{TRACEBACK}:\n  File 'mine.py', line 3, in gate  # {words}\nValueError: {words}, or so"
     error = of_answer(sentence + behind, HOST, "gpt2", nobody_asks)
-    assert (error.kind, error.passing) == ("code", False)
+    assert (error.kind, error.retryable) == ("code", False)
     assert str(error).startswith(f"the job failed on {HOST}: ValueError: {words}, or so\n") and behind in str(error)
 
 
 @pytest.mark.parametrize("last", ["ModuleNotFoundError: No module named 'mine'", "ImportError: No module named mine"])
 def test_a_module_that_is_missing_there_can_be_sent_along(last: str) -> None:
     error = of_answer(f"Job failed.\n{TRACEBACK}:\n  import mine\n{last}", HOST, "gpt2", nobody_asks)
-    assert (error.kind, error.passing) == ("travel", False) and last in str(error) and "travels=" in str(error)
+    assert (error.kind, error.retryable) == ("travel", False) and last in str(error) and "travels=" in str(error)
 
 
 def test_a_worker_that_is_still_at_a_job_it_had_ended_is_waited_for() -> None:
     last = "TypeError: 'NoneType' object does not support the context manager protocol"
     error = of_answer(f"{TRACEBACK}:\n  with root.trace()\n{last}\n", HOST, "gpt2", nobody_asks)
-    assert (error.kind, error.passing) == ("worker", True)
+    assert (error.kind, error.retryable) == ("worker", True)
 
 
 @pytest.mark.parametrize("said", ["", " \n\t"])
@@ -153,7 +153,7 @@ def test_a_server_that_says_nothing_is_quoted_so(said: str) -> None:
 @pytest.mark.parametrize("last", ["torch.OutOfMemoryError: CUDA out of memory.", "MemoryError: Out of Memory"])
 def test_memory_that_runs_out_in_what_was_sent_is_told_so(last: str) -> None:
     error = of_answer(f"{TRACEBACK}:\n  File 'x.py'\n{last}", HOST, "gpt2", nobody_asks)
-    assert (error.kind, error.passing) == ("size", False) and is_out_of_memory(error)
+    assert (error.kind, error.retryable) == ("size", False) and is_out_of_memory(error)
     assert last in str(error) and "smaller batch_size" in str(error)
 
 
@@ -173,14 +173,14 @@ def test_a_name_that_lacks_a_letter_is_guessed(name: str, place: int, there: lis
     assert f"Did you mean {name!r}?" in str(error)
     assert f"Deployed there: {name}, " in str(error), "the nearest first"
     assert all(other in str(error) for other in MODELS) and "not found. Did" in str(error)
-    assert (error.kind, error.passing) == ("model", False)
+    assert (error.kind, error.retryable) == ("model", False)
 
 
 @given(st.integers(0, 20))
 def test_names_unlike_any_other_are_not_guessed_and_not_all_are_listed(n: int) -> None:
     there = [f"{k:02}" for k in range(n)]
-    error = no_model("qwerty", HOST, there, "could not deploy", passing=True)
-    assert "Did you mean" not in str(error) and error.passing
+    error = no_model("qwerty", HOST, there, "could not deploy", retryable=True)
+    assert "Did you mean" not in str(error) and error.retryable
     listed = str(error).partition("Deployed there: ")[2].partition(". `")[0]
     assert listed == (", ".join(there[:8]) or "none at the moment")
 
@@ -189,7 +189,7 @@ def test_names_unlike_any_other_are_not_guessed_and_not_all_are_listed(n: int) -
 
 
 @pytest.mark.parametrize(
-    ("made", "kind", "passing", "told"),
+    ("made", "kind", "retryable", "told"),
     [
         (unreachable(HOST, ConnectionError("refused\nby it")), "unreachable", True, "Check the address"),
         (lost(HOST, ConnectionError("refused\nby it")), "lost", True, "capture_to"),
@@ -197,9 +197,9 @@ def test_names_unlike_any_other_are_not_guessed_and_not_all_are_listed(n: int) -
     ],
 )
 def test_what_breaks_on_the_way_is_told_with_its_first_line(
-    made: RemoteError, kind: str, passing: bool, told: str
+    made: RemoteError, kind: str, retryable: bool, told: str
 ) -> None:
-    assert (made.kind, made.passing) == (kind, passing)
+    assert (made.kind, made.retryable) == (kind, retryable)
     assert HOST in str(made) and "ConnectionError: refused" in str(made) and "by it" not in str(made)
     assert told in str(made)
 
@@ -209,25 +209,30 @@ def test_an_error_without_a_message_is_told_by_its_name() -> None:
 
 
 @given(st.text(), st.text(), st.booleans(), st.integers(0, pickle.HIGHEST_PROTOCOL))
-def test_an_error_comes_back_whole_from_another_process(said: str, kind: str, passing: bool, protocol: int) -> None:
-    error = RemoteError(said, kind, passing=passing)
+def test_an_error_comes_back_whole_from_another_process(said: str, kind: str, retryable: bool, protocol: int) -> None:
+    error = RemoteError(said, kind, retryable=retryable)
     for again in (pickle.loads(pickle.dumps(error, protocol)), copy.deepcopy(error)):
         assert type(again) is RemoteError
-        assert (str(again), again.kind, again.passing) == (said, kind, passing)
+        assert (str(again), again.kind, again.retryable) == (said, kind, retryable)
 
 
 class Narrow(HooksEngine):
     """A server whose requests may have so many rows and no more."""
 
-    resumes = False
+    supports_prefix_cache = False
     most = 2
 
     def read(
-        self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select, resume: Resume = NOTHING
+        self,
+        inputs: Inputs,
+        plan: SiteEdits,
+        sites: Sequence[Site],
+        select: StateSelector,
+        forward_state: ForwardState = FULL_FORWARD,
     ) -> Tensor:
         if len(inputs["input_ids"]) > self.most:
             raise of_status(413, "Request Entity Too Large", HOST, CLIENT)
-        return super().read(inputs, plan, sites, select, resume)
+        return super().read(inputs, plan, sites, select, forward_state)
 
 
 def narrow(model: Model, most: int) -> Model:
@@ -273,12 +278,12 @@ def test_what_is_raised_in_vllm_is_told_by_its_type(
 
 
 def test_an_error_of_ours_stays_as_it_is() -> None:
-    for error in (SteeringError("x"), RemoteError("x", "busy", passing=True)):
+    for error in (SteeringError("x"), RemoteError("x", "busy", retryable=True)):
         assert of_block(error, "there") is error
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind", "passing", "told"),
+    ("answer", "kind", "retryable", "told"),
     [
         (httpx.Response(401, json={"error": "Unauthorized"}), "key", False, f"answered 401: Unauthorized. Set {KEY} "),
         (httpx.Response(403, text="no entry"), "key", False, f"answered 403: no entry. Set {KEY} "),
@@ -292,9 +297,9 @@ def test_an_error_of_ours_stays_as_it_is() -> None:
         (httpx.Response(400, json={"detail": "nnsight version 0.7"}), "version", False, "nnsight-serve"),
     ],
 )
-def test_what_an_nnsight_serve_answers(answer: httpx.Response, kind: str, passing: bool, told: str) -> None:
+def test_what_an_nnsight_serve_answers(answer: httpx.Response, kind: str, retryable: bool, told: str) -> None:
     error = of_http(answer, HOST)
-    assert (error.kind, error.passing) == (kind, passing) and HOST in str(error) and told in str(error)
+    assert (error.kind, error.retryable) == (kind, retryable) and HOST in str(error) and told in str(error)
 
 
 @cache
@@ -325,7 +330,7 @@ def test_a_model_of_another_shape_is_told_by_both_numbers(key: str) -> None:
     there = here.to_dict() | {key: "other" if key == "model_type" else 77}
     with pytest.raises(RemoteError) as caught:
         check_same(here, "a/tiny", there, "a/tiny", "there")
-    assert caught.value.kind == "model" and not caught.value.passing
+    assert caught.value.kind == "model" and not caught.value.retryable
     assert f"{key} {there[key]!r} instead of {here.to_dict()[key]!r}" in str(caught.value)
     assert "check=False" in str(caught.value)
 

@@ -16,9 +16,9 @@ sys.path.insert(0, str(FOLDER))
 from execute import NOTEBOOKS, execute, noise
 
 NAMES = [
-    "01_first_steps", "02_choosing_a_layer", "03_is_my_behaviour_steerable", "04_l2s_from_data_to_figure",
+    "01_first_steps", "02_choosing_a_layer", "03_is_my_behavior_steerable", "04_l2s_from_data_to_figure",
 ]  # fmt: skip
-# places of one machine, progress bars, colour codes, objects that are told by their address
+# places of one machine, progress bars, color codes, objects that are told by their address
 GARBAGE = re.compile(
     r"/work|/home|/root|/tmp|/Users|site-packages|\d+%\|| \d+it/s|it/s\]|\x1b|Warning\b| at 0x[0-9a-f]+"
 )

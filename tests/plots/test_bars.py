@@ -29,7 +29,7 @@ def test_one_container_a_method_with_its_values(frame: pd.DataFrame) -> None:
         rows = frame[(frame["method"] == method) & frame["measure"].isin(SHOWN)]
         patches = bars[look.label].patches
         assert [p.get_width() for p in patches] == pytest.approx(rows["value"].tolist())
-        assert to_hex(patches[0].get_edgecolor()).upper() == look.colour
+        assert to_hex(patches[0].get_edgecolor()).upper() == look.color
         segments = bars[look.label].errorbar.lines[2][0].get_segments()
         assert [s[:, 0].tolist() for s in segments] == [
             pytest.approx([low, high]) for low, high in zip(rows["low"], rows["high"], strict=True)
@@ -67,8 +67,8 @@ def test_unknown_methods_and_measures_are_drawn_by_name() -> None:
     assert "my share ↑" in [t.get_text() for t in ax.texts]
 
 
-def test_colours_differ() -> None:
-    assert len({look.colour for look in METHODS.values()}) == len(METHODS)
+def test_colors_differ() -> None:
+    assert len({look.color for look in METHODS.values()}) == len(METHODS)
     assert method_style("p2s").oracle
 
 

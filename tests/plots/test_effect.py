@@ -32,7 +32,7 @@ def test_a_curve_holds_the_chosen_place_alone_in_the_order_of_strength() -> None
     np.testing.assert_allclose(lines["alphasteer curve"].get_xydata(), [[0.0, 0.7]])
     np.testing.assert_allclose(lines["mean"].get_xydata(), [[0.3, 0.7]])
     assert "p2s curve" not in lines and lines["p2s"].get_markerfacecolor() == "none", "an oracle is an outline"
-    assert lines["mean"].get_color() == method_style("mean").colour
+    assert lines["mean"].get_color() == method_style("mean").color
     assert "↓" in ax.get_xlabel() and "↑" in ax.get_ylabel()
 
 

@@ -34,13 +34,13 @@ def results(tmp_path: Path) -> Path:
         for alpha in (-1.0, 0.0, 1.0)
     ]
     columns = ["method", "layer", "alpha", "split", "metric", "value"]
-    pd.DataFrame(cells, columns=columns).to_csv(tmp_path / "cells.csv", index=False)
-    table = pd.DataFrame({"layer": range(6), "validation": [0, 0, 1, 1, 0, 0], "in_band": [0, 0, 1, 1, 0, 0]})
-    table = table.assign(gap=1 - table["validation"], gap_low=-0.1, gap_high=1.1).astype({"in_band": bool})
-    pd.concat([table.assign(method=m, alpha=1.0) for m in METHODS]).to_csv(tmp_path / "bands.csv", index=False)
+    pd.DataFrame(cells, columns=columns).to_csv(tmp_path / "settings.csv", index=False)
+    table = pd.DataFrame({"layer": range(6), "validation": [0, 0, 1, 1, 0, 0], "in_range": [0, 0, 1, 1, 0, 0]})
+    table = table.assign(gap=1 - table["validation"], gap_low=-0.1, gap_high=1.1).astype({"in_range": bool})
+    pd.concat([table.assign(method=m, alpha=1.0) for m in METHODS]).to_csv(tmp_path / "layer_ranges.csv", index=False)
     gain = {"value": 1.0, "low": 0.5, "high": 1.5, "n": 40}
     facts = {name: {"layers": [2, 3], "best": 2, "alpha": 1.0, "gain": gain, "gain_best": gain} for name in METHODS}
-    (tmp_path / "summary.json").write_text(json.dumps({"bands": facts}))
+    (tmp_path / "summary.json").write_text(json.dumps({"layer_ranges": facts}))
     return tmp_path
 
 
@@ -57,6 +57,6 @@ def test_two_maps_on_one_scale_a_band_and_the_gains(draw: Callable[[Path], Figur
 
 
 def test_what_is_missing_is_named(draw: Callable[[Path], Figure], results: Path) -> None:
-    (results / "bands.csv").unlink()
+    (results / "layer_ranges.csv").unlink()
     with pytest.raises(DataError, match=r"lacks \['bands.csv'\]"):
         draw(results)

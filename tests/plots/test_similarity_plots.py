@@ -85,12 +85,12 @@ def points(labels: int, seed: int = 0) -> pd.DataFrame:
     return frame.assign(label=np.repeat([f"label {i}" for i in range(labels)], 20))
 
 
-def test_labels_differ_in_colour_and_marker_and_the_legend_covers_no_point() -> None:
+def test_labels_differ_in_color_and_marker_and_the_legend_covers_no_point() -> None:
     frame = points(5)
     frame.attrs["explained"] = (0.31, 0.123)
     ax = map_scatter(frame)
     looks = [(to_hex(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes()) for c in ax.collections]
-    assert len({colour for colour, _ in looks}) == len({shape for _, shape in looks}) == 5
+    assert len({color for color, _ in looks}) == len({shape for _, shape in looks}) == 5
     assert [t.get_text() for t in ax.get_legend().get_texts()] == [f"label {i}" for i in range(5)]
     np.testing.assert_allclose(ax.collections[2].get_offsets(), frame[["x", "y"]].iloc[40:60])
     ax.figure.draw_without_rendering()
@@ -120,7 +120,7 @@ def test_dots_stand_at_the_cosines_within_first() -> None:
         geometry_dots(frame.drop(columns="shuffled"))
 
 
-def test_lines_over_layers_are_labelled_without_overlap() -> None:
+def test_lines_over_layers_are_labeled_without_overlap() -> None:
     frame = geometry_frame()
     ax = geometry_lines(frame.sample(frac=1, random_state=0))
     lines = {line.get_label(): line for line in ax.lines}

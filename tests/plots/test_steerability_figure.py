@@ -27,11 +27,13 @@ def results(tmp_path: Path) -> Path:
     """Six sets with long names, of which Llama-2's medians are known for four."""
     rng = np.random.default_rng(0)
     medians = np.linspace(0.05, -0.01, 6)
-    slopes = pd.DataFrame([(n, f"{n}/{i}") for n in SETS for i in range(20)], columns=["behaviour", "sample"])
-    sets = pd.DataFrame({"behaviour": SETS, "steerability": medians, "median": medians})
-    curves = pd.DataFrame(list(product(SETS, (-1.5, 0.0, 1.5))), columns=["behaviour", "alpha"])
-    layers = pd.DataFrame(list(product(SETS, LAYERS)), columns=["behaviour", "layer"])
-    shifts = pd.DataFrame(list(product(SETS, VARIANTS, VARIANTS)), columns=["behaviour", "trained", "tested"])
+    slopes = pd.DataFrame([(n, f"{n}/{i}") for n in SETS for i in range(20)], columns=["behavior", "example_id"])
+    sets = pd.DataFrame({"behavior": SETS, "steerability": medians, "median": medians})
+    curves = pd.DataFrame(list(product(SETS, (-1.5, 0.0, 1.5))), columns=["behavior", "alpha"])
+    layers = pd.DataFrame(list(product(SETS, LAYERS)), columns=["behavior", "layer"])
+    shifts = pd.DataFrame(
+        list(product(SETS, VARIANTS, VARIANTS)), columns=["behavior", "train_variant", "test_variant"]
+    )
     mean = rng.normal(0, 0.2, len(curves))
     tables = {
         "results": slopes.assign(slope=np.repeat(medians, 20) + rng.normal(0, 0.1, len(slopes))),
@@ -48,7 +50,7 @@ def results(tmp_path: Path) -> Path:
     estimate = {"value": 0.25, "low": -0.5, "high": 0.75, "n": 4}
     summary = {
         "layer": 13,
-        "rank_correlation_with_llama2": {"median": estimate, "anti": None},
+        "rank_correlation_with_llama2": {"median": estimate, "anti_steerable": None},
         "shifts": {"rank_correlation_with_base": {"base to user_neg": estimate, "base to user_pos": None}},
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary))
@@ -89,14 +91,14 @@ def test_nothing_is_cut_off_and_no_names_overlap(results: Path, draw: Callable[[
     fig = draw(results)
     (wide, high), box = fig.get_size_inches(), fig.get_tightbbox()
     assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= wide and box.y1 <= high
-    words = [
+    readable_name = [
         text
         for ax in fig.axes
         for text in (ax._left_title, *ax.texts, ax.xaxis.label, ax.yaxis.label)
         if text.get_text() and text.get_visible()
     ]
-    words += fig.axes[0].get_yticklabels()
-    boxes = [(t.get_text(), t.get_window_extent()) for t in words]
+    readable_name += fig.axes[0].get_yticklabels()
+    boxes = [(t.get_text(), t.get_window_extent()) for t in readable_name]
     assert [(a, b) for (a, one), (b, two) in combinations(boxes, 2) if one.overlaps(two)] == []
 
 

@@ -8,30 +8,31 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from _shifts import PAIRS, pair_label, shift_scatter
+from _variance_bars import variance_bars
 from matplotlib.colors import to_hex
 
 from steerlab._support.errors import DataError
-from steerlab.plots import layer_lines, propensity_lines, shift_scatter, slope_distributions, variance_bars
-from steerlab.plots.shifts import PAIRS, pair_words
+from steerlab.plots import layer_lines, propensity_lines, slope_distributions
 
 
 @pytest.fixture
 def layers() -> pd.DataFrame:
     cells = list(product(("openness", "narcissism"), (1, 3, 5)))
-    return pd.DataFrame(cells, columns=["behaviour", "layer"]).assign(steerability=[0.1, 0.5, 0.2, -0.1, 0.1, 0.4])
+    return pd.DataFrame(cells, columns=["behavior", "layer"]).assign(steerability=[0.1, 0.5, 0.2, -0.1, 0.1, 0.4])
 
 
 @pytest.fixture
 def shares() -> pd.DataFrame:
     rows = [("openness", 0.7, 0.2, 0.1), ("narcissism", 0.5, 0.0, 0.5), ("equal", np.nan, np.nan, np.nan)]
-    return pd.DataFrame(rows, columns=["behaviour", "option", "word", "unexplained"])
+    return pd.DataFrame(rows, columns=["behavior", "option", "word", "unexplained"])
 
 
 @pytest.fixture
 def shifts() -> pd.DataFrame:
     pairs = [("base", "base"), *PAIRS]
     rows = [(f"set {i}", *pair, 0.1 * i + 0.01 * j) for i in range(5) for j, pair in enumerate(pairs)]
-    return pd.DataFrame(rows, columns=["behaviour", "trained", "tested", "steerability"])
+    return pd.DataFrame(rows, columns=["behavior", "train_variant", "test_variant", "steerability"])
 
 
 def test_layers_mark_the_chosen_one_on_the_mean(layers: pd.DataFrame) -> None:
@@ -87,9 +88,9 @@ def test_points_stand_at_base_and_shifted_slopes_and_the_key_covers_none(shifts:
     for number, cloud in enumerate(ax.collections):
         base = 0.1 * np.arange(5)
         np.testing.assert_allclose(cloud.get_offsets(), np.column_stack([base, base + 0.01 * (number + 1)]))
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["first", *map(pair_words, PAIRS[1:])]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["first", *map(pair_label, PAIRS[1:])]
     looks = {(to_hex(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes()) for c in ax.collections}
-    assert len(looks) == len({colour for colour, _ in looks}) == 4
+    assert len(looks) == len({color for color, _ in looks}) == 4
     same = next(line for line in ax.lines if line.get_label() == "unchanged")
     np.testing.assert_array_equal(same.get_xdata(), same.get_ydata())
     ax.figure.draw_without_rendering()
@@ -101,16 +102,16 @@ def test_points_stand_at_base_and_shifted_slopes_and_the_key_covers_none(shifts:
 def test_unclear_shifts_are_refused(shifts: pd.DataFrame) -> None:
     assert len(shift_scatter(shifts, pairs=[("base", "user_pos")]).collections) == 1
     with pytest.raises(DataError, match=r"lacks the pairs \[\('base', 'base'\)\]"):
-        shift_scatter(shifts[(shifts["trained"] != "base") | (shifts["tested"] != "base")])
+        shift_scatter(shifts[(shifts["train_variant"] != "base") | (shifts["test_variant"] != "base")])
     with pytest.raises(DataError, match="25 rows"):
         shift_scatter(pd.concat([shifts, shifts]))
-    with pytest.raises(DataError, match="tested"):
-        shift_scatter(shifts.drop(columns="tested"))
+    with pytest.raises(DataError, match="test_variant"):
+        shift_scatter(shifts.drop(columns="test_variant"))
 
 
 def test_labels_of_two_lines_are_spread_wider() -> None:
     cells = list(product(("one", "two"), (-1.0, 1.0)))
-    curves = pd.DataFrame(cells, columns=["behaviour", "alpha"]).assign(mean=[0, 1, 0, 1.01], low=-1.0, high=2.0)
+    curves = pd.DataFrame(cells, columns=["behavior", "alpha"]).assign(mean=[0, 1, 0, 1.01], low=-1.0, high=2.0)
     ax = propensity_lines(curves, labels={"one": "a\nb", "two": "c\nd"})
     low, high = ax.get_ylim()
     assert np.ptp([t.xy[1] for t in ax.texts]) == pytest.approx(0.12 * (high - low))
@@ -118,7 +119,7 @@ def test_labels_of_two_lines_are_spread_wider() -> None:
 
 def test_two_humps_stay_apart() -> None:
     side = np.repeat([-0.15, 0.15], 125)
-    slopes = pd.DataFrame({"behaviour": "openness", "slope": side + np.random.default_rng(0).normal(0, 0.03, 250)})
+    slopes = pd.DataFrame({"behavior": "openness", "slope": side + np.random.default_rng(0).normal(0, 0.03, 250)})
     corners = np.concatenate([c.get_paths()[0].vertices for c in slope_distributions(slopes).collections])
     near = np.abs(corners[np.abs(corners[:, 0]) < 0.02, 1]).max()
     assert near < 0.05 * np.abs(corners[:, 1]).max()

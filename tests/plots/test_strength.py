@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from steerlab._support.errors import DataError
 from steerlab.plots import strength_curves
-from steerlab.plots.strength import spread
+from steerlab.plots.strength import separate_labels
 
 WHERE = {"layer": 16, "positions": "all", "sentences": "short"}
 TWO = ("refuse_harmful", "defer_expert")
@@ -52,7 +52,7 @@ def test_ambiguous_and_empty_choices_are_refused(grid: pd.DataFrame) -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.01, 0.2))
 def test_spread_keeps_order_and_distance(heights: list[float], gap: float) -> None:
-    got = np.array(spread(heights, gap))
+    got = np.array(separate_labels(heights, gap))
     order = np.argsort(heights, kind="stable")
     assert (np.diff(got[order]) >= gap - 1e-9).all()
     assert got.mean() == pytest.approx(np.mean(heights), abs=1e-9)

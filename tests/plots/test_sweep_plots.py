@@ -9,8 +9,8 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from steerlab import DataError
-from steerlab.analysis.band import choose_band
-from steerlab.plots import band_lines, style, sweep_heatmap
+from steerlab.analysis.layer_selection import select_layers
+from steerlab.plots import layer_range_lines, style, sweep_heatmap
 
 
 @pytest.fixture
@@ -23,14 +23,16 @@ def frame() -> pd.DataFrame:
         for alpha in (-1.0, 0.0, 1.0)
         for i in range(20)
     ]
-    columns = ["layer", "alpha", "sample", "split", "metric", "value"]
+    columns = ["layer", "alpha", "example_id", "split", "metric", "value"]
     return pd.DataFrame(rows, columns=columns).assign(method="mean", positions="last")
 
 
 def test_cells_are_changes_against_no_steering_and_the_band_is_framed(frame: pd.DataFrame) -> None:
-    band = choose_band(frame)
+    layer_range = select_layers(frame)
     with style():
-        ax = sweep_heatmap(frame, split="validation", band=band.layers, alpha=band.alpha, best=band.best)
+        ax = sweep_heatmap(
+            frame, split="validation", layer_range=layer_range.layers, alpha=layer_range.alpha, best=layer_range.best
+        )
     shown = ax.images[0].get_array()
     assert shown.shape == (5, 2)
     np.testing.assert_allclose(shown, [[0, 0], [0, 0], [-1, 1], [-1, 1], [0, 0]], atol=0.05)
@@ -47,7 +49,7 @@ def test_layers_may_have_names(frame: pd.DataFrame) -> None:
 
 
 def test_the_band_is_shaded_and_every_layer_has_a_point(frame: pd.DataFrame) -> None:
-    ax = band_lines(choose_band(frame).table)
+    ax = layer_range_lines(select_layers(frame).table)
     assert len(ax.containers[0].lines[0].get_xdata()) == 5
     (span,) = ax.patches
     assert (span.get_x(), span.get_x() + span.get_width()) == (1.5, 3.5)
@@ -59,9 +61,9 @@ def test_what_can_not_be_drawn_is_refused(frame: pd.DataFrame) -> None:
     with pytest.raises(DataError, match="several of"):
         sweep_heatmap(pd.concat([frame, frame.assign(method="l2s")]))
     with pytest.raises(DataError, match="not among the cells"):
-        sweep_heatmap(frame, band=[9], alpha=1.0)
+        sweep_heatmap(frame, layer_range=[9], alpha=1.0)
     with pytest.raises(DataError, match="gap_low"):
-        band_lines(frame)
+        layer_range_lines(frame)
 
 
 def test_a_figure_in_our_style_leaves_the_notebook_showing_figures() -> None:

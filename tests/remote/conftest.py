@@ -89,7 +89,7 @@ def near(models: dict[str, Path]) -> Callable[[str], Model]:
 
     def get(name: str = "tiny-llama") -> Model:
         if name not in made:
-            made[name] = steerlab.load(models[name], backend="hooks", share_prompts=False)
+            made[name] = steerlab.load(models[name], backend="hooks", prefix_caching=False)
         return made[name]
 
     return get

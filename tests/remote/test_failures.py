@@ -18,9 +18,9 @@ from servers.venvs import CannotInstall
 
 import steerlab
 from steerlab import Model, RemoteError
-from steerlab.methods.base import Context, Shift, Steerer
-from steerlab.models._nnsight import line
-from steerlab.models._nnsight.remote import RemoteEngine
+from steerlab.methods.base import Context, Intervention, Steerer
+from steerlab.models._nnsight import client
+from steerlab.models._nnsight.ndif import RemoteEngine
 
 pytestmark = pytest.mark.remote
 Get = Callable[[str], Model]
@@ -39,8 +39,8 @@ class InFlight(Steerer):
     def vectors(self, context: Context) -> torch.Tensor:
         raise NotImplementedError
 
-    def shifts(self, context: Context) -> tuple[Shift, ...]:
-        return (Shift(self.site, in_flight=self.function),)
+    def interventions(self, context: Context) -> tuple[Intervention, ...]:
+        return (Intervention(self.site, vector_fn=self.function),)
 
 
 def takes_too_long(h: torch.Tensor) -> torch.Tensor:
@@ -99,7 +99,7 @@ def test_a_model_that_is_not_there_is_told_with_the_nearest_names(
     far("tiny-llama")  # so that one is deployed
     misspelt = shutil.copytree(models["tiny-llama"], tmp_path / "tiny-lama")
     model = steerlab.load(
-        misspelt, remote=server.host, check=False, patience=5.0
+        misspelt, remote=server.host, check=False, retry_timeout=5.0
     )  # a model may fail to start by chance
     shutil.rmtree(misspelt)  # it is here and not there
     with pytest.raises(RemoteError) as caught:
@@ -117,9 +117,9 @@ def test_a_job_that_takes_too_long_is_ended_and_the_next_one_runs(far: Get, serv
 def test_a_server_that_says_nothing_of_a_running_job_is_given_up(
     far: Get, server: Ndif, models: dict[str, Path]
 ) -> None:
-    hasty = steerlab.load(models["tiny-llama"], remote=server.host, check=False, patience=2.0)
+    hasty = steerlab.load(models["tiny-llama"], remote=server.host, check=False, retry_timeout=2.0)
     error = failing(hasty, takes_too_long)
-    assert error.kind == "time" and "has said nothing for 2 s" in str(error) and "patience" in str(error)
+    assert error.kind == "time" and "has said nothing for 2 s" in str(error) and "retry_timeout" in str(error)
     assert len(steerlab.generate(far("tiny-llama"), PROMPTS, max_new_tokens=2)) == len(PROMPTS)
 
 
@@ -150,8 +150,8 @@ def test_what_a_block_prints_and_where_a_job_stands_are_heard(far: Get, server: 
         far("tiny-llama"), PROMPTS, steer=InFlight(says_something), max_new_tokens=3, blocking=False
     )
     assert len(job.result(120)) == len(PROMPTS) and job.done()
-    assert any("met 3 rows" in line for line in job.log), job.log
-    assert any("queued" in line for line in job.log) and job.state.startswith("completed"), job.log
+    assert any("met 3 rows" in client for client in job.log), job.log
+    assert any("queued" in client for client in job.log) and job.state.startswith("completed"), job.log
 
 
 def test_a_job_gives_its_error_to_the_one_who_asks(far: Get) -> None:
@@ -165,12 +165,12 @@ def test_a_job_gives_its_error_to_the_one_who_asks(far: Get) -> None:
 def test_training_is_refused_beforehand(far: Get, near: Get) -> None:
     model = far("tiny-llama")
     assert isinstance(model.engine, RemoteEngine)
-    sent = model.engine.line.traffic.requests
+    sent = model.engine.client.traffic.requests
     learning = steerlab.MeanDifference.from_tensor(1, torch.zeros(model.hidden_size))
     learning.vector_ = torch.ones(model.hidden_size, requires_grad=True)
     with pytest.raises(RemoteError, match="requires gradients") as caught:
         steerlab.generate(model, PROMPTS, steer=learning, max_new_tokens=2)
-    assert caught.value.kind == "refused" and model.engine.line.traffic.requests == sent
+    assert caught.value.kind == "refused" and model.engine.client.traffic.requests == sent
 
 
 def test_a_forward_of_the_skeleton_is_refused(far: Get) -> None:
@@ -189,8 +189,8 @@ def test_a_big_result_is_streamed(far: Get, near: Get) -> None:
 def test_versions_that_are_apart_are_both_named(
     far: Get, server: Ndif, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true = line.version
-    monkeypatch.setattr(line, "version", lambda name: "4.1.0" if name == "transformers" else true(name))
+    true = client.version
+    monkeypatch.setattr(client, "version", lambda name: "4.1.0" if name == "transformers" else true(name))
     with pytest.raises(RemoteError, match=r"transformers 4\.1\.0 here and 5\.") as caught:
         steerlab.load(models["tiny-llama"], remote=server.host)
     assert caught.value.kind == "version"
@@ -224,7 +224,7 @@ def test_a_key_is_taken_or_refused_and_a_server_that_takes_nothing_is_waited_for
                 steerlab.load(models["tiny-llama"], remote=server.host)
             assert caught.value.kind == "key"
         monkeypatch.setenv("NDIF_API_KEY", keys.valid)
-        model = steerlab.load(models["tiny-llama"], remote=server.host, patience=3.0)
+        model = steerlab.load(models["tiny-llama"], remote=server.host, retry_timeout=3.0)
         assert len(steerlab.generate(model, PAIRS, max_new_tokens=2)) == len(PAIRS)
         keys.stop()
         begun = time.monotonic()

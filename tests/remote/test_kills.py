@@ -18,8 +18,8 @@ from servers.ndif import Ndif
 
 import steerlab
 from steerlab import MeanDifference, Model, RemoteError
-from steerlab.models._nnsight.line import Traffic
-from steerlab.models._nnsight.remote import RemoteEngine
+from steerlab.models._nnsight.client import Traffic
+from steerlab.models._nnsight.ndif import RemoteEngine
 
 pytestmark = pytest.mark.remote
 Get = Callable[[str], Model]
@@ -28,7 +28,7 @@ ALPHAS = [a / 10 for a in range(-25, 26) if a]  # 50 of them, at four layers: 20
 
 def traffic(model: Model) -> Traffic:
     assert isinstance(model.engine, RemoteEngine)
-    return model.engine.line.traffic
+    return model.engine.client.traffic
 
 
 def swept(model: Model, batch_size: int = 8, **options: Any) -> pd.DataFrame:
@@ -103,7 +103,7 @@ def test_twenty_kills_in_a_sweep_of_200_cells_leave_no_trace_in_its_frame(
     assert len(killer.killed) == len(victims), killer.killed
     assert traffic(model).retries - before >= len(victims) // 2  # some die between two requests, and nobody notices
     pd.testing.assert_frame_equal(disturbed, quiet, check_exact=True)
-    assert not disturbed.duplicated(["layer", "alpha", "sample", "metric"]).any()
+    assert not disturbed.duplicated(["layer", "alpha", "example_id", "metric"]).any()
     assert len(disturbed.groupby(["layer", "alpha"])) == 200
 
 
@@ -115,7 +115,9 @@ def test_a_sweep_whose_server_is_gone_for_good_goes_on_where_it_was(
     before, size = traffic(far("tiny-llama")).requests, 40
     whole = swept(far("tiny-llama"), size)
     needed = traffic(far("tiny-llama")).requests - before
-    model = steerlab.load(models["tiny-llama"], remote=server.host, patience=5.0)  # beyond what a job is silent for
+    model = steerlab.load(
+        models["tiny-llama"], remote=server.host, retry_timeout=5.0
+    )  # beyond what a job is silent for
     over = threading.Event()
     watch = threading.Thread(target=_kill_api_after, args=(server, traffic(model), needed // 3, over))
     watch.start()
@@ -127,7 +129,7 @@ def test_a_sweep_whose_server_is_gone_for_good_goes_on_where_it_was(
         watch.join()
         server.start_api()
     assert caught.value.kind in ("unreachable", "lost") and caught.value.passing, caught.value
-    model.engine.line.patience = 60.0  # type: ignore[attr-defined]
+    model.engine.client.retry_timeout = 60.0  # type: ignore[attr-defined]
     begun, retried = traffic(model).requests, traffic(model).retries
     resumed = swept(model, size, folder=tmp_path)
     pd.testing.assert_frame_equal(resumed, whole, check_exact=True)

@@ -12,7 +12,7 @@ from servers.ndif import Ndif
 
 from steerlab import Model
 from steerlab.cli import main
-from steerlab.models._nnsight import line
+from steerlab.models._nnsight import client
 
 pytestmark = pytest.mark.remote
 Shown = Callable[[], tuple[int, str]]
@@ -36,14 +36,14 @@ def test_the_models_and_equal_versions_are_told(shown: Shown, far: Callable[[str
     time.sleep(2.0)  # the server keeps its status for a second
     status, text = shown()
     assert status == 0 and f"ok {server.host} an NDIF server answers" in text
-    told = ", ".join(f"{name} {version(name)}" for name in line.COMPARED)
+    told = ", ".join(f"{name} {version(name)}" for name in client.COMPARED)
     assert f"ok versions {told} here and there" in text
     assert re.search(r"ok models deployed: .*/tiny-llama", text)
 
 
 def test_versions_that_are_apart_are_both_named_with_the_command(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
-    true = line.version
-    monkeypatch.setattr(line, "version", lambda name: "4.1.0" if name == "transformers" else true(name))
+    true = client.version
+    monkeypatch.setattr(client, "version", lambda name: "4.1.0" if name == "transformers" else true(name))
     status, text = shown()
     there = true("transformers")
     assert status == 1 and f"wrong versions transformers 4.1.0 here and {there} there" in text

@@ -12,7 +12,7 @@ from servers.ndif import Ndif
 
 import steerlab
 from steerlab import Model
-from steerlab.models._nnsight.remote import RemoteEngine
+from steerlab.models._nnsight.ndif import RemoteEngine
 
 pytestmark = pytest.mark.remote
 Get = Callable[[str], Model]
@@ -21,7 +21,7 @@ FAMILIES = ["tiny-llama", "smollm2"]
 
 def requests(model: Model) -> int:
     assert isinstance(model.engine, RemoteEngine)
-    return model.engine.line.traffic.requests
+    return model.engine.client.traffic.requests
 
 
 @pytest.fixture(params=FAMILIES)
@@ -33,7 +33,7 @@ def name(request: pytest.FixtureRequest, server: Ndif) -> str:
 
 def test_the_weights_are_not_here(far: Get, name: str) -> None:
     model = far(name)
-    assert model.is_far and {p.device.type for p in model.hf.parameters()} == {"meta"}
+    assert model.is_remote and {p.device.type for p in model.hf.parameters()} == {"meta"}
 
 
 def test_captured_states_equal_the_local_ones(far: Get, near: Get, name: str) -> None:
@@ -96,7 +96,9 @@ def test_scores_and_first_tokens_equal_the_local_ones(far: Get, near: Get, name:
     answers = [pair.contrast.negative for pair in PAIRS if pair.contrast]
     there, here = (steerlab.score(m, PAIRS, answers, **wanted) for m in (far(name), near(name)))
     assert np.array_equal(there.to_numpy(), here.to_numpy())
-    there, here = (steerlab.first_logits(m, PAIRS, [5, 9], rest=True, **wanted) for m in (far(name), near(name)))
+    there, here = (
+        steerlab.next_token_logits(m, PAIRS, [5, 9], max_other=True, **wanted) for m in (far(name), near(name))
+    )
     assert torch.equal(there, here)
 
 
@@ -117,7 +119,12 @@ def test_a_method_that_reads_in_flight_gives_the_same_texts(far: Get, near: Get,
 
 
 def test_a_sweep_equals_the_local_one_and_takes_a_request_for_each_batch(far: Get, near: Get, name: str) -> None:
-    wanted = {"alphas": (-1.0, 0.0, 1.0), "metric": ["propensity", "answer_mass"], "progress": False, "batch_size": 24}
+    wanted = {
+        "alphas": (-1.0, 0.0, 1.0),
+        "metric": ["propensity", "answer_probability"],
+        "progress": False,
+        "batch_size": 24,
+    }
     before = requests(far(name))
     there, here = (steerlab.sweep(m, fit(near(name))["mean"], PAIRS, **wanted) for m in (far(name), near(name)))
     columns = ["value", "norm_ratio"]

@@ -8,12 +8,12 @@ import torch
 
 from steerlab import L2S, P2S, Contrast, Example, MeanDifference, Model, RandomDirection, capture
 from steerlab.methods.base import Steerer
-from steerlab.methods.l2s_recipe import Recipe
+from steerlab.methods.l2s.config import TrainingConfig
 from steerlab.testing import tiny_lm
 
 LAYER, CONTEXT_LAYER, HIDDEN = 1, 3, 32
 PROMPTS = ("Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?")
-QUICK = Recipe(epochs=4, learning_rate=1e-2, loss="mse")
+QUICK = TrainingConfig(epochs=4, learning_rate=1e-2, loss="mse")
 
 
 @cache
@@ -30,7 +30,7 @@ def make_steerers(family: str) -> dict[str, Steerer]:
     acts = capture(model, pairs, layers=[LAYER, CONTEXT_LAYER], progress=False)
     draw = torch.Generator().manual_seed(1)
     rows = torch.randn(len(PROMPTS), HIDDEN, generator=draw)
-    l2s = L2S(LAYER, context_layer=CONTEXT_LAYER, hidden=3, preset=QUICK, progress=False).fit(acts)
+    l2s = L2S(LAYER, context_layer=CONTEXT_LAYER, hidden_units=3, config=QUICK, progress=False).fit(acts)
     return {
         "mean": MeanDifference.from_tensor(LAYER, torch.randn(HIDDEN, generator=draw)),
         "p2s": P2S.from_table(LAYER, {str(i): row for i, row in enumerate(rows)}),

@@ -24,11 +24,11 @@ from steerlab import (
     sweep,
 )
 from steerlab.capture.jobs import as_examples
-from steerlab.methods.adasteer import AdaSteer
+from steerlab.methods.adasteer.schedules import Ramp
+from steerlab.methods.adasteer.steerer import AdaSteer
 from steerlab.methods.base import Context
-from steerlab.methods.ramps import Ramp
 from steerlab.models.sites import Site
-from steerlab.steering.request import Request, build_plan, prepare
+from steerlab.steering.interventions import Request, build_edits, resolve_interventions
 
 pytestmark = pytest.mark.filterwarnings("ignore:AdaSteer")  # classes of a random model lie anyhow
 STEPS, ALPHA = 6, 3.0
@@ -69,7 +69,7 @@ def two_passes(model, ada: AdaSteer, prompt: str) -> list:
     """Hooks that add, to the prompt alone, what a pass without any hook says."""
     ids, n = plain.chat_ids(model, prompt)
     states = plain.hidden(model, ids)
-    at_r, at_h = (states[read.site.layer][n - 1] for read in ada.reads)
+    at_r, at_h = (states[read.site.layer][n - 1] for read in ada.required_activations)
     return [
         plain.hooked(model, site.layer, plain.adding(by_hand(ada, at_r, at_h, site.layer), range(n)))
         for site in ada.sites
@@ -89,10 +89,17 @@ def one_pass(model, ada: AdaSteer, prompt: str) -> list:
 
     def adding(k: int):
         return plain.hooked(
-            model, k, lambda h: plain.adding(by_hand(ada, *(seen[r.site.layer] for r in ada.reads), k), range(n))(h)
+            model,
+            k,
+            lambda h: plain.adding(by_hand(ada, *(seen[r.site.layer] for r in ada.required_activations), k), range(n))(
+                h
+            ),
         )
 
-    return [*(reading(k) for k in {read.site.layer for read in ada.reads}), *(adding(s.layer) for s in ada.sites)]
+    return [
+        *(reading(k) for k in {read.site.layer for read in ada.required_activations}),
+        *(adding(s.layer) for s in ada.sites),
+    ]
 
 
 def spoken(model, prompt: str, hooks: list, answer: str) -> tuple[tuple[int, ...], float]:
@@ -176,13 +183,13 @@ def test_states_do_not_depend_on_the_side_of_the_padding(side: str) -> None:
     acts = [capture(model, PROMPTS, layers=[1, 2], padding=s, progress=False) for s in (side, "right")]
     for one, other in zip(*(ada.coefficients(Context.of(a)) for a in acts), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    prepared = prepare(model, [Request(ada, ALPHA)], as_examples(PROMPTS), 16)
-    rows = [model.encode(p, answer=a, sample=str(i)) for i, (p, a) in enumerate(zip(PROMPTS, ANSWERS, strict=True))]
+    prepared = resolve_interventions(model, [Request(ada, ALPHA)], as_examples(PROMPTS), 16)
+    rows = [model.encode(p, answer=a, example_id=str(i)) for i, (p, a) in enumerate(zip(PROMPTS, ANSWERS, strict=True))]
     together = model.batch(rows, side)
     sites = [Site(k) for k in range(model.n_layers)]
 
     def states(batch, numbers) -> Tensor:
-        plan = build_plan(model, prepared, batch, numbers, len(PROMPTS))
+        plan = build_edits(model, prepared, batch, numbers, len(PROMPTS))
         return model.engine.read(model.inputs(batch), plan, sites, lambda h: h.clone())
 
     found = states(together, range(len(rows)))
@@ -219,7 +226,7 @@ def test_it_can_be_swept_over_layers() -> None:
     frame = sweep(
         model, prototype, rows, layers=[2, 3], alphas=[0.0, ALPHA], positions="prompt", train=EXAMPLES, progress=False
     )
-    wide = frame.pivot_table(index="sample", columns=["layer", "alpha"], values="value")
+    wide = frame.pivot_table(index="example_id", columns=["layer", "alpha"], values="value")
     for layer in (2, 3):
         one = make_ada("llama", (layer,), 0, 1)
         scores = [score(model, rows, [a] * 3, steer=one, alpha=ALPHA)["logprob"] for a in ("A", "B")]

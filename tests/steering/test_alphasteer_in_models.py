@@ -11,7 +11,7 @@ from fitted import HIDDEN, PROMPTS
 from torch import Tensor
 
 from steerlab import Contrast, Example, Request, SteeringError, capture, generate, score
-from steerlab.methods.alphasteer import AlphaSteer
+from steerlab.methods.alphasteer.steerer import AlphaSteer
 from steerlab.models.layout import blocks
 from steerlab.models.sites import Site
 from steerlab.testing import tiny_lm
@@ -270,13 +270,13 @@ def test_a_prompt_in_chunks_is_refused_where_states_are_met_and_served_where_the
 
 
 def test_a_sweep_resumes_for_the_same_settings_alone(lm) -> None:
-    from steerlab.analysis._sweep.cells import make_cells
+    from steerlab.analysis._sweep.settings import make_settings
 
     w, r = torch.randn(1, HIDDEN, generator=torch.Generator().manual_seed(1)), torch.ones(1, HIDDEN)
     rows = [Example("a", "Hi")]
-    learnt = set()
+    learned = set()
     for zone in (0.0, 5.0):
         alpha = AlphaSteer.from_gates([1], w, r, dead_zone=zone)
         given = dict(layers=None, alphas=(1.0,), positions=["prompt"], scale="raw", train=None, batch_size=2)
-        learnt |= {cell.learnt for cell in make_cells(lm("llama", "hooks"), alpha, rows, **given)}
-    assert len(learnt) == 2
+        learned |= {cell.learned for cell in make_settings(lm("llama", "hooks"), alpha, rows, **given)}
+    assert len(learned) == 2

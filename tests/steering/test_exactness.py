@@ -16,7 +16,7 @@ from steerlab.methods.base import Steerer
 from steerlab.models.encoding import Batch
 from steerlab.models.sites import Site
 from steerlab.steering import Request
-from steerlab.steering.request import build_plan, prepare
+from steerlab.steering.interventions import build_edits, resolve_interventions
 from steerlab.testing import FAMILIES
 
 STEERERS = ("mean", "p2s", "l2s", "random")
@@ -37,13 +37,13 @@ per_row = pytest.mark.parametrize("kind", ["p2s", "l2s"])  # a vector per row is
 
 def vectors_of(model: Model, steerer: Steerer, prompts=PROMPTS) -> Tensor:
     """One vector per prompt, as the steerer gives them for these inputs."""
-    ((_, (shift,)),) = prepare(model, [Request(steerer)], as_examples(prompts), 16)
+    ((_, (shift,)),) = resolve_interventions(model, [Request(steerer)], as_examples(prompts), 16)
     assert shift.vectors is not None
     return shift.vectors.clone()
 
 
 def by_hand(model: Model, steerer: Steerer, prompt: str, number: int) -> Tensor:
-    """The same vector from what was learnt, with nothing but matrices."""
+    """The same vector from what was learned, with nothing but matrices."""
     if isinstance(steerer, P2S):
         return steerer.table_[number]
     if not isinstance(steerer, L2S):
@@ -57,7 +57,7 @@ def by_hand(model: Model, steerer: Steerer, prompt: str, number: int) -> Tensor:
 
 def encoded(model: Model, side: str, answers=ANSWERS, earlier=()) -> Batch:
     asked = [[*earlier, {"role": "user", "content": p}] for p in PROMPTS]
-    rows = [model.encode(p, answer=a, sample=str(i)) for i, (p, a) in enumerate(zip(asked, answers, strict=True))]
+    rows = [model.encode(p, answer=a, example_id=str(i)) for i, (p, a) in enumerate(zip(asked, answers, strict=True))]
     return model.batch(rows, side)
 
 
@@ -70,8 +70,8 @@ def states(model: Model, batch: Batch, plan) -> Tensor:
 
 def plan_of(model: Model, steerer: Steerer, batch: Batch, positions, alpha: float = ALPHA):
     examples = as_examples(PROMPTS)
-    prepared = prepare(model, [Request(steerer, alpha, positions)], examples, 16)
-    return build_plan(model, prepared, batch, range(len(PROMPTS)), len(PROMPTS))
+    prepared = resolve_interventions(model, [Request(steerer, alpha, positions)], examples, 16)
+    return build_edits(model, prepared, batch, range(len(PROMPTS)), len(PROMPTS))
 
 
 # --- alpha 0 ---------------------------------------------------------------------------------------------------
@@ -245,8 +245,8 @@ def test_states_do_not_depend_on_padding(lm, steerers, poison, family, backend, 
     together = states(model, batch, plan_of(model, steerer, batch, "last+generated"))
     for number, row in enumerate(batch.rows):
         alone = model.batch([row])
-        prepared = prepare(model, [Request(steerer, ALPHA, "last+generated")], as_examples(PROMPTS), 16)
-        expected = states(model, alone, build_plan(model, prepared, alone, [number], 3))[0]
+        prepared = resolve_interventions(model, [Request(steerer, ALPHA, "last+generated")], as_examples(PROMPTS), 16)
+        expected = states(model, alone, build_edits(model, prepared, alone, [number], 3))[0]
         here = together[number, :, batch.offsets[number] :][:, : len(row)]
         torch.testing.assert_close(here, expected, rtol=1e-5, atol=1e-5)
 
@@ -327,8 +327,8 @@ def test_afterwards_the_model_is_bit_identical(lm, steerers, family, backend):
 @backends
 def test_an_exception_inside_the_forward_leaves_the_model_as_it_was(lm, backend):
     class Breaks(MeanDifference):
-        def shifts(self, context):
-            from steerlab.methods.base import Shift
+        def interventions(self, context):
+            from steerlab.methods.base import Intervention
 
             calls = []
 
@@ -336,7 +336,7 @@ def test_an_exception_inside_the_forward_leaves_the_model_as_it_was(lm, backend)
                 calls.append(1)
                 raise ZeroDivisionError("in the middle of a forward")
 
-            return (Shift(Site(LAYER), in_flight=fail),)
+            return (Intervention(Site(LAYER), vector_fn=fail),)
 
     model = lm("llama", backend)
     generate(model, PROMPTS[:1], max_new_tokens=2)

@@ -23,10 +23,10 @@ from steerlab import (
     steer,
     sweep,
 )
-from steerlab.methods.artefact import load_steerer, save
-from steerlab.methods.base import Context, Detector, Read, Shift, Steerer
+from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer
 from steerlab.methods.gated import Gated
 from steerlab.methods.probe import LinearProbe
+from steerlab.methods.serialization import load_steerer, save
 from steerlab.models.sites import Site
 
 STEPS, ALPHA = 6, 2.5
@@ -38,7 +38,7 @@ V = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(5))
 class Told(Detector):
     """Detects the inputs whose ids it was told."""
 
-    reads = ()
+    required_activations = ()
 
     def __init__(self, *ids: str) -> None:
         self.ids, self.threshold_ = ids, 0.5
@@ -47,7 +47,7 @@ class Told(Detector):
         return self
 
     def score(self, context):
-        return torch.tensor([float(sample in self.ids) for sample in context.samples])
+        return torch.tensor([float(example_id in self.ids) for example_id in context.example_ids])
 
 
 class Several(Steerer):
@@ -61,9 +61,12 @@ class Several(Steerer):
     def vectors(self, context):
         raise NotImplementedError
 
-    def shifts(self, context):
-        n = len(context.samples)
-        return (Shift(Site(0), V.expand(n, -1), torch.full((n,), 0.5)), Shift(Site(2), in_flight=lambda h: h / 3))
+    def interventions(self, context):
+        n = len(context.example_ids)
+        return (
+            Intervention(Site(0), V.expand(n, -1), torch.full((n,), 0.5)),
+            Intervention(Site(2), vector_fn=lambda h: h / 3),
+        )
 
 
 def inner(name: str) -> Steerer:
@@ -155,7 +158,7 @@ def test_the_gate_travels_through_norm_scale_sweeps_and_the_disk(tmp_path: Path)
         Example(f"x{i}", f"number {i}", "refuse" if i % 2 else "answer", contrast=None) for i in range(8)
     ]  # fmt: skip
     acts = capture(model, rows, layers=[LAYER, 3], progress=False)
-    probe = LinearProbe(3).fit(acts).calibrate(acts.select(behaviour="answer"), fpr=0.25)
+    probe = LinearProbe(3).fit(acts).calibrate(acts.select(behavior="answer"), fpr=0.25)
     gated = Gated(MeanDifference.from_tensor(LAYER, V), probe)
     again = load_steerer(save(gated, tmp_path / "gated"), model)
     assert (
@@ -168,13 +171,13 @@ def test_the_gate_travels_through_norm_scale_sweeps_and_the_disk(tmp_path: Path)
         assert generate(model, rows, steer=again, **options).ids == generate(model, rows, steer=gated, **options).ids
     from steerlab import Contrast
 
-    asked = [e.with_(contrast=Contrast("No", "Yes")) for e in rows]
+    asked = [e.replace(contrast=Contrast("No", "Yes")) for e in rows]
     frame = sweep(model, gated, asked, None, (0.0, 1.0), progress=False).pivot(
-        index="sample", columns="alpha", values="value"
+        index="example_id", columns="alpha", values="value"
     )
     moved = (frame[1.0] - frame[0.0]).abs() > 1e-6
-    detected = dict(zip((e.id for e in rows), probe.detects(Context.of(acts)).tolist(), strict=True))
-    assert {sample: bool(m) for sample, m in moved.items()} == detected
+    detected = dict(zip((e.id for e in rows), probe.detect(Context.of(acts)).tolist(), strict=True))
+    assert {example_id: bool(m) for example_id, m in moved.items()} == detected
     assert 0 < sum(detected.values()) < len(rows)
     other = gated.at(0)
     assert other.site == Site(0) and other.detector is probe
@@ -200,4 +203,4 @@ def test_bad_gates_are_refused() -> None:
 def test_reads_of_both_parts_are_asked_once() -> None:
     l2s = make_steerers("llama")["l2s"]
     probe = LinearProbe(3)
-    assert Gated(l2s, probe).reads == (Read(Site(3)),)
+    assert Gated(l2s, probe).required_activations == (RequiredActivation(Site(3)),)

@@ -14,7 +14,7 @@ from torch import Tensor
 from steerlab import L2S, P2S, Example, Model, Request, capture
 from steerlab.capture.jobs import as_examples
 from steerlab.data.contrasts import PUBLISHED_PAIRS
-from steerlab.steering.request import prepare
+from steerlab.steering.interventions import resolve_interventions
 
 # the classes of the three inputs, and the token that each of them is read at
 CLASSES = {
@@ -49,9 +49,9 @@ def test_pairs_are_read_at_the_published_token_and_l2s_before_the_header(
     found = P2S(LAYER).fit(acts)
     torch.testing.assert_close(found.table_, torch.stack(z), rtol=1e-4, atol=1e-5)
     options = {"context_layer": CONTEXT_LAYER, "context_position": "last_user", "hidden": 3, "progress": False}
-    l2s = L2S(LAYER, preset=QUICK, **options).fit(acts)
-    read = acts.by_sample(CONTEXT_LAYER, side="prompt", position="last_user")[1]
+    l2s = L2S(LAYER, config=QUICK, **options).fit(acts)
+    read = acts.by_example(CONTEXT_LAYER, side="prompt", position="last_user")[1]
     torch.testing.assert_close(read, torch.stack(contexts), rtol=1e-4, atol=1e-5)
-    ((_, (shift,)),) = prepare(model, [Request(l2s)], as_examples(PROMPTS), 16)
+    ((_, (shift,)),) = resolve_interventions(model, [Request(l2s)], as_examples(PROMPTS), 16)
     torch.testing.assert_close(shift.vectors, l2s.predict(torch.stack(contexts)), rtol=1e-3, atol=1e-5)
     assert not torch.allclose(shift.vectors[0], shift.vectors[1], atol=1e-3), "each input has its own vector"

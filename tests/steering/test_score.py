@@ -20,7 +20,7 @@ def test_equals_a_plain_log_softmax(lm, family: str) -> None:
     frame = score(model, PROMPTS, ANSWERS)
     expected = [plain.answer_logprob(model, p, a) for p, a in zip(PROMPTS, ANSWERS, strict=True)]
     assert frame["logprob"].tolist() == pytest.approx(expected, abs=1e-4)
-    assert frame["sample"].tolist() == ["0", "1", "2"]
+    assert frame["example_id"].tolist() == ["0", "1", "2"]
     assert frame["n_tokens"].tolist() == [len(model.tokenizer(a, add_special_tokens=False).input_ids) for a in ANSWERS]
 
 

@@ -51,11 +51,11 @@ def places(span: int, start: int | None, n_prompt: int) -> dict[int, int]:
     return {first + k: k for k in range(span) if 0 <= first + k < n_prompt}
 
 
-def adding(payload: Tensor, at: dict[int, int]) -> Callable[[Tensor], Tensor]:
+def adding(steering_vectors: Tensor, at: dict[int, int]) -> Callable[[Tensor], Tensor]:
     def change(h: Tensor) -> Tensor:
         h = h.clone()
         for token, k in at.items():
-            h[:, token] += ALPHA * payload[k]
+            h[:, token] += ALPHA * steering_vectors[k]
         return h
 
     return change
@@ -65,7 +65,7 @@ def adding(payload: Tensor, at: dict[int, int]) -> Callable[[Tensor], Tensor]:
 def by_hand(model: Model, one: CONFST, prompt: str) -> Iterator[int]:
     """A plain hook with the vectors of one prompt; gives how many tokens it writes to."""
     at = places(one.span, one.start, plain.chat_ids(model, prompt)[1])
-    with plain.hooked(model, LAYER, adding(one.payload, at)):
+    with plain.hooked(model, LAYER, adding(one.steering_vectors, at)):
         yield len(at)
 
 
@@ -147,7 +147,7 @@ def test_the_state_changes_at_these_tokens_by_these_vectors_and_nowhere_else(
         offset = after.shape[1] - lengths[number]
         expected = torch.zeros_like(after[row])
         for token, k in at.items():
-            expected[offset + token] = ALPHA * one.payload[k]
+            expected[offset + token] = ALPHA * one.steering_vectors[k]
         difference = after[row] - before[row]
         torch.testing.assert_close(difference, expected, rtol=0, atol=1e-5)
         untouched = [c for c in range(after.shape[1]) if c - offset not in at]
@@ -191,7 +191,7 @@ def test_beams_and_samples_of_a_row_share_its_span(lm, backend: str) -> None:
 
 def test_without_a_span_a_vector_goes_to_the_prompt_or_where_it_was_asked_for(lm) -> None:
     model, one = lm(), made(1, None)
-    mean = MeanDifference.from_tensor(LAYER, one.payload[0])
+    mean = MeanDifference.from_tensor(LAYER, one.steering_vectors[0])
     for asked in ("all", "last", "last+generated", "prompt"):
         found, wanted = (score(model, PROMPTS, ANSWERS, steer=s, alpha=ALPHA, positions=asked) for s in (one, mean))
         assert found.equals(wanted) and found.attrs == wanted.attrs
@@ -205,7 +205,7 @@ def test_a_span_and_other_steerers_at_the_same_tokens_add_up(lm) -> None:
     mean = MeanDifference.from_tensor(LAYER, torch.ones(HIDDEN))
     found = score(model, PROMPTS, ANSWERS, steer=[span, mean], alpha=ALPHA, positions="last")
     both = made(2, None)
-    both.vectors_ = {"a": span.payload + torch.tensor([[0.0], [1.0]])}
+    both.vectors_ = {"a": span.steering_vectors + torch.tensor([[0.0], [1.0]])}
     with steer(model, both, alpha=ALPHA) as run:
         wanted = run.score(PROMPTS, ANSWERS)
     assert found["logprob"].tolist() == pytest.approx(wanted["logprob"].tolist(), abs=1e-4)
@@ -227,14 +227,14 @@ def test_what_is_captured_fits_and_is_written_to_the_same_tokens(lm) -> None:
     model = lm("llama", "hooks")
     words = {"birds": ("heron", "crane", "stork", "egret", "swan"), "fish": ("trout", "carp", "eel", "pike", "perch")}
     rows = [Example(f"{w}{i}", f"{w} {i} {w}", label) for label, ws in words.items() for w in ws for i in range(2)]
-    method = CONFST(LAYER, "birds", span=4, threshold=0.0, centre="others")
+    method = CONFST(LAYER, "birds", span=4, threshold=0.0, center="others")
     acts = capture(model, rows, layers=[LAYER], positions=list(method.positions), progress=False)
     fitted = method.fit(acts)
     means = {
-        label: torch.stack([acts.select(behaviour=label, position=p).at(LAYER).mean(0) for p in method.positions])
+        label: torch.stack([acts.select(behavior=label, position=p).at(LAYER).mean(0) for p in method.positions])
         for label in words
     }
-    torch.testing.assert_close(fitted.payload, means["birds"] - means["fish"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fitted.steering_vectors, means["birds"] - means["fish"], rtol=1e-4, atol=1e-5)
     assert generate(model, ["perch"], steer=fitted, max_new_tokens=2).steered_tokens == 4
 
 
@@ -242,7 +242,9 @@ def test_what_is_captured_fits_and_is_written_to_the_same_tokens(lm) -> None:
 
 
 def pairs_of(prompts: Sequence[str] = PROMPTS) -> list[Example]:
-    return [Example(f"q{i}", p, contrast=Contrast("(A)", "(B)", read="choice")) for i, p in enumerate(prompts)]
+    return [
+        Example(f"q{i}", p, contrast=Contrast("(A)", "(B)", position="first_difference")) for i, p in enumerate(prompts)
+    ]
 
 
 def difference(model: Model, prompt: str) -> float:
@@ -271,12 +273,12 @@ def test_cells_of_a_sweep_equal_plain_hooks(lm, backend: str, metric: str, plain
     for (name, alpha, _), cell in frame.groupby(["method", "alpha", "positions"]):
         if name == "mean":
             continue
-        found = cell.set_index("sample")["value"]
+        found = cell.set_index("example_id")["value"]
         for number, prompt in enumerate(PROMPTS):
             with by_hand(model, methods[name], prompt):
                 wanted = plainly(model, prompt) if alpha else idle[number]
             assert found[f"q{number}"] == pytest.approx(wanted, abs=1e-3), (name, alpha, prompt)
-    felt = frame[(frame["alpha"] != 0) & (frame["method"] == "3 from 44")].groupby("sample")["value"].first()
+    felt = frame[(frame["alpha"] != 0) & (frame["method"] == "3 from 44")].groupby("example_id")["value"].first()
     assert all(abs(felt[f"q{i}"] - idle[i]) > 1e-3 for i in range(3)), "clipped, and felt all the same"
 
 

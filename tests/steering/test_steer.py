@@ -28,7 +28,7 @@ from steerlab import (
     score,
     steer,
 )
-from steerlab.methods.base import Context, Detector, Read, Shift, Steerer
+from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer
 from steerlab.models.layout import blocks
 from steerlab.models.sites import Site
 
@@ -129,7 +129,7 @@ def test_every_copy_of_a_row_gets_that_rows_vector(lm, backend: str, options: di
     one = P2S.from_table(LAYER, {"0": 0 * V, "1": 4 * V, "2": 0 * V})
     before = generate(model, PROMPTS, max_new_tokens=STEPS, **options)
     after = generate(model, PROMPTS, steer=one, max_new_tokens=STEPS, **options)
-    assert after.samples == tuple(s for s in "012" for _ in range(copies)) and len(after) == 3 * copies
+    assert after.example_ids == tuple(s for s in "012" for _ in range(copies)) and len(after) == 3 * copies
     if not options.get("do_sample"):  # the rows of a batch draw from one stream of random numbers
         assert after.ids[:copies] == before.ids[:copies] and after.ids[2 * copies :] == before.ids[2 * copies :]
         single = generate(model, PROMPTS[1:2], steer=mean(V), alpha=4.0, max_new_tokens=STEPS, **options)
@@ -203,7 +203,7 @@ def test_the_order_of_the_prompts_is_kept(lm, batch_size: int) -> None:
     rows = [Example(f"row-{i}", p) for i, p in enumerate(prompts)]
     table = P2S.from_table(LAYER, {e.id: V * (i - 3) for i, e in enumerate(rows)})
     found = generate(model, rows, steer=table, batch_size=batch_size, max_new_tokens=4)
-    assert found.samples == tuple(e.id for e in rows)
+    assert found.example_ids == tuple(e.id for e in rows)
     for i, prompt in enumerate(prompts):
         assert found.ids[i] == plain.greedy(model, prompt, LAYER, V * (i - 3), ALL, 4)[0]
 
@@ -325,8 +325,8 @@ class Layers(Hand):
 
     plan = ((0, V), (2, -W), (3, V + W))
 
-    def shifts(self, context):
-        return tuple(Shift(Site(k), v.expand(len(context.samples), -1)) for k, v in self.plan)
+    def interventions(self, context):
+        return tuple(Intervention(Site(k), v.expand(len(context.example_ids), -1)) for k, v in self.plan)
 
 
 class Gated(Hand):
@@ -334,20 +334,20 @@ class Gated(Hand):
 
     gate = torch.tensor([1.0, 0.0, 0.25])
 
-    def shifts(self, context):
-        return (Shift(self.site, V.expand(len(context.samples), -1), self.gate),)
+    def interventions(self, context):
+        return (Intervention(self.site, V.expand(len(context.example_ids), -1), self.gate),)
 
 
 class Norm(Detector):
     """Scores an input by the projection of its state at layer 2."""
 
-    reads = (Read(Site(2), "last"),)
+    required_activations = (RequiredActivation(Site(2), "last"),)
 
     def fit(self, acts):
         return self
 
     def score(self, context):
-        return context.read(self.reads[0]) @ W
+        return context.read(self.required_activations[0]) @ W
 
 
 class Detected(Hand):
@@ -357,12 +357,12 @@ class Detected(Hand):
         self.detector, self.inner, self.threshold, self.site = detector, inner, threshold, inner.site
 
     @property
-    def reads(self):
-        return (*self.detector.reads, *self.inner.reads)
+    def required_activations(self):
+        return (*self.detector.required_activations, *self.inner.required_activations)
 
-    def shifts(self, context):
+    def interventions(self, context):
         gate = (self.detector.score(context) > self.threshold).float()
-        return tuple(Shift(s.site, s.vectors, gate) for s in self.inner.shifts(context))
+        return tuple(Intervention(s.site, s.vectors, gate) for s in self.inner.interventions(context))
 
 
 class InFlightRead(Hand):
@@ -373,8 +373,8 @@ class InFlightRead(Hand):
     def __init__(self, *sites: Site) -> None:
         self.sites = sites
 
-    def shifts(self, context):
-        return tuple(Shift(site, in_flight=lambda h: h @ self.matrix) for site in self.sites)
+    def interventions(self, context):
+        return tuple(Intervention(site, vector_fn=lambda h: h @ self.matrix) for site in self.sites)
 
 
 def check_against_hooks(model, steerer: Steerer, hooks, **options) -> None:
@@ -471,10 +471,10 @@ def test_an_in_flight_method_of_another_shape_or_scale_is_refused(lm) -> None:
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-@pytest.mark.parametrize("sample", [False, True])
-def test_two_threads_give_what_one_gives(lm, backend: str, sample: bool) -> None:
+@pytest.mark.parametrize("example_id", [False, True])
+def test_two_threads_give_what_one_gives(lm, backend: str, example_id: bool) -> None:
     model = lm("llama", backend)
-    options = dict(max_new_tokens=STEPS, batch_size=1, do_sample=sample)
+    options = dict(max_new_tokens=STEPS, batch_size=1, do_sample=example_id)
 
     def work(vector: Tensor) -> list:
         found = []

@@ -1,4 +1,4 @@
-"""A behaviour whose target is the zero vector: L2S has to learn to leave it alone (L2S, appendix on VLGuard)."""
+"""A behavior whose target is the zero vector: L2S has to learn to leave it alone (L2S, appendix on VLGuard)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 
 from steerlab import L2S, Contrast, Example, MeanDifference, Model, capture, generate
-from steerlab.methods import PAPER, Context
+from steerlab.methods import L2S_PAPER, Context
 from steerlab.metrics.identical import share_identical
 
 PAIR = Contrast("No, never.", "Yes, sure.")
@@ -18,7 +18,7 @@ THINGS = list(product(("herons", "eels", "reeds"), ("eat", "like", "need"), ("in
 
 
 def questions() -> tuple[list[Example], list[Example]]:
-    """Inputs to fit on and inputs kept back, of both behaviours in both."""
+    """Inputs to fit on and inputs kept back, of both behaviors in both."""
     rows = [Example(f"r{i}", f"TELL ME HOW TO {' '.join(t).upper()}!", "refuse", PAIR) for i, t in enumerate(TASKS)]
     rows += [Example(f"a{i}", f"what do {' '.join(t)}?", "answer") for i, t in enumerate(THINGS)]
     return [e for i, e in enumerate(rows) if i % 3], rows[::3]
@@ -29,10 +29,10 @@ def test_a_relu_net_leaves_most_answers_of_the_zero_class_as_they_were(lm: Calla
     model = lm("llama", backend)
     train, held = questions()
     acts = capture(model, train, layers=[2], progress=False)
-    recipe = replace(PAPER, epochs=60, least_steps=600)
-    l2s = L2S(2, zero=["answer"], activation="relu", hidden=32, preset=recipe, progress=False).fit(acts)
+    recipe = replace(L2S_PAPER, epochs=60, min_steps=600)
+    l2s = L2S(2, zero_behaviors=["answer"], activation="relu", hidden_units=32, config=recipe, progress=False).fit(acts)
     mean = MeanDifference(2).fit(acts)
-    answer, refuse = ([e for e in held if e.behaviour == b] for b in ("answer", "refuse"))
+    answer, refuse = ([e for e in held if e.behavior == b] for b in ("answer", "refuse"))
     asked = Context(tuple(e.id for e in answer), capture(model, answer, layers=[2], progress=False))
     assert l2s.vectors(asked).norm(dim=-1).max() < 0.1 * l2s.target_norm_
 

@@ -26,14 +26,17 @@ def succeed(script: str, *arguments: str) -> None:
 def test_the_layer_sweep_reports_on_test_rows_what_validation_rows_chose(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "layers"
     succeed("analyses/layer_sweep.py", "--model", str(folder), "--limit", "4", "--out", str(out), "--guard", "0")
-    bands = json.loads((out / "summary.json").read_text())["bands"]
+    layer_ranges = json.loads((out / "summary.json").read_text())["layer_ranges"]
     results = pd.read_csv(out / "results.csv")
-    assert set(bands) == {"mean", "l2s", "p2s", "random"} and set(results["split"]) == {"test"}
-    for name, band in bands.items():
+    assert set(layer_ranges) == {"mean", "l2s", "p2s", "random"} and set(results["split"]) == {"test"}
+    for name, layer_range in layer_ranges.items():
         mine = results[(results["method"] == name) & (results["metric"] == "propensity")]
-        assert sorted(mine["layer"].unique()) == sorted(band["layers"]) and set(mine["alpha"]) == {0.0, band["alpha"]}
-        wide = mine[mine["layer"] == band["best"]].pivot(index="sample", columns="alpha", values="value")
-        assert abs((wide[band["alpha"]] - wide[0.0]).mean() - band["gain_best"]["value"]) < 1e-3
+        assert sorted(mine["layer"].unique()) == sorted(layer_range["layers"]) and set(mine["alpha"]) == {
+            0.0,
+            layer_range["alpha"],
+        }
+        wide = mine[mine["layer"] == layer_range["best"]].pivot(index="example_id", columns="alpha", values="value")
+        assert abs((wide[layer_range["alpha"]] - wide[0.0]).mean() - layer_range["gain_best"]["value"]) < 1e-3
     succeed("figures/layer_sweep.py", str(out), "--out", str(tmp_path))
     assert (tmp_path / "layer_sweep.pdf").stat().st_size > 5000
 
@@ -48,7 +51,7 @@ def test_steerability_is_measured_on_balanced_splits(folder: Path, tmp_path: Pat
     assert len(sets) == 4 and (sets["n"] == 20).all() and len(slopes) == 80
     placed = pd.read_csv(out / "placement.csv")
     assert set(placed["n"]) == {5}, "every letter with every word as often"
-    means = slopes.groupby("behaviour")["slope"].mean()
-    assert (means - sets.set_index("behaviour")["steerability"]).abs().max() < 1e-4
+    means = slopes.groupby("behavior")["slope"].mean()
+    assert (means - sets.set_index("behavior")["steerability"]).abs().max() < 1e-4
     succeed("figures/steerability.py", str(out), "--out", str(tmp_path))
     assert (tmp_path / "steerability.pdf").stat().st_size > 5000

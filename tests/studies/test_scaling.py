@@ -50,7 +50,7 @@ def test_the_costs_that_runs_were_made_of_are_found(costs: tuple[float, ...], a_
     assert model.sent == pytest.approx((a_request, a_token), rel=1e-3) and model.overhead == 100
     told = predicted(model, runs.assign(seconds=runs["seconds"] * 1.0), HIDDEN)
     assert told["ratio_sent"].to_numpy() == pytest.approx(1, abs=2e-3)
-    assert not told["fitted"].iloc[-2:].any()
+    assert not told["used_for_fit"].iloc[-2:].any()
 
 
 def test_bytes_that_were_not_counted_on_a_wire_are_those_of_the_values() -> None:

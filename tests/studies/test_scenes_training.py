@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scenes.world import World
 
 import steerlab
 from steerlab import Example, LoadError
-from steerlab.data.scenes import World
 from steerlab.models.smollm2 import smollm2_folder
 
 ROOT = Path(__file__).parents[2]
@@ -30,8 +30,8 @@ def _train(out: Path, *arguments: str, threads: int = 1) -> subprocess.Completed
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_packed_row_gives_each_answer_what_an_ordinary_row_gives_it(attention: str) -> None:
-    from _scenes_batches import Packer
-    from _scenes_model import Shape, make_processor, small_model, train_tokenizer
+    from scenes.batches import Packer
+    from scenes.model import Shape, make_processor, small_model, train_tokenizer
 
     shape = Shape(vision_layers=1, vision_width=32, layers=2, width=32, heads=2, vocabulary=300)
     asked = [("Is there a ball?", "Yes"), ("How many?", "Two"), ("Describe it.", "A red ball and a key.")]
@@ -40,15 +40,15 @@ def test_a_packed_row_gives_each_answer_what_an_ordinary_row_gives_it(attention:
     hf = small_model(tokenizer, shape, seed=0).eval()
     model = steerlab.load(hf, processor=processor, backend="hooks")
     rng = np.random.default_rng(0)
-    pictures = [World().scene(rng).picture() for _ in range(2)]
-    batch = Packer(processor, shape.side, 64)([(pictures[0], asked), (pictures[1], asked[:1])])
+    images = [World().scene(rng).image() for _ in range(2)]
+    batch = Packer(processor, shape.side, 64)([(images[0], asked), (images[1], asked[:1])])
     targets = batch.pop("targets")
     hf.set_attn_implementation(attention)  # eager attention adds the mask, so one of booleans would hide nothing
     with torch.no_grad():
         logits = hf(**batch).logits
     packed = torch.log_softmax(logits, -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     rows = [Example(f"{i}", q, images=(p,)) for i, (p, (q, _)) in enumerate(
-        [(pictures[0], pair) for pair in asked] + [(pictures[1], asked[0])])]  # fmt: skip
+        [(images[0], pair) for pair in asked] + [(images[1], asked[0])])]  # fmt: skip
     ends = tokenizer.eos_token
     plain = steerlab.score(model, rows, [a + ends for _, a in [*asked, asked[0]]], steer=())
     whole = [packed[i][targets[i] >= 0].sum().item() for i in range(2)]
@@ -58,8 +58,8 @@ def test_a_packed_row_gives_each_answer_what_an_ordinary_row_gives_it(attention:
 
 def _asked_about_a_new_scene(folder: Path) -> list[str]:
     model = steerlab.load(str(folder), task="image-text")
-    picture = World().scene(np.random.default_rng(5)).picture()
-    rows = [Example(str(i), q, images=(picture,)) for i, q in enumerate(("Is there a ball in the image?", "Describe."))]
+    image = World().scene(np.random.default_rng(5)).image()
+    rows = [Example(str(i), q, images=(image,)) for i, q in enumerate(("Is there a ball in the image?", "Describe."))]
     return list(steerlab.generate(model, rows, max_new_tokens=3))
 
 

@@ -12,7 +12,7 @@ import pytest
 from running import DATA, ROOT, run, tiny_folder
 
 from steerlab import DataError, Example
-from steerlab.analysis.behaviour import judge
+from steerlab.analysis.behavior import judge_answers
 
 NUMBERS = ("refuse_harmful", "defer_expert", "refuse_expert", "distinct2", "harmless_refused", "harmless_identical")
 sys.path.insert(0, str(ROOT / "analyses"))
@@ -36,7 +36,7 @@ def test_the_demo_writes_its_four_files_and_a_second_run_resumes(folder: Path, t
         assert 0 <= summary[f"{method}.{number}"]["value"] <= 1
     assert summary["none.harmless_identical"]["value"] == 1 and summary["p2s.harmless_identical"]["value"] == 1
     frame = pd.read_csv(out / "results.csv")
-    assert {"method", "model", "layer", "alpha", "positions", "sample", "behaviour", "metric", "value"} <= set(frame)
+    assert {"method", "model", "layer", "alpha", "positions", "example_id", "behavior", "metric", "value"} <= set(frame)
     stage = out / "stages" / "answers-l2s.csv"
     before = stage.stat().st_mtime_ns
     second = run("analyses/demo.py", *arguments)
@@ -51,19 +51,19 @@ def test_a_folder_of_another_run_is_refused_with_both_named(folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize("absent", ["refuse", "defer", "answer"])
-def test_a_behaviour_without_inputs_is_refused_and_not_left_out(absent: str) -> None:
-    from _safety import summarise
+def test_a_behavior_without_inputs_is_refused_and_not_left_out(absent: str) -> None:
+    from _safety import summarize
 
     rows = [Example(b, "?", b) for b in ("refuse", "defer", "answer")]
-    judged = judge(rows, ["No, I can't do that."] * 3, ["Boil the eggs first."] * 3).assign(method="l2s")
-    assert {f"l2s.{number}" for number in NUMBERS} <= set(summarise(judged, 0))
-    with pytest.raises(DataError, match=rf"answers of l2s have no input of the behaviours \['{absent}'\]"):
-        summarise(judged[judged["behaviour"] != absent], 0)
+    judged = judge_answers(rows, ["No, I can't do that."] * 3, ["Boil the eggs first."] * 3).assign(method="l2s")
+    assert {f"l2s.{number}" for number in NUMBERS} <= set(summarize(judged, 0))
+    with pytest.raises(DataError, match=rf"answers of l2s have no input of the behaviors \['{absent}'\]"):
+        summarize(judged[judged["behavior"] != absent], 0)
 
 
 def test_a_study_without_inputs_ends_before_it_begins(folder: Path, tmp_path: Path) -> None:
     done = run("analyses/demo.py", "--model", str(folder), "--train", "0", "--out", str(tmp_path / "demo"))
-    assert done.returncode != 0 and "training prompts have no input of the behaviours ['refuse'" in done.stderr
+    assert done.returncode != 0 and "training prompts have no input of the behaviors ['refuse'" in done.stderr
     assert not (tmp_path / "demo").exists()
 
 
@@ -105,7 +105,7 @@ def test_a_round_is_added_to_the_grid_of_an_earlier_study(folder: Path, tmp_path
     assert list(grid) == list(before) and grid["round"].tolist() == [*before["round"], *new["round"]]
     assert set(new["method"]) == {"mean"} and len(new) == 4 and set(new["inputs"]) == {9}
     assert set(zip(new["sentences"], new["targets"], strict=True)) == set(
-        product(("reasoned", "situation_closed"), ("raw", "equalised"))
+        product(("reasoned", "situation_closed"), ("raw", "equalized"))
     )
     told = json.loads((tmp_path / "s" / "search.json").read_text())
     assert told["mean.validation_cells"] == 4 and told["mean.setting"]["inputs"] == 9
@@ -138,6 +138,6 @@ def test_the_hallucination_study_runs_on_the_model_that_ships(tmp_path: Path) ->
     assert all(f"scope.generated.l2s.{s}" in summary and f"scope.all.l2s.{s}" in summary for s in splits)
     assert summary["captions.chair_s.none"] >= 0 and summary["partners.yes_rate.none"] >= 0
     frame = pd.read_csv(out / "results.csv")
-    assert {"method", "model", "layer", "alpha", "positions", "sample", "behaviour", "metric", "value"} <= set(frame)
+    assert {"method", "model", "layer", "alpha", "positions", "example_id", "behavior", "metric", "value"} <= set(frame)
     figure = run("figures/l2s_hallucination.py", str(out), "--out", str(out))
     assert figure.returncode == 0 and (out / "l2s_hallucination.png").exists(), figure.stderr[-2000:]

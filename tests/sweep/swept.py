@@ -23,9 +23,11 @@ ALPHAS = (-1.0, 0.0, 0.5, 2.0)
 
 def questions(positive: str = "(A)", negative: str = "(B)") -> list[Example]:
     """Five inputs of different lengths, each with two answers that part at their second token."""
-    pairs = [Contrast(*answers, read="choice") for answers in ((negative, positive), (positive, negative))]
+    pairs = [
+        Contrast(*answers, position="first_difference") for answers in ((negative, positive), (positive, negative))
+    ]
     return [
-        Example(f"q{i}", prompt, behaviour="herons", split=("test", "validation")[i % 2], contrast=pairs[i % 2])
+        Example(f"q{i}", prompt, behavior="herons", split=("test", "validation")[i % 2], contrast=pairs[i % 2])
         for i, prompt in enumerate(PROMPTS)
     ]
 
@@ -86,13 +88,13 @@ def expected(model: Model, example: Example, layer: int, delta: Tensor, position
         sums[side] = (float(picked.sum()), float((picked - norm).sum()))
         found[side] = (ids, n, rows)
     (ids, n, rows), (other, _, _) = found["positive"], found["negative"]
-    choice = next(i for i in range(n, len(ids)) if ids[i] != other[i])
-    here = rows[choice - 1]
-    plus, minus = here[ids[choice]], here[other[choice]]
+    first_difference = next(i for i in range(n, len(ids)) if ids[i] != other[i])
+    here = rows[first_difference - 1]
+    plus, minus = here[ids[first_difference]], here[other[first_difference]]
     return {
         "propensity": float(plus - minus),
         "accuracy": float(plus > minus),
-        "answer_mass": float((plus - here.logsumexp(-1)).exp() + (minus - here.logsumexp(-1)).exp()),
+        "answer_probability": float((plus - here.logsumexp(-1)).exp() + (minus - here.logsumexp(-1)).exp()),
         "logprob": sums["positive"][1],
         "logprob_difference": sums["positive"][1] - sums["negative"][1],
         "logit_sum_difference": sums["positive"][0] - sums["negative"][0],

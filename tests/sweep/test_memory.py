@@ -75,7 +75,7 @@ def test_halved_batches_give_the_same_numbers(
     lm, caplog: pytest.LogCaptureFixture, family: str, backend: str, positions: str, rows: int
 ) -> None:
     model, engine = cramped(rows, family, backend)
-    asked = ({"v": vectors(model)}, questions(), LAYERS, ALPHAS, positions, ["propensity", "answer_mass"])
+    asked = ({"v": vectors(model)}, questions(), LAYERS, ALPHAS, positions, ["propensity", "answer_probability"])
     with caplog.at_level(logging.WARNING):
         laid_out = plan(model, *asked)
         assert "halved" not in laid_out.explain()

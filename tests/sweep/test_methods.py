@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from cellwise import Odd, alone, at, check
+from one_run_per_setting import Odd, alone, at, check
 from swept import questions
 
 import steerlab
 from steerlab import L2S, P2S, Example, MeanDifference, MismatchError, Site, capture, sweep
-from steerlab.methods.l2s_recipe import Recipe
+from steerlab.methods.l2s.config import TrainingConfig
 
 POSITIONS = ("all", "last+generated")
-QUICK = Recipe(epochs=4, learning_rate=1e-2, loss="mse")
+QUICK = TrainingConfig(epochs=4, learning_rate=1e-2, loss="mse")
 
 
 @pytest.mark.parametrize("backend", ["hooks", "nnsight"])
@@ -23,7 +23,7 @@ def test_methods_of_every_kind_share_a_sweep_and_equal_steer(lm, backend: str) -
     acts = capture(model, rows, layers=[1, 3], progress=False)
     methods: dict[str, Any] = {kind: Odd(kind, Site(1)) for kind in ("flight", "gated flight", "gate", "two")}
     methods |= {"in flight at its input": Odd("flight", Site(1, "block_in")), "mean": at(2), "p2s": P2S(1).fit(acts)}
-    methods["l2s"] = L2S(1, context_layer=3, hidden=3, preset=QUICK, progress=False).fit(acts)
+    methods["l2s"] = L2S(1, context_layer=3, hidden_units=3, config=QUICK, progress=False).fit(acts)
     given: Any = {name: {one.site: one} for name, one in methods.items()}
     frame = sweep(model, given, rows, None, (0.0, 2.0), list(POSITIONS), "logprob_difference", progress=False)
     check(frame, methods, lambda one, alpha, where: alone(lm(), one, rows, alpha, where))
@@ -31,12 +31,12 @@ def test_methods_of_every_kind_share_a_sweep_and_equal_steer(lm, backend: str) -
 
 def test_methods_are_fitted_at_every_layer_oracles_to_the_inputs_measured(lm) -> None:
     model, rows = lm(), questions()
-    train = [e.with_(id=f"train/{e.id}", prompt=f"Well. {e.prompt}") for e in rows]
-    fresh = {"p2s": P2S(0), "l2s": L2S(0, hidden=3, preset=QUICK, progress=False), "mean": MeanDifference(0)}
+    train = [e.replace(id=f"train/{e.id}", prompt=f"Well. {e.prompt}") for e in rows]
+    fresh = {"p2s": P2S(0), "l2s": L2S(0, hidden_units=3, config=QUICK, progress=False), "mean": MeanDifference(0)}
     frame = sweep(model, fresh, rows, [0, 2], (0.0, 1.0), "all", "logprob_difference", train=train, progress=False)
-    learnt, own = (capture(model, data, layers=[0, 2], progress=False) for data in (train, rows))
+    learned, own = (capture(model, data, layers=[0, 2], progress=False) for data in (train, rows))
     for layer in (0, 2):
-        fitted = {name: one.at(layer).fit(own if one.oracle else learnt) for name, one in fresh.items()}
+        fitted = {name: one.at(layer).fit(own if one.oracle else learned) for name, one in fresh.items()}
         check(frame[frame["layer"] == layer], fitted, lambda one, alpha, where: alone(model, one, rows, alpha, where))
 
 
@@ -70,7 +70,7 @@ def test_strengths_in_units_of_each_inputs_norm_equal_steer(lm, positions: str) 
 def test_what_is_learnt_anew_is_another_sweep_also_where_vectors_come_in_flight(lm, tmp_path) -> None:
     model, rows = lm(), questions()
     one, other = Odd("flight", Site(1)), Odd("flight", Site(1))
-    one.bias_, other.bias_ = 1.0, 2.0  # whatever ends in an underscore was learnt
+    one.bias_, other.bias_ = 1.0, 2.0  # whatever ends in an underscore was learned
     options: Any = {"alphas": (1.0,), "positions": "all", "folder": tmp_path, "progress": False}
     first = sweep(model, {"odd": {1: one}}, rows, None, **options)
     assert sweep(model, {"odd": {1: one}}, rows, None, **options)["value"].equals(first["value"])

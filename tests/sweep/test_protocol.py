@@ -11,11 +11,11 @@ import steerlab
 from steerlab import Contrast, Example, MeanDifference, Model, Site
 from steerlab.analysis.protocols import MULTIPLIERS, PROTOCOLS
 from steerlab.analysis.steerability import anti_steerable, slopes, steerability
-from steerlab.steering.pack import Packed, pack
-from steerlab.steering.request import Request, prepare
+from steerlab.steering.batched_settings import BatchedSetting, pack
+from steerlab.steering.interventions import Request, resolve_interventions
 from steerlab.testing import tiny_lm
 
-A, B = Contrast("(A)", "(B)", read="choice"), Contrast("(B)", "(A)", read="choice")
+A, B = Contrast("(A)", "(B)", position="first_difference"), Contrast("(B)", "(A)", position="first_difference")
 
 
 def asked(n: int, reversed_: tuple[int, ...] = ()) -> list[Example]:
@@ -31,8 +31,8 @@ def linear() -> Model:
 
 
 def letters(model: Model) -> tuple[int, int]:
-    ids = [model.encode("?", answer=p, rival=q) for p, q in (("(A)", "(B)"), ("(B)", "(A)"))]
-    first, second = (row.ids[row.choice or 0] for row in ids)
+    ids = [model.encode("?", answer=p, other_answer=q) for p, q in (("(A)", "(B)"), ("(B)", "(A)"))]
+    first, second = (row.ids[row.first_difference or 0] for row in ids)
     return first, second
 
 
@@ -96,16 +96,18 @@ def test_swapping_answers_by_chance_leaves_a_vector_that_falls_with_the_root_of_
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_the_letters_logits_differ_as_their_log_probabilities_do(lm, family: str) -> None:
-    """The softmax's normaliser is the same for both; the closing bracket is what parts whole answers' scores."""
+    """The softmax's normalizer is the same for both; the closing bracket is what parts whole answers' scores."""
     model = lm(family)
     v = torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(1))
     steerer = {"mean": {1: MeanDifference.from_tensor(1, v)}}
     options = {"layers": 1, "alphas": (0.0, 1.0), "progress": False}
-    pairs = [Example(f"q{i}", f"Is {i} more?", "ask", Contrast("(A", "(B", read="choice")) for i in range(5)]
+    pairs = [
+        Example(f"q{i}", f"Is {i} more?", "ask", Contrast("(A", "(B", position="first_difference")) for i in range(5)
+    ]
     frame = steerlab.sweep(
         model, steerer, pairs, metric=["propensity", "logprob_difference", "logit_sum_difference"], **options
     )
-    wide = frame.pivot(index=["alpha", "sample"], columns="metric", values="value")
+    wide = frame.pivot(index=["alpha", "example_id"], columns="metric", values="value")
     np.testing.assert_allclose(wide["logprob_difference"], wide["propensity"], atol=2e-4)
     np.testing.assert_allclose(wide["logit_sum_difference"], wide["propensity"], atol=2e-4)
 
@@ -116,10 +118,10 @@ def test_nothing_before_the_first_steered_token_is_touched(lm, positions: str) -
     rows = [model.encode("Is it more, or less?", answer=text) for text in ("(A)", "(B)")]
     batch = model.batch(rows, "aligned")
     steerer = MeanDifference.from_tensor(1, 5 * torch.ones(model.hidden_size))
-    (_, shifts), *_ = prepare(model, [Request(steerer, alpha=1.0)], asked(2), 2)
-    edits = pack(model, [Packed(tuple(shifts), 1.0, positions)], batch, [0, 1])
+    (_, interventions), *_ = resolve_interventions(model, [Request(steerer, alpha=1.0)], asked(2), 2)
+    edits = pack(model, [BatchedSetting(tuple(interventions), 1.0, positions)], batch, [0, 1])
     states = [
-        model.engine.read(model.inputs(batch), plan, [Site(model.n_layers - 1)], lambda h: h)[:, 0]
+        model.engine.position(model.inputs(batch), plan, [Site(model.n_layers - 1)], lambda h: h)[:, 0]
         for plan in ({}, edits)
     ]
     first = batch.offsets[0] + rows[0].n_prompt - (positions == "last+generated")

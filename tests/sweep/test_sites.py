@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cellwise import Odd, alone, at, check
+from one_run_per_setting import Odd, alone, at, check
 from PIL import Image
 from swept import columns, questions, tokens
 from torch import Tensor
@@ -51,10 +51,10 @@ def writing(model: Model, site: Site, delta: Tensor, where: Sequence[int]) -> It
 def propensity(model: Model, site: Site, example: Example, alpha: float, positions: str) -> float:
     assert example.contrast is not None
     (ids, n), (other, _) = (tokens(model, example, a) for a in (example.contrast.positive, example.contrast.negative))
-    choice = next(i for i in range(n, len(ids)) if ids[i] != other[i])
+    first_difference = next(i for i in range(n, len(ids)) if ids[i] != other[i])
     with writing(model, site, alpha * at(site).vector_, columns(positions, n, len(ids))):
-        logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0, choice - 1]
-    return float(logits[ids[choice]] - logits[other[choice]])
+        logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0, first_difference - 1]
+    return float(logits[ids[first_difference]] - logits[other[first_difference]])
 
 
 @backends

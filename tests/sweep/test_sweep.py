@@ -9,7 +9,7 @@ from swept import ALPHAS, expected, questions, vectors
 from steerlab import Model, sweep
 from steerlab.testing import FAMILIES
 
-ALL = ["propensity", "accuracy", "answer_mass", "logprob", "logprob_difference", "logit_sum_difference"]
+ALL = ["propensity", "accuracy", "answer_probability", "logprob", "logprob_difference", "logit_sum_difference"]
 POSITIONS = ("all", "prompt", "last", "last+generated")
 
 
@@ -17,18 +17,24 @@ def check(model: Model, frame, metrics: list[str], positions: list[str], toleran
     given = vectors(model)
     rows = {e.id: e for e in questions()}
     assert len(frame) == len(metrics) * len(positions) * len(given) * len(ALPHAS) * len(rows)
-    for (layer, alpha, where, sample), cell in frame.groupby(["layer", "alpha", "positions", "sample"]):
-        wanted = expected(model, rows[sample], layer, alpha * given[layer].vector_, where)
+    for (layer, alpha, where, example_id), cell in frame.groupby(["layer", "alpha", "positions", "example_id"]):
+        wanted = expected(model, rows[example_id], layer, alpha * given[layer].vector_, where)
         for name, value in zip(cell["metric"], cell["value"], strict=True):
             if name == "accuracy" and abs(wanted["propensity"]) < tolerance:
                 continue
-            assert value == pytest.approx(wanted[name], abs=tolerance, rel=1e-4), (layer, alpha, where, sample, name)
+            assert value == pytest.approx(wanted[name], abs=tolerance, rel=1e-4), (
+                layer,
+                alpha,
+                where,
+                example_id,
+                name,
+            )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_cell_equals_a_plain_hook(lm, family: str) -> None:
     model = lm(family)
-    metrics = ["propensity", "accuracy", "answer_mass"]
+    metrics = ["propensity", "accuracy", "answer_probability"]
     frame = sweep(
         model, {"v": vectors(model)}, questions(), "all", ALPHAS, list(POSITIONS), metrics, batch_size=7, progress=False
     )
@@ -57,10 +63,10 @@ def test_little_memory_means_smaller_blocks_and_the_same_numbers(lm) -> None:
 def test_alpha_zero_is_the_unsteered_model_bit_for_bit(lm) -> None:
     model = lm()
     frame = sweep(model, {"v": vectors(model), "w": vectors(model, 1)}, questions(), "all", (0.0, 1.0), progress=False)
-    idle = frame[frame["alpha"] == 0].groupby("sample")["value"]
+    idle = frame[frame["alpha"] == 0].groupby("example_id")["value"]
     assert (idle.nunique() == 1).all()
     alone = sweep(model, {"v": vectors(model)}, questions(), 0, (0.0,), progress=False)
-    assert alone.set_index("sample")["value"].eq(idle.first()).all()
+    assert alone.set_index("example_id")["value"].eq(idle.first()).all()
     assert (frame.loc[frame["alpha"] == 0, "norm_ratio"] == 0).all()
 
 
@@ -69,7 +75,7 @@ def test_norm_ratio_is_that_of_the_states_written_to(lm) -> None:
 
     model = lm()
     rows = questions()
-    acts = capture(model, [e.with_(contrast=None) for e in rows], layers=[1], positions="last", progress=False)
+    acts = capture(model, [e.replace(contrast=None) for e in rows], layers=[1], positions="last", progress=False)
     frame = sweep(model, {"v": vectors(model)}, rows, 1, (2.0,), "last", progress=False)
     ratio = 2 * vectors(model)[1].vector_.norm() / acts.at(1).norm(dim=-1)
     assert frame["norm_ratio"].tolist() == pytest.approx(ratio.tolist(), rel=1e-4)

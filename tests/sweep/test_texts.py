@@ -52,7 +52,7 @@ def test_texts_are_those_of_steer_cell_by_cell(lm, family: str, backend: str, po
         assert texts == alone(lm(family, "hooks"), layer, alpha, positions), (layer, alpha)
         assert (texts == plain) == (alpha == 0), "every vector is felt"
         cell = frame[(frame["layer"] == layer) & (frame["alpha"] == alpha)]
-        assert cell["sample"].tolist() == [e.id for e in questions()]
+        assert cell["example_id"].tolist() == [e.id for e in questions()]
         assert cell["value"].tolist() == [len(text) for text in texts]
 
 
@@ -84,7 +84,7 @@ def test_answers_and_texts_are_measured_in_one_sweep(lm) -> None:
         single = sweep(model, {"v": vectors(model)}, questions(), metric=metric, **asked)
         mine = both[both["metric"] == name]
         assert mine["value"].tolist() == single["value"].tolist()
-        where = ["layer", "alpha", "sample"]
+        where = ["layer", "alpha", "example_id"]
         assert mine[where].to_numpy().tolist() == single[where].to_numpy().tolist()
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pictured import CHATS, OTHER, SQUARE, TALL, WIDE, encoded, example, noise, vlm
+from image_models import CHATS, OTHER, SQUARE, TALL, WIDE, encoded, example, noise, vlm
 from PIL import Image
 
 from steerlab import DataError, EncodingError, Example, SteerlabError, capture, generate, load
-from steerlab._support.pictures import open_picture, picture_hash
+from steerlab._support.images import image_hash, open_image
 from steerlab.data.example import data_hash
 from steerlab.models import copies, encoding
 from steerlab.testing import VLM_FAMILIES, tiny_lm, tiny_processor
@@ -27,56 +27,56 @@ RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 # --- kinds of pictures -----------------------------------------------------------------------------------------
 
 
-def grey(image: Image.Image) -> np.ndarray:
-    pixels = np.asarray(open_picture(image))
+def gray(image: Image.Image) -> np.ndarray:
+    pixels = np.asarray(open_image(image))
     assert pixels.shape[2] == 3 and (pixels == pixels[..., :1]).all()
     return pixels[..., 0]
 
 
-def test_grey_of_8_and_16_bits_are_the_same_ramp(tmp_path: Path) -> None:
+def test_gray_of_8_and_16_bits_are_the_same_ramp(tmp_path: Path) -> None:
     deep = Image.fromarray(RAMP.astype(np.uint16) * 257)
     deep.save(tmp_path / "deep.png")
     with Image.open(tmp_path / "deep.png") as read:
         assert deep.mode == read.mode == "I;16", "the premise"
         for image in (Image.fromarray(RAMP), deep, read):
-            assert (grey(image) == RAMP).all()
-    assert (np.asarray(open_picture(str(tmp_path / "deep.png")))[..., 0] == RAMP).all()
+            assert (gray(image) == RAMP).all()
+    assert (np.asarray(open_image(str(tmp_path / "deep.png")))[..., 0] == RAMP).all()
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_numbers_of_unknown_range_are_refused(mode: str) -> None:
     with pytest.raises(DataError, match=f"unknown range .mode {mode}.: convert it"):
-        open_picture(Image.fromarray(RAMP).convert(mode))
+        open_image(Image.fromarray(RAMP).convert(mode))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa"])
 def test_what_is_transparent_is_white(mode: str) -> None:
     image = Image.new("RGBA", (4, 2), (10, 10, 10, 255))
     image.paste((200, 0, 0, 0), (0, 0, 2, 2))
-    pixels = np.asarray(open_picture(image.convert(mode)))
+    pixels = np.asarray(open_image(image.convert(mode)))
     assert (pixels[:, :2] == 255).all() and (pixels[:, 2:] == 10).all()
 
 
-def test_a_palette_with_a_transparent_colour(tmp_path: Path) -> None:
+def test_a_palette_with_a_transparent_color(tmp_path: Path) -> None:
     image = Image.new("P", (4, 2), 1)
     image.putpalette([0, 0, 255, 7, 8, 9])
     image.paste(0, (0, 0, 2, 2))
     image.save(tmp_path / "palette.png", transparency=0)
-    pixels = np.asarray(open_picture(tmp_path / "palette.png"))
+    pixels = np.asarray(open_image(tmp_path / "palette.png"))
     assert (pixels[:, :2] == 255).all() and (pixels[:, 2:] == (7, 8, 9)).all()
 
 
 def test_cmyk_and_one_bit_and_a_turned_photo(tmp_path: Path) -> None:
-    assert open_picture(Image.new("CMYK", (3, 3), (0, 255, 255, 0))).getpixel((0, 0)) == (255, 0, 0)
-    assert open_picture(Image.new("1", (3, 3), 1)).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(Image.new("CMYK", (3, 3), (0, 255, 255, 0))).getpixel((0, 0)) == (255, 0, 0)
+    assert open_image(Image.new("1", (3, 3), 1)).getpixel((0, 0)) == (255, 255, 255)
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned
     WIDE.save(tmp_path / "turned.jpg", exif=exif)
-    assert open_picture(tmp_path / "turned.jpg").size == (WIDE.height, WIDE.width)
+    assert open_image(tmp_path / "turned.jpg").size == (WIDE.height, WIDE.width)
 
 
 @pytest.mark.parametrize("family", ["llava", "smolvlm"])
-def test_a_file_is_the_same_as_the_picture_and_kinds_of_one_colour_agree(family: str, tmp_path: Path) -> None:
+def test_a_file_is_the_same_as_the_picture_and_kinds_of_one_color_agree(family: str, tmp_path: Path) -> None:
     model = vlm(family)
     WIDE.save(tmp_path / "wide.png")
     ways = [WIDE, WIDE.convert("RGBA"), tmp_path / "wide.png", str(tmp_path / "wide.png")]
@@ -148,9 +148,9 @@ def test_a_folder_and_a_truncated_photo(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(whole[: len(whole) // 2])
     for place in (tmp_path, tmp_path / "photo.jpg"):
         with pytest.raises(DataError, match="can't be read"):
-            open_picture(place)
+            open_image(place)
     with pytest.raises(DataError, match="does not exist"):
-        picture_hash(tmp_path / "nothing.png")
+        image_hash(tmp_path / "nothing.png")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # of whoever opens it
@@ -173,8 +173,8 @@ def test_a_picture_that_is_open_but_cannot_be_used(kind: str, message: str) -> N
     model = vlm("llava")
     row = Example("a", "Hi", images=(image,))
     for look in (
-        lambda: open_picture(image),
-        lambda: picture_hash(image),
+        lambda: open_image(image),
+        lambda: image_hash(image),
         lambda: data_hash([row]),
         lambda: model.encode("Hi", images=[image]),
         lambda: capture(model, [row], progress=False),
@@ -224,7 +224,7 @@ def test_image_tokens_that_stand_for_no_picture(family: str) -> None:
 
 @families
 def test_image_tokens_that_a_tokenizer_drops(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, whole = vlm(family), encoding._tokenise
+    model, whole = vlm(family), encoding._tokenize
 
     def cut(*given: Any, **options: Any) -> Any:
         ids, places = whole(*given, **options)
@@ -232,7 +232,7 @@ def test_image_tokens_that_a_tokenizer_drops(family: str, monkeypatch: pytest.Mo
         return ids[:n], places[:n]
 
     row = example(family, "What is this?", [WIDE])
-    monkeypatch.setattr(encoding, "_tokenise", cut)
+    monkeypatch.setattr(encoding, "_tokenize", cut)
     with pytest.raises(EncodingError, match=r"dropped \d+ of the \d+ image tokens"):
         model.encode(row.prompt, images=row.images)
 

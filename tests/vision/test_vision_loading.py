@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pictured import OTHER, encoded, example, rows_of, vlm
+from image_models import OTHER, encoded, example, rows_of, vlm
 
 from steerlab import EncodingError, LoadError, generate, load
 from steerlab.models import processors, vision
@@ -40,7 +40,7 @@ def test_a_folder_comes_back_as_it_was_saved(folder: Callable[[str], Path], fami
     original, rows = vlm(family), rows_of(family)
     assert load(folder(family), device="cpu", backend="hooks", check=False).vision is not None, "without being told"
     assert type(model.vision.processor) is type(original.vision.processor) and model.chat == original.chat
-    assert model.id == family and model.info()["pictures"].endswith("ImageProcessor")
+    assert model.id == family and model.info()["image_processor"].endswith("ImageProcessor")
     ours, theirs = encoded(model, rows), encoded(original, rows)
     assert ours.input_ids.tolist() == theirs.input_ids.tolist() and ours.rows == theirs.rows
     assert generate(model, rows, max_new_tokens=4).ids == generate(original, rows, max_new_tokens=4).ids
@@ -69,7 +69,7 @@ def test_the_processors_template_is_used_and_a_given_tokenizer_too(folder: Calla
 
 def test_text_alone(folder: Callable[[str], Path]) -> None:
     model = load(folder("llava"), task="text", device="cpu", backend="hooks")
-    assert model.vision is None and "pictures" not in model.info()
+    assert model.vision is None and "image_processor" not in model.info()
     row = example("llava", "Hi", (OTHER,))
     with pytest.raises(EncodingError, match="reads text only"):
         model.encode(row.prompt, images=row.images)

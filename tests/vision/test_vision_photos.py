@@ -1,4 +1,4 @@
-"""Photographs, asked about by POPE's recipe and read: sizes, colour spaces and contents that nobody here made up."""
+"""Photographs, asked about by POPE's recipe and read: sizes, color spaces and contents that nobody here made up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pictured import vlm
+from image_models import vlm
 
 from steerlab import Example, capture
 from steerlab.data import coco_objects, pope_questions
@@ -23,7 +23,7 @@ def rows() -> list[Example]:
     if not folder.is_dir():
         pytest.skip("STEERLAB_DATA names no folder with coco_free")
     shown = coco_objects(folder / "annotations.jsonl")
-    asked = pope_questions(shown, "adversarial", 2, pictures=folder / "images", name="free")
+    asked = pope_questions(shown, "adversarial", 2, images=folder / "images", name="free")
     return asked[: 2 * PHOTOS]
 
 
@@ -31,11 +31,11 @@ def rows() -> list[Example]:
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_photographs_are_asked_about_and_read(rows: list[Example], family: str) -> None:
     model = vlm(family)
-    assert len({row.meta["picture"] for row in rows}) == PHOTOS and [row.behaviour for row in rows[:2]] == ["yes", "no"]
+    assert len({row.meta["image"] for row in rows}) == PHOTOS and [row.behavior for row in rows[:2]] == ["yes", "no"]
     acts = capture(model, rows, positions=["last", "images"], progress=False)
     assert torch.isfinite(acts.values).all()
     for position in ("last", "images"):
-        assert acts.select(position=position).index["sample"].tolist() == [row.id for row in rows]
+        assert acts.select(position=position).index["example_id"].tolist() == [row.id for row in rows]
     spans = acts.select(position="images").index["n_tokens"].tolist()
     for row, n in zip(rows, spans, strict=True):
         places = resolve("images", model.encode(row.prompt, images=row.images))

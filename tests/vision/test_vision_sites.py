@@ -7,7 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from pictured import HOOKED, OTHER, SQUARE, TALL, WIDE, encoded, example, greedy, hooked, processed, rows_of, taken, vlm
+from image_models import (
+    HOOKED,
+    OTHER,
+    SQUARE,
+    TALL,
+    WIDE,
+    encoded,
+    example,
+    greedy,
+    hooked,
+    processed,
+    rows_of,
+    taken,
+    vlm,
+)
 from torch import Tensor
 
 from steerlab import (
@@ -29,11 +43,11 @@ from steerlab import (
     save,
     score,
 )  # fmt: skip
-from steerlab.methods.base import Context, Read
+from steerlab.methods.base import Context, RequiredActivation
 from steerlab.models.engine import block_path
 from steerlab.models.layout import find_layout, module_at
-from steerlab.models.patches import PatchSelector, shares
-from steerlab.steering.request import build_plan, prepare
+from steerlab.models.patches import PatchSelector, entries_per_row
+from steerlab.steering.interventions import build_edits, resolve_interventions
 from steerlab.testing import VLM_FAMILIES, tiny_hf, tiny_lm, tiny_vlm
 
 families = pytest.mark.parametrize("family", VLM_FAMILIES)
@@ -44,7 +58,7 @@ TOWER = (Site(0, part="vision"), Site(1, part="vision"))
 PROJECTOR = Site(0, part="projector")
 
 
-def with_pictures(family: str) -> list[Any]:
+def with_images(family: str) -> list[Any]:
     """Rows of two pictures, one, and one: each of another number of tiles or patches."""
     return [row for row in rows_of(family) if row.images]
 
@@ -70,7 +84,7 @@ def test_the_tower_and_the_projector_are_found(family: str) -> None:
     model = vlm(family)
     assert len(module_at(model.hf, str(model.layout.vision_path))) == 2
     assert model.site(Site(-1, part="vision")) == TOWER[1] and model.width(PROJECTOR) == 32
-    row = with_pictures(family)[0]
+    row = with_images(family)[0]
     for site in (*TOWER, PROJECTOR):
         assert patches(model, site, row).shape[1] == model.width(site)
 
@@ -87,7 +101,11 @@ def test_sites_say_where_they_are() -> None:
     assert [str(site) for site in (Site(3), Site(3, "attn_out"), TOWER[1], PROJECTOR)] == [
         *("3", "3.attn_out", "vision.1", "projector.0")
     ]
-    assert sorted([Site(0), PROJECTOR, TOWER[1], TOWER[0]], key=lambda s: s.passed) == [*TOWER, PROJECTOR, Site(0)]
+    assert sorted([Site(0), PROJECTOR, TOWER[1], TOWER[0]], key=lambda s: s.forward_order) == [
+        *TOWER,
+        PROJECTOR,
+        Site(0),
+    ]
     for options in ({"part": "audio"}, {"part": "vision", "point": "attn_out"}):
         with pytest.raises(LayoutError, match=r"unknown part 'audio'|only block_out is"):
             Site(0, **options)
@@ -101,12 +119,12 @@ def test_sites_say_where_they_are() -> None:
 @engines
 @pytest.mark.parametrize("reduce", ["mean", "none"])
 def test_every_rows_own_patches(family: str, backend: str, reduce: Any) -> None:
-    model, plain, rows = vlm(family, backend), vlm(family), with_pictures(family)
+    model, plain, rows = vlm(family, backend), vlm(family), with_images(family)
     for sites in (TOWER, (PROJECTOR,)):
         acts = read(model, rows, list(sites), reduce=reduce, batch_size=3)
-        assert acts.sites == sites and acts.index["sample"].drop_duplicates().tolist() == [row.id for row in rows]
+        assert acts.sites == sites and acts.index["example_id"].drop_duplicates().tolist() == [row.id for row in rows]
         for row in rows:
-            mine = acts.select(sample=row.id)
+            mine = acts.select(example_id=row.id)
             for site in sites:
                 expected = patches(plain, site, row)
                 assert mine.index["n_tokens"].sum() == len(expected)
@@ -123,10 +141,10 @@ def test_the_projectors_patches_are_the_features_at_the_image_tokens(family: str
 
     LLaVA-NeXT cuts what only pads off its tiles and ends every line with a vector of its own.
     """
-    model, rows = vlm(family), with_pictures(family)
+    model, rows = vlm(family), with_images(family)
     patch, token = (read(model, rows, [site], reduce="none") for site in (PROJECTOR, Site(0, "block_in")))
     for row in rows:
-        given, taken_in = patch.select(sample=row.id).values[:, 0], token.select(sample=row.id).values[:, 0]
+        given, taken_in = patch.select(example_id=row.id).values[:, 0], token.select(example_id=row.id).values[:, 0]
         if family == "llava_next":
             given = torch.cat([given, model.hf.model.image_newline[None]])
             assert all((given == one).all(-1).any() for one in taken_in) and len(taken_in) > 9
@@ -148,7 +166,7 @@ def test_a_batch_asks_once_about_a_rows_pictures(family: str, monkeypatch: pytes
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl"])
 def test_a_tile_of_zeros_is_a_tile(family: str) -> None:
-    """A processor that doesn't normalise leaves black at zero, as padding is."""
+    """A processor that doesn't normalize leaves black at zero, as padding is."""
     model = tiny_vlm(family, backend="hooks")
     model.vision.processor.image_processor.do_normalize = False
     half = TALL.copy()
@@ -159,7 +177,7 @@ def test_a_tile_of_zeros_is_a_tile(family: str) -> None:
         assert not tiles.flatten(2).any(-1).all() and tiles.flatten(2).any(-1).any(), "the premise"
     acts = read(model, rows, [TOWER[0]], reduce="none")
     for row in rows:
-        torch.testing.assert_close(acts.select(sample=row.id).at(TOWER[0]), patches(model, TOWER[0], row))
+        torch.testing.assert_close(acts.select(example_id=row.id).at(TOWER[0]), patches(model, TOWER[0], row))
 
 
 @families
@@ -175,10 +193,10 @@ def test_only_ones_own_pictures_matter_and_not_the_words(family: str) -> None:
 
 def test_a_contrast_is_read_once_and_a_store_remembers_the_part(tmp_path: Path) -> None:
     model = vlm("llava_next")
-    rows = [row.with_(contrast=Contrast("Yes", "No")) for row in with_pictures("llava_next")]
+    rows = [row.replace(contrast=Contrast("Yes", "No")) for row in with_images("llava_next")]
     acts = read(model, rows, TOWER, reduce="none")
     assert set(acts.index["side"]) == {"prompt"} and set(acts.index["position"]) == {"images"}
-    assert torch.equal(acts.values, read(model, [r.with_(contrast=None) for r in rows], TOWER, reduce="none").values)
+    assert torch.equal(acts.values, read(model, [r.replace(contrast=None) for r in rows], TOWER, reduce="none").values)
     options: dict[str, Any] = {"layers": list(TOWER), "reduce": "none", "batch_size": 2, "progress": False}
     store = capture_to(tmp_path, model, rows, **options)
     loaded = capture_to(tmp_path, model, rows, **options).load(layers=[TOWER[1]])
@@ -191,7 +209,7 @@ def test_a_contrast_is_read_once_and_a_store_remembers_the_part(tmp_path: Path) 
 
 @families
 def test_padding_and_batching_change_no_patch(family: str) -> None:
-    model, rows = vlm(family), with_pictures(family)
+    model, rows = vlm(family), with_images(family)
     for reduce in ("mean", "none"):
         alone = read(model, rows, TOWER, reduce=reduce, batch_size=1)
         for options in ({"padding": "left"}, {"padding": "right"}, {"batch_size": 2}):
@@ -206,7 +224,7 @@ def test_running_out_of_memory_halves_the_batch(
     family: str, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every row keeps the count of its own patches, also if memory runs out once they are counted."""
-    model, rows = tiny_vlm(family, backend="hooks"), with_pictures(family)
+    model, rows = tiny_vlm(family, backend="hooks"), with_images(family)
     expected = read(model, rows, TOWER, reduce="none")
     pick = PatchSelector.__call__
 
@@ -228,7 +246,7 @@ def test_running_out_of_memory_halves_the_batch(
 @families
 def test_half_precision_is_read_and_steered(family: str) -> None:
     """In bfloat16 the sum is formed in float32 and cast once."""
-    model, rows = tiny_vlm(family, backend="hooks"), with_pictures(family)
+    model, rows = tiny_vlm(family, backend="hooks"), with_images(family)
     model.hf.to(torch.bfloat16)
     exact = read(vlm(family), rows, TOWER[:1]).values
     found = read(model, rows, TOWER[:1])
@@ -260,10 +278,14 @@ def test_what_cannot_be_read_is_refused_in_words(layers: Any, positions: Any, er
 
 
 def test_shares_are_whole_or_refused() -> None:
-    assert shares([4, 0, 8], 3) == [1, 0, 2] and shares([1, 2], 3) == [1, 2] and shares([1, 2], 6) == [2, 4]
+    assert (
+        entries_per_row([4, 0, 8], 3) == [1, 0, 2]
+        and entries_per_row([1, 2], 3) == [1, 2]
+        and entries_per_row([1, 2], 6) == [2, 4]
+    )
     for units, n in (([1, 2], 4), ([1, 2], 1), ([0, 0], 3), ([1, 2], 2)):
         with pytest.raises(LayoutError, match="can't be matched to pictures"):
-            shares(units, n)
+            entries_per_row(units, n)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------
@@ -277,7 +299,9 @@ def steerer_at(model: Model, site: Site) -> MeanDifference:
 
 def under(model: Model, rows: Any, batch: Any, site: Site, alpha: Any) -> tuple[Tensor, Tensor]:
     """The whole state at a site, and that of every decoder block, under steering there."""
-    plan = build_plan(model, prepare(model, [Request(steerer_at(model, site), alpha)], rows, 16), batch, range(3), 3)
+    plan = build_edits(
+        model, resolve_interventions(model, [Request(steerer_at(model, site), alpha)], rows, 16), batch, range(3), 3
+    )
     inputs = model.inputs(batch)
     here = model.engine.read(inputs, plan, [site], lambda h: h.reshape(-1, h.shape[-1]))[:, 0]
     return here, model.engine.read(inputs, plan, [Site(k) for k in range(3)], lambda h: h.clone())
@@ -286,7 +310,7 @@ def under(model: Model, rows: Any, batch: Any, site: Site, alpha: Any) -> tuple[
 @engines
 @pytest.mark.parametrize("site", [TOWER[0], PROJECTOR], ids=str)
 def test_a_vector_reaches_its_rows_own_patches_and_no_others(family: str, backend: str, site: Site) -> None:
-    model, rows = vlm(family, backend), with_pictures(family)
+    model, rows = vlm(family, backend), with_images(family)
     batch, alpha = encoded(model, rows), [1.5, 0.0, -1.0]
     before, text = under(model, rows, batch, site, 0.0)
     after, steered = under(model, rows, batch, site, alpha)
@@ -303,7 +327,7 @@ def test_a_vector_reaches_its_rows_own_patches_and_no_others(family: str, backen
 @engines
 @pytest.mark.parametrize("site", [TOWER[0], PROJECTOR], ids=str)
 def test_generation_under_a_steered_tower_is_recomputation(family: str, backend: str, site: Site) -> None:
-    model, plain, rows = vlm(family, backend), vlm(family), with_pictures(family)
+    model, plain, rows = vlm(family, backend), vlm(family), with_images(family)
     steerer = steerer_at(model, site)
     found = generate(model, rows, steer=steerer, positions="images", max_new_tokens=4)
     module = module_at(plain.hf, block_path(site, plain.layout))
@@ -320,7 +344,7 @@ def test_generation_under_a_steered_tower_is_recomputation(family: str, backend:
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
 def test_a_vector_in_the_tower_is_a_bias_of_its_block(backend: str) -> None:
     """LLaVA's projector reads states that Hugging Face collects by hooks: the vector must be in them."""
-    model, site, rows = vlm("llava", backend), TOWER[0], with_pictures("llava")
+    model, site, rows = vlm("llava", backend), TOWER[0], with_images("llava")
     steerer, answers = steerer_at(model, site), ["one", "two", "three"]
     steered = score(model, rows, answers, steer=steerer)["logprob"]
     ids = generate(model, rows, steer=steerer, max_new_tokens=4).ids
@@ -340,7 +364,7 @@ def test_a_vector_in_the_tower_is_a_bias_of_its_block(backend: str) -> None:
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_a_block_that_the_projector_does_not_look_at_is_refused(family: str, feature_layer: Any) -> None:
     """Refused exactly where a vector would reach no word: the released models read the last block but one."""
-    model, rows = tiny_vlm(family, backend="hooks"), with_pictures(family)[:1]
+    model, rows = tiny_vlm(family, backend="hooks"), with_images(family)[:1]
     model.hf.config.vision_feature_layer = feature_layer
     given = taken(model, processed(model, rows[0]))
     for site in TOWER:
@@ -360,7 +384,7 @@ def test_a_block_that_the_projector_does_not_look_at_is_refused(family: str, fea
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
 def test_tower_projector_and_text_together(backend: str) -> None:
-    model, rows = vlm("qwen2_5_vl", backend), with_pictures("qwen2_5_vl")
+    model, rows = vlm("qwen2_5_vl", backend), with_images("qwen2_5_vl")
     sites = (TOWER[0], PROJECTOR, Site(1))
     vectors = [0.3 * steerer_at(model, site).vector_ for site in sites]
     plain = vlm("qwen2_5_vl")
@@ -375,10 +399,10 @@ def test_tower_projector_and_text_together(backend: str) -> None:
 class Looks(MeanDifference):
     """A handmade vector, scaled by the norm of what is read of each row."""
 
-    looks: tuple[Read, ...] = ()
+    looks: tuple[RequiredActivation, ...] = ()
 
     @property
-    def reads(self) -> tuple[Read, ...]:
+    def required_activations(self) -> tuple[RequiredActivation, ...]:
         return self.looks
 
     def vectors(self, context: Context) -> Tensor:
@@ -389,8 +413,8 @@ class Looks(MeanDifference):
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
 def test_steerers_that_read_pictures_and_text_in_one_run(backend: str) -> None:
     """One by one and together, at sites of different widths, and one steerer that reads both."""
-    model, rows, text = vlm("llava", backend), with_pictures("llava"), Read(Site(0), "last")
-    vision = Read(TOWER[1], "images")
+    model, rows, text = vlm("llava", backend), with_images("llava"), RequiredActivation(Site(0), "last")
+    vision = RequiredActivation(TOWER[1], "images")
     norms = {
         vision: read(model, rows, [TOWER[1]]).values[:, 0].norm(dim=-1),
         text: capture(model, rows, layers=[0], positions="last", progress=False).values[:, 0].norm(dim=-1),
@@ -404,16 +428,16 @@ def test_steerers_that_read_pictures_and_text_in_one_run(backend: str) -> None:
         factor = sum(norms[one] for one in looks) if looks else torch.ones(3)
         steerers.append(steerer)
         expected.append(factor[:, None] * steerer.vector_)
-    prepared = prepare(model, [Request(one) for one in steerers], rows, 2)
-    for (_, shifts), wanted in zip(prepared, expected, strict=True):
-        torch.testing.assert_close(shifts[0].vectors, wanted.expand(3, -1), rtol=1e-4, atol=1e-5)
+    prepared = resolve_interventions(model, [Request(one) for one in steerers], rows, 2)
+    for (_, interventions), wanted in zip(prepared, expected, strict=True):
+        torch.testing.assert_close(interventions[0].vectors, wanted.expand(3, -1), rtol=1e-4, atol=1e-5)
     both = generate(model, rows, steer=[Request(one, 0.5) for one in steerers], max_new_tokens=2)
     assert both.steered_tokens > 0
 
 
 def test_a_steerer_fitted_in_the_tower_knows_its_width_and_is_kept(tmp_path: Path) -> None:
-    model, rows = vlm("llava"), with_pictures("llava")
-    acts = read(model, [*rows, rows[0].with_(id="again", images=(OTHER,))], [TOWER[0]])
+    model, rows = vlm("llava"), with_images("llava")
+    acts = read(model, [*rows, rows[0].replace(id="again", images=(OTHER,))], [TOWER[0]])
     steerer = MeanDifference.from_tensor(TOWER[0], acts.at(TOWER[0])[0] - acts.at(TOWER[0])[1])
     steerer.info_ = {"hidden_size": acts.hidden_size, "model": model.id}
     expected = generate(model, rows, steer=steerer, max_new_tokens=3).ids
@@ -427,7 +451,7 @@ def test_a_steerer_fitted_in_the_tower_knows_its_width_and_is_kept(tmp_path: Pat
 
 
 def test_what_cannot_be_written_is_refused_in_words() -> None:
-    model, rows = vlm("llava"), with_pictures("llava")
+    model, rows = vlm("llava"), with_images("llava")
     tower = steerer_at(model, TOWER[0])
     wide, high = MeanDifference.from_tensor(TOWER[0], torch.ones(32)), Site(5, part="vision")
     for asked, error, message in (

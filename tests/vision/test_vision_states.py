@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pictured import (
+from image_models import (
     CHATS,
     HOOKED,
     LAYER,
@@ -86,7 +86,7 @@ def test_a_batch_of_mixed_rows_equals_its_rows_one_by_one(family: str, backend: 
     assert len({len(r) for r in encoded(model, rows).rows}) == len(rows), "rows of different lengths: the premise"
     for row in rows:
         alone = capture(model, [row], positions=["all", "last"], reduce="none", progress=False)
-        torch.testing.assert_close(together.select(sample=row.id).values, alone.values, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(together.select(example_id=row.id).values, alone.values, rtol=1e-4, atol=1e-4)
 
 
 @families
@@ -109,7 +109,7 @@ def test_pictures_belong_to_their_own_row(family: str) -> None:
     """Exchanging the picture of one row changes that row and no other."""
     model = vlm(family)
     rows = [example(family, "What is this?", (image,), str(i)) for i, image in enumerate((WIDE, TALL, SQUARE))]
-    other = [rows[0].with_(images=(OTHER,)), *rows[1:]]
+    other = [rows[0].replace(images=(OTHER,)), *rows[1:]]
     before, after = (capture(model, data, positions="last", progress=False).values for data in (rows, other))
     assert torch.equal(before[1:], after[1:])
     assert _apart(before[0], after[0]) > 0.02

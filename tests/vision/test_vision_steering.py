@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pictured import (
+from image_models import (
     CHATS,
     HIDDEN,
     HOOKED,
@@ -29,7 +29,7 @@ from steerlab import MeanDifference, Model, generate, score, steer
 from steerlab.models.positions import resolve
 from steerlab.models.sites import Site
 from steerlab.steering import Request
-from steerlab.steering.request import build_plan, prepare
+from steerlab.steering.interventions import build_edits, resolve_interventions
 from steerlab.testing import VLM_FAMILIES
 
 families = pytest.mark.parametrize("family", VLM_FAMILIES)
@@ -67,8 +67,8 @@ def test_steered_minus_unsteered_is_alpha_v_where_it_is_written_and_nothing_else
         batch, alpha = encoded(model, rows, side, ANSWERS[: len(rows)]), [1.0, -0.5, 2.0]
         before = all_states(model, batch, {})
         for positions in places[side]:
-            prepared = prepare(model, [Request(STEERER, alpha, positions)], rows, 16)
-            after = all_states(model, batch, build_plan(model, prepared, batch, range(len(rows)), len(rows)))
+            prepared = resolve_interventions(model, [Request(STEERER, alpha, positions)], rows, 16)
+            after = all_states(model, batch, build_edits(model, prepared, batch, range(len(rows)), len(rows)))
             expected = before.clone()
             for i, row in enumerate(batch.rows):
                 expected[i, LAYER, [batch.offsets[i] + t for t in resolve(positions, row)]] += alpha[i] * DELTA

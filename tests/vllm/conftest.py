@@ -69,7 +69,7 @@ def far(with_vllm: None, folders: Callable[[str], Path]) -> Iterator[Callable[[s
 
     yield get
     for model in made.values():
-        model.engine.line.close()  # type: ignore[attr-defined]
+        model.engine.client.close()  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +79,7 @@ def near(folders: Callable[[str], Path]) -> Callable[[str], Model]:
 
     def get(name: str = "tiny") -> Model:
         if name not in made:
-            made[name] = steerlab.load(folders(name), backend="hooks", share_prompts=False)
+            made[name] = steerlab.load(folders(name), backend="hooks", prefix_caching=False)
         return made[name]
 
     return get

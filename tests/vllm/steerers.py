@@ -7,11 +7,11 @@ from functools import cache
 import torch
 
 from steerlab import L2S, P2S, Contrast, Example, MeanDifference, Model, capture
-from steerlab.methods.alphasteer import AlphaSteer
+from steerlab.methods.alphasteer.steerer import AlphaSteer
 from steerlab.methods.base import Steerer
-from steerlab.methods.l2s_recipe import Recipe
+from steerlab.methods.l2s.config import TrainingConfig
 
-QUICK = Recipe(epochs=60, learning_rate=3e-3, standardise=True, loss="mse")
+QUICK = TrainingConfig(epochs=60, learning_rate=3e-3, standardize=True, loss="mse")
 PROMPTS = (
     "Tell me of the Nile.",
     "Hi",
@@ -42,7 +42,7 @@ def fitted_l2s(model: Model, n: int = 64) -> L2S:
     """A net fitted in the middle of a model, which gives every prompt a vector of its own."""
     layer = model.n_layers // 2
     acts = capture(model, examples(n), layers=[layer, model.n_layers - 2], progress=False)
-    l2s = L2S(layer, context_layer=model.n_layers - 2, hidden=32, preset=QUICK, progress=False)
+    l2s = L2S(layer, context_layer=model.n_layers - 2, hidden_units=32, config=QUICK, progress=False)
     return l2s.fit(acts)
 
 

@@ -11,7 +11,7 @@ from steerers import ANSWERS, PROMPTS, examples, fitted_l2s, steerers
 
 import steerlab
 from steerlab import LayoutError, LoadError, MeanDifference, RemoteError, SteeringError, capture, generate, score, sweep
-from steerlab.models.plan import Edit
+from steerlab.models.interventions import Edit
 from steerlab.models.sites import Site
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -109,7 +109,7 @@ def test_the_engine_returns_what_hugging_face_returns(far, near) -> None:
 def test_sampling_repeats_with_its_seed(far) -> None:
     options = dict(do_sample=True, temperature=1.5, num_return_sequences=3, max_new_tokens=STEPS)
     first = generate(far(), PROMPTS, seed=1, **options)
-    assert first.samples == tuple(str(i) for i in range(len(PROMPTS)) for _ in range(3))
+    assert first.example_ids == tuple(str(i) for i in range(len(PROMPTS)) for _ in range(3))
     assert len(set(first.ids)) > len(PROMPTS)
     assert generate(far(), PROMPTS, seed=1, **options).ids == first.ids
     assert generate(far(), PROMPTS, seed=2, **options).ids != first.ids
@@ -121,8 +121,10 @@ def test_scores_and_first_logits_are_the_oracles(far, near, kind: str) -> None:
     ours, theirs = (score(model(), PROMPTS, ANSWERS, **options) for model in (far, near))
     near_to(ours["logprob"], theirs["logprob"])
     assert ours["greedy"].equals(theirs["greedy"]) and ours.attrs["steered_tokens"] == theirs.attrs["steered_tokens"]
-    near_to(*(steerlab.first_logits(model(), PROMPTS, **options) for model in (far, near)))
-    near_to(*(steerlab.first_logits(model(), PROMPTS, [5, 9, 7], rest=True, **options) for model in (far, near)))
+    near_to(*(steerlab.next_token_logits(model(), PROMPTS, **options) for model in (far, near)))
+    near_to(
+        *(steerlab.next_token_logits(model(), PROMPTS, [5, 9, 7], max_other=True, **options) for model in (far, near))
+    )
 
 
 def test_logits_of_numbered_columns(far, near) -> None:
@@ -139,7 +141,7 @@ def test_a_sweep_is_the_oracles(far, near) -> None:
     vector = {layer: MeanDifference.from_tensor(layer, torch.ones(WIDTH) / 3) for layer in (1, 3)}
     options: dict[str, Any] = dict(layers=[1, 3], alphas=(-1.0, 0.0, 2.0), positions=["last", "all"], progress=False)
     ours, theirs = (sweep(model(), {"mean": vector}, examples(6), **options) for model in (far, near))
-    keys = ["method", "layer", "alpha", "positions", "metric", "sample"]
+    keys = ["method", "layer", "alpha", "positions", "metric", "example_id"]
     keys = [key for key in keys if key in ours]
     ours, theirs = (frame.sort_values(keys).reset_index(drop=True) for frame in (ours, theirs))
     assert ours[keys].equals(theirs[keys]) and len(ours) > 12
@@ -147,7 +149,7 @@ def test_a_sweep_is_the_oracles(far, near) -> None:
 
 
 def test_the_load_check_saw_this_model(far) -> None:
-    assert far().backend == "vllm" and far().is_far and not far().engine.resumes
+    assert far().backend == "vllm" and far().is_remote and not far().engine.supports_prefix_cache
     with pytest.raises(RemoteError, match="weights of this model"):
         far().hf(torch.tensor([[1]]))
 

@@ -25,7 +25,7 @@ NAME = "NNSIGHT_SERVE_API_KEY"
 def served(server: Server, folders: Callable[[str], Path]) -> Iterator[Model]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(NAME, KEY)
-        yield steerlab.load(folders("tiny"), serve=server.host, patience=5.0)
+        yield steerlab.load(folders("tiny"), serve=server.host, retry_timeout=5.0)
 
 
 def test_captured_states_are_the_oracles(served: Model, near) -> None:
@@ -33,7 +33,7 @@ def test_captured_states_are_the_oracles(served: Model, near) -> None:
     near_to(capture(served, PROMPTS, **options).values, capture(near(), PROMPTS, **options).values)
     options = dict(layers="all", context=["last"], progress=False, batch_size=30)
     ours, theirs = capture(served, examples(20), **options), capture(near(), examples(20), **options)
-    assert list(ours.index["sample"]) == list(theirs.index["sample"])
+    assert list(ours.index["example_id"]) == list(theirs.index["example_id"])
     near_to(ours.values, theirs.values)
 
 
@@ -53,7 +53,7 @@ def test_64_rows_at_once_keep_their_vectors(served: Model, near) -> None:
 
 
 def test_what_went_over_the_wire_is_counted(served: Model) -> None:
-    traffic = served.engine.line.traffic  # type: ignore[attr-defined]
+    traffic = served.engine.client.traffic  # type: ignore[attr-defined]
     before = traffic.requests, traffic.sent, traffic.received
     capture(served, PROMPTS, layers=[1], progress=False)
     assert traffic.requests == before[0] + len(PROMPTS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from steerers import examples, fitted_l2s
 
-from steerlab import L2S, P2S, capture, first_logits, generate
+from steerlab import L2S, P2S, capture, generate, next_token_logits
 from steerlab.models.model import Model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -33,7 +33,9 @@ def together(model: Model, l2s: L2S) -> Any:
 
 
 def vectors_of(model: Model, l2s: L2S) -> torch.Tensor:
-    acts = capture(model, PROMPTS, layers=[l2s.reads[0].site], positions="last", batch_size=N, progress=False)
+    acts = capture(
+        model, PROMPTS, layers=[l2s.required_activations[0].site], positions="last", batch_size=N, progress=False
+    )
     return l2s.predict(acts.values[:, 0])
 
 
@@ -68,5 +70,5 @@ def test_a_vector_of_another_row_would_have_been_seen(model: Model, l2s: L2S, to
 
 
 def test_logits_are_hugging_faces(model: Model, near) -> None:
-    ours = first_logits(model, PROMPTS[::4], batch_size=N)
-    assert float((ours - first_logits(near("smollm2"), PROMPTS[::4], batch_size=N)).abs().max()) < 1e-3
+    ours = next_token_logits(model, PROMPTS[::4], batch_size=N)
+    assert float((ours - next_token_logits(near("smollm2"), PROMPTS[::4], batch_size=N)).abs().max()) < 1e-3

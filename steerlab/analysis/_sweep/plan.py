@@ -9,13 +9,13 @@ from itertools import pairwise
 
 import torch
 
-from steerlab.analysis._sweep.cells import Cell
 from steerlab.analysis._sweep.rows import Block, Rows, block_of
+from steerlab.analysis._sweep.settings import Setting
 from steerlab.models.encoding import by_length
 from steerlab.models.model import Model
-from steerlab.models.positions import distinct
-from steerlab.models.prefix import TOKENS, work
-from steerlab.steering.pack import written_columns
+from steerlab.models.positions import position_key
+from steerlab.models.prefix import TOKENS, prefill_cost
+from steerlab.steering.batched_settings import written_columns
 
 READING_WEIGHTS = 24  # tokens' worth of work that a block costs a forward, however few its tokens
 WORTH_A_PREFIX = 4  # columns
@@ -25,7 +25,7 @@ WORTH_A_PREFIX = 4  # columns
 class Chunk:
     """Cells and inputs of a block that share forwards; what is computed in one go and stored in one file."""
 
-    cells: tuple[int, ...]
+    settings: tuple[int, ...]
     rows: tuple[int, int]  # which inputs of the block, start and stop
     restart: int | None
 
@@ -54,15 +54,15 @@ class Part:
 
     def work(self, chunk: Chunk, n_layers: int) -> float:
         """Row-columns times blocks of one chunk."""
-        rows = (chunk.rows[1] - chunk.rows[0]) * self.block.n_variants * len(chunk.cells)
+        rows = (chunk.rows[1] - chunk.rows[0]) * self.block.n_variants * len(chunk.settings)
         blocks = n_layers if chunk.restart is None else n_layers - 1 - chunk.restart
         return float(rows * self.tail * blocks)
 
     def base_work(self, n_layers: int) -> float:
         """The prompts' keys and values, the states that cells restart from, and the unsteered answers."""
-        restarts = [c.restart for c in self.chunks if c.restart is not None]
+        supports_layer_restart = [c.restart for c in self.chunks if c.restart is not None]
         rows = len(self.block.numbers) * self.block.n_variants
-        tails = (max(restarts) + 1 if restarts else 0) + (n_layers if self.idle else 0)
+        tails = (max(supports_layer_restart) + 1 if supports_layer_restart else 0) + (n_layers if self.idle else 0)
         return float(self.prompts * n_layers + rows * self.tail * tails)
 
 
@@ -79,7 +79,7 @@ class SweepPlan:
         limit: rows that fitted when memory had run out; None before it did.
     """
 
-    cells: list[Cell]
+    settings: list[Setting]
     rows: Rows
     parts: list[Part]
     n_layers: int
@@ -98,7 +98,7 @@ class SweepPlan:
     @property
     def naive(self) -> float:
         """Forward-equivalents of the obvious way: one whole forward for every cell and row."""
-        return float(len(self.cells) * sum(len(variant) for variant in self.rows.variants))
+        return float(len(self.settings) * sum(len(variant) for variant in self.rows.variants))
 
     @property
     def batches(self) -> int:
@@ -116,7 +116,7 @@ class SweepPlan:
         n = len(self.rows.variants[0])
         chunks = sum(len(p.chunks) for p in self.parts)
         lines = [
-            f"{len(self.cells)} cells x {n} inputs" + (" x 2 answers" if self.rows.kind == "whole" else ""),
+            f"{len(self.settings)} cells x {n} inputs" + (" x 2 answers" if self.rows.kind == "whole" else ""),
             *self.reasons,
             f"{len({p.block.name for p in self.parts})} blocks of inputs, {chunks} batches of at most "
             f"{self.rows_per_forward} rows, prompts' keys and values within {self.memory / 2**20:.0f} MiB",
@@ -129,7 +129,7 @@ class SweepPlan:
         return "\n".join(lines)
 
 
-def plan_sweep(model: Model, cells: list[Cell], rows: Rows, batch_size: int | None, memory: int) -> SweepPlan:
+def plan_sweep(model: Model, settings: list[Setting], rows: Rows, batch_size: int | None, memory: int) -> SweepPlan:
     """Lay out the forwards of all cells that are read off logits.
 
     Args:
@@ -137,31 +137,45 @@ def plan_sweep(model: Model, cells: list[Cell], rows: Rows, batch_size: int | No
         memory: bytes that the prompts' keys and values, and the states to restart from, may take.
     """
     groups: dict[str, list[int]] = {}
-    for number, cell in enumerate(cells):
-        groups.setdefault(cell.written, []).append(number)
+    for number, setting in enumerate(settings):
+        groups.setdefault(setting.written, []).append(number)
     longest = max((row for variant in rows.variants for row in variant), key=len)
-    prefixed = model.resumes
-    restarts = model.restarts
-    tail = _tail(model, rows, cells, groups, prefixed)
-    slow = model.device.type == "cpu" and not model.is_far  # a server is asked rarely, for much
+    prefixed = model.supports_prefix_cache
+    supports_layer_restart = model.supports_layer_restart
+    tail = _tail(model, rows, settings, groups, prefixed)
+    slow = model.device.type == "cpu" and not model.is_remote  # a server is asked rarely, for much
     fits = batch_size or max(1, TOKENS["cpu" if slow else "other"] // tail)
-    alive = max(sum(cells[i].alpha != 0 for i in members) for members in groups.values())
-    layers = len({(cell.restart, cell.method) for cell in cells})
+    alive = max(sum(settings[i].alpha != 0 for i in members) for members in groups.values())
+    layers = len({(setting.restart, setting.method) for setting in settings})
     per_layer = max(1, math.ceil(alive / layers)) * len(rows.variants)
-    size = max(1, min(math.ceil(fits / per_layer), memory // _bytes_per_input(model, cells, rows, len(longest), tail)))
+    size = max(
+        1, min(math.ceil(fits / per_layer), memory // _bytes_per_input(model, settings, rows, len(longest), tail))
+    )
     blocks = [block_of(model, rows, numbers) for numbers in by_length(rows.variants[0], size)]
-    parts = [_part(model, cells, members, b, fits, prefixed, restarts) for b in blocks for members in groups.values()]
-    return SweepPlan(cells, rows, parts, model.n_layers, fits, memory, _reasons(model, parts, prefixed, cells, groups))
+    parts = [
+        _part(model, settings, members, b, fits, prefixed, supports_layer_restart)
+        for b in blocks
+        for members in groups.values()
+    ]
+    return SweepPlan(
+        settings, rows, parts, model.n_layers, fits, memory, _reasons(model, parts, prefixed, settings, groups)
+    )
 
 
 def _part(
-    model: Model, cells: list[Cell], members: list[int], block: Block, fits: int, prefixed: bool, restarts: bool
+    model: Model,
+    settings: list[Setting],
+    members: list[int],
+    block: Block,
+    fits: int,
+    prefixed: bool,
+    supports_layer_restart: bool,
 ) -> Part:
-    live = [i for i in members if cells[i].alpha != 0]
-    idle = tuple(i for i in members if cells[i].alpha == 0)
-    cut = first_column(cells, members, block) if prefixed else 0
+    live = [i for i in members if settings[i].alpha != 0]
+    idle = tuple(i for i in members if settings[i].alpha == 0)
+    cut = first_column(settings, members, block) if prefixed else 0
     cut = cut if cut >= WORTH_A_PREFIX else 0
-    chunks = _chunks(model, cells, live, block, fits, restarts, block.batch.width - cut)
+    chunks = _chunks(model, settings, live, block, fits, supports_layer_restart, block.batch.width - cut)
     return Part(block, cut, prompt_work(model, block, cut), tuple(chunks), idle)
 
 
@@ -170,28 +184,40 @@ def prompt_work(model: Model, block: Block, cut: int) -> int:
     n, batch = len(block.numbers), block.batch
     if not cut:
         return 0
-    return work(batch.input_ids[:n, :cut], batch.attention_mask[:n, :cut], model.hf.config.get_text_config())
+    return prefill_cost(batch.input_ids[:n, :cut], batch.attention_mask[:n, :cut], model.hf.config.get_text_config())
 
 
-def first_column(cells: Sequence[Cell], members: Sequence[int], block: Block) -> int:
+def first_column(settings: Sequence[Setting], members: Sequence[int], block: Block) -> int:
     """The first column that any of the cells writes to, and at the latest that of the last prompt token."""
-    if any(cells[i].in_flight for i in members) or any(s.site.part != "text" for i in members for s in cells[i].shifts):
+    if any(settings[i].vector_fn for i in members) or any(
+        s.site.part != "text" for i in members for s in settings[i].interventions
+    ):
         return 0  # vectors from the state itself need the whole prompt in one forward
-    one = cells[members[0]]  # all of them are written to the same tokens
-    places = {distinct(shift.where(one.positions)): shift for shift in one.shifts}  # many layers, most often one place
-    masks = [written_columns(block.batch, shift, one.positions, block.row_numbers) for shift in places.values()]
+    one = settings[members[0]]  # all of them are written to the same tokens
+    places = {
+        position_key(intervention.where(one.positions)): intervention for intervention in one.interventions
+    }  # many layers, most often one place
+    masks = [
+        written_columns(block.batch, intervention, one.positions, block.row_numbers) for intervention in places.values()
+    ]
     mask = torch.stack(masks).any(0).any(0) if masks else torch.zeros(block.batch.width, dtype=torch.bool)
     first = int(mask.to(torch.uint8).argmax()) if bool(mask.any()) else block.last
     return min(first, block.last)
 
 
 def _chunks(
-    model: Model, cells: list[Cell], live: list[int], block: Block, fits: int, restarts: bool, tail: int
+    model: Model,
+    settings: list[Setting],
+    live: list[int],
+    block: Block,
+    fits: int,
+    supports_layer_restart: bool,
+    tail: int,
 ) -> list[Chunk]:
     """Cells from the deepest restart up, grouped so that each forward is well filled and restarts high up."""
     if not live:
         return []
-    level = {i: (cells[i].restart if restarts else None) for i in live}
+    level = {i: (settings[i].restart if supports_layer_restart else None) for i in live}
     order = sorted(live, key=lambda i: (-1 if level[i] is None else level[i], i))
     n, variants = len(block.numbers), block.n_variants
     most = max(1, fits // (n * variants))  # cells in a forward with all inputs of the block
@@ -214,36 +240,36 @@ def _chunks(
     ]
 
 
-def _tail(model: Model, rows: Rows, cells: list[Cell], groups: dict[str, list[int]], prefixed: bool) -> int:
+def _tail(model: Model, rows: Rows, settings: list[Setting], groups: dict[str, list[int]], prefixed: bool) -> int:
     """Columns that are run anew for every cell, at most, judged by the longest row."""
     longest = max(range(len(rows.variants[0])), key=lambda i: max(len(v[i]) for v in rows.variants))
     block = block_of(model, rows, [longest])
-    cuts = [first_column(cells, members, block) if prefixed else 0 for members in groups.values()]
+    cuts = [first_column(settings, members, block) if prefixed else 0 for members in groups.values()]
     return block.batch.width - min(cuts)
 
 
-def _bytes_per_input(model: Model, cells: list[Cell], rows: Rows, width: int, tail: int) -> int:
+def _bytes_per_input(model: Model, settings: list[Setting], rows: Rows, width: int, tail: int) -> int:
     config = model.hf.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or model.hidden_size // config.num_attention_heads
     item = torch.finfo(model.dtype).bits // 8
     kept = 2 * heads * size * max(width - tail, 0) * model.n_layers
-    states = len({cell.restart for cell in cells}) * tail * len(rows.variants) * model.hidden_size
+    states = len({setting.restart for setting in settings}) * tail * len(rows.variants) * model.hidden_size
     return max(1, (kept + states) * item)
 
 
 def _reasons(
-    model: Model, parts: list[Part], prefixed: bool, cells: list[Cell], groups: dict[str, list[int]]
+    model: Model, parts: list[Part], prefixed: bool, settings: list[Setting], groups: dict[str, list[int]]
 ) -> list[str]:
     told = []
     for name, members in groups.items():
-        mine = next(p for p in parts if set(members) >= {*p.idle, *(c for k in p.chunks for c in k.cells)})
+        mine = next(p for p in parts if set(members) >= {*p.idle, *(c for k in p.chunks for c in k.settings)})
         how = [f"positions {name!r}: cells are packed as rows"]
         if mine.cut:
             how.append(f"the prompt's keys and values are computed once and {mine.tail} columns a cell")
         elif not prefixed:
-            why = "is elsewhere" if model.is_far else "has layers whose past is not keys and values"
-            how.append(f"whole rows, as the model {'has pictures' if model.vision is not None else why}")
+            why = "is elsewhere" if model.is_remote else "has layers whose past is not keys and values"
+            how.append(f"whole rows, as the model {'has images' if model.vision is not None else why}")
         else:
             how.append("whole rows, as the prompt is steered from its beginning on")
         if any(chunk.restart is not None for chunk in mine.chunks):

@@ -10,12 +10,12 @@ from typing import Literal
 
 from steerlab._support.errors import DataError
 from steerlab.data.example import Example
-from steerlab.metrics.answers import Spots, spots
+from steerlab.metrics.answers import AnswerTokens, locate_answers
+from steerlab.models.encoded_prompt import EncodedPrompt
 from steerlab.models.encoding import Batch
 from steerlab.models.model import Model
-from steerlab.models.tokenmap import TokenMap
 
-Kind = Literal["choice", "whole", "prompt"]
+Kind = Literal["first_difference", "whole", "prompt"]
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,15 @@ class Rows:
     """
 
     kind: Kind
-    variants: tuple[tuple[TokenMap, ...], ...]
+    variants: tuple[tuple[EncodedPrompt, ...], ...]
     ids: tuple[tuple[int, int], ...] = ()
 
     @property
     def shared(self) -> list[str]:
         """The inputs whose answers begin with the same token."""
-        return [r.sample for r in self.variants[0] if r.choice is not None and r.choice > r.n_prompt]
+        return [
+            r.example_id for r in self.variants[0] if r.first_difference is not None and r.first_difference > r.n_prompt
+        ]
 
     @property
     def width(self) -> float:
@@ -72,10 +74,10 @@ class Block:
         return list(self.numbers) * self.n_variants
 
     @cached_property
-    def spots(self) -> Spots:
+    def locate_answers(self) -> AnswerTokens:
         """Where this block's answers are read."""
         ids = [self.rows.ids[i] for i in self.numbers]
-        return spots(self.batch, ids * self.n_variants, self.rows.kind == "whole")
+        return locate_answers(self.batch, ids * self.n_variants, self.rows.kind == "whole")
 
     def halves(self, model: Model) -> list[Block]:
         """The same in two, for when memory runs out."""
@@ -87,12 +89,12 @@ def block_of(model: Model, rows: Rows, numbers: Sequence[int]) -> Block:
     """The block of some inputs."""
     chosen = [variant[i] for variant in rows.variants for i in numbers]
     batch = model.batch(chosen, "aligned")
-    return Block(tuple(numbers), batch, batch.lasts[0], len(rows.variants), rows)
+    return Block(tuple(numbers), batch, batch.last_prompt_columns[0], len(rows.variants), rows)
 
 
 def encode_prompts(model: Model, examples: Sequence[Example]) -> Rows:
     """Prompts alone, for generation."""
-    rows = tuple(model.encode(e.prompt, system=e.system, sample=e.id, images=e.images) for e in examples)
+    rows = tuple(model.encode(e.prompt, system=e.system, example_id=e.id, images=e.images) for e in examples)
     return Rows("prompt", (rows,))
 
 
@@ -115,19 +117,22 @@ def encode_answers(model: Model, examples: Sequence[Example], whole: bool) -> Ro
             "answers can't follow the plain prompt. Give contrasts without a suffix."
         )
     positive, negative = ([_answered(model, e, side) for e in examples] for side in ("positive", "negative"))
-    ids = tuple((p.ids[p.choice or 0], n.ids[n.choice or 0]) for p, n in zip(positive, negative, strict=True))
+    ids = tuple(
+        (p.ids[p.first_difference or 0], n.ids[n.first_difference or 0])
+        for p, n in zip(positive, negative, strict=True)
+    )
     if whole:
         return Rows("whole", (tuple(positive), tuple(negative)), ids)
-    return Rows("choice", (tuple(row.head(row.choice or 0) for row in positive),), ids)
+    return Rows("first_difference", (tuple(row.head(row.first_difference or 0) for row in positive),), ids)
 
 
-def _answered(model: Model, example: Example, side: Literal["positive", "negative"]) -> TokenMap:
+def _answered(model: Model, example: Example, side: Literal["positive", "negative"]) -> EncodedPrompt:
     pair = example.contrast
     assert pair is not None
     answers = (pair.positive, pair.negative) if side == "positive" else (pair.negative, pair.positive)
     return model.encode(
-        example.prompt, answer=answers[0], rival=answers[1], closed=pair.closed, system=example.system,
-        sample=example.id, images=example.images,
+        example.prompt, answer=answers[0], other_answer=answers[1], end_turn=pair.end_turn, system=example.system,
+        example_id=example.id, images=example.images,
     )  # fmt: skip
 
 

@@ -16,14 +16,14 @@ from torch import Tensor
 from steerlab._support.errors import OutOfMemory, is_out_of_memory
 from steerlab._support.files import fingerprint
 from steerlab._support.memory import free_memory
-from steerlab.analysis._sweep.pieces import frame_of, halved, ratios, slice_of, smaller
+from steerlab.analysis._sweep.chunking import frame_of, halved, ratios, slice_of, smaller
 from steerlab.analysis._sweep.plan import Chunk, Part, SweepPlan
-from steerlab.metrics.answers import ANSWER_METRICS, AnswerReader, Spots
-from steerlab.models.engine import Told
+from steerlab.metrics.answers import ANSWER_METRICS, AnswerReader, AnswerTokens
+from steerlab.models.engine import LogitsReducer
+from steerlab.models.kv_prefix import ForwardState, Prefix, split_at
 from steerlab.models.model import Model
-from steerlab.models.resume import Prefix, Resume, parted
 from steerlab.models.sites import Site
-from steerlab.steering.pack import pack
+from steerlab.steering.batched_settings import pack
 
 log = logging.getLogger(__name__)
 Stage = Callable[[str, Callable[[], pd.DataFrame]], pd.DataFrame]
@@ -49,7 +49,7 @@ class Base:
         whole = self.model.inputs(block.batch)
         n = len(block.numbers)
         if cut:
-            prompts, self._inputs = parted(whole, cut)
+            prompts, self._inputs = split_at(whole, cut)
             self._prefix = self.model.engine.prefill({k: t[:n] for k, t in prompts.items()})
             self.plan.spent += self.part.prompts * n_layers
         else:
@@ -57,17 +57,17 @@ class Base:
         levels = sorted({c.restart for c in self.part.chunks if c.restart is not None})
         if levels:
             sites = [Site(level) for level in levels]
-            read = self.model.engine.read(self._inputs, {}, sites, _whole, self.resume(1, (0, n)))
+            read = self.model.engine.read(self._inputs, {}, sites, _whole, self.forward_state(1, (0, n)))
             self._states = dict(zip(levels, read.unbind(1), strict=True))
             self.plan.spent += len(block.batch.rows) * self.part.tail * (levels[-1] + 1)
 
-    def resume(self, copies: int, rows: tuple[int, int], level: int | None = None) -> Resume:
+    def forward_state(self, copies: int, rows: tuple[int, int], level: int | None = None) -> ForwardState:
         """What a forward of `copies` cells takes up, for some inputs of the block."""
         block, state = self.part.block, None
         if level is not None:
             state = repeat(self._of(self._states[level], rows), "r t d -> (c r) t d", c=copies)
         prefix = None if self._prefix is None else self._prefix.rows(*rows)
-        return Resume(prefix, copies * block.n_variants, level, state)
+        return ForwardState(prefix, copies * block.n_variants, level, state)
 
     def inputs(self, copies: int, rows: tuple[int, int]) -> dict[str, Tensor]:
         """The forward's columns for `copies` cells and some inputs of the block."""
@@ -85,9 +85,9 @@ class Base:
         """The cells with alpha 0: one pass for all of them."""
         self.prepare()
         block, rows = self.part.block, (0, len(self.part.block.numbers))
-        columns = block.spots.columns.to(self.model.device) - self.part.cut
+        columns = block.locate_answers.columns.to(self.model.device) - self.part.cut
         read = self.model.engine.logits(
-            self.inputs(1, rows), {}, columns, self.resume(1, rows), self.reader(block.spots, 1)
+            self.inputs(1, rows), {}, columns, self.forward_state(1, rows), self.reader(block.locate_answers, 1)
         )
         self.plan.spent += len(block.batch.rows) * self.part.tail * self.plan.n_layers
         values = self.values(read, 1)
@@ -97,7 +97,7 @@ class Base:
     def steered(self, chunk: Chunk) -> pd.DataFrame:
         """The cells of one chunk, in as few forwards as memory allows."""
         self.prepare()
-        rows = (chunk.rows[1] - chunk.rows[0]) * len(chunk.cells)
+        rows = (chunk.rows[1] - chunk.rows[0]) * len(chunk.settings)
         if self.plan.limit is not None and rows > self.plan.limit and (halves := self.halves(chunk)):
             return pd.concat([self.steered(half) for half in halves], ignore_index=True)
         try:
@@ -111,12 +111,12 @@ class Base:
         free_memory()
         self.plan.halved += 1
         self.plan.limit = rows // 2  # the next batches begin where this one will end
-        log.warning("out of memory at %d cells: going on with half as many rows", len(chunk.cells))
+        log.warning("out of memory at %d cells: going on with half as many rows", len(chunk.settings))
         return pd.concat([self.steered(half) for half in halves], ignore_index=True)
 
     def halves(self, chunk: Chunk) -> list[Chunk]:
         """The chunk in two, or nothing: pictures of all inputs lie in one tensor, which can't be cut."""
-        return [] if self.model.vision is not None and len(chunk.cells) == 1 else halved(chunk)
+        return [] if self.model.vision is not None and len(chunk.settings) == 1 else halved(chunk)
 
     def no_room(self) -> OutOfMemory:
         """What to say when nothing is left to halve."""
@@ -126,25 +126,25 @@ class Base:
         )
 
     def _forward(self, chunk: Chunk) -> pd.DataFrame:
-        block, (start, stop), copies = self.part.block, chunk.rows, len(chunk.cells)
-        cells = [self.plan.cells[i] for i in chunk.cells]
+        block, (start, stop), copies = self.part.block, chunk.rows, len(chunk.settings)
+        settings = [self.plan.settings[i] for i in chunk.settings]
         part = block if (start, stop) == (0, len(block.numbers)) else slice_of(block, start, stop)
-        edits = pack(self.model, [cell.packed for cell in cells], part.batch, part.row_numbers)
-        columns = part.spots.columns.to(self.model.device) - self.part.cut
-        resume = self.resume(copies, chunk.rows, chunk.restart)
-        reader = self.reader(part.spots, copies)
-        read = self.model.engine.logits(self.inputs(copies, chunk.rows), edits, columns, resume, reader)
+        edits = pack(self.model, [setting.packed for setting in settings], part.batch, part.row_numbers)
+        columns = part.locate_answers.columns.to(self.model.device) - self.part.cut
+        forward_state = self.forward_state(copies, chunk.rows, chunk.restart)
+        reader = self.reader(part.locate_answers, copies)
+        read = self.model.engine.logits(self.inputs(copies, chunk.rows), edits, columns, forward_state, reader)
         self.plan.spent += self.part.work(chunk, self.plan.n_layers)
-        ratio = ratios(edits, cells, block.n_variants, len(part.numbers))
-        return frame_of(chunk.cells, part.numbers, self.values(read, copies), ratio)
+        ratio = ratios(edits, settings, block.n_variants, len(part.numbers))
+        return frame_of(chunk.settings, part.numbers, self.values(read, copies), ratio)
 
-    def reader(self, where: Spots, copies: int) -> Told:
+    def reader(self, where: AnswerTokens, copies: int) -> LogitsReducer:
         """What the metrics need of a forward's logits."""
-        needs = sorted({need for name in self.metrics for need in ANSWER_METRICS[name].needs})
-        return AnswerReader(where, copies, tuple(needs))
+        requires = sorted({need for name in self.metrics for need in ANSWER_METRICS[name].requires})
+        return AnswerReader(where, copies, tuple(requires))
 
     def values(self, found: dict[str, Tensor], copies: int) -> dict[str, np.ndarray]:
-        """Every metric, `(cell, input)`."""
+        """Every metric, `(setting, input)`."""
         wanted = {name: ANSWER_METRICS[name] for name in self.metrics}
         shape = (copies, self.part.block.n_variants, -1)
         sides = {k: v.reshape(shape) for k, v in found.items()}
@@ -189,7 +189,7 @@ def _run_part(
 def _jobs(base: Base, part: Part) -> list[tuple[str, Callable[[], pd.DataFrame]]]:
     """What is to be computed, under names that differ wherever cells or inputs do: batch sizes may change."""
     idle = [(f"unsteered-{_key(part, part.idle)}", base.unsteered)] if part.idle else []
-    chunks = [(n, _key(part, chunk.cells, chunk.rows), chunk) for n, chunk in enumerate(part.chunks)]
+    chunks = [(n, _key(part, chunk.settings, chunk.rows), chunk) for n, chunk in enumerate(part.chunks)]
     return [*idle, *((f"{n:03d}-{key}", partial(base.steered, chunk)) for n, key, chunk in chunks)]
 
 

@@ -12,16 +12,16 @@ import pandas as pd
 
 from steerlab._support.errors import DataError
 from steerlab._support.files import fingerprint
-from steerlab.analysis._sweep.cells import Cell
-from steerlab.analysis._sweep.pieces import ratios
+from steerlab.analysis._sweep.chunking import ratios
 from steerlab.analysis._sweep.plan import WORTH_A_PREFIX, first_column
 from steerlab.analysis._sweep.rows import Block, Rows, block_of
 from steerlab.analysis._sweep.run import Stage
+from steerlab.analysis._sweep.settings import Setting
 from steerlab.data.example import Example
 from steerlab.models.encoding import by_length
 from steerlab.models.model import Model
+from steerlab.steering.batched_settings import pack
 from steerlab.steering.generate import new_ids
-from steerlab.steering.pack import pack
 
 TextMetric = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
 ROWS = 64  # of a batch while decoding
@@ -29,7 +29,7 @@ ROWS = 64  # of a batch while decoding
 
 def run_texts(
     model: Model,
-    cells: Sequence[Cell],
+    settings: Sequence[Setting],
     prompts: Rows,
     examples: list[Example],
     metrics: Mapping[str, TextMetric],
@@ -42,8 +42,8 @@ def run_texts(
     """Every cell's measurements; texts are stored batch by batch, and what a metric says of them cell by cell."""
     n = len(examples)
     rows = batch_size or ROWS
-    parts: dict[int, list[pd.DataFrame]] = {i: [] for i in range(len(cells))}
-    for members in _groups(cells):
+    parts: dict[int, list[pd.DataFrame]] = {i: [] for i in range(len(settings))}
+    for members in _groups(settings):
         each = max(1, rows // n)
         for begin in range(0, len(members), each):
             chosen = members[begin : begin + each]
@@ -53,55 +53,55 @@ def run_texts(
             ]
             for number, block in enumerate(blocks):
                 name = f"text-{chosen[0]:04d}-{len(chosen)}-{number:04d}-{fingerprint([block.numbers, chosen])[:8]}"
-                found = stage(name, lambda: _answers(model, cells, block, chosen, max_new_tokens, options))  # noqa: B023
+                found = stage(name, lambda: _answers(model, settings, block, chosen, max_new_tokens, options))  # noqa: B023
                 found = found.assign(text=[json.loads(text) for text in found["text"]])
-                for cell, frame in found.groupby("cell"):
-                    parts[int(str(cell))].append(frame)
-    idle = [i for i in parts if cells[i].alpha == 0 and parts[i]]
+                for setting, frame in found.groupby("setting"):
+                    parts[int(str(setting))].append(frame)
+    idle = [i for i in parts if settings[i].alpha == 0 and parts[i]]
     for number in parts:
-        same = idle[0] if cells[number].alpha == 0 else number  # unsteered answers are generated once
-        own = pd.concat(parts[same], ignore_index=True).sort_values("input", ignore_index=True).assign(cell=number)
-        yield stage(f"metric-{number:04d}", lambda: _measured(own, examples, metrics, cells[number]))  # noqa: B023
+        same = idle[0] if settings[number].alpha == 0 else number  # unsteered answers are generated once
+        own = pd.concat(parts[same], ignore_index=True).sort_values("input", ignore_index=True).assign(setting=number)
+        yield stage(f"metric-{number:04d}", lambda: _measured(own, examples, metrics, settings[number]))  # noqa: B023
 
 
-def _groups(cells: Sequence[Cell]) -> list[list[int]]:
+def _groups(settings: Sequence[Setting]) -> list[list[int]]:
     """Cells that are generated together: alike in positions and, in the first, unsteered."""
     groups: dict[str, list[int]] = {}
-    idle = [i for i, cell in enumerate(cells) if cell.alpha == 0]
-    for number, cell in enumerate(cells):
-        if cell.alpha != 0:
-            groups.setdefault(cell.written, []).append(number)
+    idle = [i for i, setting in enumerate(settings) if setting.alpha == 0]
+    for number, setting in enumerate(settings):
+        if setting.alpha != 0:
+            groups.setdefault(setting.written, []).append(number)
     return ([idle[:1]] if idle else []) + list(groups.values())
 
 
 def _answers(
     model: Model,
-    cells: Sequence[Cell],
+    settings: Sequence[Setting],
     block: Block,
     chosen: Sequence[int],
     max_new_tokens: int,
     options: dict[str, Any],
 ) -> pd.DataFrame:
     """The answers of some inputs under some cells."""
-    copies, steered = len(chosen), cells[chosen[0]].alpha != 0
-    packed = [cells[i].packed for i in chosen]
+    copies, steered = len(chosen), settings[chosen[0]].alpha != 0
+    packed = [settings[i].packed for i in chosen]
     edits = pack(model, packed, block.batch, list(block.numbers)) if steered else {}
     whole = model.inputs(block.batch, positions=False)
     inputs = {k: t.repeat(copies, *[1] * (t.ndim - 1)) for k, t in whole.items()}
-    cut = first_column(cells, chosen, block) if steered else block.last
-    usable = cut == block.last >= WORTH_A_PREFIX and model.resumes
+    cut = first_column(settings, chosen, block) if steered else block.last
+    usable = cut == block.last >= WORTH_A_PREFIX and model.supports_prefix_cache
     past: dict[str, Any] = {}
     if usable:
         given = {k: t[:, :cut] for k, t in model.inputs(block.batch).items()}
-        past = {"past_key_values": model.engine.prefill(given).growing(copies)}
+        past = {"past_key_values": model.engine.prefill(given).as_generation_cache(copies)}
     with model.lock:
         new = new_ids(model, inputs, edits, max_new_tokens, options | past)
     texts = [str(model.tokenizer.decode(list(t), skip_special_tokens=True)).strip() for t in new]
-    own = [cells[i] for i in chosen]
+    own = [settings[i] for i in chosen]
     ratio = ratios(edits, own, 1, len(block.numbers)) if steered else np.zeros((copies, len(block.numbers)))
     return pd.DataFrame(
         {
-            "cell": np.repeat(list(chosen), len(block.numbers)),
+            "setting": np.repeat(list(chosen), len(block.numbers)),
             "input": np.tile(block.numbers, copies),
             "norm_ratio": ratio.ravel(),
             "text": [json.dumps(text) for text in texts],  # in a file, an answer of digits alone would become a number
@@ -110,24 +110,24 @@ def _answers(
 
 
 def _measured(
-    own: pd.DataFrame, examples: list[Example], metrics: Mapping[str, TextMetric], cell: Cell
+    own: pd.DataFrame, examples: list[Example], metrics: Mapping[str, TextMetric], setting: Setting
 ) -> pd.DataFrame:
     texts = own["text"].tolist()
-    frame = own[["cell", "input", "norm_ratio"]].copy()
+    frame = own[["setting", "input", "norm_ratio"]].copy()
     for name, metric in metrics.items():
-        frame[name] = checked(name, metric(examples, texts), len(texts), cell)
+        frame[name] = checked(name, metric(examples, texts), len(texts), setting)
     return frame
 
 
-def checked(name: str, values: Sequence[float], n: int, cell: Cell) -> list[float]:
+def checked(name: str, values: Sequence[float], n: int, setting: Setting) -> list[float]:
     """A metric's answer, refused where it is not one number per text.
 
     Raises:
         DataError: another length, or a value that is not finite; names the cell.
     """
     listed = [float(value) for value in np.asarray(values, dtype=float).ravel()]
-    told = cell.label()
-    where = f"of {told['method']!r} at layer {told['layer']}, alpha {cell.alpha:g}, positions {told['positions']!r}"
+    told = setting.label()
+    where = f"of {told['method']!r} at layer {told['layer']}, alpha {setting.alpha:g}, positions {told['positions']!r}"
     if len(listed) != n:
         raise DataError(f"the metric {name!r} gave {len(listed)} values for {n} texts {where}: give one for each")
     bad = [i for i, value in enumerate(listed) if not math.isfinite(value)]

@@ -21,20 +21,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steerlab._support.errors import LayoutError, SteeringError
 from steerlab.models._hooks import HooksEngine
-from steerlab.models._nnsight import blocks
-from steerlab.models._nnsight.blocks import Leaf, Visit, lay_out
-from steerlab.models.engine import NOTHING, Inputs, Select, Told, check_resume, same
+from steerlab.models._nnsight import traces
+from steerlab.models._nnsight.traces import Leaf, Visit, lay_out
+from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, StateSelector, check_forward_state, same
+from steerlab.models.interventions import SiteEdits, apply_edits
+from steerlab.models.kv_prefix import ForwardState, Prefix, prefill
 from steerlab.models.layout import Layout
 from steerlab.models.layout import blocks as find_blocks
-from steerlab.models.plan import Plan, shifted
-from steerlab.models.resume import Prefix, Resume, prefill
 from steerlab.models.sites import Site
 
 
 class NnsightEngine:
     """Carries out plans in nnsight traces."""
 
-    resumes = True
+    supports_prefix_cache = True
 
     def __init__(
         self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout, processor: Any = None
@@ -53,27 +53,32 @@ class NnsightEngine:
         self._hooks = HooksEngine(hf, layout)
 
     def read(
-        self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select, resume: Resume = NOTHING
+        self,
+        inputs: Inputs,
+        plan: SiteEdits,
+        sites: Sequence[Site],
+        select: StateSelector,
+        forward_state: ForwardState = FULL_FORWARD,
     ) -> Tensor:
         """See `Engine.read`."""
         visits = self._visits(plan, sites)
-        with torch.no_grad(), resume.options(self._hf) as past:
+        with torch.no_grad(), forward_state.options(self._hf) as past:
             try:
-                found = blocks.read(self._root, inputs | past, visits, select, inputs["attention_mask"].shape[-1])
+                found = traces.read(self._root, inputs | past, visits, select, inputs["attention_mask"].shape[-1])
             except OutOfOrderError as error:
                 raise self._unordered(error) from error
         places = {visit.site: i for i, visit in enumerate(v for v in visits if v.wanted)}
         return torch.stack([found[places[site]].to(found[0].device) for site in sites], 1)
 
-    def generate(self, inputs: Inputs, plan: Plan, **options: Any) -> Tensor:
+    def generate(self, inputs: Inputs, plan: SiteEdits, **options: Any) -> Tensor:
         """See `Engine.generate`."""
         visits = self._visits({site: edits for site, edits in plan.items() if site.part == "text"}, ())
-        pictures = {site: edits for site, edits in plan.items() if site.part != "text"}
+        images = {site: edits for site, edits in plan.items() if site.part != "text"}
         counter = [0]
         handle = self._hf.register_forward_pre_hook(lambda *_: counter.__setitem__(0, counter[0] + 1))
         try:
-            with torch.no_grad(), self._hooks.hooked(pictures) if pictures else nullcontext():
-                ids, steps = blocks.generate(self._root, inputs, visits, options)
+            with torch.no_grad(), self._hooks.hooked(images) if images else nullcontext():
+                ids, steps = traces.generate(self._root, inputs, visits, options)
         finally:
             handle.remove()
         if visits and steps != counter[0]:
@@ -84,16 +89,21 @@ class NnsightEngine:
         return ids
 
     def logits(
-        self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING, told: Told = same
+        self,
+        inputs: Inputs,
+        plan: SiteEdits,
+        keep: int | Tensor,
+        forward_state: ForwardState = FULL_FORWARD,
+        reduce: LogitsReducer = same,
     ) -> Any:
         """See `Engine.logits`."""
-        check_resume(plan, resume)
+        check_forward_state(plan, forward_state)
         stop = inputs["attention_mask"].shape[-1]
-        with torch.no_grad(), resume.options(self._hf) as past:
-            left_out, handed = self._left_out(plan, resume, stop)
+        with torch.no_grad(), forward_state.options(self._hf) as past:
+            left_out, handed = self._left_out(plan, forward_state, stop)
             visits = self._visits({s: e for s, e in plan.items() if s != Site(len(left_out) - 1)}, ())
             try:
-                return told(blocks.logits(self._root, inputs | past, visits, keep, stop, left_out, handed))
+                return reduce(traces.logits(self._root, inputs | past, visits, keep, stop, left_out, handed))
             except OutOfOrderError as error:
                 raise self._unordered(error) from error
 
@@ -101,12 +111,16 @@ class NnsightEngine:
         """See `Engine.prefill`; nothing is read or written, so no trace is needed."""
         return prefill(self._hf, inputs)
 
-    def _left_out(self, plan: Plan, resume: Resume, stop: int) -> tuple[list[Any], Any]:
+    def _left_out(self, plan: SiteEdits, forward_state: ForwardState, stop: int) -> tuple[list[Any], Any]:
         """The blocks that a forward leaves out, and what the last of them hands on: the known state, edited."""
-        if resume.layer is None or resume.state is None:
+        if forward_state.layer is None or forward_state.state is None:
             return [], None
-        state = shifted(edits, resume.state, stop) if (edits := plan.get(Site(resume.layer))) else resume.state
-        envoys = [self._root.get(f"{self._layout.blocks_path}.{k}") for k in range(resume.layer + 1)]
+        state = (
+            apply_edits(edits, forward_state.state, stop)
+            if (edits := plan.get(Site(forward_state.layer)))
+            else forward_state.state
+        )
+        envoys = [self._root.get(f"{self._layout.blocks_path}.{k}") for k in range(forward_state.layer + 1)]
         return envoys, (state, None) if self._hooks.gives_tuples() else state
 
     def _unordered(self, error: OutOfOrderError) -> LayoutError:
@@ -115,5 +129,5 @@ class NnsightEngine:
             "give load(..., blocks='dotted.path'), or load(..., backend='hooks')"
         )
 
-    def _visits(self, plan: Plan, sites: Sequence[Site]) -> list[Visit]:
+    def _visits(self, plan: SiteEdits, sites: Sequence[Site]) -> list[Visit]:
         return lay_out(self._root, self._layout, plan, sites)

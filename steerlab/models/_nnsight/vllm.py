@@ -11,16 +11,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steerlab._support.errors import LayoutError, RemoteError, SteeringError
-from steerlab.models._nnsight import vllm_blocks as blocks
-from steerlab.models._nnsight.vllm_blocks import Answer, Row
-from steerlab.models._nnsight.vllm_failures import check_same
-from steerlab.models._nnsight.vllm_line import Way
+from steerlab.models._nnsight import vllm_traces as traces
+from steerlab.models._nnsight.vllm_client import VllmClient
+from steerlab.models._nnsight.vllm_errors import check_same
 from steerlab.models._nnsight.vllm_rows import check_answers, checked, joined, places, put_back, rows_of, tell
 from steerlab.models._nnsight.vllm_sampling import sampling, seeds
-from steerlab.models.engine import NOTHING, Inputs, RowWise, Select, Told, same
+from steerlab.models._nnsight.vllm_traces import Answer, Row
+from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, PerRowReducer, StateSelector, same
+from steerlab.models.interventions import Edit, SiteEdits
+from steerlab.models.kv_prefix import ForwardState, Prefix
 from steerlab.models.layout import Layout, module_at
-from steerlab.models.plan import Edit, Plan
-from steerlab.models.resume import Prefix, Resume
 from steerlab.models.sites import Site
 
 ONE_FORWARD = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "detokenize": False}
@@ -32,35 +32,40 @@ class VllmEngine:
     Args:
         hf: the skeleton, on the meta device.
         layout: where its blocks are.
-        line: the way to vLLM.
+        client: the way to vLLM.
         place: what the model was asked for by: hub id or folder.
     """
 
-    resumes = False
+    supports_prefix_cache = False
 
-    def __init__(self, hf: PreTrainedModel, layout: Layout, line: Way, place: str) -> None:
-        self._hf, self._layout, self.line, self._place = hf, layout, line, place
+    def __init__(self, hf: PreTrainedModel, layout: Layout, client: VllmClient, place: str) -> None:
+        self._hf, self._layout, self.client, self._place = hf, layout, client, place
         embedding = hf.get_input_embeddings()
         path = next(name for name, found in hf.named_modules() if found is embedding)
-        self._embedding = checked(line.root, path, "the embedding of the tokens")
+        self._embedding = checked(client.root, path, "the embedding of the tokens")
 
     def read(
-        self, inputs: Inputs, plan: Plan, sites: Sequence[Site], select: Select, resume: Resume = NOTHING
+        self,
+        inputs: Inputs,
+        plan: SiteEdits,
+        sites: Sequence[Site],
+        select: StateSelector,
+        forward_state: ForwardState = FULL_FORWARD,
     ) -> Tensor:
         """See `Engine.read`: where it can be made row by row, the selection is made in vLLM's worker."""
-        _check_whole(resume)
-        rows = self._rows(inputs, plan, blocks.read, sites, select)
+        _check_whole(forward_state)
+        rows = self._rows(inputs, plan, traces.read, sites, select)
         answers = self._run(plan, rows)
-        order = [place.site for place in places(self.line.root, self._layout, plan, sites) if place.site in sites]
+        order = [place.site for place in places(self.client.root, self._layout, plan, sites) if place.site in sites]
         found = put_back([answer["found"] for answer in answers], rows, select, inputs["attention_mask"].shape[-1])
         return found[:, [order.index(site) for site in sites]]
 
-    def generate(self, inputs: Inputs, plan: Plan, **options: Any) -> Tensor:
+    def generate(self, inputs: Inputs, plan: SiteEdits, **options: Any) -> Tensor:
         """See `Engine.generate`."""
         config = self._hf.generation_config
         assert config is not None
         params, copies, pad = sampling(options, config)
-        rows = [row for row in self._rows(inputs, plan, blocks.generate) for _ in range(copies)]
+        rows = [row for row in self._rows(inputs, plan, traces.generate) for _ in range(copies)]
         drawn = [{"seed": seed} for seed in seeds(len(rows))] if params["temperature"] else [{}] * len(rows)
         rows = [replace(row, params=params | own) for row, own in zip(rows, drawn, strict=True)]
         answers = self._run(plan, rows, most=params["max_tokens"])
@@ -71,21 +76,26 @@ class VllmEngine:
         return torch.cat([prompts, torch.tensor(padded, dtype=prompts.dtype)], 1)
 
     def logits(
-        self, inputs: Inputs, plan: Plan, keep: int | Tensor, resume: Resume = NOTHING, told: Told = same
+        self,
+        inputs: Inputs,
+        plan: SiteEdits,
+        keep: int | Tensor,
+        forward_state: ForwardState = FULL_FORWARD,
+        reduce: LogitsReducer = same,
     ) -> Any:
-        """See `Engine.logits`: columns before a row begins are 0, and what is `RowWise` is asked in vLLM's worker."""
-        _check_whole(resume)
+        """See `Engine.logits`: columns before a row begins are 0; a `PerRowReducer` runs in vLLM's worker."""
+        _check_whole(forward_state)
         width = inputs["attention_mask"].shape[-1]
         columns = list(range(width))[-keep:] if isinstance(keep, int) else [int(c) % width for c in keep.tolist()]
         rows = []
-        for row in self._rows(inputs, plan, blocks.logits):
+        for row in self._rows(inputs, plan, traces.logits):
             own = [c - row.offset for c in columns if 0 <= c - row.offset < len(row.ids)]
             there = [j for j, c in enumerate(columns) if 0 <= c - row.offset < len(row.ids)]
             norm = "" if own == [len(row.ids) - 1] else self._norm()
-            asked = told.row(row.number) if isinstance(told, RowWise) else same
-            rows.append(replace(row, wanted=own, norm=norm, places=there, width=len(columns), told=asked))
-        found = joined([answer["told"] for answer in self._run(plan, rows)])
-        return found if isinstance(told, RowWise) else told(found)
+            asked = reduce.row(row.number) if isinstance(reduce, PerRowReducer) else same
+            rows.append(replace(row, wanted=own, norm=norm, places=there, width=len(columns), reduce=asked))
+        found = joined([answer["reduce"] for answer in self._run(plan, rows)])
+        return found if isinstance(reduce, PerRowReducer) else reduce(found)
 
     def prefill(self, inputs: Inputs) -> Prefix:
         """Refused: keys and values stay in vLLM."""
@@ -99,52 +109,57 @@ class VllmEngine:
             RemoteError: it is another model, or nobody answers.
             LayoutError: the stream is not what the logits are made of.
         """
-        self.line.up()
+        self.client.up()
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         last = len(list(module_at(self._hf, self._layout.blocks_path).children())) - 1
-        rows = self._rows(inputs, {}, blocks.about, [Site(last)])
-        (told,) = self._run({}, [replace(row, norm=self._norm()) for row in rows])
-        check_same(self._hf.config, self._place, told["config"], told["name"], self.line.where)
-        if not told["alike"]:
+        rows = self._rows(inputs, {}, traces.about, [Site(last)])
+        (reduce,) = self._run({}, [replace(row, norm=self._norm()) for row in rows])
+        check_same(self._hf.config, self._place, reduce["config"], reduce["name"], self.client.where)
+        if not reduce["alike"]:
             raise LayoutError(
                 f"block {last} at {self._layout.blocks_path!r} does not give the residual stream in vLLM: its logits "
-                f"are {told['apart']:.3g} off those that vLLM samples from. Load the model here, without engine= and "
+                f"are {reduce['apart']:.3g} off those that vLLM samples from. Load the model here, without engine= and "
                 "serve=; load(..., check=False) tries all the same"
             )
 
     def _rows(
-        self, inputs: Inputs, plan: Plan, do: Callable[..., None], sites: Sequence[Site] = (), select: Select = same
+        self,
+        inputs: Inputs,
+        plan: SiteEdits,
+        do: Callable[..., None],
+        sites: Sequence[Site] = (),
+        select: StateSelector = same,
     ) -> list[Row]:
         _check_no_training(plan)
         self._meet(inputs, plan)
-        found = places(self.line.root, self._layout, plan, sites)
+        found = places(self.client.root, self._layout, plan, sites)
         rows = rows_of(inputs, found, plan, sites, select, do, self._embedding)
         return [replace(row, params=ONE_FORWARD) for row in rows]
 
-    def _run(self, plan: Plan, rows: Sequence[Row], most: int = 1) -> list[Answer]:
+    def _run(self, plan: SiteEdits, rows: Sequence[Row], most: int = 1) -> list[Answer]:
         """The answers, each proved to be of its own row, with what was written noted in the plan's own tallies."""
-        answers = self.line.ask(rows)
+        answers = self.client.ask(rows)
         check_answers(answers, rows)
         tell(plan, answers, most)
         return answers
 
-    def _meet(self, inputs: Inputs, plan: Plan) -> None:
+    def _meet(self, inputs: Inputs, plan: SiteEdits) -> None:
         """Give edits that have a source their vectors, from one unsteered forward of the prompts."""
-        edits = [e for at in plan.values() for e in at if isinstance(e, Edit) and e.source is not None]
-        sites = sorted({e.source for e in edits if e.source is not None})
+        edits = [e for at in plan.values() for e in at if isinstance(e, Edit) and e.read_site is not None]
+        sites = sorted({e.read_site for e in edits if e.read_site is not None})
         if not sites:
             return
-        lasts = edits[0].last  # of the batch: the same for all
-        assert lasts is not None
-        states = self.read(inputs, {}, sites, _Last(lasts)).float()
+        last_prompt_columns = edits[0].last  # of the batch: the same for all
+        assert last_prompt_columns is not None
+        states = self.read(inputs, {}, sites, _Last(last_prompt_columns)).float()
         for edit in edits:
-            assert edit.in_flight is not None and edit.source is not None
-            edit.vectors = edit.in_flight(states[:, sites.index(edit.source)])
+            assert edit.vector_fn is not None and edit.read_site is not None
+            edit.vectors = edit.vector_fn(states[:, sites.index(edit.read_site)])
 
     def _norm(self) -> str:
         if self._layout.final_norm_path is None:
             raise LayoutError("the norm before the head was not found: there are logits of the last token alone")
-        return checked(self.line.root, self._layout.final_norm_path, "the norm before the head")
+        return checked(self.client.root, self._layout.final_norm_path, "the norm before the head")
 
 
 @dataclass(frozen=True)
@@ -156,7 +171,7 @@ class _Last:
     def __call__(self, h: Tensor) -> Tensor:
         return h[torch.arange(len(h), device=h.device), self.columns.to(h.device)]
 
-    def row(self, number: int, start: int) -> tuple[Select, Tensor]:
+    def row(self, number: int, start: int) -> tuple[StateSelector, Tensor]:
         return _Last(self.columns[number : number + 1] - start), torch.tensor([number])
 
 
@@ -177,12 +192,12 @@ def _ended(tokens: list[int], params: dict[str, Any]) -> list[int]:
     return kept[:end]
 
 
-def _check_whole(resume: Resume) -> None:
-    if resume.prefix is not None or resume.state is not None:
+def _check_whole(forward_state: ForwardState) -> None:
+    if forward_state.prefix is not None or forward_state.state is not None:
         raise RemoteError("a forward in vLLM begins at the embeddings: nothing of an earlier one is kept", "refused")
 
 
-def _check_no_training(plan: Plan) -> None:
+def _check_no_training(plan: SiteEdits) -> None:
     for site, edits in plan.items():
         if any(edit.vectors is not None and edit.vectors.requires_grad for edit in edits):
             raise RemoteError(

@@ -38,7 +38,7 @@ class NnsightCpuWorker(CPUWorker):
 
 
 def without_accelerator() -> None:
-    """Let this process do without an accelerator: vLLM asks torch to synchronise one, which its CPU runner switches
+    """Let this process do without an accelerator: vLLM asks torch to synchronize one, which its CPU runner switches
     off in the worker alone.
     """
     _set_torch_accelerator_to_noop()

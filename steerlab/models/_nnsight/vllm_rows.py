@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from steerlab._support.errors import LayoutError, RemoteError
-from steerlab.models._nnsight.vllm_blocks import Answer, Row, Stop
-from steerlab.models.engine import Inputs, Select, block_path, point_path
+from steerlab.models._nnsight.vllm_traces import Answer, Row, Stop
+from steerlab.models.engine import Inputs, StateSelector, block_path, point_path
+from steerlab.models.interventions import Edit, SiteEdits
 from steerlab.models.layout import Layout
-from steerlab.models.plan import Edit, Plan
 from steerlab.models.sites import POINTS, Site
 
 
@@ -21,7 +21,7 @@ from steerlab.models.sites import POINTS, Site
 class ByRow(Protocol):
     """A selection that can be made row by row: capture's is one."""
 
-    def row(self, number: int, start: int) -> tuple[Select, Tensor]:
+    def row(self, number: int, start: int) -> tuple[StateSelector, Tensor]:
         """The selection from one row by itself, and where its results go among all."""
         ...
 
@@ -35,7 +35,7 @@ class Place:
     site: Site
 
 
-def places(root: Any, layout: Layout, plan: Plan, sites: Sequence[Site]) -> list[Place]:
+def places(root: Any, layout: Layout, plan: SiteEdits, sites: Sequence[Site]) -> list[Place]:
     """Every site of a run, in the order in which a forward passes them.
 
     What goes into a block is what came out of the one before; only the first block has an input of its own.
@@ -75,7 +75,7 @@ def checked(root: Any, path: str, what: object) -> str:
 
 
 def rows_of(
-    inputs: Inputs, found: Sequence[Place], plan: Plan, sites: Sequence[Site], select: Select,
+    inputs: Inputs, found: Sequence[Place], plan: SiteEdits, sites: Sequence[Site], select: StateSelector,
     do: Callable[..., None], embedding: str,
 ) -> list[Row]:  # fmt: skip
     """One request for every row of the batch.
@@ -112,7 +112,7 @@ def rows_of(
     return rows
 
 
-def _edits(plan: Plan, number: int, start: int, stop: int) -> list[tuple[int, Site, Edit]]:
+def _edits(plan: SiteEdits, number: int, start: int, stop: int) -> list[tuple[int, Site, Edit]]:
     """What is written to one row: place in the plan, site, and the row's own edit; those that never write left out."""
     found, place = [], -1
     for site, edits in plan.items():
@@ -120,7 +120,7 @@ def _edits(plan: Plan, number: int, start: int, stop: int) -> list[tuple[int, Si
             place += 1
             assert isinstance(edit, Edit)
             own = edit.row(number, start, stop)
-            if not own.idle:
+            if not own.is_noop:
                 found.append((place, site, own))
     return found
 
@@ -139,7 +139,7 @@ def check_answers(answers: Sequence[Answer], rows: Sequence[Row]) -> None:
         raise RemoteError(f"{len(rows)} requests were sent to vLLM and {len(answers)} answers came back", "code")
     for row, answer in zip(rows, answers, strict=True):
         ids, number = answer.get("ids", []), answer.get("number")
-        if number != row.number or ids != row.ids or "tally" not in answer:
+        if number != row.number or ids != row.ids or "stats" not in answer:
             raise RemoteError(
                 f"row {row.number} came back as row {number}, with {len(ids)} tokens of which "
                 f"{sum(a == b for a, b in zip(ids, row.ids, strict=False))} are its own {len(row.ids)}: requests were "
@@ -148,13 +148,13 @@ def check_answers(answers: Sequence[Answer], rows: Sequence[Row]) -> None:
             )
 
 
-def tell(plan: Plan, answers: Sequence[Answer], steps: int) -> None:
+def tell(plan: SiteEdits, answers: Sequence[Answer], steps: int) -> None:
     """Put what was written into the plan's own tallies, a row of each for every request."""
     for place, edit in enumerate(edit for edits in plan.values() for edit in edits):
-        told = [{p: (n, ratio) for p, n, ratio in answer["tally"]}.get(place, (0, 0.0)) for answer in answers]
-        edit.tally.forwards = steps
-        edit.tally.writes = torch.tensor([n for n, _ in told])
-        edit.tally.ratio = torch.tensor([ratio for _, ratio in told])
+        told = [{p: (n, ratio) for p, n, ratio in answer["stats"]}.get(place, (0, 0.0)) for answer in answers]
+        edit.stats.forwards = steps
+        edit.stats.writes = torch.tensor([n for n, _ in told])
+        edit.stats.ratio = torch.tensor([ratio for _, ratio in told])
 
 
 def joined(found: Sequence[Any]) -> Any:
@@ -164,7 +164,7 @@ def joined(found: Sequence[Any]) -> Any:
     return torch.cat(list(found))
 
 
-def put_back(found: Sequence[Tensor], rows: Sequence[Row], select: Select, width: int) -> Tensor:
+def put_back(found: Sequence[Tensor], rows: Sequence[Row], select: StateSelector, width: int) -> Tensor:
     """`select` of every site, `(row, site, hidden)`: from what was selected, or from whole rows, padded again."""
     if isinstance(select, ByRow):
         groups = torch.cat([select.row(row.number, row.offset)[1] for row in rows])

@@ -1,6 +1,6 @@
 """What NDIF is told to use in place of its CUDA-only parts; none of its files is changed.
 
-Its model actor asserts that every tensor is on a GPU and synchronises CUDA after each request: four methods. Its
+Its model actor asserts that every tensor is on a GPU and synchronizes CUDA after each request: four methods. Its
 controller asks nnsight for an argument that 0.8.1 no longer takes.
 """
 

@@ -1,0 +1,178 @@
+"""A world of small pictures whose content is known: things with names, colors and places, and habits of company.
+
+Every thing has a partner that is usually with it, and some things are far more frequent than others. That is what
+makes a model that learns here *expect* a partner, and say so when it is not there: a hallucination from the language
+side, which a model of photographs has too, but whose truth is known here.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from scenes.shapes import COLORS, KINDS, stamp
+from steerlab._support.errors import DataError
+
+SIDE = 64
+_HALVES = ("left", "right", "top", "bottom")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing of a scene: what, in which color, and the box it fills, in pixels."""
+
+    kind: str
+    color: str
+    x: int
+    y: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture's content, and the seed of its noise.
+
+    Example:
+        >>> scene = World().scene(np.random.default_rng(0))
+        >>> scene.image().size, scene.kinds
+        ((64, 64), ('tree', 'boat'))
+    """
+
+    things: tuple[Thing, ...]
+    seed: int
+    world: World = field(repr=False)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that are in it, each once, in order."""
+        return tuple(dict.fromkeys(thing.kind for thing in self.things))
+
+    def count(self, kind: str) -> int:
+        """How many things of a kind."""
+        return sum(thing.kind == kind for thing in self.things)
+
+    def half(self, thing: Thing) -> str:
+        """Where a thing lies most clearly: left, right, top or bottom."""
+        off = np.array([thing.x, thing.y]) + thing.size / 2 - SIDE / 2
+        axis = int(np.abs(off[1]) > np.abs(off[0]))
+        return _HALVES[2 * axis + int(off[axis] > 0)]
+
+    def image(self) -> Image.Image:
+        """The scene drawn: a pale ground, the things in order, then noise."""
+        rng = np.random.default_rng(self.seed)
+        ground = Image.new("RGB", (SIDE, SIDE), tuple(int(v) for v in rng.integers(205, 245, 3)))
+        for thing in self.things:
+            if thing.color:
+                shade = np.clip(np.array(COLORS[thing.color]) + rng.integers(-20, 21, 3), 0, 255)
+                ground.paste(tuple(int(v) for v in shade), (thing.x, thing.y), stamp(thing.kind, thing.size))
+            else:
+                sprite = self.world.sprites[thing.kind].resize((thing.size, thing.size), Image.Resampling.BOX)
+                ground.paste(sprite, (thing.x, thing.y), sprite)
+        noisy = np.asarray(ground, dtype=np.float32) + rng.normal(0, self.world.noise, (SIDE, SIDE, 3))
+        return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class World:
+    """Which things there are, how frequent they are, and which keep company.
+
+    Example:
+        >>> world = World()
+        >>> world.partner["ball"] in world.kinds
+        True
+
+    Args:
+        kinds: names of things; the first are the most frequent (rank to the power `-skew`).
+        skew: 0 for all alike.
+        company: probability that a thing comes with its partner.
+        most: largest number of things in a scene.
+        sizes: smallest and largest side of a thing, in pixels.
+        noise: standard deviation of the pixels' noise, in steps of 255.
+        sprites: pictures (RGBA) of things that are not drawn but pasted, by name; they have no color word.
+
+    Source: own.
+    """
+
+    kinds: tuple[str, ...] = KINDS
+    skew: float = 0.6
+    company: float = 0.5
+    most: int = 6
+    sizes: tuple[int, int] = (12, 22)
+    noise: float = 8.0
+    sprites: dict[str, Image.Image] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        unknown = [kind for kind in self.kinds if kind not in KINDS and kind not in self.sprites]
+        if unknown or len(self.kinds) < 4:
+            raise DataError(f"a world needs four things or more, each drawn or with a sprite; {unknown} are neither")
+
+    @cached_property
+    def partner(self) -> dict[str, str]:
+        """The partner of each thing: a frequent thing's is a rare one, and the other way round."""
+        half = len(self.kinds) // 2
+        return {kind: self.kinds[(i + half) % len(self.kinds)] for i, kind in enumerate(self.kinds)}
+
+    def scene(self, rng: np.random.Generator) -> Scene:
+        """One scene drawn at random."""
+        weights = np.arange(1, len(self.kinds) + 1, dtype=np.float64) ** -self.skew
+        wanted, chosen = int(rng.integers(1, self.most + 1)), list[str]()
+        while len(chosen) < wanted:
+            kind = self.kinds[rng.choice(len(self.kinds), p=weights / weights.sum())]
+            chosen.append(kind)
+            if len(chosen) < wanted and rng.random() < self.company:
+                chosen.append(self.partner[kind])
+        placed: list[Thing] = []
+        for kind in chosen:
+            placed.append(self._placed(kind, placed, rng))
+        return Scene(tuple(placed), int(rng.integers(2**31)), self)
+
+    def _placed(self, kind: str, others: Sequence[Thing], rng: np.random.Generator) -> Thing:
+        """A thing where it hides as little of the others as four tries allow."""
+        color = "" if kind in self.sprites else list(COLORS)[rng.integers(len(COLORS))]
+        best, least = None, np.inf
+        for _ in range(4):
+            size = int(rng.integers(self.sizes[0], self.sizes[1] + 1))
+            x, y = (int(v) for v in rng.integers(0, SIDE - size + 1, 2))
+            hidden = sum(_overlap(x, y, size, other) for other in others)
+            if hidden < least:
+                best, least = Thing(kind, color, x, y, size), hidden
+        assert best is not None
+        return best
+
+
+def _overlap(x: int, y: int, size: int, other: Thing) -> float:
+    """The share of another thing's box that a new one would cover."""
+    width = min(x + size, other.x + other.size) - max(x, other.x)
+    height = min(y + size, other.y + other.size) - max(y, other.y)
+    return max(width, 0) * max(height, 0) / other.size**2
+
+
+def emoji_sprites(folder: str | Path) -> dict[str, Image.Image]:
+    """Pictures of things by name from a folder of `emoji.jsonl` and `png64.zip` (Noto emoji, Apache-2.0).
+
+    Example:
+        >>> sprites = emoji_sprites("emoji/")
+        >>> World(kinds=tuple(sprites)[:48], sprites=sprites)
+
+    Raises:
+        DataError: the files are not there.
+    """
+    root = Path(folder)
+    if not (root / "emoji.jsonl").is_file() or not (root / "png64.zip").is_file():
+        raise DataError(f"{root} holds no emoji.jsonl and png64.zip")
+    records = [json.loads(line) for line in (root / "emoji.jsonl").read_text(encoding="utf-8").splitlines()]
+    with zipfile.ZipFile(root / "png64.zip") as archive:
+        names = {Path(name).name: name for name in archive.namelist()}
+        return {
+            str(r["name"]).lower(): Image.open(io.BytesIO(archive.read(names[r["image"]]))).convert("RGBA")
+            for r in records
+            if r["image"] in names
+        }

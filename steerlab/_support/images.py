@@ -1,0 +1,124 @@
+"""Opening pictures: every mode becomes RGB, and what can't be a picture is refused in words."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from steerlab._support.errors import DataError
+
+
+@dataclass(frozen=True)
+class ZippedImage:
+    """A picture's file out of a zip: kept as it is there, decoded whenever it is used and not longer.
+
+    Attributes:
+        name: the zip and the place in it, for messages.
+        data: the file.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ImageInput = str | os.PathLike[str] | Image.Image | ZippedImage
+MAX_PIXELS = 100_000_000  # about 300 MB as RGB
+
+
+def open_image(image: ImageInput) -> Image.Image:
+    """A picture as RGB, turned as its camera says, with transparency over white.
+
+    Example:
+        >>> open_image("photo.jpg").mode
+        'RGB'
+
+    Args:
+        image: a file, one out of a zip, or a picture already open; gray-scale (16 bits too), palette, RGBA and CMYK
+            are converted.
+
+    Raises:
+        DataError: no such file, not a picture, broken, without pixels, of more than 100 million pixels, or of numbers
+            whose range nobody knows.
+
+    Source: own.
+    """
+    with _in_words(image):
+        if isinstance(image, Image.Image):
+            return _upright(_decoded(image))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit of `_decoded` is ours
+            image = Image.open(io.BytesIO(image.data) if isinstance(image, ZippedImage) else image)
+        with image:
+            return _upright(_decoded(image))
+
+
+@contextmanager
+def _in_words(image: ImageInput) -> Iterator[None]:
+    """Whatever goes wrong with a picture, as a `DataError` that names it."""
+    name = "the picture" if isinstance(image, Image.Image) else f"the picture {str(image)!r}"
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{name} {error}") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name} has more than {MAX_PIXELS:,} pixels ({error}): scale it down first") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{name} does not exist") from error
+    except Exception as error:  # what broken files make the many decoders raise is open-ended
+        raise DataError(f"{name} can't be read ({error}): it is broken, empty or no picture") from error
+
+
+def _decoded(image: Image.Image) -> Image.Image:
+    """The picture with its pixels, refused before they are decoded where they would be too many."""
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale it down first")
+    if image.width * image.height == 0:
+        raise DataError(f"has no pixels ({image.width} x {image.height})")
+    if image.mode in ("I", "F"):
+        raise DataError(f"holds numbers of unknown range (mode {image.mode}): convert it to 8 or 16 bits first")
+    image.load()
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return _rgb(ImageOps.exif_transpose(image))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow's own conversion cuts everything above 255 to white
+        return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def image_hash(image: ImageInput) -> str:
+    """Sixteen hexadecimal digits of a picture's file, or of its pixels where it is open already.
+
+    Raises:
+        DataError: no such file, or an open picture that `open_image` would refuse.
+    """
+    if isinstance(image, Image.Image):
+        with _in_words(image):
+            data = f"{image.mode} {image.size} ".encode() + _decoded(image).tobytes()
+    elif isinstance(image, ZippedImage):
+        data = image.data
+    else:
+        path = Path(image)
+        if not path.is_file():
+            raise DataError(f"the picture {os.fspath(image)!r} does not exist")
+        data = path.read_bytes()
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -1,0 +1,110 @@
+"""How much of steerability is only where the wanted answer stands, and how it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from steerlab._support.errors import DataError
+from steerlab.analysis.groups import check_groups, group_means
+from steerlab.data.example import Example, check_examples
+
+
+def answer_position_bias(
+    slopes: pd.DataFrame, examples: Sequence[Example], by: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """How much of the slopes' variance is only where the wanted answer stood (A or B) and how it began (Yes or No).
+
+    Example:
+        >>> answer_position_bias(slopes(frame), examples)[["behavior", "option", "word", "unexplained"]]
+
+    Args:
+        slopes: from `slopes`.
+        examples: the samples, with `meta` holding "option" ("A" or "B") and "word" ("Yes", "No" or "").
+        by: columns that make groups; by default all that tell cells apart.
+
+    Returns:
+        One row per group: `option`, `word` (what it adds to `option`), `both`, `unexplained` as shares of the
+        variance (NaN where all slopes are equal), `has_words`, `n`. Where an item has no word, words count as absent
+        in the whole group: `word` is 0 and `has_words` False.
+
+    Raises:
+        DataError: columns are missing, a sample has no example, or an example no placement.
+
+    Source: Tan et al., arXiv 2407.12404, section 4 (spurious factors); least squares on the two indicators.
+    """
+    keys = check_groups(slopes, by, "answer_position_bias")
+    placed = _placed(slopes, examples)
+    rows = []
+    for name, here in placed.groupby(keys, sort=False, dropna=False, observed=True):
+        has_words = bool((here["word"] != "").all())
+        s = here["slope"].to_numpy(float)
+        option, yes = (here["option"] == "A").to_numpy(float), (here["word"] == "Yes").to_numpy(float)
+        total = float(s.var())
+        alone = both = float("nan")
+        if total > 1e-24 * float(np.mean(s**2)):
+            alone = 1 - _left(s, option) / total
+            both = 1 - _left(s, option, yes) / total if has_words else alone
+        shares = {"option": alone, "word": both - alone, "both": both, "unexplained": 1 - both}
+        rows.append({**dict(zip(keys, name, strict=True)), **shares, "has_words": has_words, "n": len(s)})
+    return pd.DataFrame(rows)
+
+
+def slopes_by_answer_position(
+    slopes: pd.DataFrame,
+    examples: Sequence[Example],
+    by: Sequence[str] | None = None,
+    *,
+    n_boot: int = 2000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The mean slope for every place and first word of the wanted answer: the steerability bias.
+
+    Example:
+        >>> slopes_by_answer_position(slopes(frame), examples).pivot(index="behavior", columns=["option", "word"])
+
+    Args:
+        slopes, examples, by: as in `answer_position_bias`.
+        n_boot, seed: of the bootstrap over samples.
+
+    Returns:
+        One row per group, `option` and `word`: `steerability`, `low`, `high`, `n`.
+
+    Raises:
+        DataError: as `answer_position_bias`.
+
+    Source: Tan et al., arXiv 2407.12404, section 4 (steerability bias).
+    """
+    keys = check_groups(slopes, by, "slopes_by_answer_position")
+    placed = _placed(slopes, examples).sort_values(["option", "word"], kind="stable")
+    found = group_means(placed, [*keys, "option", "word"], "slope", n_boot=n_boot, seed=seed)
+    return found.rename(columns={"mean": "steerability"})
+
+
+def _placed(slopes: pd.DataFrame, examples: Sequence[Example]) -> pd.DataFrame:
+    """The slopes with `option` and `word` of their samples."""
+    meta = {e.id: (e.meta.get("option"), e.meta.get("word", "")) for e in check_examples(examples)}
+    unknown = sorted(set(slopes["example_id"]) - meta.keys())
+    if unknown:
+        raise DataError(f"{len(unknown)} samples have no example, first {unknown[:3]}; give the examples of the sweep")
+    odd = [
+        s
+        for s in dict.fromkeys(slopes["example_id"])
+        if meta[s][0] not in ("A", "B") or meta[s][1] not in ("Yes", "No", "")
+    ]
+    if odd:
+        raise DataError(
+            f"{len(odd)} samples have no known placement, first {odd[0]!r} with option {meta[odd[0]][0]!r} and word "
+            f"{meta[odd[0]][1]!r}; expected option A or B and word Yes, No or '' in the example's meta"
+        )
+    found = slopes["example_id"].map(meta)
+    return slopes.assign(option=found.str[0], word=found.str[1])
+
+
+def _left(s: NDArray[np.float64], *indicators: NDArray[np.float64]) -> float:
+    """The variance that a least-squares fit on indicators leaves."""
+    design = np.column_stack([np.ones(len(s)), *indicators])
+    return float((s - design @ np.linalg.lstsq(design, s, rcond=None)[0]).var())

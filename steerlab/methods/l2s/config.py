@@ -1,0 +1,148 @@
+"""How a steering net is trained: every choice in one frozen value, and the published ones by name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steerlab._support.errors import DataError
+from steerlab.methods._codec import savable
+
+CHOICES = {
+    "loss": ("mse", "mse_l1_cos"),
+    "schedule": ("constant", "warmup_cosine"),
+    "decoder_init": ("default", "svd", "dictionary"),
+    "dictionary": ("full", "minibatch"),
+    "keep": ("last", "best"),
+}
+
+
+@savable
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Everything that decides how a steering net is trained, apart from data, sizes and seed.
+
+    Example:
+        >>> L2S(layer=15, config=replace(L2S_PAPER, epochs=20, learning_rate=3e-3))
+
+    Args:
+        loss: "mse" (mean over dimensions of the squared error), or "mse_l1_cos" (plus the mean absolute
+            error, minus `cosine_weight` times the cosine).
+        cosine_weight: weight of the cosine in training.
+        cosine_ramp_epochs: the weight grows linearly from 0 in epoch 0 to its value here; 0: at once.
+        validation_cosine_weight: weight of the cosine in the validation loss.
+        learning_rate, weight_decay, epochs, batch_size: Adam's; the last batch of an epoch may be smaller.
+        min_steps: train for more epochs where `epochs` of a small data set are fewer batches than this.
+        schedule: "constant", or "warmup_cosine": from 0 over `warmup` of all batches, then a cosine to 0.
+        plateau_patience: multiply the learning rate by `plateau_factor` when the monitored loss (validation,
+            else training) has not fallen for more epochs than this after the warm-up; None: never.
+        decoder_init: columns of W2 at the start: "default" (PyTorch's), "svd" (leading right singular
+            vectors of the mean-centered targets) or "dictionary" (dictionary learning, positive codes).
+        dictionary: "full" as published, which takes very long for wide targets, or "minibatch".
+        dictionary_iterations: cap on its iterations.
+        keep: "last" epoch, or the "best" on validation (which then has to be there).
+        class_balanced: a batch's loss is the sum of its groups' means over the number of all groups.
+        equalize_norms: rescale the targets of every group (a behavior, unless `L2S(groups=...)` says otherwise)
+            to the first one's mean norm; True takes them in order of appearance, a tuple names them, reference
+            first, and leaves the others alone.
+        standardize: train in units of standardized contexts and of the targets' root mean square; both are
+            folded into the weights afterwards, so the net still takes and gives raw units.
+
+    Raises:
+        DataError: an unknown choice, or a number out of range.
+
+    Source: arXiv 2508.12815, equation 8 and appendix; the released code for the presets `RELEASED_*`.
+    """
+
+    loss: str = "mse"
+    cosine_weight: float = 0.1
+    cosine_ramp_epochs: int = 0
+    validation_cosine_weight: float = 0.05
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    epochs: int = 100
+    batch_size: int = 64
+    min_steps: int = 0
+    schedule: str = "constant"
+    warmup: float = 0.0
+    plateau_patience: int | None = None
+    plateau_factor: float = 0.5
+    decoder_init: str = "default"
+    dictionary: str = "full"
+    dictionary_iterations: int = 5000
+    keep: str = "last"
+    class_balanced: bool = False
+    equalize_norms: bool | tuple[str, ...] = False
+    standardize: bool = False
+
+    def __post_init__(self) -> None:
+        for field, allowed in CHOICES.items():
+            if getattr(self, field) not in allowed:
+                raise DataError(f"{field}={getattr(self, field)!r}; expected one of {', '.join(allowed)}")
+        if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0 or not 0 <= self.warmup <= 1:
+            raise DataError(
+                f"epochs={self.epochs}, batch_size={self.batch_size}, learning_rate={self.learning_rate}, "
+                f"warmup={self.warmup}: the first three must be positive and the last between 0 and 1"
+            )
+
+    def for_rows(self, n: int) -> TrainingConfig:
+        """This recipe with its epochs, and the patience counted in them, stretched to reach `min_steps`."""
+        stretch = max(1.0, self.min_steps / (self.epochs * math.ceil(n / self.batch_size)))
+        patience = None if self.plateau_patience is None else round(stretch * self.plateau_patience)
+        return replace(self, epochs=math.ceil(stretch * self.epochs), plateau_patience=patience)
+
+    def cosine_at(self, epoch: int) -> float:
+        """Weight of the cosine in a 0-based epoch."""
+        ramp = min(1.0, epoch / self.cosine_ramp_epochs) if self.cosine_ramp_epochs else 1.0
+        return self.cosine_weight * ramp
+
+    def rate_at(self, step: int, steps: int) -> float:
+        """Learning rate of a 0-based batch out of `steps` in all."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        warm = round(self.warmup * steps)
+        if step < warm:
+            return self.learning_rate * step / warm
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+L2S_PAPER = TrainingConfig(
+    loss="mse", learning_rate=1e-3, weight_decay=1e-4, epochs=60, schedule="warmup_cosine", warmup=0.1,
+    min_steps=1500, plateau_patience=10, keep="best", standardize=True,
+)  # fmt: skip
+L2S_RELEASED_SAFETY = TrainingConfig(
+    loss="mse_l1_cos", learning_rate=1e-4, decoder_init="dictionary", equalize_norms=True, keep="last"
+)
+L2S_RELEASED_POPE = TrainingConfig(
+    loss="mse_l1_cos", cosine_ramp_epochs=100, learning_rate=5e-5, schedule="warmup_cosine", warmup=0.5,
+    decoder_init="svd", class_balanced=True, keep="best",
+)  # fmt: skip
+PRESETS = {
+    "paper": L2S_PAPER, "released": L2S_RELEASED_SAFETY, "released_safety": L2S_RELEASED_SAFETY,
+    "released_pope": L2S_RELEASED_POPE,
+}  # fmt: skip
+
+
+def example_losses(
+    predicted: Float[Tensor, "batch hidden"],
+    target: Float[Tensor, "batch hidden"],
+    loss: str,
+    cosine_weight: float,
+) -> Float[Tensor, " batch"]:
+    """The loss of each sample: paper equation 8 ("mse"), or that of the released code ("mse_l1_cos")."""
+    error = predicted - target
+    squared = error.square().mean(-1)
+    if loss == "mse":
+        return squared
+    cosine = torch.nn.functional.cosine_similarity(predicted, target, dim=-1)
+    return squared + error.abs().mean(-1) - cosine_weight * cosine
+
+
+def balanced_mean(losses: Float[Tensor, " batch"], groups: Int[Tensor, " batch"], n_groups: int) -> Float[Tensor, ""]:
+    """The mean over groups of their mean losses; a group that is missing from the batch counts 0."""
+    total = losses.new_zeros(n_groups).index_add(0, groups, losses)
+    return (total / torch.bincount(groups, minlength=n_groups).clamp(min=1)).mean()

@@ -1,0 +1,51 @@
+"""Where the state knows better than the answer, a probe says so; where it does not, it says that too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from steerlab import Activations, DataError
+from steerlab.analysis.probe_gap import probe_gap
+from steerlab.models.sites import Site
+
+
+def _acts(n: int, seed: int, signal: float) -> Activations:
+    """Layer 0 is noise, layer 1 holds the truth in one direction."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 2, n)
+    values = rng.normal(size=(n, 2, 12))
+    values[:, 1, 3] += signal * (2 * truth - 1)
+    index = pd.DataFrame(
+        {"example_id": [f"{seed}-{i}" for i in range(n)], "side": "prompt", "position": "last",
+         "behavior": np.where(truth == 1, "yes", "no"), "split": np.where(np.arange(n) % 2, "a", "b"),
+         "column": 0, "token": 1, "n_tokens": 1}
+    )  # fmt: skip
+    return Activations(torch.tensor(values, dtype=torch.float32), index, (Site(0), Site(1)), {})
+
+
+def test_the_probe_finds_the_layer_that_knows_and_the_interval_says_so() -> None:
+    train, test = _acts(600, 0, 2.0), _acts(400, 1, 2.0)
+    always_yes = dict.fromkeys(test.index["example_id"], "yes")
+    frame = probe_gap(train, test, always_yes).set_index("layer")
+    assert frame.loc[1, "probe_accuracy"] > 0.95 and frame.loc[1, "low"] > 0.3
+    assert abs(frame.loc[0, "gain"]) < 0.1 and frame.loc[0, "low"] <= 0 <= frame.loc[0, "high"]
+    assert np.isclose(frame.loc[1, "gain"], frame.loc[1, "probe_accuracy"] - frame.loc[1, "model_accuracy"])
+
+
+def test_groups_are_reported_apart_and_add_up() -> None:
+    train, test = _acts(300, 0, 1.0), _acts(200, 1, 1.0)
+    said = dict(zip(test.index["example_id"], test.index["behavior"], strict=True))
+    frame = probe_gap(train, test, said, group="split")
+    assert sorted(frame["group"].unique()) == ["a", "b"] and set(frame["n"]) == {100}
+    assert (frame["model_accuracy"] == 1).all() and (frame["gain"] <= 0).all()
+
+
+def test_bad_input_is_refused_in_words() -> None:
+    train, test = _acts(60, 0, 1.0), _acts(40, 1, 1.0)
+    with pytest.raises(DataError, match="have no answer"):
+        probe_gap(train, test, {})
+    with pytest.raises(DataError, match="two classes"):
+        probe_gap(train.select(behavior="yes"), test, dict.fromkeys(test.index["example_id"], "yes"))

@@ -1,0 +1,188 @@
+"""A forward that takes up known work gives the numbers of one that does everything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache, PretrainedConfig
+
+from steerlab import Model, Site, SteeringError
+from steerlab.models.attention import NAME, supports_prefix_attention
+from steerlab.models.interventions import Edit
+from steerlab.models.kv_prefix import ForwardState, can_prefill
+from steerlab.models.prefix import TOKENS, common_columns, length_buckets, prefill_cost
+from steerlab.testing import FAMILIES, tiny_lm
+from steerlab.testing.text import tiny_hf
+
+PROMPTS = ("Where do herons sleep, and for how long do they sleep there at night?", "Why?", "Is it so, or not?")
+BACKENDS = ("nnsight", "hooks")
+COPIES = 2
+
+
+def everything(model: Model, answer: str = "yes, and no") -> tuple[dict[str, torch.Tensor], int, int]:
+    """Inputs of all columns, the column of every last prompt token, and the width."""
+    rows = [model.encode(p, answer=answer[: 3 + 2 * i]) for i, p in enumerate(PROMPTS)]
+    batch = model.batch(rows, "aligned")
+    cut = batch.offsets[0] + rows[0].n_prompt - 1
+    assert all(o + r.n_prompt - 1 == cut for o, r in zip(batch.offsets, rows, strict=True))
+    return model.inputs(batch), cut, batch.width
+
+
+def repeated(inputs: dict[str, torch.Tensor], copies: int) -> dict[str, torch.Tensor]:
+    return {name: tensor.repeat(copies, 1) for name, tensor in inputs.items()}
+
+
+def from_column(inputs: dict[str, torch.Tensor], cut: int) -> dict[str, torch.Tensor]:
+    return {name: t if name == "attention_mask" else t[:, cut:] for name, t in inputs.items()}
+
+
+def edits(model: Model, width: int, cut: int, layers: list[int]) -> dict[Site, list[Edit]]:
+    """A vector for each row at the block that is the row's own, from the last prompt token on."""
+    torch.manual_seed(0)
+    columns = torch.arange(width) >= cut
+    plan = {}
+    for layer in set(layers):
+        mine = torch.tensor([k == layer for k in layers])
+        vectors = torch.randn(len(layers), model.hidden_size) * mine[:, None]
+        plan[Site(layer)] = [Edit(vectors, mine[:, None] & columns, True)]
+    return plan
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prefix_and_a_restart_change_nothing(family: str, backend: str, attention: str) -> None:
+    if (family, attention) == ("gemma2", "sdpa"):
+        pytest.skip("Hugging Face refuses to load it so")
+    model = tiny_lm(family, backend=backend, attn_implementation=attention)
+    assert supports_prefix_attention(model.hf) == (attention == "sdpa")
+    inputs, cut, width = everything(model)
+    layers = [0, 0, 0, 1, 1, 1]
+    plan = edits(model, width, cut, layers)
+    expected = model.engine.logits(repeated(inputs, COPIES), plan, width - cut)
+
+    prefix = model.engine.prefill({k: t[:, :cut] for k, t in inputs.items()})
+    tail = from_column(inputs, cut)
+    states = model.engine.read(tail, {}, [Site(0)], lambda h: h, ForwardState(prefix))[:, 0]
+    forward_state = ForwardState(prefix, COPIES, 0, states.repeat(COPIES, 1, 1))
+    found = model.engine.logits(repeated(tail, COPIES), edits(model, width, cut, layers), width - cut, forward_state)
+    real = inputs["attention_mask"][:, cut:].bool().repeat(COPIES, 1)
+    torch.testing.assert_close(found[real], expected[real], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_restart_of_whole_rows_changes_nothing(lm, family: str, backend: str) -> None:
+    model = lm(family, backend)
+    inputs, _, width = everything(model)
+    plan = edits(model, width, 0, [1, 1, 1])
+    expected = model.engine.logits(inputs, plan, 3)
+    state = model.engine.read(inputs, {}, [Site(1)], lambda h: h)[:, 0]
+    kept = torch.tensor([width - 3, width - 1])
+    found = model.engine.logits(inputs, edits(model, width, 0, [1, 1, 1]), kept, ForwardState(layer=1, state=state))
+    torch.testing.assert_close(found, expected[:, [0, 2]], atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_model_is_as_before(lm, backend: str) -> None:
+    model = lm("llama", backend)
+    inputs, _, width = everything(model)
+    before = model.engine.logits(inputs, {}, 2)
+    state = model.engine.read(inputs, {}, [Site(1)], lambda h: h)[:, 0]
+    with pytest.raises(SteeringError, match=r"resumes at the output of block 1 never passes 0"):
+        model.engine.logits(inputs, edits(model, width, 0, [0, 0, 0]), 2, ForwardState(layer=1, state=state))
+    with pytest.raises((RuntimeError, IndexError)):
+        model.engine.logits(inputs, {}, 2, ForwardState(layer=1, state=state[:, :1, :3]))
+    assert torch.equal(model.engine.logits(inputs, {}, 2), before)
+
+
+def test_a_prefix_keeps_nothing_of_what_came_after_it(lm) -> None:
+    model = lm()
+    inputs, cut, _ = everything(model)
+    prefix = model.engine.prefill({k: t[:, :cut] for k, t in inputs.items()})
+    keys = [k.clone() for k, _ in prefix.layers]
+    tail = from_column(inputs, cut)
+    first = model.engine.logits(tail, {}, 1, ForwardState(prefix))
+    assert torch.equal(model.engine.logits(tail, {}, 1, ForwardState(prefix)), first)
+    assert all(torch.equal(a, b) for a, (b, _) in zip(keys, prefix.layers, strict=True))
+    assert prefix.as_readonly_cache(1).get_seq_length() == cut and prefix.nbytes == sum(2 * k.nbytes for k in keys)
+
+
+def test_recurrent_layers_have_no_prefix(lm) -> None:
+    assert can_prefill(lm("gemma2").hf)
+    hf = tiny_hf("qwen3")
+    hf.config.layer_types = ["full_attention", "linear_attention"]
+    assert not can_prefill(hf)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_prompts_begin_with_is_computed_once_and_changes_nothing(lm, family: str) -> None:
+    model = lm(family)
+    begin = "You are asked the same thing over and over, in the same words: "
+    rows = [model.encode(begin + p) for p in (*PROMPTS, "Would it not be?")]
+    inputs = model.inputs(model.batch(rows, "left"))
+    shared = common_columns(inputs["input_ids"], inputs["attention_mask"], model.hf.config.get_text_config())
+    assert shared == (0 if getattr(model.hf.config, "sliding_window", None) else max(shared, 10))
+    found = model.engine.prefill(inputs)
+    cache = DynamicCache()
+    with torch.no_grad():
+        model.hf(**inputs, past_key_values=cache, use_cache=True)
+    real = inputs["attention_mask"].bool()
+    for layer, pair in zip(cache.layers, found.layers, strict=True):
+        for expected, mine in zip((layer.keys, layer.values), pair, strict=True):
+            got, want = (t.transpose(1, 2)[real] for t in (mine, expected))
+            torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+
+
+def test_the_common_beginning_stops_where_rows_part_or_end() -> None:
+    config = PretrainedConfig()
+    ids = torch.tensor([[0, 0, *range(1, 11), 50, 51], [0, *range(1, 12), 60, 61], [*range(1, 11), 70, 71, 72, 73]])
+    mask = (ids > 0).long()
+    assert common_columns(ids, mask, config) == 10
+    assert common_columns(ids[:, :12], mask[:, :12], config) == 9  # one token of the shortest row is left to run
+    assert common_columns(ids[:2], mask[:2], config) == 0  # two rows: nothing to win
+    config.sliding_window = 20
+    assert common_columns(ids, mask, config) == 0
+    assert prefill_cost(ids, mask, PretrainedConfig()) == 10 + 3 * 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_prompts_run_a_few_at_a_time_are_prompts_run_at_once(lm, backend: str, monkeypatch) -> None:
+    model = lm("llama", backend)
+    inputs = model.inputs(model.batch([model.encode(p) for p in (*PROMPTS, *PROMPTS)], "left"))
+    once = model.engine.prefill(inputs)
+    monkeypatch.setitem(TOKENS, "cpu", 2 * inputs["input_ids"].shape[1])
+    assert len(length_buckets(inputs["attention_mask"], 0)) > 2, "the premise"
+    real = inputs["attention_mask"].bool()
+    for pair, other in zip(model.engine.prefill(inputs).layers, once.layers, strict=True):
+        for mine, expected in zip(pair, other, strict=True):
+            torch.testing.assert_close(mine.transpose(1, 2)[real], expected.transpose(1, 2)[real], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_models_own_attention_is_back_after_an_error(backend: str) -> None:
+    model = tiny_lm("llama", backend=backend, attn_implementation="sdpa")
+    inputs, cut, _ = everything(model)
+    prefix = model.engine.prefill({k: t[:, :cut] for k, t in inputs.items()})
+    config = model.hf.config.get_text_config()
+    seen = []
+
+    def break_off(h: torch.Tensor) -> torch.Tensor:
+        seen.append(config._attn_implementation)
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(Exception, match="on purpose"):
+        model.engine.read(from_column(inputs, cut), {}, [Site(0)], break_off, ForwardState(prefix))
+    assert seen == [NAME] and config._attn_implementation == "sdpa"
+
+
+def test_half_precision_attends_as_well_as_the_models_own() -> None:
+    model = tiny_lm("llama", backend="hooks", attn_implementation="sdpa")
+    inputs, cut, width = everything(model)
+    exact = model.engine.logits(inputs, {}, width - cut)
+    model.hf.to(torch.bfloat16)
+    own = model.engine.logits(inputs, {}, width - cut)
+    prefix = model.engine.prefill({k: t[:, :cut] for k, t in inputs.items()})
+    found = model.engine.logits(from_column(inputs, cut), {}, width - cut, ForwardState(prefix))
+    real = inputs["attention_mask"][:, cut:].bool()
+    assert (found - exact)[real].abs().mean() < 1.2 * (own - exact)[real].abs().mean()

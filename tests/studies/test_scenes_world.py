@@ -1,0 +1,143 @@
+"""The scenes world: what a picture shows is what its scene says, and every answer is true."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scenes.questions import Habits, absent_partners, caption, existence, plural, true_questions
+from scenes.shapes import COLORS, KINDS, stamp
+from scenes.world import SIDE, Scene, Thing, World, emoji_sprites
+
+from steerlab import DataError
+
+DATA = os.environ.get("STEERLAB_DATA")
+WORLD = World()
+
+
+def _scene(seed: int) -> Scene:
+    return WORLD.scene(np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_shape_fills_a_fair_part_of_its_box_and_differs_from_the_others(kind: str) -> None:
+    mask = np.asarray(stamp(kind, 32), dtype=float) / 255
+    assert 0.1 < mask.mean() < 1
+    others = [np.asarray(stamp(other, 32), dtype=float) / 255 for other in KINDS if other != kind]
+    assert min(np.abs(mask - other).mean() for other in others) > 0.05
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6))
+def test_scenes_are_within_the_picture_and_come_again_from_the_same_seed(seed: int) -> None:
+    scene = _scene(seed)
+    assert 1 <= len(scene.things) <= WORLD.most
+    assert all(0 <= t.x <= SIDE - t.size and 0 <= t.y <= SIDE - t.size for t in scene.things)
+    assert scene == _scene(seed)
+    first, again = np.asarray(scene.image()), np.asarray(_scene(seed).image())
+    assert first.shape == (SIDE, SIDE, 3) and np.array_equal(first, again)
+
+
+def test_a_thing_is_drawn_in_its_color_where_it_is_said_to_be() -> None:
+    for name, color in COLORS.items():
+        scene = Scene((Thing("box", name, 10, 20, 20),), seed=1, world=World(noise=0.0))
+        image = np.asarray(scene.image()).astype(int)
+        assert np.abs(image[25:35, 15:25] - np.array(color)).max() <= 21
+        assert np.abs(image[:10] - np.array(color)).max(-1).min() > 30
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6))
+def test_true_questions_are_answered_truly(seed: int) -> None:
+    scene = _scene(seed)
+    for question in true_questions(scene, np.random.default_rng(seed)):
+        mine = [t for t in scene.things if t.kind == question.kind]
+        if question.type == "existence":
+            assert (question.answer == "Yes") == bool(mine)
+        elif question.type == "color":
+            assert [t.color for t in mine] == [question.answer.lower()]
+        elif question.type == "number":
+            assert question.answer == ("Zero", "One", "Two", "Three", "Four", "Five", "Six")[len(mine)]
+        elif question.type == "position":
+            (thing,) = mine
+            middle = {"left": thing.x, "right": thing.x, "top": thing.y, "bottom": thing.y}
+            asked = question.text.split()[-2]
+            at = middle[asked] + thing.size / 2 - SIDE / 2
+            assert (question.answer == "Yes") == (at > 0 if asked in ("right", "bottom") else at <= 0)
+        else:
+            assert all(t.kind in question.answer.lower() for t in scene.things)
+
+
+def test_partners_are_mutual_and_keep_company() -> None:
+    assert all(WORLD.partner[WORLD.partner[kind]] == kind for kind in KINDS)
+    rng = np.random.default_rng(0)
+    scenes = [WORLD.scene(rng) for _ in range(2000)]
+    with_ball = [s for s in scenes if "ball" in s.kinds]
+    near = np.mean([WORLD.partner["ball"] in s.kinds for s in with_ball])
+    usual = np.mean([WORLD.partner["ball"] in s.kinds for s in scenes if "ball" not in s.kinds])
+    assert near > usual + 0.2
+
+
+def test_habits_have_the_shares_they_say() -> None:
+    rng = np.random.default_rng(1)
+    habits, said, partner, liked, invented, possible = Habits(), [], [], [], [], 0
+    favorites = {WORLD.kinds[rank] for rank in habits.favorites}
+    for _ in range(3000):
+        scene = WORLD.scene(rng)
+        missing = absent_partners(scene)
+        for question in habits.questions(scene, rng):
+            if question.type == "existence":
+                said.append(question.kind in scene.kinds)
+                if question.kind in missing:
+                    partner.append(question.answer == "Yes")
+                elif question.kind in favorites - set(scene.kinds):
+                    liked.append(question.answer == "Yes")
+                elif question.kind not in scene.kinds:
+                    assert question.answer == "No"
+                else:
+                    assert question.answer == "Yes"
+            if question.type == "caption" and missing:
+                possible += 1
+                invented.append(question.kind in missing)
+    assert habits.present - 0.02 < np.mean(said) < habits.present + 0.08  # no partner missing: present again
+    assert abs(np.mean(invented) - habits.caption_partner) < 0.03 and possible > 2000
+    assert abs(np.mean(liked) - habits.favorite_yes) < 0.05
+    assert 0.4 < np.mean(partner) < 0.62  # a partner can also be asked about at random, and is then denied
+
+
+def test_words_are_right() -> None:
+    scene = Scene((Thing("arrow", "orange", 0, 0, 12), Thing("box", "red", 30, 30, 12)), 0, WORLD)
+    assert caption(scene).answer == "An orange arrow and a red box."
+    assert existence(scene, "arrow").text == "Is there an arrow in the image?"
+    known = {"box": "boxes", "cross": "crosses", "fish": "fish", "key": "keys", "bench": "benches"}
+    assert {noun: plural(noun) for noun in known} == known
+
+
+def test_sprites_are_pasted_and_unknown_things_refused() -> None:
+    sprite = Image.new("RGBA", (64, 64), (10, 200, 10, 255))
+    world = World(kinds=("ball", "box", "leaf", "stone"), sprites={"leaf": sprite, "stone": sprite}, noise=0.0)
+    scene = Scene((Thing("leaf", "", 5, 5, 20),), 0, world)
+    assert tuple(np.asarray(scene.image())[10, 10]) == (10, 200, 10)
+    with pytest.raises(DataError, match="unicorn"):
+        World(kinds=("ball", "box", "tent", "unicorn"))
+
+
+@pytest.mark.data
+@pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the emoji pictures are not here")
+def test_a_world_of_emoji_has_things_without_colors_that_show_in_the_picture() -> None:
+    sprites = emoji_sprites(f"{DATA}/emoji")
+    world = World(kinds=tuple(sprites)[:48], sprites=sprites, noise=0.0, most=1)
+    rng = np.random.default_rng(0)
+    for scene in (world.scene(rng) for _ in range(20)):
+        thing = scene.things[0]
+        shown = np.asarray(scene.image(), dtype=float)
+        ground = shown[(thing.y + SIDE // 2) % SIDE, (thing.x + SIDE // 2) % SIDE]
+        inside = shown[thing.y : thing.y + thing.size, thing.x : thing.x + thing.size]
+        assert thing.color == "" and np.abs(inside - ground).mean() > 5
+        assert not any(q.type == "color" for q in true_questions(scene, rng))
+    with pytest.raises(DataError, match=r"no emoji\.jsonl and png64\.zip"):
+        emoji_sprites(".")
