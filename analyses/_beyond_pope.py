@@ -62,10 +62,10 @@ def scene_captions(
         texts = steerlab.generate(model, rows, steer=steer, max_new_tokens=40, batch_size=batch_size)
         told = chair(dict(zip(objects, texts, strict=True)), objects, words)
         partners = sum(
-            len(told.captions[row.id].invented & set(absent_partners(scene)))
+            len(told.captions[row.id].hallucinated & set(absent_partners(scene)))
             for row, scene in zip(rows, scenes.values(), strict=True)
         )
-        invented = sum(len(one.invented) for one in told.captions.values())
+        invented = sum(len(one.hallucinated) for one in told.captions.values())
         found.append({
             "method": method, "chair_s": told.chair_s, "chair_i": told.chair_i, "recall": told.recall,
             "length": told.length, "n": told.n, "partners_of_invented": partners / max(1, invented),

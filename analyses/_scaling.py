@@ -105,8 +105,8 @@ def of_sweep(model: Model, vectors: dict[int, MeanDifference], data: Sequence[Ex
     asked: dict[str, Any] = {"steerer": {"mean": vectors}, "layers": list(vectors), "positions": where}
     found = plan(model, data=data, **asked | how).plan
     assert found is not None
-    cells = sum(len(chunk.cells) for part in found.parts for chunk in part.chunks)
-    alive = len(found.cells) - len({i for part in found.parts for i in part.idle})
+    cells = sum(len(chunk.settings) for part in found.parts for chunk in part.chunks)
+    alive = len(found.settings) - len({i for part in found.parts for i in part.idle})
     rows = (alive + 1) * len(data)
     work = found.predicted * found.forward
     return Load(found.batches, rows, round(work / found.n_layers), work, cells, 0, rows * FLOAT * 2)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from steerlab._support.errors import DataError
 from steerlab._support.frames import require_columns
-from steerlab.plots.steerability import words
+from steerlab.plots.steerability import readable_name
 from steerlab.plots.style import METHODS, MethodStyle, get_axes
 
 # orange, green and gray differ in lightness too, and stand for nothing else beside `slope_distributions`
@@ -79,7 +79,7 @@ def variance_bars(
         )  # fmt: skip
     ax.set(xlim=(0, 1), ylim=(len(names) - 0.4, -0.75), xlabel="Share of variance")
     ax.set_xticks([0, 0.5, 1], ["0", "50%", "100%"])
-    ax.set_yticks(range(len(names)), [(labels or {}).get(n, words(n)) for n in names])
+    ax.set_yticks(range(len(names)), [(labels or {}).get(n, readable_name(n)) for n in names])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     if title:

@@ -80,7 +80,7 @@ def failing(*errors: Exception, then: str = "done") -> Callable[[], str]:
 
 
 def passing(kind: str = "busy") -> RemoteError:
-    return RemoteError(f"no luck with {kind}. Try again", kind, passing=True)
+    return RemoteError(f"no luck with {kind}. Try again", kind, retryable=True)
 
 
 @cache
@@ -92,7 +92,7 @@ def pauses() -> list[float]:
 
 
 KINDS = st.sampled_from(["busy", "worker", "lost", "unreachable", "model"])
-FAILURES = st.lists(st.builds(RemoteError, st.just("x"), KINDS, passing=st.booleans() | st.just(True)), max_size=14)
+FAILURES = st.lists(st.builds(RemoteError, st.just("x"), KINDS, retryable=st.booleans() | st.just(True)), max_size=14)
 
 
 @given(FAILURES, st.floats(0, 200), st.lists(st.floats(0, 1), min_size=1, max_size=5), st.floats(0, 5))
@@ -118,13 +118,13 @@ def test_patience_repeats_what_may_pass_and_nothing_else(
         assert 0.7 * usual - 1e-9 <= pause <= 1.3 * usual + 1e-9
     met = errors[: len(calls)]
     starts = sum(error.kind == "model" for error in met)
-    assert all(error.passing for error in met[:-1])
+    assert all(error.retryable for error in met[:-1])
     if outcome == "done":
         assert len(calls) == len(errors) + 1 and starts < STARTS
         return
     assert outcome is met[-1], "the last failure is the one that is told"
     longest = 1.3 * pauses()[len(calls) - 1] + 1e-9
-    assert not met[-1].passing or starts == STARTS or time.now + longest > retry_timeout, "given up too early"
+    assert not met[-1].retryable or starts == STARTS or time.now + longest > retry_timeout, "given up too early"
 
 
 @pytest.mark.parametrize("kind", ["busy", "model"])
@@ -240,7 +240,7 @@ def test_equal_versions_say_nothing_whatever_their_builds(builds: tuple[str, ...
 def test_another_minor_version_is_refused_and_both_are_named(versions: None, name: str, there: str) -> None:
     with pytest.raises(RemoteError) as caught:
         told(**{name: there}).check_versions()
-    assert caught.value.kind == "version" and not caught.value.passing
+    assert caught.value.kind == "version" and not caught.value.retryable
     assert f"{name} {HERE[name]} here and {there} there ({HOST})" in str(caught.value)
     assert "torch" not in str(caught.value) and "check=False" in str(caught.value)
 
@@ -340,7 +340,7 @@ def test_a_question_that_nobody_answers(error: type[httpx.HTTPError]) -> None:
 
     with answered(answer), pytest.raises(RemoteError, match=f"no server answers at {HOST}.*not today") as caught:
         ServerClient(HOST).ask("/env")
-    assert caught.value.kind == "unreachable" and caught.value.passing
+    assert caught.value.kind == "unreachable" and caught.value.retryable
 
 
 # --- what is heard
@@ -430,7 +430,7 @@ def test_a_job_that_has_said_nothing_has_begun() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [RemoteError("busy", "busy", passing=True), ValueError("x"), KeyboardInterrupt(), SystemExit(3)]
+    "error", [RemoteError("busy", "busy", retryable=True), ValueError("x"), KeyboardInterrupt(), SystemExit(3)]
 )
 def test_whatever_a_job_raises_goes_to_the_one_who_asks_each_time(error: BaseException) -> None:
     work = Held(error)

@@ -258,7 +258,7 @@ def test_loading_from_a_server_that_is_not_there_fails_at_once(folder: Path, mon
     monkeypatch.setattr(client, "time", NoWaiting())
     with pytest.raises(RemoteError, match=r"no server answers at http://127\.0\.0\.1:9") as caught:
         load(folder, remote=NOBODY, retry_timeout=1e6)
-    assert caught.value.kind == "unreachable" and caught.value.passing
+    assert caught.value.kind == "unreachable" and caught.value.retryable
 
 
 def test_a_verb_is_asked_again_for_as_long_as_there_is_patience(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,7 +393,7 @@ def test_a_forward_of_the_skeleton_is_refused_however_it_is_called(far: Model) -
     for run in (hf, partial(hf.generate, max_new_tokens=2)):
         with pytest.raises(RemoteError, match="would give shapes and no numbers") as caught:
             run(torch.tensor([[1, 2]]))
-        assert caught.value.kind == "refused" and not caught.value.passing
+        assert caught.value.kind == "refused" and not caught.value.retryable
 
 
 def test_what_no_server_does_is_refused_before_anything_is_sent(far: Model) -> None:
@@ -411,5 +411,5 @@ def test_what_no_server_does_is_refused_before_anything_is_sent(far: Model) -> N
     ):
         with pytest.raises(RemoteError, match=words) as caught:
             ask()
-        assert caught.value.kind == "refused" and not caught.value.passing
+        assert caught.value.kind == "refused" and not caught.value.retryable
     assert engine.client.traffic.requests == 0

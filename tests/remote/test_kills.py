@@ -128,7 +128,7 @@ def test_a_sweep_whose_server_is_gone_for_good_goes_on_where_it_was(
         over.set()
         watch.join()
         server.start_api()
-    assert caught.value.kind in ("unreachable", "lost") and caught.value.passing, caught.value
+    assert caught.value.kind in ("unreachable", "lost") and caught.value.retryable, caught.value
     model.engine.client.retry_timeout = 60.0  # type: ignore[attr-defined]
     begun, retried = traffic(model).requests, traffic(model).retries
     resumed = swept(model, size, folder=tmp_path)

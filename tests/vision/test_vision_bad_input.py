@@ -17,7 +17,7 @@ from PIL import Image
 from steerlab import DataError, EncodingError, Example, SteerlabError, capture, generate, load
 from steerlab._support.images import image_hash, open_image
 from steerlab.data.example import data_hash
-from steerlab.models import copies, encoding
+from steerlab.models import beam_images, encoding
 from steerlab.testing import VLM_FAMILIES, tiny_lm, tiny_processor
 
 families = pytest.mark.parametrize("family", VLM_FAMILIES)
@@ -290,7 +290,7 @@ def test_copies_that_would_be_paired_with_wrong_pictures_are_refused(
 ) -> None:
     model = vlm(family)
     two, one = example(family, "Which?", (WIDE, TALL), "both"), example(family, "This?", (WIDE,))
-    monkeypatch.setattr(copies, "_counts_tokens", lambda _: False)
+    monkeypatch.setattr(beam_images, "_counts_tokens", lambda _: False)
     monkeypatch.setattr(model.engine, "generate", lambda *_, **__: (_ for _ in ()).throw(ZeroDivisionError))
     whole_rows = family in ("idefics3", "smolvlm")
     for options in ({"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}):

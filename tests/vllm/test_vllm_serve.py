@@ -69,14 +69,14 @@ def test_a_wrong_key_is_told(server: Server, folders, monkeypatch: pytest.Monkey
     monkeypatch.setenv(NAME, "guess")
     with pytest.raises(RemoteError, match=NAME) as caught:
         steerlab.load(folders("tiny"), serve=server.host)
-    assert caught.value.kind == "key" and not caught.value.passing
+    assert caught.value.kind == "key" and not caught.value.retryable
 
 
 def test_nobody_there_is_told_at_once(with_vllm: None, folders) -> None:
     begun = time.monotonic()
     with pytest.raises(RemoteError, match="no server answers") as caught:
         steerlab.load(folders("tiny"), serve=f"http://127.0.0.1:{free_port()}")
-    assert caught.value.kind == "unreachable" and caught.value.passing
+    assert caught.value.kind == "unreachable" and caught.value.retryable
     assert time.monotonic() - begun < 60
 
 
