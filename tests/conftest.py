@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,8 +13,10 @@ from hypothesis import settings
 from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
 
-settings.register_profile("steerlab", deadline=None)  # a busy machine is no failure
-settings.load_profile("steerlab")
+# `make test` looks at a few examples of each property, `make nightly` at many; a busy machine is no failure
+settings.register_profile("test", deadline=None, max_examples=25)
+settings.register_profile("nightly", deadline=None, max_examples=300)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
 
 
 @cache

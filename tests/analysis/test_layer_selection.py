@@ -55,7 +55,7 @@ def test_test_rows_do_not_choose() -> None:
 
 
 @given(shift=st.floats(-5, 5), scale=st.floats(0.1, 10))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_choice_does_not_depend_on_zero_or_unit(shift: float, scale: float) -> None:
     frame = made({0: 0.2, 1: 0.9, 2: 1.0, 3: 0.1})
     moved = frame.assign(value=frame["value"] * scale + shift)

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import steerlab.analysis.selection as selection
@@ -73,7 +73,6 @@ def test_margins_are_standard_errors_beyond_the_goal() -> None:
 shares = st.integers(0, 20).map(lambda n: n / 20)
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(shares, shares, st.sampled_from([0.5, 1.0, 2.0])), min_size=1, max_size=12))
 def test_the_largest_worst_margin_wins_and_ties_go_to_the_smaller_alpha(cells) -> None:
     grid = pd.DataFrame(cells, columns=["good", "bad", "alpha"])

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -44,7 +44,6 @@ def rotation(size: int, seed: int = 0) -> Tensor:
 # cosines and norms
 
 
-@settings(max_examples=30)
 @given(seeds, st.integers(1, 6), st.integers(1, 9))
 def test_cosines_are_those_of_numpy_symmetric_and_blind_to_length(seed: int, n: int, hidden: int) -> None:
     rows = randn(n, hidden, seed=seed) + 0.01
@@ -128,7 +127,6 @@ def test_vectors_by_layer_are_the_mean_contrasts() -> None:
 # CKA
 
 
-@settings(max_examples=25)
 @given(seeds, st.integers(4, 30), st.integers(1, 8), st.integers(1, 8))
 def test_cka_is_between_zero_and_one_symmetric_and_alike_in_both_forms(seed: int, n: int, p: int, q: int) -> None:
     x, y = randn(n, p, seed=seed), randn(n, q, seed=seed + 1)
@@ -196,7 +194,6 @@ def test_cka_refuses_what_has_none() -> None:
 # principal angles
 
 
-@settings(max_examples=25)
 @given(st.floats(0, 90), seeds)
 def test_the_angle_of_a_known_rotation_comes_back(degrees: float, seed: int) -> None:
     angle, turn = np.deg2rad(degrees), rotation(6, seed)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from _generalization import match_norm, rank_correlation, relative_steerability
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
@@ -43,7 +43,6 @@ def _slopes(values: object, behavior: str = "openness") -> pd.DataFrame:
     return slopes(_frame(np.outer(np.asarray(values, float), GRID), behavior=behavior))
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(small, small), min_size=1, max_size=6), grids, st.randoms())
 def test_a_line_gives_its_slope_intercept_and_no_residual(
     lines: list[tuple[float, float]], alphas: tuple[float, ...], random: object
@@ -57,7 +56,6 @@ def test_a_line_gives_its_slope_intercept_and_no_residual(
     assert set(found["n_alphas"]) == {len(alphas)}
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 999), grids)
 def test_slopes_are_those_of_least_squares_and_of_the_mean_curve(seed: int, alphas: tuple[float, ...]) -> None:
     values = np.random.default_rng(seed).normal(size=(8, len(alphas)))
@@ -77,7 +75,6 @@ def test_the_published_grid_divides_by_seven() -> None:
     assert slopes(_frame([values]))["slope"].item() == pytest.approx((GRID * values).sum() / 7)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 999), grids)
 def test_mirroring_alpha_negates_every_slope(seed: int, alphas: tuple[float, ...]) -> None:
     frame = _frame(np.random.default_rng(seed).normal(size=(4, len(alphas))), alphas)
@@ -86,7 +83,6 @@ def test_mirroring_alpha_negates_every_slope(seed: int, alphas: tuple[float, ...
     assert back["residual"].tolist() == pytest.approx(forth["residual"].tolist(), abs=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 60), st.floats(0.01, 20))
 def test_half_reversed_is_no_effect_and_half_anti_steerable(pairs: int, a: float) -> None:
     found = _slopes([a, -a] * pairs)
@@ -190,7 +186,6 @@ def _is(examples: list[Example], key: str, value: str) -> np.ndarray:
     return np.array([e.meta[key] == value for e in examples], float)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.floats(-5, 5), st.floats(-5, 5), st.floats(-5, 5))
 def test_explained_variance_is_what_the_data_were_made_of(base: float, by_option: float, by_word: float) -> None:
     examples = _placed()
@@ -258,7 +253,6 @@ def test_relative_steerability_divides_by_the_vector_trained_there() -> None:
     assert list(found.columns) == [*table.columns, "relative"]
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-3, 3), min_size=9, max_size=9))
 def test_a_vector_keeps_all_of_itself(values: list[float]) -> None:
     pairs = [f"{a}_{b}" for a in "abc" for b in "abc"]
@@ -278,7 +272,6 @@ def test_odd_tables_are_refused() -> None:
         relative_steerability(_table(base_base=1.0).drop(columns="train_variant"))
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=3, max_size=20))
 def test_rank_correlation_is_scipys_over_shared_names(pairs: list[tuple[int, int]]) -> None:
     a, b = (pd.Series(x, index=[f"set{i}" for i in range(len(pairs))], dtype=float) for x in zip(*pairs, strict=True))
@@ -313,7 +306,6 @@ def test_rank_correlation_intervals_and_refusals() -> None:
         rank_correlation(x, x, level=95.0)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-100, 100, width=32), min_size=4, max_size=4), st.floats(0.01, 100))
 def test_matched_vectors_keep_direction_and_take_the_length(values: list[float], length: float) -> None:
     vector, reference = torch.tensor(values), torch.tensor([0.0, length, 0.0, 0.0])

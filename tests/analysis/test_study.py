@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import steerlab.analysis.study as module
@@ -49,7 +49,6 @@ number = st.floats(allow_nan=True, allow_infinity=False)
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12).map(lambda t: "t" + t)
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(words, number), min_size=1, max_size=5))
 def test_what_comes_back_is_what_was_computed(tmp_path_factory, rows) -> None:
     frame = pd.DataFrame(rows, columns=["text", "value"])

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab._support.errors import ActivationError, DataError
@@ -50,7 +50,6 @@ def test_select_keeps_values_and_labels_together() -> None:
     assert chosen.sites == SITES and chosen.info == {"model": "x"} and len(ACTS) == 6
 
 
-@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=6, max_size=6))
 def test_rows_are_those_marked_in_order(keep: list[bool]) -> None:
     chosen = ACTS.rows(keep)
@@ -87,7 +86,6 @@ def test_one_row_per_sample() -> None:
     assert twice.by_example(3, side="prompt", position="last")[0] == ["a", "b"]
 
 
-@settings(deadline=None)
 @given(st.permutations(list(range(10))), st.integers(0, 99))
 def test_contrasts_join_by_sample_whatever_the_order(order: list[int], seed: int) -> None:
     rows = [(f"s{i}", side, "answer") for i in range(5) for side in ("positive", "negative")]

@@ -79,7 +79,7 @@ def test_one_row_alone_is_exactly_hugging_face(lm: LM, backend: str) -> None:
         assert torch.equal(acts.values, oracle(plain, plain.encode(prompt)))
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompts=st.lists(st.text("ab .", min_size=1, max_size=20).filter(str.strip), min_size=1, max_size=5),
     batch_size=st.integers(1, 5),

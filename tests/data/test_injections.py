@@ -6,7 +6,7 @@ import json
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab._support.errors import DataError, LoadError
@@ -70,7 +70,6 @@ def test_the_middle_is_the_end_of_the_sentence_nearest_to_the_middle(parts):
     assert abs(len(before) - len(text) / 2) == min(abs(end - len(text) / 2) for end in ends)
 
 
-@settings(max_examples=30)
 @given(st.floats(0, 1), st.integers(0, 1000))
 def test_shares_places_tasks_and_injections_are_dealt_evenly(share, seed):
     rows = injected(TEXTS, FOREIGN, share=share, seed=seed)

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab._support.errors import DataError
@@ -42,7 +42,6 @@ def near(shown: dict[str, set[str]], one: str, others: set[str]) -> int:
     return sum(len(objects & (others - {one})) for objects in shown.values() if one in objects)
 
 
-@settings(max_examples=60, deadline=None)
 @given(images, st.sampled_from(SPLITS), st.sampled_from([2, 4, 6]), st.sampled_from(["image", "question"]))
 def test_answers_agree_with_the_annotations_and_are_balanced(
     shown: dict[str, list[str]], split: str, per_image: int, ranked_by: str
@@ -59,7 +58,6 @@ def test_answers_agree_with_the_annotations_and_are_balanced(
         assert len(set(objects)) == len(objects) <= per_image // 2
 
 
-@settings(max_examples=40, deadline=None)
 @given(images)
 def test_popular_asks_for_the_most_frequent_absent_objects(shown: dict[str, list[str]]) -> None:
     often = Counter(one for objects in shown.values() for one in set(objects))
@@ -72,7 +70,6 @@ def test_popular_asks_for_the_most_frequent_absent_objects(shown: dict[str, list
         assert min(often[one] for one in others) >= max(left, default=0)
 
 
-@settings(max_examples=40, deadline=None)
 @given(images)
 def test_adversarial_asks_for_what_is_most_often_together_with_the_objects(shown: dict[str, list[str]]) -> None:
     sets = {image: set(objects) for image, objects in shown.items()}

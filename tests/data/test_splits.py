@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab._support.errors import DataError
@@ -45,7 +45,6 @@ def test_published_split_refuses_an_empty_side(n: int, fraction: float) -> None:
 behaviors = st.lists(st.sampled_from(["refuse", "defer", "answer"]), min_size=6, max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
 @given(behaviors=behaviors, fraction=st.floats(0.2, 0.8), seed=st.integers(0, 2**32 - 1))
 def test_validation_split_is_disjoint_complete_and_deterministic(
     behaviors: list[str], fraction: float, seed: int

@@ -80,7 +80,6 @@ def test_class_means_lie_at_0_and_100(seed, n, noise):
     assert fitted.benign_coordinate_ == pytest.approx(float(p_r[2 * n :].mean()), abs=1e-3)
 
 
-@settings(max_examples=50)
 @given(st.integers(0, 10_000), st.floats(1e-3, 1e3), st.floats(-1e2, 1e2))
 def test_a_coordinate_sees_neither_the_length_of_the_direction_nor_what_is_orthogonal_to_it(seed, scale, far):
     start, end, extra, *states = torch.randn(8, D, generator=torch.Generator().manual_seed(seed)).double()
@@ -156,7 +155,6 @@ def test_by_default_complied_harmful_prompts_are_pushed_by_about_one_and_benign_
         assert 0.85 < complied < 1 and abs(benign) < 0.1 and abs(rejected) < 0.3
 
 
-@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.floats(0.2, 1.2), st.floats(0.3, 2))
 def test_what_is_restored_takes_back_the_push_on_the_mean_benign_prompt_exactly_at_one_layer(seed, c, strong):
     fitted = AdaSteer(3, **READS, strength=(0.0, strong)).fit(acts_of(three(seed, c=c)))

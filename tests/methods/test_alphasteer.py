@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_acts import make_acts, shuffled
 
@@ -114,7 +114,6 @@ def test_a_stronger_ridge_shrinks_the_gate_step_by_step():
     assert 0.2 < shares[-1] < 0.3 < 0.95 < shares[1]
 
 
-@settings(max_examples=25)
 @given(
     hidden=st.integers(2, 24), n=st.integers(1, 40), m=st.integers(1, 40), share=st.floats(0.05, 1),
     ridge=st.floats(1e-3, 1e4), seed=st.integers(0, 9999),
@@ -471,7 +470,6 @@ def test_inputs_in_the_dead_zone_get_exactly_nothing_and_the_others_all(target):
     assert torch.equal(dead.vectors(HARMFUL), free.vectors(HARMFUL))
 
 
-@settings(max_examples=25)
 @given(st.floats(0, 2), st.integers(0, 999))
 def test_the_dead_zone_is_symmetric_and_its_edge_is_outside(zone, seed):
     w = torch.zeros(1, 4)

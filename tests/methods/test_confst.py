@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -193,7 +193,6 @@ def test_the_order_of_rows_changes_nothing_and_the_seed_decides_the_folds() -> N
 # --- who is above the threshold ----------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30),
     st.floats(-0.5, 1.5, width=32),
@@ -321,7 +320,6 @@ def test_items_that_were_not_captured_at_the_whole_span_are_left_out_and_counted
 weight = st.floats(-3, 3).filter(lambda w: abs(w) > 1e-3)
 
 
-@settings(deadline=None, max_examples=25)
 @given(st.dictionaries(st.sampled_from(NAMES), weight, min_size=1))
 def test_several_preferences_are_the_weighted_sum_of_their_vectors(weights: dict[str, float]) -> None:
     fitted = news()

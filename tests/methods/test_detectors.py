@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -32,7 +32,6 @@ STATES[IS] += 4 * AXIS
 ACTS = make_acts(STATES, None, behaviors=LABELS)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=50), st.just(0.0) | st.floats(0.001, 0.99))
 def test_no_more_than_the_allowed_share_lies_above_the_threshold_and_none_lower_would_do(scores, fpr) -> None:
     if 0 < fpr < 1 / len(scores):

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.extmath import svd_flip
 
@@ -47,7 +47,6 @@ def test_a_small_data_set_is_trained_for_as_many_steps_as_a_large_one():
     assert (recipe.for_rows(20).epochs, recipe.for_rows(20).plateau_patience) == (50, 15)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 9), st.floats(0, 1), st.integers(0, 999))
 def test_the_released_loss_is_the_formula_written_out(n, hidden, weight, seed):
     predicted, target = rows(n, hidden, seed), rows(n, hidden, seed + 1)
@@ -106,7 +105,6 @@ def test_the_best_epoch_is_kept():
     assert kept == pytest.approx(history["val_loss"].min(), rel=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=4), st.integers(0, 999))
 def test_equalising_gives_every_group_the_first_groups_norm_and_keeps_directions(sizes, seed):
     groups = [f"g{i}" for i in range(len(sizes)) for _ in range(5)]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
@@ -22,7 +22,6 @@ logistics = st.builds(lambda m, b, lh: Logistic(m, b, *lh), numbers, numbers, or
 P = torch.linspace(-400, 400, 801)
 
 
-@settings(max_examples=60)
 @given(st.one_of(ramps, logistics))
 def test_a_law_is_monotone_in_p_and_stays_within_its_bounds(law):
     values, steps = law(P), law(P).diff()
@@ -31,14 +30,12 @@ def test_a_law_is_monotone_in_p_and_stays_within_its_bounds(law):
     assert float(values.min()) >= float(low) and float(values.max()) <= float(high)
 
 
-@settings(max_examples=60)
 @given(st.one_of(ramps, logistics))
 def test_negating_a_law_negates_its_values_and_twice_is_none(law):
     torch.testing.assert_close(law.negated()(P), -law(P), atol=1e-5, rtol=1e-5)
     assert law.negated().negated() == law
 
 
-@settings(max_examples=60)
 @given(numbers, numbers, numbers, numbers)
 def test_a_step_between_two_values_starts_at_the_weak_one_whichever_is_larger(slope, intercept, weak, strong):
     step = Logistic(slope, intercept)
@@ -53,7 +50,6 @@ def test_a_ramp_may_lack_either_bound():
     assert Ramp(2.0, 1.0)(torch.tensor([-3.0, 3.0])).tolist() == [-5, 7]
 
 
-@settings(max_examples=60)
 @given(logistics, st.floats(0.02, 3))
 def test_the_ramp_of_a_step_touches_it_at_the_middle_and_ends_where_it_ends(law, slope):
     law = Logistic(slope, law.intercept, law.low, law.high)
@@ -64,7 +60,6 @@ def test_the_ramp_of_a_step_touches_it_at_the_middle_and_ends_where_it_ends(law,
     torch.testing.assert_close(ramp(torch.tensor([-1e4, 1e4])), torch.tensor([law.low, law.high]))
 
 
-@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(2, 30), st.floats(0.1, 500), st.floats(-200, 200))
 def test_the_fit_is_scikit_learns_on_the_standardized_coordinate(seed, n, scale, shift):
     draw = torch.Generator().manual_seed(seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_acts import make_acts, shuffled
 
@@ -88,7 +88,6 @@ def test_a_contrast_with_one_side_only_is_refused():
         P2S(3).fit(acts)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 30), st.integers(0, 10_000))
 def test_the_mean_is_numpys_mean_and_does_not_depend_on_row_order(n, seed):
     z = torch.randn(n, D, generator=torch.Generator().manual_seed(seed))
@@ -149,7 +148,6 @@ def test_the_mean_vectors_cosine_follows_the_closed_form_for_published_geometry(
 
 
 @given(st.integers(0, 1000), st.booleans())
-@settings(max_examples=25, deadline=None)
 def test_a_random_direction_has_the_norm_of_the_real_vectors(seed, per_example):
     random = RandomDirection(3, seed=seed, per_example=per_example).fit(ACTS)
     norms = P2S(3).fit(ACTS).table_.norm(dim=-1)

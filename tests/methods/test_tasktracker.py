@@ -55,7 +55,6 @@ def test_the_norm_sees_a_drift_only_where_it_changes_the_length():
     )  # learned, so of either sign
 
 
-@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.floats(0.1, 100.0))
 def test_whatever_the_task_alone_adds_to_both_states_leaves_the_difference(seed, size):
     (primary, full, flags), probe = SMALL, SMALL_PROBE

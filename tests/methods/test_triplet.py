@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from drifting import drifting, two_prompts
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_acts import shuffled
 
@@ -123,7 +123,6 @@ def test_the_loss_is_zero_where_the_negative_is_farther_by_the_margin(near, marg
     torch.testing.assert_close(triplet_losses(p, p, margin), torch.full((len(near),), margin))
 
 
-@settings(max_examples=40)
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 1000), st.booleans())
 def test_mining_is_the_double_loop(n, m, seed, hard):
     anchors, positives, negatives = unit(n, seed), unit(n, seed + 1), unit(m, seed + 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab._support.errors import DataError
@@ -13,7 +13,6 @@ from steerlab.metrics import Estimate, bootstrap_ci, paired_bootstrap
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=25)
 
 
-@settings(max_examples=30, deadline=None)
 @given(numbers, st.sampled_from(["mean", "median"]))
 def test_interval_holds_the_statistic_and_stays_in_range(values: list[float], statistic: str) -> None:
     got = bootstrap_ci(values, statistic=statistic, n_boot=200)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
@@ -47,7 +47,6 @@ def test_rates_are_counted_above_the_lowest_threshold_that_keeps_the_false_alarm
     assert rates_at(positive, negative, threshold=found.threshold) == found
 
 
-@settings(max_examples=20)
 @given(few, few, st.integers(0, 100))
 def test_intervals_hold_their_values_and_are_repeatable(positive, negative, seed):
     table = detection_report(positive, negative, fpr=[0.0], n_boot=40, seed=seed)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -70,7 +70,6 @@ def assert_partition(row: EncodedPrompt) -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(deadline=None, max_examples=40)
 @given(user=words, answer=st.none() | words, system=st.none() | words, end_turn=st.booleans())
 def test_spans_cover_every_token_once_and_in_order(
     name: str, user: str, answer: str | None, system: str | None, end_turn: bool
@@ -87,7 +86,6 @@ def test_spans_cover_every_token_once_and_in_order(
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(deadline=None, max_examples=40)
 @given(user=words, answers=st.tuples(words, words))
 def test_prompt_tokens_do_not_depend_on_the_answer(name: str, user: str, answers: tuple[str, str]) -> None:
     plain, *rows = (encode(TOKENIZERS[name], user, answer=a, end_turn=True) for a in (None, *answers))
@@ -244,7 +242,6 @@ def test_messages_without_a_template() -> None:
         encode(bare, [{"role": "user", "content": "hello"}], chat=False)
 
 
-@settings(deadline=None, max_examples=50)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), side=st.sampled_from(["left", "right"]))
 def test_collate_pads_on_one_side_only(lengths: list[int], side: Any) -> None:
     rows = [EncodedPrompt(tuple(range(10, 10 + n)), (), n, "", ((0, 0),) * n) for n in lengths]

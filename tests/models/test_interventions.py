@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
@@ -29,7 +29,6 @@ def mask_of(rows: Sequence[Sequence[int]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.bool)
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 99))
 def test_an_edit_is_the_same_after_a_journey_though_vectors_go_once(distinct: int, each: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
@@ -59,7 +58,6 @@ def test_a_zero_vector_changes_no_bit() -> None:
     assert torch.equal(apply_edits([Edit(torch.zeros(2, HIDDEN), torch.ones(2, 3, dtype=torch.bool), True)], h, 3), h)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=3), st.integers(0, 2**16))
 def test_exactly_the_mask_is_shifted(marks: list[list[bool]], seed: int) -> None:
     mask = torch.tensor(marks)
@@ -98,7 +96,6 @@ def cuts(draw: Any) -> tuple[int, int, list[int]]:
     return width, total, [0, *sorted(inner), total]
 
 
-@settings(deadline=None)
 @given(cut=cuts(), generated=st.booleans(), rows=st.integers(1, 3), data=st.data())
 def test_any_chunks_give_what_one_forward_gives(
     cut: tuple[int, int, list[int]], generated: bool, rows: int, data: st.DataObject

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab._support.errors import LoadError
@@ -18,7 +18,6 @@ USER = [{"role": "user", "content": "hello there"}]
 IDS = torch.arange(40, 64)[None]
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.text())
 def test_every_string_round_trips(text: str) -> None:
     ids = TOKENIZER(text, add_special_tokens=False).input_ids

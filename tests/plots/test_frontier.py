@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 
@@ -60,7 +60,6 @@ def test_no_cell_within_the_limit_leaves_no_front(grid: pd.DataFrame) -> None:
     assert "l2s front" not in artists(trade_off(grid.assign(refuse_expert=0.5)))
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=20))
 def test_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
     front = pareto_front(pd.DataFrame(points, columns=["a", "b"]), "a", "b")

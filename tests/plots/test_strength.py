@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab._support.errors import DataError
@@ -49,7 +49,6 @@ def test_ambiguous_and_empty_choices_are_refused(grid: pd.DataFrame) -> None:
         strength_curves(grid, (*TWO, "distinct2", "harmless_kept", "refuse_expert"), **WHERE)
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.01, 0.2))
 def test_spread_keeps_order_and_distance(heights: list[float], gap: float) -> None:
     got = np.array(separate_labels(heights, gap))

@@ -8,7 +8,7 @@ import plain
 import pytest
 import torch
 from fitted import HIDDEN, LAYER, PROMPTS, make_lm, make_steerers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab import (
@@ -112,7 +112,6 @@ def test_detected_rows_that_no_position_reaches_are_still_an_error() -> None:
         )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=25)
 @given(
     st.lists(st.floats(-2, 2, width=32), min_size=1, max_size=6),
     st.sampled_from([-0.5, 0.0, 0.25]),

@@ -97,7 +97,7 @@ def test_each_token_of_a_span_gets_its_own_vector(lm, family: tuple[str, str], s
         assert said.ids[number] == said_by_hand(model, one, prompt)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(
     st.integers(1, 60), st.none() | st.integers(0, 90), st.integers(1, 3), st.sampled_from(["all", "last", "prompt"])
 )

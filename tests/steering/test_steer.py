@@ -74,7 +74,7 @@ def test_requests_keep_their_own_positions_and_layers(lm) -> None:
             assert found["logprob"][number] == pytest.approx(plain.answer_logprob(model, prompt, answer), abs=1e-4)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(st.floats(-4, 4, width=32), min_size=3, max_size=3), st.sampled_from([1, 2, 3]))
 def test_each_row_has_its_own_strength(alphas: list[float], batch_size: int) -> None:
     from fitted import make_lm

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scenes.questions import Habits, absent_partners, caption, existence, plural, true_questions
@@ -31,7 +31,6 @@ def test_every_shape_fills_a_fair_part_of_its_box_and_differs_from_the_others(ki
     assert min(np.abs(mask - other).mean() for other in others) > 0.05
 
 
-@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6))
 def test_scenes_are_within_the_picture_and_come_again_from_the_same_seed(seed: int) -> None:
     scene = _scene(seed)
@@ -50,7 +49,6 @@ def test_a_thing_is_drawn_in_its_color_where_it_is_said_to_be() -> None:
         assert np.abs(image[:10] - np.array(color)).max(-1).min() > 30
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6))
 def test_true_questions_are_answered_truly(seed: int) -> None:
     scene = _scene(seed)
