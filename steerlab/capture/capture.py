@@ -182,7 +182,9 @@ def run_rows(
             else:
                 inputs, forward_state, batch = shared.forward(model)
             # the one host copy of the batch: what was selected, and nothing else
-            return model.engine.read(inputs, {}, sites, selector(jobs, batch, dtype, model.device), forward_state).cpu()
+            return model.engine.capture_states(
+                inputs, {}, sites, selector(jobs, batch, dtype, model.device), forward_state
+            ).cpu()
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

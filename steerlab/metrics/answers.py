@@ -145,7 +145,7 @@ class AnswerReader:
                 found["logprob"] = ((picked - lse[rows[:, None], places]) * real).sum(-1)
         return found
 
-    def row(self, number: int) -> AnswerReader:
+    def for_row(self, number: int) -> AnswerReader:
         """See `PerRowReducer`."""
         at, where = number % len(self.where.choice), self.where
         names = ("first_difference", "ids", "places", "targets", "real")

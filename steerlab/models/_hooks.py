@@ -18,8 +18,8 @@ from steerlab.models.engine import (
     StateSelector,
     block_path,
     check_forward_state,
+    identity,
     point_path,
-    same,
 )
 from steerlab.models.interventions import SiteEdits, apply_edits, last_column
 from steerlab.models.kv_prefix import ForwardState, Prefix, prefill, skip_blocks
@@ -34,14 +34,14 @@ class _Stop(Exception):
 class HooksEngine:
     """Carries out plans with `register_forward_hook`."""
 
-    supports_prefix_cache = True
+    supports_forward_state = True
 
     def __init__(self, hf: PreTrainedModel, layout: Layout) -> None:
         self._hf = hf
         self._layout = layout
         self._tuples: bool | None = None
 
-    def read(
+    def capture_states(
         self,
         inputs: Inputs,
         plan: SiteEdits,
@@ -79,7 +79,7 @@ class HooksEngine:
         plan: SiteEdits,
         keep: int | Tensor,
         forward_state: ForwardState = FULL_FORWARD,
-        reduce: LogitsReducer = same,
+        reduce: LogitsReducer = identity,
     ) -> Any:
         """See `Engine.logits`."""
         check_forward_state(plan, forward_state)

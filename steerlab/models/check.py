@@ -64,7 +64,7 @@ def self_check(model: Model) -> None:
     inputs = model.inputs(Batch(ids, torch.ones_like(ids), torch.arange(5)[None], (), (0,), _text_only(ids)))
     sites = [Site(layer) for layer in range(model.n_layers)]
     with model.lock:
-        ours = model.engine.read(inputs, {}, sites, lambda h: h[0])
+        ours = model.engine.capture_states(inputs, {}, sites, lambda h: h[0])
         with torch.no_grad():
             theirs = model.hf(**inputs, output_hidden_states=True, use_cache=False).hidden_states
     if theirs is None or len(theirs) != model.n_layers + 1:

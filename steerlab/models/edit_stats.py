@@ -37,7 +37,7 @@ class EditStats:
             return torch.zeros(0, dtype=torch.long), torch.zeros(0)
         return self.writes, self.ratio
 
-    def read(self) -> tuple[int, float]:
+    def totals(self) -> tuple[int, float]:
         """The number of states written to, and the sum of their norm ratios."""
         writes, ratio = self.rows()
         return int(writes.sum()), float(ratio.sum())

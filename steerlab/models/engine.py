@@ -25,12 +25,12 @@ class PerRowReducer(Protocol):
     answer has to leave the place where the logits are.
     """
 
-    def row(self, number: int) -> LogitsReducer:
+    def for_row(self, number: int) -> LogitsReducer:
         """The same of one row of the batch, `(1, keep, vocabulary)`; the rows' answers follow each other."""
         ...
 
 
-def same(logits: Tensor) -> Tensor:
+def identity(logits: Tensor) -> Tensor:
     """All of the logits."""
     return logits
 
@@ -40,12 +40,12 @@ class Engine(Protocol):
     """Runs a model under a plan. Every method leaves the model as it was, also after an exception.
 
     Attributes:
-        supports_prefix_cache: whether forwards can take up work that was done before; elsewhere they are always whole.
+        supports_forward_state: whether forwards can take up work that was done before; elsewhere they are always whole.
     """
 
-    supports_prefix_cache: bool
+    supports_forward_state: bool
 
-    def read(
+    def capture_states(
         self,
         inputs: Inputs,
         plan: SiteEdits,
@@ -70,7 +70,7 @@ class Engine(Protocol):
         plan: SiteEdits,
         keep: int | Tensor,
         forward_state: ForwardState = FULL_FORWARD,
-        reduce: LogitsReducer = same,
+        reduce: LogitsReducer = identity,
     ) -> Any:
         """`reduce` of the logits under the plan, `(batch, keep, vocabulary)`: of the last `keep` columns, or of those
         numbered. It is asked where the logits are: a server sends back its answer, and not a vocabulary per token.

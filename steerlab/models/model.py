@@ -120,12 +120,12 @@ class Model:
     @property
     def supports_prefix_cache(self) -> bool:
         """Whether forwards can take up keys and values of a prompt that was run before; else rows are run whole."""
-        return self._shares and self.engine.supports_prefix_cache and self.vision is None and can_prefill(self.hf)
+        return self._shares and self.engine.supports_forward_state and self.vision is None and can_prefill(self.hf)
 
     @property
     def supports_layer_restart(self) -> bool:
         """Whether forwards can begin at the output of a block that is known."""
-        return self._shares and self.engine.supports_prefix_cache and self.vision is None
+        return self._shares and self.engine.supports_forward_state and self.vision is None
 
     @property
     def n_layers(self) -> int:

@@ -128,7 +128,7 @@ def _steered(plan: SiteEdits, new: list[tuple[int, ...]]) -> tuple[int, float]:
     """
     written, ratio = 0, 0.0
     for edit in (e for edits in plan.values() for e in edits):
-        writes, total = edit.stats.read()
+        writes, total = edit.stats.totals()
         if isinstance(edit, ImageEdit):
             written, ratio = written + writes, ratio + total
         elif writes:

@@ -46,7 +46,7 @@ def run_first_logits(
             with model.lock:
                 chosen = model.engine.logits(model.inputs(batch), plan, 1, reduce=reduce)
             found |= dict(zip(numbers, chosen.cpu(), strict=True))
-            written += sum(edit.stats.read()[0] for edits in plan.values() for edit in edits)
+            written += sum(edit.stats.totals()[0] for edits in plan.values() for edit in edits)
             bar.update(len(numbers))
     if writes_anything(prepared) and written == 0:
         raise SteeringError(
@@ -73,5 +73,5 @@ class _Wanted:
             chosen = torch.cat([chosen, last.index_fill(1, at, -torch.inf).amax(1, True)], 1)
         return chosen.float()
 
-    def row(self, number: int) -> _Wanted:
+    def for_row(self, number: int) -> _Wanted:
         return self

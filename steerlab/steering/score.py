@@ -53,7 +53,7 @@ def run_score(
             read = [(total, n, int(hits)) for (total, hits), n in zip(found.tolist(), lengths, strict=True)]
             results |= dict(zip(numbers, read, strict=True))
             for edit in (e for edits in plan.values() for e in edits):
-                more, total = edit.stats.read()
+                more, total = edit.stats.totals()
                 written, ratio = written + more, ratio + total
             bar.update(len(numbers))
     if writes_anything(prepared) and written == 0:
@@ -89,7 +89,7 @@ class Answers:
             out.append(torch.stack([here.gather(-1, target[:, None]).sum(), (here.argmax(-1) == target).sum().float()]))
         return torch.stack(out)
 
-    def row(self, number: int) -> Answers:
+    def for_row(self, number: int) -> Answers:
         """See `PerRowReducer`."""
         return Answers((self.ids[number].clone(),))
 

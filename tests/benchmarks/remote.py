@@ -50,9 +50,9 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def read(self, inputs: Any, plan: Any, sites: Any, *rest: Any) -> Any:
+    def capture_states(self, inputs: Any, plan: Any, sites: Any, *rest: Any) -> Any:
         self._count(inputs, plan, 1 + max(site.layer for site in sites))  # it ends there
-        return self.engine.read(inputs, plan, sites, *rest)
+        return self.engine.capture_states(inputs, plan, sites, *rest)
 
     def logits(self, inputs: Any, plan: Any, *rest: Any, **options: Any) -> Any:
         self._count(inputs, plan, self._n_layers)

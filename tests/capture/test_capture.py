@@ -258,9 +258,9 @@ def test_the_context_costs_no_forward_where_nothing_is_added_to_the_prompt(
 
 
 def counted(model: Model, monkeypatch: pytest.MonkeyPatch, limit: int | None = None) -> list[int]:
-    """How many rows each `engine.read` was given; above the limit memory runs out."""
+    """How many rows each `engine.capture_states` was given; above the limit memory runs out."""
     rows: list[int] = []
-    read = model.engine.read
+    read = model.engine.capture_states
 
     def counting(inputs: Any, *args: Any) -> Tensor:
         rows.append(len(inputs["input_ids"]))
@@ -268,7 +268,7 @@ def counted(model: Model, monkeypatch: pytest.MonkeyPatch, limit: int | None = N
             raise torch.OutOfMemoryError("CUDA out of memory")
         return read(inputs, *args)
 
-    monkeypatch.setattr(model.engine, "read", counting)
+    monkeypatch.setattr(model.engine, "capture_states", counting)
     return rows
 
 
@@ -337,7 +337,7 @@ def test_not_even_one_row_fits(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_errors_are_not_taken_for_memory(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     model = lm("llama", "hooks")
-    monkeypatch.setattr(model.engine, "read", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    monkeypatch.setattr(model.engine, "capture_states", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         quiet(model, PROMPTS)
 

@@ -54,7 +54,7 @@ def test_what_is_stored_is_what_is_captured(model: Model, tmp_path: Path, reduce
 def test_a_killed_run_computes_only_what_is_missing(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, calls = model.engine.read, [0]
+    read, calls = model.engine.capture_states, [0]
 
     def counting(*args: Any) -> torch.Tensor:
         calls[0] += 1
@@ -62,7 +62,7 @@ def test_a_killed_run_computes_only_what_is_missing(
             raise KeyboardInterrupt
         return read(*args)
 
-    monkeypatch.setattr(model.engine, "read", counting)
+    monkeypatch.setattr(model.engine, "capture_states", counting)
     with pytest.raises(KeyboardInterrupt):
         capture_to(tmp_path, model, DATA, **OPTIONS)
     unfinished = Store.open(tmp_path)

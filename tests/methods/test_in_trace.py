@@ -407,7 +407,7 @@ def test_load_hands_on_that_rows_are_to_be_run_whole(folder: Callable[[str], Pat
     for shares in (True, False):
         model = load(folder("llama"), device="cpu", check=False, prefix_caching=shares)
         assert model.supports_prefix_cache == model.supports_layer_restart == shares
-        assert model.engine.supports_prefix_cache, "it is not for want of an engine"
+        assert model.engine.supports_forward_state, "it is not for want of an engine"
 
 
 # --- what is asked of the logits
@@ -483,7 +483,7 @@ def test_a_capture_there_is_a_request_for_each_batch(near: Model, far: Model) ->
 
 def test_sites_come_in_the_order_in_which_they_were_asked_for(near: Model, far: Model) -> None:
     inputs, sites = inputs_of(near, PROMPTS), [Site(3), Site(1, "mlp_out"), Site(0), Site(1)]
-    there, here = (model.engine.read(inputs, {}, sites, lambda h: h) for model in (far, near))
+    there, here = (model.engine.capture_states(inputs, {}, sites, lambda h: h) for model in (far, near))
     torch.testing.assert_close(there, here, rtol=0, atol=1e-5)
     assert there.shape[1] == 4 and not torch.allclose(there[:, 0], there[:, 2])
 
@@ -493,7 +493,7 @@ def test_what_was_written_there_is_noted_here(near: Model, far: Model) -> None:
     plans = [plan_of(inputs) for _ in range(2)]
     for model, plan in zip((far, near), plans, strict=True):
         model.engine.generate({k: t for k, t in inputs.items() if k != "position_ids"}, plan, max_new_tokens=4)
-    (theirs, total), (ours, expected) = (plan[Site(1)][0].stats.read() for plan in plans)
+    (theirs, total), (ours, expected) = (plan[Site(1)][0].stats.totals() for plan in plans)
     assert theirs == ours > int(inputs["attention_mask"].sum()) and total == pytest.approx(expected, rel=1e-5)
 
 

@@ -69,7 +69,7 @@ def no_hooks(hf: nn.Module) -> bool:
 def test_block_k_is_hidden_states_k_plus_one(lm: LM, family: str, backend: str) -> None:
     model, oracle = lm(family, backend), tiny_hf(family)
     inputs = inputs_of(model)
-    ours = model.engine.read(inputs, {}, [Site(k) for k in range(4)], lambda h: h)
+    ours = model.engine.capture_states(inputs, {}, [Site(k) for k in range(4)], lambda h: h)
     with torch.no_grad():
         theirs = oracle(**inputs, output_hidden_states=True, use_cache=False).hidden_states
         normed = module_at(oracle, str(model.layout.final_norm_path))(ours[:, 3])
@@ -84,7 +84,7 @@ def test_every_point_is_what_a_plain_hook_sees(lm: LM, family: str, backend: str
     model, oracle = lm(family, backend), tiny_hf(family)
     inputs = inputs_of(model)
     sites = [Site(2, "mlp_out"), Site(1, "attn_out"), Site(2), Site(1, "block_in"), Site(2, "attn_out"), Site(0)]
-    ours = model.engine.read(inputs, {}, sites, lambda h: h.reshape(3, -1, 32))
+    ours = model.engine.capture_states(inputs, {}, sites, lambda h: h.reshape(3, -1, 32))
     name = {"attn_out": model.layout.attention_name, "mlp_out": model.layout.mlp_name}
     for i, site in enumerate(sites):
         module = module_at(blocks(oracle, find_layout(oracle))[site.layer], name.get(site.point) or "")
@@ -102,9 +102,9 @@ def test_the_back_ends_agree_bit_for_bit_under_a_plan(lm: LM, family: str) -> No
     def both(run: Callable[[Model, SiteEdits], Tensor]) -> tuple[Tensor, Tensor]:
         return run(ours, plan_of(inputs, *steered)), run(oracle, plan_of(inputs, *steered))
 
-    a, b = both(lambda m, plan: m.engine.read(inputs, plan, points, lambda h: h))
+    a, b = both(lambda m, plan: m.engine.capture_states(inputs, plan, points, lambda h: h))
     assert torch.equal(a, b)
-    plain = oracle.engine.read(inputs, {}, points, lambda h: h)
+    plain = oracle.engine.capture_states(inputs, {}, points, lambda h: h)
     changed = (a != plain).flatten(2).any(2).any(0)
     assert not changed[: points.index(Site(1, "attn_out"))].any() and changed[points.index(Site(1, "attn_out")) :].all()
     a, b = both(lambda m, plan: m.engine.logits(inputs, plan, 3))
@@ -120,8 +120,8 @@ def test_a_read_under_a_plan_is_the_state_plus_the_vector(lm: LM, backend: str) 
     inputs, site = inputs_of(model), Site(2)
     plan = plan_of(inputs, site)
     (edit,) = plan[site]
-    before = model.engine.read(inputs, {}, [site, Site(0)], lambda h: h)
-    after = model.engine.read(inputs, plan, [site, Site(0)], lambda h: h)
+    before = model.engine.capture_states(inputs, {}, [site, Site(0)], lambda h: h)
+    after = model.engine.capture_states(inputs, plan, [site, Site(0)], lambda h: h)
     assert edit.vectors is not None
     assert torch.equal(
         after[:, 0], torch.where(edit.prompt[..., None], before[:, 0] + edit.vectors[:, None], before[:, 0])
@@ -139,7 +139,7 @@ def test_a_read_stops_after_the_deepest_site(lm: LM, family: str, backend: str) 
         for k, block in enumerate(blocks(model.hf, model.layout))
     ]
     try:
-        model.engine.read(inputs_of(model), {}, [Site(1), Site(0)], lambda h: h)
+        model.engine.capture_states(inputs_of(model), {}, [Site(1), Site(0)], lambda h: h)
     finally:
         for handle in handles:
             handle.remove()
@@ -155,10 +155,10 @@ def test_the_model_is_bit_identical_after_use_and_after_an_exception(family: str
         before = model.hf(**inputs).logits
     weights = {name: tensor.clone() for name, tensor in model.hf.state_dict().items()}
     plan = plan_of(inputs, Site(1), Site(2))
-    model.engine.read(inputs, plan, [Site(1)], lambda h: h)
+    model.engine.capture_states(inputs, plan, [Site(1)], lambda h: h)
     model.engine.generate(inputs, plan, max_new_tokens=2)
     for broken in (
-        lambda: model.engine.read(inputs, {}, [Site(0)], lambda h: h.no_such_method()),
+        lambda: model.engine.capture_states(inputs, {}, [Site(0)], lambda h: h.no_such_method()),
         lambda: model.engine.generate(inputs, {Site(1): [_Broken(*_parts(plan))]}, max_new_tokens=2),
         lambda: model.engine.logits(inputs, {Site(1): [_Broken(*_parts(plan))]}, 1),
     ):
@@ -198,7 +198,7 @@ def test_generation_with_and_without_a_cache(lm: LM, family: str, prompts: tuple
     steps = ids.shape[1] - width
     prompt_writes = int(again[Site(1)][0].prompt.sum())
     if use_cache:
-        assert again[Site(1)][0].stats.read()[0] == prompt_writes + len(prompts) * (steps - 1)
+        assert again[Site(1)][0].stats.totals()[0] == prompt_writes + len(prompts) * (steps - 1)
     # teacher-forced in one forward, every new token is the most likely one
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(ids[:, width:])], 1)
     full = hooks.inputs(Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), (), ()))
@@ -269,4 +269,4 @@ def test_self_check_names_a_wrong_layout(case: str, backend: str) -> None:
 def test_a_point_the_blocks_do_not_have() -> None:
     model = wrong("model.layers", "hooks", lambda found: found)
     with pytest.raises(LayoutError, match="no module for 'attn_out'"):
-        model.engine.read(inputs_of(model), {}, [Site(0, "attn_out")], lambda h: h)
+        model.engine.capture_states(inputs_of(model), {}, [Site(0, "attn_out")], lambda h: h)

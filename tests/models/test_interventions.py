@@ -50,7 +50,7 @@ def test_nothing_meant_hands_the_state_itself_back() -> None:
     later = Edit(torch.ones(2, HIDDEN), torch.zeros(2, 3, dtype=torch.bool), generated=True)
     assert apply_edits([nowhere, later], h, 3) is h
     assert apply_edits([nowhere], h, 9) is h
-    assert later.stats.read() == (0, 0.0) and later.stats.forwards == 0
+    assert later.stats.totals() == (0, 0.0) and later.stats.forwards == 0
 
 
 def test_a_zero_vector_changes_no_bit() -> None:
@@ -66,7 +66,7 @@ def test_exactly_the_mask_is_shifted(marks: list[list[bool]], seed: int) -> None
     out = apply_edits([edit], h, 5)
     assert torch.equal(out[~mask], h[~mask])
     assert torch.equal(out[mask], (h + vectors[:, None])[mask])
-    written, ratio = edit.stats.read()
+    written, ratio = edit.stats.totals()
     assert written == int(mask.sum())
     expected = (vectors.norm(dim=-1)[:, None] / h.norm(dim=-1))[mask].sum()
     assert ratio == pytest.approx(float(expected), rel=1e-5)
@@ -110,9 +110,9 @@ def test_any_chunks_give_what_one_forward_gives(
     whole, apart = edit(), edit()
     chunks = [apply_edits([apart], h[:, a:b], b) for a, b in pairwise(ends)]
     assert torch.equal(torch.cat(chunks, 1), apply_edits([whole], h, total))
-    assert whole.stats.read()[0] == apart.stats.read()[0]
+    assert whole.stats.totals()[0] == apart.stats.totals()[0]
     expected = sum(map(sum, marks)) + (rows * (total - width) if generated else 0)
-    assert whole.stats.read()[0] == expected
+    assert whole.stats.totals()[0] == expected
 
 
 @pytest.mark.parametrize("copies", [1, 3])

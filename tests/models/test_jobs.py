@@ -464,7 +464,7 @@ def test_jobs_hear_themselves_and_nobody_else() -> None:
 class Elsewhere(HooksEngine):
     """An engine that counts as being elsewhere."""
 
-    supports_prefix_cache = False
+    supports_forward_state = False
 
 
 @pytest.fixture

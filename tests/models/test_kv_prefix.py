@@ -63,7 +63,7 @@ def test_a_prefix_and_a_restart_change_nothing(family: str, backend: str, attent
 
     prefix = model.engine.prefill({k: t[:, :cut] for k, t in inputs.items()})
     tail = from_column(inputs, cut)
-    states = model.engine.read(tail, {}, [Site(0)], lambda h: h, ForwardState(prefix))[:, 0]
+    states = model.engine.capture_states(tail, {}, [Site(0)], lambda h: h, ForwardState(prefix))[:, 0]
     forward_state = ForwardState(prefix, COPIES, 0, states.repeat(COPIES, 1, 1))
     found = model.engine.logits(repeated(tail, COPIES), edits(model, width, cut, layers), width - cut, forward_state)
     real = inputs["attention_mask"][:, cut:].bool().repeat(COPIES, 1)
@@ -77,7 +77,7 @@ def test_a_restart_of_whole_rows_changes_nothing(lm, family: str, backend: str) 
     inputs, _, width = everything(model)
     plan = edits(model, width, 0, [1, 1, 1])
     expected = model.engine.logits(inputs, plan, 3)
-    state = model.engine.read(inputs, {}, [Site(1)], lambda h: h)[:, 0]
+    state = model.engine.capture_states(inputs, {}, [Site(1)], lambda h: h)[:, 0]
     kept = torch.tensor([width - 3, width - 1])
     found = model.engine.logits(inputs, edits(model, width, 0, [1, 1, 1]), kept, ForwardState(layer=1, state=state))
     torch.testing.assert_close(found, expected[:, [0, 2]], atol=2e-4, rtol=1e-4)
@@ -88,7 +88,7 @@ def test_the_model_is_as_before(lm, backend: str) -> None:
     model = lm("llama", backend)
     inputs, _, width = everything(model)
     before = model.engine.logits(inputs, {}, 2)
-    state = model.engine.read(inputs, {}, [Site(1)], lambda h: h)[:, 0]
+    state = model.engine.capture_states(inputs, {}, [Site(1)], lambda h: h)[:, 0]
     with pytest.raises(SteeringError, match=r"resumes at the output of block 1 never passes 0"):
         model.engine.logits(inputs, edits(model, width, 0, [0, 0, 0]), 2, ForwardState(layer=1, state=state))
     with pytest.raises((RuntimeError, IndexError)):
@@ -172,7 +172,7 @@ def test_the_models_own_attention_is_back_after_an_error(backend: str) -> None:
         raise RuntimeError("on purpose")
 
     with pytest.raises(Exception, match="on purpose"):
-        model.engine.read(from_column(inputs, cut), {}, [Site(0)], break_off, ForwardState(prefix))
+        model.engine.capture_states(from_column(inputs, cut), {}, [Site(0)], break_off, ForwardState(prefix))
     assert seen == [NAME] and config._attn_implementation == "sdpa"
 
 

@@ -402,10 +402,10 @@ def test_what_no_server_does_is_refused_before_anything_is_sent(far: Model) -> N
     plan = {Site(1): [Edit(learning, inputs["attention_mask"].bool(), False)]}
     kept = ForwardState(Prefix(()))
     for words, ask in (
-        ("requires gradients", lambda: engine.read(inputs, plan, [Site(1)], lambda h: h)),
+        ("requires gradients", lambda: engine.capture_states(inputs, plan, [Site(1)], lambda h: h)),
         ("requires gradients", lambda: engine.logits(inputs, plan, 1)),
         ("requires gradients", lambda: engine.generate(inputs, plan, max_new_tokens=2)),
-        ("begins at the embeddings", lambda: engine.read(inputs, {}, [Site(1)], lambda h: h, kept)),
+        ("begins at the embeddings", lambda: engine.capture_states(inputs, {}, [Site(1)], lambda h: h, kept)),
         ("begins at the embeddings", lambda: engine.logits(inputs, {}, 1, kept)),
         ("keys and values", lambda: engine.prefill(inputs)),
     ):

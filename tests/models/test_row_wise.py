@@ -13,7 +13,7 @@ import steerlab
 from steerlab import Contrast, Example, MeanDifference
 from steerlab.models._hooks import HooksEngine
 from steerlab.models._nnsight.vllm_rows import joined
-from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, PerRowReducer, same
+from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, PerRowReducer, identity
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.kv_prefix import ForwardState
 from steerlab.models.model import Model
@@ -33,13 +33,13 @@ class Apart(HooksEngine):
         plan: SiteEdits,
         keep: int | Tensor,
         forward_state: ForwardState = FULL_FORWARD,
-        reduce: LogitsReducer = same,
+        reduce: LogitsReducer = identity,
     ) -> Any:
         logits = super().logits(inputs, plan, keep, forward_state)
         if not isinstance(reduce, PerRowReducer):
             return reduce(logits)
         self.rows += len(logits)
-        return joined([reduce.row(i)(logits[i : i + 1]) for i in range(len(logits))])
+        return joined([reduce.for_row(i)(logits[i : i + 1]) for i in range(len(logits))])
 
 
 def swept(model: Model, metrics: list[str]) -> Tensor:

@@ -219,10 +219,10 @@ def test_an_error_comes_back_whole_from_another_process(said: str, kind: str, re
 class Narrow(HooksEngine):
     """A server whose requests may have so many rows and no more."""
 
-    supports_prefix_cache = False
+    supports_forward_state = False
     most = 2
 
-    def read(
+    def capture_states(
         self,
         inputs: Inputs,
         plan: SiteEdits,
@@ -232,7 +232,7 @@ class Narrow(HooksEngine):
     ) -> Tensor:
         if len(inputs["input_ids"]) > self.most:
             raise of_status(413, "Request Entity Too Large", HOST, CLIENT)
-        return super().read(inputs, plan, sites, select, forward_state)
+        return super().capture_states(inputs, plan, sites, select, forward_state)
 
 
 def narrow(model: Model, most: int) -> Model:

@@ -190,7 +190,7 @@ def test_states_do_not_depend_on_the_side_of_the_padding(side: str) -> None:
 
     def states(batch, numbers) -> Tensor:
         plan = build_edits(model, prepared, batch, numbers, len(PROMPTS))
-        return model.engine.read(model.inputs(batch), plan, sites, lambda h: h.clone())
+        return model.engine.capture_states(model.inputs(batch), plan, sites, lambda h: h.clone())
 
     found = states(together, range(len(rows)))
     for i, row in enumerate(rows):

@@ -65,7 +65,7 @@ def states(model: Model, batch: Batch, plan) -> Tensor:
     """`(batch, layer, tokens, hidden)` of every layer under a plan."""
     inputs = model.inputs(batch)
     sites = [Site(k) for k in range(model.n_layers)]
-    return model.engine.read(inputs, plan, sites, lambda h: h.clone())
+    return model.engine.capture_states(inputs, plan, sites, lambda h: h.clone())
 
 
 def plan_of(model: Model, steerer: Steerer, batch: Batch, positions, alpha: float = ALPHA):

@@ -135,7 +135,7 @@ def test_a_bad_file_is_named_and_refused_before_any_forward(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     model = vlm("llava")
-    monkeypatch.setattr(model.engine, "read", lambda *_: pytest.fail("a forward"))
+    monkeypatch.setattr(model.engine, "capture_states", lambda *_: pytest.fail("a forward"))
     for run in (capture, generate):
         with pytest.raises(DataError, match=message) as caught:
             run(model, [Example("a", "Hi", images=(str(tmp_path / name),))])

@@ -303,8 +303,8 @@ def under(model: Model, rows: Any, batch: Any, site: Site, alpha: Any) -> tuple[
         model, resolve_interventions(model, [Request(steerer_at(model, site), alpha)], rows, 16), batch, range(3), 3
     )
     inputs = model.inputs(batch)
-    here = model.engine.read(inputs, plan, [site], lambda h: h.reshape(-1, h.shape[-1]))[:, 0]
-    return here, model.engine.read(inputs, plan, [Site(k) for k in range(3)], lambda h: h.clone())
+    here = model.engine.capture_states(inputs, plan, [site], lambda h: h.reshape(-1, h.shape[-1]))[:, 0]
+    return here, model.engine.capture_states(inputs, plan, [Site(k) for k in range(3)], lambda h: h.clone())
 
 
 @engines

@@ -71,7 +71,7 @@ def test_a_teacher_forced_answer_is_the_processors_row_with_the_answers_tokens(f
         batch = encoded(model, [row], answers=["It is the larger one"])
         n = batch.rows[0].n_prompt
         with torch.no_grad():
-            ours = model.engine.read(model.inputs(batch), {}, [Site(k) for k in range(3)], lambda h: h[0])
+            ours = model.engine.capture_states(model.inputs(batch), {}, [Site(k) for k in range(3)], lambda h: h[0])
         assert torch.equal(ours, hidden(model, longer(model, processed(model, row), batch.rows[0].ids[n:])))
 
 
@@ -98,10 +98,12 @@ def test_whatever_the_pads_hold_changes_nothing(family: str, side: Any) -> None:
     assert not real.all(), "the premise"
     inputs = model.inputs(batch)
     sites = [Site(k) for k in range(3)]
-    clean = model.engine.read(inputs, {}, sites, lambda h: h[real])
+    clean = model.engine.capture_states(inputs, {}, sites, lambda h: h[real])
     garbage = torch.randint(10, 90, batch.input_ids.shape, generator=torch.Generator().manual_seed(0))
     poisoned = inputs | {"input_ids": torch.where(real, batch.input_ids, garbage)}
-    torch.testing.assert_close(model.engine.read(poisoned, {}, sites, lambda h: h[real]), clean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        model.engine.capture_states(poisoned, {}, sites, lambda h: h[real]), clean, rtol=1e-5, atol=1e-5
+    )
 
 
 @families
@@ -192,7 +194,7 @@ def test_prompt_states_do_not_depend_on_the_answer(family: str) -> None:
         plain = states(model, row)
         batch = encoded(model, [row] * 3, "right", ANSWERS)
         n = batch.rows[0].n_prompt
-        found = model.engine.read(model.inputs(batch), {}, [Site(k) for k in range(3)], lambda h: h.clone())
+        found = model.engine.capture_states(model.inputs(batch), {}, [Site(k) for k in range(3)], lambda h: h.clone())
         for row_with_answer in found:
             torch.testing.assert_close(row_with_answer[:, :n].transpose(0, 1), plain, rtol=1e-4, atol=1e-5)
 
@@ -209,7 +211,9 @@ def test_paligemma_needs_to_be_told_which_tokens_are_answer() -> None:
         none = {name: tensor for name, tensor in told.items() if name != "token_type_ids"}
         for name, inputs in (("told", told), ("all prompt", zero), ("nothing", none)):
             last[name].append(
-                model.engine.read(inputs, {}, [Site(k) for k in range(3)], lambda h, at=at: h[0, at : at + 1])[0]
+                model.engine.capture_states(
+                    inputs, {}, [Site(k) for k in range(3)], lambda h, at=at: h[0, at : at + 1]
+                )[0]
             )
     torch.testing.assert_close(*last["told"], rtol=1e-4, atol=1e-5)
     assert _apart(*last["all prompt"]) > 0.05, "the prompt looks at the answer"
@@ -223,7 +227,9 @@ def test_gemma3_needs_to_be_told_where_pictures_are() -> None:
     model, row = vlm("gemma3"), rows_of("gemma3")[0]
     told = model.inputs(encoded(model, [row]))
     none = told | {"token_type_ids": torch.zeros_like(told["token_type_ids"])}
-    a, b = (model.engine.read(inputs, {}, [Site(LAYER + 1)], lambda h: h[:, -1])[0] for inputs in (told, none))
+    a, b = (
+        model.engine.capture_states(inputs, {}, [Site(LAYER + 1)], lambda h: h[:, -1])[0] for inputs in (told, none)
+    )
     assert _apart(a, b) > 1e-3
 
 

@@ -45,7 +45,9 @@ STEPS = 5
 
 def all_states(model: Model, batch: Any, plan: Any) -> Tensor:
     """`(batch, layer, tokens, hidden)`."""
-    return model.engine.read(model.inputs(batch), plan, [Site(k) for k in range(model.n_layers)], lambda h: h.clone())
+    return model.engine.capture_states(
+        model.inputs(batch), plan, [Site(k) for k in range(model.n_layers)], lambda h: h.clone()
+    )
 
 
 @engines

@@ -149,7 +149,7 @@ def test_a_sweep_is_the_oracles(far, near) -> None:
 
 
 def test_the_load_check_saw_this_model(far) -> None:
-    assert far().backend == "vllm" and far().is_remote and not far().engine.supports_prefix_cache
+    assert far().backend == "vllm" and far().is_remote and not far().engine.supports_forward_state
     with pytest.raises(RemoteError, match="weights of this model"):
         far().hf(torch.tensor([[1]]))
 

@@ -39,7 +39,7 @@ def test_a_rows_edit_does_to_the_row_what_the_batchs_does_to_the_batch() -> None
         own = whole.row(row.number, row.offset, 4)
         alone = apply_edits([own], h[row.number : row.number + 1, row.offset :], 6 - row.offset)
         assert torch.equal(alone[0], padded[row.number, row.offset :])
-        assert own.stats.read()[0] == int(whole.stats.rows()[0][row.number])
+        assert own.stats.totals()[0] == int(whole.stats.rows()[0][row.number])
 
 
 def test_an_edit_that_never_writes_is_left_out() -> None:

@@ -57,7 +57,7 @@ class Base:
         levels = sorted({c.restart for c in self.part.chunks if c.restart is not None})
         if levels:
             sites = [Site(level) for level in levels]
-            read = self.model.engine.read(self._inputs, {}, sites, _whole, self.forward_state(1, (0, n)))
+            read = self.model.engine.capture_states(self._inputs, {}, sites, _whole, self.forward_state(1, (0, n)))
             self._states = dict(zip(levels, read.unbind(1), strict=True))
             self.plan.spent += len(block.batch.rows) * self.part.tail * (levels[-1] + 1)
 

@@ -23,7 +23,7 @@ from steerlab._support.errors import LayoutError, SteeringError
 from steerlab.models._hooks import HooksEngine
 from steerlab.models._nnsight import traces
 from steerlab.models._nnsight.traces import Leaf, Visit, lay_out
-from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, StateSelector, check_forward_state, same
+from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, StateSelector, check_forward_state, identity
 from steerlab.models.interventions import SiteEdits, apply_edits
 from steerlab.models.kv_prefix import ForwardState, Prefix, prefill
 from steerlab.models.layout import Layout
@@ -34,7 +34,7 @@ from steerlab.models.sites import Site
 class NnsightEngine:
     """Carries out plans in nnsight traces."""
 
-    supports_prefix_cache = True
+    supports_forward_state = True
 
     def __init__(
         self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout, processor: Any = None
@@ -52,7 +52,7 @@ class NnsightEngine:
         self._hf = hf
         self._hooks = HooksEngine(hf, layout)
 
-    def read(
+    def capture_states(
         self,
         inputs: Inputs,
         plan: SiteEdits,
@@ -60,7 +60,7 @@ class NnsightEngine:
         select: StateSelector,
         forward_state: ForwardState = FULL_FORWARD,
     ) -> Tensor:
-        """See `Engine.read`."""
+        """See `Engine.capture_states`."""
         visits = self._visits(plan, sites)
         with torch.no_grad(), forward_state.options(self._hf) as past:
             try:
@@ -94,7 +94,7 @@ class NnsightEngine:
         plan: SiteEdits,
         keep: int | Tensor,
         forward_state: ForwardState = FULL_FORWARD,
-        reduce: LogitsReducer = same,
+        reduce: LogitsReducer = identity,
     ) -> Any:
         """See `Engine.logits`."""
         check_forward_state(plan, forward_state)

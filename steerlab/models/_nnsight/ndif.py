@@ -24,7 +24,7 @@ from steerlab.models._nnsight import traces
 from steerlab.models._nnsight.client import ServerClient
 from steerlab.models._nnsight.traces import Leaf, lay_out
 from steerlab.models._nnsight.wire import NdifBackend
-from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, StateSelector, same
+from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, StateSelector, identity
 from steerlab.models.interventions import Edit, SiteEdits
 from steerlab.models.kv_prefix import ForwardState, Prefix
 from steerlab.models.layout import Layout
@@ -46,7 +46,7 @@ class RemoteEngine:
         options: for nnsight's reading of the model: whether its own code is trusted, say.
     """
 
-    supports_prefix_cache = False
+    supports_forward_state = False
 
     def __init__(
         self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout, client: ServerClient, place: str,
@@ -66,7 +66,7 @@ class RemoteEngine:
         key = json.dumps({"repo_id": place, "revision": revision, "task": "text-generation"})
         self._key = f"nnsight.modeling.transformers.TransformersModel:{key}"
 
-    def read(
+    def capture_states(
         self,
         inputs: Inputs,
         plan: SiteEdits,
@@ -74,7 +74,7 @@ class RemoteEngine:
         select: StateSelector,
         forward_state: ForwardState = FULL_FORWARD,
     ) -> Tensor:
-        """See `Engine.read`: the selection is made on the server."""
+        """See `Engine.capture_states`: the selection is made on the server."""
         _check_whole(forward_state)
         visits = lay_out(self._root, self._layout, plan, sites)
         order = [visit.site for visit in visits if visit.wanted]
@@ -109,7 +109,7 @@ class RemoteEngine:
         plan: SiteEdits,
         keep: int | Tensor,
         forward_state: ForwardState = FULL_FORWARD,
-        reduce: LogitsReducer = same,
+        reduce: LogitsReducer = identity,
     ) -> Any:
         """See `Engine.logits`: `reduce` is asked on the server."""
         _check_whole(forward_state)

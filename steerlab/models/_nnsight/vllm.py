@@ -17,7 +17,7 @@ from steerlab.models._nnsight.vllm_errors import check_same
 from steerlab.models._nnsight.vllm_rows import check_answers, checked, joined, places, put_back, rows_of, tell
 from steerlab.models._nnsight.vllm_sampling import sampling, seeds
 from steerlab.models._nnsight.vllm_traces import Answer, Row
-from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, PerRowReducer, StateSelector, same
+from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, PerRowReducer, StateSelector, identity
 from steerlab.models.interventions import Edit, SiteEdits
 from steerlab.models.kv_prefix import ForwardState, Prefix
 from steerlab.models.layout import Layout, module_at
@@ -36,7 +36,7 @@ class VllmEngine:
         place: what the model was asked for by: hub id or folder.
     """
 
-    supports_prefix_cache = False
+    supports_forward_state = False
 
     def __init__(self, hf: PreTrainedModel, layout: Layout, client: VllmClient, place: str) -> None:
         self._hf, self._layout, self.client, self._place = hf, layout, client, place
@@ -44,7 +44,7 @@ class VllmEngine:
         path = next(name for name, found in hf.named_modules() if found is embedding)
         self._embedding = checked(client.root, path, "the embedding of the tokens")
 
-    def read(
+    def capture_states(
         self,
         inputs: Inputs,
         plan: SiteEdits,
@@ -52,7 +52,7 @@ class VllmEngine:
         select: StateSelector,
         forward_state: ForwardState = FULL_FORWARD,
     ) -> Tensor:
-        """See `Engine.read`: where it can be made row by row, the selection is made in vLLM's worker."""
+        """See `Engine.capture_states`: where it can be made row by row, the selection is made in vLLM's worker."""
         _check_whole(forward_state)
         rows = self._rows(inputs, plan, traces.read, sites, select)
         answers = self._run(plan, rows)
@@ -81,7 +81,7 @@ class VllmEngine:
         plan: SiteEdits,
         keep: int | Tensor,
         forward_state: ForwardState = FULL_FORWARD,
-        reduce: LogitsReducer = same,
+        reduce: LogitsReducer = identity,
     ) -> Any:
         """See `Engine.logits`: columns before a row begins are 0; a `PerRowReducer` runs in vLLM's worker."""
         _check_whole(forward_state)
@@ -92,7 +92,7 @@ class VllmEngine:
             own = [c - row.offset for c in columns if 0 <= c - row.offset < len(row.ids)]
             there = [j for j, c in enumerate(columns) if 0 <= c - row.offset < len(row.ids)]
             norm = "" if own == [len(row.ids) - 1] else self._norm()
-            asked = reduce.row(row.number) if isinstance(reduce, PerRowReducer) else same
+            asked = reduce.for_row(row.number) if isinstance(reduce, PerRowReducer) else identity
             rows.append(replace(row, wanted=own, norm=norm, places=there, width=len(columns), reduce=asked))
         found = joined([answer["reduce"] for answer in self._run(plan, rows)])
         return found if isinstance(reduce, PerRowReducer) else reduce(found)
@@ -128,7 +128,7 @@ class VllmEngine:
         plan: SiteEdits,
         do: Callable[..., None],
         sites: Sequence[Site] = (),
-        select: StateSelector = same,
+        select: StateSelector = identity,
     ) -> list[Row]:
         _check_no_training(plan)
         self._meet(inputs, plan)
@@ -151,7 +151,7 @@ class VllmEngine:
             return
         last_prompt_columns = edits[0].last  # of the batch: the same for all
         assert last_prompt_columns is not None
-        states = self.read(inputs, {}, sites, _Last(last_prompt_columns)).float()
+        states = self.capture_states(inputs, {}, sites, _Last(last_prompt_columns)).float()
         for edit in edits:
             assert edit.vector_fn is not None and edit.read_site is not None
             edit.vectors = edit.vector_fn(states[:, sites.index(edit.read_site)])

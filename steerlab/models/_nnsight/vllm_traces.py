@@ -25,7 +25,7 @@ from nnsight.intervention.iterator import Iterations
 from torch import Tensor
 
 from steerlab._support.errors import LayoutError
-from steerlab.models.engine import LogitsReducer, same
+from steerlab.models.engine import LogitsReducer, identity
 from steerlab.models.interventions import Edit, apply_edits
 
 Answer = dict[str, Any]
@@ -80,7 +80,7 @@ class Row:
     wanted: Sequence[int] = ()
     places: Sequence[int] = ()
     width: int = 0
-    reduce: LogitsReducer = same
+    reduce: LogitsReducer = identity
     params: dict[str, Any] = field(default_factory=dict)
 
 
@@ -88,7 +88,7 @@ def carry_out(root: Any, row: Row, answer: Answer) -> None:
     """Everything that a request asks for, into `answer`: whose it is comes along, so that no mix-up can go unseen."""
     answer["number"] = row.number
     row.do(root, row, answer)
-    answer["stats"] = [(place, *edit.stats.read()) for place, edit in row.edits]
+    answer["stats"] = [(place, *edit.stats.totals()) for place, edit in row.edits]
 
 
 def read(root: Any, row: Row, answer: Answer) -> None:
