@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import wraps
+from contextvars import copy_context
+from functools import partial, wraps
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from steerlab._support import progress
@@ -34,7 +35,7 @@ class Job(Generic[R]):
         self.state = "begun"
         self.log: list[str] = []
         self._future: Future[R] = Future()
-        self._thread = threading.Thread(target=self._work, args=(run,), daemon=True)
+        self._thread = threading.Thread(target=copy_context().run, args=(self._work, run), daemon=True)
         self._thread.start()
 
     def __repr__(self) -> str:
@@ -83,12 +84,6 @@ def background(verb: Callable[P, R]) -> Callable[P, R]:
                 f"blocking=False is for a model on a server; {model.id} runs in this process, which a second thread "
                 "would not make faster: leave it out"
             )
-        active = list(model.active)  # the steering of the enclosing blocks, which every thread has of its own
-
-        def run() -> R:
-            model.active[:] = active
-            return verb(*args, **kwargs)
-
-        return Job(run)
+        return Job(partial(verb, *args, **kwargs))
 
     return call

@@ -81,7 +81,6 @@ class Model:
         self.chat = tokenizer.chat_template is not None if chat is None else chat
         self.vision = None if processor is None else Vision(processor, hf.config)
         self.lock = threading.RLock()
-        self._local = threading.local()
         self.accepted_inputs = set(inspect.signature(type(hf).forward).parameters)
         if getattr(hf.config.get_text_config(), "rope_parameters", None) and "mrope_section" in str(
             hf.config.get_text_config().rope_parameters
@@ -103,14 +102,6 @@ class Model:
         from steerlab.models._nnsight.local import NnsightEngine
 
         return NnsightEngine(self.hf, self.tokenizer, self.layout, self.vision and self.vision.processor)
-
-    @property
-    def active(self) -> list[Any]:
-        """The steering of the enclosing `with steerlab.steer(...)` blocks, each thread its own."""
-        if not hasattr(self._local, "active"):
-            self._local.active = []
-        active: list[Any] = self._local.active
-        return active
 
     @property
     def is_remote(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import pandas as pd
@@ -64,11 +65,20 @@ class Run:
         self._ratio += ratio * written if written else 0.0
 
     def _check(self) -> None:
-        if not any(run is self for run, _ in self.model.active):
+        if not any(run is self for run, _ in active_steering(self.model)):
             raise SteeringError(
                 "this run has ended (its `with steer(...)` block was left), or it belongs to another thread: "
                 "nothing would be steered"
             )
+
+
+# the open `with steer(...)` statements of this thread
+_stack: ContextVar[tuple[tuple[Run, list[Request]], ...]] = ContextVar("steering", default=())
+
+
+def active_steering(model: Model) -> list[tuple[Run, list[Request]]]:
+    """The open `with steer(model, ...)` statements around the call in this thread, outermost first."""
+    return [entry for entry in _stack.get() if entry[0].model is model]
 
 
 @contextmanager
@@ -101,11 +111,11 @@ def steer(
     """
     run = Run(model)
     entry = (run, _requests(steerer, alpha, positions, scale))
-    model.active.append(entry)
+    _stack.set((*_stack.get(), entry))
     try:
         yield run
     finally:
-        model.active[:] = [other for other in model.active if other is not entry]
+        _stack.set(tuple(other for other in _stack.get() if other is not entry))
 
 
 @background
@@ -221,7 +231,7 @@ def next_token_logits(
 
 
 def _active(model: Model) -> list[Request]:
-    return [request for _, requests in model.active for request in requests]
+    return [request for _, requests in active_steering(model) for request in requests]
 
 
 def _requests(steerer: Steer, alpha: Alpha, positions: Positions | None, scale: Scale) -> list[Request]:

@@ -27,6 +27,7 @@ from steerlab.models._nnsight import client
 from steerlab.models._nnsight.client import STARTS, ServerClient
 from steerlab.models.job import Job, background
 from steerlab.models.model import Model
+from steerlab.steering.steer import active_steering
 
 HOST = "http://there:5001"
 PROMPTS = ["hello there", "how are you today, my friend?", "no"]
@@ -545,11 +546,11 @@ def test_a_job_is_steered_as_the_verb_was_when_it_was_called(far: Model, verb: s
         with steerlab.steer(far, mean(3)):
             other, third = VERBS[verb](far), VERBS[verb](far, blocking=False)
         outside = VERBS[verb](far, blocking=False)
-        assert far.active == []
+        assert active_steering(far) == []
     assert same(both.result(SOON), steered) and same(third.result(SOON), other)
     assert same(outside.result(SOON), plain) and same(alone.result(SOON), plain)
     assert not same(steered, plain) and not same(steered, other)
-    assert far.active == [], "a job's steering is its own thread's"
+    assert active_steering(far) == [], "a job's steering is its own thread's"
 
 
 def test_a_run_in_the_background_counts_what_it_wrote_when_it_is_there(far: Model) -> None:
@@ -576,7 +577,7 @@ def test_any_function_of_a_model_can_be_deferred(far: Model, lm: Callable[..., M
 
     def verb(a: int, model: Model, *, b: int = 2) -> str:
         """What it does."""
-        seen.append((a, b, threading.current_thread() is threading.main_thread(), len(model.active)))
+        seen.append((a, b, threading.current_thread() is threading.main_thread(), len(active_steering(model))))
         progress.tell("under way")
         return f"{a + b}"
 
@@ -589,16 +590,15 @@ def test_any_function_of_a_model_can_be_deferred(far: Model, lm: Callable[..., M
     assert seen == [(1, 2, True, 0)] * 3 + [(1, 5, False, 1)]
 
 
-def test_steering_is_taken_down_when_the_verb_is_called_and_not_when_its_thread_begins(
-    far: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("steerlab.models.job.Job", lambda run: run)  # not begun yet
+def test_job_keeps_the_steering_of_the_block_that_started_it(far: Model) -> None:
+    left = threading.Event()
 
     def verb(model: Model) -> list[Any]:
-        return [run for run, _ in model.active]
+        left.wait(SOON)
+        return [run for run, _ in active_steering(model)]
 
     deferred: Any = background(verb)
     with steerlab.steer(far, mean(0)) as outer, steerlab.steer(far, mean(1)) as inner:
-        late = deferred(far, blocking=False)
-    assert far.active == []
-    assert Job(late).result(SOON) == [outer, inner] and far.active == []
+        job = deferred(far, blocking=False)
+    left.set()
+    assert job.result(SOON) == [outer, inner] and active_steering(far) == []

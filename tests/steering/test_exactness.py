@@ -17,6 +17,7 @@ from steerlab.models.encoding import Batch
 from steerlab.models.sites import Site
 from steerlab.steering import Request
 from steerlab.steering.interventions import build_edits, resolve_interventions
+from steerlab.steering.steer import active_steering
 from steerlab.testing import FAMILIES
 
 STEERERS = ("mean", "p2s", "l2s", "random")
@@ -310,7 +311,7 @@ def test_afterwards_the_model_is_bit_identical(lm, steerers, family, backend):
     before = plain.logits(model, ids)
 
     def check() -> None:
-        assert model.active == [] and plain.hook_count(model) == hooks
+        assert active_steering(model) == [] and plain.hook_count(model) == hooks
         assert torch.equal(plain.logits(model, ids), before)
         assert all(torch.equal(v, weights[k]) for k, v in model.hf.state_dict().items())
 
@@ -345,7 +346,7 @@ def test_an_exception_inside_the_forward_leaves_the_model_as_it_was(lm, backend)
         generate(model, PROMPTS, steer=Breaks(LAYER), max_new_tokens=2)
     with pytest.raises(Exception, match="in the middle of a forward"):
         score(model, PROMPTS, ANSWERS, steer=Breaks(LAYER))
-    assert model.active == [] and plain.hook_count(model) == hooks
+    assert active_steering(model) == [] and plain.hook_count(model) == hooks
     assert generate(model, PROMPTS, max_new_tokens=STEPS).ids == before.ids
 
 

@@ -31,6 +31,7 @@ from steerlab import (
 from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer
 from steerlab.models.layout import blocks
 from steerlab.models.sites import Site
+from steerlab.steering.steer import active_steering
 
 STEPS, ALPHA = 6, 2.5
 ANSWERS = ("the reeds", "no", "fish by night")
@@ -487,4 +488,4 @@ def test_two_threads_give_what_one_gives(lm, backend: str, example_id: bool) -> 
     state = torch.get_rng_state()
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(work, [V, W])) == expected
-    assert torch.equal(torch.get_rng_state(), state) and model.active == []
+    assert torch.equal(torch.get_rng_state(), state) and active_steering(model) == []
