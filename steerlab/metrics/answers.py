@@ -148,7 +148,7 @@ class AnswerReader:
     def for_row(self, number: int) -> AnswerReader:
         """See `PerRowReducer`."""
         at, where = number % len(self.where.choice), self.where
-        names = ("first_difference", "ids", "places", "targets", "real")
+        names = ("choice", "ids", "places", "targets", "real")
         return AnswerReader(
             replace(where, **{name: getattr(where, name)[at : at + 1].clone() for name in names}), 1, self.requires
         )
