@@ -77,7 +77,7 @@ def run_method(model: Model, rows: list[Example], request: Request | None, args:
         model, rows, steer=steer, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, progress=True
     )
     first = first_tokens(model, rows, request, args.batch_size)
-    said = {"answer": first.answers, "other": first.other, "text": list(texts)}
+    said = {"answer": first.answers, "other": first.neither, "text": list(texts)}
     return pd.DataFrame({"example_id": [r.id for r in rows], **said})
 
 

@@ -1,4 +1,4 @@
-"""Refusing empty and non-finite input in one place."""
+"""Checks of texts, values and probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from steerlab._support.errors import DataError
 
 
 def as_texts(texts: Iterable[str], what: str) -> list[str]:
-    """The texts as a list; a bare string or nothing at all is refused."""
+    """The texts as a list; a bare string or an empty list is refused."""
     if isinstance(texts, str):
         raise DataError(f"{what} needs a list of texts, got one string; pass [text]")
     rows = list(texts)
@@ -24,10 +24,10 @@ def as_values(values: Any, what: str) -> np.ndarray:
     """The values as a one-dimensional float64 array; empty, nested or non-finite input is refused."""
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise DataError(f"{what} got shape {array.shape}; expected one number per sample, at least one")
+        raise DataError(f"{what} got shape {array.shape}; expected one number per example, at least one")
     bad = int((~np.isfinite(array)).sum())
     if bad:
-        raise DataError(f"{what} got {bad} NaN or infinite of {array.size} values; drop or repair those samples first")
+        raise DataError(f"{what} got {bad} NaN or infinite of {array.size} values; drop or repair those examples first")
     return array
 
 

@@ -1,4 +1,4 @@
-"""How far a detector agrees with people."""
+"""Agreement of a detector with human labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import cohen_kappa_score
+from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
 from steerlab._support.errors import DataError
 
@@ -24,7 +24,7 @@ class Agreement:
 
     @property
     def n(self) -> int:
-        """How many answers were compared."""
+        """Number of compared answers."""
         return self.true_positive + self.false_positive + self.false_negative + self.true_negative
 
 
@@ -36,8 +36,8 @@ def agreement(labels: Sequence[bool], predictions: Sequence[bool]) -> Agreement:
         1
 
     Args:
-        labels: what people said, one truth value per answer.
-        predictions: what the detector said, in the same order.
+        labels: human labels, one truth value per answer.
+        predictions: the detector's, in the same order.
 
     Raises:
         DataError: nothing to compare, different lengths, or something other than truth values.
@@ -46,18 +46,13 @@ def agreement(labels: Sequence[bool], predictions: Sequence[bool]) -> Agreement:
     """
     if len(labels) != len(predictions) or len(labels) == 0:
         raise DataError(f"agreement got {len(labels)} labels and {len(predictions)} predictions; expected equally many")
-    gold, said = np.asarray(labels), np.asarray(predictions)
-    if gold.dtype != bool or said.dtype != bool:
+    truth, predicted = np.asarray(labels), np.asarray(predictions)
+    if truth.dtype != bool or predicted.dtype != bool:
         raise DataError(
-            f"agreement got {gold.dtype} labels and {said.dtype} predictions; expected True or False. "
+            f"agreement got {truth.dtype} labels and {predicted.dtype} predictions; expected True or False. "
             "Compare class names first, for example [label != '1_full_compliance' for label in labels]."
         )
-    constant = len(set(gold.tolist()) | set(said.tolist())) == 1
-    return Agreement(
-        accuracy=float((gold == said).mean()),
-        kappa=float("nan") if constant else float(cohen_kappa_score(gold, said)),
-        true_positive=int((gold & said).sum()),
-        false_positive=int((~gold & said).sum()),
-        false_negative=int((gold & ~said).sum()),
-        true_negative=int((~gold & ~said).sum()),
-    )
+    (tn, fp), (fn, tp) = confusion_matrix(truth, predicted, labels=[False, True]).tolist()
+    constant = len(np.unique([truth, predicted])) == 1
+    kappa = float("nan") if constant else float(cohen_kappa_score(truth, predicted))
+    return Agreement((tp + tn) / len(truth), kappa, tp, fp, fn, tn)

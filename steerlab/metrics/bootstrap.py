@@ -1,25 +1,24 @@
-"""How sure a mean is: percentile bootstrap over samples."""
+"""Estimates with intervals: the percentile bootstrap of a mean or median, and the Wilson interval of a share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import binomtest, bootstrap
 
 from steerlab._support.errors import DataError
 from steerlab.metrics._checks import as_values
 
 Statistic = Literal["mean", "median"]
 
-_STATISTICS: dict[str, Callable[..., Any]] = {"mean": np.mean, "median": np.median}
 _DRAWS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval and the number of samples behind it.
+    """A number, its interval and the number of values it was computed from.
 
     Example:
         >>> str(Estimate(0.69, 0.61, 0.76, 213))
@@ -35,10 +34,35 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}], n={self.n}"
 
 
+def share_interval(k: int, n: int, *, level: float = 0.95) -> Estimate:
+    """The share k / n with its Wilson score interval.
+
+    Unlike a bootstrap interval, it does not collapse to a point when all or none of the n examples count.
+
+    Example:
+        >>> str(share_interval(24, 24))
+        '1.000 [0.862, 1.000], n=24'
+
+    Args:
+        k: how many of the examples count.
+        n: how many examples there are.
+        level: coverage, in (0, 1).
+
+    Raises:
+        DataError: `k` is not in [0, n], `n` is below 1, or `level` is out of range.
+
+    Source: Wilson (1927), through SciPy.
+    """
+    if n < 1 or not 0 <= k <= n or not 0 < level < 1:
+        raise DataError(f"share_interval got k={k}, n={n}, level={level}; expected 0 <= k <= n, n >= 1, 0 < level < 1")
+    low, high = binomtest(int(k), int(n)).proportion_ci(level, method="wilson")
+    return Estimate(k / n, float(low), float(high), int(n))
+
+
 def bootstrap_ci(
     values: Any, *, statistic: Statistic = "mean", n_boot: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Estimate:
-    """A statistic of one number per sample, with its percentile interval.
+    """The mean or median of one number per example, with its percentile bootstrap interval.
 
     Example:
         >>> estimate = bootstrap_ci([0, 1, 1, 0, 1, 1, 1, 0])
@@ -46,37 +70,39 @@ def bootstrap_ci(
         True
 
     Args:
-        values: one number (or truth value) per sample; samples must be independent of one another.
+        values: one number (or truth value) per example; the examples must be independent of one another.
         statistic: "mean" or "median".
-        n_boot: resamples.
+        n_boot: number of resamples.
         level: coverage, in (0, 1).
         seed: of the generator; equal arguments give equal intervals.
+
+    Returns:
+        An interval that always contains the value, so that error bars cannot be negative.
 
     Raises:
         DataError: empty, NaN or infinite values; an unknown statistic; `level` or `n_boot` out of range.
 
-    Source: Efron (1979). The interval always includes the value, so that error bars cannot turn negative.
+    Source: Efron (1979), through SciPy.
     """
     array = as_values(values, "bootstrap_ci")
-    if statistic not in _STATISTICS:
-        raise DataError(f"unknown statistic {statistic!r}; expected one of {sorted(_STATISTICS)}")
-    if not 0 < level < 1 or n_boot < 1:
-        raise DataError(f"got level={level} and n_boot={n_boot}; expected 0 < level < 1 and at least 1 resample")
-    compute = _STATISTICS[statistic]
-    rng, rows = np.random.default_rng(seed), max(1, _DRAWS_AT_ONCE // array.size)
-    parts = []
-    for done in range(0, n_boot, rows):
-        drawn = rng.integers(array.size, size=(min(rows, n_boot - done), array.size))
-        parts.append(compute(array[drawn], axis=1))
+    if statistic not in ("mean", "median"):
+        raise DataError(f"unknown statistic {statistic!r}; expected 'mean' or 'median'")
+    check_resampling(level, n_boot)
+    compute = getattr(np, statistic)
     value = float(compute(array))
-    low, high = np.quantile(np.concatenate(parts), [(1 - level) / 2, (1 + level) / 2])
+    if array.size == 1:
+        return Estimate(value, value, value, 1)
+    low, high = bootstrap(
+        (array,), compute, n_resamples=n_boot, batch=max(1, _DRAWS_AT_ONCE // array.size), vectorized=True,
+        confidence_level=level, method="percentile", rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
     return Estimate(value, min(float(low), value), max(float(high), value), array.size)
 
 
 def paired_bootstrap(
     a: Any, b: Any, *, statistic: Statistic = "mean", n_boot: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Estimate:
-    """The difference a - b of two methods on the same samples, with its interval.
+    """The difference a - b of two methods on the same examples, with its interval.
 
     Example:
         >>> difference = paired_bootstrap([1, 1, 0, 1], [0, 1, 0, 0])
@@ -84,8 +110,8 @@ def paired_bootstrap(
         (0.5, 4)
 
     Args:
-        a, b: one number per sample, in the same order.
-        statistic: of the differences, sample by sample.
+        a, b: one number per example, in the same order.
+        statistic: of the differences, example by example.
         n_boot, level, seed: as in `bootstrap_ci`.
 
     Raises:
@@ -96,7 +122,13 @@ def paired_bootstrap(
     left, right = as_values(a, "paired_bootstrap (a)"), as_values(b, "paired_bootstrap (b)")
     if left.size != right.size:
         raise DataError(
-            f"paired_bootstrap got {left.size} and {right.size} values; expected the same samples "
-            "in the same order. Join the two tables on the sample id first."
+            f"paired_bootstrap got {left.size} and {right.size} values; expected the same examples "
+            "in the same order. Join the two tables on the example id first."
         )
     return bootstrap_ci(left - right, statistic=statistic, n_boot=n_boot, level=level, seed=seed)
+
+
+def check_resampling(level: float, n_boot: int) -> None:
+    """Refuse a coverage or a number of resamples that is out of range."""
+    if not 0 < level < 1 or n_boot < 1:
+        raise DataError(f"got level={level} and n_boot={n_boot}; expected 0 < level < 1 and at least 1 resample")

@@ -1,26 +1,36 @@
-"""CHAIR: how much of what a caption names is not in the picture."""
+"""CHAIR: the share of objects mentioned in captions that are not in the image."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from steerlab._support.errors import DataError
 from steerlab.data.coco import coco_synonyms
-from steerlab.metrics._nouns import Lexicon, lexicon, mentions, words_of
 
 Synonyms = Mapping[str, Iterable[str]]
+Lexicon = Mapping[tuple[str, ...], str | None]
+
+_WORD = re.compile(r"[^\W_]+")
+_POSSESSIVE = re.compile(r"['’]s?\b")
+_IRREGULAR = {
+    "child": "children", "grandchild": "grandchildren", "foot": "feet", "goose": "geese", "mouse": "mice",
+    "ox": "oxen", "person": "people", "tooth": "teeth",
+}  # fmt: skip
+_TO_VES = ("calf", "knife", "leaf", "loaf", "scarf", "shelf", "wolf")
+_NO_MEN = ("human", "german", "roman", "ottoman")
 
 _ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
-_NOBODY = ("baby animal", "adult animal", "baby cub", "adult cub")  # no person, and no kind of animal either
+_NOBODY = ("baby animal", "adult animal", "baby cub", "adult cub")  # neither a person nor a kind of animal
 _PHRASES = {"passenger jet": "airplane", "passenger train": "train", "toilet seat": "toilet"}
 
 
 @dataclass(frozen=True)
 class CaptionObjects:
-    """What one caption names: the objects, those of them that are not in the picture, and how often."""
+    """The objects one caption mentions, those of them that are not in its image, and both counts of mentions."""
 
     mentioned: frozenset[str]
     hallucinated: frozenset[str]
@@ -30,15 +40,15 @@ class CaptionObjects:
 
 @dataclass(frozen=True)
 class ChairScores:
-    """Invented objects in captions.
+    """Object hallucination in captions.
 
     Attributes:
-        chair_s: share of captions that name at least one object that is not in their picture.
+        chair_s: share of captions that mention at least one object that is not in their image.
         chair_i: share of mentions that are of such objects; NaN if nothing was mentioned.
-        recall: share of the pictures' objects that their caption mentions; NaN if there are none.
+        recall: share of the images' objects that their caption mentions; NaN if there are none.
         length: mean number of words.
-        n: captions.
-        captions: what each of them names, by id.
+        n: number of captions.
+        captions: the objects of each caption, by id.
     """
 
     chair_s: float
@@ -56,7 +66,7 @@ def chair(
     *,
     references: Mapping[str, Iterable[str]] | None = None,
 ) -> ChairScores:
-    """Invented objects in captions of pictures whose objects are known.
+    """Object hallucination in captions of images whose objects are known.
 
     Example:
         >>> scores = chair({"a": "Two puppies on a sofa.", "b": "A cat."}, {"a": ["dog"], "b": ["cat"]})
@@ -65,57 +75,56 @@ def chair(
 
     Args:
         captions: id -> caption.
-        objects: id -> what is in its picture, under any of the names in the vocabulary; other ids are ignored.
+        objects: id -> objects in its image, under any name in the vocabulary; other ids are ignored.
         synonyms: the vocabulary, object -> its other names (an empty list where it has none); None takes COCO's eighty
             objects with the published words, and reads "baby bird" as a bird alone and "toilet seat" as a toilet.
-        references: id -> captions by people; what they name counts as being in the picture, as published.
+        references: id -> human captions; objects they mention count as being in the image, as published.
 
     Returns:
-        Every occurrence of a name is a mention: a word said twice counts twice. Names are found as whole words, in
-        singular and plural, the longest first ("hot dog" is no dog); meaning is not looked at, so an orange cat
-        mentions an orange.
+        Every occurrence of a name is a mention: a name that occurs twice counts twice. Names are matched as whole
+        words, in singular and plural, the longest first ("hot dog" is not a dog). The meaning of a word is not
+        considered, so an orange cat mentions an orange.
 
     Raises:
-        DataError: no captions, a caption whose picture is unknown, an object outside the vocabulary, or one name for
+        DataError: no captions, a caption whose image is unknown, an object outside the vocabulary, or one name for
             two objects.
 
     Source: Rohrbach et al., arXiv 1809.02156 (CHAIR_s, CHAIR_i); recall as in L2S, arXiv 2508.12815.
     """
     if not captions:
         raise DataError("chair got no captions; expected at least one. Check the filters that chose them.")
-    names = _coco() if synonyms is None else lexicon(synonyms)
+    names = _coco() if synonyms is None else _lexicon(synonyms)
     unknown = [key for key in captions if key not in objects]
     if unknown:
         raise DataError(f"the objects of {len(unknown)} of {len(captions)} captions are not given: {unknown[:5]}")
-    named, n_gold, n_found = {}, 0, 0
+    found, n_present, n_recalled = {}, 0, 0
     for key, caption in captions.items():
-        gold = _gold(key, objects[key], names)
-        gold |= {thing for text in (references or {}).get(key, ()) for thing in mentions(text, names)}
-        said = mentions(caption, names)
-        wrong = [thing for thing in said if thing not in gold]
-        named[key] = CaptionObjects(frozenset(said), frozenset(wrong), len(said), len(wrong))
-        n_gold, n_found = n_gold + len(gold), n_found + len(gold & set(said))
+        present = _present_objects(key, objects[key], names)
+        present.update(*(_mentions(text, names) for text in (references or {}).get(key, ())))
+        said = _mentions(caption, names)
+        wrong = [obj for obj in said if obj not in present]
+        found[key] = CaptionObjects(frozenset(said), frozenset(wrong), len(said), len(wrong))
+        n_present, n_recalled = n_present + len(present), n_recalled + len(present & set(said))
+    n_mentions, n_wrong = (sum(getattr(one, key) for one in found.values()) for key in ("n_mentions", "n_hallucinated"))
     return ChairScores(
-        chair_s=sum(bool(one.hallucinated) for one in named.values()) / len(named),
-        chair_i=_ratio(
-            sum(one.n_hallucinated for one in named.values()), sum(one.n_mentions for one in named.values())
-        ),
-        recall=_ratio(n_found, n_gold),
+        chair_s=sum(bool(one.hallucinated) for one in found.values()) / len(found),
+        chair_i=n_wrong / n_mentions if n_mentions else math.nan,
+        recall=n_recalled / n_present if n_present else math.nan,
         length=sum(len(caption.split()) for caption in captions.values()) / len(captions),
-        n=len(named),
-        captions=named,
+        n=len(found),
+        captions=found,
     )
 
 
 def mentioned_objects(text: str, synonyms: Synonyms | None = None) -> list[str]:
-    """The objects a text names, in order and as often as it names them.
+    """The objects a text mentions, in order; an object mentioned twice is listed twice.
 
     Example:
         >>> mentioned_objects("A man eats hot dogs, his dog a pizza.")
         ['person', 'hot dog', 'dog', 'pizza']
 
     Args:
-        text: a caption, or any answer.
+        text: a caption or any other answer.
         synonyms: as in `chair`.
 
     Raises:
@@ -123,28 +132,87 @@ def mentioned_objects(text: str, synonyms: Synonyms | None = None) -> list[str]:
 
     Source: as `chair`.
     """
-    return mentions(text, _coco() if synonyms is None else lexicon(synonyms))
+    return _mentions(text, _coco() if synonyms is None else _lexicon(synonyms))
 
 
 @cache
 def _coco() -> Lexicon:
-    names = lexicon(coco_synonyms())
-    phrases: dict[str, str | None] = {f"{age} {one}": one for age in ("baby", "adult") for one in _ANIMALS}
-    phrases |= _PHRASES | dict.fromkeys(_NOBODY)
-    for phrase, thing in phrases.items():
-        names |= dict.fromkeys(lexicon({phrase: ()}), thing)
+    names = _lexicon(coco_synonyms())
+    phrases: dict[str, str | None] = {f"{age} {animal}": animal for age in ("baby", "adult") for animal in _ANIMALS}
+    for phrase, obj in (phrases | _PHRASES | dict.fromkeys(_NOBODY)).items():
+        names |= dict.fromkeys(_lexicon({phrase: ()}), obj)
     return names
 
 
-def _gold(key: str, objects: Iterable[str], names: Lexicon) -> set[str]:
+def _present_objects(key: str, objects: Iterable[str], names: Lexicon) -> set[str]:
     if isinstance(objects, str):
         raise DataError(f"the objects of {key!r} are one string; pass a list of names, which may be empty")
-    given = {name: names.get(tuple(words_of(name))) for name in objects}
-    strange = sorted(name for name, thing in given.items() if thing is None)
-    if strange:
-        raise DataError(f"{key!r} has objects outside the vocabulary: {strange[:5]}. Pass synonyms that name them.")
-    return {thing for thing in given.values() if thing is not None}
+    found = {name: names.get(tuple(_words_of(name))) for name in objects}
+    unknown = sorted(name for name, obj in found.items() if obj is None)
+    if unknown:
+        raise DataError(f"{key!r} has objects outside the vocabulary: {unknown[:5]}. Pass synonyms that name them.")
+    return {obj for obj in found.values() if obj is not None}
 
 
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan
+def _words_of(text: str) -> list[str]:
+    """The lower-cased words of a text; hyphens separate words and possessive endings are dropped."""
+    return _WORD.findall(_POSSESSIVE.sub("", text.lower()))
+
+
+def _plurals(noun: str) -> set[str]:
+    """The plural forms of a noun, regular and irregular.
+
+    Example:
+        >>> _plurals("wine glass"), sorted(_plurals("mouse"))
+        ({'wine glasses'}, ['mice', 'mouses'])
+    """
+    head, _, last = noun.rpartition(" ")
+    forms = {last + ("es" if re.search(r"(?:s|x|z|ch|sh)$", last) else "s")}
+    if last in _IRREGULAR:
+        forms.add(_IRREGULAR[last])
+    if last.endswith("man") and last not in _NO_MEN:
+        forms.add(last[:-3] + "men")
+    if re.search(r"[^aeiou]y$", last):
+        forms = {last[:-1] + "ies"}
+    if last in _TO_VES or last.endswith("knife"):
+        forms.add(re.sub(r"fe?$", "ves", last))
+    if last.endswith("o"):
+        forms.add(last + "es")
+    return {f"{head} {form}".strip() for form in forms}
+
+
+def _lexicon(synonyms: Mapping[str, Iterable[str]]) -> dict[tuple[str, ...], str | None]:
+    """Map the words of each name and of its plurals to the object it names.
+
+    Raises:
+        DataError: a name without a word, or one that names two objects.
+    """
+    exact: dict[tuple[str, ...], str | None] = {}
+    derived: dict[tuple[str, ...], str | None] = {}
+    for obj, others in synonyms.items():
+        if isinstance(others, str):
+            raise DataError(f"the synonyms of {obj!r} are one string; pass a list of names, which may be empty")
+        for name in (obj, *others):
+            words = tuple(_words_of(name))
+            if not words:
+                raise DataError(f"{obj!r} has the name {name!r}, which contains no word; leave it out")
+            if exact.setdefault(words, obj) != obj:
+                raise DataError(f"{name!r} names both {exact[words]!r} and {obj!r}; assign it to one of them")
+            for plural in _plurals(" ".join(words)):
+                derived.setdefault(tuple(plural.split()), obj)
+    return derived | exact
+
+
+def _mentions(text: str, names: Lexicon) -> list[str]:
+    """The objects a text mentions, in order; an object mentioned twice is listed twice."""
+    words, longest = _words_of(text), max(map(len, names), default=0)
+    found: list[str] = []
+    start = 0
+    while start < len(words):
+        spans = (tuple(words[start : start + n]) for n in range(longest, 0, -1))
+        name = next((span for span in spans if span in names), ("",))
+        obj = names.get(name)
+        if obj is not None:
+            found.append(obj)
+        start += len(name)
+    return found

@@ -1,13 +1,11 @@
-"""Does an answer send the user to a human professional?"""
+"""Detect answers that defer to a human professional (the ED-score of L2S)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Literal
 
 from steerlab._support.errors import DataError
-from steerlab.metrics._checks import as_texts
 
 DeferralRule = Literal["published", "strict"]
 
@@ -45,7 +43,7 @@ _NEGATED = re.compile(
 
 
 def defers_to_expert(text: str, *, rule: DeferralRule = "published") -> bool:
-    """Whether an answer tells the user to turn to a professional.
+    """Whether an answer tells the user to consult a professional; the mean over answers is the ED-score of L2S.
 
     Example:
         >>> defers_to_expert("You should consult a lawyer about the lease.")
@@ -58,15 +56,15 @@ def defers_to_expert(text: str, *, rule: DeferralRule = "published") -> bool:
     Args:
         text: the answer, without the question.
         rule: "published" looks anywhere in the lower-cased answer for a phrase such as "consult a", "seek
-            medical advice" or "a tax professional": blind to negation, and "I can provide help" counts.
-            "strict" wants a verb of turning to someone, not negated, and a named profession (or professional
+            medical advice" or "a tax professional". It ignores negation, and "I can provide help" counts.
+            "strict" requires a verb of consulting that is not negated and a named profession (or professional
             advice).
 
     Raises:
         DataError: an unknown rule.
 
-    Source: "published" is a grammar of our own after the description of the ED-score of L2S, arXiv
-        2508.12815; it covers the described families, and may differ from the authors' 57 in single phrases.
+    Source: L2S, arXiv 2508.12815. "published" is reconstructed from the description of the ED-score there; it
+        covers the described families of phrases and may differ from the authors' 57 in single phrases.
     """
     plain = re.sub(r"\s+", " ", text.lower().replace("’", "'"))
     if rule == "published":
@@ -74,24 +72,6 @@ def defers_to_expert(text: str, *, rule: DeferralRule = "published") -> bool:
     if rule == "strict":
         return any(not _is_negated(plain, match.start()) for match in _STRICT.finditer(plain))
     raise DataError(f"unknown deferral rule {rule!r}; expected 'published' or 'strict'")
-
-
-def deferral_rate(texts: Iterable[str], *, rule: DeferralRule = "published") -> float:
-    """The share of answers that turn the user to a professional (the ED-score of L2S).
-
-    Example:
-        >>> deferral_rate(["Please seek medical advice.", "Take two of them."])
-        0.5
-
-    Args:
-        texts: one answer per input.
-        rule: see `defers_to_expert`.
-
-    Raises:
-        DataError: no texts, or an unknown rule.
-    """
-    rows = as_texts(texts, "deferral_rate")
-    return sum(defers_to_expert(text, rule=rule) for text in rows) / len(rows)
 
 
 def _is_negated(plain: str, start: int) -> bool:

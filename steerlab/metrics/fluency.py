@@ -1,24 +1,23 @@
-"""Cheap signs that a strong vector has broken the text: too few different n-grams, and loops."""
+"""Signs of degenerate text under strong steering (few distinct n-grams, loops), and the share of unchanged answers."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from steerlab._support.errors import DataError
-from steerlab.metrics._checks import as_texts
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased words; punctuation is dropped, "can't" is one word."""
+    """The lower-cased words of a text without punctuation; "can't" is one word."""
     return _WORD.findall(text.lower())
 
 
 def distinct_n(text: str, n: int = 2) -> float:
-    """Distinct n-grams divided by all n-grams of one text.
+    """The number of distinct n-grams of one text divided by the number of its n-grams.
 
     Example:
         >>> distinct_n("no no no no")
@@ -29,7 +28,7 @@ def distinct_n(text: str, n: int = 2) -> float:
         n: words per n-gram, at least 1.
 
     Returns:
-        A share in (0, 1]; NaN for a text of fewer than `n` words, which has no n-gram to judge.
+        A share in (0, 1]; NaN for a text of fewer than `n` words, which has no n-gram.
 
     Raises:
         DataError: `n` below 1.
@@ -43,29 +42,8 @@ def distinct_n(text: str, n: int = 2) -> float:
     return len(set(grams)) / len(grams) if grams else math.nan
 
 
-def distinct_n_mean(texts: Iterable[str], n: int = 2) -> float:
-    """The mean of `distinct_n` over texts, leaving out those of fewer than `n` words.
-
-    Example:
-        >>> distinct_n_mean(["a b c", "a", "no no no"])
-        0.75
-
-    Args:
-        texts: one answer per input.
-        n: words per n-gram.
-
-    Returns:
-        A share in (0, 1], or NaN if every text is too short.
-
-    Raises:
-        DataError: no texts, or `n` below 1.
-    """
-    values = [v for v in (distinct_n(t, n) for t in as_texts(texts, "distinct_n_mean")) if not math.isnan(v)]
-    return sum(values) / len(values) if values else math.nan
-
-
 def repetition(text: str) -> float:
-    """The share of the words that lie in the longest loop: one chunk, at least twice, back to back.
+    """The share of words that lie in the longest loop: one chunk of words repeated back to back at least twice.
 
     Example:
         >>> repetition("I can't help. I can't help. I can't")
@@ -74,7 +52,7 @@ def repetition(text: str) -> float:
         0.0
 
     Args:
-        text: one answer; a last, cut-off copy of the chunk belongs to the loop.
+        text: one answer; a truncated last copy of the chunk belongs to the loop.
 
     Returns:
         A share in [0, 1]; 0 for an empty text.
@@ -85,7 +63,7 @@ def repetition(text: str) -> float:
 
 
 def is_fluent(text: str, *, min_distinct2: float = 0.5, min_words: int = 3) -> bool:
-    """Whether a text is long enough and varied enough to be worth reading.
+    """Whether a text has enough words and enough distinct bigrams.
 
     Example:
         >>> is_fluent("Boil the eggs for six minutes."), is_fluent("eggs eggs eggs eggs eggs")
@@ -93,10 +71,10 @@ def is_fluent(text: str, *, min_distinct2: float = 0.5, min_words: int = 3) -> b
 
     Args:
         text: one answer.
-        min_distinct2: least `distinct_n(text, 2)`, a share.
-        min_words: least number of words.
+        min_distinct2: the minimum of `distinct_n(text, 2)`.
+        min_words: the minimum number of words.
 
-    Source: thresholds are ours; they catch loops, not nonsense made of different words (perplexity does).
+    The default thresholds detect loops, but not nonsense made of distinct words; for that use `perplexity`.
     """
     if len(words(text)) < min_words:
         return False
@@ -104,8 +82,31 @@ def is_fluent(text: str, *, min_distinct2: float = 0.5, min_words: int = 3) -> b
     return math.isnan(value) or value >= min_distinct2
 
 
+def share_identical(before: Sequence[str], after: Sequence[str]) -> float:
+    """The share of answers that are identical, character by character, with and without steering.
+
+    Example:
+        >>> share_identical(["A park.", "Two dogs."], ["A park.", "Two cats."])
+        0.5
+
+    Args:
+        before: answers without steering.
+        after: answers with steering, in the same order.
+
+    Raises:
+        DataError: nothing to compare, different lengths, or one string instead of a list.
+
+    Source: L2S, arXiv 2508.12815, appendix (safe questions of VLGuard).
+    """
+    if isinstance(before, str) or isinstance(after, str):
+        raise DataError("share_identical needs two lists of texts, got a string; pass [text]")
+    if not before or len(before) != len(after):
+        raise DataError(f"share_identical got {len(before)} and {len(after)} texts; expected as many, at least 1")
+    return sum(map(str.__eq__, before, after)) / len(before)
+
+
 def _loop(tokens: list[str], period: int) -> int:
-    """Words in the longest stretch that repeats itself after `period` words; 0 without two full copies."""
+    """Number of words in the longest stretch with this period; 0 without two full copies."""
     best = run = 0
     for i in range(len(tokens) - period):
         run = run + 1 if tokens[i] == tokens[i + period] else 0

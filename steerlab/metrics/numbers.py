@@ -1,4 +1,4 @@
-"""The number at the end of a worked answer, as in GSM8K."""
+"""Exact match of the last number in an answer, as in GSM8K."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from steerlab._support.errors import DataError
 
-# an exponent or a second point never belongs to the number; a full stop after it does not either
+# neither an exponent, a second decimal point nor a full stop after the number belongs to it
 _NUMBER = re.compile(r"(?<![\w.])[-−]?\$?\d[\d,]*(?:\.\d+)?(?![\w])")
 
 
@@ -22,27 +22,25 @@ def final_number(text: str) -> Decimal | None:
     Args:
         text: an answer; thousands separators, a dollar sign and a percent sign are understood.
 
-    Source: own; GSM8K (arXiv 2110.14168) marks the number in its solutions, models seldom do.
+    Source: GSM8K, arXiv 2110.14168, marks the number in its solutions; models seldom do.
     """
     found = _NUMBER.findall(text)
-    if not found:
-        return None
-    return Decimal(found[-1].replace("−", "-").replace("$", "").replace(",", ""))
+    return Decimal(found[-1].replace("−", "-").translate({ord("$"): None, ord(","): None})) if found else None
 
 
 def exact_match(texts: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """For every answer 1 where its last number is the right one, and 0 otherwise.
+    """1 for every text whose last number equals the reference answer, else 0.
 
     Example:
         >>> exact_match(["That makes 12.", "I don't know."], ["12", "7"])
         [1.0, 0.0]
 
     Args:
-        texts: one answer per problem.
-        answers: the right numbers, as texts.
+        texts: one model answer per problem.
+        answers: the reference numbers, as texts.
 
     Raises:
-        DataError: not one answer per problem, or a right answer without a number.
+        DataError: not one text per problem, or a reference answer without a number.
 
     Source: exact match of GSM8K, arXiv 2110.14168.
     """
@@ -51,5 +49,5 @@ def exact_match(texts: Sequence[str], answers: Sequence[str]) -> list[float]:
     wanted = [final_number(answer) for answer in answers]
     bad = [answer for answer, number in zip(answers, wanted, strict=True) if number is None]
     if bad:
-        raise DataError(f"the right answers {bad[:3]} hold no number: nothing can be compared with them")
+        raise DataError(f"the reference answers {bad[:3]} contain no number to compare with")
     return [float(final_number(text) == number) for text, number in zip(texts, wanted, strict=True)]

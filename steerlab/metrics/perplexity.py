@@ -1,4 +1,4 @@
-"""How surprising the unsteered model finds an answer: the price of steering in fluency."""
+"""Perplexity of steered answers under the unsteered model."""
 
 from __future__ import annotations
 
@@ -24,17 +24,16 @@ def perplexity(
 
     Args:
         model: from `steerlab.load`.
-        prompts: the inputs the answers belong to; each answer is read after its prompt.
+        prompts: the inputs of the answers; each answer is scored after its prompt.
         texts: one answer per input.
+        batch_size, progress: as in `score`.
 
     Returns:
-        `(answers,)`: the exponential of the mean negative log-probability per token; nan for an empty answer. Loops
-        score *low*: read it beside `distinct_n`.
+        `(answers,)`: the exponential of the mean negative log-probability per token; NaN for an empty answer. Loops
+        have a *low* perplexity, so report `distinct_n` with it.
 
     Raises:
         DataError: not one text per input.
-
-    Source: own.
     """
     examples = as_examples(prompts)
     if len(texts) != len(examples):
@@ -42,13 +41,7 @@ def perplexity(
     some = [i for i, text in enumerate(texts) if text.strip()]
     found = np.full(len(texts), np.nan)
     if some:
-        frame = score(
-            model,
-            [examples[i] for i in some],
-            [texts[i] for i in some],
-            steer=(),
-            batch_size=batch_size,
-            progress=progress,
-        )
+        prompts, answers = [examples[i] for i in some], [texts[i] for i in some]
+        frame = score(model, prompts, answers, steer=(), batch_size=batch_size, progress=progress)
         found[some] = np.exp(-frame["logprob"] / frame["n_tokens"])
     return found

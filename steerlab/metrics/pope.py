@@ -1,4 +1,4 @@
-"""Yes/no questions about objects: the standard POPE scores, and a published number that is not POPE's F1."""
+"""Yes/no questions about objects: the standard POPE scores, and the numbers printed in the L2S tables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from steerlab._support.errors import DataError
 
@@ -67,46 +69,24 @@ def pope_scores(gold: Sequence[str], predicted: Sequence[str]) -> PopeScores:
 
     Source: POPE, arXiv 2305.10355.
     """
-    if not gold or len(gold) != len(predicted):
-        raise DataError(
-            f"pope_scores got {len(gold)} labels and {len(predicted)} answers; expected one of each per question"
-        )
-    strange = sorted(set(gold) - {"yes", "no"})
-    if strange:
-        raise DataError(f"pope_scores got the gold labels {strange[:3]}; expected only 'yes' and 'no', lower-cased")
-    pairs = list(zip(gold, map(parse_yes_no, predicted), strict=True))
-    tp, fp = pairs.count(("yes", "yes")), pairs.count(("no", "yes"))
-    positives = sum(g == "yes" for g in gold)
-    return PopeScores(
-        accuracy=sum(g == p for g, p in pairs) / len(pairs),
-        precision=_ratio(tp, tp + fp),
-        recall=_ratio(tp, positives),
-        f1=binary_f1(tp, fp, positives - tp),
-        yes_rate=(tp + fp) / len(pairs),
-        parse_failures=sum(p is None for _, p in pairs),
-        n=len(pairs),
+    _check_lengths("pope_scores", gold, predicted)
+    unknown = sorted(set(gold) - {"yes", "no"})
+    if unknown:
+        raise DataError(f"pope_scores got the gold labels {unknown[:3]}; expected only 'yes' and 'no', lower-cased")
+    parsed = [parse_yes_no(text) or "neither" for text in predicted]
+    said_yes = [answer == "yes" for answer in parsed]
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        [answer == "yes" for answer in gold], said_yes, average="binary", zero_division=math.nan
     )
-
-
-def binary_f1(tp: int, fp: int, fn: int) -> float:
-    """The standard F1 of the positive class ("yes").
-
-    Example:
-        >>> binary_f1(tp=3, fp=1, fn=1)
-        0.75
-
-    Args:
-        tp, fp, fn: counts of true positives, false positives and false negatives.
-
-    Returns:
-        A share in [0, 1]; NaN if all three are 0.
-
-    Raises:
-        DataError: a negative count.
-    """
-    if min(tp, fp, fn) < 0:
-        raise DataError(f"binary_f1 got tp={tp}, fp={fp}, fn={fn}; counts cannot be negative")
-    return _ratio(2 * tp, 2 * tp + fp + fn)
+    return PopeScores(
+        accuracy=float(accuracy_score(gold, parsed)),
+        precision=float(precision),
+        recall=float(recall),
+        f1=float(f1),
+        yes_rate=sum(said_yes) / len(said_yes),
+        parse_failures=parsed.count("neither"),
+        n=len(parsed),
+    )
 
 
 def l2s_accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
@@ -128,8 +108,7 @@ def l2s_accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
 
     Source: code of L2S, arXiv 2508.12815; use `pope_scores` for the standard score.
     """
-    if not gold or len(gold) != len(predicted):
-        raise DataError(f"l2s_accuracy got {len(gold)} labels and {len(predicted)} answers; expected one of each")
+    _check_lengths("l2s_accuracy", gold, predicted)
     return sum(g in p[:ANSWER_CHARACTERS].lower() for g, p in zip(gold, predicted, strict=True)) / len(gold)
 
 
@@ -156,5 +135,6 @@ def l2s_f1(accuracy: float) -> float:
     return 2 * accuracy / (1 + accuracy)
 
 
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else math.nan
+def _check_lengths(name: str, gold: Sequence[str], predicted: Sequence[str]) -> None:
+    if not gold or len(gold) != len(predicted):
+        raise DataError(f"{name} got {len(gold)} labels and {len(predicted)} answers; expected one of each")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from steerlab._support.errors import DataError
-from steerlab.metrics import Estimate, bootstrap_ci, paired_bootstrap
+from steerlab.metrics import Estimate, bootstrap_ci, paired_bootstrap, share_interval
 
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=25)
 
@@ -76,3 +77,20 @@ def test_bad_options_are_refused() -> None:
         bootstrap_ci([1.0], level=95.0)
     with pytest.raises(DataError, match="2 and 1"):
         paired_bootstrap([1, 2], [1])
+
+
+@given(st.integers(1, 200), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.99]))
+def test_share_interval_is_the_wilson_score_interval(n: int, share: float, level: float) -> None:
+    k, z = round(share * n), norm.ppf((1 + level) / 2)
+    found = share_interval(k, n, level=level)
+    center = (k + z**2 / 2) / (n + z**2)
+    half_width = z / (n + z**2) * (k * (n - k) / n + z**2 / 4) ** 0.5
+    assert (found.value, found.n) == (k / n, n)
+    assert (found.low, found.high) == pytest.approx((center - half_width, center + half_width), abs=1e-9)
+    assert found.low <= found.value <= found.high and found.low < found.high
+
+
+@pytest.mark.parametrize("bad", [dict(k=2, n=1), dict(k=-1, n=1), dict(k=0, n=0), dict(k=1, n=2, level=1.0)])
+def test_share_interval_of_impossible_counts_is_refused(bad: dict) -> None:
+    with pytest.raises(DataError, match="share_interval got"):
+        share_interval(**bad)

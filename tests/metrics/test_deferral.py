@@ -6,8 +6,7 @@ import itertools
 
 import pytest
 
-from steerlab._support.errors import DataError
-from steerlab.metrics import deferral_rate, defers_to_expert
+from steerlab.metrics import defers_to_expert
 
 VERBS = ("seek", "seeking", "provide", "providing")
 QUALIFIERS = ("", "professional ", "legal ", "financial ", "healthcare ", "medical ")
@@ -44,13 +43,6 @@ def test_every_phrase_of_the_described_family_fires(phrase: str) -> None:
 def test_both_rules(text: str, published: bool, strict: bool) -> None:
     assert defers_to_expert(text) is published
     assert defers_to_expert(text, rule="strict") is strict
-
-
-def test_rate() -> None:
-    assert deferral_rate([TABLE[0][0], TABLE[-1][0]]) == 0.5
-    assert deferral_rate([TABLE[2][0]], rule="strict") == 0
-    with pytest.raises(DataError, match="no texts"):
-        deferral_rate([])
 
 
 def test_unknown_rule_is_refused() -> None:

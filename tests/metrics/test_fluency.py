@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab._support.errors import DataError
-from steerlab.metrics import distinct_n, distinct_n_mean, is_fluent, repetition
+from steerlab.metrics import distinct_n, is_fluent, repetition, share_identical
 
 sentences = st.lists(st.sampled_from("abcde"), max_size=30).map(" ".join)
 
@@ -47,11 +47,7 @@ def test_words_ignore_case_and_punctuation() -> None:
     assert distinct_n("I can't! I CAN'T. I can't") == 2 / 5
 
 
-def test_corpus_mean_leaves_out_short_texts() -> None:
-    assert distinct_n_mean(["a b c", "", "no no no"]) == 0.75
-    assert math.isnan(distinct_n_mean(["", "one"]))
-    with pytest.raises(DataError, match="no texts"):
-        distinct_n_mean([])
+def test_distinct_n_of_ngrams_below_one_word_is_refused() -> None:
     with pytest.raises(DataError, match="at least 1"):
         distinct_n("a b", 0)
 
@@ -74,3 +70,11 @@ def test_is_fluent(text: str, fluent: bool) -> None:
 def test_is_fluent_on_a_single_word_when_allowed() -> None:
     assert is_fluent("Yes.", min_words=1)
     assert not is_fluent("", min_words=1)
+
+
+def test_identical_answers_are_counted_to_the_character() -> None:
+    assert share_identical(["a", "b", "c", "d"], ["a", "b ", "C", "d"]) == 0.5
+    with pytest.raises(DataError, match="2 and 1"):
+        share_identical(["a", "b"], ["a"])
+    with pytest.raises(DataError, match="0 and 0"):
+        share_identical([], [])

@@ -16,7 +16,7 @@ PROMPTS = ["Tell me of the Nile.", "Hi", "What does a heron eat, and where does 
 def test_rows_whose_likeliest_token_is_neither_are_counted_and_answered_all_the_same() -> None:
     logits = torch.tensor([[2.0, 1.0, 5.0, 0.0], [0.0, 3.0, 0.0, 3.0], [1.0, 2.0, 0.0, -9.0]])
     read = yes_no_logits(logits, yes=[0], no=[1])
-    assert read.other.tolist() == [True, False, False] and read.parse_failures == 1
+    assert read.neither.tolist() == [True, False, False] and read.parse_failures == 1
     assert read.answers == ["yes", "no", "no"]
 
 
@@ -42,7 +42,7 @@ def test_who_says_neither_yes_nor_no_is_who_generates_neither(steered: bool) -> 
     yes, no = [first[0], 5], [6]
     few = steerlab.next_token_logits(model, PROMPTS, [*yes, *no], max_other=True, **asked)
     read = yes_no_logits(few, range(2), range(2, 3))
-    assert read.other.tolist() == [token not in (*yes, *no) for token in first] and 0 < read.parse_failures < 3
+    assert read.neither.tolist() == [token not in (*yes, *no) for token in first] and 0 < read.parse_failures < 3
     whole = yes_no_logits(steerlab.next_token_logits(model, PROMPTS, **asked), yes, no)
-    assert whole.other.tolist() == read.other.tolist() and whole.answers == read.answers
+    assert whole.neither.tolist() == read.neither.tolist() and whole.answers == read.answers
     assert yes_no_logits(few[:, :3], range(2), range(2, 3)).parse_failures == 0, "forced to choose"

@@ -33,5 +33,5 @@ def test_answers_are_right_or_wrong_and_lists_must_match() -> None:
     assert exact_match(["It is 7.0", "no", "8"], ["7", "1", "9"]) == [1.0, 0.0, 0.0]
     with pytest.raises(DataError, match="1 texts but 2 answers"):
         exact_match(["1"], ["1", "2"])
-    with pytest.raises(DataError, match=r"\['many'\] hold no number"):
+    with pytest.raises(DataError, match=r"\['many'\] contain no number"):
         exact_match(["1"], ["many"])

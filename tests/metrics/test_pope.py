@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from steerlab._support.errors import DataError
-from steerlab.metrics import binary_f1, l2s_accuracy, l2s_f1, parse_yes_no, pope_scores
+from steerlab.metrics import l2s_accuracy, l2s_f1, parse_yes_no, pope_scores
 
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40)
 
@@ -61,8 +61,6 @@ def test_unparsed_answers_are_wrong_but_not_yes() -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(DataError, match="percent"):
         l2s_f1(82.7)
-    with pytest.raises(DataError, match="negative"):
-        binary_f1(-1, 0, 0)
     with pytest.raises(DataError, match="one of each"):
         pope_scores(["yes"], [])
     with pytest.raises(DataError, match="lower-cased"):

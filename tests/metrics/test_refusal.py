@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab._support.errors import DataError
-from steerlab.metrics import agreement, is_refusal, refusal_kind, refusal_rate
+from steerlab.metrics import agreement, is_refusal, refusal_kind
 
 REFUSALS = [
     "I'm sorry, but I can't help with that request.",
@@ -96,14 +96,6 @@ def test_curly_quotes_case_and_spaces_do_not_matter(text: str) -> None:
 @given(st.text(max_size=200))
 def test_any_text_gets_an_answer(text: str) -> None:
     assert is_refusal(text) in (True, False)
-
-
-def test_rate_counts_and_refuses_nothing() -> None:
-    assert refusal_rate(REFUSALS[:3] + ANSWERS[2:3]) == 0.75
-    with pytest.raises(DataError, match="no texts"):
-        refusal_rate([])
-    with pytest.raises(DataError, match="one string"):
-        refusal_rate("I can't")
 
 
 def test_agreement_matches_a_count_by_hand() -> None:

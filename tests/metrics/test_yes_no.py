@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steerlab._support.errors import DataError
-from steerlab.metrics import pope_scores, share_identical, yes_no_ids, yes_no_logits
+from steerlab.metrics import pope_scores, yes_no_ids, yes_no_logits
 from steerlab.testing import tiny_tokenizer
 
 
@@ -72,7 +72,7 @@ def test_equal_logits_are_a_no() -> None:
         (torch.zeros(1, 3), [3], [1], r"the ids \[3\] are outside the 3 logits"),
         (torch.zeros(1, 3), [-1], [1], "outside"),
         (torch.tensor([[0.0, torch.nan, 0.0]]), [0], [1], "NaN"),
-        (torch.full((1, 3), -torch.inf), [0], [1], "neither a yes"),
+        (torch.full((1, 3), -torch.inf), [0], [1], "every yes- and no-token"),
     ],
 )
 def test_bad_input_is_refused(logits: torch.Tensor, yes: list[int], no: list[int], message: str) -> None:
@@ -82,11 +82,3 @@ def test_bad_input_is_refused(logits: torch.Tensor, yes: list[int], no: list[int
 
 def test_a_masked_other_token_is_fine() -> None:
     assert yes_no_logits(torch.tensor([[1.0, 0.0, torch.inf]]), [0], [1]).answers == ["yes"]
-
-
-def test_identical_answers_are_counted_to_the_character() -> None:
-    assert share_identical(["a", "b", "c", "d"], ["a", "b ", "C", "d"]) == 0.5
-    with pytest.raises(DataError, match="2 and 1"):
-        share_identical(["a", "b"], ["a"])
-    with pytest.raises(DataError, match="0 and 0"):
-        share_identical([], [])

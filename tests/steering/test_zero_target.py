@@ -10,7 +10,7 @@ import pytest
 
 from steerlab import L2S, Contrast, Example, MeanDifference, Model, capture, generate
 from steerlab.methods import L2S_PAPER, Context
-from steerlab.metrics.identical import share_identical
+from steerlab.metrics import share_identical
 
 PAIR = Contrast("No, never.", "Yes, sure.")
 TASKS = list(product(("pick", "break", "force"), ("a lock", "a safe", "a door"), ("today", "at night", "alone")))

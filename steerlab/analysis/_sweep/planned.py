@@ -55,7 +55,7 @@ class Sweep:
         self.prompts: Rows | None = None
         if self.answers:
             named = list(self.answers.values())
-            rows = encode_answers(model, examples, any(ANSWER_METRICS[name].whole for name in named))
+            rows = encode_answers(model, examples, any(ANSWER_METRICS[name].both_answers for name in named))
             check_first(named, rows.shared)
             check_reached(settings, rows.variants[0])
             self.plan = plan_sweep(model, settings, rows, batch_size, memory)
