@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from steerlab._support.errors import DataError
-from steerlab._support.frames import require_columns
+from steerlab._support.errors import DataError, require_columns
 from steerlab.plots.similarity import COLORS, MARKERS
 from steerlab.plots.style import MUTED, get_axes
 

@@ -1,38 +1,28 @@
-"""Every error steerlab raises on purpose.
-
-    SteerlabError
-    ├── LoadError            a model, tokenizer or data set could not be had
-    │   └── LayoutError      the decoder blocks were not found where the hooks should go
-    ├── EncodingError        a prompt could not become tokens (too long, no template, empty)
-    ├── PositionError        a position name matches no token, or is unknown
-    ├── DataError            empty or contradictory data (equal sides, empty class, duplicated ids)
-    ├── ActivationError      activations are missing, mislabeled or not finite
-    ├── MismatchError        an artifact belongs to another model, width, layer count or study
-    ├── SteeringError        a vector would be applied to nothing, or at a place that does not exist
-    ├── StorageError         results could not be written
-    ├── RemoteError          a server did not do what was asked of it
-    └── OutOfMemory          not even one row fits
-
-Each message says what was given, what was expected and what to do.
-"""
+"""The errors that steerlab raises. Each message says what was given, what was expected and what to do."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 class SteerlabError(Exception):
-    """Base of all errors raised on purpose by steerlab."""
+    """Base of all errors that steerlab raises."""
 
 
 class LoadError(SteerlabError):
-    """A model, tokenizer or data set could not be had."""
+    """A model, tokenizer or data set could not be loaded."""
 
 
 class LayoutError(LoadError):
-    """The decoder blocks were not found where the hooks should go."""
+    """The modules to read or steer were not found in the model."""
 
 
 class EncodingError(SteerlabError, ValueError):
-    """A prompt could not be turned into tokens."""
+    """A prompt could not be encoded: it is empty, too long, or has no chat template."""
 
 
 class PositionError(SteerlabError, ValueError):
@@ -40,10 +30,10 @@ class PositionError(SteerlabError, ValueError):
 
 
 class DataError(SteerlabError, ValueError):
-    """The data are empty or contradict themselves.
+    """The data are empty or contradictory: equal answers, an empty class, repeated ids, missing columns or files.
 
     Attributes:
-        missing: the names of all pictures that are not there, where that is what is wrong.
+        missing: the names of missing images.
     """
 
     missing: tuple[str, ...] = ()
@@ -54,15 +44,15 @@ class ActivationError(SteerlabError, ValueError):
 
 
 class MismatchError(SteerlabError, ValueError):
-    """An artifact and the thing it is used with do not belong together."""
+    """An artifact belongs to another model, width, number of layers or study."""
 
 
 class SteeringError(SteerlabError, ValueError):
-    """A vector would be applied to nothing, or at a place that does not exist."""
+    """A vector would be applied to no token, or at a site that does not exist."""
 
 
 class OutOfMemory(SteerlabError, MemoryError):
-    """Not even a single row fits in memory."""
+    """A single row does not fit in memory."""
 
 
 class StorageError(SteerlabError, OSError):
@@ -70,7 +60,7 @@ class StorageError(SteerlabError, OSError):
 
 
 class RemoteError(SteerlabError, RuntimeError):
-    """A server did not do what was asked of it; the message says what happened and what to do.
+    """A server failed or rejected a request; the message says why and what to do.
 
     Example:
         >>> try:
@@ -79,12 +69,12 @@ class RemoteError(SteerlabError, RuntimeError):
         ...     print(error.kind, error.retryable)
 
     Attributes:
-        kind: "unreachable" (no server there), "lost" (the connection broke), "busy" (the queue is full, or the server
-            is coming up), "worker" (the worker died), "key" (refused), "version" (client and server apart), "model"
-            (not deployed), "time" (over the time limit), "size" (the result is too large), "travel" (code or values
-            that can't be sent), "refused" (what a server can't do: training, gradients), "code" (an error in what
-            ran there, with the server's own words).
-        retryable: whether the same request may well succeed later: these are retried before they are raised.
+        kind: "unreachable" (no server answers), "connection" (the connection broke), "busy" (the queue is full, or the
+            server is starting), "worker" (the worker died), "key" (the API key was rejected), "version" (client and
+            server have different versions), "model" (not deployed), "timeout", "size" (request or memory too large),
+            "serialization" (code or values that cannot be sent), "unsupported" (training, gradients) or "execution"
+            (an error in the code that ran on the server, with its traceback).
+        retryable: whether the same request may succeed later; such requests are repeated before the error is raised.
     """
 
     def __init__(self, message: str, kind: str, *, retryable: bool = False) -> None:
@@ -99,12 +89,26 @@ def _remote_error(message: str, kind: str, retryable: bool) -> RemoteError:
     return RemoteError(message, kind, retryable=retryable)
 
 
-# outside CUDA, PyTorch says it with a bare RuntimeError: Apple's devices and the driver, Linux, Windows
-_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+# outside CUDA, PyTorch raises a bare RuntimeError: Apple's devices and the driver, Linux, Windows
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on whatever device."""
-    named = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
-    too_large = getattr(error, "kind", None) == "size"  # a server's result: half as many rows fit
-    return named or too_large or any(said in str(error) for said in _NO_MEMORY)
+    """Whether an error means that memory ran out, on any device or on a server."""
+    by_type = type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError)
+    too_large = getattr(error, "kind", None) == "size"  # a server's limit: half as many rows fit
+    return by_type or too_large or any(message in str(error) for message in _OUT_OF_MEMORY)
+
+
+def require_columns(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
+    """Check that a data frame has rows and columns.
+
+    Raises:
+        DataError: names the missing columns and those of the frame.
+    """
+    missing = [column for column in columns if column not in frame]
+    if missing or frame.empty:
+        raise DataError(
+            f"{what} needs a non-empty frame with the columns {list(columns)}; "
+            f"this one has {len(frame)} rows and lacks {missing} (it has {list(frame.columns)})"
+        )

@@ -9,8 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from steerlab._support.errors import DataError
-from steerlab._support.frames import require_columns
+from steerlab._support.errors import DataError, require_columns
 from steerlab.analysis._measurements import check_measurements
 from steerlab.analysis.groups import check_groups, group_means
 from steerlab.metrics.bootstrap import Estimate

@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 from matplotlib.transforms import blended_transform_factory
 
-from steerlab._support.errors import DataError
-from steerlab._support.frames import require_columns
+from steerlab._support.errors import DataError, require_columns
 from steerlab.plots.style import METHODS, MUTED, get_axes, method_style
 from steerlab.plots.summary import measure
 

@@ -8,8 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from steerlab._support.errors import DataError
-from steerlab._support.frames import require_columns
+from steerlab._support.errors import DataError, require_columns
 from steerlab.plots.style import METHODS, get_axes, method_style
 from steerlab.plots.summary import measure
 

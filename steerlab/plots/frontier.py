@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from steerlab._support.errors import DataError
-from steerlab._support.frames import require_columns
+from steerlab._support.errors import DataError, require_columns
 from steerlab.plots.style import GOAL, METHODS, MUTED, get_axes, method_style
 from steerlab.plots.summary import measure
 

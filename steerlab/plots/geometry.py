@@ -5,8 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
-from steerlab._support.errors import DataError
-from steerlab._support.frames import require_columns
+from steerlab._support.errors import DataError, require_columns
 from steerlab.plots.similarity import COLORS, MARKERS, TEXT_COLORS
 from steerlab.plots.strength import separate_labels
 from steerlab.plots.style import MUTED, get_axes

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
-from steerlab._support.errors import DataError
-from steerlab._support.frames import require_columns
+from steerlab._support.errors import DataError, require_columns
 from steerlab.plots.style import METHODS, MUTED, get_axes
 
 _MEAN = METHODS["l2s"]

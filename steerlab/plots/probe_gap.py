@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
-from steerlab._support.frames import require_columns
+from steerlab._support.errors import require_columns
 from steerlab.plots.style import MUTED, get_axes, method_style
 
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (3, 1, 1, 1)))

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from steerlab._support.errors import DataError
-from steerlab._support.frames import require_columns
+from steerlab._support.errors import DataError, require_columns
 from steerlab.plots.strength import separate_labels
 from steerlab.plots.style import METHODS, MUTED, get_axes, method_style
 

@@ -10,8 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from steerlab._support.errors import DataError
-from steerlab._support.frames import require_columns
+from steerlab._support.errors import DataError, require_columns
 from steerlab.plots.style import MUTED, get_axes
 
 INK = "#222222"
