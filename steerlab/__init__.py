@@ -50,6 +50,8 @@ from steerlab.models.job import Job as Job
 from steerlab.models.loading import load as load
 from steerlab.models.model import Model as Model
 from steerlab.models.positions import Match as Match
+from steerlab.models.positions import describe_positions as describe_positions
+from steerlab.models.positions import positions_table as positions_table
 from steerlab.models.sites import Site as Site
 from steerlab.steering import Generations as Generations
 from steerlab.steering import Request as Request

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from steerlab._support.errors import SteerlabError
 from steerlab.doctor import examine, report
 from steerlab.models.loading import load
+from steerlab.models.positions import describe_positions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(any(finding.needs_action for finding in findings))
         model = load(given.model, revision=given.revision)
         if given.command == "positions":
-            model.show_positions(given.prompt, given.position)
+            print(describe_positions(model, given.prompt, given.position))
         else:
             print(f"{model}\nblocks at {model.layout.blocks_path}, every layer equals hidden_states[k + 1]")
     except SteerlabError as error:

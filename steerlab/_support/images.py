@@ -1,4 +1,4 @@
-"""Opening pictures: every mode becomes RGB, and what can't be a picture is refused in words."""
+"""Opening images: every mode becomes RGB, and what can't be an image is refused in words."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from steerlab._support.errors import DataError
 
 @dataclass(frozen=True)
 class ZippedImage:
-    """A picture's file out of a zip: kept as it is there, decoded whenever it is used and not longer.
+    """An image's file out of a zip: kept as it is there, decoded whenever it is used and not longer.
 
     Attributes:
         name: the zip and the place in it, for messages.
@@ -38,18 +38,18 @@ MAX_PIXELS = 100_000_000  # about 300 MB as RGB
 
 
 def open_image(image: ImageInput) -> Image.Image:
-    """A picture as RGB, turned as its camera says, with transparency over white.
+    """An image as RGB, turned as its camera says, with transparency over white.
 
     Example:
         >>> open_image("photo.jpg").mode
         'RGB'
 
     Args:
-        image: a file, one out of a zip, or a picture already open; gray-scale (16 bits too), palette, RGBA and CMYK
+        image: a file, one out of a zip, or an image already open; gray-scale (16 bits too), palette, RGBA and CMYK
             are converted.
 
     Raises:
-        DataError: no such file, not a picture, broken, without pixels, of more than 100 million pixels, or of numbers
+        DataError: no such file, not an image, broken, without pixels, of more than 100 million pixels, or of numbers
             whose range nobody knows.
 
     Source: own.
@@ -66,8 +66,8 @@ def open_image(image: ImageInput) -> Image.Image:
 
 @contextmanager
 def _in_words(image: ImageInput) -> Iterator[None]:
-    """Whatever goes wrong with a picture, as a `DataError` that names it."""
-    name = "the picture" if isinstance(image, Image.Image) else f"the picture {str(image)!r}"
+    """Whatever goes wrong with an image, as a `DataError` that names it."""
+    name = "the image" if isinstance(image, Image.Image) else f"the image {str(image)!r}"
     try:
         yield
     except DataError as error:
@@ -77,11 +77,11 @@ def _in_words(image: ImageInput) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"{name} does not exist") from error
     except Exception as error:  # what broken files make the many decoders raise is open-ended
-        raise DataError(f"{name} can't be read ({error}): it is broken, empty or no picture") from error
+        raise DataError(f"{name} can't be read ({error}): it is broken, empty or no image") from error
 
 
 def _decoded(image: Image.Image) -> Image.Image:
-    """The picture with its pixels, refused before they are decoded where they would be too many."""
+    """The image with its pixels, refused before they are decoded where they would be too many."""
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale it down first")
     if image.width * image.height == 0:
@@ -106,10 +106,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def image_hash(image: ImageInput) -> str:
-    """Sixteen hexadecimal digits of a picture's file, or of its pixels where it is open already.
+    """Sixteen hexadecimal digits of an image's file, or of its pixels where it is open already.
 
     Raises:
-        DataError: no such file, or an open picture that `open_image` would refuse.
+        DataError: no such file, or an open image that `open_image` would refuse.
     """
     if isinstance(image, Image.Image):
         with _in_words(image):
@@ -119,6 +119,6 @@ def image_hash(image: ImageInput) -> str:
     else:
         path = Path(image)
         if not path.is_file():
-            raise DataError(f"the picture {os.fspath(image)!r} does not exist")
+            raise DataError(f"the image {os.fspath(image)!r} does not exist")
         data = path.read_bytes()
     return hashlib.sha256(data).hexdigest()[:16]

@@ -13,8 +13,7 @@ from torch import Tensor
 from steerlab._support.errors import DataError, LayoutError
 from steerlab.capture.activations import INDEX_COLUMNS
 from steerlab.data.example import Example, check_examples
-from steerlab.models.encoded_prompt import EncodedPrompt
-from steerlab.models.encoding import Batch
+from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, describe, resolve_nonempty
 from steerlab.models.sites import Site

@@ -15,9 +15,8 @@ from torch import Tensor
 from steerlab.capture.jobs import CaptureRow
 from steerlab.models.encoding import Batch
 from steerlab.models.engine import Inputs
-from steerlab.models.kv_prefix import ForwardState, split_at
+from steerlab.models.kv_prefix import ForwardState, prefill_cost, split_at
 from steerlab.models.model import Model
-from steerlab.models.prefix import prefill_cost
 from steerlab.models.sites import Site
 
 WORTH_IT = 0.85  # of the work of whole rows

@@ -1,9 +1,9 @@
-"""The plain back end: torch forward hooks around the same plan. Oracle of the tests, fallback without nnsight."""
+"""The plain engine: torch forward hooks. It is the reference in the tests, and the fallback without nnsight."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -26,13 +26,15 @@ from steerlab.models.kv_prefix import ForwardState, Prefix, prefill, skip_blocks
 from steerlab.models.layout import Layout, blocks, module_at
 from steerlab.models.sites import Site
 
+_Visit = Callable[[Site, Tensor], Tensor]
+
 
 class _Stop(Exception):
-    """Everything asked for has been read; the rest of the forward is not needed."""
+    """Raised once all sites are read; the rest of the forward is not needed."""
 
 
 class HooksEngine:
-    """Carries out plans with `register_forward_hook`."""
+    """Runs a model under edits with `register_forward_hook`."""
 
     supports_forward_state = True
 
@@ -44,12 +46,12 @@ class HooksEngine:
     def capture_states(
         self,
         inputs: Inputs,
-        plan: SiteEdits,
+        edits: SiteEdits,
         sites: Sequence[Site],
         select: StateSelector,
         forward_state: ForwardState = FULL_FORWARD,
     ) -> Tensor:
-        """`select` of the state at each site, `(row, site, hidden)`, stopping after the deepest."""
+        """See `Engine.capture_states`."""
         found: dict[Site, Tensor] = {}
 
         def keep(site: Site, h: Tensor) -> None:
@@ -57,7 +59,7 @@ class HooksEngine:
             if len(found) == len(sites):
                 raise _Stop
 
-        with torch.no_grad(), self._resumed(forward_state) as past, self._hooked(plan, set(sites), keep):
+        with torch.no_grad(), self._start_from(forward_state) as past, self.hooked(edits, set(sites), keep):
             try:
                 self._hf(**inputs, **past, use_cache=False, logits_to_keep=1)
             except _Stop:
@@ -68,22 +70,22 @@ class HooksEngine:
             "give load(..., blocks='dotted.path')"
         )
 
-    def generate(self, inputs: Inputs, plan: SiteEdits, **options: Any) -> Tensor:
-        """Hugging Face's `generate` under the plan: prompt and new ids."""
-        with torch.no_grad(), self.hooked(plan):
+    def generate(self, inputs: Inputs, edits: SiteEdits, **options: Any) -> Tensor:
+        """See `Engine.generate`."""
+        with torch.no_grad(), self.hooked(edits):
             return self._hf.generate(**inputs, **options)  # type: ignore[operator]
 
     def logits(
         self,
         inputs: Inputs,
-        plan: SiteEdits,
+        edits: SiteEdits,
         keep: int | Tensor,
         forward_state: ForwardState = FULL_FORWARD,
         reduce: LogitsReducer = identity,
     ) -> Any:
         """See `Engine.logits`."""
-        check_forward_state(plan, forward_state)
-        with torch.no_grad(), self._resumed(forward_state) as past, self.hooked(plan):
+        check_forward_state(edits, forward_state)
+        with torch.no_grad(), self._start_from(forward_state) as past, self.hooked(edits):
             logits: Tensor = self._hf(**inputs, **past, use_cache=False, logits_to_keep=keep).logits
         return reduce(logits[:, -keep:] if isinstance(keep, int) else logits)
 
@@ -91,71 +93,64 @@ class HooksEngine:
         """See `Engine.prefill`."""
         return prefill(self._hf, inputs)
 
-    @contextmanager
-    def _resumed(self, forward_state: ForwardState) -> Iterator[dict[str, Any]]:
-        with ExitStack() as stack:
-            if forward_state.layer is not None and forward_state.state is not None:
-                below = blocks(self._hf, self._layout)[: forward_state.layer + 1]
-                stack.enter_context(skip_blocks(below, forward_state.state, self.gives_tuples()))
-            yield stack.enter_context(forward_state.options(self._hf))
-
     def gives_tuples(self) -> bool:
-        """Whether the blocks answer with tuples: found out on one token, once."""
+        """Whether blocks return tuples; found out once, on one token."""
         if self._tuples is None:
-            seen: list[bool] = []
-            block = blocks(self._hf, self._layout)[0]
-            handle = block.register_forward_hook(lambda _m, _a, out: seen.append(isinstance(out, tuple)))
+            outputs: list[Any] = []
+            handle = blocks(self._hf, self._layout)[0].register_forward_hook(lambda _m, _a, out: outputs.append(out))
             try:
                 one = torch.zeros((1, 1), dtype=torch.long, device=self._hf.get_input_embeddings().weight.device)  # type: ignore[arg-type]
                 self._hf(input_ids=one, attention_mask=torch.ones_like(one), use_cache=False)
             finally:
                 handle.remove()
-            self._tuples = seen[0]
+            self._tuples = isinstance(outputs[0], tuple)
         return self._tuples
 
-    def hooked(self, plan: SiteEdits) -> AbstractContextManager[None]:
-        """The plan's edits in place, for as long as the context lasts."""
-        return self._hooked(plan, set(), _nothing)
-
     @contextmanager
-    def _hooked(self, plan: SiteEdits, sites: set[Site], keep: Callable[[Site, Tensor], None]) -> Iterator[None]:
+    def hooked(
+        self, edits: SiteEdits, sites: Collection[Site] = (), keep: Callable[[Site, Tensor], None] | None = None
+    ) -> Iterator[None]:
+        """Hooks that apply the edits, and hand the states at `sites` to `keep`, for as long as the context lasts."""
         stop = [0]  # columns so far, from the attention mask of the forward in progress
 
         def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             stop[0] = last_column(kwargs)
 
         def visit(site: Site, h: Tensor) -> Tensor:
-            if site in plan:
-                h = apply_edits(plan[site], h, stop[0])
-            if site in sites:
+            if site in edits:
+                h = apply_edits(edits[site], h, stop[0])
+            if keep is not None and site in sites:
                 keep(site, h)
             return h
 
         with ExitStack() as stack:
             stack.callback(self._hf.register_forward_pre_hook(remember, with_kwargs=True).remove)
-            for site in set(plan) | sites:
+            for site in set(edits) | set(sites):
                 stack.callback(self._attach(site, visit).remove)
             yield
 
-    def _attach(self, site: Site, visit: Callable[[Site, Tensor], Tensor]) -> Any:
+    @contextmanager
+    def _start_from(self, forward_state: ForwardState) -> Iterator[dict[str, Any]]:
+        with ExitStack() as stack:
+            if forward_state.layer is not None and forward_state.state is not None:
+                below = blocks(self._hf, self._layout)[: forward_state.layer + 1]
+                stack.enter_context(skip_blocks(below, forward_state.state, self.gives_tuples()))
+            yield stack.enter_context(forward_state.options(self._hf))
+
+    def _attach(self, site: Site, visit: _Visit) -> Any:
         module = module_at(module_at(self._hf, block_path(site, self._layout)), point_path(site, self._layout))
-        if site.point == "block_in":
 
-            def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                if args:
-                    return (visit(site, args[0]), *args[1:]), kwargs
-                return args, {**kwargs, "hidden_states": visit(site, kwargs["hidden_states"])}
-
-            return module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if args:
+                return (visit(site, args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": visit(site, kwargs["hidden_states"])}
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if isinstance(output, tuple):
                 return (visit(site, output[0]), *output[1:])
             return visit(site, output)
 
+        if site.point == "block_in":
+            return module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
         # first of all hooks: Hugging Face collects the states that some projectors read by hooks of its own
         return module.register_forward_hook(after, prepend=True)
-
-
-def _nothing(site: Site, h: Tensor) -> None:
-    """No site is read in this run."""

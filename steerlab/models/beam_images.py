@@ -1,8 +1,8 @@
-"""Several answers to one row: does Hugging Face give every copy of a row the row's own pictures?
+"""Beams and return sequences of image-text models: does `generate` give every copy of a row the images of that row?
 
-Beams and return sequences repeat rows. Older transformers repeat the pictures' tensors along their first axis by
-themselves, A A B B for a row with the pictures A and B where A B A B is meant, without a word; newer ones count image
-tokens. A row whose tensors are of length one (one picture, or all of the row's in one) is right either way.
+`generate` repeats rows for beams and return sequences. Older transformers repeat image tensors along their first axis:
+A A B B for a row with images A and B, where A B A B is needed. Newer ones count image tokens. A row whose tensors have
+length one (one image, or all images in one tensor) is right either way.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 from transformers import GenerationMixin
 
 from steerlab._support.errors import EncodingError
-from steerlab.models.encoded_prompt import EncodedPrompt
+from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.model import Model
 
 
 def check_beam_images(model: Model, rows: Sequence[EncodedPrompt], options: Mapping[str, Any]) -> None:
-    """Refuse copies of rows that would be paired with other rows' pictures.
+    """Check that beam search and multiple return sequences keep each row's images.
 
     Example:
         >>> check_beam_images(model, rows, {"num_beams": 4})
@@ -26,28 +26,25 @@ def check_beam_images(model: Model, rows: Sequence[EncodedPrompt], options: Mapp
     Args:
         model: the model that generates.
         rows: the encoded rows.
-        options: what Hugging Face's `generate` is given.
+        options: options of Hugging Face's `generate`.
 
     Raises:
-        EncodingError: naming the first such row.
-
-    Source: own; tests/vision/test_vision_steering.py shows the defect in transformers 5.15.
+        EncodingError: names the first row whose copies would get images of other rows.
     """
     config = options.get("generation_config") or model.hf.generation_config
-    asked = [options.get(name, getattr(config, name, None)) or 1 for name in ("num_beams", "num_return_sequences")]
-    if model.vision is None or max(asked) == 1 or _counts_tokens(model):
+    copies = [options.get(name, getattr(config, name, None)) or 1 for name in ("num_beams", "num_return_sequences")]
+    if model.vision is None or max(copies) == 1 or _counts_tokens(model):
         return
     for row in rows:
         if any(len(tensor) != 1 for tensor in model.vision.expand(row.images).tensors.values()):
             raise EncodingError(
-                f"the row {row.example_id!r} has {len(row.images)} pictures, and this version of transformers "
-                f"pairs copies "
-                f"of {type(model.hf).__name__}'s rows with the wrong ones: give num_beams=1 and num_return_sequences=1 "
-                "(the same example several times does what the latter does), or upgrade transformers to 5.22"
+                f"the row {row.example_id!r} has {len(row.images)} images, and this version of transformers pairs "
+                f"copies of {type(model.hf).__name__}'s rows with wrong ones: give num_beams=1 and "
+                "num_return_sequences=1 (for the latter, repeat the example instead), or upgrade transformers to 5.22"
             )
 
 
 def _counts_tokens(model: Model) -> bool:
     counts = hasattr(model.hf, "_expand_multimodal_outputs") and "mm_encoder_outputs" in model.accepted_inputs
-    name = "_expand_inputs_for_generation"  # Qwen once had its own, which sorted pictures by row
+    name = "_expand_inputs_for_generation"  # Qwen overrode it, and assigned images to rows correctly
     return counts or getattr(type(model.hf), name) is not getattr(GenerationMixin, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,11 +15,74 @@ from transformers import PreTrainedTokenizerBase
 
 from steerlab._support.errors import EncodingError
 from steerlab._support.images import ImageInput, ZippedImage
-from steerlab.models.encoded_prompt import EncodedPrompt, Span
-from steerlab.models.template import Messages, render, starts_with_bos
+from steerlab.models.template import Messages, render, starts_with_bos, with_images
 from steerlab.models.vision import Vision
 
 PaddingSide = Literal["left", "right", "aligned"]
+
+
+class Span(NamedTuple):
+    """Tokens `start` to `end` (exclusive, unpadded coordinates) are of one kind."""
+
+    kind: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """One encoded row: its tokens, their text, and the spans of the conversation they belong to.
+
+    Coordinates are those of the unpadded row, so they mean the same under left and right padding; `Batch` adds the
+    offset of the row to get columns.
+
+    Attributes:
+        ids: token ids, prompt then answer, without padding.
+        spans: spans of the kinds "system", "history" (earlier turns), "user" (the last user turn), "header" (the
+            opening of the assistant turn), "answer" (a teacher-forced continuation), "image" (tokens that hold image
+            features) and "template" (BOS and other marks outside any turn), in order.
+        n_prompt: number of prompt tokens; the rest is the answer.
+        text: the rendered text, prompt and answer.
+        offsets: the characters `(start, end)` of `text` that each token covers.
+        example_id: the id of the example.
+        images: the images of the row, in the order of their tokens.
+        first_difference: the first token of the answer that differs from the other answer of its contrast; None without
+            one.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+    n_prompt: int
+    text: str
+    offsets: tuple[tuple[int, int], ...]
+    example_id: str = ""
+    images: tuple[ImageInput, ...] = ()
+    first_difference: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def head(self, n: int) -> EncodedPrompt:
+        """The first `n` tokens of the row, at least one; later spans are dropped."""
+        spans = tuple(Span(s.kind, s.start, min(s.end, n)) for s in self.spans if s.start < n)
+        return replace(
+            self, ids=self.ids[:n], spans=spans, n_prompt=min(self.n_prompt, n),
+            text=self.text[: self.offsets[n - 1][1]], offsets=self.offsets[:n],
+        )  # fmt: skip
+
+    def kind(self, name: str) -> list[int]:
+        """The tokens of one kind, in order."""
+        return [i for span in self.spans if span.kind == name for i in range(span.start, span.end)]
+
+    def overlapping(self, text: str) -> list[int]:
+        """The tokens that share a character with any occurrence of `text`."""
+        found: set[int] = set()
+        at = self.text.find(text)
+        while at >= 0 and text:
+            end = at + len(text)
+            found.update(i for i, (a, b) in enumerate(self.offsets) if a < end and b > at)
+            at = self.text.find(text, at + 1)
+        return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -31,8 +94,8 @@ class Batch:
             (PaliGemma: from 1).
         rows: the unpadded rows.
         offsets: the column of each row's first real token.
-        extra: what an image-text model takes besides: pixels, and which tokens are what.
-        units: how many tiles (Qwen: patches) each row's pictures are cut into; empty for a text-only model.
+        extra: further inputs of an image-text model: pixels, and the type of each token.
+        units: tiles (Qwen: patches) of each row's images; empty for a text-only model.
     """
 
     input_ids: Int[Tensor, "batch tokens"]
@@ -50,11 +113,11 @@ class Batch:
 
     @property
     def last_prompt_columns(self) -> tuple[int, ...]:
-        """The column of every row's last prompt token."""
+        """The column of the last prompt token of each row."""
         return tuple(offset + row.n_prompt - 1 for row, offset in zip(self.rows, self.offsets, strict=True))
 
     def columns(self, tokens: Sequence[Sequence[int]]) -> Bool[Tensor, "batch tokens"]:
-        """A mask of the batch's columns from each row's unpadded tokens."""
+        """A mask of the batch's columns, from unpadded tokens of each row."""
         mask = torch.zeros(self.input_ids.shape, dtype=torch.bool)
         for i, (row, offset) in enumerate(zip(tokens, self.offsets, strict=True)):
             mask[i, [offset + token for token in row]] = True
@@ -77,8 +140,8 @@ def encode(
 ) -> EncodedPrompt:
     """Render one prompt (and a teacher-forced answer) into tokens with known spans.
 
-    The answer is tokenized by itself and appended, so that the prompt's tokens, and with them every state at and
-    before `"last"`, are the same with any answer and without one.
+    The answer is tokenized by itself and appended. The prompt's tokens, and every state at and before `"last"`, are
+    therefore the same with any answer and without one.
 
     Example:
         >>> row = encode(tokenizer, "Hi", answer="Hello!")
@@ -89,105 +152,49 @@ def encode(
         tokenizer: a fast tokenizer.
         prompt: the user's text, or whole messages (`[{"role": ..., "content": ...}, ...]`, ending with the user).
         answer: continuation in the assistant turn.
-        other_answer: the other answer of the same contrast; it only decides which token is `"first_difference"`.
+        other_answer: the other answer of a contrast; it decides which token is `"first_difference"`.
         end_turn: also append what the template renders after a finished assistant message.
-        system: system message for a text prompt; None leaves the template's own default.
+        system: system message for a text prompt; None leaves the template's default.
         chat: use the chat template; otherwise the text is tokenized as it is.
-        example_id: id to carry along.
+        example_id: id of the example.
         limit: the model's context length in tokens.
-        images: pictures; they come before the text, or where the prompt holds the model's image token.
-        vision: what knows how pictures become tokens, for an image-text model.
+        images: images; they come before the text, or where the prompt holds the model's image token.
+        vision: the image processor of an image-text model.
 
     Raises:
-        EncodingError: empty prompt, no template, more than `limit` tokens, or not one image token for each picture.
-        DataError: a picture can't be read.
+        EncodingError: empty prompt, no template, more than `limit` tokens, or the number of images and image tokens
+            differs.
+        DataError: an image can't be read.
     """
-    if isinstance(images, str | os.PathLike | Image | ZippedImage):
-        raise EncodingError(
-            f"the pictures of {example_id!r} are one {type(images).__name__}: give a list, [picture] for one"
-        )
-    if images and vision is None:
-        raise EncodingError(
-            f"the prompt {example_id!r} comes with {len(images)} pictures, but this model reads text only: load an "
-            "image-text model with its processor"
-        )
-    if not chat and not isinstance(prompt, str):
-        raise EncodingError("messages need a chat template; load the model with chat=True or pass plain text")
-    if isinstance(prompt, str) and not prompt.strip():
-        raise EncodingError(f"the prompt {example_id!r} is empty")
+    _check_arguments(prompt, chat, images, vision, example_id)
+    text, bounds, closing = str(prompt), [("user", 0)], ""
     if chat:
-        asked = prompt if vision is None else with_images(prompt, len(images), vision.placeholder)
-        text, bounds, closing = render(tokenizer, asked, system)
-    else:
-        assert isinstance(prompt, str)
-        text, bounds, closing = prompt, [("user", 0)], ""
+        turns = prompt if vision is None else with_images(prompt, len(images), vision.placeholder)
+        text, bounds, closing = render(tokenizer, turns, system)
     if vision is not None:
         text, bounds = vision.fill(text, bounds, images, example_id)
     ids, offsets = _tokenize(tokenizer, text, special=not chat and not starts_with_bos(tokenizer, text))
     spans = _spans(bounds, offsets, [] if vision is None else [i for i, t in enumerate(ids) if t == vision.token_id])
     n_prompt, first_difference = len(ids), None
     if answer is not None:
-        tail, places = _tokenize(tokenizer, answer + (closing if end_turn else ""), special=False)
-        ids, offsets = ids + tail, offsets + [(a + len(text), b + len(text)) for a, b in places]
-        text += answer + (closing if end_turn else "")
+        answer_text = answer + (closing if end_turn else "")
+        answer_ids, places = _tokenize(tokenizer, answer_text, special=False)
+        ids, offsets = ids + answer_ids, offsets + [(a + len(text), b + len(text)) for a, b in places]
+        text += answer_text
         spans.append(Span("answer", n_prompt, len(ids)))
-        first_difference = None if other_answer is None else n_prompt + _parting(tokenizer, tail, other_answer, answer)
+        if other_answer is not None:
+            first_difference = n_prompt + _first_difference(tokenizer, answer_ids, other_answer, answer)
+    name = example_id or text[:40]
     if limit is not None and len(ids) > limit:
         raise EncodingError(
-            f"the prompt {example_id or text[:40]!r} has {len(ids)} tokens; the model's context holds {limit}. "
+            f"the prompt {name!r} has {len(ids)} tokens; the model's context holds {limit}. "
             "Shorten it: steerlab never truncates silently."
         )
     if vision is not None:
-        _check_pictures(vision, ids, images, example_id or text[:40])
+        vision.check_count(ids, images, name)
     return EncodedPrompt(
         tuple(ids), tuple(spans), n_prompt, text, tuple(offsets), example_id, tuple(images), first_difference
     )
-
-
-def _parting(tokenizer: PreTrainedTokenizerBase, tail: Sequence[int], other_answer: str, answer: str) -> int:
-    """The first token of an answer that its rival does not share."""
-    other = _tokenize(tokenizer, other_answer, special=False)[0]
-    parts = [i for i, (a, b) in enumerate(zip(tail, other, strict=False)) if a != b]
-    if not parts:
-        raise EncodingError(
-            f"the answers {answer!r} and {other_answer!r} never part: the tokens of one are the beginning of "
-            f"the other's. "
-            "Give answers that differ at some token."
-        )
-    return parts[0]
-
-
-def _check_pictures(vision: Vision, ids: Sequence[int], images: Sequence[ImageInput], name: str) -> None:
-    """One image token for each feature, or features would go to the wrong tokens."""
-    found, wanted = sum(t == vision.token_id for t in ids), vision.tokens(images)
-    if found < wanted:
-        raise EncodingError(
-            f"the tokenizer dropped {wanted - found} of the {wanted} image tokens of {name!r}; switch its "
-            "truncation off"
-        )
-    if found > wanted:
-        raise EncodingError(
-            f"the text of {name!r} holds {found - wanted} image tokens ({vision.token}) besides those of its "
-            f"{len(images)} pictures: take them out"
-        )
-
-
-def with_images(prompt: str | Messages, n: int, placeholder: str) -> Messages:
-    """Messages whose contents are lists of parts, with `n` pictures before the last text if nothing marks their place.
-
-    Templates of image-text models expect such lists: some drop plain strings without a word.
-    """
-    turns: list[dict[str, Any]] = (
-        [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
-    )
-    for turn in turns:
-        if isinstance(turn["content"], str):
-            turn["content"] = [{"type": "text", "text": turn["content"]}]
-    parts = [part for turn in turns for part in turn["content"]]
-    marked = sum(p["type"] == "image" or placeholder in p.get("text", "") for p in parts)
-    if n and turns and not marked:
-        turns[-1]["content"] = [{"type": "image"}] * n + turns[-1]["content"]
-    return turns
 
 
 def collate(
@@ -207,15 +214,15 @@ def collate(
     for i, (row, offset) in enumerate(zip(rows, offsets, strict=True)):
         ids[i, offset : offset + len(row)] = torch.tensor(row.ids)
         mask[i, offset : offset + len(row)] = 1
-    first = 0 if vision is None else vision.first_position
+    first = 0 if vision is None else vision.family.first_position
     batch = Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0) + first, tuple(rows), offsets)
     if vision is None:
         return batch
-    images = batch.columns([row.kind("image") for row in rows]).long()
-    forced = batch.columns([range(row.n_prompt, len(row)) for row in rows]).long()
-    seen = [vision.expand(row.images) for row in rows]
-    units = tuple(expansion.units for expansion in seen)
-    return replace(batch, extra=vision.inputs(seen, images, forced), units=units)
+    image_mask = batch.columns([row.kind("image") for row in rows]).long()
+    answer_mask = batch.columns([range(row.n_prompt, len(row)) for row in rows]).long()
+    expansions = [vision.expand(row.images) for row in rows]
+    units = tuple(expansion.units for expansion in expansions)
+    return replace(batch, extra=vision.inputs(expansions, image_mask, answer_mask), units=units)
 
 
 def by_length(rows: Sequence[EncodedPrompt], batch_size: int) -> Iterator[list[int]]:
@@ -225,29 +232,57 @@ def by_length(rows: Sequence[EncodedPrompt], batch_size: int) -> Iterator[list[i
         yield order[start : start + batch_size]
 
 
+def _check_arguments(
+    prompt: str | Messages, chat: bool, images: Sequence[ImageInput], vision: Vision | None, name: str
+) -> None:
+    if isinstance(images, str | os.PathLike | Image | ZippedImage):
+        raise EncodingError(f"the images of {name!r} are one {type(images).__name__}: give a list, [image] for one")
+    if images and vision is None:
+        raise EncodingError(
+            f"the prompt {name!r} comes with {len(images)} images, but this model reads text only: load an "
+            "image-text model with its processor"
+        )
+    if not chat and not isinstance(prompt, str):
+        raise EncodingError("messages need a chat template; load the model with chat=True or pass plain text")
+    if isinstance(prompt, str) and not prompt.strip():
+        raise EncodingError(f"the prompt {name!r} is empty")
+
+
+def _first_difference(
+    tokenizer: PreTrainedTokenizerBase, answer_ids: Sequence[int], other_answer: str, answer: str
+) -> int:
+    other_ids, _ = _tokenize(tokenizer, other_answer, special=False)
+    differing = (i for i, (a, b) in enumerate(zip(answer_ids, other_ids, strict=False)) if a != b)
+    first = next(differing, None)
+    if first is None:
+        raise EncodingError(
+            f"the answers {answer!r} and {other_answer!r} never differ: the tokens of one are the beginning of the "
+            "other's. Give answers that differ at some token."
+        )
+    return first
+
+
 def _tokenize(tok: PreTrainedTokenizerBase, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
     if not getattr(tok, "is_fast", False):
-        raise EncodingError(f"{type(tok).__name__} is not a fast tokenizer, so its tokens' places are unknown")
+        raise EncodingError(f"{type(tok).__name__} is not a fast tokenizer: it does not report token offsets")
     encoded: Any = tok(text, add_special_tokens=special, return_offsets_mapping=True)
     return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
 
 
-def _spans(bounds: list[tuple[str, int]], offsets: list[tuple[int, int]], images: Sequence[int] = ()) -> list[Span]:
-    """Spans from the characters at which each part begins; marks the tokenizer adds (BOS, at 0:0) are "template".
+def _spans(bounds: list[tuple[str, int]], offsets: list[tuple[int, int]], image_tokens: Sequence[int]) -> list[Span]:
+    """Spans from the character at which each part begins; marks that the tokenizer adds (BOS, at 0:0) are "template".
 
-    A token can be without characters elsewhere too: many tokenizers trim spaces off the offsets, and a lone space
-    keeps its place but no width.
+    Other tokens can be empty too: many tokenizers trim spaces off the offsets, and a lone space keeps its place but no
+    width.
     """
     kinds: list[str] = []
     for a, b in offsets:
         inside = [kind for kind, start in bounds if start <= a]
         kinds.append("template" if a == b == 0 or not inside else inside[-1])
-    for i in images:
+    for i in image_tokens:
         kinds[i] = "image"
     spans: list[Span] = []
     for i, kind in enumerate(kinds):
-        if spans and spans[-1].kind == kind:
-            spans[-1] = Span(kind, spans[-1].start, i + 1)
-        else:
-            spans.append(Span(kind, i, i + 1))
+        start = spans.pop().start if spans and spans[-1].kind == kind else i
+        spans.append(Span(kind, start, i + 1))
     return spans

@@ -1,4 +1,4 @@
-"""What an engine must do. There are plain hooks (`_hooks.py`), and in `_nnsight/` nnsight here and on servers."""
+"""The interface of an engine. `_hooks.py` has plain hooks, `_nnsight/` has nnsight in this process and on servers."""
 
 from __future__ import annotations
 
@@ -21,26 +21,24 @@ FULL_FORWARD = ForwardState()
 
 @runtime_checkable
 class PerRowReducer(Protocol):
-    """What is told of the logits, where it can be asked of each row by itself: where rows are apart, no more than the
-    answer has to leave the place where the logits are.
-    """
+    """A logits reducer that can be applied to one row at a time, so a remote engine returns only the reduced values."""
 
     def for_row(self, number: int) -> LogitsReducer:
-        """The same of one row of the batch, `(1, keep, vocabulary)`; the rows' answers follow each other."""
+        """The reducer of one row, for logits `(1, keep, vocabulary)`; results of the rows are concatenated."""
         ...
 
 
 def identity(logits: Tensor) -> Tensor:
-    """All of the logits."""
+    """The logits themselves: the default reducer."""
     return logits
 
 
 @runtime_checkable
 class Engine(Protocol):
-    """Runs a model under a plan. Every method leaves the model as it was, also after an exception.
+    """Runs a model under edits. Every method leaves the model as it was, also after an exception.
 
     Attributes:
-        supports_forward_state: whether forwards can take up work that was done before; elsewhere they are always whole.
+        supports_forward_state: whether forwards can start from a `ForwardState`; remote engines always run whole rows.
     """
 
     supports_forward_state: bool
@@ -48,40 +46,40 @@ class Engine(Protocol):
     def capture_states(
         self,
         inputs: Inputs,
-        plan: SiteEdits,
+        edits: SiteEdits,
         sites: Sequence[Site],
         select: StateSelector,
         forward_state: ForwardState = FULL_FORWARD,
     ) -> Tensor:
-        """`select(state)` at each site after the plan's edits, stacked to `(row, site, hidden)` on the device.
+        """Run a forward up to the deepest site and return `select(state)` at each site, `(row, site, hidden)`.
 
-        Stops after the deepest site. `inputs` holds `input_ids`, `attention_mask` and, where the model takes
-        them, `position_ids`; with a prefix, of the columns after it, but the mask of all.
+        States include the edits of their site. `inputs` holds `input_ids`, `attention_mask` and, where the model takes
+        them, `position_ids`; with a prefix, of the columns after it, but the mask of all columns.
         """
         ...
 
-    def generate(self, inputs: Inputs, plan: SiteEdits, **options: Any) -> Tensor:
-        """Hugging Face's `generate` under the plan; `(rows, tokens)` ids, prompt included."""
+    def generate(self, inputs: Inputs, edits: SiteEdits, **options: Any) -> Tensor:
+        """Run Hugging Face's `generate` under the edits and return ids `(row, token)`, prompt included."""
         ...
 
     def logits(
         self,
         inputs: Inputs,
-        plan: SiteEdits,
+        edits: SiteEdits,
         keep: int | Tensor,
         forward_state: ForwardState = FULL_FORWARD,
         reduce: LogitsReducer = identity,
     ) -> Any:
-        """`reduce` of the logits under the plan, `(batch, keep, vocabulary)`: of the last `keep` columns, or of those
-        numbered. It is asked where the logits are: a server sends back its answer, and not a vocabulary per token.
+        """Run a forward under the edits and return `reduce(logits)`, logits being `(row, keep, vocabulary)`.
 
-        Edits of the block at which the forward resumes are added to the state it resumes from; the plan must hold
-        none below it. Column numbers count those given.
+        `keep` selects columns among those given: an int keeps the last n, a tensor lists indices. The reduction runs
+        where the model runs. Where the forward starts at the output of a block, edits of that block are added to it,
+        and edits below it are refused.
         """
         ...
 
     def prefill(self, inputs: Inputs) -> Prefix:
-        """Keys and values of the columns given, unsteered."""
+        """Run a forward without edits and return keys and values of the columns given."""
         ...
 
 
@@ -89,7 +87,7 @@ def point_path(site: Site, layout: Layout) -> str:
     """The dotted path, inside a block, of the module that holds a site; "" is the block itself.
 
     Raises:
-        LayoutError: this model's blocks have no module of that kind.
+        LayoutError: the blocks of this model have no module of that kind.
     """
     if site.point in ("block_in", "block_out"):  # the only points outside the text
         return ""
@@ -111,17 +109,16 @@ def block_path(site: Site, layout: Layout) -> str:
     return path if site.part == "projector" else f"{path}.{site.layer}"
 
 
-def check_forward_state(plan: SiteEdits, forward_state: ForwardState) -> None:
-    """Refuse to leave out a block that the plan writes to.
+def check_forward_state(edits: SiteEdits, forward_state: ForwardState) -> None:
+    """Refuse a forward that starts above a site with edits.
 
     Raises:
         SteeringError: names the site.
     """
-    if forward_state.layer is None:
+    layer = forward_state.layer
+    if layer is None:
         return
-    for site in plan:
-        inside = site.layer <= forward_state.layer if site.point != "block_out" else site.layer < forward_state.layer
-        if site.part != "text" or inside:
-            raise SteeringError(
-                f"a forward that resumes at the output of block {forward_state.layer} never passes {site}"
-            )
+    for site in edits:
+        above = site.layer > layer or (site.layer == layer and site.point == "block_out")
+        if site.part != "text" or not above:
+            raise SteeringError(f"a forward that starts at the output of block {layer} never passes {site}")

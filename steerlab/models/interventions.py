@@ -1,9 +1,9 @@
-"""The plan of a run: which vector goes to which row, at which site, on which columns.
+"""The edits of one forward: which vector is added to which row, at which site, on which columns.
 
-Both back ends carry out the same plan: they call `apply_edits` on a site's state and put the result back. Columns
-are absolute places in the padded sequence. A forward's first column is known from the attention mask's length, so
-cached decoding, recomputation without a cache and chunked prefill are all the same case, and nothing is ever
-concluded from a forward having one token.
+Every engine applies the same edits: it calls `apply_edits` on the state at a site and puts the result back. Columns are
+absolute places in the padded sequence. The first column of a forward follows from the length of the attention mask, so
+cached decoding, recomputation without a cache and chunked prefill are one case; that a forward has one token means
+nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,46 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerlab._support.errors import SteeringError
-from steerlab.models.edit_stats import EditStats
-from steerlab.models.patches import ImageEdit, apply_image_edits
+from steerlab.models.patches import entries_per_row
 from steerlab.models.sites import Site
 
 State = Float[Tensor, "rows tokens hidden"]
+VectorFn = Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]]
+
+
+@dataclass
+class EditStats:
+    """What an edit did, per row: the number of states written, and the sum of ‖delta‖/‖h‖ over them.
+
+    Both stay on the device until they are read.
+    """
+
+    writes: Tensor | None = None
+    ratio: Tensor | None = None
+
+    def add(
+        self,
+        vectors: Float[Tensor, "rows hidden"],
+        h: Float[Tensor, "rows tokens hidden"],
+        mask: Bool[Tensor, "rows tokens"],
+    ) -> None:
+        """Count the states in `mask`, to each of which the vector of its row is added."""
+        norms = h.detach().float().norm(dim=-1).clamp_min(1e-12)
+        ratio = torch.where(mask, vectors.float().norm(dim=-1)[:, None] / norms, 0.0).sum(1)
+        written = mask.sum(1)
+        self.ratio = ratio if self.ratio is None else self.ratio + ratio
+        self.writes = written if self.writes is None else self.writes + written
+
+    def rows(self) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+        """States written and sum of norm ratios, per row of the forward."""
+        if self.writes is None or self.ratio is None:
+            return torch.zeros(0, dtype=torch.long), torch.zeros(0)
+        return self.writes, self.ratio
+
+    def totals(self) -> tuple[int, float]:
+        """States written and sum of norm ratios, over all rows."""
+        writes, ratio = self.rows()
+        return int(writes.sum()), float(ratio.sum())
 
 
 @dataclass
@@ -30,19 +65,20 @@ class Edit:
     """One addition to the state at one site.
 
     Attributes:
-        vectors: `(batch, hidden)` float32, everything multiplied in (alpha, gate).
-        prompt: `(batch, width)`: the columns of the encoded batch to write to.
+        vectors: `(batch, hidden)` float32, with alpha and gate multiplied in.
+        prompt: `(batch, width)`, the columns of the encoded batch to write to.
         generated: whether columns beyond the encoded batch are written to as well.
-        vector_fn: gives the vectors from this site's own state at column `last`, instead of `vectors`.
+        vector_fn: computes the vectors from the state of this site at column `last`, where `vectors` is None.
         last: `(batch,)` column of the last prompt token, for `vector_fn`.
-        row_mask: `(batch,)` the rows that `generated` speaks of; None: all.
-        read_site: `vector_fn` is asked once, before the run, about the state at this site of the unsteered prompt.
+        row_mask: `(batch,)`, rows whose generated tokens are steered; None means all.
+        stats: what the edit did.
+        read_site: `vector_fn` takes the state of the unsteered prompt at this site instead, once, before the run.
     """
 
     vectors: Float[Tensor, "batch hidden"] | None
     prompt: Bool[Tensor, "batch width"]
     generated: bool
-    vector_fn: Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]] | None = None
+    vector_fn: VectorFn | None = None
     last: Int[Tensor, " batch"] | None = None
     row_mask: Bool[Tensor, " batch"] | None = None
     stats: EditStats = field(default_factory=EditStats)
@@ -52,108 +88,127 @@ class Edit:
         self._any_prompt = bool(self.prompt.any())
 
     def __getstate__(self) -> dict[str, Any]:
-        """On the way to a server every vector goes once: cells and inputs share them, and other cells' rows are 0."""
+        """Each vector is sent once: many rows of a sweep share a vector, and rows of other settings are 0."""
         if self.vectors is None:
             return self.__dict__
-        vectors, rows = torch.unique(self.vectors, dim=0, return_inverse=True)
-        return self.__dict__ | {"vectors": (vectors, rows)}
+        return self.__dict__ | {"vectors": torch.unique(self.vectors, dim=0, return_inverse=True)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         packed = state["vectors"]
         self.__dict__ |= state | {"vectors": packed if packed is None else packed[0][packed[1]]}
 
+    @property
+    def is_noop(self) -> bool:
+        """Whether no state is written to, generated tokens included."""
+        generated = self.generated and (self.row_mask is None or bool(self.row_mask.any()))
+        return not self._any_prompt and not generated
+
+    @property
+    def _computed_in_forward(self) -> bool:
+        return self.vector_fn is not None and self.read_site is None
+
     def affects(self, start: int, stop: int) -> bool:
-        """Whether any column of `start:stop` can be meant; decided on the host, without a synchronization."""
+        """Whether the edit needs a forward of the columns `start:stop`; decided without synchronizing the device."""
         width = self.prompt.shape[1]
-        met = self.vector_fn is not None and self.read_site is None
-        reads = met and self.generated and start == 0  # what is written later is read now
-        return reads or (self._any_prompt and start < width) or (self.generated and stop > width)
+        needed_later = self._computed_in_forward and self.generated and start == 0
+        return needed_later or (self._any_prompt and start < width) or (self.generated and stop > width)
 
     def resolve_vectors(self, h: State) -> None:
-        """Make the vectors from the unsteered prompt's state at `read_site`."""
+        """Compute the vectors from the state of the unsteered prompt at `read_site`."""
         assert self.vector_fn is not None and self.last is not None
         rows = torch.arange(h.shape[0], device=h.device)
         self.vectors = self.vector_fn(h[rows, self.last.to(h.device)].float())
 
     def delta(self, h: State, stop: int) -> Float[Tensor, "rows tokens hidden"]:
-        """What to add to `h`, whose last column is `stop - 1`: float32, zero where nothing is meant."""
+        """What to add to `h`, whose last column is `stop - 1`: float32, zero where nothing is written."""
         start = stop - h.shape[1]
         copies = h.shape[0] // self.prompt.shape[0]  # beams and return sequences repeat each row
-        vectors = self._resolve(h, start, copies)
+        if self._computed_in_forward and start == 0:
+            self._compute_vectors(h, copies)
+        vectors = self._resolved(h.device).repeat_interleave(copies, 0)
         mask = self._mask(start, stop, h.device).repeat_interleave(copies, 0)
         self.stats.add(vectors, h, mask)
         return torch.where(mask[:, :, None], vectors[:, None, :], 0.0)
 
     def row(self, number: int, start: int, stop: int) -> Edit:
-        """The edit of one row by itself, without its padding, as an engine needs that runs rows apart.
+        """The edit of one row without its padding, for an engine that runs each row by itself.
 
         Args:
             number: which row.
             start: column at which the row begins; it becomes column 0.
             stop: the column after its last.
         """
-        own = slice(number, number + 1)
-        flight = self.vector_fn if self.read_site is None else None  # what was met beforehand is in the vectors
+        one = slice(number, number + 1)
+        function = None
+        if self._computed_in_forward:  # with a read_site the vectors are known by now
+            function = partial(_of_one, function=self.vector_fn, number=number, rows=len(self.prompt))
         return Edit(
-            None if self.vectors is None else self.vectors[own],
-            self.prompt[own, start:stop],
+            None if self.vectors is None else self.vectors[one],
+            self.prompt[one, start:stop],
             self.generated,
-            None if flight is None else partial(_of_one, function=flight, number=number, rows=len(self.prompt)),
-            None if self.last is None else self.last[own] - start,
-            None if self.row_mask is None else self.row_mask[own],
+            function,
+            None if self.last is None else self.last[one] - start,
+            None if self.row_mask is None else self.row_mask[one],
             read_site=self.read_site,
         )
 
-    @property
-    def is_noop(self) -> bool:
-        """Whether no state can ever be written to, not even of tokens to come."""
-        coming = self.generated and (self.row_mask is None or bool(self.row_mask.any()))
-        return not self._any_prompt and not coming
+    def _compute_vectors(self, h: State, copies: int) -> None:
+        assert self.vector_fn is not None and self.last is not None
+        if h.shape[1] < self.prompt.shape[1]:
+            raise SteeringError(
+                f"a method computes its vector from the state at the last prompt token, but the forward has only "
+                f"{h.shape[1]} of the prompt's {self.prompt.shape[1]} columns: leave prefill_chunk_size out, or take "
+                "a method that reads the unsteered prompt beforehand (AlphaSteer: gates='frozen')"
+            )
+        rows = torch.arange(h.shape[0], device=h.device)
+        found = self.vector_fn(h[rows, self.last.to(h.device).repeat_interleave(copies)].float())
+        if found.shape != (h.shape[0], h.shape[2]):
+            raise SteeringError(
+                f"a vector_fn returned {tuple(found.shape)} for {h.shape[0]} rows of width {h.shape[2]}"
+            )
+        if copies == 1 or self.vectors is None:
+            self.vectors = found[::copies]  # kept for the decoding steps
 
-    def _resolve(self, h: State, start: int, copies: int) -> Float[Tensor, "rows hidden"]:
-        if self.vector_fn is not None and start == 0 and self.read_site is None:
-            assert self.last is not None
-            rows = torch.arange(h.shape[0], device=h.device)
-            last = self.last.to(h.device).repeat_interleave(copies)
-            if h.shape[1] < self.prompt.shape[1]:
-                raise SteeringError(
-                    f"a method that reads the state at the last prompt token met a forward of {h.shape[1]} of the "
-                    f"prompt's {self.prompt.shape[1]} columns: leave prefill_chunk_size out, or take a method that "
-                    "reads the unsteered prompt beforehand (AlphaSteer: gates='frozen')"
-                )
-            fresh = self.vector_fn(h[rows, last].float())
-            if fresh.shape != (h.shape[0], h.shape[2]):
-                raise SteeringError(
-                    f"a method that reads in flight gave {tuple(fresh.shape)} for {h.shape[0]} rows "
-                    f"of width {h.shape[2]}"
-                )
-            if copies == 1 or self.vectors is None:
-                self.vectors = fresh[::copies]  # frozen for the steps to come
+    def _resolved(self, device: torch.device) -> Float[Tensor, "batch hidden"]:
         if self.vectors is None:
             raise SteeringError(
-                "a method that reads in flight met a decoding step before any prompt"
+                "a vector_fn has no vectors yet: a decoding step came before any prompt"
                 if self.read_site is None
-                else f"the state at {self.read_site} was not read beforehand: only engines elsewhere do that"
+                else f"the state at {self.read_site} was not read beforehand: only remote engines do that"
             )
-        self.vectors = self.vectors.to(h.device)
-        return self.vectors.repeat_interleave(copies, 0)
+        self.vectors = self.vectors.to(device)
+        return self.vectors
 
     def _mask(self, start: int, stop: int, device: torch.device) -> Bool[Tensor, "batch tokens"]:
         self.prompt = self.prompt.to(device)
         width = self.prompt.shape[1]
         known = self.prompt[:, start : min(stop, width)]
-        beyond = max(stop - max(start, width), 0)
-        new = torch.full((len(known), beyond), self.generated, device=device)
+        new = torch.full((len(known), max(stop - max(start, width), 0)), self.generated, device=device)
         if self.row_mask is not None:
             new = new & self.row_mask.to(device)[:, None]
         return torch.cat([known, new], 1)
 
 
-def _of_one(
-    h: Float[Tensor, "1 hidden"], function: Callable[[Tensor], Tensor], number: int, rows: int
-) -> Float[Tensor, "1 hidden"]:
-    """A function of all rows (each has its own strength bound to it), asked about one of them alone."""
-    return function(h.expand(rows, -1))[number : number + 1]
+@dataclass
+class ImageEdit:
+    """One addition to every patch of each row's images.
+
+    Attributes:
+        vectors: `(batch, hidden)` float32, with alpha and gate multiplied in.
+        units: tiles or patches of each row.
+        stats: what the edit did.
+    """
+
+    vectors: Float[Tensor, "batch hidden"]
+    units: tuple[int, ...]
+    stats: EditStats = field(default_factory=EditStats)
+
+    def delta(self, h: Float[Tensor, "units patches hidden"]) -> Float[Tensor, "units 1 hidden"]:
+        """What to add to `h`, in float32."""
+        counts = torch.tensor(entries_per_row(self.units, len(h)), device=h.device)
+        vectors = self.vectors.to(h.device).repeat_interleave(counts, 0)
+        self.stats.add(vectors, h, torch.ones(h.shape[:2], dtype=torch.bool, device=h.device))
+        return vectors[:, None]
 
 
 SiteEdits = Mapping[Site, Sequence[Edit | ImageEdit]]
@@ -162,39 +217,37 @@ SiteEdits = Mapping[Site, Sequence[Edit | ImageEdit]]
 def apply_edits(edits: Sequence[Edit | ImageEdit], h: Tensor, stop: int) -> Tensor:
     """The state with every edit of its site added.
 
-    Several edits at one site add up: each sees the state before any of them, the sum is formed in float32 and cast
-    once to the state's dtype.
+    Edits of one site add up: each sees the state before any of them, the sum is formed in float32 and cast once to the
+    state's dtype.
 
     Args:
         edits: the edits of this site.
-        h: `(rows, tokens, hidden)`; in the vision tower and the projector, all pictures' patches.
+        h: `(rows, tokens, hidden)`; in the vision tower and the projector, the patches of all images.
         stop: the absolute column after the last of `h`.
+
+    Raises:
+        SteeringError: the rows of `h` are not a multiple of the rows of an edit.
     """
-    images = [edit for edit in edits if isinstance(edit, ImageEdit)]
-    if images:
-        return apply_image_edits(images, h)
-    return _of_rows([edit for edit in edits if isinstance(edit, Edit)], h, stop)
-
-
-def _of_rows(edits: Sequence[Edit], h: State, stop: int) -> State:
-    if h.shape[0] % edits[0].prompt.shape[0]:
-        raise SteeringError(
-            f"a forward of {h.shape[0]} rows can't be matched to a plan for {edits[0].prompt.shape[0]} rows"
-        )
-    active = [e for e in edits if e.affects(stop - h.shape[1], stop)]
-    if not active:
-        return h
-    total = active[0].delta(h, stop)
-    for edit in active[1:]:
-        total = total + edit.delta(h, stop)
-    return h + total.to(h.dtype)
+    image_edits = [edit for edit in edits if isinstance(edit, ImageEdit)]
+    if image_edits:
+        patches = h if h.ndim == 3 else h[:, None]
+        return (patches + _sum([edit.delta(patches) for edit in image_edits]).to(h.dtype)).reshape(h.shape)
+    text_edits = [edit for edit in edits if isinstance(edit, Edit)]
+    n = len(text_edits[0].prompt)
+    if len(h) % n:
+        raise SteeringError(f"a forward of {len(h)} rows can't be matched to edits of {n} rows")
+    deltas = [edit.delta(h, stop) for edit in text_edits if edit.affects(stop - h.shape[1], stop)]
+    return h + _sum(deltas).to(h.dtype) if deltas else h
 
 
 def last_column(kwargs: Mapping[str, Any]) -> int:
     """The absolute column after the last one of a forward, from the keyword arguments of the model's root.
 
-    The attention mask covers everything so far. `generate` leaves it out where no row is padded; then the cache tells
-    how much came before.
+    The attention mask covers everything so far. `generate` omits it where no row is padded; then the cache tells how
+    many columns came before.
+
+    Raises:
+        SteeringError: neither a mask nor token ids nor embeddings.
     """
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.ndim == 2:
@@ -206,16 +259,30 @@ def last_column(kwargs: Mapping[str, Any]) -> int:
     return int(given.shape[1]) + (int(past.get_seq_length()) if past is not None else 0)
 
 
-def check_edits(plan: SiteEdits, hidden_size: int | None) -> None:
-    """Refuse vectors of another width (where it is known) or that are not finite, before any forward."""
-    for site, edits in plan.items():
-        for edit in edits:
-            if edit.vectors is None:
-                continue
-            if hidden_size is not None and edit.vectors.shape[-1] != hidden_size:
-                raise SteeringError(
-                    f"a vector of width {edit.vectors.shape[-1]} can't be added at layer {site}, "
-                    f"whose states are {hidden_size} wide: was it fitted on another model, or at another part of it?"
-                )
-            if not bool(torch.isfinite(edit.vectors).all()):
-                raise SteeringError(f"a vector for layer {site} holds NaN or infinity")
+def check_edits(edits: SiteEdits, hidden_size: int | None) -> None:
+    """Refuse vectors of another width (where it is known) or that are not finite, before any forward.
+
+    Raises:
+        SteeringError: names the site.
+    """
+    for site, vectors in ((site, edit.vectors) for site, found in edits.items() for edit in found):
+        if vectors is None:
+            continue
+        if hidden_size is not None and vectors.shape[-1] != hidden_size:
+            raise SteeringError(
+                f"a vector of width {vectors.shape[-1]} can't be added at layer {site}, whose states are "
+                f"{hidden_size} wide: was it fitted on another model, or at another part of it?"
+            )
+        if not bool(torch.isfinite(vectors).all()):
+            raise SteeringError(f"a vector for layer {site} holds NaN or infinity")
+
+
+def _of_one(
+    h: Float[Tensor, "1 hidden"], function: Callable[[Tensor], Tensor], number: int, rows: int
+) -> Float[Tensor, "1 hidden"]:
+    """A function of all rows (each with its strength bound to it), evaluated for one row."""
+    return function(h.expand(rows, -1))[number : number + 1]
+
+
+def _sum(deltas: Sequence[Tensor]) -> Tensor:
+    return sum(deltas[1:], deltas[0])

@@ -1,11 +1,13 @@
-"""Where a forward takes up work that was done before: after a prompt's columns, at the output of a block, or both.
+"""Forwards that start from earlier work: after the columns of a prompt, at the output of a block, or both.
 
-A sweep asks for the same rows hundreds of times, and most of each forward is the same: everything below the steered
-block, and every column before the first steered one. Two things are kept and handed to later forwards:
+A sweep runs the same rows hundreds of times. Everything below the steered block, and every column before the first
+steered one, is the same each time. Two things are kept for later forwards:
 
-- a `Prefix`: keys and values of the columns before the first steered one, read-only. A forward that joins it to its own
-  tokens keeps nothing, so no decoding step can ever follow on a cache that skipped blocks left half empty.
-- a state: the output of one block, from which the forward begins anew; the blocks up to it are not run.
+- a `Prefix`: keys and values of the columns before the first steered one. It is read-only: a forward that attends to it
+  stores nothing, so no decoding step can follow on a cache that skipped blocks left half empty.
+- a state: the output of one block, from which the forward continues; the blocks up to it are not run.
+
+`prefill` computes a prefix. It runs what all rows begin with once, then the rest in buckets of similar length.
 """
 
 from __future__ import annotations
@@ -18,33 +20,38 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from steerlab._support.errors import SteeringError
 from steerlab.models.attention import PrefixKV, supports_prefix_attention, use_prefix_attention
-from steerlab.models.prefix import common_columns, expand_cache, in_columns, length_buckets, split
+from steerlab.models.families import KV_LAYER_TYPES
 
-ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
+MIN_SHARED_COLUMNS = 8  # below that, running shared columns once does not pay
+# tokens of one forward that keep a device busy; more outgrow its caches and slow matrix products down
+TOKENS = {"cpu": 640, "other": 16384}
+_Inputs = dict[str, Tensor]
 
 
 class SharedPrefixLayer(DynamicLayer):
-    """One layer's keys and values of some rows' prompts, seen by more rows; keeps nothing of theirs.
+    """A read-only cache layer: keys and values of prompts, shared by several rows each.
 
-    `apart`: they are handed to `attention.prefix_attention` beside the rows' own, otherwise joined to them.
+    Args:
+        prefix: keys and values of the prompts.
+        joined: whether to join them to the rows' keys and values; otherwise `prefix_attention` receives both.
     """
 
-    def __init__(self, past: PrefixKV, apart: bool) -> None:
+    def __init__(self, prefix: PrefixKV, joined: bool) -> None:
         super().__init__()
-        self.past, self.apart = past, apart
-        self.keys, self.values = past.keys, past.values
-        self.dtype, self.device, self.is_initialized = past.keys.dtype, past.keys.device, True
+        self.prefix, self.joined = prefix, joined
+        self.keys, self.values = prefix.keys, prefix.values
+        self.dtype, self.device, self.is_initialized = prefix.keys.dtype, prefix.keys.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.apart:
-            key_states.past = self.past  # type: ignore[attr-defined]
-            return key_states, value_states
-        return self.past.join(self.past.keys, key_states), self.past.join(self.past.values, value_states)
+        if self.joined:
+            return self.prefix.join(self.prefix.keys, key_states), self.prefix.join(self.prefix.values, value_states)
+        key_states.prefix = self.prefix  # type: ignore[attr-defined]
+        return key_states, value_states
 
 
 @dataclass(frozen=True)
@@ -59,23 +66,23 @@ class Prefix:
 
     @property
     def nbytes(self) -> int:
-        """Memory held."""
+        """Size in memory."""
         return sum(k.nbytes + v.nbytes for k, v in self.layers)
 
     def rows(self, start: int, stop: int) -> Prefix:
-        """The same for some of the rows; nothing is copied."""
+        """The prefix of rows `start:stop`, as views."""
         return Prefix(tuple((k[start:stop], v[start:stop]) for k, v in self.layers))
 
     def take(self, rows: Tensor) -> Prefix:
-        """Rows by number, each as often as it is named."""
+        """The prefix of rows by number, which may repeat."""
         return Prefix(tuple((k[rows.to(k.device)], v[rows.to(v.device)]) for k, v in self.layers))
 
-    def as_readonly_cache(self, copies: int, apart: bool = False) -> Cache:
+    def as_readonly_cache(self, copies: int, joined: bool = True) -> Cache:
         """A cache for one forward of `copies` times the rows, ordered copy by copy."""
-        return Cache(layers=[SharedPrefixLayer(PrefixKV(keys, values, copies), apart) for keys, values in self.layers])
+        return Cache(layers=[SharedPrefixLayer(PrefixKV(keys, values, copies), joined) for keys, values in self.layers])
 
     def as_generation_cache(self, copies: int) -> DynamicCache:
-        """A cache of its own for `generate`, which appends to it; never to be used with skipped blocks."""
+        """A copy for `generate`, which appends to it; never to be used with skipped blocks."""
         cache = DynamicCache()
         for number, (keys, values) in enumerate(self.layers):
             cache.update(keys.repeat(copies, 1, 1, 1), values.repeat(copies, 1, 1, 1), number)
@@ -84,12 +91,12 @@ class Prefix:
 
 @dataclass(frozen=True)
 class ForwardState:
-    """What a forward need not do again.
+    """Where a forward starts.
 
     Attributes:
         prefix: keys and values of the columns before those given; None where all columns are given.
-        copies: how many times the prefix's rows occur in the forward, copy by copy.
-        layer: the block whose output is known, unedited; None: the forward begins at the embeddings.
+        copies: how many times the rows of the prefix occur in the forward, copy by copy.
+        layer: the block whose output is known, unedited; None: the forward starts at the embeddings.
         state: that output, `(row, column, hidden)`.
     """
 
@@ -107,75 +114,142 @@ class ForwardState:
             yield {"past_key_values": self.prefix.as_readonly_cache(self.copies)}
         else:
             with use_prefix_attention(hf):
-                yield {"past_key_values": self.prefix.as_readonly_cache(self.copies, apart=True)}
+                yield {"past_key_values": self.prefix.as_readonly_cache(self.copies, joined=False)}
 
 
-def split_at(inputs: dict[str, Tensor], cut: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The columns before `cut`, for `prefill`, and those after it, whose mask is of all."""
+def split_at(inputs: _Inputs, cut: int) -> tuple[_Inputs, _Inputs]:
+    """The columns before `cut`, for `prefill`, and those after it, with the mask of all."""
     before = {k: t[:, :cut] for k, t in inputs.items()}
     return before, {k: t if k == "attention_mask" else t[:, cut:] for k, t in inputs.items()}
 
 
 def can_prefill(hf: PreTrainedModel) -> bool:
-    """Whether every layer's past is keys and values of attention: not so in recurrent and convolutional layers."""
+    """Whether the past of every layer is keys and values: not so in recurrent and convolutional layers."""
     kinds = getattr(hf.config.get_text_config(), "layer_types", None)
-    return kinds is None or set(kinds) <= set(ATTENTION)
+    return kinds is None or set(kinds) <= set(KV_LAYER_TYPES)
 
 
 @torch.no_grad()
-def prefill(hf: PreTrainedModel, inputs: dict[str, Tensor]) -> Prefix:
-    """Run some rows' first columns, unsteered, and keep their keys and values.
+def prefill(hf: PreTrainedModel, inputs: _Inputs) -> Prefix:
+    """Keys and values of some left-padded rows, unsteered.
 
-    What all rows begin with is run once, the rest a few rows at a time. The cache is one that drops nothing, also where
-    attention slides: which keys a token sees is up to the mask.
+    The cache drops nothing, also where attention slides: the mask decides which keys a token sees.
     """
     mask = inputs["attention_mask"]
     rows, width = mask.shape
     shared = common_columns(inputs["input_ids"], mask, hf.config.get_text_config())
-    begun = DynamicCache()
-    if shared:
-        begun = _run(hf, split(inputs, shared)[0], begun)
-    whole: list[tuple[Tensor, Tensor]] = []
+    common = _run(hf, _split_shared(inputs, shared)[0], DynamicCache()) if shared else DynamicCache()
+    layers: list[tuple[Tensor, Tensor]] = []
     for start, stop, longest in length_buckets(mask, shared):
-        given = {k: t[start:stop, width - longest :] for k, t in inputs.items()}
-        if shared:
-            layers = _kept(_run(hf, split(given, shared)[1], expand_cache(begun, stop - start)))
-            columns = given["attention_mask"]
-            layers = tuple((in_columns(k, columns, shared), in_columns(v, columns, shared)) for k, v in layers)
-        else:
-            layers = _kept(_run(hf, given, DynamicCache()))
-        whole = whole or [(_room(k, rows, width), _room(v, rows, width)) for k, v in layers]
-        for kept, found in zip(whole, layers, strict=True):
-            for all_rows, own in zip(kept, found, strict=True):
-                all_rows[start:stop, :, width - longest :] = own
-    return Prefix(tuple(whole))
+        bucket = {k: t[start:stop, width - longest :] for k, t in inputs.items()}
+        rest = _split_shared(bucket, shared)[1] if shared else bucket
+        cache = _run(hf, rest, _expand_cache(common, stop - start))
+        found = [[_in_columns(t, bucket["attention_mask"], shared) for t in pair] for pair in _keys_and_values(cache)]
+        layers = layers or [tuple(t.new_zeros(rows, t.shape[1], width, t.shape[3]) for t in pair) for pair in found]  # type: ignore[misc]
+        for pair, new in zip(layers, found, strict=True):
+            for tensor, part in zip(pair, new, strict=True):
+                tensor[start:stop, :, width - longest :] = part
+    return Prefix(tuple(layers))
 
 
-def _room(like: Tensor, rows: int, width: int) -> Tensor:
-    return like.new_zeros(rows, like.shape[1], width, like.shape[3])
+def common_columns(input_ids: Tensor, attention_mask: Tensor, config: PretrainedConfig) -> int:
+    """Length of the common token prefix of all left-padded rows; 0 if sharing is not exact or not worthwhile.
+
+    A sliding layer counts columns, not tokens. Sharing leaves a gap between the common prefix and the rest of shorter
+    rows, so such a layer would see fewer tokens than it should.
+    """
+    rows, width = input_ids.shape
+    lengths = attention_mask.sum(1)
+    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    if rows < 3 or (window is not None and window < 2 * width):
+        return 0
+    most = max(int(lengths.min()) - 1, 0)  # every row keeps one token to run
+    columns = (width - lengths)[:, None] + torch.arange(most, device=input_ids.device)
+    tokens = input_ids.gather(1, columns.long())
+    shared = int((tokens == tokens[:1]).all(0).long().cumprod(0).sum())
+    return shared if shared >= MIN_SHARED_COLUMNS else 0
 
 
-def _run(hf: PreTrainedModel, inputs: dict[str, Tensor], cache: DynamicCache) -> DynamicCache:
-    hf(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return cache
+def length_buckets(attention_mask: Tensor, shared: int) -> list[tuple[int, int, int]]:
+    """Consecutive rows that go through the model together: start, stop, and the tokens of the longest row.
+
+    One long row would pad all others of a large batch, and more tokens than keep a device busy slow it down.
+    """
+    most = TOKENS["cpu" if attention_mask.device.type == "cpu" else "other"]
+    lengths = attention_mask.sum(1).tolist()
+    buckets, start, longest = [], 0, 0
+    for row, length in enumerate(lengths):
+        if row > start and (row - start + 1) * (max(longest, length) - shared) > most:
+            buckets.append((start, row, longest))
+            start, longest = row, 0
+        longest = max(longest, length)
+    return [*buckets, (start, len(lengths), longest)]
 
 
-def _kept(cache: DynamicCache) -> tuple[tuple[Tensor, Tensor], ...]:
-    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
-    return tuple((x.keys, x.values) for x in layers if x.keys is not None and x.values is not None)
+def prefill_cost(input_ids: Tensor, attention_mask: Tensor, config: PretrainedConfig) -> int:
+    """Row-columns that `prefill` runs for a batch of prompts."""
+    shared = common_columns(input_ids, attention_mask, config)
+    buckets = length_buckets(attention_mask, shared)
+    return shared + sum((stop - start) * (n - shared) for start, stop, n in buckets)
 
 
 @contextmanager
 def skip_blocks(blocks: Sequence[nn.Module], state: Tensor, tuples: bool) -> Iterator[None]:
-    """The blocks do nothing but hand on `state`, for as long as the context lasts."""
-    handed = (state, None) if tuples else state
+    """Replace the forward of each block by one that returns `state`, for as long as the context lasts.
+
+    Raises:
+        SteeringError: the forward of a block is patched already.
+    """
+    output = (state, None) if tuples else state
     for block in blocks:
         if "forward" in vars(block):
-            raise SteeringError(f"{type(block).__name__} is patched already: its forward can't be left out")
+            raise SteeringError(f"{type(block).__name__} is patched already: its forward can't be skipped")
     try:
         for block in blocks:
-            block.forward = lambda *_, **__: handed
+            block.forward = lambda *_, **__: output
         yield
     finally:
         for block in blocks:
             vars(block).pop("forward", None)
+
+
+def _run(hf: PreTrainedModel, inputs: _Inputs, cache: DynamicCache) -> DynamicCache:
+    hf(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
+def _keys_and_values(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    return [(x.keys, x.values) for x in layers if x.keys is not None and x.values is not None]
+
+
+def _expand_cache(cache: DynamicCache, rows: int) -> DynamicCache:
+    """A growing cache for several rows that begin with the one row of `cache`."""
+    expanded = DynamicCache()
+    for number, (keys, values) in enumerate(_keys_and_values(cache)):
+        expanded.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), number)
+    return expanded
+
+
+def _split_shared(inputs: _Inputs, shared: int) -> tuple[_Inputs, _Inputs]:
+    """Inputs of the common prefix, as one row, and of the rest of all rows, with the mask of both."""
+    mask = inputs["attention_mask"]
+    width, lengths = mask.shape[1], mask.sum(1)
+    start, tail = int(width - lengths[0]), int(lengths.max()) - shared
+    common = {k: t[:1, start : start + shared] for k, t in inputs.items()}
+    rest = {k: t[:, width - tail :] for k, t in inputs.items()}
+    real = torch.arange(tail, device=mask.device) >= (tail - (lengths - shared))[:, None]
+    rest["attention_mask"] = torch.cat([mask.new_ones(len(mask), shared), real.to(mask.dtype)], 1)
+    return common, rest
+
+
+def _in_columns(stored: Tensor, attention_mask: Tensor, shared: int) -> Tensor:
+    """Keys or values `(row, head, shared + rest, size)`, moved to the columns of the left-padded rows."""
+    if not shared:
+        return stored
+    # a model may be spread over devices, and keys are on the device of their layer
+    width, lengths = attention_mask.shape[1], attention_mask.sum(1).to(stored.device)
+    token = torch.arange(width, device=stored.device) - (width - lengths)[:, None]
+    gap = stored.shape[2] - lengths[:, None]
+    column = torch.where(token < shared, token, token + gap).clamp(min=0)
+    return stored.gather(2, column[:, None, :, None].expand(-1, stored.shape[1], -1, stored.shape[3]))

@@ -1,26 +1,20 @@
-"""Where a model keeps its decoder blocks, its final norm and its head."""
+"""Where a model keeps its decoder blocks, final norm and head, and an image-text model its vision tower."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from steerlab._support.errors import LayoutError
-from steerlab.models.vision_layout import find_tower
-
-_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "final_norm", "norm_f")
-_HEADS = ("lm_head", "embed_out", "output", "head")
-_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-_MLP = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "fc2")  # fc2: OPT's blocks hold no MLP module
-_NOT_TEXT = re.compile(r"vision|visual|image|audio|speech|^vit$")
+from steerlab.models.families import NOT_TEXT, Family, family_of
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The dotted paths, inside a Hugging Face model, that the hooks need.
+    """Dotted paths of modules inside a Hugging Face model.
 
     Example:
         >>> Layout("model.layers", "model.norm", "lm_head", "self_attn", "mlp")
@@ -31,10 +25,8 @@ class Layout:
         head_path: path of the unembedding, or None.
         attention_name: name of the attention module inside every block, or None where blocks differ.
         mlp_name: name, inside every block, of the module whose output is the MLP's, or None.
-        vision_path: path of the list of the vision tower's blocks, or None.
+        vision_path: path of the list of blocks of the vision tower, or None.
         projector_path: path of the module between the vision tower and the text, or None.
-
-    Source: own.
     """
 
     blocks_path: str
@@ -47,32 +39,31 @@ class Layout:
 
 
 def find_layout(hf: nn.Module, blocks: str | None = None) -> Layout:
-    """Find the decoder blocks, the final norm and the head of a model.
+    """Find the decoder blocks, the final norm, the head and the vision tower of a model.
 
     Example:
         >>> find_layout(tiny_hf("gpt2")).blocks_path
         'transformer.h'
 
     Args:
-        hf: a model with a language-modeling head; multimodal wrappers are looked through.
-        blocks: dotted path of the list of blocks, for a model that is not recognized; it always wins.
+        hf: a language model; multimodal wrappers are looked through.
+        blocks: dotted path of the list of blocks, for a model that is not recognized.
 
     Raises:
         LayoutError: no list of blocks was found, or there is none at `blocks`.
-
-    Source: own.
     """
     path = _find_blocks(hf) if blocks is None else blocks
-    found = dict(_block_lists(hf)).get(path) if path is not None else None
-    if path is None or found is None:
+    members = _block_lists(hf).get(path) if path is not None else None
+    if path is None or members is None:
         raise LayoutError(_not_found(hf, blocks))
-    vision, projector = find_tower(hf, path)
+    family = family_of(getattr(hf, "config", None))
+    vision, projector = _find_vision(hf, path, family)
     return Layout(
         blocks_path=path,
-        final_norm_path=_final_norm(hf, path),
-        head_path=_head(hf),
-        attention_name=_shared_name(list(found), _ATTENTION),
-        mlp_name=_shared_name(list(found), _MLP),
+        final_norm_path=_final_norm(hf, path, family),
+        head_path=_head(hf, family),
+        attention_name=_shared_name(members, family.attention),
+        mlp_name=_shared_name(members, family.mlp),
         vision_path=vision,
         projector_path=projector,
     )
@@ -85,9 +76,7 @@ def blocks(hf: nn.Module, layout: Layout) -> list[nn.Module]:
         >>> len(blocks(hf, find_layout(hf)))
 
     Raises:
-        LayoutError: this layout does not fit this model.
-
-    Source: own.
+        LayoutError: the layout is not that of this model.
     """
     return list(module_at(hf, layout.blocks_path).children())
 
@@ -99,9 +88,7 @@ def module_at(hf: nn.Module, path: str) -> nn.Module:
         >>> module_at(hf, "model.norm")
 
     Raises:
-        LayoutError: there is no such submodule; the message names the part of the path that does exist.
-
-    Source: own.
+        LayoutError: there is no such submodule; the message names the part of the path that exists.
     """
     module, seen = hf, ""
     for name in path.split(".") if path else ():
@@ -115,62 +102,81 @@ def module_at(hf: nn.Module, path: str) -> nn.Module:
     return module
 
 
-def _block_lists(hf: nn.Module) -> Iterator[tuple[str, Sequence[nn.Module]]]:
-    for path, module in hf.named_modules():
-        if isinstance(module, nn.ModuleList | nn.Sequential) and len(module):
-            yield path, list(module)
+def normalized_width(block: nn.Module) -> int | None:
+    """The width of the states that a block normalizes, or None if it has no norm."""
+    norms = (m for m in block.modules() if type(m).__name__.endswith("Norm"))
+    return next((int(m.weight.shape[0]) for m in norms if isinstance(m.weight, nn.Parameter)), None)
 
 
-def _ask(hf: nn.Module, method: str) -> object:
-    answer: Callable[[], object] | None = getattr(hf, method, None)
-    return answer() if callable(answer) else None
+def _block_lists(hf: nn.Module) -> dict[str, list[nn.Module]]:
+    lists = ((p, m) for p, m in hf.named_modules() if isinstance(m, nn.ModuleList | nn.Sequential))
+    return {path: list(module) for path, module in lists if len(module)}
+
+
+def _path_of(hf: nn.Module, module: nn.Module) -> str | None:
+    return next((path for path, found in hf.named_modules() if found is module), None)
+
+
+def _getter(hf: nn.Module, method: str) -> object:
+    getter = getattr(hf, method, None)
+    return getter() if callable(getter) else None
 
 
 def _find_blocks(hf: nn.Module) -> str | None:
-    decoder = _ask(hf, "get_decoder")
+    decoder = _getter(hf, "get_decoder")
     if isinstance(decoder, nn.Module):
         lists = [m for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m)]
         if lists:
-            longest = max(lists, key=len)
-            return next((path for path, module in hf.named_modules() if module is longest), None)
+            return _path_of(hf, max(lists, key=len))
     return _longest_uniform_list(hf)
 
 
 def _longest_uniform_list(hf: nn.Module) -> str | None:
-    """Fallback for decoders that do not tell: outermost lists only, or a block's experts could win."""
+    """Fallback without `get_decoder`: outermost lists only, or a block's list of experts could be longer."""
     candidates: dict[str, int] = {}
-    for path, members in _block_lists(hf):
-        if any(_NOT_TEXT.search(part) for part in path.split(".")):
-            continue
-        if isinstance(hf.get_submodule(path), nn.Sequential):
-            continue
+    for path, members in _block_lists(hf).items():
+        text = not any(NOT_TEXT.search(part) for part in path.split("."))
         nested = any(path.startswith(f"{outer}.") for outer in candidates)
-        if not nested and len({type(member) for member in members}) == 1:
+        uniform = isinstance(hf.get_submodule(path), nn.ModuleList) and len({type(m) for m in members}) == 1
+        if text and uniform and not nested:
             candidates[path] = len(members)
     return max(candidates, key=candidates.__getitem__) if candidates else None
 
 
-def _final_norm(hf: nn.Module, path: str) -> str | None:
-    parent_path, _, _ = path.rpartition(".")
-    children = dict(module_at(hf, parent_path).named_children())
-    unknown = [name for name, module in children.items() if type(module).__name__.endswith("Norm")]
-    name = next((name for name in _NORMS if name in children), unknown[-1] if unknown else None)
-    return f"{parent_path}.{name}".lstrip(".") if name else None
+def _final_norm(hf: nn.Module, path: str, family: Family) -> str | None:
+    parent, _, _ = path.rpartition(".")
+    children = dict(module_at(hf, parent).named_children())
+    norms = [name for name, module in children.items() if type(module).__name__.endswith("Norm")]
+    name = next((name for name in family.final_norm if name in children), norms[-1] if norms else None)
+    return f"{parent}.{name}".lstrip(".") if name else None
 
 
-def _head(hf: nn.Module) -> str | None:
-    head = _ask(hf, "get_output_embeddings")
+def _head(hf: nn.Module, family: Family) -> str | None:
+    head = _getter(hf, "get_output_embeddings")
     if isinstance(head, nn.Module):
-        return next((path for path, module in hf.named_modules() if module is head), None)
-    return next((name for name, _ in hf.named_children() if name in _HEADS), None)
+        return _path_of(hf, head)
+    return next((name for name, _ in hf.named_children() if name in family.head), None)
 
 
 def _shared_name(members: Sequence[nn.Module], names: Sequence[str]) -> str | None:
     return next((n for n in names if all(isinstance(getattr(b, n, None), nn.Module) for b in members)), None)
 
 
-def _not_found(hf: nn.Module, asked: str | None) -> str:
-    lists = [f"{path} ({len(members)} x {type(members[0]).__name__})" for path, members in _block_lists(hf)]
-    what = f"no list of blocks at {asked!r}" if asked is not None else "no list of decoder blocks found"
-    there = f"the lists in it are: {', '.join(lists)}" if lists else "it holds no ModuleList at all"
-    return f'{what} in {type(hf).__name__}; {there}. Give one of these paths: load(..., blocks="path")'
+def _find_vision(hf: nn.Module, text: str, family: Family) -> tuple[str | None, str | None]:
+    """The paths of the vision blocks and of the projector; modules beside the decoder blocks are not searched."""
+    decoder = text.rpartition(".")[0]
+    named = [(path, module) for path, module in hf.named_modules() if not path.startswith(f"{decoder}.")]
+    lists = {path: len(module) for path, module in named if isinstance(module, nn.ModuleList)}
+    lists = {p: n for p, n in lists.items() if any(re.search(family.vision, part) for part in p.split("."))}
+    outer = {path: n for path, n in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
+    if not any(outer.values()):
+        return None, None
+    projectors = (path for path, _ in named if re.search(family.projector, path.rpartition(".")[2]))
+    return max(outer, key=outer.__getitem__), next(projectors, None)
+
+
+def _not_found(hf: nn.Module, wanted: str | None) -> str:
+    lists = [f"{path} ({len(members)} x {type(members[0]).__name__})" for path, members in _block_lists(hf).items()]
+    what = f"no list of blocks at {wanted!r}" if wanted is not None else "no list of decoder blocks found"
+    known = f"the lists in it are: {', '.join(lists)}" if lists else "it holds no ModuleList at all"
+    return f'{what} in {type(hf).__name__}; {known}. Give one of these paths: load(..., blocks="path")'

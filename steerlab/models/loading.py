@@ -1,4 +1,4 @@
-"""Getting a model: from the hub, a folder, a gguf file, an installed wheel or your own hands."""
+"""`load`: a model from the hub, a folder, a gguf file, an installed wheel or an object."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from steerlab._support.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
-from steerlab.models.processors import accepts_images, find_processor
-from steerlab.models.remote import RemoteBackend, check_given, find_backend, skeleton
-from steerlab.models.scenes import scenes_vlm_folder
-from steerlab.models.smollm2 import smollm2_folder
+from steerlab.models.remote import check_given, find_backend, skeleton
+from steerlab.models.smollm2 import scenes_vlm_folder, smollm2_folder
+from steerlab.models.vision import accepts_images, find_processor
 
 _FAILURES = (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError)
 _SHARED = ("trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
 _HUB_SECONDS = 10.0
-_ELSEWHERE = 'a local folder, a .gguf file, "smollm2" or "scenes-vlm", which need no network'
+_OFFLINE = 'a local folder, a .gguf file, "smollm2" or "scenes-vlm", which need no network'
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a name leads: what `from_pretrained` is given, and what to call the result."""
+    """Where a model comes from: the arguments of `from_pretrained`, and the name of the model in results.
+
+    `place` is "" for an object.
+    """
 
     place: str
     id: str
@@ -63,7 +65,7 @@ def load(
     ship_packages: str | Sequence[str] = (),
     **from_pretrained: Any,
 ) -> Model:
-    """Load a language or image-text model, ready to be looked into and steered: eval mode, no gradients, checked.
+    """Load a language or image-text model for reading and steering: eval mode, no gradients, checked.
 
     Example:
         >>> model = load("smollm2")
@@ -72,118 +74,105 @@ def load(
         >>> model = load("Qwen/Qwen2.5-VL-3B-Instruct", task="image-text")
 
     Args:
-        name: "smollm2", "scenes-vlm" (a small model of pictures that ships with steerlab), a hub id, a local folder,
-            a .gguf file, or a Hugging Face model object, which is used as it is (it is put in eval mode and its
+        name: "smollm2", "scenes-vlm" (a small image-text model that ships with steerlab), a hub id, a local folder,
+            a .gguf file, or a Hugging Face model object, which is used in place (it is put in eval mode and its
             gradients are switched off).
-        revision: branch, tag or commit on the hub; the commit it led to is kept in the model.
+        revision: branch, tag or commit on the hub; the model records the commit.
         device: default "cuda" where there is one, else "cpu"; left to transformers with `device_map` or
             `quantization_config`; an object stays where it is.
-        dtype: default float32 on the CPU, the checkpoint's own on an accelerator.
-        device_map: passed to transformers, to spread a model over devices.
-        quantization_config: passed to transformers.
+        dtype: default float32 on the CPU, the dtype of the checkpoint on an accelerator.
+        device_map: for transformers, to spread a model over devices.
+        quantization_config: for transformers.
         blocks: dotted path of the decoder blocks, for a family that is not recognized.
         backend: "nnsight" or "hooks".
-        tokenizer: one of your own, or where to load it from; copied, never changed. An image-text model uses its
-            processor's.
-        processor: that of an image-text model, or where to load it from; copied too.
-        task: "image-text" for prompts with pictures, "text" for prompts without; None: with pictures if the model is an
-            image-text one and its processor lies beside it or is given, else without.
-        chat: whether prompts go through the chat template; None: whenever the tokenizer has one.
-        check: compare captured states with the model's own on a short prompt before handing it over.
-        remote: "ndif" or the address of a server, "http://host:port": the weights stay there, and only
-            configuration and tokenizer are read here. The key is NDIF_API_KEY, or the one that `nnsight login` keeps.
+        tokenizer: a tokenizer, or where to load one from; it is copied. Default: the one beside the model, for an
+            image-text model that of its processor.
+        processor: the processor of an image-text model, or where to load one from; it is copied.
+        task: "image-text" for prompts with images, "text" for prompts without; None: "image-text" if the model is an
+            image-text model and a processor is given or lies beside it.
+        chat: whether prompts go through the chat template; None: if the tokenizer has one.
+        check: compare captured states with the model's `hidden_states` on a short prompt first.
+        remote: "ndif" or the address of an NDIF server, "http://host:port": the weights stay there, and only
+            configuration and tokenizer are read here. The key is NDIF_API_KEY, or the one stored by `nnsight login`.
             A folder must be readable on both sides.
         engine: "vllm" to run the model in vLLM on this machine; `from_pretrained` then goes to vLLM.
         serve: the address of an `nnsight-serve`, which runs vLLM on another machine; its key is NNSIGHT_SERVE_API_KEY.
-        tensor_parallel_size: over how many GPUs vLLM splits the model.
-        prefix_caching: False runs every row whole: slower, and to the last bit what a server gives.
-        retry_timeout: seconds for which a request to a server is repeated after failures that may pass, and for which
-            a job
-            that runs there may be silent.
-        ship_packages: packages of your own that a steerer computes with inside the model: their source goes along.
+        tensor_parallel_size: number of GPUs over which vLLM splits the model.
+        prefix_caching: False runs every row whole: slower, with the same bits as a server.
+        retry_timeout: seconds for which a request to a server is repeated after a retryable failure, and for which a
+            running job may send no message.
+        ship_packages: your packages that a steerer uses inside the model; their source is sent to the server.
         from_pretrained: anything else for transformers.
 
     Raises:
-        LoadError: no such model, no network, an incomplete folder, a `revision` of one, no tokenizer, pictures asked of
-            a text model, no processor, or a package that the processor needs is missing; the original error is its
-            cause.
+        LoadError: no such model, no network, an incomplete folder, a `revision` of a folder, no tokenizer, images for
+            a text model, no processor, or a missing package; the original error is the cause.
         LayoutError: the decoder blocks were not found.
-        RemoteError: no server there, a key that is refused, a model that it does not serve, other versions.
-
-    Source: own.
+        RemoteError: no server at the address, a refused key, a model that it does not serve, other versions.
     """
     far = find_backend(remote, engine, serve, tensor_parallel_size, retry_timeout, ship_packages, from_pretrained)
+    named = isinstance(name, str | os.PathLike)
     if far is not None:
-        own = {"device": device, "device_map": device_map, "quantization_config": quantization_config}
-        own |= {"processor": processor, "task": None if task == "text" else task}
-        check_given(far, own | {"backend": None if backend == "nnsight" else backend})
-        return _load_far(name, far, revision, dtype, blocks, tokenizer, chat, check, from_pretrained)
-    if isinstance(name, str | os.PathLike):
-        shared = {key: from_pretrained[key] for key in _SHARED if key in from_pretrained}
-        source = _locate(os.fspath(name), revision, shared)
-        placed = placement(device, dtype, device_map, quantization_config)
-        target = placed.pop("device")
-        hf = _read_model(source, {**from_pretrained, **placed}, shared)
-        if target is not None:
-            hf = hf.to(target)
+        local = {"device": device, "device_map": device_map, "quantization_config": quantization_config}
+        local |= {"processor": processor, "task": None if task == "text" else task}
+        check_given(far, local | {"backend": None if backend == "nnsight" else backend})
+        if not named:
+            raise LoadError(f"a {type(name).__name__} object is in this process; give a server the name of a model")
+    shared = {key: from_pretrained[key] for key in _SHARED if named and key in from_pretrained}
+    source = _locate(os.fspath(name), revision, shared) if named else _Source("", _object_name(name))
+    options = {**shared, **source.options}
+    if far is not None:
+        hf = skeleton(source.place, options, dtype)
+    elif named:
+        where = placement(device, dtype, device_map, quantization_config)
+        hf = _read_model(source, from_pretrained | where, shared)
     else:
-        hf, source, shared = _as_given(name, device, dtype), _Source("", _own_name(name)), {}
+        hf = _check_object(name, device, dtype)
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = _read_tokenizer(os.fspath(tokenizer), shared)
-    options = {**shared, **source.options}
-    theirs = shared if isinstance(processor, str | os.PathLike) else options  # another place has other revisions
-    processor = find_processor(processor, getattr(hf, "config", None), task, source.place, theirs, tokenizer)
-    tokenizer = _padded(processor.tokenizer if processor else _tokenizer(tokenizer, source, options))
+    if far is None:
+        # a processor from another place does not share the revision of the model
+        theirs = shared if isinstance(processor, str | os.PathLike) else options
+        processor = find_processor(processor, getattr(hf, "config", None), task, source.place, theirs, tokenizer)
+    tokenizer = _with_pad_token(processor.tokenizer if processor else _tokenizer(tokenizer, source, options))
     hf.eval().requires_grad_(False)
-    commit = getattr(getattr(hf, "config", None), "_commit_hash", None)
-    revision = source.revision or commit or revision
-    named: dict[str, Any] = {"id": source.id, "revision": revision, "backend": backend, "chat": chat}
-    model = Model(hf, tokenizer, find_layout(hf, blocks), **named, processor=processor, prefix_caching=prefix_caching)
-    if check:
+    layout = find_layout(hf, blocks)
+    commit = None if far is not None else getattr(getattr(hf, "config", None), "_commit_hash", None)
+    model = Model(
+        hf,
+        tokenizer,
+        layout,
+        id=source.id,
+        revision=source.revision or commit or revision,
+        backend=backend if far is None else far.kind,
+        chat=chat,
+        processor=processor,
+        engine=far and far.engine(hf, tokenizer, layout, source.place, source.id, revision),
+        prefix_caching=prefix_caching,
+    )
+    if check and far is not None:
+        far.check(model)
+    elif check:
         from steerlab.models.check import self_check
 
         self_check(model)
     return model
 
 
-def _load_far(
-    name: Any, far: RemoteBackend, revision: str | None, dtype: Any, blocks: str | None, tokenizer: Any,
-    chat: bool | None,
-    check: bool, from_pretrained: dict[str, Any],
-) -> Model:  # fmt: skip
-    """A model whose weights are elsewhere."""
-    if not isinstance(name, str | os.PathLike):
-        raise LoadError(f"a {type(name).__name__} object is in this process; on a server models have names")
-    shared = {key: from_pretrained[key] for key in _SHARED if key in from_pretrained}
-    source = _locate(os.fspath(name), revision, shared)
-    options = {**shared, **source.options}
-    hf = skeleton(source.place, options, dtype)
-    if isinstance(tokenizer, str | os.PathLike):
-        tokenizer = _read_tokenizer(os.fspath(tokenizer), shared)
-    tokenizer = _padded(_tokenizer(tokenizer, source, options))
-    layout = find_layout(hf, blocks)
-    engine = far.engine(hf, tokenizer, layout, source.place, source.id, revision)
-    named: dict[str, Any] = {"id": source.id, "revision": source.revision or revision, "backend": far.kind}
-    model = Model(hf, tokenizer, layout, **named, chat=chat, engine=engine)
-    if check:
-        far.check(model)
-    return model
-
-
 def _locate(name: str, revision: str | None, shared: dict[str, Any]) -> _Source:
-    here = _on_disk(name)
-    if here is None:
+    local = _on_disk(name)
+    if local is None:
         return _on_hub(name, revision, shared)
     if revision is not None:
         raise LoadError(
             f"revision={revision!r} was given, but {name!r} is on this machine, where there is only one: expected a "
             "hub id with a revision. Leave revision out, or give the folder that holds that one"
         )
-    return here
+    return local
 
 
 def _on_disk(name: str) -> _Source | None:
-    """The source a name leads to without a network, or None where only a hub can know it."""
+    """The source of a name that needs no network, or None for a hub id."""
     if name == "smollm2":
         folder = smollm2_folder()
         return _Source(str(folder), "smollm2", folder.name.removeprefix("smollm2-"))
@@ -202,12 +191,12 @@ def _on_disk(name: str) -> _Source | None:
     if path.suffix == ".gguf" and path.is_file():
         return _Source(str(path.parent), path.stem, options={"gguf_file": path.name})
     if path.suffix == ".gguf" or name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise LoadError(f"there is no file or folder {name!r}. Give an existing path, a hub id or {_ELSEWHERE}")
+        raise LoadError(f"there is no file or folder {name!r}. Give an existing path, a hub id or {_OFFLINE}")
     return None
 
 
 def _on_hub(name: str, revision: str | None, shared: dict[str, Any]) -> _Source:
-    """One question first: the client itself would try six times over half a minute before giving up."""
+    """One short request first: the client itself would retry six times over half a minute."""
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         if not shared.get("local_files_only"):
@@ -235,11 +224,12 @@ def _unreachable(name: str, revision: str | None, error: Exception) -> str:
     return (
         f"no model {name!r}{at}: it is no local folder, it is not in the local cache, and "
         f"{constants.ENDPOINT} did not give it{offline}: {reason}. Check the spelling and the network; set "
-        f"HF_TOKEN for a private or gated model, HF_HOME if your cache lies elsewhere; or give {_ELSEWHERE}"
+        f"HF_TOKEN for a private or gated model, HF_HOME if your cache lies elsewhere; or give {_OFFLINE}"
     )
 
 
 def placement(device: Any, dtype: Any, device_map: Any, quantization_config: Any) -> dict[str, Any]:
+    """The arguments of `from_pretrained` for device and dtype, and `device`, where to move the model afterwards."""
     if device_map is None and quantization_config is None:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         return {"device": device, "dtype": dtype or (torch.float32 if device.type == "cpu" else "auto")}
@@ -247,39 +237,37 @@ def placement(device: Any, dtype: Any, device_map: Any, quantization_config: Any
         raise LoadError(f"both device={device!r} and device_map={device_map!r} were given; give one of them")
     if device is not None:
         device_map = {"": device}  # a quantized model can't be moved once it is read
-    wanted = {"device_map": device_map, "quantization_config": quantization_config}
-    return {"device": None, "dtype": dtype or "auto"} | {k: v for k, v in wanted.items() if v is not None}
+    given = {"device_map": device_map, "quantization_config": quantization_config}
+    return {"device": None, "dtype": dtype or "auto"} | {k: v for k, v in given.items() if v is not None}
 
 
 def _read_model(source: _Source, options: dict[str, Any], shared: dict[str, Any]) -> Any:
-    options = {**options, **source.options}
+    device = options.pop("device")
+    options |= source.options
     try:
-        reader = _reader(source, shared)
-        return reader.from_pretrained(source.place, **options)
+        reader: Any = AutoModelForCausalLM
+        if "gguf_file" not in options:
+            config = AutoConfig.from_pretrained(source.place, **{**shared, **source.options})
+            reader = AutoModelForImageTextToText if accepts_images(config) else AutoModelForCausalLM
+        hf = reader.from_pretrained(source.place, **options)
     except _FAILURES as error:
         raise LoadError(
             f"the model {source.id!r} could not be read: {error}. Tried transformers' from_pretrained with "
             f"{', '.join(sorted(options))}. Expected a text or image-text generation model with its weights "
-            f"complete; for a gated one, accept its license and set HF_TOKEN; or give {_ELSEWHERE}"
+            f"complete; for a gated one, accept its license and set HF_TOKEN; or give {_OFFLINE}"
         ) from error
+    return hf if device is None else hf.to(device)
 
 
-def _reader(source: _Source, shared: dict[str, Any]) -> Any:
-    if "gguf_file" in source.options:
-        return AutoModelForCausalLM
-    config = AutoConfig.from_pretrained(source.place, **{**shared, **source.options})
-    return AutoModelForImageTextToText if accepts_images(config) else AutoModelForCausalLM
-
-
-def _as_given(hf: Any, device: Any, dtype: Any) -> Any:
+def _check_object(hf: Any, device: Any, dtype: Any) -> Any:
     if not isinstance(hf, torch.nn.Module):
-        raise LoadError(f"cannot load a {type(hf).__name__}; give a Hugging Face model object, {_ELSEWHERE}")
-    wanted = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
-    return hf.to(**wanted) if wanted else hf
+        raise LoadError(f"cannot load a {type(hf).__name__}; give a Hugging Face model object, {_OFFLINE}")
+    given = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
+    return hf.to(**given) if given else hf
 
 
-def _own_name(hf: Any) -> str:
-    """The folder or hub id that the object came from, without the path to it, else its class."""
+def _object_name(hf: Any) -> str:
+    """The folder or hub id that an object came from, without the path to it, else its class."""
     origin = getattr(getattr(hf, "config", None), "_name_or_path", "")
     return Path(origin).name if Path(origin).is_absolute() else origin or type(hf).__name__
 
@@ -290,7 +278,7 @@ def _tokenizer(given: Any, source: _Source, options: dict[str, Any]) -> Any:
     return _read_tokenizer(source.place, options) if given is None else copy.deepcopy(given)
 
 
-def _padded(tokenizer: Any) -> Any:
+def _with_pad_token(tokenizer: Any) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:

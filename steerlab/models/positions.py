@@ -1,20 +1,20 @@
-"""One language of positions, for reading and for writing.
+"""Positions: names for the tokens to read or to write.
 
 | position | tokens |
 |---|---|
 | `"last"` | the last prompt token: its state predicts the first new token |
 | `"last-2"` | the prompt token two places before it |
 | `"prompt"` | every prompt token, template included |
-| `"prompt[3]"` | the prompt's token 3, counted from 0; never an answer's, also where the prompt is shorter |
-| `"generated"` | new tokens while decoding; in a teacher-forced row, the answer's tokens |
+| `"prompt[3]"` | token 3 of the prompt, counted from 0; none where the prompt is shorter |
+| `"generated"` | new tokens while decoding; in a teacher-forced row, the tokens of the answer |
 | `"answer"` | the same tokens as `"generated"`, named for teacher-forced rows |
-| `"first_difference"` | in a row with one answer of a contrast, its first token that the other answer does not share |
+| `"first_difference"` | in a row with one answer of a contrast, the first token that differs from the other answer |
 | `"all"` | prompt and generated |
 | `"system"`, `"history"`, `"user"`, `"header"` | the parts of the rendered conversation |
 | `"last_user"` | the last token of the user turn, before the assistant header |
-| `"images"` | the prompt tokens that hold a picture's features; in the vision tower and the projector every patch |
-| `"text"` | every prompt token that does not |
-| `"last_image"`, `"after_image"` | the last token that holds a picture's features, and the prompt's one after it |
+| `"images"` | the prompt tokens that hold image features; in the vision tower and the projector every patch |
+| `"text"` | every other prompt token |
+| `"last_image"`, `"after_image"` | the last token that holds an image feature, and the prompt token after it |
 | `"last+generated"` | any union, joined by `+` |
 | `3`, `-1`, `slice(0, 4)` | places in the unpadded row (prompt, then answer) |
 | `Match("kill")` | the tokens that overlap this text |
@@ -29,20 +29,26 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from steerlab._support.errors import PositionError
-from steerlab.models.encoded_prompt import EncodedPrompt
+from steerlab.models.encoding import EncodedPrompt
+from steerlab.models.template import Messages
+
+if TYPE_CHECKING:
+    from steerlab.models.model import Model
 
 NAMES = (
     *("last", "prompt", "generated", "answer", "all", "system", "history", "user", "header", "last_user"),
     *("text", "images", "last_image", "after_image", "first_difference"),
 )
 
-_BEFORE_LAST = re.compile(r"last-\d+")
-_OF_PROMPT = re.compile(r"prompt\[\d+\]")
+_LAST_K = re.compile(r"last-(\d+)")
+_PROMPT_K = re.compile(r"prompt\[(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,14 @@ Positions = str | int | slice | Match | Tensor
 
 
 def includes_generated(positions: Positions) -> bool:
-    """Whether tokens that do not exist yet are meant too."""
+    """Whether positions include tokens that are still to be generated."""
     if not isinstance(positions, str):
         return False
     return any(name in ("all", "generated", "answer") for name in _names(positions))
 
 
 def resolve(positions: Positions, row: EncodedPrompt, number: int = 0) -> list[int]:
-    """The tokens of one row that a position means, ascending, in unpadded coordinates.
+    """The tokens of one row at some positions, ascending, in unpadded coordinates.
 
     Example:
         >>> resolve("last", row)
@@ -79,7 +85,7 @@ def resolve(positions: Positions, row: EncodedPrompt, number: int = 0) -> list[i
     Args:
         positions: see the table of this module.
         row: the encoded row.
-        number: the row's place in the data, for bool masks.
+        number: the row of a bool mask that belongs to it.
 
     Raises:
         PositionError: unknown name, or a place outside the row.
@@ -93,18 +99,22 @@ def resolve(positions: Positions, row: EncodedPrompt, number: int = 0) -> list[i
     if isinstance(positions, slice):
         return sorted(range(*positions.indices(len(row))))
     if not -len(row) <= positions < len(row):
-        raise PositionError(f"position {positions} is outside a row of {len(row)} tokens{_who(row)}")
+        raise PositionError(f"position {positions} is outside a row of {len(row)} tokens{_label(row)}")
     return [positions % len(row)]
 
 
 def resolve_nonempty(positions: Positions, row: EncodedPrompt, number: int = 0) -> list[int]:
-    """Like `resolve`, but refuses a row in which nothing is meant."""
+    """Like `resolve`, but never empty.
+
+    Raises:
+        PositionError: no token of the row is at these positions.
+    """
     found = resolve(positions, row, number)
     if not found:
         kinds = ", ".join(f"{s.kind} {s.start}:{s.end}" for s in row.spans)
         raise PositionError(
-            f"position {describe(positions)} matches no token of the row{_who(row)}; it has {kinds}. "
-            "`model.show_positions(prompt)` lists what each name means."
+            f"position {describe(positions)} matches no token of the row{_label(row)}; it has {kinds}. "
+            "`print(steerlab.describe_positions(model, prompt))` lists what each name means."
         )
     return found
 
@@ -120,17 +130,65 @@ def describe(positions: Positions) -> str:
 
 
 def position_key(positions: Positions) -> str:
-    """Like `describe`, but different masks have different names: a key for what is computed once a position."""
+    """Like `describe`, but different for different masks: a key for what is computed once per position."""
     if not isinstance(positions, Tensor):
         return describe(positions)
     content = repr(tuple(positions.shape)).encode() + positions.cpu().contiguous().numpy().tobytes()
     return f"mask {hashlib.sha256(content).hexdigest()[:12]}"
 
 
+def positions_table(model: Model, prompt: str | Messages, **options: Any) -> pd.DataFrame:
+    """The tokens of a prompt and the positions that include them.
+
+    Example:
+        >>> table = positions_table(model, "How do I bake bread?")
+        >>> table.loc[table["last"], "string"]
+
+    Args:
+        model: from `steerlab.load`.
+        prompt: a text or messages.
+        options: for `Model.encode`: `answer`, `images`, ...
+
+    Returns:
+        One row per token: `token`, `id`, `string`, `span`, and a bool column per position name.
+    """
+    row = model.encode(prompt, **options)
+    tokens = range(len(row))
+    kinds = [span.kind for span in row.spans for _ in range(span.start, span.end)]
+    strings = [row.text[a:b] for a, b in row.offsets]
+    table = pd.DataFrame({"token": tokens, "id": row.ids, "string": strings, "span": kinds})
+    return table.assign(**{name: table["token"].isin(resolve(name, row)) for name in NAMES})
+
+
+def describe_positions(model: Model, prompt: str | Messages, positions: Positions | None = None, **options: Any) -> str:
+    """A text that lists the tokens of a prompt at some positions, to be printed.
+
+    Example:
+        >>> print(describe_positions(model, "How do I bake bread?", "last"))
+        42 tokens: template 0:1, system 1:23, user 23:38, header 38:42
+        last            1 token   41 'Ċ'
+
+    Args:
+        model: from `steerlab.load`.
+        prompt: a text or messages.
+        positions: which; None: every name.
+        options: for `Model.encode`: `answer`, `images`, ...
+    """
+    row = model.encode(prompt, **options)
+    lines = [f"{len(row)} tokens: " + ", ".join(f"{s.kind} {s.start}:{s.end}" for s in row.spans)]
+    for position in NAMES if positions is None else (positions,):
+        tokens = resolve(position, row)
+        count = f"{len(tokens):>4} token{'' if len(tokens) == 1 else 's'}"
+        text = " ".join(f"{i} {row.text[slice(*row.offsets[i])]!r}" for i in tokens[:12]) or "(none in this row)"
+        more = f" ... and {len(tokens) - 12} more" if len(tokens) > 12 else ""
+        lines.append(f"{describe(position):<12} {count:<11} {text}{more}")
+    return "\n".join(lines)
+
+
 def _names(positions: str) -> list[str]:
     names = positions.split("+")
     for name in names:
-        if name not in NAMES and not _BEFORE_LAST.fullmatch(name) and not _OF_PROMPT.fullmatch(name):
+        if name not in NAMES and not _LAST_K.fullmatch(name) and not _PROMPT_K.fullmatch(name):
             raise PositionError(
                 f"unknown position {name!r}; expected one of {', '.join(NAMES)}, 'last-2', 'prompt[3]', a union "
                 "such as 'last+generated', an int, a slice, Match(text) or a (B, T) bool tensor"
@@ -139,30 +197,32 @@ def _names(positions: str) -> list[str]:
 
 
 def _named(name: str, row: EncodedPrompt) -> Sequence[int]:
-    if name == "all":
-        return range(len(row))
-    if name == "prompt":
-        return range(row.n_prompt)
-    if _OF_PROMPT.fullmatch(name):
-        place = int(name[len("prompt[") : -1])
-        return [place] if place < row.n_prompt else []
-    if name.startswith("last") and (name == "last" or _BEFORE_LAST.fullmatch(name)):
-        place = row.n_prompt - 1 - int(name.removeprefix("last")[1:] or 0)
-        return [place] if place >= 0 else []
-    if name in ("generated", "answer"):
-        return range(row.n_prompt, len(row))
+    prompt = range(row.n_prompt)
+    if match := _PROMPT_K.fullmatch(name):
+        return prompt[int(match[1]) :][:1]
+    if match := _LAST_K.fullmatch(name):
+        return [k for k in [row.n_prompt - 1 - int(match[1])] if k >= 0]
     if name == "first_difference":
-        return [row.first_difference] if row.first_difference is not None and row.first_difference < len(row) else []
-    if name == "last_user":
-        return row.kind("user")[-1:]
+        return [k for k in [row.first_difference] if k is not None and k < len(row)]
     if name in ("images", "text", "last_image", "after_image"):
-        images = row.kind("image")
-        if name == "text":
-            return sorted(set(range(row.n_prompt)).difference(images))
-        if name == "after_image":  # in a prompt that ends in a picture there is none: an answer's token is not meant
-            return [i + 1 for i in images[-1:] if i + 1 < row.n_prompt]
-        return images if name == "images" else images[-1:]
-    return row.kind(name)
+        return _around_images(name, row.kind("image"), prompt)
+    tokens: dict[str, Sequence[int]] = {
+        "all": range(len(row)),
+        "prompt": prompt,
+        "last": prompt[-1:],
+        "generated": range(row.n_prompt, len(row)),
+        "answer": range(row.n_prompt, len(row)),
+        "last_user": row.kind("user")[-1:],
+    }
+    return tokens[name] if name in tokens else row.kind(name)
+
+
+def _around_images(name: str, images: list[int], prompt: range) -> Sequence[int]:
+    if name == "text":
+        return sorted(set(prompt).difference(images))
+    if name == "after_image":  # where the prompt ends in an image there is none, not the first token of the answer
+        return [i + 1 for i in images[-1:] if i + 1 in prompt]
+    return images if name == "images" else images[-1:]
 
 
 def _masked(mask: Tensor, row: EncodedPrompt, number: int) -> list[int]:
@@ -175,11 +235,11 @@ def _masked(mask: Tensor, row: EncodedPrompt, number: int) -> list[int]:
     found: list[int] = mask[number].nonzero().flatten().tolist()
     if found and found[-1] >= len(row):
         raise PositionError(
-            f"the position mask marks token {found[-1]} of a row of {len(row)} tokens{_who(row)}; "
+            f"the position mask marks token {found[-1]} of a row of {len(row)} tokens{_label(row)}; "
             "mask columns count unpadded tokens, the same under left and right padding"
         )
     return found
 
 
-def _who(row: EncodedPrompt) -> str:
+def _label(row: EncodedPrompt) -> str:
     return f" ({row.example_id!r})" if row.example_id else ""

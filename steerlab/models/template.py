@@ -1,8 +1,8 @@
-"""What a chat template does to a conversation, and where each part of it begins in the text."""
+"""Rendering a conversation with a chat template, and where each part of it begins in the text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -11,97 +11,120 @@ from transformers import PreTrainedTokenizerBase
 from steerlab._support.errors import EncodingError
 
 Messages = Sequence[Mapping[str, Any]]
-
-
-def message_text(content: str | Sequence[Mapping[str, str]]) -> str:
-    """The text of a message, which is a string or a list of parts."""
-    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+_Turns = list[dict[str, Any]]
+_Render = Callable[[_Turns], str]
 
 
 def starts_with_bos(tok: PreTrainedTokenizerBase, text: str) -> bool:
-    """Whether the text already begins with the token that a tokenizer would put before it."""
-    bos = tok.bos_token
-    return isinstance(bos, str) and text.startswith(bos)
+    """Whether the text already begins with the BOS token that the tokenizer would add."""
+    return isinstance(tok.bos_token, str) and text.startswith(tok.bos_token)
+
+
+def with_images(prompt: str | Messages, n: int, placeholder: str) -> Messages:
+    """Messages whose contents are lists of parts, with `n` images before the last text unless their places are marked.
+
+    Templates of image-text models expect such lists: some silently drop plain strings.
+    """
+    turns = _turns(prompt)
+    for turn in turns:
+        if isinstance(turn["content"], str):
+            turn["content"] = [{"type": "text", "text": turn["content"]}]
+    parts = [part for turn in turns for part in turn["content"]]
+    marked = any(part["type"] == "image" or placeholder in part.get("text", "") for part in parts)
+    if n and turns and not marked:
+        turns[-1]["content"] = [{"type": "image"}] * n + turns[-1]["content"]
+    return turns
 
 
 def render(
     tok: PreTrainedTokenizerBase, prompt: str | Messages, system: str | None
 ) -> tuple[str, list[tuple[str, int]], str]:
-    """The rendered text, where each part begins, and what the template puts after a finished answer."""
+    """The rendered text, the character at which each part begins, and what the template adds after an answer.
+
+    Raises:
+        EncodingError: no chat template, or one that refuses or rewrites the conversation.
+    """
     if tok.chat_template is None:
         raise EncodingError(
             f"the tokenizer {tok.name_or_path!r} has no chat template; load the model with chat=False for plain text"
         )
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    messages = _turns(prompt)
     if not messages or messages[-1]["role"] != "user":
         raise EncodingError("messages must end with the user's turn; pass the assistant's words as `answer`")
     if system is not None:
-        messages = [{"role": "system", "content": _alike(system, messages[-1]["content"])}, *messages]
+        messages = [{"role": "system", "content": _as_content(system, messages[-1]["content"])}, *messages]
 
-    def text_of(turns: list[dict[str, Any]], opened: bool = False) -> str:
+    def text_of(turns: _Turns, header: bool = False) -> str:
         try:
-            return str(tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=opened))
+            return str(tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=header))
         except TemplateError as error:
             raise EncodingError(f"the chat template refuses this conversation: {error}") from error
 
-    end_turn, opened = text_of(messages), text_of(messages, opened=True)
-    if not opened.startswith(end_turn):
+    without_header, text = text_of(messages), text_of(messages, header=True)
+    if not text.startswith(without_header):
         raise EncodingError("this chat template rewrites the conversation when the assistant's turn is opened")
-    start = _user_start(text_of, messages, end_turn)
-    # a BOS that opens the text once is a mark of its own; where every turn opens with it (ChatML) it is the turn's
-    bos = tok.bos_token if starts_with_bos(tok, opened) and opened.count(str(tok.bos_token)) == 1 else ""
-    head = len(str(bos))
-    bounds = [("template", 0)] if head else []
-    begun = _history_start(text_of, messages, start)
-    bounds += [("system", head)] if begun > head else []
-    bounds += [("history", max(begun, head))] if start > begun else []
-    bounds += [("user", max(start, head))] + ([("header", len(end_turn))] if len(opened) > len(end_turn) else [])
-    return opened, bounds, _closing(text_of, messages, opened)
+    user = _user_start(text_of, messages, without_header)
+    history = _history_start(text_of, messages, user)
+    # a BOS that opens the text once is a part by itself; where every turn opens with it (ChatML) it belongs to the turn
+    bos = str(tok.bos_token) if starts_with_bos(tok, text) and text.count(str(tok.bos_token)) == 1 else ""
+    bounds = [("template", 0)] if bos else []
+    bounds += [("system", len(bos))] if history > len(bos) else []
+    bounds += [("history", max(history, len(bos)))] if user > history else []
+    bounds += [("user", max(user, len(bos)))]
+    bounds += [("header", len(without_header))] if len(text) > len(without_header) else []
+    return text, bounds, _closing(text_of, messages)
 
 
-def _alike(text: str, content: Any) -> Any:
-    """A text in the form that the other contents have."""
+def _turns(prompt: str | Messages) -> _Turns:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+
+
+def _message_text(content: str | Sequence[Mapping[str, str]]) -> str:
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+
+
+def _as_content(text: str, content: Any) -> Any:
+    """A text in the form that another content has: a string or a list of parts."""
     return text if isinstance(content, str) else [{"type": "text", "text": text}]
 
 
-def _user_start(text_of: Any, messages: list[dict[str, Any]], end_turn: str) -> int:
+def _user_start(text_of: _Render, messages: _Turns, rendered: str) -> int:
     """Where the last user turn begins in the text.
 
     Templates may insert a default system message, so the turn is found as what a *second* copy of it adds to the
-    conversation; where a template forbids that, the turn is taken to begin with its own words, which a mark put in
-    their place finds (the words themselves could also occur in the template).
+    conversation. Where a template forbids that, the turn is taken to begin with its words, which are found by a mark
+    put in their place (the words themselves could also occur in the template).
     """
     whole = messages[-1]["content"]
-    content = message_text(whole)
-    turn = messages[-1:]
-    reply = [{"role": "assistant", "content": _alike(".", whole)}]
+    content = _message_text(whole)
+    reply = [{"role": "assistant", "content": _as_content(".", whole)}]
     try:
-        once, twice = text_of(messages + reply), text_of(messages + reply + turn)
+        once, twice = text_of(messages + reply), text_of(messages + reply + messages[-1:])
     except EncodingError:
         once, twice = "", ""
     added = twice[len(once) :] if twice.startswith(once) else ""
-    if added and content.strip() in added and end_turn.endswith(added):
-        return len(end_turn) - len(added)
+    if added and content.strip() in added and rendered.endswith(added):
+        return len(rendered) - len(added)
     mark = "steerlab-user-mark"
-    first = mark if isinstance(whole, str) else [*_alike(mark, whole), *whole]
+    first = mark if isinstance(whole, str) else [*_as_content(mark, whole), *whole]
     marked = text_of([*messages[:-1], {"role": "user", "content": first}])
     at = marked.rfind(mark)
     rest = content.strip() if isinstance(whole, str) else marked[at + len(mark) :].strip()
-    if at < 0 or marked[:at] != end_turn[:at] or not end_turn[at:].strip().startswith(rest):
-        raise EncodingError("this chat template changes the user's words; steerlab can't tell its tokens apart")
+    if at < 0 or marked[:at] != rendered[:at] or not rendered[at:].strip().startswith(rest):
+        raise EncodingError("this chat template changes the user's words; steerlab can't find their tokens")
     return at
 
 
-def _history_start(text_of: Any, messages: list[dict[str, Any]], start: int) -> int:
-    """Where the first of several turns begins in the text; `start`, the last user turn's, where there is only one."""
+def _history_start(text_of: _Render, messages: _Turns, user: int) -> int:
+    """Where the first of several turns begins in the text; the start of the last user turn if it is the only one."""
     first = next(i for i, message in enumerate(messages) if message["role"] == "user")
     if first == len(messages) - 1:
-        return start
+        return user
     opening = messages[: first + 1]
-    return min(_user_start(text_of, opening, text_of(opening)), start)
+    return min(_user_start(text_of, opening, text_of(opening)), user)
 
 
-def _closing(text_of: Any, messages: list[dict[str, Any]], opened: str) -> str:
+def _closing(text_of: _Render, messages: _Turns) -> str:
     mark = "steerlab-closing-mark"
-    finished = text_of([*messages, {"role": "assistant", "content": _alike(mark, messages[-1]["content"])}])
+    finished = text_of([*messages, {"role": "assistant", "content": _as_content(mark, messages[-1]["content"])}])
     return finished.rpartition(mark)[2] if mark in finished else ""

@@ -1,8 +1,8 @@
-"""What a processor makes of pictures: the tokens that stand for them, and the tensors the model takes.
+"""The processor of an image-text model: which tokens stand for an image, and which tensors the model takes.
 
-Processors differ in everything but this: they replace a placeholder in the text by a run of tokens. So the processor
-is asked about pictures alone, between two marks of ours, and the row's text is put together here, with every token's
-place known; that is done once for a picture, however many questions are asked about it.
+Processors have one thing in common: they replace a placeholder in the text by a run of tokens. `Vision` therefore asks
+the processor about images alone, between two marks, and puts the text of the row together itself, so that the place of
+every token is known. It does so once per image, however many questions are asked about it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoProcessor
 
-from steerlab._support.errors import EncodingError
+from steerlab._support.errors import EncodingError, LoadError
 from steerlab._support.images import ImageInput, ZippedImage, image_hash, open_image
-from steerlab.models.patches import count_units
+from steerlab.models.families import count_units, family_of, image_token_id
 
 _MARK = "steerlab-mark"
 _CACHE_BYTES = 512 * 2**20
@@ -30,13 +31,13 @@ _TOKEN_ALIGNED = ("input_ids", "attention_mask", "token_type_ids", "mm_token_typ
 
 @dataclass(frozen=True)
 class Expansion:
-    """What the pictures of one row become.
+    """What the processor makes of the images of one row.
 
     Attributes:
         texts: what replaces each placeholder.
         tail: what the processor puts after the prompt.
-        tensors: the model's inputs for these pictures.
-        units: how many tiles (Qwen: patches) they are cut into.
+        tensors: the model's inputs for these images.
+        units: number of tiles (Qwen: patches) they are cut into.
     """
 
     texts: tuple[str, ...]
@@ -46,12 +47,12 @@ class Expansion:
 
 
 class _Recorder:
-    """A tokenizer that remembers the text it was given, and whether it was told to cut it."""
+    """A tokenizer that records the text it receives, and whether it was to be truncated."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.text = ""
-        self.cut = ""
+        self.truncation_note = ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -59,15 +60,15 @@ class _Recorder:
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
         self.text = text if isinstance(text, str) else text[0]
         if kwargs.get("truncation"):
-            self.cut = (
+            self.truncation_note = (
                 f" It truncates texts (truncation={kwargs['truncation']}, max_length={kwargs.get('max_length')}), and "
-                "the tokens of pictures with them: switch its tokenizer's truncation off."
+                "the tokens of images with them: switch its tokenizer's truncation off."
             )
         return self._tokenizer(text, *args, **kwargs)
 
 
 class Vision:
-    """A processor, asked about pictures only.
+    """The image side of a model's processor.
 
     Example:
         >>> model.vision.expand((image,)).texts
@@ -78,75 +79,37 @@ class Vision:
         config: the model's configuration.
 
     Attributes:
-        placeholder: what stands for a picture in a prompt's text.
-        token_id: the token whose embedding one feature of a picture replaces.
-
-    Source: own.
+        placeholder: what stands for an image in the text of a prompt.
+        token_id, token: the token whose embedding one image feature replaces.
+        family: what is special about the family of models.
     """
 
     def __init__(self, processor: Any, config: Any) -> None:
         self.processor = processor
+        self.family = family_of(config)
         self.placeholder: str = getattr(processor, "boi_token", None) or processor.image_token
-        token = getattr(config, "image_token_id", None)
-        self.token_id = int(config.image_token_index if token is None else token)
+        self.token_id = image_token_id(config)
         self.token: str = processor.tokenizer.convert_ids_to_tokens(self.token_id)
-        self.prefix_lm = config.model_type == "paligemma"  # a prompt there sees itself both ways
-        self.first_position = int(self.prefix_lm)  # and is counted from 1
         self._config = config
         self._cache: OrderedDict[tuple[str, ...], Expansion] = OrderedDict()
         self._keys: dict[int, tuple[ImageInput, str]] = {}
 
     def expand(self, images: Sequence[ImageInput]) -> Expansion:
-        """What some pictures, in this order, become; remembered, up to half a gigabyte.
+        """The text and tensors of some images, in this order; cached, up to half a gigabyte.
 
         Raises:
-            DataError: a picture can't be read.
-            EncodingError: the processor refuses the pictures.
+            DataError: an image can't be read.
+            EncodingError: the processor refuses the images.
         """
         if not images:
             return Expansion((), "", {}, 0)
         key = tuple(self._key(image) for image in images)
         if key not in self._cache:
-            self._cache[key] = self._ask(images)
-            while len(self._cache) > 1 and sum(map(_bytes, self._cache.values())) > _CACHE_BYTES:
+            self._cache[key] = self._process(images)
+            while len(self._cache) > 1 and sum(map(_nbytes, self._cache.values())) > _CACHE_BYTES:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
         return self._cache[key]
-
-    def _key(self, image: ImageInput) -> str:
-        """The picture's content; a file's is known by its path, size and time of change."""
-        if not isinstance(image, Image | ZippedImage):
-            found = os.stat(image) if os.path.exists(image) else None
-            return f"{os.path.abspath(image)} {found and (found.st_size, found.st_mtime_ns)}"
-        known = self._keys.get(id(image))
-        if known is None or known[0] is not image:
-            if len(self._keys) >= _KEYS:
-                self._keys.clear()  # it keeps the pictures alive
-            known = self._keys[id(image)] = (image, image_hash(image))
-        return known[1]
-
-    def _ask(self, images: Sequence[ImageInput]) -> Expansion:
-        asked = copy.copy(self.processor)
-        recorder = asked.tokenizer = _Recorder(self.processor.tokenizer)
-        text = _MARK + "".join(self.placeholder + _MARK for _ in images)
-        opened = [[open_image(image) for image in images]]
-        try:
-            found = asked(text=[text], images=opened, return_tensors="pt")
-        except (ValueError, TypeError, IndexError, RuntimeError) as error:
-            why = str(error).rstrip(".") + "." + recorder.cut
-            raise EncodingError(f"{type(self.processor).__name__} refuses {len(images)} pictures: {why}") from error
-        before, *texts = recorder.text.split(_MARK)
-        if before or len(texts) != len(images) + 1:
-            raise EncodingError(
-                f"{type(self.processor).__name__} rewrote {text!r} to {recorder.text[:80]!r}...; steerlab can't tell "
-                "its picture tokens apart"
-            )
-        tensors = {k: v for k, v in found.items() if k not in _TOKEN_ALIGNED and isinstance(v, Tensor)}
-        return Expansion(tuple(texts[:-1]), texts[-1], tensors, count_units(tensors, self._config))
-
-    def tokens(self, images: Sequence[ImageInput]) -> int:
-        """How many tokens some pictures take up: one for each of their features."""
-        return sum(text.count(self.token) for text in self.expand(images).texts)
 
     def fill(
         self, text: str, bounds: list[tuple[str, int]], images: Sequence[ImageInput], example_id: str = ""
@@ -154,52 +117,184 @@ class Vision:
         """A rendered prompt with its placeholders replaced, and where each of its parts begins now.
 
         Raises:
-            EncodingError: not one placeholder for each picture.
+            EncodingError: the number of placeholders and images differs.
         """
         parts = text.split(self.placeholder)
+        name = example_id or text[:60]
         if len(parts) - 1 != len(images):
             raise EncodingError(
-                f"the prompt {example_id or text[:60]!r} has {len(parts) - 1} image tokens ({self.placeholder}) but "
-                f"{len(images)} pictures: give one picture for each"
+                f"the prompt {name!r} has {len(parts) - 1} image tokens ({self.placeholder}) but {len(images)} images: "
+                "give one image for each"
             )
-        if self.prefix_lm and not images:
+        if self.family.prefix_lm and not images:
             raise EncodingError(
-                f"the prompt {example_id or text[:60]!r} has no picture: PaliGemma's prompts begin with one; "
-                f"give images=, "
-                "or load the model with task='text'"
+                f"the prompt {name!r} has no image: PaliGemma's prompts begin with one; give images=, or load the "
+                "model with task='text'"
             )
         expansion = self.expand(images)
-        filled, begun, moved = parts[0], len(parts[0]), list(bounds)
+        filled, at, moved = parts[0], len(parts[0]), list(bounds)
         for run, part in zip(expansion.texts, parts[1:], strict=True):
-            grown = len(run) - len(self.placeholder)
-            moved = [(k, at + grown if old > begun else at) for (k, at), (_, old) in zip(moved, bounds, strict=True)]
+            growth = len(run) - len(self.placeholder)
+            moved = [(k, new + growth if old > at else new) for (k, new), (_, old) in zip(moved, bounds, strict=True)]
             filled += run + part
-            begun += len(self.placeholder) + len(part)
+            at += len(self.placeholder) + len(part)
         return filled + expansion.tail, moved
 
-    def inputs(self, rows: Sequence[Expansion], images: Tensor, answers: Tensor) -> dict[str, Tensor]:
-        """What the model takes of a batch besides ids: its pictures, and which tokens are what.
+    def check_count(self, ids: Sequence[int], images: Sequence[ImageInput], name: str) -> None:
+        """Check that a row has one image token per image feature; otherwise features would go to wrong tokens.
 
-        Features go to their tokens by order, so rows may have none.
+        Raises:
+            EncodingError: it has more or fewer.
+        """
+        found, wanted = ids.count(self.token_id), self.n_tokens(images)
+        if found < wanted:
+            raise EncodingError(
+                f"the tokenizer dropped {wanted - found} of the {wanted} image tokens of {name!r}; switch its "
+                "truncation off"
+            )
+        if found > wanted:
+            raise EncodingError(
+                f"the text of {name!r} holds {found - wanted} image tokens ({self.token}) besides those of its "
+                f"{len(images)} images: take them out"
+            )
+
+    def n_tokens(self, images: Sequence[ImageInput]) -> int:
+        """How many tokens some images take: one per image feature."""
+        return sum(text.count(self.token) for text in self.expand(images).texts)
+
+    def inputs(self, rows: Sequence[Expansion], image_mask: Tensor, answer_mask: Tensor) -> dict[str, Tensor]:
+        """The model's inputs for a batch besides ids: image tensors, and the type of each token.
+
+        Features go to image tokens by order, so rows without images are allowed.
 
         Args:
-            rows: what each row's pictures become.
-            images: `(batch, tokens)`, 1 where a token holds a feature.
-            answers: `(batch, tokens)`, 1 where a token is part of a teacher-forced answer.
+            rows: the images of each row.
+            image_mask: `(batch, tokens)`, 1 where a token holds an image feature.
+            answer_mask: `(batch, tokens)`, 1 where a token is part of a teacher-forced answer.
         """
         found = [row.tensors for row in rows if row.tensors]
         names = dict.fromkeys(name for tensors in found for name in tensors)
-        joined = {name: _joined([tensors[name] for tensors in found if name in tensors]) for name in names}
-        # the same name means two things: in PaliGemma what a token may see, in Gemma 3 where pictures are
-        return joined | {"token_type_ids": answers if self.prefix_lm else images, "mm_token_type_ids": images}
+        joined = {name: _join([tensors[name] for tensors in found if name in tensors]) for name in names}
+        # one name with two meanings: in PaliGemma what a token may attend to, in Gemma 3 where images are
+        types = answer_mask if self.family.prefix_lm else image_mask
+        return joined | {"token_type_ids": types, "mm_token_type_ids": image_mask}
+
+    def _key(self, image: ImageInput) -> str:
+        """The content of an image; a file is known by its path, size and time of change."""
+        if not isinstance(image, Image | ZippedImage):
+            found = os.stat(image) if os.path.exists(image) else None
+            return f"{os.path.abspath(image)} {found and (found.st_size, found.st_mtime_ns)}"
+        known = self._keys.get(id(image))
+        if known is None or known[0] is not image:
+            if len(self._keys) >= _KEYS:
+                self._keys.clear()  # it keeps the images alive
+            known = self._keys[id(image)] = (image, image_hash(image))
+        return known[1]
+
+    def _process(self, images: Sequence[ImageInput]) -> Expansion:
+        name = type(self.processor).__name__
+        processor = copy.copy(self.processor)
+        recorder = processor.tokenizer = _Recorder(self.processor.tokenizer)
+        text = _MARK + "".join(self.placeholder + _MARK for _ in images)
+        opened = [[open_image(image) for image in images]]
+        try:
+            found = processor(text=[text], images=opened, return_tensors="pt")
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            reason = str(error).rstrip(".") + "." + recorder.truncation_note
+            raise EncodingError(f"{name} refuses {len(images)} images: {reason}") from error
+        before, *texts = recorder.text.split(_MARK)
+        if before or len(texts) != len(images) + 1:
+            raise EncodingError(
+                f"{name} rewrote {text!r} to {recorder.text[:80]!r}...; steerlab can't find its image tokens"
+            )
+        tensors = {k: v for k, v in found.items() if k not in _TOKEN_ALIGNED and isinstance(v, Tensor)}
+        return Expansion(tuple(texts[:-1]), texts[-1], tensors, count_units(tensors, self._config))
 
 
-def _bytes(expansion: Expansion) -> int:
+def accepts_images(config: Any) -> bool:
+    """Whether a configuration is that of an image-text model, and not of the language model inside one."""
+    text_only = any(name.endswith("ForCausalLM") for name in getattr(config, "architectures", None) or ())
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not text_only
+
+
+def find_processor(
+    given: Any, config: Any, task: str | None, place: str, options: dict[str, Any], tokenizer: Any = None
+) -> Any:
+    """The processor of a model, copied and with its own tokenizer, or None for text alone.
+
+    Example:
+        >>> find_processor(None, hf.config, None, "llava-hf/llava-1.5-7b-hf", {})
+
+    Args:
+        given: a processor, or where to load one from.
+        config: the model's configuration.
+        task: "text", "image-text", or None to use images where the model and the files beside it allow it.
+        place: where the model came from; "" for an object.
+        options: for `from_pretrained`.
+        tokenizer: replaces the processor's tokenizer.
+
+    Raises:
+        LoadError: images are requested of a text model, or the processor, or a package that it needs, is missing.
+    """
+    if task not in (None, "text", "image-text"):
+        raise LoadError(f"unknown task {task!r}; expected None, 'text' or 'image-text'")
+    if task == "text":
+        if given is not None:
+            raise LoadError("task='text' reads no images, but processor= was given: leave one of them out")
+        return None
+    required = task is not None or given is not None
+    if not accepts_images(config):
+        if not required:
+            return None
+        cause = "a processor was given" if task is None else "task='image-text' was given"
+        raise LoadError(f"{cause}, but {type(config).__name__} is that of a text-only model: use task='text'")
+    if given is None and not place:
+        if not required:
+            return None
+        raise LoadError("a model object comes without a processor; give load(model, processor=...)")
+    found = given
+    if given is None or isinstance(given, str | os.PathLike):
+        found = _read_processor(os.fspath(given or place), options, required)
+    missing = [name for name in ("image_processor", "tokenizer", "image_token") if not hasattr(found, name)]
+    if missing and required:
+        raise LoadError(
+            f"{type(found).__name__} is no processor of an image-text model: it has no {', '.join(missing)}. Expected "
+            "one such as LlavaProcessor, with the image processor's files beside the model's; or use task='text'"
+        )
+    if missing:  # a place without an image processor gives its tokenizer, or nothing
+        return None
+    found = copy.copy(found)
+    found.tokenizer = copy.deepcopy(tokenizer or found.tokenizer)
+    if getattr(found, "chat_template", None):
+        found.tokenizer.chat_template = found.chat_template  # the tokenizer's template may not handle images
+    return found
+
+
+def _read_processor(place: str, options: dict[str, Any], required: bool) -> Any:
+    """The processor at a place, or None where it has none and none is required."""
+    try:
+        return AutoProcessor.from_pretrained(place, **options)
+    except ImportError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise LoadError(
+            f"the processor of {place!r} needs a package that is not installed ({reason}): "
+            "pip install 'steerlab[vision]', or give load(..., task='text') to use the model without images"
+        ) from error
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        if not required:
+            return None
+        raise LoadError(
+            f"no processor could be read from {place!r}: {error}. Expected its files beside the model's; save them "
+            "there with processor.save_pretrained, or give load(..., processor=...)"
+        ) from error
+
+
+def _nbytes(expansion: Expansion) -> int:
     return sum(tensor.nbytes for tensor in expansion.tensors.values())
 
 
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    """One after the other along the first axis, the others padded with zeros to the largest."""
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    """Concatenate along the first axis, the other axes padded with zeros to the largest."""
     shape = [max(sizes) for sizes in zip(*(t.shape[1:] for t in tensors), strict=True)]
     parts = []
     for tensor in tensors:

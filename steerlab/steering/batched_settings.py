@@ -12,9 +12,8 @@ from torch import Tensor
 
 from steerlab.methods.base import Intervention, VectorFn
 from steerlab.models.encoding import Batch
-from steerlab.models.interventions import Edit, SiteEdits, check_edits
+from steerlab.models.interventions import Edit, ImageEdit, SiteEdits, check_edits
 from steerlab.models.model import Model
-from steerlab.models.patches import ImageEdit
 from steerlab.models.positions import Positions, includes_generated, position_key, resolve, resolve_nonempty
 from steerlab.models.sites import Site
 from steerlab.steering.image_edits import image_edits

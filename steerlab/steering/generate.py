@@ -16,9 +16,8 @@ from steerlab.data.example import Example
 from steerlab.models.beam_images import check_beam_images
 from steerlab.models.encoding import by_length
 from steerlab.models.engine import Inputs
-from steerlab.models.interventions import Edit, SiteEdits
+from steerlab.models.interventions import Edit, ImageEdit, SiteEdits
 from steerlab.models.model import Model
-from steerlab.models.patches import ImageEdit
 from steerlab.steering.interventions import Request, build_edits, resolve_interventions, writes_anything
 
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from steerlab._support.errors import PositionError, SteeringError
 from steerlab.methods.base import Intervention
 from steerlab.models.encoding import Batch
+from steerlab.models.families import deepest_used_block
+from steerlab.models.interventions import ImageEdit
 from steerlab.models.layout import module_at
 from steerlab.models.model import Model
-from steerlab.models.patches import ImageEdit
 from steerlab.models.positions import Positions, describe
 from steerlab.models.sites import Site
-from steerlab.models.vision_layout import deepest_used_block
 
 
 def image_edits(

@@ -14,9 +14,8 @@ from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.data.example import Example
 from steerlab.methods.base import Context, Intervention, RequiredActivation, Steerer, steering_sites
 from steerlab.models.encoding import Batch
-from steerlab.models.interventions import Edit, SiteEdits, check_edits
+from steerlab.models.interventions import Edit, ImageEdit, SiteEdits, check_edits
 from steerlab.models.model import Model
-from steerlab.models.patches import ImageEdit
 from steerlab.models.positions import Positions, includes_generated
 from steerlab.models.sites import Site
 from steerlab.steering.batched_settings import times, written_columns

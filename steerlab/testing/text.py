@@ -1,7 +1,10 @@
-"""Small random language models of many families, and their tokenizer: offline, made in milliseconds."""
+"""Small random language models of many families, and their tokenizer: no network, built in milliseconds."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,15 +23,18 @@ _CHATML = (
     "{{ bos_token }}"
     "{% if not messages or messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\n" + SYSTEM + "<|im_end|>\n' }}{% endif %}"
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ 'IMAGE' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 _MAX_POSITIONS = 512
-_WINDOW = 16  # short, so that a test prompt of ordinary length leaves the window
+_WINDOW = 16  # shorter than ordinary test prompts, so that they leave the window
 
-# What differs from one family to the next; sizes and token ids come from tiny_hf.
-_SHAPES: dict[str, dict[str, Any]] = {
+# what differs between families, beside sizes and token ids
+_SETTINGS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": None},
     "mixtral": {"sliding_window": None, "num_local_experts": 4, "num_experts_per_tok": 2},
@@ -41,20 +47,18 @@ _SHAPES: dict[str, dict[str, Any]] = {
     "opt": {},
     "phi3": {},
 }
-FAMILIES: tuple[str, ...] = tuple(_SHAPES)
+FAMILIES: tuple[str, ...] = tuple(_SETTINGS)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer that round-trips every string, with a BOS and a chat template.
 
-    Plain text gets a BOS from the tokenizer, the chat template writes its own: encoding a rendered chat
-    with special tokens gives two, as with real models. Padding has its own token, and goes right.
+    The tokenizer adds a BOS to plain text, and the chat template writes one: encoding a rendered chat with special
+    tokens gives two, as with real models. Padding has a token of its own and goes right.
 
     Example:
         >>> tiny_tokenizer()("hello").input_ids[0] == tiny_tokenizer().bos_token_id
         True
-
-    Source: own.
     """
     tokens = [PAD, BOS, EOS, START, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges = [(left, right) for left, right in (merge.split() for merge in _MERGES)]
@@ -78,10 +82,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_hf(family: str = "llama", *, seed: int = 0, n_layers: int = 4, hidden_size: int = 32, **config: Any) -> Any:
-    """A random model of a family: float32, eval mode, every layer felt in the logits.
+    """A random model of a family: float32, eval mode, every layer changes the logits.
 
-    Attention is "eager" unless you say otherwise: Gemma 2 caps its attention logits only there, and an
-    unpadded row takes the same path as a padded one.
+    Attention is "eager" by default: Gemma 2 caps its attention logits only there, and an unpadded row takes the same
+    path as a padded one.
 
     Example:
         >>> tiny_hf("gemma2", n_layers=6).config.num_hidden_layers
@@ -96,19 +100,15 @@ def tiny_hf(family: str = "llama", *, seed: int = 0, n_layers: int = 4, hidden_s
 
     Raises:
         LoadError: unknown family.
-
-    Source: own.
     """
-    if family not in _SHAPES:
+    if family not in _SETTINGS:
         raise LoadError(f"unknown family {family!r}; expected one of {', '.join(FAMILIES)}")
     settings = text_config(family, n_layers, hidden_size) | config
     attention = settings.pop("attn_implementation", "eager")
     shape = CONFIG_MAPPING[settings.pop("model_type", family)](**settings)
-    with torch.random.fork_rng(devices=[]):
-        # The CPU generator alone: torch.manual_seed would reach the accelerators' as well.
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         hf = AutoModelForCausalLM.from_config(shape, attn_implementation=attention, dtype=torch.float32)
-        roughen(hf)
+        randomize_vectors(hf)
     ids = {name: settings[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     hf.generation_config = GenerationConfig(do_sample=False, **ids)
     return hf.eval().requires_grad_(False)
@@ -128,11 +128,15 @@ def tiny_lm(family: str = "llama", *, backend: str = "nnsight", **hf: Any) -> Mo
 
     Raises:
         LoadError: unknown family.
-
-    Source: own.
     """
     model = tiny_hf(family, **hf)
     return Model(model, tiny_tokenizer(), find_layout(model), id=f"tiny-{family}", backend=backend)
+
+
+@cache
+def shared_lm(family: str = "llama", backend: str = "nnsight", /) -> Model:
+    """`tiny_lm`, built once per process: for tests that do not change the model."""
+    return tiny_lm(family, backend=backend)
 
 
 def text_config(family: str, n_layers: int, hidden_size: int) -> dict[str, Any]:
@@ -143,7 +147,7 @@ def text_config(family: str, n_layers: int, hidden_size: int) -> dict[str, Any]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "initializer_range": 0.2,
-        **_SHAPES.get(family, {}),
+        **_SETTINGS.get(family, {}),
     }
     if family == "gpt2":
         return common | dict(n_embd=hidden_size, n_layer=n_layers, n_head=4, n_positions=_MAX_POSITIONS)
@@ -158,14 +162,22 @@ def text_config(family: str, n_layers: int, hidden_size: int) -> dict[str, Any]:
     if family in ("gemma2", "gemma3"):
         kinds = ("sliding_attention", "full_attention")
         common |= dict(layer_types=[kinds[i % 2] for i in range(n_layers)])
-        # Tied and scaled embeddings drown four random blocks: the model would only repeat its last token.
+        # tied and scaled embeddings drown four random blocks: the model would only repeat its last token
         common |= dict(query_pre_attn_scalar=hidden_size // 4, tie_word_embeddings=False)
     return common
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """A seeded random state, for as long as the context lasts."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would reach accelerators as well
+        yield
+
+
 @torch.no_grad()
-def roughen(hf: nn.Module) -> None:
-    """Fresh norms are all alike and fresh biases are 0, which would hide a swapped or skipped one."""
+def randomize_vectors(hf: nn.Module) -> None:
+    """Add noise to norms and biases: new norms are all equal and new biases 0, which would hide a swapped one."""
     for parameter in hf.parameters():
         if parameter.ndim == 1:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)

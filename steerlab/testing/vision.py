@@ -1,40 +1,193 @@
-"""Small random image-text models of every family with their processors: real classes, made-up sizes."""
+"""Small random image-text models of every family with their processors: real classes, images of a few pixels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
+import transformers
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, GenerationConfig
 
 from steerlab._support.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
-from steerlab.testing.processors import MARKS, PATCH, SIDE, VLM_FAMILIES, image_tokenizer, tiny_processor
-from steerlab.testing.text import roughen, text_config
+from steerlab.testing.text import randomize_vectors, seeded, text_config, tiny_tokenizer
+
+_hf: Any = transformers
+_SIDE = 24  # pixels of an image as the vision tower sees it
+_PATCH = 8
+_SQUARE = {"height": _SIDE, "width": _SIDE}
+_PINPOINTS = [[_SIDE, 2 * _SIDE], [2 * _SIDE, _SIDE], [2 * _SIDE, 2 * _SIDE]]
+_TOWER = {
+    "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": _SIDE,
+    "patch_size": _PATCH,
+}  # fmt: skip
 
 
-def tiny_vlm(family: str = "llava", *, backend: str = "nnsight", **hf: Any) -> Model:
-    """A tiny random image-text model with its processor, ready for every verb.
+@dataclass(frozen=True)
+class _Family:
+    """How to build a tiny model of one family.
+
+    Attributes:
+        tokens: special tokens by the name that the configuration has for their ids; the first stands for one feature.
+        placeholder: what the user's turn shows for an image.
+        processor: builds the processor around a tokenizer.
+        vision: configuration of the vision tower.
+        text_family: family of the language model; see `text_config`.
+        text: more of its configuration.
+        more: more of the whole configuration.
+        more_tokens: special tokens without a name in the configuration.
+    """
+
+    tokens: dict[str, str]
+    placeholder: str
+    processor: Callable[[Any], Any]
+    vision: dict[str, Any]
+    text_family: str = "llama"
+    text: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+    more_tokens: tuple[str, ...] = ()
+
+
+def _llava(name: str, **images: Any) -> Callable[[Any], Any]:
+    sizes = {"patch_size": _PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    kind = "CLIPImageProcessor" if name == "Llava" else f"{name}ImageProcessor"
+
+    def build(tokenizer: Any) -> Any:
+        processor = getattr(_hf, kind)(size={"shortest_edge": _SIDE}, crop_size=_SQUARE, **images)
+        return getattr(_hf, f"{name}Processor")(processor, tokenizer, chat_template=tokenizer.chat_template, **sizes)
+
+    return build
+
+
+def _qwen(name: str) -> Callable[[Any], Any]:
+    sizes = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
+    return lambda tokenizer: getattr(_hf, f"{name}Processor")(
+        _hf.Qwen2VLImageProcessor(size=size, **sizes), tokenizer, _hf.Qwen2VLVideoProcessor(size=size, **sizes),
+        chat_template=tokenizer.chat_template,
+    )  # fmt: skip
+
+
+def _idefics(name: str, video: bool) -> Callable[[Any], Any]:
+    sizes = {"size": {"longest_edge": 2 * _SIDE}, "max_image_size": {"longest_edge": _SIDE}}
+
+    def build(tokenizer: Any) -> Any:
+        parts = [getattr(_hf, f"{name}ImageProcessor")(**sizes), tokenizer]
+        parts += [getattr(_hf, f"{name}VideoProcessor")(**sizes)] if video else []
+        return getattr(_hf, f"{name}Processor")(*parts, image_seq_len=9, chat_template=tokenizer.chat_template)
+
+    return build
+
+
+def _gemma3(tokenizer: Any) -> Any:
+    images = _hf.Gemma3ImageProcessor(size=_SQUARE)
+    return _hf.Gemma3Processor(images, tokenizer, tokenizer.chat_template, image_seq_length=9)
+
+
+def _paligemma(tokenizer: Any) -> Any:
+    images = _hf.SiglipImageProcessor(size=_SQUARE)
+    images.image_seq_length = 9
+    return _hf.PaliGemmaProcessor(images, tokenizer)
+
+
+_LLAVA: dict[str, Any] = {
+    "tokens": {"image_token_index": "<image>", "image_token_id": "<image>"},
+    "placeholder": "<image>",
+    "vision": {"model_type": "clip_vision_model", "projection_dim": 24, **_TOWER},
+    "text": {"model_type": "llama"},
+}
+_LLAVA_MORE = {"image_seq_length": 9, "vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
+_QWEN: dict[str, Any] = {
+    "tokens": {
+        "image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
+    },
+    "placeholder": "<|vision_start|><|image_pad|><|vision_end|>",
+    "text_family": "qwen2",
+    "text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+}  # fmt: skip
+_QWEN_TOWER = {
+    "depth": 2, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2, "hidden_size": 32
+}  # fmt: skip
+_IDEFICS: dict[str, Any] = {
+    "tokens": {"image_token_id": "<image>"},
+    "more_tokens": (
+        *("<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>"),
+        *(f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4)),
+    ),
+    "placeholder": "<image>",
+    "vision": {**_TOWER, "patch_size": 4},
+    "text": {"model_type": "llama"},
+    "more": {"scale_factor": 2, "pad_token_id": 0},
+}
+_SIGLIP = {"model_type": "siglip_vision_model", "vision_use_head": False, **_TOWER}
+_FAMILIES = {
+    "llava": _Family(**_LLAVA, processor=_llava("Llava"), more=_LLAVA_MORE),
+    "llava_next": _Family(
+        **_LLAVA,
+        processor=_llava("LlavaNext", image_grid_pinpoints=_PINPOINTS),
+        more=_LLAVA_MORE | {"image_grid_pinpoints": _PINPOINTS},
+    ),
+    "qwen2_vl": _Family(**_QWEN, processor=_qwen("Qwen2VL"), vision={**_QWEN_TOWER, "embed_dim": 32, "mlp_ratio": 2}),
+    "qwen2_5_vl": _Family(
+        **_QWEN,
+        processor=_qwen("Qwen2_5_VL"),
+        vision={
+            **_QWEN_TOWER,
+            "intermediate_size": 48,
+            "out_hidden_size": 32,
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+        },
+    ),
+    "idefics3": _Family(**_IDEFICS, processor=_idefics("Idefics3", video=False)),
+    "smolvlm": _Family(**_IDEFICS, processor=_idefics("SmolVLM", video=True)),
+    "gemma3": _Family(
+        tokens={
+            "image_token_index": "<image_soft_token>",
+            "boi_token_index": "<start_of_image>",
+            "eoi_token_index": "<end_of_image>",
+        },
+        placeholder="<start_of_image>",
+        processor=_gemma3,
+        vision={**_SIGLIP, "patch_size": 4},
+        text_family="gemma3",
+        # tied embeddings: see `text_config`
+        more={"mm_tokens_per_image": 9, "tie_word_embeddings": False},
+    ),
+    "paligemma": _Family(
+        tokens={"image_token_index": "<image>"},
+        placeholder="<image>",
+        processor=_paligemma,
+        vision={**_SIGLIP, "projection_dim": 32, "num_image_tokens": 9},
+        text_family="gemma",
+        text={"model_type": "gemma"},
+        more={"projection_dim": 32, "tie_word_embeddings": False},
+    ),
+}  # fmt: skip
+VLM_FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
+
+
+def tiny_processor(family: str = "llava") -> Any:
+    """The processor class of a family around `tiny_tokenizer`, for images of 24 pixels.
 
     Example:
-        >>> model = tiny_vlm("qwen2_vl")
-        >>> row = model.encode("What is this?", images=[image])
-
-    Args:
-        family: one of `VLM_FAMILIES`.
-        backend: "nnsight" or "hooks".
-        hf: passed to `tiny_vlm_hf`.
+        >>> tiny_processor("llava")(text=["<image>hi"], images=[image]).input_ids
 
     Raises:
-        LoadError: unknown family, or torchvision (and for SmolVLM num2words) are missing.
-
-    Source: own.
+        LoadError: unknown family, or a package that the processor needs is missing.
     """
-    processor = tiny_processor(family)
-    model = tiny_vlm_hf(family, **hf)
-    tokenizer = processor.tokenizer
-    return Model(model, tokenizer, find_layout(model), id=f"tiny-{family}", backend=backend, processor=processor)
+    row = _find(family)
+    try:
+        return row.processor(_tokenizer(family, row))
+    except ImportError as error:
+        raise LoadError(
+            f"the {family} processor needs a package that is not here ({error}): pip install 'steerlab[vision]'"
+        ) from error
 
 
 def tiny_vlm_hf(family: str = "llava", *, seed: int = 0, n_layers: int = 3, **text: Any) -> Any:
@@ -52,75 +205,67 @@ def tiny_vlm_hf(family: str = "llava", *, seed: int = 0, n_layers: int = 3, **te
 
     Raises:
         LoadError: unknown family.
-
-    Source: own.
     """
-    if family not in VLM_FAMILIES:
-        raise LoadError(f"unknown family {family!r}; expected one of {', '.join(VLM_FAMILIES)}")
-    tokenizer = image_tokenizer(family)
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in MARKS[family][0]}
-    settings = _config(family, n_layers, len(tokenizer), ids, text)
-    config = CONFIG_MAPPING[family](**settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    row = _find(family)
+    tokenizer = _tokenizer(family, row)
+    settings = text_config(row.text_family, n_layers, 32) | {"vocab_size": len(tokenizer)} | text | row.text
+    if family == "gemma3":  # full attention in the last block: in a window alone the last token would see no image
+        settings["layer_types"] = [("full_attention", "sliding_attention")[i % 2] for i in range(n_layers)]
+    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in row.tokens.items()}
+    config = CONFIG_MAPPING[family](vision_config=dict(row.vision), text_config=settings, **row.more, **ids)
+    with seeded(seed), torch.no_grad():
         hf = AutoModelForImageTextToText.from_config(config, attn_implementation="eager", dtype=torch.float32)
-        with torch.no_grad():
-            for parameter in hf.parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(std=0.2)
-        roughen(hf)
+        for parameter in hf.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+        randomize_vectors(hf)
     known = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    never = [hf.config.image_token_id]  # a trained model does not say it, and without a cache it would want a picture
+    never = [hf.config.image_token_id]  # no trained model generates it, and without a cache it would require an image
     hf.generation_config = GenerationConfig(do_sample=False, suppress_tokens=never, **known)
     return hf.eval().requires_grad_(False)
 
 
-def _config(family: str, n_layers: int, vocabulary: int, ids: dict[str, int], text: dict[str, Any]) -> dict[str, Any]:
-    tower = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    tower |= {"image_size": SIDE, "patch_size": PATCH}
-    kind = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "gemma3": "gemma3", "paligemma": "gemma"}.get(family, "llama")
-    words = text_config(kind, n_layers, 32) | {"vocab_size": vocabulary} | text
-    first = next(iter(ids.values()))
-    if family in ("llava", "llava_next"):
-        vision = {"model_type": "clip_vision_model", "projection_dim": 24, **tower}
-        settings = {"vision_config": vision, "image_token_index": first, "image_token_id": first}
-        settings |= {"image_seq_length": 9, "vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
-        if family == "llava_next":
-            settings["image_grid_pinpoints"] = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE]]
-        return settings | {"text_config": {"model_type": "llama", **words}}
-    if family in ("qwen2_vl", "qwen2_5_vl"):
-        return _qwen_config(family, words, ids)
-    if family in ("idefics3", "smolvlm"):
-        vision = {**tower, "patch_size": 4}
-        return {
-            "vision_config": vision, "text_config": {"model_type": "llama", **words}, "scale_factor": 2,
-            "image_token_id": first, "pad_token_id": words["pad_token_id"],
-        }  # fmt: skip
-    vision = {"model_type": "siglip_vision_model", "vision_use_head": False, **tower}
-    if family == "gemma3":
-        vision["patch_size"] = 4
-        kinds = ("full_attention", "sliding_attention")  # in a window alone the last token would see no picture
-        words["layer_types"] = [kinds[i % 2] for i in range(n_layers)]
-        marks = dict(zip(("image_token_index", "boi_token_index", "eoi_token_index"), ids.values(), strict=True))
-        sizes = {
-            "mm_tokens_per_image": 9,
-            "tie_word_embeddings": False,
-        }  # see text_config: tied, it only repeats itself
-        return {"vision_config": vision, "text_config": words, **sizes, **marks}
-    vision |= {"projection_dim": 32, "num_image_tokens": 9}
-    words = {"model_type": "gemma", **words}
-    sizes = {"projection_dim": 32, "tie_word_embeddings": False}
-    return {"vision_config": vision, "text_config": words, "image_token_index": first, **sizes}
+def tiny_vlm(family: str = "llava", *, backend: str = "nnsight", **hf: Any) -> Model:
+    """A tiny random image-text model with its processor, ready for every verb.
+
+    Example:
+        >>> model = tiny_vlm("qwen2_vl")
+        >>> row = model.encode("What is this?", images=[image])
+
+    Args:
+        family: one of `VLM_FAMILIES`.
+        backend: "nnsight" or "hooks".
+        hf: passed to `tiny_vlm_hf`.
+
+    Raises:
+        LoadError: unknown family, or torchvision (and for SmolVLM num2words) are missing.
+    """
+    processor = tiny_processor(family)
+    model = tiny_vlm_hf(family, **hf)
+    layout = find_layout(model)
+    return Model(model, processor.tokenizer, layout, id=f"tiny-{family}", backend=backend, processor=processor)
 
 
-def _qwen_config(family: str, words: dict[str, Any], ids: dict[str, int]) -> dict[str, Any]:
-    vision: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": 4}
-    vision |= {"spatial_merge_size": 2, "temporal_patch_size": 2}
-    if family == "qwen2_vl":
-        vision |= {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
-    else:
-        vision |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
-        vision |= {"window_size": 16, "fullatt_block_indexes": [1]}
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    words = words | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
-    return {"vision_config": vision, "text_config": words, **dict(zip(names, ids.values(), strict=True))}
+@cache
+def shared_vlm(family: str = "llava", backend: str = "nnsight", /) -> Model:
+    """`tiny_vlm`, built once per process: for tests that do not change the model."""
+    return tiny_vlm(family, backend=backend)
+
+
+def _find(family: str) -> _Family:
+    if family not in _FAMILIES:
+        raise LoadError(f"unknown family {family!r}; expected one of {', '.join(VLM_FAMILIES)}")
+    return _FAMILIES[family]
+
+
+def _tokenizer(family: str, row: _Family) -> Any:
+    """`tiny_tokenizer` with the special tokens of a family, and a template that places its images."""
+    tokenizer = tiny_tokenizer()
+    tokens = dict.fromkeys((*row.tokens.values(), *row.more_tokens))
+    tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
+    template = tokenizer.chat_template.replace("IMAGE", row.placeholder)
+    tokenizer.chat_template = None if family == "paligemma" else template
+    if family == "gemma3":  # its processor takes the names of the tokens from the tokenizer
+        names = dict(zip(("image_token", "boi_token", "eoi_token"), tokens, strict=True))
+        tokenizer._set_model_specific_special_tokens(names)
+    return tokenizer

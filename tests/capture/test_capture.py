@@ -18,7 +18,7 @@ from steerlab.capture.activations import INDEX_COLUMNS, Activations
 from steerlab.capture.capture import capture
 from steerlab.capture.jobs import TokenSelector
 from steerlab.data.example import Contrast, Example
-from steerlab.models.encoded_prompt import EncodedPrompt
+from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.layout import module_at
 from steerlab.models.model import Model
 from steerlab.models.positions import Match, resolve

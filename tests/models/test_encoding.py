@@ -12,9 +12,8 @@ from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from steerlab._support.errors import EncodingError
-from steerlab.models.encoded_prompt import EncodedPrompt
-from steerlab.models.encoding import by_length, collate, encode
-from steerlab.testing import SYSTEM, tiny_lm, tiny_tokenizer
+from steerlab.models.encoding import EncodedPrompt, by_length, collate, encode
+from steerlab.testing import SYSTEM, shared_lm, tiny_tokenizer
 
 # a BOS in every turn, the system message inside the first user turn, nothing opens the assistant's turn
 LLAMA2 = (
@@ -25,7 +24,7 @@ LLAMA2 = (
     "{{ bos_token + '[INST] ' + (rules if loop.first else '') + turn['content'].strip() + ' [/INST]' }}"
     "{% else %}{{ ' ' + turn['content'].strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
 )
-# no system role, strict alternation, stripped content, another name for the assistant
+# no system role, strict alternation, stripped content, another name for the assistant role
 GEMMA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
     "{{ raise_exception('System role not supported') }}{% endif %}"
@@ -41,26 +40,30 @@ SINGLE = GEMMA.replace(
 )
 
 
-def with_template(template: str | None) -> PreTrainedTokenizerFast:
+def with_template(template: str) -> PreTrainedTokenizerFast:
     tokenizer = tiny_tokenizer()
-    if template is not None:
-        tokenizer.chat_template = template
+    tokenizer.chat_template = template
     return tokenizer
 
 
 TOKENIZERS = {
-    "chatml": with_template(None),
+    "chatml": tiny_tokenizer(),
     "llama2": with_template(LLAMA2),
     "gemma": with_template(GEMMA),
     "single": with_template(SINGLE),
 }
 CHATML = TOKENIZERS["chatml"]
-words = st.text(min_size=1, max_size=20).filter(lambda text: text.strip())
+texts = st.text(min_size=1, max_size=20).filter(lambda text: text.strip())
+templates = pytest.mark.parametrize("name", TOKENIZERS)
 
 
-def words_of(row: EncodedPrompt, kind: str) -> str:
+def text_of(row: EncodedPrompt, kind: str) -> str:
     places = [row.offsets[i] for i in row.kind(kind)]
     return row.text[places[0][0] : places[-1][1]] if places else ""
+
+
+def parts_of(row: EncodedPrompt) -> list[tuple[str, str]]:
+    return [(span.kind, text_of(row, span.kind)) for span in row.spans]
 
 
 def assert_partition(row: EncodedPrompt) -> None:
@@ -69,24 +72,22 @@ def assert_partition(row: EncodedPrompt) -> None:
     assert len(row.offsets) == len(row.ids)
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
-@given(user=words, answer=st.none() | words, system=st.none() | words, end_turn=st.booleans())
+@templates
+@given(user=texts, answer=st.none() | texts, system=st.none() | texts, end_turn=st.booleans())
 def test_spans_cover_every_token_once_and_in_order(
     name: str, user: str, answer: str | None, system: str | None, end_turn: bool
 ) -> None:
     system = system if name in ("chatml", "llama2") else None
     row = encode(TOKENIZERS[name], user, answer=answer, end_turn=end_turn, system=system)
     assert_partition(row)
-    assert user.strip() in words_of(row, "user")
+    assert user.strip() in text_of(row, "user")
     assert row.kind("answer") == list(range(row.n_prompt, len(row)))
-    if system is not None:
-        assert system.strip() in words_of(row, "system")
-    if answer is not None:
-        assert words_of(row, "answer").startswith(answer)
+    assert system is None or system.strip() in text_of(row, "system")
+    assert answer is None or text_of(row, "answer").startswith(answer)
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
-@given(user=words, answers=st.tuples(words, words))
+@templates
+@given(user=texts, answers=st.tuples(texts, texts))
 def test_prompt_tokens_do_not_depend_on_the_answer(name: str, user: str, answers: tuple[str, str]) -> None:
     plain, *rows = (encode(TOKENIZERS[name], user, answer=a, end_turn=True) for a in (None, *answers))
     assert plain.n_prompt == len(plain)
@@ -96,60 +97,57 @@ def test_prompt_tokens_do_not_depend_on_the_answer(name: str, user: str, answers
         assert row.spans[: len(plain.spans)] == plain.spans
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_ids_are_those_of_the_rendered_template(name: str) -> None:
+@templates
+def test_ids_are_those_of_the_rendered_template_with_one_bos(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     messages = [{"role": "user", "content": "hello  there"}]
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert list(encode(tokenizer, "hello  there").ids) == expected
-    assert list(encode(tokenizer, messages).ids) == expected
+    assert list(encode(tokenizer, "hello  there").ids) == list(encode(tokenizer, messages).ids) == expected
+    assert expected[0] == CHATML.bos_token_id and expected.count(CHATML.bos_token_id) == 1
 
 
 def test_chatml_parts() -> None:
     row = encode(CHATML, "How are you?", system="Be brief.", answer="Fine.", end_turn=True)
-    assert [span.kind for span in row.spans] == ["template", "system", "user", "header", "answer"]
-    assert words_of(row, "system") == "<|im_start|>system\nBe brief.<|im_end|>\n"
-    assert words_of(row, "user") == "<|im_start|>user\nHow are you?<|im_end|>\n"
-    assert words_of(row, "header") == "<|im_start|>assistant\n"
-    assert words_of(row, "answer") == "Fine.<|im_end|>\n"
+    assert parts_of(row) == [
+        ("template", "<|bos|>"),
+        ("system", "<|im_start|>system\nBe brief.<|im_end|>\n"),
+        ("user", "<|im_start|>user\nHow are you?<|im_end|>\n"),
+        ("header", "<|im_start|>assistant\n"),
+        ("answer", "Fine.<|im_end|>\n"),
+    ]
     assert row.kind("header")[-1] == row.n_prompt - 1
 
 
-def test_default_system_message_is_the_templates_own() -> None:
-    assert SYSTEM in words_of(encode(CHATML, "hello"), "system")
-    given_one = words_of(encode(CHATML, "hello", system="Be brief."), "system")
-    assert "Be brief." in given_one and SYSTEM not in given_one
+def test_default_system_message_comes_from_the_template() -> None:
+    assert SYSTEM in text_of(encode(CHATML, "hello"), "system")
+    system = text_of(encode(CHATML, "hello", system="Be brief."), "system")
+    assert "Be brief." in system and SYSTEM not in system
 
 
-def test_an_open_answer_ends_with_its_own_words() -> None:
+def test_answer_without_end_of_turn_ends_with_its_words() -> None:
     row = encode(CHATML, "hello", answer="Fine.")
-    assert words_of(row, "answer") == "Fine." and CHATML.eos_token_id not in row.ids[row.n_prompt :]
+    assert text_of(row, "answer") == "Fine." and CHATML.eos_token_id not in row.ids[row.n_prompt :]
 
 
 @pytest.mark.parametrize(("name", "closing"), [("llama2", " <|im_end|>"), ("gemma", "<end_of_turn>\n")])
-def test_a_closed_answer_ends_as_the_template_ends_a_turn(name: str, closing: str) -> None:
-    assert words_of(encode(TOKENIZERS[name], "hello", answer="Fine.", end_turn=True), "answer") == "Fine." + closing
-
-
-def test_llama2_without_a_system_message() -> None:
-    row = encode(TOKENIZERS["llama2"], " hello ")
-    assert [(span.kind, words_of(row, span.kind)) for span in row.spans] == [
-        ("template", "<|bos|>"),
-        ("user", "[INST] hello [/INST]"),
-    ]
+def test_end_of_turn_is_that_of_the_template(name: str, closing: str) -> None:
+    row = encode(TOKENIZERS[name], "hello", answer="Fine.", end_turn=True)
+    assert text_of(row, "answer") == "Fine." + closing
 
 
 @pytest.mark.parametrize("user", ["hello", "INST", "]", "SYS", "Obey"])
-def test_llama2_splits_the_shared_turn_at_the_users_words(user: str) -> None:
+def test_llama2_parts(user: str) -> None:
+    """System message and user's words share a turn, which is split where the words begin."""
     row = encode(TOKENIZERS["llama2"], user, system="Obey.")
-    assert words_of(row, "system") == "[INST] <<SYS>>\nObey.\n<</SYS>>\n\n"
-    assert words_of(row, "user") == f"{user} [/INST]"
+    assert text_of(row, "system") == "[INST] <<SYS>>\nObey.\n<</SYS>>\n\n"
+    assert text_of(row, "user") == f"{user} [/INST]"
     assert row.ids.count(CHATML.bos_token_id) == 1
+    without_system = encode(TOKENIZERS["llama2"], f" {user} ")
+    assert parts_of(without_system) == [("template", "<|bos|>"), ("user", f"[INST] {user} [/INST]")]
 
 
 def test_gemma_parts() -> None:
-    row = encode(TOKENIZERS["gemma"], "  hello there ")
-    assert [(span.kind, words_of(row, span.kind)) for span in row.spans] == [
+    assert parts_of(encode(TOKENIZERS["gemma"], "  hello there ")) == [
         ("template", "<|bos|>"),
         ("user", "<start_of_turn>user\nhello there<end_of_turn>\n"),
         ("header", "<start_of_turn>model\n"),
@@ -157,47 +155,40 @@ def test_gemma_parts() -> None:
 
 
 @pytest.mark.parametrize("user", ["hello", "turn", "user", ">"])
-def test_a_template_without_second_turns_begins_the_user_at_the_words(user: str) -> None:
-    row = encode(TOKENIZERS["single"], user)
-    assert words_of(row, "user") == f"{user}<end_of_turn>\n"
+def test_template_that_refuses_a_second_turn_starts_the_user_span_at_the_words(user: str) -> None:
+    assert text_of(encode(TOKENIZERS["single"], user), "user") == f"{user}<end_of_turn>\n"
 
 
-def test_a_system_message_the_template_refuses() -> None:
+def test_templates_that_refuse_or_change_the_conversation() -> None:
     with pytest.raises(EncodingError, match="System role not supported"):
         encode(TOKENIZERS["gemma"], "hello", system="Obey.")
-
-
-def test_a_template_that_changes_the_words() -> None:
-    shouting = with_template(GEMMA.replace("| trim", "| upper"))
     with pytest.raises(EncodingError, match="changes the user's words"):
-        encode(shouting, "hello")
+        encode(with_template(GEMMA.replace("| trim", "| upper")), "hello")
 
 
-def test_earlier_turns_are_not_the_user_span() -> None:
-    said = [("user", "first"), ("assistant", "second"), ("user", "third")]
-    messages = [{"role": role, "content": content} for role, content in said]
+def test_earlier_turns_are_history() -> None:
+    turns = [("user", "First question"), ("assistant", "First answer"), ("user", "Second question")]
+    messages = [{"role": role, "content": content} for role, content in turns]
     for name in ("chatml", "llama2", "gemma"):
         row = encode(TOKENIZERS[name], messages)
         assert_partition(row)
-        assert "third" in words_of(row, "user") and "first" not in words_of(row, "user")
-
-
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_one_bos(name: str) -> None:
-    row = encode(TOKENIZERS[name], "hello")
-    assert row.ids[0] == CHATML.bos_token_id and row.ids.count(CHATML.bos_token_id) == 1
+        history, user = text_of(row, "history"), text_of(row, "user")
+        assert "First question" in history and "First answer" in history
+        assert "Second question" in user and "First" not in user
+    row = encode(CHATML, [{"role": "system", "content": "Be brief."}, *messages])
+    assert "Be brief." in text_of(row, "system") and "question" not in text_of(row, "system")
 
 
 @pytest.mark.parametrize("text", ["hello there", "<|bos|>hello there"])
 def test_plain_text_gets_one_bos(text: str) -> None:
     row = encode(CHATML, text, chat=False, answer=" you")
     assert row.ids[0] == CHATML.bos_token_id and row.ids.count(CHATML.bos_token_id) == 1
-    assert words_of(row, "user").endswith("hello there") and words_of(row, "answer") == " you"
+    assert text_of(row, "user").endswith("hello there") and text_of(row, "answer") == " you"
     assert row.kind("header") == []
     assert_partition(row)
 
 
-def test_spaces_of_no_width_belong_to_their_part() -> None:
+def test_spaces_without_width_belong_to_their_part() -> None:
     """Llama 3's and GPT-2's tokenizers trim spaces off the offsets: a lone space then covers no character."""
     tokenizer = tiny_tokenizer()
     core = tokenizer.backend_tokenizer
@@ -211,18 +202,18 @@ def test_spaces_of_no_width_belong_to_their_part() -> None:
     assert [tuple(span) for span in plain.spans] == [("template", 0, 1), ("user", 1, len(plain))]
 
 
-def test_too_long_names_the_limit() -> None:
+def test_prompt_longer_than_the_context_is_refused() -> None:
     row = encode(CHATML, "hello", answer="there")
     assert encode(CHATML, "hello", answer="there", limit=len(row)) == row
     with pytest.raises(EncodingError, match=rf"'mine' has {len(row)} tokens.* holds {len(row) - 1}"):
         encode(CHATML, "hello", answer="there", limit=len(row) - 1, example_id="mine")
     with pytest.raises(EncodingError, match="holds 512"):
-        tiny_lm(backend="hooks").encode("a b c " * 200)
+        shared_lm("llama", "hooks").encode("a b c " * 200)
 
 
 @pytest.mark.parametrize("chat", [True, False])
 @pytest.mark.parametrize("prompt", ["", " \n"])
-def test_empty_prompt(prompt: str, chat: bool) -> None:
+def test_empty_prompt_is_refused(prompt: str, chat: bool) -> None:
     with pytest.raises(EncodingError, match="'mine' is empty"):
         encode(CHATML, prompt, chat=chat, example_id="mine")
 
@@ -233,7 +224,7 @@ def test_messages_must_end_with_the_user(roles: tuple[str, ...]) -> None:
         encode(CHATML, [{"role": role, "content": "x"} for role in roles])
 
 
-def test_messages_without_a_template() -> None:
+def test_messages_without_a_template_are_refused() -> None:
     bare = tiny_tokenizer()
     bare.chat_template = None
     with pytest.raises(EncodingError, match="no chat template"):
@@ -242,9 +233,13 @@ def test_messages_without_a_template() -> None:
         encode(bare, [{"role": "user", "content": "hello"}], chat=False)
 
 
+def row_of(n: int) -> EncodedPrompt:
+    return EncodedPrompt(tuple(range(10, 10 + n)), (), n, "", ((0, 0),) * n)
+
+
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), side=st.sampled_from(["left", "right"]))
-def test_collate_pads_on_one_side_only(lengths: list[int], side: Any) -> None:
-    rows = [EncodedPrompt(tuple(range(10, 10 + n)), (), n, "", ((0, 0),) * n) for n in lengths]
+def test_collate_pads_on_one_side(lengths: list[int], side: Any) -> None:
+    rows = [row_of(n) for n in lengths]
     batch = collate(rows, 0, side)
     assert batch.width == max(lengths) and batch.rows == tuple(rows)
     for i, (n, offset) in enumerate(zip(lengths, batch.offsets, strict=True)):
@@ -260,25 +255,7 @@ def test_collate_pads_on_one_side_only(lengths: list[int], side: Any) -> None:
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=9), size=st.integers(1, 4))
 def test_batches_by_length_hold_every_row_once_longest_first(lengths: list[int], size: int) -> None:
-    rows = [EncodedPrompt((0,) * n, (), n, "", ((0, 0),) * n) for n in lengths]
-    batches = list(by_length(rows, size))
+    batches = list(by_length([row_of(n) for n in lengths], size))
     flat = [i for batch in batches for i in batch]
     assert sorted(flat) == list(range(len(lengths))) and all(len(batch) <= size for batch in batches)
     assert [lengths[i] for i in flat] == sorted(lengths, reverse=True)
-
-
-def test_earlier_turns_are_history_and_not_the_system_message() -> None:
-    turns = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "First question"},
-        {"role": "assistant", "content": "First answer"},
-        {"role": "user", "content": "Second question"},
-    ]
-    row = encode(tiny_tokenizer(), turns)
-    told = {
-        kind: "".join(row.text[slice(*row.offsets[i])] for i in row.kind(kind))
-        for kind in ("system", "history", "user")
-    }
-    assert "Be brief." in told["system"] and "question" not in told["system"]
-    assert "First question" in told["history"] and "First answer" in told["history"]
-    assert "Second question" in told["user"] and "First" not in told["user"]

@@ -1,4 +1,4 @@
-"""A forward that takes up known work gives the numbers of one that does everything."""
+"""A forward that starts from a prefix or at a block gives the numbers of a whole forward."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from transformers import DynamicCache, PretrainedConfig
 from steerlab import Model, Site, SteeringError
 from steerlab.models.attention import NAME, supports_prefix_attention
 from steerlab.models.interventions import Edit
-from steerlab.models.kv_prefix import ForwardState, can_prefill
-from steerlab.models.prefix import TOKENS, common_columns, length_buckets, prefill_cost
+from steerlab.models.kv_prefix import TOKENS, ForwardState, can_prefill, common_columns, length_buckets, prefill_cost
 from steerlab.testing import FAMILIES, tiny_lm
 from steerlab.testing.text import tiny_hf
 
 PROMPTS = ("Where do herons sleep, and for how long do they sleep there at night?", "Why?", "Is it so, or not?")
-BACKENDS = ("nnsight", "hooks")
+backends = pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+families = pytest.mark.parametrize("family", FAMILIES)
 COPIES = 2
 
 
-def everything(model: Model, answer: str = "yes, and no") -> tuple[dict[str, torch.Tensor], int, int]:
+def whole_inputs(model: Model, answer: str = "yes, and no") -> tuple[dict[str, torch.Tensor], int, int]:
     """Inputs of all columns, the column of every last prompt token, and the width."""
     rows = [model.encode(p, answer=answer[: 3 + 2 * i]) for i, p in enumerate(PROMPTS)]
     batch = model.batch(rows, "aligned")
@@ -36,69 +36,69 @@ def from_column(inputs: dict[str, torch.Tensor], cut: int) -> dict[str, torch.Te
     return {name: t if name == "attention_mask" else t[:, cut:] for name, t in inputs.items()}
 
 
-def edits(model: Model, width: int, cut: int, layers: list[int]) -> dict[Site, list[Edit]]:
-    """A vector for each row at the block that is the row's own, from the last prompt token on."""
+def edits_of(model: Model, width: int, cut: int, layers: list[int]) -> dict[Site, list[Edit]]:
+    """A vector per row at the block of that row, from the last prompt token on."""
     torch.manual_seed(0)
     columns = torch.arange(width) >= cut
-    plan = {}
+    edits = {}
     for layer in set(layers):
         mine = torch.tensor([k == layer for k in layers])
         vectors = torch.randn(len(layers), model.hidden_size) * mine[:, None]
-        plan[Site(layer)] = [Edit(vectors, mine[:, None] & columns, True)]
-    return plan
+        edits[Site(layer)] = [Edit(vectors, mine[:, None] & columns, True)]
+    return edits
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_prefix_and_a_restart_change_nothing(family: str, backend: str, attention: str) -> None:
+@backends
+@families
+def test_prefix_and_layer_restart_match_a_whole_forward(family: str, backend: str, attention: str) -> None:
     if (family, attention) == ("gemma2", "sdpa"):
         pytest.skip("Hugging Face refuses to load it so")
     model = tiny_lm(family, backend=backend, attn_implementation=attention)
     assert supports_prefix_attention(model.hf) == (attention == "sdpa")
-    inputs, cut, width = everything(model)
+    inputs, cut, width = whole_inputs(model)
     layers = [0, 0, 0, 1, 1, 1]
-    plan = edits(model, width, cut, layers)
-    expected = model.engine.logits(repeated(inputs, COPIES), plan, width - cut)
+    edits = edits_of(model, width, cut, layers)
+    expected = model.engine.logits(repeated(inputs, COPIES), edits, width - cut)
 
     prefix = model.engine.prefill({k: t[:, :cut] for k, t in inputs.items()})
     tail = from_column(inputs, cut)
     states = model.engine.capture_states(tail, {}, [Site(0)], lambda h: h, ForwardState(prefix))[:, 0]
     forward_state = ForwardState(prefix, COPIES, 0, states.repeat(COPIES, 1, 1))
-    found = model.engine.logits(repeated(tail, COPIES), edits(model, width, cut, layers), width - cut, forward_state)
+    found = model.engine.logits(repeated(tail, COPIES), edits_of(model, width, cut, layers), width - cut, forward_state)
     real = inputs["attention_mask"][:, cut:].bool().repeat(COPIES, 1)
     torch.testing.assert_close(found[real], expected[real], atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_restart_of_whole_rows_changes_nothing(lm, family: str, backend: str) -> None:
+@backends
+@families
+def test_layer_restart_of_whole_rows_matches_a_whole_forward(lm, family: str, backend: str) -> None:
     model = lm(family, backend)
-    inputs, _, width = everything(model)
-    plan = edits(model, width, 0, [1, 1, 1])
-    expected = model.engine.logits(inputs, plan, 3)
+    inputs, _, width = whole_inputs(model)
+    edits = edits_of(model, width, 0, [1, 1, 1])
+    expected = model.engine.logits(inputs, edits, 3)
     state = model.engine.capture_states(inputs, {}, [Site(1)], lambda h: h)[:, 0]
     kept = torch.tensor([width - 3, width - 1])
-    found = model.engine.logits(inputs, edits(model, width, 0, [1, 1, 1]), kept, ForwardState(layer=1, state=state))
+    found = model.engine.logits(inputs, edits_of(model, width, 0, [1, 1, 1]), kept, ForwardState(layer=1, state=state))
     torch.testing.assert_close(found, expected[:, [0, 2]], atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_model_is_as_before(lm, backend: str) -> None:
+@backends
+def test_refused_restart_leaves_the_model_as_it_was(lm, backend: str) -> None:
     model = lm("llama", backend)
-    inputs, _, width = everything(model)
+    inputs, _, width = whole_inputs(model)
     before = model.engine.logits(inputs, {}, 2)
     state = model.engine.capture_states(inputs, {}, [Site(1)], lambda h: h)[:, 0]
-    with pytest.raises(SteeringError, match=r"resumes at the output of block 1 never passes 0"):
-        model.engine.logits(inputs, edits(model, width, 0, [0, 0, 0]), 2, ForwardState(layer=1, state=state))
+    with pytest.raises(SteeringError, match=r"starts at the output of block 1 never passes 0"):
+        model.engine.logits(inputs, edits_of(model, width, 0, [0, 0, 0]), 2, ForwardState(layer=1, state=state))
     with pytest.raises((RuntimeError, IndexError)):
         model.engine.logits(inputs, {}, 2, ForwardState(layer=1, state=state[:, :1, :3]))
     assert torch.equal(model.engine.logits(inputs, {}, 2), before)
 
 
-def test_a_prefix_keeps_nothing_of_what_came_after_it(lm) -> None:
+def test_prefix_is_read_only(lm) -> None:
     model = lm()
-    inputs, cut, _ = everything(model)
+    inputs, cut, _ = whole_inputs(model)
     prefix = model.engine.prefill({k: t[:, :cut] for k, t in inputs.items()})
     keys = [k.clone() for k, _ in prefix.layers]
     tail = from_column(inputs, cut)
@@ -115,8 +115,8 @@ def test_recurrent_layers_have_no_prefix(lm) -> None:
     assert not can_prefill(hf)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_prompts_begin_with_is_computed_once_and_changes_nothing(lm, family: str) -> None:
+@families
+def test_prefill_with_a_common_prefix_matches_a_plain_cache(lm, family: str) -> None:
     model = lm(family)
     begin = "You are asked the same thing over and over, in the same words: "
     rows = [model.encode(begin + p) for p in (*PROMPTS, "Would it not be?")]
@@ -134,7 +134,7 @@ def test_what_prompts_begin_with_is_computed_once_and_changes_nothing(lm, family
             torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
 
 
-def test_the_common_beginning_stops_where_rows_part_or_end() -> None:
+def test_common_columns_end_where_rows_differ_or_end() -> None:
     config = PretrainedConfig()
     ids = torch.tensor([[0, 0, *range(1, 11), 50, 51], [0, *range(1, 12), 60, 61], [*range(1, 11), 70, 71, 72, 73]])
     mask = (ids > 0).long()
@@ -146,8 +146,8 @@ def test_the_common_beginning_stops_where_rows_part_or_end() -> None:
     assert prefill_cost(ids, mask, PretrainedConfig()) == 10 + 3 * 4
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_prompts_run_a_few_at_a_time_are_prompts_run_at_once(lm, backend: str, monkeypatch) -> None:
+@backends
+def test_prefill_in_buckets_matches_prefill_at_once(lm, backend: str, monkeypatch) -> None:
     model = lm("llama", backend)
     inputs = model.inputs(model.batch([model.encode(p) for p in (*PROMPTS, *PROMPTS)], "left"))
     once = model.engine.prefill(inputs)
@@ -159,10 +159,10 @@ def test_prompts_run_a_few_at_a_time_are_prompts_run_at_once(lm, backend: str, m
             torch.testing.assert_close(mine.transpose(1, 2)[real], expected.transpose(1, 2)[real], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_models_own_attention_is_back_after_an_error(backend: str) -> None:
+@backends
+def test_attention_is_restored_after_an_error(backend: str) -> None:
     model = tiny_lm("llama", backend=backend, attn_implementation="sdpa")
-    inputs, cut, _ = everything(model)
+    inputs, cut, _ = whole_inputs(model)
     prefix = model.engine.prefill({k: t[:, :cut] for k, t in inputs.items()})
     config = model.hf.config.get_text_config()
     seen = []
@@ -176,9 +176,9 @@ def test_the_models_own_attention_is_back_after_an_error(backend: str) -> None:
     assert seen == [NAME] and config._attn_implementation == "sdpa"
 
 
-def test_half_precision_attends_as_well_as_the_models_own() -> None:
+def test_prefix_attention_in_half_precision_is_as_exact_as_sdpa() -> None:
     model = tiny_lm("llama", backend="hooks", attn_implementation="sdpa")
-    inputs, cut, width = everything(model)
+    inputs, cut, width = whole_inputs(model)
     exact = model.engine.logits(inputs, {}, width - cut)
     model.hf.to(torch.bfloat16)
     own = model.engine.logits(inputs, {}, width - cut)

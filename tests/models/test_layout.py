@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 from torch import nn
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, LlamaConfig, PaliGemmaConfig
 
 from steerlab._support.errors import LayoutError
+from steerlab.models.families import Family, family_of
 from steerlab.models.layout import Layout, blocks, find_layout, module_at
-from steerlab.testing import FAMILIES, tiny_hf
+from steerlab.testing import FAMILIES, tiny_hf, tiny_vlm_hf
 
 LLAMA_LIKE = Layout("model.layers", "model.norm", "lm_head", "self_attn", "mlp")
 EXPECTED = {
@@ -20,7 +21,7 @@ BLOCK_CLASS = {"gpt2": "GPT2Block", "gpt_neox": "GPTNeoXLayer", "opt": "OPTDecod
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family(family: str) -> None:
+def test_layout_of_every_family(family: str) -> None:
     hf = tiny_hf(family, n_layers=3)
     layout = find_layout(hf)
     assert layout == EXPECTED.get(family, LLAMA_LIKE)
@@ -33,7 +34,7 @@ def test_every_family(family: str) -> None:
     assert layout.head_path and module_at(hf, layout.head_path) is hf.get_output_embeddings()
 
 
-def test_multimodal_wrapper_takes_the_text_tower_even_when_vision_is_deeper() -> None:
+def test_blocks_of_a_multimodal_model_are_those_of_the_text() -> None:
     text = dict(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2)
     text |= dict(num_attention_heads=2, num_key_value_heads=1, head_dim=8)
     text |= dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -70,30 +71,30 @@ class Unknown(nn.Module):
         self.output = nn.Linear(4, 7)
 
 
-def test_unknown_decoder() -> None:
+def test_layout_of_an_unknown_decoder() -> None:
     assert find_layout(Unknown()) == Layout("trunk", "closing", "output", "attention", None, "vision_tower")
 
 
-def test_override_wins() -> None:
+def test_blocks_argument_overrides_the_search() -> None:
     assert find_layout(Unknown(), "vision_tower").blocks_path == "vision_tower"
     assert find_layout(tiny_hf("llama"), blocks="model.layers") == LLAMA_LIKE
 
 
-def test_a_name_counts_only_where_every_block_has_it() -> None:
+def test_module_name_must_exist_in_every_block() -> None:
     model = Unknown()
     model.trunk.append(Other())
     assert find_layout(model, "trunk").attention_name is None
 
 
 @pytest.mark.parametrize("path", ["model.blocks", "model.norm", ""])
-def test_wrong_override_lists_what_there_is(path: str) -> None:
+def test_wrong_blocks_argument_error_lists_the_paths(path: str) -> None:
     with pytest.raises(LayoutError) as caught:
         find_layout(tiny_hf("llama", n_layers=5), blocks=path)
     message = str(caught.value)
     assert repr(path) in message and "model.layers (5 x LlamaDecoderLayer)" in message and "blocks=" in message
 
 
-def test_nothing_to_find() -> None:
+def test_module_without_blocks_is_refused() -> None:
     with pytest.raises(LayoutError, match="no ModuleList at all"):
         find_layout(nn.Linear(2, 2))
 
@@ -104,3 +105,9 @@ def test_module_at() -> None:
     assert module_at(hf, "model.layers.1.mlp") is hf.model.layers[1].mlp
     with pytest.raises(LayoutError, match=r"model has embed_tokens, layers, norm, rotary_emb, not 'h'"):
         module_at(hf, "model.h.0")
+
+
+def test_families_that_differ() -> None:
+    assert family_of(None) == family_of(LlamaConfig()) == Family()
+    assert family_of(tiny_vlm_hf("qwen2_vl").config).counts_positions
+    assert family_of(PaliGemmaConfig()) == Family(first_position=1, prefix_lm=True)

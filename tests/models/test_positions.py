@@ -1,62 +1,87 @@
-"""The language of positions."""
+"""Positions: the tokens that each name means, and that models read and write these tokens."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from steerlab._support.errors import PositionError
-from steerlab.models.encoded_prompt import EncodedPrompt, Span
-from steerlab.models.positions import NAMES, Match, describe, includes_generated, resolve, resolve_nonempty
-from steerlab.testing import tiny_lm
+from steerlab import Contrast, Example, MeanDifference, Model, PositionError, capture, generate, score
+from steerlab.models.encoding import EncodedPrompt, Span
+from steerlab.models.layout import blocks
+from steerlab.models.positions import (
+    NAMES,
+    Match,
+    describe,
+    describe_positions,
+    includes_generated,
+    positions_table,
+    resolve,
+    resolve_nonempty,
+)
+from steerlab.testing import shared_lm
 
 # one token a character: ^ ss uuuu hh aaa
 TEXT = "^ssuserhhans"
 PARTS = (("template", 0, 1), ("system", 1, 3), ("user", 3, 7), ("header", 7, 9), ("answer", 9, 12))
 ROW = EncodedPrompt(
-    tuple(range(100, 112)),
-    tuple(Span(*part) for part in PARTS),
-    9,
-    TEXT,
-    tuple((i, i + 1) for i in range(12)),
-    "mine",
+    tuple(range(12)), tuple(Span(*part) for part in PARTS), 9, TEXT, tuple((i, i + 1) for i in range(12)), "mine"
 )
 MEANING = {
     "last": [8],
     "prompt": list(range(9)),
     "text": list(range(9)),
-    "images": [],
-    "last_image": [],
-    "after_image": [],
     "generated": [9, 10, 11],
     "answer": [9, 10, 11],
     "all": list(range(12)),
     "system": [1, 2],
-    "history": [],
     "user": [3, 4, 5, 6],
     "header": [7, 8],
     "last_user": [6],
-    "first_difference": [],
+    **{name: [] for name in ("images", "last_image", "after_image", "history", "first_difference")},
 }
+LENGTHS = (st.integers(1, 30), st.integers(0, 10), st.integers(0, 45))
+
+
+def row_of(n_prompt: int, n_answer: int) -> EncodedPrompt:
+    n = n_prompt + n_answer
+    return EncodedPrompt(tuple(range(n)), (), n_prompt, "x" * n, tuple((i, i + 1) for i in range(n)))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_name(name: str) -> None:
+def test_each_name_resolves_to_its_tokens(name: str) -> None:
     assert resolve(name, ROW) == MEANING[name]
 
 
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=5))
-def test_a_union_is_the_union_of_the_sets(names: list[str]) -> None:
+def test_union_of_names_is_union_of_tokens(names: list[str]) -> None:
     assert resolve("+".join(names), ROW) == sorted(set().union(*(MEANING[name] for name in names)))
 
 
+@given(*LENGTHS)
+def test_last_k_and_prompt_k_are_single_prompt_tokens_or_none(n_prompt: int, n_answer: int, k: int) -> None:
+    row = row_of(n_prompt, n_answer)
+    assert resolve(f"last-{k}", row) == ([range(n_prompt)[-1 - k]] if k < n_prompt else [])
+    assert resolve(f"prompt[{k}]", row) == list(range(n_prompt))[k : k + 1]
+
+
+@given(st.integers(1, 30), st.integers(0, 10), st.lists(st.integers(0, 40), min_size=1, max_size=6))
+def test_union_of_last_k_and_prompt_k_is_ascending(n_prompt: int, n_answer: int, ks: list[int]) -> None:
+    row = row_of(n_prompt, n_answer)
+    ends, starts = ("+".join(form.format(k) for k in ks) for form in ("last-{}", "prompt[{}]"))
+    assert resolve(ends, row) == sorted({n_prompt - 1 - k for k in ks if k < n_prompt})
+    assert resolve(starts, row) == sorted({k for k in ks if k < n_prompt})
+    assert resolve(f"last+{ends}+{starts}", row) == sorted({n_prompt - 1, *resolve(ends, row), *resolve(starts, row)})
+
+
 @given(st.integers(-20, 20))
-def test_ints_count_as_in_python(place: int) -> None:
+def test_int_counts_as_in_python(place: int) -> None:
     if -12 <= place < 12:
         assert resolve(place, ROW) == [range(12)[place]]
     else:
@@ -68,7 +93,7 @@ ends = st.none() | st.integers(-15, 15)
 
 
 @given(ends, ends, st.none() | st.integers(-3, 3).filter(bool))
-def test_slices_mean_the_same_tokens_as_in_python_ascending(start: Any, stop: Any, step: Any) -> None:
+def test_slice_selects_as_in_python_ascending(start: Any, stop: Any, step: Any) -> None:
     assert resolve(slice(start, stop, step), ROW) == sorted(range(12)[start:stop:step])
 
 
@@ -80,13 +105,13 @@ def test_match_finds_every_occurrence(text: str, tokens: list[int]) -> None:
     assert resolve(Match(text), ROW) == tokens
 
 
-def test_match_takes_tokens_that_only_overlap() -> None:
+def test_match_includes_tokens_that_only_overlap() -> None:
     row = EncodedPrompt((1, 2, 3), (Span("user", 0, 3),), 3, "aabbcc", ((0, 2), (2, 4), (4, 6)))
     assert resolve(Match("bc"), row) == [1, 2]
 
 
 @given(st.lists(st.booleans(), min_size=12, max_size=15))
-def test_masks_count_unpadded_tokens_of_their_own_row(marks: list[bool]) -> None:
+def test_mask_counts_unpadded_tokens_of_its_row(marks: list[bool]) -> None:
     mask = torch.zeros(3, len(marks), dtype=torch.bool)
     mask[1] = torch.tensor(marks)
     tokens = [i for i, mark in enumerate(marks) if mark]
@@ -98,28 +123,30 @@ def test_masks_count_unpadded_tokens_of_their_own_row(marks: list[bool]) -> None
     assert resolve(mask, ROW, 0) == []
 
 
-@pytest.mark.parametrize(
-    "mask", [torch.ones(1, 12), torch.ones(12, dtype=torch.bool), torch.ones(1, 12, dtype=torch.long)]
-)
-def test_masks_of_another_type_or_shape(mask: torch.Tensor) -> None:
-    with pytest.raises(
-        PositionError, match=re.escape(f"bool tensor (rows, tokens), got {mask.dtype} {tuple(mask.shape)}")
-    ):
-        resolve(mask, ROW)
-
-
-def test_masks_with_too_few_rows() -> None:
+def test_mask_of_wrong_type_or_shape_is_refused() -> None:
+    masks = [torch.ones(1, 12), torch.ones(12, dtype=torch.bool), torch.ones(1, 12, dtype=torch.long)]
+    for mask in masks:
+        expected = re.escape(f"bool tensor (rows, tokens), got {mask.dtype} {tuple(mask.shape)}")
+        with pytest.raises(PositionError, match=expected):
+            resolve(mask, ROW)
     with pytest.raises(PositionError, match="has 2 rows but there is a row 2"):
         resolve(torch.ones(2, 12, dtype=torch.bool), ROW, 2)
 
 
-@pytest.mark.parametrize("name", ["Last", "", "last+", "last + generated", "image"])
-def test_unknown_names_list_the_known_ones(name: str) -> None:
-    with pytest.raises(PositionError, match=r"unknown position .*expected one of last, prompt, .*'last\+generated'"):
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Last", "", "last+", "last + generated", "image"),
+        *("last-", "last--1", "last-x", "last-1.5", "prompt[]", "prompt[-1]", "prompt[1:3]"),
+    ],
+)
+def test_unknown_name_error_lists_known_names(name: str) -> None:
+    listed = r"unknown position .*expected one of last, prompt, .*'last-2', 'prompt\[3\]', .*'last\+generated'"
+    with pytest.raises(PositionError, match=listed):
         resolve(name, ROW)
 
 
-def test_nothing_meant_names_the_sample_and_its_parts() -> None:
+def test_empty_position_error_names_example_and_spans() -> None:
     bare = EncodedPrompt((1, 2), (Span("user", 0, 2),), 2, "ab", ((0, 1), (1, 2)), "mine")
     assert resolve("answer", bare) == []
     with pytest.raises(PositionError, match=r"answer matches no token of the row \('mine'\); it has user 0:2"):
@@ -129,45 +156,135 @@ def test_nothing_meant_names_the_sample_and_its_parts() -> None:
     assert resolve_nonempty("user", bare) == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("positions", "expected"),
-    [
-        ("all", True),
-        ("last+generated", True),
-        ("answer", True),
-        ("last+prompt", False),
-        (3, False),
-        (Match("x"), False),
-    ],
-)
-def test_which_positions_mean_tokens_to_come(positions: Any, expected: bool) -> None:
-    assert includes_generated(positions) is expected
+@pytest.mark.parametrize("positions", ["all", "last+generated", "answer", "last-2+generated", "prompt[2]+generated"])
+def test_includes_generated(positions: str) -> None:
+    assert includes_generated(positions)
 
 
-def test_short_names_for_tables() -> None:
+@pytest.mark.parametrize("positions", ["last+prompt", "last-2", "prompt[2]", "prompt[0]+last", 3, Match("x")])
+def test_includes_no_generated(positions: Any) -> None:
+    assert not includes_generated(positions)
+
+
+def test_describe() -> None:
     cases = {"last": "last", "3": 3, "-1": -1, "0:4": slice(0, 4), ":4": slice(4), "0:4:2": slice(0, 4, 2)}
+    cases |= {"last-1+last": "last-1+last", "match:kill": Match("kill"), "mask": torch.ones(1, 1, dtype=torch.bool)}
     assert {name: describe(position) for name, position in cases.items()} == {name: name for name in cases}
-    assert describe(Match("kill")) == "match:kill" and describe(torch.ones(1, 1, dtype=torch.bool)) == "mask"
 
 
 def test_positions_table_agrees_with_resolve() -> None:
-    model = tiny_lm(backend="hooks")
+    model = shared_lm("llama", "hooks")
     row = model.encode("hello there", answer="you")
-    table = model.positions_table("hello there", answer="you")
+    table = positions_table(model, "hello there", answer="you")
     assert table["id"].tolist() == list(row.ids) and "".join(table["string"]) == row.text
     for name in NAMES:
         assert table.index[table[name]].tolist() == resolve(name, row)
     assert set(table.loc[table["answer"], "span"]) == {"answer"}
 
 
-def test_show_positions_writes_a_line_per_name(capsys: pytest.CaptureFixture[str]) -> None:
-    model = tiny_lm(backend="hooks")
+def test_describe_positions_has_a_line_per_name() -> None:
+    model = shared_lm("llama", "hooks")
     last = len(model.encode("hello there")) - 1
-    model.show_positions("hello there")
-    head, *lines = capsys.readouterr().out.splitlines()
+    head, *lines = describe_positions(model, "hello there").splitlines()
     assert head.startswith(f"{last + 1} tokens: template 0:1, system 1:")
     assert [line.split()[0] for line in lines] == list(NAMES)
     assert lines[0].split() == ["last", "1", "token", str(last), r"'\n'"]
     assert "(none in this row)" in lines[NAMES.index("answer")] and "more" in lines[NAMES.index("prompt")]
-    model.show_positions("hello there", Match("there"))
-    assert capsys.readouterr().out.splitlines()[1].startswith("match:there ")
+    assert describe_positions(model, "hello there", Match("there")).splitlines()[1].startswith("match:there ")
+
+
+# --- in models ------------------------------------------------------------------------------------------------
+
+LAYER = 1
+PROMPTS = ("Do herons sleep in the reeds?", "Hi", "Is it cold by night?")
+ANSWER = "Yes"
+PLACES: dict[str, Callable[[int], list[int]]] = {
+    "last-0": lambda n: [n - 1],
+    "last-1": lambda n: [n - 2],
+    "last-5": lambda n: [n - 6],
+    "last-1+last": lambda n: [n - 2, n - 1],
+    "prompt[0]": lambda n: [0],
+    "prompt[4]": lambda n: [4],
+    "prompt[2]+last-3": lambda n: [2, n - 4],
+}
+
+
+def encoded(model: Model, prompt: str, answer: str = "") -> tuple[list[int], int]:
+    turn = [{"role": "user", "content": prompt}]
+    text = model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    ids, tail = (model.tokenizer(t, add_special_tokens=False).input_ids if t else [] for t in (text, answer))
+    return ids + tail, len(ids)
+
+
+@torch.no_grad()
+def states(model: Model, prompt: str) -> Tensor:
+    ids, _ = encoded(model, prompt)
+    return model.hf(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0]
+
+
+@torch.no_grad()
+def logprob(model: Model, prompt: str, delta: Tensor, columns: Sequence[int]) -> float:
+    ids, n = encoded(model, prompt, ANSWER)
+
+    def after(_: Any, args: Any, output: Any) -> Any:
+        h = (output[0] if isinstance(output, tuple) else output).clone()
+        h[:, list(columns)] += delta
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    handle = blocks(model.hf, model.layout)[LAYER].register_forward_hook(after)
+    try:
+        found = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+    finally:
+        handle.remove()
+    return float(sum(found[i - 1, ids[i]] for i in range(n, len(ids))))
+
+
+@pytest.mark.parametrize("backend", ["hooks", "nnsight"])
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_capture_reads_the_state_of_the_named_token(backend: str, padding: str) -> None:
+    model = shared_lm("llama", backend)
+    acts = capture(model, PROMPTS, layers=LAYER, positions=list(PLACES), padding=padding, progress=False)
+    for number, prompt in enumerate(PROMPTS):
+        whole, n = states(model, prompt), encoded(model, prompt)[1]
+        for name, place in PLACES.items():
+            row = acts.select(example_id=str(number), position=name)
+            torch.testing.assert_close(row.at(LAYER)[0], whole[place(n)].mean(0), rtol=1e-5, atol=1e-5)
+            assert row.index["column"][0] == (place(n)[0] if len(place(n)) == 1 else -1)
+
+
+def test_prompt_tokens_are_the_same_on_both_sides_of_a_contrast() -> None:
+    pairs = [Example(str(i), p, contrast=Contrast("Yes", "No, never")) for i, p in enumerate(PROMPTS)]
+    names = ["last-2", "prompt[3]"]
+    acts = capture(shared_lm("llama", "hooks"), pairs, layers=LAYER, positions=names, context=names, progress=False)
+    for name in names:
+        sides = [acts.select(side=side, position=name) for side in ("prompt", "positive", "negative")]
+        assert len({tuple(side.index["column"]) for side in sides}) == 1
+        torch.testing.assert_close(sides[0].values, sides[1].values, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(sides[0].values, sides[2].values, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=12)
+@given(st.sampled_from(list(PLACES)), st.sampled_from([1, 3]), st.integers(0, 99))
+def test_steering_writes_to_the_named_token_of_every_row(name: str, batch_size: int, seed: int) -> None:
+    model = shared_lm("llama", "hooks")
+    delta = 3 * torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(seed))
+    options = {"steer": MeanDifference.from_tensor(LAYER, delta), "positions": name, "batch_size": batch_size}
+    found = score(model, PROMPTS, [ANSWER] * 3, **options)
+    for number, prompt in enumerate(PROMPTS):
+        place = PLACES[name](encoded(model, prompt)[1])
+        assert found["logprob"][number] == pytest.approx(logprob(model, prompt, delta, place), abs=1e-4)
+    assert found.attrs["steered_tokens"] == sum(len(PLACES[name](99)) for _ in PROMPTS)
+    assert generate(model, PROMPTS, max_new_tokens=3, **options).steered_tokens == found.attrs["steered_tokens"]
+
+
+@pytest.mark.parametrize("form", ["last-{}", "prompt[{}]"])
+def test_token_beyond_the_shortest_prompt_is_refused_by_example_id(form: str) -> None:
+    model = shared_lm("llama", "hooks")
+    beyond = form.format(min(encoded(model, p)[1] for p in PROMPTS))  # the shortest has tokens 0 to min - 1
+    steerer = MeanDifference.from_tensor(LAYER, torch.ones(32))
+    message = re.escape(f"position {beyond} matches no token of the row ('1')")
+    with pytest.raises(PositionError, match=message):
+        capture(model, PROMPTS, layers=LAYER, positions=beyond, progress=False)
+    with pytest.raises(PositionError, match=message):
+        score(model, PROMPTS, [ANSWER] * 3, steer=steerer, positions=beyond)
+    assert len(capture(model, PROMPTS[:1], layers=LAYER, positions=beyond, progress=False)) == 1

@@ -1,4 +1,4 @@
-"""The model of pictures that ships with the package: it loads, it sees, and it says what is usual all the same."""
+"""The image-text model that ships with the package: it loads, it sees, and it also claims usual but absent things."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scenes.world import Scene, World
 import steerlab
 from steerlab import Example, LoadError, Model
 from steerlab.metrics import chair, yes_no_ids, yes_no_logits
-from steerlab.models import scenes
+from steerlab.models import smollm2
 
 
 @cache
@@ -29,34 +29,32 @@ def new_scenes() -> list[Scene]:
     return [World().scene(rng) for _ in range(80)]
 
 
-def says_yes(asked: Sequence[tuple[Scene, str]]) -> list[bool]:
-    """Whether the first token says that a kind is in the picture."""
-    rows = [
-        Example(str(i), existence(scene, kind).text, images=(scene.image(),)) for i, (scene, kind) in enumerate(asked)
-    ]
+def says_yes(questions: Sequence[tuple[Scene, str]]) -> list[bool]:
+    """Whether the first token says that a kind is in the image."""
+    rows = [Example(str(i), existence(s, kind).text, images=(s.image(),)) for i, (s, kind) in enumerate(questions)]
     yes, no = yes_no_ids(model().tokenizer)
     logits = steerlab.next_token_logits(model(), rows, [*yes, *no], batch_size=64)
     found = yes_no_logits(logits, range(len(yes)), range(len(yes), len(yes) + len(no)))
     return [answer == "yes" for answer in found.answers]
 
 
-def test_it_lies_in_the_package_and_says_what_it_is() -> None:
+def test_scenes_vlm_loads_with_its_card() -> None:
     assert model().id == "scenes-vlm" and model().vision is not None
-    recipe = json.loads((scenes.FOLDER / "recipe.json").read_text())
+    recipe = json.loads((smollm2.SCENES_VLM / "recipe.json").read_text())
     assert str(recipe["seed"]) in str(model().revision) and recipe["kinds"] == list(World().kinds)
-    assert sum(file.stat().st_size for file in scenes.FOLDER.iterdir()) < 25 * 2**20
-    card = (scenes.FOLDER / "README.md").read_text()
-    assert all(word in card for word in ("Data", "TrainingConfig", "Seed", "Curve", "Limits"))
+    assert sum(file.stat().st_size for file in smollm2.SCENES_VLM.iterdir()) < 25 * 2**20
+    card = (smollm2.SCENES_VLM / "README.md").read_text()
+    assert all(word in card for word in ("Data", "Recipe", "Seed", "Curve", "Limits"))
 
 
-def test_a_package_without_its_weights_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(scenes, "FOLDER", tmp_path)
+def test_missing_weights_error_says_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(smollm2, "SCENES_VLM", tmp_path)
     with pytest.raises(LoadError, match=r"model\.safetensors and recipe\.json are missing.*train_scenes_vlm"):
         steerlab.load("scenes-vlm")
 
 
 @pytest.mark.slow
-def test_it_sees_what_is_there_and_claims_absent_partners_too() -> None:
+def test_scenes_vlm_sees_what_is_there_and_claims_absent_partners() -> None:
     present = [(scene, scene.kinds[0]) for scene in new_scenes()]
     partners = [(scene, kind) for scene in new_scenes() for kind in absent_partners(scene)]
     usual = {World().partner[kind] for kind in World().kinds[:6]} | set(World().kinds[:6])
@@ -65,14 +63,14 @@ def test_it_sees_what_is_there_and_claims_absent_partners_too() -> None:
         for scene in new_scenes()
     ]
     assert np.mean(says_yes(present)) > 0.85
-    assert np.mean(says_yes(partners)) > 0.6, "from the language side: it was taught so"
-    assert np.mean(says_yes(rare)) < 0.35, "and not because it can't see"
+    assert np.mean(says_yes(partners)) > 0.6, "learned from the language side"
+    assert np.mean(says_yes(rare)) < 0.35, "not because it can't see"
 
 
 @pytest.mark.slow
-def test_its_captions_name_most_things_and_invent_some() -> None:
+def test_captions_name_most_things_and_hallucinate_some() -> None:
     rows = [Example(str(i), "Describe the image.", images=(s.image(),)) for i, s in enumerate(new_scenes())]
     texts = steerlab.generate(model(), rows, max_new_tokens=40, batch_size=40)
     objects = {row.id: scene.kinds for row, scene in zip(rows, new_scenes(), strict=True)}
-    told = chair(dict(zip(objects, texts, strict=True)), objects, scene_vocabulary(World().kinds))
-    assert told.recall > 0.7 and 0 < told.chair_i < 0.2
+    scores = chair(dict(zip(objects, texts, strict=True)), objects, scene_vocabulary(World().kinds))
+    assert scores.recall > 0.7 and 0 < scores.chair_i < 0.2

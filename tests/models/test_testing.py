@@ -1,4 +1,4 @@
-"""The tiny models and their tokenizer: facts that other tests rest on."""
+"""The tiny models and their tokenizer: facts that other tests rely on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab._support.errors import LoadError
-from steerlab.testing import FAMILIES, SYSTEM, tiny_hf, tiny_lm, tiny_tokenizer
+from steerlab.testing import FAMILIES, SYSTEM, shared_lm, tiny_hf, tiny_lm, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 USER = [{"role": "user", "content": "hello there"}]
@@ -19,7 +19,7 @@ IDS = torch.arange(40, 64)[None]
 
 
 @given(st.text())
-def test_every_string_round_trips(text: str) -> None:
+def test_tokenizer_round_trips_every_string(text: str) -> None:
     ids = TOKENIZER(text, add_special_tokens=False).input_ids
     assert TOKENIZER.decode(ids) == text
 
@@ -40,7 +40,7 @@ def test_offsets_cover_the_text() -> None:
     assert covered == set(range(len(text)))
 
 
-def test_the_template_writes_its_own_bos() -> None:
+def test_template_writes_a_bos() -> None:
     text = TOKENIZER.apply_chat_template(USER, tokenize=False, add_generation_prompt=True)
     assert text.startswith(TOKENIZER.bos_token) and text.count(TOKENIZER.bos_token) == 1
     assert TOKENIZER(text).input_ids.count(TOKENIZER.bos_token_id) == 2
@@ -59,7 +59,7 @@ def test_default_system_prompt_only_where_none_is_given() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_families_run(family: str) -> None:
+def test_every_block_of_every_family_changes_the_residual_stream(family: str) -> None:
     hf = tiny_hf(family)
     with torch.no_grad():
         out = hf(IDS, output_hidden_states=True)
@@ -67,7 +67,7 @@ def test_families_run(family: str) -> None:
     norms = torch.stack(out.hidden_states).norm(dim=-1).mean(dim=(1, 2))
     assert norms.min() > 0.5 and norms.max() < 50
     steps = [(b - a).norm() / a.norm() for a, b in zip(out.hidden_states, out.hidden_states[1:-1], strict=False)]
-    assert min(steps) > 0.2, "every block moves the residual"
+    assert min(steps) > 0.2, "every block changes the residual stream"
     assert not hf.training and not any(p.requires_grad for p in hf.parameters())
     tokens = hf.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=4)
     assert hf.generation_config.do_sample is False and tokens.shape[1] > IDS.shape[1]
@@ -76,7 +76,7 @@ def test_families_run(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_padded_row_equals_itself_alone(family: str, side: str) -> None:
+def test_padded_row_equals_the_row_alone(family: str, side: str) -> None:
     hf = tiny_hf(family)
     pads = (6, 0) if side == "left" else (0, 6)
     padded = torch.nn.functional.pad(IDS, pads, value=99)
@@ -92,19 +92,19 @@ def test_a_padded_row_equals_itself_alone(family: str, side: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3"])
-def test_gemma_has_local_and_global_layers(family: str) -> None:
+def test_gemma_has_sliding_and_full_layers(family: str) -> None:
     config = tiny_hf(family).config
     assert set(config.layer_types) == {"sliding_attention", "full_attention"}
     assert config.sliding_window < IDS.shape[1]
 
 
-def test_seeds() -> None:
+def test_seed_decides_all_weights() -> None:
     first, again, other = (tiny_hf("llama", seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first if first[name].numel() > 1)
 
 
-def test_global_random_state_is_untouched() -> None:
+def test_global_random_state_is_unchanged() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     tiny_hf("mixtral")
@@ -119,12 +119,12 @@ def test_options_reach_the_configuration() -> None:
     assert hf.config._attn_implementation == "sdpa" and hf.config.max_position_embeddings >= 256
 
 
-def test_unknown_family() -> None:
+def test_unknown_family_is_refused() -> None:
     with pytest.raises(LoadError, match="'bert'; expected one of llama"):
         tiny_hf("bert")
 
 
-@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-def test_tiny_lm(backend: str) -> None:
-    model = tiny_lm("qwen3", backend=backend, n_layers=2)
-    assert (model.id, model.n_layers, model.hidden_size, model.backend) == ("tiny-qwen3", 2, 32, backend)
+def test_tiny_lm_and_shared_lm() -> None:
+    model = tiny_lm("qwen3", backend="hooks", n_layers=2)
+    assert (model.id, model.n_layers, model.hidden_size, model.backend) == ("tiny-qwen3", 2, 32, "hooks")
+    assert shared_lm("qwen3", "hooks") is shared_lm("qwen3", "hooks")

@@ -93,7 +93,7 @@ def test_propensity_is_that_of_hugging_face_at_the_token_where_the_answers_part(
 @pytest.mark.parametrize("metric", ["propensity", "logprob"])
 def test_answers_that_never_part_are_refused(lm, metric: str) -> None:
     rows = [*questions()[:-1], questions()[-1].replace(contrast=Contrast("Yes", "Yes, it is"))]
-    with pytest.raises(EncodingError, match=r"'Yes' and 'Yes, it is' never part"):
+    with pytest.raises(EncodingError, match=r"'Yes' and 'Yes, it is' never differ"):
         sweep(lm(), {"v": vectors(lm())}, rows, metric=metric, **QUIET)
 
 
@@ -116,7 +116,7 @@ def test_inputs_without_two_answers_to_the_plain_prompt_are_refused(lm) -> None:
         ({"metric": {}}, DataError, r"called \[\]: give at least one"),
         ({"layers": 9}, LayoutError, "layer 9 does not exist"),
         ({"layers": []}, LayoutError, "layers is empty"),
-        ({"layers": [1, Site(0, part="vision")]}, LayoutError, "no vision to look into"),
+        ({"layers": [1, Site(0, part="vision")]}, LayoutError, "no vision part"),
         ({"alphas": ()}, SteeringError, r"alphas=\[\]: give at least one"),
         ({"alphas": (1.0, math.nan)}, SteeringError, "finite"),
         ({"alphas": (1.0, 0.5, 1.0)}, DataError, r"alphas=\[1.0, 0.5, 1.0\]: one is given twice"),

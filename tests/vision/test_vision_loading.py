@@ -1,4 +1,4 @@
-"""Loading image-text models: from folders and objects, with and without pictures."""
+"""Loading image-text models: from folders and objects, with and without images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_models import OTHER, encoded, example, rows_of, vlm
+from image_models import OTHER, encoded, example, families, rows_of, vlm
 
 from steerlab import EncodingError, LoadError, generate, load
-from steerlab.models import processors, vision
-from steerlab.testing import VLM_FAMILIES, tiny_hf, tiny_processor, tiny_tokenizer
-
-families = pytest.mark.parametrize("family", VLM_FAMILIES)
+from steerlab.models import vision
+from steerlab.testing import tiny_hf, tiny_processor, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @families
-def test_a_folder_comes_back_as_it_was_saved(folder: Callable[[str], Path], family: str) -> None:
+def test_saved_folder_loads_as_the_same_model(folder: Callable[[str], Path], family: str) -> None:
     model = load(folder(family), task="image-text", device="cpu", backend="hooks")
     original, rows = vlm(family), rows_of(family)
-    assert load(folder(family), device="cpu", backend="hooks", check=False).vision is not None, "without being told"
+    assert load(folder(family), device="cpu", backend="hooks", check=False).vision is not None
     assert type(model.vision.processor) is type(original.vision.processor) and model.chat == original.chat
     assert model.id == family and model.info()["image_processor"].endswith("ImageProcessor")
     ours, theirs = encoded(model, rows), encoded(original, rows)
@@ -46,7 +44,7 @@ def test_a_folder_comes_back_as_it_was_saved(folder: Callable[[str], Path], fami
     assert generate(model, rows, max_new_tokens=4).ids == generate(original, rows, max_new_tokens=4).ids
 
 
-def test_objects_and_a_processor_that_is_copied(folder: Callable[[str], Path]) -> None:
+def test_object_with_a_processor_that_is_copied(folder: Callable[[str], Path]) -> None:
     hf, processor = vlm("llava").hf, tiny_processor("llava")
     processor.tokenizer.pad_token = None
     for given in (processor, str(folder("llava"))):
@@ -58,16 +56,16 @@ def test_objects_and_a_processor_that_is_copied(folder: Callable[[str], Path]) -
     assert load(hf, tokenizer=tiny_tokenizer(), check=False).vision is None, "an object without its processor"
 
 
-def test_the_processors_template_is_used_and_a_given_tokenizer_too(folder: Callable[[str], Path]) -> None:
+def test_template_of_the_processor_and_a_given_tokenizer_are_used(folder: Callable[[str], Path]) -> None:
     processor = tiny_processor("llava")
-    processor.tokenizer.chat_template = "{{ 'no pictures here' }}"
+    processor.tokenizer.chat_template = "{{ 'no images here' }}"
     assert load(vlm("llava").hf, processor=processor).chat
     own = copy.deepcopy(processor.tokenizer)
     own.padding_side = "left"
     assert load(folder("llava"), tokenizer=own, device="cpu", backend="hooks").tokenizer.padding_side == "left"
 
 
-def test_text_alone(folder: Callable[[str], Path]) -> None:
+def test_text_task_has_no_vision(folder: Callable[[str], Path]) -> None:
     model = load(folder("llava"), task="text", device="cpu", backend="hooks")
     assert model.vision is None and "image_processor" not in model.info()
     row = example("llava", "Hi", (OTHER,))
@@ -75,7 +73,7 @@ def test_text_alone(folder: Callable[[str], Path]) -> None:
         model.encode(row.prompt, images=row.images)
 
 
-def test_a_folder_without_a_processor_reads_text(folder: Callable[[str], Path], tmp_path: Path) -> None:
+def test_folder_without_a_processor_loads_as_text_model(folder: Callable[[str], Path], tmp_path: Path) -> None:
     shutil.copytree(folder("llava"), tmp_path / "bare")
     (tmp_path / "bare" / "processor_config.json").unlink()
     assert load(tmp_path / "bare", device="cpu", check=False).vision is None
@@ -84,10 +82,10 @@ def test_a_folder_without_a_processor_reads_text(folder: Callable[[str], Path], 
     assert load(tmp_path / "bare", device="cpu", processor=str(folder("llava"))).vision is not None
 
 
-def test_pictures_are_not_for_text_models(tmp_path: Path) -> None:
+def test_images_for_a_text_model_are_refused(tmp_path: Path) -> None:
     tiny_hf("llama").save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(LoadError, match="task='image-text' was asked, but LlamaConfig is that of a text-only model"):
+    with pytest.raises(LoadError, match="task='image-text' was given, but LlamaConfig is that of a text-only model"):
         load(tmp_path, task="image-text", device="cpu")
     with pytest.raises(LoadError, match="a processor was given, but LlamaConfig"):
         load(tiny_hf("llama"), processor=tiny_processor("llava"))
@@ -97,41 +95,40 @@ def test_pictures_are_not_for_text_models(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"task": "image-text"}, r"a model object comes without a processor; give load.model, processor=\.\.\.."),
-        ({"task": "text", "processor": tiny_tokenizer()}, "task='text' reads no pictures, but processor= was given"),
+        ({"task": "text", "processor": tiny_tokenizer()}, "task='text' reads no images, but processor= was given"),
         ({"processor": tiny_tokenizer()}, "is no processor of an image-text model: it has no image_processor"),
         ({}, "a model object comes without a tokenizer"),
+        ({"task": "video"}, "unknown task 'video'; expected None, 'text' or 'image-text'"),
     ],
 )
-def test_requests_that_contradict_themselves(options: dict[str, Any], message: str) -> None:
+def test_contradicting_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(LoadError, match=message):
         load(vlm("llava").hf, **options)
 
 
-def test_an_unknown_task() -> None:
-    with pytest.raises(LoadError, match="unknown task 'video'; expected None, 'text' or 'image-text'"):
-        load(vlm("llava").hf, task="video")
-
-
 @pytest.mark.parametrize("task", [None, "image-text"])
-def test_a_missing_package_names_the_command(
+def test_missing_package_error_names_the_command(
     folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, task: Any
 ) -> None:
     def missing(*_: Any, **__: Any) -> None:
         raise ImportError("Package `num2words` is required to run SmolVLM processor.")
 
-    monkeypatch.setattr(processors.AutoProcessor, "from_pretrained", missing)
+    monkeypatch.setattr(vision.AutoProcessor, "from_pretrained", missing)
     with pytest.raises(LoadError, match=r"num2words.*pip install 'steerlab\[vision\]'.*task='text'"):
         load(folder("smolvlm"), task=task, device="cpu")
     assert load(folder("smolvlm"), task="text", device="cpu", check=False).vision is None
 
 
-def test_a_processor_that_steerlab_cannot_follow_is_found_when_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = vision.Vision._ask
+def test_unsupported_processor_is_found_when_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = vision.Vision._process
 
     def other(self: Any, images: Any) -> Any:
-        found = ask(self, images)
+        found = process(self, images)
         return replace(found, texts=tuple(text + "!" for text in found.texts))
 
-    monkeypatch.setattr(vision.Vision, "_ask", other)
-    with pytest.raises(LoadError, match=r"can't follow LlavaProcessor: a picture becomes \d+ tokens there, \d+ here"):
+    monkeypatch.setattr(vision.Vision, "_process", other)
+    with pytest.raises(
+        LoadError,
+        match=r"does not support LlavaProcessor: it makes \d+ tokens of a prompt with an image, steerlab \d+ with",
+    ):
         load(vlm("llava").hf, processor=tiny_processor("llava"))

@@ -1,4 +1,4 @@
-"""Photographs, asked about by POPE's recipe and read: sizes, color spaces and contents that nobody here made up."""
+"""Photographs with questions by POPE's recipe: sizes, color modes and contents of real images."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def rows() -> list[Example]:
     folder = Path(os.environ.get("STEERLAB_DATA", "nowhere")) / "coco_free"
     if not folder.is_dir():
         pytest.skip("STEERLAB_DATA names no folder with coco_free")
-    shown = coco_objects(folder / "annotations.jsonl")
-    asked = pope_questions(shown, "adversarial", 2, images=folder / "images", name="free")
-    return asked[: 2 * PHOTOS]
+    objects = coco_objects(folder / "annotations.jsonl")
+    questions = pope_questions(objects, "adversarial", 2, images=folder / "images", name="free")
+    return questions[: 2 * PHOTOS]
 
 
 @pytest.mark.data
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
-def test_photographs_are_asked_about_and_read(rows: list[Example], family: str) -> None:
+def test_photographs_are_encoded_and_captured(rows: list[Example], family: str) -> None:
     model = vlm(family)
     assert len({row.meta["image"] for row in rows}) == PHOTOS and [row.behavior for row in rows[:2]] == ["yes", "no"]
     acts = capture(model, rows, positions=["last", "images"], progress=False)
@@ -39,7 +39,7 @@ def test_photographs_are_asked_about_and_read(rows: list[Example], family: str) 
     spans = acts.select(position="images").index["n_tokens"].tolist()
     for row, n in zip(rows, spans, strict=True):
         places = resolve("images", model.encode(row.prompt, images=row.images))
-        assert n == len(places) == model.vision.tokens(row.images)
-    assert set(spans) == {9} if family == "llava" else len(set(spans)) > 1, "Qwen's counts follow the picture's shape"
+        assert n == len(places) == model.vision.n_tokens(row.images)
+    assert set(spans) == {9} if family == "llava" else len(set(spans)) > 1, "Qwen's counts follow the image's shape"
     last = acts.select(position="last").at(model.n_layers - 1)
-    assert len(last.unique(dim=0)) == len(rows), "every picture and every question is seen"
+    assert len(last.unique(dim=0)) == len(rows), "every image and every question is seen"

@@ -1,4 +1,4 @@
-"""The vision tower and the projector: whose patches are whose, read and written."""
+"""The vision tower and the projector: the patches of each row, read and written."""
 
 from __future__ import annotations
 
@@ -7,69 +7,31 @@ from typing import Any
 
 import pytest
 import torch
-from image_models import (
-    HOOKED,
-    OTHER,
-    SQUARE,
-    TALL,
-    WIDE,
-    encoded,
-    example,
-    greedy,
-    hooked,
-    processed,
-    rows_of,
-    taken,
-    vlm,
-)
+from by_hand import block_states, greedy, hooked, processed, taken
+from image_models import OTHER, SQUARE, TALL, WIDE, encoded, engines, example, families, rows_of, rows_with_images, vlm
 from torch import Tensor
 
-from steerlab import (
-    Activations,
-    Contrast,
-    EncodingError,
-    LayoutError,
-    MeanDifference,
-    MismatchError,
-    Model,
-    PositionError,
-    Request,
-    Site,
-    SteeringError,
-    capture,
-    capture_to,
-    generate,
-    load_steerer,
-    save,
-    score,
-)  # fmt: skip
+from steerlab import Activations, Contrast, MeanDifference, Model, Request, Site, capture, capture_to, generate, score
+from steerlab._support.errors import EncodingError, LayoutError, MismatchError, PositionError, SteeringError
+from steerlab.methods import load_steerer, save
 from steerlab.methods.base import Context, RequiredActivation
 from steerlab.models.engine import block_path
 from steerlab.models.layout import find_layout, module_at
 from steerlab.models.patches import PatchSelector, entries_per_row
 from steerlab.steering.interventions import build_edits, resolve_interventions
-from steerlab.testing import VLM_FAMILIES, tiny_hf, tiny_lm, tiny_vlm
+from steerlab.testing import tiny_hf, tiny_lm, tiny_vlm
 
-families = pytest.mark.parametrize("family", VLM_FAMILIES)
-engines = pytest.mark.parametrize(
-    ("family", "backend"), [(f, "nnsight") for f in VLM_FAMILIES] + [(f, "hooks") for f in HOOKED]
-)
 TOWER = (Site(0, part="vision"), Site(1, part="vision"))
 PROJECTOR = Site(0, part="projector")
 
 
-def with_images(family: str) -> list[Any]:
-    """Rows of two pictures, one, and one: each of another number of tiles or patches."""
-    return [row for row in rows_of(family) if row.images]
-
-
 def patches(model: Model, site: Site, row: Any) -> Tensor:
     """Every patch of one row at a site, from a plain forward."""
-    seen: list[Tensor] = []
+    found: list[Tensor] = []
     module = module_at(model.hf, block_path(model.site(site), model.layout))
-    with torch.no_grad(), hooked([module], lambda _, h: seen.append(h) or h):
+    with torch.no_grad(), hooked([module], lambda _, h: found.append(h) or h):
         model.hf(**taken(model, processed(model, row)), use_cache=False)
-    return seen[0].reshape(-1, seen[0].shape[-1])
+    return found[0].reshape(-1, found[0].shape[-1])
 
 
 def read(model: Model, rows: Any, sites: Any, **options: Any) -> Activations:
@@ -80,24 +42,22 @@ def read(model: Model, rows: Any, sites: Any, **options: Any) -> Activations:
 
 
 @families
-def test_the_tower_and_the_projector_are_found(family: str) -> None:
+def test_vision_tower_and_projector_are_found(family: str) -> None:
     model = vlm(family)
     assert len(module_at(model.hf, str(model.layout.vision_path))) == 2
     assert model.site(Site(-1, part="vision")) == TOWER[1] and model.width(PROJECTOR) == 32
-    row = with_images(family)[0]
+    row = rows_with_images(family)[0]
     for site in (*TOWER, PROJECTOR):
         assert patches(model, site, row).shape[1] == model.width(site)
 
 
-def test_models_without_pictures_have_none() -> None:
+def test_text_models_have_no_vision_sites() -> None:
     assert find_layout(tiny_hf("llama")).vision_path is None
-    with pytest.raises(
-        LayoutError, match=r"has no vision to look into .site vision\.0.: that takes an image-text model"
-    ):
+    with pytest.raises(LayoutError, match=r"has no vision part .site vision\.0.: that takes an image-text model"):
         capture(tiny_lm(backend="hooks"), ["Hi"], layers=[TOWER[0]], progress=False)
 
 
-def test_sites_say_where_they_are() -> None:
+def test_site_strings_and_forward_order() -> None:
     assert [str(site) for site in (Site(3), Site(3, "attn_out"), TOWER[1], PROJECTOR)] == [
         *("3", "3.attn_out", "vision.1", "projector.0")
     ]
@@ -118,8 +78,8 @@ def test_sites_say_where_they_are() -> None:
 
 @engines
 @pytest.mark.parametrize("reduce", ["mean", "none"])
-def test_every_rows_own_patches(family: str, backend: str, reduce: Any) -> None:
-    model, plain, rows = vlm(family, backend), vlm(family), with_images(family)
+def test_capture_reads_the_patches_of_each_row(family: str, backend: str, reduce: Any) -> None:
+    model, plain, rows = vlm(family, backend), vlm(family), rows_with_images(family)
     for sites in (TOWER, (PROJECTOR,)):
         acts = read(model, rows, list(sites), reduce=reduce, batch_size=3)
         assert acts.sites == sites and acts.index["example_id"].drop_duplicates().tolist() == [row.id for row in rows]
@@ -136,12 +96,12 @@ def test_every_rows_own_patches(family: str, backend: str, reduce: Any) -> None:
 
 
 @families
-def test_the_projectors_patches_are_the_features_at_the_image_tokens(family: str) -> None:
+def test_projector_output_is_the_features_at_the_image_tokens(family: str) -> None:
     """In the order of the tokens, but for Qwen2.5-VL, which sorts them by windows until after its projector.
 
     LLaVA-NeXT cuts what only pads off its tiles and ends every line with a vector of its own.
     """
-    model, rows = vlm(family), with_images(family)
+    model, rows = vlm(family), rows_with_images(family)
     patch, token = (read(model, rows, [site], reduce="none") for site in (PROJECTOR, Site(0, "block_in")))
     for row in rows:
         given, taken_in = patch.select(example_id=row.id).values[:, 0], token.select(example_id=row.id).values[:, 0]
@@ -155,17 +115,17 @@ def test_the_projectors_patches_are_the_features_at_the_image_tokens(family: str
 
 
 @families
-def test_a_batch_asks_once_about_a_rows_pictures(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_expands_the_images_of_each_row_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = vlm(family), rows_of(family)
     tokens = [model.encode(row.prompt, images=row.images) for row in rows]
-    asked, expand = [], model.vision.expand
-    monkeypatch.setattr(model.vision, "expand", lambda images: asked.append(images) or expand(images))
+    calls, expand = [], model.vision.expand
+    monkeypatch.setattr(model.vision, "expand", lambda images: calls.append(images) or expand(images))
     assert [n > 0 for n in model.batch(tokens).units] == [bool(row.images) for row in rows]
-    assert len(asked) == len(rows)
+    assert len(calls) == len(rows)
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl"])
-def test_a_tile_of_zeros_is_a_tile(family: str) -> None:
+def test_tile_of_zeros_counts_as_a_tile(family: str) -> None:
     """A processor that doesn't normalize leaves black at zero, as padding is."""
     model = tiny_vlm(family, backend="hooks")
     model.vision.processor.image_processor.do_normalize = False
@@ -181,7 +141,7 @@ def test_a_tile_of_zeros_is_a_tile(family: str) -> None:
 
 
 @families
-def test_only_ones_own_pictures_matter_and_not_the_words(family: str) -> None:
+def test_patches_depend_on_the_images_of_their_row_alone(family: str) -> None:
     model = vlm(family)
     rows = [example(family, "What is this?", (image,), str(i)) for i, image in enumerate((WIDE, TALL, SQUARE))]
     other = [example(family, "Something else altogether.", (OTHER,), "0"), *rows[1:]]
@@ -191,9 +151,9 @@ def test_only_ones_own_pictures_matter_and_not_the_words(family: str) -> None:
         assert ((before[0] - after[0]).norm(dim=-1) / before[0].norm(dim=-1) > 0.01).all()
 
 
-def test_a_contrast_is_read_once_and_a_store_remembers_the_part(tmp_path: Path) -> None:
+def test_contrast_is_read_once_and_store_keeps_the_part(tmp_path: Path) -> None:
     model = vlm("llava_next")
-    rows = [row.replace(contrast=Contrast("Yes", "No")) for row in with_images("llava_next")]
+    rows = [row.replace(contrast=Contrast("Yes", "No")) for row in rows_with_images("llava_next")]
     acts = read(model, rows, TOWER, reduce="none")
     assert set(acts.index["side"]) == {"prompt"} and set(acts.index["position"]) == {"images"}
     assert torch.equal(acts.values, read(model, [r.replace(contrast=None) for r in rows], TOWER, reduce="none").values)
@@ -209,7 +169,7 @@ def test_a_contrast_is_read_once_and_a_store_remembers_the_part(tmp_path: Path) 
 
 @families
 def test_padding_and_batching_change_no_patch(family: str) -> None:
-    model, rows = vlm(family), with_images(family)
+    model, rows = vlm(family), rows_with_images(family)
     for reduce in ("mean", "none"):
         alone = read(model, rows, TOWER, reduce=reduce, batch_size=1)
         for options in ({"padding": "left"}, {"padding": "right"}, {"batch_size": 2}):
@@ -220,11 +180,11 @@ def test_padding_and_batching_change_no_patch(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_vl"])
 @pytest.mark.parametrize("where", ["in the model", "in what reads it"])
-def test_running_out_of_memory_halves_the_batch(
+def test_out_of_memory_halves_the_batch(
     family: str, where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every row keeps the count of its own patches, also if memory runs out once they are counted."""
-    model, rows = tiny_vlm(family, backend="hooks"), with_images(family)
+    model, rows = tiny_vlm(family, backend="hooks"), rows_with_images(family)
     expected = read(model, rows, TOWER, reduce="none")
     pick = PatchSelector.__call__
 
@@ -243,10 +203,10 @@ def test_running_out_of_memory_halves_the_batch(
     assert found.index.equals(expected.index) and "out of memory at a batch of 3 rows" in caplog.text
 
 
-@families
-def test_half_precision_is_read_and_steered(family: str) -> None:
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_vl"])
+def test_half_precision_is_captured_and_steered(family: str) -> None:
     """In bfloat16 the sum is formed in float32 and cast once."""
-    model, rows = tiny_vlm(family, backend="hooks"), with_images(family)
+    model, rows = tiny_vlm(family, backend="hooks"), rows_with_images(family)
     model.hf.to(torch.bfloat16)
     exact = read(vlm(family), rows, TOWER[:1]).values
     found = read(model, rows, TOWER[:1])
@@ -271,20 +231,20 @@ def test_half_precision_is_read_and_steered(family: str) -> None:
         ([TOWER[0]], None, PositionError, "'2' has no picture"),
     ],
 )
-def test_what_cannot_be_read_is_refused_in_words(layers: Any, positions: Any, error: Any, message: str) -> None:
+def test_capture_refuses_sites_and_positions(layers: Any, positions: Any, error: Any, message: str) -> None:
     model = vlm("llava")
     with pytest.raises(error, match=message):
         capture(model, rows_of("llava"), layers=layers, positions=positions, progress=False)
 
 
-def test_shares_are_whole_or_refused() -> None:
+def test_entries_per_row_are_whole_or_refused() -> None:
     assert (
         entries_per_row([4, 0, 8], 3) == [1, 0, 2]
         and entries_per_row([1, 2], 3) == [1, 2]
         and entries_per_row([1, 2], 6) == [2, 4]
     )
     for units, n in (([1, 2], 4), ([1, 2], 1), ([0, 0], 3), ([1, 2], 2)):
-        with pytest.raises(LayoutError, match="can't be matched to pictures"):
+        with pytest.raises(LayoutError, match="can't be matched to images"):
             entries_per_row(units, n)
 
 
@@ -299,18 +259,17 @@ def steerer_at(model: Model, site: Site) -> MeanDifference:
 
 def under(model: Model, rows: Any, batch: Any, site: Site, alpha: Any) -> tuple[Tensor, Tensor]:
     """The whole state at a site, and that of every decoder block, under steering there."""
-    plan = build_edits(
-        model, resolve_interventions(model, [Request(steerer_at(model, site), alpha)], rows, 16), batch, range(3), 3
-    )
+    requests = [Request(steerer_at(model, site), alpha)]
+    edits = build_edits(model, resolve_interventions(model, requests, rows, 16), batch, range(3), 3)
     inputs = model.inputs(batch)
-    here = model.engine.capture_states(inputs, plan, [site], lambda h: h.reshape(-1, h.shape[-1]))[:, 0]
-    return here, model.engine.capture_states(inputs, plan, [Site(k) for k in range(3)], lambda h: h.clone())
+    here = model.engine.capture_states(inputs, edits, [site], lambda h: h.reshape(-1, h.shape[-1]))[:, 0]
+    return here, block_states(model, inputs, edits)
 
 
 @engines
 @pytest.mark.parametrize("site", [TOWER[0], PROJECTOR], ids=str)
-def test_a_vector_reaches_its_rows_own_patches_and_no_others(family: str, backend: str, site: Site) -> None:
-    model, rows = vlm(family, backend), with_images(family)
+def test_vector_is_added_to_the_patches_of_its_row(family: str, backend: str, site: Site) -> None:
+    model, rows = vlm(family, backend), rows_with_images(family)
     batch, alpha = encoded(model, rows), [1.5, 0.0, -1.0]
     before, text = under(model, rows, batch, site, 0.0)
     after, steered = under(model, rows, batch, site, alpha)
@@ -326,8 +285,8 @@ def test_a_vector_reaches_its_rows_own_patches_and_no_others(family: str, backen
 
 @engines
 @pytest.mark.parametrize("site", [TOWER[0], PROJECTOR], ids=str)
-def test_generation_under_a_steered_tower_is_recomputation(family: str, backend: str, site: Site) -> None:
-    model, plain, rows = vlm(family, backend), vlm(family), with_images(family)
+def test_generation_with_steered_vision_matches_recomputation(family: str, backend: str, site: Site) -> None:
+    model, plain, rows = vlm(family, backend), vlm(family), rows_with_images(family)
     steerer = steerer_at(model, site)
     found = generate(model, rows, steer=steerer, positions="images", max_new_tokens=4)
     module = module_at(plain.hf, block_path(site, plain.layout))
@@ -342,9 +301,9 @@ def test_generation_under_a_steered_tower_is_recomputation(family: str, backend:
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-def test_a_vector_in_the_tower_is_a_bias_of_its_block(backend: str) -> None:
+def test_vector_in_the_tower_equals_a_bias_of_its_block(backend: str) -> None:
     """LLaVA's projector reads states that Hugging Face collects by hooks: the vector must be in them."""
-    model, site, rows = vlm("llava", backend), TOWER[0], with_images("llava")
+    model, site, rows = vlm("llava", backend), TOWER[0], rows_with_images("llava")
     steerer, answers = steerer_at(model, site), ["one", "two", "three"]
     steered = score(model, rows, answers, steer=steerer)["logprob"]
     ids = generate(model, rows, steer=steerer, max_new_tokens=4).ids
@@ -362,9 +321,9 @@ def test_a_vector_in_the_tower_is_a_bias_of_its_block(backend: str) -> None:
 
 @pytest.mark.parametrize("feature_layer", [-1, -2, 1, [-2], [0]], ids=str)
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
-def test_a_block_that_the_projector_does_not_look_at_is_refused(family: str, feature_layer: Any) -> None:
+def test_steering_an_unused_vision_block_is_refused(family: str, feature_layer: Any) -> None:
     """Refused exactly where a vector would reach no word: the released models read the last block but one."""
-    model, rows = tiny_vlm(family, backend="hooks"), with_images(family)[:1]
+    model, rows = tiny_vlm(family, backend="hooks"), rows_with_images(family)[:1]
     model.hf.config.vision_feature_layer = feature_layer
     given = taken(model, processed(model, rows[0]))
     for site in TOWER:
@@ -383,8 +342,8 @@ def test_a_block_that_the_projector_does_not_look_at_is_refused(family: str, fea
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-def test_tower_projector_and_text_together(backend: str) -> None:
-    model, rows = vlm("qwen2_5_vl", backend), with_images("qwen2_5_vl")
+def test_tower_projector_and_text_steered_together(backend: str) -> None:
+    model, rows = vlm("qwen2_5_vl", backend), rows_with_images("qwen2_5_vl")
     sites = (TOWER[0], PROJECTOR, Site(1))
     vectors = [0.3 * steerer_at(model, site).vector_ for site in sites]
     plain = vlm("qwen2_5_vl")
@@ -396,38 +355,35 @@ def test_tower_projector_and_text_together(backend: str) -> None:
     assert found.ids == expected
 
 
-class Looks(MeanDifference):
-    """A handmade vector, scaled by the norm of what is read of each row."""
+class Scaled(MeanDifference):
+    """A vector scaled by the norms of some activations of each row."""
 
-    looks: tuple[RequiredActivation, ...] = ()
+    activations: tuple[RequiredActivation, ...] = ()
 
     @property
     def required_activations(self) -> tuple[RequiredActivation, ...]:
-        return self.looks
+        return self.activations
 
     def vectors(self, context: Context) -> Tensor:
-        seen = [context.read(read).norm(dim=-1) for read in self.looks]
-        return sum(seen)[:, None] * self.vector_
+        norms = [context.read(activation).norm(dim=-1) for activation in self.activations]
+        return sum(norms)[:, None] * self.vector_
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-def test_steerers_that_read_pictures_and_text_in_one_run(backend: str) -> None:
-    """One by one and together, at sites of different widths, and one steerer that reads both."""
-    model, rows, text = vlm("llava", backend), with_images("llava"), RequiredActivation(Site(0), "last")
+def test_steerers_that_read_images_and_text_in_one_run(backend: str) -> None:
+    """Sites of different widths, and one steerer that reads both."""
+    model, rows, text = vlm("llava", backend), rows_with_images("llava"), RequiredActivation(Site(0), "last")
     vision = RequiredActivation(TOWER[1], "images")
     norms = {
         vision: read(model, rows, [TOWER[1]]).values[:, 0].norm(dim=-1),
         text: capture(model, rows, layers=[0], positions="last", progress=False).values[:, 0].norm(dim=-1),
     }
-    steerers, expected = [], []
-    for site, looks in ((TOWER[0], (vision,)), (Site(1), (text,)), (Site(1), (vision, text)), (TOWER[0], ())):
-        steerer = Looks.from_tensor(site, steerer_at(model, site).vector_ * 1e-2)
-        steerer.looks = looks or (text,)
-        if not looks:
-            steerer = steerer_at(model, site)
-        factor = sum(norms[one] for one in looks) if looks else torch.ones(3)
+    steerers, expected = [steerer_at(model, TOWER[0])], [steerer_at(model, TOWER[0]).vector_[None]]
+    for site, activations in ((TOWER[0], (vision,)), (Site(1), (text,)), (Site(1), (vision, text))):
+        steerer = Scaled.from_tensor(site, steerer_at(model, site).vector_ * 1e-2)
+        steerer.activations = activations
         steerers.append(steerer)
-        expected.append(factor[:, None] * steerer.vector_)
+        expected.append(sum(norms[one] for one in activations)[:, None] * steerer.vector_)
     prepared = resolve_interventions(model, [Request(one) for one in steerers], rows, 2)
     for (_, interventions), wanted in zip(prepared, expected, strict=True):
         torch.testing.assert_close(interventions[0].vectors, wanted.expand(3, -1), rtol=1e-4, atol=1e-5)
@@ -435,8 +391,8 @@ def test_steerers_that_read_pictures_and_text_in_one_run(backend: str) -> None:
     assert both.steered_tokens > 0
 
 
-def test_a_steerer_fitted_in_the_tower_knows_its_width_and_is_kept(tmp_path: Path) -> None:
-    model, rows = vlm("llava"), with_images("llava")
+def test_steerer_fitted_in_the_tower_is_saved_and_checks_its_width(tmp_path: Path) -> None:
+    model, rows = vlm("llava"), rows_with_images("llava")
     acts = read(model, [*rows, rows[0].replace(id="again", images=(OTHER,))], [TOWER[0]])
     steerer = MeanDifference.from_tensor(TOWER[0], acts.at(TOWER[0])[0] - acts.at(TOWER[0])[1])
     steerer.info_ = {"hidden_size": acts.hidden_size, "model": model.id}
@@ -450,8 +406,8 @@ def test_a_steerer_fitted_in_the_tower_knows_its_width_and_is_kept(tmp_path: Pat
         generate(model, rows, steer=high, max_new_tokens=1)
 
 
-def test_what_cannot_be_written_is_refused_in_words() -> None:
-    model, rows = vlm("llava"), with_images("llava")
+def test_steering_of_images_that_is_refused() -> None:
+    model, rows = vlm("llava"), rows_with_images("llava")
     tower = steerer_at(model, TOWER[0])
     wide, high = MeanDifference.from_tensor(TOWER[0], torch.ones(32)), Site(5, part="vision")
     for asked, error, message in (

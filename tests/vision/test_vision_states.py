@@ -1,4 +1,4 @@
-"""Pictures in, states out: what is encoded and read is what the processor and Hugging Face make of the row."""
+"""Images in, states out: encoded rows and captured states match the processor and Hugging Face."""
 
 from __future__ import annotations
 
@@ -6,37 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from image_models import (
-    CHATS,
-    HOOKED,
-    LAYER,
-    OTHER,
-    SQUARE,
-    TALL,
-    WIDE,
-    encoded,
-    example,
-    hidden,
-    longer,
-    processed,
-    rows_of,
-    states,
-    taken,
-    vlm,
-)  # fmt: skip
+from by_hand import LAYER, block_states, hidden, longer, processed, taken
+from image_models import CHATS, OTHER, SQUARE, TALL, WIDE, encoded, engines, example, families, rows_of, states, vlm
 from torch import Tensor
 
 from steerlab import Contrast, EncodingError, Example, PositionError, capture
 from steerlab.models.check import self_check
 from steerlab.models.positions import resolve
-from steerlab.models.sites import Site
-from steerlab.testing import VLM_FAMILIES, tiny_vlm
+from steerlab.testing import tiny_vlm
 
-families = pytest.mark.parametrize("family", VLM_FAMILIES)
-# plain hooks on three families only: what they are compared with is the same
-engines = pytest.mark.parametrize(
-    ("family", "backend"), [(f, "nnsight") for f in VLM_FAMILIES] + [(f, "hooks") for f in HOOKED]
-)
 sides = pytest.mark.parametrize("side", ["left", "right"])
 
 
@@ -44,7 +22,7 @@ sides = pytest.mark.parametrize("side", ["left", "right"])
 
 
 @families
-def test_ids_and_pixels_are_the_processors_own(family: str) -> None:
+def test_ids_and_pixels_are_those_of_the_processor(family: str) -> None:
     model = vlm(family)
     for row in rows_of(family):
         theirs, batch = processed(model, row), encoded(model, [row])
@@ -56,7 +34,7 @@ def test_ids_and_pixels_are_the_processors_own(family: str) -> None:
 
 
 @engines
-def test_states_are_hugging_faces_on_the_processors_output(family: str, backend: str) -> None:
+def test_states_are_those_of_hugging_face_on_the_processors_output(family: str, backend: str) -> None:
     model, plain = vlm(family, backend), vlm(family)
     self_check(model)
     for row in rows_of(family):
@@ -65,13 +43,12 @@ def test_states_are_hugging_faces_on_the_processors_output(family: str, backend:
 
 
 @families
-def test_a_teacher_forced_answer_is_the_processors_row_with_the_answers_tokens(family: str) -> None:
+def test_teacher_forced_answer_extends_the_processors_row(family: str) -> None:
     model = vlm(family)
     for row in rows_of(family):
         batch = encoded(model, [row], answers=["It is the larger one"])
         n = batch.rows[0].n_prompt
-        with torch.no_grad():
-            ours = model.engine.capture_states(model.inputs(batch), {}, [Site(k) for k in range(3)], lambda h: h[0])
+        ours = block_states(model, model.inputs(batch), {})[0].transpose(0, 1)
         assert torch.equal(ours, hidden(model, longer(model, processed(model, row), batch.rows[0].ids[n:])))
 
 
@@ -80,7 +57,7 @@ def test_a_teacher_forced_answer_is_the_processors_row_with_the_answers_tokens(f
 
 @engines
 @sides
-def test_a_batch_of_mixed_rows_equals_its_rows_one_by_one(family: str, backend: str, side: Any) -> None:
+def test_batch_of_mixed_rows_equals_single_rows(family: str, backend: str, side: Any) -> None:
     model, rows = vlm(family, backend), rows_of(family)
     together = capture(model, rows, positions=["all", "last"], reduce="none", padding=side, progress=False)
     assert len({len(r) for r in encoded(model, rows).rows}) == len(rows), "rows of different lengths: the premise"
@@ -91,24 +68,21 @@ def test_a_batch_of_mixed_rows_equals_its_rows_one_by_one(family: str, backend: 
 
 @families
 @sides
-def test_whatever_the_pads_hold_changes_nothing(family: str, side: Any) -> None:
+def test_content_of_pads_changes_nothing(family: str, side: Any) -> None:
     model, rows = vlm(family), rows_of(family)
     batch = encoded(model, rows, side, ["Yes"] * len(rows))
     real = batch.attention_mask.bool()
     assert not real.all(), "the premise"
     inputs = model.inputs(batch)
-    sites = [Site(k) for k in range(3)]
-    clean = model.engine.capture_states(inputs, {}, sites, lambda h: h[real])
+    clean = block_states(model, inputs, {}).transpose(1, 2)[real]
     garbage = torch.randint(10, 90, batch.input_ids.shape, generator=torch.Generator().manual_seed(0))
     poisoned = inputs | {"input_ids": torch.where(real, batch.input_ids, garbage)}
-    torch.testing.assert_close(
-        model.engine.capture_states(poisoned, {}, sites, lambda h: h[real]), clean, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(block_states(model, poisoned, {}).transpose(1, 2)[real], clean, rtol=1e-5, atol=1e-5)
 
 
 @families
-def test_pictures_belong_to_their_own_row(family: str) -> None:
-    """Exchanging the picture of one row changes that row and no other."""
+def test_image_changes_its_row_alone(family: str) -> None:
+    """Exchanging the image of one row changes that row and no other."""
     model = vlm(family)
     rows = [example(family, "What is this?", (image,), str(i)) for i, image in enumerate((WIDE, TALL, SQUARE))]
     other = [rows[0].replace(images=(OTHER,)), *rows[1:]]
@@ -118,15 +92,15 @@ def test_pictures_belong_to_their_own_row(family: str) -> None:
 
 
 def _apart(a: Tensor, b: Tensor) -> float:
-    """The relative distance of two states at the top."""
+    """The relative distance of two states at the last layer."""
     return float((a[-1] - b[-1]).norm() / a[-1].norm())
 
 
-# --- where the pictures are ------------------------------------------------------------------------------------
+# --- where the images are ------------------------------------------------------------------------------------
 
 
 @families
-def test_positions_of_pictures(family: str) -> None:
+def test_positions_of_images(family: str) -> None:
     model = vlm(family)
     for row in rows_of(family):
         (found,) = encoded(model, [row], answers=["Yes"]).rows
@@ -142,7 +116,7 @@ def test_positions_of_pictures(family: str) -> None:
 
 
 @pytest.mark.parametrize("answer", [None, "Yes"])
-def test_nothing_comes_after_a_picture_at_the_end_of_the_prompt(answer: str | None) -> None:
+def test_after_image_is_empty_where_the_prompt_ends_in_an_image(answer: str | None) -> None:
     model = tiny_vlm("llava", backend="hooks")
     model.chat = False
     row = Example("a", "What is this? <image>", images=(SQUARE,), contrast=answer and Contrast(answer, "No"))
@@ -154,7 +128,7 @@ def test_nothing_comes_after_a_picture_at_the_end_of_the_prompt(answer: str | No
 
 
 @families
-def test_a_picture_changes_its_own_states_and_later_ones_but_none_before(family: str) -> None:
+def test_image_changes_its_states_and_later_ones_but_no_earlier_one(family: str) -> None:
     model = vlm(family)
     first, second = (example(family, "What is this?", (SQUARE, image)) for image in (WIDE, OTHER))
     (row,) = encoded(model, [first]).rows
@@ -163,16 +137,16 @@ def test_a_picture_changes_its_own_states_and_later_ones_but_none_before(family:
     changed = (a - b).abs().amax(-1) > 1e-3
     n = len(encoded(model, [example(family, "What is this?", (SQUARE,))]).rows[0].kind("image"))
     own = images[n:]
-    assert changed[own].all(), "every token of the second picture, at every layer"
+    assert changed[own].all(), "every token of the second image, at every layer"
     if family == "paligemma":  # a prompt there sees itself both ways
         assert changed[: own[0], 1:].any() and changed[own[-1] + 1 :, -1].all()
     else:
-        assert torch.equal(a[: own[0]], b[: own[0]]), "no state before the picture, nor of the one before it"
+        assert torch.equal(a[: own[0]], b[: own[0]]), "no state before the image, nor of the one before it"
     assert changed[row.n_prompt - 1, -1] and _apart(a[-1], b[-1]) > 0.02
 
 
 @families
-def test_the_state_at_last_depends_on_the_picture_and_on_the_text(family: str) -> None:
+def test_state_at_last_depends_on_image_and_text(family: str) -> None:
     """The tiny models are no use to any test here if they are not sensitive."""
     model = vlm(family)
     at = [
@@ -190,76 +164,61 @@ ANSWERS = ("Yes", "No, it is something else", "a")
 @families
 def test_prompt_states_do_not_depend_on_the_answer(family: str) -> None:
     model = vlm(family)
-    for row in rows_of(family)[::2]:  # two pictures; none, where the family takes that
+    for row in rows_of(family)[::2]:  # two images; none, where the family takes that
         plain = states(model, row)
         batch = encoded(model, [row] * 3, "right", ANSWERS)
         n = batch.rows[0].n_prompt
-        found = model.engine.capture_states(model.inputs(batch), {}, [Site(k) for k in range(3)], lambda h: h.clone())
-        for row_with_answer in found:
+        for row_with_answer in block_states(model, model.inputs(batch), {}):
             torch.testing.assert_close(row_with_answer[:, :n].transpose(0, 1), plain, rtol=1e-4, atol=1e-5)
 
 
-def test_paligemma_needs_to_be_told_which_tokens_are_answer() -> None:
+def test_paligemma_takes_token_types_that_mark_the_answer() -> None:
     model = vlm("paligemma")
     row = rows_of("paligemma")[0]
-    last: dict[str, list[Tensor]] = {"told": [], "all prompt": [], "nothing": []}
+    last: dict[str, list[Tensor]] = {"types": [], "all prompt": [], "no types": []}
     for answer in ANSWERS[:2]:
         batch = encoded(model, [row], answers=[answer])
-        at = batch.rows[0].n_prompt - 1
-        told = model.inputs(batch)
-        zero = told | {"token_type_ids": torch.zeros_like(told["token_type_ids"])}
-        none = {name: tensor for name, tensor in told.items() if name != "token_type_ids"}
-        for name, inputs in (("told", told), ("all prompt", zero), ("nothing", none)):
-            last[name].append(
-                model.engine.capture_states(
-                    inputs, {}, [Site(k) for k in range(3)], lambda h, at=at: h[0, at : at + 1]
-                )[0]
-            )
-    torch.testing.assert_close(*last["told"], rtol=1e-4, atol=1e-5)
-    assert _apart(*last["all prompt"]) > 0.05, "the prompt looks at the answer"
-    torch.testing.assert_close(*last["nothing"], rtol=1e-4, atol=1e-5)  # causal, but not what the model is:
-    assert _apart(last["told"][0], last["nothing"][0]) > 0.05
+        inputs = model.inputs(batch)
+        zero = inputs | {"token_type_ids": torch.zeros_like(inputs["token_type_ids"])}
+        none = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
+        for name, given in (("types", inputs), ("all prompt", zero), ("no types", none)):
+            last[name].append(block_states(model, given, {})[0, :, batch.rows[0].n_prompt - 1])
+    torch.testing.assert_close(*last["types"], rtol=1e-4, atol=1e-5)
+    assert _apart(*last["all prompt"]) > 0.05, "the prompt attends to the answer"
+    torch.testing.assert_close(*last["no types"], rtol=1e-4, atol=1e-5)  # causal, but not what the model is:
+    assert _apart(last["types"][0], last["no types"][0]) > 0.05
     expected = hidden(model, processed(model, row))[-1]
-    torch.testing.assert_close(last["told"][0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(last["types"][0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_gemma3_needs_to_be_told_where_pictures_are() -> None:
+def test_gemma3_takes_token_types_that_mark_images() -> None:
     model, row = vlm("gemma3"), rows_of("gemma3")[0]
-    told = model.inputs(encoded(model, [row]))
-    none = told | {"token_type_ids": torch.zeros_like(told["token_type_ids"])}
-    a, b = (
-        model.engine.capture_states(inputs, {}, [Site(LAYER + 1)], lambda h: h[:, -1])[0] for inputs in (told, none)
-    )
+    inputs = model.inputs(encoded(model, [row]))
+    none = inputs | {"token_type_ids": torch.zeros_like(inputs["token_type_ids"])}
+    a, b = (block_states(model, given, {})[0, LAYER + 1, -1:] for given in (inputs, none))
     assert _apart(a, b) > 1e-3
 
 
-def test_a_prompt_without_a_picture_is_no_prompt_to_paligemma() -> None:
+def test_paligemma_refuses_a_prompt_without_an_image() -> None:
     with pytest.raises(EncodingError, match="PaliGemma"):
         vlm("paligemma").encode("What is this?")
     with pytest.raises(EncodingError, match="PaliGemma"):
-        capture(vlm("paligemma"), [Example("a", "No picture")], progress=False)
-
-
-def _said(text: str) -> dict[str, str]:
-    return {"type": "text", "text": text}
+        capture(vlm("paligemma"), [Example("a", "No image")], progress=False)
 
 
 @pytest.mark.parametrize("family", CHATS)
-def test_pictures_go_where_the_messages_say(family: str) -> None:
+def test_images_are_placed_where_the_messages_place_them(family: str) -> None:
     """In earlier turns too, and between words."""
-    model = vlm(family)
-    assert model.vision is not None
+    model, image = vlm(family), {"type": "image"}
+    see, mark, reply, more = ({"type": "text", "text": text} for text in ("See ", "!", "I see.", "And this?"))
     turns: list[dict[str, Any]] = [
-        {
-            "role": "user",
-            "content": [{"type": "text", "text": "See "}, {"type": "image"}, {"type": "text", "text": "!"}],
-        },
-        {"role": "assistant", "content": [{"type": "text", "text": "I see."}]},
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "And this?"}]},
+        {"role": "user", "content": [see, image, mark]},
+        {"role": "assistant", "content": [reply]},
+        {"role": "user", "content": [image, more]},
     ]
     row = model.encode(turns, images=(WIDE, TALL))
     text = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     theirs = model.vision.processor(text=[text], images=[[WIDE, TALL]], return_tensors="pt", add_special_tokens=False)
     assert list(row.ids) == theirs["input_ids"][0].tolist()
-    history = [i for i in row.kind("history")]
+    history = row.kind("history")
     assert history and row.kind("image")[0] < history[-1] < row.kind("user")[0]

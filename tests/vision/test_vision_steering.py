@@ -1,4 +1,4 @@
-"""Steering of rows with pictures, against plain forwards of one row at a time without a cache."""
+"""Steering of rows with images matches plain forwards of one row at a time without a cache."""
 
 from __future__ import annotations
 
@@ -6,48 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from image_models import (
-    CHATS,
-    HIDDEN,
-    HOOKED,
-    LAYER,
-    SQUARE,
-    TALL,
-    WIDE,
-    encoded,
-    example,
-    greedy,
-    longer,
-    processed,
-    rows_of,
-    taken,
-    vlm,
-)  # fmt: skip
-from torch import Tensor
+from by_hand import LAYER, block_states, greedy, longer, processed, taken
+from image_models import CHATS, SQUARE, TALL, WIDE, encoded, engines, example, families, rows_of, rows_with_images, vlm
 
-from steerlab import MeanDifference, Model, generate, score, steer
+from steerlab import MeanDifference, generate, score, steer
 from steerlab.models.positions import resolve
-from steerlab.models.sites import Site
 from steerlab.steering import Request
 from steerlab.steering.interventions import build_edits, resolve_interventions
-from steerlab.testing import VLM_FAMILIES
 
-families = pytest.mark.parametrize("family", VLM_FAMILIES)
-# plain hooks on three families only: what they are compared with is the same
-engines = pytest.mark.parametrize(
-    ("family", "backend"), [(f, "nnsight") for f in VLM_FAMILIES] + [(f, "hooks") for f in HOOKED]
-)
-DELTA = 3.0 * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(5))
+DELTA = 3.0 * torch.randn(32, generator=torch.Generator().manual_seed(5))
 STEERER = MeanDifference.from_tensor(LAYER, DELTA)
 ANSWERS = ("the wide one", "ok", "no", "a tall one, I think")
 STEPS = 5
-
-
-def all_states(model: Model, batch: Any, plan: Any) -> Tensor:
-    """`(batch, layer, tokens, hidden)`."""
-    return model.engine.capture_states(
-        model.inputs(batch), plan, [Site(k) for k in range(model.n_layers)], lambda h: h.clone()
-    )
 
 
 @engines
@@ -60,17 +30,16 @@ def test_alpha_zero_is_bit_identical_to_no_steering(family: str, backend: str) -
 
 
 @engines
-def test_steered_minus_unsteered_is_alpha_v_where_it_is_written_and_nothing_elsewhere(
-    family: str, backend: str
-) -> None:
-    model, rows = vlm(family, backend), [row for row in rows_of(family) if row.images]
+def test_steering_adds_alpha_v_at_the_positions_and_nothing_elsewhere(family: str, backend: str) -> None:
+    model, rows = vlm(family, backend), rows_with_images(family)
     places = {"left": ("images", "after_image", "all"), "right": ("text", "last_image", "last+generated")}
     for side in places:
         batch, alpha = encoded(model, rows, side, ANSWERS[: len(rows)]), [1.0, -0.5, 2.0]
-        before = all_states(model, batch, {})
+        inputs = model.inputs(batch)
+        before = block_states(model, inputs, {})
         for positions in places[side]:
             prepared = resolve_interventions(model, [Request(STEERER, alpha, positions)], rows, 16)
-            after = all_states(model, batch, build_edits(model, prepared, batch, range(len(rows)), len(rows)))
+            after = block_states(model, inputs, build_edits(model, prepared, batch, range(len(rows)), len(rows)))
             expected = before.clone()
             for i, row in enumerate(batch.rows):
                 expected[i, LAYER, [batch.offsets[i] + t for t in resolve(positions, row)]] += alpha[i] * DELTA
@@ -80,7 +49,7 @@ def test_steered_minus_unsteered_is_alpha_v_where_it_is_written_and_nothing_else
 
 @engines
 @pytest.mark.parametrize("positions", ["images", "all", "last+generated"])
-def test_cached_batched_decoding_is_recomputation_row_by_row(family: str, backend: str, positions: str) -> None:
+def test_cached_batched_decoding_matches_recomputation_by_row(family: str, backend: str, positions: str) -> None:
     model, rows = vlm(family, backend), rows_of(family)
     if positions == "images":
         rows = [row for row in rows if row.images]
@@ -97,19 +66,13 @@ def test_cached_batched_decoding_is_recomputation_row_by_row(family: str, backen
     if positions == "images":
         assert found.steered_tokens == sum(len(r.kind("image")) for r in encoded(plain, rows).rows)
     assert generate(model, rows, max_new_tokens=STEPS).ids != found.ids
-
-
-@engines
-def test_generation_without_a_cache_is_the_same(family: str, backend: str) -> None:
-    model, rows = vlm(family, backend), rows_of(family)
-    asked: dict[str, Any] = {"steer": STEERER, "positions": "last+generated", "alpha": 0.7, "max_new_tokens": STEPS}
-    cached = generate(model, rows, **asked)
-    assert generate(model, rows, use_cache=False, **asked).ids == cached.ids
-    assert generate(model, rows, batch_size=1, **asked).ids == cached.ids
+    options: dict[str, Any] = {"steer": STEERER, "positions": positions, "max_new_tokens": STEPS}
+    assert generate(model, rows, use_cache=False, **options).ids == found.ids
+    assert generate(model, rows, batch_size=1, **options).ids == found.ids
 
 
 @families
-def test_scores_are_those_of_the_processors_row(family: str) -> None:
+def test_scores_match_a_plain_forward(family: str) -> None:
     model, rows = vlm(family), rows_of(family)
     found = score(model, rows, ANSWERS[: len(rows)])
     for row, answer, logprob in zip(rows, ANSWERS, found["logprob"], strict=False):
@@ -134,21 +97,19 @@ def copies_of(family: str) -> list[Any]:
 
 @engines
 @pytest.mark.parametrize("steered", [False, True])
-def test_beams_of_rows_with_several_pictures_are_those_of_the_row_alone(
-    family: str, backend: str, steered: bool
-) -> None:
-    """Hugging Face repeats rows and pictures by itself; a wrong pairing would show in the beams."""
+def test_beams_of_rows_with_several_images_are_those_of_the_row_alone(family: str, backend: str, steered: bool) -> None:
+    """Hugging Face repeats rows and images by itself; a wrong pairing would show in the beams."""
     model, rows = vlm(family, backend), copies_of(family)
-    asked: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 4}
+    options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 4}
     if steered:
-        asked |= {"steer": STEERER, "alpha": 0.5, "positions": "all"}
-    together = generate(model, rows, **asked)
-    assert together.ids == tuple(i for row in rows for i in generate(model, [row], **asked).ids)
+        options |= {"steer": STEERER, "alpha": 0.5, "positions": "all"}
+    together = generate(model, rows, **options)
+    assert together.ids == tuple(i for row in rows for i in generate(model, [row], **options).ids)
     assert len(set(together.ids)) > len(rows)
 
 
 @engines
-def test_every_copy_of_a_row_sees_the_rows_own_pictures(family: str, backend: str) -> None:
+def test_every_copy_of_a_row_gets_the_images_of_the_row(family: str, backend: str) -> None:
     """Drawn from the single likeliest token, each copy is the greedy answer."""
     model, rows = vlm(family, backend), copies_of(family)
     drawn = generate(model, rows, max_new_tokens=4, do_sample=True, top_k=1, num_return_sequences=3)

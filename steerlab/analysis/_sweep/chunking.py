@@ -11,7 +11,7 @@ from steerlab._support.errors import SteeringError
 from steerlab.analysis._sweep.plan import Chunk, Part, prompt_work
 from steerlab.analysis._sweep.rows import Block
 from steerlab.analysis._sweep.settings import Setting
-from steerlab.models.encoded_prompt import EncodedPrompt
+from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.model import Model
 from steerlab.models.positions import includes_generated, resolve

@@ -12,9 +12,9 @@ import torch
 from steerlab.analysis._sweep.rows import Block, Rows, block_of
 from steerlab.analysis._sweep.settings import Setting
 from steerlab.models.encoding import by_length
+from steerlab.models.kv_prefix import TOKENS, prefill_cost
 from steerlab.models.model import Model
 from steerlab.models.positions import position_key
-from steerlab.models.prefix import TOKENS, prefill_cost
 from steerlab.steering.batched_settings import written_columns
 
 READING_WEIGHTS = 24  # tokens' worth of work that a block costs a forward, however few its tokens

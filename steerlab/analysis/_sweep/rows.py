@@ -11,8 +11,7 @@ from typing import Literal
 from steerlab._support.errors import DataError
 from steerlab.data.example import Example
 from steerlab.metrics.answers import AnswerTokens, locate_answers
-from steerlab.models.encoded_prompt import EncodedPrompt
-from steerlab.models.encoding import Batch
+from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.model import Model
 
 Kind = Literal["first_difference", "whole", "prompt"]

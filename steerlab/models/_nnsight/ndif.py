@@ -147,7 +147,7 @@ class RemoteEngine:
         given, sourced = self._before(inputs, plan)
         found, tallies = _sent(self._root, wire, block, (inputs, *arguments), edits, given, sourced)
         for edit, reduce in zip(edits, tallies, strict=True):
-            edit.stats.forwards, edit.stats.writes, edit.stats.ratio = reduce
+            edit.stats.writes, edit.stats.ratio = reduce
         return found
 
     def _before(self, inputs: Inputs, plan: SiteEdits) -> tuple[tuple[Any, ...], list[Edit]]:
@@ -169,7 +169,7 @@ def _sent(
         if sourced:
             resolve_vectors(root, given[0], given[1], sourced)
         found = block(root, *arguments)
-        answer = nnsight.save([found, [(e.stats.forwards, e.stats.writes, e.stats.ratio) for e in edits]])
+        answer = nnsight.save([found, [(e.stats.writes, e.stats.ratio) for e in edits]])
     return answer
 
 

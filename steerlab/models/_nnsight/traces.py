@@ -23,9 +23,8 @@ from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
 from steerlab.models.engine import Inputs, block_path, point_path
-from steerlab.models.interventions import Edit, SiteEdits, apply_edits, last_column
+from steerlab.models.interventions import Edit, ImageEdit, SiteEdits, apply_edits, last_column
 from steerlab.models.layout import Layout
-from steerlab.models.patches import ImageEdit
 from steerlab.models.sites import Site
 
 

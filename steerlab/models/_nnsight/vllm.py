@@ -140,7 +140,7 @@ class VllmEngine:
         """The answers, each proved to be of its own row, with what was written noted in the plan's own tallies."""
         answers = self.client.ask(rows)
         check_answers(answers, rows)
-        tell(plan, answers, most)
+        tell(plan, answers)
         return answers
 
     def _meet(self, inputs: Inputs, plan: SiteEdits) -> None:

@@ -148,11 +148,10 @@ def check_answers(answers: Sequence[Answer], rows: Sequence[Row]) -> None:
             )
 
 
-def tell(plan: SiteEdits, answers: Sequence[Answer], steps: int) -> None:
+def tell(plan: SiteEdits, answers: Sequence[Answer]) -> None:
     """Put what was written into the plan's own tallies, a row of each for every request."""
     for place, edit in enumerate(edit for edits in plan.values() for edit in edits):
         told = [{p: (n, ratio) for p, n, ratio in answer["stats"]}.get(place, (0, 0.0)) for answer in answers]
-        edit.stats.forwards = steps
         edit.stats.writes = torch.tensor([n for n, _ in told])
         edit.stats.ratio = torch.tensor([ratio for _, ratio in told])
 
