@@ -1,4 +1,4 @@
-"""Opening images: every mode becomes RGB, and what can't be an image is refused in words."""
+"""Opening images as RGB, whatever their mode; files that are no images are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from steerlab._support.errors import DataError
 
 @dataclass(frozen=True)
 class ZippedImage:
-    """An image's file out of a zip: kept as it is there, decoded whenever it is used and not longer.
+    """An image file inside a zip: kept encoded, and decoded whenever it is used.
 
     Attributes:
         name: the zip and the place in it, for messages.
@@ -38,21 +38,19 @@ MAX_PIXELS = 100_000_000  # about 300 MB as RGB
 
 
 def open_image(image: ImageInput) -> Image.Image:
-    """An image as RGB, turned as its camera says, with transparency over white.
+    """An image as RGB, rotated as its EXIF data say, with transparency over white.
 
     Example:
         >>> open_image("photo.jpg").mode
         'RGB'
 
     Args:
-        image: a file, one out of a zip, or an image already open; gray-scale (16 bits too), palette, RGBA and CMYK
-            are converted.
+        image: a file, one inside a zip, or an open image; grayscale (also of 16 bits), palette, RGBA and CMYK are
+            converted.
 
     Raises:
         DataError: no such file, not an image, broken, without pixels, of more than 100 million pixels, or of numbers
-            whose range nobody knows.
-
-    Source: own.
+            of unknown range.
     """
     with _in_words(image):
         if isinstance(image, Image.Image):
@@ -66,7 +64,7 @@ def open_image(image: ImageInput) -> Image.Image:
 
 @contextmanager
 def _in_words(image: ImageInput) -> Iterator[None]:
-    """Whatever goes wrong with an image, as a `DataError` that names it."""
+    """Turn any error about an image into a `DataError` that names it."""
     name = "the image" if isinstance(image, Image.Image) else f"the image {str(image)!r}"
     try:
         yield
@@ -81,7 +79,7 @@ def _in_words(image: ImageInput) -> Iterator[None]:
 
 
 def _decoded(image: Image.Image) -> Image.Image:
-    """The image with its pixels, refused before they are decoded where they would be too many."""
+    """The image with decoded pixels; too many are refused before they are decoded."""
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}: scale it down first")
     if image.width * image.height == 0:

@@ -152,5 +152,5 @@ class HooksEngine:
 
         if site.point == "block_in":
             return module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
-        # first of all hooks: Hugging Face collects the states that some projectors read by hooks of its own
+        # before all other hooks: Hugging Face collects the states that some projectors read by hooks as well
         return module.register_forward_hook(after, prepend=True)

@@ -110,18 +110,20 @@ def load(
         LayoutError: the decoder blocks were not found.
         RemoteError: no server at the address, a refused key, a model that it does not serve, other versions.
     """
-    far = find_backend(remote, engine, serve, tensor_parallel_size, retry_timeout, ship_packages, from_pretrained)
+    remote_backend = find_backend(
+        remote, engine, serve, tensor_parallel_size, retry_timeout, ship_packages, from_pretrained
+    )
     named = isinstance(name, str | os.PathLike)
-    if far is not None:
+    if remote_backend is not None:
         local = {"device": device, "device_map": device_map, "quantization_config": quantization_config}
         local |= {"processor": processor, "task": None if task == "text" else task}
-        check_given(far, local | {"backend": None if backend == "nnsight" else backend})
+        check_given(remote_backend, local | {"backend": None if backend == "nnsight" else backend})
         if not named:
             raise LoadError(f"a {type(name).__name__} object is in this process; give a server the name of a model")
     shared = {key: from_pretrained[key] for key in _SHARED if named and key in from_pretrained}
     source = _locate(os.fspath(name), revision, shared) if named else _Source("", _object_name(name))
     options = {**shared, **source.options}
-    if far is not None:
+    if remote_backend is not None:
         hf = skeleton(source.place, options, dtype)
     elif named:
         where = placement(device, dtype, device_map, quantization_config)
@@ -130,28 +132,28 @@ def load(
         hf = _check_object(name, device, dtype)
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = _read_tokenizer(os.fspath(tokenizer), shared)
-    if far is None:
+    if remote_backend is None:
         # a processor from another place does not share the revision of the model
         theirs = shared if isinstance(processor, str | os.PathLike) else options
         processor = find_processor(processor, getattr(hf, "config", None), task, source.place, theirs, tokenizer)
     tokenizer = _with_pad_token(processor.tokenizer if processor else _tokenizer(tokenizer, source, options))
     hf.eval().requires_grad_(False)
     layout = find_layout(hf, blocks)
-    commit = None if far is not None else getattr(getattr(hf, "config", None), "_commit_hash", None)
+    commit = None if remote_backend is not None else getattr(getattr(hf, "config", None), "_commit_hash", None)
     model = Model(
         hf,
         tokenizer,
         layout,
         id=source.id,
         revision=source.revision or commit or revision,
-        backend=backend if far is None else far.kind,
+        backend=backend if remote_backend is None else remote_backend.kind,
         chat=chat,
         processor=processor,
-        engine=far and far.engine(hf, tokenizer, layout, source.place, source.id, revision),
+        engine=remote_backend and remote_backend.engine(hf, tokenizer, layout, source.place, source.id, revision),
         prefix_caching=prefix_caching,
     )
-    if check and far is not None:
-        far.check(model)
+    if check and remote_backend is not None:
+        remote_backend.check(model)
     elif check:
         from steerlab.models.check import self_check
 

@@ -43,7 +43,7 @@ class Model:
         backend: "nnsight", or "hooks" for plain torch hooks; the name of `engine` where that is given.
         chat: whether prompts go through the chat template; None: if there is one.
         processor: the processor of an image-text model.
-        engine: an engine that runs the model elsewhere; `hf` then has no weights.
+        engine: an engine that runs the model in another process or on a server; `hf` then has no weights.
         prefix_caching: whether the common prefix of rows is run once. Without it every row is run whole, which takes
             longer and gives the same bits as a server.
 

@@ -220,7 +220,7 @@ def accepts_images(config: Any) -> bool:
 def find_processor(
     given: Any, config: Any, task: str | None, place: str, options: dict[str, Any], tokenizer: Any = None
 ) -> Any:
-    """The processor of a model, copied and with its own tokenizer, or None for text alone.
+    """The processor of a model, copied with its tokenizer, or None for text alone.
 
     Example:
         >>> find_processor(None, hf.config, None, "llava-hf/llava-1.5-7b-hf", {})

@@ -54,7 +54,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer that round-trips every string, with a BOS and a chat template.
 
     The tokenizer adds a BOS to plain text, and the chat template writes one: encoding a rendered chat with special
-    tokens gives two, as with real models. Padding has a token of its own and goes right.
+    tokens gives two, as with real models. Padding has a special token and goes right.
 
     Example:
         >>> tiny_tokenizer()("hello").input_ids[0] == tiny_tokenizer().bos_token_id

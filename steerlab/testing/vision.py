@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,7 +15,6 @@ from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 from steerlab.testing.text import randomize_vectors, seeded, text_config, tiny_tokenizer
 
-_hf: Any = transformers
 _SIDE = 24  # pixels of an image as the vision tower sees it
 _PATCH = 8
 _SQUARE = {"height": _SIDE, "width": _SIDE}
@@ -34,8 +32,10 @@ class _Family:
     Attributes:
         tokens: special tokens by the name that the configuration has for their ids; the first stands for one feature.
         placeholder: what the user's turn shows for an image.
-        processor: builds the processor around a tokenizer.
+        processor: names of the classes of processor and image processor, and of the video processor where there is one.
+        images: options of image and video processor.
         vision: configuration of the vision tower.
+        options: options of the processor.
         text_family: family of the language model; see `text_config`.
         text: more of its configuration.
         more: more of the whole configuration.
@@ -44,62 +44,31 @@ class _Family:
 
     tokens: dict[str, str]
     placeholder: str
-    processor: Callable[[Any], Any]
+    processor: tuple[str, ...]
+    images: dict[str, Any]
     vision: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
     text_family: str = "llama"
     text: dict[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
     more_tokens: tuple[str, ...] = ()
 
-
-def _llava(name: str, **images: Any) -> Callable[[Any], Any]:
-    sizes = {"patch_size": _PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    kind = "CLIPImageProcessor" if name == "Llava" else f"{name}ImageProcessor"
-
-    def build(tokenizer: Any) -> Any:
-        processor = getattr(_hf, kind)(size={"shortest_edge": _SIDE}, crop_size=_SQUARE, **images)
-        return getattr(_hf, f"{name}Processor")(processor, tokenizer, chat_template=tokenizer.chat_template, **sizes)
-
-    return build
-
-
-def _qwen(name: str) -> Callable[[Any], Any]:
-    sizes = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
-    size = {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}
-    return lambda tokenizer: getattr(_hf, f"{name}Processor")(
-        _hf.Qwen2VLImageProcessor(size=size, **sizes), tokenizer, _hf.Qwen2VLVideoProcessor(size=size, **sizes),
-        chat_template=tokenizer.chat_template,
-    )  # fmt: skip
-
-
-def _idefics(name: str, video: bool) -> Callable[[Any], Any]:
-    sizes = {"size": {"longest_edge": 2 * _SIDE}, "max_image_size": {"longest_edge": _SIDE}}
-
-    def build(tokenizer: Any) -> Any:
-        parts = [getattr(_hf, f"{name}ImageProcessor")(**sizes), tokenizer]
-        parts += [getattr(_hf, f"{name}VideoProcessor")(**sizes)] if video else []
-        return getattr(_hf, f"{name}Processor")(*parts, image_seq_len=9, chat_template=tokenizer.chat_template)
-
-    return build
-
-
-def _gemma3(tokenizer: Any) -> Any:
-    images = _hf.Gemma3ImageProcessor(size=_SQUARE)
-    return _hf.Gemma3Processor(images, tokenizer, tokenizer.chat_template, image_seq_length=9)
-
-
-def _paligemma(tokenizer: Any) -> Any:
-    images = _hf.SiglipImageProcessor(size=_SQUARE)
-    images.image_seq_length = 9
-    return _hf.PaliGemmaProcessor(images, tokenizer)
+    def build_processor(self, tokenizer: Any) -> Any:
+        """The processor around a tokenizer."""
+        processor, images, *videos = (getattr(transformers, kind) for kind in self.processor)
+        parts = [images(**self.images), tokenizer, *(video(**self.images) for video in videos)]
+        parts[0].image_seq_length = 9  # PaliGemma's processor reads it
+        return processor(*parts, chat_template=tokenizer.chat_template, **self.options)
 
 
 _LLAVA: dict[str, Any] = {
     "tokens": {"image_token_index": "<image>", "image_token_id": "<image>"},
     "placeholder": "<image>",
+    "options": {"patch_size": _PATCH, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
     "vision": {"model_type": "clip_vision_model", "projection_dim": 24, **_TOWER},
     "text": {"model_type": "llama"},
 }
+_CLIP = {"size": {"shortest_edge": _SIDE}, "crop_size": _SQUARE}
 _LLAVA_MORE = {"image_seq_length": 9, "vision_feature_layer": -2, "vision_feature_select_strategy": "default"}
 _QWEN: dict[str, Any] = {
     "tokens": {
@@ -107,6 +76,10 @@ _QWEN: dict[str, Any] = {
         "vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>",
     },
     "placeholder": "<|vision_start|><|image_pad|><|vision_end|>",
+    "images": {
+        "size": {"shortest_edge": 16 * 16, "longest_edge": 32 * 32}, "patch_size": 4, "merge_size": 2,
+        "temporal_patch_size": 2,
+    },
     "text_family": "qwen2",
     "text": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
 }  # fmt: skip
@@ -120,53 +93,48 @@ _IDEFICS: dict[str, Any] = {
         *(f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4)),
     ),
     "placeholder": "<image>",
+    "images": {"size": {"longest_edge": 2 * _SIDE}, "max_image_size": {"longest_edge": _SIDE}},
+    "options": {"image_seq_len": 9},
     "vision": {**_TOWER, "patch_size": 4},
     "text": {"model_type": "llama"},
     "more": {"scale_factor": 2, "pad_token_id": 0},
 }
 _SIGLIP = {"model_type": "siglip_vision_model", "vision_use_head": False, **_TOWER}
 _FAMILIES = {
-    "llava": _Family(**_LLAVA, processor=_llava("Llava"), more=_LLAVA_MORE),
-    "llava_next": _Family(
-        **_LLAVA,
-        processor=_llava("LlavaNext", image_grid_pinpoints=_PINPOINTS),
-        more=_LLAVA_MORE | {"image_grid_pinpoints": _PINPOINTS},
+    "llava": _Family(
+        **_LLAVA, processor=("LlavaProcessor", "CLIPImageProcessor"), images=_CLIP, more=_LLAVA_MORE
     ),
-    "qwen2_vl": _Family(**_QWEN, processor=_qwen("Qwen2VL"), vision={**_QWEN_TOWER, "embed_dim": 32, "mlp_ratio": 2}),
+    "llava_next": _Family(
+        **_LLAVA, processor=("LlavaNextProcessor", "LlavaNextImageProcessor"),
+        images=_CLIP | {"image_grid_pinpoints": _PINPOINTS}, more=_LLAVA_MORE | {"image_grid_pinpoints": _PINPOINTS},
+    ),
+    "qwen2_vl": _Family(
+        **_QWEN, processor=("Qwen2VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
+        vision={**_QWEN_TOWER, "embed_dim": 32, "mlp_ratio": 2},
+    ),
     "qwen2_5_vl": _Family(
-        **_QWEN,
-        processor=_qwen("Qwen2_5_VL"),
+        **_QWEN, processor=("Qwen2_5_VLProcessor", "Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
         vision={
-            **_QWEN_TOWER,
-            "intermediate_size": 48,
-            "out_hidden_size": 32,
-            "window_size": 16,
+            **_QWEN_TOWER, "intermediate_size": 48, "out_hidden_size": 32, "window_size": 16,
             "fullatt_block_indexes": [1],
         },
     ),
-    "idefics3": _Family(**_IDEFICS, processor=_idefics("Idefics3", video=False)),
-    "smolvlm": _Family(**_IDEFICS, processor=_idefics("SmolVLM", video=True)),
+    "idefics3": _Family(**_IDEFICS, processor=("Idefics3Processor", "Idefics3ImageProcessor")),
+    "smolvlm": _Family(**_IDEFICS, processor=("SmolVLMProcessor", "SmolVLMImageProcessor", "SmolVLMVideoProcessor")),
     "gemma3": _Family(
         tokens={
-            "image_token_index": "<image_soft_token>",
-            "boi_token_index": "<start_of_image>",
+            "image_token_index": "<image_soft_token>", "boi_token_index": "<start_of_image>",
             "eoi_token_index": "<end_of_image>",
         },
-        placeholder="<start_of_image>",
-        processor=_gemma3,
-        vision={**_SIGLIP, "patch_size": 4},
-        text_family="gemma3",
-        # tied embeddings: see `text_config`
-        more={"mm_tokens_per_image": 9, "tie_word_embeddings": False},
+        placeholder="<start_of_image>", processor=("Gemma3Processor", "Gemma3ImageProcessor"),
+        images={"size": _SQUARE}, options={"image_seq_length": 9}, vision={**_SIGLIP, "patch_size": 4},
+        text_family="gemma3", more={"mm_tokens_per_image": 9, "tie_word_embeddings": False},  # tied: see `text_config`
     ),
     "paligemma": _Family(
-        tokens={"image_token_index": "<image>"},
-        placeholder="<image>",
-        processor=_paligemma,
-        vision={**_SIGLIP, "projection_dim": 32, "num_image_tokens": 9},
-        text_family="gemma",
-        text={"model_type": "gemma"},
-        more={"projection_dim": 32, "tie_word_embeddings": False},
+        tokens={"image_token_index": "<image>"}, placeholder="<image>",
+        processor=("PaliGemmaProcessor", "SiglipImageProcessor"), images={"size": _SQUARE},
+        vision={**_SIGLIP, "projection_dim": 32, "num_image_tokens": 9}, text_family="gemma",
+        text={"model_type": "gemma"}, more={"projection_dim": 32, "tie_word_embeddings": False},
     ),
 }  # fmt: skip
 VLM_FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
@@ -183,7 +151,7 @@ def tiny_processor(family: str = "llava") -> Any:
     """
     row = _find(family)
     try:
-        return row.processor(_tokenizer(family, row))
+        return row.build_processor(_tokenizer(family, row))
     except ImportError as error:
         raise LoadError(
             f"the {family} processor needs a package that is not here ({error}): pip install 'steerlab[vision]'"

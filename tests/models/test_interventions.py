@@ -81,7 +81,7 @@ def test_edits_are_summed_in_float32_and_cast_once() -> None:
 
 def test_edits_of_one_site_see_the_state_before_any_of_them() -> None:
     h = state(1, 3)
-    double = Edit(None, everywhere(1, 3), False, lambda own: own, torch.tensor([2]))
+    double = Edit(None, everywhere(1, 3), False, lambda h: h, torch.tensor([2]))
     out = apply_edits([Edit(torch.ones(1, HIDDEN), everywhere(1, 3), False), double], h, 3)
     assert torch.equal(out, h + (1.0 + h[:, 2:3]))
 
@@ -128,38 +128,38 @@ def test_vector_fn_reads_the_unsteered_last_prompt_state_once(copies: int, scope
     h = state(2, 4).repeat_interleave(copies, 0)
     calls: list[Tensor] = []
 
-    def double(own: Tensor) -> Tensor:
-        calls.append(own.clone())
-        return 2 * own
+    def double(h: Tensor) -> Tensor:
+        calls.append(h.clone())
+        return 2 * h
 
     last = torch.tensor([3, 1])
     edit = Edit(None, torch.full((2, 4), scope == "all"), True, double, last)
     other = Edit(torch.ones(2, HIDDEN), everywhere(2, 4), True)
-    own = h[torch.arange(2 * copies), last.repeat_interleave(copies)]
+    last_states = h[torch.arange(2 * copies), last.repeat_interleave(copies)]
     out = apply_edits([other, edit], h, 4)
-    assert torch.equal(out, h + (1 + 2 * own[:, None] * (scope == "all")))
+    assert torch.equal(out, h + (1 + 2 * last_states[:, None] * (scope == "all")))
     for step in (5, 6):
         new = state(2 * copies, 1, step)
-        assert torch.allclose(apply_edits([edit], new, step), new + 2 * own[:, None])
-    assert len(calls) == 1 and torch.equal(calls[0], own)
+        assert torch.allclose(apply_edits([edit], new, step), new + 2 * last_states[:, None])
+    assert len(calls) == 1 and torch.equal(calls[0], last_states)
 
 
 def test_vector_fn_for_the_prompt_alone_leaves_decoding_unchanged() -> None:
-    edit = Edit(None, everywhere(1, 2), False, lambda own: own, torch.tensor([1]))
+    edit = Edit(None, everywhere(1, 2), False, lambda h: h, torch.tensor([1]))
     h, new = state(1, 2), state(1, 1, 1)
     assert torch.equal(apply_edits([edit], h, 2), h + h[:, 1:])
     assert apply_edits([edit], new, 3) is new
 
 
 def test_vector_fn_without_a_prompt_is_refused() -> None:
-    edit = Edit(None, everywhere(1, 2), True, lambda own: own, torch.tensor([1]))
+    edit = Edit(None, everywhere(1, 2), True, lambda h: h, torch.tensor([1]))
     with pytest.raises(SteeringError, match="before any prompt"):
         apply_edits([edit], state(1, 1), 3)
 
 
 def test_check_edits_refuses_other_widths_and_nan() -> None:
     def edits(vectors: Tensor | None) -> dict[Site, list[Edit]]:
-        return {Site(3): [Edit(vectors, everywhere(1, 2), True, lambda own: own)]}
+        return {Site(3): [Edit(vectors, everywhere(1, 2), True, lambda h: h)]}
 
     check_edits(edits(torch.ones(1, HIDDEN)), HIDDEN)
     check_edits(edits(None), HIDDEN)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab._support.errors import LoadError
-from steerlab.testing import FAMILIES, SYSTEM, shared_lm, tiny_hf, tiny_lm, tiny_tokenizer
+from steerlab.testing import FAMILIES, shared_lm, tiny_hf, tiny_lm, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 USER = [{"role": "user", "content": "hello there"}]
@@ -31,31 +31,6 @@ def test_special_tokens_are_distinct_and_plain_text_gets_one_bos() -> None:
     assert ids.count(TOKENIZER.bos_token_id) == 1 and ids[0] == TOKENIZER.bos_token_id
     assert TOKENIZER.decode(ids, skip_special_tokens=True) == "hello"
     assert len(TOKENIZER(" the").input_ids) == 2, "merges are in use"
-
-
-def test_offsets_cover_the_text() -> None:
-    text = "the naïve “café” 🙂"
-    encoded = TOKENIZER(text, add_special_tokens=False, return_offsets_mapping=True)
-    covered = {i for start, end in encoded["offset_mapping"] for i in range(start, end)}
-    assert covered == set(range(len(text)))
-
-
-def test_template_writes_a_bos() -> None:
-    text = TOKENIZER.apply_chat_template(USER, tokenize=False, add_generation_prompt=True)
-    assert text.startswith(TOKENIZER.bos_token) and text.count(TOKENIZER.bos_token) == 1
-    assert TOKENIZER(text).input_ids.count(TOKENIZER.bos_token_id) == 2
-    once = TOKENIZER(text, add_special_tokens=False).input_ids
-    assert once.count(TOKENIZER.bos_token_id) == 1
-    rendered = TOKENIZER.apply_chat_template(USER, add_generation_prompt=True, return_dict=True)
-    assert rendered["input_ids"] == once
-
-
-def test_default_system_prompt_only_where_none_is_given() -> None:
-    text = TOKENIZER.apply_chat_template(USER, tokenize=False)
-    assert SYSTEM in text
-    own = [{"role": "system", "content": "Be brief."}, *USER]
-    text = TOKENIZER.apply_chat_template(own, tokenize=False)
-    assert SYSTEM not in text and text.count("system") == 1 and "Be brief." in text
 
 
 @pytest.mark.parametrize("family", FAMILIES)

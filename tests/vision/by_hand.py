@@ -61,7 +61,7 @@ def hooked(modules: Sequence[nn.Module], change: Callable[[int, Tensor], Tensor]
         def after(_: nn.Module, args: Any, out: Any) -> Any:
             return (change(number, out[0]), *out[1:]) if isinstance(out, tuple) else change(number, out)
 
-        return module.register_forward_hook(after, prepend=True)  # before Hugging Face's own, which collect states
+        return module.register_forward_hook(after, prepend=True)  # before those of Hugging Face, which collect states
 
     handles = [attach(number, module) for number, module in enumerate(modules)]
     try:

@@ -91,10 +91,10 @@ def test_image_keys_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     from steerlab.models import vision
 
     monkeypatch.setattr(vision, "_KEYS", 3)
-    asked = vision.Vision(vlm("llava").vision.processor, vlm("llava").hf.config)
+    processor = vision.Vision(vlm("llava").vision.processor, vlm("llava").hf.config)
     for seed in range(8):
-        asked.expand((noise(9, 9, seed),))
-    assert len(asked._keys) <= 3
+        processor.expand((noise(9, 9, seed),))
+    assert len(processor._keys) <= 3
 
 
 # --- files that are no images --------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_dropped_image_tokens_are_refused(family: str, monkeypatch: pytest.Monke
 
 @families
 def test_truncating_processor_is_refused(family: str) -> None:
-    """A real one, whose tokenizer was saved with truncation; where the cut comes later there is nothing to refuse."""
+    """Its tokenizer was saved with truncation; a cut after the prompt changes nothing."""
     processor = tiny_processor(family)
     processor.tokenizer.init_kwargs |= {"truncation": True, "max_length": 6}
     model = load(vlm(family).hf, processor=processor, backend="hooks", check=False)

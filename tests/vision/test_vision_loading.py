@@ -39,8 +39,8 @@ def test_saved_folder_loads_as_the_same_model(folder: Callable[[str], Path], fam
     assert load(folder(family), device="cpu", backend="hooks", check=False).vision is not None
     assert type(model.vision.processor) is type(original.vision.processor) and model.chat == original.chat
     assert model.id == family and model.info()["image_processor"].endswith("ImageProcessor")
-    ours, theirs = encoded(model, rows), encoded(original, rows)
-    assert ours.input_ids.tolist() == theirs.input_ids.tolist() and ours.rows == theirs.rows
+    found, expected = encoded(model, rows), encoded(original, rows)
+    assert found.input_ids.tolist() == expected.input_ids.tolist() and found.rows == expected.rows
     assert generate(model, rows, max_new_tokens=4).ids == generate(original, rows, max_new_tokens=4).ids
 
 
@@ -52,7 +52,7 @@ def test_object_with_a_processor_that_is_copied(folder: Callable[[str], Path]) -
         assert model.vision is not None and model.tokenizer is model.vision.processor.tokenizer
         assert generate(model, rows_of("llava"), max_new_tokens=2).ids
         assert model.tokenizer.pad_token is not None
-    assert processor.tokenizer.pad_token is None, "the caller's own is not changed"
+    assert processor.tokenizer.pad_token is None, "the caller's tokenizer is not changed"
     assert load(hf, tokenizer=tiny_tokenizer(), check=False).vision is None, "an object without its processor"
 
 
@@ -60,9 +60,9 @@ def test_template_of_the_processor_and_a_given_tokenizer_are_used(folder: Callab
     processor = tiny_processor("llava")
     processor.tokenizer.chat_template = "{{ 'no images here' }}"
     assert load(vlm("llava").hf, processor=processor).chat
-    own = copy.deepcopy(processor.tokenizer)
-    own.padding_side = "left"
-    assert load(folder("llava"), tokenizer=own, device="cpu", backend="hooks").tokenizer.padding_side == "left"
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.padding_side = "left"
+    assert load(folder("llava"), tokenizer=tokenizer, device="cpu", backend="hooks").tokenizer.padding_side == "left"
 
 
 def test_text_task_has_no_vision(folder: Callable[[str], Path]) -> None:
