@@ -139,8 +139,8 @@ class Edit:
             stop: the column after its last.
         """
         one = slice(number, number + 1)
-        function = None
-        if self._computed_in_forward:  # with a read_site the vectors are known by now
+        function: VectorFn | None = None
+        if self.vector_fn is not None and self.read_site is None:  # with a read_site the vectors are known by now
             function = partial(_of_one, function=self.vector_fn, number=number, rows=len(self.prompt))
         return Edit(
             None if self.vectors is None else self.vectors[one],

@@ -139,17 +139,21 @@ def load(
     tokenizer = _with_pad_token(processor.tokenizer if processor else _tokenizer(tokenizer, source, options))
     hf.eval().requires_grad_(False)
     layout = find_layout(hf, blocks)
-    commit = None if remote_backend is not None else getattr(getattr(hf, "config", None), "_commit_hash", None)
+    if remote_backend is not None:
+        commit, backend = None, remote_backend.kind
+        remote_engine = remote_backend.engine(hf, tokenizer, layout, source.place, source.id, revision)
+    else:
+        commit, remote_engine = getattr(getattr(hf, "config", None), "_commit_hash", None), None
     model = Model(
         hf,
         tokenizer,
         layout,
         id=source.id,
         revision=source.revision or commit or revision,
-        backend=backend if remote_backend is None else remote_backend.kind,
+        backend=backend,
         chat=chat,
         processor=processor,
-        engine=remote_backend and remote_backend.engine(hf, tokenizer, layout, source.place, source.id, revision),
+        engine=remote_engine,
         prefix_caching=prefix_caching,
     )
     if check and remote_backend is not None:

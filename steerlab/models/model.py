@@ -187,8 +187,8 @@ class Model:
             options: `answer`, `other_answer`, `end_turn`, `system` and `example_id` of
                 `steerlab.models.encoding.encode`.
         """
-        known = {"chat": self.chat, "limit": self.context_length, "vision": self.vision}
-        return encode(self.tokenizer, prompt, images=images, **options, **known)
+        options |= {"chat": self.chat, "limit": self.context_length, "vision": self.vision}
+        return encode(self.tokenizer, prompt, images=images, **options)
 
     def batch(self, rows: Sequence[EncodedPrompt], side: PaddingSide = "left") -> Batch:
         """Rows padded to one width."""

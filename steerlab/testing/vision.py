@@ -180,7 +180,8 @@ def tiny_vlm_hf(family: str = "llava", *, seed: int = 0, n_layers: int = 3, **te
     if family == "gemma3":  # full attention in the last block: in a window alone the last token would see no image
         settings["layer_types"] = [("full_attention", "sliding_attention")[i % 2] for i in range(n_layers)]
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in row.tokens.items()}
-    config = CONFIG_MAPPING[family](vision_config=dict(row.vision), text_config=settings, **row.more, **ids)
+    config_class: Any = CONFIG_MAPPING[family]
+    config = config_class(vision_config=dict(row.vision), text_config=settings, **row.more, **ids)
     with seeded(seed), torch.no_grad():
         hf = AutoModelForImageTextToText.from_config(config, attn_implementation="eager", dtype=torch.float32)
         for parameter in hf.parameters():
@@ -234,6 +235,6 @@ def _tokenizer(family: str, row: _Family) -> Any:
     template = tokenizer.chat_template.replace("IMAGE", row.placeholder)
     tokenizer.chat_template = None if family == "paligemma" else template
     if family == "gemma3":  # its processor takes the names of the tokens from the tokenizer
-        names = dict(zip(("image_token", "boi_token", "eoi_token"), tokens, strict=True))
+        names: dict[str, Any] = dict(zip(("image_token", "boi_token", "eoi_token"), tokens, strict=True))
         tokenizer._set_model_specific_special_tokens(names)
     return tokenizer
