@@ -223,7 +223,7 @@ def gate_facts(methods: Mapping[str, Request | None], tested: Any, sets: Sets) -
     read = alpha.detector(alpha.site).required_activations[0]
     for part, examples in sets.test.items():
         context = Context(tuple(e.id for e in examples), tested)
-        found[f"gate.alphasteer.{part}"] = round(float(alpha.gate(alpha.site, context.read(read)).mean()), 4)
+        found[f"gate.alphasteer.{part}"] = round(float(alpha.gate(alpha.site, context.get_states(read)).mean()), 4)
         found[f"gate.probe.{part}"] = round(float(gated.gate(context).mean()), 4)
     for name, values in (("ratio", alpha.ratio_), ("leakage", alpha.leakage_)):
         found[f"alphasteer.{name}"] = [None if value is None else round(value, 4) for value in values]

@@ -1,6 +1,5 @@
 """What we learn: one module per method, all of them a `Steerer` or a `Detector`."""
 
-from steerlab.methods._codec import savable
 from steerlab.methods.adasteer.published import PUBLISHED_ADASTEER, adasteer_from_published
 from steerlab.methods.adasteer.schedules import Logistic, Ramp, fit_schedule
 from steerlab.methods.adasteer.steerer import AdaSteer
@@ -12,7 +11,7 @@ from steerlab.methods.condition import ConditionVector
 from steerlab.methods.confst import CONFST
 from steerlab.methods.gated import Gated
 from steerlab.methods.l2s.config import L2S_PAPER, L2S_RELEASED_POPE, L2S_RELEASED_SAFETY, TrainingConfig
-from steerlab.methods.l2s.net import SteeringNet, load_published
+from steerlab.methods.l2s.net import SteeringNet, load_published_net
 from steerlab.methods.l2s.steerer import L2S
 from steerlab.methods.l2s.train import train_net
 from steerlab.methods.mean import MeanDifference
@@ -20,7 +19,7 @@ from steerlab.methods.p2s import P2S
 from steerlab.methods.probe import LinearProbe
 from steerlab.methods.prompt import SAFETY_INSTRUCTION, Prompt
 from steerlab.methods.random import RandomDirection
-from steerlab.methods.serialization import load_detector, load_steerer, save
+from steerlab.methods.serialization import load_detector, load_steerer, savable, save
 from steerlab.methods.tasktracker.detector import TaskTracker
 from steerlab.methods.tasktracker.triplet import TripletProbe
 
@@ -57,7 +56,7 @@ __all__ = [
     "adasteer_from_published",
     "fit_schedule",
     "load_detector",
-    "load_published",
+    "load_published_net",
     "load_steerer",
     "provenance",
     "published_directions",

@@ -1,10 +1,9 @@
-"""The one interface behind which every method lives.
+"""The interface of every method: what it requires of an input, how it is fitted, what it adds to the model.
 
-A `Steerer` names what it wants to read (`required_activations`), learns from `Activations` (`fit`) and, for a batch of
-inputs, answers with `Intervention`s: at which site to add which vector to which row, how strongly the row is gated,
-or, for methods whose vector depends on the state being edited, a function of that state. That covers static,
-per-input, gated, multi-layer, in-flight and detector-driven methods, so `capture`, `steer` and every study
-need no `if method == ...`.
+A `Steerer` names the activations that it requires of an unsteered input (`required_activations`), is fitted to
+`Activations` (`fit`) and returns `Intervention`s for a batch of inputs: a site, one vector per row, and optionally a
+gate per row or a function that computes the vectors from a state of the running model. `capture`, `generate`,
+`score`, `sweep` and `save` work with this interface alone, so a new method needs no change in any of them.
 """
 
 from __future__ import annotations
@@ -24,29 +23,31 @@ from steerlab.capture.activations import Activations
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 
+VectorFn = Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]]
+
 
 @dataclass(frozen=True)
 class RequiredActivation:
-    """One thing a method wants captured of each input before it can answer.
+    """A state of the unsteered input that a method requires.
 
     Attributes:
-        site: where.
+        site: where in the model.
         position: at which token, by name or number.
-        capture: "prompt" for the plain prompt, or the name of one of the example's own `extra_prompts`.
+        side: of which prompt: "prompt" for the input itself, or a name in the example's `extra_prompts`.
     """
 
     site: Site
     position: str | int = "last"
-    capture: str = "prompt"
+    side: str = "prompt"
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a steerer may look at when it is asked for vectors: who the inputs are, and their own activations.
+    """The inputs of a batch and their captured activations: all that a method computes its vectors from.
 
     Attributes:
-        example_ids: the inputs' ids, one per row of the batch.
-        activations: rows captured for the steerer's `required_activations`, or None if it reads nothing.
+        example_ids: one per row of the batch.
+        activations: what was captured for `required_activations`; None if nothing is required.
     """
 
     example_ids: tuple[str, ...]
@@ -54,48 +55,45 @@ class Context:
 
     @classmethod
     def of(cls, acts: Activations) -> Context:
-        """The context of everything that was captured, each input once: to ask a method without a model."""
+        """The context of all captured inputs, each once; use it to call a method without a model."""
         return cls(tuple(dict.fromkeys(acts.index["example_id"])), acts)
 
-    def read(self, read: RequiredActivation) -> Float[Tensor, "batch hidden"]:
-        """The activations of one `RequiredActivation`, in the order of `example_ids`.
+    def get_states(self, required: RequiredActivation) -> Float[Tensor, "batch hidden"]:
+        """The states of one `RequiredActivation`, in the order of `example_ids`.
 
         Raises:
             ActivationError: they were not captured.
         """
         if self.activations is None:
-            raise ActivationError(f"this method reads site {read.site} at {read.position!r}; nothing was captured")
-        if read.capture not in set(self.activations.index["side"]):
+            raise ActivationError(f"this method requires activations at site {required.site}; none were captured")
+        if required.side not in set(self.activations.index["side"]):
             raise ActivationError(
-                f"this method compares captures, and {read.capture!r} was not captured: give each input "
-                f"Example(captures={{{read.capture!r}: ...}}), the text to be read under that name"
+                f"this method requires activations of the prompt {required.side!r}, which was not captured: give "
+                f"each input Example(extra_prompts={{{required.side!r}: ...}})"
             )
-        ids, values = self.activations.by_example(read.site, side=read.capture, position=str(read.position))
+        ids, states = self.activations.by_example(required.site, side=required.side, position=str(required.position))
         row = {example_id: i for i, example_id in enumerate(ids)}
-        missing = [s for s in self.example_ids if s not in row]
+        missing = [example_id for example_id in self.example_ids if example_id not in row]
         if missing:
             raise ActivationError(f"no activations were captured for the inputs {missing[:3]}")
-        return values[[row[example_id] for example_id in self.example_ids]]
-
-
-VectorFn = Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]]
+        return states[[row[example_id] for example_id in self.example_ids]]
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """What to add at one site: `alpha * gate * vectors`, row by row.
+    """An addition to the states at one site: `alpha * gate * vectors`, row by row.
 
     Attributes:
-        site: where.
+        site: where in the model.
         vectors: `(batch, hidden)` float32, one per input.
-        gate: `(batch,)`, usually in [0, 1], or None for 1.
-        vector_fn: instead of `vectors`: a function from the state at the last prompt position of this very
-            site (before any shift there) to `(batch, hidden)`; it is frozen during decoding (AlphaSteer). It may be
-            sent to a server: a plain function, with tensors and modules bound to it.
-        positions: where this very shift is written, whatever was asked for (a span's k-th vector belongs to its k-th
-            token); rows in which these tokens do not exist are left alone. None: where the request says.
-        read_site: `vector_fn` takes the state at this site of the unsteered prompt instead
-            (`Steerer.remote_interventions`).
+        gate: `(batch,)`, usually in [0, 1]; None means 1.
+        vector_fn: computes the vectors, `(batch, hidden)`, while the model runs, instead of `vectors`. Its input is the
+            state at this site and the last prompt position, before any addition there; its result is used for all
+            tokens, generated ones too. A remote model receives the function by pickle, so it must be a plain function
+            with its tensors and modules bound to it (`functools.partial`).
+        positions: where this intervention is applied, whatever the request says: the k-th vector of a span belongs to
+            its k-th token. Rows without these tokens are not changed. None: the positions of the request.
+        read_site: `vector_fn` takes the state at this site of the unsteered prompt (`Steerer.remote_interventions`).
     """
 
     site: Site
@@ -105,89 +103,90 @@ class Intervention:
     positions: Positions | None = None
     read_site: Site | None = None
 
-    def where(self, asked: Positions) -> Positions:
-        """Where to write, when `asked` is what the request says."""
-        return asked if self.positions is None else self.positions
+    def positions_or(self, default: Positions) -> Positions:
+        """The positions of this intervention, or `default` if it names none."""
+        return default if self.positions is None else self.positions
 
-    def gated(self, gate: Float[Tensor, " batch"]) -> Intervention:
-        """The same, each row multiplied by one more gate."""
+    def with_gate(self, gate: Float[Tensor, " batch"]) -> Intervention:
+        """The same intervention with each row multiplied by one more gate."""
         return replace(self, gate=gate if self.gate is None else self.gate * gate.to(self.gate.device))
 
 
 class FittedMixin:
-    """What `steerlab.methods.serialization` needs to store a fitted object; the defaults suit most methods.
+    """The fitted state of a steerer or detector, as `save` stores it; the defaults suit most methods.
 
     Attributes:
-        info_: where the object was learned (`provenance`): model id and revision, template hash, hidden size.
+        info_: the model and template it was fitted on (`provenance`).
     """
 
     info_: dict[str, Any]
 
+    @property
+    def name(self) -> str:
+        """Its name in tables and figures."""
+        return type(self).__name__.lower()
+
     def state_dict(self) -> dict[str, Any]:
-        """What was learned, by name: tensors and plain values. By default every attribute that ends in `_`."""
-        return {k: v for k, v in vars(self).items() if k.endswith("_") and k[0] != "_" and k != "info_"}
+        """The fitted values by name: every attribute that ends in `_`, except `info_` and `history_`."""
+        omitted = ("info_", "history_")
+        return {k: v for k, v in vars(self).items() if k.endswith("_") and k[0] != "_" and k not in omitted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave; lists come back as tuples."""
+        """Set the values that `state_dict` returned; lists have become tuples."""
         for key, value in state.items():
             setattr(self, key, value)
 
 
 class Steerer(FittedMixin, ABC):
-    """Something that can be fitted to activations and then answers with one vector per input.
+    """A method that is fitted to activations and returns vectors to add to the model's states.
 
-    Constructors only store their arguments; `fit` returns `self`, annotated with the class's own name (the
-    checker of our tests can't read `Self` on a method); what was learned ends in `_`.
-    A steerer with one site implements `vectors`; one with several overrides `interventions`.
+    Constructors only store their arguments. `fit` returns `self`, annotated with the name of the class (the type
+    checker of the tests can't read `Self` on a method). Fitted attributes end in `_`.
+    A method with one site implements `vectors`; a method with several sites overrides `interventions`.
     """
 
     #: where the vector is added
     site: Site
-    #: where vectors are added, in a method with several sites, which overrides `interventions`
+    #: where vectors are added, in a method with several sites
     sites: tuple[Site, ...]
-    #: whether it must be fitted to the very inputs it steers
+    #: whether it must be fitted to the same inputs that it steers
     oracle: bool = False
-    #: where it is written when no positions are given
+    #: which tokens are steered if a request gives no positions
     default_positions: Positions = "all"
 
     @property
-    def name(self) -> str:
-        """What tables and figures call this method."""
-        return type(self).__name__.lower()
-
-    @property
     def required_activations(self) -> tuple[RequiredActivation, ...]:
-        """What must be captured of each input before `vectors` can answer; () for static methods."""
+        """What must be captured of each input before `vectors` is called; () for static methods."""
         return ()
 
     @abstractmethod
     def fit(self, acts: Activations) -> Steerer:
-        """Learn from activations; returns self."""
+        """Fit to activations; returns self."""
 
     @abstractmethod
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
         """One vector per input, `(batch, hidden)` float32, in units of the residual stream."""
 
     def interventions(self, context: Context) -> tuple[Intervention, ...]:
-        """Everything this method adds for a batch of inputs."""
+        """All additions of this method for a batch of inputs."""
         return (Intervention(self.site, self.vectors(context)),)
 
     def remote_interventions(self) -> tuple[Intervention, ...] | None:
-        """What `interventions` would give, computed where the model runs from one state each; None if unsupported.
+        """Interventions computed on the server from one hidden state each; None if unsupported.
 
-        On a server this saves the way there and back: nothing is captured beforehand.
+        A remote model then needs no request to capture activations first.
         """
         return None
 
     def transform_prompt(self, prompt: str) -> str:
-        """The user text this method wants asked instead of `prompt`; only instruction baselines change it."""
+        """The user text to send to the model instead of `prompt`; only instruction baselines change it."""
         return prompt
 
-    def at(self, layer: int | Site) -> Steerer:
-        """A steerer with the same settings for another layer, not fitted.
+    def with_layer(self, layer: int | Site) -> Steerer:
+        """An unfitted copy with the same settings for another layer.
 
         Raises:
-            SteeringError: this method takes no layer.
+            SteeringError: the method has no argument `layer`.
         """
         names = inspect.signature(type(self)).parameters
         if "layer" not in names:
@@ -196,18 +195,13 @@ class Steerer(FittedMixin, ABC):
 
 
 class Detector(FittedMixin, ABC):
-    """Something that scores inputs from their activations; any detector can gate any steerer (`Gated`).
+    """A method that scores inputs from their activations. Any detector can gate any steerer (`Gated`).
 
     Attributes:
-        threshold_: an input is detected when its score is above it; `calibrate` sets it.
+        threshold_: an input is detected if its score is above it; set by `calibrate`.
     """
 
     threshold_: float
-
-    @property
-    def name(self) -> str:
-        """What tables and figures call this detector."""
-        return type(self).__name__.lower()
 
     @property
     @abstractmethod
@@ -216,26 +210,24 @@ class Detector(FittedMixin, ABC):
 
     @abstractmethod
     def fit(self, acts: Activations) -> Detector:
-        """Learn from activations; returns self."""
+        """Fit to activations; returns self."""
 
     @abstractmethod
     def score(self, context: Context) -> Float[Tensor, " batch"]:
-        """One score per input; higher means more of the thing detected."""
+        """One score per input; inputs of the positive class score higher."""
 
     def calibrate(self, clean: Activations | Context, *, fpr: float = 0.01) -> Detector:
-        """Set `threshold_` so that at most a share `fpr` of inputs without the thing is detected; returns self.
+        """Set `threshold_` for a false-positive rate of at most `fpr`; returns self.
 
         Example:
             >>> probe.calibrate(acts.select(behavior="answer"), fpr=0.05).threshold_
 
         Args:
-            clean: inputs that do not have the thing, preferably none that the detector was fitted on.
-            fpr: the share of false alarms that is allowed, 0 <= fpr < 1.
+            clean: inputs of the negative class, preferably inputs that the detector was not fitted on.
+            fpr: the largest share of them that may be detected, 0 <= fpr < 1.
 
         Raises:
-            DataError: no such share, or too few inputs for it: n inputs can't tell shares below 1 / n apart.
-
-        Source: own.
+            DataError: `fpr` is out of range, or n inputs are too few for it (0 < fpr < 1 / n).
         """
         context = clean if isinstance(clean, Context) else Context.of(clean)
         self.threshold_ = threshold_at(self.score(context), fpr)
@@ -255,14 +247,14 @@ class Detector(FittedMixin, ABC):
 
 
 class StateDetector(Detector):
-    """A detector that looks at one state of the plain prompt; its constructor stores `layer` and `position`."""
+    """A detector that reads one state of the plain prompt; its constructor stores `layer` and `position`."""
 
     layer: int | Site
     position: str | int
 
     @property
     def site(self) -> Site:
-        """Where it is read."""
+        """Where the state is read."""
         return Site.of(self.layer)
 
     @property
@@ -272,16 +264,14 @@ class StateDetector(Detector):
 
 
 def threshold_at(clean: Float[Tensor, " n"], fpr: float) -> float:
-    """The lowest threshold above which at most a share `fpr` of the clean scores lies.
+    """The lowest threshold with at most a share `fpr` of the clean scores above it.
 
     Example:
         >>> threshold_at(torch.tensor([0.1, 0.2, 0.3, 0.9]), 0.25)     # one of four may lie above
         0.3
 
     Raises:
-        DataError: `fpr` is no share below 1, there are no scores, or too few to tell such a share from none.
-
-    Source: own.
+        DataError: `fpr` is not in [0, 1), there are no scores, or too few for a rate above 0.
     """
     if not 0 <= fpr < 1:
         raise DataError(f"fpr={fpr}: give the share of false alarms that is allowed, from 0 to below 1")
@@ -294,33 +284,33 @@ def threshold_at(clean: Float[Tensor, " n"], fpr: float) -> float:
     return float(clean.double().sort(descending=True).values[allowed])
 
 
-def check_fitted(steerer: object, attribute: str) -> None:
-    """Refuse a steerer that has not been fitted."""
-    if not hasattr(steerer, attribute):
-        name = type(steerer).__name__
+def check_fitted(method: object, attribute: str) -> None:
+    """Raise ActivationError if `attribute` is missing, that is, before `fit`."""
+    if not hasattr(method, attribute):
+        name = type(method).__name__
         raise ActivationError(f"this {name} is not fitted yet: call {name}.fit(activations) first")
 
 
 def steering_sites(steerer: Steerer) -> tuple[Site, ...]:
-    """Everywhere a steerer may write; () for instruction baselines."""
+    """All sites at which a steerer may add vectors; () for instruction baselines."""
     return tuple(getattr(steerer, "sites", ())) or ((steerer.site,) if hasattr(steerer, "site") else ())
 
 
-def check_width(h: Tensor, width: int, name: str) -> Float[Tensor, "batch hidden"]:
-    """States as float32, refused where they are not as wide as what `name` was learned from.
+def check_width(states: Tensor, width: int, name: str) -> Float[Tensor, "batch hidden"]:
+    """The states as float32, checked for the width that `name` was fitted on.
 
     Raises:
-        MismatchError: names both widths.
+        MismatchError: another width.
     """
-    if h.shape[-1] != width:
+    if states.shape[-1] != width:
         raise MismatchError(
-            f"the states have width {h.shape[-1]}, {name} takes {width}: read them from the model it was learned on"
+            f"the states have width {states.shape[-1]}, {name} takes {width}: use the model that it was fitted on"
         )
-    return h.float()
+    return states.float()
 
 
 def provenance(acts: Activations) -> dict[str, Any]:
-    """Where something was learned, for `info_`: what `capture` noted, and the hidden size."""
+    """What a fitted method stores as `info_`: the info of the capture, and the hidden size."""
     return {**acts.info, "hidden_size": acts.hidden_size}
 
 

@@ -1,4 +1,4 @@
-"""Rows of two or more classes, for methods that are fitted to what different inputs leave behind."""
+"""Classes and contrasts of captured activations, with the checks that every fit needs."""
 
 from __future__ import annotations
 
@@ -8,83 +8,132 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import ActivationError, DataError
+from steerlab._support.errors import DataError
 from steerlab.capture.activations import Activations
 from steerlab.methods.base import RequiredActivation
-from steerlab.methods.p2s import names
+from steerlab.models.sites import Site
+
+ClassRows = tuple[list[str], Float[Tensor, "_ hidden"]]  # the two classes of a pair differ in size
+
+
+def as_names(value: Sequence[str] | None) -> tuple[str, ...]:
+    """One or several names as a tuple; a lone string is one name."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def contrast_table(
+    acts: Activations, site: Site, position: str | None = None, zero_behaviors: Sequence[str] | None = ()
+) -> tuple[list[str], Float[Tensor, "example hidden"]]:
+    """The contrast vectors of all examples, by sorted id, so that the order of rows can't change a fit.
+
+    Examples of a behavior in `zero_behaviors` get the zero vector, with or without a contrast. Other examples without
+    a contrast are left out.
+
+    Returns:
+        The ids and `(example, hidden)` float32, in units of the residual stream.
+
+    Raises:
+        DataError: a behavior in `zero_behaviors` that no example has, or one side of a contrast is missing.
+        ActivationError: there is no contrast at all.
+    """
+    zeroed = as_names(zero_behaviors)
+    behaviors = dict(zip(acts.index["example_id"], acts.index["behavior"], strict=True))
+    known = sorted(set(map(str, behaviors.values())))
+    unknown = [name for name in zeroed if name not in known]
+    if unknown:
+        raise DataError(
+            f"zero_behaviors names {unknown}, but the behaviors are {known}. Correct it, or capture with a context: "
+            "context=None leaves out rows without a contrast"
+        )
+    table = {example_id: torch.zeros(acts.hidden_size) for example_id, name in behaviors.items() if name in zeroed}
+    if not table or acts.index["side"].isin(["positive", "negative"]).any():
+        ids, contrasts = acts.contrast(site, position)
+        table = dict(zip(ids, contrasts.to(torch.float32), strict=True)) | table
+    order = sorted(table)
+    return order, torch.stack([table[example_id] for example_id in order])
+
+
+def check_contrasts_nonzero(contrasts: Float[Tensor, "example hidden"], site: Site) -> None:
+    """Refuse contrasts that are all exactly zero.
+
+    Raises:
+        DataError: both sides are the same in every contrast.
+    """
+    if len(contrasts) and not bool(contrasts.any()):
+        raise DataError(
+            f"both sides have the same state in all {len(contrasts)} contrasts at site {site}. Most likely they were "
+            "captured before the two answers differ (in the prompt, or in words that both answers begin with): capture "
+            "them at positions='answer', or at a later token"
+        )
 
 
 def select_class(
     acts: Activations,
-    read: RequiredActivation,
-    wanted: Sequence[str] | None,
+    required: RequiredActivation,
+    labels: Sequence[str] | None,
     *,
     label: str = "behavior",
-    least: int = 2,
-) -> tuple[list[str], Float[Tensor, "row hidden"]]:
+    min_size: int = 2,
+) -> ClassRows:
     """The states of the inputs with one of some labels, by sorted id, so that the order of rows can't change a fit.
 
     Example:
         >>> ids, benign = select_class(acts, RequiredActivation(Site(16)), ("answer",))
 
     Args:
-        acts: what was captured; rows of `read.capture` at `read.position` are taken.
-        read: where the inputs are compared.
-        wanted: labels of the class; None: every input that has one.
-        label: the column of the index that holds the labels.
-        least: how many inputs the class must have.
+        acts: captured activations.
+        required: which state of each input.
+        labels: labels of the class; None: every input that has a label.
+        label: the index column of the labels.
+        min_size: how many inputs the class must have.
 
     Returns:
         The ids and `(row, hidden)` float32.
 
     Raises:
-        DataError: fewer than `least` inputs. ActivationError: no such rows, site or column.
-
-    Source: own.
+        DataError: fewer than `min_size` inputs. ActivationError: no such rows, site or column.
     """
-    if label not in acts.index:
-        raise ActivationError(f"no label {label!r}; the labels are {list(acts.index.columns)}")
-    ids, values = acts.by_example(read.site, side=read.capture, position=str(read.position))
-    labels = acts.labels(ids, label)
-    chosen = sorted(
-        (name, i)
-        for i, (name, value) in enumerate(zip(ids, labels, strict=True))
-        if value in names(wanted) or (wanted is None and value)
+    ids, states = acts.by_example(required.site, side=required.side, position=str(required.position))
+    found, allowed = acts.labels(ids, label), as_names(labels)
+    members = sorted(
+        (example_id, row)
+        for row, (example_id, value) in enumerate(zip(ids, found, strict=True))
+        if value in allowed or (labels is None and value)
     )
-    if len(chosen) < least:
-        told = "any label" if wanted is None else f"{label} in {list(names(wanted))}"
-        have = {value: labels.count(value) for value in sorted(set(labels))}
-        raise DataError(f"{len(chosen)} inputs have {told}, at least {least} are needed; there are {have}")
-    return [name for name, _ in chosen], values[[i for _, i in chosen]].float()
-
-
-Rows = tuple[list[str], Float[Tensor, "_ hidden"]]  # two classes need not be of one size
+    if len(members) < min_size:
+        described = "any label" if labels is None else f"{label} in {list(allowed)}"
+        counts = {value: found.count(value) for value in sorted(set(found))}
+        raise DataError(f"{len(members)} inputs have {described}, at least {min_size} are needed; there are {counts}")
+    return [example_id for example_id, _ in members], states[[row for _, row in members]].float()
 
 
 def select_two_classes(
-    acts: Activations, read: RequiredActivation, positive: Sequence[str], negative: Sequence[str] | None, label: str
-) -> tuple[Rows, Rows]:
-    """Ids and states of two classes; without `negative`, of the inputs with a label of `positive` and of all others.
+    acts: Activations,
+    required: RequiredActivation,
+    positive: Sequence[str],
+    negative: Sequence[str] | None,
+    label: str,
+) -> tuple[ClassRows, ClassRows]:
+    """Ids and states of the inputs labeled `positive` and of those labeled `negative` (None: of all other inputs).
 
     Example:
-        >>> need = RequiredActivation(Site(16))
-        >>> (ids, harmful), (others, rest) = select_two_classes(acts, need, ["refuse"], None, "behavior")
+        >>> (ids, harmful), (others, rest) = select_two_classes(
+        ...     acts, RequiredActivation(Site(16)), ["refuse"], None, "behavior"
+        ... )
 
     Raises:
         DataError: fewer than two inputs in a class, or an input in both.
-
-    Source: own.
     """
-    yes, no = select_class(acts, read, positive, label=label), select_class(acts, read, negative, label=label)
+    yes, no = (select_class(acts, required, labels, label=label) for labels in (positive, negative))
     if negative is not None:
         _check_ids("positive", yes[0], "negative", no[0])
         return yes, no
-    mine = set(yes[0])
-    keep = [i for i, name in enumerate(no[0]) if name not in mine]
+    positive_ids = set(yes[0])
+    keep = [i for i, example_id in enumerate(no[0]) if example_id not in positive_ids]
     if len(keep) < 2:
-        raise DataError(
-            f"{len(keep)} inputs have another {label} than {list(positive)}, at least 2 are needed to tell them from"
-        )
+        raise DataError(f"{len(keep)} inputs have another {label} than {list(positive)}, at least 2 are needed")
     return yes, ([no[0][i] for i in keep], no[1][keep])
 
 
@@ -92,47 +141,41 @@ def check_disjoint(
     one: str, ids: Sequence[str], states: Float[Tensor, "n hidden"],
     other: str, other_ids: Sequence[str], other_states: Float[Tensor, "m hidden"],
 ) -> None:  # fmt: skip
-    """Refuse two classes that share inputs: by id, or by states that are equal to the last bit.
+    """Refuse two classes that share inputs: by id, or by states that are equal bit for bit.
 
     Example:
         >>> check_disjoint("benign", ids, states, "harmful", other_ids, other_states)
 
     Args:
-        one, other: what the classes are called in messages.
+        one, other: names of the classes, for messages.
         ids, other_ids: of the inputs.
-        states, other_states: theirs, row by row.
+        states, other_states: one row per input.
 
     Raises:
         DataError: an input is in both; says how many and which.
-
-    Source: own.
     """
     _check_ids(one, ids, other, other_ids)
-    known = {row.numpy().tobytes(): name for name, row in zip(ids, states.contiguous(), strict=True)}
+    known = {row.numpy().tobytes(): example_id for example_id, row in zip(ids, states.contiguous(), strict=True)}
     same = [
-        (known[key], name)
-        for name, row in zip(other_ids, other_states.contiguous(), strict=True)
+        (known[key], example_id)
+        for example_id, row in zip(other_ids, other_states.contiguous(), strict=True)
         if (key := row.numpy().tobytes()) in known
     ]
     if same:
         raise DataError(
-            f"{len(same)} {other} inputs have the very state of a {one} one, first {same[0][1]!r} that of "
-            f"{same[0][0]!r}: the two sets overlap (the same prompt under two ids?), or the states are read at a token "
-            "that does not depend on the prompt. Remove the doubles, or read elsewhere."
+            f"{len(same)} {other} inputs have the same state as a {one} one, first {same[0][1]!r} and {same[0][0]!r}. "
+            "Remove duplicate prompts; or, if the token does not depend on the prompt, choose another token or layer."
         )
 
 
 def _check_ids(one: str, ids: Sequence[str], other: str, other_ids: Sequence[str]) -> None:
     shared = sorted(set(ids) & set(other_ids))
     if shared:
-        raise DataError(
-            f"{len(shared)} inputs are both {one} and {other}, first {shared[:3]}: nothing can be learned from them. "
-            "Label each input once."
-        )
+        raise DataError(f"{len(shared)} inputs are both {one} and {other}, first {shared[:3]}: label each input once")
 
 
 def check_not_constant(states: Float[Tensor, "n hidden"], name: str) -> None:
-    """Refuse a class whose states are all the same: it has no more to tell than one input.
+    """Refuse a class whose states are all the same.
 
     Raises:
         DataError: every row is equal to the first.

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from steerlab._support.errors import DataError, SteeringError
 from steerlab.capture.activations import Activations
-from steerlab.methods._codec import savable
 from steerlab.methods._confidence import History, confident, cross_fitted, gather
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted, provenance, repeat_vector
+from steerlab.methods.serialization import savable
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 

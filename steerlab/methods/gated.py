@@ -1,4 +1,4 @@
-"""Conditional steering: a detector decides, input by input, whether a steerer writes at all."""
+"""Conditional steering: a detector decides for each input whether a steerer is applied."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.capture.activations import Activations
-from steerlab.methods._codec import savable
 from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer, steering_sites
+from steerlab.methods.serialization import savable
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 
 
 @savable
 class Gated(Steerer):
-    """Let a steerer write to those inputs alone that a detector detects, each row of a batch for itself.
+    """Apply a steerer to the inputs that a detector detects, row by row within a batch.
 
-    Both look at the *unsteered* input; rows that are not detected come out as without steering, to the bit.
+    Both use activations of the *unsteered* input. Rows that are not detected are bit-identical to no steering.
 
     Example:
         >>> probe = LinearProbe(12, positive=["refuse"]).fit(acts).calibrate(clean, fpr=0.01)
@@ -27,16 +27,16 @@ class Gated(Steerer):
         >>> steerlab.generate(model, prompts, steer=guarded)
 
     Args:
-        steerer: any steerer; what it reads, and where it writes, stays its own business.
+        steerer: any steerer that adds vectors.
         detector: any detector.
-        threshold: steer where the score is above it; None: the detector's own `threshold_`.
-        when: "detected", or "not detected".
-        soft: multiply the vector by the score itself, cut to [0, 1], instead of by 0 or 1.
+        threshold: steer if the score is above it; None: the `threshold_` of the detector.
+        when: "detected" or "not detected".
+        soft: multiply the vector by the score, clamped to [0, 1], instead of by 0 or 1.
 
     Raises:
-        SteeringError: an instruction baseline can't be gated, or `soft` is given a threshold too.
-        ActivationError: there is no threshold, neither here nor at the detector.
-        MismatchError: the two were learned on different models.
+        SteeringError: the steerer changes the prompt, or both `soft` and `threshold` are given.
+        ActivationError: there is no threshold.
+        MismatchError: the two were fitted on different models.
 
     Source: selective steering, KL-then-steer, arXiv 2406.15518, and conditional steering, CAST, arXiv 2409.05907.
     """
@@ -57,73 +57,73 @@ class Gated(Steerer):
             raise SteeringError("soft=True multiplies by the score itself: leave the threshold out, or soft=False")
         if type(steerer).transform_prompt is not Steerer.transform_prompt:
             raise SteeringError(
-                f"{steerer.name} asks another prompt, and what is asked is settled before anything is detected: gate a "
-                "method that adds vectors"
+                f"{steerer.name} changes the prompt, which is fixed before the detector runs: gate a method that adds "
+                "vectors"
             )
         self.sites: tuple[Site, ...] = steering_sites(steerer)
         if len(self.sites) == 1:
             self.site = self.sites[0]
         self.oracle = steerer.oracle
-        self.info_ = self._origin()
+        self.info_ = self._shared_info()
 
     @property
     def name(self) -> str:
-        """For tables: "gated mean" and the like."""
+        """Its name in tables and figures: "gated mean" and the like."""
         return f"gated {self.steerer.name}"
 
     @property
     def default_positions(self) -> Positions:  # type: ignore[override]
-        """Where the steerer inside is made for."""
+        """The default positions of the steerer."""
         return self.steerer.default_positions
 
     @property
     def required_activations(self) -> tuple[RequiredActivation, ...]:
-        """What either of the two reads."""
+        """What the detector or the steerer requires."""
         return tuple(dict.fromkeys((*self.detector.required_activations, *self.steerer.required_activations)))
 
     def fit(self, acts: Activations) -> Gated:
-        """Fit both to the same activations; a threshold is set by the detector's `calibrate`."""
+        """Fit both to the same activations; `detector.calibrate` sets a threshold."""
         self.detector.fit(acts)
         self.steerer.fit(acts)
-        self.info_ = self._origin()
+        self.info_ = self._shared_info()
         return self
 
     def gate(self, context: Context) -> Float[Tensor, " batch"]:
-        """How strongly each input is steered: 0 or 1, or with `soft` anything between."""
+        """The factor of each input: 0 or 1, or with `soft` a number between."""
         if self.soft:
-            score = self.detector.score(context).float().clamp(0, 1)
-            return score if self.when == "detected" else 1 - score
-        found = (
-            self.detector.detect(context) if self.threshold is None else self.detector.score(context) > self.threshold
-        )
-        return (found if self.when == "detected" else ~found).float()
+            gate = self.detector.score(context).float().clamp(0, 1)
+        elif self.threshold is None:
+            gate = self.detector.detect(context).float()
+        else:
+            gate = (self.detector.score(context) > self.threshold).float()
+        return gate if self.when == "detected" else 1 - gate
 
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
-        """The vectors of a steerer with one site, zero for inputs that are let pass."""
+        """The vectors of a steerer with one site, multiplied by the gate."""
         return self.gate(context)[:, None] * self.steerer.vectors(context)
 
     def interventions(self, context: Context) -> tuple[Intervention, ...]:
-        """Everything the steerer inside would add, each row multiplied by its gate."""
+        """The interventions of the steerer, each row multiplied by its gate."""
         gate = self.gate(context)
-        return tuple(intervention.gated(gate) for intervention in self.steerer.interventions(context))
+        return tuple(intervention.with_gate(gate) for intervention in self.steerer.interventions(context))
 
-    def at(self, layer: int | Site) -> Gated:
-        """The steerer at another layer, behind the same detector."""
-        inner = self.steerer.at(layer)
-        return Gated(inner, self.detector, threshold=self.threshold, when=self.when, soft=self.soft)
+    def with_layer(self, layer: int | Site) -> Gated:
+        """The steerer at another layer, not fitted, with the same detector."""
+        steerer = self.steerer.with_layer(layer)
+        return Gated(steerer, self.detector, threshold=self.threshold, when=self.when, soft=self.soft)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing of its own: both parts keep what they learned."""
+        """Empty: the steerer and the detector store their fitted values."""
         return {}
 
-    def _origin(self) -> dict[str, Any]:
-        """Where the two were learned, refused if that is not one place."""
-        ours, theirs = (getattr(part, "info_", {}) for part in (self.steerer, self.detector))
+    def _shared_info(self) -> dict[str, Any]:
+        """The info of both parts, which must come from one model."""
+        first, second = (getattr(part, "info_", {}) for part in (self.steerer, self.detector))
         for name in ("model", "hidden_size", "template"):
-            one, other = ours.get(name), theirs.get(name)
-            if one is not None and other is not None and one != other:
+            one, other = first.get(name), second.get(name)
+            if None not in (one, other) and one != other:
                 raise MismatchError(
-                    f"{self.steerer.name} was learned on a model with {name} {one!r}, {self.detector.name} on one with "
+                    f"{self.steerer.name} was fitted on a model with {name} {one!r}, {self.detector.name} on one with "
                     f"{other!r}: fit both on the same model"
                 )
-        return {**theirs, **ours}
+        return {**second, **first}

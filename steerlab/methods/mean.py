@@ -10,33 +10,32 @@ from torch import Tensor
 
 from steerlab._support.errors import DataError, MismatchError
 from steerlab.capture.activations import Activations
-from steerlab.methods._codec import savable
 from steerlab.methods.base import Context, Steerer, check_fitted, provenance, repeat_vector
-from steerlab.methods.p2s import check_contrasts_nonzero, contrast_table, names
+from steerlab.methods.classes import as_names, check_contrasts_nonzero, contrast_table
+from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
 
 @savable
 class MeanDifference(Steerer):
-    """Steer every input along the mean contrast of the training samples (Mean-S, CAA, difference in means).
+    """Steer every input along the mean contrast of the training examples (Mean-S, CAA, difference in means).
 
     Example:
         >>> mean = MeanDifference(layer=15).fit(acts)
         >>> mean.vector_                                              # (hidden,)
-        >>> MeanDifference.from_tensor(15, torch.randn(4096))         # a vector from elsewhere
+        >>> MeanDifference.from_tensor(15, torch.randn(4096))         # an existing vector
 
     Args:
         layer: block whose output is contrasted and steered, 0-based; or a `Site`.
-        position: which captured contrast rows to average; None where there is only one kind.
-        behaviors: average these behaviors only; None averages all.
+        position: which captured contrast rows to average; None if there is only one kind.
+        behaviors: average the contrasts of these behaviors; None averages all.
 
     Attributes:
         vector_: `(hidden,)` float32, in units of the residual stream (summed in float64).
 
     Raises:
-        DataError: no sample has one of `behaviors`; every contrast is exactly zero; a handmade vector is not one
-            finite row.
-        MismatchError: the inputs' activations have another width than the vector.
+        DataError: no example has one of `behaviors`, or every contrast is exactly zero.
+        MismatchError: the activations of the inputs have another width than the vector.
 
     Source: arXiv 2508.12815, section 4 (Mean-S); arXiv 2312.06681, equation 1 (CAA).
     """
@@ -49,22 +48,21 @@ class MeanDifference(Steerer):
 
     def fit(self, acts: Activations) -> MeanDifference:
         """Average the contrasts."""
-        ids, z = contrast_table(acts, self.site, self.position)
+        ids, contrasts = contrast_table(acts, self.site, self.position)
         if self.behaviors is not None:
-            labels = acts.labels(ids)
-            keep = [label in names(self.behaviors) for label in labels]
-            if not any(keep):
-                have = sorted(set(labels))
-                raise DataError(f"no contrast is of {names(self.behaviors)}; the behaviors are {have}")
-            z = z[torch.tensor(keep)]
-        check_contrasts_nonzero(z, self.site)
-        self.vector_ = z.double().mean(0).float()
+            behaviors, wanted = acts.labels(ids), as_names(self.behaviors)
+            keep = torch.tensor([behavior in wanted for behavior in behaviors])
+            if not keep.any():
+                raise DataError(f"no contrast is of {wanted}; the behaviors are {sorted(set(behaviors))}")
+            contrasts = contrasts[keep]
+        check_contrasts_nonzero(contrasts, self.site)
+        self.vector_ = contrasts.double().mean(0).float()
         self.info_ = provenance(acts)
         return self
 
     @classmethod
     def from_tensor(cls, layer: int | Site, vector: Tensor) -> MeanDifference:
-        """A steerer from a vector made elsewhere, `(hidden,)`; its sign and norm are kept.
+        """A steerer that adds a given vector, `(hidden,)`, with its sign and norm.
 
         Raises:
             DataError: the vector is not one row, is empty, or holds NaN or infinity.
@@ -72,21 +70,16 @@ class MeanDifference(Steerer):
         if vector.ndim != 1 or vector.numel() == 0:
             raise DataError(f"a steering vector has shape (hidden,), got {tuple(vector.shape)}; pass one row")
         if not bool(torch.isfinite(vector).all()):
-            raise DataError(
-                f"{int((~torch.isfinite(vector)).sum())} of the vector's {len(vector)} entries are NaN or "
-                "infinite; compute it again in float32"
-            )
-        made = cls(layer)
-        made.vector_ = vector.detach().to("cpu", torch.float32, copy=True)
-        made.info_ = {"hidden_size": len(vector)}
-        return made
+            raise DataError("the vector holds NaN or infinity; compute it again in float32")
+        steerer = cls(layer)
+        steerer.vector_ = vector.detach().to("cpu", torch.float32, copy=True)
+        steerer.info_ = {"hidden_size": len(vector)}
+        return steerer
 
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
         """The same vector for every input."""
         check_fitted(self, "vector_")
-        if context.activations is not None and context.activations.hidden_size != len(self.vector_):
-            raise MismatchError(
-                f"the vector has width {len(self.vector_)}, the inputs' activations "
-                f"{context.activations.hidden_size}; use a vector of this very model"
-            )
+        acts = context.activations
+        if acts is not None and acts.hidden_size != len(self.vector_):
+            raise MismatchError(f"the vector has width {len(self.vector_)}, the activations {acts.hidden_size}")
         return repeat_vector(self.vector_, context.example_ids)

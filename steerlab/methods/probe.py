@@ -1,4 +1,4 @@
-"""A linear probe: which class an input belongs to, read off one state by logistic regression."""
+"""A linear probe: the class of an input, predicted from one state by logistic regression."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from steerlab._support.errors import DataError
 from steerlab.capture.activations import Activations
-from steerlab.methods._codec import savable
 from steerlab.methods.base import Context, StateDetector, check_fitted, check_width, provenance
 from steerlab.methods.classes import check_disjoint, select_two_classes
+from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
 
 def fit_logistic(
     x: NDArray[np.float64], truth: NDArray[np.int64], C: float = 1.0, *, standardize: bool = True, max_iter: int = 5000
 ) -> tuple[NDArray[np.float64], float]:
-    """Weights and intercept of a logistic regression in the units of `x`, whichever units they were penalized in.
+    """Weights and intercept of a logistic regression, in the units of `x`.
 
     Example:
         >>> w, b = fit_logistic(states.double().numpy(), is_harmful)
@@ -31,15 +31,13 @@ def fit_logistic(
 
     Args:
         x: `(row, feature)`.
-        truth: 1 for rows that have the thing, 0 for the others.
+        truth: 1 for rows of the positive class, 0 for the others.
         C: inverse strength of the L2 penalty, as in scikit-learn.
-        standardize: penalize weights of standardized features.
-        max_iter: iterations of the solver at most; scikit-learn warns where they do not suffice.
+        standardize: penalize the weights of standardized features.
+        max_iter: largest number of solver iterations; scikit-learn warns if they do not suffice.
 
     Raises:
         DataError: `C` is not positive.
-
-    Source: scikit-learn's `LogisticRegression`.
     """
     if not C > 0:
         raise DataError(f"C={C}: the inverse strength of the penalty must be positive; 1.0 is usual")
@@ -54,7 +52,7 @@ def fit_logistic(
 
 @savable
 class LinearProbe(StateDetector):
-    """Tell inputs of some behaviors from the others by a logistic regression of one state.
+    """Detect inputs of some behaviors by a logistic regression on one state.
 
     Example:
         >>> probe = LinearProbe(12, positive=["refuse"], negative=["answer"]).fit(acts)
@@ -62,17 +60,17 @@ class LinearProbe(StateDetector):
 
     Args:
         layer: block whose output is read, 0-based; or a `Site`.
-        positive: labels of what is to be detected.
-        negative: labels of what is not; None: every other.
-        position: where the plain prompt is read.
-        label: the index column with the labels.
+        positive: labels of the inputs to detect.
+        negative: labels of the other class; None: every other label.
+        position: token of the plain prompt whose state is read.
+        label: the index column of the labels.
         C: inverse strength of the L2 penalty (states are standardized first).
 
     Attributes:
         w_, b_: `(hidden,)` and a number, in raw units: the probability is `sigmoid(h · w_ + b_)`.
 
     Raises:
-        DataError: a class of fewer than two inputs, or one that is in both classes.
+        DataError: a class of fewer than two inputs, or an input in both classes.
         MismatchError: states of another width.
 
     Source: probes of selective steering, KL-then-steer, arXiv 2406.15518.
@@ -86,25 +84,23 @@ class LinearProbe(StateDetector):
         negative: Sequence[str] | None = None,
         position: str | int = "last",
         label: str = "behavior",
-        C: float = 1.0,  # as scikit-learn calls it
+        C: float = 1.0,
     ) -> None:
         self.layer, self.positive, self.negative = layer, positive, negative
         self.position, self.label, self.C = position, label, C
 
     def fit(self, acts: Activations) -> LinearProbe:
         """Fit the regression; the order of rows does not matter."""
-        (ids, yes), (others, no) = select_two_classes(
-            acts, self.required_activations[0], self.positive, self.negative, self.label
-        )
-        check_disjoint("positive", ids, yes, "negative", others, no)
-        truth = np.repeat([1, 0], [len(yes), len(no)])
-        w, self.b_ = fit_logistic(torch.cat([yes, no]).double().numpy(), truth, self.C)
+        yes, no = select_two_classes(acts, self.required_activations[0], self.positive, self.negative, self.label)
+        check_disjoint("positive", *yes, "negative", *no)
+        truth = np.repeat([1, 0], [len(yes[0]), len(no[0])])
+        w, self.b_ = fit_logistic(torch.cat([yes[1], no[1]]).double().numpy(), truth, self.C)
         self.w_ = torch.from_numpy(w).float()
         self.info_ = provenance(acts)
         return self
 
     def score(self, context: Context) -> Float[Tensor, " batch"]:
-        """The probability of each input."""
+        """The probability of the positive class for each input."""
         check_fitted(self, "w_")
-        h = check_width(context.read(self.required_activations[0]), len(self.w_), f"this {self.name}")
-        return torch.sigmoid(h @ self.w_ + self.b_)
+        states = check_width(context.get_states(self.required_activations[0]), len(self.w_), f"this {self.name}")
+        return torch.sigmoid(states @ self.w_ + self.b_)

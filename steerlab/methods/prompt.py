@@ -1,4 +1,4 @@
-"""The baseline without a vector: say it in words."""
+"""An instruction appended to the prompt: the baseline without a vector."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 from steerlab._support.errors import SteeringError
 from steerlab.capture.activations import Activations
-from steerlab.methods._codec import savable
 from steerlab.methods.base import Context, Intervention, Steerer
+from steerlab.methods.serialization import savable
 
 SAFETY_INSTRUCTION = (
     "If what I ask could cause harm, decline to help with it. If it concerns law, money or health, tell me "
@@ -19,40 +19,37 @@ LOOK_INSTRUCTION = "Examine the picture closely before you answer."
 
 @savable
 class Prompt(Steerer):
-    """Append an instruction to the user's text and add no vector (the baseline every vector has to beat).
+    """Append an instruction to the user's text and add no vector: the baseline for every steering vector.
 
     Example:
         >>> Prompt().transform_prompt("How do I pick a lock?")
         'How do I pick a lock? If what I ask could cause harm, ...'
 
     Args:
-        instruction: what to append, after a space; the default covers refusal and deferral to experts.
+        instruction: appended after a space; the default asks for refusal and deferral to experts.
 
-    Raises:
-        SteeringError: its vectors are asked for (there are none; use `interventions`, which is empty).
-
-    Source: arXiv 2508.12815, section 4 (Prompt); the wording is our own.
+    Source: arXiv 2508.12815, section 4 (Prompt); the paper does not print its wording.
     """
 
     def __init__(self, instruction: str = SAFETY_INSTRUCTION) -> None:
         self.instruction = instruction
 
     def fit(self, acts: Activations | None = None) -> Prompt:
-        """Nothing to learn."""
+        """Return self; there is nothing to fit."""
         return self
 
     def transform_prompt(self, prompt: str) -> str:
-        """The prompt with the instruction after it."""
+        """The prompt followed by the instruction."""
         return f"{prompt.rstrip()} {self.instruction}"
 
     def interventions(self, context: Context) -> tuple[Intervention, ...]:
-        """Nothing is added to the residual stream."""
+        """Empty: nothing is added to the residual stream."""
         return ()
 
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
-        """There are none.
+        """Not available.
 
         Raises:
             SteeringError: always.
         """
-        raise SteeringError("Prompt steers by words and has no vectors; use its `transform`")
+        raise SteeringError("Prompt steers by words and has no vectors; use its `transform_prompt`")

@@ -40,7 +40,7 @@ def written_columns(
     batch: Batch, intervention: Intervention, asked: Positions, numbers: Sequence[int]
 ) -> Bool[Tensor, "batch width"]:
     """The columns of a batch that a shift is written to; what was asked for must mean a token of every row."""
-    positions = intervention.where(asked)
+    positions = intervention.positions_or(asked)
     find = resolve if includes_generated(positions) or intervention.positions is not None else resolve_nonempty
     return batch.columns([find(positions, row, i) for row, i in zip(batch.rows, numbers, strict=True)])
 
@@ -66,7 +66,7 @@ def pack(model: Model, cells: Sequence[BatchedSetting], batch: Batch, numbers: S
         for intervention in cell.interventions:
             site = model.site(intervention.site)
             seen[site] += 1  # a cell's second shift at a site adds to its first
-            key = (site, includes_generated(intervention.where(cell.positions)), seen[site])
+            key = (site, includes_generated(intervention.positions_or(cell.positions)), seen[site])
             if site.part == "text" and (name := _columns_name(cell, intervention)) not in columns:
                 columns[name] = written_columns(batch, intervention, cell.positions, numbers)
             if site.part != "text":
@@ -85,7 +85,7 @@ def pack(model: Model, cells: Sequence[BatchedSetting], batch: Batch, numbers: S
 
 
 def _columns_name(cell: BatchedSetting, intervention: Intervention) -> tuple[str, bool]:
-    return position_key(intervention.where(cell.positions)), intervention.positions is None
+    return position_key(intervention.positions_or(cell.positions)), intervention.positions is None
 
 
 def _edit(
@@ -114,7 +114,7 @@ def _edit(
     return Edit(
         None if flight is not None else vectors.flatten(0, 1),
         mask.flatten(0, 1).to(device),
-        includes_generated(members[0][2].where(members[0][1].positions)),
+        includes_generated(members[0][2].positions_or(members[0][1].positions)),
         None if flight is None else times(factors.flatten()[:, None], flight),
         last.repeat(n_cells),
         row_mask.flatten(),

@@ -26,13 +26,13 @@ class PartsContext(Context):
 
     parts: Mapping[str, Activations] = field(default_factory=dict)
 
-    def read(self, read: RequiredActivation) -> Float[Tensor, "batch hidden"]:
+    def get_states(self, required: RequiredActivation) -> Float[Tensor, "batch hidden"]:
         """The activations of one `RequiredActivation`, out of those of its part.
 
         Raises:
             ActivationError: they were not captured.
         """
-        return Context(self.example_ids, self.parts.get(read.site.part)).read(read)
+        return Context(self.example_ids, self.parts.get(required.site.part)).get_states(required)
 
 
 def read_contexts(
@@ -66,7 +66,7 @@ def _captured(
         [example.replace(contrast=None) for example in examples],
         layers=sorted({model.site(read.site) for read in required_activations}),
         positions=sorted({read.position for read in required_activations}, key=str),
-        extra_prompts=sorted({read.capture for read in required_activations} - {"prompt"}),
+        extra_prompts=sorted({read.side for read in required_activations} - {"prompt"}),
         batch_size=batch_size,
         progress=False,
     )

@@ -37,7 +37,7 @@ def image_edits(
         PositionError: a position that means tokens, or a row without pictures.
         SteeringError: vectors that come in flight, or a block that nothing after it looks at.
     """
-    site, positions = model.site(intervention.site), intervention.where(positions)
+    site, positions = model.site(intervention.site), intervention.positions_or(positions)
     _check_is_read(model, site)
     if not isinstance(positions, str) or positions not in ("images", "all"):
         raise PositionError(

@@ -147,7 +147,7 @@ def build_edits(
                 if intervention.vectors is None
                 else factor * intervention.vectors[list(numbers)].float().to(device),
                 written_columns(batch, intervention, request.where, numbers).to(device) & alive[:, None],
-                includes_generated(intervention.where(request.where)),
+                includes_generated(intervention.positions_or(request.where)),
                 None if intervention.vector_fn is None else times(factor, intervention.vector_fn),
                 torch.tensor(batch.last_prompt_columns, device=device),
                 alive,
@@ -197,7 +197,7 @@ def _scaled(model: Model, request: Request, intervention: Intervention, context:
             f"{request.steerer.name} computes its vectors from the states it meets, so they can't be rescaled "
             "beforehand: use scale='raw'"
         )
-    own = context.read(RequiredActivation(model.site(intervention.site), "last")).norm(dim=-1, keepdim=True)
+    own = context.get_states(RequiredActivation(model.site(intervention.site), "last")).norm(dim=-1, keepdim=True)
     length = intervention.vectors.norm(dim=-1, keepdim=True)
     unit = torch.where(length > 0, intervention.vectors / length.clamp_min(1e-30), 0.0)
     return replace(intervention, vectors=unit * own)

@@ -66,3 +66,8 @@ def clusters(
     which = torch.randint(0, k, (n,), generator=generator)
     contexts = centers[which] + noise * torch.randn(n, hidden, generator=generator)
     return contexts, directions[which], which
+
+
+def normal(*size: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers from a generator of their own."""
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))

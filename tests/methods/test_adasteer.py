@@ -305,7 +305,7 @@ def test_what_is_saved_answers_bit_for_bit_the_same(options, tmp_path):
 
 
 def test_another_layer_has_the_same_settings_and_reads_where_it_read():
-    one = AdaSteer(range(LAYERS), **READS, strength=(0.0, 2.0), restore=-1.0).at(3)
+    one = AdaSteer(range(LAYERS), **READS, strength=(0.0, 2.0), restore=-1.0).with_layer(3)
     assert one.sites == (Site(3),) and one.site == Site(3)
     assert one.required_activations == ALL.required_activations and (one.strength, one.restore) == ((0.0, 2.0), -1.0)
     one.fit(ACTS)

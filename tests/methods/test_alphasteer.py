@@ -333,7 +333,7 @@ def test_what_is_added_is_the_gate_times_the_mean_contrast_of_harmful_inputs():
     alpha = AlphaSteer(3, **QUIET).fit(ACTS)
     torch.testing.assert_close(alpha.r_[0], MeanDifference(3).fit(ACTS).vector_)
     for context in (HARMFUL, BENIGN):
-        h = context.read(RequiredActivation(Site(3)))
+        h = context.get_states(RequiredActivation(Site(3)))
         expected = (h @ alpha.w_[0])[:, None] * alpha.r_[0]
         torch.testing.assert_close(alpha.vectors(context), expected)
         torch.testing.assert_close(alpha.gate(3, h), h @ alpha.w_[0])
@@ -375,7 +375,7 @@ def test_both_kinds_of_gate_answer_the_same_for_the_same_states():
     )
     for one, other in zip(frozen.interventions(context), met.interventions(context), strict=True):
         assert one.site == other.site and one.vector_fn is None and other.vectors is None
-        expected = other.vector_fn(context.read(RequiredActivation(one.site)))
+        expected = other.vector_fn(context.get_states(RequiredActivation(one.site)))
         torch.testing.assert_close(one.gate[:, None] * one.vectors, expected)
 
 
@@ -391,10 +391,10 @@ def test_own_contrasts_as_targets_give_the_published_matrix():
     ids, z = ACTS.contrast(3)
     assert ids == sorted(ids)
     expected = pinv_form(
-        BENIGN.read(RequiredActivation(Site(3))), HARMFUL.read(RequiredActivation(Site(3))), z, 38, 10.0
+        BENIGN.get_states(RequiredActivation(Site(3))), HARMFUL.get_states(RequiredActivation(Site(3))), z, 38, 10.0
     )
     np.testing.assert_allclose(alpha.matrix_[0].numpy(), expected, atol=1e-6)
-    h = HARMFUL.read(RequiredActivation(Site(3)))
+    h = HARMFUL.get_states(RequiredActivation(Site(3)))
     torch.testing.assert_close(alpha.vectors(HARMFUL), h @ alpha.matrix_[0], atol=1e-4, rtol=1e-4)
     assert float(alpha.target_norm_[0]) == pytest.approx(float(z.norm(dim=1).mean()), rel=1e-5)
     assert alpha.leakage_[0] < 0.05
@@ -430,7 +430,7 @@ def test_given_targets_are_taken_as_they_are_row_by_site():
     alpha = AlphaSteer([3, 5], target=target, **QUIET).fit(TWO.select(side="prompt"))
     assert torch.equal(alpha.r_, target)
     assert torch.equal(alpha.w_, AlphaSteer([3, 5], **QUIET).fit(TWO).w_)
-    only = alpha.at(5)
+    only = alpha.with_layer(5)
     assert only.site == Site(5) and torch.equal(only.target, target[1:])
 
 
@@ -485,7 +485,7 @@ def test_the_detector_of_a_site_is_the_gate_that_steers_there():
     alpha = AlphaSteer([3, 5], ratio=[RATIO, 0.5]).fit(TWO)
     detector, context = alpha.detector(5), Context.of(TWO)
     assert detector.site == Site(5) and detector.ratio_ == 0.5 and detector.info_["model"] == "tiny"
-    assert torch.equal(detector.score(context), alpha.gate(5, context.read(RequiredActivation(Site(5)))))
+    assert torch.equal(detector.score(context), alpha.gate(5, context.get_states(RequiredActivation(Site(5)))))
     with pytest.raises(SteeringError, match="steers the sites 3, 5, not 4"):
         alpha.detector(4)
     with pytest.raises(SteeringError, match="not 4"):
@@ -494,11 +494,11 @@ def test_the_detector_of_a_site_is_the_gate_that_steers_there():
 
 def test_a_sweep_takes_the_settings_to_one_layer():
     alpha = AlphaSteer([3, 5], ratio=[0.5, RATIO], ridge=3.0, dead_zone=0.1, gates="frozen")
-    at = alpha.at(5)
+    at = alpha.with_layer(5)
     assert (at.site, at.ratio, at.ridge, at.dead_zone, at.gates) == (Site(5), RATIO, 3.0, 0.1, "frozen")
     with pytest.raises(SteeringError, match="not 4"):
-        alpha.at(4)
-    assert AlphaSteer([3, 5], ratio=0.4).at(Site(9, "block_in")).site == Site(9, "block_in")
+        alpha.with_layer(4)
+    assert AlphaSteer([3, 5], ratio=0.4).with_layer(Site(9, "block_in")).site == Site(9, "block_in")
 
 
 def test_an_unfitted_steerer_says_so_and_is_not_saved(tmp_path):
@@ -545,7 +545,7 @@ def test_a_saved_steerer_comes_back_to_the_bit(steerer, tmp_path):
         if other.vector_fn is None:
             assert torch.equal(one.vectors, other.vectors) and torch.equal(one.gate, other.gate)
         else:
-            h = context.read(RequiredActivation(one.site))
+            h = context.get_states(RequiredActivation(one.site))
             assert torch.equal(one.vector_fn(h), other.vector_fn(h))
 
 
@@ -562,7 +562,7 @@ def test_find_null_space_gives_the_directions_that_the_gate_lies_in():
     space = find_null_space(rows, harmful_rows(40).float(), ratio=RATIO, ridge=1.0, leakage=0.05, site=Site(3))
     assert space.q.shape == (D, 38) and space.held_out is None
     gate = NullSpaceGate(3, ratio=RATIO).fit(ACTS)
-    rows = BENIGN.read(RequiredActivation(Site(3))).double()
+    rows = BENIGN.get_states(RequiredActivation(Site(3))).double()
     q = null_space(rows.T @ rows, 38)
     torch.testing.assert_close(q @ (q.T @ gate.w_.double()), gate.w_.double(), atol=1e-7, rtol=0)
 

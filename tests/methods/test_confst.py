@@ -377,7 +377,7 @@ def test_what_is_saved_comes_back_bit_for_bit(target: Any, tmp_path) -> None:
 
 def test_another_layer_keeps_every_setting_and_is_not_fitted() -> None:
     method = CONFST(LAYER, {"news": 2.0}, threshold=0.4, label="user", span=2, start=1, center=None, folds=3, C=0.1)
-    moved = method.at(7)
+    moved = method.with_layer(7)
     assert moved.site == Site(7) and {**vars(moved), "layer": LAYER, "site": Site(LAYER)} == vars(method)
     with pytest.raises(ActivationError, match="not fitted"):
         moved.interventions(Context(("a",)))

@@ -23,31 +23,29 @@ from steerlab.methods.probe import LinearProbe
 from steerlab.methods.serialization import load_detector, load_steerer, save
 
 D, N = 24, 60
-DRAW = torch.Generator().manual_seed(3)
-AXIS = torch.nn.functional.normalize(torch.randn(D, generator=DRAW), dim=0)
-STATES = torch.randn(N, D, generator=DRAW) + 40.0  # all states share one large direction, as in language models
+GENERATOR = torch.Generator().manual_seed(3)
+AXIS = torch.nn.functional.normalize(torch.randn(D, generator=GENERATOR), dim=0)
+STATES = torch.randn(N, D, generator=GENERATOR) + 40.0  # all states share one large direction, as in language models
 LABELS = ["refuse" if i % 3 == 0 else "answer" for i in range(N)]
-IS = torch.tensor([label == "refuse" for label in LABELS])
-STATES[IS] += 4 * AXIS
+POSITIVE = torch.tensor([label == "refuse" for label in LABELS])
+STATES[POSITIVE] += 4 * AXIS
 ACTS = make_acts(STATES, None, behaviors=LABELS)
 
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=50), st.just(0.0) | st.floats(0.001, 0.99))
-def test_no_more_than_the_allowed_share_lies_above_the_threshold_and_none_lower_would_do(scores, fpr) -> None:
+def test_threshold_is_the_lowest_with_the_allowed_false_positive_rate(scores, fpr) -> None:
     if 0 < fpr < 1 / len(scores):
         with pytest.raises(DataError, match="give at least"):
             threshold_at(torch.tensor(scores), fpr)
         return
-    found = threshold_at(torch.tensor(scores), fpr)
-    values = np.array(scores)
-    assert (values > found).mean() <= fpr + 1e-9
-    below = values[values < found]
+    threshold, values = threshold_at(torch.tensor(scores), fpr), np.array(scores)
+    assert threshold in values and (values > threshold).mean() <= fpr + 1e-9
+    below = values[values < threshold]
     if len(below):
         assert (values > below.max()).mean() > fpr - 1e-9
-    assert found in values
 
 
-def test_shares_that_are_none_are_refused() -> None:
+def test_threshold_refuses_invalid_rates_and_no_scores() -> None:
     for fpr in (-0.1, 1.0, float("nan")):
         with pytest.raises(DataError, match="share of false alarms"):
             threshold_at(torch.zeros(3), fpr)
@@ -56,60 +54,54 @@ def test_shares_that_are_none_are_refused() -> None:
 
 
 @pytest.mark.parametrize("detector", [LinearProbe(3), ConditionVector(3), ConditionVector(3, direction="means")])
-def test_detectors_tell_the_classes_apart_whatever_the_order_of_rows(detector) -> None:
+def test_detectors_separate_the_classes_for_any_row_order(detector) -> None:
     scores = detector.fit(ACTS).score(Context.of(ACTS))
-    assert roc_auc_score(IS.numpy(), scores.numpy()) > 0.98
-    again = type(detector)(3, **({"direction": detector.direction} if hasattr(detector, "direction") else {}))
-    assert torch.equal(again.fit(shuffled(ACTS)).score(Context.of(ACTS)), scores)
-    detector.calibrate(ACTS.select(behavior="answer"), fpr=0.05)
-    found = detector.detect(Context.of(ACTS))
-    assert found[~IS].float().mean() <= 0.05 and found[IS].float().mean() > 0.8
+    assert roc_auc_score(POSITIVE.numpy(), scores.numpy()) > 0.98
+    assert torch.equal(detector.fit(shuffled(ACTS)).score(Context.of(ACTS)), scores)
+    detected = detector.calibrate(ACTS.select(behavior="answer"), fpr=0.05).detect(Context.of(ACTS))
+    assert detected[~POSITIVE].float().mean() <= 0.05 and detected[POSITIVE].float().mean() > 0.8
 
 
-def test_a_probe_is_scikit_learns_own_on_standardized_states() -> None:
+def test_probe_equals_scikit_learn_on_standardized_states() -> None:
     x = STATES.double().numpy()
     scaler = StandardScaler().fit(x)
-    theirs = LogisticRegression(max_iter=5000).fit(scaler.transform(x), IS.numpy())
-    ours = LinearProbe(3).fit(ACTS).score(Context.of(ACTS))
-    np.testing.assert_allclose(ours, theirs.predict_proba(scaler.transform(x))[:, 1], atol=1e-4)
+    expected = LogisticRegression(max_iter=5000).fit(scaler.transform(x), POSITIVE.numpy())
+    scores = LinearProbe(3).fit(ACTS).score(Context.of(ACTS))
+    np.testing.assert_allclose(scores, expected.predict_proba(scaler.transform(x))[:, 1], atol=1e-4)
 
 
-def test_a_condition_is_a_cosine_that_neither_size_nor_common_direction_of_the_states_moves() -> None:
+def test_condition_score_is_the_cosine_of_the_centered_state() -> None:
     condition = ConditionVector(3, direction="means").fit(ACTS)
-    means = STATES[IS].mean(0), STATES[~IS].mean(0)
+    means = STATES[POSITIVE].mean(0), STATES[~POSITIVE].mean(0)
     axis = (means[0] - means[1]) / (means[0] - means[1]).norm()
     centered = STATES - (means[0] + means[1]) / 2
-    wanted = (centered @ axis) / centered.norm(dim=1)
-    torch.testing.assert_close(condition.score(Context.of(ACTS)), wanted, atol=1e-4, rtol=0)
+    expected = (centered @ axis) / centered.norm(dim=1)
+    torch.testing.assert_close(condition.score(Context.of(ACTS)), expected, atol=1e-4, rtol=0)
     pca = ConditionVector(3).fit(make_acts(STATES + 100.0, None, behaviors=LABELS))
     assert torch.nn.functional.cosine_similarity(pca.direction_, AXIS, dim=0) > 0.8
 
 
-def test_negative_none_means_every_other_label() -> None:
-    labels = [*LABELS[:30], *["defer"] * 30]
-    acts = make_acts(STATES, None, behaviors=labels)
+def test_negative_none_means_all_other_labels_and_another_column_can_hold_them() -> None:
+    acts = make_acts(STATES, None, behaviors=[*LABELS[:30], *["defer"] * 30])
     named = LinearProbe(3, negative=("answer", "defer")).fit(acts)
     assert torch.equal(named.w_, LinearProbe(3).fit(acts).w_)
     assert not torch.equal(named.w_, LinearProbe(3, negative=("answer",)).fit(acts).w_)
-
-
-def test_another_column_can_hold_the_labels() -> None:
-    index = ACTS.index.assign(outcome=["no" if flag else "yes" for flag in IS], behavior="b")
+    index = ACTS.index.assign(outcome=["no" if flag else "yes" for flag in POSITIVE], behavior="b")
     acts = Activations(ACTS.values, index, ACTS.sites)
     assert torch.equal(LinearProbe(3, positive="no", label="outcome").fit(acts).w_, LinearProbe(3).fit(ACTS).w_)
 
 
 @pytest.mark.parametrize("method", [LinearProbe, ConditionVector])
-def test_bad_classes_are_refused(method) -> None:
+def test_detectors_refuse_invalid_classes_and_missing_fits(method) -> None:
     one = make_acts(STATES, None, behaviors=["refuse", *["answer"] * (N - 1)])
     with pytest.raises(DataError, match=r"1 inputs have behavior in \['refuse'\].*at least 2"):
         method(3).fit(one)
     with pytest.raises(DataError, match="0 inputs have another behavior"):
         method(3).fit(ACTS.select(behavior="refuse"))
-    doubled = torch.cat([STATES, STATES[:1]])
-    with pytest.raises(DataError, match=r"1 negative inputs have the very state of a positive one, first 's0060'"):
-        method(3).fit(make_acts(doubled, None, behaviors=[*LABELS, "answer"]))
-    with pytest.raises(DataError, match=r"60 inputs are both|40 inputs are both|20 inputs are both"):
+    duplicate = make_acts(torch.cat([STATES, STATES[:1]]), None, behaviors=[*LABELS, "answer"])
+    with pytest.raises(DataError, match=r"1 negative inputs have the same state as a positive one, first 's0060'"):
+        method(3).fit(duplicate)
+    with pytest.raises(DataError, match="20 inputs are both"):
         method(3, positive=("refuse",), negative=("refuse", "answer")).fit(ACTS)
     with pytest.raises(ActivationError, match="no label 'outcome'"):
         method(3, label="outcome").fit(ACTS)
@@ -117,12 +109,11 @@ def test_bad_classes_are_refused(method) -> None:
         method(3).score(Context.of(ACTS))
     with pytest.raises(ActivationError, match="no threshold"):
         method(3).fit(ACTS).detect(Context.of(ACTS))
-    narrow = make_acts(STATES[:, :5], None, behaviors=LABELS)
     with pytest.raises(MismatchError, match=r"width 5.*takes 24"):
-        method(3).fit(ACTS).score(Context.of(narrow))
+        method(3).fit(ACTS).score(Context.of(make_acts(STATES[:, :5], None, behaviors=LABELS)))
 
 
-def test_bad_settings_are_refused() -> None:
+def test_detectors_refuse_invalid_settings() -> None:
     with pytest.raises(DataError, match=r"C=0\.0"):
         LinearProbe(3, C=0.0).fit(ACTS)
     with pytest.raises(DataError, match="expected 'pca' or 'means'"):
@@ -132,12 +123,12 @@ def test_bad_settings_are_refused() -> None:
         ConditionVector(3).fit(make_acts(same, None, behaviors=["refuse", "refuse", "answer", "answer"]))
 
 
-def test_detectors_come_back_from_the_disk_and_are_not_taken_for_steerers(tmp_path: Path) -> None:
+def test_loaded_detectors_score_the_same_and_are_not_steerers(tmp_path: Path) -> None:
     for detector in (LinearProbe(3), ConditionVector(3)):
         detector.fit(ACTS).calibrate(ACTS.select(behavior="answer"), fpr=0.1)
-        again = load_detector(save(detector, tmp_path / detector.name))
-        assert torch.equal(again.score(Context.of(ACTS)), detector.score(Context.of(ACTS)))
-        assert again.threshold_ == detector.threshold_
+        loaded = load_detector(save(detector, tmp_path / detector.name))
+        assert torch.equal(loaded.score(Context.of(ACTS)), detector.score(Context.of(ACTS)))
+        assert loaded.threshold_ == detector.threshold_
         with pytest.raises(MismatchError, match="use load_detector"):
             load_steerer(tmp_path / detector.name)
     save(MeanDifference.from_tensor(1, AXIS), tmp_path / "mean")
@@ -147,7 +138,7 @@ def test_detectors_come_back_from_the_disk_and_are_not_taken_for_steerers(tmp_pa
         save(LinearProbe(1), tmp_path / "bare")
 
 
-def test_a_context_of_activations_lists_every_input_once() -> None:
+def test_context_of_activations_lists_every_input_once() -> None:
     index = pd.concat([ACTS.index, ACTS.index.assign(position="user")], ignore_index=True)
     acts = Activations(torch.cat([ACTS.values, ACTS.values]), index, ACTS.sites)
     assert Context.of(acts).example_ids == tuple(ACTS.index["example_id"])

@@ -93,7 +93,7 @@ def test_a_net_computes_from_a_state_what_it_predicts_from_it(name: str, width: 
     (shift,) = l2s.remote_interventions() or ()
     assert (shift.site, shift.read_site) == (Site(3), Site(NETS[name].get("context_layer") or 3))
     assert shift.vectors is None and shift.gate is None and shift.positions is None
-    assert torch.equal(flight(l2s)(context.read(l2s.required_activations[0])), l2s.vectors(context))
+    assert torch.equal(flight(l2s)(context.get_states(l2s.required_activations[0])), l2s.vectors(context))
     for scale in (0.1, 1.0, 30.0):
         states = scale * draw(5, width, seed=7)
         vectors = flight(l2s)(states)

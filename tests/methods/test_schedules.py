@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 from steerlab._support.errors import DataError
-from steerlab.methods._codec import pack, unpack
 from steerlab.methods.adasteer.schedules import Logistic, Ramp, fit_schedule
+from steerlab.methods.serialization import deserialize, serialize
 
 numbers = st.floats(-3, 3)
 ordered = st.tuples(numbers, numbers).map(sorted)
@@ -118,4 +118,4 @@ def test_bounds_in_the_wrong_order_and_numbers_that_are_none_are_refused(law, nu
 @pytest.mark.parametrize("law", [Ramp(-0.05, -0.75, -0.75, None), Logistic(-0.1, 5.0, -1.5, 0.0)])
 def test_laws_survive_storage(law):
     tensors: dict = {}
-    assert unpack(pack(law, tensors, "law"), tensors) == law and tensors == {}
+    assert deserialize(serialize(law, tensors, "law"), tensors) == law and tensors == {}

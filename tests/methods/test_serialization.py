@@ -1,4 +1,4 @@
-"""What is saved comes back bit for bit, and what does not fit is refused."""
+"""A loaded method equals the saved one bit for bit; damaged or foreign artifacts are refused."""
 
 from __future__ import annotations
 
@@ -15,77 +15,84 @@ from steerlab.methods import (
     L2S,
     L2S_PAPER,
     P2S,
+    ConditionVector,
     Context,
     MeanDifference,
     Prompt,
     RandomDirection,
+    load_detector,
     load_steerer,
     save,
-)  # fmt: skip
-from steerlab.methods._codec import pack, savable
+)
+from steerlab.methods.serialization import MANIFEST, savable, serialize
 from steerlab.models.sites import Site
 
 ACTS = make_acts(
-    torch.randn(30, 8),
-    torch.randn(30, 8),
-    behaviors=["a", "b", "c"] * 10,
-    model="tiny",
-    layers=12,
-    template="t1",
+    torch.randn(30, 8), torch.randn(30, 8), behaviors=["a", "b", "c"] * 10, model="tiny", layers=12, template="t1"
 )
-RECIPE = replace(L2S_PAPER, epochs=2, equalize_norms=("a", "b"))
 STEERERS = [
     MeanDifference(3, behaviors=("a", "b")),
     MeanDifference(Site(3)),
     P2S(3, zero_behaviors=("c",)),
     RandomDirection(3, seed=4),
     RandomDirection(3, per_example=True),
-    L2S(3, hidden_units=4, config=RECIPE, zero_behaviors=("c",), max_norm=1.5, progress=False),
+    L2S(
+        3, hidden_units=4, config=replace(L2S_PAPER, epochs=2, equalize_norms=("a", "b")), zero_behaviors=("c",),
+        max_norm=1.5, progress=False,
+    ),
     L2S(3, hidden_units=4, config="paper", activation="relu", progress=False),
-]
+]  # fmt: skip
 
 
 def model(**changes):
     return SimpleNamespace(**{"id": "tiny", "hidden_size": 8, "n_layers": 12} | changes)
 
 
+@pytest.fixture
+def folder(tmp_path):
+    return save(MeanDifference(3).fit(ACTS), tmp_path / "run")
+
+
+def edit_manifest(folder, change):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    change(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize("steerer", STEERERS, ids=lambda s: s.name)
-def test_a_loaded_steerer_answers_bit_for_bit_the_same(steerer, tmp_path):
+def test_loaded_steerer_gives_identical_vectors(steerer, tmp_path):
     context = Context(("s0003", "s0010"), ACTS)
-    expected = steerer.fit(ACTS).vectors(context)
+    expected, generator = steerer.fit(ACTS).vectors(context), torch.get_rng_state()
     loaded = load_steerer(save(steerer, tmp_path / "run"), model())
     assert type(loaded) is type(steerer)
     assert torch.equal(loaded.vectors(context), expected)
     assert loaded.site == Site(3) and loaded.required_activations == steerer.required_activations
     assert loaded.info_["model"] == "tiny"
+    assert torch.equal(torch.get_rng_state(), generator)
 
 
-def test_a_prompt_and_a_handmade_vector_survive_too(tmp_path):
+def test_prompt_and_given_vector_are_loaded(tmp_path):
     assert load_steerer(save(Prompt("Be kind."), tmp_path / "p")).instruction == "Be kind."
     made = MeanDifference.from_tensor(2, torch.arange(4.0))
     assert torch.equal(load_steerer(save(made, tmp_path / "m"), model(hidden_size=4)).vector_, torch.arange(4.0))
 
 
-def saved(folder):
-    return save(MeanDifference(3).fit(ACTS), folder / "run")
-
-
-def test_the_manifest_says_where_the_steerer_comes_from(tmp_path):
-    manifest = json.loads((saved(tmp_path) / "manifest.json").read_text())
+def test_manifest_describes_the_steerer(folder):
+    manifest = json.loads((folder / MANIFEST).read_text())
     assert manifest["hidden_size"] == 8 and manifest["layers"] == [3] and manifest["schema"] == 1
     assert manifest["steerer"]["class"] == "MeanDifference"
     assert manifest["steerer"]["info"]["template"] == "t1"
     assert set(manifest["versions"]) >= {"steerlab", "torch", "safetensors"}
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["manifest.json", "steerer.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "steerer.safetensors"]
 
 
-def test_a_changed_tensor_file_is_refused(tmp_path):
-    path = saved(tmp_path) / "steerer.safetensors"
+def test_changed_tensor_file_is_refused(folder):
+    path = folder / "steerer.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(MismatchError, match="checksum"):
-        load_steerer(path.parent)
+        load_steerer(folder)
 
 
 @pytest.mark.parametrize(
@@ -97,19 +104,18 @@ def test_a_changed_tensor_file_is_refused(tmp_path):
         ({"info": lambda: {"template": "t2"}}, r"template 't1'.*'t2'"),
     ],
 )
-def test_another_model_is_refused_with_both_sides_named(changes, message, tmp_path):
+def test_another_model_is_refused(changes, message, folder):
     with pytest.raises(MismatchError, match=message):
-        load_steerer(saved(tmp_path), model(**changes))
+        load_steerer(folder, model(**changes))
 
 
-def test_force_allows_another_id_but_not_another_width(tmp_path):
-    folder = saved(tmp_path)
+def test_force_allows_another_id_but_not_another_width(folder):
     assert load_steerer(folder, model(id="other"), force=True).name == "meandifference"
     with pytest.raises(MismatchError, match="hidden_size"):
         load_steerer(folder, model(hidden_size=16), force=True)
 
 
-def test_a_layer_the_model_lacks_is_refused(tmp_path):
+def test_layer_outside_the_model_is_refused(tmp_path):
     made = save(MeanDifference.from_tensor(20, torch.ones(8)), tmp_path / "deep")
     with pytest.raises(MismatchError, match=r"layers \[20\].*12 layers"):
         load_steerer(made, model())
@@ -120,36 +126,41 @@ def test_a_layer_the_model_lacks_is_refused(tmp_path):
     [
         (lambda m: m.update(schema=99), "schema 99"),
         (lambda m: m["steerer"].update({"class": "Ghost"}), "Ghost"),
+        (lambda m: m["steerer"].update({"class": "Recipe"}), r"field 'Recipe'.*now called 'TrainingConfig'"),
+        (lambda m: m["steerer"]["arguments"].update(behaviours=None), r"field 'behaviours'.*now called 'behaviors'"),
+        (lambda m: m["steerer"]["arguments"].update(behaviour="a"), r"field 'behaviour'.*now called 'behavior'"),
+        (lambda m: m["steerer"]["arguments"].update(normalise=True), r"field 'normalise'.*now called 'normalize'"),
+        (lambda m: m.update(artefact=m.pop("steerer")), r"field 'artefact'.*now called 'artifact'"),
     ],
 )
-def test_an_unknown_schema_or_class_is_refused(change, message, tmp_path):
-    path = saved(tmp_path) / "manifest.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
+def test_unknown_schema_class_or_renamed_field_is_refused(change, message, folder):
+    edit_manifest(folder, change)
     with pytest.raises(MismatchError, match=message):
-        load_steerer(path.parent)
+        load_steerer(folder)
 
 
-def test_an_unfitted_steerer_or_a_strange_value_is_not_saved(tmp_path):
-    with pytest.raises(ActivationError, match="not fitted"):
-        save(MeanDifference(3), tmp_path)
-    with pytest.raises(DataError, match="object"):
-        pack(object(), {}, "thing")
+def test_renamed_fitted_value_is_refused(tmp_path):
+    folder = save(ConditionVector(3, positive=("a",)).fit(ACTS), tmp_path / "run")
+    edit_manifest(folder, lambda m: m["steerer"]["state"].update(centre_=m["steerer"]["state"].pop("center_")))
+    with pytest.raises(MismatchError, match=r"field 'centre_'.*now called 'center_'"):
+        load_detector(folder)
 
 
-def test_a_folder_without_a_manifest_is_named(tmp_path):
-    with pytest.raises(LoadError, match="nowhere"):
-        load_steerer(tmp_path / "nowhere")
-
-
-def test_an_unfitted_method_of_several_sites_is_not_saved(tmp_path) -> None:
+def test_unfitted_steerer_and_unsupported_value_are_not_saved(tmp_path):
     @savable
-    class Two(MeanDifference):
+    class TwoSites(MeanDifference):
         sites = (Site(1), Site(2))
 
         def __init__(self) -> None:
             pass
 
-    with pytest.raises(ActivationError, match="not fitted"):
-        save(Two(), tmp_path)
+    for unfitted in (MeanDifference(3), TwoSites()):
+        with pytest.raises(ActivationError, match="not fitted"):
+            save(unfitted, tmp_path)
+    with pytest.raises(DataError, match="object"):
+        serialize(object(), {}, "thing")
+
+
+def test_folder_without_a_manifest_is_named(tmp_path):
+    with pytest.raises(LoadError, match="nowhere"):
+        load_steerer(tmp_path / "nowhere")

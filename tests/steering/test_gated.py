@@ -178,7 +178,7 @@ def test_the_gate_travels_through_norm_scale_sweeps_and_the_disk(tmp_path: Path)
     detected = dict(zip((e.id for e in rows), probe.detect(Context.of(acts)).tolist(), strict=True))
     assert {example_id: bool(m) for example_id, m in moved.items()} == detected
     assert 0 < sum(detected.values()) < len(rows)
-    other = gated.at(0)
+    other = gated.with_layer(0)
     assert other.site == Site(0) and other.detector is probe
 
 

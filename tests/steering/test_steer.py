@@ -348,7 +348,7 @@ class Norm(Detector):
         return self
 
     def score(self, context):
-        return context.read(self.required_activations[0]) @ W
+        return context.get_states(self.required_activations[0]) @ W
 
 
 class Detected(Hand):

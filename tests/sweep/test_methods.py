@@ -36,7 +36,7 @@ def test_methods_are_fitted_at_every_layer_oracles_to_the_inputs_measured(lm) ->
     frame = sweep(model, fresh, rows, [0, 2], (0.0, 1.0), "all", "logprob_difference", train=train, progress=False)
     learned, own = (capture(model, data, layers=[0, 2], progress=False) for data in (train, rows))
     for layer in (0, 2):
-        fitted = {name: one.at(layer).fit(own if one.oracle else learned) for name, one in fresh.items()}
+        fitted = {name: one.with_layer(layer).fit(own if one.oracle else learned) for name, one in fresh.items()}
         check(frame[frame["layer"] == layer], fitted, lambda one, alpha, where: alone(model, one, rows, alpha, where))
 
 

@@ -344,7 +344,7 @@ class Scaled(MeanDifference):
         return self.activations
 
     def vectors(self, context: Context) -> Tensor:
-        norms = [context.read(activation).norm(dim=-1) for activation in self.activations]
+        norms = [context.get_states(activation).norm(dim=-1) for activation in self.activations]
         return sum(norms)[:, None] * self.vector_
 
 

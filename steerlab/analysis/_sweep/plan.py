@@ -195,7 +195,7 @@ def first_column(settings: Sequence[Setting], members: Sequence[int], block: Blo
         return 0  # vectors from the state itself need the whole prompt in one forward
     one = settings[members[0]]  # all of them are written to the same tokens
     places = {
-        position_key(intervention.where(one.positions)): intervention for intervention in one.interventions
+        position_key(intervention.positions_or(one.positions)): intervention for intervention in one.interventions
     }  # many layers, most often one place
     masks = [
         written_columns(block.batch, intervention, one.positions, block.row_numbers) for intervention in places.values()

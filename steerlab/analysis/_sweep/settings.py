@@ -55,7 +55,7 @@ class Setting:
     @property
     def written(self) -> str:
         """Where the cell really writes, in short: a method's own positions go before those that were asked for."""
-        places = dict.fromkeys(position_key(intervention.where(self.positions)) for intervention in self.interventions)
+        places = dict.fromkeys(position_key(one.positions_or(self.positions)) for one in self.interventions)
         return " and ".join(places) or position_key(self.positions)
 
     @property
@@ -183,7 +183,7 @@ def fitted(
         return ready
     sites = as_sites("all" if layers is None else layers, model)
     for name, prototype in learning:
-        made = [prototype.at(_as_given(site)) for site in sites]
+        made = [prototype.with_layer(_as_given(site)) for site in sites]
         acts = _activations(model, made, examples if prototype.oracle else train, batch_size)
         if not prototype.oracle:
             _check_apart(name, acts, examples)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from steerlab._support.errors import DataError
 from steerlab.capture.activations import Activations
-from steerlab.methods._codec import savable
 from steerlab.methods.adasteer.schedules import Logistic, fit_schedule
 from steerlab.methods.base import RequiredActivation, check_width
 from steerlab.methods.classes import check_disjoint, select_class
+from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
 
@@ -95,7 +95,7 @@ class ClassStates:
         for i, one in enumerate(names):
             for other in names[i + 1 :]:
                 check_disjoint(one, *found[one], other, *found[other])
-        self.prompts = acts.select(side=read.capture, position=str(read.position))
+        self.prompts = acts.select(side=read.side, position=str(read.position))
         place = {example_id: row for row, example_id in enumerate(self.prompts.index["example_id"])}
         self.rows = {name: [place[example_id] for example_id in ids] for name, (ids, _) in found.items()}
 

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.errors import DataError
-from steerlab.methods._codec import savable
 from steerlab.methods.probe import fit_logistic as fit_probe
+from steerlab.methods.serialization import savable
 
 
 @savable

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from steerlab._support.errors import ActivationError, DataError, MismatchError, SteeringError
 from steerlab.capture.activations import Activations
-from steerlab.methods._codec import savable
 from steerlab.methods.adasteer.fit import ClassStates, Coordinate, restoration, shares
 from steerlab.methods.adasteer.schedules import CoefficientSchedule, Logistic, fit_schedule
 from steerlab.methods.base import Context, Intervention, RequiredActivation, Steerer, check_fitted, provenance
+from steerlab.methods.serialization import savable
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 
@@ -210,7 +210,7 @@ class AdaSteer(Steerer):
         """p_R and p_H of each input, read off its unsteered prompt."""
         check_fitted(self, "rejection_axis_")
         at_r, at_h = self.required_activations
-        return self.rejection_axis_(context.read(at_r)), self.harmfulness_axis_(context.read(at_h))
+        return self.rejection_axis_(context.get_states(at_r)), self.harmfulness_axis_(context.get_states(at_h))
 
     def coefficients(self, context: Context) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """alpha and beta of each input: how much of `rejection_` and of `second` it gets."""
@@ -262,7 +262,7 @@ class AdaSteer(Steerer):
         pairs = zip(self.sites, self.rejection_, self.second, strict=True)
         return tuple(Intervention(site, alpha * first + beta * second) for site, first, second in pairs)
 
-    def at(self, layer: Place) -> AdaSteer:
+    def with_layer(self, layer: Place) -> AdaSteer:
         """The same settings, read at the same layers, for steering one other layer; not fitted."""
         names = [name for name in inspect.signature(AdaSteer).parameters if name != "layers"]
         return AdaSteer(layer, **{name: getattr(self, name) for name in names})

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab.capture.activations import Activations
-from steerlab.methods._codec import savable
 from steerlab.methods.alphasteer.null_space import find_null_space, ridge_gate, warn_of_leakage
 from steerlab.methods.base import Context, RequiredActivation, StateDetector, check_fitted, check_width, provenance
 from steerlab.methods.classes import check_disjoint, select_class
+from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
 
@@ -92,7 +92,7 @@ class NullSpaceGate(StateDetector):
     def score(self, context: Context) -> Float[Tensor, " batch"]:
         """The gate of each input."""
         check_fitted(self, "w_")
-        return self.gate(context.read(self.required_activations[0]))
+        return self.gate(context.get_states(self.required_activations[0]))
 
 
 def harmful_and_benign(

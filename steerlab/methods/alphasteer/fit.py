@@ -14,7 +14,7 @@ from steerlab._support.errors import DataError, MismatchError
 from steerlab.capture.activations import Activations
 from steerlab.methods.alphasteer.detector import NullSpaceGate, harmful_and_benign
 from steerlab.methods.alphasteer.null_space import find_null_space, ridge_map, warn_of_leakage
-from steerlab.methods.p2s import check_contrasts_nonzero, contrast_table, names
+from steerlab.methods.classes import as_names, check_contrasts_nonzero, contrast_table
 from steerlab.models.sites import Site
 
 
@@ -95,10 +95,10 @@ def harmful_contrasts(
     """
     ids, z = contrast_table(acts, gate.site, position)
     labels = acts.labels(ids, gate.label)
-    keep = [label in names(gate.harmful) for label in labels]
+    keep = [label in as_names(gate.harmful) for label in labels]
     if not any(keep):
         raise DataError(
-            f"no contrast is of an input with {gate.label} in {list(names(gate.harmful))}; there are contrasts of "
+            f"no contrast is of an input with {gate.label} in {list(as_names(gate.harmful))}; there are contrasts of "
             f"{sorted(set(labels))}. Capture the harmful inputs with theirs, or give a target"
         )
     return [name for name, kept in zip(ids, keep, strict=True) if kept], z[torch.tensor(keep)]

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from steerlab._support.errors import DataError, SteeringError
 from steerlab.capture.activations import Activations
-from steerlab.methods._codec import savable
 from steerlab.methods.alphasteer.detector import NullSpaceGate
 from steerlab.methods.alphasteer.fit import (
     SiteMap,
@@ -35,6 +34,7 @@ from steerlab.methods.base import (
     check_width,
     provenance,
 )
+from steerlab.methods.serialization import savable
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 
@@ -212,18 +212,18 @@ class AlphaSteer(Steerer):
         """What is added to each input by a steerer with one site, from its captured state."""
         if len(self.sites) != 1:
             raise SteeringError(f"AlphaSteer steers {self._told}: ask for its shifts, or for one site with at(layer)")
-        gate, vectors = self._gated(0, context.read(self._states[0]))
+        gate, vectors = self._gated(0, context.get_states(self._states[0]))
         return gate[:, None] * vectors
 
     def interventions(self, context: Context) -> tuple[Intervention, ...]:
         """One shift per site: a function of the state met there, or with frozen gates a vector and its gate."""
         check_fitted(self, self._fitted)
         if self.gates == "frozen":
-            found = [self._gated(i, context.read(read)) for i, read in enumerate(self._states)]
+            found = [self._gated(i, context.get_states(read)) for i, read in enumerate(self._states)]
             return tuple(Intervention(site, v, gate=g) for site, (g, v) in zip(self.sites, found, strict=True))
         return tuple(Intervention(site, vector_fn=partial(met, **self._at(i))) for i, site in enumerate(self.sites))
 
-    def at(self, layer: int | Site) -> AlphaSteer:
+    def with_layer(self, layer: int | Site) -> AlphaSteer:
         """A steerer with the same settings for one layer, not fitted.
 
         Raises:

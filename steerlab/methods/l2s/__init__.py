@@ -1,0 +1,1 @@
+"""L2S (learn-to-steer): a small net that predicts the steering vector of each input."""

@@ -1,16 +1,12 @@
-"""How a steering net is trained: every choice in one frozen value, and the published ones by name."""
+"""Training settings of the steering net in one frozen value, and the published settings by name."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
 from steerlab._support.errors import DataError
-from steerlab.methods._codec import savable
+from steerlab.methods.serialization import savable
 
 CHOICES = {
     "loss": ("mse", "mse_l1_cos"),
@@ -24,38 +20,39 @@ CHOICES = {
 @savable
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Everything that decides how a steering net is trained, apart from data, sizes and seed.
+    """How a steering net is trained: everything except data, sizes and seed.
 
     Example:
         >>> L2S(layer=15, config=replace(L2S_PAPER, epochs=20, learning_rate=3e-3))
 
     Args:
-        loss: "mse" (mean over dimensions of the squared error), or "mse_l1_cos" (plus the mean absolute
-            error, minus `cosine_weight` times the cosine).
+        loss: "mse" (squared error, averaged over dimensions) or "mse_l1_cos" (plus the mean absolute error, minus
+            `cosine_weight` times the cosine).
         cosine_weight: weight of the cosine in training.
-        cosine_ramp_epochs: the weight grows linearly from 0 in epoch 0 to its value here; 0: at once.
+        cosine_ramp_epochs: the weight grows linearly from 0 to its value over this many epochs; 0: constant.
         validation_cosine_weight: weight of the cosine in the validation loss.
-        learning_rate, weight_decay, epochs, batch_size: Adam's; the last batch of an epoch may be smaller.
-        min_steps: train for more epochs where `epochs` of a small data set are fewer batches than this.
-        schedule: "constant", or "warmup_cosine": from 0 over `warmup` of all batches, then a cosine to 0.
-        plateau_patience: multiply the learning rate by `plateau_factor` when the monitored loss (validation,
-            else training) has not fallen for more epochs than this after the warm-up; None: never.
-        decoder_init: columns of W2 at the start: "default" (PyTorch's), "svd" (leading right singular
-            vectors of the mean-centered targets) or "dictionary" (dictionary learning, positive codes).
-        dictionary: "full" as published, which takes very long for wide targets, or "minibatch".
-        dictionary_iterations: cap on its iterations.
-        keep: "last" epoch, or the "best" on validation (which then has to be there).
-        class_balanced: a batch's loss is the sum of its groups' means over the number of all groups.
-        equalize_norms: rescale the targets of every group (a behavior, unless `L2S(groups=...)` says otherwise)
-            to the first one's mean norm; True takes them in order of appearance, a tuple names them, reference
-            first, and leaves the others alone.
-        standardize: train in units of standardized contexts and of the targets' root mean square; both are
-            folded into the weights afterwards, so the net still takes and gives raw units.
+        learning_rate, weight_decay, epochs, batch_size: of Adam; the last batch of an epoch may be smaller.
+        min_steps: train for more epochs if `epochs` epochs of a small data set have fewer batches than this.
+        schedule: "constant", or "warmup_cosine": linear from 0 over the share `warmup` of all batches, then a cosine
+            to 0.
+        plateau_patience: multiply the learning rate by `plateau_factor` if the monitored loss (validation, else
+            training) has not fallen for more epochs than this after the warm-up; None: never.
+        decoder_init: initial columns of W2: "default" (PyTorch's), "svd" (leading right singular vectors of the
+            mean-centered targets) or "dictionary" (dictionary learning with positive codes).
+        dictionary: "full" as published, which is very slow for wide targets, or "minibatch".
+        dictionary_iterations: largest number of its iterations.
+        keep: the weights of the "last" epoch, or of the "best" one on validation data (which must be given).
+        class_balanced: the loss of a batch is the mean of the mean losses of all groups.
+        equalize_norms: rescale the targets of every group (a behavior, unless `L2S(group_column=...)` says otherwise)
+            to the mean norm of the first group. True takes groups in order of appearance; a tuple names them, the
+            reference first, and leaves the others unchanged.
+        standardize: train with standardized contexts and targets of unit root mean square; both scales are folded
+            into the weights afterwards, so that the net takes and returns raw units.
 
     Raises:
         DataError: an unknown choice, or a number out of range.
 
-    Source: arXiv 2508.12815, equation 8 and appendix; the released code for the presets `RELEASED_*`.
+    Source: arXiv 2508.12815, equation 8 and appendix; the released code for the presets `L2S_RELEASED_*`.
     """
 
     loss: str = "mse"
@@ -89,18 +86,22 @@ class TrainingConfig:
                 f"warmup={self.warmup}: the first three must be positive and the last between 0 and 1"
             )
 
-    def for_rows(self, n: int) -> TrainingConfig:
-        """This recipe with its epochs, and the patience counted in them, stretched to reach `min_steps`."""
-        stretch = max(1.0, self.min_steps / (self.epochs * math.ceil(n / self.batch_size)))
-        patience = None if self.plateau_patience is None else round(stretch * self.plateau_patience)
-        return replace(self, epochs=math.ceil(stretch * self.epochs), plateau_patience=patience)
+    def steps(self, n_examples: int) -> int:
+        """How many batches `epochs` epochs of so many examples have."""
+        return self.epochs * math.ceil(n_examples / self.batch_size)
 
-    def cosine_at(self, epoch: int) -> float:
+    def extend(self, n_examples: int) -> TrainingConfig:
+        """This config with more epochs, and the patience scaled alike, if `min_steps` needs them."""
+        factor = max(1.0, self.min_steps / self.steps(n_examples))
+        patience = None if self.plateau_patience is None else round(factor * self.plateau_patience)
+        return replace(self, epochs=math.ceil(factor * self.epochs), plateau_patience=patience)
+
+    def cosine_weight_at(self, epoch: int) -> float:
         """Weight of the cosine in a 0-based epoch."""
         ramp = min(1.0, epoch / self.cosine_ramp_epochs) if self.cosine_ramp_epochs else 1.0
         return self.cosine_weight * ramp
 
-    def rate_at(self, step: int, steps: int) -> float:
+    def learning_rate_at(self, step: int, steps: int) -> float:
         """Learning rate of a 0-based batch out of `steps` in all."""
         if self.schedule == "constant":
             return self.learning_rate
@@ -122,27 +123,8 @@ L2S_RELEASED_POPE = TrainingConfig(
     decoder_init="svd", class_balanced=True, keep="best",
 )  # fmt: skip
 PRESETS = {
-    "paper": L2S_PAPER, "released": L2S_RELEASED_SAFETY, "released_safety": L2S_RELEASED_SAFETY,
+    "paper": L2S_PAPER,
+    "released": L2S_RELEASED_SAFETY,
+    "released_safety": L2S_RELEASED_SAFETY,
     "released_pope": L2S_RELEASED_POPE,
-}  # fmt: skip
-
-
-def example_losses(
-    predicted: Float[Tensor, "batch hidden"],
-    target: Float[Tensor, "batch hidden"],
-    loss: str,
-    cosine_weight: float,
-) -> Float[Tensor, " batch"]:
-    """The loss of each sample: paper equation 8 ("mse"), or that of the released code ("mse_l1_cos")."""
-    error = predicted - target
-    squared = error.square().mean(-1)
-    if loss == "mse":
-        return squared
-    cosine = torch.nn.functional.cosine_similarity(predicted, target, dim=-1)
-    return squared + error.abs().mean(-1) - cosine_weight * cosine
-
-
-def balanced_mean(losses: Float[Tensor, " batch"], groups: Int[Tensor, " batch"], n_groups: int) -> Float[Tensor, ""]:
-    """The mean over groups of their mean losses; a group that is missing from the batch counts 0."""
-    total = losses.new_zeros(n_groups).index_add(0, groups, losses)
-    return (total / torch.bincount(groups, minlength=n_groups).clamp(min=1)).mean()
+}

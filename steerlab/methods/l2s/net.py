@@ -1,4 +1,4 @@
-"""The network of L2S: one hidden layer, no output bias."""
+"""The net of L2S: one hidden layer, no output bias."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from steerlab._support.errors import DataError, LoadError, MismatchError
+from steerlab.methods.serialization import savable
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
 KEYS = ("encoder.weight", "encoder.bias", "decoder.weight")
 
 
+@savable
 class SteeringNet(nn.Module):
     """z = W2 act(W1 c + b1): from the context of an input to its steering vector.
 
@@ -27,8 +29,8 @@ class SteeringNet(nn.Module):
 
     Args:
         hidden_size: width D of the residual stream.
-        hidden_units: hidden units K; there are 2DK + K parameters.
-        activation: "tanh", or "relu" where some targets are the zero vector.
+        hidden_units: K; the net has 2DK + K parameters.
+        activation: "tanh", or "relu" if some targets are the zero vector.
 
     Raises:
         DataError: unknown activation, or a size below 1.
@@ -41,15 +43,10 @@ class SteeringNet(nn.Module):
         if activation not in ACTIVATIONS:
             raise DataError(f"unknown activation {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
         if hidden_size < 1 or hidden_units < 1:
-            raise DataError(f"sizes must be at least 1, got hidden_size={hidden_size} and hidden={hidden_units}")
-        self.activation = activation
+            raise DataError(f"sizes must be at least 1, got hidden_size={hidden_size} and hidden_units={hidden_units}")
+        self.hidden_size, self.hidden_units, self.activation = hidden_size, hidden_units, activation
         self.encoder = nn.Linear(hidden_size, hidden_units)
         self.decoder = nn.Linear(hidden_units, hidden_size, bias=False)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width D of the residual stream."""
-        return self.encoder.in_features
 
     def forward(self, contexts: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch hidden"]:
         """One vector per context."""
@@ -57,35 +54,17 @@ class SteeringNet(nn.Module):
 
 
 def seeded_net(hidden_size: int, hidden_units: int, activation: str, seed: int) -> SteeringNet:
-    """A net with PyTorch's default initialization that depends on `seed` and leaves the global RNG alone."""
+    """A net with PyTorch's default initialization from `seed`; the global generator is not touched."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return SteeringNet(hidden_size, hidden_units, activation)
 
 
-def net_from_state(state: Mapping[str, Tensor], activation: str = "tanh") -> SteeringNet:
-    """A float32 net whose sizes are read off its weights.
-
-    Raises:
-        MismatchError: keys or shapes are not those of a steering net.
-    """
-    if set(state) != set(KEYS):
-        raise MismatchError(f"the weights are named {sorted(state)}, a steering net has {sorted(KEYS)}")
-    shapes = {key: tuple(state[key].shape) for key in KEYS}
-    hidden_units, hidden_size = shapes["encoder.weight"]
-    expected = dict(zip(KEYS, [(hidden_units, hidden_size), (hidden_units,), (hidden_size, hidden_units)], strict=True))
-    if shapes != expected:
-        raise MismatchError(f"the weights have shapes {shapes}, a steering net of that width has {expected}")
-    net = seeded_net(hidden_size, hidden_units, activation, seed=0)
-    net.load_state_dict({key: value.to(torch.float32) for key, value in state.items()})
-    return net.eval()
-
-
-def load_published(path: str | Path, activation: str = "tanh") -> SteeringNet:
+def load_published_net(path: str | Path, activation: str = "tanh") -> SteeringNet:
     """Read a net published with L2S: a `.pt` state dict, plain or under `steering_model`, or safetensors.
 
     Example:
-        >>> net = load_published("l2s_llava15_7b_mmsb_K100.safetensors")
+        >>> net = load_published_net("l2s_llava15_7b_mmsb_K100.safetensors")
 
     Args:
         path: the file; `.pt` files are read with PyTorch's tensors-only loader, nothing in them is executed.
@@ -93,7 +72,7 @@ def load_published(path: str | Path, activation: str = "tanh") -> SteeringNet:
 
     Raises:
         LoadError: there is no such file.
-        MismatchError: the file holds something else.
+        MismatchError: the names or shapes of the weights are not those of a steering net.
 
     Source: the released code of arXiv 2508.12815 (file layout only).
     """
@@ -102,4 +81,12 @@ def load_published(path: str | Path, activation: str = "tanh") -> SteeringNet:
         raise LoadError(f"there is no file {str(path)!r}; give the path of a published net")
     loaded: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     state = loaded.get("steering_model", loaded) if isinstance(loaded, Mapping) else {}
-    return net_from_state(state, activation)
+    if set(state) != set(KEYS):
+        raise MismatchError(f"the weights are named {sorted(state)}, a steering net has {sorted(KEYS)}")
+    hidden_units, hidden_size = state["encoder.weight"].shape
+    net = seeded_net(hidden_size, hidden_units, activation, seed=0)
+    shapes, expected = ({key: tuple(one[key].shape) for key in KEYS} for one in (state, net.state_dict()))
+    if shapes != expected:
+        raise MismatchError(f"the weights have shapes {shapes}, a steering net of that width has {expected}")
+    net.load_state_dict({key: value.to(torch.float32) for key, value in state.items()})
+    return net.eval()

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from steerlab._support.errors import DataError, MismatchError
 from steerlab.capture.activations import Activations
-from steerlab.methods._codec import savable
 from steerlab.methods.base import Context, Detector, RequiredActivation, check_fitted, provenance
 from steerlab.methods.classes import check_disjoint, check_not_constant, select_two_classes
 from steerlab.methods.probe import fit_logistic
+from steerlab.methods.serialization import savable
 from steerlab.methods.tasktracker.published import check_last_layer, probe_site, read_probes
 from steerlab.methods.tasktracker.two_prompts import Layers, unique_sites
 from steerlab.models.sites import Site
@@ -215,7 +215,7 @@ class TaskTracker(Detector):
 
     def _state(self, context: Context, site: Site, capture: str) -> Float[Tensor, "batch hidden"]:
         # float32 before anything is subtracted: the difference of two long bfloat16 states would keep few digits
-        state = context.read(RequiredActivation(site, self.position, capture)).float()
+        state = context.get_states(RequiredActivation(site, self.position, capture)).float()
         if not hasattr(self, "final_norm_") or site != self.final_norm_[0]:
             return state
         _, weight, epsilon = self.final_norm_

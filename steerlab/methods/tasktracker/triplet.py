@@ -15,9 +15,9 @@ from torch import Tensor
 
 from steerlab._support.errors import DataError, MismatchError
 from steerlab.capture.activations import Activations
-from steerlab.methods._codec import savable
 from steerlab.methods.base import Context, Detector, RequiredActivation, check_fitted, provenance
 from steerlab.methods.classes import check_disjoint, select_two_classes
+from steerlab.methods.serialization import savable
 from steerlab.methods.tasktracker.triplet_mining import TripletRows, embed_batches
 from steerlab.methods.tasktracker.triplet_net import TripletShape, seeded_triplet_net, triplet_net_from_state
 from steerlab.methods.tasktracker.triplet_train import TripletConfig, train_triplets
@@ -130,7 +130,7 @@ class TripletProbe(Detector):
 
     def _states(self, context: Context, capture: str) -> Float[Tensor, "batch layers hidden"]:
         return torch.stack(
-            [context.read(RequiredActivation(site, self.position, capture)).float() for site in self.sites], dim=1
+            [context.get_states(RequiredActivation(site, self.position, capture)).float() for site in self.sites], dim=1
         )
 
     def _divided(self, splits: Sequence[str], injected: Tensor) -> tuple[Int[Tensor, " train"], Int[Tensor, " held"]]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steerlab._support.errors import DataError, MismatchError
-from steerlab.methods._codec import savable
+from steerlab.methods.serialization import savable
 
 KERNELS = (70, 50, 30, 20, 5)
 NARROWEST = 3072  # of the models that the published kernels were used on

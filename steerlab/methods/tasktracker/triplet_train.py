@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from steerlab._support.errors import DataError
-from steerlab.methods._codec import savable
+from steerlab.methods.serialization import savable
 from steerlab.methods.tasktracker.triplet_mining import TripletRows, drift, embed_batches, mine_triplets, triplet_losses
 from steerlab.methods.tasktracker.triplet_net import TripletNet
 
