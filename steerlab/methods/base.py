@@ -65,11 +65,11 @@ class Context:
             ActivationError: they were not captured.
         """
         if self.activations is None:
-            raise ActivationError(f"this method requires activations at site {required.site}; none were captured")
+            raise ActivationError(f"this method requires activations at site {required.site}; nothing was captured")
         if required.side not in set(self.activations.index["side"]):
             raise ActivationError(
-                f"this method requires activations of the prompt {required.side!r}, which was not captured: give "
-                f"each input Example(extra_prompts={{{required.side!r}: ...}})"
+                f"the prompt {required.side!r} was not captured: give each input "
+                f"Example(extra_prompts={{{required.side!r}: ...}})"
             )
         ids, states = self.activations.by_example(required.site, side=required.side, position=str(required.position))
         row = {example_id: i for i, example_id in enumerate(ids)}

@@ -337,7 +337,7 @@ def test_classes_that_overlap_are_refused():
     with pytest.raises(DataError, match="20 inputs are both complied and rejected"):
         AdaSteer(3, **READS, complied="rejected").fit(ACTS)
     doubled = STATES | {"answer": torch.cat([STATES["answer"], STATES["complied"][:3]])}
-    with pytest.raises(DataError, match=r"3 benign inputs have the very state of a complied one"):
+    with pytest.raises(DataError, match=r"3 benign inputs have the same state as a complied one"):
         AdaSteer(3, **READS).fit(acts_of(doubled))
 
 

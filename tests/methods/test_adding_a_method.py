@@ -1,4 +1,4 @@
-"""The method that `docs/adding_a_method.md` writes down works everywhere, though no other file knows of it."""
+"""The method of `docs/adding_a_method.md` works in every function, though no other file mentions it."""
 
 from __future__ import annotations
 
@@ -14,60 +14,48 @@ from steerlab.methods import Context
 from steerlab.testing import tiny_lm
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_a_method.md"
-ROWS = [
-    Example(f"r{i}", f"number {i}, please", "refuse" if i % 2 else "answer", Contrast("No.", "Yes!")) for i in range(8)
-]
-NEW = [Example(f"n{i}", f"digit {i}", "answer", Contrast("No.", "Yes!")) for i in range(3)]
+CONTRAST = Contrast("No.", "Yes!")
+TRAIN = [Example(f"r{i}", f"number {i}, please", "refuse" if i % 2 else "answer", CONTRAST) for i in range(8)]
+NEW = [Example(f"n{i}", f"digit {i}", "answer", CONTRAST) for i in range(3)]
 
 
 @pytest.fixture(scope="module")
-def blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def method(blocks: list[str]) -> Any:
+def method() -> Any:
+    code, imports = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) == 15
     namespace: dict[str, Any] = {}
-    exec(compile(f"{blocks[1]}\n{blocks[0]}", str(PAGE), "exec"), namespace)
+    exec(compile(f"{imports}\n{code}", str(PAGE), "exec"), namespace)
     return namespace["Nearest"]
 
 
-def test_it_has_fifteen_lines(blocks: list[str]) -> None:
-    assert len([line for line in blocks[0].splitlines() if line.strip()]) == 15
-
-
-def test_it_gives_every_new_input_the_vector_of_its_nearest_known_one(method) -> None:
+def test_documented_method_gives_each_input_the_vector_of_its_nearest_training_input(method) -> None:
     model = tiny_lm("llama", backend="hooks")
-    acts = capture(model, ROWS, layers=[1], progress=False)
-    fresh = capture(model, NEW, layers=[1], progress=False)
+    acts, new = (capture(model, examples, layers=[1], progress=False) for examples in (TRAIN, NEW))
     fitted = method(1).fit(acts)
     ids, known = acts.by_example(1, side="prompt")
-    names, states = fresh.by_example(1, side="prompt")
     table = dict(zip(*acts.contrast(1), strict=True))
-    for name, state in zip(names, states, strict=True):
+    for example_id, state in zip(*new.by_example(1, side="prompt"), strict=True):
         nearest = min(range(len(ids)), key=lambda k: float((known[k] - state).norm()))
-        assert torch.equal(fitted.vectors(Context((name,), fresh))[0], table[ids[nearest]])
+        assert torch.equal(fitted.vectors(Context((example_id,), new))[0], table[ids[nearest]])
     assert torch.equal(fitted.vectors(Context(tuple(ids), acts)), torch.stack([table[i] for i in ids]))
 
 
-def test_every_verb_takes_it(method, tmp_path: Path) -> None:
+def test_documented_method_generates_sweeps_saves_loads_and_is_gated(method, tmp_path: Path) -> None:
     model = tiny_lm("llama", backend="hooks")
-    acts = capture(model, ROWS, layers=[1, 2], progress=False)
+    acts = capture(model, TRAIN, layers=[1, 2], progress=False)
     fitted = method(1).fit(acts)
+
+    def ids(steer: Any, examples: list[Example] = NEW, alpha: float = 3.0) -> Any:
+        return generate(model, examples, steer=steer, alpha=alpha, max_new_tokens=4).ids
+
     steered = generate(model, NEW, steer=fitted, alpha=3.0, max_new_tokens=4)
     assert steered.steered_tokens > 0 and steered.norm_ratio > 0
-    alone = [generate(model, [e], steer=fitted, alpha=3.0, max_new_tokens=4).ids[0] for e in NEW]
-    assert list(steered.ids) == alone
-    assert (
-        generate(model, NEW, steer=fitted, alpha=0.0, max_new_tokens=4).ids
-        == generate(model, NEW, max_new_tokens=4).ids
-    )
+    assert list(steered.ids) == [ids(fitted, [example])[0] for example in NEW]
+    assert ids(fitted, alpha=0.0) == ids(None)
     frame = sweep(model, method(0), NEW, [1, 2], (0.0, 1.0), train=acts, progress=False)
     assert len(frame) == 2 * 2 * len(NEW) and set(frame["method"]) == {"nearest"}
-    again = load_steerer(save(fitted, tmp_path / "nearest"), model)
-    assert generate(model, NEW, steer=again, alpha=3.0, max_new_tokens=4).ids == steered.ids
-    probe = LinearProbe(2).fit(acts)
-    shut = Gated(fitted, probe, threshold=2.0)
-    assert generate(model, NEW, steer=shut, alpha=3.0, max_new_tokens=4).steered_tokens == 0
+    assert ids(load_steerer(save(fitted, tmp_path / "nearest"), model)) == steered.ids
+    closed = Gated(fitted, LinearProbe(2).fit(acts), threshold=2.0)
+    assert generate(model, NEW, steer=closed, alpha=3.0, max_new_tokens=4).steered_tokens == 0
     with pytest.raises(MismatchError, match="was fitted on a model"):
         generate(tiny_lm("gpt2", backend="hooks"), NEW, steer=fitted, max_new_tokens=2)

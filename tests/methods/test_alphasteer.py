@@ -311,7 +311,7 @@ def test_classes_that_overlap_or_are_too_small_are_refused():
         b: int((ACTS.index["side"].eq("prompt") & ACTS.index["behavior"].eq(b)).argmax()) for b in ("answer", "refuse")
     }
     double[rows["refuse"]] = double[rows["answer"]]
-    with pytest.raises(DataError, match="1 benign inputs have the very state of a harmful one"):
+    with pytest.raises(DataError, match="1 benign inputs have the same state as a harmful one"):
         AlphaSteer(3).fit(replace(ACTS, values=double))
     with pytest.raises(DataError, match="1 inputs have behavior in"):
         NullSpaceGate(3).fit(world(120, 1))

@@ -184,7 +184,7 @@ def test_an_unfitted_probe_says_so(tmp_path):
         (lambda: TaskTracker(0, positive=("injected", "clean")).fit(ACTS), DataError, "0 inputs have another"),
         (lambda: TaskTracker(0, label="kind").fit(ACTS), ActivationError, "no label 'kind'"),
         (lambda: TaskTracker(7).fit(ACTS), ActivationError, "site 7 was not captured"),
-        (lambda: TaskTracker(0, task="ask").fit(ACTS), ActivationError, "'ask' was not captured.*captures="),
+        (lambda: TaskTracker(0, task="ask").fit(ACTS), ActivationError, "'ask' was not captured.*extra_prompts="),
         (lambda: fitted(data=(SMALL[0], SMALL[0], SMALL[2])), DataError, "same state"),
     ],
 )  # fmt: skip

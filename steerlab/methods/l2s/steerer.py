@@ -162,9 +162,7 @@ class L2S(Steerer):
             return None
         net = copy.deepcopy(self.net_).requires_grad_(False)
         if not all(bool(weights.isfinite().all()) for weights in net.parameters()):  # a server would not report this
-            raise SteeringError(
-                "the net of L2S has weights that are not finite, so its vectors would be NaN: fit again"
-            )
+            raise SteeringError("the net of L2S has weights that are not finite: fit it again")
         vector_fn = partial(_predict, net=net, norm_limit=self._norm_limit)
         return (Intervention(self.site, vector_fn=vector_fn, read_site=required.site),)
 

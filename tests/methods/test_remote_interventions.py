@@ -1,0 +1,465 @@
+"""Steering computed where the model runs equals steering with vectors computed locally.
+
+`near` is a local model that runs every row whole, under plain hooks. `far` is a remote model whose requests run in this
+process instead of being sent to a server.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_acts import make_acts, normal
+from torch import Tensor
+
+import steerlab
+from steerlab import L2S, P2S, Activations, AlphaSteer, Contrast, Example, MeanDifference, Request, load
+from steerlab._support.errors import ActivationError, DataError, SteeringError
+from steerlab.methods.base import Context, Steerer
+from steerlab.methods.l2s.config import TrainingConfig
+from steerlab.models._nnsight import ndif
+from steerlab.models._nnsight.ndif import RemoteEngine
+from steerlab.models._nnsight.wire import NdifBackend
+from steerlab.models.engine import Inputs
+from steerlab.models.interventions import Edit, SiteEdits
+from steerlab.models.model import Model
+from steerlab.models.sites import Site
+from steerlab.testing import tiny_hf, tiny_tokenizer
+
+LAYER, CONTEXT = 1, 3
+PROMPTS = ("Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?")
+PAIRS = [Example(str(i), p, "b", Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)]
+ANSWERS = ["No, never.", "Yes", "It depends on the heron"]
+NETS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "one unit": {"hidden_units": 1},
+    "wide": {"hidden_units": 40},
+    "relu": {"activation": "relu"},
+    "cosine": {"loss": "mse_l1_cos"},
+    "standardized": {"standardize": True},
+    "standardized, cosine": {"standardize": True, "loss": "mse_l1_cos", "hidden_units": 5},
+    "limited norm": {"max_norm": 0.2},
+    "context of another layer": {"context_layer": 9},
+}
+Result = tuple[Any, float, int]
+Function = Callable[..., Result]
+
+
+def train_l2s(acts: Activations, layer: int, options: dict[str, Any]) -> L2S:
+    config: dict[str, Any] = {"loss": "mse", "epochs": 4, "learning_rate": 1e-2}
+    config |= {name: value for name, value in options.items() if name in ("loss", "standardize")}
+    rest = {name: value for name, value in options.items() if name not in config}
+    return L2S(layer, progress=False, config=TrainingConfig(**config), **{"hidden_units": 8} | rest).fit(acts)
+
+
+@cache
+def acts_of(width: int) -> Activations:
+    """Activations of layers 3 and 9."""
+    one, other = (make_acts(normal(30, width, seed=s), normal(30, width, seed=s + 1)) for s in (0, 2))
+    return Activations(torch.cat([one.values, other.values], 1), one.index, (Site(3), Site(9)), {})
+
+
+@cache
+def fitted(name: str, width: int) -> L2S:
+    return train_l2s(acts_of(width), 3, NETS[name])
+
+
+def vector_fn(steerer: Steerer) -> Callable[[Tensor], Tensor]:
+    (intervention,) = steerer.remote_interventions() or ()
+    assert intervention.vector_fn is not None
+    return intervention.vector_fn
+
+
+class LocalOnly(Steerer):
+    """A user's method without `remote_interventions`."""
+
+    def __init__(self, inner: Steerer) -> None:
+        self.inner, self.site = inner, inner.site
+
+    @property
+    def required_activations(self) -> Any:
+        return self.inner.required_activations
+
+    def fit(self, acts: Activations) -> Steerer:
+        return self
+
+    def vectors(self, context: Context) -> Tensor:
+        return self.inner.vectors(context)
+
+
+def with_net(net: torch.nn.Module, layer: Any = 3, **options: Any) -> L2S:
+    """An L2S with other settings and a trained net."""
+    l2s = L2S(layer, **options)
+    l2s.net_ = net
+    return l2s
+
+
+# --- the function that is sent
+
+
+@pytest.mark.parametrize("width", [6, 24])
+@pytest.mark.parametrize("name", NETS)
+def test_vector_fn_of_l2s_equals_its_predictions(name: str, width: int) -> None:
+    l2s, context = fitted(name, width), Context.of(acts_of(width))
+    (intervention,) = l2s.remote_interventions() or ()
+    assert (intervention.site, intervention.read_site) == (Site(3), Site(NETS[name].get("context_layer") or 3))
+    assert intervention.vectors is None and intervention.gate is None and intervention.positions is None
+    assert torch.equal(vector_fn(l2s)(context.get_states(l2s.required_activations[0])), l2s.vectors(context))
+    for scale in (0.1, 1.0, 30.0):
+        states = scale * normal(5, width, seed=7)
+        vectors = vector_fn(l2s)(states)
+        assert vectors.dtype == torch.float32 and not vectors.requires_grad
+        assert torch.equal(vectors, l2s.predict(states))
+        assert torch.equal(vector_fn(l2s)(states.bfloat16()), l2s.predict(states.bfloat16().float()))
+
+
+@given(st.sampled_from(sorted(NETS)), st.permutations(range(6)), st.integers(1, 6))
+def test_vector_fn_does_not_depend_on_row_order_or_batching(name: str, order: list[int], batch_size: int) -> None:
+    states, l2s = normal(6, 6, seed=3), fitted(name, 6)
+    parts = [vector_fn(l2s)(part) for part in states[order].split(batch_size)]
+    torch.testing.assert_close(torch.cat(parts), l2s.predict(states)[order], rtol=1e-5, atol=1e-6)
+
+
+def test_vector_fn_is_a_copy_that_can_be_pickled() -> None:
+    l2s, states = train_l2s(acts_of(6), 3, {}), normal(4, 6)
+    before, sent = l2s.predict(states), vector_fn(l2s)
+    with torch.no_grad():
+        l2s.net_.decoder.weight.mul_(2)
+    assert torch.equal(sent(states), before), "training the net further does not change what was sent"
+    assert not torch.equal(vector_fn(l2s)(states), before)
+    assert all(p.requires_grad for p in l2s.net_.parameters())
+    assert torch.equal(pickle.loads(pickle.dumps(sent))(states), before)
+
+
+def test_methods_without_one_state_at_the_last_token_are_computed_locally() -> None:
+    net, vector = fitted("plain", 6).net_, normal(1, 6)
+    local = [with_net(net, context_position=position) for position in ("user", 2, -1)]
+    local += [MeanDifference.from_tensor(1, vector[0]), P2S.from_table(1, {"a": vector[0]})]
+    local += [AlphaSteer.from_gates(1, vector, vector), LocalOnly(fitted("plain", 6))]
+    assert [steerer.remote_interventions() for steerer in local] == [None] * len(local)
+    assert with_net(net).remote_interventions() is not None
+
+
+def test_unfitted_and_broken_nets_are_not_sent() -> None:
+    net = copy.deepcopy(fitted("plain", 6).net_)
+    with pytest.raises(ActivationError, match="not fitted"):
+        L2S(3).remote_interventions()
+    with pytest.raises(DataError, match="max_norm=None"):
+        with_net(net, max_norm=2.0).remote_interventions()
+    with torch.no_grad():
+        next(net.parameters())[0] = float("nan")
+    with pytest.raises(SteeringError, match="not finite"):
+        with_net(net).remote_interventions()
+
+
+# --- generate, score and sweep on a remote model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root = tmp_path_factory.mktemp("models")
+
+    def saved(family: str) -> Path:
+        if not (root / family).exists():
+            tiny_hf(family).save_pretrained(root / family)
+            tiny_tokenizer().save_pretrained(root / family)
+        return root / family
+
+    return saved
+
+
+FAMILIES = pytest.mark.parametrize("near", ["llama", "gpt2"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def near(request: pytest.FixtureRequest, folder: Callable[[str], Path]) -> Model:
+    """GPT-2 by default: it has learned positions, so that counting padding would change its states."""
+    family = getattr(request, "param", "gpt2")
+    return load(folder(family), device="cpu", backend="hooks", prefix_caching=False, check=False)
+
+
+class InProcessBackend(NdifBackend):
+    """Executes a request in this process as a server does: without gradients and with its own random state."""
+
+    def __call__(self, tracer: Any = None) -> None:
+        self.client.traffic.requests += 1
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            tracer.execute(tracer.info.code)
+
+
+def send_copy(sent: Callable[..., Any], root: Any, wire: NdifBackend, block: Any, *arguments: Any) -> Any:
+    """A server works on a copy of what is sent: changes to it are not seen here."""
+    visits = [v for given in (arguments[0], arguments[2]) for part in given if isinstance(part, list) for v in part]
+    shared = {id(visit.envoy): visit.envoy for visit in visits}
+    return sent(root, wire, block, *copy.deepcopy(arguments, shared))
+
+
+@pytest.fixture
+def far(near: Model, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Model:
+    monkeypatch.setattr(ndif, "NdifBackend", InProcessBackend)
+    monkeypatch.setattr(ndif, "_sent", partial(send_copy, ndif._sent))
+    return load(folder(near.id), remote="http://127.0.0.1:9", check=False)
+
+
+@cache
+def fit(model: Model) -> dict[str, Any]:
+    acts = steerlab.capture(model, PAIRS, layers=[LAYER, CONTEXT], progress=False)
+    norm = float(acts.values.norm(dim=-1).mean())
+    rows = torch.nn.functional.normalize(normal(len(PAIRS) + 2, acts.values.shape[-1], seed=1), dim=1) * norm
+    return {
+        "l2s": train_l2s(acts, LAYER, {"context_layer": CONTEXT}),
+        "l2s, same layer": train_l2s(acts, LAYER, {"standardize": True, "max_norm": 1.0}),
+        "l2s, lower context": train_l2s(acts, CONTEXT, {"context_layer": LAYER, "loss": "mse_l1_cos"}),
+        "mean": MeanDifference.from_tensor(LAYER, rows[-1]),
+        "rows": P2S.from_table(LAYER, {pair.id: row for pair, row in zip(PAIRS, rows, strict=False)}),
+        "gates": AlphaSteer.from_gates(LAYER, rows[-2:-1] / norm**2, rows[-1:]),
+    }
+
+
+def requests(model: Model) -> int:
+    assert isinstance(model.engine, RemoteEngine)
+    return model.engine.client.traffic.requests
+
+
+def texts(model: Model, **options: Any) -> Result:
+    found = steerlab.generate(model, PAIRS, max_new_tokens=5, **options)
+    return found.ids, found.norm_ratio, found.steered_tokens
+
+
+def draws(model: Model, **options: Any) -> Result:
+    return texts(model, do_sample=True, seed=3, num_return_sequences=2, **options)
+
+
+def scores(model: Model, **options: Any) -> Result:
+    found = steerlab.score(model, PAIRS, ANSWERS, **options)
+    return found.logprob.tolist() + found.greedy.tolist(), found.attrs["norm_ratio"], found.attrs["steered_tokens"]
+
+
+def next_tokens(model: Model, **options: Any) -> Result:
+    return steerlab.next_token_logits(model, PAIRS, [5, 9], max_other=True, **options).flatten().tolist(), 0.0, 0
+
+
+def assert_equal_results(far: Model, near: Model, function: Function, *, n_requests: int, **options: Any) -> Result:
+    """The remote result equals the local one, which is returned, and takes so many requests."""
+    before = requests(far)
+    remote, local = function(far, **options), function(near, **options)
+    assert requests(far) - before == n_requests
+    close = partial(pytest.approx, rel=1e-5, abs=1e-5)
+    assert remote[0] == (local[0] if isinstance(local[0], tuple) else close(local[0]))
+    assert remote[1] == close(local[1]) and remote[2] == local[2]
+    return local
+
+
+@FAMILIES
+@pytest.mark.parametrize("function", [texts, draws, scores, next_tokens])
+def test_l2s_steers_a_remote_model_as_a_local_one_in_one_request(near: Model, far: Model, function: Function) -> None:
+    unsteered = function(near)
+    cases: dict[str, dict[str, Any]] = {
+        "l2s": {"alpha": 4.0},
+        "l2s, same layer": {"alpha": [4.0, 0.0, 6.0], "positions": "last+generated"},
+        "l2s, lower context": {"alpha": -8.0, "positions": "prompt"},
+    }
+    for name, options in cases.items():
+        local = assert_equal_results(far, near, function, n_requests=1, steer=fit(near)[name], **options)
+        assert local[0] != unsteered[0], "the vectors are long enough to change the result"
+
+
+@pytest.mark.parametrize("function", [texts, scores])
+def test_other_methods_steer_a_remote_model_as_a_local_one(near: Model, far: Model, function: Function) -> None:
+    fits = fit(near)
+    for name in ("mean", "rows", "gates"):
+        assert_equal_results(far, near, function, n_requests=1, steer=fits[name])
+    l2s = fits["l2s"]
+    other_position = with_net(l2s.net_, l2s.layer, context_layer=l2s.context_layer, context_position=-2)
+    for options in (
+        {"steer": l2s, "scale": "norm", "alpha": 0.5},
+        {"steer": [l2s, Request(fits["mean"], 0.5)]},
+        {"steer": other_position},
+        {"steer": LocalOnly(l2s)},
+    ):
+        assert_equal_results(far, near, function, n_requests=2, **options)  # a capture first
+
+
+def test_several_nets_are_sent_together_and_add_up(near: Model, far: Model) -> None:
+    both = [fit(near)["l2s"], Request(fit(near)["l2s, lower context"], -1.0)]
+    local = assert_equal_results(far, near, texts, n_requests=1, steer=both)
+    assert local[0] != texts(near, steer=both[:1])[0] != texts(near, steer=both[1:])[0]
+
+
+@pytest.mark.parametrize("function", [texts, draws])
+def test_batches_use_their_rows_and_continue_the_random_draws(near: Model, far: Model, function: Function) -> None:
+    assert_equal_results(far, near, function, n_requests=2, steer=fit(near)["l2s"], batch_size=2)
+
+
+def test_sweep_of_l2s_captures_once_for_all_settings(near: Model, far: Model) -> None:
+    options: dict[str, Any] = {"alphas": (-1.0, 0.0, 1.0), "batch_size": 64, "progress": False}
+    counts = [requests(far)]
+    for name in ("mean", "l2s"):
+        remote, local = (steerlab.sweep(model, fit(near)[name], PAIRS, **options) for model in (far, near))
+        counts.append(requests(far))
+        numbers = ["value", "norm_ratio"]
+        assert remote.drop(columns=numbers).equals(local.drop(columns=numbers))
+        values = (torch.tensor(frame[numbers].to_numpy()) for frame in (remote, local))
+        torch.testing.assert_close(*values, rtol=1e-5, atol=1e-5)
+    assert counts[2] - counts[1] == counts[1] - counts[0] + 1
+
+
+def test_local_models_do_not_call_remote_interventions(near: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(L2S, "remote_interventions", lambda self: pytest.fail("called"))
+    assert texts(near, steer=fit(near)["l2s"])[2] > 0
+
+
+# --- prefix caching
+
+LONG = "The heron sleeps by the river. " * 3
+PARTNERS = [
+    Example(f"{i}{k}", LONG + p, "b", Contrast("No, never.", "Yes")) for k in range(2) for i, p in enumerate(PROMPTS)
+]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_prefix_caching_changes_no_state_and_no_value(
+    family: str, lm: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[bool] = []
+    module: Any = sys.modules[steerlab.capture.__module__]
+    share = module.share
+
+    def record(*args: Any) -> Any:
+        shares.append((found := share(*args)) is not None)
+        return found
+
+    monkeypatch.setattr(module, "share", record)
+    default = lm(family)
+    uncached = Model(default.hf, default.tokenizer, default.layout, id="x", backend="hooks", prefix_caching=False)
+    shared, whole = (steerlab.capture(m, PARTNERS, layers="all", progress=False) for m in (default, uncached))
+    assert shares == [True, False]
+    assert shared.index.equals(whole.index)
+    torch.testing.assert_close(shared.values, whole.values, rtol=1e-5, atol=1e-5)
+    options: dict[str, Any] = {"alphas": (0.0, 2.0), "positions": "last+generated", "progress": False}
+    mean = MeanDifference.from_tensor(2, 3 * normal(32))
+    a, b = (steerlab.sweep(m, mean, PARTNERS, **options) for m in (default, uncached))
+    torch.testing.assert_close(torch.tensor(a.value.to_numpy()), torch.tensor(b.value.to_numpy()), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_load_passes_prefix_caching_on(folder: Callable[[str], Path], prefix_caching: bool) -> None:
+    model = load(folder("llama"), device="cpu", check=False, prefix_caching=prefix_caching)
+    assert model.supports_prefix_cache == model.supports_layer_restart == prefix_caching
+    assert model.engine.supports_prefix_cache
+
+
+# --- logits, states and statistics of the engine
+
+
+def inputs_of(model: Model, prompts: Sequence[str] = PROMPTS) -> Inputs:
+    return model.inputs(model.batch([model.encode(prompt) for prompt in prompts]))
+
+
+def edit_of(inputs: Inputs, vectors: Tensor | None = None, **options: Any) -> Edit:
+    mask = inputs["attention_mask"].bool()
+    return Edit(vectors, mask, True, last=torch.full((len(mask),), mask.shape[1] - 1), **options)
+
+
+def edits_of(inputs: Inputs) -> SiteEdits:
+    return {Site(1): [edit_of(inputs, 4 * normal(len(inputs["input_ids"]), 32))]}
+
+
+REDUCERS: dict[str, Callable[[Tensor], Any]] = {
+    "tensor": lambda logits: logits.argmax(-1),
+    "pair": lambda logits: (logits.amax(-1), logits.shape),
+    "number": lambda logits: float(logits.double().mean()),
+    "nothing": lambda logits: None,
+    "everything": lambda logits: logits,
+}
+KEEP = pytest.mark.parametrize("keep", [1, 3, torch.tensor([0, 2, 5])], ids=str)
+
+
+@KEEP
+@pytest.mark.parametrize("backend", ["hooks", "nnsight"])
+def test_reduced_logits_equal_the_reduction_of_all_logits(lm: Callable[..., Model], backend: str, keep: Any) -> None:
+    model = lm("llama", backend)
+    inputs = inputs_of(model)
+    answers = []
+    for edits in (dict, partial(edits_of, inputs)):
+        logits = model.engine.logits(inputs, edits(), keep)
+        assert logits.shape[:2] == (len(PROMPTS), 3 if isinstance(keep, Tensor) else keep)
+        answers.append(logits)
+        for reduce in REDUCERS.values():
+            found = model.engine.logits(inputs, edits(), keep, reduce=reduce)
+            torch.testing.assert_close(found, reduce(logits), rtol=0, atol=0)
+    assert not torch.equal(*answers), "the edits change the logits"
+
+
+@KEEP
+def test_logits_reduced_on_server_match_local(near: Model, far: Model, keep: Any) -> None:
+    inputs = inputs_of(near)
+    for edits in (dict, partial(edits_of, inputs)):
+        logits = near.engine.logits(inputs, edits(), keep)
+        for reduce in REDUCERS.values():
+            before = requests(far)
+            found = far.engine.logits(inputs, edits(), keep, reduce=reduce)
+            assert requests(far) - before == 1
+            torch.testing.assert_close(found, reduce(logits), rtol=1e-5, atol=1e-5)
+
+
+def test_engine_refuses_a_read_site_that_was_not_captured(lm: Callable[..., Model]) -> None:
+    model = lm()
+    inputs = inputs_of(model)
+    edit = edit_of(inputs, vector_fn=lambda h: h, read_site=Site(CONTEXT))
+    with pytest.raises(SteeringError, match="3 was not read beforehand"):
+        model.engine.logits(inputs, {Site(LAYER): [edit]}, 1)
+
+
+def test_remote_capture_takes_one_request_per_batch(near: Model, far: Model) -> None:
+    options: dict[str, Any] = {"layers": "all", "positions": ["last", "answer"], "batch_size": 2, "progress": False}
+    before = requests(far)
+    remote, local = (steerlab.capture(model, PAIRS, **options) for model in (far, near))
+    assert requests(far) - before == 3, "six rows"
+    assert remote.index.equals(local.index)
+    torch.testing.assert_close(remote.values, local.values, rtol=0, atol=1e-5)
+
+
+def test_remote_states_come_in_the_order_of_the_sites(near: Model, far: Model) -> None:
+    inputs, sites = inputs_of(near), [Site(3), Site(1, "mlp_out"), Site(0), Site(1)]
+    remote, local = (model.engine.read(inputs, {}, sites, lambda h: h) for model in (far, near))
+    torch.testing.assert_close(remote, local, rtol=0, atol=1e-5)
+    assert remote.shape[1] == 4 and not torch.allclose(remote[:, 0], remote[:, 2])
+
+
+def test_remote_edits_report_their_statistics(near: Model, far: Model) -> None:
+    inputs = inputs_of(near)
+    stats = []
+    for model in (far, near):
+        edits = edits_of(inputs)
+        model.engine.generate({k: t for k, t in inputs.items() if k != "position_ids"}, edits, max_new_tokens=4)
+        stats.append(edits[Site(1)][0].stats.read())
+    (remote, total), (local, expected) = stats
+    assert remote == local > int(inputs["attention_mask"].sum()) and total == pytest.approx(expected, rel=1e-5)
+
+
+def test_check_of_a_remote_model_compares_blocks_with_the_stream(far: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = far.engine
+    assert isinstance(engine, RemoteEngine) and engine.in_process is None
+    ids = torch.tensor([[3, 5, 7, 11, 13]])
+    engine.check(ids)
+    assert engine.in_process is True
+    run_block = ndif.traces._pass
+
+    def wrong_block(visit: Any, stop: int) -> Tensor:
+        h = run_block(visit, stop)
+        return h + 1 if visit.site == Site(1) else h
+
+    monkeypatch.setattr(ndif.traces, "_pass", wrong_block)
+    with pytest.raises(steerlab.LayoutError, match=r"block 1 .* does not give the residual stream"):
+        engine.check(ids)
