@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.utils.extmath import svd_flip
 from synthetic_acts import normal
@@ -50,7 +50,6 @@ def test_min_steps_extends_the_training_on_small_data_sets():
     assert (config.extend(20).epochs, config.extend(20).plateau_patience) == (50, 15)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 9), st.floats(0, 1), st.integers(0, 999))
 def test_losses_equal_the_formulas_of_the_paper_and_the_released_code(n, hidden, weight, seed):
     predicted, target = normal(n, hidden, seed=seed), normal(n, hidden, seed=seed + 1)
@@ -105,7 +104,6 @@ def test_best_epoch_is_kept():
     assert kept == pytest.approx(history["val_loss"].min(), rel=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0.01, 100), min_size=2, max_size=4), st.integers(0, 999))
 def test_equalize_norms_gives_every_group_the_norm_of_the_first_and_keeps_directions(sizes, seed):
     groups = [f"g{i}" for i in range(len(sizes)) for _ in range(5)]

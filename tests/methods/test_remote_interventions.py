@@ -356,7 +356,7 @@ def test_prefix_caching_changes_no_state_and_no_value(
 def test_load_passes_prefix_caching_on(folder: Callable[[str], Path], prefix_caching: bool) -> None:
     model = load(folder("llama"), device="cpu", check=False, prefix_caching=prefix_caching)
     assert model.supports_prefix_cache == model.supports_layer_restart == prefix_caching
-    assert model.engine.supports_prefix_cache
+    assert model.engine.supports_forward_state
 
 
 # --- logits, states and statistics of the engine
@@ -432,7 +432,7 @@ def test_remote_capture_takes_one_request_per_batch(near: Model, far: Model) -> 
 
 def test_remote_states_come_in_the_order_of_the_sites(near: Model, far: Model) -> None:
     inputs, sites = inputs_of(near), [Site(3), Site(1, "mlp_out"), Site(0), Site(1)]
-    remote, local = (model.engine.read(inputs, {}, sites, lambda h: h) for model in (far, near))
+    remote, local = (model.engine.capture_states(inputs, {}, sites, lambda h: h) for model in (far, near))
     torch.testing.assert_close(remote, local, rtol=0, atol=1e-5)
     assert remote.shape[1] == 4 and not torch.allclose(remote[:, 0], remote[:, 2])
 
@@ -443,7 +443,7 @@ def test_remote_edits_report_their_statistics(near: Model, far: Model) -> None:
     for model in (far, near):
         edits = edits_of(inputs)
         model.engine.generate({k: t for k, t in inputs.items() if k != "position_ids"}, edits, max_new_tokens=4)
-        stats.append(edits[Site(1)][0].stats.read())
+        stats.append(edits[Site(1)][0].stats.totals())
     (remote, total), (local, expected) = stats
     assert remote == local > int(inputs["attention_mask"].sum()) and total == pytest.approx(expected, rel=1e-5)
 

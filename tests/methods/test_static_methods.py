@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_acts import make_acts, shuffled
 
@@ -64,7 +64,6 @@ def test_p2s_gives_zero_vectors_to_zero_behaviors():
         P2S(3, zero_behaviors=("harmles",)).fit(ACTS)
 
 
-@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 30), st.integers(0, 10_000))
 def test_mean_difference_equals_numpy_mean_for_any_row_order(n, seed):
     z = torch.randn(n, D, generator=torch.Generator().manual_seed(seed))
@@ -129,7 +128,6 @@ def random_vectors(seed, ids, per_example, acts=ACTS):
 
 
 @given(st.integers(0, 1000), st.booleans())
-@settings(max_examples=25, deadline=None)
 def test_random_direction_has_the_norm_of_the_contrasts(seed, per_example):
     norms = P2S(3).fit(ACTS).table_.norm(dim=-1)
     expected = norms if per_example else norms.mean().expand(12)
