@@ -71,7 +71,7 @@ class P2S(Steerer):
         missing = [example_id for example_id in context.example_ids if example_id not in row]
         if missing:
             raise ActivationError(
-                f"P2S has no vector for {len(missing)} of {len(context.example_ids)} inputs, first {missing[:3]}. It "
-                "is an oracle: it needs the contrast of each input. Fit it on them, or use L2S or MeanDifference."
+                f"P2S has no vector for {missing[:3]} ({len(missing)} of {len(context.example_ids)} inputs). It is an "
+                "oracle: it needs the contrast of each input. Fit it on them, or use L2S or MeanDifference."
             )
         return self.table_[[row[example_id] for example_id in context.example_ids]]

@@ -90,7 +90,7 @@ class _Trainer:
         net: SteeringNet,
         scales: Scales,
         config: TrainingConfig,
-        pairs: Pairs,
+        pairs: tuple[Rows, Rows],
         groups: Int[Tensor, " example"] | None,
         validation: Pairs | None,
     ) -> None:
