@@ -115,21 +115,15 @@ def test_fit_depends_on_the_seed_alone_and_not_on_row_order_or_the_global_genera
     assert not torch.equal(l2s(seed=2).fit(acts).predict(contexts), predicted)
 
 
-def test_vectors_are_the_predictions_for_the_contexts_of_the_inputs():
-    contexts = normal(30, 8)
-    acts = make_acts(contexts, normal(30, 8, seed=1))
-    fitted = l2s().fit(acts)
-    vectors = fitted.vectors(Context(("s0007", "s0002"), shuffled(acts)))
-    torch.testing.assert_close(vectors, fitted.predict(contexts[[7, 2]]))
-
-
-def test_context_may_come_from_another_layer():
+def test_vectors_are_the_predictions_for_contexts_that_may_come_from_another_layer():
     contexts, z = normal(30, 8), normal(30, 8, seed=1)
     steered, read = make_acts(contexts, z), make_acts(-contexts, z)
     both = type(steered)(torch.cat([steered.values, read.values], 1), steered.index, (Site(3), Site(9)))
     fitted = l2s(context_layer=9).fit(both)
     assert fitted.required_activations == (RequiredActivation(Site(9), "last"),) and fitted.site == Site(3)
     assert torch.equal(fitted.predict(-contexts), l2s().fit(read).predict(-contexts))
+    vectors = fitted.vectors(Context(("s0007", "s0002"), shuffled(both)))
+    torch.testing.assert_close(vectors, fitted.predict(-contexts[[7, 2]]))
 
 
 def test_max_norm_shortens_long_vectors_only():

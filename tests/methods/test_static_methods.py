@@ -20,9 +20,6 @@ BEHAVIORS = ["refuse"] * 5 + ["defer"] * 4 + ["harmless"] * 3
 ACTS = make_acts(torch.ones(12, D), CONTRASTS, behaviors=BEHAVIORS)
 IDS = tuple(f"s{i:04d}" for i in range(12))
 
-# group cosines of LLaVA layer 15 as published: harmful, legal and financial, health
-PUBLISHED_COSINES = np.array([[0.88, 0.03, -0.10], [0.03, 0.88, 0.03], [-0.10, 0.03, 0.84]])
-
 
 def test_p2s_vectors_are_the_capture_differences_for_any_row_order():
     expected = ACTS.select(side="positive").at(3) - ACTS.select(side="negative").at(3)
@@ -114,13 +111,6 @@ def test_static_methods_refuse_to_work_without_fit_or_contrasts():
             steerer.vectors(Context(("s0000",)))
         with pytest.raises(ActivationError, match="positive"):
             steerer.fit(make_acts(torch.randn(3, D), None))
-
-
-@pytest.mark.parametrize(("weights", "published"), [((1274, 297, 109), 0.732), ((1125, 297, 109), 0.715)])
-def test_cosine_to_the_mean_vector_follows_the_closed_form_for_published_geometry(weights, published):
-    w = np.array(weights) / sum(weights)
-    cosines = PUBLISHED_COSINES @ w / np.sqrt(w @ PUBLISHED_COSINES @ w)
-    assert w @ cosines == pytest.approx(published, abs=5e-4)
 
 
 def random_vectors(seed, ids, per_example, acts=ACTS):
