@@ -38,20 +38,18 @@ def edits_of(inputs: Inputs, *sites: Site) -> SiteEdits:
 
 def state_at(module: nn.Module, is_input: bool, run: Callable[[], Any]) -> Tensor:
     """The first argument or the output of a module, by a plain hook."""
-    seen: list[Any] = []
+    found: list[Any] = []
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
-
-    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
+        h = (args or (kwargs.get("hidden_states"),)) if is_input else output
+        found.append(h[0] if isinstance(h, tuple) else h)
 
     register = module.register_forward_pre_hook if is_input else module.register_forward_hook
-    hook = register(before, with_kwargs=True) if is_input else register(after)
+    hook = register(keep, with_kwargs=True)
     with torch.no_grad():
         run()
     hook.remove()
-    (h,) = seen
+    (h,) = found
     return h
 
 

@@ -8,7 +8,9 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -123,16 +125,11 @@ def test_revision_of_a_local_model_is_refused(folder: Path, tmp_path: Path, what
 # --- the hub
 
 
-class _RefusingApi:
-    def model_info(self, *_: object, **__: object) -> None:
-        raise ConnectionError("Name or service not known")
-
-
 @pytest.fixture
 def unreachable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A hub that refuses every connection, and an empty cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(loading, "HfApi", lambda **_: _RefusingApi())
+    monkeypatch.setattr(loading.HfApi, "model_info", Mock(side_effect=ConnectionError("Name or service not known")))
 
 
 def test_unknown_hub_id_error_names_what_to_try(unreachable: None) -> None:
@@ -158,32 +155,20 @@ def test_unknown_hub_id_fails_in_seconds() -> None:
     assert caught.value.__cause__ is not None
 
 
-class Recording:
-    """Stands for an Auto class of transformers: records the arguments of `from_pretrained`, and has one answer."""
-
-    def __init__(self, answer: Any) -> None:
-        self.answer, self.calls = answer, list[tuple[str, dict[str, Any]]]()
-
-    def from_pretrained(self, place: str, **options: Any) -> Any:
-        self.calls.append((place, options))
-        return self.answer
-
-
-Hub = Callable[..., dict[str, Recording]]
+Hub = Callable[..., dict[str, Mock]]
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """`hub(hf, tokenizer)`: a hub that has this model under any name; returns the recordings by class."""
+    """`hub(hf, tokenizer)`: a hub that has this model under any name; returns `from_pretrained` by class."""
 
-    def build(hf: Any, tokenizer: Any, processor: Any = None) -> dict[str, Recording]:
+    def build(hf: Any, tokenizer: Any, processor: Any = None) -> dict[str, Mock]:
         weights = "AutoModelForCausalLM" if processor is None else "AutoModelForImageTextToText"
-        answers = {"AutoConfig": hf.config, weights: hf, "AutoTokenizer": tokenizer}
-        found = {name: Recording(answer) for name, answer in answers.items()}
-        for name, recording in found.items():
-            monkeypatch.setattr(loading, name, recording)
-        found["AutoProcessor"] = Recording(processor)
-        monkeypatch.setattr(vision, "AutoProcessor", found["AutoProcessor"])
+        answers = {"AutoConfig": hf.config, weights: hf, "AutoTokenizer": tokenizer, "AutoProcessor": processor}
+        found = {name: Mock(return_value=answer) for name, answer in answers.items()}
+        for name, mock in found.items():
+            module = vision if name == "AutoProcessor" else loading
+            monkeypatch.setattr(module, name, SimpleNamespace(from_pretrained=mock))
         monkeypatch.setattr(loading.HfApi, "model_info", lambda *_, **__: None)
         return found
 
@@ -197,19 +182,23 @@ EVERYWHERE = {"revision": "v2", "token": "mine"}
 def test_hub_options_reach_config_weights_and_tokenizer(hub: Hub) -> None:
     found = hub(tiny_hf("llama"), tiny_tokenizer())
     model = load("owner/model", **EVERYWHERE, attn_implementation="eager", **PLACED)
-    assert found["AutoConfig"].calls == found["AutoTokenizer"].calls == [("owner/model", EVERYWHERE)]
-    weights = EVERYWHERE | PLACED | {"attn_implementation": "eager"}
-    assert found["AutoModelForCausalLM"].calls == [("owner/model", weights)]
-    assert found["AutoProcessor"].calls == [] and (model.id, model.revision) == ("owner/model", "v2")
+    found["AutoConfig"].assert_called_once_with("owner/model", **EVERYWHERE)
+    found["AutoTokenizer"].assert_called_once_with("owner/model", **EVERYWHERE)
+    found["AutoModelForCausalLM"].assert_called_once_with(
+        "owner/model", **EVERYWHERE, **PLACED, attn_implementation="eager"
+    )
+    found["AutoProcessor"].assert_not_called()
+    assert (model.id, model.revision) == ("owner/model", "v2")
 
 
 def test_hub_options_reach_the_processor(hub: Hub) -> None:
     processor = tiny_processor("llava")
     found = hub(tiny_vlm_hf("llava"), processor.tokenizer, processor)
     model = load("owner/model", **EVERYWHERE, **PLACED)
-    assert found["AutoConfig"].calls == found["AutoProcessor"].calls == [("owner/model", EVERYWHERE)]
-    assert found["AutoModelForImageTextToText"].calls == [("owner/model", EVERYWHERE | PLACED)]
-    assert found["AutoTokenizer"].calls == [], "the processor brings its tokenizer"
+    found["AutoConfig"].assert_called_once_with("owner/model", **EVERYWHERE)
+    found["AutoProcessor"].assert_called_once_with("owner/model", **EVERYWHERE)
+    found["AutoModelForImageTextToText"].assert_called_once_with("owner/model", **EVERYWHERE, **PLACED)
+    found["AutoTokenizer"].assert_not_called()  # the processor brings its tokenizer
     assert model.vision is not None and model.revision == "v2"
 
 
@@ -217,8 +206,8 @@ def test_hub_options_reach_the_processor(hub: Hub) -> None:
 def test_tokenizer_or_processor_of_another_place_has_no_revision(hub: Hub, name: str) -> None:
     processor = tiny_processor("llava")
     found = hub(tiny_vlm_hf("llava"), processor.tokenizer, processor)
-    load("owner/model", revision="v2", token="mine", device="cpu", **{name: "owner/other"})
-    assert found[f"Auto{name.title()}"].calls[0] == ("owner/other", {"token": "mine"})
+    load("owner/model", **EVERYWHERE, device="cpu", **{name: "owner/other"})
+    assert found[f"Auto{name.title()}"].call_args_list[0] == call("owner/other", token="mine")
 
 
 # --- smollm2 out of its wheel
