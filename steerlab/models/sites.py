@@ -1,4 +1,4 @@
-"""Where in a model we read and write."""
+"""`Site`: a place in a model whose states are read or written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PARTS = ("vision", "projector", "text")
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """A place in a model: decoder block `layer`, at `point`; or, in an image-text model, a place before the text.
+    """A place in a model: a point of a decoder block or, in an image-text model, of the vision tower or projector.
 
     Layers are 0-based and `block_out` is the **output of decoder block `layer`**, which Hugging Face calls
     `hidden_states[layer + 1]`. For the last block that is the stream *before* the final norm.
@@ -22,10 +22,10 @@ class Site:
         >>> Site(17), Site(17, "attn_out"), Site(-2, part="vision"), Site(0, part="projector")
 
     Args:
-        layer: 0-based block index; negatives count from the top and are resolved when a model is at hand.
+        layer: 0-based block index; negative indices count from the top and are resolved by `Model.site`.
         point: "block_in", "block_out", "attn_out" or "mlp_out"; outside the text only "block_out".
-        part: "text", "vision" (blocks of the vision tower) or "projector" (what turns its states into the features that
-            take the places of image tokens; its layer is 0).
+        part: "text", "vision" (blocks of the vision tower) or "projector" (the module that turns states of the tower
+            into the features at image tokens; its layer is 0).
 
     Raises:
         LayoutError: unknown point or part.
