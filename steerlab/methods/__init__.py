@@ -1,6 +1,6 @@
 """Steering methods and detectors: one module each, all of them a `Steerer` or a `Detector`."""
 
-from steerlab.methods.adasteer.published import PUBLISHED_ADASTEER, adasteer_from_published
+from steerlab.methods.adasteer.published import PUBLISHED_ADASTEER, PublishedAdaSteer
 from steerlab.methods.adasteer.schedules import Logistic, Ramp, fit_schedule
 from steerlab.methods.adasteer.steerer import AdaSteer
 from steerlab.methods.alphasteer.detector import NullSpaceGate
@@ -26,8 +26,8 @@ from steerlab.methods.tasktracker.triplet import TripletProbe
 __all__ = [
     "CONFST", "L2S", "L2S_PAPER", "L2S_RELEASED_POPE", "L2S_RELEASED_SAFETY", "P2S", "PUBLISHED_ADASTEER",
     "PUBLISHED_RATIOS", "SAFETY_INSTRUCTION", "AdaSteer", "AlphaSteer", "ConditionVector", "Context", "Detector",
-    "Gated", "Intervention", "LinearProbe", "Logistic", "MeanDifference", "NullSpaceGate", "Prompt", "Ramp",
-    "RandomDirection", "RequiredActivation", "Steerer", "SteeringNet", "TaskTracker", "TrainingConfig",
-    "TripletProbe", "adasteer_from_published", "fit_schedule", "load_detector", "load_published_net",
-    "load_steerer", "provenance", "published_directions", "savable", "save", "threshold_at", "train_net",
+    "Gated", "Intervention", "LinearProbe", "Logistic", "MeanDifference", "NullSpaceGate", "Prompt",
+    "PublishedAdaSteer", "Ramp", "RandomDirection", "RequiredActivation", "Steerer", "SteeringNet", "TaskTracker",
+    "TrainingConfig", "TripletProbe", "fit_schedule", "load_detector", "load_published_net", "load_steerer",
+    "provenance", "published_directions", "savable", "save", "threshold_at", "train_net",
 ]  # fmt: skip

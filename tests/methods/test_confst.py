@@ -1,4 +1,4 @@
-"""CONFST against worlds whose classes are known, and against plain means."""
+"""CONFST on synthetic classes with known means: selection by confidence, vectors, spans, targets, storage, errors."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from torch import Tensor
 from steerlab._support.errors import ActivationError, DataError, SteeringError
 from steerlab.capture.activations import Activations
 from steerlab.methods import Context, load_steerer, save
-from steerlab.methods._confidence import confident
-from steerlab.methods.confst import CONFST
+from steerlab.methods.confst import CONFST, _select_confident
 from steerlab.models.sites import Site
 
 NAMES = ("arts", "news", "science", "sports")
@@ -49,6 +48,12 @@ def of(name: str, labels: Sequence[str]) -> Tensor:
     return torch.tensor([label == name for label in labels])
 
 
+def two_classes(span: int = 1, offset: float = 5.0) -> tuple[Tensor, list[str]]:
+    """Forty items of two well separated classes, and their labels."""
+    states = torch.randn(40, span, 6) + offset * torch.eye(6)[torch.arange(40) % 2][:, None]
+    return states, [NAMES[i % 2] for i in range(40)]
+
+
 @cache
 def world(noise: float, seed: int = 0, n: int = 1200, hidden: int = 64) -> tuple[Activations, Tensor]:
     """Gaussian classes, a share of whose labels is drawn anew; and the true class means."""
@@ -56,8 +61,8 @@ def world(noise: float, seed: int = 0, n: int = 1200, hidden: int = 64) -> tuple
     centers = 0.47 * draw.normal(size=(4, hidden))
     truth = draw.integers(0, 4, n)
     states = centers[truth] + draw.normal(size=(n, hidden))
-    told = np.where(draw.random(n) < noise, draw.integers(0, 4, n), truth)
-    acts = make_acts(torch.tensor(states).float(), None, behaviors=[NAMES[k] for k in told], layer=LAYER)
+    message = np.where(draw.random(n) < noise, draw.integers(0, 4, n), truth)
+    acts = make_acts(torch.tensor(states).float(), None, behaviors=[NAMES[k] for k in message], layer=LAYER)
     return acts, torch.tensor(centers).float()
 
 
@@ -75,11 +80,11 @@ def measured(noise: float, threshold: float, normalize: bool = False) -> dict[st
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-# --- what the filter is good for -------------------------------------------------------------------------------
+# --- selection by confidence and label noise -------------------------------------------------------------------
 
 
-def test_with_noisy_labels_moderate_confidence_beats_the_mean_and_too_much_loses() -> None:
-    """The published shape, not "the higher the better": .97 for the mean, .99 at .3, and .88 at .9 of few items."""
+def test_noisy_labels_moderate_threshold_beats_the_mean_and_a_high_one_does_not() -> None:
+    """Cosine to the true mean: .96 for the mean of all items, .99 at threshold .3, below .9 at .9 with few items."""
     found = {beta: measured(0.4, beta) for beta in BETAS}
     cosine = {beta: each["cosine"] for beta, each in found.items()}
     assert cosine[0.0] == pytest.approx(0.96, abs=0.015) and cosine[0.3] == pytest.approx(0.987, abs=0.006)
@@ -89,18 +94,13 @@ def test_with_noisy_labels_moderate_confidence_beats_the_mean_and_too_much_loses
     assert found[0.0]["items"] == 300 and found[0.9]["items"] < 20
 
 
-def test_with_little_noise_the_gain_is_small_and_confidence_costs_items() -> None:
-    cosine = {beta: measured(0.2, beta)["cosine"] for beta in BETAS}
-    assert 0 < cosine[0.3] - cosine[0.0] < 0.01
-    assert cosine[0.3] > cosine[0.5] > cosine[0.7] > cosine[0.9]
+def test_threshold_matters_little_with_little_label_noise() -> None:
+    some, none = ([measured(noise, beta)["cosine"] for beta in BETAS] for noise in (0.2, 0.0))
+    assert 0 < some[1] - some[0] < 0.01 and some[1] > some[2] > some[3] > some[4]
+    assert max(none) - min(none) < 0.004 and min(none) > 0.985
 
 
-def test_without_noise_every_threshold_gives_the_mean_nearly() -> None:
-    cosine = [measured(0.0, beta)["cosine"] for beta in BETAS]
-    assert max(cosine) - min(cosine) < 0.004 and min(cosine) > 0.985
-
-
-def test_vectors_grow_with_the_threshold_so_only_unit_vectors_compare_confidence() -> None:
+def test_norm_grows_with_the_threshold_unless_normalized() -> None:
     raw, unit = ({beta: measured(0.4, beta, normalize) for beta in BETAS} for normalize in (False, True))
     norms = [raw[beta]["norm"] for beta in BETAS]
     assert norms == sorted(norms) and norms[-1] > 1.3 * norms[0]
@@ -112,14 +112,14 @@ def test_vectors_grow_with_the_threshold_so_only_unit_vectors_compare_confidence
     assert max(BETAS, key=lambda beta: unit[beta]["along"]) == 0.3
 
 
-# --- what the vectors are --------------------------------------------------------------------------------------
+# --- vectors --------------------------------------------------------------------------------------
 
 
 def plain_mean(acts: Activations, name: str) -> Tensor:
     return acts.select(behavior=name).at(LAYER).double().mean(0).float()
 
 
-def test_no_threshold_is_the_class_mean_bit_for_bit() -> None:
+def test_threshold_zero_gives_the_exact_class_mean() -> None:
     acts, _ = world(0.2)
     fitted = CONFST(LAYER, "arts", threshold=0.0, center=None).fit(acts)
     lowest = float(fitted.item_probability_.min())
@@ -131,7 +131,7 @@ def test_no_threshold_is_the_class_mean_bit_for_bit() -> None:
     assert fitted.vectors_["arts"].dtype == torch.float32
 
 
-def test_classes_far_apart_are_chosen_whole_at_one_over_k() -> None:
+def test_well_separated_classes_are_selected_completely() -> None:
     labels = [NAMES[i % 4] for i in range(80)]
     states = 10 * torch.eye(8)[torch.arange(80) % 4] + 0.1 * torch.randn(80, 8)
     acts = make_acts(states, None, behaviors=labels, layer=LAYER)
@@ -141,7 +141,7 @@ def test_classes_far_apart_are_chosen_whole_at_one_over_k() -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
-def test_a_vector_is_the_mean_of_the_items_above_the_threshold(threshold: float) -> None:
+def test_vectors_are_means_of_the_items_above_the_threshold(threshold: float) -> None:
     acts, _ = world(0.4)
     made = {
         center: CONFST(LAYER, "arts", threshold=threshold, center=center).fit(acts)
@@ -160,7 +160,7 @@ def test_a_vector_is_the_mean_of_the_items_above_the_threshold(threshold: float)
             assert fitted.n_selected_ == made[None].n_selected_
 
 
-def test_what_all_classes_share_dominates_plain_means_and_is_gone_from_centered_ones() -> None:
+def test_common_component_dominates_plain_means_and_is_absent_from_centered_ones() -> None:
     """Language models have such large common states: cos_grand_ tells."""
     acts, centers = world(0.2)
     shared = 20 * torch.nn.functional.normalize(torch.randn(64, generator=torch.Generator().manual_seed(1)), dim=0)
@@ -173,15 +173,15 @@ def test_what_all_classes_share_dominates_plain_means_and_is_gone_from_centered_
     for name, center in zip(NAMES, centers, strict=True):
         assert plain.cosine_to_mean_[name] > 0.97
         assert max(abs(grand.cosine_to_mean_[name]), abs(others.cosine_to_mean_[name])) < 0.5
-        told = torch.cosine_similarity(grand.vectors_[name].double().flatten(), mean, dim=0)
-        assert grand.cosine_to_mean_[name] == pytest.approx(float(told), abs=1e-6)
+        message = torch.cosine_similarity(grand.vectors_[name].double().flatten(), mean, dim=0)
+        assert grand.cosine_to_mean_[name] == pytest.approx(float(message), abs=1e-6)
         torch.testing.assert_close(grand.vectors_[name], still.vectors_[name], rtol=1e-3, atol=1e-3)
         own = center - centers.mean(0)
         cosines = [float(torch.cosine_similarity(m.vectors_[name][0], own, dim=0)) for m in (plain, grand)]
         assert cosines[0] < 0.4 and cosines[1] > 0.95
 
 
-def test_the_order_of_rows_changes_nothing_and_the_seed_decides_the_folds() -> None:
+def test_fit_is_independent_of_row_order_and_the_seed_changes_the_folds() -> None:
     acts, _ = world(0.4, n=300)
     one, two = (CONFST(LAYER, "news").fit(data) for data in (acts, shuffled(acts, 3)))
     assert torch.equal(one.item_probability_, two.item_probability_) and one.item_ids_ == two.item_ids_
@@ -190,7 +190,7 @@ def test_the_order_of_rows_changes_nothing_and_the_seed_decides_the_folds() -> N
     assert not torch.equal(one.item_probability_, other.item_probability_)
 
 
-# --- who is above the threshold ----------------------------------------------------------------------------------
+# --- selected items ----------------------------------------------------------------------------------
 
 
 @given(
@@ -198,30 +198,30 @@ def test_the_order_of_rows_changes_nothing_and_the_seed_decides_the_folds() -> N
     st.floats(-0.5, 1.5, width=32),
     st.integers(1, 12),
 )
-def test_the_most_probable_are_chosen_at_least_so_many_and_all_above(own: list[float], beta: float, least: int) -> None:
+def test_selection_takes_all_above_the_threshold_or_the_most_probable(own: list[float], beta: float, n: int) -> None:
     probability = torch.tensor(own, dtype=torch.float64)
-    chosen = confident(probability, beta, least)
+    chosen = _select_confident(probability, beta, n)
     above = probability > beta
     if beta <= 0:
         assert bool(chosen.all())
         return
-    assert bool(chosen[above].all()) and int(chosen.sum()) == max(int(above.sum()), min(least, len(own)))
+    assert bool(chosen[above].all()) and int(chosen.sum()) == max(int(above.sum()), min(n, len(own)))
     if bool(chosen.any()) and not bool(chosen.all()):
         assert probability[chosen].min() >= probability[~chosen].max()
 
 
 @pytest.mark.parametrize("threshold", [0.999, 1.0, 1.7])
-def test_where_too_few_are_above_the_surest_are_taken_with_a_warning_that_counts(threshold: float) -> None:
+def test_too_few_confident_items_warn_and_the_most_probable_are_selected(threshold: float) -> None:
     acts, _ = world(0.4, n=300)
-    told = rf"above {threshold:g}: [01] of \d+ of 'arts' \(the 7 surest are taken\); 0 of \d+ of 'news'"
-    with pytest.warns(UserWarning, match=told):
-        fitted = CONFST(LAYER, "news", threshold=threshold, least=7).fit(acts)
+    message = rf"above {threshold:g}: [01] of \d+ of 'arts' \(the 7 surest are taken\); 0 of \d+ of 'news'"
+    with pytest.warns(UserWarning, match=message):
+        fitted = CONFST(LAYER, "news", threshold=threshold, min_items=7).fit(acts)
     assert fitted.n_selected_["arts"] == fitted.n_selected_["news"] == min(fitted.n_selected_.values()) == 7
     for _, part in fitted.table.groupby("label"):
         assert part.loc[part["selected"], "probability"].min() > part.loc[~part["selected"], "probability"].max()
 
 
-def test_probabilities_are_out_of_fold_so_noise_is_not_confidently_anything() -> None:
+def test_probabilities_are_out_of_fold() -> None:
     """With more numbers per item than items, a classifier is sure of every label it was fitted to, right or not."""
     draw = torch.Generator().manual_seed(2)
     states = torch.randn(80, 5, 100, generator=draw)  # 80 items of 500 numbers
@@ -232,12 +232,12 @@ def test_probabilities_are_out_of_fold_so_noise_is_not_confidently_anything() ->
     fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(flat, labels)
     within = fitted.predict_proba(flat).max(1)
     assert fitted.score(flat, labels) == 1 and within.min() > 0.95
-    confst = CONFST(LAYER, "news", span=5, least=1).fit(acts)
+    confst = CONFST(LAYER, "news", span=5, min_items=1).fit(acts)
     assert float(confst.selected_mask_.double().mean()) < 0.5 and confst.accuracy_ < 0.45
     assert float(confst.item_probability_.median()) < 0.4
 
 
-def test_two_texts_of_one_sample_are_judged_by_classifiers_that_saw_neither() -> None:
+def test_items_of_one_example_are_in_one_fold() -> None:
     draw = torch.Generator().manual_seed(0)
     states = torch.randn(60, 1, 64, generator=draw)
     twin = states + 0.01 * torch.randn(60, 1, 64, generator=draw)
@@ -256,8 +256,8 @@ def test_two_texts_of_one_sample_are_judged_by_classifiers_that_saw_neither() ->
     assert torch.equal(single.vectors_["arts"][0], states[of("arts", labels), 0].double().mean(0).float())
 
 
-def test_a_column_of_ones_own_labels_the_items_and_unlabeled_ones_are_left_out() -> None:
-    states = torch.randn(40, 1, 6) + 4 * torch.eye(6)[torch.arange(40) % 2][:, None]
+def test_label_column_can_be_chosen_and_unlabeled_items_are_left_out() -> None:
+    states, _ = two_classes(offset=4.0)
     users: list[Any] = [7, 8] * 15 + [None, "", float("nan"), None, ""] * 2
     acts = history(states, ["x"] * 40, user=users)
     fitted = CONFST(LAYER, "7", label="user", threshold=0.0, center=None).fit(acts)
@@ -279,9 +279,8 @@ def test_a_column_of_ones_own_labels_the_items_and_unlabeled_ones_are_left_out()
         ({"start": 0, "span": 3}, ("prompt[0]", "prompt[1]", "prompt[2]")),
     ],
 )
-def test_positions_says_what_to_capture_and_vectors_follow_its_order(options: dict, positions: tuple[str, ...]) -> None:
-    states = torch.randn(40, len(positions), 6) + 5 * torch.eye(6)[torch.arange(40) % 2][:, None]
-    labels = [NAMES[i % 2] for i in range(40)]
+def test_positions_and_vectors_of_a_span_have_the_same_order(options: dict, positions: tuple[str, ...]) -> None:
+    states, labels = two_classes(len(positions))
     method = CONFST(LAYER, "news", threshold=0.0, center=None, **options)
     assert method.positions == positions
     fitted = method.fit(shuffled(history(states, labels, positions), 1))
@@ -295,33 +294,30 @@ def test_positions_says_what_to_capture_and_vectors_follow_its_order(options: di
         assert shift.site == Site(LAYER) and torch.equal(shift.vectors, vector.expand(2, -1))
 
 
-def test_a_span_is_of_norm_one_as_a_whole_and_has_no_single_vector() -> None:
-    states = torch.randn(40, 3, 6) + 5 * torch.eye(6)[torch.arange(40) % 2][:, None]
+def test_normalized_span_has_norm_one_and_no_single_vector() -> None:
     method = CONFST(LAYER, "news", span=3, normalize=True)
-    fitted = method.fit(history(states, [NAMES[i % 2] for i in range(40)], method.positions))
+    fitted = method.fit(history(*two_classes(3), method.positions))
     assert float(fitted.steering_vectors.norm()) == pytest.approx(1, abs=1e-6)
     with pytest.raises(SteeringError, match="a span of 3 tokens has a vector for each"):
         fitted.vectors(Context(("a",)))
 
 
-def test_items_that_were_not_captured_at_the_whole_span_are_left_out_and_counted() -> None:
-    states = torch.randn(40, 2, 6) + 5 * torch.eye(6)[torch.arange(40) % 2][:, None]
-    labels = [NAMES[i % 2] for i in range(40)]
-    acts = history(states, labels, ("last-1", "last"))
+def test_items_captured_at_part_of_the_span_are_left_out_with_a_warning() -> None:
+    acts = history(*two_classes(2), ("last-1", "last"))
     short = acts.index["example_id"].isin(["s0003", "s0008"]) & (acts.index["position"] == "last-1")
     with pytest.warns(UserWarning, match=r"2 of 40 items are left out, first 's0003'.*\['last-1', 'last'\]"):
         fitted = CONFST(LAYER, "news", span=2, threshold=0.0).fit(acts.rows(~short))
     assert fitted.n_selected_ == {"arts": 19, "news": 19} and "s0003" not in fitted.item_ids_
 
 
-# --- several preferences at once ---------------------------------------------------------------------------------
+# --- several preferences ---------------------------------------------------------------------------------
 
 
 weight = st.floats(-3, 3).filter(lambda w: abs(w) > 1e-3)
 
 
 @given(st.dictionaries(st.sampled_from(NAMES), weight, min_size=1))
-def test_several_preferences_are_the_weighted_sum_of_their_vectors(weights: dict[str, float]) -> None:
+def test_combined_target_is_the_weighted_sum_of_vectors(weights: dict[str, float]) -> None:
     fitted = news()
     mixed = fitted.combine(weights)
     expected = sum(w * fitted.vectors_[name].double() for name, w in weights.items())
@@ -335,7 +331,7 @@ def news() -> CONFST:
     return CONFST(LAYER, "news", threshold=0.3).fit(world(0.2)[0])
 
 
-def test_a_target_of_several_may_be_given_at_once_and_one_name_is_that_name_alone() -> None:
+def test_target_may_be_weights_or_one_name() -> None:
     weights = {"arts": 1.0, "sports": -0.5}
     fitted = CONFST(LAYER, weights, threshold=0.3).fit(world(0.2)[0])
     assert torch.equal(fitted.steering_vectors, news().combine(weights).steering_vectors)
@@ -343,7 +339,7 @@ def test_a_target_of_several_may_be_given_at_once_and_one_name_is_that_name_alon
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "message"),
     [
         ("new", r"names \['new'\]; the preferences are \['arts', 'news', 'science', 'sports'\]"),
         ({"arts": 1.0, "spots": 1.0}, r"\['spots'\]"),
@@ -352,21 +348,20 @@ def test_a_target_of_several_may_be_given_at_once_and_one_name_is_that_name_alon
         ({"arts": 0.0, "news": 0.0}, "not all of them 0"),
     ],
 )
-def test_targets_that_do_not_exist_or_weigh_nothing_are_refused(target: Any, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_invalid_targets_are_refused(target: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         news().combine(target)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         CONFST(LAYER, target).fit(world(0.2)[0])
 
 
-# --- kept, moved, refused ----------------------------------------------------------------------------------------
+# --- storage and errors ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["news", {"news": 1.0, "arts": 0.25}], ids=["one", "several"])
-def test_what_is_saved_comes_back_bit_for_bit(target: Any, tmp_path) -> None:
-    states = torch.randn(40, 2, 6) + 5 * torch.eye(6)[torch.arange(40) % 2][:, None]
+def test_saved_steerer_is_restored_exactly(target: Any, tmp_path) -> None:
     method = CONFST(Site(LAYER), target, span=2, threshold=0.6, center="others")
-    fitted = method.fit(history(states, [NAMES[i % 2] for i in range(40)], method.positions))
+    fitted = method.fit(history(*two_classes(2), method.positions))
     loaded = load_steerer(save(fitted, tmp_path / "run"))
     assert isinstance(loaded, CONFST) and loaded.target == target and loaded.positions == method.positions
     assert torch.equal(loaded.steering_vectors, fitted.steering_vectors) and loaded.site == Site(LAYER)
@@ -375,7 +370,7 @@ def test_what_is_saved_comes_back_bit_for_bit(target: Any, tmp_path) -> None:
     assert loaded.info_ == {"model": "tiny", "layers": 9, "hidden_size": 6}
 
 
-def test_another_layer_keeps_every_setting_and_is_not_fitted() -> None:
+def test_with_layer_keeps_settings_and_is_unfitted() -> None:
     method = CONFST(LAYER, {"news": 2.0}, threshold=0.4, label="user", span=2, start=1, center=None, folds=3, C=0.1)
     moved = method.with_layer(7)
     assert moved.site == Site(7) and {**vars(moved), "layer": LAYER, "site": Site(LAYER)} == vars(method)
@@ -386,23 +381,19 @@ def test_another_layer_keeps_every_setting_and_is_not_fitted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"threshold": float("nan")}, "threshold=nan: give a probability"),
-        ({"threshold": float("inf")}, "threshold=inf"),
-        ({"span": 0}, "span=0: give a number of tokens"),
-        ({"start": -1}, "start=-1"),
-        ({"folds": 1}, "folds=1"),
-        ({"least": 0}, "least=0"),
-        ({"C": 0.0}, "C=0.0"),
-        ({"C": float("nan")}, "C=nan"),
+        ({"threshold": float("inf")}, "threshold=inf"), ({"span": 0}, "span=0: give a number of tokens"),
+        ({"start": -1}, "start=-1"), ({"folds": 1}, "folds=1"), ({"min_items": 0}, "min_items=0"),
+        ({"C": 0.0}, "C=0.0"), ({"C": float("nan")}, "C=nan"),
         ({"center": "mean"}, "center='mean': give 'grand', 'others' or None"),
         ({"position": "answer", "span": 2}, r"position='answer' has no meaning for a span \(\('last-1', 'last'\)\)"),
         ({"position": "answer", "start": 2}, r"position='answer' has no meaning for a span \(\('prompt\[2\]',\)\)"),
     ],
-)
-def test_settings_that_make_no_sense_are_refused(options: dict, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+)  # fmt: skip
+def test_invalid_settings_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         CONFST(LAYER, "news", **options).fit(world(0.2)[0])
 
 
@@ -411,7 +402,7 @@ def small(labels: Sequence[str], positions: Sequence[str] = ("last",)) -> Activa
     return history(torch.randn(len(labels), len(positions), 6, generator=draw), labels, positions)
 
 
-def test_one_class_and_classes_smaller_than_folds_are_refused_with_their_sizes() -> None:
+def test_too_few_classes_or_members_are_refused() -> None:
     with pytest.raises(DataError, match="all 20 items are 'arts'"):
         CONFST(LAYER, "arts").fit(small(["arts"] * 20))
     with pytest.raises(DataError, match=r"\['news'\] have fewer members .* \(5\).*'arts': 20, 'news': 4.*folds=4"):
@@ -420,29 +411,37 @@ def test_one_class_and_classes_smaller_than_folds_are_refused_with_their_sizes()
         CONFST(LAYER, "arts", folds=2).fit(small(["arts"] * 20 + ["news"]))
 
 
-def test_rows_that_are_missing_double_or_all_alike_are_refused() -> None:
-    labels = ["arts", "news"] * 10
-    acts = small(labels)
-    with pytest.raises(ActivationError, match=r"no label 'user'.*'behavior'"):
-        CONFST(LAYER, "arts", label="user").fit(acts)
-    with pytest.raises(ActivationError, match=r"no row has side in \['positive'\]"):
-        CONFST(LAYER, "arts", side="positive").fit(acts)
-    with pytest.raises(ActivationError, match=r"\['last-1'\] were not captured; .*positions=\['last-1', 'last'\]"):
-        CONFST(LAYER, "arts", span=2).fit(acts)
-    with pytest.raises(ActivationError, match="site 5 was not captured"):
-        CONFST(5, "arts").fit(acts)
-    twice = Activations(acts.values.repeat(2, 1, 1), pd.concat([acts.index] * 2, ignore_index=True), acts.sites)
-    with pytest.raises(DataError, match=r"'s0000' \(prompt\) has two rows at 'last'"):
-        CONFST(LAYER, "arts").fit(twice)
-    with pytest.raises(DataError, match=r"no item has both a label in 'behavior'"):
-        CONFST(LAYER, "arts").fit(small([""] * 20))
-    alike = Activations(acts.values[:1].expand(20, -1, -1), acts.index, acts.sites)
-    with pytest.raises(DataError, match=r"all 20 items have the same state at \['last'\] of site 3.*template"):
-        CONFST(LAYER, "arts").fit(alike)
+def repeated(acts: Activations) -> Activations:
+    return Activations(acts.values.repeat(2, 1, 1), pd.concat([acts.index] * 2, ignore_index=True), acts.sites)
 
 
-def test_a_span_whose_rows_disagree_about_the_label_is_refused() -> None:
-    acts = small(["arts", "news"] * 10, ("last-1", "last"))
+def relabeled(acts: Activations) -> Activations:
     acts.index.loc[1, "behavior"] = "news"
-    with pytest.raises(DataError, match=r"'s0000' \(prompt\) has two labels: 'arts' and 'news'"):
-        CONFST(LAYER, "arts", span=2).fit(acts)
+    return acts
+
+
+LABELS = ["arts", "news"] * 10
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "message"),
+    [
+        (small, {"label": "user"}, ActivationError, r"no label 'user'.*'behavior'"),
+        (small, {"side": "positive"}, ActivationError, r"no row has side in \['positive'\]"),
+        (small, {"span": 2}, ActivationError, r"\['last-1'\] were not captured; .*positions=\['last-1', 'last'\]"),
+        (small, {"layer": 5}, ActivationError, "site 5 was not captured"),
+        (lambda labels: repeated(small(labels)), {}, DataError, r"'s0000' \(prompt\) has two rows at 'last'"),
+        (lambda _: small([""] * 20), {}, DataError, "no item has both a label in 'behavior'"),
+        (
+            lambda labels: history(torch.ones(20, 1, 6), labels), {}, DataError,
+            r"all 20 items have the same state at \['last'\] of site 3.*template",
+        ),
+        (
+            lambda labels: relabeled(small(labels, ("last-1", "last"))), {"span": 2}, DataError,
+            r"'s0000' \(prompt\) has two labels: 'arts' and 'news'",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_histories_are_refused(make, options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        CONFST(**({"layer": LAYER, "target": "arts"} | options)).fit(make(LABELS))

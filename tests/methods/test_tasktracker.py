@@ -1,4 +1,4 @@
-"""TaskTracker's linear probes: what they see, what they must not see, and which layer a published one means."""
+"""TaskTracker's linear probes: features, fit, scores, storage, errors, and the import of published probes."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def fitted(features="delta", data=SMALL, **options):
     return TaskTracker(range(data[0].shape[1]), features=features, **options).fit(two_prompts(*data))
 
 
-def test_differences_tell_what_states_alone_hide_behind_the_tasks_own_offset():
+def test_delta_features_separate_classes_that_full_states_do_not():
     delta, full = (auc(fitted(features, TRAIN), TEST) for features in ("delta", "full"))
     assert delta >= 0.97
     assert 0.55 < full < 0.72  # the specification says about .63
 
 
-def test_the_norm_sees_a_drift_only_where_it_changes_the_length():
+def test_norm_features_detect_changes_of_length():
     primary, full, flags = drifting(400)
     longer = primary + (full - primary) * (1 + torch.tensor(flags)[:, None, None].float())
     assert auc(fitted("norm", (primary, longer, flags)), (primary, longer, flags)) > 0.99
@@ -56,7 +56,7 @@ def test_the_norm_sees_a_drift_only_where_it_changes_the_length():
 
 
 @given(st.integers(0, 10_000), st.floats(0.1, 100.0))
-def test_whatever_the_task_alone_adds_to_both_states_leaves_the_difference(seed, size):
+def test_scores_are_independent_of_what_both_states_share(seed, size):
     (primary, full, flags), probe = SMALL, SMALL_PROBE
     extra = size * torch.randn(primary.shape, generator=torch.Generator().manual_seed(seed))
     moved = Context.of(two_prompts(primary + extra, full + extra, flags))
@@ -65,7 +65,7 @@ def test_whatever_the_task_alone_adds_to_both_states_leaves_the_difference(seed,
     torch.testing.assert_close(probe.scores(moved), probe.scores(here), atol=1e-3 * (1 + size), rtol=1e-3)
 
 
-def test_swapping_the_two_prompts_flips_the_sign():
+def test_swapped_prompts_negate_the_delta():
     primary, full, flags = SMALL
     probe = fitted()
     here, swapped = (Context.of(two_prompts(a, b, flags)) for a, b in ((primary, full), (full, primary)))
@@ -82,7 +82,7 @@ def test_bfloat16_states_are_subtracted_in_float32():
     assert not torch.equal(delta, (full - primary).float())
 
 
-def test_scores_are_the_log_odds_of_the_stored_weights_and_their_mean_ranks():
+def test_scores_are_log_odds_and_their_mean_ranks_inputs():
     probe, context = fitted(), Context.of(two_prompts(*SMALL))
     by_hand = (probe.delta(context).double() * probe.coef_).sum(-1) + probe.intercept_
     torch.testing.assert_close(probe.scores(context), by_hand.float())
@@ -96,11 +96,11 @@ def test_scores_are_the_log_odds_of_the_stored_weights_and_their_mean_ranks():
             two_prompts(torch.zeros(3, 1, 16), torch.tensor([1.0, 2, 3])[:, None, None].expand(3, 1, 16), [1, 1, 1])
         )
     )
-    assert certain.tolist() == sorted(set(certain.tolist()))  # probabilities of 1 would tie
+    assert certain.tolist() == sorted(set(certain.tolist()))  # probabilities would all round to 1
 
 
 @pytest.mark.parametrize("C", [0.01, 1.0])
-def test_without_standardizing_it_is_the_published_objective_run_to_convergence(C):
+def test_raw_fit_equals_scikit_learn(C):
     primary, full, flags = drifting(200, 16)
     x = (full - primary)[:, 0].double().numpy()
     theirs = LogisticRegression(C=C, tol=1e-10, max_iter=5000).fit(x, flags)
@@ -111,20 +111,20 @@ def test_without_standardizing_it_is_the_published_objective_run_to_convergence(
 
 @given(st.integers(0, 1000), st.floats(0.01, 100.0))
 @settings(max_examples=15)
-def test_standardized_fits_do_not_depend_on_the_units_and_are_stored_in_raw_ones(seed, unit):
+def test_standardized_fit_is_independent_of_units(seed, unit):
     x = np.random.default_rng(seed).normal(size=(60, 5))
     truth = (x[:, 0] + 0.5 * x[:, 1] > 0).astype(np.int64)
     (w, b), (v, c) = fit_logistic(x, truth), fit_logistic(unit * x + 7, truth)
     np.testing.assert_allclose((unit * x + 7) @ v + c, x @ w + b, atol=1e-2)
 
 
-def test_a_fit_that_stops_early_is_told(caplog):
+def test_fit_without_convergence_is_logged(caplog):
     with caplog.at_level(logging.WARNING):
         fitted(max_iter=1)
     assert "did not converge in 1 iterations" in caplog.text
 
 
-def test_the_order_of_the_rows_and_unnamed_labels_do_not_matter():
+def test_fit_is_independent_of_row_order():
     acts = two_prompts(*SMALL)
     probe, other = TaskTracker([0, 1]).fit(acts), TaskTracker([0, 1]).fit(shuffled(acts))
     assert torch.equal(probe.coef_, other.coef_)
@@ -132,7 +132,7 @@ def test_the_order_of_the_rows_and_unnamed_labels_do_not_matter():
     assert torch.equal(probe.coef_, named.coef_)
 
 
-def test_thresholds_hold_on_the_clean_set():
+def test_calibrated_threshold_keeps_the_false_positive_rate():
     probe, acts = fitted(), two_prompts(*SMALL)
     clean, everything = acts.select(behavior="clean"), Context.of(acts)
     for fpr in (0.0, 0.05, 0.1, 0.5):
@@ -143,9 +143,9 @@ def test_thresholds_hold_on_the_clean_set():
         probe.calibrate(clean, fpr=0.01)
 
 
-def test_it_reads_both_prompts_at_every_layer_and_the_baseline_one():
+def test_required_activations_and_names_by_features():
     assert TaskTracker([1, 4], task="ask", position=-2).required_activations == tuple(
-        RequiredActivation(Site(layer), -2, capture) for layer in (1, 4) for capture in ("prompt", "ask")
+        RequiredActivation(Site(layer), -2, side) for layer in (1, 4) for side in ("prompt", "ask")
     )
     assert TaskTracker(3, features="full").required_activations == (RequiredActivation(Site(3)),)
     assert [TaskTracker(0, features=f).name for f in ("delta", "norm", "full")] == [
@@ -154,7 +154,7 @@ def test_it_reads_both_prompts_at_every_layer_and_the_baseline_one():
 
 
 @pytest.mark.parametrize("features", ["delta", "norm", "full"])
-def test_it_is_saved_and_loaded_bit_for_bit(features, tmp_path):
+def test_saved_probe_is_restored_exactly(features, tmp_path):
     acts = two_prompts(*SMALL, model="tiny", layers=(3, 5))
     probe = TaskTracker((3, 5), features=features, position="last").fit(acts).calibrate(acts, fpr=0.1)
     loaded = load_detector(save(probe, tmp_path / "probe"))
@@ -166,7 +166,7 @@ def test_it_is_saved_and_loaded_bit_for_bit(features, tmp_path):
         load_detector(tmp_path / "probe", SimpleNamespace(id="tiny", hidden_size=16, n_layers=4))
 
 
-def test_an_unfitted_probe_says_so(tmp_path):
+def test_unfitted_probe_is_refused(tmp_path):
     with pytest.raises(ActivationError, match="not fitted"):
         TaskTracker(0).score(Context.of(two_prompts(*SMALL)))
     with pytest.raises(ActivationError, match="not fitted"):
@@ -193,12 +193,12 @@ def test_bad_input_is_refused(made, error, message):
         made()
 
 
-def test_an_input_whose_task_was_not_captured_and_other_widths_are_refused():
+def test_missing_task_prompt_and_other_widths_are_refused():
     acts = two_prompts(*SMALL)
     lone = acts.rows(~((acts.index["example_id"] == "s0004") & (acts.index["side"] == "task")))
     with pytest.raises(ActivationError, match="s0004"):
         TaskTracker(0).fit(lone)
-    with pytest.raises(MismatchError, match="width 8, the probes 16"):
+    with pytest.raises(MismatchError, match="width 8, this TaskTracker takes 16"):
         fitted().score(Context.of(two_prompts(*drifting(6, 8, 2))))
 
 
@@ -216,7 +216,7 @@ def published(tmp_path):
     return tmp_path / "probes.safetensors"
 
 
-def test_numbers_of_a_file_are_block_outputs_and_the_normed_last_one_is_left_out(published, caplog):
+def test_file_numbers_are_block_outputs_and_the_last_block_is_left_out(published, caplog):
     with caplog.at_level(logging.WARNING):
         probe = TaskTracker.from_published(published, 4)
     assert probe.sites == (Site(0), Site(2)) and "layer 3" in caplog.text and "final_norm" in caplog.text
@@ -226,13 +226,13 @@ def test_numbers_of_a_file_are_block_outputs_and_the_normed_last_one_is_left_out
     torch.testing.assert_close(probe.scores(context)[:, 1], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_counted_as_hidden_states_the_same_numbers_are_one_block_lower(published):
+def test_hidden_states_convention_is_one_block_lower(published):
     probe = TaskTracker.from_published(published, 4, convention="hidden_states")
     assert probe.sites == (Site(0, "block_in"), Site(1), Site(2))
     assert [probe_site(4, 4, "hidden_states"), probe_site(3, 4, "block")] == [Site(3), Site(3)]
 
 
-def test_the_last_probe_sees_normed_states_where_the_norm_is_given(published):
+def test_final_norm_is_applied_to_the_last_block(published):
     weight, (primary, full, flags) = torch.linspace(0.5, 2, 16), drifting(6, 16, 4)
     probe = TaskTracker.from_published(published, 4, final_norm=(weight, 1e-5))
     assert probe.sites == (Site(0), Site(2), Site(3))
@@ -247,7 +247,7 @@ def test_the_last_probe_sees_normed_states_where_the_norm_is_given(published):
     torch.testing.assert_close(probe.scores(context)[:, 2], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_published_probe_is_saved_with_its_norm(published, tmp_path):
+def test_saved_published_probe_keeps_its_final_norm(published, tmp_path):
     probe = TaskTracker.from_published(published, 4, final_norm=(torch.linspace(0.5, 2, 16), 1e-5))
     context = Context.of(two_prompts(*drifting(6, 16, 4)))
     loaded = load_detector(save(probe, tmp_path / "probe"), SimpleNamespace(id="any", hidden_size=16, n_layers=4))
@@ -268,7 +268,7 @@ def test_a_published_probe_is_saved_with_its_norm(published, tmp_path):
         ({"n_layers": 4, "final_norm": (torch.ones(8), 1e-5)}, MismatchError, r"shape \(8,\).*width 16"),
     ],
 )
-def test_probes_of_another_layer_convention_are_refused(published, options, error, message):
+def test_from_published_refuses_layers_that_do_not_fit(published, options, error, message):
     with pytest.raises(error, match=message):
         TaskTracker.from_published(published, **options)
 
@@ -278,10 +278,10 @@ def test_probes_of_another_layer_convention_are_refused(published, options, erro
     [
         ({"weight": torch.ones(4)}, "holds .'weight'.*expected layer<n>.coef"),
         ({"layer1.coef": torch.ones(4)}, "lacks .'layer1.intercept'"),
-        ({"layer1.coef": torch.ones(2, 4), "layer1.intercept": torch.ones(1)}, "unlike shapes"),
+        ({"layer1.coef": torch.ones(2, 4), "layer1.intercept": torch.ones(1)}, "different shapes"),
     ],
 )
-def test_files_of_other_things_are_refused(tensors, message, tmp_path):
+def test_other_files_are_refused(tensors, message, tmp_path):
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(MismatchError, match=message):
         read_probes(tmp_path / "x.safetensors")
@@ -296,7 +296,7 @@ def test_pickles_are_not_opened(tmp_path):
 
 
 @pytest.mark.data
-def test_the_published_phi3_probes_load_and_answer(tensors):
+def test_published_phi3_probes_can_be_used(tensors):
     path = tensors / "tasktracker_phi3_linear_probes.safetensors"
     probe = TaskTracker.from_published(path, 32)
     assert probe.sites == tuple(map(Site, (0, 7, 15, 23))) and probe.coef_.shape == (4, 3072)

@@ -1,4 +1,4 @@
-"""The triplet probe: the net's arithmetic, what is mined, what it costs, and that training finds a drift."""
+"""The triplet probe: architecture, mining, loss, training, storage and errors."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from steerlab._support.errors import ActivationError, DataError, MismatchError
 from steerlab.methods.base import Context, RequiredActivation
 from steerlab.methods.serialization import load_detector, save
 from steerlab.methods.tasktracker.triplet import TripletProbe
-from steerlab.methods.tasktracker.triplet_mining import TripletRows, drift, mine_triplets, triplet_losses
 from steerlab.methods.tasktracker.triplet_net import (
     SMALL_SHAPE,
     TripletNet,
     TripletShape,
-    least_width,
-    seeded_triplet_net,
-    triplet_net_from_state,
+    make_net,
+    min_width,
+    net_from_state,
 )
-from steerlab.methods.tasktracker.triplet_train import SMALL_CONFIG, TripletConfig
+from steerlab.methods.tasktracker.triplet_train import (
+    SMALL_CONFIG,
+    TripletConfig,
+    TripletRows,
+    mine_triplets,
+    task_drift,
+    triplet_losses,
+)
 from steerlab.metrics.detection import detection_auc
 from steerlab.models.sites import Site
 
@@ -43,10 +49,10 @@ def unit(n, seed, size=8):
 
 
 @pytest.mark.parametrize(("hidden", "features"), [(4096, 275), (3072, 175), (8192, 350)])
-def test_published_widths_give_the_published_features(hidden, features):
+def test_published_widths_have_the_published_number_of_features(hidden, features):
     shape = TripletShape()
-    assert shape.sized(hidden)[0] == (70, 50, 30, 20, 5)
-    assert shape.features(hidden) == features
+    assert shape.fit_to(hidden)[0] == (70, 50, 30, 20, 5)
+    assert shape.n_features(hidden) == features
     net = TripletNet(2, hidden, shape).eval()
     assert net.linear.in_features == 2 * features
     with torch.no_grad():
@@ -56,29 +62,29 @@ def test_published_widths_give_the_published_features(hidden, features):
 
 
 @given(st.integers(32, 9000))
-def test_from_width_32_on_something_fits_and_the_arithmetic_is_the_nets(hidden):
+def test_every_width_from_32_fits_and_n_features_equals_the_net(hidden):
     shape = TripletShape(embedding=4)
-    kernels, pools = shape.sized(hidden)
-    assert hidden >= least_width(kernels, pools)
+    kernels, pools = shape.fit_to(hidden)
+    assert hidden >= min_width(kernels, pools)
     assert (kernels == (70, 50, 30, 20, 5)) == (hidden >= 1557)
-    assert shape.features(hidden) >= 25
+    assert shape.n_features(hidden) >= 25
     if hidden < 600:
         net = TripletNet(1, hidden, shape).eval()
-        assert net.convolutions(torch.zeros(1, 1, hidden)).numel() == shape.features(hidden)
+        assert net.convolutions(torch.zeros(1, 1, hidden)).numel() == shape.n_features(hidden)
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 4)), min_size=1, max_size=4))
-def test_the_least_width_is_the_least(sizes):
+def test_min_width_is_minimal(sizes):
     kernels, pools = zip(*sizes, strict=True)
     shape = TripletShape(channels=(1,) * len(sizes), kernels=kernels, pools=pools)
-    least = least_width(kernels, pools)
-    assert shape.features(least) == 1
+    least = min_width(kernels, pools)
+    assert shape.n_features(least) == 1
     with pytest.raises(DataError, match=f"at least {least} "):
-        shape.features(least - 1)
+        shape.n_features(least - 1)
 
 
-def test_layers_share_nothing():
-    net = seeded_triplet_net(3, 64, TripletShape(embedding=16), seed=0).eval()
+def test_layers_have_independent_convolutions():
+    net = make_net(3, 64, TripletShape(embedding=16), seed=0).eval()
     states = torch.randn(2, 3, 64)
     features = net.convolutions(states).flatten(1).reshape(2, 3, -1)
     moved = states.clone()
@@ -97,26 +103,26 @@ def test_layers_share_nothing():
         ({"kernels": (3, 3)}, "one number"),
         ({"pools": (2, 2, 2, 2, 0)}, "at least 1"),
         ({"embedding": 0}, "at least 1"),
-        ({"channels": (3, 4)}, "give kernels of your own"),
+        ({"channels": (3, 4)}, "give other kernels"),
     ],
 )
-def test_shapes_that_do_not_fit_together_are_refused(options, message):
+def test_inconsistent_shapes_are_refused(options, message):
     with pytest.raises(DataError, match=message):
         TripletShape(**options)
 
 
-def test_a_model_that_is_too_narrow_is_refused_with_the_width_needed():
+def test_too_narrow_model_is_refused():
     with pytest.raises(DataError, match=r"width 16.*at least 32 .*published ones 1557"):
-        TripletShape().sized(16)
+        TripletShape().fit_to(16)
     with pytest.raises(DataError, match=r"width 576.*at least 1557"):
-        TripletShape(kernels=(70, 50, 30, 20, 5), pools=(3,) * 5).sized(576)
+        TripletShape(kernels=(70, 50, 30, 20, 5), pools=(3,) * 5).fit_to(576)
 
 
 # mining and loss -----------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.floats(0, 2), min_size=1, max_size=20), st.floats(0.05, 1.0), st.integers(0, 100))
-def test_the_loss_is_zero_where_the_negative_is_farther_by_the_margin(near, margin, seed):
+def test_loss_is_zero_beyond_the_margin(near, margin, seed):
     p = torch.tensor(near)
     extra = torch.rand(len(near), generator=torch.Generator().manual_seed(seed))
     assert torch.equal(triplet_losses(p, p + margin + extra + 1e-6, margin), torch.zeros(len(near)))
@@ -124,7 +130,7 @@ def test_the_loss_is_zero_where_the_negative_is_farther_by_the_margin(near, marg
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 1000), st.booleans())
-def test_mining_is_the_double_loop(n, m, seed, hard):
+def test_mining_equals_a_double_loop(n, m, seed, hard):
     anchors, positives, negatives = unit(n, seed), unit(n, seed + 1), unit(m, seed + 2)
     expected = []
     for i in range(n):
@@ -135,7 +141,7 @@ def test_mining_is_the_double_loop(n, m, seed, hard):
     assert mine_triplets(anchors, positives, negatives, 0.3, hard=hard).tolist() == expected
 
 
-def test_semi_hard_is_strict_on_both_sides():
+def test_semi_hard_bounds_are_exclusive():
     def at(*distances):
         return torch.tensor([[float(d)] for d in distances])
 
@@ -148,7 +154,7 @@ def test_semi_hard_is_strict_on_both_sides():
 # the detector --------------------------------------------------------------------------------------------------------
 
 
-def test_training_finds_a_drift_on_unseen_inputs_and_unseen_tasks():
+def test_training_generalizes_to_new_inputs_and_tasks():
     primary, full, flags = drifting(200, 24, 2, offset=2.0, strength=6.0, tasks=5, seed=2)
     context, truth = Context.of(two_prompts(primary, full, flags)), torch.tensor(flags)
     config = TripletConfig(epochs=15, batch_size=100, learning_rate=3e-3, hard_after=0)
@@ -156,19 +162,19 @@ def test_training_finds_a_drift_on_unseen_inputs_and_unseen_tasks():
     history, scores = fitted.history_, fitted.score(context)
     assert list(history) == ["step", "loss", "triplets", "val_auc", "lr"]
     assert history["val_auc"].max() > 0.9
-    untrained = seeded_triplet_net(2, 24, SHAPE, seed=1).eval()
-    before = drift(untrained, TripletRows(primary, full, truth))
+    untrained = make_net(2, 24, SHAPE, seed=1).eval()
+    before = task_drift(untrained, TripletRows(primary, full, truth))
     assert detection_auc(scores[truth], scores[~truth]) > max(0.85, detection_auc(before[truth], before[~truth]) + 0.05)
     assert scores.min() >= 0 and scores.max() <= 2
 
 
-def test_the_small_recipe_and_shape_learn_from_a_few_hundred_inputs():
+def test_small_config_and_shape_learn_from_300_inputs():
     acts = two_prompts(*drifting(300, 64, 1, offset=2.0, strength=6.0, tasks=5))
     small = TripletProbe([0], config=SMALL_CONFIG, shape=SMALL_SHAPE, progress=False).fit(acts)
     assert small.history_["val_auc"].max() > 0.9
 
 
-def test_the_score_is_the_distance_of_the_two_points_on_the_unit_sphere():
+def test_score_is_the_distance_of_two_unit_vectors():
     fitted, acts = probe(config=TripletConfig(epochs=1)).fit(two_prompts(*DATA)), two_prompts(*DATA)
     primary, full = fitted.embed(DATA[0]), fitted.embed(DATA[1])
     torch.testing.assert_close(primary.norm(dim=-1), torch.ones(200))
@@ -178,11 +184,11 @@ def test_the_score_is_the_distance_of_the_two_points_on_the_unit_sphere():
     swapped = two_prompts(DATA[1], DATA[0], DATA[2])
     assert torch.equal(fitted.score(Context.of(swapped)), fitted.score(Context.of(acts)))
     assert fitted.required_activations == tuple(
-        RequiredActivation(Site(k), "last", capture) for k in (0, 1) for capture in ("prompt", "task")
+        RequiredActivation(Site(k), "last", side) for k in (0, 1) for side in ("prompt", "task")
     )
 
 
-def test_equal_seeds_give_equal_nets_and_the_global_generator_is_left_alone():
+def test_equal_seeds_give_equal_nets_without_the_global_generator():
     torch.manual_seed(7)
     state = torch.get_rng_state()
     acts, config = two_prompts(*DATA), TripletConfig(epochs=2, batch_size=64)
@@ -194,7 +200,7 @@ def test_equal_seeds_give_equal_nets_and_the_global_generator_is_left_alone():
     assert not torch.equal(first.net_.linear.weight, other.net_.linear.weight)
 
 
-def test_validation_inputs_choose_the_weights_and_are_not_trained_on():
+def test_validation_inputs_select_the_weights():
     splits = ["validation" if i < 40 else "train" for i in range(200)]
     fitted = probe().fit(two_prompts(*DATA, splits=splits))
     held = Context.of(two_prompts(*DATA, splits=splits).select(split="validation"))
@@ -204,14 +210,14 @@ def test_validation_inputs_choose_the_weights_and_are_not_trained_on():
     assert without["val_auc"].isna().all()
 
 
-def test_hard_negatives_are_used_after_so_many_steps_only():
+def test_hard_negatives_are_used_after_hard_after_steps():
     late = probe(config=TripletConfig(epochs=1, batch_size=200, step_size=10**6)).fit(two_prompts(*DATA))
     soon = probe(config=TripletConfig(epochs=1, batch_size=200, step_size=10**6, hard_after=0)).fit(two_prompts(*DATA))
     assert soon.history_["triplets"].sum() > late.history_["triplets"].sum() > 0
 
 
 @pytest.mark.parametrize("standardize", [True, False])
-def test_it_is_saved_and_loaded_bit_for_bit(standardize, tmp_path):
+def test_saved_probe_is_restored_exactly(standardize, tmp_path):
     acts = two_prompts(*DATA, layers=(3, 5))
     fitted = probe(standardize=standardize, config=TripletConfig(epochs=1))
     fitted.layers, fitted.sites = (3, 5), (Site(3), Site(5))
@@ -222,14 +228,14 @@ def test_it_is_saved_and_loaded_bit_for_bit(standardize, tmp_path):
     assert bool(fitted.net_.offset.any()) == standardize
 
 
-def test_thresholds_hold_on_the_clean_set():
+def test_calibrated_threshold_keeps_the_false_positive_rate():
     acts = two_prompts(*DATA)
     fitted = probe(config=TripletConfig(epochs=1)).fit(acts)
     clean = acts.select(behavior="clean")
     assert fitted.calibrate(clean, fpr=0.05).detect(Context.of(clean)).float().mean() <= 0.05
 
 
-def test_coordinates_that_never_change_are_left_out_of_a_standardized_net():
+def test_constant_coordinates_do_not_break_a_standardized_net():
     primary, full, flags = (x.clone() if isinstance(x, torch.Tensor) else x for x in DATA)
     primary[..., 3] = full[..., 3] = 5.0
     fitted = probe(config=TripletConfig(epochs=1)).fit(two_prompts(primary, full, flags))
@@ -257,11 +263,11 @@ def test_bad_input_is_refused(made, error, message):
         made()
 
 
-def test_an_unfitted_probe_is_not_saved_and_another_width_is_refused(tmp_path):
+def test_unfitted_probe_and_other_widths_are_refused(tmp_path):
     with pytest.raises(ActivationError, match="not fitted"):
         save(probe(), tmp_path / "probe")
     fitted = probe(config=TripletConfig(epochs=1)).fit(two_prompts(*DATA))
     with pytest.raises(MismatchError, match=r"\(2, 16\).*the net takes \(2, 24\)"):
         fitted.embed(torch.zeros(1, 2, 16))
     with pytest.raises(MismatchError, match="the weights have shapes"):
-        triplet_net_from_state(fitted.net_.state_dict(), TripletShape((4, 9), (3, 3), (2, 2), 32))
+        net_from_state(fitted.net_.state_dict(), TripletShape((4, 9), (3, 3), (2, 2), 32))

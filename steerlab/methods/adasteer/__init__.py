@@ -1,0 +1,1 @@
+"""AdaSteer: rejection and compliance steering with strengths that depend on the input."""

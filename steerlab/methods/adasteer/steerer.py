@@ -1,11 +1,11 @@
-"""AdaSteer: where an input lies says how strongly it is pushed to refusal, and how much of that is taken back."""
+"""AdaSteer: two coordinates of the input decide how much rejection is added, and how much compliance is restored."""
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,37 +13,38 @@ from torch import Tensor
 
 from steerlab._support.errors import ActivationError, DataError, MismatchError, SteeringError
 from steerlab.capture.activations import Activations
-from steerlab.methods.adasteer.fit import ClassStates, Coordinate, restoration, shares
-from steerlab.methods.adasteer.schedules import CoefficientSchedule, Logistic, fit_schedule
-from steerlab.methods.base import Context, Intervention, RequiredActivation, Steerer, check_fitted, provenance
+from steerlab.methods.adasteer.fit import ClassStates, Coordinate
+from steerlab.methods.adasteer.published import PUBLISHED_ADASTEER, PublishedAdaSteer
+from steerlab.methods.adasteer.schedules import CoefficientSchedule, fit_schedule
+from steerlab.methods.base import Context, Intervention, RequiredActivation, check_fitted, provenance
+from steerlab.methods.layers import Layer, Layers, MultiSiteSteerer
 from steerlab.methods.serialization import savable
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 
-Place = int | Site
-SMALL = 0.05  # a second vector of less than a twentieth of the first gives nothing back (own)
-HARMFUL = -0.5  # pushed towards compliance by half a rejection, which rejected harmful prompts should not be (own)
+SiteVector = Callable[[Site], Float[Tensor, " hidden"]]
+MIN_PROJECTION = 0.05  # with a smaller c, a negative beta restores next to no compliance
+MAX_RESTORED = -0.5  # rejected harmful prompts should not be pushed further towards compliance, in rejections
 
 
 @savable
-class AdaSteer(Steerer):
-    """Steer along refusal with a strength that depends on where the unsteered prompt lies between three classes.
+class AdaSteer(MultiSiteSteerer):
+    """Steer along refusal with a strength that depends on the unsteered prompt's position among three classes.
 
-    At every steered layer the state is moved by `alpha * rejection + beta * second`, the same everywhere in the prompt.
-    `alpha` follows from p_R: 0 where harmful prompts lie that are complied with, 100 where those that are rejected
-    do. `beta` follows from p_H: 0 as before, 100 where benign prompts lie. Positive is towards refusal here; the
-    paper's vectors and coefficients both have the opposite sign (`adasteer_from_published` converts them).
+    At every steered layer `alpha * rejection + beta * restoring` is added to all prompt tokens. `alpha` depends on
+    p_R: 0 at the mean of complied harmful prompts, 100 at the mean of rejected ones. `beta` depends on p_H: 0 as
+    before, 100 at the mean of benign prompts. Positive is towards refusal here; the paper's vectors and coefficients
+    both have the opposite sign (`from_published` converts them).
 
-    `second` is the *projection* of harmfulness on rejection, `c * rejection`: as released, both vectors lie on one
-    line, and a **negative** beta gives compliance back where c > 0. Where c is negative it pushes on, and where c is
-    small it does nothing: `ineffective_sites` names such layers, `fit` warns of them, and nothing is changed. Rejected
-        harmful
-    prompts may lie far along p_H too (at 29, 50 and 63 in the released arrays of Llama, Qwen and Gemma), and then get
-    some of it back; `fit` warns where it comes to half a rejection.
+    The restoring vector is the *projection* of harmfulness on rejection, `c * rejection`: as released, both vectors
+    are collinear, and a **negative** beta restores compliance where c > 0. Where c is negative it adds rejection, and
+    where c is small it has no effect: `ineffective_sites` names such layers, `fit` warns about them, and nothing is
+    changed. Rejected harmful prompts may have a large p_H too (29, 50 and 63 in the released arrays of Llama, Qwen and
+    Gemma), which restores some compliance; `fit` warns if that is half a rejection or more.
 
-    Without laws of your own the classes stand for the labels: complied harmful prompts need rejection and rejected
-    ones do not; benign ones need compliance and complied harmful ones do not. Complied harmful prompts are then
-    pushed by about one `rejection`, the mean of benign ones by about nothing. `calibrate` takes measured labels.
+    Without given schedules the classes are the labels: complied harmful prompts need rejection and rejected ones do
+    not; benign ones need compliance and complied harmful ones do not. Complied harmful prompts are then moved by about
+    one `rejection`, the mean of benign ones by about nothing. `calibrate` takes measured labels.
 
     Example:
         >>> ada = AdaSteer(range(14, 28), rejection_layer=5, harmfulness_layer=13).fit(acts)
@@ -57,97 +58,89 @@ class AdaSteer(Steerer):
             of benign prompts.
         label: the index column that holds these labels.
         position: the prompt token that is read.
-        rejection, compliance: the laws of alpha (of p_R) and of beta (of p_H); None: fitted.
-        strength: alpha where no rejection is needed, and where it is, for a fitted law.
-        restore: beta where compliance is needed, for a fitted law (where it is not, beta is 0); None: what takes back
-            the push that the mean of benign prompts gets, over all steered layers in the least-squares sense.
-        geometry: "collinear", as released; or "orthogonalised": `second` is what is left of harmfulness after its
-            projection is taken away, as in a public re-implementation. That is the opposite of the release: a positive
-            beta moves towards benign prompts then, nothing is taken back, and `restore` is 1 by default.
+        rejection, compliance: the schedules of alpha (of p_R) and of beta (of p_H); None: fitted.
+        strength: alpha where no rejection is needed, and where it is, for a fitted schedule.
+        restore: beta where compliance is needed, for a fitted schedule (where it is not, beta is 0); None: the value
+            that cancels the rejection of the mean of benign prompts, in the least-squares sense over all layers.
+        geometry: "collinear", as released; or "orthogonalized": the restoring vector is harmfulness minus its
+            projection on rejection, as in a public re-implementation. This reverses the meaning of beta: a positive
+            beta moves towards benign prompts, no rejection is canceled, and `restore` is 1 by default.
 
     Attributes:
         rejection_: `(layer, hidden)` float32, mean of the rejected minus mean of the complied.
         harmfulness_: `(layer, hidden)`, mean of the benign minus mean of the complied.
-        c_: `(layer,)`, `<harmfulness, rejection> / |rejection|^2`; turning the signs of both leaves it as it is.
+        c_: `(layer,)`, `<harmfulness, rejection> / |rejection|^2`; it does not depend on the signs of the two.
         rejection_axis_, harmfulness_axis_: the two coordinates.
         benign_coordinate_: p_R of the mean of benign prompts.
         rejected_coordinate_: p_H of the mean of rejected ones.
-        needs_rejection_, needs_compliance_: fitted probabilities, before they are stretched to coefficients.
+        needs_rejection_, needs_compliance_: fitted schedules from 0 to 1, before they are scaled to coefficients.
 
     Raises:
-        DataError: a class of fewer than two inputs, one input in two classes, or classes with equal means.
-        ActivationError: a layer, token or label that was not captured. SteeringError: no layer, or one given twice.
+        DataError: a class of fewer than two inputs, one input in two classes, classes with equal means, no layer, or
+            one layer twice.
+        ActivationError: a layer, token or label that was not captured. SteeringError: unknown geometry.
         MismatchError: states of another width.
 
-    Source: AdaSteer, arXiv 2504.09466, and its released code; default labels, `strength` and
-    `restore` are own, since the release holds fitted ramps alone.
+    Source: AdaSteer, arXiv 2504.09466, and its released code, which holds only fitted ramps: the default labels,
+        `strength` and `restore` are not in either.
     """
 
     default_positions: Positions = "prompt"
 
     def __init__(
-        self, layers: Place | Sequence[Place], *, rejection_layer: Place, harmfulness_layer: Place,
+        self, layers: Layers, *, rejection_layer: Layer, harmfulness_layer: Layer,
         complied: Sequence[str] = ("complied",), rejected: Sequence[str] = ("rejected",),
         benign: Sequence[str] = ("answer",), label: str = "behavior", position: str | int = "last",
         rejection: CoefficientSchedule | None = None, compliance: CoefficientSchedule | None = None,
-        strength: tuple[float, float] = (0.0, 1.0), restore: float | None = None,
-        geometry: str = "collinear",
+        strength: tuple[float, float] = (0.0, 1.0), restore: float | None = None, geometry: str = "collinear",
     ) -> None:  # fmt: skip
-        given = (layers,) if isinstance(layers, int | Site) else tuple(layers)
-        self.layers = layers if isinstance(layers, int | Site) else given
+        if geometry not in ("collinear", "orthogonalized"):
+            raise SteeringError(f"geometry={geometry!r}; expected 'collinear' (as released) or 'orthogonalized'")
+        self._set_layers(layers)
         self.rejection_layer, self.harmfulness_layer = rejection_layer, harmfulness_layer
         self.complied, self.rejected, self.benign = complied, rejected, benign
         self.label, self.position, self.rejection, self.compliance = label, position, rejection, compliance
         self.strength, self.restore, self.geometry = strength, restore, geometry
-        self.sites = tuple(map(Site.of, given))
-        if not self.sites or len(set(self.sites)) < len(self.sites):
-            raise SteeringError(f"layers={list(given)}: give at least one layer to steer, and each once")
-        if geometry not in ("collinear", "orthogonalized"):
-            raise SteeringError(f"geometry={geometry!r}; expected 'collinear' (as released) or 'orthogonalised'")
-        if len(self.sites) == 1:
-            self.site = self.sites[0]
 
     @property
     def required_activations(self) -> tuple[RequiredActivation, ...]:
         """Two states of the plain prompt: where p_R is read, and where p_H is."""
-        return tuple(
-            RequiredActivation(Site.of(k), self.position) for k in (self.rejection_layer, self.harmfulness_layer)
-        )
+        layers = (self.rejection_layer, self.harmfulness_layer)
+        return tuple(RequiredActivation(Site.of(layer), self.position) for layer in layers)
 
     def fit(self, acts: Activations) -> AdaSteer:
-        """Take the class means, and fit the laws that were not given."""
+        """Compute the class means, and fit the schedules that were not given."""
         at_r, at_h = self.required_activations
         labels = {"complied": self.complied, "rejected": self.rejected, "benign": self.benign}
         classes = ClassStates(acts, at_r, labels, self.label)
-        self.rejection_axis_ = Coordinate.between(*(classes.mean(k, at_r.site) for k in ("complied", "rejected")))
-        self.harmfulness_axis_ = Coordinate.between(*(classes.mean(k, at_h.site) for k in ("complied", "benign")))
-        self.benign_coordinate_ = float(self.rejection_axis_(classes.mean("benign", at_r.site)[None]))
-        self.rejected_coordinate_ = float(self.harmfulness_axis_(classes.mean("rejected", at_h.site)[None]))
-        complied, rejected, benign = (classes.means(name, self.sites) for name in labels)
-        self._learn(rejected - complied, benign - complied)
+        start = partial(classes.mean, "complied")
+        self._set_directions(
+            start, lambda site: classes.mean("rejected", site) - start(site),
+            lambda site: classes.mean("benign", site) - start(site),
+        )  # fmt: skip
         if self.rejection is None:
-            self.needs_rejection_ = classes.needs(self.rejection_axis_, at_r.site, yes="complied", no="rejected")
+            self.needs_rejection_ = classes.fit_schedule(self.rejection_axis_, at_r.site, "complied", "rejected")
         if self.compliance is None:
-            self.needs_compliance_ = classes.needs(self.harmfulness_axis_, at_h.site, yes="benign", no="complied")
+            self.needs_compliance_ = classes.fit_schedule(self.harmfulness_axis_, at_h.site, "benign", "complied")
         self.info_ = provenance(acts)
         self._warn()
         return self
 
     @classmethod
     def from_directions(
-        cls, to_refusal: Tensor, to_benign: Tensor, start: Tensor, layers: Place | Sequence[Place], **options: Any
+        cls, to_refusal: Tensor, to_benign: Tensor, start: Tensor, layers: Layers, **options: Any
     ) -> AdaSteer:
-        """A steerer from directions made elsewhere, `(layer, hidden)` each, one row for each block of the model.
+        """A steerer from existing directions, `(layer, hidden)` each, one row for each block of the model.
 
         Example:
-            >>> laws = dict(rejection=Ramp(-0.01, 1.0, 0.0, 1.0), compliance=Ramp(0.0, 0.0))
-            >>> AdaSteer.from_directions(r, h, complied, 15, rejection_layer=5, harmfulness_layer=13, **laws)
+            >>> schedules = dict(rejection=Ramp(-0.01, 1.0, 0.0, 1.0), compliance=Ramp(0.0, 0.0))
+            >>> AdaSteer.from_directions(r, h, complied, 15, rejection_layer=5, harmfulness_layer=13, **schedules)
 
         Args:
             to_refusal: mean of the rejected minus mean of the complied.
             to_benign: mean of the benign minus mean of the complied.
             start: mean of the complied, where both coordinates are 0.
-            layers, options: the constructor's; laws that are not given must be set by `calibrate`.
+            layers, options: the constructor's; schedules that are not given must be set by `calibrate`.
 
         Raises:
             MismatchError: arrays of different shapes, or without a row for a layer.
@@ -157,26 +150,61 @@ class AdaSteer(Steerer):
         if not to_refusal.shape == to_benign.shape == start.shape:
             shapes = [tuple(array.shape) for array in (to_refusal, to_benign, start)]
             raise MismatchError(f"to_refusal, to_benign and start have the shapes {shapes}; they must be the same")
-        sites = [*made.sites, *(read.site for read in made.required_activations)]
+        sites = [*made.sites, *(required.site for required in made.required_activations)]
         missing = [str(site) for site in sites if site != Site(site.layer) or not 0 <= site.layer < n]
         if missing:
-            raise MismatchError(f"the arrays have a row for each of the blocks 0 to {n - 1}; none is of {missing}")
-        refusal, benign, origin = (array.detach().cpu().double() for array in (to_refusal, to_benign, start))
-        at_r, at_h = (read.site.layer for read in made.required_activations)
-        made.rejection_axis_ = Coordinate.between(origin[at_r], origin[at_r] + refusal[at_r])
-        made.harmfulness_axis_ = Coordinate.between(origin[at_h], origin[at_h] + benign[at_h])
-        made.benign_coordinate_ = float(made.rejection_axis_((origin[at_r] + benign[at_r])[None]))
-        made.rejected_coordinate_ = float(made.harmfulness_axis_((origin[at_h] + refusal[at_h])[None]))
-        rows = [site.layer for site in made.sites]
-        made._learn(refusal[rows], benign[rows])
+            raise MismatchError(f"the arrays have a row for each of the blocks 0 to {n - 1}, but none for {missing}")
+        arrays = [array.detach().cpu().double() for array in (start, to_refusal, to_benign)]
+        made._set_directions(*(partial(_row_of, array) for array in arrays))
         made.info_ = {"hidden_size": start.shape[1], "layers": n}
         return made
+
+    @classmethod
+    def from_published(
+        cls, published: str | PublishedAdaSteer, rd: Tensor, hd: Tensor, complied: Tensor, layers: Layers | None = None
+    ) -> AdaSteer:
+        """A steerer from released arrays, with their signs changed: it adds the release's `alpha * RD + beta * c * RD`.
+
+        c is computed from the arrays given. The second vector that was released for Llama was made from another HD, so
+        there the strength of beta differs from the release's; for Qwen and Gemma it is the same.
+
+        Example:
+            >>> ada = AdaSteer.from_published("qwen2.5-7b-instruct", rd, hd, class_a.mean(1))
+            >>> steerlab.generate(model, prompts, steer=ada)
+
+        Args:
+            published: a key of `PUBLISHED_ADASTEER`, or other settings in the signs of the release.
+            rd: `(layer, hidden)`, mean of the complied minus mean of the rejected, one row per block.
+            hd: mean of the complied minus mean of the benign.
+            complied: mean state of the complied, where both coordinates are 0.
+            layers: the blocks to steer; None: all, as released.
+
+        Raises:
+            DataError: no such model. MismatchError: arrays of another model.
+
+        Source: the code released with AdaSteer, arXiv 2504.09466.
+        """
+        if isinstance(published, str):
+            if published not in PUBLISHED_ADASTEER:
+                raise DataError(f"unknown model {published!r}; released are {list(PUBLISHED_ADASTEER)}")
+            published = PUBLISHED_ADASTEER[published]
+        expected = (published.n_layers, published.hidden_size)
+        for name, array in (("rd", rd), ("hd", hd), ("complied", complied)):
+            if tuple(array.shape) != expected:
+                raise MismatchError(
+                    f"{name} has shape {tuple(array.shape)}, the settings are of a model with {expected}"
+                )
+        return cls.from_directions(
+            -rd, -hd, complied, range(published.n_layers) if layers is None else layers,
+            rejection_layer=published.rejection_layer, harmfulness_layer=published.harmfulness_layer,
+            rejection=published.rejection, compliance=published.compliance,
+        )  # fmt: skip
 
     def calibrate(
         self, inputs: Activations | Context, *, rejection: Mapping[str, bool] | None = None,
         compliance: Mapping[str, bool] | None = None,
     ) -> AdaSteer:  # fmt: skip
-        """Fit the laws to what inputs were found to need, by id; returns self.
+        """Fit the schedules to measured needs of inputs, by id; returns self.
 
         Example:
             >>> needs = {e.id: not refused[e.id][0.0] and refused[e.id][1.0] for e in harmful}   # by strength
@@ -184,125 +212,144 @@ class AdaSteer(Steerer):
 
         Args:
             inputs: their activations at the two reading layers.
-            rejection: whether the input needs strong steering towards refusal, say because its answer flips at a high
-                strength only. None leaves that law as it is.
-            compliance: whether the input needs its compliance given back, likewise.
+            rejection: whether the input needs strong steering towards refusal, for instance because its answer changes
+                only at a high strength. None leaves that schedule as it is.
+            compliance: whether the input needs its compliance restored, likewise.
 
         Raises:
-            DataError: no labels, labels of one kind only, or labels for a law that was given to the constructor.
+            DataError: no labels, labels of one kind only, or labels for a schedule given to the constructor.
             ActivationError: an input was not captured.
 
-        Source: AdaSteer, arXiv 2504.09466 (logistic regression); own where the release says nothing.
+        Source: AdaSteer, arXiv 2504.09466 (logistic regression).
         """
         acts = inputs if isinstance(inputs, Activations) else inputs.activations
         if not rejection and not compliance:
             raise DataError("calibrate needs labels: give rejection={id: needs it}, compliance={id: needs it}, or both")
-        for name, labels in (("rejection", rejection), ("compliance", compliance)):
+        for i, (name, labels) in enumerate((("rejection", rejection), ("compliance", compliance))):
             if not labels:
                 continue
             if getattr(self, name) is not None:
-                raise DataError(f"this AdaSteer was given its law of {name}: leave it out of the constructor to fit it")
-            p = self.coordinates(Context(tuple(labels), acts))[0 if name == "rejection" else 1]
+                raise DataError(f"this AdaSteer was constructed with a {name} schedule: leave it out there to fit it")
+            p = self.coordinates(Context(tuple(labels), acts))[i]
             setattr(self, f"needs_{name}_", fit_schedule(p, [bool(needs) for needs in labels.values()]))
         return self
 
     def coordinates(self, context: Context) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """p_R and p_H of each input, read off its unsteered prompt."""
+        """p_R and p_H of each input, from its unsteered prompt."""
         check_fitted(self, "rejection_axis_")
         at_r, at_h = self.required_activations
         return self.rejection_axis_(context.get_states(at_r)), self.harmfulness_axis_(context.get_states(at_h))
 
     def coefficients(self, context: Context) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """alpha and beta of each input: how much of `rejection_` and of `second` it gets."""
+        """alpha and beta of each input: the multiples of `rejection_` and `restoring_vectors` that it gets."""
         p_r, p_h = self.coordinates(context)
         return self.rejection_schedule(p_r), self.compliance_schedule(p_h)
 
     @property
-    def second(self) -> Float[Tensor, "layer hidden"]:
-        """The vector that beta multiplies, at every steered layer: `c * rejection`, or what is orthogonal to it."""
+    def restoring_vectors(self) -> Float[Tensor, "layer hidden"]:
+        """The vectors that beta multiplies: `c * rejection`, or the part of harmfulness orthogonal to rejection."""
         check_fitted(self, "c_")
-        along = self.c_[:, None] * self.rejection_
-        return along if self.geometry == "collinear" else self.harmfulness_ - along
+        projection = self.c_[:, None] * self.rejection_
+        return projection if self.geometry == "collinear" else self.harmfulness_ - projection
 
     @property
     def ineffective_sites(self) -> tuple[Site, ...]:
-        """Steered layers at which a negative beta gives next to nothing back, or pushes on: c below a twentieth."""
+        """Steered sites where a negative beta restores next to no compliance, or adds rejection: c below 0.05."""
         check_fitted(self, "c_")
         if self.geometry != "collinear":
             return ()
-        return tuple(site for site, c in zip(self.sites, self.c_.tolist(), strict=True) if c < SMALL)
+        return tuple(site for site, c in zip(self.sites, self.c_.tolist(), strict=True) if c < MIN_PROJECTION)
 
     @property
     def rejection_schedule(self) -> CoefficientSchedule:
-        """How alpha depends on p_R."""
-        return self.rejection if self.rejection is not None else self._needs("rejection").with_range(*self.strength)
+        """alpha as a function of p_R."""
+        if self.rejection is not None:
+            return self.rejection
+        self._check_schedule("rejection")
+        return self.needs_rejection_.with_range(*self.strength)
 
     @property
     def compliance_schedule(self) -> CoefficientSchedule:
-        """How beta depends on p_H."""
+        """beta as a function of p_H."""
         if self.compliance is not None:
             return self.compliance
-        return self._needs("compliance").with_range(0.0, self._restoration())
+        self._check_schedule("compliance")
+        return self.needs_compliance_.with_range(0.0, self._restore())
 
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
-        """One vector per input, where one layer is steered.
-
-        Raises:
-            SteeringError: several layers are steered, so there is no one vector; use `interventions`.
-        """
-        if len(self.sites) > 1:
-            raise SteeringError(f"this AdaSteer steers {len(self.sites)} layers: ask for shifts(context), one a layer")
-        vectors = self.interventions(context)[0].vectors
-        assert vectors is not None
-        return vectors
+        """One vector per input, if one layer is steered."""
+        self._check_one_site()
+        return self._site_vectors(context)[0]
 
     def interventions(self, context: Context) -> tuple[Intervention, ...]:
-        """What every steered layer adds for a batch of inputs; each row has its own two coefficients."""
+        """One intervention per steered layer; each row has its own two coefficients."""
+        return tuple(Intervention(*pair) for pair in zip(self.sites, self._site_vectors(context), strict=True))
+
+    def _site_vectors(self, context: Context) -> list[Float[Tensor, "batch hidden"]]:
         alpha, beta = (coefficient[:, None] for coefficient in self.coefficients(context))
-        pairs = zip(self.sites, self.rejection_, self.second, strict=True)
-        return tuple(Intervention(site, alpha * first + beta * second) for site, first, second in pairs)
+        pairs = zip(self.rejection_, self.restoring_vectors, strict=True)
+        return [alpha * rejection + beta * restoring for rejection, restoring in pairs]
 
-    def with_layer(self, layer: Place) -> AdaSteer:
-        """The same settings, read at the same layers, for steering one other layer; not fitted."""
-        names = [name for name in inspect.signature(AdaSteer).parameters if name != "layers"]
-        return AdaSteer(layer, **{name: getattr(self, name) for name in names})
-
-    def _learn(self, rejection: Float[Tensor, "layer hidden"], harmfulness: Float[Tensor, "layer hidden"]) -> None:
-        self.rejection_, self.harmfulness_ = rejection.float(), harmfulness.float()
-        self.c_ = shares(rejection.double(), harmfulness.double(), self.sites).float()
-
-    def _needs(self, which: Literal["rejection", "compliance"]) -> Logistic:
-        if not hasattr(self, f"needs_{which}_"):
-            raise ActivationError(
-                f"this AdaSteer has no law of {which} yet: fit or calibrate it, or give {which}=Ramp(...) beforehand"
+    def _set_directions(self, start: SiteVector, refusal: SiteVector, benign: SiteVector) -> None:
+        """Set the coordinates and the vectors from the mean of the complied and the two directions, float64."""
+        at_r, at_h = (required.site for required in self.required_activations)
+        self.rejection_axis_ = Coordinate(start(at_r), refusal(at_r))
+        self.harmfulness_axis_ = Coordinate(start(at_h), benign(at_h))
+        self.benign_coordinate_ = float(self.rejection_axis_((start(at_r) + benign(at_r))[None]))
+        self.rejected_coordinate_ = float(self.harmfulness_axis_((start(at_h) + refusal(at_h))[None]))
+        rejection, harmfulness = (torch.stack([vector(site) for site in self.sites]) for vector in (refusal, benign))
+        squares = rejection.square().sum(-1)
+        equal = [str(site) for site, square in zip(self.sites, squares.tolist(), strict=True) if not square > 0]
+        if equal:
+            raise DataError(
+                f"rejected and complied prompts have the same mean at {equal}, so that there is no direction between "
+                "them: leave these sites out, read another token, or check the labels"
             )
-        return getattr(self, f"needs_{which}_")
+        self.c_ = ((harmfulness * rejection).sum(-1) / squares).float()
+        self.rejection_, self.harmfulness_ = rejection.float(), harmfulness.float()
 
-    def _restoration(self) -> float:
+    def _check_schedule(self, name: str) -> None:
+        if not hasattr(self, f"needs_{name}_"):
+            raise ActivationError(
+                f"this AdaSteer has no {name} schedule: fit or calibrate it, or construct it with {name}=Ramp(...)"
+            )
+
+    def _restore(self) -> float:
         if self.restore is not None:
             return float(self.restore)
         if self.geometry == "orthogonalized":
             return 1.0
-        return restoration(float(self.rejection_schedule(torch.tensor([self.benign_coordinate_]))), self.c_)
+        c = self.c_.double()
+        if not bool(c.any()):
+            raise DataError(
+                "harmfulness is orthogonal to rejection at every steered layer (c is 0), so no beta restores "
+                "compliance: give restore=0 or a compliance schedule, or steer other layers"
+            )
+        push = float(self.rejection_schedule(torch.tensor([self.benign_coordinate_])))
+        return -push * float(c.sum() / c.square().sum())  # least squares, each layer's rejection being the unit
 
     def _warn(self) -> None:
         if self.ineffective_sites:
-            told = {str(site): round(c, 3) for site, c in zip(self.sites, self.c_.tolist(), strict=True)}
+            c = {str(site): round(value, 3) for site, value in zip(self.sites, self.c_.tolist(), strict=True)}
             warnings.warn(
-                f"AdaSteer at {', '.join(map(str, self.ineffective_sites))}: harmfulness holds next to no "
-                f"rejection or points "
-                f"against it (c below {SMALL}; all: {told}). There a negative beta does not give compliance back. "
-                "Nothing was changed: steer other layers, or give a law of compliance that fits",
+                f"AdaSteer at {', '.join(map(str, self.ineffective_sites))}: harmfulness has next to no component "
+                f"along rejection, or an opposite one (c below {MIN_PROJECTION}; all: {c}). There a negative beta does "
+                "not restore compliance. Nothing was changed: steer other layers, or give another compliance schedule",
                 stacklevel=3,
             )
         if self.compliance is None and self.geometry == "collinear":
             alpha = float(self.rejection_schedule(torch.tensor([100.0])))
-            net = alpha + float(self.compliance_schedule(torch.tensor([self.rejected_coordinate_])) * self.c_.mean())
-            if net < HARMFUL:
+            beta = self.compliance_schedule(torch.tensor([self.rejected_coordinate_]))
+            net = alpha + float(beta * self.c_.mean())
+            if net < MAX_RESTORED:
                 warnings.warn(
-                    f"AdaSteer: rejected harmful prompts lie at p_H = {self.rejected_coordinate_:.0f} (benign "
-                    f"ones at 100), so "
-                    f"they get compliance back as if they were benign, {net:.2f} rejections on average. Nothing was "
-                    "changed: read p_H at another layer, calibrate with labels of rejected prompts, or give restore=",
+                    f"AdaSteer: rejected harmful prompts are at p_H = {self.rejected_coordinate_:.0f} (benign ones at "
+                    f"100), so their compliance is restored as if they were benign, {net:.2f} rejections on average. "
+                    "Nothing was changed: read p_H at another layer, calibrate with labels of rejected prompts, or "
+                    "give restore=",
                     stacklevel=3,
                 )
+
+
+def _row_of(array: Float[Tensor, "layer hidden"], site: Site) -> Float[Tensor, " hidden"]:
+    return array[site.layer]

@@ -1,30 +1,33 @@
-"""A gate that is shut on the space that benign inputs fill (AlphaSteer's), as a detector."""
+"""AlphaSteer's gate, closed on the space of benign inputs, as a detector."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlab._support.errors import DataError
 from steerlab.capture.activations import Activations
-from steerlab.methods.alphasteer.null_space import find_null_space, ridge_gate, warn_of_leakage
-from steerlab.methods.base import Context, RequiredActivation, StateDetector, check_fitted, check_width, provenance
-from steerlab.methods.classes import check_disjoint, select_class
+from steerlab.methods.alphasteer.null_space import fit_map
+from steerlab.methods.base import Context, StateDetector, check_fitted, check_width, provenance
+from steerlab.methods.classes import as_names, check_contrasts_nonzero, check_disjoint, contrast_table, select_class
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
 
 @savable
 class NullSpaceGate(StateDetector):
-    """Score inputs by a linear gate that is about 1 on harmful ones and about 0 on all that is like the benign ones.
+    """Score inputs by a linear gate that is about 1 on harmful inputs and about 0 on inputs like the benign ones.
 
-    With no `ratio`, one is chosen from .05, .10, ... .95, as far as there are benign inputs enough to span the
-    directions kept out. Every fifth of the inputs of both classes is held out in turn, and the gate fitted to the
-    rest. Of the ratios whose leakage there (95th percentile of |gate| on benign inputs) is at most `leakage`, those
-    stay whose mean gate on harmful inputs is within 1 % of the best; the one with the least leakage is taken. (The
-    largest ratio that is allowed gives the same gate on harmful inputs, and in our tests up to eight times the
-    leakage.) Where none is allowed the one with the least leakage is taken, with a warning.
+    If `ratio` is None, it is chosen from .05, .10, ... .95, as far as the benign inputs span the excluded directions:
+    every fifth of the inputs of both classes is held out in turn, and the gate is fitted to the rest. Among the ratios
+    whose leakage (95th percentile of |gate| on held-out benign inputs) is at most `leakage`, those remain whose mean
+    gate on held-out harmful inputs is within 1 % of the best; of these, the ratio with the least leakage is taken.
+    (The largest allowed ratio has the same gate on harmful inputs, and in our tests up to eight times the leakage.)
+    If no ratio is allowed, the one with the least leakage is taken, with a warning.
 
     Example:
         >>> gate = NullSpaceGate(12, harmful=["refuse"], benign=["answer"]).fit(acts)
@@ -33,26 +36,25 @@ class NullSpaceGate(StateDetector):
     Args:
         layer: block whose output is read of the plain prompt, 0-based; or a `Site`.
         harmful, benign: labels of the two classes.
-        position: where it is read.
+        position: the position of the prompt that is read.
         label: the index column that holds the labels.
         ratio: share p of all directions taken as the null space: those in which benign inputs are smallest; None:
-            chosen. The guarantee is only as wide as the benign inputs, and leakage grows with p.
+            chosen. The guarantee only covers the space of the benign inputs, and leakage grows with p.
         ridge: penalty on the gate; it is not scaled by the states' norm or the number of inputs.
-        leakage: the |gate| that benign inputs may have.
+        leakage: the maximum |gate| that benign inputs may have.
 
     Attributes:
         w_: `(hidden,)` float32; the gate of a state h is h·w.
-        ratio_: the ratio taken.
-        leakage_: the largest |gate| of the benign inputs it was fitted to.
-        held_out_leakage_: that of held-out ones (95th percentile), where the ratio was chosen; else None.
+        ratio_: the ratio used.
+        leakage_: the largest |gate| of the benign inputs of the fit.
+        held_out_leakage_: that of held-out ones (95th percentile), if the ratio was chosen; else None.
 
     Raises:
         DataError: too few benign inputs for the ratio, classes that overlap or have fewer than two inputs, settings
-            outside their range.
+            out of range.
         MismatchError: states of another width.
 
-    Source: AlphaSteer, arXiv 2506.07022 (null-space projection, ridge regression); its use as a detector and the
-        choice of the ratio: own.
+    Source: AlphaSteer, arXiv 2506.07022 (null-space projection, ridge regression), without the choice of the ratio.
     """
 
     w_: Tensor
@@ -70,22 +72,14 @@ class NullSpaceGate(StateDetector):
 
     def fit(self, acts: Activations) -> NullSpaceGate:
         """Find the null space of the benign inputs and the gate in it."""
-        _, harmful, benign = harmful_and_benign(
-            acts, self.required_activations[0], self.harmful, self.benign, self.label
-        )
-        space = find_null_space(
-            benign, harmful, ratio=self.ratio, ridge=self.ridge, leakage=self.leakage, site=self.site
-        )
-        w = ridge_gate(space.q, harmful, self.ridge)
-        self.w_, self.ratio_, self.held_out_leakage_ = w.float(), space.ratio, space.held_out
-        self.leakage_ = float((benign.double() @ w).abs().max())
-        if self.ratio is not None:
-            warn_of_leakage(self.leakage_, self.leakage, self.ratio, self.site)
+        _, harmful, benign = self._classes(acts)
+        matrix, _, measured = fit_map(benign, harmful, torch.ones(len(harmful), 1), **self._settings)
+        self.load_state_dict({"w_": matrix[:, 0].float(), **measured})
         self.info_ = provenance(acts)
         return self
 
     def gate(self, h: Float[Tensor, "batch hidden"]) -> Float[Tensor, " batch"]:
-        """The gate of some states, float32: about 1 for harmful inputs and 0 for benign ones; it is not cut off."""
+        """The gate of some states, float32 and unclipped: about 1 for harmful inputs, about 0 for benign ones."""
         check_fitted(self, "w_")
         return check_width(h, len(self.w_), "the gate") @ self.w_.to(h.device)
 
@@ -94,16 +88,54 @@ class NullSpaceGate(StateDetector):
         check_fitted(self, "w_")
         return self.gate(context.get_states(self.required_activations[0]))
 
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"ratio": self.ratio, "ridge": self.ridge, "leakage": self.leakage, "site": self.site}
 
-def harmful_and_benign(
-    acts: Activations, read: RequiredActivation, harmful: Sequence[str], benign: Sequence[str], label: str
-) -> tuple[list[str], Float[Tensor, "m hidden"], Float[Tensor, "n hidden"]]:
-    """Ids and states of the harmful inputs, and states of the benign ones, all by sorted id.
+    def _classes(self, acts: Activations) -> tuple[list[str], Float[Tensor, "m hidden"], Float[Tensor, "n hidden"]]:
+        """Ids and states of the harmful inputs, and states of the benign ones, all by sorted id."""
+        required = self.required_activations[0]
+        ids, harmful = select_class(acts, required, self.harmful, label=self.label)
+        benign_ids, benign = select_class(acts, required, self.benign, label=self.label)
+        check_disjoint("harmful", ids, harmful, "benign", benign_ids, benign)
+        return ids, harmful, benign
+
+
+def harmful_contrasts(
+    gate: NullSpaceGate, acts: Activations, position: str | None
+) -> tuple[list[str], Float[Tensor, "example hidden"]]:
+    """Ids and contrasts of the harmful inputs that have one, by sorted id.
 
     Raises:
-        DataError: the classes overlap, or one has fewer than two inputs.
+        DataError: no harmful input has a contrast.
     """
-    ids, ones = select_class(acts, read, harmful, label=label)
-    other_ids, others = select_class(acts, read, benign, label=label)
-    check_disjoint("harmful", ids, ones, "benign", other_ids, others)
-    return ids, ones, others
+    ids, contrasts = contrast_table(acts, gate.site, position)
+    labels = acts.labels(ids, gate.label)
+    keep = [i for i, label in enumerate(labels) if label in as_names(gate.harmful)]
+    if not keep:
+        raise DataError(
+            f"no contrast is of an input with {gate.label} in {list(as_names(gate.harmful))}; there are contrasts of "
+            f"{sorted(set(labels))}. Capture the harmful inputs with their contrasts, or give a target"
+        )
+    return [ids[i] for i in keep], contrasts[keep]
+
+
+def fit_matrix(gate: NullSpaceGate, acts: Activations, contrast_position: str | None) -> dict[str, Any]:
+    """Learn the map of harmful states to their own contrasts, with the settings of `gate`.
+
+    Raises:
+        DataError: a harmful input has no contrast, or all contrasts are zero.
+    """
+    ids, harmful, benign = gate._classes(acts)
+    contrast_ids, contrasts = harmful_contrasts(gate, acts, contrast_position)
+    row = {name: i for i, name in enumerate(contrast_ids)}
+    missing = sorted(set(ids) - set(row))
+    if missing:
+        raise DataError(
+            f"{len(missing)} harmful inputs have no contrast, first {missing[:3]}, and target='each' needs one for "
+            "every input: capture them, leave those inputs out, or use target='mean'"
+        )
+    targets = contrasts[[row[name] for name in ids]].double()
+    check_contrasts_nonzero(targets, gate.site)
+    matrix, norm, measured = fit_map(benign, harmful, targets, **gate._settings)
+    return {"matrix_": matrix, "target_norm_": torch.tensor(norm), **measured}

@@ -1,4 +1,4 @@
-"""Published TaskTracker probes: what is in the file, and which of our sites its layer numbers mean."""
+"""Published TaskTracker probes: the contents of their file, and the sites that its layer numbers mean."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ def read_probes(path: str | Path, layers: Sequence[int] | None = None) -> dict[i
         [0, 7, 15, 23, 31]
 
     Args:
-        path: a safetensors file with `layer<n>.coef` and `layer<n>.intercept`.
+        path: a safetensors file with `layer<n>.coef` and `layer<n>.intercept`, exported from the released
+            scikit-learn probes of arXiv 2406.00799.
         layers: which numbers to keep; None: all.
 
     Raises:
         LoadError: there is no such file, or it is of another kind.
         MismatchError: the file holds something else, or not the layers named.
-
-    Source: own layout for the released scikit-learn probes of arXiv 2406.00799.
     """
     file = Path(path)
     if not file.is_file() or file.suffix != ".safetensors":
         raise LoadError(
-            f"{str(path)!r} is no safetensors file that exists. Pickled probes are not opened, as that would run "
-            "what is in them: export coef_ and intercept_ of each as layer<n>.coef and layer<n>.intercept"
+            f"{str(path)!r} is not an existing safetensors file. Pickled probes are not opened, because that would run "
+            "the code in them: export coef_ and intercept_ of each as layer<n>.coef and layer<n>.intercept"
         )
     tensors = load_file(file)
-    if not tensors or not all(_KEY.fullmatch(key) for key in tensors):
+    keys = [_KEY.fullmatch(key) for key in tensors]
+    if not tensors or None in keys:
         raise MismatchError(f"{file.name} holds {sorted(tensors)[:6]}, expected layer<n>.coef and layer<n>.intercept")
-    found = sorted({int(key[5:].split(".")[0]) for key in tensors})
+    found = sorted({int(key[1]) for key in keys if key})
     missing = [f"layer{n}.{part}" for n in found for part in ("coef", "intercept") if f"layer{n}.{part}" not in tensors]
     shapes = {key: tuple(value.shape) for key, value in tensors.items() if key.endswith("coef")}
     if missing or len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
-        raise MismatchError(f"{file.name} lacks {missing} or has weights of unlike shapes {shapes}")
+        raise MismatchError(f"{file.name} lacks {missing} or has weights of different shapes {shapes}")
     absent = [number for number in layers or () if number not in found]
     if absent:
         raise MismatchError(f"{file.name} has no probes of layers {absent}; it has {found}")
-    wanted = found if layers is None else sorted(set(layers))
+    chosen = found if layers is None else sorted(set(layers))
     return {
-        n: (tensors[f"layer{n}.coef"].double(), tensors[f"layer{n}.intercept"].double().reshape(())) for n in wanted
+        n: (tensors[f"layer{n}.coef"].double(), tensors[f"layer{n}.intercept"].double().reshape(())) for n in chosen
     }
 
 
@@ -59,37 +59,37 @@ def probe_site(number: int, n_layers: int, convention: str) -> Site:
     """The site that a file's layer number means in a model of `n_layers` blocks.
 
     Example:
-        >>> [str(probe_site(*g)) for g in ((7, 32, "block"), (7, 32, "hidden_states"), (0, 32, "hidden_states"))]
-        ['7', '6', '0.block_in']
+        >>> [str(probe_site(7, 32, "block")), str(probe_site(7, 32, "hidden_states"))]
+        ['7', '6']
 
     Raises:
         DataError: unknown convention.
         MismatchError: the model has no such layer; both are named.
 
-    Source: the released code of arXiv 2406.00799 trains on hidden_states[n + 1] for number n; own.
+    Source: the released code of arXiv 2406.00799 trains on hidden_states[n + 1] for number n.
     """
     if convention not in ("block", "hidden_states"):
         raise DataError(f"unknown convention {convention!r}; expected 'block' or 'hidden_states'")
     top = n_layers - 1 if convention == "block" else n_layers
     if not 0 <= number <= top:
-        other = ". Does it count hidden_states? convention='hidden_states'" if number == n_layers == top + 1 else ""
+        hint = ". Does it count hidden_states? convention='hidden_states'" if number == n_layers == top + 1 else ""
         raise MismatchError(
             f"the file has a probe of layer {number} (counted as {convention!r}), a model of {n_layers} blocks has "
-            f"0 to {top}: it belongs to another model or another layer convention{other}"
+            f"0 to {top}: it belongs to another model or another layer convention{hint}"
         )
     if convention == "block":
         return Site(number)
     return Site(number - 1) if number else Site(0, "block_in")
 
 
-def check_last_layer(sites: Mapping[int, Site], n_layers: int, *, named: bool, normed: bool) -> int | None:
-    """The number of the probe that reads the last block, if there is one.
+def final_norm_number(sites: Mapping[int, Site], n_layers: int, *, required: bool) -> int | None:
+    """The number of the probe of the last block, which was fitted after the final norm; None if there is none.
 
     Raises:
-        MismatchError: that probe was asked for by name, and the final norm it was fitted behind is not given.
+        MismatchError: that probe is `required`, but without the norm it cannot be used.
     """
     last = next((number for number, site in sites.items() if site == Site(n_layers - 1)), None)
-    if last is not None and named and not normed:
+    if last is not None and required:
         raise MismatchError(
             f"the probe of layer {last} was fitted on states after the final norm, and Site({n_layers - 1}) is before "
             "it: give final_norm=(weight, epsilon), or leave that layer out"

@@ -1,4 +1,4 @@
-"""The triplet probe's net: from a prompt's states at several layers to a point on a sphere."""
+"""The net of the triplet probe: from the states of a prompt at several layers to a point on the unit sphere."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from steerlab._support.errors import DataError, MismatchError
 from steerlab.methods.serialization import savable
 
 KERNELS = (70, 50, 30, 20, 5)
-NARROWEST = 3072  # of the models that the published kernels were used on
-WIDEST = 8192  # from here on the first pool is larger
+REFERENCE_WIDTH = 3072  # of the narrowest published model; kernels of narrower models are scaled by it
+WIDE = 8192  # from this width on, the first pool is larger
+CHUNK = 512  # rows embedded at a time where no gradient is needed
 
 
 @savable
 @dataclass(frozen=True)
 class TripletShape:
-    """How the net of a triplet probe is built; every layer has convolutions of its own over the hidden coordinates.
+    """The architecture of a triplet net; every layer has separate convolutions over the hidden coordinates.
 
     Example:
-        >>> TripletShape().features(4096), TripletShape().features(3072), TripletShape().features(8192)
+        >>> TripletShape().n_features(4096), TripletShape().n_features(3072), TripletShape().n_features(8192)
         (275, 175, 350)
-        >>> TripletShape().features(576)       # the kernels are scaled down
+        >>> TripletShape().n_features(576)     # the kernels are scaled down
         25
 
     Args:
-        channels: of the convolutions, one after the other.
+        channels: of the successive convolutions.
         kernels: their widths; None: the published 70, 50, 30, 20, 5 where they fit (from width 1557 on), below that the
             same scaled by the width over 3072.
-        pools: widths of the max pooling after each; None: 3 throughout, first 5 from width 8192 on; and 2 throughout
-            where 3 would leave nothing (below width 480 or so).
-        embedding: dimensions of the sphere's space.
+        pools: widths of the max pooling after each; None: 3 each, the first 5 from width 8192 on; and 2 each where 3
+            would leave nothing (below width 480 or so).
+        embedding: dimensions of the embedding space.
         dropout: after each pooling, in training.
 
     Raises:
-        DataError: unlike lengths, or sizes below 1.
+        DataError: different numbers of channels, kernels and pools, or sizes below 1.
 
-    Source: TaskTracker, arXiv 2406.00799, released code; scaling to narrower models is own.
+    Source: TaskTracker, arXiv 2406.00799, released code, without the scaling to narrower models.
     """
 
     channels: Sequence[int] = (7, 10, 15, 20, 25)
@@ -50,47 +51,47 @@ class TripletShape:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        given = [some for some in (self.channels, self.kernels, self.pools) if some is not None]
-        least = min((number for some in given for number in some), default=0)
-        if len({len(some) for some in given}) > 1 or min(self.embedding, least) < 1:
+        given = [sizes for sizes in (self.channels, self.kernels, self.pools) if sizes is not None]
+        smallest = min((size for sizes in given for size in sizes), default=0)
+        if len({len(sizes) for sizes in given}) > 1 or min(self.embedding, smallest) < 1:
             raise DataError(f"{self}: channels, kernels and pools need one number of at least 1 for each convolution")
         if self.kernels is None and len(self.channels) != len(KERNELS):
-            raise DataError(f"{self}: there are {len(KERNELS)} published kernels; give kernels of your own")
+            raise DataError(f"{self}: there are {len(KERNELS)} published kernels; give other kernels")
 
-    def sized(self, hidden: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def fit_to(self, hidden: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Kernels and pools for a hidden size.
 
         Raises:
             DataError: they leave nothing of so few coordinates; says how many are needed.
         """
-        n, first = len(self.channels), 5 if hidden >= WIDEST else 3
-        scaled = tuple(max(1, round(k * hidden / NARROWEST)) for k in KERNELS)
+        n, first = len(self.channels), 5 if hidden >= WIDE else 3
+        scaled = tuple(max(1, round(k * hidden / REFERENCE_WIDTH)) for k in KERNELS)
         kernels: list[Sequence[int]] = [self.kernels] if self.kernels else [KERNELS, scaled]
         pools: list[Sequence[int]] = [self.pools] if self.pools else [(first, *(3,) * (n - 1)), (2,) * n]
-        for p in pools:
-            for k in kernels:
-                if hidden >= least_width(k, p):
-                    return tuple(k), tuple(p)
-        least = min(least_width(k, p) for k in kernels for p in pools)
+        pairs = [(tuple(k), tuple(p)) for p in pools for k in kernels]
+        for k, p in pairs:
+            if hidden >= min_width(k, p):
+                return k, p
         raise DataError(
             f"the states have width {hidden}; kernels {list(kernels[-1])} with pools {list(pools[-1])} need at least "
-            f"{least} (the published ones {least_width(KERNELS, (3,) * 5)}): give smaller kernels and pools, or fewer"
+            f"{min(min_width(*pair) for pair in pairs)} (the published ones {min_width(KERNELS, (3,) * 5)}): give "
+            "smaller kernels and pools, or fewer"
         )
 
-    def features(self, hidden: int) -> int:
-        """How many numbers the convolutions of one layer end in."""
+    def n_features(self, hidden: int) -> int:
+        """Number of outputs of the convolutions of one layer."""
         width = hidden
-        for kernel, pool in zip(*self.sized(hidden), strict=True):
+        for kernel, pool in zip(*self.fit_to(hidden), strict=True):
             width = (width - kernel + 1) // pool
         return width * self.channels[-1]
 
 
 SMALL_SHAPE = TripletShape(channels=(7, 10), kernels=(3, 3), pools=(2, 2), embedding=256, dropout=0.2)
-"""Own, for a few hundred inputs, of which the published depth and dropout learn nothing: two short convolutions."""
+"""Two short convolutions, for a few hundred inputs, from which the published depth and dropout learn nothing."""
 
 
 class TripletNet(nn.Module):
-    """Unshared convolutions over each layer's coordinates, then one linear map to a point of norm 1.
+    """Separate convolutions over each layer's coordinates, then one linear map to a point of norm 1.
 
     Example:
         >>> net = TripletNet(6, 3072, TripletShape())
@@ -98,12 +99,12 @@ class TripletNet(nn.Module):
         torch.Size([8, 1024])
 
     Args:
-        n_layers: how many layers are read.
+        n_layers: number of layers that are read.
         hidden: width of the residual stream.
-        shape: kernels, channels and the rest.
+        shape: the architecture.
 
     Attributes:
-        offset, factor: `(layers, hidden)`, subtracted and multiplied first; 0 and 1 where states are taken as they are.
+        offset, factor: `(layers, hidden)`, subtracted and multiplied first; 0 and 1 for raw states.
 
     Raises:
         DataError: the kernels do not fit the width.
@@ -118,13 +119,13 @@ class TripletNet(nn.Module):
         super().__init__()
         steps: list[nn.Module] = []
         before = 1
-        for channels, kernel, pool in zip(shape.channels, *shape.sized(hidden), strict=True):
-            # one group a layer: convolutions side by side that share nothing, in one call
+        for channels, kernel, pool in zip(shape.channels, *shape.fit_to(hidden), strict=True):
+            # one group per layer: independent convolutions in one call
             conv = nn.Conv1d(n_layers * before, n_layers * channels, kernel, groups=n_layers)
             steps += [conv, nn.ReLU(), nn.MaxPool1d(pool), nn.Dropout(shape.dropout)]
             before = channels
         self.convolutions = nn.Sequential(*steps)
-        self.linear = nn.Linear(n_layers * shape.features(hidden), shape.embedding)
+        self.linear = nn.Linear(n_layers * shape.n_features(hidden), shape.embedding)
         self.register_buffer("offset", torch.zeros(n_layers, hidden))
         self.register_buffer("factor", torch.ones(n_layers, hidden))
 
@@ -134,17 +135,17 @@ class TripletNet(nn.Module):
         return nn.functional.normalize(self.linear(convolved.flatten(1)), dim=-1)
 
     def standardize(self, states: Float[Tensor, "row layers hidden"]) -> None:
-        """Have every coordinate of these states at mean 0 and deviation 1 before the convolutions."""
+        """Scale the coordinates of these states to mean 0 and deviation 1 before the convolutions."""
         deviation = states.std(dim=0, correction=0)
         self.offset.copy_(states.mean(dim=0))
         self.factor.copy_(torch.where(deviation > 0, 1 / deviation.clamp(min=1e-12), 0.0))
 
 
-def least_width(kernels: Sequence[int], pools: Sequence[int]) -> int:
-    """The fewest coordinates of which these convolutions and pools leave one.
+def min_width(kernels: Sequence[int], pools: Sequence[int]) -> int:
+    """The smallest number of coordinates of which these convolutions and pools leave one.
 
     Example:
-        >>> least_width((70, 50, 30, 20, 5), (3, 3, 3, 3, 3))
+        >>> min_width((70, 50, 30, 20, 5), (3, 3, 3, 3, 3))
         1557
     """
     width = 1
@@ -153,24 +154,29 @@ def least_width(kernels: Sequence[int], pools: Sequence[int]) -> int:
     return width
 
 
-def seeded_triplet_net(n_layers: int, hidden: int, shape: TripletShape, seed: int) -> TripletNet:
-    """A net whose initialization depends on `seed` and leaves the global generator alone."""
+def make_net(n_layers: int, hidden: int, shape: TripletShape, seed: int) -> TripletNet:
+    """A net initialized from `seed`, without using the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return TripletNet(n_layers, hidden, shape)
 
 
-def triplet_net_from_state(state: Mapping[str, Tensor], shape: TripletShape) -> TripletNet:
+def net_from_state(state: Mapping[str, Tensor], shape: TripletShape) -> TripletNet:
     """A net from its stored weights.
 
     Raises:
-        MismatchError: they are those of another shape.
+        MismatchError: they are the weights of another shape.
     """
     n_layers, hidden = state["offset"].shape
-    net = seeded_triplet_net(n_layers, hidden, shape, seed=0)
-    ours = {key: tuple(value.shape) for key, value in net.state_dict().items()}
-    theirs = {key: tuple(value.shape) for key, value in state.items()}
-    if ours != theirs:
-        raise MismatchError(f"the weights have shapes {theirs}, a net of {shape} has {ours}")
+    net = make_net(n_layers, hidden, shape, seed=0)
+    expected, found = ({key: tuple(t.shape) for key, t in tensors.items()} for tensors in (net.state_dict(), state))
+    if expected != found:
+        raise MismatchError(f"the weights have shapes {found}, a net of {shape} has {expected}")
     net.load_state_dict(dict(state))
     return net.eval()
+
+
+@torch.no_grad()
+def embed_batches(net: TripletNet, states: Float[Tensor, "row layers hidden"]) -> Float[Tensor, "row embedding"]:
+    """The points of many rows, computed in chunks."""
+    return torch.cat([net(part) for part in states.split(CHUNK)])

@@ -1,4 +1,4 @@
-"""Training a triplet probe: the recipe and the loop."""
+"""Training of the triplet probe: mining, loss and loop."""
 
 from __future__ import annotations
 
@@ -9,34 +9,33 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from steerlab._support.errors import DataError
 from steerlab.methods.serialization import savable
-from steerlab.methods.tasktracker.triplet_mining import TripletRows, drift, embed_batches, mine_triplets, triplet_losses
-from steerlab.methods.tasktracker.triplet_net import TripletNet
+from steerlab.methods.tasktracker.triplet_net import TripletNet, embed_batches
 
 
 @savable
 @dataclass(frozen=True)
 class TripletConfig:
-    """How a triplet probe is trained; the defaults are the published ones.
+    """Training configuration of a triplet probe; the defaults are the published ones.
 
     Example:
         >>> config = TripletConfig(epochs=5)        # Mistral's; SMALL_CONFIG is for a few hundred inputs
 
     Args:
         epochs: passes over the inputs.
-        batch_size: inputs of which triplets are mined together.
+        batch_size: inputs per batch from which triplets are mined.
         step_size: triplets per optimizer step.
-        margin: how much farther than the clean text the foreign task must be.
-        hard_after: steps after which triplets that cost more than the margin are used too.
+        margin: margin of the triplet loss.
+        hard_after: steps after which triplets with a loss above the margin are used too.
         learning_rate: of Adam.
-        decay, decay_every: the rate is multiplied by `decay` every so many steps.
-        check_every: steps between looks at the validation rows; the best look is kept, and the last of equals.
+        decay, decay_every: the rate is multiplied by `decay` every `decay_every` steps.
+        check_every: steps between evaluations on the validation rows; the best weights are kept, the latest of equals.
 
     Raises:
         DataError: a number that must be positive is not.
@@ -60,27 +59,89 @@ class TripletConfig:
 
 
 SMALL_CONFIG = TripletConfig(epochs=20, batch_size=128, hard_after=0, learning_rate=1e-3, check_every=10)
-"""Own, for a few hundred inputs: as many steps as they allow, and hard negatives from the first."""
+"""For a few hundred inputs: as many steps as they allow, and hard negatives from the first step on."""
+
+
+@dataclass(frozen=True)
+class TripletRows:
+    """States of inputs: after the task alone, after task and text, and whether the text holds a foreign task."""
+
+    primary: Float[Tensor, "row layers hidden"]
+    full: Float[Tensor, "row layers hidden"]
+    injected: Bool[Tensor, " row"]
+
+    def __len__(self) -> int:
+        return len(self.injected)
+
+    def at(self, rows: Int[Tensor, " some"]) -> TripletRows:
+        """Some of the rows."""
+        return TripletRows(self.primary[rows], self.full[rows], self.injected[rows])
+
+
+def triplet_losses(
+    positive: Float[Tensor, "*rows"], negative: Float[Tensor, "*rows"], margin: float
+) -> Float[Tensor, "*rows"]:
+    """ReLU(‖a - p‖ - ‖a - n‖ + margin), from the two distances.
+
+    Example:
+        >>> triplet_losses(torch.tensor([0.2, 0.2]), torch.tensor([0.5, 0.1]), 0.3)
+        tensor([0.0000, 0.4000])
+
+    Source: TaskTracker, arXiv 2406.00799.
+    """
+    return (positive - negative + margin).relu()
+
+
+def mine_triplets(
+    anchors: Float[Tensor, "clean embedding"], positives: Float[Tensor, "clean embedding"],
+    negatives: Float[Tensor, "injected embedding"], margin: float, *, hard: bool = False,
+) -> Int[Tensor, "triplet 2"]:  # fmt: skip
+    """Pairs (row of the anchors, row of the negatives) of the triplets with a loss between 0 and the margin.
+
+    Example:
+        >>> mine_triplets(a, p, n, margin=0.3)       # every negative can be combined with every anchor
+        tensor([[0, 2], [1, 0]])
+
+    Args:
+        anchors, positives: embeddings of the task alone and of task and clean text, row by row.
+        negatives: embeddings of tasks with a text that holds a foreign task.
+        margin: of the loss; both bounds are exclusive.
+        hard: also return triplets with a loss above the margin.
+
+    Source: TaskTracker, arXiv 2406.00799, released code.
+    """
+    near = (anchors - positives).norm(dim=1, keepdim=True).expand(-1, len(negatives))
+    # the exact distance: the faster product form is off by 1e-3 where points nearly coincide
+    distant = torch.cdist(anchors, negatives, compute_mode="donot_use_mm_for_euclid_dist")
+    losses = triplet_losses(near, distant, margin)
+    mined = (losses > 0) & (losses < margin)
+    return (mined | (losses > margin) if hard else mined).nonzero()
+
+
+def task_drift(net: TripletNet, rows: TripletRows) -> Float[Tensor, " row"]:
+    """The distance that the text moves the task's point, in [0, 2]; the net must be in evaluation mode."""
+    return (embed_batches(net, rows.full) - embed_batches(net, rows.primary)).norm(dim=1)
 
 
 def train_triplets(
     net: TripletNet, rows: TripletRows, config: TripletConfig, *, validation: TripletRows | None = None, seed: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
-    """Train `net` in place, so that clean text leaves the task's point where it is and a foreign task moves it.
+    """Train `net` in place, so that a foreign task moves the task's point and a clean text does not.
 
     Example:
         >>> history = train_triplets(net, rows, TripletConfig(epochs=5, batch_size=128), validation=held_out)
 
     Args:
         net: changed in place; left in evaluation mode.
-        rows: inputs of both kinds.
-        validation: inputs by whose AUC the weights to keep are chosen; None: the last weights are kept.
-        seed: decides batches, triplets' order and dropout; the global generator is not touched.
-        progress: show a bar.
+        rows: inputs of both classes.
+        config: the training configuration.
+        validation: inputs whose AUC selects the weights; None: the last weights are kept.
+        seed: of the batches, the order of triplets and dropout; the global generator is not used.
+        progress: show a progress bar.
 
     Returns:
-        One row per look: `step`, `loss` (mean since the last look), `triplets` (used since then), `val_auc`, `lr`.
+        One row per evaluation: `step`, `loss` (mean since the last one), `triplets` (used since then), `val_auc`, `lr`.
 
     Source: TaskTracker, arXiv 2406.00799, released code.
     """
@@ -89,16 +150,16 @@ def train_triplets(
         trainer = _Trainer(net, rows, config, validation)
         for _ in tqdm(range(config.epochs), desc="triplet net", disable=not progress):
             for batch in torch.randperm(len(rows)).split(config.batch_size):
-                trainer.batch(batch)
-        trainer.look()
-    if trainer.kept is not None:
-        net.load_state_dict(trainer.kept)
+                trainer.train_batch(batch)
+        trainer.evaluate()
+    if trainer.best_state is not None:
+        net.load_state_dict(trainer.best_state)
     net.eval()
     return pd.DataFrame(trainer.history)
 
 
 class _Trainer:
-    """The loop's state."""
+    """The state of the training loop."""
 
     def __init__(
         self, net: TripletNet, rows: TripletRows, config: TripletConfig, validation: TripletRows | None
@@ -106,69 +167,59 @@ class _Trainer:
         self.net, self.rows, self.config, self.validation = net, rows, config, validation
         self.optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate)
         self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, config.decay_every, config.decay)
-        self.step, self.best = 0, -math.inf
-        self.kept: dict[str, Tensor] | None = None
+        self.step, self.triplets, self.best_auc = 0, 0, -math.inf
+        self.best_state: dict[str, Tensor] | None = None
         self.losses: list[float] = []
-        self.used = 0
         self.history: list[dict[str, int | float]] = []
 
-    def batch(self, rows: Int[Tensor, " batch"]) -> None:
-        """Mine a batch, and take a step for every so many of its triplets."""
-        for clean, injected in self.mined(rows):
+    def train_batch(self, rows: Int[Tensor, " batch"]) -> None:
+        """Mine the triplets of a batch, and make one step for every `step_size` of them."""
+        for clean, injected in self._mined(rows):
             self.net.train()
-            loss = self.loss(clean, injected)
+            loss = self._loss(clean, injected)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             self.schedule.step()
-            self.step += 1
             self.losses.append(float(loss.detach()))
-            self.used += len(clean)
+            self.step, self.triplets = self.step + 1, self.triplets + len(clean)
             if self.step % self.config.check_every == 0:
-                self.look()
+                self.evaluate()
 
-    def mined(self, rows: Int[Tensor, " batch"]) -> Iterator[tuple[Int[Tensor, " t"], Int[Tensor, " t"]]]:
-        foreign = self.rows.injected[rows]
-        clean, injected = rows[~foreign], rows[foreign]
+    def evaluate(self) -> None:
+        """Append to the history, and keep the weights with the best validation AUC."""
+        auc, losses = math.nan, self.losses
+        if self.validation is not None:
+            self.net.eval()
+            auc = float(roc_auc_score(self.validation.injected.numpy(), task_drift(self.net, self.validation).numpy()))
+            if auc >= self.best_auc:
+                self.best_auc, self.best_state = auc, copy.deepcopy(self.net.state_dict())
+        loss, rate = sum(losses) / len(losses) if losses else math.nan, float(self.schedule.get_last_lr()[0])
+        self.history.append(
+            {"step": self.step, "loss": loss, "triplets": self.triplets, "val_auc": auc, "lr": rate}
+        )  # fmt: skip
+        self.losses, self.triplets = [], 0
+
+    def _mined(self, rows: Int[Tensor, " batch"]) -> Iterator[tuple[Int[Tensor, " t"], Int[Tensor, " t"]]]:
+        clean, injected = rows[~self.rows.injected[rows]], rows[self.rows.injected[rows]]
         if not len(clean) or not len(injected):
             return
         self.net.eval()
-        anchors, positives = (
-            embed_batches(self.net, self.rows.primary[clean]),
-            embed_batches(self.net, self.rows.full[clean]),
+        anchors, positives, negatives = (
+            embed_batches(self.net, states)
+            for states in (self.rows.primary[clean], self.rows.full[clean], self.rows.full[injected])
         )
-        negatives = embed_batches(self.net, self.rows.full[injected])
-        pairs = mine_triplets(
-            anchors, positives, negatives, self.config.margin, hard=self.step >= self.config.hard_after
-        )
+        hard = self.step >= self.config.hard_after
+        pairs = mine_triplets(anchors, positives, negatives, self.config.margin, hard=hard)
         for part in pairs[torch.randperm(len(pairs))].split(self.config.step_size):
             if len(part):
                 yield clean[part[:, 0]], injected[part[:, 1]]
 
-    def loss(self, clean: Int[Tensor, " t"], injected: Int[Tensor, " t"]) -> Float[Tensor, ""]:
+    def _loss(self, clean: Int[Tensor, " t"], injected: Int[Tensor, " t"]) -> Float[Tensor, ""]:
         # a row is in many triplets of a step, and is embedded once for all of them
         near, a = clean.unique(return_inverse=True)
-        far, n = injected.unique(return_inverse=True)
-        states = torch.cat([self.rows.primary[near], self.rows.full[near], self.rows.full[far]])
-        anchors, positives, negatives = self.net(states).split([len(near), len(near), len(far)])
+        distant, n = injected.unique(return_inverse=True)
+        states = torch.cat([self.rows.primary[near], self.rows.full[near], self.rows.full[distant]])
+        anchors, positives, negatives = self.net(states).split([len(near), len(near), len(distant)])
         close = (anchors - positives).norm(dim=1)[a]
         return triplet_losses(close, (anchors[a] - negatives[n]).norm(dim=1), self.config.margin).mean()
-
-    def look(self) -> None:
-        """Note how far training is, and keep the weights where they are the best so far."""
-        auc = math.nan
-        if self.validation is not None:
-            self.net.eval()
-            auc = float(roc_auc_score(self.validation.injected.numpy(), drift(self.net, self.validation).numpy()))
-            if auc >= self.best:
-                self.best, self.kept = auc, copy.deepcopy(self.net.state_dict())
-        self.history.append(
-            {
-                "step": self.step,
-                "loss": sum(self.losses) / len(self.losses) if self.losses else math.nan,
-                "triplets": self.used,
-                "val_auc": auc,
-                "lr": float(self.schedule.get_last_lr()[0]),
-            }
-        )
-        self.losses, self.used = [], 0

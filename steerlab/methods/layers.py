@@ -1,0 +1,51 @@
+"""Methods with several sites: their `layers` argument, and the base class of steerers that write to each of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+
+from steerlab._support.errors import DataError, SteeringError
+from steerlab.methods.base import Steerer
+from steerlab.models.sites import Site
+
+Layer = int | Site
+Layers = Layer | Sequence[Layer]
+
+
+def unique_sites(layers: Layers) -> tuple[Site, ...]:
+    """The sites of some layers, in the order given.
+
+    Raises:
+        DataError: no layer, or one layer twice.
+    """
+    sites = tuple(map(Site.of, [layers] if isinstance(layers, Layer) else layers))
+    if not sites or len(set(sites)) < len(sites):
+        raise DataError(f"layers={layers}: give at least one layer, each once")
+    return sites
+
+
+def storable(layers: Layers) -> Layer | tuple[Layer, ...]:
+    """The argument `layers` as `save` can write it: a range becomes a tuple."""
+    return layers if isinstance(layers, Layer) else tuple(layers)
+
+
+class MultiSiteSteerer(Steerer):
+    """A steerer whose constructor takes `layers`; it has `sites`, and `site` as well if there is only one."""
+
+    def _set_layers(self, layers: Layers) -> None:
+        self.layers, self.sites = storable(layers), unique_sites(layers)
+        if len(self.sites) == 1:
+            self.site = self.sites[0]
+
+    def _check_one_site(self) -> None:
+        if len(self.sites) > 1:
+            raise SteeringError(
+                f"this {type(self).__name__} steers the sites {', '.join(map(str, self.sites))}: "
+                "call interventions(context), or with_layer(layer) for one of them"
+            )
+
+    def with_layer(self, layer: Layer) -> Steerer:
+        """An unfitted steerer with the same settings for one layer."""
+        options = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name != "layers"}
+        return type(self)(layer, **options)  # type: ignore[call-arg]
