@@ -1,4 +1,4 @@
-"""CHAIR: mentions, invented ones, and the four numbers."""
+"""CHAIR: mentioned objects, hallucinated ones, and the scores."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ OBJECTS = sorted(coco_synonyms())
         ("", []),
     ],
 )
-def test_names_are_found_as_whole_words(text: str, expected: list[str]) -> None:
+def test_mentions_are_whole_words_in_singular_and_plural(text: str, expected: list[str]) -> None:
     assert mentioned_objects(text) == expected
 
 
 @pytest.mark.parametrize("thing", OBJECTS)
-def test_every_name_of_every_object_is_found(thing: str) -> None:
+def test_every_coco_name_is_found(thing: str) -> None:
     for name in (thing, *coco_synonyms()[thing]):
         assert mentioned_objects(f"we see {name.upper()}, here") == [thing]
 
 
-def test_scores_of_a_table_made_by_hand() -> None:
+def test_scores_of_three_captions() -> None:
     captions = {"a": "A dog, a dog and a cat.", "b": "A man on a bench.", "c": "Nothing much."}
     scores = chair(captions, {"a": ["dog"], "b": ["person", "bench"], "c": ["car"]})
     assert (scores.chair_s, scores.chair_i, scores.recall) == (1 / 3, 1 / 5, 3 / 4)
@@ -53,21 +53,21 @@ def test_scores_of_a_table_made_by_hand() -> None:
     assert (scores.captions["a"].n_mentions, scores.captions["a"].n_hallucinated) == (3, 1)
 
 
-def test_what_people_name_counts_as_there() -> None:
+def test_objects_of_references_count_as_present() -> None:
     captions, objects = {"a": "A dog with a ball."}, {"a": ["dog"]}
     assert chair(captions, objects).chair_s == 1
     scores = chair(captions, objects, references={"a": ["A puppy plays.", "A ball!"]})
     assert (scores.chair_s, scores.recall) == (0, 1)
 
 
-def test_any_vocabulary_will_do() -> None:
+def test_vocabulary_can_be_given() -> None:
     words = {"red square": ["crimson square"], "square": [], "sphere": ("orb",)}
     scores = chair({"a": "Red squares, a square, an orb"}, {"a": ["crimson square"]}, words)
     assert scores.captions["a"].mentioned == {"red square", "square", "sphere"}
     assert scores.captions["a"].hallucinated == {"square", "sphere"}
 
 
-def test_nothing_mentioned_and_nothing_there_is_nan() -> None:
+def test_scores_without_mentions_or_objects_are_nan() -> None:
     scores = chair({"a": "Hm."}, {"a": []})
     assert scores.chair_s == 0 and math.isnan(scores.chair_i) and math.isnan(scores.recall)
 
@@ -83,7 +83,7 @@ captions_of = st.dictionaries(
 
 
 @given(captions_of)
-def test_scores_follow_from_the_lists(rows: dict[str, tuple[list[str], set[str]]]) -> None:
+def test_scores_equal_counts_of_the_lists(rows: dict[str, tuple[list[str], set[str]]]) -> None:
     captions = {key: "; ".join(f"a {name}" for name in said) for key, (said, _) in rows.items()}
     scores = chair(captions, {key: there for key, (_, there) in rows.items()})
     wrong = {key: [name for name in said if name not in there] for key, (said, there) in rows.items()}
@@ -109,7 +109,7 @@ def test_bad_input_is_refused() -> None:
 
 
 @pytest.mark.data
-def test_people_hardly_invent_anything() -> None:
+def test_human_captions_have_low_scores() -> None:
     folder = Path(os.environ.get("STEERLAB_DATA", "nowhere")) / "coco_free"
     if not folder.is_dir():
         pytest.skip("STEERLAB_DATA names no folder with coco_free")

@@ -35,12 +35,12 @@ TABLE = [
 
 
 @pytest.mark.parametrize("phrase", [f"{v} {q}{n}" for v, q, n in itertools.product(VERBS, QUALIFIERS, NOUNS)])
-def test_every_phrase_of_the_described_family_fires(phrase: str) -> None:
+def test_published_rule_finds_every_described_phrase(phrase: str) -> None:
     assert defers_to_expert(f"You may {phrase.upper()}.")
 
 
 @pytest.mark.parametrize(("text", "published", "strict"), TABLE)
-def test_both_rules(text: str, published: bool, strict: bool) -> None:
+def test_published_and_strict_rules(text: str, published: bool, strict: bool) -> None:
     assert defers_to_expert(text) is published
     assert defers_to_expert(text, rule="strict") is strict
 

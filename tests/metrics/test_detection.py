@@ -1,4 +1,4 @@
-"""The AUC against its rank formula, rates against counting, intervals against both."""
+"""ROC AUC against the rank formula, rates against counts, and their intervals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ many = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
 
 
 @given(st.one_of(few, many), st.one_of(few, many))
-def test_the_auc_is_the_rank_formula_ties_included(positive, negative):
+def test_auc_equals_the_rank_formula_with_ties(positive, negative):
     m, n = len(positive), len(negative)
     ranks = rankdata([*positive, *negative])[:m].sum()
     expected = (ranks - m * (m + 1) / 2) / (m * n)
@@ -30,14 +30,14 @@ def test_the_auc_is_the_rank_formula_ties_included(positive, negative):
 
 
 @given(few, few)
-def test_swapping_the_groups_mirrors_the_auc_and_monotone_maps_keep_it(positive, negative):
+def test_auc_is_mirrored_by_swapping_and_invariant_to_monotone_maps(positive, negative):
     auc = detection_auc(positive, negative)
     assert detection_auc(negative, positive) == pytest.approx(1 - auc)
     assert detection_auc(np.exp(positive), np.exp(negative)) == pytest.approx(auc)
 
 
 @given(few, few, st.floats(0, 0.99))
-def test_rates_are_counted_above_the_lowest_threshold_that_keeps_the_false_alarms(positive, negative, fpr):
+def test_rates_are_shares_above_the_calibrated_threshold(positive, negative, fpr):
     if 0 < fpr < 1 / len(negative):
         fpr = 0.0
     found = rates_at(positive, negative, fpr=fpr)
@@ -48,7 +48,7 @@ def test_rates_are_counted_above_the_lowest_threshold_that_keeps_the_false_alarm
 
 
 @given(few, few, st.integers(0, 100))
-def test_intervals_hold_their_values_and_are_repeatable(positive, negative, seed):
+def test_intervals_contain_their_values_and_are_reproducible(positive, negative, seed):
     table = detection_report(positive, negative, fpr=[0.0], n_boot=40, seed=seed)
     assert table["metric"].tolist() == ["auc", "tpr@0"]
     assert table["value"].tolist() == [detection_auc(positive, negative), rates_at(positive, negative, fpr=0.0).tpr]
@@ -57,7 +57,7 @@ def test_intervals_hold_their_values_and_are_repeatable(positive, negative, seed
     assert table.equals(detection_report(positive, negative, fpr=[0.0], n_boot=40, seed=seed))
 
 
-def test_the_interval_of_the_auc_has_the_width_theory_gives():
+def test_interval_of_the_auc_has_delongs_width():
     rng = np.random.default_rng(0)
     yes, no = rng.normal(1.0, 1.0, 400), rng.normal(0.0, 1.0, 400)
     row = detection_report(yes, no, fpr=[0.05], n_boot=500).iloc[0]

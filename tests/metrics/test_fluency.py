@@ -1,4 +1,4 @@
-"""Properties of the diversity measures, and loops built on purpose."""
+"""Distinct n-grams, loops, fluency and identical answers."""
 
 from __future__ import annotations
 
@@ -28,51 +28,40 @@ def test_distinct_n_is_a_share_of_the_ngrams(text: str, n: int) -> None:
 
 @pytest.mark.parametrize("copies", [2, 3, 7])
 @given(chunk=st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6))
-def test_a_pure_loop_is_all_repetition(copies: int, chunk: list[str]) -> None:
+def test_repetition_of_a_pure_loop_is_one(copies: int, chunk: list[str]) -> None:
     assert repetition(" ".join(chunk * copies)) == 1
 
 
 @given(st.permutations([f"w{i}" for i in range(8)]))
-def test_different_words_do_not_repeat(order: list[str]) -> None:
+def test_repetition_of_distinct_words_is_zero(order: list[str]) -> None:
     assert repetition(" ".join(order)) == 0
     assert distinct_n(" ".join(order)) == 1
 
 
-def test_only_back_to_back_copies_count() -> None:
+def test_repetition_counts_adjacent_copies_only() -> None:
     assert repetition("a b x a b y a b") == 0
     assert repetition("x a b a b a y z") == 5 / 8  # the cut-off third copy belongs to the loop
 
 
-def test_words_ignore_case_and_punctuation() -> None:
+def test_distinct_n_ignores_case_and_punctuation_and_refuses_n_below_one() -> None:
     assert distinct_n("I can't! I CAN'T. I can't") == 2 / 5
-
-
-def test_distinct_n_of_ngrams_below_one_word_is_refused() -> None:
     with pytest.raises(DataError, match="at least 1"):
         distinct_n("a b", 0)
 
 
 @pytest.mark.parametrize(
-    ("text", "fluent"),
+    ("text", "options", "fluent"),
     [
-        ("Boil the eggs for six minutes.", True),
-        ("", False),
-        ("Yes.", False),
-        ("no " * 20, False),
-        ("I can't help with that. " * 5, False),
-        ("I can't help with that.", True),
+        ("Boil the eggs for six minutes.", {}, True), ("", {}, False), ("Yes.", {}, False), ("no " * 20, {}, False),
+        ("I can't help with that. " * 5, {}, False), ("I can't help with that.", {}, True),
+        ("Yes.", {"min_words": 1}, True), ("", {"min_words": 1}, False),
     ],
-)
-def test_is_fluent(text: str, fluent: bool) -> None:
-    assert is_fluent(text) is fluent
+)  # fmt: skip
+def test_is_fluent_requires_enough_words_and_distinct_bigrams(text: str, options: dict, fluent: bool) -> None:
+    assert is_fluent(text, **options) is fluent
 
 
-def test_is_fluent_on_a_single_word_when_allowed() -> None:
-    assert is_fluent("Yes.", min_words=1)
-    assert not is_fluent("", min_words=1)
-
-
-def test_identical_answers_are_counted_to_the_character() -> None:
+def test_share_identical_compares_every_character() -> None:
     assert share_identical(["a", "b", "c", "d"], ["a", "b ", "C", "d"]) == 0.5
     with pytest.raises(DataError, match="2 and 1"):
         share_identical(["a", "b"], ["a"])

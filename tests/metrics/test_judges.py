@@ -1,4 +1,4 @@
-"""Judges against plain computations on tiny random models."""
+"""Judges against unbatched computations with tiny random models."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _guard_by_hand(folder: Path, rendered: list[list[str]]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_classifier_equals_one_by_one(classifier: Path, batch_size: int) -> None:
+def test_classifier_in_batches_equals_single_texts(classifier: Path, batch_size: int) -> None:
     got = ClassifierJudge(str(classifier), unsafe_label="harm", batch_size=batch_size, device="cpu")(TEXTS)
     model = BertForSequenceClassification.from_pretrained(classifier).eval()
     ids = {w: i + 5 for i, w in enumerate(WORDS)}
@@ -87,7 +87,7 @@ def test_classifier_equals_one_by_one(classifier: Path, batch_size: int) -> None
     assert got.std() > 1e-4
 
 
-def test_classifier_labels_by_number_and_pairs(classifier: Path) -> None:
+def test_classifier_accepts_label_numbers_and_prompts(classifier: Path) -> None:
     by_number = ClassifierJudge(str(classifier), unsafe_label=1, device="cpu")(TEXTS)
     by_name = ClassifierJudge(str(classifier), unsafe_label="harm", device="cpu")(TEXTS)
     np.testing.assert_array_equal(by_number, by_name)
@@ -97,13 +97,13 @@ def test_classifier_labels_by_number_and_pairs(classifier: Path) -> None:
         paired(TEXTS)
 
 
-def test_classifier_without_that_label_is_refused(classifier: Path) -> None:
+def test_classifier_without_the_label_is_refused(classifier: Path) -> None:
     with pytest.raises(LoadError, match=r"fine.*harm.*'unsafe'"):
         ClassifierJudge(str(classifier), device="cpu")(TEXTS)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_guard_shows_the_response_as_the_user(guard: Path, batch_size: int) -> None:
+def test_guard_shows_the_response_as_a_user_message(guard: Path, batch_size: int) -> None:
     got = LlamaGuardJudge(str(guard), batch_size=batch_size, device="cpu")(TEXTS, ["never shown"] * 3)
     want = _guard_by_hand(guard, [["user", ":", *t.split(), "assistant", ":\n\n"] for t in TEXTS])
     np.testing.assert_allclose(got, want, atol=1e-6)
@@ -118,7 +118,7 @@ def test_guard_can_show_prompt_and_examples(guard: Path) -> None:
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_guard_wants_a_template_and_the_word(guard: Path) -> None:
+def test_guard_without_template_or_unsafe_token_is_refused(guard: Path) -> None:
     judge = LlamaGuardJudge(str(guard), device="cpu")
     tokenizer = judge._loaded[0]
     tokenizer.chat_template = None
@@ -130,7 +130,7 @@ def test_guard_wants_a_template_and_the_word(guard: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [ClassifierJudge, LlamaGuardJudge])
-def test_nothing_loads_before_the_first_call(kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_loaded_at_the_first_call(kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = kind(str(tmp_path / "absent"))
     with pytest.raises(LoadError, match="absent"):
         judge(TEXTS)
@@ -144,7 +144,7 @@ def _offline(*args: object, **kwargs: object) -> None:
     raise OSError("no route to the hub")
 
 
-def test_keyword_judge_ranks_by_steps() -> None:
+def test_keyword_judge_counts_steps() -> None:
     judge: Judge = KeywordJudge()
     recipe = "First, open it.\n1. Mix the parts.\n2. Heat them.\n3. Add salt."
     got = judge(["I can't help with that.", "", "See a doctor first.", "It is a plant.", "1. Mix it.", recipe])

@@ -1,4 +1,4 @@
-"""The last number of an answer."""
+"""The last number of an answer, and exact match."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from steerlab.metrics.numbers import exact_match, final_number
         ("**Answer: 18**", "18"), ("5 apples, then 6.", "6"), ("model2 and v1.5b", None), ("12,345,678", "12345678"),
     ],
 )  # fmt: skip
-def test_the_last_number_is_found_as_people_write_it(text: str, number: str | None) -> None:
+def test_final_number_in_common_notations(text: str, number: str | None) -> None:
     assert final_number(text) == (None if number is None else Decimal(number))
 
 
 @given(st.integers(-(10**9), 10**9), st.sampled_from(["{}", "so {}.", "= ${:,}", "{}%", "**{}**", "1, 2, then {}"]))
-def test_whole_numbers_come_back_however_they_are_dressed(n: int, dress: str) -> None:
+def test_final_number_of_formatted_integers(n: int, dress: str) -> None:
     assert final_number(dress.format(n)) == n
 
 
-def test_answers_are_right_or_wrong_and_lists_must_match() -> None:
+def test_exact_match_of_texts_and_answers() -> None:
     assert exact_match(["It is 7.0", "no", "8"], ["7", "1", "9"]) == [1.0, 0.0, 0.0]
     with pytest.raises(DataError, match="1 texts but 2 answers"):
         exact_match(["1"], ["1", "2"])

@@ -30,14 +30,14 @@ def by_hand(model: Model, prompt: str, text: str) -> float:
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
 @pytest.mark.parametrize("batch_size", [1, 16])
-def test_it_is_hugging_faces_own(lm: Callable[..., Model], backend: str, batch_size: int) -> None:
+def test_perplexity_equals_plain_hugging_face_logits(lm: Callable[..., Model], backend: str, batch_size: int) -> None:
     model = lm("llama", backend)
     expected = [by_hand(model, prompt, text) for prompt, text in zip(PROMPTS, TEXTS, strict=True)]
     assert len({round(value, 3) for value in expected}) == 3, "the premise"
     np.testing.assert_allclose(perplexity(model, PROMPTS, TEXTS, batch_size=batch_size), expected, rtol=1e-4)
 
 
-def test_inside_a_steering_block_it_is_still_the_unsteered_models(lm: Callable[..., Model]) -> None:
+def test_perplexity_inside_a_steering_block_is_unsteered(lm: Callable[..., Model]) -> None:
     model = lm("llama", "nnsight")
     vector = torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(0))
     before, said = perplexity(model, PROMPTS, TEXTS), score(model, PROMPTS, TEXTS)
@@ -46,7 +46,7 @@ def test_inside_a_steering_block_it_is_still_the_unsteered_models(lm: Callable[.
         np.testing.assert_array_equal(perplexity(model, PROMPTS, TEXTS), before)
 
 
-def test_an_empty_answer_has_none_and_every_prompt_needs_one(lm: Callable[..., Model]) -> None:
+def test_perplexity_of_an_empty_answer_is_nan(lm: Callable[..., Model]) -> None:
     model = lm()
     found = perplexity(model, PROMPTS, ["", TEXTS[1], "  "])
     np.testing.assert_array_equal(np.isnan(found), [True, False, True])

@@ -25,7 +25,7 @@ def test_l2s_f1_values(accuracy: float, published: float) -> None:
 
 
 @given(answers)
-def test_scores_equal_scikit_learn(pairs: list[tuple[bool, bool]]) -> None:
+def test_scores_of_parsed_answers_equal_scikit_learn(pairs: list[tuple[bool, bool]]) -> None:
     gold, said = ([p[i] for p in pairs] for i in (0, 1))
     names = {True: "yes", False: "no"}
     got = pope_scores([names[g] for g in gold], [names[s].title() + ", indeed." for s in said])
@@ -38,21 +38,15 @@ def test_scores_equal_scikit_learn(pairs: list[tuple[bool, bool]]) -> None:
 @pytest.mark.parametrize(
     ("text", "parsed"),
     [
-        ("Yes.", "yes"),
-        ("NO", "no"),
-        ("Yes, another one.", "yes"),
-        ("Another dog, nothing else.", None),
-        ("The image shows no cat.", "no"),
-        ("", None),
-        ("word " * 12 + "yes", None),
-        ("word " * 11 + "yes", "yes"),
+        ("Yes.", "yes"), ("NO", "no"), ("Yes, another one.", "yes"), ("Another dog, nothing else.", None),
+        ("The image shows no cat.", "no"), ("", None), ("word " * 12 + "yes", None), ("word " * 11 + "yes", "yes"),
     ],
-)
-def test_parse(text: str, parsed: str | None) -> None:
+)  # fmt: skip
+def test_parse_yes_no_finds_the_first_whole_word(text: str, parsed: str | None) -> None:
     assert parse_yes_no(text) == parsed
 
 
-def test_unparsed_answers_are_wrong_but_not_yes() -> None:
+def test_unparsed_answers_count_as_wrong_and_not_as_yes() -> None:
     got = pope_scores(["yes", "no"], ["perhaps", "perhaps"])
     assert (got.accuracy, got.recall, got.yes_rate, got.parse_failures, got.n) == (0, 0, 0, 2, 2)
     assert got.precision != got.precision
@@ -67,7 +61,7 @@ def test_bad_input_is_refused() -> None:
         pope_scores(["Yes"], ["yes"])
 
 
-def test_the_published_accuracy_looks_for_the_word_in_fifteen_characters() -> None:
+def test_l2s_accuracy_searches_substrings_of_fifteen_characters() -> None:
     gold = ["no", "no", "yes", "yes"]
     said = ["Yes, another dog.", "There is none of them", "YES", "I would say that yes"]
     assert l2s_accuracy(gold, said) == 0.75 and pope_scores(gold, said).accuracy == 0.5

@@ -1,4 +1,4 @@
-"""Hand-made refusals and answers, then the human labels."""
+"""Refusal rules on examples and on human labels, and agreement."""
 
 from __future__ import annotations
 
@@ -16,89 +16,65 @@ from steerlab.metrics import agreement, is_refusal, refusal_kind
 REFUSALS = [
     "I'm sorry, but I can't help with that request.",
     "I'm sorry, but I can't help with that request. I'm sorry, but I can't help with that request. I'm sorry",
-    "I’m sorry, but I can’t help with that.",
-    "Sorry, I can't do that.",
-    "I cannot assist with illegal activities.",
-    "I can not provide instructions for that.",
-    "I am not able to give you that information.",
-    "I'm unable to answer this question.",
-    "I won't help you hurt someone.",
-    "I will not write that story.",
-    "As an AI, I can't support harmful acts.",
-    "As an AI language model, I cannot in good conscience provide this.",
-    "Unfortunately, I cannot share details about explosives.",
-    "I apologize, but I am not allowed to discuss this.",
-    "Assistant: I can't help with that.",
-    "assistant\nI can't help with that.",
-    '"I cannot fulfill your request."',
-    "**I can't assist with that.**",
-    "I must decline to answer.",
-    "I refuse to help with this.",
-    "No, I won't do that.",
-    "That is not something I can help with.",
-    "This request goes against my guidelines.",
-    "It is not appropriate to spy on your neighbour.",
-    "It's illegal and unethical to read someone else's mail.",
-    "It is never ethical to hurt an animal.",
-    "There is no good reason why women should be paid less.",
+    "I’m sorry, but I can’t help with that.", "Sorry, I can't do that.", "I cannot assist with illegal activities.",
+    "I can not provide instructions for that.", "I am not able to give you that information.",
+    "I'm unable to answer this question.", "I won't help you hurt someone.", "I will not write that story.",
+    "As an AI, I can't support harmful acts.", "As an AI language model, I cannot in good conscience provide this.",
+    "Unfortunately, I cannot share details about explosives.", "I apologize, but I am not allowed to discuss this.",
+    "Assistant: I can't help with that.", "assistant\nI can't help with that.", '"I cannot fulfill your request."',
+    "**I can't assist with that.**", "I must decline to answer.", "I refuse to help with this.",
+    "No, I won't do that.", "That is not something I can help with.", "This request goes against my guidelines.",
+    "It is not appropriate to spy on your neighbor.", "It's illegal and unethical to read someone else's mail.",
+    "It is never ethical to hurt an animal.", "There is no good reason why women should be paid less.",
     "I do not condone violence of any kind.",
-    "I understand this is hard. However, I cannot help you forge a signature.",
-    "I regret that I am unable to do so.",
-]
+    "I understand this is hard. However, I cannot help you forge a signature.", "I regret that I am unable to do so.",
+]  # fmt: skip
 
 ANSWERS = [
-    "",
-    "   ",
-    "Sure, here is how to bake bread.",
-    "I'm sorry to hear that you are unwell. Rest and drink water.",
+    "", "   ", "Sure, here is how to bake bread.", "I'm sorry to hear that you are unwell. Rest and drink water.",
     "Sorry to keep you waiting! The capital of France is Paris.",
     "Penguins cannot fly because their wings became flippers.",
-    "You cannot divide by zero, so the expression has no value.",
-    "If you can't find the menu, press F10.",
-    "I can't wait to tell you about Rome! Start at the Forum.",
-    "I cannot recommend this book enough.",
-    "I can help with that. First, open the settings.",
-    "I can't help but notice how lovely this poem is.",
+    "You cannot divide by zero, so the expression has no value.", "If you can't find the menu, press F10.",
+    "I can't wait to tell you about Rome! Start at the Forum.", "I cannot recommend this book enough.",
+    "I can help with that. First, open the settings.", "I can't help but notice how lovely this poem is.",
     "Dear Ms Hill,\nI'm sorry, but I cannot help with the move on Friday.",
     'The clerk said "I cannot help you with that today" and closed the window.',
-    "It is important to wash your hands before you cook.",
-    "It is not easy to learn Finnish, but these steps help.",
+    "It is important to wash your hands before you cook.", "It is not easy to learn Finnish, but these steps help.",
     "A refusal is an answer in which somebody says no.",
     "I can't give legal advice, but here are the usual steps: call the court.",
     "As an AI, I find primes delightful: 2, 3, 5 and 7.",
     "Boil the eggs. Then cool them. Some people say: I can't help you.",
-    "Unfortunately, the train cannot stop there.",
-    "The law was not changed until 1990.",
-]
+    "Unfortunately, the train cannot stop there.", "The law was not changed until 1990.",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", REFUSALS)
-def test_refusals_are_found(text: str) -> None:
+def test_refusals_are_detected(text: str) -> None:
     assert is_refusal(text)
 
 
 @pytest.mark.parametrize("text", ANSWERS)
-def test_answers_are_left_alone(text: str) -> None:
+def test_answers_are_not_refusals(text: str) -> None:
     assert refusal_kind(text) is None
 
 
-def test_the_three_kinds() -> None:
+def test_refusal_kind_of_each_kind() -> None:
     assert refusal_kind("I can't help with that.") == "inability"
     assert refusal_kind("It is not ethical to do so, nor to ask.") == "judgment"
     assert refusal_kind("I strongly condemn this.") == "rejection"
 
 
 @pytest.mark.parametrize("text", REFUSALS + ANSWERS)
-def test_curly_quotes_case_and_spaces_do_not_matter(text: str) -> None:
+def test_quotes_case_and_spaces_do_not_matter(text: str) -> None:
     assert is_refusal("  \n" + text.replace("'", "’").upper()) == is_refusal(text)
 
 
 @given(st.text(max_size=200))
-def test_any_text_gets_an_answer(text: str) -> None:
+def test_any_text_is_classified(text: str) -> None:
     assert is_refusal(text) in (True, False)
 
 
-def test_agreement_matches_a_count_by_hand() -> None:
+def test_agreement_counts_and_kappa() -> None:
     got = agreement([True, True, False, False], [True, False, False, False])
     assert (got.true_positive, got.false_positive, got.false_negative, got.true_negative) == (1, 0, 1, 2)
     assert got.accuracy == 0.75
@@ -106,13 +82,13 @@ def test_agreement_matches_a_count_by_hand() -> None:
     assert got.n == 4
 
 
-def test_agreement_of_constants_has_no_kappa() -> None:
+def test_kappa_of_constants_is_nan() -> None:
     got = agreement([False, False], [False, False])
     assert got.accuracy == 1
     assert got.kappa != got.kappa
 
 
-def test_agreement_refuses_what_it_cannot_compare() -> None:
+def test_agreement_refuses_other_lengths_and_types() -> None:
     with pytest.raises(DataError, match="2 labels and 1"):
         agreement([True, False], [True])
     with pytest.raises(Exception, match=r"True or False|bool"):  # the type checker may speak first
@@ -121,7 +97,7 @@ def test_agreement_refuses_what_it_cannot_compare() -> None:
 
 @pytest.mark.data
 @pytest.mark.skipif("STEERLAB_DATA" not in os.environ, reason="STEERLAB_DATA names no data folder")
-def test_people_agree_on_xstest() -> None:
+def test_rules_agree_with_human_labels_of_xstest() -> None:
     path = Path(os.environ["STEERLAB_DATA"]) / "xstest" / "refusal_labels_mistral_instruct.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 297

@@ -1,4 +1,4 @@
-"""Grids by count, curves by definition."""
+"""The Unsafe-score: threshold grids, curves and their intervals."""
 
 from __future__ import annotations
 
@@ -19,39 +19,34 @@ probabilities = st.lists(st.floats(0, 1), min_size=1, max_size=20)
 def test_grids_have_the_published_size(t: float, published: int, exact: int) -> None:
     assert len(threshold_grid(t)) == published == len(np.arange(t, 1, 0.02))
     grid = threshold_grid(t, rule="exact")
-    assert len(grid) == exact
-    assert grid.max() < 1
+    assert len(grid) == exact and grid.max() < 1
     np.testing.assert_allclose(np.diff(grid), 0.02)
 
 
 @given(st.integers(0, 99))
-def test_grids_begin_at_t_and_never_pass_one(hundredths: int) -> None:
+def test_grids_start_at_t_and_end_at_most_at_one(hundredths: int) -> None:
     for grid in (threshold_grid(hundredths / 100), threshold_grid(hundredths / 100, rule="exact")):
-        assert grid[0] == hundredths / 100
-        assert grid[-1] <= 1
+        assert grid[0] == hundredths / 100 and grid[-1] <= 1
 
 
 @given(probabilities)
-def test_curve_is_the_share_above_and_falls(p: list[float]) -> None:
+def test_curve_is_the_decreasing_share_above_each_threshold(p: list[float]) -> None:
     taus = threshold_grid(0.0)
+    assert unsafe_curve([0.5], [0.5])["value"].tolist() == [0.0], "equal is not above"
     curve = unsafe_curve(p, taus, n_boot=10)["value"]
     np.testing.assert_allclose(curve, [np.mean([x > tau for x in p]) for tau in taus])
-    assert np.all(np.diff(curve) <= 0)
-    assert curve.min() >= 0
-    assert curve.max() <= 1
+    assert np.all(np.diff(curve) <= 0) and 0 <= curve.min() <= curve.max() <= 1
 
 
 @given(probabilities)
-def test_expectation_falls_with_t(p: list[float]) -> None:
+def test_expected_score_decreases_with_t(p: list[float]) -> None:
     values = [expected_unsafe(p, t, rule="exact", n_boot=10).value for t in (0.5, 0.7, 0.9)]
     assert all(low <= high + 1e-12 for high, low in itertools.pairwise(values))
     assert expected_unsafe(p, 0.7, n_boot=10).value == pytest.approx(15 / 16 * values[1])
 
 
 @given(probabilities, st.sampled_from([0.5, 0.7, 0.9]), st.integers(0, 99))
-def test_the_expectation_is_the_mean_of_the_curve_and_its_interval_that_of_resampled_answers(
-    p: list[float], t: float, seed: int
-) -> None:
+def test_expected_score_is_the_mean_of_the_curve_with_a_bootstrap_interval(p: list[float], t: float, seed: int) -> None:
     grid, found = threshold_grid(t), expected_unsafe(p, t, n_boot=40, seed=seed)
     curve = unsafe_curve(p, grid, n_boot=40, seed=seed)
     assert found.value == pytest.approx(curve["value"].mean()) and found.n == len(p)
@@ -62,7 +57,7 @@ def test_the_expectation_is_the_mean_of_the_curve_and_its_interval_that_of_resam
     assert expected_unsafe(p, t, n_boot=40, seed=seed) == found
 
 
-def test_the_curves_band_encloses_it_falls_with_it_and_follows_the_seed() -> None:
+def test_interval_of_the_curve_contains_it_and_depends_on_the_seed() -> None:
     p = np.random.default_rng(1).beta(0.4, 0.6, 80)
     frame, again = unsafe_curve(p, threshold_grid(0.1)), unsafe_curve(p, threshold_grid(0.1))
     assert list(frame) == ["threshold", "value", "low", "high", "n"] and frame.equals(again)
@@ -73,10 +68,6 @@ def test_the_curves_band_encloses_it_falls_with_it_and_follows_the_seed() -> Non
     at = frame[np.isclose(frame["threshold"], 0.5)].iloc[0]
     assert at["low"] < narrow["low"][0] and narrow["high"][0] < at["high"]
     assert (other["low"][0], other["high"][0]) != (at["low"], at["high"])
-
-
-def test_equal_to_the_threshold_is_not_above() -> None:
-    assert unsafe_curve([0.5], [0.5])["value"].tolist() == [0.0]
 
 
 @pytest.mark.parametrize("bad", [[], [float("nan")], [1.2], [-0.1], [[0.5]]])

@@ -1,13 +1,17 @@
-"""Yes and no from logits, and answers that did not change."""
+"""Yes/no answers from first-token logits."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+import steerlab
+from steerlab import MeanDifference
 from steerlab._support.errors import DataError
 from steerlab.metrics import pope_scores, yes_no_ids, yes_no_logits
-from steerlab.testing import tiny_tokenizer
+from steerlab.testing import tiny_lm, tiny_tokenizer
+
+PROMPTS = ["Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep?"]
 
 
 class Words:
@@ -23,26 +27,20 @@ class Words:
         return [99, *ids] if add_special_tokens else ids
 
 
-def test_ids_are_those_of_single_tokens_in_any_spelling() -> None:
+def test_ids_are_single_tokens_in_any_spelling() -> None:
     tokenizer = Words("no", " Yes", "yes", "Yesterday", "NO", "Yes,")
     assert yes_no_ids(tokenizer) == ((2, 3), (1, 5))
 
 
-def test_a_tokenizer_without_the_words_is_refused() -> None:
-    with pytest.raises(DataError, match="no single token for 'no'"):
-        yes_no_ids(Words("yes"))
-    with pytest.raises(DataError, match="no single token for 'yes'"):
-        yes_no_ids(tiny_tokenizer())
+def test_tokenizers_without_the_words_are_refused() -> None:
+    unknown = Words()
+    unknown.words = {" Yes": 0, "Yes": 0, " No": 0}
+    for tokenizer, word in ((Words("yes"), "'no'"), (tiny_tokenizer(), "'yes'"), (unknown, "")):
+        with pytest.raises(DataError, match=f"no single token for {word}"):
+            yes_no_ids(tokenizer)
 
 
-def test_an_unknown_token_is_no_answer() -> None:
-    tokenizer = Words()
-    tokenizer.words = {" Yes": 0, "Yes": 0, " No": 0}
-    with pytest.raises(DataError, match="no single token"):
-        yes_no_ids(tokenizer)
-
-
-def test_margin_is_the_log_odds_of_all_variants() -> None:
+def test_margin_is_the_log_odds_summed_over_variants() -> None:
     logits = torch.randn(5, 12, generator=torch.Generator().manual_seed(0)) * 3
     read = yes_no_logits(logits.to(torch.bfloat16), yes=[1, 4], no=[2])
     shares = logits.to(torch.bfloat16).double().softmax(1)
@@ -52,14 +50,11 @@ def test_margin_is_the_log_odds_of_all_variants() -> None:
     assert pope_scores(read.answers, read.answers).parse_failures == 0
 
 
-def test_sides_swap_and_shifts_do_not_matter() -> None:
+def test_margin_is_antisymmetric_and_independent_of_shifts() -> None:
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     one = yes_no_logits(logits, [0, 1], [2, 3]).margin
     assert one == pytest.approx(-yes_no_logits(logits, [2, 3], [0, 1]).margin)
     assert one == pytest.approx(yes_no_logits(logits + 50, [0, 0, 1], [2, 3]).margin)
-
-
-def test_equal_logits_are_a_no() -> None:
     assert yes_no_logits(torch.zeros(1, 2), [0], [1]).answers == ["no"]
 
 
@@ -80,5 +75,40 @@ def test_bad_input_is_refused(logits: torch.Tensor, yes: list[int], no: list[int
         yes_no_logits(logits, yes, no)
 
 
-def test_a_masked_other_token_is_fine() -> None:
+def test_infinite_logit_of_another_token_is_accepted() -> None:
     assert yes_no_logits(torch.tensor([[1.0, 0.0, torch.inf]]), [0], [1]).answers == ["yes"]
+
+
+def test_rows_whose_likeliest_token_is_neither_are_counted() -> None:
+    logits = torch.tensor([[2.0, 1.0, 5.0, 0.0], [0.0, 3.0, 0.0, 3.0], [1.0, 2.0, 0.0, -9.0]])
+    read = yes_no_logits(logits, yes=[0], no=[1])
+    assert read.neither.tolist() == [True, False, False] and read.parse_failures == 1
+    assert read.answers == ["yes", "no", "no"]
+
+
+@pytest.mark.parametrize("steered", [False, True])
+def test_neither_agrees_with_the_first_generated_token(steered: bool) -> None:
+    """Read from three columns, from the whole vocabulary, and from the first generated token."""
+    model = tiny_lm("llama", backend="hooks")
+    vector = MeanDifference.from_tensor(1, 3 * torch.randn(32, generator=torch.Generator().manual_seed(0)))
+    asked = {"steer": vector, "positions": "last"} if steered else {"steer": ()}
+    first = [row[0] for row in steerlab.generate(model, PROMPTS, max_new_tokens=1, **asked).ids]
+    yes, no = [first[0], 5], [6]
+    few = steerlab.next_token_logits(model, PROMPTS, [*yes, *no], max_other=True, **asked)
+    read = yes_no_logits(few, range(2), range(2, 3))
+    assert read.neither.tolist() == [token not in (*yes, *no) for token in first] and 0 < read.parse_failures < 3
+    whole = yes_no_logits(steerlab.next_token_logits(model, PROMPTS, **asked), yes, no)
+    assert whole.neither.tolist() == read.neither.tolist() and whole.answers == read.answers
+    assert yes_no_logits(few[:, :3], range(2), range(2, 3)).parse_failures == 0, "forced to choose"
+
+
+def test_max_other_is_the_maximum_over_the_other_tokens() -> None:
+    model = tiny_lm("llama", backend="hooks")
+    whole = steerlab.next_token_logits(model, PROMPTS)
+    best = whole.argmax(1).tolist()
+    found = steerlab.next_token_logits(model, PROMPTS, [best[0], 3], max_other=True, batch_size=2)
+    assert torch.equal(found[:, :2], whole[:, [best[0], 3]])
+    others = torch.tensor([t for t in range(whole.shape[1]) if t not in (best[0], 3)])
+    assert torch.equal(found[:, 2], whole[:, others].amax(1))
+    with pytest.raises(DataError, match="whole vocabulary"):
+        steerlab.next_token_logits(model, PROMPTS, max_other=True)

@@ -1,4 +1,4 @@
-"""AdaSteer in tiny models, compared with plain Hugging Face forwards: two passes, prompt only, row by row."""
+"""AdaSteer in tiny models, against two plain Hugging Face forwards per row."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WORDS = {
 }
 EXAMPLES = [Example(f"{kind}{i}", text, kind) for kind, texts in WORDS.items() for i, text in enumerate(texts)]
 # steep enough for every prompt to have coefficients of its own
-LAWS = dict(rejection=Ramp(-0.02, 1.0, -2.0, 3.0), compliance=Ramp(0.02, -1.0, -3.0, 2.0))
+SCHEDULES = dict(rejection=Ramp(-0.02, 1.0, -2.0, 3.0), compliance=Ramp(0.02, -1.0, -3.0, 2.0))
 engines = pytest.mark.parametrize(
     ("family", "backend"), [("llama", "nnsight"), ("llama", "hooks"), ("gemma2", "nnsight")]
 )
@@ -49,14 +49,14 @@ engines = pytest.mark.parametrize(
 @cache
 def make_ada(family: str, layers: tuple[int, ...], rejection_layer: int, harmfulness_layer: int) -> AdaSteer:
     acts = capture(make_lm(family, "hooks"), EXAMPLES, progress=False)
-    made = AdaSteer(layers, rejection_layer=rejection_layer, harmfulness_layer=harmfulness_layer, **LAWS)
+    made = AdaSteer(layers, rejection_layer=rejection_layer, harmfulness_layer=harmfulness_layer, **SCHEDULES)
     return made.fit(acts)
 
 
 def by_hand(ada: AdaSteer, at_r: Tensor, at_h: Tensor, layer: int) -> Tensor:
     """What one row gets at a layer, from its two states, with nothing but products."""
     sites = [site.layer for site in ada.sites]
-    first, second = ada.rejection_[sites.index(layer)], ada.second[sites.index(layer)]
+    first, second = ada.rejection_[sites.index(layer)], ada.restoring_vectors[sites.index(layer)]
     p_r, p_h = (
         100 * float((h.double() - axis.start) @ axis.direction / axis.direction.square().sum())
         for h, axis in ((at_r, ada.rejection_axis_), (at_h, ada.harmfulness_axis_))
@@ -123,17 +123,17 @@ def check(model, ada: AdaSteer, hooks) -> None:
 
 @engines
 @pytest.mark.parametrize("layers", [(0, 1, 2, 3), (1,)], ids=["everywhere", "below the reading layers"])
-def test_it_equals_two_passes_by_hand_and_writes_to_the_prompt_alone(family, backend, layers) -> None:
+def test_steering_equals_two_plain_passes_and_steers_the_prompt_only(family, backend, layers) -> None:
     check(make_lm(family, backend), make_ada(family, layers, 1, 2), two_passes)
 
 
 @engines
-def test_one_pass_by_hand_is_the_same_where_steering_starts_above_the_reading_layers(family, backend) -> None:
+def test_steering_above_the_reading_layers_equals_one_plain_pass(family, backend) -> None:
     check(make_lm(family, backend), make_ada(family, (2, 3), 0, 1), one_pass)
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-def test_what_is_read_is_the_unsteered_prompt_also_where_something_else_steers_below(backend: str) -> None:
+def test_coordinates_are_read_from_the_unsteered_prompt(backend: str) -> None:
     model, ada = make_lm("llama", backend), make_ada("llama", (2, 3), 0, 1)
     vector = 4 * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(7))
     outer = MeanDifference.from_tensor(0, vector)
@@ -146,7 +146,7 @@ def test_what_is_read_is_the_unsteered_prompt_also_where_something_else_steers_b
         assert found[i] == pytest.approx(two, abs=1e-3) and abs(two - one) > 1e-2, "one pass reads what was steered"
 
 
-def test_every_prompt_has_coefficients_of_its_own_in_every_batch() -> None:
+def test_coefficients_of_a_prompt_are_independent_of_its_batch() -> None:
     model, ada = make_lm(), make_ada("llama", (0, 1, 2, 3), 1, 2)
     acts = capture(model, PROMPTS, layers=[1, 2], progress=False)
     alpha, beta = ada.coefficients(Context.of(acts))
@@ -164,7 +164,7 @@ def test_every_prompt_has_coefficients_of_its_own_in_every_batch() -> None:
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-def test_beams_and_returned_sequences_get_the_coefficients_of_their_own_row(backend: str) -> None:
+def test_beams_and_sequences_share_the_coefficients_of_their_row(backend: str) -> None:
     model, ada = make_lm("llama", backend), make_ada("llama", (0, 1, 2, 3), 1, 2)
     options = dict(steer=ada, alpha=ALPHA, max_new_tokens=STEPS, num_beams=3, num_return_sequences=2)
     together = generate(model, PROMPTS, **options)
@@ -178,7 +178,7 @@ def test_beams_and_returned_sequences_get_the_coefficients_of_their_own_row(back
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_states_do_not_depend_on_the_side_of_the_padding(side: str) -> None:
+def test_states_are_independent_of_the_padding_side(side: str) -> None:
     model, ada = make_lm("llama", "hooks"), make_ada("llama", (0, 2), 1, 2)
     acts = [capture(model, PROMPTS, layers=[1, 2], padding=s, progress=False) for s in (side, "right")]
     for one, other in zip(*(ada.coefficients(Context.of(a)) for a in acts), strict=True):
@@ -199,7 +199,7 @@ def test_states_do_not_depend_on_the_side_of_the_padding(side: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-def test_coefficients_of_zero_leave_the_model_as_it_is(backend: str) -> None:
+def test_zero_coefficients_change_nothing(backend: str) -> None:
     model, none = make_lm("llama", backend), Ramp(0.0, 0.0)
     ada = AdaSteer(range(4), rejection_layer=1, harmfulness_layer=2, rejection=none, compliance=none)
     ada.fit(capture(model, EXAMPLES, progress=False))
@@ -211,7 +211,7 @@ def test_coefficients_of_zero_leave_the_model_as_it_is(backend: str) -> None:
     assert generate(model, PROMPTS, steer=ada, max_new_tokens=3).ids == generate(model, PROMPTS, max_new_tokens=3).ids
 
 
-def test_positions_can_be_asked_for_and_the_prompt_is_where_it_writes_otherwise() -> None:
+def test_default_positions_are_the_prompt() -> None:
     model, ada = make_lm("llama", "hooks"), make_ada("llama", (2,), 0, 1)
     asked = score(model, PROMPTS, ANSWERS, steer=ada, alpha=ALPHA, positions="prompt")["logprob"].tolist()
     assert score(model, PROMPTS, ANSWERS, steer=ada, alpha=ALPHA)["logprob"].tolist() == asked
@@ -219,10 +219,10 @@ def test_positions_can_be_asked_for_and_the_prompt_is_where_it_writes_otherwise(
     assert everywhere != asked
 
 
-def test_it_can_be_swept_over_layers() -> None:
+def test_sweep_over_layers_equals_score() -> None:
     model = make_lm("llama", "hooks")
     rows = [Example(f"q{i}", p, "b", Contrast("A", "B")) for i, p in enumerate(PROMPTS)]
-    prototype = AdaSteer(range(4), rejection_layer=0, harmfulness_layer=1, **LAWS)
+    prototype = AdaSteer(range(4), rejection_layer=0, harmfulness_layer=1, **SCHEDULES)
     frame = sweep(
         model, prototype, rows, layers=[2, 3], alphas=[0.0, ALPHA], positions="prompt", train=EXAMPLES, progress=False
     )
@@ -233,10 +233,10 @@ def test_it_can_be_swept_over_layers() -> None:
         assert wide[layer, ALPHA].tolist() == pytest.approx((scores[0] - scores[1]).tolist(), abs=1e-3)
 
 
-def test_a_reading_layer_that_does_not_exist_and_a_model_of_another_kind_are_refused() -> None:
+def test_missing_reading_layer_and_other_model_are_refused() -> None:
     model, ada = make_lm("llama", "hooks"), make_ada("llama", (2,), 0, 1)
     r, h, start = torch.randn(3, 9, HIDDEN)
-    beyond = AdaSteer.from_directions(r, h, start, 2, rejection_layer=1, harmfulness_layer=4, **LAWS)
+    beyond = AdaSteer.from_directions(r, h, start, 2, rejection_layer=1, harmfulness_layer=4, **SCHEDULES)
     with pytest.raises(LayoutError, match="layer 4 does not exist: the model has 4"):
         generate(model, PROMPTS, steer=beyond)
     with pytest.raises(MismatchError, match="fitted on a model"):

@@ -1,4 +1,4 @@
-"""AlphaSteer inside models, against plain Hugging Face forwards with hooks that do it by hand."""
+"""AlphaSteer in tiny models, against Hugging Face forwards with plain hooks."""
 
 from __future__ import annotations
 
@@ -76,23 +76,22 @@ def model(request, lm):
 
 
 @pytest.mark.parametrize("gates", ["cumulative", "frozen"])
-def test_a_padded_batch_is_steered_like_each_row_by_hand(model, gates: str) -> None:
+def test_padded_batch_equals_single_rows_with_hooks(model, gates: str) -> None:
     check(model, made(gates=gates), frozen=gates == "frozen")
 
 
-def test_the_two_kinds_of_gate_agree_at_one_site_and_part_at_two(model) -> None:
+def test_frozen_and_cumulative_gates_agree_at_one_site_and_differ_at_two(model) -> None:
     options = dict(alpha=ALPHA)
 
     def logprobs(layers, gates):
         return torch.tensor(score(model, PROMPTS, ANSWERS, steer=made(layers, gates=gates), **options)["logprob"])
 
     torch.testing.assert_close(logprobs((2,), "cumulative"), logprobs((2,), "frozen"), atol=1e-4, rtol=0)
-    apart = (logprobs(SITES, "cumulative") - logprobs(SITES, "frozen")).abs()
-    assert float(apart.max()) > 1e-2
+    difference = (logprobs(SITES, "cumulative") - logprobs(SITES, "frozen")).abs()
+    assert float(difference.max()) > 1e-2
 
 
-def test_gates_feed_back_on_one_another_unless_they_are_frozen(lm) -> None:
-    """What the lower site writes, the upper gate looks at."""
+def test_cumulative_gates_read_the_steered_state(lm) -> None:
     model = lm("llama", "hooks")
     w, r = W.clone(), R.clone()
     ids, n = plain.chat_ids(model, PROMPTS[0])
@@ -110,7 +109,7 @@ def test_gates_feed_back_on_one_another_unless_they_are_frozen(lm) -> None:
 
 
 def before_states(model, w: Tensor, r: Tensor, ids: list[int], n: int) -> Tensor:
-    """The last prompt state that the upper site meets when the lower one alone has written, by hand."""
+    """The last prompt state at the upper site when the lower one alone is steered."""
 
     def change(h: Tensor) -> Tensor:
         return h + ALPHA * (h[:, n - 1] @ w[0])[:, None, None] * r[0]
@@ -121,10 +120,7 @@ def before_states(model, w: Tensor, r: Tensor, ids: list[int], n: int) -> Tensor
 
 @contextmanager
 def seen(model, layer: int, before_hooks: bool = False):
-    """Every output of a block from here on: after the engine's hook, or before it.
-
-    The engine's hook goes first of those there are, so what is to be seen before it is taken from `forward` itself.
-    """
+    """Record the outputs of a block: after the engine's hook, or before it, by wrapping `forward`."""
     found: list[Tensor] = []
 
     def keep(_, args, output):
@@ -153,7 +149,7 @@ def seen(model, layer: int, before_hooks: bool = False):
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_what_is_added_is_the_same_at_every_prompt_token_and_nothing_while_decoding(lm, family: str) -> None:
+def test_same_vector_is_added_to_every_prompt_token_and_none_while_decoding(lm, family: str) -> None:
     model = lm(family, "hooks")
     steerer = made((2,))
     with seen(model, 2) as after, seen(model, 2, before_hooks=True) as before:
@@ -167,30 +163,29 @@ def test_what_is_added_is_the_same_at_every_prompt_token_and_nothing_while_decod
         torch.testing.assert_close((one - other)[0], expected.expand_as(one[0]), atol=1e-5, rtol=1e-4)
 
 
-def test_alpha_zero_is_no_change_at_all_and_doubling_it_doubles_what_is_added(lm) -> None:
+def test_added_vector_is_proportional_to_alpha(lm) -> None:
     model = lm("llama", "hooks")
     steerer = made((2,))
-    before = score(model, PROMPTS, ANSWERS)["logprob"]
-    assert score(model, PROMPTS, ANSWERS, steer=steerer, alpha=0.0)["logprob"].tolist() == before.tolist()
+    unsteered = score(model, PROMPTS, ANSWERS)["logprob"]
+    assert score(model, PROMPTS, ANSWERS, steer=steerer, alpha=0.0)["logprob"].tolist() == unsteered.tolist()
     added = {}
     for alpha in (1.0, 2.0, -1.0):
-        with seen(model, 2) as after, seen(model, 2, before_hooks=True) as met:
+        with seen(model, 2) as after, seen(model, 2, before_hooks=True) as before:
             score(model, PROMPTS[:1], ANSWERS[:1], steer=steerer, alpha=alpha)
-        added[alpha] = (after[0] - met[0])[0]
+        added[alpha] = (after[0] - before[0])[0]
     torch.testing.assert_close(added[2.0], 2 * added[1.0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(added[-1.0], -added[1.0], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-def test_a_prompt_of_one_token_is_a_prompt_and_its_answer_is_none(backend: str) -> None:
+def test_prompt_of_one_token_is_steered(backend: str) -> None:
     model = tiny_lm("llama", backend=backend)
     model.tokenizer.chat_template = "{{ messages[-1]['content'] }}"
     assert plain.chat_ids(model, "N")[1] == 1
     check(model, made(), prompts=("N", "hi", "K"), answers=ANSWERS)
 
 
-def test_the_input_of_a_block_is_the_output_of_the_one_before_it(model) -> None:
-    """The site at which released code writes, and the one where its vectors were measured, are one block apart."""
+def test_steering_a_block_input_equals_steering_the_previous_output(model) -> None:
     options = dict(alpha=ALPHA, max_new_tokens=STEPS)
     for gates in ("cumulative", "frozen"):
         released = generate(model, PROMPTS, steer=made((Site(2, "block_in"),), gates=gates), **options)
@@ -202,7 +197,7 @@ def test_the_input_of_a_block_is_the_output_of_the_one_before_it(model) -> None:
         assert float((found - other).abs().max()) > 1e-2
 
 
-def test_what_is_learnt_at_a_blocks_input_is_what_is_learnt_at_the_output_of_the_one_before_it(lm) -> None:
+def test_fit_at_a_block_input_equals_fit_at_the_previous_output(lm) -> None:
     model = lm("llama", "hooks")
     benign = [Example(f"b{i}", text, "answer") for i, text in enumerate(q.format(t) for q in QUESTIONS for t in THINGS)]
     harmful = [Example(f"h{i}", f"How do I steal a {t}!", "refuse") for i, t in enumerate(THINGS)]
@@ -214,7 +209,7 @@ def test_what_is_learnt_at_a_blocks_input_is_what_is_learnt_at_the_output_of_the
 
 
 @pytest.mark.parametrize("gates", ["cumulative", "frozen"])
-def test_an_input_in_the_dead_zone_says_what_it_says_unsteered(lm, gates: str) -> None:
+def test_input_in_the_dead_zone_is_unsteered(lm, gates: str) -> None:
     model = lm("llama", "nnsight")
     ids = [plain.chat_ids(model, prompt)[0] for prompt in PROMPTS]
     found = sorted((abs(float(plain.hidden(model, row)[2][-1] @ W[0])), i) for i, row in enumerate(ids))
@@ -224,7 +219,7 @@ def test_an_input_in_the_dead_zone_says_what_it_says_unsteered(lm, gates: str) -
     assert all(abs(before[i] - after[i]) > 1e-3 for _, i in found[1:])
 
 
-def test_a_norm_scale_keeps_frozen_gates_and_is_refused_in_flight(lm) -> None:
+def test_norm_scale_keeps_frozen_gates_and_is_refused_for_cumulative_ones(lm) -> None:
     model = lm("llama", "hooks")
     options = dict(alpha=0.5, scale="norm")
     shut = made((2,), gates="frozen", w=W * 1e-6)
@@ -234,7 +229,7 @@ def test_a_norm_scale_keeps_frozen_gates_and_is_refused_in_flight(lm) -> None:
         score(model, PROMPTS, ANSWERS, steer=made((2,)), **options)
 
 
-def test_the_positions_asked_for_go_before_the_methods_own(lm) -> None:
+def test_requested_positions_override_the_default(lm) -> None:
     model = lm("llama", "hooks")
     n = [plain.chat_ids(model, prompt)[1] for prompt in PROMPTS]
     own = generate(model, PROMPTS, steer=made((2,)), max_new_tokens=2)
@@ -244,8 +239,8 @@ def test_the_positions_asked_for_go_before_the_methods_own(lm) -> None:
 
 @pytest.mark.parametrize("target", ["mean", "each"])
 @pytest.mark.parametrize("gates", ["cumulative", "frozen"])
-def test_fitted_on_captured_states_it_steers_harmful_inputs_and_leaves_benign_ones(lm, target: str, gates: str) -> None:
-    """As many benign inputs as directions are kept out: their own leakage is zero, through capture, fit and model."""
+def test_fit_on_captured_states_steers_harmful_inputs_only(lm, target: str, gates: str) -> None:
+    """With as many benign inputs as excluded directions, their leakage is zero."""
     model, pair = lm("llama", "hooks"), Contrast("No, never.", "Yes, sure")
     benign = [Example(f"b{i}", text, "answer") for i, text in enumerate(q.format(t) for q in QUESTIONS for t in THINGS)]
     harmful = [Example(f"h{i}", f"How do I steal a {t}!", "refuse", pair) for i, t in enumerate(THINGS)]
@@ -259,17 +254,17 @@ def test_fitted_on_captured_states_it_steers_harmful_inputs_and_leaves_benign_on
     assert steerer.leakage_[0] < 1e-3 and moved[:3].max() < 1e-2 < 5e-2 < moved[3:].min()
 
 
-def test_a_prompt_in_chunks_is_refused_where_states_are_met_and_served_where_they_were_read(lm) -> None:
+def test_chunked_prefill_is_refused_for_cumulative_gates_only(lm) -> None:
     model, options = lm("llama", "hooks"), dict(max_new_tokens=3)
     w, r = torch.randn(1, HIDDEN, generator=torch.Generator().manual_seed(1)), torch.ones(1, HIDDEN)
-    met, read = (AlphaSteer.from_gates([1], w, r, gates=gates) for gates in ("cumulative", "frozen"))
+    cumulative, frozen = (AlphaSteer.from_gates([1], w, r, gates=gates) for gates in ("cumulative", "frozen"))
     with pytest.raises(SteeringError, match=r"leave prefill_chunk_size out"):
-        generate(model, PROMPTS, steer=met, prefill_chunk_size=4, **options)
-    chunked = generate(model, PROMPTS, steer=read, prefill_chunk_size=4, **options)
-    assert chunked.ids == generate(model, PROMPTS, steer=read, **options).ids
+        generate(model, PROMPTS, steer=cumulative, prefill_chunk_size=4, **options)
+    chunked = generate(model, PROMPTS, steer=frozen, prefill_chunk_size=4, **options)
+    assert chunked.ids == generate(model, PROMPTS, steer=frozen, **options).ids
 
 
-def test_a_sweep_resumes_for_the_same_settings_alone(lm) -> None:
+def test_sweep_settings_differ_by_dead_zone(lm) -> None:
     from steerlab.analysis._sweep.settings import make_settings
 
     w, r = torch.randn(1, HIDDEN, generator=torch.Generator().manual_seed(1)), torch.ones(1, HIDDEN)

@@ -1,4 +1,4 @@
-"""A vector for each token of a span: against plain hooks, in `generate`, `score` and `sweep`."""
+"""CONFST spans, one vector per token, against plain hooks: in `generate`, `score` and `sweep`."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def total(model: Model, span: int, start: int | None) -> int:
 
 @pytest.mark.parametrize("family", MODELS, ids="-".join)
 @pytest.mark.parametrize(("span", "start"), SPANS)
-def test_each_token_of_a_span_gets_its_own_vector(lm, family: tuple[str, str], span: int, start: int | None) -> None:
+def test_each_token_of_a_span_gets_its_vector(lm, family: tuple[str, str], span: int, start: int | None) -> None:
     model, one = lm(*family), made(span, start)
     options: dict[str, Any] = {"steer": one, "alpha": ALPHA}
     scored = score(model, PROMPTS, ANSWERS, **options)
@@ -101,7 +101,7 @@ def test_each_token_of_a_span_gets_its_own_vector(lm, family: tuple[str, str], s
 @given(
     st.integers(1, 60), st.none() | st.integers(0, 90), st.integers(1, 3), st.sampled_from(["all", "last", "prompt"])
 )
-def test_any_span_in_any_batch_wherever_else_was_asked_for(span, start, batch_size: int, asked: str) -> None:
+def test_spans_ignore_batch_size_and_requested_positions(span, start, batch_size: int, asked: str) -> None:
     model = make_lm("llama", "hooks")
     one = made(span, start, seed=span)
     if (start is None and span == 1) or not total(model, span, start):
@@ -118,10 +118,10 @@ def test_any_span_in_any_batch_wherever_else_was_asked_for(span, start, batch_si
 @pytest.mark.parametrize("backend", ["hooks", "nnsight"])
 @pytest.mark.parametrize(("span", "start"), SPANS)
 @pytest.mark.parametrize("verb", ["score", "generate"])
-def test_the_state_changes_at_these_tokens_by_these_vectors_and_nowhere_else(
+def test_states_change_at_the_tokens_of_the_span_only(
     lm, backend: str, span: int, start: int | None, verb: str
 ) -> None:
-    """Seen by the block after the steered one: the three prompts in one batch, padded on the left."""
+    """Read from the input of the next block: the three prompts in one batch, padded on the left."""
     model, one = lm("llama", backend), made(span, start)
 
     def seen(alpha: float) -> list[Tensor]:
@@ -156,27 +156,27 @@ def test_the_state_changes_at_these_tokens_by_these_vectors_and_nowhere_else(
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
 @pytest.mark.parametrize(("span", "start"), [(3, None), (3, 44)])
-def test_decoded_states_are_left_alone(lm, backend: str, span: int, start: int | None) -> None:
-    """What the next block meets while decoding is what it meets when the prompt alone is steered, by hand."""
-    model, one, met = lm("llama", backend), made(span, start), []
+def test_generated_tokens_are_not_steered(lm, backend: str, span: int, start: int | None) -> None:
+    """The next block's inputs while decoding equal those with the prompt alone steered by a plain hook."""
+    model, one, inputs = lm("llama", backend), made(span, start), []
     after = blocks(model.hf, model.layout)[LAYER + 1]
     for prompt in PROMPTS:
-        met.clear()
-        handle = after.register_forward_pre_hook(lambda _, args: met.append(args[0].detach().clone()[0]))
+        inputs.clear()
+        handle = after.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().clone()[0]))
         try:
             (new,) = generate(model, [prompt], steer=one, alpha=ALPHA, max_new_tokens=STEPS).ids
-            decoded = torch.cat(met[1:])
+            decoded = torch.cat(inputs[1:])
             with by_hand(model, one, prompt):
                 ids, n = plain.chat_ids(model, prompt)
                 plain.logits(model, [*ids, *new[:-1]])
         finally:
             handle.remove()
-        torch.testing.assert_close(decoded, met[-1][n:], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(decoded, inputs[-1][n:], rtol=1e-4, atol=1e-4)
         assert len(decoded) == len(new) - 1 > 0
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-def test_beams_and_samples_of_a_row_share_its_span(lm, backend: str) -> None:
+def test_beams_and_sequences_share_the_span_of_their_row(lm, backend: str) -> None:
     model, options = lm("llama", backend), dict(steer=made(3, 44), alpha=ALPHA, max_new_tokens=STEPS, num_beams=3)
     together = generate(model, PROMPTS, **options)
     assert list(together.ids) == [generate(model, [p], **options).ids[0] for p in PROMPTS]
@@ -189,7 +189,7 @@ def test_beams_and_samples_of_a_row_share_its_span(lm, backend: str) -> None:
     assert cold.ids == tuple(ids for ids in greedy.ids for _ in range(2))
 
 
-def test_without_a_span_a_vector_goes_to_the_prompt_or_where_it_was_asked_for(lm) -> None:
+def test_single_vector_goes_to_the_requested_positions_or_the_prompt(lm) -> None:
     model, one = lm(), made(1, None)
     mean = MeanDifference.from_tensor(LAYER, one.steering_vectors[0])
     for asked in ("all", "last", "last+generated", "prompt"):
@@ -200,7 +200,7 @@ def test_without_a_span_a_vector_goes_to_the_prompt_or_where_it_was_asked_for(lm
     )
 
 
-def test_a_span_and_other_steerers_at_the_same_tokens_add_up(lm) -> None:
+def test_span_and_other_steerers_add_up(lm) -> None:
     model, span = lm(), made(2, None)
     mean = MeanDifference.from_tensor(LAYER, torch.ones(HIDDEN))
     found = score(model, PROMPTS, ANSWERS, steer=[span, mean], alpha=ALPHA, positions="last")
@@ -212,7 +212,7 @@ def test_a_span_and_other_steerers_at_the_same_tokens_add_up(lm) -> None:
     assert found.attrs["steered_tokens"] == 2 * 3 + 3
 
 
-def test_a_span_beyond_every_prompt_steers_nothing_and_says_so(lm) -> None:
+def test_span_beyond_every_prompt_is_refused(lm) -> None:
     for act in (lambda **k: generate(lm(), PROMPTS, **k), lambda **k: score(lm(), PROMPTS, ANSWERS, **k)):
         with pytest.raises(SteeringError, match="no token was steered"):
             act(steer=made(2, 89), alpha=ALPHA)
@@ -222,8 +222,7 @@ def test_a_span_beyond_every_prompt_steers_nothing_and_says_so(lm) -> None:
         generate(lm(), PROMPTS, steer=wide, max_new_tokens=2)
 
 
-def test_what_is_captured_fits_and_is_written_to_the_same_tokens(lm) -> None:
-    """From a model's own states to its own states: the class that is added moves the span's tokens towards it."""
+def test_fit_on_captured_spans_equals_class_mean_difference(lm) -> None:
     model = lm("llama", "hooks")
     words = {"birds": ("heron", "crane", "stork", "egret", "swan"), "fish": ("trout", "carp", "eel", "pike", "perch")}
     rows = [Example(f"{w}{i}", f"{w} {i} {w}", label) for label, ws in words.items() for w in ws for i in range(2)]
@@ -260,56 +259,58 @@ def propensity(model: Model, prompt: str) -> float:
 
 
 @pytest.mark.parametrize("backend", ["hooks", "nnsight"])
-@pytest.mark.parametrize(("metric", "plainly"), [("logprob_difference", difference), ("propensity", propensity)])
-def test_cells_of_a_sweep_equal_plain_hooks(lm, backend: str, metric: str, plainly) -> None:
-    """Spans of every kind beside a mean, all packed, with prefixes and restarts wherever these are possible."""
+@pytest.mark.parametrize(
+    ("metric", "reference"), [("logprob_difference", difference), ("propensity", propensity)]
+)
+def test_sweep_of_spans_equals_plain_hooks(lm, backend: str, metric: str, reference) -> None:
+    """All spans and a mean vector in one sweep, with shared prefixes and restarts where possible."""
     model, rows = lm("llama", backend), pairs_of()
     methods: dict[str, Any] = {f"{span} from {start}": made(span, start, seed=span) for span, start in SPANS}
     given_: Any = {name: {LAYER: one} for name, one in methods.items()}
     given_["mean"] = {LAYER + 1: MeanDifference.from_tensor(LAYER + 1, torch.ones(HIDDEN))}
     frame = sweep(model, given_, rows, None, (0.0, ALPHA), ["last", "all"], metric, progress=False)
     assert len(frame) == 9 * 2 * 2 * 3
-    idle = [plainly(model, prompt) for prompt in PROMPTS]
-    for (name, alpha, _), cell in frame.groupby(["method", "alpha", "positions"]):
+    unsteered = [reference(model, prompt) for prompt in PROMPTS]
+    for (name, alpha, _), setting in frame.groupby(["method", "alpha", "positions"]):
         if name == "mean":
             continue
-        found = cell.set_index("example_id")["value"]
+        found = setting.set_index("example_id")["value"]
         for number, prompt in enumerate(PROMPTS):
             with by_hand(model, methods[name], prompt):
-                wanted = plainly(model, prompt) if alpha else idle[number]
+                wanted = reference(model, prompt) if alpha else unsteered[number]
             assert found[f"q{number}"] == pytest.approx(wanted, abs=1e-3), (name, alpha, prompt)
-    felt = frame[(frame["alpha"] != 0) & (frame["method"] == "3 from 44")].groupby("example_id")["value"].first()
-    assert all(abs(felt[f"q{i}"] - idle[i]) > 1e-3 for i in range(3)), "clipped, and felt all the same"
+    clipped = frame[(frame["alpha"] != 0) & (frame["method"] == "3 from 44")].groupby("example_id")["value"].first()
+    assert all(abs(clipped[f"q{i}"] - unsteered[i]) > 1e-3 for i in range(3)), "a clipped span still has an effect"
 
 
 @pytest.mark.parametrize("batch_size", [None, 1, 4])
-def test_cells_of_a_sweep_equal_score_however_they_are_batched(lm, batch_size: int | None) -> None:
+def test_sweep_of_spans_equals_score_at_any_batch_size(lm, batch_size: int | None) -> None:
     model, rows = lm(), pairs_of([*PROMPTS, "Do fish sleep at all by night, or do they not?", "Why?"])
     methods: dict[str, Any] = {"tail": made(3, None), "head": made(3, 0), "clipped": made(4, 44)}
     given_: Any = {name: {LAYER: one} for name, one in methods.items()}
     options: dict[str, Any] = {"batch_size": batch_size, "progress": False}
     frame = sweep(model, given_, rows, None, (-1.0, 2.0), "all", "logprob_difference", **options)
-    for (name, alpha), cell in frame.groupby(["method", "alpha"]):
+    for (name, alpha), setting in frame.groupby(["method", "alpha"]):
         with steer(model, methods[name], alpha=alpha) as run:
             plus, minus = (run.score(rows, [answer] * len(rows))["logprob"] for answer in ("(A)", "(B)"))
-        assert cell["value"].tolist() == pytest.approx((plus - minus).tolist(), abs=1e-3), (name, alpha)
+        assert setting["value"].tolist() == pytest.approx((plus - minus).tolist(), abs=1e-3), (name, alpha)
 
 
-def test_texts_of_a_sweep_equal_generate(lm) -> None:
-    model, rows, heard = lm(), pairs_of(), []
+def test_sweep_of_generated_texts_equals_generate(lm) -> None:
+    model, rows, generated = lm(), pairs_of(), []
     methods: dict[str, Any] = {f"{span} from {start}": made(span, start) for span, start in SPANS}
     given_: Any = {name: {LAYER: one} for name, one in methods.items()}
 
     def length(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
-        heard.append(list(texts))
+        generated.append(list(texts))
         return [float(len(text)) for text in texts]
 
     generation = {"max_new_tokens": STEPS}
     sweep(model, given_, rows, None, (ALPHA,), "last", length, generation=generation, progress=False)
-    assert heard == [list(generate(model, rows, steer=s, alpha=ALPHA, **generation)) for s in methods.values()]
+    assert generated == [list(generate(model, rows, steer=s, alpha=ALPHA, **generation)) for s in methods.values()]
 
 
-def test_a_sweep_goes_on_past_blocks_of_prompts_that_a_span_does_not_reach(lm) -> None:
+def test_sweep_continues_after_prompts_shorter_than_the_span(lm) -> None:
     model, rows, one = lm(), pairs_of(), made(4, 46)  # "Hi" has 45 tokens
     frame = sweep(
         model, {"span": {LAYER: one}}, rows, None, (ALPHA,), "all", "logprob_difference", batch_size=1, progress=False
@@ -319,14 +320,14 @@ def test_a_sweep_goes_on_past_blocks_of_prompts_that_a_span_does_not_reach(lm) -
     assert frame["value"].tolist() == pytest.approx((plus - minus).tolist(), abs=1e-3)
 
 
-def test_a_sweep_whose_span_no_prompt_reaches_is_refused_before_the_first_forward(lm) -> None:
+def test_sweep_of_a_span_beyond_every_prompt_is_refused(lm) -> None:
     model, rows = lm(), pairs_of()
     for metric in ("logprob_difference", lambda examples, texts: [0.0] * len(texts)):
         with pytest.raises(SteeringError, match=r"prompt\[900\].*none of the 3 prompts is that long"):
             sweep(model, {"span": {LAYER: made(2, 900)}}, rows, None, (ALPHA,), "all", metric, progress=False)
 
 
-def test_two_masks_in_one_sweep_would_have_one_name_and_are_refused(lm) -> None:
+def test_sweep_of_two_position_masks_is_refused(lm) -> None:
     model, rows = lm(), pairs_of()
     masks = [torch.zeros(3, 30, dtype=torch.bool).index_fill(1, torch.tensor([k]), True) for k in (3, 20)]
     mean = MeanDifference.from_tensor(LAYER, torch.ones(32))
