@@ -184,10 +184,7 @@ class CONFST(Steerer):
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
         """The same vector for every input; only for a span of one token."""
         if self.span != 1:
-            raise SteeringError(
-                f"a span of {self.span} tokens has a vector for each of them, not one: call interventions(context), or "
-                "use steering_vectors"
-            )
+            raise SteeringError(f"a span of {self.span} tokens has a vector for each: call interventions(context)")
         return repeat_vector(self.steering_vectors[0], context.example_ids)
 
     def interventions(self, context: Context) -> tuple[Intervention, ...]:
@@ -245,17 +242,15 @@ def _items_of(acts: Activations, site: Site, label: str, side: str | None, posit
     states, captured = chosen.at(site), set(chosen.index["position"])
     if missing := [name for name in positions if name not in captured]:
         raise ActivationError(
-            f"the items are read at {list(positions)}, and {missing} were not captured; captured are "
-            f"{sorted(captured)}. Capture with positions={list(positions)} (for prompts with a contrast: context=...)"
+            f"{missing} were not captured; captured are {sorted(captured)}. Capture with positions={list(positions)} "
+            "(for prompts with a contrast: context=...)"
         )
     rows = chosen.index.assign(row=range(len(chosen.index)), label_=chosen.index[label])
     rows = rows[rows["position"].isin(positions) & rows["label_"].notna() & (rows["label_"] != "")]
     item = ["example_id", "side"]
     for name, group in rows[rows.duplicated([*item, "position"])].groupby(item):
-        raise DataError(
-            f"the item {name[0]!r} ({name[1]}) has two rows at {group['position'].iloc[0]!r}: give each id once, and "
-            "capture one row per position (reduce='mean')"
-        )
+        where = f"the item {name[0]!r} ({name[1]}) has two rows at {group['position'].iloc[0]!r}"
+        raise DataError(f"{where}: give each id once, and capture one row per position (reduce='mean')")
     labels = rows["label_"].astype(str).groupby([rows[key] for key in item]).agg(["min", "max"])
     for name, pair in labels[labels["min"] != labels["max"]].iterrows():
         raise DataError(f"the item {name[0]!r} ({name[1]}) has two labels: {pair['min']!r} and {pair['max']!r}")
@@ -264,8 +259,8 @@ def _items_of(acts: Activations, site: Site, label: str, side: str | None, posit
     if len(complete) < len(table):
         first = table.index[table.isna().any(axis=1)][0][0]
         warn(
-            f"{len(table) - len(complete)} of {len(table)} items are left out, first {first!r}: not all of "
-            f"{list(positions)} were captured of them",
+            f"{len(table) - len(complete)} of {len(table)} items are left out, first {first!r}: they were not captured "
+            f"at all of {list(positions)}",
             stacklevel=3,
         )
     if not len(complete):

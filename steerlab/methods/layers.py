@@ -40,10 +40,8 @@ class MultiSiteSteerer(Steerer):
 
     def _check_one_site(self) -> None:
         if len(self.sites) > 1:
-            raise SteeringError(
-                f"this {type(self).__name__} steers the sites {', '.join(map(str, self.sites))}: "
-                "call interventions(context), or with_layer(layer) for one of them"
-            )
+            sites = ", ".join(map(str, self.sites))
+            raise SteeringError(f"this {type(self).__name__} steers the sites {sites}: call interventions(context)")
 
     def with_layer(self, layer: Layer) -> Steerer:
         """An unfitted steerer with the same settings for one layer."""

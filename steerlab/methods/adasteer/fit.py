@@ -46,10 +46,7 @@ class Coordinate:
     def __post_init__(self) -> None:
         norm = float(self.direction.norm())
         if not norm**2 > 1e-12 * float(self.start.norm()) * norm:
-            raise DataError(
-                "two class means are equal, so that no coordinate lies between them: read the classes at another layer "
-                "or token, or check their labels"
-            )
+            raise DataError("two class means are equal: read them at another layer or token, or check the labels")
 
     def __call__(self, states: Float[Tensor, "batch hidden"]) -> Float[Tensor, " batch"]:
         """The coordinate of each state, float32.

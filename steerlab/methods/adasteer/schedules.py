@@ -130,9 +130,8 @@ def fit_schedule(
         raise DataError(f"labels are 0 and 1, or False and True; given are {labels.unique()[:5].tolist()}")
     n_strong = int(labels.sum())
     if not 2 <= n_strong <= len(p) - 2:
-        raise DataError(
-            f"{n_strong} inputs need strong steering and {len(p) - n_strong} do not; at least two of each are needed"
-        )
+        counts = f"{n_strong} inputs need strong steering and {len(p) - n_strong} do not"
+        raise DataError(f"{counts}; at least two of each are needed")
     if float(p.min()) == float(p.max()):
         raise DataError(
             f"all {len(p)} inputs have the coordinate {float(p[0])}: it does not predict who needs steering"

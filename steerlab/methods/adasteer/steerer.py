@@ -302,17 +302,15 @@ class AdaSteer(MultiSiteSteerer):
         equal = [str(site) for site, square in zip(self.sites, squares.tolist(), strict=True) if not square > 0]
         if equal:
             raise DataError(
-                f"rejected and complied prompts have the same mean at {equal}, so that there is no direction between "
-                "them: leave these sites out, read another token, or check the labels"
+                f"rejected and complied prompts have the same mean at {equal}: leave these sites out, read another "
+                "token, or check the labels"
             )
         self.c_ = ((harmfulness * rejection).sum(-1) / squares).float()
         self.rejection_, self.harmfulness_ = rejection.float(), harmfulness.float()
 
     def _check_schedule(self, name: str) -> None:
         if not hasattr(self, f"needs_{name}_"):
-            raise ActivationError(
-                f"this AdaSteer has no {name} schedule: fit or calibrate it, or construct it with {name}=Ramp(...)"
-            )
+            raise ActivationError(f"no {name} schedule: fit or calibrate it, or construct with {name}=Ramp(...)")
 
     def _restore(self) -> float:
         if self.restore is not None:
@@ -322,8 +320,8 @@ class AdaSteer(MultiSiteSteerer):
         c = self.c_.double()
         if not bool(c.any()):
             raise DataError(
-                "harmfulness is orthogonal to rejection at every steered layer (c is 0), so no beta restores "
-                "compliance: give restore=0 or a compliance schedule, or steer other layers"
+                "harmfulness is orthogonal to rejection at every steered layer, so no beta restores compliance: give "
+                "restore=0 or a compliance schedule, or steer other layers"
             )
         push = float(self.rejection_schedule(torch.tensor([self.benign_coordinate_])))
         return -push * float(c.sum() / c.square().sum())  # least squares, each layer's rejection being the unit
@@ -332,9 +330,9 @@ class AdaSteer(MultiSiteSteerer):
         if self.ineffective_sites:
             c = {str(site): round(value, 3) for site, value in zip(self.sites, self.c_.tolist(), strict=True)}
             warnings.warn(
-                f"AdaSteer at {', '.join(map(str, self.ineffective_sites))}: harmfulness has next to no component "
-                f"along rejection, or an opposite one (c below {MIN_PROJECTION}; all: {c}). There a negative beta does "
-                "not restore compliance. Nothing was changed: steer other layers, or give another compliance schedule",
+                f"AdaSteer at {', '.join(map(str, self.ineffective_sites))}: a negative beta restores no compliance: "
+                f"harmfulness has next to no component along rejection, or an opposite one (c below {MIN_PROJECTION}; "
+                f"all: {c}). Nothing was changed: steer other layers, or give another compliance schedule",
                 stacklevel=3,
             )
         if self.compliance is None and self.geometry == "collinear":
@@ -344,9 +342,8 @@ class AdaSteer(MultiSiteSteerer):
             if net < MAX_RESTORED:
                 warnings.warn(
                     f"AdaSteer: rejected harmful prompts are at p_H = {self.rejected_coordinate_:.0f} (benign ones at "
-                    f"100), so their compliance is restored as if they were benign, {net:.2f} rejections on average. "
-                    "Nothing was changed: read p_H at another layer, calibrate with labels of rejected prompts, or "
-                    "give restore=",
+                    f"100), so their compliance is restored too, {net:.2f} rejections on average. Nothing was changed: "
+                    "read p_H at another layer, calibrate with labels of rejected prompts, or give restore=",
                     stacklevel=3,
                 )
 

@@ -115,7 +115,7 @@ def harmful_contrasts(
     if not keep:
         raise DataError(
             f"no contrast is of an input with {gate.label} in {list(as_names(gate.harmful))}; there are contrasts of "
-            f"{sorted(set(labels))}. Capture the harmful inputs with their contrasts, or give a target"
+            f"{sorted(set(labels))}: capture those of the harmful inputs, or give a target"
         )
     return [ids[i] for i in keep], contrasts[keep]
 
@@ -131,10 +131,8 @@ def fit_matrix(gate: NullSpaceGate, acts: Activations, contrast_position: str | 
     row = {name: i for i, name in enumerate(contrast_ids)}
     missing = sorted(set(ids) - set(row))
     if missing:
-        raise DataError(
-            f"{len(missing)} harmful inputs have no contrast, first {missing[:3]}, and target='each' needs one for "
-            "every input: capture them, leave those inputs out, or use target='mean'"
-        )
+        first = f"{len(missing)} harmful inputs have no contrast, first {missing[:3]}"
+        raise DataError(f"{first}: capture them, leave those inputs out, or use target='mean'")
     targets = contrasts[[row[name] for name in ids]].double()
     check_contrasts_nonzero(targets, gate.site)
     matrix, norm, measured = fit_map(benign, harmful, targets, **gate._settings)

@@ -97,7 +97,7 @@ def find_null_space(
     benign: Float[Tensor, "n hidden"], harmful: Float[Tensor, "m hidden"], *, ratio: float | None, ridge: float,
     leakage: float, site: Site,
 ) -> NullSpace:  # fmt: skip
-    """The null space of the benign rows at a given ratio, or at a ratio chosen by the rule of `NullSpaceGate`.
+    """The null space of the benign rows, at a given ratio or one chosen by the rule of `NullSpaceGate`.
 
     Example:
         >>> find_null_space(benign, harmful, ratio=0.6, ridge=10.0, leakage=0.05, site=Site(12)).q
@@ -117,9 +117,8 @@ def find_null_space(
         raise DataError(f"ratio={ratio} of {hidden} directions is less than one: give at least {1 / hidden:.4g}")
     if len(benign) < hidden - k:
         raise DataError(
-            f"{len(benign)} benign inputs at site {site}; ratio={ratio} excludes {hidden - k} of {hidden} directions, "
-            f"which needs as many inputs. Give more of them, or a ratio of at least "
-            f"{(hidden - len(benign)) / hidden:.4g}, or ratio=None"
+            f"{len(benign)} benign inputs at site {site}; ratio={ratio} excludes {hidden - k} of {hidden} directions "
+            f"and needs as many inputs: give more, a ratio of at least {(hidden - len(benign)) / hidden:.4g}, or None"
         )
     rows = benign.double()
     return NullSpace(null_space(rows.T @ rows, k), ratio, held_out_leakage)
@@ -140,9 +139,8 @@ def fit_map(
     measured = float((benign.double() @ matrix).norm(dim=-1).max() / norm)
     if ratio is not None and measured > leakage:
         warnings.warn(
-            f"ratio={ratio} at site {site} leaks: one of the benign inputs of the fit would be steered at "
-            f"{measured:.3g} of full strength, more than leakage={leakage}. Lower the ratio, or let ratio=None choose "
-            "it",
+            f"ratio={ratio} at site {site} leaks: a benign input of the fit is steered at {measured:.3g} of full "
+            f"strength, more than leakage={leakage}. Lower the ratio, or use ratio=None",
             stacklevel=3,
         )
     return matrix, norm, {
@@ -170,11 +168,10 @@ def _choose_ratio(
     """The ratio by the rule of `NullSpaceGate`, and its held-out leakage."""
     measured = _cross_validate(benign, harmful, ridge)
     if not measured:
-        hidden = benign.shape[1]
+        excluded = benign.shape[1] - null_space_size(RATIOS[-1], benign.shape[1])
         raise DataError(
             f"{len(benign)} benign inputs at site {site} are too few to choose a ratio: even {RATIOS[-1]} excludes "
-            f"{hidden - null_space_size(RATIOS[-1], hidden)} directions, and one input in {FOLDS} is held out. Give "
-            "more of them, or a ratio"
+            f"{excluded} directions, and one input in {FOLDS} is held out. Give more inputs, or a ratio"
         )
     allowed = {ratio: pair for ratio, pair in measured.items() if pair[0] <= leakage}
     if allowed:
@@ -185,8 +182,7 @@ def _choose_ratio(
         leaks, gate = measured[ratio]
         warnings.warn(
             f"no null-space ratio at site {site} keeps held-out benign inputs under leakage={leakage}: the best, "
-            f"{ratio}, has {leaks:.3g} (95th percentile of |gate|), and a mean gate of {gate:.3g} on held-out harmful "
-            "inputs. Try another layer or more benign inputs, or allow more leakage",
+            f"{ratio}, has {leaks:.3g}, with a mean gate of {gate:.3g} on harmful inputs. Try another layer",
             stacklevel=2,
         )
     return ratio, measured[ratio][0]

@@ -124,10 +124,8 @@ class AlphaSteer(MultiSiteSteerer):
         made._check_settings()
         for name, given in (("w", w), ("r", r)):
             if given.shape != (len(made.sites), w.shape[-1]) or not bool(torch.isfinite(given).all()):
-                raise DataError(
-                    f"{name} has shape {tuple(given.shape)}, or holds NaN; expected a finite row for each of the "
-                    f"{len(made.sites)} sites"
-                )
+                shape, n = tuple(given.shape), len(made.sites)
+                raise DataError(f"{name} has shape {shape}, or holds NaN; expected a finite row for each of {n} sites")
             setattr(made, f"{name}_", given.detach().to("cpu", torch.float32, copy=True))
         made.ratio_ = made.leakage_ = made.held_out_leakage_ = (None,) * len(made.sites)
         made.info_ = {"hidden_size": w.shape[1]}
@@ -256,10 +254,8 @@ class AlphaSteer(MultiSiteSteerer):
         else:
             target = self.target[i].detach().to("cpu", torch.float32, copy=True)
             if len(target) != acts.hidden_size:
-                raise MismatchError(
-                    f"the target of site {gate.site} has width {len(target)}, the activations {acts.hidden_size}; take "
-                    "both from the same model"
-                )
+                widths = f"width {len(target)}, the activations {acts.hidden_size}"
+                raise MismatchError(f"the target of site {gate.site} has {widths}: take both from the same model")
         return {**gate.fit(acts).state_dict(), "r_": target}
 
     def _map(self, i: int) -> dict[str, Any]:
@@ -271,20 +267,15 @@ class AlphaSteer(MultiSiteSteerer):
     def _scalar_gate(self, layer: Layer) -> dict[str, Any]:
         i = self._index(layer)
         if self._fitted_name == "matrix_":
-            raise SteeringError(
-                "target='each' learns a matrix, so that no single gate scales a vector: fit with target='mean', or fit "
-                "a NullSpaceGate"
-            )
+            raise SteeringError("target='each' learns a matrix and no single gate: use 'mean', or a NullSpaceGate")
         return self._map(i)
 
     def _check_settings(self) -> None:
         if self.gates not in ("cumulative", "frozen"):
             raise DataError(f"gates={self.gates!r}; expected 'cumulative' or 'frozen'")
         if self.gates == "cumulative" and self.position != "last":
-            raise DataError(
-                f"position={self.position!r}: cumulative gates read the last prompt token in the forward, so they must "
-                "be learned there. Use position='last', or gates='frozen'"
-            )
+            reason = "cumulative gates read the last prompt token, so they must be learned there"
+            raise DataError(f"position={self.position!r}: {reason}. Use position='last', or gates='frozen'")
         if len(self._ratios) != len(self.sites):
             raise DataError(f"{len(self._ratios)} ratios for {len(self.sites)} sites: give one for each or one for all")
         if not (isfinite(self.dead_zone) and self.dead_zone >= 0):

@@ -34,8 +34,8 @@ def read_probes(path: str | Path, layers: Sequence[int] | None = None) -> dict[i
     file = Path(path)
     if not file.is_file() or file.suffix != ".safetensors":
         raise LoadError(
-            f"{str(path)!r} is not an existing safetensors file. Pickled probes are not opened, because that would run "
-            "the code in them: export coef_ and intercept_ of each as layer<n>.coef and layer<n>.intercept"
+            f"{str(path)!r} is not an existing safetensors file. Pickles are not opened, as that could run code: "
+            "export coef_ and intercept_ of each probe as layer<n>.coef and layer<n>.intercept"
         )
     tensors = load_file(file)
     keys = [_KEY.fullmatch(key) for key in tensors]

@@ -90,10 +90,8 @@ class TripletProbe(TwoPromptDetector):
         check_fitted(self, "net_")
         expected = tuple(self.net_.offset.shape)
         if states.shape[1:] != expected:
-            raise MismatchError(
-                f"the states are {tuple(states.shape[1:])} (layers, width), the net takes {expected}: "
-                "read them at the same layers of the same model"
-            )
+            shape = tuple(states.shape[1:])
+            raise MismatchError(f"the states are {shape} (layers, width), the net takes {expected}: use the same model")
         return embed_batches(self.net_, states.float())
 
     def score(self, context: Context) -> Float[Tensor, " batch"]:
