@@ -108,7 +108,7 @@ def test_directions_are_differences_of_class_means():
 
 @settings(max_examples=15)
 @given(st.integers(0, 10_000), st.floats(0.1, 2))
-def test_restoring_vectors_are_collinear_with_or_orthogonal_to_rejection(seed, c):
+def test_restoring_vectors_are_the_projection_of_harmfulness_on_rejection(seed, c):
     fitted = AdaSteer(range(LAYERS), **READS).fit(acts_of(three(seed, c=c)))
     r, restoring = fitted.rejection_.double(), fitted.restoring_vectors.double()
     unit = r / r.norm(dim=-1, keepdim=True)
@@ -116,8 +116,6 @@ def test_restoring_vectors_are_collinear_with_or_orthogonal_to_rejection(seed, c
     assert float((rest.norm(dim=-1) / restoring.norm(dim=-1)).max()) < 1e-6
     rest = fitted.harmfulness_.double() - restoring
     assert float(((rest * unit).sum(-1) / fitted.harmfulness_.norm(dim=-1)).abs().max()) < 1e-6
-    other = AdaSteer(range(LAYERS), **READS, geometry="orthogonalized").fit(acts_of(three(seed, c=c)))
-    torch.testing.assert_close(other.restoring_vectors.double(), rest, rtol=1e-5, atol=1e-5)
 
 
 def test_interventions_are_alpha_rejection_plus_beta_restoring():
@@ -225,21 +223,13 @@ def test_fit_warns_of_layers_where_beta_restores_nothing():
     with pytest.warns(UserWarning, match=r"AdaSteer at 2: .*or an opposite one.*Nothing was changed"):
         fitted = AdaSteer(range(LAYERS), **layers).fit(acts_of(states))
     assert fitted.ineffective_sites == (Site(2),) and float(fitted.c_[2]) == pytest.approx(-0.5, abs=1e-4)
-    other = AdaSteer(range(LAYERS), **layers, geometry="orthogonalized").fit(acts_of(states))
-    assert FITTED.ineffective_sites == other.ineffective_sites == ()
+    assert FITTED.ineffective_sites == ()
 
 
 def test_fit_warns_if_the_compliance_of_rejected_prompts_is_restored():
     with pytest.warns(UserWarning, match=r"rejected harmful prompts are at p_H = 4\d\d .*calibrate"):
         AdaSteer(3, **READS).fit(acts_of(three(c=0.2, drift=0.2, noise=0.1)))
     AdaSteer(3, **READS, restore=0.0).fit(acts_of(three(c=0.2, drift=0.2)))
-
-
-def test_orthogonalized_beta_is_1_for_benign_and_0_for_complied_prompts():
-    fitted = AdaSteer(3, **READS, geometry="orthogonalized").fit(ACTS)
-    assert (fitted.compliance_schedule.low, fitted.compliance_schedule.high) == (0, 1)
-    _, beta = fitted.coefficients(at(*(MEANS[name] for name in LABELS)))
-    assert float(beta[0]) < 0.15 and float(beta[2]) > 0.85
 
 
 # --- rows, storage, layers ---------------------------------------------------------------------------------------
@@ -265,9 +255,8 @@ def test_rows_are_independent_of_batch_and_order():
         dict(layers=range(LAYERS)),
         dict(layers=3, strength=(0.1, 1.5), restore=-2.0, benign="answer"),
         dict(layers=[Site(0), 3], rejection=Ramp(-0.01, 1.0, 0.0), compliance=Logistic(0.1, -5.0, -2.0, 0.0)),
-        dict(layers=[1, 2], geometry="orthogonalized"),
     ],
-    ids=["all", "one", "schedules", "orthogonalized"],
+    ids=["all", "one", "schedules"],
 )
 def test_saved_steerer_is_restored_exactly(options, tmp_path):
     fitted = AdaSteer(**options, **READS).fit(ACTS)
@@ -332,7 +321,6 @@ def test_fit_refuses_classes_that_cannot_be_compared(make, error, message):
     [
         (dict(layers=[]), DataError, "at least one layer"),
         (dict(layers=[1, 1]), DataError, "each once"),
-        (dict(geometry="skew"), SteeringError, "geometry='skew'; expected 'collinear'"),
         (dict(complied="rejected"), DataError, "20 inputs are both complied and rejected"),
         (dict(label="sort"), ActivationError, "no label 'sort'"),
         (dict(layers=9), ActivationError, "site 9 was not captured"),

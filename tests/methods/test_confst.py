@@ -271,14 +271,11 @@ def test_label_column_can_be_chosen_and_unlabeled_items_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("options", "positions"),
     [
-        ({}, ("last",)),
-        ({"position": "answer"}, ("answer",)),
-        ({"position": 3}, ("3",)),
-        ({"span": 3}, ("last-2", "last-1", "last")),
-        ({"start": 4}, ("prompt[4]",)),
+        ({}, ("last",)), ({"position": "answer"}, ("answer",)), ({"position": 3}, ("3",)),
+        ({"span": 3}, ("last-2", "last-1", "last")), ({"start": 4}, ("prompt[4]",)),
         ({"start": 0, "span": 3}, ("prompt[0]", "prompt[1]", "prompt[2]")),
     ],
-)
+)  # fmt: skip
 def test_positions_and_vectors_of_a_span_have_the_same_order(options: dict, positions: tuple[str, ...]) -> None:
     states, labels = two_classes(len(positions))
     method = CONFST(LAYER, "news", threshold=0.0, center=None, **options)
@@ -342,12 +339,10 @@ def test_target_may_be_weights_or_one_name() -> None:
     ("target", "message"),
     [
         ("new", r"names \['new'\]; the preferences are \['arts', 'news', 'science', 'sports'\]"),
-        ({"arts": 1.0, "spots": 1.0}, r"\['spots'\]"),
-        ({}, "no preference"),
-        ({"arts": float("nan")}, "finite"),
+        ({"arts": 1.0, "spots": 1.0}, r"\['spots'\]"), ({}, "no preference"), ({"arts": float("nan")}, "finite"),
         ({"arts": 0.0, "news": 0.0}, "not all of them 0"),
     ],
-)
+)  # fmt: skip
 def test_invalid_targets_are_refused(target: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         news().combine(target)

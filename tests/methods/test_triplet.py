@@ -99,13 +99,11 @@ def test_layers_have_independent_convolutions():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": ()}, "one number"),
-        ({"kernels": (3, 3)}, "one number"),
-        ({"pools": (2, 2, 2, 2, 0)}, "at least 1"),
-        ({"embedding": 0}, "at least 1"),
+        ({"channels": ()}, "one number"), ({"kernels": (3, 3)}, "one number"),
+        ({"pools": (2, 2, 2, 2, 0)}, "at least 1"), ({"embedding": 0}, "at least 1"),
         ({"channels": (3, 4)}, "give other kernels"),
     ],
-)
+)  # fmt: skip
 def test_inconsistent_shapes_are_refused(options, message):
     with pytest.raises(DataError, match=message):
         TripletShape(**options)

@@ -211,14 +211,6 @@ def test_zero_coefficients_change_nothing(backend: str) -> None:
     assert generate(model, PROMPTS, steer=ada, max_new_tokens=3).ids == generate(model, PROMPTS, max_new_tokens=3).ids
 
 
-def test_default_positions_are_the_prompt() -> None:
-    model, ada = make_lm("llama", "hooks"), make_ada("llama", (2,), 0, 1)
-    asked = score(model, PROMPTS, ANSWERS, steer=ada, alpha=ALPHA, positions="prompt")["logprob"].tolist()
-    assert score(model, PROMPTS, ANSWERS, steer=ada, alpha=ALPHA)["logprob"].tolist() == asked
-    everywhere = score(model, PROMPTS, ANSWERS, steer=ada, alpha=ALPHA, positions="all")["logprob"].tolist()
-    assert everywhere != asked
-
-
 def test_sweep_over_layers_equals_score() -> None:
     model = make_lm("llama", "hooks")
     rows = [Example(f"q{i}", p, "b", Contrast("A", "B")) for i, p in enumerate(PROMPTS)]

@@ -99,7 +99,7 @@ def test_cumulative_gates_read_the_steered_state(lm) -> None:
     r[0] = w[1] / w[1].norm() ** 2  # one unit of it opens the upper gate by about one
     gates = {}
     for kind in ("cumulative", "frozen"):
-        with seen(model, 2) as after, seen(model, 2, before_hooks=True) as before:
+        with recorded(model, 2) as (before, after):
             score(model, PROMPTS[:1], ANSWERS[:1], steer=made(w=w, r=r, gates=kind), alpha=ALPHA)
         delta = (after[-1] - before[-1])[0, n - 1]
         gates[kind] = float(delta @ r[1] / (r[1] @ r[1])) / ALPHA
@@ -119,40 +119,33 @@ def before_states(model, w: Tensor, r: Tensor, ids: list[int], n: int) -> Tensor
 
 
 @contextmanager
-def seen(model, layer: int, before_hooks: bool = False):
-    """Record the outputs of a block: after the engine's hook, or before it, by wrapping `forward`."""
-    found: list[Tensor] = []
+def recorded(model, layer: int):
+    """Record the outputs of a block before the engine's hook, by wrapping `forward`, and after it."""
+    block = blocks(model.hf, model.layout)[layer]
+    before, after, forward = [], [], block.forward
 
-    def keep(_, args, output):
-        found.append((output[0] if isinstance(output, tuple) else output).detach().clone())
+    def first_of(output):
+        return (output[0] if isinstance(output, tuple) else output).detach().clone()
 
-    if before_hooks:
-        block = blocks(model.hf, model.layout)[layer]
-        forward = block.forward
+    def wrapped(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        before.append(first_of(output))
+        return output
 
-        def kept(*args, **kwargs):
-            output = forward(*args, **kwargs)
-            keep(block, args, output)
-            return output
-
-        block.forward = kept
-        try:
-            yield found
-        finally:
-            del block.forward
-    else:
-        handle = blocks(model.hf, model.layout)[layer].register_forward_hook(keep)
-        try:
-            yield found
-        finally:
-            handle.remove()
+    block.forward = wrapped
+    handle = block.register_forward_hook(lambda _, args, output: after.append(first_of(output)))
+    try:
+        yield before, after
+    finally:
+        del block.forward
+        handle.remove()
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_same_vector_is_added_to_every_prompt_token_and_none_while_decoding(lm, family: str) -> None:
     model = lm(family, "hooks")
     steerer = made((2,))
-    with seen(model, 2) as after, seen(model, 2, before_hooks=True) as before:
+    with recorded(model, 2) as (before, after):
         said = generate(model, PROMPTS[:1], steer=steerer, alpha=ALPHA, max_new_tokens=STEPS, eos_token_id=-1)
     assert len(after) == len(before) == STEPS == len(said.ids[0])
     for step, (one, other) in enumerate(zip(after, before, strict=True)):
@@ -170,7 +163,7 @@ def test_added_vector_is_proportional_to_alpha(lm) -> None:
     assert score(model, PROMPTS, ANSWERS, steer=steerer, alpha=0.0)["logprob"].tolist() == unsteered.tolist()
     added = {}
     for alpha in (1.0, 2.0, -1.0):
-        with seen(model, 2) as after, seen(model, 2, before_hooks=True) as before:
+        with recorded(model, 2) as (before, after):
             score(model, PROMPTS[:1], ANSWERS[:1], steer=steerer, alpha=alpha)
         added[alpha] = (after[0] - before[0])[0]
     torch.testing.assert_close(added[2.0], 2 * added[1.0], atol=1e-5, rtol=1e-4)

@@ -259,9 +259,7 @@ def propensity(model: Model, prompt: str) -> float:
 
 
 @pytest.mark.parametrize("backend", ["hooks", "nnsight"])
-@pytest.mark.parametrize(
-    ("metric", "reference"), [("logprob_difference", difference), ("propensity", propensity)]
-)
+@pytest.mark.parametrize(("metric", "reference"), [("logprob_difference", difference), ("propensity", propensity)])
 def test_sweep_of_spans_equals_plain_hooks(lm, backend: str, metric: str, reference) -> None:
     """All spans and a mean vector in one sweep, with shared prefixes and restarts where possible."""
     model, rows = lm("llama", backend), pairs_of()
@@ -286,7 +284,9 @@ def test_sweep_of_spans_equals_plain_hooks(lm, backend: str, metric: str, refere
 @pytest.mark.parametrize("batch_size", [None, 1, 4])
 def test_sweep_of_spans_equals_score_at_any_batch_size(lm, batch_size: int | None) -> None:
     model, rows = lm(), pairs_of([*PROMPTS, "Do fish sleep at all by night, or do they not?", "Why?"])
-    methods: dict[str, Any] = {"tail": made(3, None), "head": made(3, 0), "clipped": made(4, 44)}
+    methods: dict[str, Any] = {
+        "tail": made(3, None), "head": made(3, 0), "clipped": made(4, 44), "beyond the second": made(4, 46),
+    }  # fmt: skip
     given_: Any = {name: {LAYER: one} for name, one in methods.items()}
     options: dict[str, Any] = {"batch_size": batch_size, "progress": False}
     frame = sweep(model, given_, rows, None, (-1.0, 2.0), "all", "logprob_difference", **options)
@@ -308,16 +308,6 @@ def test_sweep_of_generated_texts_equals_generate(lm) -> None:
     generation = {"max_new_tokens": STEPS}
     sweep(model, given_, rows, None, (ALPHA,), "last", length, generation=generation, progress=False)
     assert generated == [list(generate(model, rows, steer=s, alpha=ALPHA, **generation)) for s in methods.values()]
-
-
-def test_sweep_continues_after_prompts_shorter_than_the_span(lm) -> None:
-    model, rows, one = lm(), pairs_of(), made(4, 46)  # "Hi" has 45 tokens
-    frame = sweep(
-        model, {"span": {LAYER: one}}, rows, None, (ALPHA,), "all", "logprob_difference", batch_size=1, progress=False
-    )
-    with steer(model, one, alpha=ALPHA) as run:
-        plus, minus = (run.score(rows, [answer] * 3)["logprob"] for answer in ("(A)", "(B)"))
-    assert frame["value"].tolist() == pytest.approx((plus - minus).tolist(), abs=1e-3)
 
 
 def test_sweep_of_a_span_beyond_every_prompt_is_refused(lm) -> None:

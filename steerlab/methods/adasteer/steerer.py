@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import ActivationError, DataError, MismatchError, SteeringError
+from steerlab._support.errors import ActivationError, DataError, MismatchError
 from steerlab.capture.activations import Activations
 from steerlab.methods.adasteer.fit import ClassStates, Coordinate
 from steerlab.methods.adasteer.published import PUBLISHED_ADASTEER, PublishedAdaSteer
@@ -62,9 +62,6 @@ class AdaSteer(MultiSiteSteerer):
         strength: alpha where no rejection is needed, and where it is, for a fitted schedule.
         restore: beta where compliance is needed, for a fitted schedule (where it is not, beta is 0); None: the value
             that cancels the rejection of the mean of benign prompts, in the least-squares sense over all layers.
-        geometry: "collinear", as released; or "orthogonalized": the restoring vector is harmfulness minus its
-            projection on rejection, as in a public re-implementation. This reverses the meaning of beta: a positive
-            beta moves towards benign prompts, no rejection is canceled, and `restore` is 1 by default.
 
     Attributes:
         rejection_: `(layer, hidden)` float32, mean of the rejected minus mean of the complied.
@@ -78,7 +75,7 @@ class AdaSteer(MultiSiteSteerer):
     Raises:
         DataError: a class of fewer than two inputs, one input in two classes, classes with equal means, no layer, or
             one layer twice.
-        ActivationError: a layer, token or label that was not captured. SteeringError: unknown geometry.
+        ActivationError: a layer, token or label that was not captured.
         MismatchError: states of another width.
 
     Source: AdaSteer, arXiv 2504.09466, and its released code, which holds only fitted ramps: the default labels,
@@ -92,15 +89,13 @@ class AdaSteer(MultiSiteSteerer):
         complied: Sequence[str] = ("complied",), rejected: Sequence[str] = ("rejected",),
         benign: Sequence[str] = ("answer",), label: str = "behavior", position: str | int = "last",
         rejection: CoefficientSchedule | None = None, compliance: CoefficientSchedule | None = None,
-        strength: tuple[float, float] = (0.0, 1.0), restore: float | None = None, geometry: str = "collinear",
+        strength: tuple[float, float] = (0.0, 1.0), restore: float | None = None,
     ) -> None:  # fmt: skip
-        if geometry not in ("collinear", "orthogonalized"):
-            raise SteeringError(f"geometry={geometry!r}; expected 'collinear' (as released) or 'orthogonalized'")
         self._set_layers(layers)
         self.rejection_layer, self.harmfulness_layer = rejection_layer, harmfulness_layer
         self.complied, self.rejected, self.benign = complied, rejected, benign
         self.label, self.position, self.rejection, self.compliance = label, position, rejection, compliance
-        self.strength, self.restore, self.geometry = strength, restore, geometry
+        self.strength, self.restore = strength, restore
 
     @property
     def required_activations(self) -> tuple[RequiredActivation, ...]:
@@ -247,17 +242,14 @@ class AdaSteer(MultiSiteSteerer):
 
     @property
     def restoring_vectors(self) -> Float[Tensor, "layer hidden"]:
-        """The vectors that beta multiplies: `c * rejection`, or the part of harmfulness orthogonal to rejection."""
+        """The vectors that beta multiplies: `c * rejection`, the projection of harmfulness on rejection."""
         check_fitted(self, "c_")
-        projection = self.c_[:, None] * self.rejection_
-        return projection if self.geometry == "collinear" else self.harmfulness_ - projection
+        return self.c_[:, None] * self.rejection_
 
     @property
     def ineffective_sites(self) -> tuple[Site, ...]:
         """Steered sites where a negative beta restores next to no compliance, or adds rejection: c below 0.05."""
         check_fitted(self, "c_")
-        if self.geometry != "collinear":
-            return ()
         return tuple(site for site, c in zip(self.sites, self.c_.tolist(), strict=True) if c < MIN_PROJECTION)
 
     @property
@@ -315,8 +307,6 @@ class AdaSteer(MultiSiteSteerer):
     def _restore(self) -> float:
         if self.restore is not None:
             return float(self.restore)
-        if self.geometry == "orthogonalized":
-            return 1.0
         c = self.c_.double()
         if not bool(c.any()):
             raise DataError(
@@ -335,7 +325,7 @@ class AdaSteer(MultiSiteSteerer):
                 f"all: {c}). Nothing was changed: steer other layers, or give another compliance schedule",
                 stacklevel=3,
             )
-        if self.compliance is None and self.geometry == "collinear":
+        if self.compliance is None:
             alpha = float(self.rejection_schedule(torch.tensor([100.0])))
             beta = self.compliance_schedule(torch.tensor([self.rejected_coordinate_]))
             net = alpha + float(beta * self.c_.mean())
