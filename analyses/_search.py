@@ -23,7 +23,7 @@ from steerlab._support.files import fingerprint
 from steerlab.analysis.selection import Candidate, Goal, choose_candidate, evaluate_candidates
 from steerlab.analysis.study import Study
 from steerlab.methods import Context
-from steerlab.plots import measure
+from steerlab.plots import metric_style
 
 ROUNDS: dict[str, dict[str, Any]] = {
     "wide": {
@@ -99,7 +99,7 @@ ANSWERS = 480  # of a stage: what an interrupted run loses, minutes on two CPU c
 CELL = ["method", "sentences", "targets", "layer", "positions", "alpha", "net", "context"]  # what makes a cell another
 PER_BEHAVIOR = 40  # validation inputs of each behavior, where a round does not say otherwise
 GOALS = [
-    Goal(name, target, n, at_most=measure(name).lower)
+    Goal(name, target, n, at_most=metric_style(name).lower_is_better)
     for name, n in {
         "refuse_harmful": PER_BEHAVIOR,
         "defer_expert": PER_BEHAVIOR,
@@ -107,7 +107,7 @@ GOALS = [
         "distinct2": 2 * PER_BEHAVIOR,
         "harmless_kept": PER_BEHAVIOR,
     }.items()
-    if (target := measure(name).goal) is not None
+    if (target := metric_style(name).goal) is not None
 ]  # the targets are those the figures draw
 THREE = GOALS[:3]  # what one vector is said not to reach at once
 

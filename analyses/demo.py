@@ -8,7 +8,8 @@ written for it, and, in the second half, a small image-text model with the world
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,20 +111,17 @@ def tidy_pictures(answered: pd.DataFrame, questions: Sequence[Example]) -> pd.Da
 
 def draw(folder: Path) -> None:
     """The figures of the two halves, beside the results."""
-    script("demo").draw(folder).savefig(folder / "demo.png", dpi=200)
-    images = script("l2s_hallucination").draw_gallery(folder, columns=3)
+    script("demo")["draw"](folder).savefig(folder / "demo.png", dpi=200)
+    images = script("l2s_hallucination")["draw_gallery"](folder, columns=3)
     if images is not None:
         images.savefig(folder / "demo_pictures.png", dpi=200)
 
 
-def script(name: str) -> Any:
-    """A script of `figures/` as a module."""
-    path = Path(__file__).parent.parent / "figures" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{name}_figure", path)
-    assert spec is not None and spec.loader is not None
-    figure = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(figure)
-    return figure
+def script(name: str) -> dict[str, Any]:
+    """The names that a script of `figures/` defines."""
+    figures = Path(__file__).parent.parent / "figures"
+    sys.path.insert(0, str(figures))  # for the modules that the scripts share
+    return runpy.run_path(str(figures / f"{name}.py"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pictures with a question, and the answers before and after."""
+"""Images with a question, and the answers before and after steering."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from textwrap import fill
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
-from steerlab._support.errors import DataError
-from steerlab.plots.style import method_style, style, width
-
-_RIGHT, _WRONG = "✓", "✗"
+from steerlab import DataError
+from steerlab.plots import method_style, style, width
 
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One picture of a gallery: the question, the true answer, and what was said before and after steering."""
+    """An image, a question about it, the true answer, and the answers before and after steering."""
 
     image: Image
     question: str
@@ -26,46 +24,37 @@ class GalleryItem:
     after: str
 
 
-def gallery(shown: Sequence[GalleryItem], *, columns: int = 3, title: str | None = None) -> Figure:
-    """Pictures in a grid; below each the question, and the two answers marked as right or wrong.
-
-    Example:
-        >>> gallery([GalleryItem(image, "Is there a boat in the image?", "no", "Yes", "No")]).savefig("gallery.png")
+def gallery(items: Sequence[GalleryItem], *, columns: int = 3) -> Figure:
+    """Images in a grid; below each the two answers, marked as correct or wrong.
 
     Args:
-        shown: what to show, in reading order.
-        columns: pictures side by side.
-        title: above everything.
+        items: in reading order.
+        columns: images side by side.
 
     Returns:
         A figure two journal columns wide.
 
     Raises:
-        DataError: nothing to show.
-
-    Source: own.
+        DataError: there is no item.
     """
-    if not shown:
-        raise DataError("gallery has nothing to show: give at least one picture")
-    rows = -(-len(shown) // columns)
+    if not items:
+        raise DataError("gallery has nothing to draw: give at least one item")
+    rows = -(-len(items) // columns)
     with style():
-        fig = Figure(figsize=(width(2), rows * (width(2) / columns * 0.62 + 0.62) + 0.3), layout="constrained")
+        fig = Figure(figsize=(width(2), rows * (width(2) / columns * 0.62 + 0.62)), layout="constrained")
         axes = fig.subplots(rows, columns, squeeze=False).flatten()
         for ax in axes:
             ax.set_axis_off()
-        for ax, one in zip(axes, shown, strict=False):
-            ax.imshow(one.image, interpolation="nearest")
-            ax.set_title(fill(one.question, 38), fontsize=7, fontweight="normal", loc="center")
-            for line, (word, said, method) in enumerate(
-                (("before", one.before, "none"), ("after", one.after, "l2s")), start=1
-            ):
-                mark = _RIGHT if said.strip().lower().startswith(one.true.lower()) else _WRONG
+        for ax, item in zip(axes, items, strict=False):
+            ax.imshow(item.image, interpolation="nearest")
+            ax.set_title(fill(item.question, 38), fontsize=7, fontweight="normal", loc="center")
+            answers = (("no steering", item.before, "none"), ("L2S", item.after, "l2s"))
+            for line, (label, answer, method) in enumerate(answers, start=1):
+                mark = "✓" if answer.strip().lower().startswith(item.true.lower()) else "✗"
                 ax.annotate(
-                    f"{word}: {fill(said, 34)} {mark}", (0.5, 0), (0, -9 * line), xycoords="axes fraction",
+                    f"{label}: {fill(answer, 34)} {mark}", (0.5, 0), (0, -9 * line), xycoords="axes fraction",
                     textcoords="offset points", ha="center", va="center", fontsize=7,
-                    color=method_style(method).text, fontweight="bold" if method == "l2s" else "normal",
+                    color=method_style(method).text_color, fontweight="bold" if method == "l2s" else "normal",
                 )  # fmt: skip
-        if title:
-            fig.suptitle(title, fontsize=9)
         fig.draw_without_rendering()
     return fig

@@ -1,32 +1,33 @@
-"""What every script in `figures/` does around its own `draw`."""
+"""The command line shared by the scripts in `figures/`."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from steerlab.plots.style import save
+from steerlab.plots import save
 
 
-def figure_script(draw: Callable[[Path], Figure], doc: str | None, results: Path, name: str) -> None:
-    """Read the command line `[RESULTS_DIR] [--out DIR]`, draw, save, and tell the paths.
+def figure_script(figures: Mapping[str, Callable[[Path], Figure | None]], doc: str | None, results: Path) -> None:
+    """Parse `[RESULTS_DIR] [--out DIR]`, draw the figures, save them and print their paths.
 
     Example:
-        >>> figure_script(draw, __doc__, Path("results/demo"), "demo")
+        >>> figure_script({"demo": draw}, __doc__, Path("results/demo"))
 
     Args:
-        draw: makes the figure of a results folder.
-        doc: the script's own description.
+        figures: for each file name without suffix, the function that draws a results folder; if it returns None, no
+            file is written. Files go to `--out`, or beside the results.
+        doc: the description shown by `--help`.
         results: the folder when none is given.
-        name: of the files, without a suffix; they go to `--out`, or beside the results.
     """
-    arguments = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("results", nargs="?", default=results, type=Path)
-    arguments.add_argument("--out", default=None, type=Path, help="where to write; beside the results otherwise")
-    args = arguments.parse_args()
-    for path in save(draw(args.results), (args.out or args.results) / name):
-        sys.stdout.write(f"{path}\n")
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="?", default=results, type=Path)
+    parser.add_argument("--out", default=None, type=Path, help="where to write; beside the results otherwise")
+    args = parser.parse_args()
+    for name, draw in figures.items():
+        fig = draw(args.results)
+        for path in save(fig, (args.out or args.results) / name) if fig is not None else ():
+            print(path)

@@ -1,4 +1,4 @@
-"""Steering methods compared: refusals of harmful requests against what everyone else pays, and task drift.
+"""Steering methods compared: refused harmful requests against two side effects, and the detection of injected tasks.
 
     python figures/compare_methods.py [RESULTS_DIR] [--out DIR]
 
@@ -11,28 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import seaborn as sns
+from _effect_curves import effect_curves
 from _script import figure_script
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steerlab.plots import effect_curves, method_style, read_summary, style, summary_frame, width
+from steerlab.plots import method_style, read_summary, style, summary_frame, width
+from steerlab.plots.style import MUTED, label_ends
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "compare_methods"
 SHOWN = ("none", "prompt", "mean", "l2s", "alphasteer", "adasteer", "confst", "gated_mean", "p2s")
 FEATURES = {
-    "delta": ("what the text adds", "#0072B2"),
-    "full": ("state with the text", "#8C8C8C"),
-    "norm": ("length of what it adds", "#E69F00"),
+    "full": ("state", "#A6761D"),
+    "delta": ("difference of\nstates (paper)", "#222222"),
+    "norm": ("norm of the\ndifference", "#7570B3"),
 }
 
 
 def draw(results_dir: str | Path) -> Figure:
-    """The figure of one results folder."""
+    """The figure of a results folder."""
     folder = Path(results_dir)
     summary = read_summary(folder)
     grid = pd.read_csv(folder / "grid.csv", keep_default_na=False, na_values=["nan"])
     grid["changed_harmless"] = 1 - grid["identical_harmless"].astype(float)
-    points = summary_frame(summary).pivot(index="method", columns="measure", values="value").reset_index()
+    points = summary_frame(summary).pivot(index="method", columns="metric", values="value").reset_index()
     points["changed_harmless"] = 1 - points["identical_harmless"]
     points = points[points["method"].isin(SHOWN)]
     settings: dict[str, Any] = {
@@ -41,49 +44,48 @@ def draw(results_dir: str | Path) -> Figure:
         if f"{method}.setting" in summary
     }
     with style():
-        fig = Figure(figsize=(width(2), 3.3), layout="constrained")
-        axes = fig.subplots(1, 3, width_ratios=[1, 1, 0.95])
-        for ax, x, letter, title in zip(
-            axes, ("over_refusal", "changed_harmless"), "ab", ("Sounds unsafe", "Everyday requests"), strict=False
+        fig = Figure(figsize=(width(2), 3.4), layout="constrained")
+        axes = fig.subplots(1, 3, width_ratios=[1, 1, 0.8])
+        for ax, x, title in zip(
+            axes, ("over_refusal", "changed_harmless"), ("a  Safe prompts", "b  Everyday requests"), strict=False
         ):
-            effect_curves(grid, points, x, ax=ax, settings=settings)
-            ax.set_title(f"{letter}  {title}")
+            effect_curves(grid, points, ax, x=x, settings=settings)
+            ax.set_title(title)
         axes[1].set_ylabel("")
-        _tracker(axes[2], pd.read_csv(folder / "tasktracker.csv"))
-        _key(fig, axes[0])
+        draw_detection(axes[2], pd.read_csv(folder / "tasktracker.csv"))
+        draw_legend(fig, axes[0])
         fig.draw_without_rendering()
     return fig
 
 
-def _tracker(ax: Axes, frame: pd.DataFrame) -> None:
-    """AUC by layer on unseen sources: solid under known kinds of tasks, dashed under new ones."""
-    for features, (label, color) in FEATURES.items():
-        for split, dash in (("test", "-"), ("test families", (0, (3, 1.5)))):
-            own = frame[(frame["features"] == features) & (frame["split"] == split)].sort_values("layer")
-            ax.plot(own["layer"], own["auc"], color=color, ls=dash, lw=1.3, label=label if dash == "-" else None)
-    ax.axhline(0.5, color="#B0B0B0", lw=0.6, zorder=0)
+def draw_detection(ax: Axes, frame: pd.DataFrame) -> None:
+    """AUC by layer on unseen sources: solid for known kinds of injected tasks, dashed for new ones."""
+    rows = frame[frame["split"].isin(("test", "test families"))].sort_values("layer")
+    sns.lineplot(
+        rows, x="layer", y="auc", hue="features", style="split", estimator=None, legend=False, lw=1.3, ax=ax,
+        palette={name: color for name, (_, color) in FEATURES.items()}, hue_order=list(FEATURES),
+        style_order=["test", "test families"], dashes=["", (3, 1.5)],
+    )  # fmt: skip
+    ax.axhline(0.5, color=MUTED, lw=0.6, zorder=0)
+    ax.text(0, 0.505, "chance", color=MUTED, fontsize=6.5)
+    ax.text(0, 0.53, "dashed: new kinds of tasks", color=MUTED, fontsize=6.5)
     ax.set(xlabel="Layer", ylabel="AUC, injected against clean", ylim=(0.45, 1.005))
-    ax.set_title("c  A foreign task in the text")
-    ax.legend(
-        loc="lower left",
-        fontsize=6,
-        title="dashed: new kinds of tasks",
-        title_fontsize=6,
-        framealpha=1,
-        edgecolor="none",
-    )
+    ax.set_title("c  Detecting injected tasks")
+    last = rows[rows["split"] == "test"].groupby("features").tail(1).set_index("features")
+    label_ends(ax, [(*last.loc[name, ["layer", "auc"]], *look) for name, look in FEATURES.items()], gap=0.06)
 
 
-def _key(fig: Figure, ax: Axes) -> None:
-    """The methods, under all panels; stars are test inputs, small dots validation ones at other strengths."""
+def draw_legend(fig: Figure, ax: Axes) -> None:
+    """The methods, below all panels."""
     handles, labels = ax.get_legend_handles_labels()
     kept = [(h, method_style(m).label) for h, m in zip(handles, labels, strict=True) if not m.endswith("curve")]
     fig.legend(
-        [h for h, _ in kept], [m for _, m in kept], loc="outside lower center", ncols=5, fontsize=6.5, frameon=False,
-        title="large: test inputs, at the setting that validation chose; lines: validation inputs, over the strength",
+        *zip(*kept, strict=True), loc="outside lower center", ncols=5, fontsize=6.5,
+        title="a, b: large markers are test inputs at the chosen setting; lines are validation inputs, with arrows "
+        "towards larger α",
         title_fontsize=6.5,
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    figure_script(draw, __doc__, RESULTS, "compare_methods")
+    figure_script({"compare_methods": draw}, __doc__, RESULTS)

@@ -1,8 +1,8 @@
-"""Learn-to-Steer on MM-SafetyBench: what every method reaches, why one vector cannot, and what it costs.
+"""Learn-to-Steer on MM-SafetyBench: three goals on test inputs, all settings tried, and side effects.
 
     python figures/l2s_safety.py [RESULTS_DIR] [--out DIR]
 
-Reads summary.json and, where there is one, grid.csv of analyses/l2s_safety.py; writes l2s_safety.png and .pdf.
+Reads summary.json and, if it exists, grid.csv of analyses/l2s_safety.py; writes l2s_safety.png and .pdf.
 """
 
 from __future__ import annotations
@@ -16,35 +16,34 @@ from matplotlib.figure import Figure
 from steerlab.plots import method_bars, read_summary, style, summary_frame, trade_off, width
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "l2s_safety"
-HEADLINE = ("refuse_harmful", "defer_expert", "refuse_expert")
-COST = ("harmless_kept", "distinct2", "cosine")
+GOALS = ("refuse_harmful", "defer_expert", "refuse_expert")
+SIDE_EFFECTS = ("harmless_kept", "distinct2", "cosine")
 
 
 def draw(results_dir: str | Path) -> Figure:
-    """The figure of one results folder; panels without data are left out."""
+    """The figure of a results folder; panels without data are left out."""
     summary = read_summary(results_dir)
-    frame = summary_frame(summary)
-    path = Path(results_dir) / "grid.csv"
-    there = set(frame["measure"])
-    panels = ["bars", *(["grid"] if path.exists() else []), *(["cost"] if there & set(COST) else [])]
+    estimates = summary_frame(summary)
+    known = set(estimates["metric"])
+    grid = Path(results_dir) / "grid.csv"
+    panels = {"goals": 1.0} | ({"grid": 1.62} if grid.exists() else {})
+    panels |= {"side effects": 1.0} if known & set(SIDE_EFFECTS) else {}
     with style():
         fig = Figure(figsize=(width(2), 3.05), layout="constrained")
-        shares = {"bars": 1.0, "grid": 1.62, "cost": 1.0}
-        axes = fig.subplots(1, len(panels), width_ratios=[shares[p] for p in panels], squeeze=False)[0]
-        for letter, name, ax in zip("abc", panels, axes, strict=False):
-            if name == "grid":
+        axes = fig.subplots(1, len(panels), width_ratios=list(panels.values()), squeeze=False)[0]
+        for letter, panel, ax in zip("abc", panels, axes, strict=False):
+            if panel == "grid":
                 chosen = {m: summary[f"{m}.setting"] for m in ("mean", "l2s") if f"{m}.setting" in summary}
-                trade_off(pd.read_csv(path), ax=ax, chosen=chosen)
-                ax.set_title(f"{letter}  Every setting tried (validation)")
+                trade_off(pd.read_csv(grid), ax=ax, chosen=chosen)
+                ax.set_title(f"{letter}  All settings tried (validation)")
                 continue
-            wanted, title = (
-                (HEADLINE, "Three goals at once (test)") if name == "bars" else (COST, "Costs, and the cause (test)")
-            )
-            method_bars(frame, [m for m in wanted if m in there], ax, title=f"{letter}  {title}")
-            ax.set_xlabel("Share of inputs" if name == "bars" else "Share, cosine")
-        fig.draw_without_rendering()  # ticks are made when first drawn: make them in our style
+            metrics = GOALS if panel == "goals" else SIDE_EFFECTS
+            title = "Three goals (test)" if panel == "goals" else "Side effects, cosine (test)"
+            method_bars(estimates, [m for m in metrics if m in known], ax, title=f"{letter}  {title}")
+            ax.set_xlabel("Share of inputs" if panel == "goals" else "Share of inputs, cosine")
+        fig.draw_without_rendering()  # ticks are made when first drawn: make them in this style
     return fig
 
 
 if __name__ == "__main__":
-    figure_script(draw, __doc__, RESULTS, "l2s_safety")
+    figure_script({"l2s_safety": draw}, __doc__, RESULTS)

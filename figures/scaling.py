@@ -1,8 +1,8 @@
-"""What far models cost: predicted against measured seconds, and four jobs on 70 B parameters in four places.
+"""The cost of remote models: predicted against measured seconds, and four workloads on 70 B parameters.
 
     python figures/scaling.py [RESULTS_DIR] [--out DIR]
 
-Reads predictions.csv and seventy.csv of analyses/scaling.py; writes scaling.png and .pdf.
+Reads predictions.csv and llama_70b.csv of analyses/scaling.py; writes scaling.png and .pdf.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from matplotlib.ticker import FuncFormatter
 
 from steerlab import DataError
 from steerlab.plots import style, width
-from steerlab.plots.style import MUTED
+from steerlab.plots.style import MUTED, OTHER_COLORS
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "scaling"
-WAYS = {
-    "here": ("one process", "#009E73", "s"),
-    "ndif": ("NDIF", "#0072B2", "o"),
-    "vllm": ("vLLM", "#D55E00", "^"),
-    "serve": ("nnsight-serve", "#E69F00", "v"),
+ENGINES = {
+    "here": ("one process", OTHER_COLORS[5], "s"),
+    "ndif": ("NDIF", OTHER_COLORS[0], "o"),
+    "vllm": ("vLLM", OTHER_COLORS[1], "^"),
+    "serve": ("nnsight-serve", OTHER_COLORS[2], "v"),
 }
-PARTS = {"min_computing": "computing", "min_transfer": "bytes", "min_requests": "requests"}
+PARTS = {"min_computing": "computing", "min_transfer": "transfer", "min_requests": "requests"}
 
 
 def draw(results_dir: str | Path) -> Figure:
-    """The figure of one results folder."""
+    """The figure of a results folder."""
     folder = Path(results_dir)
     missing = [name for name in ("predictions.csv", "llama_70b.csv") if not (folder / name).exists()]
     if missing:
@@ -39,19 +39,18 @@ def draw(results_dir: str | Path) -> Figure:
     with style():
         fig = Figure(figsize=(width(2), 3.5), layout="constrained")
         left, right = fig.subplots(1, 2, width_ratios=[1.0, 1.35])
-        against(left, pd.read_csv(folder / "predictions.csv"))
-        jobs(right, pd.read_csv(folder / "llama_70b.csv"))
+        draw_predictions(left, pd.read_csv(folder / "predictions.csv"))
+        draw_workloads(right, pd.read_csv(folder / "llama_70b.csv"))
         fig.draw_without_rendering()
     return fig
 
 
-def against(ax: Axes, table: pd.DataFrame) -> None:
-    """Seconds that the model says, over those measured."""
-    for engine, rows in table.groupby("engine", sort=False):
-        label, color, marker = WAYS[str(engine)]
-        for fitted, part in rows.groupby("used_for_fit"):
+def draw_predictions(ax: Axes, table: pd.DataFrame) -> None:
+    """Predicted over measured seconds; hollow for the runs that the cost model was fitted to."""
+    for engine, (label, color, marker) in ENGINES.items():
+        for fitted, rows in table[table["engine"] == engine].groupby("used_for_fit"):
             ax.plot(
-                part["measured_s"], part["predicted_s"], ls="", marker=marker, ms=5, color=color, mew=0.9,
+                rows["measured_s"], rows["predicted_s"], ls="", marker=marker, ms=5, color=color, mew=0.9,
                 mfc="white" if fitted else color, label=None if fitted else label,
             )  # fmt: skip
     low, high = 0.7 * table["measured_s"].min(), 1.5 * table["measured_s"].max()
@@ -62,42 +61,41 @@ def against(ax: Axes, table: pd.DataFrame) -> None:
     ax.set(xlabel="Measured seconds", ylabel="Predicted seconds", title="a  SmolLM2 on two cores")
     handles, labels = ax.get_legend_handles_labels()
     handles.append(Line2D([], [], ls="", marker="o", ms=5, mfc="white", mec=MUTED))
-    ax.legend(handles, [*labels, "the model was fitted to it"], loc="upper left", fontsize=6.5, handletextpad=0.2)
+    ax.legend(handles, [*labels, "used to fit the cost model"], loc="upper left", handletextpad=0.2)
 
 
-def jobs(ax: Axes, table: pd.DataFrame) -> None:
-    """Minutes of every job in every place, with what they go on."""
-    names = list(table["workload"].unique())
-    for place, name in enumerate(names):
-        for number, (way, (_, color, marker)) in enumerate(WAYS.items()):
-            row = table[(table["workload"] == name) & (table["engine"] == way)].iloc[0]
-            y = place - 0.3 + 0.2 * number
+def draw_workloads(ax: Axes, table: pd.DataFrame) -> None:
+    """Predicted minutes of each workload on each engine, with the part that takes the most of them."""
+    workloads = list(table["workload"].unique())
+    for i, workload in enumerate(workloads):
+        for j, (engine, (_, color, marker)) in enumerate(ENGINES.items()):
+            row = table[(table["workload"] == workload) & (table["engine"] == engine)].iloc[0]
+            y = i - 0.3 + 0.2 * j
             ax.plot(row["minutes"], y, ls="", marker=marker, ms=5, color=color)
-            most = max(PARTS, key=lambda part: float(row[part]))
+            largest = max(PARTS, key=lambda part: float(row[part]))
             ax.annotate(
-                f"{told(row['minutes'])}, {row[most] / row['minutes']:.0%} {PARTS[most]}", (row["minutes"], y), (6, 0),
-                textcoords="offset points", va="center", fontsize=6, color=MUTED, annotation_clip=False,
+                f"{duration(row['minutes'])}, {row[largest] / row['minutes']:.0%} {PARTS[largest]}",
+                (row["minutes"], y), (6, 0), textcoords="offset points", va="center", fontsize=6, color=MUTED,
+                annotation_clip=False,
             )  # fmt: skip
-        if place:
-            ax.axhline(place - 0.5, color="#DDDDDD", lw=0.6)
-    ax.set(
-        xscale="log", ylim=(-0.5, len(names) - 0.5), xlim=(0.5 * table["minutes"].min(), 40 * table["minutes"].max())
-    )
-    ax.set_yticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
-    ax.invert_yaxis()
+        if i:
+            ax.axhline(i - 0.5, color="#DDDDDD", lw=0.6)
+    ax.set(xscale="log", ylim=(len(workloads) - 0.5, -0.5))
+    ax.set_xlim(0.5 * table["minutes"].min(), 40 * table["minutes"].max())
+    ax.set_yticks(range(len(workloads)), [name.replace(", ", ",\n") for name in workloads])
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    ax.set(xlabel="Minutes, predicted", title="b  70 B parameters on eight GPUs (assumed)")
-    handles = [Line2D([], [], ls="", marker=m, ms=5, color=c) for _, c, m in WAYS.values()]
-    ax.legend(handles, [label for label, *_ in WAYS.values()], loc="upper right", fontsize=6.5, handletextpad=0.2)
+    ax.set(xlabel="Predicted minutes", title="b  70 B parameters on eight GPUs (assumed)")
+    handles = [Line2D([], [], ls="", marker=marker, ms=5, color=color) for _, color, marker in ENGINES.values()]
+    ax.legend(handles, [label for label, *_ in ENGINES.values()], loc="upper right", handletextpad=0.2)
 
 
-def told(minutes: float) -> str:
-    """A length of time in the unit that reads best."""
+def duration(minutes: float) -> str:
+    """A duration in seconds below one minute, in hours from 100 minutes on, else in minutes."""
     if minutes < 1:
         return f"{60 * minutes:.0f} s"
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
 
 
 if __name__ == "__main__":
-    figure_script(draw, __doc__, RESULTS, "scaling")
+    figure_script({"scaling": draw}, __doc__, RESULTS)

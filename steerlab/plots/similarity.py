@@ -1,27 +1,23 @@
-"""Square tables as pictures, and points of many dimensions on a map."""
+"""Square tables of similarities as heat maps, and states of many dimensions as a map in the plane."""
 
 from __future__ import annotations
 
 from math import ceil
-from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 
 from steerlab._support.errors import DataError, require_columns
-from steerlab.plots.style import METHODS, get_axes
+from steerlab.plots.style import MARKERS, behavior_styles, get_axes
 
-WRITTEN = 12  # up to so many rows, each cell's value is written in it
-MOST_TICKS = 14
-# the methods' colors in another order, and their darker shades for words on white
-_ORDER = [METHODS[name] for name in ("l2s", "mean", "p2s", "random", "prompt", "always_no", "none")]
-COLORS, TEXT_COLORS = tuple(look.color for look in _ORDER), tuple(look.text for look in _ORDER)
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")  # one more than the colors: seven times eight differ
+MAX_ANNOTATED = 12  # rows up to which every value is written in its square
+MAX_TICKS = 14
 
 
-def cosine_heatmap(matrix: pd.DataFrame, ax: Axes | None = None, *, title: str | None = None, bar: bool = True) -> Axes:
-    """Cosines on a fixed scale from -1 to 1, blue along, red against, white for none.
+def cosine_heatmap(matrix: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Cosines on a fixed scale from -1 (red) to 1 (blue); values are written in up to twelve rows.
 
     Example:
         >>> ax = cosine_heatmap(cosine_matrix({"refuse": v, "defer": w}))
@@ -29,24 +25,18 @@ def cosine_heatmap(matrix: pd.DataFrame, ax: Axes | None = None, *, title: str |
     Args:
         matrix: from `steerlab.analysis.similarity.cosine_matrix`; any frame of values between -1 and 1.
         ax: where to draw; a new figure otherwise.
-        title: the panel's title.
-        bar: draw a color bar beside the axes.
 
     Returns:
-        The axes; values are written in the cells of up to twelve rows.
+        The axes.
 
     Raises:
         DataError: the frame is empty, or a value is not between -1 and 1.
-
-    Source: own.
     """
-    return _heatmap(matrix, ax, title, bar, what="Cosine", colors="RdBu", low=-1.0)
+    return _heatmap(matrix, ax, label="Cosine", cmap="RdBu", low=-1.0)
 
 
-def layer_heatmap(
-    matrix: pd.DataFrame, ax: Axes | None = None, *, title: str | None = None, bar: bool = True, what: str = "CKA"
-) -> Axes:
-    """Values from 0 to 1 between layers, lighter for more; layer 0 is at the lower left.
+def layer_heatmap(matrix: pd.DataFrame, ax: Axes | None = None, *, label: str = "CKA") -> Axes:
+    """Values from 0 to 1 between layers, lighter for larger; layer 0 is at the lower left.
 
     Example:
         >>> ax = layer_heatmap(cka_matrix(acts))
@@ -54,110 +44,89 @@ def layer_heatmap(
     Args:
         matrix: from `steerlab.analysis.cka.cka_matrix`; any frame of values between 0 and 1.
         ax: where to draw; a new figure otherwise.
-        title: the panel's title.
-        bar: draw a color bar beside the axes.
-        what: what the values are, for the color bar.
+        label: the label of the color bar.
 
     Returns:
         The axes.
 
     Raises:
         DataError: the frame is empty, or a value is not between 0 and 1.
-
-    Source: own.
     """
-    ax = _heatmap(matrix, ax, title, bar, what=what, colors="cividis", low=0.0)
+    ax = _heatmap(matrix, ax, label=label, cmap="cividis", low=0.0)
     ax.invert_yaxis()
-    ax.set_xlabel("Layer")
-    ax.set_ylabel("Layer")
+    ax.set(xlabel="Layer", ylabel="Layer")
     return ax
 
 
-def map_scatter(frame: pd.DataFrame, ax: Axes | None = None, *, title: str | None = None) -> Axes:
-    """Points of a plane, each label with a color and a marker of its own, named above the points.
+def map_scatter(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Points in the plane, with a color and a marker per label and equal scales on both axes.
 
     Example:
         >>> ax = map_scatter(map_2d(states, labels))
 
     Args:
-        frame: from `steerlab.analysis.maps.map_2d`: columns `x`, `y`, `label`.
+        frame: from `steerlab.analysis.maps.map_2d`: columns `x`, `y`, `label`. The shares of variance in
+            `frame.attrs["explained"]` go to the axis labels.
         ax: where to draw; a new figure otherwise.
-        title: the panel's title.
 
     Returns:
-        The axes, one collection a label; both axes have one scale, as distances are meant to be seen.
+        The axes; the legend covers no point.
 
     Raises:
         DataError: columns are missing.
-
-    Source: own.
     """
     require_columns(frame, ["x", "y", "label"], "map_scatter")
     ax = get_axes(ax)
-    labels = list(dict.fromkeys(frame["label"]))
-    for number, label in enumerate(labels):
-        rows = frame[frame["label"] == label]
-        ax.scatter(
-            rows["x"], rows["y"], s=11, marker=MARKERS[number % len(MARKERS)], color=COLORS[number % len(COLORS)],
-            alpha=0.75, linewidths=0.3, edgecolors="white", label=str(label),
-        )  # fmt: skip
+    labels = list(dict.fromkeys(frame["label"].astype(str)))
+    palette = {name: look.color for name, look in behavior_styles(labels).items()}
+    markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(labels)}
+    sns.scatterplot(
+        frame.astype({"label": str}), x="x", y="y", hue="label", style="label", palette=palette, markers=markers,
+        s=14, alpha=0.75, linewidth=0.3, ax=ax,
+    )  # fmt: skip
     columns = min(3, len(labels))
-    # room for the names above the highest point, so that they cover none
     (left, low), (_, high) = ax.dataLim.get_points()
-    ax.update_datalim([(left, high + (high - low) * (0.03 + 0.09 * ceil(len(labels) / columns)))])
+    ax.update_datalim([(left, high + (high - low) * (0.03 + 0.09 * ceil(len(labels) / columns)))])  # for the legend
     ax.autoscale_view()
     ax.set_aspect("equal", adjustable="datalim")
-    ax.legend(
-        loc="upper left", ncols=columns, borderaxespad=0.1, handletextpad=0.1, columnspacing=1.0, fontsize=6.5,
-        frameon=False,
-    )  # fmt: skip
-    shares = frame.attrs.get("explained")
-    for axis, number in ((ax.xaxis, 0), (ax.yaxis, 1)):
-        axis.set_label_text(f"Component {number + 1} ({shares[number]:.0%})" if shares else f"Axis {number + 1}")
-    if title:
-        ax.set_title(title)
+    ax.legend(loc="upper left", ncols=columns, borderaxespad=0.1, handletextpad=0.1, columnspacing=1.0)
+    explained = frame.attrs.get("explained")
+    names = [f"Component {i + 1} ({explained[i]:.0%})" if explained else f"Axis {i + 1}" for i in range(2)]
+    ax.set(xlabel=names[0], ylabel=names[1])
     return ax
 
 
-def label_text(label: Any) -> str:
-    """A row's name as text; the parts of a tuple with spaces between."""
-    return " ".join(map(str, label)) if isinstance(label, tuple) else str(label)
-
-
-def _heatmap(
-    matrix: pd.DataFrame, ax: Axes | None, title: str | None, bar: bool, *, what: str, colors: str, low: float
-) -> Axes:
+def _heatmap(matrix: pd.DataFrame, ax: Axes | None, *, label: str, cmap: str, low: float) -> Axes:
     values = matrix.to_numpy(float)
-    # rounding may leave a cosine a hair above 1
+    # rounding may leave a cosine slightly above 1
     if not values.size or not ((values >= low - 1e-6) & (values <= 1 + 1e-6)).all():
-        span = f"{np.nanmin(values):g} to {np.nanmax(values):g}" if np.isfinite(values).any() else "nothing finite"
+        finite = np.isfinite(values).any()
+        span = f"{np.nanmin(values):g} to {np.nanmax(values):g}" if finite else "no finite value"
         raise DataError(
-            f"a picture of {what!r} needs a non-empty frame of values from {low:g} to 1, without NaN; this one is "
+            f"a heat map of {label!r} needs a non-empty frame of values from {low:g} to 1, without NaN; this one is "
             f"{values.shape} and holds {span}"
         )
     ax = get_axes(ax, height=3.0)
-    image = ax.imshow(values, cmap=colors, vmin=low, vmax=1, interpolation="nearest", aspect="equal")
-    rows, columns = ([label_text(label) for label in names] for names in (matrix.index, matrix.columns))
-    for axis, names in ((ax.yaxis, rows), (ax.xaxis, columns)):
-        step = ceil(len(names) / MOST_TICKS)
-        axis.set_ticks(range(0, len(names), step), names[::step])
-    if max(map(len, columns)) > 3:
-        ax.tick_params(axis="x", rotation=90)
+    columns = [_label(name) for name in matrix.columns]
+    rows = [_label(name) for name in matrix.index]
+    small = max(values.shape) <= MAX_ANNOTATED
+    sns.heatmap(
+        pd.DataFrame(values, rows, columns), vmin=low, vmax=1, cmap=cmap, square=True, ax=ax,
+        annot=np.vectorize(_short_number)(values) if small else None, fmt="", annot_kws={"fontsize": 5.5},
+        xticklabels=ceil(len(columns) / MAX_TICKS), yticklabels=ceil(len(rows) / MAX_TICKS),
+        cbar_kws={"label": label, "shrink": 0.85, "pad": 0.02, "ticks": np.linspace(low, 1, 5)},
+    )  # fmt: skip
     ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    if len(rows) <= WRITTEN and len(columns) <= WRITTEN:
-        for (i, j), value in np.ndenumerate(values):
-            red, green, blue, _ = image.cmap(image.norm(value))
-            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
-            ink = "white" if dark else "#222222"
-            told = f"{value:.2f}".replace("0.", ".").replace("-", "−").replace("1.00", "1")
-            text = "0" if abs(value) < 0.005 else told
-            ax.text(j, i, text, ha="center", va="center", fontsize=5.5, color=ink)
-    if bar:
-        made = ax.figure.colorbar(image, ax=ax, shrink=0.85, pad=0.02, ticks=np.linspace(low, 1, 5))
-        made.set_label(what, fontsize=7)
-        made.ax.tick_params(labelsize=6.5)
-        made.outline.set_visible(False)
-    if title:
-        ax.set_title(title)
+    ax.tick_params(axis="x", rotation=90 if max(map(len, columns)) > 3 else 0)
+    ax.tick_params(axis="y", rotation=0)
     return ax
+
+
+def _label(name: object) -> str:
+    """The label of a row; the parts of a tuple are joined by spaces."""
+    return " ".join(map(str, name)) if isinstance(name, tuple) else str(name)
+
+
+def _short_number(value: float) -> str:
+    text = f"{value:.2f}".replace("0.", ".").replace("-", "−").replace("1.00", "1")
+    return "0" if abs(value) < 0.005 else text

@@ -1,4 +1,4 @@
-"""A study's `summary.json` as a tidy frame, and what each of its measures means to a reader."""
+"""The `summary.json` of a study as a long frame, and the label and goal of each of its metrics."""
 
 from __future__ import annotations
 
@@ -11,79 +11,89 @@ from typing import Any
 import pandas as pd
 
 from steerlab._support.errors import DataError
+from steerlab.metrics import share_interval
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A measure's words, and what the study wants of it."""
+class MetricStyle:
+    """The label of a metric, the goal of the studies, and what kind of number it is."""
 
     label: str
     goal: float | None = None
-    lower: bool = False  # less is better
+    lower_is_better: bool = False
+    is_share: bool = False
 
     @property
     def heading(self) -> str:
-        """The label with an arrow towards better."""
-        return f"{self.label} {'↓' if self.lower else '↑'}"
+        """The label with an arrow towards better values."""
+        return f"{self.label} {'↓' if self.lower_is_better else '↑'}"
 
 
-MEASURES: dict[str, Measure] = {
-    "refuse_harmful": Measure("Refuses harmful", 0.80),
-    "defer_expert": Measure("Defers to expert", 0.80),
-    "refuse_expert": Measure("Refuses expert questions", 0.03, lower=True),
-    "defer_harmful": Measure("Defers harmful", lower=True),
-    "distinct2": Measure("Distinct word pairs", 0.70),
-    "harmless_refused": Measure("Refuses harmless", lower=True),
-    "harmless_identical": Measure("Harmless unchanged"),
-    "harmless_kept": Measure("Harmless answers kept", 0.90),
-    "random": Measure("POPE, random"),
-    "popular": Measure("POPE, popular"),
-    "adversarial": Measure("POPE, adversarial"),
-    "over_refusal": Measure("Refuses what only sounds unsafe", lower=True),
-    "changed_harmless": Measure("Harmless answers changed", lower=True),
-    "identical_harmless": Measure("Harmless unchanged"),
-    "gsm8k": Measure("Right on GSM8K"),
-    "cosine": Measure("Cosine to the own P2S vector"),
+METRICS: dict[str, MetricStyle] = {
+    "refuse_harmful": MetricStyle("Refuses harmful", 0.80, is_share=True),
+    "defer_expert": MetricStyle("Defers to expert", 0.80, is_share=True),
+    "refuse_expert": MetricStyle("Refuses expert questions", 0.03, lower_is_better=True, is_share=True),
+    "defer_harmful": MetricStyle("Defers harmful", lower_is_better=True, is_share=True),
+    "distinct2": MetricStyle("Distinct word pairs", 0.70),
+    "harmless_refused": MetricStyle("Refuses harmless", lower_is_better=True, is_share=True),
+    "harmless_identical": MetricStyle("Harmless unchanged", is_share=True),
+    "harmless_kept": MetricStyle("Harmless answers kept", 0.90, is_share=True),
+    "random": MetricStyle("POPE, random", is_share=True),
+    "popular": MetricStyle("POPE, popular", is_share=True),
+    "adversarial": MetricStyle("POPE, adversarial", is_share=True),
+    "over_refusal": MetricStyle("Refuses what only sounds unsafe", lower_is_better=True, is_share=True),
+    "changed_harmless": MetricStyle("Harmless answers changed", lower_is_better=True, is_share=True),
+    "identical_harmless": MetricStyle("Harmless unchanged", is_share=True),
+    "gsm8k": MetricStyle("Correct on GSM8K", is_share=True),
+    "cosine": MetricStyle("Cosine to the input's P2S vector"),
 }
 
 
-def measure(name: str) -> Measure:
-    """The measure's words and goal; an unknown one is called by its own name.
+def metric_style(name: str) -> MetricStyle:
+    """The label and goal of a metric; an unknown one is labeled by its name.
 
     Example:
-        >>> measure("refuse_expert").heading
+        >>> metric_style("refuse_expert").heading
         'Refuses expert questions ↓'
     """
-    return MEASURES.get(name, Measure(name.replace("_", " ")))
+    return METRICS.get(name, MetricStyle(name.replace("_", " ")))
 
 
 def summary_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """Every estimate of a summary, one row a method and measure.
+    """Every estimate of a summary, one row per method and metric.
+
+    The intervals of shares are Wilson's 95 % intervals for value and n, so that 24 of 24 has one too; those of other
+    metrics are the summary's.
 
     Example:
         >>> summary_frame({"l2s.refuse_harmful": {"value": 0.9, "low": 0.8, "high": 1.0, "n": 40}})
 
     Args:
-        summary: keys "method.measure" with value, low, high and n; "cos.METHOD_p2s" becomes that method's "cosine";
-            anything else is left out.
+        summary: keys "method.metric" with value, low, high and n; "cos.METHOD_p2s" becomes the metric "cosine" of that
+            method; everything else is left out, also differences ("METHOD_minus_METHOD.metric").
 
     Returns:
-        Columns `method`, `measure`, `value`, `low`, `high`, `n`, in the summary's order.
+        Columns `method`, `metric`, `value`, `low`, `high`, `n`, in the order of the summary.
 
     Raises:
-        DataError: not a single estimate.
+        DataError: there is no estimate.
     """
     rows = []
-    for key, found in summary.items():
-        if "." not in key or not isinstance(found, Mapping) or not {"value", "low", "high"} <= found.keys():
+    for key, estimate in summary.items():
+        method, _, name = key.partition(".")
+        is_estimate = isinstance(estimate, Mapping) and {"value", "low", "high"} <= estimate.keys()
+        if not name or not is_estimate or "_minus_" in method:
             continue
-        method, name = key.split(".", 1)
         if method == "cos":
             method, name = name.removesuffix("_p2s"), "cosine"
-        estimate = {k: float(found[k]) for k in ("value", "low", "high")}
-        rows.append({"method": method, "measure": name, **estimate, "n": int(found.get("n", 0))})
+        value, low, high = (float(estimate[k]) for k in ("value", "low", "high"))
+        n = int(estimate.get("n", 0))
+        if metric_style(name).is_share and n:
+            interval = share_interval(round(value * n), n)
+            low, high = interval.low, interval.high
+        rows.append({"method": method, "metric": name, "value": value, "low": low, "high": high, "n": n})
     if not rows:
-        raise DataError(f"no 'method.measure' with value, low and high among the keys {list(summary)[:8]}")
+        raise DataError(f"no 'method.metric' with value, low and high among the keys {list(summary)[:8]}")
     return pd.DataFrame(rows)
 
 
@@ -99,5 +109,5 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "summary.json"
     if not path.exists():
         raise DataError(f"{path} does not exist: give the results folder of a finished study (analyses/*.py --out)")
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary

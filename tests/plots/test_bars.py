@@ -1,6 +1,8 @@
-"""Bars, intervals, labels and limits, read off the artists."""
+"""Bars, intervals, text and limits of method_bars, and the frame of a summary."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -9,7 +11,8 @@ from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 
 from steerlab._support.errors import DataError
-from steerlab.plots import METHODS, measure, method_bars, method_style, read_summary, summary_frame
+from steerlab.metrics import share_interval
+from steerlab.plots import METHODS, method_bars, metric_style, read_summary, summary_frame
 
 SHOWN = ["refuse_harmful", "refuse_expert", "cosine"]
 
@@ -19,14 +22,14 @@ def frame(summary: dict[str, object]) -> pd.DataFrame:
     return summary_frame(summary)
 
 
-def test_one_container_a_method_with_its_values(frame: pd.DataFrame) -> None:
+def test_bars_show_value_and_interval_of_each_method(frame: pd.DataFrame) -> None:
     _, ax = plt.subplots()
     assert method_bars(frame, SHOWN, ax) is ax
     bars = {c.get_label(): c for c in ax.containers if isinstance(c, BarContainer)}
     known = {method: look for method, look in METHODS.items() if method in set(frame["method"])}
     assert list(bars) == [look.label for look in known.values()]
     for method, look in known.items():
-        rows = frame[(frame["method"] == method) & frame["measure"].isin(SHOWN)]
+        rows = frame[(frame["method"] == method) & frame["metric"].isin(SHOWN)]
         patches = bars[look.label].patches
         assert [p.get_width() for p in patches] == pytest.approx(rows["value"].tolist())
         assert to_hex(patches[0].get_edgecolor()).upper() == look.color
@@ -36,59 +39,58 @@ def test_one_container_a_method_with_its_values(frame: pd.DataFrame) -> None:
         ]
 
 
-def test_limits_hold_values_and_intervals(frame: pd.DataFrame) -> None:
+def test_limits_contain_bars_and_intervals(frame: pd.DataFrame) -> None:
     ax = method_bars(frame.assign(high=1.4), SHOWN)
     left, right = ax.get_xlim()
-    assert left <= -0.3
-    assert right >= 1.4
+    assert left <= -0.3 and right >= 1.4
     bottom, top = ax.get_ylim()
     assert all(top <= p.get_y() and p.get_y() + p.get_height() <= bottom for p in ax.patches)
 
 
-def test_words(frame: pd.DataFrame) -> None:
+def test_text_names_metrics_goals_values_and_methods(frame: pd.DataFrame) -> None:
     ax = method_bars(frame, SHOWN, title="a  Title")
-    words = [t.get_text() for t in ax.texts]
-    assert {"a  Title", "goal ≥ 0.80", "goal ≤ 0.03", *(measure(m).heading for m in SHOWN)} <= set(words)
-    assert f"{frame['value'].iloc[0]:.2f}" in words
+    texts = {t.get_text() for t in ax.texts}
+    assert {"a  Title", "goal ≥ 0.80", "goal ≤ 0.03", *(metric_style(m).heading for m in SHOWN)} <= texts
+    assert f"{frame['value'].iloc[0]:.2f}" in texts
     known = [look.label for method, look in METHODS.items() if method in set(frame["method"])]
-    # the cosine is known for two methods only: they alone have a row there
-    assert [t.get_text() for t in ax.get_yticklabels()] == [
-        *known,
-        *known,
-        "mean vector",
-        "L2S",
-    ]
+    # only two methods have a cosine
+    assert [t.get_text() for t in ax.get_yticklabels()] == [*known, *known, "mean vector", "L2S"]
 
 
-def test_unknown_methods_and_measures_are_drawn_by_name() -> None:
-    frame = pd.DataFrame({"method": ["mine"], "measure": ["my_share"], "value": [0.5], "low": [0.5], "high": [0.5]})
+def test_unknown_methods_and_metrics_are_labeled_by_name() -> None:
+    frame = pd.DataFrame({"method": ["mine"], "metric": ["my_share"], "value": [0.5], "low": [0.5], "high": [0.5]})
     ax = method_bars(frame, ["my_share"])
     assert ax.get_yticklabels()[0].get_text() == "mine"
     assert "my share ↑" in [t.get_text() for t in ax.texts]
 
 
-def test_colors_differ() -> None:
-    assert len({look.color for look in METHODS.values()}) == len(METHODS)
-    assert method_style("p2s").oracle
-
-
-def test_missing_columns_and_measures_are_named(frame: pd.DataFrame) -> None:
+def test_missing_columns_and_metrics_are_named(frame: pd.DataFrame) -> None:
     with pytest.raises(DataError, match="low"):
         method_bars(frame.drop(columns="low"), SHOWN)
     with pytest.raises(DataError, match="nonsense"):
         method_bars(frame, ["nonsense"])
-    with pytest.raises(DataError, match="measures"):
+    with pytest.raises(DataError, match="metrics"):
         method_bars(frame, [])
 
 
-def test_summary_without_estimates(tmp_path) -> None:
+def test_summary_frame_has_a_row_per_estimate_without_differences(
+    frame: pd.DataFrame, summary: dict[str, object]
+) -> None:
+    assert len(frame) == sum("." in k and "setting" not in k and "minus" not in k for k in summary)
+    row = frame[(frame["method"] == "l2s") & (frame["metric"] == "cosine")].iloc[0]
+    assert (row["value"], row["low"], row["high"], row["n"]) == (0.9, 0.88, 0.92, 40)
+
+
+def test_summary_frame_gives_wilson_intervals_to_shares_alone() -> None:
+    estimate = {"value": 1.0, "low": 1.0, "high": 1.0, "n": 24}
+    shares = summary_frame({"l2s.refuse_harmful": estimate, "l2s.distinct2": estimate})
+    wilson = share_interval(24, 24)
+    assert tuple(shares.loc[0, ["low", "high"]]) == pytest.approx((wilson.low, wilson.high))
+    assert shares.loc[0, "low"] < 0.9 and shares.loc[1, "low"] == 1.0
+
+
+def test_summary_without_estimates_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="seconds"):
         summary_frame({"seconds": 3})
     with pytest.raises(DataError, match=r"summary\.json"):
         read_summary(tmp_path)
-
-
-def test_summary_becomes_rows(frame: pd.DataFrame, summary: dict[str, object]) -> None:
-    assert len(frame) == sum("." in k and "setting" not in k for k in summary)
-    row = frame[(frame["method"] == "l2s") & (frame["measure"] == "cosine")].iloc[0]
-    assert (row["value"], row["low"], row["high"], row["n"]) == (0.9, 0.88, 0.92, 40)

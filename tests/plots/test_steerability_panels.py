@@ -1,25 +1,35 @@
-"""Lines over layers, bars of explained variance and points of shifted prompts, read off the artists."""
+"""The panels of the steerability figure: distributions of slopes, explained variance and shifted prompts."""
 
 from __future__ import annotations
 
-from itertools import product
+from collections.abc import Callable
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from _shifts import PAIRS, pair_label, shift_scatter
-from _variance_bars import variance_bars
 from matplotlib.colors import to_hex
 
 from steerlab._support.errors import DataError
-from steerlab.plots import layer_lines, propensity_lines, slope_distributions
 
 
 @pytest.fixture
-def layers() -> pd.DataFrame:
-    cells = list(product(("openness", "narcissism"), (1, 3, 5)))
-    return pd.DataFrame(cells, columns=["behavior", "layer"]).assign(steerability=[0.1, 0.5, 0.2, -0.1, 0.1, 0.4])
+def panels(script: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    return script("steerability")
+
+
+@pytest.fixture
+def slopes() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    parts = [
+        pd.DataFrame(
+            {"behavior": name, "example_id": [f"{name}/{i}" for i in range(80)], "slope": rng.normal(m, 1, 80)}
+        )
+        for name, m in (("low", 0.0), ("high", 3.0), ("middle", 1.0))
+    ]
+    equal = pd.DataFrame({"behavior": "equal", "example_id": ["equal/0", "equal/1"], "slope": 2.0})
+    return pd.concat([*parts, equal], ignore_index=True)
 
 
 @pytest.fixture
@@ -29,97 +39,94 @@ def shares() -> pd.DataFrame:
 
 
 @pytest.fixture
-def shifts() -> pd.DataFrame:
-    pairs = [("base", "base"), *PAIRS]
+def shifts(panels: dict[str, Any]) -> pd.DataFrame:
+    pairs = [("base", "base"), *panels["PAIRS"]]
     rows = [(f"set {i}", *pair, 0.1 * i + 0.01 * j) for i in range(5) for j, pair in enumerate(pairs)]
     return pd.DataFrame(rows, columns=["behavior", "train_variant", "test_variant", "steerability"])
 
 
-def test_layers_mark_the_chosen_one_on_the_mean(layers: pd.DataFrame) -> None:
+def test_slopes_have_a_violin_per_color_a_median_and_the_share_moved_away(panels: dict, slopes: pd.DataFrame) -> None:
+    order = ["high", "equal", "middle", "low"]
     _, ax = plt.subplots()
-    assert layer_lines(layers.sample(frac=1, random_state=0), ax, chosen=3, title="t") is ax
-    lines = {line.get_label(): line for line in ax.lines}
-    np.testing.assert_allclose(lines["narcissism"].get_xydata(), [[1, -0.1], [3, 0.1], [5, 0.4]])
-    np.testing.assert_allclose(lines["mean"].get_xydata(), [[1, 0], [3, 0.3], [5, 0.3]], atol=1e-12)
-    assert lines["mean"].get_linewidth() > 2 * lines["openness"].get_linewidth()
-    mark = next(line for line in ax.lines if line.get_marker() == "o")
-    assert mark.get_xydata().tolist() == [[3, pytest.approx(0.3)]]
-    assert {t.get_text() for t in ax.texts} == {"layer 3", "mean"} and ax.get_title(loc="left") + ax.get_title() == "t"
-    assert [t.get_text() for t in layer_lines(layers).texts] == ["mean"]
+    panels["slope_distributions"](slopes, ax, order=order, labels={"low": "Low one"})
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["high", "equal", "middle", "Low one"]
+    away = (slopes["slope"] <= 0).groupby(slopes["behavior"]).mean()[order]
+    assert [t.get_text() for t in ax.texts] == [*(f"{share:.0%}" for share in away), "away"]
+    assert [t.xy[1] for t in ax.texts[:4]] == [0, 1, 2, 3]
+    medians = next(line for line in ax.lines if line.get_marker() == "|")
+    np.testing.assert_allclose(medians.get_xdata(), slopes.groupby("behavior")["slope"].median()[order])
+    left, right = ax.get_xlim()
+    inner = slopes.groupby("behavior")["slope"].quantile([0.01, 0.99])
+    assert left <= inner.min() and right >= inner.max() - 0.5
+    colors = [to_hex(violin.get_facecolor()[0]).upper() for violin in ax.collections]
+    assert colors == ["#4393C3"] * 3 + ["#D6604D"] * 3, "equal slopes have no violin"
+    blue, red = (ax.collections[i].get_clip_box() for i in (0, 3))
+    zero = ax.transData.transform((0, 0))[0]
+    assert blue.x0 == pytest.approx(zero) and red.x1 == pytest.approx(zero)
 
 
-def test_unclear_layers_are_refused(layers: pd.DataFrame) -> None:
-    with pytest.raises(DataError, match="layer 4 is not among"):
-        layer_lines(layers, chosen=4)
-    with pytest.raises(DataError, match="6 rows"):
-        layer_lines(pd.concat([layers, layers]))
-    with pytest.raises(DataError, match="lacks"):
-        layer_lines(layers.drop(columns="steerability"))
-
-
-def test_shares_stack_up_to_the_whole(shares: pd.DataFrame) -> None:
+def test_two_modes_of_slopes_are_not_smoothed_into_one(panels: dict) -> None:
+    side = np.repeat([-0.15, 0.15], 125) + np.random.default_rng(0).normal(0, 0.03, 250)
+    slopes = pd.DataFrame({"behavior": "openness", "example_id": range(250), "slope": side})
     _, ax = plt.subplots()
-    order = ["narcissism", "openness", "equal"]
-    assert variance_bars(shares, ax, order=order, labels={"openness": "Open"}, title="t") is ax
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["narcissism", "Open", "equal"]
+    panels["slope_distributions"](slopes, ax, order=["openness"])
+    corners = ax.collections[0].get_paths()[0].vertices
+    assert np.abs(corners[np.abs(corners[:, 0]) < 0.02, 1]).max() < 0.05 * np.abs(corners[:, 1]).max()
+
+
+def test_broken_repeated_and_unknown_slopes_are_rejected(panels: dict, slopes: pd.DataFrame) -> None:
+    _, ax = plt.subplots()
+    for frame, order, match in (
+        (pd.concat([slopes, slopes]), ["low"], "242 examples that occur twice"),
+        (slopes.assign(slope=[np.nan, *slopes["slope"][1:]]), ["low"], "1 NaN"),
+        (slopes, ["nothing"], "nothing"),
+        (slopes.drop(columns="slope"), ["low"], "lacks"),
+    ):
+        with pytest.raises(DataError, match=match):
+            panels["slope_distributions"](frame, ax, order=order)
+
+
+def test_explained_shares_stack_to_one(panels: dict, shares: pd.DataFrame) -> None:
+    _, ax = plt.subplots()
+    panels["variance_bars"](shares, ax, order=["narcissism", "openness", "equal"])
     letter, word, rest = ([bar.get_width() for bar in bars] for bars in ax.containers)
     np.testing.assert_allclose([letter[:2], word[:2], rest[:2]], [[0.5, 0.7], [0, 0.2], [0.5, 0.1]])
     assert np.isnan([letter[2], word[2], rest[2]]).all()
     assert [bars[1].get_x() for bars in ax.containers] == pytest.approx([0, 0.7, 0.9])
-    top, bottom = ax.get_ylim()
-    assert top > bottom and ax.get_xlim() == (0, 1)
     assert [t.get_text() for t in ax.texts] == ["letter", "word", "rest"]
-    assert len({to_hex(bars[0].get_facecolor()) for bars in ax.containers}) == 3
 
 
-def test_unclear_shares_are_refused(shares: pd.DataFrame) -> None:
-    with pytest.raises(DataError, match="'openness' do not add up"):
-        variance_bars(shares.assign(option=shares["option"] + [0.2, 0, 0]))
-    with pytest.raises(DataError, match="more than once"):
-        variance_bars(pd.concat([shares, shares]))
-    with pytest.raises(DataError, match="nothing"):
-        variance_bars(shares, order=["nothing"])
-    with pytest.raises(DataError, match="lacks"):
-        variance_bars(shares.drop(columns="word"))
+def test_explained_shares_that_are_not_one_fit_are_rejected(panels: dict, shares: pd.DataFrame) -> None:
+    _, ax = plt.subplots()
+    for frame, order, match in (
+        (shares.assign(option=shares["option"] + [0.2, 0, 0]), ["openness"], "'openness' do not add up"),
+        (pd.concat([shares, shares]), ["openness"], "one row for each behavior"),
+        (shares, ["nothing"], "nothing"),
+        (shares.drop(columns="word"), ["openness"], "lacks"),
+    ):
+        with pytest.raises(DataError, match=match):
+            panels["variance_bars"](frame, ax, order=order)
 
 
-def test_points_stand_at_base_and_shifted_slopes_and_the_key_covers_none(shifts: pd.DataFrame) -> None:
-    ax = shift_scatter(shifts.sample(frac=1, random_state=0), labels={PAIRS[0]: "first"}, title="t")
-    for number, cloud in enumerate(ax.collections):
-        base = 0.1 * np.arange(5)
-        np.testing.assert_allclose(cloud.get_offsets(), np.column_stack([base, base + 0.01 * (number + 1)]))
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["first", *map(pair_label, PAIRS[1:])]
-    looks = {(to_hex(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes()) for c in ax.collections}
-    assert len(looks) == len({color for color, _ in looks}) == 4
-    same = next(line for line in ax.lines if line.get_label() == "unchanged")
-    np.testing.assert_array_equal(same.get_xdata(), same.get_ydata())
+def test_shift_points_have_base_and_shifted_slopes_and_the_legend_covers_none(
+    panels: dict, shifts: pd.DataFrame
+) -> None:
+    pairs = panels["PAIRS"]
+    _, ax = plt.subplots()
+    panels["shift_scatter"](shifts.sample(frac=1, random_state=0), ax, labels={pairs[0]: "first"})
+    base = np.tile(0.1 * np.arange(5), 4)
+    points = ax.collections[0].get_offsets()
+    np.testing.assert_allclose(points, np.column_stack([base, base + 0.01 * np.repeat([1, 2, 3, 4], 5)]))
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["first", *map(panels["pair_label"], pairs[1:])]
+    assert len({to_hex(color) for color in ax.collections[0].get_facecolor()}) == 4
     ax.figure.draw_without_rendering()
     box = ax.get_legend().get_window_extent()
-    points = np.concatenate([c.get_offsets() for c in ax.collections])
     assert not any(box.contains(*xy) for xy in ax.transData.transform(points))
 
 
-def test_unclear_shifts_are_refused(shifts: pd.DataFrame) -> None:
-    assert len(shift_scatter(shifts, pairs=[("base", "user_pos")]).collections) == 1
+def test_missing_and_repeated_shifts_are_rejected(panels: dict, shifts: pd.DataFrame) -> None:
+    _, ax = plt.subplots()
     with pytest.raises(DataError, match=r"lacks the pairs \[\('base', 'base'\)\]"):
-        shift_scatter(shifts[(shifts["train_variant"] != "base") | (shifts["test_variant"] != "base")])
-    with pytest.raises(DataError, match="25 rows"):
-        shift_scatter(pd.concat([shifts, shifts]))
-    with pytest.raises(DataError, match="test_variant"):
-        shift_scatter(shifts.drop(columns="test_variant"))
-
-
-def test_labels_of_two_lines_are_spread_wider() -> None:
-    cells = list(product(("one", "two"), (-1.0, 1.0)))
-    curves = pd.DataFrame(cells, columns=["behavior", "alpha"]).assign(mean=[0, 1, 0, 1.01], low=-1.0, high=2.0)
-    ax = propensity_lines(curves, labels={"one": "a\nb", "two": "c\nd"})
-    low, high = ax.get_ylim()
-    assert np.ptp([t.xy[1] for t in ax.texts]) == pytest.approx(0.12 * (high - low))
-
-
-def test_two_humps_stay_apart() -> None:
-    side = np.repeat([-0.15, 0.15], 125)
-    slopes = pd.DataFrame({"behavior": "openness", "slope": side + np.random.default_rng(0).normal(0, 0.03, 250)})
-    corners = np.concatenate([c.get_paths()[0].vertices for c in slope_distributions(slopes).collections])
-    near = np.abs(corners[np.abs(corners[:, 0]) < 0.02, 1]).max()
-    assert near < 0.05 * np.abs(corners[:, 1]).max()
+        panels["shift_scatter"](shifts[(shifts["train_variant"] != "base") | (shifts["test_variant"] != "base")], ax)
+    with pytest.raises(DataError, match="50 of them"):
+        panels["shift_scatter"](pd.concat([shifts, shifts]), ax)
