@@ -80,7 +80,7 @@ def _curve(ax: Axes, curve: pd.DataFrame, color: str, label: str) -> None:
     if len(curve) > 1:
         ax.annotate(
             "", curve.iloc[-1], curve.iloc[-2], annotation_clip=False, zorder=2,
-            arrowprops={"arrowstyle": "-|>", "color": color, "lw": 0, "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={"arrowstyle": "-|>", "color": color, "lw": 0, "mutation_scale": 10, "shrinkA": 0, "shrinkB": 0},
         )  # fmt: skip
 
 

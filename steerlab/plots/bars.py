@@ -17,7 +17,7 @@ from steerlab.plots.summary import metric_style
 
 GROUP_GAP = 1.5  # rows between two metrics, with room for a heading
 VALUE_SIZE = 6.0  # points
-VALUES_END = 1.14  # right edge of the values, in widths of the axes
+VALUES_END = 1.17  # right edge of the values, in widths of the axes
 
 
 def method_bars(

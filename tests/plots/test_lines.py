@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -121,7 +121,6 @@ def test_probe_gap_lines_show_probe_and_answers_of_each_group() -> None:
         probe_gap_lines(frame.drop(columns="model_accuracy"))
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.01, 0.2))
 def test_separate_labels_keeps_order_and_distance(heights: list[float], gap: float) -> None:
     moved = np.array(separate_labels(heights, gap))

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -78,7 +78,6 @@ def test_no_front_without_allowed_settings_and_no_hollow_points_without_limit(gr
     assert len(found["l2s over limit"].get_offsets()) == 0
 
 
-@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=20))
 def test_pareto_front_has_all_points_that_no_other_exceeds(points: list[tuple[int, int]]) -> None:
     front = pareto_front(pd.DataFrame(points, columns=["a", "b"]), "a", "b")
