@@ -1,1 +1,1 @@
-"""What every room needs and none owns: errors, hashing, atomic files, progress."""
+"""Shared by all other folders: errors, files, images, memory and progress."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and fingerprints of what made them."""
+"""Writing files atomically, and hashes of settings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from typing import Any
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it into place in one step.
-
-    A reader, or a run that resumes after a kill, sees the old file or the whole new one.
-    """
+    """Let `write` fill a temporary file, then move it to `path`: a reader sees the old file or the complete new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -39,6 +36,6 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def fingerprint(value: Any) -> str:
-    """Sixteen hexadecimal digits that depend on the JSON form of `value` and nothing else."""
+    """Sixteen hexadecimal digits: a hash of the JSON form of `value`."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Progress bars, and a place for what an engine has to say while one of them waits for it."""
+"""Progress bars, and status messages of an engine beside them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from contextvars import ContextVar
 from tqdm.auto import tqdm
 
 log = logging.getLogger("steerlab")
-_bars: ContextVar[tuple[tqdm, ...]] = ContextVar("bars", default=())  # of this thread, and of those that work for it
-_listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
+_bars: ContextVar[tuple[tqdm, ...]] = ContextVar("bars", default=())  # of this thread and of those that it starts
+_listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=lambda message: None)
 
 
 @contextmanager
 def bar(total: int | None, desc: str, unit: str, shown: bool) -> Iterator[tqdm]:
-    """A progress bar, which is also where `tell` and `note` write as long as it is the innermost of its thread.
+    """A progress bar; the innermost one of a thread shows the messages of `set_status` and `log_line`.
 
     Example:
         >>> with bar(8, "capture", "row", shown=True) as progress:
@@ -32,7 +32,7 @@ def bar(total: int | None, desc: str, unit: str, shown: bool) -> Iterator[tqdm]:
 
 @contextmanager
 def status_listener(listener: Callable[[str], None]) -> Iterator[None]:
-    """Whatever this thread tells or notes, the listener hears too."""
+    """Call `listener` with every message of this thread."""
     before = _listener.set(listener)
     try:
         yield
@@ -40,20 +40,21 @@ def status_listener(listener: Callable[[str], None]) -> Iterator[None]:
         _listener.reset(before)
 
 
-def tell(state: str) -> None:
-    """Say what is being waited for, beside the innermost bar: a place in a queue, a model that is coming up."""
+def set_status(state: str) -> None:
+    """Show a state beside the innermost visible bar: a place in a queue, a model that is starting."""
     log.debug("%s", state)
-    if (listener := _listener.get()) is not None:
-        listener(state)
-    shown = [made for made in _bars.get() if not made.disable]
-    if shown:
+    _listener.get()(state)
+    if shown := _visible_bars():
         shown[-1].set_postfix_str(state)
 
 
-def note(line: str) -> None:
-    """Say something that stays: above the innermost bar, and in the log."""
+def log_line(line: str) -> None:
+    """Print a line above the bars, and log it."""
     log.info("%s", line)
-    if (listener := _listener.get()) is not None:
-        listener(line)
-    if any(not made.disable for made in _bars.get()):
+    _listener.get()(line)
+    if _visible_bars():
         tqdm.write(line)
+
+
+def _visible_bars() -> list[tqdm]:
+    return [made for made in _bars.get() if not made.disable]

@@ -1,4 +1,4 @@
-"""Verbs that don't wait: with `blocking=False` they hand out a `Job` at once."""
+"""Verbs that run in the background: with `blocking=False` they return a `Job` at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 
 class Job(Generic[R]):
-    """A verb under way on a server.
+    """A call of a verb that runs on a server while this process goes on; steered as the call was.
 
     Example:
         >>> job = steerlab.capture(model, prompts, blocking=False)
@@ -27,62 +27,61 @@ class Job(Generic[R]):
         >>> acts = job.result()
 
     Attributes:
-        state: what was last heard of it: a place in the queue, a model coming up, a retry.
-        log: all that was heard, the server's own log lines included.
+        state: the last message: a place in the queue, a model that is starting, a retry.
+        log: all messages, with the lines that the server logs.
     """
 
     def __init__(self, run: Callable[[], R]) -> None:
-        self.state = "begun"
+        self.state = "started"
         self.log: list[str] = []
         self._future: Future[R] = Future()
-        self._thread = threading.Thread(target=copy_context().run, args=(self._work, run), daemon=True)
-        self._thread.start()
+        threading.Thread(target=copy_context().run, args=(self._run, run), daemon=True).start()
 
     def __repr__(self) -> str:
         return f"Job({'done' if self.done() else self.state!r})"
 
     def done(self) -> bool:
-        """Whether it has ended, well or not."""
+        """Whether the call has ended, with a result or an error."""
         return self._future.done()
 
     def result(self, timeout: float | None = None) -> R:
-        """What the verb returns, once it is there.
+        """Wait for the result of the verb.
 
         Args:
-            timeout: seconds to wait; None: as long as it takes.
+            timeout: seconds to wait; None: until it is there.
 
         Raises:
-            TimeoutError: it is not there yet; the job goes on. Otherwise what the verb raises.
+            TimeoutError: the call still runs, and goes on. Otherwise the error that the verb raised.
         """
         return self._future.result(timeout)
 
-    def _work(self, run: Callable[[], R]) -> None:
+    def _run(self, run: Callable[[], R]) -> None:
         try:
-            with progress.status_listener(self._hear):
+            with progress.status_listener(self._log):
                 self._future.set_result(run())
-        except BaseException as error:  # whatever it is, the one who asks for the result shall have it
+        except BaseException as error:  # `result` raises it
             self._future.set_exception(error)
 
-    def _hear(self, said: str) -> None:
-        self.state = said
-        self.log.append(said)
+    def _log(self, message: str) -> None:
+        self.state = message
+        self.log.append(message)
 
 
 def background(verb: Callable[P, R]) -> Callable[P, R]:
-    """Give a verb `blocking=`: False hands out a `Job` at once, on models whose weights are elsewhere."""
+    """Add `blocking=` to a verb: with False it returns a `Job` at once, for models that run on a server."""
 
     @wraps(verb)
     def call(*args: P.args, **kwargs: P.kwargs) -> Any:
         if kwargs.pop("blocking", True):
             return verb(*args, **kwargs)
-        held = (getattr(a, "model", a) for a in (*args, *kwargs.values()))  # a run has one that is steered
-        model = next((found for found in held if isinstance(found, Model)), None)
+        given = [getattr(argument, "model", argument) for argument in (*args, *kwargs.values())]  # a run has a model
+        model = next((found for found in given if isinstance(found, Model)), None)
         if model is None:
-            return verb(*args, **kwargs)  # which says what it was given instead of one
+            return verb(*args, **kwargs)  # raises an error about the missing model
         if not model.is_remote:
             raise SteerlabError(
-                f"blocking=False is for a model on a server; {model.id} runs in this process, which a second thread "
-                "would not make faster: leave it out"
+                f"blocking=False is for a model on a server; {model.id} runs in this process, where a second thread "
+                "would not make it faster: leave it out"
             )
         return Job(partial(verb, *args, **kwargs))
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from steerlab._support.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
-from steerlab.models.remote import check_given, find_backend, skeleton
+from steerlab.models.remote import check_arguments, find_backend, skeleton
 from steerlab.models.smollm2 import scenes_vlm_folder, smollm2_folder
 from steerlab.models.vision import accepts_images, find_processor
 
@@ -117,7 +117,7 @@ def load(
     if remote_backend is not None:
         local = {"device": device, "device_map": device_map, "quantization_config": quantization_config}
         local |= {"processor": processor, "task": None if task == "text" else task}
-        check_given(remote_backend, local | {"backend": None if backend == "nnsight" else backend})
+        check_arguments(remote_backend, local | {"backend": None if backend == "nnsight" else backend})
         if not named:
             raise LoadError(f"a {type(name).__name__} object is in this process; give a server the name of a model")
     shared = {key: from_pretrained[key] for key in _SHARED if named and key in from_pretrained}

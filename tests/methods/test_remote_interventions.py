@@ -25,8 +25,7 @@ from steerlab._support.errors import ActivationError, DataError, SteeringError
 from steerlab.methods.base import Context, Steerer
 from steerlab.methods.l2s.config import TrainingConfig
 from steerlab.models._nnsight import ndif
-from steerlab.models._nnsight.ndif import RemoteEngine
-from steerlab.models._nnsight.wire import NdifBackend
+from steerlab.models._nnsight.ndif import NdifBackend, NdifEngine
 from steerlab.models.engine import Inputs
 from steerlab.models.interventions import Edit, SiteEdits
 from steerlab.models.model import Model
@@ -172,17 +171,15 @@ class InProcessBackend(NdifBackend):
             tracer.execute(tracer.info.code)
 
 
-def send_copy(sent: Callable[..., Any], root: Any, wire: NdifBackend, block: Any, *arguments: Any) -> Any:
+def send_copy(session: Callable[..., Any], root: Any, backend: NdifBackend, trace: Any, *arguments: Any) -> Any:
     """A server works on a copy of what is sent: changes to it are not seen here."""
-    visits = [v for given in (arguments[0], arguments[2]) for part in given if isinstance(part, list) for v in part]
-    shared = {id(visit.envoy): visit.envoy for visit in visits}
-    return sent(root, wire, block, *copy.deepcopy(arguments, shared))
+    return session(root, backend, trace, *copy.deepcopy(arguments))
 
 
 @pytest.fixture
 def far(near: Model, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Model:
     monkeypatch.setattr(ndif, "NdifBackend", InProcessBackend)
-    monkeypatch.setattr(ndif, "_sent", partial(send_copy, ndif._sent))
+    monkeypatch.setattr(ndif, "_session", partial(send_copy, ndif._session))
     return load(folder(near.id), remote="http://127.0.0.1:9", check=False)
 
 
@@ -202,7 +199,7 @@ def fit(model: Model) -> dict[str, Any]:
 
 
 def requests(model: Model) -> int:
-    assert isinstance(model.engine, RemoteEngine)
+    assert isinstance(model.engine, NdifEngine)
     return model.engine.client.traffic.requests
 
 
@@ -405,16 +402,16 @@ def test_remote_states_and_edit_statistics_equal_the_local_ones(near: Model, far
 
 def test_check_of_a_remote_model_compares_blocks_with_the_stream(far: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = far.engine
-    assert isinstance(engine, RemoteEngine) and engine.in_process is None
+    assert isinstance(engine, NdifEngine) and engine.in_process is None
     ids = torch.tensor([[3, 5, 7, 11, 13]])
     engine.check(ids)
     assert engine.in_process is True
     run_block = ndif.traces._pass
 
-    def wrong_block(visit: Any, stop: int) -> Tensor:
-        h = run_block(visit, stop)
+    def wrong_block(root: Any, visit: Any, end: int) -> Tensor:
+        h = run_block(root, visit, end)
         return h + 1 if visit.site == Site(1) else h
 
     monkeypatch.setattr(ndif.traces, "_pass", wrong_block)
-    with pytest.raises(steerlab.LayoutError, match=r"block 1 .* does not give the residual stream"):
+    with pytest.raises(steerlab.LayoutError, match=r"block 1 .* does not output the residual stream"):
         engine.check(ids)

@@ -12,7 +12,7 @@ from torch import Tensor
 import steerlab
 from steerlab import Contrast, Example, MeanDifference
 from steerlab.models._hooks import HooksEngine
-from steerlab.models._nnsight.vllm_rows import joined
+from steerlab.models._nnsight.vllm_requests import join_reduced
 from steerlab.models.engine import FULL_FORWARD, PerRowReducer, identity
 from steerlab.models.model import Model
 
@@ -30,7 +30,7 @@ class PerRowEngine(HooksEngine):
         if not isinstance(reduce, PerRowReducer):
             return reduce(logits)
         self.rows += len(logits)
-        return joined([reduce.for_row(i)(logits[i : i + 1]) for i in range(len(logits))])
+        return join_reduced([reduce.for_row(i)(logits[i : i + 1]) for i in range(len(logits))])
 
 
 def sweep_values(model: Model, metrics: list[str]) -> Tensor:

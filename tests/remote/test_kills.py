@@ -19,7 +19,7 @@ from servers.ndif import Ndif
 import steerlab
 from steerlab import MeanDifference, Model, RemoteError
 from steerlab.models._nnsight.client import Traffic
-from steerlab.models._nnsight.ndif import RemoteEngine
+from steerlab.models._nnsight.ndif import NdifEngine
 
 pytestmark = pytest.mark.remote
 Get = Callable[[str], Model]
@@ -27,7 +27,7 @@ ALPHAS = [a / 10 for a in range(-25, 26) if a]  # 50 of them, at four layers: 20
 
 
 def traffic(model: Model) -> Traffic:
-    assert isinstance(model.engine, RemoteEngine)
+    assert isinstance(model.engine, NdifEngine)
     return model.engine.client.traffic
 
 
@@ -128,7 +128,7 @@ def test_a_sweep_whose_server_is_gone_for_good_goes_on_where_it_was(
         over.set()
         watch.join()
         server.start_api()
-    assert caught.value.kind in ("unreachable", "lost") and caught.value.retryable, caught.value
+    assert caught.value.kind in ("unreachable", "connection") and caught.value.retryable, caught.value
     model.engine.client.retry_timeout = 60.0  # type: ignore[attr-defined]
     begun, retried = traffic(model).requests, traffic(model).retries
     resumed = swept(model, size, folder=tmp_path)

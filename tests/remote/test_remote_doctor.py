@@ -53,4 +53,4 @@ def test_versions_that_are_apart_are_both_named_with_the_command(shown: Shown, m
 def test_a_server_that_does_not_know_the_key_is_told_so(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NDIF_API_KEY", "not-to-be-seen")
     status, text = shown()
-    assert status == 0 and "the server does not know it, or asks for no key" in text and "not-to-be-seen" not in text
+    assert status == 0 and "the server does not know it, or requires no key" in text and "not-to-be-seen" not in text

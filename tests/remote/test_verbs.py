@@ -12,7 +12,7 @@ from servers.ndif import Ndif
 
 import steerlab
 from steerlab import Model
-from steerlab.models._nnsight.ndif import RemoteEngine
+from steerlab.models._nnsight.ndif import NdifEngine
 
 pytestmark = pytest.mark.remote
 Get = Callable[[str], Model]
@@ -20,7 +20,7 @@ FAMILIES = ["tiny-llama", "smollm2"]
 
 
 def requests(model: Model) -> int:
-    assert isinstance(model.engine, RemoteEngine)
+    assert isinstance(model.engine, NdifEngine)
     return model.engine.client.traffic.requests
 
 

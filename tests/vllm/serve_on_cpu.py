@@ -30,7 +30,7 @@ def main() -> None:
     from nnsight.modeling.vllm.serve import cli
 
     VLLM._WORKER_CLS = worker_on_cpu.CPU_WORKER
-    worker_on_cpu.without_accelerator()
+    worker_on_cpu.disable_accelerator()
     cli.main()
 
 

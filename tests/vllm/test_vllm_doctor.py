@@ -40,7 +40,7 @@ def test_a_key_that_is_refused_is_told_and_not_shown(
     shown: Callable[[str, str], tuple[int, str]], server: Server
 ) -> None:
     status, text = shown(server.host, "not-to-be-seen")
-    assert status == 1 and "wrong model the key was refused" in text and f"-> Set {NAME}" in text
+    assert status == 1 and "wrong model the API key was rejected" in text and f"-> Set {NAME}" in text
     assert "not-to-be-seen" not in text
 
 

@@ -160,7 +160,7 @@ def test_training_is_refused(far) -> None:
     vector = torch.zeros(1, WIDTH, requires_grad=True)
     with pytest.raises(RemoteError, match="requires gradients") as caught:
         far().engine.logits(given, {Site(1): [Edit(vector, ids > 0, True)]}, 1)
-    assert caught.value.kind == "refused"
+    assert caught.value.kind == "unsupported"
     with pytest.raises(RemoteError, match="keys and values"):
         far().engine.prefill(given)
 
@@ -192,7 +192,7 @@ def test_an_error_inside_vllm_ends_its_own_call_alone(far) -> None:
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with pytest.raises(RemoteError, match="request failed in vLLM") as caught:
         model.engine.logits(given, {Site(1): [Edit(torch.ones(1, 7), ids > 0, True)]}, 1)
-    assert caught.value.kind == "code"
+    assert caught.value.kind == "execution"
     assert generate(model, PROMPTS[:1], steer=steerers(WIDTH)["mean"], max_new_tokens=2).ids
 
 

@@ -96,4 +96,4 @@ def test_an_engine_that_dies_is_told(served: Model, server: Server) -> None:
     server.kill_engine()
     with pytest.raises(RemoteError) as caught:
         generate(served, PROMPTS, max_new_tokens=STEPS)
-    assert caught.value.kind in ("worker", "lost", "unreachable", "busy")
+    assert caught.value.kind in ("worker", "connection", "unreachable", "busy")

@@ -1,1 +1,1 @@
-"""Everything of the project that imports nnsight: its traces, and the engines that run them here and elsewhere."""
+"""All code that imports nnsight: traces, and the engines that run them in this process, on NDIF servers and in vLLM."""

@@ -1,11 +1,10 @@
-"""A server and how to talk to it: small questions, patience, and what is counted."""
+"""An HTTP client for a model server: JSON requests, retries, package versions, and counts of what was transferred."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
-import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 import nnsight
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
 from steerlab._support import progress
 from steerlab._support.errors import RemoteError
@@ -21,31 +21,30 @@ from steerlab.models._nnsight import errors
 
 T = TypeVar("T")
 COMPARED = ("nnsight", "transformers", "torch")
-GROWTH = 1.6  # of the pauses: what is waited for too long stays well below what had to be waited for
-STARTS = 5  # how often a model may fail to start: the sixth time will not be better
+MAX_STARTS = 5  # attempts of a server to start a model: one that failed five times fails again
+_backoff = wait_exponential(multiplier=0.25, exp_base=1.6, max=15)  # the last pause stays below the time waited so far
 
 
 @dataclass
 class Traffic:
-    """What went over the wire: requests and bytes."""
+    """Requests, retries and bytes of one client."""
 
     requests: int = 0
     retries: int = 0
     sent: int = 0
     received: int = 0
-    seconds: float = 0.0
 
 
 @dataclass
 class ServerClient:
-    """A server and how to talk to it.
+    """A client of one server.
 
     Attributes:
-        host: its address, http:// or https://.
+        host: the server's address, http:// or https://.
         key: API key, or None.
-        retry_timeout: seconds for which a request is repeated after failures that may pass, and a running job may be
-            silent.
-        model: what users call the model, for messages.
+        retry_timeout: seconds for which a request is repeated after failures that may be temporary, and for which a
+            running job may send no message.
+        model: the user's name of the model, for messages.
         traffic: what was sent and received so far.
     """
 
@@ -55,104 +54,101 @@ class ServerClient:
     model: str = ""
     traffic: Traffic = field(default_factory=Traffic)
 
-    def ask(self, path: str, seconds: float = 60.0) -> Any:
-        """A small question over HTTP, answered in JSON.
+    def get_json(self, path: str, timeout: float = 60.0) -> Any:
+        """The JSON answer to a GET request.
 
         Raises:
-            RemoteError: nobody answers, or not with an answer.
+            RemoteError: no server answers, it rejects the request, or its answer is not JSON.
         """
         headers = {"ndif-api-key": self.key} if self.key else None
         try:
-            with httpx.Client(timeout=httpx.Timeout(5.0, read=seconds)) as client:
-                answer = client.get(f"{self.host}{path}", headers=headers)
-        except (httpx.LocalProtocolError, UnicodeError):  # nothing of it is told on: it shows the key
+            with httpx.Client(timeout=httpx.Timeout(5.0, read=timeout)) as client:
+                response = client.get(f"{self.host}{path}", headers=headers)
+        except (httpx.LocalProtocolError, UnicodeError):  # the original error shows the key
             raise RemoteError(
-                f"the key for {self.host} can't be sent: there is white space around it, or a letter beyond ASCII in "
-                "it. Set the variable that holds it again",
+                f"the API key for {self.host} cannot be sent: it contains white space or characters beyond ASCII. Set "
+                "its environment variable again",
                 "key",
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise errors.unreachable(self.host, error) from error
-        if answer.status_code != 200:
-            raise errors.of_status(answer.status_code, detail_of(answer), self.host, client_versions())
+        if response.status_code != 200:
+            raise errors.http_error(response, self.host, client_versions())
         try:
-            return answer.json()
+            return response.json()
         except ValueError as error:
-            raise RemoteError(f"{self.host} is some other server: it does not answer {path} in JSON", "lost") from error
+            raise RemoteError(f"{self.host} is another kind of server: {path} is not JSON", "connection") from error
 
     def with_retries(self, attempt: Callable[[], T]) -> T:
-        """Try until it works, with growing pauses, as long as failures may pass and patience lasts.
+        """The result of `attempt`, repeated with growing pauses after retryable failures, up to `retry_timeout`.
 
         Raises:
             RemoteError: the last failure.
         """
-        begun, starts = time.monotonic(), 0
-        for number in range(sys.maxsize):
-            try:
-                return attempt()
-            except RemoteError as error:
-                pause = min(0.25 * GROWTH ** min(number, 20), 15.0) * random.uniform(0.7, 1.3)
-                starts += error.kind == "model"
-                if not error.retryable or time.monotonic() - begun + pause > self.retry_timeout or starts == STARTS:
-                    raise
-                self.traffic.retries += 1
-                progress.tell(f"{error.kind}, again in {pause:.0f} s")
-                progress.note(f"{self.host}: {str(error).partition('. ')[0]}; trying again in {pause:.1f} s")
-                time.sleep(pause)
-            finally:
-                self.traffic.seconds = time.monotonic() - begun
-        raise AssertionError("unreachable")
+        starts = itertools.count(1)
+
+        def retryable(error: BaseException) -> bool:
+            if not isinstance(error, RemoteError) or not error.retryable:
+                return False
+            return error.kind != "model" or next(starts) < MAX_STARTS
+
+        return Retrying(
+            retry=retry_if_exception(retryable),
+            wait=lambda state: _backoff(state) * random.uniform(0.7, 1.3),
+            stop=stop_before_delay(self.retry_timeout),
+            before_sleep=self._report_retry,
+            reraise=True,
+        )(attempt)
+
+    def _report_retry(self, state: RetryCallState) -> None:
+        error, pause = state.outcome.exception() if state.outcome else None, state.upcoming_sleep
+        assert isinstance(error, RemoteError)
+        self.traffic.retries += 1
+        progress.set_status(f"{error.kind}, retrying in {pause:.0f} s")
+        progress.log_line(f"{self.host}: {str(error).partition('. ')[0]}; retrying in {pause:.1f} s")
 
     def check_versions(self) -> None:
-        """Compare the packages that decide what a block finds on the other side.
+        """Compare the packages that traces depend on; warn of small differences.
 
         Raises:
-            RemoteError: nnsight or transformers are another minor version there; smaller differences are warned of.
+            RemoteError: the server has another minor version of nnsight or transformers.
         """
-        self.ask("/ping", 10.0)  # whether anybody is there is told at once
-        apart = [pair for pair in compared(self.with_retries(self.packages)) if pair.apart]
-        if not apart:
-            return
-        told = ", ".join(map(str, apart))
-        if any(pair.serious for pair in apart):
+        self.get_json("/ping", 10.0)  # without retries: an address that nobody answers fails at once
+        different = [pair for pair in compare_versions(self.with_retries(self.packages)) if pair.differs]
+        listed = ", ".join(map(str, different))
+        if any(pair.incompatible for pair in different):
             raise RemoteError(
-                f"client and server are apart: {told} ({self.host}). Install the version of the server here, or "
-                "load(..., check=False) to try all the same",
+                f"client and server have different versions: {listed} ({self.host}). Install the server's version "
+                "here, or use load(..., check=False) to try all the same",
                 "version",
             )
-        warnings.warn(f"{self.host} has other versions: {told}. Results may differ in the last digits", stacklevel=2)
+        if different:
+            warnings.warn(
+                f"{self.host} has other versions: {listed}. Results may differ in the last digits", stacklevel=2
+            )
 
     def packages(self) -> dict[str, object]:
-        """The packages on the server and their versions.
-
-        Raises:
-            RemoteError: it does not say, so it is no NDIF server.
-        """
-        return self._part("/env", "packages")
+        """The server's packages and their versions."""
+        return self._get_dict("/env", "packages")
 
     def deployed(self) -> list[str]:
-        """The models that are up, by name."""
-        found = self._part("/status", "deployments")
-        up = {str(d.get("repo_id", name)) for name, d in found.items() if d.get("deployment_level") in ("HOT", "WARM")}
-        return sorted(up)
+        """The names of the models that the server has in memory."""
+        found = self._get_dict("/status", "deployments")
+        return sorted(
+            {str(d.get("repo_id", name)) for name, d in found.items() if d.get("deployment_level") in ("HOT", "WARM")}
+        )
 
-    def _part(self, path: str, name: str) -> dict[str, Any]:
-        said = self.ask(path)
-        found = said.get(name) if isinstance(said, dict) else None
+    def _get_dict(self, path: str, key: str) -> dict[str, Any]:
+        answer = self.get_json(path)
+        found = answer.get(key) if isinstance(answer, dict) else None
         if not isinstance(found, dict):
-            raise RemoteError(f"{self.host} is no NDIF server, or an old one: {path} does not tell {name!r}", "lost")
+            raise RemoteError(f"{self.host} is no NDIF server, or an old one: {path} has no {key!r}", "connection")
         return found
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The versions of a package on both sides.
-
-    Attributes:
-        name: of the package.
-        here: its version in this process.
-        there: on the server; "none" where it is not installed.
-    """
+class VersionPair:
+    """The versions of one package here and on the server; "none" where it is not installed."""
 
     name: str
     here: str
@@ -162,46 +158,35 @@ class Pair:
         return f"{self.name} {self.here} here and {self.there} there"
 
     @property
-    def apart(self) -> bool:
-        """Whether they are different versions; builds of one version are the same."""
-        return plain(self.here) != plain(self.there)
+    def differs(self) -> bool:
+        """Whether the versions differ; builds of one version (2.11.0+cpu) do not."""
+        return public_version(self.here) != public_version(self.there)
 
     @property
-    def serious(self) -> bool:
-        """Whether a block may find something else there than it was written against."""
-        return self.name != "torch" and minor(self.here) != minor(self.there)
+    def incompatible(self) -> bool:
+        """Whether a trace written here may not run there: another minor version of nnsight or transformers."""
+        return self.name != "torch" and _minor_version(self.here) != _minor_version(self.there)
 
 
-def own_key() -> str | None:
-    """The key for NDIF: NDIF_API_KEY, or the one that `nnsight login` keeps."""
+def ndif_key() -> str | None:
+    """The key for NDIF: NDIF_API_KEY, or the one that `nnsight login` stored."""
     return os.environ.get("NDIF_API_KEY") or nnsight.CONFIG.API.APIKEY or None
 
 
-def compared(packages: Mapping[str, object]) -> list[Pair]:
-    """The packages that decide what a block finds on the other side, here and among those of a server."""
-    return [Pair(name, version(name), str(packages.get(name) or "none")) for name in COMPARED]
+def compare_versions(packages: Mapping[str, object]) -> list[VersionPair]:
+    """The versions of the packages that traces depend on, here and among a server's packages."""
+    return [VersionPair(name, version(name), str(packages.get(name) or "none")) for name in COMPARED]
 
 
-def plain(number: str) -> str:
-    """A version without the suffix of a build."""
+def public_version(number: str) -> str:
+    """A version without the suffix of its build."""
     return number.partition("+")[0]
 
 
-def minor(number: str) -> tuple[str, ...]:
-    """The first two parts of a version."""
-    return tuple(plain(number).split(".")[:2])
-
-
-def detail_of(answer: httpx.Response) -> str:
-    """The server's own words for what it turned down."""
-    try:
-        body = answer.json()
-    except ValueError:
-        return answer.text.strip() or answer.reason_phrase
-    said = body.get("detail", body.get("error", body)) if isinstance(body, dict) else body
-    return str(said or answer.reason_phrase)
+def _minor_version(number: str) -> list[str]:
+    return public_version(number).split(".")[:2]
 
 
 def client_versions() -> str:
-    """This side, in short."""
+    """The versions of this side, for messages."""
     return ", ".join(f"{name} {version(name)}" for name in COMPARED)

@@ -1,7 +1,7 @@
-"""The engine for a model on an NDIF server: the same blocks as here, sent as source and run there.
+"""The engine for a model on an NDIF server: the traces of `traces.py`, sent as source and run there.
 
-One engine call is one request: a session whose body is the block of `traces.py` with its plan. What comes back is what
-was selected, the tallies of what was written, and nothing else.
+One engine call is one request: a session that holds the trace. Back come the selected values and the statistics of the
+edits, nothing else. A request only reads the model, so a request that failed on its way can be sent again.
 """
 
 from __future__ import annotations
@@ -9,197 +9,250 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
+import httpx
 import nnsight
-import nnsight.modeling.huggingface
 import torch
-from torch import Tensor, nn
+import websocket
+from nnsight.intervention.backends.remote import RemoteBackend
+from nnsight.schema.request import RequestModel
+from nnsight.schema.response import ResponseModel, Status
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from steerlab._support import progress
 from steerlab._support.errors import LayoutError, RemoteError, SteeringError
-from steerlab.models._nnsight import traces
-from steerlab.models._nnsight.client import ServerClient
-from steerlab.models._nnsight.traces import Leaf, lay_out
-from steerlab.models._nnsight.wire import NdifBackend
+from steerlab.models._nnsight import errors, traces
+from steerlab.models._nnsight.client import ServerClient, client_versions
+from steerlab.models._nnsight.traces import BlockEnvoy, make_visits, stack_sites
 from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, StateSelector, identity
-from steerlab.models.interventions import Edit, SiteEdits
+from steerlab.models.interventions import SiteEdits
 from steerlab.models.kv_prefix import ForwardState, Prefix
-from steerlab.models.layout import Layout
-from steerlab.models.layout import blocks as find_blocks
+from steerlab.models.layout import Layout, blocks
 from steerlab.models.sites import Site
 
+CONNECTION_ERRORS = (websocket.WebSocketException, OSError, EOFError)
+POLL = 1.0  # seconds to wait for one message
+SILENCE = 20.0  # seconds without a message after which the server is asked whether it is up
 
-class RemoteEngine:
-    """Carries out plans on a server; the model here is a skeleton without weights.
+
+class NdifEngine:
+    """Runs traces on an NDIF server; the model in this process is a skeleton without weights.
 
     Args:
         hf: the skeleton, on the meta device.
         tokenizer: its tokenizer.
-        layout: where its blocks are.
-        client: the server.
-        place: what the server calls the model: a hub id, or a folder that it can read.
+        layout: the paths of its blocks.
+        client: the client of the server.
+        repo_id: the server's name of the model: a hub id, or a folder that it can read.
         revision: of the weights on the hub.
-        ship_packages: names of packages of the user's own whose code goes along.
-        options: for nnsight's reading of the model: whether its own code is trusted, say.
+        ship_packages: the user's own packages whose source is sent along.
+        options: for nnsight's reading of the configuration, e.g. `trust_remote_code`.
     """
 
     supports_forward_state = False
 
     def __init__(
-        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout, client: ServerClient, place: str,
-        revision: str | None = None, ship_packages: Sequence[str] = (), options: dict[str, Any] | None = None,
+        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout, client: ServerClient,
+        repo_id: str, revision: str | None = None, ship_packages: Sequence[str] = (),
+        options: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         for package in ("steerlab", *ship_packages):
-            nnsight.register(package)  # installed packages do not travel by themselves
+            nnsight.register(package)  # installed packages are not sent otherwise
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            root = nnsight.TransformersModel(  # its own skeleton: it would move one that it is given
-                place, revision=revision, task="text-generation", tokenizer=copy.deepcopy(tokenizer),
-                envoys={type(find_blocks(hf, layout)[0]): Leaf}, config=hf.config, **(options or {}),
+            self._root = nnsight.TransformersModel(  # with a skeleton of its own: it would move one that it is given
+                repo_id, revision=revision, task="text-generation", tokenizer=copy.deepcopy(tokenizer),
+                envoys={type(blocks(hf, layout)[0]): BlockEnvoy}, config=hf.config, **(options or {}),
             )  # fmt: skip
-        self._root, self._layout, self._hf, self.client = root, layout, hf, client
-        self._counts = "position_ids" in inspect.signature(type(hf).forward).parameters
-        self.in_process: bool | None = None  # unknown before `check`
-        key = json.dumps({"repo_id": place, "revision": revision, "task": "text-generation"})
-        self._key = f"nnsight.modeling.transformers.TransformersModel:{key}"
+        self._layout, self._hf, self.client = layout, hf, client
+        self._takes_position_ids = "position_ids" in inspect.signature(type(hf).forward).parameters
+        self.in_process: bool | None = None  # whether requests run in the model's process; known after `check`
+        key = json.dumps({"repo_id": repo_id, "revision": revision, "task": "text-generation"})
+        self._model_key = f"nnsight.modeling.transformers.TransformersModel:{key}"
 
     def capture_states(
-        self,
-        inputs: Inputs,
-        plan: SiteEdits,
-        sites: Sequence[Site],
-        select: StateSelector,
+        self, inputs: Inputs, edits: SiteEdits, sites: Sequence[Site], select: StateSelector,
         forward_state: ForwardState = FULL_FORWARD,
-    ) -> Tensor:
-        """See `Engine.capture_states`: the selection is made on the server."""
-        _check_whole(forward_state)
-        visits = lay_out(self._root, self._layout, plan, sites)
-        order = [visit.site for visit in visits if visit.wanted]
-        found = self._run(plan, traces.read, inputs, visits, select, inputs["attention_mask"].shape[-1])
-        return torch.stack([found[order.index(site)] for site in sites], 1)
+    ) -> Tensor:  # fmt: skip
+        """See `Engine.capture_states`: `select` runs on the server."""
+        visits = make_visits(self._layout, edits, sites, select)
+        errors.check_supported(edits, self.client.host, forward_state)
+        end = inputs["attention_mask"].shape[-1]
+        return stack_sites(self._run(edits, traces.capture_states, inputs, visits, end), visits, sites)
 
-    def generate(self, inputs: Inputs, plan: SiteEdits, **options: Any) -> Tensor:
+    def generate(self, inputs: Inputs, edits: SiteEdits, **options: Any) -> Tensor:
         """See `Engine.generate`."""
-        visits = lay_out(self._root, self._layout, plan, ())
-        if options.get("do_sample"):
-            if self.in_process is False:
-                warnings.warn(
-                    f"{self.client.host} runs what is sent apart from the model: sampling can't be seeded there, "
-                    "and will not repeat. do_sample=False gives the same text every time",
-                    stacklevel=5,
-                )
-            ids, steps, state = self._run(plan, traces.sampled, inputs, visits, options, torch.get_rng_state())
-            torch.set_rng_state(state)
-        else:
-            ids, steps = self._run(plan, traces.generate, inputs, visits, options)
-        made = ids.shape[1] - inputs["input_ids"].shape[1]
-        if visits and steps < made:
+        visits, do_sample = make_visits(self._layout, edits), options.get("do_sample")
+        if do_sample and self.in_process is False:
+            warnings.warn(
+                f"{self.client.host} runs requests in a process of their own, where sampling cannot be seeded: the "
+                "texts are not reproducible. Use do_sample=False for reproducible texts",
+                stacklevel=5,
+            )
+        rng_state = torch.get_rng_state() if do_sample else None
+        ids, steps, rng_state = self._run(edits, traces.generate, inputs, visits, options, rng_state)
+        if do_sample:
+            torch.set_rng_state(rng_state)
+        n_new = ids.shape[1] - inputs["input_ids"].shape[1]
+        if visits and steps < n_new:
             raise SteeringError(
-                f"the server made {made} new tokens but only {steps} steps were steered; the blocks at "
-                f"{self._layout.blocks_path!r} are not visited in order"
+                f"the server generated {n_new} tokens but only {steps} steps were steered; the blocks at "
+                f"{self._layout.blocks_path!r} are not run in order"
             )
         return torch.as_tensor(ids)
 
     def logits(
-        self,
-        inputs: Inputs,
-        plan: SiteEdits,
-        keep: int | Tensor,
-        forward_state: ForwardState = FULL_FORWARD,
+        self, inputs: Inputs, edits: SiteEdits, keep: int | Tensor, forward_state: ForwardState = FULL_FORWARD,
         reduce: LogitsReducer = identity,
-    ) -> Any:
-        """See `Engine.logits`: `reduce` is asked on the server."""
-        _check_whole(forward_state)
-        visits = lay_out(self._root, self._layout, plan, ())
-        return self._run(plan, traces.told_logits, inputs, visits, keep, inputs["attention_mask"].shape[-1], reduce)
+    ) -> Any:  # fmt: skip
+        """See `Engine.logits`: `reduce` runs on the server."""
+        errors.check_supported(edits, self.client.host, forward_state)
+        visits, end = make_visits(self._layout, edits), inputs["attention_mask"].shape[-1]
+        return self._run(edits, traces.logits, inputs, visits, keep, end, reduce)
 
     def prefill(self, inputs: Inputs) -> Prefix:
         """Refused: keys and values stay on the server."""
-        raise RemoteError("keys and values of a prompt can't be kept from one request to the next", "refused")
+        raise RemoteError("keys and values of a prompt cannot be kept between requests", "unsupported")
 
     def check(self, ids: Tensor) -> None:
-        """Compare the blocks' states with the model's own `hidden_states` on the server; all but the last, which
-        comes after the final norm.
+        """Compare the blocks' states with the model's `hidden_states` on the server, except those of the last block,
+        which come after the final norm.
 
         Raises:
             LayoutError: a block's state differs.
-            RemoteError: whatever is wrong with the server.
+            RemoteError: the server or the connection fails.
         """
-        sites = [Site(k) for k in range(len(find_blocks(self._hf, self._layout)) - 1)]
+        sites = [Site(k) for k in range(len(blocks(self._hf, self._layout)) - 1)]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        visits = lay_out(self._root, self._layout, {}, sites)
-        far, self.in_process = self._run({}, traces.apart, inputs, visits)
-        bad = [k for k, distance in enumerate(far) if not distance <= 1e-5]
-        if bad:
-            raise LayoutError(
-                f"block {bad[0]} at {self._layout.blocks_path!r} does not give the residual stream: it is "
-                f"{far[bad[0]]:.3g} off hidden_states[{bad[0] + 1}]. Give load(..., blocks='dotted.path')"
-            )
+        visits = make_visits(self._layout, {}, sites)
+        differences, self.in_process = self._run({}, traces.residual_errors, inputs, visits)
+        for k, difference in enumerate(differences):
+            if not difference <= 1e-5:
+                raise LayoutError(
+                    f"block {k} at {self._layout.blocks_path!r} does not output the residual stream: it differs from "
+                    f"hidden_states[{k + 1}] by {difference:.3g}. Give load(..., blocks='dotted.path')"
+                )
 
-    def _run(self, plan: SiteEdits, block: Callable[..., Any], inputs: Inputs, *arguments: Any) -> Any:
-        """One block on the server, with what it wrote noted in the plan's own tallies."""
-        _check_no_training(plan)
-        edits = [edit for at in plan.values() for edit in at]
-        wire = NdifBackend(self.client, self._key, {})
-        given, sourced = self._before(inputs, plan)
-        found, tallies = _sent(self._root, wire, block, (inputs, *arguments), edits, given, sourced)
-        for edit, reduce in zip(edits, tallies, strict=True):
-            edit.stats.writes, edit.stats.ratio = reduce
+    def _run(self, edits: SiteEdits, trace: Callable[..., Any], inputs: Inputs, *arguments: Any) -> Any:
+        """The result of one function of `traces.py` on the server; copies the statistics of the edits back."""
+        errors.check_supported(edits, self.client.host)
+        flat = [edit for at_site in edits.values() for edit in at_site]
+        pending, sites = traces.unresolved(edits)
+        before = (self._with_position_ids(inputs), make_visits(self._layout, {}, sites), pending)
+        backend = NdifBackend(self.client, self._model_key)
+        found, stats = _session(self._root, backend, trace, (inputs, *arguments), flat, before)
+        for edit, (writes, ratio) in zip(flat, stats, strict=True):
+            edit.stats.writes, edit.stats.ratio = writes, ratio
         return found
 
-    def _before(self, inputs: Inputs, plan: SiteEdits) -> tuple[tuple[Any, ...], list[Edit]]:
-        """What has to be read of the unsteered prompts before a run, and the edits that wait for it."""
-        edits = [e for at in plan.values() for e in at if isinstance(e, Edit) and e.read_site is not None]
-        sites = sorted({e.read_site for e in edits if e.read_site is not None})
-        wanted = lay_out(self._root, self._layout, {}, sites)
-        mask = inputs["attention_mask"]
-        if self._counts and "position_ids" not in inputs:  # `generate` counts its own
-            inputs = inputs | {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
-        return (inputs, wanted), edits
+    def _with_position_ids(self, inputs: Inputs) -> Inputs:
+        """Inputs of a plain forward: `generate` counts positions itself, so its inputs may lack them."""
+        if not self._takes_position_ids or "position_ids" in inputs:
+            return inputs
+        return inputs | {"position_ids": (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
 
 
-def _sent(
-    root: Any, wire: NdifBackend, block: Callable[..., Any], arguments: Any, edits: Any, given: Any, sourced: Any
+def _session(
+    root: Any, backend: NdifBackend, trace: Callable[..., Any], arguments: Any, edits: Sequence[Any], before: Any
 ) -> Any:
     resolve_vectors = traces.resolve_vectors
-    with root.session(backend=wire):
-        if sourced:
-            resolve_vectors(root, given[0], given[1], sourced)
-        found = block(root, *arguments)
+    with root.session(backend=backend):
+        if before[2]:
+            resolve_vectors(root, *before)
+        found = trace(root, *arguments)
         answer = nnsight.save([found, [(e.stats.writes, e.stats.ratio) for e in edits]])
     return answer
 
 
-def _check_whole(forward_state: ForwardState) -> None:
-    if forward_state.prefix is not None or forward_state.state is not None:
-        raise RemoteError("a forward on a server begins at the embeddings: nothing is kept there", "refused")
+class NdifBackend(RemoteBackend):
+    """Sends one trace and waits for its result: nnsight's backend with retries, error messages and counts."""
 
+    def __init__(self, client: ServerClient, model_key: str) -> None:
+        super().__init__(model_key, host=client.host, api_key=client.key)
+        self.client = client
+        self.compress = False  # floats hardly shrink: compression would only take time on both sides
+        self.display.enabled = False  # steerlab's progress bars show the status
 
-def _check_no_training(plan: SiteEdits) -> None:
-    """A sandboxed worker trains nothing and says nothing: refuse beforehand."""
-    for site, edits in plan.items():
-        for edit in edits:
-            learning = [t for t in (edit.vectors,) if isinstance(t, Tensor) and t.requires_grad]
-            if learning:
-                raise RemoteError(
-                    f"the vector for {site} requires gradients, and a server gives none (its sandboxed worker trains "
-                    "nothing, without an error). Fit on activations from steerlab.capture, or train with the model "
-                    "loaded here; vector.detach() steers with it as it is",
-                    "refused",
-                )
+    def request(self, request: RequestModel, tracer: Any) -> Any:
+        """Send the request and wait for its result; repeated after retryable failures."""
+        try:
+            blob = bytes(self._serialize(tracer))
+        except (TypeError, AttributeError, ValueError, OSError, RecursionError) as error:
+            raise errors.not_serializable(error) from error
+        return self.client.with_retries(lambda: self._attempt(request, blob))
 
+    def _attempt(self, request: RequestModel, blob: bytes) -> Any:
+        self.client.traffic.requests += 1
+        header = {"ndif-api-key": self.api_key} if self.api_key else {}
+        try:
+            connection = websocket.create_connection(f"{self.ws_host}/subscribe", header=header, timeout=10.0)
+        except CONNECTION_ERRORS as error:
+            raise errors.unreachable(self.host, error) from error
+        try:
+            request.session_id = json.loads(connection.recv())["session_id"]
+            self._upload(request, blob, header)
+            return self._wait(connection)
+        except (*CONNECTION_ERRORS, httpx.HTTPError) as error:
+            raise errors.connection_lost(self.host, error) from error
+        finally:
+            connection.close()
 
-def no_forward(hf: nn.Module) -> None:
-    """Make a skeleton say that it is one when it is called directly."""
+    def _upload(self, request: RequestModel, blob: bytes, header: dict[str, str]) -> None:
+        headers = {"nnsight-version": version("nnsight"), "python-version": sys.version}
+        headers |= {"ndif-timestamp": repr(time.time())} | header
+        files = {"blob": ("request", blob, "application/octet-stream")}
+        with httpx.Client(timeout=httpx.Timeout(10.0, read=120.0)) as client:
+            response = client.post(
+                f"{self.host}/request", data={"data": request.metadata()}, files=files, headers=headers
+            )
+        if response.status_code != 200:
+            raise errors.http_error(response, self.host, client_versions())
+        self.client.traffic.sent += len(blob)
 
-    def refuse(*_: Any, **__: Any) -> None:
-        raise RemoteError(
-            "the weights of this model are on a server: a forward here would give shapes and no numbers. Use "
-            "steerlab's verbs (capture, generate, score, sweep), or load the model here for training and gradients",
-            "refused",
-        )
+    def _wait(self, connection: websocket.WebSocket) -> Any:
+        connection.settimeout(POLL)
+        last_message = last_check = time.monotonic()
+        running = False
+        while True:
+            try:
+                message = connection.recv()
+            except websocket.WebSocketTimeoutException:
+                now = time.monotonic()
+                if running and now - last_message > self.client.retry_timeout:  # a worker may hang beyond its limit
+                    raise errors.no_progress(self.host, self.client.retry_timeout) from None
+                if now - last_check > SILENCE:
+                    self.client.get_json("/connected", 10.0)  # raises if the server is gone
+                    last_check = now
+                continue
+            last_message = last_check = time.monotonic()
+            response = self.parse(message)
+            running = running or response.status == Status.RUNNING
+            self._report(response)
+            if response.status == Status.ERROR:
+                raise errors.job_error(response.description, self.host, self.client.model, self._deployed)
+            if response.status == Status.COMPLETED:
+                return self.download_result(response.data)
 
-    hf.register_forward_pre_hook(refuse)
+    def finalize(self, content: bytes) -> Any:
+        """The saved values, from the bytes of a result."""
+        self.client.traffic.received += len(content)
+        return super().finalize(content)
+
+    def _report(self, response: ResponseModel) -> None:
+        if response.status == Status.LOG:
+            progress.log_line(f"{self.host}: {response.description}")
+        else:
+            progress.set_status(f"{response.status.value.lower()} {response.description}".strip())
+
+    def _deployed(self) -> list[str]:
+        try:
+            return self.client.deployed()
+        except RemoteError:  # the job's own error matters more
+            return []

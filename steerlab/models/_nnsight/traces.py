@@ -1,19 +1,19 @@
-"""Every `with ...trace` of the project, over a plan's visits: the same source runs here and on a server.
+"""Every nnsight trace over a model of Hugging Face: in this process, or sent as source to an NDIF server.
 
-Facts about nnsight 0.8 that shape these blocks (each has a test in `tests/models/test_engines.py`):
+Facts about nnsight 0.8 that shape these functions (each has a test in `tests/models/test_engines.py`):
 
-- A block's reads must follow the forward's order, or a late read silently takes the *next* step's value: the
-  visits are sorted once, by layer and point.
-- A step that only reads needs no further work, so a run stops after the deepest site.
-- `torch.no_grad()` belongs outside the trace: inside, it would leak into the model's own forward.
-- An open loop over steps ends with `OutOfOrderError`; the same error would also hide a visit that never came, so
-  the number of steps carried out is compared with the number of forwards that were made.
-- Bodies read only tensors, envoys and plain functions: rich objects don't travel.
+- Values must be used in the order of the forward. Out of order, a read silently returns the value of the *next* step;
+  `make_visits` sorts once, by layer and point.
+- A trace that only reads can end after the deepest site.
+- `torch.no_grad()` belongs outside the trace: inside, it leaks into the model's own forward.
+- A loop over all steps ends with `OutOfOrderError`. A module that the forward never reaches raises the same error, so
+  the caller compares the number of steps with the number of forwards.
+- Everything that a body names is pickled on its way to a server: bodies use tensors, paths and plain functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +22,14 @@ import torch
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
-from steerlab.models.engine import Inputs, block_path, point_path
+from steerlab.models.engine import Inputs, LogitsReducer, StateSelector, block_path, identity, point_path
 from steerlab.models.interventions import Edit, ImageEdit, SiteEdits, apply_edits, last_column
 from steerlab.models.layout import Layout
 from steerlab.models.sites import Site
 
 
-class Leaf(nnsight.Envoy):
-    """An envoy that does not instrument what is inside a block: 44 envoys instead of 399 on 30 layers.
-
-    Inner modules are still wrapped when they are asked for.
-    """
+class BlockEnvoy(nnsight.Envoy):
+    """An envoy that wraps modules inside a block only when they are used: 44 envoys instead of 399 on 30 layers."""
 
     def _add_envoy(self, name: str, module: Any) -> None:
         return None
@@ -40,125 +37,143 @@ class Leaf(nnsight.Envoy):
 
 @dataclass(frozen=True)
 class Visit:
-    """One stop on the way through the model: what to write there, and whether it is read."""
+    """One site that a forward passes: the edits to add there, and what to read of the edited state.
 
-    envoy: Any
+    Attributes:
+        path: of the module, from the root of the model.
+        is_input: whether the state is the module's input instead of its output.
+        site: the site.
+        edits: the edits to add; none where the site is only read.
+        select: what to read of `(rows, tokens, hidden)`; None where the site is only edited.
+    """
+
+    path: str
     is_input: bool
-    edits: Sequence[Edit | ImageEdit]
-    wanted: bool
     site: Site
+    edits: Sequence[Edit | ImageEdit]
+    select: StateSelector | None
 
 
-def lay_out(root: Any, layout: Layout, plan: SiteEdits, sites: Sequence[Site]) -> list[Visit]:
-    """Every stop of a run, in the order in which a forward passes them."""
+def make_visits(
+    layout: Layout, edits: SiteEdits, sites: Sequence[Site] = (), select: StateSelector = identity
+) -> list[Visit]:
+    """The visits of one forward, in its order; `sites` are read."""
     visits = []
-    for site in sorted(set(plan) | set(sites), key=lambda site: site.forward_order):
-        path = point_path(site, layout)
-        block: Any = root.get(block_path(site, layout))
-        envoy = getattr(block, path) if path else block
-        visits.append(Visit(envoy, site.point == "block_in", plan.get(site, ()), site in sites, site))
+    for site in sorted({*edits, *sites}, key=lambda site: site.forward_order):
+        path, inner = block_path(site, layout), point_path(site, layout)
+        path = f"{path}.{inner}" if inner else path
+        selected = select if site in sites else None
+        visits.append(Visit(path, site.point == "block_in", site, edits.get(site, ()), selected))
     return visits
 
 
-def read(
-    root: Any, inputs: Inputs, visits: list[Visit], select: Callable[[Tensor], Tensor], stop: int, early: bool = True
-) -> Any:
+def stack_sites(found: Sequence[Tensor], visits: Sequence[Visit], sites: Sequence[Site]) -> Tensor:
+    """What was read at each visit, stacked to `(row, site, ...)` in the order of `sites`."""
+    order = [visit.site for visit in visits if visit.select]
+    return torch.stack([found[order.index(site)].to(found[0].device) for site in sites], 1)
+
+
+def capture_states(root: Any, inputs: Inputs, visits: list[Visit], end: int, stop_early: bool = True) -> list[Tensor]:
+    """What each visit selects, from one forward that ends after the last of them."""
     with root.trace(**inputs, use_cache=False, logits_to_keep=1) as tracer:
         found = nnsight.save([])
         for visit in visits:
-            h = _pass(visit, stop)
-            if visit.wanted:
-                found.append(select(h))
-        if early:
+            h = _pass(root, visit, end)
+            if visit.select:
+                found.append(visit.select(h))
+        if stop_early:
             tracer.stop()
     return found
 
 
-def generate(root: Any, inputs: Inputs, visits: list[Visit], options: dict[str, Any]) -> tuple[Tensor, int]:
+def generate(
+    root: Any, inputs: Inputs, visits: list[Visit], options: dict[str, Any], rng_state: Tensor | None = None
+) -> tuple[Tensor, int, Tensor]:
+    """Token ids, prompt included, the number of forwards that were edited, and the final state of the random generator.
+
+    Args:
+        root: the model.
+        inputs: the prompts.
+        visits: the sites to edit.
+        options: for Hugging Face's `generate`.
+        rng_state: what torch's random generator starts from; None: from its own state.
+    """
+    if rng_state is not None:
+        torch.set_rng_state(rng_state)
     if not visits:
         with root.generate(**inputs, **options) as tracer:
             ids = tracer.result.save()
-        return ids, 0
+        return ids, 0, torch.get_rng_state()
     steps = []
     with root.generate(**options) as tracer:
         with tracer.invoke(**inputs):
             n = 0  # a traced block must not begin with `try`
             try:
                 for _step in tracer.iter[:]:
-                    stop = last_column(root.inputs[1])
+                    end = last_column(root.inputs[1])
                     for visit in visits:
-                        _pass(visit, stop)
+                        _pass(root, visit, end)
                     n = n + 1
                     steps.append(n)
             except OutOfOrderError:
-                n = -1  # how an open loop ends
+                n = -1  # how a loop over all steps ends
         with tracer.invoke():
             ids = tracer.result.save()
-    return ids, len(steps)
+    return ids, len(steps), torch.get_rng_state()
 
 
 def logits(
-    root: Any, inputs: Any, visits: list[Visit], keep: int | Tensor, stop: int, left_out: list[Any], handed: Any
-) -> Tensor:
+    root: Any, inputs: Any, visits: list[Visit], keep: int | Tensor, end: int, reduce: LogitsReducer,
+    skipped: Sequence[Any] = (), output: Any = None,
+) -> Any:  # fmt: skip
+    """`reduce` of the logits of the columns `keep`; the blocks `skipped` do not run but pass `output` on."""
     with root.trace(**inputs, use_cache=False, logits_to_keep=keep):
-        for envoy in left_out:
-            envoy.skip(handed)
+        for envoy in skipped:
+            envoy.skip(output)
         for visit in visits:
-            _pass(visit, stop)
+            _pass(root, visit, end)
         logits = root.output.logits.save()
-    return logits[:, -keep:] if isinstance(keep, int) else logits
+    return reduce(logits[:, -keep:] if isinstance(keep, int) else logits)
 
 
-def sampled(
-    root: Any, inputs: Inputs, visits: list[Visit], options: dict[str, Any], state: Tensor
-) -> tuple[Tensor, int, Tensor]:
-    """`generate` from a state of the random generator, and the state afterwards."""
-    torch.set_rng_state(state)
-    ids, steps = generate(root, inputs, visits, options)
-    return ids, steps, torch.get_rng_state()
+def unresolved(edits: SiteEdits) -> tuple[list[Edit], list[Site]]:
+    """Edits whose vectors are computed from the unsteered prompt, and the sites that they are computed from."""
+    found = [edit for at_site in edits.values() for edit in at_site if isinstance(edit, Edit) and edit.read_site]
+    return found, sorted({edit.read_site for edit in found if edit.read_site})
 
 
 def resolve_vectors(root: Any, inputs: Inputs, visits: list[Visit], edits: Sequence[Edit]) -> None:
-    """Give edits with a source their vectors, from one unsteered forward of the prompts.
+    """Compute the vectors of edits with a `read_site`, from one unsteered forward of the prompts.
 
-    It is not stopped early: in a sandboxed worker the next trace of a session would then give no result.
+    It runs to its end: in a sandboxed worker, the trace after one that was stopped early would give no result.
     """
-    states = read(root, inputs, visits, _whole, inputs["attention_mask"].shape[-1], early=False)
+    states = capture_states(root, inputs, visits, inputs["attention_mask"].shape[-1], stop_early=False)
     places = {visit.site: i for i, visit in enumerate(visits)}
     for edit in edits:
         edit.resolve_vectors(states[places[edit.read_site]])  # type: ignore[index]
 
 
-def _whole(h: Tensor) -> Tensor:
-    return h
-
-
-def apart(root: Any, inputs: Inputs, visits: list[Visit]) -> tuple[list[float], bool]:
-    """How far the state at each visit is from the model's own hidden states, and whether the weights are in reach."""
+def residual_errors(root: Any, inputs: Inputs, visits: list[Visit]) -> tuple[list[float], bool]:
+    """The largest difference of each visit's state from the model's `hidden_states`, and whether the weights are in
+    the process that runs the trace.
+    """
     with root.trace(**inputs, use_cache=False, output_hidden_states=True):
-        seen = nnsight.save([])
+        ours = nnsight.save([])
         for visit in visits:
-            seen.append(_pass(visit, 0).clone())
+            ours.append(_pass(root, visit, 0).clone())
         theirs = nnsight.save(list(root.output.hidden_states))
-    far = [float((a - b).abs().max()) for a, b in zip(seen, theirs[1:], strict=False)]
-    return far, next(iter(root._module.parameters())).device.type != "meta"
+    errors = [float((a - b).abs().max()) for a, b in zip(ours, theirs[1:], strict=False)]
+    return errors, next(iter(root._module.parameters())).device.type != "meta"
 
 
-def told_logits(
-    root: Any, inputs: Any, visits: list[Visit], keep: int | Tensor, stop: int, reduce: Callable[[Tensor], Any]
-) -> Any:
-    """What is wanted of the logits of whole rows."""
-    return reduce(logits(root, inputs, visits, keep, stop, [], None))
-
-
-def _pass(visit: Visit, stop: int) -> Tensor:
-    """The state at one visit, with the edits put in place."""
-    envoy = visit.envoy
-    whole = envoy.input if visit.is_input else envoy.output
-    h: Tensor = whole[0] if isinstance(whole, tuple) else whole
+def _pass(root: Any, visit: Visit, end: int) -> Tensor:
+    """The state at one visit, with its edits put in place; `end` is the column after the last."""
+    envoy = root.get(visit.path)
+    value = envoy.input if visit.is_input else envoy.output
+    h: Tensor = value[0] if isinstance(value, tuple) else value
     if visit.edits:
-        h = apply_edits(visit.edits, h, stop)
-        new = (h, *whole[1:]) if isinstance(whole, tuple) else h
+        h = apply_edits(visit.edits, h, end)
+        new = (h, *value[1:]) if isinstance(value, tuple) else h
         if visit.is_input:
             envoy.input = new
         else:

@@ -1,9 +1,10 @@
-"""The engine for a model in vLLM: every row of a batch is one request, and vLLM batches them as it likes."""
+"""The engine for a model in vLLM: every row of a batch is one request, and vLLM forms batches of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,14 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steerlab._support.errors import LayoutError, RemoteError, SteeringError
+from steerlab.models._nnsight import errors, vllm_requests
 from steerlab.models._nnsight import vllm_traces as traces
+from steerlab.models._nnsight.traces import Visit, unresolved
 from steerlab.models._nnsight.vllm_client import VllmClient
-from steerlab.models._nnsight.vllm_errors import check_same
-from steerlab.models._nnsight.vllm_rows import check_answers, checked, joined, places, put_back, rows_of, tell
-from steerlab.models._nnsight.vllm_sampling import sampling, seeds
-from steerlab.models._nnsight.vllm_traces import Answer, Row
+from steerlab.models._nnsight.vllm_traces import Answer, RowRequest
 from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, PerRowReducer, StateSelector, identity
-from steerlab.models.interventions import Edit, SiteEdits
+from steerlab.models.interventions import SiteEdits
 from steerlab.models.kv_prefix import ForwardState, Prefix
 from steerlab.models.layout import Layout, module_at
 from steerlab.models.sites import Site
@@ -27,144 +27,145 @@ ONE_FORWARD = {"max_tokens": 1, "temperature": 0.0, "ignore_eos": True, "detoken
 
 
 class VllmEngine:
-    """Carries out plans in vLLM; the model here is a skeleton without weights.
+    """Runs a model in vLLM; the model in this process is a skeleton without weights.
 
     Args:
         hf: the skeleton, on the meta device.
-        layout: where its blocks are.
-        client: the way to vLLM.
-        place: what the model was asked for by: hub id or folder.
+        layout: the paths of its blocks.
+        client: sends the requests.
+        name: the user's name of the model: hub id or folder.
     """
 
     supports_forward_state = False
 
-    def __init__(self, hf: PreTrainedModel, layout: Layout, client: VllmClient, place: str) -> None:
-        self._hf, self._layout, self.client, self._place = hf, layout, client, place
+    def __init__(self, hf: PreTrainedModel, layout: Layout, client: VllmClient, name: str) -> None:
+        self._hf, self._layout, self.client, self._name = hf, layout, client, name
         embedding = hf.get_input_embeddings()
-        path = next(name for name, found in hf.named_modules() if found is embedding)
-        self._embedding = checked(client.root, path, "the embedding of the tokens")
+        path = next(name for name, module in hf.named_modules() if module is embedding)
+        self._embedding = vllm_requests.check_path(client.root, path, "the token embedding")
 
     def capture_states(
-        self,
-        inputs: Inputs,
-        plan: SiteEdits,
-        sites: Sequence[Site],
-        select: StateSelector,
+        self, inputs: Inputs, edits: SiteEdits, sites: Sequence[Site], select: StateSelector,
         forward_state: ForwardState = FULL_FORWARD,
-    ) -> Tensor:
-        """See `Engine.capture_states`: where it can be made row by row, the selection is made in vLLM's worker."""
-        _check_whole(forward_state)
-        rows = self._rows(inputs, plan, traces.read, sites, select)
-        answers = self._run(plan, rows)
-        order = [place.site for place in places(self.client.root, self._layout, plan, sites) if place.site in sites]
-        found = put_back([answer["found"] for answer in answers], rows, select, inputs["attention_mask"].shape[-1])
+    ) -> Tensor:  # fmt: skip
+        """See `Engine.capture_states`: `select` runs in vLLM's worker if it can select from single rows."""
+        visits = self._visits(inputs, edits, sites, select, forward_state)
+        rows = self._requests(inputs, visits, traces.capture_states)
+        answers = self._run(visits, rows)
+        width = inputs["attention_mask"].shape[-1]
+        found = vllm_requests.join_states([answer["states"] for answer in answers], rows, select, width)
+        order = [visit.site for visit in visits if visit.select]
         return found[:, [order.index(site) for site in sites]]
 
-    def generate(self, inputs: Inputs, plan: SiteEdits, **options: Any) -> Tensor:
+    def generate(self, inputs: Inputs, edits: SiteEdits, **options: Any) -> Tensor:
         """See `Engine.generate`."""
         config = self._hf.generation_config
         assert config is not None
-        params, copies, pad = sampling(options, config)
-        rows = [row for row in self._rows(inputs, plan, traces.generate) for _ in range(copies)]
-        drawn = [{"seed": seed} for seed in seeds(len(rows))] if params["temperature"] else [{}] * len(rows)
-        rows = [replace(row, params=params | own) for row, own in zip(rows, drawn, strict=True)]
-        answers = self._run(plan, rows, most=params["max_tokens"])
-        new = [_ended(answer["tokens"], params) for answer in answers]
+        params, copies, pad = vllm_requests.sampling_params(options, config)
+        visits = self._visits(inputs, edits)
+        rows = [row for row in self._requests(inputs, visits, traces.generate, params) for _ in range(copies)]
+        if params["temperature"]:
+            rows = [
+                replace(r, params=params | {"seed": s})
+                for r, s in zip(rows, vllm_requests.draw_seeds(len(rows)), strict=True)
+            ]
+        answers = self._run(visits, rows)
+        new = [_up_to_end(answer["tokens"], params) for answer in answers]
         width = max(map(len, new))
         padded = [tokens + [pad] * (width - len(tokens)) for tokens in new]
         prompts = inputs["input_ids"].repeat_interleave(copies, 0)
         return torch.cat([prompts, torch.tensor(padded, dtype=prompts.dtype)], 1)
 
     def logits(
-        self,
-        inputs: Inputs,
-        plan: SiteEdits,
-        keep: int | Tensor,
-        forward_state: ForwardState = FULL_FORWARD,
+        self, inputs: Inputs, edits: SiteEdits, keep: int | Tensor, forward_state: ForwardState = FULL_FORWARD,
         reduce: LogitsReducer = identity,
-    ) -> Any:
-        """See `Engine.logits`: columns before a row begins are 0; a `PerRowReducer` runs in vLLM's worker."""
-        _check_whole(forward_state)
+    ) -> Any:  # fmt: skip
+        """See `Engine.logits`: logits of padding are 0, and a `PerRowReducer` runs in vLLM's worker."""
         width = inputs["attention_mask"].shape[-1]
-        columns = list(range(width))[-keep:] if isinstance(keep, int) else [int(c) % width for c in keep.tolist()]
+        kept = list(range(width))[-keep:] if isinstance(keep, int) else [int(c) % width for c in keep.tolist()]
+        visits = self._visits(inputs, edits, forward_state=forward_state)
         rows = []
-        for row in self._rows(inputs, plan, traces.logits):
-            own = [c - row.offset for c in columns if 0 <= c - row.offset < len(row.ids)]
-            there = [j for j, c in enumerate(columns) if 0 <= c - row.offset < len(row.ids)]
-            norm = "" if own == [len(row.ids) - 1] else self._norm()
-            asked = reduce.for_row(row.number) if isinstance(reduce, PerRowReducer) else identity
-            rows.append(replace(row, wanted=own, norm=norm, places=there, width=len(columns), reduce=asked))
-        found = joined([answer["reduce"] for answer in self._run(plan, rows)])
-        return found if isinstance(reduce, PerRowReducer) else reduce(found)
+        for row in self._requests(inputs, visits, traces.logits):
+            columns = {i: c - row.offset for i, c in enumerate(kept) if 0 <= c - row.offset < len(row.ids)}
+            wanted = list(columns.values())
+            norm = None if wanted == [len(row.ids) - 1] else self._final_norm()
+            run = partial(
+                traces.logits, columns=wanted, places=list(columns), width=len(kept), norm=norm,
+                reduce=reduce.for_row(row.number) if isinstance(reduce, PerRowReducer) else identity,
+            )  # fmt: skip
+            rows.append(replace(row, run=run))
+        reduced = vllm_requests.join_reduced([answer["reduced"] for answer in self._run(visits, rows)])
+        return reduced if isinstance(reduce, PerRowReducer) else reduce(reduced)
 
     def prefill(self, inputs: Inputs) -> Prefix:
         """Refused: keys and values stay in vLLM."""
-        raise RemoteError("keys and values of a prompt can't be kept from one request to the next in vLLM", "refused")
+        raise RemoteError("keys and values of a prompt cannot be kept between requests in vLLM", "unsupported")
 
     def check(self, ids: Tensor) -> None:
-        """Compare the model there with the configuration here, and the last block's stream, as it is read, with the
-        logits that vLLM makes of it.
+        """Compare the served model with the configuration here, and the last block's state, as it is read, with the
+        logits that vLLM computes from it.
 
         Raises:
-            RemoteError: it is another model, or nobody answers.
-            LayoutError: the stream is not what the logits are made of.
+            RemoteError: another model is served, or no server answers.
+            LayoutError: the state is not what the logits are computed from.
         """
-        self.client.up()
+        self.client.check_running()
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         last = len(list(module_at(self._hf, self._layout.blocks_path).children())) - 1
-        rows = self._rows(inputs, {}, traces.about, [Site(last)])
-        (reduce,) = self._run({}, [replace(row, norm=self._norm()) for row in rows])
-        check_same(self._hf.config, self._place, reduce["config"], reduce["name"], self.client.where)
-        if not reduce["alike"]:
+        visits = self._visits(inputs, {}, [Site(last)])
+        run = partial(traces.check_model, norm=self._final_norm())
+        (answer,) = self._run(visits, self._requests(inputs, visits, run))
+        errors.check_same_model(self._hf.config, self._name, answer["config"], answer["name"], self.client.name)
+        if not answer["same_logits"]:
             raise LayoutError(
-                f"block {last} at {self._layout.blocks_path!r} does not give the residual stream in vLLM: its logits "
-                f"are {reduce['apart']:.3g} off those that vLLM samples from. Load the model here, without engine= and "
-                "serve=; load(..., check=False) tries all the same"
+                f"block {last} at {self._layout.blocks_path!r} does not output the residual stream in vLLM: its logits "
+                f"differ by {answer['difference']:.3g} from those that vLLM samples from. Load the model without "
+                "engine= and serve=; load(..., check=False) tries all the same"
             )
 
-    def _rows(
-        self,
-        inputs: Inputs,
-        plan: SiteEdits,
-        do: Callable[..., None],
-        sites: Sequence[Site] = (),
-        select: StateSelector = identity,
-    ) -> list[Row]:
-        _check_no_training(plan)
-        self._meet(inputs, plan)
-        found = places(self.client.root, self._layout, plan, sites)
-        rows = rows_of(inputs, found, plan, sites, select, do, self._embedding)
-        return [replace(row, params=ONE_FORWARD) for row in rows]
+    def _visits(
+        self, inputs: Inputs, edits: SiteEdits, sites: Sequence[Site] = (), select: StateSelector = identity,
+        forward_state: ForwardState = FULL_FORWARD,
+    ) -> list[Visit]:  # fmt: skip
+        """The visits of a forward, with all vectors of its edits resolved."""
+        errors.check_supported(edits, "vLLM", forward_state)
+        self._resolve_vectors(inputs, edits)
+        return vllm_requests.vllm_visits(self.client.root, self._layout, edits, sites, select)
 
-    def _run(self, plan: SiteEdits, rows: Sequence[Row], most: int = 1) -> list[Answer]:
-        """The answers, each proved to be of its own row, with what was written noted in the plan's own tallies."""
-        answers = self.client.ask(rows)
-        check_answers(answers, rows)
-        tell(plan, answers)
+    def _requests(
+        self, inputs: Inputs, visits: Sequence[Visit], run: Callable[..., None],
+        params: dict[str, Any] = ONE_FORWARD,
+    ) -> list[RowRequest]:  # fmt: skip
+        return vllm_requests.make_requests(inputs, visits, run, self._embedding, params)
+
+    def _run(self, visits: Sequence[Visit], rows: Sequence[RowRequest]) -> list[Answer]:
+        """The answers, each compared with its request; copies the statistics of the edits back."""
+        answers = self.client.run(rows)
+        vllm_requests.check_answers(answers, rows)
+        vllm_requests.copy_stats(visits, answers)
         return answers
 
-    def _meet(self, inputs: Inputs, plan: SiteEdits) -> None:
-        """Give edits that have a source their vectors, from one unsteered forward of the prompts."""
-        edits = [e for at in plan.values() for e in at if isinstance(e, Edit) and e.read_site is not None]
-        sites = sorted({e.read_site for e in edits if e.read_site is not None})
-        if not sites:
+    def _resolve_vectors(self, inputs: Inputs, edits: SiteEdits) -> None:
+        """Compute the vectors of edits with a `read_site`, from one unsteered forward of the prompts."""
+        pending, sites = unresolved(edits)
+        if not pending:
             return
-        last_prompt_columns = edits[0].last  # of the batch: the same for all
-        assert last_prompt_columns is not None
-        states = self.capture_states(inputs, {}, sites, _Last(last_prompt_columns)).float()
-        for edit in edits:
-            assert edit.vector_fn is not None and edit.read_site is not None
+        last = pending[0].last  # the same for all edits of a batch
+        assert last is not None
+        states = self.capture_states(inputs, {}, sites, _LastToken(last)).float()
+        for edit in pending:
+            assert edit.vector_fn and edit.read_site
             edit.vectors = edit.vector_fn(states[:, sites.index(edit.read_site)])
 
-    def _norm(self) -> str:
+    def _final_norm(self) -> str:
         if self._layout.final_norm_path is None:
-            raise LayoutError("the norm before the head was not found: there are logits of the last token alone")
-        return checked(self.client.root, self._layout.final_norm_path, "the norm before the head")
+            raise LayoutError("the final norm was not found: vLLM gives logits of the last token only")
+        return vllm_requests.check_path(self.client.root, self._layout.final_norm_path, "the final norm")
 
 
 @dataclass(frozen=True)
-class _Last:
-    """The state at one column of each row."""
+class _LastToken:
+    """Selects the state at one column of each row."""
 
     columns: Tensor
 
@@ -172,36 +173,21 @@ class _Last:
         return h[torch.arange(len(h), device=h.device), self.columns.to(h.device)]
 
     def row(self, number: int, start: int) -> tuple[StateSelector, Tensor]:
-        return _Last(self.columns[number : number + 1] - start), torch.tensor([number])
+        return _LastToken(self.columns[number : number + 1] - start), torch.tensor([number])
 
 
-def _ended(tokens: list[int], params: dict[str, Any]) -> list[int]:
-    """New ids up to the end: vLLM may have begun a step more before it saw that one was the last.
+def _up_to_end(tokens: list[int], params: dict[str, Any]) -> list[int]:
+    """New token ids up to the end of the text: vLLM may have begun one more step before it noticed the end.
 
     Raises:
-        SteeringError: the row was cut off.
+        SteeringError: the text was cut off.
     """
-    ends = set(params["stop_token_ids"])
+    eos = set(params["stop_token_ids"])
     kept = tokens[: params["max_tokens"]]
-    end = next((i + 1 for i, t in enumerate(kept) if t in ends and i + 1 >= params.get("min_tokens", 0)), None)
+    end = next((i + 1 for i, t in enumerate(kept) if t in eos and i + 1 >= params.get("min_tokens", 0)), None)
     if end is None and len(kept) < params["max_tokens"]:
         raise SteeringError(
-            f"vLLM ended a row after {len(kept)} of {params['max_tokens']} new tokens: prompt and new tokens outgrow "
-            "its context. Load with a larger max_model_len, or ask for fewer"
+            f"vLLM ended a row after {len(kept)} of {params['max_tokens']} new tokens: prompt and new tokens exceed "
+            "its context. Load with a larger max_model_len, or generate fewer tokens"
         )
     return kept[:end]
-
-
-def _check_whole(forward_state: ForwardState) -> None:
-    if forward_state.prefix is not None or forward_state.state is not None:
-        raise RemoteError("a forward in vLLM begins at the embeddings: nothing of an earlier one is kept", "refused")
-
-
-def _check_no_training(plan: SiteEdits) -> None:
-    for site, edits in plan.items():
-        if any(edit.vectors is not None and edit.vectors.requires_grad for edit in edits):
-            raise RemoteError(
-                f"the vector for {site} requires gradients, and vLLM gives none. Fit on activations from "
-                "steerlab.capture, or train with the model loaded here; vector.detach() steers with it as it is",
-                "refused",
-            )

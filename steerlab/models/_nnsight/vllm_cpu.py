@@ -1,6 +1,6 @@
-"""nnsight's worker for vLLM's CPU backend; nnsight itself brings only the one for GPUs.
+"""A worker of nnsight for vLLM's CPU backend: nnsight has one for GPUs only.
 
-vLLM imports this module in its worker process, by the name `CPU_WORKER`.
+A module of its own, because vLLM imports it by name in its worker process, also on a server without steerlab.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ CPU_WORKER = f"{__name__}.NnsightCpuWorker"
 
 
 class NnsightCpuRunner(NNsightGPUModelRunner, CPUModelRunner):
-    """vLLM's CPU runner, interleaved with interventions: it is a GPU runner with other kernels, so the code holds."""
+    """vLLM's CPU runner with nnsight's interventions: it is a GPU runner with other kernels."""
 
 
 class NnsightCpuWorker(CPUWorker):
-    """A vLLM CPU worker whose runner interleaves interventions."""
+    """A vLLM CPU worker whose runner runs nnsight's interventions."""
 
     def init_device(self) -> None:
-        """Bring the device up, then swap the runner's class, as nnsight's own worker does.
+        """Start the device, then replace the runner's class, as nnsight's GPU worker does.
 
         Raises:
-            NotImplementedError: vLLM chose another runner, which would run uninstrumented without a word.
+            NotImplementedError: vLLM uses another runner, which would ignore all interventions without an error.
         """
         super().init_device()
         if type(self.model_runner) is not CPUModelRunner:
@@ -37,8 +37,6 @@ class NnsightCpuWorker(CPUWorker):
     nnsight_clear_registered = NNsightGPUWorker.nnsight_clear_registered
 
 
-def without_accelerator() -> None:
-    """Let this process do without an accelerator: vLLM asks torch to synchronize one, which its CPU runner switches
-    off in the worker alone.
-    """
+def disable_accelerator() -> None:
+    """Make torch's accelerator calls do nothing in this process, as vLLM's CPU runner does in its worker only."""
     _set_torch_accelerator_to_noop()
