@@ -119,7 +119,7 @@ def test_a_server_that_says_nothing_of_a_running_job_is_given_up(
 ) -> None:
     hasty = steerlab.load(models["tiny-llama"], remote=server.host, check=False, retry_timeout=2.0)
     error = failing(hasty, takes_too_long)
-    assert error.kind == "timeout" and "no message about a running job for 2 s" in str(error) and "retry_timeout" in str(error)
+    assert error.kind == "timeout" and "no message about a running job for 2 s" in str(error)
     assert len(steerlab.generate(far("tiny-llama"), PROMPTS, max_new_tokens=2)) == len(PROMPTS)
 
 
