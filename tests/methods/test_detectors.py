@@ -91,36 +91,40 @@ def test_negative_none_means_all_other_labels_and_another_column_can_hold_them()
     assert torch.equal(LinearProbe(3, positive="no", label="outcome").fit(acts).w_, LinearProbe(3).fit(ACTS).w_)
 
 
-@pytest.mark.parametrize("method", [LinearProbe, ConditionVector])
-def test_detectors_refuse_invalid_classes_and_missing_fits(method) -> None:
-    one = make_acts(STATES, None, behaviors=["refuse", *["answer"] * (N - 1)])
-    with pytest.raises(DataError, match=r"1 inputs have behavior in \['refuse'\].*at least 2"):
-        method(3).fit(one)
-    with pytest.raises(DataError, match="0 inputs have another behavior"):
-        method(3).fit(ACTS.select(behavior="refuse"))
-    duplicate = make_acts(torch.cat([STATES, STATES[:1]]), None, behaviors=[*LABELS, "answer"])
-    with pytest.raises(DataError, match=r"1 negative inputs have the same state as a positive one, first 's0060'"):
-        method(3).fit(duplicate)
-    with pytest.raises(DataError, match="20 inputs are both"):
-        method(3, positive=("refuse",), negative=("refuse", "answer")).fit(ACTS)
-    with pytest.raises(ActivationError, match="no label 'outcome'"):
-        method(3, label="outcome").fit(ACTS)
+SAME_MEANS = torch.stack([AXIS, -AXIS, AXIS.flip(0), -AXIS.flip(0)])
+BOTH = (LinearProbe, ConditionVector)
+
+
+@pytest.mark.parametrize(
+    ("methods", "acts", "options", "error", "message"),
+    [
+        (BOTH, make_acts(STATES, None, behaviors=["refuse", *["answer"] * (N - 1)]), {}, DataError,
+         r"1 inputs have behavior in \['refuse'\].*at least 2"),
+        (BOTH, ACTS.select(behavior="refuse"), {}, DataError, "0 inputs have another behavior"),
+        (BOTH, make_acts(torch.cat([STATES, STATES[:1]]), None, behaviors=[*LABELS, "answer"]), {}, DataError,
+         r"1 negative inputs have the same state as a positive one, first 's0060'"),
+        (BOTH, ACTS, {"negative": ("refuse", "answer")}, DataError, "20 inputs are both"),
+        (BOTH, ACTS, {"label": "outcome"}, ActivationError, "no label 'outcome'"),
+        (BOTH[:1], ACTS, {"C": 0.0}, DataError, r"C=0\.0"),
+        (BOTH[1:], ACTS, {"direction": "mean"}, DataError, "expected 'pca' or 'means'"),
+        (BOTH[1:], make_acts(SAME_MEANS, None, behaviors=["refuse", "refuse", "answer", "answer"]), {}, DataError,
+         "same mean state"),
+    ],
+)  # fmt: skip
+def test_fit_refuses_invalid_classes_and_settings(methods, acts, options, error, message) -> None:
+    for method in methods:
+        with pytest.raises(error, match=message):
+            method(3, **options).fit(acts)
+
+
+@pytest.mark.parametrize("method", BOTH)
+def test_scores_need_a_fit_and_the_same_width_and_detection_a_threshold(method) -> None:
     with pytest.raises(ActivationError, match="not fitted"):
         method(3).score(Context.of(ACTS))
     with pytest.raises(ActivationError, match="no threshold"):
         method(3).fit(ACTS).detect(Context.of(ACTS))
     with pytest.raises(MismatchError, match=r"width 5.*takes 24"):
         method(3).fit(ACTS).score(Context.of(make_acts(STATES[:, :5], None, behaviors=LABELS)))
-
-
-def test_detectors_refuse_invalid_settings() -> None:
-    with pytest.raises(DataError, match=r"C=0\.0"):
-        LinearProbe(3, C=0.0).fit(ACTS)
-    with pytest.raises(DataError, match="expected 'pca' or 'means'"):
-        ConditionVector(3, direction="mean").fit(ACTS)
-    same = torch.stack([AXIS, -AXIS, AXIS.flip(0), -AXIS.flip(0)])
-    with pytest.raises(DataError, match="same mean state"):
-        ConditionVector(3).fit(make_acts(same, None, behaviors=["refuse", "refuse", "answer", "answer"]))
 
 
 def test_loaded_detectors_score_the_same_and_are_not_steerers(tmp_path: Path) -> None:

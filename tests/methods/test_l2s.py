@@ -69,23 +69,30 @@ def test_zero_behaviors_get_small_vectors_and_the_others_keep_theirs():
     assert fitted.target_norm_ == pytest.approx(1.0, abs=1e-4)
 
 
-def test_examples_without_a_contrast_or_a_context_are_named():
-    acts = make_acts(normal(20, 8), normal(20, 8), behaviors=["x"] * 20, bare=["s0004", "s0007"])
-    with pytest.raises(DataError, match=r"2 examples.*s0004.*\['x'\].*zero_behaviors="):
-        l2s().fit(acts)
-    acts = make_acts(normal(20, 8), normal(20, 8))
-    keep = ~((acts.index["example_id"] == "s0011") & (acts.index["side"] == "prompt"))
-    with pytest.raises(DataError, match=r"no context.*s0011"):
-        l2s().fit(acts.rows(keep))
+X, Z = normal(20, 8), normal(20, 8, seed=1)
+BEHAVIORS = ["refuse"] * 12 + ["answer"] * 8
+COMPLETE, ZEROS = make_acts(X, Z), make_acts(X, 0 * Z, behaviors=BEHAVIORS)
+NO_CONTEXT = COMPLETE.rows(~((COMPLETE.index["example_id"] == "s0011") & (COMPLETE.index["side"] == "prompt")))
 
 
-def test_contrasts_that_are_all_zero_are_refused_whatever_the_zero_behaviors_are():
-    acts = make_acts(normal(20, 8), torch.zeros(20, 8), behaviors=["refuse"] * 12 + ["answer"] * 8)
-    with pytest.raises(DataError, match=r"same state in all 12 contrasts.*positions='answer'"):
-        l2s(zero_behaviors=["answer"]).fit(acts)
-    with pytest.raises(DataError, match="all 20 contrasts"):
-        l2s().fit(acts)
-    assert l2s(zero_behaviors=["answer", "refuse"]).fit(acts).target_norm_ == 0, "all targets are zero by request"
+@pytest.mark.parametrize(
+    ("acts", "options", "message"),
+    [
+        (make_acts(X, Z, behaviors=["x"] * 20, bare=["s0004", "s0007"]), {}, r"2 examples.*s0004.*\['x'\].*zero_behav"),
+        (NO_CONTEXT, {}, r"no context.*s0011"),
+        (ZEROS, {"zero_behaviors": ["answer"]}, r"same state in all 12 contrasts.*positions='answer'"),
+        (ZEROS, {}, "all 20 contrasts"),
+        (make_acts(X[:1], Z[:1]), {}, "validation"),
+        (COMPLETE, {"config": "fast"}, r"fast.*paper"),
+    ],
+)
+def test_incomplete_data_and_unknown_configs_are_refused(acts, options, message):
+    with pytest.raises(DataError, match=message):
+        l2s(**options).fit(acts)
+
+
+def test_all_targets_may_be_zero_by_request():
+    assert l2s(zero_behaviors=["answer", "refuse"]).fit(ZEROS).target_norm_ == 0
 
 
 def test_contrasts_captured_before_the_answers_differ_are_refused(lm):
@@ -96,13 +103,11 @@ def test_contrasts_captured_before_the_answers_differ_are_refused(lm):
             method.fit(acts)
 
 
-def test_nan_and_other_widths_are_refused():
-    contexts = normal(20, 8)
-    contexts[3, 3] = float("nan")
-    with pytest.raises(ActivationError, match="s0003"):
-        l2s().fit(make_acts(contexts, normal(20, 8)))
+def test_predict_refuses_other_widths_and_unfitted_steerers():
     with pytest.raises(MismatchError, match=r"width 9.*takes 8"):
-        l2s().fit(make_acts(normal(20, 8), normal(20, 8))).predict(normal(2, 9))
+        l2s().fit(COMPLETE).predict(normal(2, 9))
+    with pytest.raises(ActivationError, match="not fitted"):
+        l2s().predict(X)
 
 
 def test_fit_depends_on_the_seed_alone_and_not_on_row_order_or_the_global_generator():
@@ -140,6 +145,7 @@ def test_every_preset_reduces_the_loss(config):
     contexts, targets, clusters_of = clusters(120, 24, 2, seed=1)
     acts = make_acts(contexts, 3 * targets, behaviors=["yes" if k else "no" for k in clusters_of])
     history = l2s(hidden_units=4, config=config).fit(acts).history_
+    assert PRESETS["released"] is PRESETS["released_safety"]
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
     assert history["val_loss"].isna().all() == (config == "released_safety")
     assert list(history) == ["epoch", "loss", "val_loss", "val_cos", "lr"]
@@ -194,13 +200,3 @@ def test_published_weights_are_read_plain_or_nested(tmp_path):
             L2S.from_published(tmp_path / name, 15)
     with pytest.raises(DataError, match="max_norm"):
         L2S.from_published(tmp_path / "plain.pt", 15, max_norm=2.0).predict(contexts)
-
-
-def test_too_few_examples_unknown_presets_and_unfitted_steerers_are_refused():
-    assert PRESETS["released"] is PRESETS["released_safety"]
-    with pytest.raises(DataError, match="validation"):
-        l2s().fit(make_acts(normal(1, 8), normal(1, 8)))
-    with pytest.raises(DataError, match=r"fast.*paper"):
-        L2S(3, config="fast").fit(make_acts(normal(9, 8), normal(9, 8)))
-    with pytest.raises(ActivationError, match="not fitted"):
-        l2s().predict(normal(1, 8))

@@ -151,9 +151,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return saved
 
 
-FAMILIES = pytest.mark.parametrize("near", ["llama", "gpt2"], indirect=True)
-
-
 @pytest.fixture(scope="module")
 def near(request: pytest.FixtureRequest, folder: Callable[[str], Path]) -> Model:
     """GPT-2 by default: it has learned positions, so that counting padding would change its states."""
@@ -188,11 +185,17 @@ def fit(model: Model) -> dict[str, Any]:
     acts = steerlab.capture(model, PAIRS, layers=[LAYER, CONTEXT], progress=False)
     norm = float(acts.values.norm(dim=-1).mean())
     rows = torch.nn.functional.normalize(normal(len(PAIRS) + 2, acts.values.shape[-1], seed=1), dim=1) * norm
+    l2s = train_l2s(acts, LAYER, {"context_layer": CONTEXT})
+    lower = train_l2s(acts, CONTEXT, {"context_layer": LAYER, "loss": "mse_l1_cos"})
+    mean = MeanDifference.from_tensor(LAYER, rows[-1])
     return {
-        "l2s": train_l2s(acts, LAYER, {"context_layer": CONTEXT}),
+        "l2s": l2s,
         "l2s, same layer": train_l2s(acts, LAYER, {"standardize": True, "max_norm": 1.0}),
-        "l2s, lower context": train_l2s(acts, CONTEXT, {"context_layer": LAYER, "loss": "mse_l1_cos"}),
-        "mean": MeanDifference.from_tensor(LAYER, rows[-1]),
+        "l2s, lower context": lower,
+        "l2s, other position": with_net(l2s.net_, LAYER, context_layer=CONTEXT, context_position=-2),
+        "two l2s": [l2s, Request(lower, -1.0)],
+        "l2s and mean": [l2s, Request(mean, 0.5)],
+        "mean": mean,
         "rows": P2S.from_table(LAYER, {pair.id: row for pair, row in zip(PAIRS, rows, strict=False)}),
         "gates": AlphaSteer.from_gates(LAYER, rows[-2:-1] / norm**2, rows[-1:]),
     }
@@ -221,55 +224,32 @@ def next_tokens(model: Model, **options: Any) -> Result:
     return steerlab.next_token_logits(model, PAIRS, [5, 9], max_other=True, **options).flatten().tolist(), 0.0, 0
 
 
-def assert_equal_results(far: Model, near: Model, function: Function, *, n_requests: int, **options: Any) -> Result:
-    """The remote result equals the local one, which is returned, and takes so many requests."""
-    before = requests(far)
-    remote, local = function(far, **options), function(near, **options)
-    assert requests(far) - before == n_requests
-    close = partial(pytest.approx, rel=1e-5, abs=1e-5)
-    assert remote[0] == (local[0] if isinstance(local[0], tuple) else close(local[0]))
-    assert remote[1] == close(local[1]) and remote[2] == local[2]
-    return local
+CASES: list[tuple[str, dict[str, Any], int]] = [  # the steerer of `fit`, options, requests
+    ("l2s", {"alpha": 4.0}, 1),
+    ("l2s, same layer", {"alpha": [4.0, 0.0, 6.0], "positions": "last+generated"}, 1),
+    ("l2s, lower context", {"alpha": -8.0, "positions": "prompt"}, 1),
+    ("two l2s", {"alpha": 4.0}, 1),
+    ("mean", {}, 1),
+    ("rows", {}, 1),
+    ("gates", {}, 1),
+    ("l2s", {"batch_size": 2}, 2),
+    ("l2s", {"scale": "norm", "alpha": 0.5}, 2),  # from here on with a capture first
+    ("l2s and mean", {}, 2),
+    ("l2s, other position", {}, 2),
+]
 
 
-@FAMILIES
+@pytest.mark.parametrize("near", ["llama", "gpt2"], indirect=True)
 @pytest.mark.parametrize("function", [texts, draws, scores, next_tokens])
-def test_l2s_steers_a_remote_model_as_a_local_one_in_one_request(near: Model, far: Model, function: Function) -> None:
-    unsteered = function(near)
-    cases: dict[str, dict[str, Any]] = {
-        "l2s": {"alpha": 4.0},
-        "l2s, same layer": {"alpha": [4.0, 0.0, 6.0], "positions": "last+generated"},
-        "l2s, lower context": {"alpha": -8.0, "positions": "prompt"},
-    }
-    for name, options in cases.items():
-        local = assert_equal_results(far, near, function, n_requests=1, steer=fit(near)[name], **options)
-        assert local[0] != unsteered[0], "the vectors are long enough to change the result"
-
-
-@pytest.mark.parametrize("function", [texts, scores])
-def test_other_methods_steer_a_remote_model_as_a_local_one(near: Model, far: Model, function: Function) -> None:
-    fits = fit(near)
-    for name in ("mean", "rows", "gates"):
-        assert_equal_results(far, near, function, n_requests=1, steer=fits[name])
-    l2s = fits["l2s"]
-    other_position = with_net(l2s.net_, l2s.layer, context_layer=l2s.context_layer, context_position=-2)
-    for options in (
-        {"steer": l2s, "scale": "norm", "alpha": 0.5},
-        {"steer": [l2s, Request(fits["mean"], 0.5)]},
-        {"steer": other_position},
-    ):
-        assert_equal_results(far, near, function, n_requests=2, **options)  # a capture first
-
-
-def test_several_nets_are_sent_together_and_add_up(near: Model, far: Model) -> None:
-    both = [fit(near)["l2s"], Request(fit(near)["l2s, lower context"], -1.0)]
-    local = assert_equal_results(far, near, texts, n_requests=1, steer=both)
-    assert local[0] != texts(near, steer=both[:1])[0] != texts(near, steer=both[1:])[0]
-
-
-@pytest.mark.parametrize("function", [texts, draws])
-def test_batches_use_their_rows_and_continue_the_random_draws(near: Model, far: Model, function: Function) -> None:
-    assert_equal_results(far, near, function, n_requests=2, steer=fit(near)["l2s"], batch_size=2)
+def test_steering_a_remote_model_equals_steering_a_local_one(near: Model, far: Model, function: Function) -> None:
+    unsteered, close = function(near)[0], partial(pytest.approx, rel=1e-5, abs=1e-5)
+    for name, options, n_requests in CASES:
+        before = requests(far)
+        remote, local = (function(model, steer=fit(near)[name], **options) for model in (far, near))
+        assert requests(far) - before == n_requests, name
+        assert remote[0] == (local[0] if isinstance(local[0], tuple) else close(local[0])), name
+        assert remote[1] == close(local[1]) and remote[2] == local[2], name
+        assert "l2s" not in name or n_requests > 1 or local[0] != unsteered, "the vectors are long enough"
 
 
 def test_sweep_of_l2s_captures_once_for_all_settings(near: Model, far: Model) -> None:
