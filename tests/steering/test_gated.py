@@ -150,6 +150,7 @@ def test_gate_works_with_norm_scale_sweeps_and_saved_artifacts(tmp_path: Path) -
     changed = {example_id: bool(c) for example_id, c in ((values[1.0] - values[0.0]).abs() > 1e-6).items()}
     detected = dict(zip((e.id for e in examples), probe.detect(Context.of(acts)).tolist(), strict=True))
     assert changed == detected and 0 < sum(detected.values()) < len(examples)
+    assert Gated(make_steerers("llama")["l2s"], probe).required_activations == (RequiredActivation(Site(3)),)
     other = gated.with_layer(0)
     assert other.site == Site(0) and other.detector is probe
 
@@ -168,8 +169,3 @@ def test_invalid_gates_are_refused() -> None:
     mean.info_ = {"model": "this"}
     with pytest.raises(MismatchError, match=r"'this'.*'another'"):
         Gated(mean, probe)
-
-
-def test_activations_required_by_both_parts_are_captured_once() -> None:
-    l2s = make_steerers("llama")["l2s"]
-    assert Gated(l2s, LinearProbe(3)).required_activations == (RequiredActivation(Site(3)),)
