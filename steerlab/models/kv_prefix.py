@@ -64,11 +64,6 @@ class Prefix:
 
     layers: tuple[tuple[Tensor, Tensor], ...]
 
-    @property
-    def nbytes(self) -> int:
-        """Size in memory."""
-        return sum(k.nbytes + v.nbytes for k, v in self.layers)
-
     def rows(self, start: int, stop: int) -> Prefix:
         """The prefix of rows `start:stop`, as views."""
         return Prefix(tuple((k[start:stop], v[start:stop]) for k, v in self.layers))

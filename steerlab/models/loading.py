@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -209,18 +210,11 @@ def _on_hub(name: str, revision: str | None, shared: dict[str, Any]) -> _Source:
             api = HfApi(token=shared.get("token"))
             api.model_info(name, revision=revision, timeout=_HUB_SECONDS)
     except Exception as error:
-        if not _in_cache(name, revision, shared.get("cache_dir")):
-            raise LoadError(_unreachable(name, revision, error)) from error
-        options["local_files_only"] = True
+        with suppress(ValueError):  # the name is not even the form of a hub id
+            if isinstance(try_to_load_from_cache(name, "config.json", shared.get("cache_dir"), revision), str):
+                return _Source(name, name, options=options | {"local_files_only": True})
+        raise LoadError(_unreachable(name, revision, error)) from error
     return _Source(name, name, options=options)
-
-
-def _in_cache(name: str, revision: str | None, folder: str | None) -> bool:
-    try:
-        found = try_to_load_from_cache(name, "config.json", cache_dir=folder, revision=revision)
-    except ValueError:  # not even the form of a hub id
-        return False
-    return isinstance(found, str)
 
 
 def _unreachable(name: str, revision: str | None, error: Exception) -> str:

@@ -99,7 +99,7 @@ def test_prefix_is_read_only(lm) -> None:
     first = model.engine.logits(tail, {}, 1, ForwardState(prefix))
     assert torch.equal(model.engine.logits(tail, {}, 1, ForwardState(prefix)), first)
     assert all(torch.equal(a, b) for a, (b, _) in zip(keys, prefix.layers, strict=True))
-    assert prefix.as_readonly_cache(1).get_seq_length() == cut and prefix.nbytes == sum(2 * k.nbytes for k in keys)
+    assert prefix.as_readonly_cache(1).get_seq_length() == cut
 
 
 def test_recurrent_layers_have_no_prefix(lm) -> None:
