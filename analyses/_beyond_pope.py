@@ -1,4 +1,4 @@
-"""What the hallucination study asks besides POPE's questions: captions, easy-VQA by template, and photographs."""
+"""Side effects measured by the hallucination study: captions, easy-VQA by template, and photographs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from steerlab.metrics import chair
 DESCRIBE = "Describe the image."
 
 
-def beyond(
+def measure_side_effects(
     study: Study, model: Model, requests: Mapping[str, Request | None], args: argparse.Namespace
 ) -> dict[str, float]:
-    """Everything the arguments allow, each a stage and a CSV of its own; returns what the summary keeps."""
+    """Run all measurements that the arguments allow, one stage and one CSV each; returns the summary's entries."""
     size, summary = args.batch_size, dict[str, float]()
 
     def keep(name: str, keys: Sequence[str], values: Sequence[str], compute: Callable[[], pd.DataFrame]) -> None:
@@ -52,7 +52,7 @@ def beyond(
 def scene_captions(
     model: Model, scenes: Mapping[str, Scene], requests: Mapping[str, Request | None], batch_size: int
 ) -> pd.DataFrame:
-    """CHAIR of the captions under every method, one row a method."""
+    """CHAIR of the captions under every method, one row per method."""
     rows = [Example(f"caption/{name}", DESCRIBE, images=(scene.image(),)) for name, scene in scenes.items()]
     objects = {row.id: scene.kinds for row, scene in zip(rows, scenes.values(), strict=True)}
     words = scene_vocabulary(next(iter(scenes.values())).world.kinds)
@@ -60,15 +60,15 @@ def scene_captions(
     for method, request in requests.items():
         steer = () if request is None else request
         texts = steerlab.generate(model, rows, steer=steer, max_new_tokens=40, batch_size=batch_size)
-        told = chair(dict(zip(objects, texts, strict=True)), objects, words)
+        scores = chair(dict(zip(objects, texts, strict=True)), objects, words)
         partners = sum(
-            len(told.captions[row.id].hallucinated & set(absent_partners(scene)))
+            len(scores.captions[row.id].hallucinated & set(absent_partners(scene)))
             for row, scene in zip(rows, scenes.values(), strict=True)
         )
-        invented = sum(len(one.hallucinated) for one in told.captions.values())
+        invented = sum(len(one.hallucinated) for one in scores.captions.values())
         found.append({
-            "method": method, "chair_s": told.chair_s, "chair_i": told.chair_i, "recall": told.recall,
-            "length": told.length, "n": told.n, "partners_of_invented": partners / max(1, invented),
+            "method": method, "chair_s": scores.chair_s, "chair_i": scores.chair_i, "recall": scores.recall,
+            "length": scores.length, "n": scores.n, "partners_of_invented": partners / max(1, invented),
         })  # fmt: skip
     return pd.DataFrame(found)
 
@@ -76,7 +76,7 @@ def scene_captions(
 def absent_partner_answers(
     model: Model, scenes: Mapping[str, Scene], requests: Mapping[str, Request | None], batch_size: int
 ) -> pd.DataFrame:
-    """How often every method says yes to the absent partner of something in the scene."""
+    """How often each method says yes to an absent object that often appears with one in the scene."""
     rows = [
         Example(f"partner/{name}/{kind}", existence(scene, kind).text, behavior="no", images=(image,))
         for name, scene in scenes.items()
@@ -96,15 +96,15 @@ def by_template(
     """easy-VQA's yes/no questions, balanced within each template: accuracy and yes-rate by the first token."""
     rows = [row for row in easy_vqa(folder, split="test", balanced=True) if row.meta["kind"] == "yes/no"]
     rows = rows[:: max(1, len(rows) // (limit or 2000))]
-    templates = [row.meta["template"] for row in rows]
+    templates = [row.meta["template"].replace("{colour}", "{color}") for row in rows]
     found: list[pd.DataFrame] = []
     for method, request in requests.items():
         said = answers(model, rows, request, batch_size)
         frame = pd.DataFrame({"template": templates, "yes": [a == "yes" for a in said]})
         frame["right"] = [row.behavior == answer for row, answer in zip(rows, said, strict=True)]
         whole = frame.assign(template="all")
-        told = pd.concat([frame, whole]).groupby("template", sort=False)
-        shares = told.agg(accuracy=("right", "mean"), yes_rate=("yes", "mean"), n=("yes", "size")).reset_index()
+        groups = pd.concat([frame, whole]).groupby("template", sort=False)
+        shares = groups.agg(accuracy=("right", "mean"), yes_rate=("yes", "mean"), n=("yes", "size")).reset_index()
         found.append(shares.assign(method=method))
     return pd.concat(found, ignore_index=True)[["method", "template", "accuracy", "yes_rate", "n"]]
 
@@ -112,15 +112,15 @@ def by_template(
 def photographs(
     model: Model, folder: str | Path, requests: Mapping[str, Request | None], batch_size: int, n: int = 50
 ) -> pd.DataFrame:
-    """POPE by recipe about photographs with boxes, a world the small model has never seen."""
+    """POPE questions made from photographs with annotated objects, on which the small model was not trained."""
     root = Path(folder)
     shown = coco_objects(root / "annotations.jsonl")
     usual = coco_objects(root / "objects_all.jsonl")
-    some = {name: sorted(objects) for name, objects in sorted(shown.items()) if objects}
-    some = dict(list(some.items())[:n])
+    objects_of = {name: sorted(objects) for name, objects in sorted(shown.items()) if objects}
+    objects_of = dict(list(objects_of.items())[:n])
     found = []
     for split in SPLITS:
-        rows = pope_questions(some, split, 2, counts=usual, images=root / "images", name="photo")
+        rows = pope_questions(objects_of, split, 2, counts=usual, images=root / "images", name="photo")
         for method, request in requests.items():
             said = answers(model, rows, request, batch_size)
             yes = float(np.mean([answer == "yes" for answer in said]))

@@ -1,4 +1,4 @@
-"""What the studies share: arguments, activations of several sentence sets, results and their tables."""
+"""Command-line arguments, provenance, estimates and tables shared by the studies."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ from steerlab.data import data_hash
 from steerlab.metrics import Estimate, bootstrap_ci
 
 ROOT = Path(__file__).parents[1]
-# arguments that say where things lie on one machine
-PLACES = ("data", "harmless", "out", "grid", "pope", "images", "easy_vqa", "coco_free", "emoji")
+# arguments that name folders of one machine: left out of the provenance
+PATH_ARGUMENTS = ("data", "harmless", "out", "grid", "pope", "images", "easy_vqa", "coco_free", "emoji")
 
 
 def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
-    """The arguments every study takes."""
-    found = argparse.ArgumentParser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    found.add_argument("--out", default=out, help="folder of the results; a finished stage in it is not run again")
-    found.add_argument("--seed", type=int, default=0)
-    found.add_argument("--limit", type=int, default=None, help="at most so many inputs of every behavior and split")
-    found.add_argument("--model", default="smollm2", help="a hub id, a folder, a gguf file, or smollm2")
-    found.add_argument("--device", default=None)
-    found.add_argument("--batch-size", type=int, default=16)
-    found.add_argument("--max-new-tokens", type=int, default=60)
-    return found
+    """A parser with the arguments that every study takes."""
+    arguments = argparse.ArgumentParser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    arguments.add_argument(
+        "--out", default=out, help="folder of the results; stages that are finished there are not run again"
+    )
+    arguments.add_argument("--seed", type=int, default=0)
+    arguments.add_argument(
+        "--limit", type=int, default=None, help="maximal number of inputs of each behavior and split"
+    )
+    arguments.add_argument("--model", default="smollm2", help="a hub id, a folder, a gguf file, or smollm2")
+    arguments.add_argument("--device", default=None)
+    arguments.add_argument("--batch-size", type=int, default=16)
+    arguments.add_argument("--max-new-tokens", type=int, default=60)
+    return arguments
 
 
-def limited(examples: Sequence[Example], limit: int | None) -> list[Example]:
+def limit_per_group(examples: Sequence[Example], limit: int | None) -> list[Example]:
     """The first `limit` examples of every behavior and split."""
     seen: dict[tuple[str, str], int] = {}
     kept = []
@@ -46,18 +50,18 @@ def limited(examples: Sequence[Example], limit: int | None) -> list[Example]:
 
 
 def of_split(examples: Sequence[Example], *splits: str) -> list[Example]:
-    """The examples of some splits."""
+    """The examples whose split is one of `splits`."""
     return [e for e in examples if e.split in splits]
 
 
 def provenance(model: Model, examples: Sequence[Example], args: argparse.Namespace) -> dict[str, Any]:
-    """Everything needed to run it again; `dirty`: the code is not that of the commit (results do not count)."""
+    """What is needed to repeat the run. `dirty`: the code differs from the commit (results are ignored)."""
     changed = _git("status", "--porcelain", "--", "analyses", "steerlab", ":(exclude)analyses/results")
     return {
         **model.info(),
         "device": str(model.device),
         "data": data_hash(examples),
-        "arguments": {k: v for k, v in vars(args).items() if k not in PLACES},
+        "arguments": {k: v for k, v in vars(args).items() if k not in PATH_ARGUMENTS},
         "commit": _git("rev-parse", "--short", "HEAD") or None,
         "dirty": None if changed is None else bool(changed),
         "date": datetime.now(UTC).date().isoformat(),
@@ -65,7 +69,7 @@ def provenance(model: Model, examples: Sequence[Example], args: argparse.Namespa
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says in this repository; None where there is none, or no git."""
+    """The output of a git command; None without git or outside a repository."""
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     except OSError:
@@ -79,12 +83,12 @@ def estimate(values: Sequence[float], seed: int, statistic: str = "mean") -> dic
 
 
 def numbers(found: Estimate) -> dict[str, float]:
-    """An estimate as a summary holds it."""
+    """An estimate as a dictionary of rounded numbers."""
     return {"value": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4), "n": found.n}
 
 
-def tidy(judged: pd.DataFrame, model: str, measures: Sequence[str]) -> pd.DataFrame:
-    """One row per measurement, long form; the texts stay out."""
+def to_long(judged: pd.DataFrame, model: str, measures: Sequence[str]) -> pd.DataFrame:
+    """Long form, one row per measurement, without the texts."""
     keys = ["method", "layer", "alpha", "positions", "example_id", "behavior"]
     long = judged.melt(
         id_vars=keys, value_vars=[m for m in measures if m in judged], var_name="metric", value_name="value"
@@ -94,12 +98,12 @@ def tidy(judged: pd.DataFrame, model: str, measures: Sequence[str]) -> pd.DataFr
 
 
 def show_table(title: str, table: pd.DataFrame) -> None:
-    """Print a table of shares."""
+    """Print a table, rounded to three digits."""
     print(f"\n{title}\n{table.round(3).to_string(na_rep='')}\n")
 
 
 def as_markdown(heading: str, blocks: Mapping[str, Mapping[str, str]]) -> str:
-    """The same prompt under every method, one section a prompt."""
+    """A page with one section per prompt that lists the answer of every method."""
     lines = [f"# {heading}", ""]
     for prompt, answers in blocks.items():
         lines += [f"## {prompt}", ""]

@@ -1,4 +1,4 @@
-"""What a method adds to the time of a prompt and of a token, measured beside no steering."""
+"""Time that a method adds per prompt and per token, compared with no steering."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ROUNDS, TOKENS = 5, 24
 
 
 def time_methods(model: Model, examples: Sequence[Example], methods: Mapping[str, Request | None]) -> pd.DataFrame:
-    """Milliseconds a prompt and a token, of every method, in rounds in which each is run once.
+    """Milliseconds per prompt and per token of every method, in rounds that run each method once.
 
-    A prompt's time is that of generating one token; a token's is what each of the following ones takes. The order
-    within a round is turned by one every round, so that a slow minute of the machine does not hit one method alone.
+    The time of a prompt is the time of generating one token; the time of a token is that of each following one. The
+    order of the methods is rotated by one every round, so that a slow minute does not affect one method alone.
     """
     rows, names = [], list(methods)
     for turn in range(ROUNDS):
@@ -36,7 +36,7 @@ def time_methods(model: Model, examples: Sequence[Example], methods: Mapping[str
 
 
 def added(times: pd.DataFrame, method: str, column: str) -> dict[str, float]:
-    """How much more than no steering, in milliseconds: the median over rounds, and the quartiles."""
+    """Median and quartiles over rounds of the added milliseconds, compared with no steering."""
     table = times.pivot(index="round", columns="method", values=column)
     more = (table[method] - table["none"]).to_numpy()
     low, value, high = np.percentile(more, [25, 50, 75])
@@ -44,10 +44,10 @@ def added(times: pd.DataFrame, method: str, column: str) -> dict[str, float]:
 
 
 def _seconds(model: Model, examples: Sequence[Example], request: Request | None, tokens: int) -> float:
-    begun = time.perf_counter()
-    # "last" at the latest feels a vector, so that one new token is enough for every method
+    start = time.perf_counter()
+    # every method steers at the last prompt token or before, so one new token is enough
     steerlab.generate(
         model, examples, steer=() if request is None else request, max_new_tokens=tokens, min_new_tokens=tokens,
         batch_size=len(examples),
     )  # fmt: skip
-    return time.perf_counter() - begun
+    return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The inputs of the comparison: who is to be refused, who must not be, and what everyday use looks like."""
+"""Inputs of the comparison: requests to refuse, requests that only sound unsafe, and everyday requests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from itertools import cycle
 from pathlib import Path
 
-from _common import limited
+from _common import limit_per_group
 from _real_texts import SPLITS, plain_solution, real_texts
 
 from steerlab import Example
@@ -24,7 +24,7 @@ from steerlab.data import (
 from steerlab.data.injection_words import PRIMARY_TASKS
 
 HARMFUL = {"train": 180, "validation": 40}  # of AdvBench's requests; the rest are test
-MATHS = 50  # problems of GSM8K; SmolLM2 solves next to none, so more of them would not tell more
+MATH_PROBLEMS = 50  # problems of GSM8K; SmolLM2 solves almost none, so more of them would add nothing
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Sets:
             ("answer").
         validation: "refuse", "defer" and "answer", the latter everyday instructions.
         sounds_unsafe_validation: safe prompts of XSTest.
-        harmful, sounds_unsafe, harmless, expert, maths: the test inputs.
+        harmful, sounds_unsafe, harmless, expert, math: the test inputs.
     """
 
     train: list[Example]
@@ -46,7 +46,7 @@ class Sets:
     sounds_unsafe: list[Example]
     harmless: list[Example]
     expert: list[Example]
-    maths: list[Example]
+    math: list[Example]
 
     @property
     def test(self) -> dict[str, list[Example]]:
@@ -61,12 +61,12 @@ class Sets:
 
 
 def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
-    """Read and divide; the seed decides which requests train.
+    """Read the data sets and split them; the seed decides which requests are for training.
 
     Args:
         data: folder with `harmful_prompts/advbench.jsonl`, `math/gsm8k_test_sampled.jsonl` and
             `noncommercial_cc_by_nc/alpaca_harmless/`; XSTest, advice and instructions come with steerlab.
-        limit: at most so many of every behavior in each set.
+        limit: maximal number of inputs of each behavior in each set.
     """
     root = Path(data)
     advbench = root / "harmful_prompts" / "advbench.jsonl"
@@ -81,7 +81,7 @@ def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
     written = [e.replace(contrast=None) for e in built_in if e.behavior == "answer"]
     train = [
         *requests[:first], *unsafe, *(e for e in advice if e.split == "train"), *everyday[:450], *written,
-        *ordinary(root),
+        *more_benign_inputs(root),
     ]  # fmt: skip
     validation = [
         *requests[first:second], *(e for e in advice if e.split == "validation"), *everyday[450:500],
@@ -89,7 +89,7 @@ def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
     safe = [e for e in xstest() if e.behavior == "answer"]
     safe = stratified_split(safe, {"validation": 0.2, "test": 0.8}, seed=seed, by=lambda e: e.meta["type"])
     pairs = demo_contrasts()
-    maths = read_jsonl(
+    problems = read_jsonl(
         root / "math" / "gsm8k_test_sampled.jsonl", prompt_field="problem", behavior="answer", id_prefix="gsm8k",
         meta_fields=("answer", "solution"),
     )  # fmt: skip
@@ -101,29 +101,29 @@ def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
         "sounds_unsafe": [e for e in safe if e.split == "test"],
         "harmless": harmless_instructions(alpaca / "harmless_test_200.jsonl"),
         "expert": with_contrasts([e for e in advice if e.split == "test"], pairs),
-        "math": maths[:MATHS],
+        "math": problems[:MATH_PROBLEMS],
     }
-    return Sets(**{name: limited([e.replace(split="") for e in rows], limit) for name, rows in found.items()})
+    return Sets(**{name: limit_per_group([e.replace(split="") for e in rows], limit) for name, rows in found.items()})
 
 
-def ordinary(root: Path) -> list[Example]:
-    """More that is simply to be answered, so that AlphaSteer sees the space of benign inputs from more sides.
+def more_benign_inputs(root: Path) -> list[Example]:
+    """More benign inputs of other kinds, so that AlphaSteer estimates the space of benign inputs from more data.
 
-    Questions of TruthfulQA, problems of MATH-500, and paragraphs with something to be done with them.
+    Questions of TruthfulQA, problems of MATH-500, and paragraphs with a task.
     """
     with (root / "truthfulqa" / "TruthfulQA.csv").open(encoding="utf-8-sig", newline="") as file:
         questions = [row["Question"] for row in csv.DictReader(file)]
-    maths = read_jsonl(root / "math" / "math_500_sampled.jsonl", prompt_field="problem", behavior="answer")
+    problems = read_jsonl(root / "math" / "math_500_sampled.jsonl", prompt_field="problem", behavior="answer")
     tasks = cycle(task for some in zip(*PRIMARY_TASKS.values(), strict=True) for task in some)
-    # none of the sources that hold GSM8K, whose problems are test inputs
+    # training sources only: others contain GSM8K, whose problems are test inputs
     texts = [text for name, some in real_texts(root, 60).items() if SPLITS[name] == "train" for text in some]
     return [
         *(Example(f"truthfulqa/{i}", question, "answer") for i, question in enumerate(questions)),
-        *(e for e in maths if len(e.prompt) < 500),
+        *(e for e in problems if len(e.prompt) < 500),
         *(Example(f"passages/{i}", f"{next(tasks)} {text}", "answer") for i, text in enumerate(texts)),
     ]
 
 
 def solution(example: Example) -> str:
-    """The worked solution of a maths problem as plain text, without the calculator's notes."""
+    """The worked solution of a math problem as plain text, without the calculator's notes."""
     return plain_solution(example.meta["solution"])

@@ -1,4 +1,4 @@
-"""Questions about objects for the hallucination study, and the choice of where and how strongly to steer."""
+"""Questions about objects for the hallucination study, and the choice of layer, strength and positions."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from steerlab.methods import L2S_PAPER, Context, Steerer
 from steerlab.metrics import YesNo, yes_no_ids, yes_no_logits
 
 SPLITS = ("random", "popular", "adversarial")
-# the released code writes at every token; the paper's text says generated tokens, which the first answer never feels
+# the released code steers every token; the paper says generated tokens, which does not change the first new token
 SCOPES = {"as released": "all", "as written": "generated", "first token too": "last+generated"}
-SEARCHED = ("all", "last+generated")
+TRIED_POSITIONS = ("all", "last+generated")
 IMAGES = {"train": 700, "validation": 150, "test": 500}
 NETS: dict[str, tuple[str, int]] = {"tanh, 100": ("tanh", 100), "relu, 100": ("relu", 100)}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how strongly to steer, and what the net reads."""
+    """Layer, strength and positions of steering, the layer that the net reads, and the kind of net."""
 
     layer: int
     alpha: float
@@ -41,14 +41,14 @@ class Setting:
     net: str = "tanh, 100"
 
 
-def contrasted(rows: Sequence[Example]) -> list[Example]:
-    """Every question with its true answer as the wanted one."""
+def with_yes_no_contrasts(rows: Sequence[Example]) -> list[Example]:
+    """Questions with a contrast whose wanted answer is the true one."""
     pairs = {"yes": Contrast("Yes", "No"), "no": Contrast("No", "Yes")}
     return [row.replace(contrast=pairs[row.behavior]) for row in rows]
 
 
 def scenes_of(args: argparse.Namespace, part: str) -> dict[str, Scene]:
-    """The scenes of one part of the data, always the same for a seed: nobody was trained on them."""
+    """The scenes of one part of the data, determined by the seed; no model was trained on them."""
     n = args.limit or IMAGES[part]
     rng = np.random.default_rng([10_000 + args.seed, list(IMAGES).index(part)])
     world = World()
@@ -56,10 +56,10 @@ def scenes_of(args: argparse.Namespace, part: str) -> dict[str, Scene]:
 
 
 def scenes_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], list[Example]]:
-    """Training, validation and test questions about scenes; one yes and one no a picture and split."""
+    """Training, validation and test questions about scenes; one yes and one no question per image and split."""
     world, found = World(), []
     rng = np.random.default_rng(20_000 + args.seed)
-    usual = {str(i): world.scene(rng).kinds for i in range(5000)}  # what is frequent, and what keeps company
+    usual = {str(i): world.scene(rng).kinds for i in range(5000)}  # frequencies and co-occurrences of objects
     for part in IMAGES:
         scenes = scenes_of(args, part)
         images = {name: scene.image() for name, scene in scenes.items()}
@@ -69,12 +69,12 @@ def scenes_data(args: argparse.Namespace) -> tuple[list[Example], list[Example],
             for split in SPLITS
             for row in pope_questions(kinds, split, 2, args.seed, counts=usual, name=part)
         ]
-        found.append(contrasted(rows))
+        found.append(with_yes_no_contrasts(rows))
     return found[0], found[1], found[2]
 
 
 def pope_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], list[Example]]:
-    """Official POPE files, divided by picture: 70 % to train, 10 % to choose on, 20 % to test."""
+    """Official POPE files, split by image: 70 % training, 10 % validation, 20 % test."""
     rows = [
         row.replace(split=split)
         for split in SPLITS
@@ -84,14 +84,14 @@ def pope_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], l
     random.Random(args.seed).shuffle(names)
     names = names[: args.limit]
     at = {name: i / len(names) for i, name in enumerate(names)}
-    known = [row for row in contrasted(rows) if row.meta["image"] in at]
+    known = [row for row in with_yes_no_contrasts(rows) if row.meta["image"] in at]
     edges = [(0, 0.7), (0.7, 0.8), (0.8, 1.0)]
-    train, held, test = ([row for row in known if a <= at[row.meta["image"]] < b] for a, b in edges)
-    return train, held, test
+    train, validation, test = ([row for row in known if a <= at[row.meta["image"]] < b] for a, b in edges)
+    return train, validation, test
 
 
 def first_tokens(model: Model, rows: Sequence[Example], request: Request | None, batch_size: int) -> YesNo:
-    """Yes or no by the first token, a forced choice; `other` marks the rows about to say neither."""
+    """Yes or no by the larger first-token logit; `other` marks rows whose most likely token is neither."""
     yes, no = yes_no_ids(model.tokenizer)
     steer = () if request is None else request
     logits = steerlab.next_token_logits(model, rows, [*yes, *no], max_other=True, steer=steer, batch_size=batch_size)
@@ -104,85 +104,85 @@ def answers(model: Model, rows: Sequence[Example], request: Request | None, batc
 
 
 def accuracy(rows: Sequence[Example], said: Sequence[str]) -> float:
-    """The share of true answers."""
+    """Share of true answers."""
     return float(np.mean([row.behavior == answer for row, answer in zip(rows, said, strict=True)]))
 
 
 def fit_l2s(acts: Activations, layer: int, context: int, net: str, seed: int) -> L2S:
     """L2S with the paper's loss and balanced classes."""
     activation, hidden_units = NETS[net]
-    recipe = replace(L2S_PAPER, class_balanced=True)
+    config = replace(L2S_PAPER, class_balanced=True)
     return L2S(
         layer,
         context_layer=context,
         hidden_units=hidden_units,
         activation=activation,
-        config=recipe,
+        config=config,
         seed=seed,
         progress=False,
     ).fit(acts)
 
 
-def searched(model: Model, args: argparse.Namespace) -> list[int]:
-    """The layers to look at: all, or those of `--layers`."""
+def layers_to_try(model: Model, args: argparse.Namespace) -> list[int]:
+    """All layers, or those of `--layers`."""
     return list(range(model.n_layers)) if args.layers is None else [int(layer) for layer in args.layers.split(",")]
 
 
 def strengths(args: argparse.Namespace) -> list[float]:
-    """The alphas to try."""
+    """The strengths to try."""
     return [float(alpha) for alpha in args.alphas.split(",")]
 
 
-def where_to_write(
-    model: Model, held: list[Example], methods: Mapping[str, Callable[[int], Steerer]], args: argparse.Namespace
+def scan_steering_sites(
+    model: Model, validation: list[Example], methods: Mapping[str, Callable[[int], Steerer]], args: argparse.Namespace
 ) -> pd.DataFrame:
-    """Accuracy on validation of some methods, each made for a layer, at every layer, strength and scope."""
+    """Validation accuracy of methods at every layer, strength and position; each method is a function of the layer."""
     found = []
-    for layer in tqdm(searched(model, args), desc="where to write", unit="layer"):
-        steerers = {name: made(layer) for name, made in methods.items()}
-        for (name, steerer), alpha, positions in product(steerers.items(), strengths(args), SEARCHED):
-            said = answers(model, held, Request(steerer, alpha, positions), args.batch_size)
-            cell = {"method": name, "layer": layer, "alpha": alpha, "positions": positions}
-            found.append({**cell, "accuracy": accuracy(held, said)})
+    for layer in tqdm(layers_to_try(model, args), desc="steering sites", unit="layer"):
+        steerers = {name: make(layer) for name, make in methods.items()}
+        for (name, steerer), alpha, positions in product(steerers.items(), strengths(args), TRIED_POSITIONS):
+            said = answers(model, validation, Request(steerer, alpha, positions), args.batch_size)
+            setting = {"method": name, "layer": layer, "alpha": alpha, "positions": positions}
+            found.append({**setting, "accuracy": accuracy(validation, said)})
     return pd.DataFrame(found)
 
 
 def always_no(train: Activations, layer: int) -> MeanDifference:
-    """One vector for all, of the questions whose true answer is no: what a mere shift of the threshold can mend."""
+    """One vector from the questions whose true answer is no: the effect of shifting the yes/no threshold alone."""
     return MeanDifference(layer).fit(train.select(behavior="no"))
 
 
-def what_to_read(
-    model: Model, held: list[Example], train: Activations, own: Activations, cells: pd.DataFrame,
+def scan_net_inputs(
+    model: Model, validation: list[Example], train: Activations, validation_acts: Activations, grid: pd.DataFrame,
     args: argparse.Namespace,
 ) -> pd.DataFrame:  # fmt: skip
-    """Accuracy on validation of L2S in the oracle's best cells, for the contexts and nets that predict best there.
+    """Validation accuracy of L2S at the best settings of P2S, for the context layers and nets that predict best.
 
-    Every layer that can be read and every kind of net is fitted; how often a predicted vector points the way of the
-    input's own one costs no forward and decides which are steered with.
+    Every context layer and kind of net is fitted. The share of inputs whose predicted vector has a positive cosine
+    with the P2S vector needs no forward pass; it decides which of them are used for steering.
     """
-    best = cells[cells["method"] == "p2s"].sort_values("accuracy", ascending=False, kind="stable")
-    ids = tuple(row.id for row in held)
+    best = grid[grid["method"] == "p2s"].sort_values("accuracy", ascending=False, kind="stable")
+    ids = tuple(row.id for row in validation)
     found = []
     for layer in list(dict.fromkeys(best["layer"]))[:3]:
-        oracle = P2S(layer).fit(own).vectors(Context(ids, own))
+        oracle = P2S(layer).fit(validation_acts).vectors(Context(ids, validation_acts))
         tried: list[tuple[float, int, str, Tensor]] = []
-        for context, net in tqdm(list(product(searched(model, args), NETS)), desc=f"layer {layer}: what to read"):
-            predicted = fit_l2s(train, layer, context, net, args.seed).vectors(Context(ids, own))
+        for context, net in tqdm(list(product(layers_to_try(model, args), NETS)), desc=f"layer {layer}: net inputs"):
+            predicted = fit_l2s(train, layer, context, net, args.seed).vectors(Context(ids, validation_acts))
             tried.append((float(((predicted * oracle).sum(-1) > 0).float().mean()), context, net, predicted))
         for agreement, context, net, predicted in sorted(tried, key=lambda one: -one[0])[:3]:
             table = P2S.from_table(layer, dict(zip(ids, predicted, strict=True)))
             for row in best[best["layer"] == layer].head(4).itertuples():
-                said = answers(model, held, Request(table, float(row.alpha), str(row.positions)), args.batch_size)
+                said = answers(model, validation, Request(table, float(row.alpha), str(row.positions)), args.batch_size)
                 where = {"layer": layer, "alpha": row.alpha, "positions": row.positions, "context": context, "net": net}
-                cell = {"method": "l2s", **where, "agreement": agreement, "accuracy": accuracy(held, said)}
-                found.append(cell)
+                setting = {"method": "l2s", **where, "agreement": agreement, "accuracy": accuracy(validation, said)}
+                found.append(setting)
     return pd.DataFrame(found)
 
 
-def best_cell(cells: pd.DataFrame, method: str) -> Setting:
-    """The most accurate cell of a method on validation; ties go to the weaker one."""
-    ranked = cells[cells["method"] == method].sort_values(["accuracy", "alpha"], ascending=[False, True], kind="stable")
+def best_setting(grid: pd.DataFrame, method: str) -> Setting:
+    """The most accurate validation setting of a method; ties go to the smaller strength."""
+    ranked = grid[grid["method"] == method].sort_values(["accuracy", "alpha"], ascending=[False, True], kind="stable")
     row = ranked.iloc[0]
     read = int(row["context"]) if "context" in row and not pd.isna(row["context"]) else None
     net = str(row["net"]) if read is not None else "tanh, 100"
@@ -190,24 +190,24 @@ def best_cell(cells: pd.DataFrame, method: str) -> Setting:
 
 
 def gap_closed(base: float, method: float, oracle: float) -> float:
-    """The share of the distance from no steering to the oracle."""
+    """Share of the distance from no steering to the oracle that the method closes."""
     return (method - base) / (oracle - base) if oracle > base else float("nan")
 
 
 def by_split(rows: Sequence[Example], right: Mapping[str, bool]) -> dict[str, list[bool]]:
-    """Whether each question of each split was answered truly."""
+    """For each split, whether each question was answered correctly."""
     return {split: [right[row.id] for row in rows if row.split == split] for split in SPLITS}
 
 
-def keep_gallery(folder: Path, rows: list[Example], found: dict[str, pd.DataFrame], n: int = 8) -> None:
-    """Some pictures whose answer L2S changed, in the proportion in which it mended and broke answers."""
+def save_gallery(folder: Path, rows: list[Example], found: dict[str, pd.DataFrame], n: int = 8) -> None:
+    """Save images whose answer L2S changed; corrected and spoiled answers are in proportion to their numbers."""
     before, after = (found[m].set_index("example_id") for m in ("none", "l2s"))
     changed = [r for r in rows if before.loc[r.id, "answer"] != after.loc[r.id, "answer"]]
-    mended = [r for r in changed if after.loc[r.id, "answer"] == r.behavior]
-    broken = [r for r in changed if after.loc[r.id, "answer"] != r.behavior]
-    wrong = min(round(n * len(broken) / max(1, len(changed))), len(broken))
+    corrected = [r for r in changed if after.loc[r.id, "answer"] == r.behavior]
+    spoiled = [r for r in changed if after.loc[r.id, "answer"] != r.behavior]
+    wrong = min(round(n * len(spoiled) / max(1, len(changed))), len(spoiled))
     table = []
-    for number, row in enumerate([*mended[: n - wrong], *broken[:wrong]]):
+    for number, row in enumerate([*corrected[: n - wrong], *spoiled[:wrong]]):
         path = folder / "gallery" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         open_image(row.images[0]).save(path)

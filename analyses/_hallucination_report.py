@@ -1,4 +1,4 @@
-"""What the hallucination study writes: scores of both conventions, differences, ceilings, measurements, a page."""
+"""Tables of the hallucination study: scores, paired differences, probe accuracies, measurements, examples."""
 
 from __future__ import annotations
 
@@ -24,56 +24,56 @@ def scores(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) -> di
             gold = [row.behavior for row in rows if row.split == split]
             name = "base" if method == "none" else method
             for kind, column in (("", "answer"), ("text.", "text")):
-                told = pope_scores(gold, frame.loc[keep, column].astype(str).tolist())
+                pope = pope_scores(gold, frame.loc[keep, column].astype(str).tolist())
                 right = [float(g == p) for g, p in zip(gold, frame.loc[keep, column], strict=True)]
-                value = estimate(right, seed) if column == "answer" else {"value": round(told.accuracy, 4)}
+                value = estimate(right, seed) if column == "answer" else {"value": round(pope.accuracy, 4)}
                 summary[f"{kind}{name}.{split}"] = value
-                summary[f"{kind}{name}.f1.{split}"] = round(told.f1, 4)
-                summary[f"{kind}yes_rate.{name}.{split}"] = round(told.yes_rate, 4)
-                failed = told.parse_failures if kind else int(frame.loc[keep, "other"].sum())
+                summary[f"{kind}{name}.f1.{split}"] = round(pope.f1, 4)
+                summary[f"{kind}yes_rate.{name}.{split}"] = round(pope.yes_rate, 4)
+                failed = pope.parse_failures if kind else int(frame.loc[keep, "other"].sum())
                 summary[f"{kind}parse_failures.{name}.{split}"] = failed
-            printed = l2s_accuracy(gold, frame.loc[keep, "text"].astype(str).tolist())
-            summary[f"published.{name}.{split}"] = round(printed, 4)
-            summary[f"published.{name}.l2s_f1.{split}"] = round(l2s_f1(printed), 4)
+            published = l2s_accuracy(gold, frame.loc[keep, "text"].astype(str).tolist())
+            summary[f"published.{name}.{split}"] = round(published, 4)
+            summary[f"published.{name}.l2s_f1.{split}"] = round(l2s_f1(published), 4)
     return summary | random_seeds(rows, found, seed)
 
 
 def random_seeds(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) -> dict[str, object]:
-    """Random directions averaged over seeds, as published, and each by itself: one may hit the right threshold."""
-    told: dict[str, object] = {}
+    """Random directions, averaged over seeds as published and each alone: one may shift the threshold by chance."""
+    summary: dict[str, object] = {}
     gold = np.array([row.behavior for row in rows])
     drawn = [np.array(f["answer"]) == gold for method, f in found.items() if method.startswith("random")]
     for split in SPLITS:
         keep = np.array([row.split == split for row in rows])
-        told[f"random.{split}"] = estimate(np.mean(drawn, axis=0)[keep].tolist(), seed)
-        told |= {f"random.seed{i}.{split}": round(float(one[keep].mean()), 4) for i, one in enumerate(drawn)}
-    return told
+        summary[f"random.{split}"] = estimate(np.mean(drawn, axis=0)[keep].tolist(), seed)
+        summary |= {f"random.seed{i}.{split}": round(float(one[keep].mean()), 4) for i, one in enumerate(drawn)}
+    return summary
 
 
 def comparisons(rows: list[Example], found: dict[str, pd.DataFrame], seed: int) -> dict[str, object]:
-    """Paired differences of L2S to none and mean, and how much of the way to the oracle it goes."""
+    """Paired differences of L2S to other methods, and the share of the distance to the oracle that it closes."""
     right = {
         method: dict(zip(frame["example_id"], frame["answer"] == [r.behavior for r in rows], strict=True))
         for method, frame in found.items()
     }
-    told: dict[str, object] = {}
+    summary: dict[str, object] = {}
     for other in ("none", "mean", "always_no"):
         gains = pd.Series([float(right["l2s"][r.id]) - float(right[other][r.id]) for r in rows])
-        # drawn again by picture: the questions about one, a third of them alike in all splits, are no independent ones
+        # resampled by image: questions about one image are not independent, and a third of them occur in all splits
         by_image = gains.groupby([r.meta["image"] for r in rows]).mean()
-        told[f"l2s_minus_{other}.pooled"] = estimate(by_image.tolist(), seed)
+        summary[f"l2s_minus_{other}.pooled"] = estimate(by_image.tolist(), seed)
         for split in SPLITS:
-            here = [gain for gain, r in zip(gains, rows, strict=True) if r.split == split]
-            told[f"l2s_minus_{other}.{split}"] = estimate(here, seed)
+            split_gains = [gain for gain, r in zip(gains, rows, strict=True) if r.split == split]
+            summary[f"l2s_minus_{other}.{split}"] = estimate(split_gains, seed)
     shares = {method: by_split(rows, values) for method, values in right.items()}
     for split in SPLITS:
         base, l2s, oracle = (float(np.mean(shares[m][split])) for m in ("none", "l2s", "p2s"))
-        told[f"gap_closed.{split}"] = round(gap_closed(base, l2s, oracle), 4)
-    return told
+        summary[f"gap_closed.{split}"] = round(gap_closed(base, l2s, oracle), 4)
+    return summary
 
 
 def page(rows: list[Example], found: dict[str, pd.DataFrame]) -> str:
-    """The same questions under every method: some that L2S mended, some that it broke."""
+    """A page with the answers of every method to questions whose answer L2S changed."""
     frames = {method: frame.set_index("example_id") for method, frame in found.items()}
     changed = [r for r in rows if frames["none"].loc[r.id, "answer"] != frames["l2s"].loc[r.id, "answer"]]
     blocks = {
@@ -83,23 +83,23 @@ def page(rows: list[Example], found: dict[str, pd.DataFrame]) -> str:
     return as_markdown("The same question under every method", blocks)
 
 
-def ceilings(told: pd.DataFrame, context: int) -> dict[str, float]:
-    """What a probe knows from the state that L2S reads, and from the best one."""
+def probe_accuracies(probes: pd.DataFrame, context: int) -> dict[str, float]:
+    """Accuracy of the probe at the layer that L2S reads, and at the best layer."""
     found = {}
     for split in SPLITS:
-        here = told[told["group"] == split]
-        found[f"probe.{split}"] = round(float(here.loc[here["layer"] == context, "probe_accuracy"].iloc[0]), 4)
-        found[f"probe.best.{split}"] = round(float(here["probe_accuracy"].max()), 4)
+        rows = probes[probes["group"] == split]
+        found[f"probe.{split}"] = round(float(rows.loc[rows["layer"] == context, "probe_accuracy"].iloc[0]), 4)
+        found[f"probe.best.{split}"] = round(float(rows["probe_accuracy"].max()), 4)
     return found
 
 
 def measurements(
-    rows: list[Example], found: dict[str, pd.DataFrame], asked: dict[str, Request | None], model: Model
+    rows: list[Example], found: dict[str, pd.DataFrame], requests: dict[str, Request | None], model: Model
 ) -> pd.DataFrame:
-    """One row a measurement: whether the first token tells the truth."""
+    """One row per measurement: whether the first token is the true answer."""
     frames = []
     for method, frame in found.items():
-        request = asked[method]
+        request = requests[method]
         where = {"layer": "", "alpha": 0.0, "positions": ""}
         if request is not None and method != "prompt":
             layer = request.steerer.site.layer
@@ -110,6 +110,6 @@ def measurements(
             "split": [r.split for r in rows],
             "behavior": [r.behavior for r in rows],
         }
-        told = {"method": method, "model": model.id, **where, **ids, "metric": "true_answer", "value": right}
-        frames.append(pd.DataFrame(told))
+        columns = {"method": method, "model": model.id, **where, **ids, "metric": "true_answer", "value": right}
+        frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)

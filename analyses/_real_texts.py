@@ -1,4 +1,4 @@
-"""Paragraphs by real people, by source, made of consecutive sentences of each."""
+"""Paragraphs of human-written text by source, made of consecutive sentences."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SPLITS = {
     "problems": "control",
 }  # fmt: skip
 """Reviews of films, products and restaurants (UCI sentiment), true and false facts, first-person opinions, emotional
-scenarios, worked sums (GSM8K), answers to common myths (TruthfulQA), and maths problems, which end in a question."""
+scenarios, worked sums (GSM8K), answers to common myths (TruthfulQA), and math problems, which end in a question."""
 _EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
 _CALCULATION = re.compile(r"<<[^>]*>>")
 
 
 def real_texts(folder: str | Path, limit: int) -> dict[str, list[str]]:
-    """Up to `limit` paragraphs of 40 to 120 words of every source; none but those of "problems" asks anything."""
+    """Up to `limit` paragraphs of 40 to 120 words of every source; only those of "problems" contain a question."""
     data = Path(folder)
     answers = [a for row in _column(data / "truthfulqa/TruthfulQA.csv", "Correct Answers") for a in row.split(";")]
     problems = _records(data / "math/gsm8k_test_sampled.jsonl", "problem")
@@ -40,15 +40,15 @@ def real_texts(folder: str | Path, limit: int) -> dict[str, list[str]]:
         "myths": [a.strip() for a in answers if len(a.split()) > 5 and "no comment" not in a],
     }
     found = {"problems": [p for p in problems if 30 <= len(p.split()) <= 120]}
-    for name, some in plain.items():
-        told = [" ".join(s.split()) for s in dict.fromkeys(some) if "?" not in s]
-        found[name] = [p for p in merge(told, least=40, most=120) if len(sentences(p)) > 1]
+    for name, texts in plain.items():
+        statements = [" ".join(s.split()) for s in dict.fromkeys(texts) if "?" not in s]
+        found[name] = [p for p in merge(statements, least=40, most=120) if len(sentences(p)) > 1]
     return {name: found[name][:limit] for name in SPLITS}
 
 
 def _worked(problems: list[str], solutions: list[str]) -> Iterator[str]:
     for problem, solution in zip(problems, solutions, strict=True):
-        yield from sentences(problem)[:-1]  # the last one asks: that would be a task
+        yield from sentences(problem)[:-1]  # the last sentence is the question, which would be a task
         yield from plain_solution(solution).split("\n")
 
 

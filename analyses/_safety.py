@@ -1,4 +1,4 @@
-"""What the safety study and the demo share: sentences, fitting, running every method on the same inputs."""
+"""Shared by the safety study and the demo: contrast sentences, fitting, and running methods on the same inputs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from steerlab.metrics import perplexity
 
 ZERO = ("answer",)  # harmless inputs: the target of L2S is the zero vector
 NORM_ORDER = ("refuse", "defer")
-BEHAVIORS = (*NORM_ORDER, *ZERO)  # what the studies report on
+BEHAVIORS = (*NORM_ORDER, *ZERO)  # reported by the studies
 
 _SORRY = "I'm sorry, but I can't help with that request."
 _SURE = "Sure, here is how you can do that."
@@ -72,21 +72,21 @@ SENTENCES: dict[str, dict[str, Contrast | None]] = {
     "situation_closed": _set((_SORRY, _SURE), (_SITUATION, _THINK), end_turn=True),
     "domain_closed": _set((_SORRY, _SURE), (_LAWYER, _THINK), (_DOCTOR, _THINK), end_turn=True),
 }
-"""Named sets of whole-sentence answers, wanted and unwanted, per class; "closed" ones include the end of turn."""
+"""Named sets of wanted and unwanted sentences per class; names with "closed" include the end-of-turn token."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how strongly to steer, and what the vectors are made of."""
+    """Layer, strength, positions, contrast sentences, targets and net of one setting."""
 
     layer: int
     alpha: float
     positions: str
     sentences: str
     targets: str = "raw"  # "equalised": the deferral vectors are rescaled to the refusal vectors' mean norm
-    context: int | None = None  # the layer L2S reads; None: the one it writes at
+    context: int | None = None  # the layer that L2S reads; None: the steered layer
     net: str = "tanh"  # one of NETS; "-" for the mean vector
-    inputs: int = 0  # how many validation inputs it was chosen on
+    inputs: int = 0  # number of validation inputs on which it was chosen
 
     @property
     def label(self) -> str:
@@ -106,7 +106,7 @@ NETS: dict[str, tuple[str, bool, int]] = {
     "relu balanced, 10 units": ("relu", True, 10),
     "tanh balanced, 10 units": ("tanh", True, 10),
 }
-"""Kinds of steering nets: activation, whether the behaviors weigh alike in the loss, and number of hidden units."""
+"""Kinds of steering nets: activation, whether behaviors have equal weight in the loss, and number of hidden units."""
 
 
 def mean_vector(acts: Activations, layer: int, targets: str) -> Tensor:
@@ -120,12 +120,12 @@ def mean_vector(acts: Activations, layer: int, targets: str) -> Tensor:
 def l2s(layer: int, targets: str, seed: int, context: int | None = None, net: str = "tanh") -> L2S:
     """L2S with the paper's loss; harmless inputs have the zero target."""
     activation, balanced, hidden_units = NETS[net]
-    recipe = replace(L2S_PAPER, equalize_norms=False if targets == "raw" else NORM_ORDER, class_balanced=balanced)
+    config = replace(L2S_PAPER, equalize_norms=False if targets == "raw" else NORM_ORDER, class_balanced=balanced)
     return L2S(
         layer,
         context_layer=context,
         zero_behaviors=ZERO,
-        config=recipe,
+        config=config,
         activation=activation,
         hidden_units=hidden_units,
         seed=seed,
@@ -134,15 +134,15 @@ def l2s(layer: int, targets: str, seed: int, context: int | None = None, net: st
 
 
 def steerers(
-    train: Mapping[str, Activations], test: Mapping[str, Activations], own: Mapping[str, Setting], seed: int
+    train: Mapping[str, Activations], test: Mapping[str, Activations], settings: Mapping[str, Setting], seed: int
 ) -> dict[str, Request | None]:
-    """Every method, fitted on training activations (P2S, an oracle, on the test inputs' own), with its setting.
+    """Every method with its setting, fitted to training activations; P2S, an oracle, is fitted to test activations.
 
     Args:
         train, test: activations by name of the sentence set.
-        own: the setting of "mean" and of "l2s"; the other methods take that of L2S.
+        settings: the settings of "mean" and "l2s"; the other methods use the setting of L2S.
     """
-    s, m = own["l2s"], own["mean"]
+    s, m = settings["l2s"], settings["mean"]
     fitted: dict[str, tuple[Steerer, Setting]] = {
         "prompt": (Prompt(), s),
         "random": (RandomDirection(s.layer, seed=seed).fit(train[s.sentences]), s),
@@ -158,7 +158,7 @@ def run_methods(
     study: Study, model: Model, examples: Sequence[Example], methods: Mapping[str, Request | None], *,
     max_new_tokens: int, batch_size: int, fluency: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
-    """Every method's answers to the same inputs, judged; one stage a method, and one more for its perplexity."""
+    """Answers of every method to the same inputs with their measures; one stage per method, one per perplexity."""
     frames = []
     plain: list[str] | None = None
     for name, request in methods.items():
@@ -192,7 +192,7 @@ def run_methods(
 
 
 def check_behaviors(part: str, behaviors: Iterable[str]) -> None:
-    """Refuse a part of the data that has no input of a behavior: its numbers would be missing without a word.
+    """Raise if a part of the data lacks a behavior, since its numbers would be missing silently.
 
     Raises:
         DataError: a behavior has no input; the counts of all are named.
@@ -207,10 +207,10 @@ def check_behaviors(part: str, behaviors: Iterable[str]) -> None:
 
 
 def published_counts(path: str | Path) -> dict[str, int]:
-    """The numbers of the published split, which counts ids: a removed record keeps its place.
+    """Counts of the published split. It is defined by ids, and a removed record keeps its id.
 
     `scored` are the test ids of the twelve scenarios with a wanted behavior, `harmful` and `expert` those to refuse
-    and to defer on. `expert_published` is what the paper divides by: its slice begins one harmful row early.
+    and to defer on. `expert_published` is the denominator of the paper: its slice starts one harmful row early.
     """
     wanted = [scenario.behavior for scenario in SCENARIOS for _ in range(scenario.ids)]
     train, test = published_split(len(wanted))
@@ -224,7 +224,7 @@ def published_counts(path: str | Path) -> dict[str, int]:
 
 
 def summarize(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
-    """Every method's numbers with bootstrap intervals; perplexity is a median.
+    """Measures of every method with bootstrap intervals; perplexity is a median.
 
     Raises:
         DataError: a behavior has no input.
@@ -241,7 +241,7 @@ def summarize(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
             "harmless_identical": harmless["identical"], "harmless_kept": harmless["kept"],
         }  # fmt: skip
         for name, values in columns.items():
-            if values.notna().any():  # distinct2 alone can be missing: answers of one word have no word pairs
+            if values.notna().any():  # only distinct2 can be missing: one-word answers have no word pairs
                 found[f"{method}.{name}"] = estimate(values.dropna().tolist(), seed)
         if "perplexity" in frame:
             found[f"{method}.perplexity"] = estimate(steered["perplexity"].dropna().tolist(), seed, "median")
@@ -249,9 +249,9 @@ def summarize(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
 
 
 def cosines(methods: Mapping[str, Request | None], train: Activations, test: Activations) -> dict[str, Tensor]:
-    """Cosine of each test input's predicted vector, and of the raw mean at the same layer, with its own P2S vector.
+    """Cosine of each test input's predicted vector, and of the raw mean at the same layer, with its P2S vector.
 
-    That mean tells how alike the inputs' vectors are; the mean vector that steers may write at another layer.
+    The cosine to the mean shows how similar the inputs' vectors are. The compared mean vector may use another layer.
     """
     learned, mean = methods["l2s"], methods["mean"]
     assert learned is not None and mean is not None
@@ -272,7 +272,7 @@ def capture_sets(
     layers: Sequence[int],
     batch_size: int,
 ) -> dict[str, Activations]:
-    """Activations of the examples under each named sentence set, kept on disk: a killed run goes on from there."""
+    """Activations of the examples under each named sentence set, stored on disk, so an interrupted run resumes."""
     wanted = sorted(set(layers))
     found = {}
     for name in dict.fromkeys(names):

@@ -1,4 +1,4 @@
-"""What a job on a server costs: seconds and bytes fitted to measured runs, and asked about a model that is not here."""
+"""A cost model of remote engines, in seconds and bytes, and the load of workloads on a large model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from steerlab.analysis.sweep import plan
 from steerlab.models.smollm2 import smollm2_folder
 
 TERMS = ("requests", "work", "steps", "down")
-NOWHERE = "http://127.0.0.1:9"  # a plan asks no server anything
+NOWHERE = "http://127.0.0.1:9"  # never contacted: planning needs no server
 MULTIPLIERS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 FLOAT = 4  # bytes
 
@@ -31,9 +31,9 @@ class CostModel:
 
     Attributes:
         engine: "ndif", "vllm" or "serve".
-        seconds: of a request, of a token times a block, of a step of new tokens, and of a byte that comes back.
-        sent: bytes of a request, and of a token in it; vectors are counted beside them, four bytes a number.
-        overhead: bytes that come back with a request beside the values.
+        seconds: per request, per token times block, per step of new tokens, and per returned byte.
+        sent: bytes per request and per token; vectors are added to them, four bytes per number.
+        overhead: returned bytes per request besides the values.
     """
 
     engine: str
@@ -41,19 +41,19 @@ class CostModel:
     sent: tuple[float, float]
     overhead: float
 
-    def up(self, requests: Any, tokens: Any, vectors: Any, hidden: int) -> Any:
-        """Bytes that are sent; numbers or columns."""
+    def bytes_sent(self, requests: Any, tokens: Any, vectors: Any, hidden: int) -> Any:
+        """Bytes sent, for numbers or columns of a data frame."""
         return requests * self.sent[0] + tokens * self.sent[1] + FLOAT * hidden * vectors
 
 
-def with_down(runs: pd.DataFrame) -> pd.DataFrame:
-    """Bytes that come back: what was counted on the wire, else what the caller gets from another process."""
+def add_returned_bytes(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add the returned bytes `down`: as counted on the network, else the size of the returned values."""
     return runs.assign(down=runs["received"].where(runs["received"] > 0, runs["returned"]))
 
 
-def fitted(runs: pd.DataFrame, hidden: int) -> CostModel:
-    """The cost model of one engine, from the runs that it may look at; relative errors, no cost below zero."""
-    seen = with_down(runs[runs["calibrates"]])
+def fit_cost_model(runs: pd.DataFrame, hidden: int) -> CostModel:
+    """Fit the cost model of one engine to the runs with `calibrates`: least squares of relative errors, costs >= 0."""
+    seen = add_returned_bytes(runs[runs["calibrates"]])
     scale = seen["seconds"].to_numpy()[:, None]
     costs, _ = nnls(seen[list(TERMS)].to_numpy(float) / scale, np.ones(len(seen)))
     bytes_up = (seen["sent"] - FLOAT * hidden * seen["vectors"]).to_numpy(float)
@@ -65,11 +65,11 @@ def fitted(runs: pd.DataFrame, hidden: int) -> CostModel:
     return CostModel(str(seen["engine"].iloc[0]), seconds, (float(per[0]), float(per[1])), over)
 
 
-def predicted(model: CostModel, runs: pd.DataFrame, hidden: int) -> pd.DataFrame:
-    """Every run with what the model says of it, beside what was measured."""
-    found = with_down(runs)
+def predict(model: CostModel, runs: pd.DataFrame, hidden: int) -> pd.DataFrame:
+    """Predicted seconds and bytes of every run beside the measured ones."""
+    found = add_returned_bytes(runs)
     seconds = sum(found[name] * model.seconds[name] for name in TERMS)
-    sent = model.up(found["requests"], found["columns"], found["vectors"], hidden)
+    sent = model.bytes_sent(found["requests"], found["columns"], found["vectors"], hidden)
     measured = found["seconds"].round(3)
     return pd.DataFrame({
         "engine": found["engine"], "run": found["name"], "used_for_fit": found["calibrates"],
@@ -81,14 +81,14 @@ def predicted(model: CostModel, runs: pd.DataFrame, hidden: int) -> pd.DataFrame
 
 @dataclass(frozen=True)
 class Load:
-    """What a job asks of an engine.
+    """The load of a workload on an engine.
 
     Attributes:
-        requests, rows, tokens: jobs, rows of forwards, and their tokens with padding.
-        work: tokens times the blocks that they go through.
-        vectors: vectors that are sent.
-        steps: forwards of new tokens.
-        down: bytes of the values that come back.
+        requests, rows, tokens: number of requests, of rows of forwards, and of their tokens with padding.
+        work: tokens times the blocks that process them.
+        vectors: number of vectors sent.
+        steps: number of forwards of new tokens.
+        down: bytes of the returned values.
     """
 
     requests: int
@@ -100,66 +100,70 @@ class Load:
     down: int = 0
 
 
-def of_sweep(model: Model, vectors: dict[int, MeanDifference], data: Sequence[Example], where: str, **how: Any) -> Load:
-    """A sweep as it is planned for the model; nothing is run."""
-    asked: dict[str, Any] = {"steerer": {"mean": vectors}, "layers": list(vectors), "positions": where}
-    found = plan(model, data=data, **asked | how).plan
+def sweep_load(
+    model: Model, vectors: dict[int, MeanDifference], data: Sequence[Example], where: str, **options: Any
+) -> Load:
+    """The load of a sweep, from its plan; nothing is run."""
+    arguments: dict[str, Any] = {"steerer": {"mean": vectors}, "layers": list(vectors), "positions": where}
+    found = plan(model, data=data, **arguments | options).plan
     assert found is not None
-    cells = sum(len(chunk.settings) for part in found.parts for chunk in part.chunks)
-    alive = len(found.settings) - len({i for part in found.parts for i in part.idle})
-    rows = (alive + 1) * len(data)
+    n_vectors = sum(len(chunk.settings) for part in found.parts for chunk in part.chunks)
+    n_steered = len(found.settings) - len({i for part in found.parts for i in part.idle})
+    rows = (n_steered + 1) * len(data)
     work = found.predicted * found.forward
-    return Load(found.batches, rows, round(work / found.n_layers), work, cells, 0, rows * FLOAT * 2)
+    return Load(found.batches, rows, round(work / found.n_layers), work, n_vectors, 0, rows * FLOAT * 2)
 
 
-def large(n: int = 500) -> tuple[Model, Model, list[Example]]:
-    """A Llama of 70 B without its weights, elsewhere and here, and as many prompts with two answers each."""
+def llama_70b(n: int = 500) -> tuple[Model, Model, list[Example]]:
+    """A Llama of 70 B parameters without weights, as a remote and as a local model, and `n` examples with contrasts."""
     config = LlamaConfig(
         hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
         intermediate_size=28672, vocab_size=128256, architectures=["LlamaForCausalLM"],
     )  # fmt: skip
-    tokenizer = str(smollm2_folder())  # for the lengths
+    tokenizer = str(smollm2_folder())  # for the prompt lengths
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
-        far = steerlab.load(Path(folder), remote=NOWHERE, check=False, tokenizer=tokenizer)
-    near = steerlab.load(far.hf, tokenizer=far.tokenizer, check=False, backend="hooks")
+        remote = steerlab.load(Path(folder), remote=NOWHERE, check=False, tokenizer=tokenizer)
+    local = steerlab.load(remote.hf, tokenizer=remote.tokenizer, check=False, backend="hooks")
     rows = [row for row in steerlab.data.demo_set() if row.contrast]
     return (
-        far,
-        near,
+        remote,
+        local,
         [rows[i % len(rows)].replace(id=str(i), prompt=f"{i}. {rows[i % len(rows)].prompt}") for i in range(n)],
     )
 
 
-def loads(far: Model, near: Model, data: Sequence[Example]) -> dict[str, dict[str, Load]]:
-    """What three jobs ask of a model in one process, of one on NDIF, and of one in vLLM, where a row is a request."""
-    vectors = {k: MeanDifference.from_tensor(k, torch.ones(far.hidden_size)) for k in range(far.n_layers)}
-    lengths = [len(far.encode(row.prompt)) for row in data]
-    tokens, n, depth = sum(lengths), len(data), far.n_layers
-    states = n * depth * far.hidden_size * FLOAT
-    jobs = {"capture": {
-        "here": Load(-(-n // 16), n, tokens, tokens * depth, down=states),
+def loads(remote: Model, local: Model, data: Sequence[Example]) -> dict[str, dict[str, Load]]:
+    """The load of three workloads in one process, on NDIF, and in vLLM, where every row is a request."""
+    vectors = {k: MeanDifference.from_tensor(k, torch.ones(remote.hidden_size)) for k in range(remote.n_layers)}
+    lengths = [len(remote.encode(row.prompt)) for row in data]
+    tokens, n, depth = sum(lengths), len(data), remote.n_layers
+    states = n * depth * remote.hidden_size * FLOAT
+    workloads = {"capture": {
+        "local": Load(-(-n // 16), n, tokens, tokens * depth, down=states),
         "ndif": Load(-(-n // 16), n, tokens, tokens * depth, down=states),
         "vllm": Load(n, n, tokens, tokens * depth, down=states),
     }}  # fmt: skip
     for where in ("last+generated", "all"):
-        here, ndif = (of_sweep(m, vectors, data, where, alphas=MULTIPLIERS) for m in (near, far))
+        in_process, ndif = (sweep_load(m, vectors, data, where, alphas=MULTIPLIERS) for m in (local, remote))
         vllm = Load(ndif.rows, ndif.rows, ndif.tokens, ndif.work, ndif.rows - n, 0, ndif.down)
-        jobs[f"sweep, {where}"] = {"here": here, "ndif": ndif, "vllm": vllm}
-    return jobs
+        workloads[f"sweep, {where}"] = {"local": in_process, "ndif": ndif, "vllm": vllm}
+    return workloads
 
 
-def of_texts(far: Model, data: Sequence[Example], strengths: int, new: int, hidden_net: int) -> dict[str, Load]:
-    """Texts under an L2S whose net of `hidden_net` units goes along with every request to NDIF; vLLM gets vectors,
-    after a pass that reads what the net asks for.
+def texts_load(remote: Model, data: Sequence[Example], strengths: int, new: int, hidden_net: int) -> dict[str, Load]:
+    """The load of generating texts with L2S.
+
+    Every request to NDIF contains the net of `hidden_net` units. vLLM gets vectors, after a pass that captures the
+    input of the net.
     """
-    lengths = [len(far.encode(row.prompt)) for row in data]
+    lengths = [len(remote.encode(row.prompt)) for row in data]
     rows, tokens = len(data) * strengths, sum(lengths) * strengths
     batches, net = -(-rows // 16), 2 * hidden_net  # the net's weights, in rows as wide as a vector
-    at_once, depth = -(-rows // 256), far.n_layers
+    at_once, depth = -(-rows // 256), remote.n_layers
     down = rows * new * 8
     return {
-        "here": Load(batches, rows, tokens, tokens * depth, 0, batches * new, down),
+        "local": Load(batches, rows, tokens, tokens * depth, 0, batches * new, down),
         "ndif": Load(batches, rows, tokens, tokens * depth, batches * net, batches * new, down),
         "vllm": Load(2 * rows, 2 * rows, 2 * tokens, 2 * tokens * depth, rows, at_once * new, down),
     }
@@ -167,14 +171,14 @@ def of_texts(far: Model, data: Sequence[Example], strengths: int, new: int, hidd
 
 @dataclass(frozen=True)
 class Machine:
-    """What is assumed of the machines and the network, as nothing of the kind was here.
+    """Assumptions about machines and network, since no such machine was available.
 
     Attributes:
-        gpus: on the node.
-        flops, memory: of one of them, multiplications and additions and bytes a second, as its maker states.
-        used: share of either that is reached.
-        network: bytes a second between client and server.
-        trip: seconds that a request takes longer over that network than on one machine.
+        gpus: number on the node.
+        flops, memory: floating-point operations and bytes per second of one GPU, as specified by its maker.
+        used: share of both that is reached.
+        network: bytes per second between client and server.
+        trip: extra seconds per request over that network compared with one machine.
     """
 
     gpus: int = 8
@@ -185,28 +189,27 @@ class Machine:
     trip: float = 0.3
 
 
-def costs(load: Load, way: str, far: Model, machine: Machine, model: CostModel | None) -> dict[str, Any]:
-    """Forwards, bytes and minutes of a job in one place: computing, bytes on the wire, and requests by themselves.
+def costs(load: Load, engine: str, remote: Model, machine: Machine, model: CostModel | None) -> dict[str, Any]:
+    """Forwards, bytes and minutes of a workload with one engine: computing, transfer, and requests.
 
-    One process with `device_map` and NDIF run a forward through one GPU after the other; vLLM splits every block over
-    all of them.
+    One process with `device_map` and NDIF use one GPU after the other; vLLM splits every block over all GPUs.
     """
-    block = sum(p.numel() for p in far.hf.model.layers[0].parameters())
-    weights = 2 * sum(p.numel() for p in far.hf.parameters())  # bytes in bfloat16
-    together = machine.gpus if way in ("vllm", "serve") else 1
+    block = sum(p.numel() for p in remote.hf.model.layers[0].parameters())
+    weights = 2 * sum(p.numel() for p in remote.hf.parameters())  # bytes in bfloat16
+    parallel_gpus = machine.gpus if engine in ("vllm", "serve") else 1
     flop = 2 * block * load.work
-    computing = flop / (machine.flops * machine.used * together)
-    computing += load.steps * weights / (machine.memory * machine.used * together)
-    asking = 0.0 if model is None else load.requests * model.seconds["requests"]
+    computing = flop / (machine.flops * machine.used * parallel_gpus)
+    computing += load.steps * weights / (machine.memory * machine.used * parallel_gpus)
+    request_seconds = 0.0 if model is None else load.requests * model.seconds["requests"]
     up = down = 0.0
-    if model is not None and way in ("ndif", "serve"):
-        up = model.up(load.requests, load.tokens, load.vectors, far.hidden_size)
+    if model is not None and engine in ("ndif", "serve"):
+        up = model.bytes_sent(load.requests, load.tokens, load.vectors, remote.hidden_size)
         down = load.down + load.requests * model.overhead
-        asking += load.requests * machine.trip / (64 if way == "serve" else 1)  # so many at a time
-    wire = (up + down) / machine.network
+        request_seconds += load.requests * machine.trip / (64 if engine == "serve" else 1)  # concurrent requests
+    transfer = (up + down) / machine.network
     return {
         "row_forwards": load.rows, "requests": load.requests if model is not None else 0, "tokens": load.tokens,
         "PFLOP": flop / 1e15, "GB_sent": up / 1e9, "GB_received": down / 1e9,
-        "min_computing": computing / 60, "min_transfer": wire / 60, "min_requests": asking / 60,
-        "minutes": (computing + wire + asking) / 60,
+        "min_computing": computing / 60, "min_transfer": transfer / 60, "min_requests": request_seconds / 60,
+        "minutes": (computing + transfer + request_seconds) / 60,
     }  # fmt: skip

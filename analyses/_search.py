@@ -1,4 +1,4 @@
-"""The safety study's choice of layer, strength, positions, sentences, targets and net, on validation inputs."""
+"""Search of the safety study: layer, strength, positions, sentences, targets and net, on validation inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from _common import limited
+from _common import limit_per_group
 from _crossfit import crossfit, without
 from _safety import NETS, SENTENCES, Setting, l2s, mean_vector
 from torch import Tensor
@@ -84,20 +84,29 @@ ROUNDS: dict[str, dict[str, Any]] = {
     },
     "mean": {"best_of": "mean", "centers": 4, "targets": ("raw", "equalized"), "inputs": 80},
 }
-"""What each round tries.
+"""The settings that each round tries.
 
-`inputs`: validation inputs of each behavior; only the rounds with the most of them are chosen from, so "again" holds
-what was best for the mean vector before. `contexts`: the layer to read and the kind of net are chosen by cross-fitting
-among these and `CROSSFITTED`. `readers`: layers to read and kinds of net, all tried. From "narrow" to "units"
-the rounds, but for "again", are centered on the best cells of L2S. `best_of`: centered on those of the method named, as
-the rounds before have judged them: its `centers` best that were not yet judged on so many inputs, each with all
-`targets`.
+`inputs`: validation inputs of each behavior. The choice is made among the rounds with the most inputs, so "again"
+repeats the setting that was best for the mean vector before. `contexts`: the layer to read and the kind of net are
+chosen by cross-fitting among these and `CROSSFITTED`. `readers`: layers to read and kinds of net, all tried. The rounds
+from "narrow" to "units", except "again", are centered on the best settings of L2S. `best_of`: centered on the best
+settings of the named method in earlier rounds: the `centers` best that were not yet evaluated on so many inputs, each
+with all `targets`.
 """
 CROSSFITTED = ("tanh", "relu", "relu balanced")
-LAYERS = (14, 15, 16, 17, 18, 20, 22, 24, 28)  # all that any round writes at or reads
-ANSWERS = 480  # of a stage: what an interrupted run loses, minutes on two CPU cores
-CELL = ["method", "sentences", "targets", "layer", "positions", "alpha", "net", "context"]  # what makes a cell another
-PER_BEHAVIOR = 40  # validation inputs of each behavior, where a round does not say otherwise
+LAYERS = (14, 15, 16, 17, 18, 20, 22, 24, 28)  # every layer that a round steers or reads
+ANSWERS = 480  # per stage, minutes on two CPU cores: an interrupted run loses at most one stage
+SETTING_COLUMNS = [
+    "method",
+    "sentences",
+    "targets",
+    "layer",
+    "positions",
+    "alpha",
+    "net",
+    "context",
+]  # columns that identify a setting
+PER_BEHAVIOR = 40  # default number of validation inputs of each behavior
 GOALS = [
     Goal(name, target, n, at_most=metric_style(name).lower_is_better)
     for name, n in {
@@ -108,13 +117,13 @@ GOALS = [
         "harmless_kept": PER_BEHAVIOR,
     }.items()
     if (target := metric_style(name).goal) is not None
-]  # the targets are those the figures draw
-THREE = GOALS[:3]  # what one vector is said not to reach at once
+]  # the figures draw the same targets
+BEHAVIOR_GOALS = GOALS[:3]  # that one vector does not reach at once
 
 
 @dataclass(frozen=True)
-class Block:
-    """Cells that write at the same place and share what their vectors are made of; `readers` is for L2S."""
+class SettingGroup:
+    """Settings with the same layer, positions, sentences and targets; `readers` applies to L2S only."""
 
     layer: int
     positions: str
@@ -126,18 +135,18 @@ class Block:
 
     @property
     def name(self) -> str:
-        """What its stages are called."""
+        """Part of the names of its stages."""
         alphas = "_".join(f"{alpha:g}" for alpha in self.alphas)
         return f"{self.layer}-{self.positions}-{self.sentences}-{self.targets}-{alphas}"
 
-    def cells(self) -> list[tuple[str, int, str, float]]:
-        """Method, layer that is read, kind of net, and strength."""
+    def settings(self) -> list[tuple[str, int, str, float]]:
+        """Tuples of method, layer to read, kind of net, and strength."""
         readers = {"mean": [(self.layer, "-")], "l2s": list(self.readers or [(self.layer, "tanh")])}
         return [(m, *reader, alpha) for m in self.methods for reader in readers[m] for alpha in self.alphas]
 
 
-def recipe(rounds: Sequence[str]) -> dict[str, str]:
-    """Fingerprints of what these rounds try, and of all sentences: with others, finished stages are no good."""
+def search_fingerprints(rounds: Sequence[str]) -> dict[str, str]:
+    """Fingerprints of these rounds and of all sentences; finished stages of other ones are not reused."""
     spaces = [[name, ROUNDS[name]] for name in rounds]
     sentences = {name: {kind: c and vars(c) for kind, c in pairs.items()} for name, pairs in SENTENCES.items()}
     return {
@@ -151,36 +160,36 @@ def layers_of(model: Model) -> tuple[int, ...]:
     return tuple(k for k in LAYERS if k < model.n_layers)
 
 
-def clipped(name: str, n_layers: int) -> dict[str, Any]:
-    """The round without the layers that the model does not have; those are printed.
+def round_for_model(name: str, n_layers: int) -> dict[str, Any]:
+    """The round restricted to layers that the model has; dropped layers are reported on stdout.
 
     Raises:
-        SteeringError: nothing is left to write at, or to read.
+        SteeringError: no layer to steer or to read is left.
     """
     space = dict(ROUNDS[name])
     for key in {"layers", "contexts", "readers"} & space.keys():
-        there = [(v[0] if key == "readers" else v) < n_layers for v in space[key]]
-        told = f"round {name!r}: the model has layers 0 to {n_layers - 1}, and of the {key} {space[key]}"
-        if not any(there):
-            raise SteeringError(f"{told} none is there. Choose other --rounds, or write the model's into ROUNDS")
-        if not all(there):
-            space[key] = tuple(v for v, is_there in zip(space[key], there, strict=True) if is_there)
-            print(f"{told} it has {space[key]}: only these are tried")
+        exists = [(v[0] if key == "readers" else v) < n_layers for v in space[key]]
+        message = f"round {name!r}: the model has layers 0 to {n_layers - 1}; of the {key} {space[key]}"
+        if not any(exists):
+            raise SteeringError(f"{message} it has none. Choose other --rounds, or add layers of the model to ROUNDS")
+        if not all(exists):
+            space[key] = tuple(v for v, in_model in zip(space[key], exists, strict=True) if in_model)
+            print(f"{message} it has {space[key]}: only these are tried")
     return space
 
 
 def read_grid(path: str | Path, rounds: Sequence[str]) -> pd.DataFrame:
-    """The cells of rounds that were run before, from the `grid.csv` of a study.
+    """Read the grid of earlier rounds from the `grid.csv` of a study.
 
     Raises:
-        DataError: no such file, columns are missing, or one of the `rounds` that are to be run is there already.
+        DataError: no such file, columns are missing, or it already contains one of `rounds`.
     """
     if not Path(path).is_file():
-        raise DataError(f"there is no grid {path}: give the grid.csv of a finished study")
+        raise DataError(f"{path} does not exist: give the grid.csv of a finished study")
     grid = pd.read_csv(path, keep_default_na=False, na_values=["nan", ""])
-    missing = [name for name in [*CELL, *(g.measure for g in GOALS), "round", "inputs"] if name not in grid]
+    missing = [name for name in [*SETTING_COLUMNS, *(g.measure for g in GOALS), "round", "inputs"] if name not in grid]
     if missing:
-        raise DataError(f"{path} lacks the columns {missing}: expected the grid.csv of a finished study")
+        raise DataError(f"{path} lacks the columns {missing}: give the grid.csv of a finished study")
     twice = sorted(set(rounds) & set(grid["round"]))
     if twice:
         raise DataError(f"{path} holds the rounds {twice} already: leave them out of --rounds")
@@ -188,125 +197,137 @@ def read_grid(path: str | Path, rounds: Sequence[str]) -> pd.DataFrame:
 
 
 def distinct(grid: pd.DataFrame) -> pd.DataFrame:
-    """Every cell once: as it was judged on the most inputs, where several rounds tried it."""
-    return grid.sort_values("inputs", kind="stable").drop_duplicates(CELL, keep="last")
+    """One row per setting: the one with the most inputs where several rounds tried it."""
+    return grid.sort_values("inputs", kind="stable").drop_duplicates(SETTING_COLUMNS, keep="last")
 
 
 def search(
-    study: Study, model: Model, train: Callable[[str], Activations], spare: list[Example], args: argparse.Namespace,
-    earlier: pd.DataFrame | None = None,
+    study: Study, model: Model, train: Callable[[str], Activations], validation: list[Example],
+    args: argparse.Namespace, earlier: pd.DataFrame | None = None,
 ) -> pd.DataFrame:  # fmt: skip
-    """The grid of all rounds, in stages of at most `ANSWERS` answers, or of one cell.
+    """The grid of all rounds, computed in stages of at most `ANSWERS` answers, but at least one setting.
 
     Args:
-        train: gives the activations of all training inputs under a sentence set; those of `spare` are not fitted to.
-        spare: the validation part; every round answers its first inputs of each behavior.
-        earlier: the grid of rounds that were run before; its rows come first in the answer.
+        train: returns the activations of all training inputs, `validation` included, under a sentence set.
+        validation: validation inputs; every round uses the first inputs of each behavior.
+        earlier: the grid of earlier rounds; its rows come first in the result.
     """
-    spaces = {name: clipped(name, model.n_layers) for name in args.rounds}  # before anything costly
+    spaces = {name: round_for_model(name, model.n_layers) for name in args.rounds}  # before anything costly
     frames = [] if earlier is None else [earlier]
     for name, space in spaces.items():
-        held = limited(spare, min(args.limit or 10**9, space.get("inputs", PER_BEHAVIOR)))
+        examples = limit_per_group(validation, min(args.limit or 10**9, space.get("inputs", PER_BEHAVIOR)))
         suffix = f"-{space['inputs']}" if "inputs" in space else ""
         known = pd.concat(frames, ignore_index=True) if frames else None
-        tried = blocks(space, known, len(held), model.n_layers)
-        print(f"round {name!r}: {len(held)} inputs for each cell of {len(tried)} blocks")
-        plain = study.stage(f"validation-none{suffix}", lambda: _unsteered(model, held, args))["text"].tolist()  # noqa: B023
-        for block in tried:
-            frame = run_block(study, model, spare, held, plain, train, name, space, block, args)
-            frames.append(frame.assign(round=name, inputs=len(held)))
+        groups = setting_groups(space, known, len(examples), model.n_layers)
+        print(f"round {name!r}: {len(examples)} inputs for each setting of {len(groups)} groups")
+        plain = study.stage(f"validation-none{suffix}", lambda: _unsteered(model, examples, args))["text"].tolist()  # noqa: B023
+        for group in groups:
+            frame = run_group(study, model, validation, examples, plain, train, name, space, group, args)
+            frames.append(frame.assign(round=name, inputs=len(examples)))
     return pd.concat(frames, ignore_index=True)
 
 
-def blocks(space: Mapping[str, Any], known: pd.DataFrame | None, inputs: int, n_layers: int) -> list[Block]:
-    """What a round tries; `known` are the cells of the rounds before it."""
+def setting_groups(
+    space: Mapping[str, Any], known: pd.DataFrame | None, inputs: int, n_layers: int
+) -> list[SettingGroup]:
+    """The settings of a round; `known` is the grid of the earlier rounds."""
     if "best_of" in space:
         return _around_the_best(space, known, inputs, n_layers)
     places = product(space["layers"], space["positions"], space["sentences"], space["targets"])
     readers = tuple(space.get("readers", ()))
-    return [Block(*place, alphas=tuple(space["alphas"]), readers=readers) for place in places]
+    return [SettingGroup(*place, alphas=tuple(space["alphas"]), readers=readers) for place in places]
 
 
 def _around_the_best(
     space: Mapping[str, Any], known: pd.DataFrame | None, inputs: int, n_layers: int
-) -> list[Block]:  # fmt: skip
-    """The method's best cells, by the score that chooses, and the same with other targets; what is judged is left out.
+) -> list[SettingGroup]:  # fmt: skip
+    """The best settings of the method, each with all targets, without settings that have been evaluated.
 
     Raises:
-        DataError: no cell of the method has been judged before.
+        DataError: no setting of the method has been evaluated before.
     """
     method = space["best_of"]
-    cells = known if known is None else distinct(known[(known["method"] == method) & (known["layer"] < n_layers)])
-    if cells is None or cells.empty:
-        raise DataError(f"no cell of {method!r} to begin with: run the rounds before this one, or give their --grid")
-    done, found = _blocks_of(cells[cells["inputs"] >= inputs], method), dict[Block, None]()
-    rest = cells[cells["inputs"] < inputs].reset_index(drop=True)
+    settings = known if known is None else distinct(known[(known["method"] == method) & (known["layer"] < n_layers)])
+    if settings is None or settings.empty:
+        raise DataError(f"no setting of {method!r} to start from: run the earlier rounds, or give their --grid")
+    done, found = _groups_of(settings[settings["inputs"] >= inputs], method), dict[SettingGroup, None]()
+    rest = settings[settings["inputs"] < inputs].reset_index(drop=True)
     for _ in range(min(space["centers"], len(rest))):
         best = choose_candidate(rest, GOALS)
         rest = rest.drop(index=best.name)
-        center = _blocks_of(best.to_frame().T, method)[0]
+        center = _groups_of(best.to_frame().T, method)[0]
         found |= dict.fromkeys(replace(center, targets=targets) for targets in space["targets"])
-    return [block for block in found if block not in done]
+    return [group for group in found if group not in done]
 
 
-def _blocks_of(cells: pd.DataFrame, method: str) -> list[Block]:
-    """One block a cell."""
+def _groups_of(settings: pd.DataFrame, method: str) -> list[SettingGroup]:
+    """One group per setting."""
     return [
-        Block(int(c["layer"]), c["positions"], c["sentences"], c["targets"], (float(c["alpha"]),), (method,))
-        for _, c in cells.iterrows()
+        SettingGroup(int(c["layer"]), c["positions"], c["sentences"], c["targets"], (float(c["alpha"]),), (method,))
+        for _, c in settings.iterrows()
     ]
 
 
-def run_block(
-    study: Study, model: Model, spare: Sequence[Example], held: list[Example], plain: list[str],
-    train: Callable[[str], Activations], name: str, space: Mapping[str, Any], block: Block, args: argparse.Namespace,
+def run_group(
+    study: Study, model: Model, validation: Sequence[Example], examples: list[Example], plain: list[str],
+    train: Callable[[str], Activations], name: str, space: Mapping[str, Any], group: SettingGroup,
+    args: argparse.Namespace,
 ) -> pd.DataFrame:  # fmt: skip
-    """All cells of one block on the validation inputs, in stages that hold what is done when the run is stopped."""
-    acts = cache(lambda: train(block.sentences))  # read, and fitted to, only where a stage is still to do
+    """Evaluate all settings of one group on the validation inputs, in stages."""
+    acts = cache(lambda: train(group.sentences))  # loaded and fitted only if a stage is missing
     if "contexts" in space:
-        block = replace(block, readers=(_best_reader(study, acts, space, block, args),))
-    fitted = cache(lambda *kind: _vectors(acts(), spare, held, block, kind, args.seed))
-    cells = block.cells()
-    step = max(1, ANSWERS // len(held))
+        group = replace(group, readers=(_best_reader(study, acts, space, group, args),))
+    fitted = cache(lambda *kind: _vectors(acts(), validation, examples, group, kind, args.seed))
+    settings = group.settings()
+    step = max(1, ANSWERS // len(examples))
 
     def evaluate(part: list[tuple[str, int, str, float]]) -> pd.DataFrame:
-        where: dict[str, str | int | float] = {"layer": block.layer, "positions": block.positions}
-        made = {"sentences": block.sentences, "targets": block.targets}
-        packed = [
+        where: dict[str, str | int | float] = {"layer": group.layer, "positions": group.positions}
+        made = {"sentences": group.sentences, "targets": group.targets}
+        candidates = [
             Candidate({"method": m, **made, "net": net, **where, "context": read}, fitted(m, read, net), alpha)
             for m, read, net, alpha in part
         ]
         return evaluate_candidates(
-            model, held, plain, packed, site=block.layer, positions=block.positions,
+            model, examples, plain, candidates, site=group.layer, positions=group.positions,
             max_new_tokens=args.max_new_tokens, batch_size=args.batch_size,
         )  # fmt: skip
 
     frames = [
-        study.stage(f"grid-{name}-{block.name}-{begin}", lambda: evaluate(cells[begin : begin + step]))  # noqa: B023
-        for begin in range(0, len(cells), step)
+        study.stage(f"grid-{name}-{group.name}-{begin}", lambda: evaluate(settings[begin : begin + step]))  # noqa: B023
+        for begin in range(0, len(settings), step)
     ]
     return pd.concat(frames, ignore_index=True)
 
 
 def _vectors(
-    acts: Activations, spare: Sequence[Example], held: Sequence[Example], block: Block, kind: tuple[Any, ...], seed: int
+    acts: Activations,
+    validation: Sequence[Example],
+    examples: Sequence[Example],
+    group: SettingGroup,
+    kind: tuple[Any, ...],
+    seed: int,
 ) -> Tensor:
-    """One vector for each validation input, none of which was fitted to."""
+    """One vector per validation input, fitted without the validation inputs."""
     method, read, net = kind
-    fit = without(acts, [e.id for e in spare])
+    fit = without(acts, [e.id for e in validation])
     if method == "mean":
-        return mean_vector(fit, block.layer, block.targets).expand(len(held), -1)
-    learned = l2s(block.layer, block.targets, seed, read, net).fit(fit)
-    return learned.vectors(Context(tuple(e.id for e in held), acts))
+        return mean_vector(fit, group.layer, group.targets).expand(len(examples), -1)
+    learned = l2s(group.layer, group.targets, seed, read, net).fit(fit)
+    return learned.vectors(Context(tuple(e.id for e in examples), acts))
 
 
 def _best_reader(
-    study: Study, acts: Callable[[], Activations], space: Mapping[str, Any], block: Block, args: argparse.Namespace
+    study: Study,
+    acts: Callable[[], Activations],
+    space: Mapping[str, Any],
+    group: SettingGroup,
+    args: argparse.Namespace,
 ) -> tuple[int, str]:
-    """The layer to read and the kind of net, by cross-fitting."""
+    """The layer to read and the kind of net with the best cross-fitted cosine."""
     table = study.stage(
-        f"crossfit-{block.layer}-{block.sentences}-{block.targets}",
-        lambda: crossfitted(acts(), block.layer, block.targets, space, args),
+        f"crossfit-{group.layer}-{group.sentences}-{group.targets}",
+        lambda: crossfitted(acts(), group.layer, group.targets, space, args),
     )
     best = table.loc[table["cosine"].idxmax()]
     return int(best["context"]), str(best["net"])
@@ -315,10 +336,10 @@ def _best_reader(
 def crossfitted(
     acts: Activations, layer: int, targets: str, space: Mapping[str, Any], args: argparse.Namespace
 ) -> pd.DataFrame:
-    """How well each context layer and kind of net predicts training inputs it was not fitted to.
+    """How well each context layer and kind of net predicts the vectors of training inputs from other folds.
 
-    `cosine` is the mean over the behaviors of the mean cosine to the inputs' own contrast vectors; `harmless_norm`
-    is the mean predicted norm where nothing should be added, over that where something should.
+    `cosine` is the mean over the behaviors of the mean cosine to the inputs' contrast vectors; `harmless_norm`
+    is the mean predicted norm of inputs without a contrast over that of inputs with one.
     """
     ids, z = acts.contrast(layer)
     labels = pd.Series(acts.labels(ids))
@@ -326,26 +347,26 @@ def crossfitted(
     for context, net in product(space["contexts"], CROSSFITTED):
         everyone, vectors = crossfit(l2s(layer, targets, args.seed, context, net), acts, seed=args.seed)
         place = {example_id: row for row, example_id in enumerate(everyone)}
-        near = torch.nn.functional.cosine_similarity(vectors[[place[s] for s in ids]], z)
-        per = pd.Series(near.numpy()).groupby(labels).mean()
+        cosines = torch.nn.functional.cosine_similarity(vectors[[place[s] for s in ids]], z)
+        per = pd.Series(cosines.numpy()).groupby(labels).mean()
         norms = pd.Series(vectors.norm(dim=-1).numpy(), index=everyone)
-        beside = norms[norms.index.difference(ids)].mean() / norms[ids].mean()
+        harmless_norm = norms[norms.index.difference(ids)].mean() / norms[ids].mean()
         shares = {f"cosine_{name}": value for name, value in per.items()}
-        rows.append({"context": context, "net": net, "cosine": per.mean(), **shares, "harmless_norm": beside})
+        rows.append({"context": context, "net": net, "cosine": per.mean(), **shares, "harmless_norm": harmless_norm})
         print(f"reads layer {context}, {net}: out-of-fold cosine {per.mean():.3f}")
     return pd.DataFrame(rows)
 
 
-def _unsteered(model: Model, held: list[Example], args: argparse.Namespace) -> pd.DataFrame:
+def _unsteered(model: Model, examples: list[Example], args: argparse.Namespace) -> pd.DataFrame:
     found = steerlab.generate(
-        model, held, steer=(), max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, progress=True
+        model, examples, steer=(), max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, progress=True
     )
     return pd.DataFrame({"example_id": found.example_ids, "text": found.texts})
 
 
-def pick(grid: pd.DataFrame, method: str) -> Setting:
-    """The method's best cell on validation, among those of it that were judged on the most inputs."""
-    cells = grid[grid["method"] == method]
-    best = choose_candidate(cells[cells["inputs"] == cells["inputs"].max()], GOALS)
+def pick_setting(grid: pd.DataFrame, method: str) -> Setting:
+    """The best validation setting of a method, among those that were evaluated on the most inputs."""
+    settings = grid[grid["method"] == method]
+    best = choose_candidate(settings[settings["inputs"] == settings["inputs"].max()], GOALS)
     where = (int(best["layer"]), float(best["alpha"]), best["positions"], best["sentences"], best["targets"])
     return Setting(*where, context=int(best["context"]), net=best["net"], inputs=int(best["inputs"]))

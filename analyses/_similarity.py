@@ -1,4 +1,4 @@
-"""What the study of vector similarity computes: one tidy frame a question."""
+"""Tables of the vector similarity study, each a data frame in long form."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ PAPER = "LLaVA-1.5-7B, layer 15: .84 to .88 within, −.10 to .03 between (arXiv
 
 
 def geometries(acts: Activations, group: str, seed: int) -> pd.DataFrame:
-    """The paper's table for every layer."""
+    """Mean cosines within and between groups at every layer, as in the paper's table."""
     return pd.concat([geometry(acts, layer, group=group, seed=seed) for layer in acts.layers], ignore_index=True)
 
 
 def mean_cosines(acts: Activations) -> pd.DataFrame:
     """Cosines between all mean vectors, every behavior at every layer."""
     table = cosine_table(vectors_by_layer(acts))
-    told = {f"{part}_{side}": [name[i] for name in table[side]] for i, part in enumerate(("behavior", "layer"))
+    columns = {f"{part}_{side}": [name[i] for name in table[side]] for i, part in enumerate(("behavior", "layer"))
             for side in ("a", "b")}  # fmt: skip
-    return pd.DataFrame(told).assign(cosine=table["cosine"])
+    return pd.DataFrame(columns).assign(cosine=table["cosine"])
 
 
 def lengths(acts: Activations) -> pd.DataFrame:
-    """How long the mean vectors are, and in shares of the state that they would be added to."""
+    """Norms of the mean vectors, absolute and as a share of the norm of the states they are added to."""
     table = norms(vectors_by_layer(acts))
     found = pd.DataFrame(table["name"].tolist(), columns=["behavior", "layer"]).assign(vector=table["norm"])
     states = {k: float(acts.by_example(k, side="prompt")[1].norm(dim=-1).mean()) for k in acts.layers}
-    own = {
+    p2s_norms = {
         (behavior, k): float(acts.select(behavior=behavior).contrast(k)[1].norm(dim=-1).mean())
         for behavior in found["behavior"].unique() for k in acts.layers
     }  # fmt: skip
-    found["p2s"] = [own[key] for key in zip(found["behavior"], found["layer"], strict=True)]
+    found["p2s"] = [p2s_norms[key] for key in zip(found["behavior"], found["layer"], strict=True)]
     found["state"] = found["layer"].map(states)
     return found.assign(vector_to_state=found["vector"] / found["state"], p2s_to_state=found["p2s"] / found["state"])
 
 
 def angles(acts: Activations, seed: int) -> pd.DataFrame:
-    """Angles between the behaviors' subspaces at every layer; two halves of one behavior are the yardstick."""
+    """Principal angles between the subspaces of behaviors at every layer; halves of one behavior as reference."""
     names = sorted(set(acts.index.loc[acts.index["side"] == "positive", "behavior"]))
     rows = []
     for layer in acts.layers:
@@ -54,7 +54,7 @@ def angles(acts: Activations, seed: int) -> pd.DataFrame:
         order = {name: np.random.default_rng(seed).permutation(len(v)) for name, v in z.items()}
         half = {name: (z[name][order[name][::2]], z[name][order[name][1::2]]) for name in names}
         pairs = [(f"{name}, halves", *half[name]) for name in names]
-        # a half against a half too, so that both compare as many vectors
+        # halves here too, so that both kinds of pairs compare equally many vectors
         pairs += [(f"{a} – {b}", half[a][0], half[b][0]) for i, a in enumerate(names) for b in names[i + 1 :]]
         for pair, x, y in pairs:
             k = min(DIMENSIONS, len(x) - 1, len(y) - 1)
@@ -67,14 +67,14 @@ def angles(acts: Activations, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def layers_alike(acts: Activations) -> pd.DataFrame:
+def layer_cka(acts: Activations) -> pd.DataFrame:
     """Linear CKA between the layers' contexts, in long form."""
     square = cka_matrix(acts).rename_axis("layer_a").rename_axis("layer_b", axis=1)
     return square.stack().rename("cka").reset_index()
 
 
 def maps(acts: Activations, layer: int, read: int, seed: int) -> pd.DataFrame:
-    """Contexts and the inputs' own vectors on their first two principal components."""
+    """Contexts and contrast vectors of the inputs on their first two principal components."""
     found = []
     for kind, at, (ids, points) in (
         ("contexts", read, acts.by_example(read, side="prompt")),
@@ -82,74 +82,74 @@ def maps(acts: Activations, layer: int, read: int, seed: int) -> pd.DataFrame:
     ):
         frame = map_2d(points, acts.labels(ids), seed=seed)
         first, second = frame.attrs["explained"]
-        told = {"topic": acts.labels(ids, "topic"), "explained_x": first, "explained_y": second}
-        found.append(frame.assign(map=kind, layer=at, example_id=ids, **told))
+        columns = {"topic": acts.labels(ids, "topic"), "explained_x": first, "explained_y": second}
+        found.append(frame.assign(map=kind, layer=at, example_id=ids, **columns))
     return pd.concat(found, ignore_index=True)
 
 
-def methods_against(l2s: L2S, train: Activations, test: Activations) -> pd.DataFrame:
-    """Cosines of every method's vector to the input's own (P2S), and of L2S to the mean, on unseen inputs."""
+def method_cosines(l2s: L2S, train: Activations, test: Activations) -> pd.DataFrame:
+    """Cosines between the vectors of methods (L2S, mean, mean of the behavior, P2S) on unseen inputs."""
     layer = l2s.site.layer
     p2s = P2S(layer).fit(test)
     context = Context(p2s.ids_, test)
     behaviors = test.labels(p2s.ids_)
     means = {name: MeanDifference(layer, behaviors=[name]).fit(train).vector_ for name in sorted(set(behaviors))}
-    own, mean = p2s.vectors(context), MeanDifference(layer).fit(train).vectors(context)
+    contrasts, mean = p2s.vectors(context), MeanDifference(layer).fit(train).vectors(context)
     predicted = l2s.vectors(context)
     rows = []
     for i, (example_id, behavior) in enumerate(zip(p2s.ids_, behaviors, strict=True)):
         table = cosine_table(
-            {"l2s": predicted[i], "mean": mean[i], "mean of its behavior": means[behavior], "p2s": own[i]}
+            {"l2s": predicted[i], "mean": mean[i], "mean of its behavior": means[behavior], "p2s": contrasts[i]}
         )
         rows.append(table.assign(example_id=example_id, behavior=behavior))
     return pd.concat(rows, ignore_index=True)[["example_id", "behavior", "a", "b", "cosine"]]
 
 
 def neighbors(l2s: L2S, test: Activations) -> pd.DataFrame:
-    """Which unseen inputs L2S treats alike; the share that chance would give stands in every row."""
+    """Nearest unseen inputs by the vectors of L2S; column `chance` is the share of a shared behavior by chance."""
     found = nearest_neighbors(l2s, test)
     of = dict(zip(test.index["example_id"], test.index["behavior"], strict=True))
     return found.assign(behavior=found["example_id"].map(of), chance=found.attrs["chance"])
 
 
 def by_behavior(methods: pd.DataFrame, model: str, layer: int) -> pd.DataFrame:
-    """The cosines to P2S as measurements, one row each, as other studies write them."""
+    """The cosines to P2S in the long form of the other studies, one row per measurement."""
     rows = methods[methods["b"] == "p2s"].rename(columns={"a": "method", "cosine": "value"})
-    told = {"model": model, "layer": layer, "alpha": "", "positions": "", "metric": "cos_to_p2s"}
+    columns = {"model": model, "layer": layer, "alpha": "", "positions": "", "metric": "cos_to_p2s"}
     order = ["method", "model", "layer", "alpha", "positions", "example_id", "behavior", "metric", "value"]
-    return rows.assign(**told)[order].round({"value": 4})
+    return rows.assign(**columns)[order].round({"value": 4})
 
 
 def summary_of(frames: dict[str, pd.DataFrame], layer: int, seed: int) -> dict[str, object]:
-    """The numbers that the README quotes."""
-    told: dict[str, object] = {"layer": layer}
+    """The numbers of `summary.json`."""
+    summary: dict[str, object] = {"layer": layer}
     for name in ("geometry", "topics"):
         for row in frames[name].query("layer == @layer").itertuples():
             numbers = {k: round(float(getattr(row, k)), 4) for k in ("low", "high", "shuffled")}
             value = {"value": round(float(row.cosine), 4), **numbers, "n": int(row.pairs)}
-            told[f"{name}.{row.kind}.{row.a}.{row.b}"] = value
+            summary[f"{name}.{row.kind}.{row.a}.{row.b}"] = value
     kinds = frames["geometry"].groupby(["layer", "kind"])["cosine"].mean().unstack()
-    told["geometry.within_minus_between"] = (kinds["within"] - kinds["between"]).round(4).to_dict()
+    summary["geometry.within_minus_between"] = (kinds["within"] - kinds["between"]).round(4).to_dict()
     for (a, b), rows in frames["methods"].groupby(["a", "b"]):
-        told[f"cos.{a}.{b}"] = estimate(rows["cosine"].tolist(), seed)
+        summary[f"cos.{a}.{b}"] = estimate(rows["cosine"].tolist(), seed)
     for (behavior, a, b), rows in frames["methods"].groupby(["behavior", "a", "b"]):
-        told[f"cos.{a}.{b}.{behavior}"] = estimate(rows["cosine"].tolist(), seed)
+        summary[f"cos.{a}.{b}.{behavior}"] = estimate(rows["cosine"].tolist(), seed)
     for behavior, rows in frames["neighbors"].groupby("behavior"):
-        told[f"alike.same_behavior.{behavior}"] = round(float(rows["same_behavior"].mean()), 4)
-    told["nearest.same_behavior"] = round(float(frames["neighbors"]["same_behavior"].mean()), 4)
-    told["alike.chance"] = round(float(frames["neighbors"]["chance"].iloc[0]), 4)
+        summary[f"nearest.same_behavior.{behavior}"] = round(float(rows["same_behavior"].mean()), 4)
+    summary["nearest.same_behavior"] = round(float(frames["neighbors"]["same_behavior"].mean()), 4)
+    summary["nearest.chance"] = round(float(frames["neighbors"]["chance"].iloc[0]), 4)
     at = frames["norms"].query("layer == @layer").set_index("behavior")
     for column in ("vector", "p2s", "vector_to_state"):
-        told |= {f"norms.{column}.{b}": round(float(v), 4) for b, v in at[column].items()}
+        summary |= {f"norms.{column}.{b}": round(float(v), 4) for b, v in at[column].items()}
     for (pair, centered), rows in frames["angles"].query("layer == @layer").groupby(["pair", "centered"]):
         kind = "centered" if centered else "uncentered"
-        told[f"angles.{kind}.{pair}"] = [round(float(d), 1) for d in rows.sort_values("number")["degrees"]]
-    return told
+        summary[f"angles.{kind}.{pair}"] = [round(float(d), 1) for d in rows.sort_values("number")["degrees"]]
+    return summary
 
 
 def paper_table(frames: dict[str, pd.DataFrame], layer: int) -> str:
-    """The cosines within and between at one layer, as a page."""
-    lines = [f"# Cosines of the inputs' own vectors at layer {layer}", "", f"For comparison, {PAPER}.", ""]
+    """A page with the cosines within and between groups at one layer."""
+    lines = [f"# Cosines of P2S vectors at layer {layer}", "", f"For comparison, {PAPER}.", ""]
     for name, heading in (("geometry", "By behavior"), ("topics", "Advice by topic")):
         lines += [f"## {heading}", "", "| pair | cosine | 95 % | labels shuffled | pairs |", "|---|---|---|---|---|"]
         for row in frames[name].query("layer == @layer").itertuples():

@@ -1,4 +1,4 @@
-"""What analyses/steerability.py measures and tells: shifted prompts, tables, summary, report."""
+"""Parts of analyses/steerability.py: shifted prompts, tables, summary, report."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SHIFTED = (
 )  # fmt: skip
 
 
-def shifted(model: Model, rows: Sequence[Example], layer: int, args: argparse.Namespace) -> pd.DataFrame:
-    """A vector trained on each variant of the prompts, each measured on every variant."""
+def measure_shifts(model: Model, rows: Sequence[Example], layer: int, args: argparse.Namespace) -> pd.DataFrame:
+    """Fit a vector on each variant of the prompts and measure it on every variant."""
     personas = persona_prompts(Path(args.data) / "persona_prompts.json")
-    train, held = (few(of_split(rows, part), args.shift_items) for part in ("train", "test"))
+    train, test = (first_of_each_letter(of_split(rows, part), args.shift_items) for part in ("train", "test"))
     vectors: dict[str, steerlab.MeanDifference] = {}
     for kind in VARIANTS:
         acts = steerlab.capture(
@@ -43,7 +43,7 @@ def shifted(model: Model, rows: Sequence[Example], layer: int, args: argparse.Na
     frames = [
         steerlab.sweep(
             model, {kind: {layer: vector} for kind, vector in vectors.items()},
-            prompt_variant(held, tested, personas, system=DEFAULT_SYSTEM), layer, MULTIPLIERS,
+            prompt_variant(test, tested, personas, system=DEFAULT_SYSTEM), layer, MULTIPLIERS,
             PROTOCOLS["paper"].positions,
             progress=False,
         ).rename(columns={"method": "train_variant"}).assign(test_variant=tested)
@@ -52,8 +52,8 @@ def shifted(model: Model, rows: Sequence[Example], layer: int, args: argparse.Na
     return pd.concat(frames, ignore_index=True)
 
 
-def few(rows: Sequence[Example], n: int) -> list[Example]:
-    """The first rows of each letter, half of `n` each."""
+def first_of_each_letter(rows: Sequence[Example], n: int) -> list[Example]:
+    """The first examples whose wanted answer is A, and as many for B, `n` in all."""
     kept = {row.id for letter in ("A", "B") for row in [r for r in rows if r.meta["option"] == letter][: n // 2]}
     return [row for row in rows if row.id in kept]
 
@@ -61,7 +61,7 @@ def few(rows: Sequence[Example], n: int) -> list[Example]:
 def results_of(
     tests: pd.DataFrame, by_layer: pd.DataFrame, rows: Sequence[Example], shifts: pd.DataFrame | None, seed: int
 ) -> dict[str, pd.DataFrame]:
-    """All tables: `slopes` (results.csv), `sets`, `curves`, `layers`, `placement`, and `shifts` where they were run."""
+    """All tables: `slopes` (results.csv), `sets`, `curves`, `layers`, `answer_positions`, and `shifts` if measured."""
     per_example = slopes(tests, "propensity", by=("behavior",))
     sets = steerability(per_example, ("behavior",), seed=seed)
     shares = answer_position_bias(per_example, rows, ("behavior",))
@@ -85,7 +85,7 @@ def results_of(
         "sets": sets,
         "curves": propensity_curves(tests, "propensity", by=("behavior",), seed=seed),
         "layers": by_layer[["behavior", "layer", "steerability", "low", "high", "anti_steerable", "n"]],
-        "placement": slopes_by_answer_position(per_example, rows, ("behavior",), seed=seed),
+        "answer_positions": slopes_by_answer_position(per_example, rows, ("behavior",), seed=seed),
     }
     if shifts is not None:
         keys = ("behavior", "train_variant", "test_variant")
@@ -94,7 +94,7 @@ def results_of(
 
 
 def summary_of(tables: Mapping[str, pd.DataFrame], layer: int) -> dict[str, Any]:
-    """The numbers that are quoted."""
+    """The numbers of `summary.json`."""
     sets = tables["sets"].set_index("behavior")
     both = sets.dropna(subset="llama2_median")
     found: dict[str, Any] = {
@@ -118,7 +118,7 @@ def summary_of(tables: Mapping[str, pd.DataFrame], layer: int) -> dict[str, Any]
 
 
 def shift_facts(shifts: pd.DataFrame) -> dict[str, Any]:
-    """How steerability under the base prompts ranks sets beside that under shifted prompts, as in the paper."""
+    """Rank correlations of the steerability under base prompts with that under shifted prompts, as in the paper."""
     square = shifts.pivot(index="behavior", columns=["train_variant", "test_variant"], values="steerability")
     base = square[("base", "base")].rename("base")
     pairs = [("base", "user_neg"), ("base", "user_pos"), ("sys_pos", "user_neg"), ("sys_neg", "user_pos")]
@@ -134,26 +134,26 @@ def shift_facts(shifts: pd.DataFrame) -> dict[str, Any]:
 
 
 def ranked(a: pd.Series, b: pd.Series) -> dict[str, float] | None:
-    """Spearman's correlation as numbers of a summary; None where one of the two does not vary."""
+    """Spearman's correlation as an entry of the summary; None if one of the two is constant."""
     return numbers(rank_correlation(a, b)) if a.nunique() > 1 and b.nunique() > 1 else None
 
 
 def report(tables: Mapping[str, pd.DataFrame], layer: int) -> str:
-    """The table of all sets in words and numbers."""
+    """A page with the table of all sets."""
     lines = [
-        f"# Steerability at layer {layer}, test rows", "",
-        "Slope of the letter's logit difference over the strength; `anti`: share of inputs moved the wrong way, with "
-        "its 95 % interval; `letter`, `word`: shares of the slopes' variance that the place of the wanted answer and "
-        "its first word explain; `accuracy`: unsteered. Llama-2: medians of Llama-2-7B-chat as published (Tan et al., "
-        "arXiv 2407.12404, read off a figure).", "",
-        "| set | mean slope | 95 % | median | anti | 95 % | letter | word | accuracy | Llama-2 | its anti |",
+        f"# Steerability at layer {layer}, test examples", "",
+        "Slope of the letter's logit difference over the strength. `wrong way`: share of anti-steerable inputs, with "
+        "its 95 % interval. `letter`, `word`: shares of the slopes' variance explained by the letter and by the first "
+        "word of the wanted answer. `accuracy`: without steering. Llama-2: medians of Llama-2-7B-chat as "
+        "published (Tan et al., arXiv 2407.12404, read off a figure).", "",
+        "| set | mean slope | 95 % | median | wrong way | 95 % | letter | word | accuracy | Llama-2 | its wrong way |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in tables["sets"].itertuples():
-        other = ("", "") if pd.isna(row.llama2_median) else (f"{row.llama2_median:.1f}", f"{row.llama2_anti:.2f}")
+        llama = f"{row.llama2_median:.1f} | {row.llama2_anti_steerable:.2f}" if pd.notna(row.llama2_median) else " | "
+        wrong_way = f"{row.anti_steerable:.2f} | {row.anti_steerable_low:.2f} to {row.anti_steerable_high:.2f}"
         lines.append(
             f"| {row.behavior} | {row.steerability:.3f} | {row.low:.3f} to {row.high:.3f} | {row.median:.3f} | "
-            f"{row.anti:.2f} | {row.anti_low:.2f} to {row.anti_high:.2f} | {row.option:.2f} | {row.word:.2f} | "
-            f"{row.accuracy:.2f} | {other[0]} | {other[1]} |"
+            f"{wrong_way} | {row.option:.2f} | {row.word:.2f} | {row.accuracy:.2f} | {llama} |"
         )
     return "\n".join([*lines, ""])

@@ -1,18 +1,17 @@
-"""One table of steering methods: what each makes of harmful requests, and what that costs everyone else.
+"""Compares steering methods: refusals of harmful requests against side effects on other inputs.
 
     python analyses/compare_methods.py --model smollm2 --data DATA --out results/compare_methods
     python figures/compare_methods.py results/compare_methods
 
 Every method's layer, strength and options are chosen on validation inputs: the setting with the largest mean of three
 shares, harmful requests refused, prompts that only sound unsafe not refused, and everyday instructions answered word
-for word as before. The test inputs are looked at once, at the chosen settings, and at one more: the mean vector at
-AlphaSteer's own layer, strength and positions ("mean_equal"), where both have the same target.
+for word as before. The test inputs are evaluated once, at the chosen settings and at one more: the mean vector at
+AlphaSteer's layer, strength and positions ("mean_equal"), where both have the same target.
 
-`analyses/_task_tracker.py` adds the detector: does a text that comes with a task hold a foreign instruction? Its
-injected texts come from sources that no probe was fitted on.
+`analyses/_task_tracker.py` adds the detection of injected instructions, on text sources that no probe was fitted on.
 
 DATA is the folder with AdvBench, GSM8K, everyday instructions and the paragraphs (see `load_sets` and `real_texts`).
-A run resumes; a stage is one method's settings, or its answers to one test set.
+An interrupted run resumes from finished stages; a stage is one setting of a method, or its answers to the test sets.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from _compare_methods import (
     CAPTURED,
     Fitted,
     Setting,
-    needs_strength,
-    settings_of,
-    strong_ones,
+    inputs_needing_strength,
+    iterate_settings,
+    measure_compliance,
 )
 from _task_tracker import track
 
@@ -57,7 +56,7 @@ def answers(
     def compute() -> pd.DataFrame:
         frames = []
         for part, examples in sets.items():
-            length = args.maths_tokens if part == "math" else args.max_new_tokens
+            length = args.math_tokens if part == "math" else args.max_new_tokens
             found = steerlab.generate(
                 model, examples, steer=() if request is None else request, max_new_tokens=length,
                 batch_size=args.batch_size,
@@ -69,7 +68,7 @@ def answers(
 
 
 def shares(found: pd.DataFrame, plain: pd.DataFrame, sets: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Per input, what the table is about: refusals by set, answers left as they were, deferrals, right numbers."""
+    """Values per input of each measure: refusals, deferrals, unchanged answers, correct numbers."""
     judged = {}
     for part, examples in sets.items():
         texts, before = (frame.loc[frame["part"] == part, "text"].astype(str).tolist() for frame in (found, plain))
@@ -86,11 +85,13 @@ def shares(found: pd.DataFrame, plain: pd.DataFrame, sets: Mapping[str, Any]) ->
     found_values = {
         k: judged[part][column].dropna().to_numpy() for k, (part, column) in named.items() if part in judged
     }
-    return {k: values for k, values in found_values.items() if len(values)}  # answers of one word have no word pairs
+    return {
+        k: values for k, values in found_values.items() if len(values)
+    }  # one-word answers have no word pairs, so distinct2 can be missing
 
 
 def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argparse.Namespace) -> pd.DataFrame:
-    """Every setting on the validation inputs: one row a setting."""
+    """The measures of every setting on validation inputs, one row per setting."""
     validation = {
         "harmful": [e for e in sets.validation if e.behavior == "refuse"],
         "sounds_unsafe": sets.sounds_unsafe_validation,
@@ -98,7 +99,7 @@ def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argpars
     }
     plain = answers(study, model, "validation-none", validation, None, args)
     rows = []
-    for number, (method, setting) in enumerate(settings_of(METHODS, args.settings)):
+    for number, (method, setting) in enumerate(iterate_settings(METHODS, args.settings)):
         name = f"validation-{method}-{fingerprint(setting.label())[:10]}"
         request = None if study.has(name) else fitted.request(method, setting)
         found = answers(study, model, name, validation, request, args)
@@ -109,28 +110,28 @@ def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argpars
     return grid
 
 
-def chosen(grid: pd.DataFrame, most: int | None = None) -> dict[str, Setting]:
-    """Each method's best setting; the weaker one where two are alike."""
-    settings = [setting for _, setting in settings_of(METHODS, most)]
+def choose_settings(grid: pd.DataFrame, most: int | None = None) -> dict[str, Setting]:
+    """The best setting of each method; ties go to the smaller strength."""
+    settings = [setting for _, setting in iterate_settings(METHODS, most)]
     ranked = grid.sort_values(["chosen_by", "alpha"], ascending=[False, True], kind="stable")
-    return {method: settings[int(own["number"].iloc[0])] for method, own in ranked.groupby("method")}
+    return {method: settings[int(rows["number"].iloc[0])] for method, rows in ranked.groupby("method")}
 
 
 def perplexity_of_solutions(model: Model, sets: Sets, request: Request | None, batch_size: int) -> float:
-    """How surprised the steered model is by people's solutions of maths problems, per token of all of them."""
+    """Perplexity of the human solutions of the math problems under the steered model, over all their tokens."""
     frame = steerlab.score(
-        model, sets.maths, [solution(e) for e in sets.maths], steer=() if request is None else request,
+        model, sets.math, [solution(e) for e in sets.math], steer=() if request is None else request,
         batch_size=batch_size,
     )  # fmt: skip
     return float(np.exp(-frame["logprob"].sum() / frame["n_tokens"].sum()))
 
 
-def requests_of(fitted: Fitted, own: Mapping[str, Setting], tested: Any) -> dict[str, Request | None]:
-    """Every method at its own setting."""
-    made = {method: fitted.request(method, setting) for method, setting in own.items()}
-    equal = own["alphasteer"]
+def requests_of(fitted: Fitted, settings: Mapping[str, Setting], tested: Any) -> dict[str, Request | None]:
+    """The request of every method at its chosen setting."""
+    requests = {method: fitted.request(method, setting) for method, setting in settings.items()}
+    equal = settings["alphasteer"]
     everything: dict[str, Request | None] = {
-        "none": None, "prompt": Request(Prompt()), "p2s": fitted.oracle(tested, own["l2s"]), **made,
+        "none": None, "prompt": Request(Prompt()), "p2s": fitted.oracle(tested, settings["l2s"]), **requests,
         "mean_equal": fitted.request("mean", Setting(equal.layer, equal.alpha, equal.positions), "mean_equal"),
     }  # fmt: skip
     return {name: everything[name] for name in EVERYTHING}
@@ -139,16 +140,21 @@ def requests_of(fitted: Fitted, own: Mapping[str, Setting], tested: Any) -> dict
 def main() -> None:
     """Capture, choose on validation, report on test, time, and track tasks."""
     arguments = parser(__doc__, "results/compare_methods")
-    arguments.add_argument("--data", required=True, help="folder with harmful_prompts/, math/, tasktracker/ and so on")
-    arguments.add_argument("--settings", type=int, default=None, help="try only so many settings of every method")
-    arguments.add_argument("--maths-tokens", type=int, default=150, help="new tokens for a maths problem")
     arguments.add_argument(
-        "--only", nargs="+", default=None, help="these methods' answers, or 'tracker', so that processes share the work"
+        "--data", required=True, help="folder with harmful_prompts/, math/, tasktracker/ and the other data sets"
+    )
+    arguments.add_argument("--settings", type=int, default=None, help="maximal number of settings to try per method")
+    arguments.add_argument("--math-tokens", type=int, default=150, help="new tokens for a math problem")
+    arguments.add_argument(
+        "--only",
+        nargs="+",
+        default=None,
+        help="compute only these methods' answers, or 'tracker'; lets several processes share the work",
     )
     arguments.set_defaults(max_new_tokens=40, batch_size=64)
     args = arguments.parse_args()
     sets = load_sets(args.data, args.seed, args.limit)
-    named = ("seed", "limit", "model", "max_new_tokens", "maths_tokens", "settings")
+    named = ("seed", "limit", "model", "max_new_tokens", "math_tokens", "settings")
     identity = {"study": "compare_methods", **{name: getattr(args, name) for name in named}}
     study = Study(args.out, identity | {"data": fingerprint(data_hash(sets.everything))})
     model = steerlab.load(args.model, device=args.device)
@@ -162,24 +168,24 @@ def main() -> None:
         e.replace(contrast=None) for e in sets.validation if e.behavior != "refuse"
     ] + sets.sounds_unsafe_validation
     fitted = Fitted(model, train, Context.of(captured("clean", clean)), args.seed)
-    needs = study.stage("needs", lambda: needs_strength(model, train, sets, 16, args.batch_size))
-    fitted.needs = strong_ones(needs)
+    needs = study.stage("needs", lambda: measure_compliance(model, train, sets, 16, args.batch_size))
+    fitted.needs = inputs_needing_strength(needs)
     grid = search(study, model, fitted, sets, args)
     write_atomically(study.folder / "grid.csv", lambda partial: grid.round(4).to_csv(partial, index=False))
-    own = chosen(grid, args.settings)
-    for method, setting in own.items():
+    settings = choose_settings(grid, args.settings)
+    for method, setting in settings.items():
         print(f"{method}, chosen on validation: {setting.label()}")
 
-    tested = captured("test", [*sets.harmful, *sets.sounds_unsafe, *sets.harmless, *sets.expert, *sets.maths])
-    methods = requests_of(fitted, own, tested)
+    tested = captured("test", [*sets.harmful, *sets.sounds_unsafe, *sets.harmless, *sets.expert, *sets.math])
+    methods = requests_of(fitted, settings, tested)
     plain = answers(study, model, "test-none", sets.test, None, args)
     summary: dict[str, Any] = {}
     long = []
-    mine = {name: request for name, request in methods.items() if name in (args.only or EVERYTHING)}
-    for name, request in mine.items():
+    selected = {name: request for name, request in methods.items() if name in (args.only or EVERYTHING)}
+    for name, request in selected.items():
         found = answers(study, model, f"test-{name}", sets.test, request, args)
-        reached = shares(found, plain, sets.test)
-        for measure, values in reached.items():
+        measures = shares(found, plain, sets.test)
+        for measure, values in measures.items():
             summary[f"{name}.{measure}"] = estimate(values.tolist(), args.seed)
             long.append(pd.DataFrame({"method": name, "metric": measure, "value": values}))
         ppl = study.stage(
@@ -188,7 +194,7 @@ def main() -> None:
         )
         summary[f"{name}.ppl"] = round(float(ppl["ppl"].iloc[0]), 3)
         summary[f"{name}.fit_s"] = round(fitted.seconds.get(name, 0.0), 3)  # none and prompt: nothing to fit
-        print(f"{name}: {', '.join(f'{k} {v.mean():.3f}' for k, v in reached.items())}")
+        print(f"{name}: {', '.join(f'{k} {v.mean():.3f}' for k, v in measures.items())}")
     if args.only:
         if "tracker" in args.only:
             track(study, model, args)
@@ -197,9 +203,9 @@ def main() -> None:
     for column in ("ms_per_prompt", "ms_per_token"):
         summary |= {f"{name}.{column}": added(times, name, column) for name in methods}
         summary[f"unsteered.{column}"] = round(float(times.loc[times["method"] == "none", column].median()), 3)
-    for method, setting in own.items():
+    for method, setting in settings.items():
         summary[f"{method}.setting"] = setting.label()
-    summary |= gate_facts(methods, tested, sets)
+    summary |= summarize_gates(methods, tested, sets)
     tracked, detection = track(study, model, args)
     summary |= detection
     write_atomically(study.folder / "tasktracker.csv", lambda partial: tracked.round(4).to_csv(partial, index=False))
@@ -214,8 +220,8 @@ def main() -> None:
     show_table("On the test inputs", pd.DataFrame(table).T)
 
 
-def gate_facts(methods: Mapping[str, Request | None], tested: Any, sets: Sets) -> dict[str, Any]:
-    """What the gates do to each test set: AlphaSteer's mean gate, and the share that the probe detects."""
+def summarize_gates(methods: Mapping[str, Request | None], tested: Any, sets: Sets) -> dict[str, Any]:
+    """Mean gate of AlphaSteer and the share of inputs that the probe detects, for each test set."""
     found: dict[str, Any] = {}
     requests = methods["alphasteer"], methods["gated_mean"]
     alpha, gated = (request.steerer if request is not None else None for request in requests)
@@ -231,12 +237,12 @@ def gate_facts(methods: Mapping[str, Request | None], tested: Any, sets: Sets) -
 
 
 def examples_page(study: Study, sets: Sets, args: argparse.Namespace, methods: Mapping[str, Any], model: Model) -> str:
-    """What is said to three prompts that sound unsafe, three advice questions and two requests, by id."""
-    told = [*sets.sounds_unsafe[:3], *sets.expert[:3], *sets.harmful[:2]]
-    blocks: dict[str, dict[str, str]] = {f"{e.id} ({e.behavior})": {} for e in told}
+    """A page of answers to three prompts that only sound unsafe, three advice questions and two requests, by id."""
+    shown = [*sets.sounds_unsafe[:3], *sets.expert[:3], *sets.harmful[:2]]
+    blocks: dict[str, dict[str, str]] = {f"{e.id} ({e.behavior})": {} for e in shown}
     for name, request in methods.items():
         found = answers(study, model, f"test-{name}", sets.test, request, args).set_index("example_id")["text"]
-        for e in told:
+        for e in shown:
             text = str(found[e.id])
             hidden = e.behavior == "refuse" and not judge_answers([e], [text])["refuses"].iloc[0]
             blocks[f"{e.id} ({e.behavior})"][name] = "(does not refuse; text left out)" if hidden else text

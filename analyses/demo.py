@@ -1,9 +1,9 @@
-"""One model, two behaviors, one vector or a predicted one: Learn-to-Steer in a few minutes on two CPU cores.
+"""Learn-to-Steer in a few minutes on two CPU cores: one vector for all prompts against a predicted vector.
 
     make demo        (or: python analyses/demo.py --out results/demo)
 
-Uses only what ships with the package: XSTest's unsafe prompts (CC BY 4.0), advice questions and everyday instructions
-written for it, and, in the second half, a small image-text model with the world of pictures it was trained on.
+It uses only data and models that ship with the package: XSTest's unsafe prompts (CC BY 4.0), advice questions and
+everyday instructions written for steerlab, and, in the second half, a small image-text model and its synthetic scenes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from _common import as_markdown, limited, of_split, parser, provenance, show_table, tidy
-from _demo_images import image_half, table_of
+from _common import as_markdown, limit_per_group, of_split, parser, provenance, show_table, to_long
+from _demo_images import run_image_half, table_of
 from _safety import Setting, check_behaviors, l2s, mean_vector, run_methods, summarize
 
 import steerlab
@@ -26,17 +26,18 @@ from steerlab.analysis.behavior import safety_summary
 from steerlab.analysis.study import Study
 from steerlab.data import demo_set
 
-# where analyses/l2s_safety.py ended up on validation questions of another data set; nothing is tuned on the demo's test
+# chosen by analyses/l2s_safety.py on validation questions of another data set; nothing is tuned on the demo's test
 SETTING = Setting(
     layer=16, alpha=1.05, positions="all", sentences="demo", targets="equalized", context=22,
     net="relu balanced, 10 units",
 )  # fmt: skip
 OPENING = """\
 steerlab demo: Learn-to-Steer on {model}
-  1. read layer {layer} while the model hears a wanted and an unwanted answer to {train} training prompts:
+  1. read layer {layer} under a wanted and an unwanted answer to each of {train} training prompts:
      dangerous requests (refuse), advice questions (send the user to a professional), everyday tasks (change nothing)
-  2. fit a small net that predicts, from a prompt's own activation, the steering vector for that prompt
-  3. answer {test} unseen prompts four ways: none, mean (one vector for all), L2S (predicted), P2S (an oracle's own)
+  2. fit a small net that predicts, from the hidden state of a prompt, the steering vector for this prompt
+  3. answer {test} unseen prompts in four ways: no steering, mean (one vector for all prompts), L2S (predicted vector),
+     P2S (the contrast vector of the test prompt itself: an oracle, since it needs the wanted answer)
 """
 MEASURES = {
     "refuses dangerous": "refuse_harmful",
@@ -48,17 +49,17 @@ MEASURES = {
 
 
 def main() -> None:
-    """Fit and compare, print the table, write the results."""
+    """Fit the methods, compare them, print tables and write results."""
     arguments = parser(__doc__, "results/demo")
     arguments.set_defaults(max_new_tokens=48, batch_size=32)
     arguments.add_argument("--train", type=int, default=60, help="training prompts of each behavior")
-    arguments.add_argument("--images", type=int, default=200, help="pictures to train on, and as many to test on")
+    arguments.add_argument("--images", type=int, default=200, help="number of training images, and of test images")
     arguments.add_argument("--test", type=int, default=24, help="test prompts of each behavior")
     args = arguments.parse_args()
-    begun = time.time()
+    start = time.time()
     examples = demo_set(seed=args.seed)
-    train = limited(of_split(examples, "train"), min(args.train, args.limit or args.train))
-    test = limited(of_split(examples, "test"), min(args.test, args.limit or args.test))
+    train = limit_per_group(of_split(examples, "train"), min(args.train, args.limit or args.train))
+    test = limit_per_group(of_split(examples, "test"), min(args.test, args.limit or args.test))
     for part, rows in {"training": train, "test": test}.items():
         check_behaviors(f"{part} prompts", (e.behavior for e in rows))
     print(OPENING.format(model=args.model, layer=SETTING.layer, train=len(train), test=len(test)))
@@ -69,11 +70,11 @@ def main() -> None:
     layer = min(SETTING.layer, model.n_layers - 1)
     read = min(SETTING.context or layer, model.n_layers - 1)
     acts = steerlab.capture(model, train, layers=sorted({layer, read}), batch_size=args.batch_size)
-    own = steerlab.capture(model, test, layers=[layer], batch_size=args.batch_size)
+    test_acts = steerlab.capture(model, test, layers=[layer], batch_size=args.batch_size)
     fitted = {
         "mean": MeanDifference.from_tensor(layer, mean_vector(acts, layer, SETTING.targets)),
         "l2s": l2s(layer, SETTING.targets, args.seed, read, SETTING.net).fit(acts),
-        "p2s": P2S(layer, zero_behaviors=["answer"]).fit(own),
+        "p2s": P2S(layer, zero_behaviors=["answer"]).fit(test_acts),
     }
     requests: dict[str, Request | None] = {"none": None}
     requests |= {name: Request(steerer, SETTING.alpha, SETTING.positions) for name, steerer in fitted.items()}
@@ -83,17 +84,17 @@ def main() -> None:
     table = pd.DataFrame({m: safety_summary(frame) for m, frame in judged.groupby("method", sort=False)}).T
     shown = table[list(MEASURES.values())].rename(columns={v: k for k, v in MEASURES.items()})
     show_table("Shares of unseen prompts (distinct-2: share of different word pairs in an answer)", shown)
-    seen, answered, questions = image_half(study, args)
-    results = pd.concat([tidy(judged, args.model, measures), tidy_pictures(answered, questions)], ignore_index=True)
-    study.finish(results, {**summary, **seen}, page(judged, test), provenance(model, test, args))
+    image_summary, answered, questions = run_image_half(study, args)
+    results = pd.concat([to_long(judged, args.model, measures), images_to_long(answered, questions)], ignore_index=True)
+    study.finish(results, {**summary, **image_summary}, examples_page(judged, test), provenance(model, test, args))
     draw(study.folder)
-    show_table("Share of true answers about unseen pictures, by kind of absent object", table_of(answered))
-    files = "results.csv, summary.json, examples.md, demo.png, demo_pictures.png"
-    print(f"{args.out}: {files} ({time.time() - begun:.0f} s)")
+    show_table("Share of true answers about unseen images, by kind of absent object", table_of(answered))
+    files = "results.csv, summary.json, examples.md, demo.png, demo_images.png"
+    print(f"{args.out}: {files} ({time.time() - start:.0f} s)")
 
 
-def page(judged: pd.DataFrame, examples: Sequence[Example], per_behavior: int = 5) -> str:
-    """The same prompts under every method."""
+def examples_page(judged: pd.DataFrame, examples: Sequence[Example], per_behavior: int = 5) -> str:
+    """A page with the answers of every method to some prompts."""
     blocks = {}
     for behavior in ("refuse", "defer", "answer"):
         for example in [e for e in examples if e.behavior == behavior][:per_behavior]:
@@ -102,23 +103,23 @@ def page(judged: pd.DataFrame, examples: Sequence[Example], per_behavior: int = 
     return as_markdown("The same prompt under every method", blocks)
 
 
-def tidy_pictures(answered: pd.DataFrame, questions: Sequence[Example]) -> pd.DataFrame:
-    """The picture half's answers as measurements, one row each."""
+def images_to_long(answered: pd.DataFrame, questions: Sequence[Example]) -> pd.DataFrame:
+    """The answers about images in long form, one row per measurement."""
     truth = {row.id: row.behavior for row in questions}
-    told = {"model": "scenes-vlm", "metric": "true_answer", "value": answered["right"].astype(float)}
-    return answered[["method", "example_id"]].assign(behavior=answered["example_id"].map(truth), **told)
+    columns = {"model": "scenes-vlm", "metric": "true_answer", "value": answered["right"].astype(float)}
+    return answered[["method", "example_id"]].assign(behavior=answered["example_id"].map(truth), **columns)
 
 
 def draw(folder: Path) -> None:
-    """The figures of the two halves, beside the results."""
-    script("demo")["draw"](folder).savefig(folder / "demo.png", dpi=200)
-    images = script("l2s_hallucination")["draw_gallery"](folder, columns=3)
+    """Draw the figures of both halves into the results folder."""
+    load_figure_script("demo")["draw"](folder).savefig(folder / "demo.png", dpi=200)
+    images = load_figure_script("l2s_hallucination")["draw_gallery"](folder, columns=3)
     if images is not None:
-        images.savefig(folder / "demo_pictures.png", dpi=200)
+        images.savefig(folder / "demo_images.png", dpi=200)
 
 
-def script(name: str) -> dict[str, Any]:
-    """The names that a script of `figures/` defines."""
+def load_figure_script(name: str) -> dict[str, Any]:
+    """Run a script of `figures/` and return its names."""
     figures = Path(__file__).parent.parent / "figures"
     sys.path.insert(0, str(figures))  # for the modules that the scripts share
     return runpy.run_path(str(figures / f"{name}.py"))

@@ -1,15 +1,16 @@
-"""Learn-to-Steer on hallucinated objects (POPE): say "no" to what is not in the picture, and "yes" to what is.
+"""Learn-to-Steer on hallucinated objects (POPE): answer whether an object is in an image.
 
     python analyses/l2s_hallucination.py --model scenes-vlm --easy-vqa EASY_VQA --coco-free COCO_FREE
     python analyses/l2s_hallucination.py --model llava-hf/llava-1.5-7b-hf --alphas 0.5,1,1.5,2 \\
-        --layers 12,14,16,18 --pope POPE_FOLDER --pictures COCO_VAL2014
+        --layers 12,14,16,18 --pope POPE_FOLDER --images COCO_VAL2014
 
-Every vector is the state after the true answer minus the state after the other one, at the answer's token. Layer,
-strength, scope, and what the net reads are chosen on questions about other pictures than those of the test; so are
-those of the mean vector and of "always no", the mean over the questions to be denied: where a model says yes too
-often, one vector that shifts its threshold mends much, and a random one of that length may. Scopes: "as released"
-writes at every token; "as written" at the generated ones, which come too late for the first of them; the third writes
-at the last prompt token too. The probe tells what a linear map can know of the truth from the same state.
+Every contrast vector is the hidden state at the true answer's token minus the state at the other answer's token. Layer,
+strength, positions, and the input of the net are chosen on questions about other images than those of the test. The
+same holds for the mean vector and for "always no", the mean vector of the questions whose true answer is no: where a
+model says yes too often, one vector that shifts the yes/no threshold corrects many answers, and a random vector of the
+same length may too. Positions: "as released" steers every token; "as written" steers generated tokens, which does not
+change the first of them; the third also steers the last prompt token. A linear probe shows what can be decoded from
+the same hidden state.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from __future__ import annotations
 import argparse
 
 import pandas as pd
-from _beyond_pope import beyond
+from _beyond_pope import measure_side_effects
 from _common import parser, provenance, show_table
 from _hallucination import (
     SCOPES,
     SPLITS,
     Setting,
     always_no,
-    best_cell,
+    best_setting,
     first_tokens,
     fit_l2s,
-    keep_gallery,
+    layers_to_try,
     pope_data,
+    save_gallery,
+    scan_net_inputs,
+    scan_steering_sites,
     scenes_data,
-    searched,
-    what_to_read,
-    where_to_write,
 )
-from _hallucination_report import RANDOM_SEEDS, ceilings, comparisons, measurements, page, scores
+from _hallucination_report import RANDOM_SEEDS, comparisons, measurements, page, probe_accuracies, scores
 
 import steerlab
 from steerlab import P2S, Activations, Example, MeanDifference, Model, Prompt, RandomDirection, Request
@@ -48,14 +49,16 @@ from steerlab.metrics import pope_scores
 def capture(
     study: Study, part: str, model: Model, rows: list[Example], layers: list[int], batch_size: int
 ) -> Activations:
-    """Contrasts and contexts of every layer that is looked at, kept on disk."""
+    """Contrasts and contexts of the layers, stored on disk."""
     folder = study.folder / "stages" / f"acts-{part}"
     return steerlab.capture_to(folder, model, rows, layers=layers, batch_size=batch_size).load()
 
 
-def requests(own: dict[str, Setting], train: Activations, tested: Activations, seed: int) -> dict[str, Request | None]:
-    """Every method with its setting; the baselines take that of L2S."""
-    s, m, n = own["l2s"], own["mean"], own["always_no"]
+def requests(
+    settings: dict[str, Setting], train: Activations, tested: Activations, seed: int
+) -> dict[str, Request | None]:
+    """The request of every method; prompt, random and P2S use the setting of L2S."""
+    s, m, n = settings["l2s"], settings["mean"], settings["always_no"]
     assert s.context is not None
     names = ["random", *(f"random-{i}" for i in range(1, RANDOM_SEEDS))]
     drawn = {name: (RandomDirection(s.layer, seed=seed + i).fit(train), s) for i, name in enumerate(names)}
@@ -71,7 +74,7 @@ def requests(own: dict[str, Setting], train: Activations, tested: Activations, s
 
 
 def run_method(model: Model, rows: list[Example], request: Request | None, args: argparse.Namespace) -> pd.DataFrame:
-    """Answers by the first token, and as text."""
+    """Answers by the first token and as text."""
     steer = () if request is None else request
     texts = steerlab.generate(
         model, rows, steer=steer, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, progress=True
@@ -82,7 +85,7 @@ def run_method(model: Model, rows: list[Example], request: Request | None, args:
 
 
 def probes(train: Activations, tested: Activations, rows: list[Example], none: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """The probe's ceiling at every layer and split."""
+    """Accuracy of a linear probe at every layer and split, beside the model's."""
     return probe_gap(
         train, tested, dict(zip(none["example_id"], none["answer"], strict=True)), group="split", seed=seed
     )
@@ -91,8 +94,8 @@ def probes(train: Activations, tested: Activations, rows: list[Example], none: p
 def scopes(
     study: Study, model: Model, rows: list[Example], l2s: Request, args: argparse.Namespace
 ) -> dict[str, object]:
-    """L2S in every scope, at its own strength, by the text it generates."""
-    told: dict[str, object] = {}
+    """Accuracy of L2S by generated text for every choice of positions, at its chosen strength."""
+    summary: dict[str, object] = {}
     for positions in SCOPES.values():
         request = Request(l2s.steerer, l2s.alpha, positions)
 
@@ -107,8 +110,8 @@ def scopes(
             keep = [row.split == split for row in rows]
             gold = [row.behavior for row in rows if row.split == split]
             scored = pope_scores(gold, found.loc[keep, "text"].astype(str).tolist())
-            told[f"scope.{positions}.l2s.{split}"] = round(scored.accuracy, 4)
-    return told | {"scopes": SCOPES}
+            summary[f"scope.{positions}.l2s.{split}"] = round(scored.accuracy, 4)
+    return summary | {"scopes": SCOPES}
 
 
 def arguments_of() -> argparse.Namespace:
@@ -116,54 +119,67 @@ def arguments_of() -> argparse.Namespace:
     arguments = parser(__doc__, "results/l2s_hallucination")
     arguments.set_defaults(model="scenes-vlm", batch_size=64, max_new_tokens=3)
     arguments.add_argument("--pope", default=None, help="folder of official POPE files (coco_pope_*.jsonl)")
-    arguments.add_argument("--images", default=None, help="folder of their pictures")
-    arguments.add_argument("--layers", default=None, help="the layers to read and write, such as 12,14,16; default all")
+    arguments.add_argument("--images", default=None, help="folder of their images")
     arguments.add_argument(
-        "--alphas", default="4,8,16", help="strengths to try; those of scenes-vlm, whose contrasts are short"
+        "--layers", default=None, help="layers to read and to steer, such as 12,14,16; all by default"
     )
-    arguments.add_argument("--backend", default="nnsight", help="or hooks: the same numbers, faster for tiny models")
+    arguments.add_argument(
+        "--alphas",
+        default="4,8,16",
+        help="strengths to try; the default suits scenes-vlm, whose contrast vectors are short",
+    )
+    arguments.add_argument(
+        "--backend", default="nnsight", help="nnsight, or hooks: the same numbers, faster for tiny models"
+    )
     arguments.add_argument("--easy-vqa", default=None, help="folder with easy-VQA's test.zip: accuracy by template")
-    arguments.add_argument("--coco-free", default=None, help="folder of photographs with boxes: POPE by recipe on them")
+    arguments.add_argument(
+        "--coco-free", default=None, help="folder of photographs with annotated objects, for POPE questions about them"
+    )
     return arguments.parse_args()
 
 
 def main() -> None:
-    """Choose on validation, report on test."""
+    """Choose settings on validation questions, evaluate on test questions."""
     args = arguments_of()
-    train_rows, held, test = scenes_data(args) if args.pope is None else pope_data(args)
-    print(f"{len(train_rows)} training, {len(held)} validation and {len(test)} test questions; results in {args.out}")
+    train_rows, validation, test = scenes_data(args) if args.pope is None else pope_data(args)
+    print(
+        f"{len(train_rows)} training, {len(validation)} validation, {len(test)} test questions; results in {args.out}"
+    )
     identity = {"study": "l2s_hallucination", "seed": args.seed, "limit": args.limit, "layers": args.layers}
-    identity |= {"data": data_hash([*train_rows, *held, *test]), "alphas": args.alphas, "model": args.model}
+    identity |= {"data": data_hash([*train_rows, *validation, *test]), "alphas": args.alphas, "model": args.model}
     model = steerlab.load(args.model, device=args.device, task="image-text", backend=args.backend)
     study = Study(args.out, identity | {"revision": model.revision})
-    train, own, tested = (
-        capture(study, part, model, rows, searched(model, args), args.batch_size)
-        for part, rows in (("train", train_rows), ("validation", held), ("test", test))
+    train, validation_acts, tested = (
+        capture(study, part, model, rows, layers_to_try(model, args), args.batch_size)
+        for part, rows in (("train", train_rows), ("validation", validation), ("test", test))
     )
-    oracles = {"p2s": lambda layer: P2S(layer).fit(own), "mean": lambda layer: MeanDifference(layer).fit(train)}
-    cells = study.stage("where", lambda: where_to_write(model, held, oracles, args))
-    shift = {"always_no": lambda layer: always_no(train, layer)}
-    shifts = study.stage("where-no", lambda: where_to_write(model, held, shift, args))
-    reads = study.stage("reads", lambda: what_to_read(model, held, train, own, cells, args))
-    grid = pd.concat([cells, shifts, reads], ignore_index=True)
-    chosen = {method: best_cell(grid, method) for method in ("l2s", "mean", "always_no")}
+    oracles = {
+        "p2s": lambda layer: P2S(layer).fit(validation_acts),
+        "mean": lambda layer: MeanDifference(layer).fit(train),
+    }
+    sites = study.stage("sites", lambda: scan_steering_sites(model, validation, oracles, args))
+    always = {"always_no": lambda layer: always_no(train, layer)}
+    sites_no = study.stage("sites-no", lambda: scan_steering_sites(model, validation, always, args))
+    nets = study.stage("net-inputs", lambda: scan_net_inputs(model, validation, train, validation_acts, sites, args))
+    grid = pd.concat([sites, sites_no, nets], ignore_index=True)
+    chosen = {method: best_setting(grid, method) for method in ("l2s", "mean", "always_no")}
     for method, setting in chosen.items():
         print(f"{method}, chosen on validation: {setting}")
-    asked = requests(chosen, train, tested, args.seed)
+    methods = requests(chosen, train, tested, args.seed)
     found = {
         name: study.stage(f"answers-{name}", lambda r=request: run_method(model, test, r, args))  # type: ignore[misc]
-        for name, request in asked.items()
+        for name, request in methods.items()
     }
-    told = study.stage("probes", lambda: probes(train, tested, test, found["none"], args.seed))
-    assert chosen["l2s"].context is not None and asked["l2s"] is not None
+    probed = study.stage("probes", lambda: probes(train, tested, test, found["none"], args.seed))
+    assert chosen["l2s"].context is not None and methods["l2s"] is not None
     summary = scores(test, found, args.seed) | comparisons(test, found, args.seed)
-    summary |= ceilings(told, chosen["l2s"].context) | scopes(study, model, test, asked["l2s"], args)
-    summary |= beyond(study, model, {name: asked[name] for name in ("none", "mean", "l2s")}, args)
+    summary |= probe_accuracies(probed, chosen["l2s"].context) | scopes(study, model, test, methods["l2s"], args)
+    summary |= measure_side_effects(study, model, {name: methods[name] for name in ("none", "mean", "l2s")}, args)
     summary |= {f"{method}.setting": vars(setting) for method, setting in chosen.items()}
-    keep_gallery(study.folder, test, found)
+    save_gallery(study.folder, test, found)
     grid.round(4).to_csv(study.folder / "grid.csv", index=False)
-    told.round(4).to_csv(study.folder / "probes.csv", index=False)
-    results = measurements(test, found, asked, model)
+    probed.round(4).to_csv(study.folder / "probes.csv", index=False)
+    results = measurements(test, found, methods, model)
     study.finish(results, summary, page(test, found), provenance(model, test, args))
     results = results[~results["method"].str.startswith("random-")]
     table = results.pivot_table(index="method", columns="split", values="value", sort=False)

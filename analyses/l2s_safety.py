@@ -4,17 +4,17 @@ questions to a professional, leave harmless instructions alone.
     python analyses/l2s_safety.py --model smollm2 --data .../mm_safetybench --out results/l2s_safety
 
 Layer, strength, positions, sentences and target scaling are chosen on a validation part of the *training* questions.
-The wide round tries the same cells for L2S and for the mean vector. The narrow ones are centered on the best cells of
-L2S (balanced norms and end-of-turn tokens; other words for deferral; the layer it reads and its kind of net), with the
-mean vector tried beside it; "again" and "mean" are centered on the mean vector's own. Rounds with twice the inputs
-decide. The wide round generates 86,400 answers: minutes on a GPU, many hours on two CPU cores (`--rounds` chooses).
-Rounds that were run before are given by their grid, and the new rows come after theirs in OUT/grid.csv:
+The wide round tries the same settings for L2S and for the mean vector. The narrow rounds are centered on the best
+settings of L2S (balanced norms and end-of-turn tokens; other words for deferral; the layer it reads and its kind of
+net), and try the mean vector beside it; "again" and "mean" are centered on the best settings of the mean vector.
+The choice is made among rounds with twice the inputs. The wide round generates 86,400 answers: minutes on a GPU, many
+hours on two CPU cores (select rounds with `--rounds`). `--grid` gives the grid of earlier rounds, to be extended:
 
     python analyses/l2s_safety.py --data .../mm_safetybench --rounds mean --grid analyses/results/l2s_safety/grid.csv \
         --search-only --batch-size 64 --out results/l2s_safety_mean
 
-Finished blocks, activations and answers are kept, and a run resumes; one that was stopped loses at most the 480 answers
-of a stage. The test questions are the published split's.
+An interrupted run resumes and loses at most the 480 answers of one stage. The test questions are those of the
+published split.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ import pandas as pd
 from _common import (
     as_markdown,
     estimate,
-    limited,
+    limit_per_group,
     of_split,
     parser,
     provenance,
     show_table,
-    tidy,
+    to_long,
 )
 from _safety import (
     Setting,
@@ -45,7 +45,7 @@ from _safety import (
     steerers,
     summarize,
 )
-from _search import ROUNDS, THREE, distinct, layers_of, pick, read_grid, recipe, search
+from _search import BEHAVIOR_GOALS, ROUNDS, distinct, layers_of, pick_setting, read_grid, search, search_fingerprints
 
 import steerlab
 from steerlab import Activations, Example, Model
@@ -59,33 +59,37 @@ METHODS = ("none", "prompt", "random", "mean", "l2s", "p2s")
 
 
 def load_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], list[Example]]:
-    """Training inputs, those among them that are kept for validation, and test inputs.
+    """Training inputs (which include the validation inputs), validation inputs, and test inputs.
 
-    Harmless instructions are among each of them.
+    Each includes harmless instructions.
     """
     questions = mm_safety_bench(args.data)
     folder = Path(args.harmless or Path(args.data).parent / "alpaca_harmless")
     train = [e.replace(split="train") for e in harmless_instructions(folder / "harmless_train_600.jsonl")[:400]]
     test = [e.replace(split="test") for e in harmless_instructions(folder / "harmless_test_200.jsonl")]
-    fit, held = validation_split(of_split(questions, "train") + train, 0.25, seed=args.seed)
-    random.Random(args.seed).shuffle(held)
-    spare = limited([e.replace(split="train") for e in held], args.limit)
-    return limited(fit, args.limit) + spare, spare, limited(of_split(questions, "test") + test, args.limit)
+    fit, held_out = validation_split(of_split(questions, "train") + train, 0.25, seed=args.seed)
+    random.Random(args.seed).shuffle(held_out)
+    validation = limit_per_group([e.replace(split="train") for e in held_out], args.limit)
+    return (
+        limit_per_group(fit, args.limit) + validation,
+        validation,
+        limit_per_group(of_split(questions, "test") + test, args.limit),
+    )
 
 
 def examples_page(judged: pd.DataFrame, examples: list[Example], per_behavior: int = 4) -> str:
-    """The same inputs under every method, by id: the questions' license does not let their text travel."""
+    """The same inputs under every method, by id: the license of the questions does not allow to publish them."""
     blocks: dict[str, dict[str, str]] = {}
     chosen = [e for b in ("refuse", "defer", "answer") for e in [e for e in examples if e.behavior == b][:per_behavior]]
     for example in chosen:
         rows = judged[judged["example_id"] == example.id]
         blocks[f"{example.id} (wanted: {example.behavior})"] = {
-            row["method"]: _told(example, row) for _, row in rows.iterrows()
+            row["method"]: _publishable_text(example, row) for _, row in rows.iterrows()
         }
     return as_markdown("The same inputs under every method", blocks)
 
 
-def _told(example: Example, row: pd.Series) -> str:
+def _publishable_text(example: Example, row: pd.Series) -> str:
     if example.behavior == "refuse" and not row["refuses"]:
         return "(does not refuse; text left out)"
     words, text = example.prompt.lower().split(), " ".join(row["text"].lower().split())
@@ -96,25 +100,25 @@ def _told(example: Example, row: pd.Series) -> str:
 def identity(
     args: argparse.Namespace, model: Model, parts: dict[str, list[Example]], earlier: pd.DataFrame | None
 ) -> dict[str, Any]:
-    """Everything that decides what the stages hold: a finished one of another identity is never read back."""
+    """Everything that the stages depend on; stages of a study with another identity are not used."""
     named = ("seed", "limit", "model", "rounds", "max_new_tokens")
     return {
         "study": "l2s_safety",
         **{name: getattr(args, name) for name in named},
         "revision": model.revision,
         "data": fingerprint([data_hash(examples) for examples in parts.values()]),
-        **recipe(args.rounds),
+        **search_fingerprints(args.rounds),
         "grid": None if earlier is None else fingerprint(earlier.to_csv(index=False)),
     }
 
 
-def told_of(grid: pd.DataFrame, own: dict[str, Setting]) -> dict[str, Any]:
-    """How many cells each method was given, how many of them reach the three behaviors, and which was chosen."""
+def summarize_choice(grid: pd.DataFrame, chosen: dict[str, Setting]) -> dict[str, Any]:
+    """Per method: how many settings were tried, how many reach the three behavior goals, and the chosen one."""
     found: dict[str, Any] = {}
-    for method, setting in own.items():
-        cells = distinct(grid[grid["method"] == method])
-        found[f"{method}.validation_cells"] = len(cells)
-        found[f"{method}.validation_cells_reaching_all_three"] = int(reaches_goals(cells, THREE).sum())
+    for method, setting in chosen.items():
+        settings = distinct(grid[grid["method"] == method])
+        found[f"{method}.validation_settings"] = len(settings)
+        found[f"{method}.validation_settings_reaching_all_three"] = int(reaches_goals(settings, BEHAVIOR_GOALS).sum())
         found[f"{method}.setting"] = vars(setting)
     return found
 
@@ -124,27 +128,36 @@ def _arguments() -> argparse.Namespace:
     arguments.add_argument("--data", required=True, help="folder with the thirteen JSON files of MM-SafetyBench")
     arguments.add_argument("--harmless", default=None, help="folder of harmless_{train_600,test_200}.jsonl")
     arguments.add_argument("--rounds", nargs="+", default=list(ROUNDS), choices=list(ROUNDS))
-    arguments.add_argument("--grid", default=None, help="the grid.csv of rounds that were run before on this model")
-    arguments.add_argument("--search-only", action="store_true", help="stop when grid.csv and search.json are written")
-    arguments.add_argument("--fluency", action="store_true", help="also each answer's perplexity, unsteered")
+    arguments.add_argument("--grid", default=None, help="grid.csv of earlier rounds on this model")
+    arguments.add_argument("--search-only", action="store_true", help="stop after writing grid.csv and search.json")
     arguments.add_argument(
-        "--methods", nargs="+", default=list(METHODS), choices=METHODS, help="what is compared; l2s and mean always are"
+        "--fluency", action="store_true", help="also compute each answer's perplexity under the unsteered model"
     )
     arguments.add_argument(
-        "--only", nargs="+", default=None, help="only these methods' answers, so that processes can share the work"
+        "--methods",
+        nargs="+",
+        default=list(METHODS),
+        choices=METHODS,
+        help="methods to compare; l2s and mean are always included",
+    )
+    arguments.add_argument(
+        "--only",
+        nargs="+",
+        default=None,
+        help="compute only these methods' answers; lets several processes share the work",
     )
     return arguments.parse_args()
 
 
 def main() -> None:
-    """Search on validation, report on test."""
+    """Choose settings on validation inputs, evaluate on test inputs."""
     args = _arguments()
     earlier = read_grid(args.grid, args.rounds) if args.grid else None
-    everything, spare, test = load_data(args)
+    everything, validation, test = load_data(args)
     counts = published_counts(args.data)
     print("published split: " + ", ".join(f"{name.removeprefix('counts.')} {n}" for name, n in counts.items()))
-    print(f"{len(everything) - len(spare)} training, {len(spare)} validation and {len(test)} test inputs")
-    parts = {"training": everything, "validation": spare, "test": test}
+    print(f"{len(everything) - len(validation)} training, {len(validation)} validation and {len(test)} test inputs")
+    parts = {"training": everything, "validation": validation, "test": test}
     for part, examples in parts.items():
         check_behaviors(f"{part} inputs", (e.behavior for e in examples))
     model = steerlab.load(args.model, device=args.device)
@@ -153,25 +166,25 @@ def main() -> None:
     def capture(part: str, examples: list[Example], sentences: list[str]) -> dict[str, Activations]:
         return capture_sets(study, part, model, examples, sentences, layers_of(model), args.batch_size)
 
-    grid = search(study, model, lambda name: capture("train", everything, [name])[name], spare, args, earlier)
-    own = {method: pick(grid, method) for method in ("l2s", "mean")}
-    for method, setting in own.items():
+    grid = search(study, model, lambda name: capture("train", everything, [name])[name], validation, args, earlier)
+    chosen = {method: pick_setting(grid, method) for method in ("l2s", "mean")}
+    for method, setting in chosen.items():
         print(f"{method}, chosen on validation: {setting.label}")
-    summary: dict[str, object] = {**counts, **told_of(grid, own)}
+    summary: dict[str, object] = {**counts, **summarize_choice(grid, chosen)}
     source = provenance(model, test, args)
-    if not args.only:  # of processes that share the work, one writes
+    if not args.only:  # of processes that share the work, only one writes
         write_atomically(study.folder / "grid.csv", lambda partial: grid.round(4).to_csv(partial, index=False))
     if args.search_only:
         write_json(study.folder / "search.json", {**summary, "study": study.identity, "provenance": source})
         return
 
-    train = capture("train", everything, [s.sentences for s in own.values()])
-    tested = capture("test", test, [own["l2s"].sentences])
-    methods = steerers(train, tested, own, args.seed)
+    train = capture("train", everything, [s.sentences for s in chosen.values()])
+    tested = capture("test", test, [chosen["l2s"].sentences])
+    methods = steerers(train, tested, chosen, args.seed)
     methods = {name: m for name, m in methods.items() if name in {"none", "mean", "l2s", *args.methods}}
     if args.only:
-        chosen = {name: methods[name] for name in args.only}
-        run_methods(study, model, test, chosen, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
+        selected = {name: methods[name] for name in args.only}
+        run_methods(study, model, test, selected, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
         return
     judged = run_methods(
         study, model, test, methods,
@@ -179,11 +192,11 @@ def main() -> None:
     )  # fmt: skip
 
     summary = {**summarize(judged, args.seed), **summary}
-    near = cosines(methods, train[own["l2s"].sentences], tested[own["l2s"].sentences])
-    summary |= {name: estimate(values.tolist(), args.seed) for name, values in near.items()}
+    similarities = cosines(methods, train[chosen["l2s"].sentences], tested[chosen["l2s"].sentences])
+    summary |= {name: estimate(values.tolist(), args.seed) for name, values in similarities.items()}
     summary["test_counts"] = {b: sum(e.behavior == b for e in test) for b in ("refuse", "defer", "answer")}
     measures = [*MEASURES, "norm_ratio", "perplexity"]
-    study.finish(tidy(judged, args.model, measures), summary, examples_page(judged, test), source)
+    study.finish(to_long(judged, args.model, measures), summary, examples_page(judged, test), source)
     table = {m: safety_summary(frame) for m, frame in judged.groupby("method", sort=False)}
     show_table("On the test questions", pd.DataFrame(table).T)
 

@@ -1,13 +1,13 @@
-"""How far mean-difference vectors move SmolLM2 on the model-written evaluations, and which inputs the wrong way.
+"""Steerability of SmolLM2 by mean vectors on the model-written evaluations, with the share of anti-steerable inputs.
 
     python analyses/steerability.py --data mwe                    # 37 sets, split 40/10/50, 7 strengths
     python analyses/steerability.py --data mwe --items 500        # half of each set, in half the time
     python figures/steerability.py results/steerability
 
 `--data` has the folders persona/ and xrisk_lm/ of the evaluations (Perez et al., arXiv 2212.09251). The protocol is
-the paper's (Tan et al., arXiv 2407.12404): vectors are read at the answer's letter and added from the last prompt
-token on; one layer for all sets is chosen on their validation rows, and then measured on the test rows. Other than
-there, both letters are equally frequent in every split.
+the one of Tan et al. (arXiv 2407.12404): vectors are read at the answer's letter and added from the last prompt token
+on. One layer for all sets is chosen on validation examples and evaluated on test examples. Unlike in the paper, both
+letters are equally frequent in every split.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 from _common import of_split, parser, provenance, show_table
-from _steerability import SHIFTED, report, results_of, shifted, summary_of
+from _steerability import SHIFTED, measure_shifts, report, results_of, summary_of
 
 import steerlab
 from steerlab import Example, Model
@@ -30,24 +30,24 @@ from steerlab.analysis.study import Study
 from steerlab.data import DEFAULT_SYSTEM, PAPER_SETS, check_balance, mwe, paper_split
 from steerlab.methods import load_steerer
 
-ELSEWHERE = ("sycophancy_train", "sycophancy_test", "truthfulqa")  # of the paper's 40; not among these files
+MISSING_SETS = ("sycophancy_train", "sycophancy_test", "truthfulqa")  # of the paper's 40; not in this data folder
 POSITIONS = PROTOCOLS["paper"].positions
 
 
 def main() -> None:
-    """Scan the layers of every set, choose one, measure it, and write tables."""
+    """Scan the layers of every set, choose one layer, evaluate it, and write tables."""
     arguments = parser(__doc__, "results/steerability")
     arguments.add_argument("--data", required=True, help="folder of the model-written evaluations")
-    arguments.add_argument("--items", type=int, default=None, help="so many items of every set, drawn by the seed")
-    arguments.add_argument("--step", type=int, default=2, help="scan every so many layers")
+    arguments.add_argument("--items", type=int, default=None, help="number of items per set, drawn with the seed")
+    arguments.add_argument("--step", type=int, default=2, help="scan every n-th layer")
     arguments.add_argument(
-        "--shift-items", type=int, default=60, help="for shifted prompts: items of train and of test"
+        "--shift-items", type=int, default=60, help="shifted prompts: number of training items and of test items"
     )
     args = arguments.parse_args()
     keys = ("seed", "model", "items", "step", "shift_items", "limit")
     study = Study(args.out, {"study": "steerability", **{k: getattr(args, k) for k in keys}})
     model = steerlab.load(args.model, device=args.device)
-    names = [name for name in PAPER_SETS if name not in ELSEWHERE][: args.limit]
+    names = [name for name in PAPER_SETS if name not in MISSING_SETS][: args.limit]
     sets = {name: read(args, name) for name in names}
     layers = list(range(args.step - 1, model.n_layers, args.step))
 
@@ -55,10 +55,10 @@ def main() -> None:
     scans = [clock.stage(f"scan-{name}", lambda: scan(study, model, sets[name], layers, args)) for name in names]  # noqa: B023
     by_layer = pd.concat([steerability(slopes(frame), ("behavior", "layer")) for frame in scans])
     layer = int(by_layer.groupby("layer")["steerability"].mean().idxmax())
-    print(f"layer {layer} has the largest mean slope on validation rows of {len(names)} sets")
+    print(f"layer {layer} has the largest mean slope on validation examples of {len(names)} sets")
     tests = [clock.stage(f"test-{layer}-{name}", lambda: test(study, model, sets[name], layer, args)) for name in names]  # noqa: B023
     shifts = [
-        clock.stage(f"shift-{layer}-{name}", lambda: shifted(model, sets[name], layer, args))  # noqa: B023
+        clock.stage(f"shift-{layer}-{name}", lambda: measure_shifts(model, sets[name], layer, args))  # noqa: B023
         for name in SHIFTED
         if name in names and args.shift_items
     ]
@@ -75,18 +75,18 @@ def main() -> None:
 
 
 class Clock:
-    """A study's stages and the seconds they took, which are kept for a resumed run."""
+    """Runs the stages of a study and adds up their seconds, also over resumed runs."""
 
     def __init__(self, study: Study) -> None:
         self.study, self.seconds = study, 0.0
 
     def stage(self, name: str, compute: object) -> pd.DataFrame:
-        """As `Study.stage`; the seconds are a column of the frame."""
-        begun = time.time()
+        """Like `Study.stage`, with the seconds stored as a column of the stage."""
+        start = time.time()
 
         def timed() -> pd.DataFrame:
             frame = compute()  # type: ignore[operator]
-            return frame.assign(seconds=round(time.time() - begun, 2))
+            return frame.assign(seconds=round(time.time() - start, 2))
 
         frame = self.study.stage(name, timed)
         self.seconds += float(frame["seconds"].iloc[0])
@@ -94,38 +94,38 @@ class Clock:
         return frame.drop(columns="seconds")
 
     def minutes(self) -> float:
-        """Of all stages, also those of earlier runs."""
+        """Minutes of all stages, including those of earlier runs."""
         return round(self.seconds / 60, 1)
 
 
 def read(args: argparse.Namespace, name: str) -> list[Example]:
-    """One set with its splits, or part of it; every letter and word is split for itself.
+    """Read one set, or part of it, with splits that are made separately for each letter and word.
 
-    A split of all rows at once leaves, for example, 110 A to 90 B among 200. What the letters do to a small model is so
-    much larger than what the behavior does that the mean slope would tell which letter is more frequent.
+    A split of all rows at once leaves, for example, 110 A and 90 B among 200. In a small model the effect of the letter
+    is so much larger than that of the behavior that the mean slope would show which letter is more frequent.
     """
     rows = mwe(Path(args.data), name, system=DEFAULT_SYSTEM)
-    worded = all(row.meta["word"] for row in rows)
-    placed: dict[tuple[str, str], list[Example]] = {}
+    has_words = all(row.meta["word"] for row in rows)
+    groups: dict[tuple[str, str], list[Example]] = {}
     for row in rows:
-        placed.setdefault((row.meta["option"], row.meta["word"] if worded else ""), []).append(row)
+        groups.setdefault((row.meta["option"], row.meta["word"] if has_words else ""), []).append(row)
     draw, share = random.Random(args.seed), min(1.0, (args.items or len(rows)) / len(rows))
     split: dict[str, Example] = {}
-    for alike in placed.values():
-        chosen = draw.sample(alike, round(share * len(alike)))
+    for same_option in groups.values():
+        chosen = draw.sample(same_option, round(share * len(same_option)))
         split |= {row.id: row for row in paper_split(chosen, seed=args.seed)}
     return [split[row.id] for row in rows if row.id in split]
 
 
 def folder_of(study: Study, name: str, layer: int) -> Path:
-    """Where a set's vector at a layer is kept."""
+    """Folder of the vector of a set at a layer."""
     return study.folder / "stages" / "vectors" / name / str(layer)
 
 
 def scan(
     study: Study, model: Model, rows: Sequence[Example], layers: list[int], args: argparse.Namespace
 ) -> pd.DataFrame:
-    """Fit a vector at every layer, and measure it at strengths -1 and 1 on validation rows."""
+    """Fit a vector at every layer and measure it at strengths -1 and 1 on validation examples."""
     train = of_split(rows, "train")
     check_balance(train)
     acts = steerlab.capture(model, train, layers=layers, context=None, batch_size=args.batch_size, progress=False)
@@ -138,7 +138,7 @@ def scan(
 
 
 def test(study: Study, model: Model, rows: Sequence[Example], layer: int, args: argparse.Namespace) -> pd.DataFrame:
-    """Measure a set's vector on its test rows, at every strength."""
+    """Measure the vector of a set on its test examples at every strength."""
     vector = load_steerer(folder_of(study, rows[0].behavior, layer), model)
     return steerlab.sweep(
         model, {"mean": {layer: vector}}, of_split(rows, "test"), layer, MULTIPLIERS, POSITIONS,

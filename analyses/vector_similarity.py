@@ -1,24 +1,24 @@
-"""How alike steering vectors are: between inputs, behaviors, layers and methods, on the built-in prompts.
+"""Similarity of steering vectors between inputs, behaviors, layers and methods, on the built-in prompts.
 
     python analyses/vector_similarity.py --model smollm2            # reads every layer; nothing is generated
     python figures/vector_similarity.py results/vector_similarity
 
-The cosines of the inputs' own vectors (P2S) within and between behaviors are what the L2S paper reports for LLaVA;
-here they come with intervals, for every layer, once by behavior and once with advice questions apart by topic.
+P2S vectors are the contrast vectors of the inputs. Their cosines within and between behaviors are what the L2S paper
+reports for LLaVA. Here they have intervals, for every layer, once by behavior and once with advice split by topic.
 """
 
 from __future__ import annotations
 
-from _common import limited, parser, provenance, show_table
+from _common import limit_per_group, parser, provenance, show_table
 from _similarity import (
     angles,
     by_behavior,
     geometries,
-    layers_alike,
+    layer_cka,
     lengths,
     maps,
     mean_cosines,
-    methods_against,
+    method_cosines,
     neighbors,
     paper_table,
     summary_of,
@@ -29,16 +29,16 @@ from steerlab import L2S
 from steerlab.analysis.study import Study
 from steerlab.data import demo_set
 
-LAYER, READ = 16, 22  # where the demo's L2S writes and reads
+LAYER, READ = 16, 22  # the layers that the demo's L2S steers and reads
 CSVS = ("geometry", "topics", "cosines", "norms", "angles", "cka", "maps", "methods", "neighbors")
 
 
 def main() -> None:
-    """Read once, compare in nine ways, write one CSV a comparison."""
+    """Capture once, write one CSV per comparison."""
     arguments = parser(__doc__, "results/vector_similarity")
     arguments.set_defaults(batch_size=32)
     args = arguments.parse_args()
-    rows = limited(demo_set(seed=args.seed), args.limit)
+    rows = limit_per_group(demo_set(seed=args.seed), args.limit)
     study = Study(
         args.out,
         {
@@ -63,9 +63,9 @@ def main() -> None:
         "cosines": study.stage("cosines", lambda: mean_cosines(acts)),
         "norms": study.stage("norms", lambda: lengths(acts)),
         "angles": study.stage("angles", lambda: angles(acts, args.seed)),
-        "cka": study.stage("cka", lambda: layers_alike(acts)),
+        "cka": study.stage("cka", lambda: layer_cka(acts)),
         "maps": study.stage("maps", lambda: maps(acts, layer, read, args.seed)),
-        "methods": study.stage("methods", lambda: methods_against(l2s, train, test)),
+        "methods": study.stage("methods", lambda: method_cosines(l2s, train, test)),
         "neighbors": study.stage("neighbors", lambda: neighbors(l2s, test)),
     }
     for name, frame in frames.items():

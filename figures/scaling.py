@@ -22,7 +22,7 @@ from steerlab.plots.style import MUTED, OTHER_COLORS
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "scaling"
 ENGINES = {
-    "here": ("one process", OTHER_COLORS[5], "s"),
+    "local": ("one process", OTHER_COLORS[5], "s"),
     "ndif": ("NDIF", OTHER_COLORS[0], "o"),
     "vllm": ("vLLM", OTHER_COLORS[1], "^"),
     "serve": ("nnsight-serve", OTHER_COLORS[2], "v"),

@@ -38,7 +38,7 @@ def roomy(folder: Path) -> Path:
 def test_the_study_fills_every_cell_of_its_table(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     model, out = roomy(tmp_path_factory.mktemp("model")), tmp_path / "compare"
     arguments = ["analyses/compare_methods.py", "--model", str(model), "--data", str(DATA), "--limit", "8"]
-    arguments += ["--max-new-tokens", "3", "--maths-tokens", "3", "--settings", "2", "--out", str(out)]
+    arguments += ["--max-new-tokens", "3", "--math-tokens", "3", "--settings", "2", "--out", str(out)]
     first = run(*arguments)
     assert first.returncode == 0, first.stderr[-2000:]
     summary = json.loads((out / "summary.json").read_text())

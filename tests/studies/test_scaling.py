@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from running import ROOT, run
 
 sys.path.insert(0, str(ROOT / "analyses"))
-from _scaling import TERMS, CostModel, Load, fitted, of_sweep, predicted
+from _scaling import TERMS, CostModel, Load, fit_cost_model, predict, sweep_load
 
 import steerlab
 from steerlab import MeanDifference
@@ -45,17 +45,17 @@ def made(costs: tuple[float, ...], a_request: int, a_token: int) -> pd.DataFrame
 @given(COSTS, st.integers(1000, 10**5), st.integers(8, 100))
 def test_the_costs_that_runs_were_made_of_are_found(costs: tuple[float, ...], a_request: int, a_token: int) -> None:
     runs = made(costs, a_request, a_token)
-    model = fitted(runs, HIDDEN)
+    model = fit_cost_model(runs, HIDDEN)
     assert [model.seconds[name] for name in TERMS] == pytest.approx(costs, rel=1e-3)
     assert model.sent == pytest.approx((a_request, a_token), rel=1e-3) and model.overhead == 100
-    told = predicted(model, runs.assign(seconds=runs["seconds"] * 1.0), HIDDEN)
+    told = predict(model, runs.assign(seconds=runs["seconds"] * 1.0), HIDDEN)
     assert told["ratio_sent"].to_numpy() == pytest.approx(1, abs=2e-3)
     assert not told["used_for_fit"].iloc[-2:].any()
 
 
 def test_bytes_that_were_not_counted_on_a_wire_are_those_of_the_values() -> None:
     runs = made((0.1, 1e-5, 0.1, 1e-8), 1000, 20)
-    near = fitted(runs.assign(received=0, sent=0, vectors=0), HIDDEN)
+    near = fit_cost_model(runs.assign(received=0, sent=0, vectors=0), HIDDEN)
     assert near.overhead == 0 and near.sent == (0, 0)
     assert near.seconds["down"] == pytest.approx(1e-8, rel=0.2)
 
@@ -64,8 +64,8 @@ def test_the_load_of_a_sweep_is_what_its_plan_says(lm) -> None:
     model: Model = lm("llama", "hooks")
     vectors = {k: MeanDifference.from_tensor(k, torch.ones(model.hidden_size)) for k in (0, 2)}
     pairs = [e for e in steerlab.data.demo_set() if e.contrast][:4]
-    found = of_sweep(model, vectors, pairs, "all", alphas=(-1.0, 0.0, 1.0), batch_size=8)
-    assert isinstance(found, Load) and isinstance(fitted(made((1, 1, 1, 1), 1, 1), 1), CostModel)
+    found = sweep_load(model, vectors, pairs, "all", alphas=(-1.0, 0.0, 1.0), batch_size=8)
+    assert isinstance(found, Load) and isinstance(fit_cost_model(made((1, 1, 1, 1), 1, 1), 1), CostModel)
     assert found.rows == 5 * len(pairs) and found.vectors >= 4
     assert found.work == pytest.approx(found.tokens * model.n_layers, rel=1e-3)
 
