@@ -15,13 +15,12 @@ from steerlab import Example
 from steerlab.data import (
     demo_contrasts,
     demo_set,
-    harmless_instructions,
     read_jsonl,
     stratified_split,
     with_contrasts,
     xstest,
 )
-from steerlab.data.injection_words import PRIMARY_TASKS
+from steerlab.data.injections import PRIMARY_TASKS
 
 HARMFUL = {"train": 180, "validation": 40}  # of AdvBench's requests; the rest are test
 MATH_PROBLEMS = 50  # problems of GSM8K; SmolLM2 solves almost none, so more of them would add nothing
@@ -74,7 +73,7 @@ def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
     random.Random(seed).shuffle(requests)
     first, second = HARMFUL["train"], HARMFUL["train"] + HARMFUL["validation"]
     alpaca = root / "noncommercial_cc_by_nc" / "alpaca_harmless"
-    everyday = harmless_instructions(alpaca / "harmless_train_600.jsonl")
+    everyday = read_jsonl(alpaca / "harmless_train_600.jsonl", "instruction", behavior="answer")
     built_in = demo_set(seed=seed)
     unsafe = [e.replace(contrast=None) for e in built_in if e.behavior == "refuse"]
     advice = [e.replace(contrast=None) for e in built_in if e.behavior == "defer"]
@@ -99,7 +98,7 @@ def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
         "sounds_unsafe_validation": [e for e in safe if e.split == "validation"],
         "harmful": with_contrasts(requests[second:], pairs),
         "sounds_unsafe": [e for e in safe if e.split == "test"],
-        "harmless": harmless_instructions(alpaca / "harmless_test_200.jsonl"),
+        "harmless": read_jsonl(alpaca / "harmless_test_200.jsonl", "instruction", behavior="answer"),
         "expert": with_contrasts([e for e in advice if e.split == "test"], pairs),
         "math": problems[:MATH_PROBLEMS],
     }

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from steerlab.data.paragraphs import merge, sentences
+from steerlab.data.paragraphs import merge_texts, split_sentences
 
 SPLITS = {
     "films": "train", "products": "train", "facts": "train", "opinions": "train",
@@ -42,13 +42,13 @@ def real_texts(folder: str | Path, limit: int) -> dict[str, list[str]]:
     found = {"problems": [p for p in problems if 30 <= len(p.split()) <= 120]}
     for name, texts in plain.items():
         statements = [" ".join(s.split()) for s in dict.fromkeys(texts) if "?" not in s]
-        found[name] = [p for p in merge(statements, least=40, most=120) if len(sentences(p)) > 1]
+        found[name] = [p for p in merge_texts(statements) if len(split_sentences(p)) > 1]
     return {name: found[name][:limit] for name in SPLITS}
 
 
 def _worked(problems: list[str], solutions: list[str]) -> Iterator[str]:
     for problem, solution in zip(problems, solutions, strict=True):
-        yield from sentences(problem)[:-1]  # the last sentence is the question, which would be a task
+        yield from split_sentences(problem)[:-1]  # the last sentence is the question, which would be a task
         yield from plain_solution(solution).split("\n")
 
 

@@ -18,9 +18,7 @@ import steerlab
 from steerlab import Activations, Example, Model
 from steerlab.analysis.study import Study
 from steerlab.data import demo_set
-from steerlab.data.injection_words import HELD_OUT_TRIGGERS, PRIMARY_TASKS, TRIGGERS
-from steerlab.data.injections import injected
-from steerlab.data.trivia import trivia_pairs
+from steerlab.data.injections import HELD_OUT_TRIGGERS, PRIMARY_TASKS, TRIGGERS, injection_examples, trivia_pairs
 from steerlab.methods import Context
 from steerlab.methods.tasktracker.detector import TaskTracker
 from steerlab.metrics.detection import detection_auc, detection_report, rates_at
@@ -42,7 +40,7 @@ def detection_rows(args: argparse.Namespace) -> list[Example]:
 
     def examples_of(splits: tuple[str, ...], **options: Any) -> list[Example]:
         chosen = {name: texts[name] for name, split in SPLITS.items() if split in splits}
-        return injected(chosen, seed=args.seed, splits={name: SPLITS[name] for name in chosen}, **options)
+        return injection_examples(chosen, seed=args.seed, splits={name: SPLITS[name] for name in chosen}, **options)
 
     fit = examples_of(("train", "validation"), injections=half["fit"], triggers=TRIGGERS, tasks=known, paired=True)
     test = examples_of(("test",), injections=half["test"], triggers=HELD_OUT_TRIGGERS, tasks=known, paired=True)

@@ -53,7 +53,7 @@ from steerlab._support.files import fingerprint, write_atomically, write_json
 from steerlab.analysis.behavior import MEASURES, safety_summary
 from steerlab.analysis.selection import reaches_goals
 from steerlab.analysis.study import Study
-from steerlab.data import data_hash, harmless_instructions, mm_safety_bench, validation_split
+from steerlab.data import data_hash, mm_safety_bench, read_jsonl, validation_split
 
 METHODS = ("none", "prompt", "random", "mean", "l2s", "p2s")
 
@@ -65,9 +65,11 @@ def load_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], l
     """
     questions = mm_safety_bench(args.data)
     folder = Path(args.harmless or Path(args.data).parent / "alpaca_harmless")
-    train = [e.replace(split="train") for e in harmless_instructions(folder / "harmless_train_600.jsonl")[:400]]
-    test = [e.replace(split="test") for e in harmless_instructions(folder / "harmless_test_200.jsonl")]
-    fit, held_out = validation_split(of_split(questions, "train") + train, 0.25, seed=args.seed)
+    train, test = (
+        [e.replace(split=split) for e in read_jsonl(folder / file, "instruction", behavior="answer")]
+        for split, file in (("train", "harmless_train_600.jsonl"), ("test", "harmless_test_200.jsonl"))
+    )
+    fit, held_out = validation_split(of_split(questions, "train") + train[:400], 0.25, seed=args.seed)
     random.Random(args.seed).shuffle(held_out)
     validation = limit_per_group([e.replace(split="train") for e in held_out], args.limit)
     return (

@@ -1,88 +1,53 @@
-"""Data: examples, their contrasts, their splits, and the sets we know how to read.
+"""Examples, their contrasts and splits, and the readers of published data sets.
+
+To add a data set, write one module with a function that returns a list of `Example` (see `nlvr`), and one test.
 
 Example:
     >>> from steerlab.data import demo_set
-    >>> train = [row for row in demo_set() if row.split == "train"]
+    >>> train = [example for example in demo_set() if example.split == "train"]
     >>> len(train)
     300
 """
 
-from __future__ import annotations
-
-from steerlab.data.coco import coco_captions, coco_objects, coco_synonyms
-from steerlab.data.contrasts import PUBLISHED_PAIRS, with_contrasts
-from steerlab.data.demo import DEMO_FRACTIONS, demo_contrasts, demo_set
-from steerlab.data.easy_vqa import easy_vqa
-from steerlab.data.example import Contrast, Example, check_examples, data_hash
-from steerlab.data.injections import injected
-from steerlab.data.instructions import harmless_instructions, read_jsonl
-from steerlab.data.mm_safety_bench import mm_safety_bench
-from steerlab.data.mm_safety_images import mm_safety_images
-from steerlab.data.mwe import (
-    DEFAULT_SYSTEM,
-    PAPER_SETS,
-    VARIANTS,
-    answer_position_counts,
-    balance_options,
-    check_balance,
-    mwe,
-    paper_split,
-    persona_prompts,
-    prompt_variant,
-    truthfulqa_mc,
-)
-from steerlab.data.nlvr import nlvr
-from steerlab.data.paragraphs import merge
-from steerlab.data.pope import ONE_WORD, pope_file
-from steerlab.data.pope_recipe import pope_questions
-from steerlab.data.splits import ED_SLICE_PUBLISHED, published_split, stratified_split, validation_split
-from steerlab.data.trivia import trivia_pairs
-from steerlab.data.typography import typography
-from steerlab.data.vlguard import vlguard
-from steerlab.data.xstest import xstest, xstest_refusal_labels
-
-__all__ = [
-    "DEFAULT_SYSTEM",
-    "DEMO_FRACTIONS",
-    "ED_SLICE_PUBLISHED",
-    "ONE_WORD",
-    "PAPER_SETS",
-    "PUBLISHED_PAIRS",
-    "VARIANTS",
-    "Contrast",
-    "Example",
-    "answer_position_counts",
-    "balance_options",
-    "check_balance",
-    "check_examples",
-    "coco_captions",
-    "coco_objects",
-    "coco_synonyms",
-    "data_hash",
-    "demo_contrasts",
-    "demo_set",
-    "easy_vqa",
-    "harmless_instructions",
-    "injected",
-    "merge",
-    "mm_safety_bench",
-    "mm_safety_images",
-    "mwe",
-    "nlvr",
-    "paper_split",
-    "persona_prompts",
-    "pope_file",
-    "pope_questions",
-    "prompt_variant",
-    "published_split",
-    "read_jsonl",
-    "stratified_split",
-    "trivia_pairs",
-    "truthfulqa_mc",
-    "typography",
-    "validation_split",
-    "vlguard",
-    "with_contrasts",
-    "xstest",
-    "xstest_refusal_labels",
-]
+from steerlab.data.coco import coco_captions as coco_captions
+from steerlab.data.coco import coco_objects as coco_objects
+from steerlab.data.coco import coco_synonyms as coco_synonyms
+from steerlab.data.contrasts import PUBLISHED_PAIRS as PUBLISHED_PAIRS
+from steerlab.data.contrasts import with_contrasts as with_contrasts
+from steerlab.data.demo import DEMO_FRACTIONS as DEMO_FRACTIONS
+from steerlab.data.demo import demo_contrasts as demo_contrasts
+from steerlab.data.demo import demo_set as demo_set
+from steerlab.data.easy_vqa import easy_vqa as easy_vqa
+from steerlab.data.example import Contrast as Contrast
+from steerlab.data.example import Example as Example
+from steerlab.data.example import check_examples as check_examples
+from steerlab.data.example import data_hash as data_hash
+from steerlab.data.injections import injection_examples as injection_examples
+from steerlab.data.injections import trivia_pairs as trivia_pairs
+from steerlab.data.jsonl import read_jsonl as read_jsonl
+from steerlab.data.mm_safety_bench import mm_safety_bench as mm_safety_bench
+from steerlab.data.mm_safety_images import mm_safety_images as mm_safety_images
+from steerlab.data.mwe import DEFAULT_SYSTEM as DEFAULT_SYSTEM
+from steerlab.data.mwe import PAPER_SETS as PAPER_SETS
+from steerlab.data.mwe import VARIANTS as VARIANTS
+from steerlab.data.mwe import answer_position_counts as answer_position_counts
+from steerlab.data.mwe import balance_options as balance_options
+from steerlab.data.mwe import check_balance as check_balance
+from steerlab.data.mwe import mwe as mwe
+from steerlab.data.mwe import paper_split as paper_split
+from steerlab.data.mwe import persona_prompts as persona_prompts
+from steerlab.data.mwe import prompt_variant as prompt_variant
+from steerlab.data.mwe import truthfulqa_mc as truthfulqa_mc
+from steerlab.data.nlvr import nlvr as nlvr
+from steerlab.data.paragraphs import merge_texts as merge_texts
+from steerlab.data.pope import ONE_WORD as ONE_WORD
+from steerlab.data.pope import pope_file as pope_file
+from steerlab.data.pope_recipe import pope_questions as pope_questions
+from steerlab.data.splits import ED_SLICE_PUBLISHED as ED_SLICE_PUBLISHED
+from steerlab.data.splits import published_split as published_split
+from steerlab.data.splits import stratified_split as stratified_split
+from steerlab.data.splits import validation_split as validation_split
+from steerlab.data.typography import draw_phrase as draw_phrase
+from steerlab.data.vlguard import vlguard as vlguard
+from steerlab.data.xstest import xstest as xstest
+from steerlab.data.xstest import xstest_refusal_labels as xstest_refusal_labels

@@ -1,4 +1,4 @@
-"""Where the wanted answer stands, as letter and as word, and which items train."""
+"""Counts of the wanted answers' letters and words, balanced subsets, and the split of the steerability paper."""
 
 from __future__ import annotations
 
@@ -18,47 +18,43 @@ LETTERS = ("A", "B")
 
 
 def answer_position_counts(examples: Sequence[Example]) -> pd.DataFrame:
-    """How often the wanted answer stands under each letter and begins with each word.
+    """How often the wanted answer has each letter and begins with each word.
 
     Example:
-        >>> rows = [Example(str(i), "?", meta={"option": "AABB"[i], "word": "Yes"}) for i in range(4)]
-        >>> answer_position_counts(rows).to_dict("records")
+        >>> examples = [Example(str(i), "?", meta={"option": "AABB"[i], "word": "Yes"}) for i in range(4)]
+        >>> answer_position_counts(examples).to_dict("records")
         [{'option': 'A', 'word': 'Yes', 'n': 2}, {'option': 'B', 'word': 'Yes', 'n': 2}]
 
     Args:
-        examples: rows of `mwe` or `truthfulqa_mc`.
+        examples: as from `mwe` or `truthfulqa_mc`.
 
     Returns:
         The columns option, word ("" where the options do not begin with Yes and No) and n, one row for every
-        letter with every word that occurs, also where n is 0.
+        combination of a letter and a word that occurs, also where n is 0.
 
     Raises:
-        DataError: no rows, or a row that does not say where its wanted answer stands.
+        DataError: no examples, or one without its wanted letter in `meta["option"]`.
     """
-    counts = Counter((_letter(row), row.meta.get("word", "")) for row in examples)
+    counts = Counter((_letter(example), example.meta.get("word", "")) for example in examples)
     if not counts:
         raise DataError("there are no rows whose answers could be counted; check the set and the split.")
     words = sorted({word for _, word in counts})
-    cells = [(letter, word) for letter in LETTERS for word in words]
-    return pd.DataFrame([{"option": a, "word": w, "n": counts[a, w]} for a, w in cells])
+    return pd.DataFrame([{"option": a, "word": word, "n": counts[a, word]} for a in LETTERS for word in words])
 
 
 def check_balance(examples: Sequence[Example], tolerance: float = 0.05) -> pd.DataFrame:
-    """Count the placements, and warn where one letter holds the wanted answer too often.
+    """The counts of `answer_position_counts`, with a warning if one letter is the wanted answer too often.
 
-    A mean difference over such rows holds, besides the behavior, the difference between the two letters.
+    A mean difference over such examples contains, besides the behavior, the difference between the two letters.
 
     Example:
-        >>> rows = [Example(str(i), "?", meta={"option": "AB"[i % 2], "word": ""}) for i in range(4)]
-        >>> check_balance(rows)["n"].to_list()
+        >>> examples = [Example(str(i), "?", meta={"option": "AB"[i % 2], "word": ""}) for i in range(4)]
+        >>> check_balance(examples)["n"].to_list()
         [2, 2]
 
     Args:
-        examples: the rows that a vector is to be trained on.
-        tolerance: by how much the share of A may differ from a half; 0 allows equal counts only.
-
-    Returns:
-        As `answer_position_counts`.
+        examples: the examples that a vector is to be fitted on.
+        tolerance: largest allowed difference of A's share from a half; 0 allows equal counts only.
 
     Warns:
         UserWarning: the share differs by more; the message holds the counts.
@@ -74,11 +70,11 @@ def check_balance(examples: Sequence[Example], tolerance: float = 0.05) -> pd.Da
     n = {letter: int(frame.loc[frame["option"] == letter, "n"].sum()) for letter in LETTERS}
     total = sum(n.values())
     if abs(n["A"] / total - 0.5) > tolerance + 1e-9:
-        names = ", ".join(sorted({row.behavior for row in examples})) or "the set"
-        cells = ", ".join(f"{a}-{w or 'other'} {k}" for a, w, k in frame.itertuples(index=False))
+        names = ", ".join(sorted({example.behavior for example in examples})) or "the set"
+        counts = ", ".join(f"{a}-{w or 'other'} {k}" for a, w, k in frame.itertuples(index=False))
         warnings.warn(
-            f"{names}: the wanted answer is (A) in {n['A']} and (B) in {n['B']} of {total} items ({cells}). A vector "
-            "trained on them also holds the letter; train on `balanced(examples)`.",
+            f"{names}: the wanted answer is (A) in {n['A']} and (B) in {n['B']} of {total} items ({counts}). A vector "
+            "fitted on them also contains the letter; fit on `balance_options(examples)`.",
             UserWarning,
             stacklevel=2,
         )
@@ -86,48 +82,47 @@ def check_balance(examples: Sequence[Example], tolerance: float = 0.05) -> pd.Da
 
 
 def balance_options(examples: Sequence[Example], seed: int = 0) -> list[Example]:
-    """The examples without a few, drawn by chance, so that A and B hold the wanted answer equally often.
+    """The examples without a random few, so that (A) and (B) are the wanted answer equally often.
 
     Example:
-        >>> rows = [Example(str(i), "?", meta={"option": "AAAB"[i]}) for i in range(4)]
-        >>> [row.meta["option"] for row in balance_options(rows)]
+        >>> examples = [Example(str(i), "?", meta={"option": "AAAB"[i]}) for i in range(4)]
+        >>> [example.meta["option"] for example in balance_options(examples)]
         ['A', 'B']
 
     Args:
-        examples: rows of one set and one split, of which order and ids are kept.
-        seed: another seed, another choice of what is dropped.
+        examples: examples of one set and one split; order and ids are kept.
+        seed: decides which examples are dropped.
 
     Raises:
-        DataError: no rows, duplicated ids, or one of the letters never holds the wanted answer.
+        DataError: no examples, duplicated ids, or one of the letters is never the wanted answer.
     """
     rows = check_examples(examples)
     ids = {letter: [row.id for row in rows if _letter(row) == letter] for letter in LETTERS}
-    fewest = min(map(len, ids.values()))
-    if not fewest:
-        counts = {letter: len(found) for letter, found in ids.items()}
-        raise DataError(f"these rows cannot be balanced: the wanted answers stand at {counts}. Give rows of both.")
+    counts = {letter: len(found) for letter, found in ids.items()}
+    if not all(counts.values()):
+        raise DataError(f"these rows cannot be balanced: the counts of wanted answers are {counts}. Give rows of both.")
     draw = random.Random(seed)
-    kept = {id_ for letter in LETTERS for id_ in draw.sample(ids[letter], fewest)}
+    kept = {id_ for letter in LETTERS for id_ in draw.sample(ids[letter], min(counts.values()))}
     return [row for row in rows if row.id in kept]
 
 
 def paper_split(
     examples: Sequence[Example], fractions: Sequence[float] = (0.4, 0.1, 0.5), seed: int = 0
 ) -> list[Example]:
-    """The examples in their own order, `split` set as in the steerability paper: 40 % train, 10 % validate, 50 % test.
+    """The examples in order, split as in the steerability paper: 40 % train, 10 % validation, 50 % test.
 
     Example:
-        >>> rows = paper_split([Example(str(i), "?") for i in range(10)])
-        >>> [sum(row.split == part for row in rows) for part in ("train", "validation", "test")]
+        >>> examples = paper_split([Example(str(i), "?") for i in range(10)])
+        >>> [sum(example.split == part for example in examples) for part in ("train", "validation", "test")]
         [4, 1, 5]
 
     Args:
-        examples: all rows of one set in the order of its file, which decides, with the seed, who goes where.
-        fractions: the shares that train, validate and test; they sum to 1, and one may be 0.
+        examples: all examples of one set in the order of its file, on which the split depends.
+        fractions: the shares of train, validation and test; they sum to 1, and one may be 0.
         seed: of Python's own generator, whose shuffle is frozen; 0 is the paper's.
 
     Raises:
-        DataError: no rows, duplicated ids, fractions that are no shares of 1, or too few rows for one of them.
+        DataError: no examples, duplicated ids, fractions that do not sum to 1, or too few examples for a part.
 
     Source: steerability, arXiv 2407.12404, released code (shuffle, then cut where a part's end is rounded down).
     """
@@ -146,8 +141,8 @@ def paper_split(
     return [row.replace(split=part_of[i]) for i, row in enumerate(rows)]
 
 
-def _letter(row: Example) -> str:
-    letter = row.meta.get("option", "")
+def _letter(example: Example) -> str:
+    letter = example.meta.get("option", "")
     if letter not in LETTERS:
-        raise DataError(f"{row.id!r} has {letter!r} as meta['option']; expected 'A' or 'B', as `mwe` writes it.")
+        raise DataError(f"{example.id!r} has {letter!r} as meta['option']; expected 'A' or 'B', as `mwe` writes it.")
     return letter

@@ -1,19 +1,19 @@
-"""The same questions under another system message, or with a sentence put before them."""
+"""The same questions with a persona as system message, or before the question."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from steerlab._support.errors import DataError
+from steerlab.data._files import check_option, read_object
 from steerlab.data.example import Example
 
 VARIANTS = ("base", "sys_pos", "sys_neg", "user_pos", "user_neg")
-"""The prompts of the steerability paper: as they are; a persona as system message; a persona before the question."""
+"""The prompts of the steerability paper: unchanged; a persona as system message; a persona before the question."""
 
 DEFAULT_SYSTEM = "You are an assistant who helps people. Be honest, and keep your answers short."
-"""A plain system message to set beside the personas."""
+"""A plain system message to compare with the personas."""
 
 
 def persona_prompts(path: str | Path) -> dict[str, tuple[str, str]]:
@@ -31,22 +31,15 @@ def persona_prompts(path: str | Path) -> dict[str, tuple[str, str]]:
         path: a JSON object of set names, each with a list of two sentences.
 
     Raises:
-        DataError: the file is missing, is not JSON, or a name has not two sentences.
+        LoadError: the file is missing or not a JSON object.
+        DataError: a set does not have two sentences.
 
     Source: steerability, arXiv 2407.12404, released code.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"there is no file {file}; expected persona_prompts.json. Check the path.")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON ({error}); fetch it again.") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{file} holds a {type(found).__name__}; expected an object of names and sentences.")
+    found = read_object(path)
     for name, pair in found.items():
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(s, str) and s.strip() for s in pair):
-            raise DataError(f"{file}: {name!r} has {pair!r}; expected a positive and a negative sentence.")
+            raise DataError(f"{path}: {name!r} has {pair!r}; expected a positive and a negative sentence.")
     return {name: (pair[0], pair[1]) for name, pair in found.items()}
 
 
@@ -57,47 +50,49 @@ def prompt_variant(
     *,
     system: str | None = None,
 ) -> list[Example]:
-    """The same questions, with the same ids, in another prompt.
+    """The examples with the same ids and another prompt.
 
     Example:
-        >>> rows = [Example("openness/0", "Would you say this?", meta={"set": "openness"})]
+        >>> examples = [Example("openness/0", "Would you say this?", meta={"set": "openness"})]
         >>> personas = {"openness": ("You are open.", "You are not open.")}
-        >>> prompt_variant(rows, "user_neg", personas)[0].prompt
+        >>> prompt_variant(examples, "user_neg", personas)[0].prompt
         'You are not open.\\n\\nWould you say this?'
-        >>> prompt_variant(rows, "sys_pos", personas)[0].system
+        >>> prompt_variant(examples, "sys_pos", personas)[0].system
         'You are open.'
 
     Args:
-        examples: rows as `mwe` reads them, not yet changed.
+        examples: unchanged examples from `mwe`.
         kind: "base"; "sys_pos" and "sys_neg" replace the system message by the persona's sentence; "user_pos" and
-            "user_neg" put it before the question, parted by a blank line. `meta["prompt_variant"]` keeps the kind.
-        personas: what `persona_prompts` gives; "base" needs none.
-        system: the system message of "base", "user_pos" and "user_neg", for example `DEFAULT_SYSTEM`; None leaves
-            what the rows have (by default the chat template's own).
+            "user_neg" put it before the question, separated by a blank line. `meta["variant"]` keeps the kind.
+        personas: as from `persona_prompts`; "base" needs none.
+        system: the system message of "base", "user_pos" and "user_neg", for example `DEFAULT_SYSTEM`; None keeps
+            that of the examples (by default the chat template's).
 
     Raises:
-        DataError: an unknown kind, a set without a sentence, or rows that already are another variant.
+        DataError: an unknown kind, a set without a sentence, or examples that already are another variant.
 
     Source: steerability, arXiv 2407.12404.
     """
-    if kind not in VARIANTS:
-        raise DataError(f"the variant {kind!r} is unknown; expected one of {list(VARIANTS)}.")
-    return [_changed(row, kind, personas or {}, system) for row in examples]
+    check_option("kind", kind, VARIANTS)
+    return [_change(example, kind, personas or {}, system) for example in examples]
 
 
-def _changed(row: Example, kind: str, personas: Mapping[str, tuple[str, str]], system: str | None) -> Example:
-    before = row.meta.get("variant", "base")
+def _change(example: Example, kind: str, personas: Mapping[str, tuple[str, str]], system: str | None) -> Example:
+    before = example.meta.get("variant", "base")
     if before != "base":
-        raise DataError(f"{row.id!r} is the variant {before!r} already; start from the rows that `mwe` reads.")
-    row = row.replace(meta={**row.meta, "variant": kind}, system=row.system if system is None else system)
+        raise DataError(f"{example.id!r} already is the variant {before!r}; start from the examples of `mwe`.")
+    system = example.system if system is None else system
+    example = example.replace(meta={**example.meta, "variant": kind}, system=system)
     if kind == "base":
-        return row
-    name = row.meta.get("set", row.behavior)
+        return example
+    name = example.meta.get("set", example.behavior)
     if name not in personas:
         raise DataError(
-            f"{row.id!r}: there is no persona sentence for the set {name!r} among {len(personas)}; "
+            f"{example.id!r}: there is no persona sentence for the set {name!r} among {len(personas)}; "
             "give `personas`, for example persona_prompts(path), with that name."
         )
-    place, side = kind.split("_")
-    sentence = personas[name][side == "neg"]
-    return row.replace(system=sentence) if place == "sys" else row.replace(prompt=f"{sentence}\n\n{row.prompt}")
+    role, sign = kind.split("_")
+    sentence = personas[name][sign == "neg"]
+    if role == "sys":
+        return example.replace(system=sentence)
+    return example.replace(prompt=f"{sentence}\n\n{example.prompt}")

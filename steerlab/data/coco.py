@@ -1,4 +1,4 @@
-"""What pictures show: object names and captions, in COCO's JSON or one picture a line, and words for the objects."""
+"""Objects and captions of images, in COCO's JSON or as JSON lines, and synonyms of COCO's object names."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from steerlab._support.errors import LoadError
-from steerlab.data.instructions import json_lines
-from steerlab.data.xstest import BUILTIN
+from steerlab.data._files import BUILTIN, Record, read_records, read_text
 
 
 def coco_objects(path: str | Path) -> dict[str, set[str]]:
-    """The objects annotated in each picture.
+    """The objects annotated in each image.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -24,36 +23,33 @@ def coco_objects(path: str | Path) -> dict[str, set[str]]:
 
     Args:
         path: COCO's instances as one JSON object (images, annotations, categories), or JSON lines with `image` and
-            `objects`, the latter a list of names or of objects with a `name`. Crowds count as objects.
+            `objects`, a list of names or of objects with a `name`. Crowds count as objects.
 
     Returns:
-        Picture file name -> object names; a picture without annotations has an empty set.
+        Image file name -> object names; an image without annotations has an empty set.
 
     Raises:
         LoadError: the file or a field is missing, or it is not JSON.
 
-    Source: own; format of Lin et al., COCO, arXiv 1405.0312.
+    Source: format of Lin et al., COCO, arXiv 1405.0312.
     """
-    file = Path(path)
-    whole = _whole(file)
-    if whole is None:
+    coco = _coco_json(path)
+    if coco is None:
         found: dict[str, set[str]] = {}
-        for where, record in _lines(file, "objects"):
-            names = [_name(where, one) for one in record["objects"]]
-            found.setdefault(str(record["image"]), set()).update(names)
+        for record in _image_records(path, "objects"):
+            found.setdefault(str(record["image"]), set()).update(_name(record, one) for one in record["objects"])
         return found
-    images, annotations = _indexed(file, whole, "category_id")
-    if "categories" not in whole:
-        raise LoadError(f"{file} has no categories; expected COCO's instances, not its captions or images alone.")
-    names_of = {category["id"]: str(category["name"]) for category in whole["categories"]}
-    found = {name: set() for name in images.values()}
-    for one in annotations:
-        found[images[one["image_id"]]].add(names_of[one["category_id"]])
-    return found
+    if "categories" not in coco:
+        raise LoadError(f"{path} has no categories; expected COCO's instances, not its captions or images alone.")
+    name_of = {category["id"]: str(category["name"]) for category in coco["categories"]}
+    return {
+        image: {name_of[category] for category in categories}
+        for image, categories in _by_image(path, coco, "category_id").items()
+    }
 
 
 def coco_captions(path: str | Path) -> dict[str, list[str]]:
-    """The captions people wrote for each picture.
+    """The captions people wrote for each image.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -67,24 +63,19 @@ def coco_captions(path: str | Path) -> dict[str, list[str]]:
         path: COCO's captions as one JSON object (images, annotations), or JSON lines with `image` and `captions`.
 
     Returns:
-        Picture file name -> captions, in file order; a picture without captions has an empty list.
+        Image file name -> captions, in file order; an image without captions has an empty list.
 
     Raises:
         LoadError: the file or a field is missing, or it is not JSON.
 
-    Source: own; format of Lin et al., COCO, arXiv 1405.0312.
+    Source: format of Lin et al., COCO, arXiv 1405.0312.
     """
-    file = Path(path)
-    whole = _whole(file)
-    if whole is None:
-        lines: dict[str, list[str]] = {}
-        for _, record in _lines(file, "captions"):
-            lines.setdefault(str(record["image"]), []).extend(str(caption) for caption in record["captions"])
-        return lines
-    images, annotations = _indexed(file, whole, "caption")
-    found: dict[str, list[str]] = {name: [] for name in images.values()}
-    for one in annotations:
-        found[images[one["image_id"]]].append(str(one["caption"]))
+    coco = _coco_json(path)
+    if coco is not None:
+        return {image: [str(one) for one in captions] for image, captions in _by_image(path, coco, "caption").items()}
+    found: dict[str, list[str]] = {}
+    for record in _image_records(path, "captions"):
+        found.setdefault(str(record["image"]), []).extend(map(str, record["captions"]))
     return found
 
 
@@ -96,7 +87,7 @@ def coco_synonyms(path: str | Path | None = None) -> dict[str, tuple[str, ...]]:
         ('sofa', 'recliner')
 
     Args:
-        path: one object a line, its name first, then its other names, separated by commas; None reads the copy in the
+        path: one object per line, its name first, then its synonyms, separated by commas; None reads the copy in the
             package.
 
     Raises:
@@ -104,45 +95,45 @@ def coco_synonyms(path: str | Path | None = None) -> dict[str, tuple[str, ...]]:
 
     Source: Rohrbach et al., Object Hallucination in Image Captioning, arXiv 1809.02156; BSD-2-Clause.
     """
-    file = BUILTIN / "coco_synonyms.txt" if path is None else Path(path)
-    if not file.is_file():
-        raise LoadError(f"there is no file {file}; expected one object a line, or None for the built-in copy.")
-    lines = [[name.strip() for name in line.split(",")] for line in file.read_text(encoding="utf-8").splitlines()]
+    text = read_text(BUILTIN / "coco_synonyms.txt" if path is None else path)
+    lines = [[name.strip() for name in line.split(",")] for line in text.splitlines()]
     return {names[0]: tuple(dict.fromkeys(n for n in names[1:] if n)) for names in lines if names[0]}
 
 
-def _whole(file: Path) -> dict[str, Any] | None:
-    """The file as one JSON object of COCO's making; None where it is something else, such as JSON lines."""
-    if not file.is_file():
-        raise LoadError(f"there is no file {file}; expected COCO's JSON or JSON lines. Check the path.")
+def _coco_json(path: str | Path) -> dict[str, Any] | None:
+    """The file as one JSON object in COCO's format; None for other formats, such as JSON lines."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
+        found = json.loads(read_text(path))
     except json.JSONDecodeError:
         return None
     return found if isinstance(found, dict) and "annotations" in found else None
 
 
-def _indexed(file: Path, whole: dict[str, Any], field: str) -> tuple[dict[Any, str], list[dict[str, Any]]]:
+def _by_image(path: str | Path, coco: dict[str, Any], field: str) -> dict[str, list[Any]]:
+    """Image file name -> one field of its annotations, in file order."""
     try:
-        images = {image["id"]: str(image["file_name"]) for image in whole["images"]}
-        strange = [one for one in whole["annotations"] if one["image_id"] not in images or field not in one]
+        images = {image["id"]: str(image["file_name"]) for image in coco["images"]}
+        wrong = [one for one in coco["annotations"] if one["image_id"] not in images or field not in one]
     except (KeyError, TypeError) as error:
-        raise LoadError(f"{file} is not in COCO's format: {error!r}; expected images and annotations.") from error
-    if strange:
-        raise LoadError(f"{file} has {len(strange)} annotations without {field!r} or of an image it does not list.")
-    return images, whole["annotations"]
-
-
-def _lines(file: Path, field: str) -> list[tuple[str, dict[str, Any]]]:
-    found = [(f"{file}, line {number}", record) for number, record in json_lines(file)]
-    for where, record in found:
-        if "image" not in record or not isinstance(record.get(field), list):
-            raise LoadError(f"{where}: expected 'image' and a list {field!r}; the fields there are {sorted(record)}.")
+        raise LoadError(f"{path} is not in COCO's format: {error!r}; expected images and annotations.") from error
+    if wrong:
+        raise LoadError(f"{path} has {len(wrong)} annotations without {field!r} or of an image it does not list.")
+    found: dict[str, list[Any]] = {name: [] for name in images.values()}
+    for one in coco["annotations"]:
+        found[images[one["image_id"]]].append(one[field])
     return found
 
 
-def _name(where: str, one: object) -> str:
+def _image_records(path: str | Path, field: str) -> list[Record]:
+    records = list(read_records(path))
+    for record in records:
+        if not isinstance(record[field], list):
+            raise LoadError(f"{record.where}: {field!r} is {record[field]!r}; expected a list.")
+    return records
+
+
+def _name(record: Record, one: object) -> str:
     name = one.get("name") if isinstance(one, dict) else one
     if not isinstance(name, str):
-        raise LoadError(f"{where}: an object is {one!r}; expected its name, or an object with a name.")
+        raise LoadError(f"{record.where}: an object is {one!r}; expected its name, or an object with a name.")
     return name

@@ -1,18 +1,19 @@
-"""A small data set inside the package: prompts to refuse, to leave to a professional, and to just answer."""
+"""The data set inside the package: prompts to refuse, to leave to a professional, and to answer."""
 
 from __future__ import annotations
 
+from steerlab.data._files import BUILTIN
 from steerlab.data.contrasts import with_contrasts
 from steerlab.data.example import Contrast, Example
-from steerlab.data.instructions import read_jsonl
+from steerlab.data.jsonl import read_jsonl
 from steerlab.data.splits import stratified_split
-from steerlab.data.xstest import BUILTIN, xstest
+from steerlab.data.xstest import xstest
 
 DEMO_FRACTIONS = {"train": 0.6, "validation": 0.15, "test": 0.25}
 
 
 def demo_contrasts() -> dict[str, Contrast | None]:
-    """A pair of whole sentences for "refuse" and "defer", and None, the zero target, for "answer".
+    """A pair of sentences for "refuse" and "defer", and None, the zero target, for "answer".
 
     Example:
         >>> demo_contrasts()["refuse"].positive
@@ -20,7 +21,7 @@ def demo_contrasts() -> dict[str, Contrast | None]:
         >>> demo_contrasts()["answer"] is None
         True
     """
-    # with the end of turn read as well (closed), steered answers stop sooner instead of repeating themselves
+    # with end_turn, steered answers stop sooner instead of repeating themselves
     return {
         "refuse": Contrast(
             "I'm sorry, but I can't help with that request.", "Sure, here is how you can do that.", end_turn=True
@@ -35,29 +36,25 @@ def demo_contrasts() -> dict[str, Contrast | None]:
 
 
 def demo_set(seed: int = 0) -> list[Example]:
-    """Five hundred prompts with their contrasts, divided into training, validation and test rows.
+    """Five hundred prompts with their contrasts, split into training, validation and test examples.
 
     Example:
         >>> from collections import Counter
-        >>> rows = demo_set()
-        >>> Counter(row.behavior for row in rows)
+        >>> examples = demo_set()
+        >>> Counter(example.behavior for example in examples)
         Counter({'refuse': 200, 'defer': 180, 'answer': 120})
-        >>> Counter(row.split for row in rows)
+        >>> Counter(example.split for example in examples)
         Counter({'train': 300, 'test': 125, 'validation': 75})
 
     Args:
-        seed: another seed divides the same prompts otherwise; the shares stay those of `DEMO_FRACTIONS` in
-            every behavior, and within "defer" in every topic (`meta["topic"]`: legal, financial, health).
+        seed: of the split. The shares are `DEMO_FRACTIONS` in every behavior, and within "defer" in every topic
+            (`meta["topic"]`: legal, financial, health).
 
     Source: the prompts to refuse are the unsafe ones of XSTest (arXiv 2308.01263, CC BY 4.0); the advice
         questions and instructions were written for steerlab.
     """
-    refuse = [row for row in xstest() if row.behavior == "refuse"]
+    refuse = [example for example in xstest() if example.behavior == "refuse"]
     defer = read_jsonl(BUILTIN / "advice.jsonl", behavior="defer", id_field="id", meta_fields=("topic",))
     answer = read_jsonl(BUILTIN / "instructions.jsonl", behavior="answer", id_field="id")
-    rows = with_contrasts([*refuse, *defer, *answer], demo_contrasts())
-    return stratified_split(rows, DEMO_FRACTIONS, seed=seed, by=_stratum)
-
-
-def _stratum(example: Example) -> str:
-    return f"{example.behavior}/{example.meta.get('topic', '')}"
+    examples = with_contrasts([*refuse, *defer, *answer], demo_contrasts())
+    return stratified_split(examples, DEMO_FRACTIONS, seed=seed, by=lambda e: f"{e.behavior}/{e.meta.get('topic', '')}")

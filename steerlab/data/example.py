@@ -1,4 +1,4 @@
-"""What we ask a model: an `Example`, and the contrast that spells out the wanted and the unwanted answer."""
+"""`Example`, one input of a data set, and `Contrast`, its wanted and unwanted answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from steerlab._support.images import ImageInput, ZippedImage, image_hash
 
 @dataclass(frozen=True)
 class Contrast:
-    """A pair of assistant turns for one input: `positive` shows the wanted behavior, `negative` the other.
+    """A pair of assistant turns for one input: `positive` shows the wanted behavior, `negative` the unwanted one.
 
     Example:
         >>> sentences = Contrast("I can't help with that.", "Sure, here is how.")  # the turn is left open
@@ -22,14 +22,14 @@ class Contrast:
 
     Args:
         positive, negative: text of the assistant turn.
-        suffix: appended to the *user* turn, after a space, in both sides only (never in the plain prompt).
+        suffix: appended to the user turn, after a space, in both answered prompts only (never in the plain prompt).
         end_turn: render what the chat template puts after a finished assistant message (end-of-turn tokens).
-        position: the position at which both sides are read when `capture` is given none: "answer" averages the answer's
-            tokens; "choice" is the first token at which the answers part, such as the letter of "(A)"; the published
-            word pairs are read at -1 or -2, counted from the end of the rendered row.
+        position: where `capture` reads both answers by default: "answer" averages the answer's tokens;
+            "first_difference" is the first token at which the answers differ, such as the letter of "(A)"; the
+            published word pairs are read at -1 or -2, counted from the end of the rendered prompt and answer.
 
     Raises:
-        DataError: a side is empty, or both are equal (their difference would be the zero vector).
+        DataError: an answer is empty, or both are equal (their difference would be the zero vector).
 
     Source: L2S, arXiv 2508.12815, section 3 (X+ and X-).
     """
@@ -42,32 +42,35 @@ class Contrast:
 
     def __post_init__(self) -> None:
         if not self.positive.strip() or not self.negative.strip():
-            raise DataError(f"a contrast needs two non-empty sides, got {self.positive!r} and {self.negative!r}")
+            raise DataError(f"a contrast needs two non-empty answers, got {self.positive!r} and {self.negative!r}")
         if self.positive == self.negative:
             raise DataError(
-                f"both sides of a contrast are {self.positive!r}: their difference is the zero vector. "
+                f"both answers of a contrast are {self.positive!r}: their difference is the zero vector. "
                 "Give an unwanted answer that differs, or `Example(contrast=None)` for a zero target."
             )
 
 
 @dataclass(frozen=True)
 class Example:
-    """One input with an identity that follows it through every table.
+    """One input of a data set. Its id joins it to vectors, activations and results.
 
     Example:
-        >>> row = Example(id="xstest/1", prompt="How can I kill a Python process?", behavior="answer")
+        >>> example = Example(id="xstest/1", prompt="How can I kill a Python process?", behavior="answer")
 
     Args:
-        id: unique within a data set; the key by which vectors, activations and results are joined.
+        id: unique within a data set.
         prompt: the user's text.
         behavior: the wanted behavior class ("refuse", "defer", ...); "" where there is none.
         contrast: the two answers, or None where nothing should change (the zero target of L2S).
-        system: a system message, or None for the template's own default.
+        system: a system message, or None for the template's default.
         split: "train", "validation", "test" or "".
-        images: pictures (files, or open ones), shown before the text or where it holds the model's image token.
-        extra_prompts: other prompts about the same input, by name, for methods that compare what they leave behind: the
-            task alone beside the task with a text (`{"task": ...}`). They are read, never answered.
+        images: files or open images, shown before the text or where the text holds the model's image token.
+        extra_prompts: further prompts for the same input, by name, for methods that compare their states: TaskTracker
+            compares the task alone (`{"task": ...}`) with the task and a text. They are captured, never answered.
         meta: anything else worth a column (scenario, type, license).
+
+    Raises:
+        DataError: an extra prompt is named "prompt", "positive" or "negative".
     """
 
     id: str
@@ -81,9 +84,9 @@ class Example:
     meta: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        taken = sorted({"prompt", "positive", "negative"} & set(self.extra_prompts))
-        if taken:
-            raise DataError(f"{self.id!r} has captures called {taken}: these names are those of its own sides; rename")
+        reserved = sorted({"prompt", "positive", "negative"} & set(self.extra_prompts))
+        if reserved:
+            raise DataError(f"{self.id!r} has extra prompts named {reserved}, which are reserved names; rename them")
 
     def replace(self, **changes: object) -> Example:
         """A copy with some fields changed."""
@@ -91,7 +94,11 @@ class Example:
 
 
 def check_examples(examples: Iterable[Example]) -> list[Example]:
-    """The examples as a list, refused when empty or when two share an id."""
+    """The examples as a list.
+
+    Raises:
+        DataError: there are none, or two share an id.
+    """
     rows = list(examples)
     if not rows:
         raise DataError("the data set is empty: nothing to do. Check the path, the split and the filters.")
@@ -104,13 +111,13 @@ def check_examples(examples: Iterable[Example]) -> list[Example]:
 
 
 def data_hash(examples: Sequence[Example]) -> str:
-    """A fingerprint of ids, texts, contrasts, behaviors and pictures, stored with every result."""
+    """A fingerprint of ids, texts, contrasts, behaviors and images, stored with every result."""
     images = {_key(image): image for e in examples for image in e.images}
     hashes = {key: image_hash(image) for key, image in images.items()}
     return fingerprint(
         [
             [e.id, e.prompt, e.behavior, e.system, vars(e.contrast) if e.contrast else None]
-            + ([[hashes[_key(p)] for p in e.images]] if e.images else [])
+            + ([[hashes[_key(image)] for image in e.images]] if e.images else [])
             + ([dict(e.extra_prompts)] if e.extra_prompts else [])
             for e in examples
         ]

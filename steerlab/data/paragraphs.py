@@ -1,4 +1,4 @@
-"""Paragraphs: of which sentences, cut to a length, merged from shorter texts, with something put in."""
+"""Split texts into sentences, shorten and merge them, and insert a task."""
 
 from __future__ import annotations
 
@@ -7,36 +7,35 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from steerlab._support.errors import DataError
+from steerlab.data._files import check_option
 
 PLACES = ("start", "middle", "end")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]”’]*\s+(?=[^a-z\s])")
 
 
-def sentences(text: str) -> list[str]:
-    """The sentences of a text: a full stop, question or exclamation mark, and after it no small letter.
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text. A sentence ends with a mark (.!?) that no lowercase letter follows.
 
     Example:
-        >>> sentences("It cost 3.50 e.g. in May. Was it dear? No.")
+        >>> split_sentences("It cost 3.50 e.g. in May. Was it dear? No.")
         ['It cost 3.50 e.g. in May.', 'Was it dear?', 'No.']
     """
     ends = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
     return [part for a, b in pairwise(ends) if (part := text[a:b].strip())]
 
 
-def cut(text: str, max_words: int) -> str:
-    """The text up to the last sentence that ends within so many words.
+def truncate_sentences(text: str, max_words: int) -> str:
+    """The text up to the last sentence that ends within `max_words` words.
 
     Example:
-        >>> cut("Rain fell. It was cold. So we stayed.", 6)
+        >>> truncate_sentences("Rain fell. It was cold. So we stayed.", 6)
         'Rain fell. It was cold.'
 
     Raises:
         DataError: the first sentence alone is longer.
-
-    Source: own.
     """
     kept, words = list[str](), 0
-    for sentence in sentences(text):
+    for sentence in split_sentences(text):
         words += len(sentence.split())
         if words > max_words:
             break
@@ -46,56 +45,49 @@ def cut(text: str, max_words: int) -> str:
     return " ".join(kept)
 
 
-def merge(parts: Sequence[str], *, least: int = 40, most: int = 120) -> list[str]:
-    """Consecutive short texts joined into paragraphs of `least` to `most` words; what fits into none is left out.
+def merge_texts(parts: Sequence[str], *, min_words: int = 40, max_words: int = 120) -> list[str]:
+    """Consecutive short texts joined into paragraphs of `min_words` to `max_words` words; other texts are left out.
 
     Example:
-        >>> merge(["Rain fell.", "It was cold.", "So we stayed."], least=4, most=6)
+        >>> merge_texts(["Rain fell.", "It was cold.", "So we stayed."], min_words=4, max_words=6)
         ['Rain fell. It was cold.']
 
     Args:
         parts: sentences, in order; one without a mark at its end gets a full stop.
-        least, most: words of a paragraph.
+        min_words, max_words: length of a paragraph.
 
     Raises:
-        DataError: `least` is below 1 or above `most`.
-
-    Source: own.
+        DataError: `min_words` is below 1 or above `max_words`.
     """
-    if not 1 <= least <= most:
-        raise DataError(f"least={least} and most={most}: expected 1 <= least <= most")
-    made, open_ = list[str](), list[str]()
+    if not 1 <= min_words <= max_words:
+        raise DataError(f"min_words={min_words} and max_words={max_words}: expected 1 <= min_words <= max_words")
+    paragraphs, current = list[str](), list[str]()
     for part in parts:
         words = part.split()
         if words and words[-1].rstrip("\"')]”’")[-1:] not in (".", "!", "?"):
             words[-1] += "."
-        open_ = [*open_, *words] if len(open_) + len(words) <= most else words
-        if least <= len(open_) <= most:
-            made.append(" ".join(open_))
-            open_ = []
-    return made
+        current = [*current, *words] if len(current) + len(words) <= max_words else words
+        if min_words <= len(current) <= max_words:
+            paragraphs.append(" ".join(current))
+            current = []
+    return paragraphs
 
 
-def insert(text: str, foreign: str, place: str) -> str:
-    """The text with a foreign task in it, a space on either side.
+def insert_task(text: str, task: str, place: str) -> str:
+    """The text with a task before it, after it, or between the two sentences nearest to its middle.
 
     Example:
-        >>> insert("Rain fell. It was cold.", "Name a metal.", "middle")
+        >>> insert_task("Rain fell. It was cold.", "Name a metal.", "middle")
         'Rain fell. Name a metal. It was cold.'
 
     Raises:
         DataError: an unknown place, or the middle of a single sentence.
-
-    Source: own.
     """
-    if place not in PLACES:
-        raise DataError(f"unknown place {place!r}; expected one of {', '.join(PLACES)}")
+    check_option("place", place, PLACES)
     if place != "middle":
-        return f"{foreign} {text}" if place == "start" else f"{text} {foreign}"
+        return f"{task} {text}" if place == "start" else f"{text} {task}"
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     if not ends:
-        raise DataError(
-            f"{text[:60]!r} is one sentence and has no end of one inside: merge sentences, or leave out 'middle'"
-        )
+        raise DataError(f"{text[:60]!r} is one sentence and has no middle: merge sentences, or leave out 'middle'")
     at = min(ends, key=lambda end: abs(end - len(text) / 2))
-    return f"{text[:at].rstrip()} {foreign} {text[at:]}"
+    return f"{text[:at].rstrip()} {task} {text[at:]}"

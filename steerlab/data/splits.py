@@ -1,4 +1,4 @@
-"""Which rows train, which validate and which test."""
+"""Splits into training, validation and test examples."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from steerlab._support.errors import DataError
 from steerlab.data.example import Example, check_examples
 
 ED_SLICE_PUBLISHED = 76
-"""Rows behind each published ED-score: the reference slices 227..303 of the sorted, scored test rows.
+"""Number of rows behind each published ED-score: the reference code slices 227..303 of the sorted, scored test rows.
 
-The harmful test rows fill 0..227, so the first of the 76 is a harmful one; the honest count is 75.
+The harmful test rows fill 0..227, so the first of the 76 is a harmful one; the correct count is 75.
 Only for comparing with published numbers.
 """
 
@@ -33,10 +33,10 @@ def published_split(
     Args:
         n: rows before anything is removed or filtered.
         seed: of NumPy's legacy generator, whose stream is frozen; the newer one would give another split.
-        fraction: share that trains, 0 < fraction < 1; `int(fraction * n)` rows.
+        fraction: share of training rows, 0 < fraction < 1; `int(fraction * n)` rows.
 
     Raises:
-        DataError: the fraction leaves one side empty.
+        DataError: the fraction leaves train or test empty.
 
     Source: L2S, arXiv 2508.12815, released code; 1531 and 1125 are where its scored and harmful rows end.
     """
@@ -58,22 +58,22 @@ def stratified_split(
     seed: int = 0,
     by: Callable[[Example], str] = lambda example: example.behavior,
 ) -> list[Example]:
-    """The examples in their own order, `split` set so that every stratum is divided in the same shares.
+    """The examples in order, with `split` set so that every stratum has the same shares.
 
     Example:
-        >>> rows = [Example(id=str(i), prompt=f"question {i}", behavior="ab"[i % 2]) for i in range(20)]
-        >>> divided = stratified_split(rows, {"train": 0.8, "test": 0.2})
-        >>> sorted(row.behavior for row in divided if row.split == "test")
+        >>> examples = [Example(id=str(i), prompt=f"question {i}", behavior="ab"[i % 2]) for i in range(20)]
+        >>> divided = stratified_split(examples, {"train": 0.8, "test": 0.2})
+        >>> sorted(example.behavior for example in divided if example.split == "test")
         ['a', 'a', 'b', 'b']
 
     Args:
-        examples: rows with unique ids; their order does not matter, only ids and strata do.
+        examples: with unique ids; the split depends on ids and strata, not on the order.
         fractions: split name -> share, positive and summing to 1.
-        seed: another seed, another division.
+        seed: of the random order within a stratum.
         by: the stratum of an example.
 
     Raises:
-        DataError: no rows, duplicated ids, or fractions that are not shares of 1.
+        DataError: no examples, duplicated ids, or fractions that do not sum to 1.
     """
     rows = check_examples(examples)
     if any(share <= 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-9:
@@ -82,42 +82,39 @@ def stratified_split(
     for row in rows:
         strata[by(row)].append(row.id)
     random = np.random.RandomState(seed)
-    ends = list(accumulate(fractions.values()))
     split_of: dict[str, str] = {}
-    for stratum in sorted(strata):
-        ids = sorted(strata[stratum])
+    for _, ids in sorted(strata.items()):
+        ids.sort()
         order = random.permutation(len(ids))
-        begin = 0
-        for name, end in zip(fractions, ends, strict=True):
-            # ends are rounded, not sizes, so that nothing is lost; 1e-9 absorbs .6 + .15 = .7499...
-            stop = int(end * len(ids) + 0.5 + 1e-9)
-            split_of.update((ids[i], name) for i in order[begin:stop])
-            begin = stop
+        # ends are rounded, not sizes, so that nothing is lost; 1e-9 absorbs .6 + .15 = .7499...
+        ends = [int(end * len(ids) + 0.5 + 1e-9) for end in accumulate(fractions.values())]
+        for name, begin, end in zip(fractions, [0, *ends], ends, strict=False):
+            split_of.update((ids[i], name) for i in order[begin:end])
     return [row.replace(split=split_of[row.id]) for row in rows]
 
 
 def validation_split(
     examples: Sequence[Example], fraction: float = 0.2, seed: int = 0
 ) -> tuple[list[Example], list[Example]]:
-    """Take a validation set out of the training rows, in the same share from every behavior.
+    """Split the training examples into training and validation examples, with equal shares of every behavior.
 
     Example:
-        >>> rows = [Example(id=str(i), prompt=f"question {i}", split="train") for i in range(10)]
-        >>> train, validation = validation_split(rows, fraction=0.2, seed=0)
+        >>> examples = [Example(id=str(i), prompt=f"question {i}", split="train") for i in range(10)]
+        >>> train, validation = validation_split(examples, fraction=0.2, seed=0)
         >>> len(train), len(validation), validation[0].split
         (8, 2, 'validation')
 
     Args:
-        examples: any rows; those whose split is neither "train" nor "" are left out of both answers, so a
-            test row can never be chosen on.
-        fraction: share of the training rows, 0 < fraction < 1; a behavior of very few rows may give none.
-        seed: another seed, another choice.
+        examples: those whose split is neither "train" nor "" are left out of both lists, so that no test example can
+            be used for validation.
+        fraction: share of validation, 0 < fraction < 1; a behavior with very few examples may give none.
+        seed: of the random choice.
 
     Returns:
-        Training rows and validation rows, with `split` set, in the order given.
+        Training examples and validation examples, with `split` set, in the order given.
 
     Raises:
-        DataError: the fraction is out of range, there are no training rows, or one side would be empty.
+        DataError: the fraction is out of range, there are no training examples, or one list would be empty.
     """
     if not 0 < fraction < 1:
         raise DataError(f"the validation fraction must lie between 0 and 1, got {fraction}; 0.2 is usual.")

@@ -1,4 +1,4 @@
-"""Phrases drawn as pictures: black letters on white."""
+"""Phrases drawn as images: black letters on white."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from PIL import Image, ImageDraw, ImageFont
 from steerlab._support.errors import DataError
 
 
-def typography(phrase: str, width: int = 512) -> Image.Image:
-    """The phrase in black letters on white, in as many lines as it takes.
+def draw_phrase(phrase: str, width: int = 512) -> Image.Image:
+    """An image of the phrase in black letters on white, in as many lines as needed.
 
     Example:
-        >>> typography("water the plants", width=256).size[0]
+        >>> draw_phrase("water the plants", width=256).size[0]
         256
 
     Args:
         phrase: one or more words.
-        width: of the picture, in pixels; the letters are an eleventh of it; a word too long for that makes all letters
-            smaller, by half at most, and is then cut.
+        width: of the image, in pixels. The font size is an eleventh of it; for longer words it shrinks by half at
+            most, and words that are still too long are split.
 
     Returns:
-        A gray-scale picture, as high as its lines need.
+        A gray-scale image, as high as its lines need.
 
     Raises:
-        DataError: nothing to draw, or fewer than 32 pixels to draw in.
+        DataError: the phrase is empty, or the width is less than 32 pixels.
 
-    Source: the idea is MM-SafetyBench's, arXiv 2311.17600; DejaVu Sans (as matplotlib carries it) instead of Arial.
+    Source: typographic images of MM-SafetyBench, arXiv 2311.17600; in DejaVu Sans (part of matplotlib), not Arial.
     """
     words = phrase.split()
     if not words or width < 32:
@@ -38,7 +38,7 @@ def typography(phrase: str, width: int = 512) -> Image.Image:
     sizes = range(max(width // 11, 6), max(width // 22, 5), -1)
     font = _font(next((size for size in sizes if max(map(_font(size).getlength, words)) <= room), sizes[-1]))
     lines = [""]
-    for piece in (piece for word in words for piece in _pieces(word, font, room)):
+    for piece in (piece for word in words for piece in _split_word(word, font, room)):
         longer = f"{lines[-1]} {piece}".strip()
         lines = [*lines[:-1], longer] if font.getlength(longer) <= room else [*lines, piece]
     step = sum(font.getmetrics())
@@ -49,8 +49,8 @@ def typography(phrase: str, width: int = 512) -> Image.Image:
     return image
 
 
-def _pieces(word: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
-    """The word, cut where it would leave the room even in the smallest letters."""
+def _split_word(word: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]:
+    """The word in pieces that fit into the room."""
     pieces = [""]
     for letter in word:
         fits = font.getlength(pieces[-1] + letter) <= room

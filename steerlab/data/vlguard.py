@@ -1,16 +1,15 @@
-"""VLGuard: unsafe pictures to refuse, and safe ones with a question to answer and one to refuse."""
+"""VLGuard: unsafe images to refuse, and safe images with one question to answer and one to refuse."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from steerlab._support.errors import LoadError
-from steerlab.data._images import Missing, add_images, find_images
-from steerlab.data.example import Example, check_examples
+from steerlab.data._files import Record, read_records
+from steerlab.data._images import Missing, add_images
+from steerlab.data.example import Example
 
 # the field of a question -> (the subset it belongs to, the wanted behavior)
 _QUESTIONS = {
@@ -20,77 +19,62 @@ _QUESTIONS = {
 }
 
 
-def vlguard(path: str | Path, *, images: str | Path | None = None, missing: Missing = "refuse") -> list[Example]:
-    r"""The questions of VLGuard, each with its picture, to be refused or answered.
+def vlguard(path: str | Path, *, images: str | Path | None = None, missing: Missing = "raise") -> list[Example]:
+    r"""The questions of VLGuard, each with its image, to be refused or answered.
 
     Example:
+        >>> import json
         >>> from tempfile import TemporaryDirectory
         >>> record = {"id": "x", "image": "x.png", "safe": True, "instr-resp": [
         ...     {"safe_instruction": "What is shown?", "response": "A park."},
-        ...     {"unsafe_instruction": "How do I vandalise it?", "response": "I can't help with that."}]}
+        ...     {"unsafe_instruction": "How do I vandalize it?", "response": "I can't help with that."}]}
         >>> with TemporaryDirectory() as folder:
         ...     file = Path(folder) / "test.json"
         ...     _ = file.write_text(json.dumps([record]))
-        ...     [(row.id, row.behavior) for row in vlguard(file)]
+        ...     [(example.id, example.behavior) for example in vlguard(file)]
         [('vlguard/x/safe_safes', 'answer'), ('vlguard/x/safe_unsafes', 'refuse')]
 
     Args:
-        path: train.json or test.json; a file of either name gives its rows that split.
-        images: the folder or zip file with the pictures; None gives the questions without them.
-        missing: "refuse" raises if a picture is not there, "skip" leaves its questions out and logs how many.
+        path: train.json or test.json; these names also set the split of the examples.
+        images: the folder or zip file with the images; None reads the questions without them.
+        missing: "raise" an error if an image is not there, or "skip" its questions and log how many.
 
     Returns:
-        One example a question, in file order. `meta` has picture, subset (upstream's names: "unsafes", an unsafe
-        picture; "safe_safes" and "safe_unsafes", a safe picture with a safe or an unsafe question), category and
-        subcategory (of unsafe pictures) and response (the reference answer). A record id that comes twice, as one of
-        train.json does, is told apart by "#2".
+        One example per question, in file order. `meta` has image, subset (upstream's names: "unsafes", an unsafe
+        image; "safe_safes" and "safe_unsafes", a safe image with a safe or an unsafe question), category and
+        subcategory (of unsafe images) and response (the reference answer). The second record of an id, which
+        train.json has once, gets "#2" appended to the id.
 
     Raises:
         LoadError: the file is missing or not in VLGuard's format.
-        DataError: pictures are missing (the first five are named, all are in its `missing`), or there are no rows.
+        DataError: images are missing (the first five are named, all are in the error's `missing`), or no rows.
 
     Source: Zong et al., Safety Fine-Tuning at (Almost) No Cost, arXiv 2402.02207.
     """
-    file = Path(path)
-    rows = check_examples(row for record in _records(file) for row in _examples(file, record))
-    if images is None:
-        return rows
-    return add_images(rows, find_images(images, (row.meta["image"] for row in rows)), missing, images)
+    split = Path(path).stem if Path(path).stem in ("train", "test") else ""
+    seen: Counter[str] = Counter()
+    examples: list[Example] = []
+    for record in read_records(path):
+        name = str(record["id"])
+        seen[name] += 1
+        examples += _examples(record, name if seen[name] == 1 else f"{name}#{seen[name]}", split)
+    return add_images(examples, images, missing)
 
 
-def _records(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.is_file():
-        raise LoadError(f"there is no file {file}; expected VLGuard's train.json or test.json. Check the path.")
-    try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise LoadError(f"{file} is not JSON ({error}); expected a list of records.") from error
-    if not isinstance(found, list) or not all(isinstance(record, dict) for record in found):
-        raise LoadError(f"{file} holds something else than a list of records; expected VLGuard's own format.")
-    times: Counter[str] = Counter()
-    for number, record in enumerate(found):
-        absent = [name for name in ("id", "image", "safe", "instr-resp") if name not in record]
-        if absent:
-            raise LoadError(f"{file}, record {number}: no field {absent}; the fields there are {sorted(record)}.")
-        times[str(record["id"])] += 1
-        again = times[str(record["id"])]
-        yield record if again == 1 else {**record, "id": f"{record['id']}#{again}"}
-
-
-def _examples(file: Path, record: dict[str, Any]) -> Iterator[Example]:
+def _examples(record: Record, name: str, split: str) -> Iterator[Example]:
     for turn in record["instr-resp"]:
-        field = next((name for name in _QUESTIONS if name in turn), None)
+        field = next((field for field in _QUESTIONS if field in turn), None)
         if field is None or (field == "instruction") == bool(record["safe"]):
             raise LoadError(
-                f"{file}, id {record['id']}: a {'safe' if record['safe'] else 'unsafe'} picture with {sorted(turn)}; "
-                "expected 'instruction' for an unsafe one, 'safe_instruction' and 'unsafe_instruction' for a safe one."
+                f"{record.where}: {'a safe' if record['safe'] else 'an unsafe'} image with {sorted(turn)}; expected "
+                "'instruction' for an unsafe one, 'safe_instruction' and 'unsafe_instruction' for a safe one."
             )
         subset, behavior = _QUESTIONS[field]
         yield Example(
-            id=f"vlguard/{record['id']}/{subset}",
+            id=f"vlguard/{name}/{subset}",
             prompt=str(turn[field]),
             behavior=behavior,
-            split=file.stem if file.stem in ("train", "test") else "",
+            split=split,
             meta={
                 "image": str(record["image"]),
                 "subset": subset,

@@ -13,7 +13,7 @@ from torch import Tensor
 from steerlab._support.errors import DataError
 from steerlab.capture.capture import capture, capture_to
 from steerlab.data.example import Contrast, Example
-from steerlab.data.injections import injected
+from steerlab.data.injections import injection_examples
 from steerlab.methods.base import Context
 from steerlab.methods.tasktracker.detector import TaskTracker
 from steerlab.methods.tasktracker.triplet import TripletProbe
@@ -23,7 +23,7 @@ from steerlab.models.sites import Site
 
 LM = Callable[..., Model]
 TEXTS = {"a": [f"It rains for day {i}. Nobody is out." + " It goes on." * (i % 4) for i in range(8)]}
-ROWS = injected(
+ROWS = injection_examples(
     TEXTS, ["Name a metal.", "Who is he?"], tasks={"qa": ["Sum up:", "What is it?"]}, template="[{content}] go"
 )
 

@@ -1,12 +1,16 @@
+"""The built-in data set, and the docstring examples of all data modules."""
+
 from __future__ import annotations
 
 import doctest
 import importlib
+import pkgutil
 from collections import Counter
 from itertools import combinations
 
 import pytest
 
+import steerlab.data
 from steerlab.data import Example, check_examples, data_hash, demo_contrasts, demo_set, with_contrasts
 
 BEHAVIORS = {"refuse": 200, "defer": 180, "answer": 120}
@@ -18,25 +22,20 @@ def demo() -> list[Example]:
     return demo_set()
 
 
-def normal(text: str) -> str:
+def normalize(text: str) -> str:
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
-def test_demo_set_has_its_counts(demo: list[Example]) -> None:
+def test_demo_set_counts(demo: list[Example]) -> None:
     assert Counter(row.behavior for row in check_examples(demo)) == BEHAVIORS
     topics = Counter(row.meta["topic"] for row in demo if row.behavior == "defer")
     assert topics == {"legal": 60, "financial": 60, "health": 60}
 
 
-def test_demo_prompts_differ_within_and_across_behaviors(demo: list[Example]) -> None:
-    prompts = [normal(row.prompt) for row in demo]
-    assert len(set(prompts)) == len(prompts)
-
-
-def test_own_prompts_have_no_near_duplicates(demo: list[Example]) -> None:
-    words = [(row.prompt, set(normal(row.prompt).split())) for row in demo if row.behavior != "refuse"]
-    close = [(p, q) for (p, a), (q, b) in combinations(words, 2) if len(a & b) > 0.6 * len(a | b)]
-    assert not close
+def test_demo_prompts_have_no_near_duplicates(demo: list[Example]) -> None:
+    assert len({normalize(row.prompt) for row in demo}) == len(demo)
+    words = [(row.prompt, set(normalize(row.prompt).split())) for row in demo if row.behavior != "refuse"]
+    assert not [(p, q) for (p, a), (q, b) in combinations(words, 2) if len(a & b) > 0.6 * len(a | b)]
 
 
 def test_demo_splits_are_disjoint_and_stratified(demo: list[Example]) -> None:
@@ -45,28 +44,24 @@ def test_demo_splits_are_disjoint_and_stratified(demo: list[Example]) -> None:
     assert not any(by_split[a] & by_split[b] for a, b in combinations(SPLITS, 2))
     counts = Counter((row.behavior, row.split) for row in demo)
     for behavior, total in BEHAVIORS.items():
-        assert {name: counts[behavior, name] for name in SPLITS} == {
-            name: round(share * total) for name, share in SPLITS.items()
-        }
+        expected = {name: round(share * total) for name, share in SPLITS.items()}
+        assert {name: counts[behavior, name] for name in SPLITS} == expected
     topics = Counter((row.meta["topic"], row.split) for row in demo if row.behavior == "defer")
     assert set(topics.values()) == {36, 9, 15}
 
 
-def test_demo_set_is_deterministic_and_the_seed_moves_only_the_splits(demo: list[Example]) -> None:
+def test_demo_set_seed_changes_only_the_splits(demo: list[Example]) -> None:
     other = demo_set(seed=1)
     assert demo == demo_set(seed=0)
     assert data_hash(demo) == data_hash(other)
     assert [row.split for row in demo] != [row.split for row in other]
 
 
-def test_demo_rows_to_answer_have_no_contrast_and_all_others_have_one(demo: list[Example]) -> None:
+def test_demo_examples_to_answer_alone_have_no_contrast(demo: list[Example]) -> None:
     assert all((row.contrast is None) == (row.behavior == "answer") for row in demo)
     assert with_contrasts(demo, demo_contrasts()) == demo
 
 
-@pytest.mark.parametrize(
-    "name", ["", ".contrasts", ".demo", ".example", ".instructions", ".mm_safety_bench", ".splits", ".xstest"]
-)
-def test_docstring_examples_are_true(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"steerlab.data{name}"))
-    assert result.failed == 0
+@pytest.mark.parametrize("name", ["", *(f".{module.name}" for module in pkgutil.iter_modules(steerlab.data.__path__))])
+def test_docstring_examples_of_data_modules(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(f"steerlab.data{name}")).failed == 0

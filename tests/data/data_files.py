@@ -1,0 +1,37 @@
+"""Files for the tests of data sets: real ones where they are available, and small ones written by the tests."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+def shared(*parts: str) -> Path:
+    """A file or folder in the folder named by STEERLAB_DATA; the test is skipped without it."""
+    root = os.environ.get("STEERLAB_DATA")
+    if not root:
+        pytest.skip("STEERLAB_DATA is unset: this file is not part of the package")
+    file = Path(root).joinpath(*parts)
+    if not file.exists():
+        pytest.skip(f"the folder named by STEERLAB_DATA has no {'/'.join(parts)}")
+    return file
+
+
+def write(file: Path, *records: object) -> Path:
+    """Write text as it is and other records as JSON lines; gzipped if the name ends in .gz."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(one if isinstance(one, str) else json.dumps(one) + "\n" for one in records)
+    file.write_bytes(gzip.compress(text.encode()) if file.suffix == ".gz" else text.encode())
+    return file
+
+
+def draw(file: Path, size: tuple[int, int] = (4, 4)) -> Path:
+    """Write a red image."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, "red").save(file)
+    return file
