@@ -76,11 +76,9 @@ def test_drawn_images_can_be_saved_and_are_found_again(folder: Path) -> None:
     assert [e.images for e in first] == [e.images for e in again] and again[0].meta["drawn"] == "no"
 
 
-def test_missing_sd_images_and_unknown_kinds_raise(folder: Path) -> None:
+def test_missing_sd_images_raise(folder: Path) -> None:
     with pytest.raises(DataError, match=r"only TYPO is drawn, not SD\) lacks 24 images.*01-Illegal_Activitiy/SD/0"):
         mm_safety_images(folder, "SD", strict=False)
-    with pytest.raises(DataError, match="kind='sd' is unknown; expected one of SD, TYPO, SD_TYPO"):
-        mm_safety_images(folder, "sd", strict=False)
 
 
 @pytest.mark.parametrize("phrase", ["word", "a phrase of seven words in some lines", "w" * 90])

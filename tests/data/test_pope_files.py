@@ -158,8 +158,6 @@ def test_missing_images_raise_or_are_skipped(tmp_path: Path, caplog: pytest.LogC
     assert "lacks 8 images of 8 of 9 examples" in messages["WARNING"]
     assert "4.jpg, ..." in messages["WARNING"] and "7.jpg" not in messages["WARNING"]
     assert ", ".join(f"{i}.jpg" for i in range(8)) in messages["DEBUG"]
-    with pytest.raises(DataError, match="missing='drop' is unknown; expected one of raise, skip"):
-        pope_file(file, images=tmp_path, missing="drop")
     with pytest.raises(LoadError, match="no images at"):
         pope_file(file, images=tmp_path / "nowhere")
 

@@ -129,7 +129,6 @@ def test_article_follows_the_sound(expected: str, nouns: str) -> None:
     [
         (OBJECTS, {"split": "hard"}, "split='hard' is unknown; expected one of random, popular, adversarial"),
         (OBJECTS, {"per_image": 5}, "expected an even number"),
-        (OBJECTS, {"fewer": "drop"}, "fewer='drop' is unknown"),
         ({"a.jpg": ["dog"]}, {}, "none of 1 images has 3 objects"),
     ],
 )
