@@ -278,5 +278,5 @@ def capture_sets(
     for name in dict.fromkeys(names):
         folder = study.folder / "stages" / f"acts-{part}-{name}-{'_'.join(map(str, wanted))}"
         pairs = steerlab.data.with_contrasts(examples, SENTENCES[name])
-        found[name] = steerlab.capture_to(folder, model, pairs, layers=wanted, batch_size=batch_size).load()
+        found[name] = steerlab.capture(model, pairs, folder=folder, layers=wanted, batch_size=batch_size).load()
     return found

@@ -53,7 +53,7 @@ def track(study: Study, model: Model, args: argparse.Namespace) -> tuple[pd.Data
     """AUC by layer, kind of features and split, and the summary at the layer chosen on validation texts."""
     rows = detection_rows(args)
     layers = [k for k in LAYERS if k < model.n_layers]
-    acts = steerlab.capture_to(study.folder / "stages" / "acts-tracker", model, rows, layers=layers).load()
+    acts = steerlab.capture(model, rows, folder=study.folder / "stages" / "acts-tracker", layers=layers).load()
     frame = study.stage("tracker", lambda: _by_layer(acts, layers))
     summary: dict[str, Any] = {}
     for features in ("delta", "norm", "full"):

@@ -161,7 +161,7 @@ def main() -> None:
 
     def captured(name: str, examples: list[Any]) -> Any:
         folder = study.folder / "stages" / f"acts-{name}"
-        return steerlab.capture_to(folder, model, examples, layers=CAPTURED, batch_size=16).load()
+        return steerlab.capture(model, examples, folder=folder, layers=CAPTURED, batch_size=16).load()
 
     train = captured("train", sets.train)
     clean = [

@@ -51,7 +51,7 @@ def capture(
 ) -> Activations:
     """Contrasts and contexts of the layers, stored on disk."""
     folder = study.folder / "stages" / f"acts-{part}"
-    return steerlab.capture_to(folder, model, rows, layers=layers, batch_size=batch_size).load()
+    return steerlab.capture(model, rows, folder=folder, layers=layers, batch_size=batch_size).load()
 
 
 def requests(

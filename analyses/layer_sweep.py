@@ -43,7 +43,7 @@ def main() -> None:
     model = steerlab.load(args.model, device=args.device)
     train = [e for e in rows if e.split == "train"]
     contrasts = [e for e in rows if e.split != "train" and e.contrast is not None]
-    acts = steerlab.capture_to(study.folder / "stages" / "acts", model, train, batch_size=args.batch_size).load()
+    acts = steerlab.capture(model, train, folder=study.folder / "stages" / "acts", batch_size=args.batch_size).load()
     steerers: Mapping[str, Any] = {
         "mean": MeanDifference(0),
         "l2s": L2S(0, zero_behaviors=["answer"], seed=args.seed, progress=False),

@@ -51,7 +51,7 @@ def main() -> None:
     )
     model = steerlab.load(args.model, device=args.device)
     folder = study.folder / "stages" / "acts"
-    acts = steerlab.capture_to(folder, model, rows, layers="all", batch_size=args.batch_size).load()
+    acts = steerlab.capture(model, rows, folder=folder, layers="all", batch_size=args.batch_size).load()
     acts.index["topic"] = acts.index["example_id"].map({e.id: e.meta.get("topic") or e.behavior for e in rows})
     layer, read = (min(at, model.n_layers - 1) for at in (LAYER, READ))
     train, test = acts.select(split="train"), acts.select(split="test")

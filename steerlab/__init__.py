@@ -24,7 +24,6 @@ from steerlab.analysis.sweep import sweep as sweep
 from steerlab.capture import Activations as Activations
 from steerlab.capture import Store as Store
 from steerlab.capture import capture as capture
-from steerlab.capture import capture_to as capture_to
 from steerlab.data import Contrast as Contrast
 from steerlab.data import Example as Example
 from steerlab.methods import CONFST as CONFST

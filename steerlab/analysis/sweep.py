@@ -14,7 +14,7 @@ from steerlab.analysis._sweep.rows import check_unique
 from steerlab.analysis._sweep.settings import Methods, make_settings
 from steerlab.analysis.protocols import MULTIPLIERS
 from steerlab.capture import Activations
-from steerlab.capture.jobs import Data, Layers, as_examples
+from steerlab.capture.rows import Data, Layers, as_examples
 from steerlab.data.example import Example
 from steerlab.metrics.answers import ANSWER_METRICS
 from steerlab.models.job import background

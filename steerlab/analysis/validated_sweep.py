@@ -9,7 +9,7 @@ import pandas as pd
 
 from steerlab.analysis.layer_selection import LayerRange, select_layers
 from steerlab.analysis.sweep import sweep
-from steerlab.capture.jobs import Data, as_examples
+from steerlab.capture.rows import Data, as_examples
 from steerlab.models.model import Model
 
 

@@ -1,4 +1,4 @@
-"""Activations with a labeled index: no row without a name, no layer looked up by list position."""
+"""Hidden states with a labeled index: rows are found by label, layers by their number in the model."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ from steerlab._support.errors import ActivationError, DataError
 from steerlab.models.sites import Site
 
 INDEX_COLUMNS = ("example_id", "side", "position", "behavior", "split", "column", "token", "n_tokens")
+Batch = tuple[Tensor, pd.DataFrame]
 
 
 @dataclass(frozen=True)
 class Activations:
-    """A tensor of activations and a frame that says what each row is.
+    """A tensor of activations and a frame with the labels of its rows.
 
     Example:
         >>> acts = steerlab.capture(model, pairs, layers=[16, 17])
         >>> acts.select(side="prompt", behavior="refuse").at(17)        # (rows, hidden)
-        >>> ids, z = acts.contrast(17)                                   # positive minus negative, by example_id id
+        >>> ids, z = acts.contrast(17)                                   # positive minus negative, by example id
 
     Attributes:
         values: `(row, site, hidden)`, float, on the host.
-        index: one row per row of `values`: `example_id` (id), `side` ("prompt", "positive", "negative", or the name of
-            one
-            of the example's own `extra_prompts`), `position` (the name that was asked for), `behavior`, `split`,
-            `column`
-            (token place in the unpadded sequence; -1 for a mean), `token` (id; -1 for a mean), `n_tokens` (how many
-            tokens the row averages). Columns of your own may be added: `select` and `labels` know them.
-        sites: what the second axis means, in order.
-        info: provenance (model id and revision, template and data hashes, versions, batch size).
+        index: one row per row of `values`: `example_id`, `side` ("prompt", "positive", "negative", or the name of an
+            extra prompt), `position` (as given to `capture`), `behavior`, `split`, `column` (token number in the
+            unpadded sequence; -1 for a mean), `token` (id; -1 for a mean), `n_tokens` (number of tokens averaged).
+            `select` and `labels` also work with columns added later.
+        sites: the sites of the second axis, in order.
+        info: provenance (model id and revision, template and data hashes, versions).
 
     Raises:
         ActivationError: shapes and index disagree, or a value is NaN or infinite.
@@ -60,10 +59,18 @@ class Activations:
         if not bool(finite.all()):
             bad = self.index.loc[~finite.numpy()].iloc[0]
             raise ActivationError(
-                f"{int((~finite).sum())} of {rows} rows hold NaN or infinity, first sample {bad['example_id']!r} "
+                f"{int((~finite).sum())} of {rows} rows hold NaN or infinity, first example {bad['example_id']!r} "
                 f"({bad['side']}, {bad['position']}). Half precision overflow is the usual cause: load the model "
                 "with dtype=torch.float32 or torch.bfloat16."
             )
+
+    @classmethod
+    def join(cls, batches: Sequence[Batch], sites: tuple[Site, ...], info: dict[str, Any]) -> Activations:
+        """The rows of all batches, sorted by the index column `order`, which is dropped."""
+        values, frames = zip(*batches, strict=True)
+        index = pd.concat(frames, ignore_index=True).sort_values("order", kind="stable")
+        rows = torch.cat(values)[index.index.tolist()]
+        return cls(rows, index.drop(columns="order").reset_index(drop=True), sites, info)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -75,7 +82,7 @@ class Activations:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The decoder layers captured, in order; sites of the vision tower and the projector are in `sites` alone."""
+        """The captured decoder layers, in order; sites of the vision tower and the projector are only in `sites`."""
         return tuple(site.layer for site in self.sites if site.part == "text")
 
     def rows(self, keep: pd.Series | Sequence[bool]) -> Activations:
@@ -84,11 +91,14 @@ class Activations:
         return Activations(self.values[mask], self.index[mask.numpy()].reset_index(drop=True), self.sites, self.info)
 
     def select(self, **labels: str | Sequence[str]) -> Activations:
-        """The rows whose labels match, for example `select(side="prompt", behavior=["refuse", "defer"])`."""
+        """The rows with these labels, for example `select(side="prompt", behavior=["refuse", "defer"])`.
+
+        Raises:
+            ActivationError: an unknown column, or no row matches.
+        """
         keep = pd.Series(True, index=self.index.index)
         for column, wanted in labels.items():
-            if column not in self.index:
-                raise ActivationError(f"no label {column!r}; the labels are {list(self.index.columns)}")
+            self._check_column(column)
             allowed = [wanted] if isinstance(wanted, str) else list(wanted)
             keep &= self.index[column].isin(allowed)
             if not keep.any():
@@ -97,7 +107,11 @@ class Activations:
         return self.rows(keep)
 
     def at(self, site: Site | int) -> Float[Tensor, "row hidden"]:
-        """The rows at one site; an int means that block's output. Looked up by true layer id."""
+        """The rows at one site; an int is the output of that block (its number in the model).
+
+        Raises:
+            ActivationError: the site was not captured.
+        """
         wanted = Site.of(site)
         if wanted.layer < 0 and wanted.part == "text" and "layers" in self.info:
             wanted = wanted.resolve(int(self.info["layers"]))  # captured sites are counted from the bottom
@@ -111,16 +125,16 @@ class Activations:
     def by_example(
         self, site: Site | int, *, side: str, position: str | None = None
     ) -> tuple[list[str], Float[Tensor, "example hidden"]]:
-        """One row per sample at a site, with the sample ids in row order.
+        """The example ids and one row per example at a site, in row order.
 
         Raises:
-            ActivationError: nothing matches, or a sample has several rows (name the position then).
+            ActivationError: nothing matches, or an example has several rows (name the position then).
         """
         chosen = self.select(side=side) if position is None else self.select(side=side, position=position)
         ids = chosen.index["example_id"].tolist()
         if len(set(ids)) != len(ids):
             raise ActivationError(
-                f"several rows per sample on side {side!r}; name one position of "
+                f"several rows per example on side {side!r}; name one position of "
                 f"{sorted(chosen.index['position'].unique())}, or capture a mean (reduce='mean')"
             )
         return ids, chosen.at(site)
@@ -128,25 +142,32 @@ class Activations:
     def contrast(
         self, site: Site | int, position: str | None = None
     ) -> tuple[list[str], Float[Tensor, "example hidden"]]:
-        """Per sample, the positive minus the negative activation (the P2S vector), joined by sample id.
+        """The example ids and, per example, the positive minus the negative activation (the P2S vector).
 
         Raises:
-            DataError: a sample has only one of the two sides.
+            DataError: an example has only one of the two sides.
         """
-        plus, positive = self.by_example(site, side="positive", position=position)
-        minus, negative = self.by_example(site, side="negative", position=position)
-        if set(plus) != set(minus):
-            lone = sorted(set(plus) ^ set(minus))[:3]
-            raise DataError(f"these samples have one side of the contrast only: {lone}")
-        order = {example_id: row for row, example_id in enumerate(minus)}
-        return plus, positive - negative[[order[example_id] for example_id in plus]]
+        ids, positive = self.by_example(site, side="positive", position=position)
+        negative_ids, negative = self.by_example(site, side="negative", position=position)
+        if set(ids) != set(negative_ids):
+            lone = sorted(set(ids) ^ set(negative_ids))[:3]
+            raise DataError(f"these examples have one side of the contrast only: {lone}")
+        row_of = {example_id: row for row, example_id in enumerate(negative_ids)}
+        return ids, positive - negative[[row_of[example_id] for example_id in ids]]
 
     def labels(self, example_ids: Sequence[str], column: str = "behavior") -> list[str]:
-        """The label of each sample, in the order given; "" where the column holds nothing for it."""
+        """The label of each example, in the order given; "" where the column is empty.
+
+        Raises:
+            ActivationError: an unknown column or example.
+        """
+        self._check_column(column)
+        lookup = dict(zip(self.index["example_id"], self.index[column].fillna(""), strict=True))
+        unknown = [example_id for example_id in example_ids if example_id not in lookup]
+        if unknown:
+            raise ActivationError(f"no activations of the examples {unknown[:3]} (and {len(unknown)} in all)")
+        return [lookup[example_id] for example_id in example_ids]
+
+    def _check_column(self, column: str) -> None:
         if column not in self.index:
             raise ActivationError(f"no label {column!r}; the labels are {list(self.index.columns)}")
-        lookup = dict(zip(self.index["example_id"], self.index[column].fillna(""), strict=True))
-        unknown = [s for s in example_ids if s not in lookup]
-        if unknown:
-            raise ActivationError(f"no activations of the samples {unknown[:3]} (and {len(unknown)} in all)")
-        return [lookup[example_id] for example_id in example_ids]

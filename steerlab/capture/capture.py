@@ -1,49 +1,55 @@
-"""`capture`: what a model's layers hold while it reads."""
+"""`capture`: hidden states of a model while it reads prompts and answers."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-import pandas as pd
 import torch
-from torch import Tensor
 
-from steerlab._support.errors import OutOfMemory, is_out_of_memory
 from steerlab._support.files import fingerprint
-from steerlab._support.memory import free_memory
+from steerlab._support.memory import halve_on_oom
 from steerlab._support.progress import bar as progress_bar
-from steerlab.capture.activations import Activations
-from steerlab.capture.images import PatchReader, image_rows
-from steerlab.capture.jobs import (
+from steerlab.capture.activations import Activations, Batch
+from steerlab.capture.rows import (
     CaptureRow,
     Data,
+    Encoded,
     Layers,
     Reduce,
     TokenSelector,
     as_examples,
     as_sites,
-    index_of,
+    index_frame,
+    plan_image_rows,
     plan_rows,
 )
-from steerlab.capture.shared import share
+from steerlab.capture.shared import share_prompts
 from steerlab.capture.store import Store
 from steerlab.data.example import data_hash
-from steerlab.models.encoding import Batch, PaddingSide, by_length
+from steerlab.models.encoding import PaddingSide, by_length
 from steerlab.models.engine import FULL_FORWARD, StateSelector
 from steerlab.models.job import background
 from steerlab.models.model import Model
+from steerlab.models.patches import PatchSelector
 from steerlab.models.positions import Positions, describe
 from steerlab.models.sites import Site
 
-log = logging.getLogger(__name__)
 Where = Positions | Sequence[Positions]
 
 
+@overload
+def capture(model: Model, data: Data, *, folder: None = None, **options: Any) -> Activations: ...
+
+
+@overload
+def capture(model: Model, data: Data, *, folder: str | Path, **options: Any) -> Store: ...
+
+
 @background
-def capture(
+def capture(  # type: ignore[misc]  # the overloads stand for the options below
     model: Model,
     data: Data,
     *,
@@ -55,191 +61,129 @@ def capture(
     batch_size: int = 16,
     padding: PaddingSide = "right",
     dtype: torch.dtype = torch.float32,
+    encoded: Encoded | None = None,
+    folder: str | Path | None = None,
     progress: bool = True,
-    blocking: bool = True,  # `background` takes it
-) -> Activations:
-    """Read activations at any set of sites and positions: one trace per batch, one host copy per batch.
+    blocking: bool = True,  # read by `background`
+) -> Activations | Store:
+    """Capture activations at any sites and positions, with one forward and one host copy per batch.
 
     Example:
         >>> acts = steerlab.capture(model, ["Hello there", "How are you?"], layers=[3, 7], positions="last")
         >>> acts.at(7).shape
         torch.Size([2, 576])
         >>> acts = steerlab.capture(model, pairs)          # examples with a contrast: both answers, and the context
+        >>> store = steerlab.capture(model, pairs, folder="acts/")
+        >>> acts = store.load(layers=[16])                 # only this layer is loaded into memory
 
     Args:
         model: from `steerlab.load`.
         data: prompts, or Examples. Examples with a contrast are run with both answers (sides "positive" and
-            "negative", read at `positions`); their plain prompt (side "prompt") is read at `context`.
+            "negative", captured at `positions`); their plain prompt (side "prompt") is captured at `context`.
         layers: "all", a layer, or a list of layers and Sites; 0-based outputs of decoder blocks. Sites of the vision
-            tower or the projector (`Site(1, part="vision")`) are read by themselves, at positions="images": the plain
-            prompt's pictures, all their patches ("mean") or each ("none"). CLIP's class state counts as a patch, and
-            `column` in the index is the module's own order, which in Qwen2.5-VL goes by windows.
-        positions: one position or several (see `steerlab.models.positions`); by default each contrast is read where it
-            says ("answer", or the token of a published word pair), and prompts without contrasts at "last".
-        context: positions read of the plain prompt of examples with a contrast, or None.
-        extra_prompts: which of the examples' own `extra_prompts` to read, where the plain prompt is read; each is a
-            side of its
-            own name. None: all they have.
-        reduce: "mean" averages the tokens of a position into one row (in float32), "none" keeps one row a token.
+            tower or the projector (`Site(1, part="vision")`) are captured without other sites, at positions="images":
+            the images of the plain prompt, the mean of their patches ("mean") or each patch ("none"). CLIP's class
+            state counts as a patch. `column` in the index is the module's patch order, in Qwen2.5-VL by windows.
+        positions: one position or several (see `steerlab.models.positions`). None takes the `position` of each
+            contrast, and "last" for prompts without contrasts.
+        context: positions in the plain prompt of examples with a contrast, or None.
+        extra_prompts: which `extra_prompts` of the examples to capture, at the positions of the plain prompt; their
+            names are further sides. None: all.
+        reduce: "mean" averages the tokens of a position into one row (in float32), "none" keeps one row per token.
         batch_size: rows per forward; halved, with a warning, when memory runs out.
         padding: side to pad on; the result does not depend on it.
-        dtype: dtype of the values returned and copied.
-        progress: show a progress bar; with a model on a server it also tells where the job stands there.
-        blocking: False hands out a `CaptureRow` at once, whose `result()` are the activations; for a model on a server.
+        dtype: of the values returned and copied.
+        encoded: plain prompts that are encoded already, by example id; they are not encoded again.
+        folder: write every batch to a safetensors file in this folder and return a `Store`; a second call with the
+            same arguments captures only what is missing. None: return the Activations.
+        progress: show a progress bar; for a model on a server it also shows the state of the job.
+        blocking: False returns a `Job`, whose `result()` waits for the return value; for models on a server.
 
     Returns:
-        Activations `(row, site, hidden)`, rows in the order of the data.
+        Activations `(row, site, hidden)`, rows in the order of the data; with `folder`, a `Store` of them.
 
     Raises:
         DataError, EncodingError, PositionError, LayoutError: bad input, found before the first forward.
         ActivationError: a value is NaN or infinite.
-        OutOfMemory: not even one row fits.
-        RemoteError: the server that holds the weights did not do it.
+        MismatchError: the folder holds another capture; the message names the differences.
+        OutOfMemory: a single row does not fit.
+        RemoteError: the server that holds the weights failed.
     """
-    jobs, sites, info = _prepare(model, data, layers, positions, context, extra_prompts, reduce)
-    parts: list[Tensor] = []
-    frames: list[pd.DataFrame] = []
-    with progress_bar(len(jobs), "capture", "row", progress) as bar:
-        for chunk in _batches(jobs, batch_size):
-            values, index = _read(model, chunk, sites, dtype, padding, reduce)
-            parts.append(values)
-            frames.append(index)
-            bar.update(len(chunk))
-    info["bytes_copied"] = sum(part.nbytes for part in parts)
-    return in_order(torch.cat(parts), pd.concat(frames, ignore_index=True), sites, info)
-
-
-@background
-def capture_to(
-    folder: str | Path,
-    model: Model,
-    data: Data,
-    *,
-    layers: Layers = "all",
-    positions: Where | None = None,
-    context: Where | None = "last",
-    extra_prompts: Sequence[str] | None = None,
-    reduce: Reduce = "mean",
-    batch_size: int = 16,
-    padding: PaddingSide = "right",
-    dtype: torch.dtype = torch.float32,
-    progress: bool = True,
-    blocking: bool = True,  # `background` takes it
-) -> Store:
-    """Like `capture`, but every batch goes to a safetensors shard as soon as it is read, and a second call resumes.
-
-    Example:
-        >>> store = steerlab.capture_to("acts/", model, pairs)
-        >>> acts = store.load(layers=[16])           # only these layers come into memory
-
-    Raises:
-        MismatchError: the folder holds a capture of something else; both are named.
-    """
-    jobs, sites, info = _prepare(model, data, layers, positions, context, extra_prompts, reduce)
-    chunks = list(_batches(jobs, batch_size))
-    identity = {k: v for k, v in info.items() if k not in ("versions", "backend")}
-    identity |= {"batch_size": batch_size, "storage": str(dtype)}
-    store = Store.create(Path(folder), info, identity, sites, len(chunks))
-    with progress_bar(len(jobs), "capture", "row", progress) as bar:
-        for number, chunk in enumerate(chunks):
-            if not store.has(number):
-                store.put(number, *_read(model, chunk, sites, dtype, padding, reduce))
-            bar.update(len(chunk))
-    return store
-
-
-def _read(
-    model: Model,
-    jobs: Sequence[CaptureRow],
-    sites: Sequence[Site],
-    dtype: torch.dtype,
-    padding: PaddingSide,
-    reduce: Reduce,
-) -> tuple[Tensor, pd.DataFrame]:
-    """The activations of one batch of jobs and what each row of them is."""
+    examples, sites = as_examples(data), as_sites(layers, model)
+    at, ctx = _as_list(positions), _as_list(context)
     if sites[0].part == "text":
-        return run_rows(model, jobs, sites, dtype, padding), index_of(jobs)
-    reader = PatchReader(reduce)
-    values = run_rows(model, jobs, sites, dtype, padding, reader.select)
-    return values, reader.index(jobs)
-
-
-def run_rows(
-    model: Model,
-    jobs: Sequence[CaptureRow],
-    sites: Sequence[Site],
-    dtype: torch.dtype,
-    padding: PaddingSide,
-    selector: Callable[[Sequence[CaptureRow], Batch, torch.dtype, torch.device], StateSelector] = TokenSelector.of,
-) -> Tensor:
-    """The activations of one batch of jobs, on the host; split in two when memory runs out."""
-    try:
-        shared = share(model, jobs, sites) if sites[0].part == "text" else None
-        with model.lock:
-            if shared is None:
-                batch, forward_state = model.batch([job.row for job in jobs], padding), FULL_FORWARD
-                inputs = model.inputs(batch)
-            else:
-                inputs, forward_state, batch = shared.forward(model)
-            # the one host copy of the batch: what was selected, and nothing else
-            return model.engine.capture_states(
-                inputs, {}, sites, selector(jobs, batch, dtype, model.device), forward_state
-            ).cpu()
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(jobs) == 1:
-            raise OutOfMemory(
-                f"one row of {len(jobs[0].row)} tokens does not fit in the memory of {model.device}; "
-                "load the model in a smaller dtype, on a larger device, or shorten the prompt"
-            ) from error
-    free_memory()
-    half = len(jobs) // 2
-    log.warning("out of memory at a batch of %d rows: going on with %d and %d", len(jobs), half, len(jobs) - half)
-    parts = [run_rows(model, part, sites, dtype, padding, selector) for part in (jobs[:half], jobs[half:])]
-    return torch.cat(parts)
-
-
-def in_order(values: Tensor, index: pd.DataFrame, sites: tuple[Site, ...], info: dict[str, Any]) -> Activations:
-    """Rows back in the order of the data (batches were formed by length)."""
-    order = index.sort_values("order", kind="stable").index
-    index = index.loc[order].drop(columns="order").reset_index(drop=True)
-    return Activations(values[order.tolist()], index, sites, info)
-
-
-def _prepare(
-    model: Model,
-    data: Data,
-    layers: Layers,
-    positions: Where | None,
-    context: Where | None,
-    extra_prompts: Sequence[str] | None,
-    reduce: Reduce,
-) -> tuple[list[CaptureRow], tuple[Site, ...], dict[str, Any]]:
-    examples = as_examples(data)
-    at, ctx = _listed(positions), _listed(context)
-    sites = as_sites(layers, model)
-    text = sites[0].part == "text"
-    jobs = plan_rows(model, examples, at, ctx, reduce, extra_prompts) if text else image_rows(model, examples, at)
-    if not text:  # whatever was said, or left unsaid, this is what is read
-        at, ctx = ["images"], []
+        rows = plan_rows(model, examples, at, ctx, reduce, extra_prompts, encoded)
+    else:
+        rows, at, ctx = plan_image_rows(model, examples, at, encoded), ["images"], []
     info = model.info() | {
         "data": data_hash(examples),
-        "positions": [describe(p) for p in at],
-        "context": [describe(p) for p in ctx],
+        "positions": [describe(position) for position in at],
+        "context": [describe(position) for position in ctx],
         "reduce": reduce,
         "sites": [str(site) for site in sites],
-        "tokens": fingerprint([job.row.ids for job in jobs]),
+        "tokens": fingerprint([row.prompt.ids for row in rows]),
     }
-    return jobs, sites, info
+    run = BatchRunner(model, sites, dtype, padding, reduce)
+    batches = [[rows[i] for i in numbers] for numbers in by_length([row.prompt for row in rows], batch_size)]
+    store = None
+    if folder is not None:
+        settings = {"batch_size": batch_size, "storage": str(dtype)}
+        store = Store.create(Path(folder), info, settings, sites, len(batches))
+    found: list[Batch] = []
+    with progress_bar(len(rows), "capture", "row", progress) as bar:
+        for number, batch in enumerate(batches):
+            if store is None:
+                found += run(batch)
+            elif not store.has_shard(number):
+                store.write_shard(number, run(batch))
+            bar.update(len(batch))
+    if store is not None:
+        return store
+    return Activations.join(found, sites, info | {"bytes_copied": sum(values.nbytes for values, _ in found)})
 
 
-def _listed(where: Where | None) -> list[Positions]:
+@dataclass(frozen=True)
+class BatchRunner:
+    """Runs batches of planned rows.
+
+    Attributes:
+        model, sites, dtype, padding, reduce: as in `capture`.
+    """
+
+    model: Model
+    sites: tuple[Site, ...]
+    dtype: torch.dtype
+    padding: PaddingSide
+    reduce: Reduce
+
+    def __call__(self, rows: Sequence[CaptureRow]) -> list[Batch]:
+        """The activations of a batch on the host; in several parts after memory ran out."""
+        return halve_on_oom(self._run, rows, describe=self._describe)
+
+    def _run(self, rows: Sequence[CaptureRow]) -> Batch:
+        model, text = self.model, self.sites[0].part == "text"
+        shared = share_prompts(model, rows, self.sites) if text else None
+        counts: list[int] = []
+        with model.lock:
+            if shared is None:
+                batch, state = model.batch([row.prompt for row in rows], self.padding), FULL_FORWARD
+                inputs = model.inputs(batch)
+            else:
+                inputs, state, batch = shared.prefill(model)
+            patches = PatchSelector(batch.units, self.reduce == "mean", self.dtype, counts)
+            selector: StateSelector = TokenSelector.of(rows, batch, self.dtype, model.device) if text else patches
+            # the only host copy of the batch: the selected states
+            values = model.engine.capture_states(inputs, {}, self.sites, selector, state).cpu()
+        return values, index_frame(rows, counts, self.reduce)
+
+    def _describe(self, rows: Sequence[CaptureRow]) -> str:
+        return (
+            f"one row of {len(rows[0].prompt)} tokens does not fit in the memory of {self.model.device}; "
+            "load the model in a smaller dtype, on a larger device, or shorten the prompt"
+        )
+
+
+def _as_list(where: Where | None) -> list[Positions]:
     if where is None:
         return []
     return list(where) if isinstance(where, list | tuple) else [where]  # type: ignore[list-item]
-
-
-def _batches(jobs: Sequence[CaptureRow], batch_size: int) -> Iterator[list[CaptureRow]]:
-    for numbers in by_length([job.row for job in jobs], batch_size):
-        yield [jobs[i] for i in numbers]

@@ -1,7 +1,7 @@
-"""Reading answers without reading their prompts again.
+"""Run each distinct prompt of a batch once, and continue all its answers from the prompt's keys and values.
 
-The two answers of a contrast follow the same prompt, and prompts of one set often begin alike. Where nothing is read
-before the last prompt token, each distinct prompt is run once, for its keys and values; the answers go on from there.
+The two answers of a contrast follow the same prompt, and many prompts of a data set begin alike. This is possible
+where no position before the last prompt token is captured.
 """
 
 from __future__ import annotations
@@ -12,60 +12,61 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from steerlab.capture.jobs import CaptureRow
+from steerlab.capture.rows import CaptureRow
 from steerlab.models.encoding import Batch
 from steerlab.models.engine import Inputs
 from steerlab.models.kv_prefix import ForwardState, prefill_cost, split_at
 from steerlab.models.model import Model
 from steerlab.models.sites import Site
 
-WORTH_IT = 0.85  # of the work of whole rows
+MAX_COST = 0.85  # of the cost of running whole rows
 
 
 @dataclass(frozen=True)
-class Shared:
-    """A batch of jobs whose prompts are run once each.
+class SharedPrompts:
+    """A batch whose distinct prompts are run once each.
 
     Attributes:
         batch: all rows, every prompt ending at the same column.
         cut: the first column that is run with the answers.
-        prompts: for every distinct prompt, a row that has it.
-        belongs: for every row, the number of its prompt.
+        prompts: for every distinct prompt, the number of a row with it.
+        prompt_of: for every row, the number of its prompt.
     """
 
     batch: Batch
     cut: int
     prompts: Tensor
-    belongs: Tensor
+    prompt_of: Tensor
 
-    def forward(self, model: Model) -> tuple[Inputs, ForwardState, Batch]:
-        """Inputs of the remaining columns, what they resume from, and the batch as those columns number it."""
+    def prefill(self, model: Model) -> tuple[Inputs, ForwardState, Batch]:
+        """Run the prompts; the inputs of the remaining columns, the state to continue from, and the batch shifted to
+        those columns.
+        """
         inputs = model.inputs(self.batch)
-        prompts, belongs = self.prompts.to(model.device), self.belongs.to(model.device)
         before, rest = split_at(inputs, self.cut)
-        prefix = model.engine.prefill({k: t[prompts] for k, t in before.items()})
-        apply_edits = replace(self.batch, offsets=tuple(offset - self.cut for offset in self.batch.offsets))
-        return rest, ForwardState(prefix.take(belongs)), apply_edits
+        prefix = model.engine.prefill({k: t[self.prompts.to(t.device)] for k, t in before.items()})
+        shifted = replace(self.batch, offsets=tuple(offset - self.cut for offset in self.batch.offsets))
+        return rest, ForwardState(prefix.take(self.prompt_of.to(model.device))), shifted
 
 
-def share(model: Model, jobs: Sequence[CaptureRow], sites: Sequence[Site]) -> Shared | None:
-    """How to run a batch of jobs on shared prompts, or None where whole rows are as cheap or the only exact way."""
+def share_prompts(model: Model, rows: Sequence[CaptureRow], sites: Sequence[Site]) -> SharedPrompts | None:
+    """How to run a batch with shared prompts, or None if that is not exact or not cheaper than whole rows."""
     if not model.supports_prefix_cache:
         return None
-    first = min(min(group) - job.row.n_prompt for job in jobs for group in job.groups)
+    first = min(min(group) - row.prompt.n_prompt for row in rows for group in row.groups)
     if first < -1:
         return None
-    batch = model.batch([job.row for job in jobs], "aligned")
+    batch = model.batch([row.prompt for row in rows], "aligned")
     cut = batch.last_prompt_columns[0]
     if cut < 1:
         return None
     numbers: dict[tuple[int, ...], int] = {}
-    belongs = [numbers.setdefault(job.row.ids[: job.row.n_prompt], len(numbers)) for job in jobs]
-    prompts = torch.tensor([belongs.index(k) for k in range(len(numbers))])
+    prompt_of = [numbers.setdefault(row.prompt.ids[: row.prompt.n_prompt], len(numbers)) for row in rows]
+    prompts = torch.tensor([prompt_of.index(k) for k in range(len(numbers))])
     tail, depth = batch.width - cut, max(site.layer for site in sites) + 1
     ids, mask = batch.input_ids[prompts, :cut], batch.attention_mask[prompts, :cut]
     columns = prefill_cost(ids, mask, model.hf.config.get_text_config())
-    whole = len(jobs) * max(len(job.row) for job in jobs) * depth
-    if columns * model.n_layers + len(jobs) * tail * depth > WORTH_IT * whole:
+    whole = len(rows) * max(len(row.prompt) for row in rows) * depth
+    if columns * model.n_layers + len(rows) * tail * depth > MAX_COST * whole:
         return None
-    return Shared(batch, cut, prompts, torch.tensor(belongs))
+    return SharedPrompts(batch, cut, prompts, torch.tensor(prompt_of))

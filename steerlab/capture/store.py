@@ -1,4 +1,4 @@
-"""Activations on disk: one safetensors shard per batch, each whole or absent, so that a killed run resumes."""
+"""Activations on disk: one safetensors shard per batch, written atomically, so that a killed capture resumes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from steerlab._support.errors import ActivationError, LoadError, MismatchError
-from steerlab._support.files import fingerprint, write_atomically, write_json
-from steerlab.capture.activations import Activations
+from steerlab._support.files import write_atomically, write_json
+from steerlab.capture.activations import Activations, Batch
 from steerlab.models.sites import Site
 
 SCHEMA = 1
@@ -32,9 +31,9 @@ class Store:
         >>> store.load(layers=[16, 17]).values.shape
 
     Attributes:
-        folder: where the shards are.
-        sites: what was captured, in order.
-        n_shards: how many shards a finished capture has.
+        folder: the folder of the shards and manifest.json.
+        sites: the captured sites, in order.
+        n_shards: number of shards of a finished capture.
         info: provenance.
     """
 
@@ -45,70 +44,70 @@ class Store:
 
     @classmethod
     def create(
-        cls, folder: Path, info: dict[str, Any], identity: dict[str, Any], sites: Sequence[Site], n_shards: int
+        cls, folder: Path, info: dict[str, Any], settings: dict[str, Any], sites: Sequence[Site], n_shards: int
     ) -> Store:
-        """Open a folder for writing: new, or one that holds the beginning of this very capture."""
-        path = folder / "manifest.json"
-        key = fingerprint(identity)
-        if path.exists():
-            known = _manifest(folder)
-            if known["identity"] != key:
-                differ = [k for k in identity if known["of"].get(k) != json.loads(json.dumps(identity[k], default=str))]
-                told = "; ".join(f"{k}: {known['of'].get(k)!r} there, {identity[k]!r} here" for k in differ[:3])
+        """Open a new folder, or one with a part of the same capture, for writing.
+
+        Raises:
+            MismatchError: the folder holds another capture.
+        """
+        identity = {k: v for k, v in info.items() if k not in ("versions", "backend")} | settings
+        identity = json.loads(json.dumps(identity, default=str))
+        if (folder / "manifest.json").exists():
+            there = _manifest(folder)["of"]
+            differ = [f"{k}: {there.get(k)!r} there, {v!r} here" for k, v in identity.items() if there.get(k) != v]
+            if differ:
                 raise MismatchError(
-                    f"{folder} holds another capture ({told}). Use an empty folder, or delete this one."
+                    f"{folder} holds another capture ({'; '.join(differ[:3])}). Use another folder, or delete this one."
                 )
         else:
             places = [[s.layer, s.point] + [s.part] * (s.part != "text") for s in sites]
-            manifest = {"schema": SCHEMA, "identity": key, "of": identity, "sites": places, "shards": n_shards}
-            write_json(path, manifest | {"info": info})
+            manifest = {"schema": SCHEMA, "of": identity, "sites": places, "shards": n_shards, "info": info}
+            write_json(folder / "manifest.json", manifest)
         return cls.open(folder)
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
-        """Open a folder written by `capture_to`.
+        """Open a folder written by `capture(folder=...)`.
 
         Raises:
-            LoadError: no capture there, or one of a newer schema.
+            LoadError: the folder holds no capture, or one of another schema.
         """
         known = _manifest(Path(folder))
         sites = tuple(Site(*place) for place in known["sites"])
         return cls(Path(folder), sites, known["shards"], known["info"])
 
-    def has(self, number: int) -> bool:
-        """Whether this shard is already there."""
+    def has_shard(self, number: int) -> bool:
+        """Whether this shard is written."""
         return self._shard(number).exists()
 
-    def put(self, number: int, values: Tensor, index: pd.DataFrame) -> None:
-        """Write one shard, atomically."""
-        metadata = {"index": index.to_json(orient="split")}
-        contents = {"values": values.contiguous()}
+    def write_shard(self, number: int, parts: Sequence[Batch]) -> None:
+        """Write the parts of one batch as a shard, atomically."""
+        values, frames = zip(*parts, strict=True)
+        metadata = {"index": pd.concat(frames, ignore_index=True).to_json(orient="split")}
+        contents = {"values": torch.cat(values)}
         write_atomically(self._shard(number), lambda path: save_file(contents, path, metadata))
 
     def load(self, layers: Sequence[int | Site] | None = None) -> Activations:
-        """The activations of some layers (all by default), rows in the order of the data.
+        """The activations at some layers (all by default), rows in the order of the data.
 
         Raises:
             ActivationError: a layer was not captured, or the capture is unfinished.
         """
-        missing = [n for n in range(self.n_shards) if not self.has(n)]
+        missing = [n for n in range(self.n_shards) if not self.has_shard(n)]
         if missing:
             raise ActivationError(
                 f"the capture in {self.folder} is unfinished: {len(missing)} of {self.n_shards} shards are missing. "
-                "Call capture_to with the same arguments to finish it."
+                "Call capture with the same arguments to finish it."
             )
         wanted = self.sites if layers is None else tuple(Site(x) if isinstance(x, int) else x for x in layers)
         absent = [str(site) for site in wanted if site not in self.sites]
         if absent:
             raise ActivationError(f"sites {absent} were not captured; {self.folder} has {list(map(str, self.sites))}")
         columns = [self.sites.index(site) for site in wanted]
-        parts, frames = zip(*(self._read(n, columns) for n in range(self.n_shards)), strict=True)
-        index = pd.concat(frames, ignore_index=True)
-        order = index.sort_values("order", kind="stable").index
-        values = torch.cat(parts)[order.tolist()]
-        return Activations(values, index.loc[order].drop(columns="order").reset_index(drop=True), wanted, self.info)
+        return Activations.join([self._read(n, columns) for n in range(self.n_shards)], wanted, self.info)
 
-    def _read(self, number: int, columns: list[int]) -> tuple[Tensor, pd.DataFrame]:
+    def _read(self, number: int, columns: list[int]) -> Batch:
         with safe_open(self._shard(number), "pt") as shard:
             whole = shard.get_slice("values")
             values = torch.stack([whole[:, c] for c in columns], 1)
@@ -122,7 +121,9 @@ class Store:
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.exists():
-        raise LoadError(f"no capture in {folder}: there is no manifest.json. Write one with steerlab.capture_to.")
+        raise LoadError(
+            f"no capture in {folder}: there is no manifest.json. Write one with steerlab.capture(..., folder=...)."
+        )
     known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if known["schema"] != SCHEMA:
         raise LoadError(f"{folder} was written in schema {known['schema']}; this steerlab reads schema {SCHEMA}")

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlab._support.errors import DataError
-from steerlab.capture.jobs import Data, as_examples
+from steerlab.capture.rows import Data, as_examples
 from steerlab.models.model import Model
 from steerlab.steering import score
 

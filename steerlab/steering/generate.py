@@ -11,7 +11,7 @@ import torch
 
 from steerlab._support.errors import EncodingError, SteeringError
 from steerlab._support.progress import bar as progress_bar
-from steerlab.capture.jobs import Data, as_examples
+from steerlab.capture.rows import Data, as_examples
 from steerlab.data.example import Example
 from steerlab.models.beam_images import check_beam_images
 from steerlab.models.encoding import by_length

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steerlab._support.errors import DataError, SteeringError
 from steerlab._support.progress import bar as progress_bar
-from steerlab.capture.jobs import Data, as_examples
+from steerlab.capture.rows import Data, as_examples
 from steerlab.models.encoding import Batch, by_length
 from steerlab.models.model import Model
 from steerlab.steering.generate import apply_prompt_transforms

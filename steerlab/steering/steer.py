@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.errors import SteeringError
-from steerlab.capture.jobs import Data
+from steerlab.capture.rows import Data
 from steerlab.methods.base import Steerer
 from steerlab.models.job import background
 from steerlab.models.model import Model

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 import steerlab
-from steerlab.capture.capture import run_rows
-from steerlab.capture.jobs import as_examples, as_sites, plan_rows
+from steerlab.capture.capture import BatchRunner
+from steerlab.capture.rows import as_examples, as_sites, plan_rows
 
 
 def main() -> None:
@@ -34,19 +34,20 @@ def main() -> None:
     text = "the quick brown fox jumps over the lazy dog and then sleeps in the warm sun for a long while"
     words = list(text.split(" "))
     prompts = [" ".join(words[i % len(words)] for i in range(k, k + 24)) for k in range(args.batch)]
-    jobs = plan_rows(model, as_examples(prompts), ["last"], [], "mean")
+    rows = plan_rows(model, as_examples(prompts), ["last"], [], "mean")
     sites = as_sites("all", model)
-    batch = model.batch([job.row for job in jobs], "right")
+    batch = model.batch([row.prompt for row in rows], "right")
     inputs = model.inputs(batch)
 
     def bare() -> None:
         with torch.no_grad():
             model.hf(**inputs, use_cache=False, logits_to_keep=1)
 
+    run = BatchRunner(model, sites, torch.float32, "right", "mean")
     captured: list[torch.Tensor] = []
 
     def capture() -> None:
-        captured[:] = [run_rows(model, jobs, sites, torch.float32, "right")]
+        captured[:] = [values for values, _ in run(rows)]
 
     ratios, seconds = paired(bare, capture, args.rounds)
     acts = steerlab.capture(model, prompts, batch_size=args.batch, progress=False)

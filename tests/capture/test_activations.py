@@ -63,7 +63,7 @@ def test_select_names_what_there_is() -> None:
         ActivationError, match=r"no row has side in \['both'\].*one of \['negative', 'positive', 'prompt'\]"
     ):
         ACTS.select(side="both")
-    with pytest.raises(ActivationError, match=r"no row has sample in .'c'."):
+    with pytest.raises(ActivationError, match=r"no row has example_id in .'c'."):
         ACTS.select(side="positive", example_id="c")
     with pytest.raises(ActivationError, match="no label 'layer'; the labels are"):
         ACTS.select(layer="3")
@@ -81,7 +81,7 @@ def test_one_row_per_sample() -> None:
     ids, values = ACTS.by_example(7, side="prompt")
     assert ids == ["a", "c"] and values[:, 0].tolist() == [11.0, 51.0]
     twice = activations([("a", "prompt", "last"), ("a", "prompt", "user"), ("b", "prompt", "last")])
-    with pytest.raises(ActivationError, match=r"several rows per sample on side 'prompt'; .*\['last', 'user'\]"):
+    with pytest.raises(ActivationError, match=r"several rows per example on side 'prompt'; .*\['last', 'user'\]"):
         twice.by_example(3, side="prompt")
     assert twice.by_example(3, side="prompt", position="last")[0] == ["a", "b"]
 
@@ -102,7 +102,7 @@ def test_contrast_at_one_of_several_positions() -> None:
     rows = [("a", side, where) for where in ("last", "answer") for side in ("positive", "negative")]
     acts = activations(rows)
     assert acts.contrast(3, "answer")[1].tolist() == [[-10.0] * 4]
-    with pytest.raises(ActivationError, match="several rows per sample"):
+    with pytest.raises(ActivationError, match="several rows per example"):
         acts.contrast(3)
 
 
@@ -121,7 +121,7 @@ def test_no_contrast_at_all() -> None:
 def test_labels_in_the_order_asked_for() -> None:
     assert ACTS.labels(["c", "a", "c"]) == ["wants-c", "wants-a", "wants-c"]
     assert ACTS.labels(["a"], "split") == ["train"]
-    with pytest.raises(ActivationError, match=r"no activations of the samples \['x', 'y', 'z'\] .and 4 in all"):
+    with pytest.raises(ActivationError, match=r"no activations of the examples \['x', 'y', 'z'\] .and 4 in all"):
         ACTS.labels(["x", "a", "y", "z", "w"])
 
 
@@ -129,7 +129,7 @@ def test_labels_in_the_order_asked_for() -> None:
 def test_values_that_are_not_finite_name_the_sample(bad: float) -> None:
     values = torch.zeros(6, 3, 4)
     values[3:5, 1, 2] = bad
-    with pytest.raises(ActivationError, match=r"2 of 6 rows hold NaN or infinity, first sample 'b' .positive, answer"):
+    with pytest.raises(ActivationError, match=r"2 of 6 rows hold NaN or infinity, first example 'b' .positive, answer"):
         activations(ROWS, values)
 
 

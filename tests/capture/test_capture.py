@@ -16,7 +16,7 @@ from torch import Tensor
 from steerlab._support.errors import ActivationError, DataError, EncodingError, LayoutError, OutOfMemory, PositionError
 from steerlab.capture.activations import INDEX_COLUMNS, Activations
 from steerlab.capture.capture import capture
-from steerlab.capture.jobs import TokenSelector
+from steerlab.capture.rows import TokenSelector
 from steerlab.data.example import Contrast, Example
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.layout import module_at
@@ -288,7 +288,7 @@ def test_running_out_of_memory_halves_the_batch(
     model = lm("llama", "hooks")
     before = quiet(model, PROMPTS, positions=["last", "user"])
     rows = counted(model, monkeypatch, limit=2)
-    with caplog.at_level(logging.WARNING, "steerlab.capture.capture"):
+    with caplog.at_level(logging.WARNING, "steerlab._support.memory"):
         after = quiet(model, PROMPTS, positions=["last", "user"])
     torch.testing.assert_close(after.values, before.values, rtol=1e-5, atol=1e-5)
     assert after.index.equals(before.index)
@@ -411,7 +411,7 @@ def test_a_mask_is_read_per_sample(lm: LM) -> None:
 def test_nan_names_the_sample(backend: str) -> None:
     model = tiny_lm(backend=backend)
     torch.nn.Module.get_parameter(model.hf, "model.layers.2.mlp.down_proj.weight").fill_(float("nan"))
-    with pytest.raises(ActivationError, match=r"1 of 1 rows hold NaN or infinity, first sample 'mine' .prompt, last."):
+    with pytest.raises(ActivationError, match=r"1 of 1 rows hold NaN or infinity, first example 'mine' .prompt, last."):
         quiet(model, [Example("mine", "hello")])
     assert torch.isfinite(quiet(model, [Example("mine", "hello")], layers=[0, 1]).values).all()
 

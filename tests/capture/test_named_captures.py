@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steerlab._support.errors import DataError
-from steerlab.capture.capture import capture, capture_to
+from steerlab.capture.capture import capture
 from steerlab.data.example import Contrast, Example
 from steerlab.data.injections import injection_examples
 from steerlab.methods.base import Context
@@ -128,7 +128,7 @@ def test_only_the_captures_named_are_read_and_a_name_that_is_missing_is_refused(
         "task",
     }
     assert set(capture(model, two, layers=0, extra_prompts=[], progress=False).index["side"]) == {"prompt"}
-    with pytest.raises(DataError, match=r"'x' has no capture 'primary', it has \['other', 'task'\]"):
+    with pytest.raises(DataError, match=r"'x' has no extra prompt 'primary', it has \['other', 'task'\]"):
         capture(model, two, layers=0, extra_prompts=["primary"], progress=False)
     with pytest.raises(DataError, match="rename"):
         Example("x", "one", extra_prompts={"prompt": "two"})
@@ -147,6 +147,6 @@ def test_examples_with_a_contrast_have_captures_too_read_at_the_context(lm: LM) 
 def test_a_store_holds_them_as_capture_does(lm: LM, tmp_path: Any) -> None:
     model = lm("llama", "hooks")
     direct = capture(model, ROWS, layers=[0, 2], progress=False)
-    stored = capture_to(tmp_path / "acts", model, ROWS, layers=[0, 2], progress=False).load()
+    stored = capture(model, ROWS, folder=tmp_path / "acts", layers=[0, 2], progress=False).load()
     assert stored.index.equals(direct.index)
     assert torch.equal(stored.values, direct.values)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from steerlab.capture.capture import capture
-from steerlab.capture.jobs import as_examples, as_sites, plan_rows
-from steerlab.capture.shared import share
+from steerlab.capture.rows import as_examples, as_sites, plan_rows
+from steerlab.capture.shared import share_prompts
 from steerlab.data.example import Contrast, Example
 from steerlab.models.kv_prefix import can_prefill
 from steerlab.models.model import Model
@@ -31,7 +31,7 @@ PAIRS = [Example(f"p{i}", text, "ask", pair, system=SYSTEM) for i, (text, pair) 
 def test_contrasts_are_hugging_faces_own_states_of_whole_rows(lm: LM, family: str, backend: str) -> None:
     model = lm(family, backend)
     jobs = plan_rows(model, PAIRS, ["answer", -1], ["last"], "mean")
-    assert (share(model, jobs, as_sites("all", model)) is not None) == can_prefill(model.hf)
+    assert (share_prompts(model, jobs, as_sites("all", model)) is not None) == can_prefill(model.hf)
     acts = capture(model, PAIRS, positions=["answer", -1], progress=False)
     for pair in PAIRS:
         assert pair.contrast is not None
@@ -52,17 +52,17 @@ def test_contrasts_are_hugging_faces_own_states_of_whole_rows(lm: LM, family: st
 @pytest.mark.parametrize("position", ["user", "all", -6])
 def test_prompts_that_are_read_are_run_whole(lm: LM, position: Any) -> None:
     model = lm("llama", "hooks")
-    assert share(model, plan_rows(model, PAIRS, [position], [], "mean"), as_sites("all", model)) is None
+    assert share_prompts(model, plan_rows(model, PAIRS, [position], [], "mean"), as_sites("all", model)) is None
 
 
 def test_prompts_are_not_run_to_the_top_for_a_read_near_the_bottom(lm: LM) -> None:
     model = lm("llama", "hooks")
     jobs = plan_rows(model, PAIRS, ["answer"], [], "mean")
-    assert share(model, jobs, as_sites([3], model)) is not None
-    assert share(model, jobs, as_sites([0], model)) is None
+    assert share_prompts(model, jobs, as_sites([3], model)) is not None
+    assert share_prompts(model, jobs, as_sites([0], model)) is None
 
 
 def test_rows_that_have_nothing_in_common_are_run_whole(lm: LM) -> None:
     model = lm("llama", "hooks")
     examples = as_examples(["hello there", "how are you today, my very dear friend?"])
-    assert share(model, plan_rows(model, examples, ["last"], [], "mean"), as_sites("all", model)) is None
+    assert share_prompts(model, plan_rows(model, examples, ["last"], [], "mean"), as_sites("all", model)) is None

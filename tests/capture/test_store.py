@@ -13,7 +13,7 @@ import torch
 
 from steerlab._support.errors import ActivationError, LoadError, MismatchError
 from steerlab.capture.activations import Activations
-from steerlab.capture.capture import capture, capture_to
+from steerlab.capture.capture import capture
 from steerlab.capture.store import Store
 from steerlab.data.example import Contrast, Example
 from steerlab.models.model import Model
@@ -45,7 +45,7 @@ def assert_same(a: Activations, b: Activations) -> None:
 @pytest.mark.parametrize("reduce", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_stored_is_what_is_captured(model: Model, tmp_path: Path, reduce: Any, dtype: torch.dtype) -> None:
-    store = capture_to(tmp_path / "acts", model, DATA, reduce=reduce, dtype=dtype, **OPTIONS)
+    store = capture(model, DATA, folder=tmp_path / "acts", reduce=reduce, dtype=dtype, **OPTIONS)
     expected = capture(model, DATA, reduce=reduce, dtype=dtype, **OPTIONS)
     assert_same(store.load(), expected)
     assert_same(Store.open(tmp_path / "acts").load(), expected)
@@ -64,16 +64,16 @@ def test_a_killed_run_computes_only_what_is_missing(
 
     monkeypatch.setattr(model.engine, "capture_states", counting)
     with pytest.raises(KeyboardInterrupt):
-        capture_to(tmp_path, model, DATA, **OPTIONS)
+        capture(model, DATA, folder=tmp_path, **OPTIONS)
     unfinished = Store.open(tmp_path)
-    assert [unfinished.has(n) for n in range(unfinished.n_shards)] == [True, True, False, False]
+    assert [unfinished.has_shard(n) for n in range(unfinished.n_shards)] == [True, True, False, False]
     with pytest.raises(ActivationError, match="unfinished: 2 of 4 shards are missing"):
         unfinished.load()
     first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*")}
-    store = capture_to(tmp_path, model, DATA, **OPTIONS)
+    store = capture(model, DATA, folder=tmp_path, **OPTIONS)
     assert calls[0] == 3 + 2
     assert all(path.stat().st_mtime_ns == at for path, at in first.items())
-    capture_to(tmp_path, model, DATA, **OPTIONS)
+    capture(model, DATA, folder=tmp_path, **OPTIONS)
     assert calls[0] == 3 + 2
     assert_same(store.load(), capture(model, DATA, **OPTIONS))
 
@@ -88,13 +88,13 @@ def test_a_shard_cut_off_while_writing_is_not_there(
     with monkeypatch.context() as patch:
         patch.setattr(import_module("steerlab.capture.store"), "save_file", cut_off)
         with pytest.raises(OSError, match="disk full"):
-            capture_to(tmp_path, model, DATA, **OPTIONS)
+            capture(model, DATA, folder=tmp_path, **OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
-    assert_same(capture_to(tmp_path, model, DATA, **OPTIONS).load(), capture(model, DATA, **OPTIONS))
+    assert_same(capture(model, DATA, folder=tmp_path, **OPTIONS).load(), capture(model, DATA, **OPTIONS))
 
 
 def test_no_partial_files_are_left(model: Model, tmp_path: Path) -> None:
-    store = capture_to(tmp_path, model, DATA, **OPTIONS)
+    store = capture(model, DATA, folder=tmp_path, **OPTIONS)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["manifest.json", *(f"shard-{n:05d}.safetensors" for n in range(store.n_shards))]
 
@@ -112,21 +112,21 @@ def test_no_partial_files_are_left(model: Model, tmp_path: Path) -> None:
 def test_another_capture_in_the_folder_names_both(
     model: Model, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    capture_to(tmp_path, model, DATA, **OPTIONS)
+    capture(model, DATA, folder=tmp_path, **OPTIONS)
     options = {"data": DATA, **OPTIONS, **change}
     with pytest.raises(MismatchError, match=message):
-        capture_to(tmp_path, model, options.pop("data"), **options)
+        capture(model, options.pop("data"), folder=tmp_path, **options)
 
 
 def test_another_model_in_the_folder_names_both(model: Model, lm: LM, tmp_path: Path) -> None:
-    capture_to(tmp_path, model, DATA, **OPTIONS)
+    capture(model, DATA, folder=tmp_path, **OPTIONS)
     with pytest.raises(MismatchError, match="model: 'tiny-llama' there, 'tiny-qwen2' here"):
-        capture_to(tmp_path, lm("qwen2", "hooks"), DATA, **OPTIONS)
+        capture(lm("qwen2", "hooks"), DATA, folder=tmp_path, **OPTIONS)
 
 
 def test_selected_layers(model: Model, tmp_path: Path) -> None:
     layers = [0, 2, Site(2, "attn_out"), 3]
-    store = capture_to(tmp_path, model, DATA, layers=layers, **OPTIONS)
+    store = capture(model, DATA, folder=tmp_path, layers=layers, **OPTIONS)
     everything = store.load()
     some = store.load(layers=[3, 0, Site(2, "attn_out")])
     assert some.sites == (Site(3), Site(0), Site(2, "attn_out"))
@@ -139,7 +139,7 @@ def test_selected_layers(model: Model, tmp_path: Path) -> None:
 
 
 def test_the_manifest_has_the_provenance(model: Model, tmp_path: Path) -> None:
-    capture_to(tmp_path, model, DATA, **OPTIONS)
+    capture(model, DATA, folder=tmp_path, **OPTIONS)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     info = manifest["info"]
     assert info["model"] == "tiny-llama" and info["hidden_size"] == 32 and info["dtype"] == "float32"
@@ -150,8 +150,8 @@ def test_the_manifest_has_the_provenance(model: Model, tmp_path: Path) -> None:
 
 
 def test_the_back_ends_share_a_folder(lm: LM, tmp_path: Path) -> None:
-    capture_to(tmp_path, lm("llama", "hooks"), DATA, **OPTIONS)
-    store = capture_to(tmp_path, lm("llama", "nnsight"), DATA, **OPTIONS)
+    capture(lm("llama", "hooks"), DATA, folder=tmp_path, **OPTIONS)
+    store = capture(lm("llama", "nnsight"), DATA, folder=tmp_path, **OPTIONS)
     assert_same(store.load(), capture(lm("llama", "nnsight"), DATA, **OPTIONS))
 
 
@@ -161,7 +161,7 @@ def test_a_folder_without_a_capture(tmp_path: Path) -> None:
 
 
 def test_a_newer_schema(model: Model, tmp_path: Path) -> None:
-    capture_to(tmp_path, model, DATA, **OPTIONS)
+    capture(model, DATA, folder=tmp_path, **OPTIONS)
     path = tmp_path / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
     with pytest.raises(LoadError, match="written in schema 99; this steerlab reads schema 1"):

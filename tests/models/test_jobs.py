@@ -162,14 +162,14 @@ VERBS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "capture_to"])
+@pytest.mark.parametrize("verb", [*VERBS, "capture to a folder"])
 def test_blocking_false_is_refused_for_a_model_in_this_process(
     lm: Callable[..., Model], verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("steerlab.models.job.Job", None)
     with pytest.raises(SteerlabError, match=r"blocking=False.* tiny-llama runs in this process.*leave it out"):
-        if verb == "capture_to":
-            steerlab.capture_to(tmp_path, lm(), PROMPTS, blocking=False)
+        if verb == "capture to a folder":
+            steerlab.capture(lm(), PROMPTS, folder=tmp_path, blocking=False)
         else:
             VERBS[verb](lm(), blocking=False)
     assert not list(tmp_path.iterdir())
@@ -190,9 +190,9 @@ def test_a_job_returns_what_the_verb_returns(remote: Model, verb: str) -> None:
     assert same(job.result(TIMEOUT), direct) and same(VERBS[verb](remote, blocking=True), direct)
 
 
-def test_a_capture_to_disk_in_the_background(remote: Model, tmp_path: Path) -> None:
+def test_capture_to_a_folder_in_the_background(remote: Model, tmp_path: Path) -> None:
     direct = steerlab.capture(remote, PROMPTS, progress=False)
-    job: Any = steerlab.capture_to(tmp_path, remote, PROMPTS, progress=False, blocking=False)
+    job: Any = steerlab.capture(remote, PROMPTS, folder=tmp_path, progress=False, blocking=False)
     assert same(job.result(TIMEOUT).load(), direct)
     job = steerlab.capture(remote, PROMPTS, layers=[99], blocking=False)
     with pytest.raises(steerlab.LayoutError, match="99"):

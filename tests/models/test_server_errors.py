@@ -180,7 +180,7 @@ def test_at_most_eight_models_are_listed_and_none_is_guessed_without_similarity(
     ("error", "kind", "retryable", "part"),
     [
         (errors.unreachable(HOST, ConnectionError("refused\nby it")), "unreachable", True, "Check the address"),
-        (errors.connection_lost(HOST, ConnectionError("refused\nby it")), "connection", True, "capture_to"),
+        (errors.connection_lost(HOST, ConnectionError("refused\nby it")), "connection", True, "capture(folder="),
         (errors.not_serializable(ConnectionError("refused\nby it")), "serialization", False, "ship_packages="),
     ],
 )

@@ -143,7 +143,7 @@ def test_a_capture_that_lost_its_worker_goes_on_by_itself(far: Get, near: Get, s
     wanted = {"layers": "all", "batch_size": 1, "progress": False}
     whole = steerlab.capture(near("tiny-llama"), prompts, **wanted)
     with killing(server, far("tiny-llama"), victims, seed=3) as killer:
-        store = steerlab.capture_to(tmp_path, far("tiny-llama"), prompts, **wanted)
+        store = steerlab.capture(far("tiny-llama"), prompts, folder=tmp_path, **wanted)
     assert killer.killed == victims
     assert torch.equal(store.load().values, whole.values)
 

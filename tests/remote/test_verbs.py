@@ -135,8 +135,8 @@ def test_a_sweep_equals_the_local_one_and_takes_a_request_for_each_batch(far: Ge
 
 def test_a_capture_on_disk_goes_on_where_it_was(far: Get, near: Get, name: str, tmp_path: object) -> None:
     whole = steerlab.capture(near(name), PROMPTS, layers=[1], batch_size=1, progress=False)
-    store = steerlab.capture_to(tmp_path, far(name), PROMPTS, layers=[1], batch_size=1, progress=False)
+    store = steerlab.capture(far(name), PROMPTS, folder=tmp_path, layers=[1], batch_size=1, progress=False)
     before = requests(far(name))
-    again = steerlab.capture_to(tmp_path, far(name), PROMPTS, layers=[1], batch_size=1, progress=False)
+    again = steerlab.capture(far(name), PROMPTS, folder=tmp_path, layers=[1], batch_size=1, progress=False)
     assert requests(far(name)) == before
     assert torch.equal(store.load().values, whole.values) and torch.equal(again.load().values, whole.values)

@@ -23,7 +23,7 @@ from steerlab import (
     steer,
     sweep,
 )
-from steerlab.capture.jobs import as_examples
+from steerlab.capture.rows import as_examples
 from steerlab.methods.adasteer.schedules import Ramp
 from steerlab.methods.adasteer.steerer import AdaSteer
 from steerlab.methods.base import Context

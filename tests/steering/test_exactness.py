@@ -11,7 +11,7 @@ from fitted import CONTEXT_LAYER, HIDDEN, LAYER, PROMPTS
 from torch import Tensor
 
 from steerlab import L2S, P2S, Match, MeanDifference, Model, SteeringError, generate, score, steer
-from steerlab.capture.jobs import as_examples
+from steerlab.capture.rows import as_examples
 from steerlab.methods.base import Steerer
 from steerlab.models.encoding import Batch
 from steerlab.models.sites import Site

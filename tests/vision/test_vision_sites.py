@@ -12,7 +12,7 @@ from by_hand import block_states, greedy, hooked, processed, taken
 from image_models import OTHER, SQUARE, TALL, encoded, engines, example, families, rows_of, rows_with_images, vlm
 from torch import Tensor
 
-from steerlab import Activations, Contrast, MeanDifference, Model, Request, Site, capture, capture_to, generate, score
+from steerlab import Activations, Contrast, MeanDifference, Model, Request, Site, capture, generate, score
 from steerlab._support.errors import EncodingError, LayoutError, MismatchError, PositionError, SteeringError
 from steerlab.methods import load_steerer, save
 from steerlab.methods.base import Context, RequiredActivation
@@ -148,8 +148,8 @@ def test_contrast_is_read_once_and_store_keeps_the_part(tmp_path: Path) -> None:
     assert set(acts.index["side"]) == {"prompt"} and set(acts.index["position"]) == {"images"}
     assert torch.equal(acts.values, read(model, [r.replace(contrast=None) for r in rows], TOWER, reduce="none").values)
     options: dict[str, Any] = {"layers": list(TOWER), "reduce": "none", "batch_size": 2, "progress": False}
-    store = capture_to(tmp_path, model, rows, **options)
-    loaded = capture_to(tmp_path, model, rows, **options).load(layers=[TOWER[1]])
+    store = capture(model, rows, folder=tmp_path, **options)
+    loaded = capture(model, rows, folder=tmp_path, **options).load(layers=[TOWER[1]])
     assert store.sites == TOWER and torch.equal(loaded.at(TOWER[1]), acts.at(TOWER[1]))
     assert loaded.index.equals(acts.index)
     for info in (acts.info, loaded.info):

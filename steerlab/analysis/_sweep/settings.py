@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steerlab._support.errors import DataError, SteeringError
 from steerlab.capture import Activations, capture
-from steerlab.capture.jobs import Layers, as_sites
+from steerlab.capture.rows import Layers, as_sites
 from steerlab.data.example import Example
 from steerlab.methods import Steerer
 from steerlab.methods.base import Intervention, steering_sites

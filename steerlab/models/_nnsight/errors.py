@@ -128,7 +128,7 @@ def unreachable(host: str, error: BaseException) -> RemoteError:
 def connection_lost(host: str, error: BaseException) -> RemoteError:
     """The connection broke during a request."""
     message = f"the connection to {host} broke during a request ({_reason(error)}). {_RETRY}; with a folder "
-    message += "(capture_to, sweep(folder=...)) it continues where it stopped"
+    message += "(capture(folder=...), sweep(folder=...)) it continues where it stopped"
     return RemoteError(message, "connection", retryable=True)
 
 
