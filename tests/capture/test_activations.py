@@ -1,9 +1,8 @@
-"""Activations: rows that know what they are."""
+"""Activations: rows found by label, layers by number."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,24 +10,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab._support.errors import ActivationError, DataError
-from steerlab.capture.activations import Activations
-from steerlab.capture.capture import capture
-from steerlab.models.sites import Site
+from steerlab import ActivationError, Activations, DataError, Site, capture
 from steerlab.testing import tiny_lm
 
 SITES = (Site(3), Site(7), Site(7, "attn_out"))
 
 
 def activations(rows: Sequence[tuple[str, str, str]], values: torch.Tensor | None = None) -> Activations:
-    """One row per (sample, side, position); the value says the row and the site."""
+    """One row per (example, side, position); the value encodes the row and the site."""
     index = pd.DataFrame(rows, columns=["example_id", "side", "position"])
     index = index.assign(
         behavior=[f"wants-{s}" for s in index["example_id"]], split="train", column=-1, token=-1, n_tokens=2
     )
     if values is None:
-        places = 10.0 * torch.arange(len(rows))[:, None, None] + torch.arange(3.0)[None, :, None]
-        values = places.expand(-1, -1, 4).clone()
+        numbers = 10.0 * torch.arange(len(rows))[:, None, None] + torch.arange(3.0)[None, :, None]
+        values = numbers.expand(-1, -1, 4).clone()
     return Activations(values, index, SITES, {"model": "x"})
 
 
@@ -50,34 +46,39 @@ def test_select_keeps_values_and_labels_together() -> None:
     assert chosen.sites == SITES and chosen.info == {"model": "x"} and len(ACTS) == 6
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"side": "both"}, r"no row has side in \['both'\].*one of \['negative', 'positive', 'prompt'\]"),
+        ({"side": "positive", "example_id": "c"}, r"no row has example_id in .'c'."),
+        ({"layer": "3"}, "no label 'layer'; the labels are"),
+    ],
+)
+def test_select_without_a_match_names_the_labels(labels: dict[str, str], message: str) -> None:
+    with pytest.raises(ActivationError, match=message):
+        ACTS.select(**labels)
+
+
 @given(st.lists(st.booleans(), min_size=6, max_size=6))
-def test_rows_are_those_marked_in_order(keep: list[bool]) -> None:
+def test_rows_keeps_the_marked_rows_in_order(keep: list[bool]) -> None:
     chosen = ACTS.rows(keep)
     marked = [i for i, k in enumerate(keep) if k]
     assert chosen.values[:, 0, 0].tolist() == [10.0 * i for i in marked]
     assert chosen.index["example_id"].tolist() == [ROWS[i][0] for i in marked]
 
 
-def test_select_names_what_there_is() -> None:
-    with pytest.raises(
-        ActivationError, match=r"no row has side in \['both'\].*one of \['negative', 'positive', 'prompt'\]"
-    ):
-        ACTS.select(side="both")
-    with pytest.raises(ActivationError, match=r"no row has example_id in .'c'."):
-        ACTS.select(side="positive", example_id="c")
-    with pytest.raises(ActivationError, match="no label 'layer'; the labels are"):
-        ACTS.select(layer="3")
-
-
-def test_layers_are_looked_up_by_true_id() -> None:
+def test_at_finds_layers_by_number() -> None:
     assert ACTS.layers == (3, 7, 7) and ACTS.hidden_size == 4
     assert torch.equal(ACTS.at(7), ACTS.values[:, 1]) and torch.equal(ACTS.at(Site(7, "attn_out")), ACTS.values[:, 2])
     for absent in (0, 1, -1, Site(3, "mlp_out")):
         with pytest.raises(ActivationError, match=r"was not captured; captured are 3, 7, 7.attn_out"):
             ACTS.at(absent)
+    model = tiny_lm("llama", backend="hooks")
+    acts = capture(model, ["Hi"], layers=[-1, 1], progress=False)
+    assert torch.equal(acts.at(-1), acts.at(model.n_layers - 1)) and torch.equal(acts.at(Site(-3)), acts.at(1))
 
 
-def test_one_row_per_sample() -> None:
+def test_by_example_gives_one_row_per_example() -> None:
     ids, values = ACTS.by_example(7, side="prompt")
     assert ids == ["a", "c"] and values[:, 0].tolist() == [11.0, 51.0]
     twice = activations([("a", "prompt", "last"), ("a", "prompt", "user"), ("b", "prompt", "last")])
@@ -87,11 +88,10 @@ def test_one_row_per_sample() -> None:
 
 
 @given(st.permutations(list(range(10))), st.integers(0, 99))
-def test_contrasts_join_by_sample_whatever_the_order(order: list[int], seed: int) -> None:
+def test_contrast_joins_by_example_id_in_any_order(order: list[int], seed: int) -> None:
     rows = [(f"s{i}", side, "answer") for i in range(5) for side in ("positive", "negative")]
     values = torch.randn(10, 3, 4, generator=torch.Generator().manual_seed(seed))
-    shuffled = activations([rows[i] for i in order], values[order])
-    ids, z = shuffled.contrast(7)
+    ids, z = activations([rows[i] for i in order], values[order]).contrast(7)
     assert ids == [rows[i][0] for i in order if rows[i][1] == "positive"]
     for example_id, vector in zip(ids, z, strict=True):
         n = int(example_id[1:])
@@ -99,26 +99,22 @@ def test_contrasts_join_by_sample_whatever_the_order(order: list[int], seed: int
 
 
 def test_contrast_at_one_of_several_positions() -> None:
-    rows = [("a", side, where) for where in ("last", "answer") for side in ("positive", "negative")]
-    acts = activations(rows)
+    acts = activations([("a", side, where) for where in ("last", "answer") for side in ("positive", "negative")])
     assert acts.contrast(3, "answer")[1].tolist() == [[-10.0] * 4]
     with pytest.raises(ActivationError, match="several rows per example"):
         acts.contrast(3)
 
 
-@pytest.mark.parametrize("lone", ["positive", "negative"])
-def test_one_sided_contrasts_name_the_sample(lone: str) -> None:
-    acts = activations([("a", "positive", "answer"), ("a", "negative", "answer"), ("mine", lone, "answer")])
-    with pytest.raises(DataError, match=r"one side of the contrast only: \['mine'\]"):
-        acts.contrast(3)
-
-
-def test_no_contrast_at_all() -> None:
+def test_contrast_without_both_sides_raises() -> None:
+    for lone in ("positive", "negative"):
+        acts = activations([("a", "positive", "answer"), ("a", "negative", "answer"), ("mine", lone, "answer")])
+        with pytest.raises(DataError, match=r"one side of the contrast only: \['mine'\]"):
+            acts.contrast(3)
     with pytest.raises(ActivationError, match="no row has side"):
         activations([("a", "prompt", "last")]).contrast(3)
 
 
-def test_labels_in_the_order_asked_for() -> None:
+def test_labels_follow_the_given_order() -> None:
     assert ACTS.labels(["c", "a", "c"]) == ["wants-c", "wants-a", "wants-c"]
     assert ACTS.labels(["a"], "split") == ["train"]
     with pytest.raises(ActivationError, match=r"no activations of the examples \['x', 'y', 'z'\] .and 4 in all"):
@@ -126,26 +122,16 @@ def test_labels_in_the_order_asked_for() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite_name_the_sample(bad: float) -> None:
+def test_values_that_are_not_finite_raise_with_the_example(bad: float) -> None:
     values = torch.zeros(6, 3, 4)
     values[3:5, 1, 2] = bad
     with pytest.raises(ActivationError, match=r"2 of 6 rows hold NaN or infinity, first example 'b' .positive, answer"):
         activations(ROWS, values)
 
 
-def test_shapes_must_agree() -> None:
+def test_shapes_and_columns_are_checked() -> None:
     for shape in ((5, 3, 4), (6, 2, 4)):
         with pytest.raises(ActivationError, match="6 rows and there are 3 sites"):
             activations(ROWS, torch.zeros(shape))
-
-
-def test_the_index_must_have_its_columns() -> None:
-    kept: Any = ACTS.index.drop(columns=["token", "split"])
     with pytest.raises(ActivationError, match=r"lacks the columns \['split', 'token'\]"):
-        Activations(ACTS.values, kept, SITES)
-
-
-def test_layers_counted_from_the_top_are_found_where_the_model_is_known() -> None:
-    model = tiny_lm("llama", backend="hooks")
-    acts = capture(model, ["Hi"], layers=[-1, 1], progress=False)
-    assert torch.equal(acts.at(-1), acts.at(model.n_layers - 1)) and torch.equal(acts.at(Site(-3)), acts.at(1))
+        Activations(ACTS.values, ACTS.index.drop(columns=["token", "split"]), SITES)

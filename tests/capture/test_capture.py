@@ -1,4 +1,4 @@
-"""`capture` against Hugging Face's own hidden states, one row at a time."""
+"""`capture` against Hugging Face's hidden states, one row at a time."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from steerlab import Activations, Contrast, Example, Match, Model, Site, capture
 from steerlab._support.errors import ActivationError, DataError, EncodingError, LayoutError, OutOfMemory, PositionError
-from steerlab.capture.activations import INDEX_COLUMNS, Activations
-from steerlab.capture.capture import capture
+from steerlab.capture.activations import INDEX_COLUMNS
 from steerlab.capture.rows import TokenSelector
-from steerlab.data.example import Contrast, Example
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.layout import module_at
-from steerlab.models.model import Model
-from steerlab.models.positions import Match, resolve
-from steerlab.models.sites import Site
+from steerlab.models.positions import resolve
 from steerlab.testing import FAMILIES, tiny_lm
 
 LM = Callable[..., Model]
@@ -36,47 +33,53 @@ PAIRS = [
     Example("d", "Leave it.", "answer"),
     Example("e", "Is it", "rate", Contrast("Harmful", "Safe", suffix="safe or harmful?", end_turn=True)),
 ]
+NEAR = {"rtol": 1e-5, "atol": 1e-5}
 
 
 def quiet(model: Model, data: Any, **options: Any) -> Activations:
     return capture(model, data, progress=False, **options)
 
 
-def oracle(model: Model, row: EncodedPrompt) -> Tensor:
+def reference(model: Model, row: EncodedPrompt) -> Tensor:
     """Every block's output on one unpadded row, `(token, layer, hidden)`, from plain Hugging Face and one hook."""
-    ids = torch.tensor([row.ids])
     deepest: list[Tensor] = []
     norm = module_at(model.hf, str(model.layout.final_norm_path))
     handle = norm.register_forward_pre_hook(lambda _, args: deepest.append(args[0]))
     try:
         with torch.no_grad():
+            ids = torch.tensor([row.ids])
             states = model.hf(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
     finally:
         handle.remove()
     return torch.stack([*states[1:-1], deepest[0]], 2)[0]
 
 
+def answers(pair: Example) -> dict[str, str]:
+    assert pair.contrast is not None
+    return {"positive": pair.contrast.positive, "negative": pair.contrast.negative}
+
+
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize(
     ("family", "backend"), [*((f, "hooks") for f in FAMILIES), ("llama", "nnsight"), ("opt", "nnsight")]
 )
-def test_rows_are_hugging_faces_own_in_the_order_of_the_data(lm: LM, family: str, backend: str, padding: Any) -> None:
+def test_states_match_hugging_face_in_the_order_of_the_data(lm: LM, family: str, backend: str, padding: Any) -> None:
     model, plain = lm(family, backend), lm(family, "hooks")
     acts = quiet(model, PROMPTS, layers=LAYERS, positions=["last", "user"], padding=padding, batch_size=2)
     for i, prompt in enumerate(PROMPTS):
         row = plain.encode(prompt)
-        expected = oracle(plain, row)[:, list(LAYERS)]
+        expected = reference(plain, row)[:, list(LAYERS)]
         torch.testing.assert_close(acts.values[2 * i], expected[-1], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(acts.values[2 * i + 1], expected[row.kind("user")].mean(0), rtol=1e-4, atol=1e-4)
     assert acts.index["example_id"].tolist() == [str(i) for i in range(len(PROMPTS)) for _ in range(2)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_one_row_alone_is_exactly_hugging_face(lm: LM, backend: str) -> None:
+def test_single_row_equals_hugging_face_exactly(lm: LM, backend: str) -> None:
     plain = lm("llama", "hooks")
     for prompt in PROMPTS:
         acts = quiet(lm("llama", backend), [prompt], positions="all", reduce="none")
-        assert torch.equal(acts.values, oracle(plain, plain.encode(prompt)))
+        assert torch.equal(acts.values, reference(plain, plain.encode(prompt)))
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -85,16 +88,16 @@ def test_one_row_alone_is_exactly_hugging_face(lm: LM, backend: str) -> None:
     batch_size=st.integers(1, 5),
     padding=st.sampled_from(["left", "right"]),
 )
-def test_batching_does_not_matter(lm: LM, prompts: list[str], batch_size: int, padding: Any) -> None:
+def test_batched_states_equal_single_rows(lm: LM, prompts: list[str], batch_size: int, padding: Any) -> None:
     model = lm("gpt2", "hooks")
     batched = quiet(model, prompts, positions=["last", "prompt"], batch_size=batch_size, padding=padding)
     alone = [quiet(model, [prompt], positions=["last", "prompt"]).values for prompt in prompts]
-    torch.testing.assert_close(batched.values, torch.cat(alone), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(batched.values, torch.cat(alone), **NEAR)
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_whatever_the_pads_hold_does_not_leak(lm: LM, family: str, padding: Any) -> None:
+def test_padding_embeddings_do_not_change_states(lm: LM, family: str, padding: Any) -> None:
     model = lm(family, "hooks")
     pad = model.tokenizer.pad_token_id
     touched: list[int] = []
@@ -112,10 +115,10 @@ def test_whatever_the_pads_hold_does_not_leak(lm: LM, family: str, padding: Any)
     finally:
         handle.remove()
     assert sum(touched) > 0, "the premise"
-    torch.testing.assert_close(poisoned.values, clean.values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(poisoned.values, clean.values, **NEAR)
 
 
-def test_means_are_numpys_over_the_same_tokens(lm: LM) -> None:
+def test_mean_equals_numpys_over_the_same_tokens(lm: LM) -> None:
     model = lm("llama", "hooks")
     mean = quiet(model, PAIRS, positions=["answer", "last+generated"])
     each = quiet(model, PAIRS, positions=["answer", "last+generated"], reduce="none")
@@ -128,14 +131,23 @@ def test_means_are_numpys_over_the_same_tokens(lm: LM) -> None:
         assert (label["column"] >= 0) == single and (label["token"] >= 0) == single
 
 
-def test_every_token_has_its_own_row_with_its_id_and_place(lm: LM) -> None:
+def test_mask_selects_tokens_of_each_example(lm: LM) -> None:
+    mask = torch.zeros(len(PROMPTS), 12, dtype=torch.bool)
+    for i in range(len(PROMPTS)):
+        mask[i, i : i + 2] = True
+    model = lm("llama", "hooks")
+    acts = quiet(model, PROMPTS, positions=mask, batch_size=2)
+    for i, prompt in enumerate(PROMPTS):
+        expected = reference(model, model.encode(prompt))[i : i + 2].mean(0)
+        torch.testing.assert_close(acts.values[i], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_reduce_none_gives_one_row_per_token_with_id_and_column(lm: LM) -> None:
     model = lm("llama", "hooks")
     acts = quiet(model, PAIRS[:2], positions="all", context=None, reduce="none", batch_size=3)
     assert (acts.index["n_tokens"] == 1).all()
     for example in PAIRS[:2]:
-        assert example.contrast is not None
-        for side in ("positive", "negative"):
-            answer = getattr(example.contrast, side)
+        for side, answer in answers(example).items():
             row = model.encode(example.prompt, answer=answer, system=example.system)
             part = acts.select(example_id=example.id, side=side).index
             assert part["token"].tolist() == list(row.ids)
@@ -151,49 +163,48 @@ def test_index_columns_and_order(lm: LM) -> None:
         assert set(part["behavior"]) == {example.behavior} and set(part["split"]) == {example.split}
         assert sorted(part["side"]) == (["negative", "positive", "prompt"] if example.contrast else ["prompt"])
         assert set(part.loc[part["side"] == "prompt", "position"]) == {"last"}
+    acts = quiet(lm("llama", "hooks"), PAIRS, positions="answer", context=None, batch_size=1)
+    assert set(acts.index["side"]) == {"positive", "negative"} and "d" not in set(acts.index["example_id"])
 
 
-def test_a_contrast_is_the_difference_of_two_captures_bit_for_bit(lm: LM) -> None:
+def test_contrast_is_the_difference_of_both_answers(lm: LM) -> None:
     model = lm("llama", "hooks")
     for pair in PAIRS[:2]:
         acts = quiet(model, [pair], context=None, positions="answer", batch_size=1)
         ids, z = acts.contrast(2)
-        assert ids == [pair.id] and pair.contrast is not None
-        sides = []
-        for answer in (pair.contrast.positive, pair.contrast.negative):
+        assert ids == [pair.id]
+        means = []
+        for answer in answers(pair).values():
             row = model.encode(pair.prompt, answer=answer, system=pair.system)
-            sides.append(oracle(model, row)[row.n_prompt :, 2])
-        apart = sides[0].mean(0) - sides[1].mean(0)
-        torch.testing.assert_close(z[0], apart, rtol=1e-5, atol=1e-5)
-        one, other = (acts.by_example(2, side=side)[1] for side in ("positive", "negative"))
-        assert torch.equal(z, one - other)
-        swapped = pair.replace(contrast=Contrast(pair.contrast.negative, pair.contrast.positive))
-        assert torch.equal(quiet(model, [swapped], context=None, positions="answer", batch_size=1).contrast(2)[1], -z)
+            means.append(reference(model, row)[row.n_prompt :, 2].mean(0))
+        torch.testing.assert_close(z[0], means[0] - means[1], **NEAR)
+        positive, negative = (acts.by_example(2, side=side)[1] for side in ("positive", "negative"))
+        assert torch.equal(z, positive - negative)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("token", [-1, -2, "last_user"])
-def test_two_captures_apart_differ_by_exactly_the_contrast(lm: LM, backend: str, token: Any) -> None:
+@pytest.mark.parametrize("token", [-1, -2, "last_user", "answer"])
+def test_contrast_equals_the_difference_of_separate_captures_exactly(lm: LM, backend: str, token: Any) -> None:
     """Each answer has a capture of its own, against a filler that is not looked at."""
     model, filler = lm("llama", backend), "..."
     for pair in PAIRS[:3]:
-        plus, minus = pair.contrast.positive, pair.contrast.negative  # type: ignore[union-attr]
+        plus, minus = answers(pair).values()
         one, two = (
             quiet(model, [pair.replace(contrast=Contrast(text, filler))], positions=token, context=None, batch_size=1)
             for text in (plus, minus)
         )
-        apart = one.select(side="positive").values - two.select(side="positive").values
-        for answers, expected in (((plus, minus), apart), ((minus, plus), -apart)):
-            swapped = [pair.replace(contrast=Contrast(*answers))]
+        difference = one.select(side="positive").values - two.select(side="positive").values
+        for texts, expected in (((plus, minus), difference), ((minus, plus), -difference)):
+            swapped = [pair.replace(contrast=Contrast(*texts))]
             acts = quiet(model, swapped, positions=token, context=None, batch_size=1)
             for layer in range(model.n_layers):
                 assert torch.equal(acts.contrast(layer)[1], expected[:, layer])
                 assert acts.values.dtype == torch.float32
-        assert bool(apart.any()) == (token != "last_user"), "before the answer both sides are the same"
+        assert bool(difference.any()) == (token != "last_user"), "before the answer both sides are the same"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_states_before_the_answers_part_are_the_same_in_both_sides(lm: LM, family: str) -> None:
+def test_states_before_the_first_difference_are_equal_in_both_sides(lm: LM, family: str) -> None:
     model = lm(family, "hooks")
     pair = PAIRS[2]
     acts = quiet(model, [pair], positions="all", context=None, reduce="none")
@@ -201,80 +212,78 @@ def test_states_before_the_answers_part_are_the_same_in_both_sides(lm: LM, famil
     tokens = zip(plus.index["token"], minus.index["token"], strict=False)
     first = next(i for i, (a, b) in enumerate(tokens) if a != b)
     assert first > len(model.encode(pair.prompt)), "the sides share words: the premise"
-    torch.testing.assert_close(plus.values[:first], minus.values[:first], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(plus.values[:first], minus.values[:first], **NEAR)
     assert (plus.values[first] != minus.values[first]).any(-1).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_context_does_not_depend_on_the_pair(lm: LM, family: str) -> None:
+def test_context_does_not_depend_on_the_contrast(lm: LM, family: str) -> None:
     model = lm(family, "hooks")
     context = ["last", "user", Match("it"), 2, slice(1, 4), "all"]
     with_pairs = quiet(model, PAIRS, context=context).select(side="prompt")
     plain = quiet(model, [e.replace(contrast=None) for e in PAIRS], positions=context)
-    torch.testing.assert_close(with_pairs.values, plain.values, rtol=1e-5, atol=1e-5)
-    order = with_pairs.index.sort_values(["example_id", "position"])
-    assert order.reset_index(drop=True).equals(
-        plain.index.sort_values(["example_id", "position"]).reset_index(drop=True)
+    torch.testing.assert_close(with_pairs.values, plain.values, **NEAR)
+    first, second = (
+        a.index.sort_values(["example_id", "position"]).reset_index(drop=True) for a in (with_pairs, plain)
     )
+    assert first.equals(second)
 
 
-def test_a_match_in_the_context_means_the_prompts_words_alone(lm: LM) -> None:
+def test_context_positions_never_include_the_answer(lm: LM) -> None:
     model = lm("llama", "hooks")
     pair = Example("a", "Say it.", contrast=Contrast("it is it", "not it"))
     acts = quiet(model, [pair], positions="answer", context=[Match("it"), "prompt", "all", slice(None), -1])
     row = model.encode("Say it.")
     index = acts.select(side="prompt").index.set_index("position")
-    assert index["n_tokens"].to_dict() == {
-        "match:it": len(resolve(Match("it"), row)),
-        "prompt": len(row),
-        "all": len(row),
-        ":": len(row),
-        "-1": 1,
-    }
+    whole = dict.fromkeys(["prompt", "all", ":"], len(row))
+    assert index["n_tokens"].to_dict() == {"match:it": len(resolve(Match("it"), row)), **whole, "-1": 1}
     assert index["column"]["-1"] == len(row) - 1
 
 
-def test_suffixes_are_in_both_sides_and_never_in_the_context(lm: LM) -> None:
+def test_suffix_is_in_both_sides_and_not_in_the_context(lm: LM) -> None:
     model, pair = lm("llama", "hooks"), PAIRS[4]
     acts = quiet(model, [pair], positions="all", context="prompt", reduce="none")
-    plain = model.encode(pair.prompt)
-    assert acts.select(side="prompt").index["token"].tolist() == list(plain.ids)
-    for side in ("positive", "negative"):
-        assert pair.contrast is not None
-        row = model.encode("Is it safe or harmful?", answer=getattr(pair.contrast, side), end_turn=True)
+    assert acts.select(side="prompt").index["token"].tolist() == list(model.encode(pair.prompt).ids)
+    for side, answer in answers(pair).items():
+        row = model.encode("Is it safe or harmful?", answer=answer, end_turn=True)
         assert acts.select(side=side).index["token"].tolist() == list(row.ids)
-    assert torch.equal(
-        acts.select(side="prompt").values, quiet(model, ["Is it"], positions="all", reduce="none").values
-    )
+    plain = quiet(model, ["Is it"], positions="all", reduce="none")
+    assert torch.equal(acts.select(side="prompt").values, plain.values)
 
 
-def test_the_context_costs_no_forward_where_nothing_is_added_to_the_prompt(
-    lm: LM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = lm("llama", "hooks")
-    rows = counted(model, monkeypatch)
-    quiet(model, PAIRS)
-    assert sum(rows) == 2 * 3 + 1 + 3  # three pairs, one plain prompt, one pair with a suffix
-
-
-def counted(model: Model, monkeypatch: pytest.MonkeyPatch, limit: int | None = None) -> list[int]:
-    """How many rows each `engine.capture_states` was given; above the limit memory runs out."""
+def count_rows(model: Model, monkeypatch: pytest.MonkeyPatch, limit: int | None = None) -> list[int]:
+    """The number of rows of each `engine.capture_states`; above the limit memory runs out."""
     rows: list[int] = []
-    read = model.engine.capture_states
+    capture_states = model.engine.capture_states
 
     def counting(inputs: Any, *args: Any) -> Tensor:
         rows.append(len(inputs["input_ids"]))
         if limit is not None and rows[-1] > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return read(inputs, *args)
+        return capture_states(inputs, *args)
 
     monkeypatch.setattr(model.engine, "capture_states", counting)
     return rows
 
 
-def test_one_read_a_batch_and_nothing_else_is_copied(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_context_needs_no_forward_without_a_suffix(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     model = lm("llama", "hooks")
-    rows = counted(model, monkeypatch)
+    rows = count_rows(model, monkeypatch)
+    quiet(model, PAIRS)
+    assert sum(rows) == 2 * 3 + 1 + 3  # three pairs, one plain prompt, one pair with a suffix
+
+
+def test_prompts_that_are_encoded_already_are_not_encoded_again(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lm("llama", "hooks")
+    expected = quiet(model, PROMPTS, positions=["last", "user"])
+    encoded = {str(i): model.encode(prompt) for i, prompt in enumerate(PROMPTS)}
+    monkeypatch.setattr(Model, "encode", lambda *_, **__: pytest.fail("encoded again"))
+    assert torch.equal(quiet(model, PROMPTS, positions=["last", "user"], encoded=encoded).values, expected.values)
+
+
+def test_one_forward_per_batch_and_only_selected_states_are_copied(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lm("llama", "hooks")
+    rows = count_rows(model, monkeypatch)
     acts = quiet(model, PROMPTS, batch_size=2)
     assert rows == [2, 2, 1]
     assert acts.info["bytes_copied"] == acts.values.nbytes == 5 * 4 * 32 * 4
@@ -282,22 +291,25 @@ def test_one_read_a_batch_and_nothing_else_is_copied(lm: LM, monkeypatch: pytest
     assert half.values.dtype == torch.bfloat16 and half.info["bytes_copied"] == 5 * 4 * 32 * 2
 
 
-def test_running_out_of_memory_halves_the_batch(
+def test_out_of_memory_halves_the_batch(
     lm: LM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = lm("llama", "hooks")
     before = quiet(model, PROMPTS, positions=["last", "user"])
-    rows = counted(model, monkeypatch, limit=2)
-    with caplog.at_level(logging.WARNING, "steerlab._support.memory"):
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
+        rows = count_rows(model, patched, limit=2)
         after = quiet(model, PROMPTS, positions=["last", "user"])
-    torch.testing.assert_close(after.values, before.values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(after.values, before.values, **NEAR)
     assert after.index.equals(before.index)
     assert "out of memory at a batch of 5 rows: going on with 2 and 3" in caplog.text
     assert max(rows) == 5 and sum(n for n in rows if n <= 2) == 5
+    count_rows(model, monkeypatch, limit=0)
+    with pytest.raises(OutOfMemory, match=r"one row of \d+ tokens does not fit in the memory of cpu"):
+        quiet(model, PROMPTS)
 
 
-def no_memory(kind: str) -> None:
-    """Memory runs out as it does on a Linux CPU (the real thing), on Apple's devices and in Python itself."""
+def run_out_of_memory(kind: str) -> None:
+    """As on a Linux CPU (the real error), on Apple's devices and in Python itself."""
     if kind == "cpu":
         torch.empty(2**50)
     if kind == "mps":
@@ -307,37 +319,30 @@ def no_memory(kind: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["cpu", "mps", "python"])
-@pytest.mark.parametrize("where", ["in the model", "in what reads it"])
-def test_memory_may_run_out_anywhere_in_a_forward_and_be_said_in_any_way(
+@pytest.mark.parametrize("where", ["model", "selector"])
+def test_out_of_memory_is_recognized_anywhere_in_a_forward(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, backend: str, kind: str, where: str
 ) -> None:
     model = tiny_lm(backend=backend)
     before = quiet(model, PROMPTS)
-    pick = TokenSelector.__call__
+    select = TokenSelector.__call__
 
-    def picky(self: TokenSelector, h: Tensor) -> Tensor:
-        return no_memory(kind) if len(h) > 2 else pick(self, h)  # type: ignore[return-value]
+    def limited(self: TokenSelector, h: Tensor) -> Tensor:
+        return run_out_of_memory(kind) if len(h) > 2 else select(self, h)  # type: ignore[return-value]
 
-    if where == "in the model":
+    if where == "model":
         block = module_at(model.hf, f"{model.layout.blocks_path}.1")
-        block.register_forward_pre_hook(lambda _, args: no_memory(kind) if len(args[0]) > 2 else None)
+        block.register_forward_pre_hook(lambda _, args: run_out_of_memory(kind) if len(args[0]) > 2 else None)
     else:
-        monkeypatch.setattr(TokenSelector, "__call__", picky)
-    after = quiet(model, PROMPTS)
-    torch.testing.assert_close(after.values, before.values, rtol=1e-5, atol=1e-5)
+        monkeypatch.setattr(TokenSelector, "__call__", limited)
+    torch.testing.assert_close(quiet(model, PROMPTS).values, before.values, **NEAR)
     assert "out of memory at a batch of 5 rows: going on with 2 and 3" in caplog.text
 
 
-def test_not_even_one_row_fits(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_taken_for_out_of_memory(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     model = lm("llama", "hooks")
-    counted(model, monkeypatch, limit=0)
-    with pytest.raises(OutOfMemory, match=r"one row of \d+ tokens does not fit in the memory of cpu"):
-        quiet(model, PROMPTS)
-
-
-def test_other_errors_are_not_taken_for_memory(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = lm("llama", "hooks")
-    monkeypatch.setattr(model.engine, "capture_states", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    raising = lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ"))  # noqa: E731
+    monkeypatch.setattr(model.engine, "capture_states", raising)
     with pytest.raises(RuntimeError, match="shapes differ"):
         quiet(model, PROMPTS)
 
@@ -347,20 +352,22 @@ def test_other_errors_are_not_taken_for_memory(lm: LM, monkeypatch: pytest.Monke
     [
         ("all", [Site(0), Site(1), Site(2), Site(3)]),
         (2, [Site(2)]),
+        (np.int64(2), [Site(2)]),
+        ([np.int64(2)], [Site(2)]),
         (-1, [Site(3)]),
         ([3, 0, -1], [Site(0), Site(3)]),
         ([Site(1, "attn_out"), 1], [Site(1, "attn_out"), Site(1)]),
         (range(2), [Site(0), Site(1)]),
     ],
 )
-def test_layers_are_true_ids(lm: LM, layers: Any, sites: list[Site]) -> None:
+def test_layers_are_block_numbers(lm: LM, layers: Any, sites: list[Site]) -> None:
     model = lm("llama", "hooks")
     acts = quiet(model, PROMPTS, layers=layers)
     assert sorted(acts.sites) == sorted(sites) and len(acts.sites) == len(sites)
     everything = quiet(model, PROMPTS, layers=[Site(k, p) for k in range(4) for p in ("attn_out", "block_out")])
     for site in sites:
-        # not to the bit: shallow reads run whole rows, deeper ones share what the prompts begin with
-        torch.testing.assert_close(acts.at(site), everything.at(site), rtol=1e-5, atol=1e-5)
+        # not exactly: shallow captures run whole rows, deeper ones share what the prompts begin with
+        torch.testing.assert_close(acts.at(site), everything.at(site), **NEAR)
 
 
 @pytest.mark.parametrize(
@@ -380,35 +387,18 @@ def test_layers_are_true_ids(lm: LM, layers: Any, sites: list[Site]) -> None:
         ({"data": PAIRS[3:4], "positions": torch.ones(1, 3)}, PositionError, "must be a bool tensor"),
     ],
 )
-def test_bad_requests_are_refused_before_any_forward(
+def test_bad_requests_raise_before_any_forward(
     lm: LM, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     model = lm("llama", "hooks")
-    rows = counted(model, monkeypatch)
-    options = {"data": PROMPTS, **options}
+    rows = count_rows(model, monkeypatch)
     with pytest.raises(error, match=message):
-        quiet(model, options.pop("data"), **options)
+        quiet(model, **{"data": PROMPTS, **options})
     assert rows == []
 
 
-def test_without_context_only_the_pairs_run(lm: LM) -> None:
-    acts = quiet(lm("llama", "hooks"), PAIRS, positions="answer", context=None, batch_size=1)
-    assert set(acts.index["side"]) == {"positive", "negative"} and "d" not in set(acts.index["example_id"])
-
-
-def test_a_mask_is_read_per_sample(lm: LM) -> None:
-    mask = torch.zeros(len(PROMPTS), 12, dtype=torch.bool)
-    for i in range(len(PROMPTS)):
-        mask[i, i : i + 2] = True
-    model = lm("llama", "hooks")
-    acts = quiet(model, PROMPTS, positions=mask, batch_size=2)
-    for i, prompt in enumerate(PROMPTS):
-        expected = oracle(model, model.encode(prompt))[i : i + 2].mean(0)
-        torch.testing.assert_close(acts.values[i], expected, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nan_names_the_sample(backend: str) -> None:
+def test_nan_error_names_the_example(backend: str) -> None:
     model = tiny_lm(backend=backend)
     torch.nn.Module.get_parameter(model.hf, "model.layers.2.mlp.down_proj.weight").fill_(float("nan"))
     with pytest.raises(ActivationError, match=r"1 of 1 rows hold NaN or infinity, first example 'mine' .prompt, last."):
@@ -416,17 +406,8 @@ def test_nan_names_the_sample(backend: str) -> None:
     assert torch.isfinite(quiet(model, [Example("mine", "hello")], layers=[0, 1]).values).all()
 
 
-def test_info_says_where_it_came_from(lm: LM) -> None:
+def test_info_holds_the_provenance(lm: LM) -> None:
     info = quiet(lm("llama", "hooks"), PROMPTS, layers=[1], positions="last").info
     assert info["model"] == "tiny-llama" and info["sites"] == ["1"] and info["positions"] == ["last"]
     assert {"revision", "data", "template", "tokens", "versions", "reduce", "backend"} <= set(info)
     assert info["data"] != quiet(lm("llama", "hooks"), PROMPTS[:2]).info["data"]
-
-
-def test_layers_out_of_a_frame_are_layers(lm: LM) -> None:
-    model = lm("llama", "hooks")
-    assert (
-        quiet(model, PROMPTS, layers=[np.int64(2)]).sites
-        == quiet(model, PROMPTS, layers=np.int64(2)).sites
-        == (Site(2),)
-    )

@@ -1,4 +1,4 @@
-"""Answers read after prompts that were run once are those of whole rows."""
+"""States of answers after shared prompts equal those of whole rows."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ PAIRS = [Example(f"p{i}", text, "ask", pair, system=SYSTEM) for i, (text, pair) 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_contrasts_are_hugging_faces_own_states_of_whole_rows(lm: LM, family: str, backend: str) -> None:
+def test_shared_prompt_states_match_hugging_faces_whole_rows(lm: LM, family: str, backend: str) -> None:
     model = lm(family, backend)
-    jobs = plan_rows(model, PAIRS, ["answer", -1], ["last"], "mean")
-    assert (share_prompts(model, jobs, as_sites("all", model)) is not None) == can_prefill(model.hf)
+    rows = plan_rows(model, PAIRS, ["answer", -1], ["last"], "mean")
+    assert (share_prompts(model, rows, as_sites("all", model)) is not None) == can_prefill(model.hf)
     acts = capture(model, PAIRS, positions=["answer", -1], progress=False)
     for pair in PAIRS:
         assert pair.contrast is not None
@@ -50,19 +50,19 @@ def test_contrasts_are_hugging_faces_own_states_of_whole_rows(lm: LM, family: st
 
 
 @pytest.mark.parametrize("position", ["user", "all", -6])
-def test_prompts_that_are_read_are_run_whole(lm: LM, position: Any) -> None:
+def test_positions_in_the_prompt_prevent_sharing(lm: LM, position: Any) -> None:
     model = lm("llama", "hooks")
     assert share_prompts(model, plan_rows(model, PAIRS, [position], [], "mean"), as_sites("all", model)) is None
 
 
-def test_prompts_are_not_run_to_the_top_for_a_read_near_the_bottom(lm: LM) -> None:
+def test_prompts_are_not_shared_for_shallow_sites(lm: LM) -> None:
     model = lm("llama", "hooks")
-    jobs = plan_rows(model, PAIRS, ["answer"], [], "mean")
-    assert share_prompts(model, jobs, as_sites([3], model)) is not None
-    assert share_prompts(model, jobs, as_sites([0], model)) is None
+    rows = plan_rows(model, PAIRS, ["answer"], [], "mean")
+    assert share_prompts(model, rows, as_sites([3], model)) is not None
+    assert share_prompts(model, rows, as_sites([0], model)) is None
 
 
-def test_rows_that_have_nothing_in_common_are_run_whole(lm: LM) -> None:
+def test_different_prompts_are_not_shared(lm: LM) -> None:
     model = lm("llama", "hooks")
     examples = as_examples(["hello there", "how are you today, my very dear friend?"])
     assert share_prompts(model, plan_rows(model, examples, ["last"], [], "mean"), as_sites("all", model)) is None

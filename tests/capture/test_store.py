@@ -1,4 +1,4 @@
-"""Captures on disk: whole shards, resumed runs, and no mixing of data."""
+"""Captures in a folder: atomic shards, resumed runs, and no mixing of data."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from steerlab._support.errors import ActivationError, LoadError, MismatchError
-from steerlab.capture.activations import Activations
-from steerlab.capture.capture import capture
-from steerlab.capture.store import Store
-from steerlab.data.example import Contrast, Example
-from steerlab.models.model import Model
-from steerlab.models.sites import Site
+from steerlab import (
+    ActivationError,
+    Activations,
+    Contrast,
+    Example,
+    LoadError,
+    MismatchError,
+    Model,
+    Site,
+    Store,
+    capture,
+)
 
 LM = Callable[..., Model]
 # ids, behaviors and splits that look like numbers, truth values and dates must come back as the text they are
@@ -44,23 +49,26 @@ def assert_same(a: Activations, b: Activations) -> None:
 
 @pytest.mark.parametrize("reduce", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_stored_is_what_is_captured(model: Model, tmp_path: Path, reduce: Any, dtype: torch.dtype) -> None:
-    store = capture(model, DATA, folder=tmp_path / "acts", reduce=reduce, dtype=dtype, **OPTIONS)
-    expected = capture(model, DATA, reduce=reduce, dtype=dtype, **OPTIONS)
+def test_store_loads_what_capture_returns(model: Model, tmp_path: Path, reduce: Any, dtype: torch.dtype) -> None:
+    options = {"reduce": reduce, "dtype": dtype, **OPTIONS}
+    store = capture(model, DATA, folder=tmp_path / "acts", **options)
+    expected = capture(model, DATA, **options)
     assert_same(store.load(), expected)
-    assert_same(Store.open(tmp_path / "acts").load(), expected)
+    assert_same(Store.open(str(tmp_path / "acts")).load(), expected)
+    names = sorted(path.name for path in (tmp_path / "acts").iterdir())
+    assert names == ["manifest.json", *(f"shard-{n:05d}.safetensors" for n in range(store.n_shards))]
 
 
-def test_a_killed_run_computes_only_what_is_missing(
+def test_killed_capture_runs_only_what_is_missing(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, calls = model.engine.capture_states, [0]
+    capture_states, calls = model.engine.capture_states, [0]
 
     def counting(*args: Any) -> torch.Tensor:
         calls[0] += 1
         if calls[0] == 3:
             raise KeyboardInterrupt
-        return read(*args)
+        return capture_states(*args)
 
     monkeypatch.setattr(model.engine, "capture_states", counting)
     with pytest.raises(KeyboardInterrupt):
@@ -70,17 +78,14 @@ def test_a_killed_run_computes_only_what_is_missing(
     with pytest.raises(ActivationError, match="unfinished: 2 of 4 shards are missing"):
         unfinished.load()
     first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shard-*")}
-    store = capture(model, DATA, folder=tmp_path, **OPTIONS)
-    assert calls[0] == 3 + 2
+    for _ in range(2):
+        store = capture(model, DATA, folder=tmp_path, **OPTIONS)
+        assert calls[0] == 3 + 2
     assert all(path.stat().st_mtime_ns == at for path, at in first.items())
-    capture(model, DATA, folder=tmp_path, **OPTIONS)
-    assert calls[0] == 3 + 2
     assert_same(store.load(), capture(model, DATA, **OPTIONS))
 
 
-def test_a_shard_cut_off_while_writing_is_not_there(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_partly_written_shard_is_not_kept(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut_off(contents: Any, path: Path, metadata: Any) -> None:
         path.write_bytes(b"half")
         raise OSError("disk full")
@@ -93,12 +98,6 @@ def test_a_shard_cut_off_while_writing_is_not_there(
     assert_same(capture(model, DATA, folder=tmp_path, **OPTIONS).load(), capture(model, DATA, **OPTIONS))
 
 
-def test_no_partial_files_are_left(model: Model, tmp_path: Path) -> None:
-    store = capture(model, DATA, folder=tmp_path, **OPTIONS)
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["manifest.json", *(f"shard-{n:05d}.safetensors" for n in range(store.n_shards))]
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -107,26 +106,20 @@ def test_no_partial_files_are_left(model: Model, tmp_path: Path) -> None:
         ({"reduce": "none"}, "reduce: 'mean' there, 'none' here"),
         ({"batch_size": 3}, "batch_size: 2 there, 3 here"),
         ({"dtype": torch.float16}, "storage: 'torch.float32' there, 'torch.float16' here"),
+        ({"family": "qwen2"}, "model: 'tiny-llama' there, 'tiny-qwen2' here"),
     ],
 )
-def test_another_capture_in_the_folder_names_both(
-    model: Model, tmp_path: Path, change: dict[str, Any], message: str
+def test_folder_with_another_capture_raises_with_both_values(
+    model: Model, lm: LM, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     capture(model, DATA, folder=tmp_path, **OPTIONS)
-    options = {"data": DATA, **OPTIONS, **change}
+    other = lm(change.pop("family"), "hooks") if "family" in change else model
     with pytest.raises(MismatchError, match=message):
-        capture(model, options.pop("data"), folder=tmp_path, **options)
+        capture(other, folder=tmp_path, **{"data": DATA, **OPTIONS, **change})
 
 
-def test_another_model_in_the_folder_names_both(model: Model, lm: LM, tmp_path: Path) -> None:
-    capture(model, DATA, folder=tmp_path, **OPTIONS)
-    with pytest.raises(MismatchError, match="model: 'tiny-llama' there, 'tiny-qwen2' here"):
-        capture(lm("qwen2", "hooks"), DATA, folder=tmp_path, **OPTIONS)
-
-
-def test_selected_layers(model: Model, tmp_path: Path) -> None:
-    layers = [0, 2, Site(2, "attn_out"), 3]
-    store = capture(model, DATA, folder=tmp_path, layers=layers, **OPTIONS)
+def test_store_loads_selected_layers(model: Model, tmp_path: Path) -> None:
+    store = capture(model, DATA, folder=tmp_path, layers=[0, 2, Site(2, "attn_out"), 3], **OPTIONS)
     everything = store.load()
     some = store.load(layers=[3, 0, Site(2, "attn_out")])
     assert some.sites == (Site(3), Site(0), Site(2, "attn_out"))
@@ -138,31 +131,24 @@ def test_selected_layers(model: Model, tmp_path: Path) -> None:
         store.load(layers=[0, 1])
 
 
-def test_the_manifest_has_the_provenance(model: Model, tmp_path: Path) -> None:
+def test_manifest_holds_the_provenance_and_other_schemas_raise(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match=r"there is no manifest\.json"):
+        Store.open(tmp_path)
     capture(model, DATA, folder=tmp_path, **OPTIONS)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    path = tmp_path / "manifest.json"
+    manifest = json.loads(path.read_text())
     info = manifest["info"]
     assert info["model"] == "tiny-llama" and info["hidden_size"] == 32 and info["dtype"] == "float32"
     assert info["positions"] == ["answer", "last", "-1"] and info["context"] == ["last"]
     assert {"data", "tokens", "template", "versions", "backend", "revision"} <= set(info)
     assert set(info["versions"]) >= {"steerlab", "torch", "transformers", "nnsight"}
     assert Store.open(tmp_path).load().info == info
+    path.write_text(json.dumps(manifest | {"schema": 99}))
+    with pytest.raises(LoadError, match="written in schema 99; this steerlab reads schema 1"):
+        Store.open(tmp_path)
 
 
-def test_the_back_ends_share_a_folder(lm: LM, tmp_path: Path) -> None:
+def test_engines_can_share_a_folder(lm: LM, tmp_path: Path) -> None:
     capture(lm("llama", "hooks"), DATA, folder=tmp_path, **OPTIONS)
     store = capture(lm("llama", "nnsight"), DATA, folder=tmp_path, **OPTIONS)
     assert_same(store.load(), capture(lm("llama", "nnsight"), DATA, **OPTIONS))
-
-
-def test_a_folder_without_a_capture(tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match=r"there is no manifest\.json"):
-        Store.open(tmp_path)
-
-
-def test_a_newer_schema(model: Model, tmp_path: Path) -> None:
-    capture(model, DATA, folder=tmp_path, **OPTIONS)
-    path = tmp_path / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
-    with pytest.raises(LoadError, match="written in schema 99; this steerlab reads schema 1"):
-        Store.open(tmp_path)

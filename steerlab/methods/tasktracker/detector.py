@@ -74,7 +74,7 @@ class TaskTracker(TwoPromptDetector):
     """One logistic probe per layer on the state after task and text, minus the state after the task alone.
 
     Example:
-        >>> rows = injection_examples({"films": paragraphs}, questions)        # Examples with extra_prompts={"task": ...}
+        >>> rows = injection_examples({"films": paragraphs}, questions)   # with extra_prompts={"task": ...}
         >>> acts = steerlab.capture(model, rows, layers=[7, 15])
         >>> probe = TaskTracker([7, 15]).fit(acts.select(split="train"))
         >>> probe.score(Context.of(acts.select(split="test")))       # (rows,), log-odds

@@ -1,4 +1,4 @@
-"""An example's own captures are read beside its prompt, and detectors on them are Hugging Face's own numbers."""
+"""Extra prompts are captured beside the prompt, and detectors on them agree with Hugging Face's hidden states."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def plain_delta(model: Model, example: Example, k: int) -> Tensor:
 @pytest.mark.parametrize(
     ("family", "backend"), [("llama", "hooks"), ("llama", "nnsight"), ("gemma2", "hooks"), ("gpt2", "hooks")]
 )
-def test_named_captures_are_hugging_faces_own_states(lm: LM, family: str, backend: str, padding: Any) -> None:
+def test_extra_prompt_states_match_hugging_face(lm: LM, family: str, backend: str, padding: Any) -> None:
     model = lm(family, backend)
     acts = capture(model, ROWS, layers=[0, 2], padding=padding, batch_size=5, progress=False)
     assert sorted(acts.index["side"]) == ["prompt"] * 8 + ["task"] * 8
@@ -60,7 +60,7 @@ def test_named_captures_are_hugging_faces_own_states(lm: LM, family: str, backen
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_a_probes_scores_are_those_of_plain_hidden_states(lm: LM, padding: Any) -> None:
+def test_tasktracker_scores_match_plain_hidden_states(lm: LM, padding: Any) -> None:
     model = lm("llama", "hooks")
     probe = TaskTracker([0, 2]).fit(capture(model, ROWS, layers=[0, 2], progress=False))
     context = Context.of(capture(model, ROWS, layers=[0, 2], padding=padding, batch_size=3, progress=False))
@@ -72,7 +72,7 @@ def test_a_probes_scores_are_those_of_plain_hidden_states(lm: LM, padding: Any) 
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_a_triplet_probes_scores_are_those_of_plain_hidden_states(lm: LM, padding: Any) -> None:
+def test_triplet_scores_match_plain_hidden_states(lm: LM, padding: Any) -> None:
     model = lm("llama", "hooks")
     config = TripletConfig(epochs=1)
     acts = capture(model, ROWS, layers=[0, 2], padding=padding, progress=False)
@@ -97,7 +97,7 @@ def numbered(lm: LM, tmp_path: Any) -> Any:
 
 
 @pytest.mark.parametrize(("convention", "k"), [("block", 2), ("hidden_states", 1)])
-def test_a_stored_number_is_a_block_unless_it_counts_hidden_states(numbered: Any, convention: str, k: int) -> None:
+def test_published_layer_numbers_follow_the_convention(numbered: Any, convention: str, k: int) -> None:
     model, path, stored = numbered
     probe = TaskTracker.from_published(path, model.n_layers, layers=[1], convention=convention)
     acts = capture(model, ROWS, layers=[read.site for read in probe.required_activations], progress=False)
@@ -107,7 +107,7 @@ def test_a_stored_number_is_a_block_unless_it_counts_hidden_states(numbered: Any
     assert not torch.allclose(probe.score(Context.of(acts)), other, atol=1e-2)
 
 
-def test_the_last_probe_sees_what_hugging_face_calls_the_last_hidden_state(numbered: Any) -> None:
+def test_final_norm_is_applied_for_the_last_layer(numbered: Any) -> None:
     model, path, stored = numbered
     norm, top = model.hf.model.norm, model.n_layers - 1
     assert TaskTracker.from_published(path, model.n_layers).sites == (Site(1),)
@@ -119,7 +119,7 @@ def test_the_last_probe_sees_what_hugging_face_calls_the_last_hidden_state(numbe
     torch.testing.assert_close(probe.score(Context.of(acts)), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_only_the_captures_named_are_read_and_a_name_that_is_missing_is_refused(lm: LM) -> None:
+def test_extra_prompts_are_selected_by_name(lm: LM) -> None:
     model = lm("llama", "hooks")
     two = [Example("x", "one two", extra_prompts={"task": "one", "other": "two"})]
     assert set(capture(model, two, layers=0, progress=False).index["side"]) == {"prompt", "task", "other"}
@@ -134,7 +134,7 @@ def test_only_the_captures_named_are_read_and_a_name_that_is_missing_is_refused(
         Example("x", "one", extra_prompts={"prompt": "two"})
 
 
-def test_examples_with_a_contrast_have_captures_too_read_at_the_context(lm: LM) -> None:
+def test_extra_prompts_of_contrasts_are_captured_at_the_context(lm: LM) -> None:
     model = lm("llama", "hooks")
     pair = Example("x", "one two", contrast=Contrast("yes", "no"), extra_prompts={"task": "one"})
     acts = capture(model, [pair], layers=1, positions="answer", context="last", progress=False)
@@ -144,7 +144,7 @@ def test_examples_with_a_contrast_have_captures_too_read_at_the_context(lm: LM) 
     assert sorted(alone.index["side"]) == ["negative", "positive"]
 
 
-def test_a_store_holds_them_as_capture_does(lm: LM, tmp_path: Any) -> None:
+def test_extra_prompts_in_a_store(lm: LM, tmp_path: Any) -> None:
     model = lm("llama", "hooks")
     direct = capture(model, ROWS, layers=[0, 2], progress=False)
     stored = capture(model, ROWS, folder=tmp_path / "acts", layers=[0, 2], progress=False).load()
