@@ -205,9 +205,9 @@ def test_half_precision_is_captured_and_steered(family: str) -> None:
     [
         ([TOWER[0], Site(1)], "images", LayoutError, "sites in the text and the vision"),
         ([TOWER[0], PROJECTOR], "images", LayoutError, "sites in the projector and the vision"),
-        ([TOWER[0]], "last", PositionError, "states belong to pictures, not to tokens"),
+        ([TOWER[0]], "last", PositionError, "belong to images, not to tokens"),
         ([TOWER[0]], ["images", "text"], PositionError, "the only position there is 'images'"),
-        ([TOWER[0]], None, PositionError, "'2' has no picture"),
+        ([TOWER[0]], None, PositionError, "'2' has no image"),
     ],
 )
 def test_capture_refuses_sites_and_positions(layers: Any, positions: Any, error: Any, message: str) -> None:
