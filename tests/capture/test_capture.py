@@ -19,7 +19,6 @@ from steerlab.capture.activations import INDEX_COLUMNS
 from steerlab.capture.rows import TokenSelector
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.layout import module_at
-from steerlab.models.positions import resolve
 from steerlab.testing import FAMILIES, tiny_lm
 
 LM = Callable[..., Model]
@@ -219,7 +218,7 @@ def test_states_before_the_first_difference_are_equal_in_both_sides(lm: LM, fami
 @pytest.mark.parametrize("family", FAMILIES)
 def test_context_does_not_depend_on_the_contrast(lm: LM, family: str) -> None:
     model = lm(family, "hooks")
-    context = ["last", "user", Match("it"), 2, slice(1, 4), "all"]
+    context = ["last", "user", Match("it"), 2, -1, slice(1, 4), slice(None), "prompt", "all"]
     with_pairs = quiet(model, PAIRS, context=context).select(side="prompt")
     plain = quiet(model, [e.replace(contrast=None) for e in PAIRS], positions=context)
     torch.testing.assert_close(with_pairs.values, plain.values, **NEAR)
@@ -227,17 +226,6 @@ def test_context_does_not_depend_on_the_contrast(lm: LM, family: str) -> None:
         a.index.sort_values(["example_id", "position"]).reset_index(drop=True) for a in (with_pairs, plain)
     )
     assert first.equals(second)
-
-
-def test_context_positions_never_include_the_answer(lm: LM) -> None:
-    model = lm("llama", "hooks")
-    pair = Example("a", "Say it.", contrast=Contrast("it is it", "not it"))
-    acts = quiet(model, [pair], positions="answer", context=[Match("it"), "prompt", "all", slice(None), -1])
-    row = model.encode("Say it.")
-    index = acts.select(side="prompt").index.set_index("position")
-    whole = dict.fromkeys(["prompt", "all", ":"], len(row))
-    assert index["n_tokens"].to_dict() == {"match:it": len(resolve(Match("it"), row)), **whole, "-1": 1}
-    assert index["column"]["-1"] == len(row) - 1
 
 
 def test_suffix_is_in_both_sides_and_not_in_the_context(lm: LM) -> None:
