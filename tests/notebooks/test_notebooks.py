@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and what is committed of them is SmolLM2's own and clean."""
+"""The notebooks run from top to bottom, and their committed outputs come from SmolLM2 and are clean."""
 
 from __future__ import annotations
 
@@ -44,59 +44,59 @@ def outputs_of(notebook: nbformat.NotebookNode) -> dict[str, list[nbformat.Noteb
     return {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
 
 
-def shown(outputs: list[nbformat.NotebookNode]) -> set[str]:
-    """What kinds of things a cell shows: text, a table, a picture."""
+def output_kinds(outputs: list[nbformat.NotebookNode]) -> set[str]:
+    """What kinds of things a cell shows: text, a table, an image."""
     return {kind for output in outputs for kind in output.get("data", {"stream": None})}
 
 
-def told(outputs: list[nbformat.NotebookNode]) -> str:
-    """All that a cell shows but its pictures."""
+def text_of(outputs: list[nbformat.NotebookNode]) -> str:
+    """All that a cell shows but its images."""
     data = [value for output in outputs for kind, value in output.get("data", {}).items() if kind != "image/png"]
     return "\n".join([*data, *(output.text for output in outputs if output.output_type == "stream")])
 
 
-def test_no_notebook_is_forgotten() -> None:
+def test_every_notebook_is_listed() -> None:
     assert [path.stem for path in NOTEBOOKS] == NAMES
 
 
 @pytest.mark.slow
 @each
-def test_it_runs_on_another_model_and_shows_the_same_things(name: str, tiny: Path, tmp_path: Path) -> None:
+def test_notebook_runs_on_another_model_with_same_kinds_of_output(name: str, tiny: Path, tmp_path: Path) -> None:
     before = outputs_of(committed(name))
     notebook = execute(committed(name), str(tiny), tmp_path)
     after = outputs_of(notebook)
     assert not noise(notebook)
-    assert {cell: shown(outputs) for cell, outputs in after.items()} == {
-        cell: shown(outputs) for cell, outputs in before.items()
+    assert {cell: output_kinds(outputs) for cell, outputs in after.items()} == {
+        cell: output_kinds(outputs) for cell, outputs in before.items()
     }
-    first = told(next(iter(after.values())))
+    first = text_of(next(iter(after.values())))
     assert tiny.name in first and "smollm2" not in first, "the outputs are new ones"
-    assert not list(tmp_path.iterdir()), "a notebook leaves nothing behind"
+    assert not list(tmp_path.iterdir()), "no files are left behind"
 
 
 @each
-def test_what_is_committed_is_smollm2s(name: str) -> None:
+def test_committed_outputs_are_from_smollm2(name: str) -> None:
     notebook = committed(name)
     assert notebook.metadata.steerlab.model == "smollm2"
-    assert told(next(iter(outputs_of(notebook).values()))).startswith("Model('smollm2', 30 layers x 576")
+    assert text_of(next(iter(outputs_of(notebook).values()))).startswith("Model('smollm2', 30 layers x 576")
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1)), "run from top to bottom, in one go"
 
 
 @each
-def test_what_is_committed_is_clean(name: str) -> None:
+def test_committed_outputs_are_clean(name: str) -> None:
     notebook = committed(name)
     nbformat.validate(notebook)
     for cell, outputs in outputs_of(notebook).items():
         assert all(output.output_type != "error" and output.get("name") != "stderr" for output in outputs), cell
-        found = GARBAGE.search(told(outputs))
+        found = GARBAGE.search(text_of(outputs))
         assert found is None, f"{cell} shows {found}"
     assert all(not cell.metadata for cell in notebook.cells), "times of execution would change with every run"
     assert (FOLDER / f"{name}.ipynb").stat().st_size < LARGEST
 
 
 @each
-def test_a_reader_is_not_left_alone_with_code(name: str) -> None:
+def test_notebook_begins_and_ends_with_text(name: str) -> None:
     cells = committed(name).cells
     assert cells[0].source.startswith("# ") and cells[-1].cell_type == "markdown"
     assert len({cell.id for cell in cells}) == len(cells)

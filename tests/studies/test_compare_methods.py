@@ -1,4 +1,4 @@
-"""The comparison of methods runs from end to end on a tiny model, resumes, and its figure after it."""
+"""The comparison of methods runs end to end on a tiny model, resumes, and draws its figure."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ NUMBERS = (
 METHODS = ("none", "prompt", "mean", "l2s", "p2s", "alphasteer", "adasteer", "confst", "gated_mean")
 
 
-def roomy(folder: Path) -> Path:
-    """A tiny model of as many layers as the study names, with room for whole problems and solutions."""
+def long_context_model(folder: Path) -> Path:
+    """A tiny model with the layers of the study and a context long enough for problems and solutions."""
     tiny_folder(folder, n_layers=30)
     for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
         settings = json.loads((folder / name).read_text())
@@ -35,8 +35,8 @@ def roomy(folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.skipif(DATA is None, reason="needs AdvBench, GSM8K and the paragraphs, in the folder STEERLAB_DATA")
-def test_the_study_fills_every_cell_of_its_table(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
-    model, out = roomy(tmp_path_factory.mktemp("model")), tmp_path / "compare"
+def test_study_writes_every_number_resumes_and_draws(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    model, out = long_context_model(tmp_path_factory.mktemp("model")), tmp_path / "compare"
     arguments = ["analyses/compare_methods.py", "--model", str(model), "--data", str(DATA), "--limit", "8"]
     arguments += ["--max-new-tokens", "3", "--math-tokens", "3", "--settings", "2", "--out", str(out)]
     first = run(*arguments)
@@ -47,7 +47,6 @@ def test_the_study_fills_every_cell_of_its_table(tmp_path_factory: pytest.TempPa
     assert summary["none.identical_harmless"]["value"] == 1 and summary["p2s.identical_harmless"]["value"] == 1
     assert summary["none.ms_per_token"]["value"] == 0 and 0 <= summary["tasktracker.auc"]["value"] <= 1
     assert {"delta", "norm", "full"} == set(pd.read_csv(out / "tasktracker.csv")["features"])
-    # what closes a gate leaves an answer as it was, and the probe's share is the share of rows that were steered
     assert summary["gate.probe.harmful"] <= 1 and summary["alphasteer.setting"]["positions"] in ("all", "prompt")
     stamps = {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("*.csv")}
     again = run(*arguments)

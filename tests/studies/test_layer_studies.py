@@ -23,7 +23,7 @@ def succeed(script: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_the_layer_sweep_reports_on_test_rows_what_validation_rows_chose(folder: Path, tmp_path: Path) -> None:
+def test_layer_sweep_reports_validation_choice_on_test_examples(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "layers"
     succeed("analyses/layer_sweep.py", "--model", str(folder), "--limit", "4", "--out", str(out), "--guard", "0")
     layer_ranges = json.loads((out / "summary.json").read_text())["layer_ranges"]
@@ -43,14 +43,14 @@ def test_the_layer_sweep_reports_on_test_rows_what_validation_rows_chose(folder:
 
 @pytest.mark.data
 @pytest.mark.skipif(DATA is None, reason="needs the model-written evaluations, in the folder STEERLAB_DATA")
-def test_steerability_is_measured_on_balanced_splits(folder: Path, tmp_path: Path) -> None:
+def test_steerability_uses_balanced_splits(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "steerability"
     arguments = ["--data", f"{DATA}/mwe", "--items", "40", "--limit", "4", "--shift-items", "4", "--step", "3"]
     succeed("analyses/steerability.py", "--model", str(folder), *arguments, "--out", str(out))
     sets, slopes = (pd.read_csv(out / f"{name}.csv") for name in ("sets", "results"))
     assert len(sets) == 4 and (sets["n"] == 20).all() and len(slopes) == 80
-    placed = pd.read_csv(out / "placement.csv")
-    assert set(placed["n"]) == {5}, "every letter with every word as often"
+    placed = pd.read_csv(out / "answer_positions.csv")
+    assert set(placed["n"]) == {5}, "letters and words are balanced"
     means = slopes.groupby("behavior")["slope"].mean()
     assert (means - sets.set_index("behavior")["steerability"]).abs().max() < 1e-4
     succeed("figures/steerability.py", str(out), "--out", str(tmp_path))

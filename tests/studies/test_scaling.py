@@ -1,4 +1,4 @@
-"""The cost model of far models: it finds the costs that runs were made of, and the study runs on the committed ones."""
+"""The cost model of remote engines recovers known costs, and the study reproduces the committed numbers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ RUNS = [
 COSTS = st.tuples(st.floats(1e-3, 1), st.floats(1e-6, 1e-4), st.floats(1e-3, 1), st.floats(1e-9, 1e-7))
 
 
-def made(costs: tuple[float, ...], a_request: int, a_token: int) -> pd.DataFrame:
-    """Runs that cost just that; the last two are not for fitting."""
+def synthetic_runs(costs: tuple[float, ...], a_request: int, a_token: int) -> pd.DataFrame:
+    """Runs with exactly these costs; the last two are not used to fit."""
     rows = [
         {
             "name": str(i), "calibrates": i < 5, "engine": "ndif", "requests": requests, "columns": work // 30,
@@ -43,8 +43,8 @@ def made(costs: tuple[float, ...], a_request: int, a_token: int) -> pd.DataFrame
 
 
 @given(COSTS, st.integers(1000, 10**5), st.integers(8, 100))
-def test_the_costs_that_runs_were_made_of_are_found(costs: tuple[float, ...], a_request: int, a_token: int) -> None:
-    runs = made(costs, a_request, a_token)
+def test_fit_recovers_costs_of_synthetic_runs(costs: tuple[float, ...], a_request: int, a_token: int) -> None:
+    runs = synthetic_runs(costs, a_request, a_token)
     model = fit_cost_model(runs, HIDDEN)
     assert [model.seconds[name] for name in TERMS] == pytest.approx(costs, rel=1e-3)
     assert model.sent == pytest.approx((a_request, a_token), rel=1e-3) and model.overhead == 100
@@ -53,31 +53,31 @@ def test_the_costs_that_runs_were_made_of_are_found(costs: tuple[float, ...], a_
     assert not told["used_for_fit"].iloc[-2:].any()
 
 
-def test_bytes_that_were_not_counted_on_a_wire_are_those_of_the_values() -> None:
-    runs = made((0.1, 1e-5, 0.1, 1e-8), 1000, 20)
+def test_uncounted_bytes_are_taken_from_returned_values() -> None:
+    runs = synthetic_runs((0.1, 1e-5, 0.1, 1e-8), 1000, 20)
     near = fit_cost_model(runs.assign(received=0, sent=0, vectors=0), HIDDEN)
     assert near.overhead == 0 and near.sent == (0, 0)
     assert near.seconds["down"] == pytest.approx(1e-8, rel=0.2)
 
 
-def test_the_load_of_a_sweep_is_what_its_plan_says(lm) -> None:
+def test_sweep_load_matches_its_plan(lm) -> None:
     model: Model = lm("llama", "hooks")
     vectors = {k: MeanDifference.from_tensor(k, torch.ones(model.hidden_size)) for k in (0, 2)}
     pairs = [e for e in steerlab.data.demo_set() if e.contrast][:4]
     found = sweep_load(model, vectors, pairs, "all", alphas=(-1.0, 0.0, 1.0), batch_size=8)
-    assert isinstance(found, Load) and isinstance(fit_cost_model(made((1, 1, 1, 1), 1, 1), 1), CostModel)
+    assert isinstance(found, Load) and isinstance(fit_cost_model(synthetic_runs((1, 1, 1, 1), 1, 1), 1), CostModel)
     assert found.rows == 5 * len(pairs) and found.vectors >= 4
     assert found.work == pytest.approx(found.tokens * model.n_layers, rel=1e-3)
 
 
 @pytest.mark.slow
-def test_the_study_runs_on_what_the_benchmarks_measured_and_its_figure_is_drawn(tmp_path: Path) -> None:
+def test_study_reproduces_committed_summary_and_figure(tmp_path: Path) -> None:
     done = run("analyses/scaling.py", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "summary.json").read_text())
     kept = json.loads((ROOT / "analyses/results/scaling/summary.json").read_text())
     for engine, seconds in kept["seconds_a_unit"].items():
         assert found["seconds_a_unit"][engine] == pytest.approx(seconds)
-    assert found["minutes"] == pytest.approx(kept["minutes"]), "the plans of 70 B are those that were committed"
+    assert found["minutes"] == pytest.approx(kept["minutes"]), "plans of the 70 B workloads match the committed ones"
     drawn = run("figures/scaling.py", str(tmp_path), "--out", str(tmp_path))
     assert drawn.returncode == 0 and (tmp_path / "scaling.png").stat().st_size > 10_000, drawn.stderr

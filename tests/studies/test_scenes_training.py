@@ -1,4 +1,4 @@
-"""The training of the scenes model: a tree-shaped row is worth its ordinary rows, and a short run ends in a model."""
+"""Training of the scenes model: packed rows match plain rows, and short runs export a loadable model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _train(out: Path, *arguments: str, threads: int = 1) -> subprocess.Completed
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_packed_row_gives_each_answer_what_an_ordinary_row_gives_it(attention: str) -> None:
+def test_packed_row_gives_same_log_probabilities_as_plain_rows(attention: str) -> None:
     from scenes.batches import Packer
     from scenes.model import Shape, make_processor, small_model, train_tokenizer
 
@@ -64,7 +64,7 @@ def _asked_about_a_new_scene(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_short_run_learns_resumes_and_leaves_a_model_that_loads(tmp_path: Path) -> None:
+def test_short_training_lowers_loss_resumes_and_exports(tmp_path: Path) -> None:
     asked = ("--scale", "0.002", "--batch", "16")
     first = _train(tmp_path, *asked)
     assert first.returncode == 0, first.stderr[-2000:]
@@ -76,7 +76,7 @@ def test_a_short_run_learns_resumes_and_leaves_a_model_that_loads(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_tenth_of_the_recipe_learns_what_is_usual(tmp_path: Path) -> None:
+def test_tenth_of_training_reaches_low_loss(tmp_path: Path) -> None:
     """Too short to tell things apart: that takes the tower's whole schooling."""
     done = _train(tmp_path, "--scale", "0.1", threads=2)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -84,7 +84,7 @@ def test_a_tenth_of_the_recipe_learns_what_is_usual(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_large_recipe_trains_and_its_merged_model_loads(tmp_path: Path, smollm2_cache: Path) -> None:
+def test_lora_training_exports_loadable_model(tmp_path: Path, smollm2_cache: Path) -> None:
     pytest.importorskip("peft")
     try:
         smollm2_folder()

@@ -20,11 +20,11 @@ sys.path.insert(0, str(ROOT / "analyses"))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model deep enough for the layers that the studies name."""
+    """A random model with the layers that the studies use."""
     return tiny_folder(tmp_path_factory.mktemp("model"), n_layers=30)
 
 
-def test_the_demo_writes_its_four_files_and_a_second_run_resumes(folder: Path, tmp_path: Path) -> None:
+def test_demo_writes_results_and_resumes(folder: Path, tmp_path: Path) -> None:
     arguments = ["--model", str(folder), "--limit", "3", "--max-new-tokens", "12", "--out", str(tmp_path / "demo")]
     first = run("analyses/demo.py", *arguments)
     assert first.returncode == 0, first.stderr[-2000:]
@@ -43,7 +43,7 @@ def test_the_demo_writes_its_four_files_and_a_second_run_resumes(folder: Path, t
     assert second.returncode == 0 and stage.stat().st_mtime_ns == before
 
 
-def test_a_folder_of_another_run_is_refused_with_both_named(folder: Path, tmp_path: Path) -> None:
+def test_folder_of_another_study_raises_and_names_both(folder: Path, tmp_path: Path) -> None:
     arguments = ["--model", str(folder), "--limit", "2", "--max-new-tokens", "2", "--out", str(tmp_path / "demo")]
     assert run("analyses/demo.py", *arguments).returncode == 0
     other = run("analyses/demo.py", *arguments, "--seed", "1")
@@ -51,7 +51,7 @@ def test_a_folder_of_another_run_is_refused_with_both_named(folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize("absent", ["refuse", "defer", "answer"])
-def test_a_behavior_without_inputs_is_refused_and_not_left_out(absent: str) -> None:
+def test_summary_raises_if_a_behavior_has_no_inputs(absent: str) -> None:
     from _safety import summarize
 
     rows = [Example(b, "?", b) for b in ("refuse", "defer", "answer")]
@@ -61,7 +61,7 @@ def test_a_behavior_without_inputs_is_refused_and_not_left_out(absent: str) -> N
         summarize(judged[judged["behavior"] != absent], 0)
 
 
-def test_a_study_without_inputs_ends_before_it_begins(folder: Path, tmp_path: Path) -> None:
+def test_study_without_inputs_fails_before_loading(folder: Path, tmp_path: Path) -> None:
     done = run("analyses/demo.py", "--model", str(folder), "--train", "0", "--out", str(tmp_path / "demo"))
     assert done.returncode != 0 and "training prompts have no input of the behaviors ['refuse'" in done.stderr
     assert not (tmp_path / "demo").exists()
@@ -69,7 +69,7 @@ def test_a_study_without_inputs_ends_before_it_begins(folder: Path, tmp_path: Pa
 
 @pytest.mark.data
 @pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the questions of MM-SafetyBench are not here")
-def test_the_safety_study_runs_on_the_real_questions(folder: Path, tmp_path: Path) -> None:
+def test_safety_study_runs_on_mm_safetybench(folder: Path, tmp_path: Path) -> None:
     done = run(
         "analyses/l2s_safety.py", "--data", f"{DATA}/noncommercial_cc_by_nc/mm_safetybench", "--model", str(folder),
         "--limit", "4", "--max-new-tokens", "12", "--rounds", "net", "--out", str(tmp_path / "s"),
@@ -89,7 +89,7 @@ def test_the_safety_study_runs_on_the_real_questions(folder: Path, tmp_path: Pat
 
 @pytest.mark.data
 @pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the questions of MM-SafetyBench are not here")
-def test_a_round_is_added_to_the_grid_of_an_earlier_study(folder: Path, tmp_path: Path) -> None:
+def test_search_extends_grid_of_earlier_study(folder: Path, tmp_path: Path) -> None:
     before = pd.read_csv(ROOT / "analyses/results/l2s_safety/grid.csv").query("round == ['again', 'net']")
     before = before.assign(inputs=3)  # so that they are fewer than those of --limit 3, which are 9
     before.to_csv(tmp_path / "grid.csv", index=False)
@@ -107,16 +107,16 @@ def test_a_round_is_added_to_the_grid_of_an_earlier_study(folder: Path, tmp_path
     assert set(zip(new["sentences"], new["targets"], strict=True)) == set(
         product(("reasoned", "situation_closed"), ("raw", "equalized"))
     )
-    told = json.loads((tmp_path / "s" / "search.json").read_text())
-    assert told["mean.validation_cells"] == 4 and told["mean.setting"]["inputs"] == 9
-    assert told["l2s.setting"]["inputs"] == 3 and not (tmp_path / "s" / "results.csv").exists()
-    assert told["provenance"]["dirty"] in (True, False, None) and told["counts.train"] == 1344
+    search = json.loads((tmp_path / "s" / "search.json").read_text())
+    assert search["mean.validation_settings"] == 4 and search["mean.setting"]["inputs"] == 9
+    assert search["l2s.setting"]["inputs"] == 3 and not (tmp_path / "s" / "results.csv").exists()
+    assert search["provenance"]["dirty"] in (True, False, None) and search["counts.train"] == 1344
     again = run(*arguments[:-4], str(tmp_path / "s" / "grid.csv"), *arguments[-3:])
     assert again.returncode != 0 and "holds the rounds ['mean'] already" in again.stderr
 
 
 @pytest.mark.slow
-def test_the_hallucination_study_runs_on_the_model_that_ships(tmp_path: Path) -> None:
+def test_hallucination_study_runs_on_scenes_vlm(tmp_path: Path) -> None:
     out = tmp_path / "h"
     done = run("analyses/l2s_hallucination.py", "--limit", "6", "--layers", "2,3", "--out", str(out))
     assert done.returncode == 0, done.stderr[-2000:]
