@@ -48,8 +48,8 @@ def capture(model: Model, data: Data, *, folder: None = None, **options: Any) ->
 def capture(model: Model, data: Data, *, folder: str | Path, **options: Any) -> Store: ...
 
 
-@background
-def capture(  # type: ignore[misc]  # the overloads stand for the options below
+@background  # type: ignore[misc]  # the overloads abbreviate the parameters below to **options
+def capture(
     model: Model,
     data: Data,
     *,
