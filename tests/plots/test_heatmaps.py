@@ -115,15 +115,9 @@ def test_sweep_shows_changes_against_no_steering_and_frames_the_selected_layers(
     assert mesh.norm.vmin == -mesh.norm.vmax, "white is no change"
     low, high = ax.get_ylim()
     assert low < high, "layer 0 is at the bottom"
-
-
-def test_sweep_accepts_named_layers(sweep: pd.DataFrame) -> None:
     ax = sweep_heatmap(sweep.assign(layer=sweep["layer"].map(lambda k: f"{k}.mlp_out")))
     assert [t.get_text() for t in ax.get_yticklabels()] == [f"{k}.mlp_out" for k in range(5)]
-
-
-def test_layer_range_is_shaded_and_every_layer_has_a_point(sweep: pd.DataFrame) -> None:
-    ax = layer_range_lines(select_layers(sweep).table)
+    ax = layer_range_lines(selected.table)
     assert len(ax.containers[0].lines[0].get_xdata()) == 5
     (span,) = ax.patches
     assert (span.get_x(), span.get_x() + span.get_width()) == (1.5, 3.5)

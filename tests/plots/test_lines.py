@@ -131,15 +131,12 @@ def test_separate_labels_keeps_order_and_distance(heights: list[float], gap: flo
         np.testing.assert_allclose(moved, heights, atol=1e-9)
 
 
-def test_methods_and_behaviors_have_distinct_fixed_colors() -> None:
+def test_methods_and_behaviors_have_distinct_fixed_colors_and_readable_names() -> None:
     known = [*METHODS.values(), *BEHAVIORS.values()]
     assert len({look.color for look in known} | set(OTHER_COLORS)) == len(known) + len(OTHER_COLORS)
     first, second = behavior_styles(["defer", "openness"]), behavior_styles(["refuse", "narcissism", "defer"])
     assert first["defer"] == second["defer"] == BEHAVIORS["defer"]
     assert first["openness"].color == second["narcissism"].color == OTHER_COLORS[0]
-
-
-def test_readable_name_has_spaces_and_a_maximal_length() -> None:
     assert readable_name("sycophancy_test") == "sycophancy test"
     long = readable_name("willingness-to-use-physical-force-to-achieve-benevolent-goals")
     assert len(long) <= 44 and long.endswith("…")
