@@ -1,14 +1,14 @@
-"""What a real NDIF server costs: the same numbers, how much longer, how many requests, how many bytes.
+"""The cost of a real NDIF server: equal numbers, time, requests and bytes.
 
     python tests/benchmarks/remote.py [--rows 256] [--rounds 3] [--out tests/benchmarks/results/remote]
 
-A server with SmolLM2 is brought up on this machine, as the tests do, in a network of its own; the model is loaded here
-too, and every run is made here and there in turns, so that whatever else the machine does hits both. Both sides run
-every row whole (`prefix_caching=False`), as a server must.
+A server with SmolLM2 is started on this machine, as by the tests, in a private network; the model is loaded here too,
+and every run is made here and there in turns, so that other load of the machine affects both. Both sides run whole rows
+(`prefix_caching=False`), as a server must.
 
-`remote.capture_ratio` is the seconds of a capture of all layers less one round trip for each batch, over the seconds
-here; a round trip is what a request for a single token takes longer there than here. `runs.csv` has every kind of run
-with its requests, work, steps and bytes, for the cost model of `docs/scaling.md`.
+`remote.capture_ratio` is the time of a capture of all layers without one round trip for each batch, over the time here;
+a round trip is the additional time of a request for a single token. `runs.csv` has the requests, work, steps and bytes
+of every kind of run, for the cost model of `docs/scaling.md`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from servers.venvs import NDIF, NDIF_THEN, environment
 LAYER, ALPHAS = 15, [a / 10 for a in range(-25, 26) if a]  # 50, at four layers: 200 cells
 
 
-class Counted:
-    """An engine that counts what it is asked for; everything else is the engine's own."""
+class CountingEngine:
+    """Counts the work of an engine."""
 
     def __init__(self, engine: Any, n_layers: int) -> None:
         self.engine, self._n_layers = engine, n_layers
@@ -50,24 +50,24 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    def capture_states(self, inputs: Any, plan: Any, sites: Any, *rest: Any) -> Any:
-        self._count(inputs, plan, 1 + max(site.layer for site in sites))  # it ends there
-        return self.engine.capture_states(inputs, plan, sites, *rest)
+    def capture_states(self, inputs: Any, edits: Any, sites: Any, *rest: Any) -> Any:
+        self._count(inputs, edits, 1 + max(site.layer for site in sites))  # the forward ends there
+        return self.engine.capture_states(inputs, edits, sites, *rest)
 
-    def logits(self, inputs: Any, plan: Any, *rest: Any, **options: Any) -> Any:
-        self._count(inputs, plan, self._n_layers)
-        return self.engine.logits(inputs, plan, *rest, **options)
+    def logits(self, inputs: Any, edits: Any, *rest: Any, **options: Any) -> Any:
+        self._count(inputs, edits, self._n_layers)
+        return self.engine.logits(inputs, edits, *rest, **options)
 
-    def generate(self, inputs: Any, plan: Any, **options: Any) -> Any:
-        self._count(inputs, plan, self._n_layers)
-        ids = self.engine.generate(inputs, plan, **options)
+    def generate(self, inputs: Any, edits: Any, **options: Any) -> Any:
+        self._count(inputs, edits, self._n_layers)
+        ids = self.engine.generate(inputs, edits, **options)
         self.steps += ids.shape[1] - inputs["input_ids"].shape[1] - 1
         return ids
 
-    def _count(self, inputs: Any, plan: Any, depth: int) -> None:
+    def _count(self, inputs: Any, edits: Any, depth: int) -> None:
         self.columns += inputs["input_ids"].numel()
         self.work += inputs["input_ids"].numel() * depth
-        self.vectors += sum(len(torch.unique(edit.vectors, dim=0)) for edits in plan.values() for edit in edits)
+        self.vectors += sum(len(torch.unique(edit.vectors, dim=0)) for at_site in edits.values() for edit in at_site)
 
 
 def main() -> None:
@@ -152,11 +152,11 @@ def measured(name: str, calibrates: bool, run: Callable[[Model], Any], here: Mod
     print(name, file=sys.stderr, flush=True)
     made = Run(name, calibrates, "ndif")
     mine, theirs = [], []
-    run(here)  # what is compiled or read at a first call is no part of either
+    run(here)  # without what is compiled or read at a first call
     for number in range(rounds):
         near, seconds = timed(lambda: run(here))
         mine.append(seconds)
-        counted, traffic = Counted(there.engine, there.n_layers), there.engine.client.traffic  # type: ignore[attr-defined]
+        counted, traffic = CountingEngine(there.engine, there.n_layers), there.engine.client.traffic  # type: ignore[attr-defined]
         before = traffic.requests, traffic.sent, traffic.received
         there.engine = counted  # type: ignore[assignment]
         far, seconds = timed(lambda: run(there))
@@ -182,7 +182,7 @@ def round_trip(here: Model, there: Model, rounds: int = 15) -> float:
 
 
 def summary(runs: dict[str, Run], trip: float, args: argparse.Namespace) -> dict[str, Any]:
-    """The figures that are asked for."""
+    """The numbers of `docs/scaling.md`."""
     whole, sweep = runs[f"capture 30 layers, {args.rows} rows"], runs["sweep of 200 cells"]
     exact = [run for run in runs.values() if run.name.startswith("capture") or "new tokens" in run.name]
     return {

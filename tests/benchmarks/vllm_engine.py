@@ -1,13 +1,12 @@
-"""vLLM against Hugging Face: the same logits, no rows mixed up, and what 64 requests at once are worth.
+"""vLLM compared with Hugging Face: equal logits, no rows mixed up, and the gain of 64 requests at once.
 
-    PYTHON=$(.venv/bin/python tests/vllm/environment.py)/bin/python        # as `make vllm` does
+    PYTHON=$(.venv/bin/python tests/vllm/environment.py)/bin/python        # as in `make vllm`
     PYTHONPATH=. $PYTHON tests/benchmarks/vllm_engine.py [--tokens 16] [--no-serve] [--out FOLDER]
 
 64 prompts are steered at once, each by its own vector of an L2S that was fitted to states captured in vLLM, and then
-one by one; each text has to be the one of its single run. Each captured row has to be Hugging Face's row of the same
-prompt, and nearer to it than to any other's. `vllm.concurrent_speedup` is the time one by one over the time at once, of
-the same requests in the same engine. `runs.csv` has
-kinds of runs, in the engine and behind an `nnsight-serve`, with requests, work, steps and bytes, for the cost model of
+one by one; each text has to equal that of its single run. Each captured row has to be nearest to Hugging Face's row of
+the same prompt. `vllm.concurrent_speedup` is the time one by one over the time at once. `runs.csv` has the requests,
+work, steps and bytes of several kinds of runs, in the engine and behind an `nnsight-serve`, for the cost model of
 `docs/scaling.md`.
 """
 
@@ -90,7 +89,7 @@ def logit_diff(model: Model, near: Model, l2s: L2S) -> float:
 
 
 def rows(model: Model, near: Model, l2s: L2S, tokens: int) -> dict[str, Any]:
-    """How many of the rows are right, steered and captured, and what doing them at once is worth."""
+    """The numbers of rows that are right, steered and captured, and the gain of running them at once."""
     options: dict[str, Any] = dict(steer=l2s, alpha=ALPHA, max_new_tokens=tokens, min_new_tokens=tokens, batch_size=N)
     together, at_once = timed(lambda: steerlab.generate(model, PROMPTS, **options))
     alone, one_by_one = timed(lambda: [steerlab.generate(model, [prompt], **options).ids[0] for prompt in PROMPTS])
@@ -98,10 +97,10 @@ def rows(model: Model, near: Model, l2s: L2S, tokens: int) -> dict[str, Any]:
     plain = steerlab.generate(model, PROMPTS, **options | {"steer": ()}).ids
     where: dict[str, Any] = dict(layers="all", positions="last", batch_size=N, progress=False)
     ours, theirs = (steerlab.capture(m, PROMPTS, **where).values for m in (model, near))
-    apart = torch.stack([torch.cdist(ours[:, k], theirs[:, k], compute_mode="donot_use_mm_for_euclid_dist") for k in
+    distances = torch.stack([torch.cdist(ours[:, k], theirs[:, k], compute_mode="donot_use_mm_for_euclid_dist") for k in
                          range(ours.shape[1])])  # fmt: skip
-    own, size = apart.diagonal(dim1=1, dim2=2), theirs.norm(dim=-1).T
-    right = ((apart.argmin(-1) == torch.arange(N)) & (own <= CLOSE * size)).all(0)
+    own, size = distances.diagonal(dim1=1, dim2=2), theirs.norm(dim=-1).T
+    right = ((distances.argmin(-1) == torch.arange(N)) & (own <= CLOSE * size)).all(0)
     vectors = l2s.predict(theirs[:, l2s.required_activations[0].site.layer])
     return {
         "vllm.rows_ok": (steered + int(right.sum())) / (2 * N),
@@ -150,19 +149,19 @@ def kinds(l2s: L2S) -> list[tuple[str, bool, Callable[[Model], Any]]]:
 def measured(made: Run, run: Callable[[Model], Any], model: Model) -> Run:
     """The median of some rounds, and the counts of one."""
     client: Any = model.engine.client  # type: ignore[attr-defined]
-    ask, asked, traffic = client.ask, [], client.traffic
-    run(model)  # what is compiled at a first call is no part of it
+    send, rows, traffic = client.run, [], client.traffic
+    run(model)  # without what is compiled at a first call
     before = traffic.requests, traffic.sent, traffic.received
-    client.ask = lambda rows: asked.extend(rows) or ask(rows)
+    client.run = lambda batch: rows.extend(batch) or send(batch)
     found, seconds = timed(lambda: run(model))
-    client.ask = ask
+    client.run = send
     made.requests, made.sent, made.received = (
         now - then for now, then in zip((traffic.requests, traffic.sent, traffic.received), before, strict=True)
     )
-    made.columns = sum(len(row.ids) for row in asked)
+    made.columns = sum(len(row.ids) for row in rows)
     made.work = made.columns * model.n_layers  # a request runs to its logits, whatever is captured
-    made.steps = max(row.params["max_tokens"] for row in asked) - 1
-    made.vectors = sum(len(row.edits) for row in asked)
+    made.steps = max(row.params["max_tokens"] for row in rows) - 1
+    made.vectors = sum(len(row.edits) for row in rows)
     made.returned = found.nbytes
     made.seconds = statistics.median([seconds, *(timed(lambda: run(model))[1] for _ in range(ROUNDS - 1))])
     return made

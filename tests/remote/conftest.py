@@ -1,6 +1,6 @@
-"""A real NDIF server for the tests, brought up in a network of its own; without one the tests are skipped, and say why.
+"""A real NDIF server for the tests, in a private network; the tests are skipped with a reason where it cannot run.
 
-Not run with the others: `make remote`. Runtime type checks wrap every function, and what is wrapped can't be sent.
+Run by `make remote`, not by `make test`: runtime type checks wrap functions, and wrapped functions cannot be pickled.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def network() -> Iterator[None]:
 def server(
     request: pytest.FixtureRequest, venv: Path, network: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ndif]:
-    """A server with each kind of worker: the model's own process, and one of its own for every request."""
+    """A server with each kind of worker: requests run in the process of the model, or each in a process of its own."""
     wrapped = hasattr(steerlab.capture.__wrapped__, "__wrapped__")  # type: ignore[attr-defined]
     if wrapped:
-        pytest.skip("runtime type checks are on, and what they wrap can't be sent: run `make remote`")
+        pytest.skip("runtime type checks wrap functions, and wrapped functions cannot be pickled: run `make remote`")
     options = {"NDIF_DEFAULT_EXECUTION_TIMEOUT_SECONDS": str(LIMIT)}
     made = Ndif(venv, tmp_path_factory.mktemp("ndif"), request.param == "sandboxed", **options)
     try:
@@ -61,7 +61,7 @@ def server(
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders that the server can read as well."""
+    """Model folders that the server can read, too."""
     tiny = tmp_path_factory.mktemp("models") / "tiny-llama"
     made = tiny_lm("llama")
     made.hf.save_pretrained(tiny)

@@ -1,215 +1,240 @@
-"""What goes wrong between a client and a real server: each says what happened, and what to do."""
+"""Failures between a client and a real server: their errors, and `steerlab doctor`."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import hypothesis.internal.compat
 import pytest
 import torch
-from fits import PAIRS, PROMPTS
+from fitted import PAIRS, PROMPTS
 from servers.keys import Keys
 from servers.ndif import Ndif
 from servers.venvs import CannotInstall
+from torch import Tensor
 
 import steerlab
 from steerlab import Model, RemoteError
+from steerlab.cli import main
 from steerlab.methods.base import Context, Intervention, Steerer
 from steerlab.models._nnsight import client
 from steerlab.models._nnsight.ndif import NdifEngine
 
 pytestmark = pytest.mark.remote
 Get = Callable[[str], Model]
-NOBODY = "http://127.0.0.1:9"
+TINY = "tiny-llama"
 
 
-class InFlight(Steerer):
-    """A method of a user's own that computes its vector inside the model by a function."""
+class InModel(Steerer):
+    """A user's method that computes its vector in the model by a function."""
 
-    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function, self.site = function, steerlab.Site(1)
 
     def fit(self, acts: steerlab.Activations) -> Steerer:
         return self
 
-    def vectors(self, context: Context) -> torch.Tensor:
+    def vectors(self, context: Context) -> Tensor:
         raise NotImplementedError
 
     def interventions(self, context: Context) -> tuple[Intervention, ...]:
         return (Intervention(self.site, vector_fn=self.function),)
 
 
-def takes_too_long(h: torch.Tensor) -> torch.Tensor:
+def slow(h: Tensor) -> Tensor:
     begun = time.monotonic()
     while time.monotonic() - begun < 120:
         h = h + 0
     return h
 
 
-def of_a_package_that_is_not_there(h: torch.Tensor) -> torch.Tensor:
+def uses_missing_package(h: Tensor) -> Tensor:
     import hypothesis
 
     return h * len(hypothesis.__version__)
 
 
-def says_something(h: torch.Tensor) -> torch.Tensor:
-    print(f"met {len(h)} rows")
+def prints(h: Tensor) -> Tensor:
+    print(f"steering {len(h)} rows")
     return h
 
 
-def needs_memory(h: torch.Tensor) -> torch.Tensor:
+def out_of_memory(h: Tensor) -> Tensor:
     if len(h) > 1:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     return h * 0
 
 
-def divides_by_zero(h: torch.Tensor) -> torch.Tensor:
+def divides_by_zero(h: Tensor) -> Tensor:
     return h * (1 // 0)
 
 
 class WithLock:
-    """A function that holds what can't be sent."""
+    """A function that cannot be pickled."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
 
-    def __call__(self, h: torch.Tensor) -> torch.Tensor:
+    def __call__(self, h: Tensor) -> Tensor:
         return h
 
 
-def failing(model: Model, function: Callable[[torch.Tensor], torch.Tensor]) -> RemoteError:
+def error_of(model: Model, function: Callable[[Tensor], Tensor]) -> RemoteError:
     with pytest.raises(RemoteError) as caught:
-        steerlab.generate(model, PROMPTS, steer=InFlight(function), max_new_tokens=3)
+        steerlab.generate(model, PROMPTS, steer=InModel(function), max_new_tokens=3)
     return caught.value
 
 
-def test_nobody_there(models: dict[str, Path]) -> None:
-    with pytest.raises(RemoteError, match=r"no server answers at http://127\.0\.0\.1:9") as caught:
-        steerlab.load(models["tiny-llama"], remote=NOBODY)
-    assert caught.value.kind == "unreachable" and "steerlab doctor" in str(caught.value)
+def still_works(model: Model) -> bool:
+    return len(steerlab.generate(model, PROMPTS, max_new_tokens=2)) == len(PROMPTS)
 
 
-def test_a_model_that_is_not_there_is_told_with_the_nearest_names(
+@pytest.fixture
+def run_doctor(
+    server: Ndif, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], tuple[int, str]]:
+    """The command's exit status and, on one line, its report of the server."""
+    monkeypatch.delenv("NDIF_API_KEY", raising=False)
+
+    def run() -> tuple[int, str]:
+        capsys.readouterr()
+        status = main(["doctor", "--remote", server.host])
+        return status, re.sub(r"\s+", " ", capsys.readouterr().out.partition("\nservers\n")[2])
+
+    return run
+
+
+def api_only(server: Ndif) -> None:
+    if server.sandboxed:
+        pytest.skip("the API answers, whichever the worker")
+
+
+# --- models, time and memory
+
+
+def test_a_model_that_is_not_deployed_is_named_with_the_most_similar(
     far: Get, server: Ndif, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    far("tiny-llama")  # so that one is deployed
-    misspelt = shutil.copytree(models["tiny-llama"], tmp_path / "tiny-lama")
-    model = steerlab.load(
-        misspelt, remote=server.host, check=False, retry_timeout=5.0
-    )  # a model may fail to start by chance
-    shutil.rmtree(misspelt)  # it is here and not there
+    far(TINY)  # so that one is deployed
+    misspelt = shutil.copytree(models[TINY], tmp_path / "tiny-lama")
+    # a model may fail to start by chance
+    model = steerlab.load(misspelt, remote=server.host, check=False, retry_timeout=5.0)
+    shutil.rmtree(misspelt)
     with pytest.raises(RemoteError) as caught:
         steerlab.capture(model, PROMPTS, progress=False)
     assert caught.value.kind == "model", caught.value
-    assert "Did you mean" in str(caught.value) and "tiny-llama" in str(caught.value)
+    assert "Did you mean" in str(caught.value) and TINY in str(caught.value)
 
 
-def test_a_job_that_takes_too_long_is_ended_and_the_next_one_runs(far: Get, server: Ndif) -> None:
-    error = failing(far("tiny-llama"), takes_too_long)
-    assert error.kind == "timeout" and "fewer new tokens" in str(error)
-    assert len(steerlab.generate(far("tiny-llama"), PROMPTS, max_new_tokens=2)) == len(PROMPTS)
+def test_a_job_over_the_time_limit_is_ended_and_the_next_one_runs(far: Get) -> None:
+    error = error_of(far(TINY), slow)
+    assert error.kind == "timeout" and "fewer new tokens" in str(error) and still_works(far(TINY))
 
 
-def test_a_server_that_says_nothing_of_a_running_job_is_given_up(
-    far: Get, server: Ndif, models: dict[str, Path]
-) -> None:
-    hasty = steerlab.load(models["tiny-llama"], remote=server.host, check=False, retry_timeout=2.0)
-    error = failing(hasty, takes_too_long)
+def test_a_running_job_without_messages_is_given_up(far: Get, server: Ndif, models: dict[str, Path]) -> None:
+    error = error_of(steerlab.load(models[TINY], remote=server.host, check=False, retry_timeout=2.0), slow)
     assert error.kind == "timeout" and "no message about a running job for 2 s" in str(error)
-    assert len(steerlab.generate(far("tiny-llama"), PROMPTS, max_new_tokens=2)) == len(PROMPTS)
+    assert still_works(far(TINY))
 
 
-def test_a_batch_that_is_too_large_for_the_servers_memory_is_told_to_be_smaller(far: Get, near: Get) -> None:
-    error = failing(far("tiny-llama"), needs_memory)
+def test_a_batch_that_exceeds_the_servers_memory_needs_a_smaller_one(far: Get, near: Get) -> None:
+    error = error_of(far(TINY), out_of_memory)
     assert error.kind == "size" and "Use a smaller batch_size" in str(error), error
     options = {"max_new_tokens": 2, "batch_size": 1}
-    alone = steerlab.generate(far("tiny-llama"), PROMPTS, steer=InFlight(needs_memory), **options)
-    assert alone.ids == steerlab.generate(near("tiny-llama"), PROMPTS, **options).ids
+    alone = steerlab.generate(far(TINY), PROMPTS, steer=InModel(out_of_memory), **options)
+    assert alone.ids == steerlab.generate(near(TINY), PROMPTS, **options).ids
 
 
-def test_an_error_in_a_methods_own_code_comes_back_in_the_servers_words(far: Get) -> None:
-    error = failing(far("tiny-llama"), divides_by_zero)
+def test_a_result_above_8_mib_is_streamed(far: Get, near: Get) -> None:
+    prompts = [f"{i} {'the heron sleeps by the river ' * 12}" for i in range(128)]
+    options = {"layers": "all", "positions": "all", "reduce": "none", "batch_size": 128, "progress": False}
+    there, here = (steerlab.capture(get(TINY), prompts, **options) for get in (far, near))
+    assert there.values.nbytes > 8 * 2**20 and torch.equal(there.values, here.values)
+
+
+# --- the code of a method
+
+
+def test_an_error_in_a_method_has_the_servers_traceback(far: Get) -> None:
+    error = error_of(far(TINY), divides_by_zero)
     assert error.kind == "execution" and "ZeroDivisionError" in str(error).splitlines()[0]
     assert "divides_by_zero" in str(error)
 
 
-@pytest.mark.parametrize(
-    "function", [WithLock(), of_a_package_that_is_not_there, hypothesis.internal.compat.int_to_bytes]
-)
-def test_code_that_can_not_travel_is_told_so(far: Get, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    error = failing(far("tiny-llama"), function)
+@pytest.mark.parametrize("function", [WithLock(), uses_missing_package, hypothesis.internal.compat.int_to_bytes])
+def test_code_that_cannot_run_on_the_server_is_named(far: Get, function: Callable[[Tensor], Tensor]) -> None:
+    error = error_of(far(TINY), function)
     assert error.kind == "serialization" and "ship_packages=" in str(error), error
 
 
-def test_what_a_block_prints_and_where_a_job_stands_are_heard(far: Get, server: Ndif) -> None:
-    job = steerlab.generate(
-        far("tiny-llama"), PROMPTS, steer=InFlight(says_something), max_new_tokens=3, blocking=False
-    )
+def test_a_job_has_the_servers_messages_and_errors(far: Get) -> None:
+    options = {"max_new_tokens": 3, "blocking": False}
+    job = steerlab.generate(far(TINY), PROMPTS, steer=InModel(prints), **options)
     assert len(job.result(120)) == len(PROMPTS) and job.done()
-    assert any("met 3 rows" in client for client in job.log), job.log
-    assert any("queued" in client for client in job.log) and job.state.startswith("completed"), job.log
-
-
-def test_a_job_gives_its_error_to_the_one_who_asks(far: Get) -> None:
-    job = steerlab.generate(
-        far("tiny-llama"), PROMPTS, steer=InFlight(divides_by_zero), max_new_tokens=3, blocking=False
-    )
+    assert any("steering 3 rows" in line for line in job.log), job.log
+    assert any("queued" in line for line in job.log) and job.state.startswith("completed"), job.log
+    job = steerlab.generate(far(TINY), PROMPTS, steer=InModel(divides_by_zero), **options)
     with pytest.raises(RemoteError, match="ZeroDivisionError"):
         job.result(120)
 
 
-def test_training_is_refused_beforehand(far: Get, near: Get) -> None:
-    model = far("tiny-llama")
+def test_a_vector_with_gradients_is_refused_before_a_request(far: Get) -> None:
+    model = far(TINY)
     assert isinstance(model.engine, NdifEngine)
     sent = model.engine.client.traffic.requests
-    learning = steerlab.MeanDifference.from_tensor(1, torch.zeros(model.hidden_size))
-    learning.vector_ = torch.ones(model.hidden_size, requires_grad=True)
+    mean = steerlab.MeanDifference.from_tensor(1, torch.zeros(model.hidden_size))
+    mean.vector_ = torch.ones(model.hidden_size, requires_grad=True)
     with pytest.raises(RemoteError, match="requires gradients") as caught:
-        steerlab.generate(model, PROMPTS, steer=learning, max_new_tokens=2)
+        steerlab.generate(model, PROMPTS, steer=mean, max_new_tokens=3)
     assert caught.value.kind == "unsupported" and model.engine.client.traffic.requests == sent
 
 
-def test_a_forward_of_the_skeleton_is_refused(far: Get) -> None:
-    with pytest.raises(RemoteError, match="would give shapes and no numbers"):
-        far("tiny-llama").hf(torch.tensor([[1, 2]]))
+# --- versions and keys
 
 
-def test_a_big_result_is_streamed(far: Get, near: Get) -> None:
-    prompts = [f"{i} {'the heron sleeps by the river ' * 12}" for i in range(128)]
-    wanted = {"layers": "all", "positions": "all", "reduce": "none", "batch_size": 128, "progress": False}
-    there, here = (steerlab.capture(m, prompts, **wanted) for m in (far("tiny-llama"), near("tiny-llama")))
-    assert there.values.nbytes > 8 * 2**20, "above what NDIF sends by itself"
-    assert torch.equal(there.values, here.values)
+def test_doctor_reports_models_and_equal_versions(run_doctor, far: Get, server: Ndif, monkeypatch) -> None:
+    far(TINY)  # so that it is deployed
+    time.sleep(2.0)  # the server keeps its status for a second
+    monkeypatch.setenv("NDIF_API_KEY", "not-to-be-seen")
+    status, text = run_doctor()
+    assert status == 0 and f"ok {server.host} an NDIF server answers" in text
+    versions = ", ".join(f"{name} {version(name)}" for name in client.COMPARED)
+    assert f"ok versions {versions} here and there" in text
+    assert re.search(r"ok models deployed: .*/tiny-llama", text)
+    assert "the server does not know it, or requires no key" in text and "not-to-be-seen" not in text
 
 
-def test_versions_that_are_apart_are_both_named(
-    far: Get, server: Ndif, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+def test_other_versions_are_named_by_load_and_doctor(
+    run_doctor, server: Ndif, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true = client.version
+    true, there = client.version, version("transformers")
     monkeypatch.setattr(client, "version", lambda name: "4.1.0" if name == "transformers" else true(name))
     with pytest.raises(RemoteError, match=r"transformers 4\.1\.0 here and 5\.") as caught:
-        steerlab.load(models["tiny-llama"], remote=server.host)
+        steerlab.load(models[TINY], remote=server.host)
+    assert caught.value.kind == "version"
+    status, text = run_doctor()
+    assert status == 1 and f"wrong versions transformers 4.1.0 here and {there} there" in text
+    assert f'-> pip install "transformers=={there}"' in text
+
+
+def test_a_server_that_needs_a_newer_client_names_both_versions(server: Ndif, models: dict[str, Path]) -> None:
+    api_only(server)
+    error = pytest.raises(RemoteError, match=r"(?s)nnsight 0\.8.*9\.0")
+    with server.restarted(NDIF_MIN_NNSIGHT_VERSION="9.0"), error as caught:
+        steerlab.load(models[TINY], remote=server.host)
     assert caught.value.kind == "version"
 
 
-def test_a_server_that_wants_a_newer_client_names_both_versions(server: Ndif, models: dict[str, Path]) -> None:
-    if server.sandboxed:
-        pytest.skip("it is the API that says so, whichever the worker")
-    apart = pytest.raises(RemoteError, match=r"(?s)nnsight 0\.8.*9\.0")
-    with server.restarted(NDIF_MIN_NNSIGHT_VERSION="9.0"), apart as caught:
-        steerlab.load(models["tiny-llama"], remote=server.host)
-    assert caught.value.kind == "version"
-
-
-def test_a_key_is_taken_or_refused_and_a_server_that_takes_nothing_is_waited_for(
+def test_keys_are_checked_and_a_busy_server_is_retried(
     server: Ndif, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if server.sandboxed:
-        pytest.skip("it is the API that says so, whichever the worker")
+    api_only(server)
     try:
         keys = Keys(tmp_path / "keys")
     except CannotInstall as error:
@@ -221,11 +246,11 @@ def test_a_key_is_taken_or_refused_and_a_server_that_takes_nothing_is_waited_for
             else:
                 monkeypatch.setenv("NDIF_API_KEY", bad)
             with pytest.raises(RemoteError, match="NDIF_API_KEY") as caught:
-                steerlab.load(models["tiny-llama"], remote=server.host)
+                steerlab.load(models[TINY], remote=server.host)
             assert caught.value.kind == "key"
         monkeypatch.setenv("NDIF_API_KEY", keys.valid)
-        model = steerlab.load(models["tiny-llama"], remote=server.host, retry_timeout=3.0)
-        assert len(steerlab.generate(model, PAIRS, max_new_tokens=2)) == len(PAIRS)
+        model = steerlab.load(models[TINY], remote=server.host, retry_timeout=3.0)
+        assert still_works(model)
         keys.stop()
         begun = time.monotonic()
         with pytest.raises(RemoteError, match="accepts no requests at the moment") as caught:

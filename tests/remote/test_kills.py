@@ -1,4 +1,4 @@
-"""Workers and servers that die under a sweep or a capture: nothing lost, nothing doubled, and it goes on by itself."""
+"""Workers and servers that are killed during a sweep or a capture: no result is lost, doubled or changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from fits import PAIRS, PROMPTS
+from fitted import PAIRS, PROMPTS
 from servers.ndif import Ndif
 
 import steerlab
@@ -23,7 +23,7 @@ from steerlab.models._nnsight.ndif import NdifEngine
 
 pytestmark = pytest.mark.remote
 Get = Callable[[str], Model]
-ALPHAS = [a / 10 for a in range(-25, 26) if a]  # 50 of them, at four layers: 200 cells
+ALPHAS = [a / 10 for a in range(-25, 26) if a]  # 50 of them, at four layers: 200 settings
 
 
 def traffic(model: Model) -> Traffic:
@@ -32,7 +32,7 @@ def traffic(model: Model) -> Traffic:
 
 
 def swept(model: Model, batch_size: int = 8, **options: Any) -> pd.DataFrame:
-    """200 cells of three inputs, in 76 requests."""
+    """200 settings of three inputs, in 76 requests."""
     vectors = {k: MeanDifference.from_tensor(k, torch.ones(model.hidden_size)) for k in range(model.n_layers)}
     return steerlab.sweep(
         model,
@@ -47,7 +47,7 @@ def swept(model: Model, batch_size: int = 8, **options: Any) -> pd.DataFrame:
 
 
 class Killer(threading.Thread):
-    """Ends the worker or the API at random moments, each time after a request or two have gone through."""
+    """Kills the worker or the API at random moments, each time after one or two requests."""
 
     def __init__(self, server: Ndif, counted: Traffic, victims: list[str], draw: random.Random) -> None:
         super().__init__(daemon=True)
@@ -88,10 +88,10 @@ def killing(server: Ndif, model: Model, victims: list[str], seed: int) -> Iterat
         killer.join()
 
 
-def test_twenty_kills_in_a_sweep_of_200_cells_leave_no_trace_in_its_frame(
+def test_twenty_kills_in_a_sweep_of_200_settings_do_not_change_its_frame(
     far: Get, server: Ndif, tmp_path: Path
 ) -> None:
-    """The sandboxed worker is killed less often: its requests take longer, and it is the same client that goes on."""
+    """The sandboxed worker is killed less often, because its requests take longer."""
     model, victims, size = far("tiny-llama"), ["worker"] * 16 + ["api"] * 4, 8
     if server.sandboxed:
         victims, size = ["worker", "api"], 80
@@ -101,17 +101,17 @@ def test_twenty_kills_in_a_sweep_of_200_cells_leave_no_trace_in_its_frame(
     with killing(server, model, victims, seed=1) as killer:
         disturbed = swept(model, size, folder=tmp_path)
     assert len(killer.killed) == len(victims), killer.killed
-    assert traffic(model).retries - before >= len(victims) // 2  # some die between two requests, and nobody notices
+    assert traffic(model).retries - before >= len(victims) // 2  # some are killed between two requests
     pd.testing.assert_frame_equal(disturbed, quiet, check_exact=True)
     assert not disturbed.duplicated(["layer", "alpha", "example_id", "metric"]).any()
     assert len(disturbed.groupby(["layer", "alpha"])) == 200
 
 
-def test_a_sweep_whose_server_is_gone_for_good_goes_on_where_it_was(
+def test_a_sweep_continues_in_its_folder_after_the_server_was_gone(
     server: Ndif, far: Get, models: dict[str, Path], tmp_path: Path
 ) -> None:
     if server.sandboxed:
-        pytest.skip("it is the client that goes on, whichever the worker")
+        pytest.skip("the client continues, whichever the worker")
     before, size = traffic(far("tiny-llama")).requests, 40
     whole = swept(far("tiny-llama"), size)
     needed = traffic(far("tiny-llama")).requests - before
@@ -137,7 +137,7 @@ def test_a_sweep_whose_server_is_gone_for_good_goes_on_where_it_was(
     assert 0 < again <= needed - needed // 3 + 1, (again, needed)  # one was under way
 
 
-def test_a_capture_that_lost_its_worker_goes_on_by_itself(far: Get, near: Get, server: Ndif, tmp_path: Path) -> None:
+def test_a_capture_continues_after_its_worker_was_killed(far: Get, near: Get, server: Ndif, tmp_path: Path) -> None:
     times, victims = (3, ["worker"]) if server.sandboxed else (8, ["worker"] * 2)  # its requests take seconds
     prompts = [f"{i}: {prompt}" for i in range(times) for prompt in PROMPTS]
     wanted = {"layers": "all", "batch_size": 1, "progress": False}

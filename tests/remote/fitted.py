@@ -1,4 +1,4 @@
-"""Prompts and a fitted steerer of every kind for a model."""
+"""Prompts, and a fitted steerer of every kind for a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAYER, CONTEXT = 1, 3
 
 @cache
 def fit(model: Model) -> dict[str, Steerer]:
-    """One vector for all, one for each row, a net that makes them, and gates that read the state they change."""
+    """One vector for all rows, one per row, a net that predicts vectors, and gates that read the steered state."""
     acts = capture(model, PAIRS, layers=[LAYER, CONTEXT], progress=False)
     size = acts.values.shape[-1]
     draw = torch.Generator().manual_seed(1)
