@@ -80,9 +80,7 @@ def test_steering_changes_the_text(far: Get, near: Get, name: str) -> None:
     assert all(a != b for a, b in zip(steered.ids, plain.ids, strict=True))
 
 
-def test_sampled_texts_match_local_or_a_sandboxed_worker_warns(
-    far: Get, near: Get, name: str, server: Ndif
-) -> None:
+def test_sampled_texts_match_local_or_a_sandboxed_worker_warns(far: Get, near: Get, name: str, server: Ndif) -> None:
     wanted = {"steer": fit(near(name))["rows"], "alpha": 1.0, "max_new_tokens": 6, "do_sample": True, "seed": 3}
     if server.sandboxed:
         with pytest.warns(UserWarning, match="cannot be seeded"):

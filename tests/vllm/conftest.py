@@ -1,6 +1,6 @@
-"""vLLM on this machine, shared by the whole session; without it the tests that need it are skipped, and say why.
+"""vLLM on this machine, shared by the whole session; the tests are skipped with a reason where it is not installed.
 
-Not run with the others: `make vllm`, in an environment of its own (`requirements-vllm.txt`).
+Run by `make vllm` in an environment of its own (`requirements-vllm.txt`), not by `make test`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def with_vllm() -> None:
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed here: `make vllm` builds an environment that has it")
     if hasattr(steerlab.capture.__wrapped__, "__wrapped__"):  # type: ignore[attr-defined]
-        pytest.skip("runtime type checks are on, and what they wrap can't be sent: run `make vllm`")
+        pytest.skip("runtime type checks wrap functions, and wrapped functions cannot be pickled: run `make vllm`")
 
 
 @pytest.fixture(scope="session")

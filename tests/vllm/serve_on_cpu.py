@@ -1,8 +1,8 @@
-"""`nnsight-serve` for vLLM's CPU backend: the same arguments, and one worker class that nnsight itself does not bring.
+"""`nnsight-serve` for vLLM's CPU backend: the same arguments, with a worker class that nnsight does not have.
 
     python tests/vllm/serve_on_cpu.py MODEL [--port PORT] [--api-key KEY] [vLLM's own options ...]
 
-steerlab need not be installed where the server runs, so its worker is taken along by itself, as a module of its own.
+steerlab need not be installed on the server, so the module of the worker class is copied by itself.
 """
 
 from __future__ import annotations

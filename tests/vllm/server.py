@@ -1,4 +1,4 @@
-"""An `nnsight-serve` on loopback for the tests: up, broken, down."""
+"""Start, break and stop an `nnsight-serve` on loopback."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import urllib.request
 from pathlib import Path
 
 LAUNCHER = Path(__file__).resolve().parent / "serve_on_cpu.py"
-PATIENCE = 180.0
+START_TIMEOUT = 180.0
 
 
 class Server:
-    """A server with one model; it must not see steerlab, so its PYTHONPATH is not ours.
+    """A server with one model, started without PYTHONPATH so that it does not have steerlab.
 
     Args:
         model: a folder.
@@ -39,7 +39,7 @@ class Server:
 
     def wait(self) -> Server:
         """Until it answers."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + START_TIMEOUT
         while time.monotonic() < end and self.process.poll() is None:
             try:
                 with urllib.request.urlopen(f"{self.host}/health", timeout=5):

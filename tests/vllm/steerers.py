@@ -48,7 +48,7 @@ def fitted_l2s(model: Model, n: int = 64) -> L2S:
 
 @cache
 def steerers(width: int) -> dict[str, Steerer]:
-    """One vector for all, one for every row, and gates that meet the state in flight."""
+    """One vector for all, one for every row, and gates that read the steered state."""
     draw = torch.Generator().manual_seed(1)
     rows = torch.randn(len(PROMPTS), width, generator=draw)
     w, r = torch.randn(2, width, generator=draw) / width, torch.randn(2, width, generator=draw)

@@ -1,4 +1,4 @@
-"""`steerlab doctor` against a real nnsight-serve: which model it runs, whatever its modules are called."""
+"""`steerlab doctor` names the model of a real nnsight-serve, whatever its modules are."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
-def test_the_model_is_named(shown: Callable[[str, str], tuple[int, str]], server: Server) -> None:
+def test_doctor_names_the_model(shown: Callable[[str, str], tuple[int, str]], server: Server) -> None:
     status, text = shown(server.host, KEY)
     assert status == 0 and f"ok {server.host} an nnsight-serve answers" in text
     assert re.search(r"ok model \S+/tiny, a model of type llama", text), text
 
 
-def test_a_key_that_is_refused_is_told_and_not_shown(
+def test_doctor_reports_a_rejected_key_without_showing_it(
     shown: Callable[[str, str], tuple[int, str]], server: Server
 ) -> None:
     status, text = shown(server.host, "not-to-be-seen")
@@ -46,7 +46,7 @@ def test_a_key_that_is_refused_is_told_and_not_shown(
 
 @pytest.fixture
 def gpt2(with_vllm: None, tmp_path: Path) -> Iterator[Server]:
-    """A server of a model that has not one module by a name of Llama's."""
+    """A server of a model without any module of Llama's."""
     model = tiny_lm("gpt2", hidden_size=256)
     model.hf.save_pretrained(tmp_path / "tiny-gpt2")
     model.tokenizer.save_pretrained(tmp_path / "tiny-gpt2")
@@ -57,6 +57,6 @@ def gpt2(with_vllm: None, tmp_path: Path) -> Iterator[Server]:
         made.stop()
 
 
-def test_a_model_of_another_family_is_named_too(shown: Callable[[str, str], tuple[int, str]], gpt2: Server) -> None:
+def test_doctor_names_a_model_of_another_family(shown: Callable[[str, str], tuple[int, str]], gpt2: Server) -> None:
     status, text = shown(gpt2.host, KEY)
     assert status == 0 and re.search(r"ok model \S+/tiny-gpt2, a model of type gpt2", text), text

@@ -1,4 +1,4 @@
-"""Every verb in vLLM against plain hooks on the same weights: rows of different lengths, each with its own vector."""
+"""Every verb in vLLM gives the numbers of plain hooks on the same weights, for rows of several lengths and vectors."""
 
 from __future__ import annotations
 
@@ -27,22 +27,21 @@ def near_to(a: Any, b: Any, tolerance: float = 1e-4) -> None:
 
 @pytest.mark.parametrize("position", ["last", "prompt", "all"])
 @pytest.mark.parametrize("reduce", ["mean", "none"])
-def test_captured_states_are_the_oracles_row_by_row(far, near, position: str, reduce: str) -> None:
+def test_captured_states_match_hooks(far, near, position: str, reduce: str) -> None:
     options = dict(layers=SITES, positions=position, reduce=reduce, progress=False)
     ours, theirs = capture(far(), PROMPTS, **options), capture(near(), PROMPTS, **options)
     assert ours.index.drop(columns="order", errors="ignore").equals(theirs.index.drop(columns="order", errors="ignore"))
     near_to(ours.values, theirs.values)
 
 
-def test_contrasts_are_read_of_answers_and_of_plain_prompts(far, near) -> None:
+def test_captured_contrasts_match_hooks(far, near) -> None:
     options = dict(layers="all", context=["last"], progress=False, batch_size=7)
     ours, theirs = capture(far(), examples(10), **options), capture(near(), examples(10), **options)
     assert list(ours.index["side"]) == list(theirs.index["side"])
     near_to(ours.values, theirs.values)
 
 
-def test_rows_keep_their_states_in_any_company(far) -> None:
-    """A row's states do not depend on which rows vLLM ran beside it."""
+def test_states_do_not_depend_on_other_rows(far) -> None:
     whole = capture(far(), PROMPTS, layers="all", progress=False)
     for i, prompt in enumerate(PROMPTS):
         alone = capture(far(), [prompt], layers="all", progress=False)
@@ -53,7 +52,7 @@ def test_rows_keep_their_states_in_any_company(far) -> None:
 
 @pytest.mark.parametrize("kind", ["mean", "per row", "gates"])
 @pytest.mark.parametrize("positions", ["all", "last", "generated", "last+generated"])
-def test_steered_ids_are_the_oracles(far, near, kind: str, positions: str) -> None:
+def test_steered_texts_match_hooks(far, near, kind: str, positions: str) -> None:
     options = dict(steer=steerers(WIDTH)[kind], alpha=ALPHA, positions=positions, max_new_tokens=STEPS)
     ours, theirs = generate(far(), PROMPTS, **options), generate(near(), PROMPTS, **options)
     assert ours.ids == theirs.ids
@@ -61,15 +60,15 @@ def test_steered_ids_are_the_oracles(far, near, kind: str, positions: str) -> No
     assert ours.norm_ratio == pytest.approx(theirs.norm_ratio, rel=0.1)
 
 
-def test_steering_changes_what_is_said(far) -> None:
+def test_steering_changes_texts_and_leaves_nothing_behind(far) -> None:
     plain = generate(far(), PROMPTS, max_new_tokens=STEPS).ids
     steered = generate(far(), PROMPTS, steer=steerers(WIDTH)["per row"], alpha=ALPHA, max_new_tokens=STEPS).ids
     assert all(a != b for a, b in zip(plain, steered, strict=True))
-    assert generate(far(), PROMPTS, max_new_tokens=STEPS).ids == plain  # and nothing stays behind
+    assert generate(far(), PROMPTS, max_new_tokens=STEPS).ids == plain
 
 
-def test_l2s_predicts_from_the_unsteered_prompt(far, near) -> None:
-    """The net is asked about states that vLLM captured beforehand, also where they lie above the steered block."""
+def test_l2s_vectors_come_from_the_unsteered_prompt(far, near) -> None:
+    """The net reads states that vLLM captured beforehand, also above the steered block."""
     l2s = fitted_l2s(near(), 16)
     options = dict(steer=l2s, alpha=3.0, max_new_tokens=STEPS)
     ours, theirs = generate(far(), PROMPTS, **options), generate(near(), PROMPTS, **options)
@@ -78,16 +77,16 @@ def test_l2s_predicts_from_the_unsteered_prompt(far, near) -> None:
     near_to(*(score(model(), PROMPTS, ANSWERS, steer=l2s, alpha=3.0)["logprob"] for model in (far, near)))
 
 
-def test_several_steerers_add_up_and_alpha_is_of_each_row(far, near) -> None:
+def test_several_steerers_add_up_with_an_alpha_per_row(far, near) -> None:
     both = [steerers(WIDTH)["mean"], steerers(WIDTH)["per row"]]
     options = dict(steer=both, alpha=[0.5, 1.0, -1.5, 2.0, 0.0], max_new_tokens=STEPS)
     assert generate(far(), PROMPTS, **options).ids == generate(near(), PROMPTS, **options).ids
 
 
-def test_a_row_ends_where_the_oracles_ends(far, near) -> None:
-    """Rows that end early leave the batch; the others go on, still steered, and what is returned is padded."""
-    said = generate(near(), PROMPTS, steer=steerers(WIDTH)["mean"], max_new_tokens=STEPS).ids
-    ends = sorted({said[0][2], said[1][4], said[2][1]})
+def test_texts_end_as_under_hooks(far, near) -> None:
+    """Rows that end early leave the batch; the others are still steered, and the result is padded."""
+    texts = generate(near(), PROMPTS, steer=steerers(WIDTH)["mean"], max_new_tokens=STEPS).ids
+    ends = sorted({texts[0][2], texts[1][4], texts[2][1]})
     options = dict(steer=steerers(WIDTH)["mean"], max_new_tokens=STEPS, eos_token_id=ends)
     ours, theirs = generate(far(), PROMPTS, **options), generate(near(), PROMPTS, **options)
     assert ours.ids == theirs.ids
@@ -96,7 +95,7 @@ def test_a_row_ends_where_the_oracles_ends(far, near) -> None:
     assert generate(far(), PROMPTS, **longer).ids == generate(near(), PROMPTS, **longer).ids
 
 
-def test_the_engine_returns_what_hugging_face_returns(far, near) -> None:
+def test_generated_ids_are_padded_as_by_hugging_face(far, near) -> None:
     model, other = far(), near()
     batch = model.batch([model.encode(p) for p in PROMPTS], "left")
     end = generate(other, PROMPTS, max_new_tokens=STEPS).ids[0][3]
@@ -106,7 +105,7 @@ def test_the_engine_returns_what_hugging_face_returns(far, near) -> None:
     assert torch.equal(ours, theirs)
 
 
-def test_sampling_repeats_with_its_seed(far) -> None:
+def test_sampling_is_reproducible_with_a_seed(far) -> None:
     options = dict(do_sample=True, temperature=1.5, num_return_sequences=3, max_new_tokens=STEPS)
     first = generate(far(), PROMPTS, seed=1, **options)
     assert first.example_ids == tuple(str(i) for i in range(len(PROMPTS)) for _ in range(3))
@@ -116,7 +115,7 @@ def test_sampling_repeats_with_its_seed(far) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mean", "per row", "gates"])
-def test_scores_and_first_logits_are_the_oracles(far, near, kind: str) -> None:
+def test_scores_and_next_token_logits_match_hooks(far, near, kind: str) -> None:
     options = dict(steer=steerers(WIDTH)[kind], alpha=ALPHA)
     ours, theirs = (score(model(), PROMPTS, ANSWERS, **options) for model in (far, near))
     near_to(ours["logprob"], theirs["logprob"])
@@ -127,7 +126,7 @@ def test_scores_and_first_logits_are_the_oracles(far, near, kind: str) -> None:
     )
 
 
-def test_logits_of_numbered_columns(far, near) -> None:
+def test_logits_of_given_columns_match_hooks(far, near) -> None:
     model, other = far(), near()
     given = model.inputs(model.batch([model.encode(p) for p in PROMPTS], "left"))
     real = given["attention_mask"].bool()
@@ -137,7 +136,7 @@ def test_logits_of_numbered_columns(far, near) -> None:
     assert not ours[~real[:, columns]].any()
 
 
-def test_a_sweep_is_the_oracles(far, near) -> None:
+def test_a_sweep_matches_hooks(far, near) -> None:
     vector = {layer: MeanDifference.from_tensor(layer, torch.ones(WIDTH) / 3) for layer in (1, 3)}
     options: dict[str, Any] = dict(layers=[1, 3], alphas=(-1.0, 0.0, 2.0), positions=["last", "all"], progress=False)
     ours, theirs = (sweep(model(), {"mean": vector}, examples(6), **options) for model in (far, near))
@@ -148,13 +147,13 @@ def test_a_sweep_is_the_oracles(far, near) -> None:
     near_to(ours["value"], theirs["value"], 1e-3)
 
 
-def test_the_load_check_saw_this_model(far) -> None:
+def test_a_model_in_vllm_is_remote(far) -> None:
     assert far().backend == "vllm" and far().is_remote and not far().engine.supports_forward_state
     with pytest.raises(RemoteError, match="weights of this model"):
         far().hf(torch.tensor([[1]]))
 
 
-def test_training_is_refused(far) -> None:
+def test_gradients_and_prefill_are_refused(far) -> None:
     ids = torch.tensor([[5, 6, 7]])
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     vector = torch.zeros(1, WIDTH, requires_grad=True)
@@ -174,19 +173,19 @@ def test_training_is_refused(far) -> None:
         ({"num_return_sequences": 2}, "num_return_sequences=2"),
     ],
 )
-def test_options_without_a_counterpart_are_refused_by_name(far, options: dict[str, Any], said: str) -> None:
+def test_unsupported_options_are_refused_by_name(far, options: dict[str, Any], said: str) -> None:
     with pytest.raises(SteeringError, match=said):
         generate(far(), PROMPTS[:1], max_new_tokens=2, **options)
 
 
-def test_sites_that_are_not_there_are_refused(far) -> None:
+def test_missing_sites_are_refused(far) -> None:
     with pytest.raises(LayoutError, match="layer 9 does not exist"):
         capture(far(), PROMPTS, layers=[9], progress=False)
     with pytest.raises(LayoutError, match="no vision"):
         capture(far(), PROMPTS, layers=[Site(0, part="vision")], progress=False)
 
 
-def test_an_error_inside_vllm_ends_its_own_call_alone(far) -> None:
+def test_an_error_in_vllm_does_not_affect_later_calls(far) -> None:
     model = far()
     ids = torch.tensor([[5, 6, 7]])
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -196,11 +195,11 @@ def test_an_error_inside_vllm_ends_its_own_call_alone(far) -> None:
     assert generate(model, PROMPTS[:1], steer=steerers(WIDTH)["mean"], max_new_tokens=2).ids
 
 
-def test_a_row_that_outgrows_the_context_is_refused(far) -> None:
+def test_a_row_longer_than_the_context_is_refused(far) -> None:
     with pytest.raises(steerlab.SteerlabError, match=r"max_model_len|context"):
         generate(far(), [" word" * 600], max_new_tokens=2)
 
 
-def test_an_option_that_vllm_does_not_know_is_a_load_error(with_vllm, folders) -> None:
+def test_an_option_unknown_to_vllm_is_a_load_error(with_vllm, folders) -> None:
     with pytest.raises(LoadError, match="no_such_option"):
         steerlab.load(folders("tiny"), engine="vllm", no_such_option=1)

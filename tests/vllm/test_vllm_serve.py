@@ -1,4 +1,4 @@
-"""vLLM behind `nnsight-serve`, in another process that does not have steerlab; and what goes wrong with it."""
+"""vLLM behind an `nnsight-serve`, in a process without steerlab, and its failures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def served(server: Server, folders: Callable[[str], Path]) -> Iterator[Model]:
         yield steerlab.load(folders("tiny"), serve=server.host, retry_timeout=5.0)
 
 
-def test_captured_states_are_the_oracles(served: Model, near) -> None:
+def test_captured_states_match_hooks(served: Model, near) -> None:
     options: dict[str, Any] = dict(layers=SITES, positions="prompt", progress=False)
     near_to(capture(served, PROMPTS, **options).values, capture(near(), PROMPTS, **options).values)
     options = dict(layers="all", context=["last"], progress=False, batch_size=30)
@@ -38,21 +38,21 @@ def test_captured_states_are_the_oracles(served: Model, near) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mean", "per row", "gates"])
-def test_steered_ids_and_scores_are_the_oracles(served: Model, near, kind: str) -> None:
+def test_steered_texts_and_scores_match_hooks(served: Model, near, kind: str) -> None:
     options: dict[str, Any] = dict(steer=steerers(WIDTH)[kind], alpha=ALPHA)
     ours, theirs = (generate(model, PROMPTS, max_new_tokens=STEPS, **options) for model in (served, near()))
     assert ours.ids == theirs.ids and ours.steered_tokens == theirs.steered_tokens
     near_to(*(score(model, PROMPTS, ANSWERS, **options)["logprob"] for model in (served, near())))
 
 
-def test_64_rows_at_once_keep_their_vectors(served: Model, near) -> None:
+def test_64_concurrent_rows_keep_their_vectors(served: Model, near) -> None:
     prompts = [example.prompt for example in examples(64)]
     l2s = fitted_l2s(near(), 16)
     options: dict[str, Any] = dict(steer=l2s, alpha=3.0, max_new_tokens=STEPS, batch_size=64)
     assert generate(served, prompts, **options).ids == generate(near(), prompts, **options).ids
 
 
-def test_what_went_over_the_wire_is_counted(served: Model) -> None:
+def test_requests_and_bytes_are_counted(served: Model) -> None:
     traffic = served.engine.client.traffic  # type: ignore[attr-defined]
     before = traffic.requests, traffic.sent, traffic.received
     capture(served, PROMPTS, layers=[1], progress=False)
@@ -60,19 +60,19 @@ def test_what_went_over_the_wire_is_counted(served: Model) -> None:
     assert traffic.sent > before[1] and traffic.received > before[2] + len(PROMPTS) * WIDTH * 4
 
 
-def test_the_whole_of_a_job_can_be_waited_for_later(served: Model) -> None:
+def test_a_verb_runs_in_the_background(served: Model) -> None:
     job = generate(served, PROMPTS, max_new_tokens=STEPS, blocking=False)
     assert job.result(60).ids == generate(served, PROMPTS, max_new_tokens=STEPS).ids
 
 
-def test_a_wrong_key_is_told(server: Server, folders, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_key_is_rejected(server: Server, folders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAME, "guess")
     with pytest.raises(RemoteError, match=NAME) as caught:
         steerlab.load(folders("tiny"), serve=server.host)
     assert caught.value.kind == "key" and not caught.value.retryable
 
 
-def test_nobody_there_is_told_at_once(with_vllm: None, folders) -> None:
+def test_a_missing_server_fails_at_once(with_vllm: None, folders) -> None:
     begun = time.monotonic()
     with pytest.raises(RemoteError, match="no server answers") as caught:
         steerlab.load(folders("tiny"), serve=f"http://127.0.0.1:{free_port()}")
@@ -80,17 +80,17 @@ def test_nobody_there_is_told_at_once(with_vllm: None, folders) -> None:
     assert time.monotonic() - begun < 60
 
 
-@pytest.mark.parametrize(("name", "said"), [("other", "with the name '.*tiny'"), ("deeper", "it has no '.*layers.4'")])
-def test_another_model_than_the_one_asked_for_is_told(
-    server: Server, folders, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+@pytest.mark.parametrize(("name", "part"), [("other", "with the name '.*tiny'"), ("deeper", "it has no '.*layers.4'")])
+def test_a_server_of_another_model_is_refused(
+    server: Server, folders, monkeypatch: pytest.MonkeyPatch, name: str, part: str
 ) -> None:
     monkeypatch.setenv(NAME, KEY)
-    with pytest.raises(RemoteError, match=said) as caught:
+    with pytest.raises(RemoteError, match=part) as caught:
         steerlab.load(folders(name), serve=server.host)
     assert caught.value.kind == "model"
 
 
-def test_an_engine_that_dies_is_told(served: Model, server: Server) -> None:
+def test_a_dead_engine_is_an_error(served: Model, server: Server) -> None:
     """Last in this file: the server is of no use afterwards."""
     assert generate(served, PROMPTS[:1], max_new_tokens=2).ids
     server.kill_engine()

@@ -1,4 +1,4 @@
-"""64 requests at once in a real model, each with a vector of its own, and each as if it were alone."""
+"""64 concurrent requests in a real model, each with its own vector, give the texts of single runs."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def vectors_of(model: Model, l2s: L2S) -> torch.Tensor:
     return l2s.predict(acts.values[:, 0])
 
 
-def test_each_of_64_is_its_own_single_run(model: Model, l2s: L2S, together: Any) -> None:
+def test_64_concurrent_texts_match_their_single_runs(model: Model, l2s: L2S, together: Any) -> None:
     vectors = vectors_of(model, l2s)
-    apart = (vectors[:, None] - vectors[None]).norm(dim=-1) / vectors.norm(dim=-1).mean()
-    assert len(set(PROMPTS)) == N and float((apart + torch.eye(N)).min()) > 0.02  # 64 vectors, and no two alike
+    distances = (vectors[:, None] - vectors[None]).norm(dim=-1) / vectors.norm(dim=-1).mean()
+    assert len(set(PROMPTS)) == N and float((distances + torch.eye(N)).min()) > 0.02  # 64 vectors, and no two alike
     options: dict[str, Any] = dict(steer=l2s, alpha=ALPHA, max_new_tokens=STEPS)
     alone = [generate(model, [prompt], **options) for prompt in PROMPTS]
     assert [i for i, one in enumerate(alone) if one.ids[0] != together.ids[i]] == []
     assert together.steered_tokens == sum(one.steered_tokens for one in alone)
 
 
-def test_they_are_hugging_faces_and_not_the_unsteered_ones(model: Model, near, l2s: L2S, together: Any) -> None:
+def test_concurrent_texts_match_hugging_face_and_are_steered(model: Model, near, l2s: L2S, together: Any) -> None:
     options: dict[str, Any] = dict(max_new_tokens=STEPS, batch_size=N)
     theirs = generate(near("smollm2"), PROMPTS[::4], steer=l2s, alpha=ALPHA, **options)
     assert theirs.ids == together.ids[::4]
@@ -57,8 +57,8 @@ def test_they_are_hugging_faces_and_not_the_unsteered_ones(model: Model, near, l
     assert sum(a != b for a, b in zip(plain.ids, together.ids, strict=True)) > N / 2
 
 
-def test_a_vector_of_another_row_would_have_been_seen(model: Model, l2s: L2S, together: Any) -> None:
-    """With every row's vector given to the next row the texts are others: the comparisons above could have failed."""
+def test_vectors_of_other_rows_change_the_texts(model: Model, l2s: L2S, together: Any) -> None:
+    """Shows that the comparisons above would notice swapped rows."""
     vectors = vectors_of(model, l2s)
 
     def ids(given: torch.Tensor) -> tuple[tuple[int, ...], ...]:
@@ -69,6 +69,6 @@ def test_a_vector_of_another_row_would_have_been_seen(model: Model, l2s: L2S, to
     assert sum(a != b for a, b in zip(ids(vectors.roll(5, 0)), together.ids, strict=False)) > SOME / 4
 
 
-def test_logits_are_hugging_faces(model: Model, near) -> None:
+def test_logits_match_hugging_face(model: Model, near) -> None:
     ours = next_token_logits(model, PROMPTS[::4], batch_size=N)
     assert float((ours - next_token_logits(near("smollm2"), PROMPTS[::4], batch_size=N)).abs().max()) < 1e-3
