@@ -139,9 +139,9 @@ class Edit:
             stop: the column after its last.
         """
         one = slice(number, number + 1)
-        function: VectorFn | None = None
-        if self.vector_fn is not None and self.read_site is None:  # with a read_site the vectors are known by now
-            function = partial(_of_one, function=self.vector_fn, number=number, rows=len(self.prompt))
+        # not annotated: the source is sent to servers, which may not have the packages that annotations name
+        local = self.vector_fn if self.read_site is None else None  # with a read_site the vectors are known by now
+        function = local and partial(_of_one, function=local, number=number, rows=len(self.prompt))
         return Edit(
             None if self.vectors is None else self.vectors[one],
             self.prompt[one, start:stop],
