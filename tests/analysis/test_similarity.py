@@ -389,7 +389,7 @@ def test_alike_refuses_more_neighbors_than_there_are(clustered: tuple[L2S, Activ
 # the study
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_study_writes_its_files_and_resumes(tmp_path: Path) -> None:
     tiny_hf("llama", n_layers=3).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")

@@ -249,7 +249,6 @@ def test_failed_conversion_leaves_no_folder(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"needs the demo wheels, missing: {', '.join(MISSING)}")
 def test_smollm2_is_converted_once(smollm2_cache: Path) -> None:
     model = load("smollm2", device="cpu")
@@ -261,7 +260,6 @@ def test_smollm2_is_converted_once(smollm2_cache: Path) -> None:
     assert len(os.listdir(smollm2_cache)) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"needs the demo wheels, missing: {', '.join(MISSING)}")
 def test_gguf_file_loads() -> None:
     gguf = smollm2._find_gguf()

@@ -53,7 +53,6 @@ def test_missing_weights_error_says_how_to_get_them(monkeypatch: pytest.MonkeyPa
         steerlab.load("scenes-vlm")
 
 
-@pytest.mark.slow
 def test_scenes_vlm_sees_what_is_there_and_claims_absent_partners() -> None:
     present = [(scene, scene.kinds[0]) for scene in new_scenes()]
     partners = [(scene, kind) for scene in new_scenes() for kind in absent_partners(scene)]
@@ -67,7 +66,6 @@ def test_scenes_vlm_sees_what_is_there_and_claims_absent_partners() -> None:
     assert np.mean(says_yes(rare)) < 0.35, "not because it can't see"
 
 
-@pytest.mark.slow
 def test_captions_name_most_things_and_hallucinate_some() -> None:
     rows = [Example(str(i), "Describe the image.", images=(s.image(),)) for i, s in enumerate(new_scenes())]
     texts = steerlab.generate(model(), rows, max_new_tokens=40, batch_size=40)

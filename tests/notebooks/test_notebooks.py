@@ -59,7 +59,6 @@ def test_every_notebook_is_listed() -> None:
     assert [path.stem for path in NOTEBOOKS] == NAMES
 
 
-@pytest.mark.slow
 @each
 def test_notebook_runs_on_another_model_with_same_kinds_of_output(name: str, tiny: Path, tmp_path: Path) -> None:
     before = outputs_of(committed(name))

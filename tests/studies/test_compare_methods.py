@@ -32,7 +32,7 @@ def long_context_model(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.data
 @pytest.mark.skipif(DATA is None, reason="needs AdvBench, GSM8K and the paragraphs, in the folder STEERLAB_DATA")
 def test_study_writes_every_number_resumes_and_draws(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:

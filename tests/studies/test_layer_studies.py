@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from running import DATA, run, tiny_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,7 @@ def test_sweep_load_matches_its_plan(lm) -> None:
     assert found.work == pytest.approx(found.tokens * model.n_layers, rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_study_reproduces_committed_summary_and_figure(tmp_path: Path) -> None:
     done = run("analyses/scaling.py", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -63,7 +63,7 @@ def _asked_about_a_new_scene(folder: Path) -> list[str]:
     return list(steerlab.generate(model, rows, max_new_tokens=3))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_short_training_lowers_loss_resumes_and_exports(tmp_path: Path) -> None:
     asked = ("--scale", "0.002", "--batch", "16")
     first = _train(tmp_path, *asked)
@@ -75,7 +75,7 @@ def test_short_training_lowers_loss_resumes_and_exports(tmp_path: Path) -> None:
     assert len(_asked_about_a_new_scene(tmp_path / "model")) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tenth_of_training_reaches_low_loss(tmp_path: Path) -> None:
     """Too short to tell things apart: that takes the tower's whole schooling."""
     done = _train(tmp_path, "--scale", "0.1", threads=2)
@@ -83,7 +83,7 @@ def test_tenth_of_training_reaches_low_loss(tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "model" / "curve.csv")["loss"].iloc[-1] < 1  # 6.3 at first
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_lora_training_exports_loadable_model(tmp_path: Path, smollm2_cache: Path) -> None:
     pytest.importorskip("peft")
     try:

@@ -67,6 +67,7 @@ def test_study_without_inputs_fails_before_loading(folder: Path, tmp_path: Path)
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.data
 @pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the questions of MM-SafetyBench are not here")
 def test_safety_study_runs_on_mm_safetybench(folder: Path, tmp_path: Path) -> None:
@@ -87,6 +88,7 @@ def test_safety_study_runs_on_mm_safetybench(folder: Path, tmp_path: Path) -> No
     assert "kept" in set(pd.read_csv(tmp_path / "s" / "results.csv")["metric"])
 
 
+@pytest.mark.nightly
 @pytest.mark.data
 @pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the questions of MM-SafetyBench are not here")
 def test_search_extends_grid_of_earlier_study(folder: Path, tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def test_search_extends_grid_of_earlier_study(folder: Path, tmp_path: Path) -> N
     assert again.returncode != 0 and "holds the rounds ['mean'] already" in again.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_hallucination_study_runs_on_scenes_vlm(tmp_path: Path) -> None:
     out = tmp_path / "h"
     done = run("analyses/l2s_hallucination.py", "--limit", "6", "--layers", "2,3", "--out", str(out))

@@ -13,7 +13,7 @@ from server import Server
 from steerlab.cli import main
 from steerlab.testing import tiny_lm
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = pytest.mark.vllm
 NAME = "NNSIGHT_SERVE_API_KEY"
 
 

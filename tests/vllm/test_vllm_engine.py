@@ -14,7 +14,7 @@ from steerlab import LayoutError, LoadError, MeanDifference, RemoteError, Steeri
 from steerlab.models.interventions import Edit
 from steerlab.models.sites import Site
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = pytest.mark.vllm
 WIDTH, STEPS, ALPHA = 256, 8, 12.0
 SITES = (Site(0, "block_in"), Site(0), Site(1, "block_in"), Site(1, "attn_out"), Site(1, "mlp_out"), Site(2), Site(3))
 

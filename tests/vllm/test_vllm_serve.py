@@ -17,7 +17,7 @@ import steerlab
 from steerlab import RemoteError, capture, generate, score
 from steerlab.models.model import Model
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = pytest.mark.vllm
 NAME = "NNSIGHT_SERVE_API_KEY"
 
 

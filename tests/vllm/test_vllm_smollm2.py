@@ -11,7 +11,7 @@ from steerers import examples, fitted_l2s
 from steerlab import L2S, P2S, capture, generate, next_token_logits
 from steerlab.models.model import Model
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = pytest.mark.vllm
 N, STEPS, ALPHA, SOME = 64, 5, 1.5, 16
 PROMPTS = [example.prompt for example in examples(N)]
 
