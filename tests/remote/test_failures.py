@@ -13,7 +13,7 @@ from pathlib import Path
 import hypothesis.internal.compat
 import pytest
 import torch
-from fitted import PAIRS, PROMPTS
+from remote_fits import PAIRS, PROMPTS
 from servers.keys import Keys
 from servers.ndif import Ndif
 from servers.venvs import CannotInstall

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from fitted import PAIRS, PROMPTS
+from remote_fits import PAIRS, PROMPTS
 from servers.ndif import Ndif
 
 import steerlab

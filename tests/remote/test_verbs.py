@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from fitted import PAIRS, PROMPTS, fit
+from remote_fits import PAIRS, PROMPTS, fit
 from servers.ndif import Ndif
 
 import steerlab
