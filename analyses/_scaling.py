@@ -16,7 +16,6 @@ from transformers import LlamaConfig
 
 import steerlab
 from steerlab import Example, MeanDifference, Model
-from steerlab.analysis.sweep import plan
 from steerlab.models.smollm2 import smollm2_folder
 
 TERMS = ("requests", "work", "steps", "down")
@@ -105,13 +104,12 @@ def sweep_load(
 ) -> Load:
     """The load of a sweep, from its plan; nothing is run."""
     arguments: dict[str, Any] = {"steerer": {"mean": vectors}, "layers": list(vectors), "positions": where}
-    found = plan(model, data=data, **arguments | options).plan
-    assert found is not None
-    n_vectors = sum(len(chunk.settings) for part in found.parts for chunk in part.chunks)
-    n_steered = len(found.settings) - len({i for part in found.parts for i in part.idle})
+    found = steerlab.sweep(model, data=data, dry_run=True, **arguments | options).answers
+    n_vectors = sum(len(batch.settings) for group in found.groups for batch in group.batches)
+    n_steered = len(found.settings) - len({i for group in found.groups for i in group.unsteered})
     rows = (n_steered + 1) * len(data)
-    work = found.predicted * found.forward
-    return Load(found.batches, rows, round(work / found.n_layers), work, n_vectors, 0, rows * FLOAT * 2)
+    work = found.planned * found.forward_cost
+    return Load(found.n_batches, rows, round(work / found.n_layers), work, n_vectors, 0, rows * FLOAT * 2)
 
 
 def llama_70b(n: int = 500) -> tuple[Model, Model, list[Example]]:

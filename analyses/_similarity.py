@@ -8,10 +8,8 @@ from _common import estimate
 
 from steerlab import L2S, P2S, Activations, MeanDifference
 from steerlab.analysis.cka import cka_matrix
-from steerlab.analysis.geometry import geometry, principal_angles
-from steerlab.analysis.maps import map_2d
-from steerlab.analysis.nearest_neighbors import nearest_neighbors
-from steerlab.analysis.similarity import cosine_table, norms, vectors_by_layer
+from steerlab.analysis.geometry import geometry, map_2d, principal_angles
+from steerlab.analysis.similarity import cosine_table, nearest_neighbors, norms, vectors_by_layer
 from steerlab.methods import Context
 
 DIMENSIONS = 5  # of the subspaces
@@ -80,7 +78,7 @@ def maps(acts: Activations, layer: int, read: int, seed: int) -> pd.DataFrame:
         ("contexts", read, acts.by_example(read, side="prompt")),
         ("vectors", layer, acts.contrast(layer)),
     ):
-        frame = map_2d(points, acts.labels(ids), seed=seed)
+        frame = map_2d(points, acts.labels(ids))
         first, second = frame.attrs["explained"]
         columns = {"topic": acts.labels(ids, "topic"), "explained_x": first, "explained_y": second}
         found.append(frame.assign(map=kind, layer=at, example_id=ids, **columns))

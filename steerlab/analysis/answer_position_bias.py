@@ -1,4 +1,4 @@
-"""How much of steerability is only where the wanted answer stands, and how it begins."""
+"""Share of steerability that the wanted answer's position (A or B) and first word (Yes or No) explain."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from steerlab.data.example import Example, check_examples
 def answer_position_bias(
     slopes: pd.DataFrame, examples: Sequence[Example], by: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """How much of the slopes' variance is only where the wanted answer stood (A or B) and how it began (Yes or No).
+    """How much slope variance is explained by answer position (A or B) and first word (Yes or No).
 
     Example:
         >>> answer_position_bias(slopes(frame), examples)[["behavior", "option", "word", "unexplained"]]
 
     Args:
         slopes: from `slopes`.
-        examples: the samples, with `meta` holding "option" ("A" or "B") and "word" ("Yes", "No" or "").
-        by: columns that make groups; by default all that tell cells apart.
+        examples: of the sweep, with `meta` holding "option" ("A" or "B") and "word" ("Yes", "No" or "").
+        by: columns that make groups; by default all that tell settings apart.
 
     Returns:
         One row per group: `option`, `word` (what it adds to `option`), `both`, `unexplained` as shares of the
-        variance (NaN where all slopes are equal), `has_words`, `n`. Where an item has no word, words count as absent
-        in the whole group: `word` is 0 and `has_words` False.
+        variance (NaN where all slopes are equal), `has_words`, `n`. Where an example has no word, the whole group is
+        treated as without words: `word` is 0 and `has_words` False.
 
     Raises:
-        DataError: columns are missing, a sample has no example, or an example no placement.
+        DataError: columns are missing, or a slope has no example with answer position and first word.
 
-    Source: Tan et al., arXiv 2407.12404, section 4 (spurious factors); least squares on the two indicators.
+    Source: Tan et al., arXiv 2407.12404, section 4 (spurious factors), by least squares on the two indicators.
     """
     keys = check_groups(slopes, by, "answer_position_bias")
-    placed = _placed(slopes, examples)
+    placed = _with_positions(slopes, examples)
     rows = []
     for name, here in placed.groupby(keys, sort=False, dropna=False, observed=True):
         has_words = bool((here["word"] != "").all())
@@ -46,8 +46,8 @@ def answer_position_bias(
         total = float(s.var())
         alone = both = float("nan")
         if total > 1e-24 * float(np.mean(s**2)):
-            alone = 1 - _left(s, option) / total
-            both = 1 - _left(s, option, yes) / total if has_words else alone
+            alone = 1 - _residual_variance(s, option) / total
+            both = 1 - _residual_variance(s, option, yes) / total if has_words else alone
         shares = {"option": alone, "word": both - alone, "both": both, "unexplained": 1 - both}
         rows.append({**dict(zip(keys, name, strict=True)), **shares, "has_words": has_words, "n": len(s)})
     return pd.DataFrame(rows)
@@ -61,14 +61,14 @@ def slopes_by_answer_position(
     n_boot: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The mean slope for every place and first word of the wanted answer: the steerability bias.
+    """Mean slope by position and first word of the wanted answer (steerability bias).
 
     Example:
         >>> slopes_by_answer_position(slopes(frame), examples).pivot(index="behavior", columns=["option", "word"])
 
     Args:
         slopes, examples, by: as in `answer_position_bias`.
-        n_boot, seed: of the bootstrap over samples.
+        n_boot, seed: of the bootstrap over examples.
 
     Returns:
         One row per group, `option` and `word`: `steerability`, `low`, `high`, `n`.
@@ -79,32 +79,30 @@ def slopes_by_answer_position(
     Source: Tan et al., arXiv 2407.12404, section 4 (steerability bias).
     """
     keys = check_groups(slopes, by, "slopes_by_answer_position")
-    placed = _placed(slopes, examples).sort_values(["option", "word"], kind="stable")
+    placed = _with_positions(slopes, examples).sort_values(["option", "word"], kind="stable")
     found = group_means(placed, [*keys, "option", "word"], "slope", n_boot=n_boot, seed=seed)
     return found.rename(columns={"mean": "steerability"})
 
 
-def _placed(slopes: pd.DataFrame, examples: Sequence[Example]) -> pd.DataFrame:
-    """The slopes with `option` and `word` of their samples."""
+def _with_positions(slopes: pd.DataFrame, examples: Sequence[Example]) -> pd.DataFrame:
+    """The slopes with `option` and `word` of their examples."""
     meta = {e.id: (e.meta.get("option"), e.meta.get("word", "")) for e in check_examples(examples)}
     unknown = sorted(set(slopes["example_id"]) - meta.keys())
     if unknown:
-        raise DataError(f"{len(unknown)} samples have no example, first {unknown[:3]}; give the examples of the sweep")
-    odd = [
-        s
-        for s in dict.fromkeys(slopes["example_id"])
-        if meta[s][0] not in ("A", "B") or meta[s][1] not in ("Yes", "No", "")
-    ]
-    if odd:
-        raise DataError(
-            f"{len(odd)} samples have no known placement, first {odd[0]!r} with option {meta[odd[0]][0]!r} and word "
-            f"{meta[odd[0]][1]!r}; expected option A or B and word Yes, No or '' in the example's meta"
-        )
+        raise DataError(f"{len(unknown)} slopes have no example, first {unknown[:3]}; give the examples of the sweep")
     found = slopes["example_id"].map(meta)
-    return slopes.assign(option=found.str[0], word=found.str[1])
+    placed = slopes.assign(option=found.str[0], word=found.str[1])
+    odd = placed[~placed["option"].isin(["A", "B"]) | ~placed["word"].isin(["Yes", "No", ""])]
+    if len(odd):
+        example_id, option, word = odd.iloc[0][["example_id", "option", "word"]]
+        raise DataError(
+            f"{odd['example_id'].nunique()} examples have no known answer position, first {example_id!r} with option "
+            f"{option!r} and word {word!r}; expected option A or B and word Yes, No or '' in the example's meta"
+        )
+    return placed
 
 
-def _left(s: NDArray[np.float64], *indicators: NDArray[np.float64]) -> float:
-    """The variance that a least-squares fit on indicators leaves."""
+def _residual_variance(s: NDArray[np.float64], *indicators: NDArray[np.float64]) -> float:
+    """Variance of the residuals of a least-squares fit on indicators."""
     design = np.column_stack([np.ones(len(s)), *indicators])
     return float((s - design @ np.linalg.lstsq(design, s, rcond=None)[0]).var())

@@ -1,9 +1,8 @@
-"""How alike whole representations are: linear CKA, between layers and between models."""
+"""Similarity of whole representations: linear CKA between layers and between models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,13 +14,12 @@ from steerlab._support.errors import DataError, MismatchError
 from steerlab.capture.activations import Activations
 from steerlab.models.sites import Site
 
-Form = Literal["auto", "feature", "gram"]
 
+def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "_ q"]) -> float:
+    """Linear centered kernel alignment of two representations of the same inputs.
 
-def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "_ q"], *, form: Form = "auto") -> float:
-    """Centerd kernel alignment of two representations of the same inputs: 1 where one is the other, turned and scaled.
-
-    Few inputs make it large by themselves: it is near 0 for independent states only where n is well above p and q.
+    It is 1 where one representation is a rotated and scaled copy of the other. For independent states it is near 0 only
+    if n is well above p and q.
 
     Example:
         >>> x = torch.randn(500, 8)
@@ -29,21 +27,20 @@ def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "_ q"], *, form: Form =
         1.0
 
     Args:
-        x, y: `(n, p)` and `(n, q)`, a row an input, in the same order; columns are centered here.
-        form: "feature" multiplies p by q, "gram" n by n matrices; "auto" takes the smaller. They agree.
+        x, y: `(n, p)` and `(n, q)`, one row per input, in the same order; columns are centered here.
 
     Returns:
         A number between 0 and 1, computed in float64.
 
     Raises:
         MismatchError: different numbers of inputs.
-        DataError: a value is not finite, or all inputs have the same state; an unknown form.
+        DataError: a value is not finite, or all inputs have the same state.
 
     Source: arXiv 1905.00414 (Kornblith et al. 2019), section 3, equation 4 with linear kernels.
     """
     if len(x) != len(y):
         raise MismatchError(f"x has {len(x)} rows, y has {len(y)}; give the same inputs in the same order")
-    return float(_alignment([_centered(x, "x")], [_centered(y, "y")], form)[0, 0])
+    return float(_alignment([_centered(x, "x")], [_centered(y, "y")])[0, 0])
 
 
 def cka_matrix(
@@ -53,38 +50,37 @@ def cka_matrix(
     *,
     other: Activations | None = None,
 ) -> pd.DataFrame:
-    """Linear CKA between every two sites, of one capture or of two models that read the same samples.
+    """Linear CKA between every two sites of one capture, or of two models that read the same examples.
 
     Example:
         >>> cka_matrix(acts).loc[3, 20]                     # layer 3 against layer 20
         >>> cka_matrix(acts, other=of_another_model)        # its layers are the columns
 
     Args:
-        acts: what was captured; one row a sample on `side` and at `position`.
+        acts: captured states with one row per example on `side` and at `position`.
         side: "prompt", "positive" or "negative".
         position: which captured rows; None where there is only one kind.
-        other: a second capture; rows are joined by sample id. None compares `acts` with itself.
+        other: a second capture; rows are joined by `example_id`. None compares `acts` with itself.
 
     Returns:
         A frame of sites by sites; layers stand as numbers where every site is a block's output.
 
     Raises:
-        MismatchError: the two captures hold different samples.
+        MismatchError: the two captures hold different examples.
         DataError: as `linear_cka`; the site is named.
-        ActivationError: nothing matches, or a sample has several rows.
+        ActivationError: nothing matches, or an example has several rows.
 
     Source: arXiv 1905.00414, section 3.
     """
     ids, first = _by_site(acts, side, position)
     if other is None:
-        return pd.DataFrame(_alignment(first, None, "auto"), index=_names(acts.sites), columns=_names(acts.sites))
-    theirs, second = _by_site(other, side, position)
-    if set(ids) != set(theirs):
-        lone = sorted(set(ids) ^ set(theirs))
-        raise MismatchError(f"{len(lone)} samples are in one capture only, first {lone[:3]}; capture the same inputs")
-    row = {example_id: i for i, example_id in enumerate(theirs)}
-    order = [row[example_id] for example_id in ids]
-    found = _alignment(first, [x[order] for x in second], "auto")
+        return pd.DataFrame(_alignment(first, first), index=_names(acts.sites), columns=_names(acts.sites))
+    other_ids, second = _by_site(other, side, position)
+    if set(ids) != set(other_ids):
+        lone = sorted(set(ids) ^ set(other_ids))
+        raise MismatchError(f"{len(lone)} examples are in one capture only, first {lone[:3]}; capture the same inputs")
+    order = [other_ids.index(example_id) for example_id in ids]
+    found = _alignment(first, [x[order] for x in second])
     return pd.DataFrame(found, index=_names(acts.sites), columns=_names(other.sites))
 
 
@@ -103,40 +99,34 @@ def _centered(x: Float[Tensor, "n p"], name: str) -> Float[Tensor, "n p"]:
     wide = x.detach().cpu().double()
     if not bool(torch.isfinite(wide).all()):
         raise DataError(f"{name} holds NaN or infinity; capture it again in float32")
-    centered = wide - wide.mean(0)
-    # a mean of equal numbers is off by rounding, so equal rows are told by the rows themselves
+    # equal rows are compared themselves: their mean is off by rounding
     if len(wide) < 2 or bool((wide == wide[0]).all()):
         raise DataError(f"{name} is the same for all {len(wide)} inputs; CKA needs inputs whose states differ")
-    return centered
+    return wide - wide.mean(0)
 
 
-def _alignment(xs: list[Float[Tensor, "n _"]], ys: list[Float[Tensor, "n _"]] | None, form: Form) -> np.ndarray:
-    """CKA of every x with every y; of every two x where `ys` is None."""
-    if form not in ("auto", "feature", "gram"):
-        raise DataError(f"unknown form {form!r}; expected 'auto', 'feature' or 'gram'")
-    widest = max(x.shape[1] for x in [*xs, *(ys or [])])
-    if form == "gram" or (form == "auto" and len(xs[0]) < widest):
-        # <K, L> = ‖XᵀY‖², so n x n matrices are multiplied entry by entry, and each is made once
-        xs = [x @ x.T for x in xs]
-        ys = None if ys is None else [y @ y.T for y in ys]
-        cross, own = _entrywise, _entrywise
+def _alignment(xs: list[Float[Tensor, "n _"]], ys: list[Float[Tensor, "n _"]]) -> np.ndarray:
+    """CKA of every x with every y; symmetric with ones on the diagonal where `ys` is `xs`."""
+    if len(xs[0]) < max(x.shape[1] for x in [*xs, *ys]):
+        # ‖XᵀY‖² is the inner product of XXᵀ and YYᵀ; each of these n x n matrices is made once
+        left, cross = [x @ x.T for x in xs], _inner
+        right = left if ys is xs else [y @ y.T for y in ys]
     else:
-        cross, own = _features, _features
-    own_x = [own(x, x) for x in xs]
-    own_y = own_x if ys is None else [own(y, y) for y in ys]
-    found = np.ones((len(own_x), len(own_y)))
-    for i, x in enumerate(xs):
-        for j, y in enumerate(xs if ys is None else ys):
-            if ys is None and j <= i:
+        left, right, cross = xs, ys, _squared_norm
+    norms = [cross(x, x) for x in left], [cross(y, y) for y in right]
+    found = np.ones((len(left), len(right)))
+    for i, x in enumerate(left):
+        for j, y in enumerate(right):
+            if left is right and j <= i:
                 found[i, j] = found[j, i]
             else:
-                found[i, j] = min(1.0, cross(x, y) / (own_x[i] * own_y[j]) ** 0.5)
+                found[i, j] = min(1.0, cross(x, y) / (norms[0][i] * norms[1][j]) ** 0.5)
     return found
 
 
-def _entrywise(x: Float[Tensor, "n n"], y: Float[Tensor, "n n"]) -> float:
+def _inner(x: Float[Tensor, "n n"], y: Float[Tensor, "n n"]) -> float:
     return float((x * y).sum())
 
 
-def _features(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> float:
+def _squared_norm(x: Float[Tensor, "n p"], y: Float[Tensor, "n q"]) -> float:
     return float((x.T @ y).square().sum())

@@ -1,8 +1,10 @@
-"""Where behaviors' contrast vectors point: within a behavior, between two, and as subspaces."""
+"""Directions of contrast vectors: cosines within and between behaviors, principal angles, and a PCA map."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations_with_replacement
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.linalg import subspace_angles
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from steerlab._support.errors import DataError, MismatchError
@@ -29,52 +32,51 @@ def geometry(
     n_boot: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """How alike the inputs' own contrast vectors are within each behavior, and between every two.
+    """Mean cosines of the inputs' contrast vectors within each behavior and between every two behaviors.
 
     Example:
         >>> geometry(acts, 15)[["a", "b", "cosine", "low", "high", "shuffled"]]
 
     Args:
-        acts: contrasts of any model, at least two samples of each behavior.
-        site: which site's contrasts, `(sample, hidden)`; an int means that block's output.
+        acts: contrasts of any model, at least two examples of each behavior.
+        site: whose contrasts, `(example, hidden)`; an int means that block's output.
         position: which captured contrast rows; None where there is only one kind.
-        group: the label of the index that stands for the behavior, for example a finer one of your own.
+        group: the index column with the groups, for example a finer one than the behavior.
         n_boot: resamples of the interval.
-        seed: decides the resamples and the shuffles.
+        seed: of the resamples and the shuffles.
 
     Returns:
-        One row a pair of behaviors, those within first: `layer`, `site`, `a`, `b`, `kind` ("within", "between"),
-        `cosine` (mean over pairs of distinct samples), `low`, `high` (95 %, samples drawn again, a sample never paired
-        with itself), `n_a`, `n_b`, `pairs`, and `shuffled`: the same mean after dealing the labels out anew, over
-        twenty deals.
+        One row per pair of behaviors, those within first: `layer`, `site`, `a`, `b`, `kind` ("within", "between"),
+        `cosine` (mean over pairs of distinct examples), `low`, `high` (95 % bootstrap over examples, none paired with
+        itself), `n_a`, `n_b`, `pairs`, and `shuffled`: the same mean with permuted labels, over twenty permutations.
 
     Raises:
-        DataError: a behavior with one sample, a contrast that is exactly zero, or n_boot below 1.
+        DataError: a behavior with one example, a contrast that is zero, or n_boot below 1.
         ActivationError: there is no contrast, or no such label.
 
-    Source: arXiv 2508.12815, appendix (cosines of P2S vectors within and between behaviors); interval, baseline: own.
+    Source: arXiv 2508.12815, appendix (cosines of P2S vectors within and between behaviors).
     """
     if n_boot < 1:
         raise DataError(f"n_boot is {n_boot}; give at least 1 resample")
     where = Site.of(site)
     ids, z = acts.contrast(where, position)
-    order = sorted(range(len(ids)), key=ids.__getitem__)  # so that the order of the rows decides nothing
+    order = sorted(range(len(ids)), key=ids.__getitem__)  # results must not depend on the order of the rows
     ids = [ids[i] for i in order]
     units, labels = unit_rows(dict(zip(ids, z[order], strict=True))), np.array(acts.labels(ids, group), dtype=object)
     members = {name: np.flatnonzero(labels == name) for name in sorted(set(labels))}
-    lone = [name for name, own in members.items() if len(own) < 2]
+    lone = [name for name, rows in members.items() if len(rows) < 2]
     if lone:
-        raise DataError(f"{lone[0]!r} has one contrast only; a pair within it needs two samples")
+        raise DataError(f"{lone[0]!r} has one contrast only; a pair within it needs two examples")
     rng = np.random.default_rng(seed)
-    deals = [rng.permutation(len(ids)) for _ in range(_SHUFFLES)]
-    # drawing n samples again is drawing how often each comes
-    drawn = {name: rng.multinomial(len(own), np.full(len(own), 1 / len(own)), n_boot) for name, own in members.items()}
+    shuffles = [rng.permutation(len(ids)) for _ in range(_SHUFFLES)]
+    # n draws with replacement, as counts of each example
+    drawn = {name: rng.multinomial(len(m), np.full(len(m), 1 / len(m)), n_boot) for name, m in members.items()}
     rows = []
     for a, b in sorted(combinations_with_replacement(members, 2), key=lambda pair: pair[0] != pair[1]):
         value = float(_mean_cosine(units, members[a], members[b])[0])
-        again = _mean_cosine(units, members[a], members[b], drawn[a], drawn[b])
-        low, high = np.nanquantile(again, [0.025, 0.975])
-        mixed = [_mean_cosine(units, deal[members[a]], deal[members[b]])[0] for deal in deals]
+        resampled = _mean_cosine(units, members[a], members[b], drawn[a], drawn[b])
+        low, high = np.nanquantile(resampled, [0.025, 0.975])
+        mixed = [_mean_cosine(units, shuffle[members[a]], shuffle[members[b]])[0] for shuffle in shuffles]
         n_a, n_b = len(members[a]), len(members[b])
         rows.append(
             {
@@ -90,33 +92,65 @@ def geometry(
 def principal_angles(
     a: Float[Tensor, "n hidden"], b: Float[Tensor, "m _"], k: int, *, centered: bool = False
 ) -> NDArray[np.float64]:
-    """The angles between the k-dimensional principal subspaces of two sets of vectors, in degrees, smallest first.
+    """The angles between the k-dimensional principal subspaces of two sets of vectors, in degrees, ascending.
 
-    By default the sets are not centered, so that a mean direction counts as one of the k; it is the first where the
-    vectors share one.
+    By default the sets are not centered: a direction that all vectors share counts as one of the k.
 
     Example:
         >>> principal_angles(torch.eye(4)[:2], torch.eye(4)[1:3], k=2)
         array([ 0., 90.])
 
     Args:
-        a, b: `(n, hidden)` and `(m, hidden)`, a row a vector.
+        a, b: `(n, hidden)` and `(m, hidden)`, one vector per row.
         k: dimension of both subspaces, spanned by the first k right singular vectors.
-        centered: subtract each set's mean first: the subspaces in which the vectors vary.
+        centered: subtract each set's mean first.
 
     Returns:
-        `(k,)` angles between 0 and 90, ascending.
+        `(k,)` angles between 0 and 90.
 
     Raises:
         MismatchError: different widths.
         DataError: k is below 1 or above the rank of either set.
 
-    Source: Björck and Golub (1973), by `scipy.linalg.subspace_angles`; applied to contrasts: own.
+    Source: Björck and Golub (1973), by `scipy.linalg.subspace_angles`.
     """
     if a.shape[1] != b.shape[1]:
         raise MismatchError(f"a has width {a.shape[1]}, b has {b.shape[1]}; angles need vectors of one width")
     found = subspace_angles(_basis(a, k, centered, "a"), _basis(b, k, centered, "b"))
     return np.rad2deg(np.sort(found))
+
+
+def map_2d(points: Float[Tensor, "n hidden"], labels: Sequence[str]) -> pd.DataFrame:
+    """Points projected onto their first two principal components, for a plot.
+
+    Example:
+        >>> ids, states = acts.by_example(15, side="prompt")
+        >>> map_2d(states, acts.labels(ids)).attrs["explained"]      # shares of the variance on x and y
+        (0.31, 0.12)
+
+    Args:
+        points: `(n, hidden)`, one point per row.
+        labels: one per point.
+
+    Returns:
+        Columns `x`, `y`, `label`, in the order given; the largest loading of each axis is positive. The shares of
+        variance are in `.attrs["explained"]`.
+
+    Raises:
+        DataError: not one label per point, fewer than three points, NaN, or all points the same.
+    """
+    x = points.detach().cpu().double().numpy()
+    if len(labels) != len(x):
+        raise DataError(f"{len(x)} points but {len(labels)} labels; give one label per point")
+    if len(x) < 3 or x.shape[1] < 2:
+        raise DataError(f"the points are {x.shape}; a map needs at least three, of two dimensions or more")
+    if not np.isfinite(x).all() or (x == x[0]).all():
+        raise DataError("the points hold NaN or infinity, or are all the same; a map needs finite points that differ")
+    pca = PCA(n_components=2, svd_solver="full").fit(x)  # exact, and scikit-learn fixes the sign of each axis
+    flat = pca.transform(x)
+    frame = pd.DataFrame({"x": flat[:, 0], "y": flat[:, 1], "label": list(labels)})
+    frame.attrs["explained"] = tuple(float(share) for share in pca.explained_variance_ratio_)
+    return frame
 
 
 def _basis(x: Float[Tensor, "n hidden"], k: int, centered: bool, name: str) -> NDArray[np.float64]:
@@ -129,26 +163,22 @@ def _basis(x: Float[Tensor, "n hidden"], k: int, centered: bool, name: str) -> N
     rank = int((sizes > least).sum())
     if not 1 <= k <= rank:
         raise DataError(
-            f"k={k}, but {name}, {tuple(x.shape)}{', centered,' if centered else ''} has rank {rank}; give 1 <= "
-            f"k <= rank"
+            f"k={k}, but {name}, {tuple(x.shape)}{', centered,' if centered else ''} has rank {rank}; give "
+            "1 <= k <= rank"
         )
     return right[:k].T.numpy()
 
 
 def _mean_cosine(
-    units: NDArray[np.float64],
-    a: NDArray[np.intp],
-    b: NDArray[np.intp],
-    weights_a: NDArray[np.int64] | None = None,
-    weights_b: NDArray[np.int64] | None = None,
+    units: NDArray[np.float64], a: NDArray[np.intp], b: NDArray[np.intp], weights_a: Any = None, weights_b: Any = None
 ) -> NDArray[np.float64]:
-    """Mean cosine over pairs of distinct samples, for every row of weights (how often a sample counts)."""
+    """Mean cosine over pairs of distinct examples, for every row of weights (how often an example counts)."""
     w = np.ones((1, len(a))) if weights_a is None else weights_a
     v = np.ones((1, len(b))) if weights_b is None else weights_b
-    # the sum of all cosines is the product of the two sums of unit vectors: no n x n matrix is needed
+    # the sum of all cosines is the inner product of the two sums of unit vectors
     total = ((w @ units[a]) * (v @ units[b])).sum(1)
     pairs = (w.sum(1) * v.sum(1)).astype(float)
-    if a is b or np.array_equal(a, b):
-        same = (w * v).sum(1)  # a sample with itself has the cosine 1
+    if np.array_equal(a, b):
+        same = (w * v).sum(1)  # an example with itself has cosine 1
         total, pairs = total - same, pairs - same
     return np.divide(total, pairs, out=np.full(len(pairs), np.nan), where=pairs > 0)

@@ -1,4 +1,4 @@
-"""Which layers: chosen on validation rows, told of test rows, and as a band where several are as good."""
+"""Select layers and strength on validation data, and report their effect on test data."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from steerlab._support.errors import DataError, require_columns
+from steerlab.analysis.sweep import sweep
+from steerlab.capture.rows import Data, as_examples
 from steerlab.metrics.bootstrap import Estimate, paired_bootstrap
+from steerlab.models.model import Model
 
 
 @dataclass(frozen=True)
 class LayerRange:
-    """The layers that validation rows can't tell from the best one, and what they do to test rows.
+    """The adjacent layers that validation data cannot tell from the best one, and their effect on test data.
 
     Attributes:
-        metric, alpha: what was compared, and the strength that was chosen.
+        metric, alpha: what was compared, and the strength that was selected.
         best: the layer with the largest validation mean.
-        layers: the band, layers side by side with `best` among them.
+        layers: adjacent layers, `best` among them.
         table: one row per layer at `alpha`: `validation` (mean), `gap` below the best with `gap_low` and `gap_high`
             (paired bootstrap), `in_range`.
-        gain: of the band's mean over its layers, on test rows, over no steering; None without test rows.
-        gain_best: that of the best layer alone.
-        n_validation: how many rows chose.
+        gain: difference to no steering on test rows, of the mean over `layers`; None without test rows.
+        gain_best: the same of the best layer alone.
+        n_validation: number of validation examples.
 
     Example:
         >>> print(select_layers(frame))
@@ -62,11 +63,11 @@ def select_layers(
     n_boot: int = 2000,
     seed: int = 0,
 ) -> LayerRange:
-    """Choose strength and layers on validation rows, and report them on test rows.
+    """Select strength and layers on validation rows, and report their effect on test rows.
 
-    The layer and strength with the largest validation mean win. Layers next to it, one after the other, belong to the
-    band as long as the interval of their gap to it, sample by sample, includes 0: a peak of one layer in a sweep is
-    mostly luck, and the next sample of rows has another.
+    The layer and strength with the largest validation mean win. Adjacent layers are added as long as the interval of
+    their gap to the best, paired by example, includes 0. A peak of one layer is often noise that another sample of
+    examples does not repeat.
 
     Example:
         >>> frame = steerlab.sweep(model, steerlab.MeanDifference(0), rows, layers="all", train=acts)
@@ -74,103 +75,133 @@ def select_layers(
 
     Args:
         frame: from `steerlab.sweep`, of one method and positions, with rows of the split "validation".
-        metric: what is made large; measure what you want small with its sign turned.
+        metric: to be maximized; negate a metric that should be small.
         test: a sweep of the test rows (with alpha 0); None: the rows of `frame` whose split is "test".
-        guard: the least validation mean of other metrics; cells below it can't be chosen.
-        level, n_boot, seed: of the paired bootstrap over samples.
+        guard: lower bounds on the validation mean of other metrics; settings below them cannot be selected.
+        level, n_boot, seed: of the paired bootstrap over examples.
 
     Raises:
-        DataError: no validation rows, several methods or positions, a cell that lacks samples, no cell that passes
-            the guard, or test rows without the chosen layers or without alpha 0.
+        DataError: no validation rows, several methods or positions, a setting that lacks examples, no setting that
+            passes the guard, or test rows without the selected layers or without alpha 0.
 
-    Source: own; resampling pairs, Efron and Tibshirani (1993).
+    Source: paired bootstrap, Efron and Tibshirani (1993).
     """
     require_columns(frame, ["layer", "alpha", "example_id", "split", "metric", "value"], "select_layers")
-    _one_sweep(frame)
-    cells = _matrix(frame, metric, "validation")
-    steered = cells.loc[:, [alpha != 0 for _, alpha in cells.columns]]
+    _check_one_sweep(frame)
+    options = {"level": level, "n_boot": n_boot, "seed": seed}
+    table = _by_setting(frame, metric, "validation")
+    steered = table.loc[:, [alpha != 0 for _, alpha in table.columns]]
     for name, least in (guard or {}).items():
-        means = _matrix(frame, name, "validation").mean()
-        steered = steered.loc[:, [means[cell] >= least for cell in steered.columns]]
+        means = _by_setting(frame, name, "validation").mean()
+        steered = steered.loc[:, [means[setting] >= least for setting in steered.columns]]
     if steered.empty:
-        raise DataError(f"no steered cell has the validation means asked for, {dict(guard or {})}: ask for less")
+        raise DataError(f"no steered setting reaches the validation means {dict(guard or {})}: lower the guard")
     best, alpha = steered.mean().idxmax()
-    order = list(dict.fromkeys(layer for layer, at in steered.columns if at == alpha))
-    values = steered[[(layer, alpha) for layer in order]].to_numpy()
-    place = order.index(best)
-    table = _gaps(values, order, place, level, n_boot, seed)
-    layer_range = _around(table["in_range"].to_numpy(), place)
-    table["in_range"] = [order.index(layer) in layer_range for layer in order]
-    layers = tuple(order[k] for k in layer_range)
-    reported, split = (frame, "test") if test is None else (test, None)
+    at_alpha = steered.xs(alpha, axis=1, level="alpha")
+    gaps, layers = _gaps(at_alpha, best, options)
     gain = gain_best = None
     if test is not None or "test" in set(frame["split"]):
-        _one_sweep(reported)
-        options = {"level": level, "n_boot": n_boot, "seed": seed}
-        measured = _matrix(reported, metric, split)
-        gain, gain_best = (_gain(measured, some, alpha, options) for some in (layers, (best,)))
-    return LayerRange(metric, float(alpha), order[place], layers, table, gain, gain_best, len(cells))
+        _check_one_sweep(frame if test is None else test)
+        tested = _by_setting(frame, metric, "test") if test is None else _by_setting(test, metric, None)
+        gain, gain_best = (_gain(tested, some, alpha, options) for some in (layers, [best]))
+    order = list(at_alpha.columns)
+    return LayerRange(metric, float(alpha), order[order.index(best)], tuple(layers), gaps, gain, gain_best, len(table))
 
 
-def _one_sweep(frame: pd.DataFrame) -> None:
+def validated_sweep(
+    model: Model, steerer: Any, data: Data, layers: Any = "all", *, metric: str = "propensity",
+    guard: Mapping[str, float] | None = None, seed: int = 0, **options: Any,
+) -> tuple[LayerRange, pd.DataFrame]:  # fmt: skip
+    """Select layers on validation data and report their effect on test data.
+
+    All layers and alphas are swept on the validation rows; on the test rows only the selected layers and alpha.
+
+    Example:
+        >>> rows = steerlab.data.mwe(path, "openness")
+        >>> layer_range, frame = validated_sweep(model, steerlab.MeanDifference(0), paper_split(rows))
+
+    Args:
+        model, steerer, layers, metric: as in `steerlab.sweep`; `metric` is a name of `ANSWER_METRICS`.
+        data: Examples of the splits "validation" and "test"; those of "train" fit the steerer, unless `train` is given.
+        guard, seed: as in `select_layers`.
+        options: `alphas`, `positions`, `train`, `scale`, `folder` and so on, as in `steerlab.sweep`.
+
+    Returns:
+        The layer range, and the frames of both sweeps one below the other.
+
+    Raises:
+        DataError: as `steerlab.sweep` and `select_layers`.
+    """
+    parts: dict[str, list[Any]] = {"train": [], "validation": [], "test": []}
+    for example in as_examples(data):
+        parts.setdefault(example.split, []).append(example)
+    options = {"train": parts["train"] or None, "metric": list(dict.fromkeys([metric, *(guard or {})])), **options}
+    folder = options.pop("folder", None)
+
+    def swept(split: str, layers: Any, **more: Any) -> pd.DataFrame:
+        where = None if folder is None else f"{folder}/{split}"
+        return sweep(model, steerer, parts[split], layers, folder=where, **(options | more))
+
+    validation = swept("validation", layers)
+    selected = select_layers(validation, metric, guard=guard, seed=seed)
+    test = swept("test", list(selected.layers), alphas=(0.0, selected.alpha))
+    reported = select_layers(validation, metric, test=test, guard=guard, seed=seed)
+    return reported, pd.concat([validation, test], ignore_index=True)
+
+
+def _check_one_sweep(frame: pd.DataFrame) -> None:
     for column in ("method", "positions", "model"):
         if column in frame and frame[column].nunique() > 1:
             raise DataError(
-                f"choose_band compares layers of one {column}; the frame has {sorted(frame[column].unique())}. Choose "
-                f"a band for each: for name, part in frame.groupby({column!r})"
+                f"select_layers compares layers of one {column}; the frame has {sorted(frame[column].unique())}. "
+                f"Select for each: for name, part in frame.groupby({column!r})"
             )
 
 
-def _matrix(frame: pd.DataFrame, metric: str, split: str | None) -> pd.DataFrame:
-    """Samples by cells (layer, alpha), layers in the order of the sweep."""
+def _by_setting(frame: pd.DataFrame, metric: str, split: str | None) -> pd.DataFrame:
+    """Values of one metric, examples by settings (layer, alpha), in the order of the sweep."""
     rows = frame[frame["metric"] == metric]
     rows = rows if split is None else rows[rows["split"] == split]
     if rows.empty:
         raise DataError(
-            f"choose_band found no {split or 'test'} rows of {metric!r}: the splits are {sorted(set(frame['split']))}, "
-            f"the metrics {sorted(set(frame['metric']))}. Set Example.split, or sweep that metric too"
+            f"select_layers found no {split or 'test'} rows of {metric!r}: the splits are "
+            f"{sorted(set(frame['split']))}, the metrics {sorted(set(frame['metric']))}. Set Example.split, or sweep "
+            "that metric too"
         )
     order = list(dict.fromkeys(zip(rows["layer"], rows["alpha"], strict=True)))
     keys = [c for c in ("behavior", "example_id") if c in rows]
     table = rows.pivot(index=keys, columns=["layer", "alpha"], values="value")[order]
     if table.isna().to_numpy().any():
-        raise DataError("choose_band needs every sample in every cell: the rows of some cells lack samples")
+        raise DataError("select_layers needs every example at every setting: the rows of some settings lack examples")
     return table
 
 
-def _gaps(
-    values: NDArray[np.float64], order: Sequence[Any], best: int, level: float, n_boot: int, seed: int
-) -> pd.DataFrame:
-    gaps = [
-        paired_bootstrap(values[:, best], values[:, k], level=level, n_boot=n_boot, seed=seed)
-        for k in range(len(order))
-    ]
-    return pd.DataFrame(
+def _gaps(values: pd.DataFrame, best: Any, options: Mapping[str, Any]) -> tuple[pd.DataFrame, list[Any]]:
+    """Every layer's gap to the best, and the adjacent layers around the best whose interval includes 0."""
+    layers = list(values)
+    gaps = [paired_bootstrap(values[best], values[layer], **options) for layer in layers]
+    low = high = layers.index(best)
+    while low > 0 and gaps[low - 1].low <= 0:
+        low -= 1
+    while high + 1 < len(layers) and gaps[high + 1].low <= 0:
+        high += 1
+    table = pd.DataFrame(
         {
-            "layer": list(order),
-            "validation": values.mean(0),
-            "gap": [g.value for g in gaps],
-            "gap_low": [g.low for g in gaps],
-            "gap_high": [g.high for g in gaps],
-            "in_range": [g.low <= 0 for g in gaps],
+            "layer": layers,
+            "validation": values.mean().to_numpy(),
+            "gap": [gap.value for gap in gaps],
+            "gap_low": [gap.low for gap in gaps],
+            "gap_high": [gap.high for gap in gaps],
+            "in_range": [low <= place <= high for place in range(len(layers))],
         }
     )
+    return table, layers[low : high + 1]
 
 
-def _around(alike: NDArray[np.bool_], best: int) -> range:
-    """The run of layers around the best."""
-    low = high = best
-    while low > 0 and alike[low - 1]:
-        low -= 1
-    while high + 1 < len(alike) and alike[high + 1]:
-        high += 1
-    return range(low, high + 1)
-
-
-def _gain(cells: pd.DataFrame, layers: Sequence[Any], alpha: float, options: dict[str, Any]) -> Estimate:
-    """Of the mean over some layers, over no steering, sample by sample."""
-    missing = [layer for layer in layers if (layer, alpha) not in cells.columns or (layer, 0.0) not in cells.columns]
+def _gain(table: pd.DataFrame, layers: Sequence[Any], alpha: float, options: Mapping[str, Any]) -> Estimate:
+    """Difference of the mean over some layers to no steering, paired by example."""
+    missing = [layer for layer in layers if (layer, alpha) not in table.columns or (layer, 0.0) not in table.columns]
     if missing:
         raise DataError(f"the test rows lack layers {missing} at alpha {alpha:g} or 0: sweep them there, with alpha 0")
-    steered = cells[[(layer, alpha) for layer in layers]].mean(axis=1)
-    return paired_bootstrap(steered, cells[(layers[0], 0.0)], **options)
+    steered = table[[(layer, alpha) for layer in layers]].mean(axis=1)
+    return paired_bootstrap(steered, table[(layers[0], 0.0)], **options)

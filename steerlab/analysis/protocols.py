@@ -1,67 +1,45 @@
-"""How the published steerability studies measured, and what they found."""
+"""Settings and results of the published steerability studies."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 MULTIPLIERS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 
-# the words are ours: the source asks for a short helpful, honest and concise persona
-_PERSONA = "You are a helpful, honest and concise assistant."
-
 
 @dataclass(frozen=True)
 class Protocol:
-    """The choices that two steerability numbers must share to be comparable.
+    """The settings that two steerability numbers must share to be comparable.
 
     Example:
         >>> PROTOCOLS["paper"].positions
         'last+generated'
 
-    Args:
-        name: as in `PROTOCOLS`.
-        layer: which layer as a fraction of the depth, or None where a sweep on validation rows picks it.
+    Attributes:
         positions: where the vector is added in the teacher-forced row.
         metric: what is compared between the two answers; "propensity" is the letter alone.
-        alphas: the grid.
-        system: the system message of the base variant.
-        norm_matched: variant vectors are rescaled to the base vector's norm (`match_norm`).
-        user_join: what stands between a user-side persona and the question.
-        fractions: share of the shuffled rows in each split, in order.
+        alphas: the strengths.
 
     Source: Tan et al., arXiv 2407.12404, and its two code bases.
     """
 
-    name: str
-    layer: float | None
     positions: str
     metric: str
-    alphas: tuple[float, ...]
-    system: str | None
-    norm_matched: bool
-    user_join: str
-    fractions: Mapping[str, float]
+    alphas: tuple[float, ...] = MULTIPLIERS
 
 
-PROTOCOLS: dict[str, Protocol] = {
-    "paper": Protocol(
-        name="paper", layer=None, positions="last+generated", metric="logit_sum_difference", alphas=MULTIPLIERS,
-        system=_PERSONA, norm_matched=True, user_join="\n\n",
-        fractions={"train": 0.4, "validation": 0.1, "test": 0.5},
-    ),
-    "steering-bench": Protocol(
-        name="steering-bench", layer=None, positions="generated", metric="logprob_difference", alphas=MULTIPLIERS,
-        system=_PERSONA, norm_matched=False, user_join="",
-        fractions={"train": 0.1, "unused": 0.89, "test": 0.01},
-    ),
-}  # fmt: skip
-"""What the paper's runs did, and what the cleaned code released beside it does.
+PROTOCOLS = {
+    "paper": Protocol("last+generated", "logit_sum_difference"),
+    "steering-bench": Protocol("generated", "logprob_difference"),
+}
+"""Protocols by name: the paper's runs, and those of the code released as steering-bench.
 
-"paper": from the last prompt token on, raw logits of all answer tokens summed. "steering-bench": from the answer's
-first token "(" on, log-probabilities summed. Both steer the token that predicts the letter.
+Both steer the token that predicts the letter: "paper" from the last prompt token on, with the summed raw logits of all
+answer tokens; "steering-bench" from the answer's first token "(" on, with summed log-probabilities. "paper" splits the
+shuffled rows into 40 % train, 10 % validation and 50 % test, and rescales the vectors of prompt variants to the norm
+of the base vector; "steering-bench" splits into 10 % train and 1 % test.
 """
 
 _LLAMA2 = (
@@ -96,20 +74,21 @@ _LLAMA2 = (
 
 
 def paper_llama2() -> pd.DataFrame:
-    """The published slopes of Llama-2-7B-chat, layer 13, trained and tested on the base prompts.
+    """Published slopes of Llama-2-7B-chat, layer 13, trained and tested on the base prompts.
 
-    They were read off a figure: trust them to about 0.1 (`median`) and 0.02 (`anti`). An `anti` of 0 means close to
-    none. The paper counts sycophancy's two files apart and the figure shows one; it is listed as "sycophancy_test".
+    The values were read off a figure, to about 0.1 (`median`) and 0.02 (`anti_steerable`; 0 means close to none). The
+    paper counts the two files of sycophancy separately and the figure shows one; it is listed as "sycophancy_test".
 
     Example:
         >>> paper_llama2().head(2)
-                            behavior  median  anti
-        0      corrigible-neutral-HHH     3.9  0.00
-        1   self-awareness-text-model     3.5  0.03
+                            behavior  median  anti_steerable
+        0      corrigible-neutral-HHH     3.9            0.00
+        1   self-awareness-text-model     3.5            0.03
 
     Returns:
-        One row per data set, by falling median: `behavior`, `median` (slope), `anti` (share of slopes not above 0).
+        One row per data set, by falling median: `behavior`, `median` (slope), `anti_steerable` (share of slopes not
+        above 0).
 
-    Source: Tan et al., arXiv 2407.12404, its figure of per-sample steerability.
+    Source: Tan et al., arXiv 2407.12404, figure of per-sample steerability.
     """
     return pd.DataFrame(list(_LLAMA2), columns=["behavior", "median", "anti_steerable"])

@@ -1,14 +1,11 @@
-"""Choosing layer, strength, positions and sentences on validation rows, many cells to a batch.
-
-Every cell of the grid is a set of per-input vectors and a strength. Cells that write at the same site and positions
-differ only in numbers, so their inputs go through the model together, as rows of the same batches.
-"""
+"""Grid search over per-input vectors: many candidates per batch, and the choice between them by several goals."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import pandas as pd
 from jaxtyping import Float
@@ -26,7 +23,7 @@ from steerlab.steering import Request, generate
 
 @dataclass(frozen=True)
 class Candidate:
-    """One setting to try: its labels, its vector for every input, and its strength."""
+    """A row of the grid: labels, a vector for every input, and a strength."""
 
     labels: Mapping[str, str | int | float]
     vectors: Float[Tensor, "example hidden"]
@@ -37,49 +34,47 @@ def evaluate_candidates(
     model: Model,
     examples: Sequence[Example],
     unsteered: Sequence[str],
-    cells: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     *,
     site: Site | int,
     positions: Positions,
-    max_new_tokens: int = 60,
-    batch_size: int = 64,
-    progress: bool = True,
+    **options: Any,
 ) -> pd.DataFrame:
-    """Generate for all inputs under all cells at once and return one row of `safety_summary` per cell.
+    """Generate for all inputs under all candidates at once and return one row of `safety_summary` per candidate.
 
     Example:
-        >>> evaluate_candidates(model, rows, plain, cells, site=16, positions="all")
+        >>> evaluate_candidates(model, rows, plain, candidates, site=16, positions="all")
 
     Args:
         model: from `steerlab.load`.
         examples, unsteered: the inputs and their unsteered answers.
-        cells: settings that share `site` and `positions`.
-        site, positions: where all of them write.
+        candidates: with the same `site` and `positions`.
+        site, positions: where the vectors are added.
+        options: of `steerlab.generate`, for example `max_new_tokens` and `batch_size`.
 
     Raises:
-        DataError: no cells, or a cell without one vector per input.
-
-    Source: own.
+        DataError: no candidates, or one without one vector per input.
     """
-    if not cells or any(len(cell.vectors) != len(examples) for cell in cells):
-        raise DataError(f"give at least one cell, each with one vector for each of the {len(examples)} inputs")
-    rows = [e.replace(id=f"{c}/{e.id}") for c in range(len(cells)) for e in examples]
-    vectors = {e.id: v for e, v in zip(rows, (v for cell in cells for v in cell.vectors), strict=True)}
-    alphas = [cell.alpha for cell in cells for _ in examples]
-    steering = Request(P2S.from_table(site, vectors), alpha=alphas, positions=positions)
-    texts = generate(
-        model, rows, steer=steering, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress
+    n = len(examples)
+    if not candidates or any(len(one.vectors) != n for one in candidates):
+        raise DataError(f"give at least one candidate, each with one vector for each of the {n} inputs")
+    rows = [e.replace(id=f"{c}/{e.id}") for c in range(len(candidates)) for e in examples]
+    vectors = {e.id: v for e, v in zip(rows, (v for one in candidates for v in one.vectors), strict=True)}
+    alphas = [one.alpha for one in candidates for _ in examples]
+    request = Request(P2S.from_table(site, vectors), alpha=alphas, positions=positions)
+    texts = generate(model, rows, steer=request, **{"batch_size": 64, "progress": True} | options)
+    summaries = [
+        safety_summary(judge_answers(examples, list(texts[start : start + n]), unsteered))
+        for start in range(0, len(rows), n)
+    ]
+    return pd.DataFrame(
+        [{**one.labels, "alpha": one.alpha, **found} for one, found in zip(candidates, summaries, strict=True)]
     )
-    found = []
-    for number, cell in enumerate(cells):
-        own = list(texts[number * len(examples) : (number + 1) * len(examples)])
-        found.append({**cell.labels, "alpha": cell.alpha, **safety_summary(judge_answers(examples, own, unsteered))})
-    return pd.DataFrame(found)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """One thing to reach: `measure` at least (or at most) `target`, judged on `n` inputs."""
+    """A bound to reach: `measure` at least (or at most) `target`, measured on `n` inputs."""
 
     measure: str
     target: float
@@ -87,32 +82,33 @@ class Goal:
     at_most: bool = False
 
     def margin(self, value: float) -> float:
-        """How far beyond the goal, in standard errors of a share at the goal."""
+        """The distance beyond the target, in standard errors of a share at the target."""
         error = sqrt(max(self.target * (1 - self.target), 0.01) / self.n)
         return (self.target - value if self.at_most else value - self.target) / error
 
 
-def choose_candidate(grid: pd.DataFrame, wanted: Sequence[Goal]) -> pd.Series:
-    """The cell whose *worst* margin over all goals, in standard errors, is largest; ties go to the smaller alpha.
+def choose_candidate(grid: pd.DataFrame, goals: Sequence[Goal]) -> pd.Series:
+    """The row whose smallest margin over all goals is largest; ties go to the smaller alpha.
 
-    A cell with a measure that is nan comes last.
+    A row with a measure that is nan comes last.
 
     Example:
         >>> choose_candidate(grid, [Goal("refuse_harmful", .8, 200), Goal("refuse_expert", .03, 90, at_most=True)])
 
     Raises:
         DataError: the grid is empty or lacks a measure.
-
-    Source: own.
     """
-    missing = [goal.measure for goal in wanted if goal.measure not in grid]
+    missing = [goal.measure for goal in goals if goal.measure not in grid]
     if grid.empty or missing:
-        raise DataError(f"the grid has {len(grid)} cells and lacks the measures {missing}")
-    worst = pd.concat([grid[goal.measure].map(goal.margin) for goal in wanted], axis=1).min(axis=1, skipna=False)
-    ranked = grid.assign(worst_margin=worst).sort_values(["worst_margin", "alpha"], ascending=[False, True])
-    return ranked.iloc[0]
+        raise DataError(f"the grid has {len(grid)} candidates and lacks the measures {missing}")
+    ranked = grid.assign(worst_margin=_margins(grid, goals).min(axis=1, skipna=False))
+    return ranked.sort_values(["worst_margin", "alpha"], ascending=[False, True]).iloc[0]
 
 
-def reaches_goals(grid: pd.DataFrame, wanted: Sequence[Goal]) -> pd.Series:
-    """Which cells reach every goal."""
-    return pd.concat([grid[goal.measure].map(goal.margin) >= 0 for goal in wanted], axis=1).all(axis=1)
+def reaches_goals(grid: pd.DataFrame, goals: Sequence[Goal]) -> pd.Series:
+    """Whether each row reaches every goal."""
+    return (_margins(grid, goals) >= 0).all(axis=1)
+
+
+def _margins(grid: pd.DataFrame, goals: Sequence[Goal]) -> pd.DataFrame:
+    return pd.concat([grid[goal.measure].map(goal.margin) for goal in goals], axis=1)

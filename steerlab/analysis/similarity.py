@@ -1,4 +1,4 @@
-"""How alike named vectors are: cosines and norms, of behaviors, layers, methods and models."""
+"""Cosines, norms and nearest neighbors of vectors: of behaviors, layers, methods, models and inputs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from steerlab._support.errors import DataError, MismatchError
@@ -15,31 +16,28 @@ from steerlab.capture.activations import Activations
 from steerlab.methods import Context, MeanDifference, Steerer
 from steerlab.models.sites import Site
 
-# a shape of any kind here: what is not one row is refused in words, below
-Vectors = Mapping[Hashable, Float[Tensor, "..."]]
+Vectors = Mapping[Hashable, Float[Tensor, "..."]]  # of any shape: `_rows` refuses what is not `(hidden,)`
 
 
 def cosine_matrix(vectors: Vectors) -> pd.DataFrame:
-    """The cosine between every two named vectors: of behaviors, layers, methods, or models of one width.
+    """Cosines between every two named vectors: of behaviors, layers, methods, or models of one width.
 
     Example:
         >>> cosine_matrix({"mean": mean.vector_, "other model": other.vector_}).loc["mean", "other model"]
 
     Args:
-        vectors: `(hidden,)` each, by name; a tuple as a name makes a level of the index of each of its parts.
+        vectors: `(hidden,)` each, by name; tuples as names become levels of the index.
 
     Returns:
         A square frame with the names on both sides, in the order given, computed in float64.
 
     Raises:
-        DataError: no vectors, or one that is not one finite row or exactly zero.
+        DataError: no vectors, or one that is zero, not finite or not `(hidden,)`.
         MismatchError: two widths; one vector of each is named.
-
-    Source: own.
     """
     rows = unit_rows(vectors)
     cosines = np.clip(rows @ rows.T, -1, 1)
-    np.fill_diagonal(cosines, 1.0)  # rounding aside, it is
+    np.fill_diagonal(cosines, 1.0)
     names = pd.Index(list(vectors))
     return pd.DataFrame(cosines, index=names, columns=names)
 
@@ -58,31 +56,27 @@ def cosine_table(vectors: Vectors) -> pd.DataFrame:
 
     Raises:
         DataError, MismatchError: as `cosine_matrix`.
-
-    Source: own.
     """
     names, cosines = list(vectors), cosine_matrix(vectors).to_numpy()
-    pairs = list(zip(*np.triu_indices(len(names), 1), strict=True))
-    told = {"a": [names[i] for i, _ in pairs], "b": [names[j] for _, j in pairs]}
-    return pd.DataFrame(told | {"cosine": [float(cosines[i, j]) for i, j in pairs]})
+    first, second = np.triu_indices(len(names), 1)
+    pairs = {"a": [names[i] for i in first], "b": [names[j] for j in second]}
+    return pd.DataFrame(pairs | {"cosine": cosines[first, second]})
 
 
 def norms(vectors: Vectors) -> pd.DataFrame:
-    """How long each named vector is.
+    """Euclidean norms of named vectors.
 
     Example:
         >>> norms({"refuse": v, "defer": w})                 # columns name, norm
 
     Args:
-        vectors: `(hidden,)` each, by name; zero vectors and several widths are fine here.
+        vectors: `(hidden,)` each, by name; zero vectors and different widths are allowed.
 
     Returns:
-        Columns `name` and `norm` (Euclidean, float64, in units of the vectors).
+        Columns `name` and `norm` (float64, in units of the vectors).
 
     Raises:
-        DataError: no vectors, or one that is not one finite row.
-
-    Source: own.
+        DataError: no vectors, or one that is not finite or not `(hidden,)`.
     """
     rows = _rows(vectors)
     return pd.DataFrame({"name": list(rows), "norm": [float(np.linalg.norm(row)) for row in rows.values()]})
@@ -98,8 +92,8 @@ def vectors_by_layer(
         >>> vectors_by_layer(acts, lambda site: MeanDifference(site, position="answer"))
 
     Args:
-        acts: contrasts at the block outputs of interest; behaviors without contrasts are left out.
-        method: makes an unfitted steerer for a site that answers every input alike; it is fitted on one behavior.
+        acts: contrasts at block outputs; behaviors without contrasts are left out.
+        method: makes an unfitted steerer with one vector for all inputs; it is fitted on one behavior at a time.
 
     Returns:
         `(hidden,)` float32 in units of the residual stream, by `(behavior, layer)`, layers ascending.
@@ -107,7 +101,7 @@ def vectors_by_layer(
     Raises:
         DataError: there is no contrast, or one side of a contrast is missing.
 
-    Source: difference of means, arXiv 2312.06681, equation 1; by layer: own.
+    Source: difference of means, arXiv 2312.06681, equation 1.
     """
     both = acts.rows(acts.index["side"].isin(["positive", "negative"]))
     sites = sorted(site for site in acts.sites if site == Site(site.layer))
@@ -116,16 +110,59 @@ def vectors_by_layer(
             f"vectors need contrasts at block outputs; of {len(acts)} rows {len(both)} are sides of one, and the sites "
             f"are {', '.join(map(str, acts.sites))}. Capture examples with a contrast at layers=[...]"
         )
-    found = {}
-    for behavior in dict.fromkeys(both.index["behavior"]):
-        own = both.select(behavior=behavior)
-        for site in sites:
-            found[behavior, site.layer] = method(site).fit(own).vectors(Context(("any",)))[0]
-    return found
+    return {
+        (behavior, site.layer): method(site).fit(both.select(behavior=behavior)).vectors(Context(("any",)))[0]
+        for behavior in dict.fromkeys(both.index["behavior"])
+        for site in sites
+    }
+
+
+def nearest_neighbors(steerer: Steerer, acts: Activations, k: int = 5) -> pd.DataFrame:
+    """Each input's k nearest neighbors by the cosine of the vectors that a fitted steerer predicts for them.
+
+    Example:
+        >>> found = nearest_neighbors(l2s, test)
+        >>> found.attrs["same_behavior"], found.attrs["chance"]
+        (0.97, 0.38)
+
+    Args:
+        steerer: fitted; predicts vectors from the prompt's activations, as L2S does.
+        acts: prompt rows at the steerer's `required_activations`.
+        k: neighbors of each input.
+
+    Returns:
+        Columns `example_id`, `neighbor`, `rank` (from 1), `cosine` and `same_behavior`, sorted by `example_id`.
+        `.attrs` has the share of neighbors of the same behavior, and `chance`, that share for random neighbors.
+
+    Raises:
+        DataError: fewer than k + 1 inputs, or a predicted vector that is zero.
+        ActivationError: the steerer is not fitted, or a required activation was not captured.
+    """
+    ids = sorted(set(acts.index.loc[acts.index["side"] == "prompt", "example_id"]))
+    if not 1 <= k < len(ids):
+        raise DataError(f"{k} neighbors of each of {len(ids)} inputs with a prompt row; give 1 <= k < inputs")
+    vectors = unit_rows(dict(zip(ids, steerer.vectors(Context(tuple(ids), acts)), strict=True)))
+    distances, places = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(vectors).kneighbors()
+    behavior = np.array(acts.labels(ids), dtype=object)
+    frame = pd.DataFrame(
+        {
+            "example_id": np.repeat(ids, k),
+            "neighbor": np.array(ids)[places.ravel()],
+            "rank": np.tile(np.arange(1, k + 1), len(ids)),
+            "cosine": np.clip(1 - distances.ravel(), -1, 1),
+            "same_behavior": np.repeat(behavior, k) == behavior[places.ravel()],
+        }
+    )
+    same = pd.Series(behavior).map(pd.Series(behavior).value_counts()) - 1
+    frame.attrs |= {
+        "same_behavior": float(frame["same_behavior"].mean()),
+        "chance": float(same.mean() / (len(ids) - 1)),
+    }
+    return frame
 
 
 def unit_rows(vectors: Vectors) -> NDArray[np.float64]:
-    """The vectors at length one, as the rows of a matrix.
+    """The vectors scaled to norm 1, as the rows of a matrix.
 
     Raises:
         DataError, MismatchError: as `cosine_matrix`.
@@ -140,7 +177,7 @@ def unit_rows(vectors: Vectors) -> NDArray[np.float64]:
         if not row.any():
             raise DataError(f"{name!r} is exactly zero and has no direction; leave it out")
     matrix = np.stack(list(rows.values()))
-    # by the largest entry first: squares of very small or very large entries would leave float64
+    # divided by the largest entry first: squares of very small or very large entries would overflow float64
     matrix = matrix / np.abs(matrix).max(axis=1, keepdims=True)
     return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
 
@@ -152,6 +189,6 @@ def _rows(vectors: Vectors) -> dict[Hashable, NDArray[np.float64]]:
     for name, row in rows.items():
         if row.ndim != 1 or not row.size or not np.isfinite(row).all():
             raise DataError(
-                f"{name!r} has shape {row.shape}; expected one finite row (hidden,). Pass one vector a name"
+                f"{name!r} has shape {row.shape}; expected one finite row (hidden,). Pass one vector per name"
             )
     return rows

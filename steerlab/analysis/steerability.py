@@ -1,4 +1,4 @@
-"""Does a vector move each sample the way it should? Slopes of answers over steering strength."""
+"""Steerability: slopes of each example's answers over the steering strength, and their means and shares."""
 
 from __future__ import annotations
 
@@ -7,64 +7,60 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from steerlab._support.errors import DataError, require_columns
-from steerlab.analysis._measurements import check_measurements
-from steerlab.analysis.groups import check_groups, group_means
-from steerlab.metrics.bootstrap import Estimate
+from steerlab.analysis.groups import check_groups, check_measurements, group_means
+from steerlab.metrics.bootstrap import Estimate, share_interval
 
 
 def slopes(frame: pd.DataFrame, metric: str = "propensity", *, by: Sequence[str] = ()) -> pd.DataFrame:
-    """How much each sample's metric grows per unit of alpha: a least-squares line per sample.
+    """Slope of each example's metric over alpha, from a least-squares line.
 
     Example:
         >>> frame = steerlab.sweep(model, vector, examples, alphas=MULTIPLIERS)
         >>> slopes(frame).groupby("behavior")["slope"].mean()
 
     Args:
-        frame: one row per measurement: `behavior`, `sample`, `alpha`, `metric`, `value`, and those of `method`,
-            `model`, `layer`, `positions` that tell cells apart.
-        metric: which of the metrics in the frame.
-        by: further columns that tell cells apart, for example ("trained", "tested").
+        frame: one row per measurement: `behavior`, `example_id`, `alpha`, `metric`, `value`, and those of `method`,
+            `model`, `layer`, `positions` that tell settings apart.
+        metric: one of the metrics in the frame.
+        by: further columns that tell settings apart, for example ("train_variant", "test_variant").
 
     Returns:
-        One row per cell and sample: `slope`, `intercept`, `residual` (root mean square), `n_alphas`.
+        One row per setting and example: `slope`, `intercept`, `residual` (root mean square), `n_alphas`.
 
     Raises:
-        DataError: columns or the metric are missing, values are not finite, a sample was measured twice at one alpha
-            or not at every alpha of its cell, or a cell has fewer than two alphas.
+        DataError: columns or the metric are missing, values are not finite, an example was measured twice at one alpha
+            or not at every alpha of its setting, or a setting has fewer than two alphas.
 
     Source: Tan et al., arXiv 2407.12404, section 3 (steerability).
     """
     rows, keys = check_measurements(frame, metric, by, "slopes")
-    unit = rows.groupby([*keys, "example_id"], sort=False, dropna=False, observed=True).ngroup().to_numpy()
+    curve = rows.groupby([*keys, "example_id"], sort=False, dropna=False, observed=True).ngroup().to_numpy()
     alpha, value = rows["alpha"].to_numpy(float), rows["value"].to_numpy(float)
-    n = np.bincount(unit)
+    n = np.bincount(curve)
 
     def mean(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(unit, x) / n
+        """Per curve."""
+        return np.bincount(curve, x) / n
 
-    center, level = mean(alpha), mean(value)
-    away = alpha - center[unit]
-    slope = mean(away * (value - level[unit])) / mean(away**2)
-    off = value - level[unit] - slope[unit] * away
-    _, first = np.unique(unit, return_index=True)
-    found = rows.iloc[first][[*keys, "example_id"]].reset_index(drop=True)
-    return found.assign(
-        slope=slope, intercept=level - slope * center, residual=np.sqrt(mean(off**2)), n_alphas=n
-    )  # fmt: skip
+    mean_alpha, mean_value = mean(alpha), mean(value)
+    x, y = alpha - mean_alpha[curve], value - mean_value[curve]
+    slope = mean(x * y) / mean(x**2)
+    residual = np.sqrt(mean((y - slope[curve] * x) ** 2))
+    found = rows.iloc[np.unique(curve, return_index=True)[1]][[*keys, "example_id"]].reset_index(drop=True)
+    return found.assign(slope=slope, intercept=mean_value - slope * mean_alpha, residual=residual, n_alphas=n)
 
 
 def anti_steerable(slopes: pd.DataFrame) -> Estimate:
-    """The share of samples that a vector moves the wrong way, with its Wilson 95 % interval.
+    """Share of examples whose slope is not above 0, with its Wilson 95 % interval.
 
     Example:
         >>> anti_steerable(slopes(frame))
         Estimate(value=0.24, low=0.2, high=0.28, n=500)
 
     Args:
-        slopes: from `slopes`, of one cell; a slope of zero counts as the wrong way.
+        slopes: from `slopes`, of one setting; a slope of exactly 0 counts as anti-steerable.
 
     Raises:
         DataError: no slopes, or NaN among them.
@@ -77,40 +73,40 @@ def anti_steerable(slopes: pd.DataFrame) -> Estimate:
         raise DataError(
             f"anti_steerable got {int((~np.isfinite(found)).sum())} NaN or infinite slopes; drop them first"
         )
-    return _wilson(int((found <= 0).sum()), len(found))
+    return share_interval(int((found <= 0).sum()), len(found))
 
 
 def steerability(
     slopes: pd.DataFrame, by: Sequence[str] | None = None, *, n_boot: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """Mean, spread and wrong-way share of the slopes of every group.
+    """Mean, spread and anti-steerable share of the slopes of every group.
 
     Example:
-        >>> steerability(slopes(frame), by=("behavior",))[["behavior", "steerability", "low", "high", "anti"]]
+        >>> steerability(slopes(frame), by=("behavior",))[["behavior", "steerability", "low", "high"]]
 
     Args:
         slopes: from `slopes`.
-        by: columns that make groups; by default all that tell cells apart.
-        n_boot, seed: of the bootstrap over samples.
+        by: columns that make groups; by default all that tell settings apart.
+        n_boot, seed: of the bootstrap over examples.
 
     Returns:
-        One row per group: `steerability` (the mean slope, which is the slope of the mean curve) with `low`, `high`,
-        `median`, `std` (of the population), `anti` with `anti_low`, `anti_high`, and `n`.
+        One row per group: `steerability` (the mean slope, equal to the slope of the mean curve) with `low`, `high`,
+        `median`, `std` (of the population), `anti_steerable` with `anti_steerable_low`, `anti_steerable_high`, and `n`.
 
     Raises:
-        DataError: columns are missing, slopes are not finite, or a group would hold a sample twice.
+        DataError: columns are missing, slopes are not finite, or a group would hold an example twice.
 
     Source: Tan et al., arXiv 2407.12404, sections 3 and 4.
     """
     keys = check_groups(slopes, by, "steerability")
     found = group_means(slopes, keys, "slope", n_boot=n_boot, seed=seed).rename(columns={"mean": "steerability"})
-    groups = slopes.assign(wrong=slopes["slope"] <= 0).groupby(keys, sort=False, dropna=False, observed=True)
-    wrong = [_wilson(int(k), int(n)) for k, n in zip(groups["wrong"].sum(), found["n"], strict=True)]
-    found = found.assign(
+    groups = slopes.groupby(keys, sort=False, dropna=False, observed=True)
+    shares = [anti_steerable(group) for _, group in groups]
+    return found.drop(columns="n").assign(
         median=groups["slope"].median().to_numpy(), std=groups["slope"].std(ddof=0).to_numpy(),
-        anti=[w.value for w in wrong], anti_low=[w.low for w in wrong], anti_high=[w.high for w in wrong],
+        anti_steerable=[share.value for share in shares], anti_steerable_low=[share.low for share in shares],
+        anti_steerable_high=[share.high for share in shares], n=found["n"],
     )  # fmt: skip
-    return found[[*(c for c in found if c != "n"), "n"]]
 
 
 def propensity_curves(
@@ -121,7 +117,7 @@ def propensity_curves(
     n_boot: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """The mean of a metric at every alpha, ready to draw.
+    """Mean of a metric at every alpha, ready to plot.
 
     Example:
         >>> curves = propensity_curves(frame)
@@ -129,13 +125,13 @@ def propensity_curves(
 
     Args:
         frame, metric, by: as in `slopes`.
-        n_boot, seed: of the bootstrap over samples; the points of a curve are resampled together.
+        n_boot, seed: of the bootstrap over examples; the points of a curve share their resamples.
 
     Returns:
-        One row per cell and alpha, ascending in alpha: `mean`, `low`, `high`, `n`.
+        One row per setting and alpha, ascending in alpha: `mean`, `low`, `high`, `n`.
 
     Raises:
-        DataError: as `slopes`; a curve over other samples at every alpha would compare unlike things.
+        DataError: as `slopes`: every point of a curve must be a mean over the same examples.
 
     Source: Tan et al., arXiv 2407.12404, figure 2.
     """
@@ -144,9 +140,3 @@ def propensity_curves(
     found = group_means(rows, [*keys, "alpha"], "value", n_boot=n_boot, seed=seed)
     order = found.groupby(keys, sort=False, dropna=False, observed=True).ngroup()
     return found.iloc[np.lexsort((found["alpha"], order))].reset_index(drop=True)
-
-
-def _wilson(hits: int, n: int) -> Estimate:
-    interval = binomtest(hits, n).proportion_ci(method="wilson")
-    share = hits / n
-    return Estimate(share, min(float(interval.low), share), max(float(interval.high), share), n)

@@ -1,65 +1,150 @@
-"""`sweep`: which layer, which strength, which positions, which method? Every cell on the same inputs."""
+"""`sweep`: every method, layer, strength and position on the same inputs, as cheaply as is exact."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from steerlab._support.errors import DataError
-from steerlab.analysis._sweep.planned import Metric, Sweep
-from steerlab.analysis._sweep.rows import check_unique
-from steerlab.analysis._sweep.settings import Methods, make_settings
+from steerlab._support.progress import bar as progress_bar
+from steerlab.analysis._sweep.plan import AnswerForwards, plan_answers
+from steerlab.analysis._sweep.rows import SweepRows, encode_answers
+from steerlab.analysis._sweep.run import check_positions_exist, run_answers
+from steerlab.analysis._sweep.settings import Methods, Setting, make_settings
+from steerlab.analysis._sweep.texts import TextMetric, run_texts
 from steerlab.analysis.protocols import MULTIPLIERS
+from steerlab.analysis.study import Study
 from steerlab.capture import Activations
 from steerlab.capture.rows import Data, Layers, as_examples
-from steerlab.data.example import Example
-from steerlab.metrics.answers import ANSWER_METRICS
+from steerlab.data.example import Example, data_hash
+from steerlab.metrics.answers import ANSWER_METRICS, check_first
 from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, describe
+from steerlab.steering.batches import encode_examples
 from steerlab.steering.interventions import Scale
 
+Metric = str | TextMetric
 MEMORY = 2**30
+COLUMNS = (
+    "method", "model", "layer", "alpha", "positions", "example_id", "behavior", "split", "metric", "value",
+    "norm_ratio",
+)  # fmt: skip
 
 
-def plan(
-    model: Model,
-    steerer: Methods,
-    data: Data,
-    layers: Layers | None = None,
-    alphas: Sequence[float] = MULTIPLIERS,
-    positions: Positions | Sequence[Positions] = "last+generated",
-    metric: Metric | Sequence[Metric] | Mapping[str, Metric] = "propensity",
-    *,
-    train: Activations | Sequence[Example] | None = None,
-    scale: Scale = "raw",
-    batch_size: int | None = None,
-    memory: int = MEMORY,
-    generation: Mapping[str, Any] | None = None,
-) -> Sweep:
-    """Lay out a sweep without running it; arguments as in `sweep`.
+@dataclass
+class SweepPlan:
+    """What a sweep will run, from `sweep(..., dry_run=True)`.
 
     Example:
-        >>> print(steerlab.analysis.sweep.plan(model, mean, rows, layers="all", train=acts).explain())
+        >>> plan = steerlab.sweep(model, MeanDifference(0), rows, layers="all", train=acts, dry_run=True)
+        >>> print(plan.explain())
+        >>> frame = plan.run()
+
+    Attributes:
+        model, examples, settings: what is measured, on which inputs, under which settings.
+        answer_metrics: names of `ANSWER_METRICS`, by the name in the frame.
+        text_metrics: functions of generated text, by name.
+        arguments: of the sweep, for the frame's `.attrs`.
+        batch_size: limit on the rows of a forward, or None.
+        answers: the forwards whose logits are read, or None.
+        prompts: the rows from which text is generated, or None.
     """
-    given = list(data)
-    check_unique([e for e in given if isinstance(e, Example)])
-    examples = as_examples(given)
-    metrics = named_metrics(metric)
-    where: list[Positions] = list(positions) if isinstance(positions, list | tuple) else [positions]  # type: ignore[list-item]
-    cells = make_settings(
-        model, steerer, examples, layers=layers, alphas=alphas, positions=where, scale=scale, train=train,
-        batch_size=batch_size or 16,
-    )  # fmt: skip
-    settings = {
-        "methods": list(dict.fromkeys(c.method for c in cells)), "layers": list(dict.fromkeys(c.layer for c in cells)),
-        "alphas": [float(a) for a in alphas], "positions": [describe(p) for p in where], "scale": scale,
-        "generation": dict(generation or {}),
-    }  # fmt: skip
-    return Sweep(model, examples, cells, metrics, settings, batch_size=batch_size, memory=memory)
+
+    model: Model
+    examples: list[Example]
+    settings: list[Setting]
+    answer_metrics: dict[str, str]
+    text_metrics: dict[str, TextMetric]
+    arguments: dict[str, Any]
+    batch_size: int | None
+    answers: AnswerForwards | None
+    prompts: SweepRows | None
+
+    def explain(self) -> str:
+        """The forwards and their cost in forward-equivalents, in words; after `run` also what was spent."""
+        lines = [] if self.answers is None else [self.answers.explain()]
+        if self.prompts is not None:
+            lines.append(
+                f"{', '.join(self.text_metrics)}: texts of {len(self.settings)} settings x {len(self.examples)} inputs "
+                "are generated, settings batched as rows; the prompt is computed once where no setting steers it"
+            )
+        return "\n".join(lines)
+
+    def run(self, folder: str | Path | None = None, *, progress: bool = True) -> pd.DataFrame:
+        """Measure every setting; see `sweep`."""
+        stage = _compute if folder is None else Study(folder, self._identity()).stage
+        total = None if self.answers is None else self.answers.n_batches
+        frames = []
+        with progress_bar(total, "sweep", "batch", progress) as bar:
+
+            def emit(columns: Mapping[str, str], frame: pd.DataFrame) -> None:
+                frames.append(self._long(frame, columns))
+                bar.update(1)
+
+            if self.answers is not None:
+                names = list(dict.fromkeys(self.answer_metrics.values()))
+                run_answers(self.model, self.answers, names, stage, partial(emit, self.answer_metrics))
+            if self.prompts is not None:
+                run_texts(
+                    self.model, self.settings, self.prompts, self.examples, self.text_metrics, stage,
+                    partial(emit, {name: name for name in self.text_metrics}),
+                    batch_size=self.batch_size, options=self.arguments["generation"],
+                )  # fmt: skip
+        return self._labeled(pd.concat(frames, ignore_index=True))
+
+    def _identity(self) -> dict[str, Any]:
+        info = {k: v for k, v in self.model.info().items() if k != "versions"}
+        groups = [] if self.answers is None else [group.inputs.name for group in self.answers.groups]
+        return {
+            "study": "sweep", **info, "data": data_hash(self.examples),
+            "metrics": sorted({*self.answer_metrics.values(), *self.text_metrics}), **self.arguments,
+            "vectors": _vectors_hash(self.settings), "groups": groups,
+        }  # fmt: skip
+
+    def _long(self, frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+        """One row per measurement, settings and inputs as numbers."""
+        keys = ["setting", "input", "norm_ratio"]
+        frame = frame[keys].assign(**{name: frame[column] for name, column in columns.items()})
+        for name in columns:
+            bad = frame[~np.isfinite(frame[name])]
+            if len(bad):
+                row = bad.iloc[0]
+                raise DataError(
+                    f"{name} of {self.examples[int(row['input'])].id!r} is {row[name]} under "
+                    f"{self.settings[int(row['setting'])].label()}: the model's logits are not finite there. A smaller "
+                    "alpha, or dtype=torch.float32, may help."
+                )
+        return frame.melt(id_vars=keys, value_vars=list(columns), var_name="metric", value_name="value")
+
+    def _labeled(self, long: pd.DataFrame) -> pd.DataFrame:
+        """Labels in place of numbers, ordered by metric, setting and input."""
+        rank = {name: i for i, name in enumerate([*self.answer_metrics, *self.text_metrics])}
+        long = long.assign(rank=long["metric"].map(rank)).sort_values(["rank", "setting", "input"], kind="stable")
+        settings = pd.DataFrame([setting.label() for setting in self.settings])
+        inputs = pd.DataFrame([{"example_id": e.id, "behavior": e.behavior, "split": e.split} for e in self.examples])
+        labels = [
+            table.iloc[long[key]].reset_index(drop=True) for table, key in ((settings, "setting"), (inputs, "input"))
+        ]
+        values = long[["metric", "value", "norm_ratio"]].reset_index(drop=True)
+        frame = pd.concat([*labels, values], axis=1).assign(model=self.model.id)[list(COLUMNS)]
+        frame.attrs |= {
+            "info": self.model.info(), "data": data_hash(self.examples), "arguments": self.arguments,
+            "plan": self.explain(),
+        }  # fmt: skip
+        if (answers := self.answers) is not None:
+            frame.attrs["forward_equivalents"] = {
+                "one_per_setting": answers.naive, "planned": answers.planned,
+                "spent": answers.spent / answers.forward_cost,
+            }  # fmt: skip
+        return frame
 
 
 @background
@@ -78,13 +163,15 @@ def sweep(
     batch_size: int | None = None,
     memory: int = MEMORY,
     generation: Mapping[str, Any] | None = None,
+    dry_run: bool = False,
     progress: bool = True,
-    blocking: bool = True,  # `background` takes it
-) -> pd.DataFrame:
-    """Measure every cell (method, layer, alpha, positions) on the same inputs, as cheaply as is exact.
+    blocking: bool = True,  # handled by `background`
+) -> Any:
+    """Measure every setting (method, layer, alpha, positions) on the same inputs, as cheaply as is exact.
 
-    Cells are packed as rows of one batch. What lies below the lowest steered block of a batch is computed once and the
-    forward restarts from there; where the prompt is not steered, its keys and values are computed once for all cells.
+    Settings are rows of one batch. The blocks below the lowest steered one of a batch are computed once, and the
+    forward restarts from their cached output; where the prompt is not steered, its keys and values are computed once
+    for all settings.
 
     Example:
         >>> rows = steerlab.data.mwe(path, "openness")
@@ -94,64 +181,100 @@ def sweep(
 
     Args:
         model: from `steerlab.load`.
-        steerer: a Steerer, a list, or `{name: Steerer}`; `{name: {layer: fitted Steerer}}` for vectors made elsewhere.
+        steerer: a Steerer, a list, or `{name: Steerer}`; `{name: {layer: fitted Steerer}}` for given vectors.
         data: Examples; metrics of answers need a contrast, whose two answers are compared.
         layers: "all", a layer, or layers and Sites; None: every steerer's own.
         alphas: strengths; 0 is measured once.
-        positions: where to write; one, or several in a list.
+        positions: where to add the vectors; one, or several in a list.
         metric: names of `steerlab.metrics.ANSWER_METRICS`, functions `(examples, texts) -> numbers` of generated text,
             several in a list, or `{name: metric}`.
         train: Activations or Examples that the steerers are fitted to, at every layer; None: they are fitted already.
             Oracles (P2S) are fitted to the inputs measured.
-        scale: "raw", or "norm" for alpha in units of each input's own norm.
-        folder: where finished batches are kept; a second call goes on from there, to the same frame.
-        batch_size: most rows of a forward; None: as many as keep the device busy. Halved when memory runs out.
+        scale: "raw", or "norm" for alpha in units of each input's norm.
+        folder: where finished batches are stored; a second call resumes from there, with the same frame as result.
+        batch_size: limit on the rows of a forward; None: as many as keep the device busy. Halved when memory runs out.
         memory: bytes that the prompts' keys and values and the cached states may take.
         generation: `max_new_tokens` (40) and whatever else Hugging Face's `generate` takes, for functions of text.
-        progress: show a bar; with a model on a server it also tells where the job stands there.
-        blocking: False hands out a `Job` at once, whose `result()` is the frame; for a model on a server.
+        dry_run: return the `SweepPlan` instead of running it.
+        progress: show a progress bar; with a remote model it also shows the status of the job.
+        blocking: False returns a `Job` at once, whose `result()` is the frame; for a model on a server.
 
     Returns:
-        One row per measurement: `method, model, layer, alpha, positions, sample, behavior, split, metric, value,
-        norm_ratio` (mean of ‖alpha·v‖/‖h‖ over the states written to). `.attrs` has the plan in words, the
-        forward-equivalents planned and spent, and provenance.
+        A frame with one row per measurement: `method, model, layer, alpha, positions, example_id, behavior, split,
+        metric, value, norm_ratio` (mean of ‖alpha·v‖/‖h‖ over the steered states). `.attrs` has the plan in words, the
+        forward-equivalents planned and spent, and provenance. With `dry_run` a `SweepPlan`.
 
     Raises:
-        DataError: an input without contrast, ids given twice, a metric that is not one finite number per input.
-        EncodingError: answers that never part. SteeringError: nothing to sweep over, or vectors that reach nothing that
-            is measured.
+        DataError: an input without contrast, repeated ids, a metric that is not one finite number per input.
+        EncodingError: answers of which one is the beginning of the other. SteeringError: nothing to sweep over, or
+            vectors that do not change what is measured.
         MismatchError: the folder belongs to another sweep; both are named. StorageError: the disk is full.
-        OutOfMemory: not even one row fits. RemoteError: the server that holds the weights did not do it; with `folder`
-            the same call goes on from there.
+        OutOfMemory: not even one row fits. RemoteError: the server that holds the weights failed; with `folder` the
+            same call resumes.
 
-    Source: own; the propensity is that of arXiv 2407.12404.
+    Source: the propensity is that of arXiv 2407.12404.
     """
-    laid_out = plan(
-        model, steerer, data, layers, alphas, positions, metric, train=train, scale=scale, batch_size=batch_size,
-        memory=memory, generation=generation,
+    examples, metrics = as_examples(data), _metrics_by_name(metric)
+    where: list[Positions] = list(positions) if isinstance(positions, list | tuple) else [positions]  # type: ignore[list-item]
+    settings = make_settings(
+        model, steerer, examples, layers=layers, alphas=alphas, positions=where, scale=scale, train=train,
+        batch_size=batch_size or 16,
     )  # fmt: skip
-    return laid_out.run(folder, progress=progress)
+    arguments = {
+        "methods": list(dict.fromkeys(one.name for one in settings)),
+        "layers": list(dict.fromkeys(one.layer for one in settings)),
+        "alphas": [float(a) for a in alphas], "positions": [describe(p) for p in where], "scale": scale,
+        "generation": dict(generation or {}),
+    }  # fmt: skip
+    answer_metrics = {name: one for name, one in metrics.items() if isinstance(one, str)}
+    text_metrics = {name: one for name, one in metrics.items() if not isinstance(one, str)}
+    answers = prompts = None
+    if answer_metrics:
+        names = list(answer_metrics.values())
+        rows = encode_answers(model, examples, any(ANSWER_METRICS[name].both_answers for name in names))
+        check_first(names, rows.same_first_token)
+        check_positions_exist(settings, rows.variants[0])
+        answers = plan_answers(model, settings, rows, batch_size, memory)
+    if text_metrics:
+        prompts = SweepRows("prompt", (tuple(encode_examples(model, examples)),))
+        check_positions_exist(settings, prompts.variants[0])
+    plan = SweepPlan(model, examples, settings, answer_metrics, text_metrics, arguments, batch_size, answers, prompts)
+    return plan if dry_run else plan.run(folder, progress=progress)
 
 
-def named_metrics(metric: Metric | Sequence[Metric] | Mapping[str, Metric]) -> dict[str, Metric]:
+def _metrics_by_name(metric: Metric | Sequence[Metric] | Mapping[str, Metric]) -> dict[str, Metric]:
     """Metrics by name.
 
     Raises:
         DataError: an unknown name, two metrics of the same one, or none at all.
     """
     if isinstance(metric, Mapping):
-        found = dict(metric)
+        names, listed = list(metric), list(metric.values())
     else:
         listed = [metric] if isinstance(metric, str) or callable(metric) else list(metric)
         names = [m if isinstance(m, str) else getattr(m, "__name__", type(m).__name__) for m in listed]
-        if len(set(names)) < len(names):
-            raise DataError(f"the metrics are called {names}: give at least one, and each a name of its own in a dict")
-        found = dict(zip(names, listed, strict=True))
-    if not found:
-        raise DataError(f"the metrics are called {[*found]}: give at least one, and each a name of its own in a dict")
-    unknown = [m for m in found.values() if isinstance(m, str) and m not in ANSWER_METRICS]
+    if not names or len(set(names)) < len(names):
+        raise DataError(f"the metrics are called {names}: give at least one, and a dict with a different name for each")
+    unknown = [m for m in listed if isinstance(m, str) and m not in ANSWER_METRICS]
     if unknown:
         raise DataError(
             f"unknown metric {unknown[0]!r}; expected one of {list(ANSWER_METRICS)}, or a function of texts"
         )
-    return found
+    return dict(zip(names, listed, strict=True))
+
+
+def _vectors_hash(settings: Sequence[Setting]) -> str:
+    """A hash of all vectors, which tells one sweep from another."""
+    total = hashlib.sha256()
+    for setting in settings:
+        total.update(setting.fitted_hash.encode())
+        for one in setting.interventions:
+            for tensor in (one.vectors, one.gate):
+                if tensor is not None:
+                    total.update(tensor.float().contiguous().numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def _compute(name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """The stage of a sweep without a folder."""
+    return compute()

@@ -65,7 +65,7 @@ def map_scatter(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         >>> ax = map_scatter(map_2d(states, labels))
 
     Args:
-        frame: from `steerlab.analysis.maps.map_2d`: columns `x`, `y`, `label`. The shares of variance in
+        frame: from `steerlab.analysis.geometry.map_2d`: columns `x`, `y`, `label`. The shares of variance in
             `frame.attrs["explained"]` go to the axis labels.
         ax: where to draw; a new figure otherwise.
 

@@ -1,24 +1,25 @@
-"""`generate`: text from a model, steered or not, a whole batch at once."""
+"""Text generation for a whole batch, steered or not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import torch
 
-from steerlab._support.errors import EncodingError, SteeringError
-from steerlab._support.progress import bar as progress_bar
-from steerlab.capture.rows import Data, as_examples
-from steerlab.data.example import Example
+from steerlab._support.errors import EncodingError
+from steerlab.capture.rows import Data
 from steerlab.models.beam_images import check_beam_images
-from steerlab.models.encoding import by_length
+from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.engine import Inputs
 from steerlab.models.interventions import Edit, ImageEdit, SiteEdits
+from steerlab.models.job import background
 from steerlab.models.model import Model
-from steerlab.steering.interventions import Request, build_edits, resolve_interventions, writes_anything
+from steerlab.models.positions import Positions
+from steerlab.steering.batches import Steer, Totals, apply_prompt_transforms, as_requests, encode_examples, run_batches
+from steerlab.steering.interventions import Alpha, Scale, resolve_interventions
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class Generations(Sequence[str]):
         texts: the new text of each row, without special tokens.
         ids: the new token ids of each row, end of turn included, padding removed.
         example_ids: the input each row belongs to (repeated when `num_return_sequences` > 1).
-        steered_tokens: token states behind these texts that were written to, summed over sites and steerers: each text
-            counts with a prompt of its own. States after a row's end of turn are not counted, nor those of beams that
-            were given up on the way.
-        norm_ratio: mean of ‖alpha·v‖/‖h‖ over all states written to, those left out of the count included; nan where
-            nothing was steered.
+        steered_tokens: token states behind these texts that a vector was added to, summed over sites and steerers. Each
+            text counts with its own copy of the prompt; states after a row's end of turn and those of dropped beams do
+            not count.
+        norm_ratio: mean of ‖alpha·v‖/‖h‖ over all states that a vector was added to, those not counted included; nan
+            where nothing was steered.
     """
 
     texts: tuple[str, ...]
@@ -42,127 +43,131 @@ class Generations(Sequence[str]):
     steered_tokens: int
     norm_ratio: float
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> tuple[str, ...]: ...
-    def __getitem__(self, i: int | slice) -> str | tuple[str, ...]:
+    def __getitem__(self, i: Any) -> Any:
         return self.texts[i]
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
-def run_generate(
+@background
+def generate(
     model: Model,
     prompts: Data,
-    requests: Sequence[Request],
     *,
+    steer: Steer | None = None,
+    alpha: Alpha = 1.0,
+    positions: Positions | None = None,
+    scale: Scale = "raw",
     max_new_tokens: int = 60,
     batch_size: int = 16,
     seed: int = 0,
     progress: bool = False,
+    blocking: bool = True,  # handled by `background`
     **options: Any,
 ) -> Generations:
-    """Generate under some requests; `steerlab.generate` and `Run.generate` both end here."""
-    examples = apply_prompt_transforms(as_examples(prompts), requests)
-    rows = [model.encode(e.prompt, system=e.system, example_id=e.id, images=e.images) for e in examples]
-    _check_room(model, rows, max_new_tokens)
-    check_beam_images(model, rows, options)
-    prepared = resolve_interventions(model, requests, examples, batch_size)
-    ids: dict[int, list[tuple[int, ...]]] = {}
-    written, ratio = 0, 0.0
-    shown = progress_bar(len(rows), "generate", "row", progress)
-    with shown as bar, model.lock, _seeded(model, seed):  # locked throughout: threads would draw from one random state
-        for numbers in by_length(rows, batch_size):
-            batch = model.batch([rows[i] for i in numbers], "left")
-            plan = build_edits(model, prepared, batch, numbers, len(rows))
-            new = new_ids(model, model.inputs(batch, positions=False), plan, max_new_tokens, options)
-            per_row = len(new) // len(numbers)
-            for place, i in enumerate(numbers):
-                ids[i] = new[place * per_row : (place + 1) * per_row]
-            more, total = _steered(plan, new)
-            written, ratio = written + more, ratio + total
-            bar.update(len(numbers))
-    if writes_anything(prepared) and written == 0:
-        raise SteeringError(
-            "alpha is not 0 but no token was steered: 'generated' starts after the last prompt token, so a single new "
-            "token never feels it. Use 'last+generated', or more new tokens."
-        )
-    flat = [(e.id, tokens) for i, e in enumerate(examples) for tokens in ids[i]]
-    texts = tuple(str(model.tokenizer.decode(list(t), skip_special_tokens=True)).strip() for _, t in flat)
-    mean = ratio / written if written else float("nan")
-    return Generations(texts, tuple(t for _, t in flat), tuple(s for s, _ in flat), written, mean)
+    """Generate text for a whole batch; each row has a vector of its own.
 
+    Example:
+        >>> steerlab.generate(model, ["Hi"], steer=l2s, alpha=1.0, max_new_tokens=20)[0]
 
-def new_ids(
-    model: Model, inputs: Inputs, plan: SiteEdits, max_new_tokens: int, options: dict[str, Any]
-) -> list[tuple[int, ...]]:
-    """The new ids of every row of a batch padded on the left, end of turn included."""
-    merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id} | options
-    out = model.engine.generate(inputs, plan, max_new_tokens=max_new_tokens, **merged)
-    stop = _ends(model, options)
-    return [_trimmed(row, stop) for row in out[:, inputs["input_ids"].shape[1] :].tolist()]
+    Args:
+        model: from `steerlab.load`.
+        prompts: texts or Examples.
+        steer: steerers; None takes the steering of the enclosing `with steerlab.steer(...)` (none outside one), and
+            `()` none at all.
+        alpha, positions, scale: as in `steer`.
+        max_new_tokens, batch_size: limits of each text and each forward.
+        seed: of sampling; the caller's random state is restored.
+        progress: show a progress bar.
+        blocking: False returns a `Job` at once, whose `result()` are the texts; for a model on a server.
+        options: anything Hugging Face's `generate` takes (`do_sample`, `num_beams`, `num_return_sequences`,
+            `temperature`, ...).
 
+    Returns:
+        Generations, a sequence of texts in the order of the prompts.
 
-def _ends(model: Model, options: dict[str, Any]) -> set[int]:
-    """The token ids that end a row: the caller's, or else the model's."""
-    config = options.get("generation_config") or model.hf.generation_config
-    ends = options.get("eos_token_id", getattr(config, "eos_token_id", None))
-    return set() if ends is None else set(torch.as_tensor(ends).flatten().tolist())
-
-
-def _trimmed(row: list[int], stop: set[int]) -> tuple[int, ...]:
-    """New ids up to and including the end of turn; what follows is padding."""
-    end = next((i + 1 for i, token in enumerate(row) if token in stop), len(row))
-    return tuple(row[:end])
-
-
-def _steered(plan: SiteEdits, new: list[tuple[int, ...]]) -> tuple[int, float]:
-    """States behind the rows returned that were written to, and the sum of their norm ratios.
-
-    The last new token of a row is never fed back, so a row of n new tokens has n - 1 decoded states. The tally also has
-    the steps of rows that had already ended and of beams that were dropped: no one can tell from it which, so they
-    keep their share in the mean ratio and lose it in the count.
+    Raises:
+        As `steer`; EncodingError: prompt and new tokens exceed the model's context; RemoteError: the server that holds
+            the weights failed.
     """
-    written, ratio = 0, 0.0
-    for edit in (e for edits in plan.values() for e in edits):
+    requests = as_requests(model, steer, alpha, positions, scale)
+    examples = apply_prompt_transforms(prompts, requests)
+    rows = encode_examples(model, examples)
+    _check_context_length(model, rows, max_new_tokens)
+    check_beam_images(model, rows, options)
+    settings = resolve_interventions(model, requests, examples, batch_size)
+
+    def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[tuple[int, ...]]], Totals]:
+        new = new_ids(model, model.inputs(batch, positions=False), edits, options | {"max_new_tokens": max_new_tokens})
+        copies = len(new) // len(batch.rows)
+        return [new[i : i + copies] for i in range(0, len(new), copies)], _totals(edits, new)
+
+    with model.lock, _seeded(model, seed):  # locked throughout: threads would draw from one random state
+        rows_ids, steered, norm_ratio = run_batches(
+            model, settings, rows, forward, batch_size=batch_size, label="generate", progress=progress,
+            hint="'generated' starts after the last prompt token, so it cannot change the first new token. "
+            "Use 'last+generated', or more new tokens.",
+        )  # fmt: skip
+    ids = tuple(new for per_row in rows_ids for new in per_row)
+    texts = tuple(decode(model, ids))
+    example_ids = tuple(e.id for e, per_row in zip(examples, rows_ids, strict=True) for _ in per_row)
+    return Generations(texts, ids, example_ids, steered, norm_ratio)
+
+
+def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, Any]) -> list[tuple[int, ...]]:
+    """The new ids of every row of a left-padded batch, end of turn included."""
+    merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id} | options
+    out = model.engine.generate(inputs, edits, **merged)
+    config = options.get("generation_config") or model.hf.generation_config
+    eos = options.get("eos_token_id", getattr(config, "eos_token_id", None))
+    stop = set() if eos is None else set(torch.as_tensor(eos).flatten().tolist())
+    rows = out[:, inputs["input_ids"].shape[1] :].tolist()
+    ends = [next((i + 1 for i, token in enumerate(row) if token in stop), len(row)) for row in rows]
+    return [tuple(row[:end]) for row, end in zip(rows, ends, strict=True)]
+
+
+def decode(model: Model, ids: Sequence[Sequence[int]]) -> list[str]:
+    """The texts of new ids, without special tokens."""
+    return [str(model.tokenizer.decode(list(row), skip_special_tokens=True)).strip() for row in ids]
+
+
+def _totals(edits: SiteEdits, new: list[tuple[int, ...]]) -> Totals:
+    """States steered behind the rows returned, and the sum of their norm ratios.
+
+    The last new token of a row is never fed back, so a row of n new tokens has n - 1 decoded states. The edits' stats
+    also hold the steps of rows that had already ended and of dropped beams. These cannot be separated: they keep their
+    share in the mean ratio and lose it in the count.
+    """
+    steered, ratios = 0, 0.0
+    for edit in (e for at_site in edits.values() for e in at_site):
         writes, total = edit.stats.totals()
-        if isinstance(edit, ImageEdit):
-            written, ratio = written + writes, ratio + total
-        elif writes:
-            alive = min(writes, int(edit.prompt.sum()) * (len(new) // len(edit.prompt)) + _decoded(new, edit))
-            written, ratio = written + alive, ratio + total * alive / writes
-    return written, ratio
+        counted = writes
+        if writes and not isinstance(edit, ImageEdit):
+            copies = len(new) // len(edit.prompt)
+            counted = min(writes, int(edit.prompt.sum()) * copies + _decoded(edit, new, copies))
+        steered, ratios = steered + counted, ratios + (total * counted / writes if writes else 0.0)
+    return steered, ratios
 
 
-def _decoded(new: list[tuple[int, ...]], edit: Edit) -> int:
-    row_mask = [True] * len(edit.prompt) if edit.row_mask is None else edit.row_mask.tolist()
-    copies = len(new) // len(row_mask)
-    return sum(len(row) - 1 for i, row in enumerate(new) if row_mask[i // copies]) if edit.generated else 0
+def _decoded(edit: Edit, new: list[tuple[int, ...]], copies: int) -> int:
+    """Decoded states of the rows that an edit steers."""
+    rows = [True] * len(edit.prompt) if edit.row_mask is None else edit.row_mask.tolist()
+    return sum(len(ids) - 1 for i, ids in enumerate(new) if rows[i // copies]) if edit.generated else 0
 
 
-def apply_prompt_transforms(examples: list[Example], requests: Sequence[Request]) -> list[Example]:
-    """The examples with the prompts that the steerers want asked (instruction baselines change them)."""
-    for request in (r for r in requests if not r.is_off):
-        examples = [e.replace(prompt=request.steerer.transform_prompt(e.prompt)) for e in examples]
-    return examples
-
-
-def _check_room(model: Model, rows: Sequence[Any], max_new_tokens: int) -> None:
-    limit = model.context_length
-    longest = max(rows, key=len)
+def _check_context_length(model: Model, rows: Sequence[EncodedPrompt], max_new_tokens: int) -> None:
+    limit, longest = model.context_length, max(rows, key=len)
     if limit is not None and len(longest) + max_new_tokens > limit:
         raise EncodingError(
-            f"the prompt {longest.example_id!r} has {len(longest)} tokens; with {max_new_tokens} new ones it "
-            f"outgrows the "
-            f"model's context of {limit}. Lower max_new_tokens or shorten it."
+            f"the prompt {longest.example_id!r} has {len(longest)} tokens; with {max_new_tokens} new ones it exceeds "
+            f"the model's context of {limit}. Lower max_new_tokens or shorten it."
         )
 
 
 @contextmanager
 def _seeded(model: Model, seed: int) -> Iterator[None]:
-    """Sampling from a seed, with the caller's random state left as it was."""
+    """Sampling from a seed; the caller's random state is restored."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

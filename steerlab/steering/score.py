@@ -1,4 +1,4 @@
-"""`score`: how likely given answers are, steered or not, by teacher forcing."""
+"""Log-probabilities of given answers by teacher forcing, and logits of the next token."""
 
 from __future__ import annotations
 
@@ -7,72 +7,85 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import DataError, SteeringError
-from steerlab._support.progress import bar as progress_bar
-from steerlab.capture.rows import Data, as_examples
-from steerlab.models.encoding import Batch, by_length
+from steerlab._support.errors import DataError
+from steerlab.capture.rows import Data
+from steerlab.models.encoding import Batch
+from steerlab.models.interventions import SiteEdits
+from steerlab.models.job import background
 from steerlab.models.model import Model
-from steerlab.steering.generate import apply_prompt_transforms
-from steerlab.steering.interventions import Request, build_edits, resolve_interventions, writes_anything
+from steerlab.models.positions import Positions
+from steerlab.steering import batches
+from steerlab.steering.batches import Steer, Totals, as_requests
+from steerlab.steering.interventions import Alpha, Scale, resolve_interventions
 
 
-def run_score(
+@background
+def score(
     model: Model,
     prompts: Data,
     answers: Sequence[str],
-    requests: Sequence[Request],
     *,
+    steer: Steer | None = None,
+    alpha: Alpha = 1.0,
+    positions: Positions | None = None,
+    scale: Scale = "raw",
     batch_size: int = 16,
     progress: bool = False,
+    blocking: bool = True,  # handled by `background`
 ) -> pd.DataFrame:
-    """Score under some requests; `steerlab.score` and `Run.score` both end here."""
-    examples = apply_prompt_transforms(as_examples(prompts), requests)
+    """Log-probability of given answers by teacher forcing; each row has a vector of its own.
+
+    `"generated"` and `"answer"` both mean the answer's tokens here, as they would be while decoding them.
+
+    Example:
+        >>> steerlab.score(model, ["2 + 2 ="], ["4"])[["example_id", "logprob", "n_tokens"]]
+
+    Args:
+        model, prompts, steer, alpha, positions, scale, batch_size, progress, blocking: as in `generate`.
+        answers: one per prompt.
+
+    Returns:
+        A frame with `example_id`, `logprob` (nats, summed over the answer), `n_tokens` and `greedy` (share of the
+        answer's tokens that are the argmax); `.attrs` has `steered_tokens` and `norm_ratio`.
+
+    Raises:
+        DataError: not one nonempty answer per prompt; otherwise as `steer`.
+    """
+    requests = as_requests(model, steer, alpha, positions, scale)
+    examples = batches.apply_prompt_transforms(prompts, requests)
     if len(answers) != len(examples):
         raise DataError(f"{len(examples)} prompts but {len(answers)} answers: give one answer per prompt")
     empty = [e.id for e, answer in zip(examples, answers, strict=True) if not answer]
     if empty:
         raise DataError(f"the answers to {empty[:3]} are empty: there is nothing to score")
-    rows = [
-        model.encode(e.prompt, answer=a, system=e.system, example_id=e.id, images=e.images)
-        for e, a in zip(examples, answers, strict=True)
-    ]
-    prepared = resolve_interventions(model, requests, examples, batch_size)
-    results: dict[int, tuple[float, int, int]] = {}
-    written, ratio = 0, 0.0
-    with progress_bar(len(rows), "score", "row", progress) as bar:
-        for numbers in by_length(rows, batch_size):
-            batch = model.batch([rows[i] for i in numbers], "left")
-            plan = build_edits(model, prepared, batch, numbers, len(rows))
-            keep = max(len(row) - row.n_prompt for row in batch.rows) + 1
-            inputs = model.inputs(batch)
-            with model.lock:
-                found = model.engine.logits(inputs, plan, keep, reduce=reader(batch))
-            lengths = [len(row) - row.n_prompt for row in batch.rows]
-            read = [(total, n, int(hits)) for (total, hits), n in zip(found.tolist(), lengths, strict=True)]
-            results |= dict(zip(numbers, read, strict=True))
-            for edit in (e for edits in plan.values() for e in edits):
-                more, total = edit.stats.totals()
-                written, ratio = written + more, ratio + total
-            bar.update(len(numbers))
-    if writes_anything(prepared) and written == 0:
-        raise SteeringError("alpha is not 0 but no token was steered: the positions match nothing in these rows")
-    return _table([e.id for e in examples], results, written, ratio)
+    rows = batches.encode_examples(model, examples, answers)
+    settings = resolve_interventions(model, requests, examples, batch_size)
 
+    def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[float]], Totals]:
+        reducer = AnswerLogprobs.of(batch)
+        keep = max(map(len, reducer.ids)) + 1
+        return model.engine.logits(model.inputs(batch), edits, keep, reduce=reducer).tolist(), batches.totals(edits)
 
-def reader(batch: Batch) -> Answers:
-    """What is to be read of a batch whose rows end with their answers."""
-    lengths = [len(row) - row.n_prompt for row in batch.rows]
-    return Answers(tuple(batch.input_ids[i, -n:].clone() for i, n in enumerate(lengths)))  # a view travels whole
+    results, steered, norm_ratio = batches.run_batches(
+        model, settings, rows, forward, batch_size=batch_size, label="score", progress=progress,
+        hint="the positions match no token of these rows",
+    )  # fmt: skip
+    frame = pd.DataFrame(results, columns=["logprob", "greedy"], dtype=float)
+    frame.insert(0, "example_id", [e.id for e in examples])
+    frame.insert(2, "n_tokens", [len(row) - row.n_prompt for row in rows])
+    frame["greedy"] /= frame["n_tokens"]
+    frame.attrs |= {"steered_tokens": steered, "norm_ratio": norm_ratio}
+    return frame
 
 
 @dataclass(frozen=True)
-class Answers:
-    """From the last columns' logits to `(row, 2)`: the log-probability of each row's answer, and how many of its tokens
-    are the argmax.
+class AnswerLogprobs:
+    """A logits reducer to `(row, 2)`: each answer's log-probability, and how many of its tokens are the argmax.
 
-    Rows are padded on the left, so every answer ends at the last column, and token t is predicted at t - 1.
+    Rows are padded on the left, so every answer ends at the last column; token t is predicted at column t - 1.
 
     Attributes:
         ids: of each row's answer.
@@ -80,31 +93,97 @@ class Answers:
 
     ids: tuple[Tensor, ...]
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    @classmethod
+    def of(cls, batch: Batch) -> AnswerLogprobs:
+        """The reducer of a batch whose rows end with their answers."""
+        # copies: a view would be sent to a server with the whole batch
+        lengths = [len(row) - row.n_prompt for row in batch.rows]
+        return cls(tuple(ids[-n:].clone() for ids, n in zip(batch.input_ids, lengths, strict=True)))
+
+    def __call__(self, logits: Float[Tensor, "row keep vocabulary"]) -> Float[Tensor, "row 2"]:
         logprobs = torch.log_softmax(logits.float(), -1)
-        out = []
-        for i, answer in enumerate(self.ids):
-            target = answer.to(logits.device)
-            here = logprobs[i, -len(answer) - 1 : -1]
-            out.append(torch.stack([here.gather(-1, target[:, None]).sum(), (here.argmax(-1) == target).sum().float()]))
-        return torch.stack(out)
+        found = []
+        for row, ids in zip(logprobs, self.ids, strict=True):
+            target, predicted = ids.to(row.device), row[-len(ids) - 1 : -1]
+            hits = (predicted.argmax(-1) == target).sum().float()
+            found.append(torch.stack([predicted.gather(-1, target[:, None]).sum(), hits]))
+        return torch.stack(found)
 
-    def for_row(self, number: int) -> Answers:
+    def for_row(self, number: int) -> AnswerLogprobs:
         """See `PerRowReducer`."""
-        return Answers((self.ids[number].clone(),))
+        return AnswerLogprobs((self.ids[number].clone(),))
 
 
-def _table(
-    example_ids: list[str], results: dict[int, tuple[float, int, int]], written: int, ratio: float
-) -> pd.DataFrame:
-    rows = [results[i] for i in range(len(example_ids))]
-    frame = pd.DataFrame(
-        {
-            "example_id": example_ids,
-            "logprob": [r[0] for r in rows],
-            "n_tokens": [r[1] for r in rows],
-            "greedy": [r[2] / r[1] for r in rows],
-        }
-    )
-    frame.attrs |= {"steered_tokens": written, "norm_ratio": ratio / written if written else float("nan")}
-    return frame
+@background
+def next_token_logits(
+    model: Model,
+    prompts: Data,
+    tokens: Sequence[int] | None = None,
+    *,
+    max_other: bool = False,
+    steer: Steer | None = None,
+    alpha: Alpha = 1.0,
+    positions: Positions | None = None,
+    scale: Scale = "raw",
+    batch_size: int = 16,
+    progress: bool = False,
+    blocking: bool = True,  # handled by `background`
+) -> Float[Tensor, "row token"]:
+    """Logits of the first new token, without generating it; each row has a vector of its own.
+
+    Example:
+        >>> yes, no = steerlab.metrics.yes_no_ids(model.tokenizer)
+        >>> logits = steerlab.next_token_logits(model, questions, [*yes, *no], steer=l2s, positions="last")
+
+    Args:
+        model, prompts, steer, alpha, positions, scale, batch_size, progress, blocking: as in `generate`.
+        tokens: ids of the tokens wanted; None for the whole vocabulary.
+        max_other: add a last column with the largest logit among all other tokens.
+
+    Returns:
+        `(prompt, token)` float32 on the CPU, in the order of the prompts.
+
+    Raises:
+        DataError: no tokens, or `max_other` without tokens; otherwise as `steer`.
+    """
+    requests = as_requests(model, steer, alpha, positions, scale)
+    examples = batches.apply_prompt_transforms(prompts, requests)
+    rows = batches.encode_examples(model, examples)
+    if tokens is not None and (not len(tokens) or not all(isinstance(t, int) and t >= 0 for t in tokens)):
+        raise DataError(f"tokens={list(tokens)[:5]}: give token ids, at least one, or None for the whole vocabulary")
+    if max_other and tokens is None:
+        raise DataError("max_other=True needs tokens: without them no other token is left")
+    settings = resolve_interventions(model, requests, examples, batch_size)
+    reducer = NextTokenLogits(None if tokens is None else tuple(tokens), max_other)
+
+    def forward(batch: Batch, edits: SiteEdits) -> tuple[list[Tensor], Totals]:
+        return list(model.engine.logits(model.inputs(batch), edits, 1, reduce=reducer).cpu()), batches.totals(edits)
+
+    results, _, _ = batches.run_batches(
+        model, settings, rows, forward, batch_size=batch_size, label="next token", progress=progress,
+        hint="'generated' starts after the last prompt token, so it cannot change the first new token. "
+        "Use 'last+generated'.",
+    )  # fmt: skip
+    return torch.stack(results)
+
+
+@dataclass(frozen=True)
+class NextTokenLogits:
+    """A logits reducer to the last column's logits of some tokens; with `max_other` also the largest of all others."""
+
+    tokens: tuple[int, ...] | None
+    max_other: bool
+
+    def __call__(self, logits: Float[Tensor, "row keep vocabulary"]) -> Float[Tensor, "row token"]:
+        last = logits[:, -1]
+        if self.tokens is None:
+            return last.float()
+        chosen = torch.tensor(self.tokens, device=last.device)
+        found = last[:, chosen]
+        if self.max_other:
+            found = torch.cat([found, last.index_fill(1, chosen, -torch.inf).amax(1, True)], 1)
+        return found.float()
+
+    def for_row(self, number: int) -> NextTokenLogits:
+        """See `PerRowReducer`."""
+        return self

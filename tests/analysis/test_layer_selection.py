@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 import steerlab
 from steerlab import Contrast, DataError, Example
-from steerlab.analysis.layer_selection import select_layers
-from steerlab.analysis.validated_sweep import validated_sweep
+from steerlab.analysis.layer_selection import select_layers, validated_sweep
 from steerlab.testing import tiny_lm
 
 
@@ -71,7 +70,7 @@ def test_cells_that_break_the_guard_are_not_chosen() -> None:
     )
     layer_range = select_layers(pd.concat([frame, mass]), guard={"answer_probability": 0.5})
     assert (layer_range.best, layer_range.alpha) == (1, 1.0)
-    with pytest.raises(DataError, match="ask for less"):
+    with pytest.raises(DataError, match="lower the guard"):
         select_layers(pd.concat([frame, mass]), guard={"answer_probability": 0.95})
 
 
@@ -82,7 +81,7 @@ def test_what_can_not_be_chosen_from_is_refused() -> None:
         select_layers(pd.concat([frame, frame.assign(method="l2s")]))
     with pytest.raises(DataError, match=r"no validation rows.*'test'"):
         select_layers(frame[frame["split"] == "test"])
-    with pytest.raises(DataError, match="lack samples"):
+    with pytest.raises(DataError, match="lack examples"):
         select_layers(frame.drop(index=3))
     with pytest.raises(DataError, match="lack layers"):
         select_layers(validation, test=frame[(frame["split"] == "test") & (frame["layer"] == 0)])

@@ -94,5 +94,5 @@ def test_a_grid_without_cells_or_measures_is_refused() -> None:
     grid = pd.DataFrame({"good": [1.0], "alpha": [1.0]})
     with pytest.raises(DataError, match=r"lacks the measures \['bad'\]"):
         choose_candidate(grid, REACH)
-    with pytest.raises(DataError, match="0 cells"):
+    with pytest.raises(DataError, match="0 candidates"):
         choose_candidate(pd.DataFrame({"good": [], "bad": [], "alpha": []}), REACH)

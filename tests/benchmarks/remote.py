@@ -28,7 +28,6 @@ import torch
 
 import steerlab
 from steerlab import MeanDifference, Model
-from steerlab.analysis.sweep import plan
 from steerlab.models.smollm2 import smollm2_folder
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "remote")]
@@ -88,11 +87,11 @@ def main() -> None:
             there = steerlab.load(smollm2_folder(), remote=server.host)
             runs = [measured(name, *rest, here, there, args.rounds) for name, *rest in kinds(args.rows)]
             trip = round_trip(here, there)
-            planned = plan(there, **of_cells()).plan
+            planned = steerlab.sweep(there, **of_cells(), dry_run=True).answers
         finally:
             server.stop()
     found = summary({run.name: run for run in runs}, trip, args) | {"server.seconds_to_start": round(up, 1)}
-    found["remote.sweep_batches"] = planned.batches
+    found["remote.sweep_batches"] = planned.n_batches
     found |= {"capture.seconds_sharing_prompts": round(timed(lambda: whole_capture(shared, args.rows))[1], 3)}
     found |= {"versions": here.info()["versions"], "threads": torch.get_num_threads()}
     out = Path(args.out)

@@ -29,7 +29,6 @@ from torch import Tensor
 import steerlab
 from steerlab import Contrast, Example, MeanDifference, Model
 from steerlab.analysis.protocols import MULTIPLIERS
-from steerlab.analysis.sweep import plan
 from steerlab.models.layout import blocks
 from steerlab.testing import tiny_lm
 
@@ -116,8 +115,8 @@ def compared(model: Model, n: int, positions: str, args: argparse.Namespace) -> 
     for _ in range(args.rounds):
         others()
         begun = time.perf_counter()
-        laid_out = plan(model, steerers, rows, None, MULTIPLIERS, positions)
-        frames.append(laid_out.run(progress=False))
+        plan = steerlab.sweep(model, steerers, rows, None, MULTIPLIERS, positions, dry_run=True)
+        frames.append(plan.run(progress=False))
         took.append(time.perf_counter() - begun)
     others()
     frame = frames[-1].set_index(["layer", "alpha", "example_id"])["value"]
@@ -132,7 +131,7 @@ def compared(model: Model, n: int, positions: str, args: argparse.Namespace) -> 
     told |= {f"seconds_{name}": statistics.mean(seconds[name]) for name in ways}
     told |= {"seconds_sweep": statistics.median(took), "max_abs_diff": max(differences.values())}
     equivalents = {k: round(float(v), 1) for k, v in frames[-1].attrs["forward_equivalents"].items()}
-    print(laid_out.explain())
+    print(plan.explain())
     name = f"{positions}.{n}"
     return {f"{name}.{k}": round(v, 6) for k, v in told.items()} | {f"{name}.forward_equivalents": equivalents}
 

@@ -1,6 +1,6 @@
 """Steering by hand: plain Hugging Face forwards, one unpadded row at a time, no cache, one torch hook.
 
-Nothing here uses plans, engines, batches or token maps: it is what the tests of this folder compare with.
+No edits, engines, batches or encoded prompts are used: the tests of this folder compare with these functions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from steerlab import Model
 from steerlab.models.layout import blocks
 
-Columns = Callable[[int, int], list[int]]  # (prompt tokens, tokens so far) -> the columns to write to
+Columns = Callable[[int, int], list[int]]  # (prompt tokens, tokens so far) -> the columns to steer
 
 COLUMNS: dict[str, Columns] = {
     "all": lambda prompt, n: list(range(n)),
@@ -29,13 +29,11 @@ COLUMNS: dict[str, Columns] = {
 def chat_ids(
     model: Model, prompt: str, answer: str = "", earlier: Sequence[dict[str, str]] = ()
 ) -> tuple[list[int], int]:
-    """Token ids of a prompt, after earlier turns if there are any, and an answer, and how many of them are prompt."""
-    text = model.tokenizer.apply_chat_template(
-        [*earlier, {"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
+    """Token ids of earlier turns, a prompt and an answer, and how many of them are prompt."""
+    turns = [*earlier, {"role": "user", "content": prompt}]
+    text = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     ids = model.tokenizer(text, add_special_tokens=False).input_ids
-    tail = model.tokenizer(answer, add_special_tokens=False).input_ids if answer else []
-    return ids + tail, len(ids)
+    return ids + (model.tokenizer(answer, add_special_tokens=False).input_ids if answer else []), len(ids)
 
 
 @contextmanager
@@ -69,7 +67,6 @@ def logits(model: Model, ids: Sequence[int]) -> Tensor:
     return model.hf(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
 
 
-@torch.no_grad()
 def hidden(model: Model, ids: Sequence[int]) -> list[Tensor]:
     """`(tokens, hidden)` after each block, of one row; the last one before the final norm."""
     found: list[Tensor] = []
@@ -80,42 +77,39 @@ def hidden(model: Model, ids: Sequence[int]) -> list[Tensor]:
         for block in blocks(model.hf, model.layout)
     ]
     try:
-        model.hf(input_ids=torch.tensor([list(ids)]), use_cache=False)
+        logits(model, ids)
     finally:
         for handle in handles:
             handle.remove()
     return found
 
 
-def greedy(
-    model: Model, prompt: str, layer: int, delta: Tensor, columns: Columns, steps: int
-) -> tuple[tuple[int, ...], list[float]]:
-    """New ids, recomputing the whole row at every step; and ‖delta‖/‖h‖ of each state written in the last step."""
+def new_ids(model: Model, prompt: str, steps: int) -> tuple[int, ...]:
+    """Greedy new ids under the hooks in place, recomputing the whole row at every step."""
     ids, n_prompt = chat_ids(model, prompt)
-    ratios: list[float] = []
-    for _ in range(steps):
-        places = columns(n_prompt, len(ids))
-        h = hidden(model, ids)[layer]
-        ratios = [float(delta.norm() / h[i].norm()) for i in places]
-        with hooked(model, layer, adding(delta, places)):
-            ids = [*ids, int(logits(model, ids)[-1].argmax())]
-        if ids[-1] == model.tokenizer.eos_token_id:
-            break
-    return tuple(ids[n_prompt:]), ratios
-
-
-def said(model: Model, prompt: str, steps: int) -> tuple[int, ...]:
-    """New ids under whatever hooks are in place, recomputing the whole row at every step."""
-    ids, n_prompt = chat_ids(model, prompt)
-    for _ in range(steps):
+    while len(ids) < n_prompt + steps and ids[-1] != model.tokenizer.eos_token_id:
         ids = [*ids, int(logits(model, ids)[-1].argmax())]
-        if ids[-1] == model.tokenizer.eos_token_id:
-            break
     return tuple(ids[n_prompt:])
 
 
+def greedy(
+    model: Model, prompt: str, layer: int, delta: Tensor, columns: Columns, steps: int
+) -> tuple[tuple[int, ...], list[float]]:
+    """Greedy new ids with `delta` at some columns, and ‖delta‖/‖h‖ of each state steered in the last step."""
+    n_prompt = chat_ids(model, prompt)[1]
+    ratios: list[float] = []
+
+    def change(h: Tensor) -> Tensor:
+        places = columns(n_prompt, h.shape[1])
+        ratios[:] = (delta.norm() / h[0, places].norm(dim=-1)).tolist()
+        return adding(delta, places)(h)
+
+    with hooked(model, layer, change):
+        return new_ids(model, prompt, steps), ratios
+
+
 def answer_logprob(model: Model, prompt: str, answer: str) -> float:
-    """Summed log-probability of an answer under whatever hooks are in place."""
+    """Summed log-probability of an answer under the hooks in place."""
     ids, n_prompt = chat_ids(model, prompt, answer)
     logprobs = logits(model, ids).log_softmax(-1)
     return float(sum(logprobs[i - 1, ids[i]] for i in range(n_prompt, len(ids))))

@@ -107,7 +107,7 @@ def spoken(model, prompt: str, hooks: list, answer: str) -> tuple[tuple[int, ...
     with ExitStack() as stack:
         for hook in hooks:
             stack.enter_context(hook)
-        return plain.said(model, prompt, STEPS), plain.answer_logprob(model, prompt, answer)
+        return plain.new_ids(model, prompt, STEPS), plain.answer_logprob(model, prompt, answer)
 
 
 def check(model, ada: AdaSteer, hooks) -> None:
@@ -189,7 +189,7 @@ def test_states_are_independent_of_the_padding_side(side: str) -> None:
     sites = [Site(k) for k in range(model.n_layers)]
 
     def states(batch, numbers) -> Tensor:
-        plan = build_edits(model, prepared, batch, numbers, len(PROMPTS))
+        plan = build_edits(model, prepared, batch, numbers)
         return model.engine.capture_states(model.inputs(batch), plan, sites, lambda h: h.clone())
 
     found = states(together, range(len(rows)))

@@ -67,7 +67,7 @@ def check(model, steerer: AlphaSteer, frozen: bool = False, prompts=PROMPTS, ans
         clean = plain.hidden(model, ids) if frozen else None
         with all_of(by_hand(model, ALPHA, n, clean)):
             assert found[number] == pytest.approx(plain.answer_logprob(model, prompt, answer), abs=1e-3)
-            assert said.ids[number] == plain.said(model, prompt, STEPS)
+            assert said.ids[number] == plain.new_ids(model, prompt, STEPS)
 
 
 @pytest.fixture(params=[("llama", "nnsight"), ("gemma2", "nnsight"), ("gpt2", "hooks")], ids="-".join)

@@ -52,6 +52,7 @@ def test_pairs_are_read_at_the_published_token_and_l2s_before_the_header(
     l2s = L2S(LAYER, config=QUICK, **options).fit(acts)
     read = acts.by_example(CONTEXT_LAYER, side="prompt", position="last_user")[1]
     torch.testing.assert_close(read, torch.stack(contexts), rtol=1e-4, atol=1e-5)
-    ((_, (shift,)),) = resolve_interventions(model, [Request(l2s)], as_examples(PROMPTS), 16)
+    (setting,) = resolve_interventions(model, [Request(l2s)], as_examples(PROMPTS), 16)
+    (shift,) = setting.interventions
     torch.testing.assert_close(shift.vectors, l2s.predict(torch.stack(contexts)), rtol=1e-3, atol=1e-5)
     assert not torch.allclose(shift.vectors[0], shift.vectors[1], atol=1e-3), "each input has its own vector"

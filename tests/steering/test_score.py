@@ -1,4 +1,4 @@
-"""`score`: the same numbers as a plain forward and a log-softmax."""
+"""`score` equals a plain forward and a log-softmax, steered and unsteered."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from fitted import HIDDEN, LAYER, PROMPTS
 
-from steerlab import DataError, MeanDifference, Model, generate, score, steer
+from steerlab import DataError, MeanDifference, Model, generate, score
 from steerlab.testing import FAMILIES
 
 ANSWERS = ("the reeds", "no", "fish, and in the reeds by night, mostly")
@@ -37,7 +37,7 @@ def test_steered_equals_a_plain_hook(lm, steerers, family: str, positions: str) 
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-def test_a_batch_equals_its_rows(lm, steerers, backend: str) -> None:
+def test_batch_equals_single_rows(lm, steerers, backend: str) -> None:
     model = lm("gemma2", backend)
     options = dict(steer=steerers("gemma2")["p2s"], alpha=ALPHA)
     together = score(model, PROMPTS, ANSWERS, **options)
@@ -54,8 +54,8 @@ def test_generated_and_answer_are_the_same_tokens(lm, steerers) -> None:
     assert one.attrs["steered_tokens"] == one["n_tokens"].sum()
 
 
-def test_greedy_is_the_share_of_first_choices(lm, steerers) -> None:
-    """One of the answers is what the steered model says first, so that the share isn't 0 throughout."""
+def test_greedy_is_the_share_of_argmax_tokens(lm, steerers) -> None:
+    """The answers are the first tokens that the steered model generates, so the shares are not all 0."""
     model, options = lm(), dict(steer=steerers("llama")["mean"], alpha=ALPHA)
     prompts = [f"{p}{end}" for p in PROMPTS for end in ("", "?", "!", " no")]
     answers = [text or "z" for text in generate(model, prompts, max_new_tokens=1, **options)]
@@ -69,8 +69,8 @@ def test_greedy_is_the_share_of_first_choices(lm, steerers) -> None:
     assert score(model, prompts, answers, **options)["greedy"].tolist() == expected
 
 
-def test_a_vector_towards_a_token_makes_it_likelier(lm) -> None:
-    """Sign: positive alpha along the head's own direction of a token, at the last layer."""
+def test_positive_alpha_makes_the_target_token_likelier(lm) -> None:
+    """The vector is the head's direction of a token, added at the last layer."""
     model: Model = lm("llama")
     token = model.tokenizer("z", add_special_tokens=False).input_ids[0]
     towards = MeanDifference.from_tensor(model.n_layers - 1, model.hf.lm_head.weight[token].clone())
@@ -78,17 +78,7 @@ def test_a_vector_towards_a_token_makes_it_likelier(lm) -> None:
     assert down < plain_ < up
 
 
-def test_inside_a_block(lm, steerers) -> None:
-    model = lm()
-    with steer(model, steerers("llama")["mean"], alpha=ALPHA) as run:
-        assert score(model, PROMPTS, ANSWERS).equals(run.score(PROMPTS, ANSWERS))
-        assert score(model, PROMPTS, ANSWERS, steer=()).equals(score(model, PROMPTS, ANSWERS, steer=(), batch_size=3))
-    assert not score(model, PROMPTS, ANSWERS).equals(
-        score(model, PROMPTS, ANSWERS, steer=steerers("llama")["mean"], alpha=ALPHA)
-    )
-
-
-def test_refusals(lm) -> None:
+def test_invalid_answers_are_refused(lm) -> None:
     with pytest.raises(DataError, match="3 prompts but 2 answers"):
         score(lm(), PROMPTS, ANSWERS[:2])
     with pytest.raises(DataError, match=r"\['1'\] are empty"):

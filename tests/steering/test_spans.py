@@ -71,7 +71,7 @@ def by_hand(model: Model, one: CONFST, prompt: str) -> Iterator[int]:
 
 def said_by_hand(model: Model, one: CONFST, prompt: str) -> tuple[int, ...]:
     with by_hand(model, one, prompt):
-        return plain.said(model, prompt, STEPS)
+        return plain.new_ids(model, prompt, STEPS)
 
 
 def total(model: Model, span: int, start: int | None) -> int:

@@ -10,29 +10,24 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
-from swept import questions, vectors
+from reference import questions, text_length, vectors
 
-from steerlab import Example, Model, sweep
+from steerlab import Model, sweep
 from steerlab.testing import tiny_lm
 
 KILLS = 20
 LAYERS, ALPHAS, POSITIONS = (0, 1, 2), (-1.0, 0.0, 0.5, 2.0), ["all", "last+generated"]
 
 
-def length(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
-    """A metric of generated text."""
-    return [len(text) / 3 for text in texts]
-
-
 def run(model: Model, folder: Path | None) -> pd.DataFrame:
     """Unsteered and steered answers, texts, and what a metric says of them: every kind of stage."""
     return sweep(
-        model, {"v": vectors(model)}, questions(), LAYERS, ALPHAS, POSITIONS, ["propensity", "logprob", length],
+        model, {"v": vectors(model)}, questions(), LAYERS, ALPHAS, POSITIONS, ["propensity", "logprob", text_length],
         folder=folder, batch_size=4, progress=False, generation={"max_new_tokens": 3},
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Every site, and rows with pictures: each cell is a plain hook's, or what the same steerer does alone."""
+"""Every site, and rows with images: each setting equals a plain hook, or `steer` with the same method."""
 
 from __future__ import annotations
 
@@ -8,9 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from one_run_per_setting import Odd, alone, at, check
 from PIL import Image
-from swept import columns, questions, tokens
+from reference import (
+    AnyIntervention,
+    adding,
+    by_score,
+    check_settings,
+    columns,
+    questions,
+    random_vector,
+    token_ids,
+)
 from torch import Tensor
 
 from steerlab import Contrast, Example, MeanDifference, Model, Site, SteeringError, sweep
@@ -23,24 +31,14 @@ backends = pytest.mark.parametrize("backend", ["hooks", "nnsight"])
 
 
 @contextmanager
-def writing(model: Model, site: Site, delta: Tensor, where: Sequence[int]) -> Iterator[None]:
+def hooked(model: Model, site: Site, delta: Tensor, where: Sequence[int]) -> Iterator[None]:
     """A plain hook on the module that holds the site."""
-
-    def changed(h: Tensor) -> Tensor:
-        h = h.clone()
-        h[:, list(where)] += delta.to(h)
-        return h
-
-    def after(_: Any, args: Any, out: Any) -> Any:
-        return (changed(out[0]), *out[1:]) if isinstance(out, tuple) else changed(out)
-
-    block, names = blocks(model.hf, model.layout)[site.layer], model.layout
+    block, layout, change = blocks(model.hf, model.layout)[site.layer], model.layout, adding(delta, where)
     if site.point == "block_in":
-        handle = block.register_forward_pre_hook(lambda _, args: (changed(args[0]), *args[1:]))
+        handle = block.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
     else:
-        handle = module_at(
-            block, str(names.mlp_name if site.point == "mlp_out" else names.attention_name)
-        ).register_forward_hook(after)
+        name = layout.mlp_name if site.point == "mlp_out" else layout.attention_name
+        handle = module_at(block, str(name)).register_forward_hook(lambda _, args, out: change(out))
     try:
         yield
     finally:
@@ -49,12 +47,13 @@ def writing(model: Model, site: Site, delta: Tensor, where: Sequence[int]) -> It
 
 @torch.no_grad()
 def propensity(model: Model, site: Site, example: Example, alpha: float, positions: str) -> float:
-    assert example.contrast is not None
-    (ids, n), (other, _) = (tokens(model, example, a) for a in (example.contrast.positive, example.contrast.negative))
-    first_difference = next(i for i in range(n, len(ids)) if ids[i] != other[i])
-    with writing(model, site, alpha * at(site).vector_, columns(positions, n, len(ids))):
-        logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0, first_difference - 1]
-    return float(logits[ids[first_difference]] - logits[other[first_difference]])
+    pair = example.contrast
+    assert pair is not None
+    (ids, n), (other, _) = (token_ids(model, example, answer) for answer in (pair.positive, pair.negative))
+    first = next(i for i in range(n, len(ids)) if ids[i] != other[i])
+    with hooked(model, site, alpha * random_vector(site).vector_, columns(positions, n, len(ids))):
+        logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0, first - 1]
+    return float(logits[ids[first]] - logits[other[first]])
 
 
 @backends
@@ -63,53 +62,43 @@ def propensity(model: Model, site: Site, example: Example, alpha: float, positio
 def test_other_points_of_a_block_equal_a_plain_hook_there(lm, family: str, backend: str, point: str) -> None:
     model = lm(family, backend)
     sites = [Site(layer, point) for layer in range(model.n_layers)]
-    given: Any = {"v": {site: at(site) for site in sites}}
+    given: Any = {"v": {site: random_vector(site) for site in sites}}
     frame = sweep(model, given, questions(), sites, ALPHAS, list(POSITIONS), batch_size=20, progress=False)
     assert set(frame["layer"]) == {str(site) for site in sites}
     for site in sites:
-        check(
+        check_settings(
             frame[frame["layer"] == str(site)], {"v": site},
             lambda s, alpha, where: [propensity(lm(family), s, e, alpha, where) for e in questions()],
         )  # fmt: skip
 
 
-def pictured() -> list[Example]:
-    """Rows with pictures of different sizes, one of them with two."""
+def rows_with_images() -> list[Example]:
+    """Rows with images of different sizes, one of them with two."""
     draw = torch.Generator().manual_seed(0)
     sizes = [(30, 50), (24, 24), (70, 30)]
     made = [Image.fromarray(torch.randint(0, 255, (*s, 3), generator=draw).byte().numpy()) for s in sizes]
-    shown = [(made[0],), (made[1],), (made[2], made[0])]
+    images = [(made[0],), (made[1],), (made[2], made[0])]
     pair = Contrast("(A)", "(B)")
-    return [Example(f"p{i}", "What is it?" * (i + 1), contrast=pair, images=s) for i, s in enumerate(shown)]
+    return [Example(f"p{i}", "What is it?" * (i + 1), contrast=pair, images=some) for i, some in enumerate(images)]
 
 
 @backends
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("batch_size", [None, 2])
-def test_rows_with_pictures_equal_steer(family: str, backend: str, batch_size: int | None) -> None:
-    model, rows = tiny_vlm(family, backend=backend), pictured()
-    tower = Site(0, part="projector")
-    methods: dict[str, Any] = {"text": at(1), "projector": at(tower), "flight": Odd("flight", Site(0))}
-    given: Any = {name: {one.site: one} for name, one in methods.items() if name != "projector"}
-    asked: dict[str, Any] = {"metric": "logprob_difference", "batch_size": batch_size, "progress": False}
-    text = sweep(model, given, rows, None, ALPHAS, ["all", "images", "last+generated"], **asked)
-    seen = sweep(model, {"projector": {tower: at(tower)}}, rows, None, ALPHAS, "images", **asked)
-    for frame, names in ((text, ["text", "flight"]), (seen, ["projector"])):
-        mine = {name: methods[name] for name in names}
-        check(frame, mine, lambda one, alpha, where: alone(model, one, rows, alpha, where), abs=1e-3)
+def test_rows_with_images_equal_steer(family: str, backend: str, batch_size: int | None) -> None:
+    model, rows, site = tiny_vlm(family, backend=backend), rows_with_images(), Site(0, part="projector")
+    text: dict[str, Any] = {"text": random_vector(1), "function": AnyIntervention("function", Site(0))}
+    image: dict[str, Any] = {"projector": random_vector(site), "gated": AnyIntervention("gate", site)}
+    for methods, positions in ((text, ["all", "images", "last+generated"]), (image, ["images"])):
+        given: Any = {name: {one.site: one} for name, one in methods.items()}
+        options: dict[str, Any] = {"metric": "logprob_difference", "batch_size": batch_size, "progress": False}
+        frame = sweep(model, given, rows, None, ALPHAS, positions, **options)
+        check_settings(frame, methods, lambda one, alpha, at: by_score(model, one, rows, alpha, at), abs=1e-3)
 
 
-def test_gates_weigh_pictures_too() -> None:
-    model, rows, site = tiny_vlm("llava"), pictured(), Site(0, part="projector")
-    gated = Odd("gate", site)
-    asked: Any = {"metric": "logprob_difference", "progress": False}
-    frame = sweep(model, {"gated": {site: gated}}, rows, None, (0.0, 2.0), "images", **asked)
-    check(frame, {"gated": gated}, lambda one, alpha, where: alone(model, one, rows, alpha, where), abs=1e-3)
-
-
-def test_a_block_of_the_tower_that_nothing_looks_at_is_refused() -> None:
+def test_vision_block_whose_output_is_not_used_is_refused() -> None:
     model = tiny_vlm("llava")
     site = model.site(Site(-1, part="vision"))
     high = MeanDifference.from_tensor(site, torch.ones(model.width(site) or 1))
-    with pytest.raises(SteeringError, match="would reach nothing"):
-        sweep(model, {"v": {site: high}}, pictured(), None, (1.0,), "images", progress=False)
+    with pytest.raises(SteeringError, match="would have no effect"):
+        sweep(model, {"v": {site: high}}, rows_with_images(), None, (1.0,), "images", progress=False)

@@ -1,78 +1,62 @@
-"""`sweep` gives, for every cell and input, the number of a plain forward with one hook."""
+"""`sweep` equals a plain forward with one hook, for every setting and input."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pandas as pd
 import pytest
 import torch
-from swept import ALPHAS, expected, questions, vectors
+from reference import ALPHAS, expected, questions, vectors
 
-from steerlab import Model, sweep
+from steerlab import Model, capture, sweep
 from steerlab.testing import FAMILIES
 
 ALL = ["propensity", "accuracy", "answer_probability", "logprob", "logprob_difference", "logit_sum_difference"]
-POSITIONS = ("all", "prompt", "last", "last+generated")
+POSITIONS = ["all", "prompt", "last", "last+generated"]
 
 
-def check(model: Model, frame, metrics: list[str], positions: list[str], tolerance: float = 2e-4) -> None:
-    given = vectors(model)
-    rows = {e.id: e for e in questions()}
+def swept(model: Model, metrics: list[str], positions: list[str], **options: Any) -> pd.DataFrame:
+    """A sweep of all layers and alphas, compared with plain forwards."""
+    given, rows, tolerance = vectors(model), {e.id: e for e in questions()}, 2e-4
+    frame = sweep(model, {"v": given}, questions(), "all", ALPHAS, positions, metrics, progress=False, **options)
     assert len(frame) == len(metrics) * len(positions) * len(given) * len(ALPHAS) * len(rows)
-    for (layer, alpha, where, example_id), cell in frame.groupby(["layer", "alpha", "positions", "example_id"]):
+    for key, found in frame.groupby(["layer", "alpha", "positions", "example_id"]):
+        layer, alpha, where, example_id = key
         wanted = expected(model, rows[example_id], layer, alpha * given[layer].vector_, where)
-        for name, value in zip(cell["metric"], cell["value"], strict=True):
-            if name == "accuracy" and abs(wanted["propensity"]) < tolerance:
-                continue
-            assert value == pytest.approx(wanted[name], abs=tolerance, rel=1e-4), (
-                layer,
-                alpha,
-                where,
-                example_id,
-                name,
-            )
+        for name, value in zip(found["metric"], found["value"], strict=True):
+            if name != "accuracy" or abs(wanted["propensity"]) >= tolerance:
+                assert value == pytest.approx(wanted[name], abs=tolerance, rel=1e-4), (key, name)
+    return frame
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_cell_equals_a_plain_hook(lm, family: str) -> None:
-    model = lm(family)
-    metrics = ["propensity", "accuracy", "answer_probability"]
-    frame = sweep(
-        model, {"v": vectors(model)}, questions(), "all", ALPHAS, list(POSITIONS), metrics, batch_size=7, progress=False
-    )
-    check(model, frame, metrics, list(POSITIONS))
+def test_every_setting_equals_a_plain_hook(lm, family: str) -> None:
+    swept(lm(family), ["propensity", "accuracy", "answer_probability"], POSITIONS, batch_size=7)
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
 @pytest.mark.parametrize("batch_size", [1, 5, 64, None])
-def test_whole_answers_at_any_batch_size(lm, backend: str, batch_size: int | None) -> None:
-    model = lm("qwen2", backend)
-    positions = ["all", "last+generated", "generated"]
-    frame = sweep(
-        model, {"v": vectors(model)}, questions(), "all", ALPHAS, positions, ALL, batch_size=batch_size, progress=False
-    )
-    check(model, frame, ALL, positions)
+def test_whole_answers_equal_a_plain_hook_at_any_batch_size(lm, backend: str, batch_size: int | None) -> None:
+    swept(lm("qwen2", backend), ALL, ["all", "last+generated", "generated"], batch_size=batch_size)
 
 
-def test_little_memory_means_smaller_blocks_and_the_same_numbers(lm) -> None:
-    model = lm("gemma2")
-    options = dict(layers="all", alphas=ALPHAS, positions=["last+generated"], metric=["propensity"], progress=False)
-    one = sweep(model, {"v": vectors(model)}, questions(), memory=1, **options)
-    check(model, one, ["propensity"], ["last+generated"])
-    assert "5 blocks" in one.attrs["plan"]
+def test_little_memory_means_smaller_groups_and_the_same_numbers(lm) -> None:
+    frame = swept(lm("gemma2"), ["propensity"], ["last+generated"], memory=1)
+    assert "5 groups of inputs" in frame.attrs["plan"]
 
 
-def test_alpha_zero_is_the_unsteered_model_bit_for_bit(lm) -> None:
+def test_alpha_zero_is_bit_identical_to_the_unsteered_model(lm) -> None:
     model = lm()
     frame = sweep(model, {"v": vectors(model), "w": vectors(model, 1)}, questions(), "all", (0.0, 1.0), progress=False)
     idle = frame[frame["alpha"] == 0].groupby("example_id")["value"]
     assert (idle.nunique() == 1).all()
-    alone = sweep(model, {"v": vectors(model)}, questions(), 0, (0.0,), progress=False)
-    assert alone.set_index("example_id")["value"].eq(idle.first()).all()
+    one = sweep(model, {"v": vectors(model)}, questions(), 0, (0.0,), progress=False)
+    assert one.set_index("example_id")["value"].eq(idle.first()).all()
     assert (frame.loc[frame["alpha"] == 0, "norm_ratio"] == 0).all()
 
 
-def test_norm_ratio_is_that_of_the_states_written_to(lm) -> None:
-    from steerlab import capture
-
+def test_norm_ratio_is_that_of_the_steered_states(lm) -> None:
     model = lm()
     rows = questions()
     acts = capture(model, [e.replace(contrast=None) for e in rows], layers=[1], positions="last", progress=False)
@@ -81,23 +65,23 @@ def test_norm_ratio_is_that_of_the_states_written_to(lm) -> None:
     assert frame["norm_ratio"].tolist() == pytest.approx(ratio.tolist(), rel=1e-4)
 
 
-def test_spent_is_what_was_planned(lm) -> None:
+def test_spent_cost_equals_the_planned_cost(lm) -> None:
     model = lm()
     frame = sweep(model, {"v": vectors(model)}, questions(), "all", ALPHAS, ["all", "last"], progress=False)
     cost = frame.attrs["forward_equivalents"]
     assert cost["spent"] == pytest.approx(cost["planned"])
-    assert cost["one_a_cell"] == 2 * len(vectors(model)) * len(ALPHAS) * len(questions()) > cost["planned"]
+    assert cost["one_per_setting"] == 2 * len(vectors(model)) * len(ALPHAS) * len(questions()) > cost["planned"]
 
 
-def test_the_model_is_as_before(lm) -> None:
+def test_model_is_bit_identical_after_a_sweep(lm) -> None:
     model = lm()
     ids = torch.arange(5, 25)[None]
     before = model.hf(input_ids=ids).logits
-    sweep(model, {"v": vectors(model)}, questions(), "all", ALPHAS, list(POSITIONS), progress=False)
+    sweep(model, {"v": vectors(model)}, questions(), "all", ALPHAS, POSITIONS, progress=False)
     assert torch.equal(model.hf(input_ids=ids).logits, before)
 
 
-def test_metrics_have_the_names_they_are_given(lm) -> None:
+def test_metrics_have_the_given_names(lm) -> None:
     model = lm("llama")
     options = {"layers": [1], "alphas": (0.0, 1.0), "progress": False}
     frame = sweep(model, {"v": vectors(model)}, questions(), metric={"a": "propensity", "b": "propensity"}, **options)

@@ -236,7 +236,7 @@ def test_steering_adds_alpha_v_at_the_positions_and_nothing_elsewhere(family: st
         before = block_states(model, inputs, {})
         for positions in places[side]:
             prepared = resolve_interventions(model, [Request(STEERER, alpha, positions)], rows, 16)
-            after = block_states(model, inputs, build_edits(model, prepared, batch, range(len(rows)), len(rows)))
+            after = block_states(model, inputs, build_edits(model, prepared, batch, range(len(rows))))
             expected = before.clone()
             for i, row in enumerate(batch.rows):
                 expected[i, LAYER, [batch.offsets[i] + t for t in resolve(positions, row)]] += alpha[i] * DELTA

@@ -239,7 +239,7 @@ def steerer_at(model: Model, site: Site) -> MeanDifference:
 def under(model: Model, rows: Any, batch: Any, site: Site, alpha: Any) -> tuple[Tensor, Tensor]:
     """The whole state at a site, and that of every decoder block, under steering there."""
     requests = [Request(steerer_at(model, site), alpha)]
-    edits = build_edits(model, resolve_interventions(model, requests, rows, 16), batch, range(3), 3)
+    edits = build_edits(model, resolve_interventions(model, requests, rows, 16), batch, range(3))
     inputs = model.inputs(batch)
     here = model.engine.capture_states(inputs, edits, [site], lambda h: h.reshape(-1, h.shape[-1]))[:, 0]
     return here, block_states(model, inputs, edits)
@@ -315,7 +315,7 @@ def test_steering_an_unused_vision_block_is_refused(family: str, feature_layer: 
         if reached:
             assert generate(model, rows, **options).steered_tokens > 0
         else:
-            with pytest.raises(SteeringError, match=rf"at vision\.{site.layer} would reach nothing"):
+            with pytest.raises(SteeringError, match=rf"at vision\.{site.layer} would have no effect"):
                 generate(model, rows, **options)
         assert read(model, rows, [site]).values.isfinite().all(), "reading is allowed"
 
@@ -364,8 +364,8 @@ def test_steerers_that_read_images_and_text_in_one_run(backend: str) -> None:
         steerers.append(steerer)
         expected.append(sum(norms[one] for one in activations)[:, None] * steerer.vector_)
     prepared = resolve_interventions(model, [Request(one) for one in steerers], rows, 2)
-    for (_, interventions), wanted in zip(prepared, expected, strict=True):
-        torch.testing.assert_close(interventions[0].vectors, wanted.expand(3, -1), rtol=1e-4, atol=1e-5)
+    for setting, wanted in zip(prepared, expected, strict=True):
+        torch.testing.assert_close(setting.interventions[0].vectors, wanted.expand(3, -1), rtol=1e-4, atol=1e-5)
     both = generate(model, rows, steer=[Request(one, 0.5) for one in steerers], max_new_tokens=2)
     assert both.steered_tokens > 0
 
@@ -398,7 +398,7 @@ def test_steering_of_images_that_is_refused() -> None:
     ):
         with pytest.raises(error, match=message):
             generate(model, rows, **{"steer": tower, "max_new_tokens": 2, **options})
-    with pytest.raises(PositionError, match=r"the inputs \['2'\] have no picture"):
+    with pytest.raises(PositionError, match=r"the inputs \['2'\] have no image"):
         generate(model, rows_of("llava"), steer=tower, max_new_tokens=2)
     with pytest.raises(EncodingError, match="reads text only"):
         generate(tiny_lm(backend="hooks"), rows, steer=tower, max_new_tokens=2)

@@ -1,1 +1,1 @@
-"""How `steerlab.sweep` works: cells, the plan of their forwards, the run."""
+"""The implementation of `steerlab.sweep`: settings, the forwards they need, and running them."""

@@ -1,280 +1,284 @@
-"""How a sweep's forwards are laid out, and what they cost: decided, and told, before the first of them."""
+"""The forwards of a sweep and their cost, decided before the first of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 
-from steerlab.analysis._sweep.rows import Block, Rows, block_of
+from steerlab.analysis._sweep.rows import InputBatch, SweepRows, make_input_batch
 from steerlab.analysis._sweep.settings import Setting
 from steerlab.models.encoding import by_length
 from steerlab.models.kv_prefix import TOKENS, prefill_cost
 from steerlab.models.model import Model
 from steerlab.models.positions import position_key
-from steerlab.steering.batched_settings import written_columns
+from steerlab.steering.interventions import written_columns
 
-READING_WEIGHTS = 24  # tokens' worth of work that a block costs a forward, however few its tokens
-WORTH_A_PREFIX = 4  # columns
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Cells and inputs of a block that share forwards; what is computed in one go and stored in one file."""
-
-    settings: tuple[int, ...]
-    rows: tuple[int, int]  # which inputs of the block, start and stop
-    restart: int | None
+WEIGHT_TOKENS = 24  # reading a block's weights costs a forward as much as this many tokens
+MIN_PREFIX = 4  # columns
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one block needs for all cells that share their positions.
+class SettingBatch:
+    """Settings and inputs that share a forward; its results are stored in one file.
 
     Attributes:
-        cut: the first column that a cell may change, or that must be computed anew to be read.
-        prompts: row-columns that the prompts' keys and values take.
-        chunks: in the order in which they are run.
-        idle: cells with alpha 0: read off the unsteered pass.
+        settings: their numbers.
+        rows: the inputs of the input batch, start and stop.
+        restart_layer: the block whose cached output the forward restarts from, or None.
     """
 
-    block: Block
+    settings: tuple[int, ...]
+    rows: tuple[int, int]
+    restart_layer: int | None
+
+    @property
+    def n_rows(self) -> int:
+        """Settings times inputs."""
+        return len(self.settings) * (self.rows[1] - self.rows[0])
+
+    def halves(self) -> list[SettingBatch]:
+        """Half of the settings each, or half of the inputs; [] where neither can be halved."""
+        if len(self.settings) > 1:
+            half = len(self.settings) // 2
+            return [replace(self, settings=part) for part in (self.settings[:half], self.settings[half:])]
+        start, stop = self.rows
+        middle = (start + stop) // 2
+        return [replace(self, rows=rows) for rows in ((start, middle), (middle, stop))] if stop - start > 1 else []
+
+
+@dataclass(frozen=True)
+class PrefixGroup:
+    """The work on one input batch for all settings with the same positions.
+
+    Attributes:
+        inputs: the input batch.
+        cut: the first column that a setting may change, or that must be computed to be read; 0: no prefix is cached.
+        prefix_cost: row-columns of the prompts' keys and values.
+        batches: in the order in which they are run.
+        unsteered: settings with alpha 0, which one unsteered forward measures.
+    """
+
+    inputs: InputBatch
     cut: int
-    prompts: int
-    chunks: tuple[Chunk, ...]
-    idle: tuple[int, ...]
+    prefix_cost: int
+    batches: tuple[SettingBatch, ...]
+    unsteered: tuple[int, ...]
 
     @property
     def tail(self) -> int:
-        """Columns that are run anew for every cell."""
-        return self.block.batch.width - self.cut
+        """Columns that every setting computes anew."""
+        return self.inputs.batch.width - self.cut
 
-    def work(self, chunk: Chunk, n_layers: int) -> float:
-        """Row-columns times blocks of one chunk."""
-        rows = (chunk.rows[1] - chunk.rows[0]) * self.block.n_variants * len(chunk.settings)
-        blocks = n_layers if chunk.restart is None else n_layers - 1 - chunk.restart
-        return float(rows * self.tail * blocks)
+    def cost(self, batch: SettingBatch, n_layers: int) -> float:
+        """Row-columns times blocks of one setting batch."""
+        blocks = n_layers if batch.restart_layer is None else n_layers - 1 - batch.restart_layer
+        return float(batch.n_rows * self.inputs.n_variants * self.tail * blocks)
 
-    def base_work(self, n_layers: int) -> float:
-        """The prompts' keys and values, the states that cells restart from, and the unsteered answers."""
-        supports_layer_restart = [c.restart for c in self.chunks if c.restart is not None]
-        rows = len(self.block.numbers) * self.block.n_variants
-        tails = (max(supports_layer_restart) + 1 if supports_layer_restart else 0) + (n_layers if self.idle else 0)
-        return float(self.prompts * n_layers + rows * self.tail * tails)
+    def total_cost(self, n_layers: int) -> float:
+        """Row-columns times blocks of the prefix, the states to restart from, the unsteered forward and all batches."""
+        restarts = [b.restart_layer for b in self.batches if b.restart_layer is not None]
+        blocks = (max(restarts) + 1 if restarts else 0) + (n_layers if self.unsteered else 0)
+        shared = self.prefix_cost * n_layers + len(self.inputs.batch.rows) * self.tail * blocks
+        return float(shared) + sum(self.cost(batch, n_layers) for batch in self.batches)
+
+    def halves(self, model: Model) -> list[PrefixGroup]:
+        """The same settings for half of the inputs each; [] for a single input."""
+        half = len(self.inputs.numbers) // 2
+        found = []
+        for numbers in (self.inputs.numbers[:half], self.inputs.numbers[half:]) if half else ():
+            inputs = make_input_batch(model, self.inputs.rows, numbers)
+            # prompts end at an earlier column where the longest prompt is in the other half
+            cut = max(self.cut + inputs.last - self.inputs.last, 0) if self.cut else 0
+            settings = dict.fromkeys((batch.settings, batch.restart_layer) for batch in self.batches)
+            batches = tuple(SettingBatch(chosen, (0, len(numbers)), restart) for chosen, restart in settings)
+            found.append(PrefixGroup(inputs, cut, prefix_cost(model, inputs, cut), batches, self.unsteered))
+        return found
 
 
 @dataclass
-class SweepPlan:
-    """All forwards of a sweep.
+class AnswerForwards:
+    """All forwards whose logits are read, and their cost.
 
     Attributes:
-        parts: block by block.
-        forward: row-columns times blocks of one whole forward of one row of mean width.
-        rows_per_forward: most rows of a batch.
-        reasons: why it is done this way.
-        spent: row-columns times blocks that were really run.
-        limit: rows that fitted when memory had run out; None before it did.
+        settings, rows: of the sweep.
+        groups: in the order in which they are run.
+        rows_per_forward: limit on the rows of a forward.
+        memory: limit on the bytes of cached keys, values and states.
+        reasons: why the forwards are laid out like this, in words.
+        spent: row-columns times blocks that were run.
+        n_halved: how often memory ran out.
+        row_limit: rows that fitted after memory had run out; None before.
     """
 
     settings: list[Setting]
-    rows: Rows
-    parts: list[Part]
+    rows: SweepRows
+    groups: list[PrefixGroup]
     n_layers: int
     rows_per_forward: int
     memory: int
     reasons: list[str]
     spent: float = 0.0
-    halved: int = 0
-    limit: int | None = None
+    n_halved: int = 0
+    row_limit: int | None = None
 
     @property
-    def forward(self) -> float:
-        """The unit of cost."""
-        return self.rows.width * self.n_layers
+    def forward_cost(self) -> float:
+        """One forward-equivalent: row-columns times blocks of a whole forward of one row of mean length."""
+        return self.rows.mean_length * self.n_layers
 
     @property
     def naive(self) -> float:
-        """Forward-equivalents of the obvious way: one whole forward for every cell and row."""
+        """Forward-equivalents of one whole forward per setting and row."""
         return float(len(self.settings) * sum(len(variant) for variant in self.rows.variants))
 
     @property
-    def batches(self) -> int:
-        """What is computed one after the other and kept by itself; on a server, requests."""
-        return sum(len(part.chunks) + bool(part.idle) for part in self.parts)
+    def planned(self) -> float:
+        """Forward-equivalents of these forwards."""
+        return sum(group.total_cost(self.n_layers) for group in self.groups) / self.forward_cost
 
     @property
-    def predicted(self) -> float:
-        """Forward-equivalents of this plan."""
-        work = sum(p.base_work(self.n_layers) + sum(p.work(c, self.n_layers) for c in p.chunks) for p in self.parts)
-        return work / self.forward
+    def n_batches(self) -> int:
+        """Results computed and stored one after the other; requests, on a server."""
+        return sum(len(group.batches) + bool(group.unsteered) for group in self.groups)
 
     def explain(self) -> str:
-        """What will be done, in words; afterwards also what was."""
-        n = len(self.rows.variants[0])
-        chunks = sum(len(p.chunks) for p in self.parts)
+        """The forwards and their cost in words; after the run also what was spent."""
+        answers = " x 2 answers" if self.rows.kind == "whole" else ""
         lines = [
-            f"{len(self.settings)} cells x {n} inputs" + (" x 2 answers" if self.rows.kind == "whole" else ""),
+            f"{len(self.settings)} settings x {len(self.rows.variants[0])} inputs{answers}",
             *self.reasons,
-            f"{len({p.block.name for p in self.parts})} blocks of inputs, {chunks} batches of at most "
-            f"{self.rows_per_forward} rows, prompts' keys and values within {self.memory / 2**20:.0f} MiB",
-            f"forward-equivalents: {self.naive:.0f} for one forward a cell, {self.predicted:.1f} planned "
-            f"({self.naive / max(self.predicted, 1e-9):.1f} times fewer)"
-            + (f", {self.spent / self.forward:.1f} spent" if self.spent else ""),
+            f"{len({g.inputs.name for g in self.groups})} groups of inputs, {sum(len(g.batches) for g in self.groups)} "
+            f"batches of at most {self.rows_per_forward} rows, prompts' keys and values within "
+            f"{self.memory / 2**20:.0f} MiB",
+            f"forward-equivalents: {self.naive:.0f} for one forward per setting, {self.planned:.1f} planned "
+            f"({self.naive / max(self.planned, 1e-9):.1f} times fewer)"
+            + (f", {self.spent / self.forward_cost:.1f} spent" if self.spent else ""),
         ]
-        if self.halved:
-            lines.append(f"memory ran out {self.halved} times: those batches were halved")
+        if self.n_halved:
+            lines.append(f"memory ran out {self.n_halved} times: those batches were halved")
         return "\n".join(lines)
 
 
-def plan_sweep(model: Model, settings: list[Setting], rows: Rows, batch_size: int | None, memory: int) -> SweepPlan:
-    """Lay out the forwards of all cells that are read off logits.
+def plan_answers(
+    model: Model, settings: list[Setting], rows: SweepRows, batch_size: int | None, memory: int
+) -> AnswerForwards:
+    """The forwards of all settings whose answers are read off logits.
 
     Args:
-        batch_size: most rows of a forward; None: as many as keep the device busy.
-        memory: bytes that the prompts' keys and values, and the states to restart from, may take.
+        batch_size: limit on the rows of a forward; None: as many as keep the device busy.
+        memory: limit on the bytes of the prompts' keys and values and of the states to restart from.
     """
-    groups: dict[str, list[int]] = {}
+    by_positions: dict[str, list[int]] = {}
     for number, setting in enumerate(settings):
-        groups.setdefault(setting.written, []).append(number)
-    longest = max((row for variant in rows.variants for row in variant), key=len)
-    prefixed = model.supports_prefix_cache
-    supports_layer_restart = model.supports_layer_restart
-    tail = _tail(model, rows, settings, groups, prefixed)
-    slow = model.device.type == "cpu" and not model.is_remote  # a server is asked rarely, for much
+        by_positions.setdefault(setting.written_positions, []).append(number)
+    longest = max(range(len(rows.variants[0])), key=lambda i: max(len(variant[i]) for variant in rows.variants))
+    inputs = make_input_batch(model, rows, [longest])
+    tail = max(inputs.batch.width - first_column(model, settings, chosen, inputs) for chosen in by_positions.values())
+    slow = model.device.type == "cpu" and not model.is_remote  # a server gets few, large requests
     fits = batch_size or max(1, TOKENS["cpu" if slow else "other"] // tail)
-    alive = max(sum(settings[i].alpha != 0 for i in members) for members in groups.values())
-    layers = len({(setting.restart, setting.method) for setting in settings})
-    per_layer = max(1, math.ceil(alive / layers)) * len(rows.variants)
-    size = max(
-        1, min(math.ceil(fits / per_layer), memory // _bytes_per_input(model, settings, rows, len(longest), tail))
-    )
-    blocks = [block_of(model, rows, numbers) for numbers in by_length(rows.variants[0], size)]
-    parts = [
-        _part(model, settings, members, b, fits, prefixed, supports_layer_restart)
-        for b in blocks
-        for members in groups.values()
-    ]
-    return SweepPlan(
-        settings, rows, parts, model.n_layers, fits, memory, _reasons(model, parts, prefixed, settings, groups)
-    )
+    steered = max(sum(settings[i].alpha != 0 for i in chosen) for chosen in by_positions.values())
+    n_levels = len({(setting.restart_layer, setting.name) for setting in settings})
+    per_level = max(1, math.ceil(steered / n_levels)) * len(rows.variants)
+    size = min(math.ceil(fits / per_level), memory // _bytes_per_input(model, settings, rows, tail))
+    batches = [make_input_batch(model, rows, numbers) for numbers in by_length(rows.variants[0], max(1, size))]
+    groups = [_group(model, settings, chosen, b, fits) for b in batches for chosen in by_positions.values()]
+    first = groups[: len(by_positions)]  # of the first input batch, one per positions
+    reasons = [_reason(model, name, group) for name, group in zip(by_positions, first, strict=True)]
+    return AnswerForwards(settings, rows, groups, model.n_layers, fits, memory, reasons)
 
 
-def _part(
-    model: Model,
-    settings: list[Setting],
-    members: list[int],
-    block: Block,
-    fits: int,
-    prefixed: bool,
-    supports_layer_restart: bool,
-) -> Part:
-    live = [i for i in members if settings[i].alpha != 0]
-    idle = tuple(i for i in members if settings[i].alpha == 0)
-    cut = first_column(settings, members, block) if prefixed else 0
-    cut = cut if cut >= WORTH_A_PREFIX else 0
-    chunks = _chunks(model, settings, live, block, fits, supports_layer_restart, block.batch.width - cut)
-    return Part(block, cut, prompt_work(model, block, cut), tuple(chunks), idle)
+def _group(model: Model, settings: list[Setting], chosen: list[int], inputs: InputBatch, fits: int) -> PrefixGroup:
+    cut = first_column(model, settings, chosen, inputs)
+    cut = cut if cut >= MIN_PREFIX else 0
+    unsteered = tuple(i for i in chosen if settings[i].alpha == 0)
+    steered = [i for i in chosen if settings[i].alpha != 0]
+    batches = _setting_batches(model, settings, steered, inputs, fits, inputs.batch.width - cut)
+    return PrefixGroup(inputs, cut, prefix_cost(model, inputs, cut), tuple(batches), unsteered)
 
 
-def prompt_work(model: Model, block: Block, cut: int) -> int:
-    """Row-columns that the keys and values of a block's prompts take; what all prompts begin with counts once."""
-    n, batch = len(block.numbers), block.batch
+def prefix_cost(model: Model, inputs: InputBatch, cut: int) -> int:
+    """Row-columns of the prompts' keys and values; a beginning that all prompts share counts once."""
+    n, batch = len(inputs.numbers), inputs.batch
     if not cut:
         return 0
     return prefill_cost(batch.input_ids[:n, :cut], batch.attention_mask[:n, :cut], model.hf.config.get_text_config())
 
 
-def first_column(settings: Sequence[Setting], members: Sequence[int], block: Block) -> int:
-    """The first column that any of the cells writes to, and at the latest that of the last prompt token."""
-    if any(settings[i].vector_fn for i in members) or any(
-        s.site.part != "text" for i in members for s in settings[i].interventions
-    ):
-        return 0  # vectors from the state itself need the whole prompt in one forward
-    one = settings[members[0]]  # all of them are written to the same tokens
-    places = {
-        position_key(intervention.positions_or(one.positions)): intervention for intervention in one.interventions
-    }  # many layers, most often one place
-    masks = [
-        written_columns(block.batch, intervention, one.positions, block.row_numbers) for intervention in places.values()
-    ]
-    mask = torch.stack(masks).any(0).any(0) if masks else torch.zeros(block.batch.width, dtype=torch.bool)
-    first = int(mask.to(torch.uint8).argmax()) if bool(mask.any()) else block.last
-    return min(first, block.last)
+def first_column(model: Model, settings: Sequence[Setting], chosen: Sequence[int], inputs: InputBatch) -> int:
+    """The first column that settings with the same positions write to, at most that of the last prompt token.
+
+    It is 0 where rows must be run whole: the model caches no prefix, or vectors depend on the whole prompt's forward.
+    """
+    interventions = [one for i in chosen for one in settings[i].interventions]
+    whole = any(settings[i].uses_vector_fn for i in chosen) or any(one.site.part != "text" for one in interventions)
+    if whole or not model.supports_prefix_cache:
+        return 0
+    setting = settings[chosen[0]]  # the others are written to the same tokens
+    places = {position_key(one.positions_or(setting.positions)): one for one in setting.interventions}
+    masks = [written_columns(inputs.batch, one, setting.positions, inputs.row_numbers) for one in places.values()]
+    columns = torch.stack(masks).flatten(0, 1).any(0).nonzero() if masks else torch.empty(0)
+    return min(int(columns[0]) if len(columns) else inputs.last, inputs.last)
 
 
-def _chunks(
-    model: Model,
-    settings: list[Setting],
-    live: list[int],
-    block: Block,
-    fits: int,
-    supports_layer_restart: bool,
-    tail: int,
-) -> list[Chunk]:
-    """Cells from the deepest restart up, grouped so that each forward is well filled and restarts high up."""
-    if not live:
+def _setting_batches(
+    model: Model, settings: list[Setting], steered: list[int], inputs: InputBatch, fits: int, tail: int
+) -> list[SettingBatch]:
+    """Settings by restart layer, grouped so that each forward is well filled and restarts at a deep block."""
+    if not steered:
         return []
-    level = {i: (settings[i].restart if supports_layer_restart else None) for i in live}
-    order = sorted(live, key=lambda i: (-1 if level[i] is None else level[i], i))
-    n, variants = len(block.numbers), block.n_variants
-    most = max(1, fits // (n * variants))  # cells in a forward with all inputs of the block
-    per_cell = n * variants * tail
+    level = {i: settings[i].restart_layer if model.supports_layer_restart else None for i in steered}
+    order = sorted(steered, key=lambda i: (-1 if level[i] is None else level[i], i))
+    n, n_variants = len(inputs.numbers), inputs.n_variants
 
     def cost(size: int) -> float:
-        starts = [level[order[k]] for k in range(0, len(order), size)]
-        counts = [min(size, len(order) - k) for k in range(0, len(order), size)]
-        depth = [model.n_layers - 1 - (-1 if start is None else start) for start in starts]
-        return float(sum(d * (READING_WEIGHTS + c * per_cell) for d, c in zip(depth, counts, strict=True)))
+        """Of all forwards with so many settings each."""
+        total = 0
+        for start in range(0, len(order), size):
+            first = level[order[start]]
+            blocks = model.n_layers - 1 - (-1 if first is None else first)
+            total += blocks * (WEIGHT_TOKENS + min(size, len(order) - start) * n * n_variants * tail)
+        return float(total)
 
+    most = max(1, fits // (n * n_variants))
     size = min(range(1, min(most, len(order)) + 1), key=cost)
-    per_forward = max(1, fits // variants)
-    pieces = math.ceil(n / per_forward) if n > per_forward else 1
-    bounds = [round(k * n / pieces) for k in range(pieces + 1)]
+    n_parts = math.ceil(n / max(1, fits // n_variants))
+    bounds = [round(k * n / n_parts) for k in range(n_parts + 1)]
     return [
-        Chunk(tuple(order[k : k + size]), (a, b), level[order[k]])
+        SettingBatch(tuple(order[k : k + size]), rows, level[order[k]])
         for k in range(0, len(order), size)
-        for a, b in pairwise(bounds)
+        for rows in pairwise(bounds)
     ]
 
 
-def _tail(model: Model, rows: Rows, settings: list[Setting], groups: dict[str, list[int]], prefixed: bool) -> int:
-    """Columns that are run anew for every cell, at most, judged by the longest row."""
-    longest = max(range(len(rows.variants[0])), key=lambda i: max(len(v[i]) for v in rows.variants))
-    block = block_of(model, rows, [longest])
-    cuts = [first_column(settings, members, block) if prefixed else 0 for members in groups.values()]
-    return block.batch.width - min(cuts)
-
-
-def _bytes_per_input(model: Model, settings: list[Setting], rows: Rows, width: int, tail: int) -> int:
+def _bytes_per_input(model: Model, settings: list[Setting], rows: SweepRows, tail: int) -> int:
+    """Bytes of an input's keys and values, and of its states to restart from."""
     config = model.hf.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or model.hidden_size // config.num_attention_heads
-    item = torch.finfo(model.dtype).bits // 8
-    kept = 2 * heads * size * max(width - tail, 0) * model.n_layers
-    states = len({setting.restart for setting in settings}) * tail * len(rows.variants) * model.hidden_size
-    return max(1, (kept + states) * item)
+    longest = max(len(row) for variant in rows.variants for row in variant)
+    cached = 2 * heads * size * max(longest - tail, 0) * model.n_layers
+    states = len({setting.restart_layer for setting in settings}) * tail * len(rows.variants) * model.hidden_size
+    return max(1, (cached + states) * torch.finfo(model.dtype).bits // 8)
 
 
-def _reasons(
-    model: Model, parts: list[Part], prefixed: bool, settings: list[Setting], groups: dict[str, list[int]]
-) -> list[str]:
-    told = []
-    for name, members in groups.items():
-        mine = next(p for p in parts if set(members) >= {*p.idle, *(c for k in p.chunks for c in k.settings)})
-        how = [f"positions {name!r}: cells are packed as rows"]
-        if mine.cut:
-            how.append(f"the prompt's keys and values are computed once and {mine.tail} columns a cell")
-        elif not prefixed:
-            why = "is elsewhere" if model.is_remote else "has layers whose past is not keys and values"
-            how.append(f"whole rows, as the model {'has images' if model.vision is not None else why}")
-        else:
-            how.append("whole rows, as the prompt is steered from its beginning on")
-        if any(chunk.restart is not None for chunk in mine.chunks):
-            how.append("each batch restarts at the cached output of its lowest steered block")
-        if mine.idle:
-            how.append(f"{len(mine.idle)} cells with alpha 0 are one unsteered pass")
-        told.append("; ".join(how))
-    return told
+def _reason(model: Model, positions: str, group: PrefixGroup) -> str:
+    """How the settings of some positions are run, and why."""
+    parts = [f"positions {positions!r}: settings are batched as rows"]
+    if group.cut:
+        parts.append(f"the prompt's keys and values are computed once and {group.tail} columns per setting")
+    elif model.supports_prefix_cache:
+        parts.append("whole rows, as the prompt is steered from its beginning on")
+    elif model.vision is not None:
+        parts.append("whole rows, as the model has images")
+    else:
+        why = "is remote" if model.is_remote else "has layers whose past is not keys and values"
+        parts.append(f"whole rows, as the model {why}")
+    if any(batch.restart_layer is not None for batch in group.batches):
+        parts.append("each batch restarts at the cached output of its lowest steered block")
+    if group.unsteered:
+        parts.append(f"{len(group.unsteered)} settings with alpha 0 are one unsteered forward")
+    return "; ".join(parts)

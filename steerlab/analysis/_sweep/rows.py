@@ -1,8 +1,7 @@
-"""The rows of a sweep: every input as tokens, in blocks whose prompts are computed once."""
+"""The inputs of a sweep as token rows, and the batches of inputs whose prompts are computed once."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,57 +13,59 @@ from steerlab.metrics.answers import AnswerTokens, locate_answers
 from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.model import Model
 
-Kind = Literal["first_difference", "whole", "prompt"]
-
 
 @dataclass(frozen=True)
-class Rows:
-    """All inputs as rows of one kind.
+class SweepRows:
+    """All inputs as token rows.
 
     Attributes:
-        kind: "choice": prompt and answer up to where the two answers part; "whole": the prompt with the positive and
-            with the negative answer; "prompt": for generation.
-        variants: one tuple of rows for every variant (two where both answers are forced).
-        ids: per input, the positive and the negative answer's token where they part.
+        kind: "first_difference": prompt and answer up to the first token that differs between the two answers; "whole":
+            the prompt with the positive and with the negative answer; "prompt": the prompt, for generation.
+        variants: one tuple of rows per variant (two where both answers are forced).
+        ids: per input, the positive and the negative answer's first differing token.
     """
 
-    kind: Kind
+    kind: Literal["first_difference", "whole", "prompt"]
     variants: tuple[tuple[EncodedPrompt, ...], ...]
     ids: tuple[tuple[int, int], ...] = ()
 
     @property
-    def shared(self) -> list[str]:
-        """The inputs whose answers begin with the same token."""
-        return [
-            r.example_id for r in self.variants[0] if r.first_difference is not None and r.first_difference > r.n_prompt
-        ]
+    def same_first_token(self) -> list[str]:
+        """The inputs whose two answers begin with the same token."""
+        rows = self.variants[0]
+        return [r.example_id for r in rows if r.first_difference is not None and r.first_difference > r.n_prompt]
 
     @property
-    def width(self) -> float:
-        """Mean tokens of a row: what one forward-equivalent runs."""
+    def mean_length(self) -> float:
+        """Mean tokens of a row: the length of one forward-equivalent."""
         lengths = [len(row) for variant in self.variants for row in variant]
         return sum(lengths) / len(lengths)
 
 
 @dataclass(frozen=True)
-class Block:
-    """Some inputs whose rows go through the model together.
+class InputBatch:
+    """Some inputs whose rows share forwards.
 
     Attributes:
-        numbers: which inputs.
-        batch: their rows, variant by variant, every prompt ending at the same column.
-        last: the column of the last prompt token.
+        numbers: the inputs.
+        batch: their rows, variant by variant; every prompt ends at the same column.
+        n_variants: rows per input.
+        rows: of all inputs.
     """
 
     numbers: tuple[int, ...]
     batch: Batch
-    last: int
     n_variants: int
-    rows: Rows
+    rows: SweepRows
+
+    @property
+    def last(self) -> int:
+        """The column of the last prompt token."""
+        return self.batch.last_prompt_columns[0]
 
     @property
     def name(self) -> str:
-        """What its stages are called; the same inputs have the same name in a resumed run."""
+        """A file name part, the same for the same inputs."""
         return f"{self.numbers[0]}-{len(self.numbers)}"
 
     @property
@@ -73,31 +74,31 @@ class Block:
         return list(self.numbers) * self.n_variants
 
     @cached_property
-    def locate_answers(self) -> AnswerTokens:
-        """Where this block's answers are read."""
+    def answers(self) -> AnswerTokens:
+        """The columns and tokens of the answers."""
         ids = [self.rows.ids[i] for i in self.numbers]
         return locate_answers(self.batch, ids * self.n_variants, self.rows.kind == "whole")
 
-    def halves(self, model: Model) -> list[Block]:
-        """The same in two, for when memory runs out."""
-        half = len(self.numbers) // 2
-        return [block_of(model, self.rows, part) for part in (self.numbers[:half], self.numbers[half:])]
+    def part(self, start: int, stop: int) -> InputBatch:
+        """Some of the inputs, in the same columns."""
+        n, batch = len(self.numbers), self.batch
+        if (start, stop) == (0, n):
+            return self
+        keep = [v * n + i for v in range(self.n_variants) for i in range(start, stop)]
+        part = Batch(
+            batch.input_ids[keep], batch.attention_mask[keep], batch.position_ids[keep],
+            tuple(batch.rows[i] for i in keep), tuple(batch.offsets[i] for i in keep),
+        )  # fmt: skip
+        return InputBatch(self.numbers[start:stop], part, self.n_variants, self.rows)
 
 
-def block_of(model: Model, rows: Rows, numbers: Sequence[int]) -> Block:
-    """The block of some inputs."""
-    chosen = [variant[i] for variant in rows.variants for i in numbers]
-    batch = model.batch(chosen, "aligned")
-    return Block(tuple(numbers), batch, batch.last_prompt_columns[0], len(rows.variants), rows)
+def make_input_batch(model: Model, rows: SweepRows, numbers: Sequence[int]) -> InputBatch:
+    """The batch of some inputs."""
+    batch = model.batch([variant[i] for variant in rows.variants for i in numbers], "aligned")
+    return InputBatch(tuple(numbers), batch, len(rows.variants), rows)
 
 
-def encode_prompts(model: Model, examples: Sequence[Example]) -> Rows:
-    """Prompts alone, for generation."""
-    rows = tuple(model.encode(e.prompt, system=e.system, example_id=e.id, images=e.images) for e in examples)
-    return Rows("prompt", (rows,))
-
-
-def encode_answers(model: Model, examples: Sequence[Example], whole: bool) -> Rows:
+def encode_answers(model: Model, examples: Sequence[Example], whole: bool) -> SweepRows:
     """Prompts with the answers of their contrasts.
 
     Raises:
@@ -115,33 +116,21 @@ def encode_answers(model: Model, examples: Sequence[Example], whole: bool) -> Ro
             f"the contrasts of {suffixed[:3]} ({len(suffixed)} in all) ask something after the prompt (suffix): their "
             "answers can't follow the plain prompt. Give contrasts without a suffix."
         )
-    positive, negative = ([_answered(model, e, side) for e in examples] for side in ("positive", "negative"))
+    positive, negative = ([_with_answer(model, e, side) for e in examples] for side in ("positive", "negative"))
     ids = tuple(
         (p.ids[p.first_difference or 0], n.ids[n.first_difference or 0])
         for p, n in zip(positive, negative, strict=True)
     )
     if whole:
-        return Rows("whole", (tuple(positive), tuple(negative)), ids)
-    return Rows("first_difference", (tuple(row.head(row.first_difference or 0) for row in positive),), ids)
+        return SweepRows("whole", (tuple(positive), tuple(negative)), ids)
+    return SweepRows("first_difference", (tuple(row.head(row.first_difference or 0) for row in positive),), ids)
 
 
-def _answered(model: Model, example: Example, side: Literal["positive", "negative"]) -> EncodedPrompt:
+def _with_answer(model: Model, example: Example, side: str) -> EncodedPrompt:
     pair = example.contrast
     assert pair is not None
-    answers = (pair.positive, pair.negative) if side == "positive" else (pair.negative, pair.positive)
+    answer, other = (pair.positive, pair.negative) if side == "positive" else (pair.negative, pair.positive)
     return model.encode(
-        example.prompt, answer=answers[0], other_answer=answers[1], end_turn=pair.end_turn, system=example.system,
+        example.prompt, answer=answer, other_answer=other, end_turn=pair.end_turn, system=example.system,
         example_id=example.id, images=example.images,
     )  # fmt: skip
-
-
-def check_unique(examples: Sequence[Example]) -> None:
-    """Refuse two inputs with one id, naming how often each occurs.
-
-    Raises:
-        DataError: names them.
-    """
-    twice = {name: n for name, n in Counter(e.id for e in examples).items() if n > 1}
-    if twice:
-        told = ", ".join(f"{name!r} ({n} times)" for name, n in list(twice.items())[:3])
-        raise DataError(f"{len(twice)} sample ids occur more than once: {told}. Ids join vectors to rows.")

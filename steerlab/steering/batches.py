@@ -1,0 +1,97 @@
+"""The requests in force, and the batch loop of `generate`, `score` and `next_token_logits`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from steerlab._support.errors import SteeringError
+from steerlab._support.progress import bar as progress_bar
+from steerlab.capture.rows import Data, as_examples
+from steerlab.data.example import Example
+from steerlab.methods.base import Steerer
+from steerlab.models.encoding import Batch, EncodedPrompt, by_length
+from steerlab.models.interventions import SiteEdits
+from steerlab.models.model import Model
+from steerlab.models.positions import Positions
+from steerlab.steering.interventions import Alpha, BatchedSetting, Request, Scale, build_edits, writes_anything
+
+R = TypeVar("R")
+Steer = Steerer | Request | Sequence[Steerer | Request]
+# the open `with steer(...)` statements of this thread, outermost first: each a run with its requests
+OPEN_RUNS: ContextVar[tuple[tuple[Any, list[Request]], ...]] = ContextVar("OPEN_RUNS", default=())
+Totals = tuple[int, float]  # states steered, and the sum of ‖alpha·v‖/‖h‖ over them
+
+
+def active_steering(model: Model) -> list[tuple[Any, list[Request]]]:
+    """The open `with steer(model, ...)` statements around the call in this thread, outermost first."""
+    return [entry for entry in OPEN_RUNS.get() if entry[0].model is model]
+
+
+def as_requests(
+    model: Model, steer: Steer | None, alpha: Alpha, positions: Positions | None, scale: Scale
+) -> list[Request]:
+    """One request per steerer; `steer=None` means those of the open `with steer(...)` blocks of this model."""
+    if steer is None:
+        return [request for _, requests in active_steering(model) for request in requests]
+    given = [steer] if isinstance(steer, Steerer | Request) else list(steer)
+    return [one if isinstance(one, Request) else Request(one, alpha, positions, scale) for one in given]
+
+
+def apply_prompt_transforms(prompts: Data, requests: Sequence[Request]) -> list[Example]:
+    """The prompts as examples, each changed by the steerers that change prompts (instruction baselines)."""
+    examples = as_examples(prompts)
+    for request in (r for r in requests if not r.is_noop):
+        examples = [e.replace(prompt=request.steerer.transform_prompt(e.prompt)) for e in examples]
+    return examples
+
+
+def encode_examples(
+    model: Model, examples: Sequence[Example], answers: Sequence[str | None] | None = None
+) -> list[EncodedPrompt]:
+    """One row per example: its prompt, and its answer where answers are given."""
+    return [
+        model.encode(e.prompt, answer=answer, system=e.system, example_id=e.id, images=e.images)
+        for e, answer in zip(examples, answers or [None] * len(examples), strict=True)
+    ]
+
+
+def run_batches(
+    model: Model, settings: Sequence[BatchedSetting], rows: Sequence[EncodedPrompt],
+    forward: Callable[[Batch, SiteEdits], tuple[Sequence[R], Totals]], *,
+    batch_size: int, label: str, hint: str, progress: bool,
+) -> tuple[list[R], int, float]:  # fmt: skip
+    """Run all rows, left-padded, in batches of similar length under the edits of all settings.
+
+    Args:
+        forward: gives a batch's results, one per row, and the totals of its edits.
+        label: of the progress bar.
+        hint: what to change if no state was steered.
+
+    Returns:
+        The results in the order of the rows, the number of steered states, and their mean ‖alpha·v‖/‖h‖ (nan if none).
+
+    Raises:
+        SteeringError: no state was steered although a vector is not zero.
+    """
+    results: dict[int, R] = {}
+    steered, ratios = 0, 0.0
+    with progress_bar(len(rows), label, "row", progress) as bar:
+        for numbers in by_length(rows, batch_size):
+            batch = model.batch([rows[i] for i in numbers], "left")
+            edits = build_edits(model, settings, batch, numbers)
+            with model.lock:
+                found, (more, total) = forward(batch, edits)
+            results |= dict(zip(numbers, found, strict=True))
+            steered, ratios = steered + more, ratios + total
+            bar.update(len(numbers))
+    if steered == 0 and writes_anything(settings):
+        raise SteeringError(f"alpha is not 0 but no token was steered: {hint}")
+    return [results[i] for i in range(len(rows))], steered, ratios / steered if steered else float("nan")
+
+
+def totals(edits: SiteEdits) -> Totals:
+    """States steered, and the sum of their norm ratios, over all edits."""
+    found = [edit.stats.totals() for at_site in edits.values() for edit in at_site]
+    return sum(n for n, _ in found), sum((ratio for _, ratio in found), 0.0)

@@ -1,0 +1,158 @@
+"""What a sweep must equal: one plain forward with a hook per setting and input, or `steer` for each setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import steerlab
+from steerlab import Activations, Contrast, Example, MeanDifference, Model, Site
+from steerlab.methods.base import Context, Intervention, Steerer
+from steerlab.models.layout import blocks
+
+PROMPTS = (
+    "Do herons sleep in the reeds by night, or do they stand there and wait for the morning?",
+    "Is it cold?",
+    "Do fish sleep?",
+    "Where do the herons of the north go when the lakes are frozen over, and why do they go?",
+    "Why?",
+)
+ALPHAS = (-1.0, 0.0, 0.5, 2.0)
+
+
+def questions(positive: str = "(A)", negative: str = "(B)") -> list[Example]:
+    """Five inputs of different lengths; the wanted answer alternates, and the default answers differ at token two."""
+    pairs = [
+        Contrast(*answers, position="first_difference") for answers in ((negative, positive), (positive, negative))
+    ]
+    return [
+        Example(f"q{i}", prompt, behavior="herons", split=("test", "validation")[i % 2], contrast=pairs[i % 2])
+        for i, prompt in enumerate(PROMPTS)
+    ]
+
+
+def random_vector(site: int | Site, seed: int = 0, hidden: int = 32) -> MeanDifference:
+    """A random vector, large enough to change the answers."""
+    return MeanDifference.from_tensor(site, 2 * torch.randn(hidden, generator=torch.Generator().manual_seed(seed)))
+
+
+def vectors(model: Model, seed: int = 0) -> dict[int, MeanDifference]:
+    """A random vector for every layer."""
+    return {k: random_vector(k, 100 * seed + k, model.hidden_size) for k in range(model.n_layers)}
+
+
+def text_length(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
+    """A metric of generated text."""
+    return [len(text) / 3 for text in texts]
+
+
+def columns(positions: str, n_prompt: int, n: int) -> list[int]:
+    """The tokens of a position in a row of n."""
+    start = {"last": n_prompt - 1, "last+generated": n_prompt - 1, "generated": n_prompt}.get(positions, 0)
+    return list(range(start, n_prompt if positions in ("prompt", "last") else n))
+
+
+def token_ids(model: Model, example: Example, answer: str) -> tuple[list[int], int]:
+    """Ids of prompt and answer, and how many are prompt."""
+    turns = [{"role": "user", "content": example.prompt}]
+    text = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    prompt = model.tokenizer(text, add_special_tokens=False).input_ids
+    return prompt + model.tokenizer(answer, add_special_tokens=False).input_ids, len(prompt)
+
+
+def adding(delta: Tensor, where: Sequence[int]) -> Callable[[Any], Any]:
+    """A change of a module's output: `delta` is added at some columns."""
+
+    def change(output: Any) -> Any:
+        h = (output[0] if isinstance(output, tuple) else output).clone()
+        h[:, list(where)] += delta.to(h)
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    return change
+
+
+@torch.no_grad()
+def expected(model: Model, example: Example, layer: int, delta: Tensor, positions: str) -> dict[str, float]:
+    """All metrics of answers for one setting and input."""
+    pair = example.contrast
+    assert pair is not None
+    sums, rows = {}, {}
+    for side in ("positive", "negative"):
+        ids, n = token_ids(model, example, getattr(pair, side))
+        change = adding(delta, columns(positions, n, len(ids)))
+        handle = blocks(model.hf, model.layout)[layer].register_forward_hook(lambda _, args, out, f=change: f(out))
+        try:
+            logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+        finally:
+            handle.remove()
+        places = torch.arange(n, len(ids))
+        picked = logits[places - 1, torch.tensor(ids)[places]]
+        sums[side] = (float(picked.sum()), float((picked - logits[places - 1].logsumexp(-1)).sum()))
+        rows[side] = (ids, n, logits)
+    (ids, n, logits), (other, _, _) = rows["positive"], rows["negative"]
+    first = next(i for i in range(n, len(ids)) if ids[i] != other[i])
+    here = logits[first - 1]
+    plus, minus = here[ids[first]], here[other[first]]
+    return {
+        "propensity": float(plus - minus),
+        "accuracy": float(plus > minus),
+        "answer_probability": float((plus - here.logsumexp(-1)).exp() + (minus - here.logsumexp(-1)).exp()),
+        "logprob": sums["positive"][1],
+        "logprob_difference": sums["positive"][1] - sums["negative"][1],
+        "logit_sum_difference": sums["positive"][0] - sums["negative"][0],
+    }
+
+
+class AnyIntervention(Steerer):
+    """A method with a function of the state, a gate per row, or two sites, by `kind`."""
+
+    def __init__(self, kind: str, site: Site) -> None:
+        self.kind, self.site = kind, site
+
+    def fit(self, acts: Activations) -> AnyIntervention:
+        return self
+
+    def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
+        return random_vector(self.site).vectors(context)
+
+    def interventions(self, context: Context) -> tuple[Intervention, ...]:
+        gate = torch.linspace(0, 1, len(context.example_ids)) if "gate" in self.kind else None
+        if "function" in self.kind:
+            return (Intervention(self.site, gate=gate, vector_fn=lambda h: 0.5 * h.flip(-1)),)
+        sites = (self.site, Site(3, "mlp_out")) if self.kind == "two sites" else (self.site,)
+        return tuple(Intervention(site, self.vectors(context), gate) for site in sites)
+
+
+KINDS = ("function", "gated function", "gate", "two sites")
+
+
+def by_score(
+    model: Model, steerer: Steerer, rows: Sequence[Example], alpha: float, positions: str, scale: Any = "raw"
+) -> list[float]:
+    """`logprob_difference` of every row, by `steer` and `score`."""
+    pairs = [e.contrast for e in rows if e.contrast]
+    with steerlab.steer(model, steerer, alpha=alpha, positions=positions, scale=scale) as run:
+        plus = run.score(rows, [pair.positive for pair in pairs])["logprob"]
+        minus = run.score(rows, [pair.negative for pair in pairs])["logprob"]
+    return list(plus - minus)
+
+
+def check_settings(
+    frame: pd.DataFrame, methods: dict[str, Any], one: Callable[..., list[float]], **close: float
+) -> None:
+    """Compare every setting of a frame with `one(method, alpha, positions)`, and see that alpha changes the values."""
+    settings = frame.groupby(["method", "alpha", "positions"], sort=False)
+    assert len(settings) == len(methods) * frame["alpha"].nunique() * frame["positions"].nunique()
+    unsteered = frame[frame["alpha"] == 0].groupby("example_id")["value"].first()
+    for (method, alpha, positions), rows in settings:
+        wanted = pytest.approx(one(methods[method], alpha, positions), **({"abs": 2e-4, "rel": 1e-4} | close))
+        assert rows["value"].tolist() == wanted, (method, alpha)
+        change = np.abs(rows["value"].to_numpy() - unsteered[rows["example_id"]].to_numpy()).max()
+        assert (change > 1e-3) == (alpha != 0), (method, alpha, positions)
