@@ -110,8 +110,8 @@ def test_the_interval_is_wilsons_and_zero_is_the_wrong_way() -> None:
 
 def test_cells_stay_apart_and_groups_follow_them() -> None:
     parts = [
-        _frame(np.outer([a, 2 * a], GRID), behavior=name, layer=layer, trained=trained)
-        for name, layer, trained, a in (
+        _frame(np.outer([a, 2 * a], GRID), behavior=name, layer=layer, train_variant=variant)
+        for name, layer, variant, a in (
             ("x", 1, "p", 1.0),
             ("x", 2, "p", 2.0),
             ("y", None, "p", 3.0),
