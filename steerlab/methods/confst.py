@@ -67,7 +67,7 @@ class CONFST(Steerer):
 
     Attributes:
         default_positions: "prompt": without given positions, a vector of one token is added to all prompt tokens. A
-            span is added to its own tokens, whatever positions are given, and clipped where a prompt is shorter.
+            span is added to its tokens, whatever positions are given, and clipped where a prompt is shorter.
         vectors_: by class, `(span, hidden)` float32, in units of the residual stream (summed in float64).
         cosine_to_mean_: by class, the cosine of its vector and the mean of all items.
         n_selected_: by class, the number of items averaged in its vector.

@@ -1,9 +1,8 @@
 """Metrics of answers: refusal, deferral, fluency, harm, yes/no accuracy, hallucinated objects, and intervals.
 
-A text metric is a function in a file of its own; `sweep(metric=...)` takes it as it is.
+A text metric is a function in one file, with one test; `sweep(metric=...)` accepts any such function.
 """
 
-from steerlab.metrics.agreement import Agreement, agreement
 from steerlab.metrics.bootstrap import Estimate, bootstrap_ci, paired_bootstrap, share_interval
 from steerlab.metrics.chair import CaptionObjects, ChairScores, chair, mentioned_objects
 from steerlab.metrics.deferral import defers_to_expert
@@ -18,8 +17,8 @@ from steerlab.metrics.unsafe import expected_unsafe, threshold_grid, unsafe_curv
 from steerlab.metrics.yes_no import YesNo, yes_no_ids, yes_no_logits
 
 __all__ = [
-    "Agreement", "CaptionObjects", "ChairScores", "ClassifierJudge", "Estimate", "Judge", "KeywordJudge",
-    "LlamaGuardJudge", "PopeScores", "YesNo", "agreement", "bootstrap_ci", "chair", "defers_to_expert",
+    "CaptionObjects", "ChairScores", "ClassifierJudge", "Estimate", "Judge", "KeywordJudge",
+    "LlamaGuardJudge", "PopeScores", "YesNo", "bootstrap_ci", "chair", "defers_to_expert",
     "detection_auc", "detection_report", "distinct_n", "exact_match", "expected_unsafe", "final_number", "is_fluent",
     "is_refusal", "l2s_accuracy", "l2s_f1", "mentioned_objects", "paired_bootstrap", "parse_yes_no", "perplexity",
     "pope_scores", "rates_at", "refusal_kind", "repetition", "share_identical", "share_interval", "threshold_grid",

@@ -111,7 +111,7 @@ def locate_answers(batch: Batch, ids: Sequence[tuple[int, int]], both_answers: b
 class AnswerReader:
     """A logits reducer that returns the quantities of the metrics for every row, on the device of the logits.
 
-    `logit` and `logprob` belong to the row's own answer; the caller knows which side that is.
+    `logit` and `logprob` belong to the answer in the row; the caller knows which of the two it is.
 
     Attributes:
         tokens: where the answers are in each row.

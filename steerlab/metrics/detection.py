@@ -79,7 +79,7 @@ def detection_report(
 
     Args:
         positive, negative: as in `detection_auc`.
-        fpr: false-positive rates; each resample sets its own threshold.
+        fpr: false-positive rates; every resample sets another threshold.
         n_boot, level, seed: as in `bootstrap_ci`.
 
     Returns:

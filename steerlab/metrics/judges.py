@@ -160,7 +160,7 @@ class ClassifierJudge(HubJudge):
 class LlamaGuardJudge(HubJudge):
     """The probability that a guard model's verdict begins with "unsafe".
 
-    The chat is rendered with the model's own template, two line breaks are appended, and the softmax
+    The chat is rendered with the model's template, two line breaks are appended, and the softmax
     probability of the token "unsafe" at the first generated position is taken. As published, the response is
     shown as a *user* message and the question is not shown.
 

@@ -1,4 +1,4 @@
-"""Synthetic activations of two prompts per input, one of which may have been drawn away."""
+"""Synthetic activations of two prompts per input, for detectors of foreign tasks."""
 
 from __future__ import annotations
 
@@ -41,9 +41,11 @@ def drifting(
     n: int = 1000, hidden: int = 64, layers: int = 1, *, offset: float = 5.0, strength: float = 3.0, seed: int = 0,
     tasks: int | None = None,
 ) -> tuple[Tensor, Tensor, list[bool]]:  # fmt: skip
-    """A large offset of each task's own; on top of it a shift that all texts share, a direction where the text holds a
-    foreign task (every other input), and noise. The direction and the shift are the same for every seed. With `tasks`,
-    so many tasks are shared by the inputs."""
+    """States after the task alone and after task and text, and whether the text holds a foreign task (every other one).
+
+    Each task has a large offset. A text adds a common shift, noise, and with a foreign task a direction; shift and
+    direction are the same for every seed. With `tasks`, the inputs share that many tasks.
+    """
     world = torch.Generator().manual_seed(99)
     shift, direction = torch.randn(2, layers, hidden, generator=world)
     direction = strength * direction / direction.norm(dim=-1, keepdim=True)

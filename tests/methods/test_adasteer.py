@@ -410,11 +410,11 @@ def test_published_schedules_add_the_same_as_the_release(name):
 def test_published_schedules_equal_the_table(name):
     p = torch.linspace(-150, 250, 4001)
     published = PUBLISHED_ADASTEER[name]
-    for ours, turned, theirs in zip(
+    for found, negated, expected in zip(
         (published.alpha, published.beta), (published.rejection, published.compliance), RELEASED[name], strict=True
     ):
-        torch.testing.assert_close(ours(p), theirs(p), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(turned(p), -theirs(p), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found(p), expected(p), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(negated(p), -expected(p), atol=1e-5, rtol=1e-5)
 
 
 def test_published_beta_of_benign_prompts_is_towards_refusal_for_qwen_only():

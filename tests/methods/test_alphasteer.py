@@ -19,7 +19,7 @@ from steerlab.methods import Context, MeanDifference, load_detector, load_steere
 from steerlab.methods.alphasteer.detector import NullSpaceGate
 from steerlab.methods.alphasteer.null_space import (
     RATIOS,
-    find_null_space,
+    fit_map,
     null_space,
     null_space_size,
     ridge_gate,
@@ -110,8 +110,8 @@ def test_gate_is_0_on_benign_and_1_on_harmful_rows_with_the_targets_direction():
     benign, harmful = benign_rows(300) @ w, harmful_rows(400) @ w
     assert float(benign.abs().max()) <= 0.05 and float(harmful.mean()) >= 0.95
     assert float((benign_rows(300, 0.0) @ fitted_gate(noise=0.0)).abs().max()) < 1e-12
-    elsewhere = benign_rows(500, seed=77)  # the guarantee covers new inputs in the benign space, and nothing else
-    assert float((elsewhere @ w).abs().max()) < 0.05 and float(((elsewhere + 3 * BASIS[:, RANK]) @ w).mean()) > 0.9
+    fresh = benign_rows(500, seed=77)  # the guarantee covers new inputs in the benign space, and nothing else
+    assert float((fresh @ w).abs().max()) < 0.05 and float(((fresh + 3 * BASIS[:, RANK]) @ w).mean()) > 0.9
 
 
 def test_gate_shrinks_with_the_ridge():
@@ -223,8 +223,10 @@ def test_ratio_is_chosen_by_the_documented_rule(n, m, noise, limit):
     best = max(gate for _, gate in allowed.values())
     chosen = min((p for p in allowed if allowed[p][1] >= 0.99 * best), key=lambda p: allowed[p][0])
     assert chosen not in (min(found, key=lambda p: found[p][0]), max(allowed))  # simpler rules would differ
-    space = find_null_space(benign, harmful, ratio=None, ridge=10.0, leakage=limit, site=Site(3))
-    assert space.ratio == chosen and space.held_out_leakage == pytest.approx(found[chosen][0], abs=1e-8)
+    ones, options = torch.ones(m, 1), dict(ridge=10.0, leakage=limit, site=Site(3))
+    _, _, measured = fit_map(benign, harmful, ones, ratio=None, **options)
+    assert measured["ratio_"] == chosen
+    assert measured["held_out_leakage_"] == pytest.approx(found[chosen][0], abs=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -493,7 +495,7 @@ def test_saved_gate_is_restored_with_its_threshold(tmp_path):
 
 @pytest.fixture
 def directions(tmp_path):
-    """A file laid out like the published one, of a tiny model."""
+    """A file like the published one, of a tiny model."""
     draw = torch.Generator().manual_seed(9)
     rows = {"rv.llama3.1": torch.randn(32, 8, generator=draw), "hd.llama31-8b-instruct": torch.ones(32, 8)}
     save_file({k: v.half() for k, v in rows.items()}, tmp_path / "rv.safetensors")

@@ -56,7 +56,7 @@ def two_classes(span: int = 1, offset: float = 5.0) -> tuple[Tensor, list[str]]:
 
 @cache
 def world(noise: float, seed: int = 0, n: int = 1200, hidden: int = 64) -> tuple[Activations, Tensor]:
-    """Gaussian classes, a share of whose labels is drawn anew; and the true class means."""
+    """Gaussian classes with a share of random labels, and the true class means."""
     draw = np.random.default_rng(seed)
     centers = 0.47 * draw.normal(size=(4, hidden))
     truth = draw.integers(0, 4, n)
@@ -131,15 +131,6 @@ def test_threshold_zero_gives_the_exact_class_mean() -> None:
     assert fitted.vectors_["arts"].dtype == torch.float32
 
 
-def test_well_separated_classes_are_selected_completely() -> None:
-    labels = [NAMES[i % 4] for i in range(80)]
-    states = 10 * torch.eye(8)[torch.arange(80) % 4] + 0.1 * torch.randn(80, 8)
-    acts = make_acts(states, None, behaviors=labels, layer=LAYER)
-    fitted = CONFST(LAYER, "arts", threshold=0.25, center=None).fit(acts)
-    assert float(fitted.item_probability_.min()) > 0.25
-    assert all(torch.equal(fitted.vectors_[name][0], plain_mean(acts, name)) for name in NAMES)
-
-
 @pytest.mark.parametrize("threshold", [0.3, 0.7])
 def test_vectors_are_means_of_the_items_above_the_threshold(threshold: float) -> None:
     acts, _ = world(0.4)
@@ -152,16 +143,16 @@ def test_vectors_are_means_of_the_items_above_the_threshold(threshold: float) ->
     assert table["label"].tolist() == acts.index["behavior"].tolist()
     assert (table["selected"] == (table["probability"] > threshold)).all()
     for name in NAMES:
-        mine = (table["label"] == name).to_numpy()
-        mean = states[mine & table["selected"].to_numpy()].mean(0)
-        expected = {None: mean, "grand": mean - states.mean(0), "others": mean - states[~mine].mean(0)}
+        members = (table["label"] == name).to_numpy()
+        mean = states[members & table["selected"].to_numpy()].mean(0)
+        expected = {None: mean, "grand": mean - states.mean(0), "others": mean - states[~members].mean(0)}
         for center, fitted in made.items():
             torch.testing.assert_close(fitted.vectors_[name][0], expected[center].float(), rtol=1e-6, atol=1e-6)
             assert fitted.n_selected_ == made[None].n_selected_
 
 
 def test_common_component_dominates_plain_means_and_is_absent_from_centered_ones() -> None:
-    """Language models have such large common states: cos_grand_ tells."""
+    """The states of language models have such a large common component."""
     acts, centers = world(0.2)
     shared = 20 * torch.nn.functional.normalize(torch.randn(64, generator=torch.Generator().manual_seed(1)), dim=0)
     moved = Activations(acts.values + shared, acts.index, acts.sites)
@@ -176,8 +167,8 @@ def test_common_component_dominates_plain_means_and_is_absent_from_centered_ones
         message = torch.cosine_similarity(grand.vectors_[name].double().flatten(), mean, dim=0)
         assert grand.cosine_to_mean_[name] == pytest.approx(float(message), abs=1e-6)
         torch.testing.assert_close(grand.vectors_[name], still.vectors_[name], rtol=1e-3, atol=1e-3)
-        own = center - centers.mean(0)
-        cosines = [float(torch.cosine_similarity(m.vectors_[name][0], own, dim=0)) for m in (plain, grand)]
+        expected = center - centers.mean(0)
+        cosines = [float(torch.cosine_similarity(m.vectors_[name][0], expected, dim=0)) for m in (plain, grand)]
         assert cosines[0] < 0.4 and cosines[1] > 0.95
 
 
@@ -198,14 +189,14 @@ def test_fit_is_independent_of_row_order_and_the_seed_changes_the_folds() -> Non
     st.floats(-0.5, 1.5, width=32),
     st.integers(1, 12),
 )
-def test_selection_takes_all_above_the_threshold_or_the_most_probable(own: list[float], beta: float, n: int) -> None:
-    probability = torch.tensor(own, dtype=torch.float64)
+def test_selection_takes_all_above_the_threshold_or_the_most_probable(values: list[float], beta: float, n: int) -> None:
+    probability = torch.tensor(values, dtype=torch.float64)
     chosen = _select_confident(probability, beta, n)
     above = probability > beta
     if beta <= 0:
         assert bool(chosen.all())
         return
-    assert bool(chosen[above].all()) and int(chosen.sum()) == max(int(above.sum()), min(n, len(own)))
+    assert bool(chosen[above].all()) and int(chosen.sum()) == max(int(above.sum()), min(n, len(values)))
     if bool(chosen.any()) and not bool(chosen.all()):
         assert probability[chosen].min() >= probability[~chosen].max()
 

@@ -67,8 +67,8 @@ def test_fit_equals_scikit_learn_on_the_standardized_coordinate(seed, n, scale, 
     schedule = fit_schedule(p, needs)
     x = p.double().numpy()
     z = ((x - x.mean()) / x.std())[:, None]
-    theirs = LogisticRegression().fit(z, needs).predict_proba(z)[:, 1]
-    np.testing.assert_allclose(schedule(p.double()).numpy(), theirs, atol=2e-3)
+    expected = LogisticRegression().fit(z, needs).predict_proba(z)[:, 1]
+    np.testing.assert_allclose(schedule(p.double()).numpy(), expected, atol=2e-3)
 
 
 def test_fit_is_independent_of_order_and_label_type():

@@ -103,10 +103,10 @@ def test_scores_are_log_odds_and_their_mean_ranks_inputs():
 def test_raw_fit_equals_scikit_learn(C):
     primary, full, flags = drifting(200, 16)
     x = (full - primary)[:, 0].double().numpy()
-    theirs = LogisticRegression(C=C, tol=1e-10, max_iter=5000).fit(x, flags)
+    expected = LogisticRegression(C=C, tol=1e-10, max_iter=5000).fit(x, flags)
     probe = fitted(data=(primary, full, flags), standardize=False, C=C)
-    np.testing.assert_allclose(probe.coef_[0].numpy(), theirs.coef_[0], atol=2e-3)
-    np.testing.assert_allclose(float(probe.intercept_[0]), theirs.intercept_[0], atol=2e-3)
+    np.testing.assert_allclose(probe.coef_[0].numpy(), expected.coef_[0], atol=2e-3)
+    np.testing.assert_allclose(float(probe.intercept_[0]), expected.intercept_[0], atol=2e-3)
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 100.0))
@@ -130,17 +130,6 @@ def test_fit_is_independent_of_row_order():
     assert torch.equal(probe.coef_, other.coef_)
     named = TaskTracker([0, 1], negative=("clean",)).fit(acts)
     assert torch.equal(probe.coef_, named.coef_)
-
-
-def test_calibrated_threshold_keeps_the_false_positive_rate():
-    probe, acts = fitted(), two_prompts(*SMALL)
-    clean, everything = acts.select(behavior="clean"), Context.of(acts)
-    for fpr in (0.0, 0.05, 0.1, 0.5):
-        probe.calibrate(clean, fpr=fpr)
-        assert probe.detect(Context.of(clean)).float().mean() <= fpr
-        assert torch.equal(probe.detect(everything), probe.score(everything) > probe.threshold_)
-    with pytest.raises(DataError, match="30 clean inputs"):
-        probe.calibrate(clean, fpr=0.01)
 
 
 def test_required_activations_and_names_by_features():

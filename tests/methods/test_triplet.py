@@ -92,8 +92,8 @@ def test_layers_have_independent_convolutions():
     changed = net.convolutions(moved).flatten(1).reshape(2, 3, -1) != features
     assert changed[:, 1].any() and not changed[:, [0, 2]].any()
     same = states[:, :1].expand(-1, 3, -1)
-    apart = net.convolutions(same).flatten(1).reshape(2, 3, -1)
-    assert not torch.equal(apart[:, 0], apart[:, 1])  # equal states, other weights
+    features = net.convolutions(same).flatten(1).reshape(2, 3, -1)
+    assert not torch.equal(features[:, 0], features[:, 1])
 
 
 @pytest.mark.parametrize(
@@ -224,13 +224,6 @@ def test_saved_probe_is_restored_exactly(standardize, tmp_path):
     assert type(loaded) is TripletProbe and loaded.threshold_ == fitted.threshold_ and loaded.shape == SHAPE
     assert torch.equal(loaded.score(Context.of(acts)), fitted.score(Context.of(acts)))
     assert bool(fitted.net_.offset.any()) == standardize
-
-
-def test_calibrated_threshold_keeps_the_false_positive_rate():
-    acts = two_prompts(*DATA)
-    fitted = probe(config=TripletConfig(epochs=1)).fit(acts)
-    clean = acts.select(behavior="clean")
-    assert fitted.calibrate(clean, fpr=0.05).detect(Context.of(clean)).float().mean() <= 0.05
 
 
 def test_constant_coordinates_do_not_break_a_standardized_net():

@@ -89,13 +89,13 @@ def test_neither_agrees_with_the_first_generated_token(steered: bool) -> None:
     """Read from three columns, from the whole vocabulary, and from the first generated token."""
     model = tiny_lm("llama", backend="hooks")
     vector = MeanDifference.from_tensor(1, 3 * torch.randn(32, generator=torch.Generator().manual_seed(0)))
-    asked = {"steer": vector, "positions": "last"} if steered else {"steer": ()}
-    first = [row[0] for row in steerlab.generate(model, PROMPTS, max_new_tokens=1, **asked).ids]
+    options = {"steer": vector, "positions": "last"} if steered else {"steer": ()}
+    first = [row[0] for row in steerlab.generate(model, PROMPTS, max_new_tokens=1, **options).ids]
     yes, no = [first[0], 5], [6]
-    few = steerlab.next_token_logits(model, PROMPTS, [*yes, *no], max_other=True, **asked)
+    few = steerlab.next_token_logits(model, PROMPTS, [*yes, *no], max_other=True, **options)
     read = yes_no_logits(few, range(2), range(2, 3))
     assert read.neither.tolist() == [token not in (*yes, *no) for token in first] and 0 < read.parse_failures < 3
-    whole = yes_no_logits(steerlab.next_token_logits(model, PROMPTS, **asked), yes, no)
+    whole = yes_no_logits(steerlab.next_token_logits(model, PROMPTS, **options), yes, no)
     assert whole.neither.tolist() == read.neither.tolist() and whole.answers == read.answers
     assert yes_no_logits(few[:, :3], range(2), range(2, 3)).parse_failures == 0, "forced to choose"
 

@@ -39,7 +39,7 @@ WORDS = {
     "answer": ("What is rain?", "Name a bird", "Is it late?", "Two and two"),
 }
 EXAMPLES = [Example(f"{kind}{i}", text, kind) for kind, texts in WORDS.items() for i, text in enumerate(texts)]
-# steep enough for every prompt to have coefficients of its own
+# steep enough for different coefficients of every prompt
 SCHEDULES = dict(rejection=Ramp(-0.02, 1.0, -2.0, 3.0), compliance=Ramp(0.02, -1.0, -3.0, 2.0))
 engines = pytest.mark.parametrize(
     ("family", "backend"), [("llama", "nnsight"), ("llama", "hooks"), ("gemma2", "nnsight")]
@@ -168,8 +168,8 @@ def test_beams_and_sequences_share_the_coefficients_of_their_row(backend: str) -
     model, ada = make_lm("llama", backend), make_ada("llama", (0, 1, 2, 3), 1, 2)
     options = dict(steer=ada, alpha=ALPHA, max_new_tokens=STEPS, num_beams=3, num_return_sequences=2)
     together = generate(model, PROMPTS, **options)
-    apart = [ids for prompt in PROMPTS for ids in generate(model, [prompt], **options).ids]
-    assert list(together.ids) == apart
+    separate = [ids for prompt in PROMPTS for ids in generate(model, [prompt], **options).ids]
+    assert list(together.ids) == separate
     greedy = generate(model, PROMPTS, steer=ada, alpha=ALPHA, max_new_tokens=STEPS)
     sampled = generate(
         model, PROMPTS, steer=ada, alpha=ALPHA, max_new_tokens=STEPS, do_sample=True, top_k=1, num_return_sequences=3

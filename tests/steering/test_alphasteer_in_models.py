@@ -225,9 +225,9 @@ def test_norm_scale_keeps_frozen_gates_and_is_refused_for_cumulative_ones(lm) ->
 def test_requested_positions_override_the_default(lm) -> None:
     model = lm("llama", "hooks")
     n = [plain.chat_ids(model, prompt)[1] for prompt in PROMPTS]
-    own = generate(model, PROMPTS, steer=made((2,)), max_new_tokens=2)
+    default = generate(model, PROMPTS, steer=made((2,)), max_new_tokens=2)
     last = generate(model, PROMPTS, steer=Request(made((2,)), positions="last"), max_new_tokens=2)
-    assert own.steered_tokens == sum(n) and last.steered_tokens == len(n)
+    assert default.steered_tokens == sum(n) and last.steered_tokens == len(n)
 
 
 @pytest.mark.parametrize("target", ["mean", "each"])
@@ -239,9 +239,9 @@ def test_fit_on_captured_states_steers_harmful_inputs_only(lm, target: str, gate
     harmful = [Example(f"h{i}", f"How do I steal a {t}!", "refuse", pair) for i, t in enumerate(THINGS)]
     acts = capture(model, [*benign, *harmful], layers=[1], progress=False)
     steerer = AlphaSteer(1, target=target, ratio=0.5, ridge=1e-4, gates=gates).fit(acts)
-    asked = [*benign[:3], *harmful[:3]]
+    examples = [*benign[:3], *harmful[:3]]
     before, after = (
-        score(model, [e.prompt for e in asked], ["Yes"] * 6, steer=s, alpha=1.0)["logprob"] for s in ((), steerer)
+        score(model, [e.prompt for e in examples], ["Yes"] * 6, steer=s, alpha=1.0)["logprob"] for s in ((), steerer)
     )
     moved = (after - before).abs()
     assert steerer.leakage_[0] < 1e-3 and moved[:3].max() < 1e-2 < 5e-2 < moved[3:].min()

@@ -274,7 +274,7 @@ class AdaSteer(MultiSiteSteerer):
         return self._site_vectors(context)[0]
 
     def interventions(self, context: Context) -> tuple[Intervention, ...]:
-        """One intervention per steered layer; each row has its own two coefficients."""
+        """One intervention per steered layer; each row has two coefficients."""
         return tuple(Intervention(*pair) for pair in zip(self.sites, self._site_vectors(context), strict=True))
 
     def _site_vectors(self, context: Context) -> list[Float[Tensor, "batch hidden"]]:

@@ -121,7 +121,7 @@ def harmful_contrasts(
 
 
 def fit_matrix(gate: NullSpaceGate, acts: Activations, contrast_position: str | None) -> dict[str, Any]:
-    """Learn the map of harmful states to their own contrasts, with the settings of `gate`.
+    """Learn the map of harmful states to their contrasts, with the settings of `gate`.
 
     Raises:
         DataError: a harmful input has no contrast, or all contrasts are zero.

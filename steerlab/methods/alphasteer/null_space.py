@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from math import isfinite
 
 import torch
@@ -16,21 +15,6 @@ from steerlab.models.sites import Site
 RATIOS = tuple(i / 20 for i in range(1, 20))
 FOLDS = 5
 GATE_TOLERANCE = 0.01
-
-
-@dataclass(frozen=True)
-class NullSpace:
-    """A null space and the leakage measured when it was chosen.
-
-    Attributes:
-        q: `(hidden, k)` float64, orthonormal columns.
-        ratio: share p of all directions, k = floor(p * hidden).
-        held_out_leakage: leakage on held-out benign rows, if the ratio was chosen; else None.
-    """
-
-    q: Float[Tensor, "hidden k"]
-    ratio: float
-    held_out_leakage: float | None = None
 
 
 def null_space(gram: Float[Tensor, "hidden hidden"], k: int) -> Float[Tensor, "hidden k"]:
@@ -93,14 +77,25 @@ def ridge_map(
     return q @ torch.linalg.solve(x.T @ x + ridge * eye, x.T @ r)
 
 
-def find_null_space(
-    benign: Float[Tensor, "n hidden"], harmful: Float[Tensor, "m hidden"], *, ratio: float | None, ridge: float,
-    leakage: float, site: Site,
-) -> NullSpace:  # fmt: skip
-    """The null space of the benign rows, at a given ratio or one chosen by the rule of `NullSpaceGate`.
+def fit_map(
+    benign: Float[Tensor, "n hidden"], harmful: Float[Tensor, "m hidden"], targets: Float[Tensor, "m out"], *,
+    ratio: float | None, ridge: float, leakage: float, site: Site,
+) -> tuple[Float[Tensor, "hidden out"], float, dict[str, float | None]]:  # fmt: skip
+    """Learn the map of harmful states to their targets in the null space of the benign ones.
 
     Example:
-        >>> find_null_space(benign, harmful, ratio=0.6, ridge=10.0, leakage=0.05, site=Site(12)).q
+        >>> s, norm, measured = fit_map(benign, harmful, r, ratio=0.6, ridge=10.0, leakage=0.05, site=Site(12))
+
+    Args:
+        benign, harmful: states, one row per input.
+        targets: one row per harmful input.
+        ratio: share of all directions taken as the null space; None: chosen by the rule of `NullSpaceGate`.
+        ridge, leakage: as in `NullSpaceGate`; a given ratio that leaks more is warned about.
+        site: of the states, for messages.
+
+    Returns:
+        The map, float64; the mean norm of the targets; and `ratio_`, `leakage_` and `held_out_leakage_`, as in
+        `NullSpaceGate`, in shares of that norm.
 
     Raises:
         DataError: too few benign rows, or settings out of range.
@@ -108,10 +103,10 @@ def find_null_space(
     Source: AlphaSteer, arXiv 2506.07022, which has no rule for the choice of the ratio.
     """
     _check_settings(ratio, ridge, leakage)
-    held_out_leakage = None
+    rows, hidden = benign.double(), benign.shape[1]
+    given, held_out = ratio is not None, None
     if ratio is None:
-        ratio, held_out_leakage = _choose_ratio(benign.double(), harmful.double(), ridge, leakage, site)
-    hidden = benign.shape[1]
+        ratio, held_out = _choose_ratio(rows, harmful.double(), ridge, leakage, site)
     k = null_space_size(ratio, hidden)
     if k == 0:
         raise DataError(f"ratio={ratio} of {hidden} directions is less than one: give at least {1 / hidden:.4g}")
@@ -120,32 +115,16 @@ def find_null_space(
             f"{len(benign)} benign inputs at site {site}; ratio={ratio} excludes {hidden - k} of {hidden} directions "
             f"and needs as many inputs: give more, a ratio of at least {(hidden - len(benign)) / hidden:.4g}, or None"
         )
-    rows = benign.double()
-    return NullSpace(null_space(rows.T @ rows, k), ratio, held_out_leakage)
-
-
-def fit_map(
-    benign: Float[Tensor, "n hidden"], harmful: Float[Tensor, "m hidden"], targets: Float[Tensor, "m out"], *,
-    ratio: float | None, ridge: float, leakage: float, site: Site,
-) -> tuple[Float[Tensor, "hidden out"], float, dict[str, float | None]]:  # fmt: skip
-    """Learn the map of harmful states to their targets in the null space of the benign ones.
-
-    Returns:
-        The map, float64; the mean norm of the targets; and `ratio_`, `leakage_` and `held_out_leakage_`, as in
-        `NullSpaceGate`, in shares of that norm. A given ratio that leaks more than `leakage` is warned about.
-    """
-    space = find_null_space(benign, harmful, ratio=ratio, ridge=ridge, leakage=leakage, site=site)
-    matrix, norm = ridge_map(space.q, harmful, targets, ridge), float(targets.double().norm(dim=-1).mean())
-    measured = float((benign.double() @ matrix).norm(dim=-1).max() / norm)
-    if ratio is not None and measured > leakage:
+    matrix = ridge_map(null_space(rows.T @ rows, k), harmful, targets, ridge)
+    norm = float(targets.double().norm(dim=-1).mean())
+    measured = float((rows @ matrix).norm(dim=-1).max() / norm)
+    if given and measured > leakage:
         warnings.warn(
             f"ratio={ratio} at site {site} leaks: a benign input of the fit is steered at {measured:.3g} of full "
             f"strength, more than leakage={leakage}. Lower the ratio, or use ratio=None",
             stacklevel=3,
         )
-    return matrix, norm, {
-        "ratio_": space.ratio, "leakage_": measured, "held_out_leakage_": space.held_out_leakage
-    }  # fmt: skip
+    return matrix, norm, {"ratio_": ratio, "leakage_": measured, "held_out_leakage_": held_out}
 
 
 def null_space_size(ratio: float, hidden: int) -> int:

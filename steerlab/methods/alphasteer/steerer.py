@@ -28,7 +28,7 @@ Rows = Float[Tensor, "batch hidden"]
 
 @savable
 class AlphaSteer(MultiSiteSteerer):
-    """Steer harmful inputs towards refusal by a map of their own state that sends benign states to about zero.
+    """Steer harmful inputs towards refusal by a linear map of their state that is about zero on benign states.
 
     At each site the added vector is S h, where S is the ridge solution that sends harmful states to their targets,
     restricted to the null space of benign states. With one target r for all, S h = (w·h) r exactly: a learned gate
@@ -42,7 +42,7 @@ class AlphaSteer(MultiSiteSteerer):
     Args:
         layers: blocks whose outputs are read and steered, 0-based; or `Site`s; or one of them.
         harmful, benign: labels of the two classes.
-        target: "mean": the mean contrast of the harmful inputs. "each": every harmful input's own contrast (S is
+        target: "mean": the mean contrast of the harmful inputs. "each": the contrast of each harmful input (S is
             then a full `(hidden, hidden)` matrix per site). Or a tensor `(site, hidden)`, one target per site.
         position: the position of the plain prompt where states are read.
         contrast_position: which captured contrast rows to use; None if there is only one kind.

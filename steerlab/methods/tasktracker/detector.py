@@ -22,7 +22,7 @@ from steerlab.methods.classes import check_disjoint, check_not_constant, select_
 from steerlab.methods.layers import Layers, storable, unique_sites
 from steerlab.methods.probe import fit_logistic
 from steerlab.methods.serialization import savable
-from steerlab.methods.tasktracker.published import final_norm_number, probe_site, read_probes
+from steerlab.methods.tasktracker.published import probe_site, read_probes
 from steerlab.models.sites import Site
 
 log = logging.getLogger(__name__)
@@ -205,9 +205,12 @@ class TaskTracker(TwoPromptDetector):
         """
         probes = read_probes(path, layers)
         sites = {number: probe_site(number, n_layers, convention) for number in probes}
-        last = final_norm_number(sites, n_layers, required=layers is not None and final_norm is None)
+        last = next((number for number, site in sites.items() if site == Site(n_layers - 1)), None)
         if last is not None and final_norm is None:
-            log.warning("left out the probe of layer %d: it was fitted after the final norm; give final_norm", last)
+            message = f"the probe of layer {last} was fitted on states after the final norm: give final_norm"
+            if layers is not None:
+                raise MismatchError(f"{message}=(weight, epsilon), or leave that layer out")
+            log.warning("left out: %s", message)
             probes.pop(last)
         if not probes:
             raise MismatchError(f"{str(path)!r} has a probe of the last block alone: give final_norm=(weight, epsilon)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -80,18 +80,3 @@ def probe_site(number: int, n_layers: int, convention: str) -> Site:
     if convention == "block":
         return Site(number)
     return Site(number - 1) if number else Site(0, "block_in")
-
-
-def final_norm_number(sites: Mapping[int, Site], n_layers: int, *, required: bool) -> int | None:
-    """The number of the probe of the last block, which was fitted after the final norm; None if there is none.
-
-    Raises:
-        MismatchError: that probe is `required`, but without the norm it cannot be used.
-    """
-    last = next((number for number, site in sites.items() if site == Site(n_layers - 1)), None)
-    if last is not None and required:
-        raise MismatchError(
-            f"the probe of layer {last} was fitted on states after the final norm, and Site({n_layers - 1}) is before "
-            "it: give final_norm=(weight, epsilon), or leave that layer out"
-        )
-    return last
