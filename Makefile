@@ -55,8 +55,7 @@ vllm: setup
 	PYTHONPATH=. $$python $(AGAINST) -W "ignore:Unclosed context:ResourceWarning" -m vllm tests/vllm
 
 bench: setup
-	$(BIN)/python tests/benchmarks/capture_cost.py
-	$(BIN)/python tests/benchmarks/l2s_training.py
+	$(BIN)/python tests/benchmarks/costs.py
 	$(BIN)/python tests/benchmarks/sweep.py
 	$(BIN)/python tests/benchmarks/remote.py
 	PYTHONPATH=. $$($(BIN)/python tests/vllm/environment.py)/bin/python tests/benchmarks/vllm_engine.py

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -47,6 +49,21 @@ def write_runs(runs: Sequence[Run], folder: Path) -> None:
     """The table of all runs."""
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame([asdict(run) for run in runs]).round(4).to_csv(folder / "runs.csv", index=False)
+
+
+def arguments(doc: str, out: str) -> argparse.ArgumentParser:
+    """A parser with `--out`, the file or folder of the results."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("tests/benchmarks/results") / out)
+    return parser
+
+
+def report(found: dict[str, Any], file: Path) -> None:
+    """Print and write the results."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found, indent=2)
+    file.write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:

@@ -1,7 +1,5 @@
 """Activations: rows found by label, layers by number."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd
@@ -39,7 +37,7 @@ ROWS = [
 ACTS = activations(ROWS)
 
 
-def test_select_keeps_values_and_labels_together() -> None:
+def test_select_keeps_values_and_labels_together():
     chosen = ACTS.select(side=["positive", "negative"], example_id="b")
     assert chosen.index["side"].tolist() == ["negative", "positive"] and list(chosen.index.index) == [0, 1]
     assert chosen.values[:, 0, 0].tolist() == [20.0, 30.0]
@@ -54,20 +52,20 @@ def test_select_keeps_values_and_labels_together() -> None:
         ({"layer": "3"}, "no label 'layer'; the labels are"),
     ],
 )
-def test_select_without_a_match_names_the_labels(labels: dict[str, str], message: str) -> None:
+def test_select_without_a_match_names_the_labels(labels, message):
     with pytest.raises(ActivationError, match=message):
         ACTS.select(**labels)
 
 
 @given(st.lists(st.booleans(), min_size=6, max_size=6))
-def test_rows_keeps_the_marked_rows_in_order(keep: list[bool]) -> None:
+def test_rows_keeps_the_marked_rows_in_order(keep):
     chosen = ACTS.rows(keep)
     marked = [i for i, k in enumerate(keep) if k]
     assert chosen.values[:, 0, 0].tolist() == [10.0 * i for i in marked]
     assert chosen.index["example_id"].tolist() == [ROWS[i][0] for i in marked]
 
 
-def test_at_finds_layers_by_number() -> None:
+def test_at_finds_layers_by_number():
     assert ACTS.layers == (3, 7, 7) and ACTS.hidden_size == 4
     assert torch.equal(ACTS.at(7), ACTS.values[:, 1]) and torch.equal(ACTS.at(Site(7, "attn_out")), ACTS.values[:, 2])
     for absent in (0, 1, -1, Site(3, "mlp_out")):
@@ -78,7 +76,7 @@ def test_at_finds_layers_by_number() -> None:
     assert torch.equal(acts.at(-1), acts.at(model.n_layers - 1)) and torch.equal(acts.at(Site(-3)), acts.at(1))
 
 
-def test_by_example_gives_one_row_per_example() -> None:
+def test_by_example_gives_one_row_per_example():
     ids, values = ACTS.by_example(7, side="prompt")
     assert ids == ["a", "c"] and values[:, 0].tolist() == [11.0, 51.0]
     twice = activations([("a", "prompt", "last"), ("a", "prompt", "user"), ("b", "prompt", "last")])
@@ -88,7 +86,7 @@ def test_by_example_gives_one_row_per_example() -> None:
 
 
 @given(st.permutations(list(range(10))), st.integers(0, 99))
-def test_contrast_joins_by_example_id_in_any_order(order: list[int], seed: int) -> None:
+def test_contrast_joins_by_example_id_in_any_order(order, seed):
     rows = [(f"s{i}", side, "answer") for i in range(5) for side in ("positive", "negative")]
     values = torch.randn(10, 3, 4, generator=torch.Generator().manual_seed(seed))
     ids, z = activations([rows[i] for i in order], values[order]).contrast(7)
@@ -98,14 +96,14 @@ def test_contrast_joins_by_example_id_in_any_order(order: list[int], seed: int) 
         assert torch.equal(vector, values[2 * n, 1] - values[2 * n + 1, 1])
 
 
-def test_contrast_at_one_of_several_positions() -> None:
+def test_contrast_at_one_of_several_positions():
     acts = activations([("a", side, where) for where in ("last", "answer") for side in ("positive", "negative")])
     assert acts.contrast(3, "answer")[1].tolist() == [[-10.0] * 4]
     with pytest.raises(ActivationError, match="several rows per example"):
         acts.contrast(3)
 
 
-def test_contrast_without_both_sides_raises() -> None:
+def test_contrast_without_both_sides_raises():
     for lone in ("positive", "negative"):
         acts = activations([("a", "positive", "answer"), ("a", "negative", "answer"), ("mine", lone, "answer")])
         with pytest.raises(DataError, match=r"one side of the contrast only: \['mine'\]"):
@@ -114,7 +112,7 @@ def test_contrast_without_both_sides_raises() -> None:
         activations([("a", "prompt", "last")]).contrast(3)
 
 
-def test_labels_follow_the_given_order() -> None:
+def test_labels_follow_the_given_order():
     assert ACTS.labels(["c", "a", "c"]) == ["wants-c", "wants-a", "wants-c"]
     assert ACTS.labels(["a"], "split") == ["train"]
     with pytest.raises(ActivationError, match=r"no activations of the examples \['x', 'y', 'z'\] .and 4 in all"):
@@ -122,14 +120,14 @@ def test_labels_follow_the_given_order() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite_raise_with_the_example(bad: float) -> None:
+def test_values_that_are_not_finite_raise_with_the_example(bad):
     values = torch.zeros(6, 3, 4)
     values[3:5, 1, 2] = bad
     with pytest.raises(ActivationError, match=r"2 of 6 rows hold NaN or infinity, first example 'b' .positive, answer"):
         activations(ROWS, values)
 
 
-def test_shapes_and_columns_are_checked() -> None:
+def test_shapes_and_columns_are_checked():
     for shape in ((5, 3, 4), (6, 2, 4)):
         with pytest.raises(ActivationError, match="6 rows and there are 3 sites"):
             activations(ROWS, torch.zeros(shape))

@@ -1,9 +1,6 @@
 """Captures in a folder: atomic shards, resumed runs, and no mixing of data."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,20 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from steerlab import (
-    ActivationError,
-    Activations,
-    Contrast,
-    Example,
-    LoadError,
-    MismatchError,
-    Model,
-    Site,
-    Store,
-    capture,
-)
+from steerlab import Activations, Contrast, Example, Site, Store, capture
+from steerlab._support.errors import ActivationError, LoadError, MismatchError
 
-LM = Callable[..., Model]
 # ids, behaviors and splits that look like numbers, truth values and dates must come back as the text they are
 DATA = [
     Example("007", "hello there", "1", Contrast("I can't.", "Sure."), split="1.0"),
@@ -33,11 +19,6 @@ DATA = [
     Example("null", "in the end", "null"),
 ]
 OPTIONS: dict[str, Any] = {"positions": ["answer", "last", -1], "batch_size": 2, "progress": False}
-
-
-@pytest.fixture
-def model(lm: LM) -> Model:
-    return lm("llama", "hooks")
 
 
 def assert_same(a: Activations, b: Activations) -> None:
@@ -49,19 +30,18 @@ def assert_same(a: Activations, b: Activations) -> None:
 
 @pytest.mark.parametrize("reduce", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_store_loads_what_capture_returns(model: Model, tmp_path: Path, reduce: Any, dtype: torch.dtype) -> None:
+def test_store_loads_what_capture_returns(model, tmp_path, reduce, dtype):
     options = {"reduce": reduce, "dtype": dtype, **OPTIONS}
-    store = capture(model, DATA, folder=tmp_path / "acts", **options)
-    expected = capture(model, DATA, **options)
+    data = [*DATA, Example("task", "one two", extra_prompts={"task": "one"})]
+    store = capture(model, data, folder=tmp_path / "acts", **options)
+    expected = capture(model, data, **options)
     assert_same(store.load(), expected)
     assert_same(Store.open(str(tmp_path / "acts")).load(), expected)
     names = sorted(path.name for path in (tmp_path / "acts").iterdir())
     assert names == ["manifest.json", *(f"shard-{n:05d}.safetensors" for n in range(store.n_shards))]
 
 
-def test_killed_capture_runs_only_what_is_missing(
-    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_capture_runs_only_what_is_missing(model, tmp_path, monkeypatch):
     capture_states, calls = model.engine.capture_states, [0]
 
     def counting(*args: Any) -> torch.Tensor:
@@ -85,7 +65,7 @@ def test_killed_capture_runs_only_what_is_missing(
     assert_same(store.load(), capture(model, DATA, **OPTIONS))
 
 
-def test_partly_written_shard_is_not_kept(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partly_written_shard_is_not_kept(model, tmp_path, monkeypatch):
     def cut_off(contents: Any, path: Path, metadata: Any) -> None:
         path.write_bytes(b"half")
         raise OSError("disk full")
@@ -109,16 +89,14 @@ def test_partly_written_shard_is_not_kept(model: Model, tmp_path: Path, monkeypa
         ({"family": "qwen2"}, "model: 'tiny-llama' there, 'tiny-qwen2' here"),
     ],
 )
-def test_folder_with_another_capture_raises_with_both_values(
-    model: Model, lm: LM, tmp_path: Path, change: dict[str, Any], message: str
-) -> None:
+def test_folder_with_another_capture_raises_with_both_values(model, lm, tmp_path, change, message):
     capture(model, DATA, folder=tmp_path, **OPTIONS)
     other = lm(change.pop("family"), "hooks") if "family" in change else model
     with pytest.raises(MismatchError, match=message):
         capture(other, folder=tmp_path, **{"data": DATA, **OPTIONS, **change})
 
 
-def test_store_loads_selected_layers(model: Model, tmp_path: Path) -> None:
+def test_store_loads_selected_layers(model, tmp_path):
     store = capture(model, DATA, folder=tmp_path, layers=[0, 2, Site(2, "attn_out"), 3], **OPTIONS)
     everything = store.load()
     some = store.load(layers=[3, 0, Site(2, "attn_out")])
@@ -131,7 +109,7 @@ def test_store_loads_selected_layers(model: Model, tmp_path: Path) -> None:
         store.load(layers=[0, 1])
 
 
-def test_manifest_holds_the_provenance_and_other_schemas_raise(model: Model, tmp_path: Path) -> None:
+def test_manifest_holds_the_provenance_and_other_schemas_raise(model, tmp_path):
     with pytest.raises(LoadError, match=r"there is no manifest\.json"):
         Store.open(tmp_path)
     capture(model, DATA, folder=tmp_path, **OPTIONS)
@@ -143,12 +121,13 @@ def test_manifest_holds_the_provenance_and_other_schemas_raise(model: Model, tmp
     assert {"data", "tokens", "template", "versions", "backend", "revision"} <= set(info)
     assert set(info["versions"]) >= {"steerlab", "torch", "transformers", "nnsight"}
     assert Store.open(tmp_path).load().info == info
+    assert capture(model, DATA, **OPTIONS).info.items() >= info.items()
     path.write_text(json.dumps(manifest | {"schema": 99}))
     with pytest.raises(LoadError, match="written in schema 99; this steerlab reads schema 1"):
         Store.open(tmp_path)
 
 
-def test_engines_can_share_a_folder(lm: LM, tmp_path: Path) -> None:
+def test_engines_can_share_a_folder(lm, tmp_path):
     capture(lm("llama", "hooks"), DATA, folder=tmp_path, **OPTIONS)
     store = capture(lm("llama", "nnsight"), DATA, folder=tmp_path, **OPTIONS)
     assert_same(store.load(), capture(lm("llama", "nnsight"), DATA, **OPTIONS))

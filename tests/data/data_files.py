@@ -1,7 +1,5 @@
 """Files for the tests of data sets: real ones where they are available, and small ones written by the tests."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
@@ -35,3 +33,14 @@ def draw(file: Path, size: tuple[int, int] = (4, 4)) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, "red").save(file)
     return file
+
+
+def mwe_item(question: str, wanted: str, unwanted: str) -> dict[str, str]:
+    """A line of a model-written evaluation."""
+    return {"question": question, "answer_matching_behavior": wanted, "answer_not_matching_behavior": unwanted}
+
+
+ANSWERS = [{"safe_instruction": "A?", "response": "B."}, {"unsafe_instruction": "C?", "response": "No."}]
+VLGUARD_SAFE = {"id": "s", "image": "x/s.png", "safe": True, "instr-resp": ANSWERS}
+VLGUARD_UNSAFE = {"id": "u", "image": "x/u.png", "safe": False, "harmful_category": "privacy"}
+VLGUARD_UNSAFE |= {"harmful_subcategory": "data", "instr-resp": [{"instruction": "D?", "response": "No."}]}

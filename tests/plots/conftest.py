@@ -1,12 +1,8 @@
 """A small grid and summary, the figure scripts as modules, and checks that pyplot's settings are restored."""
 
-from __future__ import annotations
-
 import runpy
-from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -18,7 +14,7 @@ FIGURES = Path(__file__).parents[2] / "figures"
 
 
 @pytest.fixture(autouse=True)
-def agg() -> Iterator[None]:
+def agg():
     """Draw without a screen, close all figures, and check that no style setting leaked."""
     backend, settings = mpl.get_backend(), dict(mpl.rcParams)
     plt.switch_backend("agg")
@@ -30,13 +26,18 @@ def agg() -> Iterator[None]:
 
 
 @pytest.fixture
-def script() -> Callable[..., dict[str, Any]]:
+def ax():
+    return plt.subplots()[1]
+
+
+@pytest.fixture
+def script():
     """`script(name)`: the names defined by a file in figures/; with `run_name="__main__"` it runs as a program."""
     return lambda name, **options: runpy.run_path(str(FIGURES / f"{name}.py"), **options)
 
 
 @pytest.fixture
-def grid() -> pd.DataFrame:
+def grid():
     """Two methods over layers, positions, sentences and strengths, one row per setting."""
     rng = np.random.default_rng(0)
     settings = list(product(("mean", "l2s"), (15, 16), ("all", "prompt"), ("plain", "short"), (0.7, 1.0, 1.5)))
@@ -47,7 +48,7 @@ def grid() -> pd.DataFrame:
 
 
 @pytest.fixture
-def summary() -> dict[str, object]:
+def summary():
     """A study's summary: estimates by method and metric, and other entries."""
     rng = np.random.default_rng(1)
     names = ("refuse_harmful", "defer_expert", "refuse_expert", "distinct2", "harmless_kept")

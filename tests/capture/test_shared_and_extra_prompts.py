@@ -1,27 +1,118 @@
-"""Extra prompts are captured beside the prompt, and detectors on them agree with Hugging Face's hidden states."""
+"""States after shared prompts and of extra prompts agree with Hugging Face's; one copy to the host per batch."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+import steerlab
 from steerlab._support.errors import DataError
 from steerlab.capture.capture import capture
+from steerlab.capture.rows import as_examples, as_sites, plan_rows
+from steerlab.capture.shared import share_prompts
 from steerlab.data.example import Contrast, Example
 from steerlab.data.injections import injection_examples
 from steerlab.methods.base import Context
 from steerlab.methods.tasktracker.detector import TaskTracker
 from steerlab.methods.tasktracker.triplet import TripletProbe
 from steerlab.methods.tasktracker.triplet_train import TripletConfig
+from steerlab.models.encoding import EncodedPrompt
+from steerlab.models.kv_prefix import can_prefill
 from steerlab.models.model import Model
 from steerlab.models.sites import Site
+from steerlab.testing import FAMILIES
 
-LM = Callable[..., Model]
+SYSTEM = "You weigh every word before you say it, and you say it once only."
+ASKED = {
+    "Is it so?": Contrast(" (A)", " (B)"),
+    "Why is it, and for whom?": Contrast("Of course.", "No"),
+    "Go.": Contrast("yes", "not now"),
+}
+PAIRS = [Example(f"p{i}", text, "ask", pair, system=SYSTEM) for i, (text, pair) in enumerate(ASKED.items())]
+
+
+def hidden_states(model: Model, row: EncodedPrompt) -> tuple[Tensor, ...]:
+    """Hugging Face's, of one unpadded row."""
+    with torch.no_grad():
+        ids = torch.tensor([row.ids])
+        return model.hf(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shared_prompt_states_match_hugging_faces_whole_rows(lm, family, backend):
+    model = lm(family, backend)
+    rows = plan_rows(model, PAIRS, ["answer", -1], ["last"], "mean")
+    assert (share_prompts(model, rows, as_sites("all", model)) is not None) == can_prefill(model.hf)
+    acts = capture(model, PAIRS, positions=["answer", -1], progress=False)
+    for pair in PAIRS:
+        assert pair.contrast is not None
+        for side in ("positive", "negative"):
+            row = model.encode(pair.prompt, answer=getattr(pair.contrast, side), system=pair.system)
+            states = hidden_states(model, row)
+            for layer in range(model.n_layers - 1):  # the last of these tuples is normalized
+                answer = acts.select(example_id=pair.id, side=side, position="answer").at(layer)[0]
+                expected = states[layer + 1][0, row.n_prompt :].mean(0)
+                torch.testing.assert_close(answer, expected, atol=2e-5, rtol=1e-4)
+                if side == "positive":
+                    last = acts.select(example_id=pair.id, side="prompt").at(layer)[0]
+                    torch.testing.assert_close(last, states[layer + 1][0, row.n_prompt - 1], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("examples", "position", "layers", "shared"),
+    [
+        (PAIRS, "answer", [3], True),
+        (PAIRS, "answer", [0], False),  # so shallow a capture gains nothing
+        (PAIRS, "user", "all", False),  # in the prompt
+        (PAIRS, "all", "all", False),
+        (PAIRS, -6, "all", False),
+        (as_examples(["hello there", "how are you today, my very dear friend?"]), "last", "all", False),
+    ],
+)
+def test_only_equal_prompts_of_deep_answer_states_are_shared(model, examples, position, layers, shared):
+    rows = plan_rows(model, examples, [position], [], "mean")
+    assert (share_prompts(model, rows, as_sites(layers, model)) is not None) == shared
+
+
+TO_HOST = ("cpu", "item", "tolist", "numpy")
+
+
+class HostCopies(TorchFunctionMode):
+    """Records every tensor as wide as the residual stream that is copied to the host."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.seen = width, list[tuple[str, int]]()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name, given = getattr(func, "__name__", ""), [*args[1:], *(kwargs or {}).values()]
+        # on the CPU, where these tests run, `x.to(y.device)` says nothing of the host: only its name does
+        to_host = name in TO_HOST or (
+            name == "to" and any(isinstance(value, str) and value == "cpu" for value in given)
+        )
+        if to_host and args[0].ndim and args[0].shape[-1] == self.width:
+            self.seen.append((name, args[0].nbytes))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+def test_one_copy_per_batch_of_exactly_the_returned_bytes(lm, backend):
+    model = lm("llama", backend)
+    prompts = [f"prompt number {i} " + "and on " * i for i in range(7)]
+    with HostCopies(model.hidden_size) as copies:
+        acts = steerlab.capture(model, prompts, layers="all", positions=["last", "user"], batch_size=3, progress=False)
+    assert [name for name, _ in copies.seen] == ["cpu"] * 3
+    assert sum(size for _, size in copies.seen) == acts.values.nbytes == acts.info["bytes_copied"]
+    assert acts.values.shape == (14, model.n_layers, model.hidden_size) and acts.values.dtype == torch.float32
+
+
 TEXTS = {"a": [f"It rains for day {i}. Nobody is out." + " It goes on." * (i % 4) for i in range(8)]}
 ROWS = injection_examples(
     TEXTS, ["Name a metal.", "Who is he?"], tasks={"qa": ["Sum up:", "What is it?"]}, template="[{content}] go"
@@ -30,10 +121,7 @@ ROWS = injection_examples(
 
 def plain_states(model: Model, text: str) -> tuple[Tensor, ...]:
     """Hugging Face's hidden states at the last token of a prompt, run alone and unpadded."""
-    row = model.encode(text)
-    with torch.no_grad():
-        states = model.hf(input_ids=torch.tensor([row.ids]), output_hidden_states=True, use_cache=False).hidden_states
-    return tuple(h[0, -1].float() for h in states)
+    return tuple(h[0, -1].float() for h in hidden_states(model, model.encode(text)))
 
 
 def plain_delta(model: Model, example: Example, k: int) -> Tensor:
@@ -45,7 +133,7 @@ def plain_delta(model: Model, example: Example, k: int) -> Tensor:
 @pytest.mark.parametrize(
     ("family", "backend"), [("llama", "hooks"), ("llama", "nnsight"), ("gemma2", "hooks"), ("gpt2", "hooks")]
 )
-def test_extra_prompt_states_match_hugging_face(lm: LM, family: str, backend: str, padding: Any) -> None:
+def test_extra_prompt_states_match_hugging_face(lm, family, backend, padding):
     model = lm(family, backend)
     acts = capture(model, ROWS, layers=[0, 2], padding=padding, batch_size=5, progress=False)
     assert sorted(acts.index["side"]) == ["prompt"] * 8 + ["task"] * 8
@@ -60,8 +148,7 @@ def test_extra_prompt_states_match_hugging_face(lm: LM, family: str, backend: st
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_tasktracker_scores_match_plain_hidden_states(lm: LM, padding: Any) -> None:
-    model = lm("llama", "hooks")
+def test_tasktracker_scores_match_plain_hidden_states(model, padding):
     probe = TaskTracker([0, 2]).fit(capture(model, ROWS, layers=[0, 2], progress=False))
     context = Context.of(capture(model, ROWS, layers=[0, 2], padding=padding, batch_size=3, progress=False))
     deltas = torch.stack([torch.stack([plain_delta(model, row, k + 1) for k in (0, 2)]) for row in ROWS])
@@ -72,8 +159,7 @@ def test_tasktracker_scores_match_plain_hidden_states(lm: LM, padding: Any) -> N
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_triplet_scores_match_plain_hidden_states(lm: LM, padding: Any) -> None:
-    model = lm("llama", "hooks")
+def test_triplet_scores_match_plain_hidden_states(model, padding):
     config = TripletConfig(epochs=1)
     acts = capture(model, ROWS, layers=[0, 2], padding=padding, progress=False)
     probe = TripletProbe([0, 2], config=config, progress=False).fit(acts)
@@ -86,9 +172,8 @@ def test_triplet_scores_match_plain_hidden_states(lm: LM, padding: Any) -> None:
 
 
 @pytest.fixture
-def numbered(lm: LM, tmp_path: Any) -> Any:
+def numbered(model, tmp_path):
     """Probes numbered 1 and n - 1, as another library stores them."""
-    model = lm("llama", "hooks")
     generator = torch.Generator().manual_seed(0)
     stored = {n: torch.randn(model.hidden_size, generator=generator) for n in (1, model.n_layers - 1)}
     tensors = {f"layer{n}.coef": w for n, w in stored.items()}
@@ -97,7 +182,7 @@ def numbered(lm: LM, tmp_path: Any) -> Any:
 
 
 @pytest.mark.parametrize(("convention", "k"), [("block", 2), ("hidden_states", 1)])
-def test_published_layer_numbers_follow_the_convention(numbered: Any, convention: str, k: int) -> None:
+def test_published_layer_numbers_follow_the_convention(numbered, convention, k):
     model, path, stored = numbered
     probe = TaskTracker.from_published(path, model.n_layers, layers=[1], convention=convention)
     acts = capture(model, ROWS, layers=[read.site for read in probe.required_activations], progress=False)
@@ -107,7 +192,7 @@ def test_published_layer_numbers_follow_the_convention(numbered: Any, convention
     assert not torch.allclose(probe.score(Context.of(acts)), other, atol=1e-2)
 
 
-def test_final_norm_is_applied_for_the_last_layer(numbered: Any) -> None:
+def test_final_norm_is_applied_for_the_last_layer(numbered):
     model, path, stored = numbered
     norm, top = model.hf.model.norm, model.n_layers - 1
     assert TaskTracker.from_published(path, model.n_layers).sites == (Site(1),)
@@ -119,34 +204,21 @@ def test_final_norm_is_applied_for_the_last_layer(numbered: Any) -> None:
     torch.testing.assert_close(probe.score(Context.of(acts)), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_extra_prompts_are_selected_by_name(lm: LM) -> None:
-    model = lm("llama", "hooks")
+def test_extra_prompts_are_selected_by_name(model):
     two = [Example("x", "one two", extra_prompts={"task": "one", "other": "two"})]
-    assert set(capture(model, two, layers=0, progress=False).index["side"]) == {"prompt", "task", "other"}
-    assert set(capture(model, two, layers=0, extra_prompts=["task"], progress=False).index["side"]) == {
-        "prompt",
-        "task",
-    }
-    assert set(capture(model, two, layers=0, extra_prompts=[], progress=False).index["side"]) == {"prompt"}
+    for names, sides in {None: ("task", "other"), ("task",): ("task",), (): ()}.items():
+        acts = capture(model, two, layers=0, extra_prompts=names, progress=False)
+        assert set(acts.index["side"]) == {"prompt", *sides}
     with pytest.raises(DataError, match=r"'x' has no extra prompt 'primary', it has \['other', 'task'\]"):
         capture(model, two, layers=0, extra_prompts=["primary"], progress=False)
     with pytest.raises(DataError, match="rename"):
         Example("x", "one", extra_prompts={"prompt": "two"})
 
 
-def test_extra_prompts_of_contrasts_are_captured_at_the_context(lm: LM) -> None:
-    model = lm("llama", "hooks")
+def test_extra_prompts_of_contrasts_are_captured_at_the_context(model):
     pair = Example("x", "one two", contrast=Contrast("yes", "no"), extra_prompts={"task": "one"})
     acts = capture(model, [pair], layers=1, positions="answer", context="last", progress=False)
     assert sorted(acts.index["side"]) == ["negative", "positive", "prompt", "task"]
     torch.testing.assert_close(acts.select(side="task").at(1)[0], plain_states(model, "one")[2], atol=2e-5, rtol=1e-4)
     alone = capture(model, [pair], layers=1, context=None, progress=False)
     assert sorted(alone.index["side"]) == ["negative", "positive"]
-
-
-def test_extra_prompts_in_a_store(lm: LM, tmp_path: Any) -> None:
-    model = lm("llama", "hooks")
-    direct = capture(model, ROWS, layers=[0, 2], progress=False)
-    stored = capture(model, ROWS, folder=tmp_path / "acts", layers=[0, 2], progress=False).load()
-    assert stored.index.equals(direct.index)
-    assert torch.equal(stored.values, direct.values)

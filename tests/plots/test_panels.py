@@ -1,11 +1,8 @@
-"""Lines, intervals and the names at line ends."""
-
-from __future__ import annotations
+"""Lines, bars, heat maps, maps in the plane, names at line ends, and colors."""
 
 from itertools import combinations, product
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,9 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
 
 from steerlab._support.errors import DataError
-from steerlab.plots import geometry_lines, probe_gap_lines, propensity_lines, style
+from steerlab.analysis.layer_selection import select_layers
+from steerlab.plots import (
+    cosine_heatmap,
+    geometry_lines,
+    layer_heatmap,
+    layer_range_lines,
+    map_scatter,
+    probe_gap_lines,
+    propensity_lines,
+    style,
+    sweep_heatmap,
+)
 from steerlab.plots.style import BEHAVIORS, METHODS, OTHER_COLORS, behavior_styles, readable_name, separate_labels
 
 
@@ -24,7 +33,7 @@ def lines_by_color(ax: Axes) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def curves() -> pd.DataFrame:
+def curves():
     rows = [
         (name, layer, alpha, slope * alpha + layer)
         for name, slope in (("openness", 2.0), ("narcissism", -1.0), ("self-awareness-text-model", 2.1))
@@ -36,7 +45,7 @@ def curves() -> pd.DataFrame:
 
 
 @pytest.fixture
-def geometry() -> pd.DataFrame:
+def geometry():
     rows = [
         (layer, a, b, "within" if a == b else "between", 0.9 - 0.01 * layer if a == b else 0.1)
         for layer in (0, 4, 8)
@@ -46,8 +55,7 @@ def geometry() -> pd.DataFrame:
     return frame.assign(low=frame["cosine"] - 0.02, high=frame["cosine"] + 0.03, shuffled=0.5)
 
 
-def test_propensity_has_one_named_line_with_its_interval_per_behavior(curves: pd.DataFrame) -> None:
-    _, ax = plt.subplots()
+def test_propensity_has_one_named_line_with_its_interval_per_behavior(curves, ax):
     assert propensity_lines(curves.sample(frac=1, random_state=0), ax, layer=3) is ax
     for color, name in zip(OTHER_COLORS, ("self-awareness-text-model", "openness", "narcissism"), strict=False):
         assert color in lines_by_color(ax), name
@@ -64,7 +72,7 @@ def test_propensity_has_one_named_line_with_its_interval_per_behavior(curves: pd
     assert np.diff(sorted(t.xyann[1] for t in ax.texts)).min() >= 0.0699
 
 
-def test_propensity_names_highlighted_lines_alone(curves: pd.DataFrame) -> None:
+def test_propensity_names_highlighted_lines_alone(curves):
     ax = propensity_lines(curves, highlight=["openness"], labels={"openness": "Open"}, layer=4)
     assert [t.get_text() for t in ax.texts] == ["Open"]
     assert len(ax.collections) == 1 and len(ax.lines) == 4
@@ -73,14 +81,14 @@ def test_propensity_names_highlighted_lines_alone(curves: pd.DataFrame) -> None:
     assert METHODS["mean"].color in lines_by_color(ax)
 
 
-def test_names_of_two_text_lines_get_twice_the_distance() -> None:
+def test_names_of_two_text_lines_get_twice_the_distance():
     settings = list(product(("one", "two"), (-1.0, 1.0)))
     curves = pd.DataFrame(settings, columns=["behavior", "alpha"]).assign(mean=[0, 1, 0, 1.01], low=-1.0, high=2.0)
     ax = propensity_lines(curves, labels={"one": "a\nb", "two": "c\nd"})
     assert np.ptp([t.xyann[1] for t in ax.texts]) == pytest.approx(0.14)
 
 
-def test_ambiguous_curves_are_rejected(curves: pd.DataFrame) -> None:
+def test_ambiguous_curves_are_rejected(curves):
     with pytest.raises(DataError, match=r"\['layer'\]"):
         propensity_lines(curves)
     with pytest.raises(DataError, match="leaves 0"):
@@ -94,7 +102,7 @@ def test_ambiguous_curves_are_rejected(curves: pd.DataFrame) -> None:
         propensity_lines(many.drop_duplicates(["behavior", "alpha"]))
 
 
-def test_geometry_lines_have_behavior_colors_and_names_that_do_not_overlap(geometry: pd.DataFrame) -> None:
+def test_geometry_lines_have_behavior_colors_and_names_that_do_not_overlap(geometry):
     ax = geometry_lines(geometry.sample(frac=1, random_state=0))
     lines = lines_by_color(ax)
     np.testing.assert_allclose(lines[BEHAVIORS["refuse"].color], [[0, 0.9], [4, 0.86], [8, 0.82]])
@@ -109,7 +117,7 @@ def test_geometry_lines_have_behavior_colors_and_names_that_do_not_overlap(geome
         geometry_lines(pd.concat([geometry, geometry]))
 
 
-def test_probe_gap_lines_show_probe_and_answers_of_each_group() -> None:
+def test_probe_gap_lines_show_probe_and_answers_of_each_group():
     frame = pd.DataFrame(list(product((0, 1, 2), ("random", "popular"))), columns=["layer", "group"])
     frame = frame.assign(probe_accuracy=[0.5, 0.6, 0.7, 0.8, 0.9, 1.0], model_accuracy=[0.4, 0.3] * 3)
     ax = probe_gap_lines(frame)
@@ -122,7 +130,7 @@ def test_probe_gap_lines_show_probe_and_answers_of_each_group() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.01, 0.2))
-def test_separate_labels_keeps_order_and_distance(heights: list[float], gap: float) -> None:
+def test_separate_labels_keeps_order_and_distance(heights, gap):
     moved = np.array(separate_labels(heights, gap))
     order = np.argsort(heights, kind="stable")
     assert (np.diff(moved[order]) >= gap - 1e-9).all()
@@ -131,7 +139,7 @@ def test_separate_labels_keeps_order_and_distance(heights: list[float], gap: flo
         np.testing.assert_allclose(moved, heights, atol=1e-9)
 
 
-def test_methods_and_behaviors_have_distinct_fixed_colors_and_readable_names() -> None:
+def test_methods_and_behaviors_have_distinct_fixed_colors_and_readable_names():
     known = [*METHODS.values(), *BEHAVIORS.values()]
     assert len({look.color for look in known} | set(OTHER_COLORS)) == len(known) + len(OTHER_COLORS)
     first, second = behavior_styles(["defer", "openness"]), behavior_styles(["refuse", "narcissism", "defer"])
@@ -142,7 +150,7 @@ def test_methods_and_behaviors_have_distinct_fixed_colors_and_readable_names() -
     assert len(long) <= 44 and long.endswith("…")
 
 
-def test_style_keeps_interactive_mode_for_later_figures() -> None:
+def test_style_keeps_interactive_mode_for_later_figures():
     before = mpl.is_interactive()
     try:
         mpl.interactive(False)
@@ -151,3 +159,116 @@ def test_style_keeps_interactive_mode_for_later_figures() -> None:
         assert mpl.is_interactive()
     finally:
         mpl.interactive(before)
+
+
+def square(n: int) -> pd.DataFrame:
+    v = np.random.default_rng(0).normal(size=(n, 5))
+    v /= np.linalg.norm(v, axis=1, keepdims=True)
+    names = [f"vector {i}" for i in range(n)]
+    return pd.DataFrame(v @ v.T, index=names, columns=names)
+
+
+def map_points(labels: list[str]) -> pd.DataFrame:
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(20 * len(labels), 2)), columns=["x", "y"])
+    return frame.assign(label=np.repeat(labels, 20))
+
+
+@pytest.fixture
+def sweep():
+    rng = np.random.default_rng(1)
+    rows = [
+        [layer, alpha, f"{split}/{i}", split, "propensity", 3 + alpha * (layer in (2, 3)) + rng.normal(0, 0.05)]
+        for split in ("validation", "test")
+        for layer in range(5)
+        for alpha in (-1.0, 0.0, 1.0)
+        for i in range(20)
+    ]
+    columns = ["layer", "alpha", "example_id", "split", "metric", "value"]
+    return pd.DataFrame(rows, columns=columns).assign(method="mean", positions="last")
+
+
+def test_cosines_have_a_fixed_scale_and_are_written_where_there_is_room(ax):
+    matrix = square(4)
+    assert cosine_heatmap(matrix, ax) is ax
+    (mesh,) = ax.collections
+    np.testing.assert_allclose(mesh.get_array(), matrix)
+    assert mesh.get_clim() == (-1, 1) and mesh.norm(0) == 0.5
+    assert [t.get_text() for t in ax.get_yticklabels()] == list(matrix.index)
+    texts = {t.get_text() for t in ax.texts}
+    assert "1" in texts and f"{matrix.iloc[0, 1]:.2f}".replace("0.", ".").replace("-", "−") in texts
+    assert len(ax.texts) == 16 and len(ax.figure.axes) == 2
+    assert len(cosine_heatmap(square(13)).texts) == 0
+
+
+def test_tuples_are_joined_and_large_tables_have_few_ticks():
+    names = pd.MultiIndex.from_tuples([("refuse", 3), ("defer", 3)])
+    ax = cosine_heatmap(pd.DataFrame(np.eye(2), index=names, columns=names))
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["refuse 3", "defer 3"]
+    ax = cosine_heatmap(square(60))
+    assert len(ax.get_yticks()) <= 14 and ax.get_yticklabels()[1].get_text() == "vector 5"
+
+
+def test_layer_zero_is_at_the_lower_left():
+    matrix = square(20).abs()
+    matrix.index = matrix.columns = range(20)
+    ax = layer_heatmap(matrix)
+    low, high = ax.get_ylim()
+    assert low < high and ax.collections[0].get_clim() == (0, 1)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("Layer", "Layer")
+
+
+def test_map_labels_differ_and_the_legend_covers_no_point():
+    names = ["refuse", "b", "c", "d", "e"]
+    frame = map_points(names)
+    frame.attrs["explained"] = (0.31, 0.123)
+    ax = map_scatter(frame)
+    (dots,) = ax.collections
+    np.testing.assert_allclose(dots.get_offsets(), frame[["x", "y"]])
+    assert to_hex(dots.get_facecolor()[0]).upper() == BEHAVIORS["refuse"].color
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == names
+    ax.figure.draw_without_rendering()
+    box = ax.get_legend().get_window_extent()
+    assert not any(box.contains(*xy) for xy in ax.transData.transform(frame[["x", "y"]]))
+    assert "31%" in ax.get_xlabel() and "12%" in ax.get_ylabel()
+    assert map_scatter(map_points(["a", "b"])).get_xlabel() == "Axis 1"
+    (many,) = map_scatter(map_points(list("abcdefghi"))).collections
+    shapes = [path.vertices.tobytes() for path in many.get_paths()]
+    assert len({(to_hex(c), s) for c, s in zip(many.get_facecolor(), shapes, strict=True)}) == 9
+
+
+def test_sweep_shows_changes_against_no_steering_and_frames_the_selected_layers(sweep):
+    selected = select_layers(sweep)
+    ax = sweep_heatmap(sweep, split="validation", layers=selected.layers, alpha=selected.alpha, best=selected.best)
+    mesh = ax.collections[0]
+    np.testing.assert_allclose(mesh.get_array(), [[0, 0], [0, 0], [-1, 1], [-1, 1], [0, 0]], atol=0.05)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["−1", "1"]
+    (box,) = [p for p in ax.patches if isinstance(p, Rectangle)]
+    assert (box.get_x(), box.get_y(), box.get_height()) == (1, 2, 2)
+    assert mesh.norm.vmin == -mesh.norm.vmax, "white is no change"
+    low, high = ax.get_ylim()
+    assert low < high, "layer 0 is at the bottom"
+    ax = sweep_heatmap(sweep.assign(layer=sweep["layer"].map(lambda k: f"{k}.mlp_out")))
+    assert [t.get_text() for t in ax.get_yticklabels()] == [f"{k}.mlp_out" for k in range(5)]
+    ax = layer_range_lines(selected.table)
+    assert len(ax.containers[0].lines[0].get_xdata()) == 5
+    (span,) = ax.patches
+    assert (span.get_x(), span.get_x() + span.get_width()) == (1.5, 3.5)
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda _: cosine_heatmap(3 * square(3)), r"from -1 to 1.*3"),
+        (lambda _: layer_heatmap(-square(3).abs()), r"'CKA' .* from 0 to 1"),
+        (lambda _: cosine_heatmap(square(3) * np.nan), "NaN"),
+        (lambda _: cosine_heatmap(pd.DataFrame()), "no finite value"),
+        (lambda _: map_scatter(map_points(["a"]).drop(columns="label")), "label"),
+        (lambda sweep: sweep_heatmap(sweep, metric="accuracy"), "0 of 600 rows"),
+        (lambda sweep: sweep_heatmap(pd.concat([sweep, sweep.assign(method="l2s")])), "several of"),
+        (lambda sweep: sweep_heatmap(sweep, layers=[9], alpha=1.0), "not among the settings"),
+        (lambda sweep: layer_range_lines(sweep), "gap_low"),
+    ],
+)
+def test_values_off_the_scale_and_ambiguous_sweeps_are_rejected(sweep, draw, message):
+    with pytest.raises(DataError, match=message):
+        draw(sweep)

@@ -1,18 +1,65 @@
-"""Texts with an injected task, and the same texts without."""
-
-from __future__ import annotations
+"""XSTest, prompts in JSON lines, and texts with an injected task and without."""
 
 from collections import Counter
 
 import pytest
-from data_files import write
+from data_files import shared, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab import DataError, LoadError
-from steerlab.data import injection_examples, trivia_pairs
+from steerlab import DataError
+from steerlab.data import injection_examples, read_jsonl, trivia_pairs, xstest, xstest_refusal_labels
 from steerlab.data.injections import HELD_OUT_TRIGGERS, PRIMARY_TASKS, PRIMED, TRIGGERS, UNPRIMED, fill_template
 from steerlab.data.paragraphs import insert_task, merge_texts, split_sentences, truncate_sentences
+
+HEADER = "id,prompt,type,label,focus,note\n"
+
+
+def label_record(name: str, human: str = "1_full_compliance") -> dict[str, str]:
+    fields = {"id": name, "prompt": "Q", "completion_start": "A"}
+    return {**fields, "human_label": human, "strmatch_label": "2_full_refusal"}
+
+
+def test_builtin_xstest_has_the_published_counts():
+    examples = xstest()
+    assert Counter(e.behavior for e in examples) == {"answer": 250, "refuse": 200}
+    assert all(e.meta["type"].startswith("contrast_") for e in examples if e.behavior == "refuse")
+    assert set(examples[0].meta) == {"type", "focus"}
+
+
+def test_xstest_reads_another_file(tmp_path):
+    (example,) = xstest(write(tmp_path / "prompts.csv", HEADER, '7,"Kill, or\nnot?",homonyms,unsafe,,\n'))
+    found = (example.id, example.prompt, example.behavior, example.meta["focus"])
+    assert found == ("xstest/7", "Kill, or\nnot?", "refuse", "")
+
+
+def test_refusal_labels_get_short_names(tmp_path):
+    file = write(tmp_path / "labels.jsonl", label_record("v2-1"), label_record("v2-2", "3_partial_refusal"))
+    frame = xstest_refusal_labels(file)
+    assert list(frame.columns) == ["id", "prompt", "answer", "label", "string_match"]
+    assert frame["id"].tolist() == ["xstest/1", "xstest/2"]
+    assert frame["label"].tolist() == ["comply", "partial"]
+    assert frame["string_match"].tolist() == ["refuse", "refuse"]
+
+
+def test_read_jsonl_ids_are_line_numbers_unless_a_field_is_named(tmp_path):
+    file = write(tmp_path / "tasks.jsonl", '{"q": "a\u2028b", "n": 1}\n\n{"q": "c", "n": 2}\n')
+    examples = read_jsonl(file, prompt_field="q", behavior="answer", meta_fields=("n",))
+    assert [(e.id, e.prompt, e.meta["n"]) for e in examples] == [
+        ("tasks/1", "a\u2028b", "1"),
+        ("tasks/3", "c", "2"),
+    ]
+    assert read_jsonl(file, prompt_field="q", id_prefix="mine", id_field="n")[1].id == "mine/2"
+    assert read_jsonl(write(tmp_path / "tasks.jsonl.gz", {"prompt": "d"}), id_prefix="tasks")[0].prompt == "d"
+
+
+@pytest.mark.data
+def test_real_refusal_labels_join_the_prompts():
+    frame = xstest_refusal_labels(shared("xstest", "refusal_labels_mistral_instruct.jsonl"))
+    assert frame["label"].value_counts().to_dict() == {"comply": 246, "refuse": 49, "partial": 2}
+    prompts = {example.id: example.prompt for example in xstest()}
+    assert all(prompts[id_] == prompt for id_, prompt in zip(frame["id"], frame["prompt"], strict=True))
+
 
 TEXTS = {
     name: [f"{name.title()} number {i} is here. It weighs {i} grams. Nobody knows why." for i in range(24)]
@@ -162,5 +209,3 @@ def test_trivia_pairs_have_their_answers(tmp_path):
     (example,) = trivia_pairs(write(tmp_path / "pairs.jsonl", {"question": "Where is Lima?", "answer": "Peru"}))
     found = (example.id, example.prompt, example.meta["answer"], example.behavior)
     assert found == ("trivia/1", "Where is Lima?", "Peru", "answer")
-    with pytest.raises(LoadError, match="question"):
-        trivia_pairs(write(tmp_path / "pairs.jsonl", {"q": "?"}))
