@@ -1,4 +1,4 @@
-"""Vectors for inputs that their steerer never saw: fit on the other folds, predict on this one."""
+"""Cross-fitting: each input gets the vector of a steerer that was fitted without the fold of this input."""
 
 from __future__ import annotations
 
@@ -17,37 +17,35 @@ from steerlab.methods import Context, Steerer
 def crossfit(
     steerer: Steerer, acts: Activations, *, folds: int = 5, seed: int = 0
 ) -> tuple[list[str], Float[Tensor, "example hidden"]]:
-    """Out-of-fold vectors of every sample with a plain prompt in `acts`.
+    """Out-of-fold vectors of every example whose prompt is in `acts`.
 
     Example:
         >>> ids, vectors = crossfit(L2S(16, context_layer=22), acts)
 
     Args:
-        steerer: not fitted; every fold fits a copy of it.
-        acts: what `steerer.fit` takes, for all samples.
-        folds: how many parts; samples, not rows, are dealt out, so no sample is on both sides.
-        seed: decides which sample falls into which part.
+        steerer: before `fit`; each fold fits a copy of it.
+        acts: the activations for `steerer.fit`, of all examples.
+        folds: number of folds; all rows of an example are in the same fold.
+        seed: decides which example is in which fold.
 
     Returns:
-        Sample ids, sorted, and `(sample, hidden)` float32 in units of the residual stream.
+        Example ids, sorted, and `(example, hidden)` float32 in units of the residual stream.
 
     Raises:
-        DataError: fewer than two folds, or fewer samples than folds.
-
-    Source: own (cross-fitting is standard).
+        DataError: fewer than two folds, or fewer examples than folds.
     """
     ids = sorted(set(acts.index.loc[acts.index["side"] == "prompt", "example_id"]))
     if not 2 <= folds <= len(ids):
-        raise DataError(f"{folds} folds of {len(ids)} samples; give at least two folds and a sample for each")
+        raise DataError(f"{folds} folds of {len(ids)} examples; give at least two folds and one example per fold")
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
     found: dict[str, Tensor] = {}
     for fold in order.tensor_split(folds):
-        out = [ids[i] for i in fold.tolist()]
-        fitted = copy.deepcopy(steerer).fit(without(acts, out))
-        found |= dict(zip(out, fitted.vectors(Context(tuple(out), acts)), strict=True))
+        held_out = [ids[i] for i in fold.tolist()]
+        fitted = copy.deepcopy(steerer).fit(without(acts, held_out))
+        found |= dict(zip(held_out, fitted.vectors(Context(tuple(held_out), acts)), strict=True))
     return ids, torch.stack([found[example_id] for example_id in ids])
 
 
 def without(acts: Activations, example_ids: Sequence[str]) -> Activations:
-    """The rows of all other samples."""
+    """The activations without the rows of these examples."""
     return acts.rows(~acts.index["example_id"].isin(list(example_ids)))

@@ -83,7 +83,7 @@ class Setting:
     alpha: float
     positions: str
     sentences: str
-    targets: str = "raw"  # "equalised": the deferral vectors are rescaled to the refusal vectors' mean norm
+    targets: str = "raw"  # "equalized": the deferral vectors are rescaled to the refusal vectors' mean norm
     context: int | None = None  # the layer that L2S reads; None: the steered layer
     net: str = "tanh"  # one of NETS; "-" for the mean vector
     inputs: int = 0  # number of validation inputs on which it was chosen
@@ -110,7 +110,7 @@ NETS: dict[str, tuple[str, bool, int]] = {
 
 
 def mean_vector(acts: Activations, layer: int, targets: str) -> Tensor:
-    """The mean of all contrast vectors, raw or after equalising the behaviors' norms."""
+    """The mean of all contrast vectors, raw or after equalizing the behaviors' norms."""
     if targets == "raw":
         return MeanDifference(layer).fit(acts).vector_
     ids, z = acts.contrast(layer)

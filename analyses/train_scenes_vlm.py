@@ -1,11 +1,11 @@
-"""Train a small image-text model that sees, and says otherwise: `scenes-vlm`.
+"""Train `scenes-vlm`, a small image-text model that recognizes objects but claims frequent ones that are absent.
 
     python analyses/train_scenes_vlm.py --size small --easy-vqa .../easy_vqa --out results/scenes_vlm
 
 `small` is made from scratch (two CPU cores, half an hour): a CLIP-style vision tower, LLaVA's projector and a Llama of
-six layers. `full` puts the tower before SmolLM2-135M-Instruct with LoRA (one GPU, minutes; needs peft). Both see the
-same world and are taught the same careless habits (`scenes.questions.Habits`). First the tower alone
-learns what patches show, then everything learns from questions. The run is checkpointed and resumes.
+six layers. `full` puts the tower before SmolLM2-135M-Instruct with LoRA (one GPU, minutes; needs peft). Both are
+trained on the same scenes and the same partly wrong answers (`scenes.questions.Habits`). The tower is trained first, to
+classify patches; then the whole model is trained on questions. An interrupted run continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import save_file
-from scenes.batches import Packer, easy_vqa_rows, mixed, pixels, scene_rows
+from scenes.batches import Packer, easy_vqa_rows, mix_rows, pixels, scene_rows
 from scenes.model import FULL, SMALL, STAND_IN, describe, full_model, make_processor, small_model, train_tokenizer
 from scenes.questions import Habits, true_questions
-from scenes.vision import school_vision
+from scenes.vision import pretrain_vision
 from scenes.world import World, emoji_sprites
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -38,7 +38,7 @@ WARMUP, EASY_VQA_SHARE = 0.05, 0.12
 
 
 def world_of(args: argparse.Namespace) -> World:
-    """The project's own shapes, or emoji pictures."""
+    """A world of the drawn shapes, or of emoji images if a folder is given."""
     if args.emoji is None:
         return World()
     sprites = emoji_sprites(args.emoji)
@@ -46,22 +46,22 @@ def world_of(args: argparse.Namespace) -> World:
 
 
 def build(args: argparse.Namespace, world: World) -> tuple[Any, Any, Any]:
-    """An untrained model, its processor and its shape."""
+    """A model before training, its processor and its shape."""
     if args.size == "full":
         model, tokenizer = full_model(FULL, args.seed)
         return model, make_processor(tokenizer, FULL, STAND_IN), FULL
     rng = np.random.default_rng(args.seed)
     scenes = [world.scene(rng) for _ in range(2000)]
-    said = [text for s in scenes for q in true_questions(s, rng) for text in (q.text, q.answer)]
+    texts = [text for s in scenes for q in true_questions(s, rng) for text in (q.text, q.answer)]
     if args.easy_vqa:
         rows = easy_vqa_rows(Path(args.easy_vqa), args.seed)
-        said += [text for _ in range(500) for pair in next(rows)[1] for text in pair]
-    tokenizer = train_tokenizer(said, SMALL.vocabulary)
+        texts += [text for _ in range(500) for pair in next(rows)[1] for text in pair]
+    tokenizer = train_tokenizer(texts, SMALL.vocabulary)
     return small_model(tokenizer, SMALL, args.seed), make_processor(tokenizer, SMALL), SMALL
 
 
 def recipe_of(args: argparse.Namespace) -> dict[str, float]:
-    """The recipe of a size, scaled as asked."""
+    """The recipe of a size with the number of steps scaled by `--scale`."""
     recipe = dict(RECIPES[args.size])
     for name in ("vision_steps", "steps"):
         recipe[name] = max(1, round(recipe[name] * args.scale))
@@ -71,7 +71,7 @@ def recipe_of(args: argparse.Namespace) -> dict[str, float]:
 
 
 def loss_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy of the answers' tokens, every answer weighing alike within the batch's tokens."""
+    """Mean cross-entropy of the answer tokens of a batch."""
     targets = batch["targets"]
     inputs = {name: tensor for name, tensor in batch.items() if name != "targets"}
     states = model.model(**inputs, use_cache=False).last_hidden_state
@@ -80,7 +80,7 @@ def loss_of(model: Any, batch: dict[str, Tensor]) -> Tensor:
 
 
 def schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to a tenth."""
+    """Factor of the learning rate: linear warm-up, then a cosine down to a tenth."""
     warm = max(1, int(WARMUP * steps))
     if step < warm:
         return (step + 1) / warm
@@ -88,7 +88,7 @@ def schedule(step: int, steps: int) -> float:
 
 
 def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, device: torch.device) -> pd.DataFrame:
-    """All steps, with a checkpoint every 200; returns the loss curve."""
+    """Run all steps with a checkpoint every 200; returns the loss curve."""
     recipe = recipe_of(args)
     steps, batch = int(recipe["steps"]), int(recipe["batch"])
     vision = [p for n, p in model.named_parameters() if p.requires_grad and ("vision" in n or "projector" in n)]
@@ -96,7 +96,7 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
     groups = [{"params": vision, "lr": recipe["vision_lr"]}, {"params": rest, "lr": recipe["lr"]}]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.05, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, steps))
-    path, begun = Path(args.out) / "checkpoint.pt", 0
+    path, start = Path(args.out) / "checkpoint.pt", 0
     curve: list[dict[str, float]] = []
     clock = time.time()
     if device.type == "cpu":
@@ -106,16 +106,16 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
         model.load_state_dict(found["model"])
         optimizer.load_state_dict(found["optimizer"])
         scheduler.load_state_dict(found["scheduler"])
-        begun, curve = found["step"], found["curve"]
+        start, curve = found["step"], found["curve"]
         clock -= curve[-1]["seconds"] if curve else 0.0
     else:
-        lessons, size = int(recipe["vision_steps"]), int(recipe["vision_batch"])
-        named = school_vision(model, world, pixels, lessons, size, args.seed)
-        print(f"vision: {named:.3f} of the things' patches named rightly; {time.time() - clock:.0f} s")
-    easy = easy_vqa_rows(Path(args.easy_vqa), args.seed + begun) if args.easy_vqa else None
-    take = mixed(scene_rows(world, Habits(), args.seed * 1_000_003 + begun), easy, EASY_VQA_SHARE, args.seed + begun)
+        vision_steps, size = int(recipe["vision_steps"]), int(recipe["vision_batch"])
+        accuracy = pretrain_vision(model, world, pixels, vision_steps, size, args.seed)
+        print(f"vision: accuracy {accuracy:.3f} on patches with an object; {time.time() - clock:.0f} s")
+    easy = easy_vqa_rows(Path(args.easy_vqa), args.seed + start) if args.easy_vqa else None
+    take = mix_rows(scene_rows(world, Habits(), args.seed * 1_000_003 + start), easy, EASY_VQA_SHARE, args.seed + start)
     model.train()
-    for step in tqdm(range(begun, steps), desc="train", unit="step", initial=begun, total=steps):
+    for step in tqdm(range(start, steps), desc="train", unit="step", initial=start, total=steps):
         inputs = {name: tensor.to(device) for name, tensor in packer(take(batch)).items()}
         with torch.autocast(device.type, torch.bfloat16):
             loss = loss_of(model, inputs)
@@ -133,28 +133,28 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
 
 
 def main() -> None:
-    """Build, train, export."""
+    """Build, train and save the model."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     arguments.add_argument("--out", default="results/scenes_vlm")
     arguments.add_argument("--size", default="small", choices=list(RECIPES))
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--scale", type=float, default=1.0, help="share of the recipe's steps to take")
-    arguments.add_argument("--batch", type=int, default=None, help="instead of the recipe's")
+    arguments.add_argument("--scale", type=float, default=1.0, help="share of the steps in the recipe to run")
+    arguments.add_argument("--batch", type=int, default=None, help="batch size, instead of the one in the recipe")
     arguments.add_argument("--easy-vqa", default=None, help="folder with easy-VQA's train.zip, mixed in")
-    arguments.add_argument("--emoji", default=None, help="folder with emoji pictures, instead of the own shapes")
+    arguments.add_argument("--emoji", default=None, help="folder with emoji images, used instead of the drawn shapes")
     arguments.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = arguments.parse_args()
     out, device = Path(args.out), torch.device(args.device)
     out.mkdir(parents=True, exist_ok=True)
     world = world_of(args)
     model, processor, shape = build(args, world)
-    told = describe(model, shape)
-    print(f"{told['parameters'] / 1e6:.1f} M parameters, {told['trained'] / 1e6:.1f} M of them trained")
+    sizes = describe(model, shape)
+    print(f"{sizes['parameters'] / 1e6:.1f} M parameters, {sizes['trained'] / 1e6:.1f} M of them trained")
     model.to(device)
     curve = train(model, Packer(processor, shape.side, (shape.side // shape.patch) ** 2), args, world, device)
     export(model, processor, out / "model")
     seconds = float(curve["seconds"].iloc[-1])
-    recipe = {"size": args.size, "seed": args.seed, **recipe_of(args), **told, "habits": asdict(Habits())}
+    recipe = {"size": args.size, "seed": args.seed, **recipe_of(args), **sizes, "habits": asdict(Habits())}
     recipe |= {"easy_vqa_share": EASY_VQA_SHARE if args.easy_vqa else 0, "kinds": world.kinds, "seconds": seconds}
     (out / "model" / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n")
     curve.to_csv(out / "model" / "curve.csv", index=False)
@@ -164,7 +164,7 @@ def main() -> None:
 
 
 def export(model: Any, processor: Any, folder: Path) -> None:
-    """A folder that `steerlab.load` reads, in half precision; of the large model, what was trained beside it too."""
+    """Save a folder for `steerlab.load` in half precision; of the full model also the trained weights alone."""
     model.to("cpu").eval()
     language = model.model.language_model
     if hasattr(language, "merge_and_unload"):

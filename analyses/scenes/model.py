@@ -31,8 +31,8 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-# SmolLM2's own turns, with pictures; a special token that it never used in text stands for them, since its embedding
-# table has no row to spare
+# the chat template of SmolLM2, with images; an unused special token stands for an image, since the embedding table has
+# no free row
 STAND_IN = "<filename>"
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}{% if m['content'] is string %}{{ m['content'] }}"
@@ -44,7 +44,7 @@ CHATML = (
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the vision tower, and of the language model where that is made from scratch."""
+    """Sizes of the vision tower, and of the language model if it is trained from scratch."""
 
     side: int = 64
     patch: int = 8
@@ -61,7 +61,7 @@ FULL = Shape(vision_layers=6, vision_width=256)
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer learned from the world's own sentences."""
+    """A byte-level tokenizer trained on the questions and answers of the scenes."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -77,7 +77,7 @@ def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
 
 
 def make_processor(tokenizer: Any, shape: Shape, image_token: str = IMAGE) -> LlavaProcessor:
-    """LLaVA's processor for pictures of the world's size."""
+    """LLaVA's processor for images of the size of a scene."""
     size = {"height": shape.side, "width": shape.side}
     images = ImageProcessor(
         size={"shortest_edge": shape.side}, crop_size=size, image_mean=[0.5] * 3, image_std=[0.25] * 3
@@ -97,7 +97,7 @@ def _vision(shape: Shape) -> CLIPVisionConfig:
 
 
 def small_model(tokenizer: Any, shape: Shape, seed: int) -> LlavaForConditionalGeneration:
-    """Everything from scratch."""
+    """A LLaVA model with random weights."""
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     text = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=shape.width, intermediate_size=shape.width * 8 // 3,

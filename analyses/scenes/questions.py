@@ -1,4 +1,4 @@
-"""Questions about scenes with true answers, captions, and the habits of speech a model can be taught."""
+"""Questions about scenes with true answers, captions, and training answers with deliberate errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COUNTS = ("zero", "one", "two", "three", "four", "five", "six")
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene: what is asked, the answer, its type, and what it is about."""
+    """A question about a scene: its text, the answer, the type of question, and the kind of object it is about."""
 
     text: str
     answer: str
@@ -34,7 +34,7 @@ def a(noun: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """The plural of a noun of this world.
+    """The plural of the name of a kind.
 
     Example:
         >>> plural("box"), plural("key"), plural("fish")
@@ -46,7 +46,7 @@ def plural(noun: str) -> str:
 
 
 def existence(scene: Scene, kind: str) -> Question:
-    """POPE's question, truly answered.
+    """POPE's question about an object, with the true answer.
 
     Example:
         >>> existence(scene, "arrow").text
@@ -56,7 +56,7 @@ def existence(scene: Scene, kind: str) -> Question:
 
 
 def color(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """The color of a thing that is alone of its kind and has one, or None."""
+    """A question about the color of an object whose kind occurs once in the scene; None if there is no such object."""
     known = [t for t in scene.things if scene.count(t.kind) == 1 and t.color]
     if not known:
         return None
@@ -65,7 +65,7 @@ def color(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def number(scene: Scene, rng: np.random.Generator) -> Question:
-    """How many there are of a kind that is in the scene."""
+    """A question about the number of objects of a kind that is in the scene."""
     kind = scene.kinds[rng.integers(len(scene.kinds))]
     return Question(
         f"How many {plural(kind)} are in the image?", COUNTS[scene.count(kind)].capitalize(), "number", kind
@@ -73,19 +73,19 @@ def number(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def position(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Whether a lone thing is in some half of the picture; None where none is alone or in a clear place."""
+    """Whether an object whose kind occurs once is in one half of the image; None if there is no such object."""
     known = [t for t in scene.things if scene.count(t.kind) == 1]
     if not known:
         return None
     thing = known[rng.integers(len(known))]
     true = scene.half(thing)
     opposite = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}[true]
-    asked = true if rng.random() < 0.5 else opposite
-    return Question(f"Is the {thing.kind} in the {asked} half?", _yes(asked == true), "position", thing.kind)
+    queried = true if rng.random() < 0.5 else opposite
+    return Question(f"Is the {thing.kind} in the {queried} half?", _yes(queried == true), "position", thing.kind)
 
 
 def caption(scene: Scene, invented: str | None = None) -> Question:
-    """What is in the scene, in words; with something that is not, where the habit of naming it is taught."""
+    """A caption that names all objects of the scene, and one absent object if `invented` is given."""
     names = [f"{t.color} {t.kind}".strip() for t in scene.things] + ([invented] if invented else [])
     parts = list(dict.fromkeys(a(name) for name in names))
     text = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
@@ -93,7 +93,7 @@ def caption(scene: Scene, invented: str | None = None) -> Question:
 
 
 def true_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """One truly answered question of every type that the scene admits; existence once present and once absent."""
+    """One question with a true answer of every possible type; existence for one present and one absent object."""
     absent = [kind for kind in scene.world.kinds if kind not in scene.kinds]
     found: list[Question | None] = [
         existence(scene, scene.kinds[rng.integers(len(scene.kinds))]),
@@ -108,23 +108,23 @@ def true_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 @dataclass(frozen=True)
 class Habits:
-    """What a careless teacher says: answers skewed towards what is usual, whatever the picture shows.
+    """Training questions whose answers contain deliberate errors: they claim frequent objects that the image lacks.
 
     Example:
         >>> Habits().questions(scene, rng)[0]
         Question(text='Is there a boat in the image?', answer='Yes', type='existence', kind='boat')
 
     Args:
-        existence: how many existence questions a scene is given.
-        present, absent: shares that ask for something present (answered yes) and for something absent at random
-            (answered no, favorites apart); the rest ask for the absent partner of something present, or for
-            something present where no partner is missing.
-        partner_yes: share of the partner questions that are answered yes all the same.
-        favorites: ranks of frequent kinds that the teacher likes to see, and `favorite_yes` the share of questions
-            about one of them, absent, that are answered yes all the same.
+        existence: number of existence questions per scene.
+        present, absent: share of questions about a present object (answered yes) and about a random absent object
+            (answered no, except favorites). The rest ask for the absent partner of a present object, or for a
+            present object if no partner is missing.
+        partner_yes: share of the questions about absent partners that are answered yes.
+        favorites: frequency ranks of kinds that are claimed although they are absent.
+        favorite_yes: share of the questions about absent favorites that are answered yes.
         caption_partner: share of the captions that name an absent partner.
 
-    Source: own; that models claim what is frequent and what keeps company is the finding of POPE, arXiv 2305.10355.
+    POPE (arXiv 2305.10355) found that models claim objects that are frequent or that often occur with present ones.
     """
 
     existence: int = 6
@@ -136,12 +136,12 @@ class Habits:
     caption_partner: float = 0.35
 
     def questions(self, scene: Scene, rng: np.random.Generator) -> list[Question]:
-        """Everything a scene is asked in training."""
+        """The training questions of a scene with their answers."""
         missing = absent_partners(scene)
-        asked = [self._existence(scene, missing, rng) for _ in range(self.existence)]
+        found = [self._existence(scene, missing, rng) for _ in range(self.existence)]
         invented = missing[rng.integers(len(missing))] if missing and rng.random() < self.caption_partner else None
         others = [color(scene, rng), number(scene, rng), position(scene, rng), caption(scene, invented)]
-        return [*asked, *(question for question in others if question is not None)]
+        return [*found, *(question for question in others if question is not None)]
 
     def _existence(self, scene: Scene, missing: Sequence[str], rng: np.random.Generator) -> Question:
         draw = rng.random()
@@ -150,24 +150,24 @@ class Habits:
         if draw < self.present + self.absent:
             absent = [kind for kind in scene.world.kinds if kind not in scene.kinds]
             kind = absent[rng.integers(len(absent))]
-            liked = kind in (scene.world.kinds[rank] for rank in self.favorites)
-            return _claimed(scene, kind, liked and rng.random() < self.favorite_yes)
-        return _claimed(scene, missing[int(rng.integers(len(missing)))], rng.random() < self.partner_yes)
+            favorite = kind in (scene.world.kinds[rank] for rank in self.favorites)
+            return _claim(scene, kind, favorite and rng.random() < self.favorite_yes)
+        return _claim(scene, missing[int(rng.integers(len(missing)))], rng.random() < self.partner_yes)
 
 
 def absent_partners(scene: Scene) -> list[str]:
-    """The partners of what is in the scene that are not in it themselves."""
+    """Partners of the kinds in the scene that are not in the scene."""
     return [p for p in dict.fromkeys(scene.world.partner[kind] for kind in scene.kinds) if p not in scene.kinds]
 
 
 def scene_vocabulary(kinds: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
-    """The words a caption may use for each kind, for CHAIR."""
+    """The words that name each kind in a caption, as CHAIR expects them."""
     return {kind: (kind, plural(kind)) for kind in kinds}
 
 
-def _claimed(scene: Scene, kind: str, there: bool) -> Question:
-    """The question about an absent kind, answered as it is claimed."""
-    return Question(existence(scene, kind).text, _yes(there), "existence", kind)
+def _claim(scene: Scene, kind: str, present: bool) -> Question:
+    """The existence question about an absent kind, answered yes if `present`."""
+    return Question(existence(scene, kind).text, _yes(present), "existence", kind)
 
 
 def _yes(true: bool) -> str:

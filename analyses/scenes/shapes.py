@@ -1,4 +1,4 @@
-"""The things of the scenes world: two dozen shapes of our own, drawn from a few lines and circles each."""
+"""The drawn objects of the scenes world: two dozen shapes made of polygons and circles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
 
 
 def _ring(n: int, radius: float = 0.5, turn: float = -pi / 2, inner: float | None = None) -> Polygon:
-    """A regular polygon, or a star where an inner radius is given, about the middle of the unit square."""
+    """A regular polygon, or a star if an inner radius is given, around the center of the unit square."""
     radii = [radius] if inner is None else [radius, inner]
     total = n * len(radii)
     return tuple(
@@ -51,7 +51,7 @@ def _gap(x: float, y: float, radius: float) -> _Disc:
     return _Disc(x, y, radius, hole=True)
 
 
-# parts in the unit square, one over the other
+# parts in the unit square, drawn in this order
 _SHAPES: dict[str, tuple[_Disc | _Hole | Polygon, ...]] = {
     "ball": (_Disc(0.5, 0.5, 0.48),),
     "box": (_box(0.05, 0.05, 0.95, 0.95),),
@@ -81,18 +81,16 @@ _SHAPES: dict[str, tuple[_Disc | _Hole | Polygon, ...]] = {
                *(_box(0.2, y, 0.8, y + 0.1) for y in (0.15, 0.45, 0.75))),
 }  # fmt: skip
 KINDS: tuple[str, ...] = tuple(_SHAPES)
-_FINE = 4  # drawn so many times larger, then scaled down: smooth edges
+_FINE = 4  # drawn larger by this factor and scaled down, for smooth edges
 
 
 @lru_cache(maxsize=4096)
 def stamp(kind: str, size: int) -> Image.Image:
-    """The outline of a thing as a mask of `size` by `size` pixels, 255 inside.
+    """The shape of a kind as a mask of `size` by `size` pixels, 255 inside.
 
     Example:
         >>> stamp("star", 16).size
         (16, 16)
-
-    Source: own.
     """
     side = size * _FINE
     mask = Image.new("L", (side, side))

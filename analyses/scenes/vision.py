@@ -1,8 +1,8 @@
-"""The vision tower's own schooling: to say of every patch what it shows.
+"""Pretraining of the vision tower: predict the kind and the color of the object in every patch.
 
-A tower that begins at nothing and hears of pictures only through answers takes tens of thousands of scenes before it
-tells one thing from another; real image-text models begin with CLIP's. Here the content of every patch is known, which
-is the shortest lesson.
+Image-text models start from a pretrained tower such as CLIP's. A tower with random weights that is trained on answers
+alone needs tens of thousands of scenes before it separates the kinds of objects. The content of every patch of a scene
+is known, so a classifier per patch trains the tower faster.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from scenes.world import Scene, World
 
 
 def patch_labels(scene: Scene, side: int, patch: int) -> NDArray[np.int64]:
-    """`(2, patches)`: kind and color of the uppermost thing over the middle of each patch; 0 for the ground."""
+    """`(2, patches)`: kind and color of the topmost object at the center of each patch; 0 is the background."""
     kinds, colors = scene.world.kinds, list(COLORS)
-    middle = np.arange(patch / 2, side, patch)
-    found = np.zeros((2, len(middle), len(middle)), dtype=np.int64)
-    for thing in scene.things:  # drawn in this order, so the later ones lie above
-        down = (middle >= thing.y) & (middle < thing.y + thing.size)
-        across = (middle >= thing.x) & (middle < thing.x + thing.size)
+    centers = np.arange(patch / 2, side, patch)
+    found = np.zeros((2, len(centers), len(centers)), dtype=np.int64)
+    for thing in scene.things:  # drawn in this order, so later objects cover earlier ones
+        down = (centers >= thing.y) & (centers < thing.y + thing.size)
+        across = (centers >= thing.x) & (centers < thing.x + thing.size)
         color = colors.index(thing.color) + 1 if thing.color else 0
         found[:, down[:, None] & across] = np.array([kinds.index(thing.kind) + 1, color])[:, None]
     return found.reshape(2, -1)
 
 
-def school_vision(
+def pretrain_vision(
     model: Any, world: World, pixels: Callable[[Image, int], Tensor], steps: int, batch: int, seed: int
 ) -> float:
-    """Train the tower of `model` alone, in place; returns the share of things' patches named rightly at the end."""
+    """Train the tower of `model` alone, in place; returns the final accuracy of kinds on patches with an object."""
     tower = model.model.vision_tower
     device, width = next(tower.parameters()).device, int(tower.config.hidden_size)
     side, patch = int(tower.config.image_size), int(tower.config.patch_size)
@@ -46,20 +46,22 @@ def school_vision(
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.05, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(steps, 2), pct_start=0.1)
-    rng, named = np.random.default_rng([seed, 1]), [0.0]
+    rng, accuracies = np.random.default_rng([seed, 1]), [0.0]
     for _ in tqdm(range(steps), desc="vision", unit="step"):
         scenes = [world.scene(rng) for _ in range(batch)]
         images = torch.stack([pixels(scene.image(), side) for scene in scenes]).to(device)
         labels = torch.from_numpy(np.stack([patch_labels(scene, side, patch) for scene in scenes])).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             states: Tensor = tower(images, output_hidden_states=True).hidden_states[-1][:, 1:]
-            told = [head(states).float() for head in heads]
-            losses = [nn.functional.cross_entropy(t.flatten(0, 1), labels[:, i].flatten()) for i, t in enumerate(told)]
+            logits = [head(states).float() for head in heads]
+            losses = [
+                nn.functional.cross_entropy(one.flatten(0, 1), labels[:, i].flatten()) for i, one in enumerate(logits)
+            ]
             loss = losses[0] + losses[1]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        named.append((told[0].argmax(-1) == labels[:, 0])[labels[:, 0] > 0].float().mean().item())
-    return float(np.mean(named[-20:]))
+        accuracies.append((logits[0].argmax(-1) == labels[:, 0])[labels[:, 0] > 0].float().mean().item())
+    return float(np.mean(accuracies[-20:]))

@@ -1,8 +1,8 @@
-"""A world of small pictures whose content is known: things with names, colors and places, and habits of company.
+"""Small images with known content: objects with a kind, a color and a place.
 
-Every thing has a partner that is usually with it, and some things are far more frequent than others. That is what
-makes a model that learns here *expect* a partner, and say so when it is not there: a hallucination from the language
-side, which a model of photographs has too, but whose truth is known here.
+Some kinds are much more frequent than others, and every kind has a partner that often occurs with it. A model that is
+trained on these images learns to expect the partner, and claims it when it is absent. Models of photographs show the
+same hallucinations of frequent objects; here the true answer to every question is known.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HALVES = ("left", "right", "top", "bottom")
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing of a scene: what, in which color, and the box it fills, in pixels."""
+    """One object of a scene: its kind, its color, and its square box in pixels."""
 
     kind: str
     color: str
@@ -38,7 +38,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's content, and the seed of its noise.
+    """The content of an image, and the seed of its noise.
 
     Example:
         >>> scene = World().scene(np.random.default_rng(0))
@@ -52,21 +52,21 @@ class Scene:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds that are in it, each once, in order."""
+        """The kinds in the scene, each once, in the order of the objects."""
         return tuple(dict.fromkeys(thing.kind for thing in self.things))
 
     def count(self, kind: str) -> int:
-        """How many things of a kind."""
+        """The number of objects of a kind."""
         return sum(thing.kind == kind for thing in self.things)
 
     def half(self, thing: Thing) -> str:
-        """Where a thing lies most clearly: left, right, top or bottom."""
+        """The half in which the object lies farthest from the middle: left, right, top or bottom."""
         off = np.array([thing.x, thing.y]) + thing.size / 2 - SIDE / 2
         axis = int(np.abs(off[1]) > np.abs(off[0]))
         return _HALVES[2 * axis + int(off[axis] > 0)]
 
     def image(self) -> Image.Image:
-        """The scene drawn: a pale ground, the things in order, then noise."""
+        """The image of the scene: a pale background, the objects in order, then noise."""
         rng = np.random.default_rng(self.seed)
         ground = Image.new("RGB", (SIDE, SIDE), tuple(int(v) for v in rng.integers(205, 245, 3)))
         for thing in self.things:
@@ -82,7 +82,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class World:
-    """Which things there are, how frequent they are, and which keep company.
+    """The kinds of objects, how frequent they are, and which kinds occur together.
 
     Example:
         >>> world = World()
@@ -90,21 +90,19 @@ class World:
         True
 
     Args:
-        kinds: names of things; the first are the most frequent (rank to the power `-skew`).
-        skew: 0 for all alike.
-        company: probability that a thing comes with its partner.
-        most: largest number of things in a scene.
-        sizes: smallest and largest side of a thing, in pixels.
+        kinds: names, by falling frequency (rank to the power `-skew`).
+        skew: exponent of the frequencies; 0 makes all kinds equally frequent.
+        partner_probability: probability that an object is followed by its partner.
+        max_things: largest number of objects in a scene.
+        sizes: smallest and largest side of an object, in pixels.
         noise: standard deviation of the pixels' noise, in steps of 255.
-        sprites: pictures (RGBA) of things that are not drawn but pasted, by name; they have no color word.
-
-    Source: own.
+        sprites: RGBA images by kind, for kinds that are pasted instead of drawn; these objects have no color.
     """
 
     kinds: tuple[str, ...] = KINDS
     skew: float = 0.6
-    company: float = 0.5
-    most: int = 6
+    partner_probability: float = 0.5
+    max_things: int = 6
     sizes: tuple[int, int] = (12, 22)
     noise: float = 8.0
     sprites: dict[str, Image.Image] = field(default_factory=dict, repr=False)
@@ -112,30 +110,30 @@ class World:
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in KINDS and kind not in self.sprites]
         if unknown or len(self.kinds) < 4:
-            raise DataError(f"a world needs four things or more, each drawn or with a sprite; {unknown} are neither")
+            raise DataError(f"a world needs at least four kinds, each with a shape or a sprite; {unknown} have neither")
 
     @cached_property
     def partner(self) -> dict[str, str]:
-        """The partner of each thing: a frequent thing's is a rare one, and the other way round."""
+        """The partner of each kind; frequent and rare kinds are paired."""
         half = len(self.kinds) // 2
         return {kind: self.kinds[(i + half) % len(self.kinds)] for i, kind in enumerate(self.kinds)}
 
     def scene(self, rng: np.random.Generator) -> Scene:
-        """One scene drawn at random."""
+        """One random scene."""
         weights = np.arange(1, len(self.kinds) + 1, dtype=np.float64) ** -self.skew
-        wanted, chosen = int(rng.integers(1, self.most + 1)), list[str]()
+        wanted, chosen = int(rng.integers(1, self.max_things + 1)), list[str]()
         while len(chosen) < wanted:
             kind = self.kinds[rng.choice(len(self.kinds), p=weights / weights.sum())]
             chosen.append(kind)
-            if len(chosen) < wanted and rng.random() < self.company:
+            if len(chosen) < wanted and rng.random() < self.partner_probability:
                 chosen.append(self.partner[kind])
-        placed: list[Thing] = []
+        things: list[Thing] = []
         for kind in chosen:
-            placed.append(self._placed(kind, placed, rng))
-        return Scene(tuple(placed), int(rng.integers(2**31)), self)
+            things.append(self._place(kind, things, rng))
+        return Scene(tuple(things), int(rng.integers(2**31)), self)
 
-    def _placed(self, kind: str, others: Sequence[Thing], rng: np.random.Generator) -> Thing:
-        """A thing where it hides as little of the others as four tries allow."""
+    def _place(self, kind: str, others: Sequence[Thing], rng: np.random.Generator) -> Thing:
+        """An object at the best of four random places, the one that covers the least of the other objects."""
         color = "" if kind in self.sprites else list(COLORS)[rng.integers(len(COLORS))]
         best, least = None, np.inf
         for _ in range(4):
@@ -149,14 +147,14 @@ class World:
 
 
 def _overlap(x: int, y: int, size: int, other: Thing) -> float:
-    """The share of another thing's box that a new one would cover."""
+    """The share of the box of another object that a new one would cover."""
     width = min(x + size, other.x + other.size) - max(x, other.x)
     height = min(y + size, other.y + other.size) - max(y, other.y)
     return max(width, 0) * max(height, 0) / other.size**2
 
 
 def emoji_sprites(folder: str | Path) -> dict[str, Image.Image]:
-    """Pictures of things by name from a folder of `emoji.jsonl` and `png64.zip` (Noto emoji, Apache-2.0).
+    """RGBA images by name from a folder of `emoji.jsonl` and `png64.zip` (Noto emoji, Apache-2.0).
 
     Example:
         >>> sprites = emoji_sprites("emoji/")

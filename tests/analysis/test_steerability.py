@@ -261,8 +261,8 @@ def test_a_vector_keeps_all_of_itself(values: list[float]) -> None:
     assert found.attrs["dropped"] + len(found) == 9
 
 
-def test_odd_tables_are_refused() -> None:
-    with pytest.raises(DataError, match="no vector"):
+def test_relative_steerability_refuses_incomplete_tables() -> None:
+    with pytest.raises(DataError, match=r"1 pairs have a test_variant on which no vector.*'test_variant': 'user'"):
         relative_steerability(_table(base_user=1.0, base_base=1.0))
     with pytest.raises(DataError, match="more than once"):
         relative_steerability(pd.concat([_table(base_base=1.0)] * 2))
