@@ -48,7 +48,7 @@ def relative_steerability(
     if len(orphans):
         raise DataError(
             f"{len(orphans)} pairs are tested where no vector with a steerability was trained, first "
-            f"{orphans[[*by, 'test_variant']].to_dict('records')[0]}; add the row with train_variant equal to test_variant"
+            f"{orphans[[*by, 'test_variant']].to_dict('records')[0]}; add the row where both are equal"
         )
     kept = joined[joined["_own"] > threshold]
     found = kept.assign(relative=kept["steerability"] / kept["_own"].abs()).drop(columns="_own").reset_index(drop=True)
