@@ -15,12 +15,12 @@ import torch
 from _common import limit_per_group
 from _crossfit import crossfit, without
 from _safety import NETS, SENTENCES, Setting, l2s, mean_vector
+from _selection import Candidate, Goal, choose_candidate, evaluate_candidates
 from torch import Tensor
 
 import steerlab
 from steerlab import Activations, DataError, Example, Model, SteeringError
 from steerlab._support.files import fingerprint
-from steerlab.analysis.selection import Candidate, Goal, choose_candidate, evaluate_candidates
 from steerlab.analysis.study import Study
 from steerlab.methods import Context
 from steerlab.plots import metric_style

@@ -46,12 +46,12 @@ from _safety import (
     summarize,
 )
 from _search import BEHAVIOR_GOALS, ROUNDS, distinct, layers_of, pick_setting, read_grid, search, search_fingerprints
+from _selection import reaches_goals
 
 import steerlab
 from steerlab import Activations, Example, Model
 from steerlab._support.files import fingerprint, write_atomically, write_json
 from steerlab.analysis.behavior import MEASURES, safety_summary
-from steerlab.analysis.selection import reaches_goals
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, mm_safety_bench, read_jsonl, validation_split
 

@@ -24,10 +24,10 @@ from _search import (
     search_fingerprints,
     setting_groups,
 )
+from _selection import choose_candidate
 from running import ROOT
 
 from steerlab import DataError, Example, MismatchError, SteeringError
-from steerlab.analysis.selection import choose_candidate
 from steerlab.analysis.study import Study
 
 GRID = ROOT / "analyses" / "results" / "l2s_safety" / "grid.csv"

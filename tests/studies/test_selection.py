@@ -1,19 +1,19 @@
-"""Many cells in one batch give what each gives alone; the cell chosen is the one with the largest worst margin."""
+"""Grid search: batched candidates give the same answers as single runs, and the choice maximizes the worst margin."""
 
 from __future__ import annotations
 
 import math
 
+import _selection as selection
 import pandas as pd
 import pytest
 import torch
+from _selection import Candidate, Goal, choose_candidate, evaluate_candidates, reaches_goals
 from hypothesis import given
 from hypothesis import strategies as st
 
-import steerlab.analysis.selection as selection
 from steerlab import P2S, DataError, Example, generate
 from steerlab.analysis.behavior import judge_answers, safety_summary
-from steerlab.analysis.selection import Candidate, Goal, choose_candidate, evaluate_candidates, reaches_goals
 from steerlab.testing import tiny_lm
 
 ROWS = [
@@ -35,17 +35,19 @@ def table(vectors: torch.Tensor, layer: int) -> P2S:
 
 @pytest.mark.parametrize("batch_size", [2, 64])
 @pytest.mark.parametrize("positions", ["all", "last+generated"])
-def test_cells_together_equal_cells_apart(model, monkeypatch, batch_size: int, positions: str) -> None:
+def test_batched_candidates_give_same_answers_as_single_runs(
+    model, monkeypatch, batch_size: int, positions: str
+) -> None:
     draw = torch.Generator().manual_seed(0)
     cells = [Candidate({"cell": i}, torch.randn(3, 32, generator=draw), a) for i, a in enumerate((0.0, 1.5, -3.0, 4.0))]
     unsteered = list(generate(model, ROWS, max_new_tokens=6))
     seen: list[list[str]] = []
 
-    def listen(examples, texts, plain):
+    def record_answers(examples, texts, plain):
         seen.append(list(texts))
         return judge_answers(examples, texts, plain)
 
-    monkeypatch.setattr(selection, "judge_answers", listen)
+    monkeypatch.setattr(selection, "judge_answers", record_answers)
     options = dict(positions=positions, max_new_tokens=6)
     frame = evaluate_candidates(model, ROWS, unsteered, cells, site=1, batch_size=batch_size, progress=False, **options)
     assert frame["cell"].tolist() == [0, 1, 2, 3] and frame["alpha"].tolist() == [0.0, 1.5, -3.0, 4.0]
@@ -58,13 +60,13 @@ def test_cells_together_equal_cells_apart(model, monkeypatch, batch_size: int, p
     assert frame["harmless_identical"][0] == 1
 
 
-def test_a_cell_needs_a_vector_per_input(model) -> None:
+def test_candidate_without_one_vector_per_input_raises(model) -> None:
     for cells in ([], [Candidate({}, torch.zeros(2, 32), 1.0)]):
         with pytest.raises(DataError, match="3 inputs"):
             evaluate_candidates(model, ROWS, ["", "", ""], cells, site=1, positions="all", progress=False)
 
 
-def test_margins_are_standard_errors_beyond_the_goal() -> None:
+def test_margin_is_distance_to_goal_in_standard_errors() -> None:
     assert Goal("good", 0.8, 100).margin(0.88) == pytest.approx(2.0)
     assert Goal("bad", 0.2, 100, at_most=True).margin(0.12) == pytest.approx(2.0)
     assert Goal("good", 1.0, 100).margin(0.99) == pytest.approx(-1.0), "at 0 and 1 the error does not vanish"
@@ -74,7 +76,7 @@ shares = st.integers(0, 20).map(lambda n: n / 20)
 
 
 @given(st.lists(st.tuples(shares, shares, st.sampled_from([0.5, 1.0, 2.0])), min_size=1, max_size=12))
-def test_the_largest_worst_margin_wins_and_ties_go_to_the_smaller_alpha(cells) -> None:
+def test_choice_maximizes_worst_margin_and_breaks_ties_by_smaller_alpha(cells) -> None:
     grid = pd.DataFrame(cells, columns=["good", "bad", "alpha"])
     worst = [min(goal.margin(v) for goal, v in zip(REACH, cell[:2], strict=True)) for cell in cells]
     chosen = choose_candidate(grid, REACH)
@@ -84,13 +86,13 @@ def test_the_largest_worst_margin_wins_and_ties_go_to_the_smaller_alpha(cells) -
     assert (chosen["worst_margin"] >= 0) == reaches_goals(grid, REACH).any()
 
 
-def test_a_cell_that_was_not_measured_is_never_preferred() -> None:
+def test_candidate_with_missing_measure_is_not_chosen() -> None:
     grid = pd.DataFrame({"good": [0.81, 1.0], "bad": [0.09, math.nan], "alpha": [2.0, 1.0]})
     assert choose_candidate(grid, REACH)["alpha"] == 2.0
     assert reaches_goals(grid, REACH).tolist() == [True, False]
 
 
-def test_a_grid_without_cells_or_measures_is_refused() -> None:
+def test_grid_without_candidates_or_measures_raises() -> None:
     grid = pd.DataFrame({"good": [1.0], "alpha": [1.0]})
     with pytest.raises(DataError, match=r"lacks the measures \['bad'\]"):
         choose_candidate(grid, REACH)
