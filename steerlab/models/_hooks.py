@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,8 +27,6 @@ from steerlab.models.kv_prefix import ForwardState, Prefix, prefill, skip_blocks
 from steerlab.models.layout import Layout, blocks, module_at
 from steerlab.models.sites import Site
 
-_Visit = Callable[[Site, Tensor], Tensor]
-
 
 class _Stop(Exception):
     """Raised once all sites are read; the rest of the forward is not needed."""
@@ -41,7 +40,6 @@ class HooksEngine:
     def __init__(self, hf: PreTrainedModel, layout: Layout) -> None:
         self._hf = hf
         self._layout = layout
-        self._tuples: bool | None = None
 
     def capture_states(
         self,
@@ -64,11 +62,8 @@ class HooksEngine:
                 self._hf(**inputs, **past, use_cache=False, logits_to_keep=1)
             except _Stop:
                 return torch.stack([found[site].to(found[sites[0]].device) for site in sites], 1)
-        missed = ", ".join(str(site) for site in sites if site not in found)
-        raise LayoutError(
-            f"the model never ran the blocks at {self._layout.blocks_path!r} that hold the sites {missed}: "
-            "give load(..., blocks='dotted.path')"
-        )
+        path, missed = self._layout.blocks_path, ", ".join(str(site) for site in sites if site not in found)
+        raise LayoutError(f"the model never ran the sites {missed} of the blocks at {path!r}: give load(..., blocks=)")
 
     def generate(self, inputs: Inputs, edits: SiteEdits, **options: Any) -> Tensor:
         """See `Engine.generate`."""
@@ -93,18 +88,16 @@ class HooksEngine:
         """See `Engine.prefill`."""
         return prefill(self._hf, inputs)
 
+    @cached_property
     def gives_tuples(self) -> bool:
         """Whether blocks return tuples; found out once, on one token."""
-        if self._tuples is None:
-            outputs: list[Any] = []
-            handle = blocks(self._hf, self._layout)[0].register_forward_hook(lambda _m, _a, out: outputs.append(out))
-            try:
-                one = torch.zeros((1, 1), dtype=torch.long, device=self._hf.get_input_embeddings().weight.device)  # type: ignore[arg-type]
-                self._hf(input_ids=one, attention_mask=torch.ones_like(one), use_cache=False)
-            finally:
-                handle.remove()
-            self._tuples = isinstance(outputs[0], tuple)
-        return self._tuples
+        outputs: list[Any] = []
+        one = torch.zeros((1, 1), dtype=torch.long, device=self._hf.get_input_embeddings().weight.device)  # type: ignore[arg-type]
+        with ExitStack() as stack:
+            block = blocks(self._hf, self._layout)[0]
+            stack.callback(block.register_forward_hook(lambda _m, _a, out: outputs.append(out)).remove)
+            self._hf(input_ids=one, attention_mask=torch.ones_like(one), use_cache=False)
+        return isinstance(outputs[0], tuple)
 
     @contextmanager
     def hooked(
@@ -134,10 +127,10 @@ class HooksEngine:
         with ExitStack() as stack:
             if forward_state.layer is not None and forward_state.state is not None:
                 below = blocks(self._hf, self._layout)[: forward_state.layer + 1]
-                stack.enter_context(skip_blocks(below, forward_state.state, self.gives_tuples()))
+                stack.enter_context(skip_blocks(below, forward_state.state, self.gives_tuples))
             yield stack.enter_context(forward_state.options(self._hf))
 
-    def _attach(self, site: Site, visit: _Visit) -> Any:
+    def _attach(self, site: Site, visit: Callable[[Site, Tensor], Tensor]) -> Any:
         module = module_at(module_at(self._hf, block_path(site, self._layout)), point_path(site, self._layout))
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -70,10 +70,8 @@ def prefix_attention(
     prefix: PrefixKV | None = getattr(key, "prefix", None)
     if prefix is None:
         if attention_mask is not None and attention_mask.shape[-1] != key.shape[2]:
-            raise SteeringError(
-                f"{type(module).__name__} changes keys after they left the cache, so the prompt's would be missing: "
-                "load the model with attn_implementation='eager'"
-            )
+            fix = "load the model with attn_implementation='eager'"
+            raise SteeringError(f"{type(module).__name__} changes keys after they left the cache: {fix}")
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if options.get("position_bias") is not None:
         whole = prefix.join(prefix.keys, key), prefix.join(prefix.values, value)

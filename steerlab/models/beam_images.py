@@ -38,9 +38,8 @@ def check_beam_images(model: Model, rows: Sequence[EncodedPrompt], options: Mapp
     for row in rows:
         if any(len(tensor) != 1 for tensor in model.vision.expand(row.images).tensors.values()):
             raise EncodingError(
-                f"the row {row.example_id!r} has {len(row.images)} images, and this version of transformers pairs "
-                f"copies of {type(model.hf).__name__}'s rows with wrong ones: give num_beams=1 and "
-                "num_return_sequences=1 (for the latter, repeat the example instead), or upgrade transformers to 5.22"
+                f"the row {row.example_id!r} has {len(row.images)} images, and this version of transformers pairs its "
+                "copies with wrong ones: upgrade to 5.22, or give num_beams=1 and num_return_sequences=1"
             )
 
 

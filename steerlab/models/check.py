@@ -43,10 +43,10 @@ def self_check(model: Model) -> None:
         reference = model.hf(**inputs, output_hidden_states=True, use_cache=False).hidden_states
     path = model.layout.blocks_path
     if reference is None or len(reference) != model.n_layers + 1:
-        count = 0 if reference is None else len(reference)
+        count = len(reference or ())
         raise LayoutError(
-            f"the blocks at {path!r} are {model.n_layers}, but the model reports {count} hidden states instead of one "
-            "more: these are not all its decoder blocks. Give load(..., blocks='dotted.path')."
+            f"there are {model.n_layers} blocks at {path!r}, but the model reports {count} hidden states, not one "
+            "more. Give load(..., blocks='dotted.path')."
         )
     for layer, expected in enumerate(reference[1:]):
         found = captured[:, layer].to(expected.device)
@@ -55,9 +55,9 @@ def self_check(model: Model) -> None:
                 found = module_at(model.hf, model.layout.final_norm_path)(found)
         if not torch.allclose(found, expected[0], rtol=1e-5, atol=1e-5):
             difference = float((found - expected[0]).abs().max())
+            off = f"{difference:.3g} off hidden_states[{layer + 1}]"
             raise LayoutError(
-                f"block {layer} at {path!r} does not give the residual stream: it is {difference:.3g} off "
-                f"hidden_states[{layer + 1}]. Give load(..., blocks='dotted.path') or load(..., check=False)."
+                f"block {layer} at {path!r} is {off}. Give load(..., blocks='dotted.path') or check=False."
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -76,13 +77,8 @@ class EncodedPrompt:
 
     def overlapping(self, text: str) -> list[int]:
         """The tokens that share a character with any occurrence of `text`."""
-        found: set[int] = set()
-        at = self.text.find(text)
-        while at >= 0 and text:
-            end = at + len(text)
-            found.update(i for i, (a, b) in enumerate(self.offsets) if a < end and b > at)
-            at = self.text.find(text, at + 1)
-        return sorted(found)
+        starts = [match.start() for match in re.finditer(f"(?={re.escape(text)})", self.text)] if text else []
+        return [i for i, (a, b) in enumerate(self.offsets) if any(a < at + len(text) and b > at for at in starts)]
 
 
 @dataclass(frozen=True)
@@ -186,10 +182,7 @@ def encode(
             first_difference = n_prompt + _first_difference(tokenizer, answer_ids, other_answer, answer)
     name = example_id or text[:40]
     if limit is not None and len(ids) > limit:
-        raise EncodingError(
-            f"the prompt {name!r} has {len(ids)} tokens; the model's context holds {limit}. "
-            "Shorten it: steerlab never truncates silently."
-        )
+        raise EncodingError(f"the prompt {name!r} has {len(ids)} tokens; the model's context holds {limit}. Shorten it")
     if vision is not None:
         vision.check_count(ids, images, name)
     return EncodedPrompt(
@@ -238,10 +231,7 @@ def _check_arguments(
     if isinstance(images, str | os.PathLike | Image | ZippedImage):
         raise EncodingError(f"the images of {name!r} are one {type(images).__name__}: give a list, [image] for one")
     if images and vision is None:
-        raise EncodingError(
-            f"the prompt {name!r} comes with {len(images)} images, but this model reads text only: load an "
-            "image-text model with its processor"
-        )
+        raise EncodingError(f"{name!r} comes with {len(images)} images, but this model reads text only: give it none")
     if not chat and not isinstance(prompt, str):
         raise EncodingError("messages need a chat template; load the model with chat=True or pass plain text")
     if isinstance(prompt, str) and not prompt.strip():
@@ -252,14 +242,10 @@ def _first_difference(
     tokenizer: PreTrainedTokenizerBase, answer_ids: Sequence[int], other_answer: str, answer: str
 ) -> int:
     other_ids, _ = _tokenize(tokenizer, other_answer, special=False)
-    differing = (i for i, (a, b) in enumerate(zip(answer_ids, other_ids, strict=False)) if a != b)
-    first = next(differing, None)
-    if first is None:
-        raise EncodingError(
-            f"the answers {answer!r} and {other_answer!r} never differ: the tokens of one are the beginning of the "
-            "other's. Give answers that differ at some token."
-        )
-    return first
+    for number, (token, other) in enumerate(zip(answer_ids, other_ids, strict=False)):
+        if token != other:
+            return number
+    raise EncodingError(f"the answers {answer!r} and {other_answer!r} never differ: one begins with the other's tokens")
 
 
 def _tokenize(tok: PreTrainedTokenizerBase, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:

@@ -35,12 +35,7 @@ class EditStats:
     writes: Tensor | None = None
     ratio: Tensor | None = None
 
-    def add(
-        self,
-        vectors: Float[Tensor, "rows hidden"],
-        h: Float[Tensor, "rows tokens hidden"],
-        mask: Bool[Tensor, "rows tokens"],
-    ) -> None:
+    def add(self, vectors: Float[Tensor, "rows hidden"], h: State, mask: Bool[Tensor, "rows tokens"]) -> None:
         """Count the states in `mask`, to each of which the vector of its row is added."""
         norms = h.detach().float().norm(dim=-1).clamp_min(1e-12)
         ratio = torch.where(mask, vectors.float().norm(dim=-1)[:, None] / norms, 0.0).sum(1)
@@ -115,9 +110,7 @@ class Edit:
 
     def resolve_vectors(self, h: State) -> None:
         """Compute the vectors from the state of the unsteered prompt at `read_site`."""
-        assert self.vector_fn is not None and self.last is not None
-        rows = torch.arange(h.shape[0], device=h.device)
-        self.vectors = self.vector_fn(h[rows, self.last.to(h.device)].float())
+        self.vectors = self._call_vector_fn(h, 1)
 
     def delta(self, h: State, stop: int) -> Float[Tensor, "rows tokens hidden"]:
         """What to add to `h`, whose last column is `stop - 1`: float32, zero where nothing is written."""
@@ -152,20 +145,20 @@ class Edit:
             read_site=self.read_site,
         )
 
-    def _compute_vectors(self, h: State, copies: int) -> None:
+    def _call_vector_fn(self, h: State, copies: int) -> Float[Tensor, "rows hidden"]:
         assert self.vector_fn is not None and self.last is not None
+        last = self.last.to(h.device).repeat_interleave(copies)
+        return self.vector_fn(h[torch.arange(len(h), device=h.device), last].float())
+
+    def _compute_vectors(self, h: State, copies: int) -> None:
         if h.shape[1] < self.prompt.shape[1]:
             raise SteeringError(
-                f"a method computes its vector from the state at the last prompt token, but the forward has only "
-                f"{h.shape[1]} of the prompt's {self.prompt.shape[1]} columns: leave prefill_chunk_size out, or take "
-                "a method that reads the unsteered prompt beforehand (AlphaSteer: gates='frozen')"
+                f"a method reads the last prompt token, but a forward has {h.shape[1]} of {self.prompt.shape[1]} "
+                "columns: leave prefill_chunk_size out, or read the unsteered prompt (AlphaSteer: gates='frozen')"
             )
-        rows = torch.arange(h.shape[0], device=h.device)
-        found = self.vector_fn(h[rows, self.last.to(h.device).repeat_interleave(copies)].float())
-        if found.shape != (h.shape[0], h.shape[2]):
-            raise SteeringError(
-                f"a vector_fn returned {tuple(found.shape)} for {h.shape[0]} rows of width {h.shape[2]}"
-            )
+        found = self._call_vector_fn(h, copies)
+        if found.shape != (len(h), h.shape[2]):
+            raise SteeringError(f"a vector_fn returned {tuple(found.shape)} for {len(h)} rows of width {h.shape[2]}")
         if copies == 1 or self.vectors is None:
             self.vectors = found[::copies]  # kept for the decoding steps
 
@@ -269,10 +262,8 @@ def check_edits(edits: SiteEdits, hidden_size: int | None) -> None:
         if vectors is None:
             continue
         if hidden_size is not None and vectors.shape[-1] != hidden_size:
-            raise SteeringError(
-                f"a vector of width {vectors.shape[-1]} can't be added at layer {site}, whose states are "
-                f"{hidden_size} wide: was it fitted on another model, or at another part of it?"
-            )
+            wide = f"whose states are {hidden_size} wide: fit it on this model"
+            raise SteeringError(f"a vector of width {vectors.shape[-1]} can't be added at layer {site}, {wide}")
         if not bool(torch.isfinite(vectors).all()):
             raise SteeringError(f"a vector for layer {site} holds NaN or infinity")
 

@@ -13,7 +13,7 @@ steered one, is the same each time. Two things are kept for later forwards:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,11 +105,10 @@ class ForwardState:
         """Keyword arguments of the forward, which has to run within the context."""
         if self.prefix is None:
             yield {}
-        elif not supports_prefix_attention(hf):
-            yield {"past_key_values": self.prefix.as_readonly_cache(self.copies)}
-        else:
-            with use_prefix_attention(hf):
-                yield {"past_key_values": self.prefix.as_readonly_cache(self.copies, joined=False)}
+            return
+        joined = not supports_prefix_attention(hf)
+        with nullcontext() if joined else use_prefix_attention(hf):
+            yield {"past_key_values": self.prefix.as_readonly_cache(self.copies, joined)}
 
 
 def split_at(inputs: _Inputs, cut: int) -> tuple[_Inputs, _Inputs]:

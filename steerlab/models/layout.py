@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -94,9 +95,9 @@ def module_at(hf: nn.Module, path: str) -> nn.Module:
     for name in path.split(".") if path else ():
         children = dict(module.named_children())
         if name not in children:
+            found = ", ".join(children) or "no children"
             raise LayoutError(
-                f"no module {path!r} in {type(hf).__name__}: {seen or 'its root'} has "
-                f"{', '.join(children) or 'no children'}, not {name!r}"
+                f"no module {path!r} in {type(hf).__name__}: {seen or 'its root'} has {found}, not {name!r}"
             )
         module, seen = children[name], f"{seen}.{name}".lstrip(".")
     return module
@@ -117,22 +118,12 @@ def _path_of(hf: nn.Module, module: nn.Module) -> str | None:
     return next((path for path, found in hf.named_modules() if found is module), None)
 
 
-def _getter(hf: nn.Module, method: str) -> object:
-    getter = getattr(hf, method, None)
-    return getter() if callable(getter) else None
-
-
 def _find_blocks(hf: nn.Module) -> str | None:
-    decoder = _getter(hf, "get_decoder")
-    if isinstance(decoder, nn.Module):
-        lists = [m for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m)]
-        if lists:
-            return _path_of(hf, max(lists, key=len))
-    return _longest_uniform_list(hf)
-
-
-def _longest_uniform_list(hf: nn.Module) -> str | None:
-    """Fallback without `get_decoder`: outermost lists only, or a block's list of experts could be longer."""
+    """The longest list of the decoder, else of the model: outermost only, or a list of experts could be longer."""
+    decoder: Any = getattr(hf, "get_decoder", nn.Module)()
+    lists = [m for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m)]
+    if lists:
+        return _path_of(hf, max(lists, key=len))
     candidates: dict[str, int] = {}
     for path, members in _block_lists(hf).items():
         text = not any(NOT_TEXT.search(part) for part in path.split("."))
@@ -152,8 +143,8 @@ def _final_norm(hf: nn.Module, path: str, family: Family) -> str | None:
 
 
 def _head(hf: nn.Module, family: Family) -> str | None:
-    head = _getter(hf, "get_output_embeddings")
-    if isinstance(head, nn.Module):
+    head: Any = getattr(hf, "get_output_embeddings", lambda: None)()
+    if head is not None:
         return _path_of(hf, head)
     return next((name for name, _ in hf.named_children() if name in family.head), None)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import OfflineModeIsEnabled, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
@@ -131,13 +131,14 @@ def load(
         hf = _read_model(source, from_pretrained | where, shared)
     else:
         hf = _check_object(name, device, dtype)
-    if isinstance(tokenizer, str | os.PathLike):
-        tokenizer = _read_tokenizer(os.fspath(tokenizer), shared)
+    if tokenizer is not None:
+        tokenizer = _find_tokenizer(tokenizer, shared)
     if remote_backend is None:
         # a processor from another place does not share the revision of the model
         theirs = shared if isinstance(processor, str | os.PathLike) else options
         processor = find_processor(processor, getattr(hf, "config", None), task, source.place, theirs, tokenizer)
-    tokenizer = _with_pad_token(processor.tokenizer if processor else _tokenizer(tokenizer, source, options))
+    tokenizer = processor.tokenizer if processor else tokenizer or _find_tokenizer(source.place, options)
+    _set_pad_token(tokenizer)
     hf.eval().requires_grad_(False)
     layout = find_layout(hf, blocks)
     if remote_backend is not None:
@@ -171,10 +172,7 @@ def _locate(name: str, revision: str | None, shared: dict[str, Any]) -> _Source:
     if local is None:
         return _on_hub(name, revision, shared)
     if revision is not None:
-        raise LoadError(
-            f"revision={revision!r} was given, but {name!r} is on this machine, where there is only one: expected a "
-            "hub id with a revision. Leave revision out, or give the folder that holds that one"
-        )
+        raise LoadError(f"revision={revision!r} was given, but {name!r} is on this machine. Leave revision out")
     return local
 
 
@@ -190,9 +188,7 @@ def _on_disk(name: str) -> _Source | None:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise LoadError(
-                f"the folder {name!r} holds no config.json, so it is not a model that save_pretrained wrote. "
-                "Give the folder with config.json, the weights and the tokenizer in it, or the path of a "
-                ".gguf file"
+                f"the folder {name!r} holds no config.json: give one that save_pretrained wrote, or a .gguf file"
             )
         return _Source(str(path), path.resolve().name)
     if path.suffix == ".gguf" and path.is_file():
@@ -207,25 +203,17 @@ def _on_hub(name: str, revision: str | None, shared: dict[str, Any]) -> _Source:
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         if not shared.get("local_files_only"):
-            api = HfApi(token=shared.get("token"))
-            api.model_info(name, revision=revision, timeout=_HUB_SECONDS)
+            HfApi(token=shared.get("token")).model_info(name, revision=revision, timeout=_HUB_SECONDS)
     except Exception as error:
         with suppress(ValueError):  # the name is not even the form of a hub id
             if isinstance(try_to_load_from_cache(name, "config.json", shared.get("cache_dir"), revision), str):
                 return _Source(name, name, options=options | {"local_files_only": True})
-        raise LoadError(_unreachable(name, revision, error)) from error
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise LoadError(
+            f"no model {name!r} (revision {revision!r}): it is not in the cache in HF_HOME, and {constants.ENDPOINT} "
+            f"answers: {reason}. Check spelling and network, set HF_TOKEN for a gated model, or give {_OFFLINE}"
+        ) from error
     return _Source(name, name, options=options)
-
-
-def _unreachable(name: str, revision: str | None, error: Exception) -> str:
-    at = f" at revision {revision!r}" if revision else ""
-    offline = " (HF_HUB_OFFLINE is set)" if isinstance(error, OfflineModeIsEnabled) else ""
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return (
-        f"no model {name!r}{at}: it is no local folder, it is not in the local cache, and "
-        f"{constants.ENDPOINT} did not give it{offline}: {reason}. Check the spelling and the network; set "
-        f"HF_TOKEN for a private or gated model, HF_HOME if your cache lies elsewhere; or give {_OFFLINE}"
-    )
 
 
 def placement(device: Any, dtype: Any, device_map: Any, quantization_config: Any) -> dict[str, Any]:
@@ -245,16 +233,14 @@ def _read_model(source: _Source, options: dict[str, Any], shared: dict[str, Any]
     device = options.pop("device")
     options |= source.options
     try:
-        reader: Any = AutoModelForCausalLM
-        if "gguf_file" not in options:
-            config = AutoConfig.from_pretrained(source.place, **{**shared, **source.options})
-            reader = AutoModelForImageTextToText if accepts_images(config) else AutoModelForCausalLM
+        gguf = "gguf_file" in options
+        config = None if gguf else AutoConfig.from_pretrained(source.place, **{**shared, **source.options})
+        reader: Any = AutoModelForImageTextToText if accepts_images(config) else AutoModelForCausalLM
         hf = reader.from_pretrained(source.place, **options)
     except _FAILURES as error:
         raise LoadError(
-            f"the model {source.id!r} could not be read: {error}. Tried transformers' from_pretrained with "
-            f"{', '.join(sorted(options))}. Expected a text or image-text generation model with its weights "
-            f"complete; for a gated one, accept its license and set HF_TOKEN; or give {_OFFLINE}"
+            f"the model {source.id!r} could not be read: {error}. Expected a text or image-text generation model with "
+            f"all weights; for a gated one, accept its license and set HF_TOKEN; or give {_OFFLINE}"
         ) from error
     return hf if device is None else hf.to(device)
 
@@ -272,25 +258,20 @@ def _object_name(hf: Any) -> str:
     return Path(origin).name if Path(origin).is_absolute() else origin or type(hf).__name__
 
 
-def _tokenizer(given: Any, source: _Source, options: dict[str, Any]) -> Any:
-    if given is None and not source.place:
-        raise LoadError("a model object comes without a tokenizer; give load(model, tokenizer=...)")
-    return _read_tokenizer(source.place, options) if given is None else copy.deepcopy(given)
-
-
-def _with_pad_token(tokenizer: Any) -> Any:
+def _set_pad_token(tokenizer: Any) -> None:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
         raise LoadError("the tokenizer has no pad, eos or unk token to pad with; set its pad_token first")
-    return tokenizer
 
 
-def _read_tokenizer(place: str, options: dict[str, Any]) -> Any:
+def _find_tokenizer(given: Any, options: dict[str, Any]) -> Any:
+    """A copy of a tokenizer, or the one at a place."""
+    if not isinstance(given, str | os.PathLike):
+        return copy.deepcopy(given)
+    if not given:
+        raise LoadError("a model object comes without a tokenizer; give load(model, tokenizer=...)")
     try:
-        return AutoTokenizer.from_pretrained(place, **options)
+        return AutoTokenizer.from_pretrained(os.fspath(given), **options)
     except _FAILURES as error:
-        raise LoadError(
-            f"no tokenizer could be read from {place!r}: {error}. Expected its files beside the model's; "
-            "save them there with tokenizer.save_pretrained, or give load(..., tokenizer=...)"
-        ) from error
+        raise LoadError(f"no tokenizer could be read from {given!r}: {error}. Give load(..., tokenizer=...)") from error

@@ -123,8 +123,7 @@ class Model:
     @property
     def context_length(self) -> int | None:
         """The most tokens a row may have, or None if the configuration does not say."""
-        limit = getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+        return getattr(self.hf.config.get_text_config(), "max_position_embeddings", None)
 
     @property
     def device(self) -> torch.device:
@@ -149,10 +148,8 @@ class Model:
             return site.resolve(self.n_layers)
         path = self.layout.vision_path if site.part == "vision" else self.layout.projector_path
         if path is None or self.vision is None:
-            raise LayoutError(
-                f"{self.id} has no {site.part} part (site {site}): that takes an image-text model, loaded with its "
-                "processor"
-            )
+            what = f"{site.part} part (site {site})"
+            raise LayoutError(f"{self.id} has no {what}: that takes an image-text model, loaded with its processor")
         return site.resolve(1 if site.part == "projector" else len(list(module_at(self.hf, path).children())))
 
     def width(self, site: Site) -> int | None:
@@ -163,9 +160,8 @@ class Model:
 
     def info(self) -> dict[str, Any]:
         """Provenance for results and artifacts."""
-        images = (
-            {} if self.vision is None else {"image_processor": type(self.vision.processor.image_processor).__name__}
-        )
+        vision = self.vision
+        images = {"image_processor": type(vision.processor.image_processor).__name__} if vision else {}
         return images | {
             "model": self.id,
             "revision": self.revision,

@@ -29,10 +29,8 @@ def entries_per_row(units: Sequence[int], n: int) -> list[int]:
     total = sum(units)
     if total and all(unit * n % total == 0 for unit in units) and (n % total == 0 or total % n == 0):
         return [unit * n // total for unit in units]
-    raise LayoutError(
-        f"a state of {n} entries can't be matched to images of {total} tiles or patches ({list(units)} by row): "
-        "steerlab can't assign them to rows in this model; read and steer its text instead"
-    )
+    counts = f"{total} tiles or patches ({list(units)} by row)"
+    raise LayoutError(f"a state of {n} entries can't be matched to images of {counts}: read and steer the text instead")
 
 
 @dataclass(frozen=True)

@@ -112,9 +112,9 @@ def resolve_nonempty(positions: Positions, row: EncodedPrompt, number: int = 0) 
     found = resolve(positions, row, number)
     if not found:
         kinds = ", ".join(f"{s.kind} {s.start}:{s.end}" for s in row.spans)
+        name = describe(positions)
         raise PositionError(
-            f"position {describe(positions)} matches no token of the row{_label(row)}; it has {kinds}. "
-            "`print(steerlab.describe_positions(model, prompt))` lists what each name means."
+            f"position {name} matches no token of the row{_label(row)}; it has {kinds}. See `describe_positions`."
         )
     return found
 
@@ -227,17 +227,14 @@ def _around_images(name: str, images: list[int], prompt: range) -> Sequence[int]
 
 def _masked(mask: Tensor, row: EncodedPrompt, number: int) -> list[int]:
     if mask.dtype != torch.bool or mask.ndim != 2:
-        raise PositionError(
-            f"a position mask must be a bool tensor (rows, tokens), got {mask.dtype} {tuple(mask.shape)}"
-        )
+        shape = tuple(mask.shape)
+        raise PositionError(f"a position mask must be a bool tensor (rows, tokens), got {mask.dtype} {shape}")
     if number >= mask.shape[0]:
         raise PositionError(f"the position mask has {mask.shape[0]} rows but there is a row {number}")
     found: list[int] = mask[number].nonzero().flatten().tolist()
     if found and found[-1] >= len(row):
-        raise PositionError(
-            f"the position mask marks token {found[-1]} of a row of {len(row)} tokens{_label(row)}; "
-            "mask columns count unpadded tokens, the same under left and right padding"
-        )
+        where = f"token {found[-1]} of a row of {len(row)} tokens{_label(row)}"
+        raise PositionError(f"the position mask marks {where}; mask columns count tokens without padding")
     return found
 
 

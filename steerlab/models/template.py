@@ -45,9 +45,7 @@ def render(
         EncodingError: no chat template, or one that refuses or rewrites the conversation.
     """
     if tok.chat_template is None:
-        raise EncodingError(
-            f"the tokenizer {tok.name_or_path!r} has no chat template; load the model with chat=False for plain text"
-        )
+        raise EncodingError(f"the tokenizer {tok.name_or_path!r} has no chat template; load the model with chat=False")
     messages = _turns(prompt)
     if not messages or messages[-1]["role"] != "user":
         raise EncodingError("messages must end with the user's turn; pass the assistant's words as `answer`")

@@ -60,10 +60,8 @@ class _Recorder:
     def __call__(self, text: Any = None, *args: Any, **kwargs: Any) -> Any:
         self.text = text if isinstance(text, str) else text[0]
         if kwargs.get("truncation"):
-            self.truncation_note = (
-                f" It truncates texts (truncation={kwargs['truncation']}, max_length={kwargs.get('max_length')}), and "
-                "the tokens of images with them: switch its tokenizer's truncation off."
-            )
+            cut = f"truncation={kwargs['truncation']}, max_length={kwargs.get('max_length')}"
+            self.truncation_note = f" It truncates texts ({cut}), and the tokens of images with them: switch that off."
         return self._tokenizer(text, *args, **kwargs)
 
 
@@ -122,15 +120,10 @@ class Vision:
         parts = text.split(self.placeholder)
         name = example_id or text[:60]
         if len(parts) - 1 != len(images):
-            raise EncodingError(
-                f"the prompt {name!r} has {len(parts) - 1} image tokens ({self.placeholder}) but {len(images)} images: "
-                "give one image for each"
-            )
+            places = f"{len(parts) - 1} image tokens ({self.placeholder})"
+            raise EncodingError(f"the prompt {name!r} has {places} but {len(images)} images: give one for each")
         if self.family.prefix_lm and not images:
-            raise EncodingError(
-                f"the prompt {name!r} has no image: PaliGemma's prompts begin with one; give images=, or load the "
-                "model with task='text'"
-            )
+            raise EncodingError(f"{name!r} has no image, which PaliGemma requires; give one, or load with task='text'")
         expansion = self.expand(images)
         filled, at, moved = parts[0], len(parts[0]), list(bounds)
         for run, part in zip(expansion.texts, parts[1:], strict=True):
@@ -148,15 +141,11 @@ class Vision:
         """
         found, wanted = ids.count(self.token_id), self.n_tokens(images)
         if found < wanted:
-            raise EncodingError(
-                f"the tokenizer dropped {wanted - found} of the {wanted} image tokens of {name!r}; switch its "
-                "truncation off"
-            )
+            missing = f"{wanted - found} of the {wanted} image tokens of {name!r}"
+            raise EncodingError(f"the tokenizer dropped {missing}: switch its truncation off")
         if found > wanted:
-            raise EncodingError(
-                f"the text of {name!r} holds {found - wanted} image tokens ({self.token}) besides those of its "
-                f"{len(images)} images: take them out"
-            )
+            more = f"{found - wanted} image tokens ({self.token}) besides those of its {len(images)} images"
+            raise EncodingError(f"the text of {name!r} holds {more}: take them out")
 
     def n_tokens(self, images: Sequence[ImageInput]) -> int:
         """How many tokens some images take: one per image feature."""
@@ -204,9 +193,7 @@ class Vision:
             raise EncodingError(f"{name} refuses {len(images)} images: {reason}") from error
         before, *texts = recorder.text.split(_MARK)
         if before or len(texts) != len(images) + 1:
-            raise EncodingError(
-                f"{name} rewrote {text!r} to {recorder.text[:80]!r}...; steerlab can't find its image tokens"
-            )
+            raise EncodingError(f"{name} rewrote {text!r} to {recorder.text[:80]!r}: its image tokens can't be found")
         tensors = {k: v for k, v in found.items() if k not in _TOKEN_ALIGNED and isinstance(v, Tensor)}
         return Expansion(tuple(texts[:-1]), texts[-1], tensors, count_units(tensors, self._config))
 
@@ -243,25 +230,21 @@ def find_processor(
             raise LoadError("task='text' reads no images, but processor= was given: leave one of them out")
         return None
     required = task is not None or given is not None
+    problem, found = "", given
     if not accepts_images(config):
-        if not required:
-            return None
         cause = "a processor was given" if task is None else "task='image-text' was given"
-        raise LoadError(f"{cause}, but {type(config).__name__} is that of a text-only model: use task='text'")
-    if given is None and not place:
-        if not required:
-            return None
-        raise LoadError("a model object comes without a processor; give load(model, processor=...)")
-    found = given
-    if given is None or isinstance(given, str | os.PathLike):
-        found = _read_processor(os.fspath(given or place), options, required)
-    missing = [name for name in ("image_processor", "tokenizer", "image_token") if not hasattr(found, name)]
-    if missing and required:
-        raise LoadError(
-            f"{type(found).__name__} is no processor of an image-text model: it has no {', '.join(missing)}. Expected "
-            "one such as LlavaProcessor, with the image processor's files beside the model's; or use task='text'"
-        )
-    if missing:  # a place without an image processor gives its tokenizer, or nothing
+        problem = f"{cause}, but {type(config).__name__} is that of a text-only model: use task='text'"
+    elif given is None and not place:
+        problem = "a model object comes without a processor; give load(model, processor=...)"
+    else:
+        if given is None or isinstance(given, str | os.PathLike):
+            found = _read_processor(os.fspath(given or place), options, required)
+        missing = [name for name in ("image_processor", "tokenizer", "image_token") if not hasattr(found, name)]
+        if missing:  # a place without an image processor gives its tokenizer, or nothing
+            problem = f"{type(found).__name__} is no processor of an image-text model: it has no {', '.join(missing)}"
+    if problem and required:
+        raise LoadError(problem)
+    if problem:
         return None
     found = copy.copy(found)
     found.tokenizer = copy.deepcopy(tokenizer or found.tokenizer)
@@ -276,17 +259,12 @@ def _read_processor(place: str, options: dict[str, Any], required: bool) -> Any:
         return AutoProcessor.from_pretrained(place, **options)
     except ImportError as error:
         reason = str(error).strip().partition("\n")[0]
-        raise LoadError(
-            f"the processor of {place!r} needs a package that is not installed ({reason}): "
-            "pip install 'steerlab[vision]', or give load(..., task='text') to use the model without images"
-        ) from error
+        fix = "pip install 'steerlab[vision]', or give task='text' for a model without images"
+        raise LoadError(f"the processor of {place!r} needs a missing package ({reason}): {fix}") from error
     except (OSError, ValueError, KeyError, AttributeError) as error:
         if not required:
             return None
-        raise LoadError(
-            f"no processor could be read from {place!r}: {error}. Expected its files beside the model's; save them "
-            "there with processor.save_pretrained, or give load(..., processor=...)"
-        ) from error
+        raise LoadError(f"no processor could be read from {place!r}: {error}. Give load(..., processor=...)") from error
 
 
 def _nbytes(expansion: Expansion) -> int:

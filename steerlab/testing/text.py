@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -133,12 +132,6 @@ def tiny_lm(family: str = "llama", *, backend: str = "nnsight", **hf: Any) -> Mo
     return Model(model, tiny_tokenizer(), find_layout(model), id=f"tiny-{family}", backend=backend)
 
 
-@cache
-def shared_lm(family: str = "llama", backend: str = "nnsight", /) -> Model:
-    """`tiny_lm`, built once per process: for tests that do not change the model."""
-    return tiny_lm(family, backend=backend)
-
-
 def text_config(family: str, n_layers: int, hidden_size: int) -> dict[str, Any]:
     tokenizer = tiny_tokenizer()
     common: dict[str, Any] = {
@@ -149,10 +142,10 @@ def text_config(family: str, n_layers: int, hidden_size: int) -> dict[str, Any]:
         "initializer_range": 0.2,
         **_SETTINGS.get(family, {}),
     }
-    if family == "gpt2":
-        return common | dict(n_embd=hidden_size, n_layer=n_layers, n_head=4, n_positions=_MAX_POSITIONS)
     common |= dict(hidden_size=hidden_size, num_hidden_layers=n_layers, num_attention_heads=4)
     common |= dict(max_position_embeddings=_MAX_POSITIONS)
+    if family == "gpt2":
+        return common
     if family == "opt":
         return common | dict(ffn_dim=2 * hidden_size, word_embed_proj_dim=hidden_size, init_std=0.2)
     common |= dict(intermediate_size=2 * hidden_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -149,9 +148,9 @@ def tiny_processor(family: str = "llava") -> Any:
     Raises:
         LoadError: unknown family, or a package that the processor needs is missing.
     """
-    row = _find(family)
+    row, tokenizer = _find(family)
     try:
-        return row.build_processor(_tokenizer(family, row))
+        return row.build_processor(tokenizer)
     except ImportError as error:
         raise LoadError(
             f"the {family} processor needs a package that is not here ({error}): pip install 'steerlab[vision]'"
@@ -174,8 +173,7 @@ def tiny_vlm_hf(family: str = "llava", *, seed: int = 0, n_layers: int = 3, **te
     Raises:
         LoadError: unknown family.
     """
-    row = _find(family)
-    tokenizer = _tokenizer(family, row)
+    row, tokenizer = _find(family)
     settings = text_config(row.text_family, n_layers, 32) | {"vocab_size": len(tokenizer)} | text | row.text
     if family == "gemma3":  # full attention in the last block: in a window alone the last token would see no image
         settings["layer_types"] = [("full_attention", "sliding_attention")[i % 2] for i in range(n_layers)]
@@ -215,21 +213,11 @@ def tiny_vlm(family: str = "llava", *, backend: str = "nnsight", **hf: Any) -> M
     return Model(model, processor.tokenizer, layout, id=f"tiny-{family}", backend=backend, processor=processor)
 
 
-@cache
-def shared_vlm(family: str = "llava", backend: str = "nnsight", /) -> Model:
-    """`tiny_vlm`, built once per process: for tests that do not change the model."""
-    return tiny_vlm(family, backend=backend)
-
-
-def _find(family: str) -> _Family:
+def _find(family: str) -> tuple[_Family, Any]:
+    """A family, and `tiny_tokenizer` with its special tokens and a template that places its images."""
     if family not in _FAMILIES:
         raise LoadError(f"unknown family {family!r}; expected one of {', '.join(VLM_FAMILIES)}")
-    return _FAMILIES[family]
-
-
-def _tokenizer(family: str, row: _Family) -> Any:
-    """`tiny_tokenizer` with the special tokens of a family, and a template that places its images."""
-    tokenizer = tiny_tokenizer()
+    row, tokenizer = _FAMILIES[family], tiny_tokenizer()
     tokens = dict.fromkeys((*row.tokens.values(), *row.more_tokens))
     tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
     template = tokenizer.chat_template.replace("IMAGE", row.placeholder)
@@ -237,4 +225,4 @@ def _tokenizer(family: str, row: _Family) -> Any:
     if family == "gemma3":  # its processor takes the names of the tokens from the tokenizer
         names: dict[str, Any] = dict(zip(("image_token", "boi_token", "eoi_token"), tokens, strict=True))
         tokenizer._set_model_specific_special_tokens(names)
-    return tokenizer
+    return row, tokenizer

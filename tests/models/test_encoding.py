@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from steerlab._support.errors import EncodingError
 from steerlab.models.encoding import EncodedPrompt, by_length, collate, encode
-from steerlab.testing import SYSTEM, shared_lm, tiny_tokenizer
+from steerlab.testing import SYSTEM, tiny_tokenizer
 
 # a BOS in every turn, the system message inside the first user turn, nothing opens the assistant's turn
 LLAMA2 = (
@@ -40,7 +40,7 @@ SINGLE = GEMMA.replace(
 )
 
 
-def with_template(template: str) -> PreTrainedTokenizerFast:
+def with_template(template: str | None) -> PreTrainedTokenizerFast:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     return tokenizer
@@ -106,33 +106,30 @@ def test_ids_are_those_of_the_rendered_template_with_one_bos(name: str) -> None:
     assert expected[0] == CHATML.bos_token_id and expected.count(CHATML.bos_token_id) == 1
 
 
-def test_chatml_parts() -> None:
-    row = encode(CHATML, "How are you?", system="Be brief.", answer="Fine.", end_turn=True)
-    assert parts_of(row) == [
-        ("template", "<|bos|>"),
-        ("system", "<|im_start|>system\nBe brief.<|im_end|>\n"),
-        ("user", "<|im_start|>user\nHow are you?<|im_end|>\n"),
-        ("header", "<|im_start|>assistant\n"),
-        ("answer", "Fine.<|im_end|>\n"),
-    ]
-    assert row.kind("header")[-1] == row.n_prompt - 1
+CHATML_USER = [("user", "<|im_start|>user\nHow?<|im_end|>\n"), ("header", "<|im_start|>assistant\n")]
+GEMMA_USER = [("user", "<start_of_turn>user\nHow?<end_of_turn>\n"), ("header", "<start_of_turn>model\n")]
+OBEY = [("system", "[INST] <<SYS>>\nObey.\n<</SYS>>\n\n"), ("user", "How? [/INST]")]
+FINE = {"answer": "Fine."}
+DONE = {"answer": "Fine.", "end_turn": True}
+PARTS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
+    ("chatml", {}, [("system", f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"), *CHATML_USER]),
+    ("chatml", FINE, [("system", f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"), *CHATML_USER, ("answer", "Fine.")]),
+    (
+        "chatml",
+        DONE | {"system": "Be brief."},
+        [("system", "<|im_start|>system\nBe brief.<|im_end|>\n"), *CHATML_USER, ("answer", "Fine.<|im_end|>\n")],
+    ),
+    ("llama2", DONE | {"system": "Obey."}, [*OBEY, ("answer", "Fine. <|im_end|>")]),
+    ("gemma", {}, GEMMA_USER),
+    ("gemma", DONE, [*GEMMA_USER, ("answer", "Fine.<end_of_turn>\n")]),
+]
 
 
-def test_default_system_message_comes_from_the_template() -> None:
-    assert SYSTEM in text_of(encode(CHATML, "hello"), "system")
-    system = text_of(encode(CHATML, "hello", system="Be brief."), "system")
-    assert "Be brief." in system and SYSTEM not in system
-
-
-def test_answer_without_end_of_turn_ends_with_its_words() -> None:
-    row = encode(CHATML, "hello", answer="Fine.")
-    assert text_of(row, "answer") == "Fine." and CHATML.eos_token_id not in row.ids[row.n_prompt :]
-
-
-@pytest.mark.parametrize(("name", "closing"), [("llama2", " <|im_end|>"), ("gemma", "<end_of_turn>\n")])
-def test_end_of_turn_is_that_of_the_template(name: str, closing: str) -> None:
-    row = encode(TOKENIZERS[name], "hello", answer="Fine.", end_turn=True)
-    assert text_of(row, "answer") == "Fine." + closing
+@pytest.mark.parametrize(("name", "options", "parts"), PARTS)
+def test_parts_of_a_rendered_conversation(name: str, options: dict[str, Any], parts: list[tuple[str, str]]) -> None:
+    """System message (given or the template's), user's words, header, and the end of a finished answer."""
+    words = "How?" if name == "chatml" else " How? "  # ChatML keeps spaces
+    assert parts_of(encode(TOKENIZERS[name], words, **options)) == [("template", "<|bos|>"), *parts]
 
 
 @pytest.mark.parametrize("user", ["hello", "INST", "]", "SYS", "Obey"])
@@ -146,24 +143,9 @@ def test_llama2_parts(user: str) -> None:
     assert parts_of(without_system) == [("template", "<|bos|>"), ("user", f"[INST] {user} [/INST]")]
 
 
-def test_gemma_parts() -> None:
-    assert parts_of(encode(TOKENIZERS["gemma"], "  hello there ")) == [
-        ("template", "<|bos|>"),
-        ("user", "<start_of_turn>user\nhello there<end_of_turn>\n"),
-        ("header", "<start_of_turn>model\n"),
-    ]
-
-
 @pytest.mark.parametrize("user", ["hello", "turn", "user", ">"])
 def test_template_that_refuses_a_second_turn_starts_the_user_span_at_the_words(user: str) -> None:
     assert text_of(encode(TOKENIZERS["single"], user), "user") == f"{user}<end_of_turn>\n"
-
-
-def test_templates_that_refuse_or_change_the_conversation() -> None:
-    with pytest.raises(EncodingError, match="System role not supported"):
-        encode(TOKENIZERS["gemma"], "hello", system="Obey.")
-    with pytest.raises(EncodingError, match="changes the user's words"):
-        encode(with_template(GEMMA.replace("| trim", "| upper")), "hello")
 
 
 def test_earlier_turns_are_history() -> None:
@@ -202,35 +184,40 @@ def test_spaces_without_width_belong_to_their_part() -> None:
     assert [tuple(span) for span in plain.spans] == [("template", 0, 1), ("user", 1, len(plain))]
 
 
-def test_prompt_longer_than_the_context_is_refused() -> None:
+def test_prompt_longer_than_the_context_is_refused(lm: Any) -> None:
     row = encode(CHATML, "hello", answer="there")
     assert encode(CHATML, "hello", answer="there", limit=len(row)) == row
     with pytest.raises(EncodingError, match=rf"'mine' has {len(row)} tokens.* holds {len(row) - 1}"):
         encode(CHATML, "hello", answer="there", limit=len(row) - 1, example_id="mine")
     with pytest.raises(EncodingError, match="holds 512"):
-        shared_lm("llama", "hooks").encode("a b c " * 200)
+        lm().encode("a b c " * 200)
 
 
-@pytest.mark.parametrize("chat", [True, False])
-@pytest.mark.parametrize("prompt", ["", " \n"])
-def test_empty_prompt_is_refused(prompt: str, chat: bool) -> None:
-    with pytest.raises(EncodingError, match="'mine' is empty"):
-        encode(CHATML, prompt, chat=chat, example_id="mine")
+def turns_of(*roles: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": "hello"} for role in roles]
 
 
-@pytest.mark.parametrize("roles", [(), ("user", "assistant"), ("system",)])
-def test_messages_must_end_with_the_user(roles: tuple[str, ...]) -> None:
-    with pytest.raises(EncodingError, match="must end with the user's turn"):
-        encode(CHATML, [{"role": role, "content": "x"} for role in roles])
+REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
+    *[("chatml", text, {"chat": chat}, "'mine' is empty") for text in ("", " \n") for chat in (True, False)],
+    *[
+        ("chatml", turns_of(*roles), {}, "must end with the user's turn")
+        for roles in ((), ("user", "assistant"), ("system",))
+    ],
+    ("bare", "hello", {}, "no chat template"),
+    ("bare", turns_of("user"), {"chat": False}, "chat=True"),
+    ("gemma", "hello", {"system": "Obey."}, "System role not supported"),
+    ("upper", "hello", {}, "changes the user's words"),
+]
 
 
-def test_messages_without_a_template_are_refused() -> None:
-    bare = tiny_tokenizer()
-    bare.chat_template = None
-    with pytest.raises(EncodingError, match="no chat template"):
-        encode(bare, "hello")
-    with pytest.raises(EncodingError, match="chat=True"):
-        encode(bare, [{"role": "user", "content": "hello"}], chat=False)
+@pytest.mark.parametrize(("name", "prompt", "options", "message"), REFUSED)
+def test_prompt_without_a_user_turn_or_a_fitting_template_is_refused(
+    name: str, prompt: Any, options: dict[str, Any], message: str
+) -> None:
+    templates = {"bare": None, "upper": GEMMA.replace("| trim", "| upper")}
+    tokenizer = with_template(templates[name]) if name in templates else TOKENIZERS[name]
+    with pytest.raises(EncodingError, match=message):
+        encode(tokenizer, prompt, example_id="mine", **options)
 
 
 def row_of(n: int) -> EncodedPrompt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -114,17 +115,12 @@ def test_engines_agree_bit_for_bit_under_edits(lm: LM, family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_capture_stops_after_the_deepest_site(lm: LM, family: str, backend: str) -> None:
     model = lm(family, backend)
-    calls = [0] * 4
-    handles = [
-        block.register_forward_pre_hook(lambda *_, k=k: calls.__setitem__(k, calls[k] + 1))
-        for k, block in enumerate(blocks(model.hf, model.layout))
-    ]
-    try:
+    calls: list[int] = []
+    with ExitStack() as stack:
+        for k, block in enumerate(blocks(model.hf, model.layout)):
+            stack.callback(block.register_forward_pre_hook(lambda *_, k=k: calls.append(k)).remove)
         model.engine.capture_states(inputs_of(model), {}, [Site(1), Site(0)], lambda h: h)
-    finally:
-        for handle in handles:
-            handle.remove()
-    assert calls == [1, 1, 0, 0]
+    assert calls == [0, 1]
 
 
 @backends
@@ -185,8 +181,8 @@ def test_generation_with_and_without_a_cache_agrees(
         assert torch.equal(best[row, :stop], new[:stop])
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_sampled_sequences_and_beams_agree_between_engines(lm: LM, family: str) -> None:
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_samples_beams_and_early_ends_agree_between_engines(lm: LM, family: str) -> None:
     nnsight, hooks = lm(family, "nnsight"), lm(family, "hooks")
     inputs = inputs_of(nnsight)
     for options in ({"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}):
@@ -195,26 +191,12 @@ def test_sampled_sequences_and_beams_agree_between_engines(lm: LM, family: str) 
             torch.manual_seed(0)
             results.append(model.engine.generate(inputs, edits_of(inputs, Site(1)), max_new_tokens=4, **options))
         assert torch.equal(*results)
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_generation_that_ends_early_agrees_between_engines(lm: LM, family: str) -> None:
-    nnsight, hooks = lm(family, "nnsight"), lm(family, "hooks")
-    inputs = inputs_of(nnsight)
     width = inputs["input_ids"].shape[1]
     free = hooks.engine.generate(inputs, edits_of(inputs, Site(1)), max_new_tokens=8)
     first = free[:, width : width + 2].flatten().unique().tolist()
     for model in (nnsight, hooks):
         ids = model.engine.generate(inputs, edits_of(inputs, Site(1)), max_new_tokens=8, eos_token_id=first)
         assert torch.equal(ids, free[:, : ids.shape[1]]) or ids.shape[1] <= width + 2
-
-
-def wrong(blocks_path: str, backend: str, pick: Callable[[list[nn.Module]], list[nn.Module]]) -> Model:
-    hf = tiny_hf("llama")
-    hf.other = nn.ModuleList(pick(list(hf.model.layers)))
-    return Model(
-        hf, tiny_tokenizer(), Layout(blocks_path, "model.norm", "lm_head", None, None), id="x", backend=backend
-    )
 
 
 WRONG = {
@@ -229,13 +211,12 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_self_check_names_a_wrong_layout(case: str, backend: str) -> None:
     pick, message = WRONG[case]
-    model = wrong("other", backend, pick)
+    hf = tiny_hf("llama")
+    hf.other = nn.ModuleList(pick(list(hf.model.layers)))
+    layout = Layout("other", "model.norm", "lm_head", None, None)
+    model = Model(hf, tiny_tokenizer(), layout, id="x", backend=backend)
     with pytest.raises(LayoutError, match=message):
         self_check(model)
-    assert no_hooks(model.hf)
-
-
-def test_point_without_a_module_is_refused() -> None:
-    model = wrong("model.layers", "hooks", lambda found: found)
     with pytest.raises(LayoutError, match="no module for 'attn_out'"):
         model.engine.capture_states(inputs_of(model), {}, [Site(0, "attn_out")], lambda h: h)
+    assert no_hooks(model.hf)

@@ -51,11 +51,6 @@ def test_edit_without_columns_returns_the_state_itself() -> None:
     assert later.stats.totals() == (0, 0.0)
 
 
-def test_zero_vector_changes_no_bit() -> None:
-    h = state(2, 3).to(torch.bfloat16)
-    assert torch.equal(apply_edits([Edit(torch.zeros(2, HIDDEN), everywhere(2, 3), True)], h, 3), h)
-
-
 @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=3), st.integers(0, 2**16))
 def test_edit_writes_exactly_where_the_mask_is_set(marks: list[list[bool]], seed: int) -> None:
     mask = torch.tensor(marks)
@@ -117,12 +112,7 @@ def test_copies_of_rows_get_the_vector_of_their_row(copies: int) -> None:
     assert torch.equal(out, one)
 
 
-def test_rows_that_are_no_multiple_of_the_edits_are_refused() -> None:
-    with pytest.raises(SteeringError, match="3 rows can't be matched to edits of 2 rows"):
-        apply_edits([Edit(torch.ones(2, HIDDEN), everywhere(2, 3), False)], state(3, 3), 3)
-
-
-@pytest.mark.parametrize("scope", ["all", "generated"])
+@pytest.mark.parametrize("scope", ["all", "prompt", "generated"])
 @pytest.mark.parametrize("copies", [1, 2])
 def test_vector_fn_reads_the_unsteered_last_prompt_state_once(copies: int, scope: str) -> None:
     h = state(2, 4).repeat_interleave(copies, 0)
@@ -133,28 +123,22 @@ def test_vector_fn_reads_the_unsteered_last_prompt_state_once(copies: int, scope
         return 2 * h
 
     last = torch.tensor([3, 1])
-    edit = Edit(None, torch.full((2, 4), scope == "all"), True, double, last)
+    edit = Edit(None, torch.full((2, 4), scope != "generated"), scope != "prompt", double, last)
     other = Edit(torch.ones(2, HIDDEN), everywhere(2, 4), True)
     last_states = h[torch.arange(2 * copies), last.repeat_interleave(copies)]
     out = apply_edits([other, edit], h, 4)
-    assert torch.equal(out, h + (1 + 2 * last_states[:, None] * (scope == "all")))
+    assert torch.equal(out, h + (1 + 2 * last_states[:, None] * (scope != "generated")))
     for step in (5, 6):
         new = state(2 * copies, 1, step)
-        assert torch.allclose(apply_edits([edit], new, step), new + 2 * last_states[:, None])
+        assert torch.allclose(apply_edits([edit], new, step), new + 2 * last_states[:, None] * (scope != "prompt"))
     assert len(calls) == 1 and torch.equal(calls[0], last_states)
 
 
-def test_vector_fn_for_the_prompt_alone_leaves_decoding_unchanged() -> None:
-    edit = Edit(None, everywhere(1, 2), False, lambda h: h, torch.tensor([1]))
-    h, new = state(1, 2), state(1, 1, 1)
-    assert torch.equal(apply_edits([edit], h, 2), h + h[:, 1:])
-    assert apply_edits([edit], new, 3) is new
-
-
-def test_vector_fn_without_a_prompt_is_refused() -> None:
-    edit = Edit(None, everywhere(1, 2), True, lambda h: h, torch.tensor([1]))
+def test_edits_that_do_not_fit_the_forward_are_refused() -> None:
+    with pytest.raises(SteeringError, match="3 rows can't be matched to edits of 2 rows"):
+        apply_edits([Edit(torch.ones(2, HIDDEN), everywhere(2, 3), False)], state(3, 3), 3)
     with pytest.raises(SteeringError, match="before any prompt"):
-        apply_edits([edit], state(1, 1), 3)
+        apply_edits([Edit(None, everywhere(1, 2), True, lambda h: h, torch.tensor([1]))], state(1, 1), 3)
 
 
 def test_check_edits_refuses_other_widths_and_nan() -> None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 
 from steerlab import Model, Site, SteeringError
 from steerlab.models.attention import NAME, supports_prefix_attention
 from steerlab.models.interventions import Edit
-from steerlab.models.kv_prefix import TOKENS, ForwardState, can_prefill, common_columns, length_buckets, prefill_cost
+from steerlab.models.kv_prefix import (
+    TOKENS,
+    ForwardState,
+    Prefix,
+    can_prefill,
+    common_columns,
+    length_buckets,
+    prefill_cost,
+    split_at,
+)
 from steerlab.testing import FAMILIES, tiny_lm
 from steerlab.testing.text import tiny_hf
 
@@ -28,12 +40,16 @@ def whole_inputs(model: Model, answer: str = "yes, and no") -> tuple[dict[str, t
     return model.inputs(batch), cut, batch.width
 
 
-def repeated(inputs: dict[str, torch.Tensor], copies: int) -> dict[str, torch.Tensor]:
-    return {name: tensor.repeat(copies, 1) for name, tensor in inputs.items()}
+def repeated(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.repeat(COPIES, 1) for name, tensor in inputs.items()}
 
 
-def from_column(inputs: dict[str, torch.Tensor], cut: int) -> dict[str, torch.Tensor]:
-    return {name: t if name == "attention_mask" else t[:, cut:] for name, t in inputs.items()}
+def assert_equal_prefixes(found: Prefix, layers: Iterable[tuple[Tensor, Tensor]], mask: Tensor) -> None:
+    """At the real columns of the mask."""
+    for pair, other in zip(found.layers, layers, strict=True):
+        for mine, expected in zip(pair, other, strict=True):
+            got, want = (t.transpose(1, 2)[mask.bool()] for t in (mine, expected))
+            torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
 
 
 def edits_of(model: Model, width: int, cut: int, layers: list[int]) -> dict[Site, list[Edit]]:
@@ -59,13 +75,13 @@ def test_prefix_and_layer_restart_match_a_whole_forward(family: str, backend: st
     inputs, cut, width = whole_inputs(model)
     layers = [0, 0, 0, 1, 1, 1]
     edits = edits_of(model, width, cut, layers)
-    expected = model.engine.logits(repeated(inputs, COPIES), edits, width - cut)
+    expected = model.engine.logits(repeated(inputs), edits, width - cut)
 
-    prefix = model.engine.prefill({k: t[:, :cut] for k, t in inputs.items()})
-    tail = from_column(inputs, cut)
+    before, tail = split_at(inputs, cut)
+    prefix = model.engine.prefill(before)
     states = model.engine.capture_states(tail, {}, [Site(0)], lambda h: h, ForwardState(prefix))[:, 0]
     forward_state = ForwardState(prefix, COPIES, 0, states.repeat(COPIES, 1, 1))
-    found = model.engine.logits(repeated(tail, COPIES), edits_of(model, width, cut, layers), width - cut, forward_state)
+    found = model.engine.logits(repeated(tail), edits_of(model, width, cut, layers), width - cut, forward_state)
     real = inputs["attention_mask"][:, cut:].bool().repeat(COPIES, 1)
     torch.testing.assert_close(found[real], expected[real], atol=2e-4, rtol=1e-4)
 
@@ -93,9 +109,9 @@ def test_refused_restart_leaves_the_model_as_it_was(lm, backend: str) -> None:
 def test_prefix_is_read_only(lm) -> None:
     model = lm()
     inputs, cut, _ = whole_inputs(model)
-    prefix = model.engine.prefill({k: t[:, :cut] for k, t in inputs.items()})
+    before, tail = split_at(inputs, cut)
+    prefix = model.engine.prefill(before)
     keys = [k.clone() for k, _ in prefix.layers]
-    tail = from_column(inputs, cut)
     first = model.engine.logits(tail, {}, 1, ForwardState(prefix))
     assert torch.equal(model.engine.logits(tail, {}, 1, ForwardState(prefix)), first)
     assert all(torch.equal(a, b) for a, (b, _) in zip(keys, prefix.layers, strict=True))
@@ -121,11 +137,7 @@ def test_prefill_with_a_common_prefix_matches_a_plain_cache(lm, family: str) -> 
     cache = DynamicCache()
     with torch.no_grad():
         model.hf(**inputs, past_key_values=cache, use_cache=True)
-    real = inputs["attention_mask"].bool()
-    for layer, pair in zip(cache.layers, found.layers, strict=True):
-        for expected, mine in zip((layer.keys, layer.values), pair, strict=True):
-            got, want = (t.transpose(1, 2)[real] for t in (mine, expected))
-            torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+    assert_equal_prefixes(found, [(layer.keys, layer.values) for layer in cache.layers], inputs["attention_mask"])
 
 
 def test_common_columns_end_where_rows_differ_or_end() -> None:
@@ -147,17 +159,15 @@ def test_prefill_in_buckets_matches_prefill_at_once(lm, backend: str, monkeypatc
     once = model.engine.prefill(inputs)
     monkeypatch.setitem(TOKENS, "cpu", 2 * inputs["input_ids"].shape[1])
     assert len(length_buckets(inputs["attention_mask"], 0)) > 2, "the premise"
-    real = inputs["attention_mask"].bool()
-    for pair, other in zip(model.engine.prefill(inputs).layers, once.layers, strict=True):
-        for mine, expected in zip(pair, other, strict=True):
-            torch.testing.assert_close(mine.transpose(1, 2)[real], expected.transpose(1, 2)[real], atol=2e-5, rtol=1e-4)
+    assert_equal_prefixes(model.engine.prefill(inputs), once.layers, inputs["attention_mask"])
 
 
 @backends
 def test_attention_is_restored_after_an_error(backend: str) -> None:
     model = tiny_lm("llama", backend=backend, attn_implementation="sdpa")
     inputs, cut, _ = whole_inputs(model)
-    prefix = model.engine.prefill({k: t[:, :cut] for k, t in inputs.items()})
+    before, tail = split_at(inputs, cut)
+    prefix = model.engine.prefill(before)
     config = model.hf.config.get_text_config()
     seen = []
 
@@ -166,7 +176,7 @@ def test_attention_is_restored_after_an_error(backend: str) -> None:
         raise RuntimeError("on purpose")
 
     with pytest.raises(Exception, match="on purpose"):
-        model.engine.capture_states(from_column(inputs, cut), {}, [Site(0)], break_off, ForwardState(prefix))
+        model.engine.capture_states(tail, {}, [Site(0)], break_off, ForwardState(prefix))
     assert seen == [NAME] and config._attn_implementation == "sdpa"
 
 
@@ -176,7 +186,7 @@ def test_prefix_attention_in_half_precision_is_as_exact_as_sdpa() -> None:
     exact = model.engine.logits(inputs, {}, width - cut)
     model.hf.to(torch.bfloat16)
     sdpa = model.engine.logits(inputs, {}, width - cut)
-    prefix = model.engine.prefill({k: t[:, :cut] for k, t in inputs.items()})
-    found = model.engine.logits(from_column(inputs, cut), {}, width - cut, ForwardState(prefix))
+    before, tail = split_at(inputs, cut)
+    found = model.engine.logits(tail, {}, width - cut, ForwardState(model.engine.prefill(before)))
     real = inputs["attention_mask"][:, cut:].bool()
     assert (found - exact)[real].abs().mean() < 1.2 * (sdpa - exact)[real].abs().mean()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from torch import nn
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, LlamaConfig, PaliGemmaConfig
+from transformers import LlamaConfig, PaliGemmaConfig
 
 from steerlab._support.errors import LayoutError
 from steerlab.models.families import Family, family_of
@@ -35,12 +35,7 @@ def test_layout_of_every_family(family: str) -> None:
 
 
 def test_blocks_of_a_multimodal_model_are_those_of_the_text() -> None:
-    text = dict(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=2)
-    text |= dict(num_attention_heads=2, num_key_value_heads=1, head_dim=8)
-    text |= dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=5, num_attention_heads=2)
-    config = Gemma3Config(text_config=text, vision_config=vision | dict(image_size=28, patch_size=14))
-    layout = find_layout(Gemma3ForConditionalGeneration(config))
+    layout = find_layout(tiny_vlm_hf("gemma3", n_layers=1))  # fewer than in the vision tower
     assert layout.blocks_path == "model.language_model.layers"
     assert layout.final_norm_path == "model.language_model.norm"
     assert layout.head_path == "lm_head"
@@ -51,12 +46,6 @@ class Block(nn.Module):
         super().__init__()
         self.attention = nn.Linear(4, 4)
         self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(9))
-
-
-class Other(Block):
-    def __init__(self) -> None:
-        super().__init__()
-        del self.attention
 
 
 class Unknown(nn.Module):
@@ -72,18 +61,11 @@ class Unknown(nn.Module):
 
 
 def test_layout_of_an_unknown_decoder() -> None:
-    assert find_layout(Unknown()) == Layout("trunk", "closing", "output", "attention", None, "vision_tower")
-
-
-def test_blocks_argument_overrides_the_search() -> None:
-    assert find_layout(Unknown(), "vision_tower").blocks_path == "vision_tower"
-    assert find_layout(tiny_hf("llama"), blocks="model.layers") == LLAMA_LIKE
-
-
-def test_module_name_must_exist_in_every_block() -> None:
     model = Unknown()
-    model.trunk.append(Other())
-    assert find_layout(model, "trunk").attention_name is None
+    assert find_layout(model) == Layout("trunk", "closing", "output", "attention", None, "vision_tower")
+    assert find_layout(model, "vision_tower").blocks_path == "vision_tower"
+    model.trunk.append(nn.Linear(4, 4))
+    assert find_layout(model, "trunk").attention_name is None, "it must exist in every block"
 
 
 @pytest.mark.parametrize("path", ["model.blocks", "model.norm", ""])
@@ -92,9 +74,6 @@ def test_wrong_blocks_argument_error_lists_the_paths(path: str) -> None:
         find_layout(tiny_hf("llama", n_layers=5), blocks=path)
     message = str(caught.value)
     assert repr(path) in message and "model.layers (5 x LlamaDecoderLayer)" in message and "blocks=" in message
-
-
-def test_module_without_blocks_is_refused() -> None:
     with pytest.raises(LayoutError, match="no ModuleList at all"):
         find_layout(nn.Linear(2, 2))
 

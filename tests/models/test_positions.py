@@ -25,8 +25,8 @@ from steerlab.models.positions import (
     resolve,
     resolve_nonempty,
 )
-from steerlab.testing import shared_lm
 
+LM = Callable[..., Model]
 # one token a character: ^ ss uuuu hh aaa
 TEXT = "^ssuserhhans"
 PARTS = (("template", 0, 1), ("system", 1, 3), ("user", 3, 7), ("header", 7, 9), ("answer", 9, 12))
@@ -46,7 +46,6 @@ MEANING = {
     "last_user": [6],
     **{name: [] for name in ("images", "last_image", "after_image", "history", "first_difference")},
 }
-LENGTHS = (st.integers(1, 30), st.integers(0, 10), st.integers(0, 45))
 
 
 def row_of(n_prompt: int, n_answer: int) -> EncodedPrompt:
@@ -64,15 +63,8 @@ def test_union_of_names_is_union_of_tokens(names: list[str]) -> None:
     assert resolve("+".join(names), ROW) == sorted(set().union(*(MEANING[name] for name in names)))
 
 
-@given(*LENGTHS)
-def test_last_k_and_prompt_k_are_single_prompt_tokens_or_none(n_prompt: int, n_answer: int, k: int) -> None:
-    row = row_of(n_prompt, n_answer)
-    assert resolve(f"last-{k}", row) == ([range(n_prompt)[-1 - k]] if k < n_prompt else [])
-    assert resolve(f"prompt[{k}]", row) == list(range(n_prompt))[k : k + 1]
-
-
 @given(st.integers(1, 30), st.integers(0, 10), st.lists(st.integers(0, 40), min_size=1, max_size=6))
-def test_union_of_last_k_and_prompt_k_is_ascending(n_prompt: int, n_answer: int, ks: list[int]) -> None:
+def test_last_k_and_prompt_k_are_prompt_tokens_ascending(n_prompt: int, n_answer: int, ks: list[int]) -> None:
     row = row_of(n_prompt, n_answer)
     ends, starts = ("+".join(form.format(k) for k in ks) for form in ("last-{}", "prompt[{}]"))
     assert resolve(ends, row) == sorted({n_prompt - 1 - k for k in ks if k < n_prompt})
@@ -103,11 +95,8 @@ def test_slice_selects_as_in_python_ascending(start: Any, stop: Any, step: Any) 
 )
 def test_match_finds_every_occurrence(text: str, tokens: list[int]) -> None:
     assert resolve(Match(text), ROW) == tokens
-
-
-def test_match_includes_tokens_that_only_overlap() -> None:
-    row = EncodedPrompt((1, 2, 3), (Span("user", 0, 3),), 3, "aabbcc", ((0, 2), (2, 4), (4, 6)))
-    assert resolve(Match("bc"), row) == [1, 2]
+    pairs = EncodedPrompt((1, 2, 3), (Span("user", 0, 3),), 3, "aabbcc", ((0, 2), (2, 4), (4, 6)))
+    assert resolve(Match("bc"), pairs) == [1, 2], "tokens that only overlap"
 
 
 @given(st.lists(st.booleans(), min_size=12, max_size=15))
@@ -156,14 +145,10 @@ def test_empty_position_error_names_example_and_spans() -> None:
     assert resolve_nonempty("user", bare) == [0, 1]
 
 
-@pytest.mark.parametrize("positions", ["all", "last+generated", "answer", "last-2+generated", "prompt[2]+generated"])
-def test_includes_generated(positions: str) -> None:
-    assert includes_generated(positions)
-
-
-@pytest.mark.parametrize("positions", ["last+prompt", "last-2", "prompt[2]", "prompt[0]+last", 3, Match("x")])
-def test_includes_no_generated(positions: Any) -> None:
-    assert not includes_generated(positions)
+def test_includes_generated() -> None:
+    with_generated = ("all", "last+generated", "answer", "last-2+generated", "prompt[2]+generated")
+    without: Any = ("last+prompt", "last-2", "prompt[2]", "prompt[0]+last", 3, Match("x"))
+    assert all(map(includes_generated, with_generated)) and not any(map(includes_generated, without))
 
 
 def test_describe() -> None:
@@ -172,8 +157,8 @@ def test_describe() -> None:
     assert {name: describe(position) for name, position in cases.items()} == {name: name for name in cases}
 
 
-def test_positions_table_agrees_with_resolve() -> None:
-    model = shared_lm("llama", "hooks")
+def test_positions_table_agrees_with_resolve(lm: LM) -> None:
+    model = lm()
     row = model.encode("hello there", answer="you")
     table = positions_table(model, "hello there", answer="you")
     assert table["id"].tolist() == list(row.ids) and "".join(table["string"]) == row.text
@@ -182,8 +167,8 @@ def test_positions_table_agrees_with_resolve() -> None:
     assert set(table.loc[table["answer"], "span"]) == {"answer"}
 
 
-def test_describe_positions_has_a_line_per_name() -> None:
-    model = shared_lm("llama", "hooks")
+def test_describe_positions_has_a_line_per_name(lm: LM) -> None:
+    model = lm()
     last = len(model.encode("hello there")) - 1
     head, *lines = describe_positions(model, "hello there").splitlines()
     assert head.startswith(f"{last + 1} tokens: template 0:1, system 1:")
@@ -241,8 +226,8 @@ def logprob(model: Model, prompt: str, delta: Tensor, columns: Sequence[int]) ->
 
 @pytest.mark.parametrize("backend", ["hooks", "nnsight"])
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_capture_reads_the_state_of_the_named_token(backend: str, padding: str) -> None:
-    model = shared_lm("llama", backend)
+def test_capture_reads_the_state_of_the_named_token(lm: LM, backend: str, padding: str) -> None:
+    model = lm("llama", backend)
     acts = capture(model, PROMPTS, layers=LAYER, positions=list(PLACES), padding=padding, progress=False)
     for number, prompt in enumerate(PROMPTS):
         whole, n = states(model, prompt), encoded(model, prompt)[1]
@@ -252,10 +237,10 @@ def test_capture_reads_the_state_of_the_named_token(backend: str, padding: str) 
             assert row.index["column"][0] == (place(n)[0] if len(place(n)) == 1 else -1)
 
 
-def test_prompt_tokens_are_the_same_on_both_sides_of_a_contrast() -> None:
+def test_prompt_tokens_are_the_same_on_both_sides_of_a_contrast(lm: LM) -> None:
     pairs = [Example(str(i), p, contrast=Contrast("Yes", "No, never")) for i, p in enumerate(PROMPTS)]
     names = ["last-2", "prompt[3]"]
-    acts = capture(shared_lm("llama", "hooks"), pairs, layers=LAYER, positions=names, context=names, progress=False)
+    acts = capture(lm(), pairs, layers=LAYER, positions=names, context=names, progress=False)
     for name in names:
         sides = [acts.select(side=side, position=name) for side in ("prompt", "positive", "negative")]
         assert len({tuple(side.index["column"]) for side in sides}) == 1
@@ -265,8 +250,8 @@ def test_prompt_tokens_are_the_same_on_both_sides_of_a_contrast() -> None:
 
 @settings(max_examples=12)
 @given(st.sampled_from(list(PLACES)), st.sampled_from([1, 3]), st.integers(0, 99))
-def test_steering_writes_to_the_named_token_of_every_row(name: str, batch_size: int, seed: int) -> None:
-    model = shared_lm("llama", "hooks")
+def test_steering_writes_to_the_named_token_of_every_row(lm: LM, name: str, batch_size: int, seed: int) -> None:
+    model = lm()
     delta = 3 * torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(seed))
     options = {"steer": MeanDifference.from_tensor(LAYER, delta), "positions": name, "batch_size": batch_size}
     found = score(model, PROMPTS, [ANSWER] * 3, **options)
@@ -278,8 +263,8 @@ def test_steering_writes_to_the_named_token_of_every_row(name: str, batch_size: 
 
 
 @pytest.mark.parametrize("form", ["last-{}", "prompt[{}]"])
-def test_token_beyond_the_shortest_prompt_is_refused_by_example_id(form: str) -> None:
-    model = shared_lm("llama", "hooks")
+def test_token_beyond_the_shortest_prompt_is_refused_by_example_id(lm: LM, form: str) -> None:
+    model = lm()
     beyond = form.format(min(encoded(model, p)[1] for p in PROMPTS))  # the shortest has tokens 0 to min - 1
     steerer = MeanDifference.from_tensor(LAYER, torch.ones(32))
     message = re.escape(f"position {beyond} matches no token of the row ('1')")

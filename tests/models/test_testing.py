@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import random
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab._support.errors import LoadError
-from steerlab.testing import FAMILIES, shared_lm, tiny_hf, tiny_lm, tiny_tokenizer
+from steerlab.testing import FAMILIES, tiny_hf, tiny_lm, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 USER = [{"role": "user", "content": "hello there"}]
@@ -47,6 +44,9 @@ def test_every_block_of_every_family_changes_the_residual_stream(family: str) ->
     tokens = hf.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=4)
     assert hf.generation_config.do_sample is False and tokens.shape[1] > IDS.shape[1]
     assert hf.generation_config.pad_token_id == TOKENIZER.pad_token_id
+    if family in ("gemma2", "gemma3"):
+        assert set(hf.config.layer_types) == {"sliding_attention", "full_attention"}
+        assert hf.config.sliding_window < IDS.shape[1]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -66,40 +66,17 @@ def test_padded_row_equals_the_row_alone(family: str, side: str) -> None:
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
-def test_gemma_has_sliding_and_full_layers(family: str) -> None:
-    config = tiny_hf(family).config
-    assert set(config.layer_types) == {"sliding_attention", "full_attention"}
-    assert config.sliding_window < IDS.shape[1]
-
-
-def test_seed_decides_all_weights() -> None:
+def test_seed_decides_all_weights_and_leaves_the_global_random_state() -> None:
+    before = torch.get_rng_state()
     first, again, other = (tiny_hf("llama", seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first if first[name].numel() > 1)
-
-
-def test_global_random_state_is_unchanged() -> None:
-    torch.manual_seed(5)
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    tiny_hf("mixtral")
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert random.getstate() == before[1]
-    assert np.array_equal(np.random.get_state()[1], before[2])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_options_reach_the_configuration() -> None:
-    hf = tiny_hf("qwen2", n_layers=2, hidden_size=64, num_attention_heads=8, attn_implementation="sdpa")
-    assert (hf.config.num_hidden_layers, hf.config.hidden_size, hf.config.num_attention_heads) == (2, 64, 8)
-    assert hf.config._attn_implementation == "sdpa" and hf.config.max_position_embeddings >= 256
-
-
-def test_unknown_family_is_refused() -> None:
+    model = tiny_lm("qwen2", backend="hooks", n_layers=2, hidden_size=64, attn_implementation="sdpa")
+    assert (model.id, model.n_layers, model.hidden_size, model.backend) == ("tiny-qwen2", 2, 64, "hooks")
+    assert model.hf.config._attn_implementation == "sdpa" and model.context_length >= 256
     with pytest.raises(LoadError, match="'bert'; expected one of llama"):
         tiny_hf("bert")
-
-
-def test_tiny_lm_and_shared_lm() -> None:
-    model = tiny_lm("qwen3", backend="hooks", n_layers=2)
-    assert (model.id, model.n_layers, model.hidden_size, model.backend) == ("tiny-qwen3", 2, 32, "hooks")
-    assert shared_lm("qwen3", "hooks") is shared_lm("qwen3", "hooks")

@@ -7,7 +7,7 @@ batching or engine is involved (but in `block_states`, which they are compared w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -63,12 +63,10 @@ def hooked(modules: Sequence[nn.Module], change: Callable[[int, Tensor], Tensor]
 
         return module.register_forward_hook(after, prepend=True)  # before those of Hugging Face, which collect states
 
-    handles = [attach(number, module) for number, module in enumerate(modules)]
-    try:
+    with ExitStack() as stack:
+        for number, module in enumerate(modules):
+            stack.callback(attach(number, module).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from steerlab import Example, Model, capture
 from steerlab.models.encoding import Batch
-from steerlab.testing import VLM_FAMILIES, shared_vlm
+from steerlab.testing import VLM_FAMILIES, tiny_vlm
 
 HOOKED = ("llava", "qwen2_5_vl", "paligemma")
 families = pytest.mark.parametrize("family", VLM_FAMILIES)
@@ -23,9 +24,10 @@ engines = pytest.mark.parametrize(
 CHATS = tuple(f for f in VLM_FAMILIES if f != "paligemma")  # PaliGemma has no chat template and needs an image
 
 
+@cache
 def vlm(family: str, backend: str = "hooks") -> Model:
-    """The same tiny model every time."""
-    return shared_vlm(family, backend)
+    """The same tiny model every time: for tests that do not change it."""
+    return tiny_vlm(family, backend=backend)
 
 
 def noise(width: int, height: int, seed: int) -> Image.Image:

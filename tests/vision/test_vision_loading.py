@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_models import OTHER, encoded, example, families, rows_of, vlm
+from image_models import OTHER, encoded, families, rows_of, vlm
 
 from steerlab import EncodingError, LoadError, generate, load
 from steerlab.models import vision
@@ -68,9 +68,8 @@ def test_template_of_the_processor_and_a_given_tokenizer_are_used(folder: Callab
 def test_text_task_has_no_vision(folder: Callable[[str], Path]) -> None:
     model = load(folder("llava"), task="text", device="cpu", backend="hooks")
     assert model.vision is None and "image_processor" not in model.info()
-    row = example("llava", "Hi", (OTHER,))
     with pytest.raises(EncodingError, match="reads text only"):
-        model.encode(row.prompt, images=row.images)
+        model.encode("Hi", images=(OTHER,))
 
 
 def test_folder_without_a_processor_loads_as_text_model(folder: Callable[[str], Path], tmp_path: Path) -> None:
@@ -82,11 +81,9 @@ def test_folder_without_a_processor_loads_as_text_model(folder: Callable[[str], 
     assert load(tmp_path / "bare", device="cpu", processor=str(folder("llava"))).vision is not None
 
 
-def test_images_for_a_text_model_are_refused(tmp_path: Path) -> None:
-    tiny_hf("llama").save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
+def test_images_for_a_text_model_are_refused() -> None:
     with pytest.raises(LoadError, match="task='image-text' was given, but LlamaConfig is that of a text-only model"):
-        load(tmp_path, task="image-text", device="cpu")
+        load(tiny_hf("llama"), task="image-text")
     with pytest.raises(LoadError, match="a processor was given, but LlamaConfig"):
         load(tiny_hf("llama"), processor=tiny_processor("llava"))
 
@@ -127,8 +124,5 @@ def test_unsupported_processor_is_found_when_loading(monkeypatch: pytest.MonkeyP
         return replace(found, texts=tuple(text + "!" for text in found.texts))
 
     monkeypatch.setattr(vision.Vision, "_process", other)
-    with pytest.raises(
-        LoadError,
-        match=r"does not support LlavaProcessor: it makes \d+ tokens of a prompt with an image, steerlab \d+ with",
-    ):
+    with pytest.raises(LoadError, match=r"LlavaProcessor: it makes \d+ tokens of a prompt .*, steerlab \d+ with"):
         load(vlm("llava").hf, processor=tiny_processor("llava"))

@@ -10,8 +10,7 @@ import image_models
 import pytest
 import torch
 from by_hand import LAYER, block_states, greedy, hidden, longer, processed, taken
-from image_models import CHATS, OTHER, SQUARE, TALL, WIDE, encoded, engines, example, families, rows_of, states, vlm
-from torch import Tensor
+from image_models import CHATS, SQUARE, TALL, WIDE, encoded, engines, example, families, rows_of, states, vlm
 
 from steerlab import Contrast, Example, MeanDifference, capture, generate, score, steer
 from steerlab._support.errors import EncodingError, PositionError
@@ -87,11 +86,6 @@ def test_content_of_pads_changes_nothing(family: str, side: Any) -> None:
     torch.testing.assert_close(block_states(model, poisoned, {}).transpose(1, 2)[real], clean, rtol=1e-5, atol=1e-5)
 
 
-def _apart(a: Tensor, b: Tensor) -> float:
-    """The relative distance of two states at the last layer."""
-    return float((a[-1] - b[-1]).norm() / a[-1].norm())
-
-
 # --- where the images are ------------------------------------------------------------------------------------
 
 
@@ -123,22 +117,9 @@ def test_after_image_is_empty_where_the_prompt_ends_in_an_image(answer: str | No
         capture(model, [row], positions="after_image", progress=False)
 
 
-@families
-def test_image_changes_its_states_and_later_ones_but_no_earlier_one(family: str) -> None:
-    model = vlm(family)
-    first, second = (example(family, "What is this?", (SQUARE, image)) for image in (WIDE, OTHER))
-    (row,) = encoded(model, [first]).rows
-    images = resolve("images", row)
-    a, b = states(model, first), states(model, second)
-    changed = (a - b).abs().amax(-1) > 1e-3
-    n = len(encoded(model, [example(family, "What is this?", (SQUARE,))]).rows[0].kind("image"))
-    second = images[n:]
-    assert changed[second].all(), "every token of the second image, at every layer"
-    if family == "paligemma":  # a prompt there sees itself both ways
-        assert changed[: second[0], 1:].any() and changed[second[-1] + 1 :, -1].all()
-    else:
-        assert torch.equal(a[: second[0]], b[: second[0]]), "no state before the image, nor of the one before it"
-    assert changed[row.n_prompt - 1, -1] and _apart(a[-1], b[-1]) > 0.02
+def test_paligemma_prompt_without_an_image_is_refused() -> None:
+    with pytest.raises(EncodingError, match="PaliGemma"):
+        vlm("paligemma").encode("What is this?")
 
 
 # --- answers ---------------------------------------------------------------------------------------------------
@@ -148,6 +129,7 @@ ANSWERS = ("Yes", "No, it is something else", "a")
 
 @families
 def test_prompt_states_do_not_depend_on_the_answer(family: str) -> None:
+    """PaliGemma's prompts see themselves both ways, but by their token types no answer."""
     model = vlm(family)
     for row in rows_of(family)[::2]:  # two images; none, where the family takes that
         plain = states(model, row)
@@ -155,40 +137,6 @@ def test_prompt_states_do_not_depend_on_the_answer(family: str) -> None:
         n = batch.rows[0].n_prompt
         for row_with_answer in block_states(model, model.inputs(batch), {}):
             torch.testing.assert_close(row_with_answer[:, :n].transpose(0, 1), plain, rtol=1e-4, atol=1e-5)
-
-
-def test_paligemma_takes_token_types_that_mark_the_answer() -> None:
-    model = vlm("paligemma")
-    row = rows_of("paligemma")[0]
-    last: dict[str, list[Tensor]] = {"types": [], "all prompt": [], "no types": []}
-    for answer in ANSWERS[:2]:
-        batch = encoded(model, [row], answers=[answer])
-        inputs = model.inputs(batch)
-        zero = inputs | {"token_type_ids": torch.zeros_like(inputs["token_type_ids"])}
-        none = {name: tensor for name, tensor in inputs.items() if name != "token_type_ids"}
-        for name, given in (("types", inputs), ("all prompt", zero), ("no types", none)):
-            last[name].append(block_states(model, given, {})[0, :, batch.rows[0].n_prompt - 1])
-    torch.testing.assert_close(*last["types"], rtol=1e-4, atol=1e-5)
-    assert _apart(*last["all prompt"]) > 0.05, "the prompt attends to the answer"
-    torch.testing.assert_close(*last["no types"], rtol=1e-4, atol=1e-5)  # causal, but not what the model is:
-    assert _apart(last["types"][0], last["no types"][0]) > 0.05
-    expected = hidden(model, processed(model, row))[-1]
-    torch.testing.assert_close(last["types"][0], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_gemma3_takes_token_types_that_mark_images() -> None:
-    model, row = vlm("gemma3"), rows_of("gemma3")[0]
-    inputs = model.inputs(encoded(model, [row]))
-    none = inputs | {"token_type_ids": torch.zeros_like(inputs["token_type_ids"])}
-    a, b = (block_states(model, given, {})[0, LAYER + 1, -1:] for given in (inputs, none))
-    assert _apart(a, b) > 1e-3
-
-
-def test_paligemma_refuses_a_prompt_without_an_image() -> None:
-    with pytest.raises(EncodingError, match="PaliGemma"):
-        vlm("paligemma").encode("What is this?")
-    with pytest.raises(EncodingError, match="PaliGemma"):
-        capture(vlm("paligemma"), [Example("a", "No image")], progress=False)
 
 
 @pytest.mark.parametrize("family", CHATS)
@@ -317,25 +265,17 @@ def test_every_copy_of_a_row_gets_the_images_of_the_row(family: str, backend: st
 
 # --- real images -----------------------------------------------------------------------------------------------
 
-PHOTOS = 50
 
-
-@pytest.fixture(scope="module")
-def rows() -> list[Example]:
+@pytest.mark.data
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_photographs_are_encoded_and_captured(family: str) -> None:
     """Two questions about each of fifty photographs, adversarial by the counts of all annotated ones."""
     folder = Path(os.environ.get("STEERLAB_DATA", "nowhere")) / "coco_free"
     if not folder.is_dir():
         pytest.skip("STEERLAB_DATA names no folder with coco_free")
-    objects = coco_objects(folder / "annotations.jsonl")
-    questions = pope_questions(objects, "adversarial", 2, images=folder / "images", name="free")
-    return questions[: 2 * PHOTOS]
-
-
-@pytest.mark.data
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
-def test_photographs_are_encoded_and_captured(rows: list[Example], family: str) -> None:
-    model = vlm(family)
-    assert len({row.meta["image"] for row in rows}) == PHOTOS and [row.behavior for row in rows[:2]] == ["yes", "no"]
+    objects, model = coco_objects(folder / "annotations.jsonl"), vlm(family)
+    rows = pope_questions(objects, "adversarial", 2, images=folder / "images", name="free")[:100]
+    assert len({row.meta["image"] for row in rows}) == 50 and [row.behavior for row in rows[:2]] == ["yes", "no"]
     acts = capture(model, rows, positions=["last", "images"], progress=False)
     assert torch.isfinite(acts.values).all()
     for position in ("last", "images"):

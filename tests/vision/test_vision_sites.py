@@ -17,10 +17,10 @@ from steerlab._support.errors import EncodingError, LayoutError, MismatchError, 
 from steerlab.methods import load_steerer, save
 from steerlab.methods.base import Context, RequiredActivation
 from steerlab.models.engine import block_path
-from steerlab.models.layout import find_layout, module_at
+from steerlab.models.layout import module_at
 from steerlab.models.patches import PatchSelector, entries_per_row
 from steerlab.steering.interventions import build_edits, resolve_interventions
-from steerlab.testing import tiny_hf, tiny_lm, tiny_vlm
+from steerlab.testing import tiny_lm, tiny_vlm
 
 TOWER = (Site(0, part="vision"), Site(1, part="vision"))
 PROJECTOR = Site(0, part="projector")
@@ -45,6 +45,7 @@ def read(model: Model, rows: Any, sites: Any, **options: Any) -> Activations:
 @families
 def test_vision_tower_and_projector_are_found(family: str) -> None:
     model = vlm(family)
+    assert [n > 0 for n in encoded(model, rows_of(family)).units] == [bool(row.images) for row in rows_of(family)]
     assert len(module_at(model.hf, str(model.layout.vision_path))) == 2
     assert model.site(Site(-1, part="vision")) == TOWER[1] and model.width(PROJECTOR) == 32
     row = rows_with_images(family)[0]
@@ -52,26 +53,17 @@ def test_vision_tower_and_projector_are_found(family: str) -> None:
         assert patches(model, site, row).shape[1] == model.width(site)
 
 
-def test_text_models_have_no_vision_sites() -> None:
-    assert find_layout(tiny_hf("llama")).vision_path is None
-    with pytest.raises(LayoutError, match=r"has no vision part .site vision\.0.: that takes an image-text model"):
-        capture(tiny_lm(backend="hooks"), ["Hi"], layers=[TOWER[0]], progress=False)
-
-
 def test_site_strings_and_forward_order() -> None:
-    assert [str(site) for site in (Site(3), Site(3, "attn_out"), TOWER[1], PROJECTOR)] == [
-        *("3", "3.attn_out", "vision.1", "projector.0")
-    ]
-    assert sorted([Site(0), PROJECTOR, TOWER[1], TOWER[0]], key=lambda s: s.forward_order) == [
-        *TOWER,
-        PROJECTOR,
-        Site(0),
-    ]
+    sites = [*TOWER, PROJECTOR, Site(0), Site(3, "attn_out"), Site(3)]
+    assert " ".join(map(str, sites)) == "vision.0 vision.1 projector.0 0 3.attn_out 3"
+    assert sorted(sites[::-1], key=lambda site: site.forward_order) == sites
     for options in ({"part": "audio"}, {"part": "vision", "point": "attn_out"}):
         with pytest.raises(LayoutError, match=r"unknown part 'audio'|only block_out is"):
             Site(0, **options)
     with pytest.raises(LayoutError, match="layer 2 does not exist: the model has 2 blocks in its vision tower"):
         vlm("llava").site(Site(2, part="vision"))
+    with pytest.raises(LayoutError, match=r"has no vision part .site vision\.0.: that takes an image-text model"):
+        capture(tiny_lm(backend="hooks"), ["Hi"], layers=[TOWER[0]], progress=False)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
@@ -113,16 +105,6 @@ def test_projector_output_is_the_features_at_the_image_tokens(family: str) -> No
             assert sorted(given.tolist()) == sorted(taken_in.tolist())
         else:
             assert torch.equal(given, taken_in)
-
-
-@families
-def test_batch_expands_the_images_of_each_row_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, rows = vlm(family), rows_of(family)
-    tokens = [model.encode(row.prompt, images=row.images) for row in rows]
-    calls, expand = [], model.vision.expand
-    monkeypatch.setattr(model.vision, "expand", lambda images: calls.append(images) or expand(images))
-    assert [n > 0 for n in model.batch(tokens).units] == [bool(row.images) for row in rows]
-    assert len(calls) == len(rows)
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl"])
@@ -217,11 +199,8 @@ def test_capture_refuses_sites_and_positions(layers: Any, positions: Any, error:
 
 
 def test_entries_per_row_are_whole_or_refused() -> None:
-    assert (
-        entries_per_row([4, 0, 8], 3) == [1, 0, 2]
-        and entries_per_row([1, 2], 3) == [1, 2]
-        and entries_per_row([1, 2], 6) == [2, 4]
-    )
+    for units, n, entries in (([4, 0, 8], 3, [1, 0, 2]), ([1, 2], 3, [1, 2]), ([1, 2], 6, [2, 4])):
+        assert entries_per_row(units, n) == entries
     for units, n in (([1, 2], 4), ([1, 2], 1), ([0, 0], 3), ([1, 2], 2)):
         with pytest.raises(LayoutError, match="can't be matched to images"):
             entries_per_row(units, n)
@@ -388,13 +367,12 @@ def test_steerer_fitted_in_the_tower_is_saved_and_checks_its_width(tmp_path: Pat
 def test_steering_of_images_that_is_refused() -> None:
     model, rows = vlm("llava"), rows_with_images("llava")
     tower = steerer_at(model, TOWER[0])
-    wide, high = MeanDifference.from_tensor(TOWER[0], torch.ones(32)), Site(5, part="vision")
+    wide = MeanDifference.from_tensor(TOWER[0], torch.ones(32))
     for options, error, message in (
         ({"positions": "last"}, PositionError, "position last means nothing at site vision.0"),
         ({"positions": "last+generated"}, PositionError, "use 'images'"),
         ({"scale": "norm"}, SteeringError, "at vision.0 use scale='raw'"),
         ({"steer": wide}, MismatchError, "hidden_size 32; this model has 24 at vision.0"),
-        ({"steer": MeanDifference.from_tensor(high, torch.ones(24))}, LayoutError, "layer 5 does not exist"),
     ):
         with pytest.raises(error, match=message):
             generate(model, rows, **{"steer": tower, "max_new_tokens": 2, **options})

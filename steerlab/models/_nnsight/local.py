@@ -105,7 +105,7 @@ class NnsightEngine:
         at_layer = edits.get(Site(forward_state.layer))
         state = apply_edits(at_layer, forward_state.state, end) if at_layer else forward_state.state
         envoys = [self._root.get(f"{self._layout.blocks_path}.{k}") for k in range(forward_state.layer + 1)]
-        return envoys, (state, None) if self._hooks.gives_tuples() else state
+        return envoys, (state, None) if self._hooks.gives_tuples else state
 
     def _out_of_order(self, error: OutOfOrderError) -> LayoutError:
         return LayoutError(
