@@ -116,13 +116,10 @@ def test_prefix_is_read_only(lm) -> None:
     assert torch.equal(model.engine.logits(tail, {}, 1, ForwardState(prefix)), first)
     assert all(torch.equal(a, b) for a, (b, _) in zip(keys, prefix.layers, strict=True))
     assert prefix.as_readonly_cache(1).get_seq_length() == cut
-
-
-def test_recurrent_layers_have_no_prefix(lm) -> None:
     assert can_prefill(lm("gemma2").hf)
     hf = tiny_hf("qwen3")
     hf.config.layer_types = ["full_attention", "linear_attention"]
-    assert not can_prefill(hf)
+    assert not can_prefill(hf), "recurrent layers have no prefix"
 
 
 @families

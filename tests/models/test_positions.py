@@ -202,25 +202,13 @@ def encoded(model: Model, prompt: str, answer: str = "") -> tuple[list[int], int
 
 
 @torch.no_grad()
-def states(model: Model, prompt: str) -> Tensor:
-    ids, _ = encoded(model, prompt)
-    return model.hf(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0]
-
-
-@torch.no_grad()
 def logprob(model: Model, prompt: str, delta: Tensor, columns: Sequence[int]) -> float:
     ids, n = encoded(model, prompt, ANSWER)
-
-    def after(_: Any, args: Any, output: Any) -> Any:
-        h = (output[0] if isinstance(output, tuple) else output).clone()
-        h[:, list(columns)] += delta
-        return (h, *output[1:]) if isinstance(output, tuple) else h
-
-    handle = blocks(model.hf, model.layout)[LAYER].register_forward_hook(after)
-    try:
-        found = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
-    finally:
-        handle.remove()
+    shift = torch.zeros(len(ids), 1)
+    shift[list(columns)] = 1
+    hook = blocks(model.hf, model.layout)[LAYER].register_forward_hook(lambda _m, _a, h: h + shift * delta)
+    found = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
+    hook.remove()
     return float(sum(found[i - 1, ids[i]] for i in range(n, len(ids))))
 
 
@@ -230,7 +218,8 @@ def test_capture_reads_the_state_of_the_named_token(lm: LM, backend: str, paddin
     model = lm("llama", backend)
     acts = capture(model, PROMPTS, layers=LAYER, positions=list(PLACES), padding=padding, progress=False)
     for number, prompt in enumerate(PROMPTS):
-        whole, n = states(model, prompt), encoded(model, prompt)[1]
+        ids, n = encoded(model, prompt)
+        whole = model.hf(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0]
         for name, place in PLACES.items():
             row = acts.select(example_id=str(number), position=name)
             torch.testing.assert_close(row.at(LAYER)[0], whole[place(n)].mean(0), rtol=1e-5, atol=1e-5)
