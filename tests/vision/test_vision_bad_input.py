@@ -105,7 +105,7 @@ def truncated_photo() -> bytes:
 FILES: dict[str, tuple[bytes | None, str]] = {
     "": (None, "cannot be read"),  # the folder
     "missing.png": (None, "does not exist"),
-    "photo.jpg": (truncated_photo(), "can't be read"),
+    "photo.jpg": (truncated_photo(), "cannot be read"),
     "empty.png": (b"", "broken, empty or no image"),
     "text.jpg": (b"this is no image at all", "broken, empty or no image"),
     "cut.png": (header(30, 30), "broken, empty or no image"),
@@ -136,8 +136,8 @@ def test_unusable_open_image_is_refused() -> None:
     closed = noise(4, 4, 0)
     closed.close()
     cut, large = (Image.open(io.BytesIO(header(*size))) for size in ((30, 30), (10_001, 10_000)))
-    assert_refused(closed, "the image can't be read")
-    assert_refused(cut, "the image can't be read")
+    assert_refused(closed, "the image cannot be read")
+    assert_refused(cut, "the image cannot be read")
     assert_refused(large, "more than 100,000,000: scale it down")
     assert_refused(Image.new("RGB", (0, 5)), "the image has no pixels")
 
