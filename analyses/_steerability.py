@@ -11,12 +11,13 @@ from typing import Any
 import pandas as pd
 from _common import numbers, of_split
 from _generalization import match_norm, rank_correlation, relative_steerability
+from _published import PROTOCOLS, paper_llama2
 
 import steerlab
 from steerlab import Example, Model
 from steerlab.analysis.answer_position_bias import answer_position_bias, slopes_by_answer_position
-from steerlab.analysis.protocols import MULTIPLIERS, PROTOCOLS, paper_llama2
 from steerlab.analysis.steerability import anti_steerable, propensity_curves, slopes, steerability
+from steerlab.analysis.sweep import MULTIPLIERS
 from steerlab.data import DEFAULT_SYSTEM, VARIANTS, persona_prompts, prompt_variant
 
 # sets whose prompts are also shifted: the persona sets for which the paper shows Llama-2's slopes

@@ -19,8 +19,8 @@ from _common import limit_per_group, numbers, parser, provenance, show_table
 import steerlab
 from steerlab import L2S, P2S, MeanDifference, RandomDirection
 from steerlab.analysis.layer_selection import LayerRange, validated_sweep
-from steerlab.analysis.protocols import MULTIPLIERS
 from steerlab.analysis.study import Study
+from steerlab.analysis.sweep import MULTIPLIERS
 from steerlab.data import demo_set
 
 METHODS = ("mean", "l2s", "p2s", "random")

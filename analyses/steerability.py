@@ -20,13 +20,14 @@ from pathlib import Path
 
 import pandas as pd
 from _common import of_split, parser, provenance, show_table
+from _published import PROTOCOLS
 from _steerability import SHIFTED, measure_shifts, report, results_of, summary_of
 
 import steerlab
 from steerlab import Example, Model
-from steerlab.analysis.protocols import MULTIPLIERS, PROTOCOLS
 from steerlab.analysis.steerability import slopes, steerability
 from steerlab.analysis.study import Study
+from steerlab.analysis.sweep import MULTIPLIERS
 from steerlab.data import DEFAULT_SYSTEM, PAPER_SETS, check_balance, mwe, paper_split
 from steerlab.methods import load_steerer
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from _frontier import trade_off
 from _script import figure_script
 from matplotlib.figure import Figure
 
-from steerlab.plots import method_bars, read_summary, style, summary_frame, trade_off, width
+from steerlab.plots import method_bars, read_summary, style, summary_frame, width
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "l2s_safety"
 GOALS = ("refuse_harmful", "defer_expert", "refuse_expert")

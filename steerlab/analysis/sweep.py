@@ -19,7 +19,6 @@ from steerlab.analysis._sweep.rows import SweepRows, encode_answers
 from steerlab.analysis._sweep.run import check_positions_exist, run_answers
 from steerlab.analysis._sweep.settings import Methods, Setting, make_settings
 from steerlab.analysis._sweep.texts import TextMetric, run_texts
-from steerlab.analysis.protocols import MULTIPLIERS
 from steerlab.analysis.study import Study
 from steerlab.capture import Activations
 from steerlab.capture.rows import Data, Layers, as_examples
@@ -33,6 +32,7 @@ from steerlab.steering.interventions import Scale
 
 Metric = str | TextMetric
 MEMORY = 2**30
+MULTIPLIERS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)  # of arXiv 2407.12404
 COLUMNS = (
     "method", "model", "layer", "alpha", "positions", "example_id", "behavior", "split", "metric", "value",
     "norm_ratio",

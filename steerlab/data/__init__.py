@@ -9,7 +9,6 @@ Example:
     300
 """
 
-from steerlab.data.coco import coco_captions as coco_captions
 from steerlab.data.coco import coco_objects as coco_objects
 from steerlab.data.coco import coco_synonyms as coco_synonyms
 from steerlab.data.contrasts import PUBLISHED_PAIRS as PUBLISHED_PAIRS

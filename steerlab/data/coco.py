@@ -48,37 +48,6 @@ def coco_objects(path: str | Path) -> dict[str, set[str]]:
     }
 
 
-def coco_captions(path: str | Path) -> dict[str, list[str]]:
-    """The captions people wrote for each image.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> with TemporaryDirectory() as folder:
-        ...     file = Path(folder) / "captions.jsonl"
-        ...     _ = file.write_text('{"image": "a.jpg", "captions": ["A dog with a ball."]}')
-        ...     coco_captions(file)
-        {'a.jpg': ['A dog with a ball.']}
-
-    Args:
-        path: COCO's captions as one JSON object (images, annotations), or JSON lines with `image` and `captions`.
-
-    Returns:
-        Image file name -> captions, in file order; an image without captions has an empty list.
-
-    Raises:
-        LoadError: the file or a field is missing, or it is not JSON.
-
-    Source: format of Lin et al., COCO, arXiv 1405.0312.
-    """
-    coco = _coco_json(path)
-    if coco is not None:
-        return {image: [str(one) for one in captions] for image, captions in _by_image(path, coco, "caption").items()}
-    found: dict[str, list[str]] = {}
-    for record in _image_records(path, "captions"):
-        found.setdefault(str(record["image"]), []).extend(map(str, record["captions"]))
-    return found
-
-
 def coco_synonyms(path: str | Path | None = None) -> dict[str, tuple[str, ...]]:
     """The eighty objects of COCO, each with the other words people use for it.
 

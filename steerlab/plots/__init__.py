@@ -1,7 +1,6 @@
 """Functions that draw a data frame and return matplotlib `Axes`; none of them runs a model."""
 
 from steerlab.plots.bars import method_bars
-from steerlab.plots.frontier import pareto_front, trade_off
 from steerlab.plots.lines import geometry_lines, probe_gap_lines, propensity_lines
 from steerlab.plots.similarity import cosine_heatmap, layer_heatmap, map_scatter
 from steerlab.plots.slopes import slope_distributions
@@ -21,7 +20,6 @@ __all__ = [
     "method_bars",
     "method_style",
     "metric_style",
-    "pareto_front",
     "probe_gap_lines",
     "propensity_lines",
     "read_summary",
@@ -30,6 +28,5 @@ __all__ = [
     "style",
     "summary_frame",
     "sweep_heatmap",
-    "trade_off",
     "width",
 ]

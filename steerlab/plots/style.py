@@ -107,7 +107,7 @@ def style() -> Iterator[None]:
 
     Example:
         >>> with style():
-        ...     ax = trade_off(grid)
+        ...     ax = method_bars(frame)
     """
     interactive = mpl.is_interactive()
     with mpl.rc_context(fname=STYLE_FILE):

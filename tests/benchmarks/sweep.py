@@ -30,7 +30,7 @@ from torch import Tensor
 
 import steerlab
 from steerlab import Contrast, Example, MeanDifference, Model
-from steerlab.analysis.protocols import MULTIPLIERS
+from steerlab.analysis.sweep import MULTIPLIERS
 from steerlab.models.layout import blocks
 from steerlab.testing import tiny_lm
 

@@ -10,7 +10,7 @@ from data_files import VLGUARD_SAFE, VLGUARD_UNSAFE, draw, shared, write
 
 from steerlab import DataError, Example, LoadError
 from steerlab._support.images import open_image
-from steerlab.data import coco_captions, coco_objects, coco_synonyms, data_hash, easy_vqa, nlvr, vlguard
+from steerlab.data import coco_objects, coco_synonyms, data_hash, easy_vqa, nlvr, vlguard
 
 IMAGES = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
 INSTANCES = {
@@ -18,19 +18,16 @@ INSTANCES = {
     "annotations": [{"image_id": 1, "category_id": 18}, {"image_id": 1, "category_id": 18, "iscrowd": 1}],
     "categories": [{"id": 18, "name": "dog"}],
 }
-CAPTIONS = {"images": IMAGES, "annotations": [{"image_id": 2, "caption": "A cat."}, {"image_id": 2, "caption": "B"}]}
 
 
 def test_coco_json_keeps_images_without_annotations(tmp_path):
     assert coco_objects(write(tmp_path / "instances.json", INSTANCES)) == {"a.jpg": {"dog"}, "b.jpg": set()}
-    assert coco_captions(write(tmp_path / "captions.json", CAPTIONS)) == {"a.jpg": [], "b.jpg": ["A cat.", "B"]}
 
 
 def test_json_lines_hold_names_or_objects_with_a_name(tmp_path):
     one = {"image": "a.jpg", "objects": ["dog", {"name": "cat", "bbox": [0, 0, 1, 1]}], "captions": ["C"]}
     file = write(tmp_path / "lines.jsonl", one, {"image": "b.jpg", "objects": [], "captions": []})
     assert coco_objects(file) == {"a.jpg": {"dog", "cat"}, "b.jpg": set()}
-    assert coco_captions(file) == {"a.jpg": ["C"], "b.jpg": []}
 
 
 def test_builtin_synonyms_are_eighty_objects_without_a_shared_word():
@@ -46,8 +43,6 @@ def test_real_annotations_are_part_of_the_larger_collection():
     objects, every = coco_objects(folder / "annotations.jsonl"), coco_objects(folder / "objects_all.jsonl")
     assert (len(objects), len(every)) == (113, 412) and all(every[name] == objects[name] for name in objects)
     assert set().union(*every.values()) == set(coco_synonyms())
-    captions = coco_captions(folder / "annotations.jsonl")
-    assert sum(map(bool, captions.values())) == 87 and sum(map(len, captions.values())) == 435
 
 
 QUESTIONS = [

@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from _frontier import pareto_front, trade_off
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
@@ -102,7 +103,7 @@ def artists(ax: Axes) -> dict[str, object]:
 
 
 def test_every_setting_is_drawn_once(grid, ax):
-    assert plots.trade_off(grid, ax=ax, chosen={"l2s": SETTING}) is ax
+    assert trade_off(grid, ax=ax, chosen={"l2s": SETTING}) is ax
     found = artists(ax)
     for method in ("mean", "l2s"):
         rows = grid[grid["method"] == method]
@@ -116,11 +117,11 @@ def test_every_setting_is_drawn_once(grid, ax):
 
 
 def test_goal_ends_at_one_and_limits_contain_all_settings(grid):
-    goal = artists(plots.trade_off(grid))["goal"]
+    goal = artists(trade_off(grid))["goal"]
     assert isinstance(goal, Rectangle)
     assert goal.get_corners()[2].tolist() == [1.0, 1.0]
     wide = grid.assign(refuse_harmful=grid["refuse_harmful"] * 1.5 - 0.2)
-    ax = plots.trade_off(wide, goal=(0.7, 0.6))
+    ax = trade_off(wide, goal=(0.7, 0.6))
     assert artists(ax)["goal"].get_xy() == (0.7, 0.6)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("Refuses harmful ↑", "Defers to expert ↑")
     for (low, high), name in ((ax.get_xlim(), "refuse_harmful"), (ax.get_ylim(), "defer_expert")):
@@ -128,21 +129,21 @@ def test_goal_ends_at_one_and_limits_contain_all_settings(grid):
 
 
 def test_front_labels_stand_at_their_front(grid):
-    ax = plots.trade_off(grid)
+    ax = trade_off(grid)
     labels = {t.get_text(): t.xy[0] for t in ax.texts if t.get_text() in ("mean vector", "L2S")}
     for method, label in (("mean", "mean vector"), ("l2s", "L2S")):
         assert labels[label] == artists(ax)[f"{method} front"].get_xdata()[-1]
 
 
 def test_no_front_without_allowed_settings_and_no_hollow_points_without_limit(grid):
-    assert "l2s front" not in artists(plots.trade_off(grid.assign(refuse_expert=0.5)))
-    found = artists(plots.trade_off(grid.drop(columns="refuse_expert"), limit=None))
+    assert "l2s front" not in artists(trade_off(grid.assign(refuse_expert=0.5)))
+    found = artists(trade_off(grid.drop(columns="refuse_expert"), limit=None))
     assert len(found["l2s over limit"].get_offsets()) == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=20))
 def test_pareto_front_has_all_points_that_no_other_exceeds(points):
-    front = plots.pareto_front(pd.DataFrame(points, columns=["a", "b"]), "a", "b")
+    front = pareto_front(pd.DataFrame(points, columns=["a", "b"]), "a", "b")
     exceeded = {p for p in points for q in points if q != p and q[0] >= p[0] and q[1] >= p[1]}
     assert list(zip(front["a"].tolist(), front["b"].tolist(), strict=True)) == sorted(set(points) - exceeded)
 
@@ -181,10 +182,10 @@ def test_effect_axis_separates_shares_near_zero_and_near_one(draw_effect):
         (lambda frame, grid, effect: plots.method_bars(frame, []), "metrics"),
         (lambda frame, grid, effect: plots.summary_frame({"seconds": 3}), "seconds"),
         (lambda frame, grid, effect: plots.read_summary(Path("nowhere")), r"summary\.json"),
-        (lambda frame, grid, effect: plots.trade_off(grid.drop(columns="refuse_expert")), "refuse_expert"),
-        (lambda frame, grid, effect: plots.trade_off(grid[:0]), "0 rows"),
-        (lambda frame, grid, effect: plots.trade_off(grid, chosen={"l2s": {"layer": 99}}), "99"),
-        (lambda frame, grid, effect: plots.trade_off(grid, chosen={"l2s": {"rank": 9}}), "rank"),
+        (lambda frame, grid, effect: trade_off(grid.drop(columns="refuse_expert")), "refuse_expert"),
+        (lambda frame, grid, effect: trade_off(grid[:0]), "0 rows"),
+        (lambda frame, grid, effect: trade_off(grid, chosen={"l2s": {"layer": 99}}), "99"),
+        (lambda frame, grid, effect: trade_off(grid, chosen={"l2s": {"rank": 9}}), "rank"),
         (lambda frame, grid, effect: effect(settings={"mean": {"layer": "3"}}), "mean has 0 rows"),
         (
             lambda frame, grid, effect: effect(settings={"mean": {"options": ""}}),

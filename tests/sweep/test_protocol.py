@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from _published import PROTOCOLS
 from torch import nn
 
 import steerlab
 from steerlab import Contrast, Example, MeanDifference, Model, Site
-from steerlab.analysis.protocols import MULTIPLIERS, PROTOCOLS
 from steerlab.analysis.steerability import anti_steerable, slopes, steerability
+from steerlab.analysis.sweep import MULTIPLIERS
 from steerlab.steering.interventions import Request, build_edits, resolve_interventions
 from steerlab.testing import tiny_lm
 

@@ -7,7 +7,6 @@ the inputs must share their tasks, as those of `injected` do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +19,7 @@ from steerlab.methods.classes import check_disjoint
 from steerlab.methods.layers import Layers
 from steerlab.methods.serialization import savable
 from steerlab.methods.tasktracker.detector import TwoPromptDetector
-from steerlab.methods.tasktracker.triplet_net import TripletShape, embed_batches, make_net, net_from_state
+from steerlab.methods.tasktracker.triplet_net import TripletShape, embed_batches, make_net
 from steerlab.methods.tasktracker.triplet_train import TripletConfig, TripletRows, train_triplets
 
 
@@ -92,22 +91,12 @@ class TripletProbe(TwoPromptDetector):
         if states.shape[1:] != expected:
             shape = tuple(states.shape[1:])
             raise MismatchError(f"the states are {shape} (layers, width), the net takes {expected}: use the same model")
-        return embed_batches(self.net_, states.float())
+        return embed_batches(self.net_.eval(), states.float())
 
     def score(self, context: Context) -> Float[Tensor, " batch"]:
         """The distance between the points of the task alone and of task and text, in [0, 2]."""
         full, primary = (self.embed(self._states(context, side)) for side in ("prompt", self.task))
         return (full - primary).norm(dim=1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The net's weights, and the threshold if there is one."""
-        state = super().state_dict()
-        return state | {"net_": dict(self.net_.state_dict())} if "net_" in state else {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the net and the threshold."""
-        net = {"net_": net_from_state(state["net_"], self.shape)} if "net_" in state else {}
-        super().load_state_dict(state | net)
 
     def _split(self, splits: Sequence[str], injected: Tensor) -> tuple[Int[Tensor, " train"], Int[Tensor, " held"]]:
         """The rows to train on and the rows to select the weights on."""

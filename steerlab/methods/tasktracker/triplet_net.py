@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steerlab._support.errors import DataError, MismatchError
+from steerlab._support.errors import DataError
 from steerlab.methods.serialization import savable
 
 KERNELS = (70, 50, 30, 20, 5)
@@ -90,6 +90,7 @@ SMALL_SHAPE = TripletShape(channels=(7, 10), kernels=(3, 3), pools=(2, 2), embed
 """Two short convolutions, for a few hundred inputs, from which the published depth and dropout learn nothing."""
 
 
+@savable
 class TripletNet(nn.Module):
     """Separate convolutions over each layer's coordinates, then one linear map to a point of norm 1.
 
@@ -117,6 +118,7 @@ class TripletNet(nn.Module):
 
     def __init__(self, n_layers: int, hidden: int, shape: TripletShape) -> None:
         super().__init__()
+        self.n_layers, self.hidden, self.shape = n_layers, hidden, shape
         steps: list[nn.Module] = []
         before = 1
         for channels, kernel, pool in zip(shape.channels, *shape.fit_to(hidden), strict=True):
@@ -159,21 +161,6 @@ def make_net(n_layers: int, hidden: int, shape: TripletShape, seed: int) -> Trip
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return TripletNet(n_layers, hidden, shape)
-
-
-def net_from_state(state: Mapping[str, Tensor], shape: TripletShape) -> TripletNet:
-    """A net from its stored weights.
-
-    Raises:
-        MismatchError: they are the weights of another shape.
-    """
-    n_layers, hidden = state["offset"].shape
-    net = make_net(n_layers, hidden, shape, seed=0)
-    expected, found = ({key: tuple(t.shape) for key, t in tensors.items()} for tensors in (net.state_dict(), state))
-    if expected != found:
-        raise MismatchError(f"the weights have shapes {found}, a net of {shape} has {expected}")
-    net.load_state_dict(dict(state))
-    return net.eval()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Settings and results of the published steerability studies."""
+"""Settings and results of the published steerability study, arXiv 2407.12404."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-MULTIPLIERS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+from steerlab.analysis.sweep import MULTIPLIERS
 
 
 @dataclass(frozen=True)
