@@ -116,20 +116,20 @@ class TripletNet(nn.Module):
     offset: Tensor
     factor: Tensor
 
-    def __init__(self, n_layers: int, hidden: int, shape: TripletShape) -> None:
+    def __init__(self, n_layers: int, hidden_size: int, shape: TripletShape) -> None:
         super().__init__()
-        self.n_layers, self.hidden, self.shape = n_layers, hidden, shape
+        self.n_layers, self.hidden_size, self.shape = n_layers, hidden_size, shape
         steps: list[nn.Module] = []
         before = 1
-        for channels, kernel, pool in zip(shape.channels, *shape.fit_to(hidden), strict=True):
+        for channels, kernel, pool in zip(shape.channels, *shape.fit_to(hidden_size), strict=True):
             # one group per layer: independent convolutions in one call
             conv = nn.Conv1d(n_layers * before, n_layers * channels, kernel, groups=n_layers)
             steps += [conv, nn.ReLU(), nn.MaxPool1d(pool), nn.Dropout(shape.dropout)]
             before = channels
         self.convolutions = nn.Sequential(*steps)
-        self.linear = nn.Linear(n_layers * shape.n_features(hidden), shape.embedding)
-        self.register_buffer("offset", torch.zeros(n_layers, hidden))
-        self.register_buffer("factor", torch.ones(n_layers, hidden))
+        self.linear = nn.Linear(n_layers * shape.n_features(hidden_size), shape.embedding)
+        self.register_buffer("offset", torch.zeros(n_layers, hidden_size))
+        self.register_buffer("factor", torch.ones(n_layers, hidden_size))
 
     def forward(self, states: Float[Tensor, "batch layers hidden"]) -> Float[Tensor, "batch embedding"]:
         """One point per row."""
