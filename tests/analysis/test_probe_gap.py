@@ -35,7 +35,7 @@ def test_the_probe_finds_the_layer_that_knows_and_the_interval_says_so() -> None
     assert np.isclose(frame.loc[1, "gain"], frame.loc[1, "probe_accuracy"] - frame.loc[1, "model_accuracy"])
 
 
-def test_groups_are_reported_apart_and_add_up() -> None:
+def test_groups_are_reported_separately_and_add_up() -> None:
     train, test = _acts(300, 0, 1.0), _acts(200, 1, 1.0)
     said = dict(zip(test.index["example_id"], test.index["behavior"], strict=True))
     frame = probe_gap(train, test, said, group="split")

@@ -206,7 +206,7 @@ def test_angles_see_the_mean_unless_centered() -> None:
     np.testing.assert_allclose(principal_angles(a, b, 2, centered=True), [90, 90], atol=1e-3)
 
 
-def test_angles_need_the_dimensions_they_are_asked_for() -> None:
+def test_angles_raise_if_dimensions_are_missing() -> None:
     flat = randn(20, 2) @ randn(2, 10, seed=1)  # rank 2, and rounding
     with pytest.raises(DataError, match=r"k=3, but b, \(20, 10\) has rank 2"):
         principal_angles(randn(20, 10), flat, 3)
@@ -331,7 +331,7 @@ def clustered() -> tuple[L2S, Activations]:
     return L2S(3, seed=0, progress=False).fit(world(200, 1)), world(60, 2)
 
 
-def test_alike_finds_the_neighbors_of_brute_force(clustered: tuple[L2S, Activations]) -> None:
+def test_nearest_neighbors_equal_brute_force(clustered: tuple[L2S, Activations]) -> None:
     l2s, acts = clustered
     got = nearest_neighbors(l2s, shuffled(acts), k=4)
     assert len(got) == 60 * 4 and not (got["example_id"] == got["neighbor"]).any()
@@ -351,7 +351,7 @@ def test_alike_finds_the_neighbors_of_brute_force(clustered: tuple[L2S, Activati
     assert got.attrs["chance"] == pytest.approx(np.mean(pairs))
 
 
-def test_alike_refuses_more_neighbors_than_there_are(clustered: tuple[L2S, Activations]) -> None:
+def test_nearest_neighbors_refuse_more_than_there_are(clustered: tuple[L2S, Activations]) -> None:
     l2s, acts = clustered
     for k in (0, 60):
         with pytest.raises(DataError, match=f"{k} neighbors of each of 60"):

@@ -109,7 +109,7 @@ def test_the_interval_is_wilsons_and_zero_is_the_wrong_way() -> None:
     assert (none.low, none.high) == pytest.approx((0, 0.1611), abs=5e-5)
 
 
-def test_cells_stay_apart_and_groups_follow_them() -> None:
+def test_settings_stay_separate_and_groups_follow_them() -> None:
     parts = [
         _frame(np.outer([a, 2 * a], GRID), behavior=name, layer=layer, train_variant=variant)
         for name, layer, variant, a in (

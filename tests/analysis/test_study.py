@@ -84,7 +84,7 @@ def test_an_interrupted_stage_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "told"),
+    ("other", "expected"),
     [
         ({**IDENTITY, "seed": 1}, "seed: 0 there, 1 now"),
         ({**IDENTITY, "limit": 5}, "limit: None there, 5 now"),
@@ -92,10 +92,10 @@ def test_an_interrupted_stage_leaves_nothing(tmp_path: Path) -> None:
         ({"study": "demo", "limit": None}, "seed: 0 there, None now"),
     ],
 )
-def test_another_study_is_refused_naming_both(tmp_path: Path, other: dict, told: str) -> None:
+def test_another_study_is_refused_naming_both(tmp_path: Path, other: dict, expected: str) -> None:
     Study(tmp_path, IDENTITY).stage("s", lambda: pd.DataFrame({"a": [1]}))
     before = files(tmp_path)
-    with pytest.raises(MismatchError, match=told):
+    with pytest.raises(MismatchError, match=expected):
         Study(tmp_path, other)
     assert files(tmp_path) == before
 

@@ -26,7 +26,7 @@ class Run:
         vectors: different vectors that were sent.
         sent, received, returned: bytes up, bytes down, and bytes of the values that the caller gets.
         seconds, seconds_here: median of the rounds; 0 where it was not run here.
-        apart: the largest difference between the two results.
+        difference: the largest difference between the two results.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Run:
     returned: int = 0
     seconds: float = 0.0
     seconds_here: float = 0.0
-    apart: float = 0.0
+    difference: float = 0.0
 
 
 def write_runs(runs: Sequence[Run], folder: Path) -> None:

@@ -158,15 +158,15 @@ def measured(name: str, calibrates: bool, run: Callable[[Model], Any], here: Mod
         counted, traffic = CountingEngine(there.engine, there.n_layers), there.engine.client.traffic  # type: ignore[attr-defined]
         before = traffic.requests, traffic.sent, traffic.received
         there.engine = counted  # type: ignore[assignment]
-        far, seconds = timed(lambda: run(there))
+        remote, seconds = timed(lambda: run(there))
         there.engine = counted.engine
         theirs.append(seconds)
         if number == 0:
             made.requests, made.columns, made.work = traffic.requests - before[0], counted.columns, counted.work
             made.steps, made.vectors = counted.steps, counted.vectors
             made.sent, made.received = traffic.sent - before[1], traffic.received - before[2]
-            made.returned = far.nbytes
-        made.apart = max(made.apart, float(np.abs(np.asarray(near) - np.asarray(far)).max()))
+            made.returned = remote.nbytes
+        made.difference = max(made.difference, float(np.abs(np.asarray(near) - np.asarray(remote)).max()))
     made.seconds, made.seconds_here = statistics.median(theirs), statistics.median(mine)
     return made
 
@@ -187,8 +187,8 @@ def summary(runs: dict[str, Run], trip: float, args: argparse.Namespace) -> dict
     return {
         "command": f"python tests/benchmarks/remote.py --rows {args.rows} --rounds {args.rounds}",
         "model": "smollm2", "device": "cpu", "dtype": "float32", "worker": "in-process",
-        "remote.max_abs_diff": max(run.apart for run in exact),
-        "remote.max_abs_diff_of_logits_scores_and_sweeps": max(r.apart for r in runs.values() if r not in exact),
+        "remote.max_abs_diff": max(run.difference for run in exact),
+        "remote.max_abs_diff_of_logits_scores_and_sweeps": max(r.difference for r in runs.values() if r not in exact),
         "remote.capture_ratio": round((whole.seconds - whole.requests * trip) / whole.seconds_here, 3),
         "remote.capture_ratio_with_round_trips": round(whole.seconds / whole.seconds_here, 3),
         "remote.capture_seconds": round(whole.seconds, 3),

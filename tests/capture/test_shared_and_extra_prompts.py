@@ -27,12 +27,12 @@ from steerlab.models.sites import Site
 from steerlab.testing import FAMILIES
 
 SYSTEM = "You weigh every word before you say it, and you say it once only."
-ASKED = {
+QUESTIONS = {
     "Is it so?": Contrast(" (A)", " (B)"),
     "Why is it, and for whom?": Contrast("Of course.", "No"),
     "Go.": Contrast("yes", "not now"),
 }
-PAIRS = [Example(f"p{i}", text, "ask", pair, system=SYSTEM) for i, (text, pair) in enumerate(ASKED.items())]
+PAIRS = [Example(f"p{i}", text, "ask", pair, system=SYSTEM) for i, (text, pair) in enumerate(QUESTIONS.items())]
 
 
 def hidden_states(model: Model, row: EncodedPrompt) -> tuple[Tensor, ...]:

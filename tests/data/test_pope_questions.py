@@ -225,7 +225,7 @@ def test_absent_objects_are_the_most_frequent_or_cooccur_most_often(objects_of, 
         assert min(ranks[one] for one in chosen) >= max(others, default=0)
 
 
-def test_ranked_by_question_takes_the_object_seen_with_the_one_asked_about():
+def test_ranked_by_question_takes_the_object_seen_with_the_object_in_question():
     objects_of = {
         "a.jpg": ["dog", "car"],
         **dict.fromkeys(["b.jpg", "c.jpg"], ("dog", "leash")),

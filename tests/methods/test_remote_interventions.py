@@ -1,6 +1,6 @@
 """Steering computed where the model runs equals steering with vectors computed locally.
 
-`near` is a local model that runs every row whole, under plain hooks. `far` is a remote model whose requests run in this
+`near` is a local model that runs every row whole, under plain hooks. `remote_model` is a remote model whose requests run
 process instead of being sent to a server.
 """
 
@@ -174,7 +174,7 @@ def send_copy(session: Callable[..., Any], root: Any, backend: NdifBackend, trac
 
 
 @pytest.fixture
-def far(near: Model, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Model:
+def remote_model(near: Model, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Model:
     monkeypatch.setattr(ndif, "NdifBackend", InProcessBackend)
     monkeypatch.setattr(ndif, "_session", partial(send_copy, ndif._session))
     return load(folder(near.id), remote="http://127.0.0.1:9", check=False)
@@ -241,23 +241,25 @@ CASES: list[tuple[str, dict[str, Any], int]] = [  # the steerer of `fit`, option
 
 @pytest.mark.parametrize("near", ["llama", "gpt2"], indirect=True)
 @pytest.mark.parametrize("function", [texts, draws, scores, next_tokens])
-def test_steering_a_remote_model_equals_steering_a_local_one(near: Model, far: Model, function: Function) -> None:
+def test_steering_a_remote_model_equals_steering_a_local_one(
+    near: Model, remote_model: Model, function: Function
+) -> None:
     unsteered, close = function(near)[0], partial(pytest.approx, rel=1e-5, abs=1e-5)
     for name, options, n_requests in CASES:
-        before = requests(far)
-        remote, local = (function(model, steer=fit(near)[name], **options) for model in (far, near))
-        assert requests(far) - before == n_requests, name
+        before = requests(remote_model)
+        remote, local = (function(model, steer=fit(near)[name], **options) for model in (remote_model, near))
+        assert requests(remote_model) - before == n_requests, name
         assert remote[0] == (local[0] if isinstance(local[0], tuple) else close(local[0])), name
         assert remote[1] == close(local[1]) and remote[2] == local[2], name
         assert "l2s" not in name or n_requests > 1 or local[0] != unsteered, "the vectors are long enough"
 
 
-def test_sweep_of_l2s_captures_once_for_all_settings(near: Model, far: Model) -> None:
+def test_sweep_of_l2s_captures_once_for_all_settings(near: Model, remote_model: Model) -> None:
     options: dict[str, Any] = {"alphas": (-1.0, 0.0, 1.0), "batch_size": 64, "progress": False}
-    counts = [requests(far)]
+    counts = [requests(remote_model)]
     for name in ("mean", "l2s"):
-        remote, local = (steerlab.sweep(model, fit(near)[name], PAIRS, **options) for model in (far, near))
-        counts.append(requests(far))
+        remote, local = (steerlab.sweep(model, fit(near)[name], PAIRS, **options) for model in (remote_model, near))
+        counts.append(requests(remote_model))
         numbers = ["value", "norm_ratio"]
         assert remote.drop(columns=numbers).equals(local.drop(columns=numbers))
         values = (torch.tensor(frame[numbers].to_numpy()) for frame in (remote, local))
@@ -333,10 +335,10 @@ REDUCERS: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("keep", [1, 3, torch.tensor([0, 2, 5])], ids=str)
 @pytest.mark.parametrize("kind", ["hooks", "nnsight", "remote"])
 def test_logits_reduced_by_the_engine_match_reduced_logits(
-    kind: str, keep: Any, lm: Callable[..., Model], near: Model, far: Model
+    kind: str, keep: Any, lm: Callable[..., Model], near: Model, remote_model: Model
 ) -> None:
-    local, model = (near, far) if kind == "remote" else (lm("llama", kind),) * 2
-    inputs, answers, before = inputs_of(local), [], requests(far)
+    local, model = (near, remote_model) if kind == "remote" else (lm("llama", kind),) * 2
+    inputs, answers, before = inputs_of(local), [], requests(remote_model)
     tolerance = 1e-5 if kind == "remote" else 0.0
     for edits in (dict, partial(edits_of, inputs)):
         logits = local.engine.logits(inputs, edits(), keep)
@@ -346,7 +348,7 @@ def test_logits_reduced_by_the_engine_match_reduced_logits(
             found = model.engine.logits(inputs, edits(), keep, reduce=reduce)
             torch.testing.assert_close(found, reduce(logits), rtol=tolerance, atol=tolerance)
     assert not torch.equal(*answers), "the edits change the logits"
-    assert requests(far) - before == (2 * len(REDUCERS) if kind == "remote" else 0)
+    assert requests(remote_model) - before == (2 * len(REDUCERS) if kind == "remote" else 0)
 
 
 def test_engine_refuses_a_read_site_that_was_not_captured(lm: Callable[..., Model]) -> None:
@@ -357,22 +359,22 @@ def test_engine_refuses_a_read_site_that_was_not_captured(lm: Callable[..., Mode
         model.engine.logits(inputs, {Site(LAYER): [edit]}, 1)
 
 
-def test_remote_capture_takes_one_request_per_batch(near: Model, far: Model) -> None:
+def test_remote_capture_takes_one_request_per_batch(near: Model, remote_model: Model) -> None:
     options: dict[str, Any] = {"layers": "all", "positions": ["last", "answer"], "batch_size": 2, "progress": False}
-    before = requests(far)
-    remote, local = (steerlab.capture(model, PAIRS, **options) for model in (far, near))
-    assert requests(far) - before == 3, "six rows"
+    before = requests(remote_model)
+    remote, local = (steerlab.capture(model, PAIRS, **options) for model in (remote_model, near))
+    assert requests(remote_model) - before == 3, "six rows"
     assert remote.index.equals(local.index)
     torch.testing.assert_close(remote.values, local.values, rtol=0, atol=1e-5)
 
 
-def test_remote_states_and_edit_statistics_equal_the_local_ones(near: Model, far: Model) -> None:
+def test_remote_states_and_edit_statistics_equal_the_local_ones(near: Model, remote_model: Model) -> None:
     inputs, sites = inputs_of(near), [Site(3), Site(1, "mlp_out"), Site(0), Site(1)]
-    remote, local = (model.engine.capture_states(inputs, {}, sites, lambda h: h) for model in (far, near))
+    remote, local = (model.engine.capture_states(inputs, {}, sites, lambda h: h) for model in (remote_model, near))
     torch.testing.assert_close(remote, local, rtol=0, atol=1e-5)
     assert remote.shape[1] == 4 and not torch.allclose(remote[:, 0], remote[:, 2])
     stats = []
-    for model in (far, near):
+    for model in (remote_model, near):
         edits = edits_of(inputs)
         model.engine.generate({k: t for k, t in inputs.items() if k != "position_ids"}, edits, max_new_tokens=4)
         stats.append(edits[Site(1)][0].stats.totals())
@@ -380,8 +382,10 @@ def test_remote_states_and_edit_statistics_equal_the_local_ones(near: Model, far
     assert stats[0][0] > int(inputs["attention_mask"].sum())
 
 
-def test_check_of_a_remote_model_compares_blocks_with_the_stream(far: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = far.engine
+def test_check_of_a_remote_model_compares_blocks_with_the_stream(
+    remote_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = remote_model.engine
     assert isinstance(engine, NdifEngine) and engine.in_process is None
     ids = torch.tensor([[3, 5, 7, 11, 13]])
     engine.check(ids)

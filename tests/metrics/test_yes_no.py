@@ -77,7 +77,7 @@ def test_infinite_logit_of_another_token_is_accepted() -> None:
     assert yes_no_logits(torch.tensor([[1.0, 0.0, torch.inf]]), [0], [1]).answers == ["yes"]
 
 
-def test_rows_whose_likeliest_token_is_neither_are_counted() -> None:
+def test_rows_with_neither_yes_nor_no_as_likeliest_token_are_counted() -> None:
     logits = torch.tensor([[2.0, 1.0, 5.0, 0.0], [0.0, 3.0, 0.0, 3.0], [1.0, 2.0, 0.0, -9.0]])
     read = yes_no_logits(logits, yes=[0], no=[1])
     assert read.neither.tolist() == [True, False, False] and read.parse_failures == 1

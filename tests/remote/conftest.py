@@ -70,8 +70,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def far(server: Ndif, models: dict[str, Path]) -> Callable[[str], Model]:
-    """`far(name)`: the model on the server, loaded once for each server."""
+def remote(server: Ndif, models: dict[str, Path]) -> Callable[[str], Model]:
+    """`remote(name)`: the model on the server, loaded once for each server."""
     made: dict[str, Model] = {}
 
     def get(name: str = "tiny-llama") -> Model:

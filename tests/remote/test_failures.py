@@ -119,9 +119,9 @@ def api_only(server: Ndif) -> None:
 
 
 def test_a_model_that_is_not_deployed_is_named_with_the_most_similar(
-    far: Get, server: Ndif, models: dict[str, Path], tmp_path: Path
+    remote: Get, server: Ndif, models: dict[str, Path], tmp_path: Path
 ) -> None:
-    far(TINY)  # so that one is deployed
+    remote(TINY)  # so that one is deployed
     misspelt = shutil.copytree(models[TINY], tmp_path / "tiny-lama")
     # a model may fail to start by chance
     model = steerlab.load(misspelt, remote=server.host, check=False, retry_timeout=5.0)
@@ -132,60 +132,60 @@ def test_a_model_that_is_not_deployed_is_named_with_the_most_similar(
     assert "Did you mean" in str(caught.value) and TINY in str(caught.value)
 
 
-def test_a_job_over_the_time_limit_is_ended_and_the_next_one_runs(far: Get) -> None:
-    error = error_of(far(TINY), slow)
-    assert error.kind == "timeout" and "fewer new tokens" in str(error) and still_works(far(TINY))
+def test_a_job_over_the_time_limit_is_ended_and_the_next_one_runs(remote: Get) -> None:
+    error = error_of(remote(TINY), slow)
+    assert error.kind == "timeout" and "fewer new tokens" in str(error) and still_works(remote(TINY))
 
 
-def test_a_running_job_without_messages_is_given_up(far: Get, server: Ndif, models: dict[str, Path]) -> None:
+def test_a_running_job_without_messages_is_given_up(remote: Get, server: Ndif, models: dict[str, Path]) -> None:
     error = error_of(steerlab.load(models[TINY], remote=server.host, check=False, retry_timeout=2.0), slow)
     assert error.kind == "timeout" and "no message about a running job for 2 s" in str(error)
-    assert still_works(far(TINY))
+    assert still_works(remote(TINY))
 
 
-def test_a_batch_that_exceeds_the_servers_memory_needs_a_smaller_one(far: Get, near: Get) -> None:
-    error = error_of(far(TINY), out_of_memory)
+def test_a_batch_that_exceeds_the_servers_memory_needs_a_smaller_one(remote: Get, near: Get) -> None:
+    error = error_of(remote(TINY), out_of_memory)
     assert error.kind == "size" and "Use a smaller batch_size" in str(error), error
     options = {"max_new_tokens": 2, "batch_size": 1}
-    alone = steerlab.generate(far(TINY), PROMPTS, steer=InModel(out_of_memory), **options)
+    alone = steerlab.generate(remote(TINY), PROMPTS, steer=InModel(out_of_memory), **options)
     assert alone.ids == steerlab.generate(near(TINY), PROMPTS, **options).ids
 
 
-def test_a_result_above_8_mib_is_streamed(far: Get, near: Get) -> None:
+def test_a_result_above_8_mib_is_streamed(remote: Get, near: Get) -> None:
     prompts = [f"{i} {'the heron sleeps by the river ' * 12}" for i in range(128)]
     options = {"layers": "all", "positions": "all", "reduce": "none", "batch_size": 128, "progress": False}
-    there, here = (steerlab.capture(get(TINY), prompts, **options) for get in (far, near))
+    there, here = (steerlab.capture(get(TINY), prompts, **options) for get in (remote, near))
     assert there.values.nbytes > 8 * 2**20 and torch.equal(there.values, here.values)
 
 
 # --- the code of a method
 
 
-def test_an_error_in_a_method_has_the_servers_traceback(far: Get) -> None:
-    error = error_of(far(TINY), divides_by_zero)
+def test_an_error_in_a_method_has_the_servers_traceback(remote: Get) -> None:
+    error = error_of(remote(TINY), divides_by_zero)
     assert error.kind == "execution" and "ZeroDivisionError" in str(error).splitlines()[0]
     assert "divides_by_zero" in str(error)
 
 
 @pytest.mark.parametrize("function", [WithLock(), uses_missing_package, hypothesis.internal.compat.int_to_bytes])
-def test_code_that_cannot_run_on_the_server_is_named(far: Get, function: Callable[[Tensor], Tensor]) -> None:
-    error = error_of(far(TINY), function)
+def test_code_that_cannot_run_on_the_server_is_named(remote: Get, function: Callable[[Tensor], Tensor]) -> None:
+    error = error_of(remote(TINY), function)
     assert error.kind == "serialization" and "ship_packages=" in str(error), error
 
 
-def test_a_job_has_the_servers_messages_and_errors(far: Get) -> None:
+def test_a_job_has_the_servers_messages_and_errors(remote: Get) -> None:
     options = {"max_new_tokens": 3, "blocking": False}
-    job = steerlab.generate(far(TINY), PROMPTS, steer=InModel(prints), **options)
+    job = steerlab.generate(remote(TINY), PROMPTS, steer=InModel(prints), **options)
     assert len(job.result(120)) == len(PROMPTS) and job.done()
     assert any("steering 3 rows" in line for line in job.log), job.log
     assert any("queued" in line for line in job.log) and job.state.startswith("completed"), job.log
-    job = steerlab.generate(far(TINY), PROMPTS, steer=InModel(divides_by_zero), **options)
+    job = steerlab.generate(remote(TINY), PROMPTS, steer=InModel(divides_by_zero), **options)
     with pytest.raises(RemoteError, match="ZeroDivisionError"):
         job.result(120)
 
 
-def test_a_vector_with_gradients_is_refused_before_a_request(far: Get) -> None:
-    model = far(TINY)
+def test_a_vector_with_gradients_is_refused_before_a_request(remote: Get) -> None:
+    model = remote(TINY)
     assert isinstance(model.engine, NdifEngine)
     sent = model.engine.client.traffic.requests
     mean = steerlab.MeanDifference.from_tensor(1, torch.zeros(model.hidden_size))
@@ -198,8 +198,8 @@ def test_a_vector_with_gradients_is_refused_before_a_request(far: Get) -> None:
 # --- versions and keys
 
 
-def test_doctor_reports_models_and_equal_versions(run_doctor, far: Get, server: Ndif, monkeypatch) -> None:
-    far(TINY)  # so that it is deployed
+def test_doctor_reports_models_and_equal_versions(run_doctor, remote: Get, server: Ndif, monkeypatch) -> None:
+    remote(TINY)  # so that it is deployed
     time.sleep(2.0)  # the server keeps its status for a second
     monkeypatch.setenv("NDIF_API_KEY", "not-to-be-seen")
     status, text = run_doctor()

@@ -89,10 +89,10 @@ def killing(server: Ndif, model: Model, victims: list[str], seed: int) -> Iterat
 
 
 def test_twenty_kills_in_a_sweep_of_200_settings_do_not_change_its_frame(
-    far: Get, server: Ndif, tmp_path: Path
+    remote: Get, server: Ndif, tmp_path: Path
 ) -> None:
     """The sandboxed worker is killed less often, because its requests take longer."""
-    model, victims, size = far("tiny-llama"), ["worker"] * 16 + ["api"] * 4, 8
+    model, victims, size = remote("tiny-llama"), ["worker"] * 16 + ["api"] * 4, 8
     if server.sandboxed:
         victims, size = ["worker", "api"], 80
     random.Random(0).shuffle(victims)
@@ -108,13 +108,13 @@ def test_twenty_kills_in_a_sweep_of_200_settings_do_not_change_its_frame(
 
 
 def test_a_sweep_continues_in_its_folder_after_the_server_was_gone(
-    server: Ndif, far: Get, models: dict[str, Path], tmp_path: Path
+    server: Ndif, remote: Get, models: dict[str, Path], tmp_path: Path
 ) -> None:
     if server.sandboxed:
         pytest.skip("the client continues, whichever the worker")
-    before, size = traffic(far("tiny-llama")).requests, 40
-    whole = swept(far("tiny-llama"), size)
-    needed = traffic(far("tiny-llama")).requests - before
+    before, size = traffic(remote("tiny-llama")).requests, 40
+    whole = swept(remote("tiny-llama"), size)
+    needed = traffic(remote("tiny-llama")).requests - before
     model = steerlab.load(
         models["tiny-llama"], remote=server.host, retry_timeout=5.0
     )  # beyond what a job is silent for
@@ -137,13 +137,13 @@ def test_a_sweep_continues_in_its_folder_after_the_server_was_gone(
     assert 0 < again <= needed - needed // 3 + 1, (again, needed)  # one was under way
 
 
-def test_a_capture_continues_after_its_worker_was_killed(far: Get, near: Get, server: Ndif, tmp_path: Path) -> None:
+def test_a_capture_continues_after_its_worker_was_killed(remote: Get, near: Get, server: Ndif, tmp_path: Path) -> None:
     times, victims = (3, ["worker"]) if server.sandboxed else (8, ["worker"] * 2)  # its requests take seconds
     prompts = [f"{i}: {prompt}" for i in range(times) for prompt in PROMPTS]
     wanted = {"layers": "all", "batch_size": 1, "progress": False}
     whole = steerlab.capture(near("tiny-llama"), prompts, **wanted)
-    with killing(server, far("tiny-llama"), victims, seed=3) as killer:
-        store = steerlab.capture(far("tiny-llama"), prompts, folder=tmp_path, **wanted)
+    with killing(server, remote("tiny-llama"), victims, seed=3) as killer:
+        store = steerlab.capture(remote("tiny-llama"), prompts, folder=tmp_path, **wanted)
     assert killer.killed == victims
     assert torch.equal(store.load().values, whole.values)
 

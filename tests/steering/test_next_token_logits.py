@@ -35,7 +35,7 @@ def test_they_feel_the_vector_and_agree_with_the_first_generated_token() -> None
     assert torch.equal(steerlab.next_token_logits(model, PROMPTS, steer=vector, alpha=0.0), plain)
 
 
-def test_what_cannot_be_felt_or_asked_is_refused() -> None:
+def test_steering_without_effect_and_invalid_requests_are_refused() -> None:
     model = tiny_lm("llama", backend="hooks")
     vector = MeanDifference.from_tensor(1, torch.ones(32))
     with pytest.raises(SteeringError, match=r"last\+generated"):

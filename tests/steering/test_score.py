@@ -42,9 +42,9 @@ def test_batch_equals_single_rows(lm, steerers, backend: str) -> None:
     options = dict(steer=steerers("gemma2")["p2s"], alpha=ALPHA)
     together = score(model, PROMPTS, ANSWERS, **options)
     for size in (1, 2):
-        apart = score(model, PROMPTS, ANSWERS, batch_size=size, **options)
-        assert apart["logprob"].tolist() == pytest.approx(together["logprob"].tolist(), abs=1e-5)
-        assert apart.attrs["steered_tokens"] == together.attrs["steered_tokens"]
+        separate = score(model, PROMPTS, ANSWERS, batch_size=size, **options)
+        assert separate["logprob"].tolist() == pytest.approx(together["logprob"].tolist(), abs=1e-5)
+        assert separate.attrs["steered_tokens"] == together.attrs["steered_tokens"]
 
 
 def test_generated_and_answer_are_the_same_tokens(lm, steerers) -> None:

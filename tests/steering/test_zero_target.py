@@ -33,8 +33,8 @@ def test_a_relu_net_leaves_most_answers_of_the_zero_class_as_they_were(lm: Calla
     l2s = L2S(2, zero_behaviors=["answer"], activation="relu", hidden_units=32, config=recipe, progress=False).fit(acts)
     mean = MeanDifference(2).fit(acts)
     answer, refuse = ([e for e in held if e.behavior == b] for b in ("answer", "refuse"))
-    asked = Context(tuple(e.id for e in answer), capture(model, answer, layers=[2], progress=False))
-    assert l2s.vectors(asked).norm(dim=-1).max() < 0.1 * l2s.target_norm_
+    context = Context(tuple(e.id for e in answer), capture(model, answer, layers=[2], progress=False))
+    assert l2s.vectors(context).norm(dim=-1).max() < 0.1 * l2s.target_norm_
 
     def kept(rows: list[Example], steerer: L2S | MeanDifference) -> float:
         before, after = (generate(model, rows, steer=s, alpha=2.0, max_new_tokens=8) for s in ((), steerer))

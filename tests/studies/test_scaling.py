@@ -48,9 +48,9 @@ def test_fit_recovers_costs_of_synthetic_runs(costs: tuple[float, ...], a_reques
     model = fit_cost_model(runs, HIDDEN)
     assert [model.seconds[name] for name in TERMS] == pytest.approx(costs, rel=1e-3)
     assert model.sent == pytest.approx((a_request, a_token), rel=1e-3) and model.overhead == 100
-    told = predict(model, runs.assign(seconds=runs["seconds"] * 1.0), HIDDEN)
-    assert told["ratio_sent"].to_numpy() == pytest.approx(1, abs=2e-3)
-    assert not told["used_for_fit"].iloc[-2:].any()
+    predicted = predict(model, runs.assign(seconds=runs["seconds"] * 1.0), HIDDEN)
+    assert predicted["ratio_sent"].to_numpy() == pytest.approx(1, abs=2e-3)
+    assert not predicted["used_for_fit"].iloc[-2:].any()
 
 
 def test_uncounted_bytes_are_taken_from_returned_values() -> None:

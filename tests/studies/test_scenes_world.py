@@ -63,9 +63,9 @@ def test_true_questions_are_answered_truly(seed: int) -> None:
         elif question.type == "position":
             (thing,) = mine
             middle = {"left": thing.x, "right": thing.x, "top": thing.y, "bottom": thing.y}
-            asked = question.text.split()[-2]
-            at = middle[asked] + thing.size / 2 - SIDE / 2
-            assert (question.answer == "Yes") == (at > 0 if asked in ("right", "bottom") else at <= 0)
+            side_word = question.text.split()[-2]
+            at = middle[side_word] + thing.size / 2 - SIDE / 2
+            assert (question.answer == "Yes") == (at > 0 if side_word in ("right", "bottom") else at <= 0)
         else:
             assert all(t.kind in question.answer.lower() for t in scene.things)
 

@@ -84,7 +84,7 @@ def test_vector_of_randomly_swapped_answers_falls_with_the_root_of_n(lm) -> None
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
-def test_logits_and_log_probabilities_of_one_letter_differ_alike(lm, family: str) -> None:
+def test_logits_and_log_probabilities_of_one_letter_differ_equally(lm, family: str) -> None:
     """The softmax's normalizer is the same for both letters."""
     model, pair = lm(family), Contrast("(A", "(B", position="first_difference")
     rows = [Example(f"q{i}", f"Is {i} more?", "ask", pair) for i in range(5)]

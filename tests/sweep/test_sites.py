@@ -96,7 +96,7 @@ def test_rows_with_images_equal_steer(family: str, backend: str, batch_size: int
         check_settings(frame, methods, lambda one, alpha, at: by_score(model, one, rows, alpha, at), abs=1e-3)
 
 
-def test_vision_block_whose_output_is_not_used_is_refused() -> None:
+def test_vision_block_with_unused_output_is_refused() -> None:
     model = tiny_vlm("llava")
     site = model.site(Site(-1, part="vision"))
     high = MeanDifference.from_tensor(site, torch.ones(model.width(site) or 1))

@@ -175,7 +175,7 @@ def test_alpha_zero_is_bit_identical_to_no_steering(family: str, backend: str) -
 
 
 @engines
-def test_steering_adds_alpha_v_at_the_positions_and_nothing_elsewhere(family: str, backend: str) -> None:
+def test_steering_adds_alpha_v_at_the_positions_only(family: str, backend: str) -> None:
     model, rows = vlm(family, backend), image_models.rows_with_images(family)
     places = {"left": ("images", "after_image", "all"), "right": ("text", "last_image", "last+generated")}
     for side in places:

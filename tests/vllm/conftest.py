@@ -58,8 +58,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def far(with_vllm: None, folders: Callable[[str], Path]) -> Iterator[Callable[[str], Model]]:
-    """`far(name)`: the model in vLLM, one engine each."""
+def remote(with_vllm: None, folders: Callable[[str], Path]) -> Iterator[Callable[[str], Model]]:
+    """`remote(name)`: the model in vLLM, one engine each."""
     made: dict[str, Model] = {}
 
     def get(name: str = "tiny") -> Model:

@@ -27,76 +27,76 @@ def near_to(a: Any, b: Any, tolerance: float = 1e-4) -> None:
 
 @pytest.mark.parametrize("position", ["last", "prompt", "all"])
 @pytest.mark.parametrize("reduce", ["mean", "none"])
-def test_captured_states_match_hooks(far, near, position: str, reduce: str) -> None:
+def test_captured_states_match_hooks(remote, near, position: str, reduce: str) -> None:
     options = dict(layers=SITES, positions=position, reduce=reduce, progress=False)
-    ours, theirs = capture(far(), PROMPTS, **options), capture(near(), PROMPTS, **options)
+    ours, theirs = capture(remote(), PROMPTS, **options), capture(near(), PROMPTS, **options)
     assert ours.index.drop(columns="order", errors="ignore").equals(theirs.index.drop(columns="order", errors="ignore"))
     near_to(ours.values, theirs.values)
 
 
-def test_captured_contrasts_match_hooks(far, near) -> None:
+def test_captured_contrasts_match_hooks(remote, near) -> None:
     options = dict(layers="all", context=["last"], progress=False, batch_size=7)
-    ours, theirs = capture(far(), examples(10), **options), capture(near(), examples(10), **options)
+    ours, theirs = capture(remote(), examples(10), **options), capture(near(), examples(10), **options)
     assert list(ours.index["side"]) == list(theirs.index["side"])
     near_to(ours.values, theirs.values)
 
 
-def test_states_do_not_depend_on_other_rows(far) -> None:
-    whole = capture(far(), PROMPTS, layers="all", progress=False)
+def test_states_do_not_depend_on_other_rows(remote) -> None:
+    whole = capture(remote(), PROMPTS, layers="all", progress=False)
     for i, prompt in enumerate(PROMPTS):
-        alone = capture(far(), [prompt], layers="all", progress=False)
+        alone = capture(remote(), [prompt], layers="all", progress=False)
         near_to(alone.values[0], whole.values[i])
-    turned = capture(far(), PROMPTS[::-1], layers="all", progress=False)
+    turned = capture(remote(), PROMPTS[::-1], layers="all", progress=False)
     near_to(turned.values.flip(0), whole.values)
 
 
 @pytest.mark.parametrize("kind", ["mean", "per row", "gates"])
 @pytest.mark.parametrize("positions", ["all", "last", "generated", "last+generated"])
-def test_steered_texts_match_hooks(far, near, kind: str, positions: str) -> None:
+def test_steered_texts_match_hooks(remote, near, kind: str, positions: str) -> None:
     options = dict(steer=steerers(WIDTH)[kind], alpha=ALPHA, positions=positions, max_new_tokens=STEPS)
-    ours, theirs = generate(far(), PROMPTS, **options), generate(near(), PROMPTS, **options)
+    ours, theirs = generate(remote(), PROMPTS, **options), generate(near(), PROMPTS, **options)
     assert ours.ids == theirs.ids
     assert ours.steered_tokens == theirs.steered_tokens
     assert ours.norm_ratio == pytest.approx(theirs.norm_ratio, rel=0.1)
 
 
-def test_steering_changes_texts_and_leaves_nothing_behind(far) -> None:
-    plain = generate(far(), PROMPTS, max_new_tokens=STEPS).ids
-    steered = generate(far(), PROMPTS, steer=steerers(WIDTH)["per row"], alpha=ALPHA, max_new_tokens=STEPS).ids
+def test_steering_changes_texts_and_leaves_nothing_behind(remote) -> None:
+    plain = generate(remote(), PROMPTS, max_new_tokens=STEPS).ids
+    steered = generate(remote(), PROMPTS, steer=steerers(WIDTH)["per row"], alpha=ALPHA, max_new_tokens=STEPS).ids
     assert all(a != b for a, b in zip(plain, steered, strict=True))
-    assert generate(far(), PROMPTS, max_new_tokens=STEPS).ids == plain
+    assert generate(remote(), PROMPTS, max_new_tokens=STEPS).ids == plain
 
 
-def test_l2s_vectors_come_from_the_unsteered_prompt(far, near) -> None:
+def test_l2s_vectors_come_from_the_unsteered_prompt(remote, near) -> None:
     """The net reads states that vLLM captured beforehand, also above the steered block."""
     l2s = fitted_l2s(near(), 16)
     options = dict(steer=l2s, alpha=3.0, max_new_tokens=STEPS)
-    ours, theirs = generate(far(), PROMPTS, **options), generate(near(), PROMPTS, **options)
+    ours, theirs = generate(remote(), PROMPTS, **options), generate(near(), PROMPTS, **options)
     assert ours.ids == theirs.ids
-    assert ours.ids != generate(far(), PROMPTS, max_new_tokens=STEPS).ids
-    near_to(*(score(model(), PROMPTS, ANSWERS, steer=l2s, alpha=3.0)["logprob"] for model in (far, near)))
+    assert ours.ids != generate(remote(), PROMPTS, max_new_tokens=STEPS).ids
+    near_to(*(score(model(), PROMPTS, ANSWERS, steer=l2s, alpha=3.0)["logprob"] for model in (remote, near)))
 
 
-def test_several_steerers_add_up_with_an_alpha_per_row(far, near) -> None:
+def test_several_steerers_add_up_with_an_alpha_per_row(remote, near) -> None:
     both = [steerers(WIDTH)["mean"], steerers(WIDTH)["per row"]]
     options = dict(steer=both, alpha=[0.5, 1.0, -1.5, 2.0, 0.0], max_new_tokens=STEPS)
-    assert generate(far(), PROMPTS, **options).ids == generate(near(), PROMPTS, **options).ids
+    assert generate(remote(), PROMPTS, **options).ids == generate(near(), PROMPTS, **options).ids
 
 
-def test_texts_end_as_under_hooks(far, near) -> None:
+def test_texts_end_as_under_hooks(remote, near) -> None:
     """Rows that end early leave the batch; the others are still steered, and the result is padded."""
     texts = generate(near(), PROMPTS, steer=steerers(WIDTH)["mean"], max_new_tokens=STEPS).ids
     ends = sorted({texts[0][2], texts[1][4], texts[2][1]})
     options = dict(steer=steerers(WIDTH)["mean"], max_new_tokens=STEPS, eos_token_id=ends)
-    ours, theirs = generate(far(), PROMPTS, **options), generate(near(), PROMPTS, **options)
+    ours, theirs = generate(remote(), PROMPTS, **options), generate(near(), PROMPTS, **options)
     assert ours.ids == theirs.ids
     assert len({len(row) for row in ours.ids}) > 1
     longer = options | {"min_new_tokens": 6}
-    assert generate(far(), PROMPTS, **longer).ids == generate(near(), PROMPTS, **longer).ids
+    assert generate(remote(), PROMPTS, **longer).ids == generate(near(), PROMPTS, **longer).ids
 
 
-def test_generated_ids_are_padded_as_by_hugging_face(far, near) -> None:
-    model, other = far(), near()
+def test_generated_ids_are_padded_as_by_hugging_face(remote, near) -> None:
+    model, other = remote(), near()
     batch = model.batch([model.encode(p) for p in PROMPTS], "left")
     end = generate(other, PROMPTS, max_new_tokens=STEPS).ids[0][3]
     options = dict(max_new_tokens=STEPS, do_sample=False, eos_token_id=end, pad_token_id=0)
@@ -105,29 +105,32 @@ def test_generated_ids_are_padded_as_by_hugging_face(far, near) -> None:
     assert torch.equal(ours, theirs)
 
 
-def test_sampling_is_reproducible_with_a_seed(far) -> None:
+def test_sampling_is_reproducible_with_a_seed(remote) -> None:
     options = dict(do_sample=True, temperature=1.5, num_return_sequences=3, max_new_tokens=STEPS)
-    first = generate(far(), PROMPTS, seed=1, **options)
+    first = generate(remote(), PROMPTS, seed=1, **options)
     assert first.example_ids == tuple(str(i) for i in range(len(PROMPTS)) for _ in range(3))
     assert len(set(first.ids)) > len(PROMPTS)
-    assert generate(far(), PROMPTS, seed=1, **options).ids == first.ids
-    assert generate(far(), PROMPTS, seed=2, **options).ids != first.ids
+    assert generate(remote(), PROMPTS, seed=1, **options).ids == first.ids
+    assert generate(remote(), PROMPTS, seed=2, **options).ids != first.ids
 
 
 @pytest.mark.parametrize("kind", ["mean", "per row", "gates"])
-def test_scores_and_next_token_logits_match_hooks(far, near, kind: str) -> None:
+def test_scores_and_next_token_logits_match_hooks(remote, near, kind: str) -> None:
     options = dict(steer=steerers(WIDTH)[kind], alpha=ALPHA)
-    ours, theirs = (score(model(), PROMPTS, ANSWERS, **options) for model in (far, near))
+    ours, theirs = (score(model(), PROMPTS, ANSWERS, **options) for model in (remote, near))
     near_to(ours["logprob"], theirs["logprob"])
     assert ours["greedy"].equals(theirs["greedy"]) and ours.attrs["steered_tokens"] == theirs.attrs["steered_tokens"]
-    near_to(*(steerlab.next_token_logits(model(), PROMPTS, **options) for model in (far, near)))
+    near_to(*(steerlab.next_token_logits(model(), PROMPTS, **options) for model in (remote, near)))
     near_to(
-        *(steerlab.next_token_logits(model(), PROMPTS, [5, 9, 7], max_other=True, **options) for model in (far, near))
+        *(
+            steerlab.next_token_logits(model(), PROMPTS, [5, 9, 7], max_other=True, **options)
+            for model in (remote, near)
+        )
     )
 
 
-def test_logits_of_given_columns_match_hooks(far, near) -> None:
-    model, other = far(), near()
+def test_logits_of_given_columns_match_hooks(remote, near) -> None:
+    model, other = remote(), near()
     given = model.inputs(model.batch([model.encode(p) for p in PROMPTS], "left"))
     real = given["attention_mask"].bool()
     columns = torch.tensor([3, real.shape[1] - 1, 0, real.shape[1] - 4])
@@ -136,10 +139,10 @@ def test_logits_of_given_columns_match_hooks(far, near) -> None:
     assert not ours[~real[:, columns]].any()
 
 
-def test_a_sweep_matches_hooks(far, near) -> None:
+def test_a_sweep_matches_hooks(remote, near) -> None:
     vector = {layer: MeanDifference.from_tensor(layer, torch.ones(WIDTH) / 3) for layer in (1, 3)}
     options: dict[str, Any] = dict(layers=[1, 3], alphas=(-1.0, 0.0, 2.0), positions=["last", "all"], progress=False)
-    ours, theirs = (sweep(model(), {"mean": vector}, examples(6), **options) for model in (far, near))
+    ours, theirs = (sweep(model(), {"mean": vector}, examples(6), **options) for model in (remote, near))
     keys = ["method", "layer", "alpha", "positions", "metric", "example_id"]
     keys = [key for key in keys if key in ours]
     ours, theirs = (frame.sort_values(keys).reset_index(drop=True) for frame in (ours, theirs))
@@ -147,21 +150,21 @@ def test_a_sweep_matches_hooks(far, near) -> None:
     near_to(ours["value"], theirs["value"], 1e-3)
 
 
-def test_a_model_in_vllm_is_remote(far) -> None:
-    assert far().backend == "vllm" and far().is_remote and not far().engine.supports_forward_state
+def test_a_model_in_vllm_is_remote(remote) -> None:
+    assert remote().backend == "vllm" and remote().is_remote and not remote().engine.supports_forward_state
     with pytest.raises(RemoteError, match="weights of this model"):
-        far().hf(torch.tensor([[1]]))
+        remote().hf(torch.tensor([[1]]))
 
 
-def test_gradients_and_prefill_are_refused(far) -> None:
+def test_gradients_and_prefill_are_refused(remote) -> None:
     ids = torch.tensor([[5, 6, 7]])
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     vector = torch.zeros(1, WIDTH, requires_grad=True)
     with pytest.raises(RemoteError, match="requires gradients") as caught:
-        far().engine.logits(given, {Site(1): [Edit(vector, ids > 0, True)]}, 1)
+        remote().engine.logits(given, {Site(1): [Edit(vector, ids > 0, True)]}, 1)
     assert caught.value.kind == "unsupported"
     with pytest.raises(RemoteError, match="keys and values"):
-        far().engine.prefill(given)
+        remote().engine.prefill(given)
 
 
 @pytest.mark.parametrize(
@@ -173,20 +176,20 @@ def test_gradients_and_prefill_are_refused(far) -> None:
         ({"num_return_sequences": 2}, "num_return_sequences=2"),
     ],
 )
-def test_unsupported_options_are_refused_by_name(far, options: dict[str, Any], said: str) -> None:
+def test_unsupported_options_are_refused_by_name(remote, options: dict[str, Any], said: str) -> None:
     with pytest.raises(SteeringError, match=said):
-        generate(far(), PROMPTS[:1], max_new_tokens=2, **options)
+        generate(remote(), PROMPTS[:1], max_new_tokens=2, **options)
 
 
-def test_missing_sites_are_refused(far) -> None:
+def test_missing_sites_are_refused(remote) -> None:
     with pytest.raises(LayoutError, match="layer 9 does not exist"):
-        capture(far(), PROMPTS, layers=[9], progress=False)
+        capture(remote(), PROMPTS, layers=[9], progress=False)
     with pytest.raises(LayoutError, match="no vision"):
-        capture(far(), PROMPTS, layers=[Site(0, part="vision")], progress=False)
+        capture(remote(), PROMPTS, layers=[Site(0, part="vision")], progress=False)
 
 
-def test_an_error_in_vllm_does_not_affect_later_calls(far) -> None:
-    model = far()
+def test_an_error_in_vllm_does_not_affect_later_calls(remote) -> None:
+    model = remote()
     ids = torch.tensor([[5, 6, 7]])
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with pytest.raises(RemoteError, match="request failed in vLLM") as caught:
@@ -195,9 +198,9 @@ def test_an_error_in_vllm_does_not_affect_later_calls(far) -> None:
     assert generate(model, PROMPTS[:1], steer=steerers(WIDTH)["mean"], max_new_tokens=2).ids
 
 
-def test_a_row_longer_than_the_context_is_refused(far) -> None:
+def test_a_row_longer_than_the_context_is_refused(remote) -> None:
     with pytest.raises(steerlab.SteerlabError, match=r"max_model_len|context"):
-        generate(far(), [" word" * 600], max_new_tokens=2)
+        generate(remote(), [" word" * 600], max_new_tokens=2)
 
 
 def test_an_option_unknown_to_vllm_is_a_load_error(with_vllm, folders) -> None:

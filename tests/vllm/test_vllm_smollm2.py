@@ -17,8 +17,8 @@ PROMPTS = [example.prompt for example in examples(N)]
 
 
 @pytest.fixture(scope="module")
-def model(far) -> Model:
-    return far("smollm2")
+def model(remote) -> Model:
+    return remote("smollm2")
 
 
 @pytest.fixture(scope="module")

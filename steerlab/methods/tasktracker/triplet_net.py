@@ -101,7 +101,7 @@ class TripletNet(nn.Module):
 
     Args:
         n_layers: number of layers that are read.
-        hidden: width of the residual stream.
+        hidden_size: width of the residual stream.
         shape: the architecture.
 
     Attributes:
