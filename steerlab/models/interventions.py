@@ -145,7 +145,7 @@ class Edit:
             read_site=self.read_site,
         )
 
-    def _call_vector_fn(self, h: State, copies: int) -> Float[Tensor, "rows hidden"]:
+    def _call_vector_fn(self, h: State, copies: int) -> Tensor:  # of a shape that is checked by `_compute_vectors`
         assert self.vector_fn is not None and self.last is not None
         last = self.last.to(h.device).repeat_interleave(copies)
         return self.vector_fn(h[torch.arange(len(h), device=h.device), last].float())

@@ -29,7 +29,7 @@ BRITISH = re.compile("behaviour|artefact|colour|neighbour|centre|grey|normalis|g
 # what every method, data set and metric may rely on; all other modules of these folders are one method, set or metric
 SHARED = {
     "methods": {"base"},
-    "data": {"example"},
+    "data": {"example", "coco"},  # the words for objects, which hallucination counts
     "metrics": {"answers", "bootstrap"},
 }
 

@@ -1,7 +1,7 @@
 """Steering computed where the model runs equals steering with vectors computed locally.
 
-`near` is a local model that runs every row whole, under plain hooks. `remote_model` is a remote model whose requests run
-process instead of being sent to a server.
+`near` is a local model that runs every row whole, under plain hooks. `remote_model` is a remote model whose requests
+run in this process instead of being sent to a server.
 """
 
 from __future__ import annotations
@@ -286,13 +286,13 @@ def test_prefix_caching_changes_no_state_and_no_value(
 ) -> None:
     shares: list[bool] = []
     module: Any = sys.modules[steerlab.capture.__module__]
-    share = module.share
+    share = module.share_prompts
 
     def record(*args: Any) -> Any:
         shares.append((found := share(*args)) is not None)
         return found
 
-    monkeypatch.setattr(module, "share", record)
+    monkeypatch.setattr(module, "share_prompts", record)
     default = lm(family)
     uncached = load(default.hf, tokenizer=default.tokenizer, backend="hooks", prefix_caching=False, check=False)
     assert not (uncached.supports_prefix_cache or uncached.supports_layer_restart)

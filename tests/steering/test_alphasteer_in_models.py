@@ -266,5 +266,5 @@ def test_sweep_settings_differ_by_dead_zone(lm) -> None:
     for zone in (0.0, 5.0):
         alpha = AlphaSteer.from_gates([1], w, r, dead_zone=zone)
         given = dict(layers=None, alphas=(1.0,), positions=["prompt"], scale="raw", train=None, batch_size=2)
-        learned |= {cell.learned for cell in make_settings(lm("llama", "hooks"), alpha, rows, **given)}
+        learned |= {setting.fitted_hash for setting in make_settings(lm("llama", "hooks"), alpha, rows, **given)}
     assert len(learned) == 2
