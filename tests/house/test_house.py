@@ -99,6 +99,7 @@ def test_identifiers_use_the_words_of_the_field_in_american_spelling(folder: str
     odd = {
         f"{path.relative_to(ROOT)}: {name}"
         for path in modules(folder)
+        if path.name != "test_serialization.py"  # it writes the retired names of drafts, which are refused
         for name in identifiers(ast.parse(path.read_text()))
         if RIDDLES & set(re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower().split("_")) or BRITISH.search(name.lower())
     }
