@@ -116,7 +116,7 @@ def layer_range_lines(table: pd.DataFrame, ax: Axes | None = None, *, label: str
     ax = get_axes(ax)
     mean, best, x = table["validation"].to_numpy(float), float(table["validation"].max()), np.arange(len(table))
     selected = np.flatnonzero(table["in_range"].to_numpy(bool))
-    ax.axvspan(selected.min() - 0.5, selected.max() + 0.5, color=color, alpha=0.12, lw=0)
+    ax.axvspan(selected[0] - 0.5, selected[-1] + 0.5, color=color, alpha=0.12, lw=0)
     bars = np.clip([mean - (best - table["gap_high"]), (best - table["gap_low"]) - mean], 0, None)
     ax.errorbar(x, mean, yerr=bars, fmt="o", ms=3, lw=0.7, color=color, ecolor=MUTED)
     ax.axhline(best, color=MUTED, lw=0.6, ls=DASHES[1])
