@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass
 
 import pandas as pd
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from sklearn.decomposition import DictionaryLearning, MiniBatchDictionaryLearning, TruncatedSVD
@@ -189,7 +190,7 @@ def decoder_columns(
             warnings.simplefilter("ignore", ConvergenceWarning)  # an initial value need not be an optimum
             return torch.from_numpy(learner.fit(values).components_).float()
     centered = values - values.mean(0)
-    constant = abs(centered).max() <= RELATIVE_TOLERANCE * abs(values).max()
+    constant = np.max(abs(centered)) <= RELATIVE_TOLERANCE * np.max(abs(values))
     if config.decoder_init == "default" or constant:
         return targets.new_zeros(0, targets.shape[1])
     svd = TruncatedSVD(most, random_state=seed).fit(centered)

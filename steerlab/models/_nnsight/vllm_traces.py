@@ -89,8 +89,9 @@ def logits(
         LayoutError: the head of this model does not give vLLM's own logits of the last token.
     """
     _forward(root, row, answer)
-    found = root.logits
-    if norm is not None:
+    if norm is None:
+        found = root.logits
+    else:
         normed = _parts(root.get(norm).output)[0]
         indices = torch.tensor([*columns, len(row.ids) - 1], device=normed.device)
         found = _untraced(root, root._module.compute_logits, normed.reshape(-1, normed.shape[-1])[indices])
@@ -99,7 +100,7 @@ def logits(
                 "the logits of this model are not its head applied to its final norm: vLLM gives logits of the last "
                 "token only, so next_token_logits and generate work, score and sweep do not"
             )
-        found = found[:-1]
+        found = found[:-1]  # in the order of the forward: the norm comes before vLLM's own logits
     padded = found.new_zeros(1, width, found.shape[-1])
     padded[0, list(places)] = found
     reduced = reduce(padded)
