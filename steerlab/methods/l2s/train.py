@@ -7,8 +7,8 @@ import math
 import warnings
 from dataclasses import dataclass
 
-import pandas as pd
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from sklearn.decomposition import DictionaryLearning, MiniBatchDictionaryLearning, TruncatedSVD
