@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,7 +68,7 @@ class KeywordJudge:
 
 
 @dataclass
-class HubJudge:
+class HubJudge(ABC):
     """A judge that scores responses in batches with a model from the hub, which is loaded at the first call.
 
     A subclass names its `auto_class` of transformers and implements `_probabilities`.
@@ -94,9 +95,9 @@ class HubJudge:
             ]
         return torch.cat(parts).cpu().double().numpy()
 
+    @abstractmethod
     def _probabilities(self, responses: list[str], prompts: list[str]) -> Tensor:
         """P(unsafe) of one batch, `(batch,)` float32."""
-        raise NotImplementedError
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
