@@ -26,6 +26,8 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd analyses && ../$(BIN)/mypy --config-file ../pyproject.toml .
+	cd figures && ../$(BIN)/mypy --config-file ../pyproject.toml .
 	$(BIN)/lint-imports
 
 # two processes of one thread each: tiny models gain nothing from more threads, and tests that run side by side do
@@ -61,4 +63,4 @@ bench: setup
 	PYTHONPATH=. $$($(BIN)/python tests/vllm/environment.py)/bin/python tests/benchmarks/vllm_engine.py
 
 clean:
-	rm -rf .venv results .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv results .pytest_cache .mypy_cache */.mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,10 +6,11 @@ import csv
 import gzip
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from steerlab.data.paragraphs import merge_texts, split_sentences
+from steerlab import DataError
+from steerlab.data.paragraphs import split_sentences
 
 SPLITS = {
     "films": "train", "products": "train", "facts": "train", "opinions": "train",
@@ -44,6 +45,34 @@ def real_texts(folder: str | Path, limit: int) -> dict[str, list[str]]:
         statements = [" ".join(s.split()) for s in dict.fromkeys(texts) if "?" not in s]
         found[name] = [p for p in merge_texts(statements) if len(split_sentences(p)) > 1]
     return {name: found[name][:limit] for name in SPLITS}
+
+
+def merge_texts(parts: Sequence[str], *, min_words: int = 40, max_words: int = 120) -> list[str]:
+    """Consecutive short texts joined into paragraphs of `min_words` to `max_words` words; other texts are left out.
+
+    Example:
+        >>> merge_texts(["Rain fell.", "It was cold.", "So we stayed."], min_words=4, max_words=6)
+        ['Rain fell. It was cold.']
+
+    Args:
+        parts: sentences, in order; one without a mark at its end gets a full stop.
+        min_words, max_words: length of a paragraph.
+
+    Raises:
+        DataError: `min_words` is below 1 or above `max_words`.
+    """
+    if not 1 <= min_words <= max_words:
+        raise DataError(f"min_words={min_words} and max_words={max_words}: expected 1 <= min_words <= max_words")
+    paragraphs, current = list[str](), list[str]()
+    for part in parts:
+        words = part.split()
+        if words and words[-1].rstrip("\"')]”’")[-1:] not in (".", "!", "?"):
+            words[-1] += "."
+        current = [*current, *words] if len(current) + len(words) <= max_words else words
+        if min_words <= len(current) <= max_words:
+            paragraphs.append(" ".join(current))
+            current = []
+    return paragraphs
 
 
 def _worked(problems: list[str], solutions: list[str]) -> Iterator[str]:

@@ -212,7 +212,7 @@ def published_counts(path: str | Path) -> dict[str, int]:
     `scored` are the test ids of the twelve scenarios with a wanted behavior, `harmful` and `expert` those to refuse
     and to defer on. `expert_published` is the denominator of the paper: its slice starts one harmful row early.
     """
-    wanted = [scenario.behavior for scenario in SCENARIOS for _ in range(scenario.ids)]
+    wanted = [scenario.behavior for scenario in SCENARIOS for _ in range(scenario.n_ids)]
     train, test = published_split(len(wanted))
     behaviors = Counter(wanted[index] for index in test)
     found = {

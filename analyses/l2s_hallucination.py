@@ -167,7 +167,7 @@ def main() -> None:
         print(f"{method}, chosen on validation: {setting}")
     methods = requests(chosen, train, tested, args.seed)
     found = {
-        name: study.stage(f"answers-{name}", lambda r=request: run_method(model, test, r, args))  # type: ignore[misc]
+        name: study.stage(f"answers-{name}", lambda r=request: run_method(model, test, r, args))
         for name, request in methods.items()
     }
     probed = study.stage("probes", lambda: probes(train, tested, test, found["none"], args.seed))

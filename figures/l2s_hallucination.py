@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pandas as pd
 from _gallery import GalleryItem, gallery
+from _probe_gap import probe_gap_lines
 from _script import figure_script
 from matplotlib.figure import Figure
 from PIL import Image
 
-from steerlab.plots import method_bars, probe_gap_lines, read_summary, style, summary_frame, width
+from steerlab.plots import method_bars, read_summary, style, summary_frame, width
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "l2s_hallucination"
 SPLITS = ("random", "popular", "adversarial")
@@ -41,7 +42,7 @@ def draw(results_dir: str | Path) -> Figure:
     return fig
 
 
-def draw_gallery(results_dir: str | Path, columns: int = 4) -> Figure | None:
+def draw_gallery(results_dir: str | Path) -> Figure | None:
     """Images with question and answers, or None if the study kept none."""
     table = Path(results_dir) / "gallery" / "gallery.csv"
     if not table.exists():
@@ -50,7 +51,7 @@ def draw_gallery(results_dir: str | Path, columns: int = 4) -> Figure | None:
         GalleryItem(Image.open(table.parent / row["file"]), row["question"], row["true"], row["before"], row["after"])
         for _, row in pd.read_csv(table, dtype=str).iterrows()
     ]
-    return gallery(items, columns=columns)
+    return gallery(items, columns=4)
 
 
 if __name__ == "__main__":

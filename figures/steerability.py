@@ -55,7 +55,7 @@ def draw(results_dir: str | Path) -> Figure:
     rows = ROW * len(tables["sets"]) + AROUND
     with style():
         fig = Figure(figsize=(width(2), rows + BELOW), layout="constrained")
-        upper, lower = fig.subfigures(2, 1, height_ratios=[rows, BELOW])
+        upper, lower = fig.subfigures(2, 1, height_ratios=[rows, BELOW], squeeze=False).flat
         draw_rows(upper, tables, summary)
         draw_lines(lower, tables, summary, pd.read_csv(shifts) if shifts.exists() else None)
         fig.draw_without_rendering()  # ticks are made when first drawn: make them in this style

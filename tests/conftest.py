@@ -1,7 +1,5 @@
 """What all tests share: tiny models, each built once."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from functools import cache

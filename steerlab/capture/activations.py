@@ -15,7 +15,7 @@ from steerlab._support.errors import ActivationError, DataError
 from steerlab.models.sites import Site
 
 INDEX_COLUMNS = ("example_id", "side", "position", "behavior", "split", "column", "token", "n_tokens")
-Batch = tuple[Tensor, pd.DataFrame]
+CapturedBatch = tuple[Tensor, pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Activations:
             )
 
     @classmethod
-    def join(cls, batches: Sequence[Batch], sites: tuple[Site, ...], info: dict[str, Any]) -> Activations:
+    def join(cls, batches: Sequence[CapturedBatch], sites: tuple[Site, ...], info: dict[str, Any]) -> Activations:
         """The rows of all batches, sorted by the index column `order`, which is dropped."""
         values, frames = zip(*batches, strict=True)
         index = pd.concat(frames, ignore_index=True).sort_values("order", kind="stable")

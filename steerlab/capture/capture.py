@@ -12,7 +12,7 @@ import torch
 from steerlab._support.files import fingerprint
 from steerlab._support.memory import halve_on_oom
 from steerlab._support.progress import bar as progress_bar
-from steerlab.capture.activations import Activations, Batch
+from steerlab.capture.activations import Activations, CapturedBatch
 from steerlab.capture.rows import (
     CaptureRow,
     Data,
@@ -83,14 +83,15 @@ def capture(
         layers: "all", a layer, or a list of layers and Sites; 0-based outputs of decoder blocks. Sites of the vision
             tower or the projector (`Site(1, part="vision")`) are captured without other sites, at positions="images":
             the images of the plain prompt, the mean of their patches ("mean") or each patch ("none"). CLIP's class
-            state counts as a patch. `column` in the index is the module's patch order, in Qwen2.5-VL by windows.
+            state counts as a patch. The index column `column` is the number of the patch in the order
+            of the module's output (Qwen2.5-VL orders patches by windows).
         positions: one position or several (see `steerlab.models.positions`). None takes the `position` of each
             contrast, and "last" for prompts without contrasts.
         context: positions in the plain prompt of examples with a contrast, or None.
-        extra_prompts: which `extra_prompts` of the examples to capture, at the positions of the plain prompt; their
-            names are further sides. None: all.
+        extra_prompts: which `extra_prompts` of the examples to capture, where the plain prompt is captured; their names
+            are further sides. None: all.
         reduce: "mean" averages the tokens of a position into one row (in float32), "none" keeps one row per token.
-        batch_size: rows per forward; halved, with a warning, when memory runs out.
+        batch_size: token sequences per forward; halved, with a warning, when memory runs out.
         padding: side to pad on; the result does not depend on it.
         dtype: of the values returned and copied.
         encoded: plain prompts that are encoded already, by example id; they are not encoded again.
@@ -129,7 +130,7 @@ def capture(
     if folder is not None:
         settings = {"batch_size": batch_size, "storage": str(dtype)}
         store = Store.create(Path(folder), info, settings, sites, len(batches))
-    found: list[Batch] = []
+    found: list[CapturedBatch] = []
     with progress_bar(len(rows), "capture", "row", progress) as bar:
         for number, batch in enumerate(batches):
             if store is None:
@@ -156,24 +157,24 @@ class BatchRunner:
     padding: PaddingSide
     reduce: Reduce
 
-    def __call__(self, rows: Sequence[CaptureRow]) -> list[Batch]:
+    def __call__(self, rows: Sequence[CaptureRow]) -> list[CapturedBatch]:
         """The activations of a batch on the host; in several parts after memory ran out."""
         return halve_on_oom(self._run, rows, describe=self._describe)
 
-    def _run(self, rows: Sequence[CaptureRow]) -> Batch:
+    def _run(self, rows: Sequence[CaptureRow]) -> CapturedBatch:
         model, text = self.model, self.sites[0].part == "text"
         shared = share_prompts(model, rows, self.sites) if text else None
-        counts: list[int] = []
+        counts: list[int] = []  # of patches per row: `PatchSelector` fills it
         with model.lock:
             if shared is None:
-                batch, state = model.batch([row.prompt for row in rows], self.padding), FULL_FORWARD
+                batch, start = model.batch([row.prompt for row in rows], self.padding), FULL_FORWARD
                 inputs = model.inputs(batch)
             else:
-                inputs, state, batch = shared.prefill(model)
+                inputs, start, batch = shared.prefill(model)  # start: the keys and values of the shared prompts
             patches = PatchSelector(batch.units, self.reduce == "mean", self.dtype, counts)
             selector: StateSelector = TokenSelector.of(rows, batch, self.dtype, model.device) if text else patches
             # the only host copy of the batch: the selected states
-            values = model.engine.capture_states(inputs, {}, self.sites, selector, state).cpu()
+            values = model.engine.capture_states(inputs, {}, self.sites, selector, start).cpu()
         return values, index_frame(rows, counts, self.reduce)
 
     def _describe(self, rows: Sequence[CaptureRow]) -> str:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from steerlab._support.errors import ActivationError, LoadError, MismatchError
 from steerlab._support.files import write_atomically, write_json
-from steerlab.capture.activations import Activations, Batch
+from steerlab.capture.activations import Activations, CapturedBatch
 from steerlab.models.sites import Site
 
 SCHEMA = 1
@@ -81,7 +81,7 @@ class Store:
         """Whether this shard is written."""
         return self._shard(number).exists()
 
-    def write_shard(self, number: int, parts: Sequence[Batch]) -> None:
+    def write_shard(self, number: int, parts: Sequence[CapturedBatch]) -> None:
         """Write the parts of one batch as a shard, atomically."""
         values, frames = zip(*parts, strict=True)
         metadata = {"index": pd.concat(frames, ignore_index=True).to_json(orient="split")}
@@ -107,7 +107,7 @@ class Store:
         columns = [self.sites.index(site) for site in wanted]
         return Activations.join([self._read(n, columns) for n in range(self.n_shards)], wanted, self.info)
 
-    def _read(self, number: int, columns: list[int]) -> Batch:
+    def _read(self, number: int, columns: list[int]) -> CapturedBatch:
         with safe_open(self._shard(number), "pt") as shard:
             whole = shard.get_slice("values")
             values = torch.stack([whole[:, c] for c in columns], 1)

@@ -38,7 +38,6 @@ from steerlab.data.mwe import persona_prompts as persona_prompts
 from steerlab.data.mwe import prompt_variant as prompt_variant
 from steerlab.data.mwe import truthfulqa_mc as truthfulqa_mc
 from steerlab.data.nlvr import nlvr as nlvr
-from steerlab.data.paragraphs import merge_texts as merge_texts
 from steerlab.data.pope import ONE_WORD as ONE_WORD
 from steerlab.data.pope import pope_file as pope_file
 from steerlab.data.pope_recipe import pope_questions as pope_questions

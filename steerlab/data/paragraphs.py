@@ -1,9 +1,8 @@
-"""Split texts into sentences, shorten and merge them, and insert a task."""
+"""Split texts into sentences, shorten them, and insert a task."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from itertools import pairwise
 
 from steerlab._support.errors import DataError
@@ -43,34 +42,6 @@ def truncate_sentences(text: str, max_words: int) -> str:
     if not kept:
         raise DataError(f"the first sentence of {text[:60]!r} has more than max_words={max_words}: raise it")
     return " ".join(kept)
-
-
-def merge_texts(parts: Sequence[str], *, min_words: int = 40, max_words: int = 120) -> list[str]:
-    """Consecutive short texts joined into paragraphs of `min_words` to `max_words` words; other texts are left out.
-
-    Example:
-        >>> merge_texts(["Rain fell.", "It was cold.", "So we stayed."], min_words=4, max_words=6)
-        ['Rain fell. It was cold.']
-
-    Args:
-        parts: sentences, in order; one without a mark at its end gets a full stop.
-        min_words, max_words: length of a paragraph.
-
-    Raises:
-        DataError: `min_words` is below 1 or above `max_words`.
-    """
-    if not 1 <= min_words <= max_words:
-        raise DataError(f"min_words={min_words} and max_words={max_words}: expected 1 <= min_words <= max_words")
-    paragraphs, current = list[str](), list[str]()
-    for part in parts:
-        words = part.split()
-        if words and words[-1].rstrip("\"')]”’")[-1:] not in (".", "!", "?"):
-            words[-1] += "."
-        current = [*current, *words] if len(current) + len(words) <= max_words else words
-        if min_words <= len(current) <= max_words:
-            paragraphs.append(" ".join(current))
-            current = []
-    return paragraphs
 
 
 def insert_task(text: str, task: str, place: str) -> str:

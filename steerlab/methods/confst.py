@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 from warnings import warn
 
@@ -40,7 +39,7 @@ class CONFST(Steerer):
         >>> acts = steerlab.capture(model, history, layers=[15])      # Examples whose behavior is the preference
         >>> confst = CONFST(15, "sports").fit(acts)
         >>> confst.n_selected_, confst.accuracy_, confst.cosine_to_mean_
-        >>> both = confst.combine({"sports": 1.0, "world": 0.5})
+        >>> confst.target = {"sports": 1.0, "world": 0.5}             # a mix, from the same fit
         >>> span = CONFST(15, "sports", span=3)                       # the last three tokens
         >>> span.fit(steerlab.capture(model, history, layers=[15], positions=list(span.positions)))
 
@@ -165,21 +164,6 @@ class CONFST(Steerer):
                 "give more items",
                 stacklevel=3,
             )
-
-    def combine(self, target: str | Mapping[str, float]) -> CONFST:
-        """The same fit with another target: one preference, or weights of several.
-
-        Example:
-            >>> confst.combine({"sports": 1.0, "world": -0.5})
-
-        Raises:
-            DataError: an unknown preference, or weights that are not finite.
-        """
-        check_fitted(self, "vectors_")
-        _weights(target, list(self.vectors_))
-        other = copy(self)
-        other.target = dict(target) if isinstance(target, Mapping) else target
-        return other
 
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
         """The same vector for every input; only for a span of one token."""

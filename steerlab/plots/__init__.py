@@ -1,32 +1,21 @@
 """Functions that draw a data frame and return matplotlib `Axes`; none of them runs a model."""
 
-from steerlab.plots.bars import method_bars
-from steerlab.plots.lines import geometry_lines, probe_gap_lines, propensity_lines
-from steerlab.plots.similarity import cosine_heatmap, layer_heatmap, map_scatter
-from steerlab.plots.slopes import slope_distributions
-from steerlab.plots.style import METHODS, method_style, save, style, width
-from steerlab.plots.summary import METRICS, MetricStyle, metric_style, read_summary, summary_frame
-from steerlab.plots.sweep import layer_range_lines, sweep_heatmap
-
-__all__ = [
-    "METHODS",
-    "METRICS",
-    "MetricStyle",
-    "cosine_heatmap",
-    "geometry_lines",
-    "layer_heatmap",
-    "layer_range_lines",
-    "map_scatter",
-    "method_bars",
-    "method_style",
-    "metric_style",
-    "probe_gap_lines",
-    "propensity_lines",
-    "read_summary",
-    "save",
-    "slope_distributions",
-    "style",
-    "summary_frame",
-    "sweep_heatmap",
-    "width",
-]
+from steerlab.plots.bars import method_bars as method_bars
+from steerlab.plots.lines import geometry_lines as geometry_lines
+from steerlab.plots.lines import propensity_lines as propensity_lines
+from steerlab.plots.similarity import cosine_heatmap as cosine_heatmap
+from steerlab.plots.similarity import layer_heatmap as layer_heatmap
+from steerlab.plots.similarity import map_scatter as map_scatter
+from steerlab.plots.slopes import slope_distributions as slope_distributions
+from steerlab.plots.style import METHODS as METHODS
+from steerlab.plots.style import method_style as method_style
+from steerlab.plots.style import save as save
+from steerlab.plots.style import style as style
+from steerlab.plots.style import width as width
+from steerlab.plots.summary import METRICS as METRICS
+from steerlab.plots.summary import MetricStyle as MetricStyle
+from steerlab.plots.summary import metric_style as metric_style
+from steerlab.plots.summary import read_summary as read_summary
+from steerlab.plots.summary import summary_frame as summary_frame
+from steerlab.plots.sweep import layer_range_lines as layer_range_lines
+from steerlab.plots.sweep import sweep_heatmap as sweep_heatmap

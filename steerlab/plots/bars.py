@@ -17,7 +17,7 @@ from steerlab.plots.summary import metric_style
 
 GROUP_GAP = 1.5  # rows between two metrics, with room for a heading
 VALUE_SIZE = 6.0  # points
-VALUES_END = 1.17  # right edge of the values, in widths of the axes
+VALUES_END = 1.17  # right edge of the numbers; 0 and 1 are the left and right edge of the axes
 
 
 def method_bars(
@@ -36,7 +36,8 @@ def method_bars(
 
     Args:
         estimates: columns `method`, `metric`, `value`, `low`, `high`; see `summary_frame`.
-        metrics: which to draw, from top to bottom. A method without a metric gets no row in its group.
+        metrics: which to draw, from top to bottom. Methods that have no value for a metric are left
+            out of its group.
         ax: where to draw; a new figure otherwise.
         headings: write the name of each metric above its group.
         title: the title of the panel; like the headings it begins above the names of the methods.
@@ -45,7 +46,7 @@ def method_bars(
         The axes, with one bar container per method, labeled by its name.
 
     Raises:
-        DataError: columns are missing, or a metric has no row.
+        DataError: columns are missing, or no method has a value for a metric.
     """
     require_columns(estimates, ["method", "metric", "value", "low", "high"], "method_bars")
     known = set(estimates["metric"])
@@ -82,7 +83,7 @@ def method_bars(
 
 
 def _write_left(ax: Axes, text: str, y: float, methods: Sequence[str], rise: float = 0.0, **options: Any) -> None:
-    """Bold text that begins where the longest of the method names does, in points from the axes."""
+    """Write bold text whose left edge is that of the longest method name beside the axes."""
     indent = -3.7 * max(len(method_style(m).label) for m in methods)
     ax.annotate(
         text, (0, y), (indent, rise), textcoords="offset points", fontweight="bold", annotation_clip=False, **options

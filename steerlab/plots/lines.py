@@ -1,4 +1,4 @@
-"""Lines with intervals: propensity over strength, cosines over layers, probe against answers."""
+"""Lines with intervals: propensity over strength, cosines over layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from steerlab.plots.frames import one_row_per
 from steerlab.plots.style import (
     CONTEXT,
     DASHES,
-    INK,
     MUTED,
     OTHER_COLORS,
     SeriesStyle,
@@ -121,43 +120,6 @@ def geometry_lines(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     long = pd.concat([rows, shuffled.rename(columns={"shuffled": "cosine"})])
     muted = SeriesStyle("labels shuffled", MUTED, MUTED)
     _name_lines(ax, long, "layer", "cosine", "pair", looks | {"labels shuffled": muted}, {p: p for p in rows["pair"]})
-    return ax
-
-
-def probe_gap_lines(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """The accuracy of the probe at each layer in black and that of the model's answers in gray, one dash per group.
-
-    Example:
-        >>> ax = probe_gap_lines(probe_gap(train, test, answers, group="split"))
-
-    Args:
-        frame: from `steerlab.analysis.probe_gap`: columns `layer`, `group`, `probe_accuracy`, `model_accuracy`.
-        ax: where to draw; a new figure otherwise.
-
-    Returns:
-        The axes, with "probe, GROUP" and "answers, GROUP" at the line ends.
-
-    Raises:
-        DataError: columns are missing, or a layer holds a group several times.
-    """
-    sources = {"probe_accuracy": "probe", "model_accuracy": "answers"}
-    rows = one_row_per(frame, ["layer", "group"], list(sources), "probe_gap_lines").sort_values("layer")
-    n_groups = rows["group"].nunique()
-    long = rows.melt(["layer", "group"], list(sources), "source", "accuracy")
-    long["source"] = long["source"].map(sources)
-    long["line"] = long["source"] + ", " + long["group"].astype(str)
-    looks = {line: SeriesStyle(line, color, color)
-             for source, color in (("probe", INK), ("answers", "#8C8C8C"))
-             for line in long.loc[long["source"] == source, "line"].unique()}  # fmt: skip
-    ax = get_axes(ax)
-    sns.lineplot(
-        long, x="layer", y="accuracy", hue="line", style="group", estimator=None, legend=False, ax=ax,
-        palette={line: look.color for line, look in looks.items()}, dashes=(SEABORN_DASHES * n_groups)[:n_groups],
-    )  # fmt: skip
-    ax.set_xticks(sorted(set(rows["layer"])))
-    ax.margins(y=0.1)
-    ax.set(xlabel="Layer", ylabel="Accuracy")
-    _name_lines(ax, long, "layer", "accuracy", "line", looks)
     return ax
 
 

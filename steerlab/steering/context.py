@@ -12,6 +12,7 @@ from steerlab.capture.activations import Activations
 from steerlab.capture.capture import capture
 from steerlab.data.example import Example
 from steerlab.methods.base import Context, RequiredActivation, Steerer
+from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.model import Model
 from steerlab.models.sites import Site
 
@@ -21,6 +22,7 @@ class PartsContext(Context):
     """A context with activations of several parts of the model, whose states differ in width.
 
     Attributes:
+        activations: those of the part that the steerer reads first; None if it reads none.
         parts: the activations by part ("text", "vision", "projector").
     """
 
@@ -32,19 +34,25 @@ class PartsContext(Context):
 
 
 def read_contexts(
-    model: Model, steerers: Sequence[Steerer], also: Sequence[RequiredActivation], examples: Sequence[Example],
-    batch_size: int,
+    model: Model, steerers: Sequence[Steerer], extra_required: Sequence[RequiredActivation],
+    examples: Sequence[Example], batch_size: int, rows: Sequence[EncodedPrompt] = (),
 ) -> list[PartsContext]:  # fmt: skip
-    """One context per steerer, with what all steerers require and what is required `also`."""
+    """One context per steerer; each holds what any of the steerers requires, and the extra activations.
+
+    Args:
+        extra_required: what a caller needs besides, such as the states whose norm scales the vectors.
+        rows: the encoded examples, perhaps with answers; without them, the prompts are encoded here.
+    """
     by_part: dict[str, list[RequiredActivation]] = {}
-    for one in [*(one for steerer in steerers for one in steerer.required_activations), *also]:
-        by_part.setdefault(model.site(one.site).part, []).append(one)
+    for required in [*(one for steerer in steerers for one in steerer.required_activations), *extra_required]:
+        by_part.setdefault(required.site.part, []).append(required)
     prompts = [example.replace(contrast=None) for example in examples]
     acts = {
         part: capture(
             model, prompts, layers=sorted({model.site(one.site) for one in required}),
             positions=sorted({one.position for one in required}, key=str),
             extra_prompts=sorted({one.side for one in required} - {"prompt"}), batch_size=batch_size, progress=False,
+            encoded={row.example_id: row.head(row.n_prompt) for row in rows},
         )
         for part, required in by_part.items()
     }  # fmt: skip

@@ -96,7 +96,7 @@ def generate(
     rows = encode_examples(model, examples)
     _check_context_length(model, rows, max_new_tokens)
     check_beam_images(model, rows, options)
-    settings = resolve_interventions(model, requests, examples, batch_size)
+    settings = resolve_interventions(model, requests, examples, batch_size, rows)
 
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[tuple[int, ...]]], Totals]:
         new = new_ids(model, model.inputs(batch, positions=False), edits, options | {"max_new_tokens": max_new_tokens})

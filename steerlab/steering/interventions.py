@@ -14,7 +14,7 @@ from torch import Tensor
 from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.data.example import Example
 from steerlab.methods.base import Context, Intervention, RequiredActivation, Steerer, VectorFn, steering_sites
-from steerlab.models.encoding import Batch
+from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.interventions import Edit, ImageEdit, SiteEdits, check_edits
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, includes_generated, position_key, resolve, resolve_nonempty
@@ -85,11 +85,13 @@ class BatchedSetting:
 
 
 def resolve_interventions(
-    model: Model, requests: Sequence[Request], examples: Sequence[Example], batch_size: int, *, once: bool = True
-) -> list[BatchedSetting]:
+    model: Model, requests: Sequence[Request], examples: Sequence[Example], batch_size: int,
+    rows: Sequence[EncodedPrompt] = (), *, once: bool = True,
+) -> list[BatchedSetting]:  # fmt: skip
     """The interventions of every request with a nonzero alpha, after one unsteered pass for what the steerers read.
 
     Args:
+        rows: the encoded examples, perhaps with answers; without them, the prompts are encoded for that pass.
         once: whether the interventions serve a single run; a remote model then computes them on the server where the
             steerer supports it (`Steerer.remote_interventions`).
 
@@ -107,7 +109,7 @@ def resolve_interventions(
             for request in live if request.scale == "norm"
             for site in steering_sites(request.steerer) if site.part == "text"
         ]  # fmt: skip
-        contexts = read_contexts(model, [request.steerer for request in live], norms, examples, batch_size)
+        contexts = read_contexts(model, [request.steerer for request in live], norms, examples, batch_size, rows)
         found = [
             [_scaled(model, request, one, context) for one in request.steerer.interventions(context)]
             for request, context in zip(live, contexts, strict=True)

@@ -62,7 +62,7 @@ def score(
     if empty:
         raise DataError(f"the answers to {empty[:3]} are empty: there is nothing to score")
     rows = batches.encode_examples(model, examples, answers)
-    settings = resolve_interventions(model, requests, examples, batch_size)
+    settings = resolve_interventions(model, requests, examples, batch_size, rows)
 
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[float]], Totals]:
         reducer = AnswerLogprobs.of(batch)
@@ -153,7 +153,7 @@ def next_token_logits(
         raise DataError(f"tokens={list(tokens)[:5]}: give token ids, at least one, or None for the whole vocabulary")
     if max_other and tokens is None:
         raise DataError("max_other=True needs tokens: without them no other token is left")
-    settings = resolve_interventions(model, requests, examples, batch_size)
+    settings = resolve_interventions(model, requests, examples, batch_size, rows)
     reducer = NextTokenLogits(None if tokens is None else tuple(tokens), max_other)
 
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[Tensor], Totals]:

@@ -1,7 +1,5 @@
 """`judge_answers` and `safety_summary` on answers whose verdict is plain to see."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

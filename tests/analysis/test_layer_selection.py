@@ -1,7 +1,5 @@
 """Layers are chosen on validation rows and reported on test rows."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,9 +12,7 @@ from steerlab.analysis.layer_selection import select_layers, validated_sweep
 from steerlab.testing import tiny_lm
 
 
-def made(
-    effects: dict[int, float], *, n: int = 60, noise: float = 0.3, seed: int = 0, **columns: object
-) -> pd.DataFrame:
+def made(effects: dict[int, float], *, n: int = 60, noise: float = 0.3) -> pd.DataFrame:
     """A sweep in which steering at a layer adds its effect times alpha, with noise of each sample and layer."""
     rng = np.random.default_rng(0)
     rows = []
@@ -24,9 +20,8 @@ def made(
         for layer, effect in effects.items():
             own = rng.normal(0, noise, n)
             for alpha in (0.0, 1.0, 2.0):
-                for i in range(n):
-                    value = i / n + alpha * (effect + own[i])
-                    rows.append([layer, alpha, f"{split}/{i}", split, "propensity", value])
+                values = np.arange(n) / n + alpha * (effect + own)
+                rows += [[layer, alpha, f"{split}/{i}", split, "propensity", x] for i, x in enumerate(values)]
     frame = pd.DataFrame(rows, columns=["layer", "alpha", "example_id", "split", "metric", "value"])
     return frame.assign(method="mean", positions="last", behavior="ask")
 
@@ -65,9 +60,8 @@ def test_the_choice_does_not_depend_on_zero_or_unit(shift: float, scale: float) 
 
 def test_cells_that_break_the_guard_are_not_chosen() -> None:
     frame = made({0: 0.1, 1: 1.0})
-    mass = frame.assign(
-        metric="answer_probability", value=np.where((frame["layer"] == 1) & (frame["alpha"] == 2), 0.1, 0.9)
-    )
+    low = (frame["layer"] == 1) & (frame["alpha"] == 2)
+    mass = frame.assign(metric="answer_probability", value=np.where(low, 0.1, 0.9))
     layer_range = select_layers(pd.concat([frame, mass]), guard={"answer_probability": 0.5})
     assert (layer_range.best, layer_range.alpha) == (1, 1.0)
     with pytest.raises(DataError, match="lower the guard"):
@@ -99,8 +93,7 @@ def test_only_the_band_is_run_on_test_rows() -> None:
     tested = frame[frame["split"] == "test"]
     assert set(tested["layer"]) == set(layer_range.layers) and set(tested["alpha"]) == {0.0, 2.0}
     assert set(frame[frame["split"] == "validation"]["layer"]) == set(range(model.n_layers))
-    at = tested[(tested["metric"] == "propensity") & (tested["layer"] == layer_range.best)].set_index(
-        ["alpha", "example_id"]
-    )
+    at_best = tested[(tested["metric"] == "propensity") & (tested["layer"] == layer_range.best)]
+    at = at_best.set_index(["alpha", "example_id"])
     difference = at.loc[2.0, "value"] - at.loc[0.0, "value"]
     assert layer_range.gain_best is not None and np.isclose(layer_range.gain_best.value, difference.mean())

@@ -1,7 +1,5 @@
 """Where the state knows better than the answer, a probe says so; where it does not, it says that too."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """Cosines, CKA, principal angles, the geometry table, maps and neighbors, against plain loops and known answers."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -15,6 +13,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.distance import pdist
+from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
 from steerlab import L2S, ActivationError, Activations, DataError, MeanDifference, MismatchError, Site
@@ -26,19 +26,13 @@ from steerlab.testing import tiny_hf, tiny_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
 from synthetic_acts import clusters, make_acts, shuffled
+from synthetic_acts import normal as randn
 
 seeds = st.integers(0, 10_000)
 
 
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 def rotation(size: int, seed: int = 0) -> Tensor:
     return torch.linalg.qr(randn(size, size, seed=seed).double()).Q
-
-
-# cosines and norms
 
 
 @given(seeds, st.integers(1, 6), st.integers(1, 9))
@@ -46,9 +40,7 @@ def test_cosines_are_those_of_numpy_symmetric_and_blind_to_length(seed: int, n: 
     rows = randn(n, hidden, seed=seed) + 0.01
     named = {f"v{i}": row for i, row in enumerate(rows)}
     got = cosine_matrix(named)
-    x = rows.double().numpy()
-    expected = x @ x.T / np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(x, axis=1))
-    np.testing.assert_allclose(got, expected, atol=1e-12)
+    np.testing.assert_allclose(got, cosine_similarity(rows.double().numpy()), atol=1e-12)
     assert list(got.index) == list(got.columns) == list(named)
     assert (np.diag(got) == 1).all() and (got == got.T).all(axis=None)
     scaled = cosine_matrix({name: v * float(10.0 ** (i - 2)) for i, (name, v) in enumerate(named.items())})
@@ -92,9 +84,6 @@ def test_vectors_without_a_cosine_are_named() -> None:
         cosine_table({})
 
 
-# activations of several layers
-
-
 def many(n: int = 24, hidden: int = 6, layers: tuple[int, ...] = (2, 5), seed: int = 0) -> Activations:
     """Prompt rows and contrasts of two behaviors at several layers, and a behavior without contrast."""
     behaviors = [("refuse", "defer", "answer")[i % 3] for i in range(n)]
@@ -112,16 +101,12 @@ def test_vectors_by_layer_are_the_mean_contrasts() -> None:
     got = vectors_by_layer(shuffled(acts))
     assert set(got) == set(product(("refuse", "defer"), (2, 5)))
     for (behavior, layer), vector in got.items():
-        ids, z = acts.contrast(layer)
-        own = z[[label == behavior for label in acts.labels(ids)]]
+        _, own = acts.select(behavior=behavior).contrast(layer)
         torch.testing.assert_close(vector, own.double().mean(0).float())
     named = vectors_by_layer(acts, lambda site: MeanDifference(site, position="answer"))
     torch.testing.assert_close(named["refuse", 5], got["refuse", 5])
     with pytest.raises(DataError, match="0 are sides of one"):
         vectors_by_layer(acts.select(side="prompt"))
-
-
-# CKA
 
 
 @given(seeds, st.integers(4, 30), st.integers(1, 8), st.integers(1, 8))
@@ -157,11 +142,9 @@ def test_cka_between_layers_joins_by_sample(hidden: int) -> None:
     assert got.loc[2, 5] == pytest.approx(linear_cka(prompts.at(2), prompts.at(5)))
     across = cka_matrix(acts, other=shuffled(theirs))
     assert across.shape == (2, 3) and list(across.columns) == [0, 1, 3]
-    expected = linear_cka(prompts.at(5), theirs.select(side="prompt").at(3))
-    assert across.loc[5, 3] == pytest.approx(expected)
+    assert across.loc[5, 3] == pytest.approx(linear_cka(prompts.at(5), theirs.select(side="prompt").at(3)))
     np.testing.assert_allclose(cka_matrix(acts, other=shuffled(acts)), got, atol=1e-9)
-    other_side = cka_matrix(acts, "negative", "answer")
-    assert other_side.loc[2, 5] != got.loc[2, 5]
+    assert cka_matrix(acts, "negative", "answer").loc[2, 5] != got.loc[2, 5]
 
 
 def test_cka_refuses_what_has_none() -> None:
@@ -175,15 +158,11 @@ def test_cka_refuses_what_has_none() -> None:
     with pytest.raises(DataError, match="NaN"):
         linear_cka(x, x / torch.zeros(3))
     acts = many()
-    fewer = acts.rows(acts.index["example_id"] != "s0003")
     with pytest.raises(MismatchError, match=r"1 examples .*'s0003'"):
-        cka_matrix(acts, other=fewer)
+        cka_matrix(acts, other=acts.rows(acts.index["example_id"] != "s0003"))
+    double = pd.concat([acts.index, acts.index.assign(position="mean")], ignore_index=True)
     with pytest.raises(ActivationError, match="several rows"):
-        double = pd.concat([acts.index, acts.index.assign(position="mean")], ignore_index=True)
         cka_matrix(Activations(acts.values.repeat(2, 1, 1), double, acts.sites))
-
-
-# principal angles
 
 
 @given(st.floats(0, 90), seeds)
@@ -218,9 +197,6 @@ def test_angles_raise_if_dimensions_are_missing() -> None:
         principal_angles(flat, randn(20, 9), 1)
 
 
-# the geometry table
-
-
 def test_geometry_against_loops() -> None:
     acts = many(n=18)
     got = geometry(shuffled(acts), 5, n_boot=200).set_index(["a", "b"])
@@ -228,11 +204,7 @@ def test_geometry_against_loops() -> None:
     ids, z = acts.contrast(5)
     labels = acts.labels(ids)
     for (a, b), row in got.iterrows():
-        pairs = (
-            combinations([i for i in range(len(ids)) if labels[i] == a], 2)
-            if a == b
-            else product(*([i for i in range(len(ids)) if labels[i] == name] for name in (a, b)))
-        )
+        pairs = [(i, j) for i, j in combinations(range(len(ids)), 2) if {labels[i], labels[j]} == {a, b}]
         cosines = [float(torch.cosine_similarity(z[i], z[j], dim=0)) for i, j in pairs]
         assert row["cosine"] == pytest.approx(np.mean(cosines), abs=1e-6)
         assert row["pairs"] == len(cosines) and row["kind"] == ("within" if a == b else "between")
@@ -255,8 +227,7 @@ def test_geometry_of_clusters_and_their_shuffle() -> None:
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     mean, hits = torch.tensor([1.0, 0.5, 0, 0]), 0
-    many_more = mean + randn(6000, 4, seed=99)
-    unit = many_more / many_more.norm(dim=1, keepdim=True)
+    unit = torch.nn.functional.normalize(mean + randn(6000, 4, seed=99))
     truth = float(unit.mean(0).square().sum())
     for seed in range(60):
         row = geometry(make_acts(None, mean + randn(25, 4, seed=seed)), 3, n_boot=300).iloc[0]
@@ -283,14 +254,6 @@ def test_geometry_by_another_label_and_its_refusals() -> None:
         geometry(acts.select(side="prompt"), 2)
 
 
-# maps
-
-
-def distances(frame: pd.DataFrame) -> np.ndarray:
-    xy = frame[["x", "y"]].to_numpy()
-    return np.linalg.norm(xy[:, None] - xy[None], axis=-1)
-
-
 def test_a_pca_map_is_the_same_whatever_the_order_and_turns_with_its_points() -> None:
     points, labels = randn(40, 7) * torch.arange(1, 8), [f"l{i % 3}" for i in range(40)]
     got = map_2d(points, labels)
@@ -300,7 +263,7 @@ def test_a_pca_map_is_the_same_whatever_the_order_and_turns_with_its_points() ->
     np.testing.assert_allclose(again[["x", "y"]], got[["x", "y"]].iloc[order.numpy()], atol=1e-9)
     assert again["label"].tolist() == got["label"].iloc[order.numpy()].tolist()
     turned = map_2d(points.double() @ rotation(7) + 5, labels)
-    np.testing.assert_allclose(distances(turned), distances(got), atol=1e-9)
+    np.testing.assert_allclose(pdist(turned[["x", "y"]]), pdist(got[["x", "y"]]), atol=1e-9)
     np.testing.assert_allclose(turned.attrs["explained"], got.attrs["explained"])
     x = points.double().numpy() - points.double().numpy().mean(0)
     shares = np.linalg.svd(x, compute_uv=False) ** 2
@@ -318,9 +281,6 @@ def test_maps_refuse_what_they_cannot_draw() -> None:
         map_2d(torch.full((4, 3), float("nan")), ["a"] * 4)
 
 
-# neighbors
-
-
 @pytest.fixture(scope="module")
 def clustered() -> tuple[L2S, Activations]:
     def world(n: int, seed: int) -> Activations:
@@ -336,13 +296,13 @@ def test_nearest_neighbors_equal_brute_force(clustered: tuple[L2S, Activations])
     got = nearest_neighbors(l2s, shuffled(acts), k=4)
     assert len(got) == 60 * 4 and not (got["example_id"] == got["neighbor"]).any()
     ids = sorted(set(acts.index["example_id"]))
-    v = l2s.vectors(Context(tuple(ids), acts)).double()
-    cosines = (v @ v.T / v.norm(dim=1) / v.norm(dim=1)[:, None]).fill_diagonal_(-2)
+    cosines = cosine_similarity(l2s.vectors(Context(tuple(ids), acts)).double())
+    np.fill_diagonal(cosines, -2)
     label = dict(zip(ids, acts.labels(ids), strict=True))
     for i, example_id in enumerate(ids):
         rows = got[got["example_id"] == example_id]
         assert rows["rank"].tolist() == [1, 2, 3, 4]
-        np.testing.assert_allclose(rows["cosine"], cosines[i].sort(descending=True).values[:4], atol=1e-9)
+        np.testing.assert_allclose(rows["cosine"], np.sort(cosines[i])[:-5:-1], atol=1e-9)
         for row in rows.itertuples():
             assert cosines[i, ids.index(row.neighbor)] == pytest.approx(row.cosine)
             assert row.same_behavior == (label[row.neighbor] == label[example_id])
@@ -360,19 +320,15 @@ def test_nearest_neighbors_refuse_more_than_there_are(clustered: tuple[L2S, Acti
         nearest_neighbors(L2S(3), acts)
 
 
-# the study
-
-
 @pytest.mark.nightly
 def test_the_study_writes_its_files_and_resumes(tmp_path: Path) -> None:
     tiny_hf("llama", n_layers=3).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     out, script = tmp_path / "out", Path(__file__).parents[2] / "analyses" / "vector_similarity.py"
     command = [sys.executable, str(script), "--model", str(tmp_path / "model"), "--limit", "8", "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for _ in range(2):
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["layer"] == 2 and summary["geometry.within.refuse.refuse"]["n"] == 24 * 23 // 2

@@ -1,7 +1,5 @@
 """A study's folder: computed once, whole or absent, never another study's."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

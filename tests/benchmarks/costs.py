@@ -7,8 +7,6 @@ ratio of each pair is taken, and their median reported. L2S trains on random row
 depend on the machine.
 """
 
-from __future__ import annotations
-
 import statistics
 from argparse import Namespace
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """One kind of run in a benchmark of far models, with what it cost: the rows of `runs.csv`, for the cost model."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import time

@@ -11,10 +11,7 @@ a round trip is the additional time of a request for a single token. `runs.csv` 
 of every kind of run, for the cost model of `docs/scaling.md`.
 """
 
-from __future__ import annotations
-
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -31,7 +28,7 @@ from steerlab import MeanDifference, Model
 from steerlab.models.smollm2 import smollm2_folder
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "remote")]
-from measured import Run, timed, write_runs
+from measured import Run, arguments, report, timed, write_runs
 from servers.ndif import Ndif
 from servers.network import private_network
 from servers.venvs import NDIF, NDIF_THEN, environment
@@ -71,11 +68,10 @@ class CountingEngine:
 
 def main() -> None:
     """Measure, print and write."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--rows", type=int, default=256)
-    arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--out", default="tests/benchmarks/results/remote")
-    args = arguments.parse_args()
+    parser = arguments(__doc__, "remote")
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
     here = steerlab.load(smollm2_folder(), prefix_caching=False)
     shared = steerlab.load(smollm2_folder())
     with private_network(), tempfile.TemporaryDirectory() as folder:
@@ -94,17 +90,14 @@ def main() -> None:
     found["remote.sweep_batches"] = planned.n_batches
     found |= {"capture.seconds_sharing_prompts": round(timed(lambda: whole_capture(shared, args.rows))[1], 3)}
     found |= {"versions": here.info()["versions"], "threads": torch.get_num_threads()}
-    out = Path(args.out)
-    write_runs(runs, out)
-    (out / "summary.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=2))
+    write_runs(runs, args.out)
+    report(found, args.out / "summary.json")
 
 
 def whole_capture(model: Model, rows: int, layers: Any = "all", batch_size: int = 16) -> Any:
     """States of the last prompt token."""
-    return steerlab.capture(
-        model, prompts(rows), layers=layers, positions="last", batch_size=batch_size, progress=False
-    ).values
+    wanted = {"layers": layers, "positions": "last", "batch_size": batch_size, "progress": False}
+    return steerlab.capture(model, prompts(rows), **wanted).values
 
 
 def prompts(rows: int) -> list[str]:

@@ -9,8 +9,6 @@ installed (the latter needs an older nnsight); they see the same weights, prompt
 measures a random Llama of that many layers and that width instead, for example on a GPU.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import statistics
@@ -18,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -126,20 +125,15 @@ def compared(model: Model, n: int, positions: str, args: argparse.Namespace) -> 
     return {f"{name}.{k}": round(v, 6) for k, v in numbers.items()} | {f"{name}.forward_equivalents": equivalents}
 
 
-def row_of(model: Model, rows: list[Example]) -> tuple[dict[str, Tensor], Tensor, list[list[int]]]:
-    """Left-padded inputs up to where the answers part, the columns from the last prompt token on, the two answers."""
-    encoded = [model.encode(e.prompt, answer="(A)", other_answer="(B)") for e in rows]
-    other = [model.encode(e.prompt, answer="(B)", other_answer="(A)") for e in rows]
-    heads = [row.head(row.first_difference or 0) for row in encoded]
-    batch = model.batch(heads, "left")
-    later = (
-        torch.arange(batch.width)
-        >= torch.tensor([o + h.n_prompt - 1 for o, h in zip(batch.offsets, heads, strict=True)])[:, None]
-    )
-    ids = [
-        [p.ids[p.first_difference or 0], q.ids[q.first_difference or 0]] for p, q in zip(encoded, other, strict=True)
-    ]
-    return model.inputs(batch), later.to(model.device), ids
+def row_of(model: Model, rows: list[Example], positions: str) -> tuple[dict[str, Tensor], Tensor, list[list[int]]]:
+    """Left-padded inputs up to where the answers part, the steered columns, the two answers."""
+    orders = (("(A)", "(B)"), ("(B)", "(A)"))
+    sides = [[model.encode(e.prompt, answer=a, other_answer=b) for a, b in orders] for e in rows]
+    batch = model.batch([side.head(side.first_difference or 0) for side, _ in sides], "left")
+    inputs = model.inputs(batch)
+    later = torch.arange(batch.width) >= torch.tensor(batch.last_prompt_columns)[:, None]
+    where = later.to(model.device) if positions != "all" else inputs["attention_mask"].bool()
+    return inputs, where, [[side.ids[side.first_difference or 0] for side in pair] for pair in sides]
 
 
 def position(logits: Tensor, ids: list[list[int]]) -> Tensor:
@@ -150,19 +144,15 @@ def position(logits: Tensor, ids: list[list[int]]) -> Tensor:
 
 def by_nnsight(model: Model, rows: list[Example], vectors: dict[int, Tensor], positions: str) -> Way:
     """One trace a setting, all inputs in its batch."""
-    inputs, later, ids = row_of(model, rows)
-    where = later if positions != "all" else inputs["attention_mask"].bool()
+    inputs, where, ids = row_of(model, rows, positions)
     root = nnsight.NNsight(model.hf)
-    path = model.layout.blocks_path.split(".")
+    envoys = attrgetter(model.layout.blocks_path)(root)
 
     def way(setting: Setting) -> Tensor:
         layer, alpha = setting
         shift = alpha * vectors[layer].to(model.device, model.dtype) * where[..., None]
         with torch.no_grad(), root.trace(**inputs, use_cache=False, logits_to_keep=1):
-            envoy = root
-            for name in path:
-                envoy = getattr(envoy, name)
-            envoy[layer].output = envoy[layer].output + shift
+            envoys[layer].output = envoys[layer].output + shift
             logits = root.output.logits.save()
         return position(logits, ids)
 
@@ -171,19 +161,14 @@ def by_nnsight(model: Model, rows: list[Example], vectors: dict[int, Tensor], po
 
 def by_hooks(model: Model, rows: list[Example], vectors: dict[int, Tensor], positions: str) -> Way:
     """One forward a setting with a plain hook, all inputs in its batch."""
-    inputs, later, ids = row_of(model, rows)
-    where = later if positions != "all" else inputs["attention_mask"].bool()
+    inputs, where, ids = row_of(model, rows, positions)
 
     def way(setting: Setting) -> Tensor:
         layer, alpha = setting
         shift = alpha * vectors[layer].to(model.device, model.dtype) * where[..., None]
         block = blocks(model.hf, model.layout)[layer]
-        handle = block.register_forward_hook(lambda _m, _a, out: out + shift)
-        try:
-            with torch.no_grad():
-                return position(model.hf(**inputs, use_cache=False, logits_to_keep=1).logits, ids)
-        finally:
-            handle.remove()
+        with torch.no_grad(), block.register_forward_hook(lambda _m, _a, out: out + shift):
+            return position(model.hf(**inputs, use_cache=False, logits_to_keep=1).logits, ids)
 
     return way
 
@@ -191,7 +176,7 @@ def by_hooks(model: Model, rows: list[Example], vectors: dict[int, Tensor], posi
 def with_peers(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     """Seconds of the other libraries for one input, scaled up to all settings, and of the sweep."""
     rows = prompts_with_answers(1, args.words)
-    inputs, later, ids = row_of(model, rows)
+    inputs, later, ids = row_of(model, rows, "last+generated")
     generator = torch.Generator().manual_seed(0)
     vectors = torch.stack([torch.randn(model.hidden_size, generator=generator) for _ in range(model.n_layers)])
     with tempfile.TemporaryDirectory() as folder:

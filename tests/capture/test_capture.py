@@ -1,6 +1,7 @@
 """`capture` against Hugging Face's hidden states, one row at a time."""
 
 import logging
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,9 @@ def reference(model: Model, row: EncodedPrompt) -> Tensor:
     """Every block's output on one unpadded row, `(token, layer, hidden)`, from plain Hugging Face and one hook."""
     deepest: list[Tensor] = []
     norm = module_at(model.hf, str(model.layout.final_norm_path))
-    handle = norm.register_forward_pre_hook(lambda _, args: deepest.append(args[0]))
-    try:
-        with torch.no_grad():
-            ids = torch.tensor([row.ids])
-            states = model.hf(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-    finally:
-        handle.remove()
+    with norm.register_forward_pre_hook(lambda _, args: deepest.append(args[0])), torch.no_grad():
+        ids = torch.tensor([row.ids])
+        states = model.hf(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
     return torch.stack([*states[1:-1], deepest[0]], 2)[0]
 
 
@@ -102,13 +99,9 @@ def test_padding_embeddings_do_not_change_states(lm, family, padding):
         touched.append(int(pads.sum()))
         return torch.where(pads[..., None], output + 1e4, output)
 
-    options: dict[str, Any] = {"positions": ["last", "user"], "padding": padding}
-    clean = quiet(model, PROMPTS, **options)
-    handle = model.hf.get_input_embeddings().register_forward_hook(poison)
-    try:
-        poisoned = quiet(model, PROMPTS, **options)
-    finally:
-        handle.remove()
+    clean = quiet(model, PROMPTS, positions=["last", "user"], padding=padding)
+    with model.hf.get_input_embeddings().register_forward_hook(poison):
+        poisoned = quiet(model, PROMPTS, positions=["last", "user"], padding=padding)
     assert sum(touched) > 0, "the premise"
     torch.testing.assert_close(poisoned.values, clean.values, **NEAR)
 
@@ -117,8 +110,7 @@ def test_mean_equals_numpys_over_the_same_tokens(model):
     mean = quiet(model, PAIRS, positions=["answer", "last+generated"])
     each = quiet(model, PAIRS, positions=["answer", "last+generated"], reduce="none")
     for i, label in mean.index.iterrows():
-        keep = np.logical_and.reduce([each.index[c] == label[c] for c in ("example_id", "side", "position")])
-        rows = each.values.numpy()[keep]
+        rows = each.select(**label[["example_id", "side", "position"]]).values.numpy()
         assert len(rows) == label["n_tokens"]
         np.testing.assert_allclose(mean.values[int(i)].numpy(), rows.mean(0), rtol=1e-5, atol=1e-6)
         single = label["n_tokens"] == 1
@@ -200,14 +192,13 @@ def test_context_does_not_depend_on_the_contrast(lm, family):
     with_pairs = quiet(model, PAIRS, context=context).select(side="prompt")
     plain = quiet(model, [e.replace(contrast=None) for e in PAIRS], positions=context)
     torch.testing.assert_close(with_pairs.values, plain.values, **NEAR)
-    first, second = (
-        a.index.sort_values(["example_id", "position"]).reset_index(drop=True) for a in (with_pairs, plain)
-    )
+    order = ["example_id", "position"]
+    first, second = (acts.index.sort_values(order, ignore_index=True) for acts in (with_pairs, plain))
     assert first.equals(second)
 
 
 def test_suffix_is_in_both_sides_and_not_in_the_context(model):
-    model, pair = model, PAIRS[4]
+    pair = PAIRS[4]
     acts = quiet(model, [pair], positions="all", context="prompt", reduce="none")
     assert acts.select(side="prompt").index["token"].tolist() == list(model.encode(pair.prompt).ids)
     for side, answer in answers(pair).items():
@@ -217,14 +208,14 @@ def test_suffix_is_in_both_sides_and_not_in_the_context(model):
     assert torch.equal(acts.select(side="prompt").values, plain.values)
 
 
-def count_rows(model: Model, monkeypatch: pytest.MonkeyPatch, limit: int | None = None) -> list[int]:
+def count_rows(model: Model, monkeypatch: pytest.MonkeyPatch, limit: float = inf) -> list[int]:
     """The number of rows of each `engine.capture_states`; above the limit memory runs out."""
     rows: list[int] = []
     capture_states = model.engine.capture_states
 
     def counting(inputs: Any, *args: Any) -> Tensor:
         rows.append(len(inputs["input_ids"]))
-        if limit is not None and rows[-1] > limit:
+        if rows[-1] > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return capture_states(inputs, *args)
 

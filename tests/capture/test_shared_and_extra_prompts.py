@@ -32,14 +32,15 @@ QUESTIONS = {
     "Why is it, and for whom?": Contrast("Of course.", "No"),
     "Go.": Contrast("yes", "not now"),
 }
+NEAR = {"atol": 2e-5, "rtol": 1e-4}
 PAIRS = [Example(f"p{i}", text, "ask", pair, system=SYSTEM) for i, (text, pair) in enumerate(QUESTIONS.items())]
 
 
-def hidden_states(model: Model, row: EncodedPrompt) -> tuple[Tensor, ...]:
-    """Hugging Face's, of one unpadded row."""
-    with torch.no_grad():
-        ids = torch.tensor([row.ids])
-        return model.hf(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+@torch.no_grad()
+def hidden_states(model: Model, row: EncodedPrompt) -> Tensor:
+    """Hugging Face's `(state, token, hidden)` of one unpadded row; the last state is normalized."""
+    ids = torch.tensor([row.ids])
+    return torch.cat(model.hf(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states).float()
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
@@ -50,17 +51,14 @@ def test_shared_prompt_states_match_hugging_faces_whole_rows(lm, family, backend
     assert (share_prompts(model, rows, as_sites("all", model)) is not None) == can_prefill(model.hf)
     acts = capture(model, PAIRS, positions=["answer", -1], progress=False)
     for pair in PAIRS:
-        assert pair.contrast is not None
         for side in ("positive", "negative"):
             row = model.encode(pair.prompt, answer=getattr(pair.contrast, side), system=pair.system)
-            states = hidden_states(model, row)
-            for layer in range(model.n_layers - 1):  # the last of these tuples is normalized
-                answer = acts.select(example_id=pair.id, side=side, position="answer").at(layer)[0]
-                expected = states[layer + 1][0, row.n_prompt :].mean(0)
-                torch.testing.assert_close(answer, expected, atol=2e-5, rtol=1e-4)
-                if side == "positive":
-                    last = acts.select(example_id=pair.id, side="prompt").at(layer)[0]
-                    torch.testing.assert_close(last, states[layer + 1][0, row.n_prompt - 1], atol=2e-5, rtol=1e-4)
+            states = hidden_states(model, row)[1:-1]
+            answer = acts.select(example_id=pair.id, side=side, position="answer").values[0, :-1]
+            torch.testing.assert_close(answer, states[:, row.n_prompt :].mean(1), **NEAR)
+            if side == "positive":
+                last = acts.select(example_id=pair.id, side="prompt").values[0, :-1]
+                torch.testing.assert_close(last, states[:, row.n_prompt - 1], **NEAR)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +77,6 @@ def test_only_equal_prompts_of_deep_answer_states_are_shared(model, examples, po
     assert (share_prompts(model, rows, as_sites(layers, model)) is not None) == shared
 
 
-TO_HOST = ("cpu", "item", "tolist", "numpy")
-
-
 class HostCopies(TorchFunctionMode):
     """Records every tensor as wide as the residual stream that is copied to the host."""
 
@@ -94,9 +89,8 @@ class HostCopies(TorchFunctionMode):
     ) -> Any:
         name, given = getattr(func, "__name__", ""), [*args[1:], *(kwargs or {}).values()]
         # on the CPU, where these tests run, `x.to(y.device)` says nothing of the host: only its name does
-        to_host = name in TO_HOST or (
-            name == "to" and any(isinstance(value, str) and value == "cpu" for value in given)
-        )
+        to_cpu = name == "to" and any(isinstance(value, str) and value == "cpu" for value in given)
+        to_host = to_cpu or name in ("cpu", "item", "tolist", "numpy")
         if to_host and args[0].ndim and args[0].shape[-1] == self.width:
             self.seen.append((name, args[0].nbytes))
         return func(*args, **(kwargs or {}))
@@ -119,14 +113,21 @@ ROWS = injection_examples(
 )
 
 
-def plain_states(model: Model, text: str) -> tuple[Tensor, ...]:
-    """Hugging Face's hidden states at the last token of a prompt, run alone and unpadded."""
-    return tuple(h[0, -1].float() for h in hidden_states(model, model.encode(text)))
+def last_states(model: Model, texts: Sequence[str]) -> Tensor:
+    """Hugging Face's `(prompt, state, hidden)` at the last token of each prompt, run alone and unpadded."""
+    return torch.stack([hidden_states(model, model.encode(text))[:, -1] for text in texts])
 
 
-def plain_delta(model: Model, example: Example, k: int) -> Tensor:
-    """Of `hidden_states[k]`: task and text, less the task alone."""
-    return plain_states(model, example.prompt)[k] - plain_states(model, example.extra_prompts["task"])[k]
+@pytest.fixture
+def full(model):
+    """The states of ROWS: of task and text."""
+    return last_states(model, [row.prompt for row in ROWS])
+
+
+@pytest.fixture
+def primary(model):
+    """The states of ROWS: of the task alone."""
+    return last_states(model, [row.extra_prompts["task"] for row in ROWS])
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
@@ -137,21 +138,18 @@ def test_extra_prompt_states_match_hugging_face(lm, family, backend, padding):
     model = lm(family, backend)
     acts = capture(model, ROWS, layers=[0, 2], padding=padding, batch_size=5, progress=False)
     assert sorted(acts.index["side"]) == ["prompt"] * 8 + ["task"] * 8
-    for example in ROWS:
-        for side, text in {"prompt": example.prompt, "task": example.extra_prompts["task"]}.items():
-            mine = acts.select(example_id=example.id, side=side)
-            assert mine.index["behavior"].tolist() == [example.behavior] and len(mine) == 1
-            for layer in (0, 2):
-                torch.testing.assert_close(
-                    mine.at(layer)[0], plain_states(model, text)[layer + 1], atol=2e-5, rtol=1e-4
-                )
+    texts = {"prompt": [row.prompt for row in ROWS], "task": [row.extra_prompts["task"] for row in ROWS]}
+    for side, prompts in texts.items():
+        mine = acts.select(side=side)
+        assert mine.index[["example_id", "behavior"]].values.tolist() == [[row.id, row.behavior] for row in ROWS]
+        torch.testing.assert_close(mine.values, last_states(model, prompts)[:, [1, 3]], **NEAR)
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_tasktracker_scores_match_plain_hidden_states(model, padding):
+def test_tasktracker_scores_match_plain_hidden_states(model, full, primary, padding):
     probe = TaskTracker([0, 2]).fit(capture(model, ROWS, layers=[0, 2], progress=False))
     context = Context.of(capture(model, ROWS, layers=[0, 2], padding=padding, batch_size=3, progress=False))
-    deltas = torch.stack([torch.stack([plain_delta(model, row, k + 1) for k in (0, 2)]) for row in ROWS])
+    deltas = (full - primary)[:, [1, 3]]
     torch.testing.assert_close(probe.delta(context), deltas, atol=4e-5, rtol=1e-4)
     expected = (deltas.double() * probe.coef_).sum(-1) + probe.intercept_
     torch.testing.assert_close(probe.score(context), expected.mean(1).float(), atol=1e-2, rtol=1e-3)
@@ -159,15 +157,10 @@ def test_tasktracker_scores_match_plain_hidden_states(model, padding):
 
 
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_triplet_scores_match_plain_hidden_states(model, padding):
-    config = TripletConfig(epochs=1)
+def test_triplet_scores_match_plain_hidden_states(model, full, primary, padding):
     acts = capture(model, ROWS, layers=[0, 2], padding=padding, progress=False)
-    probe = TripletProbe([0, 2], config=config, progress=False).fit(acts)
-    full, primary = (
-        torch.stack([torch.stack([plain_states(model, text)[k + 1] for k in (0, 2)]) for text in texts])
-        for texts in ([row.prompt for row in ROWS], [row.extra_prompts["task"] for row in ROWS])
-    )
-    expected = (probe.embed(full) - probe.embed(primary)).norm(dim=1)
+    probe = TripletProbe([0, 2], config=TripletConfig(epochs=1), progress=False).fit(acts)
+    expected = (probe.embed(full[:, [1, 3]]) - probe.embed(primary[:, [1, 3]])).norm(dim=1)
     torch.testing.assert_close(probe.score(Context.of(acts)), expected, atol=1e-3, rtol=1e-3)
 
 
@@ -182,25 +175,23 @@ def numbered(model, tmp_path):
 
 
 @pytest.mark.parametrize(("convention", "k"), [("block", 2), ("hidden_states", 1)])
-def test_published_layer_numbers_follow_the_convention(numbered, convention, k):
+def test_published_layer_numbers_follow_the_convention(numbered, full, primary, convention, k):
     model, path, stored = numbered
     probe = TaskTracker.from_published(path, model.n_layers, layers=[1], convention=convention)
     acts = capture(model, ROWS, layers=[read.site for read in probe.required_activations], progress=False)
-    expected = torch.stack([plain_delta(model, row, k) @ stored[1] for row in ROWS])
-    torch.testing.assert_close(probe.score(Context.of(acts)), expected, atol=1e-3, rtol=1e-3)
-    other = torch.stack([plain_delta(model, row, 3 - k) @ stored[1] for row in ROWS])
-    assert not torch.allclose(probe.score(Context.of(acts)), other, atol=1e-2)
+    expected = (full - primary) @ stored[1]
+    torch.testing.assert_close(probe.score(Context.of(acts)), expected[:, k], atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(probe.score(Context.of(acts)), expected[:, 3 - k], atol=1e-2)
 
 
-def test_final_norm_is_applied_for_the_last_layer(numbered):
+def test_final_norm_is_applied_for_the_last_layer(numbered, full, primary):
     model, path, stored = numbered
     norm, top = model.hf.model.norm, model.n_layers - 1
     assert TaskTracker.from_published(path, model.n_layers).sites == (Site(1),)
-    probe = TaskTracker.from_published(
-        path, model.n_layers, layers=[top], final_norm=(norm.weight, norm.variance_epsilon)
-    )
+    final_norm = (norm.weight, norm.variance_epsilon)
+    probe = TaskTracker.from_published(path, model.n_layers, layers=[top], final_norm=final_norm)
     acts = capture(model, ROWS, layers=top, progress=False)
-    expected = torch.stack([plain_delta(model, row, model.n_layers) @ stored[top] for row in ROWS])
+    expected = (full - primary)[:, model.n_layers] @ stored[top]
     torch.testing.assert_close(probe.score(Context.of(acts)), expected, atol=1e-3, rtol=1e-3)
 
 
@@ -219,6 +210,6 @@ def test_extra_prompts_of_contrasts_are_captured_at_the_context(model):
     pair = Example("x", "one two", contrast=Contrast("yes", "no"), extra_prompts={"task": "one"})
     acts = capture(model, [pair], layers=1, positions="answer", context="last", progress=False)
     assert sorted(acts.index["side"]) == ["negative", "positive", "prompt", "task"]
-    torch.testing.assert_close(acts.select(side="task").at(1)[0], plain_states(model, "one")[2], atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(acts.select(side="task").at(1), last_states(model, ["one"])[:, 2], **NEAR)
     alone = capture(model, [pair], layers=1, context=None, progress=False)
     assert sorted(alone.index["side"]) == ["negative", "positive"]

@@ -1,7 +1,7 @@
 """COCO's annotations, and questions about images: easy-VQA, NLVR and VLGuard."""
 
 import json
-import zipfile
+import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -12,16 +12,12 @@ from steerlab import DataError, Example, LoadError
 from steerlab._support.images import open_image
 from steerlab.data import coco_objects, coco_synonyms, data_hash, easy_vqa, nlvr, vlguard
 
-IMAGES = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
-INSTANCES = {
-    "images": IMAGES,
-    "annotations": [{"image_id": 1, "category_id": 18}, {"image_id": 1, "category_id": 18, "iscrowd": 1}],
-    "categories": [{"id": 18, "name": "dog"}],
-}
-
 
 def test_coco_json_keeps_images_without_annotations(tmp_path):
-    assert coco_objects(write(tmp_path / "instances.json", INSTANCES)) == {"a.jpg": {"dog"}, "b.jpg": set()}
+    dog, images = {"image_id": 1, "category_id": 18}, [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
+    instances = {"images": images, "annotations": [dog, {**dog, "iscrowd": 1}]}
+    file = write(tmp_path / "instances.json", {**instances, "categories": [{"id": 18, "name": "dog"}]})
+    assert coco_objects(file) == {"a.jpg": {"dog"}, "b.jpg": set()}
 
 
 def test_json_lines_hold_names_or_objects_with_a_name(tmp_path):
@@ -59,7 +55,7 @@ QUESTIONS = [
 def write_easy_vqa(root: Path) -> Path:
     for number in (0, 1):
         draw(root / "train" / "images" / f"{number}.png", (64, 64))
-    (root / "train" / "questions.json").write_text(json.dumps(QUESTIONS), encoding="utf-8")
+    write(root / "train" / "questions.json", QUESTIONS)
     return root
 
 
@@ -83,9 +79,7 @@ def test_easy_vqa_examples_have_template_kind_and_image(tmp_path):
 def test_easy_vqa_zip_file_and_package_folder_give_the_same_examples(tmp_path):
     plain = easy_vqa(write_easy_vqa(tmp_path / "package" / "data"))
     assert [e.images for e in easy_vqa(tmp_path / "package")] == [e.images for e in plain]
-    with zipfile.ZipFile(tmp_path / "train.zip", "w") as archive:
-        for file in sorted((tmp_path / "package" / "data" / "train").rglob("*.*")):
-            archive.write(file, file.relative_to(tmp_path / "package" / "data" / "train"))
+    shutil.make_archive(str(tmp_path / "train"), "zip", tmp_path / "package" / "data" / "train")
     zipped = easy_vqa(tmp_path)
     assert [e.replace(images=()) for e in zipped] == [e.replace(images=()) for e in plain]
     assert open_image(zipped[0].images[0]).size == (64, 64) and zipped[0].images[0] is zipped[2].images[0]

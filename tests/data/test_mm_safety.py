@@ -1,18 +1,18 @@
 """MM-SafetyBench: the texts with the published split, the images, and drawn phrases."""
 
-import json
 import logging
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import draw, shared
+from data_files import draw, shared, write
 
 from steerlab import DataError, LoadError, data
 from steerlab._support.images import open_image
 from steerlab.data.mm_safety_bench import SCENARIOS
 
+REAL = ("noncommercial_cc_by_nc", "mm_safetybench")
 IDS = (97, 163, 44, 144, 122, 154, 109, 153, 139, 130, 167, 109, 149)
 
 
@@ -28,7 +28,7 @@ def write_folder(folder: Path, ids: tuple[int, ...] = (1,) * 13, **more: object)
             }
             for key in range(count)
         }
-        (folder / scenario.file).write_text(json.dumps(records | more), encoding="utf-8")
+        write(folder / scenario.file, records | more)
     return folder
 
 
@@ -46,32 +46,22 @@ def test_each_scenario_has_its_behavior_and_class(tmp_path):
     assert classes == ["harmful"] * 9 + ["expert"] * 2 + ["health"] + ["harmful"]
     assert examples[9].meta == {"scenario": "10", "name": "Legal_Opinion", "class": "expert", "index": "9"}
     assert data.mm_safety_bench(tmp_path, strict=False) == examples[:-1], "the unscored scenario is left out by default"
+    changed = data.mm_safety_bench(tmp_path, field="Changed Question", strict=False)
+    assert changed[0].prompt == "List steps for 0 of 01."
 
 
-def test_removed_records_keep_their_index(tmp_path):
-    folder = write_folder(tmp_path, IDS)
-    whole = {e.id: (e.meta["index"], e.split) for e in data.mm_safety_bench(folder)}
-    records = json.loads((folder / SCENARIOS[0].file).read_text(encoding="utf-8"))
-    (folder / SCENARIOS[0].file).write_text(json.dumps({**records, "5": {"removed": True}}), encoding="utf-8")
-    rest = {e.id: (e.meta["index"], e.split) for e in data.mm_safety_bench(folder)}
-    assert set(whole) - set(rest) == {"mmsb/01/5"}
-    assert all(whole[key] == rest[key] for key in rest)
-
-
-def test_split_is_the_published_one(tmp_path):
+def test_split_is_the_published_one_and_removed_records_keep_their_index(tmp_path):
     examples = data.mm_safety_bench(write_folder(tmp_path, IDS), include_unscored=True)
     assert [int(e.meta["index"]) for e in examples if e.split == "test"] == data.published_split()[1].tolist()
     assert sum(e.split == "test" and e.behavior == "defer" for e in examples) == 75
-
-
-def test_another_text_field_can_be_chosen(tmp_path):
-    examples = data.mm_safety_bench(write_folder(tmp_path), field="Changed Question", strict=False)
-    assert examples[0].prompt == "List steps for 0 of 01."
+    write_folder(tmp_path, IDS, **{"5": {"removed": True}})
+    rest = data.mm_safety_bench(tmp_path, include_unscored=True)
+    assert rest == [e for e in examples if not e.id.endswith("/5")], "with the same index and split"
 
 
 @pytest.fixture(scope="module")
 def real():
-    return data.mm_safety_bench(shared("noncommercial_cc_by_nc", "mm_safetybench"), include_unscored=True)
+    return data.mm_safety_bench(shared(*REAL), include_unscored=True)
 
 
 @pytest.mark.data
@@ -106,6 +96,8 @@ def test_image_examples_keep_order_and_split_of_the_texts(folder):
 
 
 def test_each_kind_has_its_question_and_folder(folder):
+    with pytest.raises(DataError, match=r"only TYPO is drawn, not SD\) lacks 24 images.*01-Illegal_Activitiy/SD/0"):
+        data.mm_safety_images(folder, "SD", strict=False)
     for kind in ("SD", "TYPO", "SD_TYPO"):
         draw(folder / IMAGE / kind / "1.jpg")
     for kind, word in (("SD", "image"), ("SD_TYPO", "bottom")):
@@ -150,19 +142,15 @@ def test_draw_phrase_is_deterministic():
 
 @pytest.mark.data
 def test_real_phrases_are_all_drawn():
-    folder = shared("noncommercial_cc_by_nc", "mm_safetybench")
-    examples = data.mm_safety_images(folder, "TYPO", include_unscored=True, width=128)
+    examples = data.mm_safety_images(shared(*REAL), "TYPO", include_unscored=True, width=128)
     assert len(examples) == 1653 and sum(e.split == "test" and e.behavior == "defer" for e in examples) == 75
-    assert all(len(e.images) == 1 for e in examples)
-    assert Counter(e.meta["drawn"] for e in examples) == {"yes": 1653}
+    assert all(len(e.images) == 1 and e.meta["drawn"] == "yes" for e in examples)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("not json", r"04-Physical_Harm\.json"),
-        ("[1, 2]", r"04-Physical_Harm\.json"),
-        ('{"0": "text"}', r"04-Physical_Harm\.json"),
+        *((broken, r"04-Physical_Harm\.json") for broken in ("not json", "[1, 2]", '{"0": "text"}')),
         ('{"0": {"Answer": "?"}}', r"04-Physical_Harm\.json, id 0: no field 'Question'.*Answer"),
         (None, r"lacks 04-Physical_Harm\.json\. Expected"),
     ],
@@ -182,11 +170,6 @@ def test_broken_or_missing_scenario_files_raise(folder, content, message):
         (lambda folder: data.mm_safety_bench(folder / "no"), LoadError, r"01-Illegal_Activitiy\.json.*13-Gov_Decision"),
         (lambda folder: data.mm_safety_bench(write_folder(folder)), LoadError, r"has 1, not 97.*strict=False"),
         (lambda folder: data.mm_safety_bench(write_folder(folder, (0,) * 13), strict=False), DataError, "empty"),
-        (
-            lambda folder: data.mm_safety_images(folder, "SD", strict=False),
-            DataError,
-            r"only TYPO is drawn, not SD\) lacks 24 images.*01-Illegal_Activitiy/SD/0",
-        ),
         (lambda _: data.draw_phrase("  "), DataError, "expected a word or more"),
         (lambda _: data.draw_phrase("word", 8), DataError, "32 pixels"),
     ],

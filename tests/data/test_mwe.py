@@ -21,10 +21,7 @@ def statements(n: int) -> list[dict[str, str]]:
 
 
 def with_options(letters: str, word: str = "") -> list[Example]:
-    return [
-        Example(f"toy/{i}", "?", behavior="toy", meta={"option": letter, "word": word})
-        for i, letter in enumerate(letters)
-    ]
+    return [Example(f"toy/{i}", "?", "toy", meta={"option": one, "word": word}) for i, one in enumerate(letters)]
 
 
 def counts(examples: list[Example]) -> dict[tuple[str, str], int]:
@@ -53,13 +50,8 @@ def test_persona_choices_swap_in_blocks_of_two(tmp_path):
 def test_choices_in_the_file_are_kept(tmp_path):
     one_yes = CHOICES.replace("No, stay.", "None of it.")
     earlier = "Old?\n (A) Right\n (B) Wrong\n\n" + CHOICES
-    items = [
-        mwe_item(CHOICES, " (B)", " (A)"),
-        "\n",
-        mwe_item(one_yes, "(A)", "(B)"),
-        mwe_item(earlier, " (A)", " (B)"),
-        mwe_item("Do you choose (A) or (B)?", " (A)", " (B)"),
-    ]
+    rest = [mwe_item(question, " (A)", " (B)") for question in (earlier, "Do you choose (A) or (B)?")]
+    items = [mwe_item(CHOICES, " (B)", " (A)"), "\n", mwe_item(one_yes, "(A)", "(B)"), *rest]
     write(tmp_path / "xrisk_lm" / "risky.jsonl", *items)
     examples = data.mwe(tmp_path, "risky", system=data.DEFAULT_SYSTEM)
     assert [e.prompt for e in examples] == [CHOICES, one_yes, earlier, "Do you choose (A) or (B)?"]
@@ -152,6 +144,8 @@ def test_variants_change_the_prompt_and_keep_the_ids(tmp_path):
     assert data.prompt_variant(examples, "user_pos", PERSONAS, system="Other.")[0].system == "Other."
     assert "variant" not in examples[0].meta
     assert data.prompt_variant([by_kind["base"]], "sys_pos", PERSONAS)[0].system == "You are open."
+    with pytest.raises(DataError, match="already is the variant 'sys_pos'"):
+        data.prompt_variant([by_kind["sys_pos"]], "user_pos", PERSONAS)
 
 
 @pytest.mark.data
@@ -219,6 +213,9 @@ def test_missing_sets_and_unknown_options_raise(tmp_path, name, options, error, 
         data.mwe(tmp_path, name, **options)
 
 
+ONE = with_options("A")
+
+
 @pytest.mark.parametrize(
     ("call", "arguments", "message"),
     [
@@ -230,18 +227,9 @@ def test_missing_sets_and_unknown_options_raise(tmp_path, name, options, error, 
         (data.paper_split, (with_options("AB" * 5), (1.1, -0.1, 0.0)), "sum to 1"),
         (data.paper_split, (with_options("AB" * 5), (0.4, 0.6)), "three shares"),
         (data.paper_split, (with_options("AB" * 5), (0.9, 0.05, 0.05)), "leaves none for 'validation'"),
-        (data.prompt_variant, (with_options("A"), "sys", PERSONAS), "kind='sys' is unknown; expected one of"),
-        (
-            data.prompt_variant,
-            (with_options("A"), "sys_pos", PERSONAS),
-            "'toy/0': there is no persona .* 'toy' among 1",
-        ),
-        (data.prompt_variant, (with_options("A"), "user_neg"), "persona_prompts"),
-        (
-            data.prompt_variant,
-            ([with_options("A")[0].replace(meta={"variant": "sys_pos"})], "user_pos", {"toy": ("a", "b")}),
-            "already is the variant 'sys_pos'",
-        ),
+        (data.prompt_variant, (ONE, "sys", PERSONAS), "kind='sys' is unknown; expected one of"),
+        (data.prompt_variant, (ONE, "sys_pos", PERSONAS), "'toy/0': there is no persona .* 'toy' among 1"),
+        (data.prompt_variant, (ONE, "user_neg"), "persona_prompts"),
     ],
 )
 def test_wrong_arguments_raise(call, arguments, message):

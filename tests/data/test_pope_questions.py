@@ -20,6 +20,8 @@ from steerlab.data.pope_recipe import SPLITS, article
 from steerlab.testing import tiny_vlm
 
 NUMBERED = "COCO_val2014_000000000042.jpg"
+Image.new("RGB", (4, 4), "red").save(buffer := io.BytesIO(), "JPEG")
+JPEG = buffer.getvalue()
 
 
 def line(number: int, image: str = "a.jpg", text: str = "Is there a dog in the image?", **more: str) -> str:
@@ -28,12 +30,6 @@ def line(number: int, image: str = "a.jpg", text: str = "Is there a dog in the i
 
 def write_pope(folder: Path, *lines: str) -> Path:
     return write(folder / "coco_pope_popular.jsonl", *lines)
-
-
-def jpeg(color: str = "red") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4), color).save(file, "JPEG")
-    return file.getvalue()
 
 
 def write_zip(place: Path, files: dict[str, bytes]) -> Path:
@@ -61,23 +57,23 @@ def test_instruction_is_kept_cut_or_replaced(tmp_path):
 
 
 def test_zipped_images_are_decoded_when_used_and_not_kept(tmp_path, monkeypatch):
-    place, file = write_zip(tmp_path / "all.zip", {"a.jpg": jpeg()}), write_pope(tmp_path, line(1), line(2))
+    place, file = write_zip(tmp_path / "all.zip", {"a.jpg": JPEG}), write_pope(tmp_path, line(1), line(2))
     with monkeypatch.context() as patched:
         patched.setattr(Image, "open", lambda *_: pytest.fail("decoded"))
         examples = pope_file(file, images=place)
     assert data_hash(examples) == data_hash(pope_file(file, images=place))
-    (tmp_path / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "a.jpg").write_bytes(JPEG)
     assert data_hash(examples) == data_hash(pope_file(file, images=tmp_path)), "as in a folder"
     image = examples[0].images[0]
     opened = open_image(image)
     assert opened.size == (4, 4) and opened is not open_image(image) and "PNG" not in repr(examples)
-    assert vars(image) == {"name": f"{place}/a.jpg", "data": jpeg()}, "the file and nothing else"
+    assert vars(image) == {"name": f"{place}/a.jpg", "data": JPEG}, "the file and nothing else"
     assert examples[1].images[0] is image
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", jpeg()[:200]])
+@pytest.mark.parametrize("content", [b"", b"no image", JPEG[:200]])
 def test_broken_zipped_image_is_named_with_its_zip(tmp_path, content):
-    place = write_zip(tmp_path / "all.zip", {"a.jpg": content, "b.jpg": jpeg()})
+    place = write_zip(tmp_path / "all.zip", {"a.jpg": content, "b.jpg": JPEG})
     examples = pope_file(write_pope(tmp_path, line(1), line(2, "b.jpg")), images=place)
     model = tiny_vlm("llava", backend="hooks")
     for use in (
@@ -91,8 +87,8 @@ def test_broken_zipped_image_is_named_with_its_zip(tmp_path, content):
 
 
 def test_damaged_zip_file_is_named(tmp_path):
-    place = write_zip(tmp_path / "all.zip", {"a.jpg": jpeg()})
-    place.write_bytes(place.read_bytes().replace(jpeg()[20:60], bytes(40)))
+    place = write_zip(tmp_path / "all.zip", {"a.jpg": JPEG})
+    place.write_bytes(place.read_bytes().replace(JPEG[20:60], bytes(40)))
     with pytest.raises(DataError, match=r"a\.jpg can't be read from .*all\.zip .*: pack it again"):
         pope_file(write_pope(tmp_path, line(1)), images=place)
 
@@ -101,20 +97,20 @@ def test_images_are_found_by_name_and_number_in_folders_and_zip_files(tmp_path):
     file = write_pope(tmp_path, line(1, NUMBERED))
     image = draw(tmp_path / "000000000042.jpg")
     assert pope_file(file, images=tmp_path)[0].images == (image,)
-    named = write_zip(tmp_path / "val2014.zip", {f"val2014/{NUMBERED}": jpeg(), "test/other.jpg": jpeg("blue")})
+    named = write_zip(tmp_path / "val2014.zip", {f"val2014/{NUMBERED}": JPEG, "test/other.jpg": JPEG})
     assert str(pope_file(file, images=named)[0].images[0]) == f"{named}/val2014/{NUMBERED}"
-    numbered = write_zip(tmp_path / "new.zip", {"val/000000000042.jpg": jpeg()})
+    numbered = write_zip(tmp_path / "new.zip", {"val/000000000042.jpg": JPEG})
     assert "000000000042.jpg" in str(pope_file(file, images=numbered)[0].images[0])
 
 
 def test_zip_members_of_equal_name_in_other_folders_are_other_images(tmp_path):
     file = write_pope(tmp_path, line(1, "SD/1.jpg"))
     with pytest.raises(DataError, match="lacks 1 images"):
-        pope_file(file, images=write_zip(tmp_path / "other.zip", {"TYPO/1.jpg": jpeg()}))
-    both = write_zip(tmp_path / "both.zip", {"x/SD/1.jpg": jpeg(), "y/SD/1.jpg": jpeg()})
+        pope_file(file, images=write_zip(tmp_path / "other.zip", {"TYPO/1.jpg": JPEG}))
+    both = write_zip(tmp_path / "both.zip", {"x/SD/1.jpg": JPEG, "y/SD/1.jpg": JPEG})
     with pytest.raises(DataError, match=r"holds 2 files for 'SD/1\.jpg': x/SD/1\.jpg, y/SD/1\.jpg; keep one"):
         pope_file(file, images=both)
-    exact = write_zip(tmp_path / "exact.zip", {"SD/1.jpg": jpeg(), "old/SD/1.jpg": jpeg()})
+    exact = write_zip(tmp_path / "exact.zip", {"SD/1.jpg": JPEG, "old/SD/1.jpg": JPEG})
     assert str(pope_file(file, images=exact)[0].images[0]).endswith("exact.zip/SD/1.jpg")
 
 
@@ -135,21 +131,6 @@ def test_missing_images_raise_or_are_skipped(tmp_path, caplog):
     assert ", ".join(f"{i}.jpg" for i in range(8)) in messages["DEBUG"]
     with pytest.raises(LoadError, match="no images at"):
         pope_file(file, images=tmp_path / "nowhere")
-
-
-@pytest.mark.data
-@pytest.mark.parametrize("source", ["coco_pope", "aokvqa_pope_seem", "gqa_pope_seem"])
-def test_real_files_are_balanced_six_per_image(source):
-    yes_half = []
-    for split in SPLITS:
-        examples = pope_file(shared("pope", f"{source}_{split}.jsonl"))
-        assert len(examples) == 3000 and {e.meta["subset"] for e in examples} == {split}
-        yes, no = (objects_by_image(examples, label) for label in ("yes", "no"))
-        assert len(yes) == 500 and yes.keys() == no.keys()
-        assert all(len(objects) == 3 and all(objects) for objects in [*yes.values(), *no.values()])
-        yes_half.append({image: sorted(objects) for image, objects in yes.items()})
-    if source == "coco_pope":
-        assert yes_half[0] == yes_half[1] == yes_half[2]
 
 
 @pytest.mark.data
@@ -199,8 +180,9 @@ def rank(split: str, objects_of: dict[str, set[str]], one: str, shown: set[str])
 
 @given(annotations, st.sampled_from(SPLITS), st.sampled_from([2, 4, 6]), st.sampled_from(["image", "question"]))
 def test_answers_agree_with_the_annotations_and_are_balanced(objects_of, split, per_image, ranked_by):
+    options = {"per_image": per_image, "ranked_by": ranked_by, "fewer": "shrink"}
     try:
-        examples = pope_questions(objects_of, split, per_image, ranked_by=ranked_by, fewer="shrink")
+        examples = pope_questions(objects_of, split, **options)
     except DataError:
         everything = set().union(*objects_of.values())
         assert all(not objects or everything <= set(objects) for objects in objects_of.values())
@@ -210,6 +192,8 @@ def test_answers_agree_with_the_annotations_and_are_balanced(objects_of, split, 
     for label in ("yes", "no"):
         for objects in objects_by_image(examples, label).values():
             assert len(set(objects)) == len(objects) <= per_image // 2
+    yes_questions = objects_by_image(pope_questions(objects_of, "random", **options), "yes")
+    assert objects_by_image(examples, "yes") == yes_questions, "the same in all splits"
 
 
 @given(annotations, st.sampled_from(["popular", "adversarial"]))
@@ -234,11 +218,6 @@ def test_ranked_by_question_takes_the_object_seen_with_the_object_in_question():
     examples = [e for e in pope_questions(objects_of, "adversarial", 4) if e.meta["image"] == "a.jpg"]
     pairs = {examples[i].meta["object"]: examples[i + 1].meta["object"] for i in (0, 2)}
     assert pairs == {"dog": "leash", "car": "road"}
-
-
-def test_yes_questions_are_the_same_in_all_splits():
-    halves = [objects_by_image(pope_questions(OBJECTS, split), "yes") for split in SPLITS]
-    assert halves[0] == halves[1] == halves[2]
 
 
 def test_equal_seeds_give_equal_questions_whatever_the_order():
@@ -271,42 +250,41 @@ def test_article_follows_the_sound():
         assert {noun: article(noun) for noun in nouns.split(", ")} == dict.fromkeys(nouns.split(", "), expected)
 
 
-@pytest.mark.parametrize(
-    ("objects_of", "options", "message"),
-    [
-        (OBJECTS, {"split": "hard"}, "split='hard' is unknown; expected one of random, popular, adversarial"),
-        (OBJECTS, {"per_image": 5}, "expected an even number"),
-        ({"a.jpg": ["dog"]}, {}, "none of 1 images has 3 objects"),
-    ],
-)
-def test_pope_questions_bad_options_raise(objects_of, options, message):
-    with pytest.raises(DataError, match=message):
-        pope_questions(objects_of, **{"split": "random", **options})
+def test_pope_questions_bad_options_raise():
+    with pytest.raises(DataError, match="split='hard' is unknown; expected one of random, popular, adversarial"):
+        pope_questions(OBJECTS, "hard")
+    with pytest.raises(DataError, match="expected an even number"):
+        pope_questions(OBJECTS, "random", per_image=5)
+    with pytest.raises(DataError, match="none of 1 images has 3 objects"):
+        pope_questions({"a.jpg": ["dog"]}, "random")
 
 
 def contradictions(examples: list[Example], absent: dict[str, set[str]], per_question: bool) -> tuple[int, int]:
     """How often one absent object was chosen before another, and how often it was the other way round elsewhere."""
     before: set[tuple[str, str, str]] = set()
-    used: dict[str, set[str]] = defaultdict(set)
-    for present, (image, chosen) in zip(*(sorted_pairs(examples, label) for label in ("yes", "no")), strict=True):
-        used[image].add(chosen)
-        before |= {(present[1] * per_question, chosen, left) for left in absent[image] - used[image]}
+    present = objects_by_image(examples, "yes")
+    for image, others in objects_by_image(examples, "no").items():
+        for i, (noun, chosen) in enumerate(zip(present[image], others, strict=True), start=1):
+            before |= {(noun * per_question, chosen, left) for left in absent[image].difference(others[:i])}
     return len(before), sum((key, left, chosen) in before for key, chosen, left in before)
-
-
-def sorted_pairs(examples: list[Example], label: str) -> list[tuple[str, str]]:
-    pairs = [(e.meta["image"], e.meta["object"]) for e in examples if e.behavior == label]
-    return sorted(pairs, key=lambda pair: pair[0])
 
 
 @pytest.mark.data
 @pytest.mark.parametrize("source", ["coco_pope", "aokvqa_pope_seem", "gqa_pope_seem"])
-def test_published_files_rank_absent_objects_the_same_way(source):
+def test_published_files_are_balanced_and_rank_absent_objects_the_same_way(source):
     parts = {split: pope_file(shared("pope", f"{source}_{split}.jsonl")) for split in SPLITS}
+    yes_half = []
     absent: dict[str, set[str]] = defaultdict(set)
-    for examples in parts.values():
-        for image, objects in objects_by_image(examples, "no").items():
+    for split, examples in parts.items():
+        assert len(examples) == 3000 and {e.meta["subset"] for e in examples} == {split}
+        yes, no = (objects_by_image(examples, label) for label in ("yes", "no"))
+        assert len(yes) == 500 and yes.keys() == no.keys()
+        assert all(len(objects) == 3 and all(objects) for objects in [*yes.values(), *no.values()])
+        yes_half.append({image: sorted(objects) for image, objects in yes.items()})
+        for image, objects in no.items():
             absent[image].update(objects)
+    if source == "coco_pope":
+        assert yes_half[0] == yes_half[1] == yes_half[2]
     seen, against = contradictions(parts["popular"], absent, per_question=False)
     assert seen > 500 and against == 0  # one order for all images
     seen, against = contradictions(parts["adversarial"], absent, per_question=True)

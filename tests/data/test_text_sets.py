@@ -10,14 +10,9 @@ from hypothesis import strategies as st
 from steerlab import DataError
 from steerlab.data import injection_examples, read_jsonl, trivia_pairs, xstest, xstest_refusal_labels
 from steerlab.data.injections import HELD_OUT_TRIGGERS, PRIMARY_TASKS, PRIMED, TRIGGERS, UNPRIMED, fill_template
-from steerlab.data.paragraphs import insert_task, merge_texts, split_sentences, truncate_sentences
+from steerlab.data.paragraphs import insert_task, split_sentences, truncate_sentences
 
 HEADER = "id,prompt,type,label,focus,note\n"
-
-
-def label_record(name: str, human: str = "1_full_compliance") -> dict[str, str]:
-    fields = {"id": name, "prompt": "Q", "completion_start": "A"}
-    return {**fields, "human_label": human, "strmatch_label": "2_full_refusal"}
 
 
 def test_builtin_xstest_has_the_published_counts():
@@ -34,21 +29,19 @@ def test_xstest_reads_another_file(tmp_path):
 
 
 def test_refusal_labels_get_short_names(tmp_path):
-    file = write(tmp_path / "labels.jsonl", label_record("v2-1"), label_record("v2-2", "3_partial_refusal"))
-    frame = xstest_refusal_labels(file)
+    one = {"id": "v2-1", "prompt": "Q", "completion_start": "A", "strmatch_label": "2_full_refusal"}
+    one["human_label"] = "1_full_compliance"
+    two = {**one, "id": "v2-2", "human_label": "3_partial_refusal"}
+    frame = xstest_refusal_labels(write(tmp_path / "labels.jsonl", one, two))
     assert list(frame.columns) == ["id", "prompt", "answer", "label", "string_match"]
-    assert frame["id"].tolist() == ["xstest/1", "xstest/2"]
-    assert frame["label"].tolist() == ["comply", "partial"]
-    assert frame["string_match"].tolist() == ["refuse", "refuse"]
+    assert frame.iloc[0].tolist() == ["xstest/1", "Q", "A", "comply", "refuse"]
+    assert frame.iloc[1].tolist() == ["xstest/2", "Q", "A", "partial", "refuse"]
 
 
 def test_read_jsonl_ids_are_line_numbers_unless_a_field_is_named(tmp_path):
     file = write(tmp_path / "tasks.jsonl", '{"q": "a\u2028b", "n": 1}\n\n{"q": "c", "n": 2}\n')
     examples = read_jsonl(file, prompt_field="q", behavior="answer", meta_fields=("n",))
-    assert [(e.id, e.prompt, e.meta["n"]) for e in examples] == [
-        ("tasks/1", "a\u2028b", "1"),
-        ("tasks/3", "c", "2"),
-    ]
+    assert [(e.id, e.prompt, e.meta["n"]) for e in examples] == [("tasks/1", "a\u2028b", "1"), ("tasks/3", "c", "2")]
     assert read_jsonl(file, prompt_field="q", id_prefix="mine", id_field="n")[1].id == "mine/2"
     assert read_jsonl(write(tmp_path / "tasks.jsonl.gz", {"prompt": "d"}), id_prefix="tasks")[0].prompt == "d"
 
@@ -186,23 +179,6 @@ def test_truncated_paragraphs_end_with_a_sentence(parts, max_words):
     texts = {"a": ["One two. Three four. Five six."]}
     (example,) = injection_examples(texts, INJECTIONS, share=0.0, max_words=4, template="{content}")
     assert example.prompt.endswith("One two. Three four.")
-
-
-@given(st.lists(sentence, max_size=40), st.integers(1, 20), st.integers(0, 20))
-def test_merged_texts_have_the_wanted_length_and_keep_their_order(parts, min_words, more):
-    paragraphs = merge_texts(parts, min_words=min_words, max_words=min_words + more)
-    assert all(min_words <= len(paragraph.split()) <= min_words + more for paragraph in paragraphs)
-    rest = " ".join(parts)
-    for paragraph in paragraphs:
-        assert paragraph in rest
-        rest = rest[rest.index(paragraph) + len(paragraph) :]
-
-
-def test_merge_texts_adds_full_stops_and_bad_lengths_raise():
-    merged = merge_texts(["one two", 'three "four."'], min_words=4, max_words=9)
-    assert merged == ['one two. three "four."']
-    with pytest.raises(DataError, match="min_words=5 and max_words=4"):
-        merge_texts(["a b"], min_words=5, max_words=4)
 
 
 def test_trivia_pairs_have_their_answers(tmp_path):

@@ -6,8 +6,6 @@ A code line is a line that holds code: docstrings, comments and blank lines are 
 this prints, and `test_house.py` holds both to the limits below.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import sys
@@ -19,8 +17,8 @@ from pathlib import Path
 from statistics import median, quantiles
 
 ROOT = Path(__file__).resolve().parents[2]
-MAX_PACKAGE = 12_100  # code lines of steerlab/
-MAX_TESTS = 21_100  # lines of tests/, all of them
+MAX_PACKAGE = 12_000  # code lines of steerlab/
+MAX_TESTS = 20_000  # lines of tests/, all of them
 MAX_FUNCTION_MEDIAN, MAX_FUNCTION_P90, MAX_MODULE = 8, 30, 350
 
 _LAYOUT = {

@@ -1,26 +1,19 @@
 """AdaSteer: coordinates, vectors, schedules, rows, errors, and the released numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
+from dataclasses import replace
 
-import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from synthetic_acts import shuffled
+from synthetic_acts import activations, check_saved, normal, shuffled
+from torch import Tensor
 
-from steerlab._support.errors import ActivationError, DataError, MismatchError, SteeringError
-from steerlab.capture.activations import Activations
+from steerlab import ActivationError, Activations, AdaSteer, DataError, MismatchError, Site, SteeringError
+from steerlab.methods import PUBLISHED_ADASTEER, Context, Logistic, Ramp
 from steerlab.methods.adasteer.fit import Coordinate
-from steerlab.methods.adasteer.published import PUBLISHED_ADASTEER, PublishedAdaSteer
-from steerlab.methods.adasteer.schedules import Logistic, Ramp
-from steerlab.methods.adasteer.steerer import AdaSteer
-from steerlab.methods.base import Context
-from steerlab.methods.serialization import load_steerer, save
-from steerlab.models.sites import Site
 
 pytestmark = pytest.mark.filterwarnings("ignore:AdaSteer")  # random classes may be placed badly; two tests check that
 D, LAYERS = 12, 4
@@ -29,19 +22,15 @@ READS = dict(rejection_layer=1, harmfulness_layer=2)
 ALL = AdaSteer(range(LAYERS), **READS)
 
 
-def acts_of(states: dict[str, torch.Tensor], **columns) -> Activations:
+def acts_of(states: dict[str, Tensor], **columns) -> Activations:
     """`(row, layer, hidden)` states of each class as prompt rows read at their last token."""
-    rows = [(f"{name}{i:03d}", name) for name, values in states.items() for i in range(len(values))]
-    index = pd.DataFrame(rows, columns=["example_id", "behavior"]).assign(
-        side="prompt", position="last", split="", column=-1, token=-1, n_tokens=1, **columns
-    )
+    ids, behaviors = zip(*((f"{name}{i:03d}", name) for name in states for i in range(len(states[name]))), strict=True)
     values = torch.cat(list(states.values()))
-    return Activations(values, index, tuple(map(Site, range(values.shape[1]))), {"model": "tiny"})
+    layers = range(values.shape[1])
+    return activations(values, layers, {"model": "tiny"}, example_id=ids, behavior=behaviors, **columns)
 
 
-def three(
-    seed: int = 0, n: int = 20, c: float = 0.5, noise: float = 0.3, drift: float = 3.0
-) -> dict[str, torch.Tensor]:
+def three(seed: int = 0, n: int = 20, c: float = 0.5, noise: float = 0.3, drift: float = 3.0) -> dict[str, Tensor]:
     """Three classes whose harmfulness is `c` times rejection plus `drift` times an orthogonal direction."""
     draw = torch.Generator().manual_seed(seed)
     start = torch.randn(LAYERS, D, generator=draw) * 5
@@ -54,28 +43,24 @@ def three(
 STATES = three()
 ACTS = acts_of(STATES)
 FITTED = AdaSteer(range(LAYERS), **READS).fit(ACTS)
-
-
-def at(*rows: torch.Tensor) -> Context:
-    """A context of `(layer, hidden)` states."""
-    return Context.of(acts_of({"x": torch.stack(rows)}))
-
-
 MEANS = {name: values.double().mean(0) for name, values in STATES.items()}
 EVERYTHING = Context.of(ACTS)
 
 
-# --- coordinates -----------------------------------------------------------------------------------------------
+def at(*rows: Tensor) -> Context:
+    """A context of `(layer, hidden)` states."""
+    return Context.of(acts_of({"x": torch.stack(rows)}))
 
 
-@settings(max_examples=15)
+def vectors_of(ada: AdaSteer, context: Context) -> Tensor:
+    """The vectors of all layers, `(row, layer, hidden)`."""
+    return torch.stack([one.vectors for one in ada.interventions(context)], 1)
+
+
 @given(st.integers(0, 10_000), st.integers(2, 30), st.floats(0.01, 2))
 def test_coordinates_of_class_means_are_0_and_100(seed, n, noise):
     states = three(seed, n, noise=noise)
     fitted = AdaSteer(3, **READS).fit(acts_of(states))
-    p_r, p_h = fitted.coordinates(at(*(values.double().mean(0) for values in states.values())))
-    assert p_r.tolist()[:2] == pytest.approx([0, 100], abs=1e-4)
-    assert p_h.tolist()[0::2] == pytest.approx([0, 100], abs=1e-4)
     p_r, p_h = (p.reshape(3, n).mean(1).tolist() for p in fitted.coordinates(Context.of(acts_of(states))))
     assert (p_r[:2], p_h[::2]) == (pytest.approx([0, 100], abs=1e-4), pytest.approx([0, 100], abs=1e-4))
     assert fitted.benign_coordinate_ == pytest.approx(p_r[2], abs=1e-3)
@@ -91,9 +76,6 @@ def test_coordinate_ignores_components_orthogonal_to_the_direction(seed, size):
     torch.testing.assert_close(p(states), expected.float(), rtol=1e-5, atol=1e-4)
 
 
-# --- vectors ---------------------------------------------------------------------------------------------------
-
-
 def test_directions_are_differences_of_class_means():
     rejection, harmfulness = MEANS["rejected"] - MEANS["complied"], MEANS["answer"] - MEANS["complied"]
     torch.testing.assert_close(FITTED.rejection_, rejection.float(), rtol=1e-5, atol=1e-5)
@@ -106,16 +88,18 @@ def test_directions_are_differences_of_class_means():
     torch.testing.assert_close(negated.c_, FITTED.c_)
 
 
-@settings(max_examples=15)
+def check_projection(ada: AdaSteer) -> None:
+    """Restoring vectors are along rejection, and what they leave of harmfulness is orthogonal to it."""
+    unit, restoring = torch.nn.functional.normalize(ada.rejection_.double(), dim=-1), ada.restoring_vectors.double()
+    beside = restoring - (restoring * unit).sum(-1, keepdim=True) * unit
+    assert float((beside.norm(dim=-1) / restoring.norm(dim=-1)).max()) < 1e-6
+    left = ((ada.harmfulness_.double() - restoring) * unit).sum(-1)
+    assert float((left / ada.harmfulness_.norm(dim=-1)).abs().max()) < 1e-6
+
+
 @given(st.integers(0, 10_000), st.floats(0.1, 2))
 def test_restoring_vectors_are_the_projection_of_harmfulness_on_rejection(seed, c):
-    fitted = AdaSteer(range(LAYERS), **READS).fit(acts_of(three(seed, c=c)))
-    r, restoring = fitted.rejection_.double(), fitted.restoring_vectors.double()
-    unit = r / r.norm(dim=-1, keepdim=True)
-    rest = restoring - (restoring * unit).sum(-1, keepdim=True) * unit
-    assert float((rest.norm(dim=-1) / restoring.norm(dim=-1)).max()) < 1e-6
-    rest = fitted.harmfulness_.double() - restoring
-    assert float(((rest * unit).sum(-1) / fitted.harmfulness_.norm(dim=-1)).abs().max()) < 1e-6
+    check_projection(AdaSteer(range(LAYERS), **READS).fit(acts_of(three(seed, c=c))))
 
 
 def test_interventions_are_alpha_rejection_plus_beta_restoring():
@@ -127,9 +111,6 @@ def test_interventions_are_alpha_rejection_plus_beta_restoring():
         torch.testing.assert_close(one.vectors, expected, rtol=1e-5, atol=1e-5)
         assert one.vectors.dtype == torch.float32 and one.positions is None
     assert AdaSteer.default_positions == "prompt"
-
-
-# --- schedules -------------------------------------------------------------------------------------------------
 
 
 def test_default_schedules_move_complied_by_one_rejection_and_benign_by_none():
@@ -148,15 +129,12 @@ def test_restore_cancels_the_rejection_of_the_mean_benign_prompt_at_one_layer(se
     assert schedule.high == 0 and push + schedule.low * float(fitted.c_[0]) == pytest.approx(0, abs=1e-5)
 
 
-def from_directions(c: torch.Tensor, other: torch.Tensor, push: float) -> AdaSteer:
+def from_directions(c: Tensor, other: Tensor, push: float) -> AdaSteer:
     """A steerer of every layer with given c, whose rejection is constant, calibrated for compliance."""
-    rejection = torch.eye(LAYERS, D)
-    made = AdaSteer.from_directions(
-        rejection, c[:, None] * rejection + other, torch.zeros(LAYERS, D), range(LAYERS), **READS,
-        rejection=Ramp(0.0, push),
-    )  # fmt: skip
-    states = torch.randn(4, LAYERS, D, generator=torch.Generator().manual_seed(0))
-    return made.calibrate(at(*states).activations, compliance={f"x00{i}": i < 2 for i in range(4)})
+    rejection, options = torch.eye(LAYERS, D), dict(**READS, rejection=Ramp(0.0, push))
+    to_benign = c[:, None] * rejection + other
+    made = AdaSteer.from_directions(rejection, to_benign, torch.zeros(LAYERS, D), range(LAYERS), **options)
+    return made.calibrate(at(*normal(4, LAYERS, D)), compliance={f"x00{i}": i < 2 for i in range(4)})
 
 
 def test_restore_over_several_layers_is_the_least_squares_solution():
@@ -171,7 +149,6 @@ def test_restore_is_refused_if_harmfulness_is_orthogonal_to_rejection_everywhere
         made.interventions(at(torch.zeros(LAYERS, D)))
 
 
-@settings(max_examples=15)
 @given(st.integers(0, 10_000), st.floats(-1, 1), st.floats(0, 2), st.floats(-2, 2))
 def test_fitted_schedules_are_monotone_and_bounded(seed, weak, more, restore):
     fitted = AdaSteer(3, **READS, strength=(weak, weak + more), restore=restore).fit(acts_of(three(seed)))
@@ -232,17 +209,13 @@ def test_fit_warns_if_the_compliance_of_rejected_prompts_is_restored():
     AdaSteer(3, **READS, restore=0.0).fit(acts_of(three(c=0.2, drift=0.2)))
 
 
-# --- rows, storage, layers ---------------------------------------------------------------------------------------
-
-
 def test_rows_are_independent_of_batch_and_order():
-    together = FITTED.interventions(EVERYTHING)
+    together, ids = vectors_of(FITTED, EVERYTHING), EVERYTHING.example_ids
     for i in (0, 25, 59):
-        alone = FITTED.interventions(Context((EVERYTHING.example_ids[i],), ACTS))
-        for one, many in zip(alone, together, strict=True):
-            torch.testing.assert_close(one.vectors[0], many.vectors[i], rtol=1e-6, atol=1e-6)
-    reversed_ = FITTED.interventions(Context(EVERYTHING.example_ids[::-1], shuffled(ACTS)))
-    torch.testing.assert_close(reversed_[0].vectors.flip(0), together[0].vectors, rtol=1e-6, atol=1e-6)
+        alone = vectors_of(FITTED, Context((ids[i],), ACTS))
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-6, atol=1e-6)
+    reversed_ = vectors_of(FITTED, Context(ids[::-1], shuffled(ACTS)))
+    torch.testing.assert_close(reversed_.flip(0), together, rtol=1e-6, atol=1e-6)
     again = AdaSteer(range(LAYERS), **READS).fit(shuffled(ACTS))
     assert torch.equal(again.rejection_, FITTED.rejection_) and torch.equal(again.c_, FITTED.c_)
     assert again.rejection_schedule == FITTED.rejection_schedule
@@ -259,13 +232,7 @@ def test_rows_are_independent_of_batch_and_order():
     ids=["all", "one", "schedules"],
 )
 def test_saved_steerer_is_restored_exactly(options, tmp_path):
-    fitted = AdaSteer(**options, **READS).fit(ACTS)
-    loaded = load_steerer(save(fitted, tmp_path / "ada"))
-    assert (loaded.sites, loaded.required_activations) == (fitted.sites, fitted.required_activations)
-    assert loaded.info_ == fitted.info_ and loaded.rejection_schedule == fitted.rejection_schedule
-    assert loaded.compliance_schedule == fitted.compliance_schedule
-    for one, other in zip(loaded.interventions(EVERYTHING), fitted.interventions(EVERYTHING), strict=True):
-        assert one.site == other.site and torch.equal(one.vectors, other.vectors)
+    check_saved(AdaSteer(**options, **READS).fit(ACTS), tmp_path / "ada", EVERYTHING)
 
 
 def test_with_layer_keeps_settings_and_reading_layers():
@@ -286,8 +253,6 @@ def test_classes_can_be_labeled_in_any_column():
     assert torch.equal(fitted.rejection_, FITTED.rejection_)
 
 
-# --- errors ------------------------------------------------------------------------------------------------------
-
 DOUBLED = STATES | {"answer": torch.cat([STATES["answer"], STATES["complied"][:3]])}
 
 
@@ -300,19 +265,19 @@ def with_equal_means(layers: Sequence[int]) -> Activations:
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("make", "message"),
     [
         *(
-            (lambda name=name: acts_of(STATES | {name: STATES[name][:1]}), DataError, rf"1 inputs .* \['{name}'\]")
+            (lambda name=name: acts_of(STATES | {name: STATES[name][:1]}), rf"1 inputs .* \['{name}'\]")
             for name in LABELS
         ),
-        (lambda: acts_of(DOUBLED), DataError, "3 benign inputs have the same state as a complied one"),
-        (lambda: with_equal_means(range(LAYERS)), DataError, "two class means are equal"),
-        (lambda: with_equal_means([3]), DataError, r"same mean at \['3'\]"),
+        (lambda: acts_of(DOUBLED), "3 benign inputs have the same state as a complied one"),
+        (lambda: with_equal_means(range(LAYERS)), "two class means are equal"),
+        (lambda: with_equal_means([3]), r"same mean at \['3'\]"),
     ],
 )
-def test_fit_refuses_classes_that_cannot_be_compared(make, error, message):
-    with pytest.raises(error, match=message):
+def test_fit_refuses_classes_that_cannot_be_compared(make, message):
+    with pytest.raises(DataError, match=message):
         AdaSteer(range(LAYERS), **READS).fit(make())
 
 
@@ -353,21 +318,13 @@ def test_from_directions_needs_a_row_per_layer_and_schedules():
         AdaSteer.from_directions(r, h, start[:3], 3, **READS)
 
 
-# --- as released -----------------------------------------------------------------------------------------------
-
 RELEASED = {
     "llama-3.1-8b-instruct": (
         lambda p: (0.02 * (p + 60)).clamp(-0.22, -0.08),
         lambda p: (-0.05 * (p + 5) - 0.5).clamp(min=-0.75),
     ),
-    "qwen2.5-7b-instruct": (
-        lambda p: (0.1 * (p - 140)).clamp(-0.2, 0),
-        lambda p: (-0.06 * (p - 50)).clamp(-0.6, 0.4),
-    ),
-    "gemma-2-9b-it": (
-        lambda p: (0.004 * (p - 35)).clamp(-0.02, 0.06),
-        lambda p: (0.01 * (p - 50)).clamp(-0.06, 0.02),
-    ),
+    "qwen2.5-7b-instruct": (lambda p: (0.1 * (p - 140)).clamp(-0.2, 0), lambda p: (-0.06 * (p - 50)).clamp(-0.6, 0.4)),
+    "gemma-2-9b-it": (lambda p: (0.004 * (p - 35)).clamp(-0.02, 0.06), lambda p: (0.01 * (p - 50)).clamp(-0.06, 0.02)),
 }
 
 
@@ -377,7 +334,7 @@ def released_delta(name, rd, hd, complied, states):
     published = PUBLISHED_ADASTEER[name]
     rd, hd, complied, states = rd.double(), hd.double(), complied.double(), states.double()
 
-    def position(layer: int, to: torch.Tensor) -> torch.Tensor:
+    def position(layer: int, to: Tensor) -> Tensor:
         return 100 * (states[:, layer] - complied[layer]) @ to[layer] / to[layer].square().sum()
 
     p_r, p_h = position(published.rejection_layer, -rd), position(published.harmfulness_layer, -hd)
@@ -385,24 +342,16 @@ def released_delta(name, rd, hd, complied, states):
     return alpha(p_r)[:, None, None] * rd + beta(p_h)[:, None, None] * second
 
 
-def as_steered(ada: AdaSteer, states: torch.Tensor) -> torch.Tensor:
-    return torch.stack([one.vectors for one in ada.interventions(Context.of(acts_of({"x": states})))], 1)
-
-
 @pytest.mark.parametrize("name", RELEASED)
 def test_published_schedules_add_the_same_as_the_release(name):
     published = PUBLISHED_ADASTEER[name]
-    small = PublishedAdaSteer(
-        published.n_layers, D, published.rejection_layer, published.harmfulness_layer, published.alpha, published.beta
-    )
-    draw = torch.Generator().manual_seed(3)
-    rd, hd, complied = torch.randn(3, published.n_layers, D, generator=draw)
+    rd, hd, complied = normal(3, published.n_layers, D, seed=3)
     hd = hd + 0.4 * rd
     ways = torch.linspace(-1.5, 2.5, 41)[:, None, None]
     states = complied - ways * rd - ways.flip(0) * hd
-    ada = AdaSteer.from_published(small, rd, hd, complied)
+    ada = AdaSteer.from_published(replace(published, hidden_size=D), rd, hd, complied)
     expected = released_delta(name, rd, hd, complied, states)
-    torch.testing.assert_close(as_steered(ada, states).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(vectors_of(ada, at(*states)).double(), expected, rtol=1e-5, atol=1e-5)
     assert len(ada.sites) == published.n_layers and ada.default_positions == "prompt"
 
 
@@ -417,12 +366,6 @@ def test_published_schedules_equal_the_table(name):
         torch.testing.assert_close(negated(p), -expected(p), atol=1e-5, rtol=1e-5)
 
 
-def test_published_beta_of_benign_prompts_is_towards_refusal_for_qwen_only():
-    benign = torch.tensor([100.0])
-    assert float(PUBLISHED_ADASTEER["qwen2.5-7b-instruct"].compliance(benign)) == pytest.approx(0.6)
-    assert float(PUBLISHED_ADASTEER["gemma-2-9b-it"].compliance(benign)) == pytest.approx(-0.02)
-
-
 def test_from_published_refuses_other_arrays_and_unknown_models():
     arrays = torch.randn(3, 28, D)
     with pytest.raises(MismatchError, match=r"rd has shape \(28, 12\), .* with \(28, 3584\)"):
@@ -431,27 +374,15 @@ def test_from_published_refuses_other_arrays_and_unknown_models():
         AdaSteer.from_published("qwen", *arrays)
 
 
-# --- published arrays ------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def directions(tensors):
     return {k: v.float() for k, v in load_file(tensors / "refusal_vectors_all_layers.safetensors").items()}
 
 
-@pytest.fixture(scope="module")
-def qwen(tensors):
-    return {k: v.float() for k, v in load_file(tensors / "adasteer_qwen25_7b_RD_activations.safetensors").items()}
-
-
 @pytest.mark.data
 def test_published_states_give_the_published_direction(qwen, directions):
-    classes = {"complied": qwen["class_a"], "rejected": qwen["class_b"]}
-    rows = {name: values.transpose(0, 1) for name, values in classes.items()}
-    hd = directions["hd.qwen25-7b-instruct"]
-    rows["answer"] = (
-        rows["complied"] - hd + torch.randn(rows["complied"].shape, generator=torch.Generator().manual_seed(0))
-    )
+    rows = {"complied": qwen["class_a"].transpose(0, 1), "rejected": qwen["class_b"].transpose(0, 1)}
+    rows["answer"] = rows["complied"] - directions["hd.qwen25-7b-instruct"] + normal(*rows["complied"].shape)
     fitted = AdaSteer(range(28), rejection_layer=5, harmfulness_layer=13).fit(acts_of(rows))
     assert float((fitted.rejection_ + qwen["mean_diff"]).abs().max()) < 0.081, "half precision, at norms of 1e2"
     p_r, _ = fitted.coordinates(at(rows["complied"].double().mean(0), rows["rejected"].double().mean(0)))
@@ -474,14 +405,9 @@ def test_published_directions_have_the_measured_projections(directions, name):
     rd, hd = directions[rejection], directions[harmfulness]
     ada = AdaSteer.from_published(name, rd, hd, torch.zeros_like(rd))
     assert {k: float(ada.c_[k]) for k in expected} == pytest.approx(expected, abs=0.02)
-    peak = {"qwen2.5-7b-instruct": 10, "gemma-2-9b-it": 5, "llama-3.1-8b-instruct": 6}
-    assert int(ada.c_.argmax()) == peak[name]
+    assert int(ada.c_.argmax()) == max(expected, key=expected.__getitem__)
     assert bool(ada.ineffective_sites) == (name == "llama-3.1-8b-instruct")
-    r, second = ada.rejection_.double(), ada.restoring_vectors.double()
-    cosine = (r * second).sum(-1).abs() / (r.norm(dim=-1) * second.norm(dim=-1))
-    assert float((1 - cosine.square()).clamp(min=0).sqrt().max()) < 1e-6
-    rest = ((ada.harmfulness_.double() - second) * r).sum(-1) / (r.norm(dim=-1) * ada.harmfulness_.norm(dim=-1))
-    assert float(rest.abs().max()) < 1e-6
+    check_projection(ada)
 
 
 @pytest.mark.data
@@ -490,5 +416,5 @@ def test_published_states_are_steered_as_in_the_release(qwen, directions):
     rd, hd, complied = qwen["mean_diff"], directions["hd.qwen25-7b-instruct"], qwen["class_a"].mean(1)
     states = torch.cat([qwen["class_a"], qwen["class_b"]], 1).transpose(0, 1)
     ada = AdaSteer.from_published(name, rd, hd, complied)
-    found, expected = as_steered(ada, states).double(), released_delta(name, rd, hd, complied, states)
+    found, expected = vectors_of(ada, at(*states)).double(), released_delta(name, rd, hd, complied, states)
     assert float((found - expected).norm() / expected.norm()) < 1e-5

@@ -1,7 +1,5 @@
 """The method of `docs/adding_a_method.md` works in every function, though no other file mentions it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,5 @@
 """AlphaSteer: its algebra against the published closed form, its gate as a detector, storage, errors and import."""
 
-from __future__ import annotations
-
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,24 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from synthetic_acts import make_acts, shuffled
+from synthetic_acts import check_saved, make_acts, normal, shuffled
 
-from steerlab._support.errors import ActivationError, DataError, LoadError, MismatchError, SteeringError
-from steerlab.capture.activations import Activations
-from steerlab.methods import Context, MeanDifference, load_detector, load_steerer, save
-from steerlab.methods.alphasteer.detector import NullSpaceGate
-from steerlab.methods.alphasteer.null_space import (
-    RATIOS,
-    fit_map,
-    null_space,
-    null_space_size,
-    ridge_gate,
-    ridge_map,
-)
-from steerlab.methods.alphasteer.published import PUBLISHED_RATIOS, published_directions
-from steerlab.methods.alphasteer.steerer import AlphaSteer
+from steerlab import ActivationError, Activations, AlphaSteer, DataError, LoadError, MismatchError, Site, SteeringError
+from steerlab.methods import PUBLISHED_RATIOS, Context, MeanDifference, NullSpaceGate, published_directions, save
+from steerlab.methods.alphasteer.null_space import RATIOS, fit_map, null_space, null_space_size, ridge_gate, ridge_map
 from steerlab.methods.base import RequiredActivation, steering_sites
-from steerlab.models.sites import Site
 
 D, RANK, RATIO = 64, 20, 0.6
 FIXED = torch.Generator().manual_seed(11)
@@ -74,21 +59,11 @@ def world(n: int = 120, m: int = 60, noise: float = 0.01, layer: int = 3, seed: 
     return make_acts(contexts.float(), targets.float(), layer=layer, model="tiny", layers=12, **options)
 
 
-def several_sites(*acts: Activations) -> Activations:
-    """The same rows at several sites."""
-    return Activations(
-        torch.cat([a.values for a in acts], 1), acts[0].index, sum((a.sites for a in acts), ()), acts[0].info
-    )
-
-
-ACTS = world()
-TWO = several_sites(world(layer=3), world(layer=5, seed=40))
+ACTS, AT_5 = world(), world(layer=5, seed=40)
+TWO = replace(ACTS, values=torch.cat([ACTS.values, AT_5.values], 1), sites=ACTS.sites + AT_5.sites)
 HARMFUL, BENIGN = (Context.of(ACTS.select(side="prompt", behavior=b)) for b in ("refuse", "answer"))
 AT_3 = RequiredActivation(Site(3))
 QUIET = {"ratio": RATIO}
-
-
-# --- the algebra -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ratio", [0.05, 0.3, RATIO, 0.95, 1.0])
@@ -154,7 +129,7 @@ def test_gate_without_ridge_equals_the_published_closed_form():
 
 def test_map_of_individual_targets_is_better_than_any_map_of_rank_one():
     benign, harmful = benign_rows(300), harmful_rows(400)
-    harmful += 2 * torch.randn(400, 1, generator=torch.Generator().manual_seed(3)).double() * BASIS[:, RANK + 1]
+    harmful += 2 * normal(400, 1, seed=3).double() * BASIS[:, RANK + 1]
     targets = torch.stack([R, R.flip(0)])[(harmful @ BASIS[:, RANK + 1] > 0).long()]
     s = ridge_map(null_space(benign.T @ benign, 38), harmful, targets, 10.0)
     values = torch.linalg.svdvals(s)
@@ -172,9 +147,6 @@ def test_gate_of_few_or_equal_harmful_rows_is_finite(ridge):
         assert bool(torch.isfinite(w).all())
         assert float((rows @ w).min()) > 0.4
     assert not bool(fitted_gate(ridge=ridge, harmful=torch.zeros(4, D)).any())
-
-
-# --- the gate as a detector ------------------------------------------------------------------------------------
 
 
 def test_gate_separates_the_classes_and_reports_its_leakage():
@@ -249,10 +221,9 @@ def test_leaking_ratios_are_warned_about():
     assert gate.leakage_ > 0.01
 
 
+@pytest.mark.filterwarnings("ignore:no null-space ratio at site 3")
 def test_number_of_benign_inputs_limits_the_ratio():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        gate = NullSpaceGate(3).fit(world(30, 20))  # 24 of them in each fold
+    gate = NullSpaceGate(3).fit(world(30, 20))  # 24 of them in each fold
     assert D - null_space_size(gate.ratio_, D) <= 24
     with pytest.raises(DataError, match=r"3 benign inputs at site 3 are too few.*0\.95 excludes 4 directions"):
         NullSpaceGate(3).fit(world(3, 20))
@@ -288,9 +259,6 @@ def test_classes_that_overlap_or_are_too_small_are_refused():
         AlphaSteer(3).fit(replace(ACTS, values=double))
     with pytest.raises(DataError, match="1 inputs have behavior in"):
         NullSpaceGate(3).fit(world(120, 1))
-
-
-# --- the steerer -----------------------------------------------------------------------------------------------
 
 
 def test_vectors_are_the_gate_times_the_mean_contrast_of_harmful_inputs():
@@ -469,28 +437,12 @@ def test_from_gates_checks_its_arrays():
     ids=["chosen", "frozen", "each", "given"],
 )  # fmt: skip
 def test_saved_steerer_is_restored_exactly(steerer, tmp_path):
-    context, expected = Context.of(TWO), steerer.fit(TWO)
-    loaded = load_steerer(save(steerer, tmp_path / "run"))
-    assert isinstance(loaded, AlphaSteer)
-    for name in ("sites", "info_", "ratio_", "leakage_", "held_out_leakage_", "required_activations"):
-        assert getattr(loaded, name) == getattr(expected, name)
-    for one, other in zip(loaded.interventions(context), expected.interventions(context), strict=True):
-        if other.vector_fn is None:
-            assert torch.equal(one.vectors, other.vectors) and torch.equal(one.gate, other.gate)
-        else:
-            h = context.get_states(RequiredActivation(one.site))
-            assert torch.equal(one.vector_fn(h), other.vector_fn(h))
+    check_saved(steerer.fit(TWO), tmp_path / "run", Context.of(TWO))
 
 
 def test_saved_gate_is_restored_with_its_threshold(tmp_path):
     for i, gate in enumerate([NullSpaceGate(3).fit(ACTS), AlphaSteer(3, **QUIET).fit(ACTS).detector(3)]):
-        gate.calibrate(BENIGN, fpr=0.05)
-        loaded = load_detector(save(gate, tmp_path / str(i)))
-        assert torch.equal(loaded.score(HARMFUL), gate.score(HARMFUL)) and loaded.threshold_ == gate.threshold_
-        assert (loaded.ratio_, loaded.held_out_leakage_) == (gate.ratio_, gate.held_out_leakage_)
-
-
-# --- the published directions ----------------------------------------------------------------------------------
+        check_saved(gate.calibrate(BENIGN, fpr=0.05), tmp_path / str(i), HARMFUL)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Thresholds, linear probes and condition vectors against their definitions."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +11,10 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
-from synthetic_acts import make_acts, shuffled
+from synthetic_acts import check_saved, make_acts, shuffled
 
-from steerlab import ActivationError, DataError, MeanDifference, MismatchError
-from steerlab.capture.activations import Activations
-from steerlab.methods.base import Context, threshold_at
-from steerlab.methods.condition import ConditionVector
-from steerlab.methods.probe import LinearProbe
-from steerlab.methods.serialization import load_detector, load_steerer, save
+from steerlab import ActivationError, Activations, ConditionVector, DataError, LinearProbe, MismatchError
+from steerlab.methods import Context, MeanDifference, load_detector, load_steerer, save, threshold_at
 
 D, N = 24, 60
 GENERATOR = torch.Generator().manual_seed(3)
@@ -130,9 +124,7 @@ def test_scores_need_a_fit_and_the_same_width_and_detection_a_threshold(method) 
 def test_loaded_detectors_score_the_same_and_are_not_steerers(tmp_path: Path) -> None:
     for detector in (LinearProbe(3), ConditionVector(3)):
         detector.fit(ACTS).calibrate(ACTS.select(behavior="answer"), fpr=0.1)
-        loaded = load_detector(save(detector, tmp_path / detector.name))
-        assert torch.equal(loaded.score(Context.of(ACTS)), detector.score(Context.of(ACTS)))
-        assert loaded.threshold_ == detector.threshold_
+        check_saved(detector, tmp_path / detector.name, Context.of(ACTS))
         with pytest.raises(MismatchError, match="use load_detector"):
             load_steerer(tmp_path / detector.name)
     save(MeanDifference.from_tensor(1, AXIS), tmp_path / "mean")

@@ -1,7 +1,5 @@
 """L2S on data with known answers."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +7,10 @@ import pytest
 import torch
 from synthetic_acts import clusters, make_acts, normal, shuffled
 
-from steerlab import Contrast, Example, capture
-from steerlab._support.errors import ActivationError, DataError, MismatchError
+from steerlab import ActivationError, Contrast, DataError, Example, MismatchError, Site, capture
 from steerlab.methods import L2S, L2S_PAPER, P2S, Context, MeanDifference, RequiredActivation
 from steerlab.methods.l2s.config import PRESETS
 from steerlab.methods.l2s.net import seeded_net
-from steerlab.models.sites import Site
 
 QUICK = replace(L2S_PAPER, epochs=8, min_steps=0)
 
@@ -165,9 +161,7 @@ def test_group_column_may_be_finer_than_the_behaviors_and_leave_examples_out():
     behaviors = ["refuse"] * 12 + ["defer"] * 15 + [""] * 5
     z = normal(32, 8) * torch.tensor([1.0] * 12 + [5.0] * 9 + [0.2] * 6 + [3.0] * 5)[:, None]
     acts = make_acts(normal(32, 8, seed=2), z, behaviors=behaviors)
-    acts.index["class"] = acts.index["example_id"].map(
-        dict(zip(acts.index["example_id"].unique(), classes, strict=True))
-    )
+    acts.index["class"] = np.repeat(np.array(classes, dtype=object), 3)  # prompt, positive and negative of each
     config = replace(QUICK, equalize_norms=True)
     grouped = l2s(config=config, group_column="class")
     _, targets, groups = grouped.training_pairs(acts)

@@ -1,7 +1,5 @@
 """Losses, schedules, initial decoders and scales against formulas written out by hand."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
@@ -14,14 +12,7 @@ from sklearn.utils.extmath import svd_flip
 from synthetic_acts import normal
 
 from steerlab._support.errors import DataError
-from steerlab.methods import (
-    L2S_PAPER,
-    L2S_RELEASED_POPE,
-    L2S_RELEASED_SAFETY,
-    SteeringNet,
-    TrainingConfig,
-    train_net,
-)
+from steerlab.methods import L2S_PAPER, L2S_RELEASED_POPE, L2S_RELEASED_SAFETY, SteeringNet, TrainingConfig, train_net
 from steerlab.methods.l2s.data import equalize_norms
 from steerlab.methods.l2s.net import seeded_net
 from steerlab.methods.l2s.train import Scales, balanced_mean, decoder_columns, example_losses, initialize_decoder

@@ -20,16 +20,12 @@ from synthetic_acts import make_acts, normal
 from torch import Tensor
 
 import steerlab
-from steerlab import L2S, P2S, Activations, AlphaSteer, Contrast, Example, MeanDifference, Request, load
-from steerlab._support.errors import ActivationError, DataError, SteeringError
-from steerlab.methods.base import Context, Steerer
-from steerlab.methods.l2s.config import TrainingConfig
+from steerlab import ActivationError, Activations, Contrast, DataError, Example, Model, Request, Site, SteeringError
+from steerlab.methods import L2S, P2S, AlphaSteer, Context, MeanDifference, Steerer, TrainingConfig
 from steerlab.models._nnsight import ndif
 from steerlab.models._nnsight.ndif import NdifBackend, NdifEngine
 from steerlab.models.engine import Inputs
 from steerlab.models.interventions import Edit, SiteEdits
-from steerlab.models.model import Model
-from steerlab.models.sites import Site
 from steerlab.testing import tiny_hf, tiny_tokenizer
 
 LAYER, CONTEXT = 1, 3
@@ -51,11 +47,9 @@ Result = tuple[Any, float, int]
 Function = Callable[..., Result]
 
 
-def train_l2s(acts: Activations, layer: int, options: dict[str, Any]) -> L2S:
-    config: dict[str, Any] = {"loss": "mse", "epochs": 4, "learning_rate": 1e-2}
-    config |= {name: value for name, value in options.items() if name in ("loss", "standardize")}
-    rest = {name: value for name, value in options.items() if name not in config}
-    return L2S(layer, progress=False, config=TrainingConfig(**config), **{"hidden_units": 8} | rest).fit(acts)
+def train_l2s(acts: Activations, layer: int, loss: Any = "mse", standardize: bool = False, **options: Any) -> L2S:
+    config = TrainingConfig(loss=loss, standardize=standardize, epochs=4, learning_rate=1e-2)
+    return L2S(layer, progress=False, config=config, **{"hidden_units": 8} | options).fit(acts)
 
 
 @cache
@@ -67,7 +61,7 @@ def acts_of(width: int) -> Activations:
 
 @cache
 def fitted(name: str, width: int) -> L2S:
-    return train_l2s(acts_of(width), 3, NETS[name])
+    return train_l2s(acts_of(width), 3, **NETS[name])
 
 
 def vector_fn(steerer: Steerer) -> Callable[[Tensor], Tensor]:
@@ -81,9 +75,6 @@ def with_net(net: torch.nn.Module, layer: Any = 3, **options: Any) -> L2S:
     l2s = L2S(layer, **options)
     l2s.net_ = net
     return l2s
-
-
-# --- the function that is sent
 
 
 @pytest.mark.parametrize("width", [6, 24])
@@ -105,7 +96,7 @@ def test_vector_fn_of_l2s_equals_its_predictions(name: str, width: int) -> None:
 
 
 def test_vector_fn_is_a_copy_that_can_be_pickled() -> None:
-    l2s, states = train_l2s(acts_of(6), 3, {}), normal(4, 6)
+    l2s, states = train_l2s(acts_of(6), 3), normal(4, 6)
     before, sent = l2s.predict(states), vector_fn(l2s)
     with torch.no_grad():
         l2s.net_.decoder.weight.mul_(2)
@@ -135,27 +126,19 @@ def test_unfitted_and_broken_nets_are_not_sent() -> None:
         with_net(net).remote_interventions()
 
 
-# --- generate, score and sweep on a remote model
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    root = tmp_path_factory.mktemp("models")
-
-    def saved(family: str) -> Path:
-        if not (root / family).exists():
-            tiny_hf(family).save_pretrained(root / family)
-            tiny_tokenizer().save_pretrained(root / family)
-        return root / family
-
-    return saved
-
-
-@pytest.fixture(scope="module")
-def near(request: pytest.FixtureRequest, folder: Callable[[str], Path]) -> Model:
-    """GPT-2 by default: it has learned positions, so that counting padding would change its states."""
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved GPT-2 by default: it has learned positions, so that counting padding would change its states."""
     family = getattr(request, "param", "gpt2")
-    return load(folder(family), device="cpu", backend="hooks", prefix_caching=False, check=False)
+    path = tmp_path_factory.mktemp(family)
+    tiny_hf(family).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def near(folder: Path) -> Model:
+    return steerlab.load(folder, device="cpu", backend="hooks", prefix_caching=False, check=False)
 
 
 class InProcessBackend(NdifBackend):
@@ -174,10 +157,10 @@ def send_copy(session: Callable[..., Any], root: Any, backend: NdifBackend, trac
 
 
 @pytest.fixture
-def remote_model(near: Model, folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Model:
+def remote_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
     monkeypatch.setattr(ndif, "NdifBackend", InProcessBackend)
     monkeypatch.setattr(ndif, "_session", partial(send_copy, ndif._session))
-    return load(folder(near.id), remote="http://127.0.0.1:9", check=False)
+    return steerlab.load(folder, remote="http://127.0.0.1:9", check=False)
 
 
 @cache
@@ -185,12 +168,12 @@ def fit(model: Model) -> dict[str, Any]:
     acts = steerlab.capture(model, PAIRS, layers=[LAYER, CONTEXT], progress=False)
     norm = float(acts.values.norm(dim=-1).mean())
     rows = torch.nn.functional.normalize(normal(len(PAIRS) + 2, acts.values.shape[-1], seed=1), dim=1) * norm
-    l2s = train_l2s(acts, LAYER, {"context_layer": CONTEXT})
-    lower = train_l2s(acts, CONTEXT, {"context_layer": LAYER, "loss": "mse_l1_cos"})
+    l2s = train_l2s(acts, LAYER, context_layer=CONTEXT)
+    lower = train_l2s(acts, CONTEXT, context_layer=LAYER, loss="mse_l1_cos")
     mean = MeanDifference.from_tensor(LAYER, rows[-1])
     return {
         "l2s": l2s,
-        "l2s, same layer": train_l2s(acts, LAYER, {"standardize": True, "max_norm": 1.0}),
+        "l2s, same layer": train_l2s(acts, LAYER, standardize=True, max_norm=1.0),
         "l2s, lower context": lower,
         "l2s, other position": with_net(l2s.net_, LAYER, context_layer=CONTEXT, context_position=-2),
         "two l2s": [l2s, Request(lower, -1.0)],
@@ -239,7 +222,7 @@ CASES: list[tuple[str, dict[str, Any], int]] = [  # the steerer of `fit`, option
 ]
 
 
-@pytest.mark.parametrize("near", ["llama", "gpt2"], indirect=True)
+@pytest.mark.parametrize("folder", ["llama", "gpt2"], indirect=True)
 @pytest.mark.parametrize("function", [texts, draws, scores, next_tokens])
 def test_steering_a_remote_model_equals_steering_a_local_one(
     near: Model, remote_model: Model, function: Function
@@ -272,8 +255,6 @@ def test_local_models_do_not_call_remote_interventions(near: Model, monkeypatch:
     assert texts(near, steer=fit(near)["l2s"])[2] > 0
 
 
-# --- prefix caching
-
 LONG = "The heron sleeps by the river. " * 3
 PARTNERS = [
     Example(f"{i}{k}", LONG + p, "b", Contrast("No, never.", "Yes")) for k in range(2) for i, p in enumerate(PROMPTS)
@@ -294,7 +275,9 @@ def test_prefix_caching_changes_no_state_and_no_value(
 
     monkeypatch.setattr(module, "share_prompts", record)
     default = lm(family)
-    uncached = load(default.hf, tokenizer=default.tokenizer, backend="hooks", prefix_caching=False, check=False)
+    uncached = steerlab.load(
+        default.hf, tokenizer=default.tokenizer, backend="hooks", prefix_caching=False, check=False
+    )
     assert not (uncached.supports_prefix_cache or uncached.supports_layer_restart)
     assert default.supports_prefix_cache and uncached.engine.supports_forward_state
     shared, whole = (steerlab.capture(m, PARTNERS, layers="all", progress=False) for m in (default, uncached))
@@ -305,9 +288,6 @@ def test_prefix_caching_changes_no_state_and_no_value(
     mean = MeanDifference.from_tensor(2, 3 * normal(32))
     a, b = (steerlab.sweep(m, mean, PARTNERS, **options) for m in (default, uncached))
     torch.testing.assert_close(torch.tensor(a.value.to_numpy()), torch.tensor(b.value.to_numpy()), rtol=0, atol=1e-4)
-
-
-# --- logits, states and statistics of the engine
 
 
 def inputs_of(model: Model, prompts: Sequence[str] = PROMPTS) -> Inputs:

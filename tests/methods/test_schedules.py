@@ -1,7 +1,5 @@
 """Coefficient schedules: bounds, monotonicity, fit and storage."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """MeanDifference, P2S, RandomDirection and Prompt against their definitions."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -9,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_acts import make_acts, shuffled
 
-from steerlab._support.errors import ActivationError, DataError, MismatchError, SteeringError
+from steerlab import ActivationError, DataError, MismatchError, Site, SteeringError
 from steerlab.methods import P2S, Context, MeanDifference, Prompt, RandomDirection
 from steerlab.methods.classes import contrast_table
-from steerlab.models.sites import Site
 
 D = 16
 CONTRASTS = torch.randn(12, D, generator=torch.Generator().manual_seed(5))

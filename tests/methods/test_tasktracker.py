@@ -1,32 +1,27 @@
 """TaskTracker's linear probes: features, fit, scores, storage, errors, and the import of published probes."""
 
-from __future__ import annotations
-
 import logging
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from drifting import drifting, two_prompts
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
-from synthetic_acts import shuffled
+from synthetic_acts import check_saved, drifting, normal, shuffled, two_prompts
 
-from steerlab._support.errors import ActivationError, DataError, LoadError, MismatchError
-from steerlab.methods.base import Context, RequiredActivation
+from steerlab import ActivationError, DataError, LoadError, MismatchError, Site, TaskTracker
+from steerlab.methods import Context, RequiredActivation, load_detector
 from steerlab.methods.probe import fit_logistic
-from steerlab.methods.serialization import load_detector, save
-from steerlab.methods.tasktracker.detector import TaskTracker
 from steerlab.methods.tasktracker.published import probe_site, read_probes
 from steerlab.metrics.detection import detection_auc
-from steerlab.models.sites import Site
 
 TRAIN, TEST = drifting(2000, seed=1), drifting(2000, seed=2)
 SMALL = drifting(60, 16, 2)
 ACTS = two_prompts(*SMALL)
+CONTEXT = Context.of(ACTS)
 SMALL_PROBE = TaskTracker([0, 1]).fit(ACTS)
 
 
@@ -47,31 +42,26 @@ def test_delta_features_separate_classes_that_full_states_do_not():
 
 def test_norm_features_detect_changes_of_length():
     primary, full, flags = drifting(400)
-    longer = primary + (full - primary) * (1 + torch.tensor(flags)[:, None, None].float())
-    assert auc(fitted("norm", (primary, longer, flags)), (primary, longer, flags)) > 0.99
-    shorter = primary + (full - primary) / (1 + torch.tensor(flags)[:, None, None].float())
-    assert (
-        auc(fitted("norm", (primary, shorter, flags)), (primary, shorter, flags)) > 0.99
-    )  # learned, so of either sign
+    doubled = 1 + torch.tensor(flags)[:, None, None].float()
+    for factor in (doubled, 1 / doubled):  # the probe learns the sign
+        data = primary, primary + (full - primary) * factor, flags
+        assert auc(fitted("norm", data), data) > 0.99
 
 
 @given(st.integers(0, 10_000), st.floats(0.1, 100.0))
 def test_scores_are_independent_of_what_both_states_share(seed, size):
     (primary, full, flags), probe = SMALL, SMALL_PROBE
-    extra = size * torch.randn(primary.shape, generator=torch.Generator().manual_seed(seed))
+    extra = size * normal(*primary.shape, seed=seed)
     moved = Context.of(two_prompts(primary + extra, full + extra, flags))
-    here = Context.of(two_prompts(primary, full, flags))
-    torch.testing.assert_close(probe.delta(moved), probe.delta(here), atol=2e-5 * (1 + size), rtol=0)
-    torch.testing.assert_close(probe.scores(moved), probe.scores(here), atol=1e-3 * (1 + size), rtol=1e-3)
+    torch.testing.assert_close(probe.delta(moved), probe.delta(CONTEXT), atol=2e-5 * (1 + size), rtol=0)
+    torch.testing.assert_close(probe.scores(moved), probe.scores(CONTEXT), atol=1e-3 * (1 + size), rtol=1e-3)
 
 
 def test_swapped_prompts_negate_the_delta():
-    primary, full, flags = SMALL
-    probe = fitted()
-    here, swapped = (Context.of(two_prompts(a, b, flags)) for a, b in ((primary, full), (full, primary)))
-    assert torch.equal(probe.delta(swapped), -probe.delta(here))
-    offset = probe.intercept_.float()
-    torch.testing.assert_close(probe.scores(swapped) - offset, offset - probe.scores(here), atol=1e-4, rtol=1e-4)
+    (primary, full, flags), probe = SMALL, SMALL_PROBE
+    swapped, offset = Context.of(two_prompts(full, primary, flags)), probe.intercept_.float()
+    assert torch.equal(probe.delta(swapped), -probe.delta(CONTEXT))
+    torch.testing.assert_close(probe.scores(swapped) - offset, offset - probe.scores(CONTEXT), atol=1e-4, rtol=1e-4)
 
 
 def test_bfloat16_states_are_subtracted_in_float32():
@@ -83,20 +73,17 @@ def test_bfloat16_states_are_subtracted_in_float32():
 
 
 def test_scores_are_log_odds_and_their_mean_ranks_inputs():
-    probe, context = fitted(), Context.of(two_prompts(*SMALL))
-    by_hand = (probe.delta(context).double() * probe.coef_).sum(-1) + probe.intercept_
-    torch.testing.assert_close(probe.scores(context), by_hand.float())
-    torch.testing.assert_close(probe.score(context), by_hand.float().mean(1))
-    torch.testing.assert_close(probe.probabilities(context), by_hand.float().sigmoid())
+    probe = SMALL_PROBE
+    by_hand = ((probe.delta(CONTEXT).double() * probe.coef_).sum(-1) + probe.intercept_).float()
+    torch.testing.assert_close(probe.scores(CONTEXT), by_hand)
+    torch.testing.assert_close(probe.score(CONTEXT), by_hand.mean(1))
+    torch.testing.assert_close(probe.probabilities(CONTEXT), by_hand.sigmoid())
     assert probe.coef_.shape == (2, 16) and probe.intercept_.shape == (2,)
     sure = TaskTracker(0)
     sure.coef_, sure.intercept_ = torch.full((1, 16), 50.0).double(), torch.zeros(1).double()
-    certain = sure.score(
-        Context.of(
-            two_prompts(torch.zeros(3, 1, 16), torch.tensor([1.0, 2, 3])[:, None, None].expand(3, 1, 16), [1, 1, 1])
-        )
-    )
-    assert certain.tolist() == sorted(set(certain.tolist()))  # probabilities would all round to 1
+    full = torch.tensor([1.0, 2, 3])[:, None, None].expand(3, 1, 16)
+    certain = sure.score(Context.of(two_prompts(torch.zeros(3, 1, 16), full, [1, 1, 1]))).tolist()
+    assert certain == sorted(set(certain))  # probabilities would all round to 1
 
 
 @pytest.mark.parametrize("C", [0.01, 1.0])
@@ -110,7 +97,6 @@ def test_raw_fit_equals_scikit_learn(C):
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 100.0))
-@settings(max_examples=15)
 def test_standardized_fit_is_independent_of_units(seed, unit):
     x = np.random.default_rng(seed).normal(size=(60, 5))
     truth = (x[:, 0] + 0.5 * x[:, 1] > 0).astype(np.int64)
@@ -125,11 +111,8 @@ def test_fit_without_convergence_is_logged(caplog):
 
 
 def test_fit_is_independent_of_row_order():
-    acts = two_prompts(*SMALL)
-    probe, other = TaskTracker([0, 1]).fit(acts), TaskTracker([0, 1]).fit(shuffled(acts))
-    assert torch.equal(probe.coef_, other.coef_)
-    named = TaskTracker([0, 1], negative=("clean",)).fit(acts)
-    assert torch.equal(probe.coef_, named.coef_)
+    assert torch.equal(SMALL_PROBE.coef_, TaskTracker([0, 1]).fit(shuffled(ACTS)).coef_)
+    assert torch.equal(SMALL_PROBE.coef_, TaskTracker([0, 1], negative=("clean",)).fit(ACTS).coef_)
 
 
 def test_required_activations_and_names_by_features():
@@ -137,29 +120,23 @@ def test_required_activations_and_names_by_features():
         RequiredActivation(Site(layer), -2, side) for layer in (1, 4) for side in ("prompt", "ask")
     )
     assert TaskTracker(3, features="full").required_activations == (RequiredActivation(Site(3)),)
-    assert [TaskTracker(0, features=f).name for f in ("delta", "norm", "full")] == [
-        "tasktracker", "tasktracker-norm", "tasktracker-full",
-    ]  # fmt: skip
+    names = [TaskTracker(0, features=f).name for f in ("delta", "norm", "full")]
+    assert names == ["tasktracker", "tasktracker-norm", "tasktracker-full"]
 
 
 @pytest.mark.parametrize("features", ["delta", "norm", "full"])
 def test_saved_probe_is_restored_exactly(features, tmp_path):
     acts = two_prompts(*SMALL, model="tiny", layers=(3, 5))
     probe = TaskTracker((3, 5), features=features, position="last").fit(acts).calibrate(acts, fpr=0.1)
-    loaded = load_detector(save(probe, tmp_path / "probe"))
-    assert type(loaded) is TaskTracker and loaded.features == features and loaded.threshold_ == probe.threshold_
-    assert torch.equal(loaded.scores(Context.of(acts)), probe.scores(Context.of(acts)))
+    check_saved(probe, tmp_path / "probe", Context.of(acts))
     with pytest.raises(MismatchError, match=r"hidden_size 16.*8"):
         load_detector(tmp_path / "probe", SimpleNamespace(id="tiny", hidden_size=8, n_layers=12))
     with pytest.raises(MismatchError, match=r"layers \[5\].*4 layers"):
         load_detector(tmp_path / "probe", SimpleNamespace(id="tiny", hidden_size=16, n_layers=4))
 
 
-def test_unfitted_probe_is_refused(tmp_path):
-    with pytest.raises(ActivationError, match="not fitted"):
-        TaskTracker(0).score(Context.of(two_prompts(*SMALL)))
-    with pytest.raises(ActivationError, match="not fitted"):
-        save(TaskTracker(0), tmp_path / "probe")
+LONE = ACTS.rows(~((ACTS.index["example_id"] == "s0004") & (ACTS.index["side"] == "task")))
+NARROW = Context.of(two_prompts(*drifting(6, 8, 2)))
 
 
 @pytest.mark.parametrize(
@@ -174,34 +151,27 @@ def test_unfitted_probe_is_refused(tmp_path):
         (lambda: TaskTracker(0, label="kind").fit(ACTS), ActivationError, "no label 'kind'"),
         (lambda: TaskTracker(7).fit(ACTS), ActivationError, "site 7 was not captured"),
         (lambda: TaskTracker(0, task="ask").fit(ACTS), ActivationError, "'ask' was not captured.*extra_prompts="),
+        (lambda: TaskTracker(0).fit(LONE), ActivationError, "s0004"),
+        (lambda: TaskTracker(0).score(CONTEXT), ActivationError, "not fitted"),
+        (lambda: SMALL_PROBE.score(NARROW), MismatchError, "width 8, this TaskTracker takes 16"),
         (lambda: fitted(data=(SMALL[0], SMALL[0], SMALL[2])), DataError, "same state"),
     ],
-)  # fmt: skip
+)
 def test_bad_input_is_refused(made, error, message):
     with pytest.raises(error, match=message):
         made()
 
 
-def test_missing_task_prompt_and_other_widths_are_refused():
-    acts = two_prompts(*SMALL)
-    lone = acts.rows(~((acts.index["example_id"] == "s0004") & (acts.index["side"] == "task")))
-    with pytest.raises(ActivationError, match="s0004"):
-        TaskTracker(0).fit(lone)
-    with pytest.raises(MismatchError, match="width 8, this TaskTracker takes 16"):
-        fitted().score(Context.of(two_prompts(*drifting(6, 8, 2))))
-
-
-# published probes ----------------------------------------------------------------------------------------------------
+PRIMARY, FULL, FLAGS = drifting(6, 16, 4)
+FOUR_BLOCKS = Context.of(two_prompts(PRIMARY, FULL, FLAGS))
 
 
 @pytest.fixture
 def published(tmp_path):
     """A file with probes of the layers 0, 2 and 3, for a model of four blocks and width 16."""
-    generator = torch.Generator().manual_seed(3)
-    tensors = {f"layer{n}.coef": torch.randn(16, generator=generator) for n in (0, 2, 3)}
-    save_file(
-        tensors | {f"layer{n}.intercept": torch.tensor([n / 10]) for n in (0, 2, 3)}, tmp_path / "probes.safetensors"
-    )
+    probes = {f"layer{n}.coef": normal(16, seed=n) for n in (0, 2, 3)}
+    probes |= {f"layer{n}.intercept": torch.tensor([n / 10]) for n in (0, 2, 3)}
+    save_file(probes, tmp_path / "probes.safetensors")
     return tmp_path / "probes.safetensors"
 
 
@@ -209,10 +179,8 @@ def test_file_numbers_are_block_outputs_and_the_last_block_is_left_out(published
     with caplog.at_level(logging.WARNING):
         probe = TaskTracker.from_published(published, 4)
     assert probe.sites == (Site(0), Site(2)) and "layer 3" in caplog.text and "final_norm" in caplog.text
-    primary, full, flags = drifting(6, 16, 4)
-    expected = (full - primary)[:, 2] @ load_file(published)["layer2.coef"] + 0.2
-    context = Context.of(two_prompts(primary, full, flags))
-    torch.testing.assert_close(probe.scores(context)[:, 1], expected, atol=1e-5, rtol=1e-5)
+    expected = (FULL - PRIMARY)[:, 2] @ load_file(published)["layer2.coef"] + 0.2
+    torch.testing.assert_close(probe.scores(FOUR_BLOCKS)[:, 1], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_hidden_states_convention_is_one_block_lower(published):
@@ -222,25 +190,20 @@ def test_hidden_states_convention_is_one_block_lower(published):
 
 
 def test_final_norm_is_applied_to_the_last_block(published):
-    weight, (primary, full, flags) = torch.linspace(0.5, 2, 16), drifting(6, 16, 4)
+    weight = torch.linspace(0.5, 2, 16)
     probe = TaskTracker.from_published(published, 4, final_norm=(weight, 1e-5))
     assert probe.sites == (Site(0), Site(2), Site(3))
-
-    def norm(x):
-        return torch.nn.functional.rms_norm(x, (16,), weight, 1e-5)
-
-    context = Context.of(two_prompts(primary, full, flags))
-    torch.testing.assert_close(probe.delta(context)[:, 2], norm(full[:, 3]) - norm(primary[:, 3]), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(probe.delta(context)[:, 1], full[:, 2] - primary[:, 2])
-    expected = probe.delta(context)[:, 2] @ load_file(published)["layer3.coef"] + 0.3
-    torch.testing.assert_close(probe.scores(context)[:, 2], expected, atol=1e-5, rtol=1e-5)
+    primary, full = (torch.nn.functional.rms_norm(x[:, 3], (16,), weight, 1e-5) for x in (PRIMARY, FULL))
+    delta = probe.delta(FOUR_BLOCKS)
+    torch.testing.assert_close(delta[:, 2], full - primary, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(delta[:, 1], FULL[:, 2] - PRIMARY[:, 2])
+    expected = delta[:, 2] @ load_file(published)["layer3.coef"] + 0.3
+    torch.testing.assert_close(probe.scores(FOUR_BLOCKS)[:, 2], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_saved_published_probe_keeps_its_final_norm(published, tmp_path):
     probe = TaskTracker.from_published(published, 4, final_norm=(torch.linspace(0.5, 2, 16), 1e-5))
-    context = Context.of(two_prompts(*drifting(6, 16, 4)))
-    loaded = load_detector(save(probe, tmp_path / "probe"), SimpleNamespace(id="any", hidden_size=16, n_layers=4))
-    assert torch.equal(loaded.scores(context), probe.scores(context))
+    check_saved(probe, tmp_path / "probe", FOUR_BLOCKS, SimpleNamespace(id="any", hidden_size=16, n_layers=4))
     with pytest.raises(MismatchError, match=r"n_layers 4.*6"):
         load_detector(tmp_path / "probe", SimpleNamespace(id="any", hidden_size=16, n_layers=6))
 

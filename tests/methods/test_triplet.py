@@ -1,25 +1,14 @@
 """The triplet probe: architecture, mining, loss, training, storage and errors."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from drifting import drifting, two_prompts
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_acts import shuffled
+from synthetic_acts import check_saved, drifting, normal, shuffled, two_prompts
 
-from steerlab._support.errors import ActivationError, DataError, MismatchError
-from steerlab.methods.base import Context, RequiredActivation
-from steerlab.methods.serialization import load_detector, save
-from steerlab.methods.tasktracker.triplet import TripletProbe
-from steerlab.methods.tasktracker.triplet_net import (
-    SMALL_SHAPE,
-    TripletNet,
-    TripletShape,
-    make_net,
-    min_width,
-)
+from steerlab import ActivationError, DataError, MismatchError, Site, TripletProbe
+from steerlab.methods import Context, RequiredActivation
+from steerlab.methods.tasktracker.triplet_net import SMALL_SHAPE, TripletNet, TripletShape, make_net, min_width
 from steerlab.methods.tasktracker.triplet_train import (
     SMALL_CONFIG,
     TripletConfig,
@@ -29,22 +18,21 @@ from steerlab.methods.tasktracker.triplet_train import (
     triplet_losses,
 )
 from steerlab.metrics.detection import detection_auc
-from steerlab.models.sites import Site
 
 SHAPE = TripletShape(channels=(4, 8), kernels=(3, 3), pools=(2, 2), embedding=32, dropout=0.1)
 RECIPE = TripletConfig(epochs=6, batch_size=100, learning_rate=3e-3, check_every=5)
 DATA = drifting(200, 24, 2, offset=2.0, strength=6.0, tasks=5, seed=1)
+ACTS = two_prompts(*DATA)
+CONTEXT = Context.of(ACTS)
+ONE_EPOCH = TripletConfig(epochs=1)
 
 
-def probe(**options):
-    return TripletProbe(range(2), **{"shape": SHAPE, "config": RECIPE, "progress": False} | options)
+def probe(layers=(0, 1), **options):
+    return TripletProbe(layers, **{"shape": SHAPE, "config": RECIPE, "progress": False} | options)
 
 
-def unit(n, seed, size=8):
-    return torch.nn.functional.normalize(torch.randn(n, size, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
-# the net -------------------------------------------------------------------------------------------------------------
+def unit(n, seed):
+    return torch.nn.functional.normalize(normal(n, 8, seed=seed), dim=-1)
 
 
 @pytest.mark.parametrize(("hidden", "features"), [(4096, 275), (3072, 175), (8192, 350)])
@@ -85,14 +73,12 @@ def test_min_width_is_minimal(sizes):
 def test_layers_have_independent_convolutions():
     net = make_net(3, 64, TripletShape(embedding=16), seed=0).eval()
     states = torch.randn(2, 3, 64)
-    features = net.convolutions(states).flatten(1).reshape(2, 3, -1)
-    moved = states.clone()
+    moved, same = states.clone(), states[:, :1].expand(-1, 3, -1)
     moved[:, 1] += 1
-    changed = net.convolutions(moved).flatten(1).reshape(2, 3, -1) != features
+    before, after, of_same = (net.convolutions(x).reshape(2, 3, -1) for x in (states, moved, same))
+    changed = after != before
     assert changed[:, 1].any() and not changed[:, [0, 2]].any()
-    same = states[:, :1].expand(-1, 3, -1)
-    features = net.convolutions(same).flatten(1).reshape(2, 3, -1)
-    assert not torch.equal(features[:, 0], features[:, 1])
+    assert not torch.equal(of_same[:, 0], of_same[:, 1])
 
 
 @pytest.mark.parametrize(
@@ -113,9 +99,6 @@ def test_too_narrow_model_is_refused():
         TripletShape().fit_to(16)
     with pytest.raises(DataError, match=r"width 576.*at least 1557"):
         TripletShape(kernels=(70, 50, 30, 20, 5), pools=(3,) * 5).fit_to(576)
-
-
-# mining and loss -----------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.floats(0, 2), min_size=1, max_size=20), st.floats(0.05, 1.0), st.integers(0, 100))
@@ -139,23 +122,18 @@ def test_mining_equals_a_double_loop(n, m, seed, hard):
 
 
 def test_semi_hard_bounds_are_exclusive():
-    def at(*distances):
-        return torch.tensor([[float(d)] for d in distances])
-
     # the positive is at distance 1, so that with margin .5 negatives cost 1.5 less their distance
-    negatives = at(0.75, 1.0, 1.25, 1.5, 1.75)  # losses .75, .5, .25, 0, 0
-    assert mine_triplets(at(0), at(1), negatives, 0.5).tolist() == [[0, 2]]
-    assert mine_triplets(at(0), at(1), negatives, 0.5, hard=True).tolist() == [[0, 0], [0, 2]]
-
-
-# the detector --------------------------------------------------------------------------------------------------------
+    negatives = torch.tensor([[0.75], [1.0], [1.25], [1.5], [1.75]])  # losses .75, .5, .25, 0, 0
+    points = torch.zeros(1, 1), torch.ones(1, 1), negatives
+    assert mine_triplets(*points, 0.5).tolist() == [[0, 2]]
+    assert mine_triplets(*points, 0.5, hard=True).tolist() == [[0, 0], [0, 2]]
 
 
 def test_training_generalizes_to_new_inputs_and_tasks():
     primary, full, flags = drifting(200, 24, 2, offset=2.0, strength=6.0, tasks=5, seed=2)
     context, truth = Context.of(two_prompts(primary, full, flags)), torch.tensor(flags)
     config = TripletConfig(epochs=15, batch_size=100, learning_rate=3e-3, hard_after=0)
-    fitted = probe(config=config, seed=1).fit(two_prompts(*DATA))
+    fitted = probe(config=config, seed=1).fit(ACTS)
     history, scores = fitted.history_, fitted.score(context)
     assert list(history) == ["step", "loss", "triplets", "val_auc", "lr"]
     assert history["val_auc"].max() > 0.9
@@ -172,14 +150,12 @@ def test_small_config_and_shape_learn_from_300_inputs():
 
 
 def test_score_is_the_distance_of_two_unit_vectors():
-    fitted, acts = probe(config=TripletConfig(epochs=1)).fit(two_prompts(*DATA)), two_prompts(*DATA)
-    primary, full = fitted.embed(DATA[0]), fitted.embed(DATA[1])
+    fitted, (first, second, flags) = probe(config=ONE_EPOCH).fit(ACTS), DATA
+    primary, full, scores = fitted.embed(first), fitted.embed(second), fitted.score(CONTEXT)
     torch.testing.assert_close(primary.norm(dim=-1), torch.ones(200))
-    torch.testing.assert_close(fitted.score(Context.of(acts)), (full - primary).norm(dim=-1))
-    same = two_prompts(DATA[0], DATA[0], DATA[2])
-    assert torch.equal(fitted.score(Context.of(same)), torch.zeros(200))
-    swapped = two_prompts(DATA[1], DATA[0], DATA[2])
-    assert torch.equal(fitted.score(Context.of(swapped)), fitted.score(Context.of(acts)))
+    torch.testing.assert_close(scores, (full - primary).norm(dim=-1))
+    same, swapped = (fitted.score(Context.of(two_prompts(x, first, flags))) for x in (first, second))
+    assert torch.equal(same, torch.zeros(200)) and torch.equal(swapped, scores)
     assert fitted.required_activations == tuple(
         RequiredActivation(Site(k), "last", side) for k in (0, 1) for side in ("prompt", "task")
     )
@@ -188,10 +164,8 @@ def test_score_is_the_distance_of_two_unit_vectors():
 def test_equal_seeds_give_equal_nets_without_the_global_generator():
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    acts, config = two_prompts(*DATA), TripletConfig(epochs=2, batch_size=64)
-    first, again, other = (
-        probe(config=config, seed=seed).fit(a) for seed, a in ((1, acts), (1, shuffled(acts)), (2, acts))
-    )
+    config, data = TripletConfig(epochs=2, batch_size=64), ((1, ACTS), (1, shuffled(ACTS)), (2, ACTS))
+    first, again, other = (probe(config=config, seed=seed).fit(acts) for seed, acts in data)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first.net_.parameters(), again.net_.parameters(), strict=True))
     assert not torch.equal(first.net_.linear.weight, other.net_.linear.weight)
@@ -199,37 +173,35 @@ def test_equal_seeds_give_equal_nets_without_the_global_generator():
 
 def test_validation_inputs_select_the_weights():
     splits = ["validation" if i < 40 else "train" for i in range(200)]
-    fitted = probe().fit(two_prompts(*DATA, splits=splits))
-    held = Context.of(two_prompts(*DATA, splits=splits).select(split="validation"))
-    scores, truth = fitted.score(held), torch.tensor(DATA[2][:40])
+    acts = two_prompts(*DATA, splits=splits)
+    fitted = probe().fit(acts)
+    scores, truth = fitted.score(Context.of(acts.select(split="validation"))), torch.tensor(DATA[2][:40])
     assert detection_auc(scores[truth], scores[~truth]) == pytest.approx(fitted.history_["val_auc"].max(), abs=1e-9)
-    without = probe(validation=0.0).fit(two_prompts(*DATA)).history_
-    assert without["val_auc"].isna().all()
+    assert probe(validation=0.0).fit(ACTS).history_["val_auc"].isna().all()
 
 
 def test_hard_negatives_are_used_after_hard_after_steps():
-    late = probe(config=TripletConfig(epochs=1, batch_size=200, step_size=10**6)).fit(two_prompts(*DATA))
-    soon = probe(config=TripletConfig(epochs=1, batch_size=200, step_size=10**6, hard_after=0)).fit(two_prompts(*DATA))
+    late = probe(config=TripletConfig(epochs=1, batch_size=200, step_size=10**6)).fit(ACTS)
+    soon = probe(config=TripletConfig(epochs=1, batch_size=200, step_size=10**6, hard_after=0)).fit(ACTS)
     assert soon.history_["triplets"].sum() > late.history_["triplets"].sum() > 0
 
 
 @pytest.mark.parametrize("standardize", [True, False])
 def test_saved_probe_is_restored_exactly(standardize, tmp_path):
     acts = two_prompts(*DATA, layers=(3, 5))
-    fitted = probe(standardize=standardize, config=TripletConfig(epochs=1))
-    fitted.layers, fitted.sites = (3, 5), (Site(3), Site(5))
-    fitted.fit(acts).calibrate(acts.select(behavior="clean"), fpr=0.1)
-    loaded = load_detector(save(fitted, tmp_path / "probe"))
-    assert type(loaded) is TripletProbe and loaded.threshold_ == fitted.threshold_ and loaded.shape == SHAPE
-    assert torch.equal(loaded.score(Context.of(acts)), fitted.score(Context.of(acts)))
+    fitted = probe((3, 5), standardize=standardize, config=ONE_EPOCH).fit(acts)
+    check_saved(fitted.calibrate(acts.select(behavior="clean"), fpr=0.1), tmp_path / "probe", Context.of(acts))
     assert bool(fitted.net_.offset.any()) == standardize
 
 
 def test_constant_coordinates_do_not_break_a_standardized_net():
-    primary, full, flags = (x.clone() if isinstance(x, torch.Tensor) else x for x in DATA)
+    primary, full = DATA[0].clone(), DATA[1].clone()
     primary[..., 3] = full[..., 3] = 5.0
-    fitted = probe(config=TripletConfig(epochs=1)).fit(two_prompts(primary, full, flags))
-    assert torch.isfinite(fitted.score(Context.of(two_prompts(primary, full, flags)))).all()
+    acts = two_prompts(primary, full, DATA[2])
+    assert torch.isfinite(probe(config=ONE_EPOCH).fit(acts).score(Context.of(acts))).all()
+
+
+SEPARATED = ["validation" if foreign else "train" for foreign in DATA[2]]
 
 
 @pytest.mark.parametrize(
@@ -237,15 +209,11 @@ def test_constant_coordinates_do_not_break_a_standardized_net():
     [
         (lambda: probe(validation=1.0), DataError, "validation=1.0"),
         (lambda: TripletConfig(epochs=0), DataError, "above 0"),
-        (lambda: probe(positive=("poisoned",)).fit(two_prompts(*DATA)), DataError, "0 inputs have behavior in"),
-        (lambda: probe(task="ask").fit(two_prompts(*DATA)), ActivationError, "'ask' was not captured"),
-        (lambda: probe(shape=TripletShape()).fit(two_prompts(*DATA)), DataError, "width 24"),
-        (lambda: probe().score(Context.of(two_prompts(*DATA))), ActivationError, "not fitted"),
-        (
-            lambda: probe().fit(two_prompts(*DATA, splits=["validation" if f else "train" for f in DATA[2]])),
-            DataError,
-            "those to train are of one class",
-        ),
+        (lambda: probe(positive=("poisoned",)).fit(ACTS), DataError, "0 inputs have behavior in"),
+        (lambda: probe(task="ask").fit(ACTS), ActivationError, "'ask' was not captured"),
+        (lambda: probe(shape=TripletShape()).fit(ACTS), DataError, "width 24"),
+        (lambda: probe().score(CONTEXT), ActivationError, "not fitted"),
+        (lambda: probe().fit(two_prompts(*DATA, splits=SEPARATED)), DataError, "those to train are of one class"),
     ],
 )
 def test_bad_input_is_refused(made, error, message):
@@ -253,9 +221,7 @@ def test_bad_input_is_refused(made, error, message):
         made()
 
 
-def test_unfitted_probe_and_other_widths_are_refused(tmp_path):
-    with pytest.raises(ActivationError, match="not fitted"):
-        save(probe(), tmp_path / "probe")
-    fitted = probe(config=TripletConfig(epochs=1)).fit(two_prompts(*DATA))
+def test_states_of_another_width_are_refused():
+    fitted = probe(config=ONE_EPOCH).fit(ACTS)
     with pytest.raises(MismatchError, match=r"\(2, 16\).*the net takes \(2, 24\)"):
         fitted.embed(torch.zeros(1, 2, 16))

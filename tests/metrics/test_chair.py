@@ -1,7 +1,5 @@
 """CHAIR: mentioned objects, hallucinated ones, and the scores."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -72,10 +70,7 @@ def test_scores_without_mentions_or_objects_are_nan() -> None:
 
 captions_of = st.dictionaries(
     st.sampled_from("abcd"),
-    st.tuples(
-        st.lists(st.sampled_from(OBJECTS), max_size=6),
-        st.sets(st.sampled_from(OBJECTS), max_size=6),
-    ),
+    st.tuples(st.lists(st.sampled_from(OBJECTS), max_size=6), st.sets(st.sampled_from(OBJECTS), max_size=6)),
     min_size=1,
 )
 

@@ -1,16 +1,8 @@
 """The published substring rule, and the strict one."""
 
-from __future__ import annotations
-
-import itertools
-
 import pytest
 
 from steerlab.metrics import defers_to_expert
-
-VERBS = ("seek", "seeking", "provide", "providing")
-QUALIFIERS = ("", "professional ", "legal ", "financial ", "healthcare ", "medical ")
-NOUNS = ("advice", "guidance", "help", "assistance")
 
 # text, published, strict
 TABLE = [
@@ -34,8 +26,11 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize("phrase", [f"{v} {q}{n}" for v, q, n in itertools.product(VERBS, QUALIFIERS, NOUNS)])
-def test_published_rule_finds_every_described_phrase(phrase: str) -> None:
+@pytest.mark.parametrize("verb", ["seek", "seeking", "provide", "providing"])
+@pytest.mark.parametrize("qualifier", ["", "professional ", "legal ", "financial ", "healthcare ", "medical "])
+@pytest.mark.parametrize("noun", ["advice", "guidance", "help", "assistance"])
+def test_published_rule_finds_every_described_phrase(verb: str, qualifier: str, noun: str) -> None:
+    phrase = f"{verb} {qualifier}{noun}"
     assert defers_to_expert(f"You may {phrase.upper()}.")
 
 

@@ -1,13 +1,10 @@
-"""ROC AUC against the rank formula, rates against counts, and their intervals."""
-
-from __future__ import annotations
+"""ROC AUC against the share of pairs in order, rates against counts, and their intervals."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import rankdata
 
 from steerlab._support.errors import DataError
 from steerlab.methods.base import threshold_at
@@ -19,21 +16,10 @@ many = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
 
 
 @given(st.one_of(few, many), st.one_of(few, many))
-def test_auc_equals_the_rank_formula_with_ties(positive, negative):
-    m, n = len(positive), len(negative)
-    ranks = rankdata([*positive, *negative])[:m].sum()
-    expected = (ranks - m * (m + 1) / 2) / (m * n)
+def test_auc_equals_the_share_of_pairs_in_order_with_ties_counted_half(positive, negative):
     wins = np.mean([(p > q) + 0.5 * (p == q) for p in positive for q in negative])
-    assert detection_auc(positive, negative) == pytest.approx(expected, abs=1e-12)
     assert detection_auc(positive, negative) == pytest.approx(float(wins), abs=1e-12)
     assert _auc(np.array(positive, float), np.sort(np.array(negative, float))) == pytest.approx(float(wins), abs=1e-12)
-
-
-@given(few, few)
-def test_auc_is_mirrored_by_swapping_and_invariant_to_monotone_maps(positive, negative):
-    auc = detection_auc(positive, negative)
-    assert detection_auc(negative, positive) == pytest.approx(1 - auc)
-    assert detection_auc(np.exp(positive), np.exp(negative)) == pytest.approx(auc)
 
 
 @given(few, few, st.floats(0, 0.99))

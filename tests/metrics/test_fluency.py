@@ -1,7 +1,5 @@
 """Distinct n-grams, loops, fluency and identical answers."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -22,7 +20,6 @@ def test_distinct_n_is_a_share_of_the_ngrams(text: str, n: int) -> None:
     if not grams:
         assert math.isnan(value)
     else:
-        assert 0 < value <= 1
         assert value == len(set(grams)) / len(grams)
 
 
@@ -35,7 +32,6 @@ def test_repetition_of_a_pure_loop_is_one(copies: int, chunk: list[str]) -> None
 @given(st.permutations([f"w{i}" for i in range(8)]))
 def test_repetition_of_distinct_words_is_zero(order: list[str]) -> None:
     assert repetition(" ".join(order)) == 0
-    assert distinct_n(" ".join(order)) == 1
 
 
 def test_repetition_counts_adjacent_copies_only() -> None:

@@ -1,27 +1,22 @@
 """Judges against unbatched computations with tiny random models."""
 
-from __future__ import annotations
-
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    BertTokenizerFast,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import BertForSequenceClassification, LlamaForCausalLM
 
 from steerlab._support.errors import DataError, EncodingError, LoadError
 from steerlab.metrics import ClassifierJudge, Judge, KeywordJudge, LlamaGuardJudge
 
 TEXTS = ["boil the eggs", "eggs", "the the boil eggs then cool the eggs"]
 WORDS = ["boil", "the", "eggs", "then", "cool", "safe", "unsafe", "user", "assistant", ":"]
+CLASSIFIER_IDS = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+GUARD_IDS = {w: i for i, w in enumerate(["<unk>", "<pad>", "\n\n", *WORDS])}
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} : {{ m['content'] }} {% endfor %}"
     "{% if add_generation_prompt %}assistant :{% endif %}"
@@ -32,14 +27,13 @@ TEMPLATE = (
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
     torch.manual_seed(0)
-    vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+    config = transformers.BertConfig(
+        vocab_size=len(CLASSIFIER_IDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=16, initializer_range=0.5,
         id2label={0: "fine", 1: "harm", 2: "other"}, label2id={"fine": 0, "harm": 1, "other": 2},
     )  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(folder)
-    BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
+    transformers.BertTokenizerFast(vocab=CLASSIFIER_IDS).save_pretrained(folder)
     return folder
 
 
@@ -47,14 +41,13 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guard")
     torch.manual_seed(0)
-    vocabulary = {w: i for i, w in enumerate(["<unk>", "<pad>", "\n\n", *WORDS])}
-    plain = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    plain = Tokenizer(models.WordLevel(GUARD_IDS, unk_token="<unk>"))
     plain.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", pad_token="<pad>")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", pad_token="<pad>")
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+    config = transformers.LlamaConfig(
+        vocab_size=len(GUARD_IDS), hidden_size=16, intermediate_size=16, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=2, initializer_range=0.5,
         pad_token_id=1, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
@@ -62,28 +55,19 @@ def guard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _guard_by_hand(folder: Path, rendered: list[list[str]]) -> np.ndarray:
-    """One unpadded pass per text, tokens looked up one by one."""
-    model = LlamaForCausalLM.from_pretrained(folder).eval()
-    vocabulary = {w: i for i, w in enumerate(["<unk>", "<pad>", "\n\n", *WORDS])}
-    values = []
-    for tokens in rendered:
-        ids = torch.tensor([[vocabulary.get(t, 0) for t in tokens]])
-        with torch.no_grad():
-            logits = model(ids).logits[0, -1].double()
-        values.append(float(logits.exp()[vocabulary["unsafe"]] / logits.exp().sum()))
-    return np.array(values)
+def _by_hand(kind: type, folder: Path, ids: dict[str, int], label: int, rows: list[list[str]]) -> list[float]:
+    """The probability of a label after each row of words: one unpadded pass per row, words looked up one by one."""
+    model = kind.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logits = [model(torch.tensor([[ids.get(word, 0) for word in row]])).logits.flatten(0, -2)[-1] for row in rows]
+    return [float(one.double().softmax(0)[label]) for one in logits]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_classifier_in_batches_equals_single_texts(classifier: Path, batch_size: int) -> None:
     got = ClassifierJudge(str(classifier), unsafe_label="harm", batch_size=batch_size, device="cpu")(TEXTS)
-    model = BertForSequenceClassification.from_pretrained(classifier).eval()
-    ids = {w: i + 5 for i, w in enumerate(WORDS)}
-    for text, value in zip(TEXTS, got, strict=True):
-        with torch.no_grad():
-            logits = model(torch.tensor([[2, *(ids[w] for w in text.split()), 3]])).logits[0].double()
-        assert value == pytest.approx(float(logits.exp()[1] / logits.exp().sum()), abs=1e-6)
+    rows = [["[CLS]", *text.split(), "[SEP]"] for text in TEXTS]
+    assert got == pytest.approx(_by_hand(BertForSequenceClassification, classifier, CLASSIFIER_IDS, 1, rows), abs=1e-6)
     assert got.std() > 1e-4
 
 
@@ -105,8 +89,8 @@ def test_classifier_without_the_label_is_refused(classifier: Path) -> None:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_guard_shows_the_response_as_a_user_message(guard: Path, batch_size: int) -> None:
     got = LlamaGuardJudge(str(guard), batch_size=batch_size, device="cpu")(TEXTS, ["never shown"] * 3)
-    want = _guard_by_hand(guard, [["user", ":", *t.split(), "assistant", ":\n\n"] for t in TEXTS])
-    np.testing.assert_allclose(got, want, atol=1e-6)
+    rows = [["user", ":", *text.split(), "assistant", ":\n\n"] for text in TEXTS]
+    assert got == pytest.approx(_by_hand(LlamaForCausalLM, guard, GUARD_IDS, GUARD_IDS["unsafe"], rows), abs=1e-6)
     assert got.std() > 1e-4
 
 
@@ -114,8 +98,8 @@ def test_guard_can_show_prompt_and_examples(guard: Path) -> None:
     judge = LlamaGuardJudge(str(guard), show_prompt=True, examples=[("cool", "safe")], device="cpu")
     got = judge(TEXTS, ["then"] * 3)
     head = ["user", ":", "cool", "assistant", ":", "safe", "user", ":", "then", "assistant", ":"]
-    want = _guard_by_hand(guard, [[*head, *t.split(), "assistant", ":\n\n"] for t in TEXTS])
-    np.testing.assert_allclose(got, want, atol=1e-6)
+    rows = [[*head, *text.split(), "assistant", ":\n\n"] for text in TEXTS]
+    assert got == pytest.approx(_by_hand(LlamaForCausalLM, guard, GUARD_IDS, GUARD_IDS["unsafe"], rows), abs=1e-6)
 
 
 def test_guard_without_template_or_unsafe_token_is_refused(guard: Path) -> None:
@@ -135,13 +119,10 @@ def test_models_are_loaded_at_the_first_call(kind: type, tmp_path: Path, monkeyp
     with pytest.raises(LoadError, match="absent"):
         judge(TEXTS)
     unreachable = kind("org/guard")
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", _offline)
+    offline = Mock(side_effect=OSError("no route to the hub"))
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", offline)
     with pytest.raises(LoadError, match="'org/guard'"):
         unreachable(TEXTS)
-
-
-def _offline(*args: object, **kwargs: object) -> None:
-    raise OSError("no route to the hub")
 
 
 def test_keyword_judge_counts_steps() -> None:

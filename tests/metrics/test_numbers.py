@@ -1,7 +1,5 @@
 """The last number of an answer, and exact match."""
 
-from __future__ import annotations
-
 from decimal import Decimal
 
 import pytest

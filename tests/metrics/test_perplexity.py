@@ -1,7 +1,5 @@
 """Perplexity against a log-softmax over plain Hugging Face logits, one row at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,9 +1,7 @@
 """POPE against scikit-learn, and the identity behind the published number."""
 
-from __future__ import annotations
-
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
@@ -14,14 +12,12 @@ answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=50))
+@example([False])
+@example([True])
+@example([True] * 4 + [False])
 def test_l2s_f1_is_the_f1_against_all_true(correct: list[bool]) -> None:
     accuracy = sum(correct) / len(correct)
     assert l2s_f1(accuracy) == pytest.approx(f1_score([True] * len(correct), correct, zero_division=0))
-
-
-@pytest.mark.parametrize(("accuracy", "published"), [(0.8, 0.889), (1.0, 1.0), (0.0, 0.0)])
-def test_l2s_f1_values(accuracy: float, published: float) -> None:
-    assert round(l2s_f1(accuracy), 3) == published
 
 
 @given(answers)

@@ -1,7 +1,5 @@
 """Refusal rules on examples and on human labels."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
@@ -48,25 +46,16 @@ ANSWERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("text", REFUSALS)
-def test_refusals_are_detected(text: str) -> None:
-    assert is_refusal(text)
-
-
-@pytest.mark.parametrize("text", ANSWERS)
-def test_answers_are_not_refusals(text: str) -> None:
-    assert refusal_kind(text) is None
+@pytest.mark.parametrize("text", REFUSALS + ANSWERS)
+def test_refusals_alone_are_detected_whatever_quotes_case_and_spaces(text: str) -> None:
+    assert is_refusal(text) is (text in REFUSALS)
+    assert is_refusal("  \n" + text.replace("'", "’").upper()) is (text in REFUSALS)
 
 
 def test_refusal_kind_of_each_kind() -> None:
     assert refusal_kind("I can't help with that.") == "inability"
     assert refusal_kind("It is not ethical to do so, nor to ask.") == "judgment"
     assert refusal_kind("I strongly condemn this.") == "rejection"
-
-
-@pytest.mark.parametrize("text", REFUSALS + ANSWERS)
-def test_quotes_case_and_spaces_do_not_matter(text: str) -> None:
-    assert is_refusal("  \n" + text.replace("'", "’").upper()) == is_refusal(text)
 
 
 @given(st.text(max_size=200))

@@ -1,7 +1,5 @@
 """The Unsafe-score: threshold grids, curves and their intervals."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Yes/no answers from first-token logits."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

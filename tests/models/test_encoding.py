@@ -1,7 +1,5 @@
 """From prompts to token rows with known spans, and from rows to padded batches."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -46,13 +44,9 @@ def with_template(template: str | None) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-TOKENIZERS = {
-    "chatml": tiny_tokenizer(),
-    "llama2": with_template(LLAMA2),
-    "gemma": with_template(GEMMA),
-    "single": with_template(SINGLE),
-}
-CHATML = TOKENIZERS["chatml"]
+CHATML = tiny_tokenizer()
+TOKENIZERS = {"chatml": CHATML, "llama2": with_template(LLAMA2), "gemma": with_template(GEMMA)}
+TOKENIZERS["single"] = with_template(SINGLE)
 texts = st.text(min_size=1, max_size=20).filter(lambda text: text.strip())
 templates = pytest.mark.parametrize("name", TOKENIZERS)
 
@@ -74,9 +68,7 @@ def assert_partition(row: EncodedPrompt) -> None:
 
 @templates
 @given(user=texts, answer=st.none() | texts, system=st.none() | texts, end_turn=st.booleans())
-def test_spans_cover_every_token_once_and_in_order(
-    name: str, user: str, answer: str | None, system: str | None, end_turn: bool
-) -> None:
+def test_spans_cover_every_token_in_order(name: str, user: str, answer: Any, system: Any, end_turn: bool) -> None:
     system = system if name in ("chatml", "llama2") else None
     row = encode(TOKENIZERS[name], user, answer=answer, end_turn=end_turn, system=system)
     assert_partition(row)
@@ -108,17 +100,14 @@ def test_ids_are_those_of_the_rendered_template_with_one_bos(name: str) -> None:
 
 CHATML_USER = [("user", "<|im_start|>user\nHow?<|im_end|>\n"), ("header", "<|im_start|>assistant\n")]
 GEMMA_USER = [("user", "<start_of_turn>user\nHow?<end_of_turn>\n"), ("header", "<start_of_turn>model\n")]
+BRIEF = ("system", "<|im_start|>system\nBe brief.<|im_end|>\n")
 OBEY = [("system", "[INST] <<SYS>>\nObey.\n<</SYS>>\n\n"), ("user", "How? [/INST]")]
 FINE = {"answer": "Fine."}
 DONE = {"answer": "Fine.", "end_turn": True}
 PARTS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
     ("chatml", {}, [("system", f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"), *CHATML_USER]),
     ("chatml", FINE, [("system", f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"), *CHATML_USER, ("answer", "Fine.")]),
-    (
-        "chatml",
-        DONE | {"system": "Be brief."},
-        [("system", "<|im_start|>system\nBe brief.<|im_end|>\n"), *CHATML_USER, ("answer", "Fine.<|im_end|>\n")],
-    ),
+    ("chatml", DONE | {"system": "Be brief."}, [BRIEF, *CHATML_USER, ("answer", "Fine.<|im_end|>\n")]),
     ("llama2", DONE | {"system": "Obey."}, [*OBEY, ("answer", "Fine. <|im_end|>")]),
     ("gemma", {}, GEMMA_USER),
     ("gemma", DONE, [*GEMMA_USER, ("answer", "Fine.<end_of_turn>\n")]),
@@ -136,8 +125,7 @@ def test_parts_of_a_rendered_conversation(name: str, options: dict[str, Any], pa
 def test_llama2_parts(user: str) -> None:
     """System message and user's words share a turn, which is split where the words begin."""
     row = encode(TOKENIZERS["llama2"], user, system="Obey.")
-    assert text_of(row, "system") == "[INST] <<SYS>>\nObey.\n<</SYS>>\n\n"
-    assert text_of(row, "user") == f"{user} [/INST]"
+    assert parts_of(row) == [("template", "<|bos|>"), OBEY[0], ("user", f"{user} [/INST]")]
     assert row.ids.count(CHATML.bos_token_id) == 1
     without_system = encode(TOKENIZERS["llama2"], f" {user} ")
     assert parts_of(without_system) == [("template", "<|bos|>"), ("user", f"[INST] {user} [/INST]")]
@@ -199,10 +187,9 @@ def turns_of(*roles: str) -> list[dict[str, str]]:
 
 REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     *[("chatml", text, {"chat": chat}, "'mine' is empty") for text in ("", " \n") for chat in (True, False)],
-    *[
-        ("chatml", turns_of(*roles), {}, "must end with the user's turn")
-        for roles in ((), ("user", "assistant"), ("system",))
-    ],
+    ("chatml", [], {}, "must end with the user's turn"),
+    ("chatml", turns_of("user", "assistant"), {}, "must end with the user's turn"),
+    ("chatml", turns_of("system"), {}, "must end with the user's turn"),
     ("bare", "hello", {}, "no chat template"),
     ("bare", turns_of("user"), {"chat": False}, "chat=True"),
     ("gemma", "hello", {"system": "Obey."}, "System role not supported"),
@@ -211,9 +198,7 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "prompt", "options", "message"), REFUSED)
-def test_prompt_without_a_user_turn_or_a_fitting_template_is_refused(
-    name: str, prompt: Any, options: dict[str, Any], message: str
-) -> None:
+def test_prompt_that_does_not_fit_is_refused(name: str, prompt: Any, options: dict[str, Any], message: str) -> None:
     templates = {"bare": None, "upper": GEMMA.replace("| trim", "| upper")}
     tokenizer = with_template(templates[name]) if name in templates else TOKENIZERS[name]
     with pytest.raises(EncodingError, match=message):

@@ -1,7 +1,5 @@
 """Both engines against Hugging Face and plain torch hooks, and against each other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -46,10 +44,8 @@ def state_at(module: nn.Module, is_input: bool, run: Callable[[], Any]) -> Tenso
         found.append(h[0] if isinstance(h, tuple) else h)
 
     register = module.register_forward_pre_hook if is_input else module.register_forward_hook
-    hook = register(keep, with_kwargs=True)
-    with torch.no_grad():
+    with torch.no_grad(), register(keep, with_kwargs=True):
         run()
-    hook.remove()
     (h,) = found
     return h
 
@@ -125,9 +121,7 @@ def test_capture_stops_after_the_deepest_site(lm: LM, family: str, backend: str)
 
 @backends
 @families
-def test_model_is_bit_identical_after_use_and_after_an_exception(
-    family: str, backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_is_bit_identical_after_an_exception(family: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_lm(family, backend=backend)
     inputs = inputs_of(model)
     with torch.no_grad():
@@ -155,9 +149,7 @@ def test_model_is_bit_identical_after_use_and_after_an_exception(
     "prompts", [PROMPTS, ("hello", "there", "where"), ("hello there",)], ids=["padded", "even", "one"]
 )
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "opt"])
-def test_generation_with_and_without_a_cache_agrees(
-    lm: LM, family: str, prompts: tuple[str, ...], use_cache: bool
-) -> None:
+def test_generation_is_the_same_without_cache(lm: LM, family: str, prompts: tuple[str, ...], use_cache: bool) -> None:
     """Where no row is padded, `generate` hands the model no attention mask."""
     nnsight, hooks = lm(family, "nnsight"), lm(family, "hooks")
     inputs = inputs_of(nnsight, prompts)

@@ -1,7 +1,5 @@
 """Edits: vectors added at absolute columns, whatever way the forwards are cut."""
 
-from __future__ import annotations
-
 import pickle
 from itertools import pairwise
 from typing import Any
@@ -90,9 +88,7 @@ def cuts(draw: Any) -> tuple[int, int, list[int]]:
 
 
 @given(cut=cuts(), generated=st.booleans(), rows=st.integers(1, 3), data=st.data())
-def test_chunked_forwards_give_what_one_forward_gives(
-    cut: tuple[int, int, list[int]], generated: bool, rows: int, data: st.DataObject
-) -> None:
+def test_chunked_forwards_match_one_forward(cut: Any, generated: bool, rows: int, data: st.DataObject) -> None:
     width, total, ends = cut
     marks = data.draw(st.lists(st.lists(st.booleans(), min_size=width, max_size=width), min_size=rows, max_size=rows))
     h, vectors = state(rows, total), state(rows, 1, 1)[:, 0]

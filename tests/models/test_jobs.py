@@ -1,7 +1,5 @@
 """Status messages beside progress bars, and verbs that run in the background."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from steerlab.steering.steer import active_steering
 
 PROMPTS = ["hello there", "how are you today, my friend?", "no"]
 PAIRS = [Example(str(i), p, "b", Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)]
+LM = Callable[..., Model]
 TIMEOUT = 30.0  # seconds after which a silent thread is taken for dead
 
 
@@ -141,10 +140,9 @@ class RemoteHooks(HooksEngine):
 
 
 @pytest.fixture
-def remote(lm: Callable[..., Model]) -> Model:
-    local = lm()
-    engine = RemoteHooks(local.hf, local.layout)
-    return Model(local.hf, local.tokenizer, local.layout, id="remote", backend="hooks", engine=engine)
+def remote(lm: LM) -> Model:
+    hf, tokenizer, layout = lm().hf, lm().tokenizer, lm().layout
+    return Model(hf, tokenizer, layout, id="remote", backend="hooks", engine=RemoteHooks(hf, layout))
 
 
 def mean(seed: int, layer: int = 1) -> MeanDifference:
@@ -162,16 +160,12 @@ VERBS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "capture to a folder"])
-def test_blocking_false_is_refused_for_a_model_in_this_process(
-    lm: Callable[..., Model], verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("verb", VERBS)
+def test_blocking_false_is_refused_locally(lm: LM, verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("steerlab.models.job.Job", None)
+    options = {"folder": tmp_path} if verb == "capture" else {}
     with pytest.raises(SteerlabError, match=r"blocking=False.* tiny-llama runs in this process.*leave it out"):
-        if verb == "capture to a folder":
-            steerlab.capture(lm(), PROMPTS, folder=tmp_path, blocking=False)
-        else:
-            VERBS[verb](lm(), blocking=False)
+        VERBS[verb](lm(), blocking=False, **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -228,35 +222,28 @@ def test_a_run_in_the_background_counts_its_edits(remote: Model) -> None:
     assert (later.steered_tokens, later.norm_ratio) == (run.steered_tokens, pytest.approx(run.norm_ratio))
 
 
-def test_any_function_of_a_model_can_run_in_the_background(remote: Model, lm: Callable[..., Model]) -> None:
+def test_any_function_of_a_model_can_run_in_the_background(remote: Model, lm: LM) -> None:
+    """A job keeps the steering of the blocks that it was started in, also after they were left."""
     seen: list[tuple[Any, ...]] = []
+    go = threading.Event()
+    go.set()
 
     def verb(a: int, model: Model, *, b: int = 2) -> str:
         """What it does."""
-        seen.append((a, b, threading.current_thread() is threading.main_thread(), len(active_steering(model))))
+        assert go.wait(TIMEOUT)
+        steering = [run for run, _ in active_steering(model)]
+        seen.append((a, b, threading.current_thread() is threading.main_thread(), steering))
         progress.set_status("running")
         return f"{a + b}"
 
     wrapped: Any = background(verb)
     assert (wrapped.__name__, wrapped.__doc__) == ("verb", "What it does.")
     assert wrapped(1, remote) == wrapped(1, remote, blocking=True) == wrapped(1, lm()) == "3"
-    with steerlab.steer(remote, mean(0)):
+    go.clear()
+    with steerlab.steer(remote, mean(0)) as outer, steerlab.steer(remote, mean(1)) as inner:
         job = wrapped(1, model=remote, b=5, blocking=False)
-    assert job.result(TIMEOUT) == "6" and job.log == ["running"]
-    assert seen == [(1, 2, True, 0)] * 3 + [(1, 5, False, 1)]
+    go.set()
+    assert job.result(TIMEOUT) == "6" and job.log == ["running"] and active_steering(remote) == []
+    assert seen == [(1, 2, True, [])] * 3 + [(1, 5, False, [outer, inner])]
     with pytest.raises((TypeError, AttributeError, SteerlabError)):
         steerlab.generate("smollm2", PROMPTS, blocking=False)  # without a model
-
-
-def test_a_job_keeps_the_steering_of_the_block_that_started_it(remote: Model) -> None:
-    left = threading.Event()
-
-    def verb(model: Model) -> list[Any]:
-        left.wait(TIMEOUT)
-        return [run for run, _ in active_steering(model)]
-
-    wrapped: Any = background(verb)
-    with steerlab.steer(remote, mean(0)) as outer, steerlab.steer(remote, mean(1)) as inner:
-        job = wrapped(remote, blocking=False)
-    left.set()
-    assert job.result(TIMEOUT) == [outer, inner] and active_steering(remote) == []

@@ -1,7 +1,5 @@
 """A forward that starts from a prefix or at a block gives the numbers of a whole forward."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import pytest
@@ -10,20 +8,11 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 
 from steerlab import Model, Site, SteeringError
+from steerlab.models import kv_prefix
 from steerlab.models.attention import NAME, supports_prefix_attention
 from steerlab.models.interventions import Edit
-from steerlab.models.kv_prefix import (
-    TOKENS,
-    ForwardState,
-    Prefix,
-    can_prefill,
-    common_columns,
-    length_buckets,
-    prefill_cost,
-    split_at,
-)
-from steerlab.testing import FAMILIES, tiny_lm
-from steerlab.testing.text import tiny_hf
+from steerlab.models.kv_prefix import ForwardState, Prefix, common_columns, length_buckets, prefill_cost, split_at
+from steerlab.testing import FAMILIES, tiny_hf, tiny_lm
 
 PROMPTS = ("Where do herons sleep, and for how long do they sleep there at night?", "Why?", "Is it so, or not?")
 backends = pytest.mark.parametrize("backend", ["nnsight", "hooks"])
@@ -116,10 +105,10 @@ def test_prefix_is_read_only(lm) -> None:
     assert torch.equal(model.engine.logits(tail, {}, 1, ForwardState(prefix)), first)
     assert all(torch.equal(a, b) for a, (b, _) in zip(keys, prefix.layers, strict=True))
     assert prefix.as_readonly_cache(1).get_seq_length() == cut
-    assert can_prefill(lm("gemma2").hf)
+    assert kv_prefix.can_prefill(lm("gemma2").hf)
     hf = tiny_hf("qwen3")
     hf.config.layer_types = ["full_attention", "linear_attention"]
-    assert not can_prefill(hf), "recurrent layers have no prefix"
+    assert not kv_prefix.can_prefill(hf), "recurrent layers have no prefix"
 
 
 @families
@@ -154,7 +143,7 @@ def test_prefill_in_buckets_matches_prefill_at_once(lm, backend: str, monkeypatc
     model = lm("llama", backend)
     inputs = model.inputs(model.batch([model.encode(p) for p in (*PROMPTS, *PROMPTS)], "left"))
     once = model.engine.prefill(inputs)
-    monkeypatch.setitem(TOKENS, "cpu", 2 * inputs["input_ids"].shape[1])
+    monkeypatch.setitem(kv_prefix.TOKENS, "cpu", 2 * inputs["input_ids"].shape[1])
     assert len(length_buckets(inputs["attention_mask"], 0)) > 2, "the premise"
     assert_equal_prefixes(model.engine.prefill(inputs), once.layers, inputs["attention_mask"])
 

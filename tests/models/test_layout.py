@@ -1,7 +1,5 @@
 """Finding the decoder blocks, the final norm and the head."""
 
-from __future__ import annotations
-
 import pytest
 from torch import nn
 from transformers import LlamaConfig, PaliGemmaConfig

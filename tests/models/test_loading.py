@@ -1,7 +1,5 @@
 """Loading from folders, objects, files and (unreachable) hubs."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -84,10 +82,12 @@ def test_objects_that_cannot_be_loaded() -> None:
         load(tiny_hf("gpt2"), tokenizer=tokenizer)
 
 
-def test_blocks_path_is_used(folder: Path) -> None:
-    assert load(folder, device="cpu", blocks="model.layers").layout.blocks_path == "model.layers"
+@pytest.mark.parametrize("where", [{"device": "cpu"}, {"remote": "http://127.0.0.1:9", "check": False}])
+def test_blocks_path_is_used(folder: Path, where: dict[str, Any]) -> None:
+    model = load(folder, blocks="model.layers", **where)
+    assert model.layout.blocks_path == "model.layers" and model.n_layers == 4
     with pytest.raises(LayoutError, match=r"model\.layers \(4 x LlamaDecoderLayer\)"):
-        load(folder, device="cpu", blocks="decoder.h")
+        load(folder, blocks="decoder.h", **where)
 
 
 def test_incomplete_folder_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """The logits reducers of all verbs give the same values when applied to one row at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

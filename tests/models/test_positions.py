@@ -1,7 +1,5 @@
 """Positions: the tokens that each name means, and that models read and write these tokens."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,26 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steerlab import Contrast, Example, MeanDifference, Model, PositionError, capture, generate, score
+from steerlab.models import positions
 from steerlab.models.encoding import EncodedPrompt, Span
 from steerlab.models.layout import blocks
-from steerlab.models.positions import (
-    NAMES,
-    Match,
-    describe,
-    describe_positions,
-    includes_generated,
-    positions_table,
-    resolve,
-    resolve_nonempty,
-)
+from steerlab.models.positions import NAMES, Match, includes_generated, resolve, resolve_nonempty
 
 LM = Callable[..., Model]
 # one token a character: ^ ss uuuu hh aaa
 TEXT = "^ssuserhhans"
-PARTS = (("template", 0, 1), ("system", 1, 3), ("user", 3, 7), ("header", 7, 9), ("answer", 9, 12))
-ROW = EncodedPrompt(
-    tuple(range(12)), tuple(Span(*part) for part in PARTS), 9, TEXT, tuple((i, i + 1) for i in range(12)), "mine"
-)
+SPANS = (Span("template", 0, 1), Span("system", 1, 3), Span("user", 3, 7), Span("header", 7, 9), Span("answer", 9, 12))
+ROW = EncodedPrompt(tuple(range(12)), SPANS, 9, TEXT, tuple((i, i + 1) for i in range(12)), "mine")
 MEANING = {
     "last": [8],
     "prompt": list(range(9)),
@@ -154,13 +142,13 @@ def test_includes_generated() -> None:
 def test_describe() -> None:
     cases = {"last": "last", "3": 3, "-1": -1, "0:4": slice(0, 4), ":4": slice(4), "0:4:2": slice(0, 4, 2)}
     cases |= {"last-1+last": "last-1+last", "match:kill": Match("kill"), "mask": torch.ones(1, 1, dtype=torch.bool)}
-    assert {name: describe(position) for name, position in cases.items()} == {name: name for name in cases}
+    assert {name: positions.describe(position) for name, position in cases.items()} == {name: name for name in cases}
 
 
 def test_positions_table_agrees_with_resolve(lm: LM) -> None:
     model = lm()
     row = model.encode("hello there", answer="you")
-    table = positions_table(model, "hello there", answer="you")
+    table = positions.positions_table(model, "hello there", answer="you")
     assert table["id"].tolist() == list(row.ids) and "".join(table["string"]) == row.text
     for name in NAMES:
         assert table.index[table[name]].tolist() == resolve(name, row)
@@ -170,15 +158,16 @@ def test_positions_table_agrees_with_resolve(lm: LM) -> None:
 def test_describe_positions_has_a_line_per_name(lm: LM) -> None:
     model = lm()
     last = len(model.encode("hello there")) - 1
-    head, *lines = describe_positions(model, "hello there").splitlines()
+    head, *lines = positions.describe_positions(model, "hello there").splitlines()
     assert head.startswith(f"{last + 1} tokens: template 0:1, system 1:")
     assert [line.split()[0] for line in lines] == list(NAMES)
     assert lines[0].split() == ["last", "1", "token", str(last), r"'\n'"]
     assert "(none in this row)" in lines[NAMES.index("answer")] and "more" in lines[NAMES.index("prompt")]
-    assert describe_positions(model, "hello there", Match("there")).splitlines()[1].startswith("match:there ")
+    matched = positions.describe_positions(model, "hello there", Match("there"))
+    assert matched.splitlines()[1].startswith("match:there ")
 
 
-# --- in models ------------------------------------------------------------------------------------------------
+# --- in models
 
 LAYER = 1
 PROMPTS = ("Do herons sleep in the reeds?", "Hi", "Is it cold by night?")
@@ -195,8 +184,8 @@ PLACES: dict[str, Callable[[int], list[int]]] = {
 
 
 def encoded(model: Model, prompt: str, answer: str = "") -> tuple[list[int], int]:
-    turn = [{"role": "user", "content": prompt}]
-    text = model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    messages = [{"role": "user", "content": prompt}]
+    text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids, tail = (model.tokenizer(t, add_special_tokens=False).input_ids if t else [] for t in (text, answer))
     return ids + tail, len(ids)
 
@@ -206,9 +195,8 @@ def logprob(model: Model, prompt: str, delta: Tensor, columns: Sequence[int]) ->
     ids, n = encoded(model, prompt, ANSWER)
     shift = torch.zeros(len(ids), 1)
     shift[list(columns)] = 1
-    hook = blocks(model.hf, model.layout)[LAYER].register_forward_hook(lambda _m, _a, h: h + shift * delta)
-    found = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
-    hook.remove()
+    with blocks(model.hf, model.layout)[LAYER].register_forward_hook(lambda _m, _a, h: h + shift * delta):
+        found = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
     return float(sum(found[i - 1, ids[i]] for i in range(n, len(ids))))
 
 

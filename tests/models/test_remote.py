@@ -1,28 +1,27 @@
 """Loading a model that runs elsewhere: arguments, addresses, the skeleton; without any server."""
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import json
 import shutil
 import string
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-import tenacity
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from test_server_client import clock
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import steerlab
-from steerlab import RemoteError, load
-from steerlab._support.errors import EncodingError, LayoutError, LoadError
+from steerlab import MeanDifference, RemoteError, load
+from steerlab._support.errors import EncodingError, LoadError
 from steerlab.models._nnsight.ndif import NdifBackend, NdifEngine
 from steerlab.models._nnsight.vllm_client import LocalVllm, ServedVllm, vllm_options
 from steerlab.models.engine import Inputs, identity
@@ -46,11 +45,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     """`saved(family)`: the folder of a tiny model with its tokenizer and generation settings."""
     root = tmp_path_factory.mktemp("models")
 
+    @cache
     def save(family: str) -> Path:
-        if not (root / family).exists():
-            tiny_hf(family).save_pretrained(root / family)
-            tiny_tokenizer().save_pretrained(root / family)
-            GenerationConfig(**GENERATION).save_pretrained(root / family)
+        for part in (tiny_hf(family), tiny_tokenizer(), GenerationConfig(**GENERATION)):
+            part.save_pretrained(root / family)
         return root / family
 
     return save
@@ -143,21 +141,13 @@ def test_arguments_of_load_reach_the_backend() -> None:
     assert backend_of({}) is None
 
 
-LOCAL_ONLY: dict[str, Any] = {
-    "device": "cuda:1",
-    "device_map": "auto",
-    "quantization_config": {"load_in_4bit": True},
-    "processor": "somewhere",
-    "task": "image-text",
-    "backend": "hooks",
-}
+LOCAL_ONLY: dict[str, Any] = {"device": "cuda:1", "device_map": "auto", "processor": "somewhere", "backend": "hooks"}
+LOCAL_ONLY |= {"task": "image-text", "quantization_config": {"load_in_4bit": True}}
 
 
 @each_backend
 @pytest.mark.parametrize("option", LOCAL_ONLY)
-def test_options_without_effect_on_a_remote_model_are_refused(
-    folder: Path, option: str, backend: dict[str, Any]
-) -> None:
+def test_options_of_local_models_are_refused(folder: Path, option: str, backend: dict[str, Any]) -> None:
     with pytest.raises(LoadError, match="would have no effect") as caught:
         load(folder, **backend, **{option: LOCAL_ONLY[option]})
     assert f"{option}={LOCAL_ONLY[option]!r}" in str(caught.value)
@@ -173,18 +163,12 @@ def test_options_of_another_backend_are_refused(folder: Path) -> None:
 
 
 def test_the_configuration_is_read_with_the_options_of_load(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, Any]] = []
-    true = AutoModelForCausalLM.from_config
-
-    def from_config(config: Any, **options: Any) -> Any:
-        seen.append(options)
-        return true(config, **options)
-
+    from_config = Mock(wraps=AutoModelForCausalLM.from_config)
     monkeypatch.setattr(AutoModelForCausalLM, "from_config", from_config)
     options = {"trust_remote_code": True, "token": "t", "local_files_only": True}
     load(folder, remote=NOBODY, check=False, dtype="auto", **options)
-    assert len(seen) == 2, "once for the skeleton, once for nnsight's"
-    assert all(options["trust_remote_code"] is True for options in seen)
+    trusted = [call.kwargs["trust_remote_code"] for call in from_config.call_args_list]
+    assert trusted == [True, True], "once for the skeleton, once for nnsight's"
 
 
 # --- the skeleton
@@ -201,8 +185,7 @@ def test_a_skeleton_is_the_model_without_weights(saved: Saved, family: str) -> N
 def test_a_skeleton_has_the_generation_settings_of_its_folder(folder: Path, tmp_path: Path) -> None:
     settings = skeleton(str(folder), {}, None).generation_config
     assert {name: getattr(settings, name) for name in GENERATION} == GENERATION
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(folder / name, tmp_path)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("generation_config.json"))
     settings, config = skeleton(str(tmp_path), {}, None).generation_config, tiny_hf("llama").config
     assert settings.eos_token_id == config.eos_token_id and settings.temperature in (None, 1.0), "none were published"
 
@@ -210,9 +193,7 @@ def test_a_skeleton_has_the_generation_settings_of_its_folder(folder: Path, tmp_
 @pytest.mark.parametrize(
     ("dtype", "expected"), [(None, torch.float32), ("bfloat16", torch.bfloat16), (torch.float16, torch.float16)]
 )
-def test_a_skeleton_has_the_given_dtype_or_the_configurations(
-    folder: Path, dtype: str | torch.dtype | None, expected: torch.dtype
-) -> None:
+def test_a_skeleton_has_the_given_dtype_or_the_configurations(folder: Path, dtype: Any, expected: torch.dtype) -> None:
     assert skeleton(str(folder), {}, dtype).dtype == expected
     assert load(folder, remote=NOBODY, check=False, dtype=dtype).dtype == expected
 
@@ -230,9 +211,7 @@ def test_a_folder_without_a_valid_configuration_is_refused(folder: Path, tmp_pat
             load(tmp_path, remote=NOBODY)
         assert str(tmp_path) in str(caught.value) and caught.value.__cause__ is not None
     assert "hidden_size" in str(caught.value)
-    for file in folder.iterdir():
-        if file.name != "config.json":
-            shutil.copy(file, tmp_path)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("config.json"))
     with pytest.raises(LoadError, match="hidden_size"):
         load(tmp_path, device="cpu")
 
@@ -255,54 +234,25 @@ def test_an_image_text_model_is_refused(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 600
 
 
-def test_blocks_are_found_in_the_skeleton(folder: Path) -> None:
-    model = load(folder, remote=NOBODY, check=False, blocks="model.layers")
-    assert model.layout.blocks_path == "model.layers" and model.n_layers == 4
-    with pytest.raises(LayoutError, match=r"model\.layers \(4 x LlamaDecoderLayer\)"):
-        load(folder, remote=NOBODY, check=False, blocks="decoder.h")
-
-
 # --- loading
 
 
-class Clock:
-    """Time that passes only while somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.slept: list[float] = []
-
-    def monotonic(self) -> float:
-        return sum(self.slept)
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(tenacity, "time", made)
-    monkeypatch.setattr(tenacity.nap, "time", made)
-    return made
-
-
-def test_loading_without_a_server_fails_at_once(folder: Path, clock: Clock) -> None:
-    with pytest.raises(RemoteError, match=r"no server answers at http://127\.0\.0\.1:9") as caught:
+def test_loading_without_a_server_fails_at_once(folder: Path) -> None:
+    with clock() as time, pytest.raises(RemoteError, match=f"no server answers at {NOBODY}") as caught:
         load(folder, remote=NOBODY, retry_timeout=1e6)
-    assert caught.value.kind == "unreachable" and caught.value.retryable and not clock.slept
+    assert caught.value.kind == "unreachable" and caught.value.retryable and not time.slept
 
 
-def test_each_request_is_retried_until_the_timeout(folder: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_request_is_retried_until_the_timeout(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NdifBackend, "_serialize", lambda *_: b"")  # runtime type checks wrap what is pickled
     model = load(folder, remote=NOBODY, check=False, retry_timeout=20.0)
     traffic = engine_of(model).client.traffic
     for _ in range(2):
-        clock.slept.clear()
         before = traffic.requests
-        with pytest.raises(RemoteError, match="no server answers") as caught:
+        with clock() as time, pytest.raises(RemoteError, match="no server answers") as caught:
             steerlab.capture(model, ["hello"], progress=False)
-        assert caught.value.kind == "unreachable" and 5 < sum(clock.slept) <= 20
-        assert traffic.requests - before == len(clock.slept) + 1
+        assert caught.value.kind == "unreachable" and 5 < sum(time.slept) <= 20
+        assert traffic.requests - before == len(time.slept) + 1
 
 
 def test_without_vllm_the_command_that_installs_it_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,11 +322,14 @@ def test_gradients_and_kept_states_are_refused_before_a_request(remote: Model) -
     engine, inputs = engine_of(remote), inputs_of(remote)
     trainable = torch.ones(1, 32, requires_grad=True)
     edits = {Site(1): [Edit(trainable, inputs["attention_mask"].bool(), False)]}
+    mean = MeanDifference.from_tensor(1, torch.zeros(32))
+    mean.vector_ = trainable[0]
     kept = ForwardState(Prefix(()))
     for words, call in (
         ("requires gradients", lambda: engine.capture_states(inputs, edits, [Site(1)], identity)),
         ("requires gradients", lambda: engine.logits(inputs, edits, 1)),
         ("requires gradients", lambda: engine.generate(inputs, edits, max_new_tokens=2)),
+        ("requires gradients", lambda: steerlab.generate(remote, ["hello"], steer=mean, max_new_tokens=2)),
         ("from the embeddings", lambda: engine.capture_states(inputs, {}, [Site(1)], identity, kept)),
         ("from the embeddings", lambda: engine.logits(inputs, {}, 1, kept)),
         ("keys and values", lambda: engine.prefill(inputs)),

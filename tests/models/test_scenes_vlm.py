@@ -1,7 +1,5 @@
 """The image-text model that ships with the package: it loads, it sees, and it also claims usual but absent things."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import cache

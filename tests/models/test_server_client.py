@@ -1,14 +1,13 @@
 """The client of a model server: retries, JSON requests, versions and models."""
 
-from __future__ import annotations
-
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain, cycle, pairwise, repeat
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
@@ -45,7 +44,7 @@ class Clock:
 @contextmanager
 def clock(*draws: float) -> Iterator[Clock]:
     """A clock for the retries, whose random factors are drawn at these fractions of their range, over and over."""
-    made, fractions = Clock(), itertools.cycle(draws or (0.5,))
+    made, fractions = Clock(), cycle(draws or (0.5,))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tenacity, "time", made)
         patch.setattr(tenacity.nap, "time", made)
@@ -56,14 +55,7 @@ def clock(*draws: float) -> Iterator[Clock]:
 
 def failing(*errors: Exception) -> Callable[[], str]:
     """Raises one error after the other, and succeeds from then on."""
-    left = list(errors)
-
-    def attempt() -> str:
-        if left:
-            raise left.pop(0)
-        return "done"
-
-    return attempt
+    return Mock(side_effect=chain(errors, repeat("done")))
 
 
 def retryable(kind: str = "busy") -> RemoteError:
@@ -83,9 +75,7 @@ FAILURES = st.lists(st.builds(RemoteError, st.just("x"), KINDS, retryable=st.boo
 
 
 @given(FAILURES, st.just(0.0) | st.floats(0, 200), st.lists(st.floats(0, 1), min_size=1, max_size=5), st.floats(0, 5))
-def test_retries_repeat_retryable_errors_until_the_timeout_and_no_others(
-    errors: list[RemoteError], timeout: float, draws: list[float], work: float
-) -> None:
+def test_retries_end_at_the_timeout(errors: list[RemoteError], timeout: float, draws: list[float], work: float) -> None:
     server, fail, calls = ServerClient(HOST, retry_timeout=timeout), failing(*errors), list[float]()
     with clock(*draws) as time:
 
@@ -133,7 +123,7 @@ def test_a_model_that_fails_to_start_five_times_is_not_retried_whatever_the_time
 
 def test_pauses_grow_up_to_15_seconds() -> None:
     assert pauses()[0] == pytest.approx(0.25) and pauses()[-1] == pytest.approx(15.0)
-    for short, long in itertools.pairwise(pauses()):
+    for short, long in pairwise(pauses()):
         assert short < long <= 2 * short or short == long == pauses()[-1]
     with clock():
         assert ServerClient(HOST, retry_timeout=1e6).with_retries(failing(*[retryable()] * 5000)) == "done"
@@ -144,13 +134,13 @@ def test_every_retry_is_reported_and_counted() -> None:
     server = ServerClient(HOST, retry_timeout=100.0)
     with clock() as time, progress.status_listener(heard.append):
         assert server.with_retries(failing(retryable("connection"), retryable("busy"))) == "done"
+    first, second = time.slept
     assert heard == [
-        line
-        for kind, pause in zip(["connection", "busy"], time.slept, strict=True)
-        for line in (
-            f"{kind}, retrying in {pause:.0f} s", f"{HOST}: failed with {kind}; retrying in {pause:.1f} s"
-        )
-    ]  # fmt: skip
+        f"connection, retrying in {first:.0f} s",
+        f"{HOST}: failed with connection; retrying in {first:.1f} s",
+        f"busy, retrying in {second:.0f} s",
+        f"{HOST}: failed with busy; retrying in {second:.1f} s",
+    ]
     assert server.traffic.retries == 2
 
 
@@ -187,11 +177,8 @@ def versions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.tuples(*[BUILDS] * 6))
 def test_equal_versions_pass_whatever_their_builds(builds: tuple[str, ...]) -> None:
-    public = {name: number.partition("+")[0] for name, number in HERE.items()}
-    here, there = (
-        {name: number + build for (name, number), build in zip(public.items(), some, strict=True)}
-        for some in (builds[:3], builds[3:])
-    )
+    numbers = [number.partition("+")[0] + build for number, build in zip([*HERE.values()] * 2, builds, strict=True)]
+    here, there = (dict(zip(HERE, some, strict=True)) for some in (numbers[:3], numbers[3:]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client, "version", here.__getitem__)
         server = server_with(**there)
@@ -269,15 +256,11 @@ def http(answer: Callable[[httpx.Request], httpx.Response]) -> Iterator[None]:
 
 @pytest.mark.parametrize("key", [None, "a key"])
 def test_requests_carry_the_key(key: str | None) -> None:
-    seen: list[httpx.Request] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        seen.append(request)
-        return httpx.Response(200, json={"a": 1})
-
+    answer = Mock(return_value=httpx.Response(200, json={"a": 1}))
     with http(answer):
         assert ServerClient(HOST, key).get_json("/env") == {"a": 1}
-    assert str(seen[0].url) == f"{HOST}/env" and seen[0].headers.get("ndif-api-key") == key
+    ((request,), _) = answer.call_args
+    assert str(request.url) == f"{HOST}/env" and request.headers.get("ndif-api-key") == key
 
 
 def test_a_rejected_request_names_the_versions_of_the_client() -> None:
@@ -289,9 +272,7 @@ def test_a_rejected_request_names_the_versions_of_the_client() -> None:
 
 @pytest.mark.parametrize("error", [httpx.ConnectError, httpx.ReadTimeout, httpx.RemoteProtocolError])
 def test_a_server_that_does_not_answer_is_unreachable(error: type[httpx.HTTPError]) -> None:
-    def answer(_: httpx.Request) -> httpx.Response:
-        raise error("not today")
-
+    answer = Mock(side_effect=error("not today"))
     with http(answer), pytest.raises(RemoteError, match=f"no server answers at {HOST}.*not today") as caught:
         ServerClient(HOST).get_json("/env")
     assert caught.value.kind == "unreachable" and caught.value.retryable

@@ -1,12 +1,9 @@
 """Failures of servers and of vLLM as steerlab's errors; requests, options and answers of vLLM."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 import re
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import httpx
@@ -44,27 +41,33 @@ def not_called() -> Sequence[str]:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "kind", "retryable", "part"),
+    ("server", "status", "body", "kind", "retryable", "part"),
     [
-        (401, {"detail": "Missing API key"}, "key", False, "401: Missing API key. Set NDIF_API_KEY"),
-        (403, {"error": "forbidden"}, "key", False, "403: forbidden. Set NDIF_API_KEY"),
-        (400, {"detail": "The API Key is not valid"}, "key", False, "Set NDIF_API_KEY"),
-        (413, "Request Entity Too Large", "size", False, "smaller batch_size"),
-        (429, "Too Many Requests", "busy", True, "may succeed later"),
-        (503, "version 2 of the model is coming up", "busy", True, "may succeed later"),
-        (503, None, "busy", True, "503: Service Unavailable"),
-        (500, "dtype conversion failed", "connection", True, "could not process"),
-        (500, "could not look up the api key: database is down", "connection", True, "could not process"),
-        (505, "HTTP Version Not Supported", "connection", True, "could not process"),
-        (400, {"detail": "Client version 0.8.1 is below 9.0"}, "version", False, CLIENT),
-        (400, {"detail": "Python Version mismatch"}, "version", False, CLIENT),
-        (400, ["no", "object"], "connection", False, "400: ['no', 'object']"),
-        (400, "conversion of the dtype failed", "connection", False, "could not process"),
-        (404, "Not Found", "connection", False, "could not process"),
+        ("ndif", 401, {"detail": "Missing API key"}, "key", False, "401: Missing API key. Set NDIF_API_KEY"),
+        ("ndif", 403, {"error": "forbidden"}, "key", False, "403: forbidden. Set NDIF_API_KEY"),
+        ("ndif", 400, {"detail": "The API Key is not valid"}, "key", False, "Set NDIF_API_KEY"),
+        ("ndif", 413, "Request Entity Too Large", "size", False, "smaller batch_size"),
+        ("ndif", 429, "Too Many Requests", "busy", True, "may succeed later"),
+        ("ndif", 503, "version 2 of the model is coming up", "busy", True, "may succeed later"),
+        ("ndif", 503, None, "busy", True, "503: Service Unavailable"),
+        ("ndif", 500, "dtype conversion failed", "connection", True, "could not process"),
+        ("ndif", 500, "could not look up the api key: database is down", "connection", True, "could not process"),
+        ("ndif", 505, "HTTP Version Not Supported", "connection", True, "could not process"),
+        ("ndif", 400, {"detail": "Client version 0.8.1 is below 9.0"}, "version", False, CLIENT),
+        ("ndif", 400, {"detail": "Python Version mismatch"}, "version", False, CLIENT),
+        ("ndif", 400, ["no", "object"], "connection", False, "400: ['no', 'object']"),
+        ("ndif", 400, "conversion of the dtype failed", "connection", False, "could not process"),
+        ("ndif", 404, "Not Found", "connection", False, "could not process"),
+        ("serve", 401, {"error": "Unauthorized"}, "key", False, f"401: Unauthorized. Set {SERVE_KEY} "),
+        ("serve", 403, "no entry", "key", False, f"answered 403: no entry. Set {SERVE_KEY} "),
+        ("serve", 404, {"detail": "Not Found"}, "unsupported", False, "remote= for NDIF"),
+        ("serve", 503, {"detail": "loading"}, "busy", True, "answered 503: loading"),
+        ("serve", 400, {"detail": "nnsight version 0.7"}, "version", False, "nnsight-serve"),
     ],
 )
-def test_http_error_has_a_kind_and_a_fix(status: int, body: Any, kind: str, retryable: bool, part: str) -> None:
-    error = http_error(httpx.Response(status, json=body), HOST, CLIENT)
+def test_http_error_kind_and_fix(server: str, status: int, body: Any, kind: str, retryable: bool, part: str) -> None:
+    response = httpx.Response(status, json=body)
+    error = http_error(response, HOST, CLIENT) if server == "ndif" else errors.serve_error(response, HOST)
     assert (error.kind, error.retryable) == (kind, retryable)
     assert f"{HOST} answered {status}: " in str(error) and part in str(error)
 
@@ -75,21 +78,6 @@ def test_http_errors_of_the_server_itself_are_retryable(status: int, detail: str
     assert error.retryable == (status >= 500 or status == 429)
     assert is_out_of_memory(error) == (status == 413)
     assert f"{HOST} answered {status}: {detail.strip().rstrip('.')}" in str(error)
-
-
-@pytest.mark.parametrize(
-    ("response", "kind", "retryable", "part"),
-    [
-        (httpx.Response(401, json={"error": "Unauthorized"}), "key", False, f"401: Unauthorized. Set {SERVE_KEY} "),
-        (httpx.Response(403, text="no entry"), "key", False, f"answered 403: no entry. Set {SERVE_KEY} "),
-        (httpx.Response(404, json={"detail": "Not Found"}), "unsupported", False, "remote= for NDIF"),
-        (httpx.Response(503, json={"detail": "loading"}), "busy", True, "answered 503: loading"),
-        (httpx.Response(400, json={"detail": "nnsight version 0.7"}), "version", False, "nnsight-serve"),
-    ],
-)
-def test_errors_of_an_nnsight_serve(response: httpx.Response, kind: str, retryable: bool, part: str) -> None:
-    error = errors.serve_error(response, HOST)
-    assert (error.kind, error.retryable) == (kind, retryable) and HOST in str(error) and part in str(error)
 
 
 # --- failed jobs: for each known part of a message, a message of the server with it
@@ -113,9 +101,7 @@ MESSAGES = {
 @pytest.mark.parametrize("part", [part for part, *_ in errors._NDIF_MESSAGES])
 @pytest.mark.parametrize("case", [str, str.lower, str.upper])
 @pytest.mark.parametrize("behind", ["", f"\n{TRACEBACK}:\n  File 'x.py', line 1\nValueError: 3"])
-def test_known_messages_are_found_in_any_case_before_a_traceback(
-    part: str, case: Callable[[str], str], behind: str
-) -> None:
+def test_known_messages_before_a_traceback_decide(part: str, case: Callable[[str], str], behind: str) -> None:
     message, kind, retryable, fix = MESSAGES[part]
     error = job_error(case(message) + behind, HOST, "gpt2", (lambda: MODELS) if kind == "model" else not_called)
     assert (error.kind, error.retryable) == (kind, retryable)
@@ -210,25 +196,20 @@ class LimitedEngine(HooksEngine):
         return super().capture_states(inputs, *args)
 
 
-def limited(model: Model, limit: int) -> Model:
-    engine = LimitedEngine(model.hf, model.layout)
-    engine.limit = limit
-    return Model(model.hf, model.tokenizer, model.layout, id=model.id, backend="limited", engine=engine)
-
-
 def test_a_request_that_is_too_large_is_halved(lm: Callable[..., Model]) -> None:
-    prompts = [f"{'word ' * k}and the end" for k in range(7)]
-    whole = steerlab.capture(lm(), prompts, progress=False)
-    halves = steerlab.capture(limited(lm(), 2), prompts, progress=False)
+    model, prompts = lm(), [f"{'word ' * k}and the end" for k in range(7)]
+    engine = LimitedEngine(model.hf, model.layout)
+    limited = Model(model.hf, model.tokenizer, model.layout, id=model.id, backend="limited", engine=engine)
+    whole, halves = (steerlab.capture(m, prompts, progress=False) for m in (model, limited))
     assert halves.index.equals(whole.index)
     torch.testing.assert_close(halves.values, whole.values, rtol=0, atol=1e-5)
+    engine.limit = 0
     with pytest.raises(steerlab.OutOfMemory, match="one row") as caught:
-        steerlab.capture(limited(lm(), 0), prompts, progress=False)
+        steerlab.capture(limited, prompts, progress=False)
     assert isinstance(caught.value.__cause__, RemoteError)
 
 
 # --- vLLM
-
 
 VLLM_ERRORS: list[tuple[BaseException, type[SteerlabError], str | None, str]] = [
     (RuntimeError("SteeringError: no token\n\nIntervention traceback:\n x"), SteeringError, None, "^no token$"),
@@ -243,9 +224,7 @@ VLLM_ERRORS: list[tuple[BaseException, type[SteerlabError], str | None, str]] = 
 
 
 @pytest.mark.parametrize(("raised", "expected", "kind", "part"), VLLM_ERRORS)
-def test_errors_raised_in_vllm(
-    raised: BaseException, expected: type[SteerlabError], kind: str | None, part: str
-) -> None:
+def test_errors_raised_in_vllm(raised: BaseException, expected: type, kind: str | None, part: str) -> None:
     error = errors.vllm_error(raised, "there", "the traceback")
     assert type(error) is expected and getattr(error, "kind", None) == kind
     assert re.search(part, str(error), re.DOTALL)
@@ -254,11 +233,7 @@ def test_errors_raised_in_vllm(
         assert errors.vllm_error(own, "there") is own
 
 
-@cache
-def llama_config() -> Any:
-    return tiny_hf("llama").config
-
-
+LLAMA = tiny_hf("llama").config
 NAMES = st.from_regex(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*", fullmatch=True)
 
 
@@ -268,22 +243,20 @@ def test_a_model_has_one_name_in_every_folder(owner: str, name: str, other: str)
     without_owner = f"/cache/models--{name}/snapshots/0a1b2c"
     places = [f"{owner}/{name}", name, f"/data/{name}", f"/data/{name}/", cached, f"{cached}/", without_owner]
     assert {basename(place) for place in places} == {name}
-    config = llama_config()
     for place in places:
-        check_same_model(config, f"{owner}/{name}", config.to_dict(), place, "there")
+        check_same_model(LLAMA, f"{owner}/{name}", LLAMA.to_dict(), place, "there")
         if other != name:
             with pytest.raises(RemoteError, match="runs another model than"):
-                check_same_model(config, f"{owner}/{other}", config.to_dict(), place, "there")
+                check_same_model(LLAMA, f"{owner}/{other}", LLAMA.to_dict(), place, "there")
 
 
 @pytest.mark.parametrize("key", ["model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"])
 def test_a_model_of_another_shape_is_refused(key: str) -> None:
-    here = llama_config()
-    there = here.to_dict() | {key: "other" if key == "model_type" else 77}
+    there = LLAMA.to_dict() | {key: "other" if key == "model_type" else 77}
     with pytest.raises(RemoteError) as caught:
-        check_same_model(here, "a/tiny", there, "a/tiny", "there")
+        check_same_model(LLAMA, "a/tiny", there, "a/tiny", "there")
     assert caught.value.kind == "model" and not caught.value.retryable
-    assert f"{key} {there[key]!r} instead of {here.to_dict()[key]!r}" in str(caught.value)
+    assert f"{key} {there[key]!r} instead of {LLAMA.to_dict()[key]!r}" in str(caught.value)
     assert "check=False" in str(caught.value)
 
 
@@ -293,11 +266,12 @@ def test_configurations_with_names_of_their_own_are_compared() -> None:
     with pytest.raises(RemoteError, match="n_embd 77 instead of "):
         check_same_model(here, "a/tiny", here.to_dict() | {"n_embd": 77}, "a/tiny", "there")
     with pytest.raises(RemoteError, match="model_type 'llama' instead of 'gpt2'"):
-        check_same_model(here, "a/tiny", llama_config().to_dict(), "a/tiny", "there")
+        check_same_model(here, "a/tiny", LLAMA.to_dict(), "a/tiny", "there")
 
 
 # --- sampling in vLLM as in Hugging Face
 
+Options = dict[str, Any]
 DRAWN: dict[str, st.SearchStrategy[Any]] = {
     "temperature": st.floats(0.1, 2),
     "top_k": st.integers(0, 100),
@@ -323,9 +297,7 @@ def test_the_defaults_are_hugging_faces() -> None:
 
 
 @given(OPTIONS, OPTIONS, st.sampled_from([True, False, None]))
-def test_the_callers_options_precede_the_models_and_the_defaults(
-    of_model: dict[str, Any], options: dict[str, Any], do_sample: bool | None
-) -> None:
+def test_the_callers_options_precede_the_models(of_model: Options, options: Options, do_sample: bool | None) -> None:
     given_ = {"max_new_tokens": 3, "do_sample": do_sample, **options}
     params, copies, _ = sampling_params(given_, config_with(of_model))
     expected = {**DEFAULTS, **of_model, **options}
@@ -336,9 +308,7 @@ def test_the_callers_options_precede_the_models_and_the_defaults(
 
 
 @given(OPTIONS, OPTIONS, st.booleans(), EOS)
-def test_none_means_the_models_value(
-    of_model: dict[str, Any], options: dict[str, Any], do_sample: bool, eos: list[int]
-) -> None:
+def test_none_means_the_models_value(of_model: Options, options: Options, do_sample: bool, eos: list[int]) -> None:
     values = of_model | {"do_sample": do_sample, "eos_token_id": eos, "pad_token_id": 5, "max_new_tokens": 4}
     none = dict.fromkeys((*DRAWN, "do_sample", "eos_token_id", "pad_token_id", "max_new_tokens"))
     assert sampling_params(none | options, config_with(values)) == sampling_params(options, config_with(values))

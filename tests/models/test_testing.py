@@ -1,7 +1,5 @@
 """The tiny models and their tokenizer: facts that other tests rely on."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given

@@ -1,7 +1,5 @@
 """The notebooks run from top to bottom, and their committed outputs come from SmolLM2 and are clean."""
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path
@@ -22,7 +20,6 @@ NAMES = [
 GARBAGE = re.compile(
     r"/work|/home|/root|/tmp|/Users|site-packages|\d+%\|| \d+it/s|it/s\]|\x1b|Warning\b| at 0x[0-9a-f]+"
 )
-LARGEST = 250_000  # bytes
 each = pytest.mark.parametrize("name", NAMES)
 
 
@@ -74,24 +71,19 @@ def test_notebook_runs_on_another_model_with_same_kinds_of_output(name: str, tin
 
 
 @each
-def test_committed_outputs_are_from_smollm2(name: str) -> None:
+def test_committed_outputs_are_from_smollm2_and_clean(name: str) -> None:
     notebook = committed(name)
+    nbformat.validate(notebook)
     assert notebook.metadata.steerlab.model == "smollm2"
     assert text_of(next(iter(outputs_of(notebook).values()))).startswith("Model('smollm2', 30 layers x 576")
     counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert counts == list(range(1, len(counts) + 1)), "run from top to bottom, in one go"
-
-
-@each
-def test_committed_outputs_are_clean(name: str) -> None:
-    notebook = committed(name)
-    nbformat.validate(notebook)
     for cell, outputs in outputs_of(notebook).items():
         assert all(output.output_type != "error" and output.get("name") != "stderr" for output in outputs), cell
         found = GARBAGE.search(text_of(outputs))
         assert found is None, f"{cell} shows {found}"
     assert all(not cell.metadata for cell in notebook.cells), "times of execution would change with every run"
-    assert (FOLDER / f"{name}.ipynb").stat().st_size < LARGEST
+    assert (FOLDER / f"{name}.ipynb").stat().st_size < 250_000  # bytes
 
 
 @each

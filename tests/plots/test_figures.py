@@ -142,14 +142,10 @@ def panels(script):
 @pytest.fixture
 def slopes():
     rng = np.random.default_rng(0)
-    parts = [
-        pd.DataFrame(
-            {"behavior": name, "example_id": [f"{name}/{i}" for i in range(80)], "slope": rng.normal(m, 1, 80)}
-        )
-        for name, m in (("low", 0.0), ("high", 3.0), ("middle", 1.0))
-    ]
-    equal = pd.DataFrame({"behavior": "equal", "example_id": ["equal/0", "equal/1"], "slope": 2.0})
-    return pd.concat([*parts, equal], ignore_index=True)
+    means = {"low": 0.0, "high": 3.0, "middle": 1.0}
+    rows = [(name, f"{name}/{i}", x) for name, mean in means.items() for i, x in enumerate(rng.normal(mean, 1, 80))]
+    rows += [("equal", "equal/0", 2.0), ("equal", "equal/1", 2.0)]
+    return pd.DataFrame(rows, columns=["behavior", "example_id", "slope"])
 
 
 @pytest.fixture

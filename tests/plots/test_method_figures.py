@@ -37,9 +37,7 @@ def test_bars_show_value_and_interval_of_each_method(frame, ax):
         assert [p.get_width() for p in patches] == pytest.approx(rows["value"].tolist())
         assert to_hex(patches[0].get_edgecolor()).upper() == look.color
         segments = bars[look.label].errorbar.lines[2][0].get_segments()
-        assert [s[:, 0].tolist() for s in segments] == [
-            pytest.approx([low, high]) for low, high in zip(rows["low"], rows["high"], strict=True)
-        ]
+        np.testing.assert_allclose([s[:, 0] for s in segments], rows[["low", "high"]])
 
 
 def test_limits_contain_bars_and_intervals(frame):

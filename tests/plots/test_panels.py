@@ -3,28 +3,21 @@
 from itertools import combinations, product
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from _probe_gap import probe_gap_lines
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
+from sklearn.metrics.pairwise import cosine_similarity
 
+from steerlab import plots
 from steerlab._support.errors import DataError
 from steerlab.analysis.layer_selection import select_layers
-from steerlab.plots import (
-    cosine_heatmap,
-    geometry_lines,
-    layer_heatmap,
-    layer_range_lines,
-    map_scatter,
-    probe_gap_lines,
-    propensity_lines,
-    style,
-    sweep_heatmap,
-)
 from steerlab.plots.style import BEHAVIORS, METHODS, OTHER_COLORS, behavior_styles, readable_name, separate_labels
 
 
@@ -56,7 +49,7 @@ def geometry():
 
 
 def test_propensity_has_one_named_line_with_its_interval_per_behavior(curves, ax):
-    assert propensity_lines(curves.sample(frac=1, random_state=0), ax, layer=3) is ax
+    assert plots.propensity_lines(curves.sample(frac=1, random_state=0), ax, layer=3) is ax
     for color, name in zip(OTHER_COLORS, ("self-awareness-text-model", "openness", "narcissism"), strict=False):
         assert color in lines_by_color(ax), name
     names = {t.get_text(): t for t in ax.texts}
@@ -73,10 +66,10 @@ def test_propensity_has_one_named_line_with_its_interval_per_behavior(curves, ax
 
 
 def test_propensity_names_highlighted_lines_alone(curves):
-    ax = propensity_lines(curves, highlight=["openness"], labels={"openness": "Open"}, layer=4)
+    ax = plots.propensity_lines(curves, highlight=["openness"], labels={"openness": "Open"}, layer=4)
     assert [t.get_text() for t in ax.texts] == ["Open"]
     assert len(ax.collections) == 1 and len(ax.lines) == 4
-    ax = propensity_lines(curves[curves["behavior"] == "openness"], hue="method", layer=4)
+    ax = plots.propensity_lines(curves[curves["behavior"] == "openness"], hue="method", layer=4)
     assert [t.get_text() for t in ax.texts] == ["mean vector"]
     assert METHODS["mean"].color in lines_by_color(ax)
 
@@ -84,26 +77,26 @@ def test_propensity_names_highlighted_lines_alone(curves):
 def test_names_of_two_text_lines_get_twice_the_distance():
     settings = list(product(("one", "two"), (-1.0, 1.0)))
     curves = pd.DataFrame(settings, columns=["behavior", "alpha"]).assign(mean=[0, 1, 0, 1.01], low=-1.0, high=2.0)
-    ax = propensity_lines(curves, labels={"one": "a\nb", "two": "c\nd"})
+    ax = plots.propensity_lines(curves, labels={"one": "a\nb", "two": "c\nd"})
     assert np.ptp([t.xyann[1] for t in ax.texts]) == pytest.approx(0.14)
 
 
 def test_ambiguous_curves_are_rejected(curves):
     with pytest.raises(DataError, match=r"\['layer'\]"):
-        propensity_lines(curves)
+        plots.propensity_lines(curves)
     with pytest.raises(DataError, match="leaves 0"):
-        propensity_lines(curves, layer=9)
+        plots.propensity_lines(curves, layer=9)
     with pytest.raises(DataError, match="nothing"):
-        propensity_lines(curves, highlight=["nothing"], layer=3)
+        plots.propensity_lines(curves, highlight=["nothing"], layer=3)
     with pytest.raises(DataError, match="lacks"):
-        propensity_lines(curves.drop(columns="low"), layer=3)
+        plots.propensity_lines(curves.drop(columns="low"), layer=3)
     many = pd.concat([curves[curves["layer"] == 3].assign(behavior=f"set{i}") for i in range(9)])
     with pytest.raises(DataError, match="highlight"):
-        propensity_lines(many.drop_duplicates(["behavior", "alpha"]))
+        plots.propensity_lines(many.drop_duplicates(["behavior", "alpha"]))
 
 
 def test_geometry_lines_have_behavior_colors_and_names_that_do_not_overlap(geometry):
-    ax = geometry_lines(geometry.sample(frac=1, random_state=0))
+    ax = plots.geometry_lines(geometry.sample(frac=1, random_state=0))
     lines = lines_by_color(ax)
     np.testing.assert_allclose(lines[BEHAVIORS["refuse"].color], [[0, 0.9], [4, 0.86], [8, 0.82]])
     np.testing.assert_allclose(lines[OTHER_COLORS[0]], [[0, 0.1], [4, 0.1], [8, 0.1]])
@@ -114,7 +107,7 @@ def test_geometry_lines_have_behavior_colors_and_names_that_do_not_overlap(geome
     boxes = [mpl.text.Text.get_window_extent(t) for t in ax.texts]
     assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
     with pytest.raises(DataError, match="18 of them"):
-        geometry_lines(pd.concat([geometry, geometry]))
+        plots.geometry_lines(pd.concat([geometry, geometry]))
 
 
 def test_probe_gap_lines_show_probe_and_answers_of_each_group():
@@ -151,21 +144,15 @@ def test_methods_and_behaviors_have_distinct_fixed_colors_and_readable_names():
 
 
 def test_style_keeps_interactive_mode_for_later_figures():
-    before = mpl.is_interactive()
-    try:
-        mpl.interactive(False)
-        with style():
+    with plt.ioff():  # restores the mode at the end
+        with plots.style():
             mpl.interactive(True)  # as the first figure of a notebook does
         assert mpl.is_interactive()
-    finally:
-        mpl.interactive(before)
 
 
 def square(n: int) -> pd.DataFrame:
-    v = np.random.default_rng(0).normal(size=(n, 5))
-    v /= np.linalg.norm(v, axis=1, keepdims=True)
     names = [f"vector {i}" for i in range(n)]
-    return pd.DataFrame(v @ v.T, index=names, columns=names)
+    return pd.DataFrame(cosine_similarity(np.random.default_rng(0).normal(size=(n, 5))), index=names, columns=names)
 
 
 def map_points(labels: list[str]) -> pd.DataFrame:
@@ -189,7 +176,7 @@ def sweep():
 
 def test_cosines_have_a_fixed_scale_and_are_written_where_there_is_room(ax):
     matrix = square(4)
-    assert cosine_heatmap(matrix, ax) is ax
+    assert plots.cosine_heatmap(matrix, ax) is ax
     (mesh,) = ax.collections
     np.testing.assert_allclose(mesh.get_array(), matrix)
     assert mesh.get_clim() == (-1, 1) and mesh.norm(0) == 0.5
@@ -197,23 +184,22 @@ def test_cosines_have_a_fixed_scale_and_are_written_where_there_is_room(ax):
     texts = {t.get_text() for t in ax.texts}
     assert "1" in texts and f"{matrix.iloc[0, 1]:.2f}".replace("0.", ".").replace("-", "−") in texts
     assert len(ax.texts) == 16 and len(ax.figure.axes) == 2
-    assert len(cosine_heatmap(square(13)).texts) == 0
+    assert len(plots.cosine_heatmap(square(13)).texts) == 0
 
 
 def test_tuples_are_joined_and_large_tables_have_few_ticks():
     names = pd.MultiIndex.from_tuples([("refuse", 3), ("defer", 3)])
-    ax = cosine_heatmap(pd.DataFrame(np.eye(2), index=names, columns=names))
+    ax = plots.cosine_heatmap(pd.DataFrame(np.eye(2), index=names, columns=names))
     assert [t.get_text() for t in ax.get_xticklabels()] == ["refuse 3", "defer 3"]
-    ax = cosine_heatmap(square(60))
+    ax = plots.cosine_heatmap(square(60))
     assert len(ax.get_yticks()) <= 14 and ax.get_yticklabels()[1].get_text() == "vector 5"
 
 
 def test_layer_zero_is_at_the_lower_left():
     matrix = square(20).abs()
     matrix.index = matrix.columns = range(20)
-    ax = layer_heatmap(matrix)
-    low, high = ax.get_ylim()
-    assert low < high and ax.collections[0].get_clim() == (0, 1)
+    ax = plots.layer_heatmap(matrix)
+    assert not ax.yaxis.get_inverted() and ax.collections[0].get_clim() == (0, 1)
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("Layer", "Layer")
 
 
@@ -221,7 +207,7 @@ def test_map_labels_differ_and_the_legend_covers_no_point():
     names = ["refuse", "b", "c", "d", "e"]
     frame = map_points(names)
     frame.attrs["explained"] = (0.31, 0.123)
-    ax = map_scatter(frame)
+    ax = plots.map_scatter(frame)
     (dots,) = ax.collections
     np.testing.assert_allclose(dots.get_offsets(), frame[["x", "y"]])
     assert to_hex(dots.get_facecolor()[0]).upper() == BEHAVIORS["refuse"].color
@@ -230,26 +216,25 @@ def test_map_labels_differ_and_the_legend_covers_no_point():
     box = ax.get_legend().get_window_extent()
     assert not any(box.contains(*xy) for xy in ax.transData.transform(frame[["x", "y"]]))
     assert "31%" in ax.get_xlabel() and "12%" in ax.get_ylabel()
-    assert map_scatter(map_points(["a", "b"])).get_xlabel() == "Axis 1"
-    (many,) = map_scatter(map_points(list("abcdefghi"))).collections
+    assert plots.map_scatter(map_points(["a", "b"])).get_xlabel() == "Axis 1"
+    (many,) = plots.map_scatter(map_points(list("abcdefghi"))).collections
     shapes = [path.vertices.tobytes() for path in many.get_paths()]
     assert len({(to_hex(c), s) for c, s in zip(many.get_facecolor(), shapes, strict=True)}) == 9
 
 
 def test_sweep_shows_changes_against_no_steering_and_frames_the_selected_layers(sweep):
-    selected = select_layers(sweep)
-    ax = sweep_heatmap(sweep, split="validation", layers=selected.layers, alpha=selected.alpha, best=selected.best)
+    chosen = select_layers(sweep)
+    ax = plots.sweep_heatmap(sweep, split="validation", layers=chosen.layers, alpha=chosen.alpha, best=chosen.best)
     mesh = ax.collections[0]
     np.testing.assert_allclose(mesh.get_array(), [[0, 0], [0, 0], [-1, 1], [-1, 1], [0, 0]], atol=0.05)
     assert [t.get_text() for t in ax.get_xticklabels()] == ["−1", "1"]
     (box,) = [p for p in ax.patches if isinstance(p, Rectangle)]
     assert (box.get_x(), box.get_y(), box.get_height()) == (1, 2, 2)
     assert mesh.norm.vmin == -mesh.norm.vmax, "white is no change"
-    low, high = ax.get_ylim()
-    assert low < high, "layer 0 is at the bottom"
-    ax = sweep_heatmap(sweep.assign(layer=sweep["layer"].map(lambda k: f"{k}.mlp_out")))
+    assert not ax.yaxis.get_inverted(), "layer 0 is at the bottom"
+    ax = plots.sweep_heatmap(sweep.assign(layer=sweep["layer"].map(lambda k: f"{k}.mlp_out")))
     assert [t.get_text() for t in ax.get_yticklabels()] == [f"{k}.mlp_out" for k in range(5)]
-    ax = layer_range_lines(selected.table)
+    ax = plots.layer_range_lines(chosen.table)
     assert len(ax.containers[0].lines[0].get_xdata()) == 5
     (span,) = ax.patches
     assert (span.get_x(), span.get_x() + span.get_width()) == (1.5, 3.5)
@@ -258,15 +243,15 @@ def test_sweep_shows_changes_against_no_steering_and_frames_the_selected_layers(
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (lambda _: cosine_heatmap(3 * square(3)), r"from -1 to 1.*3"),
-        (lambda _: layer_heatmap(-square(3).abs()), r"'CKA' .* from 0 to 1"),
-        (lambda _: cosine_heatmap(square(3) * np.nan), "NaN"),
-        (lambda _: cosine_heatmap(pd.DataFrame()), "no finite value"),
-        (lambda _: map_scatter(map_points(["a"]).drop(columns="label")), "label"),
-        (lambda sweep: sweep_heatmap(sweep, metric="accuracy"), "0 of 600 rows"),
-        (lambda sweep: sweep_heatmap(pd.concat([sweep, sweep.assign(method="l2s")])), "several of"),
-        (lambda sweep: sweep_heatmap(sweep, layers=[9], alpha=1.0), "not among the settings"),
-        (lambda sweep: layer_range_lines(sweep), "gap_low"),
+        (lambda _: plots.cosine_heatmap(3 * square(3)), r"from -1 to 1.*3"),
+        (lambda _: plots.layer_heatmap(-square(3).abs()), r"'CKA' .* from 0 to 1"),
+        (lambda _: plots.cosine_heatmap(square(3) * np.nan), "NaN"),
+        (lambda _: plots.cosine_heatmap(pd.DataFrame()), "no finite value"),
+        (lambda _: plots.map_scatter(map_points(["a"]).drop(columns="label")), "label"),
+        (lambda sweep: plots.sweep_heatmap(sweep, metric="accuracy"), "0 of 600 rows"),
+        (lambda sweep: plots.sweep_heatmap(pd.concat([sweep, sweep.assign(method="l2s")])), "several of"),
+        (lambda sweep: plots.sweep_heatmap(sweep, layers=[9], alpha=1.0), "not among the settings"),
+        (lambda sweep: plots.layer_range_lines(sweep), "gap_low"),
     ],
 )
 def test_values_off_the_scale_and_ambiguous_sweeps_are_rejected(sweep, draw, message):

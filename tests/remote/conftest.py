@@ -3,10 +3,9 @@
 Run by `make remote`, not by `make test`: runtime type checks wrap functions, and wrapped functions cannot be pickled.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -48,8 +47,7 @@ def server(
     request: pytest.FixtureRequest, venv: Path, network: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ndif]:
     """A server with each kind of worker: requests run in the process of the model, or each in a process of its own."""
-    wrapped = hasattr(steerlab.capture.__wrapped__, "__wrapped__")  # type: ignore[attr-defined]
-    if wrapped:
+    if hasattr(steerlab.capture.__wrapped__, "__wrapped__"):  # type: ignore[attr-defined]
         pytest.skip("runtime type checks wrap functions, and wrapped functions cannot be pickled: run `make remote`")
     options = {"NDIF_DEFAULT_EXECUTION_TIMEOUT_SECONDS": str(LIMIT)}
     made = Ndif(venv, tmp_path_factory.mktemp("ndif"), request.param == "sandboxed", **options)
@@ -72,12 +70,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def remote(server: Ndif, models: dict[str, Path]) -> Callable[[str], Model]:
     """`remote(name)`: the model on the server, loaded once for each server."""
-    made: dict[str, Model] = {}
 
-    def get(name: str = "tiny-llama") -> Model:
-        if name not in made:
-            made[name] = steerlab.load(models[name], remote=server.host)
-        return made[name]
+    @cache
+    def get(name: str) -> Model:
+        return steerlab.load(models[name], remote=server.host)
 
     return get
 
@@ -85,11 +81,9 @@ def remote(server: Ndif, models: dict[str, Path]) -> Callable[[str], Model]:
 @pytest.fixture(scope="session")
 def near(models: dict[str, Path]) -> Callable[[str], Model]:
     """`near(name)`: the same model here, under plain hooks and with every row run whole, as it is on the server."""
-    made: dict[str, Model] = {}
 
-    def get(name: str = "tiny-llama") -> Model:
-        if name not in made:
-            made[name] = steerlab.load(models[name], backend="hooks", prefix_caching=False)
-        return made[name]
+    @cache
+    def get(name: str) -> Model:
+        return steerlab.load(models[name], backend="hooks", prefix_caching=False)
 
     return get

@@ -1,7 +1,5 @@
 """Prompts, and a fitted steerer of every kind for a model."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

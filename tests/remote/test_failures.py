@@ -24,10 +24,10 @@ from steerlab import Model, RemoteError
 from steerlab.cli import main
 from steerlab.methods.base import Context, Intervention, Steerer
 from steerlab.models._nnsight import client
-from steerlab.models._nnsight.ndif import NdifEngine
 
 pytestmark = pytest.mark.remote
 Get = Callable[[str], Model]
+Models = dict[str, Path]
 TINY = "tiny-llama"
 
 
@@ -96,9 +96,7 @@ def still_works(model: Model) -> bool:
 
 
 @pytest.fixture
-def run_doctor(
-    server: Ndif, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[], tuple[int, str]]:
+def run_doctor(server: Ndif, capsys, monkeypatch) -> Callable[[], tuple[int, str]]:
     """The command's exit status and, on one line, its report of the server."""
     monkeypatch.delenv("NDIF_API_KEY", raising=False)
 
@@ -118,9 +116,7 @@ def api_only(server: Ndif) -> None:
 # --- models, time and memory
 
 
-def test_a_model_that_is_not_deployed_is_named_with_the_most_similar(
-    remote: Get, server: Ndif, models: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_missing_model_has_a_suggestion(remote: Get, server: Ndif, models: Models, tmp_path: Path) -> None:
     remote(TINY)  # so that one is deployed
     misspelt = shutil.copytree(models[TINY], tmp_path / "tiny-lama")
     # a model may fail to start by chance
@@ -137,7 +133,7 @@ def test_a_job_over_the_time_limit_is_ended_and_the_next_one_runs(remote: Get) -
     assert error.kind == "timeout" and "fewer new tokens" in str(error) and still_works(remote(TINY))
 
 
-def test_a_running_job_without_messages_is_given_up(remote: Get, server: Ndif, models: dict[str, Path]) -> None:
+def test_a_running_job_without_messages_is_given_up(remote: Get, server: Ndif, models: Models) -> None:
     error = error_of(steerlab.load(models[TINY], remote=server.host, check=False, retry_timeout=2.0), slow)
     assert error.kind == "timeout" and "no message about a running job for 2 s" in str(error)
     assert still_works(remote(TINY))
@@ -184,17 +180,6 @@ def test_a_job_has_the_servers_messages_and_errors(remote: Get) -> None:
         job.result(120)
 
 
-def test_a_vector_with_gradients_is_refused_before_a_request(remote: Get) -> None:
-    model = remote(TINY)
-    assert isinstance(model.engine, NdifEngine)
-    sent = model.engine.client.traffic.requests
-    mean = steerlab.MeanDifference.from_tensor(1, torch.zeros(model.hidden_size))
-    mean.vector_ = torch.ones(model.hidden_size, requires_grad=True)
-    with pytest.raises(RemoteError, match="requires gradients") as caught:
-        steerlab.generate(model, PROMPTS, steer=mean, max_new_tokens=3)
-    assert caught.value.kind == "unsupported" and model.engine.client.traffic.requests == sent
-
-
 # --- versions and keys
 
 
@@ -210,9 +195,7 @@ def test_doctor_reports_models_and_equal_versions(run_doctor, remote: Get, serve
     assert "the server does not know it, or requires no key" in text and "not-to-be-seen" not in text
 
 
-def test_other_versions_are_named_by_load_and_doctor(
-    run_doctor, server: Ndif, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_and_doctor_name_other_versions(run_doctor, server: Ndif, models: Models, monkeypatch) -> None:
     true, there = client.version, version("transformers")
     monkeypatch.setattr(client, "version", lambda name: "4.1.0" if name == "transformers" else true(name))
     with pytest.raises(RemoteError, match=r"transformers 4\.1\.0 here and 5\.") as caught:
@@ -223,7 +206,7 @@ def test_other_versions_are_named_by_load_and_doctor(
     assert f'-> pip install "transformers=={there}"' in text
 
 
-def test_a_server_that_needs_a_newer_client_names_both_versions(server: Ndif, models: dict[str, Path]) -> None:
+def test_a_server_that_needs_a_newer_client_names_both_versions(server: Ndif, models: Models) -> None:
     api_only(server)
     error = pytest.raises(RemoteError, match=r"(?s)nnsight 0\.8.*9\.0")
     with server.restarted(NDIF_MIN_NNSIGHT_VERSION="9.0"), error as caught:
@@ -231,19 +214,16 @@ def test_a_server_that_needs_a_newer_client_names_both_versions(server: Ndif, mo
     assert caught.value.kind == "version"
 
 
-def test_keys_are_checked_and_a_busy_server_is_retried(
-    server: Ndif, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keys_are_checked_and_busy_server_retried(server: Ndif, models: Models, tmp_path: Path, monkeypatch) -> None:
     api_only(server)
     try:
         keys = Keys(tmp_path / "keys")
     except CannotInstall as error:
         pytest.skip(str(error))
     with keys, server.restarted(NDIF_POSTGRES_URL=keys.url):
+        monkeypatch.delenv("NDIF_API_KEY", raising=False)
         for bad in (None, "not-a-key", "00000000-0000-0000-0000-000000000000"):
-            if bad is None:
-                monkeypatch.delenv("NDIF_API_KEY", raising=False)
-            else:
+            if bad is not None:
                 monkeypatch.setenv("NDIF_API_KEY", bad)
             with pytest.raises(RemoteError, match="NDIF_API_KEY") as caught:
                 steerlab.load(models[TINY], remote=server.host)

@@ -1,7 +1,5 @@
 """Workers and servers that are killed during a sweep or a capture: no result is lost, doubled or changed."""
 
-from __future__ import annotations
-
 import random
 import threading
 import time
@@ -35,14 +33,7 @@ def swept(model: Model, batch_size: int = 8, **options: Any) -> pd.DataFrame:
     """200 settings of three inputs, in 76 requests."""
     vectors = {k: MeanDifference.from_tensor(k, torch.ones(model.hidden_size)) for k in range(model.n_layers)}
     return steerlab.sweep(
-        model,
-        {"mean": vectors},
-        PAIRS,
-        layers="all",
-        alphas=ALPHAS,
-        batch_size=batch_size,
-        progress=False,
-        **options,
+        model, {"mean": vectors}, PAIRS, layers="all", alphas=ALPHAS, batch_size=batch_size, progress=False, **options
     )
 
 
@@ -88,9 +79,7 @@ def killing(server: Ndif, model: Model, victims: list[str], seed: int) -> Iterat
         killer.join()
 
 
-def test_twenty_kills_in_a_sweep_of_200_settings_do_not_change_its_frame(
-    remote: Get, server: Ndif, tmp_path: Path
-) -> None:
+def test_twenty_kills_do_not_change_the_frame_of_a_sweep(remote: Get, server: Ndif, tmp_path: Path) -> None:
     """The sandboxed worker is killed less often, because its requests take longer."""
     model, victims, size = remote("tiny-llama"), ["worker"] * 16 + ["api"] * 4, 8
     if server.sandboxed:
@@ -107,17 +96,14 @@ def test_twenty_kills_in_a_sweep_of_200_settings_do_not_change_its_frame(
     assert len(disturbed.groupby(["layer", "alpha"])) == 200
 
 
-def test_a_sweep_continues_in_its_folder_after_the_server_was_gone(
-    server: Ndif, remote: Get, models: dict[str, Path], tmp_path: Path
-) -> None:
+def test_sweep_continues_after_server_crash(server: Ndif, remote: Get, models: dict[str, Path], tmp_path: Path) -> None:
     if server.sandboxed:
         pytest.skip("the client continues, whichever the worker")
     before, size = traffic(remote("tiny-llama")).requests, 40
     whole = swept(remote("tiny-llama"), size)
     needed = traffic(remote("tiny-llama")).requests - before
-    model = steerlab.load(
-        models["tiny-llama"], remote=server.host, retry_timeout=5.0
-    )  # beyond what a job is silent for
+    # beyond what a job is silent for
+    model = steerlab.load(models["tiny-llama"], remote=server.host, retry_timeout=5.0)
     over = threading.Event()
     watch = threading.Thread(target=_kill_api_after, args=(server, traffic(model), needed // 3, over))
     watch.start()

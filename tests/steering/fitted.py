@@ -1,24 +1,26 @@
 """Tiny models, made once, and one fitted steerer of every kind for each family."""
 
-from __future__ import annotations
-
 from functools import cache
 
+import pytest
 import torch
 
 from steerlab import L2S, P2S, Contrast, Example, MeanDifference, Model, RandomDirection, capture
-from steerlab.methods.base import Steerer
+from steerlab.methods.base import Intervention, Steerer
 from steerlab.methods.l2s.config import TrainingConfig
 from steerlab.testing import tiny_lm
 
-LAYER, CONTEXT_LAYER, HIDDEN = 1, 3, 32
+LAYER, CONTEXT_LAYER, HIDDEN, STEPS = 1, 3, 32, 6
 PROMPTS = ("Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?")
+ANSWERS = ("the reeds", "no", "fish, in the reeds by night")
 QUICK = TrainingConfig(epochs=4, learning_rate=1e-2, loss="mse")
+backends = pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+sides = pytest.mark.parametrize("side", ["left", "right"])
 
 
 @cache
 def make_lm(family: str = "llama", backend: str = "nnsight") -> Model:
-    """Like the `lm` of all tests, with nnsight as the default."""
+    """The same tiny model every time."""
     return tiny_lm(family, backend=backend)
 
 
@@ -37,3 +39,19 @@ def make_steerers(family: str) -> dict[str, Steerer]:
         "l2s": l2s,
         "random": RandomDirection(LAYER, seed=3).fit(acts),
     }
+
+
+class Fixed(Steerer):
+    """A method without anything to fit: it makes the interventions that it is given."""
+
+    def __init__(self, *given: Intervention) -> None:
+        self.given, self.sites = given, tuple(intervention.site for intervention in given)
+
+    def fit(self, acts):
+        return self
+
+    def vectors(self, context):
+        raise NotImplementedError
+
+    def interventions(self, context):
+        return self.given

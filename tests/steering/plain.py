@@ -3,10 +3,8 @@
 No edits, engines, batches or encoded prompts are used: the tests of this folder compare with these functions.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -50,8 +48,17 @@ def hooked(model: Model, layer: int, change: Callable[[Tensor], Tensor]) -> Iter
         handle.remove()
 
 
+@contextmanager
+def under(hooks: Iterable[AbstractContextManager]) -> Iterator[None]:
+    """All the hooks at once, in their order."""
+    with ExitStack() as stack:
+        for hook in hooks:
+            stack.enter_context(hook)
+        yield
+
+
 def adding(delta: Tensor, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """A function that adds one vector to some columns of a `(1, tokens, hidden)` state."""
+    """A function that adds one vector, or one for each column, to some columns of a `(1, tokens, hidden)` state."""
 
     def change(h: Tensor) -> Tensor:
         h = h.clone()
@@ -70,17 +77,8 @@ def logits(model: Model, ids: Sequence[int]) -> Tensor:
 def hidden(model: Model, ids: Sequence[int]) -> list[Tensor]:
     """`(tokens, hidden)` after each block, of one row; the last one before the final norm."""
     found: list[Tensor] = []
-    handles = [
-        block.register_forward_hook(
-            lambda _, args, out: found.append((out[0] if isinstance(out, tuple) else out)[0].clone())
-        )
-        for block in blocks(model.hf, model.layout)
-    ]
-    try:
+    with under(hooked(model, k, lambda h: found.append(h[0].clone()) or h) for k in range(model.n_layers)):
         logits(model, ids)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 
@@ -90,22 +88,6 @@ def new_ids(model: Model, prompt: str, steps: int) -> tuple[int, ...]:
     while len(ids) < n_prompt + steps and ids[-1] != model.tokenizer.eos_token_id:
         ids = [*ids, int(logits(model, ids)[-1].argmax())]
     return tuple(ids[n_prompt:])
-
-
-def greedy(
-    model: Model, prompt: str, layer: int, delta: Tensor, columns: Columns, steps: int
-) -> tuple[tuple[int, ...], list[float]]:
-    """Greedy new ids with `delta` at some columns, and ‖delta‖/‖h‖ of each state steered in the last step."""
-    n_prompt = chat_ids(model, prompt)[1]
-    ratios: list[float] = []
-
-    def change(h: Tensor) -> Tensor:
-        places = columns(n_prompt, h.shape[1])
-        ratios[:] = (delta.norm() / h[0, places].norm(dim=-1)).tolist()
-        return adding(delta, places)(h)
-
-    with hooked(model, layer, change):
-        return new_ids(model, prompt, steps), ratios
 
 
 def answer_logprob(model: Model, prompt: str, answer: str) -> float:

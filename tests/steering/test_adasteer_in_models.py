@@ -1,38 +1,22 @@
 """AdaSteer in tiny models, against two plain Hugging Face forwards per row."""
 
-from __future__ import annotations
-
-from contextlib import ExitStack
 from functools import cache
 
 import plain
 import pytest
 import torch
-from fitted import HIDDEN, PROMPTS, make_lm
+from comparisons import check_copies, check_hooks, check_padding
+from fitted import ANSWERS, HIDDEN, PROMPTS, STEPS, backends, make_lm, sides
 from torch import Tensor
 
-from steerlab import (
-    Contrast,
-    Example,
-    LayoutError,
-    MeanDifference,
-    MismatchError,
-    capture,
-    generate,
-    score,
-    steer,
-    sweep,
-)
-from steerlab.capture.rows import as_examples
+from steerlab import Contrast, Example, MeanDifference, Request, capture, generate, score, steer, sweep
+from steerlab._support.errors import LayoutError, MismatchError
 from steerlab.methods.adasteer.schedules import Ramp
 from steerlab.methods.adasteer.steerer import AdaSteer
 from steerlab.methods.base import Context
-from steerlab.models.sites import Site
-from steerlab.steering.interventions import Request, build_edits, resolve_interventions
 
 pytestmark = pytest.mark.filterwarnings("ignore:AdaSteer")  # classes of a random model lie anyhow
-STEPS, ALPHA = 6, 3.0
-ANSWERS = ("the reeds", "no", "fish by night")
+ALPHA = 3.0
 WORDS = {
     "complied": ("Sure, tell all", "How to do it?", "Write the thing", "And the steps"),
     "rejected": ("No way", "I will not!", "Never ask that", "Stop it now"),
@@ -49,8 +33,8 @@ engines = pytest.mark.parametrize(
 @cache
 def make_ada(family: str, layers: tuple[int, ...], rejection_layer: int, harmfulness_layer: int) -> AdaSteer:
     acts = capture(make_lm(family, "hooks"), EXAMPLES, progress=False)
-    made = AdaSteer(layers, rejection_layer=rejection_layer, harmfulness_layer=harmfulness_layer, **SCHEDULES)
-    return made.fit(acts)
+    prototype = AdaSteer(layers, rejection_layer=rejection_layer, harmfulness_layer=harmfulness_layer, **SCHEDULES)
+    return prototype.fit(acts)
 
 
 def by_hand(ada: AdaSteer, at_r: Tensor, at_h: Tensor, layer: int) -> Tensor:
@@ -65,74 +49,39 @@ def by_hand(ada: AdaSteer, at_r: Tensor, at_h: Tensor, layer: int) -> Tensor:
     return ALPHA * (alpha * first + beta * second)
 
 
-def two_passes(model, ada: AdaSteer, prompt: str) -> list:
-    """Hooks that add, to the prompt alone, what a pass without any hook says."""
+def hooks_of(model, ada: AdaSteer, prompt: str, two_passes: bool) -> list:
+    """Hooks that add to the prompt alone what its states say: those of a pass without hooks, or of the same forward."""
     ids, n = plain.chat_ids(model, prompt)
-    states = plain.hidden(model, ids)
-    at_r, at_h = (states[read.site.layer][n - 1] for read in ada.required_activations)
-    return [
-        plain.hooked(model, site.layer, plain.adding(by_hand(ada, at_r, at_h, site.layer), range(n)))
-        for site in ada.sites
-    ]
+    reading = [read.site.layer for read in ada.required_activations]
+    last = {k: h[n - 1] for k, h in enumerate(plain.hidden(model, ids))} if two_passes else {}
 
+    def hook(layer: int):
+        def change(h: Tensor) -> Tensor:
+            if not two_passes and layer in reading:
+                last[layer] = h[0, n - 1].clone()
+            if layer not in [site.layer for site in ada.sites]:
+                return h
+            return plain.adding(by_hand(ada, *(last[k] for k in reading), layer), range(n))(h)
 
-def one_pass(model, ada: AdaSteer, prompt: str) -> list:
-    """Hooks that read and add in the very same forward."""
-    n, seen = plain.chat_ids(model, prompt)[1], {}
+        return plain.hooked(model, layer, change)
 
-    def reading(k: int):
-        def look(h: Tensor) -> Tensor:
-            seen[k] = h[0, n - 1].clone()
-            return h
-
-        return plain.hooked(model, k, look)
-
-    def adding(k: int):
-        return plain.hooked(
-            model,
-            k,
-            lambda h: plain.adding(by_hand(ada, *(seen[r.site.layer] for r in ada.required_activations), k), range(n))(
-                h
-            ),
-        )
-
-    return [
-        *(reading(k) for k in {read.site.layer for read in ada.required_activations}),
-        *(adding(s.layer) for s in ada.sites),
-    ]
-
-
-def spoken(model, prompt: str, hooks: list, answer: str) -> tuple[tuple[int, ...], float]:
-    """Greedy ids and an answer's log-probability under hooks, the whole row recomputed at every step."""
-    with ExitStack() as stack:
-        for hook in hooks:
-            stack.enter_context(hook)
-        return plain.new_ids(model, prompt, STEPS), plain.answer_logprob(model, prompt, answer)
-
-
-def check(model, ada: AdaSteer, hooks) -> None:
-    options = dict(steer=ada, alpha=ALPHA, max_new_tokens=STEPS)
-    said, again = generate(model, PROMPTS, **options), generate(model, PROMPTS, use_cache=False, **options)
-    found = score(model, PROMPTS, ANSWERS, steer=ada, alpha=ALPHA)
-    columns = sum(plain.chat_ids(model, prompt)[1] for prompt in PROMPTS)
-    assert said.ids == again.ids and said.steered_tokens == again.steered_tokens == len(ada.sites) * columns
-    for i, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
-        ids, logprob = spoken(model, prompt, hooks(model, ada, prompt), answer)
-        assert said.ids[i] == ids and found["logprob"][i] == pytest.approx(logprob, abs=1e-3)
+    return [hook(layer) for layer in range(model.n_layers)]
 
 
 @engines
-@pytest.mark.parametrize("layers", [(0, 1, 2, 3), (1,)], ids=["everywhere", "below the reading layers"])
-def test_steering_equals_two_plain_passes_and_steers_the_prompt_only(family, backend, layers) -> None:
-    check(make_lm(family, backend), make_ada(family, layers, 1, 2), two_passes)
+@pytest.mark.parametrize(
+    ("layers", "reading", "two_passes"),
+    [((0, 1, 2, 3), (1, 2), True), ((1,), (1, 2), True), ((2, 3), (0, 1), False)],
+    ids=["everywhere", "below the reading layers", "above the reading layers"],
+)
+def test_steering_equals_plain_passes_and_steers_the_prompt_only(family, backend, layers, reading, two_passes) -> None:
+    model, ada = make_lm(family, backend), make_ada(family, layers, *reading)
+    request = Request(ada, ALPHA)
+    _, found, _ = check_hooks(model, request, lambda _, prompt: hooks_of(model, ada, prompt, two_passes))
+    assert found.steered_tokens == len(layers) * sum(plain.chat_ids(model, prompt)[1] for prompt in PROMPTS)
 
 
-@engines
-def test_steering_above_the_reading_layers_equals_one_plain_pass(family, backend) -> None:
-    check(make_lm(family, backend), make_ada(family, (2, 3), 0, 1), one_pass)
-
-
-@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+@backends
 def test_coordinates_are_read_from_the_unsteered_prompt(backend: str) -> None:
     model, ada = make_lm("llama", backend), make_ada("llama", (2, 3), 0, 1)
     vector = 4 * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(7))
@@ -141,8 +90,10 @@ def test_coordinates_are_read_from_the_unsteered_prompt(backend: str) -> None:
         found = run.score(PROMPTS, ANSWERS)["logprob"]
     for i, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
         below = plain.adding(vector, range(plain.chat_ids(model, prompt)[1]))
-        two = spoken(model, prompt, [*two_passes(model, ada, prompt), plain.hooked(model, 0, below)], answer)[1]
-        one = spoken(model, prompt, [plain.hooked(model, 0, below), *one_pass(model, ada, prompt)], answer)[1]
+        with plain.under([*hooks_of(model, ada, prompt, two_passes=True), plain.hooked(model, 0, below)]):
+            two = plain.answer_logprob(model, prompt, answer)
+        with plain.under([plain.hooked(model, 0, below), *hooks_of(model, ada, prompt, two_passes=False)]):
+            one = plain.answer_logprob(model, prompt, answer)
         assert found[i] == pytest.approx(two, abs=1e-3) and abs(two - one) > 1e-2, "one pass reads what was steered"
 
 
@@ -163,51 +114,30 @@ def test_coefficients_of_a_prompt_are_independent_of_its_batch() -> None:
     assert generate(model, PROMPTS, **options).ids == whole.ids
 
 
-@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+@backends
 def test_beams_and_sequences_share_the_coefficients_of_their_row(backend: str) -> None:
     model, ada = make_lm("llama", backend), make_ada("llama", (0, 1, 2, 3), 1, 2)
-    options = dict(steer=ada, alpha=ALPHA, max_new_tokens=STEPS, num_beams=3, num_return_sequences=2)
-    together = generate(model, PROMPTS, **options)
-    separate = [ids for prompt in PROMPTS for ids in generate(model, [prompt], **options).ids]
-    assert list(together.ids) == separate
-    greedy = generate(model, PROMPTS, steer=ada, alpha=ALPHA, max_new_tokens=STEPS)
-    sampled = generate(
-        model, PROMPTS, steer=ada, alpha=ALPHA, max_new_tokens=STEPS, do_sample=True, top_k=1, num_return_sequences=3
-    )
-    assert sampled.ids == tuple(ids for ids in greedy.ids for _ in range(3))
+    check_copies(model, Request(ada, ALPHA))
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@sides
 def test_states_are_independent_of_the_padding_side(side: str) -> None:
     model, ada = make_lm("llama", "hooks"), make_ada("llama", (0, 2), 1, 2)
-    acts = [capture(model, PROMPTS, layers=[1, 2], padding=s, progress=False) for s in (side, "right")]
+    acts = [capture(model, PROMPTS, layers=[1, 2], padding=s, progress=False) for s in ("left", "right")]
     for one, other in zip(*(ada.coefficients(Context.of(a)) for a in acts), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    prepared = resolve_interventions(model, [Request(ada, ALPHA)], as_examples(PROMPTS), 16)
-    rows = [model.encode(p, answer=a, example_id=str(i)) for i, (p, a) in enumerate(zip(PROMPTS, ANSWERS, strict=True))]
-    together = model.batch(rows, side)
-    sites = [Site(k) for k in range(model.n_layers)]
-
-    def states(batch, numbers) -> Tensor:
-        plan = build_edits(model, prepared, batch, numbers)
-        return model.engine.capture_states(model.inputs(batch), plan, sites, lambda h: h.clone())
-
-    found = states(together, range(len(rows)))
-    for i, row in enumerate(rows):
-        here = found[i, :, together.offsets[i] :][:, : len(row)]
-        torch.testing.assert_close(here, states(model.batch([row]), [i])[0], rtol=1e-4, atol=1e-4)
+    check_padding(model, Request(ada, ALPHA), side)
 
 
-@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+@backends
 def test_zero_coefficients_change_nothing(backend: str) -> None:
     model, none = make_lm("llama", backend), Ramp(0.0, 0.0)
     ada = AdaSteer(range(4), rejection_layer=1, harmfulness_layer=2, rejection=none, compliance=none)
     ada.fit(capture(model, EXAMPLES, progress=False))
-    before = score(model, PROMPTS, ANSWERS)["logprob"].tolist()
-    assert score(model, PROMPTS, ANSWERS, steer=ada, alpha=ALPHA)["logprob"].tolist() == before
-    assert (
-        score(model, PROMPTS, ANSWERS, steer=make_ada("llama", (0, 1), 1, 2), alpha=0.0)["logprob"].tolist() == before
-    )
+    before = score(model, PROMPTS, ANSWERS)
+    assert score(model, PROMPTS, ANSWERS, steer=ada, alpha=ALPHA)["logprob"].equals(before["logprob"])
+    at_zero = score(model, PROMPTS, ANSWERS, steer=make_ada("llama", (0, 1), 1, 2), alpha=0.0)
+    assert at_zero["logprob"].equals(before["logprob"])
     assert generate(model, PROMPTS, steer=ada, max_new_tokens=3).ids == generate(model, PROMPTS, max_new_tokens=3).ids
 
 
@@ -215,9 +145,8 @@ def test_sweep_over_layers_equals_score() -> None:
     model = make_lm("llama", "hooks")
     rows = [Example(f"q{i}", p, "b", Contrast("A", "B")) for i, p in enumerate(PROMPTS)]
     prototype = AdaSteer(range(4), rejection_layer=0, harmfulness_layer=1, **SCHEDULES)
-    frame = sweep(
-        model, prototype, rows, layers=[2, 3], alphas=[0.0, ALPHA], positions="prompt", train=EXAMPLES, progress=False
-    )
+    options = dict(layers=[2, 3], alphas=[0.0, ALPHA], positions="prompt", train=EXAMPLES, progress=False)
+    frame = sweep(model, prototype, rows, **options)
     wide = frame.pivot_table(index="example_id", columns=["layer", "alpha"], values="value")
     for layer in (2, 3):
         one = make_ada("llama", (layer,), 0, 1)

@@ -1,32 +1,26 @@
 """Properties that hold exactly for every steerer, model family and engine."""
 
-from __future__ import annotations
-
-import math
+from statistics import mean
 
 import plain
 import pytest
 import torch
-from fitted import CONTEXT_LAYER, HIDDEN, LAYER, PROMPTS
+from comparisons import check_hooks, check_padding, edits_of, encoded, states
+from fitted import ANSWERS, CONTEXT_LAYER, HIDDEN, LAYER, PROMPTS, STEPS, Fixed, backends, make_lm, make_steerers, sides
 from torch import Tensor
 
 from steerlab import L2S, P2S, Match, MeanDifference, Model, SteeringError, generate, score, steer
 from steerlab.capture.rows import as_examples
 from steerlab.methods.base import Intervention, Steerer
-from steerlab.models.encoding import Batch
 from steerlab.models.sites import Site
 from steerlab.steering import Request
 from steerlab.steering.batches import active_steering
-from steerlab.steering.interventions import build_edits, resolve_interventions
+from steerlab.steering.interventions import resolve_interventions
 from steerlab.testing import FAMILIES
 
-BACKENDS = ("nnsight", "hooks")
-ANSWERS = ("the reeds", "ok", "fish, in the reeds by night")
 EARLIER = ({"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi there!"})
-STEPS = 6
 ALPHA = 2.5
 families = pytest.mark.parametrize("family", FAMILIES)
-backends = pytest.mark.parametrize("backend", BACKENDS)
 # plain hooks on three families only: `test_nnsight_and_hooks_generate_the_same` covers the others
 engines = pytest.mark.parametrize(
     ("family", "backend"), [(f, "nnsight") for f in FAMILIES] + [(f, "hooks") for f in ("llama", "gemma2", "gpt2")]
@@ -48,30 +42,13 @@ def vector_by_hand(model: Model, steerer: Steerer, prompt: str, number: int) -> 
     return weights["decoder.weight"] @ torch.tanh(weights["encoder.weight"] @ context + weights["encoder.bias"])
 
 
-def encoded(model: Model, side: str = "left", earlier=()) -> Batch:
-    prompts = [[*earlier, {"role": "user", "content": p}] for p in PROMPTS]
-    rows = [model.encode(p, answer=a, example_id=str(i)) for i, (p, a) in enumerate(zip(prompts, ANSWERS, strict=True))]
-    return model.batch(rows, side)
-
-
-def states(model: Model, batch: Batch, edits) -> Tensor:
-    """`(batch, layer, tokens, hidden)` of every layer under edits."""
-    sites = [Site(k) for k in range(model.n_layers)]
-    return model.engine.capture_states(model.inputs(batch), edits, sites, lambda h: h.clone())
-
-
-def edits_of(model: Model, steerer: Steerer, batch: Batch, positions, numbers=range(3)):
-    settings = resolve_interventions(model, [Request(steerer, ALPHA, positions)], as_examples(PROMPTS), 16)
-    return build_edits(model, settings, batch, numbers)
-
-
 # --- alpha 0 ---------------------------------------------------------------------------------------------------
 
 
 @engines
 @kinds
-def test_alpha_zero_is_bit_identical_to_no_steering(lm, steerers, family, backend, kind):
-    model, steerer = lm(family, backend), steerers(family)[kind]
+def test_alpha_zero_is_bit_identical_to_no_steering(family, backend, kind):
+    model, steerer = make_lm(family, backend), make_steerers(family)[kind]
     before, scored = generate(model, PROMPTS, max_new_tokens=STEPS), score(model, PROMPTS, ANSWERS)
     for alpha in (0.0, torch.zeros(3)):
         with steer(model, steerer, alpha=alpha) as run:
@@ -80,10 +57,10 @@ def test_alpha_zero_is_bit_identical_to_no_steering(lm, steerers, family, backen
 
 
 @engines
-def test_zero_vector_is_bit_identical_to_no_steering(lm, family, backend):
-    model, zero = lm(family, backend), MeanDifference.from_tensor(LAYER, torch.zeros(HIDDEN))
+def test_zero_vector_is_bit_identical_to_no_steering(family, backend):
+    model, zero = make_lm(family, backend), MeanDifference.from_tensor(LAYER, torch.zeros(HIDDEN))
     batch = encoded(model)
-    inputs, edits = model.inputs(batch), edits_of(model, zero, batch, "all")
+    inputs, edits = model.inputs(batch), edits_of(model, batch, Request(zero, ALPHA, "all"))
     assert edits, "the zero vector is really added"
     assert torch.equal(model.engine.logits(inputs, edits, 5), model.engine.logits(inputs, {}, 5))
     unsteered = generate(model, PROMPTS, max_new_tokens=STEPS)
@@ -124,16 +101,18 @@ def expected_tokens(model: Model) -> list[dict[str, list[int]]]:
 
 
 @engines
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_alpha_v_is_added_at_the_positions_and_nowhere_else(lm, steerers, family, backend, side):
-    model, steerer = lm(family, backend), steerers(family)["p2s"]
-    batch, tokens = encoded(model, side, EARLIER), expected_tokens(lm(family, backend))
+@sides
+def test_alpha_v_is_added_at_the_positions_and_nowhere_else(family, backend, side):
+    model, steerer = make_lm(family, backend), make_steerers(family)["p2s"]
+    turns = [[*EARLIER, {"role": "user", "content": prompt}] for prompt in PROMPTS]
+    batch, tokens = encoded(model, side, turns), expected_tokens(model)
     before = states(model, batch, {})
     mask = torch.zeros(3, 7, dtype=torch.bool)
     mask[:, [0, 5, 6]] = True
     given = {"int": 3, "negative int": -2, "slice": slice(1, 5), "match": Match("i"), "mask": mask}
     for positions in tokens[0]:
-        steered = states(model, batch, edits_of(model, steerer, batch, given.get(positions, positions)))
+        request = Request(steerer, ALPHA, given.get(positions, positions))
+        steered = states(model, batch, edits_of(model, batch, request))
         expected = before.clone()
         for row, of_row in enumerate(tokens):
             assert of_row[positions], "every row is steered somewhere"
@@ -146,30 +125,18 @@ def test_alpha_v_is_added_at_the_positions_and_nowhere_else(lm, steerers, family
 
 @engines
 @kinds
-def test_every_steerer_adds_its_vector(lm, steerers, family, backend, kind):
-    model, steerer = lm(family, backend), steerers(family)[kind]
+def test_every_steerer_adds_its_vector(family, backend, kind):
+    model, steerer = make_lm(family, backend), make_steerers(family)[kind]
     batch = encoded(model)
     (setting,) = resolve_interventions(model, [Request(steerer)], as_examples(PROMPTS), 16)
     vectors = setting.interventions[0].vectors.clone()
     for number, prompt in enumerate(PROMPTS):
         expected = vector_by_hand(model, steerer, prompt, number)
         torch.testing.assert_close(vectors[number], expected, rtol=1e-4, atol=1e-5)
-    before, steered = states(model, batch, {}), states(model, batch, edits_of(model, steerer, batch, "all"))
+    before, steered = states(model, batch, {}), states(model, batch, edits_of(model, batch, Request(steerer, ALPHA)))
     real = batch.attention_mask.bool()[:, :, None]
     expected = torch.where(real, before[:, LAYER] + (ALPHA * vectors)[:, None], before[:, LAYER])
     assert torch.equal(steered[:, LAYER], expected)
-
-
-@families
-def test_later_blocks_equal_a_plain_forward_with_a_hook(lm, steerers, family):
-    model, steerer = lm(family), steerers(family)["p2s"]
-    batch = encoded(model)
-    steered = states(model, batch, edits_of(model, steerer, batch, "prompt"))
-    for number, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
-        ids, n = plain.chat_ids(model, prompt, answer)
-        with plain.hooked(model, LAYER, plain.adding(ALPHA * steerer.table_[number], range(n))):
-            expected = torch.stack(plain.hidden(model, ids))
-        torch.testing.assert_close(steered[number, :, -len(ids) :], expected, rtol=1e-4, atol=1e-4)
 
 
 # --- batches and padding ---------------------------------------------------------------------------------------
@@ -195,30 +162,26 @@ def poison():
 
 @engines
 @per_row
-def test_batch_equals_single_rows_with_poisoned_pads(lm, steerers, poison, family, backend, kind):
-    model, steerer = lm(family, backend), steerers(family)[kind]
+def test_batch_equals_smaller_batches_with_poisoned_pads(poison, family, backend, kind):
+    model, steerer = make_lm(family, backend), make_steerers(family)[kind]
     with steer(model, steerer, alpha=ALPHA) as run:
-        single = run.generate(PROMPTS, max_new_tokens=STEPS, batch_size=1)
-        one = run.score(PROMPTS, ANSWERS, batch_size=1)
+        texts = [run.generate(PROMPTS, max_new_tokens=STEPS, batch_size=size) for size in (1, 2)]
+        scores = [run.score(PROMPTS, ANSWERS, batch_size=size) for size in (1, 2)]
         poison(model)
-        batch = run.generate(PROMPTS, max_new_tokens=STEPS)
-        many = run.score(PROMPTS, ANSWERS)
-    assert batch.ids == single.ids and batch.steered_tokens == single.steered_tokens
-    assert many["logprob"].tolist() == pytest.approx(one["logprob"].tolist(), abs=1e-4)
+        batch, scored = run.generate(PROMPTS, max_new_tokens=STEPS), run.score(PROMPTS, ANSWERS)
+    tolerance = 1e-5 if kind == "p2s" else 1e-4  # L2S reads states, and those differ a little by batch
+    for found, frame in zip(texts, scores, strict=True):
+        assert batch.ids == found.ids and batch.steered_tokens == found.steered_tokens
+        assert scored["logprob"].tolist() == pytest.approx(frame["logprob"].tolist(), abs=tolerance)
+        assert scored.attrs["steered_tokens"] == frame.attrs["steered_tokens"]
 
 
 @engines
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_states_do_not_depend_on_padding(lm, steerers, poison, family, backend, side):
-    model, steerer = lm(family, backend), steerers(family)["p2s"]
+@sides
+def test_states_do_not_depend_on_padding(poison, family, backend, side):
+    model = make_lm(family, backend)
     poison(model)
-    batch = encoded(model, side)
-    together = states(model, batch, edits_of(model, steerer, batch, "last+generated"))
-    for number, row in enumerate(batch.rows):
-        single = model.batch([row])
-        expected = states(model, single, edits_of(model, steerer, single, "last+generated", [number]))[0]
-        here = together[number, :, batch.offsets[number] :][:, : len(row)]
-        torch.testing.assert_close(here, expected, rtol=1e-5, atol=1e-5)
+    check_padding(model, Request(make_steerers(family)["p2s"], ALPHA, "last+generated"), side)
 
 
 # --- cached generation -----------------------------------------------------------------------------------------
@@ -226,21 +189,26 @@ def test_states_do_not_depend_on_padding(lm, steerers, poison, family, backend, 
 
 @engines
 @all_positions
-def test_cached_generation_equals_recomputation_and_a_loop_by_hand(lm, steerers, family, backend, positions):
-    model, steerer = lm(family, backend), steerers(family)["p2s"]
-    options = dict(steer=steerer, alpha=ALPHA, positions=positions, max_new_tokens=STEPS)
-    cached = generate(model, PROMPTS, **options)
-    uncached = generate(model, PROMPTS, use_cache=False, **options)
-    assert (cached.ids, cached.steered_tokens) == (uncached.ids, uncached.steered_tokens)
+def test_padded_batch_equals_single_rows_with_plain_hooks(family, backend, positions):
+    model, steerer = make_lm(family, backend), make_steerers(family)["p2s"]
+    ratios: list[list[list[float]]] = [[] for _ in PROMPTS]  # of every row, in every forward, of every steered state
+
+    def hooks(number, prompt):
+        n, delta = plain.chat_ids(model, prompt)[1], ALPHA * steerer.table_[number]
+
+        def change(h: Tensor) -> Tensor:
+            columns = plain.COLUMNS[positions](n, h.shape[1])
+            ratios[number].append((delta.norm() / h[0, columns].norm(dim=-1)).tolist())
+            return plain.adding(delta, columns)(h)
+
+        return [plain.hooked(model, LAYER, change)]
+
+    scored, cached, uncached = check_hooks(model, Request(steerer, ALPHA, positions), hooks)
+    answer_ratios, text_ratios = ([ratio for of_row in ratios for ratio in of_row[i]] for i in (0, -1))
+    assert scored.attrs["steered_tokens"] == len(answer_ratios) and cached.steered_tokens == len(text_ratios)
+    assert scored.attrs["norm_ratio"] == pytest.approx(mean(answer_ratios), rel=1e-5)
+    assert cached.norm_ratio == pytest.approx(mean(text_ratios), rel=1e-4)
     assert cached.norm_ratio == pytest.approx(uncached.norm_ratio, rel=0.2)
-    loops = [
-        plain.greedy(model, p, LAYER, ALPHA * steerer.table_[i], plain.COLUMNS[positions], STEPS)
-        for i, p in enumerate(PROMPTS)
-    ]
-    assert cached.ids == tuple(ids for ids, _ in loops)
-    ratios = [ratio for _, row in loops for ratio in row]
-    assert cached.steered_tokens == len(ratios)
-    assert cached.norm_ratio == pytest.approx(sum(ratios) / len(ratios), rel=1e-4)
     if positions == "generated":
         unsteered = generate(model, PROMPTS, max_new_tokens=1)
         assert [ids[0] for ids in cached.ids] == [ids[0] for ids in unsteered.ids], "the first token is not steered"
@@ -248,10 +216,10 @@ def test_cached_generation_equals_recomputation_and_a_loop_by_hand(lm, steerers,
 
 @families
 @per_row
-def test_nnsight_and_hooks_generate_the_same(lm, steerers, family, kind):
+def test_nnsight_and_hooks_generate_the_same(family, kind):
     for positions in ("all", "last+generated"):
-        options = dict(steer=steerers(family)[kind], alpha=ALPHA, positions=positions, max_new_tokens=STEPS)
-        one, other = (generate(lm(family, backend), PROMPTS, **options) for backend in BACKENDS)
+        options = dict(steer=make_steerers(family)[kind], alpha=ALPHA, positions=positions, max_new_tokens=STEPS)
+        one, other = (generate(make_lm(family, backend), PROMPTS, **options) for backend in ("nnsight", "hooks"))
         assert (one.ids, one.steered_tokens) == (other.ids, other.steered_tokens)
         assert one.norm_ratio == pytest.approx(other.norm_ratio, rel=1e-5)
 
@@ -259,19 +227,14 @@ def test_nnsight_and_hooks_generate_the_same(lm, steerers, family, kind):
 # --- afterwards ------------------------------------------------------------------------------------------------
 
 
-class Failing(MeanDifference):
-    """Raises inside the forward."""
-
-    def interventions(self, context):
-        def fail(h: Tensor) -> Tensor:
-            raise ZeroDivisionError("in the middle of a forward")
-
-        return (Intervention(Site(LAYER), vector_fn=fail),)
+def fail(h: Tensor) -> Tensor:
+    raise ZeroDivisionError("in the middle of a forward")
 
 
 @engines
-def test_model_is_bit_identical_after_steering_and_after_exceptions(lm, steerers, family, backend):
-    model, steerer = lm(family, backend), steerers(family)["l2s"]
+def test_model_is_bit_identical_after_steering_and_after_exceptions(family, backend):
+    model, steerer = make_lm(family, backend), make_steerers(family)["l2s"]
+    failing = Fixed(Intervention(Site(LAYER), vector_fn=fail))
     generate(model, PROMPTS[:1], max_new_tokens=2)  # an engine may prepare the model when first used
     weights = {k: v.clone() for k, v in model.hf.state_dict().items()}
     hooks, (ids, _) = plain.hook_count(model), plain.chat_ids(model, PROMPTS[0])
@@ -291,9 +254,9 @@ def test_model_is_bit_identical_after_steering_and_after_exceptions(lm, steerers
         raise ZeroDivisionError
     check()
     with pytest.raises(Exception, match="in the middle of a forward"):
-        generate(model, PROMPTS, steer=Failing(LAYER), max_new_tokens=2)
+        generate(model, PROMPTS, steer=failing, max_new_tokens=2)
     with pytest.raises(Exception, match="in the middle of a forward"):
-        score(model, PROMPTS, ANSWERS, steer=Failing(LAYER))
+        score(model, PROMPTS, ANSWERS, steer=failing)
     check()
 
 
@@ -303,8 +266,8 @@ def test_model_is_bit_identical_after_steering_and_after_exceptions(lm, steerers
 @backends
 @all_positions
 @pytest.mark.parametrize("given", ["option", "generation config"])
-def test_states_after_a_row_has_ended_are_not_counted(lm, steerers, monkeypatch, backend, positions, given):
-    model, steerer = lm("llama", backend), steerers("llama")["p2s"]
+def test_states_after_a_row_has_ended_are_not_counted(monkeypatch, backend, positions, given):
+    model, steerer = make_lm("llama", backend), make_steerers("llama")["p2s"]
     options = dict(steer=steerer, alpha=ALPHA, positions=positions, max_new_tokens=STEPS)
     long = generate(model, PROMPTS, **options)
     eos = long.ids[0][2]
@@ -324,28 +287,12 @@ def test_states_after_a_row_has_ended_are_not_counted(lm, steerers, monkeypatch,
 
 
 @backends
-def test_no_steered_token_raises_unless_alpha_is_zero(lm, steerers, backend):
-    model, options = lm("llama", backend), dict(positions="generated", max_new_tokens=1)
-    steerer = steerers("llama")["mean"]
+def test_no_steered_token_raises_unless_alpha_is_zero(backend):
+    model, options = make_lm("llama", backend), dict(positions="generated", max_new_tokens=1)
+    steerer = make_steerers("llama")["mean"]
     with pytest.raises(SteeringError, match="no token was steered"):
         generate(model, PROMPTS, steer=steerer, **options)
     unsteered = generate(model, PROMPTS, max_new_tokens=1)
     for alpha in (0.0, [0.0] * 3):
         found = generate(model, PROMPTS, steer=steerer, alpha=alpha, **options)
         assert found.ids == unsteered.ids and found.steered_tokens == 0
-
-
-@families
-def test_norm_ratio_of_score_is_that_of_the_steered_states(lm, steerers, family):
-    model, steerer = lm(family), steerers(family)["p2s"]
-    ratios = []
-    for number, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
-        ids, n = plain.chat_ids(model, prompt, answer)
-        h = plain.hidden(model, ids)[LAYER][n - 1 :]
-        ratios += (ALPHA * steerer.table_[number].norm() / h.norm(dim=-1)).tolist()
-    with steer(model, steerer, alpha=ALPHA, positions="last+generated") as run:
-        assert math.isnan(run.norm_ratio) and run.steered_tokens == 0
-        frame = run.score(PROMPTS, ANSWERS)
-    assert frame.attrs["steered_tokens"] == run.steered_tokens == len(ratios)
-    assert run.norm_ratio == pytest.approx(frame.attrs["norm_ratio"])
-    assert run.norm_ratio == pytest.approx(sum(ratios) / len(ratios), rel=1e-5)

@@ -1,36 +1,23 @@
 """Any detector gates any steerer, row by row, inside one batch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import plain
 import pytest
 import torch
-from fitted import HIDDEN, LAYER, PROMPTS, make_lm, make_steerers
+from fitted import ANSWERS, HIDDEN, LAYER, PROMPTS, STEPS, Fixed, backends, make_lm, make_steerers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab import (
-    Contrast,
-    Example,
-    MeanDifference,
-    MismatchError,
-    Prompt,
-    SteeringError,
-    capture,
-    generate,
-    score,
-    sweep,
-)
-from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer
+from steerlab import Contrast, Example, MeanDifference, Prompt, capture, generate, score, sweep
+from steerlab._support.errors import MismatchError, SteeringError
+from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation
 from steerlab.methods.gated import Gated
 from steerlab.methods.probe import LinearProbe
 from steerlab.methods.serialization import load_steerer, save
 from steerlab.models.sites import Site
 
-STEPS, ALPHA = 6, 2.5
-ANSWERS = ("the reeds", "no", "fish by night")
+ALPHA = 2.5
 V = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(5))
 MEAN = MeanDifference.from_tensor(LAYER, V)
 
@@ -50,29 +37,18 @@ class DetectIds(Detector):
         return torch.tensor([float(example_id in self.ids) for example_id in context.example_ids])
 
 
-class TwoLayers(Steerer):
-    """Two layers: a vector with a gate, and a function of the state."""
-
-    sites = (Site(0), Site(2))
-
-    def fit(self, acts):
-        return self
-
-    def vectors(self, context):
-        raise NotImplementedError
-
-    def interventions(self, context):
-        n = len(context.example_ids)
-        fixed = Intervention(Site(0), V.expand(n, -1), torch.full((n,), 0.5))
-        return (fixed, Intervention(Site(2), vector_fn=lambda h: h / 3))
+TWO_LAYERS = Fixed(
+    Intervention(Site(0), V.expand(3, -1), torch.full((3,), 0.5)),
+    Intervention(Site(2), vector_fn=lambda h: h / 3),
+)
 
 
-@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+@backends
 @pytest.mark.parametrize("name", ["mean", "p2s", "l2s", "two layers"])
 @pytest.mark.parametrize("ids", [(), ("1",), ("0", "2"), ("0", "1", "2")], ids=len)
 def test_detected_rows_are_steered_and_others_unchanged(name: str, backend: str, ids: tuple[str, ...]) -> None:
     model = make_lm("llama", backend)
-    steerer = TwoLayers() if name == "two layers" else make_steerers("llama")[name]
+    steerer = TWO_LAYERS if name == "two layers" else make_steerers("llama")[name]
     steers = (Gated(steerer, DetectIds(*ids)), steerer, ())
     gated, steered, unsteered = (generate(model, PROMPTS, steer=s, alpha=ALPHA, max_new_tokens=STEPS) for s in steers)
     found, on, off = (score(model, PROMPTS, ANSWERS, steer=s, alpha=ALPHA)["logprob"] for s in steers)

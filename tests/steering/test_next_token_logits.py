@@ -1,7 +1,5 @@
 """`next_token_logits` is the last row of an ordinary forward, steered or not."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,14 +1,12 @@
 """The published one-word pairs: both sides are read at a token after the word, the context before the header."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import plain
 import pytest
 import torch
-from fitted import CONTEXT_LAYER, LAYER, PROMPTS, QUICK
+from fitted import CONTEXT_LAYER, LAYER, PROMPTS, QUICK, backends, make_lm
 from torch import Tensor
 
 from steerlab import L2S, P2S, Example, Model, Request, capture
@@ -31,12 +29,10 @@ def state(model: Model, turns: Sequence[tuple[str, str]], layer: int, token: int
     return plain.hidden(model, model.tokenizer(rendered, add_special_tokens=False).input_ids)[layer][token]
 
 
-@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+@backends
 @pytest.mark.parametrize("kind", ["llava", "qwen"])
-def test_pairs_are_read_at_the_published_token_and_l2s_before_the_header(
-    lm: Callable[..., Model], backend: str, kind: str
-) -> None:
-    model = lm("llama", backend)
+def test_pairs_are_read_at_the_published_token_and_l2s_before_the_header(backend: str, kind: str) -> None:
+    model = make_lm("llama", backend)
     pairs = [PUBLISHED_PAIRS[kind][name] for name, _ in CLASSES[kind]]
     rows = [Example(str(i), p, "b", pair) for i, (p, pair) in enumerate(zip(PROMPTS, pairs, strict=True))]
     acts = capture(model, rows, layers=[LAYER, CONTEXT_LAYER], context="last_user", progress=False)

@@ -1,46 +1,28 @@
 """`steer` and `generate`: sums, alphas, beams, seeds, blocks, errors, and every kind of intervention."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from math import isnan
 
 import plain
 import pytest
 import torch
-from fitted import HIDDEN, LAYER, PROMPTS, make_lm
+from comparisons import check_copies, check_hooks
+from fitted import ANSWERS, HIDDEN, LAYER, PROMPTS, STEPS, Fixed, backends, make_lm, make_steerers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steerlab import (
-    P2S,
-    ActivationError,
-    EncodingError,
-    Example,
-    LayoutError,
-    MeanDifference,
-    MismatchError,
-    PositionError,
-    Prompt,
-    Request,
-    SteeringError,
-    generate,
-    score,
-    steer,
-)
-from steerlab.methods.base import Context, Intervention, Steerer
+from steerlab import P2S, ActivationError, Example, MeanDifference, Prompt, Request, generate, score, steer
+from steerlab._support.errors import EncodingError, LayoutError, MismatchError, PositionError, SteeringError
+from steerlab.methods.base import Intervention, Steerer
 from steerlab.models.layout import blocks
 from steerlab.models.sites import Site
 from steerlab.steering.batches import active_steering
 
-STEPS, ALPHA = 6, 2.5
-ANSWERS = ("the reeds", "no", "fish by night")
+ALPHA = 2.5
 DRAW = torch.Generator().manual_seed(5)
 V, W = torch.randn(HIDDEN, generator=DRAW), torch.randn(HIDDEN, generator=DRAW)
-ALL = plain.COLUMNS["all"]
 OPTIONS = dict(max_new_tokens=STEPS)
-backends = pytest.mark.parametrize("backend", ["nnsight", "hooks"])
 verbs = pytest.mark.parametrize(
     "verb", [generate, lambda m, p, **k: score(m, p, ANSWERS, **k)], ids=["generate", "score"]
 )
@@ -50,11 +32,15 @@ def mean(vector: Tensor, layer: int = LAYER) -> MeanDifference:
     return MeanDifference.from_tensor(layer, vector)
 
 
+def everywhere(delta: Tensor):
+    return lambda h: h + delta
+
+
 # --- sums and strengths ----------------------------------------------------------------------------------------
 
 
-def test_several_steerers_add_up(lm) -> None:
-    model = lm()
+def test_several_steerers_add_up() -> None:
+    model = make_lm()
     whole = generate(model, PROMPTS, steer=mean(2 * V + 3 * W), **OPTIONS)
     requests = [Request(mean(V), 2.0), Request(mean(W), 3.0)]
     assert generate(model, PROMPTS, steer=requests, **OPTIONS).ids == whole.ids
@@ -68,8 +54,8 @@ def test_several_steerers_add_up(lm) -> None:
     assert one.ids == generate(model, PROMPTS, steer=mean(2 * V), **OPTIONS).ids
 
 
-def test_each_request_has_its_positions_and_layer(lm) -> None:
-    model = lm()
+def test_each_request_has_its_positions_and_layer() -> None:
+    model = make_lm()
     requests = [Request(mean(V), 2.0, "prompt"), Request(mean(W, 2), 3.0, "last")]
     found = score(model, PROMPTS, ANSWERS, steer=requests, alpha=99.0, positions="all")
     for number, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
@@ -91,8 +77,8 @@ def test_each_row_has_its_alpha(alphas: list[float], batch_size: int) -> None:
         assert found["logprob"][number] == pytest.approx(single["logprob"][0], abs=1e-4)
 
 
-def test_scale_norm_is_in_units_of_each_rows_state(lm) -> None:
-    model = lm()
+def test_scale_norm_is_in_units_of_each_rows_state() -> None:
+    model = make_lm()
     found = score(model, PROMPTS, ANSWERS, steer=mean(7 * V), alpha=0.5, scale="norm")
     ratio = score(model, PROMPTS, ANSWERS, steer=mean(V), alpha=0.5, scale="norm", positions="last")
     assert ratio.attrs["norm_ratio"] == pytest.approx(0.5, rel=1e-5)
@@ -119,8 +105,8 @@ def test_scale_norm_is_in_units_of_each_rows_state(lm) -> None:
     ],
     ids=str,
 )
-def test_every_copy_of_a_row_gets_the_vector_of_the_row(lm, backend: str, options: dict) -> None:
-    model, copies = lm("llama", backend), options.get("num_return_sequences", 1)
+def test_every_copy_of_a_row_gets_the_vector_of_the_row(backend: str, options: dict) -> None:
+    model, copies = make_lm("llama", backend), options.get("num_return_sequences", 1)
     options = options | OPTIONS
     one = P2S.from_table(LAYER, {"0": 0 * V, "1": 4 * V, "2": 0 * V})
     before = generate(model, PROMPTS, **options)
@@ -138,8 +124,8 @@ def test_every_copy_of_a_row_gets_the_vector_of_the_row(lm, backend: str, option
 @backends
 @pytest.mark.parametrize("positions", list(plain.COLUMNS))
 @pytest.mark.parametrize("returned", [1, 2])
-def test_beams_count_the_states_behind_the_returned_texts(lm, backend: str, positions: str, returned: int) -> None:
-    model, columns = lm("llama", backend), plain.COLUMNS[positions]
+def test_beams_count_the_states_behind_the_returned_texts(backend: str, positions: str, returned: int) -> None:
+    model, columns = make_lm("llama", backend), plain.COLUMNS[positions]
     options = dict(num_beams=3, num_return_sequences=returned, **OPTIONS)
     found = generate(model, PROMPTS, steer=mean(V), alpha=ALPHA, positions=positions, **options)
     prompts = [plain.chat_ids(model, p)[1] for p in PROMPTS for _ in range(returned)]
@@ -148,9 +134,9 @@ def test_beams_count_the_states_behind_the_returned_texts(lm, backend: str, posi
 
 
 @backends
-def test_norm_ratio_of_beams_is_the_mean_over_all_beams(lm, backend: str) -> None:
+def test_norm_ratio_of_beams_is_the_mean_over_all_beams(backend: str) -> None:
     """Measured at the block after the steered one, whose input is every steered state of every beam."""
-    model, delta, ratios = lm("llama", backend), ALPHA * V, []
+    model, delta, ratios = make_lm("llama", backend), ALPHA * V, []
 
     def note(_, args) -> None:
         ratios.extend((delta.norm() / (args[0][:, -1] - delta).norm(dim=-1)).tolist())
@@ -165,8 +151,8 @@ def test_norm_ratio_of_beams_is_the_mean_over_all_beams(lm, backend: str) -> Non
     assert found.norm_ratio == pytest.approx(sum(ratios) / len(ratios), rel=1e-4)
 
 
-def test_samples_at_temperature_zero_equal_greedy_steering(lm) -> None:
-    model, table = lm("llama"), P2S.from_table(LAYER, {"0": 0 * V, "1": 4 * V, "2": 4 * W})
+def test_samples_at_temperature_zero_equal_greedy_steering() -> None:
+    model, table = make_lm("llama"), P2S.from_table(LAYER, {"0": 0 * V, "1": 4 * V, "2": 4 * W})
     greedy = generate(model, PROMPTS, steer=table, **OPTIONS)
     options = dict(do_sample=True, temperature=1e-4, num_return_sequences=3, **OPTIONS)
     found = generate(model, PROMPTS, steer=table, **options)
@@ -175,8 +161,8 @@ def test_samples_at_temperature_zero_equal_greedy_steering(lm) -> None:
     assert found.norm_ratio == pytest.approx(greedy.norm_ratio, rel=1e-5)
 
 
-def test_sampling_follows_its_seed_and_restores_the_callers_random_state(lm) -> None:
-    model = lm()
+def test_sampling_follows_its_seed_and_restores_the_callers_random_state() -> None:
+    model = make_lm()
     options = dict(steer=mean(V), do_sample=True, num_return_sequences=2, **OPTIONS)
     torch.manual_seed(11)
     state = torch.get_rng_state()
@@ -188,22 +174,23 @@ def test_sampling_follows_its_seed_and_restores_the_callers_random_state(lm) -> 
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 64])
-def test_order_of_the_prompts_is_kept(lm, batch_size: int) -> None:
-    model = lm()
+def test_order_of_the_prompts_is_kept(batch_size: int) -> None:
+    model = make_lm()
     prompts = ["why? " * n for n in (3, 1, 8, 2, 5, 1, 13)]
     rows = [Example(f"row-{i}", p) for i, p in enumerate(prompts)]
     table = P2S.from_table(LAYER, {e.id: V * (i - 3) for i, e in enumerate(rows)})
     found = generate(model, rows, steer=table, batch_size=batch_size, max_new_tokens=4)
     assert found.example_ids == tuple(e.id for e in rows)
     for i, prompt in enumerate(prompts):
-        assert found.ids[i] == plain.greedy(model, prompt, LAYER, V * (i - 3), ALL, 4)[0]
+        with plain.hooked(model, LAYER, everywhere(V * (i - 3))):
+            assert found.ids[i] == plain.new_ids(model, prompt, 4)
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------
 
 
-def test_steer_none_means_the_enclosing_block_and_empty_means_nothing(lm) -> None:
-    model = lm()
+def test_steer_none_means_the_enclosing_block_and_empty_means_nothing() -> None:
+    model = make_lm()
     before, other = generate(model, PROMPTS, **OPTIONS), generate(model, PROMPTS, steer=mean(W), alpha=ALPHA, **OPTIONS)
     scored = score(model, PROMPTS, ANSWERS)
     with steer(model, mean(V), alpha=ALPHA) as run:
@@ -218,9 +205,10 @@ def test_steer_none_means_the_enclosing_block_and_empty_means_nothing(lm) -> Non
     assert generate(model, PROMPTS, **OPTIONS).ids == before.ids
 
 
-def test_run_counts_its_tokens_and_ends_with_its_block(lm) -> None:
-    model = lm()
+def test_run_counts_its_tokens_and_ends_with_its_block() -> None:
+    model = make_lm()
     with steer(model, mean(V), alpha=ALPHA) as run:
+        assert isnan(run.norm_ratio) and run.steered_tokens == 0
         one, two = run.generate(PROMPTS, max_new_tokens=2), run.score(PROMPTS, ANSWERS)
         assert run.steered_tokens == one.steered_tokens + two.attrs["steered_tokens"]
         total = one.norm_ratio * one.steered_tokens + two.attrs["norm_ratio"] * two.attrs["steered_tokens"]
@@ -230,8 +218,8 @@ def test_run_counts_its_tokens_and_ends_with_its_block(lm) -> None:
             call()
 
 
-def test_prompt_baseline_changes_the_prompt_and_adds_no_vector(lm) -> None:
-    model = lm()
+def test_prompt_baseline_changes_the_prompt_and_adds_no_vector() -> None:
+    model = make_lm()
     found = generate(model, PROMPTS, steer=Prompt("Be brief."), **OPTIONS)
     changed = generate(model, [f"{p} Be brief." for p in PROMPTS], **OPTIONS)
     assert found.ids == changed.ids and found.steered_tokens == 0
@@ -239,8 +227,8 @@ def test_prompt_baseline_changes_the_prompt_and_adds_no_vector(lm) -> None:
 
 @backends
 @pytest.mark.parametrize("sampling", [False, True])
-def test_two_threads_give_what_one_gives(lm, backend: str, sampling: bool) -> None:
-    model = lm("llama", backend)
+def test_two_threads_give_what_one_gives(backend: str, sampling: bool) -> None:
+    model = make_lm("llama", backend)
     options = dict(batch_size=1, do_sample=sampling, **OPTIONS)
 
     def work(vector: Tensor) -> list:
@@ -261,19 +249,18 @@ def test_two_threads_give_what_one_gives(lm, backend: str, sampling: bool) -> No
 
 
 @verbs
-def test_vectors_of_another_model_are_refused_by_width_or_name(lm, steerers, verb) -> None:
+def test_vectors_of_another_model_are_refused_by_width_or_name(verb) -> None:
     with pytest.raises((MismatchError, SteeringError), match=r"48.*32|32.*48"):
-        verb(lm(), PROMPTS, steer=mean(torch.ones(48)))
+        verb(make_lm(), PROMPTS, steer=mean(torch.ones(48)))
     for kind in ("l2s", "random"):
         with pytest.raises(MismatchError, match=r"fitted on a model .*'tiny-llama'.*'tiny-qwen2'.*any_model=True"):
-            verb(lm("qwen2"), PROMPTS, steer=steerers("llama")[kind])
+            verb(make_lm("qwen2"), PROMPTS, steer=make_steerers("llama")[kind])
 
 
-def test_any_model_accepts_vectors_of_another_model_of_the_same_width(lm, steerers) -> None:
-    model, random = lm("qwen2"), steerers("llama")["random"]
-    found = generate(model, PROMPTS, steer=Request(random, ALPHA, any_model=True), **OPTIONS)
-    for number, prompt in enumerate(PROMPTS):
-        assert found.ids[number] == plain.greedy(model, prompt, LAYER, ALPHA * random.vector_, ALL, STEPS)[0]
+def test_any_model_accepts_vectors_of_another_model_of_the_same_width() -> None:
+    model, random = make_lm("qwen2"), make_steerers("llama")["random"]
+    request = Request(random, ALPHA, any_model=True)
+    check_hooks(model, request, lambda *_: [plain.hooked(model, LAYER, everywhere(ALPHA * random.vector_))])
     with pytest.raises(MismatchError, match=r"hidden_size 48; this model has 32"):
         generate(model, PROMPTS, steer=Request(mean(torch.ones(48)), any_model=True), **OPTIONS)
 
@@ -296,18 +283,28 @@ NAN, INFINITE = (P2S.from_table(LAYER, {str(i): V * float(x) for i in range(3)})
         (P2S.from_table(LAYER, {"0": V, "1": V}), {}, ActivationError, r"no vector for \['2'\]"),
     ],
 )
-def test_invalid_requests_are_refused(lm, steerer: Steerer, options: dict, error: type, message: str) -> None:
+def test_invalid_requests_are_refused(steerer: Steerer, options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
-        generate(lm(), PROMPTS, steer=steerer, max_new_tokens=2, **options)
+        generate(make_lm(), PROMPTS, steer=steerer, max_new_tokens=2, **options)
 
 
-def test_negative_layers_count_from_the_end(lm) -> None:
-    last, third = (generate(lm(), PROMPTS, steer=mean(V, k), alpha=ALPHA, max_new_tokens=3).ids for k in (-1, 3))
+def test_each_prompt_is_encoded_once_per_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """L2S reads the unsteered prompts first; it is given the rows that are generated from or scored."""
+    model, l2s = make_lm("llama", "hooks"), make_steerers("llama")["l2s"]
+    encode, encoded = model.encode, []
+    monkeypatch.setattr(model, "encode", lambda prompt, **options: encoded.append(prompt) or encode(prompt, **options))
+    generate(model, PROMPTS, steer=l2s, max_new_tokens=2)
+    score(model, PROMPTS, ANSWERS, steer=l2s)
+    assert encoded == [*PROMPTS, *PROMPTS]
+
+
+def test_negative_layers_count_from_the_end() -> None:
+    last, third = (generate(make_lm(), PROMPTS, steer=mean(V, k), alpha=ALPHA, max_new_tokens=3).ids for k in (-1, 3))
     assert last == third
 
 
-def test_prompt_and_new_tokens_must_fit_the_context(lm) -> None:
-    model = lm()
+def test_prompt_and_new_tokens_must_fit_the_context() -> None:
+    model = make_lm()
     n = plain.chat_ids(model, PROMPTS[0])[1]
     room = model.context_length - n
     with pytest.raises(EncodingError, match=f"{n} tokens; with {room + 1} new ones it exceeds .* 512"):
@@ -316,99 +313,60 @@ def test_prompt_and_new_tokens_must_fit_the_context(lm) -> None:
         generate(model, ["x" * 600], max_new_tokens=1)
 
 
-# --- every kind of intervention, in methods written here and compared with hooks by hand -----------------------
+# --- every kind of intervention, compared with hooks by hand ------------------------------------------------------
+
+LAYERS = {0: V, 2: -W, 3: V + W}
+GATE = torch.tensor([1.0, 0.0, 0.25])
+MATRIX = torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(2)) / 4
 
 
-class Fixed(Steerer):
-    """A method without anything to fit."""
-
-    site = Site(LAYER)
-
-    def fit(self, acts):
-        return self
-
-    def vectors(self, context: Context) -> Tensor:
-        raise NotImplementedError
-
-
-class Layers(Fixed):
-    """Several layers, each with a vector (as AdaSteer)."""
-
-    layers = ((0, V), (2, -W), (3, V + W))
-
-    def interventions(self, context):
-        return tuple(Intervention(Site(k), v.expand(len(context.example_ids), -1)) for k, v in self.layers)
-
-
-class RowGates(Fixed):
-    """A vector for every row, with a gate per row."""
-
-    gate = torch.tensor([1.0, 0.0, 0.25])
-
-    def interventions(self, context):
-        return (Intervention(self.site, V.expand(len(context.example_ids), -1), self.gate),)
-
-
-class StateFunction(Fixed):
+def state_function(*sites: Site, matrix: Tensor = MATRIX) -> Fixed:
     """A matrix times the state at the last prompt token, at several sites (as AlphaSteer)."""
-
-    matrix = torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(2)) / 4
-
-    def __init__(self, *sites: Site) -> None:
-        self.sites = sites
-
-    def interventions(self, context):
-        return tuple(Intervention(site, vector_fn=lambda h: h @ self.matrix) for site in self.sites)
-
-
-def everywhere(delta: Tensor):
-    return lambda i, n: lambda h: h + delta
+    return Fixed(*(Intervention(site, vector_fn=lambda h: h @ matrix) for site in sites))
 
 
 def at_last_state(number: int, n: int):
-    return lambda h: h + ALPHA * (h[:, n - 1] @ StateFunction.matrix)[:, None]
+    return lambda h: h + ALPHA * (h[:, n - 1] @ MATRIX)[:, None]
 
 
 @pytest.mark.parametrize(("family", "backend"), [("llama", "nnsight"), ("gemma2", "nnsight"), ("gpt2", "hooks")])
 @pytest.mark.parametrize(
     ("steerer", "changes"),
     [
-        (Layers(), {k: everywhere(ALPHA * v) for k, v in Layers.layers}),
-        (RowGates(), {LAYER: lambda i, n: lambda h: h + ALPHA * RowGates.gate[i] * V}),
-        (StateFunction(Site(0), Site(2)), {0: at_last_state, 2: at_last_state}),
+        (
+            Fixed(*(Intervention(Site(k), v.expand(3, -1)) for k, v in LAYERS.items())),
+            {k: lambda i, n, v=v: everywhere(ALPHA * v) for k, v in LAYERS.items()},
+        ),
+        (
+            Fixed(Intervention(Site(LAYER), V.expand(3, -1), GATE)),
+            {LAYER: lambda i, n: everywhere(ALPHA * GATE[i] * V)},
+        ),
+        (state_function(Site(0), Site(2)), {0: at_last_state, 2: at_last_state}),
     ],
     ids=["layers", "gates", "functions of the state"],
 )
-def test_interventions_equal_hooks_by_hand(lm, family: str, backend: str, steerer: Steerer, changes: dict) -> None:
-    model, steered = lm(family, backend), dict(steer=steerer, alpha=ALPHA, positions="all")
-    scored, found = score(model, PROMPTS, ANSWERS, **steered), generate(model, PROMPTS, **steered, **OPTIONS)
-    uncached = generate(model, PROMPTS, use_cache=False, **steered, **OPTIONS)
-    assert found.ids == uncached.ids and found.steered_tokens == uncached.steered_tokens
-    for number, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
+def test_interventions_equal_hooks_by_hand(family: str, backend: str, steerer: Steerer, changes: dict) -> None:
+    model = make_lm(family, backend)
+
+    def hooks(number: int, prompt: str) -> list:
         n = plain.chat_ids(model, prompt)[1]
-        with ExitStack() as stack:
-            for layer, change in changes.items():
-                stack.enter_context(plain.hooked(model, layer, change(number, n)))
-            assert scored["logprob"][number] == pytest.approx(plain.answer_logprob(model, prompt, answer), abs=1e-3)
-            assert found.ids[number] == plain.new_ids(model, prompt, STEPS)
+        return [plain.hooked(model, layer, change(number, n)) for layer, change in changes.items()]
+
+    check_hooks(model, Request(steerer, ALPHA, "all"), hooks)
 
 
 @backends
-def test_functions_of_the_state_work_with_beams_and_at_a_blocks_input(lm, backend: str) -> None:
-    model, options = lm("llama", backend), dict(alpha=ALPHA, **OPTIONS)
-    beams = generate(model, PROMPTS, steer=StateFunction(Site(1)), num_beams=3, **options)
-    single = [generate(model, [p], steer=StateFunction(Site(1)), num_beams=3, **options).ids[0] for p in PROMPTS]
-    assert list(beams.ids) == single
+def test_functions_of_the_state_work_with_beams_and_at_a_blocks_input(backend: str) -> None:
+    model, options = make_lm("llama", backend), dict(alpha=ALPHA, **OPTIONS)
+    check_copies(model, Request(state_function(Site(1)), ALPHA))
     # the input of a block is the output of the one before it
-    block_in = generate(model, PROMPTS, steer=StateFunction(Site(2, "block_in")), **options)
-    assert block_in.ids == generate(model, PROMPTS, steer=StateFunction(Site(1)), **options).ids
+    block_in = generate(model, PROMPTS, steer=state_function(Site(2, "block_in")), **options)
+    assert block_in.ids == generate(model, PROMPTS, steer=state_function(Site(1)), **options).ids
 
 
-def test_functions_of_the_state_with_another_shape_or_scale_are_refused(lm) -> None:
-    class Narrow(StateFunction):
-        matrix = torch.ones(HIDDEN, 1)
-
+def test_functions_of_the_state_with_another_shape_or_scale_are_refused() -> None:
+    narrow, model = state_function(Site(1), matrix=torch.ones(HIDDEN, 1)), make_lm("llama", "hooks")
     with pytest.raises(Exception, match=r"returned .* for 3 rows of width 32"):
-        generate(lm("llama", "hooks"), PROMPTS, steer=Narrow(Site(1)), max_new_tokens=2)
+        generate(model, PROMPTS, steer=narrow, max_new_tokens=2)
     with pytest.raises(SteeringError, match="scale='raw'"):
-        generate(lm("llama", "hooks"), PROMPTS, steer=StateFunction(Site(1)), scale="norm", max_new_tokens=2)
+        generate(model, PROMPTS, steer=state_function(Site(1)), scale="norm", max_new_tokens=2)

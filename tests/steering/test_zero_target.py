@@ -1,14 +1,11 @@
 """A behavior whose target is the zero vector: L2S has to learn to leave it alone (L2S, appendix on VLGuard)."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
-import pytest
+from fitted import backends, make_lm
 
-from steerlab import L2S, Contrast, Example, MeanDifference, Model, capture, generate
+from steerlab import L2S, Contrast, Example, MeanDifference, capture, generate
 from steerlab.methods import L2S_PAPER, Context
 from steerlab.metrics import share_identical
 
@@ -24,9 +21,9 @@ def questions() -> tuple[list[Example], list[Example]]:
     return [e for i, e in enumerate(rows) if i % 3], rows[::3]
 
 
-@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-def test_a_relu_net_leaves_most_answers_of_the_zero_class_as_they_were(lm: Callable[..., Model], backend: str) -> None:
-    model = lm("llama", backend)
+@backends
+def test_a_relu_net_leaves_most_answers_of_the_zero_class_as_they_were(backend: str) -> None:
+    model = make_lm("llama", backend)
     train, held = questions()
     acts = capture(model, train, layers=[2], progress=False)
     recipe = replace(L2S_PAPER, epochs=60, min_steps=600)

@@ -1,7 +1,5 @@
 """Studies as a person runs them: a script in a process of its own."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -20,13 +18,15 @@ def tiny_folder(path: Path, n_layers: int) -> Path:
     return path
 
 
-def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A script of the repository."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / script), *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+def run(script: str, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository, whatever its exit code."""
+    command = [sys.executable, str(ROOT / script), *arguments]
+    env = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": str(threads)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
+
+
+def succeed(script: str, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository and check that it succeeds."""
+    done = run(script, *arguments, threads=threads)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done

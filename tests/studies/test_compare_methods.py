@@ -1,25 +1,15 @@
 """The comparison of methods runs end to end on a tiny model, resumes, and draws its figure."""
 
-from __future__ import annotations
-
 import json
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from running import DATA, run, tiny_folder
+from running import DATA, succeed, tiny_folder
 
-NUMBERS = (
-    "refuse_harmful",
-    "over_refusal",
-    "identical_harmless",
-    "gsm8k",
-    "ppl",
-    "fit_s",
-    "ms_per_prompt",
-    "ms_per_token",
-)
+MEASURES = ("refuse_harmful", "over_refusal", "identical_harmless", "gsm8k", "ppl")
+COSTS = ("fit_s", "ms_per_prompt", "ms_per_token")
 METHODS = ("none", "prompt", "mean", "l2s", "p2s", "alphasteer", "adasteer", "confst", "gated_mean")
 
 
@@ -39,18 +29,16 @@ def test_study_writes_every_number_resumes_and_draws(tmp_path_factory: pytest.Te
     model, out = long_context_model(tmp_path_factory.mktemp("model")), tmp_path / "compare"
     arguments = ["analyses/compare_methods.py", "--model", str(model), "--data", str(DATA), "--limit", "8"]
     arguments += ["--max-new-tokens", "3", "--math-tokens", "3", "--settings", "2", "--out", str(out)]
-    first = run(*arguments)
-    assert first.returncode == 0, first.stderr[-2000:]
+    succeed(*arguments)
     summary = json.loads((out / "summary.json").read_text())
-    for method, number in product(METHODS, NUMBERS):
+    for method, number in product(METHODS, MEASURES + COSTS):
         assert f"{method}.{number}" in summary, f"{method}.{number}"
     assert summary["none.identical_harmless"]["value"] == 1 and summary["p2s.identical_harmless"]["value"] == 1
     assert summary["none.ms_per_token"]["value"] == 0 and 0 <= summary["tasktracker.auc"]["value"] <= 1
     assert {"delta", "norm", "full"} == set(pd.read_csv(out / "tasktracker.csv")["features"])
     assert summary["gate.probe.harmful"] <= 1 and summary["alphasteer.setting"]["positions"] in ("all", "prompt")
     stamps = {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("*.csv")}
-    again = run(*arguments)
-    assert again.returncode == 0 and stamps == {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("*.csv")}
-    drawn = run("figures/compare_methods.py", str(out), "--out", str(tmp_path))
-    assert drawn.returncode == 0, drawn.stderr[-2000:]
+    succeed(*arguments)
+    assert stamps == {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("*.csv")}
+    succeed("figures/compare_methods.py", str(out), "--out", str(tmp_path))
     assert (tmp_path / "compare_methods.pdf").stat().st_size > 5000

@@ -1,7 +1,5 @@
 """Out-of-fold vectors: nobody is predicted by a steerer that saw them."""
 
-from __future__ import annotations
-
 import pandas as pd
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Every study and figure starts: its imports work and its `--help` names its options. Whole runs are for the night."""
 
-from __future__ import annotations
-
 import runpy
 import sys
 

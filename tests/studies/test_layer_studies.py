@@ -1,13 +1,11 @@
 """The studies of layers and of steerability run end to end on a tiny model, and their figures after them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from running import DATA, run, tiny_folder
+from running import DATA, succeed, tiny_folder
 
 pytestmark = pytest.mark.nightly
 
@@ -18,11 +16,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("model"), n_layers=6)
 
 
-def succeed(script: str, *arguments: str) -> None:
-    done = run(script, *arguments)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 def test_layer_sweep_reports_validation_choice_on_test_examples(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "layers"
     succeed("analyses/layer_sweep.py", "--model", str(folder), "--limit", "4", "--out", str(out), "--guard", "0")
@@ -31,10 +24,8 @@ def test_layer_sweep_reports_validation_choice_on_test_examples(folder: Path, tm
     assert set(layer_ranges) == {"mean", "l2s", "p2s", "random"} and set(results["split"]) == {"test"}
     for name, layer_range in layer_ranges.items():
         mine = results[(results["method"] == name) & (results["metric"] == "propensity")]
-        assert sorted(mine["layer"].unique()) == sorted(layer_range["layers"]) and set(mine["alpha"]) == {
-            0.0,
-            layer_range["alpha"],
-        }
+        assert sorted(mine["layer"].unique()) == sorted(layer_range["layers"])
+        assert set(mine["alpha"]) == {0.0, layer_range["alpha"]}
         wide = mine[mine["layer"] == layer_range["best"]].pivot(index="example_id", columns="alpha", values="value")
         assert abs((wide[layer_range["alpha"]] - wide[0.0]).mean() - layer_range["gain_best"]["value"]) < 1e-3
     succeed("figures/layer_sweep.py", str(out), "--out", str(tmp_path))

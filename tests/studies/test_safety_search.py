@@ -1,9 +1,8 @@
 """The rounds of the safety study: settings tried, missing layers, interrupted runs, identity of the study."""
 
-from __future__ import annotations
-
 import argparse
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import _common
@@ -12,18 +11,7 @@ import _search
 import pandas as pd
 import pytest
 import torch
-from _search import (
-    GOALS,
-    ROUNDS,
-    SETTING_COLUMNS,
-    SettingGroup,
-    distinct,
-    pick_setting,
-    read_grid,
-    round_for_model,
-    search_fingerprints,
-    setting_groups,
-)
+from _search import ROUNDS, SettingGroup, distinct, read_grid, round_for_model, search_fingerprints, setting_groups
 from _selection import choose_candidate
 from running import ROOT
 
@@ -46,16 +34,10 @@ def test_mean_round_is_centered_on_best_settings_with_few_inputs(earlier: pd.Dat
     assert all(len(group.settings()) == 1 for group in found)
     assert {group.targets for group in found} == {"raw", "equalized"}
     rest = distinct(earlier[earlier["method"] == "mean"])
-    best = choose_candidate(rest[rest["inputs"] < 240], GOALS)
-    assert (best["layer"], best["positions"], best["sentences"]) == (
-        found[0].layer,
-        found[0].positions,
-        found[0].sentences,
-    )
-    again = earlier[earlier["round"] == "again"].iloc[0]
-    assert SettingGroup(again["layer"], "all", "reasoned", "raw", (0.7,), ("mean",)) not in found, (
-        "evaluated on 240 inputs"
-    )
+    best = choose_candidate(rest[rest["inputs"] < 240], _search.GOALS)
+    assert all(best[name] == getattr(found[0], name) for name in ("layer", "positions", "sentences"))
+    again = earlier[earlier["round"] == "again"].iloc[0]  # evaluated on 240 inputs
+    assert SettingGroup(again["layer"], "all", "reasoned", "raw", (0.7,), ("mean",)) not in found
 
 
 def test_evaluated_settings_are_not_tried_again(earlier: pd.DataFrame) -> None:
@@ -77,18 +59,16 @@ def test_layers_missing_in_model_are_not_used_as_centers(earlier: pd.DataFrame) 
 
 def test_product_rounds_try_every_setting_with_both_methods() -> None:
     assert sum(len(b.settings()) for b in setting_groups(ROUNDS["wide"], None, 120, 30)) == 720
-    net = setting_groups(ROUNDS["net"], None, 240, 30)
-    assert [b.settings() for b in net] == [
-        [("mean", 16, "-", 1.05), *(("l2s", *r, 1.05) for r in ROUNDS["net"]["readers"])]
-    ]
+    (net,) = setting_groups(ROUNDS["net"], None, 240, 30)
+    assert net.settings() == [("mean", 16, "-", 1.05), *(("l2s", *r, 1.05) for r in ROUNDS["net"]["readers"])]
 
 
 def test_distinct_keeps_the_setting_with_most_inputs(earlier: pd.DataFrame) -> None:
     counts = distinct(earlier).groupby("method").size()
     assert (counts["mean"], counts["l2s"]) == (374, 381)
-    most = earlier.groupby(SETTING_COLUMNS)["inputs"].max().sum()
+    most = earlier.groupby(_search.SETTING_COLUMNS)["inputs"].max().sum()
     assert distinct(earlier)["inputs"].sum() == most
-    assert pick_setting(earlier, "l2s") == pick_setting(distinct(earlier), "l2s")
+    assert _search.pick_setting(earlier, "l2s") == _search.pick_setting(distinct(earlier), "l2s")
 
 
 def test_layers_missing_in_model_are_dropped_and_reported(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +84,7 @@ def test_layers_missing_in_model_are_dropped_and_reported(capsys: pytest.Capture
 def test_read_grid_round_trips_and_rejects_invalid_files(earlier: pd.DataFrame, tmp_path: Path) -> None:
     assert read_grid(GRID, []).round(4).to_csv(index=False) == GRID.read_text()
     with pytest.raises(DataError, match=r"holds the rounds \['wide'\] already"):
-        read_grid(GRID, ["wide", "mean"] if "mean" not in set(read_grid(GRID, [])["round"]) else ["wide"])
+        read_grid(GRID, ["wide"])
     with pytest.raises(DataError, match="does not exist"):
         read_grid(tmp_path / "grid.csv", [])
     earlier.drop(columns="net").to_csv(tmp_path / "grid.csv", index=False)
@@ -129,14 +109,9 @@ def test_interrupted_group_keeps_finished_stages(tmp_path: Path, monkeypatch: py
     )
     args = argparse.Namespace(seed=0, max_new_tokens=2, batch_size=4)
     group = setting_groups(ROUNDS["wide"], None, 120, 30)[0]
-    study = Study(tmp_path, {})
     loaded: list[str] = []
-
-    def run() -> pd.DataFrame:
-        return _search.run_group(
-            study, None, [], validation, [""] * 120, loaded.append, "wide", ROUNDS["wide"], group, args
-        )  # fmt: skip
-
+    inputs = (None, [], validation, [""] * 120, loaded.append)
+    run = partial(_search.run_group, Study(tmp_path, {}), *inputs, "wide", ROUNDS["wide"], group, args)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert max(answers) <= _search.ANSWERS == 480 and len(list((tmp_path / "stages").glob("grid-*.csv"))) == 2
@@ -166,23 +141,17 @@ def test_changed_sentences_or_rounds_change_study_identity(tmp_path: Path, monke
 
 
 def test_provenance_marks_code_changes_as_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lm) -> None:
-    def git(*arguments: str) -> None:
-        who = ["-c", "user.name=t", "-c", "user.email=t@t"]
-        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
-
     monkeypatch.setattr(_common, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    provenance = lambda: _common.provenance(lm(), [Example("a", "?")], argparse.Namespace(seed=0))  # noqa: E731
+    provenance = partial(_common.provenance, lm(), [Example("a", "?")], argparse.Namespace(seed=0))
     assert (provenance()["commit"], provenance()["dirty"]) == (None, None)
     for file in ("analyses/study.py", "analyses/results/grid.csv", "steerlab/code.py", "README.md"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("1\n")
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "all")
-    (tmp_path / "README.md").write_text("2\n")
-    (tmp_path / "analyses/results/grid.csv").write_text("2\n")
-    (tmp_path / "analyses/results/new.csv").write_text("2\n")
+    for command in (["init"], ["add", "."], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-m", "all"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
+    for file in ("README.md", "analyses/results/grid.csv", "analyses/results/new.csv"):
+        (tmp_path / file).write_text("2\n")
     assert provenance()["dirty"] is False and provenance()["commit"]
     (tmp_path / "analyses/new.py").write_text("2\n")
     assert provenance()["dirty"] is True

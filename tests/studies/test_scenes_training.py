@@ -1,38 +1,25 @@
 """Training of the scenes model: packed rows match plain rows, and short runs export a loadable model."""
 
-from __future__ import annotations
-
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from running import succeed
+from scenes.batches import Packer
+from scenes.model import Shape, make_processor, small_model, train_tokenizer
 from scenes.world import World
 
 import steerlab
 from steerlab import Example, LoadError
 from steerlab.models.smollm2 import smollm2_folder
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "analyses"))
-
-
-def _train(out: Path, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "analyses" / "train_scenes_vlm.py"), "--out", str(out), *arguments],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, check=False,
-    )  # fmt: skip
+SCRIPT = "analyses/train_scenes_vlm.py"
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packed_row_gives_same_log_probabilities_as_plain_rows(attention: str) -> None:
-    from scenes.batches import Packer
-    from scenes.model import Shape, make_processor, small_model, train_tokenizer
-
     shape = Shape(vision_layers=1, vision_width=32, layers=2, width=32, heads=2, vocabulary=300)
     questions = [("Is there a ball?", "Yes"), ("How many?", "Two"), ("Describe it.", "A red ball and a key.")]
     tokenizer = train_tokenizer([text for pair in questions for text in pair] * 3, shape.vocabulary)
@@ -47,10 +34,9 @@ def test_packed_row_gives_same_log_probabilities_as_plain_rows(attention: str) -
     with torch.no_grad():
         logits = hf(**batch).logits
     packed = torch.log_softmax(logits, -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    rows = [Example(f"{i}", q, images=(p,)) for i, (p, (q, _)) in enumerate(
-        [(images[0], pair) for pair in questions] + [(images[1], questions[0])])]  # fmt: skip
-    ends = tokenizer.eos_token
-    plain = steerlab.score(model, rows, [a + ends for _, a in [*questions, questions[0]]], steer=())
+    inputs = [(images[0], *pair) for pair in questions] + [(images[1], *questions[0])]
+    rows = [Example(str(i), question, images=(image,)) for i, (image, question, _) in enumerate(inputs)]
+    plain = steerlab.score(model, rows, [answer + tokenizer.eos_token for _, _, answer in inputs], steer=())
     whole = [packed[i][targets[i] >= 0].sum().item() for i in range(2)]
     assert whole[0] == pytest.approx(plain["logprob"].iloc[:3].sum(), abs=1e-3)
     assert whole[1] == pytest.approx(plain["logprob"].iloc[3], abs=1e-3)
@@ -65,21 +51,19 @@ def _answers_about_a_new_scene(folder: Path) -> list[str]:
 
 @pytest.mark.nightly
 def test_short_training_lowers_loss_resumes_and_exports(tmp_path: Path) -> None:
-    arguments = ("--scale", "0.002", "--batch", "16")
-    first = _train(tmp_path, *arguments)
-    assert first.returncode == 0, first.stderr[-2000:]
+    arguments = (SCRIPT, "--out", str(tmp_path), "--scale", "0.002", "--batch", "16")
+    succeed(*arguments)
     curve = pd.read_csv(tmp_path / "model" / "curve.csv")
     assert curve["loss"].iloc[-1] < curve["loss"].iloc[0]
-    again = _train(tmp_path, *arguments)
-    assert again.returncode == 0 and pd.read_csv(tmp_path / "model" / "curve.csv").equals(curve)
+    succeed(*arguments)
+    assert pd.read_csv(tmp_path / "model" / "curve.csv").equals(curve)
     assert len(_answers_about_a_new_scene(tmp_path / "model")) == 2
 
 
 @pytest.mark.nightly
 def test_tenth_of_training_reaches_low_loss(tmp_path: Path) -> None:
     """Too short to tell things apart: that takes the tower's whole schooling."""
-    done = _train(tmp_path, "--scale", "0.1", threads=2)
-    assert done.returncode == 0, done.stderr[-2000:]
+    succeed(SCRIPT, "--out", str(tmp_path), "--scale", "0.1", threads=2)
     assert pd.read_csv(tmp_path / "model" / "curve.csv")["loss"].iloc[-1] < 1  # 6.3 at first
 
 
@@ -90,7 +74,6 @@ def test_lora_training_exports_loadable_model(tmp_path: Path, smollm2_cache: Pat
         smollm2_folder()
     except LoadError as error:
         pytest.skip(f"the weights of SmolLM2 are not here: {error}")
-    done = _train(tmp_path, "--size", "full", "--scale", "0.001", "--batch", "2", threads=2)
-    assert done.returncode == 0, done.stderr[-2000:]
+    succeed(SCRIPT, "--out", str(tmp_path), "--size", "full", "--scale", "0.001", "--batch", "2", threads=2)
     assert (tmp_path / "trained.safetensors").stat().st_size < 25 * 2**20
     assert len(_answers_about_a_new_scene(tmp_path / "model")) == 2

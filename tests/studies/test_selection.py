@@ -1,7 +1,5 @@
 """Grid search: batched candidates give the same answers as single runs, and the choice maximizes the worst margin."""
 
-from __future__ import annotations
-
 import math
 
 import _selection as selection
@@ -14,7 +12,6 @@ from hypothesis import strategies as st
 
 from steerlab import P2S, DataError, Example, generate
 from steerlab.analysis.behavior import judge_answers, safety_summary
-from steerlab.testing import tiny_lm
 
 ROWS = [
     Example("a", "Tell me of the Nile.", "refuse"),
@@ -24,20 +21,10 @@ ROWS = [
 REACH = [Goal("good", 0.8, 100), Goal("bad", 0.1, 50, at_most=True)]
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_lm("llama")
-
-
-def table(vectors: torch.Tensor, layer: int) -> P2S:
-    return P2S.from_table(layer, {e.id: v for e, v in zip(ROWS, vectors, strict=True)})
-
-
 @pytest.mark.parametrize("batch_size", [2, 64])
 @pytest.mark.parametrize("positions", ["all", "last+generated"])
-def test_batched_candidates_give_same_answers_as_single_runs(
-    model, monkeypatch, batch_size: int, positions: str
-) -> None:
+def test_batched_candidates_give_same_answers_as_single_runs(lm, monkeypatch, batch_size, positions) -> None:
+    model = lm("llama", "nnsight")
     draw = torch.Generator().manual_seed(0)
     cells = [Candidate({"cell": i}, torch.randn(3, 32, generator=draw), a) for i, a in enumerate((0.0, 1.5, -3.0, 4.0))]
     unsteered = list(generate(model, ROWS, max_new_tokens=6))
@@ -52,7 +39,8 @@ def test_batched_candidates_give_same_answers_as_single_runs(
     frame = evaluate_candidates(model, ROWS, unsteered, cells, site=1, batch_size=batch_size, progress=False, **options)
     assert frame["cell"].tolist() == [0, 1, 2, 3] and frame["alpha"].tolist() == [0.0, 1.5, -3.0, 4.0]
     for number, cell in enumerate(cells):
-        alone = list(generate(model, ROWS, steer=table(cell.vectors, 1), alpha=cell.alpha, **options))
+        table = P2S.from_table(1, {e.id: v for e, v in zip(ROWS, cell.vectors, strict=True)})
+        alone = list(generate(model, ROWS, steer=table, alpha=cell.alpha, **options))
         assert seen[number] == alone
         for name, value in safety_summary(judge_answers(ROWS, alone, unsteered)).items():
             assert frame[name][number] == pytest.approx(value, nan_ok=True)
@@ -60,10 +48,10 @@ def test_batched_candidates_give_same_answers_as_single_runs(
     assert frame["harmless_identical"][0] == 1
 
 
-def test_candidate_without_one_vector_per_input_raises(model) -> None:
+def test_candidate_without_one_vector_per_input_raises(lm) -> None:
     for cells in ([], [Candidate({}, torch.zeros(2, 32), 1.0)]):
         with pytest.raises(DataError, match="3 inputs"):
-            evaluate_candidates(model, ROWS, ["", "", ""], cells, site=1, positions="all", progress=False)
+            evaluate_candidates(lm(), ROWS, ["", "", ""], cells, site=1, positions="all", progress=False)
 
 
 def test_margin_is_distance_to_goal_in_standard_errors() -> None:

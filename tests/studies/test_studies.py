@@ -1,21 +1,18 @@
 """The studies run from end to end on a tiny model, and resume."""
 
-from __future__ import annotations
-
 import json
-import sys
 from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from running import DATA, ROOT, run, tiny_folder
+from _safety import summarize
+from running import DATA, ROOT, run, succeed, tiny_folder
 
 from steerlab import DataError, Example
 from steerlab.analysis.behavior import judge_answers
 
 NUMBERS = ("refuse_harmful", "defer_expert", "refuse_expert", "distinct2", "harmless_refused", "harmless_identical")
-sys.path.insert(0, str(ROOT / "analyses"))
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +21,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("model"), n_layers=30)
 
 
-def test_demo_writes_results_and_resumes(folder: Path, tmp_path: Path) -> None:
-    arguments = ["--model", str(folder), "--limit", "3", "--max-new-tokens", "12", "--out", str(tmp_path / "demo")]
-    first = run("analyses/demo.py", *arguments)
-    assert first.returncode == 0, first.stderr[-2000:]
+def test_demo_writes_results_resumes_and_refuses_folder_of_another_study(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
+    arguments = ["--model", str(folder), "--limit", "3", "--max-new-tokens", "12", "--out", str(out)]
+    first = succeed("analyses/demo.py", *arguments)
     assert {"results.csv", "summary.json", "examples.md", "demo.png"} <= {p.name for p in out.iterdir()}
     assert first.stdout.startswith("steerlab demo") and "p2s" in first.stdout
     summary = json.loads((out / "summary.json").read_text())
@@ -39,21 +35,14 @@ def test_demo_writes_results_and_resumes(folder: Path, tmp_path: Path) -> None:
     assert {"method", "model", "layer", "alpha", "positions", "example_id", "behavior", "metric", "value"} <= set(frame)
     stage = out / "stages" / "answers-l2s.csv"
     before = stage.stat().st_mtime_ns
-    second = run("analyses/demo.py", *arguments)
-    assert second.returncode == 0 and stage.stat().st_mtime_ns == before
-
-
-def test_folder_of_another_study_raises_and_names_both(folder: Path, tmp_path: Path) -> None:
-    arguments = ["--model", str(folder), "--limit", "2", "--max-new-tokens", "2", "--out", str(tmp_path / "demo")]
-    assert run("analyses/demo.py", *arguments).returncode == 0
+    succeed("analyses/demo.py", *arguments)
+    assert stage.stat().st_mtime_ns == before
     other = run("analyses/demo.py", *arguments, "--seed", "1")
     assert other.returncode != 0 and "belongs to another study (seed: 0 there, 1 now)" in other.stderr
 
 
 @pytest.mark.parametrize("absent", ["refuse", "defer", "answer"])
 def test_summary_raises_if_a_behavior_has_no_inputs(absent: str) -> None:
-    from _safety import summarize
-
     rows = [Example(b, "?", b) for b in ("refuse", "defer", "answer")]
     judged = judge_answers(rows, ["No, I can't do that."] * 3, ["Boil the eggs first."] * 3).assign(method="l2s")
     assert {f"l2s.{number}" for number in NUMBERS} <= set(summarize(judged, 0))
@@ -71,11 +60,10 @@ def test_study_without_inputs_fails_before_loading(folder: Path, tmp_path: Path)
 @pytest.mark.data
 @pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the questions of MM-SafetyBench are not here")
 def test_safety_study_runs_on_mm_safetybench(folder: Path, tmp_path: Path) -> None:
-    done = run(
+    done = succeed(
         "analyses/l2s_safety.py", "--data", f"{DATA}/noncommercial_cc_by_nc/mm_safetybench", "--model", str(folder),
         "--limit", "4", "--max-new-tokens", "12", "--rounds", "net", "--out", str(tmp_path / "s"),
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads((tmp_path / "s" / "summary.json").read_text())
     assert {f"{method}.{number}" for method in ("none", "mean", "l2s", "p2s") for number in NUMBERS} <= set(summary)
     assert {"cos.l2s_p2s", "cos.mean_p2s"} <= set(summary)
@@ -100,15 +88,13 @@ def test_search_extends_grid_of_earlier_study(folder: Path, tmp_path: Path) -> N
         "--limit", "3", "--max-new-tokens", "4", "--rounds", "mean", "--grid", str(tmp_path / "grid.csv"),
         "--search-only", "--out", str(tmp_path / "s"),
     ]  # fmt: skip
-    done = run(*arguments)
-    assert done.returncode == 0, done.stderr[-2000:]
+    succeed(*arguments)
     grid = pd.read_csv(tmp_path / "s" / "grid.csv")
     new = grid[grid["round"] == "mean"]
     assert list(grid) == list(before) and grid["round"].tolist() == [*before["round"], *new["round"]]
     assert set(new["method"]) == {"mean"} and len(new) == 4 and set(new["inputs"]) == {9}
-    assert set(zip(new["sentences"], new["targets"], strict=True)) == set(
-        product(("reasoned", "situation_closed"), ("raw", "equalized"))
-    )
+    tried = set(zip(new["sentences"], new["targets"], strict=True))
+    assert tried == set(product(("reasoned", "situation_closed"), ("raw", "equalized")))
     search = json.loads((tmp_path / "s" / "search.json").read_text())
     assert search["mean.validation_settings"] == 4 and search["mean.setting"]["inputs"] == 9
     assert search["l2s.setting"]["inputs"] == 3 and not (tmp_path / "s" / "results.csv").exists()
@@ -120,26 +106,14 @@ def test_search_extends_grid_of_earlier_study(folder: Path, tmp_path: Path) -> N
 @pytest.mark.nightly
 def test_hallucination_study_runs_on_scenes_vlm(tmp_path: Path) -> None:
     out = tmp_path / "h"
-    done = run("analyses/l2s_hallucination.py", "--limit", "6", "--layers", "2,3", "--out", str(out))
-    assert done.returncode == 0, done.stderr[-2000:]
+    succeed("analyses/l2s_hallucination.py", "--limit", "6", "--layers", "2,3", "--out", str(out))
     summary = json.loads((out / "summary.json").read_text())
-    splits = ("random", "popular", "adversarial")
-    for name in (
-        "base",
-        "prompt",
-        "random",
-        "mean",
-        "l2s",
-        "p2s",
-        "probe",
-        "gap_closed",
-        "yes_rate.base",
-        "published.l2s",
-    ):
-        assert all(f"{name}.{split}" in summary for split in splits), name
-    assert all(f"scope.generated.l2s.{s}" in summary and f"scope.all.l2s.{s}" in summary for s in splits)
+    names = ["base", "prompt", "random", "mean", "l2s", "p2s", "probe"]
+    names += ["gap_closed", "yes_rate.base", "published.l2s", "scope.generated.l2s", "scope.all.l2s"]
+    for name, split in product(names, ("random", "popular", "adversarial")):
+        assert f"{name}.{split}" in summary, f"{name}.{split}"
     assert summary["captions.chair_s.none"] >= 0 and summary["partners.yes_rate.none"] >= 0
     frame = pd.read_csv(out / "results.csv")
     assert {"method", "model", "layer", "alpha", "positions", "example_id", "behavior", "metric", "value"} <= set(frame)
-    figure = run("figures/l2s_hallucination.py", str(out), "--out", str(out))
-    assert figure.returncode == 0 and (out / "l2s_hallucination.png").exists(), figure.stderr[-2000:]
+    succeed("figures/l2s_hallucination.py", str(out), "--out", str(out))
+    assert (out / "l2s_hallucination.png").exists()

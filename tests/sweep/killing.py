@@ -3,8 +3,6 @@
 `python killing.py FOLDER SEED` leaves in FOLDER the frames `whole.pkl` and `resumed.pkl`, and `report.json`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

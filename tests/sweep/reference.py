@@ -1,8 +1,7 @@
 """What a sweep must equal: one plain forward with a hook per setting and input, or `steer` for each setting."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,12 @@ import pytest
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 import steerlab
 from steerlab import Activations, Contrast, Example, MeanDifference, Model, Site
 from steerlab.methods.base import Context, Intervention, Steerer
-from steerlab.models.layout import blocks
+from steerlab.models.layout import blocks, module_at
 
 PROMPTS = (
     "Do herons sleep in the reeds by night, or do they stand there and wait for the morning?",
@@ -53,6 +53,25 @@ def text_length(examples: Sequence[Example], texts: Sequence[str]) -> list[float
     return [len(text) / 3 for text in texts]
 
 
+class Recorder:
+    """A metric that stores the texts it gets; its value is their length."""
+
+    __name__ = "length"
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def __call__(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
+        assert [e.id for e in examples] == [e.id for e in questions()]
+        self.calls.append(list(texts))
+        return [float(len(text)) for text in texts]
+
+
+def written(folder: Path) -> dict[str, int]:
+    """When each file of a sweep's stages was written."""
+    return {p.name: p.stat().st_mtime_ns for p in (folder / "stages").iterdir()}
+
+
 def columns(positions: str, n_prompt: int, n: int) -> list[int]:
     """The tokens of a position in a row of n."""
     start = {"last": n_prompt - 1, "last+generated": n_prompt - 1, "generated": n_prompt}.get(positions, 0)
@@ -67,31 +86,32 @@ def token_ids(model: Model, example: Example, answer: str) -> tuple[list[int], i
     return prompt + model.tokenizer(answer, add_special_tokens=False).input_ids, len(prompt)
 
 
-def adding(delta: Tensor, where: Sequence[int]) -> Callable[[Any], Any]:
-    """A change of a module's output: `delta` is added at some columns."""
+def adding(model: Model, site: Site, delta: Tensor, where: Sequence[int]) -> RemovableHandle:
+    """A plain hook on the module that holds the site: `delta` is added at some columns. `with` removes it."""
+    block, layout = blocks(model.hf, model.layout)[site.layer], model.layout
 
     def change(output: Any) -> Any:
         h = (output[0] if isinstance(output, tuple) else output).clone()
         h[:, list(where)] += delta.to(h)
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
-    return change
+    if site.point == "block_in":
+        return block.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
+    name = {"mlp_out": layout.mlp_name, "attn_out": layout.attention_name}.get(site.point)
+    module = module_at(block, name) if name else block
+    return module.register_forward_hook(lambda _, args, out: change(out))
 
 
 @torch.no_grad()
-def expected(model: Model, example: Example, layer: int, delta: Tensor, positions: str) -> dict[str, float]:
+def expected(model: Model, example: Example, site: Site, delta: Tensor, positions: str) -> dict[str, float]:
     """All metrics of answers for one setting and input."""
     pair = example.contrast
     assert pair is not None
     sums, rows = {}, {}
     for side in ("positive", "negative"):
         ids, n = token_ids(model, example, getattr(pair, side))
-        change = adding(delta, columns(positions, n, len(ids)))
-        handle = blocks(model.hf, model.layout)[layer].register_forward_hook(lambda _, args, out, f=change: f(out))
-        try:
+        with adding(model, site, delta, columns(positions, n, len(ids))):
             logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
-        finally:
-            handle.remove()
         places = torch.arange(n, len(ids))
         picked = logits[places - 1, torch.tensor(ids)[places]]
         sums[side] = (float(picked.sum()), float((picked - logits[places - 1].logsumexp(-1)).sum()))
@@ -116,7 +136,7 @@ class AnyIntervention(Steerer):
     def __init__(self, kind: str, site: Site) -> None:
         self.kind, self.site = kind, site
 
-    def fit(self, acts: Activations) -> AnyIntervention:
+    def fit(self, acts: Activations) -> "AnyIntervention":
         return self
 
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:

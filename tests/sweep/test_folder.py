@@ -1,14 +1,12 @@
 """The folder of a sweep: read back bit for bit, refused for another sweep, intact when the disk is full."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from reference import questions, text_length, vectors
+from reference import questions, text_length, vectors, written
 
 from steerlab import MismatchError, Model, sweep
 from steerlab._support.errors import StorageError
@@ -24,10 +22,6 @@ def run(model: Model, folder: Path | None, **other: Any) -> pd.DataFrame:
         "metric": ["propensity", "logprob", text_length], "generation": {"max_new_tokens": 3},
     }  # fmt: skip
     return sweep(model, {"v": vectors(model)}, folder=folder, **(given | other))
-
-
-def written(folder: Path) -> dict[str, int]:
-    return {p.name: p.stat().st_mtime_ns for p in (folder / "stages").iterdir()}
 
 
 def test_stored_sweep_equals_one_in_memory_and_is_read_back(lm, tmp_path: Path) -> None:

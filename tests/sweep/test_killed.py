@@ -1,7 +1,5 @@
 """A sweep that is killed and resumed, however often and wherever, ends with the frame of one that was not."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

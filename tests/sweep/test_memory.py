@@ -1,7 +1,5 @@
 """When memory runs out, batches are halved and the numbers stay the same; OutOfMemory where not even one row fits."""
 
-from __future__ import annotations
-
 import gc
 import logging
 from collections.abc import Iterator
@@ -11,14 +9,15 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from reference import questions, vectors
+from reference import ALPHAS, questions, vectors, written
 from torch import Tensor
 
 from steerlab import Model, OutOfMemory, sweep
 from steerlab.models.engine import Engine
 from steerlab.testing import tiny_lm
 
-ALPHAS, LAYERS = (-1.0, 0.0, 0.5, 2.0), (0, 2)
+LAYERS = (0, 2)
+FIRST_TOKEN, BOTH_ANSWERS = ["propensity", "answer_probability"], ["logprob", "logprob_difference"]
 
 
 class SmallEngine:
@@ -68,37 +67,29 @@ def _freeze_garbage() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("family", "backend"), [("llama", "hooks"), ("gemma2", "nnsight")])
-@pytest.mark.parametrize(("positions", "rows"), [("last+generated", 7), ("last+generated", 1), ("all", 2)])
-def test_halved_batches_give_the_same_numbers(
-    lm, caplog: pytest.LogCaptureFixture, family: str, backend: str, positions: str, rows: int
-) -> None:
-    model, engine = small_model(rows, family, backend)
-    given = ({"v": vectors(model)}, questions(), LAYERS, ALPHAS, positions, ["propensity", "answer_probability"])
+@pytest.mark.parametrize(
+    ("limited", "rows", "options"),
+    [
+        ("logits", 7, {"metric": FIRST_TOKEN}),
+        ("logits", 1, {"metric": FIRST_TOKEN}),
+        ("logits", 2, {"metric": FIRST_TOKEN, "positions": "all"}),
+        ("logits", 12, {"metric": BOTH_ANSWERS, "batch_size": 20}),  # both answers of an input stay together
+        ("logits", 2, {"metric": BOTH_ANSWERS, "batch_size": 20, "positions": "all"}),
+        ("capture_states", 2, {}),  # prompts that do not fit together
+        ("prefill", 2, {}),
+    ],
+)
+def test_halved_batches_give_the_same_numbers(lm, caplog, family, backend, limited, rows, options) -> None:
+    model, engine = small_model(rows, family, backend, limited)
+    given = {"steerer": {"v": vectors(model)}, "data": questions(), "layers": LAYERS, "alphas": ALPHAS} | options
     with caplog.at_level(logging.WARNING):
-        plan = sweep(model, *given, dry_run=True)
+        plan = sweep(model, **given, dry_run=True)
         assert "halved" not in plan.explain()
         frame = plan.run(progress=False)
-    assert_close(frame, sweep(lm(family, backend), *given, progress=False))
+    assert_close(frame, sweep(lm(family, backend), **given, progress=False))
     assert engine.most <= rows and engine.refused > 0
     assert f"memory ran out {engine.refused} times" in plan.explain() == frame.attrs["plan"]
     assert caplog.text.count("out of memory") == engine.refused
-
-
-@pytest.mark.parametrize(("positions", "rows"), [("last+generated", 12), ("all", 2)])
-def test_both_answers_of_an_input_stay_together(lm, positions: str, rows: int) -> None:
-    model, engine = small_model(rows)
-    given = ({"v": vectors(model)}, questions(), LAYERS, ALPHAS, positions, ["logprob", "logprob_difference"])
-    found = sweep(model, *given, batch_size=20, progress=False)
-    assert_close(found, sweep(lm(), *given, batch_size=20, progress=False))
-    assert engine.most <= rows and engine.refused > 0
-
-
-@pytest.mark.parametrize("method", ["capture_states", "prefill"])
-def test_prompts_that_do_not_fit_together_are_halved(lm, method: str) -> None:
-    model, engine = small_model(2, limited=method)
-    frame = sweep(model, {"v": vectors(model)}, questions(), LAYERS, ALPHAS, progress=False)
-    assert_close(frame, sweep(lm(), {"v": vectors(model)}, questions(), LAYERS, ALPHAS, progress=False))
-    assert engine.most <= 2 and engine.refused > 0
 
 
 @pytest.mark.parametrize(
@@ -126,10 +117,8 @@ def test_stages_stored_after_halving_are_read_back(lm, tmp_path: Path) -> None:
     def run(model: Model) -> pd.DataFrame:
         return sweep(model, {"v": vectors(model)}, questions(), LAYERS, ALPHAS, folder=tmp_path, progress=False)
 
-    def stages() -> dict[str, int]:
-        return {p.name: p.stat().st_mtime_ns for p in (tmp_path / "stages").iterdir()}
-
-    one, written = run(small_model(3)[0]), stages()
+    one = run(small_model(3)[0])
+    stages = written(tmp_path)
     pd.testing.assert_frame_equal(run(small_model(3)[0]), one, check_exact=True)
-    assert stages() == written
+    assert written(tmp_path) == stages
     assert_close(run(lm()), one)

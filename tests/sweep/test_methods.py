@@ -1,15 +1,12 @@
 """Methods of every kind share a sweep, and each setting equals `steer` with the same method."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from reference import KINDS, AnyIntervention, by_score, check_settings, questions, random_vector
+from reference import KINDS, AnyIntervention, Recorder, by_score, check_settings, questions, random_vector
 
 import steerlab
-from steerlab import L2S, P2S, Example, MeanDifference, MismatchError, Site, capture, sweep
+from steerlab import L2S, P2S, MeanDifference, MismatchError, Site, capture, sweep
 from steerlab.methods import TrainingConfig
 
 POSITIONS = ("all", "last+generated")
@@ -45,18 +42,14 @@ def test_methods_are_fitted_at_every_layer_and_oracles_to_the_measured_inputs(lm
 
 @either_positions
 def test_texts_of_every_kind_equal_steer(lm, positions: str) -> None:
-    model, rows, seen = lm(), questions(), []
+    model, rows, recorder = lm(), questions(), Recorder()
     methods: dict[str, Any] = {kind: AnyIntervention(kind, Site(1)) for kind in KINDS}
     given: Any = {name: {one.site: one} for name, one in methods.items()}
 
-    def record(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
-        seen.append(list(texts))
-        return [0.0] * len(texts)
-
-    sweep(model, given, rows, None, (2.0,), positions, record, generation={"max_new_tokens": 5}, progress=False)
+    sweep(model, given, rows, None, (2.0,), positions, recorder, generation={"max_new_tokens": 5}, progress=False)
     options: Any = {"alpha": 2.0, "positions": positions, "max_new_tokens": 5}
-    assert seen == [list(steerlab.generate(model, rows, steer=one, **options)) for one in methods.values()]
-    assert list(steerlab.generate(model, rows, max_new_tokens=5)) not in seen
+    assert recorder.calls == [list(steerlab.generate(model, rows, steer=one, **options)) for one in methods.values()]
+    assert list(steerlab.generate(model, rows, max_new_tokens=5)) not in recorder.calls
 
 
 @either_positions

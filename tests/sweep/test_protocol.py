@@ -1,11 +1,10 @@
 """The steerability protocol on models whose slopes are known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from _published import PROTOCOLS
+from reference import random_vector
 from torch import nn
 
 import steerlab
@@ -23,10 +22,6 @@ def letter_questions(n: int, reversed_: tuple[int, ...] = ()) -> list[Example]:
     return [Example(f"q{i}", f"Is {i} less than {i * 7 % 11}?", "ask", B if i in reversed_ else A) for i in range(n)]
 
 
-def random_mean(model: Model, layer: int) -> MeanDifference:
-    return MeanDifference.from_tensor(layer, torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(1)))
-
-
 @pytest.fixture
 def linear() -> Model:
     """A model without a final norm: its logits are linear in the last block's output."""
@@ -38,10 +33,9 @@ def linear() -> Model:
 @pytest.mark.parametrize("positions", [*PUBLISHED, "all"])
 def test_slope_of_a_linear_model_is_the_vectors_projection_on_the_readout(linear: Model, positions: str) -> None:
     layer = linear.n_layers - 1
-    mean = random_mean(linear, layer)
-    frame = steerlab.sweep(
-        linear, {"mean": {layer: mean}}, letter_questions(9), layer, MULTIPLIERS, positions, progress=False
-    )
+    mean = random_vector(layer)
+    given = {"mean": {layer: mean}}
+    frame = steerlab.sweep(linear, given, letter_questions(9), layer, MULTIPLIERS, positions, progress=False)
     rows = [linear.encode("?", answer=p, other_answer=q) for p, q in (("(A)", "(B)"), ("(B)", "(A)"))]
     first, second = (row.ids[row.first_difference or 0] for row in rows)
     readout = linear.hf.lm_head.weight[first] - linear.hf.lm_head.weight[second]
@@ -53,7 +47,7 @@ def test_slope_of_a_linear_model_is_the_vectors_projection_on_the_readout(linear
 def test_half_reversed_examples_are_half_anti_steerable(linear: Model) -> None:
     layer = linear.n_layers - 1
     rows = letter_questions(20, tuple(range(0, 20, 2)))
-    found = slopes(steerlab.sweep(linear, {"mean": {layer: random_mean(linear, layer)}}, rows, layer, progress=False))
+    found = slopes(steerlab.sweep(linear, {"mean": {layer: random_vector(layer)}}, rows, layer, progress=False))
     share = anti_steerable(found)
     assert share.value == 0.5 and share.low < 0.5 < share.high
     assert abs(steerability(found)["steerability"].item()) < 1e-5
@@ -90,7 +84,7 @@ def test_logits_and_log_probabilities_of_one_letter_differ_equally(lm, family: s
     rows = [Example(f"q{i}", f"Is {i} more?", "ask", pair) for i in range(5)]
     metrics = ["propensity", "logprob_difference", "logit_sum_difference"]
     options = {"layers": 1, "alphas": (0.0, 1.0), "progress": False}
-    frame = steerlab.sweep(model, {"mean": {1: random_mean(model, 1)}}, rows, metric=metrics, **options)
+    frame = steerlab.sweep(model, {"mean": {1: random_vector(1)}}, rows, metric=metrics, **options)
     wide = frame.pivot(index=["alpha", "example_id"], columns="metric", values="value")
     for name in metrics[1:]:
         np.testing.assert_allclose(wide[name], wide["propensity"], atol=2e-4)

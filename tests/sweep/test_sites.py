@@ -1,59 +1,18 @@
 """Every site, and rows with images: each setting equals a plain hook, or `steer` with the same method."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from reference import (
-    AnyIntervention,
-    adding,
-    by_score,
-    check_settings,
-    columns,
-    questions,
-    random_vector,
-    token_ids,
-)
-from torch import Tensor
+from reference import AnyIntervention, by_score, check_settings, expected, questions, random_vector
 
-from steerlab import Contrast, Example, MeanDifference, Model, Site, SteeringError, sweep
-from steerlab.models.layout import blocks, module_at
+from steerlab import Contrast, Example, MeanDifference, Site, SteeringError, sweep
 from steerlab.testing import tiny_vlm
 
 ALPHAS = (0.0, -1.0, 2.0)
 POSITIONS = ("all", "last+generated")
 backends = pytest.mark.parametrize("backend", ["hooks", "nnsight"])
-
-
-@contextmanager
-def hooked(model: Model, site: Site, delta: Tensor, where: Sequence[int]) -> Iterator[None]:
-    """A plain hook on the module that holds the site."""
-    block, layout, change = blocks(model.hf, model.layout)[site.layer], model.layout, adding(delta, where)
-    if site.point == "block_in":
-        handle = block.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
-    else:
-        name = layout.mlp_name if site.point == "mlp_out" else layout.attention_name
-        handle = module_at(block, str(name)).register_forward_hook(lambda _, args, out: change(out))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@torch.no_grad()
-def propensity(model: Model, site: Site, example: Example, alpha: float, positions: str) -> float:
-    pair = example.contrast
-    assert pair is not None
-    (ids, n), (other, _) = (token_ids(model, example, answer) for answer in (pair.positive, pair.negative))
-    first = next(i for i in range(n, len(ids)) if ids[i] != other[i])
-    with hooked(model, site, alpha * random_vector(site).vector_, columns(positions, n, len(ids))):
-        logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0, first - 1]
-    return float(logits[ids[first]] - logits[other[first]])
 
 
 @backends
@@ -65,11 +24,13 @@ def test_other_points_of_a_block_equal_a_plain_hook_there(lm, family: str, backe
     given: Any = {"v": {site: random_vector(site) for site in sites}}
     frame = sweep(model, given, questions(), sites, ALPHAS, list(POSITIONS), batch_size=20, progress=False)
     assert set(frame["layer"]) == {str(site) for site in sites}
-    for site in sites:
-        check_settings(
-            frame[frame["layer"] == str(site)], {"v": site},
-            lambda s, alpha, where: [propensity(lm(family), s, e, alpha, where) for e in questions()],
-        )  # fmt: skip
+
+    def one_setting(steerer: MeanDifference, alpha: float, positions: str) -> list[float]:
+        delta = alpha * steerer.vector_
+        return [expected(lm(family), e, steerer.site, delta, positions)["propensity"] for e in questions()]
+
+    for site, steerer in given["v"].items():
+        check_settings(frame[frame["layer"] == str(site)], {"v": steerer}, one_setting)
 
 
 def rows_with_images() -> list[Example]:

@@ -1,7 +1,5 @@
 """`sweep` equals a plain forward with one hook, for every setting and input."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd
@@ -9,7 +7,7 @@ import pytest
 import torch
 from reference import ALPHAS, expected, questions, vectors
 
-from steerlab import Model, capture, sweep
+from steerlab import Model, Site, capture, sweep
 from steerlab.testing import FAMILIES
 
 ALL = ["propensity", "accuracy", "answer_probability", "logprob", "logprob_difference", "logit_sum_difference"]
@@ -23,7 +21,7 @@ def swept(model: Model, metrics: list[str], positions: list[str], **options: Any
     assert len(frame) == len(metrics) * len(positions) * len(given) * len(ALPHAS) * len(rows)
     for key, found in frame.groupby(["layer", "alpha", "positions", "example_id"]):
         layer, alpha, where, example_id = key
-        wanted = expected(model, rows[example_id], layer, alpha * given[layer].vector_, where)
+        wanted = expected(model, rows[example_id], Site(layer), alpha * given[layer].vector_, where)
         for name, value in zip(found["metric"], found["value"], strict=True):
             if name != "accuracy" or abs(wanted["propensity"]) >= tolerance:
                 assert value == pytest.approx(wanted[name], abs=tolerance, rel=1e-4), (key, name)
@@ -57,8 +55,7 @@ def test_alpha_zero_is_bit_identical_to_the_unsteered_model(lm) -> None:
 
 
 def test_norm_ratio_is_that_of_the_steered_states(lm) -> None:
-    model = lm()
-    rows = questions()
+    model, rows = lm(), questions()
     acts = capture(model, [e.replace(contrast=None) for e in rows], layers=[1], positions="last", progress=False)
     frame = sweep(model, {"v": vectors(model)}, rows, 1, (2.0,), "last", progress=False)
     ratio = 2 * vectors(model)[1].vector_.norm() / acts.at(1).norm(dim=-1)

@@ -1,7 +1,5 @@
 """What a sweep refuses, and the messages."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,19 +8,8 @@ import pytest
 import torch
 from reference import expected, questions, text_length, vectors
 
-from steerlab import (
-    Contrast,
-    DataError,
-    EncodingError,
-    Example,
-    LayoutError,
-    MeanDifference,
-    Site,
-    SteeringError,
-    SteerlabError,
-    capture,
-    sweep,
-)  # fmt: skip
+from steerlab import Contrast, Example, MeanDifference, Site, capture, sweep
+from steerlab._support.errors import DataError, EncodingError, LayoutError, SteeringError, SteerlabError
 
 QUIET: dict[str, Any] = {"progress": False, "generation": {"max_new_tokens": 3}}
 
@@ -75,7 +62,7 @@ def test_propensity_is_read_at_the_first_token_that_differs(lm, answers: tuple[s
     frame = sweep(model, {"v": vectors(model)}, rows, [1], (0.0, 1.0), "all", **QUIET)
     for alpha, of_alpha in frame.groupby("alpha"):
         delta = float(str(alpha)) * vectors(model)[1].vector_
-        wanted = [expected(model, e, 1, delta, "all")["propensity"] for e in rows]
+        wanted = [expected(model, e, Site(1), delta, "all")["propensity"] for e in rows]
         assert of_alpha["value"].tolist() == pytest.approx(wanted, abs=1e-4)
 
 

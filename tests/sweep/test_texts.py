@@ -1,36 +1,19 @@
 """Text metrics get the texts that `generate` gives setting by setting, and every answer as text."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from reference import questions, vectors
+from reference import Recorder, questions, vectors
 
 import steerlab
-from steerlab import Example, Model, sweep
+from steerlab import Model, sweep
 
 NEW = 6
 ALPHAS = (0.0, -1.0, 2.0)
 LAYERS = (0, 2)
 OPTIONS: dict[str, Any] = {"generation": {"max_new_tokens": NEW}, "progress": False}
 GRID = OPTIONS | {"layers": LAYERS, "alphas": ALPHAS}
-
-
-class Recorder:
-    """A metric that stores the texts it gets; its value is their length."""
-
-    __name__ = "length"
-
-    def __init__(self) -> None:
-        self.calls: list[list[str]] = []
-
-    def __call__(self, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
-        assert [e.id for e in examples] == [e.id for e in questions()]
-        self.calls.append(list(texts))
-        return [float(len(text)) for text in texts]
 
 
 def steered_texts(model: Model, layer: int, alpha: float, positions: str) -> list[str]:

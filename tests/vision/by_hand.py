@@ -4,8 +4,6 @@ The references ask the family's processor about the fully rendered text, one row
 batching or engine is involved (but in `block_states`, which they are compared with).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Shared by the tests of this folder: tiny models, rows with images, and captures and batches of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from typing import Any

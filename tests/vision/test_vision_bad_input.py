@@ -1,10 +1,9 @@
 """Images of every kind, and prompts and images that are refused."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from PIL import Image
 from steerlab import DataError, EncodingError, Example, capture, generate, load
 from steerlab._support.images import image_hash, open_image
 from steerlab.data.example import data_hash
-from steerlab.models import beam_images, encoding
+from steerlab.models import beam_images, encoding, vision
 from steerlab.testing import tiny_lm, tiny_processor, tiny_vlm
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -73,8 +72,6 @@ def test_file_and_open_image_give_the_same_states_until_the_file_changes(family:
 
 
 def test_image_keys_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from steerlab.models import vision
-
     monkeypatch.setattr(vision, "_KEYS", 3)
     processor = vision.Vision(vlm("llava").vision.processor, vlm("llava").hf.config)
     for seed in range(8):
@@ -85,27 +82,24 @@ def test_image_keys_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- files that are no images --------------------------------------------------------------------------------
 
 
-def header(width: int, height: int) -> bytes:
-    """A PNG of so many pixels, in a hundred bytes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = chunk(b"IDAT", zlib.compress(b"\0" * 100))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + pixels + chunk(b"IEND", b"")
-
-
-def truncated_photo() -> bytes:
+def file_of(image: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
-    WIDE.save(file, "jpeg")
-    return file.getvalue()[: len(file.getvalue()) // 2]
+    image.save(file, kind)
+    return file.getvalue()
 
 
+def header(width: int, height: int) -> bytes:
+    """A PNG that promises so many pixels, and has one."""
+    png = file_of(Image.new("RGB", (1, 1)), "png")
+    size = png[12:16] + struct.pack(">II", width, height) + png[24:29]
+    return png[:12] + size + struct.pack(">I", zlib.crc32(size)) + png[33:]
+
+
+PHOTO = file_of(WIDE, "jpeg")
 FILES: dict[str, tuple[bytes | None, str]] = {
     "": (None, "cannot be read"),  # the folder
     "missing.png": (None, "does not exist"),
-    "photo.jpg": (truncated_photo(), "cannot be read"),
+    "photo.jpg": (PHOTO[: len(PHOTO) // 2], "cannot be read"),
     "empty.png": (b"", "broken, empty or no image"),
     "text.jpg": (b"this is no image at all", "broken, empty or no image"),
     "cut.png": (header(30, 30), "broken, empty or no image"),
@@ -133,27 +127,24 @@ def test_bad_file_is_named_and_refused_before_any_forward(
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # of whoever opens it
 def test_unusable_open_image_is_refused() -> None:
-    closed = noise(4, 4, 0)
+    model, closed = vlm("llava"), noise(4, 4, 0)
     closed.close()
-    cut, large = (Image.open(io.BytesIO(header(*size))) for size in ((30, 30), (10_001, 10_000)))
-    assert_refused(closed, "the image cannot be read")
-    assert_refused(cut, "the image cannot be read")
-    assert_refused(large, "more than 100,000,000: scale it down")
-    assert_refused(Image.new("RGB", (0, 5)), "the image has no pixels")
-
-
-def assert_refused(image: Image.Image, message: str) -> None:
-    model = vlm("llava")
-    row = Example("a", "Hi", images=(image,))
-    for look in (
-        lambda: open_image(image),
-        lambda: image_hash(image),
-        lambda: data_hash([row]),
-        lambda: model.encode("Hi", images=[image]),
-        lambda: capture(model, [row], progress=False),
+    for image, message in (
+        (closed, "the image cannot be read"),
+        (Image.open(io.BytesIO(header(30, 30))), "the image cannot be read"),
+        (Image.open(io.BytesIO(header(10_001, 10_000))), "more than 100,000,000: scale it down"),
+        (Image.new("RGB", (0, 5)), "the image has no pixels"),
     ):
-        with pytest.raises(DataError, match=message):
-            look()
+        row = Example("a", "Hi", images=(image,))
+        for look in (
+            partial(open_image, image),
+            partial(image_hash, image),
+            partial(data_hash, [row]),
+            partial(model.encode, "Hi", images=[image]),
+            partial(capture, model, [row], progress=False),
+        ):
+            with pytest.raises(DataError, match=message):
+                look()
 
 
 # --- prompts and images that do not fit ----------------------------------------------------------------------

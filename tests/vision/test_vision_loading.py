@@ -1,7 +1,5 @@
 """Loading image-text models: from folders and objects, with and without images."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 from collections.abc import Callable

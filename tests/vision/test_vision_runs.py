@@ -1,7 +1,5 @@
 """Rows with images: encoding, states, steering and answers match the processor and plain Hugging Face forwards."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -195,11 +193,10 @@ def test_steering_adds_alpha_v_at_the_positions_only(family: str, backend: str) 
 @engines
 @pytest.mark.parametrize("positions", ["images", "all", "last+generated"])
 def test_cached_batched_decoding_matches_recomputation_by_row(family: str, backend: str, positions: str) -> None:
-    model, rows = vlm(family, backend), rows_of(family)
-    if positions == "images":
-        rows = [row for row in rows if row.images]
-    found = generate(model, rows, steer=STEERER, positions=positions, max_new_tokens=STEPS)
-    plain = vlm(family, "hooks")
+    model, plain = vlm(family, backend), vlm(family)
+    rows = image_models.rows_with_images(family) if positions == "images" else rows_of(family)
+    options: dict[str, Any] = {"steer": STEERER, "positions": positions, "max_new_tokens": STEPS}
+    found = generate(model, rows, **options)
     for i, row in enumerate(rows):
         images = encoded(plain, [row]).rows[0].kind("image")
         columns = {
@@ -211,7 +208,6 @@ def test_cached_batched_decoding_matches_recomputation_by_row(family: str, backe
     if positions == "images":
         assert found.steered_tokens == sum(len(r.kind("image")) for r in encoded(plain, rows).rows)
     assert generate(model, rows, max_new_tokens=STEPS).ids != found.ids
-    options: dict[str, Any] = {"steer": STEERER, "positions": positions, "max_new_tokens": STEPS}
     assert generate(model, rows, use_cache=False, **options).ids == found.ids
     assert generate(model, rows, batch_size=1, **options).ids == found.ids
 

@@ -1,7 +1,5 @@
 """The vision tower and the projector: the patches of each row, read and written."""
 
-from __future__ import annotations
-
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -302,12 +300,10 @@ def test_steering_an_unused_vision_block_is_refused(family: str, feature_layer: 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
 def test_tower_projector_and_text_steered_together(backend: str) -> None:
     model, rows = vlm("qwen2_5_vl", backend), rows_with_images("qwen2_5_vl")
-    sites = (TOWER[0], PROJECTOR, Site(1))
-    vectors = [0.3 * steerer_at(model, site).vector_ for site in sites]
-    plain = vlm("qwen2_5_vl")
-    steerers = [MeanDifference.from_tensor(site, vector) for site, vector in zip(sites, vectors, strict=True)]
-    found = generate(model, rows, steer=steerers, max_new_tokens=4)
-    modules = [module_at(plain.hf, block_path(site, plain.layout)) for site in sites[:2]]
+    plain, steerers = vlm("qwen2_5_vl"), [steerer_at(model, site) for site in (TOWER[0], PROJECTOR, Site(1))]
+    found = generate(model, rows, steer=steerers, alpha=0.3, max_new_tokens=4)
+    vectors = [0.3 * steerer.vector_ for steerer in steerers]
+    modules = [module_at(plain.hf, block_path(site, plain.layout)) for site in (TOWER[0], PROJECTOR)]
     with hooked(modules, lambda i, h: h + vectors[i]):
         expected = tuple(greedy(plain, row, vectors[2], lambda n, now: list(range(now)), 4) for row in rows)
     assert found.ids == expected
@@ -316,14 +312,10 @@ def test_tower_projector_and_text_steered_together(backend: str) -> None:
 class Scaled(MeanDifference):
     """A vector scaled by the norms of some activations of each row."""
 
-    activations: tuple[RequiredActivation, ...] = ()
-
-    @property
-    def required_activations(self) -> tuple[RequiredActivation, ...]:
-        return self.activations
+    required_activations: tuple[RequiredActivation, ...] = ()
 
     def vectors(self, context: Context) -> Tensor:
-        norms = [context.get_states(activation).norm(dim=-1) for activation in self.activations]
+        norms = [context.get_states(activation).norm(dim=-1) for activation in self.required_activations]
         return sum(norms)[:, None] * self.vector_
 
 
@@ -339,7 +331,7 @@ def test_steerers_that_read_images_and_text_in_one_run(backend: str) -> None:
     steerers, expected = [steerer_at(model, TOWER[0])], [steerer_at(model, TOWER[0]).vector_[None]]
     for site, activations in ((TOWER[0], (vision,)), (Site(1), (text,)), (Site(1), (vision, text))):
         steerer = Scaled.from_tensor(site, steerer_at(model, site).vector_ * 1e-2)
-        steerer.activations = activations
+        steerer.required_activations = activations
         steerers.append(steerer)
         expected.append(sum(norms[one] for one in activations)[:, None] * steerer.vector_)
     prepared = resolve_interventions(model, [Request(one) for one in steerers], rows, 2)

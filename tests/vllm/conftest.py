@@ -3,12 +3,11 @@
 Run by `make vllm` in an environment of its own (`requirements-vllm.txt`), not by `make test`.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from server import Server
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # gigabytes; read by vLLM's worker
 KEY = "open-sesame"
+Folders = Callable[[str], Path]
 # a tiny engine has room for three rows at a time, so that rows wait, and begin when others have ended
 LIMITS: dict[str, dict[str, Any]] = {
     "tiny": {"max_model_len": 512, "max_num_seqs": 3},
@@ -40,25 +40,24 @@ def with_vllm() -> None:
 
 
 @pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """`folders(name)`: "tiny" (heads 64 wide: the CPU kernels refuse 16), "other" of its shape, "deeper", "smollm2"."""
-    made: dict[str, Path] = {}
 
+    @cache
     def get(name: str) -> Path:
-        if name not in made and name == "smollm2":
-            made[name] = smollm2_folder()
-        elif name not in made:
-            made[name] = tmp_path_factory.mktemp("models") / name
-            model = tiny_lm("llama", hidden_size=256, n_layers=6 if name == "deeper" else 4)
-            model.hf.save_pretrained(made[name])
-            model.tokenizer.save_pretrained(made[name])
-        return made[name]
+        if name == "smollm2":
+            return smollm2_folder()
+        folder = tmp_path_factory.mktemp("models") / name
+        model = tiny_lm("llama", hidden_size=256, n_layers=6 if name == "deeper" else 4)
+        model.hf.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+        return folder
 
     return get
 
 
 @pytest.fixture(scope="session")
-def remote(with_vllm: None, folders: Callable[[str], Path]) -> Iterator[Callable[[str], Model]]:
+def remote(with_vllm: None, folders: Folders) -> Iterator[Callable[[str], Model]]:
     """`remote(name)`: the model in vLLM, one engine each."""
     made: dict[str, Model] = {}
 
@@ -73,22 +72,18 @@ def remote(with_vllm: None, folders: Callable[[str], Path]) -> Iterator[Callable
 
 
 @pytest.fixture(scope="session")
-def near(folders: Callable[[str], Path]) -> Callable[[str], Model]:
+def near(folders: Folders) -> Callable[[str], Model]:
     """`near(name)`: the same model here, under plain hooks and with every row run whole, as it is in vLLM."""
-    made: dict[str, Model] = {}
 
+    @cache
     def get(name: str = "tiny") -> Model:
-        if name not in made:
-            made[name] = steerlab.load(folders(name), backend="hooks", prefix_caching=False)
-        return made[name]
+        return steerlab.load(folders(name), backend="hooks", prefix_caching=False)
 
     return get
 
 
 @pytest.fixture(scope="session")
-def server(
-    with_vllm: None, folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
+def server(with_vllm: None, folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """An nnsight-serve with the tiny model."""
     log = tmp_path_factory.mktemp("serve") / "serve.log"
     made = Server(folders("tiny"), log, KEY, "--dtype", "float32", "--max-model-len", "512")

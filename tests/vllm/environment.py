@@ -1,7 +1,5 @@
 """Print the folder of the virtual environment in which these tests run; the first call makes it, in two minutes."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -5,8 +5,6 @@
 steerlab need not be installed on the server, so the module of the worker class is copied by itself.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -1,16 +1,14 @@
 """Start, break and stop an `nnsight-serve` on loopback."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Self
 
 LAUNCHER = Path(__file__).resolve().parent / "serve_on_cpu.py"
 START_TIMEOUT = 180.0
@@ -37,18 +35,16 @@ class Server:
                 cwd=log.parent,
             )  # fmt: skip
 
-    def wait(self) -> Server:
+    def wait(self) -> Self:
         """Until it answers."""
         end = time.monotonic() + START_TIMEOUT
         while time.monotonic() < end and self.process.poll() is None:
             try:
                 with urllib.request.urlopen(f"{self.host}/health", timeout=5):
                     return self
-            except urllib.error.HTTPError as error:
-                if error.code != 503:  # 503: it is coming up
+            except OSError as error:
+                if getattr(error, "code", 503) != 503:  # 503: it is coming up
                     break
-                time.sleep(0.3)
-            except (urllib.error.URLError, OSError):
                 time.sleep(0.3)
         raise RuntimeError(f"nnsight-serve did not come up:\n{self.log.read_text(errors='replace')[-3000:]}")
 

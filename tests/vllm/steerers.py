@@ -1,7 +1,5 @@
 """Fitted steerers and prompts that the tests in vLLM share."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

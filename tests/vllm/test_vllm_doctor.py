@@ -1,7 +1,5 @@
 """`steerlab doctor` names the model of a real nnsight-serve, whatever its modules are."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +12,12 @@ from steerlab.cli import main
 from steerlab.testing import tiny_lm
 
 pytestmark = pytest.mark.vllm
+Shown = Callable[[str, str], tuple[int, str]]
 NAME = "NNSIGHT_SERVE_API_KEY"
 
 
 @pytest.fixture
-def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], tuple[int, str]]:
+def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shown:
     """`shown(host, key)`: the command's status and, on one line, what it prints of the server."""
 
     def run(host: str, key: str) -> tuple[int, str]:
@@ -30,15 +29,13 @@ def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
-def test_doctor_names_the_model(shown: Callable[[str, str], tuple[int, str]], server: Server) -> None:
+def test_doctor_names_the_model(shown: Shown, server: Server) -> None:
     status, text = shown(server.host, KEY)
     assert status == 0 and f"ok {server.host} an nnsight-serve answers" in text
     assert re.search(r"ok model \S+/tiny, a model of type llama", text), text
 
 
-def test_doctor_reports_a_rejected_key_without_showing_it(
-    shown: Callable[[str, str], tuple[int, str]], server: Server
-) -> None:
+def test_doctor_reports_a_rejected_key_without_showing_it(shown: Shown, server: Server) -> None:
     status, text = shown(server.host, "not-to-be-seen")
     assert status == 1 and "wrong model the API key was rejected" in text and f"-> Set {NAME}" in text
     assert "not-to-be-seen" not in text
@@ -57,6 +54,6 @@ def gpt2(with_vllm: None, tmp_path: Path) -> Iterator[Server]:
         made.stop()
 
 
-def test_doctor_names_a_model_of_another_family(shown: Callable[[str, str], tuple[int, str]], gpt2: Server) -> None:
+def test_doctor_names_a_model_of_another_family(shown: Shown, gpt2: Server) -> None:
     status, text = shown(gpt2.host, KEY)
     assert status == 0 and re.search(r"ok model \S+/tiny-gpt2, a model of type gpt2", text), text

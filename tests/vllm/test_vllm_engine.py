@@ -1,7 +1,5 @@
 """Every verb in vLLM gives the numbers of plain hooks on the same weights, for rows of several lengths and vectors."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,8 @@ from steerlab.models.sites import Site
 pytestmark = pytest.mark.vllm
 WIDTH, STEPS, ALPHA = 256, 8, 12.0
 SITES = (Site(0, "block_in"), Site(0), Site(1, "block_in"), Site(1, "attn_out"), Site(1, "mlp_out"), Site(2), Site(3))
+IDS = torch.tensor([[5, 6, 7]])
+GIVEN = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
 
 
 def near_to(a: Any, b: Any, tolerance: float = 1e-4) -> None:
@@ -120,13 +120,8 @@ def test_scores_and_next_token_logits_match_hooks(remote, near, kind: str) -> No
     ours, theirs = (score(model(), PROMPTS, ANSWERS, **options) for model in (remote, near))
     near_to(ours["logprob"], theirs["logprob"])
     assert ours["greedy"].equals(theirs["greedy"]) and ours.attrs["steered_tokens"] == theirs.attrs["steered_tokens"]
-    near_to(*(steerlab.next_token_logits(model(), PROMPTS, **options) for model in (remote, near)))
-    near_to(
-        *(
-            steerlab.next_token_logits(model(), PROMPTS, [5, 9, 7], max_other=True, **options)
-            for model in (remote, near)
-        )
-    )
+    for more in ({}, {"tokens": [5, 9, 7], "max_other": True}):
+        near_to(*(steerlab.next_token_logits(model(), PROMPTS, **more, **options) for model in (remote, near)))
 
 
 def test_logits_of_given_columns_match_hooks(remote, near) -> None:
@@ -144,7 +139,6 @@ def test_a_sweep_matches_hooks(remote, near) -> None:
     options: dict[str, Any] = dict(layers=[1, 3], alphas=(-1.0, 0.0, 2.0), positions=["last", "all"], progress=False)
     ours, theirs = (sweep(model(), {"mean": vector}, examples(6), **options) for model in (remote, near))
     keys = ["method", "layer", "alpha", "positions", "metric", "example_id"]
-    keys = [key for key in keys if key in ours]
     ours, theirs = (frame.sort_values(keys).reset_index(drop=True) for frame in (ours, theirs))
     assert ours[keys].equals(theirs[keys]) and len(ours) > 12
     near_to(ours["value"], theirs["value"], 1e-3)
@@ -157,28 +151,21 @@ def test_a_model_in_vllm_is_remote(remote) -> None:
 
 
 def test_gradients_and_prefill_are_refused(remote) -> None:
-    ids = torch.tensor([[5, 6, 7]])
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     vector = torch.zeros(1, WIDTH, requires_grad=True)
     with pytest.raises(RemoteError, match="requires gradients") as caught:
-        remote().engine.logits(given, {Site(1): [Edit(vector, ids > 0, True)]}, 1)
+        remote().engine.logits(GIVEN, {Site(1): [Edit(vector, IDS > 0, True)]}, 1)
     assert caught.value.kind == "unsupported"
     with pytest.raises(RemoteError, match="keys and values"):
-        remote().engine.prefill(given)
+        remote().engine.prefill(GIVEN)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"num_beams": 3}, "num_beams=3"),
-        ({"no_repeat_ngram_size": 2}, "no_repeat_ngram_size=2"),
-        ({"typical_p": 0.5}, "typical_p=0.5"),
-        ({"num_return_sequences": 2}, "num_return_sequences=2"),
-    ],
+    ("name", "value"),
+    [("num_beams", 3), ("no_repeat_ngram_size", 2), ("typical_p", 0.5), ("num_return_sequences", 2)],
 )
-def test_unsupported_options_are_refused_by_name(remote, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(SteeringError, match=said):
-        generate(remote(), PROMPTS[:1], max_new_tokens=2, **options)
+def test_unsupported_options_are_refused_by_name(remote, name: str, value: float) -> None:
+    with pytest.raises(SteeringError, match=f"{name}={value}"):
+        generate(remote(), PROMPTS[:1], max_new_tokens=2, **{name: value})
 
 
 def test_missing_sites_are_refused(remote) -> None:
@@ -190,10 +177,8 @@ def test_missing_sites_are_refused(remote) -> None:
 
 def test_an_error_in_vllm_does_not_affect_later_calls(remote) -> None:
     model = remote()
-    ids = torch.tensor([[5, 6, 7]])
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with pytest.raises(RemoteError, match="request failed in vLLM") as caught:
-        model.engine.logits(given, {Site(1): [Edit(torch.ones(1, 7), ids > 0, True)]}, 1)
+        model.engine.logits(GIVEN, {Site(1): [Edit(torch.ones(1, 7), IDS > 0, True)]}, 1)
     assert caught.value.kind == "execution"
     assert generate(model, PROMPTS[:1], steer=steerers(WIDTH)["mean"], max_new_tokens=2).ids
 

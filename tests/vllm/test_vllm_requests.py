@@ -1,7 +1,5 @@
 """From a padded batch to vLLM's requests and back, without vLLM."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """vLLM behind an `nnsight-serve`, in a process without steerlab, and its failures."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,9 +79,7 @@ def test_a_missing_server_fails_at_once(with_vllm: None, folders) -> None:
 
 
 @pytest.mark.parametrize(("name", "part"), [("other", "with the name '.*tiny'"), ("deeper", "it has no '.*layers.4'")])
-def test_a_server_of_another_model_is_refused(
-    server: Server, folders, monkeypatch: pytest.MonkeyPatch, name: str, part: str
-) -> None:
+def test_a_server_of_another_model_is_refused(server: Server, folders, monkeypatch, name: str, part: str) -> None:
     monkeypatch.setenv(NAME, KEY)
     with pytest.raises(RemoteError, match=part) as caught:
         steerlab.load(folders(name), serve=server.host)

@@ -1,7 +1,5 @@
 """64 concurrent requests in a real model, each with its own vector, give the texts of single runs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -33,10 +31,8 @@ def together(model: Model, l2s: L2S) -> Any:
 
 
 def vectors_of(model: Model, l2s: L2S) -> torch.Tensor:
-    acts = capture(
-        model, PROMPTS, layers=[l2s.required_activations[0].site], positions="last", batch_size=N, progress=False
-    )
-    return l2s.predict(acts.values[:, 0])
+    options = {"layers": [l2s.required_activations[0].site], "positions": "last", "batch_size": N, "progress": False}
+    return l2s.predict(capture(model, PROMPTS, **options).values[:, 0])
 
 
 def test_64_concurrent_texts_match_their_single_runs(model: Model, l2s: L2S, together: Any) -> None:

@@ -22,10 +22,10 @@ from steerlab.methods.tasktracker.triplet_net import TripletNet, embed_batches
 @savable
 @dataclass(frozen=True)
 class TripletConfig:
-    """Training configuration of a triplet probe; the defaults are the published ones.
+    """Training configuration of a triplet probe. The defaults were published, with five epochs for Mistral only.
 
     Example:
-        >>> config = TripletConfig(epochs=5)        # Mistral's; SMALL_CONFIG is for a few hundred inputs
+        >>> config = TripletConfig(epochs=5)        # as for Mistral; SMALL_CONFIG is for a few hundred inputs
 
     Args:
         epochs: passes over the inputs.
@@ -35,7 +35,8 @@ class TripletConfig:
         hard_after: steps after which triplets with a loss above the margin are used too.
         learning_rate: of Adam.
         decay, decay_every: the rate is multiplied by `decay` every `decay_every` steps.
-        check_every: steps between evaluations on the validation rows; the best weights are kept, the latest of equals.
+        check_every: steps between evaluations on the validation rows; the best weights are kept, of equally
+            good ones the latest.
 
     Raises:
         DataError: a number that must be positive is not.
@@ -59,12 +60,18 @@ class TripletConfig:
 
 
 SMALL_CONFIG = TripletConfig(epochs=20, batch_size=128, hard_after=0, learning_rate=1e-3, check_every=10)
-"""For a few hundred inputs: as many steps as they allow, and hard negatives from the first step on."""
+"""For a few hundred inputs: more passes, small batches, and hard negatives from the first step on."""
 
 
 @dataclass(frozen=True)
 class TripletRows:
-    """States of inputs: after the task alone, after task and text, and whether the text holds a foreign task."""
+    """States of inputs, one row each.
+
+    Attributes:
+        primary: after the user's task alone.
+        full: after the task and the text to work on.
+        injected: whether that text holds an injected instruction.
+    """
 
     primary: Float[Tensor, "row layers hidden"]
     full: Float[Tensor, "row layers hidden"]
@@ -73,15 +80,15 @@ class TripletRows:
     def __len__(self) -> int:
         return len(self.injected)
 
-    def at(self, rows: Int[Tensor, " some"]) -> TripletRows:
+    def at(self, numbers: Int[Tensor, " some"]) -> TripletRows:
         """Some of the rows."""
-        return TripletRows(self.primary[rows], self.full[rows], self.injected[rows])
+        return TripletRows(self.primary[numbers], self.full[numbers], self.injected[numbers])
 
 
 def triplet_losses(
-    positive: Float[Tensor, "*rows"], negative: Float[Tensor, "*rows"], margin: float
+    to_positive: Float[Tensor, "*rows"], to_negative: Float[Tensor, "*rows"], margin: float
 ) -> Float[Tensor, "*rows"]:
-    """ReLU(‖a - p‖ - ‖a - n‖ + margin), from the two distances.
+    """ReLU(‖a - p‖ - ‖a - n‖ + margin), from the distances of the anchor a to the positive p and to the negative n.
 
     Example:
         >>> triplet_losses(torch.tensor([0.2, 0.2]), torch.tensor([0.5, 0.1]), 0.3)
@@ -89,7 +96,7 @@ def triplet_losses(
 
     Source: TaskTracker, arXiv 2406.00799.
     """
-    return (positive - negative + margin).relu()
+    return (to_positive - to_negative + margin).relu()
 
 
 def mine_triplets(
@@ -104,22 +111,22 @@ def mine_triplets(
 
     Args:
         anchors, positives: embeddings of the task alone and of task and clean text, row by row.
-        negatives: embeddings of tasks with a text that holds a foreign task.
+        negatives: embeddings of tasks with a text that holds an injected instruction.
         margin: of the loss; both bounds are exclusive.
         hard: also return triplets with a loss above the margin.
 
     Source: TaskTracker, arXiv 2406.00799, released code.
     """
-    near = (anchors - positives).norm(dim=1, keepdim=True).expand(-1, len(negatives))
+    to_positive = (anchors - positives).norm(dim=1, keepdim=True).expand(-1, len(negatives))
     # the exact distance: the faster product form is off by 1e-3 where points nearly coincide
-    distant = torch.cdist(anchors, negatives, compute_mode="donot_use_mm_for_euclid_dist")
-    losses = triplet_losses(near, distant, margin)
+    to_negative = torch.cdist(anchors, negatives, compute_mode="donot_use_mm_for_euclid_dist")
+    losses = triplet_losses(to_positive, to_negative, margin)
     mined = (losses > 0) & (losses < margin)
     return (mined | (losses > margin) if hard else mined).nonzero()
 
 
 def task_drift(net: TripletNet, rows: TripletRows) -> Float[Tensor, " row"]:
-    """The distance that the text moves the task's point, in [0, 2]; the net must be in evaluation mode."""
+    """Distance between the embeddings (of norm 1) of the task alone and of task and text; `net` is in eval mode."""
     return (embed_batches(net, rows.full) - embed_batches(net, rows.primary)).norm(dim=1)
 
 
@@ -127,7 +134,7 @@ def train_triplets(
     net: TripletNet, rows: TripletRows, config: TripletConfig, *, validation: TripletRows | None = None, seed: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:  # fmt: skip
-    """Train `net` in place, so that a foreign task moves the task's point and a clean text does not.
+    """Train `net` in place, so that an injected instruction moves the embedding of the task and a clean text does not.
 
     Example:
         >>> history = train_triplets(net, rows, TripletConfig(epochs=5, batch_size=128), validation=held_out)
@@ -172,9 +179,9 @@ class _Trainer:
         self.losses: list[float] = []
         self.history: list[dict[str, int | float]] = []
 
-    def train_batch(self, rows: Int[Tensor, " batch"]) -> None:
-        """Mine the triplets of a batch, and make one step for every `step_size` of them."""
-        for clean, injected in self._mined(rows):
+    def train_batch(self, numbers: Int[Tensor, " batch"]) -> None:
+        """Mine the triplets of the inputs with these numbers, and make one step for every `step_size` of them."""
+        for clean, injected in self._mine(numbers):
             self.net.train()
             loss = self._loss(clean, injected)
             self.optimizer.zero_grad()
@@ -200,8 +207,10 @@ class _Trainer:
         )  # fmt: skip
         self.losses, self.triplets = [], 0
 
-    def _mined(self, rows: Int[Tensor, " batch"]) -> Iterator[tuple[Int[Tensor, " t"], Int[Tensor, " t"]]]:
-        clean, injected = rows[~self.rows.injected[rows]], rows[self.rows.injected[rows]]
+    def _mine(self, numbers: Int[Tensor, " batch"]) -> Iterator[tuple[Int[Tensor, " t"], Int[Tensor, " t"]]]:
+        """For each step, the numbers of the clean and of the injected input of every triplet."""
+        is_injected = self.rows.injected[numbers]
+        clean, injected = numbers[~is_injected], numbers[is_injected]
         if not len(clean) or not len(injected):
             return
         self.net.eval()
@@ -217,9 +226,10 @@ class _Trainer:
 
     def _loss(self, clean: Int[Tensor, " t"], injected: Int[Tensor, " t"]) -> Float[Tensor, ""]:
         # a row is in many triplets of a step, and is embedded once for all of them
-        near, a = clean.unique(return_inverse=True)
-        distant, n = injected.unique(return_inverse=True)
-        states = torch.cat([self.rows.primary[near], self.rows.full[near], self.rows.full[distant]])
-        anchors, positives, negatives = self.net(states).split([len(near), len(near), len(distant)])
-        close = (anchors - positives).norm(dim=1)[a]
-        return triplet_losses(close, (anchors[a] - negatives[n]).norm(dim=1), self.config.margin).mean()
+        clean, anchor = clean.unique(return_inverse=True)
+        injected, negative = injected.unique(return_inverse=True)
+        states = torch.cat([self.rows.primary[clean], self.rows.full[clean], self.rows.full[injected]])
+        anchors, positives, negatives = self.net(states).split([len(clean), len(clean), len(injected)])
+        to_positive = (anchors - positives).norm(dim=1)[anchor]
+        to_negative = (anchors[anchor] - negatives[negative]).norm(dim=1)
+        return triplet_losses(to_positive, to_negative, self.config.margin).mean()

@@ -1,7 +1,5 @@
 """A real database of API keys, as NDIF asks for it: Postgres with the four tables that its query joins."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import shutil
@@ -9,6 +7,7 @@ import subprocess
 import time
 import uuid
 from pathlib import Path
+from typing import Self
 
 from servers.venvs import CannotInstall, program
 
@@ -41,7 +40,7 @@ class Keys:
         self.programs, self.folder, self.valid = found[-1], folder, str(uuid.uuid4())
         self.server: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Keys:
+    def __enter__(self) -> Self:
         user = pwd.getpwnam("postgres")  # it refuses to run as root
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
@@ -55,9 +54,8 @@ class Keys:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self._as,
         )  # fmt: skip
         end = time.monotonic() + 30
-        while subprocess.run(
-            [self.programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(PORT)], check=False
-        ).returncode:
+        ready = [self.programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(PORT)]
+        while subprocess.run(ready, check=False).returncode:
             if time.monotonic() > end or self.server.poll() is not None:
                 raise RuntimeError("Postgres never answered")
             time.sleep(0.1)

@@ -1,7 +1,5 @@
 """A real NDIF server on this machine: Redis, an object store, Ray, the controller, a dispatcher and the API."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil
@@ -9,11 +7,11 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 HERE = Path(__file__).resolve().parent
 # outside 10002-19999, which Ray hands to its workers; in a network namespace of our own nobody else has them
@@ -67,7 +65,7 @@ class Ndif:
             "GUNICORN_CMD_ARGS": f"--bind=127.0.0.1:{API} --graceful-timeout=1",
         } | self.options  # fmt: skip
 
-    def start(self) -> Ndif:
+    def start(self) -> Self:
         """Everything, from Redis to the API; a server that answers."""
         shutil.rmtree(self.folder, ignore_errors=True)
         for name in ("logs", "redis", "ray"):
@@ -93,7 +91,7 @@ class Ndif:
             )  # fmt: skip
         return self.start_api()
 
-    def start_api(self) -> Ndif:
+    def start_api(self) -> Self:
         """The API with its dispatcher, and wait until it has reached Ray."""
         self._run("api", "gunicorn", "--config", "python:ndif.services.api.gunicorn_conf", "ndif.services.api.app:app")
         self._until(self._connected, 120, "the API never reached Ray")
@@ -166,7 +164,7 @@ class Ndif:
         try:
             with urllib.request.urlopen(f"{self.host}/connected", timeout=5) as answer:
                 return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
+        except OSError:
             return False
 
     def _port(self, port: int) -> None:
@@ -182,8 +180,7 @@ class Ndif:
         while time.monotonic() < end:
             if done():
                 return
-            dead = [name for name, part in self.parts.items() if part.poll() is not None]
-            if dead:
+            if any(part.poll() is not None for part in self.parts.values()):
                 break
             time.sleep(0.2)
         raise RuntimeError(f"{otherwise}\n{self.tail()}")

@@ -1,7 +1,5 @@
 """A network of this process's own, with nothing in it but itself: nothing can leave the machine, no port is taken."""
 
-from __future__ import annotations
-
 import ctypes
 import fcntl
 import os

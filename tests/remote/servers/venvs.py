@@ -1,7 +1,5 @@
 """What the servers need, installed once into a cache folder: virtual environments by requirements file, and Redis."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os
@@ -34,9 +32,8 @@ def environment(requirements: Path, then: Sequence[Sequence[str]] = ()) -> Path:
     text = requirements.read_text() + repr([list(step) for step in then]) + sys.version
     cache = Path(os.environ.get("STEERLAB_CACHE") or "~/.cache/steerlab").expanduser() / "engines"
     cache.mkdir(parents=True, exist_ok=True)
-    folder = (
-        cache / f"{requirements.stem.removeprefix('requirements-')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    )
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    folder = cache / f"{requirements.stem.removeprefix('requirements-')}-{digest}"
     with (cache / f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / ".ready").exists():
@@ -58,9 +55,7 @@ def program(name: str, package: str) -> str:
         _call(["apt-get", "install", "-y", "-qq", "--no-install-recommends", package], quiet)
         found = shutil.which(name)
     if found is None:
-        raise CannotInstall(
-            f"{name} is not installed, and only root on Debian can install it: apt-get install {package}"
-        )
+        raise CannotInstall(f"{name} is missing, and only root on Debian can install it: apt-get install {package}")
     return found
 
 

@@ -4,8 +4,6 @@ Its model actor asserts that every tensor is on a GPU and synchronizes CUDA afte
 controller asks nnsight for an argument that 0.8.1 no longer takes.
 """
 
-from __future__ import annotations
-
 import gc
 import inspect
 
