@@ -88,8 +88,12 @@ def test_settings_stay_separate_and_groups_follow_them() -> None:
     assert table["behavior"].tolist() == ["x", "x", "y", "y"]
     assert table["train_variant"].tolist() == ["p", "p", "p", "q"]
     assert table["median"].tolist() == pytest.approx([1.5, 3, 4.5, 6])
-    with pytest.raises(DataError, match=r"more than once.*\['layer'"):
+    with pytest.raises(DataError, match=r"count 4 examples more than once; add one of \['layer', 'train_variant'\]"):
         steerability(found, by=("behavior",))
+    with pytest.raises(DataError, match=r"count 2 examples more than once; add one of \['layer'\]"):
+        steerability(found[found["behavior"] == "x"], by=("behavior",))
+    with pytest.raises(DataError, match=r"lacks \['slope'\]"):
+        steerability(found.drop(columns="slope"))
     assert len(steerability(found[found["layer"] == 2], by=("behavior",), n_boot=20)) == 2
 
 
@@ -97,6 +101,7 @@ def test_intervals_are_those_of_the_plain_bootstrap() -> None:
     values = np.random.default_rng(0).normal(size=40)
     row, plain = steerability(_slopes(values), seed=3).iloc[0], bootstrap_ci(values, seed=3)
     assert tuple(row[["steerability", "low", "high"]]) == pytest.approx((plain.value, plain.low, plain.high))
+    assert tuple(row[["median", "std"]]) == pytest.approx((np.median(values), values.std()))
     curve = propensity_curves(_frame(np.outer(values, GRID)), seed=3)
     assert (curve["n"] == 40).all() and len(curve) == 7
     assert curve["high"].iloc[4] == pytest.approx(0.5 * plain.high)
@@ -114,6 +119,10 @@ def test_intervals_are_those_of_the_plain_bootstrap() -> None:
         (lambda f: pd.concat([f, f.iloc[[4]]]), "more than once"),
         (lambda f: f.drop(index=[8, 9]), "1 of 3 curves lack some, first .'openness/1'"),
         (lambda f: f[f["alpha"] == 1.0], "at least two alphas"),
+        (
+            lambda f: pd.concat([f, f[f["alpha"] == 1.0].assign(layer=9)]),
+            "1 of 2 settings have one, .*'layer': 9",
+        ),
     ],
 )
 def test_what_is_no_curve_is_refused(change: Callable[[pd.DataFrame], pd.DataFrame], words: str) -> None:

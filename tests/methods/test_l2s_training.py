@@ -23,6 +23,13 @@ def test_net_has_the_published_number_of_parameters(hidden_size, count):
     assert sum(p.numel() for p in SteeringNet(hidden_size, 100).parameters()) == count
 
 
+@pytest.mark.parametrize("sizes", [(0, 2), (2, 0)])
+def test_net_without_units_or_width_is_refused(sizes):
+    assert SteeringNet(1, 1)(normal(2, 1)).shape == (2, 1)
+    with pytest.raises(DataError, match="sizes must be at least 1"):
+        SteeringNet(*sizes)
+
+
 def test_presets_are_those_of_the_paper_and_the_released_code():
     assert L2S_PAPER.loss == "mse" and L2S_PAPER.keep == "best" and L2S_PAPER.plateau_patience is not None
     safety, pope = L2S_RELEASED_SAFETY, L2S_RELEASED_POPE
@@ -76,6 +83,20 @@ def test_history_shows_the_schedule_and_the_reduction_on_a_plateau():
     config, pairs = TrainingConfig(epochs=12, learning_rate=1e-12, plateau_patience=2, plateau_factor=0.1), normal(8, 3)
     history = train_net(SteeringNet(3, 2), pairs, pairs, config, validation=(normal(3, 3), normal(3, 3)))
     assert history["lr"].iloc[0] == pytest.approx(1e-12) and history["lr"].iloc[-1] < 2e-14
+
+
+def test_history_shows_the_mean_loss_of_all_examples_also_where_batches_differ_in_size():
+    net, contexts, targets = seeded_net(3, 2, "tanh", 0), normal(12, 3), normal(12, 3, seed=1)
+    expected = (net(contexts) - targets).square().mean().item()
+    config = TrainingConfig(epochs=2, batch_size=5, learning_rate=1e-12)
+    assert train_net(net, contexts, targets, config)["loss"].tolist() == pytest.approx([expected] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [4, 16, 400])
+def test_standardized_contexts_have_a_norm_of_at_most_four(hidden):
+    contexts = 50 + 20 * normal(300, hidden)
+    norms = Scales.of(contexts, contexts).standardize(contexts).square().sum(1)
+    assert float(norms.mean().sqrt()) == pytest.approx(min(4, math.sqrt(hidden)), rel=1e-4)
 
 
 def test_best_epoch_is_kept():

@@ -87,7 +87,9 @@ def test_share_interval_is_the_wilson_score_interval(n: int, share: float, level
     assert found.low <= found.value <= found.high and found.low < found.high
 
 
-@pytest.mark.parametrize("bad", [dict(k=2, n=1), dict(k=-1, n=1), dict(k=0, n=0), dict(k=1, n=2, level=1.0)])
+@pytest.mark.parametrize(
+    "bad", [dict(k=2, n=1), dict(k=-1, n=1), dict(k=0, n=0), dict(k=1, n=2, level=1.0), dict(k=1, n=2, level=0.0)]
+)
 def test_share_interval_of_impossible_counts_is_refused(bad: dict) -> None:
     with pytest.raises(DataError, match="share_interval got"):
         share_interval(**bad)

@@ -46,6 +46,23 @@ def test_each_name_resolves_to_its_tokens(name: str) -> None:
     assert resolve(name, ROW) == MEANING[name]
 
 
+@pytest.mark.parametrize(("n_prompt", "after"), [(9, [6]), (6, [])])
+def test_image_names_mean_image_tokens_and_the_prompt_token_behind_them(n_prompt: int, after: list[int]) -> None:
+    spans = (Span("user", 0, 2), Span("image", 2, 4), Span("image", 5, 6), Span("user", 6, 9))
+    row = EncodedPrompt(tuple(range(9)), spans, n_prompt, "x" * 9, tuple((i, i + 1) for i in range(9)))
+    assert resolve("images", row) == [2, 3, 5] and resolve("last_image", row) == [5]
+    assert resolve("after_image", row) == after
+
+
+@given(st.integers(-20, 20))
+def test_a_number_is_a_token_counted_from_either_end(number: int) -> None:
+    if -12 <= number < 12:
+        assert resolve(number, ROW) == [range(12)[number]]
+    else:
+        with pytest.raises(PositionError, match=f"position {number} is outside a row of 12 tokens"):
+            resolve(number, ROW)
+
+
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=5))
 def test_union_of_names_is_union_of_tokens(names: list[str]) -> None:
     assert resolve("+".join(names), ROW) == sorted(set().union(*(MEANING[name] for name in names)))
