@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from steerlab import DataError
+from steerlab.analysis import groups
 from steerlab.analysis.answer_position_bias import answer_position_bias, slopes_by_answer_position
 from steerlab.analysis.steerability import anti_steerable, propensity_curves, slopes, steerability
 from steerlab.analysis.sweep import MULTIPLIERS
@@ -95,6 +96,15 @@ def test_settings_stay_separate_and_groups_follow_them() -> None:
     with pytest.raises(DataError, match=r"lacks \['slope'\]"):
         steerability(found.drop(columns="slope"))
     assert len(steerability(found[found["layer"] == 2], by=("behavior",), n_boot=20)) == 2
+
+
+def test_groups_keep_their_order_and_resamples_in_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = pd.DataFrame({"group": ["b", None, "a"] * 12, "example_id": np.arange(36), "x": np.arange(36.0) % 7})
+    whole = groups.group_means(frame, ["group"], "x", n_boot=50)
+    assert whole["group"].isna().tolist() == [False, True, False] and whole["group"].iloc[0] == "b"
+    monkeypatch.setattr(groups, "_DRAWS_AT_ONCE", 200)
+    pd.testing.assert_frame_equal(groups.group_means(frame, ["group"], "x", n_boot=50), whole)
+    assert len(groups._resampled(np.ones((3, 12)), 50, 0)) == 50
 
 
 def test_intervals_are_those_of_the_plain_bootstrap() -> None:

@@ -419,7 +419,7 @@ def test_from_gates_checks_its_arrays():
     with pytest.raises(DataError, match=r"w has shape \(2, 64\).* site"):
         AlphaSteer.from_gates(3, w, r)
     with pytest.raises(DataError, match="r has shape"):
-        AlphaSteer.from_gates([3, 5], w, r * NAN)
+        AlphaSteer.from_gates([3, 5], w, torch.where(r == r.max(), NAN, r))
     with pytest.raises(MismatchError, match="width 8, this AlphaSteer takes 64"):
         alpha.gate(3, torch.ones(1, 8))
     with pytest.raises(MismatchError, match="width 8, the gate takes 64"):

@@ -99,6 +99,11 @@ def test_standardized_contexts_have_a_norm_of_at_most_four(hidden):
     assert float(norms.mean().sqrt()) == pytest.approx(min(4, math.sqrt(hidden)), rel=1e-4)
 
 
+def test_contexts_that_were_constant_in_training_keep_their_unit():
+    constant = torch.full((5, 4), 7.0)
+    assert torch.equal(Scales.of(constant, constant).standardize(constant + 2), torch.full((5, 4), 2.0))
+
+
 def test_best_epoch_is_kept():
     # at so high a learning rate training gets worse: the best epoch is not the last
     config = TrainingConfig(epochs=15, learning_rate=0.5, keep="best")
@@ -152,9 +157,9 @@ def test_columns_beyond_the_rank_keep_the_default_initialization(decoder_init, r
     torch.testing.assert_close(after[:, :rank].norm(dim=0), torch.ones(rank))
 
 
-@pytest.mark.parametrize("kind", ["full", "minibatch"])
-def test_dictionary_columns_are_unit_atoms(kind):
-    config = TrainingConfig(decoder_init="dictionary", dictionary=kind, dictionary_iterations=20)
+@pytest.mark.parametrize(("kind", "iterations"), [("full", 20), ("full", 1), ("minibatch", 20)])
+def test_dictionary_columns_are_unit_atoms_also_before_they_converge(kind, iterations):
+    config = TrainingConfig(decoder_init="dictionary", dictionary=kind, dictionary_iterations=iterations)
     columns = decoder_columns(5 * normal(30, 8), 4, config, 0)
     assert columns.shape == (4, 8) and bool((columns.norm(dim=1) <= 1 + 1e-4).all())
 
