@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -55,6 +55,9 @@ def test_image_names_mean_image_tokens_and_the_prompt_token_behind_them(n_prompt
 
 
 @given(st.integers(-20, 20))
+@example(-12)
+@example(11)
+@example(12)
 def test_a_number_is_a_token_counted_from_either_end(number: int) -> None:
     if -12 <= number < 12:
         assert resolve(number, ROW) == [range(12)[number]]
@@ -78,6 +81,9 @@ def test_last_k_and_prompt_k_are_prompt_tokens_ascending(n_prompt: int, n_answer
 
 
 @given(st.integers(-20, 20))
+@example(-12)
+@example(11)
+@example(12)
 def test_int_counts_as_in_python(place: int) -> None:
     if -12 <= place < 12:
         assert resolve(place, ROW) == [range(12)[place]]
