@@ -45,6 +45,10 @@ def test_edit_without_columns_returns_the_state_itself() -> None:
     never = Edit(torch.ones(2, HIDDEN), ~everywhere(2, 3), generated=False)
     later = Edit(torch.ones(2, HIDDEN), ~everywhere(2, 3), generated=True)
     assert apply_edits([never, later], h, 3) is h
+    assert never.is_noop and not later.is_noop
+    assert Edit(torch.ones(2, HIDDEN), ~everywhere(2, 3), generated=True, row_mask=torch.zeros(2).bool()).is_noop
+    prompt_only = Edit(torch.ones(2, HIDDEN), everywhere(2, 3), generated=False)
+    assert prompt_only.affects(2, 3) and not prompt_only.affects(3, 4) and not prompt_only.is_noop
     assert apply_edits([never], h, 9) is h
     assert later.stats.totals() == (0, 0.0)
 
@@ -128,6 +132,23 @@ def test_vector_fn_reads_the_unsteered_last_prompt_state_once(copies: int, scope
         new = state(2 * copies, 1, step)
         assert torch.allclose(apply_edits([edit], new, step), new + 2 * last_states[:, None] * (scope != "prompt"))
     assert len(calls) == 1 and torch.equal(calls[0], last_states)
+
+
+@pytest.mark.parametrize("computed", [False, True])
+def test_edit_of_one_row_equals_its_row_of_the_padded_batch(computed: bool) -> None:
+    starts, padded, later = (2, 0, 3), state(3, 6), state(3, 1, seed=1)
+    columns = torch.stack([torch.arange(6) >= start for start in starts]) & (state(3, 6, 2)[..., 0] > -1)
+    function = (lambda h: h * torch.arange(1, len(h) + 1)[:, None]) if computed else None
+    edit = Edit(
+        None if computed else state(3, 1, 3)[:, 0], columns, True, function, torch.tensor([5, 4, 5]),
+        torch.tensor([True, False, True]),
+    )  # fmt: skip
+    prompt, generated = edit.delta(padded, 6), edit.delta(later, 7)
+    assert not generated[1].any() and generated[[0, 2]].ne(0).all()
+    for i, start in enumerate(starts):
+        one = edit.row(i, start, 6)
+        torch.testing.assert_close(one.delta(padded[[i], start:], 6 - start), prompt[[i], start:])
+        torch.testing.assert_close(one.delta(later[[i]], 7 - start), generated[[i]])
 
 
 def test_edits_that_do_not_fit_the_forward_are_refused() -> None:
