@@ -8,6 +8,7 @@ and, if there is a gallery, l2s_hallucination_gallery.png and .pdf.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -42,7 +43,7 @@ def draw(results_dir: str | Path) -> Figure:
     return fig
 
 
-def draw_gallery(results_dir: str | Path) -> Figure | None:
+def draw_gallery(results_dir: str | Path, columns: int = 4) -> Figure | None:
     """Images with question and answers, or None if the study kept none."""
     table = Path(results_dir) / "gallery" / "gallery.csv"
     if not table.exists():
@@ -51,9 +52,12 @@ def draw_gallery(results_dir: str | Path) -> Figure | None:
         GalleryItem(Image.open(table.parent / row["file"]), row["question"], row["true"], row["before"], row["after"])
         for _, row in pd.read_csv(table, dtype=str).iterrows()
     ]
-    return gallery(items, columns=4)
+    return gallery(items, columns=columns)
 
 
 if __name__ == "__main__":
-    figures = {"l2s_hallucination": draw, "l2s_hallucination_gallery": draw_gallery}
+    figures: dict[str, Callable[[Path], Figure | None]] = {
+        "l2s_hallucination": draw,
+        "l2s_hallucination_gallery": draw_gallery,
+    }
     figure_script(figures, __doc__, RESULTS)
