@@ -332,7 +332,7 @@ def test_the_study_writes_its_files_and_resumes(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-2000:]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["layer"] == 2 and summary["geometry.within.refuse.refuse"]["n"] == 24 * 23 // 2
-    assert {"cos.l2s.p2s", "cos.mean.p2s", "alike.chance", "norms.vector.defer"} <= set(summary)
+    assert {"cos.l2s.p2s", "cos.mean.p2s", "nearest.chance", "norms.vector.defer"} <= set(summary)
     frame = pd.read_csv(out / "results.csv")
     assert set(frame["method"]) == {"l2s", "mean", "mean of its behavior"} and set(frame["metric"]) == {"cos_to_p2s"}
     assert len(pd.read_csv(out / "cka.csv")) == 9 and len(pd.read_csv(out / "maps.csv")) == 72 + 48
