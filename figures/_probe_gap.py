@@ -7,10 +7,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from steerlab.plots.frames import one_row_per
+from steerlab.plots.lines import SEABORN_DASHES
 from steerlab.plots.style import INK, get_axes, label_ends
 
 COLORS = {"probe": INK, "answers": "#8C8C8C"}
-DASHES = ["", (4, 1.5), (1, 1.2), (5, 1, 1, 1)]
 
 
 def probe_gap_lines(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -33,7 +33,7 @@ def probe_gap_lines(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = get_axes(ax)
     sns.lineplot(
         long, x="layer", y="accuracy", hue="source", style="group", estimator=None, legend=False, ax=ax,
-        palette=COLORS, dashes=(DASHES * len(groups))[: len(groups)],
+        palette=COLORS, dashes=(SEABORN_DASHES * len(groups))[: len(groups)],
     )  # fmt: skip
     ax.set_xticks(sorted(set(rows["layer"])))
     ax.margins(y=0.1)

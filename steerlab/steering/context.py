@@ -47,12 +47,13 @@ def read_contexts(
     for required in [*(one for steerer in steerers for one in steerer.required_activations), *extra_required]:
         by_part.setdefault(required.site.part, []).append(required)
     prompts = [example.replace(contrast=None) for example in examples]
+    encoded = {row.example_id: row.head(row.n_prompt) for row in rows} if by_part else {}
     acts = {
         part: capture(
             model, prompts, layers=sorted({model.site(one.site) for one in required}),
             positions=sorted({one.position for one in required}, key=str),
             extra_prompts=sorted({one.side for one in required} - {"prompt"}), batch_size=batch_size, progress=False,
-            encoded={row.example_id: row.head(row.n_prompt) for row in rows},
+            encoded=encoded,
         )
         for part, required in by_part.items()
     }  # fmt: skip

@@ -54,18 +54,6 @@ def test_image_names_mean_image_tokens_and_the_prompt_token_behind_them(n_prompt
     assert resolve("after_image", row) == after
 
 
-@given(st.integers(-20, 20))
-@example(-12)
-@example(11)
-@example(12)
-def test_a_number_is_a_token_counted_from_either_end(number: int) -> None:
-    if -12 <= number < 12:
-        assert resolve(number, ROW) == [range(12)[number]]
-    else:
-        with pytest.raises(PositionError, match=f"position {number} is outside a row of 12 tokens"):
-            resolve(number, ROW)
-
-
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=5))
 def test_union_of_names_is_union_of_tokens(names: list[str]) -> None:
     assert resolve("+".join(names), ROW) == sorted(set().union(*(MEANING[name] for name in names)))

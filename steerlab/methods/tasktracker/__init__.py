@@ -1,1 +1,1 @@
-"""TaskTracker: detection of foreign tasks, by linear probes and by a triplet net."""
+"""TaskTracker: detection of injected instructions, by linear probes and by a triplet net."""

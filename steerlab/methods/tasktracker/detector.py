@@ -34,7 +34,7 @@ class TwoPromptDetector(Detector):
 
     Args:
         layers: blocks whose output is compared, 0-based; or Sites.
-        positive: labels of the inputs whose text holds a foreign task.
+        positive: labels of the inputs whose text holds an injected instruction.
         negative: labels of those without; None: every other label.
         task: name of the extra prompt that holds the task alone.
         label: the column of the index that holds the labels.
@@ -164,7 +164,7 @@ class TaskTracker(TwoPromptDetector):
         return torch.stack([self._log_odds(context, i) for i in range(len(self.sites))], dim=1)
 
     def probabilities(self, context: Context) -> Float[Tensor, "batch layers"]:
-        """The probability of a foreign task by each layer's probe, as published."""
+        """The probability of an injected instruction by each layer's probe, as published."""
         return self.scores(context).sigmoid()
 
     def score(self, context: Context) -> Float[Tensor, " batch"]:

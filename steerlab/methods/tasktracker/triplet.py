@@ -1,7 +1,7 @@
-"""The triplet probe of TaskTracker: a learned space in which a foreign task moves the point of the task.
+"""The triplet probe of TaskTracker: a learned space in which an injected instruction moves the point of the task.
 
-The negative of a triplet may be any text with a foreign task. A text under another task is far away in any case, so
-the inputs must share their tasks, as those of `injected` do.
+The negative of a triplet may be any text with an injected instruction. A text under another task is far away in any
+case, so the inputs must share their tasks, as those of `injection_examples` do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from steerlab.methods.tasktracker.triplet_train import TripletConfig, TripletRow
 
 @savable
 class TripletProbe(TwoPromptDetector):
-    """The distance that a text moves the task, in a space learned from triplets (task, clean text, foreign task).
+    """The distance that a text moves the task, in a space learned from triplets (task, clean text, injected text).
 
     Example:
         >>> probe = TripletProbe(range(6)).fit(acts)                 # as published, for many thousand inputs
