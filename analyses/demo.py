@@ -65,8 +65,9 @@ def main() -> None:
     print(OPENING.format(model=args.model, layer=SETTING.layer, train=len(train), test=len(test)))
 
     identity = {"study": "demo", "seed": args.seed, "limit": args.limit, "model": args.model, "setting": vars(SETTING)}
-    study = Study(args.out, identity | {"sizes": [len(train), len(test), args.max_new_tokens, args.images]})
     model = steerlab.load(args.model, device=args.device)
+    identity |= {"sizes": [len(train), len(test), args.max_new_tokens, args.images], "weights": model.info()["weights"]}
+    study = Study(args.out, identity)
     layer = min(SETTING.layer, model.n_layers - 1)
     read = min(SETTING.context or layer, model.n_layers - 1)
     acts = steerlab.capture(model, train, layers=sorted({layer, read}), batch_size=args.batch_size)

@@ -148,7 +148,7 @@ def main() -> None:
     identity = {"study": "l2s_hallucination", "seed": args.seed, "limit": args.limit, "layers": args.layers}
     identity |= {"data": data_hash([*train_rows, *validation, *test]), "alphas": args.alphas, "model": args.model}
     model = steerlab.load(args.model, device=args.device, task="image-text", backend=args.backend)
-    study = Study(args.out, identity | {"revision": model.revision})
+    study = Study(args.out, identity | {"revision": model.revision, "weights": model.info()["weights"]})
     train, validation_acts, tested = (
         capture(study, part, model, rows, layers_to_try(model, args), args.batch_size)
         for part, rows in (("train", train_rows), ("validation", validation), ("test", test))

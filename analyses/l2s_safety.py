@@ -108,6 +108,7 @@ def identity(
         "study": "l2s_safety",
         **{name: getattr(args, name) for name in named},
         "revision": model.revision,
+        "weights": model.info()["weights"],
         "data": fingerprint([data_hash(examples) for examples in parts.values()]),
         **search_fingerprints(args.rounds),
         "grid": None if earlier is None else fingerprint(earlier.to_csv(index=False)),

@@ -38,8 +38,8 @@ def main() -> None:
     args = arguments.parse_args()
     rows = limit_per_group(demo_set(seed=args.seed), args.limit)
     identity = {"study": "layer_sweep", "seed": args.seed, "limit": args.limit, "model": args.model}
-    study = Study(args.out, identity | {"guard": args.guard})
     model = steerlab.load(args.model, device=args.device)
+    study = Study(args.out, identity | {"guard": args.guard, "weights": model.info()["weights"]})
     train = [e for e in rows if e.split == "train"]
     contrasts = [e for e in rows if e.split != "train" and e.contrast is not None]
     acts = steerlab.capture(model, train, folder=study.folder / "stages" / "acts", batch_size=args.batch_size).load()

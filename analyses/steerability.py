@@ -46,8 +46,9 @@ def main() -> None:
     )
     args = arguments.parse_args()
     keys = ("seed", "model", "items", "step", "shift_items", "limit")
-    study = Study(args.out, {"study": "steerability", **{k: getattr(args, k) for k in keys}})
     model = steerlab.load(args.model, device=args.device)
+    identity = {"study": "steerability", **{k: getattr(args, k) for k in keys}, "weights": model.info()["weights"]}
+    study = Study(args.out, identity)
     names = [name for name in PAPER_SETS if name not in MISSING_SETS][: args.limit]
     sets = {name: read(args, name) for name in names}
     layers = list(range(args.step - 1, model.n_layers, args.step))

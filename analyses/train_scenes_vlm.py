@@ -102,7 +102,7 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
     if device.type == "cpu":
         model.set_attn_implementation("eager")  # the fused kernel's backward pass takes twice as long there
     if path.exists():
-        found = torch.load(path, map_location=device, weights_only=False)
+        found = torch.load(path, map_location=device, weights_only=True)
         model.load_state_dict(found["model"])
         optimizer.load_state_dict(found["optimizer"])
         scheduler.load_state_dict(found["scheduler"])

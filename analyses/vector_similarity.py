@@ -39,6 +39,7 @@ def main() -> None:
     arguments.set_defaults(batch_size=32)
     args = arguments.parse_args()
     rows = limit_per_group(demo_set(seed=args.seed), args.limit)
+    model = steerlab.load(args.model, device=args.device)
     study = Study(
         args.out,
         {
@@ -46,10 +47,10 @@ def main() -> None:
             "seed": args.seed,
             "limit": args.limit,
             "model": args.model,
+            "weights": model.info()["weights"],
             "at": [LAYER, READ],
         },
     )
-    model = steerlab.load(args.model, device=args.device)
     folder = study.folder / "stages" / "acts"
     acts = steerlab.capture(model, rows, folder=folder, layers="all", batch_size=args.batch_size).load()
     acts.index["topic"] = acts.index["example_id"].map({e.id: e.meta.get("topic") or e.behavior for e in rows})

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from steerlab._support.errors import SteerlabError
-from steerlab.doctor import report, run_checks
+from steerlab.doctor import check_model, report, run_checks
 from steerlab.models.loading import load
 from steerlab.models.positions import describe_positions
 
@@ -18,21 +18,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
     Example:
-        $ steerlab check smollm2
+        $ steerlab doctor smollm2
         $ steerlab positions "How do I bake bread?" --position last
         $ steerlab doctor --remote ndif
     """
     args = _parser().parse_args(arguments)
     try:
         if args.command == "doctor":
-            findings = run_checks(args.remote, args.serve)
+            findings = check_model(args.model, args.revision) if args.model else run_checks(args.remote, args.serve)
             print(report(findings))
             return int(any(finding.needs_action for finding in findings))
         model = load(args.model, revision=args.revision)
-        if args.command == "positions":
-            print(describe_positions(model, args.prompt, args.position))
-        else:
-            print(f"{model}\nblocks at {model.layout.blocks_path}, every layer equals hidden_states[k + 1]")
+        print(describe_positions(model, args.prompt, args.position))
     except SteerlabError as error:
         print(f"steerlab: {error}", file=sys.stderr)
         return 1
@@ -42,15 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="steerlab", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="load a model and verify that hooks see its residual stream")
-    check.add_argument("model", help=MODEL)
     positions = commands.add_parser("positions", help="show which tokens a position name selects")
     positions.add_argument("prompt")
     positions.add_argument("--position", help="one name or union; all names by default")
     positions.add_argument("--model", default="smollm2", help=MODEL)
-    for command in (check, positions):
+    doctor = commands.add_parser("doctor", help="check a model, or packages, devices, engines and servers")
+    doctor.add_argument("model", nargs="?", help=f"{MODEL}; without it, the installation is checked")
+    for command in (positions, doctor):
         command.add_argument("--revision")
-    doctor = commands.add_parser("doctor", help="check packages, devices, engines and servers, and how to fix them")
     ndif = "an NDIF server, ndif or http://host:port; repeatable. Default: ndif if NDIF_HOST or NDIF_API_KEY is set"
     doctor.add_argument("--remote", action="append", default=[], metavar="ADDRESS", help=ndif)
     doctor.add_argument("--serve", action="append", default=[], metavar="URL", help="an nnsight-serve; repeatable")

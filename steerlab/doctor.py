@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from steerlab._support.errors import LoadError, RemoteError
+from steerlab._support.errors import LoadError, RemoteError, SteerlabError
 from steerlab.models._nnsight.client import ServerClient, compare_versions, ndif_key, public_version
 from steerlab.models._nnsight.errors import INSTALL_ON_CPU, INSTALL_ON_GPU, SERVE_KEY
-from steerlab.models.loading import placement
+from steerlab.models.loading import load, placement
 from steerlab.models.remote import http_address, ndif_host
 from steerlab.testing import tiny_hf, tiny_tokenizer
 
@@ -280,6 +280,23 @@ def _check_served_model(client: ServerClient) -> tuple[str, ...]:
         served.root._drop_envoy(name)
     (answer,) = served.run([RowRequest(0, [1], 0, [], [], describe_model, "", ONE_FORWARD)])
     return "ok", f"{answer['name']}, a model of type {answer['config']['model_type']}"
+
+
+def check_model(name: str, revision: str | None = None) -> list[Finding]:
+    """What `load` found when it compared a model with plain Hugging Face, and the model's shortcuts."""
+    try:
+        model = load(name, revision=revision)
+    except SteerlabError as error:
+        return [Finding("model", name, "wrong", str(error))]
+    layout = model.layout
+    blocks = f"{model.n_layers} at {layout.blocks_path} give the model's hidden states; read and written at "
+    rows = model.row_format.describe().items()
+    return [
+        Finding("model", "blocks", "ok", blocks + ", ".join(layout.points)),
+        *(Finding("model", topic, "ok" if usual else "note", message) for topic, (usual, message) in rows),
+        Finding("model", "shortcuts", "ok", model.shortcuts.used),
+        *(Finding("model", "not used", "note", f"{name}: {why}") for name, why in model.shortcuts.refused.items()),
+    ]
 
 
 def run_checks(remotes: Sequence[str] = (), serves: Sequence[str] = ()) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""The command line: `steerlab doctor` reports what is wrong and how to fix it; `check` and `positions` show a model."""
+"""The command line: `steerlab doctor` reports what is wrong and how to fix it; `positions` shows a prompt's tokens."""
 
 import json
 import re
@@ -265,11 +265,16 @@ def test_a_report_is_aligned_and_fixes_are_not_wrapped():
     assert lines[-3:] == ["", "engines", "  wrong    x  2"]
 
 
-def test_check_and_positions_print_a_model_or_one_line_of_error(tmp_path, capsys):
+def test_doctor_and_positions_print_a_model_or_one_line_of_error(tmp_path, capsys):
     tiny_hf("llama").save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    assert main(["check", str(tmp_path)]) == 0
-    assert "model.layers" in capsys.readouterr().out
+    assert main(["doctor", str(tmp_path)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4 at model.layers give the model's hidden states" in shown
+    assert "may be padded on the left and right" in shown and "with a cache, steered as whole rows are" in shown
+    assert "shortcuts prompts run once" in shown and "not used" not in shown
+    assert main(["doctor", str(tmp_path / "nowhere")]) == 1
+    assert "there is no file or folder" in " ".join(capsys.readouterr().out.split())
     assert main(["positions", "Hello", "--model", str(tmp_path), "--position", "last"]) == 0
     shown = capsys.readouterr().out
     assert "1 token" in shown and "header" in shown

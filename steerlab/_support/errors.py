@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -100,15 +102,25 @@ def is_out_of_memory(error: BaseException) -> bool:
     return by_type or too_large or any(message in str(error) for message in _OUT_OF_MEMORY)
 
 
-def require_columns(frame: pd.DataFrame, columns: Sequence[str], what: str) -> None:
-    """Check that a data frame has rows and columns.
+def require_columns(frame: pd.DataFrame, columns: Sequence[str], what: str, numbers: Sequence[str] = ()) -> None:
+    """Check that a data frame has rows and columns, and finite numbers in those of `numbers`.
 
     Raises:
-        DataError: names the missing columns and those of the frame.
+        DataError: names the missing columns and those of the frame, or the column that holds something else.
     """
+    if not hasattr(frame, "columns"):
+        raise DataError(f"{what} got {type(frame).__name__} {frame!r:.60}: expected a data frame")
     missing = [column for column in columns if column not in frame]
     if missing or frame.empty:
         raise DataError(
             f"{what} needs a non-empty frame with the columns {list(columns)}; "
             f"this one has {len(frame)} rows and lacks {missing} (it has {list(frame.columns)})"
         )
+    for column in numbers:
+        try:
+            finite = np.isfinite(frame[column].to_numpy(float))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{what} needs numbers in {column!r}: {error}") from error
+        if not finite.all():
+            bad = f"{int((~finite).sum())} NaN or infinite of {len(finite)} values"
+            raise DataError(f"{what} got {bad} in {column!r}; drop or repair those rows first")

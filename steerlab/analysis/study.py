@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from steerlab._support.errors import MismatchError, StorageError
-from steerlab._support.files import fingerprint, write_atomically, write_json, write_text
+from steerlab._support import files
+from steerlab._support.errors import MismatchError
+from steerlab.models.fingerprint import differences
+
+SCHEMA = 1
+REPAIR = "Delete this file and run the same again: everything else is kept"
 
 
 class Study:
     """Stages that are computed once and read back from disk afterwards.
+
+    A stage is a CSV file below one line with its checksum, which is also of its name and of the study's identity: a
+    stage that was changed, renamed or taken from another study is refused.
 
     Example:
         >>> study = Study("results/demo", {"study": "demo", "seed": 0, "limit": None})
@@ -25,10 +34,11 @@ class Study:
 
     Args:
         folder: of the results; stages are stored in its subfolder `stages/`.
-        identity: everything that decides the results (arguments, model, data, seed).
+        identity: everything that decides the results (arguments, model, data, seed). With the "weights" of
+            `Model.info`, these decide instead of the names "model" and "revision".
 
     Raises:
-        MismatchError: the folder belongs to a study with another identity; both are named.
+        MismatchError: the folder belongs to a study with another identity, or a file in it was changed; named.
         StorageError: the disk is full, or the folder can't be written to; finished stages are safe.
     """
 
@@ -36,37 +46,48 @@ class Study:
         self.folder = Path(folder)
         self._begun = time.time()
         path = self.folder / "stages" / "study.json"
-        mine = json.loads(json.dumps(dict(identity), default=str))
-        if path.exists():
-            known = json.loads(path.read_text(encoding="utf-8"))
-            if fingerprint(known) != fingerprint(mine):
-                differ = sorted(k for k in known.keys() | mine.keys() if known.get(k) != mine.get(k))
-                named = "; ".join(f"{k}: {known.get(k)!r} there, {mine.get(k)!r} now" for k in differ[:4])
-                raise MismatchError(
-                    f"{self.folder} belongs to another study ({named}). Choose another --out, or delete it."
-                )
-        else:
-            with _storing(path, "nothing was begun. Make room, or choose a folder that can be written to."):
-                write_json(path, mine)
-        self.identity = mine
+        self.identity = json.loads(json.dumps(dict(identity), default=str))
+        if not os.path.exists(path):  # unlike Path.exists, False where looking is forbidden
+            with files.storing(path, kept := "nothing was begun"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                files.write_json(path, files.seal({"schema": SCHEMA, "identity": self.identity}), kept)
+        known = files.read_sealed(path, SCHEMA, REPAIR)
+        with files.reading(path, REPAIR):
+            there = dict(known["identity"])
+        named = [
+            f"{k}: {there.get(k)!r} there, {self.identity.get(k)!r} now" for k in differences(there, self.identity)
+        ]
+        if named:
+            raise MismatchError(
+                f"{self.folder} belongs to another study ({'; '.join(named[:4])}). Choose another --out, or delete it."
+            )
+        self._key = files.fingerprint(there)
 
     def stage(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The frame of one stage: read back if it is stored, computed and stored otherwise."""
-        path = self.folder / "stages" / f"{name}.csv"
-        if not path.exists():
-            frame = compute()
-            done = len(list(path.parent.glob("*.csv")))
-            hint = f"{done} finished stages are safe there. Make room and run the same again; it resumes from them."
+        path = self._path(name)
+        if not self.has(name):
             # every text is quoted: a lone carriage return in an answer would otherwise begin a new row
-            quotes = csv.QUOTE_NONNUMERIC
-            with _storing(path, hint):
-                write_atomically(path, lambda partial: frame.to_csv(partial, index=False, na_rep="nan", quoting=quotes))
-        # the Python engine reads back every bit of a number; the fast one does so in some versions of pandas only
-        return pd.read_csv(path, keep_default_na=False, na_values=["nan"], engine="python")
+            table = compute().to_csv(index=False, na_rep="nan", quoting=csv.QUOTE_NONNUMERIC)
+            content = table.encode(errors="surrogatepass")
+            done = len(list(path.parent.glob("*.csv")))
+            kept = f"{done} finished stages are safe there"
+            files.write_atomically(
+                path, lambda partial: partial.write_bytes(self._first_line(name, content) + content), kept
+            )
+        with files.reading(path, REPAIR):
+            line, end, content = path.read_bytes().partition(b"\n")
+            if line + end != self._first_line(name, content):
+                raise MismatchError(f"the first line is not the checksum of the stage {name!r} of this study")
+            # the Python engine reads back every bit of a number; the fast one does so in some versions of pandas only
+            table = content.decode(errors="surrogatepass")
+            return pd.read_csv(
+                io.StringIO(table, newline=""), keep_default_na=False, na_values=["nan"], engine="python"
+            )
 
     def has(self, name: str) -> bool:
         """Whether a stage is stored."""
-        return (self.folder / "stages" / f"{name}.csv").exists()
+        return os.path.exists(self._path(name))
 
     def finish(
         self, results: pd.DataFrame, summary: Mapping[str, Any], examples: str, provenance: Mapping[str, Any]
@@ -75,19 +96,24 @@ class Study:
 
         Seconds spent are added up over resumed runs.
         """
-        clock = self.folder / "stages" / "seconds.json"
-        before = json.loads(clock.read_text(encoding="utf-8")) if clock.exists() else 0.0
-        seconds = round(before + time.time() - self._begun, 1)
-        write_json(clock, seconds)
-        write_atomically(self.folder / "results.csv", lambda partial: results.to_csv(partial, index=False))
+        clock, seconds = self.folder / "stages" / "seconds.json", time.time() - self._begun
+        if os.path.exists(clock):
+            before = files.read_sealed(clock, SCHEMA, REPAIR)
+            with files.reading(clock, REPAIR):
+                if before["study"] != self._key:
+                    raise MismatchError("these are the seconds of another study")
+                seconds += before["seconds"]
+        seconds = round(seconds, 1)
+        files.write_json(clock, files.seal({"schema": SCHEMA, "study": self._key, "seconds": seconds}))
+        files.write_atomically(self.folder / "results.csv", lambda partial: results.to_csv(partial, index=False))
         origin = {"study": self.identity, "provenance": {**provenance, "seconds": seconds}}
-        write_json(self.folder / "summary.json", {**summary, **origin})
-        write_text(self.folder / "examples.md", examples)
+        files.write_json(self.folder / "summary.json", {**summary, **origin})
+        files.write_text(self.folder / "examples.md", examples)
 
+    def _path(self, name: str) -> Path:
+        return self.folder / "stages" / f"{name}.csv"
 
-@contextmanager
-def _storing(path: Path, hint: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{path} could not be written ({error.strerror or error}): {hint}") from error
+    def _first_line(self, name: str, content: bytes) -> bytes:
+        """A comment with the checksum of a stage."""
+        total = hashlib.sha256(f"{self._key} {name} ".encode() + content)
+        return f"# checksum of this stage of this study: {total.hexdigest()}\n".encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from steerlab._support.checks import as_whole, check_type, show
 from steerlab._support.errors import DataError
 from steerlab._support.progress import bar as progress_bar
 from steerlab.analysis._sweep.plan import AnswerForwards, plan_answers
 from steerlab.analysis._sweep.rows import SweepRows, encode_answers
 from steerlab.analysis._sweep.run import check_positions_exist, run_answers
-from steerlab.analysis._sweep.settings import Methods, Setting, make_settings
+from steerlab.analysis._sweep.settings import Methods, Setting, as_alphas, make_settings
 from steerlab.analysis._sweep.texts import TextMetric, run_texts
 from steerlab.analysis.study import Study
 from steerlab.capture import Activations
@@ -25,10 +26,11 @@ from steerlab.capture.rows import Data, Layers, as_examples
 from steerlab.data.example import Example, data_hash
 from steerlab.metrics.answers import ANSWER_METRICS, check_first
 from steerlab.models.job import background
-from steerlab.models.model import Model
+from steerlab.models.model import Model, check_ready
 from steerlab.models.positions import Positions, describe
 from steerlab.steering.batches import encode_examples
-from steerlab.steering.interventions import Scale
+from steerlab.steering.finite import not_finite
+from steerlab.steering.interventions import Scale, build_edits
 
 Metric = str | TextMetric
 MEMORY = 2**30
@@ -80,6 +82,7 @@ class SweepPlan:
 
     def run(self, folder: str | Path | None = None, *, progress: bool = True) -> pd.DataFrame:
         """Measure every setting; see `sweep`."""
+        check_ready(self.model)
         stage = _compute if folder is None else Study(folder, self._identity()).stage
         total = None if self.answers is None else self.answers.n_batches
         frames = []
@@ -116,13 +119,16 @@ class SweepPlan:
         for name in columns:
             bad = frame[~np.isfinite(frame[name])]
             if len(bad):
-                row = bad.iloc[0]
-                raise DataError(
-                    f"{name} of {self.examples[int(row['input'])].id!r} is {row[name]} under "
-                    f"{self.settings[int(row['setting'])].label()}: the model's logits are not finite there. A smaller "
-                    "alpha, or dtype=torch.float32, may help."
-                )
+                raise self._not_finite(name, bad.iloc[0])
         return frame.melt(id_vars=keys, value_vars=list(columns), var_name="metric", value_name="value")
+
+    def _not_finite(self, name: str, row: pd.Series) -> DataError:
+        """The error for a measurement that is not finite, with the first block whose output is not."""
+        number, setting = int(row["input"]), self.settings[int(row["setting"])]
+        batch = self.model.batch(encode_examples(self.model, [self.examples[number]]))
+        edits = build_edits(self.model, [setting], batch, [number])
+        found = not_finite(self.model, self.model.inputs(batch), edits)
+        return DataError(f"{name} of {self.examples[number].id!r} is {row[name]} under {setting.label()}: {found}")
 
     def _labeled(self, long: pd.DataFrame) -> pd.DataFrame:
         """Labels in place of numbers, ordered by metric, setting and input."""
@@ -214,7 +220,15 @@ def sweep(
 
     Source: the propensity is that of arXiv 2407.12404.
     """
-    examples, metrics = as_examples(data), _metrics_by_name(metric)
+    check_ready(model)
+    examples, metrics, alphas = as_examples(data), _metrics_by_name(metric), as_alphas(alphas)
+    if batch_size is not None:
+        as_whole("batch_size", batch_size)
+    as_whole("memory", memory)
+    generation = check_type("generation", generation or {}, Mapping, "options of `generate` by name")
+    as_whole("max_new_tokens", generation.get("max_new_tokens", 1))
+    if isinstance(train, Iterator):
+        train = list(train)  # each method reads them
     where: list[Positions] = list(positions) if isinstance(positions, list | tuple) else [positions]  # type: ignore[list-item]
     settings = make_settings(
         model, steerer, examples, layers=layers, alphas=alphas, positions=where, scale=scale, train=train,
@@ -223,11 +237,13 @@ def sweep(
     arguments = {
         "methods": list(dict.fromkeys(one.name for one in settings)),
         "layers": list(dict.fromkeys(one.layer for one in settings)),
-        "alphas": [float(a) for a in alphas], "positions": [describe(p) for p in where], "scale": scale,
-        "generation": dict(generation or {}),
+        "alphas": alphas, "positions": [describe(p) for p in where], "scale": scale,
+        "generation": dict(generation),
     }  # fmt: skip
     answer_metrics = {name: one for name, one in metrics.items() if isinstance(one, str)}
-    text_metrics = {name: one for name, one in metrics.items() if not isinstance(one, str)}
+    text_metrics: dict[str, TextMetric] = {
+        name: partial(_measure, name, one) for name, one in metrics.items() if not isinstance(one, str)
+    }
     answers = prompts = None
     if answer_metrics:
         names = list(answer_metrics.values())
@@ -251,16 +267,25 @@ def _metrics_by_name(metric: Metric | Sequence[Metric] | Mapping[str, Metric]) -
     if isinstance(metric, Mapping):
         names, listed = list(metric), list(metric.values())
     else:
-        listed = [metric] if isinstance(metric, str) or callable(metric) else list(metric)
+        listed = list(metric) if isinstance(metric, list | tuple) else [metric]  # type: ignore[list-item]
         names = [m if isinstance(m, str) else getattr(m, "__name__", type(m).__name__) for m in listed]
     if not names or len(set(names)) < len(names):
         raise DataError(f"the metrics are called {names}: give at least one, and a dict with a different name for each")
-    unknown = [m for m in listed if isinstance(m, str) and m not in ANSWER_METRICS]
+    unknown = [m for m in listed if not callable(m) and not (isinstance(m, str) and m in ANSWER_METRICS)]
     if unknown:
         raise DataError(
             f"unknown metric {unknown[0]!r}; expected one of {list(ANSWER_METRICS)}, or a function of texts"
         )
     return dict(zip(names, listed, strict=True))
+
+
+def _measure(name: str, metric: TextMetric, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
+    """The numbers that a metric gives."""
+    found = metric(examples, texts)
+    try:
+        return [float(value) for value in np.asarray(found, dtype=float).ravel()]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the metric {name!r} gave {show(found)}: expected one number per text") from error
 
 
 def _vectors_hash(settings: Sequence[Setting]) -> str:

@@ -9,6 +9,8 @@ from typing import Any, overload
 
 import torch
 
+from steerlab._support.checks import check_option, show
+from steerlab._support.errors import DataError, PositionError
 from steerlab._support.files import fingerprint
 from steerlab._support.memory import halve_on_oom
 from steerlab._support.progress import bar as progress_bar
@@ -29,10 +31,10 @@ from steerlab.capture.rows import (
 from steerlab.capture.shared import share_prompts
 from steerlab.capture.store import Store
 from steerlab.data.example import data_hash
-from steerlab.models.encoding import PaddingSide, by_length
+from steerlab.models.encoding import PaddingSide
 from steerlab.models.engine import FULL_FORWARD, StateSelector
 from steerlab.models.job import background
-from steerlab.models.model import Model
+from steerlab.models.model import Model, check_ready
 from steerlab.models.patches import PatchSelector
 from steerlab.models.positions import Positions, describe
 from steerlab.models.sites import Site
@@ -110,8 +112,14 @@ def capture(
         OutOfMemory: a single row does not fit.
         RemoteError: the server that holds the weights failed.
     """
+    check_ready(model)
+    check_option("reduce", reduce, ("mean", "none"))
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise DataError(f"dtype={show(dtype)}: expected a PyTorch dtype such as torch.float32")
     examples, sites = as_examples(data), as_sites(layers, model)
     at, ctx = _as_list(positions), _as_list(context)
+    if positions is not None and not at:
+        raise PositionError("positions is empty: give at least one, or None for the defaults")
     if sites[0].part == "text":
         rows = plan_rows(model, examples, at, ctx, reduce, extra_prompts, encoded)
     else:
@@ -125,10 +133,12 @@ def capture(
         "tokens": fingerprint([row.prompt.ids for row in rows]),
     }
     run = BatchRunner(model, sites, dtype, padding, reduce)
-    batches = [[rows[i] for i in numbers] for numbers in by_length([row.prompt for row in rows], batch_size)]
+    numbered = model.batches([row.prompt for row in rows], batch_size, padding)
+    batches = [[rows[i] for i in numbers] for numbers in numbered]
     store = None
     if folder is not None:
-        settings = {"batch_size": batch_size, "storage": str(dtype)}
+        # the batches too: which rows share one depends on the padding that the model takes
+        settings = {"batch_size": batch_size, "storage": str(dtype), "batches": fingerprint(numbered)}
         store = Store.create(Path(folder), info, settings, sites, len(batches))
     found: list[CapturedBatch] = []
     with progress_bar(len(rows), "capture", "row", progress) as bar:

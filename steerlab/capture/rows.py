@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from steerlab._support.checks import check_type, show
 from steerlab._support.errors import DataError, LayoutError, PositionError
 from steerlab.capture.activations import INDEX_COLUMNS
-from steerlab.data.example import Contrast, Example, check_examples
+from steerlab.data.example import Contrast, Example, check_examples, check_listed
 from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.model import Model
-from steerlab.models.positions import Positions, describe, resolve_nonempty
+from steerlab.models.positions import Positions, check_positions, describe, resolve_nonempty
 from steerlab.models.sites import Site
 
 Data = Iterable[str | Example]
@@ -41,8 +42,7 @@ class CaptureRow:
 
 def as_examples(data: Data) -> list[Example]:
     """The data as examples; a plain prompt gets its number as id."""
-    if isinstance(data, str):
-        raise DataError(f"the data are one string, {data[:40]!r}: give a list of prompts, or [prompt] for one")
+    check_listed(data)
     return check_examples(
         item if isinstance(item, Example) else Example(id=str(i), prompt=item) for i, item in enumerate(data)
     )
@@ -50,11 +50,11 @@ def as_examples(data: Data) -> list[Example]:
 
 def as_sites(layers: Layers, model: Model) -> tuple[Site, ...]:
     """The sites of `layers` in this model, ascending and without duplicates; all in one part of the model."""
-    if isinstance(layers, str):
-        if layers != "all":
-            raise LayoutError(f"layers={layers!r}; expected 'all', a layer number, or numbers and Sites")
-        layers = range(model.n_layers)
-    given = [layers] if isinstance(layers, SupportsIndex) else list(layers)
+    chosen: Any = range(model.n_layers) if isinstance(layers, str) and layers == "all" else layers
+    chosen = getattr(chosen, "tolist", lambda: chosen)()  # of an array or a tensor
+    if isinstance(chosen, str | bytes | Mapping):
+        raise LayoutError(f"layers={show(layers)}: expected 'all', a layer number, or numbers and Sites")
+    given = list(chosen) if isinstance(chosen, Iterable) else [chosen]
     if not given:
         raise LayoutError("layers is empty: nothing to capture")
     sites = tuple(sorted({model.site(x) for x in given}))
@@ -83,6 +83,8 @@ def plan_rows(
     states: the context is then captured there, which saves a forward. `encoded` holds plain prompts by example id
     that are encoded already.
     """
+    for given in (positions, context):
+        check_positions(given, len(examples))
     rows: list[CaptureRow] = []
     has_contrasts = any(example.contrast for example in examples)
     for number, example in enumerate(examples):
@@ -127,6 +129,7 @@ def plan_image_rows(
 def _select_prompts(example: Example, names: Sequence[str] | None) -> dict[str, str]:
     """The extra prompts of an example with these names; None: all."""
     given = example.extra_prompts
+    check_type("extra_prompts", names, (list, tuple, type(None)), "a list of names, or None for all")
     missing = [name for name in names or () if name not in given]
     if missing:
         raise DataError(

@@ -15,7 +15,7 @@ from torch import Tensor
 from steerlab.capture.rows import CaptureRow
 from steerlab.models.encoding import Batch
 from steerlab.models.engine import Inputs
-from steerlab.models.kv_prefix import ForwardState, prefill_cost, split_at
+from steerlab.models.kv_prefix import ForwardState, split_at
 from steerlab.models.model import Model
 from steerlab.models.sites import Site
 
@@ -44,17 +44,15 @@ class SharedPrompts:
         """
         inputs = model.inputs(self.batch)
         before, rest = split_at(inputs, self.cut)
-        prefix = model.engine.prefill({k: t[self.prompts.to(t.device)] for k, t in before.items()})
+        prefix = model.prefill({k: t[self.prompts.to(t.device)] for k, t in before.items()})
         shifted = replace(self.batch, offsets=tuple(offset - self.cut for offset in self.batch.offsets))
         return rest, ForwardState(prefix.take(self.prompt_of.to(model.device))), shifted
 
 
 def share_prompts(model: Model, rows: Sequence[CaptureRow], sites: Sequence[Site]) -> SharedPrompts | None:
     """How to run a batch with shared prompts, or None if that is not exact or not cheaper than whole rows."""
-    if not model.supports_prefix_cache:
-        return None
     first = min(min(group) - row.prompt.n_prompt for row in rows for group in row.groups)
-    if first < -1:
+    if first < -1 or not model.row_format.may_pad("aligned") or not model.supports_prefix_cache:
         return None
     batch = model.batch([row.prompt for row in rows], "aligned")
     cut = batch.last_prompt_columns[0]
@@ -65,7 +63,7 @@ def share_prompts(model: Model, rows: Sequence[CaptureRow], sites: Sequence[Site
     prompts = torch.tensor([prompt_of.index(k) for k in range(len(numbers))])
     tail, depth = batch.width - cut, max(site.layer for site in sites) + 1
     ids, mask = batch.input_ids[prompts, :cut], batch.attention_mask[prompts, :cut]
-    columns = prefill_cost(ids, mask, model.hf.config.get_text_config())
+    columns = model.prefill_cost(ids, mask)
     whole = len(rows) * max(len(row.prompt) for row in rows) * depth
     if columns * model.n_layers + len(rows) * tail * depth > MAX_COST * whole:
         return None

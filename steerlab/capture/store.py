@@ -1,9 +1,15 @@
-"""Activations on disk: one safetensors shard per batch, written atomically, so that a killed capture resumes."""
+"""Activations on disk: one safetensors shard per batch, written atomically, so that a killed capture resumes.
+
+A shard says which capture and which part of it it is, and has a checksum for every site: damaged, exchanged and
+repeated shards are refused by name. The manifest has a checksum over its own fields.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +19,17 @@ import pandas as pd
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from steerlab._support import files
 from steerlab._support.errors import ActivationError, LoadError, MismatchError
-from steerlab._support.files import write_atomically, write_json
 from steerlab.capture.activations import Activations, CapturedBatch
+from steerlab.models.fingerprint import differences
 from steerlab.models.sites import Site
 
-SCHEMA = 1
+SCHEMA = 2
+AGAIN = "call capture again with the same arguments: it captures only what is missing"
+REPAIR = f"Delete this file and {AGAIN}"
 
 
 @dataclass(frozen=True)
@@ -35,12 +45,14 @@ class Store:
         sites: the captured sites, in order.
         n_shards: number of shards of a finished capture.
         info: provenance.
+        identity: what decides the values; every shard repeats its fingerprint.
     """
 
     folder: Path
     sites: tuple[Site, ...]
     n_shards: int
     info: dict[str, Any]
+    identity: dict[str, Any]
 
     @classmethod
     def create(
@@ -49,22 +61,26 @@ class Store:
         """Open a new folder, or one with a part of the same capture, for writing.
 
         Raises:
-            MismatchError: the folder holds another capture.
+            MismatchError: the folder holds another capture, or its manifest was changed.
+            StorageError: the folder cannot be written to.
         """
         identity = {k: v for k, v in info.items() if k not in ("versions", "backend")} | settings
-        identity = json.loads(json.dumps(identity, default=str))
-        if (folder / "manifest.json").exists():
-            there = _manifest(folder)["of"]
-            differ = [f"{k}: {there.get(k)!r} there, {v!r} here" for k, v in identity.items() if there.get(k) != v]
-            if differ:
-                raise MismatchError(
-                    f"{folder} holds another capture ({'; '.join(differ[:3])}). Use another folder, or delete this one."
-                )
-        else:
+        identity = json.loads(json.dumps(identity | {"shards": n_shards}, default=str))
+        path = folder / "manifest.json"
+        if not os.path.exists(path):  # unlike Path.exists, False where looking is forbidden
             places = [[s.layer, s.point] + [s.part] * (s.part != "text") for s in sites]
-            manifest = {"schema": SCHEMA, "of": identity, "sites": places, "shards": n_shards, "info": info}
-            write_json(folder / "manifest.json", manifest)
-        return cls.open(folder)
+            manifest = {"schema": SCHEMA, "of": identity, "sites": places, "info": info}
+            with files.storing(path, kept := "nothing was captured yet"):
+                folder.mkdir(parents=True, exist_ok=True)
+                files.write_json(path, files.seal(manifest), kept)
+        store = cls.open(folder)
+        there = store.identity
+        differ = [f"{k}: {there.get(k)!r} there, {identity.get(k)!r} here" for k in differences(there, identity)]
+        if differ:
+            raise MismatchError(
+                f"{folder} holds another capture ({'; '.join(differ[:3])}). Use another folder, or delete this one."
+            )
+        return store
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
@@ -72,34 +88,55 @@ class Store:
 
         Raises:
             LoadError: the folder holds no capture, or one of another schema.
+            MismatchError: the manifest was changed.
         """
-        known = _manifest(Path(folder))
-        sites = tuple(Site(*place) for place in known["sites"])
-        return cls(Path(folder), sites, known["shards"], known["info"])
+        path = Path(folder) / "manifest.json"
+        hint = f"Give a folder that steerlab.capture(..., folder=...) wrote, or delete this file and {AGAIN}"
+        known = files.read_sealed(path, SCHEMA, hint)
+        with files.reading(path, hint):
+            sites, n_shards = tuple(Site(*place) for place in known["sites"]), known["of"]["shards"]
+            if not isinstance(n_shards, int) or n_shards < 1 or not sites:
+                raise LoadError(f"shards={n_shards!r}, sites={known['sites']!r}: expected at least one of each")
+            return cls(Path(folder), sites, n_shards, dict(known["info"]), dict(known["of"]))
 
     def has_shard(self, number: int) -> bool:
         """Whether this shard is written."""
-        return self._shard(number).exists()
+        return os.path.exists(self._shard(number))
 
     def write_shard(self, number: int, parts: Sequence[CapturedBatch]) -> None:
-        """Write the parts of one batch as a shard, atomically."""
+        """Write the parts of one batch as a shard, atomically.
+
+        Raises:
+            StorageError: the disk is full, or the folder cannot be written to; says what is kept.
+        """
         values, frames = zip(*parts, strict=True)
-        metadata = {"index": pd.concat(frames, ignore_index=True).to_json(orient="split")}
-        contents = {"values": torch.cat(values)}
-        write_atomically(self._shard(number), lambda path: save_file(contents, path, metadata))
+        contents = torch.cat(values)
+        mine = {
+            "schema": SCHEMA, "capture": files.fingerprint(self.identity), "shard": number,
+            "sites": [_checksum(contents[:, c]) for c in range(len(self.sites))],
+            "index": pd.concat(frames, ignore_index=True).to_json(orient="split"),
+        }  # fmt: skip
+        metadata = {"shard": json.dumps(files.seal(mine))}
+        kept = f"{len(self._shards())} of {self.n_shards} shards are kept in {self.folder}"
+        files.write_atomically(self._shard(number), lambda path: save_file({"values": contents}, path, metadata), kept)
 
     def load(self, layers: Sequence[int | Site] | None = None) -> Activations:
         """The activations at some layers (all by default), rows in the order of the data.
 
         Raises:
             ActivationError: a layer was not captured, or the capture is unfinished.
+            LoadError, MismatchError: a shard is damaged, of another capture, or one too many; names it.
         """
-        missing = [n for n in range(self.n_shards) if not self.has_shard(n)]
-        if missing:
+        shards = set(self._shards())
+        missing = next((n for n in range(self.n_shards) if not self.has_shard(n)), None)
+        if missing is not None:
             raise ActivationError(
-                f"the capture in {self.folder} is unfinished: {len(missing)} of {self.n_shards} shards are missing. "
-                "Call capture with the same arguments to finish it."
+                f"the capture in {self.folder} is unfinished: {self.n_shards - len(shards)} of {self.n_shards} shards "
+                f"are missing, first {self._shard(missing).name}. Call capture with the same arguments to finish it."
             )
+        extra = sorted(shards - {self._shard(n) for n in range(self.n_shards)})
+        if extra:
+            raise MismatchError(f"{extra[0]} is no part of this capture, which has {self.n_shards} shards: delete it")
         wanted = self.sites if layers is None else tuple(Site(x) if isinstance(x, int) else x for x in layers)
         absent = [str(site) for site in wanted if site not in self.sites]
         if absent:
@@ -108,23 +145,27 @@ class Store:
         return Activations.join([self._read(n, columns) for n in range(self.n_shards)], wanted, self.info)
 
     def _read(self, number: int, columns: list[int]) -> CapturedBatch:
-        with safe_open(self._shard(number), "pt") as shard:
+        path = self._shard(number)
+        with files.reading(path, REPAIR), safe_open(path, "pt") as shard:
+            mine = files.check_seal(json.loads(shard.metadata()["shard"]), SCHEMA)
+            if (mine["capture"], mine["shard"]) != (files.fingerprint(self.identity), number):
+                raise MismatchError(f"this is shard {mine['shard']} of the capture {mine['capture']}, put in its place")
             whole = shard.get_slice("values")
-            values = torch.stack([whole[:, c] for c in columns], 1)
-            index = pd.read_json(io.StringIO(shard.metadata()["index"]), orient="split", dtype=False)
-        return values, index
+            parts = [whole[:, c] for c in columns]
+            for c, part in zip(columns, parts, strict=True):
+                if _checksum(part) != mine["sites"][c]:
+                    raise MismatchError(f"the states at site {self.sites[c]} do not have their checksum")
+            return torch.stack(parts, 1), pd.read_json(io.StringIO(mine["index"]), orient="split", dtype=False)
 
     def _shard(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.safetensors"
 
+    def _shards(self) -> list[Path]:
+        return list(self.folder.glob("shard-*.safetensors"))
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    if not path.exists():
-        raise LoadError(
-            f"no capture in {folder}: there is no manifest.json. Write one with steerlab.capture(..., folder=...)."
-        )
-    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if known["schema"] != SCHEMA:
-        raise LoadError(f"{folder} was written in schema {known['schema']}; this steerlab reads schema {SCHEMA}")
-    return known
+
+def _checksum(states: Tensor) -> str:
+    """A hash of the values of one site with their dtype and shape."""
+    total = hashlib.sha256(f"{states.dtype} {tuple(states.shape)}".encode())
+    total.update(states.contiguous().view(torch.uint8).numpy().data)
+    return total.hexdigest()

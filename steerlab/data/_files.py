@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from steerlab._support.checks import check_option as check_option
+from steerlab._support.checks import check_type
 from steerlab._support.errors import DataError, LoadError
 
 BUILTIN = Path(__file__).parent / "builtin"
@@ -45,6 +48,20 @@ class Record:
             raise DataError(f"{self.where}: {name!r} must be a non-empty text, got {value!r}.")
         return value
 
+    def key(self, name: str) -> str:
+        """The field, which must be a non-empty string or a whole number, as a part of an id."""
+        value = self[name]
+        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+            raise DataError(f"{self.where}: {name!r} must be a text or a whole number, got {value!r}.")
+        return str(value)
+
+    def records(self, name: str) -> list[Record]:
+        """The field, which must be a list of objects."""
+        value = self[name]
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise LoadError(f"{self.where}: {name!r} must be a list of objects, got {value!r}.")
+        return [Record(item, f"{self.where}, {name}", number) for number, item in enumerate(value, start=1)]
+
 
 def read_records(path: str | Path) -> Iterator[Record]:
     """The objects of a JSON-lines file or of one JSON list, gzipped or not; blank lines are skipped.
@@ -79,7 +96,7 @@ def read_object(path: str | Path) -> dict[str, Any]:
 
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, gzipped if its name ends in .gz."""
-    file = Path(path)
+    file = Path(check_type("the path", path, (str, os.PathLike), "the path of a file", LoadError))
     if not file.is_file():
         raise LoadError(f"there is no file {file}. Check the path.")
     try:
@@ -92,11 +109,5 @@ def read_text(path: str | Path) -> str:
 def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and lists thousands deep
         raise LoadError(f"{where} is not JSON ({error}); correct or replace it.") from error
-
-
-def check_option(name: str, value: object, options: Collection[object]) -> None:
-    """Raise `DataError` unless the value is one of the options."""
-    if value not in options:
-        raise DataError(f"{name}={value!r} is unknown; expected one of {', '.join(map(str, options))}")

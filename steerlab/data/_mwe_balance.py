@@ -10,6 +10,7 @@ from itertools import accumulate
 
 import pandas as pd
 
+from steerlab._support.checks import as_number
 from steerlab._support.errors import DataError
 from steerlab.data.example import Example, check_examples
 
@@ -64,7 +65,7 @@ def check_balance(examples: Sequence[Example], tolerance: float = 0.05) -> pd.Da
 
     Source: steerability, arXiv 2407.12404 (letter and word as spurious factors).
     """
-    if not 0 <= tolerance <= 0.5:
+    if not 0 <= as_number("tolerance", tolerance) <= 0.5:
         raise DataError(f"the tolerance must lie between 0 and 0.5, got {tolerance}; 0.05 is usual.")
     frame = answer_position_counts(examples)
     n = {letter: int(frame.loc[frame["option"] == letter, "n"].sum()) for letter in LETTERS}

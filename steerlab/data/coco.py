@@ -41,11 +41,12 @@ def coco_objects(path: str | Path) -> dict[str, set[str]]:
         return found
     if "categories" not in coco:
         raise LoadError(f"{path} has no categories; expected COCO's instances, not its captions or images alone.")
-    name_of = {category["id"]: str(category["name"]) for category in coco["categories"]}
-    return {
-        image: {name_of[category] for category in categories}
-        for image, categories in _by_image(path, coco, "category_id").items()
-    }
+    by_image = _by_image(path, coco, "category_id")
+    try:
+        name_of = {category["id"]: str(category["name"]) for category in coco["categories"]}
+        return {image: {name_of[category] for category in categories} for image, categories in by_image.items()}
+    except (KeyError, TypeError) as error:
+        raise LoadError(f"{path} is not in COCO's format: a category without {error}, or an unknown one") from error
 
 
 def coco_synonyms(path: str | Path | None = None) -> dict[str, tuple[str, ...]]:

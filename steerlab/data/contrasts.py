@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
+from steerlab._support.checks import check_type
 from steerlab._support.errors import DataError
 from steerlab.data.example import Contrast, Example, check_examples
 
@@ -66,6 +67,7 @@ def with_contrasts(examples: Iterable[Example], contrasts: Mapping[str, Contrast
         DataError: no examples, duplicated ids, or an example whose class and behavior both have no entry.
     """
     rows = check_examples(examples)
+    check_type("contrasts", contrasts, Mapping, "contrasts by class or behavior, {'refuse': Contrast(...), ...}")
     keys = [next((name for name in (row.meta.get("class"), row.behavior) if name in contrasts), None) for row in rows]
     unmatched = [row for row, key in zip(rows, keys, strict=True) if key is None]
     if unmatched:

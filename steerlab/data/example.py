@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 from PIL.Image import Image
 
+from steerlab._support.checks import as_text, check_option, check_type, show
 from steerlab._support.errors import DataError
 from steerlab._support.files import fingerprint
 from steerlab._support.images import ImageInput, ZippedImage, image_hash
@@ -41,6 +43,10 @@ class Contrast:
     position: str | int = "answer"
 
     def __post_init__(self) -> None:
+        for name in ("positive", "negative", "suffix"):
+            as_text(getattr(self, name), f"{name} of a contrast")
+        check_type("position of a contrast", self.position, (str, int), "a position, such as 'answer' or -1")
+        check_option("end_turn", self.end_turn, (True, False))
         if not self.positive.strip() or not self.negative.strip():
             raise DataError(f"a contrast needs two non-empty answers, got {self.positive!r} and {self.negative!r}")
         if self.positive == self.negative:
@@ -84,6 +90,14 @@ class Example:
     meta: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, (kinds, expected) in _FIELDS.items():
+            check_type(f"{name} of the example {self.id!r}", getattr(self, name), kinds, expected)
+        for prompt in self.extra_prompts.values():
+            as_text(prompt, f"extra_prompts of the example {self.id!r}: one")
+        for image in self.images:
+            check_type(f"images of the example {self.id!r}: one", image, _IMAGES, "a file or an open image")
+        if not self.id:
+            raise DataError(f"id is '' for the prompt {self.prompt[:40]!r}: ids join vectors to rows; give one")
         reserved = sorted({"prompt", "positive", "negative"} & set(self.extra_prompts))
         if reserved:
             raise DataError(f"{self.id!r} has extra prompts named {reserved}, which are reserved names; rename them")
@@ -93,13 +107,38 @@ class Example:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
+_IMAGES = (str, os.PathLike, Image, ZippedImage)
+_FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "id": (str, "a text"), "prompt": (str, "the user's text"), "behavior": (str, "a text, '' for none"),
+    "contrast": ((Contrast, type(None)), "a Contrast or None"), "system": ((str, type(None)), "a text or None"),
+    "split": (str, "a text, '' for none"), "images": ((tuple, list), "a tuple of images, (image,) for one"),
+    "extra_prompts": (Mapping, "texts by name"), "meta": (Mapping, "values by name"),
+}  # fmt: skip
+
+
+def check_listed(data: object) -> None:
+    """Refuse data that are no list of inputs, such as a data frame, which would give the names of its columns.
+
+    Raises:
+        DataError: says what was given.
+    """
+    no_list = isinstance(data, str | bytes | Mapping | Set | Example) or hasattr(data, "columns")
+    if no_list or not isinstance(data, Iterable):
+        what = f"one string, {data[:40]!r}" if isinstance(data, str) else show(data)
+        raise DataError(
+            f"the data are {what}: give a list of prompts or Examples, [prompt] for one; of a data frame, "
+            "list(frame['prompt'])"
+        )
+
+
 def check_examples(examples: Iterable[Example]) -> list[Example]:
     """The examples as a list.
 
     Raises:
-        DataError: there are none, or two share an id.
+        DataError: there are none, something is no `Example`, or two share an id.
     """
-    rows = list(examples)
+    check_listed(examples)
+    rows = [check_type("an item of the data", row, Example, "an Example") for row in examples]
     if not rows:
         raise DataError("the data set is empty: nothing to do. Check the path, the split and the filters.")
     seen: set[str] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from steerlab._support.checks import check_type
 from steerlab.data._files import read_records
 from steerlab.data.example import Example, check_examples
 
@@ -40,13 +41,15 @@ def read_jsonl(
         LoadError: the file is missing, a line is not a JSON object, or a field is missing.
         DataError: a prompt is not a non-empty text, the file has no rows, or an id occurs twice.
     """
+    check_type("meta_fields", meta_fields, (list, tuple), "a list of names")
+    records = list(read_records(path))
     prefix = Path(path).stem if id_prefix is None else id_prefix
     return check_examples(
         Example(
-            id=f"{prefix}/{record[id_field] if id_field else record.number}",
+            id=f"{prefix}/{record.key(id_field) if id_field else record.number}",
             prompt=record.text(prompt_field),
             behavior=behavior,
             meta={name: str(record[name]) for name in meta_fields},
         )
-        for record in read_records(path)
+        for record in records
     )

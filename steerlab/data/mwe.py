@@ -7,6 +7,7 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
+from steerlab._support.checks import check_type
 from steerlab._support.errors import DataError, LoadError
 from steerlab.data._files import BUILTIN, Record, check_option, read_records, read_text
 from steerlab.data._mwe_balance import (
@@ -100,6 +101,7 @@ def mwe(
     Source: Perez et al., arXiv 2212.09251 (CC BY 4.0); Tan et al., arXiv 2407.12404 for choices and balance.
     """
     check_option("split", split, (None, *PARTS))
+    check_type("name", name, str, "the name of a set")
     records = enumerate(read_records(_set_file(Path(path), name, source)))
     rows = [_item(name, i, record, system) for i, record in records if not (two_only and _has_third_option(record))]
     rows = check_examples(rows)

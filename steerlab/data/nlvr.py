@@ -46,10 +46,10 @@ def nlvr(path: str | Path, split: str = "dev", *, prompt: str = "{sentence}") ->
 
 
 def _example(record: Record, split: str, prompt: str) -> Example:
-    label, sentence = str(record["label"]).lower(), str(record["sentence"])
+    label, sentence = str(record["label"]).lower(), record.text("sentence")
     check_option(f"{record.where}: label", label, ("true", "false"))
     return Example(
-        id=f"nlvr/{split}/{record['identifier']}",
+        id=f"nlvr/{split}/{record.key('identifier')}",
         prompt=prompt.replace("{sentence}", sentence),
         behavior=label,
         split="validation" if split == "dev" else split,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from steerlab._support.checks import check_type
 from steerlab.data._files import Record, check_option, read_records
 from steerlab.data._images import Missing, add_images
 from steerlab.data.example import Example
@@ -55,6 +56,7 @@ def pope_file(
 
     Source: Li et al., POPE, arXiv 2305.10355.
     """
+    check_type("instruction", instruction, (str, type(None)), "a text, or None to keep that of the file")
     examples = (_example(Path(path).stem, record, instruction) for record in read_records(path))
     return add_images(examples, images, missing, coco_number)
 
@@ -74,12 +76,12 @@ def coco_number(name: str) -> Iterator[str]:
 
 
 def _example(stem: str, record: Record, instruction: str | None) -> Example:
-    question, label = str(record["text"]), str(record["label"]).strip().lower()
+    question, label = record.text("text"), str(record["label"]).strip().lower()
     check_option(f"{record.where}: label", label, ("yes", "no"))
     subset = record.get("subset")
     about = _OBJECT.match(question)
     return Example(
-        id="/".join([stem, *([str(subset)] if subset else []), str(record["question_id"])]),
+        id="/".join([stem, *([str(subset)] if subset else []), record.key("question_id")]),
         prompt=replace_instruction(question, instruction),
         behavior=label,
         meta={

@@ -9,6 +9,7 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
+from steerlab._support.checks import as_number, as_seed, as_whole, check_type
 from steerlab._support.errors import DataError
 from steerlab.data.example import Example, check_examples
 
@@ -40,14 +41,14 @@ def published_split(
 
     Source: L2S, arXiv 2508.12815, released code; 1531 and 1125 are where its scored and harmful rows end.
     """
-    cut = int(fraction * n)
+    cut = int(as_number("fraction", fraction) * as_whole("n", n, 0))
     if not 0 < cut < n:
         raise DataError(
             f"{fraction} of {n} rows leaves {cut} to train and {n - cut} to test; both need at least one. "
             "Choose a fraction between 0 and 1, or give more rows."
         )
     order = np.arange(n, dtype=np.int64)
-    np.random.RandomState(seed).shuffle(order)
+    np.random.RandomState(as_seed(seed)).shuffle(order)
     return np.sort(order[:cut]), np.sort(order[cut:])
 
 
@@ -76,12 +77,14 @@ def stratified_split(
         DataError: no examples, duplicated ids, or fractions that do not sum to 1.
     """
     rows = check_examples(examples)
+    for name, share in check_type("fractions", fractions, Mapping, "shares by name, {'train': 0.8, ...}").items():
+        as_number(f"fractions[{name!r}]", share)
     if any(share <= 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-9:
         raise DataError(f"fractions must be positive and sum to 1, got {dict(fractions)}; rescale them.")
     strata: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         strata[by(row)].append(row.id)
-    random = np.random.RandomState(seed)
+    random = np.random.RandomState(as_seed(seed))
     split_of: dict[str, str] = {}
     for _, ids in sorted(strata.items()):
         ids.sort()
@@ -116,11 +119,12 @@ def validation_split(
     Raises:
         DataError: the fraction is out of range, there are no training examples, or one list would be empty.
     """
-    if not 0 < fraction < 1:
+    if not 0 < as_number("fraction", fraction) < 1:
         raise DataError(f"the validation fraction must lie between 0 and 1, got {fraction}; 0.2 is usual.")
-    candidates = [row for row in examples if row.split in ("train", "")]
+    rows = check_examples(examples)
+    candidates = [row for row in rows if row.split in ("train", "")]
     if not candidates:
-        given = sorted({row.split for row in examples})
+        given = sorted({row.split for row in rows})
         raise DataError(f"no training rows to take a validation set from: the splits given are {given}.")
     divided = stratified_split(candidates, {"train": 1 - fraction, "validation": fraction}, seed=seed)
     train = [row for row in divided if row.split == "train"]

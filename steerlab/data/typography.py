@@ -7,6 +7,7 @@ from functools import cache
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from steerlab._support.checks import as_text, as_whole
 from steerlab._support.errors import DataError
 
 
@@ -30,8 +31,8 @@ def draw_phrase(phrase: str, width: int = 512) -> Image.Image:
 
     Source: typographic images of MM-SafetyBench, arXiv 2311.17600; in DejaVu Sans (part of matplotlib), not Arial.
     """
-    words = phrase.split()
-    if not words or width < 32:
+    words = as_text(phrase, "the phrase").split()
+    if not words or as_whole("width", width) < 32:
         raise DataError(f"can't draw {phrase!r} {width} pixels wide; expected a word or more, and 32 pixels or more")
     margin = width // 32
     room = width - 2 * margin

@@ -51,28 +51,29 @@ def vlguard(path: str | Path, *, images: str | Path | None = None, missing: Miss
 
     Source: Zong et al., Safety Fine-Tuning at (Almost) No Cost, arXiv 2402.02207.
     """
+    records = list(read_records(path))
     split = Path(path).stem if Path(path).stem in ("train", "test") else ""
     seen: Counter[str] = Counter()
     examples: list[Example] = []
-    for record in read_records(path):
-        name = str(record["id"])
+    for record in records:
+        name = record.key("id")
         seen[name] += 1
         examples += _examples(record, name if seen[name] == 1 else f"{name}#{seen[name]}", split)
     return add_images(examples, images, missing)
 
 
 def _examples(record: Record, name: str, split: str) -> Iterator[Example]:
-    for turn in record["instr-resp"]:
-        field = next((field for field in _QUESTIONS if field in turn), None)
+    for turn in record.records("instr-resp"):
+        field = next((field for field in _QUESTIONS if field in turn.fields), None)
         if field is None or (field == "instruction") == bool(record["safe"]):
             raise LoadError(
-                f"{record.where}: {'a safe' if record['safe'] else 'an unsafe'} image with {sorted(turn)}; expected "
-                "'instruction' for an unsafe one, 'safe_instruction' and 'unsafe_instruction' for a safe one."
+                f"{record.where}: {'a safe' if record['safe'] else 'an unsafe'} image with {sorted(turn.fields)}; "
+                "expected 'instruction' for an unsafe one, 'safe_instruction' and 'unsafe_instruction' for a safe one."
             )
         subset, behavior = _QUESTIONS[field]
         yield Example(
             id=f"vlguard/{name}/{subset}",
-            prompt=str(turn[field]),
+            prompt=turn.text(field),
             behavior=behavior,
             split=split,
             meta={
@@ -80,6 +81,6 @@ def _examples(record: Record, name: str, split: str) -> Iterator[Example]:
                 "subset": subset,
                 "category": str(record.get("harmful_category") or ""),
                 "subcategory": str(record.get("harmful_subcategory") or ""),
-                "response": str(turn.get("response", "")),
+                "response": str(turn.get("response") or ""),
             },
         )

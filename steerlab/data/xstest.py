@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from steerlab._support.errors import LoadError
-from steerlab.data._files import BUILTIN, check_option, read_text
+from steerlab.data._files import BUILTIN, Record, check_option, read_text
 from steerlab.data.example import Example, check_examples
 from steerlab.data.jsonl import read_jsonl
 
@@ -34,19 +34,23 @@ def xstest(path: str | Path | None = None) -> list[Example]:
 
     Source: Röttger et al., XSTest, arXiv 2308.01263; CC BY 4.0.
     """
-    file = BUILTIN / "xstest_prompts.csv" if path is None else Path(path)
-    rows = csv.DictReader(io.StringIO(read_text(file), newline=""))
-    missing = {"id", "prompt", "type", "label", "focus"} - set(rows.fieldnames or ())
+    file = BUILTIN / "xstest_prompts.csv" if path is None else path
+    table = csv.DictReader(io.StringIO(read_text(file), newline=""))
+    try:
+        missing, rows = {"id", "prompt", "type", "label", "focus"} - set(table.fieldnames or ()), list(table)
+    except csv.Error as error:
+        raise LoadError(f"{file} is no CSV ({error}); correct or replace it.") from error
     if missing:
-        raise LoadError(f"{file} lacks the columns {sorted(missing)}; it has {list(rows.fieldnames or ())}.")
+        raise LoadError(f"{file} lacks the columns {sorted(missing)}; it has {list(table.fieldnames or ())}.")
+    records = [Record(row, f"{file}, row {number}", number) for number, row in enumerate(rows, start=1)]
     return check_examples(
         Example(
-            id=f"xstest/{row['id']}",
-            prompt=row["prompt"],
-            behavior=_translate(row["label"], _BEHAVIOR, f"{file}, id {row['id']}: label"),
-            meta={"type": row["type"] or "", "focus": row["focus"] or ""},
+            id=f"xstest/{record.key('id')}",
+            prompt=record.text("prompt"),
+            behavior=_translate(record["label"], _BEHAVIOR, f"{record.where}: label"),
+            meta={"type": record["type"] or "", "focus": record["focus"] or ""},
         )
-        for row in rows
+        for record in records
     )
 
 

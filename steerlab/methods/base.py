@@ -13,11 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from numbers import Real
 from typing import Any
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from steerlab._support.checks import check_type
 from steerlab._support.errors import ActivationError, DataError, MismatchError, SteeringError
 from steerlab.capture.activations import Activations
 from steerlab.models.positions import Positions
@@ -229,6 +231,7 @@ class Detector(FittedMixin, ABC):
         Raises:
             DataError: `fpr` is out of range, or n inputs are too few for it (0 < fpr < 1 / n).
         """
+        check_type("clean", clean, (Activations, Context), "Activations from steerlab.capture, or a Context")
         context = clean if isinstance(clean, Context) else Context.of(clean)
         self.threshold_ = threshold_at(self.score(context), fpr)
         return self
@@ -273,13 +276,15 @@ def threshold_at(clean: Float[Tensor, " n"], fpr: float) -> float:
     Raises:
         DataError: `fpr` is not in [0, 1), there are no scores, or too few for a rate above 0.
     """
-    if not 0 <= fpr < 1:
+    if not (isinstance(fpr, Real) and 0 <= fpr < 1):
         raise DataError(f"fpr={fpr}: give the share of false alarms that is allowed, from 0 to below 1")
     if not len(clean) or 0 < fpr < 1 / len(clean):
         raise DataError(
             f"{len(clean)} clean inputs can't tell a false-positive rate of {fpr} from 0: give at least "
             f"{1 if fpr == 0 else ceil(min(1 / fpr, 1e9))}"
         )
+    if not bool(clean.isfinite().all()):
+        raise DataError("a score of a clean input is NaN or infinite: there is no threshold above which to detect")
     allowed = int(fpr * len(clean) + 1e-9)
     return float(clean.double().sort(descending=True).values[allowed])
 

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import DataError
+from steerlab._support.checks import as_whole, check_type
+from steerlab._support.errors import ActivationError, DataError
 from steerlab.capture.activations import Activations
 from steerlab.methods.base import RequiredActivation
 from steerlab.models.sites import Site
@@ -21,6 +22,12 @@ def as_names(value: Sequence[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def check_acts(acts: object, site: Site) -> None:
+    """Refuse to fit to what are no activations, or at a layer that is no whole number."""
+    check_type("the activations", acts, Activations, "Activations from steerlab.capture", ActivationError)
+    as_whole("layer", site.layer, None, error=ActivationError)
 
 
 def contrast_table(
@@ -38,6 +45,7 @@ def contrast_table(
         DataError: a behavior in `zero_behaviors` that no example has, or one side of a contrast is missing.
         ActivationError: there is no contrast at all.
     """
+    check_acts(acts, site)
     zeroed = as_names(zero_behaviors)
     behaviors = dict(zip(acts.index["example_id"], acts.index["behavior"], strict=True))
     known = sorted(set(map(str, behaviors.values())))
@@ -95,6 +103,7 @@ def select_class(
     Raises:
         DataError: fewer than `min_size` inputs. ActivationError: no such rows, site or column.
     """
+    check_acts(acts, required.site)
     ids, states = acts.by_example(required.site, side=required.side, position=str(required.position))
     found, allowed = acts.labels(ids, label), as_names(labels)
     members = sorted(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from warnings import warn
 
 import pandas as pd
@@ -16,9 +17,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from steerlab._support.checks import as_whole
 from steerlab._support.errors import ActivationError, DataError, SteeringError
 from steerlab.capture.activations import Activations
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted, provenance, repeat_vector
+from steerlab.methods.classes import check_acts
 from steerlab.methods.serialization import savable
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
@@ -182,8 +185,12 @@ class CONFST(Steerer):
 
     def _check_settings(self) -> None:
         """Refuse invalid settings; each message says what is valid."""
+        for name in ("span", "folds", "min_items"):
+            as_whole(name, getattr(self, name), None)
         invalid = {
-            f"threshold={self.threshold}: give a probability": not math.isfinite(self.threshold),
+            f"threshold={self.threshold}: give a probability": not (
+                isinstance(self.threshold, Real) and math.isfinite(self.threshold)
+            ),
             f"span={self.span}: give a number of tokens, 1 or more": self.span < 1,
             f"start={self.start}: give a token index, 0 or more, or None": self.start is not None and self.start < 0,
             f"folds={self.folds}: give 2 or more": self.folds < 2,
@@ -220,6 +227,7 @@ class _Items:
 
 def _items_of(acts: Activations, site: Site, label: str, side: str | None, positions: Sequence[str]) -> _Items:
     """The labeled items that were captured at all positions; a warning counts the others."""
+    check_acts(acts, site)
     if label not in acts.index:
         raise ActivationError(f"no label {label!r}; the labels are {list(acts.index.columns)}")
     chosen = acts if side is None else acts.select(side=side)

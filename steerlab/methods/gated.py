@@ -7,10 +7,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlab._support.checks import as_number, check_type
 from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.capture.activations import Activations
 from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer, steering_sites
 from steerlab.methods.serialization import savable
+from steerlab.models.fingerprint import describe_origin, same_model
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 
@@ -50,6 +52,10 @@ class Gated(Steerer):
         when: str = "detected",
         soft: bool = False,
     ) -> None:
+        check_type("steerer", steerer, Steerer, "a fitted Steerer", SteeringError)
+        check_type("detector", detector, Detector, "a fitted Detector", SteeringError)
+        if threshold is not None:
+            as_number("threshold", threshold, error=SteeringError)
         self.steerer, self.detector, self.threshold, self.when, self.soft = steerer, detector, threshold, when, soft
         if when not in ("detected", "not detected"):
             raise SteeringError(f"when={when!r}; expected 'detected' or 'not detected'")
@@ -119,11 +125,13 @@ class Gated(Steerer):
     def _shared_info(self) -> dict[str, Any]:
         """The info of both parts, which must come from one model."""
         first, second = (getattr(part, "info_", {}) for part in (self.steerer, self.detector))
-        for name in ("model", "hidden_size", "template"):
-            one, other = first.get(name), second.get(name)
+        compared = [(name, first.get(name), second.get(name)) for name in ("hidden_size", "template")]
+        if not same_model(first, second):
+            compared.append(("name", describe_origin(first), describe_origin(second)))
+        for name, one, other in compared:
             if None not in (one, other) and one != other:
                 raise MismatchError(
-                    f"{self.steerer.name} was fitted on a model with {name} {one!r}, {self.detector.name} on one with "
-                    f"{other!r}: fit both on the same model"
+                    f"{self.steerer.name} was fitted on a model with {name} {one}, {self.detector.name} on one with "
+                    f"{other}: fit both on the same model"
                 )
         return {**second, **first}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from steerlab._support.checks import as_whole
 from steerlab._support.errors import DataError, SteeringError
 from steerlab.methods.base import Steerer
 from steerlab.models.sites import Site
@@ -19,7 +20,10 @@ def unique_sites(layers: Layers) -> tuple[Site, ...]:
     Raises:
         DataError: no layer, or one layer twice.
     """
-    sites = tuple(map(Site.of, [layers] if isinstance(layers, Layer) else layers))
+    given = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
+    sites = tuple(Site.of(one) for one in given)
+    for site in sites:
+        as_whole("layers: one", site.layer, None)
     if not sites or len(set(sites)) < len(sites):
         raise DataError(f"layers={layers}: give at least one layer, each once")
     return sites
@@ -27,7 +31,7 @@ def unique_sites(layers: Layers) -> tuple[Site, ...]:
 
 def storable(layers: Layers) -> Layer | tuple[Layer, ...]:
     """The argument `layers` as `save` can write it: a range becomes a tuple."""
-    return layers if isinstance(layers, Layer) else tuple(layers)
+    return tuple(layers) if isinstance(layers, Iterable) else layers
 
 
 class MultiSiteSteerer(Steerer):

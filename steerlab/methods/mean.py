@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlab._support.checks import check_type
 from steerlab._support.errors import DataError, MismatchError
 from steerlab.capture.activations import Activations
 from steerlab.methods.base import Context, Steerer, check_fitted, provenance, repeat_vector
@@ -67,12 +68,17 @@ class MeanDifference(Steerer):
         Raises:
             DataError: the vector is not one row, is empty, or holds NaN or infinity.
         """
+        check_type("the vector", vector, Tensor, "a tensor (hidden,)")
+        dense = vector.layout == torch.strided and not vector.is_meta
+        if not dense or vector.is_complex() or vector.dtype == torch.bool:
+            kind = f"{vector.dtype} {vector.layout} tensor on {vector.device}"
+            raise DataError(f"the vector is a {kind}: expected a dense tensor of real numbers")
         if vector.ndim != 1 or vector.numel() == 0:
             raise DataError(f"a steering vector has shape (hidden,), got {tuple(vector.shape)}; pass one row")
-        if not bool(torch.isfinite(vector).all()):
-            raise DataError("the vector holds NaN or infinity; compute it again in float32")
         steerer = cls(layer)
         steerer.vector_ = vector.detach().to("cpu", torch.float32, copy=True)
+        if not bool(torch.isfinite(steerer.vector_).all()):
+            raise DataError("the vector holds NaN or infinity; compute it again in float32")
         steerer.info_ = {"hidden_size": len(vector)}
         return steerer
 

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import ActivationError
+from steerlab._support.checks import check_type
+from steerlab._support.errors import ActivationError, DataError
 from steerlab.capture.activations import Activations
 from steerlab.methods.base import Context, Steerer, check_fitted, provenance
 from steerlab.methods.classes import contrast_table
@@ -58,9 +59,13 @@ class P2S(Steerer):
     @classmethod
     def from_table(cls, layer: int | Site, table: Mapping[str, Float[Tensor, " hidden"]]) -> P2S:
         """A steerer with given vectors by example id."""
+        check_type("table", table, Mapping, "vectors by id")
+        vectors = [check_type("a vector of the table", one, Tensor, "a tensor (hidden,)") for one in table.values()]
+        if len({vector.shape for vector in vectors}) != 1 or vectors[0].ndim != 1:
+            raise DataError(f"expected vectors (hidden,) of one width, got {[tuple(one.shape) for one in vectors][:3]}")
         steerer = cls(layer)
         steerer.ids_ = tuple(table)
-        steerer.table_ = torch.stack(list(table.values())).float()
+        steerer.table_ = torch.stack(vectors).float()
         steerer.info_ = {"hidden_size": steerer.table_.shape[1]}
         return steerer
 

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from steerlab._support.checks import as_number
 from steerlab._support.errors import DataError
 from steerlab.capture.activations import Activations
 from steerlab.methods.base import Context, StateDetector, check_fitted, check_width, provenance
@@ -39,7 +40,7 @@ def fit_logistic(
     Raises:
         DataError: `C` is not positive.
     """
-    if not C > 0:
+    if not as_number("C", C) > 0:
         raise DataError(f"C={C}: the inverse strength of the penalty must be positive; 1.0 is usual")
     mean, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
     if standardize:

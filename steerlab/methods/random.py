@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlab._support.checks import as_whole
 from steerlab.capture.activations import Activations
 from steerlab.methods.base import Context, Steerer, check_fitted, provenance, repeat_vector
 from steerlab.methods.classes import check_contrasts_nonzero, contrast_table
@@ -48,6 +49,7 @@ class RandomDirection(Steerer):
 
     def fit(self, acts: Activations) -> RandomDirection:
         """Measure the norms and draw the direction."""
+        as_whole("seed", self.seed, None)
         ids, contrasts = contrast_table(acts, self.site)
         check_contrasts_nonzero(contrasts, self.site)
         norms = contrasts.double().norm(dim=-1)

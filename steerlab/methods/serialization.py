@@ -2,14 +2,14 @@
 
 A class decorated with `@savable` is stored as its name, its constructor arguments and, if it is fitted, its
 `state_dict()`. Arguments and state may hold tensors, plain values, lists, dicts, and other savable objects.
+The manifest has a checksum over its own fields and names the file of the tensors, which has their checksum in its name.
+So an artifact that is saved over another one is the old or the new one at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import json
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,22 +19,15 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
-from steerlab._support.errors import ActivationError, DataError, LoadError, MismatchError
-from steerlab._support.files import write_atomically, write_json
+from steerlab._support import files
+from steerlab._support.errors import ActivationError, DataError, MismatchError
 from steerlab.methods.base import Detector, FittedMixin, Steerer, steering_sites
+from steerlab.models.fingerprint import accept_model, describe_origin, is_accepted, same_model
 from steerlab.models.sites import Site
 
-SCHEMA = 1
-TENSORS, MANIFEST = "steerer.safetensors", "manifest.json"
+SCHEMA = 2
+MANIFEST = "manifest.json"
 PACKAGES = ("steerlab", "torch", "safetensors", "transformers")
-
-#: fields and classes of the drafts of steerlab 0.1.0, and what they are called now
-RENAMED = {
-    "artefact": "artifact", "behaviour": "behavior", "behaviours": "behaviors", "centre": "center",
-    "centre_": "center_", "equalise_norms": "equalize_norms", "groups": "group_column", "hidden": "hidden_units",
-    "least_steps": "min_steps", "normalise": "normalize", "per_input": "per_example", "preset": "config",
-    "recipe": "config", "standardise": "standardize", "zero": "zero_behaviors", "Recipe": "TrainingConfig",
-}  # fmt: skip
 
 _classes: dict[str, type] = {}
 Class = TypeVar("Class", bound=type)
@@ -55,7 +48,7 @@ savable(Site)
 
 
 def save(method: Steerer | Detector, folder: str | Path) -> Path:
-    """Write a fitted steerer or detector to a folder, as `steerer.safetensors` and `manifest.json`.
+    """Write a fitted steerer or detector to a folder, as `manifest.json` and a safetensors file.
 
     Example:
         >>> save(L2S(layer=15).fit(acts), "runs/l2s")
@@ -66,6 +59,7 @@ def save(method: Steerer | Detector, folder: str | Path) -> Path:
     Raises:
         ActivationError: the method is not fitted.
         DataError: an argument or a fitted value that cannot be stored.
+        StorageError: the disk is full, or the folder cannot be written to; what it held before is kept.
     """
     folder, tensors = Path(folder), dict[str, Tensor]()
     manifest: dict[str, Any] = {"schema": SCHEMA, "steerer": serialize(method, tensors, "steerer")}
@@ -79,15 +73,17 @@ def save(method: Steerer | Detector, folder: str | Path) -> Path:
     manifest |= {
         "hidden_size": None if in_vision_tower else getattr(method, "info_", {}).get("hidden_size"),
         "layers": sorted({site.layer for site in sites if site.part == "text"}),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "tensors": _tensors_name(content),
         "versions": {name: version(name) for name in PACKAGES},
     }
-
-    def write(partial: Path) -> None:
-        partial.write_bytes(content)
-
-    write_atomically(folder / TENSORS, write)
-    write_json(folder / MANIFEST, manifest)
+    path, kept = folder / manifest["tensors"], "what the folder held before is kept"
+    with files.storing(folder, kept):
+        folder.mkdir(parents=True, exist_ok=True)
+        replaced = set(folder.glob("steerer-*.safetensors")) - {path}
+        files.write_atomically(path, lambda partial: partial.write_bytes(content), kept)
+        files.write_json(folder / MANIFEST, files.seal(manifest), kept)
+        for old in replaced:
+            old.unlink(missing_ok=True)
     return folder
 
 
@@ -99,13 +95,16 @@ def load_steerer(folder: str | Path, model: Any = None, *, force: bool = False) 
 
     Args:
         folder: the folder given to `save`.
-        model: the model to compare with: anything with `id`, `hidden_size` and `n_layers`, and optionally
-            `info()["template"]`; None skips the comparison.
-        force: accept another id or chat template (a fine-tuned model, say); widths and layers must still agree.
+        model: the model to compare with: anything with `id`, `hidden_size` and `n_layers`, and optionally `info()`
+            with "weights" and "template"; None skips the comparison. The weights' fingerprint decides where both have
+            one, whatever the names are.
+        force: accept other weights or another chat template (of a fine-tuned model, say); widths and layers must still
+            agree. The steerer remembers it for this model, also when it is saved again.
 
     Raises:
-        LoadError: the folder holds no artifact.
-        MismatchError: unknown schema, class or field, wrong checksum, or another model.
+        LoadError: the folder holds no artifact, or one of another schema, or with fields of no use.
+        MismatchError: an unknown class, a wrong checksum, or another model.
+        StorageError: a file cannot be read.
     """
     steerer = _load(folder, model, force)
     if not isinstance(steerer, Steerer):
@@ -167,13 +166,10 @@ def deserialize(data: Any, tensors: dict[str, Tensor]) -> Any:
         return {k: deserialize(v, tensors) for k, v in data["dict"].items()}
     name, state = data["class"], data.get("state", {})
     if name not in _classes:
-        _check_renamed([name])
         raise MismatchError(
             f"the artifact holds a {name!r}, known are {', '.join(sorted(_classes))}; import its module first"
         )
     cls = _classes[name]
-    if cls.__module__.startswith("steerlab."):
-        _check_renamed([*data["arguments"], *state])
     value = cls(**{k: deserialize(v, tensors) for k, v in data["arguments"].items()})
     if isinstance(value, FittedMixin | nn.Module):
         value.load_state_dict({k: deserialize(v, tensors) for k, v in state.items()})
@@ -182,50 +178,52 @@ def deserialize(data: Any, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _check_renamed(fields: Iterable[str]) -> None:
-    for field in fields:
-        if field in RENAMED:
-            raise MismatchError(
-                f"the artifact has the field {field!r} of a draft of steerlab 0.1.0, which is now called "
-                f"{RENAMED[field]!r}: fit the method again and save it"
-            )
-
-
 def _load(folder: str | Path, model: Any, force: bool) -> Any:
-    folder = Path(folder)
-    for name in (MANIFEST, TENSORS):
-        if not (folder / name).is_file():
-            raise LoadError(f"{str(folder)!r} holds no {name}; give a folder that save() wrote")
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    _check_renamed(manifest)
-    if manifest.get("schema") != SCHEMA:
-        raise MismatchError(f"{MANIFEST} has schema {manifest.get('schema')!r}, this steerlab reads {SCHEMA}")
-    content = (folder / TENSORS).read_bytes()
-    checksum = hashlib.sha256(content).hexdigest()
-    if checksum != manifest["sha256"]:
-        raise MismatchError(
-            f"{TENSORS} has checksum {checksum[:12]}, its manifest {manifest['sha256'][:12]}: copy or save it again"
-        )
+    path = Path(folder) / MANIFEST
+    hint = "Give a folder that save() wrote; if this is one, copy it again, or fit the method again and save it"
+    manifest = files.read_sealed(path, SCHEMA, hint)
+    with files.reading(path, hint):
+        tensors = path.with_name(manifest["tensors"])
+    with files.reading(tensors, hint):
+        content = tensors.read_bytes()
+        if tensors.name != _tensors_name(content):
+            raise MismatchError("the tensors do not have the checksum that is in the file's name")
+    with (
+        files.reading(path, hint),
+        torch.random.fork_rng(devices=[]),
+    ):  # constructors of modules draw weights for a moment
+        method = deserialize(manifest["steerer"], read_tensors(content))
     if model is not None:
-        _check_model(manifest, model, force)
-    with torch.random.fork_rng(devices=[]):  # constructors of modules draw weights, which are then replaced
-        return deserialize(manifest["steerer"], read_tensors(content))
+        with files.reading(path, "Load it with the model that it was fitted on"):
+            _check_model(method, manifest, model, force)
+    return method
 
 
-def _check_model(manifest: dict[str, Any], model: Any, force: bool) -> None:
-    info, name = manifest["steerer"]["info"], manifest["steerer"]["class"]
-    expected = {"hidden_size": manifest["hidden_size"], "n_layers": info.get("layers")}
-    found = {"hidden_size": model.hidden_size, "n_layers": model.n_layers}
-    if not force:
-        expected |= {"id": info.get("model"), "template": info.get("template")}
-        found |= {"id": model.id, "template": model.info()["template"] if hasattr(model, "info") else None}
-    for attribute, value in expected.items():
-        if None not in (value, found[attribute]) and value != found[attribute]:
-            hint = " Pass force=True to use it all the same." if attribute in ("id", "template") else ""
+def _tensors_name(content: bytes) -> str:
+    return f"steerer-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+
+
+def _check_model(method: Any, manifest: dict[str, Any], model: Any, force: bool) -> None:
+    """Refuse another model; that it was accepted once is remembered in the method's `info_`."""
+    name, info = type(method).__name__, method.info_
+    here = {"template": None} | (model.info() if hasattr(model, "info") else {}) | {"model": model.id}
+    compared = [
+        ("hidden_size", manifest["hidden_size"], model.hidden_size),
+        ("n_layers", info.get("layers"), model.n_layers),
+        ("template", info.get("template"), here["template"]),
+    ]
+    if not same_model(info, here):
+        compared.append(("id", describe_origin(info), describe_origin(here)))
+    for field, theirs, ours in compared:
+        if None in (theirs, ours) or theirs == ours:
+            continue
+        may_differ = field in ("id", "template")
+        if not may_differ or not (force or is_accepted(info, here)):
+            hint = " Pass force=True to use it all the same; `save` then stores that." if may_differ else ""
             raise MismatchError(
-                f"this {name} was fitted on a model with {attribute} {value!r}; the model given has "
-                f"{found[attribute]!r}.{hint}"
+                f"this {name} was fitted on a model with {field} {theirs}; the model given has {ours}.{hint}"
             )
+        accept_model(info, here)
     outside = [layer for layer in manifest["layers"] if not -model.n_layers <= layer < model.n_layers]
     if outside:
         raise MismatchError(f"this {name} uses layers {outside}; the model given has {model.n_layers} layers")

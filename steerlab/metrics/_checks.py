@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from steerlab._support.checks import as_texts, show
 from steerlab._support.errors import DataError
 
 
-def as_texts(texts: Iterable[str], what: str) -> list[str]:
+def as_nonempty_texts(texts: Iterable[str], what: str) -> list[str]:
     """The texts as a list; a bare string or an empty list is refused."""
-    if isinstance(texts, str):
-        raise DataError(f"{what} needs a list of texts, got one string; pass [text]")
-    rows = list(texts)
+    rows = as_texts(f"texts of {what}", texts)
     if not rows:
         raise DataError(f"{what} got no texts; expected at least one. Check the filters that chose them.")
     return rows
@@ -22,7 +21,10 @@ def as_texts(texts: Iterable[str], what: str) -> list[str]:
 
 def as_values(values: Any, what: str) -> np.ndarray:
     """The values as a one-dimensional float64 array; empty, nested or non-finite input is refused."""
-    array = np.asarray(values, dtype=np.float64)
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} got {show(values)}: expected one number per example") from error
     if array.ndim != 1 or array.size == 0:
         raise DataError(f"{what} got shape {array.shape}; expected one number per example, at least one")
     bad = int((~np.isfinite(array)).sum())

@@ -49,8 +49,11 @@ class AnswerMetric:
 
 ANSWER_METRICS: dict[str, AnswerMetric] = {
     "propensity": AnswerMetric(lambda q: q["positive"] - q["negative"]),
-    "accuracy": AnswerMetric(lambda q: (q["positive"] > q["negative"]).float()),
-    "first_token_accuracy": AnswerMetric(lambda q: q["top_is_positive"], requires=("top",), first_token=True),
+    # plus 0 times the difference: NaN and infinity stay NaN, where a comparison would make them wrong answers
+    "accuracy": AnswerMetric(lambda q: (q["positive"] > q["negative"]).float() + 0 * (q["positive"] - q["negative"])),
+    "first_token_accuracy": AnswerMetric(
+        lambda q: q["top_is_positive"] + 0 * (q["positive"] - q["negative"]), requires=("top",), first_token=True
+    ),
     "answer_probability": AnswerMetric(
         lambda q: (q["positive"] - q["lse"]).exp() + (q["negative"] - q["lse"]).exp(), requires=("lse",)
     ),

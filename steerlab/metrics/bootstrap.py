@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import binomtest, bootstrap
 
+from steerlab._support.checks import as_number, as_seed, as_whole
 from steerlab._support.errors import DataError
 from steerlab.metrics._checks import as_values
 
@@ -53,10 +54,11 @@ def share_interval(k: int, n: int, *, level: float = 0.95) -> Estimate:
 
     Source: Wilson (1927), through SciPy.
     """
-    if n < 1 or not 0 <= k <= n or not 0 < level < 1:
-        raise DataError(f"share_interval got k={k}, n={n}, level={level}; expected 0 <= k <= n, n >= 1, 0 < level < 1")
-    low, high = binomtest(int(k), int(n)).proportion_ci(level, method="wilson")
-    return Estimate(k / n, float(low), float(high), int(n))
+    k, n = as_whole("share_interval got k", k, 0, as_whole("share_interval got n", n)), int(n)
+    if not 0 < as_number("share_interval got level", level) < 1:
+        raise DataError(f"share_interval got level={level}; expected 0 < level < 1")
+    low, high = binomtest(k, n).proportion_ci(level, method="wilson")
+    return Estimate(k / n, float(low), float(high), n)
 
 
 def bootstrap_ci(
@@ -87,7 +89,7 @@ def bootstrap_ci(
     array = as_values(values, "bootstrap_ci")
     if statistic not in ("mean", "median"):
         raise DataError(f"unknown statistic {statistic!r}; expected 'mean' or 'median'")
-    check_resampling(level, n_boot)
+    check_resampling(level, n_boot, seed)
     compute = getattr(np, statistic)
     value = float(compute(array))
     if array.size == 1:
@@ -128,7 +130,8 @@ def paired_bootstrap(
     return bootstrap_ci(left - right, statistic=statistic, n_boot=n_boot, level=level, seed=seed)
 
 
-def check_resampling(level: float, n_boot: int) -> None:
-    """Refuse a coverage or a number of resamples that is out of range."""
-    if not 0 < level < 1 or n_boot < 1:
+def check_resampling(level: float, n_boot: int, seed: int = 0) -> None:
+    """Refuse a coverage, a number of resamples or a seed that is out of range."""
+    as_seed(seed)
+    if not 0 < as_number("level", level) < 1 or as_whole("n_boot", n_boot, 0) < 1:
         raise DataError(f"got level={level} and n_boot={n_boot}; expected 0 < level < 1 and at least 1 resample")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
+from steerlab._support.checks import as_text
 from steerlab._support.errors import DataError
 from steerlab.data.coco import coco_synonyms
 
@@ -156,7 +157,7 @@ def _present_objects(key: str, objects: Iterable[str], names: Lexicon) -> set[st
 
 def _words_of(text: str) -> list[str]:
     """The lower-cased words of a text; hyphens separate words and possessive endings are dropped."""
-    return _WORD.findall(_POSSESSIVE.sub("", text.lower()))
+    return _WORD.findall(_POSSESSIVE.sub("", as_text(text).lower()))
 
 
 def _plurals(noun: str) -> set[str]:

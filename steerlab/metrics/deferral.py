@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from steerlab._support.checks import as_text
 from steerlab._support.errors import DataError
 
 DeferralRule = Literal["published", "strict"]
@@ -66,7 +67,7 @@ def defers_to_expert(text: str, *, rule: DeferralRule = "published") -> bool:
     Source: L2S, arXiv 2508.12815. "published" is reconstructed from the description of the ED-score there; it
         covers the described families of phrases and may differ from the authors' 57 in single phrases.
     """
-    plain = re.sub(r"\s+", " ", text.lower().replace("’", "'"))
+    plain = re.sub(r"\s+", " ", as_text(text).lower().replace("’", "'"))
     if rule == "published":
         return _PUBLISHED.search(plain) is not None
     if rule == "strict":

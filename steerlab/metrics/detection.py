@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from steerlab._support.checks import as_number
 from steerlab._support.errors import DataError
 from steerlab.methods.base import threshold_at
 from steerlab.metrics._checks import as_values
@@ -64,7 +65,7 @@ def rates_at(positive: Any, negative: Any, *, fpr: float | None = None, threshol
     yes, no = as_values(positive, "rates_at (positive)"), as_values(negative, "rates_at (negative)")
     if (fpr is None) == (threshold is None):
         raise DataError(f"fpr={fpr} and threshold={threshold}: give one of the two")
-    at = threshold_at(torch.from_numpy(no), float(fpr)) if fpr is not None else float(threshold or 0)
+    at = threshold_at(torch.from_numpy(no), fpr) if fpr is not None else as_number("threshold", threshold)
     return Rates(float((yes > at).mean()), float((no > at).mean()), at)
 
 
@@ -91,7 +92,7 @@ def detection_report(
     Source: Efron and Tibshirani (1993), two samples; an interval always contains its value.
     """
     yes, no = as_values(positive, "detection_report (positive)"), as_values(negative, "detection_report (negative)")
-    check_resampling(level, n_boot)
+    check_resampling(level, n_boot, seed)
     values = {"auc": detection_auc(yes, no)} | {f"tpr@{f:g}": rates_at(yes, no, fpr=f).tpr for f in fpr}
     rng, draws = np.random.default_rng(seed), []
     for _ in range(n_boot):

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
+from steerlab._support.checks import as_text, as_texts, as_whole
 from steerlab._support.errors import DataError
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
@@ -13,7 +14,7 @@ _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 def words(text: str) -> list[str]:
     """The lower-cased words of a text without punctuation; "can't" is one word."""
-    return _WORD.findall(text.lower())
+    return _WORD.findall(as_text(text).lower())
 
 
 def distinct_n(text: str, n: int = 2) -> float:
@@ -35,8 +36,7 @@ def distinct_n(text: str, n: int = 2) -> float:
 
     Source: Li et al. (2016), arXiv 1510.03055, per text instead of per corpus.
     """
-    if n < 1:
-        raise DataError(f"distinct_n got n={n}; expected at least 1")
+    as_whole("n", n)
     tokens = words(text)
     grams = list(zip(*(tokens[i:] for i in range(n)), strict=False))
     return len(set(grams)) / len(grams) if grams else math.nan
@@ -98,8 +98,7 @@ def share_identical(before: Sequence[str], after: Sequence[str]) -> float:
 
     Source: L2S, arXiv 2508.12815, appendix (safe questions of VLGuard).
     """
-    if isinstance(before, str) or isinstance(after, str):
-        raise DataError("share_identical needs two lists of texts, got a string; pass [text]")
+    before, after = as_texts("before", before), as_texts("after", after)
     if not before or len(before) != len(after):
         raise DataError(f"share_identical got {len(before)} and {len(after)} texts; expected as many, at least 1")
     return sum(map(str.__eq__, before, after)) / len(before)

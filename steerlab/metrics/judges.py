@@ -18,7 +18,7 @@ import transformers
 from torch import Tensor
 
 from steerlab._support.errors import DataError, EncodingError, LoadError
-from steerlab.metrics._checks import as_texts
+from steerlab.metrics._checks import as_nonempty_texts
 from steerlab.metrics.deferral import defers_to_expert
 from steerlab.metrics.refusal import is_refusal
 
@@ -56,7 +56,7 @@ class KeywordJudge:
     """
 
     def __call__(self, responses: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:
-        rows = as_texts(responses, "KeywordJudge")
+        rows = as_nonempty_texts(responses, "KeywordJudge")
         return np.array([self._score(text) for text in rows], dtype=np.float64)
 
     @staticmethod
@@ -82,7 +82,7 @@ class HubJudge(ABC):
 
     def __call__(self, responses: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:
         """P(unsafe) per response, `(n,)` float64 in [0, 1]."""
-        texts = as_texts(responses, type(self).__name__)
+        texts = as_nonempty_texts(responses, type(self).__name__)
         n = len(texts)
         if self.show_prompt and (prompts is None or len(prompts) != n):
             given = "none" if prompts is None else str(len(prompts))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
+from steerlab._support.checks import as_text, as_texts
 from steerlab._support.errors import DataError
 
 # neither an exponent, a second decimal point nor a full stop after the number belongs to it
@@ -24,7 +25,7 @@ def final_number(text: str) -> Decimal | None:
 
     Source: GSM8K, arXiv 2110.14168, marks the number in its solutions; models seldom do.
     """
-    found = _NUMBER.findall(text)
+    found = _NUMBER.findall(as_text(text))
     return Decimal(found[-1].replace("−", "-").translate({ord("$"): None, ord(","): None})) if found else None
 
 
@@ -44,7 +45,8 @@ def exact_match(texts: Sequence[str], answers: Sequence[str]) -> list[float]:
 
     Source: exact match of GSM8K, arXiv 2110.14168.
     """
-    if isinstance(texts, str) or len(texts) != len(answers):
+    texts, answers = as_texts("texts", texts), as_texts("answers", answers)
+    if len(texts) != len(answers):
         raise DataError(f"{len(texts)} texts but {len(answers)} answers: give one text per problem, in a list")
     wanted = [final_number(answer) for answer in answers]
     bad = [answer for answer, number in zip(answers, wanted, strict=True) if number is None]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from steerlab._support.checks import as_texts
 from steerlab._support.errors import DataError
 from steerlab.capture.rows import Data, as_examples
 from steerlab.models.model import Model
@@ -35,7 +36,7 @@ def perplexity(
     Raises:
         DataError: not one text per input.
     """
-    examples = as_examples(prompts)
+    examples, texts = as_examples(prompts), as_texts("texts", texts)
     if len(texts) != len(examples):
         raise DataError(f"{len(examples)} prompts but {len(texts)} texts: give one answer per prompt")
     some = [i for i, text in enumerate(texts) if text.strip()]

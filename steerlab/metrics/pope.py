@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
+from steerlab._support.checks import as_number, as_text, as_texts
 from steerlab._support.errors import DataError
 
 ANSWER_WORDS = 12
@@ -48,7 +49,7 @@ def parse_yes_no(text: str) -> str | None:
 
     Source: window of L2S, arXiv 2508.12815 (its code searches substrings, where "no" is found in "another").
     """
-    found = (word for word in _WORD.findall(text.lower())[:ANSWER_WORDS] if word in ("yes", "no"))
+    found = (word for word in _WORD.findall(as_text(text).lower())[:ANSWER_WORDS] if word in ("yes", "no"))
     return next(found, None)
 
 
@@ -69,10 +70,7 @@ def pope_scores(gold: Sequence[str], predicted: Sequence[str]) -> PopeScores:
 
     Source: POPE, arXiv 2305.10355.
     """
-    _check_lengths("pope_scores", gold, predicted)
-    unknown = sorted(set(gold) - {"yes", "no"})
-    if unknown:
-        raise DataError(f"pope_scores got the gold labels {unknown[:3]}; expected only 'yes' and 'no', lower-cased")
+    gold, predicted = _checked("pope_scores", gold, predicted)
     parsed = [parse_yes_no(text) or "neither" for text in predicted]
     said_yes = [answer == "yes" for answer in parsed]
     precision, recall, f1, _ = precision_recall_fscore_support(
@@ -104,11 +102,11 @@ def l2s_accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
         A share in [0, 1].
 
     Raises:
-        DataError: nothing to score, or different lengths.
+        DataError: nothing to score, different lengths, or a gold label other than "yes" and "no".
 
     Source: code of L2S, arXiv 2508.12815; use `pope_scores` for the standard score.
     """
-    _check_lengths("l2s_accuracy", gold, predicted)
+    gold, predicted = _checked("l2s_accuracy", gold, predicted)
     return sum(g in p[:ANSWER_CHARACTERS].lower() for g, p in zip(gold, predicted, strict=True)) / len(gold)
 
 
@@ -130,11 +128,16 @@ def l2s_f1(accuracy: float) -> float:
 
     Source: L2S, arXiv 2508.12815; use `pope_scores` for the standard score.
     """
-    if not 0 <= accuracy <= 1:
+    if not 0 <= as_number("accuracy", accuracy) <= 1:
         raise DataError(f"l2s_f1 got accuracy={accuracy}; expected a share (divide percent by 100)")
     return 2 * accuracy / (1 + accuracy)
 
 
-def _check_lengths(name: str, gold: Sequence[str], predicted: Sequence[str]) -> None:
+def _checked(name: str, gold: Sequence[str], predicted: Sequence[str]) -> tuple[list[str], list[str]]:
+    gold, predicted = as_texts("gold", gold), as_texts("predicted", predicted)
+    unknown = sorted(set(gold) - {"yes", "no"})
+    if unknown:
+        raise DataError(f"{name} got the gold labels {unknown[:3]}; expected only 'yes' and 'no', lower-cased")
     if not gold or len(gold) != len(predicted):
         raise DataError(f"{name} got {len(gold)} labels and {len(predicted)} answers; expected one of each")
+    return gold, predicted

@@ -13,6 +13,8 @@ import re
 import unicodedata
 from typing import Literal
 
+from steerlab._support.checks import as_text
+
 RefusalKind = Literal["inability", "judgment", "rejection"]
 
 OPENING_CHARACTERS = 240
@@ -120,7 +122,7 @@ def refusal_kind(text: str) -> RefusalKind | None:
 
     Source: categories after the human labels of XSTest, arXiv 2308.01263.
     """
-    start = opening(text)
+    start = opening(as_text(text))
     if _LETTER.match(start):
         return None
     for kind, rule in _RULES.items():

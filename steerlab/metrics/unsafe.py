@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +38,7 @@ def threshold_grid(t: float, *, rule: GridRule = "published") -> np.ndarray:
 
     Source: L2S, arXiv 2508.12815; computed in whole hundredths, so that rounding neither adds nor drops a point.
     """
-    start = round(t * 100) if 0 <= t < 1 else 100
+    start = round(t * 100) if isinstance(t, Real) and 0 <= t < 1 else 100
     if start == 100 or abs(t * 100 - start) > 1e-9:
         raise DataError(f"threshold_grid got t={t}; expected whole hundredths in [0, 1), such as 0.5, 0.7 or 0.9")
     if rule not in ("published", "exact"):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from steerlab._support.checks import as_whole, check_type, show
 from steerlab._support.errors import DataError
 
 
@@ -50,6 +51,8 @@ def yes_no_ids(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     Raises:
         DataError: one of the two words is not a single token in any variant.
     """
+    if not hasattr(tokenizer, "encode"):
+        raise DataError(f"tokenizer={show(tokenizer)}: expected the tokenizer of the model")
     yes, no = (_single_token_ids(tokenizer, word) for word in ("yes", "no"))
     for word, ids in (("yes", yes - no), ("no", no - yes)):
         if not ids:
@@ -100,6 +103,10 @@ def _single_token_ids(tokenizer: Any, word: str) -> set[int]:
 
 
 def _check(logits: torch.Tensor, yes: Sequence[int], no: Sequence[int]) -> None:
+    check_type("logits", logits, torch.Tensor, "a tensor (question, vocabulary)")
+    for some in (yes, no):
+        for i in some:
+            as_whole("yes, no: an id", i, None)
     if logits.ndim != 2 or logits.shape[0] == 0:
         raise DataError(f"yes_no_logits got shape {tuple(logits.shape)}; expected one row of logits per question")
     if not yes or not no or set(yes) & set(no):

@@ -19,13 +19,24 @@ from steerlab.models.engine import (
     StateSelector,
     block_path,
     check_forward_state,
+    choose_columns,
+    forward_inputs,
     identity,
     point_path,
 )
-from steerlab.models.interventions import SiteEdits, apply_edits, last_column
+from steerlab.models.interventions import (
+    SiteEdits,
+    apply_edits,
+    given_tokens,
+    last_column,
+    main_output,
+    with_main_output,
+    with_rows,
+)
 from steerlab.models.kv_prefix import ForwardState, Prefix, prefill, skip_blocks
 from steerlab.models.layout import Layout, blocks, module_at
 from steerlab.models.sites import Site
+from steerlab.models.versions import forward_options
 
 
 class _Stop(Exception):
@@ -59,7 +70,7 @@ class HooksEngine:
 
         with torch.no_grad(), self._start_from(forward_state) as past, self.hooked(edits, set(sites), keep):
             try:
-                self._hf(**inputs, **past, use_cache=False, logits_to_keep=1)
+                self._hf(**forward_inputs(self._hf, inputs), **past)
             except _Stop:
                 return torch.stack([found[site].to(found[sites[0]].device) for site in sites], 1)
         path, missed = self._layout.blocks_path, ", ".join(str(site) for site in sites if site not in found)
@@ -81,12 +92,13 @@ class HooksEngine:
         """See `Engine.logits`."""
         check_forward_state(edits, forward_state)
         with torch.no_grad(), self._start_from(forward_state) as past, self.hooked(edits):
-            logits: Tensor = self._hf(**inputs, **past, use_cache=False, logits_to_keep=keep).logits
-        return reduce(logits[:, -keep:] if isinstance(keep, int) else logits)
+            given = forward_inputs(self._hf, inputs, keep)
+            logits: Tensor = self._hf(**given, **past).logits
+        return reduce(choose_columns(logits, keep, "logits_to_keep" in given))
 
-    def prefill(self, inputs: Inputs) -> Prefix:
+    def prefill(self, inputs: Inputs, share_beginning: bool = True, joined: bool = False) -> Prefix:
         """See `Engine.prefill`."""
-        return prefill(self._hf, inputs)
+        return prefill(self._hf, inputs, share_beginning, joined)
 
     @cached_property
     def gives_tuples(self) -> bool:
@@ -96,7 +108,7 @@ class HooksEngine:
         with ExitStack() as stack:
             block = blocks(self._hf, self._layout)[0]
             stack.callback(block.register_forward_hook(lambda _m, _a, out: outputs.append(out)).remove)
-            self._hf(input_ids=one, attention_mask=torch.ones_like(one), use_cache=False)
+            self._hf(input_ids=one, attention_mask=torch.ones_like(one), **forward_options(self._hf, use_cache=False))
         return isinstance(outputs[0], tuple)
 
     @contextmanager
@@ -104,17 +116,19 @@ class HooksEngine:
         self, edits: SiteEdits, sites: Collection[Site] = (), keep: Callable[[Site, Tensor], None] | None = None
     ) -> Iterator[None]:
         """Hooks that apply the edits, and hand the states at `sites` to `keep`, for as long as the context lasts."""
-        stop = [0]  # columns so far, from the attention mask of the forward in progress
+        stop, rows = 0, 0  # of the forward in progress: the column after its last, and its rows
 
         def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            stop[0] = last_column(kwargs)
+            nonlocal stop, rows
+            stop, rows = last_column(kwargs, stop), len(given_tokens(kwargs))
 
-        def visit(site: Site, h: Tensor) -> Tensor:
+        def visit(site: Site, given: Tensor) -> Tensor:
+            h = with_rows(given, rows) if site.part == "text" else given
             if site in edits:
-                h = apply_edits(edits[site], h, stop[0])
+                h = apply_edits(edits[site], h, stop)
             if keep is not None and site in sites:
                 keep(site, h)
-            return h
+            return h.reshape(given.shape)
 
         with ExitStack() as stack:
             stack.callback(self._hf.register_forward_pre_hook(remember, with_kwargs=True).remove)
@@ -139,9 +153,7 @@ class HooksEngine:
             return args, {**kwargs, "hidden_states": visit(site, kwargs["hidden_states"])}
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (visit(site, output[0]), *output[1:])
-            return visit(site, output)
+            return with_main_output(output, visit(site, main_output(output)))
 
         if site.point == "block_in":
             return module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)

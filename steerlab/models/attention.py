@@ -24,13 +24,18 @@ from steerlab._support.errors import SteeringError
 NAME = "steerlab_prefix"
 
 
-@dataclass(frozen=True)
+@dataclass
 class PrefixKV:
-    """Prefix keys and values of one layer, `(row, head, column, size)`. Each prefix row serves `copies` query rows."""
+    """Prefix keys and values of one layer, `(row, head, column, size)`. Each prefix row serves `copies` query rows.
+
+    Attributes:
+        attended: whether `prefix_attention` has used it.
+    """
 
     keys: Tensor
     values: Tensor
     copies: int
+    attended: bool = False
 
     def join(self, prefix: Tensor, new: Tensor) -> Tensor:
         """Keys or values of the prefix, repeated, followed by those of the rows."""
@@ -73,6 +78,7 @@ def prefix_attention(
             fix = "load the model with attn_implementation='eager'"
             raise SteeringError(f"{type(module).__name__} changes keys after they left the cache: {fix}")
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    prefix.attended = True
     if options.get("position_bias") is not None:
         whole = prefix.join(prefix.keys, key), prefix.join(prefix.values, value)
         return sdpa_attention_forward(module, query, *whole, attention_mask, **options)

@@ -2,63 +2,248 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
-from steerlab._support.errors import LayoutError, LoadError
+from steerlab._support.errors import LayoutError, LoadError, SteerlabError, is_out_of_memory
 from steerlab._support.images import open_image
-from steerlab.models.encoding import Batch
+from steerlab.models.encoding import EncodedPrompt, PaddingSide
 from steerlab.models.layout import module_at
+from steerlab.models.reference import (
+    PlainRun,
+    as_row,
+    decoding_error,
+    difference,
+    first_line,
+    probe_rows,
+    problem_of,
+    run_alone,
+)
+from steerlab.models.row_format import RowFormat
 from steerlab.models.sites import Site
 from steerlab.models.template import starts_with_bos
 
 if TYPE_CHECKING:
     from steerlab.models.model import Model
 
+TOLERANCE = 1e-4  # of the norm, in float32
+
 
 def self_check(model: Model) -> None:
-    """Compare what the engine reads at every block with the model's `hidden_states`.
+    """Compare the engine with plain Hugging Face on rows of token ids alone, and find out how rows must be given.
 
-    Block k must give `hidden_states[k + 1]` to within 1e-5, relative and absolute: these are two forwards, which not
-    every device computes to the same bits. The last entry of `hidden_states` comes after the final norm, so the last
-    block is compared through that norm.
+    The blocks must give the model's `hidden_states`, and a later token must not change earlier states. Then a row by
+    itself, padded on either side, read at every point, and decoded under edits must have the states that it has
+    alone, to within 1e-4 of their norm (half precision: of the noise that one row has). `model.row_format` and
+    `model.layout` are set to what was found to be right; what can't be made right is refused.
 
     Example:
         >>> self_check(steerlab.load("smollm2", check=False))
 
     Raises:
-        LayoutError: the state of a block differs, naming the block and the difference.
-        LoadError: an image becomes other tokens than the model's processor makes of it.
+        LayoutError: a block, or the order of the blocks, is not what the model reports; the model is not causal; no
+            way was found to give it rows.
+        LoadError: the model can't run on token ids alone, or an image becomes other tokens than its processor makes.
     """
     _check_image(model)
-    ids = torch.tensor([[t % model.hf.config.get_text_config().vocab_size for t in (3, 5, 7, 11, 13)]])
-    # for an image-text model: no token holds an image, all are prompt
-    types = {name: torch.zeros_like(ids) for name in ("token_type_ids", "mm_token_type_ids")}
-    inputs = model.inputs(Batch(ids, torch.ones_like(ids), torch.arange(5)[None], (), (0,), types))
-    sites = [Site(layer) for layer in range(model.n_layers)]
-    with model.lock, torch.no_grad():
-        captured = model.engine.capture_states(inputs, {}, sites, lambda h: h[0])
-        reference = model.hf(**inputs, output_hidden_states=True, use_cache=False).hidden_states
-    path = model.layout.blocks_path
-    if reference is None or len(reference) != model.n_layers + 1:
-        count = len(reference or ())
+    try:
+        with model.lock, torch.no_grad():
+            rows, runs = _run_alone(model)
+            _check_hidden_states(model, runs[0])
+            _check_causal(model, rows[0], runs[0])
+            find_row_format(model, rows, runs)
+            _check_points(model, rows[0])
+            _check_decoding(model, rows)
+    except SteerlabError:
+        raise
+    except Exception as error:  # an architecture may fail in any way where it is run otherwise than by itself
+        if is_out_of_memory(error):
+            raise
+        raise LoadError(
+            f"{type(model.hf).__name__} could not be compared with plain Hugging Face ({first_line(error)}): steerlab "
+            "does not support it"
+        ) from error
+
+
+def _run_alone(model: Model) -> tuple[list[EncodedPrompt], list[PlainRun]]:
+    rows, sites = probe_rows(model, (13, 17, 9)), [Site(layer) for layer in range(model.n_layers)]
+    try:
+        return rows, [run_alone(model, row, sites, output_hidden_states=row is rows[0]) for row in rows]
+    except Exception as error:  # a model that wants images, audio or an encoder fails as its authors pleased
+        if is_out_of_memory(error):
+            raise
+        name = type(model.hf).__name__
+        raise LoadError(f"{name} can't run on token ids alone ({first_line(error)})") from error
+
+
+def _check_hidden_states(model: Model, run: PlainRun) -> None:
+    """Each block's output must be the next of the model's hidden states; the last one may be normalized there.
+
+    Most models report the embeddings first, so that block k gives `hidden_states[k + 1]`; Mamba and its relatives do
+    not.
+    """
+    path, n, reported = model.layout.blocks_path, model.n_layers, run.hidden_states or ()
+    states = [run.states.get(Site(layer)) for layer in range(n)]
+    if any(h is None for h in states):
+        raise LayoutError(f"the model never runs the blocks at {path!r}. Give load(..., blocks='dotted.path').")
+    if len(reported) != n + 1:
         raise LayoutError(
-            f"there are {model.n_layers} blocks at {path!r}, but the model reports {count} hidden states, not one "
-            "more. Give load(..., blocks='dotted.path')."
+            f"there are {n} blocks at {path!r}, but the model reports {len(reported)} hidden states, not one more. "
+            "Give load(..., blocks='dotted.path')."
         )
-    for layer, expected in enumerate(reference[1:]):
-        found = captured[:, layer].to(expected.device)
-        if layer == model.n_layers - 1 and model.layout.final_norm_path is not None:
-            with torch.no_grad():
-                found = module_at(model.hf, model.layout.final_norm_path)(found)
-        if not torch.allclose(found, expected[0], rtol=1e-5, atol=1e-5):
-            difference = float((found - expected[0]).abs().max())
-            off = f"{difference:.3g} off hidden_states[{layer + 1}]"
-            raise LayoutError(
-                f"block {layer} at {path!r} is {off}. Give load(..., blocks='dotted.path') or check=False."
-            )
+    shapes = {tuple(h.shape) for h in (*states, *reported) if h is not None}
+    if len(shapes) > 1:
+        raise LayoutError(
+            f"blocks at {path!r} and hidden states have the shapes {', '.join(map(str, sorted(shapes)))} for one row: "
+            "steerlab edits models with one residual stream, one state per token"
+        )
+    norm = model.layout.final_norm_path
+    problems = []
+    for first in (1, 0):
+        off = [difference(h, reported[first + layer]) for layer, h in enumerate(states)]  # type: ignore[arg-type]
+        if norm is not None:
+            off[-1] = min(off[-1], difference(module_at(model.hf, norm)(states[-1]), reported[first + n - 1]))
+        wrong = next((layer for layer in range(n) if not off[layer] <= TOLERANCE), None)
+        if wrong is None:
+            return
+        problems.append((wrong, off[wrong]))
+    layer, distance = problems[0]
+    raise LayoutError(
+        f"block {layer} at {path!r} is {distance:.3g} of the norm off hidden_states[{layer + 1}]. "
+        "Give load(..., blocks='dotted.path')."
+    )
+
+
+def _check_causal(model: Model, row: EncodedPrompt, run: PlainRun) -> None:
+    """Another last token must leave the states before it as they are: a prompt has the same states with any answer."""
+    if model.vision is not None and model.vision.family.prefix_lm:
+        return  # its answers are marked: see `Vision.inputs`
+    other = next(i for i in probe_rows(model, (50,))[0].ids if i != row.ids[-1])
+    changed = run_alone(model, as_row([*row.ids[:-1], other]), list(run.states)).states
+    off = max(difference(changed[site][:-1], h[:-1]) for site, h in run.states.items())
+    if not off <= TOLERANCE:
+        is_encoder = getattr(model.hf.config, "is_decoder", None) is False
+        advice = ". Load it as a decoder: its configuration has is_decoder=False" if is_encoder else ""
+        raise LayoutError(
+            f"{type(model.hf).__name__} is not causal: another last token changes the states before it by {off:.2g} of "
+            f"their norm, so those of a prompt would depend on the answer beside it{advice}"
+        )
+
+
+def find_row_format(model: Model, rows: Sequence[EncodedPrompt] = (), runs: Sequence[PlainRun] = ()) -> None:
+    """Set the format in which a row by itself is right, and right with padding on as many sides as possible.
+
+    Args:
+        model: whose `row_format` is set.
+        rows, runs: rows and what each gives alone; without them, new ones are run.
+
+    Raises:
+        LayoutError: not even a row by itself is right.
+    """
+    if not rows:
+        rows, runs = _run_alone(model)
+    sites = list(runs[0].states)
+    firsts: list[int | None] = [None]
+    if "position_ids" in model.accepted_inputs:
+        padding = getattr(model.hf.config.get_text_config(), "pad_token_id", None)
+        firsts = [0, *([padding + 1] if isinstance(padding, int) and padding >= 0 else []), None]
+    best, problem, before = None, "", model.row_format
+    for first in firsts:
+        model.row_format = RowFormat(first)
+        wrong = problem_of(lambda: _error(model, rows[:1], runs, sites, "left"), _tolerance(model))
+        if wrong:
+            problem = problem or f"of a row by itself, its states are {wrong}"
+            continue
+        sides = tuple(side for side in ("left", "right") if not _padding_problem(model, rows, runs, sites, side))
+        if best is None or len(sides) > len(best.neutral_sides):
+            best = RowFormat(first, sides)
+        if len(sides) == 2:
+            break
+    if best is None:
+        raise LayoutError(f"no way was found to give {type(model.hf).__name__} a row: {problem}")
+    model.row_format = replace(best, use_cache=before.use_cache, no_generation=before.no_generation)
+
+
+def _padding_problem(
+    model: Model, rows: Sequence[EncodedPrompt], runs: Sequence[PlainRun], sites: Sequence[Site], side: PaddingSide
+) -> str:
+    return problem_of(lambda: _error(model, rows, runs, sites, side), _tolerance(model))
+
+
+def _tolerance(model: Model) -> float:
+    return TOLERANCE if model.dtype in (torch.float32, torch.float64) else 40 * torch.finfo(model.dtype).eps
+
+
+def _error(
+    model: Model, rows: Sequence[EncodedPrompt], runs: Sequence[PlainRun], sites: Sequence[Site], side: PaddingSide
+) -> float:
+    """How far the engine's states, and the logits of the last tokens, are off those of the rows alone."""
+    batch = model.batch(rows, side)
+    inputs = model.inputs(batch)
+    states, found = model.engine.capture_states(inputs, {}, sites, _whole), []
+    for i, (row, offset) in enumerate(zip(rows, batch.offsets, strict=True)):
+        own = states[i, :, offset : offset + len(row)]
+        found += [difference(h, runs[i].states[site]) for site, h in zip(sites, own, strict=True)]
+    if side == "left" and len(rows) > 1:
+        keep = torch.tensor([batch.width - 2, batch.width - 1], device=model.device)
+        logits = model.engine.logits(inputs, {}, keep)
+        found += [difference(one, run.logits[-2:]) for one, run in zip(logits, runs, strict=True)]
+    return max(found)
+
+
+def _check_points(model: Model, row: EncodedPrompt) -> None:
+    """Leave out the points inside a block whose modules do not hold one state per token."""
+    names = {"attn_out": "attention_name", "mlp_out": "mlp_name"}
+    points = [point for point in model.layout.points if point != "block_out"]
+    if _points_fit(model, row, points):
+        return
+    for point in [point for point in points if not _points_fit(model, row, [point])]:
+        if point not in names:
+            raise LayoutError(f"the input of the blocks at {model.layout.blocks_path!r} can't be read")
+        without: dict[str, Any] = {names[point]: None}
+        model.set_layout(replace(model.layout, **without))
+
+
+def _points_fit(model: Model, row: EncodedPrompt, points: Sequence[str]) -> bool:
+    """Whether the engine's states at some points of every block are those of the row alone, one per token."""
+    sites = [Site(layer, point) for layer in range(model.n_layers) for point in points]
+    try:
+        states = run_alone(model, row, sites).states
+        found = model.engine.capture_states(model.inputs(model.batch([row])), {}, sites, _whole)[0]
+        off = max(difference(h, states[site]) for site, h in zip(sites, found, strict=True))
+    except (RuntimeError, AttributeError, TypeError, KeyError, LayoutError):  # no tensor, or one of another shape
+        return False
+    return off <= _tolerance(model) and found.shape[1:] == (len(row), model.hidden_size)
+
+
+def _check_decoding(model: Model, rows: Sequence[EncodedPrompt]) -> None:
+    """Find out whether decoding under edits, with a cache or without, gives the states of whole rows."""
+    middle = model.n_layers // 2
+    sites = [Site(middle, point) for point in model.layout.points]
+    vectors = {site: torch.linspace(-1, 1, model.hidden_size).roll(i) for i, site in enumerate(sites)}
+    batches = [[rows[i] for i in group] for group in model.batches(rows, len(rows), "left")] + [[rows[0]]]
+    problem = ""
+    for use_cache in (True, False):
+        model.row_format = replace(model.row_format, use_cache=use_cache)
+        found = problem_of(lambda: _decoding_error(model, batches, vectors), 4 * _tolerance(model))
+        if not found:
+            return
+        problem = problem or f"states of new tokens: {found}"
+    model.row_format = replace(model.row_format, no_generation=problem)
+
+
+def _decoding_error(model: Model, batches: Sequence[Sequence[EncodedPrompt]], vectors: dict[Site, Tensor]) -> float:
+    options = {"use_cache": model.row_format.use_cache}
+    return max(decoding_error(model, batch, vectors, **options) for batch in batches)
+
+
+def _whole(h: Tensor) -> Tensor:
+    return h
 
 
 def _check_image(model: Model) -> None:

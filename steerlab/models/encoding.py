@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,12 +9,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
-from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from steerlab._support.checks import as_whole, check_option, check_type, show
 from steerlab._support.errors import EncodingError
-from steerlab._support.images import ImageInput, ZippedImage
+from steerlab._support.images import ImageInput
 from steerlab.models.template import Messages, render, starts_with_bos, with_images
 from steerlab.models.vision import Vision
 
@@ -163,10 +162,14 @@ def encode(
         DataError: an image can't be read.
     """
     _check_arguments(prompt, chat, images, vision, example_id)
+    for name, given in (("answer", answer), ("other_answer", other_answer), ("system", system)):
+        check_type(name, given, (str, type(None)), "a text or None", EncodingError)
+    if system is not None and not chat:
+        raise EncodingError(f"without a chat template there is no place for system={system[:40]!r}: give system=None")
     text, bounds, closing = str(prompt), [("user", 0)], ""
     if chat:
         turns = prompt if vision is None else with_images(prompt, len(images), vision.placeholder)
-        text, bounds, closing = render(tokenizer, turns, system)
+        text, bounds, closing = render(tokenizer, turns, system, vision is not None)
     if vision is not None:
         text, bounds = vision.fill(text, bounds, images, example_id)
     ids, offsets = _tokenize(tokenizer, text, special=not chat and not starts_with_bos(tokenizer, text))
@@ -191,12 +194,13 @@ def encode(
 
 
 def collate(
-    rows: Sequence[EncodedPrompt], pad_id: int, side: PaddingSide = "left", vision: Vision | None = None
+    rows: Sequence[EncodedPrompt], pad_id: int, side: PaddingSide = "left", vision: Vision | None = None, first: int = 0
 ) -> Batch:
-    """Pad rows to one width; position ids count real tokens on either side.
+    """Pad rows to one width; position ids count real tokens on either side, from `first`.
 
     "aligned" pads prompts on the left and answers on the right, so that every prompt ends at the same column.
     """
+    check_option("padding", side, ("left", "right", "aligned"), EncodingError)
     longest = max(row.n_prompt for row in rows)
     answers = max(len(row) - row.n_prompt for row in rows)
     width = longest + answers if side == "aligned" else max(len(row) for row in rows)
@@ -207,7 +211,7 @@ def collate(
     for i, (row, offset) in enumerate(zip(rows, offsets, strict=True)):
         ids[i, offset : offset + len(row)] = torch.tensor(row.ids)
         mask[i, offset : offset + len(row)] = 1
-    first = 0 if vision is None else vision.family.first_position
+    first = first if vision is None else vision.family.first_position
     batch = Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0) + first, tuple(rows), offsets)
     if vision is None:
         return batch
@@ -218,22 +222,32 @@ def collate(
     return replace(batch, extra=vision.inputs(expansions, image_mask, answer_mask), units=units)
 
 
-def by_length(rows: Sequence[EncodedPrompt], batch_size: int) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length, longest first: little padding, and memory runs out at once or never."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+def by_length(
+    rows: Sequence[EncodedPrompt], batch_size: int, shapes: Sequence[tuple[int, ...]] | None = None
+) -> Iterator[list[int]]:
+    """Row numbers in batches of similar length, longest first: little padding, and memory runs out at once or never.
+
+    Rows of a batch have the same shape, where `shapes` are given.
+    """
+    size = as_whole("batch_size", batch_size, error=EncodingError)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
+        groups.setdefault(shapes[i] if shapes else (), []).append(i)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
 def _check_arguments(
     prompt: str | Messages, chat: bool, images: Sequence[ImageInput], vision: Vision | None, name: str
 ) -> None:
-    if isinstance(images, str | os.PathLike | Image | ZippedImage):
-        raise EncodingError(f"the images of {name!r} are one {type(images).__name__}: give a list, [image] for one")
+    if not isinstance(images, list | tuple):
+        raise EncodingError(f"the images of {name!r} are {show(images)}: give a list, [image] for one")
     if images and vision is None:
         raise EncodingError(f"{name!r} comes with {len(images)} images, but this model reads text only: give it none")
     if not chat and not isinstance(prompt, str):
-        raise EncodingError("messages need a chat template; load the model with chat=True or pass plain text")
+        need = "messages need a chat template; load the model with chat=True or pass plain text"
+        raise EncodingError(f"the prompt is {show(prompt)}: {need}")
     if isinstance(prompt, str) and not prompt.strip():
         raise EncodingError(f"the prompt {name!r} is empty")
 
@@ -251,6 +265,8 @@ def _first_difference(
 def _tokenize(tok: PreTrainedTokenizerBase, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
     if not getattr(tok, "is_fast", False):
         raise EncodingError(f"{type(tok).__name__} is not a fast tokenizer: it does not report token offsets")
+    if broken := re.search("[\ud800-\udfff]", text):
+        raise EncodingError(f"{text[:40]!r} holds {broken[0]!r}, a lone surrogate, which is no UTF-8: take it out")
     encoded: Any = tok(text, add_special_tokens=special, return_offsets_mapping=True)
     return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
 

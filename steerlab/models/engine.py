@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from steerlab._support.errors import LayoutError, SteeringError
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.kv_prefix import ForwardState, Prefix
 from steerlab.models.layout import Layout
 from steerlab.models.sites import Site
+from steerlab.models.versions import forward_options
 
 Inputs = dict[str, Tensor]
 StateSelector = Callable[[Tensor], Tensor]
@@ -78,9 +79,28 @@ class Engine(Protocol):
         """
         ...
 
-    def prefill(self, inputs: Inputs) -> Prefix:
-        """Run a forward without edits and return keys and values of the columns given."""
+    def prefill(self, inputs: Inputs, share_beginning: bool = True, joined: bool = False) -> Prefix:
+        """Run a forward without edits and return keys and values of the columns given; see `kv_prefix.prefill`."""
         ...
+
+
+def forward_inputs(hf: nn.Module, inputs: Inputs, keep: int | Tensor = 1) -> dict[str, Any]:
+    """The inputs of a forward without a cache of its own, whose logits of the columns `keep` are wanted.
+
+    The model is asked for these columns only where fewer come back than it was given: `choose_columns` can then tell
+    whether it did as asked.
+    """
+    asked: dict[str, Any] = {"use_cache": False}
+    if isinstance(keep, int) or len(keep) < inputs["input_ids"].shape[1]:
+        asked["logits_to_keep"] = keep
+    return {**inputs, **forward_options(hf, **asked)}
+
+
+def choose_columns(logits: Tensor, keep: int | Tensor, asked: bool) -> Tensor:
+    """The logits of the columns `keep`; `asked` if the model was asked for them, which some models pay no heed to."""
+    if isinstance(keep, int):
+        return logits[:, -keep:]
+    return logits if asked and logits.shape[1] == len(keep) else logits[:, keep.to(logits.device)]
 
 
 def point_path(site: Site, layout: Layout) -> str:
@@ -93,7 +113,10 @@ def point_path(site: Site, layout: Layout) -> str:
         return ""
     name = layout.attention_name if site.point == "attn_out" else layout.mlp_name
     if name is None:
-        raise LayoutError(f"the blocks at {layout.blocks_path!r} have no module for {site.point!r}")
+        raise LayoutError(
+            f"the blocks at {layout.blocks_path!r} have no module for {site.point!r} that gives one state per token: "
+            f"read and written are {', '.join(layout.points)}"
+        )
     return name
 
 

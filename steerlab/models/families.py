@@ -14,7 +14,6 @@ from typing import Any
 
 from torch import Tensor
 
-KV_LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention")  # layers whose past is keys and values
 NOT_TEXT = re.compile(r"vision|visual|image|audio|speech|^vit$")
 
 

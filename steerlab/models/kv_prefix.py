@@ -12,6 +12,7 @@ steered one, is the same each time. Two things are kept for later forwards:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from steerlab._support.errors import SteeringError
 from steerlab.models.attention import PrefixKV, supports_prefix_attention, use_prefix_attention
-from steerlab.models.families import KV_LAYER_TYPES
+from steerlab.models.versions import cache_name, forward_options
 
 MIN_SHARED_COLUMNS = 8  # below that, running shared columns once does not pay
 # tokens of one forward that keep a device busy; more outgrow its caches and slow matrix products down
@@ -43,13 +44,14 @@ class SharedPrefixLayer(DynamicLayer):
 
     def __init__(self, prefix: PrefixKV, joined: bool) -> None:
         super().__init__()
-        self.prefix, self.joined = prefix, joined
+        self.prefix, self.joined, self.was_read = prefix, joined, False
         self.keys, self.values = prefix.keys, prefix.values
         self.dtype, self.device, self.is_initialized = prefix.keys.dtype, prefix.keys.device, True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self.joined:
             return self.prefix.join(self.prefix.keys, key_states), self.prefix.join(self.prefix.values, value_states)
+        self.was_read = True
         key_states.prefix = self.prefix  # type: ignore[attr-defined]
         return key_states, value_states
 
@@ -60,21 +62,28 @@ class Prefix:
 
     Attributes:
         layers: per layer, keys and values `(row, head, column, size)`.
+        joined: whether to join them to the keys and values of each row; otherwise `prefix_attention` is used where the
+            model's attention can be replaced.
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]
+    joined: bool = False
 
     def rows(self, start: int, stop: int) -> Prefix:
         """The prefix of rows `start:stop`, as views."""
-        return Prefix(tuple((k[start:stop], v[start:stop]) for k, v in self.layers))
+        return Prefix(tuple((k[start:stop], v[start:stop]) for k, v in self.layers), self.joined)
 
     def take(self, rows: Tensor) -> Prefix:
         """The prefix of rows by number, which may repeat."""
-        return Prefix(tuple((k[rows.to(k.device)], v[rows.to(v.device)]) for k, v in self.layers))
+        return Prefix(tuple((k[rows.to(k.device)], v[rows.to(v.device)]) for k, v in self.layers), self.joined)
 
     def as_readonly_cache(self, copies: int, joined: bool = True) -> Cache:
         """A cache for one forward of `copies` times the rows, ordered copy by copy."""
-        return Cache(layers=[SharedPrefixLayer(PrefixKV(keys, values, copies), joined) for keys, values in self.layers])
+        return Cache(layers=list(self.cache_layers(copies, joined)))
+
+    def cache_layers(self, copies: int, joined: bool) -> list[SharedPrefixLayer]:
+        """The layers of that cache."""
+        return [SharedPrefixLayer(PrefixKV(keys, values, copies), joined) for keys, values in self.layers]
 
     def as_generation_cache(self, copies: int) -> DynamicCache:
         """A copy for `generate`, which appends to it; never to be used with skipped blocks."""
@@ -102,13 +111,24 @@ class ForwardState:
 
     @contextmanager
     def options(self, hf: PreTrainedModel) -> Iterator[dict[str, Any]]:
-        """Keyword arguments of the forward, which has to run within the context."""
+        """Keyword arguments of the forward, which has to run within the context.
+
+        Raises:
+            SteeringError: a layer left out the prefix that its cache handed to it.
+        """
         if self.prefix is None:
             yield {}
             return
-        joined = not supports_prefix_attention(hf)
+        joined = self.prefix.joined or not supports_prefix_attention(hf)
+        layers = self.prefix.cache_layers(self.copies, joined)
         with nullcontext() if joined else use_prefix_attention(hf):
-            yield {"past_key_values": self.prefix.as_readonly_cache(self.copies, joined)}
+            yield {cache_name(hf): Cache(layers=list(layers))}
+        lost = [number for number, layer in enumerate(layers) if layer.was_read and not layer.prefix.attended]
+        if lost:
+            raise SteeringError(
+                f"layer {lost[0]} of {type(hf).__name__} changes keys after they left the cache: the prompt before "
+                "them would be left out. Give load(..., prefix_caching=False)"
+            )
 
 
 def split_at(inputs: _Inputs, cut: int) -> tuple[_Inputs, _Inputs]:
@@ -117,21 +137,21 @@ def split_at(inputs: _Inputs, cut: int) -> tuple[_Inputs, _Inputs]:
     return before, {k: t if k == "attention_mask" else t[:, cut:] for k, t in inputs.items()}
 
 
-def can_prefill(hf: PreTrainedModel) -> bool:
-    """Whether the past of every layer is keys and values: not so in recurrent and convolutional layers."""
-    kinds = getattr(hf.config.get_text_config(), "layer_types", None)
-    return kinds is None or set(kinds) <= set(KV_LAYER_TYPES)
-
-
 @torch.no_grad()
-def prefill(hf: PreTrainedModel, inputs: _Inputs) -> Prefix:
+def prefill(hf: PreTrainedModel, inputs: _Inputs, share_beginning: bool = True, joined: bool = False) -> Prefix:
     """Keys and values of some left-padded rows, unsteered.
 
     The cache drops nothing, also where attention slides: the mask decides which keys a token sees.
+
+    Args:
+        hf: the model.
+        inputs: the rows.
+        share_beginning: whether to run the tokens that all rows begin with once.
+        joined: see `Prefix`.
     """
     mask = inputs["attention_mask"]
     rows, width = mask.shape
-    shared = common_columns(inputs["input_ids"], mask, hf.config.get_text_config())
+    shared = common_columns(inputs["input_ids"], mask, hf.config.get_text_config()) if share_beginning else 0
     common = _run(hf, _split_shared(inputs, shared)[0], DynamicCache()) if shared else DynamicCache()
     layers: list[tuple[Tensor, Tensor]] = []
     for start, stop, longest in length_buckets(mask, shared):
@@ -143,7 +163,7 @@ def prefill(hf: PreTrainedModel, inputs: _Inputs) -> Prefix:
         for pair, new in zip(layers, found, strict=True):
             for tensor, part in zip(pair, new, strict=True):
                 tensor[start:stop, :, width - longest :] = part
-    return Prefix(tuple(layers))
+    return Prefix(tuple(layers), joined)
 
 
 def common_columns(input_ids: Tensor, attention_mask: Tensor, config: PretrainedConfig) -> int:
@@ -154,14 +174,19 @@ def common_columns(input_ids: Tensor, attention_mask: Tensor, config: Pretrained
     """
     rows, width = input_ids.shape
     lengths = attention_mask.sum(1)
-    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    if rows < 3 or (window is not None and window < 2 * width):
+    if rows < 3 or any(window < 2 * width for window in local_windows(config)):
         return 0
     most = max(int(lengths.min()) - 1, 0)  # every row keeps one token to run
     columns = (width - lengths)[:, None] + torch.arange(most, device=input_ids.device)
     tokens = input_ids.gather(1, columns.long())
     shared = int((tokens == tokens[:1]).all(0).long().cumprod(0).sum())
     return shared if shared >= MIN_SHARED_COLUMNS else 0
+
+
+def local_windows(config: PretrainedConfig) -> list[int]:
+    """The numbers of tokens from which on a model attends to fewer than all: windows, chunks, selected keys."""
+    local = re.compile(r"(window|chunk)(_size|_length)?$|index_topk$")
+    return [n for name, n in config.to_dict().items() if local.search(str(name)) and type(n) is int and n > 0]
 
 
 def length_buckets(attention_mask: Tensor, shared: int) -> list[tuple[int, int, int]]:
@@ -180,9 +205,11 @@ def length_buckets(attention_mask: Tensor, shared: int) -> list[tuple[int, int, 
     return [*buckets, (start, len(lengths), longest)]
 
 
-def prefill_cost(input_ids: Tensor, attention_mask: Tensor, config: PretrainedConfig) -> int:
+def prefill_cost(
+    input_ids: Tensor, attention_mask: Tensor, config: PretrainedConfig, share_beginning: bool = True
+) -> int:
     """Row-columns that `prefill` runs for a batch of prompts."""
-    shared = common_columns(input_ids, attention_mask, config)
+    shared = common_columns(input_ids, attention_mask, config) if share_beginning else 0
     buckets = length_buckets(attention_mask, shared)
     return shared + sum((stop - start) * (n - shared) for start, stop, n in buckets)
 
@@ -208,7 +235,7 @@ def skip_blocks(blocks: Sequence[nn.Module], state: Tensor, tuples: bool) -> Ite
 
 
 def _run(hf: PreTrainedModel, inputs: _Inputs, cache: DynamicCache) -> DynamicCache:
-    hf(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    hf(**inputs, **{cache_name(hf): cache}, **forward_options(hf, use_cache=True, logits_to_keep=1))
     return cache
 
 

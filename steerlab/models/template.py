@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from steerlab._support.checks import show
 from steerlab._support.errors import EncodingError
 
 Messages = Sequence[Mapping[str, Any]]
@@ -37,18 +38,27 @@ def with_images(prompt: str | Messages, n: int, placeholder: str) -> Messages:
 
 
 def render(
-    tok: PreTrainedTokenizerBase, prompt: str | Messages, system: str | None
+    tok: PreTrainedTokenizerBase, prompt: str | Messages, system: str | None, images: bool = False
 ) -> tuple[str, list[tuple[str, int]], str]:
     """The rendered text, the character at which each part begins, and what the template adds after an answer.
 
     Raises:
-        EncodingError: no chat template, or one that refuses or rewrites the conversation.
+        EncodingError: no chat template, or one that refuses or rewrites the conversation; what is no message, or holds
+            an image that the model can't read (`images`).
     """
     if tok.chat_template is None:
         raise EncodingError(f"the tokenizer {tok.name_or_path!r} has no chat template; load the model with chat=False")
-    messages = _turns(prompt)
+    messages = _turns(prompt, images)
     if not messages or messages[-1]["role"] != "user":
         raise EncodingError("messages must end with the user's turn; pass the assistant's words as `answer`")
+    last = messages[-1]["content"]
+    if not _message_text(last).strip() and (isinstance(last, str) or all(part["type"] == "text" for part in last)):
+        raise EncodingError("the user's last turn is empty")
+    systems = [_message_text(turn["content"]) for turn in messages if turn["role"] == "system"]
+    if systems and system is not None:
+        raise EncodingError(
+            f"system={system!r} was given, but the messages begin with {systems[0]!r}: give one of them"
+        )
     if system is not None:
         messages = [{"role": "system", "content": _as_content(system, messages[-1]["content"])}, *messages]
 
@@ -61,6 +71,9 @@ def render(
     without_header, text = text_of(messages), text_of(messages, header=True)
     if not text.startswith(without_header):
         raise EncodingError("this chat template rewrites the conversation when the assistant's turn is opened")
+    lost = [message for message in [*systems, system or ""] if message.strip() not in text]
+    if lost:
+        raise EncodingError(f"this chat template drops or changes the system message {lost[0][:60]!r}: leave it out")
     user = _user_start(text_of, messages, without_header)
     history = _history_start(text_of, messages, user)
     # a BOS that opens the text once is a part by itself; where every turn opens with it (ChatML) it belongs to the turn
@@ -73,8 +86,27 @@ def render(
     return text, bounds, _closing(text_of, messages)
 
 
-def _turns(prompt: str | Messages) -> _Turns:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
+def _turns(prompt: str | Messages, images: bool = True) -> _Turns:
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list | tuple):
+        raise EncodingError(f"the prompt is {show(prompt)}: expected a text, or a list of messages")
+    for turn in prompt:
+        named = isinstance(turn, Mapping) and isinstance(turn.get("role"), str)
+        if not named or not _is_content(turn.get("content"), images):
+            raise EncodingError(
+                f"a message is {show(turn)}: expected {{'role': 'user', 'content': 'Hi'}}, where the content is a text "
+                f"or a list of parts such as {{'type': 'text', 'text': 'Hi'}}{'' if images else ', without images'}"
+            )
+    return [dict(turn) for turn in prompt]
+
+
+def _is_content(content: object, images: bool) -> bool:
+    if not isinstance(content, list | tuple):
+        return isinstance(content, str)
+    kinds = [part.get("type") if isinstance(part, Mapping) else None for part in content]
+    texts = [part.get("text") for part, kind in zip(content, kinds, strict=True) if kind == "text"]
+    return all(isinstance(x, str) for x in (*kinds, *texts)) and (images or len(texts) == len(kinds))
 
 
 def _message_text(content: str | Sequence[Mapping[str, str]]) -> str:

@@ -48,10 +48,10 @@ def method_bars(
     Raises:
         DataError: columns are missing, or no method has a value for a metric.
     """
-    require_columns(estimates, ["method", "metric", "value", "low", "high"], "method_bars")
+    require_columns(estimates, ["method", "metric", "value", "low", "high"], "method_bars", ["value"])
     known = set(estimates["metric"])
-    if not metrics or not known.issuperset(metrics):
-        raise DataError(f"method_bars needs metrics from {sorted(known)}, not {list(metrics)}")
+    if isinstance(metrics, str) or not metrics or not known.issuperset(metrics):
+        raise DataError(f"method_bars needs metrics from {sorted(known)}, not {metrics!r}")
     frame = estimates[estimates["metric"].isin(metrics)]
     methods = [m for m in dict.fromkeys([*METHODS, *frame["method"]]) if (frame["method"] == m).any()]
     ax = get_axes(ax, height=0.16 * (len(frame) + 2 * len(metrics)) + 0.4)

@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from steerlab._support.errors import DataError
+from steerlab._support.errors import DataError, require_columns
 from steerlab.plots.frames import one_row_per
 from steerlab.plots.style import (
     CONTEXT,
@@ -58,6 +58,7 @@ def propensity_lines(
 
     Source: Tan et al., arXiv 2407.12404, figure 2.
     """
+    require_columns(curves, ["mean"], "propensity_lines", ["mean"])
     rows = one_row_per(curves, [hue, "alpha"], ["mean", "low", "high"], "propensity_lines", where).sort_values("alpha")
     names = list(dict.fromkeys(rows[hue]))
     shown = names if highlight is None else list(highlight)
@@ -103,6 +104,7 @@ def geometry_lines(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         DataError: columns are missing, or a layer holds a pair several times.
     """
     columns = ["kind", "cosine", "low", "high", "shuffled"]
+    require_columns(frame, ["cosine"], "geometry_lines", ["cosine"])
     rows = one_row_per(frame, ["layer", "a", "b"], columns, "geometry_lines").sort_values(["kind", "layer"])
     pairs = zip(rows["a"], rows["b"], strict=True)
     rows = rows.assign(pair=[f"within {a}" if a == b else f"{a} – {b}" for a, b in pairs])

@@ -9,6 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
+from steerlab._support.checks import show
 from steerlab._support.errors import DataError, require_columns
 from steerlab.plots.style import MARKERS, behavior_styles, get_axes
 
@@ -75,7 +76,7 @@ def map_scatter(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     Raises:
         DataError: columns are missing.
     """
-    require_columns(frame, ["x", "y", "label"], "map_scatter")
+    require_columns(frame, ["x", "y", "label"], "map_scatter", ["x", "y"])
     ax = get_axes(ax)
     labels = list(dict.fromkeys(frame["label"].astype(str)))
     palette = {name: look.color for name, look in behavior_styles(labels).items()}
@@ -97,7 +98,10 @@ def map_scatter(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
 
 def _heatmap(matrix: pd.DataFrame, ax: Axes | None, *, label: str, cmap: str, low: float) -> Axes:
-    values = matrix.to_numpy(float)
+    try:
+        values = matrix.to_numpy(float)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise DataError(f"a heat map of {label!r} needs a frame of numbers, got {show(matrix)}") from error
     # rounding may leave a cosine slightly above 1
     if not values.size or not ((values >= low - 1e-6) & (values <= 1 + 1e-6)).all():
         finite = np.isfinite(values).any()

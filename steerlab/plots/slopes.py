@@ -46,16 +46,14 @@ def slope_distributions(
 
     Source: Tan et al., arXiv 2407.12404, figure of per-sample steerability.
     """
-    require_columns(slopes, ["behavior", "example_id", "slope"], "slope_distributions")
-    broken = int((~np.isfinite(slopes["slope"].to_numpy(float))).sum())
+    require_columns(slopes, ["behavior", "example_id", "slope"], "slope_distributions", ["slope"])
     repeated = int(slopes.duplicated(["behavior", "example_id"]).sum())
     groups = slopes.groupby("behavior")["slope"]
     order = list(groups.median().sort_values(ascending=False).index) if order is None else list(order)
     missing = [name for name in order if name not in groups.groups]
-    if broken or repeated or missing:
+    if repeated or missing:
         raise DataError(
-            f"slope_distributions got {broken} NaN or infinite slopes, {repeated} examples that occur twice in a data "
-            f"set, and no slopes of {missing}"
+            f"slope_distributions got {repeated} examples that occur twice in a data set, and no slopes of {missing}"
         )
     ax = get_axes(ax, 2, 0.15 * len(order) + 0.75)
     low, high = (slopes["behavior"].map(groups.quantile(q)) for q in (0.01, 0.99))

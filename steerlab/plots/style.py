@@ -15,6 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
+from steerlab._support.checks import check_option
+
 STYLE_FILE = Path(__file__).with_name("steerlab.mplstyle")
 COLUMN_INCHES = {1: 3.46, 2: 7.2}  # 88 and 183 mm
 INK = "#222222"
@@ -98,6 +100,7 @@ def width(columns: Literal[1, 2] = 1) -> float:
         >>> width(2)
         7.2
     """
+    check_option("columns", columns, COLUMN_INCHES)
     return COLUMN_INCHES[columns]
 
 

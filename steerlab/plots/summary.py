@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from steerlab._support.checks import as_number, as_whole, check_type
 from steerlab._support.errors import DataError
 from steerlab.metrics import share_interval
 
@@ -79,6 +80,7 @@ def summary_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
         DataError: there is no estimate.
     """
     rows = []
+    check_type("the summary", summary, Mapping, "estimates by 'method.metric'")
     for key, estimate in summary.items():
         method, _, name = key.partition(".")
         is_estimate = isinstance(estimate, Mapping) and {"value", "low", "high"} <= estimate.keys()
@@ -86,8 +88,8 @@ def summary_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
             continue
         if method == "cos":
             method, name = name.removesuffix("_p2s"), "cosine"
-        value, low, high = (float(estimate[k]) for k in ("value", "low", "high"))
-        n = int(estimate.get("n", 0))
+        value, low, high = (as_number(f"{key}: {k}", estimate[k]) for k in ("value", "low", "high"))
+        n = as_whole(f"{key}: n", estimate.get("n", 0), 0)
         if metric_style(name).is_share and n:
             interval = share_interval(round(value * n), n)
             low, high = interval.low, interval.high
@@ -109,5 +111,8 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "summary.json"
     if not path.exists():
         raise DataError(f"{path} does not exist: give the results folder of a finished study (analyses/*.py --out)")
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}): run the study again, it writes the file anew") from error
     return summary

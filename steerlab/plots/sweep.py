@@ -56,7 +56,7 @@ def sweep_heatmap(
         DataError: columns are missing, no row is left, the frame holds several methods or positions, or the selected
             layers or strength are not in it.
     """
-    require_columns(frame, ["layer", "alpha", "metric", "value"], "sweep_heatmap")
+    require_columns(frame, ["layer", "alpha", "metric", "value"], "sweep_heatmap", ["value"])
     rows = frame[frame["metric"] == metric]
     rows = rows if split is None else rows[rows["split"] == split]
     several = [c for c in ("method", "positions", "model") if c in rows and rows[c].nunique() > 1]
@@ -112,7 +112,8 @@ def layer_range_lines(table: pd.DataFrame, ax: Axes | None = None, *, label: str
     Raises:
         DataError: columns are missing.
     """
-    require_columns(table, ["layer", "validation", "gap_low", "gap_high", "in_range"], "layer_range_lines")
+    columns = ["layer", "validation", "gap_low", "gap_high", "in_range"]
+    require_columns(table, columns, "layer_range_lines", ["validation"])
     ax = get_axes(ax)
     mean, best, x = table["validation"].to_numpy(float), float(table["validation"].max()), np.arange(len(table))
     selected = np.flatnonzero(table["in_range"].to_numpy(bool))

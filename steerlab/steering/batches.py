@@ -11,10 +11,10 @@ from steerlab._support.progress import bar as progress_bar
 from steerlab.capture.rows import Data, as_examples
 from steerlab.data.example import Example
 from steerlab.methods.base import Steerer
-from steerlab.models.encoding import Batch, EncodedPrompt, by_length
+from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.interventions import SiteEdits
-from steerlab.models.model import Model
-from steerlab.models.positions import Positions
+from steerlab.models.model import Model, check_ready
+from steerlab.models.positions import Positions, check_positions
 from steerlab.steering.interventions import Alpha, BatchedSetting, Request, Scale, build_edits, writes_anything
 
 R = TypeVar("R")
@@ -33,9 +33,10 @@ def as_requests(
     model: Model, steer: Steer | None, alpha: Alpha, positions: Positions | None, scale: Scale
 ) -> list[Request]:
     """One request per steerer; `steer=None` means those of the open `with steer(...)` blocks of this model."""
+    check_ready(model)
     if steer is None:
         return [request for _, requests in active_steering(model) for request in requests]
-    given = [steer] if isinstance(steer, Steerer | Request) else list(steer)
+    given: list[Any] = list(steer) if isinstance(steer, list | tuple) else [steer]
     return [one if isinstance(one, Request) else Request(one, alpha, positions, scale) for one in given]
 
 
@@ -74,11 +75,14 @@ def run_batches(
 
     Raises:
         SteeringError: no state was steered although a vector is not zero.
+        PositionError: a mask of positions has other rows than there are inputs.
     """
+    for setting in settings:
+        check_positions([setting.positions], len(rows))
     results: dict[int, R] = {}
     steered, ratios = 0, 0.0
     with progress_bar(len(rows), label, "row", progress) as bar:
-        for numbers in by_length(rows, batch_size):
+        for numbers in model.batches(rows, batch_size, "left"):
             batch = model.batch([rows[i] for i in numbers], "left")
             edits = build_edits(model, settings, batch, numbers)
             with model.lock:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from steerlab._support.errors import EncodingError
+from steerlab._support.checks import as_number, as_seed, as_whole
+from steerlab._support.errors import EncodingError, SteeringError, SteerlabError
 from steerlab.capture.rows import Data
 from steerlab.models.beam_images import check_beam_images
 from steerlab.models.encoding import Batch, EncodedPrompt
@@ -19,7 +20,10 @@ from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.steering.batches import Steer, Totals, apply_prompt_transforms, as_requests, encode_examples, run_batches
+from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
 from steerlab.steering.interventions import Alpha, Scale, resolve_interventions
+
+_RESERVED = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "return_dict_in_generate"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ def generate(
             `()` none at all.
         alpha, positions, scale: as in `steer`.
         max_new_tokens, batch_size: limits of each text and each forward.
-        seed: of sampling; the caller's random state is restored.
+        seed: of sampling; the caller's random state is restored. With `do_sample=True` the rows of a batch draw from
+            one random state: the same call gives the same texts, but another `batch_size`, or other prompts beside a
+            prompt, give other texts.
         progress: show a progress bar.
         blocking: False returns a `Job` at once, whose `result()` are the texts; for a model on a server.
         options: anything Hugging Face's `generate` takes (`do_sample`, `num_beams`, `num_return_sequences`,
@@ -92,9 +98,12 @@ def generate(
             the weights failed.
     """
     requests = as_requests(model, steer, alpha, positions, scale)
+    as_whole("max_new_tokens", max_new_tokens)
+    as_seed(seed)
     examples = apply_prompt_transforms(prompts, requests)
     rows = encode_examples(model, examples)
     _check_context_length(model, rows, max_new_tokens)
+    model.try_length(max(map(len, rows), default=0) + max_new_tokens)
     check_beam_images(model, rows, options)
     settings = resolve_interventions(model, requests, examples, batch_size, rows)
 
@@ -117,8 +126,30 @@ def generate(
 
 def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, Any]) -> list[tuple[int, ...]]:
     """The new ids of every row of a left-padded batch, end of turn included."""
-    merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id} | options
-    out = model.engine.generate(inputs, edits, **merged)
+    if model.row_format.no_generation:
+        raise SteeringError(
+            f"{model.id} does not generate what its whole rows say ({model.row_format.no_generation}): capture it, or "
+            "score given answers"
+        )
+    if reserved := _RESERVED & options.keys():
+        raise SteeringError(f"{sorted(reserved)} can't be given: steerlab sets the inputs, and reads the ids")
+    for name in ("num_beams", "num_return_sequences"):
+        as_whole(name, options.get(name, 1))
+    as_number("top_p", options.get("top_p", 1.0), 0.0, 1.0)
+    # code that `generate` compiles by itself would skip the hooks
+    merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id, "disable_compile": True} | options
+    if not model.is_remote:
+        merged["logits_processor"] = [*options.get("logits_processor", ()), FiniteLogits()]
+    if not model.row_format.use_cache:
+        merged |= {"use_cache": False}
+    try:
+        out = model.engine.generate(inputs, edits, **merged)
+    except NotFinite:
+        raise not_finite(model, inputs, edits) from None
+    except (ValueError, TypeError) as error:
+        if isinstance(error, SteerlabError):
+            raise
+        raise SteeringError(f"`generate` of Hugging Face refuses the options {options}: {error}") from error
     config = options.get("generation_config") or model.hf.generation_config
     eos = options.get("eos_token_id", getattr(config, "eos_token_id", None))
     stop = set() if eos is None else set(torch.as_tensor(eos).flatten().tolist())

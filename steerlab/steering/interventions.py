@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from steerlab._support.checks import check_option, check_type, show
 from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.data.example import Example
 from steerlab.methods.base import Context, Intervention, RequiredActivation, Steerer, VectorFn, steering_sites
 from steerlab.models.encoding import Batch, EncodedPrompt
+from steerlab.models.fingerprint import accept_model, describe_origin, is_accepted, same_model, weights_fingerprint
 from steerlab.models.interventions import Edit, ImageEdit, SiteEdits, check_edits
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, includes_generated, position_key, resolve, resolve_nonempty
@@ -51,6 +53,19 @@ class Request:
     scale: Scale = "raw"
     any_model: bool = False
 
+    def __post_init__(self) -> None:
+        check_type("steerer", self.steerer, Steerer, "a fitted Steerer", SteeringError)
+        check_option("scale", self.scale, get_args(Scale), SteeringError)
+        try:
+            given = torch.as_tensor(self.alpha)
+            valid = given.is_floating_point() or given.dtype in (torch.int64, torch.int32)
+            valid = valid and bool(given.float().isfinite().all())
+        except (TypeError, ValueError, RuntimeError):
+            valid = False
+        if not valid:
+            expected = "a number or one per input, in float32 without NaN or infinity"
+            raise SteeringError(f"alpha={show(self.alpha)}: expected {expected}")
+
     @property
     def is_noop(self) -> bool:
         """Whether every alpha is 0; the model then runs without edits."""
@@ -59,9 +74,8 @@ class Request:
 
     def alphas(self, n: int) -> Float[Tensor, " input"]:
         """One strength per input."""
-        if isinstance(self.alpha, int | float):
-            return torch.full((n,), float(self.alpha))
         given = torch.as_tensor(self.alpha, dtype=torch.float32)
+        given = given.expand(n) if given.ndim == 0 else given
         if given.shape != (n,):
             raise SteeringError(f"alpha has shape {tuple(given.shape)} but there are {n} inputs: give one number each")
         return given
@@ -257,20 +271,25 @@ def _times(factors: Float[Tensor, "batch 1"], function: VectorFn) -> VectorFn:
 
 
 def _check_origin(model: Model, request: Request) -> None:
-    """Refuse a steerer that was fitted on another model, before any forward."""
-    info = getattr(request.steerer, "info_", {})
+    """Refuse a steerer that was fitted on another model, before any forward; its `info_` remembers `any_model`."""
+    name, info = request.steerer.name, getattr(request.steerer, "info_", {})
     site = getattr(request.steerer, "site", None)
-    width = model.hidden_size if site is None else model.width(site)
-    theirs = {"hidden_size": info.get("hidden_size")} | ({} if request.any_model else {"model": info.get("model")})
-    ours = {"hidden_size": width, "model": model.id}
-    for name, value in theirs.items():
-        if value is not None and ours[name] is not None and value != ours[name]:
-            hint = " Request(..., any_model=True) accepts it." if name == "model" else ""
-            there = f" at {site}" if name == "hidden_size" and site is not None and site.part != "text" else ""
-            raise MismatchError(
-                f"{request.steerer.name} was fitted on a model with {name} {value!r}; this model has {ours[name]!r}"
-                f"{there}. Fit it on activations of this model.{hint}"
-            )
+    theirs, ours = info.get("hidden_size"), model.hidden_size if site is None else model.width(site)
+    if None not in (theirs, ours) and theirs != ours:
+        there = "" if site is None or site.part == "text" else f" at {site}"
+        raise MismatchError(
+            f"{name} was fitted on a model with hidden_size {theirs}; this model has {ours}{there}. Fit it on "
+            "activations of this model."
+        )
+    here = {"model": model.id, "weights": weights_fingerprint(model.hf)} if info.get("model") else {}
+    if same_model(info, here) or is_accepted(info, here):
+        return
+    if not request.any_model:
+        raise MismatchError(
+            f"{name} was fitted on a model called {describe_origin(info)}; this model is {describe_origin(here)}. Fit "
+            "it on activations of this model. Request(..., any_model=True) accepts it, once for all."
+        )
+    accept_model(info, here)
 
 
 def _remote_interventions(model: Model, requests: Sequence[Request]) -> list[Sequence[Intervention]] | None:
@@ -281,9 +300,21 @@ def _remote_interventions(model: Model, requests: Sequence[Request]) -> list[Seq
     return None if any(one is None for one in found) else [one or () for one in found]
 
 
+def _check_gate(name: str, gate: Tensor, n: int) -> None:
+    if gate.shape != (n,) or not bool(torch.isfinite(gate).all()):
+        raise SteeringError(
+            f"the gate of {name} has shape {tuple(gate.shape)}, or holds NaN or infinity: expected a finite number for "
+            f"each of {n} inputs"
+        )
+
+
 def _scaled(model: Model, request: Request, intervention: Intervention, context: Context) -> Intervention:
     """The intervention in the request's scale, its vectors checked."""
     name, site, vectors = request.steerer.name, intervention.site, intervention.vectors
+    for what, given in (("vectors", vectors), ("gate", intervention.gate)):
+        check_type(f"{what} of {name}", given, (Tensor, type(None)), "a tensor", SteeringError)
+    if intervention.gate is not None:
+        _check_gate(name, intervention.gate, len(context.example_ids))
     if vectors is not None:
         width = model.width(site)
         if vectors.shape != (len(context.example_ids), width or vectors.shape[-1]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlab._support.checks import as_texts, as_whole, show
 from steerlab._support.errors import DataError
 from steerlab.capture.rows import Data
 from steerlab.models.encoding import Batch
@@ -19,6 +20,7 @@ from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.steering import batches
 from steerlab.steering.batches import Steer, Totals, as_requests
+from steerlab.steering.finite import check_finite
 from steerlab.steering.interventions import Alpha, Scale, resolve_interventions
 
 
@@ -56,6 +58,7 @@ def score(
     """
     requests = as_requests(model, steer, alpha, positions, scale)
     examples = batches.apply_prompt_transforms(prompts, requests)
+    answers = as_texts("answers", answers)
     if len(answers) != len(examples):
         raise DataError(f"{len(examples)} prompts but {len(answers)} answers: give one answer per prompt")
     empty = [e.id for e, answer in zip(examples, answers, strict=True) if not answer]
@@ -67,7 +70,10 @@ def score(
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[float]], Totals]:
         reducer = AnswerLogprobs.of(batch)
         keep = max(map(len, reducer.ids)) + 1
-        return model.engine.logits(model.inputs(batch), edits, keep, reduce=reducer).tolist(), batches.totals(edits)
+        inputs = model.inputs(batch)
+        found = model.engine.logits(inputs, edits, keep, reduce=reducer)
+        check_finite(found, model, inputs, edits)
+        return found.tolist(), batches.totals(edits)
 
     results, steered, norm_ratio = batches.run_batches(
         model, settings, rows, forward, batch_size=batch_size, label="score", progress=progress,
@@ -149,15 +155,17 @@ def next_token_logits(
     requests = as_requests(model, steer, alpha, positions, scale)
     examples = batches.apply_prompt_transforms(prompts, requests)
     rows = batches.encode_examples(model, examples)
-    if tokens is not None and (not len(tokens) or not all(isinstance(t, int) and t >= 0 for t in tokens)):
-        raise DataError(f"tokens={list(tokens)[:5]}: give token ids, at least one, or None for the whole vocabulary")
+    chosen = None if tokens is None else _token_ids(model, tokens)
     if max_other and tokens is None:
         raise DataError("max_other=True needs tokens: without them no other token is left")
     settings = resolve_interventions(model, requests, examples, batch_size, rows)
-    reducer = NextTokenLogits(None if tokens is None else tuple(tokens), max_other)
+    reducer = NextTokenLogits(chosen, max_other)
 
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[Tensor], Totals]:
-        return list(model.engine.logits(model.inputs(batch), edits, 1, reduce=reducer).cpu()), batches.totals(edits)
+        inputs = model.inputs(batch)
+        found = model.engine.logits(inputs, edits, 1, reduce=reducer).cpu()
+        check_finite(found, model, inputs, edits)
+        return list(found), batches.totals(edits)
 
     results, _, _ = batches.run_batches(
         model, settings, rows, forward, batch_size=batch_size, label="next token", progress=progress,
@@ -165,6 +173,15 @@ def next_token_logits(
         "Use 'last+generated'.",
     )  # fmt: skip
     return torch.stack(results)
+
+
+def _token_ids(model: Model, tokens: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(tokens, str) or not isinstance(tokens, Iterable):
+        raise DataError(f"tokens={show(tokens)}: give token ids in a list, or None for the whole vocabulary")
+    found = tuple(as_whole("tokens: one", t, 0, model.hf.config.get_text_config().vocab_size - 1) for t in tokens)
+    if not found:
+        raise DataError("tokens=[]: give token ids, at least one, or None for the whole vocabulary")
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import steerlab.analysis.study as module
-from steerlab import MismatchError
+from steerlab import LoadError, MismatchError
+from steerlab._support.errors import StorageError
 from steerlab.analysis.study import Study
 
 IDENTITY = {"study": "demo", "seed": 0, "limit": None}
@@ -44,7 +46,7 @@ def test_numbers_that_are_missing_stay_numbers(tmp_path: Path) -> None:
 
 
 number = st.floats(allow_nan=True, allow_infinity=False)
-words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12).map(lambda t: "t" + t)
+words = st.text(st.characters(exclude_characters="\0"), max_size=12).map(lambda t: "t" + t)
 
 
 @given(st.lists(st.tuples(words, number), min_size=1, max_size=5))
@@ -64,8 +66,7 @@ def test_answers_of_any_characters_stay_one_row_each(tmp_path: Path) -> None:
 
 def test_an_interrupted_stage_leaves_nothing(tmp_path: Path) -> None:
     class Halting(pd.DataFrame):
-        def to_csv(self, path, **options):  # killed in the middle of writing
-            Path(path).write_text("alpha\n1.0\n")
+        def to_csv(self, **options):
             raise KeyboardInterrupt
 
     def fails() -> pd.DataFrame:
@@ -96,6 +97,43 @@ def test_another_study_is_refused_naming_both(tmp_path: Path, other: dict, expec
     with pytest.raises(MismatchError, match=expected):
         Study(tmp_path, other)
     assert files(tmp_path) == before
+
+
+def test_stage_of_the_same_name_from_another_study_is_refused(tmp_path: Path) -> None:
+    """Also where the folder's own identity was deleted and written anew."""
+    Study(tmp_path, IDENTITY).stage("s", lambda: pd.DataFrame({"a": [1]}))
+    (tmp_path / "stages" / "study.json").unlink()
+    with pytest.raises(
+        MismatchError, match=r"s\.csv: the first line is not the checksum of the stage 's' of this study"
+    ):
+        Study(tmp_path, {**IDENTITY, "seed": 1}).stage("s", pd.DataFrame)
+
+
+def test_same_weights_are_the_same_study_under_another_name(tmp_path: Path) -> None:
+    def stage(**model: object) -> list[int]:
+        return Study(tmp_path, IDENTITY | model).stage("s", lambda: pd.DataFrame({"a": [1]}))["a"].tolist()
+
+    assert stage(model="m", revision="1", weights="w") == stage(model="n", revision=None, weights="w") == [1]
+    assert stage(model="m", revision="1", weights=None) == [1], "the names decide where weights are not known"
+    with pytest.raises(MismatchError, match="weights: 'w' there, 'v' now"):
+        stage(model="m", revision="1", weights="v")
+    with pytest.raises(MismatchError, match="model: 'm' there, 'n' now"):
+        stage(model="n", revision="1")
+
+
+def test_folder_that_vanished_or_has_an_identity_of_no_use_is_refused(tmp_path: Path) -> None:
+    study = Study(tmp_path / "run", IDENTITY)
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(
+        StorageError, match=r"s\.csv could not be written .*0 finished stages are safe there\. Make room"
+    ):
+        study.stage("s", lambda: pd.DataFrame({"a": [1]}))
+    with pytest.raises(StorageError, match=r"seconds\.json could not be written"):
+        study.finish(pd.DataFrame({"a": [1]}), {}, "", {})
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "study.json").write_text(json.dumps(IDENTITY))
+    with pytest.raises(LoadError, match=r"study\.json: not a file that steerlab wrote\. Delete this file"):
+        Study(tmp_path, IDENTITY)
 
 
 def test_finish_writes_three_files_and_adds_up_the_seconds(tmp_path: Path, monkeypatch) -> None:

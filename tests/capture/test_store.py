@@ -1,15 +1,22 @@
 """Captures in a folder: atomic shards, resumed runs, and no mixing of data."""
 
+import errno
 import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from steerlab import Activations, Contrast, Example, Site, Store, capture
-from steerlab._support.errors import ActivationError, LoadError, MismatchError
+from steerlab._support import files
+from steerlab._support.errors import ActivationError, LoadError, MismatchError, StorageError
 
 # ids, behaviors and splits that look like numbers, truth values and dates must come back as the text they are
 DATA = [
@@ -65,17 +72,101 @@ def test_killed_capture_runs_only_what_is_missing(model, tmp_path, monkeypatch):
     assert_same(store.load(), capture(model, DATA, **OPTIONS))
 
 
-def test_partly_written_shard_is_not_kept(model, tmp_path, monkeypatch):
-    def cut_off(contents: Any, path: Path, metadata: Any) -> None:
-        path.write_bytes(b"half")
-        raise OSError("disk full")
+def interrupted(shards: int, interrupt: Callable[[Path], None]) -> Callable[..., None]:
+    """A `save_file` that gives so many shards and then does something to the file it should write."""
+    left = [shards]
 
+    def save(contents: Any, path: Path, metadata: Any) -> None:
+        if left[0] == 0:
+            interrupt(path)
+        left[0] -= 1
+        save_file(contents, path, metadata)
+
+    return save
+
+
+def half_written(path: Path) -> None:
+    path.write_bytes(b"half")
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def half_serialized(path: Path) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+
+def folder_gone(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "kept"),
+    [(half_written, 2), (half_serialized, 2), (folder_gone, 0)],
+)
+def test_storage_trouble_names_the_shard_and_keeps_the_others(model, tmp_path, monkeypatch, interrupt, kept):
+    folder = tmp_path / "acts"
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("steerlab.capture.store"), "save_file", cut_off)
-        with pytest.raises(OSError, match="disk full"):
-            capture(model, DATA, folder=tmp_path, **OPTIONS)
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
-    assert_same(capture(model, DATA, folder=tmp_path, **OPTIONS).load(), capture(model, DATA, **OPTIONS))
+        patch.setattr(import_module("steerlab.capture.store"), "save_file", interrupted(2, interrupt))
+        with pytest.raises(
+            StorageError, match=r"shard-00002\.safetensors could not be written .*2 of 4 shards are kept"
+        ):
+            capture(model, DATA, folder=folder, **OPTIONS)
+    names = ["manifest.json", "shard-00000.safetensors", "shard-00001.safetensors"]
+    assert sorted(path.name for path in folder.glob("*")) == (names if kept else [])
+    assert_same(capture(model, DATA, folder=folder, **OPTIONS).load(), capture(model, DATA, **OPTIONS))
+
+
+def test_folder_that_cannot_be_made_raises_before_any_forward(model, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StorageError, match=r"could not be written .*nothing was captured yet\. Make room"):
+            capture(model, DATA, folder=folder, **OPTIONS)
+
+
+def test_two_captures_into_one_folder_at_once_give_the_same(model, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        stores = list(pool.map(lambda _: capture(model, DATA, folder=tmp_path, **OPTIONS), range(2)))
+    expected = capture(model, DATA, **OPTIONS)
+    for store in (*stores, Store.open(tmp_path)):
+        assert_same(store.load(), expected)
+
+
+def test_manifest_that_another_capture_wrote_meanwhile_is_refused(model, tmp_path, monkeypatch):
+    """Both found no manifest; the second one's took the place of the first one's."""
+    capture(model, DATA[:2], folder=tmp_path / "second", **OPTIONS)
+    write = files.write_json
+
+    def write_and_lose(path: Path, *rest: Any) -> None:
+        write(path, *rest)
+        shutil.copy(tmp_path / "second" / "manifest.json", path)
+
+    monkeypatch.setattr(files, "write_json", write_and_lose)
+    with pytest.raises(MismatchError, match="holds another capture"):
+        capture(model, DATA, folder=tmp_path / "first", **OPTIONS)
+
+
+def test_damaged_shard_is_named_and_alone_captured_again(model, tmp_path):
+    store = capture(model, DATA, folder=tmp_path, **OPTIONS)
+    expected, path = store.load(), tmp_path / "shard-00001.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the last site alone
+    assert torch.equal(store.load(layers=[0, 1, 2]).values, expected.values[:, :3])
+    with pytest.raises(
+        MismatchError, match=rf"{path}: the states at site 3 do not have their checksum\. Delete this file"
+    ):
+        store.load()
+    path.unlink()
+    others = {p: p.stat().st_mtime_ns for p in tmp_path.glob("shard-*")}
+    assert_same(capture(model, DATA, folder=tmp_path, **OPTIONS).load(), expected)
+    assert all(p.stat().st_mtime_ns == at for p, at in others.items())
+
+
+def test_deleted_manifest_is_written_again_for_the_same_shards(model, tmp_path):
+    expected = capture(model, DATA, folder=tmp_path, **OPTIONS).load()
+    (tmp_path / "manifest.json").unlink()
+    assert_same(capture(model, DATA, folder=tmp_path, **OPTIONS).load(), expected)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(MismatchError, match=r"shard-00000\.safetensors: this is shard 0 of the capture"):
+        capture(model, [e.replace(behavior="") for e in DATA], folder=tmp_path, **OPTIONS).load()
 
 
 @pytest.mark.parametrize(
@@ -110,7 +201,7 @@ def test_store_loads_selected_layers(model, tmp_path):
 
 
 def test_manifest_holds_the_provenance_and_other_schemas_raise(model, tmp_path):
-    with pytest.raises(LoadError, match=r"there is no manifest\.json"):
+    with pytest.raises(LoadError, match=r"there is no file .*manifest\.json.*Give a folder that steerlab\.capture"):
         Store.open(tmp_path)
     capture(model, DATA, folder=tmp_path, **OPTIONS)
     path = tmp_path / "manifest.json"
@@ -122,8 +213,9 @@ def test_manifest_holds_the_provenance_and_other_schemas_raise(model, tmp_path):
     assert set(info["versions"]) >= {"steerlab", "torch", "transformers", "nnsight"}
     assert Store.open(tmp_path).load().info == info
     assert capture(model, DATA, **OPTIONS).info.items() >= info.items()
-    path.write_text(json.dumps(manifest | {"schema": 99}))
-    with pytest.raises(LoadError, match="written in schema 99; this steerlab reads schema 1"):
+    assert info["weights"] == model.info()["weights"]
+    path.write_text(json.dumps(manifest | {"schema": 1}))
+    with pytest.raises(LoadError, match="written in schema 1; this steerlab reads schema 2"):
         Store.open(tmp_path)
 
 

@@ -372,8 +372,8 @@ def test_check_of_a_remote_model_compares_blocks_with_the_stream(
     assert engine.in_process is True
     run_block = ndif.traces._pass
 
-    def wrong_block(root: Any, visit: Any, end: int) -> Tensor:
-        h = run_block(root, visit, end)
+    def wrong_block(root: Any, visit: Any, *columns: int) -> Tensor:
+        h = run_block(root, visit, *columns)
         return h + 1 if visit.site == Site(1) else h
 
     monkeypatch.setattr(ndif.traces, "_pass", wrong_block)

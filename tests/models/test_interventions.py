@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from steerlab._support.errors import SteeringError
 from steerlab.models.interventions import Edit, apply_edits, check_edits, last_column
 from steerlab.models.sites import Site
+from steerlab.models.versions import CACHE_NAMES
 
 HIDDEN = 4
 
@@ -181,3 +182,17 @@ def test_last_column_comes_from_the_mask_or_else_from_the_cache() -> None:
     assert last_column({"inputs_embeds": torch.zeros(2, 4, HIDDEN), "past_key_values": cache}) == 9
     with pytest.raises(SteeringError, match="neither token ids nor embeddings"):
         last_column({})
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_last_column_reads_the_cache_under_every_name_it_has_had(name: str) -> None:
+    cache = DynamicCache()
+    cache.update(torch.zeros(2, 1, 5, 2), torch.zeros(2, 1, 5, 2), 0)
+    one = torch.zeros(2, 1, dtype=torch.long)
+    assert last_column({"input_ids": one, name: cache}, 5) == 6
+    with pytest.raises(SteeringError, match="neither an attention mask nor a cache"):
+        last_column({"input_ids": one})  # the first prompt token, or a step whose cache has yet another name?
+    with pytest.raises(SteeringError, match="neither an attention mask nor a cache"):
+        last_column({"input_ids": one, "renamed_once_more": cache}, 5)
+    with pytest.raises(SteeringError, match="a cache that does not count its columns"):
+        last_column({"input_ids": one, name: DynamicCache()}, 5)

@@ -12,7 +12,7 @@ from steerlab.models import kv_prefix
 from steerlab.models.attention import NAME, supports_prefix_attention
 from steerlab.models.interventions import Edit
 from steerlab.models.kv_prefix import ForwardState, Prefix, common_columns, length_buckets, prefill_cost, split_at
-from steerlab.testing import FAMILIES, tiny_hf, tiny_lm
+from steerlab.testing import FAMILIES, tiny_lm
 
 PROMPTS = ("Where do herons sleep, and for how long do they sleep there at night?", "Why?", "Is it so, or not?")
 backends = pytest.mark.parametrize("backend", ["nnsight", "hooks"])
@@ -105,10 +105,6 @@ def test_prefix_is_read_only(lm) -> None:
     assert torch.equal(model.engine.logits(tail, {}, 1, ForwardState(prefix)), first)
     assert all(torch.equal(a, b) for a, (b, _) in zip(keys, prefix.layers, strict=True))
     assert prefix.as_readonly_cache(1).get_seq_length() == cut
-    assert kv_prefix.can_prefill(lm("gemma2").hf)
-    hf = tiny_hf("qwen3")
-    hf.config.layer_types = ["full_attention", "linear_attention"]
-    assert not kv_prefix.can_prefill(hf), "recurrent layers have no prefix"
 
 
 @families

@@ -11,8 +11,7 @@ import torch
 
 from steerlab.analysis._sweep.rows import InputBatch, SweepRows, make_input_batch
 from steerlab.analysis._sweep.settings import Setting
-from steerlab.models.encoding import by_length
-from steerlab.models.kv_prefix import TOKENS, prefill_cost
+from steerlab.models.kv_prefix import TOKENS
 from steerlab.models.model import Model
 from steerlab.models.positions import position_key
 from steerlab.steering.interventions import written_columns
@@ -184,10 +183,13 @@ def plan_answers(
     n_levels = len({(setting.restart_layer, setting.name) for setting in settings})
     per_level = max(1, math.ceil(steered / n_levels)) * len(rows.variants)
     size = min(math.ceil(fits / per_level), memory // _bytes_per_input(model, settings, rows, tail))
-    batches = [make_input_batch(model, rows, numbers) for numbers in by_length(rows.variants[0], max(1, size))]
+    numbered = model.batches(rows.variants[0], max(1, size), "aligned", *rows.variants[1:])
+    batches = [make_input_batch(model, rows, numbers) for numbers in numbered]
     groups = [_group(model, settings, chosen, b, fits) for b in batches for chosen in by_positions.values()]
     first = groups[: len(by_positions)]  # of the first input batch, one per positions
     reasons = [_reason(model, name, group) for name, group in zip(by_positions, first, strict=True)]
+    if model.supports_prefix_cache:
+        reasons += [f"not used on this model: {name} ({why})" for name, why in model.shortcuts.refused.items()]
     return AnswerForwards(settings, rows, groups, model.n_layers, fits, memory, reasons)
 
 
@@ -205,7 +207,7 @@ def prefix_cost(model: Model, inputs: InputBatch, cut: int) -> int:
     n, batch = len(inputs.numbers), inputs.batch
     if not cut:
         return 0
-    return prefill_cost(batch.input_ids[:n, :cut], batch.attention_mask[:n, :cut], model.hf.config.get_text_config())
+    return model.prefill_cost(batch.input_ids[:n, :cut], batch.attention_mask[:n, :cut])
 
 
 def first_column(model: Model, settings: Sequence[Setting], chosen: Sequence[int], inputs: InputBatch) -> int:
@@ -256,11 +258,8 @@ def _setting_batches(
 
 def _bytes_per_input(model: Model, settings: list[Setting], rows: SweepRows, tail: int) -> int:
     """Bytes of an input's keys and values, and of its states to restart from."""
-    config = model.hf.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or model.hidden_size // config.num_attention_heads
     longest = max(len(row) for variant in rows.variants for row in variant)
-    cached = 2 * heads * size * max(longest - tail, 0) * model.n_layers
+    cached = model.shortcuts.numbers_per_token * max(longest - tail, 0)
     states = len({setting.restart_layer for setting in settings}) * tail * len(rows.variants) * model.hidden_size
     return max(1, (cached + states) * torch.finfo(model.dtype).bits // 8)
 
@@ -272,11 +271,9 @@ def _reason(model: Model, positions: str, group: PrefixGroup) -> str:
         parts.append(f"the prompt's keys and values are computed once and {group.tail} columns per setting")
     elif model.supports_prefix_cache:
         parts.append("whole rows, as the prompt is steered from its beginning on")
-    elif model.vision is not None:
-        parts.append("whole rows, as the model has images")
     else:
-        why = "is remote" if model.is_remote else "has layers whose past is not keys and values"
-        parts.append(f"whole rows, as the model {why}")
+        why = "; ".join(f"{name}: {reason}" for name, reason in model.shortcuts.refused.items())
+        parts.append(f"whole rows, as no shortcut gives their numbers ({why})")
     if any(batch.restart_layer is not None for batch in group.batches):
         parts.append("each batch restarts at the cached output of its lowest steered block")
     if group.unsteered:

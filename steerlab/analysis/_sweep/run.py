@@ -120,7 +120,7 @@ class GroupRun:
         whole, n = self.model.inputs(inputs.batch), len(inputs.numbers)
         if cut:
             prompts, self._inputs = split_at(whole, cut)
-            self._prefix = self.model.engine.prefill({k: t[:n] for k, t in prompts.items()})
+            self._prefix = self.model.prefill({k: t[:n] for k, t in prompts.items()})
             self.forwards.spent += self.group.prefix_cost * n_layers
         else:
             self._inputs = whole

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from steerlab._support.checks import as_number, check_type, show
 from steerlab._support.errors import DataError, SteeringError
 from steerlab.capture import Activations, capture
 from steerlab.capture.rows import Layers, as_sites
@@ -18,7 +19,7 @@ from steerlab.data.example import Example
 from steerlab.methods import Steerer
 from steerlab.methods.base import Intervention, steering_sites
 from steerlab.models.model import Model
-from steerlab.models.positions import Positions, describe, position_key
+from steerlab.models.positions import Positions, check_positions, describe, position_key
 from steerlab.models.sites import Site
 from steerlab.steering.interventions import BatchedSetting, Request, Scale, resolve_interventions
 
@@ -85,8 +86,9 @@ def make_settings(
     Raises:
         SteeringError: nothing to sweep over, or strengths that are not finite or given twice.
     """
-    _check_alphas(alphas)
-    _check_positions(positions)
+    check_positions(positions, len(examples), SteeringError)
+    if not positions:
+        raise SteeringError("positions=[]: give at least one")
     steerers = _fit_steerers(model, _by_name(steerer), examples, layers, train, batch_size)
     if not steerers:
         raise SteeringError("there is no method to sweep: give a Steerer, a list of them or {name: Steerer}")
@@ -104,22 +106,24 @@ def make_settings(
     ]
 
 
-def _check_alphas(alphas: Sequence[float]) -> None:
-    given = [float(alpha) for alpha in alphas]
-    if not given or not all(map(math.isfinite, given)):
-        raise SteeringError(f"alphas={given}: give at least one finite strength")
+def as_alphas(alphas: Iterable[float]) -> list[float]:
+    """The strengths of a sweep as a list.
+
+    Raises:
+        SteeringError: none, or one that is no finite number. DataError: one is given twice.
+    """
+    if isinstance(alphas, str | bytes | Mapping) or not isinstance(alphas, Iterable):
+        raise SteeringError(f"alphas={show(alphas)}: expected a list of finite strengths, [alpha] for one")
+    given = [as_number("an item of alphas", alpha, error=SteeringError) for alpha in _items(alphas)]
+    if not given:
+        raise SteeringError("alphas=[]: give at least one finite strength")
     if len(set(given)) < len(given):
         raise DataError(f"alphas={given}: one is given twice")
+    return given
 
 
-def _check_positions(positions: Sequence[Positions]) -> None:
-    names = [describe(p) for p in positions]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise SteeringError(
-            f"the positions {repeated} were given more than once, and the frame could not tell them apart. Give each "
-            "once, and each mask in a sweep by itself."
-        )
+def _items(values: Iterable[float]) -> list[float]:
+    return values.tolist() if isinstance(values, Tensor) else list(values)
 
 
 def _fitted_hash(steerer: Steerer, interventions: Sequence[Intervention]) -> str:
@@ -140,9 +144,11 @@ def _by_name(steerer: Methods) -> dict[str, Steerer | Fitted]:
     Raises:
         SteeringError: two of a list have the same name.
     """
+    listed: list[Any] = list(steerer) if isinstance(steerer, list | tuple) else [steerer]
+    for one in steerer.values() if isinstance(steerer, Mapping) else listed:
+        check_type("a method", one, (Steerer, Mapping), "a Steerer, or fitted ones by layer", SteeringError)
     if isinstance(steerer, Mapping):
         return dict(steerer)
-    listed = [steerer] if isinstance(steerer, Steerer) else list(steerer)
     names = [one.name for one in listed]
     if len(set(names)) < len(names):
         raise SteeringError(f"the methods are called {names}: give a dict with a different name for each")

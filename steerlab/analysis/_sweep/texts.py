@@ -16,8 +16,8 @@ from steerlab.analysis._sweep.rows import InputBatch, SweepRows, make_input_batc
 from steerlab.analysis._sweep.run import Stage, norm_ratios, results_frame
 from steerlab.analysis._sweep.settings import Setting
 from steerlab.data.example import Example
-from steerlab.models.encoding import by_length
 from steerlab.models.model import Model
+from steerlab.models.versions import cache_name
 from steerlab.steering.generate import decode, new_ids
 from steerlab.steering.interventions import build_edits
 
@@ -37,7 +37,8 @@ def run_texts(
         size = max(1, n_rows // len(examples))
         for begin in range(0, len(group), size):
             chosen = group[begin : begin + size]
-            for number, inputs in enumerate(by_length(prompts.variants[0], max(1, n_rows // len(chosen)))):
+            rows_per_setting = max(1, n_rows // len(chosen))
+            for number, inputs in enumerate(model.batches(prompts.variants[0], rows_per_setting, "aligned")):
                 batch = make_input_batch(model, prompts, inputs)
                 key = fingerprint([batch.numbers, chosen])[:8]
                 name = f"text-{chosen[0]:04d}-{len(chosen)}-{number:04d}-{key}"
@@ -73,9 +74,9 @@ def _generate(
     repeated = {k: t.repeat(copies, *[1] * (t.ndim - 1)) for k, t in whole.items()}
     options = {"max_new_tokens": 40} | options
     cut = first_column(model, settings, chosen, inputs) if steered else inputs.last
-    if cut == inputs.last >= MIN_PREFIX and model.supports_prefix_cache:
-        prefix = model.engine.prefill({k: t[:, :cut] for k, t in model.inputs(inputs.batch).items()})
-        options["past_key_values"] = prefix.as_generation_cache(copies)
+    if cut == inputs.last >= MIN_PREFIX and model.shortcuts.generation_prefix:
+        prefix = model.prefill({k: t[:, :cut] for k, t in model.inputs(inputs.batch).items()})
+        options[cache_name(model.hf)] = prefix.as_generation_cache(copies)
     with model.lock:
         ids = new_ids(model, repeated, edits, options)
     ratios = norm_ratios(edits, used, 1, n) if steered else np.zeros((copies, n))

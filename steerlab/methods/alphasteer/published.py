@@ -11,7 +11,8 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from steerlab._support.errors import DataError, LoadError, MismatchError
+from steerlab._support.errors import DataError, MismatchError
+from steerlab._support.files import reading
 from steerlab.models.sites import Site
 
 #: Null-space ratio by layer, as released for Llama-3.1-8B-Instruct, Qwen2.5-7B-Instruct and Gemma-2-9b-it. Qwen's
@@ -67,7 +68,7 @@ def published_directions(
             measured.
 
     Raises:
-        LoadError: there is no such file.
+        LoadError: there is no such file, or it cannot be read.
         MismatchError: it has no such tensor.
         DataError: no such layer or convention.
 
@@ -75,9 +76,7 @@ def published_directions(
     """
     if convention not in _POINTS:
         raise DataError(f"convention={convention!r}; expected one of {', '.join(map(repr, _POINTS))}")
-    if not Path(path).is_file():
-        raise LoadError(f"there is no file {str(path)!r}; give the path of the published directions")
-    with safe_open(path, "pt") as file:
+    with reading(Path(path), "Give the path of the published directions"), safe_open(path, "pt") as file:
         keys = sorted(file.keys())
         key = f"rv.{name}" if f"rv.{name}" in keys else name
         if key not in keys:

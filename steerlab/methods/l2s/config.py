@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from steerlab._support.checks import as_number, as_whole
 from steerlab._support.errors import DataError
 from steerlab.methods.serialization import savable
 
@@ -80,11 +81,13 @@ class TrainingConfig:
         for field, allowed in CHOICES.items():
             if getattr(self, field) not in allowed:
                 raise DataError(f"{field}={getattr(self, field)!r}; expected one of {', '.join(allowed)}")
-        if self.epochs < 1 or self.batch_size < 1 or self.learning_rate <= 0 or not 0 <= self.warmup <= 1:
-            raise DataError(
-                f"epochs={self.epochs}, batch_size={self.batch_size}, learning_rate={self.learning_rate}, "
-                f"warmup={self.warmup}: the first three must be positive and the last between 0 and 1"
-            )
+        for field, least in (("epochs", 1), ("batch_size", 1), ("min_steps", 0), ("cosine_ramp_epochs", 0)):
+            as_whole(field, getattr(self, field), least)
+        for field in ("learning_rate", "weight_decay", "cosine_weight", "validation_cosine_weight", "plateau_factor"):
+            as_number(field, getattr(self, field), 0.0)
+        as_number("warmup", self.warmup, 0.0, 1.0)
+        if not (self.learning_rate and self.plateau_factor):
+            raise DataError(f"learning_rate={self.learning_rate}, plateau_factor={self.plateau_factor}: give more")
 
     def steps(self, n_examples: int) -> int:
         """How many batches `epochs` epochs of so many examples have."""

@@ -11,7 +11,9 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from steerlab._support.errors import DataError, LoadError, MismatchError
+from steerlab._support.checks import as_whole
+from steerlab._support.errors import DataError, MismatchError
+from steerlab._support.files import reading
 from steerlab.methods.serialization import savable
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
@@ -42,7 +44,7 @@ class SteeringNet(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise DataError(f"unknown activation {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
-        if hidden_size < 1 or hidden_units < 1:
+        if as_whole("hidden_size", hidden_size, None) < 1 or as_whole("hidden_units", hidden_units, None) < 1:
             raise DataError(f"sizes must be at least 1, got hidden_size={hidden_size} and hidden_units={hidden_units}")
         self.hidden_size, self.hidden_units, self.activation = hidden_size, hidden_units, activation
         self.encoder = nn.Linear(hidden_size, hidden_units)
@@ -71,22 +73,21 @@ def load_published_net(path: str | Path, activation: str = "tanh") -> SteeringNe
         activation: not stored in these files; "tanh" for all published nets but VLGuard's.
 
     Raises:
-        LoadError: there is no such file.
+        LoadError: there is no such file, or it cannot be read.
         MismatchError: the names or shapes of the weights are not those of a steering net.
 
     Source: the released code of arXiv 2508.12815 (file layout only).
     """
     path = Path(path)
-    if not path.is_file():
-        raise LoadError(f"there is no file {str(path)!r}; give the path of a published net")
-    loaded: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
-    state = loaded.get("steering_model", loaded) if isinstance(loaded, Mapping) else {}
-    if set(state) != set(KEYS):
-        raise MismatchError(f"the weights are named {sorted(state)}, a steering net has {sorted(KEYS)}")
-    hidden_units, hidden_size = state["encoder.weight"].shape
-    net = seeded_net(hidden_size, hidden_units, activation, seed=0)
-    shapes, expected = ({key: tuple(one[key].shape) for key in KEYS} for one in (state, net.state_dict()))
-    if shapes != expected:
-        raise MismatchError(f"the weights have shapes {shapes}, a steering net of that width has {expected}")
-    net.load_state_dict({key: value.to(torch.float32) for key, value in state.items()})
+    with reading(path, "Give the path of a published net"):
+        loaded: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+        state = loaded.get("steering_model", loaded) if isinstance(loaded, Mapping) else {}
+        if set(state) != set(KEYS):
+            raise MismatchError(f"the weights are named {sorted(state)}, a steering net has {sorted(KEYS)}")
+        hidden_units, hidden_size = state["encoder.weight"].shape
+        net = seeded_net(hidden_size, hidden_units, activation, seed=0)
+        shapes, expected = ({key: tuple(one[key].shape) for key in KEYS} for one in (state, net.state_dict()))
+        if shapes != expected:
+            raise MismatchError(f"the weights have shapes {shapes}, a steering net of that width has {expected}")
+        net.load_state_dict({key: value.to(torch.float32) for key, value in state.items()})
     return net.eval()

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlab._support.checks import as_number, as_seed
 from steerlab._support.errors import DataError, SteeringError
 from steerlab.capture.activations import Activations
 from steerlab.methods.base import (
@@ -23,7 +24,7 @@ from steerlab.methods.base import (
     check_width,
     provenance,
 )
-from steerlab.methods.classes import as_names, check_contrasts_nonzero, contrast_table
+from steerlab.methods.classes import as_names, check_acts, check_contrasts_nonzero, contrast_table
 from steerlab.methods.l2s.config import PRESETS, TrainingConfig
 from steerlab.methods.l2s.data import equalize_norms, split_rows
 from steerlab.methods.l2s.net import SteeringNet, load_published_net, seeded_net
@@ -96,6 +97,9 @@ class L2S(Steerer):
     def fit(self, acts: Activations) -> L2S:
         """Train the net on all examples; only activations are needed, no model."""
         config = self._training_config()
+        as_seed(self.seed)
+        if self.max_norm is not None:
+            as_number("max_norm", self.max_norm, 0.0)
         contexts, targets, labels = self.training_pairs(acts)
         norms = targets.norm(dim=-1)
         self.target_norm_ = float(norms[norms > 0].double().mean()) if bool((norms > 0).any()) else 0.0
@@ -119,6 +123,7 @@ class L2S(Steerer):
             DataError: an example has a context but no target, or a target but no context; or every contrast is zero.
         """
         required, equalize = self.required_activations[0], self._training_config().equalize_norms
+        check_acts(acts, required.site)
         with_context, _ = acts.by_example(required.site, side="prompt", position=str(required.position))
         ids, targets = contrast_table(acts, self.site, self.position, self.zero_behaviors)
         no_target, no_context = sorted(set(with_context) - set(ids)), sorted(set(ids) - set(with_context))

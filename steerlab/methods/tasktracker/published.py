@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from steerlab._support.errors import DataError, LoadError, MismatchError
+from steerlab._support.files import reading
 from steerlab.models.sites import Site
 
 _KEY = re.compile(r"layer(\d+)\.(coef|intercept)")
@@ -37,7 +38,8 @@ def read_probes(path: str | Path, layers: Sequence[int] | None = None) -> dict[i
             f"{str(path)!r} is not an existing safetensors file. Pickles are not opened, as that could run code: "
             "export coef_ and intercept_ of each probe as layer<n>.coef and layer<n>.intercept"
         )
-    tensors = load_file(file)
+    with reading(file, "Export the probes again"):
+        tensors = load_file(file)
     keys = [_KEY.fullmatch(key) for key in tensors]
     if not tensors or None in keys:
         raise MismatchError(f"{file.name} holds {sorted(tensors)[:6]}, expected layer<n>.coef and layer<n>.intercept")

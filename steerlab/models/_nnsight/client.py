@@ -118,8 +118,7 @@ class ServerClient:
         listed = ", ".join(map(str, different))
         if any(pair.incompatible for pair in different):
             raise RemoteError(
-                f"client and server have different versions: {listed} ({self.host}). Install the server's version "
-                "here, or use load(..., check=False) to try all the same",
+                f"client and server have different versions: {listed} ({self.host}). Install the server's here",
                 "version",
             )
         if different:

@@ -219,7 +219,7 @@ def check_same_model(config: PretrainedConfig, name: str, served: dict[str, Any]
     if different:
         raise RemoteError(
             f"{where} runs another model than {name!r}, with {', '.join(different)}. Give load() the model that the "
-            "server was started with, or load(..., check=False) if you know that they are the same",
+            "server was started with",
             "model",
         )
 

@@ -22,10 +22,18 @@ from steerlab._support.errors import LayoutError, SteeringError
 from steerlab.models._hooks import HooksEngine
 from steerlab.models._nnsight import traces
 from steerlab.models._nnsight.traces import BlockEnvoy, make_visits, stack_sites
-from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, StateSelector, check_forward_state, identity
+from steerlab.models.engine import (
+    FULL_FORWARD,
+    Inputs,
+    LogitsReducer,
+    StateSelector,
+    check_forward_state,
+    forward_inputs,
+    identity,
+)
 from steerlab.models.interventions import SiteEdits, apply_edits
 from steerlab.models.kv_prefix import ForwardState, Prefix, prefill
-from steerlab.models.layout import Layout, blocks
+from steerlab.models.layout import Layout, blocks, module_at
 from steerlab.models.sites import Site
 
 
@@ -45,6 +53,10 @@ class NnsightEngine:
                 options |= {"processor": copy.copy(processor), "task": "image-text-to-text"}
                 options["processor"].tokenizer = options["tokenizer"]
             self._root = nnsight.TransformersModel(hf, **options, envoys={type(blocks(hf, layout)[0]): BlockEnvoy})
+            for number, block in enumerate(blocks(hf, layout)):  # nnsight warns when it first meets a module "output"
+                for name in (layout.attention_name, layout.mlp_name):
+                    if name is not None and hasattr(module_at(block, name), "output"):
+                        self._root.get(f"{layout.blocks_path}.{number}.{name}")
         self._layout, self._hf = layout, hf
         self._hooks = HooksEngine(hf, layout)
 
@@ -56,7 +68,7 @@ class NnsightEngine:
         visits, end = make_visits(self._layout, edits, sites, select), inputs["attention_mask"].shape[-1]
         with torch.no_grad(), forward_state.options(self._hf) as past:
             try:
-                found = traces.capture_states(self._root, inputs | past, visits, end)
+                found = traces.capture_states(self._root, forward_inputs(self._hf, inputs) | past, visits, end)
             except OutOfOrderError as error:
                 raise self._out_of_order(error) from error
         return stack_sites(found, visits, sites)
@@ -90,13 +102,14 @@ class NnsightEngine:
             skipped, output = self._skipped(edits, forward_state, end)
             visits = make_visits(self._layout, {s: e for s, e in edits.items() if s != Site(len(skipped) - 1)})
             try:
-                return traces.logits(self._root, inputs | past, visits, keep, end, reduce, skipped, output)
+                given = forward_inputs(self._hf, inputs, keep) | past
+                return traces.logits(self._root, given, visits, keep, end, reduce, skipped, output)
             except OutOfOrderError as error:
                 raise self._out_of_order(error) from error
 
-    def prefill(self, inputs: Inputs) -> Prefix:
+    def prefill(self, inputs: Inputs, share_beginning: bool = True, joined: bool = False) -> Prefix:
         """See `Engine.prefill`; nothing is read or edited, so no trace is needed."""
-        return prefill(self._hf, inputs)
+        return prefill(self._hf, inputs, share_beginning, joined)
 
     def _skipped(self, edits: SiteEdits, forward_state: ForwardState, end: int) -> tuple[list[Any], Any]:
         """The blocks that a forward skips, and the output of the last of them: the kept state, edited."""

@@ -7,7 +7,6 @@ edits, nothing else. A request only reads the model, so a request that failed on
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import sys
 import time
@@ -31,11 +30,12 @@ from steerlab._support.errors import LayoutError, RemoteError, SteeringError
 from steerlab.models._nnsight import errors, traces
 from steerlab.models._nnsight.client import ServerClient, client_versions
 from steerlab.models._nnsight.traces import BlockEnvoy, make_visits, stack_sites
-from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, StateSelector, identity
+from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, StateSelector, forward_inputs, identity
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.kv_prefix import ForwardState, Prefix
 from steerlab.models.layout import Layout, blocks
 from steerlab.models.sites import Site
+from steerlab.models.versions import forward_options, forward_parameters
 
 CONNECTION_ERRORS = (websocket.WebSocketException, OSError, EOFError)
 POLL = 1.0  # seconds to wait for one message
@@ -72,7 +72,7 @@ class NdifEngine:
                 envoys={type(blocks(hf, layout)[0]): BlockEnvoy}, config=hf.config, **(options or {}),
             )  # fmt: skip
         self._layout, self._hf, self.client = layout, hf, client
-        self._takes_position_ids = "position_ids" in inspect.signature(type(hf).forward).parameters
+        self._takes_position_ids = "position_ids" in forward_parameters(hf)
         self.in_process: bool | None = None  # whether requests run in the model's process; known after `check`
         key = json.dumps({"repo_id": repo_id, "revision": revision, "task": "text-generation"})
         self._model_key = f"nnsight.modeling.transformers.TransformersModel:{key}"
@@ -85,7 +85,8 @@ class NdifEngine:
         visits = make_visits(self._layout, edits, sites, select)
         errors.check_supported(edits, self.client.host, forward_state)
         end = inputs["attention_mask"].shape[-1]
-        return stack_sites(self._run(edits, traces.capture_states, inputs, visits, end), visits, sites)
+        given = forward_inputs(self._hf, inputs)
+        return stack_sites(self._run(edits, traces.capture_states, given, visits, end), visits, sites)
 
     def generate(self, inputs: Inputs, edits: SiteEdits, **options: Any) -> Tensor:
         """See `Engine.generate`."""
@@ -115,9 +116,10 @@ class NdifEngine:
         """See `Engine.logits`: `reduce` runs on the server."""
         errors.check_supported(edits, self.client.host, forward_state)
         visits, end = make_visits(self._layout, edits), inputs["attention_mask"].shape[-1]
-        return self._run(edits, traces.logits, inputs, visits, keep, end, reduce)
+        given = forward_inputs(self._hf, inputs, keep)
+        return self._run(edits, traces.logits, given, visits, keep, end, reduce)
 
-    def prefill(self, inputs: Inputs) -> Prefix:
+    def prefill(self, inputs: Inputs, share_beginning: bool = True, joined: bool = False) -> Prefix:
         """Refused: keys and values stay on the server."""
         raise RemoteError("keys and values of a prompt cannot be kept between requests", "unsupported")
 
@@ -131,6 +133,7 @@ class NdifEngine:
         """
         sites = [Site(k) for k in range(len(blocks(self._hf, self._layout)) - 1)]
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs |= forward_options(self._hf, use_cache=False)
         visits = make_visits(self._layout, {}, sites)
         differences, self.in_process = self._run({}, traces.residual_errors, inputs, visits)
         for k, difference in enumerate(differences):
@@ -145,7 +148,8 @@ class NdifEngine:
         errors.check_supported(edits, self.client.host)
         flat = [edit for at_site in edits.values() for edit in at_site]
         pending, sites = traces.unresolved(edits)
-        before = (self._with_position_ids(inputs), make_visits(self._layout, {}, sites), pending)
+        whole = forward_inputs(self._hf, self._with_position_ids(inputs))
+        before = (whole, make_visits(self._layout, {}, sites), pending)
         backend = NdifBackend(self.client, self._model_key)
         found, stats = _session(self._root, backend, trace, (inputs, *arguments), flat, before)
         for edit, (writes, ratio) in zip(flat, stats, strict=True):

@@ -22,8 +22,26 @@ import torch
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
-from steerlab.models.engine import Inputs, LogitsReducer, StateSelector, block_path, identity, point_path
-from steerlab.models.interventions import Edit, ImageEdit, SiteEdits, apply_edits, last_column
+from steerlab.models.engine import (
+    Inputs,
+    LogitsReducer,
+    StateSelector,
+    block_path,
+    choose_columns,
+    identity,
+    point_path,
+)
+from steerlab.models.interventions import (
+    Edit,
+    ImageEdit,
+    SiteEdits,
+    apply_edits,
+    given_tokens,
+    last_column,
+    main_output,
+    with_main_output,
+    with_rows,
+)
 from steerlab.models.layout import Layout
 from steerlab.models.sites import Site
 
@@ -75,10 +93,11 @@ def stack_sites(found: Sequence[Tensor], visits: Sequence[Visit], sites: Sequenc
 
 def capture_states(root: Any, inputs: Inputs, visits: list[Visit], end: int, stop_early: bool = True) -> list[Tensor]:
     """What each visit selects, from one forward that ends after the last of them."""
-    with root.trace(**inputs, use_cache=False, logits_to_keep=1) as tracer:
+    rows = len(inputs["input_ids"])
+    with root.trace(**inputs) as tracer:
         found = nnsight.save([])
         for visit in visits:
-            h = _pass(root, visit, end)
+            h = _pass(root, visit, end, rows)
             if visit.select:
                 found.append(visit.select(h))
         if stop_early:
@@ -107,12 +126,14 @@ def generate(
     steps = []
     with root.generate(**options) as tracer:
         with tracer.invoke(**inputs):
-            n = 0  # a traced block must not begin with `try`
+            n, end = 0, 0  # a traced block must not begin with `try`
             try:
                 for _step in tracer.iter[:]:
-                    end = last_column(root.inputs[1])
+                    given = root.inputs[1]
+                    end = last_column(given, end)
+                    rows = len(given_tokens(given))
                     for visit in visits:
-                        _pass(root, visit, end)
+                        _pass(root, visit, end, rows)
                     n = n + 1
                     steps.append(n)
             except OutOfOrderError:
@@ -127,13 +148,14 @@ def logits(
     skipped: Sequence[Any] = (), output: Any = None,
 ) -> Any:  # fmt: skip
     """`reduce` of the logits of the columns `keep`; the blocks `skipped` do not run but pass `output` on."""
-    with root.trace(**inputs, use_cache=False, logits_to_keep=keep):
+    rows = len(inputs["input_ids"])
+    with root.trace(**inputs):
         for envoy in skipped:
             envoy.skip(output)
         for visit in visits:
-            _pass(root, visit, end)
+            _pass(root, visit, end, rows)
         logits = root.output.logits.save()
-    return reduce(logits[:, -keep:] if isinstance(keep, int) else logits)
+    return reduce(choose_columns(logits, keep, "logits_to_keep" in inputs))
 
 
 def unresolved(edits: SiteEdits) -> tuple[list[Edit], list[Site]]:
@@ -157,23 +179,24 @@ def residual_errors(root: Any, inputs: Inputs, visits: list[Visit]) -> tuple[lis
     """The largest difference of each visit's state from the model's `hidden_states`, and whether the weights are in
     the process that runs the trace.
     """
-    with root.trace(**inputs, use_cache=False, output_hidden_states=True):
+    with root.trace(**inputs, output_hidden_states=True):
         ours = nnsight.save([])
         for visit in visits:
-            ours.append(_pass(root, visit, 0).clone())
+            ours.append(_pass(root, visit, 0, len(inputs["input_ids"])).clone())
         theirs = nnsight.save(list(root.output.hidden_states))
     errors = [float((a - b).abs().max()) for a, b in zip(ours, theirs[1:], strict=False)]
     return errors, next(iter(root._module.parameters())).device.type != "meta"
 
 
-def _pass(root: Any, visit: Visit, end: int) -> Tensor:
+def _pass(root: Any, visit: Visit, end: int, rows: int) -> Tensor:
     """The state at one visit, with its edits put in place; `end` is the column after the last."""
     envoy = root.get(visit.path)
     value = envoy.input if visit.is_input else envoy.output
-    h: Tensor = value[0] if isinstance(value, tuple) else value
+    given = main_output(value)
+    h = with_rows(given, rows) if visit.site.part == "text" else given
     if visit.edits:
         h = apply_edits(visit.edits, h, end)
-        new = (h, *value[1:]) if isinstance(value, tuple) else h
+        new = with_main_output(value, h.reshape(given.shape))
         if visit.is_input:
             envoy.input = new
         else:

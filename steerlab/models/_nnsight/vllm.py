@@ -97,7 +97,7 @@ class VllmEngine:
         reduced = vllm_requests.join_reduced([answer["reduced"] for answer in self._run(visits, rows)])
         return reduced if isinstance(reduce, PerRowReducer) else reduce(reduced)
 
-    def prefill(self, inputs: Inputs) -> Prefix:
+    def prefill(self, inputs: Inputs, share_beginning: bool = True, joined: bool = False) -> Prefix:
         """Refused: keys and values stay in vLLM."""
         raise RemoteError("keys and values of a prompt cannot be kept between requests in vLLM", "unsupported")
 
@@ -120,7 +120,7 @@ class VllmEngine:
             raise LayoutError(
                 f"block {last} at {self._layout.blocks_path!r} does not output the residual stream in vLLM: its logits "
                 f"differ by {answer['difference']:.3g} from those that vLLM samples from. Load the model without "
-                "engine= and serve=; load(..., check=False) tries all the same"
+                "engine= and serve="
             )
 
     def _visits(

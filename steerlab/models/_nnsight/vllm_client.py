@@ -131,7 +131,7 @@ class ServedVllm:
             raise errors.connection_lost(self.name, error) from error
         if response.status_code != 200:
             raise errors.serve_error(response, self.name)
-        result = torch.load(io.BytesIO(response.content), map_location="cpu", weights_only=False)
+        result = torch.load(io.BytesIO(response.content), map_location="cpu", weights_only=True)
         if (failed := result["error"]) is not None:
             original = RuntimeError(f"{failed['type_name']}: {failed['message']}")
             raise errors.vllm_error(original, self.name, failed["traceback"])

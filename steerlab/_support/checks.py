@@ -1,0 +1,83 @@
+"""Checks of arguments: each returns the value, or raises an error that names the argument and what was expected."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Collection, Iterable, Mapping, Set
+from numbers import Real
+from typing import Any
+
+import numpy as np
+
+from steerlab._support.errors import DataError, SteerlabError
+
+Kinds = type | tuple[type, ...]
+Error = type[SteerlabError]
+
+
+def show(value: object) -> str:
+    """A value for a message: its beginning, and its type."""
+    text = " ".join(repr(value).split())
+    return f"{text[:80]}{'...' if len(text) > 80 else ''} ({type(value).__name__})"
+
+
+def check_type(name: str, value: Any, kinds: Kinds, expected: str, error: Error = DataError) -> Any:
+    """The value, if it is of one of some types; a truth value is no number.
+
+    Example:
+        >>> check_type("system", "Be brief.", str, "a text")
+        'Be brief.'
+    """
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise error(f"{name} is {show(value)}: expected {expected}")
+    return value
+
+
+def as_text(value: object, name: str = "the text", error: Error = DataError) -> str:
+    """A text; a missing cell of a data frame is None or NaN, which would otherwise fail far from here."""
+    return str(check_type(name, value, str, "a text", error))
+
+
+def as_texts(name: str, texts: Any) -> list[str]:
+    """Some texts as a list, also of a column of a data frame; neither one text nor a set."""
+    if isinstance(texts, str | bytes | Mapping | Set) or not isinstance(texts, Iterable):
+        raise DataError(f"{name}={show(texts)}: expected a list of texts, [text] for one")
+    return [as_text(text, f"a text of {name}") for text in texts]
+
+
+def as_whole(name: str, value: Any, least: int | None = 1, most: int | None = None, error: Error = DataError) -> int:
+    """A whole number within bounds, also NumPy's.
+
+    Example:
+        >>> as_whole("batch_size", np.int64(8))
+        8
+    """
+    try:
+        found = None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or (least is not None and found < least) or (most is not None and found > most):
+        bounds = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
+        raise error(f"{name}={show(value)}: expected a whole number{bounds}")
+    return found
+
+
+def as_seed(seed: Any) -> int:
+    """The seed of a random generator: PyTorch, NumPy and Python agree on these."""
+    return as_whole("seed", seed, 0, 2**32 - 1)
+
+
+def as_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf, error: Error = DataError) -> float:
+    """A finite number from `low` to `high`, also NumPy's."""
+    found = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not (math.isfinite(found) and low <= found <= high):
+        bounds = "" if (low, high) == (-math.inf, math.inf) else f" from {low:g} to {high:g}"
+        raise error(f"{name}={show(value)}: expected a finite number{bounds}")
+    return found
+
+
+def check_option(name: str, value: object, options: Collection[object], error: Error = DataError) -> None:
+    """Refuse a value that is none of the options."""
+    if not any(isinstance(value, type(option)) and value == option for option in options):
+        raise error(f"{name}={value!r} is unknown; expected one of {', '.join(map(str, options))}")
