@@ -87,20 +87,20 @@ class Engine(Protocol):
 def forward_inputs(hf: nn.Module, inputs: Inputs, keep: int | Tensor = 1) -> dict[str, Any]:
     """The inputs of a forward without a cache of its own, whose logits of the columns `keep` are wanted.
 
-    The model is asked for these columns only where fewer come back than it was given: `choose_columns` can then tell
-    whether it did as asked.
+    These columns are requested only where they are fewer than all: `choose_columns` can then tell whether the model
+    gave them or everything.
     """
-    asked: dict[str, Any] = {"use_cache": False}
+    requested: dict[str, Any] = {"use_cache": False}
     if isinstance(keep, int) or len(keep) < inputs["input_ids"].shape[1]:
-        asked["logits_to_keep"] = keep
-    return {**inputs, **forward_options(hf, **asked)}
+        requested["logits_to_keep"] = keep
+    return {**inputs, **forward_options(hf, **requested)}
 
 
-def choose_columns(logits: Tensor, keep: int | Tensor, asked: bool) -> Tensor:
-    """The logits of the columns `keep`; `asked` if the model was asked for them, which some models pay no heed to."""
+def choose_columns(logits: Tensor, keep: int | Tensor, requested: bool) -> Tensor:
+    """The logits of the columns `keep`, also of a model that was `requested` to give them alone and gave all."""
     if isinstance(keep, int):
         return logits[:, -keep:]
-    return logits if asked and logits.shape[1] == len(keep) else logits[:, keep.to(logits.device)]
+    return logits if requested and logits.shape[1] == len(keep) else logits[:, keep.to(logits.device)]
 
 
 def point_path(site: Site, layout: Layout) -> str:

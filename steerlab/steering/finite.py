@@ -39,9 +39,10 @@ def check_finite(values: Tensor, model: Model, inputs: Inputs, edits: SiteEdits)
 def not_finite(model: Model, inputs: Inputs, edits: SiteEdits) -> ActivationError:
     """The error for logits that are not finite, with the first block of the prompt whose output is not."""
     where = "on the server" if model.is_remote else _first_block(model, inputs, edits)
+    causes = "half precision overflowed" if model.dtype == torch.float16 else "padding can't be masked in this dtype"
     return ActivationError(
-        f"the logits of {model.id} are NaN or infinite ({where}): half precision overflowed, or a vector is too long. "
-        f"Load the model with dtype=torch.float32 or torch.bfloat16 (it has {model.dtype}), or give a smaller alpha"
+        f"the logits of {model.id} are NaN or infinite ({where}): {causes}, or a vector is too long. Load the model "
+        f"with dtype=torch.float32 or torch.bfloat16 (it has {model.dtype}), or give a smaller alpha or batch_size=1"
     )
 
 

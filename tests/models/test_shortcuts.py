@@ -100,7 +100,7 @@ def test_columns_that_the_model_counts_itself_allow_no_gap_after_a_shared_beginn
     assert found.refused["joined keys with a shared beginning"].startswith("off by ")
 
 
-def test_block_that_reads_from_far_below_allows_no_restart() -> None:
+def test_block_that_reads_another_from_below_allows_no_restart() -> None:
     model = tiny_lm("llama", backend="hooks")
     first, last = model.hf.model.layers[0], model.hf.model.layers[3]
     kept: list[torch.Tensor] = []
@@ -192,9 +192,9 @@ def test_padding_that_is_wrong_beyond_a_window_batches_such_rows_by_length() -> 
 def test_chosen_columns_are_right_whether_the_model_obeys_or_not(width: int, columns: list[int], obeys: bool) -> None:
     keep = torch.tensor([c % width for c in columns])
     whole = torch.arange(2.0 * width * 3).reshape(2, width, 3)
-    asked = len(keep) < width
-    returned = whole[:, keep] if asked and obeys else whole
-    assert torch.equal(choose_columns(returned, keep, asked), whole[:, keep])
+    requested = len(keep) < width
+    returned = whole[:, keep] if requested and obeys else whole
+    assert torch.equal(choose_columns(returned, keep, requested), whole[:, keep])
 
 
 def test_difference_is_relative_and_infinite_for_what_cannot_be_compared() -> None:

@@ -272,8 +272,8 @@ NAN, INFINITE = (P2S.from_table(LAYER, {str(i): V * float(x) for i in range(3)})
     ("steerer", "options", "error", "message"),
     [
         (mean(V), {"alpha": [1.0, 2.0]}, SteeringError, r"shape \(2,\) but there are 3 inputs"),
-        (mean(V), {"alpha": float("nan")}, SteeringError, "alpha=nan .*expected a finite number"),
-        (mean(V), {"alpha": float("inf")}, SteeringError, "alpha=inf .*expected a finite number"),
+        (mean(V), {"alpha": float("nan")}, SteeringError, "alpha=nan .*without NaN or infinity"),
+        (mean(V), {"alpha": float("inf")}, SteeringError, "alpha=inf .*without NaN or infinity"),
         (NAN, {}, SteeringError, "NaN or infinity"),
         (INFINITE, {}, SteeringError, "NaN or infinity"),
         (mean(V, 4), {}, LayoutError, "layer 4 does not exist: the model has 4"),
