@@ -60,6 +60,7 @@ def check_ready(model: object) -> None:
         if is_on:
             raise SteerlabError(f"{found.id} {mode}")
 
+
 FIRST_TRIED_LENGTH = 64  # tokens; windows up to this length are left by the rows of the first comparison
 
 

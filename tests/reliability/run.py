@@ -59,12 +59,20 @@ def main() -> None:
     print(json.dumps(summary))
 
 
+def soak_line(soak: dict[str, float]) -> str:
+    """The last run of `soak.py`, which takes longer than everything else together."""
+    what = f"captures, sweeps, generations and files for {soak['minutes']:.0f} minutes in one process"
+    wanted = f"as much memory at the end as after five minutes (here {soak['ratio'] - 1:+.1%})"
+    return f"| {what} (`soak.py`) | {soak['rounds']:.0f} rounds | {wanted} | {int(abs(soak['ratio'] - 1) > 0.05)} |"
+
+
 def page(summary: dict[str, Any], found: dict[str, Any]) -> str:
     """The page: a table of the parts, of the kinds of bad input, and of the modes."""
     lines = [INTRODUCTION.rstrip("\n")]
     for part, (_, fault) in PARTS.items():
         what, wanted = LINES[part].split(" | ")
         lines.append(f"| {what} | {summary[f'{part}.tried']} | {wanted} | {summary[f'{part}.{fault}']} |")
+    lines.append(soak_line(json.loads((HERE / "soak.json").read_text(encoding="utf-8"))))
     areas: dict[str, Counter[str]] = {}
     for case in found["bad_inputs"]["cases"]:
         areas.setdefault(case["area"], Counter())[case["outcome"]] += 1
