@@ -111,6 +111,7 @@ def capture(
         MismatchError: the folder holds another capture; the message names the differences.
         OutOfMemory: a single row does not fit.
         RemoteError: the server that holds the weights failed.
+        SteerlabError: the model is in training mode or compiled, or autocast is on: its numbers would be others.
     """
     check_ready(model)
     check_option("reduce", reduce, ("mean", "none"))

@@ -276,7 +276,7 @@ def _unwrap(hf: Any) -> Any:
     if hasattr(hf, "get_base_model"):
         configs = hf.peft_config.values()
         if any(one.is_prompt_learning or getattr(one, "alora_invocation_tokens", None) for one in configs):
-            raise LoadError("this PEFT model adds tokens to its inputs, or looks for some there: merge it, or use LoRA")
+            raise LoadError("this PEFT model adds virtual tokens, or looks for some in its inputs: use LoRA")
         hf = getattr(hf.get_base_model(), "_orig_mod", hf.get_base_model())
     if isinstance(hf, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise LoadError(f"a {type(hf).__name__} splits batches over devices: give the model inside, its `.module`")

@@ -95,7 +95,7 @@ def generate(
 
     Raises:
         As `steer`; EncodingError: prompt and new tokens exceed the model's context; RemoteError: the server that holds
-            the weights failed.
+            the weights failed; ActivationError: logits are NaN or infinite, with the first such layer.
     """
     requests = as_requests(model, steer, alpha, positions, scale)
     as_whole("max_new_tokens", max_new_tokens)
@@ -136,10 +136,10 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
     for name in ("num_beams", "num_return_sequences"):
         as_whole(name, options.get(name, 1))
     as_number("top_p", options.get("top_p", 1.0), 0.0, 1.0)
-    # code that `generate` compiles by itself would skip the hooks
-    merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id, "disable_compile": True} | options
-    if not model.is_remote:
-        merged["logits_processor"] = [*options.get("logits_processor", ()), FiniteLogits()]
+    merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id} | options
+    if not model.is_remote:  # code that `generate` compiles by itself would skip the hooks
+        processors = [*options.get("logits_processor", ()), FiniteLogits()]
+        merged = {"disable_compile": True} | merged | {"logits_processor": processors}
     if not model.row_format.use_cache:
         merged |= {"use_cache": False}
     try:

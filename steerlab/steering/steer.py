@@ -90,7 +90,8 @@ def steer(
 
     Raises:
         MismatchError: vectors of another width. LayoutError: no such layer. PositionError: no such token.
-        SteeringError: alpha is not 0 but no token was steered, or a vector is not finite.
+        SteeringError: alpha is not 0 but no token was steered, or a vector or alpha is not finite.
+        SteerlabError: the model is in training mode or compiled, or autocast is on: its numbers would be others.
 
     Source: L2S, arXiv 2508.12815, eq. 9.
     """

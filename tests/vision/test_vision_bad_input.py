@@ -218,7 +218,7 @@ def test_truncating_processor_is_refused(family: str) -> None:
 def test_images_for_a_text_model_or_without_a_list_are_refused() -> None:
     with pytest.raises(EncodingError, match="comes with 1 images, but this model reads text only"):
         capture(tiny_lm(backend="hooks"), [Example("a", "Hi", images=(WIDE,))], progress=False)
-    with pytest.raises(EncodingError, match="one str: give a list"):
+    with pytest.raises(EncodingError, match=r"are 'photo\.jpg' \(str\): give a list"):
         vlm("llava").encode("Hi", images="photo.jpg")
 
 

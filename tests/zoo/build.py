@@ -70,19 +70,23 @@ def _of_text(fields: dict[str, Any]) -> dict[str, Any]:
 _ATTENTION = ("sliding_attention", "full_attention")
 _MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
 _TEXT_MROPE = _of_text(_MROPE)
+_UNTIED = {"tie_word_embeddings": False}  # where scaled embeddings drown four random blocks
 _COMPASS = {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in _ATTENTION}}
 _GEMMA3N = {"num_kv_shared_layers": 2, "layer_types": [*_ATTENTION] * 2}
 _QWEN4 = {"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": WINDOW}
 _QWEN4 |= {"indexer_compress_ratio": 4, "ple_layer_ids": [1], "ngram_vocab_size_base": 97, "heads_per_ngram": 2}
 _QWEN4 |= {"split_ngram_parts": 1, "make_ngram_vocab_size_divisible_by": 8}
 _IMAGE_MAP = {"<image>": 300, "IMGIMGAZ": 301, "IMGIMGBZ": 302}
+_LIKE_QWEN2_VL = ("cosmos3_edge", "glm46v", "glm4v", "glm_ocr", "glmga", "paddleocr_vl", "qwen2_5_vl", "qwen2_vl")
 OVERRIDES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(_LIKE_QWEN2_VL, _TEXT_MROPE),
+    **{name: {"head_dim": 8} for name in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
+    **dict.fromkeys(("gemma3", "shieldgemma2"), _UNTIED | _of_text(_UNTIED)),
     "bamba": {"attn_layer_indices": [1, 3]},
     "blt": {"num_hidden_layers": LAYERS, "encoder_hash_byte_group_vocab": 64},
     "chameleon": {"vocabulary_map": _IMAGE_MAP, "vq_config.base_channels": 32},
     "cohere_compass": _of_text(_COMPASS),
     "cohere_compass_text": _COMPASS,
-    "cosmos3_edge": _TEXT_MROPE,
     "dbrx": {"attn_config.rope_theta": 1e4, "attn_config.kv_n_heads": 2, "attn_config.clip_qkv": 8.0},
     "deepseek_ocr2": {"text_config.mlp_layer_types": ["dense", "sparse"] * 2, "text_config.num_experts_per_tok": 2},
     "deepseek_v2": {"num_experts_per_tok": 2},
@@ -92,31 +96,22 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "ernie4_5_vl_moe": {"text_config.rope_parameters": _MROPE["rope_parameters"] | {"mrope_section": [1, 1, 2]}},
     "gemma3n": _of_text(_GEMMA3N),
     "gemma3n_text": _GEMMA3N,
-    "glm46v": _TEXT_MROPE,
-    "glm4v": _TEXT_MROPE,
     "glm4v_moe": _TEXT_MROPE | {"text_config.head_dim": 16},
     "glm5_next": {"text_config.qk_rope_head_dim": 0, "text_config.head_dim": 0},
-    "glm_ocr": _TEXT_MROPE,
-    "glmga": _TEXT_MROPE,
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": WINDOW},
     "granite4_vision": {"vision_config.hidden_size": 64, "downsample_rate": "1/2"}
     | {"spatial_target_layers": [0, 1, 2, 3], "deepstack_layer_map": [[0, 1], [1, 2]]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"] * 2},
-    "hunyuan_v1_dense": {"head_dim": 8},
-    "hunyuan_v1_moe": {"head_dim": 8},
     "hunyuan_vl": {"text_config.head_dim": 8} | _TEXT_MROPE,
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "janus": {"vq_config.base_channels": 32},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8, "head_dim": 8},
-    "ministral": {"head_dim": 8},
+    "minicpm3": _UNTIED,
     "molmo2": {"adapter_config.vision_feature_layer": [1, 0]},
     "nemotron": {"num_key_value_heads": 2},
     "nemotron_h_omni": {"vision_config.video_temporal_patch_size": 2},
-    "paddleocr_vl": _TEXT_MROPE,
     "qwen2_5_omni_thinker": _TEXT_MROPE | {"vision_start_token_id": 300},
-    "qwen2_5_vl": _TEXT_MROPE,
-    "qwen2_vl": _TEXT_MROPE,
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 300},
     "qwen4_exp": _of_text(_QWEN4),
     "qwen4_exp_text": _QWEN4,

@@ -1,7 +1,7 @@
 """Try steerlab on every architecture of transformers: `python tests/zoo/run.py [NAME ...] [--jobs 2]`.
 
 Each architecture has a process and a time limit of its own, so a crash or a hang is a verdict. A NAME is a part of
-`model_type/Class`; none means all.
+`model_type/Class`; none means all. With names, the verdicts of others are kept from the file of the last run.
 """
 
 import argparse
@@ -82,9 +82,11 @@ def table(verdicts: Sequence[dict[str, Any]]) -> str:
     ]  # fmt: skip
     for verdict in verdicts:
         refused = ", ".join(verb for verb, (kind, _) in verdict["findings"].items() if kind == "refused")
-        notes = verdict["reason"] or (f"refused: {refused}" if refused else "")
-        cells = [*verdict["name"].split("/"), verdict["kind"], notes, verdict["fast"].get("used", "")]
-        lines.append(f"| {' | '.join(' '.join(cell.replace('|', '/').split())[:240] for cell in cells)} |")
+        notes = verdict["reason"].partition(". ")[0] or (f"refused: {refused}" if refused else "")
+        fast = verdict["fast"]
+        used = f"all, {fast['prefix']} keys" if all(map(fast.get, SHORTCUTS)) else fast.get("used", "")
+        cells = [*verdict["name"].split("/"), verdict["kind"], notes, used]
+        lines.append(f"| {' | '.join(' '.join(cell.replace('|', '/').split()) for cell in cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -99,7 +101,8 @@ def main() -> int:
     args = parser.parse_args()
     names = [n for n in architectures() if not args.names or any(part in n for part in args.names)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    verdicts = []
+    verdicts: list[dict[str, Any]] = []
+    kept = json.loads(args.out.read_text()) if args.names and args.out.exists() else []
     with ThreadPoolExecutor(args.jobs) as pool:
         for number, verdict in enumerate(pool.map(partial(judge, seed=args.seed), names), 1):
             verdicts.append(verdict)
@@ -107,9 +110,11 @@ def main() -> int:
             for verb, (kind, reason) in verdict["findings"].items() or [("", ("", verdict["reason"]))]:
                 if reason:
                     print(f"    {verb} {kind}: {' '.join(reason.split())[:250]}", flush=True)
-            args.out.write_text(json.dumps(verdicts, indent=1))
+            tried = {v["name"] for v in verdicts}
+            merged = sorted([v for v in kept if v["name"] not in tried] + verdicts, key=lambda v: v["name"])
+            args.out.write_text(json.dumps(merged, indent=1))
     if args.table:
-        args.table.write_text(table(verdicts))
+        args.table.write_text(table(merged))
     counts = Counter(v["kind"] for v in verdicts)
     print(dict(counts))
     return 1 if any(counts[kind] for kind in BAD) else 0
