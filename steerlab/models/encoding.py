@@ -242,7 +242,7 @@ def _check_arguments(
     prompt: str | Messages, chat: bool, images: Sequence[ImageInput], vision: Vision | None, name: str
 ) -> None:
     if not isinstance(images, list | tuple):
-        raise EncodingError(f"the images of {name!r} are {images!r:.40}, one {type(images).__name__}: give a list")
+        raise EncodingError(f"the images of {name!r} are {show(images)}: give a list, [image] for one")
     if images and vision is None:
         raise EncodingError(f"{name!r} comes with {len(images)} images, but this model reads text only: give it none")
     if not chat and not isinstance(prompt, str):

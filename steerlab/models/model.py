@@ -50,7 +50,7 @@ def check_ready(model: object) -> None:
             any(module._compiled_call_impl is not None for module in modules)
         ),
         "is run in autocast, which rounds its numbers: leave that block, or load the model in that dtype": (
-            torch.is_autocast_enabled(found.device.type)
+            found.device.type != "meta" and torch.is_autocast_enabled(found.device.type)
         ),
         "has config.return_dict=False, with which Hugging Face's own forward fails: set it to True": (
             not getattr(found.hf.config, "return_dict", True)

@@ -271,11 +271,11 @@ class Comparison:
         """Answers under many settings: first difference and whole answers, tails of one token and of several."""
         every = ["last+generated", "generated", "all"]
         cases = (
-            (UNEQUAL[:3], SHORT, ["propensity"], ["last+generated", "all"]),
+            (SINGLE, LONG, ["logprob"], every),
             (EQUAL[:2], LONG, ["propensity"], every),
             (UNEQUAL[:3], LONG, ["propensity", "logprob", "logit_sum_difference"], every),
             (EQUAL[:2], SHORT, ["logprob_difference"], ["last+generated", "all"]),
-            (SINGLE, LONG, ["logprob"], every),
+            (UNEQUAL[:3], SHORT, ["propensity"], ["last+generated", "all"]),
         )
         for prompts, answers, metrics, positions in self.some(cases, 1):
             rows = [Example(p, p, contrast=Contrast(*answers)) for p in prompts]
@@ -287,12 +287,15 @@ class Comparison:
                     _near(what, record["value"], wanted)
 
     def text_sweep(self) -> None:
-        """Texts under many settings, which continue each other's prompts."""
+        """Texts under many settings, which continue each other's prompts.
+
+        The first batch is smaller than the last of the sweep before: some models keep state from batch to batch.
+        """
 
         def number(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
             return [float(zlib.crc32(text.encode()) % 10**6) for text in texts]
 
-        for prompts in self.some((UNEQUAL[:3], EQUAL[:2]), 1):
+        for prompts in self.some((EQUAL[:2], UNEQUAL[:3]), 1):
             rows = [Example(p, p) for p in prompts]
             frame = self._sweep(rows, ["last+generated", "all"], number, (0.0, 1.0), {"max_new_tokens": NEW})
             for edit, group in self._settings(frame):
