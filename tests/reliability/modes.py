@@ -169,7 +169,7 @@ class Mode:
             try:
                 model, plain = self.enter(backend, stack)
                 oracle = Oracle(plain, model)
-            except SteerlabError as error:
+            except Exception as error:
                 refusal = error
                 found = {verb: self._judge(lambda: _refuse(refusal)) for verb in verbs}
             else:
@@ -189,7 +189,7 @@ class Mode:
         return {"outcome": outcome, "detail": " ".join(detail.split())[:300]}
 
 
-def _refuse(error: SteerlabError) -> bool:
+def _refuse(error: Exception) -> bool:
     raise error
 
 

@@ -231,7 +231,7 @@ class Comparison:
                 edits.append(self.edit(self.middle, point, positions))
         changed, plain = False, {}
         for edit in self.some(edits, 2):
-            for prompts in self.some((UNEQUAL, EQUAL, SINGLE), 1):
+            for prompts in self.some((SINGLE, UNEQUAL, EQUAL), 1):
                 found = steerlab.generate(self.model, prompts, **self.steering(edit), max_new_tokens=NEW)
                 for prompt, new in zip(prompts, found.ids, strict=True):
                     what = f"{self._name(edit)}, batch of {len(prompts)}"
@@ -289,7 +289,7 @@ class Comparison:
     def text_sweep(self) -> None:
         """Texts under many settings, which continue each other's prompts.
 
-        The first batch is smaller than the last of the sweep before: some models keep state from batch to batch.
+        The first batch is smaller than the last that `generate` ran: some models keep state from batch to batch.
         """
 
         def number(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
