@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from steerlab.models.model import Model
 
 TOLERANCE = 1e-4  # of the norm, beyond what padding alone costs in the model's dtype
-SCHEMA = 1  # of the file in which an earlier process left what it found
+SCHEMA = 2  # of the file in which an earlier process left what it found
 WORTH_A_FILE = 0.5  # seconds
 _COMMON = 10  # tokens that the rows begin with
 _COPIES = 2  # of every row, as in a sweep of two settings
@@ -201,12 +201,20 @@ class _Trial:
         return max(found)
 
     def generation(self, share: bool, joined: bool) -> float:
-        """Tokens generated after prompts that ran once."""
-        rows, tail = self.cases[0]
-        _, prefix = self._prefill(rows, tail, share, joined)
-        assert prefix is not None
-        cache: dict[str, Any] = {cache_name(self.model.hf): prefix.rows(0, 2).as_generation_cache(_COPIES)}
-        return decoding_error(self.model, rows[:2] * _COPIES, **cache)
+        """Tokens generated after prompts that ran once, and after a generation of another number of rows.
+
+        Some models keep the offsets of positions from batch to batch, and add them to those of a prefix. nnsight gives
+        position ids for unequal rows alone, which hides it: equal rows are what shows it.
+        """
+        equal = self.cases[-1][0]
+        found = [decoding_error(self.model, [*equal[:2], equal[0]])]
+        vectors: list[dict[Site, Tensor]] = [{Site(0): torch.ones(self.model.hidden_size)}, {}]
+        for (rows, tail), edited in zip([*self.cases, self.cases[-1]][:2], vectors, strict=True):
+            _, prefix = self._prefill(rows, tail, share, joined)
+            assert prefix is not None
+            cache: dict[str, Any] = {cache_name(self.model.hf): prefix.rows(0, 2).as_generation_cache(_COPIES)}
+            found.append(decoding_error(self.model, rows[:2] * _COPIES, edited, **cache))
+        return max(found)
 
     def _prefill(
         self, rows: Sequence[EncodedPrompt], tail: int, share: bool, joined: bool

@@ -7,9 +7,10 @@ there, edits of the vision tower and the projector are applied by hooks (tests i
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import nnsight
@@ -45,11 +46,10 @@ class NnsightEngine:
     def __init__(
         self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout, processor: Any = None
     ) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             # nnsight sets the tokenizer's padding side and pad token: it gets a copy
             options: dict[str, Any] = {"tokenizer": copy.deepcopy(tokenizer)}
-            if processor is not None:  # nnsight would guess a text task, with a page of warnings
+            if processor is not None:  # nnsight would guess a text task
                 options |= {"processor": copy.copy(processor), "task": "image-text-to-text"}
                 options["processor"].tokenizer = options["tokenizer"]
             self._root = nnsight.TransformersModel(hf, **options, envoys={type(blocks(hf, layout)[0]): BlockEnvoy})
@@ -125,3 +125,16 @@ class NnsightEngine:
             f"the model does not run the blocks at {self._layout.blocks_path!r} one after the other ({error}): give "
             "load(..., blocks='dotted.path'), or load(..., backend='hooks')"
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what nnsight says of an image-text model that is loaded for text: warnings, and 200 names of classes."""
+    log = logging.getLogger("transformers.pipelines.base")
+    disabled, log.disabled = log.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = disabled
