@@ -58,7 +58,7 @@ class OutOfMemory(SteerlabError, MemoryError):
 
 
 class StorageError(SteerlabError, OSError):
-    """Results could not be written: the disk is full, or the folder can't be written to."""
+    """A file could not be written or read: the disk is full, a folder gives no rights, a disk fails."""
 
 
 class RemoteError(SteerlabError, RuntimeError):

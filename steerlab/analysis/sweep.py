@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from steerlab._support.checks import as_whole, check_type, show
+from steerlab._support.checks import as_whole, check_type
 from steerlab._support.errors import DataError
 from steerlab._support.progress import bar as progress_bar
 from steerlab.analysis._sweep.plan import AnswerForwards, plan_answers
@@ -193,7 +193,7 @@ def sweep(
         alphas: strengths; 0 is measured once.
         positions: where to add the vectors; one, or several in a list.
         metric: names of `steerlab.metrics.ANSWER_METRICS`, functions `(examples, texts) -> numbers` of generated text,
-            several in a list, or `{name: metric}`.
+            several in a list, or `{name: metric}`. A changed function is measured anew on the texts of a folder.
         train: Activations or Examples that the steerers are fitted to, at every layer; None: they are fitted already.
             Oracles (P2S) are fitted to the inputs measured.
         scale: "raw", or "norm" for alpha in units of each input's norm.
@@ -201,6 +201,7 @@ def sweep(
         batch_size: limit on the rows of a forward; None: as many as keep the device busy. Halved when memory runs out.
         memory: bytes that the prompts' keys and values and the cached states may take.
         generation: `max_new_tokens` (40) and whatever else Hugging Face's `generate` takes, for functions of text.
+            Sampled texts depend on the rows of their batch; the same call gives the same ones.
         dry_run: return the `SweepPlan` instead of running it.
         progress: show a progress bar; with a remote model it also shows the status of the job.
         blocking: False returns a `Job` at once, whose `result()` is the frame; for a model on a server.
@@ -241,9 +242,7 @@ def sweep(
         "generation": dict(generation),
     }  # fmt: skip
     answer_metrics = {name: one for name, one in metrics.items() if isinstance(one, str)}
-    text_metrics: dict[str, TextMetric] = {
-        name: partial(_measure, name, one) for name, one in metrics.items() if not isinstance(one, str)
-    }
+    text_metrics = {name: one for name, one in metrics.items() if not isinstance(one, str)}
     answers = prompts = None
     if answer_metrics:
         names = list(answer_metrics.values())
@@ -277,15 +276,6 @@ def _metrics_by_name(metric: Metric | Sequence[Metric] | Mapping[str, Metric]) -
             f"unknown metric {unknown[0]!r}; expected one of {list(ANSWER_METRICS)}, or a function of texts"
         )
     return dict(zip(names, listed, strict=True))
-
-
-def _measure(name: str, metric: TextMetric, examples: Sequence[Example], texts: Sequence[str]) -> list[float]:
-    """The numbers that a metric gives."""
-    found = metric(examples, texts)
-    try:
-        return [float(value) for value in np.asarray(found, dtype=float).ravel()]
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the metric {name!r} gave {show(found)}: expected one number per text") from error
 
 
 def _vectors_hash(settings: Sequence[Setting]) -> str:

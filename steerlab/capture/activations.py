@@ -58,10 +58,11 @@ class Activations:
         finite = torch.isfinite(self.values).flatten(1).all(1)
         if not bool(finite.all()):
             bad = self.index.loc[~finite.numpy()].iloc[0]
+            first = self.sites[torch.isfinite(self.values).all(2).all(0).tolist().index(False)]
             raise ActivationError(
-                f"{int((~finite).sum())} of {rows} rows hold NaN or infinity, first example {bad['example_id']!r} "
-                f"({bad['side']}, {bad['position']}). Half precision overflow is the usual cause: load the model "
-                "with dtype=torch.float32 or torch.bfloat16."
+                f"{int((~finite).sum())} of {rows} rows hold NaN or infinity, first at site {first}, first example "
+                f"{bad['example_id']!r} ({bad['side']}, {bad['position']}). Half precision overflow is the usual "
+                "cause: load the model with dtype=torch.float32 or torch.bfloat16."
             )
 
     @classmethod

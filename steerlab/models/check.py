@@ -114,8 +114,8 @@ def _check_hidden_states(model: Model, run: PlainRun) -> None:
         problems.append((wrong, off[wrong]))
     layer, distance = problems[0]
     raise LayoutError(
-        f"block {layer} at {path!r} is {distance:.3g} of the norm off hidden_states[{layer + 1}]. "
-        "Give load(..., blocks='dotted.path')."
+        f"the modules at {path!r} do not give the model's hidden states: number {layer} is {distance:.3g} of the norm "
+        f"off hidden_states[{layer + 1}]. If its blocks have another path, give load(..., blocks='dotted.path')."
     )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from steerlab._support.errors import SteerlabError, StorageError
+from steerlab._support.errors import SteerlabError, StorageError, is_out_of_memory
 from steerlab._support.files import cache_folder, fingerprint, read_sealed, seal, write_json
 from steerlab.models.attention import supports_prefix_attention
 from steerlab.models.encoding import EncodedPrompt
@@ -93,7 +93,12 @@ def known_shortcuts(model: Model) -> Shortcuts:
             known = read_sealed(path, SCHEMA, "Delete it")
             return Shortcuts(**known["shortcuts"])
     begin = time.monotonic()
-    found = find_shortcuts(model)
+    try:
+        found = find_shortcuts(model)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return Shortcuts.without("memory ran out while they were tried")
     if path is not None and time.monotonic() - begin > WORTH_A_FILE:
         with suppress(StorageError, OSError):  # a cache that can't be written to costs time, not numbers
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -112,7 +112,7 @@ def generate(
         copies = len(new) // len(batch.rows)
         return [new[i : i + copies] for i in range(0, len(new), copies)], _totals(edits, new)
 
-    with model.lock, _seeded(model, seed):  # locked throughout: threads would draw from one random state
+    with model.lock, seeded(model, seed):  # locked throughout: threads would draw from one random state
         rows_ids, steered, norm_ratio = run_batches(
             model, settings, rows, forward, batch_size=batch_size, label="generate", progress=progress,
             hint="'generated' starts after the last prompt token, so it cannot change the first new token. "
@@ -197,7 +197,7 @@ def _check_context_length(model: Model, rows: Sequence[EncodedPrompt], max_new_t
 
 
 @contextmanager
-def _seeded(model: Model, seed: int) -> Iterator[None]:
+def seeded(model: Model, seed: int = 0) -> Iterator[None]:
     """Sampling from a seed; the caller's random state is restored."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

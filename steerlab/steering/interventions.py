@@ -44,7 +44,7 @@ class Request:
             `MeanDifference.from_tensor`.
         scale: "raw" adds `alpha * vector`; "norm" first rescales the vector to the norm of the input's state at the
             last prompt token of the steered layer, so alpha 0.1 moves every state by about a tenth of its norm.
-        any_model: accept vectors fitted on another model of the same width.
+        any_model: accept vectors fitted on another model of the same width; the steerer remembers it, also when saved.
     """
 
     steerer: Steerer

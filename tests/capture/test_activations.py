@@ -123,7 +123,9 @@ def test_labels_follow_the_given_order():
 def test_values_that_are_not_finite_raise_with_the_example(bad):
     values = torch.zeros(6, 3, 4)
     values[3:5, 1, 2] = bad
-    with pytest.raises(ActivationError, match=r"2 of 6 rows hold NaN or infinity, first example 'b' .positive, answer"):
+    with pytest.raises(
+        ActivationError, match=r"2 of 6 rows hold NaN or infinity, first at .*, first example 'b' .positive, answer"
+    ):
         activations(ROWS, values)
 
 

@@ -48,6 +48,7 @@ def small_model(
 ) -> tuple[Model, SmallEngine]:
     """A new model whose engine has room for so many rows."""
     model = tiny_lm(family, backend=backend)
+    assert model.shortcuts.prefix, "tried before memory is short"
     engine = SmallEngine(model.engine, rows, limited)
     model.engine = engine  # type: ignore[misc]
     return model, engine
@@ -122,3 +123,12 @@ def test_stages_stored_after_halving_are_read_back(lm, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(run(small_model(3)[0]), one, check_exact=True)
     assert written(tmp_path) == stages
     assert_close(run(lm()), one)
+
+
+def test_no_shortcut_is_used_where_trying_them_takes_too_much_memory() -> None:
+    model = tiny_lm()
+    model.engine = SmallEngine(model.engine, 1, "logits")  # type: ignore[misc]
+    assert model.shortcuts.refused == {"every shortcut": "memory ran out while they were tried"}
+    wanted = sweep(tiny_lm(), {"v": vectors(model)}, questions(), layers=LAYERS, alphas=ALPHAS, progress=False)
+    found = sweep(model, {"v": vectors(model)}, questions(), layers=LAYERS, alphas=ALPHAS, progress=False)
+    assert_close(found, wanted)

@@ -1,18 +1,21 @@
 """Text metrics get the texts that `generate` gives setting by setting, and every answer as text."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from reference import Recorder, questions, vectors
 
 import steerlab
-from steerlab import Model, sweep
+from steerlab import Example, Model, sweep
 
 NEW = 6
 ALPHAS = (0.0, -1.0, 2.0)
 LAYERS = (0, 2)
 OPTIONS: dict[str, Any] = {"generation": {"max_new_tokens": NEW}, "progress": False}
+MEASURED: list[list[str]] = []
 GRID = OPTIONS | {"layers": LAYERS, "alphas": ALPHAS}
 
 
@@ -83,3 +86,30 @@ def test_resumed_folder_with_another_batch_size_gives_the_same_texts(lm, tmp_pat
         path.unlink()  # as if killed after the first batch
     sweep(model, {"v": vectors(model)}, questions(), batch_size=4, **options)
     assert recorder.calls[0] == recorder.calls[1] == steered_texts(model, 1, 1.0, "last+generated")
+
+
+def test_a_changed_metric_of_the_same_name_is_measured_anew(lm, tmp_path: Path) -> None:
+    def sweep_with(least: int, length: Callable[[str], int] = len) -> float:
+        def long(examples: Sequence[Example], texts: Sequence[str]) -> list[bool]:
+            MEASURED.append(list(texts))
+            return [length(text) >= least for text in texts]
+
+        metrics = {"long": long}
+        return sweep(lm(), {"v": vectors(lm())}, rows, [1], [1.0], metric=metrics, folder=tmp_path, **OPTIONS).value[0]
+
+    rows = questions()[:1]
+    assert sweep_with(0) == sweep_with(0) == 1 and len(MEASURED) == 1, "the folder knows it"
+    assert sweep_with(10**6) == sweep_with(-1, lambda text: -2) == 0
+    assert len(MEASURED) == 3 and MEASURED[0] == MEASURED[2], "the texts are kept"
+
+
+def test_sampled_texts_are_the_same_in_every_sweep_and_leave_the_random_state(lm) -> None:
+    generation = {"max_new_tokens": NEW, "do_sample": True, "temperature": 5.0}
+    texts = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        recorder, state = Recorder(), torch.get_rng_state()
+        sweep(lm(), {"v": vectors(lm())}, questions(), metric=recorder, **GRID | {"generation": generation})
+        assert torch.equal(torch.get_rng_state(), state)
+        texts.append(recorder.calls)
+    assert texts[0] == texts[1] and len(set(texts[0][0])) > 1

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import CodeType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from steerlab._support.checks import show
 from steerlab._support.errors import DataError
 from steerlab._support.files import fingerprint
 from steerlab.analysis._sweep.plan import MIN_PREFIX, first_column
@@ -18,7 +23,7 @@ from steerlab.analysis._sweep.settings import Setting
 from steerlab.data.example import Example
 from steerlab.models.model import Model
 from steerlab.models.versions import cache_name
-from steerlab.steering.generate import decode, new_ids
+from steerlab.steering.generate import decode, new_ids, seeded
 from steerlab.steering.interventions import build_edits
 
 TextMetric = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
@@ -46,11 +51,12 @@ def run_texts(
                 found = found.assign(text=found["text"].map(json.loads))
                 for setting, frame in found.groupby("setting"):
                     parts[int(str(setting))].append(frame)
+    measured = fingerprint([_metric_code(metric) for metric in metrics.values()])[:8]
     unsteered = next((i for i in parts if settings[i].alpha == 0), None)  # generated once for all of alpha 0
     for number, setting in enumerate(settings):
         source = parts[unsteered] if setting.alpha == 0 and unsteered is not None else parts[number]
         texts = pd.concat(source).sort_values("input", ignore_index=True).assign(setting=number)
-        emit(stage(f"metric-{number:04d}", lambda: _measure(texts, examples, metrics, setting)))  # noqa: B023
+        emit(stage(f"metric-{number:04d}-{measured}", lambda: _measure(texts, examples, metrics, setting)))  # noqa: B023
 
 
 def _groups(settings: Sequence[Setting]) -> list[list[int]]:
@@ -77,7 +83,7 @@ def _generate(
     if cut == inputs.last >= MIN_PREFIX and model.shortcuts.generation_prefix:
         prefix = model.prefill({k: t[:, :cut] for k, t in model.inputs(inputs.batch).items()})
         options[cache_name(model.hf)] = prefix.as_generation_cache(copies)
-    with model.lock:
+    with model.lock, seeded(model):
         ids = new_ids(model, repeated, edits, options)
     ratios = norm_ratios(edits, used, 1, n) if steered else np.zeros((copies, n))
     # as JSON: read back from a file, an answer of digits alone would become a number
@@ -88,16 +94,17 @@ def _generate(
 def _measure(
     texts: pd.DataFrame, examples: list[Example], metrics: Mapping[str, TextMetric], setting: Setting
 ) -> pd.DataFrame:
-    values = {
-        name: _checked(name, metric(examples, texts["text"].tolist()), len(texts), setting)
-        for name, metric in metrics.items()
-    }
+    given = texts["text"].tolist()
+    values = {name: _numbers(name, metric(examples, given), len(given), setting) for name, metric in metrics.items()}
     return texts[["setting", "input", "norm_ratio"]].assign(**values)
 
 
-def _checked(name: str, values: Sequence[float], n: int, setting: Setting) -> np.ndarray:
+def _numbers(name: str, values: Any, n: int, setting: Setting) -> np.ndarray:
     """A metric's values, refused unless they are one finite number per text."""
-    found = np.asarray(values, dtype=float).ravel()
+    try:
+        found = np.asarray(values, dtype=float).ravel()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"the metric {name!r} gave {show(values)}: expected one number per text") from error
     label = setting.label()
     where = (
         f"of {label['method']!r} at layer {label['layer']}, alpha {setting.alpha:g}, positions {label['positions']!r}"
@@ -111,3 +118,26 @@ def _checked(name: str, values: Sequence[float], n: int, setting: Setting) -> np
             f"{bad[0]}: return a number for every text, for example 0 where there is nothing to measure"
         )
     return found
+
+
+def _metric_code(metric: TextMetric) -> list[Any]:
+    """What tells a metric from another of the same name: byte code, defaults, and the values that it was made with."""
+    function: Any = inspect.unwrap(metric)
+    if isinstance(function, partial):
+        return [_metric_code(function.func), _values([function.args, function.keywords])]
+    run: Any = function if hasattr(function, "__code__") else type(function).__call__
+    closure = [cell.cell_contents for cell in getattr(run, "__closure__", None) or ()]
+    own = [getattr(run, "__self__", None), getattr(function, "__dict__", {}), closure]
+    code = getattr(run, "__code__", None)
+    return [code and _code(code), _values([*own, getattr(run, "__defaults__", None)])]
+
+
+def _code(code: CodeType) -> list[Any]:
+    constants = [_code(c) if isinstance(c, CodeType) else _values(c) for c in code.co_consts]
+    return [code.co_code.hex(), code.co_names, constants]
+
+
+def _values(values: Any) -> str:
+    if isinstance(values, frozenset):  # its order differs from process to process
+        values = sorted(map(repr, values))
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(values))
