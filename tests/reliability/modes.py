@@ -328,7 +328,7 @@ MODES = [
     Mode("half() after load", together(lambda m: m.hf.half())),
     Mode("bfloat16() after load", together(lambda m: m.hf.bfloat16())),
     Mode("double() after load", together(lambda m: m.hf.double()), "NaN or infinite"),
-    Mode("half precision that overflows", overflow, "(layer|site) 1.*dtype"),
+    Mode("half precision that overflows", overflow, "(layer 1|first at site).*dtype"),
     Mode("use_cache=False in the configuration", changed(lambda m: setattr(m.hf.config, "use_cache", False))),
     Mode("use_cache=False for generation", changed(lambda m: setattr(m.hf.generation_config, "use_cache", False))),
     Mode("sampling by default", changed(lambda m: m.hf.generation_config.update(do_sample=True, temperature=3.0))),
