@@ -46,7 +46,7 @@ def test_each_name_resolves_to_its_tokens(name: str) -> None:
     assert resolve(name, ROW) == MEANING[name]
 
 
-@pytest.mark.parametrize(("n_prompt", "after"), [(9, [6]), (6, [])])
+@pytest.mark.parametrize(("n_prompt", "after"), [(9, [6]), (7, [6]), (6, [])])
 def test_image_names_mean_image_tokens_and_the_prompt_token_behind_them(n_prompt: int, after: list[int]) -> None:
     spans = (Span("user", 0, 2), Span("image", 2, 4), Span("image", 5, 6), Span("user", 6, 9))
     row = EncodedPrompt(tuple(range(9)), spans, n_prompt, "x" * 9, tuple((i, i + 1) for i in range(9)))
@@ -108,7 +108,7 @@ def test_mask_counts_unpadded_tokens_of_its_row(marks: list[bool]) -> None:
             resolve(mask, ROW, 1)
     else:
         assert resolve(mask, ROW, 1) == tokens
-    assert resolve(mask, ROW, 0) == []
+    assert resolve(mask, ROW, 0) == resolve(mask, ROW) == [], "the first row, where no number is given"
 
 
 def test_mask_of_wrong_type_or_shape_is_refused() -> None:
@@ -119,6 +119,12 @@ def test_mask_of_wrong_type_or_shape_is_refused() -> None:
             resolve(mask, ROW)
     with pytest.raises(PositionError, match="has 2 rows but there is a row 2"):
         resolve(torch.ones(2, 12, dtype=torch.bool), ROW, 2)
+
+
+@pytest.mark.parametrize("given", [True, slice(0, 2.5), slice(0, True), slice(0, 4, 0)])
+def test_what_is_no_position_is_refused(given: Any) -> None:
+    with pytest.raises(PositionError, match="expected a name such as 'last', a whole number"):
+        resolve(given, ROW)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +179,10 @@ def test_describe_positions_has_a_line_per_name(lm: LM) -> None:
     assert head.startswith(f"{last + 1} tokens: template 0:1, system 1:")
     assert [line.split()[0] for line in lines] == list(NAMES)
     assert lines[0].split() == ["last", "1", "token", str(last), r"'\n'"]
-    assert "(none in this row)" in lines[NAMES.index("answer")] and "more" in lines[NAMES.index("prompt")]
+    assert "(none in this row)" in lines[NAMES.index("answer")]
+    shown = lines[NAMES.index("prompt")]
+    assert f" 11 {model.encode('hello there').text[slice(*model.encode('hello there').offsets[11])]!r}" in shown
+    assert shown.endswith(f" ... and {last + 1 - 12} more")
     matched = positions.describe_positions(model, "hello there", Match("there"))
     assert matched.splitlines()[1].startswith("match:there ")
 
