@@ -112,6 +112,19 @@ def test_contrast_without_both_sides_raises():
         activations([("a", "prompt", "last")]).contrast(3)
 
 
+def test_contrast_names_three_of_the_examples_that_have_one_side() -> None:
+    rows = [(name, "positive", "answer") for name in "edcb"] + [("a", "negative", "answer")]
+    with pytest.raises(DataError, match=r"one side of the contrast only: \['a', 'b', 'c'\]$"):
+        activations(rows).contrast(3)
+
+
+def test_joined_batches_are_sorted_and_keep_the_columns_of_the_index() -> None:
+    batches = [(ACTS.values[i].clone(), ACTS.index.iloc[i].assign(order=i)) for i in ([4, 1], [0, 3, 5, 2])]
+    joined = Activations.join(batches, SITES, {"model": "x"})
+    assert torch.equal(joined.values, ACTS.values) and joined.info == ACTS.info
+    pd.testing.assert_frame_equal(joined.index, ACTS.index)
+
+
 def test_labels_follow_the_given_order():
     assert ACTS.labels(["c", "a", "c"]) == ["wants-c", "wants-a", "wants-c"]
     assert ACTS.labels(["a"], "split") == ["train"]
@@ -122,9 +135,9 @@ def test_labels_follow_the_given_order():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite_raise_with_the_example(bad):
     values = torch.zeros(6, 3, 4)
-    values[3:5, 1, 2] = bad
+    values[3:5, 1:, 2:] = bad
     with pytest.raises(
-        ActivationError, match=r"2 of 6 rows hold NaN or infinity, first at .*, first example 'b' .positive, answer"
+        ActivationError, match=r"2 of 6 rows hold NaN or infinity, first at site 7, first example 'b' .positive, answer"
     ):
         activations(ROWS, values)
 

@@ -223,3 +223,17 @@ def test_engines_can_share_a_folder(lm, tmp_path):
     capture(lm("llama", "hooks"), DATA, folder=tmp_path, **OPTIONS)
     store = capture(lm("llama", "nnsight"), DATA, folder=tmp_path, **OPTIONS)
     assert_same(store.load(), capture(lm("llama", "nnsight"), DATA, **OPTIONS))
+
+
+def test_what_the_disk_does_not_give_is_a_storage_error_and_what_it_gives_damaged_a_load_error(tmp_path: Path) -> None:
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "text.json").write_text("no JSON")
+    with pytest.raises(StorageError, match=r"folder\.json could not be read \(Is a directory\)\. Delete it"):
+        files.read_sealed(tmp_path / "folder.json", 1, "Delete it")
+    with pytest.raises(LoadError, match=r"text\.json could not be read .*Delete it"):
+        files.read_sealed(tmp_path / "text.json", 1, "Delete it")
+
+
+def test_json_is_indented_and_keeps_letters(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"name": "für"})
+    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "name": "für"\n}\n'
