@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.errors import DataError
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.methods import Context, Steerer
 
 

@@ -6,10 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from steerlab._support.errors import SteerlabError
-from steerlab.doctor import check_model, report, run_checks
-from steerlab.models.loading import load
-from steerlab.models.positions import describe_positions
+import steerlab
 
 MODEL = "smollm2, a hub id, a folder or a gguf file"
 
@@ -25,19 +22,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         if args.command == "doctor":
-            findings = check_model(args.model, args.revision) if args.model else run_checks(args.remote, args.serve)
-            print(report(findings))
-            return int(any(finding.needs_action for finding in findings))
-        model = load(args.model, revision=args.revision)
-        print(describe_positions(model, args.prompt, args.position))
-    except SteerlabError as error:
+            return _doctor(args)
+        model = steerlab.load(args.model, revision=args.revision)
+        print(steerlab.describe_positions(model, args.prompt, args.position))
+    except steerlab.SteerlabError as error:
         print(f"steerlab: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    from steerlab.doctor import check_model, report, run_checks  # imports torch, which takes seconds
+
+    findings = check_model(args.model, args.revision) if args.model else run_checks(args.remote, args.serve)
+    print(report(findings))
+    return int(any(finding.needs_action for finding in findings))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="steerlab", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"steerlab {steerlab.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     positions = commands.add_parser("positions", help="show which tokens a position name selects")
     positions.add_argument("prompt")

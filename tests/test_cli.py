@@ -1,16 +1,20 @@
 """The command line: `steerlab doctor` reports what is wrong and how to fix it; `positions` shows a prompt's tokens."""
 
+import importlib
 import json
 import re
+import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from threading import Thread
 from typing import Any, NoReturn
 
 import pytest
 import torch
 
+import steerlab
 from steerlab import doctor
 from steerlab.cli import main
 from steerlab.doctor import Finding, declared_requirements, report
@@ -281,3 +285,20 @@ def test_doctor_and_positions_print_a_model_or_one_line_of_error(tmp_path, capsy
     assert main(["positions", "Hello", "--model", str(tmp_path), "--position", "nowhere"]) == 1
     error = capsys.readouterr().err
     assert "steerlab: unknown position 'nowhere'" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"]])
+def test_import_help_and_version_import_no_heavy_library(arguments: list[str]) -> None:
+    call = f"import sys; sys.argv[1:] = {arguments}; import steerlab"
+    call += "; from steerlab.cli import main\ntry: main()\nexcept SystemExit: pass\n" if arguments else "\n"
+    call += "print(sorted({'torch', 'transformers', 'nnsight', 'pandas', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=True)
+    shown = done.stdout.splitlines()
+    assert shown[-1] == "[]"
+    assert arguments != ["--version"] or shown[0] == f"steerlab {steerlab.__version__}"
+
+
+def test_every_name_of_the_stub_is_there_and_no_folder_hides_one() -> None:
+    for folder in Path(steerlab.__file__).parent.glob("*/__init__.py"):
+        importlib.import_module(f"steerlab.{folder.parent.name}")
+    assert all(callable(getattr(steerlab, name)) for name in steerlab.__all__ if name != "data")

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.errors import DataError, MismatchError
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.models.sites import Site
 
 

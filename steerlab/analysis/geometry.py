@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steerlab._support.errors import DataError, MismatchError
 from steerlab.analysis.similarity import unit_rows
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.models.sites import Site
 
 _SHUFFLES = 20

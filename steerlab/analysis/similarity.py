@@ -12,7 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from steerlab._support.errors import DataError, MismatchError
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.methods import Context, MeanDifference, Steerer
 from steerlab.models.sites import Site
 

@@ -21,8 +21,8 @@ from steerlab.analysis._sweep.run import check_positions_exist, run_answers
 from steerlab.analysis._sweep.settings import Methods, Setting, as_alphas, make_settings
 from steerlab.analysis._sweep.texts import TextMetric, run_texts
 from steerlab.analysis.study import Study
-from steerlab.capture import Activations
-from steerlab.capture.rows import Data, Layers, as_examples
+from steerlab.capturing import Activations
+from steerlab.capturing.rows import Data, Layers, as_examples
 from steerlab.data.example import Example, data_hash
 from steerlab.metrics.answers import ANSWER_METRICS, check_first
 from steerlab.models.job import background

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from steerlab._support.checks import check_type
 from steerlab._support.errors import ActivationError, DataError, MismatchError, SteeringError
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 

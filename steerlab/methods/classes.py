@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerlab._support.checks import as_whole, check_type
 from steerlab._support.errors import ActivationError, DataError
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.methods.base import RequiredActivation
 from steerlab.models.sites import Site
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from steerlab._support.checks import as_whole
 from steerlab._support.errors import ActivationError, DataError, SteeringError
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted, provenance, repeat_vector
 from steerlab.methods.classes import check_acts
 from steerlab.methods.serialization import savable

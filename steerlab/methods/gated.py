@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steerlab._support.checks import as_number, check_type
 from steerlab._support.errors import MismatchError, SteeringError
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer, steering_sites
 from steerlab.methods.serialization import savable
 from steerlab.models.fingerprint import describe_origin, same_model

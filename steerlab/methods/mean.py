@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerlab._support.checks import check_type
 from steerlab._support.errors import DataError, MismatchError
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.methods.base import Context, Steerer, check_fitted, provenance, repeat_vector
 from steerlab.methods.classes import as_names, check_contrasts_nonzero, contrast_table
 from steerlab.methods.serialization import savable

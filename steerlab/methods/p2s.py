@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerlab._support.checks import check_type
 from steerlab._support.errors import ActivationError, DataError
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.methods.base import Context, Steerer, check_fitted, provenance
 from steerlab.methods.classes import contrast_table
 from steerlab.methods.serialization import savable

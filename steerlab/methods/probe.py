@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steerlab._support.checks import as_number
 from steerlab._support.errors import DataError
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.methods.base import Context, StateDetector, check_fitted, check_width, provenance
 from steerlab.methods.classes import check_disjoint, select_two_classes
 from steerlab.methods.serialization import savable

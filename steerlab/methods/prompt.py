@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.errors import SteeringError
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.methods.base import Context, Intervention, Steerer
 from steerlab.methods.serialization import savable
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.checks import as_whole
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.methods.base import Context, Steerer, check_fitted, provenance, repeat_vector
 from steerlab.methods.classes import check_contrasts_nonzero, contrast_table
 from steerlab.methods.serialization import savable

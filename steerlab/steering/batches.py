@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from steerlab._support.errors import SteeringError
 from steerlab._support.progress import bar as progress_bar
-from steerlab.capture.rows import Data, as_examples
+from steerlab.capturing.rows import Data, as_examples
 from steerlab.data.example import Example
 from steerlab.methods.base import Steerer
 from steerlab.models.encoding import Batch, EncodedPrompt

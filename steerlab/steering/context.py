@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab.capture.activations import Activations
-from steerlab.capture.capture import capture
+from steerlab.capturing.activations import Activations
+from steerlab.capturing.capture import capture
 from steerlab.data.example import Example
 from steerlab.methods.base import Context, RequiredActivation, Steerer
 from steerlab.models.encoding import EncodedPrompt

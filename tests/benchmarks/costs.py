@@ -16,8 +16,8 @@ import torch
 from measured import arguments, report, timed
 
 import steerlab
-from steerlab.capture.capture import BatchRunner
-from steerlab.capture.rows import as_examples, as_sites, plan_rows
+from steerlab.capturing.capture import BatchRunner
+from steerlab.capturing.rows import as_examples, as_sites, plan_rows
 from steerlab.methods import L2S_PAPER, SteeringNet
 from steerlab.methods.l2s.train import train_net
 

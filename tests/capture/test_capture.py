@@ -13,8 +13,8 @@ from torch import Tensor
 
 from steerlab import Activations, Contrast, Example, Match, Model, Site, capture
 from steerlab._support.errors import ActivationError, DataError, EncodingError, LayoutError, OutOfMemory, PositionError
-from steerlab.capture.activations import INDEX_COLUMNS
-from steerlab.capture.rows import TokenSelector
+from steerlab.capturing.activations import INDEX_COLUMNS
+from steerlab.capturing.rows import TokenSelector
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.layout import module_at
 from steerlab.testing import FAMILIES, tiny_lm

@@ -11,9 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 import steerlab
 from steerlab._support.errors import DataError
-from steerlab.capture.capture import capture
-from steerlab.capture.rows import as_examples, as_sites, plan_rows
-from steerlab.capture.shared import share_prompts
+from steerlab.capturing.capture import capture
+from steerlab.capturing.rows import as_examples, as_sites, plan_rows
+from steerlab.capturing.shared import share_prompts
 from steerlab.data.example import Contrast, Example
 from steerlab.data.injections import injection_examples
 from steerlab.methods.base import Context
@@ -74,6 +74,20 @@ def test_shared_prompt_states_match_hugging_faces_whole_rows(lm, family, backend
 def test_only_equal_prompts_of_deep_answer_states_are_shared(model, examples, position, layers, shared):
     rows = plan_rows(model, examples, [position], [], "mean")
     assert (share_prompts(model, rows, as_sites(layers, model)) is not None) == shared
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_prompts_are_shared_while_that_costs_a_share_of_whole_rows(model, monkeypatch, depth):
+    rows = plan_rows(model, PAIRS, ["answer"], [], "mean")
+    one = share_prompts(model, rows, as_sites([3], model))
+    assert one is not None
+    prompts, cut = one.prompts, one.cut
+    columns = model.prefill_cost(one.batch.input_ids[prompts, :cut], one.batch.attention_mask[prompts, :cut])
+    cost = columns * model.n_layers + len(rows) * (one.batch.width - cut) * depth  # blocks run for one token
+    share = cost / (len(rows) * max(len(row.prompt) for row in rows) * depth)
+    for more, shared in ((1e-9, True), (-1e-9, False)):
+        monkeypatch.setattr("steerlab.capturing.shared.MAX_COST", share * (1 + more))
+        assert (share_prompts(model, rows, as_sites([depth - 1], model)) is not None) == shared
 
 
 class HostCopies(TorchFunctionMode):

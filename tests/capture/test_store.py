@@ -105,7 +105,7 @@ def folder_gone(path: Path) -> None:
 def test_storage_trouble_names_the_shard_and_keeps_the_others(model, tmp_path, monkeypatch, interrupt, kept):
     folder = tmp_path / "acts"
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("steerlab.capture.store"), "save_file", interrupted(2, interrupt))
+        patch.setattr(import_module("steerlab.capturing.store"), "save_file", interrupted(2, interrupt))
         with pytest.raises(
             StorageError, match=r"shard-00002\.safetensors could not be written .*2 of 4 shards are kept"
         ):

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from steerlab._support.errors import EncodingError, LayoutError, SteeringError
-from steerlab.capture import capture
+from steerlab.capturing import capture
 from steerlab.models.check import self_check
 from steerlab.models.engine import choose_columns
 from steerlab.models.kv_prefix import ForwardState, local_windows, split_at

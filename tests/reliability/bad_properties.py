@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from steerlab import Contrast, Example, Match, Request, data, metrics
-from steerlab.capture.rows import as_sites
+from steerlab.capturing.rows import as_sites
 from steerlab.models.positions import resolve
 
 ANY = st.one_of(st.none(), st.booleans(), st.floats(), st.text(max_size=4), st.binary(max_size=3), st.just([]))

@@ -10,7 +10,7 @@ from fitted import ANSWERS, CONTEXT_LAYER, HIDDEN, LAYER, PROMPTS, STEPS, Fixed,
 from torch import Tensor
 
 from steerlab import L2S, P2S, Match, MeanDifference, Model, SteeringError, generate, score, steer
-from steerlab.capture.rows import as_examples
+from steerlab.capturing.rows import as_examples
 from steerlab.methods.base import Intervention, Steerer
 from steerlab.models.sites import Site
 from steerlab.steering import Request

@@ -10,7 +10,7 @@ from fitted import CONTEXT_LAYER, LAYER, PROMPTS, QUICK, backends, make_lm
 from torch import Tensor
 
 from steerlab import L2S, P2S, Example, Model, Request, capture
-from steerlab.capture.rows import as_examples
+from steerlab.capturing.rows import as_examples
 from steerlab.data.contrasts import PUBLISHED_PAIRS
 from steerlab.steering.interventions import resolve_interventions
 

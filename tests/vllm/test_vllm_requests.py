@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from steerlab import RemoteError
-from steerlab.capture.rows import TokenSelector
+from steerlab.capturing.rows import TokenSelector
 from steerlab.models._nnsight.traces import Visit
 from steerlab.models._nnsight.vllm_requests import check_answers, copy_stats, join_states, make_requests
 from steerlab.models._nnsight.vllm_traces import RowRequest, capture_states

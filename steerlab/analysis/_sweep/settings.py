@@ -13,8 +13,8 @@ from torch import Tensor
 
 from steerlab._support.checks import as_number, check_type, show
 from steerlab._support.errors import DataError, SteeringError
-from steerlab.capture import Activations, capture
-from steerlab.capture.rows import Layers, as_sites
+from steerlab.capturing import Activations, capture
+from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.example import Example
 from steerlab.methods import Steerer
 from steerlab.methods.base import Intervention, steering_sites

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.errors import DataError
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.methods.adasteer.schedules import Logistic, fit_schedule
 from steerlab.methods.base import RequiredActivation, check_width
 from steerlab.methods.classes import check_disjoint, select_class

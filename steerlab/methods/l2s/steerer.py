@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steerlab._support.checks import as_number, as_seed
 from steerlab._support.errors import DataError, SteeringError
-from steerlab.capture.activations import Activations
+from steerlab.capturing.activations import Activations
 from steerlab.methods.base import (
     Context,
     Intervention,

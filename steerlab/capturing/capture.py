@@ -14,8 +14,8 @@ from steerlab._support.errors import DataError, PositionError
 from steerlab._support.files import fingerprint
 from steerlab._support.memory import halve_on_oom
 from steerlab._support.progress import bar as progress_bar
-from steerlab.capture.activations import Activations, CapturedBatch
-from steerlab.capture.rows import (
+from steerlab.capturing.activations import Activations, CapturedBatch
+from steerlab.capturing.rows import (
     CaptureRow,
     Data,
     Encoded,
@@ -28,8 +28,8 @@ from steerlab.capture.rows import (
     plan_image_rows,
     plan_rows,
 )
-from steerlab.capture.shared import share_prompts
-from steerlab.capture.store import Store
+from steerlab.capturing.shared import share_prompts
+from steerlab.capturing.store import Store
 from steerlab.data.example import data_hash
 from steerlab.models.encoding import PaddingSide
 from steerlab.models.engine import FULL_FORWARD, StateSelector

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steerlab._support.checks import check_type, show
 from steerlab._support.errors import DataError, LayoutError, PositionError
-from steerlab.capture.activations import INDEX_COLUMNS
+from steerlab.capturing.activations import INDEX_COLUMNS
 from steerlab.data.example import Contrast, Example, check_examples, check_listed
 from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.model import Model

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from steerlab.capture.rows import CaptureRow
+from steerlab.capturing.rows import CaptureRow
 from steerlab.models.encoding import Batch
 from steerlab.models.engine import Inputs
 from steerlab.models.kv_prefix import ForwardState, split_at

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from steerlab._support import files
 from steerlab._support.errors import ActivationError, LoadError, MismatchError
-from steerlab.capture.activations import Activations, CapturedBatch
+from steerlab.capturing.activations import Activations, CapturedBatch
 from steerlab.models.fingerprint import differences
 from steerlab.models.sites import Site
 

@@ -1,0 +1,54 @@
+"""What `steerlab` offers: each name is imported when it is first used, so `import steerlab` takes no time."""
+
+from . import data as data
+from ._support.errors import ActivationError as ActivationError
+from ._support.errors import DataError as DataError
+from ._support.errors import EncodingError as EncodingError
+from ._support.errors import LayoutError as LayoutError
+from ._support.errors import LoadError as LoadError
+from ._support.errors import MismatchError as MismatchError
+from ._support.errors import OutOfMemory as OutOfMemory
+from ._support.errors import PositionError as PositionError
+from ._support.errors import RemoteError as RemoteError
+from ._support.errors import SteeringError as SteeringError
+from ._support.errors import SteerlabError as SteerlabError
+from .analysis.sweep import sweep as sweep
+from .capturing import Activations as Activations
+from .capturing import Store as Store
+from .capturing import capture as capture
+from .data import Contrast as Contrast
+from .data import Example as Example
+from .methods import CONFST as CONFST
+from .methods import L2S as L2S
+from .methods import P2S as P2S
+from .methods import AdaSteer as AdaSteer
+from .methods import AlphaSteer as AlphaSteer
+from .methods import ConditionVector as ConditionVector
+from .methods import Detector as Detector
+from .methods import Gated as Gated
+from .methods import LinearProbe as LinearProbe
+from .methods import MeanDifference as MeanDifference
+from .methods import NullSpaceGate as NullSpaceGate
+from .methods import Prompt as Prompt
+from .methods import RandomDirection as RandomDirection
+from .methods import Steerer as Steerer
+from .methods import TaskTracker as TaskTracker
+from .methods import TripletProbe as TripletProbe
+from .methods import load_detector as load_detector
+from .methods import load_steerer as load_steerer
+from .methods import save as save
+from .models.job import Job as Job
+from .models.loading import load as load
+from .models.model import Model as Model
+from .models.positions import Match as Match
+from .models.positions import describe_positions as describe_positions
+from .models.positions import positions_table as positions_table
+from .models.sites import Site as Site
+from .steering import Generations as Generations
+from .steering import Request as Request
+from .steering import generate as generate
+from .steering import next_token_logits as next_token_logits
+from .steering import score as score
+from .steering import steer as steer
+
+__version__: str
