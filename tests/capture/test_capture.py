@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steerlab import Activations, Contrast, Example, Match, Model, Site, capture
-from steerlab._support.errors import ActivationError, DataError, EncodingError, LayoutError, OutOfMemory, PositionError
+from steerlab._support.errors import (
+    ActivationError,
+    DataError,
+    EncodingError,
+    LayoutError,
+    OutOfMemory,
+    PositionError,
+    SteerlabError,
+)
 from steerlab.capturing.activations import INDEX_COLUMNS
 from steerlab.capturing.rows import TokenSelector
 from steerlab.models.encoding import EncodedPrompt
@@ -350,3 +358,30 @@ def test_nan_error_names_the_example(backend):
     ):
         quiet(model, [Example("mine", "hello")])
     assert torch.isfinite(quiet(model, [Example("mine", "hello")], layers=[0, 1]).values).all()
+
+
+def test_a_contrast_is_read_at_its_own_position_if_none_is_given(lm) -> None:
+    pairs = [Example("a", "Is it?", contrast=Contrast("It is (A)", "It is (B)", position="first_difference"))]
+    acts = capture(lm(), pairs, layers=[1], progress=False)
+    answers = acts.select(side=["positive", "negative"])
+    assert answers.index["position"].tolist() == ["first_difference"] * 2 and not (answers.index["token"] < 0).any()
+
+
+def test_a_mean_over_tokens_has_no_column_and_no_token(lm) -> None:
+    acts = capture(lm(), ["Is it so?"], layers=[1], positions=["user", "last"], progress=False)
+    index = acts.index.set_index("position")
+    assert index.loc["user", ["column", "token"]].tolist() == [-1, -1] and index.loc["user", "n_tokens"] > 1
+    assert index.loc["last", "n_tokens"] == 1 and index.loc["last", "column"] == len(lm().encode("Is it so?")) - 1
+
+
+def test_what_is_no_capture_is_refused_before_the_first_forward(lm) -> None:
+    options = {"layers": [1], "progress": False}
+    with pytest.raises(PositionError, match="positions is empty"):
+        capture(lm(), ["hi"], positions=[], **options)
+    extra = [Example("a", "hi", extra_prompts={"task": "do it"})]
+    with pytest.raises(DataError, match=r"extra_prompts.*a list of names, or None for all"):
+        capture(lm(), extra, extra_prompts="task", **options)
+    training = tiny_lm()
+    training.hf.train()
+    with pytest.raises(SteerlabError, match="is in training mode"):
+        capture(training, ["hi"], **options)

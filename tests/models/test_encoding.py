@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from steerlab._support.errors import EncodingError
-from steerlab.models.encoding import EncodedPrompt, by_length, collate, encode
+from steerlab.models.encoding import EncodedPrompt, Span, by_length, collate, encode
 from steerlab.testing import SYSTEM, tiny_tokenizer
 
 # a BOS in every turn, the system message inside the first user turn, nothing opens the assistant's turn
@@ -190,6 +190,11 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("chatml", [], {}, "must end with the user's turn"),
     ("chatml", turns_of("user", "assistant"), {}, "must end with the user's turn"),
     ("chatml", turns_of("system"), {}, "must end with the user's turn"),
+    *[
+        ("chatml", [{"role": "user", "content": content}], {}, "a message is .*expected")
+        for content in ([{"type": "text", "text": 3}], [{"type": 3}], [{"type": "text", "text": "a"}, {"type": 3}], 3)
+    ],
+    ("chatml", [{"role": "user", "content": [{"type": "text", "text": " "}]}], {}, "the user's last turn is empty"),
     ("bare", "hello", {}, "no chat template"),
     ("bare", turns_of("user"), {"chat": False}, "chat=True"),
     ("gemma", "hello", {"system": "Obey."}, "System role not supported"),
@@ -209,20 +214,39 @@ def row_of(n: int) -> EncodedPrompt:
     return EncodedPrompt(tuple(range(10, 10 + n)), (), n, "", ((0, 0),) * n)
 
 
-@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5), side=st.sampled_from(["left", "right"]))
-def test_collate_pads_on_one_side(lengths: list[int], side: Any) -> None:
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    side=st.sampled_from(["left", "right"]),
+    first=st.integers(0, 2),
+)
+def test_collate_pads_on_one_side(lengths: list[int], side: Any, first: int) -> None:
     rows = [row_of(n) for n in lengths]
-    batch = collate(rows, 0, side)
+    batch = collate(rows, 0, side, None, first)
     assert batch.width == max(lengths) and batch.rows == tuple(rows)
     for i, (n, offset) in enumerate(zip(lengths, batch.offsets, strict=True)):
         assert offset == (batch.width - n if side == "left" else 0)
         real = slice(offset, offset + n)
         assert batch.input_ids[i, real].tolist() == list(rows[i].ids)
-        assert batch.position_ids[i, real].tolist() == list(range(n))
+        assert batch.position_ids[i, real].tolist() == list(range(first, first + n))
         assert batch.attention_mask[i, real].tolist() == [1] * n
         assert int(batch.attention_mask[i].sum()) == n and int((batch.input_ids[i] == 0).sum()) == batch.width - n
     columns = batch.columns([[n - 1] for n in lengths])
     assert torch.equal(batch.input_ids[columns], torch.tensor([9 + n for n in lengths]))
+    assert [int(row[k]) for row, k in zip(batch.input_ids, batch.last_prompt_columns, strict=True)] == [
+        9 + n for n in lengths
+    ]
+
+
+@given(n_prompt=st.integers(1, 6), n_answer=st.integers(0, 4), n=st.integers(1, 10))
+def test_head_is_the_beginning_of_a_row(n_prompt: int, n_answer: int, n: int) -> None:
+    spans = (Span("user", 0, n_prompt), *([Span("answer", n_prompt, n_prompt + n_answer)] if n_answer else []))
+    offsets = tuple((2 * i, 2 * i + 2) for i in range(n_prompt + n_answer))
+    row = EncodedPrompt(tuple(range(n_prompt + n_answer)), spans, n_prompt, "ab" * (n_prompt + n_answer), offsets)
+    n = min(n, len(row))
+    head = row.head(n)
+    assert head.ids == row.ids[:n] and head.n_prompt == min(n, n_prompt) and head.text == "ab" * n
+    assert head.kind("user") == list(range(min(n, n_prompt))) and head.kind("answer") == list(range(n_prompt, n))
+    assert_partition(head)
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=9), size=st.integers(1, 4))
