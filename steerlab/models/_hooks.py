@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -117,12 +118,17 @@ class HooksEngine:
     ) -> Iterator[None]:
         """Hooks that apply the edits, and hand the states at `sites` to `keep`, for as long as the context lasts."""
         stop, rows = 0, 0  # of the forward in progress: the column after its last, and its rows
+        thread = get_ident()  # another thread may run the model as it is
 
         def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal stop, rows
+            if get_ident() != thread:
+                return
             stop, rows = last_column(kwargs, stop), len(given_tokens(kwargs))
 
         def visit(site: Site, given: Tensor) -> Tensor:
+            if get_ident() != thread:
+                return given
             h = with_rows(given, rows) if site.part == "text" else given
             if site in edits:
                 h = apply_edits(edits[site], h, stop)
@@ -133,7 +139,7 @@ class HooksEngine:
         with ExitStack() as stack:
             stack.callback(self._hf.register_forward_pre_hook(remember, with_kwargs=True).remove)
             for site in set(edits) | set(sites):
-                stack.callback(self._attach(site, visit).remove)
+                stack.callback(self.attach(site, visit).remove)
             yield
 
     @contextmanager
@@ -144,7 +150,8 @@ class HooksEngine:
                 stack.enter_context(skip_blocks(below, forward_state.state, self.gives_tuples))
             yield stack.enter_context(forward_state.options(self._hf))
 
-    def _attach(self, site: Site, visit: Callable[[Site, Tensor], Tensor]) -> Any:
+    def attach(self, site: Site, visit: Callable[[Site, Tensor], Tensor]) -> Any:
+        """A hook that puts what `visit` returns in the place of the state at a site; returns its handle."""
         module = module_at(module_at(self._hf, block_path(site, self._layout)), point_path(site, self._layout))
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -138,6 +138,17 @@ class Model:
 
         return NnsightEngine(self.hf, self.tokenizer, self.layout, self.vision and self.vision.processor)
 
+    @property
+    def nnsight(self) -> Any:
+        """The nnsight model around the same weights: `with model.nnsight.trace(...)`.
+
+        Raises:
+            SteerlabError: the model is not run by nnsight in this process.
+        """
+        if not hasattr(self.engine, "root"):
+            raise SteerlabError(f"{self.id} is run by {type(self.engine).__name__}: load it without `backend=`, here")
+        return self.engine.root
+
     def set_layout(self, layout: Layout) -> None:
         """Use another layout; the engine is made anew."""
         self.layout = layout

@@ -61,7 +61,7 @@ def encode_examples(
 def run_batches(
     model: Model, settings: Sequence[BatchedSetting], rows: Sequence[EncodedPrompt],
     forward: Callable[[Batch, SiteEdits], tuple[Sequence[R], Totals]], *,
-    batch_size: int, label: str, hint: str, progress: bool,
+    batch_size: int, label: str, hint: str, progress: bool, in_block: bool,
 ) -> tuple[list[R], int, float]:  # fmt: skip
     """Run all rows, left-padded, in batches of similar length under the edits of all settings.
 
@@ -69,6 +69,7 @@ def run_batches(
         forward: gives a batch's results, one per row, and the totals of its edits.
         label: of the progress bar.
         hint: what to change if no state was steered.
+        in_block: whether the settings are those of the open `with steer(...)` blocks, which then count what is steered.
 
     Returns:
         The results in the order of the rows, the number of steered states, and their mean ‖alpha·v‖/‖h‖ (nan if none).
@@ -90,6 +91,8 @@ def run_batches(
             results |= dict(zip(numbers, found, strict=True))
             steered, ratios = steered + more, ratios + total
             bar.update(len(numbers))
+    for run, _ in active_steering(model) if in_block else ():
+        run.count(steered, ratios, writes_anything(settings))
     if steered == 0 and writes_anything(settings):
         raise SteeringError(f"alpha is not 0 but no token was steered: {hint}")
     return [results[i] for i in range(len(rows))], steered, ratios / steered if steered else float("nan")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
@@ -31,6 +31,9 @@ class PartsContext(Context):
     def get_states(self, required: RequiredActivation) -> Float[Tensor, "batch hidden"]:
         """The states of one required activation; see `Context.get_states`."""
         return Context(self.example_ids, self.parts.get(required.site.part)).get_states(required)
+
+
+ReadContexts = Callable[[Sequence[Steerer], Sequence[RequiredActivation]], list[PartsContext]]
 
 
 def read_contexts(

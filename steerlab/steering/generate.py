@@ -115,6 +115,7 @@ def generate(
     with model.lock, seeded(model, seed):  # locked throughout: threads would draw from one random state
         rows_ids, steered, norm_ratio = run_batches(
             model, settings, rows, forward, batch_size=batch_size, label="generate", progress=progress,
+            in_block=steer is None,
             hint="'generated' starts after the last prompt token, so it cannot change the first new token. "
             "Use 'last+generated', or more new tokens.",
         )  # fmt: skip

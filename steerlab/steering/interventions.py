@@ -21,7 +21,7 @@ from steerlab.models.interventions import Edit, ImageEdit, SiteEdits, check_edit
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, includes_generated, position_key, resolve, resolve_nonempty
 from steerlab.models.sites import Site
-from steerlab.steering.context import read_contexts
+from steerlab.steering.context import ReadContexts, read_contexts
 from steerlab.steering.image_edits import check_image_edit
 
 Scale = Literal["raw", "norm"]
@@ -100,7 +100,7 @@ class BatchedSetting:
 
 def resolve_interventions(
     model: Model, requests: Sequence[Request], examples: Sequence[Example], batch_size: int,
-    rows: Sequence[EncodedPrompt] = (), *, once: bool = True,
+    rows: Sequence[EncodedPrompt] = (), *, once: bool = True, read: ReadContexts | None = None,
 ) -> list[BatchedSetting]:  # fmt: skip
     """The interventions of every request with a nonzero alpha, after one unsteered pass for what the steerers read.
 
@@ -108,6 +108,7 @@ def resolve_interventions(
         rows: the encoded examples, perhaps with answers; without them, the prompts are encoded for that pass.
         once: whether the interventions serve a single run; a remote model then computes them on the server where the
             steerer supports it (`Steerer.remote_interventions`).
+        read: gives the contexts of the steerers, with further required activations; None: a capture of the examples.
 
     Raises:
         MismatchError: a steerer was fitted on another model, or its vectors have another width.
@@ -123,7 +124,8 @@ def resolve_interventions(
             for request in live if request.scale == "norm"
             for site in steering_sites(request.steerer) if site.part == "text"
         ]  # fmt: skip
-        contexts = read_contexts(model, [request.steerer for request in live], norms, examples, batch_size, rows)
+        steerers = [request.steerer for request in live]
+        contexts = read(steerers, norms) if read else read_contexts(model, steerers, norms, examples, batch_size, rows)
         found = [
             [_scaled(model, request, one, context) for one in request.steerer.interventions(context)]
             for request, context in zip(live, contexts, strict=True)

@@ -77,7 +77,7 @@ def score(
 
     results, steered, norm_ratio = batches.run_batches(
         model, settings, rows, forward, batch_size=batch_size, label="score", progress=progress,
-        hint="the positions match no token of these rows",
+        in_block=steer is None, hint="the positions match no token of these rows",
     )  # fmt: skip
     frame = pd.DataFrame(results, columns=["logprob", "greedy"], dtype=float)
     frame.insert(0, "example_id", [e.id for e in examples])
@@ -169,6 +169,7 @@ def next_token_logits(
 
     results, _, _ = batches.run_batches(
         model, settings, rows, forward, batch_size=batch_size, label="next token", progress=progress,
+        in_block=steer is None,
         hint="'generated' starts after the last prompt token, so it cannot change the first new token. "
         "Use 'last+generated'.",
     )  # fmt: skip

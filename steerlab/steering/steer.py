@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pandas as pd
@@ -14,6 +14,7 @@ from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.steering.batches import OPEN_RUNS, Steer, active_steering, as_requests
+from steerlab.steering.direct import DirectSteering
 from steerlab.steering.generate import Generations, generate
 from steerlab.steering.interventions import Alpha, Scale
 from steerlab.steering.score import score
@@ -32,6 +33,7 @@ class Run:
         self.model = model
         self.steered_tokens = 0
         self._ratios = 0.0
+        self._calls = self._calls_to_steer = 0
 
     @property
     def norm_ratio(self) -> float:
@@ -42,21 +44,32 @@ class Run:
     def generate(self, prompts: Data, **options: Any) -> Generations:
         """`steerlab.generate` under the steering of the enclosing `with` blocks."""
         self._check_open()
-        found = generate(self.model, prompts, **options)
-        self._count(found.steered_tokens, found.norm_ratio)
-        return found
+        return generate(self.model, prompts, **options)
 
     @background
     def score(self, prompts: Data, answers: Sequence[str], **options: Any) -> pd.DataFrame:
         """`steerlab.score` under the steering of the enclosing `with` blocks."""
         self._check_open()
-        found = score(self.model, prompts, answers, **options)
-        self._count(found.attrs["steered_tokens"], found.attrs["norm_ratio"])
-        return found
+        return score(self.model, prompts, answers, **options)
 
-    def _count(self, steered: int, norm_ratio: float) -> None:
+    def count(self, steered: int, ratios: float, has_vectors: bool) -> None:
+        """Count what a call did: states steered, the sum of their norm ratios, and whether any vector was not zero."""
         self.steered_tokens += steered
-        self._ratios += norm_ratio * steered if steered else 0.0
+        self._ratios += ratios
+        self._calls += 1
+        self._calls_to_steer += has_vectors
+
+    def check_steered(self) -> None:
+        """Refuse a block in which nothing was steered, unless every vector was zero."""
+        if not self._calls:
+            raise SteeringError(
+                "nothing was run in this `with steer(...)` block, so nothing was steered: call run.generate(...), "
+                "steerlab.generate(model, ...) or model.hf.generate(...) inside it"
+            )
+        if self._calls_to_steer and not self.steered_tokens:
+            raise SteeringError(
+                "alpha is not 0 but no token was steered in this `with steer(...)` block: the positions match none"
+            )
 
     def _check_open(self) -> None:
         if not any(run is self for run, _ in active_steering(self.model)):
@@ -72,12 +85,17 @@ def steer(
 ) -> Iterator[Run]:
     """Steer a model inside a `with` block; afterwards, also after an exception, the model is as before.
 
+    What is run on `model.hf` in the block is steered as well: its forward, its `generate`, a pipeline, a Trainer's
+    evaluation. Of such a call only the token ids are known: they are the prompt, whose parts ("user", "system") can't
+    be told. nnsight users trace the same weights with `model.nnsight`.
+
     Several steerers, in a list or in nested blocks, add up: each vector is computed from the state before any of them,
     and the sum is formed in float32.
 
     Example:
         >>> with steerlab.steer(model, l2s, alpha=1.0) as run:
         ...     texts = run.generate(["How do I pick a lock?"], max_new_tokens=60)
+        ...     ids = model.hf.generate(**model.tokenizer("Locks are", return_tensors="pt"))
         >>> run.steered_tokens, round(run.norm_ratio, 2)
 
     Args:
@@ -90,15 +108,21 @@ def steer(
 
     Raises:
         MismatchError: vectors of another width. LayoutError: no such layer. PositionError: no such token.
-        SteeringError: alpha is not 0 but no token was steered, or a vector or alpha is not finite.
+        SteeringError: alpha is not 0 but no token was steered when the block is left; a vector or alpha is not finite;
+            a steerer that needs more than token ids steers a call of `model.hf`.
         SteerlabError: the model is in training mode or compiled, or autocast is on: its numbers would be others.
 
     Source: L2S, arXiv 2508.12815, eq. 9.
     """
     run = Run(model)
-    entry = (run, as_requests(model, steerer, alpha, positions, scale))
-    OPEN_RUNS.set((*OPEN_RUNS.get(), entry))
+    requests = as_requests(model, steerer, alpha, positions, scale)
+    token = OPEN_RUNS.set((*OPEN_RUNS.get(), (run, requests)))
+    around = [request for _, outer in active_steering(model) for request in outer]
+    hooks = nullcontext() if model.is_remote else DirectSteering(run, around).attached()
     try:
-        yield run
+        with hooks:
+            yield run
+            if not (model.is_remote or all(request.is_noop for request in requests)):
+                run.check_steered()  # a server's verbs check themselves, perhaps after the block
     finally:
-        OPEN_RUNS.set(tuple(other for other in OPEN_RUNS.get() if other is not entry))
+        OPEN_RUNS.reset(token)

@@ -52,11 +52,11 @@ class NnsightEngine:
             if processor is not None:  # nnsight would guess a text task
                 options |= {"processor": copy.copy(processor), "task": "image-text-to-text"}
                 options["processor"].tokenizer = options["tokenizer"]
-            self._root = nnsight.TransformersModel(hf, **options, envoys={type(blocks(hf, layout)[0]): BlockEnvoy})
+            self.root = nnsight.TransformersModel(hf, **options, envoys={type(blocks(hf, layout)[0]): BlockEnvoy})
             for number, block in enumerate(blocks(hf, layout)):  # nnsight warns when it first meets a module "output"
                 for name in (layout.attention_name, layout.mlp_name):
                     if name is not None and hasattr(module_at(block, name), "output"):
-                        self._root.get(f"{layout.blocks_path}.{number}.{name}")
+                        self.root.get(f"{layout.blocks_path}.{number}.{name}")
         self._layout, self._hf = layout, hf
         self._hooks = HooksEngine(hf, layout)
 
@@ -68,7 +68,7 @@ class NnsightEngine:
         visits, end = make_visits(self._layout, edits, sites, select), inputs["attention_mask"].shape[-1]
         with torch.no_grad(), forward_state.options(self._hf) as past:
             try:
-                found = traces.capture_states(self._root, forward_inputs(self._hf, inputs) | past, visits, end)
+                found = traces.capture_states(self.root, forward_inputs(self._hf, inputs) | past, visits, end)
             except OutOfOrderError as error:
                 raise self._out_of_order(error) from error
         return stack_sites(found, visits, sites)
@@ -81,7 +81,7 @@ class NnsightEngine:
         handle = self._hf.register_forward_pre_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
         try:
             with torch.no_grad(), self._hooks.hooked(image_edits) if image_edits else nullcontext():
-                ids, steps, _ = traces.generate(self._root, inputs, visits, options)
+                ids, steps, _ = traces.generate(self.root, inputs, visits, options)
         finally:
             handle.remove()
         if visits and steps != forwards[0]:
@@ -103,7 +103,7 @@ class NnsightEngine:
             visits = make_visits(self._layout, {s: e for s, e in edits.items() if s != Site(len(skipped) - 1)})
             try:
                 given = forward_inputs(self._hf, inputs, keep) | past
-                return traces.logits(self._root, given, visits, keep, end, reduce, skipped, output)
+                return traces.logits(self.root, given, visits, keep, end, reduce, skipped, output)
             except OutOfOrderError as error:
                 raise self._out_of_order(error) from error
 
@@ -117,7 +117,7 @@ class NnsightEngine:
             return [], None
         at_layer = edits.get(Site(forward_state.layer))
         state = apply_edits(at_layer, forward_state.state, end) if at_layer else forward_state.state
-        envoys = [self._root.get(f"{self._layout.blocks_path}.{k}") for k in range(forward_state.layer + 1)]
+        envoys = [self.root.get(f"{self._layout.blocks_path}.{k}") for k in range(forward_state.layer + 1)]
         return envoys, (state, None) if self._hooks.gives_tuples else state
 
     def _out_of_order(self, error: OutOfOrderError) -> LayoutError:
