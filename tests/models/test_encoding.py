@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from steerlab._support.errors import EncodingError
 from steerlab.models.encoding import EncodedPrompt, Span, by_length, collate, encode
+from steerlab.models.template import with_images
 from steerlab.testing import SYSTEM, tiny_tokenizer
 
 # a BOS in every turn, the system message inside the first user turn, nothing opens the assistant's turn
@@ -192,9 +193,18 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("chatml", turns_of("system"), {}, "must end with the user's turn"),
     *[
         ("chatml", [{"role": "user", "content": content}], {}, "a message is .*expected")
-        for content in ([{"type": "text", "text": 3}], [{"type": 3}], [{"type": "text", "text": "a"}, {"type": 3}], 3)
+        for content in (
+            [{"type": "text", "text": 3}],
+            [{"type": 3}],
+            [{"type": "text", "text": "a"}, {"type": 3}],
+            [3],
+            3,
+        )
     ],
-    ("chatml", [{"role": "user", "content": [{"type": "text", "text": " "}]}], {}, "the user's last turn is empty"),
+    *[
+        ("chatml", [{"role": "user", "content": content}], {}, "the user's last turn is empty")
+        for content in (" \n", [{"type": "text", "text": " "}])
+    ],
     ("bare", "hello", {}, "no chat template"),
     ("bare", turns_of("user"), {"chat": False}, "chat=True"),
     ("gemma", "hello", {"system": "Obey."}, "System role not supported"),
@@ -255,3 +265,61 @@ def test_batches_by_length_hold_every_row_once_longest_first(lengths: list[int],
     flat = [i for batch in batches for i in batch]
     assert sorted(flat) == list(range(len(lengths))) and all(len(batch) <= size for batch in batches)
     assert [lengths[i] for i in flat] == sorted(lengths, reverse=True)
+
+
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=9), size=st.integers(1, 4), data=st.data())
+def test_rows_of_other_shapes_are_in_other_batches(lengths: list[int], size: int, data: Any) -> None:
+    shapes = data.draw(st.lists(st.tuples(st.integers(0, 1)), min_size=len(lengths), max_size=len(lengths)))
+    batches = list(by_length([row_of(n) for n in lengths], size, shapes))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert all(len({shapes[i] for i in batch}) == 1 and len(batch) <= size for batch in batches)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=5))
+def test_aligned_prompts_end_at_one_column(parts: list[tuple[int, int]]) -> None:
+    rows = [EncodedPrompt(tuple(range(1, 1 + a + b)), (), a, "", ((0, 0),) * (a + b)) for a, b in parts]
+    batch = collate(rows, 0, "aligned")
+    assert set(batch.last_prompt_columns) == {max(a for a, _ in parts) - 1}
+    assert batch.width == max(a for a, _ in parts) + max(b for _, b in parts)
+    for ids, mask, row in zip(batch.input_ids, batch.attention_mask, rows, strict=True):
+        assert ids[mask.bool()].tolist() == list(row.ids)
+
+
+@pytest.mark.parametrize("name", ["chatml", "gemma"])
+def test_first_difference_is_the_first_token_that_another_answer_lacks(name: str) -> None:
+    row = encode(TOKENIZERS[name], "hello", answer="It is (A)", other_answer="It is (B)")
+    other = encode(TOKENIZERS[name], "hello", answer="It is (B)")
+    assert row.first_difference is not None and row.first_difference > row.n_prompt
+    assert row.ids[: row.first_difference] == other.ids[: row.first_difference]
+    assert row.ids[row.first_difference] != other.ids[row.first_difference]
+
+
+def test_a_mark_that_opens_the_text_once_is_a_part_and_others_belong_to_turns() -> None:
+    turn, bos = "{% for turn in messages %}{{ turn['content'] + '|' }}{% endfor %}", str(CHATML.bos_token)
+    for template, parts in (
+        (turn, [("system", "Be kind.|"), ("user", "hello|")]),
+        (turn + "{{ bos_token }}", [("system", "Be kind.|"), ("user", f"hello|{bos}")]),
+        ("{{ bos_token }}" + turn, [("template", bos), ("system", "Be kind.|"), ("user", "hello|")]),
+        (turn.replace("{{ ", "{{ bos_token + "), [("system", f"{bos}Be kind.|"), ("user", f"{bos}hello|")]),
+    ):
+        assert parts_of(encode(with_template(template), "hello", system="Be kind.")) == parts
+
+
+def test_a_slow_tokenizer_is_refused() -> None:
+    with pytest.raises(EncodingError, match="ByT5Tokenizer is not a fast tokenizer"):
+        encode(ByT5Tokenizer(), "hello", chat=False)
+
+
+def test_images_come_before_the_last_text_unless_their_places_are_marked() -> None:
+    image, question = {"type": "image"}, {"type": "text", "text": "What?"}
+    earlier = {"role": "user", "content": "Hi"}
+    for content, expected in (
+        ("What?", [image, image, question]),
+        ([question], [image, image, question]),
+        ([question, image], [question, image]),
+        ("<image>What?", [{"type": "text", "text": "<image>What?"}]),
+    ):
+        given = [dict(earlier), {"role": "user", "content": content}]
+        first, last = with_images(given, 2, "<image>")
+        assert first["content"] == [{"type": "text", "text": "Hi"}] and last["content"] == expected
+    assert with_images("What?", 0, "<image>") == [{"role": "user", "content": [question]}]
