@@ -12,7 +12,7 @@ from steerlab.models.smollm2 import smollm2_folder
 from steerlab.testing import tiny_lm
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-OWN_PAIRS, BUILT_IN = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+OWN_PAIRS, WITH_BLOCK, BUILT_IN = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
 TABLE = dict(re.findall(r"^\| ([^|]+\?) \| (.+) \|$", README, re.MULTILINE))
 
 
@@ -35,6 +35,8 @@ def test_own_pairs_give_the_texts_in_the_table(smollm2_cache: Path, capsys: pyte
     assert list(names["before"]) == [before for before, _ in texts]
     assert list(names["after"]) == [after for _, after in texts]
     assert capsys.readouterr().out.splitlines() == [*names["before"], *names["after"]]
+    exec(compile(WITH_BLOCK, "README.md", "exec"), names)
+    assert capsys.readouterr().out.strip() == names["after"][0]
 
 
 def test_built_in_data_set_is_swept_and_steered(
