@@ -120,9 +120,9 @@ class HooksEngine:
         stop, rows = 0, 0  # of the forward in progress: the column after its last, and its rows
         thread = get_ident()  # another thread may run the model as it is
 
-        def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             nonlocal stop, rows
-            if get_ident() != thread:
+            if kwargs is None or get_ident() != thread:
                 return
             stop, rows = last_column(kwargs, stop), len(given_tokens(kwargs))
 
@@ -154,7 +154,9 @@ class HooksEngine:
         """A hook that puts what `visit` returns in the place of the state at a site; returns its handle."""
         module = module_at(module_at(self._hf, block_path(site, self._layout)), point_path(site, self._layout))
 
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+            if kwargs is None:  # another thread runs the model, and torch has not attached the hook in full
+                return None
             if args:
                 return (visit(site, args[0]), *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": visit(site, kwargs["hidden_states"])}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -97,8 +98,8 @@ class DirectSteering:
                 self._holds_lock, self._prompts = False, None
                 self._count()
 
-    def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.applies:
+    def _begin(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+        if kwargs is None or not self.applies:  # without: another thread runs the model while the hook is attached
             return
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
         if self._prompts is None:
@@ -235,26 +236,29 @@ def _as_row(model: Model, name: str, ids: list[int], with_text: bool) -> Encoded
 
 
 _wrapping: dict[int, list[DirectSteering]] = {}  # by model: the blocks of all threads
+_changing = Lock()
 
 
 @contextmanager
 def _wrapped_generate(direct: DirectSteering) -> Iterator[None]:
     """`generate` of the model goes through the innermost block of the thread that calls it."""
     hf = direct.model.hf
-    blocks = _wrapping.setdefault(id(hf), [])
-    blocks.append(direct)
-    if len(blocks) == 1 and hasattr(hf, "generate"):
-        original: Any = hf.generate
+    with _changing:
+        blocks = _wrapping.setdefault(id(hf), [])
+        blocks.append(direct)
+        if len(blocks) == 1 and hasattr(hf, "generate"):
+            original: Any = hf.generate
 
-        def generate(*args: Any, **options: Any) -> Any:
-            mine = [one for one in blocks if one.applies]
-            return mine[0].generate(original, args, options) if mine else original(*args, **options)
+            def generate(*args: Any, **options: Any) -> Any:
+                mine = [one for one in [*blocks] if one.applies]
+                return mine[0].generate(original, args, options) if mine else original(*args, **options)
 
-        hf.generate = generate  # type: ignore[assignment]
+            hf.generate = generate  # type: ignore[assignment]
     try:
         yield
     finally:
-        blocks.remove(direct)
-        if not blocks:
-            del _wrapping[id(hf)]
-            vars(hf).pop("generate", None)
+        with _changing:
+            blocks.remove(direct)
+            if not blocks:
+                del _wrapping[id(hf)]
+                vars(hf).pop("generate", None)
