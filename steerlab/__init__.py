@@ -8,10 +8,13 @@
 ...     texts = run.generate(pairs)
 """
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import lazy_loader
 
-__version__ = version("steerlab")
+try:
+    __version__ = version("steerlab")
+except PackageNotFoundError:  # a checkout on the path that is not installed
+    __version__ = "unknown"
 # the names are in `__init__.pyi`
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
