@@ -146,7 +146,9 @@ class Model:
             SteerlabError: the model is not run by nnsight in this process.
         """
         if not hasattr(self.engine, "root"):
-            raise SteerlabError(f"{self.id} is run by {type(self.engine).__name__}: load it without `backend=`, here")
+            raise SteerlabError(
+                f"{self.id} is run by {type(self.engine).__name__}: load it in this process, without backend="
+            )
         return self.engine.root
 
     def set_layout(self, layout: Layout) -> None:

@@ -211,10 +211,10 @@ class _Trial:
         Some models keep the offsets of positions from batch to batch, and add them to those of a prefix. nnsight gives
         position ids for unequal rows alone, which hides it: equal rows are what shows it.
         """
-        equal = self.cases[-1][0]
-        found = [decoding_error(self.model, [*equal[:2], equal[0]])]
-        vectors: list[dict[Site, Tensor]] = [{Site(0): torch.ones(self.model.hidden_size)}, {}]
-        for (rows, tail), edited in zip([*self.cases, self.cases[-1]][:2], vectors, strict=True):
+        unequal, equal = self.cases[0], self.cases[-1]
+        found = [decoding_error(self.model, [*equal[0][:2], equal[0][0]])]
+        vectors = {Site(0): torch.ones(self.model.hidden_size)}
+        for (rows, tail), edited in ((unequal, vectors), (equal, None)):
             _, prefix = self._prefill(rows, tail, share, joined)
             assert prefix is not None
             cache: dict[str, Any] = {cache_name(self.model.hf): prefix.rows(0, 2).as_generation_cache(_COPIES)}

@@ -1,7 +1,8 @@
 """Steering of what is run on the model itself: `model.hf(...)`, `model.hf.generate(...)`, a pipeline, a Trainer.
 
 Inside `with steer(model, ...)`, hooks on the modules of `model.hf` make the edits of every such call from the token ids
-and the mask that it is given. What steerlab runs itself has its edits already, and so has what another thread runs.
+and the mask that it is given. Runs of steerlab's own verbs have their edits already. Calls of another thread are left
+as they are.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from steerlab.steering.interventions import Request, build_edits, resolve_interv
 if TYPE_CHECKING:
     from steerlab.steering.steer import Run
 
-# what a forward that only reads states is not given; all else is, such as images that are encoded already
-NOT_READ = {*CACHE_NAMES, "labels", "logits_to_keep", "use_cache", "cache_position", "return_dict"}
+# of a call's arguments, those that the unsteered forward is not given; it needs all others, such as encoded images
+OMITTED = {*CACHE_NAMES, "labels", "logits_to_keep", "use_cache", "cache_position", "return_dict"}
 INSTEAD = "use run.generate or steerlab.generate instead"
 
 
@@ -45,12 +46,12 @@ class DirectSteering:
 
     Attributes:
         run: of the block; it counts what is steered.
-        requests: of the block and those around it.
+        requests: of the block and those around it, without those of alpha 0.
     """
 
     def __init__(self, run: Run, requests: Sequence[Request]) -> None:
         self.run, self.model = run, run.model
-        self.requests = [request for request in requests if not request.is_noop]
+        self.requests = requests
         self._plain = HooksEngine(self.model.hf, self.model.layout)
         self._names = list(forward_parameters(self.model.hf))[1:]
         self._edits: SiteEdits = {}
@@ -76,10 +77,12 @@ class DirectSteering:
             finally:
                 for handle in handles:
                     handle.remove()
+                if self._holds_lock:  # an interrupt ended the forward: torch calls `_end` after other exceptions only
+                    self._release()
 
     @property
     def applies(self) -> bool:
-        """Whether a call in this thread, now, is steered by this block: the innermost, and the call is no verb's."""
+        """Whether this block steers a call: it is the innermost of the thread, and no verb of steerlab is running."""
         blocks = active_steering(self.model)
         verb = self.model.lock._is_owned() and not self._holds_lock  # type: ignore[attr-defined]
         return bool(blocks) and blocks[-1][0] is self.run and not verb and not self._reads
@@ -112,12 +115,15 @@ class DirectSteering:
     def _end(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not (self.applies and self._holds_lock and self._prompts is None):
             return
-        self._holds_lock = False
-        self.model.lock.release()
+        self._release()
         cache = given_cache(output) if isinstance(output, Mapping) else None
         if hasattr(cache, "get_seq_length"):
             self._edits_of[cache] = self._edits
         self._count()
+
+    def _release(self) -> None:
+        self._holds_lock = False
+        self.model.lock.release()
 
     def _start(self, given: Mapping[str, Any]) -> SiteEdits:
         """The edits of a call, at its first forward."""
@@ -189,7 +195,7 @@ class DirectSteering:
         encoded = {row.example_id: row for row in batch.rows}
         rows = plan_rows(self.model, examples, positions, [], "mean", [], encoded)
         select = TokenSelector.of(rows, batch, torch.float32, self.model.device)
-        inputs = {name: value for name, value in given.items() if name not in NOT_READ}
+        inputs = {name: value for name, value in given.items() if name not in OMITTED}
         values = self._plain.capture_states(inputs, {}, sites, select).cpu()
         return Activations(values, index_frame(rows, [], "mean").drop(columns="order"), sites, self.model.info())
 

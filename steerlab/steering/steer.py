@@ -86,8 +86,8 @@ def steer(
     """Steer a model inside a `with` block; afterwards, also after an exception, the model is as before.
 
     What is run on `model.hf` in the block is steered as well: its forward, its `generate`, a pipeline, a Trainer's
-    evaluation. Of such a call only the token ids are known: they are the prompt, whose parts ("user", "system") can't
-    be told. nnsight users trace the same weights with `model.nnsight`.
+    evaluation. All tokens of such a call are the prompt; its parts ("user", "system") are unknown. nnsight users trace
+    the same weights with `model.nnsight`.
 
     Several steerers, in a list or in nested blocks, add up: each vector is computed from the state before any of them,
     and the sum is formed in float32.
@@ -117,8 +117,8 @@ def steer(
     run = Run(model)
     requests = as_requests(model, steerer, alpha, positions, scale)
     token = OPEN_RUNS.set((*OPEN_RUNS.get(), (run, requests)))
-    around = [request for _, outer in active_steering(model) for request in outer]
-    hooks = nullcontext() if model.is_remote else DirectSteering(run, around).attached()
+    live = [request for _, given in active_steering(model) for request in given if not request.is_noop]
+    hooks = DirectSteering(run, live).attached() if live and not model.is_remote else nullcontext()
     try:
         with hooks:
             yield run

@@ -189,6 +189,21 @@ def test_the_model_is_as_before_after_the_block_and_after_an_exception(backend: 
         assert torch.equal(model.hf(**inputs).logits, before)
 
 
+def test_an_interrupted_forward_leaves_the_model_free_for_other_threads() -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model, steerer, ids = make_lm("llama", "hooks"), steerer_of("llama", "mean"), torch.arange(5, 10)[None]
+    handle = model.hf.lm_head.register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt), steer(model, steerer):
+        model.hf(ids)
+    handle.remove()
+    assert not model.lock._is_owned()  # type: ignore[attr-defined]
+    with pytest.raises(SteeringError, match="padding"), steer(model, steerer):
+        model.hf(ids, attention_mask=torch.tensor([[1, 0, 1, 1, 1]]))
+    assert not model.lock._is_owned()  # type: ignore[attr-defined]
+
+
 def test_another_thread_is_not_steered_or_steered_by_its_own_block() -> None:
     model = make_lm("llama", "hooks")
     vectors = [MeanDifference.from_tensor(LAYER, c * torch.ones(HIDDEN)) for c in (4.0, -4.0)]

@@ -129,7 +129,7 @@ class NnsightEngine:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what nnsight says of an image-text model that is loaded for text: warnings, and 200 names of classes."""
+    """Silence nnsight's warnings, and the 200 class names that it logs for an image-text model loaded for text."""
     log = logging.getLogger("transformers.pipelines.base")
     disabled, log.disabled = log.disabled, True
     try:
