@@ -53,7 +53,7 @@ def scene_captions(
     model: Model, scenes: Mapping[str, Scene], requests: Mapping[str, Request | None], batch_size: int
 ) -> pd.DataFrame:
     """CHAIR of the captions under every method, one row per method."""
-    rows = [Example(f"caption/{name}", DESCRIBE, images=(scene.image(),)) for name, scene in scenes.items()]
+    rows = [Example(DESCRIBE, id=f"caption/{name}", images=(scene.image(),)) for name, scene in scenes.items()]
     objects = {row.id: scene.kinds for row, scene in zip(rows, scenes.values(), strict=True)}
     words = scene_vocabulary(next(iter(scenes.values())).world.kinds)
     found = []
@@ -78,7 +78,7 @@ def absent_partner_answers(
 ) -> pd.DataFrame:
     """How often each method says yes to an absent object that often appears with one in the scene."""
     rows = [
-        Example(f"partner/{name}/{kind}", existence(scene, kind).text, behavior="no", images=(image,))
+        Example(existence(scene, kind).text, id=f"partner/{name}/{kind}", behavior="no", images=(image,))
         for name, scene in scenes.items()
         for image in [scene.image()]
         for kind in absent_partners(scene)

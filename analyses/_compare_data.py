@@ -117,9 +117,9 @@ def more_benign_inputs(root: Path) -> list[Example]:
     # training sources only: others contain GSM8K, whose problems are test inputs
     texts = [text for name, some in real_texts(root, 60).items() if SPLITS[name] == "train" for text in some]
     return [
-        *(Example(f"truthfulqa/{i}", question, "answer") for i, question in enumerate(questions)),
+        *(Example(question, id=f"truthfulqa/{i}", behavior="answer") for i, question in enumerate(questions)),
         *(e for e in problems if len(e.prompt) < 500),
-        *(Example(f"passages/{i}", f"{next(tasks)} {text}", "answer") for i, text in enumerate(texts)),
+        *(Example(f"{next(tasks)} {text}", id=f"passages/{i}", behavior="answer") for i, text in enumerate(texts)),
     ]
 
 

@@ -25,6 +25,7 @@ from steerlab import (
     Prompt,
     RandomDirection,
     Request,
+    SteeringVector,
 )
 from steerlab.analysis.behavior import judge_answers
 from steerlab.analysis.study import Study
@@ -146,7 +147,7 @@ def steerers(
     fitted: dict[str, tuple[Steerer, Setting]] = {
         "prompt": (Prompt(), s),
         "random": (RandomDirection(s.layer, seed=seed).fit(train[s.sentences]), s),
-        "mean": (MeanDifference.from_tensor(m.layer, mean_vector(train[m.sentences], m.layer, m.targets)), m),
+        "mean": (SteeringVector({m.layer: mean_vector(train[m.sentences], m.layer, m.targets)}), m),
         "l2s": (l2s(s.layer, s.targets, seed, s.context, s.net).fit(train[s.sentences]), s),
         "p2s": (P2S(s.layer, zero_behaviors=ZERO).fit(test[s.sentences]), s),
     }

@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 from transformers import LlamaConfig
 
 import steerlab
-from steerlab import Example, MeanDifference, Model
+from steerlab import Example, MeanDifference, Model, SteeringVector
 from steerlab.models.smollm2 import smollm2_folder
 
 TERMS = ("requests", "work", "steps", "down")
@@ -133,7 +133,7 @@ def llama_70b(n: int = 500) -> tuple[Model, Model, list[Example]]:
 
 def loads(remote: Model, local: Model, data: Sequence[Example]) -> dict[str, dict[str, Load]]:
     """The load of three workloads in one process, on NDIF, and in vLLM, where every row is a request."""
-    vectors = {k: MeanDifference.from_tensor(k, torch.ones(remote.hidden_size)) for k in range(remote.n_layers)}
+    vectors = {k: SteeringVector({k: torch.ones(remote.hidden_size)}) for k in range(remote.n_layers)}
     lengths = [len(remote.encode(row.prompt)) for row in data]
     tokens, n, depth = sum(lengths), len(data), remote.n_layers
     states = n * depth * remote.hidden_size * FLOAT

@@ -21,7 +21,7 @@ from _demo_images import run_image_half, table_of
 from _safety import Setting, check_behaviors, l2s, mean_vector, run_methods, summarize
 
 import steerlab
-from steerlab import P2S, Example, MeanDifference, Request
+from steerlab import P2S, Example, Request, SteeringVector
 from steerlab.analysis.behavior import safety_summary
 from steerlab.analysis.study import Study
 from steerlab.data import demo_set
@@ -73,7 +73,7 @@ def main() -> None:
     acts = steerlab.capture(model, train, layers=sorted({layer, read}), batch_size=args.batch_size)
     test_acts = steerlab.capture(model, test, layers=[layer], batch_size=args.batch_size)
     fitted = {
-        "mean": MeanDifference.from_tensor(layer, mean_vector(acts, layer, SETTING.targets)),
+        "mean": SteeringVector({layer: mean_vector(acts, layer, SETTING.targets)}),
         "l2s": l2s(layer, SETTING.targets, args.seed, read, SETTING.net).fit(acts),
         "p2s": P2S(layer, zero_behaviors=["answer"]).fit(test_acts),
     }

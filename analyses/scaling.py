@@ -37,7 +37,7 @@ from _scaling import (
 )
 
 import steerlab
-from steerlab import MeanDifference
+from steerlab import SteeringVector
 
 MEASURED = ROOT / "tests" / "benchmarks" / "results"
 HIDDEN = 576  # SmolLM2's
@@ -80,7 +80,7 @@ def benchmark_results(measured: Path) -> dict[str, Any]:
 def predict_small_sweep(runs: pd.DataFrame, model: CostModel) -> dict[str, Any]:
     """Pairs of predicted and measured costs of the benchmark's sweep of 200 settings, predicted from its plan."""
     model_on_server = steerlab.load("smollm2", remote=NOWHERE, check=False)
-    vectors = {layer: MeanDifference.from_tensor(layer, torch.ones(HIDDEN)) for layer in (5, 11, 17, 23)}
+    vectors = {layer: SteeringVector({layer: torch.ones(HIDDEN)}) for layer in (5, 11, 17, 23)}
     pairs = [example for example in steerlab.data.demo_set() if example.contrast][:3]
     alphas = [a / 10 for a in range(-25, 26) if a]
     load = sweep_load(model_on_server, vectors, pairs, "last+generated", alphas=alphas, batch_size=64)

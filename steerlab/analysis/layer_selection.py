@@ -10,7 +10,7 @@ import pandas as pd
 
 from steerlab._support.errors import DataError, require_columns
 from steerlab.analysis.sweep import sweep
-from steerlab.capturing.rows import Data, as_examples
+from steerlab.data.inputs import Data, as_examples
 from steerlab.metrics.bootstrap import Estimate, paired_bootstrap
 from steerlab.models.model import Model
 

@@ -22,8 +22,9 @@ from steerlab.analysis._sweep.settings import Methods, Setting, as_alphas, make_
 from steerlab.analysis._sweep.texts import TextMetric, run_texts
 from steerlab.analysis.study import Study
 from steerlab.capturing import Activations
-from steerlab.capturing.rows import Data, Layers, as_examples
+from steerlab.capturing.rows import Layers
 from steerlab.data.example import Example, data_hash
+from steerlab.data.inputs import Data, as_examples
 from steerlab.metrics.answers import ANSWER_METRICS, check_first
 from steerlab.models.job import background
 from steerlab.models.model import Model, check_ready

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.errors import ActivationError, DataError
+from steerlab._support.hub import Shareable
 from steerlab.models.sites import Site
 
 INDEX_COLUMNS = ("example_id", "side", "position", "behavior", "split", "column", "token", "n_tokens")
@@ -19,7 +21,7 @@ CapturedBatch = tuple[Tensor, pd.DataFrame]
 
 
 @dataclass(frozen=True)
-class Activations:
+class Activations(Shareable):
     """A tensor of activations and a frame with the labels of its rows.
 
     Example:
@@ -75,6 +77,22 @@ class Activations:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from steerlab.capturing.store import save  # which reads and writes activations
+
+        save(self, save_directory)
+
+    @classmethod
+    def _from_folder(cls, folder: Path, model: Any, force: bool) -> Activations:
+        from steerlab.capturing.store import load
+
+        return load(folder, model, force)
+
+    def _card_facts(self) -> dict[str, Any]:
+        known = ("model", "revision", "weights", "hidden_size", "template", "data", "positions", "context", "versions")
+        facts = {"rows": len(self), "sites": ", ".join(map(str, self.sites))}
+        return facts | {name: self.info[name] for name in known if name in self.info}
 
     @property
     def hidden_size(self) -> int:

@@ -17,12 +17,10 @@ from steerlab._support.progress import bar as progress_bar
 from steerlab.capturing.activations import Activations, CapturedBatch
 from steerlab.capturing.rows import (
     CaptureRow,
-    Data,
     Encoded,
     Layers,
     Reduce,
     TokenSelector,
-    as_examples,
     as_sites,
     index_frame,
     plan_image_rows,
@@ -31,6 +29,7 @@ from steerlab.capturing.rows import (
 from steerlab.capturing.shared import share_prompts
 from steerlab.capturing.store import Store
 from steerlab.data.example import data_hash
+from steerlab.data.inputs import Data, as_examples
 from steerlab.models.encoding import PaddingSide
 from steerlab.models.engine import FULL_FORWARD, StateSelector
 from steerlab.models.job import background

@@ -13,13 +13,13 @@ from torch import Tensor
 from steerlab._support.checks import check_type, show
 from steerlab._support.errors import DataError, LayoutError, PositionError
 from steerlab.capturing.activations import INDEX_COLUMNS
-from steerlab.data.example import Contrast, Example, check_examples, check_listed
+from steerlab.data.example import Contrast, Example
 from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, check_positions, describe, resolve_nonempty
 from steerlab.models.sites import Site
+from steerlab.models.template import Messages, with_suffix
 
-Data = Iterable[str | Example]
 Reduce = Literal["mean", "none"]
 Layers = Literal["all"] | SupportsIndex | Sequence[SupportsIndex | Site]
 Encoded = Mapping[str, EncodedPrompt]
@@ -38,14 +38,6 @@ class CaptureRow:
     prompt: EncodedPrompt
     groups: tuple[tuple[int, ...], ...]
     labels: tuple[dict[str, Any], ...]
-
-
-def as_examples(data: Data) -> list[Example]:
-    """The data as examples; a plain prompt gets its number as id."""
-    check_listed(data)
-    return check_examples(
-        item if isinstance(item, Example) else Example(id=str(i), prompt=item) for i, item in enumerate(data)
-    )
 
 
 def as_sites(layers: Layers, model: Model) -> tuple[Site, ...]:
@@ -81,7 +73,7 @@ def plan_rows(
     Without `positions`, each contrast has its default position, and prompts without any contrast "last". If the
     contrast has no suffix, the plain prompt is the beginning of its positive input and, by causality, has the same
     states: the context is then captured there, which saves a forward. `encoded` holds plain prompts by example id
-    that are encoded already.
+    that are encoded already. Pairs of whole texts have no plain prompt.
     """
     for given in (positions, context):
         check_positions(given, len(examples))
@@ -90,6 +82,11 @@ def plan_rows(
     for number, example in enumerate(examples):
         pair = example.contrast
         at = positions or [pair.position if pair else "last"]
+        if pair is not None and pair.whole_texts:
+            for side in ("positive", "negative"):
+                text = model.encode(getattr(pair, side), chat=False, example_id=example.id)
+                rows.append(_row(example, number, text, {side: at}, reduce))
+            continue
         plain = context if has_contrasts else at
         named = _select_prompts(example, extra_prompts) if plain else {}
         inputs = [(_encode(model, example, prompt), {name: plain}) for name, prompt in named.items()]
@@ -139,7 +136,7 @@ def _select_prompts(example: Example, names: Sequence[str] | None) -> dict[str, 
     return {name: given[name] for name in (given if names is None else names)}
 
 
-def _encode(model: Model, example: Example, prompt: str, **options: Any) -> EncodedPrompt:
+def _encode(model: Model, example: Example, prompt: str | Messages, **options: Any) -> EncodedPrompt:
     return model.encode(prompt, system=example.system, example_id=example.id, images=example.images, **options)
 
 
@@ -152,7 +149,7 @@ def _encode_answer(
 ) -> EncodedPrompt:
     # the other answer only where its position is asked for: the answers of a contrast may never differ in a token
     compared = other_answer if any("first_difference" in str(position) for position in positions) else None
-    prompt = f"{example.prompt} {pair.suffix}" if pair.suffix else example.prompt
+    prompt = with_suffix(example.prompt, pair.suffix)
     return _encode(model, example, prompt, answer=answer, other_answer=compared, end_turn=pair.end_turn)
 
 

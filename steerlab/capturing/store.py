@@ -24,7 +24,7 @@ from torch import Tensor
 from steerlab._support import files
 from steerlab._support.errors import ActivationError, LoadError, MismatchError
 from steerlab.capturing.activations import Activations, CapturedBatch
-from steerlab.models.fingerprint import differences
+from steerlab.models.fingerprint import describe_origin, differences, same_model
 from steerlab.models.sites import Site
 
 SCHEMA = 2
@@ -162,6 +162,34 @@ class Store:
 
     def _shards(self) -> list[Path]:
         return list(self.folder.glob("shard-*.safetensors"))
+
+
+def save(acts: Activations, folder: Path) -> None:
+    """Write activations as a capture with one shard.
+
+    Raises:
+        MismatchError: the folder holds another capture.
+        StorageError: the folder cannot be written to.
+    """
+    content = {"values": _checksum(acts.values), "rows": files.fingerprint(acts.index.to_json(orient="split"))}
+    store = Store.create(folder, acts.info, content, acts.sites, 1)
+    store.write_shard(0, [(acts.values, acts.index.assign(order=range(len(acts))))])
+
+
+def load(folder: Path, model: Any, force: bool) -> Activations:
+    """Read the activations of a finished capture.
+
+    Raises:
+        LoadError, ActivationError: no capture, or an unfinished one.
+        MismatchError: they were captured from another model than the one given, unless `force`.
+    """
+    acts = Store.open(folder).load()
+    if model is not None and not force and not same_model(acts.info, model.info()):
+        raise MismatchError(
+            f"the activations in {folder} are of {describe_origin(acts.info)}; the model given is "
+            f"{describe_origin(model.info())}. Pass force=True to read them all the same."
+        )
+    return acts
 
 
 def _checksum(states: Tensor) -> str:

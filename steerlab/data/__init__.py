@@ -23,6 +23,9 @@ from steerlab.data.example import check_examples as check_examples
 from steerlab.data.example import data_hash as data_hash
 from steerlab.data.injections import injection_examples as injection_examples
 from steerlab.data.injections import trivia_pairs as trivia_pairs
+from steerlab.data.inputs import as_examples as as_examples
+from steerlab.data.inputs import examples as examples
+from steerlab.data.inputs import pairs as pairs
 from steerlab.data.jsonl import read_jsonl as read_jsonl
 from steerlab.data.mm_safety_bench import mm_safety_bench as mm_safety_bench
 from steerlab.data.mm_safety_images import mm_safety_images as mm_safety_images

@@ -22,7 +22,7 @@ def answer_position_counts(examples: Sequence[Example]) -> pd.DataFrame:
     """How often the wanted answer has each letter and begins with each word.
 
     Example:
-        >>> examples = [Example(str(i), "?", meta={"option": "AABB"[i], "word": "Yes"}) for i in range(4)]
+        >>> examples = [Example("?", id=str(i), meta={"option": "AABB"[i], "word": "Yes"}) for i in range(4)]
         >>> answer_position_counts(examples).to_dict("records")
         [{'option': 'A', 'word': 'Yes', 'n': 2}, {'option': 'B', 'word': 'Yes', 'n': 2}]
 
@@ -49,7 +49,7 @@ def check_balance(examples: Sequence[Example], tolerance: float = 0.05) -> pd.Da
     A mean difference over such examples contains, besides the behavior, the difference between the two letters.
 
     Example:
-        >>> examples = [Example(str(i), "?", meta={"option": "AB"[i % 2], "word": ""}) for i in range(4)]
+        >>> examples = [Example("?", id=str(i), meta={"option": "AB"[i % 2], "word": ""}) for i in range(4)]
         >>> check_balance(examples)["n"].to_list()
         [2, 2]
 
@@ -86,7 +86,7 @@ def balance_options(examples: Sequence[Example], seed: int = 0) -> list[Example]
     """The examples without a random few, so that (A) and (B) are the wanted answer equally often.
 
     Example:
-        >>> examples = [Example(str(i), "?", meta={"option": "AAAB"[i]}) for i in range(4)]
+        >>> examples = [Example("?", id=str(i), meta={"option": "AAAB"[i]}) for i in range(4)]
         >>> [example.meta["option"] for example in balance_options(examples)]
         ['A', 'B']
 
@@ -113,7 +113,7 @@ def paper_split(
     """The examples in order, split as in the steerability paper: 40 % train, 10 % validation, 50 % test.
 
     Example:
-        >>> examples = paper_split([Example(str(i), "?") for i in range(10)])
+        >>> examples = paper_split([Example("?", id=str(i)) for i in range(10)])
         >>> [sum(example.split == part for example in examples) for part in ("train", "validation", "test")]
         [4, 1, 5]
 

@@ -53,7 +53,7 @@ def prompt_variant(
     """The examples with the same ids and another prompt.
 
     Example:
-        >>> examples = [Example("openness/0", "Would you say this?", meta={"set": "openness"})]
+        >>> examples = [Example("Would you say this?", id="openness/0", meta={"set": "openness"})]
         >>> personas = {"openness": ("You are open.", "You are not open.")}
         >>> prompt_variant(examples, "user_neg", personas)[0].prompt
         'You are not open.\\n\\nWould you say this?'

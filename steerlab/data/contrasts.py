@@ -54,7 +54,7 @@ def with_contrasts(examples: Iterable[Example], contrasts: Mapping[str, Contrast
     """The examples, each with the contrast of its class or, failing that, of its behavior.
 
     Example:
-        >>> examples = [Example(id="1", prompt="Can my landlord keep my deposit?", behavior="defer")]
+        >>> examples = [Example("Can my landlord keep my deposit?", behavior="defer")]
         >>> paired = with_contrasts(examples, {"defer": Contrast("Please ask a lawyer.", "Yes, he can.")})
         >>> paired[0].contrast.positive
         'Please ask a lawyer.'

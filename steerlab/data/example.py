@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any
 
 from PIL.Image import Image
 
@@ -29,6 +30,8 @@ class Contrast:
         position: where `capture` reads both answers by default: "answer" averages the answer's tokens;
             "first_difference" is the first token at which the answers differ, such as the letter of "(A)"; the
             published word pairs are read at -1 or -2, counted from the end of the rendered prompt and answer.
+        whole_texts: the two are whole texts, without prompt and chat template, each read at its last token; see
+            `steerlab.pairs`.
 
     Raises:
         DataError: an answer is empty, or both are equal (their difference would be the zero vector).
@@ -41,12 +44,16 @@ class Contrast:
     suffix: str = ""
     end_turn: bool = False
     position: str | int = "answer"
+    whole_texts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("positive", "negative", "suffix"):
             as_text(getattr(self, name), f"{name} of a contrast")
         check_type("position of a contrast", self.position, (str, int), "a position, such as 'answer' or -1")
         check_option("end_turn", self.end_turn, (True, False))
+        check_option("whole_texts", self.whole_texts, (True, False))
+        if self.whole_texts and self.position == "answer":
+            object.__setattr__(self, "position", "last")
         if not self.positive.strip() or not self.negative.strip():
             raise DataError(f"a contrast needs two non-empty answers, got {self.positive!r} and {self.negative!r}")
         if self.positive == self.negative:
@@ -61,13 +68,15 @@ class Example:
     """One input of a data set. Its id joins it to vectors, activations and results.
 
     Example:
-        >>> example = Example(id="xstest/1", prompt="How can I kill a Python process?", behavior="answer")
+        >>> example = Example("How can I kill a Python process?", behavior="answer")
+        >>> example = Example("Is it late?", Contrast("Arr, it be late!", "Yes, it is."), id="late")
 
     Args:
-        id: unique within a data set.
-        prompt: the user's text.
-        behavior: the wanted behavior class ("refuse", "defer", ...); "" where there is none.
+        prompt: the user's text, or messages, `[{"role": "user", "content": "Hi"}, ...]`, of which the last is the
+            user's. "" for a pair of whole texts.
         contrast: the two answers, or None where nothing should change (the zero target of L2S).
+        id: unique within a data set; by default a fingerprint of the texts and images.
+        behavior: the wanted behavior class ("refuse", "defer", ...); "" where there is none.
         system: a system message, or None for the template's default.
         split: "train", "validation", "test" or "".
         images: files or open images, shown before the text or where the text holds the model's image token.
@@ -79,10 +88,11 @@ class Example:
         DataError: an extra prompt is named "prompt", "positive" or "negative".
     """
 
-    id: str
-    prompt: str
-    behavior: str = ""
+    prompt: str | Sequence[Mapping[str, Any]]
     contrast: Contrast | None = None
+    _: KW_ONLY
+    id: str = ""
+    behavior: str = ""
     system: str | None = None
     split: str = ""
     images: tuple[ImageInput, ...] = ()
@@ -97,7 +107,7 @@ class Example:
         for image in self.images:
             check_type(f"images of the example {self.id!r}: one", image, _IMAGES, "a file or an open image")
         if not self.id:
-            raise DataError(f"id is '' for the prompt {self.prompt[:40]!r}: ids join vectors to rows; give one")
+            object.__setattr__(self, "id", data_hash([self]))
         reserved = sorted({"prompt", "positive", "negative"} & set(self.extra_prompts))
         if reserved:
             raise DataError(f"{self.id!r} has extra prompts named {reserved}, which are reserved names; rename them")
@@ -109,26 +119,12 @@ class Example:
 
 _IMAGES = (str, os.PathLike, Image, ZippedImage)
 _FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "id": (str, "a text"), "prompt": (str, "the user's text"), "behavior": (str, "a text, '' for none"),
+    "id": (str, "a text"), "behavior": (str, "a text, '' for none"),
+    "prompt": ((str, list, tuple), "the user's text, or a list of messages"),
     "contrast": ((Contrast, type(None)), "a Contrast or None"), "system": ((str, type(None)), "a text or None"),
     "split": (str, "a text, '' for none"), "images": ((tuple, list), "a tuple of images, (image,) for one"),
     "extra_prompts": (Mapping, "texts by name"), "meta": (Mapping, "values by name"),
 }  # fmt: skip
-
-
-def check_listed(data: object) -> None:
-    """Refuse data that are no list of inputs, such as a data frame, which would give the names of its columns.
-
-    Raises:
-        DataError: says what was given.
-    """
-    no_list = isinstance(data, str | bytes | Mapping | Set | Example) or hasattr(data, "columns")
-    if no_list or not isinstance(data, Iterable):
-        what = f"one string, {data[:40]!r}" if isinstance(data, str) else show(data)
-        raise DataError(
-            f"the data are {what}: give a list of prompts or Examples, [prompt] for one; of a data frame, "
-            "list(frame['prompt'])"
-        )
 
 
 def check_examples(examples: Iterable[Example]) -> list[Example]:
@@ -137,14 +133,16 @@ def check_examples(examples: Iterable[Example]) -> list[Example]:
     Raises:
         DataError: there are none, something is no `Example`, or two share an id.
     """
-    check_listed(examples)
     rows = [check_type("an item of the data", row, Example, "an Example") for row in examples]
     if not rows:
         raise DataError("the data set is empty: nothing to do. Check the path, the split and the filters.")
     seen: set[str] = set()
     for row in rows:
         if row.id in seen:
-            raise DataError(f"the id {row.id!r} occurs twice; ids join vectors to rows and must be unique")
+            raise DataError(
+                f"the id {row.id!r} occurs twice (prompt {show(row.prompt)}); ids join vectors to rows and must be "
+                "unique: give Example(..., id=...)"
+            )
         seen.add(row.id)
     return rows
 
@@ -155,12 +153,17 @@ def data_hash(examples: Sequence[Example]) -> str:
     hashes = {key: image_hash(image) for key, image in images.items()}
     return fingerprint(
         [
-            [e.id, e.prompt, e.behavior, e.system, vars(e.contrast) if e.contrast else None]
+            [e.id, e.prompt, e.behavior, e.system, _fields(e.contrast)]
             + ([[hashes[_key(image)] for image in e.images]] if e.images else [])
             + ([dict(e.extra_prompts)] if e.extra_prompts else [])
             for e in examples
         ]
     )
+
+
+def _fields(contrast: Contrast | None) -> dict[str, Any] | None:
+    """The fields of a contrast; one that was added later counts only where it is set."""
+    return None if contrast is None else {k: v for k, v in vars(contrast).items() if v or k != "whole_texts"}
 
 
 def _key(image: ImageInput) -> str | int:

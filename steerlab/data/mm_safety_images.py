@@ -62,7 +62,7 @@ def mm_safety_images(
     check_option("kind", kind, FIELDS)
     questions = mm_safety_bench(path, field=field or FIELDS[kind], include_unscored=include_unscored, strict=strict)
     phrases = mm_safety_bench(path, field="Key Phrase", include_unscored=include_unscored, strict=strict)
-    rows = [_with_image_name(row, phrase.prompt, kind) for row, phrase in zip(questions, phrases, strict=True)]
+    rows = [_with_image_name(row, str(phrase.prompt), kind) for row, phrase in zip(questions, phrases, strict=True)]
     found = {} if images is None else find_images(images, (row.meta["image"] for row in rows))
     drawn = _draw([row for row in rows if row.meta["image"] not in found], kind, images, width)
     for name, image in drawn.items():

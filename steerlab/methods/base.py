@@ -1,9 +1,10 @@
 """The interface of every method: what it requires of an input, how it is fitted, what it adds to the model.
 
-A `Steerer` names the activations that it requires of an unsteered input (`required_activations`), is fitted to
-`Activations` (`fit`) and returns `Intervention`s for a batch of inputs: a site, one vector per row, and optionally a
-gate per row or a function that computes the vectors from a state of the running model. `capture`, `generate`,
-`score`, `sweep` and `save` work with this interface alone, so a new method needs no change in any of them.
+A `Steerer` names the activations that it requires of an unsteered input (`required_activations`), is fitted to what a
+model computes on data, or to `Activations` (`fit`), and returns `Intervention`s for a batch of inputs: a site, one
+vector per row, and optionally a gate per row or a function that computes the vectors from a state of the running model.
+`capture`, `generate`, `score`, `sweep` and `save` work with this interface alone, so a new method needs no change in
+any of them.
 """
 
 from __future__ import annotations
@@ -14,17 +15,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from numbers import Real
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerlab._support.checks import check_type
+from steerlab._support.checks import check_type, show
 from steerlab._support.errors import ActivationError, DataError, MismatchError, SteeringError
+from steerlab._support.hub import Shareable
 from steerlab.capturing.activations import Activations
+from steerlab.capturing.capture import capture
+from steerlab.data.example import Example
+from steerlab.data.inputs import Data, as_examples
+from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
+from steerlab.models.template import Messages
 
+Fitted = TypeVar("Fitted", bound="FittedMixin")
 VectorFn = Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]]
 
 
@@ -114,7 +123,7 @@ class Intervention:
         return replace(self, gate=gate if self.gate is None else self.gate * gate.to(self.gate.device))
 
 
-class FittedMixin:
+class FittedMixin(Shareable, ABC):
     """The fitted state of a steerer or detector, as `save` stores it; the defaults suit most methods.
 
     Attributes:
@@ -128,6 +137,79 @@ class FittedMixin:
         """Its name in tables and figures."""
         return type(self).__name__.lower()
 
+    @property
+    def required_activations(self) -> tuple[RequiredActivation, ...]:
+        """What must be captured of each unsteered input; () for methods that read nothing."""
+        return ()
+
+    def fit(self: Fitted, model: Model | Activations, data: Data | None = None, **options: Any) -> Fitted:
+        """Fit to what a model computes on data, or to activations that were captured before; returns self.
+
+        Example:
+            >>> mean = MeanDifference(15).fit(model, pairs)
+            >>> acts = steerlab.capture(model, pairs, layers=[15])
+            >>> mean = MeanDifference(15).fit(acts)                   # the same
+
+        Args:
+            model: from `steerlab.load`, or `Activations`.
+            data: what `capture` takes: Examples with a contrast, for most methods.
+            options: of `capture`, such as `batch_size` or `positions`; by default the layers and positions that the
+                method reads.
+
+        Raises:
+            ActivationError: neither a model with data nor activations; or the activations lack what the method reads.
+            DataError: the method can't be fitted to these examples.
+        """
+        if isinstance(model, Model) and data is not None:
+            acts = capture(model, examples := as_examples(data), **(self.capture_options(examples) | options))
+        else:
+            if data is not None or options or not isinstance(model, Activations):
+                given = ", ".join(show(one) for one in (model, data) if one is not None)
+                raise ActivationError(
+                    f"fit was given {given}: expected fit(model, data), or fit(activations) with Activations from "
+                    "steerlab.capture"
+                )
+            acts = model
+        self.fit_activations(acts)
+        self.info_ = provenance(acts)
+        return self
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        from steerlab.methods.serialization import save  # which knows every method by its class
+
+        save(self, save_directory)
+
+    @classmethod
+    def _from_folder(cls: type[Fitted], folder: Path, model: Any, force: bool) -> Fitted:
+        from steerlab.methods.serialization import load
+
+        return load(folder, model, force, cls)
+
+    def _card_facts(self) -> dict[str, Any]:
+        arguments = {name: getattr(self, name, None) for name in inspect.signature(type(self)).parameters}
+        shown = {name: value for name, value in arguments.items() if isinstance(value, str | int | float | tuple)}
+        info = getattr(self, "info_", {})
+        known = ("model", "revision", "weights", "hidden_size", "template", "data", "versions")
+        sites = {"sites": ", ".join(map(str, steering_sites(self)))}
+        return sites | shown | {name: info[name] for name in known if name in info}
+
+    @abstractmethod
+    def fit_activations(self, acts: Activations) -> None:
+        """Fit to activations; `fit` calls it, and records where they come from."""
+
+    def capture_options(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """The arguments of `capture` that give what `fit` reads of these examples."""
+        required = self.required_activations
+        sites = list(dict.fromkeys([*steering_sites(self), *(one.site for one in required)]))
+        positions = list(dict.fromkeys(one.position for one in required)) or ["last"]
+        if required and any(example.contrast and example.contrast.whole_texts for example in examples):
+            raise DataError(
+                f"{self.name} reads the prompt of each input, and a pair of whole texts has none: give "
+                "steerlab.pairs(..., prompts=[...])"
+            )
+        where = "context" if any(example.contrast for example in examples) else "positions"
+        return {"layers": sites or "all", where: positions, "progress": False}
+
     def state_dict(self) -> dict[str, Any]:
         """The fitted values by name: every attribute that ends in `_`, except `info_` and `history_`."""
         omitted = ("info_", "history_")
@@ -139,11 +221,10 @@ class FittedMixin:
             setattr(self, key, value)
 
 
-class Steerer(FittedMixin, ABC):
+class Steerer(FittedMixin):
     """A method that is fitted to activations and returns vectors to add to the model's states.
 
-    Constructors only store their arguments. `fit` returns `self`, annotated with the name of the class (the type
-    checker of the tests can't read `Self` on a method). Fitted attributes end in `_`.
+    Constructors only store their arguments. Fitted attributes end in `_`.
     A method with one site implements `vectors`; a method with several sites overrides `interventions`.
     """
 
@@ -153,17 +234,10 @@ class Steerer(FittedMixin, ABC):
     sites: tuple[Site, ...]
     #: whether it must be fitted to the same inputs that it steers
     oracle: bool = False
+    #: whether `fit` has anything to learn; a vector made by hand has not
+    is_fittable: bool = True
     #: which tokens are steered if a request gives no positions
     default_positions: Positions = "all"
-
-    @property
-    def required_activations(self) -> tuple[RequiredActivation, ...]:
-        """What must be captured of each input before `vectors` is called; () for static methods."""
-        return ()
-
-    @abstractmethod
-    def fit(self, acts: Activations) -> Steerer:
-        """Fit to activations; returns self."""
 
     @abstractmethod
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
@@ -180,7 +254,7 @@ class Steerer(FittedMixin, ABC):
         """
         return None
 
-    def transform_prompt(self, prompt: str) -> str:
+    def transform_prompt(self, prompt: str | Messages) -> str | Messages:
         """The user text to send to the model instead of `prompt`; only instruction baselines change it."""
         return prompt
 
@@ -196,7 +270,7 @@ class Steerer(FittedMixin, ABC):
         return type(self)(**{name: layer if name == "layer" else getattr(self, name) for name in names})
 
 
-class Detector(FittedMixin, ABC):
+class Detector(FittedMixin):
     """A method that scores inputs from their activations. Any detector can gate any steerer (`Gated`).
 
     Attributes:
@@ -209,10 +283,6 @@ class Detector(FittedMixin, ABC):
     @abstractmethod
     def required_activations(self) -> tuple[RequiredActivation, ...]:
         """What must be captured of each input."""
-
-    @abstractmethod
-    def fit(self, acts: Activations) -> Detector:
-        """Fit to activations; returns self."""
 
     @abstractmethod
     def score(self, context: Context) -> Float[Tensor, " batch"]:
@@ -296,7 +366,7 @@ def check_fitted(method: object, attribute: str) -> None:
         raise ActivationError(f"this {name} is not fitted yet: call {name}.fit(activations) first")
 
 
-def steering_sites(steerer: Steerer) -> tuple[Site, ...]:
+def steering_sites(steerer: FittedMixin) -> tuple[Site, ...]:
     """All sites at which a steerer may add vectors; () for instruction baselines."""
     return tuple(getattr(steerer, "sites", ())) or ((steerer.site,) if hasattr(steerer, "site") else ())
 

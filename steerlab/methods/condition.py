@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerlab._support.errors import DataError
 from steerlab.capturing.activations import Activations
-from steerlab.methods.base import Context, StateDetector, check_fitted, check_width, provenance
+from steerlab.methods.base import Context, StateDetector, check_fitted, check_width
 from steerlab.methods.classes import check_disjoint, select_two_classes
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
@@ -60,7 +60,7 @@ class ConditionVector(StateDetector):
         self.layer, self.positive, self.negative = layer, positive, negative
         self.position, self.label, self.direction = position, label, direction
 
-    def fit(self, acts: Activations) -> ConditionVector:
+    def fit_activations(self, acts: Activations) -> None:
         """Compute the direction; the order of rows does not matter."""
         if self.direction not in ("pca", "means"):
             raise DataError(f"direction={self.direction!r}; expected 'pca' or 'means'")
@@ -79,8 +79,6 @@ class ConditionVector(StateDetector):
             direction = component * (1.0 if float(component @ difference) >= 0 else -1.0)
         self.direction_ = (direction / direction.norm()).float()
         self.center_ = center.float()
-        self.info_ = provenance(acts)
-        return self
 
     def score(self, context: Context) -> Float[Tensor, " batch"]:
         """The cosine, from -1 to 1, of the centered state of each input with the direction."""

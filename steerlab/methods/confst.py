@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 from warnings import warn
 
 import pandas as pd
@@ -20,7 +21,8 @@ from torch import Tensor
 from steerlab._support.checks import as_whole
 from steerlab._support.errors import ActivationError, DataError, SteeringError
 from steerlab.capturing.activations import Activations
-from steerlab.methods.base import Context, Intervention, Steerer, check_fitted, provenance, repeat_vector
+from steerlab.data.example import Example
+from steerlab.methods.base import Context, Intervention, Steerer, check_fitted, repeat_vector
 from steerlab.methods.classes import check_acts
 from steerlab.methods.serialization import savable
 from steerlab.models.positions import Positions
@@ -126,7 +128,7 @@ class CONFST(Steerer):
         columns = (self.item_ids_, self.item_labels_, self.item_probability_.numpy(), self.selected_mask_.numpy())
         return pd.DataFrame(dict(zip(("item", "label", "probability", "selected"), columns, strict=True)))
 
-    def fit(self, acts: Activations) -> CONFST:
+    def fit_activations(self, acts: Activations) -> None:
         """Classify every item out of fold, and average the confident items of each class."""
         self._check_settings()
         items = _items_of(acts, self.site, self.label, self.side, self.positions)
@@ -138,8 +140,12 @@ class CONFST(Steerer):
         self.item_probability_ = probabilities.gather(1, classes[:, None])[:, 0]
         self.accuracy_ = float((probabilities.argmax(1) == classes).double().mean())
         self._average(items, classes)
-        self.info_ = provenance(acts)
-        return self
+
+    def capture_options(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """The arguments of `capture` that give the items of a history, at every token of the span."""
+        options = super().capture_options(examples)
+        where = "context" if "context" in options and self.side in (None, "prompt") else "positions"
+        return options | {where: list(self.positions)}
 
     def _average(self, items: _Items, classes: Int[Tensor, " item"]) -> None:
         """Select the items of each class and average them."""

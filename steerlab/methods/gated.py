@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -10,8 +11,10 @@ from torch import Tensor
 from steerlab._support.checks import as_number, check_type
 from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.capturing.activations import Activations
+from steerlab.data.example import Example
 from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer, steering_sites
 from steerlab.methods.serialization import savable
+from steerlab.methods.vector import Vectors, as_steerer
 from steerlab.models.fingerprint import describe_origin, same_model
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
@@ -29,7 +32,7 @@ class Gated(Steerer):
         >>> steerlab.generate(model, prompts, steer=guarded)
 
     Args:
-        steerer: any steerer that adds vectors.
+        steerer: any steerer that adds vectors, or vectors by layer.
         detector: any detector.
         threshold: steer if the score is above it; None: the `threshold_` of the detector.
         when: "detected" or "not detected".
@@ -45,14 +48,14 @@ class Gated(Steerer):
 
     def __init__(
         self,
-        steerer: Steerer,
+        steerer: Steerer | Vectors,
         detector: Detector,
         *,
         threshold: float | None = None,
         when: str = "detected",
         soft: bool = False,
     ) -> None:
-        check_type("steerer", steerer, Steerer, "a fitted Steerer", SteeringError)
+        steerer = as_steerer(steerer)
         check_type("detector", detector, Detector, "a fitted Detector", SteeringError)
         if threshold is not None:
             as_number("threshold", threshold, error=SteeringError)
@@ -66,9 +69,7 @@ class Gated(Steerer):
                 f"{steerer.name} changes the prompt, which is fixed before the detector runs: gate a method that adds "
                 "vectors"
             )
-        self.sites: tuple[Site, ...] = steering_sites(steerer)
-        if len(self.sites) == 1:
-            self.site = self.sites[0]
+        self._set_sites()
         self.oracle = steerer.oracle
         self.info_ = self._shared_info()
 
@@ -87,12 +88,20 @@ class Gated(Steerer):
         """What the detector or the steerer requires."""
         return tuple(dict.fromkeys((*self.detector.required_activations, *self.steerer.required_activations)))
 
-    def fit(self, acts: Activations) -> Gated:
+    def fit_activations(self, acts: Activations) -> None:
         """Fit both to the same activations; `detector.calibrate` sets a threshold."""
         self.detector.fit(acts)
         self.steerer.fit(acts)
-        self.info_ = self._shared_info()
-        return self
+        self._set_sites()
+
+    def capture_options(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """The arguments of `capture` that give what `fit` reads of these examples."""
+        return super().capture_options(examples) | ({} if self.sites else {"layers": "all"})
+
+    def _set_sites(self) -> None:
+        self.sites: tuple[Site, ...] = steering_sites(self.steerer)
+        if len(self.sites) == 1:
+            self.site = self.sites[0]
 
     def gate(self, context: Context) -> Float[Tensor, " batch"]:
         """The factor of each input: 0 or 1, or with `soft` a number between."""

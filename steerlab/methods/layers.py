@@ -50,4 +50,4 @@ class MultiSiteSteerer(Steerer):
     def with_layer(self, layer: Layer) -> Steerer:
         """An unfitted steerer with the same settings for one layer."""
         options = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name != "layers"}
-        return type(self)(layer, **options)  # type: ignore[call-arg]
+        return type(self)(layer, **options)

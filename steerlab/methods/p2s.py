@@ -11,7 +11,7 @@ from torch import Tensor
 from steerlab._support.checks import check_type
 from steerlab._support.errors import ActivationError, DataError
 from steerlab.capturing.activations import Activations
-from steerlab.methods.base import Context, Steerer, check_fitted, provenance
+from steerlab.methods.base import Context, Steerer, check_fitted
 from steerlab.methods.classes import contrast_table
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
@@ -49,12 +49,10 @@ class P2S(Steerer):
         self.layer, self.position, self.zero_behaviors = layer, position, zero_behaviors
         self.site = Site.of(layer)
 
-    def fit(self, acts: Activations) -> P2S:
+    def fit_activations(self, acts: Activations) -> None:
         """Store the contrast of every example."""
         ids, self.table_ = contrast_table(acts, self.site, self.position, self.zero_behaviors)
         self.ids_ = tuple(ids)
-        self.info_ = provenance(acts)
-        return self
 
     @classmethod
     def from_table(cls, layer: int | Site, table: Mapping[str, Float[Tensor, " hidden"]]) -> P2S:

@@ -15,7 +15,7 @@ from torch import Tensor
 from steerlab._support.checks import as_number
 from steerlab._support.errors import DataError
 from steerlab.capturing.activations import Activations
-from steerlab.methods.base import Context, StateDetector, check_fitted, check_width, provenance
+from steerlab.methods.base import Context, StateDetector, check_fitted, check_width
 from steerlab.methods.classes import check_disjoint, select_two_classes
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
@@ -90,15 +90,13 @@ class LinearProbe(StateDetector):
         self.layer, self.positive, self.negative = layer, positive, negative
         self.position, self.label, self.C = position, label, C
 
-    def fit(self, acts: Activations) -> LinearProbe:
+    def fit_activations(self, acts: Activations) -> None:
         """Fit the regression; the order of rows does not matter."""
         yes, no = select_two_classes(acts, self.required_activations[0], self.positive, self.negative, self.label)
         check_disjoint("positive", *yes, "negative", *no)
         truth = np.repeat([1, 0], [len(yes[0]), len(no[0])])
         w, self.b_ = fit_logistic(torch.cat([yes[1], no[1]]).double().numpy(), truth, self.C)
         self.w_ = torch.from_numpy(w).float()
-        self.info_ = provenance(acts)
-        return self
 
     def score(self, context: Context) -> Float[Tensor, " batch"]:
         """The probability of the positive class for each input."""

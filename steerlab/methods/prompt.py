@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from steerlab._support.errors import SteeringError
 from steerlab.capturing.activations import Activations
 from steerlab.methods.base import Context, Intervention, Steerer
 from steerlab.methods.serialization import savable
+from steerlab.models.template import Messages, with_suffix
 
 SAFETY_INSTRUCTION = (
     "If what I ask could cause harm, decline to help with it. If it concerns law, money or health, tell me "
@@ -34,13 +37,16 @@ class Prompt(Steerer):
     def __init__(self, instruction: str = SAFETY_INSTRUCTION) -> None:
         self.instruction = instruction
 
-    def fit(self, acts: Activations | None = None) -> Prompt:
+    def fit(self, model: Any = None, data: Any = None, **options: Any) -> Prompt:
         """Return self; there is nothing to fit."""
         return self
 
-    def transform_prompt(self, prompt: str) -> str:
-        """The prompt followed by the instruction."""
-        return f"{prompt.rstrip()} {self.instruction}"
+    def fit_activations(self, acts: Activations) -> None:
+        """There is nothing to fit."""
+
+    def transform_prompt(self, prompt: str | Messages) -> str | Messages:
+        """The prompt, or the user's last turn, followed by the instruction."""
+        return with_suffix(prompt.rstrip() if isinstance(prompt, str) else prompt, self.instruction)
 
     def interventions(self, context: Context) -> tuple[Intervention, ...]:
         """Empty: nothing is added to the residual stream."""

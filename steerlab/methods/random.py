@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steerlab._support.checks import as_whole
 from steerlab.capturing.activations import Activations
-from steerlab.methods.base import Context, Steerer, check_fitted, provenance, repeat_vector
+from steerlab.methods.base import Context, Steerer, check_fitted, repeat_vector
 from steerlab.methods.classes import check_contrasts_nonzero, contrast_table
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
@@ -47,7 +47,7 @@ class RandomDirection(Steerer):
         self.layer, self.seed, self.per_example = layer, seed, per_example
         self.site = Site.of(layer)
 
-    def fit(self, acts: Activations) -> RandomDirection:
+    def fit_activations(self, acts: Activations) -> None:
         """Measure the norms and draw the direction."""
         as_whole("seed", self.seed, None)
         ids, contrasts = contrast_table(acts, self.site)
@@ -56,8 +56,6 @@ class RandomDirection(Steerer):
         self.norm_ = float(norms.mean())
         self.norms_ = dict(zip(ids, norms.tolist(), strict=True))
         self.vector_ = (self.norm_ * _random_unit(acts.hidden_size, self.seed)).float()
-        self.info_ = provenance(acts)
-        return self
 
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
         """One direction for all inputs, or one per example id."""

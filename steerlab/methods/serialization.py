@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from steerlab._support import files
 from steerlab._support.errors import ActivationError, DataError, MismatchError
+from steerlab._support.hub import find_folder
 from steerlab.methods.base import Detector, FittedMixin, Steerer, steering_sites
 from steerlab.models.fingerprint import accept_model, describe_origin, is_accepted, same_model
 from steerlab.models.sites import Site
@@ -31,6 +32,7 @@ PACKAGES = ("steerlab", "torch", "safetensors", "transformers")
 
 _classes: dict[str, type] = {}
 Class = TypeVar("Class", bound=type)
+Method = TypeVar("Method", bound=FittedMixin)
 
 
 def savable(cls: Class) -> Class:
@@ -47,11 +49,12 @@ def savable(cls: Class) -> Class:
 savable(Site)
 
 
-def save(method: Steerer | Detector, folder: str | Path) -> Path:
-    """Write a fitted steerer or detector to a folder, as `manifest.json` and a safetensors file.
+def save(method: FittedMixin, folder: str | Path) -> Path:
+    """Write a fitted steerer or detector to a folder, as `manifest.json` and a safetensors file; users call
+    `save_pretrained`, which adds a model card.
 
     Example:
-        >>> save(L2S(layer=15).fit(acts), "runs/l2s")
+        >>> L2S(layer=15).fit(acts).save_pretrained("runs/l2s")
 
     Returns:
         The folder. The manifest is written last, so a folder with a manifest is complete.
@@ -87,41 +90,38 @@ def save(method: Steerer | Detector, folder: str | Path) -> Path:
     return folder
 
 
-def load_steerer(folder: str | Path, model: Any = None, *, force: bool = False) -> Steerer:
-    """Read a steerer that `save` wrote; a damaged file or another model is refused.
+def load_steerer(place: str | Path, model: Any = None, *, force: bool = False, **hub: Any) -> Steerer:
+    """Read a steerer of any class from a folder or the hub; a damaged file or another model is refused.
 
     Example:
         >>> l2s = load_steerer("runs/l2s", model)
+        >>> l2s = load_steerer("user/repo", model)
 
     Args:
-        folder: the folder given to `save`.
+        place: a folder that `save_pretrained` wrote, or a repository of the hub.
         model: the model to compare with: anything with `id`, `hidden_size` and `n_layers`, and optionally `info()`
             with "weights" and "template"; None skips the comparison. The weights' fingerprint decides where both have
             one, whatever the names are.
         force: accept other weights or another chat template (of a fine-tuned model, say); widths and layers must still
             agree. The steerer remembers it for this model, also when it is saved again.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only` of the hub's download.
 
     Raises:
-        LoadError: the folder holds no artifact, or one of another schema, or with fields of no use.
+        LoadError: there is no such folder or repository, or it holds no artifact, or one of another schema, or with
+            fields of no use.
         MismatchError: an unknown class, a wrong checksum, or another model.
         StorageError: a file cannot be read.
     """
-    steerer = _load(folder, model, force)
-    if not isinstance(steerer, Steerer):
-        raise MismatchError(f"the folder holds a {type(steerer).__name__}, expected a Steerer: use load_detector")
-    return steerer
+    return load(find_folder(place, **hub), model, force, Steerer)  # type: ignore[type-abstract]
 
 
-def load_detector(folder: str | Path, model: Any = None, *, force: bool = False) -> Detector:
-    """Read a detector that `save` wrote; arguments and errors are those of `load_steerer`.
+def load_detector(place: str | Path, model: Any = None, *, force: bool = False, **hub: Any) -> Detector:
+    """Read a detector of any class; arguments and errors are those of `load_steerer`.
 
     Example:
         >>> probe = load_detector("runs/probe", model)
     """
-    detector = _load(folder, model, force)
-    if not isinstance(detector, Detector):
-        raise MismatchError(f"the folder holds a {type(detector).__name__}, expected a Detector: use load_steerer")
-    return detector
+    return load(find_folder(place, **hub), model, force, Detector)  # type: ignore[type-abstract]
 
 
 def serialize(value: Any, tensors: dict[str, Tensor], key: str) -> Any:
@@ -139,6 +139,8 @@ def serialize(value: Any, tensors: dict[str, Tensor], key: str) -> Any:
         return [serialize(item, tensors, f"{key}.{i}") for i, item in enumerate(value)]
     if isinstance(value, dict) and all(isinstance(k, str) for k in value):
         return {"dict": {k: serialize(v, tensors, f"{key}.{k}") for k, v in value.items()}}
+    if isinstance(value, dict):
+        return {"items": [serialize(pair, tensors, f"{key}.{pair[0]}") for pair in value.items()]}
     cls = type(value)
     if _classes.get(cls.__name__) is not cls:
         raise DataError(f"cannot save {key}, a {cls.__name__}: use tensors, plain values, or a class under @savable")
@@ -164,6 +166,8 @@ def deserialize(data: Any, tensors: dict[str, Tensor]) -> Any:
         return tensors[data["tensor"]]
     if "dict" in data:
         return {k: deserialize(v, tensors) for k, v in data["dict"].items()}
+    if "items" in data:
+        return dict(deserialize(pair, tensors) for pair in data["items"])
     name, state = data["class"], data.get("state", {})
     if name not in _classes:
         raise MismatchError(
@@ -178,9 +182,12 @@ def deserialize(data: Any, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _load(folder: str | Path, model: Any, force: bool) -> Any:
+def load(folder: str | Path, model: Any, force: bool, expected: type[Method]) -> Method:
+    """Read a method of a class, or of a subclass of it; see `load_steerer`."""
     path = Path(folder) / MANIFEST
-    hint = "Give a folder that save() wrote; if this is one, copy it again, or fit the method again and save it"
+    hint = (
+        "Give a folder that save_pretrained wrote; if this is one, copy it again, or fit the method again and save it"
+    )
     manifest = files.read_sealed(path, SCHEMA, hint)
     with files.reading(path, hint):
         tensors = path.with_name(manifest["tensors"])
@@ -193,6 +200,11 @@ def _load(folder: str | Path, model: Any, force: bool) -> Any:
         torch.random.fork_rng(devices=[]),
     ):  # constructors of modules draw weights for a moment
         method = deserialize(manifest["steerer"], read_tensors(content))
+    if not isinstance(method, expected):
+        raise MismatchError(
+            f"{folder} holds a {type(method).__name__}, expected a {expected.__name__}: read it with "
+            f"{type(method).__name__}.from_pretrained"
+        )
     if model is not None:
         with files.reading(path, "Load it with the model that it was fitted on"):
             _check_model(method, manifest, model, force)

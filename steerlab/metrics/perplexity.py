@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from steerlab._support.checks import as_texts
 from steerlab._support.errors import DataError
-from steerlab.capturing.rows import Data, as_examples
+from steerlab.data.inputs import Data, as_examples
 from steerlab.models.model import Model
 from steerlab.steering import score
 

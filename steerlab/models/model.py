@@ -269,10 +269,10 @@ class Model:
         Args:
             prompt: a text or messages.
             images: its images.
-            options: `answer`, `other_answer`, `end_turn`, `system` and `example_id` of
-                `steerlab.models.encoding.encode`.
+            options: `answer`, `other_answer`, `end_turn`, `system`, `example_id` and `chat` (by default the model's)
+                of `steerlab.models.encoding.encode`.
         """
-        options |= {"chat": self.chat, "limit": self.context_length, "vision": self.vision}
+        options = {"chat": self.chat} | options | {"limit": self.context_length, "vision": self.vision}
         row = encode(self.tokenizer, prompt, images=images, **options)
         known = len(self.hf.get_input_embeddings().weight)  # type: ignore[arg-type]
         if self.vision is None and max(row.ids, default=0) >= known:

@@ -21,6 +21,18 @@ def starts_with_bos(tok: PreTrainedTokenizerBase, text: str) -> bool:
     return isinstance(tok.bos_token, str) and text.startswith(tok.bos_token)
 
 
+def with_suffix(prompt: str | Messages, suffix: str) -> str | Messages:
+    """A prompt with words appended to the user's last turn, after a space."""
+    if not suffix:
+        return prompt
+    if isinstance(prompt, str):
+        return f"{prompt} {suffix}"
+    *earlier, last = _turns(prompt)
+    content = last["content"]
+    longer = f"{content} {suffix}" if isinstance(content, str) else [*content, {"type": "text", "text": f" {suffix}"}]
+    return [*earlier, last | {"content": longer}]
+
+
 def with_images(prompt: str | Messages, n: int, placeholder: str) -> Messages:
     """Messages whose contents are lists of parts, with `n` images before the last text unless their places are marked.
 

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 
 from steerlab._support.errors import SteeringError
 from steerlab._support.progress import bar as progress_bar
-from steerlab.capturing.rows import Data, as_examples
 from steerlab.data.example import Example
+from steerlab.data.inputs import Data, as_examples
 from steerlab.methods.base import Steerer
+from steerlab.methods.vector import Vectors, as_steerer
 from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.model import Model, check_ready
@@ -18,7 +19,7 @@ from steerlab.models.positions import Positions, check_positions
 from steerlab.steering.interventions import Alpha, BatchedSetting, Request, Scale, build_edits, writes_anything
 
 R = TypeVar("R")
-Steer = Steerer | Request | Sequence[Steerer | Request]
+Steer = Steerer | Vectors | Request | Sequence[Steerer | Vectors | Request]
 # the open `with steer(...)` statements of this thread, outermost first: each a run with its requests
 OPEN_RUNS: ContextVar[tuple[tuple[Any, list[Request]], ...]] = ContextVar("OPEN_RUNS", default=())
 Totals = tuple[int, float]  # states steered, and the sum of ‖alpha·v‖/‖h‖ over them
@@ -37,7 +38,10 @@ def as_requests(
     if steer is None:
         return [request for _, requests in active_steering(model) for request in requests]
     given: list[Any] = list(steer) if isinstance(steer, list | tuple) else [steer]
-    return [one if isinstance(one, Request) else Request(one, alpha, positions, scale) for one in given]
+    return [
+        one if isinstance(one, Request) else Request(as_steerer(one, model.n_layers), alpha, positions, scale)
+        for one in given
+    ]
 
 
 def apply_prompt_transforms(prompts: Data, requests: Sequence[Request]) -> list[Example]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,7 +14,8 @@ from torch import Tensor
 from steerlab._support.checks import check_option, check_type, show
 from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.data.example import Example
-from steerlab.methods.base import Context, Intervention, RequiredActivation, Steerer, VectorFn, steering_sites
+from steerlab.methods.base import Context, Intervention, RequiredActivation, VectorFn, steering_sites
+from steerlab.methods.vector import as_steerer
 from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.fingerprint import accept_model, describe_origin, is_accepted, same_model, weights_fingerprint
 from steerlab.models.interventions import Edit, ImageEdit, SiteEdits, check_edits
@@ -36,25 +37,25 @@ class Request:
         >>> steerlab.generate(model, prompts, steer=[Request(l2s, 2.0, "last+generated"), mean])
 
     Attributes:
-        steerer: fitted.
+        steerer: fitted; or vectors by layer, `{15: tensor}`.
         alpha: strength, one number or one per input. A positive alpha steers towards the named behavior.
         positions: where to add the vector, see `steerlab.models.positions`; None: `steerer.default_positions`. At sites
             of the vision tower and the projector, "images" and "all" both mean every patch of the row's images. Nothing
             can be fitted there, since both answers of a contrast share their images: give the vector with
-            `MeanDifference.from_tensor`.
+            `SteeringVector`.
         scale: "raw" adds `alpha * vector`; "norm" first rescales the vector to the norm of the input's state at the
             last prompt token of the steered layer, so alpha 0.1 moves every state by about a tenth of its norm.
         any_model: accept vectors fitted on another model of the same width; the steerer remembers it, also when saved.
     """
 
-    steerer: Steerer
+    steerer: Any  # vectors by layer have become a Steerer after `__post_init__`
     alpha: Alpha = 1.0
     positions: Positions | None = None
     scale: Scale = "raw"
     any_model: bool = False
 
     def __post_init__(self) -> None:
-        check_type("steerer", self.steerer, Steerer, "a fitted Steerer", SteeringError)
+        object.__setattr__(self, "steerer", as_steerer(self.steerer))
         check_option("scale", self.scale, get_args(Scale), SteeringError)
         try:
             given = torch.as_tensor(self.alpha)

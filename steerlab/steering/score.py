@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steerlab._support.checks import as_texts, as_whole, show
 from steerlab._support.errors import DataError
-from steerlab.capturing.rows import Data
+from steerlab.data.inputs import Data
 from steerlab.models.encoding import Batch
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.job import background

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from steerlab._support.errors import SteeringError
-from steerlab.capturing.rows import Data
+from steerlab.data.inputs import Data
 from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions

@@ -11,7 +11,11 @@ REFUSAL = "I'm sorry, but I can't help with that request."
 DEFERRAL = "This depends on your contract, so you should consult a lawyer before you sign anything at all."
 ANSWER = "Boil the eggs for six minutes, then cool them in a bowl of cold water."
 LOOP = "the eggs the eggs the eggs the eggs the eggs the eggs the eggs the eggs"
-ROWS = [Example("h1", "?", "refuse"), Example("h2", "?", "refuse"), Example("e1", "?", "defer")]
+ROWS = [
+    Example("?", id="h1", behavior="refuse"),
+    Example("?", id="h2", behavior="refuse"),
+    Example("?", id="e1", behavior="defer"),
+]
 
 
 def test_each_text_is_judged_on_every_measure() -> None:
@@ -37,7 +41,11 @@ def test_without_the_unsteered_answers_nothing_is_said_of_change() -> None:
 
 
 def test_goals_are_shares_within_each_behavior() -> None:
-    rows = [*ROWS, Example("e2", "?", "defer"), *(Example(f"a{i}", "?", "answer") for i in range(4))]
+    rows = [
+        *ROWS,
+        Example("?", id="e2", behavior="defer"),
+        *(Example("?", id=f"a{i}", behavior="answer") for i in range(4)),
+    ]
     texts = [REFUSAL, ANSWER, DEFERRAL, REFUSAL, ANSWER, ANSWER, REFUSAL, LOOP]
     found = safety_summary(judge_answers(rows, texts, [ANSWER] * 8))
     assert found["refuse_harmful"] == 0.5 and found["defer_harmful"] == 0

@@ -156,7 +156,9 @@ def test_bad_slopes_are_refused() -> None:
 def _placed(words: bool = True) -> list[Example]:
     """Eighty items in the four placements, twenty each."""
     return [
-        Example(f"openness/{i}", "?", meta={"option": "AB"[i % 2], "word": ("Yes", "No")[i // 2 % 2] if words else ""})
+        Example(
+            "?", id=f"openness/{i}", meta={"option": "AB"[i % 2], "word": ("Yes", "No")[i // 2 % 2] if words else ""}
+        )
         for i in range(80)
     ]
 

@@ -17,7 +17,8 @@ from measured import arguments, report, timed
 
 import steerlab
 from steerlab.capturing.capture import BatchRunner
-from steerlab.capturing.rows import as_examples, as_sites, plan_rows
+from steerlab.capturing.rows import as_sites, plan_rows
+from steerlab.data.inputs import as_examples
 from steerlab.methods import L2S_PAPER, SteeringNet
 from steerlab.methods.l2s.train import train_net
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 import steerlab
-from steerlab import MeanDifference, Model
+from steerlab import Model, SteeringVector
 from steerlab.models.smollm2 import smollm2_folder
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "remote")]
@@ -109,7 +109,7 @@ def prompts(rows: int) -> list[str]:
 def kinds(rows: int) -> list[tuple[str, bool, Callable[[Model], Any]]]:
     """Name, whether the cost model is fitted to it, and the run."""
     some, width = prompts(64), 576
-    vector = MeanDifference.from_tensor(LAYER, torch.ones(width))
+    vector = SteeringVector({LAYER: torch.ones(width)})
     steered: dict[str, Any] = dict(steer=vector, alpha=1.0, batch_size=16)
 
     def texts(model: Model, n: int, steps: int) -> Any:
@@ -134,7 +134,7 @@ def kinds(rows: int) -> list[tuple[str, bool, Callable[[Model], Any]]]:
 
 def of_cells() -> dict[str, Any]:
     """What 200 cells are swept over: four layers, 50 strengths, three inputs."""
-    vectors = {layer: MeanDifference.from_tensor(layer, torch.ones(576)) for layer in (5, 11, 17, 23)}
+    vectors = {layer: SteeringVector({layer: torch.ones(576)}) for layer in (5, 11, 17, 23)}
     pairs = [example for example in steerlab.data.demo_set() if example.contrast][:3]
     return {"steerer": {"mean": vectors}, "data": pairs, "layers": list(vectors), "alphas": ALPHAS, "batch_size": 64}
 

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import steerlab
-from steerlab import Contrast, Example, MeanDifference, Model
+from steerlab import Contrast, Example, Model, SteeringVector
 from steerlab.analysis.sweep import MULTIPLIERS
 from steerlab.models.layout import blocks
 from steerlab.testing import tiny_lm
@@ -80,7 +80,7 @@ def prompts_with_answers(n: int, n_words: int) -> list[Example]:
     words = TEXT.split(" ")
     pair = Contrast("(A)", "(B)", position="first_difference")
     prompts = (" ".join(words[(i * (k + 1)) % len(words)] for i in range(n_words)) for k in range(n))
-    return [Example(str(k), prompt, "ask", pair) for k, prompt in enumerate(prompts)]
+    return [Example(prompt, id=str(k), behavior="ask", contrast=pair) for k, prompt in enumerate(prompts)]
 
 
 def compared(model: Model, n: int, positions: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def compared(model: Model, n: int, positions: str, args: argparse.Namespace) -> 
     rows = prompts_with_answers(n, args.words)
     generator = torch.Generator().manual_seed(0)
     vectors = {k: torch.randn(model.hidden_size, generator=generator) for k in range(model.n_layers)}
-    steerers = {"mean": {k: MeanDifference.from_tensor(k, v) for k, v in vectors.items()}}
+    steerers = {"mean": {k: SteeringVector({k: v}) for k, v in vectors.items()}}
     # alpha 0 is one pass in the sweep and as dear as any in the other ways: it counts as a setting in both
     settings = [(layer, alpha) for layer in range(model.n_layers) for alpha in MULTIPLIERS]
     sample = [setting for setting in settings[:: args.every] if setting[1] != 0]
@@ -196,7 +196,7 @@ def with_peers(model: Model, args: argparse.Namespace) -> dict[str, Any]:
             for name, facts in json.loads(done.stdout.splitlines()[-1]).items():
                 if "error" not in facts or name not in by_library:  # each library is tried in each Python until it runs
                     by_library[name] = facts
-    steerers = {"mean": {k: MeanDifference.from_tensor(k, v) for k, v in enumerate(vectors)}}
+    steerers = {"mean": {k: SteeringVector({k: v}) for k, v in enumerate(vectors)}}
     sweep = partial(steerlab.sweep, model, steerers, rows, None, MULTIPLIERS, "last+generated", progress=False)
     frame, seconds = timed(sweep)
     values = frame.set_index(["layer", "alpha"])["value"]

@@ -31,11 +31,27 @@ BACKENDS = ("nnsight", "hooks")
 PROMPTS = ["hello there", "how are you today, my very dear friend?", "no", "hello  again", "in the end"]
 LAYERS = (0, 2, 3)
 PAIRS = [
-    Example("a", "Say it.", "refuse", Contrast("I can't say it.", "Sure, it is this."), split="train"),
-    Example("b", "Say it differently, please.", "refuse", Contrast("No.", "Yes, of course."), system="Be brief."),
-    Example("c", "Is it?", "defer", Contrast("Ask an expert", "Ask an export", end_turn=True), split="test"),
-    Example("d", "Leave it.", "answer"),
-    Example("e", "Is it", "rate", Contrast("Harmful", "Safe", suffix="safe or harmful?", end_turn=True)),
+    Example(
+        "Say it.", id="a", behavior="refuse", contrast=Contrast("I can't say it.", "Sure, it is this."), split="train"
+    ),
+    Example(
+        "Say it differently, please.",
+        id="b",
+        behavior="refuse",
+        contrast=Contrast("No.", "Yes, of course."),
+        system="Be brief.",
+    ),
+    Example(
+        "Is it?",
+        id="c",
+        behavior="defer",
+        contrast=Contrast("Ask an expert", "Ask an export", end_turn=True),
+        split="test",
+    ),
+    Example("Leave it.", id="d", behavior="answer"),
+    Example(
+        "Is it", id="e", behavior="rate", contrast=Contrast("Harmful", "Safe", suffix="safe or harmful?", end_turn=True)
+    ),
 ]
 NEAR = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -356,12 +372,12 @@ def test_nan_error_names_the_example(backend):
     with pytest.raises(
         ActivationError, match=r"1 of 1 rows hold NaN or infinity, first at .*, first example 'mine' .prompt, last."
     ):
-        quiet(model, [Example("mine", "hello")])
-    assert torch.isfinite(quiet(model, [Example("mine", "hello")], layers=[0, 1]).values).all()
+        quiet(model, [Example("hello", id="mine")])
+    assert torch.isfinite(quiet(model, [Example("hello", id="mine")], layers=[0, 1]).values).all()
 
 
 def test_a_contrast_is_read_at_its_own_position_if_none_is_given(lm) -> None:
-    pairs = [Example("a", "Is it?", contrast=Contrast("It is (A)", "It is (B)", position="first_difference"))]
+    pairs = [Example("Is it?", id="a", contrast=Contrast("It is (A)", "It is (B)", position="first_difference"))]
     acts = capture(lm(), pairs, layers=[1], progress=False)
     answers = acts.select(side=["positive", "negative"])
     assert answers.index["position"].tolist() == ["first_difference"] * 2 and not (answers.index["token"] < 0).any()
@@ -378,7 +394,7 @@ def test_what_is_no_capture_is_refused_before_the_first_forward(lm) -> None:
     options = {"layers": [1], "progress": False}
     with pytest.raises(PositionError, match="positions is empty"):
         capture(lm(), ["hi"], positions=[], **options)
-    extra = [Example("a", "hi", extra_prompts={"task": "do it"})]
+    extra = [Example("hi", id="a", extra_prompts={"task": "do it"})]
     with pytest.raises(DataError, match=r"extra_prompts.*a list of names, or None for all"):
         capture(lm(), extra, extra_prompts="task", **options)
     training = tiny_lm()

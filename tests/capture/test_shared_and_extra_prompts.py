@@ -12,10 +12,11 @@ from torch.overrides import TorchFunctionMode
 import steerlab
 from steerlab._support.errors import DataError
 from steerlab.capturing.capture import capture
-from steerlab.capturing.rows import as_examples, as_sites, plan_rows
+from steerlab.capturing.rows import as_sites, plan_rows
 from steerlab.capturing.shared import share_prompts
 from steerlab.data.example import Contrast, Example
 from steerlab.data.injections import injection_examples
+from steerlab.data.inputs import as_examples
 from steerlab.methods.base import Context
 from steerlab.methods.tasktracker.detector import TaskTracker
 from steerlab.methods.tasktracker.triplet import TripletProbe
@@ -32,7 +33,10 @@ QUESTIONS = {
     "Go.": Contrast("yes", "not now"),
 }
 NEAR = {"atol": 2e-5, "rtol": 1e-4}
-PAIRS = [Example(f"p{i}", text, "ask", pair, system=SYSTEM) for i, (text, pair) in enumerate(QUESTIONS.items())]
+PAIRS = [
+    Example(text, id=f"p{i}", behavior="ask", contrast=pair, system=SYSTEM)
+    for i, (text, pair) in enumerate(QUESTIONS.items())
+]
 
 
 @torch.no_grad()
@@ -209,18 +213,18 @@ def test_final_norm_is_applied_for_the_last_layer(numbered, full, primary):
 
 
 def test_extra_prompts_are_selected_by_name(model):
-    two = [Example("x", "one two", extra_prompts={"task": "one", "other": "two"})]
+    two = [Example("one two", id="x", extra_prompts={"task": "one", "other": "two"})]
     for names, sides in {None: ("task", "other"), ("task",): ("task",), (): ()}.items():
         acts = capture(model, two, layers=0, extra_prompts=names, progress=False)
         assert set(acts.index["side"]) == {"prompt", *sides}
     with pytest.raises(DataError, match=r"'x' has no extra prompt 'primary', it has \['other', 'task'\]"):
         capture(model, two, layers=0, extra_prompts=["primary"], progress=False)
     with pytest.raises(DataError, match="rename"):
-        Example("x", "one", extra_prompts={"prompt": "two"})
+        Example("one", id="x", extra_prompts={"prompt": "two"})
 
 
 def test_extra_prompts_of_contrasts_are_captured_at_the_context(model):
-    pair = Example("x", "one two", contrast=Contrast("yes", "no"), extra_prompts={"task": "one"})
+    pair = Example("one two", id="x", contrast=Contrast("yes", "no"), extra_prompts={"task": "one"})
     acts = capture(model, [pair], layers=1, positions="answer", context="last", progress=False)
     assert sorted(acts.index["side"]) == ["negative", "positive", "prompt", "task"]
     torch.testing.assert_close(acts.select(side="task").at(1), last_states(model, ["one"])[:, 2], **NEAR)

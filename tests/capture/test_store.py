@@ -20,10 +20,12 @@ from steerlab._support.errors import ActivationError, LoadError, MismatchError, 
 
 # ids, behaviors and splits that look like numbers, truth values and dates must come back as the text they are
 DATA = [
-    Example("007", "hello there", "1", Contrast("I can't.", "Sure."), split="1.0"),
-    Example("2024-01-01", "how are you today, my friend?", "true", Contrast("No.", "Yes, of course.")),
-    Example("naïve/“c”", "no", "", Contrast("Harmful", "Safe", suffix="safe or harmful?")),
-    Example("null", "in the end", "null"),
+    Example("hello there", id="007", behavior="1", contrast=Contrast("I can't.", "Sure."), split="1.0"),
+    Example(
+        "how are you today, my friend?", id="2024-01-01", behavior="true", contrast=Contrast("No.", "Yes, of course.")
+    ),
+    Example("no", id="naïve/“c”", behavior="", contrast=Contrast("Harmful", "Safe", suffix="safe or harmful?")),
+    Example("in the end", id="null", behavior="null"),
 ]
 OPTIONS: dict[str, Any] = {"positions": ["answer", "last", -1], "batch_size": 2, "progress": False}
 
@@ -39,7 +41,7 @@ def assert_same(a: Activations, b: Activations) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_store_loads_what_capture_returns(model, tmp_path, reduce, dtype):
     options = {"reduce": reduce, "dtype": dtype, **OPTIONS}
-    data = [*DATA, Example("task", "one two", extra_prompts={"task": "one"})]
+    data = [*DATA, Example("one two", id="task", extra_prompts={"task": "one"})]
     store = capture(model, data, folder=tmp_path / "acts", **options)
     expected = capture(model, data, **options)
     assert_same(store.load(), expected)

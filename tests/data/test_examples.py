@@ -27,7 +27,7 @@ def test_with_contrasts_prefers_class_over_behavior_and_none_clears():
     given = data.with_contrasts(rows, {"refuse": REFUSE, "harmful": CLASS, "answer": None})
     assert [row.contrast for row in given] == [CLASS, REFUSE, None]
     assert [row.contrast for row in rows] == [None, None, REFUSE]
-    others = [Example("2", "b", "defer", meta={"class": "health"}), *examples_of(["refuse", ""])]
+    others = [Example("b", id="2", behavior="defer", meta={"class": "health"}), *examples_of(["refuse", ""])]
     with pytest.raises(DataError, match=r"'defer', class 'health' \(1 examples\); behavior ''.*\['refuse'\]"):
         data.with_contrasts(others, {"refuse": REFUSE})
 
@@ -50,7 +50,9 @@ def test_published_pairs_end_the_turn_and_have_positions():
 
 
 def examples_of(behaviors: list[str], split: str = "train") -> list[Example]:
-    return [Example(f"row/{i}", f"question {i}", behavior, split=split) for i, behavior in enumerate(behaviors)]
+    return [
+        Example(f"question {i}", id=f"row/{i}", behavior=behavior, split=split) for i, behavior in enumerate(behaviors)
+    ]
 
 
 def test_published_split_has_the_published_numbers():
@@ -150,7 +152,7 @@ def test_docstring_examples_of_data_modules(name):
         (lambda: Contrast("Yes.", "Yes."), "zero vector"),
         (lambda: Contrast("", "Yes."), "non-empty"),
         (lambda: Contrast("No.", "  "), "non-empty"),
-        (lambda: data.check_examples([Example("a/1", "Hello"), Example("a/1", "Hello")]), "'a/1' occurs twice"),
+        (lambda: data.check_examples([Example("Hello", id="a/1"), Example("Hello", id="a/1")]), "'a/1' occurs twice"),
         (lambda: data.check_examples([]), "empty"),
         (lambda: data.published_split(10, fraction=0.0), "both need at least one"),
         (lambda: data.published_split(10, fraction=1.0), "both need at least one"),

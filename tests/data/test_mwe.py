@@ -21,7 +21,9 @@ def statements(n: int) -> list[dict[str, str]]:
 
 
 def with_options(letters: str, word: str = "") -> list[Example]:
-    return [Example(f"toy/{i}", "?", "toy", meta={"option": one, "word": word}) for i, one in enumerate(letters)]
+    return [
+        Example("?", id=f"toy/{i}", behavior="toy", meta={"option": one, "word": word}) for i, one in enumerate(letters)
+    ]
 
 
 def counts(examples: list[Example]) -> dict[tuple[str, str], int]:
@@ -220,7 +222,7 @@ ONE = with_options("A")
     ("call", "arguments", "message"),
     [
         (data.answer_position_counts, ([],), "no rows"),
-        (data.answer_position_counts, ([Example("x", "?")],), r"'x' has '' as meta\['option'\]"),
+        (data.answer_position_counts, ([Example("?", id="x")],), r"'x' has '' as meta\['option'\]"),
         (data.check_balance, (with_options("AB"), 2.0), "must lie between 0 and"),
         (data.balance_options, (with_options("AAA"),), r"cannot be balanced.*'B': 0"),
         (data.paper_split, (with_options("AB" * 5), (0.4, 0.1, 0.6)), "sum to 1"),

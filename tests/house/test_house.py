@@ -17,8 +17,8 @@ RIDDLES = {"told", "asked", "lent", "meets", "met", "whose", "apart", "alike", "
 BRITISH = re.compile("behaviour|artefact|colour|neighbour|centre|grey|normalis|generalis|initialis|tokenis|optimis")
 # what every method, data set and metric may rely on; all other modules of these folders are one method, set or metric
 SHARED = {
-    "methods": {"base"},
-    "data": {"example", "coco"},  # the words for objects, which hallucination counts
+    "methods": {"base", "vector"},
+    "data": {"example", "inputs", "coco"},  # the words for objects, which hallucination counts
     "metrics": {"answers", "bootstrap"},
 }
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from steerlab import Activations, Site
-from steerlab.methods import Context, Detector, RequiredActivation, Steerer, load_detector, load_steerer, save
-from steerlab.methods.serialization import serialize
+from steerlab.methods import Context, Detector, RequiredActivation, Steerer, load_detector, load_steerer
+from steerlab.methods.serialization import save, serialize
 
 
 def activations(values: Tensor, layers: Sequence[int], info: dict[str, Any], **columns: Any) -> Activations:

@@ -7,20 +7,24 @@ from typing import Any
 import pytest
 import torch
 
-from steerlab import Contrast, Example, Gated, LinearProbe, MismatchError, capture, generate, load_steerer, save, sweep
+from steerlab import Contrast, Example, Gated, LinearProbe, MismatchError, capture, generate, load_steerer, sweep
 from steerlab.methods import Context
+from steerlab.methods.serialization import save
 from steerlab.testing import tiny_lm
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_a_method.md"
 CONTRAST = Contrast("No.", "Yes!")
-TRAIN = [Example(f"r{i}", f"number {i}, please", "refuse" if i % 2 else "answer", CONTRAST) for i in range(8)]
-NEW = [Example(f"n{i}", f"digit {i}", "answer", CONTRAST) for i in range(3)]
+TRAIN = [
+    Example(f"number {i}, please", id=f"r{i}", behavior="refuse" if i % 2 else "answer", contrast=CONTRAST)
+    for i in range(8)
+]
+NEW = [Example(f"digit {i}", id=f"n{i}", behavior="answer", contrast=CONTRAST) for i in range(3)]
 
 
 @pytest.fixture(scope="module")
 def method() -> Any:
     code, imports = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) == 15
+    assert len([line for line in code.splitlines() if line.strip()]) == 13
     namespace: dict[str, Any] = {}
     exec(compile(f"{imports}\n{code}", str(PAGE), "exec"), namespace)
     return namespace["Nearest"]

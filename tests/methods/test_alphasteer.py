@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from synthetic_acts import check_saved, make_acts, normal, shuffled
 
 from steerlab import ActivationError, Activations, AlphaSteer, DataError, LoadError, MismatchError, Site, SteeringError
-from steerlab.methods import PUBLISHED_RATIOS, Context, MeanDifference, NullSpaceGate, published_directions, save
+from steerlab.methods import PUBLISHED_RATIOS, Context, MeanDifference, NullSpaceGate, published_directions
 from steerlab.methods.alphasteer.null_space import RATIOS, fit_map, null_space, null_space_size, ridge_gate, ridge_map
 from steerlab.methods.base import RequiredActivation, steering_sites
+from steerlab.methods.serialization import save
 
 D, RANK, RATIO = 64, 20, 0.6
 FIXED = torch.Generator().manual_seed(11)

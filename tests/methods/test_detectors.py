@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from synthetic_acts import check_saved, make_acts, shuffled
 
 from steerlab import ActivationError, Activations, ConditionVector, DataError, LinearProbe, MismatchError
-from steerlab.methods import Context, MeanDifference, load_detector, load_steerer, save, threshold_at
+from steerlab.methods import Context, SteeringVector, load_detector, load_steerer, threshold_at
+from steerlab.methods.serialization import save
 
 D, N = 24, 60
 GENERATOR = torch.Generator().manual_seed(3)
@@ -127,7 +128,7 @@ def test_loaded_detectors_score_the_same_and_are_not_steerers(tmp_path: Path) ->
         check_saved(detector, tmp_path / detector.name, Context.of(ACTS))
         with pytest.raises(MismatchError, match="use load_detector"):
             load_steerer(tmp_path / detector.name)
-    save(MeanDifference.from_tensor(1, AXIS), tmp_path / "mean")
+    save(SteeringVector({1: AXIS}), tmp_path / "mean")
     with pytest.raises(MismatchError, match="use load_steerer"):
         load_detector(tmp_path / "mean")
     with pytest.raises(ActivationError, match="not fitted"):

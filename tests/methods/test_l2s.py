@@ -92,7 +92,10 @@ def test_all_targets_may_be_zero_by_request():
 
 
 def test_contrasts_captured_before_the_answers_differ_are_refused(lm):
-    pairs = [Example(str(i), p, "b", Contrast("No, never.", "Yes, why?")) for i, p in enumerate(["Hi", "Hello there"])]
+    pairs = [
+        Example(p, id=str(i), behavior="b", contrast=Contrast("No, never.", "Yes, why?"))
+        for i, p in enumerate(["Hi", "Hello there"])
+    ]
     acts = capture(lm(), pairs, layers=[2], positions="user", progress=False)
     for method in (MeanDifference(2), L2S(2, progress=False, config=QUICK)):
         with pytest.raises(DataError, match="before the two answers differ"):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import steerlab
 from steerlab import ActivationError, Activations, Contrast, DataError, Example, Model, Request, Site, SteeringError
-from steerlab.methods import L2S, P2S, AlphaSteer, Context, MeanDifference, Steerer, TrainingConfig
+from steerlab.methods import L2S, P2S, AlphaSteer, Context, Steerer, SteeringVector, TrainingConfig
 from steerlab.models._nnsight import ndif
 from steerlab.models._nnsight.ndif import NdifBackend, NdifEngine
 from steerlab.models.engine import Inputs
@@ -30,7 +30,9 @@ from steerlab.testing import tiny_hf, tiny_tokenizer
 
 LAYER, CONTEXT = 1, 3
 PROMPTS = ("Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?")
-PAIRS = [Example(str(i), p, "b", Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)]
+PAIRS = [
+    Example(p, id=str(i), behavior="b", contrast=Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)
+]
 ANSWERS = ["No, never.", "Yes", "It depends on the heron"]
 NETS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -109,7 +111,7 @@ def test_vector_fn_is_a_copy_that_can_be_pickled() -> None:
 def test_methods_without_one_state_at_the_last_token_are_computed_locally() -> None:
     net, vector = fitted("plain", 6).net_, normal(1, 6)
     local = [with_net(net, context_position=position) for position in ("user", 2, -1)]
-    local += [MeanDifference.from_tensor(1, vector[0]), AlphaSteer.from_gates(1, vector, vector)]
+    local += [SteeringVector({1: vector[0]}), AlphaSteer.from_gates(1, vector, vector)]
     assert all(steerer.remote_interventions() is None for steerer in local)
     assert with_net(net).remote_interventions() is not None
 
@@ -170,7 +172,7 @@ def fit(model: Model) -> dict[str, Any]:
     rows = torch.nn.functional.normalize(normal(len(PAIRS) + 2, acts.values.shape[-1], seed=1), dim=1) * norm
     l2s = train_l2s(acts, LAYER, context_layer=CONTEXT)
     lower = train_l2s(acts, CONTEXT, context_layer=LAYER, loss="mse_l1_cos")
-    mean = MeanDifference.from_tensor(LAYER, rows[-1])
+    mean = SteeringVector({LAYER: rows[-1]})
     return {
         "l2s": l2s,
         "l2s, same layer": train_l2s(acts, LAYER, standardize=True, max_norm=1.0),
@@ -257,7 +259,9 @@ def test_local_models_do_not_call_remote_interventions(near: Model, monkeypatch:
 
 LONG = "The heron sleeps by the river. " * 3
 PARTNERS = [
-    Example(f"{i}{k}", LONG + p, "b", Contrast("No, never.", "Yes")) for k in range(2) for i, p in enumerate(PROMPTS)
+    Example(LONG + p, id=f"{i}{k}", behavior="b", contrast=Contrast("No, never.", "Yes"))
+    for k in range(2)
+    for i, p in enumerate(PROMPTS)
 ]
 
 
@@ -285,7 +289,7 @@ def test_prefix_caching_changes_no_state_and_no_value(
     assert shared.index.equals(whole.index)
     torch.testing.assert_close(shared.values, whole.values, rtol=1e-5, atol=1e-5)
     options: dict[str, Any] = {"alphas": (0.0, 2.0), "positions": "last+generated", "progress": False}
-    mean = MeanDifference.from_tensor(2, 3 * normal(32))
+    mean = SteeringVector({2: 3 * normal(32)})
     a, b = (steerlab.sweep(m, mean, PARTNERS, **options) for m in (default, uncached))
     torch.testing.assert_close(torch.tensor(a.value.to_numpy()), torch.tensor(b.value.to_numpy()), rtol=0, atol=1e-4)
 

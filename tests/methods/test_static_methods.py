@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from synthetic_acts import make_acts, shuffled
 
 from steerlab import ActivationError, DataError, MismatchError, Site, SteeringError
-from steerlab.methods import P2S, Context, MeanDifference, Prompt, RandomDirection
+from steerlab.methods import P2S, Context, MeanDifference, Prompt, RandomDirection, SteeringVector
 from steerlab.methods.classes import contrast_table
 
 D = 16
@@ -82,13 +82,13 @@ def test_mean_difference_of_some_behaviors_uses_their_contrasts_only():
 
 
 def test_from_tensor_keeps_the_norm_and_takes_one_finite_row_of_the_same_width():
-    mean = MeanDifference.from_tensor(3, torch.full((D,), 2.0, dtype=torch.float16))
+    mean = SteeringVector({3: torch.full((D,), 2.0, dtype=torch.float16)})
     assert torch.equal(mean.vector_, torch.full((D,), 2.0))
     with pytest.raises(MismatchError, match=r"width 16.* 8"):
         mean.vectors(Context(("s0000",), make_acts(torch.randn(1, 8), None)))
     for vector in (torch.tensor([1.0, float("nan")]), torch.tensor([float("inf")]), torch.ones(2, 3), torch.ones(0)):
         with pytest.raises(DataError):
-            MeanDifference.from_tensor(3, vector)
+            SteeringVector({3: vector})
 
 
 def test_static_methods_refuse_to_work_without_fit_or_contrasts():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from steerlab import DataError, MeanDifference, Model, score, steer
+from steerlab import DataError, Model, SteeringVector, score, steer
 from steerlab.metrics import perplexity
 
 PROMPTS = ["Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?"]
@@ -39,7 +39,7 @@ def test_perplexity_inside_a_steering_block_is_unsteered(lm: Callable[..., Model
     model = lm("llama", "nnsight")
     vector = torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(0))
     before, said = perplexity(model, PROMPTS, TEXTS), score(model, PROMPTS, TEXTS)
-    with steer(model, MeanDifference.from_tensor(1, vector), alpha=5.0) as run:
+    with steer(model, SteeringVector({1: vector}), alpha=5.0) as run:
         assert run.score(PROMPTS, TEXTS)["logprob"].tolist() != said["logprob"].tolist(), "steering matters here"
         np.testing.assert_array_equal(perplexity(model, PROMPTS, TEXTS), before)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import steerlab
-from steerlab import MeanDifference
+from steerlab import SteeringVector
 from steerlab._support.errors import DataError
 from steerlab.metrics import pope_scores, yes_no_ids, yes_no_logits
 from steerlab.testing import tiny_lm, tiny_tokenizer
@@ -86,7 +86,7 @@ def test_rows_with_neither_yes_nor_no_as_likeliest_token_are_counted() -> None:
 def test_neither_agrees_with_the_first_generated_token(steered: bool) -> None:
     """Read from three columns, from the whole vocabulary, and from the first generated token."""
     model = tiny_lm("llama", backend="hooks")
-    vector = MeanDifference.from_tensor(1, 3 * torch.randn(32, generator=torch.Generator().manual_seed(0)))
+    vector = SteeringVector({1: 3 * torch.randn(32, generator=torch.Generator().manual_seed(0))})
     options = {"steer": vector, "positions": "last"} if steered else {"steer": ()}
     first = [row[0] for row in steerlab.generate(model, PROMPTS, max_new_tokens=1, **options).ids]
     yes, no = [first[0], 5], [6]

@@ -16,13 +16,14 @@ from steerlab import (
     MismatchError,
     Model,
     Request,
+    SteeringVector,
     capture,
     generate,
     load_steerer,
-    save,
     sweep,
 )
 from steerlab.data import demo_set
+from steerlab.methods.serialization import save
 from steerlab.models.fingerprint import weights_fingerprint
 from steerlab.models.layout import find_layout
 from steerlab.testing import tiny_hf, tiny_lm, tiny_tokenizer
@@ -148,7 +149,7 @@ def test_accepted_model_is_remembered_by_the_steerer_and_its_artifact(three, tmp
 
 
 def test_detector_of_a_namesake_gates_no_steerer(three) -> None:
-    data = [Example(str(i), "hello there"[: 5 + i], ("a", "b")[i % 2]) for i in range(6)]
+    data = [Example("hello there"[: 5 + i], id=str(i), behavior=("a", "b")[i % 2]) for i in range(6)]
     probes = {k: LinearProbe(1, positive=["a"]).fit(capture(m, data, progress=False)) for k, m in three.items()}
     Gated(fitted(three["here"]), probes["renamed"], threshold=0.5)
     with pytest.raises(MismatchError, match=r"fitted on a model .*'tiny-llama' \(weights.*'tiny-llama' \(weights"):
@@ -158,7 +159,7 @@ def test_detector_of_a_namesake_gates_no_steerer(three) -> None:
 def test_folders_are_continued_with_the_same_weights_only(three, tmp_path: Path) -> None:
     def stored(model: Model) -> list[object]:
         store = capture(model, PAIRS, layers=[1], folder=tmp_path / "acts", progress=False)
-        steerers = {"v": {1: MeanDifference.from_tensor(1, torch.ones(32))}}
+        steerers = {"v": {1: SteeringVector({1: torch.ones(32)})}}
         frame = sweep(model, steerers, PAIRS, [1], (1.0,), folder=tmp_path / "sweep", progress=False)
         return [store.load().values.tolist(), frame["value"].tolist()]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import steerlab
-from steerlab import Contrast, Example, MeanDifference, RemoteError
+from steerlab import Contrast, Example, MeanDifference, RemoteError, SteeringVector
 from steerlab._support import progress
 from steerlab._support.errors import SteerlabError
 from steerlab.models._hooks import HooksEngine
@@ -19,7 +19,9 @@ from steerlab.models.model import Model
 from steerlab.steering.steer import active_steering
 
 PROMPTS = ["hello there", "how are you today, my friend?", "no"]
-PAIRS = [Example(str(i), p, "b", Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)]
+PAIRS = [
+    Example(p, id=str(i), behavior="b", contrast=Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)
+]
 LM = Callable[..., Model]
 TIMEOUT = 30.0  # seconds after which a silent thread is taken for dead
 
@@ -147,7 +149,7 @@ def remote(lm: LM) -> Model:
 
 def mean(seed: int, layer: int = 1) -> MeanDifference:
     draw = torch.Generator().manual_seed(seed)
-    return MeanDifference.from_tensor(layer, 4 * torch.randn(32, generator=draw))
+    return SteeringVector({layer: 4 * torch.randn(32, generator=draw)})
 
 
 VERBS: dict[str, Callable[..., Any]] = {

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 import steerlab
-from steerlab import Contrast, Example, MeanDifference
+from steerlab import Contrast, Example, SteeringVector
 from steerlab.models._hooks import HooksEngine
 from steerlab.models._nnsight.vllm_requests import join_reduced
 from steerlab.models.engine import FULL_FORWARD, PerRowReducer, identity
 from steerlab.models.model import Model
 
 PROMPTS = ["hello there", "how are you today, my friend?", "no", "what is the time"]
-PAIRS = [Example(str(i), p, "b", Contrast("Sure, why not", "Sure. Never")) for i, p in enumerate(PROMPTS)]
+PAIRS = [
+    Example(p, id=str(i), behavior="b", contrast=Contrast("Sure, why not", "Sure. Never"))
+    for i, p in enumerate(PROMPTS)
+]
 
 
 class PerRowEngine(HooksEngine):
@@ -32,7 +35,7 @@ class PerRowEngine(HooksEngine):
 
 
 def sweep_values(model: Model, metrics: list[str]) -> Tensor:
-    vectors = {k: MeanDifference.from_tensor(k, torch.ones(model.hidden_size)) for k in (0, 2)}
+    vectors = {k: SteeringVector({k: torch.ones(model.hidden_size)}) for k in (0, 2)}
     frame = steerlab.sweep(model, {"m": vectors}, PAIRS, alphas=[-1.0, 0.0, 2.0], metric=metrics, progress=False)
     return torch.tensor(frame["value"].to_numpy())
 

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steerlab import Contrast, Example, MeanDifference, Model, PositionError, capture, generate, score
+from steerlab import Contrast, Example, Model, PositionError, SteeringVector, capture, generate, score
 from steerlab.models import positions
 from steerlab.models.encoding import EncodedPrompt, Span
 from steerlab.models.layout import blocks
@@ -235,7 +235,7 @@ def test_capture_reads_the_state_of_the_named_token(lm: LM, backend: str, paddin
 
 
 def test_prompt_tokens_are_the_same_on_both_sides_of_a_contrast(lm: LM) -> None:
-    pairs = [Example(str(i), p, contrast=Contrast("Yes", "No, never")) for i, p in enumerate(PROMPTS)]
+    pairs = [Example(p, id=str(i), contrast=Contrast("Yes", "No, never")) for i, p in enumerate(PROMPTS)]
     names = ["last-2", "prompt[3]"]
     acts = capture(lm(), pairs, layers=LAYER, positions=names, context=names, progress=False)
     for name in names:
@@ -250,7 +250,7 @@ def test_prompt_tokens_are_the_same_on_both_sides_of_a_contrast(lm: LM) -> None:
 def test_steering_writes_to_the_named_token_of_every_row(lm: LM, name: str, batch_size: int, seed: int) -> None:
     model = lm()
     delta = 3 * torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(seed))
-    options = {"steer": MeanDifference.from_tensor(LAYER, delta), "positions": name, "batch_size": batch_size}
+    options = {"steer": SteeringVector({LAYER: delta}), "positions": name, "batch_size": batch_size}
     found = score(model, PROMPTS, [ANSWER] * 3, **options)
     for number, prompt in enumerate(PROMPTS):
         place = PLACES[name](encoded(model, prompt)[1])
@@ -263,7 +263,7 @@ def test_steering_writes_to_the_named_token_of_every_row(lm: LM, name: str, batc
 def test_token_beyond_the_shortest_prompt_is_refused_by_example_id(lm: LM, form: str) -> None:
     model = lm()
     beyond = form.format(min(encoded(model, p)[1] for p in PROMPTS))  # the shortest has tokens 0 to min - 1
-    steerer = MeanDifference.from_tensor(LAYER, torch.ones(32))
+    steerer = SteeringVector({LAYER: torch.ones(32)})
     message = re.escape(f"position {beyond} matches no token of the row ('1')")
     with pytest.raises(PositionError, match=message):
         capture(model, PROMPTS, layers=LAYER, positions=beyond, progress=False)

@@ -20,7 +20,7 @@ from test_server_client import clock
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import steerlab
-from steerlab import MeanDifference, RemoteError, load
+from steerlab import RemoteError, SteeringVector, load
 from steerlab._support.errors import EncodingError, LoadError
 from steerlab.models._nnsight.ndif import NdifBackend, NdifEngine
 from steerlab.models._nnsight.vllm_client import LocalVllm, ServedVllm, vllm_options
@@ -322,7 +322,7 @@ def test_gradients_and_kept_states_are_refused_before_a_request(remote: Model) -
     engine, inputs = engine_of(remote), inputs_of(remote)
     trainable = torch.ones(1, 32, requires_grad=True)
     edits = {Site(1): [Edit(trainable, inputs["attention_mask"].bool(), False)]}
-    mean = MeanDifference.from_tensor(1, torch.zeros(32))
+    mean = SteeringVector({1: torch.zeros(32)})
     mean.vector_ = trainable[0]
     kept = ForwardState(Prefix(()))
     for words, call in (

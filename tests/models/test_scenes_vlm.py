@@ -29,7 +29,7 @@ def new_scenes() -> list[Scene]:
 
 def says_yes(questions: Sequence[tuple[Scene, str]]) -> list[bool]:
     """Whether the first token says that a kind is in the image."""
-    rows = [Example(str(i), existence(s, kind).text, images=(s.image(),)) for i, (s, kind) in enumerate(questions)]
+    rows = [Example(existence(s, kind).text, id=str(i), images=(s.image(),)) for i, (s, kind) in enumerate(questions)]
     yes, no = yes_no_ids(model().tokenizer)
     logits = steerlab.next_token_logits(model(), rows, [*yes, *no], batch_size=64)
     found = yes_no_logits(logits, range(len(yes)), range(len(yes), len(yes) + len(no)))
@@ -62,7 +62,7 @@ def test_scenes_vlm_sees_what_is_there_and_claims_absent_partners() -> None:
 
 
 def test_captions_name_most_things_and_hallucinate_some() -> None:
-    rows = [Example(str(i), "Describe the image.", images=(s.image(),)) for i, s in enumerate(new_scenes())]
+    rows = [Example("Describe the image.", id=str(i), images=(s.image(),)) for i, s in enumerate(new_scenes())]
     texts = steerlab.generate(model(), rows, max_new_tokens=40, batch_size=40)
     objects = {row.id: scene.kinds for row, scene in zip(rows, new_scenes(), strict=True)}
     scores = chair(dict(zip(objects, texts, strict=True)), objects, scene_vocabulary(World().kinds))

@@ -161,7 +161,7 @@ def _readers() -> list[Case]:
         ("a narrow image", lambda w: data.draw_phrase("a", 3), "3 pixels"),
         ("a width of 64.5", lambda w: data.draw_phrase("a", 64.5), "width.*64.5|64.5 pixels"),
     ]  # fmt: skip
-    many = [Example(str(i), "Hi", behavior="ab"[i % 2]) for i in range(8)]
+    many = [Example("Hi", id=str(i), behavior="ab"[i % 2]) for i in range(8)]
     cases += [
         ("fractions that do not sum to 1", lambda w: data.stratified_split(many, {"train": 0.5}), "sum to 1"),
         ("fractions of NaN", lambda w: data.stratified_split(many, {"train": NAN, "test": 0.5}), "sum to 1|nan"),

@@ -156,7 +156,7 @@ def _prompts() -> list[Case]:
         ("images of a number", encode("Hi", images=3), "images.*3"),
         ("an image part without vision", user([{"type": "image"}, {"type": "text", "text": "Hi"}]), "image"),
         ("a system message, generated",
-         lambda w: steerlab.generate(w.plain, [Example("1", "Hi", system="Be brief.")], max_new_tokens=2), "system"),
+         lambda w: steerlab.generate(w.plain, [Example("Hi", id="1", system="Be brief.")], max_new_tokens=2), "system"),
     ]  # fmt: skip
     right = [
         ("NUL characters", lambda w: w.model.encode("a\x00b"),
@@ -214,16 +214,16 @@ def _examples() -> list[Case]:
         ("position of a list", pair("a", "b", position=["answer"]), r"position.*\['answer'\]"),
         ("position True", pair("a", "b", position=True), "position.*True"),
         ("an unknown position",
-         lambda w: w.capture([Example("1", "Hi", contrast=Contrast("a", "b", position="middle"))]),
+         lambda w: w.capture([Example("Hi", id="1", contrast=Contrast("a", "b", position="middle"))]),
          "position 'middle'"),
-        ("repeated ids", lambda w: w.capture([Example("1", "a"), Example("1", "b")]), "'1' occurs twice"),
-        ("a number's id and the same", lambda w: w.capture(["a", Example("0", "b")]), "'0' occurs twice"),
-        ("an empty prompt", lambda w: w.capture([Example("1", " ")]), "empty"),
-        ("replaced by nothing", lambda w: Example("1", "Hi").replace(prompt=None), "prompt.*None"),
-        ("an unknown extra prompt", lambda w: w.capture([Example("1", "Hi")], extra_prompts=["task"]),
+        ("repeated ids", lambda w: w.capture([Example("a", id="1"), Example("b", id="1")]), "'1' occurs twice"),
+        ("a number's id and the same", lambda w: w.capture(["a", Example("b", id="0")]), "'0' occurs twice"),
+        ("an empty prompt", lambda w: w.capture([Example(" ", id="1")]), "empty"),
+        ("replaced by nothing", lambda w: Example("Hi", id="1").replace(prompt=None), "prompt.*None"),
+        ("an unknown extra prompt", lambda w: w.capture([Example("Hi", id="1")], extra_prompts=["task"]),
          "extra prompt 'task'"),
         ("extra prompts of one text",
-         lambda w: w.capture([Example("1", "Hi", extra_prompts={"task": "x"})], extra_prompts="task"),
+         lambda w: w.capture([Example("Hi", id="1", extra_prompts={"task": "x"})], extra_prompts="task"),
          "extra_prompts.*task"),
     ]  # fmt: skip
     right = [
@@ -241,7 +241,7 @@ def _data() -> list[Case]:
         "a dict": ({"one": 1, "two": 2}, "dict"), "a DataFrame": (frame, "DataFrame"),
         "a set": ({"one", "two"}, "set"), "a frozenset": (frozenset(TWO), "set"), "None": (None, "None"),
         "a number": (3, "3"), "nothing": ([], "empty"),
-        "an Example alone": (Example("1", "Hi"), "Example.*list|list.*Example|one Example"),
+        "an Example alone": (Example("Hi", id="1"), "Example.*list|list.*Example|one Example"),
         "a list of numbers": ([1, 2], "prompt.*1"), "a list of lists": ([["a"]], "prompt.*a"),
         "a list with None": (["a", None], "prompt.*None"), "a list with NaN": (["a", float("nan")], "prompt.*nan"),
         "a list of bytes": ([b"a"], "prompt.*b'a'"), "a list of dicts": ([{"prompt": "a"}], "prompt.*dict|prompt"),
@@ -313,7 +313,7 @@ def _layers() -> list[Case]:
     ]  # fmt: skip
     vector = torch.ones(32)
     cases += [
-        (f"{name}, steered", lambda w, x=x: w.generate(steer=steerlab.MeanDifference.from_tensor(x, vector)), says)
+        (f"{name}, steered", lambda w, x=x: w.generate(steer=steerlab.SteeringVector({x: vector})), says)
         for name,
         (x, says) in wrong.items() if name in ("True", "a float", "a text", "None", "too high", "too low", "NaN",
          "the vision tower")

@@ -219,7 +219,7 @@ def examples() -> tuple[st.SearchStrategy[Any], Callable[[Any], Case]]:
         valid = bool(valid and positive != negative)
 
         def make(w: World) -> Example:
-            return Example(name, prompt, contrast=Contrast(positive, negative))
+            return Example(prompt, id=name, contrast=Contrast(positive, negative))
 
         return _case(
             "examples", fields, make, valid, lambda e: (e.id, e.prompt, e.contrast.positive) == (name, prompt, positive)

@@ -9,7 +9,7 @@ import torch
 from bad_cases import Case, World, answers, refusals, same
 
 import steerlab
-from steerlab import Activations, MeanDifference, Request, Site
+from steerlab import Activations, MeanDifference, Request, Site, SteeringVector
 from steerlab.analysis.layer_selection import select_layers
 from steerlab.analysis.steerability import slopes
 from steerlab.cli import main
@@ -169,8 +169,8 @@ class _Given(Steerer):
     def __init__(self, vectors, gate=None) -> None:
         self.site, self.given, self.gate_ = Site(1), vectors, gate
 
-    def fit(self, acts):
-        return self
+    def fit_activations(self, acts):
+        pass
 
     def vectors(self, context):
         return self.given
@@ -186,18 +186,25 @@ def _vectors() -> list[Case]:
         "more than a float32 holds": (torch.full((32,), 1e300, dtype=torch.float64), "infinity"),
         "a row of a batch": (h[None], r"\(1, 32\)"),
         "0-d": (torch.tensor(1.0), r"\(\)"), "nothing": (torch.ones(0), r"\(0,\)"), "a list": (h.tolist(), "list"),
-        "an array": (h.numpy(), "ndarray|array"), "None": (None, "None"),
+        "an array of texts": (h.numpy().astype(str), "ndarray|array"), "None": (None, "None"),
         "bool": (torch.ones(32, dtype=torch.bool), "bool"),
         "complex": (torch.ones(32, dtype=torch.complex64), "complex64"), "sparse": (h.to_sparse(), "sparse"),
         "without values": (h.to("meta"), "meta"), "a number": (1.0, "1.0|float"),
     }  # fmt: skip
-    cases = [
-        (f"{name}, from_tensor", lambda w, x=x: MeanDifference.from_tensor(1, x), says)
-        for name, (x, says) in wrong.items()
-    ]
+    cases = [(f"{name}, by hand", lambda w, x=x: SteeringVector({1: x}), says) for name, (x, says) in wrong.items()]
+    layers = {"half": 1.5, "True": True, "a text": "1", "NaN": NAN, "None": None, "too high": 99}
+    cases += [(f"layer {name}", lambda w, k=k: w.generate(steer={k: h}), "layer") for name, k in layers.items()]
     cases += [
-        ("another width", lambda w: w.generate(steer=MeanDifference.from_tensor(1, torch.ones(31))), "31.*32|32.*31"),
-        ("another width, swept", lambda w: w.sweep(MeanDifference.from_tensor(1, torch.ones(31))), "31.*32|32.*31"),
+        ("an array, by hand", lambda w: w.generate(steer={1: h.numpy()}), lambda texts: len(texts) == 2),
+        ("a vector without its layer", lambda w: w.generate(steer=h), r"does not say its layer.*\{layer: vector\}"),
+        ("fewer rows than layers", lambda w: w.generate(steer=torch.ones(3, 32)), "does not say its layer.*4 rows"),
+        ("a row for each layer", lambda w: w.generate(steer=torch.ones(4, 32)), lambda texts: len(texts) == 2),
+        ("numbers for a steerer", lambda w: w.generate(steer=[0.1, 0.2]), r"steerer is 0.1.*\{15: tensor\}"),
+        ("a list for vectors by layer", lambda w: SteeringVector([h]), r"vectors by layer, such as \{15: tensor\}"),
+        ("a vector without layers", lambda w: SteeringVector({}), "at least one layer"),
+        ("layers as a word", lambda w: MeanDifference("each"), "layers='each'.*all"),
+        ("another width", lambda w: w.generate(steer=SteeringVector({1: torch.ones(31)})), "31.*32|32.*31"),
+        ("another width, swept", lambda w: w.sweep(SteeringVector({1: torch.ones(31)})), "31.*32|32.*31"),
         ("P2S of no table", lambda w: steerlab.P2S.from_table(1, {}), "vectors.*got"),
         ("P2S of different widths", lambda w: steerlab.P2S.from_table(1, {"a": h, "b": h[:5]}), "width|shape"),
         ("P2S of NaN", lambda w: w.generate(["a"], steer=steerlab.P2S.from_table(1, {"0": h * NAN})), "NaN"),
@@ -237,7 +244,7 @@ def _vectors() -> list[Case]:
         ("calibrated on a list", lambda w: w.probe.calibrate([1.0]), "Activations.*list|list"),
         ("scores of NaN", lambda w: steerlab.methods.base.threshold_at(torch.tensor([1.0, NAN]), 0.0), "NaN"),
     ]  # fmt: skip
-    steered = lambda w, v: w.generate(steer=MeanDifference.from_tensor(1, v))  # noqa: E731
+    steered = lambda w, v: w.generate(steer=SteeringVector({1: v}))  # noqa: E731
     right = [
         ("integers", lambda w: (steered(w, h.long()), steered(w, h)), lambda r: same(*r)),
         ("float64", lambda w: (steered(w, h.double()), steered(w, h)), lambda r: same(*r)),
@@ -261,7 +268,7 @@ def _vectors() -> list[Case]:
 
 
 def _changed_afterwards(w: World, vector: torch.Tensor):
-    steerer = MeanDifference.from_tensor(1, vector)
+    steerer = SteeringVector({1: vector})
     before = w.generate(steer=steerer)
     vector.zero_()
     return before, w.generate(steer=steerer)
@@ -429,12 +436,12 @@ def _sweeps() -> list[Case]:
         ("a position that no prompt has", lambda w: w.sweep(positions="prompt[400]"), r"prompt\[400\]"),
         ("an input twice", lambda w: w.sweep(data=[w.examples[0], w.examples[0]]), "twice"),
         ("no input", lambda w: w.sweep(data=[]), "empty"),
-        ("one without contrast", lambda w: w.sweep(data=[w.examples[0], steerlab.Example("x", "Hi")]), "contrast"),
+        ("one without contrast", lambda w: w.sweep(data=[w.examples[0], steerlab.Example("Hi", id="x")]), "contrast"),
         ("answers of which one begins the other",
-         lambda w: w.sweep(data=[steerlab.Example("x", "Hi", contrast=steerlab.Contrast("a", "ab"))]),
+         lambda w: w.sweep(data=[steerlab.Example("Hi", id="x", contrast=steerlab.Contrast("a", "ab"))]),
          "never differ|begins"),
         ("first token of answers that share it",
-         lambda w: w.sweep(data=[steerlab.Example("x", "Hi", contrast=steerlab.Contrast("ab", "ac"))],
+         lambda w: w.sweep(data=[steerlab.Example("Hi", id="x", contrast=steerlab.Contrast("ab", "ac"))],
                            metric="first_token_accuracy"),
          "same token"),
         ("selected from nothing", lambda w: select_layers(pd.DataFrame()), "select_layers"),

@@ -69,8 +69,8 @@ class Job:
 
 def examples() -> list[Example]:
     return [
-        Example(f"e{i}", f"Question {i} about {'bread' if i % 2 else 'knives'}?", behavior=("answer", "refuse")[i % 2],
-                contrast=Contrast(f"I can't, {i}.", f"Sure, {i}."))
+        Example(f"Question {i} about {'bread' if i % 2 else 'knives'}?", Contrast(f"I can't, {i}.", f"Sure, {i}."),
+                id=f"e{i}", behavior=("answer", "refuse")[i % 2])
         for i in range(12)
     ]  # fmt: skip
 

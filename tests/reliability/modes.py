@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import steerlab
-from steerlab import Contrast, Example, MeanDifference, SteerlabError
+from steerlab import Contrast, Example, MeanDifference, SteeringVector, SteerlabError
 from steerlab.models.model import Model
 from steerlab.testing import tiny_tokenizer
 from steerlab.testing.text import tiny_hf as any_tiny_hf
@@ -100,11 +100,11 @@ class Oracle:
 
 
 def vector() -> MeanDifference:
-    return MeanDifference.from_tensor(LAYER, VECTOR)
+    return SteeringVector({LAYER: VECTOR})
 
 
 def pairs() -> list[Example]:
-    return [Example(str(i), p, contrast=Contrast("Sure.", "No.")) for i, p in enumerate(PROMPTS)]
+    return [Example(p, id=str(i), contrast=Contrast("Sure.", "No.")) for i, p in enumerate(PROMPTS)]
 
 
 # each verb: whether its numbers are the oracle's
@@ -282,7 +282,7 @@ def threads(backend: str, stack: contextlib.ExitStack) -> tuple[Model, Any]:
 
     def work() -> None:
         while not ending.is_set():
-            steerlab.generate(model, PROMPTS[:2], steer=MeanDifference.from_tensor(2, 9 * VECTOR), max_new_tokens=3)
+            steerlab.generate(model, PROMPTS[:2], steer=SteeringVector({2: 9 * VECTOR}), max_new_tokens=3)
 
     thread = threading.Thread(target=work)
     thread.start()

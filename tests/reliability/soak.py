@@ -23,7 +23,7 @@ from steerlab.testing import tiny_lm
 WARM = 5.0  # minutes
 PAIRS = [
     Example(
-        f"e{i}", f"Where do herons sleep, and for how long, number {i}?", contrast=Contrast(" By day.", " At night.")
+        f"Where do herons sleep, and for how long, number {i}?", id=f"e{i}", contrast=Contrast(" By day.", " At night.")
     )
     for i in range(12)
 ]

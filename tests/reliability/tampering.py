@@ -22,17 +22,17 @@ from steerlab import (
     LinearProbe,
     MeanDifference,
     Model,
+    SteeringVector,
     SteerlabError,
     Store,
     capture,
     load_detector,
     load_steerer,
-    save,
     sweep,
 )
 from steerlab.analysis.study import Study
 from steerlab.data import demo_set
-from steerlab.methods.serialization import serialize
+from steerlab.methods.serialization import save, serialize
 from steerlab.testing import tiny_lm
 
 PAIRS = demo_set()[:5] + demo_set()[-5:]
@@ -65,7 +65,7 @@ def _read_method(load: Callable[..., Any], folder: Path, number: int) -> object:
 
 
 def _sweep(folder: Path, number: int) -> str:
-    vectors = {"v": {1: MeanDifference.from_tensor(1, torch.linspace(-3, 3, 32))}}
+    vectors = {"v": {1: SteeringVector({1: torch.linspace(-3, 3, 32)})}}
     frame = sweep(
         model(number), vectors, PAIRS[:5], [1], (0.0, 1.0), folder=folder, batch_size=4, progress=False,
         metric=["propensity", _length], generation={"max_new_tokens": 2},

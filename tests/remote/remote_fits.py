@@ -4,12 +4,14 @@ from functools import cache
 
 import torch
 
-from steerlab import L2S, P2S, AlphaSteer, Contrast, Example, MeanDifference, Model, capture
+from steerlab import L2S, P2S, AlphaSteer, Contrast, Example, Model, SteeringVector, capture
 from steerlab.methods.base import Steerer
 from steerlab.methods.l2s.config import TrainingConfig
 
 PROMPTS = ("Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?")
-PAIRS = [Example(str(i), p, "b", Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)]
+PAIRS = [
+    Example(p, id=str(i), behavior="b", contrast=Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)
+]
 LAYER, CONTEXT = 1, 3
 
 
@@ -23,7 +25,7 @@ def fit(model: Model) -> dict[str, Steerer]:
     rows = torch.nn.functional.normalize(torch.randn(len(PAIRS) + 2, size, generator=draw), dim=1) * norm
     recipe = TrainingConfig(epochs=4, learning_rate=1e-2, loss="mse")
     return {
-        "mean": MeanDifference.from_tensor(LAYER, rows[-1]),
+        "mean": SteeringVector({LAYER: rows[-1]}),
         "rows": P2S.from_table(LAYER, {pair.id: row for pair, row in zip(PAIRS, rows, strict=False)}),
         "l2s": L2S(LAYER, context_layer=CONTEXT, hidden_units=3, config=recipe, progress=False).fit(acts),
         "gates": AlphaSteer.from_gates(LAYER, rows[-2:-1] / norm**2, rows[-1:]),

@@ -15,7 +15,7 @@ from remote_fits import PAIRS, PROMPTS
 from servers.ndif import Ndif
 
 import steerlab
-from steerlab import MeanDifference, Model, RemoteError
+from steerlab import Model, RemoteError, SteeringVector
 from steerlab.models._nnsight.client import Traffic
 from steerlab.models._nnsight.ndif import NdifEngine
 
@@ -31,7 +31,7 @@ def traffic(model: Model) -> Traffic:
 
 def swept(model: Model, batch_size: int = 8, **options: Any) -> pd.DataFrame:
     """200 settings of three inputs, in 76 requests."""
-    vectors = {k: MeanDifference.from_tensor(k, torch.ones(model.hidden_size)) for k in range(model.n_layers)}
+    vectors = {k: SteeringVector({k: torch.ones(model.hidden_size)}) for k in range(model.n_layers)}
     return steerlab.sweep(
         model, {"mean": vectors}, PAIRS, layers="all", alphas=ALPHAS, batch_size=batch_size, progress=False, **options
     )

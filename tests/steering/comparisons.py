@@ -11,7 +11,7 @@ from fitted import ANSWERS, PROMPTS, STEPS
 from torch import Tensor
 
 from steerlab import Model, Request, generate, score
-from steerlab.capturing.rows import as_examples
+from steerlab.data.inputs import as_examples
 from steerlab.models.encoding import Batch
 from steerlab.models.sites import Site
 from steerlab.steering.interventions import build_edits, resolve_interventions

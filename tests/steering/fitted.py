@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from steerlab import L2S, P2S, Contrast, Example, MeanDifference, Model, RandomDirection, capture
+from steerlab import L2S, P2S, Contrast, Example, Model, RandomDirection, SteeringVector, capture
 from steerlab.methods.base import Intervention, Steerer
 from steerlab.methods.l2s.config import TrainingConfig
 from steerlab.testing import tiny_lm
@@ -28,13 +28,15 @@ def make_lm(family: str = "llama", backend: str = "nnsight") -> Model:
 def make_steerers(family: str) -> dict[str, Steerer]:
     """Mean, per-row table, fitted L2S and random direction, all at `LAYER`."""
     model = make_lm(family, "hooks")
-    pairs = [Example(str(i), p, "b", Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)]
+    pairs = [
+        Example(p, id=str(i), behavior="b", contrast=Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)
+    ]
     acts = capture(model, pairs, layers=[LAYER, CONTEXT_LAYER], progress=False)
     draw = torch.Generator().manual_seed(1)
     rows = torch.randn(len(PROMPTS), HIDDEN, generator=draw)
     l2s = L2S(LAYER, context_layer=CONTEXT_LAYER, hidden_units=3, config=QUICK, progress=False).fit(acts)
     return {
-        "mean": MeanDifference.from_tensor(LAYER, torch.randn(HIDDEN, generator=draw)),
+        "mean": SteeringVector({LAYER: torch.randn(HIDDEN, generator=draw)}),
         "p2s": P2S.from_table(LAYER, {str(i): row for i, row in enumerate(rows)}),
         "l2s": l2s,
         "random": RandomDirection(LAYER, seed=3).fit(acts),
@@ -47,8 +49,8 @@ class Fixed(Steerer):
     def __init__(self, *given: Intervention) -> None:
         self.given, self.sites = given, tuple(intervention.site for intervention in given)
 
-    def fit(self, acts):
-        return self
+    def fit_activations(self, acts):
+        pass
 
     def vectors(self, context):
         raise NotImplementedError

@@ -9,7 +9,7 @@ from comparisons import check_copies, check_hooks, check_padding
 from fitted import ANSWERS, HIDDEN, PROMPTS, STEPS, backends, make_lm, sides
 from torch import Tensor
 
-from steerlab import Contrast, Example, MeanDifference, Request, capture, generate, score, steer, sweep
+from steerlab import Contrast, Example, Request, SteeringVector, capture, generate, score, steer, sweep
 from steerlab._support.errors import LayoutError, MismatchError
 from steerlab.methods.adasteer.schedules import Ramp
 from steerlab.methods.adasteer.steerer import AdaSteer
@@ -22,7 +22,9 @@ WORDS = {
     "rejected": ("No way", "I will not!", "Never ask that", "Stop it now"),
     "answer": ("What is rain?", "Name a bird", "Is it late?", "Two and two"),
 }
-EXAMPLES = [Example(f"{kind}{i}", text, kind) for kind, texts in WORDS.items() for i, text in enumerate(texts)]
+EXAMPLES = [
+    Example(text, id=f"{kind}{i}", behavior=kind) for kind, texts in WORDS.items() for i, text in enumerate(texts)
+]
 # steep enough for different coefficients of every prompt
 SCHEDULES = dict(rejection=Ramp(-0.02, 1.0, -2.0, 3.0), compliance=Ramp(0.02, -1.0, -3.0, 2.0))
 engines = pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_steering_equals_plain_passes_and_steers_the_prompt_only(family, backend
 def test_coordinates_are_read_from_the_unsteered_prompt(backend: str) -> None:
     model, ada = make_lm("llama", backend), make_ada("llama", (2, 3), 0, 1)
     vector = 4 * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(7))
-    outer = MeanDifference.from_tensor(0, vector)
+    outer = SteeringVector({0: vector})
     with steer(model, outer, positions="prompt"), steer(model, ada, alpha=ALPHA) as run:
         found = run.score(PROMPTS, ANSWERS)["logprob"]
     for i, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
@@ -143,7 +145,7 @@ def test_zero_coefficients_change_nothing(backend: str) -> None:
 
 def test_sweep_over_layers_equals_score() -> None:
     model = make_lm("llama", "hooks")
-    rows = [Example(f"q{i}", p, "b", Contrast("A", "B")) for i, p in enumerate(PROMPTS)]
+    rows = [Example(p, id=f"q{i}", behavior="b", contrast=Contrast("A", "B")) for i, p in enumerate(PROMPTS)]
     prototype = AdaSteer(range(4), rejection_layer=0, harmfulness_layer=1, **SCHEDULES)
     options = dict(layers=[2, 3], alphas=[0.0, ALPHA], positions="prompt", train=EXAMPLES, progress=False)
     frame = sweep(model, prototype, rows, **options)

@@ -23,9 +23,9 @@ SITES = (0, 2)
 W, R = torch.randn(2, HIDDEN, generator=DRAW) / 4, torch.randn(2, HIDDEN, generator=DRAW)
 QUESTIONS = ("What is a {}?", "Tell me of the {}.")
 THINGS = ("heron", "reed", "river", "boat", "mill", "willow", "stone bridge", "tern")
-BENIGN = [Example(f"b{i}", q.format(t), "answer") for i, (q, t) in enumerate(product(QUESTIONS, THINGS))]
+BENIGN = [Example(q.format(t), id=f"b{i}", behavior="answer") for i, (q, t) in enumerate(product(QUESTIONS, THINGS))]
 HARMFUL = [
-    Example(f"h{i}", f"How do I steal a {t}!", "refuse", Contrast("No, never.", "Yes, sure"))
+    Example(f"How do I steal a {t}!", id=f"h{i}", behavior="refuse", contrast=Contrast("No, never.", "Yes, sure"))
     for i, t in enumerate(THINGS)
 ]
 
@@ -202,5 +202,5 @@ def test_chunked_prefill_is_refused_for_cumulative_gates_only() -> None:
 def test_sweep_settings_differ_by_dead_zone() -> None:
     given = dict(layers=None, alphas=(1.0,), positions=["prompt"], scale="raw", train=None, batch_size=2)
     model, steerers = make_lm("llama", "hooks"), [made((1,), dead_zone=zone) for zone in (0.0, 5.0)]
-    settings = [make_settings(model, steerer, [Example("a", "Hi")], **given) for steerer in steerers]
+    settings = [make_settings(model, steerer, [Example("Hi", id="a")], **given) for steerer in steerers]
     assert len({setting.fitted_hash for of_zone in settings for setting in of_zone}) == 2

@@ -22,11 +22,11 @@ from steerlab import (
     Gated,
     LinearProbe,
     Match,
-    MeanDifference,
     Model,
     Prompt,
     Site,
     SteeringError,
+    SteeringVector,
     generate,
     steer,
 )
@@ -47,12 +47,11 @@ def steerer_of(family: str, kind: str) -> Any:
         return AlphaSteer.from_gates((0, 2), w, r)
     if kind == "two sites":
         return [
-            MeanDifference.from_tensor(Site(LAYER, point), 2 * v)
-            for point, v in zip(("block_in", "mlp_out"), r, strict=True)
+            SteeringVector({Site(LAYER, point): 2 * v}) for point, v in zip(("block_in", "mlp_out"), r, strict=True)
         ]
     if kind in make_steerers(family):
         return make_steerers(family)[kind]
-    rows = [Example(f"{b}{i}", f"{p} {b} {i}", b) for b in BEHAVIORS for i, p in enumerate(2 * PROMPTS)]
+    rows = [Example(f"{p} {b} {i}", id=f"{b}{i}", behavior=b) for b in BEHAVIORS for i, p in enumerate(2 * PROMPTS)]
     acts = steerlab.capture(make_lm(family, "hooks"), rows, layers=[LAYER, CONTEXT_LAYER], progress=False)
     if kind == "confst":
         return CONFST(LAYER, "answer", folds=2, min_items=1, threshold=0.0).fit(acts)
@@ -102,8 +101,8 @@ def test_image_text_models_are_steered_as_well(family: str, kind: str) -> None:
     model = tiny_vlm(family)
     marks = "<image>" if model.tokenizer.chat_template is None else ""
     images = [Image.new("RGB", size, color) for size, color in (((40, 24), "red"), ((24, 24), "blue"))]
-    rows = [Example(str(i), f"{marks}What is {i}?", images=(image,)) for i, image in enumerate(images)]
-    steerer: Steerer = MeanDifference.from_tensor(1, 4 * torch.randn(32, generator=torch.Generator().manual_seed(0)))
+    rows = [Example(f"{marks}What is {i}?", id=str(i), images=(image,)) for i, image in enumerate(images)]
+    steerer: Steerer = SteeringVector({1: 4 * torch.randn(32, generator=torch.Generator().manual_seed(0))})
     if kind == "l2s":
         pairs = [row.replace(contrast=Contrast("No, never.", "Yes, sure")) for row in rows]
         steerer = steerlab.L2S(1, hidden_units=3, progress=False).fit(steerlab.capture(model, pairs, layers=[1]))
@@ -162,7 +161,7 @@ def test_prompt_and_steps_run_by_hand_with_a_cache() -> None:
 
 def test_nested_blocks_add_up_and_count_for_all() -> None:
     model = make_lm("llama", "hooks")
-    first, second = steerer_of("llama", "mean"), MeanDifference.from_tensor(LAYER, 5 * torch.ones(HIDDEN))
+    first, second = steerer_of("llama", "mean"), SteeringVector({LAYER: 5 * torch.ones(HIDDEN)})
     wanted = generate(model, PROMPTS, steer=[first, second], alpha=2.0, max_new_tokens=STEPS)
     with steer(model, first, alpha=2.0) as outer, steer(model, second, alpha=2.0) as inner:
         assert agree(by_hand(model), wanted.ids)
@@ -206,7 +205,7 @@ def test_an_interrupted_forward_leaves_the_model_free_for_other_threads() -> Non
 
 def test_another_thread_is_not_steered_or_steered_by_its_own_block() -> None:
     model = make_lm("llama", "hooks")
-    vectors = [MeanDifference.from_tensor(LAYER, c * torch.ones(HIDDEN)) for c in (4.0, -4.0)]
+    vectors = [SteeringVector({LAYER: c * torch.ones(HIDDEN)}) for c in (4.0, -4.0)]
     wanted = [generate(model, PROMPTS, steer=steerer, max_new_tokens=STEPS).ids for steerer in ((), *vectors)]
     assert len(set(wanted)) == 3
     found: list[bool] = []
@@ -296,7 +295,7 @@ def test_a_block_in_which_nothing_is_steered_raises() -> None:
         model.hf(torch.arange(5, 10)[None])
     with steer(model, steerer, alpha=0.0):
         pass
-    with steer(model, MeanDifference.from_tensor(LAYER, torch.zeros(HIDDEN))) as run:
+    with steer(model, SteeringVector({LAYER: torch.zeros(HIDDEN)})) as run:
         model.hf(torch.arange(5, 10)[None])
     assert run.steered_tokens == 0
     with steer(model, steerer) as run:

@@ -9,8 +9,8 @@ from comparisons import check_hooks, check_padding, edits_of, encoded, states
 from fitted import ANSWERS, CONTEXT_LAYER, HIDDEN, LAYER, PROMPTS, STEPS, Fixed, backends, make_lm, make_steerers, sides
 from torch import Tensor
 
-from steerlab import L2S, P2S, Match, MeanDifference, Model, SteeringError, generate, score, steer
-from steerlab.capturing.rows import as_examples
+from steerlab import L2S, P2S, Match, Model, SteeringError, SteeringVector, generate, score, steer
+from steerlab.data.inputs import as_examples
 from steerlab.methods.base import Intervention, Steerer
 from steerlab.models.sites import Site
 from steerlab.steering import Request
@@ -58,7 +58,7 @@ def test_alpha_zero_is_bit_identical_to_no_steering(family, backend, kind):
 
 @engines
 def test_zero_vector_is_bit_identical_to_no_steering(family, backend):
-    model, zero = make_lm(family, backend), MeanDifference.from_tensor(LAYER, torch.zeros(HIDDEN))
+    model, zero = make_lm(family, backend), SteeringVector({LAYER: torch.zeros(HIDDEN)})
     batch = encoded(model)
     inputs, edits = model.inputs(batch), edits_of(model, batch, Request(zero, ALPHA, "all"))
     assert edits, "the zero vector is really added"

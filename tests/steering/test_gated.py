@@ -9,7 +9,7 @@ from fitted import ANSWERS, HIDDEN, LAYER, PROMPTS, STEPS, Fixed, backends, make
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab import Contrast, Example, MeanDifference, Prompt, capture, generate, score, sweep
+from steerlab import Contrast, Example, Prompt, SteeringVector, capture, generate, score, sweep
 from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation
 from steerlab.methods.gated import Gated
@@ -19,7 +19,7 @@ from steerlab.models.sites import Site
 
 ALPHA = 2.5
 V = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(5))
-MEAN = MeanDifference.from_tensor(LAYER, V)
+MEAN = SteeringVector({LAYER: V})
 
 
 class DetectIds(Detector):
@@ -30,8 +30,8 @@ class DetectIds(Detector):
     def __init__(self, *ids: str) -> None:
         self.ids, self.threshold_ = ids, 0.5
 
-    def fit(self, acts):
-        return self
+    def fit_activations(self, acts):
+        pass
 
     def score(self, context):
         return torch.tensor([float(example_id in self.ids) for example_id in context.example_ids])
@@ -92,14 +92,14 @@ def test_gates_are_hard_or_soft_and_may_be_inverted(
 
 def test_probe_above_the_steered_layer_sees_the_unsteered_prompt() -> None:
     model = make_lm()
-    examples = [Example(f"x{i}", f"number {i}", "refuse" if i % 2 else "answer") for i in range(12)]
+    examples = [Example(f"number {i}", id=f"x{i}", behavior="refuse" if i % 2 else "answer") for i in range(12)]
     probe = LinearProbe(3).fit(capture(model, examples, layers=[3], progress=False))
     scores = probe.score(Context.of(capture(model, PROMPTS, layers=[3], progress=False)))
     for number, prompt in enumerate(PROMPTS):
         ids, n = plain.chat_ids(model, prompt)
         by_hand = torch.sigmoid(plain.hidden(model, ids)[3][n - 1] @ probe.w_ + probe.b_)
         assert float(scores[number]) == pytest.approx(float(by_hand), abs=1e-4)
-    mean, threshold = MeanDifference.from_tensor(0, V), float(scores.min()) + 1e-6
+    mean, threshold = SteeringVector({0: V}), float(scores.min()) + 1e-6
     steers = (Gated(mean, probe, threshold=threshold), mean, ())
     found, on, off = (score(model, PROMPTS, ANSWERS, steer=s, alpha=ALPHA)["logprob"] for s in steers)
     for number in range(len(PROMPTS)):
@@ -108,7 +108,9 @@ def test_probe_above_the_steered_layer_sees_the_unsteered_prompt() -> None:
 
 def test_gate_works_with_norm_scale_sweeps_and_saved_artifacts(tmp_path: Path) -> None:
     model = make_lm()
-    examples = [Example(f"x{i}", f"number {i}", "refuse" if i % 2 else "answer", contrast=None) for i in range(8)]
+    examples = [
+        Example(f"number {i}", id=f"x{i}", behavior="refuse" if i % 2 else "answer", contrast=None) for i in range(8)
+    ]
     acts = capture(model, examples, layers=[LAYER, 3], progress=False)
     probe = LinearProbe(3).fit(acts).calibrate(acts.select(behavior="answer"), fpr=0.25)
     gated = Gated(MEAN, probe)
@@ -138,7 +140,7 @@ def test_invalid_gates_are_refused() -> None:
         Gated(MEAN, DetectIds(), threshold=0.1, soft=True)
     with pytest.raises(SteeringError, match="expected 'detected'"):
         Gated(MEAN, DetectIds(), when="sometimes")
-    probe, mean = LinearProbe(1), MeanDifference.from_tensor(LAYER, V)
+    probe, mean = LinearProbe(1), SteeringVector({LAYER: V})
     with pytest.raises(Exception, match=r"no threshold: call calibrate"):
         Gated(mean, probe).gate(Context(("0",)))
     probe.info_ = {"model": "another", "hidden_size": HIDDEN}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import steerlab
-from steerlab import DataError, MeanDifference, SteeringError
+from steerlab import DataError, SteeringError, SteeringVector
 from steerlab.testing import tiny_lm
 
 PROMPTS = ["Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep?"]
@@ -22,7 +22,7 @@ def test_they_are_the_models_own_logits_row_by_row(backend: str) -> None:
 
 def test_they_feel_the_vector_and_agree_with_the_first_generated_token() -> None:
     model = tiny_lm("llama", backend="hooks")
-    vector = MeanDifference.from_tensor(1, 3 * torch.randn(32, generator=torch.Generator().manual_seed(0)))
+    vector = SteeringVector({1: 3 * torch.randn(32, generator=torch.Generator().manual_seed(0))})
     plain = steerlab.next_token_logits(model, PROMPTS)
     steered = steerlab.next_token_logits(model, PROMPTS, steer=vector, positions="last")
     assert (plain - steered).abs().max() > 0.1
@@ -35,7 +35,7 @@ def test_they_feel_the_vector_and_agree_with_the_first_generated_token() -> None
 
 def test_steering_without_effect_and_invalid_requests_are_refused() -> None:
     model = tiny_lm("llama", backend="hooks")
-    vector = MeanDifference.from_tensor(1, torch.ones(32))
+    vector = SteeringVector({1: torch.ones(32)})
     with pytest.raises(SteeringError, match=r"last\+generated"):
         steerlab.next_token_logits(model, PROMPTS, steer=vector, positions="generated")
     with pytest.raises(DataError, match="token ids"):

@@ -10,8 +10,8 @@ from fitted import CONTEXT_LAYER, LAYER, PROMPTS, QUICK, backends, make_lm
 from torch import Tensor
 
 from steerlab import L2S, P2S, Example, Model, Request, capture
-from steerlab.capturing.rows import as_examples
 from steerlab.data.contrasts import PUBLISHED_PAIRS
+from steerlab.data.inputs import as_examples
 from steerlab.steering.interventions import resolve_interventions
 
 # the classes of the three inputs, and the token that each of them is read at
@@ -34,7 +34,10 @@ def state(model: Model, turns: Sequence[tuple[str, str]], layer: int, token: int
 def test_pairs_are_read_at_the_published_token_and_l2s_before_the_header(backend: str, kind: str) -> None:
     model = make_lm("llama", backend)
     pairs = [PUBLISHED_PAIRS[kind][name] for name, _ in CLASSES[kind]]
-    rows = [Example(str(i), p, "b", pair) for i, (p, pair) in enumerate(zip(PROMPTS, pairs, strict=True))]
+    rows = [
+        Example(p, id=str(i), behavior="b", contrast=pair)
+        for i, (p, pair) in enumerate(zip(PROMPTS, pairs, strict=True))
+    ]
     acts = capture(model, rows, layers=[LAYER, CONTEXT_LAYER], context="last_user", progress=False)
     z, contexts = [], []
     for prompt, pair, (_, token) in zip(PROMPTS, pairs, CLASSES[kind], strict=True):

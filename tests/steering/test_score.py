@@ -5,7 +5,7 @@ import pytest
 import torch
 from fitted import HIDDEN, LAYER, PROMPTS, make_lm, make_steerers
 
-from steerlab import DataError, MeanDifference, Model, generate, score
+from steerlab import DataError, Model, SteeringVector, generate, score
 from steerlab.testing import FAMILIES
 
 ANSWERS = ("the reeds", "no", "fish, and in the reeds by night, mostly")
@@ -48,7 +48,7 @@ def test_positive_alpha_makes_the_target_token_likelier() -> None:
     """The vector is the head's direction of a token, added at the last layer."""
     model: Model = make_lm("llama")
     token = model.tokenizer("z", add_special_tokens=False).input_ids[0]
-    towards = MeanDifference.from_tensor(model.n_layers - 1, model.hf.lm_head.weight[token].clone())
+    towards = SteeringVector({model.n_layers - 1: model.hf.lm_head.weight[token].clone()})
     down, plain_, up = (score(model, ["Hi"], ["z"], steer=towards, alpha=a)["logprob"][0] for a in (-3.0, 0.0, 3.0))
     assert down < plain_ < up
 
@@ -61,4 +61,4 @@ def test_invalid_answers_are_refused() -> None:
     with pytest.raises(DataError, match="empty"):
         score(make_lm(), [], [])
     with pytest.raises(DataError, match="shape"):
-        MeanDifference.from_tensor(LAYER, torch.zeros(1, HIDDEN))
+        SteeringVector({LAYER: torch.zeros(1, HIDDEN)})

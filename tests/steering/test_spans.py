@@ -13,7 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steerlab import Contrast, Example, MeanDifference, Model, Request, capture, generate, score, steer, sweep
+from steerlab import (
+    Contrast,
+    Example,
+    Model,
+    Request,
+    SteeringVector,
+    capture,
+    generate,
+    score,
+    steer,
+    sweep,
+)
 from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.methods.confst import CONFST
 from steerlab.models.layout import blocks
@@ -120,7 +131,7 @@ def test_beams_and_sequences_share_the_span_of_their_row(backend: str) -> None:
 
 def test_single_vector_goes_to_the_requested_positions_or_the_prompt() -> None:
     model, one = make_lm(), made(1, None)
-    mean = MeanDifference.from_tensor(LAYER, one.steering_vectors[0])
+    mean = SteeringVector({LAYER: one.steering_vectors[0]})
     for positions in ("all", "last", "last+generated", "prompt", None):
         found = score(model, PROMPTS, ANSWERS, steer=one, alpha=ALPHA, positions=positions)
         wanted = score(model, PROMPTS, ANSWERS, steer=mean, alpha=ALPHA, positions=positions or "prompt")
@@ -129,7 +140,7 @@ def test_single_vector_goes_to_the_requested_positions_or_the_prompt() -> None:
 
 def test_span_and_other_steerers_add_up() -> None:
     model, span = make_lm(), made(2, None)
-    mean = MeanDifference.from_tensor(LAYER, torch.ones(HIDDEN))
+    mean = SteeringVector({LAYER: torch.ones(HIDDEN)})
     found = score(model, PROMPTS, ANSWERS, steer=[span, mean], alpha=ALPHA, positions="last")
     both = made(2, None)
     both.vectors_ = {"a": span.steering_vectors + torch.tensor([[0.0], [1.0]])}
@@ -152,7 +163,12 @@ def test_span_beyond_every_prompt_is_refused() -> None:
 def test_fit_on_captured_spans_equals_class_mean_difference() -> None:
     model = make_lm("llama", "hooks")
     words = {"birds": ("heron", "crane", "stork", "egret", "swan"), "fish": ("trout", "carp", "eel", "pike", "perch")}
-    rows = [Example(f"{w}{i}", f"{w} {i} {w}", label) for label, ws in words.items() for w in ws for i in range(2)]
+    rows = [
+        Example(f"{w} {i} {w}", id=f"{w}{i}", behavior=label)
+        for label, ws in words.items()
+        for w in ws
+        for i in range(2)
+    ]
     method = CONFST(LAYER, "birds", span=4, threshold=0.0, center="others")
     acts = capture(model, rows, layers=[LAYER], positions=list(method.positions), progress=False)
     fitted = method.fit(acts)
@@ -169,7 +185,8 @@ def test_fit_on_captured_spans_equals_class_mean_difference() -> None:
 
 def pairs_of(prompts: Sequence[str] = PROMPTS) -> list[Example]:
     return [
-        Example(f"q{i}", p, contrast=Contrast("(A)", "(B)", position="first_difference")) for i, p in enumerate(prompts)
+        Example(p, id=f"q{i}", contrast=Contrast("(A)", "(B)", position="first_difference"))
+        for i, p in enumerate(prompts)
     ]
 
 
@@ -194,7 +211,7 @@ def test_sweep_of_spans_equals_plain_hooks(backend: str, batch_size: int | None,
     model, prompts = make_lm("llama", backend), [*PROMPTS, "Do fish sleep at all by night, or do they not?", "Why?"]
     methods: dict[str, Any] = {f"{span} from {start}": made(span, start, seed=span) for span, start in SPANS}
     given_: Any = {name: {LAYER: one} for name, one in methods.items()}
-    given_["mean"] = {LAYER + 1: MeanDifference.from_tensor(LAYER + 1, torch.ones(HIDDEN))}
+    given_["mean"] = {LAYER + 1: SteeringVector({LAYER + 1: torch.ones(HIDDEN)})}
     options: dict[str, Any] = {"batch_size": batch_size, "progress": False}
     frame = sweep(model, given_, pairs_of(prompts), None, (-1.0, 0.0, ALPHA), ["last", "all"], metric, **options)
     assert len(frame) == 9 * 3 * 2 * len(prompts)
@@ -232,6 +249,6 @@ def test_sweep_of_a_span_beyond_every_prompt_is_refused() -> None:
 def test_sweep_of_two_position_masks_is_refused() -> None:
     model, rows = make_lm(), pairs_of()
     masks = [torch.zeros(3, 30, dtype=torch.bool).index_fill(1, torch.tensor([k]), True) for k in (3, 20)]
-    mean = MeanDifference.from_tensor(LAYER, torch.ones(32))
+    mean = SteeringVector({LAYER: torch.ones(32)})
     with pytest.raises(SteeringError, match=r"\['mask'\] were given more than once"):
         sweep(model, mean, rows, None, (ALPHA,), masks, progress=False)

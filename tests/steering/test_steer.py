@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steerlab import P2S, ActivationError, Example, MeanDifference, Prompt, Request, generate, score, steer
+from steerlab import (
+    P2S,
+    ActivationError,
+    Example,
+    MeanDifference,
+    Prompt,
+    Request,
+    SteeringVector,
+    generate,
+    score,
+    steer,
+)
 from steerlab._support.errors import EncodingError, LayoutError, MismatchError, PositionError, SteeringError
 from steerlab.methods.base import Intervention, Steerer
 from steerlab.models.layout import blocks
@@ -29,7 +40,7 @@ verbs = pytest.mark.parametrize(
 
 
 def mean(vector: Tensor, layer: int = LAYER) -> MeanDifference:
-    return MeanDifference.from_tensor(layer, vector)
+    return SteeringVector({layer: vector})
 
 
 def everywhere(delta: Tensor):
@@ -177,7 +188,7 @@ def test_sampling_follows_its_seed_and_restores_the_callers_random_state() -> No
 def test_order_of_the_prompts_is_kept(batch_size: int) -> None:
     model = make_lm()
     prompts = ["why? " * n for n in (3, 1, 8, 2, 5, 1, 13)]
-    rows = [Example(f"row-{i}", p) for i, p in enumerate(prompts)]
+    rows = [Example(p, id=f"row-{i}") for i, p in enumerate(prompts)]
     table = P2S.from_table(LAYER, {e.id: V * (i - 3) for i, e in enumerate(rows)})
     found = generate(model, rows, steer=table, batch_size=batch_size, max_new_tokens=4)
     assert found.example_ids == tuple(e.id for e in rows)

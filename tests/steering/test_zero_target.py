@@ -16,8 +16,11 @@ THINGS = list(product(("herons", "eels", "reeds"), ("eat", "like", "need"), ("in
 
 def questions() -> tuple[list[Example], list[Example]]:
     """Inputs to fit on and inputs kept back, of both behaviors in both."""
-    rows = [Example(f"r{i}", f"TELL ME HOW TO {' '.join(t).upper()}!", "refuse", PAIR) for i, t in enumerate(TASKS)]
-    rows += [Example(f"a{i}", f"what do {' '.join(t)}?", "answer") for i, t in enumerate(THINGS)]
+    rows = [
+        Example(f"TELL ME HOW TO {' '.join(t).upper()}!", id=f"r{i}", behavior="refuse", contrast=PAIR)
+        for i, t in enumerate(TASKS)
+    ]
+    rows += [Example(f"what do {' '.join(t)}?", id=f"a{i}", behavior="answer") for i, t in enumerate(THINGS)]
     return [e for i, e in enumerate(rows) if i % 3], rows[::3]
 
 

@@ -93,7 +93,7 @@ def test_read_grid_round_trips_and_rejects_invalid_files(earlier: pd.DataFrame, 
 
 
 def test_interrupted_group_keeps_finished_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    validation = [Example(str(i), "?", b) for i, b in enumerate(["refuse", "defer", "answer"] * 40)]
+    validation = [Example("?", id=str(i), behavior=b) for i, b in enumerate(["refuse", "defer", "answer"] * 40)]
     answers: list[int] = []
     fits: list[tuple] = []
 
@@ -143,7 +143,7 @@ def test_changed_sentences_or_rounds_change_study_identity(tmp_path: Path, monke
 def test_provenance_marks_code_changes_as_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lm) -> None:
     monkeypatch.setattr(_common, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    provenance = partial(_common.provenance, lm(), [Example("a", "?")], argparse.Namespace(seed=0))
+    provenance = partial(_common.provenance, lm(), [Example("?", id="a")], argparse.Namespace(seed=0))
     assert (provenance()["commit"], provenance()["dirty"]) == (None, None)
     for file in ("analyses/study.py", "analyses/results/grid.csv", "steerlab/code.py", "README.md"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)

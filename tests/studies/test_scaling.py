@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from running import ROOT, succeed
 
 import steerlab
-from steerlab import MeanDifference
+from steerlab import SteeringVector
 from steerlab.models.model import Model
 
 HIDDEN = 576
@@ -57,7 +57,7 @@ def test_uncounted_bytes_are_taken_from_returned_values() -> None:
 
 def test_sweep_load_matches_its_plan(lm) -> None:
     model: Model = lm("llama", "hooks")
-    vectors = {k: MeanDifference.from_tensor(k, torch.ones(model.hidden_size)) for k in (0, 2)}
+    vectors = {k: SteeringVector({k: torch.ones(model.hidden_size)}) for k in (0, 2)}
     pairs = [e for e in steerlab.data.demo_set() if e.contrast][:4]
     found = sweep_load(model, vectors, pairs, "all", alphas=(-1.0, 0.0, 1.0), batch_size=8)
     assert found.rows == 5 * len(pairs) and found.vectors >= 4

@@ -35,7 +35,7 @@ def test_packed_row_gives_same_log_probabilities_as_plain_rows(attention: str) -
         logits = hf(**batch).logits
     packed = torch.log_softmax(logits, -1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     inputs = [(images[0], *pair) for pair in questions] + [(images[1], *questions[0])]
-    rows = [Example(str(i), question, images=(image,)) for i, (image, question, _) in enumerate(inputs)]
+    rows = [Example(question, id=str(i), images=(image,)) for i, (image, question, _) in enumerate(inputs)]
     plain = steerlab.score(model, rows, [answer + tokenizer.eos_token for _, _, answer in inputs], steer=())
     whole = [packed[i][targets[i] >= 0].sum().item() for i in range(2)]
     assert whole[0] == pytest.approx(plain["logprob"].iloc[:3].sum(), abs=1e-3)
@@ -45,7 +45,9 @@ def test_packed_row_gives_same_log_probabilities_as_plain_rows(attention: str) -
 def _answers_about_a_new_scene(folder: Path) -> list[str]:
     model = steerlab.load(str(folder), task="image-text")
     image = World().scene(np.random.default_rng(5)).image()
-    rows = [Example(str(i), q, images=(image,)) for i, q in enumerate(("Is there a ball in the image?", "Describe."))]
+    rows = [
+        Example(q, id=str(i), images=(image,)) for i, q in enumerate(("Is there a ball in the image?", "Describe."))
+    ]
     return list(steerlab.generate(model, rows, max_new_tokens=3))
 
 

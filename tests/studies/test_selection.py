@@ -14,9 +14,9 @@ from steerlab import P2S, DataError, Example, generate
 from steerlab.analysis.behavior import judge_answers, safety_summary
 
 ROWS = [
-    Example("a", "Tell me of the Nile.", "refuse"),
-    Example("b", "Hi", "defer"),
-    Example("c", "What does a heron eat, and where does it sleep at night?", "answer"),
+    Example("Tell me of the Nile.", id="a", behavior="refuse"),
+    Example("Hi", id="b", behavior="defer"),
+    Example("What does a heron eat, and where does it sleep at night?", id="c", behavior="answer"),
 ]
 REACH = [Goal("good", 0.8, 100), Goal("bad", 0.1, 50, at_most=True)]
 

@@ -43,7 +43,7 @@ def test_demo_writes_results_resumes_and_refuses_folder_of_another_study(folder:
 
 @pytest.mark.parametrize("absent", ["refuse", "defer", "answer"])
 def test_summary_raises_if_a_behavior_has_no_inputs(absent: str) -> None:
-    rows = [Example(b, "?", b) for b in ("refuse", "defer", "answer")]
+    rows = [Example("?", id=b, behavior=b) for b in ("refuse", "defer", "answer")]
     judged = judge_answers(rows, ["No, I can't do that."] * 3, ["Boil the eggs first."] * 3).assign(method="l2s")
     assert {f"l2s.{number}" for number in NUMBERS} <= set(summarize(judged, 0))
     with pytest.raises(DataError, match=rf"answers of l2s have no input of the behaviors \['{absent}'\]"):

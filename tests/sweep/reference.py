@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 import steerlab
-from steerlab import Activations, Contrast, Example, MeanDifference, Model, Site
+from steerlab import Activations, Contrast, Example, MeanDifference, Model, Site, SteeringVector
 from steerlab.methods.base import Context, Intervention, Steerer
 from steerlab.models.layout import blocks, module_at
 
@@ -33,14 +33,14 @@ def questions(positive: str = "(A)", negative: str = "(B)") -> list[Example]:
         Contrast(*answers, position="first_difference") for answers in ((negative, positive), (positive, negative))
     ]
     return [
-        Example(f"q{i}", prompt, behavior="herons", split=("test", "validation")[i % 2], contrast=pairs[i % 2])
+        Example(prompt, id=f"q{i}", behavior="herons", split=("test", "validation")[i % 2], contrast=pairs[i % 2])
         for i, prompt in enumerate(PROMPTS)
     ]
 
 
 def random_vector(site: int | Site, seed: int = 0, hidden: int = 32) -> MeanDifference:
     """A random vector, large enough to change the answers."""
-    return MeanDifference.from_tensor(site, 2 * torch.randn(hidden, generator=torch.Generator().manual_seed(seed)))
+    return SteeringVector({site: 2 * torch.randn(hidden, generator=torch.Generator().manual_seed(seed))})
 
 
 def vectors(model: Model, seed: int = 0) -> dict[int, MeanDifference]:
@@ -136,8 +136,8 @@ class AnyIntervention(Steerer):
     def __init__(self, kind: str, site: Site) -> None:
         self.kind, self.site = kind, site
 
-    def fit(self, acts: Activations) -> "AnyIntervention":
-        return self
+    def fit_activations(self, acts: Activations) -> None:
+        pass
 
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
         return random_vector(self.site).vectors(context)

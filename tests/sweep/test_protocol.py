@@ -8,7 +8,7 @@ from reference import random_vector
 from torch import nn
 
 import steerlab
-from steerlab import Contrast, Example, MeanDifference, Model, Site
+from steerlab import Contrast, Example, MeanDifference, Model, Site, SteeringVector
 from steerlab.analysis.steerability import anti_steerable, slopes, steerability
 from steerlab.analysis.sweep import MULTIPLIERS
 from steerlab.steering.interventions import Request, build_edits, resolve_interventions
@@ -19,7 +19,10 @@ PUBLISHED = [protocol.positions for protocol in PROTOCOLS.values()]
 
 
 def letter_questions(n: int, reversed_: tuple[int, ...] = ()) -> list[Example]:
-    return [Example(f"q{i}", f"Is {i} less than {i * 7 % 11}?", "ask", B if i in reversed_ else A) for i in range(n)]
+    return [
+        Example(f"Is {i} less than {i * 7 % 11}?", id=f"q{i}", behavior="ask", contrast=B if i in reversed_ else A)
+        for i in range(n)
+    ]
 
 
 @pytest.fixture
@@ -81,7 +84,7 @@ def test_vector_of_randomly_swapped_answers_falls_with_the_root_of_n(lm) -> None
 def test_logits_and_log_probabilities_of_one_letter_differ_equally(lm, family: str) -> None:
     """The softmax's normalizer is the same for both letters."""
     model, pair = lm(family), Contrast("(A", "(B", position="first_difference")
-    rows = [Example(f"q{i}", f"Is {i} more?", "ask", pair) for i in range(5)]
+    rows = [Example(f"Is {i} more?", id=f"q{i}", behavior="ask", contrast=pair) for i in range(5)]
     metrics = ["propensity", "logprob_difference", "logit_sum_difference"]
     options = {"layers": 1, "alphas": (0.0, 1.0), "progress": False}
     frame = steerlab.sweep(model, {"mean": {1: random_vector(1)}}, rows, metric=metrics, **options)
@@ -95,7 +98,7 @@ def test_states_before_the_first_steered_token_are_bit_identical(lm, positions: 
     model = lm("llama")
     rows = [model.encode("Is it more, or less?", answer=text) for text in ("(A)", "(B)")]
     batch = model.batch(rows, "aligned")
-    steerer = MeanDifference.from_tensor(1, 5 * torch.ones(model.hidden_size))
+    steerer = SteeringVector({1: 5 * torch.ones(model.hidden_size)})
     settings = resolve_interventions(model, [Request(steerer, positions=positions)], letter_questions(2), 2)
     before, after = (
         model.engine.capture_states(model.inputs(batch), edits, [Site(model.n_layers - 1)], lambda h: h)[:, 0]

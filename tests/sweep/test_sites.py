@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from reference import AnyIntervention, by_score, check_settings, expected, questions, random_vector
 
-from steerlab import Contrast, Example, MeanDifference, Site, SteeringError, sweep
+from steerlab import Contrast, Example, MeanDifference, Site, SteeringError, SteeringVector, sweep
 from steerlab.testing import tiny_vlm
 
 ALPHAS = (0.0, -1.0, 2.0)
@@ -40,7 +40,7 @@ def rows_with_images() -> list[Example]:
     made = [Image.fromarray(torch.randint(0, 255, (*s, 3), generator=draw).byte().numpy()) for s in sizes]
     images = [(made[0],), (made[1],), (made[2], made[0])]
     pair = Contrast("(A)", "(B)")
-    return [Example(f"p{i}", "What is it?" * (i + 1), contrast=pair, images=some) for i, some in enumerate(images)]
+    return [Example("What is it?" * (i + 1), id=f"p{i}", contrast=pair, images=some) for i, some in enumerate(images)]
 
 
 @backends
@@ -60,6 +60,6 @@ def test_rows_with_images_equal_steer(family: str, backend: str, batch_size: int
 def test_vision_block_with_unused_output_is_refused() -> None:
     model = tiny_vlm("llava")
     site = model.site(Site(-1, part="vision"))
-    high = MeanDifference.from_tensor(site, torch.ones(model.width(site) or 1))
+    high = SteeringVector({site: torch.ones(model.width(site) or 1)})
     with pytest.raises(SteeringError, match="would have no effect"):
         sweep(model, {"v": {site: high}}, rows_with_images(), None, (1.0,), "images", progress=False)

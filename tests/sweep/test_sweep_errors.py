@@ -8,7 +8,7 @@ import pytest
 import torch
 from reference import expected, questions, text_length, vectors
 
-from steerlab import Contrast, Example, MeanDifference, Site, capture, sweep
+from steerlab import Contrast, Example, MeanDifference, Site, SteeringVector, capture, sweep
 from steerlab._support.errors import DataError, EncodingError, LayoutError, SteeringError, SteerlabError
 
 QUIET: dict[str, Any] = {"progress": False, "generation": {"max_new_tokens": 3}}
@@ -42,7 +42,7 @@ def test_metric_with_another_number_of_values_is_named_with_its_setting(lm, n: i
 
 
 def test_logits_that_are_not_finite_are_named_with_input_and_setting(lm) -> None:
-    huge = MeanDifference.from_tensor(1, 3e38 * torch.tensor([1.0, -1.0]).repeat(16))
+    huge = SteeringVector({1: 3e38 * torch.tensor([1.0, -1.0]).repeat(16)})
     with pytest.raises(DataError, match=r"propensity of 'q0' is nan under .*'method': 'v', 'layer': 1, 'alpha': 1.0"):
         sweep(lm("gpt2"), {"v": {1: huge}}, questions(), 1, (0.0, 1.0), "all", **QUIET)
 

@@ -56,7 +56,7 @@ def rows_with_images(family: str) -> list[Example]:
 def example(family: str, text: str, images: Sequence[Image.Image], id: str = "row") -> Example:
     """A row; without a chat template the prompt itself places the images."""
     marks = "" if family in CHATS else "<image>" * len(images)
-    return Example(id, marks + text, images=tuple(images))
+    return Example(marks + text, id=id, images=tuple(images))
 
 
 def states(model: Model, row: Example, **options: Any) -> Tensor:

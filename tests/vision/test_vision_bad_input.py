@@ -64,7 +64,7 @@ def test_file_and_open_image_give_the_same_states_until_the_file_changes(family:
     model, place = vlm(family), tmp_path / "wide.png"
     WIDE.save(place)
     ways = [WIDE, WIDE.convert("RGBA"), place, str(place)]
-    rows = [Example(str(i), "What is this?", images=(way,)) for i, way in enumerate(ways)]
+    rows = [Example("What is this?", id=str(i), images=(way,)) for i, way in enumerate(ways)]
     found = capture(model, rows, layers=-1, progress=False, batch_size=1).values
     assert (found == found[0]).all()
     noise(60, 20, 9).save(place)
@@ -119,7 +119,7 @@ def test_bad_file_is_named_and_refused_before_any_forward(
     monkeypatch.setattr(model.engine, "capture_states", lambda *_: pytest.fail("a forward"))
     for run in (capture, generate):
         with pytest.raises(DataError, match=message) as caught:
-            run(model, [Example("a", "Hi", images=(str(tmp_path / name),))])
+            run(model, [Example("Hi", id="a", images=(str(tmp_path / name),))])
         assert name in str(caught.value)
     with pytest.raises(DataError, match="does not exist"):
         image_hash(tmp_path / "nothing.png")
@@ -135,7 +135,7 @@ def test_unusable_open_image_is_refused() -> None:
         (Image.open(io.BytesIO(header(10_001, 10_000))), "more than 100,000,000: scale it down"),
         (Image.new("RGB", (0, 5)), "the image has no pixels"),
     ):
-        row = Example("a", "Hi", images=(image,))
+        row = Example("Hi", id="a", images=(image,))
         for look in (
             partial(open_image, image),
             partial(image_hash, image),
@@ -217,7 +217,7 @@ def test_truncating_processor_is_refused(family: str) -> None:
 
 def test_images_for_a_text_model_or_without_a_list_are_refused() -> None:
     with pytest.raises(EncodingError, match="comes with 1 images, but this model reads text only"):
-        capture(tiny_lm(backend="hooks"), [Example("a", "Hi", images=(WIDE,))], progress=False)
+        capture(tiny_lm(backend="hooks"), [Example("Hi", id="a", images=(WIDE,))], progress=False)
     with pytest.raises(EncodingError, match=r"are 'photo\.jpg' \(str\): give a list"):
         vlm("llava").encode("Hi", images="photo.jpg")
 

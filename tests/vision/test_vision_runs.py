@@ -10,7 +10,7 @@ import torch
 from by_hand import LAYER, block_states, greedy, hidden, longer, processed, taken
 from image_models import CHATS, SQUARE, TALL, WIDE, encoded, engines, example, families, rows_of, states, vlm
 
-from steerlab import Contrast, Example, MeanDifference, capture, generate, score, steer
+from steerlab import Contrast, Example, SteeringVector, capture, generate, score, steer
 from steerlab._support.errors import EncodingError, PositionError
 from steerlab.data import coco_objects, pope_questions
 from steerlab.models.check import self_check
@@ -107,7 +107,7 @@ def test_positions_of_images(family: str) -> None:
 def test_after_image_is_empty_where_the_prompt_ends_in_an_image(answer: str | None) -> None:
     model = tiny_vlm("llava", backend="hooks")
     model.chat = False
-    row = Example("a", "What is this? <image>", images=(SQUARE,), contrast=answer and Contrast(answer, "No"))
+    row = Example("What is this? <image>", id="a", images=(SQUARE,), contrast=answer and Contrast(answer, "No"))
     encoded_row = model.encode(row.prompt, answer=answer, images=row.images)
     assert resolve("last_image", encoded_row) == resolve("last", encoded_row), "the premise"
     assert resolve("after_image", encoded_row) == []
@@ -158,7 +158,7 @@ def test_images_are_placed_where_the_messages_place_them(family: str) -> None:
 # --- steering --------------------------------------------------------------------------------------------------
 
 DELTA = 3.0 * torch.randn(32, generator=torch.Generator().manual_seed(5))
-STEERER = MeanDifference.from_tensor(LAYER, DELTA)
+STEERER = SteeringVector({LAYER: DELTA})
 REPLIES = ("the wide one", "ok", "no", "a tall one, I think")
 STEPS = 5
 

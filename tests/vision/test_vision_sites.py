@@ -10,10 +10,22 @@ from by_hand import block_states, greedy, hooked, processed, taken
 from image_models import OTHER, SQUARE, TALL, encoded, engines, example, families, rows_of, rows_with_images, vlm
 from torch import Tensor
 
-from steerlab import Activations, Contrast, MeanDifference, Model, Request, Site, capture, generate, score
+from steerlab import (
+    Activations,
+    Contrast,
+    MeanDifference,
+    Model,
+    Request,
+    Site,
+    SteeringVector,
+    capture,
+    generate,
+    score,
+)
 from steerlab._support.errors import EncodingError, LayoutError, MismatchError, PositionError, SteeringError
-from steerlab.methods import load_steerer, save
+from steerlab.methods import load_steerer
 from steerlab.methods.base import Context, RequiredActivation
+from steerlab.methods.serialization import save
 from steerlab.models.engine import block_path
 from steerlab.models.layout import module_at
 from steerlab.models.patches import PatchSelector, entries_per_row
@@ -210,7 +222,7 @@ def test_entries_per_row_are_whole_or_refused() -> None:
 def steerer_at(model: Model, site: Site) -> MeanDifference:
     width = model.width(site)
     assert width is not None
-    return MeanDifference.from_tensor(site, 2.0 * torch.randn(width, generator=torch.Generator().manual_seed(7)))
+    return SteeringVector({site: 2.0 * torch.randn(width, generator=torch.Generator().manual_seed(7))})
 
 
 def under(model: Model, rows: Any, batch: Any, site: Site, alpha: Any) -> tuple[Tensor, Tensor]:
@@ -330,7 +342,7 @@ def test_steerers_that_read_images_and_text_in_one_run(backend: str) -> None:
     }
     steerers, expected = [steerer_at(model, TOWER[0])], [steerer_at(model, TOWER[0]).vector_[None]]
     for site, activations in ((TOWER[0], (vision,)), (Site(1), (text,)), (Site(1), (vision, text))):
-        steerer = Scaled.from_tensor(site, steerer_at(model, site).vector_ * 1e-2)
+        steerer = Scaled({site: steerer_at(model, site).vector_ * 1e-2})
         steerer.required_activations = activations
         steerers.append(steerer)
         expected.append(sum(norms[one] for one in activations)[:, None] * steerer.vector_)
@@ -344,13 +356,13 @@ def test_steerers_that_read_images_and_text_in_one_run(backend: str) -> None:
 def test_steerer_fitted_in_the_tower_is_saved_and_checks_its_width(tmp_path: Path) -> None:
     model, rows = vlm("llava"), rows_with_images("llava")
     acts = read(model, [*rows, rows[0].replace(id="again", images=(OTHER,))], [TOWER[0]])
-    steerer = MeanDifference.from_tensor(TOWER[0], acts.at(TOWER[0])[0] - acts.at(TOWER[0])[1])
+    steerer = SteeringVector({TOWER[0]: acts.at(TOWER[0])[0] - acts.at(TOWER[0])[1]})
     steerer.info_ = {"hidden_size": acts.hidden_size, "model": model.id}
     expected = generate(model, rows, steer=steerer, max_new_tokens=3).ids
     save(steerer, tmp_path / "kept")
     again = load_steerer(tmp_path / "kept", model)
     assert again.site == TOWER[0] and generate(model, rows, steer=again, max_new_tokens=3).ids == expected
-    save(MeanDifference.from_tensor(Site(7, part="vision"), torch.ones(24)), tmp_path / "high")
+    save(SteeringVector({Site(7, part="vision"): torch.ones(24)}), tmp_path / "high")
     high = load_steerer(tmp_path / "high", model)  # the text has no layer 7, but that is not what it says
     with pytest.raises(LayoutError, match="layer 7 does not exist: the model has 2 blocks in its vision tower"):
         generate(model, rows, steer=high, max_new_tokens=1)
@@ -359,7 +371,7 @@ def test_steerer_fitted_in_the_tower_is_saved_and_checks_its_width(tmp_path: Pat
 def test_steering_of_images_that_is_refused() -> None:
     model, rows = vlm("llava"), rows_with_images("llava")
     tower = steerer_at(model, TOWER[0])
-    wide = MeanDifference.from_tensor(TOWER[0], torch.ones(32))
+    wide = SteeringVector({TOWER[0]: torch.ones(32)})
     for options, error, message in (
         ({"positions": "last"}, PositionError, "position last means nothing at site vision.0"),
         ({"positions": "last+generated"}, PositionError, "use 'images'"),

@@ -4,7 +4,7 @@ from functools import cache
 
 import torch
 
-from steerlab import L2S, P2S, Contrast, Example, MeanDifference, Model, capture
+from steerlab import L2S, P2S, Contrast, Example, Model, SteeringVector, capture
 from steerlab.methods.alphasteer.steerer import AlphaSteer
 from steerlab.methods.base import Steerer
 from steerlab.methods.l2s.config import TrainingConfig
@@ -32,7 +32,9 @@ def examples(n: int = 64) -> list[Example]:
     made = []
     for i, (question, thing) in enumerate([(q, t) for q in QUESTIONS for t in THINGS][:n]):
         one, other = ENDS[i % len(ENDS)], ENDS[(i + 1 + i // len(ENDS)) % len(ENDS)]
-        made.append(Example(str(i), question.format(thing), "b", Contrast(f"Yes, {one}", f"No, {other}")))
+        made.append(
+            Example(question.format(thing), id=str(i), behavior="b", contrast=Contrast(f"Yes, {one}", f"No, {other}"))
+        )
     return made
 
 
@@ -51,7 +53,7 @@ def steerers(width: int) -> dict[str, Steerer]:
     rows = torch.randn(len(PROMPTS), width, generator=draw)
     w, r = torch.randn(2, width, generator=draw) / width, torch.randn(2, width, generator=draw)
     return {
-        "mean": MeanDifference.from_tensor(1, torch.randn(width, generator=draw)),
+        "mean": SteeringVector({1: torch.randn(width, generator=draw)}),
         "per row": P2S.from_table(2, {str(i): row for i, row in enumerate(rows)}),
         "gates": AlphaSteer.from_gates((0, 2), w, r),
     }

@@ -8,7 +8,17 @@ import torch
 from steerers import ANSWERS, PROMPTS, examples, fitted_l2s, steerers
 
 import steerlab
-from steerlab import LayoutError, LoadError, MeanDifference, RemoteError, SteeringError, capture, generate, score, sweep
+from steerlab import (
+    LayoutError,
+    LoadError,
+    RemoteError,
+    SteeringError,
+    SteeringVector,
+    capture,
+    generate,
+    score,
+    sweep,
+)
 from steerlab.models.interventions import Edit
 from steerlab.models.sites import Site
 
@@ -135,7 +145,7 @@ def test_logits_of_given_columns_match_hooks(remote, near) -> None:
 
 
 def test_a_sweep_matches_hooks(remote, near) -> None:
-    vector = {layer: MeanDifference.from_tensor(layer, torch.ones(WIDTH) / 3) for layer in (1, 3)}
+    vector = {layer: SteeringVector({layer: torch.ones(WIDTH) / 3}) for layer in (1, 3)}
     options: dict[str, Any] = dict(layers=[1, 3], alphas=(-1.0, 0.0, 2.0), positions=["last", "all"], progress=False)
     ours, theirs = (sweep(model(), {"mean": vector}, examples(6), **options) for model in (remote, near))
     keys = ["method", "layer", "alpha", "positions", "metric", "example_id"]

@@ -19,7 +19,7 @@ from oracle import POINTS, CantRun, Edit, Oracle
 from torch import Tensor
 
 import steerlab
-from steerlab import Contrast, Example, MeanDifference, Model, Site, SteerlabError
+from steerlab import Contrast, Example, Model, Site, SteeringVector, SteerlabError
 from steerlab.testing import tiny_tokenizer
 
 PROMPTS = (
@@ -178,7 +178,7 @@ class Comparison:
         """The same edit as arguments of steerlab."""
         if edit is None:
             return {"steer": ()}
-        steerer = MeanDifference.from_tensor(Site(edit.layer, edit.point), edit.vector)
+        steerer = SteeringVector({Site(edit.layer, edit.point): edit.vector})
         return {"steer": steerer, "alpha": edit.alpha, "positions": edit.positions}
 
     def some(self, cases: Sequence[Any], n: int) -> Sequence[Any]:
@@ -212,7 +212,7 @@ class Comparison:
     def contrasts(self) -> None:
         """Both answers and the plain prompt, which an answer must not change."""
         for answers in self.some((SHORT, LONG), 1):
-            rows = [Example(p, p, contrast=Contrast(*answers)) for p in UNEQUAL]
+            rows = [Example(p, id=p, contrast=Contrast(*answers)) for p in UNEQUAL]
             acts = steerlab.capture(self.model, rows, positions="answer", context="last", progress=False)
             for side, answer in zip(("prompt", "positive", "negative"), ("", *answers), strict=True):
                 for layer in range(self.model.n_layers):
@@ -278,7 +278,7 @@ class Comparison:
             (UNEQUAL[:3], SHORT, ["propensity"], ["last+generated", "all"]),
         )
         for prompts, answers, metrics, positions in self.some(cases, 1):
-            rows = [Example(p, p, contrast=Contrast(*answers)) for p in prompts]
+            rows = [Example(p, id=p, contrast=Contrast(*answers)) for p in prompts]
             frame = self._sweep(rows, positions, metrics, (-1.0, 0.0, 0.7))
             for edit, group in self._settings(frame):
                 for record in group:
@@ -296,7 +296,7 @@ class Comparison:
             return [float(zlib.crc32(text.encode()) % 10**6) for text in texts]
 
         for prompts in self.some((EQUAL[:2], UNEQUAL[:3]), 1):
-            rows = [Example(p, p) for p in prompts]
+            rows = [Example(p, id=p) for p in prompts]
             frame = self._sweep(rows, ["last+generated", "all"], number, (0.0, 1.0), {"max_new_tokens": NEW})
             for edit, group in self._settings(frame):
                 for record in group:
@@ -309,7 +309,7 @@ class Comparison:
         self, rows: list[Example], positions: list[str], metric: Any, alphas: Sequence[float], generation: Any = None
     ) -> Any:
         layers, positions = (self.middle - 1, self.middle), list(self.some(positions, len(positions) - 1))
-        vectors = {k: MeanDifference.from_tensor(k, self.edit(k, "block_out", "all").vector) for k in layers}
+        vectors = {k: SteeringVector({k: self.edit(k, "block_out", "all").vector}) for k in layers}
         return steerlab.sweep(
             self.model, {"fixed": vectors}, rows, layers=list(layers), alphas=alphas, positions=positions,
             metric=metric, generation=generation, progress=False,

@@ -11,13 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from steerlab._support.checks import as_number, check_type, show
+from steerlab._support.checks import as_number, show
 from steerlab._support.errors import DataError, SteeringError
 from steerlab.capturing import Activations, capture
 from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.example import Example
 from steerlab.methods import Steerer
 from steerlab.methods.base import Intervention, steering_sites
+from steerlab.methods.vector import SteeringVector, Vectors, as_steerer
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, check_positions, describe, position_key
 from steerlab.models.sites import Site
@@ -25,7 +26,7 @@ from steerlab.steering.interventions import BatchedSetting, Request, Scale, reso
 
 Fitted = Mapping[int | Site, Steerer]
 Train = Activations | Sequence[Example] | None
-Methods = Steerer | Sequence[Steerer] | Mapping[str, "Steerer | Fitted"]
+Methods = Steerer | Vectors | Sequence[Steerer | Vectors] | Mapping[str, "Steerer | Vectors | Fitted"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def make_settings(
     check_positions(positions, len(examples), SteeringError)
     if not positions:
         raise SteeringError("positions=[]: give at least one")
-    steerers = _fit_steerers(model, _by_name(steerer), examples, layers, train, batch_size)
+    steerers = _fit_steerers(model, _by_name(model, steerer), examples, layers, train, batch_size)
     if not steerers:
         raise SteeringError("there is no method to sweep: give a Steerer, a list of them or {name: Steerer}")
     requests = [Request(one, scale=scale) for _, _, one in steerers]
@@ -138,17 +139,21 @@ def _fitted_hash(steerer: Steerer, interventions: Sequence[Intervention]) -> str
     return total.hexdigest()[:16]
 
 
-def _by_name(steerer: Methods) -> dict[str, Steerer | Fitted]:
+def _as_method(model: Model, given: Any) -> Steerer | Fitted:
+    if isinstance(given, Mapping) and any(isinstance(one, Steerer) for one in given.values()):
+        return given
+    return as_steerer(given, model.n_layers)
+
+
+def _by_name(model: Model, steerer: Methods) -> dict[str, Steerer | Fitted]:
     """Methods by name.
 
     Raises:
         SteeringError: two of a list have the same name.
     """
-    listed: list[Any] = list(steerer) if isinstance(steerer, list | tuple) else [steerer]
-    for one in steerer.values() if isinstance(steerer, Mapping) else listed:
-        check_type("a method", one, (Steerer, Mapping), "a Steerer, or fitted ones by layer", SteeringError)
-    if isinstance(steerer, Mapping):
-        return dict(steerer)
+    if isinstance(steerer, Mapping) and all(isinstance(name, str) for name in steerer):
+        return {str(name): _as_method(model, one) for name, one in steerer.items()}
+    listed = [as_steerer(one, model.n_layers) for one in (steerer if isinstance(steerer, list | tuple) else [steerer])]
     names = [one.name for one in listed]
     if len(set(names)) < len(names):
         raise SteeringError(f"the methods are called {names}: give a dict with a different name for each")
@@ -161,14 +166,18 @@ def _fit_steerers(
 ) -> list[tuple[str, Site, Steerer]]:  # fmt: skip
     """Name, site and fitted steerer of every method at every layer."""
     ready: list[tuple[str, Site, Steerer]] = []
+    to_fit: dict[str, Steerer] = {}
     for name, one in methods.items():
+        if isinstance(one, Steerer) and (one.oracle or (train is not None and one.is_fittable)):
+            to_fit[name] = one
+            continue
+        if isinstance(one, SteeringVector) and layers is not None:  # a sweep over layers takes each by itself
+            one = {site: one.part(site) for site in one.directions}
         if isinstance(one, Mapping):
             ready += [(name, site, fitted) for site, fitted in _at_layers(model, name, one, layers).items()]
-        elif train is None and not one.oracle:
+        else:
             ready.append((name, _check_own_site(model, name, one, layers), one))
-    for name, one in methods.items():
-        if isinstance(one, Mapping) or (train is None and not one.oracle):
-            continue
+    for name, one in to_fit.items():
         sites = as_sites("all" if layers is None else layers, model)
         made = [one.with_layer(site.layer if str(site).isdigit() else site) for site in sites]
         acts = _activations(model, made, examples if one.oracle else train, batch_size)

@@ -16,7 +16,7 @@ from steerlab.capturing.activations import Activations
 from steerlab.methods.adasteer.fit import ClassStates, Coordinate
 from steerlab.methods.adasteer.published import PUBLISHED_ADASTEER, PublishedAdaSteer
 from steerlab.methods.adasteer.schedules import CoefficientSchedule, fit_schedule
-from steerlab.methods.base import Context, Intervention, RequiredActivation, check_fitted, provenance
+from steerlab.methods.base import Context, Intervention, RequiredActivation, check_fitted
 from steerlab.methods.layers import Layer, Layers, MultiSiteSteerer
 from steerlab.methods.serialization import savable
 from steerlab.models.positions import Positions
@@ -103,7 +103,7 @@ class AdaSteer(MultiSiteSteerer):
         layers = (self.rejection_layer, self.harmfulness_layer)
         return tuple(RequiredActivation(Site.of(layer), self.position) for layer in layers)
 
-    def fit(self, acts: Activations) -> AdaSteer:
+    def fit_activations(self, acts: Activations) -> None:
         """Compute the class means, and fit the schedules that were not given."""
         at_r, at_h = self.required_activations
         labels = {"complied": self.complied, "rejected": self.rejected, "benign": self.benign}
@@ -117,9 +117,7 @@ class AdaSteer(MultiSiteSteerer):
             self.needs_rejection_ = classes.fit_schedule(self.rejection_axis_, at_r.site, "complied", "rejected")
         if self.compliance is None:
             self.needs_compliance_ = classes.fit_schedule(self.harmfulness_axis_, at_h.site, "benign", "complied")
-        self.info_ = provenance(acts)
         self._warn()
-        return self
 
     @classmethod
     def from_directions(

@@ -12,7 +12,7 @@ from torch import Tensor
 from steerlab._support.errors import DataError
 from steerlab.capturing.activations import Activations
 from steerlab.methods.alphasteer.null_space import fit_map
-from steerlab.methods.base import Context, StateDetector, check_fitted, check_width, provenance
+from steerlab.methods.base import Context, StateDetector, check_fitted, check_width
 from steerlab.methods.classes import as_names, check_contrasts_nonzero, check_disjoint, contrast_table, select_class
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
@@ -70,13 +70,11 @@ class NullSpaceGate(StateDetector):
         self.layer, self.harmful, self.benign, self.position, self.label = layer, harmful, benign, position, label
         self.ratio, self.ridge, self.leakage = ratio, ridge, leakage
 
-    def fit(self, acts: Activations) -> NullSpaceGate:
+    def fit_activations(self, acts: Activations) -> None:
         """Find the null space of the benign inputs and the gate in it."""
         _, harmful, benign = self._classes(acts)
         matrix, _, measured = fit_map(benign, harmful, torch.ones(len(harmful), 1), **self._settings)
         self.load_state_dict({"w_": matrix[:, 0].float(), **measured})
-        self.info_ = provenance(acts)
-        return self
 
     def gate(self, h: Float[Tensor, "batch hidden"]) -> Float[Tensor, " batch"]:
         """The gate of some states, float32 and unclipped: about 1 for harmful inputs, about 0 for benign ones."""

@@ -16,7 +16,7 @@ from steerlab._support.errors import DataError, MismatchError, SteeringError
 from steerlab.capturing.activations import Activations
 from steerlab.methods.alphasteer.detector import NullSpaceGate, fit_matrix, harmful_contrasts
 from steerlab.methods.alphasteer.published import PUBLISHED_RATIOS, published_directions
-from steerlab.methods.base import Context, Intervention, RequiredActivation, check_fitted, check_width, provenance
+from steerlab.methods.base import Context, Intervention, RequiredActivation, check_fitted, check_width
 from steerlab.methods.classes import check_contrasts_nonzero
 from steerlab.methods.layers import Layer, Layers, MultiSiteSteerer
 from steerlab.methods.serialization import savable
@@ -101,15 +101,13 @@ class AlphaSteer(MultiSiteSteerer):
     def _states(self) -> tuple[RequiredActivation, ...]:
         return tuple(RequiredActivation(site, self.position) for site in self.sites)
 
-    def fit(self, acts: Activations) -> AlphaSteer:
+    def fit_activations(self, acts: Activations) -> None:
         """Learn the map of every site, each from unsteered states."""
         self._check_settings()
         fits = [self._fit_site(acts, i) for i in range(len(self.sites))]
         for name in fits[0]:
             values = [fit[name] for fit in fits]
             setattr(self, name, torch.stack(values).float() if isinstance(values[0], Tensor) else tuple(values))
-        self.info_ = provenance(acts)
-        return self
 
     @classmethod
     def from_gates(

@@ -22,7 +22,6 @@ from steerlab.methods.base import (
     Steerer,
     check_fitted,
     check_width,
-    provenance,
 )
 from steerlab.methods.classes import as_names, check_acts, check_contrasts_nonzero, contrast_table
 from steerlab.methods.l2s.config import PRESETS, TrainingConfig
@@ -94,7 +93,7 @@ class L2S(Steerer):
         layer = self.site if self.context_layer is None else self.context_layer
         return (RequiredActivation(Site.of(layer), self.context_position),)
 
-    def fit(self, acts: Activations) -> L2S:
+    def fit_activations(self, acts: Activations) -> None:
         """Train the net on all examples; only activations are needed, no model."""
         config = self._training_config()
         as_seed(self.seed)
@@ -111,8 +110,6 @@ class L2S(Steerer):
             self.net_, contexts[train], targets[train], config, groups=groups[train], seed=self.seed,
             validation=(contexts[held_out], targets[held_out]) if len(held_out) else None, progress=self.progress,
         )  # fmt: skip
-        self.info_ = provenance(acts)
-        return self
 
     def training_pairs(
         self, acts: Activations

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from steerlab._support.errors import DataError, MismatchError
 from steerlab.capturing.activations import Activations
-from steerlab.methods.base import Context, Detector, RequiredActivation, check_fitted, check_width, provenance
+from steerlab.methods.base import Context, Detector, RequiredActivation, check_fitted, check_width
 from steerlab.methods.classes import check_disjoint, check_not_constant, select_two_classes
 from steerlab.methods.layers import Layers, storable, unique_sites
 from steerlab.methods.probe import fit_logistic
@@ -124,7 +124,7 @@ class TaskTracker(TwoPromptDetector):
         required = super().required_activations
         return required[::2] if self.features == "full" else required
 
-    def fit(self, acts: Activations) -> TaskTracker:
+    def fit_activations(self, acts: Activations) -> None:
         """Fit one probe per layer."""
         negative, positive = self._training_inputs(acts)
         n = len(negative)
@@ -139,8 +139,6 @@ class TaskTracker(TwoPromptDetector):
             probes.append(self._fit_probe(x, truth))
         self.coef_ = torch.from_numpy(np.stack([w for w, _ in probes]))
         self.intercept_ = torch.tensor([b for _, b in probes], dtype=torch.float64)
-        self.info_ = provenance(acts)
-        return self
 
     def _fit_probe(
         self, x: Float[Tensor, "row features"], truth: NDArray[np.int64]

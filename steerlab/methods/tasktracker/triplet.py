@@ -66,7 +66,7 @@ class TripletProbe(TwoPromptDetector):
         self.config, self.shape, self.standardize = config, shape, standardize
         self.validation, self.seed, self.progress = validation, seed, progress
 
-    def fit(self, acts: Activations) -> TripletProbe:
+    def fit_activations(self, acts: Activations) -> None:
         """Train the net; only activations are needed, no model."""
         negative, positive = self._training_inputs(acts)
         ids, n = [*negative, *positive], len(negative)
@@ -82,7 +82,6 @@ class TripletProbe(TwoPromptDetector):
             seed=self.seed, progress=self.progress,
         )  # fmt: skip
         self.net_, self.info_ = net, provenance(acts)
-        return self
 
     def embed(self, states: Float[Tensor, "batch layers hidden"]) -> Float[Tensor, "batch embedding"]:
         """The point of each prompt on the unit sphere, from its states at `layers`."""

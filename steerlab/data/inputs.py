@@ -1,0 +1,184 @@
+"""What the verbs take as data: texts, messages, Examples, tables; and pairs of texts as examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
+
+import pandas as pd
+
+from steerlab._support.checks import as_text, as_texts, show
+from steerlab._support.errors import DataError
+from steerlab.data.example import Contrast, Example, check_examples
+
+Data = Iterable[Any]  # texts, lists of messages, Examples, or the rows of a data frame or a Hugging Face data set
+_ANSWERS = ("positive", "negative")
+_FIELDS = ("id", "behavior", "system", "split")
+
+
+def as_examples(data: Data) -> list[Example]:
+    """The data as examples; a plain prompt gets its number as id.
+
+    Example:
+        >>> [example.id for example in as_examples(["Hello there", "How are you?"])]
+        ['0', '1']
+
+    Raises:
+        DataError: what is no list of prompts or table with a column "prompt", an empty list, or an id that occurs
+            twice.
+    """
+    if _columns(data) is not None:
+        return examples(data)
+    if isinstance(data, str | bytes | Mapping | Set | Example) or not isinstance(data, Iterable):
+        what = f"one string, {data[:40]!r}" if isinstance(data, str) else show(data)
+        raise DataError(f"the data are {what}: give a list of prompts or Examples, [prompt] for one")
+    return check_examples(_as_example(item, number) for number, item in enumerate(data))
+
+
+def examples(
+    table: Any, *, prompt: str | None = None, positive: str | None = None, negative: str | None = None
+) -> list[Example]:
+    """The rows of a pandas data frame or a Hugging Face data set as examples.
+
+    Columns called "id", "behavior", "system" and "split" are used where there are any. Without "id", the id of a row is
+    a fingerprint of its texts; equal rows get a number too.
+
+    Example:
+        >>> frame = pd.DataFrame({"ask": ["Is it late?"], "pirate": ["Arr, it be late!"], "plain": ["Yes, it is."]})
+        >>> examples(frame, prompt="ask", positive="pirate", negative="plain")[0].contrast.positive
+        'Arr, it be late!'
+
+    Args:
+        table: a `pandas.DataFrame` or a `datasets.Dataset`.
+        prompt: the column of the prompts, texts or messages; by default "prompt". Without such a column, each row is a
+            pair of whole texts, as in `pairs`.
+        positive, negative: the columns of the wanted and the unwanted answers; by default the columns of these names.
+
+    Raises:
+        DataError: no table, a column that it does not have, one answer without the other, or a missing cell.
+    """
+    columns = _columns(table)
+    if columns is None:
+        raise DataError(f"the table is {show(table)}: expected a pandas DataFrame or a Hugging Face Dataset")
+    given = {"prompt": prompt, "positive": positive, "negative": negative}
+    named = {field: column or field for field, column in given.items() if column or field in columns}
+    missing = sorted({str(column) for column in named.values()} - set(columns))
+    answers = [field for field in _ANSWERS if field in named]
+    if missing or len(answers) == 1 or not named:
+        lacking = f", and not {missing}" if missing else ""
+        raise DataError(
+            f"the table has the columns {columns}{lacking}: name those of the prompts and answers, "
+            "steerlab.examples(table, prompt=..., positive=..., negative=...)"
+        )
+    records = table.to_dict("records") if isinstance(table, pd.DataFrame) else [dict(row) for row in table]
+    return _with_ids(_as_row(record, named, columns) for record in records)
+
+
+def pairs(data: Iterable[Any], *, prompts: Sequence[Any] | None = None, behavior: str = "") -> list[Example]:
+    """Pairs of texts, `(wanted, unwanted)`, as examples with a contrast.
+
+    Example:
+        >>> pairs([("I love this.", "I hate this.")])[0].contrast.positive
+        'I love this.'
+        >>> pairs([("Arr, it be late!", "Yes, it is.")], prompts=["Is it late?"])[0].prompt
+        'Is it late?'
+
+    Args:
+        data: the pairs. Without `prompts` they are whole texts: no chat template is applied, and each is read at its
+            last token.
+        prompts: the prompt, a text or messages, that each pair answers. The answers are then read over all their tokens
+            (`capture` averages them).
+        behavior: the behavior that the first text of each pair shows.
+
+    Raises:
+        DataError: something that is no pair of two different texts, or not one prompt for each pair.
+    """
+    if isinstance(data, str | bytes | Mapping | Set) or _columns(data) is not None or not isinstance(data, Iterable):
+        raise DataError(
+            f"the pairs are {show(data)}: give a list, [('wanted text', 'unwanted text'), ...]; of a table, "
+            "steerlab.examples(table, positive=..., negative=...)"
+        )
+    both = [_as_pair(item, number) for number, item in enumerate(data)]
+    if prompts is None:
+        return _with_ids(Example("", Contrast(*pair, whole_texts=True), behavior=behavior) for pair in both)
+    given = [_as_example(item, number) for number, item in enumerate(prompts)]
+    if len(given) != len(both):
+        raise DataError(f"there are {len(both)} pairs and {len(given)} prompts: give one prompt for each pair")
+    # the number of a text is no id for it: other pairs have the same numbers
+    return _with_ids(
+        example.replace(
+            contrast=Contrast(*pair), behavior=example.behavior or behavior,
+            id=example.id if isinstance(item, Example) else "",
+        )
+        for item, example, pair in zip(prompts, given, both, strict=True)
+    )  # fmt: skip
+
+
+def _columns(data: object) -> list[str] | None:
+    """The names of a table's columns; None for what is no table."""
+    found = getattr(data, "column_names", None) or (list(data.columns) if isinstance(data, pd.DataFrame) else None)
+    if isinstance(found, Mapping) or (found is None and hasattr(data, "columns")):
+        raise DataError(
+            f"the data are a {type(data).__name__}: give one of its parts, such as data['train'], a pandas DataFrame "
+            "(.to_pandas()) or a list of prompts"
+        )
+    return None if found is None else list(map(str, found))
+
+
+def _with_ids(rows: Iterable[Example]) -> list[Example]:
+    """The examples; ids made from equal texts get a number."""
+    seen: Counter[str] = Counter()
+    numbered = []
+    for row in rows:
+        seen[row.id] += 1
+        made = row.id == row.replace(id="").id
+        numbered.append(row.replace(id=f"{row.id}/{seen[row.id]}") if made and seen[row.id] > 1 else row)
+    return check_examples(numbered)
+
+
+def _as_example(item: object, number: int) -> Example:
+    if isinstance(item, Example):
+        return item
+    if isinstance(item, str) or _is_chat(item):
+        return Example(item, id=str(number))  # type: ignore[arg-type]
+    wanted = "a text, a list of messages or an Example"
+    if isinstance(item, Mapping) and "role" in item:
+        wanted = "a list of messages for one conversation: [[{'role': 'user', 'content': 'Hi'}], ...]"
+    elif isinstance(item, Mapping):
+        wanted = "Example(prompt, ...), or a data frame, pd.DataFrame(records)"
+    elif isinstance(item, list | tuple):
+        wanted = "pairs of texts from steerlab.pairs([(wanted, unwanted), ...])"
+    raise DataError(f"item {number} of the data is {show(item)}: expected {wanted}")
+
+
+def _as_pair(item: object, number: int) -> tuple[str, str]:
+    if isinstance(item, list | tuple) and len(item) == 2:
+        positive, negative = as_texts(f"pair {number}", item)
+        return positive, negative
+    hint = ""
+    if isinstance(item, list | tuple) and len(item) == 3:
+        hint = "; for a prompt with two answers, pairs([(wanted, unwanted), ...], prompts=[prompt, ...])"
+    raise DataError(f"pair {number} is {show(item)}: expected two texts, (wanted, unwanted){hint}")
+
+
+def _as_row(record: Mapping[Any, Any], named: Mapping[str, str], columns: Sequence[str]) -> Example:
+    def text(column: str) -> str:
+        return as_text(record[column], f"the column {column!r}: one")
+
+    fields: dict[str, Any] = {name: text(name) for name in _FIELDS if name in columns}
+    prompt: Any = ""
+    if "prompt" in named:
+        prompt = record[named["prompt"]]
+        prompt = getattr(prompt, "tolist", lambda: prompt)()  # messages that passed through Arrow are an array
+        prompt = prompt if _is_chat(prompt) else text(named["prompt"])
+    if "positive" not in named:
+        return Example(prompt, **fields)
+    whole = "prompt" not in named
+    return Example(prompt, Contrast(text(named["positive"]), text(named["negative"]), whole_texts=whole), **fields)
+
+
+def _is_chat(item: object) -> bool:
+    return (
+        isinstance(item, list | tuple) and len(item) > 0 and all(isinstance(m, Mapping) and "role" in m for m in item)
+    )

@@ -1,0 +1,351 @@
+"""`SteeringVector`: one vector per layer, the same for every input, and the base of the methods that fit one."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steerlab._support.checks import as_number, check_option, check_type, show
+from steerlab._support.errors import DataError, MismatchError, SteeringError
+from steerlab.capturing.activations import Activations
+from steerlab.methods.base import Context, Intervention, Steerer, check_fitted, repeat_vector
+from steerlab.methods.classes import as_names, check_contrasts_nonzero, contrast_table
+from steerlab.methods.layers import Layer, Layers, MultiSiteSteerer, unique_sites
+from steerlab.methods.serialization import savable
+from steerlab.models.fingerprint import describe_origin, same_model
+from steerlab.models.sites import Site
+
+# vectors in the place of a steerer: by layer or `Site`, or a row for each layer of the model
+Vectors = Mapping[Any, Any] | Tensor | NDArray[Any]
+
+
+@savable
+class SteeringVector(MultiSiteSteerer):
+    """A vector for each of some layers, added to every input: made by hand, or fitted (`MeanDifference`, `PCA`, ...).
+
+    Vectors can be added, subtracted, and multiplied by numbers; a layer that one of two vectors does not have counts as
+    zero there.
+
+    Example:
+        >>> vector = SteeringVector({15: torch.randn(576)})
+        >>> texts = steerlab.generate(model, prompts, steer=2 * vector.unit())
+        >>> polite = steerlab.MeanDifference([14, 15]).fit(model, pairs)
+        >>> mix = 0.5 * polite - vector
+        >>> mix.at(15).shape, mix.norm, polite.cosine(mix)
+
+    Args:
+        directions: the vector, `(hidden,)`, of each layer (0-based; its block's output) or `Site`, in units of the
+            residual stream.
+
+    Attributes:
+        directions_: the vectors by site, float32, on the CPU.
+
+    Raises:
+        DataError: no layer, or one that is no whole number; a vector that is no tensor or array of one row, is empty,
+            or holds NaN or infinity; vectors of several widths.
+        MismatchError: two vectors that are combined have other widths, or were fitted on other models.
+
+    Source: arXiv 2308.10248 (activation addition).
+    """
+
+    directions_: dict[Site, Tensor]
+    is_fittable = False
+    __array_ufunc__ = None  # so that NumPy's numbers multiply a vector as Python's do
+
+    def __init__(self, directions: Mapping[Any, Any]) -> None:
+        check_type("a steering vector", directions, Mapping, "vectors by layer, such as {15: tensor}")
+        named = zip(unique_sites(tuple(directions)), directions.values(), strict=True)
+        self._set_directions({site: _as_vector(site, vector) for site, vector in named})
+        widths = sorted({len(vector) for vector in self.directions_.values()})
+        if len(widths) > 1:
+            raise DataError(f"the vectors have the widths {widths}: vectors of one model have the same")
+        self.info_ = {"hidden_size": widths[0]}
+
+    def fit_activations(self, acts: Activations) -> None:
+        """Not available: a vector made by hand is not fitted.
+
+        Raises:
+            SteeringError: always.
+        """
+        raise SteeringError("a SteeringVector has its values already: fit MeanDifference, PCA or LogisticDirection")
+
+    def at(self, layer: Layer) -> Float[Tensor, " hidden"]:
+        """The vector at one layer.
+
+        Raises:
+            SteeringError: there is none.
+        """
+        check_fitted(self, "directions_")
+        if Site.of(layer) not in self.directions_:
+            raise SteeringError(f"there is no vector at layer {layer}, only at {', '.join(map(str, self.directions_))}")
+        return self.directions_[Site.of(layer)]
+
+    def part(self, layer: Layer) -> SteeringVector:
+        """The vector at one layer, as a `SteeringVector`."""
+        return self._with({Site.of(layer): self.at(layer)})
+
+    @property
+    def vector_(self) -> Float[Tensor, " hidden"]:
+        """The vector of the only layer."""
+        check_fitted(self, "directions_")
+        self._check_one_site()
+        return self.at(self.sites[0])
+
+    @property
+    def norm(self) -> float | pd.Series:
+        """The norm of the vector; for several layers, one number each."""
+        check_fitted(self, "directions_")
+        return self._by_layer({site: float(vector.double().norm()) for site, vector in self.directions_.items()})
+
+    def unit(self) -> SteeringVector:
+        """The vectors with norm 1.
+
+        Raises:
+            SteeringError: one is zero and has no direction.
+        """
+        check_fitted(self, "directions_")
+        zero = [str(site) for site, vector in self.directions_.items() if not bool(vector.any())]
+        if zero:
+            raise SteeringError(f"the vector at layer {', '.join(zero)} is zero: it has no direction")
+        return self._with({site: (v.double() / v.double().norm()).float() for site, v in self.directions_.items()})
+
+    def cosine(self, other: SteeringVector) -> float | pd.Series:
+        """The cosine of the angle to another vector; for several layers, one number each. NaN where one is zero.
+
+        Raises:
+            SteeringError: the vectors are of other layers. MismatchError: of another width or model.
+        """
+        self._check_combines(other)
+        if set(other.directions_) != set(self.directions_):
+            raise SteeringError(
+                f"the vectors are of other layers: {', '.join(map(str, self.directions_))} and "
+                f"{', '.join(map(str, other.directions_))}"
+            )
+        pairs = {site: (v.double(), other.at(site).double()) for site, v in self.directions_.items()}
+        return self._by_layer({site: float(a @ b / (a.norm() * b.norm())) for site, (a, b) in pairs.items()})
+
+    def __mul__(self, factor: float | Real) -> SteeringVector:
+        if isinstance(factor, SteeringVector | Tensor):
+            return NotImplemented
+        number = as_number("the factor of a vector", factor)
+        check_fitted(self, "directions_")
+        return self._with({site: number * vector for site, vector in self.directions_.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float | Real) -> SteeringVector:
+        number = as_number("the divisor of a vector", divisor)
+        if number == 0:
+            raise DataError("a vector was divided by 0")
+        return self * (1 / number)
+
+    def __neg__(self) -> SteeringVector:
+        return self * -1
+
+    def __add__(self, other: SteeringVector) -> SteeringVector:
+        return self._combined(other, torch.add)
+
+    def __sub__(self, other: SteeringVector) -> SteeringVector:
+        return self._combined(other, torch.sub)
+
+    def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
+        """The same vector for every input; only of one layer.
+
+        Raises:
+            SteeringError: several layers. MismatchError: the activations of the inputs have another width.
+        """
+        vector, acts = self.vector_, context.activations
+        if acts is not None and acts.hidden_size != len(vector):
+            raise MismatchError(f"the vector has width {len(vector)}, the activations {acts.hidden_size}")
+        return repeat_vector(vector, context.example_ids)
+
+    def interventions(self, context: Context) -> tuple[Intervention, ...]:
+        """The vector of each layer."""
+        check_fitted(self, "directions_")
+        if len(self.sites) == 1:
+            return (Intervention(self.site, self.vectors(context)),)
+        return tuple(
+            Intervention(site, repeat_vector(vector, context.example_ids)) for site, vector in self.directions_.items()
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The fitted vectors; those of a vector made by hand are its argument."""
+        return super().state_dict() if self.is_fittable else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the fitted vectors, if they are not the argument."""
+        if state:
+            self._set_directions(state["directions_"])
+
+    def with_layer(self, layer: Layer) -> Steerer:
+        """An unfitted steerer with the same settings for one layer; of a vector made by hand, its part there."""
+        return super().with_layer(layer) if self.is_fittable else self.part(layer)
+
+    @property
+    def directions(self) -> dict[Site, Tensor]:
+        """The vectors by site."""
+        check_fitted(self, "directions_")
+        return dict(self.directions_)
+
+    def _set_directions(self, directions: dict[Site, Tensor]) -> None:
+        self.directions_ = directions
+        self.sites = tuple(directions)
+        if len(directions) == 1:
+            self.site = self.sites[0]
+
+    def _with(self, directions: Mapping[Site, Tensor]) -> SteeringVector:
+        """Other vectors of the same origin."""
+        made = SteeringVector(directions)
+        made.info_ = dict(self.info_)
+        return made
+
+    def _by_layer(self, numbers: Mapping[Site, float]) -> float | pd.Series:
+        if len(numbers) == 1:
+            return next(iter(numbers.values()))
+        layers = [site.layer if str(site).isdigit() else str(site) for site in numbers]
+        return pd.Series(list(numbers.values()), pd.Index(layers, name="layer"))
+
+    def _combined(self, other: SteeringVector, function: Callable[[Tensor, Tensor], Tensor]) -> SteeringVector:
+        if not isinstance(other, SteeringVector):
+            return NotImplemented
+        self._check_combines(other)
+        sites = sorted({*self.directions_, *other.directions_})
+        zero = torch.zeros_like(next(iter(self.directions_.values())))
+        mine, theirs = self.directions_, other.directions_
+        return (self if "model" in self.info_ else other)._with(
+            {site: function(mine.get(site, zero), theirs.get(site, zero)) for site in sites}
+        )
+
+    def _check_combines(self, other: SteeringVector) -> None:
+        check_type("the other vector", other, SteeringVector, "a SteeringVector", SteeringError)
+        for one in (self, other):
+            check_fitted(one, "directions_")
+        widths = [len(next(iter(one.directions_.values()))) for one in (self, other)]
+        if widths[0] != widths[1]:
+            raise MismatchError(f"the vectors are {widths[0]} and {widths[1]} wide: they are of two models")
+        if all("model" in one.info_ for one in (self, other)) and not same_model(self.info_, other.info_):
+            origins = f"{describe_origin(self.info_)} and {describe_origin(other.info_)}"
+            raise MismatchError(
+                f"the vectors were fitted on two models: {origins}. To combine them all the same, take the numbers "
+                "alone, SteeringVector(vector.directions)"
+            )
+
+
+class ContrastEstimator(SteeringVector):
+    """The base of the methods that fit one vector per layer to the contrasts of examples.
+
+    Args:
+        layers: "all" that were captured, a layer (0-based block), a `Site`, or several.
+        position: which captured contrast rows to use; None if there is only one kind.
+        behaviors: use the contrasts of these behaviors; None: all.
+    """
+
+    is_fittable = True
+
+    def __init__(
+        self,
+        layers: Layers | Literal["all"] = "all",
+        *,
+        position: str | None = None,
+        behaviors: Sequence[str] | None = None,
+    ) -> None:
+        self.position, self.behaviors = position, behaviors
+        if not isinstance(layers, str):
+            self._set_layers(layers)
+        else:
+            check_option("layers", layers, ("all",))
+            self.layers = "all"  # type: ignore[assignment]  # until `fit` finds out which there are
+
+    def fit_activations(self, acts: Activations) -> None:
+        """Fit the vector of each layer to the contrasts."""
+        directions = {}
+        for site in acts.sites if self.layers == "all" else self.sites:
+            ids, contrasts = self._contrasts(acts, site)
+            check_contrasts_nonzero(contrasts, site)
+            directions[site] = self.direction(acts, site, ids, contrasts).float()
+        self._set_directions(directions)
+
+    @abstractmethod
+    def direction(
+        self, acts: Activations, site: Site, ids: Sequence[str], contrasts: Float[Tensor, "example hidden"]
+    ) -> Float[Tensor, " hidden"]:
+        """The vector at one site, in units of the residual stream, from the contrasts of the examples `ids`."""
+
+    def _contrasts(self, acts: Activations, site: Site) -> tuple[list[str], Float[Tensor, "example hidden"]]:
+        ids, contrasts = contrast_table(acts, site, self.position)
+        if self.behaviors is None:
+            return ids, contrasts
+        behaviors, wanted = acts.labels(ids), as_names(self.behaviors)
+        keep = [behavior in wanted for behavior in behaviors]
+        if not any(keep):
+            raise DataError(f"no contrast is of {wanted}; the behaviors are {sorted(set(behaviors))}")
+        return [one for one, kept in zip(ids, keep, strict=True) if kept], contrasts[torch.tensor(keep)]
+
+
+def scaled_to_contrasts(
+    direction: Float[Tensor, " hidden"], contrasts: Float[Tensor, "example hidden"], site: Site
+) -> Float[Tensor, " hidden"]:
+    """A direction, turned so that it points from the unwanted to the wanted answers, with the mean contrast's length
+    along it: adding it moves a state by what separates the two answers on average.
+
+    Raises:
+        DataError: the contrasts have no component along it on average, so that its sign is unknown.
+    """
+    unit = direction.double() / direction.double().norm()
+    along = contrasts.double() @ unit
+    if not bool(along.mean().abs() > 1e-9 * along.abs().max()):
+        raise DataError(f"the contrasts at site {site} have no common direction: which way is the wanted answer?")
+    return unit * along.mean()
+
+
+def as_steerer(given: object, n_layers: int | None = None) -> Steerer:
+    """A steerer from what users give for one: a `Steerer`, vectors by layer, or a tensor with a row for each layer.
+
+    Example:
+        >>> as_steerer({15: torch.randn(576)})
+
+    Args:
+        n_layers: of the model; None: a tensor is refused.
+
+    Raises:
+        SteeringError: anything else, such as a tensor that does not say its layer.
+    """
+    if isinstance(given, Steerer):
+        return given
+    if isinstance(given, Mapping):
+        return SteeringVector(given)
+    if isinstance(given, Tensor | np.ndarray):
+        if given.ndim == 2 and len(given) == n_layers:
+            return SteeringVector(dict(enumerate(given)))
+        rows = "" if n_layers is None else f", or {n_layers} rows, one for each layer"
+        raise SteeringError(
+            f"the vector has shape {tuple(given.shape)} and does not say its layer: give {{layer: vector}}{rows}"
+        )
+    raise SteeringError(f"steerer is {show(given)}: expected a fitted Steerer, or vectors by layer, {{15: tensor}}")
+
+
+def _as_vector(site: Site, vector: object) -> Float[Tensor, " hidden"]:
+    """A copy of a vector as float32 on the CPU."""
+    if isinstance(vector, np.ndarray) and vector.dtype.kind in "fiu":
+        vector = torch.from_numpy(vector.astype(np.float32))
+    check_type(f"the vector at layer {site}", vector, Tensor, "a tensor (hidden,)")
+    assert isinstance(vector, Tensor)
+    dense = vector.layout == torch.strided and not vector.is_meta
+    if not dense or vector.is_complex() or vector.dtype == torch.bool:
+        kind = f"{vector.dtype} {vector.layout} tensor on {vector.device}"
+        raise DataError(f"the vector is a {kind}: expected a dense tensor of real numbers")
+    if vector.ndim != 1 or vector.numel() == 0:
+        raise DataError(f"a steering vector has shape (hidden,), got {tuple(vector.shape)}; pass one row")
+    copied = vector.detach().to("cpu", torch.float32, copy=True)
+    if not bool(torch.isfinite(copied).all()):
+        raise DataError("the vector holds NaN or infinity; compute it again in float32")
+    return copied

@@ -1,0 +1,54 @@
+"""Pairs of whole texts: no template, read at the last token; and messages in the place of a prompt."""
+
+import pytest
+import torch
+
+import steerlab
+from steerlab import DataError, Example, MeanDifference
+from steerlab.testing import FAMILIES, tiny_lm
+
+TEXTS = [("I love this, my friend.", "I hate this."), ("What a joy", "What a great pain it is")]
+CHAT = [
+    {"role": "user", "content": "Is it late?"},
+    {"role": "assistant", "content": "No."},
+    {"role": "user", "content": "Who are you?"},
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_texts_are_read_at_their_last_token_as_hugging_face_has_it(family: str) -> None:
+    model = tiny_lm(family)
+    acts = steerlab.capture(model, steerlab.pairs(TEXTS), layers="all", progress=False)
+    assert set(acts.index["side"]) == {"positive", "negative"}, "a pair of whole texts has no plain prompt"
+    for side, texts in zip(("positive", "negative"), zip(*TEXTS, strict=True), strict=True):
+        for row, text in zip(acts.select(side=side).values, texts, strict=True):
+            ids = model.tokenizer(text, return_tensors="pt")
+            with torch.no_grad():
+                states = model.hf(**{k: ids[k] for k in ("input_ids", "attention_mask")}, output_hidden_states=True)
+            for layer in range(model.n_layers - 1):  # the last one is followed by the norm in `hidden_states`
+                torch.testing.assert_close(row[layer], states.hidden_states[layer + 1][0, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_the_mean_of_whole_texts_is_that_of_their_differences() -> None:
+    model = tiny_lm("llama")
+    fitted = MeanDifference(2).fit(model, steerlab.pairs(TEXTS))
+    _, differences = steerlab.capture(model, steerlab.pairs(TEXTS), layers=[2], progress=False).contrast(2)
+    assert torch.equal(fitted.vector_, differences.double().mean(0).float())
+
+
+def test_a_method_that_reads_prompts_refuses_whole_texts() -> None:
+    with pytest.raises(DataError, match=r"l2s reads the prompt of each input.*prompts="):
+        steerlab.L2S(2).fit(tiny_lm("llama"), steerlab.pairs(TEXTS))
+
+
+def test_messages_are_read_generated_from_and_contrasted_as_a_prompt() -> None:
+    model = tiny_lm("llama")
+    (row,) = steerlab.capture(model, [CHAT], layers=[2], positions="user", progress=False).at(2)
+    encoded = model.encode(CHAT)
+    (again,) = steerlab.capture(model, [Example(CHAT)], layers=[2], positions="user", progress=False).at(2)
+    assert torch.equal(row, again) and encoded.kind("history")
+    text = steerlab.generate(model, [CHAT], max_new_tokens=3)
+    assert text.ids == steerlab.generate(model, [Example(CHAT, id="x")], max_new_tokens=3).ids
+    answers = steerlab.pairs([("Arr me", "It is I")], prompts=[CHAT])
+    assert MeanDifference(2).fit(model, answers).vector_.any()
+    assert steerlab.Prompt("Be kind.").transform_prompt(CHAT)[-1]["content"] == "Who are you? Be kind."  # type: ignore[index]

@@ -1,0 +1,88 @@
+"""What the verbs take as data: texts, messages, tables and pairs; and what they refuse."""
+
+from typing import Any
+
+import datasets
+import pandas as pd
+import pytest
+
+import steerlab
+from steerlab import Contrast, DataError, Example
+from steerlab.data import as_examples, examples, pairs
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it late?"}]
+FRAME = pd.DataFrame({"ask": ["Is it late?", "Who are you?"], "good": ["Arr!", "Aye!"], "bad": ["Yes.", "I am."]})
+
+
+def test_texts_messages_and_examples_go_in_together() -> None:
+    found = as_examples(["Is it late?", CHAT, Example("Who are you?", id="mine")])
+    assert [(one.id, one.prompt) for one in found] == [("0", "Is it late?"), ("1", CHAT), ("mine", "Who are you?")]
+    assert [one.prompt for one in as_examples(FRAME["ask"])] == list(FRAME["ask"])
+
+
+def test_an_example_makes_an_id_from_its_texts_and_keeps_it() -> None:
+    one = Example("Is it late?", Contrast("Arr!", "Yes."))
+    assert one.id == Example("Is it late?", Contrast("Arr!", "Yes.")).id != Example("Is it late?").id
+    assert one.replace(prompt="Is it early?").id == one.id
+
+
+@pytest.mark.parametrize("as_table", [lambda frame: frame, datasets.Dataset.from_pandas], ids=["pandas", "datasets"])
+def test_tables_go_in_by_the_names_of_their_columns(as_table: Any) -> None:
+    found = examples(as_table(FRAME), prompt="ask", positive="good", negative="bad")
+    assert [(one.prompt, one.contrast) for one in found] == [
+        ("Is it late?", Contrast("Arr!", "Yes.")), ("Who are you?", Contrast("Aye!", "I am."))
+    ]  # fmt: skip
+    named = FRAME.rename(columns={"ask": "prompt"}).assign(id=["a", "b"], behavior="pirate", system="Be brief.")
+    assert as_examples(as_table(named)) == [
+        Example(ask, id=name, behavior="pirate", system="Be brief.")
+        for ask, name in zip(FRAME["ask"], "ab", strict=True)
+    ]
+    whole = examples(as_table(FRAME), positive="good", negative="bad")
+    assert [one.contrast for one in whole] == [one.contrast for one in pairs([("Arr!", "Yes."), ("Aye!", "I am.")])]
+    (chat,) = examples(as_table(pd.DataFrame({"messages": [CHAT]})), prompt="messages")
+    assert [dict(turn) for turn in chat.prompt] == CHAT  # type: ignore[arg-type]
+
+
+def test_equal_pairs_and_rows_get_ids_of_their_own() -> None:
+    twice = pairs([("Arr!", "Yes."), ("Arr!", "Yes.")], prompts=["Is it late?", "Is it late?"])
+    assert len({one.id for one in twice}) == 2
+    assert len({one.id for one in examples(FRAME.iloc[[0, 0]], prompt="ask")}) == 2
+    other = pairs([("Aye!", "I am.")], prompts=["Who are you?"])
+    assert {one.id for one in other}.isdisjoint(one.id for one in twice), "the same number is no shared input"
+    assert pairs([("a", "b")], prompts=[Example("c", id="mine", behavior="d")])[0].id == "mine"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: as_examples("Hi"), "one string, 'Hi'"),
+        (lambda: as_examples({"prompt": "Hi"}), r"\(dict\): give a list of prompts"),
+        (lambda: as_examples([{"prompt": "Hi"}]), r"Example\(prompt, ...\), or a data frame"),
+        (lambda: as_examples(CHAT), "a list of messages for one conversation"),
+        (lambda: as_examples([("a", "b")]), r"steerlab.pairs\(\[\(wanted, unwanted\)"),
+        (lambda: as_examples([3]), "item 0 of the data is 3"),
+        (lambda: as_examples(FRAME), r"columns \['ask', 'good', 'bad'\]: name those"),
+        (lambda: as_examples(datasets.DatasetDict({"train": datasets.Dataset.from_pandas(FRAME)})), r"data\['train'\]"),
+        (lambda: examples(FRAME, prompt="text"), r"and not \['text'\]"),
+        (lambda: examples(FRAME, prompt="ask", positive="good"), "name those of the prompts and answers"),
+        (lambda: examples([1, 2]), "expected a pandas DataFrame"),
+        (lambda: examples(FRAME.assign(ask=[None, "Hi"]), prompt="ask"), "the column 'ask': one is"),
+        (lambda: examples(FRAME.assign(ask=[3, 4]), prompt="ask"), "the column 'ask': one is 3"),
+        (lambda: pairs({"good": "bad"}), "give a list"),
+        (lambda: pairs("ab"), "give a list"),
+        (lambda: pairs(FRAME), r"steerlab.examples\(table, positive"),
+        (lambda: pairs([("a", "b", "c")]), r"for a prompt with two answers, pairs\(.*prompts="),
+        (lambda: pairs(["ab"]), "pair 0 is 'ab'"),
+        (lambda: pairs([("a", 3)]), "a text of pair 0 is 3"),
+        (lambda: pairs([("a", "a")]), "zero vector"),
+        (lambda: pairs([]), "empty"),
+        (lambda: pairs([("a", "b")], prompts=[]), "1 pairs and 0 prompts"),
+    ],
+)
+def test_what_is_no_data_is_refused_with_what_would_do(call: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        call()
+
+
+def test_readme_names_are_at_the_top() -> None:
+    assert steerlab.pairs is pairs and steerlab.examples is examples
