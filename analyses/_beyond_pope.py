@@ -14,10 +14,11 @@ from scenes.questions import absent_partners, existence, scene_vocabulary
 from scenes.world import Scene
 
 import steerlab
-from steerlab import Example, Model, Request
+from steerlab import Example, Request
 from steerlab.analysis.study import Study
 from steerlab.data import coco_objects, easy_vqa, pope_questions
 from steerlab.metrics import chair
+from steerlab.models.model import Model
 
 DESCRIBE = "Describe the image."
 

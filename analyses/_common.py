@@ -11,9 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from steerlab import Example, Model
+from steerlab import Example
 from steerlab.data import data_hash
 from steerlab.metrics import Estimate, bootstrap_ci
+from steerlab.models.model import Model
 
 ROOT = Path(__file__).parents[1]
 # arguments that name folders of one machine: left out of the provenance

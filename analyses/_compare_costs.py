@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 import steerlab
-from steerlab import Example, Model, Request
+from steerlab import Example, Request
+from steerlab.models.model import Model
 
 ROUNDS, TOKENS = 5, 24
 

@@ -13,22 +13,10 @@ import torch
 from _compare_data import Sets
 
 import steerlab
-from steerlab import (
-    CONFST,
-    L2S,
-    P2S,
-    Activations,
-    AdaSteer,
-    AlphaSteer,
-    Gated,
-    LinearProbe,
-    MeanDifference,
-    Model,
-    Request,
-    Steerer,
-)
-from steerlab.methods import Context
+from steerlab import L2S, Activations, MeanDifference, Request
+from steerlab.methods import CONFST, P2S, AdaSteer, AlphaSteer, Context, Gated, LinearProbe, Steerer
 from steerlab.metrics import is_refusal
+from steerlab.models.model import Model
 
 LAYERS = (15, 16, 17)
 ADASTEER_LAYERS = (14, 15, 16, 17, 18)  # AdaSteer steers several layers at once

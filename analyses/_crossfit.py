@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import DataError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError
 from steerlab.methods import Context, Steerer
 
 

@@ -9,8 +9,9 @@ from _common import estimate
 from _hallucination import SPLITS, Setting, always_no, first_tokens, fit_l2s, save_gallery, scenes_data
 
 import steerlab
-from steerlab import P2S, Example, MeanDifference, Request
+from steerlab import Example, MeanDifference, Request
 from steerlab.analysis.study import Study
+from steerlab.methods import P2S
 
 # chosen by analyses/l2s_hallucination.py on its validation questions; nothing is tuned on the demo's test questions
 SETTING = Setting(layer=5, alpha=16.0, positions="all", context=5, net="tanh, 100")

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
-from steerlab._support.errors import DataError, require_columns
+from steerlab.errors import DataError, require_columns
 from steerlab.metrics.bootstrap import Estimate
 
 

@@ -16,11 +16,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import steerlab
-from steerlab import L2S, P2S, Activations, Contrast, Example, MeanDifference, Model, Request
+from steerlab import L2S, Activations, Contrast, Example, MeanDifference, Request
 from steerlab._support.images import open_image
 from steerlab.data import pope_file, pope_questions
-from steerlab.methods import L2S_PAPER, Context, Steerer
+from steerlab.methods import L2S_PAPER, P2S, Context, Steerer
 from steerlab.metrics import YesNo, yes_no_ids, yes_no_logits
+from steerlab.models.model import Model
 
 SPLITS = ("random", "popular", "adversarial")
 # the released code steers every token; the paper says generated tokens, which does not change the first new token

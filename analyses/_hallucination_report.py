@@ -7,8 +7,9 @@ import pandas as pd
 from _common import as_markdown, estimate
 from _hallucination import SPLITS, by_split, gap_closed
 
-from steerlab import Example, Model, Request
+from steerlab import Example, Request
 from steerlab.metrics import l2s_accuracy, l2s_f1, pope_scores
+from steerlab.models.model import Model
 
 RANDOM_SEEDS = 4  # as published
 

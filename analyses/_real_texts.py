@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from steerlab import DataError
 from steerlab.data.paragraphs import split_sentences
+from steerlab.errors import DataError
 
 SPLITS = {
     "films": "train", "products": "train", "facts": "train", "opinions": "train",

@@ -13,27 +13,16 @@ from _common import estimate
 from torch import Tensor
 
 import steerlab
-from steerlab import (
-    L2S,
-    P2S,
-    Activations,
-    Contrast,
-    DataError,
-    Example,
-    MeanDifference,
-    Model,
-    Prompt,
-    RandomDirection,
-    Request,
-    SteeringVector,
-)
+from steerlab import L2S, Activations, Contrast, Example, MeanDifference, Request, SteeringVector
 from steerlab.analysis.behavior import judge_answers
 from steerlab.analysis.study import Study
 from steerlab.data import ED_SLICE_PUBLISHED, mm_safety_bench, published_split
 from steerlab.data.mm_safety_bench import SCENARIOS
-from steerlab.methods import L2S_PAPER, Context, Steerer
+from steerlab.errors import DataError
+from steerlab.methods import L2S_PAPER, P2S, Context, Prompt, RandomDirection, Steerer
 from steerlab.methods.l2s.data import equalize_norms
 from steerlab.metrics import perplexity
+from steerlab.models.model import Model
 
 ZERO = ("answer",)  # harmless inputs: the target of L2S is the zero vector
 NORM_ORDER = ("refuse", "defer")

@@ -15,7 +15,8 @@ from scipy.optimize import nnls
 from transformers import LlamaConfig
 
 import steerlab
-from steerlab import Example, MeanDifference, Model, SteeringVector
+from steerlab import Example, MeanDifference, SteeringVector
+from steerlab.models.model import Model
 from steerlab.models.smollm2 import smollm2_folder
 
 TERMS = ("requests", "work", "steps", "down")

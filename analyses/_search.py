@@ -19,10 +19,12 @@ from _selection import Candidate, Goal, choose_candidate, evaluate_candidates
 from torch import Tensor
 
 import steerlab
-from steerlab import Activations, DataError, Example, Model, SteeringError
+from steerlab import Activations, Example
 from steerlab._support.files import fingerprint
 from steerlab.analysis.study import Study
+from steerlab.errors import DataError, SteeringError
 from steerlab.methods import Context
+from steerlab.models.model import Model
 from steerlab.plots import metric_style
 
 ROUNDS: dict[str, dict[str, Any]] = {

@@ -11,9 +11,9 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import DataError
 from steerlab.analysis.behavior import judge_answers, safety_summary
 from steerlab.data.example import Example
+from steerlab.errors import DataError
 from steerlab.methods import P2S
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions

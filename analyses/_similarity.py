@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from _common import estimate
 
-from steerlab import L2S, P2S, Activations, MeanDifference
+from steerlab import L2S, Activations, MeanDifference
 from steerlab.analysis.cka import cka_matrix
 from steerlab.analysis.geometry import geometry, map_2d, principal_angles
 from steerlab.analysis.similarity import cosine_table, nearest_neighbors, norms, vectors_by_layer
-from steerlab.methods import Context
+from steerlab.methods import P2S, Context
 
 DIMENSIONS = 5  # of the subspaces
 PAPER = "LLaVA-1.5-7B, layer 15: .84 to .88 within, −.10 to .03 between (arXiv 2508.12815)"

@@ -14,11 +14,12 @@ from _generalization import match_norm, rank_correlation, relative_steerability
 from _published import PROTOCOLS, paper_llama2
 
 import steerlab
-from steerlab import Example, Model
+from steerlab import Example
 from steerlab.analysis.answer_position_bias import answer_position_bias, slopes_by_answer_position
 from steerlab.analysis.steerability import anti_steerable, propensity_curves, slopes, steerability
 from steerlab.analysis.sweep import MULTIPLIERS
 from steerlab.data import DEFAULT_SYSTEM, VARIANTS, persona_prompts, prompt_variant
+from steerlab.models.model import Model
 
 # sets whose prompts are also shifted: the persona sets for which the paper shows Llama-2's slopes
 SHIFTED = (

@@ -15,13 +15,14 @@ import pandas as pd
 from _real_texts import SPLITS, real_texts
 
 import steerlab
-from steerlab import Activations, Example, Model
+from steerlab import Activations, Example
 from steerlab.analysis.study import Study
 from steerlab.data import demo_set
 from steerlab.data.injections import HELD_OUT_TRIGGERS, PRIMARY_TASKS, TRIGGERS, injection_examples, trivia_pairs
 from steerlab.methods import Context
 from steerlab.methods.tasktracker.detector import TaskTracker
 from steerlab.metrics.detection import detection_auc, detection_report, rates_at
+from steerlab.models.model import Model
 
 PARAGRAPHS = 50  # of every source
 NEW_FAMILIES = ("style", "evaluate")

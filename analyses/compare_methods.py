@@ -36,13 +36,14 @@ from _compare_methods import (
 from _task_tracker import track
 
 import steerlab
-from steerlab import AlphaSteer, Gated, Model, Prompt, Request
+from steerlab import Request
 from steerlab._support.files import fingerprint, write_atomically
 from steerlab.analysis.behavior import judge_answers
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
-from steerlab.methods import Context
+from steerlab.methods import AlphaSteer, Context, Gated, Prompt
 from steerlab.metrics.numbers import exact_match
+from steerlab.models.model import Model
 
 METHODS = ("mean", "l2s", "alphasteer", "adasteer", "confst", "gated_mean")
 EVERYTHING = ("none", "prompt", *METHODS[:2], "p2s", *METHODS[2:], "mean_equal")

@@ -21,10 +21,11 @@ from _demo_images import run_image_half, table_of
 from _safety import Setting, check_behaviors, l2s, mean_vector, run_methods, summarize
 
 import steerlab
-from steerlab import P2S, Example, Request, SteeringVector
+from steerlab import Example, Request, SteeringVector
 from steerlab.analysis.behavior import safety_summary
 from steerlab.analysis.study import Study
 from steerlab.data import demo_set
+from steerlab.methods import P2S
 
 # chosen by analyses/l2s_safety.py on validation questions of another data set; nothing is tuned on the demo's test
 SETTING = Setting(

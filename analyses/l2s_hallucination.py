@@ -38,12 +38,14 @@ from _hallucination import (
 from _hallucination_report import RANDOM_SEEDS, comparisons, measurements, page, probe_accuracies, scores
 
 import steerlab
-from steerlab import P2S, Activations, Example, MeanDifference, Model, Prompt, RandomDirection, Request
+from steerlab import Activations, Example, MeanDifference, Request
 from steerlab.analysis.probe_gap import probe_gap
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
+from steerlab.methods import P2S, Prompt, RandomDirection
 from steerlab.methods.prompt import LOOK_INSTRUCTION
 from steerlab.metrics import pope_scores
+from steerlab.models.model import Model
 
 
 def capture(

@@ -49,11 +49,12 @@ from _search import BEHAVIOR_GOALS, ROUNDS, distinct, layers_of, pick_setting, r
 from _selection import reaches_goals
 
 import steerlab
-from steerlab import Activations, Example, Model
+from steerlab import Activations, Example
 from steerlab._support.files import fingerprint, write_atomically, write_json
 from steerlab.analysis.behavior import MEASURES, safety_summary
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, mm_safety_bench, read_jsonl, validation_split
+from steerlab.models.model import Model
 
 METHODS = ("none", "prompt", "random", "mean", "l2s", "p2s")
 

@@ -17,11 +17,12 @@ import pandas as pd
 from _common import limit_per_group, numbers, parser, provenance, show_table
 
 import steerlab
-from steerlab import L2S, P2S, MeanDifference, RandomDirection
+from steerlab import L2S, MeanDifference
 from steerlab.analysis.layer_selection import LayerRange, validated_sweep
 from steerlab.analysis.study import Study
 from steerlab.analysis.sweep import MULTIPLIERS
 from steerlab.data import demo_set
+from steerlab.methods import P2S, RandomDirection
 
 METHODS = ("mean", "l2s", "p2s", "random")
 

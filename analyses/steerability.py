@@ -24,12 +24,13 @@ from _published import PROTOCOLS
 from _steerability import SHIFTED, measure_shifts, report, results_of, summary_of
 
 import steerlab
-from steerlab import Example, Model
+from steerlab import Example
 from steerlab.analysis.steerability import slopes, steerability
 from steerlab.analysis.study import Study
 from steerlab.analysis.sweep import MULTIPLIERS
 from steerlab.data import DEFAULT_SYSTEM, PAPER_SETS, check_balance, mwe, paper_split
 from steerlab.methods import load_steerer
+from steerlab.models.model import Model
 
 MISSING_SETS = ("sycophancy_train", "sycophancy_test", "truthfulqa")  # of the paper's 40; not in this data folder
 POSITIONS = PROTOCOLS["paper"].positions

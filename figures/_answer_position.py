@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from steerlab import DataError
+from steerlab.errors import DataError
 from steerlab.plots.frames import one_row_per
 from steerlab.plots.style import SeriesStyle
 

@@ -10,8 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from steerlab import DataError
-from steerlab._support.errors import require_columns
+from steerlab.errors import DataError, require_columns
 from steerlab.plots import METHODS, method_style, metric_style
 
 

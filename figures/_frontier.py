@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from steerlab._support.errors import DataError, require_columns
+from steerlab.errors import DataError, require_columns
 from steerlab.plots.style import METHODS, MUTED, get_axes, method_style
 from steerlab.plots.summary import metric_style
 

@@ -9,7 +9,7 @@ from textwrap import fill
 from matplotlib.figure import Figure
 from PIL.Image import Image
 
-from steerlab import DataError
+from steerlab.errors import DataError
 from steerlab.plots import method_style, style, width
 
 

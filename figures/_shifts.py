@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from steerlab import DataError
+from steerlab.errors import DataError
 from steerlab.plots.frames import one_row_per
 from steerlab.plots.style import DASHES, MARKERS, MUTED, OTHER_COLORS
 

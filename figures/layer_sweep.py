@@ -17,7 +17,7 @@ from _script import figure_script
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steerlab import DataError
+from steerlab.errors import DataError
 from steerlab.plots import layer_range_lines, method_style, style, sweep_heatmap, width
 from steerlab.plots.style import INK, MUTED
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from steerlab import DataError
+from steerlab.errors import DataError
 from steerlab.plots import style, width
 from steerlab.plots.style import MUTED, OTHER_COLORS
 

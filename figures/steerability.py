@@ -21,7 +21,7 @@ from _shifts import PAIRS, pair_label, shift_scatter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from steerlab import DataError
+from steerlab.errors import DataError
 from steerlab.plots import propensity_lines, slope_distributions, style, width
 from steerlab.plots.slopes import write_shares
 from steerlab.plots.style import CONTEXT, DASHES, INK, MUTED, label_ends, readable_name

@@ -16,7 +16,7 @@ from _script import figure_script
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steerlab import DataError
+from steerlab.errors import DataError
 from steerlab.plots import cosine_heatmap, geometry_lines, layer_heatmap, map_scatter, style, width
 from steerlab.plots.style import BEHAVIORS
 

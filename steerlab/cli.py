@@ -23,9 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if args.command == "doctor":
             return _doctor(args)
+        from steerlab.models.positions import describe_positions  # imports torch, which takes seconds
+
         model = steerlab.load(args.model, revision=args.revision)
-        print(steerlab.describe_positions(model, args.prompt, args.position))
-    except steerlab.SteerlabError as error:
+        print(describe_positions(model, args.prompt, args.position))
+    except steerlab.errors.SteerlabError as error:
         print(f"steerlab: {error}", file=sys.stderr)
         return 1
     return 0

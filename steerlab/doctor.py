@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from packaging.requirements import Requirement
 
-from steerlab._support.errors import LoadError, RemoteError, SteerlabError
+from steerlab.errors import LoadError, RemoteError, SteerlabError
 from steerlab.models._nnsight.client import ServerClient, compare_versions, ndif_key, public_version
 from steerlab.models._nnsight.errors import INSTALL_ON_CPU, INSTALL_ON_GPU, SERVE_KEY
 from steerlab.models.loading import load, placement

@@ -67,7 +67,7 @@ class RemoteError(SteerlabError, RuntimeError):
     Example:
         >>> try:
         ...     acts = steerlab.capture(model, prompts)
-        ... except steerlab.RemoteError as error:
+        ... except steerlab.errors.RemoteError as error:
         ...     print(error.kind, error.retryable)
 
     Attributes:

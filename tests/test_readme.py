@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import steerlab
-from steerlab import Example, LoadError
+from steerlab import Example
+from steerlab.errors import LoadError
 from steerlab.models.smollm2 import smollm2_folder
 from steerlab.testing import tiny_lm
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from scenes.shapes import COLORS, KINDS, stamp
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 
 SIDE = 64
 _HALVES = ("left", "right", "top", "bottom")

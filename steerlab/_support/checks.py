@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from steerlab._support.errors import DataError, SteerlabError
+from steerlab.errors import DataError, SteerlabError
 
 Kinds = type | tuple[type, ...]
 Error = type[SteerlabError]

@@ -15,7 +15,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from steerlab._support.errors import LoadError, MismatchError, SteerlabError, StorageError
+from steerlab.errors import LoadError, MismatchError, SteerlabError, StorageError
 
 GO_ON = "Make room, or choose a folder that can be written to, and run the same again: it continues from what is kept"
 KEPT = "what was finished before is kept"

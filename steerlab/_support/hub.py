@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from steerlab._support.errors import LoadError, SteerlabError, StorageError
 from steerlab._support.files import storing, write_text
+from steerlab.errors import LoadError, SteerlabError, StorageError
 
 Shared = TypeVar("Shared", bound="Shareable")
 _REFUSALS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError)

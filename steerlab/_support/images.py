@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 
 
 @dataclass(frozen=True)

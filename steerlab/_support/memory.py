@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from steerlab._support.errors import OutOfMemory, is_out_of_memory
+from steerlab.errors import OutOfMemory, is_out_of_memory
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

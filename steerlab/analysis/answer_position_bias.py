@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from steerlab._support.errors import DataError
 from steerlab.analysis.groups import check_groups, group_means
 from steerlab.data.example import Example, check_examples
+from steerlab.errors import DataError
 
 
 def answer_position_bias(

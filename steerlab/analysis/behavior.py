@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from steerlab._support.errors import DataError
 from steerlab.data.example import Example
+from steerlab.errors import DataError
 from steerlab.metrics import defers_to_expert, distinct_n, is_fluent, is_refusal, repetition
 
 MEASURES = ("refuses", "defers", "distinct2", "repetition", "fluent", "identical", "kept")

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import DataError, MismatchError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError, MismatchError
 from steerlab.models.sites import Site
 
 

@@ -15,9 +15,9 @@ from scipy.linalg import subspace_angles
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from steerlab._support.errors import DataError, MismatchError
 from steerlab.analysis.similarity import unit_rows
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError, MismatchError
 from steerlab.models.sites import Site
 
 _SHUFFLES = 20

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from steerlab._support.errors import DataError, require_columns
+from steerlab.errors import DataError, require_columns
 
 SETTING = ("method", "model", "layer", "positions", "behavior")
 SLOPE_COLUMNS = ("example_id", "slope", "intercept", "residual", "n_alphas")  # every other column names a group

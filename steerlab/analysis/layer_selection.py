@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from steerlab._support.errors import DataError, require_columns
 from steerlab.analysis.sweep import sweep
 from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import DataError, require_columns
 from steerlab.metrics.bootstrap import Estimate, paired_bootstrap
 from steerlab.models.model import Model
 

@@ -12,8 +12,8 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from steerlab._support.errors import DataError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError
 from steerlab.metrics.bootstrap import bootstrap_ci
 
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
-from steerlab._support.errors import DataError, MismatchError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError, MismatchError
 from steerlab.methods import Context, MeanDifference, Steerer
 from steerlab.models.sites import Site
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from steerlab._support.errors import DataError, require_columns
 from steerlab.analysis.groups import check_groups, check_measurements, group_means
+from steerlab.errors import DataError, require_columns
 from steerlab.metrics.bootstrap import Estimate, share_interval
 
 

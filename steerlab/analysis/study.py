@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from steerlab._support import files
-from steerlab._support.errors import MismatchError
+from steerlab.errors import MismatchError
 from steerlab.models.fingerprint import differences
 
 SCHEMA = 1

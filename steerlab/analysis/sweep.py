@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from steerlab._support.checks import as_whole, check_type
-from steerlab._support.errors import DataError
 from steerlab._support.progress import bar as progress_bar
 from steerlab.analysis._sweep.plan import AnswerForwards, plan_answers
 from steerlab.analysis._sweep.rows import SweepRows, encode_answers
@@ -25,6 +24,7 @@ from steerlab.capturing import Activations
 from steerlab.capturing.rows import Layers
 from steerlab.data.example import Example, data_hash
 from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import DataError
 from steerlab.metrics.answers import ANSWER_METRICS, check_first
 from steerlab.models.job import background
 from steerlab.models.model import Model, check_ready

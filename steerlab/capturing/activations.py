@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import ActivationError, DataError
 from steerlab._support.hub import Shareable
+from steerlab.errors import ActivationError, DataError
 from steerlab.models.sites import Site
 
 INDEX_COLUMNS = ("example_id", "side", "position", "behavior", "split", "column", "token", "n_tokens")

@@ -10,7 +10,6 @@ from typing import Any, overload
 import torch
 
 from steerlab._support.checks import check_option, show
-from steerlab._support.errors import DataError, PositionError
 from steerlab._support.files import fingerprint
 from steerlab._support.memory import halve_on_oom
 from steerlab._support.progress import bar as progress_bar
@@ -30,6 +29,7 @@ from steerlab.capturing.shared import share_prompts
 from steerlab.capturing.store import Store
 from steerlab.data.example import data_hash
 from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import DataError, PositionError
 from steerlab.models.encoding import PaddingSide
 from steerlab.models.engine import FULL_FORWARD, StateSelector
 from steerlab.models.job import background

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from steerlab._support.checks import check_type, show
-from steerlab._support.errors import DataError, LayoutError, PositionError
 from steerlab.capturing.activations import INDEX_COLUMNS
 from steerlab.data.example import Contrast, Example
+from steerlab.errors import DataError, LayoutError, PositionError
 from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, check_positions, describe, resolve_nonempty

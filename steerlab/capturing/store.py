@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steerlab._support import files
-from steerlab._support.errors import ActivationError, LoadError, MismatchError
 from steerlab.capturing.activations import Activations, CapturedBatch
+from steerlab.errors import ActivationError, LoadError, MismatchError
 from steerlab.models.fingerprint import describe_origin, differences, same_model
 from steerlab.models.sites import Site
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from steerlab._support.checks import check_option as check_option
 from steerlab._support.checks import check_type
-from steerlab._support.errors import DataError, LoadError
+from steerlab.errors import DataError, LoadError
 
 BUILTIN = Path(__file__).parent / "builtin"
 

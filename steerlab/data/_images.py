@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from steerlab._support.errors import DataError, LoadError
 from steerlab._support.images import ImageInput, ZippedImage
 from steerlab.data._files import check_option
 from steerlab.data.example import Example, check_examples
+from steerlab.errors import DataError, LoadError
 
 Missing = Literal["raise", "skip"]
 Aliases = Callable[[str], Iterable[str]]

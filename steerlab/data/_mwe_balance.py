@@ -11,8 +11,8 @@ from itertools import accumulate
 import pandas as pd
 
 from steerlab._support.checks import as_number
-from steerlab._support.errors import DataError
 from steerlab.data.example import Example, check_examples
+from steerlab.errors import DataError
 
 PARTS = ("train", "validation", "test")
 LETTERS = ("A", "B")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from steerlab._support.errors import DataError
 from steerlab.data._files import check_option, read_object
 from steerlab.data.example import Example
+from steerlab.errors import DataError
 
 VARIANTS = ("base", "sys_pos", "sys_neg", "user_pos", "user_neg")
 """The prompts of the steerability paper: unchanged; a persona as system message; a persona before the question."""

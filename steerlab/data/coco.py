@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from steerlab._support.errors import LoadError
 from steerlab.data._files import BUILTIN, Record, read_records, read_text
+from steerlab.errors import LoadError
 
 
 def coco_objects(path: str | Path) -> dict[str, set[str]]:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import partial
 
 from steerlab._support.checks import check_type
-from steerlab._support.errors import DataError
 from steerlab.data.example import Contrast, Example, check_examples
+from steerlab.errors import DataError
 
 _word_pair = partial(Contrast, end_turn=True, position=-1)
 _HARMFUL = _word_pair(

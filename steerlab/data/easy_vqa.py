@@ -10,9 +10,9 @@ import zipfile
 from collections import defaultdict
 from pathlib import Path
 
-from steerlab._support.errors import LoadError
 from steerlab.data._images import add_images
 from steerlab.data.example import Example, check_examples
+from steerlab.errors import LoadError
 
 _COLOR = re.compile(r"\b(?:black|blue|brown|gray|green|red|teal|yellow)\b")
 _SHAPE = re.compile(r"\b(?:circle|rectangle|triangle)\b")

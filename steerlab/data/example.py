@@ -10,9 +10,9 @@ from typing import Any
 from PIL.Image import Image
 
 from steerlab._support.checks import as_text, check_option, check_type, show
-from steerlab._support.errors import DataError
 from steerlab._support.files import fingerprint
 from steerlab._support.images import ImageInput, ZippedImage, image_hash
+from steerlab.errors import DataError
 
 
 @dataclass(frozen=True)

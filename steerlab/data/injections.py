@@ -11,11 +11,11 @@ from zlib import crc32
 
 import numpy as np
 
-from steerlab._support.errors import DataError
 from steerlab.data._files import BUILTIN, check_option
 from steerlab.data.example import Example, check_examples
 from steerlab.data.jsonl import read_jsonl
 from steerlab.data.paragraphs import PLACES, insert_task, truncate_sentences
+from steerlab.errors import DataError
 
 _PROMPTS = json.loads((BUILTIN / "injection_prompts.json").read_text(encoding="utf-8"))
 

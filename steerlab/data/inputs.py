@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from steerlab._support.checks import as_text, as_texts, show
-from steerlab._support.errors import DataError
 from steerlab.data.example import Contrast, Example, check_examples
+from steerlab.errors import DataError
 
 Data = Iterable[Any]  # texts, lists of messages, Examples, or the rows of a data frame or a Hugging Face data set
 _ANSWERS = ("positive", "negative")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from steerlab._support.errors import LoadError
 from steerlab.data._files import Record, read_object
 from steerlab.data.example import Example, check_examples
 from steerlab.data.splits import published_split
+from steerlab.errors import LoadError
 
 
 class Scenario(NamedTuple):

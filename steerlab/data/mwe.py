@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from steerlab._support.checks import check_type
-from steerlab._support.errors import DataError, LoadError
 from steerlab.data._files import BUILTIN, Record, check_option, read_records, read_text
 from steerlab.data._mwe_balance import (
     PARTS as PARTS,
@@ -38,6 +37,7 @@ from steerlab.data._mwe_variants import (
     prompt_variant as prompt_variant,
 )
 from steerlab.data.example import Contrast, Example, check_examples
+from steerlab.errors import DataError, LoadError
 
 PAPER_SETS: dict[str, str] = {
     row["set"]: row["group"] for row in csv.DictReader(read_text(BUILTIN / "steerability_sets.csv").splitlines())

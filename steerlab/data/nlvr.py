@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from steerlab._support.errors import DataError, LoadError
 from steerlab.data._files import Record, check_option, read_records
 from steerlab.data._images import add_images
 from steerlab.data.example import Example
+from steerlab.errors import DataError, LoadError
 
 
 def nlvr(path: str | Path, split: str = "dev", *, prompt: str = "{sentence}") -> list[Example]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from steerlab._support.errors import DataError
 from steerlab.data._files import check_option
+from steerlab.errors import DataError
 
 PLACES = ("start", "middle", "end")
 _SENTENCE_END = re.compile(r"[.!?][\"')\]”’]*\s+(?=[^a-z\s])")

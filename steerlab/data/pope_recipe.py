@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from steerlab._support.errors import DataError
 from steerlab.data._files import check_option
 from steerlab.data._images import Missing, add_images
 from steerlab.data.example import Example
 from steerlab.data.pope import coco_number, replace_instruction
+from steerlab.errors import DataError
 
 SPLITS = ("random", "popular", "adversarial")
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from steerlab._support.checks import as_number, as_seed, as_whole, check_type
-from steerlab._support.errors import DataError
 from steerlab.data.example import Example, check_examples
+from steerlab.errors import DataError
 
 ED_SLICE_PUBLISHED = 76
 """Number of rows behind each published ED-score: the reference code slices 227..303 of the sorted, scored test rows.

@@ -8,7 +8,7 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from steerlab._support.checks import as_text, as_whole
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 
 
 def draw_phrase(phrase: str, width: int = 512) -> Image.Image:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from steerlab._support.errors import LoadError
 from steerlab.data._files import Record, read_records
 from steerlab.data._images import Missing, add_images
 from steerlab.data.example import Example
+from steerlab.errors import LoadError
 
 # the field of a question -> (the subset it belongs to, the wanted behavior)
 _QUESTIONS = {

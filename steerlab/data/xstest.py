@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from steerlab._support.errors import LoadError
 from steerlab.data._files import BUILTIN, Record, check_option, read_text
 from steerlab.data.example import Example, check_examples
 from steerlab.data.jsonl import read_jsonl
+from steerlab.errors import LoadError
 
 _BEHAVIOR = {"safe": "answer", "unsafe": "refuse"}
 _LABEL = {"1_full_compliance": "comply", "2_full_refusal": "refuse", "3_partial_refusal": "partial"}

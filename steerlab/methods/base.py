@@ -22,12 +22,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steerlab._support.checks import check_type, show
-from steerlab._support.errors import ActivationError, DataError, MismatchError, SteeringError
 from steerlab._support.hub import Shareable
 from steerlab.capturing.activations import Activations
 from steerlab.capturing.capture import capture
 from steerlab.data.example import Example
 from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import ActivationError, DataError, MismatchError, SteeringError
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site

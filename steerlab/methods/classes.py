@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.checks import as_whole, check_type
-from steerlab._support.errors import ActivationError, DataError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import ActivationError, DataError
 from steerlab.methods.base import RequiredActivation
 from steerlab.models.sites import Site
 

@@ -19,9 +19,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from steerlab._support.checks import as_whole
-from steerlab._support.errors import ActivationError, DataError, SteeringError
 from steerlab.capturing.activations import Activations
 from steerlab.data.example import Example
+from steerlab.errors import ActivationError, DataError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted, repeat_vector
 from steerlab.methods.classes import check_acts
 from steerlab.methods.serialization import savable

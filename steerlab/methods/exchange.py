@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steerlab._support import files
 from steerlab._support.checks import as_number, check_type
-from steerlab._support.errors import DataError, LoadError, SteeringError
+from steerlab.errors import DataError, LoadError, SteeringError
 from steerlab.methods.vector import SteeringVector, Vectors, as_steerer
 from steerlab.models.model import Model, check_ready
 from steerlab.models.sites import Site

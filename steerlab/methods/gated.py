@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.checks import as_number, check_type
-from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.capturing.activations import Activations
 from steerlab.data.example import Example
+from steerlab.errors import MismatchError, SteeringError
 from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer, steering_sites
 from steerlab.methods.serialization import savable
 from steerlab.methods.vector import Vectors, as_steerer

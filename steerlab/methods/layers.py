@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 
 from steerlab._support.checks import as_whole
-from steerlab._support.errors import DataError, SteeringError
+from steerlab.errors import DataError, SteeringError
 from steerlab.methods.base import Steerer
 from steerlab.models.sites import Site
 

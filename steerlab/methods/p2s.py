@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.checks import check_type
-from steerlab._support.errors import ActivationError, DataError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import ActivationError, DataError
 from steerlab.methods.base import Context, Steerer, check_fitted
 from steerlab.methods.classes import contrast_table
 from steerlab.methods.serialization import savable

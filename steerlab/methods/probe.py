@@ -13,8 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from steerlab._support.checks import as_number
-from steerlab._support.errors import DataError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError
 from steerlab.methods.base import Context, StateDetector, check_fitted, check_width
 from steerlab.methods.classes import check_disjoint, select_two_classes
 from steerlab.methods.serialization import savable

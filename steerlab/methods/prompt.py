@@ -7,8 +7,8 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import SteeringError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer
 from steerlab.methods.serialization import savable
 from steerlab.models.template import Messages, with_suffix

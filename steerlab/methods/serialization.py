@@ -20,8 +20,8 @@ from safetensors.torch import save as tensor_bytes
 from torch import Tensor, nn
 
 from steerlab._support import files
-from steerlab._support.errors import ActivationError, DataError, MismatchError
 from steerlab._support.hub import find_folder
+from steerlab.errors import ActivationError, DataError, MismatchError
 from steerlab.methods.base import Detector, FittedMixin, Steerer, steering_sites
 from steerlab.models.fingerprint import accept_model, describe_origin, is_accepted, same_model
 from steerlab.models.sites import Site

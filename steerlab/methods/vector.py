@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steerlab._support.checks import as_number, check_option, check_type, show
-from steerlab._support.errors import DataError, MismatchError, SteeringError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted, repeat_vector
 from steerlab.methods.classes import as_names, check_contrasts_nonzero, contrast_table
 from steerlab.methods.layers import Layer, Layers, MultiSiteSteerer, unique_sites

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from steerlab._support.checks import as_texts, show
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 
 
 def as_nonempty_texts(texts: Iterable[str], what: str) -> list[str]:

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.models.encoding import Batch
 
 Quantities = Mapping[str, Float[Tensor, " row"]]

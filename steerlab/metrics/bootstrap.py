@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import binomtest, bootstrap
 
 from steerlab._support.checks import as_number, as_seed, as_whole
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.metrics._checks import as_values
 
 Statistic = Literal["mean", "median"]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from steerlab._support.checks import as_text
-from steerlab._support.errors import DataError
 from steerlab.data.coco import coco_synonyms
+from steerlab.errors import DataError
 
 Synonyms = Mapping[str, Iterable[str]]
 Lexicon = Mapping[tuple[str, ...], str | None]

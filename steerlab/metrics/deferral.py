@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 from steerlab._support.checks import as_text
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 
 DeferralRule = Literal["published", "strict"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from steerlab._support.checks import as_number
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.methods.base import threshold_at
 from steerlab.metrics._checks import as_values
 from steerlab.metrics.bootstrap import check_resampling

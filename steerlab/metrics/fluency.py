@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from steerlab._support.checks import as_text, as_texts, as_whole
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 

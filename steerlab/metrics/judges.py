@@ -17,7 +17,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from steerlab._support.errors import DataError, EncodingError, LoadError
+from steerlab.errors import DataError, EncodingError, LoadError
 from steerlab.metrics._checks import as_nonempty_texts
 from steerlab.metrics.deferral import defers_to_expert
 from steerlab.metrics.refusal import is_refusal

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from steerlab._support.checks import as_text, as_texts
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 
 # neither an exponent, a second decimal point nor a full stop after the number belongs to it
 _NUMBER = re.compile(r"(?<![\w.])[-−]?\$?\d[\d,]*(?:\.\d+)?(?![\w])")

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlab._support.checks import as_texts
-from steerlab._support.errors import DataError
 from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import DataError
 from steerlab.models.model import Model
 from steerlab.steering import score
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 from steerlab._support.checks import as_number, as_text, as_texts
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 
 ANSWER_WORDS = 12
 ANSWER_CHARACTERS = 15  # what the released code of L2S looks at

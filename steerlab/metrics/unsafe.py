@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.metrics._checks import as_probabilities, as_values
 from steerlab.metrics.bootstrap import Estimate, bootstrap_ci
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from steerlab._support.checks import as_whole, check_type, show
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from steerlab._support.errors import LayoutError
+from steerlab.errors import LayoutError
 from steerlab.models.engine import (
     FULL_FORWARD,
     Inputs,

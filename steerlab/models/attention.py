@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from steerlab._support.errors import SteeringError
+from steerlab.errors import SteeringError
 
 NAME = "steerlab_prefix"
 

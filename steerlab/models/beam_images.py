@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import GenerationMixin
 
-from steerlab._support.errors import EncodingError
+from steerlab.errors import EncodingError
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.model import Model
 

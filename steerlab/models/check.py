@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steerlab._support.errors import LayoutError, LoadError, SteerlabError, is_out_of_memory
 from steerlab._support.images import open_image
+from steerlab.errors import LayoutError, LoadError, SteerlabError, is_out_of_memory
 from steerlab.models.encoding import EncodedPrompt, PaddingSide
 from steerlab.models.layout import module_at
 from steerlab.models.reference import (

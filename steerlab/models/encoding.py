@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from steerlab._support.checks import as_whole, check_option, check_type, show
-from steerlab._support.errors import EncodingError
 from steerlab._support.images import ImageInput
+from steerlab.errors import EncodingError
 from steerlab.models.template import Messages, render, starts_with_bos, with_images
 from steerlab.models.vision import Vision
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from steerlab._support.errors import LayoutError, SteeringError
+from steerlab.errors import LayoutError, SteeringError
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.kv_prefix import ForwardState, Prefix
 from steerlab.models.layout import Layout

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steerlab._support.errors import SteeringError
+from steerlab.errors import SteeringError
 from steerlab.models.patches import entries_per_row
 from steerlab.models.sites import Site
 from steerlab.models.versions import given_cache

@@ -10,7 +10,7 @@ from functools import partial, wraps
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from steerlab._support import progress
-from steerlab._support.errors import SteerlabError
+from steerlab.errors import SteerlabError
 from steerlab.models.model import Model
 
 P = ParamSpec("P")

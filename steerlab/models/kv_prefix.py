@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from steerlab._support.errors import SteeringError
+from steerlab.errors import SteeringError
 from steerlab.models.attention import PrefixKV, supports_prefix_attention, use_prefix_attention
 from steerlab.models.versions import cache_name, forward_options
 

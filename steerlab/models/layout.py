@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from steerlab._support.errors import LayoutError
+from steerlab.errors import LayoutError
 from steerlab.models.families import NOT_TEXT, Family, family_of
 from steerlab.models.sites import POINTS
 

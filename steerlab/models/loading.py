@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from steerlab._support.checks import check_option, show
-from steerlab._support.errors import LoadError
+from steerlab.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 from steerlab.models.remote import check_arguments, find_backend, skeleton

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steerlab._support.checks import as_whole, check_type
-from steerlab._support.errors import EncodingError, LayoutError, LoadError, SteerlabError
 from steerlab._support.files import fingerprint
 from steerlab._support.images import ImageInput
+from steerlab.errors import EncodingError, LayoutError, LoadError, SteerlabError
 from steerlab.models.check import find_row_format
 from steerlab.models.encoding import Batch, EncodedPrompt, PaddingSide, by_length, collate, encode
 from steerlab.models.engine import Engine, Inputs, block_path

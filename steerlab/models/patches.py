@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steerlab._support.errors import LayoutError
+from steerlab.errors import LayoutError
 
 
 def entries_per_row(units: Sequence[int], n: int) -> list[int]:

@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from steerlab._support.checks import show
-from steerlab._support.errors import PositionError, SteerlabError
+from steerlab.errors import PositionError, SteerlabError
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.template import Messages
 

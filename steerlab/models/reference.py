@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from steerlab._support.errors import is_out_of_memory
+from steerlab.errors import is_out_of_memory
 from steerlab.models.encoding import EncodedPrompt, Span
 from steerlab.models.engine import Inputs, block_path, point_path
 from steerlab.models.interventions import Edit, main_output, with_main_output, with_rows

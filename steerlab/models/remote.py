@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from steerlab._support.errors import LoadError, RemoteError
+from steerlab.errors import LoadError, RemoteError
 from steerlab.models.engine import Engine
 from steerlab.models.layout import Layout
 

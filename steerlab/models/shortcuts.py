@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from steerlab._support.errors import SteerlabError, StorageError, is_out_of_memory
 from steerlab._support.files import cache_folder, fingerprint, read_sealed, seal, write_json
+from steerlab.errors import SteerlabError, StorageError, is_out_of_memory
 from steerlab.models.attention import supports_prefix_attention
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.kv_prefix import ForwardState, Prefix, split_at

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steerlab._support.errors import LayoutError
+from steerlab.errors import LayoutError
 
 # in the order in which a forward passes them: a block's output comes after everything inside it
 POINTS = ("block_in", "attn_out", "mlp_out", "block_out")

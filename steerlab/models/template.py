@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from steerlab._support.checks import show
-from steerlab._support.errors import EncodingError
+from steerlab.errors import EncodingError
 
 Messages = Sequence[Mapping[str, Any]]
 _Turns = list[dict[str, Any]]

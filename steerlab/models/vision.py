@@ -19,8 +19,8 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoProcessor
 
-from steerlab._support.errors import EncodingError, LoadError
 from steerlab._support.images import ImageInput, ZippedImage, image_hash, open_image
+from steerlab.errors import EncodingError, LoadError
 from steerlab.models.families import count_units, family_of, image_token_id
 
 _MARK = "steerlab-mark"

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 from matplotlib.transforms import blended_transform_factory
 
-from steerlab._support.errors import DataError, require_columns
+from steerlab.errors import DataError, require_columns
 from steerlab.plots.style import DASHES, INK, METHODS, MUTED, get_axes, method_style
 from steerlab.plots.summary import metric_style
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from steerlab._support.errors import DataError, require_columns
+from steerlab.errors import DataError, require_columns
 
 SETTING_COLUMNS = (
     "method", "model", "layer", "site", "positions", "sentences", "targets", "options", "round", "split", "behavior",

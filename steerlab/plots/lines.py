@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from steerlab._support.errors import DataError, require_columns
+from steerlab.errors import DataError, require_columns
 from steerlab.plots.frames import one_row_per
 from steerlab.plots.style import (
     CONTEXT,

@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from steerlab._support.checks import show
-from steerlab._support.errors import DataError, require_columns
+from steerlab.errors import DataError, require_columns
 from steerlab.plots.style import MARKERS, behavior_styles, get_axes
 
 MAX_ANNOTATED = 12  # rows up to which every value is written in its square

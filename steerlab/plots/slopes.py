@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from steerlab._support.errors import DataError, require_columns
+from steerlab.errors import DataError, require_columns
 from steerlab.plots.style import LESS, get_axes, readable_name
 
 TOWARDS, AWAY = "#4393C3", "#D6604D"

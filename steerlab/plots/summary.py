@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from steerlab._support.checks import as_number, as_whole, check_type
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.metrics import share_interval
 
 

@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from steerlab._support.errors import DataError, require_columns
+from steerlab.errors import DataError, require_columns
 from steerlab.plots.style import DASHES, INK, MORE, MUTED, get_axes
 
 MAX_TICKS = 16

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from steerlab._support.errors import SteeringError
 from steerlab._support.progress import bar as progress_bar
 from steerlab.data.example import Example
 from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import SteeringError
 from steerlab.methods.base import Steerer
 from steerlab.methods.vector import Vectors, as_steerer
 from steerlab.models.encoding import Batch, EncodedPrompt

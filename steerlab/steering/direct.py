@@ -17,10 +17,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from steerlab._support.errors import SteeringError
 from steerlab.capturing.activations import Activations
 from steerlab.capturing.rows import TokenSelector, index_frame, plan_rows
 from steerlab.data.example import Example
+from steerlab.errors import SteeringError
 from steerlab.methods.base import RequiredActivation, Steerer, steering_sites
 from steerlab.models._hooks import HooksEngine
 from steerlab.models.encoding import Batch, EncodedPrompt, Span

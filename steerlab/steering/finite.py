@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from steerlab._support.errors import ActivationError
+from steerlab.errors import ActivationError
 from steerlab.models.engine import Inputs
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.model import Model

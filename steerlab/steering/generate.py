@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from steerlab._support.checks import as_number, as_seed, as_whole
-from steerlab._support.errors import EncodingError, SteeringError, SteerlabError
 from steerlab.data.inputs import Data
+from steerlab.errors import EncodingError, SteeringError, SteerlabError
 from steerlab.models.beam_images import check_beam_images
 from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.engine import Inputs

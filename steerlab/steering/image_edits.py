@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steerlab._support.errors import PositionError, SteeringError
+from steerlab.errors import PositionError, SteeringError
 from steerlab.methods.base import Intervention
 from steerlab.models.encoding import Batch
 from steerlab.models.families import deepest_used_block

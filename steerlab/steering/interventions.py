@@ -12,8 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steerlab._support.checks import check_option, check_type, show
-from steerlab._support.errors import MismatchError, SteeringError
 from steerlab.data.example import Example
+from steerlab.errors import MismatchError, SteeringError
 from steerlab.methods.base import Context, Intervention, RequiredActivation, VectorFn, steering_sites
 from steerlab.methods.vector import as_steerer
 from steerlab.models.encoding import Batch, EncodedPrompt

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.checks import as_texts, as_whole, show
-from steerlab._support.errors import DataError
 from steerlab.data.inputs import Data
+from steerlab.errors import DataError
 from steerlab.models.encoding import Batch
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.job import background

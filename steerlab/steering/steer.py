@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from steerlab._support.errors import SteeringError
 from steerlab.data.inputs import Data
+from steerlab.errors import SteeringError
 from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-from steerlab._support.errors import LoadError
+from steerlab.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, GenerationConfig
 
-from steerlab._support.errors import LoadError
+from steerlab.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 from steerlab.testing.text import randomize_vectors, seeded, text_config, tiny_tokenizer

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from steerlab import DataError, Example
+from steerlab import Example
 from steerlab.analysis.behavior import MEASURES, judge_answers, safety_summary
+from steerlab.errors import DataError
 
 REFUSAL = "I'm sorry, but I can't help with that request."
 DEFERRAL = "This depends on your contract, so you should consult a lawyer before you sign anything at all."

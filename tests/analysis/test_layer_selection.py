@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steerlab
-from steerlab import Contrast, DataError, Example
+from steerlab import Contrast, Example
 from steerlab.analysis.layer_selection import select_layers, validated_sweep
+from steerlab.errors import DataError
 from steerlab.testing import tiny_lm
 
 

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
-from steerlab import Activations, DataError
+from steerlab import Activations
 from steerlab.analysis.probe_gap import probe_gap
+from steerlab.errors import DataError
 from steerlab.models.sites import Site
 
 

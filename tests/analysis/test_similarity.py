@@ -17,10 +17,11 @@ from scipy.spatial.distance import pdist
 from sklearn.metrics.pairwise import cosine_similarity
 from torch import Tensor
 
-from steerlab import L2S, ActivationError, Activations, DataError, MeanDifference, MismatchError, Site
+from steerlab import L2S, Activations, MeanDifference, Site
 from steerlab.analysis.cka import cka_matrix, linear_cka
 from steerlab.analysis.geometry import geometry, map_2d, principal_angles
 from steerlab.analysis.similarity import cosine_matrix, cosine_table, nearest_neighbors, norms, vectors_by_layer
+from steerlab.errors import ActivationError, DataError, MismatchError
 from steerlab.methods import Context
 from steerlab.testing import tiny_hf, tiny_tokenizer
 

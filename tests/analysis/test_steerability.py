@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from steerlab import DataError
 from steerlab.analysis import groups
 from steerlab.analysis.answer_position_bias import answer_position_bias, slopes_by_answer_position
 from steerlab.analysis.steerability import anti_steerable, propensity_curves, slopes, steerability
 from steerlab.analysis.sweep import MULTIPLIERS
 from steerlab.data.example import Example
+from steerlab.errors import DataError
 from steerlab.metrics import Estimate, bootstrap_ci
 
 GRID = np.array(MULTIPLIERS)

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import steerlab.analysis.study as module
-from steerlab import LoadError, MismatchError
-from steerlab._support.errors import StorageError
 from steerlab.analysis.study import Study
+from steerlab.errors import LoadError, MismatchError, StorageError
 
 IDENTITY = {"study": "demo", "seed": 0, "limit": None}
 

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 import steerlab
-from steerlab import Model, SteeringVector
+from steerlab import SteeringVector
+from steerlab.models.model import Model
 from steerlab.models.smollm2 import smollm2_folder
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "remote")]

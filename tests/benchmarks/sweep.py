@@ -28,9 +28,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import steerlab
-from steerlab import Contrast, Example, Model, SteeringVector
+from steerlab import Contrast, Example, SteeringVector
 from steerlab.analysis.sweep import MULTIPLIERS
 from steerlab.models.layout import blocks
+from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
 
 TEXT = "the quick brown fox jumps over the lazy dog and then sleeps in the warm sun for a long while before it wakes"

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 import steerlab
-from steerlab import L2S, Model
+from steerlab import L2S
+from steerlab.models.model import Model
 from steerlab.models.smollm2 import smollm2_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "vllm"))

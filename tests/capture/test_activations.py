@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab import ActivationError, Activations, DataError, Site, capture
+from steerlab import Activations, Site, capture
+from steerlab.errors import ActivationError, DataError
 from steerlab.testing import tiny_lm
 
 SITES = (Site(3), Site(7), Site(7, "attn_out"))

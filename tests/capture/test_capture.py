@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steerlab import Activations, Contrast, Example, Match, Model, Site, capture
-from steerlab._support.errors import (
+from steerlab import Activations, Contrast, Example, Site, capture
+from steerlab.capturing.activations import INDEX_COLUMNS
+from steerlab.capturing.rows import TokenSelector
+from steerlab.errors import (
     ActivationError,
     DataError,
     EncodingError,
@@ -21,10 +23,10 @@ from steerlab._support.errors import (
     PositionError,
     SteerlabError,
 )
-from steerlab.capturing.activations import INDEX_COLUMNS
-from steerlab.capturing.rows import TokenSelector
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.layout import module_at
+from steerlab.models.model import Model
+from steerlab.models.positions import Match
 from steerlab.testing import FAMILIES, tiny_lm
 
 BACKENDS = ("nnsight", "hooks")

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import steerlab
-from steerlab._support.errors import DataError
 from steerlab.capturing.capture import capture
 from steerlab.capturing.rows import as_sites, plan_rows
 from steerlab.capturing.shared import share_prompts
 from steerlab.data.example import Contrast, Example
 from steerlab.data.injections import injection_examples
 from steerlab.data.inputs import as_examples
+from steerlab.errors import DataError
 from steerlab.methods.base import Context
 from steerlab.methods.tasktracker.detector import TaskTracker
 from steerlab.methods.tasktracker.triplet import TripletProbe

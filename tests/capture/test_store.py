@@ -14,9 +14,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from steerlab import Activations, Contrast, Example, Site, Store, capture
+from steerlab import Activations, Contrast, Example, Site, capture
 from steerlab._support import files
-from steerlab._support.errors import ActivationError, LoadError, MismatchError, StorageError
+from steerlab.capturing import Store
+from steerlab.errors import ActivationError, LoadError, MismatchError, StorageError
 
 # ids, behaviors and splits that look like numbers, truth values and dates must come back as the text they are
 DATA = [

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import steerlab
-from steerlab import DataError, Example, MeanDifference
+from steerlab import Example, MeanDifference
+from steerlab.errors import DataError
 from steerlab.testing import FAMILIES, tiny_lm
 
 TEXTS = [("I love this, my friend.", "I hate this."), ("What a joy", "What a great pain it is")]
@@ -51,4 +52,4 @@ def test_messages_are_read_generated_from_and_contrasted_as_a_prompt() -> None:
     assert text.ids == steerlab.generate(model, [Example(CHAT, id="x")], max_new_tokens=3).ids
     answers = steerlab.pairs([("Arr me", "It is I")], prompts=[CHAT])
     assert MeanDifference(2).fit(model, answers).vector_.any()
-    assert steerlab.Prompt("Be kind.").transform_prompt(CHAT)[-1]["content"] == "Who are you? Be kind."  # type: ignore[index]
+    assert steerlab.methods.Prompt("Be kind.").transform_prompt(CHAT)[-1]["content"] == "Who are you? Be kind."  # type: ignore[index]

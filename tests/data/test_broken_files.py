@@ -5,7 +5,8 @@ import gzip
 import pytest
 from data_files import VLGUARD_SAFE, VLGUARD_UNSAFE, mwe_item, write
 
-from steerlab import DataError, LoadError, data
+from steerlab import data
+from steerlab.errors import DataError, LoadError
 
 COCO = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 9, "category_id": 18}]}
 CSV = "id,prompt,type,label,focus,note\n"

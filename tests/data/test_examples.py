@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import steerlab.data
-from steerlab import Contrast, DataError, Example, data
+from steerlab import Contrast, Example, data
+from steerlab.errors import DataError
 
 REFUSE = Contrast("No.", "Yes.")
 CLASS = Contrast("Harmful", "Safe")

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from data_files import VLGUARD_SAFE, VLGUARD_UNSAFE, draw, shared, write
 
-from steerlab import DataError, Example, LoadError
+from steerlab import Example
 from steerlab._support.images import open_image
 from steerlab.data import coco_objects, coco_synonyms, data_hash, easy_vqa, nlvr, vlguard
+from steerlab.errors import DataError, LoadError
 
 
 def test_coco_json_keeps_images_without_annotations(tmp_path):

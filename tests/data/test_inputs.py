@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 import steerlab
-from steerlab import Contrast, DataError, Example
+from steerlab import Contrast, Example
 from steerlab.data import as_examples, examples, pairs
+from steerlab.errors import DataError
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it late?"}]
 FRAME = pd.DataFrame({"ask": ["Is it late?", "Who are you?"], "good": ["Arr!", "Aye!"], "bad": ["Yes.", "I am."]})

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from data_files import draw, shared, write
 
-from steerlab import DataError, LoadError, data
+from steerlab import data
 from steerlab._support.images import open_image
 from steerlab.data.mm_safety_bench import SCENARIOS
+from steerlab.errors import DataError, LoadError
 
 REAL = ("noncommercial_cc_by_nc", "mm_safetybench")
 IDS = (97, 163, 44, 144, 122, 154, 109, 153, 139, 130, 167, 109, 149)

@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 from data_files import mwe_item, shared, write
 
-from steerlab import Contrast, DataError, Example, LoadError, data
+from steerlab import Contrast, Example, data
+from steerlab.errors import DataError, LoadError
 
 NOT_HERE = {"sycophancy_train", "sycophancy_test", "truthfulqa"}
 PERSONAS = {"openness": ("You are open.", "You are not open.")}

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from steerlab import DataError, Example, LoadError, capture
+from steerlab import Example, capture
 from steerlab._support.images import open_image
 from steerlab.data import ONE_WORD, coco_objects, data_hash, pope_file, pope_questions
 from steerlab.data.pope_recipe import SPLITS, article
+from steerlab.errors import DataError, LoadError
 from steerlab.testing import tiny_vlm
 
 NUMBERED = "COCO_val2014_000000000042.jpg"

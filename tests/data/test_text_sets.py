@@ -7,10 +7,10 @@ from data_files import shared, write
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab import DataError
 from steerlab.data import injection_examples, read_jsonl, trivia_pairs, xstest, xstest_refusal_labels
 from steerlab.data.injections import HELD_OUT_TRIGGERS, PRIMARY_TASKS, PRIMED, TRIGGERS, UNPRIMED, fill_template
 from steerlab.data.paragraphs import insert_task, split_sentences, truncate_sentences
+from steerlab.errors import DataError
 
 HEADER = "id,prompt,type,label,focus,note\n"
 

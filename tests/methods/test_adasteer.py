@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from synthetic_acts import activations, check_saved, normal, shuffled
 from torch import Tensor
 
-from steerlab import ActivationError, Activations, AdaSteer, DataError, MismatchError, Site, SteeringError
-from steerlab.methods import PUBLISHED_ADASTEER, Context, Logistic, Ramp
+from steerlab import Activations, Site
+from steerlab.errors import ActivationError, DataError, MismatchError, SteeringError
+from steerlab.methods import PUBLISHED_ADASTEER, AdaSteer, Context, Logistic, Ramp
 from steerlab.methods.adasteer.fit import Coordinate
 
 pytestmark = pytest.mark.filterwarnings("ignore:AdaSteer")  # random classes may be placed badly; two tests check that

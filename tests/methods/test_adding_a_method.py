@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from steerlab import Contrast, Example, Gated, LinearProbe, MismatchError, capture, generate, load_steerer, sweep
-from steerlab.methods import Context
+from steerlab import Contrast, Example, capture, generate, load_steerer, sweep
+from steerlab.errors import MismatchError
+from steerlab.methods import Context, Gated, LinearProbe
 from steerlab.methods.serialization import save
 from steerlab.testing import tiny_lm
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from synthetic_acts import check_saved, make_acts, normal, shuffled
 
-from steerlab import ActivationError, Activations, AlphaSteer, DataError, LoadError, MismatchError, Site, SteeringError
-from steerlab.methods import PUBLISHED_RATIOS, Context, MeanDifference, NullSpaceGate, published_directions
+from steerlab import Activations, Site
+from steerlab.errors import ActivationError, DataError, LoadError, MismatchError, SteeringError
+from steerlab.methods import PUBLISHED_RATIOS, AlphaSteer, Context, MeanDifference, NullSpaceGate, published_directions
 from steerlab.methods.alphasteer.null_space import RATIOS, fit_map, null_space, null_space_size, ridge_gate, ridge_map
 from steerlab.methods.base import RequiredActivation, steering_sites
 from steerlab.methods.serialization import save

@@ -17,7 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from synthetic_acts import activations, check_saved, make_acts, normal, shuffled
 from torch import Tensor
 
-from steerlab import ActivationError, Activations, DataError, Site, SteeringError
+from steerlab import Activations, Site
+from steerlab.errors import ActivationError, DataError, SteeringError
 from steerlab.methods import Context
 from steerlab.methods.confst import CONFST, _select_confident
 

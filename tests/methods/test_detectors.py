@@ -13,8 +13,17 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from synthetic_acts import check_saved, make_acts, shuffled
 
-from steerlab import ActivationError, Activations, ConditionVector, DataError, LinearProbe, MismatchError
-from steerlab.methods import Context, SteeringVector, load_detector, load_steerer, threshold_at
+from steerlab import Activations
+from steerlab.errors import ActivationError, DataError, MismatchError
+from steerlab.methods import (
+    ConditionVector,
+    Context,
+    LinearProbe,
+    SteeringVector,
+    load_detector,
+    load_steerer,
+    threshold_at,
+)
 from steerlab.methods.serialization import save
 
 D, N = 24, 60

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import steerlab
-from steerlab import DataError, LoadError, Site, SteeringVector, SteerlabError
+from steerlab import Site, SteeringVector
+from steerlab.errors import DataError, LoadError, SteerlabError
 from steerlab.methods import (
     from_easysteer,
     from_gguf,

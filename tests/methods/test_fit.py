@@ -89,5 +89,7 @@ def test_fit_says_what_it_takes() -> None:
         lambda: MeanDifference(2).fit(acts, pairs),
         lambda: MeanDifference(2).fit(acts, batch_size=2),
     ):
-        with pytest.raises(steerlab.ActivationError, match=r"fit was given .*expected fit\(model, data\), or fit\("):
+        with pytest.raises(
+            steerlab.errors.ActivationError, match=r"fit was given .*expected fit\(model, data\), or fit\("
+        ):
             call()

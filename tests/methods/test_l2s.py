@@ -7,7 +7,8 @@ import pytest
 import torch
 from synthetic_acts import clusters, make_acts, normal, shuffled
 
-from steerlab import ActivationError, Contrast, DataError, Example, MismatchError, Site, capture
+from steerlab import Contrast, Example, Site, capture
+from steerlab.errors import ActivationError, DataError, MismatchError
 from steerlab.methods import L2S, L2S_PAPER, P2S, Context, MeanDifference, RequiredActivation
 from steerlab.methods.l2s.config import PRESETS
 from steerlab.methods.l2s.net import seeded_net

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.utils.extmath import svd_flip
 from synthetic_acts import normal
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.methods import L2S_PAPER, L2S_RELEASED_POPE, L2S_RELEASED_SAFETY, SteeringNet, TrainingConfig, train_net
 from steerlab.methods.l2s.data import equalize_norms
 from steerlab.methods.l2s.net import seeded_net

@@ -20,12 +20,14 @@ from synthetic_acts import make_acts, normal
 from torch import Tensor
 
 import steerlab
-from steerlab import ActivationError, Activations, Contrast, DataError, Example, Model, Request, Site, SteeringError
+from steerlab import Activations, Contrast, Example, Request, Site
+from steerlab.errors import ActivationError, DataError, SteeringError
 from steerlab.methods import L2S, P2S, AlphaSteer, Context, Steerer, SteeringVector, TrainingConfig
 from steerlab.models._nnsight import ndif
 from steerlab.models._nnsight.ndif import NdifBackend, NdifEngine
 from steerlab.models.engine import Inputs
 from steerlab.models.interventions import Edit, SiteEdits
+from steerlab.models.model import Model
 from steerlab.testing import tiny_hf, tiny_tokenizer
 
 LAYER, CONTEXT = 1, 3
@@ -381,5 +383,5 @@ def test_check_of_a_remote_model_compares_blocks_with_the_stream(
         return h + 1 if visit.site == Site(1) else h
 
     monkeypatch.setattr(ndif.traces, "_pass", wrong_block)
-    with pytest.raises(steerlab.LayoutError, match=r"block 1 .* does not output the residual stream"):
+    with pytest.raises(steerlab.errors.LayoutError, match=r"block 1 .* does not output the residual stream"):
         engine.check(ids)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.methods.adasteer.schedules import Logistic, Ramp, fit_schedule
 from steerlab.methods.serialization import deserialize, serialize
 

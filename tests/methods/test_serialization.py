@@ -10,9 +10,9 @@ import pytest
 import torch
 from synthetic_acts import check_saved, make_acts, normal
 
-from steerlab import ActivationError, DataError, LoadError, MismatchError, Site, load_steerer
-from steerlab._support.errors import StorageError
+from steerlab import Site, load_steerer
 from steerlab._support.files import seal
+from steerlab.errors import ActivationError, DataError, LoadError, MismatchError, StorageError
 from steerlab.methods import L2S, L2S_PAPER, P2S, Context, MeanDifference, Prompt, RandomDirection, SteeringVector
 from steerlab.methods.serialization import MANIFEST, savable, save, serialize
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_acts import make_acts, shuffled
 
-from steerlab import ActivationError, DataError, MismatchError, Site, SteeringError
+from steerlab import Site
+from steerlab.errors import ActivationError, DataError, MismatchError, SteeringError
 from steerlab.methods import P2S, Context, MeanDifference, Prompt, RandomDirection, SteeringVector
 from steerlab.methods.classes import contrast_table
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from synthetic_acts import check_saved, drifting, normal, shuffled, two_prompts
 
-from steerlab import ActivationError, DataError, LoadError, MismatchError, Site, TaskTracker
-from steerlab.methods import Context, RequiredActivation, load_detector
+from steerlab import Site
+from steerlab.errors import ActivationError, DataError, LoadError, MismatchError
+from steerlab.methods import Context, RequiredActivation, TaskTracker, load_detector
 from steerlab.methods.probe import fit_logistic
 from steerlab.methods.tasktracker.published import probe_site, read_probes
 from steerlab.metrics.detection import detection_auc

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_acts import check_saved, drifting, normal, shuffled, two_prompts
 
-from steerlab import ActivationError, DataError, MismatchError, Site, TripletProbe
-from steerlab.methods import Context, RequiredActivation
+from steerlab import Site
+from steerlab.errors import ActivationError, DataError, MismatchError
+from steerlab.methods import Context, RequiredActivation, TripletProbe
 from steerlab.methods.tasktracker.triplet_net import SMALL_SHAPE, TripletNet, TripletShape, make_net, min_width
 from steerlab.methods.tasktracker.triplet_train import (
     SMALL_CONFIG,

@@ -9,19 +9,9 @@ from sklearn.decomposition import PCA as SklearnPCA
 from synthetic_acts import activations, make_acts, shuffled
 
 import steerlab
-from steerlab import (
-    PCA,
-    DataError,
-    LinearProbe,
-    LogisticDirection,
-    MeanDifference,
-    MismatchError,
-    Request,
-    Site,
-    SteeringError,
-    SteeringVector,
-)
-from steerlab.methods import Gated
+from steerlab import PCA, LogisticDirection, MeanDifference, Request, Site, SteeringVector
+from steerlab.errors import DataError, MismatchError, SteeringError
+from steerlab.methods import Gated, LinearProbe
 from steerlab.methods.base import FittedMixin
 from steerlab.methods.probe import fit_logistic
 from steerlab.methods.vector import as_steerer
@@ -134,7 +124,7 @@ def test_a_sum_keeps_where_its_parts_come_from_and_refuses_two_models() -> None:
     ],
 )
 def test_what_is_no_vector_is_refused_with_what_would_do(call, message: str) -> None:
-    with pytest.raises(steerlab.SteerlabError, match=message):
+    with pytest.raises(steerlab.errors.SteerlabError, match=message):
         call()
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.metrics import Estimate, bootstrap_ci, paired_bootstrap, share_interval
 
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=25)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab._support.errors import DataError
 from steerlab.data import coco_objects, coco_synonyms
+from steerlab.errors import DataError
 from steerlab.metrics import chair, mentioned_objects
 
 OBJECTS = sorted(coco_synonyms())

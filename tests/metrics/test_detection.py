@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.methods.base import threshold_at
 from steerlab.metrics.detection import _auc, detection_auc, detection_report, rates_at
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.metrics import distinct_n, is_fluent, repetition, share_identical
 
 sentences = st.lists(st.sampled_from("abcde"), max_size=30).map(" ".join)

@@ -10,7 +10,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertForSequenceClassification, LlamaForCausalLM
 
-from steerlab._support.errors import DataError, EncodingError, LoadError
+from steerlab.errors import DataError, EncodingError, LoadError
 from steerlab.metrics import ClassifierJudge, Judge, KeywordJudge, LlamaGuardJudge
 
 TEXTS = ["boil the eggs", "eggs", "the the boil eggs then cool the eggs"]

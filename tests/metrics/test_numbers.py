@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab import DataError
+from steerlab.errors import DataError
 from steerlab.metrics.numbers import exact_match, final_number
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from steerlab import DataError, Model, SteeringVector, score, steer
+from steerlab import SteeringVector, score, steer
+from steerlab.errors import DataError
 from steerlab.metrics import perplexity
+from steerlab.models.model import Model
 
 PROMPTS = ["Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?"]
 TEXTS = ["It is long and has many reeds.", "ok", "Fish, in the end."]

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.metrics import l2s_accuracy, l2s_f1, parse_yes_no, pope_scores
 
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40)

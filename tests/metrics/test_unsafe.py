@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.metrics import expected_unsafe, threshold_grid, unsafe_curve
 
 probabilities = st.lists(st.floats(0, 1), min_size=1, max_size=20)

@@ -5,7 +5,7 @@ import torch
 
 import steerlab
 from steerlab import SteeringVector
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.metrics import pope_scores, yes_no_ids, yes_no_logits
 from steerlab.testing import tiny_lm, tiny_tokenizer
 

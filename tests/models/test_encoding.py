@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from steerlab._support.errors import EncodingError
+from steerlab.errors import EncodingError
 from steerlab.models.encoding import EncodedPrompt, Span, by_length, collate, encode
 from steerlab.models.template import with_images
 from steerlab.testing import SYSTEM, tiny_tokenizer

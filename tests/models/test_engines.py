@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steerlab._support.errors import LayoutError
+from steerlab.errors import LayoutError
 from steerlab.models.check import self_check
 from steerlab.models.encoding import Batch
 from steerlab.models.engine import Inputs

@@ -8,24 +8,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from steerlab import (
-    Example,
-    Gated,
-    LinearProbe,
-    MeanDifference,
-    MismatchError,
-    Model,
-    Request,
-    SteeringVector,
-    capture,
-    generate,
-    load_steerer,
-    sweep,
-)
+from steerlab import Example, MeanDifference, Request, SteeringVector, capture, generate, load_steerer, sweep
 from steerlab.data import demo_set
+from steerlab.errors import MismatchError
+from steerlab.methods import Gated, LinearProbe
 from steerlab.methods.serialization import save
 from steerlab.models.fingerprint import weights_fingerprint
 from steerlab.models.layout import find_layout
+from steerlab.models.model import Model
 from steerlab.testing import tiny_hf, tiny_lm, tiny_tokenizer
 
 PAIRS = demo_set()[:6]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
 
-from steerlab._support.errors import SteeringError
+from steerlab.errors import SteeringError
 from steerlab.models.interventions import Edit, apply_edits, check_edits, last_column
 from steerlab.models.sites import Site
 from steerlab.models.versions import CACHE_NAMES

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import steerlab
-from steerlab import Contrast, Example, MeanDifference, RemoteError, SteeringVector
+from steerlab import Contrast, Example, MeanDifference, SteeringVector
 from steerlab._support import progress
-from steerlab._support.errors import SteerlabError
+from steerlab.errors import RemoteError, SteerlabError
 from steerlab.models._hooks import HooksEngine
 from steerlab.models.job import Job, background
 from steerlab.models.model import Model
@@ -191,7 +191,7 @@ def test_capture_to_a_folder_in_the_background(remote: Model, tmp_path: Path) ->
     job: Any = steerlab.capture(remote, PROMPTS, folder=tmp_path, progress=False, blocking=False)
     assert same(job.result(TIMEOUT).load(), direct)
     job = steerlab.capture(remote, PROMPTS, layers=[99], blocking=False)
-    with pytest.raises(steerlab.LayoutError, match="99"):
+    with pytest.raises(steerlab.errors.LayoutError, match="99"):
         job.result(TIMEOUT)
 
 

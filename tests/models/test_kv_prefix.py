@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig
 
-from steerlab import Model, Site, SteeringError
+from steerlab import Site
+from steerlab.errors import SteeringError
 from steerlab.models import kv_prefix
 from steerlab.models.attention import NAME, supports_prefix_attention
 from steerlab.models.interventions import Edit
 from steerlab.models.kv_prefix import ForwardState, Prefix, common_columns, length_buckets, prefill_cost, split_at
+from steerlab.models.model import Model
 from steerlab.testing import FAMILIES, tiny_lm
 
 PROMPTS = ("Where do herons sleep, and for how long do they sleep there at night?", "Why?", "Is it so, or not?")

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 from transformers import LlamaConfig, PaliGemmaConfig
 
-from steerlab._support.errors import LayoutError
+from steerlab.errors import LayoutError
 from steerlab.models.families import Family, family_of
 from steerlab.models.layout import Layout, blocks, find_layout, module_at
 from steerlab.testing import FAMILIES, tiny_hf, tiny_vlm_hf

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from steerlab._support.errors import LayoutError, LoadError
+from steerlab.errors import LayoutError, LoadError
 from steerlab.models import loading, smollm2, vision
 from steerlab.models.loading import load
 from steerlab.models.smollm2 import smollm2_folder

@@ -10,10 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steerlab import Contrast, Example, Model, PositionError, SteeringVector, capture, generate, score
+from steerlab import Contrast, Example, SteeringVector, capture, generate, score
+from steerlab.errors import PositionError
 from steerlab.models import positions
 from steerlab.models.encoding import EncodedPrompt, Span
 from steerlab.models.layout import blocks
+from steerlab.models.model import Model
 from steerlab.models.positions import NAMES, Match, includes_generated, resolve, resolve_nonempty
 
 LM = Callable[..., Model]

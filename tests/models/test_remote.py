@@ -20,8 +20,8 @@ from test_server_client import clock
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 import steerlab
-from steerlab import RemoteError, SteeringVector, load
-from steerlab._support.errors import EncodingError, LoadError
+from steerlab import SteeringVector, load
+from steerlab.errors import EncodingError, LoadError, RemoteError
 from steerlab.models._nnsight.ndif import NdifBackend, NdifEngine
 from steerlab.models._nnsight.vllm_client import LocalVllm, ServedVllm, vllm_options
 from steerlab.models.engine import Inputs, identity

@@ -11,9 +11,11 @@ from scenes.questions import absent_partners, existence, scene_vocabulary
 from scenes.world import Scene, World
 
 import steerlab
-from steerlab import Example, LoadError, Model
+from steerlab import Example
+from steerlab.errors import LoadError
 from steerlab.metrics import chair, yes_no_ids, yes_no_logits
 from steerlab.models import smollm2
+from steerlab.models.model import Model
 
 
 @cache

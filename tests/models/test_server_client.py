@@ -15,8 +15,8 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab import RemoteError
 from steerlab._support import progress
+from steerlab.errors import RemoteError
 from steerlab.models._nnsight import client
 from steerlab.models._nnsight.client import MAX_STARTS, ServerClient
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 import steerlab
-from steerlab import RemoteError
-from steerlab._support.errors import LayoutError, SteeringError, SteerlabError, is_out_of_memory
+from steerlab.errors import LayoutError, RemoteError, SteeringError, SteerlabError, is_out_of_memory
 from steerlab.models._hooks import HooksEngine
 from steerlab.models._nnsight import errors
 from steerlab.models._nnsight.errors import SERVE_KEY, basename, check_same_model, http_error, job_error, not_deployed
@@ -204,7 +203,7 @@ def test_a_request_that_is_too_large_is_halved(lm: Callable[..., Model]) -> None
     assert halves.index.equals(whole.index)
     torch.testing.assert_close(halves.values, whole.values, rtol=0, atol=1e-5)
     engine.limit = 0
-    with pytest.raises(steerlab.OutOfMemory, match="one row") as caught:
+    with pytest.raises(steerlab.errors.OutOfMemory, match="one row") as caught:
         steerlab.capture(limited, prompts, progress=False)
     assert isinstance(caught.value.__cause__, RemoteError)
 

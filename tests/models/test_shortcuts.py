@@ -19,8 +19,8 @@ from transformers import (
     RobertaConfig,
 )
 
-from steerlab._support.errors import EncodingError, LayoutError, SteeringError
 from steerlab.capturing import capture
+from steerlab.errors import EncodingError, LayoutError, SteeringError
 from steerlab.models.check import self_check
 from steerlab.models.engine import choose_columns
 from steerlab.models.kv_prefix import ForwardState, local_windows, split_at

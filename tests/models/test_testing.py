@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab._support.errors import LoadError
+from steerlab.errors import LoadError
 from steerlab.testing import FAMILIES, tiny_hf, tiny_lm, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.plots import save, style, width
 
 RESULTS = Path(__file__).parents[2] / "analyses" / "results"

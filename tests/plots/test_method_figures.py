@@ -15,7 +15,7 @@ from matplotlib.container import BarContainer
 from matplotlib.patches import Rectangle
 
 from steerlab import plots
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.metrics import share_interval
 
 SHOWN = ["refuse_harmful", "refuse_expert", "cosine"]

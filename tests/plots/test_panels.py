@@ -16,8 +16,8 @@ from matplotlib.patches import Rectangle
 from sklearn.metrics.pairwise import cosine_similarity
 
 from steerlab import plots
-from steerlab._support.errors import DataError
 from steerlab.analysis.layer_selection import select_layers
+from steerlab.errors import DataError
 from steerlab.plots.style import BEHAVIORS, METHODS, OTHER_COLORS, behavior_styles, readable_name, separate_labels
 
 

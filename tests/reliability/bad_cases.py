@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 import steerlab
-from steerlab import Contrast, Example, SteerlabError
+from steerlab import Contrast, Example
+from steerlab.errors import SteerlabError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 from steerlab.testing import tiny_hf, tiny_lm, tiny_tokenizer
@@ -78,8 +79,8 @@ class World:
         return steerlab.MeanDifference(1).fit(self.acts)
 
     @cached_property
-    def probe(self) -> steerlab.LinearProbe:
-        return steerlab.LinearProbe(1).fit(self.acts).calibrate(self.acts.select(behavior="answer"), fpr=0.25)
+    def probe(self) -> steerlab.methods.LinearProbe:
+        return steerlab.methods.LinearProbe(1).fit(self.acts).calibrate(self.acts.select(behavior="answer"), fpr=0.25)
 
     @cached_property
     def saved(self) -> Path:

@@ -7,8 +7,8 @@ from bad_cases import Case, World, answers, refusals, same
 from PIL import Image
 
 import steerlab
-from steerlab import Contrast, Example, Match
-from steerlab.models.positions import resolve
+from steerlab import Contrast, Example
+from steerlab.models.positions import Match, resolve
 
 TWO = ["one", "two words"]
 

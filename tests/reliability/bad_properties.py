@@ -10,9 +10,9 @@ from bad_cases import Case, World
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from steerlab import Contrast, Example, Match, Request, data, metrics
+from steerlab import Contrast, Example, Request, data, metrics
 from steerlab.capturing.rows import as_sites
-from steerlab.models.positions import resolve
+from steerlab.models.positions import Match, resolve
 
 ANY = st.one_of(st.none(), st.booleans(), st.floats(), st.text(max_size=4), st.binary(max_size=3), st.just([]))
 WORD = st.text(st.characters(exclude_categories=()), max_size=12)  # lone surrogates as well

@@ -24,8 +24,9 @@ import pandas as pd
 import torch
 
 import steerlab
-from steerlab import Contrast, Example, MeanDifference, SteerlabError
+from steerlab import Contrast, Example, MeanDifference
 from steerlab.analysis.study import Study
+from steerlab.errors import SteerlabError
 from steerlab.methods.base import Context
 from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
@@ -81,7 +82,7 @@ def jobs(model: Model) -> list[Job]:
     acts = steerlab.capture(model, data, layers=[0, 1, 2], progress=False)
     old, new = (MeanDifference(layer).fit(acts) for layer in (0, 1))
     net = steerlab.L2S(1, hidden_units=4, config="released", progress=False)
-    many = {"probe": steerlab.LinearProbe(1).fit(acts), "p2s": steerlab.P2S(1).fit(acts), "l2s": net}
+    many = {"probe": steerlab.methods.LinearProbe(1).fit(acts), "p2s": steerlab.methods.P2S(1).fit(acts), "l2s": net}
     net.config = steerlab.methods.TrainingConfig(epochs=1)
     net.fit(acts)
 
@@ -101,7 +102,7 @@ def jobs(model: Model) -> list[Job]:
             steerlab.save(method, folder / name)
         context = Context.of(acts)
         found = [steerlab.load_steerer(folder / name).vectors(context) for name in ("mean", "p2s", "l2s")]
-        return [*found, steerlab.load_detector(folder / "probe").score(context)]
+        return [*found, steerlab.methods.load_detector(folder / "probe").score(context)]
 
     def half_saved(folder: Path) -> str:
         """The artifact that was there before is whole, replaced, or refused; never mixed of both."""

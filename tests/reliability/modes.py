@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 import steerlab
-from steerlab import Contrast, Example, MeanDifference, SteeringVector, SteerlabError
+from steerlab import Contrast, Example, MeanDifference, SteeringVector
+from steerlab.errors import SteerlabError
 from steerlab.models.model import Model
 from steerlab.testing import tiny_tokenizer
 from steerlab.testing.text import tiny_hf as any_tiny_hf

@@ -18,6 +18,7 @@ import steerlab
 from steerlab import Contrast, Example
 from steerlab.methods.mean import MeanDifference
 from steerlab.methods.serialization import save
+from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
 
 WARM = 5.0  # minutes
@@ -29,7 +30,7 @@ PAIRS = [
 ]
 
 
-def one_round(model: steerlab.Model, number: int) -> None:
+def one_round(model: Model, number: int) -> None:
     """Every verb once; prompts differ from round to round, as a server's would."""
     acts = steerlab.capture(model, PAIRS, layers="all", progress=False)
     mean = MeanDifference(1).fit(acts)

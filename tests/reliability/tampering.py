@@ -18,21 +18,14 @@ from typing import Any
 import pandas as pd
 import torch
 
-from steerlab import (
-    LinearProbe,
-    MeanDifference,
-    Model,
-    SteeringVector,
-    SteerlabError,
-    Store,
-    capture,
-    load_detector,
-    load_steerer,
-    sweep,
-)
+from steerlab import MeanDifference, SteeringVector, capture, load_steerer, sweep
 from steerlab.analysis.study import Study
+from steerlab.capturing import Store
 from steerlab.data import demo_set
+from steerlab.errors import SteerlabError
+from steerlab.methods import LinearProbe, load_detector
 from steerlab.methods.serialization import save, serialize
+from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
 
 PAIRS = demo_set()[:5] + demo_set()[-5:]

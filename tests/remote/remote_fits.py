@@ -4,9 +4,11 @@ from functools import cache
 
 import torch
 
-from steerlab import L2S, P2S, AlphaSteer, Contrast, Example, Model, SteeringVector, capture
+from steerlab import L2S, Contrast, Example, SteeringVector, capture
+from steerlab.methods import P2S, AlphaSteer
 from steerlab.methods.base import Steerer
 from steerlab.methods.l2s.config import TrainingConfig
+from steerlab.models.model import Model
 
 PROMPTS = ("Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?")
 PAIRS = [

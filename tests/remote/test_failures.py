@@ -20,10 +20,11 @@ from servers.venvs import CannotInstall
 from torch import Tensor
 
 import steerlab
-from steerlab import Model, RemoteError
 from steerlab.cli import main
+from steerlab.errors import RemoteError
 from steerlab.methods.base import Context, Intervention, Steerer
 from steerlab.models._nnsight import client
+from steerlab.models.model import Model
 
 pytestmark = pytest.mark.remote
 Get = Callable[[str], Model]

@@ -15,9 +15,11 @@ from remote_fits import PAIRS, PROMPTS
 from servers.ndif import Ndif
 
 import steerlab
-from steerlab import Model, RemoteError, SteeringVector
+from steerlab import SteeringVector
+from steerlab.errors import RemoteError
 from steerlab.models._nnsight.client import Traffic
 from steerlab.models._nnsight.ndif import NdifEngine
+from steerlab.models.model import Model
 
 pytestmark = pytest.mark.remote
 Get = Callable[[str], Model]

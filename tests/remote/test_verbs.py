@@ -9,8 +9,8 @@ from remote_fits import PAIRS, PROMPTS, fit
 from servers.ndif import Ndif
 
 import steerlab
-from steerlab import Model
 from steerlab.models._nnsight.ndif import NdifEngine
+from steerlab.models.model import Model
 
 pytestmark = pytest.mark.remote
 Get = Callable[[str], Model]

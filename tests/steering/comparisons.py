@@ -10,9 +10,10 @@ import torch
 from fitted import ANSWERS, PROMPTS, STEPS
 from torch import Tensor
 
-from steerlab import Model, Request, generate, score
+from steerlab import Request, generate, score
 from steerlab.data.inputs import as_examples
 from steerlab.models.encoding import Batch
+from steerlab.models.model import Model
 from steerlab.models.sites import Site
 from steerlab.steering.interventions import build_edits, resolve_interventions
 

@@ -5,9 +5,11 @@ from functools import cache
 import pytest
 import torch
 
-from steerlab import L2S, P2S, Contrast, Example, Model, RandomDirection, SteeringVector, capture
+from steerlab import L2S, Contrast, Example, SteeringVector, capture
+from steerlab.methods import P2S, RandomDirection
 from steerlab.methods.base import Intervention, Steerer
 from steerlab.methods.l2s.config import TrainingConfig
+from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
 
 LAYER, CONTEXT_LAYER, HIDDEN, STEPS = 1, 3, 32, 6

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steerlab import Model
 from steerlab.models.layout import blocks
+from steerlab.models.model import Model
 
 Columns = Callable[[int, int], list[int]]  # (prompt tokens, tokens so far) -> the columns to steer
 

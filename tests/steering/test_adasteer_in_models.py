@@ -10,7 +10,7 @@ from fitted import ANSWERS, HIDDEN, PROMPTS, STEPS, backends, make_lm, sides
 from torch import Tensor
 
 from steerlab import Contrast, Example, Request, SteeringVector, capture, generate, score, steer, sweep
-from steerlab._support.errors import LayoutError, MismatchError
+from steerlab.errors import LayoutError, MismatchError
 from steerlab.methods.adasteer.schedules import Ramp
 from steerlab.methods.adasteer.steerer import AdaSteer
 from steerlab.methods.base import Context

@@ -10,8 +10,9 @@ from comparisons import check_hooks
 from fitted import ANSWERS, HIDDEN, PROMPTS, STEPS, make_lm
 from torch import Tensor
 
-from steerlab import Contrast, Example, Request, SteeringError, capture, generate, score
+from steerlab import Contrast, Example, Request, capture, generate, score
 from steerlab.analysis._sweep.settings import make_settings
+from steerlab.errors import SteeringError
 from steerlab.methods.alphasteer.steerer import AlphaSteer
 from steerlab.models.layout import blocks
 from steerlab.models.sites import Site

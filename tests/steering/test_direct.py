@@ -13,24 +13,12 @@ from torch import Tensor
 from transformers import pipeline
 
 import steerlab
-from steerlab import (
-    CONFST,
-    AdaSteer,
-    AlphaSteer,
-    Contrast,
-    Example,
-    Gated,
-    LinearProbe,
-    Match,
-    Model,
-    Prompt,
-    Site,
-    SteeringError,
-    SteeringVector,
-    generate,
-    steer,
-)
+from steerlab import Contrast, Example, Site, SteeringVector, generate, steer
+from steerlab.errors import SteeringError
+from steerlab.methods import CONFST, AdaSteer, AlphaSteer, Gated, LinearProbe, Prompt
 from steerlab.methods.base import Steerer
+from steerlab.models.model import Model
+from steerlab.models.positions import Match
 from steerlab.testing import FAMILIES, VLM_FAMILIES, tiny_lm, tiny_vlm
 
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
@@ -254,7 +242,7 @@ def test_a_trace_of_nnsight_in_the_block_is_steered() -> None:
     with steer(model, steerer, alpha=3.0), model.nnsight.trace(ids):
         logits = model.nnsight.output.logits.save()
     assert torch.allclose(logits[0, -1], wanted[0], atol=1e-4)
-    with pytest.raises(steerlab.SteerlabError, match="is run by HooksEngine"):
+    with pytest.raises(steerlab.errors.SteerlabError, match="is run by HooksEngine"):
         _ = make_lm("llama", "hooks").nnsight
 
 

@@ -9,9 +9,13 @@ from comparisons import check_hooks, check_padding, edits_of, encoded, states
 from fitted import ANSWERS, CONTEXT_LAYER, HIDDEN, LAYER, PROMPTS, STEPS, Fixed, backends, make_lm, make_steerers, sides
 from torch import Tensor
 
-from steerlab import L2S, P2S, Match, Model, SteeringError, SteeringVector, generate, score, steer
+from steerlab import L2S, SteeringVector, generate, score, steer
 from steerlab.data.inputs import as_examples
+from steerlab.errors import SteeringError
+from steerlab.methods import P2S
 from steerlab.methods.base import Intervention, Steerer
+from steerlab.models.model import Model
+from steerlab.models.positions import Match
 from steerlab.models.sites import Site
 from steerlab.steering import Request
 from steerlab.steering.batches import active_steering

@@ -9,8 +9,9 @@ from fitted import ANSWERS, HIDDEN, LAYER, PROMPTS, STEPS, Fixed, backends, make
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab import Contrast, Example, Prompt, SteeringVector, capture, generate, score, sweep
-from steerlab._support.errors import MismatchError, SteeringError
+from steerlab import Contrast, Example, SteeringVector, capture, generate, score, sweep
+from steerlab.errors import MismatchError, SteeringError
+from steerlab.methods import Prompt
 from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation
 from steerlab.methods.gated import Gated
 from steerlab.methods.probe import LinearProbe

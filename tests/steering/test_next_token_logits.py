@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import steerlab
-from steerlab import DataError, SteeringError, SteeringVector
+from steerlab import SteeringVector
+from steerlab.errors import DataError, SteeringError
 from steerlab.testing import tiny_lm
 
 PROMPTS = ["Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep?"]

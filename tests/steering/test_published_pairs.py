@@ -9,9 +9,11 @@ import torch
 from fitted import CONTEXT_LAYER, LAYER, PROMPTS, QUICK, backends, make_lm
 from torch import Tensor
 
-from steerlab import L2S, P2S, Example, Model, Request, capture
+from steerlab import L2S, Example, Request, capture
 from steerlab.data.contrasts import PUBLISHED_PAIRS
 from steerlab.data.inputs import as_examples
+from steerlab.methods import P2S
+from steerlab.models.model import Model
 from steerlab.steering.interventions import resolve_interventions
 
 # the classes of the three inputs, and the token that each of them is read at

@@ -5,7 +5,9 @@ import pytest
 import torch
 from fitted import HIDDEN, LAYER, PROMPTS, make_lm, make_steerers
 
-from steerlab import DataError, Model, SteeringVector, generate, score
+from steerlab import SteeringVector, generate, score
+from steerlab.errors import DataError
+from steerlab.models.model import Model
 from steerlab.testing import FAMILIES
 
 ANSWERS = ("the reeds", "no", "fish, and in the reeds by night, mostly")

@@ -13,21 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steerlab import (
-    Contrast,
-    Example,
-    Model,
-    Request,
-    SteeringVector,
-    capture,
-    generate,
-    score,
-    steer,
-    sweep,
-)
-from steerlab._support.errors import MismatchError, SteeringError
+from steerlab import Contrast, Example, Request, SteeringVector, capture, generate, score, steer, sweep
+from steerlab.errors import MismatchError, SteeringError
 from steerlab.methods.confst import CONFST
 from steerlab.models.layout import blocks
+from steerlab.models.model import Model
 
 ALPHA = 2.5
 # the prompts have 59, 45 and 89 tokens: "Hi" is too short for the last ones, wholly or for some of their tokens

@@ -12,19 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steerlab import (
-    P2S,
-    ActivationError,
-    Example,
-    MeanDifference,
-    Prompt,
-    Request,
-    SteeringVector,
-    generate,
-    score,
-    steer,
-)
-from steerlab._support.errors import EncodingError, LayoutError, MismatchError, PositionError, SteeringError
+from steerlab import Example, MeanDifference, Request, SteeringVector, generate, score, steer
+from steerlab.errors import ActivationError, EncodingError, LayoutError, MismatchError, PositionError, SteeringError
+from steerlab.methods import P2S, Prompt
 from steerlab.methods.base import Intervention, Steerer
 from steerlab.models.layout import blocks
 from steerlab.models.sites import Site

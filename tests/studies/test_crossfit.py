@@ -6,7 +6,7 @@ import torch
 from _crossfit import crossfit
 
 from steerlab import L2S, Activations, MeanDifference
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.methods import TrainingConfig
 from steerlab.models.sites import Site
 

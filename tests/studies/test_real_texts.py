@@ -5,7 +5,7 @@ from _real_texts import merge_texts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab import DataError
+from steerlab.errors import DataError
 
 words = st.text("abcxyz", min_size=1, max_size=6)
 sentence = st.lists(words, min_size=1, max_size=12).map(lambda some: " ".join(some).capitalize() + ".")

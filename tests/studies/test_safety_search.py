@@ -15,8 +15,9 @@ from _search import ROUNDS, SettingGroup, distinct, read_grid, round_for_model, 
 from _selection import choose_candidate
 from running import ROOT
 
-from steerlab import DataError, Example, MismatchError, SteeringError
+from steerlab import Example
 from steerlab.analysis.study import Study
+from steerlab.errors import DataError, MismatchError, SteeringError
 
 GRID = ROOT / "analyses" / "results" / "l2s_safety" / "grid.csv"
 

@@ -12,7 +12,8 @@ from scenes.model import Shape, make_processor, small_model, train_tokenizer
 from scenes.world import World
 
 import steerlab
-from steerlab import Example, LoadError
+from steerlab import Example
+from steerlab.errors import LoadError
 from steerlab.models.smollm2 import smollm2_folder
 
 SCRIPT = "analyses/train_scenes_vlm.py"

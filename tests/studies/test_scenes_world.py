@@ -10,7 +10,7 @@ from scenes.questions import Habits, absent_partners, caption, existence, plural
 from scenes.shapes import COLORS, KINDS, stamp
 from scenes.world import SIDE, Scene, Thing, World, emoji_sprites
 
-from steerlab import DataError
+from steerlab.errors import DataError
 
 WORLD = World()
 

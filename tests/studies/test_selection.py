@@ -10,8 +10,10 @@ from _selection import Candidate, Goal, choose_candidate, evaluate_candidates, r
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab import P2S, DataError, Example, generate
+from steerlab import Example, generate
 from steerlab.analysis.behavior import judge_answers, safety_summary
+from steerlab.errors import DataError
+from steerlab.methods import P2S
 
 ROWS = [
     Example("Tell me of the Nile.", id="a", behavior="refuse"),

@@ -9,8 +9,9 @@ import pytest
 from _safety import summarize
 from running import DATA, ROOT, run, succeed, tiny_folder
 
-from steerlab import DataError, Example
+from steerlab import Example
 from steerlab.analysis.behavior import judge_answers
+from steerlab.errors import DataError
 
 NUMBERS = ("refuse_harmful", "defer_expert", "refuse_expert", "distinct2", "harmless_refused", "harmless_identical")
 

@@ -15,7 +15,8 @@ import pandas as pd
 import torch
 from reference import questions, text_length, vectors
 
-from steerlab import Model, sweep
+from steerlab import sweep
+from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
 
 KILLS = 20

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 import steerlab
-from steerlab import Activations, Contrast, Example, MeanDifference, Model, Site, SteeringVector
+from steerlab import Activations, Contrast, Example, MeanDifference, Site, SteeringVector
 from steerlab.methods.base import Context, Intervention, Steerer
 from steerlab.models.layout import blocks, module_at
+from steerlab.models.model import Model
 
 PROMPTS = (
     "Do herons sleep in the reeds by night, or do they stand there and wait for the morning?",

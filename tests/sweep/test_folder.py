@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from reference import questions, text_length, vectors, written
 
-from steerlab import MismatchError, Model, sweep
-from steerlab._support.errors import StorageError
+from steerlab import sweep
+from steerlab.errors import MismatchError, StorageError
+from steerlab.models.model import Model
 
 FULL = Path("/dev/full")
 needs_full_disk = pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")

@@ -12,8 +12,10 @@ import torch
 from reference import ALPHAS, questions, vectors, written
 from torch import Tensor
 
-from steerlab import Model, OutOfMemory, sweep
+from steerlab import sweep
+from steerlab.errors import OutOfMemory
 from steerlab.models.engine import Engine
+from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
 
 LAYERS = (0, 2)

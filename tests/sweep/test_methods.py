@@ -6,8 +6,9 @@ import pytest
 from reference import KINDS, AnyIntervention, Recorder, by_score, check_settings, questions, random_vector
 
 import steerlab
-from steerlab import L2S, P2S, MeanDifference, MismatchError, Site, capture, sweep
-from steerlab.methods import TrainingConfig
+from steerlab import L2S, MeanDifference, Site, capture, sweep
+from steerlab.errors import MismatchError
+from steerlab.methods import P2S, TrainingConfig
 
 POSITIONS = ("all", "last+generated")
 QUICK = TrainingConfig(epochs=4, learning_rate=1e-2, loss="mse")

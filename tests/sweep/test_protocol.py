@@ -8,9 +8,10 @@ from reference import random_vector
 from torch import nn
 
 import steerlab
-from steerlab import Contrast, Example, MeanDifference, Model, Site, SteeringVector
+from steerlab import Contrast, Example, MeanDifference, Site, SteeringVector
 from steerlab.analysis.steerability import anti_steerable, slopes, steerability
 from steerlab.analysis.sweep import MULTIPLIERS
+from steerlab.models.model import Model
 from steerlab.steering.interventions import Request, build_edits, resolve_interventions
 from steerlab.testing import tiny_lm
 

@@ -7,7 +7,8 @@ import torch
 from PIL import Image
 from reference import AnyIntervention, by_score, check_settings, expected, questions, random_vector
 
-from steerlab import Contrast, Example, MeanDifference, Site, SteeringError, SteeringVector, sweep
+from steerlab import Contrast, Example, MeanDifference, Site, SteeringVector, sweep
+from steerlab.errors import SteeringError
 from steerlab.testing import tiny_vlm
 
 ALPHAS = (0.0, -1.0, 2.0)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from reference import ALPHAS, expected, questions, vectors
 
-from steerlab import Model, Site, capture, sweep
+from steerlab import Site, capture, sweep
+from steerlab.models.model import Model
 from steerlab.testing import FAMILIES
 
 ALL = ["propensity", "accuracy", "answer_probability", "logprob", "logprob_difference", "logit_sum_difference"]

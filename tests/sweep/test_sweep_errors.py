@@ -9,7 +9,7 @@ import torch
 from reference import expected, questions, text_length, vectors
 
 from steerlab import Contrast, Example, MeanDifference, Site, SteeringVector, capture, sweep
-from steerlab._support.errors import DataError, EncodingError, LayoutError, SteeringError, SteerlabError
+from steerlab.errors import DataError, EncodingError, LayoutError, SteeringError, SteerlabError
 
 QUIET: dict[str, Any] = {"progress": False, "generation": {"max_new_tokens": 3}}
 

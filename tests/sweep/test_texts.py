@@ -9,7 +9,8 @@ import torch
 from reference import Recorder, questions, vectors
 
 import steerlab
-from steerlab import Example, Model, sweep
+from steerlab import Example, sweep
+from steerlab.models.model import Model
 
 NEW = 6
 ALPHAS = (0.0, -1.0, 2.0)

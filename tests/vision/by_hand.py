@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steerlab import Example, Model
+from steerlab import Example
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.layout import blocks
+from steerlab.models.model import Model
 from steerlab.models.sites import Site
 
 LAYER = 1

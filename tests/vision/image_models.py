@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 from torch import Tensor
 
-from steerlab import Example, Model, capture
+from steerlab import Example, capture
 from steerlab.models.encoding import Batch
+from steerlab.models.model import Model
 from steerlab.testing import VLM_FAMILIES, tiny_vlm
 
 HOOKED = ("llava", "qwen2_5_vl", "paligemma")

@@ -13,9 +13,10 @@ import torch
 from image_models import CHATS, OTHER, SQUARE, TALL, WIDE, example, families, noise, vlm
 from PIL import Image
 
-from steerlab import DataError, EncodingError, Example, capture, generate, load
+from steerlab import Example, capture, generate, load
 from steerlab._support.images import image_hash, open_image
 from steerlab.data.example import data_hash
+from steerlab.errors import DataError, EncodingError
 from steerlab.models import beam_images, encoding, vision
 from steerlab.testing import tiny_lm, tiny_processor, tiny_vlm
 

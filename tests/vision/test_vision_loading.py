@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from image_models import OTHER, encoded, families, rows_of, vlm
 
-from steerlab import EncodingError, LoadError, generate, load
+from steerlab import generate, load
+from steerlab.errors import EncodingError, LoadError
 from steerlab.models import vision
 from steerlab.testing import tiny_hf, tiny_processor, tiny_tokenizer
 

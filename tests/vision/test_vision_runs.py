@@ -11,8 +11,8 @@ from by_hand import LAYER, block_states, greedy, hidden, longer, processed, take
 from image_models import CHATS, SQUARE, TALL, WIDE, encoded, engines, example, families, rows_of, states, vlm
 
 from steerlab import Contrast, Example, SteeringVector, capture, generate, score, steer
-from steerlab._support.errors import EncodingError, PositionError
 from steerlab.data import coco_objects, pope_questions
+from steerlab.errors import EncodingError, PositionError
 from steerlab.models.check import self_check
 from steerlab.models.positions import resolve
 from steerlab.steering import Request

@@ -10,24 +10,14 @@ from by_hand import block_states, greedy, hooked, processed, taken
 from image_models import OTHER, SQUARE, TALL, encoded, engines, example, families, rows_of, rows_with_images, vlm
 from torch import Tensor
 
-from steerlab import (
-    Activations,
-    Contrast,
-    MeanDifference,
-    Model,
-    Request,
-    Site,
-    SteeringVector,
-    capture,
-    generate,
-    score,
-)
-from steerlab._support.errors import EncodingError, LayoutError, MismatchError, PositionError, SteeringError
+from steerlab import Activations, Contrast, MeanDifference, Request, Site, SteeringVector, capture, generate, score
+from steerlab.errors import EncodingError, LayoutError, MismatchError, PositionError, SteeringError
 from steerlab.methods import load_steerer
 from steerlab.methods.base import Context, RequiredActivation
 from steerlab.methods.serialization import save
 from steerlab.models.engine import block_path
 from steerlab.models.layout import module_at
+from steerlab.models.model import Model
 from steerlab.models.patches import PatchSelector, entries_per_row
 from steerlab.steering.interventions import build_edits, resolve_interventions
 from steerlab.testing import tiny_lm, tiny_vlm

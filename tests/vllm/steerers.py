@@ -4,10 +4,12 @@ from functools import cache
 
 import torch
 
-from steerlab import L2S, P2S, Contrast, Example, Model, SteeringVector, capture
+from steerlab import L2S, Contrast, Example, SteeringVector, capture
+from steerlab.methods import P2S
 from steerlab.methods.alphasteer.steerer import AlphaSteer
 from steerlab.methods.base import Steerer
 from steerlab.methods.l2s.config import TrainingConfig
+from steerlab.models.model import Model
 
 QUICK = TrainingConfig(epochs=60, learning_rate=3e-3, standardize=True, loss="mse")
 PROMPTS = (

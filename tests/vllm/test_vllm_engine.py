@@ -8,17 +8,8 @@ import torch
 from steerers import ANSWERS, PROMPTS, examples, fitted_l2s, steerers
 
 import steerlab
-from steerlab import (
-    LayoutError,
-    LoadError,
-    RemoteError,
-    SteeringError,
-    SteeringVector,
-    capture,
-    generate,
-    score,
-    sweep,
-)
+from steerlab import SteeringVector, capture, generate, score, sweep
+from steerlab.errors import LayoutError, LoadError, RemoteError, SteeringError
 from steerlab.models.interventions import Edit
 from steerlab.models.sites import Site
 
@@ -194,7 +185,7 @@ def test_an_error_in_vllm_does_not_affect_later_calls(remote) -> None:
 
 
 def test_a_row_longer_than_the_context_is_refused(remote) -> None:
-    with pytest.raises(steerlab.SteerlabError, match=r"max_model_len|context"):
+    with pytest.raises(steerlab.errors.SteerlabError, match=r"max_model_len|context"):
         generate(remote(), [" word" * 600], max_new_tokens=2)
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerlab import RemoteError
 from steerlab.capturing.rows import TokenSelector
+from steerlab.errors import RemoteError
 from steerlab.models._nnsight.traces import Visit
 from steerlab.models._nnsight.vllm_requests import check_answers, copy_stats, join_states, make_requests
 from steerlab.models._nnsight.vllm_traces import RowRequest, capture_states

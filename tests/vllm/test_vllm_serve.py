@@ -12,7 +12,8 @@ from steerers import ANSWERS, PROMPTS, examples, fitted_l2s, steerers
 from test_vllm_engine import ALPHA, SITES, STEPS, WIDTH, near_to
 
 import steerlab
-from steerlab import RemoteError, capture, generate, score
+from steerlab import capture, generate, score
+from steerlab.errors import RemoteError
 from steerlab.models.model import Model
 
 pytestmark = pytest.mark.vllm

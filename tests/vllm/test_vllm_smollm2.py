@@ -6,7 +6,8 @@ import pytest
 import torch
 from steerers import examples, fitted_l2s
 
-from steerlab import L2S, P2S, capture, generate, next_token_logits
+from steerlab import L2S, capture, generate, next_token_logits
+from steerlab.methods import P2S
 from steerlab.models.model import Model
 
 pytestmark = pytest.mark.vllm

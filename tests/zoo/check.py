@@ -19,7 +19,9 @@ from oracle import POINTS, CantRun, Edit, Oracle
 from torch import Tensor
 
 import steerlab
-from steerlab import Contrast, Example, Model, Site, SteeringVector, SteerlabError
+from steerlab import Contrast, Example, Site, SteeringVector
+from steerlab.errors import SteerlabError
+from steerlab.models.model import Model
 from steerlab.testing import tiny_tokenizer
 
 PROMPTS = (

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from steerlab._support.errors import DataError
 from steerlab.data.example import Example
+from steerlab.errors import DataError
 from steerlab.metrics.answers import AnswerTokens, locate_answers
 from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.model import Model

@@ -13,11 +13,11 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from steerlab._support.errors import SteeringError
 from steerlab._support.files import fingerprint
 from steerlab._support.memory import halve_on_oom
 from steerlab.analysis._sweep.plan import AnswerForwards, PrefixGroup, SettingBatch
 from steerlab.analysis._sweep.settings import Setting
+from steerlab.errors import SteeringError
 from steerlab.metrics.answers import ANSWER_METRICS, AnswerReader
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.interventions import SiteEdits

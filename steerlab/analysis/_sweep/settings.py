@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from steerlab._support.checks import as_number, show
-from steerlab._support.errors import DataError, SteeringError
 from steerlab.capturing import Activations, capture
 from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.example import Example
+from steerlab.errors import DataError, SteeringError
 from steerlab.methods import Steerer
 from steerlab.methods.base import Intervention, steering_sites
 from steerlab.methods.vector import SteeringVector, Vectors, as_steerer

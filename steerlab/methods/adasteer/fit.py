@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import DataError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError
 from steerlab.methods.adasteer.schedules import Logistic, fit_schedule
 from steerlab.methods.base import RequiredActivation, check_width
 from steerlab.methods.classes import check_disjoint, select_class

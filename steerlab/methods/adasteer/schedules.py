@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.methods.probe import fit_logistic
 from steerlab.methods.serialization import savable
 

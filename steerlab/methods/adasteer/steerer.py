@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import ActivationError, DataError, MismatchError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import ActivationError, DataError, MismatchError
 from steerlab.methods.adasteer.fit import ClassStates, Coordinate
 from steerlab.methods.adasteer.published import PUBLISHED_ADASTEER, PublishedAdaSteer
 from steerlab.methods.adasteer.schedules import CoefficientSchedule, fit_schedule

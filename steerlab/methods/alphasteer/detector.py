@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import DataError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError
 from steerlab.methods.alphasteer.null_space import fit_map
 from steerlab.methods.base import Context, StateDetector, check_fitted, check_width
 from steerlab.methods.classes import as_names, check_contrasts_nonzero, check_disjoint, contrast_table, select_class

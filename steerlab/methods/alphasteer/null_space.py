@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.models.sites import Site
 
 RATIOS = tuple(i / 20 for i in range(1, 20))

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from steerlab._support.errors import DataError, MismatchError
 from steerlab._support.files import reading
+from steerlab.errors import DataError, MismatchError
 from steerlab.models.sites import Site
 
 #: Null-space ratio by layer, as released for Llama-3.1-8B-Instruct, Qwen2.5-7B-Instruct and Gemma-2-9b-it. Qwen's

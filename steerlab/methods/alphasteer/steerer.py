@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.errors import DataError, MismatchError, SteeringError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods.alphasteer.detector import NullSpaceGate, fit_matrix, harmful_contrasts
 from steerlab.methods.alphasteer.published import PUBLISHED_RATIOS, published_directions
 from steerlab.methods.base import Context, Intervention, RequiredActivation, check_fitted, check_width

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from steerlab._support.checks import as_number, as_whole
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.methods.serialization import savable
 
 CHOICES = {

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.methods.l2s.config import TrainingConfig
 
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from steerlab._support.checks import as_whole
-from steerlab._support.errors import DataError, MismatchError
 from steerlab._support.files import reading
+from steerlab.errors import DataError, MismatchError
 from steerlab.methods.serialization import savable
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.checks import as_number, as_seed
-from steerlab._support.errors import DataError, SteeringError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError, SteeringError
 from steerlab.methods.base import (
     Context,
     Intervention,

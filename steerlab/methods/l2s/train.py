@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.methods.l2s.config import TrainingConfig
 from steerlab.methods.l2s.net import SteeringNet
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
-from steerlab._support.errors import DataError, MismatchError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError, MismatchError
 from steerlab.methods.base import Context, Detector, RequiredActivation, check_fitted, check_width
 from steerlab.methods.classes import check_disjoint, check_not_constant, select_two_classes
 from steerlab.methods.layers import Layers, storable, unique_sites

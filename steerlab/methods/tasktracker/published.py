@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from steerlab._support.errors import DataError, LoadError, MismatchError
 from steerlab._support.files import reading
+from steerlab.errors import DataError, LoadError, MismatchError
 from steerlab.models.sites import Site
 
 _KEY = re.compile(r"layer(\d+)\.(coef|intercept)")

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steerlab._support.errors import DataError, MismatchError
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError, MismatchError
 from steerlab.methods.base import Context, check_fitted, provenance
 from steerlab.methods.classes import check_disjoint
 from steerlab.methods.layers import Layers

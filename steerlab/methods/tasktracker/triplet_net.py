@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.methods.serialization import savable
 
 KERNELS = (70, 50, 30, 20, 5)

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from steerlab._support.errors import DataError
+from steerlab.errors import DataError
 from steerlab.methods.serialization import savable
 from steerlab.methods.tasktracker.triplet_net import TripletNet, embed_batches
 

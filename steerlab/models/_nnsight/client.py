@@ -16,7 +16,7 @@ import nnsight
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_exponential
 
 from steerlab._support import progress
-from steerlab._support.errors import RemoteError
+from steerlab.errors import RemoteError
 from steerlab.models._nnsight import errors
 
 T = TypeVar("T")

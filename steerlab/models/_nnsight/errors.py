@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from transformers import PretrainedConfig
 
-from steerlab._support.errors import LayoutError, LoadError, RemoteError, SteeringError, SteerlabError
+from steerlab.errors import LayoutError, LoadError, RemoteError, SteeringError, SteerlabError
 from steerlab.models.engine import FULL_FORWARD
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.kv_prefix import ForwardState

@@ -19,7 +19,7 @@ from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from steerlab._support.errors import LayoutError, SteeringError
+from steerlab.errors import LayoutError, SteeringError
 from steerlab.models._hooks import HooksEngine
 from steerlab.models._nnsight import traces
 from steerlab.models._nnsight.traces import BlockEnvoy, make_visits, stack_sites

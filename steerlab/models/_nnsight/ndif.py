@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steerlab._support import progress
-from steerlab._support.errors import LayoutError, RemoteError, SteeringError
+from steerlab.errors import LayoutError, RemoteError, SteeringError
 from steerlab.models._nnsight import errors, traces
 from steerlab.models._nnsight.client import ServerClient, client_versions
 from steerlab.models._nnsight.traces import BlockEnvoy, make_visits, stack_sites

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from steerlab._support.errors import LayoutError, RemoteError, SteeringError
+from steerlab.errors import LayoutError, RemoteError, SteeringError
 from steerlab.models._nnsight import errors, vllm_requests
 from steerlab.models._nnsight import vllm_traces as traces
 from steerlab.models._nnsight.traces import Visit, unresolved

@@ -19,7 +19,7 @@ from nnsight.intervention.serialization import dumps, loads
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.backend import Backend
 
-from steerlab._support.errors import LoadError
+from steerlab.errors import LoadError
 from steerlab.models._nnsight import errors
 from steerlab.models._nnsight.client import ServerClient, Traffic
 from steerlab.models._nnsight.vllm_traces import Answer, RowRequest, run_request

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from steerlab._support.errors import LayoutError, RemoteError, SteeringError
+from steerlab.errors import LayoutError, RemoteError, SteeringError
 from steerlab.models._nnsight.traces import Visit, make_visits
 from steerlab.models._nnsight.vllm_traces import Answer, RowRequest
 from steerlab.models.engine import Inputs, StateSelector, identity

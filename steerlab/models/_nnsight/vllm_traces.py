@@ -24,7 +24,7 @@ from nnsight.intervention.interleaver import OutOfOrderError
 from nnsight.intervention.iterator import Iterations
 from torch import Tensor
 
-from steerlab._support.errors import LayoutError
+from steerlab.errors import LayoutError
 from steerlab.models._nnsight.traces import Visit
 from steerlab.models.engine import LogitsReducer
 from steerlab.models.interventions import Edit, apply_edits
