@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from difflib import get_close_matches
+from functools import wraps
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,6 +17,7 @@ from steerlab.errors import DataError, SteerlabError
 
 Kinds = type | tuple[type, ...]
 Error = type[SteerlabError]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def show(value: object) -> str:
@@ -75,6 +79,46 @@ def as_number(name: str, value: Any, low: float = -math.inf, high: float = math.
         bounds = "" if (low, high) == (-math.inf, math.inf) else f" from {low:g} to {high:g}"
         raise error(f"{name}={show(value)}: expected a finite number{bounds}")
     return found
+
+
+# what other tools call the options of ours
+_SYNONYMS = {
+    "multiplier": "alpha", "coeff": "alpha", "coefficient": "alpha", "strength": "alpha", "factor": "alpha",
+    "max_tokens": "max_new_tokens", "layer": "layers", "layer_ids": "layers", "hidden_layers": "layers",
+    "token_indices": "positions", "read_token_index": "positions", "position": "positions", "vector": "steer",
+    "steerer": "steer", "torch_dtype": "dtype", "model_name": "name", "show_progress": "progress",
+}  # fmt: skip
+
+
+def check_names(verb: str, given: Iterable[str], known: Collection[str], error: Error = SteerlabError) -> None:
+    """Refuse the name of an option that is almost one of the known names, or another tool's word for it.
+
+    Example:
+        >>> check_names("generate", {"max_tokens": 20}, ["alpha", "max_new_tokens"])
+        Traceback (most recent call last):
+        steerlab.errors.SteerlabError: generate has no option 'max_tokens': did you mean max_new_tokens?
+    """
+    for name in given:
+        meant = [_SYNONYMS[name]] if _SYNONYMS.get(name) in known else get_close_matches(name, known, 1, cutoff=0.8)
+        if name not in known and meant:
+            raise error(f"{verb} has no option {name!r}: did you mean {meant[0]}?")
+
+
+def named_options(verb: Function) -> Function:
+    """Decorator: an unknown option of a function raises an error that says what was probably meant."""
+    parameters = inspect.signature(verb).parameters
+    if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        return verb
+
+    @wraps(verb)
+    def call(*args: Any, **options: Any) -> Any:
+        unknown = [name for name in options if name not in parameters]
+        check_names(verb.__name__, unknown, parameters)
+        if unknown:
+            raise SteerlabError(f"{verb.__name__} has no option {unknown[0]!r}; it has {', '.join(parameters)}")
+        return verb(*args, **options)
+
+    return call  # type: ignore[return-value]
 
 
 def check_option(name: str, value: object, options: Collection[object], error: Error = DataError) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from steerlab._support.checks import check_names
 from steerlab._support.files import storing, write_text
 from steerlab.errors import LoadError, SteerlabError, StorageError
 
@@ -24,8 +26,9 @@ class Shareable(ModelHubMixin, library_name="steerlab", tags=["steering-vectors"
 
     if not TYPE_CHECKING:  # of a checker it would hide the arguments of `__init__`
 
-        def __new__(cls, *_: Any, **__: Any) -> Any:
+        def __new__(cls, *_: Any, **options: Any) -> Any:
             """The mixin's would keep the arguments for a config.json, which no checksum guards."""
+            check_names(cls.__name__, options, inspect.signature(cls).parameters)
             return object.__new__(cls)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:

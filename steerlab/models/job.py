@@ -10,6 +10,7 @@ from functools import partial, wraps
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from steerlab._support import progress
+from steerlab._support.checks import named_options
 from steerlab.errors import SteerlabError
 from steerlab.models.model import Model
 
@@ -69,6 +70,8 @@ class Job(Generic[R]):
 
 def background(verb: Callable[P, R]) -> Callable[P, R]:
     """Add `blocking=` to a verb: with False it returns a `Job` at once, for models that run on a server."""
+
+    verb = named_options(verb)
 
     @wraps(verb)
     def call(*args: P.args, **kwargs: P.kwargs) -> Any:

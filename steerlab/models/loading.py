@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
-from steerlab._support.checks import check_option, show
+from steerlab._support.checks import check_names, check_option, show
 from steerlab.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
@@ -29,6 +28,12 @@ _FAILURES = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError, StrictDataclassError),
 )
 _SHARED = ("trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
+_SERVER_OPTIONS = {
+    "engine": None, "serve": None, "tensor_parallel_size": 1, "retry_timeout": 300.0, "ship_packages": ()
+}  # fmt: skip
+_OPTIONS: dict[str, Any] = {
+    "backend": "nnsight", "device_map": None, "quantization_config": None, "prefix_caching": True, **_SERVER_OPTIONS
+}  # fmt: skip
 _HUB_SECONDS = 10.0
 _OFFLINE = 'a local folder, a .gguf file, "smollm2" or "scenes-vlm", which need no network'
 
@@ -52,23 +57,14 @@ def load(
     revision: str | None = None,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
-    device_map: Any = None,
-    quantization_config: Any = None,
-    blocks: str | None = None,
-    backend: str = "nnsight",
     tokenizer: Any = None,
     processor: Any = None,
     task: str | None = None,
     chat: bool | None = None,
+    blocks: str | None = None,
     check: bool = True,
     remote: str | None = None,
-    engine: str | None = None,
-    serve: str | None = None,
-    tensor_parallel_size: int = 1,
-    prefix_caching: bool = True,
-    retry_timeout: float = 300.0,
-    ship_packages: str | Sequence[str] = (),
-    **from_pretrained: Any,
+    **options: Any,
 ) -> Model:
     """Load a language or image-text model for reading and steering: eval mode, no gradients, checked.
 
@@ -86,28 +82,27 @@ def load(
         device: default "cuda" where there is one, else "cpu"; left to transformers with `device_map` or
             `quantization_config`; an object stays where it is.
         dtype: default float32 on the CPU, the dtype of the checkpoint on an accelerator.
-        device_map: for transformers, to spread a model over devices.
-        quantization_config: for transformers.
-        blocks: dotted path of the decoder blocks, for a family that is not recognized.
-        backend: "nnsight" or "hooks".
         tokenizer: a tokenizer, or where to load one from; it is copied. Default: the one beside the model, for an
             image-text model that of its processor.
         processor: the processor of an image-text model, or where to load one from; it is copied.
         task: "image-text" for prompts with images, "text" for prompts without; None: "image-text" if the model is an
             image-text model and a processor is given or lies beside it.
         chat: whether prompts go through the chat template; None: if the tokenizer has one.
+        blocks: dotted path of the decoder blocks, for a family that is not recognized.
         check: compare captured states with the model's `hidden_states` on a short prompt first.
         remote: "ndif" or the address of an NDIF server, "http://host:port": the weights stay there, and only
             configuration and tokenizer are read here. The key is NDIF_API_KEY, or the one stored by `nnsight login`.
             A folder must be readable on both sides.
-        engine: "vllm" to run the model in vLLM on this machine; `from_pretrained` then goes to vLLM.
-        serve: the address of an `nnsight-serve`, which runs vLLM on another machine; its key is NNSIGHT_SERVE_API_KEY.
-        tensor_parallel_size: number of GPUs over which vLLM splits the model.
-        prefix_caching: False runs every row whole: slower, with the same bits as a server.
-        retry_timeout: seconds for which a request to a server is repeated after a retryable failure, and for which a
-            running job may send no message.
-        ship_packages: your packages that a steerer uses inside the model; their source is sent to the server.
-        from_pretrained: anything else for transformers.
+        options: what few models need.
+            `backend`: "nnsight" or "hooks", for a model in this process.
+            `prefix_caching`: False runs every row whole: slower, with the same bits as a server.
+            `engine`: "vllm" to run the model in vLLM on this machine, on `tensor_parallel_size` GPUs.
+            `serve`: the address of an `nnsight-serve`, which runs vLLM on another machine; its key is
+            NNSIGHT_SERVE_API_KEY.
+            `retry_timeout`: seconds (300) for which a request to a server is repeated after a retryable failure, and
+            for which a running job may send no message.
+            `ship_packages`: your packages that a steerer uses inside the model; their source is sent to the server.
+            Anything else, such as `device_map` and `quantization_config`, goes to `from_pretrained` (or to vLLM).
 
     Raises:
         LoadError: no such model, no network, an incomplete folder, a `revision` of a folder, no tokenizer, images for
@@ -115,12 +110,13 @@ def load(
         LayoutError: the decoder blocks were not found.
         RemoteError: no server at the address, a refused key, a model that it does not serve, other versions.
     """
-    for option, given in (("check", check), ("prefix_caching", prefix_caching)):
+    taken = {name: options.pop(name, default) for name, default in _OPTIONS.items()}
+    backend, device_map, quantization_config = (taken[k] for k in ("backend", "device_map", "quantization_config"))
+    check_names("load", options, ["name", "revision", "device", "dtype", "tokenizer", "processor", *_OPTIONS])
+    for option, given in (("check", check), ("prefix_caching", taken["prefix_caching"])):
         check_option(option, given, (True, False), LoadError)
     check_option("chat", chat, (None, True, False), LoadError)
-    remote_backend = find_backend(
-        remote, engine, serve, tensor_parallel_size, retry_timeout, ship_packages, from_pretrained
-    )
+    remote_backend = find_backend(remote, options, **{name: taken[name] for name in _SERVER_OPTIONS})
     named = isinstance(name, str | os.PathLike)
     if remote_backend is not None:
         local = {"device": device, "device_map": device_map, "quantization_config": quantization_config}
@@ -129,23 +125,23 @@ def load(
         if not named:
             raise LoadError(f"a {type(name).__name__} object is in this process; give a server the name of a model")
     name = name if named else _unwrap(name)
-    shared = {key: from_pretrained[key] for key in _SHARED if named and key in from_pretrained}
+    shared = {key: options[key] for key in _SHARED if named and key in options}
     source = _locate(os.fspath(name), revision, shared) if named else _Source("", _object_name(name))
-    options = {**shared, **source.options}
+    located = {**shared, **source.options}
     if remote_backend is not None:
-        hf = skeleton(source.place, options, dtype)
+        hf = skeleton(source.place, located, dtype)
     elif named:
         where = placement(device, dtype, device_map, quantization_config)
-        hf = _read_model(source, from_pretrained | where, shared)
+        hf = _read_model(source, options | where, shared)
     else:
         hf = _check_object(name, device, dtype)
     if tokenizer is not None:
         tokenizer = _find_tokenizer(tokenizer, shared)
     if remote_backend is None:
         # a processor from another place does not share the revision of the model
-        theirs = shared if isinstance(processor, str | os.PathLike) else options
+        theirs = shared if isinstance(processor, str | os.PathLike) else located
         processor = find_processor(processor, getattr(hf, "config", None), task, source.place, theirs, tokenizer)
-    tokenizer = processor.tokenizer if processor else tokenizer or _find_tokenizer(source.place, options)
+    tokenizer = processor.tokenizer if processor else tokenizer or _find_tokenizer(source.place, located)
     _set_pad_token(tokenizer)
     hf.eval().requires_grad_(False)
     layout = find_layout(hf, blocks)
@@ -164,7 +160,7 @@ def load(
         chat=chat,
         processor=processor,
         engine=remote_engine,
-        prefix_caching=prefix_caching,
+        prefix_caching=taken["prefix_caching"],
     )
     if check and remote_backend is not None:
         remote_backend.check(model)

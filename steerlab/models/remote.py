@@ -97,8 +97,8 @@ def http_address(option: str, value: str, alternative: str = "") -> str:
 
 
 def find_backend(
-    remote: str | None, engine: str | None, serve: str | None, tensor_parallel_size: int, retry_timeout: float,
-    ship_packages: str | Sequence[str], options: dict[str, Any],
+    remote: str | None, options: dict[str, Any], *, engine: str | None, serve: str | None, tensor_parallel_size: int,
+    retry_timeout: float, ship_packages: str | Sequence[str],
 ) -> RemoteBackend | None:  # fmt: skip
     """The backend that the arguments of `load` select; None: the model runs in this process.
 

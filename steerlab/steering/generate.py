@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig, GenerationMixin
 
-from steerlab._support.checks import as_number, as_seed, as_whole
+from steerlab._support.checks import as_number, as_seed, as_whole, check_names
 from steerlab.data.inputs import Data
 from steerlab.errors import EncodingError, SteeringError, SteerlabError
 from steerlab.models.beam_images import check_beam_images
@@ -24,6 +26,7 @@ from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
 from steerlab.steering.interventions import Alpha, Scale, resolve_interventions
 
 _RESERVED = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "return_dict_in_generate"}
+_OWN = ("steer", "alpha", "positions", "scale", "max_new_tokens", "batch_size", "seed", "progress")
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,8 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
     for name in ("num_beams", "num_return_sequences"):
         as_whole(name, options.get(name, 1))
     as_number("top_p", options.get("top_p", 1.0), 0.0, 1.0)
+    known = [*vars(GenerationConfig()), *inspect.signature(GenerationMixin.generate).parameters, *_OWN]
+    check_names("generate", options, known, SteeringError)
     merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id} | options
     if not model.is_remote:  # code that `generate` compiles by itself would skip the hooks
         processors = [*options.get("logits_processor", ()), FiniteLogits()]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from steerlab._support.checks import named_options
 from steerlab.data.inputs import Data
 from steerlab.errors import SteeringError
 from steerlab.models.job import background
@@ -79,6 +80,7 @@ class Run:
             )
 
 
+@named_options
 @contextmanager
 def steer(
     model: Model, steerer: Steer, *, alpha: Alpha = 1.0, positions: Positions | None = None, scale: Scale = "raw"
