@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -70,6 +71,12 @@ class SweepPlan:
     batch_size: int | None
     answers: AnswerForwards | None
     prompts: SweepRows | None
+
+    def __repr__(self) -> str:
+        return f"SweepPlan({len(self.settings)} settings x {len(self.examples)} inputs on {self.model.id})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p><pre>{html.escape(self.explain())}</pre>"
 
     def explain(self) -> str:
         """The forwards and their cost in forward-equivalents, in words; after `run` also what was spent."""

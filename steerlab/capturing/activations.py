@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlab._support.display import as_html
 from steerlab._support.hub import Shareable
 from steerlab.errors import ActivationError, DataError
 from steerlab.models.sites import Site
@@ -77,6 +79,18 @@ class Activations(Shareable):
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __repr__(self) -> str:
+        sides = ", ".join(f"{side} {n}" for side, n in self.index["side"].value_counts().items())
+        sites = ", ".join(map(str, self.sites[:8])) + (", ..." if len(self.sites) > 8 else "")
+        where = f" of {self.info['model']}" if "model" in self.info else ""
+        return (
+            f"Activations({len(self)} rows ({sides}) x {len(self.sites)} sites ({sites}) x {self.hidden_size}{where})"
+        )
+
+    def _repr_html_(self) -> str:
+        groups = self.index.groupby(["side", "position", "behavior", "split"], sort=False)
+        return f"<p>{html.escape(repr(self))}</p>{as_html(groups.size().rename('rows').reset_index())}"
 
     def _save_pretrained(self, save_directory: Path) -> None:
         from steerlab.capturing.store import save  # which reads and writes activations

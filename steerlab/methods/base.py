@@ -10,46 +10,27 @@ any of them.
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from numbers import Real
-from pathlib import Path
-from typing import Any, TypeVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steerlab._support.checks import check_type, show
-from steerlab._support.hub import Shareable
+from steerlab._support.checks import check_type
 from steerlab.capturing.activations import Activations
-from steerlab.capturing.capture import capture
-from steerlab.data.example import Example
-from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import ActivationError, DataError, MismatchError, SteeringError
-from steerlab.models.model import Model
+from steerlab.methods.fitted import FittedMixin as FittedMixin
+from steerlab.methods.fitted import RequiredActivation as RequiredActivation
+from steerlab.methods.fitted import provenance as provenance
+from steerlab.methods.fitted import steering_sites as steering_sites
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 from steerlab.models.template import Messages
 
-Fitted = TypeVar("Fitted", bound="FittedMixin")
 VectorFn = Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]]
-
-
-@dataclass(frozen=True)
-class RequiredActivation:
-    """A state of the unsteered input that a method requires.
-
-    Attributes:
-        site: where in the model.
-        position: at which token, by name or number.
-        side: of which prompt: "prompt" for the input itself, or a name in the example's `extra_prompts`.
-    """
-
-    site: Site
-    position: str | int = "last"
-    side: str = "prompt"
 
 
 @dataclass(frozen=True)
@@ -121,104 +102,6 @@ class Intervention:
     def with_gate(self, gate: Float[Tensor, " batch"]) -> Intervention:
         """The same intervention with each row multiplied by one more gate."""
         return replace(self, gate=gate if self.gate is None else self.gate * gate.to(self.gate.device))
-
-
-class FittedMixin(Shareable, ABC):
-    """The fitted state of a steerer or detector, as `save` stores it; the defaults suit most methods.
-
-    Attributes:
-        info_: the model and template it was fitted on (`provenance`).
-    """
-
-    info_: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Its name in tables and figures."""
-        return type(self).__name__.lower()
-
-    @property
-    def required_activations(self) -> tuple[RequiredActivation, ...]:
-        """What must be captured of each unsteered input; () for methods that read nothing."""
-        return ()
-
-    def fit(self: Fitted, model: Model | Activations, data: Data | None = None, **options: Any) -> Fitted:
-        """Fit to what a model computes on data, or to activations that were captured before; returns self.
-
-        Example:
-            >>> mean = MeanDifference(15).fit(model, pairs)
-            >>> acts = steerlab.capture(model, pairs, layers=[15])
-            >>> mean = MeanDifference(15).fit(acts)                   # the same
-
-        Args:
-            model: from `steerlab.load`, or `Activations`.
-            data: what `capture` takes: Examples with a contrast, for most methods.
-            options: of `capture`, such as `batch_size` or `positions`; by default the layers and positions that the
-                method reads.
-
-        Raises:
-            ActivationError: neither a model with data nor activations; or the activations lack what the method reads.
-            DataError: the method can't be fitted to these examples.
-        """
-        if isinstance(model, Model) and data is not None:
-            acts = capture(model, examples := as_examples(data), **(self.capture_options(examples) | options))
-        else:
-            if data is not None or options or not isinstance(model, Activations):
-                given = ", ".join(show(one) for one in (model, data) if one is not None)
-                raise ActivationError(
-                    f"fit was given {given}: expected fit(model, data), or fit(activations) with Activations from "
-                    "steerlab.capture"
-                )
-            acts = model
-        self.fit_activations(acts)
-        self.info_ = provenance(acts)
-        return self
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        from steerlab.methods.serialization import save  # which knows every method by its class
-
-        save(self, save_directory)
-
-    @classmethod
-    def _from_folder(cls: type[Fitted], folder: Path, model: Any, force: bool) -> Fitted:
-        from steerlab.methods.serialization import load
-
-        return load(folder, model, force, cls)
-
-    def _card_facts(self) -> dict[str, Any]:
-        arguments = {name: getattr(self, name, None) for name in inspect.signature(type(self)).parameters}
-        shown = {name: value for name, value in arguments.items() if isinstance(value, str | int | float | tuple)}
-        info = getattr(self, "info_", {})
-        known = ("model", "revision", "weights", "hidden_size", "template", "data", "versions")
-        sites = {"sites": ", ".join(map(str, steering_sites(self)))}
-        return sites | shown | {name: info[name] for name in known if name in info}
-
-    @abstractmethod
-    def fit_activations(self, acts: Activations) -> None:
-        """Fit to activations; `fit` calls it, and records where they come from."""
-
-    def capture_options(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """The arguments of `capture` that give what `fit` reads of these examples."""
-        required = self.required_activations
-        sites = list(dict.fromkeys([*steering_sites(self), *(one.site for one in required)]))
-        positions = list(dict.fromkeys(one.position for one in required)) or ["last"]
-        if required and any(example.contrast and example.contrast.whole_texts for example in examples):
-            raise DataError(
-                f"{self.name} reads the prompt of each input, and a pair of whole texts has none: give "
-                "steerlab.pairs(..., prompts=[...])"
-            )
-        where = "context" if any(example.contrast for example in examples) else "positions"
-        return {"layers": sites or "all", where: positions, "progress": False}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The fitted values by name: every attribute that ends in `_`, except `info_` and `history_`."""
-        omitted = ("info_", "history_")
-        return {k: v for k, v in vars(self).items() if k.endswith("_") and k[0] != "_" and k not in omitted}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set the values that `state_dict` returned; lists have become tuples."""
-        for key, value in state.items():
-            setattr(self, key, value)
 
 
 class Steerer(FittedMixin):
@@ -366,11 +249,6 @@ def check_fitted(method: object, attribute: str) -> None:
         raise ActivationError(f"this {name} is not fitted yet: call {name}.fit(activations) first")
 
 
-def steering_sites(steerer: FittedMixin) -> tuple[Site, ...]:
-    """All sites at which a steerer may add vectors; () for instruction baselines."""
-    return tuple(getattr(steerer, "sites", ())) or ((steerer.site,) if hasattr(steerer, "site") else ())
-
-
 def check_width(states: Tensor, width: int, name: str) -> Float[Tensor, "batch hidden"]:
     """The states as float32, checked for the width that `name` was fitted on.
 
@@ -382,11 +260,6 @@ def check_width(states: Tensor, width: int, name: str) -> Float[Tensor, "batch h
             f"the states have width {states.shape[-1]}, {name} takes {width}: use the model that it was fitted on"
         )
     return states.float()
-
-
-def provenance(acts: Activations) -> dict[str, Any]:
-    """What a fitted method stores as `info_`: the info of the capture, and the hidden size."""
-    return {**acts.info, "hidden_size": acts.hidden_size}
 
 
 def repeat_vector(vector: Float[Tensor, " hidden"], example_ids: Sequence[str]) -> Float[Tensor, "batch hidden"]:

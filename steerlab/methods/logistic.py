@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab.capturing.activations import Activations
+from steerlab.methods.contrasts import ContrastEstimator, scaled_to_contrasts
 from steerlab.methods.layers import Layers
 from steerlab.methods.probe import fit_logistic
 from steerlab.methods.serialization import savable
-from steerlab.methods.vector import ContrastEstimator, scaled_to_contrasts
 from steerlab.models.sites import Site
 
 

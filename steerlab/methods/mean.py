@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab.capturing.activations import Activations
+from steerlab.methods.contrasts import ContrastEstimator
 from steerlab.methods.serialization import savable
-from steerlab.methods.vector import ContrastEstimator
 from steerlab.models.sites import Site
 
 

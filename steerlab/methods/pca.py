@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab.capturing.activations import Activations
+from steerlab.methods.contrasts import ContrastEstimator, scaled_to_contrasts
 from steerlab.methods.serialization import savable
-from steerlab.methods.vector import ContrastEstimator, scaled_to_contrasts
 from steerlab.models.sites import Site
 
 

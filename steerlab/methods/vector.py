@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+import html
+from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steerlab._support.checks import as_number, check_option, check_type, show
+from steerlab._support.checks import as_number, check_type, show
+from steerlab._support.display import as_html
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted, repeat_vector
-from steerlab.methods.classes import as_names, check_contrasts_nonzero, contrast_table
-from steerlab.methods.layers import Layer, Layers, MultiSiteSteerer, unique_sites
+from steerlab.methods.layers import Layer, MultiSiteSteerer, unique_sites
 from steerlab.methods.serialization import savable
 from steerlab.models.fingerprint import describe_origin, same_model
 from steerlab.models.sites import Site
@@ -105,6 +105,20 @@ class SteeringVector(MultiSiteSteerer):
         """The norm of the vector; for several layers, one number each."""
         check_fitted(self, "directions_")
         return self._by_layer({site: float(vector.double().norm()) for site, vector in self.directions_.items()})
+
+    def __repr__(self) -> str:
+        if not hasattr(self, "directions_"):
+            return super().__repr__()
+        numbers = [float(vector.double().norm()) for vector in self.directions_.values()]
+        norms = f"norm {numbers[0]:.3g}" if len(numbers) == 1 else f"norms {min(numbers):.3g} to {max(numbers):.3g}"
+        layers, name = ", ".join(map(str, self.directions_)), type(self).__name__
+        return f"{name}(layer {layers}; {self.info_['hidden_size']} wide, {norms}; {self._origin})"
+
+    def _repr_html_(self) -> str:
+        found = getattr(self, "directions_", {})
+        norms = {str(site): float(vector.double().norm()) for site, vector in found.items()}
+        frame = pd.DataFrame({"layer": list(norms), "norm": list(norms.values())})
+        return f"<p>{html.escape(repr(self))}</p>{as_html(frame, 60)}"
 
     def unit(self) -> SteeringVector:
         """The vectors with norm 1.
@@ -238,73 +252,6 @@ class SteeringVector(MultiSiteSteerer):
                 f"the vectors were fitted on two models: {origins}. To combine them all the same, take the numbers "
                 "alone, SteeringVector(vector.directions)"
             )
-
-
-class ContrastEstimator(SteeringVector):
-    """The base of the methods that fit one vector per layer to the contrasts of examples.
-
-    Args:
-        layers: "all" that were captured, a layer (0-based block), a `Site`, or several.
-        position: which captured contrast rows to use; None if there is only one kind.
-        behaviors: use the contrasts of these behaviors; None: all.
-    """
-
-    is_fittable = True
-
-    def __init__(
-        self,
-        layers: Layers | Literal["all"] = "all",
-        *,
-        position: str | None = None,
-        behaviors: Sequence[str] | None = None,
-    ) -> None:
-        self.position, self.behaviors = position, behaviors
-        if not isinstance(layers, str):
-            self._set_layers(layers)
-        else:
-            check_option("layers", layers, ("all",))
-            self.layers = "all"  # type: ignore[assignment]  # until `fit` finds out which there are
-
-    def fit_activations(self, acts: Activations) -> None:
-        """Fit the vector of each layer to the contrasts."""
-        directions = {}
-        for site in acts.sites if self.layers == "all" else self.sites:
-            ids, contrasts = self._contrasts(acts, site)
-            check_contrasts_nonzero(contrasts, site)
-            directions[site] = self.direction(acts, site, ids, contrasts).float()
-        self._set_directions(directions)
-
-    @abstractmethod
-    def direction(
-        self, acts: Activations, site: Site, ids: Sequence[str], contrasts: Float[Tensor, "example hidden"]
-    ) -> Float[Tensor, " hidden"]:
-        """The vector at one site, in units of the residual stream, from the contrasts of the examples `ids`."""
-
-    def _contrasts(self, acts: Activations, site: Site) -> tuple[list[str], Float[Tensor, "example hidden"]]:
-        ids, contrasts = contrast_table(acts, site, self.position)
-        if self.behaviors is None:
-            return ids, contrasts
-        behaviors, wanted = acts.labels(ids), as_names(self.behaviors)
-        keep = [behavior in wanted for behavior in behaviors]
-        if not any(keep):
-            raise DataError(f"no contrast is of {wanted}; the behaviors are {sorted(set(behaviors))}")
-        return [one for one, kept in zip(ids, keep, strict=True) if kept], contrasts[torch.tensor(keep)]
-
-
-def scaled_to_contrasts(
-    direction: Float[Tensor, " hidden"], contrasts: Float[Tensor, "example hidden"], site: Site
-) -> Float[Tensor, " hidden"]:
-    """A direction, turned so that it points from the unwanted to the wanted answers, with the mean contrast's length
-    along it: adding it moves a state by what separates the two answers on average.
-
-    Raises:
-        DataError: the contrasts have no component along it on average, so that its sign is unknown.
-    """
-    unit = direction.double() / direction.double().norm()
-    along = contrasts.double() @ unit
-    if not bool(along.mean().abs() > 1e-9 * along.abs().max()):
-        raise DataError(f"the contrasts at site {site} have no common direction: which way is the wanted answer?")
-    return unit * along.mean()
 
 
 def as_steerer(given: object, n_layers: int | None = None) -> Steerer:

@@ -33,6 +33,11 @@ def with_suffix(prompt: str | Messages, suffix: str) -> str | Messages:
     return [*earlier, last | {"content": longer}]
 
 
+def last_text(prompt: str | Messages) -> str:
+    """The text of a prompt; of messages, that of the last."""
+    return prompt if isinstance(prompt, str) else _message_text(prompt[-1]["content"])
+
+
 def with_images(prompt: str | Messages, n: int, placeholder: str) -> Messages:
     """Messages whose contents are lists of parts, with `n` images before the last text unless their places are marked.
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
 from steerlab._support.checks import as_number, as_seed, as_whole, check_names
-from steerlab.data.inputs import Data
-from steerlab.errors import EncodingError, SteeringError, SteerlabError
+from steerlab._support.display import as_html
+from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import DataError, EncodingError, SteeringError, SteerlabError
 from steerlab.models.beam_images import check_beam_images
 from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.engine import Inputs
@@ -21,6 +24,7 @@ from steerlab.models.interventions import Edit, ImageEdit, SiteEdits
 from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
+from steerlab.models.template import last_text
 from steerlab.steering.batches import Steer, Totals, apply_prompt_transforms, as_requests, encode_examples, run_batches
 from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
 from steerlab.steering.interventions import Alpha, Scale, resolve_interventions
@@ -33,10 +37,18 @@ _OWN = ("steer", "alpha", "positions", "scale", "max_new_tokens", "batch_size", 
 class Generations(Sequence[str]):
     """Generated texts in the order of the prompts; behaves as a sequence of strings.
 
+    In a notebook it shows a table of prompts and texts.
+
+    Example:
+        >>> before = steerlab.generate(model, prompts)
+        >>> after = steerlab.generate(model, prompts, steer=vector)
+        >>> after.compare(before)                                     # a frame: prompt, before, after
+
     Attributes:
         texts: the new text of each row, without special tokens.
         ids: the new token ids of each row, end of turn included, padding removed.
         example_ids: the input each row belongs to (repeated when `num_return_sequences` > 1).
+        prompts: the prompt of each row; of messages, the last.
         steered_tokens: token states behind these texts that a vector was added to, summed over sites and steerers. Each
             text counts with its own copy of the prompt; states after a row's end of turn and those of dropped beams do
             not count.
@@ -47,8 +59,29 @@ class Generations(Sequence[str]):
     texts: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
     example_ids: tuple[str, ...]
+    prompts: tuple[str, ...]
     steered_tokens: int
     norm_ratio: float
+
+    def __repr__(self) -> str:
+        ratio = f", norm ratio {self.norm_ratio:.2f}" if self.steered_tokens else ""
+        first = f", the first {self.texts[0][:60]!r}" if self.texts else ""
+        return f"Generations({len(self)} texts{first}; {self.steered_tokens} states steered{ratio})"
+
+    def _repr_html_(self) -> str:
+        frame = pd.DataFrame({"prompt": self.prompts, "text": self.texts})
+        return f"<p>{html.escape(repr(self))}</p>{as_html(frame)}"
+
+    def compare(self, before: Generations) -> pd.DataFrame:
+        """The texts beside those of another call for the same inputs: `example_id, prompt, before, after`.
+
+        Raises:
+            DataError: the other texts are of other inputs.
+        """
+        if self.example_ids != before.example_ids or self.prompts != before.prompts:
+            raise DataError("these texts are of other inputs: compare two calls with the same prompts")
+        columns = {"prompt": self.prompts, "before": before.texts, "after": self.texts}
+        return pd.DataFrame({"example_id": self.example_ids, **columns})
 
     def __getitem__(self, i: Any) -> Any:
         return self.texts[i]
@@ -103,7 +136,8 @@ def generate(
     requests = as_requests(model, steer, alpha, positions, scale)
     as_whole("max_new_tokens", max_new_tokens)
     as_seed(seed)
-    examples = apply_prompt_transforms(prompts, requests)
+    given = as_examples(prompts)
+    examples = apply_prompt_transforms(given, requests)
     rows = encode_examples(model, examples)
     _check_context_length(model, rows, max_new_tokens)
     model.try_length(max(map(len, rows), default=0) + max_new_tokens)
@@ -124,8 +158,9 @@ def generate(
         )  # fmt: skip
     ids = tuple(new for per_row in rows_ids for new in per_row)
     texts = tuple(decode(model, ids))
-    example_ids = tuple(e.id for e, per_row in zip(examples, rows_ids, strict=True) for _ in per_row)
-    return Generations(texts, ids, example_ids, steered, norm_ratio)
+    repeated = [e for e, per_row in zip(given, rows_ids, strict=True) for _ in per_row]
+    example_ids, shown = tuple(e.id for e in repeated), tuple(last_text(e.prompt) for e in repeated)
+    return Generations(texts, ids, example_ids, shown, steered, norm_ratio)
 
 
 def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, Any]) -> list[tuple[int, ...]]:
