@@ -256,8 +256,12 @@ def _read_model(source: _Source, options: dict[str, Any], shared: dict[str, Any]
 
 
 def _check_object(hf: Any, device: Any, dtype: Any) -> Any:
+    if hasattr(hf, "model") and hasattr(hf, "tokenizer"):
+        raise LoadError(f"cannot load a {type(hf).__name__}; give load(pipe.model, tokenizer=pipe.tokenizer)")
     if not isinstance(hf, torch.nn.Module):
         raise LoadError(f"cannot load a {type(hf).__name__}; give a Hugging Face model object, {_OFFLINE}")
+    if not hasattr(hf, "config"):
+        raise LoadError(f"a {type(hf).__name__} has no config: give a model of transformers, {_OFFLINE}")
     given = {key: value for key, value in (("device", device), ("dtype", dtype)) if value is not None}
     return hf.to(**given) if given else hf
 
