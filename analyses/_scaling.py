@@ -104,7 +104,7 @@ def sweep_load(
     model: Model, vectors: dict[int, MeanDifference], data: Sequence[Example], where: str, **options: Any
 ) -> Load:
     """The load of a sweep, from its plan; nothing is run."""
-    arguments: dict[str, Any] = {"steerer": {"mean": vectors}, "layers": list(vectors), "positions": where}
+    arguments: dict[str, Any] = {"steer": {"mean": vectors}, "layers": list(vectors), "positions": where}
     found = steerlab.sweep(model, data=data, dry_run=True, **arguments | options).answers
     n_vectors = sum(len(batch.settings) for group in found.groups for batch in group.batches)
     n_steered = len(found.settings) - len({i for group in found.groups for i in group.unsteered})

@@ -44,8 +44,8 @@ def measure_shifts(model: Model, rows: Sequence[Example], layer: int, args: argp
         vectors[kind].vector_ = match_norm(vectors[kind].vector_, vectors["base"].vector_)
     frames = [
         steerlab.sweep(
-            model, {kind: {layer: vector} for kind, vector in vectors.items()},
-            prompt_variant(test, tested, personas, system=DEFAULT_SYSTEM), layer, MULTIPLIERS,
+            model, prompt_variant(test, tested, personas, system=DEFAULT_SYSTEM),
+            {kind: {layer: vector} for kind, vector in vectors.items()}, layer, MULTIPLIERS,
             PROTOCOLS["paper"].positions,
             progress=False,
         ).rename(columns={"method": "train_variant"}).assign(test_variant=tested)

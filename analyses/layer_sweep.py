@@ -51,7 +51,7 @@ def main() -> None:
         "random": RandomDirection(0, seed=args.seed),
     }
     plain = steerlab.sweep(
-        model, {"none": RandomDirection(0, seed=0)}, [e for e in contrasts if e.split == "validation"], 0, (0.0,),
+        model, [e for e in contrasts if e.split == "validation"], {"none": RandomDirection(0, seed=0)}, 0, (0.0,),
         metric="answer_probability", train=acts, progress=False,
     )  # fmt: skip
     threshold = args.guard * float(plain["value"].mean())
@@ -59,7 +59,7 @@ def main() -> None:
     frames: list[pd.DataFrame] = []
     for name in METHODS:
         layer_ranges[name], frame = validated_sweep(
-            model, {name: steerers[name]}, contrasts, "all", alphas=MULTIPLIERS, train=acts, seed=args.seed,
+            model, contrasts, {name: steerers[name]}, "all", alphas=MULTIPLIERS, train=acts, seed=args.seed,
             guard={"answer_probability": threshold}, folder=study.folder / "stages" / name, progress=False,
         )  # fmt: skip
         frames.append(frame)

@@ -136,7 +136,7 @@ def scan(
     for layer, vector in vectors.items():
         steerlab.save(vector, folder_of(study, rows[0].behavior, layer))
     return steerlab.sweep(
-        model, {"mean": vectors}, of_split(rows, "validation"), layers, (-1.0, 1.0), POSITIONS, progress=False
+        model, of_split(rows, "validation"), {"mean": vectors}, layers, (-1.0, 1.0), POSITIONS, progress=False
     )
 
 
@@ -144,7 +144,7 @@ def test(study: Study, model: Model, rows: Sequence[Example], layer: int, args: 
     """Measure the vector of a set on its test examples at every strength."""
     vector = load_steerer(folder_of(study, rows[0].behavior, layer), model)
     return steerlab.sweep(
-        model, {"mean": {layer: vector}}, of_split(rows, "test"), layer, MULTIPLIERS, POSITIONS,
+        model, of_split(rows, "test"), {"mean": {layer: vector}}, layer, MULTIPLIERS, POSITIONS,
         metric=["propensity", "accuracy"], progress=False,
     )  # fmt: skip
 

@@ -70,7 +70,7 @@ def select_layers(
     examples does not repeat.
 
     Example:
-        >>> frame = steerlab.sweep(model, steerlab.MeanDifference(0), rows, layers="all", train=acts)
+        >>> frame = steerlab.sweep(model, rows, steerlab.MeanDifference(), train=acts)
         >>> print(select_layers(frame, guard={"answer_probability": 0.5}))
 
     Args:
@@ -109,7 +109,7 @@ def select_layers(
 
 
 def validated_sweep(
-    model: Model, steerer: Any, data: Data, layers: Any = "all", *, metric: str = "propensity",
+    model: Model, data: Data, steer: Any, layers: Any = "all", *, metric: str = "propensity",
     guard: Mapping[str, float] | None = None, seed: int = 0, **options: Any,
 ) -> tuple[LayerRange, pd.DataFrame]:  # fmt: skip
     """Select layers on validation data and report their effect on test data.
@@ -118,10 +118,10 @@ def validated_sweep(
 
     Example:
         >>> rows = steerlab.data.mwe(path, "openness")
-        >>> layer_range, frame = validated_sweep(model, steerlab.MeanDifference(0), paper_split(rows))
+        >>> layer_range, frame = validated_sweep(model, paper_split(rows), steerlab.MeanDifference())
 
     Args:
-        model, steerer, layers, metric: as in `steerlab.sweep`; `metric` is a name of `ANSWER_METRICS`.
+        model, steer, layers, metric: as in `steerlab.sweep`; `metric` is a name of `ANSWER_METRICS`.
         data: Examples of the splits "validation" and "test"; those of "train" fit the steerer, unless `train` is given.
         guard, seed: as in `select_layers`.
         options: `alphas`, `positions`, `train`, `scale`, `folder` and so on, as in `steerlab.sweep`.
@@ -140,7 +140,7 @@ def validated_sweep(
 
     def swept(split: str, layers: Any, **more: Any) -> pd.DataFrame:
         where = None if folder is None else f"{folder}/{split}"
-        return sweep(model, steerer, parts[split], layers, folder=where, **(options | more))
+        return sweep(model, parts[split], steer, layers, folder=where, **(options | more))
 
     validation = swept("validation", layers)
     selected = select_layers(validation, metric, guard=guard, seed=seed)

@@ -17,7 +17,7 @@ def slopes(frame: pd.DataFrame, metric: str = "propensity", *, by: Sequence[str]
     """Slope of each example's metric over alpha, from a least-squares line.
 
     Example:
-        >>> frame = steerlab.sweep(model, vector, examples, alphas=MULTIPLIERS)
+        >>> frame = steerlab.sweep(model, examples, vector, alphas=MULTIPLIERS)
         >>> slopes(frame).groupby("behavior")["slope"].mean()
 
     Args:

@@ -48,7 +48,7 @@ class SweepPlan:
     """What a sweep will run, from `sweep(..., dry_run=True)`.
 
     Example:
-        >>> plan = steerlab.sweep(model, MeanDifference(0), rows, layers="all", train=acts, dry_run=True)
+        >>> plan = steerlab.sweep(model, rows, MeanDifference(), train=acts, dry_run=True)
         >>> print(plan.explain())
         >>> frame = plan.run()
 
@@ -164,8 +164,8 @@ class SweepPlan:
 @background
 def sweep(
     model: Model,
-    steerer: Methods,
     data: Data,
+    steer: Methods,
     layers: Layers | None = None,
     alphas: Sequence[float] = MULTIPLIERS,
     positions: Positions | Sequence[Positions] = "last+generated",
@@ -190,14 +190,16 @@ def sweep(
     Example:
         >>> rows = steerlab.data.mwe(path, "openness")
         >>> train, test = rows[:200], rows[200:300]
-        >>> frame = steerlab.sweep(model, steerlab.MeanDifference(0), test, layers="all", train=train)
+        >>> frame = steerlab.sweep(model, test, steerlab.MeanDifference(), train=train)
         >>> frame.groupby(["layer", "alpha"]).value.mean()
 
     Args:
         model: from `steerlab.load`.
-        steerer: a Steerer, a list, or `{name: Steerer}`; `{name: {layer: fitted Steerer}}` for given vectors.
         data: Examples; metrics of answers need a contrast, whose two answers are compared.
-        layers: "all", a layer, or layers and Sites; None: every steerer's own.
+        steer: a Steerer, vectors by layer, or several in a list or by name; `{name: {layer: fitted Steerer}}` for a
+            steerer of each layer.
+        layers: "all", a layer, or layers and Sites, each of them steered by itself; None: every steerer's own, or all
+            where they are fitted.
         alphas: strengths; 0 is measured once.
         positions: where to add the vectors; one, or several in a list.
         metric: names of `steerlab.metrics.ANSWER_METRICS`, functions `(examples, texts) -> numbers` of generated text,
@@ -240,7 +242,7 @@ def sweep(
         train = list(train)  # each method reads them
     where: list[Positions] = list(positions) if isinstance(positions, list | tuple) else [positions]  # type: ignore[list-item]
     settings = make_settings(
-        model, steerer, examples, layers=layers, alphas=alphas, positions=where, scale=scale, train=train,
+        model, steer, examples, layers=layers, alphas=alphas, positions=where, scale=scale, train=train,
         batch_size=batch_size or 16,
     )  # fmt: skip
     arguments = {

@@ -93,7 +93,7 @@ class Generations(Sequence[str]):
 @background
 def generate(
     model: Model,
-    prompts: Data,
+    data: Data,
     *,
     steer: Steer | None = None,
     alpha: Alpha = 1.0,
@@ -113,7 +113,7 @@ def generate(
 
     Args:
         model: from `steerlab.load`.
-        prompts: texts or Examples.
+        data: prompts: texts, messages, Examples, or a table with a column "prompt".
         steer: steerers; None takes the steering of the enclosing `with steerlab.steer(...)` (none outside one), and
             `()` none at all.
         alpha, positions, scale: as in `steer`.
@@ -136,7 +136,7 @@ def generate(
     requests = as_requests(model, steer, alpha, positions, scale)
     as_whole("max_new_tokens", max_new_tokens)
     as_seed(seed)
-    given = as_examples(prompts)
+    given = as_examples(data)
     examples = apply_prompt_transforms(given, requests)
     rows = encode_examples(model, examples)
     _check_context_length(model, rows, max_new_tokens)

@@ -27,7 +27,7 @@ from steerlab.steering.interventions import Alpha, Scale, resolve_interventions
 @background
 def score(
     model: Model,
-    prompts: Data,
+    data: Data,
     answers: Sequence[str],
     *,
     steer: Steer | None = None,
@@ -46,7 +46,7 @@ def score(
         >>> steerlab.score(model, ["2 + 2 ="], ["4"])[["example_id", "logprob", "n_tokens"]]
 
     Args:
-        model, prompts, steer, alpha, positions, scale, batch_size, progress, blocking: as in `generate`.
+        model, data, steer, alpha, positions, scale, batch_size, progress, blocking: as in `generate`.
         answers: one per prompt.
 
     Returns:
@@ -57,7 +57,7 @@ def score(
         DataError: not one nonempty answer per prompt; otherwise as `steer`.
     """
     requests = as_requests(model, steer, alpha, positions, scale)
-    examples = batches.apply_prompt_transforms(prompts, requests)
+    examples = batches.apply_prompt_transforms(data, requests)
     answers = as_texts("answers", answers)
     if len(answers) != len(examples):
         raise DataError(f"{len(examples)} prompts but {len(answers)} answers: give one answer per prompt")
@@ -123,7 +123,7 @@ class AnswerLogprobs:
 @background
 def next_token_logits(
     model: Model,
-    prompts: Data,
+    data: Data,
     tokens: Sequence[int] | None = None,
     *,
     max_other: bool = False,
@@ -142,7 +142,7 @@ def next_token_logits(
         >>> logits = steerlab.next_token_logits(model, questions, [*yes, *no], steer=l2s, positions="last")
 
     Args:
-        model, prompts, steer, alpha, positions, scale, batch_size, progress, blocking: as in `generate`.
+        model, data, steer, alpha, positions, scale, batch_size, progress, blocking: as in `generate`.
         tokens: ids of the tokens wanted; None for the whole vocabulary.
         max_other: add a last column with the largest logit among all other tokens.
 
@@ -153,7 +153,7 @@ def next_token_logits(
         DataError: no tokens, or `max_other` without tokens; otherwise as `steer`.
     """
     requests = as_requests(model, steer, alpha, positions, scale)
-    examples = batches.apply_prompt_transforms(prompts, requests)
+    examples = batches.apply_prompt_transforms(data, requests)
     rows = batches.encode_examples(model, examples)
     chosen = None if tokens is None else _token_ids(model, tokens)
     if max_other and tokens is None:

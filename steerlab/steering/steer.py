@@ -42,16 +42,16 @@ class Run:
         return self._ratios / self.steered_tokens if self.steered_tokens else float("nan")
 
     @background
-    def generate(self, prompts: Data, **options: Any) -> Generations:
+    def generate(self, data: Data, **options: Any) -> Generations:
         """`steerlab.generate` under the steering of the enclosing `with` blocks."""
         self._check_open()
-        return generate(self.model, prompts, **options)
+        return generate(self.model, data, **options)
 
     @background
-    def score(self, prompts: Data, answers: Sequence[str], **options: Any) -> pd.DataFrame:
+    def score(self, data: Data, answers: Sequence[str], **options: Any) -> pd.DataFrame:
         """`steerlab.score` under the steering of the enclosing `with` blocks."""
         self._check_open()
-        return score(self.model, prompts, answers, **options)
+        return score(self.model, data, answers, **options)
 
     def count(self, steered: int, ratios: float, has_vectors: bool) -> None:
         """Count what a call did: states steered, the sum of their norm ratios, and whether any vector was not zero."""

@@ -91,7 +91,7 @@ def test_only_the_band_is_run_on_test_rows() -> None:
         Example(f"Is {i} more?", id=str(i), behavior="ask", contrast=pair, split=part) for i, part in enumerate(parts)
     ]
     layer_range, frame = validated_sweep(
-        model, steerlab.MeanDifference(0), rows, alphas=(0.0, 2.0), guard={"answer_probability": 0.0}, progress=False
+        model, rows, steerlab.MeanDifference(0), alphas=(0.0, 2.0), guard={"answer_probability": 0.0}, progress=False
     )
     tested = frame[frame["split"] == "test"]
     assert set(tested["layer"]) == set(layer_range.layers) and set(tested["alpha"]) == {0.0, 2.0}

@@ -137,7 +137,7 @@ def of_cells() -> dict[str, Any]:
     """What 200 cells are swept over: four layers, 50 strengths, three inputs."""
     vectors = {layer: SteeringVector({layer: torch.ones(576)}) for layer in (5, 11, 17, 23)}
     pairs = [example for example in steerlab.data.demo_set() if example.contrast][:3]
-    return {"steerer": {"mean": vectors}, "data": pairs, "layers": list(vectors), "alphas": ALPHAS, "batch_size": 64}
+    return {"steer": {"mean": vectors}, "data": pairs, "layers": list(vectors), "alphas": ALPHAS, "batch_size": 64}
 
 
 def measured(name: str, calibrates: bool, run: Callable[[Model], Any], here: Model, there: Model, rounds: int) -> Run:

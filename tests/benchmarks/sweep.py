@@ -104,9 +104,9 @@ def compared(model: Model, n: int, positions: str, args: argparse.Namespace) -> 
             seconds[name].append(elapsed / len(sample) * len(settings))
 
     def run_sweep() -> pd.DataFrame:
-        return steerlab.sweep(model, steerers, rows, None, MULTIPLIERS, positions, dry_run=True).run(progress=False)
+        return steerlab.sweep(model, rows, steerers, None, MULTIPLIERS, positions, dry_run=True).run(progress=False)
 
-    steerlab.sweep(model, steerers, rows, [0, 1], (0.0, 1.0), positions, progress=False)
+    steerlab.sweep(model, rows, steerers, [0, 1], (0.0, 1.0), positions, progress=False)
     for way in ways.values():
         way(sample[0])
     for _ in range(args.rounds):
@@ -114,7 +114,7 @@ def compared(model: Model, n: int, positions: str, args: argparse.Namespace) -> 
         frame, elapsed = timed(run_sweep)
         seconds["sweep"].append(elapsed)
     run_ways()
-    print(steerlab.sweep(model, steerers, rows, None, MULTIPLIERS, positions, dry_run=True).explain())
+    print(steerlab.sweep(model, rows, steerers, None, MULTIPLIERS, positions, dry_run=True).explain())
     swept = frame.set_index(["layer", "alpha", "example_id"])["value"]
     differences = (torch.tensor([swept[(*setting, row.id)] for row in rows]) - found for setting, found in values)
     typical = {name: statistics.mean(seconds[name]) for name in ways} | {"sweep": statistics.median(seconds["sweep"])}

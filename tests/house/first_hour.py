@@ -224,7 +224,7 @@ def _(model: Any) -> None:
 @tried("a sweep without a dummy layer")
 def _(model: Any) -> None:
     rows = steerlab.pairs([("Arr, late!", "Yes."), ("Aye, I am", "I am he")], prompts=["Is it late?", "Who are you?"])
-    frame = steerlab.sweep(model, MeanDifference(), rows[:1], train=rows[1:], alphas=[0, 1], progress=False)
+    frame = steerlab.sweep(model, rows[:1], MeanDifference(), train=rows[1:], alphas=[0, 1], progress=False)
     assert set(frame["layer"]) == set(range(model.n_layers))
 
 
@@ -288,7 +288,7 @@ def _(model: Any) -> None:
     pairs = steerlab.pairs([("Arr, late!", "Yes.")], prompts=["<b>Is it late?</b>"])
     texts = steerlab.generate(model, pairs, **FEW)
     shown = [MeanDifference().fit(model, pairs), steerlab.capture(model, pairs, progress=False), texts]
-    for one in (*shown, steerlab.sweep(model, a_vector(model), pairs, dry_run=True)):
+    for one in (*shown, steerlab.sweep(model, pairs, a_vector(model), dry_run=True)):
         assert "\n" not in repr(one) and len(repr(one)) < 250 and "<" in one._repr_html_()
     assert "&lt;b&gt;" in texts._repr_html_()
     assert list(texts.compare(texts)) == ["example_id", "prompt", "before", "after"]

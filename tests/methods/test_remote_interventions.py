@@ -245,7 +245,7 @@ def test_sweep_of_l2s_captures_once_for_all_settings(near: Model, remote_model: 
     options: dict[str, Any] = {"alphas": (-1.0, 0.0, 1.0), "batch_size": 64, "progress": False}
     counts = [requests(remote_model)]
     for name in ("mean", "l2s"):
-        remote, local = (steerlab.sweep(model, fit(near)[name], PAIRS, **options) for model in (remote_model, near))
+        remote, local = (steerlab.sweep(model, PAIRS, fit(near)[name], **options) for model in (remote_model, near))
         counts.append(requests(remote_model))
         numbers = ["value", "norm_ratio"]
         assert remote.drop(columns=numbers).equals(local.drop(columns=numbers))
@@ -292,7 +292,7 @@ def test_prefix_caching_changes_no_state_and_no_value(
     torch.testing.assert_close(shared.values, whole.values, rtol=1e-5, atol=1e-5)
     options: dict[str, Any] = {"alphas": (0.0, 2.0), "positions": "last+generated", "progress": False}
     mean = SteeringVector({2: 3 * normal(32)})
-    a, b = (steerlab.sweep(m, mean, PARTNERS, **options) for m in (default, uncached))
+    a, b = (steerlab.sweep(m, PARTNERS, mean, **options) for m in (default, uncached))
     torch.testing.assert_close(torch.tensor(a.value.to_numpy()), torch.tensor(b.value.to_numpy()), rtol=0, atol=1e-4)
 
 

@@ -157,7 +157,7 @@ def test_a_sweep_takes_the_layers_of_a_vector_one_by_one_if_it_names_them() -> N
     data = steerlab.pairs([("yes, it is", "no, never")], prompts=["Is it late?"])
 
     def swept(steerer: object, **options: object) -> dict[tuple[object, float], float]:
-        frame = steerlab.sweep(model, steerer, data, alphas=[0.0, 1.0], progress=False, **options)
+        frame = steerlab.sweep(model, data, steerer, alphas=[0.0, 1.0], progress=False, **options)
         return {(row.layer, row.alpha): row.value for row in frame.itertuples()}
 
     each = swept(rows, layers="all")

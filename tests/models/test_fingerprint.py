@@ -108,7 +108,7 @@ def test_steerer_of_a_namesake_is_refused_and_of_the_same_weights_accepted(three
     with pytest.raises(MismatchError, match=both):
         generate(three["namesake"], ["hello"], steer=steerer, **OPTIONS)
     with pytest.raises(MismatchError, match="weights"):
-        sweep(three["namesake"], {"v": {1: steerer}}, PAIRS, [1], (1.0,), progress=False)
+        sweep(three["namesake"], PAIRS, {"v": {1: steerer}}, [1], (1.0,), progress=False)
 
 
 def test_names_decide_where_one_side_has_no_fingerprint(three) -> None:
@@ -150,7 +150,7 @@ def test_folders_are_continued_with_the_same_weights_only(three, tmp_path: Path)
     def stored(model: Model) -> list[object]:
         store = capture(model, PAIRS, layers=[1], folder=tmp_path / "acts", progress=False)
         steerers = {"v": {1: SteeringVector({1: torch.ones(32)})}}
-        frame = sweep(model, steerers, PAIRS, [1], (1.0,), folder=tmp_path / "sweep", progress=False)
+        frame = sweep(model, PAIRS, steerers, [1], (1.0,), folder=tmp_path / "sweep", progress=False)
         return [store.load().values.tolist(), frame["value"].tolist()]
 
     assert stored(three["here"]) == stored(three["renamed"])

@@ -158,7 +158,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "generate": lambda model, **o: steerlab.generate(model, PROMPTS, max_new_tokens=4, **o),
     "score": lambda model, **o: steerlab.score(model, PROMPTS, ["yes", "no", "perhaps"], **o),
     "next_token_logits": lambda model, **o: steerlab.next_token_logits(model, PROMPTS, [5, 9], **o),
-    "sweep": lambda model, **o: steerlab.sweep(model, mean(0), PAIRS, alphas=(0.0, 1.0), progress=False, **o),
+    "sweep": lambda model, **o: steerlab.sweep(model, PAIRS, mean(0), alphas=(0.0, 1.0), progress=False, **o),
 }
 
 

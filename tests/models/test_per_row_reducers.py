@@ -36,7 +36,7 @@ class PerRowEngine(HooksEngine):
 
 def sweep_values(model: Model, metrics: list[str]) -> Tensor:
     vectors = {k: SteeringVector({k: torch.ones(model.hidden_size)}) for k in (0, 2)}
-    frame = steerlab.sweep(model, {"m": vectors}, PAIRS, alphas=[-1.0, 0.0, 2.0], metric=metrics, progress=False)
+    frame = steerlab.sweep(model, PAIRS, {"m": vectors}, alphas=[-1.0, 0.0, 2.0], metric=metrics, progress=False)
     return torch.tensor(frame["value"].to_numpy())
 
 

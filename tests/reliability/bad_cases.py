@@ -107,7 +107,7 @@ class World:
     def sweep(self, steerer: Any = None, data: Any = None, *args: Any, **options: Any) -> Any:
         chosen = self.mean if steerer is None else steerer
         given = {"alphas": (0.0, 1.0), "progress": False} | options
-        return steerlab.sweep(self.model, chosen, self.examples[:2] if data is None else data, *args, **given)
+        return steerlab.sweep(self.model, self.examples[:2] if data is None else data, chosen, *args, **given)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def jobs(model: Model) -> list[Job]:
 
     def sweep(folder: Path) -> Any:
         return steerlab.sweep(
-            model, {"mean": new}, data[:4], alphas=[-1.0, 0.0, 1.0], positions=["last+generated", "all"],
+            model, data[:4], {"mean": new}, alphas=[-1.0, 0.0, 1.0], positions=["last+generated", "all"],
             metric={"propensity": "propensity", "length": _lengths}, generation={"max_new_tokens": 3},
             batch_size=6, folder=folder / "sweep", progress=False,
         )  # fmt: skip

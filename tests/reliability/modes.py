@@ -132,7 +132,7 @@ def predicted(model: Model, oracle: Oracle, slack: float) -> bool:
 
 
 def swept(model: Model, oracle: Oracle, slack: float) -> bool:
-    frame = steerlab.sweep(model, vector(), pairs(), alphas=[0.0, ALPHA], positions="all", progress=False)
+    frame = steerlab.sweep(model, pairs(), vector(), alphas=[0.0, ALPHA], positions="all", progress=False)
     expected = []
     for steered in (False, True):
         for row, yes, no in zip(

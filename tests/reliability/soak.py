@@ -37,7 +37,7 @@ def one_round(model: Model, number: int) -> None:
     prompts = [f"{'What is that? ' * (number % 5 + 1)}{number} {i}" for i in range(4)]
     steerlab.generate(model, prompts, steer=mean, alpha=0.5, max_new_tokens=6)
     steerlab.score(model, prompts, ["yes"] * 4, steer=mean)
-    steerlab.sweep(model, mean, PAIRS[:4], alphas=[0.0, 1.0], progress=False)
+    steerlab.sweep(model, PAIRS[:4], mean, alphas=[0.0, 1.0], progress=False)
     with TemporaryDirectory() as folder:
         steerlab.capture(model, PAIRS[:4], folder=folder, progress=False).load()
         save(mean, Path(folder) / "mean")

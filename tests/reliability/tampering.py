@@ -60,7 +60,7 @@ def _read_method(load: Callable[..., Any], folder: Path, number: int) -> object:
 def _sweep(folder: Path, number: int) -> str:
     vectors = {"v": {1: SteeringVector({1: torch.linspace(-3, 3, 32)})}}
     frame = sweep(
-        model(number), vectors, PAIRS[:5], [1], (0.0, 1.0), folder=folder, batch_size=4, progress=False,
+        model(number), PAIRS[:5], vectors, [1], (0.0, 1.0), folder=folder, batch_size=4, progress=False,
         metric=["propensity", _length], generation={"max_new_tokens": 2},
     )  # fmt: skip
     return frame.to_csv()

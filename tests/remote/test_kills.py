@@ -35,7 +35,7 @@ def swept(model: Model, batch_size: int = 8, **options: Any) -> pd.DataFrame:
     """200 settings of three inputs, in 76 requests."""
     vectors = {k: SteeringVector({k: torch.ones(model.hidden_size)}) for k in range(model.n_layers)}
     return steerlab.sweep(
-        model, {"mean": vectors}, PAIRS, layers="all", alphas=ALPHAS, batch_size=batch_size, progress=False, **options
+        model, PAIRS, {"mean": vectors}, layers="all", alphas=ALPHAS, batch_size=batch_size, progress=False, **options
     )
 
 

@@ -106,7 +106,7 @@ def test_a_sweep_matches_local_in_one_request_per_batch(both: Both) -> None:
     metrics = ["propensity", "answer_probability"]
     wanted = {"alphas": (-1.0, 0.0, 1.0), "metric": metrics, "progress": False, "batch_size": 24}
     before = requests(both[0])
-    there, here = (steerlab.sweep(m, fit(both[1])["mean"], PAIRS, **wanted) for m in both)
+    there, here = (steerlab.sweep(m, PAIRS, fit(both[1])["mean"], **wanted) for m in both)
     columns = ["value", "norm_ratio"]
     assert there.drop(columns=columns).equals(here.drop(columns=columns))
     assert np.abs(there[columns].to_numpy() - here[columns].to_numpy()).max() <= 1e-5

@@ -148,7 +148,7 @@ def test_sweep_over_layers_equals_score() -> None:
     rows = [Example(p, id=f"q{i}", behavior="b", contrast=Contrast("A", "B")) for i, p in enumerate(PROMPTS)]
     prototype = AdaSteer(range(4), rejection_layer=0, harmfulness_layer=1, **SCHEDULES)
     options = dict(layers=[2, 3], alphas=[0.0, ALPHA], positions="prompt", train=EXAMPLES, progress=False)
-    frame = sweep(model, prototype, rows, **options)
+    frame = sweep(model, rows, prototype, **options)
     wide = frame.pivot_table(index="example_id", columns=["layer", "alpha"], values="value")
     for layer in (2, 3):
         one = make_ada("llama", (layer,), 0, 1)

@@ -124,7 +124,7 @@ def test_gate_works_with_norm_scale_sweeps_and_saved_artifacts(tmp_path: Path) -
             generate(model, examples, steer=gated, **options).ids
         )
     pairs = [example.replace(contrast=Contrast("No", "Yes")) for example in examples]
-    frame = sweep(model, gated, pairs, None, (0.0, 1.0), progress=False)
+    frame = sweep(model, pairs, gated, None, (0.0, 1.0), progress=False)
     values = frame.pivot(index="example_id", columns="alpha", values="value")
     changed = {example_id: bool(c) for example_id, c in ((values[1.0] - values[0.0]).abs() > 1e-6).items()}
     detected = dict(zip((e.id for e in examples), probe.detect(Context.of(acts)).tolist(), strict=True))

@@ -203,7 +203,7 @@ def test_sweep_of_spans_equals_plain_hooks(backend: str, batch_size: int | None,
     given_: Any = {name: {LAYER: one} for name, one in methods.items()}
     given_["mean"] = {LAYER + 1: SteeringVector({LAYER + 1: torch.ones(HIDDEN)})}
     options: dict[str, Any] = {"batch_size": batch_size, "progress": False}
-    frame = sweep(model, given_, pairs_of(prompts), None, (-1.0, 0.0, ALPHA), ["last", "all"], metric, **options)
+    frame = sweep(model, pairs_of(prompts), given_, None, (-1.0, 0.0, ALPHA), ["last", "all"], metric, **options)
     assert len(frame) == 9 * 3 * 2 * len(prompts)
     spans = frame[frame["method"] != "mean"]
     for (name, alpha, example_id), at_both_positions in spans.groupby(["method", "alpha", "example_id"]):
@@ -225,7 +225,7 @@ def test_sweep_of_generated_texts_equals_generate() -> None:
         return [float(len(text)) for text in texts]
 
     generation = {"max_new_tokens": STEPS}
-    sweep(model, given_, rows, None, (ALPHA,), "last", length, generation=generation, progress=False)
+    sweep(model, rows, given_, None, (ALPHA,), "last", length, generation=generation, progress=False)
     assert generated == [list(generate(model, rows, steer=s, alpha=ALPHA, **generation)) for s in methods.values()]
 
 
@@ -233,7 +233,7 @@ def test_sweep_of_a_span_beyond_every_prompt_is_refused() -> None:
     model, rows = make_lm(), pairs_of()
     for metric in ("logprob_difference", lambda examples, texts: [0.0] * len(texts)):
         with pytest.raises(SteeringError, match=r"prompt\[900\].*none of the 3 prompts is that long"):
-            sweep(model, {"span": {LAYER: made(2, 900)}}, rows, None, (ALPHA,), "all", metric, progress=False)
+            sweep(model, rows, {"span": {LAYER: made(2, 900)}}, None, (ALPHA,), "all", metric, progress=False)
 
 
 def test_sweep_of_two_position_masks_is_refused() -> None:
@@ -241,4 +241,4 @@ def test_sweep_of_two_position_masks_is_refused() -> None:
     masks = [torch.zeros(3, 30, dtype=torch.bool).index_fill(1, torch.tensor([k]), True) for k in (3, 20)]
     mean = SteeringVector({LAYER: torch.ones(32)})
     with pytest.raises(SteeringError, match=r"\['mask'\] were given more than once"):
-        sweep(model, mean, rows, None, (ALPHA,), masks, progress=False)
+        sweep(model, rows, mean, None, (ALPHA,), masks, progress=False)

@@ -26,7 +26,7 @@ LAYERS, ALPHAS, POSITIONS = (0, 1, 2), (-1.0, 0.0, 0.5, 2.0), ["all", "last+gene
 def run(model: Model, folder: Path | None) -> pd.DataFrame:
     """Unsteered and steered answers, texts, and what a metric says of them: every kind of stage."""
     return sweep(
-        model, {"v": vectors(model)}, questions(), LAYERS, ALPHAS, POSITIONS, ["propensity", "logprob", text_length],
+        model, questions(), {"v": vectors(model)}, LAYERS, ALPHAS, POSITIONS, ["propensity", "logprob", text_length],
         folder=folder, batch_size=4, progress=False, generation={"max_new_tokens": 3},
     )  # fmt: skip
 

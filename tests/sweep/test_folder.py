@@ -22,7 +22,7 @@ def run(model: Model, folder: Path | None, **other: Any) -> pd.DataFrame:
         "data": questions(), "layers": [0, 2], "alphas": (0.0, 0.5, 2.0), "batch_size": 4, "progress": False,
         "metric": ["propensity", "logprob", text_length], "generation": {"max_new_tokens": 3},
     }  # fmt: skip
-    return sweep(model, {"v": vectors(model)}, folder=folder, **(given | other))
+    return sweep(model, steer={"v": vectors(model)}, folder=folder, **(given | other))
 
 
 def test_stored_sweep_equals_one_in_memory_and_is_read_back(lm, tmp_path: Path) -> None:

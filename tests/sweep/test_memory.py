@@ -84,7 +84,7 @@ def _freeze_garbage() -> Iterator[None]:
 )
 def test_halved_batches_give_the_same_numbers(lm, caplog, family, backend, limited, rows, options) -> None:
     model, engine = small_model(rows, family, backend, limited)
-    given = {"steerer": {"v": vectors(model)}, "data": questions(), "layers": LAYERS, "alphas": ALPHAS} | options
+    given = {"steer": {"v": vectors(model)}, "data": questions(), "layers": LAYERS, "alphas": ALPHAS} | options
     with caplog.at_level(logging.WARNING):
         plan = sweep(model, **given, dry_run=True)
         assert "halved" not in plan.explain()
@@ -102,7 +102,7 @@ def test_halved_batches_give_the_same_numbers(lm, caplog, family, backend, limit
 def test_no_room_for_a_single_row_raises(method: str, alphas: tuple[float, ...]) -> None:
     model, engine = small_model(0, limited=method)
     with pytest.raises(OutOfMemory, match=r"one row of \d+ tokens .* smaller memory= \(now \d+ bytes\)"):
-        sweep(model, {"v": vectors(model)}, questions(), LAYERS, alphas, progress=False)
+        sweep(model, questions(), {"v": vectors(model)}, LAYERS, alphas, progress=False)
     assert engine.refused > 1, "halves were tried first"
 
 
@@ -113,12 +113,12 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.Mon
     model = tiny_lm("llama", backend="hooks")
     monkeypatch.setattr(model.engine, "logits", fail)
     with pytest.raises(RuntimeError, match=r"^a bug$"):
-        sweep(model, {"v": vectors(model)}, questions(), [1], [1.0], "last", progress=False)
+        sweep(model, questions(), {"v": vectors(model)}, [1], [1.0], "last", progress=False)
 
 
 def test_stages_stored_after_halving_are_read_back(lm, tmp_path: Path) -> None:
     def run(model: Model) -> pd.DataFrame:
-        return sweep(model, {"v": vectors(model)}, questions(), LAYERS, ALPHAS, folder=tmp_path, progress=False)
+        return sweep(model, questions(), {"v": vectors(model)}, LAYERS, ALPHAS, folder=tmp_path, progress=False)
 
     one = run(small_model(3)[0])
     stages = written(tmp_path)
@@ -131,6 +131,6 @@ def test_no_shortcut_is_used_where_trying_them_takes_too_much_memory() -> None:
     model = tiny_lm()
     model.engine = SmallEngine(model.engine, 1, "logits")  # type: ignore[misc]
     assert model.shortcuts.refused == {"every shortcut": "memory ran out while they were tried"}
-    wanted = sweep(tiny_lm(), {"v": vectors(model)}, questions(), layers=LAYERS, alphas=ALPHAS, progress=False)
-    found = sweep(model, {"v": vectors(model)}, questions(), layers=LAYERS, alphas=ALPHAS, progress=False)
+    wanted = sweep(tiny_lm(), questions(), {"v": vectors(model)}, layers=LAYERS, alphas=ALPHAS, progress=False)
+    found = sweep(model, questions(), {"v": vectors(model)}, layers=LAYERS, alphas=ALPHAS, progress=False)
     assert_close(found, wanted)

@@ -24,7 +24,7 @@ def test_methods_of_every_kind_share_a_sweep_and_equal_steer(lm, backend: str) -
     methods["p2s"] = P2S(1).fit(acts)
     methods["l2s"] = L2S(1, context_layer=3, hidden_units=3, config=QUICK, progress=False).fit(acts)
     given: Any = {name: {one.site: one} for name, one in methods.items()}
-    frame = sweep(model, given, rows, None, (0.0, 2.0), list(POSITIONS), "logprob_difference", progress=False)
+    frame = sweep(model, rows, given, None, (0.0, 2.0), list(POSITIONS), "logprob_difference", progress=False)
     check_settings(frame, methods, lambda one, alpha, where: by_score(lm(), one, rows, alpha, where))
 
 
@@ -33,7 +33,7 @@ def test_methods_are_fitted_at_every_layer_and_oracles_to_the_measured_inputs(lm
     train = [e.replace(id=f"train/{e.id}", prompt=f"Well. {e.prompt}") for e in rows]
     l2s = L2S(0, hidden_units=3, config=QUICK, progress=False)
     fresh = {"p2s": P2S(0), "l2s": l2s, "mean": MeanDifference(0)}
-    frame = sweep(model, fresh, rows, [0, 2], (0.0, 1.0), "all", "logprob_difference", train=train, progress=False)
+    frame = sweep(model, rows, fresh, [0, 2], (0.0, 1.0), "all", "logprob_difference", train=train, progress=False)
     of_train, of_rows = (capture(model, data, layers=[0, 2], progress=False) for data in (train, rows))
     for layer in (0, 2):
         fitted = {k: one.with_layer(layer).fit(of_rows if one.oracle else of_train) for k, one in fresh.items()}
@@ -47,7 +47,7 @@ def test_texts_of_every_kind_equal_steer(lm, positions: str) -> None:
     methods: dict[str, Any] = {kind: AnyIntervention(kind, Site(1)) for kind in KINDS}
     given: Any = {name: {one.site: one} for name, one in methods.items()}
 
-    sweep(model, given, rows, None, (2.0,), positions, recorder, generation={"max_new_tokens": 5}, progress=False)
+    sweep(model, rows, given, None, (2.0,), positions, recorder, generation={"max_new_tokens": 5}, progress=False)
     options: Any = {"alpha": 2.0, "positions": positions, "max_new_tokens": 5}
     assert recorder.calls == [list(steerlab.generate(model, rows, steer=one, **options)) for one in methods.values()]
     assert list(steerlab.generate(model, rows, max_new_tokens=5)) not in recorder.calls
@@ -57,7 +57,7 @@ def test_texts_of_every_kind_equal_steer(lm, positions: str) -> None:
 def test_alphas_in_units_of_each_inputs_norm_equal_steer(lm, positions: str) -> None:
     model, rows, one = lm(), questions(), random_vector(1)
     options: dict[str, Any] = {"scale": "norm", "metric": "logprob_difference", "progress": False}
-    frame = sweep(model, {"v": {1: one}}, rows, 1, (0.0, 0.5), positions, **options)
+    frame = sweep(model, rows, {"v": {1: one}}, 1, (0.0, 0.5), positions, **options)
     check_settings(frame, {"v": one}, lambda v, alpha, where: by_score(model, v, rows, alpha, where, scale="norm"))
 
 
@@ -66,7 +66,7 @@ def test_refitted_functions_of_the_state_make_another_sweep(lm, tmp_path) -> Non
     one, other = AnyIntervention("function", Site(1)), AnyIntervention("function", Site(1))
     one.bias_, other.bias_ = 1.0, 2.0  # a trailing underscore marks what was fitted
     options: Any = {"alphas": (1.0,), "positions": "all", "folder": tmp_path, "progress": False}
-    first = sweep(model, {"odd": {1: one}}, rows, None, **options)
-    assert sweep(model, {"odd": {1: one}}, rows, None, **options)["value"].equals(first["value"])
+    first = sweep(model, rows, {"odd": {1: one}}, None, **options)
+    assert sweep(model, rows, {"odd": {1: one}}, None, **options)["value"].equals(first["value"])
     with pytest.raises(MismatchError, match="vectors"):
-        sweep(model, {"odd": {1: other}}, rows, None, **options)
+        sweep(model, rows, {"odd": {1: other}}, None, **options)

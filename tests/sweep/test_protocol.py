@@ -39,7 +39,7 @@ def test_slope_of_a_linear_model_is_the_vectors_projection_on_the_readout(linear
     layer = linear.n_layers - 1
     mean = random_vector(layer)
     given = {"mean": {layer: mean}}
-    frame = steerlab.sweep(linear, given, letter_questions(9), layer, MULTIPLIERS, positions, progress=False)
+    frame = steerlab.sweep(linear, letter_questions(9), given, layer, MULTIPLIERS, positions, progress=False)
     rows = [linear.encode("?", answer=p, other_answer=q) for p, q in (("(A)", "(B)"), ("(B)", "(A)"))]
     first, second = (row.ids[row.first_difference or 0] for row in rows)
     readout = linear.hf.lm_head.weight[first] - linear.hf.lm_head.weight[second]
@@ -51,7 +51,7 @@ def test_slope_of_a_linear_model_is_the_vectors_projection_on_the_readout(linear
 def test_half_reversed_examples_are_half_anti_steerable(linear: Model) -> None:
     layer = linear.n_layers - 1
     rows = letter_questions(20, tuple(range(0, 20, 2)))
-    found = slopes(steerlab.sweep(linear, {"mean": {layer: random_vector(layer)}}, rows, layer, progress=False))
+    found = slopes(steerlab.sweep(linear, rows, {"mean": {layer: random_vector(layer)}}, layer, progress=False))
     share = anti_steerable(found)
     assert share.value == 0.5 and share.low < 0.5 < share.high
     assert abs(steerability(found)["steerability"].item()) < 1e-5
@@ -88,7 +88,7 @@ def test_logits_and_log_probabilities_of_one_letter_differ_equally(lm, family: s
     rows = [Example(f"Is {i} more?", id=f"q{i}", behavior="ask", contrast=pair) for i in range(5)]
     metrics = ["propensity", "logprob_difference", "logit_sum_difference"]
     options = {"layers": 1, "alphas": (0.0, 1.0), "progress": False}
-    frame = steerlab.sweep(model, {"mean": {1: random_vector(1)}}, rows, metric=metrics, **options)
+    frame = steerlab.sweep(model, rows, {"mean": {1: random_vector(1)}}, metric=metrics, **options)
     wide = frame.pivot(index=["alpha", "example_id"], columns="metric", values="value")
     for name in metrics[1:]:
         np.testing.assert_allclose(wide[name], wide["propensity"], atol=2e-4)

@@ -23,7 +23,7 @@ def test_other_points_of_a_block_equal_a_plain_hook_there(lm, family: str, backe
     model = lm(family, backend)
     sites = [Site(layer, point) for layer in range(model.n_layers)]
     given: Any = {"v": {site: random_vector(site) for site in sites}}
-    frame = sweep(model, given, questions(), sites, ALPHAS, list(POSITIONS), batch_size=20, progress=False)
+    frame = sweep(model, questions(), given, sites, ALPHAS, list(POSITIONS), batch_size=20, progress=False)
     assert set(frame["layer"]) == {str(site) for site in sites}
 
     def one_setting(steerer: MeanDifference, alpha: float, positions: str) -> list[float]:
@@ -54,7 +54,7 @@ def test_rows_with_images_equal_steer(family: str, backend: str, batch_size: int
     for methods, positions in ((text, ["all", "images", "last+generated"]), (image, ["images"])):
         given: Any = {name: {one.site: one} for name, one in methods.items()}
         options: dict[str, Any] = {"metric": "logprob_difference", "batch_size": batch_size, "progress": False}
-        frame = sweep(model, given, rows, None, ALPHAS, positions, **options)
+        frame = sweep(model, rows, given, None, ALPHAS, positions, **options)
         check_settings(frame, methods, lambda one, alpha, at: by_score(model, one, rows, alpha, at), abs=1e-3)
 
 
@@ -63,4 +63,4 @@ def test_vision_block_with_unused_output_is_refused() -> None:
     site = model.site(Site(-1, part="vision"))
     high = SteeringVector({site: torch.ones(model.width(site) or 1)})
     with pytest.raises(SteeringError, match="would have no effect"):
-        sweep(model, {"v": {site: high}}, rows_with_images(), None, (1.0,), "images", progress=False)
+        sweep(model, rows_with_images(), {"v": {site: high}}, None, (1.0,), "images", progress=False)

@@ -18,7 +18,7 @@ POSITIONS = ["all", "prompt", "last", "last+generated"]
 def swept(model: Model, metrics: list[str], positions: list[str], **options: Any) -> pd.DataFrame:
     """A sweep of all layers and alphas, compared with plain forwards."""
     given, rows, tolerance = vectors(model), {e.id: e for e in questions()}, 2e-4
-    frame = sweep(model, {"v": given}, questions(), "all", ALPHAS, positions, metrics, progress=False, **options)
+    frame = sweep(model, questions(), {"v": given}, "all", ALPHAS, positions, metrics, progress=False, **options)
     assert len(frame) == len(metrics) * len(positions) * len(given) * len(ALPHAS) * len(rows)
     for key, found in frame.groupby(["layer", "alpha", "positions", "example_id"]):
         layer, alpha, where, example_id = key
@@ -47,10 +47,10 @@ def test_little_memory_means_smaller_groups_and_the_same_numbers(lm) -> None:
 
 def test_alpha_zero_is_bit_identical_to_the_unsteered_model(lm) -> None:
     model = lm()
-    frame = sweep(model, {"v": vectors(model), "w": vectors(model, 1)}, questions(), "all", (0.0, 1.0), progress=False)
+    frame = sweep(model, questions(), {"v": vectors(model), "w": vectors(model, 1)}, "all", (0.0, 1.0), progress=False)
     idle = frame[frame["alpha"] == 0].groupby("example_id")["value"]
     assert (idle.nunique() == 1).all()
-    one = sweep(model, {"v": vectors(model)}, questions(), 0, (0.0,), progress=False)
+    one = sweep(model, questions(), {"v": vectors(model)}, 0, (0.0,), progress=False)
     assert one.set_index("example_id")["value"].eq(idle.first()).all()
     assert (frame.loc[frame["alpha"] == 0, "norm_ratio"] == 0).all()
 
@@ -58,14 +58,14 @@ def test_alpha_zero_is_bit_identical_to_the_unsteered_model(lm) -> None:
 def test_norm_ratio_is_that_of_the_steered_states(lm) -> None:
     model, rows = lm(), questions()
     acts = capture(model, [e.replace(contrast=None) for e in rows], layers=[1], positions="last", progress=False)
-    frame = sweep(model, {"v": vectors(model)}, rows, 1, (2.0,), "last", progress=False)
+    frame = sweep(model, rows, {"v": vectors(model)}, 1, (2.0,), "last", progress=False)
     ratio = 2 * vectors(model)[1].vector_.norm() / acts.at(1).norm(dim=-1)
     assert frame["norm_ratio"].tolist() == pytest.approx(ratio.tolist(), rel=1e-4)
 
 
 def test_spent_cost_equals_the_planned_cost(lm) -> None:
     model = lm()
-    frame = sweep(model, {"v": vectors(model)}, questions(), "all", ALPHAS, ["all", "last"], progress=False)
+    frame = sweep(model, questions(), {"v": vectors(model)}, "all", ALPHAS, ["all", "last"], progress=False)
     cost = frame.attrs["forward_equivalents"]
     assert cost["spent"] == pytest.approx(cost["planned"])
     assert cost["one_per_setting"] == 2 * len(vectors(model)) * len(ALPHAS) * len(questions()) > cost["planned"]
@@ -75,14 +75,14 @@ def test_model_is_bit_identical_after_a_sweep(lm) -> None:
     model = lm()
     ids = torch.arange(5, 25)[None]
     before = model.hf(input_ids=ids).logits
-    sweep(model, {"v": vectors(model)}, questions(), "all", ALPHAS, POSITIONS, progress=False)
+    sweep(model, questions(), {"v": vectors(model)}, "all", ALPHAS, POSITIONS, progress=False)
     assert torch.equal(model.hf(input_ids=ids).logits, before)
 
 
 def test_metrics_have_the_given_names(lm) -> None:
     model = lm("llama")
     options = {"layers": [1], "alphas": (0.0, 1.0), "progress": False}
-    frame = sweep(model, {"v": vectors(model)}, questions(), metric={"a": "propensity", "b": "propensity"}, **options)
+    frame = sweep(model, questions(), {"v": vectors(model)}, metric={"a": "propensity", "b": "propensity"}, **options)
     values = {name: part["value"].tolist() for name, part in frame.groupby("metric", sort=False)}
-    plain = sweep(model, {"v": vectors(model)}, questions(), metric="propensity", **options)
+    plain = sweep(model, questions(), {"v": vectors(model)}, metric="propensity", **options)
     assert values == {"a": plain["value"].tolist(), "b": plain["value"].tolist()}

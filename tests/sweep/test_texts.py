@@ -31,7 +31,7 @@ def steered_texts(model: Model, layer: int, alpha: float, positions: str) -> lis
 @pytest.mark.parametrize("positions", ["last+generated", "all"])
 def test_texts_of_every_setting_equal_steer(lm, family: str, backend: str, positions: str) -> None:
     model, recorder = lm(family, backend), Recorder()
-    frame = sweep(model, {"v": vectors(model)}, questions(), positions=positions, metric=recorder, **GRID)
+    frame = sweep(model, questions(), {"v": vectors(model)}, positions=positions, metric=recorder, **GRID)
     settings = [(layer, alpha) for layer in LAYERS for alpha in ALPHAS]
     assert len(recorder.calls) == len(settings)
     unsteered = list(steerlab.generate(model, questions(), max_new_tokens=NEW))
@@ -46,15 +46,15 @@ def test_texts_of_every_setting_equal_steer(lm, family: str, backend: str, posit
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_texts_do_not_depend_on_the_batch_size(lm, batch_size: int) -> None:
     model, few, many = lm(), Recorder(), Recorder()
-    one = sweep(model, {"v": vectors(model)}, questions(), metric=few, batch_size=batch_size, **GRID)
-    two = sweep(model, {"v": vectors(model)}, questions(), metric=many, **GRID)
+    one = sweep(model, questions(), {"v": vectors(model)}, metric=few, batch_size=batch_size, **GRID)
+    two = sweep(model, questions(), {"v": vectors(model)}, metric=many, **GRID)
     assert few.calls == many.calls
     assert one["norm_ratio"].tolist() == pytest.approx(two["norm_ratio"].tolist(), rel=1e-4)
 
 
 def test_norm_ratio_equals_that_of_generate(lm) -> None:
     model, steerer = lm(), vectors(lm())[1]
-    frame = sweep(model, {"v": {1: steerer}}, questions(), [1], [2.0], metric=Recorder(), **OPTIONS)
+    frame = sweep(model, questions(), {"v": {1: steerer}}, [1], [2.0], metric=Recorder(), **OPTIONS)
     options: Any = {"steer": steerer, "alpha": 2.0, "positions": "last+generated", "max_new_tokens": NEW}
     for example, ratio in zip(questions(), frame["norm_ratio"], strict=True):
         assert ratio == pytest.approx(steerlab.generate(model, [example], **options).norm_ratio, rel=1e-4)
@@ -62,9 +62,9 @@ def test_norm_ratio_equals_that_of_generate(lm) -> None:
 
 def test_one_sweep_measures_answers_and_texts(lm) -> None:
     model, columns = lm(), ["layer", "alpha", "example_id", "value"]
-    both = sweep(model, {"v": vectors(model)}, questions(), metric=[Recorder(), "propensity"], **GRID)
+    both = sweep(model, questions(), {"v": vectors(model)}, metric=[Recorder(), "propensity"], **GRID)
     for metric, name in ((Recorder(), "length"), ("propensity", "propensity")):
-        single = sweep(model, {"v": vectors(model)}, questions(), metric=metric, **GRID)
+        single = sweep(model, questions(), {"v": vectors(model)}, metric=metric, **GRID)
         assert both.loc[both["metric"] == name, columns].values.tolist() == single[columns].values.tolist()
 
 
@@ -74,18 +74,18 @@ def test_texts_that_look_like_numbers_stay_text(lm, tmp_path: Path, text: str) -
     (only,) = model.tokenizer(text, add_special_tokens=False).input_ids
     others = [i for i in range(len(model.tokenizer)) if i != only]
     options = OPTIONS | {"generation": {"max_new_tokens": 3, "suppress_tokens": others}, "folder": tmp_path}
-    sweep(model, {"v": vectors(model)}, questions(), [1], [1.0], metric=recorder, **options)
+    sweep(model, questions(), {"v": vectors(model)}, [1], [1.0], metric=recorder, **options)
     assert recorder.calls == [[3 * text] * len(questions())]
 
 
 def test_resumed_folder_with_another_batch_size_gives_the_same_texts(lm, tmp_path: Path) -> None:
     model, recorder = lm(), Recorder()
     options = OPTIONS | {"layers": [1], "alphas": [1.0], "metric": recorder, "folder": tmp_path}
-    sweep(model, {"v": vectors(model)}, questions(), batch_size=3, **options)
+    sweep(model, questions(), {"v": vectors(model)}, batch_size=3, **options)
     stages = sorted((tmp_path / "stages").glob("*.csv"), key=lambda p: p.name)
     for path in [p for p in stages if not p.name.startswith("text")] + stages[-1:]:
         path.unlink()  # as if killed after the first batch
-    sweep(model, {"v": vectors(model)}, questions(), batch_size=4, **options)
+    sweep(model, questions(), {"v": vectors(model)}, batch_size=4, **options)
     assert recorder.calls[0] == recorder.calls[1] == steered_texts(model, 1, 1.0, "last+generated")
 
 
@@ -96,7 +96,7 @@ def test_a_changed_metric_of_the_same_name_is_measured_anew(lm, tmp_path: Path) 
             return [length(text) >= least for text in texts]
 
         metrics = {"long": long}
-        return sweep(lm(), {"v": vectors(lm())}, rows, [1], [1.0], metric=metrics, folder=tmp_path, **OPTIONS).value[0]
+        return sweep(lm(), rows, {"v": vectors(lm())}, [1], [1.0], metric=metrics, folder=tmp_path, **OPTIONS).value[0]
 
     rows = questions()[:1]
     assert sweep_with(0) == sweep_with(0) == 1 and len(MEASURED) == 1, "the folder knows it"
@@ -110,7 +110,7 @@ def test_sampled_texts_are_the_same_in_every_sweep_and_leave_the_random_state(lm
     for seed in (1, 2):
         torch.manual_seed(seed)
         recorder, state = Recorder(), torch.get_rng_state()
-        sweep(lm(), {"v": vectors(lm())}, questions(), metric=recorder, **GRID | {"generation": generation})
+        sweep(lm(), questions(), {"v": vectors(lm())}, metric=recorder, **GRID | {"generation": generation})
         assert torch.equal(torch.get_rng_state(), state)
         texts.append(recorder.calls)
     assert texts[0] == texts[1] and len(set(texts[0][0])) > 1

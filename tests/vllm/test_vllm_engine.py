@@ -138,7 +138,7 @@ def test_logits_of_given_columns_match_hooks(remote, near) -> None:
 def test_a_sweep_matches_hooks(remote, near) -> None:
     vector = {layer: SteeringVector({layer: torch.ones(WIDTH) / 3}) for layer in (1, 3)}
     options: dict[str, Any] = dict(layers=[1, 3], alphas=(-1.0, 0.0, 2.0), positions=["last", "all"], progress=False)
-    ours, theirs = (sweep(model(), {"mean": vector}, examples(6), **options) for model in (remote, near))
+    ours, theirs = (sweep(model(), examples(6), {"mean": vector}, **options) for model in (remote, near))
     keys = ["method", "layer", "alpha", "positions", "metric", "example_id"]
     ours, theirs = (frame.sort_values(keys).reset_index(drop=True) for frame in (ours, theirs))
     assert ours[keys].equals(theirs[keys]) and len(ours) > 12

@@ -313,7 +313,7 @@ class Comparison:
         layers, positions = (self.middle - 1, self.middle), list(self.some(positions, len(positions) - 1))
         vectors = {k: SteeringVector({k: self.edit(k, "block_out", "all").vector}) for k in layers}
         return steerlab.sweep(
-            self.model, {"fixed": vectors}, rows, layers=list(layers), alphas=alphas, positions=positions,
+            self.model, rows, {"fixed": vectors}, layers=list(layers), alphas=alphas, positions=positions,
             metric=metric, generation=generation, progress=False,
         )  # fmt: skip
 
