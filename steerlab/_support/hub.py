@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from steerlab._support.checks import check_names
 from steerlab._support.files import storing, write_text
 from steerlab.errors import LoadError, SteerlabError, StorageError
 
 Shared = TypeVar("Shared", bound="Shareable")
-_REFUSALS = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError)
 
 
 class Shareable(ModelHubMixin, library_name="steerlab", tags=["steering-vectors"]):
@@ -74,7 +72,7 @@ class Shareable(ModelHubMixin, library_name="steerlab", tags=["steering-vectors"
             return str(super().push_to_hub(repo_id, **options))
         except SteerlabError:
             raise
-        except _REFUSALS as error:
+        except Exception as error:  # whichever client of HTTP the hub's library uses raises its own
             raise StorageError(
                 f"{repo_id!r} could not be pushed to the hub ({_reason(error)}): nothing was changed there. Check the "
                 "name and the network, and log in with `hf auth login` or token="
@@ -140,7 +138,7 @@ def find_folder(place: str | Path, **hub: Any) -> Path:
         return Path(place).expanduser()
     try:
         return Path(snapshot_download(place, **hub))
-    except _REFUSALS as error:
+    except Exception as error:
         raise LoadError(
             f"{place!r} is no folder here, and the hub gives no such repository ({_reason(error)}). Check the name, "
             "and log in with `hf auth login` or token= for a private one"
