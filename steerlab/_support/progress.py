@@ -16,13 +16,13 @@ _listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=la
 
 @contextmanager
 def bar(total: int | None, desc: str, unit: str, shown: bool) -> Iterator[tqdm]:
-    """A progress bar; the innermost one of a thread shows the messages of `set_status` and `log_line`.
+    """A progress bar, where the work takes more than a second; the innermost one of a thread shows the messages of `set_status` and `log_line`.
 
     Example:
         >>> with bar(8, "capture", "row", shown=True) as progress:
         ...     progress.update(4)
     """
-    with tqdm(total=total, desc=desc, unit=unit, disable=not shown) as made:
+    with tqdm(total=total, desc=desc, unit=unit, disable=not shown, delay=1) as made:
         before = _bars.set((*_bars.get(), made))
         try:
             yield made

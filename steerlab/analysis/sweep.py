@@ -210,7 +210,7 @@ def sweep(
         folder: where finished batches are stored; a second call resumes from there, with the same frame as result.
         batch_size: limit on the rows of a forward; None: as many as keep the device busy. Halved when memory runs out.
         memory: bytes that the prompts' keys and values and the cached states may take.
-        generation: `max_new_tokens` (40) and whatever else Hugging Face's `generate` takes, for functions of text.
+        generation: `max_new_tokens` (60) and whatever else Hugging Face's `generate` takes, for functions of text.
             Sampled texts depend on the rows of their batch; the same call gives the same ones.
         dry_run: return the `SweepPlan` instead of running it.
         progress: show a progress bar; with a remote model it also shows the status of the job.

@@ -15,7 +15,7 @@ from steerlab.steering import score
 
 
 def perplexity(
-    model: Model, prompts: Data, texts: Sequence[str], *, batch_size: int = 16, progress: bool = False
+    model: Model, prompts: Data, texts: Sequence[str], *, batch_size: int = 16, progress: bool = True
 ) -> NDArray[np.float64]:
     """Perplexity of each answer under the unsteered model, also inside a `with steerlab.steer(...)` block.
 

@@ -102,7 +102,7 @@ def generate(
     max_new_tokens: int = 60,
     batch_size: int = 16,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
     blocking: bool = True,  # handled by `background`
     **options: Any,
 ) -> Generations:
@@ -121,7 +121,7 @@ def generate(
         seed: of sampling; the caller's random state is restored. With `do_sample=True` the rows of a batch draw from
             one random state: the same call gives the same texts, but another `batch_size`, or other prompts beside a
             prompt, give other texts.
-        progress: show a progress bar.
+        progress: show a progress bar, after a second.
         blocking: False returns a `Job` at once, whose `result()` are the texts; for a model on a server.
         options: anything Hugging Face's `generate` takes (`do_sample`, `num_beams`, `num_return_sequences`,
             `temperature`, ...).

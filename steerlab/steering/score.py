@@ -35,7 +35,7 @@ def score(
     positions: Positions | None = None,
     scale: Scale = "raw",
     batch_size: int = 16,
-    progress: bool = False,
+    progress: bool = True,
     blocking: bool = True,  # handled by `background`
 ) -> pd.DataFrame:
     """Log-probability of given answers by teacher forcing; each row has a vector of its own.
@@ -132,7 +132,7 @@ def next_token_logits(
     positions: Positions | None = None,
     scale: Scale = "raw",
     batch_size: int = 16,
-    progress: bool = False,
+    progress: bool = True,
     blocking: bool = True,  # handled by `background`
 ) -> Float[Tensor, "row token"]:
     """Logits of the first new token, without generating it; each row has a vector of its own.

@@ -45,8 +45,8 @@ def _handler(repositories: dict[str, dict[str, bytes]]) -> type[BaseHTTPRequestH
             here = f"http://{self.headers['Host']}"
             parts = self.path.split("?")[0].strip("/").split("/")
             if self.path.endswith("/repos/create"):
-                asked = json.loads(body)
-                name = f"{asked.get('organization') or 'user'}/{asked['name']}"
+                named = json.loads(body)
+                name = f"{named.get('organization') or 'user'}/{named['name']}"
                 repositories.setdefault(name, {})
                 self.answer({"url": f"{here}/{name}", "name": name})
             elif "preupload" in parts:

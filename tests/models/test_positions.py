@@ -185,6 +185,8 @@ def test_describe_positions_has_a_line_per_name(lm: LM) -> None:
     shown = lines[NAMES.index("prompt")]
     assert f" 11 {model.encode('hello there').text[slice(*model.encode('hello there').offsets[11])]!r}" in shown
     assert shown.endswith(f" ... and {last + 1 - 12} more")
+    twelve, more = (positions.describe_positions(model, "hello there", slice(0, n)).splitlines()[1] for n in (12, 13))
+    assert "more" not in twelve and more.endswith(" ... and 1 more") and " 11 " in more and " 12 " not in more
     matched = positions.describe_positions(model, "hello there", Match("there"))
     assert matched.splitlines()[1].startswith("match:there ")
 

@@ -171,8 +171,8 @@ def _fit_steerers(
         if isinstance(one, Steerer) and (one.oracle or (train is not None and one.is_fittable)):
             to_fit[name] = one
             continue
-        if isinstance(one, SteeringVector) and layers is not None:  # a sweep over layers takes each by itself
-            one = {site: one.part(site) for site in one.directions}
+        if isinstance(one, SteeringVector) and layers is not None and len(one.directions) > 1:
+            one = {site: one.part(site) for site in one.directions}  # a sweep over layers takes each by itself
         if isinstance(one, Mapping):
             ready += [(name, site, fitted) for site, fitted in _at_layers(model, name, one, layers).items()]
         else:

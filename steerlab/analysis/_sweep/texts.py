@@ -78,7 +78,7 @@ def _generate(
     edits = build_edits(model, used, inputs.batch, inputs.numbers, range(copies)) if steered else {}
     whole = model.inputs(inputs.batch, positions=False)
     repeated = {k: t.repeat(copies, *[1] * (t.ndim - 1)) for k, t in whole.items()}
-    options = {"max_new_tokens": 40} | options
+    options = {"max_new_tokens": 60} | options
     cut = first_column(model, settings, chosen, inputs) if steered else inputs.last
     if cut == inputs.last >= MIN_PREFIX and model.shortcuts.generation_prefix:
         prefix = model.prefill({k: t[:, :cut] for k, t in model.inputs(inputs.batch).items()})
