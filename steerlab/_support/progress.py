@@ -16,7 +16,8 @@ _listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=la
 
 @contextmanager
 def bar(total: int | None, desc: str, unit: str, shown: bool) -> Iterator[tqdm]:
-    """A progress bar, where the work takes more than a second; the innermost one of a thread shows the messages of `set_status` and `log_line`.
+    """A progress bar, where the work takes more than a second; the innermost one of a thread shows the messages of
+    `set_status` and `log_line`.
 
     Example:
         >>> with bar(8, "capture", "row", shown=True) as progress:

@@ -79,6 +79,11 @@ class Gated(Steerer):
         return f"gated {self.steerer.name}"
 
     @property
+    def is_fittable(self) -> bool:  # type: ignore[override]
+        """Whether the steerer has anything to learn."""
+        return self.steerer.is_fittable
+
+    @property
     def default_positions(self) -> Positions:  # type: ignore[override]
         """The default positions of the steerer."""
         return self.steerer.default_positions
@@ -91,7 +96,8 @@ class Gated(Steerer):
     def fit_activations(self, acts: Activations) -> None:
         """Fit both to the same activations; `detector.calibrate` sets a threshold."""
         self.detector.fit(acts)
-        self.steerer.fit(acts)
+        if self.is_fittable:
+            self.steerer.fit(acts)
         self._set_sites()
 
     def capture_options(self, examples: Sequence[Example]) -> dict[str, Any]:

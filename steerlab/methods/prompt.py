@@ -34,6 +34,8 @@ class Prompt(Steerer):
     Source: arXiv 2508.12815, section 4 (Prompt); the paper does not print its wording.
     """
 
+    is_fittable = False
+
     def __init__(self, instruction: str = SAFETY_INSTRUCTION) -> None:
         self.instruction = instruction
 

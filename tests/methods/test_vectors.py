@@ -1,5 +1,7 @@
 """`SteeringVector`: arithmetic, what is taken in its place, and the methods that fit one for each layer."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -149,6 +151,17 @@ def test_tensors_and_dicts_steer_as_the_vector_does() -> None:
         assert run.generate(["hello"], **options).ids == one.ids
     probe = LinearProbe(2)
     assert Gated({2: rows[2]}, probe).site == Site(2)  # type: ignore[arg-type]
+
+
+def test_a_gate_around_a_vector_made_by_hand_fits_its_detector_alone() -> None:
+    acts = make_acts(torch.randn(8, D), CONTRASTS[:8], behaviors=["refuse", "answer"] * 4)
+    gated = Gated({3: AXIS}, LinearProbe(3, positive=["refuse"])).fit(acts)
+    assert hasattr(gated.detector, "w_") and torch.equal(gated.steerer.at(3), AXIS)  # type: ignore[attr-defined]
+
+
+def test_an_unfitted_estimator_of_all_layers_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(steerlab.errors.ActivationError, match=r"MeanDifference is not fitted"):
+        MeanDifference().save_pretrained(tmp_path)
 
 
 def test_a_sweep_takes_the_layers_of_a_vector_one_by_one_if_it_names_them() -> None:

@@ -116,7 +116,7 @@ def test_gate_works_with_norm_scale_sweeps_and_saved_artifacts(tmp_path: Path) -
     probe = LinearProbe(3).fit(acts).calibrate(acts.select(behavior="answer"), fpr=0.25)
     gated = Gated(MEAN, probe)
     loaded = load_steerer(save(gated, tmp_path / "gated"), model)
-    assert isinstance(loaded, Gated) and loaded.name == "gated meandifference"
+    assert isinstance(loaded, Gated) and loaded.name == "gated steeringvector"
     assert loaded.detector.threshold_ == probe.threshold_
     for scale in ("raw", "norm"):
         options = dict(alpha=0.5, scale=scale, max_new_tokens=STEPS)
