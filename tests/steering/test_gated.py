@@ -9,7 +9,7 @@ from fitted import ANSWERS, HIDDEN, LAYER, PROMPTS, STEPS, Fixed, backends, make
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab import Contrast, Example, SteeringVector, capture, generate, score, sweep
+from steerlab import Contrast, Example, MeanDifference, SteeringVector, capture, generate, score, sweep
 from steerlab.errors import MismatchError, SteeringError
 from steerlab.methods import Prompt
 from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation
@@ -130,7 +130,7 @@ def test_gate_works_with_norm_scale_sweeps_and_saved_artifacts(tmp_path: Path) -
     detected = dict(zip((e.id for e in examples), probe.detect(Context.of(acts)).tolist(), strict=True))
     assert changed == detected and 0 < sum(detected.values()) < len(examples)
     assert Gated(make_steerers("llama")["l2s"], probe).required_activations == (RequiredActivation(Site(3)),)
-    other = gated.with_layer(0)
+    other = Gated(MeanDifference(LAYER), probe).with_layer(0)
     assert other.site == Site(0) and other.detector is probe
 
 
