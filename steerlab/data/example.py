@@ -102,6 +102,8 @@ class Example:
     def __post_init__(self) -> None:
         for name, (kinds, expected) in _FIELDS.items():
             check_type(f"{name} of the example {self.id!r}", getattr(self, name), kinds, expected)
+        if not isinstance(self.prompt, str) and not self.prompt:
+            raise DataError("prompt=[]: a conversation has at least the user's message")
         for prompt in self.extra_prompts.values():
             as_text(prompt, f"extra_prompts of the example {self.id!r}: one")
         for image in self.images:

@@ -68,7 +68,7 @@ def examples(
     if missing or len(answers) == 1 or not named:
         lacking = f", and not {missing}" if missing else ""
         raise DataError(
-            f"the table has the columns {columns}{lacking}: name those of the prompts and answers, "
+            f"the {type(table).__name__} has the columns {columns}{lacking}: name those of the prompts and answers, "
             "steerlab.examples(table, prompt=..., positive=..., negative=...)"
         )
     records = table.to_dict("records") if isinstance(table, pd.DataFrame) else [dict(row) for row in table]

@@ -79,7 +79,7 @@ class FittedMixin(Shareable, ABC):
             acts = capture(model, examples := as_examples(data), **(self.capture_options(examples) | options))
         else:
             if data is not None or options or not isinstance(model, Activations):
-                given = ", ".join(show(one) for one in (model, data) if one is not None)
+                given = ", ".join(map(show, (model,) if data is None else (model, data)))
                 raise ActivationError(
                     f"fit was given {given}: expected fit(model, data), or fit(activations) with Activations from "
                     "steerlab.capture"

@@ -135,10 +135,12 @@ def test_loaded_detectors_score_the_same_and_are_not_steerers(tmp_path: Path) ->
     for detector in (LinearProbe(3), ConditionVector(3)):
         detector.fit(ACTS).calibrate(ACTS.select(behavior="answer"), fpr=0.1)
         check_saved(detector, tmp_path / detector.name, Context.of(ACTS))
-        with pytest.raises(MismatchError, match="use load_detector"):
+        with pytest.raises(
+            MismatchError, match=rf"expected a Steerer: read it with {type(detector).__name__}\.from_pretrained"
+        ):
             load_steerer(tmp_path / detector.name)
     save(SteeringVector({1: AXIS}), tmp_path / "mean")
-    with pytest.raises(MismatchError, match="use load_steerer"):
+    with pytest.raises(MismatchError, match=r"holds a SteeringVector, expected a Detector"):
         load_detector(tmp_path / "mean")
     with pytest.raises(ActivationError, match="not fitted"):
         save(LinearProbe(1), tmp_path / "bare")

@@ -74,8 +74,12 @@ def test_objects_that_cannot_be_loaded() -> None:
         load(tiny_hf("gpt2"))
     with pytest.raises(LoadError, match="cannot load a int"):
         load(7)
-    with pytest.raises(LayoutError, match="no list of decoder blocks found"):
+    with pytest.raises(LoadError, match="a Linear has no config: give a model of transformers"):
         load(nn.Linear(2, 2), tokenizer=tiny_tokenizer())
+    bare = nn.Linear(2, 2)
+    bare.config = tiny_hf("gpt2").config  # type: ignore[assignment]
+    with pytest.raises(LayoutError, match="no list of decoder blocks found"):
+        load(bare, tokenizer=tiny_tokenizer())
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token = None
     with pytest.raises(LoadError, match="pad"):

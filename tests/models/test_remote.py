@@ -323,7 +323,7 @@ def test_gradients_and_kept_states_are_refused_before_a_request(remote: Model) -
     trainable = torch.ones(1, 32, requires_grad=True)
     edits = {Site(1): [Edit(trainable, inputs["attention_mask"].bool(), False)]}
     mean = SteeringVector({1: torch.zeros(32)})
-    mean.vector_ = trainable[0]
+    mean.directions_ = {Site(1): trainable[0]}
     kept = ForwardState(Prefix(()))
     for words, call in (
         ("requires gradients", lambda: engine.capture_states(inputs, edits, [Site(1)], identity)),

@@ -186,10 +186,9 @@ def _examples() -> list[Case]:
 
     cases = [
         ("id of a number", example(id=3), "id.*3"), ("id None", example(id=None), "id.*None"),
-        ("an empty id", example(id=""), "id.*''"),
         ("id NaN", example(id=float("nan")), "id.*nan"), ("prompt None", example(prompt=None), "prompt.*None"),
         ("prompt NaN", example(prompt=float("nan")), "prompt.*nan"),
-        ("prompt of messages", example(prompt=[{"role": "user", "content": "Hi"}]), "prompt.*role"),
+        ("prompt of no messages", example(prompt=[]), r"prompt=\[\].*user's message"),
         ("prompt of bytes", example(prompt=b"Hi"), "prompt.*b'Hi'"),
         ("behavior None", example(behavior=None), "behavior.*None"),
         ("behavior NaN", example(behavior=float("nan")), "behavior.*nan"),
@@ -238,14 +237,14 @@ def _data() -> list[Case]:
     frame = pd.DataFrame({"prompt": TWO, "answer": ["a", "b"]})
     wrong = {
         "one text": ("one prompt", "one string|one text"), "bytes": (b"abc", "bytes"),
-        "a dict": ({"one": 1, "two": 2}, "dict"), "a DataFrame": (frame, "DataFrame"),
+        "a dict": ({"one": 1, "two": 2}, "dict"), "a DataFrame": (frame[["answer"]], "DataFrame.*answer"),
         "a set": ({"one", "two"}, "set"), "a frozenset": (frozenset(TWO), "set"), "None": (None, "None"),
         "a number": (3, "3"), "nothing": ([], "empty"),
         "an Example alone": (Example("Hi", id="1"), "Example.*list|list.*Example|one Example"),
-        "a list of numbers": ([1, 2], "prompt.*1"), "a list of lists": ([["a"]], "prompt.*a"),
-        "a list with None": (["a", None], "prompt.*None"), "a list with NaN": (["a", float("nan")], "prompt.*nan"),
-        "a list of bytes": ([b"a"], "prompt.*b'a'"), "a list of dicts": ([{"prompt": "a"}], "prompt.*dict|prompt"),
-        "a tensor": (torch.ones(2), "prompt|tensor"), "an array of numbers": (np.ones(2), "prompt|array"),
+        "a list of numbers": ([1, 2], "item 0.* 1 "), "a list of lists": ([["a"]], "item 0.*a"),
+        "a list with None": (["a", None], "item 1.*None"), "a list with NaN": (["a", float("nan")], "item 1.*nan"),
+        "a list of bytes": ([b"a"], "item 0.*b'a'"), "a list of dicts": ([{"prompt": "a"}], "prompt.*dict|prompt"),
+        "a tensor": (torch.ones(2), "prompt|tensor"), "an array of numbers": (np.ones(2), "item 0.*1.0"),
         "a class": (Example, "Example|type"), "a path": (World, "World|type"),
         "dict values of one": ({"a": "x"}.items(), "prompt"), "an empty frame": (pd.DataFrame(), "DataFrame"),
     }  # fmt: skip
@@ -255,7 +254,7 @@ def _data() -> list[Case]:
     }  # fmt: skip
     cases = [(f"{name}, {verb}", call(d), says) for name, (d, says) in wrong.items() for verb, call in verbs.items()]
     cases += [
-        ("a DataFrame, swept", lambda w: w.sweep(data=frame), "DataFrame"),
+        ("a DataFrame without answers, swept", lambda w: w.sweep(data=frame), "no contrast"),
         ("no contrast, swept", lambda w: w.sweep(data=["Hi"]), "contrast"),
         ("answers of one text", lambda w: steerlab.score(w.model, TWO, "ab"), "answers.*(one|list)|list"),
         ("answers None", lambda w: steerlab.score(w.model, TWO, None), "answers.*None"),

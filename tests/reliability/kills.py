@@ -28,6 +28,7 @@ from steerlab import Contrast, Example, MeanDifference
 from steerlab.analysis.study import Study
 from steerlab.errors import SteerlabError
 from steerlab.methods.base import Context
+from steerlab.methods.serialization import save
 from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
 
@@ -96,10 +97,10 @@ def jobs(model: Model) -> list[Job]:
             batch_size=6, folder=folder / "sweep", progress=False,
         )  # fmt: skip
 
-    def save(folder: Path) -> Any:
-        steerlab.save(new, folder / "mean")
+    def saved(folder: Path) -> Any:
+        save(new, folder / "mean")
         for name, method in many.items():
-            steerlab.save(method, folder / name)
+            save(method, folder / name)
         context = Context.of(acts)
         found = [steerlab.load_steerer(folder / name).vectors(context) for name in ("mean", "p2s", "l2s")]
         return [*found, steerlab.methods.load_detector(folder / "probe").score(context)]
@@ -124,9 +125,9 @@ def jobs(model: Model) -> list[Job]:
         Job("sweep", sweep, lambda a, b: a.equals(b), "sweep/stages/*.csv"),
         Job(
             "artifact",
-            save,
+            saved,
             lambda a, b: all(map(torch.equal, a, b)),
-            prepare=lambda f: steerlab.save(old, f / "mean"),
+            prepare=lambda f: save(old, f / "mean"),
             check=half_saved,
         ),
         Job("study", study, lambda a, b: a[0].equals(b[0]) and a[1] == b[1], "study/stages/part-*.csv"),

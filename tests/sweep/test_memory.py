@@ -127,7 +127,10 @@ def test_stages_stored_after_halving_are_read_back(lm, tmp_path: Path) -> None:
     assert_close(run(lm()), one)
 
 
-def test_no_shortcut_is_used_where_trying_them_takes_too_much_memory() -> None:
+def test_no_shortcut_is_used_where_trying_them_takes_too_much_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEERLAB_CACHE", str(tmp_path))  # where no earlier process has tried them
     model = tiny_lm()
     model.engine = SmallEngine(model.engine, 1, "logits")  # type: ignore[misc]
     assert model.shortcuts.refused == {"every shortcut": "memory ran out while they were tried"}

@@ -312,7 +312,7 @@ def test_tower_projector_and_text_steered_together(backend: str) -> None:
     assert found.ids == expected
 
 
-class Scaled(MeanDifference):
+class Scaled(SteeringVector):
     """A vector scaled by the norms of some activations of each row."""
 
     required_activations: tuple[RequiredActivation, ...] = ()

@@ -171,7 +171,7 @@ def _fit_steerers(
         if isinstance(one, Steerer) and (one.oracle or (train is not None and one.is_fittable)):
             to_fit[name] = one
             continue
-        if isinstance(one, SteeringVector) and layers is not None and len(one.directions) > 1:
+        if isinstance(one, SteeringVector) and layers is not None and len(getattr(one, "directions_", ())) > 1:
             one = {site: one.part(site) for site in one.directions}  # a sweep over layers takes each by itself
         if isinstance(one, Mapping):
             ready += [(name, site, fitted) for site, fitted in _at_layers(model, name, one, layers).items()]
