@@ -3,8 +3,8 @@
 A `Steerer` names the activations that it requires of an unsteered input (`required_activations`), is fitted to what a
 model computes on data, or to `Activations` (`fit`), and returns `Intervention`s for a batch of inputs: a site, one
 vector per row, and optionally a gate per row or a function that computes the vectors from a state of the running model.
-`capture`, `generate`, `score`, `sweep` and `save` work with this interface alone, so a new method needs no change in
-any of them.
+`capture`, `generate`, `score`, `sweep` and `save_pretrained` work with this interface alone, so a new method needs no
+change in any of them.
 """
 
 from __future__ import annotations

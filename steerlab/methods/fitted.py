@@ -39,7 +39,7 @@ class RequiredActivation:
 
 
 class FittedMixin(Shareable, ABC):
-    """The fitted state of a steerer or detector, as `save` stores it; the defaults suit most methods.
+    """The fitted state of a steerer or detector, as `save_pretrained` stores it; the defaults suit most methods.
 
     Attributes:
         info_: the model and template it was fitted on (`provenance`).

@@ -30,7 +30,7 @@ def unique_sites(layers: Layers) -> tuple[Site, ...]:
 
 
 def storable(layers: Layers) -> Layer | tuple[Layer, ...]:
-    """The argument `layers` as `save` can write it: a range becomes a tuple."""
+    """The argument `layers` as `save_pretrained` can write it: a range becomes a tuple."""
     return tuple(layers) if isinstance(layers, Iterable) else layers
 
 

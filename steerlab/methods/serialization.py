@@ -36,7 +36,7 @@ Method = TypeVar("Method", bound=FittedMixin)
 
 
 def savable(cls: Class) -> Class:
-    """Class decorator: register a steerer, detector, frozen dataclass or module for `save` and `load_steerer`.
+    """Class decorator: register a steerer, detector, frozen dataclass or module, so that it can be saved and loaded.
 
     Example:
         >>> @savable
@@ -231,7 +231,7 @@ def _check_model(method: Any, manifest: dict[str, Any], model: Any, force: bool)
             continue
         may_differ = field in ("id", "template")
         if not may_differ or not (force or is_accepted(info, here)):
-            hint = " Pass force=True to use it all the same; `save` then stores that." if may_differ else ""
+            hint = " Pass force=True to use it all the same; `save_pretrained` then stores that." if may_differ else ""
             raise MismatchError(
                 f"this {name} was fitted on a model with {field} {theirs}; the model given has {ours}.{hint}"
             )
