@@ -100,12 +100,14 @@ def check_names(verb: str, given: Iterable[str], known: Collection[str], error: 
     """
     for name in given:
         meant = [_SYNONYMS[name]] if _SYNONYMS.get(name) in known else get_close_matches(name, known, 1, cutoff=0.8)
-        if name not in known and meant:
+        if name not in known and meant and meant[0] not in name:  # vLLM's enable_prefix_caching is no typing error
             raise error(f"{verb} has no option {name!r}: did you mean {meant[0]}?")
 
 
 def named_options(verb: Function) -> Function:
-    """Decorator: an unknown option of a function raises an error that says what was probably meant."""
+    """Decorator: an unknown option of a function, or of a class by its `__init__`, raises an error that says what was
+    probably meant.
+    """
     parameters = inspect.signature(verb).parameters
     if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
         return verb
@@ -113,9 +115,11 @@ def named_options(verb: Function) -> Function:
     @wraps(verb)
     def call(*args: Any, **options: Any) -> Any:
         unknown = [name for name in options if name not in parameters]
-        check_names(verb.__name__, unknown, parameters)
+        shown = type(args[0]).__name__ if verb.__name__ == "__init__" else verb.__name__
+        check_names(shown, unknown, parameters)
         if unknown:
-            raise SteerlabError(f"{verb.__name__} has no option {unknown[0]!r}; it has {', '.join(parameters)}")
+            known = ", ".join(one for one in parameters if one != "self")
+            raise SteerlabError(f"{shown} has no option {unknown[0]!r}; it has {known}")
         return verb(*args, **options)
 
     return call  # type: ignore[return-value]

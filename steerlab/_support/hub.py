@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
 
-from steerlab._support.checks import check_names
+from steerlab._support.checks import check_type, named_options
 from steerlab._support.files import storing, write_text
 from steerlab.errors import LoadError, SteerlabError, StorageError
 
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+_OURS = ["manifest.json", "README.md", "*.safetensors"]
 Shared = TypeVar("Shared", bound="Shareable")
 
 
@@ -22,12 +23,16 @@ class Shareable(ModelHubMixin, library_name="steerlab", tags=["steering-vectors"
     README.md beside them is the model card.
     """
 
-    if not TYPE_CHECKING:  # of a checker it would hide the arguments of `__init__`
+    # not None, or the mixin would keep the arguments for a config.json, which no checksum guards
+    _hub_mixin_config: Any = {}  # noqa: RUF012
 
-        def __new__(cls, *_: Any, **options: Any) -> Any:
-            """The mixin's would keep the arguments for a config.json, which no checksum guards."""
-            check_names(cls.__name__, options, inspect.signature(cls).parameters)
-            return object.__new__(cls)
+    def __init__(self) -> None:
+        """Nothing to set; nearer than the mixin's `__new__`, whose arguments would be taken for those of a method."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = named_options(cls.__init__)  # type: ignore[method-assign]
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write a folder that `from_pretrained` reads; what it held before is replaced at once or kept.
@@ -51,7 +56,11 @@ class Shareable(ModelHubMixin, library_name="steerlab", tags=["steering-vectors"
             folder.mkdir(parents=True, exist_ok=True)
             self._save_pretrained(folder)
             write_text(folder / "README.md", str(self.generate_model_card()))
+        for name in ("config", "model_card_kwargs"):  # the mixin's own; the manifest and the card are ours
+            options.pop(name, None)
         if not options.pop("push_to_hub", False):
+            if options:
+                raise SteerlabError(f"{', '.join(options)}: for push_to_hub=True, which was not given")
             return None
         return self.push_to_hub(options.pop("repo_id", None) or folder.name, **options)
 
@@ -89,7 +98,7 @@ class Shareable(ModelHubMixin, library_name="steerlab", tags=["steering-vectors"
 
         Args:
             place: a folder, or a repository of the hub, "user/name".
-            model, force: as in `load_steerer`.
+            model, force: as in `load_steerer`; of activations, only the weights are compared.
             hub: `revision`, `token`, `cache_dir`, `local_files_only` of the hub's download.
 
         Raises:
@@ -119,7 +128,8 @@ class Shareable(ModelHubMixin, library_name="steerlab", tags=["steering-vectors"
             base_model=base if base.count("/") == 1 else None,
         )
         rows = "\n".join(f"| {key} | {str(value).replace('|', '/')} |" for key, value in facts.items())
-        use = f'from steerlab import {name}\n\nloaded = {name}.from_pretrained("user/name", model)'
+        module = "steerlab.methods" if type(self).__module__.startswith("steerlab.methods") else type(self).__module__
+        use = f'from {module} import {name}\n\nloaded = {name}.from_pretrained("user/name", model)'
         text = f"A `{name}` of [steerlab](https://pypi.org/project/steerlab).\n\n| what | value |\n|---|---|\n{rows}"
         return ModelCard(f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{text}\n\n```python\n{use}\n```\n")
 
@@ -132,12 +142,17 @@ def find_folder(place: str | Path, **hub: Any) -> Path:
     """A folder as it is, or the downloaded snapshot of a repository of the hub.
 
     Raises:
-        LoadError: there is neither.
+        LoadError: there is neither, or options of the hub for a folder.
     """
+    check_type("the folder or repository", place, (str, Path), "its name, and then the model", LoadError)
+    unknown = sorted(set(hub) - set(_HUB_OPTIONS))
+    if unknown or (hub and Path(place).exists()):
+        why = "the hub takes " + ", ".join(_HUB_OPTIONS) if unknown else f"{str(place)!r} is a folder on this machine"
+        raise LoadError(f"{', '.join(unknown or hub)}: {why}")
     if Path(place).exists() or isinstance(place, Path) or place.count("/") != 1 or place.startswith((".", "/", "~")):
         return Path(place).expanduser()
     try:
-        return Path(snapshot_download(place, **hub))
+        return Path(snapshot_download(place, allow_patterns=_OURS, **hub))
     except Exception as error:
         raise LoadError(
             f"{place!r} is no folder here, and the hub gives no such repository ({_reason(error)}). Check the name, "

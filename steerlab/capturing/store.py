@@ -120,7 +120,7 @@ class Store:
         kept = f"{len(self._shards())} of {self.n_shards} shards are kept in {self.folder}"
         files.write_atomically(self._shard(number), lambda path: save_file({"values": contents}, path, metadata), kept)
 
-    def load(self, layers: Sequence[int | Site] | None = None) -> Activations:
+    def load(self, layers: int | Site | Sequence[int | Site] | None = None) -> Activations:
         """The activations at some layers (all by default), rows in the order of the data.
 
         Raises:
@@ -137,6 +137,7 @@ class Store:
         extra = sorted(shards - {self._shard(n) for n in range(self.n_shards)})
         if extra:
             raise MismatchError(f"{extra[0]} is no part of this capture, which has {self.n_shards} shards: delete it")
+        layers = [layers] if isinstance(layers, int | Site) else layers
         wanted = self.sites if layers is None else tuple(Site(x) if isinstance(x, int) else x for x in layers)
         absent = [str(site) for site in wanted if site not in self.sites]
         if absent:

@@ -52,6 +52,8 @@ class Contrast:
         check_type("position of a contrast", self.position, (str, int), "a position, such as 'answer' or -1")
         check_option("end_turn", self.end_turn, (True, False))
         check_option("whole_texts", self.whole_texts, (True, False))
+        if self.whole_texts and (self.suffix or self.end_turn):
+            raise DataError("a pair of whole texts is read as it is: leave suffix= and end_turn= out")
         if self.whole_texts and self.position == "answer":
             object.__setattr__(self, "position", "last")
         if not self.positive.strip() or not self.negative.strip():
@@ -75,7 +77,7 @@ class Example:
         prompt: the user's text, or messages, `[{"role": "user", "content": "Hi"}, ...]`, of which the last is the
             user's. "" for a pair of whole texts.
         contrast: the two answers, or None where nothing should change (the zero target of L2S).
-        id: unique within a data set; by default a fingerprint of the texts and images.
+        id: unique within a data set; by default a fingerprint of the other fields but `split` and `meta`.
         behavior: the wanted behavior class ("refuse", "defer", ...); "" where there is none.
         system: a system message, or None for the template's default.
         split: "train", "validation", "test" or "".
@@ -104,6 +106,8 @@ class Example:
             check_type(f"{name} of the example {self.id!r}", getattr(self, name), kinds, expected)
         if not isinstance(self.prompt, str) and not self.prompt:
             raise DataError("prompt=[]: a conversation has at least the user's message")
+        if self.contrast and self.contrast.whole_texts and (self.prompt or self.system or self.images):
+            raise DataError("a pair of whole texts has no prompt, system message or images: give whole_texts=False")
         for prompt in self.extra_prompts.values():
             as_text(prompt, f"extra_prompts of the example {self.id!r}: one")
         for image in self.images:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,6 @@ from steerlab.errors import DataError
 
 Data = Iterable[Any]  # texts, lists of messages, Examples, or the rows of a data frame or a Hugging Face data set
 _ANSWERS = ("positive", "negative")
-_FIELDS = ("id", "behavior", "system", "split")
 
 
 def as_examples(data: Data) -> list[Example]:
@@ -37,7 +37,7 @@ def as_examples(data: Data) -> list[Example]:
 
 
 def examples(
-    table: Any, *, prompt: str | None = None, positive: str | None = None, negative: str | None = None
+    table: Any, *, prompt: str | int | None = None, positive: str | int | None = None, negative: str | int | None = None
 ) -> list[Example]:
     """The rows of a pandas data frame or a Hugging Face data set as examples.
 
@@ -62,7 +62,10 @@ def examples(
     if columns is None:
         raise DataError(f"the table is {show(table)}: expected a pandas DataFrame or a Hugging Face Dataset")
     given = {"prompt": prompt, "positive": positive, "negative": negative}
-    named = {field: column or field for field, column in given.items() if column or field in columns}
+    named = {
+        field: field if column is None else str(column)
+        for field, column in given.items() if column is not None or field in columns
+    }  # fmt: skip
     missing = sorted({str(column) for column in named.values()} - set(columns))
     answers = [field for field in _ANSWERS if field in named]
     if missing or len(answers) == 1 or not named:
@@ -71,11 +74,12 @@ def examples(
             f"the {type(table).__name__} has the columns {columns}{lacking}: name those of the prompts and answers, "
             "steerlab.examples(table, prompt=..., positive=..., negative=...)"
         )
-    records = table.to_dict("records") if isinstance(table, pd.DataFrame) else [dict(row) for row in table]
+    frame = isinstance(table, pd.DataFrame)
+    records = table.rename(columns=str).to_dict("records") if frame else [dict(row) for row in table]
     return _with_ids(_as_row(record, named, columns) for record in records)
 
 
-def pairs(data: Iterable[Any], *, prompts: Sequence[Any] | None = None, behavior: str = "") -> list[Example]:
+def pairs(data: Iterable[Any], *, prompts: Iterable[Any] | None = None, behavior: str = "") -> list[Example]:
     """Pairs of texts, `(wanted, unwanted)`, as examples with a contrast.
 
     Example:
@@ -100,8 +104,11 @@ def pairs(data: Iterable[Any], *, prompts: Sequence[Any] | None = None, behavior
             "steerlab.examples(table, positive=..., negative=...)"
         )
     both = [_as_pair(item, number) for number, item in enumerate(data)]
+    if prompts is not None and (isinstance(prompts, str | Set) or _columns(prompts) is not None):
+        raise DataError(f"prompts={show(prompts)}: give a list of prompts in the order of the pairs")
     if prompts is None:
         return _with_ids(Example("", Contrast(*pair, whole_texts=True), behavior=behavior) for pair in both)
+    prompts = list(prompts)
     given = [_as_example(item, number) for number, item in enumerate(prompts)]
     if len(given) != len(both):
         raise DataError(f"there are {len(both)} pairs and {len(given)} prompts: give one prompt for each pair")
@@ -109,7 +116,7 @@ def pairs(data: Iterable[Any], *, prompts: Sequence[Any] | None = None, behavior
     return _with_ids(
         example.replace(
             contrast=Contrast(*pair), behavior=example.behavior or behavior,
-            id=example.id if isinstance(item, Example) else "",
+            id=example.id if isinstance(item, Example) and not _made_its_id(item) else "",
         )
         for item, example, pair in zip(prompts, given, both, strict=True)
     )  # fmt: skip
@@ -132,9 +139,13 @@ def _with_ids(rows: Iterable[Example]) -> list[Example]:
     numbered = []
     for row in rows:
         seen[row.id] += 1
-        made = row.id == row.replace(id="").id
-        numbered.append(row.replace(id=f"{row.id}/{seen[row.id]}") if made and seen[row.id] > 1 else row)
+        repeated = seen[row.id] > 1 and _made_its_id(row)
+        numbered.append(row.replace(id=f"{row.id}/{seen[row.id]}") if repeated else row)
     return check_examples(numbered)
+
+
+def _made_its_id(example: Example) -> bool:
+    return example.id == example.replace(id="").id
 
 
 def _as_example(item: object, number: int) -> Example:
@@ -166,7 +177,11 @@ def _as_row(record: Mapping[Any, Any], named: Mapping[str, str], columns: Sequen
     def text(column: str) -> str:
         return as_text(record[column], f"the column {column!r}: one")
 
-    fields: dict[str, Any] = {name: text(name) for name in _FIELDS if name in columns}
+    fields: dict[str, Any] = {name: text(name) for name in ("behavior", "split") if name in columns}
+    if "id" in columns:
+        fields["id"] = str(record["id"]) if isinstance(record["id"], Integral) else text("id")
+    if "system" in columns and isinstance(record["system"], str):  # a missing one is the template's default
+        fields["system"] = record["system"]
     prompt: Any = ""
     if "prompt" in named:
         prompt = record[named["prompt"]]

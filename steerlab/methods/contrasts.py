@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steerlab._support.checks import check_option
 from steerlab.capturing.activations import Activations
+from steerlab.data.example import Example
 from steerlab.errors import DataError
 from steerlab.methods.classes import as_names, check_contrasts_nonzero, contrast_table
 from steerlab.methods.layers import Layers
@@ -52,6 +53,15 @@ class ContrastEstimator(SteeringVector):
             check_contrasts_nonzero(contrasts, site)
             directions[site] = self.direction(acts, site, ids, contrasts).float()
         self._set_directions(directions)
+
+    def capture_options(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """The arguments of `capture` that give what `fit` reads of these examples."""
+        return super().capture_options(examples) | ({"layers": "all"} if isinstance(self.layers, str) else {})
+
+    @property
+    def contrasts_read_at(self) -> str | None:
+        """The position of the contrasts."""
+        return self.position
 
     @abstractmethod
     def direction(

@@ -179,7 +179,7 @@ def from_vllm_lens(request: Mapping[str, Any]) -> tuple[SteeringVector, float]:
     Raises:
         DataError: several vectors, or one that is compressed, rescaled, or added at some positions only.
     """
-    (one,) = _one_of(json.loads(request["apply_steering_vectors"]))
+    (one,) = _one_of(json.loads(request.get("apply_steering_vectors", "[]")))
     stored = one["activations"]
     shape = tuple(stored["shape"])
     if stored.get("compression") or stored["dtype"] != "float32" or one.get("norm_match") or len(shape) != 2:
@@ -217,12 +217,12 @@ def to_easysteer(
 
 
 def from_easysteer(steering: Mapping[str, Any]) -> tuple[SteeringVector, float]:
-    """The vector and alpha of the `steering` of a request to EasySteer.
+    """The vector and alpha of the `steering` of a request to EasySteer; not the positions at which it is added.
 
     Raises:
         DataError: several vectors, or one that is not added as it is.
     """
-    (one,) = _one_of(steering["vectors"])
+    (one,) = _one_of(steering.get("vectors", []))
     if one.get("algorithm", "direct") != "direct" or one.get("normalize") or "data" not in one:
         raise DataError("expected one vector with its data that is added as it is (algorithm 'direct')")
     rows = {
@@ -254,7 +254,10 @@ def _layers(model: Model | None, given: SteeringVector | Vectors) -> dict[int, T
     """The vectors by layer, of outputs of blocks that the model has."""
     found = _vector(given, None if model is None else model.n_layers).directions
     if model is not None:
-        found = {model.site(site): values for site, values in found.items()}
+        resolved: dict[Site, Tensor] = {}
+        for site, values in found.items():  # -1 and the number of the last layer are one site, where both are added
+            resolved[model.site(site)] = resolved.get(model.site(site), torch.zeros_like(values)) + values
+        found = resolved
     wrong = [site for site in found if not str(site).isdigit()]
     if wrong:
         raise SteeringError(f"there is a vector at {wrong[0]}: other tools steer outputs of blocks, counted from 0")

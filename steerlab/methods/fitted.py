@@ -57,6 +57,11 @@ class FittedMixin(Shareable, ABC):
         """What must be captured of each unsteered input; () for methods that read nothing."""
         return ()
 
+    @property
+    def contrasts_read_at(self) -> str | None:
+        """The position at which both answers of a contrast are read; None: that of each contrast."""
+        return None
+
     def fit(self: Fitted, model: Model | Activations, data: Data | None = None, **options: Any) -> Fitted:
         """Fit to what a model computes on data, or to activations that were captured before; returns self.
 
@@ -122,8 +127,11 @@ class FittedMixin(Shareable, ABC):
                 f"{self.name} reads the prompt of each input, and a pair of whole texts has none: give "
                 "steerlab.pairs(..., prompts=[...])"
             )
-        where = "context" if any(example.contrast for example in examples) else "positions"
-        return {"layers": sites or "all", where: positions, "progress": False}
+        options: dict[str, Any] = {"layers": sites or "all", "progress": False}
+        if not any(example.contrast for example in examples):
+            return options | {"positions": positions}
+        read_at = {} if self.contrasts_read_at is None else {"positions": [self.contrasts_read_at]}
+        return options | {"context": positions} | read_at
 
     def __repr__(self) -> str:
         shown = []

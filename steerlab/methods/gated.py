@@ -98,6 +98,7 @@ class Gated(Steerer):
         self.detector.fit(acts)
         if self.is_fittable:
             self.steerer.fit(acts)
+        self._shared_info()  # refuses a vector made on another model
         self._set_sites()
 
     def capture_options(self, examples: Sequence[Example]) -> dict[str, Any]:

@@ -21,9 +21,7 @@ def unique_sites(layers: Layers) -> tuple[Site, ...]:
         DataError: no layer, or one layer twice.
     """
     given = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
-    sites = tuple(Site.of(one) for one in given)
-    for site in sites:
-        as_whole("layers: one", site.layer, None)
+    sites = tuple(Site.of(_as_layer(one)) for one in given)
     if not sites or len(set(sites)) < len(sites):
         raise DataError(f"layers={layers}: give at least one layer, each once")
     return sites
@@ -31,7 +29,13 @@ def unique_sites(layers: Layers) -> tuple[Site, ...]:
 
 def storable(layers: Layers) -> Layer | tuple[Layer, ...]:
     """The argument `layers` as `save_pretrained` can write it: a range becomes a tuple."""
-    return tuple(layers) if isinstance(layers, Iterable) else layers
+    return tuple(map(_as_layer, layers)) if isinstance(layers, Iterable) else _as_layer(layers)
+
+
+def _as_layer(layer: Layer) -> Layer:
+    """A layer with Python's own number: those out of a data frame are NumPy's."""
+    as_whole("layers: one", layer.layer if isinstance(layer, Site) else layer, None)
+    return layer if isinstance(layer, Site) else int(layer)
 
 
 class MultiSiteSteerer(Steerer):
@@ -50,4 +54,4 @@ class MultiSiteSteerer(Steerer):
     def with_layer(self, layer: Layer) -> Steerer:
         """An unfitted steerer with the same settings for one layer."""
         options = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name != "layers"}
-        return type(self)(layer, **options)
+        return type(self)(layer, **options)  # type: ignore[call-arg]

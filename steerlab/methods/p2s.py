@@ -49,6 +49,11 @@ class P2S(Steerer):
         self.layer, self.position, self.zero_behaviors = layer, position, zero_behaviors
         self.site = Site.of(layer)
 
+    @property
+    def contrasts_read_at(self) -> str | None:
+        """The position of the contrasts."""
+        return self.position
+
     def fit_activations(self, acts: Activations) -> None:
         """Store the contrast of every example."""
         ids, self.table_ = contrast_table(acts, self.site, self.position, self.zero_behaviors)

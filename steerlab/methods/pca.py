@@ -18,9 +18,8 @@ from steerlab.models.sites import Site
 class PCA(ContrastEstimator):
     """Steer every input along the direction in which the two answers of the examples differ most.
 
-    The contrasts are not centered: with each contrast taken in both directions, as the two answers have no order, their
-    mean is zero. The sign is that of the mean contrast along the component, and its length too, so alpha means the same
-    as with `MeanDifference`; `unit()` gives the component itself.
+    The contrasts are not centered, so their mean counts. The vector has the sign and the length of the mean contrast
+    along the component, so alpha means the same as with `MeanDifference`; `unit()` gives the component itself.
 
     Example:
         >>> pca = PCA("all").fit(model, pairs)

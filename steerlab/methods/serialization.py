@@ -174,6 +174,8 @@ def deserialize(data: Any, tensors: dict[str, Tensor]) -> Any:
             f"the artifact holds a {name!r}, known are {', '.join(sorted(_classes))}; import its module first"
         )
     cls = _classes[name]
+    if unknown := sorted(set(data["arguments"]) - set(inspect.signature(cls).parameters)):
+        raise MismatchError(f"the artifact gives {name} the argument {unknown[0]!r}, which it does not have")
     value = cls(**{k: deserialize(v, tensors) for k, v in data["arguments"].items()})
     if isinstance(value, FittedMixin | nn.Module):
         value.load_state_dict({k: deserialize(v, tensors) for k, v in state.items()})

@@ -112,7 +112,8 @@ class SteeringVector(MultiSiteSteerer):
         numbers = [float(vector.double().norm()) for vector in self.directions_.values()]
         norms = f"norm {numbers[0]:.3g}" if len(numbers) == 1 else f"norms {min(numbers):.3g} to {max(numbers):.3g}"
         layers, name = ", ".join(map(str, self.directions_)), type(self).__name__
-        return f"{name}(layer {layers}; {self.info_['hidden_size']} wide, {norms}; {self._origin})"
+        width = len(next(iter(self.directions_.values())))
+        return f"{name}(layer {layers}; {width} wide, {norms}; {self._origin})"
 
     def _repr_html_(self) -> str:
         found = getattr(self, "directions_", {})
@@ -213,13 +214,14 @@ class SteeringVector(MultiSiteSteerer):
     def _set_directions(self, directions: dict[Site, Tensor]) -> None:
         self.directions_ = directions
         self.sites = tuple(directions)
+        vars(self).pop("site", None)  # of an earlier fit
         if len(directions) == 1:
             self.site = self.sites[0]
 
     def _with(self, directions: Mapping[Site, Tensor]) -> SteeringVector:
         """Other vectors of the same origin."""
         made = SteeringVector(directions)
-        made.info_ = dict(self.info_)
+        made.info_ = dict(getattr(self, "info_", made.info_))
         return made
 
     def _by_layer(self, numbers: Mapping[Site, float]) -> float | pd.Series:
@@ -235,9 +237,13 @@ class SteeringVector(MultiSiteSteerer):
         sites = sorted({*self.directions_, *other.directions_})
         zero = torch.zeros_like(next(iter(self.directions_.values())))
         mine, theirs = self.directions_, other.directions_
-        return (self if "model" in self.info_ else other)._with(
-            {site: function(mine.get(site, zero), theirs.get(site, zero)) for site in sites}
-        )
+        made = SteeringVector({site: function(mine.get(site, zero), theirs.get(site, zero)) for site in sites})
+        made.info_ = _shared_origin(self.info_, other.info_)
+        return made
+
+    def __radd__(self, other: int) -> SteeringVector:
+        """What `sum` begins with is 0."""
+        return self._with(self.directions) if isinstance(other, int) and other == 0 else NotImplemented
 
     def _check_combines(self, other: SteeringVector) -> None:
         check_type("the other vector", other, SteeringVector, "a SteeringVector", SteeringError)
@@ -278,6 +284,22 @@ def as_steerer(given: object, n_layers: int | None = None) -> Steerer:
             f"the vector has shape {tuple(given.shape)} and does not say its layer: give {{layer: vector}}{rows}"
         )
     raise SteeringError(f"steerer is {show(given)}: expected a fitted Steerer, or vectors by layer, {{15: tensor}}")
+
+
+def _shared_origin(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Where a sum comes from: that of the part that was fitted; of two, what they have in common.
+
+    Raises:
+        MismatchError: they were fitted with two chat templates.
+    """
+    if "model" not in one or "model" not in other:
+        return dict(other if "model" in other else one)
+    templates = [info["template"] for info in (one, other) if info.get("template")]
+    if len(templates) == 2 and templates[0] != templates[1]:
+        raise MismatchError("the vectors were fitted with two chat templates: their states differ in meaning")
+    accepted = sorted({*one.get("accepted_models", ())} & {*other.get("accepted_models", ())})
+    common = {key: value for key, value in one.items() if key in other and other[key] == value}
+    return common | ({"template": templates[0]} if templates else {}) | {"accepted_models": accepted}
 
 
 def _as_vector(site: Site, vector: object) -> Float[Tensor, " hidden"]:

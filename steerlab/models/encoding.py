@@ -249,7 +249,9 @@ def _check_arguments(
         need = "messages need a chat template; load the model with chat=True or pass plain text"
         raise EncodingError(f"the prompt is {show(prompt)}: {need}")
     if isinstance(prompt, str) and not prompt.strip():
-        raise EncodingError(f"the prompt {name!r} is empty")
+        raise EncodingError(
+            f"the prompt {name!r} is empty; a pair of whole texts has none: give steerlab.pairs(..., prompts=[...])"
+        )
 
 
 def _first_difference(

@@ -112,7 +112,9 @@ def load(
     """
     taken = {name: options.pop(name, default) for name, default in _OPTIONS.items()}
     backend, device_map, quantization_config = (taken[k] for k in ("backend", "device_map", "quantization_config"))
-    check_names("load", options, ["name", "revision", "device", "dtype", "tokenizer", "processor", *_OPTIONS])
+    check_names(
+        "load", options, ["name", "revision", "device", "dtype", "tokenizer", "processor", *_OPTIONS], LoadError
+    )
     for option, given in (("check", check), ("prefix_caching", taken["prefix_caching"])):
         check_option(option, given, (True, False), LoadError)
     check_option("chat", chat, (None, True, False), LoadError)

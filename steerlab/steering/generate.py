@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
-from steerlab._support.checks import as_number, as_seed, as_whole, check_names
+from steerlab._support.checks import as_number, as_seed, as_whole, check_names, check_type
 from steerlab._support.display import as_html
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, EncodingError, SteeringError, SteerlabError
@@ -78,6 +78,7 @@ class Generations(Sequence[str]):
         Raises:
             DataError: the other texts are of other inputs.
         """
+        check_type("the texts to compare with", before, Generations, "what steerlab.generate returned")
         if self.example_ids != before.example_ids or self.prompts != before.prompts:
             raise DataError("these texts are of other inputs: compare two calls with the same prompts")
         columns = {"prompt": self.prompts, "before": before.texts, "after": self.texts}
@@ -114,8 +115,8 @@ def generate(
     Args:
         model: from `steerlab.load`.
         data: prompts: texts, messages, Examples, or a table with a column "prompt".
-        steer: steerers; None takes the steering of the enclosing `with steerlab.steer(...)` (none outside one), and
-            `()` none at all.
+        steer: steerers, or vectors by layer (`{15: tensor}`, or a tensor with a row for each layer). None takes the
+            steering of the enclosing `with steerlab.steer(...)` (none outside one), and `()` none at all.
         alpha, positions, scale: as in `steer`.
         max_new_tokens, batch_size: limits of each text and each forward.
         seed: of sampling; the caller's random state is restored. With `do_sample=True` the rows of a batch draw from

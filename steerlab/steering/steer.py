@@ -102,7 +102,8 @@ def steer(
 
     Args:
         model: from `steerlab.load`.
-        steerer: a fitted steerer, or several; `Request(steerer, alpha, positions)` sets alpha and positions of one.
+        steerer: a fitted steerer, or vectors by layer (`{15: tensor}`), or several;
+            `Request(steerer, alpha, positions)` sets alpha and positions of one.
         alpha: strength, one number or one per input; 0 leaves the model bit-identical.
         positions: where to add the vectors (see `steerlab.models.positions`); None: each method's
             `default_positions` ("all" for most, "prompt" for AlphaSteer and AdaSteer).

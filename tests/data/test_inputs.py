@@ -51,6 +51,16 @@ def test_equal_pairs_and_rows_get_ids_of_their_own() -> None:
     other = pairs([("Aye!", "I am.")], prompts=["Who are you?"])
     assert {one.id for one in other}.isdisjoint(one.id for one in twice), "the same number is no shared input"
     assert pairs([("a", "b")], prompts=[Example("c", id="mine", behavior="d")])[0].id == "mine"
+    one = Example("c")
+    assert len({row.id for row in pairs([("a", "b"), ("b", "a")], prompts=[one, one])}) == 2
+    assert [row.prompt for row in pairs([("a", "b")] * 2, prompts=(text for text in "cd"))] == ["c", "d"]
+
+
+def test_numbered_columns_whole_number_ids_and_missing_systems_are_read() -> None:
+    frame = pd.DataFrame([["Is it late?", "Arr!", "Yes."]])
+    assert examples(frame, prompt=0, positive=1, negative=2)[0].prompt == "Is it late?"
+    found = examples(pd.DataFrame({"prompt": ["a", "b"], "id": [7, 8], "system": [None, "Be brief."]}))
+    assert [(one.id, one.system) for one in found] == [("7", None), ("8", "Be brief.")]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +88,11 @@ def test_equal_pairs_and_rows_get_ids_of_their_own() -> None:
         (lambda: pairs([("a", "a")]), "zero vector"),
         (lambda: pairs([]), "empty"),
         (lambda: pairs([("a", "b")], prompts=[]), "1 pairs and 0 prompts"),
+        (lambda: pairs([("a", "b")], prompts="Q?"), "a list of prompts in the order"),
+        (lambda: pairs([("a", "b")], prompts={"c"}), "a list of prompts in the order"),
+        (lambda: pairs([("a", "b")], prompts=FRAME), "a list of prompts in the order"),
+        (lambda: Contrast("a", "b", suffix="c", whole_texts=True), "leave suffix= and end_turn= out"),
+        (lambda: Example("c", Contrast("a", "b", whole_texts=True)), "has no prompt"),
     ],
 )
 def test_what_is_no_data_is_refused_with_what_would_do(call: Any, message: str) -> None:

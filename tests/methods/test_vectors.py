@@ -164,6 +164,21 @@ def test_an_unfitted_estimator_of_all_layers_is_not_saved(tmp_path: Path) -> Non
         MeanDifference().save_pretrained(tmp_path)
 
 
+def test_a_second_fit_of_all_layers_reads_all_layers_again() -> None:
+    model, pairs = tiny_lm("llama"), steerlab.pairs([("Arr me", "Well, I"), ("Aye", "Nay")], prompts=["How?", "What?"])
+    mean = MeanDifference().fit(steerlab.capture(model, pairs, layers=[0], progress=False))
+    assert mean.site == Site(0)
+    assert mean.fit(model, pairs).sites == tuple(map(Site, range(model.n_layers))) and not hasattr(mean, "site")
+    assert MeanDifference(1, position="first_difference").fit(model, pairs).info_["positions"] == ["first_difference"]
+
+
+def test_a_gate_refuses_to_be_fitted_on_another_model_than_its_vector() -> None:
+    gated = Gated(2 * MeanDifference(3).fit(ACTS), LinearProbe(3, positive=["refuse"]))
+    other = make_acts(torch.randn(8, D), None, behaviors=["refuse", "answer"] * 4, model="n", weights="x")
+    with pytest.raises(MismatchError):
+        gated.fit(other)
+
+
 def test_a_sweep_takes_the_layers_of_a_vector_one_by_one_if_it_names_them() -> None:
     model = tiny_lm("llama")
     rows = torch.randn(model.n_layers, model.hidden_size, generator=DRAW)
@@ -176,7 +191,7 @@ def test_a_sweep_takes_the_layers_of_a_vector_one_by_one_if_it_names_them() -> N
     each = swept(rows, layers="all")
     for layer in range(model.n_layers):
         assert each[layer, 1.0] == pytest.approx(swept({layer: rows[layer]})[layer, 1.0], abs=1e-5)
-    assert swept(rows)[0, 1.0] not in each.values(), "without layers, all are steered at once"
+    assert swept(rows)["0, 1, 2, 3", 1.0] not in each.values(), "without layers, all are steered at once"
     train = steerlab.pairs([("Arr me", "Well, I"), ("Aye", "Nay")], prompts=["How?", "What?"])
     fitted = swept(MeanDifference(), train=train)
     assert {layer for layer, _ in fitted} == set(range(model.n_layers))

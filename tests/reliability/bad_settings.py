@@ -250,6 +250,7 @@ def _vectors() -> list[Case]:
         ("requires_grad", lambda w: (steered(w, h.clone().requires_grad_()), steered(w, h)), lambda r: same(*r)),
         ("a view", lambda w: (steered(w, torch.stack([h, h], 1)[:, 0]), steered(w, h)), lambda r: same(*r)),
         ("an array", lambda w: (w.generate(steer={1: h.numpy()}), steered(w, h)), lambda r: same(*r)),
+        ("a layer out of a frame", lambda w: MeanDifference(np.int64(1)).fit(w.acts).layers, lambda r: type(r) is int),
         ("a row for each layer", lambda w: (w.generate(steer=torch.stack([h * 0, h, h * 0, h * 0])), steered(w, h)),
          lambda r: same(*r)),
         ("changed afterwards", lambda w: _changed_afterwards(w, h.clone()), lambda r: same(*r)),

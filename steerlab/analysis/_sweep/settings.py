@@ -43,7 +43,10 @@ class Setting(BatchedSetting):
 
     @property
     def layer(self) -> int | str:
-        """The layer's number, or the site where it is not a block's output."""
+        """The layer's number, or the site where it is not a block's output; all of them where there are several."""
+        sites = dict.fromkeys(one.site for one in self.interventions)
+        if len(sites) > 1:
+            return ", ".join(map(str, sites))
         return self.site.layer if str(self.site).isdigit() else str(self.site)
 
     @property

@@ -101,6 +101,11 @@ class AlphaSteer(MultiSiteSteerer):
     def _states(self) -> tuple[RequiredActivation, ...]:
         return tuple(RequiredActivation(site, self.position) for site in self.sites)
 
+    @property
+    def contrasts_read_at(self) -> str | None:
+        """The position of the contrasts."""
+        return self.contrast_position
+
     def fit_activations(self, acts: Activations) -> None:
         """Learn the map of every site, each from unsteered states."""
         self._check_settings()

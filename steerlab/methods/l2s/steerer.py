@@ -93,6 +93,11 @@ class L2S(Steerer):
         layer = self.site if self.context_layer is None else self.context_layer
         return (RequiredActivation(Site.of(layer), self.context_position),)
 
+    @property
+    def contrasts_read_at(self) -> str | None:
+        """The position of the contrasts."""
+        return self.position
+
     def fit_activations(self, acts: Activations) -> None:
         """Train the net on all examples; only activations are needed, no model."""
         config = self._training_config()
