@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from steerlab.errors import SteeringError
-from steerlab.models.interventions import Edit, apply_edits, check_edits, last_column
+from steerlab.models.interventions import Edit, EditStats, apply_edits, check_edits, last_column
 from steerlab.models.sites import Site
 from steerlab.models.versions import CACHE_NAMES
 
@@ -196,3 +196,19 @@ def test_last_column_reads_the_cache_under_every_name_it_has_had(name: str) -> N
         last_column({"input_ids": one, "renamed_once_more": cache}, 5)
     with pytest.raises(SteeringError, match="a cache that does not count its columns"):
         last_column({"input_ids": one, name: DynamicCache()}, 5)
+
+
+def test_stats_of_two_forwards_add_up() -> None:
+    stats, h = EditStats(), torch.full((1, 2, 4), 2.0)
+    for _ in range(2):
+        stats.add(torch.ones(1, 4), h, torch.tensor([[True, True]]))
+    assert stats.totals() == (4, pytest.approx(4 * 0.5))
+
+
+def test_an_edit_of_one_rows_generated_tokens_is_no_noop() -> None:
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+
+    def is_noop(*rows: bool) -> bool:
+        return Edit(torch.ones(2, 4), nothing, True, row_mask=torch.tensor(rows)).is_noop
+
+    assert not is_noop(True, False) and is_noop(False, False)

@@ -4,7 +4,7 @@ import pytest
 from reference import questions, vectors
 
 from steerlab import Site, SteeringVector, sweep
-from steerlab.analysis._sweep.plan import SettingBatch
+from steerlab.analysis._sweep.plan import TOKENS, AnswerForwards, SettingBatch, _bytes_per_input
 from steerlab.models.model import Model
 
 
@@ -37,3 +37,26 @@ def test_plan_says_what_restarts_and_what_it_does_without(lm) -> None:
     blocks, first = {"v": vectors(model)}, {"v": SteeringVector({Site(0, "block_in"): random})}
     texts = [sweep(model, questions(), one, alphas=[1.0], dry_run=True).explain() for one in (blocks, first)]
     assert ["restarts at the cached output" in text for text in texts] == [True, False]
+
+
+def planned(model: Model, positions: str) -> AnswerForwards:
+    plan = sweep(model, questions(), {"v": vectors(model)}, alphas=[0.0, 1.0], positions=positions, dry_run=True)
+    assert plan.answers is not None
+    return plan.answers
+
+
+def test_a_prefix_is_cached_from_four_columns_on(lm) -> None:
+    for column, cut in ((3, 0), (4, 4), (5, 5)):
+        assert {group.cut for group in planned(lm(), f"prompt[{column}]").groups} == {cut}
+    assert "whole rows, as the prompt is steered from its beginning on" in planned(lm(), "all").explain()
+
+
+def test_rows_of_a_forward_and_bytes_of_an_input_follow_from_the_longest_input(lm) -> None:
+    model: Model = lm()
+    answers = planned(model, "last+generated")
+    tail = max(group.tail for group in answers.groups)
+    assert answers.rows_per_forward == max(1, TOKENS["cpu"] // tail)
+    longest = max(len(row) for variant in answers.rows.variants for row in variant)
+    cached = model.shortcuts.numbers_per_token * (longest - tail)
+    states = model.n_layers * tail * len(answers.rows.variants) * model.hidden_size
+    assert _bytes_per_input(model, answers.settings, answers.rows, tail) == (cached + states) * 4  # float32

@@ -129,6 +129,8 @@ def test_contrast_is_read_once_and_store_keeps_the_part(tmp_path: Path) -> None:
     acts = read(model, rows, TOWER, reduce="none")
     assert set(acts.index["side"]) == {"prompt"} and set(acts.index["position"]) == {"images"}
     assert set(acts.index["n_tokens"]) == {1}, "each row is one patch"
+    means = read(model, rows, TOWER).index
+    assert set(means["column"]) == set(means["token"]) == {-1}, "a mean is of no single patch"
     assert torch.equal(acts.values, read(model, [r.replace(contrast=None) for r in rows], TOWER, reduce="none").values)
     options: dict[str, Any] = {"layers": list(TOWER), "reduce": "none", "batch_size": 2, "progress": False}
     store = capture(model, rows, folder=tmp_path, **options)
