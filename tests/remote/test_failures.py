@@ -38,8 +38,8 @@ class InModel(Steerer):
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self.function, self.site = function, steerlab.Site(1)
 
-    def fit(self, acts: steerlab.Activations) -> Steerer:
-        return self
+    def fit_activations(self, acts: steerlab.Activations) -> None:
+        pass
 
     def vectors(self, context: Context) -> Tensor:
         raise NotImplementedError
