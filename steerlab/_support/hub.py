@@ -83,8 +83,8 @@ class Shareable(ModelHubMixin, library_name="steerlab", tags=["steering-vectors"
             raise
         except Exception as error:  # whichever client of HTTP the hub's library uses raises its own
             raise StorageError(
-                f"{repo_id!r} could not be pushed to the hub ({_reason(error)}): nothing was changed there. Check the "
-                "name and the network, and log in with `hf auth login` or token="
+                f"{repo_id!r} could not be pushed to the hub ({first_line(error)}): nothing was changed there. Check "
+                "the name and the network, and log in with `hf auth login` or token="
             ) from error
 
     @classmethod
@@ -155,10 +155,11 @@ def find_folder(place: str | Path, **hub: Any) -> Path:
         return Path(snapshot_download(place, allow_patterns=_OURS, **hub))
     except Exception as error:
         raise LoadError(
-            f"{place!r} is no folder here, and the hub gives no such repository ({_reason(error)}). Check the name, "
+            f"{place!r} is no folder here, and the hub gives no such repository ({first_line(error)}). Check the name, "
             "and log in with `hf auth login` or token= for a private one"
         ) from error
 
 
-def _reason(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of the hub says, without its details; its class if it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from steerlab._support.checks import as_whole, check_type
+from steerlab._support.display import notebook_html
 from steerlab._support.progress import bar as progress_bar
 from steerlab.analysis._sweep.plan import AnswerForwards, plan_answers
 from steerlab.analysis._sweep.rows import SweepRows, encode_answers
@@ -76,7 +76,7 @@ class SweepPlan:
         return f"SweepPlan({len(self.settings)} settings x {len(self.examples)} inputs on {self.model.id})"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p><pre>{html.escape(self.explain())}</pre>"
+        return notebook_html(self, self.explain())
 
     def explain(self) -> str:
         """The forwards and their cost in forward-equivalents, in words; after `run` also what was spent."""

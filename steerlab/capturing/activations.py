@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.display import as_html
+from steerlab._support.display import notebook_html
 from steerlab._support.hub import Shareable
 from steerlab.errors import ActivationError, DataError
 from steerlab.models.sites import Site
@@ -90,7 +89,7 @@ class Activations(Shareable):
 
     def _repr_html_(self) -> str:
         groups = self.index.groupby(["side", "position", "behavior", "split"], sort=False)
-        return f"<p>{html.escape(repr(self))}</p>{as_html(groups.size().rename('rows').reset_index())}"
+        return notebook_html(self, groups.size().rename("rows").reset_index())
 
     def _save_pretrained(self, save_directory: Path) -> None:
         from steerlab.capturing.store import save  # which reads and writes activations

@@ -30,7 +30,7 @@ def as_examples(data: Data) -> list[Example]:
     """
     if _columns(data) is not None:
         return examples(data)
-    if isinstance(data, str | bytes | Mapping | Set | Example) or not isinstance(data, Iterable):
+    if _is_unordered(data):
         what = f"one string, {data[:40]!r}" if isinstance(data, str) else show(data)
         raise DataError(f"the data are {what}: give a list of prompts or Examples, [prompt] for one")
     return check_examples(_as_example(item, number) for number, item in enumerate(data))
@@ -98,13 +98,13 @@ def pairs(data: Iterable[Any], *, prompts: Iterable[Any] | None = None, behavior
     Raises:
         DataError: something that is no pair of two different texts, or not one prompt for each pair.
     """
-    if isinstance(data, str | bytes | Mapping | Set) or _columns(data) is not None or not isinstance(data, Iterable):
+    if _is_unordered(data) or _columns(data) is not None:
         raise DataError(
             f"the pairs are {show(data)}: give a list, [('wanted text', 'unwanted text'), ...]; of a table, "
             "steerlab.examples(table, positive=..., negative=...)"
         )
     both = [_as_pair(item, number) for number, item in enumerate(data)]
-    if prompts is not None and (isinstance(prompts, str | Set) or _columns(prompts) is not None):
+    if prompts is not None and (_is_unordered(prompts) or _columns(prompts) is not None):
         raise DataError(f"prompts={show(prompts)}: give a list of prompts in the order of the pairs")
     if prompts is None:
         return _with_ids(Example("", Contrast(*pair, whole_texts=True), behavior=behavior) for pair in both)
@@ -120,6 +120,11 @@ def pairs(data: Iterable[Any], *, prompts: Iterable[Any] | None = None, behavior
         )
         for item, example, pair in zip(prompts, given, both, strict=True)
     )  # fmt: skip
+
+
+def _is_unordered(data: object) -> bool:
+    """Whether something is no series of items in an order."""
+    return isinstance(data, str | bytes | Mapping | Set | Example) or not isinstance(data, Iterable)
 
 
 def _columns(data: object) -> list[str] | None:

@@ -117,8 +117,6 @@ class Steerer(FittedMixin):
     sites: tuple[Site, ...]
     #: whether it must be fitted to the same inputs that it steers
     oracle: bool = False
-    #: whether `fit` has anything to learn; a vector made by hand has not
-    is_fittable: bool = True
     #: which tokens are steered if a request gives no positions
     default_positions: Positions = "all"
 

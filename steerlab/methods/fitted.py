@@ -46,6 +46,8 @@ class FittedMixin(Shareable, ABC):
     """
 
     info_: dict[str, Any]
+    #: whether `fit` has anything to learn; a vector made by hand has not
+    is_fittable: bool = True
 
     @property
     def name(self) -> str:
@@ -137,9 +139,8 @@ class FittedMixin(Shareable, ABC):
         shown = []
         for name, one in inspect.signature(type(self)).parameters.items():
             value = getattr(self, name, None)
-            if (
-                isinstance(value, (*_PLAIN, FittedMixin)) and value != one.default
-            ):  # tensors and tables have no place in a line
+            fits_a_line = isinstance(value, (*_PLAIN, FittedMixin))  # tensors and tables do not
+            if fits_a_line and value != one.default:
                 shown.append(f"{name}={value!r}")
         parts = [", ".join(shown)] if shown else []
         return f"{type(self).__name__}({'; '.join([*parts, self._origin])})"

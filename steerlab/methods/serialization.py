@@ -66,7 +66,7 @@ def save(method: FittedMixin, folder: str | Path) -> Path:
     """
     folder, tensors = Path(folder), dict[str, Tensor]()
     manifest: dict[str, Any] = {"schema": SCHEMA, "steerer": serialize(method, tensors, "steerer")}
-    if not tensors and (isinstance(method, Detector) or getattr(method, "is_fittable", True)):
+    if not tensors and method.is_fittable:
         raise ActivationError(f"this {type(method).__name__} is not fitted: call fit(acts) before save")
     content = tensor_bytes(tensors)
     site = getattr(method, "site", None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steerlab._support.checks import as_number, check_type, show
-from steerlab._support.display import as_html
+from steerlab._support.display import notebook_html
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted, repeat_vector
@@ -116,10 +115,8 @@ class SteeringVector(MultiSiteSteerer):
         return f"{name}(layer {layers}; {width} wide, {norms}; {self._origin})"
 
     def _repr_html_(self) -> str:
-        found = getattr(self, "directions_", {})
-        norms = {str(site): float(vector.double().norm()) for site, vector in found.items()}
-        frame = pd.DataFrame({"layer": list(norms), "norm": list(norms.values())})
-        return f"<p>{html.escape(repr(self))}</p>{as_html(frame, 60)}"
+        norms = {str(site): float(vector.double().norm()) for site, vector in getattr(self, "directions_", {}).items()}
+        return notebook_html(self, pd.DataFrame({"layer": list(norms), "norm": list(norms.values())}), 60)
 
     def unit(self) -> SteeringVector:
         """The vectors with norm 1.
@@ -227,8 +224,7 @@ class SteeringVector(MultiSiteSteerer):
     def _by_layer(self, numbers: Mapping[Site, float]) -> float | pd.Series:
         if len(numbers) == 1:
             return next(iter(numbers.values()))
-        layers = [site.layer if str(site).isdigit() else str(site) for site in numbers]
-        return pd.Series(list(numbers.values()), pd.Index(layers, name="layer"))
+        return pd.Series(list(numbers.values()), pd.Index([site.label for site in numbers], name="layer"))
 
     def _combined(self, other: SteeringVector, function: Callable[[Tensor, Tensor], Tensor]) -> SteeringVector:
         if not isinstance(other, SteeringVector):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from steerlab._support.checks import check_names, check_option, show
+from steerlab._support.hub import first_line
 from steerlab.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
@@ -112,9 +114,7 @@ def load(
     """
     taken = {name: options.pop(name, default) for name, default in _OPTIONS.items()}
     backend, device_map, quantization_config = (taken[k] for k in ("backend", "device_map", "quantization_config"))
-    check_names(
-        "load", options, ["name", "revision", "device", "dtype", "tokenizer", "processor", *_OPTIONS], LoadError
-    )
+    check_names("load", options, [*inspect.signature(load).parameters, *_OPTIONS], LoadError)
     for option, given in (("check", check), ("prefix_caching", taken["prefix_caching"])):
         check_option(option, given, (True, False), LoadError)
     check_option("chat", chat, (None, True, False), LoadError)
@@ -214,10 +214,10 @@ def _on_hub(name: str, revision: str | None, shared: dict[str, Any]) -> _Source:
         with suppress(ValueError):  # the name is not even the form of a hub id
             if isinstance(try_to_load_from_cache(name, "config.json", shared.get("cache_dir"), revision), str):
                 return _Source(name, name, options=options | {"local_files_only": True})
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise LoadError(
             f"no model {name!r} (revision {revision!r}): it is not in the cache in HF_HOME, and {constants.ENDPOINT} "
-            f"answers: {reason}. Check spelling and network, set HF_TOKEN for a gated model, or give {_OFFLINE}"
+            f"answers: {first_line(error)}. Check spelling and network, set HF_TOKEN for a gated model, or give "
+            f"{_OFFLINE}"
         ) from error
     return _Source(name, name, options=options)
 

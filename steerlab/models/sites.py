@@ -47,6 +47,11 @@ class Site:
         """Sorts sites in the order in which a forward passes them."""
         return PARTS.index(self.part), self.layer, POINTS.index(self.point)
 
+    @property
+    def label(self) -> int | str:
+        """The layer's number, or the site's name where it is not a block's output; for tables."""
+        return self.layer if str(self).isdigit() else str(self)
+
     def resolve(self, n_layers: int) -> Site:
         """This site with a non-negative layer, refused when the model has no such block."""
         if not -n_layers <= self.layer < n_layers:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin
 
 from steerlab._support.checks import as_number, as_seed, as_whole, check_names, check_type
-from steerlab._support.display import as_html
+from steerlab._support.display import notebook_html
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, EncodingError, SteeringError, SteerlabError
 from steerlab.models.beam_images import check_beam_images
@@ -30,7 +30,7 @@ from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
 from steerlab.steering.interventions import Alpha, Scale, resolve_interventions
 
 _RESERVED = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "return_dict_in_generate"}
-_OWN = ("steer", "alpha", "positions", "scale", "max_new_tokens", "batch_size", "seed", "progress")
+NEW_TOKENS = 60  # the default limit of a text
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ class Generations(Sequence[str]):
         return f"Generations({len(self)} texts{first}; {self.steered_tokens} states steered{ratio})"
 
     def _repr_html_(self) -> str:
-        frame = pd.DataFrame({"prompt": self.prompts, "text": self.texts})
-        return f"<p>{html.escape(repr(self))}</p>{as_html(frame)}"
+        return notebook_html(self, pd.DataFrame({"prompt": self.prompts, "text": self.texts}))
 
     def compare(self, before: Generations) -> pd.DataFrame:
         """The texts beside those of another call for the same inputs: `example_id, prompt, before, after`.
@@ -100,7 +99,7 @@ def generate(
     alpha: Alpha = 1.0,
     positions: Positions | None = None,
     scale: Scale = "raw",
-    max_new_tokens: int = 60,
+    max_new_tokens: int = NEW_TOKENS,
     batch_size: int = 16,
     seed: int = 0,
     progress: bool = True,
@@ -164,6 +163,13 @@ def generate(
     return Generations(texts, ids, example_ids, shown, steered, norm_ratio)
 
 
+@cache
+def _known_options() -> list[str]:
+    """The names of our options and of Hugging Face's."""
+    functions = (generate, GenerationMixin.generate)
+    return [*vars(GenerationConfig()), *(name for one in functions for name in inspect.signature(one).parameters)]
+
+
 def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, Any]) -> list[tuple[int, ...]]:
     """The new ids of every row of a left-padded batch, end of turn included."""
     if model.row_format.no_generation:
@@ -176,8 +182,7 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
     for name in ("num_beams", "num_return_sequences"):
         as_whole(name, options.get(name, 1))
     as_number("top_p", options.get("top_p", 1.0), 0.0, 1.0)
-    known = [*vars(GenerationConfig()), *inspect.signature(GenerationMixin.generate).parameters, *_OWN]
-    check_names("generate", options, known, SteeringError)
+    check_names("generate", options, _known_options(), SteeringError)
     merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id} | options
     if not model.is_remote:  # code that `generate` compiles by itself would skip the hooks
         processors = [*options.get("logits_processor", ()), FiniteLogits()]

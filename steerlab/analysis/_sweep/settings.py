@@ -15,9 +15,10 @@ from steerlab._support.checks import as_number, show
 from steerlab.capturing import Activations, capture
 from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.example import Example
+from steerlab.data.inputs import as_examples
 from steerlab.errors import DataError, SteeringError
 from steerlab.methods import Steerer
-from steerlab.methods.base import Intervention, steering_sites
+from steerlab.methods.base import Intervention
 from steerlab.methods.vector import SteeringVector, Vectors, as_steerer
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, check_positions, describe, position_key
@@ -47,7 +48,7 @@ class Setting(BatchedSetting):
         sites = dict.fromkeys(one.site for one in self.interventions)
         if len(sites) > 1:
             return ", ".join(map(str, sites))
-        return self.site.layer if str(self.site).isdigit() else str(self.site)
+        return self.site.label
 
     @property
     def restart_layer(self) -> int | None:
@@ -182,7 +183,7 @@ def _fit_steerers(
             ready.append((name, _check_own_site(model, name, one, layers), one))
     for name, one in to_fit.items():
         sites = as_sites("all" if layers is None else layers, model)
-        made = [one.with_layer(site.layer if str(site).isdigit() else site) for site in sites]
+        made = [one.with_layer(site.layer if site == Site(site.layer) else site) for site in sites]
         acts = _activations(model, made, examples if one.oracle else train, batch_size)
         if not one.oracle:
             _warn_of_overlap(name, acts, examples)
@@ -219,11 +220,10 @@ def _activations(model: Model, steerers: Sequence[Steerer], train: Train, batch_
     if isinstance(train, Activations):
         return train
     assert train is not None
-    required = [one for steerer in steerers for one in steerer.required_activations]
-    sites = {site for steerer in steerers for site in steering_sites(steerer)} | {one.site for one in required}
-    context = sorted({one.position for one in required}, key=str) or ["last"]
-    layers = sorted({model.site(site) for site in sites})
-    return capture(model, train, layers=layers, context=context, batch_size=batch_size, progress=False)
+    examples = as_examples(train)
+    options = [steerer.capture_options(examples) for steerer in steerers]  # they differ in the layer only
+    layers = sorted({site for one in options for site in as_sites(one["layers"], model)})
+    return capture(model, examples, **options[0] | {"layers": layers, "batch_size": batch_size})
 
 
 def _warn_of_overlap(name: str, acts: Activations, examples: Sequence[Example]) -> None:

@@ -23,7 +23,7 @@ from steerlab.data.example import Example
 from steerlab.errors import DataError
 from steerlab.models.model import Model
 from steerlab.models.versions import cache_name
-from steerlab.steering.generate import decode, new_ids, seeded
+from steerlab.steering.generate import NEW_TOKENS, decode, new_ids, seeded
 from steerlab.steering.interventions import build_edits
 
 TextMetric = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
@@ -78,7 +78,7 @@ def _generate(
     edits = build_edits(model, used, inputs.batch, inputs.numbers, range(copies)) if steered else {}
     whole = model.inputs(inputs.batch, positions=False)
     repeated = {k: t.repeat(copies, *[1] * (t.ndim - 1)) for k, t in whole.items()}
-    options = {"max_new_tokens": 60} | options
+    options = {"max_new_tokens": NEW_TOKENS} | options
     cut = first_column(model, settings, chosen, inputs) if steered else inputs.last
     if cut == inputs.last >= MIN_PREFIX and model.shortcuts.generation_prefix:
         prefix = model.prefill({k: t[:, :cut] for k, t in model.inputs(inputs.batch).items()})
