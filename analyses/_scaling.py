@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from transformers import LlamaConfig
 import steerlab
 from steerlab import Example, MeanDifference, SteeringVector
 from steerlab.models.model import Model
+from steerlab.models.shortcuts import Shortcuts
 from steerlab.models.smollm2 import smollm2_folder
+from steerlab.testing import tiny_lm
 
 TERMS = ("requests", "work", "steps", "down")
 NOWHERE = "http://127.0.0.1:9"  # never contacted: planning needs no server
@@ -113,6 +116,17 @@ def sweep_load(
     return Load(found.n_batches, rows, round(work / found.n_layers), work, n_vectors, 0, rows * FLOAT * 2)
 
 
+class PlannedLlama(Model):
+    """A Llama without weights to try shortcuts on: it is planned with those that a tiny one has."""
+
+    @cached_property
+    def shortcuts(self) -> Shortcuts:
+        """Those of a tiny Llama, with the keys and values of this one."""
+        config = self.hf.config
+        numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+        return replace(tiny_lm("llama", backend="hooks").shortcuts, numbers_per_token=numbers)
+
+
 def llama_70b(n: int = 500) -> tuple[Model, Model, list[Example]]:
     """A Llama of 70 B parameters without weights, as a remote and as a local model, and `n` examples with contrasts."""
     config = LlamaConfig(
@@ -123,7 +137,7 @@ def llama_70b(n: int = 500) -> tuple[Model, Model, list[Example]]:
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         remote = steerlab.load(Path(folder), remote=NOWHERE, check=False, tokenizer=tokenizer)
-    local = steerlab.load(remote.hf, tokenizer=remote.tokenizer, check=False, backend="hooks")
+    local = PlannedLlama(remote.hf, remote.tokenizer, remote.layout, id=remote.id, backend="hooks")
     rows = [row for row in steerlab.data.demo_set() if row.contrast]
     return (
         remote,

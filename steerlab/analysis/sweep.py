@@ -29,10 +29,12 @@ from steerlab.errors import DataError
 from steerlab.metrics.answers import ANSWER_METRICS, check_first
 from steerlab.models.job import background
 from steerlab.models.model import Model, check_ready
+from steerlab.models.operators import EditRule
 from steerlab.models.positions import Positions, describe
 from steerlab.steering.batches import encode_examples
 from steerlab.steering.finite import not_finite
-from steerlab.steering.interventions import Scale, build_edits
+from steerlab.steering.interventions import build_edits
+from steerlab.steering.requests import Scale
 
 Metric = str | TextMetric
 MEMORY = 2**30
@@ -218,7 +220,7 @@ def sweep(
 
     Returns:
         A frame with one row per measurement: `method, model, layer, alpha, positions, example_id, behavior, split,
-        metric, value, norm_ratio` (mean of ‖alpha·v‖/‖h‖ over the steered states). `.attrs` has the plan in words, the
+        metric, value, norm_ratio` (mean of ‖h' - h‖/‖h‖ over the steered states). `.attrs` has the plan in words, the
         forward-equivalents planned and spent, and provenance. With `dry_run` a `SweepPlan`.
 
     Raises:
@@ -294,6 +296,8 @@ def _vectors_hash(settings: Sequence[Setting]) -> str:
     for setting in settings:
         total.update(setting.fitted_hash.encode())
         for one in setting.interventions:
+            if one.rule != EditRule():
+                total.update(repr(one.rule).encode())
             for tensor in (one.vectors, one.gate):
                 if tensor is not None:
                     total.update(tensor.float().contiguous().numpy().tobytes())

@@ -18,11 +18,11 @@ _ANSWERS = ("positive", "negative")
 
 
 def as_examples(data: Data) -> list[Example]:
-    """The data as examples; a plain prompt gets its number as id.
+    """The data as examples; the id of a plain prompt is its number and a fingerprint of it.
 
     Example:
-        >>> [example.id for example in as_examples(["Hello there", "How are you?"])]
-        ['0', '1']
+        >>> [example.prompt for example in as_examples(["Hello there", "How are you?"])]
+        ['Hello there', 'How are you?']
 
     Raises:
         DataError: what is no list of prompts or table with a column "prompt", an empty list, or an id that occurs
@@ -112,7 +112,6 @@ def pairs(data: Iterable[Any], *, prompts: Iterable[Any] | None = None, behavior
     given = [_as_example(item, number) for number, item in enumerate(prompts)]
     if len(given) != len(both):
         raise DataError(f"there are {len(both)} pairs and {len(given)} prompts: give one prompt for each pair")
-    # the number of a text is no id for it: other pairs have the same numbers
     return _with_ids(
         example.replace(
             contrast=Contrast(*pair), behavior=example.behavior or behavior,
@@ -157,7 +156,8 @@ def _as_example(item: object, number: int) -> Example:
     if isinstance(item, Example):
         return item
     if isinstance(item, str) or _is_chat(item):
-        return Example(item, id=str(number))  # type: ignore[arg-type]
+        own = Example(item)  # type: ignore[arg-type]
+        return own.replace(id=f"{number}:{own.id[:8]}")  # the number alone could be that of another text
     wanted = "a text, a list of messages or an Example"
     if isinstance(item, Mapping) and "role" in item:
         wanted = "a list of messages for one conversation: [[{'role': 'user', 'content': 'Hi'}], ...]"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil
 from numbers import Real
 
@@ -26,6 +26,7 @@ from steerlab.methods.fitted import FittedMixin as FittedMixin
 from steerlab.methods.fitted import RequiredActivation as RequiredActivation
 from steerlab.methods.fitted import provenance as provenance
 from steerlab.methods.fitted import steering_sites as steering_sites
+from steerlab.models.operators import EditRule
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 from steerlab.models.template import Messages
@@ -73,19 +74,21 @@ class Context:
 
 @dataclass(frozen=True)
 class Intervention:
-    """An addition to the states at one site: `alpha * gate * vectors`, row by row.
+    """A change of the states at one site, row by row; by default `alpha * gate * vectors` is added.
 
     Attributes:
         site: where in the model.
-        vectors: `(batch, hidden)` float32, one per input.
+        vectors: `(batch, hidden)` float32, one per input; None if the operator of `rule` uses none.
         gate: `(batch,)`, usually in [0, 1]; None means 1.
-        vector_fn: computes the vectors, `(batch, hidden)`, while the model runs, instead of `vectors`. Its input is the
-            state at this site and the last prompt position, before any addition there; its result is used for all
-            tokens, generated ones too. A remote model receives the function by pickle, so it must be a plain function
+        vector_fn: computes the vectors, `(batch, hidden)`, while the model runs, instead of `vectors`, each from its
+            own row of the input: the state at this site and the last prompt position, before any change there. The
+            result is used for all tokens, generated ones too; for a function of each token's own state, see
+            `steerlab.methods.Operation`. A remote model receives the function by pickle, so it must be a plain function
             with its tensors and modules bound to it (`functools.partial`).
         positions: where this intervention is applied, whatever the request says: the k-th vector of a span belongs to
             its k-th token. Rows without these tokens are not changed. None: the positions of the request.
         read_site: `vector_fn` takes the state at this site of the unsteered prompt (`Steerer.remote_interventions`).
+        rule: what is done with vectors and strength; by default they are multiplied and added.
     """
 
     site: Site
@@ -94,6 +97,7 @@ class Intervention:
     vector_fn: VectorFn | None = None
     positions: Positions | None = None
     read_site: Site | None = None
+    rule: EditRule = field(default_factory=EditRule)
 
     def positions_or(self, default: Positions) -> Positions:
         """The positions of this intervention, or `default` if it names none."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -10,18 +9,16 @@ from torch import Tensor
 
 from steerlab._support.checks import as_number, check_type
 from steerlab.capturing.activations import Activations
-from steerlab.data.example import Example
 from steerlab.errors import MismatchError, SteeringError
-from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer, steering_sites
+from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer
 from steerlab.methods.serialization import savable
 from steerlab.methods.vector import Vectors, as_steerer
+from steerlab.methods.wrapper import Wrapper
 from steerlab.models.fingerprint import describe_origin, same_model
-from steerlab.models.positions import Positions
-from steerlab.models.sites import Site
 
 
 @savable
-class Gated(Steerer):
+class Gated(Wrapper):
     """Apply a steerer to the inputs that a detector detects, row by row within a batch.
 
     Both use activations of the *unsteered* input. Rows that are not detected are bit-identical to no steering.
@@ -59,34 +56,18 @@ class Gated(Steerer):
         check_type("detector", detector, Detector, "a fitted Detector", SteeringError)
         if threshold is not None:
             as_number("threshold", threshold, error=SteeringError)
-        self.steerer, self.detector, self.threshold, self.when, self.soft = steerer, detector, threshold, when, soft
+        self.detector, self.threshold, self.when, self.soft = detector, threshold, when, soft
         if when not in ("detected", "not detected"):
             raise SteeringError(f"when={when!r}; expected 'detected' or 'not detected'")
         if soft and threshold is not None:
             raise SteeringError("soft=True multiplies by the score itself: leave the threshold out, or soft=False")
-        if type(steerer).transform_prompt is not Steerer.transform_prompt:
-            raise SteeringError(
-                f"{steerer.name} changes the prompt, which is fixed before the detector runs: gate a method that adds "
-                "vectors"
-            )
-        self._set_sites()
-        self.oracle = steerer.oracle
+        self._wrap(steerer)
         self.info_ = self._shared_info()
 
     @property
     def name(self) -> str:
         """Its name in tables and figures: "gated mean" and the like."""
         return f"gated {self.steerer.name}"
-
-    @property
-    def is_fittable(self) -> bool:  # type: ignore[override]
-        """Whether the steerer has anything to learn."""
-        return self.steerer.is_fittable
-
-    @property
-    def default_positions(self) -> Positions:  # type: ignore[override]
-        """The default positions of the steerer."""
-        return self.steerer.default_positions
 
     @property
     def required_activations(self) -> tuple[RequiredActivation, ...]:
@@ -100,15 +81,6 @@ class Gated(Steerer):
             self.steerer.fit(acts)
         self._shared_info()  # refuses a vector made on another model
         self._set_sites()
-
-    def capture_options(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """The arguments of `capture` that give what `fit` reads of these examples."""
-        return super().capture_options(examples) | ({} if self.sites else {"layers": "all"})
-
-    def _set_sites(self) -> None:
-        self.sites: tuple[Site, ...] = steering_sites(self.steerer)
-        if len(self.sites) == 1:
-            self.site = self.sites[0]
 
     def gate(self, context: Context) -> Float[Tensor, " batch"]:
         """The factor of each input: 0 or 1, or with `soft` a number between."""
@@ -128,15 +100,6 @@ class Gated(Steerer):
         """The interventions of the steerer, each row multiplied by its gate."""
         gate = self.gate(context)
         return tuple(intervention.with_gate(gate) for intervention in self.steerer.interventions(context))
-
-    def with_layer(self, layer: int | Site) -> Gated:
-        """The steerer at another layer, not fitted, with the same detector."""
-        steerer = self.steerer.with_layer(layer)
-        return Gated(steerer, self.detector, threshold=self.threshold, when=self.when, soft=self.soft)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Empty: the steerer and the detector store their fitted values."""
-        return {}
 
     def _shared_info(self) -> dict[str, Any]:
         """The info of both parts, which must come from one model."""

@@ -70,11 +70,11 @@ def save(method: FittedMixin, folder: str | Path) -> Path:
         raise ActivationError(f"this {type(method).__name__} is not fitted: call fit(acts) before save")
     content = tensor_bytes(tensors)
     site = getattr(method, "site", None)
-    in_vision_tower = isinstance(site, Site) and site.part == "vision"  # the hidden size is that of the text model
+    own_width = isinstance(site, Site) and (site.part == "vision" or site.point == "heads")  # not the model's
     sites = [*(steering_sites(method) if isinstance(method, Steerer) else ()),
              *(required.site for required in method.required_activations)]  # fmt: skip
     manifest |= {
-        "hidden_size": None if in_vision_tower else getattr(method, "info_", {}).get("hidden_size"),
+        "hidden_size": None if own_width else getattr(method, "info_", {}).get("hidden_size"),
         "layers": sorted({site.layer for site in sites if site.part == "text"}),
         "tensors": _tensors_name(content),
         "versions": {name: version(name) for name in PACKAGES},

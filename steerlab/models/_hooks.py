@@ -25,18 +25,11 @@ from steerlab.models.engine import (
     identity,
     point_path,
 )
-from steerlab.models.interventions import (
-    SiteEdits,
-    apply_edits,
-    given_tokens,
-    last_column,
-    main_output,
-    with_main_output,
-    with_rows,
-)
+from steerlab.models.forwards import given_tokens, last_column, main_output, with_main_output, with_rows
+from steerlab.models.interventions import SiteEdits, apply_edits
 from steerlab.models.kv_prefix import ForwardState, Prefix, prefill, skip_blocks
 from steerlab.models.layout import Layout, blocks, module_at
-from steerlab.models.sites import Site
+from steerlab.models.sites import INPUTS, Site
 from steerlab.models.versions import forward_options
 
 
@@ -164,7 +157,7 @@ class HooksEngine:
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             return with_main_output(output, visit(site, main_output(output)))
 
-        if site.point == "block_in":
+        if site.point in INPUTS:
             return module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
         # before all other hooks: Hugging Face collects the states that some projectors read by hooks as well
         return module.register_forward_hook(after, prepend=True)

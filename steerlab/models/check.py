@@ -13,6 +13,7 @@ from torch import Tensor
 from steerlab._support.images import open_image
 from steerlab.errors import LayoutError, LoadError, SteerlabError, is_out_of_memory
 from steerlab.models.encoding import EncodedPrompt, PaddingSide
+from steerlab.models.forwards import main_output
 from steerlab.models.layout import module_at
 from steerlab.models.reference import (
     PlainRun,
@@ -199,7 +200,9 @@ def _error(
 def _check_points(model: Model, row: EncodedPrompt) -> None:
     """Leave out the points inside a block whose modules do not hold one state per token."""
     names = {"attn_out": "attention_name", "mlp_out": "mlp_name"}
-    points = [point for point in model.layout.points if point != "block_out"]
+    if model.layout.heads_name is not None and not _heads_fit(model, row):
+        model.set_layout(replace(model.layout, heads_name=None))
+    points = [point for point in model.layout.points if point not in ("block_out", "heads")]
     if _points_fit(model, row, points):
         return
     for point in [point for point in points if not _points_fit(model, row, [point])]:
@@ -221,11 +224,28 @@ def _points_fit(model: Model, row: EncodedPrompt, points: Sequence[str]) -> bool
     return off <= _tolerance(model) and found.shape[1:] == (len(row), model.hidden_size)
 
 
+def _heads_fit(model: Model, row: EncodedPrompt) -> bool:
+    """Whether each attention gives what its output projection makes of the heads' results, which the engine reads."""
+    sites = [Site(layer, "heads") for layer in range(model.n_layers)]
+    results = [Site(layer, "attn_out") for layer in range(model.n_layers)]
+    try:
+        states = run_alone(model, row, [*sites, *results]).states
+        found = model.engine.capture_states(model.inputs(model.batch([row])), {}, sites, _whole)[0]
+        given = [module_at(model.hf, f"{model.layout.blocks_path}.{k}.{model.layout.heads_name}")
+                 for k in range(model.n_layers)]  # fmt: skip
+        made = [main_output(module(states[site])) for module, site in zip(given, sites, strict=True)]
+        off = [difference(h, states[site]) for site, h in zip(sites, found, strict=True)]
+        off += [difference(h, states[site]) for site, h in zip(results, made, strict=True)]
+    except (RuntimeError, AttributeError, TypeError, KeyError, LayoutError):  # modules that are no such projection
+        return False
+    return max(off) <= _tolerance(model) and model.n_heads is not None and found.shape[-1] % model.n_heads == 0
+
+
 def _check_decoding(model: Model, rows: Sequence[EncodedPrompt]) -> None:
     """Find out whether decoding under edits, with a cache or without, gives the states of whole rows."""
     middle = model.n_layers // 2
     sites = [Site(middle, point) for point in model.layout.points]
-    vectors = {site: torch.linspace(-1, 1, model.hidden_size).roll(i) for i, site in enumerate(sites)}
+    vectors = {site: torch.linspace(-1, 1, model.width(site) or 1).roll(i) for i, site in enumerate(sites)}
     batches = [[rows[i] for i in group] for group in model.batches(rows, len(rows), "left")] + [[rows[0]]]
     problem = ""
     for use_cache in (True, False):

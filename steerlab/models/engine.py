@@ -111,7 +111,7 @@ def point_path(site: Site, layout: Layout) -> str:
     """
     if site.point in ("block_in", "block_out"):  # the only points outside the text
         return ""
-    name = layout.attention_name if site.point == "attn_out" else layout.mlp_name
+    name = {"heads": layout.heads_name, "attn_out": layout.attention_name, "mlp_out": layout.mlp_name}[site.point]
     if name is None:
         raise LayoutError(
             f"the blocks at {layout.blocks_path!r} have no module for {site.point!r} that gives one state per token: "

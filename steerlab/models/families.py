@@ -26,6 +26,7 @@ class Family:
         head: names of the unembedding.
         attention: names of the attention module inside a block.
         mlp: names of the module inside a block whose output is the MLP's (OPT's blocks have no MLP module: "fc2").
+        projection: names, inside the attention module, of the one that maps the heads' results to its output.
         vision: pattern of the module names of a vision tower.
         projector: pattern of the name of the module between vision tower and text.
         first_position: position id of a row's first token.
@@ -38,6 +39,7 @@ class Family:
     head: tuple[str, ...] = ("lm_head", "embed_out", "output", "head")
     attention: tuple[str, ...] = ("self_attn", "attn", "attention", "self_attention")
     mlp: tuple[str, ...] = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "fc2")
+    projection: tuple[str, ...] = ("o_proj", "out_proj", "c_proj", "dense", "wo")
     vision: str = r"vision|visual|image|^vit$"
     projector: str = r"projector|connector|^merger$"
     first_position: int = 0

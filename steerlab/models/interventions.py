@@ -1,4 +1,4 @@
-"""The edits of one forward: which vector is added to which row, at which site, on which columns.
+"""The edits of one forward: what is done with which vector to which row, at which site, on which columns.
 
 Every engine applies the same edits: it calls `apply_edits` on the state at a site and puts the result back. Columns are
 absolute places in the padded sequence. The first column of a forward follows from the length of the attention mask, so
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerlab.errors import SteeringError
+from steerlab.models.operators import EditRule
 from steerlab.models.patches import entries_per_row
 from steerlab.models.sites import Site
-from steerlab.models.versions import given_cache
 
 State = Float[Tensor, "rows tokens hidden"]
 VectorFn = Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]]
@@ -28,7 +28,7 @@ VectorFn = Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden
 
 @dataclass
 class EditStats:
-    """What an edit did, per row: the number of states written, and the sum of ‖delta‖/‖h‖ over them.
+    """What an edit did, per row: the number of states written, and the sum of ‖h' - h‖/‖h‖ over them.
 
     Both stay on the device until they are read.
     """
@@ -36,10 +36,10 @@ class EditStats:
     writes: Tensor | None = None
     ratio: Tensor | None = None
 
-    def add(self, vectors: Float[Tensor, "rows hidden"], h: State, mask: Bool[Tensor, "rows tokens"]) -> None:
-        """Count the states in `mask`, to each of which the vector of its row is added."""
+    def add(self, change: Float[Tensor, "rows some hidden"], h: State, mask: Bool[Tensor, "rows tokens"]) -> None:
+        """Count the states in `mask`, which are changed by `change`: one for all tokens of a row, or one for each."""
         norms = h.detach().float().norm(dim=-1).clamp_min(1e-12)
-        ratio = torch.where(mask, vectors.float().norm(dim=-1)[:, None] / norms, 0.0).sum(1)
+        ratio = torch.where(mask, change.float().norm(dim=-1) / norms, 0.0).sum(1)
         written = mask.sum(1)
         self.ratio = ratio if self.ratio is None else self.ratio + ratio
         self.writes = written if self.writes is None else self.writes + written
@@ -56,12 +56,32 @@ class EditStats:
         return int(writes.sum()), float(ratio.sum())
 
 
+class _Change:
+    """What an edit of tokens and one of images share."""
+
+    rule: EditRule
+    stats: EditStats
+
+    def _delta(self, h: State, vectors: Tensor, strength: Tensor, mask: Tensor) -> Tensor:
+        """What an edit that adds vectors adds to `h`: float32, zero where nothing is written."""
+        change = self.rule.apply(torch.zeros_like(vectors[:, None]), vectors[:, None], strength[..., None])
+        self.stats.add(change, h, mask)
+        return torch.where(mask[:, :, None], change, 0.0)
+
+    def _changed(self, h: State, vectors: Tensor, strength: Tensor, mask: Tensor) -> Tensor:
+        """The states under another operator, computed in float32; those that are not written stay bit-identical."""
+        before = h.float()
+        after = self.rule.apply(before, vectors[:, None], strength[..., None])
+        self.stats.add(after - before, h, mask)
+        return torch.where(mask[:, :, None], after.to(h.dtype), h)
+
+
 @dataclass
-class Edit:
-    """One addition to the state at one site.
+class Edit(_Change):
+    """A change of the states at one site.
 
     Attributes:
-        vectors: `(batch, hidden)` float32, with alpha and gate multiplied in.
+        vectors: `(batch, hidden)` float32; None where `vector_fn` computes them, or the operator uses none.
         prompt: `(batch, width)`, the columns of the encoded batch to write to.
         generated: whether columns beyond the encoded batch are written to as well.
         vector_fn: computes the vectors from the state of this site at column `last`, where `vectors` is None.
@@ -69,6 +89,8 @@ class Edit:
         row_mask: `(batch,)`, rows whose generated tokens are steered; None means all.
         stats: what the edit did.
         read_site: `vector_fn` takes the state of the unsteered prompt at this site instead, once, before the run.
+        strengths: `(batch,)`, alpha times gate; None means 1.
+        rule: what is done with vector and strength, and to which generated tokens.
     """
 
     vectors: Float[Tensor, "batch hidden"] | None
@@ -79,6 +101,8 @@ class Edit:
     row_mask: Bool[Tensor, " batch"] | None = None
     stats: EditStats = field(default_factory=EditStats)
     read_site: Site | None = None
+    strengths: Float[Tensor, " batch"] | None = None
+    rule: EditRule = field(default_factory=EditRule)
 
     def __post_init__(self) -> None:
         self._any_prompt = bool(self.prompt.any())
@@ -113,16 +137,42 @@ class Edit:
         """Compute the vectors from the state of the unsteered prompt at `read_site`."""
         self.vectors = self._call_vector_fn(h, 1)
 
+    def read(self, h: State, stop: int) -> None:
+        """Compute the vectors from the unedited state, if this is the forward of the prompts."""
+        if self._computed_in_forward and stop == h.shape[1]:
+            self._compute_vectors(h, len(h) // len(self.prompt))
+
     def delta(self, h: State, stop: int) -> Float[Tensor, "rows tokens hidden"]:
         """What to add to `h`, whose last column is `stop - 1`: float32, zero where nothing is written."""
-        start = stop - h.shape[1]
-        copies = h.shape[0] // self.prompt.shape[0]  # beams and return sequences repeat each row
-        if self._computed_in_forward and start == 0:
-            self._compute_vectors(h, copies)
-        vectors = self._resolved(h.device).repeat_interleave(copies, 0)
-        mask = self._mask(start, stop, h.device).repeat_interleave(copies, 0)
-        self.stats.add(vectors, h, mask)
-        return torch.where(mask[:, :, None], vectors[:, None, :], 0.0)
+        return self._delta(h, *self._operands(h, stop))
+
+    def changed(self, h: State, stop: int) -> State:
+        """The states after an operator that does not add."""
+        return self._changed(h, *self._operands(h, stop))
+
+    def _operands(self, h: State, stop: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Vectors `(rows, hidden)`, strengths `(rows, 1 or tokens)` and the mask `(rows, tokens)` of a forward."""
+        start, copies = stop - h.shape[1], len(h) // len(self.prompt)  # beams and return sequences repeat each row
+
+        def repeated(per_row: Tensor) -> Tensor:
+            return per_row.to(h.device).repeat_interleave(copies, 0)
+
+        unused = self.rule.operator.uses == "nothing"
+        vectors = h.new_zeros(len(h), h.shape[2]).float() if unused else repeated(self._resolved(h.device))
+        mask = repeated(self._mask(start, stop, h.device))
+        ones = torch.ones(len(self.prompt), device=h.device)
+        strength = repeated(ones if self.strengths is None else self.strengths)[:, None]
+        timed = self.rule.first is not None or self.rule.decay != 1
+        steps = torch.arange(start, stop, device=h.device) - repeated(self._last)[:, None] - 1 if timed else None
+        if steps is not None and self.rule.first is not None:
+            mask = mask & (steps < self.rule.first)
+        factors = self.rule.factors(h, steps)
+        return vectors, strength if factors is None else strength * factors, mask
+
+    @property
+    def _last(self) -> Int[Tensor, " batch"]:
+        """The column of the last prompt token of each row."""
+        return torch.full((len(self.prompt),), self.prompt.shape[1] - 1) if self.last is None else self.last
 
     def row(self, number: int, start: int, stop: int) -> Edit:
         """The edit of one row without its padding, for an engine that runs each row by itself.
@@ -133,23 +183,27 @@ class Edit:
             stop: the column after its last.
         """
         one = slice(number, number + 1)
-        # not annotated: the source is sent to servers, which may not have the packages that annotations name
-        local = self.vector_fn if self.read_site is None else None  # with a read_site the vectors are known by now
-        function = local and partial(_of_one, function=local, number=number, rows=len(self.prompt))
         return Edit(
             None if self.vectors is None else self.vectors[one],
             self.prompt[one, start:stop],
             self.generated,
-            function,
+            self.vector_fn if self.read_site is None else None,  # with a read_site the vectors are known by now
             None if self.last is None else self.last[one] - start,
             None if self.row_mask is None else self.row_mask[one],
             read_site=self.read_site,
+            strengths=None if self.strengths is None else self.strengths[one],
+            rule=self.rule,
         )
 
     def _call_vector_fn(self, h: State, copies: int) -> Tensor:  # of a shape that is checked by `_compute_vectors`
         assert self.vector_fn is not None and self.last is not None
         last = self.last.to(h.device).repeat_interleave(copies)
-        return self.vector_fn(h[torch.arange(len(h), device=h.device), last].float())
+        found = self.vector_fn(h[torch.arange(len(h), device=h.device), last].float())
+        rows = torch.ones(len(self.prompt)) if self.row_mask is None else self.row_mask
+        used = rows.to(h.device).repeat_interleave(copies, 0).bool()
+        if self.rule.operator.uses == "direction" and bool((used & ~found.any(-1)).any()):
+            raise SteeringError("a vector_fn returned a vector of length zero, whose direction an operator uses")
+        return found
 
     def _compute_vectors(self, h: State, copies: int) -> None:
         if h.shape[1] < self.prompt.shape[1]:
@@ -184,35 +238,57 @@ class Edit:
 
 
 @dataclass
-class ImageEdit:
-    """One addition to every patch of each row's images.
+class ImageEdit(_Change):
+    """A change of every patch of each row's images.
 
     Attributes:
-        vectors: `(batch, hidden)` float32, with alpha and gate multiplied in.
+        vectors: `(batch, hidden)` float32, zero in rows that are not changed and where the operator uses none.
         units: tiles or patches of each row.
+        strengths: `(batch,)`, alpha times gate; None means 1.
+        row_mask: `(batch,)`, the rows whose images are changed; None means all.
+        rule: what is done with vector and strength.
         stats: what the edit did.
     """
 
     vectors: Float[Tensor, "batch hidden"]
     units: tuple[int, ...]
+    strengths: Float[Tensor, " batch"] | None = None
+    row_mask: Bool[Tensor, " batch"] | None = None
+    rule: EditRule = field(default_factory=EditRule)
     stats: EditStats = field(default_factory=EditStats)
 
-    def delta(self, h: Float[Tensor, "units patches hidden"]) -> Float[Tensor, "units 1 hidden"]:
-        """What to add to `h`, in float32."""
+    def read(self, h: State, stop: int) -> None:
+        """Nothing: no vector is computed from an image."""
+
+    def delta(self, h: State, stop: int) -> Tensor:
+        """What to add to `h`, `(units, patches, hidden)`, in float32."""
+        return self._delta(h, *self._operands(h))
+
+    def changed(self, h: State, stop: int) -> State:
+        """The states after an operator that does not add."""
+        return self._changed(h, *self._operands(h))
+
+    def _operands(self, h: State) -> tuple[Tensor, Tensor, Tensor]:
         counts = torch.tensor(entries_per_row(self.units, len(h)), device=h.device)
-        vectors = self.vectors.to(h.device).repeat_interleave(counts, 0)
-        self.stats.add(vectors, h, torch.ones(h.shape[:2], dtype=torch.bool, device=h.device))
-        return vectors[:, None]
+        n = len(self.units)
+        rows = torch.ones(n, dtype=torch.bool) if self.row_mask is None else self.row_mask
+        strengths = torch.ones(n) if self.strengths is None else self.strengths
+        vectors, strength, mask = (
+            each.to(h.device).repeat_interleave(counts, 0) for each in (self.vectors, strengths[:, None], rows[:, None])
+        )
+        factors = self.rule.factors(h, None)
+        return vectors, strength if factors is None else strength * factors, mask.expand(h.shape[:2])
 
 
 SiteEdits = Mapping[Site, Sequence[Edit | ImageEdit]]
 
 
 def apply_edits(edits: Sequence[Edit | ImageEdit], h: Tensor, stop: int) -> Tensor:
-    """The state with every edit of its site added.
+    """The state with every edit of its site applied, in their order.
 
-    Edits of one site add up: each sees the state before any of them, the sum is formed in float32 and cast once to the
-    state's dtype.
+    Edits that add vectors and follow each other commute: each sees the state before any of them, the sum is formed in
+    float32 and cast once to the state's dtype. Any other operator sees the state that those before it gave. A
+    `vector_fn` reads the state before all edits.
 
     Args:
         edits: the edits of this site.
@@ -222,75 +298,23 @@ def apply_edits(edits: Sequence[Edit | ImageEdit], h: Tensor, stop: int) -> Tens
     Raises:
         SteeringError: the rows of `h` are not a multiple of the rows of an edit.
     """
-    image_edits = [edit for edit in edits if isinstance(edit, ImageEdit)]
-    if image_edits:
-        patches = h if h.ndim == 3 else h[:, None]
-        return (patches + _sum([edit.delta(patches) for edit in image_edits]).to(h.dtype)).reshape(h.shape)
-    text_edits = [edit for edit in edits if isinstance(edit, Edit)]
-    n = len(text_edits[0].prompt)
-    if len(h) % n:
-        raise SteeringError(f"a forward of {len(h)} rows can't be matched to edits of {n} rows")
-    deltas = [edit.delta(h, stop) for edit in text_edits if edit.affects(stop - h.shape[1], stop)]
-    return h + _sum(deltas).to(h.dtype) if deltas else h
-
-
-def last_column(kwargs: Mapping[str, Any], seen: int = 0) -> int:
-    """The absolute column after the last one of a forward, from the keyword arguments of the model's root.
-
-    The attention mask covers everything so far. `generate` omits it where no row is padded; then the cache tells how
-    many columns came before.
-
-    Args:
-        kwargs: of the forward.
-        seen: the result for the forward before this one, in the same run; 0 for the first.
-
-    Raises:
-        SteeringError: the columns can't be told: there are neither token ids nor embeddings, or neither mask nor cache
-            says how many columns came before.
-    """
-    mask = kwargs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        return mask.shape[-1]
-    given, cache = given_tokens(kwargs), given_cache(kwargs)
-    counted = 0 if cache is None else int(cache.get_seq_length())
-    end = int(given.shape[1]) + counted
-    if end <= seen or (cache is None and not seen and end == 1):
-        what = "neither an attention mask nor a cache" if cache is None else "a cache that does not count its columns"
-        raise SteeringError(
-            f"a forward of {given.shape[1]} tokens has {what}: which columns these are is unknown. "
-            "Give use_cache=False, so that every step runs whole rows"
-        )
-    return end
-
-
-def given_tokens(kwargs: Mapping[str, Any]) -> Tensor:
-    """The token ids, or the embeddings, that a forward is given: `(rows, tokens)` or `(rows, tokens, hidden)`.
-
-    Raises:
-        SteeringError: there are neither.
-    """
-    for name in ("input_ids", "inputs_embeds"):
-        found = kwargs.get(name)
-        if isinstance(found, Tensor):
-            return found
-    raise SteeringError("a forward with neither token ids nor embeddings: its columns are unknown")
-
-
-def main_output(output: Any) -> Any:
-    """The state among what a module gives: the output itself, or the first of a tuple or list."""
-    return output[0] if isinstance(output, tuple | list) else output
-
-
-def with_main_output(output: Any, h: Tensor) -> Any:
-    """What a module gives, with another state; named tuples and lists stay what they are."""
-    if hasattr(output, "_replace"):
-        return output._replace(**{output._fields[0]: h})
-    return type(output)((h, *output[1:])) if isinstance(output, tuple | list) else h
-
-
-def with_rows(h: Tensor, rows: int) -> Tensor:
-    """The states of a forward as `(rows, tokens, hidden)`: some modules flatten rows and tokens."""
-    return h if h.ndim == 3 else h.reshape(rows, -1, h.shape[-1])
+    states = h if h.ndim == 3 else h[:, None]
+    if isinstance(edits[0], Edit):
+        n = len(edits[0].prompt)
+        if len(h) % n:
+            raise SteeringError(f"a forward of {len(h)} rows can't be matched to edits of {n} rows")
+    live = [one for one in edits if isinstance(one, ImageEdit) or one.affects(stop - h.shape[1], stop)]
+    if not live:
+        return h
+    for edit in live:
+        edit.read(states, stop)
+    for adds, group in groupby(live, lambda edit: edit.rule.adds):
+        if adds:
+            states = states + _sum([edit.delta(states, stop) for edit in group]).to(h.dtype)
+        else:
+            for edit in group:
+                states = edit.changed(states, stop)
+    return states.reshape(h.shape)
 
 
 def check_edits(edits: SiteEdits, hidden_size: int | None) -> None:
@@ -307,13 +331,6 @@ def check_edits(edits: SiteEdits, hidden_size: int | None) -> None:
             raise SteeringError(f"a vector of width {vectors.shape[-1]} can't be added at layer {site}, {wide}")
         if not bool(torch.isfinite(vectors).all()):
             raise SteeringError(f"a vector for layer {site} holds NaN or infinity")
-
-
-def _of_one(
-    h: Float[Tensor, "1 hidden"], function: Callable[[Tensor], Tensor], number: int, rows: int
-) -> Float[Tensor, "1 hidden"]:
-    """A function of all rows (each with its strength bound to it), evaluated for one row."""
-    return function(h.expand(rows, -1))[number : number + 1]
 
 
 def _sum(deltas: Sequence[Tensor]) -> Tensor:

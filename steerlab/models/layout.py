@@ -27,6 +27,7 @@ class Layout:
         head_path: path of the unembedding, or None.
         attention_name: name of the attention module inside every block, or None where blocks differ.
         mlp_name: name, inside every block, of the module whose output is the MLP's, or None.
+        heads_name: path, inside every block, of the output projection of its attention, or None.
         vision_path: path of the list of blocks of the vision tower, or None.
         projector_path: path of the module between the vision tower and the text, or None.
     """
@@ -38,11 +39,13 @@ class Layout:
     mlp_name: str | None
     vision_path: str | None = None
     projector_path: str | None = None
+    heads_name: str | None = None
 
     @property
     def points(self) -> tuple[str, ...]:
         """The points of a block that are read and written, in the order of a forward."""
-        absent = {"attn_out": self.attention_name is None, "mlp_out": self.mlp_name is None}
+        names = {"heads": self.heads_name, "attn_out": self.attention_name, "mlp_out": self.mlp_name}
+        absent = {point: name is None for point, name in names.items()}
         return tuple(point for point in POINTS if not absent.get(point))
 
 
@@ -66,14 +69,16 @@ def find_layout(hf: nn.Module, blocks: str | None = None) -> Layout:
         raise LayoutError(_not_found(hf, blocks))
     family = family_of(getattr(hf, "config", None))
     vision, projector = _find_vision(hf, path, family)
+    attention = _shared_name(members, family.attention)
     return Layout(
         blocks_path=path,
         final_norm_path=_final_norm(hf, path, family),
         head_path=_head(hf, family),
-        attention_name=_shared_name(members, family.attention),
+        attention_name=attention,
         mlp_name=_shared_name(members, family.mlp),
         vision_path=vision,
         projector_path=projector,
+        heads_name=attention and _find_projection(members, attention, family),
     )
 
 
@@ -114,6 +119,12 @@ def normalized_width(block: nn.Module) -> int | None:
     """The width of the states that a block normalizes, or None if it has no norm."""
     norms = (m for m in block.modules() if type(m).__name__.endswith("Norm"))
     return next((int(m.weight.shape[0]) for m in norms if isinstance(m.weight, nn.Parameter)), None)
+
+
+def heads_width(hf: nn.Module, layout: Layout, layer: int) -> int:
+    """The width of the heads' results of a block together: what its output projection takes."""
+    projection: Any = module_at(hf, f"{layout.blocks_path}.{layer}.{layout.heads_name}")
+    return int(getattr(projection, "in_features", 0) or projection.weight.shape[0])  # GPT-2 has a transposed weight
 
 
 def _block_lists(hf: nn.Module) -> dict[str, list[nn.Module]]:
@@ -163,6 +174,16 @@ def _head(hf: nn.Module, family: Family) -> str | None:
 
 def _shared_name(members: Sequence[nn.Module], names: Sequence[str]) -> str | None:
     return next((n for n in names if all(isinstance(getattr(b, n, None), nn.Module) for b in members)), None)
+
+
+def _find_projection(members: Sequence[nn.Module], attention: str, family: Family) -> str | None:
+    """The path, the same in every block, of the module that maps the heads' results to the attention's output."""
+    found = set()
+    for block in members:
+        paths = (path for path, _ in module_at(block, attention).named_modules())
+        found.add(next((path for path in paths if path.rpartition(".")[2] in family.projection), None))
+    path = found.pop() if len(found) == 1 else None
+    return path and f"{attention}.{path}"
 
 
 def _find_vision(hf: nn.Module, text: str, family: Family) -> tuple[str | None, str | None]:

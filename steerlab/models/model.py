@@ -19,11 +19,11 @@ from steerlab._support.images import ImageInput
 from steerlab.errors import EncodingError, LayoutError, LoadError, SteerlabError
 from steerlab.models.check import find_row_format
 from steerlab.models.encoding import Batch, EncodedPrompt, PaddingSide, by_length, collate, encode
-from steerlab.models.engine import Engine, Inputs, block_path
+from steerlab.models.engine import Engine, Inputs, block_path, point_path
 from steerlab.models.families import family_of
 from steerlab.models.fingerprint import weights_fingerprint
 from steerlab.models.kv_prefix import Prefix, local_windows, prefill_cost
-from steerlab.models.layout import Layout, blocks, module_at, normalized_width
+from steerlab.models.layout import Layout, blocks, heads_width, module_at, normalized_width
 from steerlab.models.row_format import RowFormat
 from steerlab.models.shortcuts import Shortcuts, known_shortcuts
 from steerlab.models.sites import Site
@@ -203,6 +203,12 @@ class Model:
         return len(blocks(self.hf, self.layout))
 
     @property
+    def n_heads(self) -> int | None:
+        """Number of attention heads of a block, or None where the configuration gives no one number."""
+        found = getattr(self.hf.config.get_text_config(), "num_attention_heads", None)
+        return found if isinstance(found, int) else None
+
+    @property
     def hidden_size(self) -> int:
         """Width of the residual stream."""
         return int(self.hf.config.get_text_config().hidden_size)
@@ -228,11 +234,12 @@ class Model:
         """A site of this model with its layer counted from 0; a whole number means the output of that block.
 
         Raises:
-            LayoutError: the model has no such layer, or no vision tower or projector.
+            LayoutError: the model has no such layer, point, vision tower or projector.
         """
         layer = as_whole("layer", getattr(site, "layer", site), None, error=LayoutError)  # NumPy's, in a data frame
         site = replace(site, layer=layer) if isinstance(site, Site) else Site(layer)
         if site.part == "text":
+            point_path(site, self.layout)  # refuses a point that the blocks do not have
             return site.resolve(self.n_layers)
         path = self.layout.vision_path if site.part == "vision" else self.layout.projector_path
         if path is None or self.vision is None:
@@ -243,7 +250,7 @@ class Model:
     def width(self, site: Site) -> int | None:
         """The width of the states at a site, or None where it is not known before a forward."""
         if site.part != "vision":
-            return self.hidden_size
+            return self.hidden_size if site.point != "heads" else heads_width(self.hf, self.layout, site.layer)
         return normalized_width(module_at(self.hf, block_path(self.site(site), self.layout)))
 
     def info(self) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from torch import Tensor
 from steerlab.errors import is_out_of_memory
 from steerlab.models.encoding import EncodedPrompt, Span
 from steerlab.models.engine import Inputs, block_path, point_path
-from steerlab.models.interventions import Edit, main_output, with_main_output, with_rows
+from steerlab.models.forwards import main_output, with_main_output, with_rows
+from steerlab.models.interventions import Edit
 from steerlab.models.kv_prefix import local_windows
 from steerlab.models.layout import module_at
-from steerlab.models.sites import Site
+from steerlab.models.sites import INPUTS, Site
 from steerlab.models.versions import forward_options
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _attach(model: Model, site: Site, visit: Any) -> Any:
     def after(_: Any, args: tuple[Any, ...], output: Any) -> Any:
         return with_main_output(output, visit(site, main_output(output)))
 
-    if site.point == "block_in":
+    if site.point in INPUTS:
         return module.register_forward_pre_hook(before, with_kwargs=True)
     return module.register_forward_hook(after)
 

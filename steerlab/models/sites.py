@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from steerlab.errors import LayoutError
 
 # in the order in which a forward passes them: a block's output comes after everything inside it
-POINTS = ("block_in", "attn_out", "mlp_out", "block_out")
+POINTS = ("block_in", "heads", "attn_out", "mlp_out", "block_out")
+INPUTS = ("block_in", "heads")  # what a module is given, not what it gives
 PARTS = ("vision", "projector", "text")
 
 
@@ -19,11 +20,12 @@ class Site:
     `hidden_states[layer + 1]`. For the last block that is the stream *before* the final norm.
 
     Example:
-        >>> Site(17), Site(17, "attn_out"), Site(-2, part="vision"), Site(0, part="projector")
+        >>> Site(17), Site(17, "attn_out"), Site(17, "heads"), Site(-2, part="vision"), Site(0, part="projector")
 
     Args:
         layer: 0-based block index; negative indices count from the top and are resolved by `Model.site`.
-        point: "block_in", "block_out", "attn_out" or "mlp_out"; outside the text only "block_out".
+        point: "block_in", "block_out", "attn_out", "mlp_out" or "heads", the results of all attention heads, one after
+            the other, before the output projection; outside the text only "block_out".
         part: "text", "vision" (blocks of the vision tower) or "projector" (the module that turns states of the tower
             into the features at image tokens; its layer is 0).
 

@@ -2,7 +2,7 @@
 
 from steerlab.steering.generate import Generations as Generations
 from steerlab.steering.generate import generate as generate
-from steerlab.steering.interventions import Request as Request
+from steerlab.steering.requests import Request as Request
 from steerlab.steering.score import next_token_logits as next_token_logits
 from steerlab.steering.score import score as score
 from steerlab.steering.steer import Run as Run

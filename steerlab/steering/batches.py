@@ -16,13 +16,14 @@ from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.model import Model, check_ready
 from steerlab.models.positions import Positions, check_positions
-from steerlab.steering.interventions import Alpha, BatchedSetting, Request, Scale, build_edits, writes_anything
+from steerlab.steering.interventions import BatchedSetting, build_edits, writes_anything
+from steerlab.steering.requests import Alpha, Request, Scale
 
 R = TypeVar("R")
 Steer = Steerer | Vectors | Request | Sequence[Steerer | Vectors | Request]
 # the open `with steer(...)` statements of this thread, outermost first: each a run with its requests
 OPEN_RUNS: ContextVar[tuple[tuple[Any, list[Request]], ...]] = ContextVar("OPEN_RUNS", default=())
-Totals = tuple[int, float]  # states steered, and the sum of ‖alpha·v‖/‖h‖ over them
+Totals = tuple[int, float]  # states steered, and the sum of ‖h' - h‖/‖h‖ over them
 
 
 def active_steering(model: Model) -> list[tuple[Any, list[Request]]]:
@@ -76,7 +77,7 @@ def run_batches(
         in_block: whether the settings are those of the open `with steer(...)` blocks, which then count what is steered.
 
     Returns:
-        The results in the order of the rows, the number of steered states, and their mean ‖alpha·v‖/‖h‖ (nan if none).
+        The results in the order of the rows, the number of steered states, and their mean ‖h' - h‖/‖h‖ (nan if none).
 
     Raises:
         SteeringError: no state was steered although a vector is not zero.

@@ -24,14 +24,16 @@ from steerlab.errors import SteeringError
 from steerlab.methods.base import RequiredActivation, Steerer, steering_sites
 from steerlab.models._hooks import HooksEngine
 from steerlab.models.encoding import Batch, EncodedPrompt, Span
-from steerlab.models.interventions import EditStats, SiteEdits, apply_edits, given_tokens, last_column, with_rows
+from steerlab.models.forwards import given_tokens, last_column, with_rows
+from steerlab.models.interventions import EditStats, SiteEdits, apply_edits
 from steerlab.models.model import Model, check_ready
 from steerlab.models.positions import Match
 from steerlab.models.sites import Site
 from steerlab.models.versions import CACHE_NAMES, forward_parameters, given_cache
 from steerlab.steering.batches import active_steering, totals
 from steerlab.steering.context import PartsContext
-from steerlab.steering.interventions import Request, build_edits, resolve_interventions, writes_anything
+from steerlab.steering.interventions import build_edits, writes_anything
+from steerlab.steering.requests import Request, resolve_interventions
 
 if TYPE_CHECKING:
     from steerlab.steering.steer import Run

@@ -27,7 +27,7 @@ from steerlab.models.positions import Positions
 from steerlab.models.template import last_text
 from steerlab.steering.batches import Steer, Totals, apply_prompt_transforms, as_requests, encode_examples, run_batches
 from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
-from steerlab.steering.interventions import Alpha, Scale, resolve_interventions
+from steerlab.steering.requests import Alpha, Scale, resolve_interventions
 
 _RESERVED = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "return_dict_in_generate"}
 NEW_TOKENS = 60  # the default limit of a text
@@ -52,7 +52,7 @@ class Generations(Sequence[str]):
         steered_tokens: token states behind these texts that a vector was added to, summed over sites and steerers. Each
             text counts with its own copy of the prompt; states after a row's end of turn and those of dropped beams do
             not count.
-        norm_ratio: mean of ‖alpha·v‖/‖h‖ over all states that a vector was added to, those not counted included; nan
+        norm_ratio: mean of ‖h' - h‖/‖h‖ over all states h that became h', those not counted included; nan
             where nothing was steered.
     """
 
@@ -231,7 +231,9 @@ def _totals(edits: SiteEdits, new: list[tuple[int, ...]]) -> Totals:
 def _decoded(edit: Edit, new: list[tuple[int, ...]], copies: int) -> int:
     """Decoded states of the rows that an edit steers."""
     rows = [True] * len(edit.prompt) if edit.row_mask is None else edit.row_mask.tolist()
-    return sum(len(ids) - 1 for i, ids in enumerate(new) if rows[i // copies]) if edit.generated else 0
+    limit = edit.rule.first if edit.generated else 0
+    counts = [len(ids) - 1 for i, ids in enumerate(new) if rows[i // copies]]
+    return sum(counts if limit is None else [min(count, limit) for count in counts])
 
 
 def _check_context_length(model: Model, rows: Sequence[EncodedPrompt], max_new_tokens: int) -> None:

@@ -36,7 +36,7 @@ def check_image_edit(model: Model, name: str, intervention: Intervention, positi
     bare = [row.example_id for row, n in zip(batch.rows, batch.units, strict=True) if n == 0]
     if bare:
         raise PositionError(f"the inputs {bare[:3]} have no image, so they cannot be steered at {intervention.site}")
-    if intervention.vectors is None:
+    if intervention.vector_fn is not None:
         raise SteeringError(
             f"{name} computes its vectors from token states; at {intervention.site} states belong to images: give a "
             "vector"

@@ -21,7 +21,7 @@ from steerlab.models.positions import Positions
 from steerlab.steering import batches
 from steerlab.steering.batches import Steer, Totals, as_requests
 from steerlab.steering.finite import check_finite
-from steerlab.steering.interventions import Alpha, Scale, resolve_interventions
+from steerlab.steering.requests import Alpha, Scale, resolve_interventions
 
 
 @background
@@ -61,9 +61,9 @@ def score(
     answers = as_texts("answers", answers)
     if len(answers) != len(examples):
         raise DataError(f"{len(examples)} prompts but {len(answers)} answers: give one answer per prompt")
-    empty = [e.id for e, answer in zip(examples, answers, strict=True) if not answer]
+    empty = [number for number, answer in enumerate(answers) if not answer]
     if empty:
-        raise DataError(f"the answers to {empty[:3]} are empty: there is nothing to score")
+        raise DataError(f"the answers number {empty[:3]} (from 0) are empty: there is nothing to score")
     rows = batches.encode_examples(model, examples, answers)
     settings = resolve_interventions(model, requests, examples, batch_size, rows)
 

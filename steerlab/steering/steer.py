@@ -17,7 +17,7 @@ from steerlab.models.positions import Positions
 from steerlab.steering.batches import OPEN_RUNS, Steer, active_steering, as_requests
 from steerlab.steering.direct import DirectSteering
 from steerlab.steering.generate import Generations, generate
-from steerlab.steering.interventions import Alpha, Scale
+from steerlab.steering.requests import Alpha, Scale
 from steerlab.steering.score import score
 
 
@@ -27,7 +27,7 @@ class Run:
     Attributes:
         model: that is steered.
         steered_tokens: token states that a vector was added to so far, summed over sites and steerers.
-        norm_ratio: mean ‖alpha·v‖/‖h‖ over them; nan before the first.
+        norm_ratio: mean ‖h' - h‖/‖h‖ over them; nan before the first.
     """
 
     def __init__(self, model: Model) -> None:
@@ -38,7 +38,7 @@ class Run:
 
     @property
     def norm_ratio(self) -> float:
-        """Mean ‖alpha·v‖/‖h‖ over the states steered so far."""
+        """Mean ‖h' - h‖/‖h‖ over the states steered so far."""
         return self._ratios / self.steered_tokens if self.steered_tokens else float("nan")
 
     @background

@@ -14,6 +14,7 @@ from torch import Tensor
 from steerlab import Activations, Contrast, Example, Site, capture
 from steerlab.capturing.activations import INDEX_COLUMNS
 from steerlab.capturing.rows import TokenSelector
+from steerlab.data.inputs import as_examples
 from steerlab.errors import (
     ActivationError,
     DataError,
@@ -89,7 +90,7 @@ def test_states_match_hugging_face_in_the_order_of_the_data(lm, family, backend,
         expected = reference(plain, row)[:, list(LAYERS)]
         torch.testing.assert_close(acts.values[2 * i], expected[-1], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(acts.values[2 * i + 1], expected[row.kind("user")].mean(0), rtol=1e-4, atol=1e-4)
-    assert acts.index["example_id"].tolist() == [str(i) for i in range(len(PROMPTS)) for _ in range(2)]
+    assert acts.index["example_id"].tolist() == [e.id for e in as_examples(PROMPTS) for _ in range(2)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -257,7 +258,7 @@ def test_context_needs_no_forward_without_a_suffix(model, monkeypatch):
 
 def test_prompts_that_are_encoded_already_are_not_encoded_again(model, monkeypatch):
     expected = quiet(model, PROMPTS, positions=["last", "user"])
-    encoded = {str(i): model.encode(prompt) for i, prompt in enumerate(PROMPTS)}
+    encoded = {e.id: model.encode(e.prompt) for e in as_examples(PROMPTS)}
     monkeypatch.setattr(Model, "encode", lambda *_, **__: pytest.fail("encoded again"))
     assert torch.equal(quiet(model, PROMPTS, positions=["last", "user"], encoded=encoded).values, expected.values)
 
@@ -352,9 +353,13 @@ def test_layers_are_block_numbers(model, layers, sites):
         ({"data": []}, DataError, "data set is empty"),
         ({"data": [PAIRS[0], PAIRS[0]]}, DataError, "the id 'a' occurs twice"),
         ({"data": "hello there"}, DataError, "one string"),
-        ({"data": [""]}, EncodingError, "the prompt '0' is empty"),
-        ({"data": ["a b c " * 200]}, EncodingError, "the prompt '0' has .* tokens; the model's context holds 512"),
-        ({"positions": "answer"}, PositionError, "position answer matches no token of the row .'0'."),
+        ({"data": [""]}, EncodingError, r"the prompt '0:\w{8}' is empty"),
+        (
+            {"data": ["a b c " * 200]},
+            EncodingError,
+            "the prompt '0:\w{8}' has .* tokens; the model's context holds 512",
+        ),
+        ({"positions": "answer"}, PositionError, "position answer matches no token of the row .'0:\w{8}'."),
         ({"positions": "lst"}, PositionError, "unknown position 'lst'"),
         ({"data": PAIRS, "positions": 500}, PositionError, "position 500 is outside a row of .* tokens .'a'."),
         ({"data": PAIRS[3:4], "positions": torch.ones(1, 3)}, PositionError, "must be a bool tensor"),

@@ -17,7 +17,9 @@ FRAME = pd.DataFrame({"ask": ["Is it late?", "Who are you?"], "good": ["Arr!", "
 
 def test_texts_messages_and_examples_go_in_together() -> None:
     found = as_examples(["Is it late?", CHAT, Example("Who are you?", id="mine")])
-    assert [(one.id, one.prompt) for one in found] == [("0", "Is it late?"), ("1", CHAT), ("mine", "Who are you?")]
+    assert [one.prompt for one in found] == ["Is it late?", CHAT, "Who are you?"]
+    assert [one.id.split(":")[0] for one in found] == ["0", "1", "mine"]
+    assert found[0].id != as_examples(["Is it early?"])[0].id, "a table of vectors by id can't steer another text"
     assert [one.prompt for one in as_examples(FRAME["ask"])] == list(FRAME["ask"])
 
 

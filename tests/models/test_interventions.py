@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from steerlab.errors import SteeringError
-from steerlab.models.interventions import Edit, EditStats, apply_edits, check_edits, last_column
+from steerlab.models.forwards import last_column
+from steerlab.models.interventions import Edit, EditStats, apply_edits, check_edits
 from steerlab.models.sites import Site
 from steerlab.models.versions import CACHE_NAMES
 
@@ -139,15 +140,17 @@ def test_vector_fn_reads_the_unsteered_last_prompt_state_once(copies: int, scope
 def test_edit_of_one_row_equals_its_row_of_the_padded_batch(computed: bool) -> None:
     starts, padded, later = (2, 0, 3), state(3, 6), state(3, 1, seed=1)
     columns = torch.stack([torch.arange(6) >= start for start in starts]) & (state(3, 6, 2)[..., 0] > -1)
-    function = (lambda h: h * torch.arange(1, len(h) + 1)[:, None]) if computed else None
+    function = (lambda h: 2 * h) if computed else None
     edit = Edit(
         None if computed else state(3, 1, 3)[:, 0], columns, True, function, torch.tensor([5, 4, 5]),
         torch.tensor([True, False, True]),
     )  # fmt: skip
+    edit.read(padded, 6)
     prompt, generated = edit.delta(padded, 6), edit.delta(later, 7)
     assert not generated[1].any() and generated[[0, 2]].ne(0).all()
     for i, start in enumerate(starts):
         one = edit.row(i, start, 6)
+        one.read(padded[[i], start:], 6 - start)
         torch.testing.assert_close(one.delta(padded[[i], start:], 6 - start), prompt[[i], start:])
         torch.testing.assert_close(one.delta(later[[i]], 7 - start), generated[[i]])
 
@@ -201,7 +204,7 @@ def test_last_column_reads_the_cache_under_every_name_it_has_had(name: str) -> N
 def test_stats_of_two_forwards_add_up() -> None:
     stats, h = EditStats(), torch.full((1, 2, 4), 2.0)
     for _ in range(2):
-        stats.add(torch.ones(1, 4), h, torch.tensor([[True, True]]))
+        stats.add(torch.ones(1, 1, 4), h, torch.tensor([[True, True]]))
     assert stats.totals() == (4, pytest.approx(4 * 0.5))
 
 

@@ -9,12 +9,17 @@ from steerlab.models.families import Family, family_of
 from steerlab.models.layout import Layout, blocks, find_layout, module_at
 from steerlab.testing import FAMILIES, tiny_hf, tiny_vlm_hf
 
-LLAMA_LIKE = Layout("model.layers", "model.norm", "lm_head", "self_attn", "mlp")
+LLAMA_LIKE = Layout("model.layers", "model.norm", "lm_head", "self_attn", "mlp", heads_name="self_attn.o_proj")
 EXPECTED = {
-    "gpt2": Layout("transformer.h", "transformer.ln_f", "lm_head", "attn", "mlp"),
-    "gpt_neox": Layout("gpt_neox.layers", "gpt_neox.final_layer_norm", "lm_head", "attention", "mlp"),
-    "opt": Layout("model.decoder.layers", "model.decoder.final_layer_norm", "lm_head", "self_attn", "fc2"),
-}
+    "gpt2": Layout("transformer.h", "transformer.ln_f", "lm_head", "attn", "mlp", heads_name="attn.c_proj"),
+    "gpt_neox": Layout(
+        "gpt_neox.layers", "gpt_neox.final_layer_norm", "lm_head", "attention", "mlp", heads_name="attention.dense"
+    ),
+    "opt": Layout(
+        "model.decoder.layers", "model.decoder.final_layer_norm", "lm_head", "self_attn", "fc2",
+        heads_name="self_attn.out_proj",
+    ),
+}  # fmt: skip
 BLOCK_CLASS = {"gpt2": "GPT2Block", "gpt_neox": "GPTNeoXLayer", "opt": "OPTDecoderLayer"}
 
 

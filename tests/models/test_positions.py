@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steerlab import Contrast, Example, SteeringVector, capture, generate, score
+from steerlab.data.inputs import as_examples
 from steerlab.errors import PositionError
 from steerlab.models import positions
 from steerlab.models.encoding import EncodedPrompt, Span
@@ -233,7 +234,7 @@ def test_capture_reads_the_state_of_the_named_token(lm: LM, backend: str, paddin
         ids, n = encoded(model, prompt)
         whole = model.hf(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0]
         for name, place in PLACES.items():
-            row = acts.select(example_id=str(number), position=name)
+            row = acts.select(example_id=as_examples(PROMPTS)[number].id, position=name)
             torch.testing.assert_close(row.at(LAYER)[0], whole[place(n)].mean(0), rtol=1e-5, atol=1e-5)
             assert row.index["column"][0] == (place(n)[0] if len(place(n)) == 1 else -1)
 
@@ -268,7 +269,7 @@ def test_token_beyond_the_shortest_prompt_is_refused_by_example_id(lm: LM, form:
     model = lm()
     beyond = form.format(min(encoded(model, p)[1] for p in PROMPTS))  # the shortest has tokens 0 to min - 1
     steerer = SteeringVector({LAYER: torch.ones(32)})
-    message = re.escape(f"position {beyond} matches no token of the row ('1')")
+    message = re.escape(f"position {beyond} matches no token of the row ('1:")
     with pytest.raises(PositionError, match=message):
         capture(model, PROMPTS, layers=LAYER, positions=beyond, progress=False)
     with pytest.raises(PositionError, match=message):

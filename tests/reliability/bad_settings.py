@@ -205,7 +205,9 @@ def _vectors() -> list[Case]:
         ("another width, swept", lambda w: w.sweep(SteeringVector({1: torch.ones(31)})), "31.*32|32.*31"),
         ("P2S of no table", lambda w: methods.P2S.from_table(1, {}), "vectors.*got"),
         ("P2S of different widths", lambda w: methods.P2S.from_table(1, {"a": h, "b": h[:5]}), "width|shape"),
-        ("P2S of NaN", lambda w: w.generate(["a"], steer=methods.P2S.from_table(1, {"0": h * NAN})), "NaN"),
+        ("P2S of NaN", lambda w: w.generate(
+            [steerlab.Example("a", id="0")], steer=methods.P2S.from_table(1, {"0": h * NAN})
+        ), "NaN"),
         ("P2S of a list", lambda w: methods.P2S.from_table(1, [h]), "table.*list"),
         ("P2S of lists", lambda w: methods.P2S.from_table(1, {"a": [1.0]}), "list|tensor"),
         ("P2S of an unknown input", lambda w: w.generate(steer=methods.P2S.from_table(1, {"a": h})), "no vector for"),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from remote_fits import PAIRS, PROMPTS, fit
+from remote_fits import OPERATIONS, PAIRS, PROMPTS, fit, operations
 from servers.ndif import Ndif
 
 import steerlab
@@ -60,6 +60,15 @@ def test_steered_texts_match_local(both: Both, method: str) -> None:
     assert there.ids == here.ids
     assert there.steered_tokens == here.steered_tokens > 0
     assert there.norm_ratio == pytest.approx(here.norm_ratio, rel=1e-5)
+
+
+@pytest.mark.parametrize("method", OPERATIONS)
+def test_operators_match_local(both: Both, method: str) -> None:
+    wanted = {"steer": operations(both[1])[method], "alpha": 0.8, "positions": "all"}
+    there, here = (steerlab.generate(m, PAIRS, max_new_tokens=6, **wanted) for m in both)
+    assert there.ids == here.ids and there.steered_tokens == here.steered_tokens > 0
+    there, here = (steerlab.score(m, PAIRS, ["It is."] * len(PAIRS), **wanted) for m in both)
+    assert np.array_equal(there.to_numpy(), here.to_numpy())
 
 
 def test_l2s_is_computed_in_the_request_that_it_steers(both: Both) -> None:

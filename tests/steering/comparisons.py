@@ -15,7 +15,8 @@ from steerlab.data.inputs import as_examples
 from steerlab.models.encoding import Batch
 from steerlab.models.model import Model
 from steerlab.models.sites import Site
-from steerlab.steering.interventions import build_edits, resolve_interventions
+from steerlab.steering.interventions import build_edits
+from steerlab.steering.requests import resolve_interventions
 
 
 def encoded(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from steerlab import L2S, Contrast, Example, SteeringVector, capture
+from steerlab.data.inputs import as_examples
 from steerlab.methods import P2S, RandomDirection
 from steerlab.methods.base import Intervention, Steerer
 from steerlab.methods.l2s.config import TrainingConfig
@@ -14,6 +15,7 @@ from steerlab.testing import tiny_lm
 
 LAYER, CONTEXT_LAYER, HIDDEN, STEPS = 1, 3, 32, 6
 PROMPTS = ("Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?")
+IDS = tuple(example.id for example in as_examples(PROMPTS))
 ANSWERS = ("the reeds", "no", "fish, in the reeds by night")
 QUICK = TrainingConfig(epochs=4, learning_rate=1e-2, loss="mse")
 backends = pytest.mark.parametrize("backend", ["nnsight", "hooks"])
@@ -39,7 +41,7 @@ def make_steerers(family: str) -> dict[str, Steerer]:
     l2s = L2S(LAYER, context_layer=CONTEXT_LAYER, hidden_units=3, config=QUICK, progress=False).fit(acts)
     return {
         "mean": SteeringVector({LAYER: torch.randn(HIDDEN, generator=draw)}),
-        "p2s": P2S.from_table(LAYER, {str(i): row for i, row in enumerate(rows)}),
+        "p2s": P2S.from_table(LAYER, dict(zip(IDS, rows, strict=True))),
         "l2s": l2s,
         "random": RandomDirection(LAYER, seed=3).fit(acts),
     }

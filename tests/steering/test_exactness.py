@@ -19,7 +19,7 @@ from steerlab.models.positions import Match
 from steerlab.models.sites import Site
 from steerlab.steering import Request
 from steerlab.steering.batches import active_steering
-from steerlab.steering.interventions import resolve_interventions
+from steerlab.steering.requests import resolve_interventions
 from steerlab.testing import FAMILIES
 
 EARLIER = ({"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi there!"})

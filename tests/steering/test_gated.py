@@ -5,7 +5,7 @@ from pathlib import Path
 import plain
 import pytest
 import torch
-from fitted import ANSWERS, HIDDEN, LAYER, PROMPTS, STEPS, Fixed, backends, make_lm, make_steerers
+from fitted import ANSWERS, HIDDEN, IDS, LAYER, PROMPTS, STEPS, Fixed, backends, make_lm, make_steerers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,12 +24,12 @@ MEAN = SteeringVector({LAYER: V})
 
 
 class DetectIds(Detector):
-    """Detects the inputs with the given ids."""
+    """Detects the prompts with the given numbers."""
 
     required_activations = ()
 
-    def __init__(self, *ids: str) -> None:
-        self.ids, self.threshold_ = ids, 0.5
+    def __init__(self, *numbers: str) -> None:
+        self.ids, self.threshold_ = [IDS[int(number)] for number in numbers], 0.5
 
     def fit_activations(self, acts):
         pass

@@ -14,7 +14,7 @@ from steerlab.data.contrasts import PUBLISHED_PAIRS
 from steerlab.data.inputs import as_examples
 from steerlab.methods import P2S
 from steerlab.models.model import Model
-from steerlab.steering.interventions import resolve_interventions
+from steerlab.steering.requests import resolve_interventions
 
 # the classes of the three inputs, and the token that each of them is read at
 CLASSES = {

@@ -3,7 +3,7 @@
 import plain
 import pytest
 import torch
-from fitted import HIDDEN, LAYER, PROMPTS, make_lm, make_steerers
+from fitted import HIDDEN, IDS, LAYER, PROMPTS, make_lm, make_steerers
 
 from steerlab import SteeringVector, generate, score
 from steerlab.errors import DataError
@@ -20,7 +20,7 @@ def test_equals_a_plain_log_softmax(family: str) -> None:
     frame = score(model, PROMPTS, ANSWERS)
     expected = [plain.answer_logprob(model, p, a) for p, a in zip(PROMPTS, ANSWERS, strict=True)]
     assert frame["logprob"].tolist() == pytest.approx(expected, abs=1e-4)
-    assert frame["example_id"].tolist() == ["0", "1", "2"]
+    assert frame["example_id"].tolist() == list(IDS)
     assert frame["n_tokens"].tolist() == [len(model.tokenizer(a, add_special_tokens=False).input_ids) for a in ANSWERS]
 
 
@@ -58,7 +58,7 @@ def test_positive_alpha_makes_the_target_token_likelier() -> None:
 def test_invalid_answers_are_refused() -> None:
     with pytest.raises(DataError, match="3 prompts but 2 answers"):
         score(make_lm(), PROMPTS, ANSWERS[:2])
-    with pytest.raises(DataError, match=r"\['1'\] are empty"):
+    with pytest.raises(DataError, match=r"number \[1\] \(from 0\) are empty"):
         score(make_lm(), PROMPTS, ["a", "", "b"])
     with pytest.raises(DataError, match="empty"):
         score(make_lm(), [], [])

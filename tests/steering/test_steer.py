@@ -7,7 +7,7 @@ import plain
 import pytest
 import torch
 from comparisons import check_copies, check_hooks
-from fitted import ANSWERS, HIDDEN, LAYER, PROMPTS, STEPS, Fixed, backends, make_lm, make_steerers
+from fitted import ANSWERS, HIDDEN, IDS, LAYER, PROMPTS, STEPS, Fixed, backends, make_lm, make_steerers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -109,10 +109,10 @@ def test_scale_norm_is_in_units_of_each_rows_state() -> None:
 def test_every_copy_of_a_row_gets_the_vector_of_the_row(backend: str, options: dict) -> None:
     model, copies = make_lm("llama", backend), options.get("num_return_sequences", 1)
     options = options | OPTIONS
-    one = P2S.from_table(LAYER, {"0": 0 * V, "1": 4 * V, "2": 0 * V})
+    one = P2S.from_table(LAYER, dict(zip(IDS, (0 * V, 4 * V, 0 * V), strict=True)))
     before = generate(model, PROMPTS, **options)
     after = generate(model, PROMPTS, steer=one, **options)
-    assert after.example_ids == tuple(s for s in "012" for _ in range(copies)) and len(after) == 3 * copies
+    assert after.example_ids == tuple(i for i in IDS for _ in range(copies)) and len(after) == 3 * copies
     if not options.get("do_sample"):  # the rows of a batch draw from one stream of random numbers
         assert after.ids[:copies] == before.ids[:copies] and after.ids[2 * copies :] == before.ids[2 * copies :]
         single = generate(model, PROMPTS[1:2], steer=mean(V), alpha=4.0, **options)
@@ -153,7 +153,7 @@ def test_norm_ratio_of_beams_is_the_mean_over_all_beams(backend: str) -> None:
 
 
 def test_samples_at_temperature_zero_equal_greedy_steering() -> None:
-    model, table = make_lm("llama"), P2S.from_table(LAYER, {"0": 0 * V, "1": 4 * V, "2": 4 * W})
+    model, table = make_lm("llama"), P2S.from_table(LAYER, dict(zip(IDS, (0 * V, 4 * V, 4 * W), strict=True)))
     greedy = generate(model, PROMPTS, steer=table, **OPTIONS)
     options = dict(do_sample=True, temperature=1e-4, num_return_sequences=3, **OPTIONS)
     found = generate(model, PROMPTS, steer=table, **options)
@@ -266,7 +266,7 @@ def test_any_model_accepts_vectors_of_another_model_of_the_same_width() -> None:
         generate(model, PROMPTS, steer=Request(mean(torch.ones(48)), any_model=True), **OPTIONS)
 
 
-NAN, INFINITE = (P2S.from_table(LAYER, {str(i): V * float(x) for i in range(3)}) for x in ("nan", "inf"))
+NAN, INFINITE = (P2S.from_table(LAYER, {i: V * float(x) for i in IDS}) for x in ("nan", "inf"))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ NAN, INFINITE = (P2S.from_table(LAYER, {str(i): V * float(x) for i in range(3)})
         (mean(V, -5), {}, LayoutError, "layer -5"),
         (mean(V), {"positions": "lats"}, PositionError, "unknown position 'lats'"),
         (mean(V), {"positions": 400}, PositionError, "outside a row"),
-        (P2S.from_table(LAYER, {"0": V, "1": V}), {}, ActivationError, r"no vector for \['2'\]"),
+        (P2S.from_table(LAYER, {IDS[0]: V, IDS[1]: V}), {}, ActivationError, rf"no vector for \['{IDS[2]}'\]"),
     ],
 )
 def test_invalid_requests_are_refused(steerer: Steerer, options: dict, error: type, message: str) -> None:

@@ -96,7 +96,8 @@ def adding(model: Model, site: Site, delta: Tensor, where: Sequence[int]) -> Rem
         h[:, list(where)] += delta.to(h)
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
-    if site.point == "block_in":
+    if site.point in ("block_in", "heads"):
+        block = module_at(block, layout.heads_name) if site.point == "heads" else block
         return block.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
     name = {"mlp_out": layout.mlp_name, "attn_out": layout.attention_name}.get(site.point)
     module = module_at(block, name) if name else block

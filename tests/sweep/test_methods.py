@@ -7,8 +7,8 @@ from reference import KINDS, AnyIntervention, Recorder, by_score, check_settings
 
 import steerlab
 from steerlab import L2S, MeanDifference, Site, capture, sweep
-from steerlab.errors import MismatchError
-from steerlab.methods import P2S, TrainingConfig
+from steerlab.errors import MismatchError, SteeringError
+from steerlab.methods import P2S, Clamp, Operation, Scale, TrainingConfig
 
 POSITIONS = ("all", "last+generated")
 QUICK = TrainingConfig(epochs=4, learning_rate=1e-2, loss="mse")
@@ -41,6 +41,14 @@ def test_methods_are_fitted_at_every_layer_and_oracles_to_the_measured_inputs(lm
         check_settings(at_layer, fitted, lambda one, alpha, where: by_score(model, one, rows, alpha, where))
 
 
+def test_batches_with_all_gates_closed_are_measured_unsteered(lm) -> None:
+    model, rows, gated = lm(), questions(), AnyIntervention("gate", Site(1))  # the gate of the first input is 0
+    options: dict[str, Any] = {"metric": "logprob_difference", "batch_size": 2, "progress": False}
+    frame = sweep(model, rows, {"gated": {1: gated}}, None, (2.0,), "all", **options)
+    assert frame["value"].tolist() == pytest.approx(by_score(lm(), gated, rows, 2.0, "all"), abs=2e-4)
+    assert frame["norm_ratio"][0] == 0 and (frame["norm_ratio"][1:] > 0).all()
+
+
 @either_positions
 def test_texts_of_every_kind_equal_steer(lm, positions: str) -> None:
     model, rows, recorder = lm(), questions(), Recorder()
@@ -51,6 +59,29 @@ def test_texts_of_every_kind_equal_steer(lm, positions: str) -> None:
     options: Any = {"alpha": 2.0, "positions": positions, "max_new_tokens": 5}
     assert recorder.calls == [list(steerlab.generate(model, rows, steer=one, **options)) for one in methods.values()]
     assert list(steerlab.generate(model, rows, max_new_tokens=5)) not in recorder.calls
+
+
+@pytest.mark.parametrize("backend", ["hooks", "nnsight"])
+def test_operators_share_a_sweep_and_equal_steer(lm, backend: str, tmp_path) -> None:
+    model, rows, v = lm("llama", backend), questions(), random_vector(1)
+    methods: dict[str, Any] = {name: Operation(v, name) for name in ("project_out", "replace", "rotate")}
+    methods |= {
+        "clamp": Operation(v, Clamp(-0.1, 0.1)), "scale": Operation(1, Scale(0.3)), "mean": random_vector(1, 1),
+        "first": Operation(v, first=1), "heads": Operation(random_vector(Site(2, "heads")), "replace", heads=[0, 3]),
+    }  # fmt: skip
+    given: Any = {name: {one.site: one} for name, one in methods.items()}
+    options: dict[str, Any] = {"folder": tmp_path, "progress": False}
+    frame = sweep(model, rows, given, None, (0.0, 0.5, 1.0), list(POSITIONS), "logprob_difference", **options)
+    check_settings(frame, methods, lambda one, alpha, where: by_score(lm(), one, rows, alpha, where))
+    recorder = Recorder()
+    sweep(model, rows, given, None, (1.0,), "all", recorder, generation={"max_new_tokens": 5}, progress=False)
+    texts = {"alpha": 1.0, "positions": "all", "max_new_tokens": 5}
+    assert recorder.calls == [list(steerlab.generate(model, rows, steer=one, **texts)) for one in methods.values()]
+    again = given | {"clamp": {1: Operation(v, Clamp(-0.1, 0.2))}}
+    with pytest.raises(MismatchError, match="vectors"):
+        sweep(model, rows, again, None, (0.0, 0.5, 1.0), list(POSITIONS), "logprob_difference", **options)
+    with pytest.raises(SteeringError, match="strength 2 by Rotate"):
+        sweep(model, rows, given, None, (1.0, 2.0), progress=False)
 
 
 @either_positions

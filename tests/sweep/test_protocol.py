@@ -12,7 +12,8 @@ from steerlab import Contrast, Example, MeanDifference, Site, SteeringVector
 from steerlab.analysis.steerability import anti_steerable, slopes, steerability
 from steerlab.analysis.sweep import MULTIPLIERS
 from steerlab.models.model import Model
-from steerlab.steering.interventions import Request, build_edits, resolve_interventions
+from steerlab.steering.interventions import build_edits
+from steerlab.steering.requests import Request, resolve_interventions
 from steerlab.testing import tiny_lm
 
 A, B = Contrast("(A)", "(B)", position="first_difference"), Contrast("(B)", "(A)", position="first_difference")

@@ -18,7 +18,7 @@ backends = pytest.mark.parametrize("backend", ["hooks", "nnsight"])
 
 @backends
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
-@pytest.mark.parametrize("point", ["mlp_out", "attn_out", "block_in"])
+@pytest.mark.parametrize("point", ["mlp_out", "attn_out", "heads", "block_in"])
 def test_other_points_of_a_block_equal_a_plain_hook_there(lm, family: str, backend: str, point: str) -> None:
     model = lm(family, backend)
     sites = [Site(layer, point) for layer in range(model.n_layers)]

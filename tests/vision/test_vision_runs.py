@@ -16,7 +16,8 @@ from steerlab.errors import EncodingError, PositionError
 from steerlab.models.check import self_check
 from steerlab.models.positions import resolve
 from steerlab.steering import Request
-from steerlab.steering.interventions import build_edits, resolve_interventions
+from steerlab.steering.interventions import build_edits
+from steerlab.steering.requests import resolve_interventions
 from steerlab.testing import tiny_vlm
 
 sides = pytest.mark.parametrize("side", ["left", "right"])

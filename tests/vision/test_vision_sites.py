@@ -12,14 +12,15 @@ from torch import Tensor
 
 from steerlab import Activations, Contrast, MeanDifference, Request, Site, SteeringVector, capture, generate, score
 from steerlab.errors import EncodingError, LayoutError, MismatchError, PositionError, SteeringError
-from steerlab.methods import load_steerer
+from steerlab.methods import Operation, Scale, load_steerer
 from steerlab.methods.base import Context, RequiredActivation
 from steerlab.methods.serialization import save
 from steerlab.models.engine import block_path
 from steerlab.models.layout import module_at
 from steerlab.models.model import Model
 from steerlab.models.patches import PatchSelector, entries_per_row
-from steerlab.steering.interventions import build_edits, resolve_interventions
+from steerlab.steering.interventions import build_edits
+from steerlab.steering.requests import resolve_interventions
 from steerlab.testing import tiny_lm, tiny_vlm
 
 TOWER = (Site(0, part="vision"), Site(1, part="vision"))
@@ -244,6 +245,47 @@ def test_vector_is_added_to_the_patches_of_its_row(family: str, backend: str, si
         assert (steered - text)[row, -1, images[row]].abs().amax(-1).gt(1e-4).any(), "the text sees it"
 
 
+def turned(h: Tensor, u: Tensor, share: float) -> Tensor:
+    """Each state turned towards u by a share of the angle between them."""
+    angle = torch.arccos((h @ u / h.norm(dim=-1)).clamp(-1, 1))[..., None]
+    across = h - (h @ u)[..., None] * u
+    across = across / across.norm(dim=-1, keepdim=True)
+    return h.norm(dim=-1, keepdim=True) * (torch.cos((1 - share) * angle) * u + torch.sin((1 - share) * angle) * across)
+
+
+OPERATORS: dict[str, tuple[Any, Any]] = {
+    "project_out": ("project_out", lambda h, v: h - 0.6 * (h @ v / v.norm() ** 2)[..., None] * v),
+    "replace": ("replace", lambda h, v: 0.4 * h + 0.6 * v),
+    "rotate": ("rotate", lambda h, v: turned(h, v / v.norm(), 0.6)),
+    "scale": (Scale(0.5), lambda h, v: 0.7 * h),
+}
+
+
+@families
+@pytest.mark.parametrize("site", [TOWER[0], PROJECTOR, Site(1)], ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_change_images_and_text_as_plain_hooks_do(family: str, site: Site, name: str) -> None:
+    model, rows, (operator, change) = vlm(family, "nnsight"), rows_with_images(family), OPERATORS[name]
+    vector = steerer_at(model, site).vector_
+    steerer = Operation(site if name == "scale" else SteeringVector({site: vector}), operator)
+    found = generate(model, rows, steer=steerer, alpha=0.6, max_new_tokens=3)
+    plain = vlm(family)
+    module = module_at(plain.hf, block_path(site, plain.layout))
+    with hooked([module], lambda _, h: change(h, vector)):
+        assert found.ids == tuple(greedy(plain, row, torch.zeros(32), lambda n, now: [], 3) for row in rows)
+    if site.part != "text":  # a row in between is left as it is
+        batch, requests = encoded(model, rows), [Request(steerer, [0.6, 0.0, 0.6])]
+        edits = build_edits(model, resolve_interventions(model, requests, rows, 16), batch, range(3))
+        whole = [
+            model.engine.capture_states(model.inputs(batch), given, [site], lambda h: h.reshape(-1, h.shape[-1]))[:, 0]
+            for given in (edits, {})
+        ]
+        counts = [len(patches(plain, site, row)) for row in rows]
+        for number, (ours, before) in enumerate(zip(*(h.split(counts) for h in whole), strict=True)):
+            expected = before if number == 1 else change(before, vector)
+            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
 @engines
 @pytest.mark.parametrize("site", [TOWER[0], PROJECTOR], ids=str)
 def test_generation_with_steered_vision_matches_recomputation(family: str, backend: str, site: Site) -> None:
@@ -368,7 +410,7 @@ def test_steering_of_images_that_is_refused() -> None:
     for options, error, message in (
         ({"positions": "last"}, PositionError, "position last means nothing at site vision.0"),
         ({"positions": "last+generated"}, PositionError, "use 'images'"),
-        ({"scale": "norm"}, SteeringError, "at vision.0 use scale='raw'"),
+        ({"scale": "norm"}, SteeringError, "at vision.0 use 'raw' or 'token_norm'"),
         ({"steer": wide}, MismatchError, "hidden_size 32; this model has 24 at vision.0"),
     ):
         with pytest.raises(error, match=message):

@@ -5,7 +5,8 @@ from functools import cache
 import torch
 
 from steerlab import L2S, Contrast, Example, SteeringVector, capture
-from steerlab.methods import P2S
+from steerlab.data.inputs import as_examples
+from steerlab.methods import P2S, Clamp, LinearProbe, Operation, Scale
 from steerlab.methods.alphasteer.steerer import AlphaSteer
 from steerlab.methods.base import Steerer
 from steerlab.methods.l2s.config import TrainingConfig
@@ -27,6 +28,9 @@ QUESTIONS = (
     "Write one line on a {} in spring.", "Which colour has a {} when it rains at night?", "Who made the first {}?",
     "{}?",
 )  # fmt: skip
+
+
+OPERATIONS = ("project_out", "replace", "rotate", "clamp", "scale", "fading", "gated by token", "own direction")
 
 
 def examples(n: int = 64) -> list[Example]:
@@ -56,6 +60,19 @@ def steerers(width: int) -> dict[str, Steerer]:
     w, r = torch.randn(2, width, generator=draw) / width, torch.randn(2, width, generator=draw)
     return {
         "mean": SteeringVector({1: torch.randn(width, generator=draw)}),
-        "per row": P2S.from_table(2, {str(i): row for i, row in enumerate(rows)}),
+        "per row": P2S.from_table(2, {e.id: row for e, row in zip(as_examples(PROMPTS), rows, strict=True)}),
         "gates": AlphaSteer.from_gates((0, 2), w, r),
     }
+
+
+@cache
+def operations(width: int) -> dict[str, Steerer]:
+    """Every operator on every token, and one whose direction is each input's own."""
+    mean, probe = steerers(width)["mean"], LinearProbe(1)
+    probe.w_, probe.b_, probe.threshold_ = torch.randn(width, generator=torch.Generator().manual_seed(2)), 0.0, 0.5
+    made = (
+        *(Operation(mean, name) for name in OPERATIONS[:3]), Operation(mean, Clamp(-0.1, 0.1)),
+        Operation(1, Scale(0.2)), Operation(mean, first=3, decay=0.5), Operation(mean, gate=probe),
+        Operation(steerers(width)["per row"], "project_out"),
+    )  # fmt: skip
+    return dict(zip(OPERATIONS, made, strict=True))

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from steerers import ANSWERS, PROMPTS, examples, fitted_l2s, steerers
+from steerers import ANSWERS, OPERATIONS, PROMPTS, examples, fitted_l2s, operations, steerers
 
 import steerlab
 from steerlab import SteeringVector, capture, generate, score, sweep
+from steerlab.data.inputs import as_examples
 from steerlab.errors import LayoutError, LoadError, RemoteError, SteeringError
 from steerlab.models.interventions import Edit
 from steerlab.models.sites import Site
@@ -61,6 +62,19 @@ def test_steered_texts_match_hooks(remote, near, kind: str, positions: str) -> N
     assert ours.norm_ratio == pytest.approx(theirs.norm_ratio, rel=0.1)
 
 
+@pytest.mark.parametrize("kind", OPERATIONS)
+def test_operators_match_hooks(remote, near, kind: str) -> None:
+    options = dict(steer=operations(WIDTH)[kind], alpha=0.8, positions="all")
+    ours, theirs = (generate(model(), PROMPTS, max_new_tokens=STEPS, **options) for model in (remote, near))
+    assert ours.ids == theirs.ids and ours.steered_tokens == theirs.steered_tokens
+    near_to(*(score(model(), PROMPTS, ANSWERS, **options)["logprob"] for model in (remote, near)))
+
+
+def test_heads_are_refused(remote) -> None:
+    with pytest.raises(LayoutError, match=r"1.heads is inside the attention: vLLM gives access to the outputs"):
+        generate(remote(), PROMPTS, steer=SteeringVector({Site(1, "heads"): torch.ones(WIDTH)}), max_new_tokens=2)
+
+
 def test_steering_changes_texts_and_leaves_nothing_behind(remote) -> None:
     plain = generate(remote(), PROMPTS, max_new_tokens=STEPS).ids
     steered = generate(remote(), PROMPTS, steer=steerers(WIDTH)["per row"], alpha=ALPHA, max_new_tokens=STEPS).ids
@@ -109,7 +123,7 @@ def test_generated_ids_are_padded_as_by_hugging_face(remote, near) -> None:
 def test_sampling_is_reproducible_with_a_seed(remote) -> None:
     options = dict(do_sample=True, temperature=1.5, num_return_sequences=3, max_new_tokens=STEPS)
     first = generate(remote(), PROMPTS, seed=1, **options)
-    assert first.example_ids == tuple(str(i) for i in range(len(PROMPTS)) for _ in range(3))
+    assert first.example_ids == tuple(e.id for e in as_examples(PROMPTS) for _ in range(3))
     assert len(set(first.ids)) > len(PROMPTS)
     assert generate(remote(), PROMPTS, seed=1, **options).ids == first.ids
     assert generate(remote(), PROMPTS, seed=2, **options).ids != first.ids

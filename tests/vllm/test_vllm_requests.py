@@ -36,8 +36,8 @@ def masked_edit() -> Edit:
 
 
 def in_flight_edit() -> Edit:
-    factors = torch.tensor([[1.0], [2.0], [3.0]])
-    return Edit(None, MASK.bool(), False, lambda h: factors * h, torch.tensor([3, 3, 3]))
+    factors, last = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([3, 3, 3])
+    return Edit(None, MASK.bool(), False, lambda h: 2 * h, last, strengths=factors)
 
 
 def test_a_request_has_the_tokens_of_its_row() -> None:

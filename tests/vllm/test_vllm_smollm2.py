@@ -7,6 +7,7 @@ import torch
 from steerers import examples, fitted_l2s
 
 from steerlab import L2S, capture, generate, next_token_logits
+from steerlab.data.inputs import as_examples
 from steerlab.methods import P2S
 from steerlab.models.model import Model
 
@@ -59,7 +60,7 @@ def test_vectors_of_other_rows_change_the_texts(model: Model, l2s: L2S, together
     vectors = vectors_of(model, l2s)
 
     def ids(given: torch.Tensor) -> tuple[tuple[int, ...], ...]:
-        table = P2S.from_table(l2s.site, {str(i): v for i, v in enumerate(given[:SOME])})
+        table = P2S.from_table(l2s.site, {e.id: v for e, v in zip(as_examples(PROMPTS[:SOME]), given, strict=False)})
         return generate(model, PROMPTS[:SOME], steer=table, alpha=ALPHA, max_new_tokens=STEPS, batch_size=N).ids
 
     assert ids(vectors) == together.ids[:SOME]

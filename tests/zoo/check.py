@@ -20,6 +20,7 @@ from torch import Tensor
 
 import steerlab
 from steerlab import Contrast, Example, Site, SteeringVector
+from steerlab.data.inputs import as_examples
 from steerlab.errors import SteerlabError
 from steerlab.models.model import Model
 from steerlab.testing import tiny_tokenizer
@@ -196,8 +197,12 @@ class Comparison:
         """States of prompts, whatever the batch and the padding."""
         if self.model.n_layers != len(self.oracle.blocks):
             raise Differs(f"{self.model.n_layers} layers, not {len(self.oracle.blocks)}")
-        sites = [Site(layer, point) for layer in range(self.model.n_layers) for point in points]
         positions = ["last", "prompt[3]", "prompt"]
+        for group in (["heads"] if "heads" in points else [], [point for point in points if point != "heads"]):
+            if group:
+                self._capture([Site(k, p) for k in range(self.model.n_layers) for p in group], positions)
+
+    def _capture(self, sites: Sequence[Site], positions: Sequence[str]) -> None:
         for padding, size in self.some((("right", 4), ("left", 4), ("right", 1)), 1):
             acts = steerlab.capture(
                 self.model, PROMPTS, layers=sites, positions=positions, batch_size=size, padding=padding, progress=False
@@ -207,7 +212,7 @@ class Comparison:
                     h = self.oracle.forward(self.ids(prompt)).states.get((site.layer, site.point))
                     if h is None:
                         raise Differs(f"{site} was read, but no such state was seen by hand")
-                    at = acts.index["example_id"] == str(number)
+                    at = acts.index["example_id"] == as_examples([prompt])[0].id
                     what = f"{site} of prompt {number} ({padding}, batch {size})"
                     _close(what, acts.at(site)[at.to_numpy()], torch.stack([h[-1], h[3], h.mean(0)]))
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-POINTS = ("block_in", "attn_out", "mlp_out", "block_out")
+POINTS = ("block_in", "heads", "attn_out", "mlp_out", "block_out")
 _NAMES = {
     "attn_out": ("self_attn", "attn", "attention", "self_attention"),
     "mlp_out": ("mlp", "feed_forward", "ffn", "block_sparse_moe", "fc2"),
 }
+_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 _NOT_TEXT = re.compile(r"vision|visual|image|audio|speech|encoder\.|^vit")
 
 
@@ -132,6 +133,13 @@ class Oracle:
         block = self.blocks[layer]
         if point == "block_in":
             handle = block.register_forward_pre_hook(_on_input(change), with_kwargs=True)
+        elif point == "heads":
+            inside = (m for n, m in block.named_modules() if n.split(".")[0] in _NAMES["attn_out"])
+            named = [m for one in inside for n, m in one.named_children() if n in _PROJECTIONS]
+            if not named:
+                yield
+                return
+            handle = named[0].register_forward_pre_hook(_on_input(change), with_kwargs=True)
         else:
             names = (n for n in _NAMES.get(point, ()) if isinstance(getattr(block, n, None), nn.Module))
             name = next(names, None) if point != "block_out" else ""

@@ -92,7 +92,7 @@ class GroupRun:
         inputs = self.group.inputs.part(*batch.rows)
         edits = build_edits(self.model, settings, inputs.batch, inputs.row_numbers, range(len(settings)))
         values = self._logits(batch, edits)
-        ratios = norm_ratios(edits, settings, inputs.n_variants, len(inputs.numbers))
+        ratios = norm_ratios(edits, settings, inputs.n_variants, inputs.numbers)
         return results_frame(batch.settings, inputs.numbers, values, ratios)
 
     def _logits(self, batch: SettingBatch, edits: SiteEdits) -> dict[str, np.ndarray]:
@@ -181,12 +181,13 @@ def run_answers(
         halve_on_oom(run, (f"{number:04d}", group), halves, out_of_memory, on_split)
 
 
-def norm_ratios(edits: SiteEdits, settings: Sequence[Setting], n_variants: int, n: int) -> np.ndarray:
-    """Mean ‖alpha·v‖/‖h‖ over the steered states, `(setting, input)`.
+def norm_ratios(edits: SiteEdits, settings: Sequence[Setting], n_variants: int, numbers: Sequence[int]) -> np.ndarray:
+    """Mean ‖h' - h‖/‖h‖ over the steered states, `(setting, input)`, of the inputs with these numbers.
 
     Raises:
         SteeringError: a setting that should steer these inputs steered no state.
     """
+    n = len(numbers)
     steered, ratios = np.zeros((2, len(settings), n))
     for edit in (e for at_site in edits.values() for e in at_site):
         count, total = (t.cpu().double().numpy() for t in edit.stats.rows())
@@ -198,7 +199,7 @@ def norm_ratios(edits: SiteEdits, settings: Sequence[Setting], n_variants: int, 
     missing = {
         setting.name
         for setting, row in zip(settings, steered, strict=True)
-        if not row.any() and not setting.has_fixed_positions and writes_anything([setting])
+        if not row.any() and not setting.has_fixed_positions and writes_anything([setting], numbers)
     }
     if missing:
         raise SteeringError(

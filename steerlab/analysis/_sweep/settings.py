@@ -7,8 +7,10 @@ import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from steerlab._support.checks import as_number, show
@@ -23,7 +25,8 @@ from steerlab.methods.vector import SteeringVector, Vectors, as_steerer
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, check_positions, describe, position_key
 from steerlab.models.sites import Site
-from steerlab.steering.interventions import BatchedSetting, Request, Scale, resolve_interventions
+from steerlab.steering.interventions import BatchedSetting
+from steerlab.steering.requests import Request, Scale, check_strengths, resolve_interventions
 
 Fitted = Mapping[int | Site, Steerer]
 Train = Activations | Sequence[Example] | None
@@ -103,6 +106,9 @@ def make_settings(
         (name, site, one.interventions, _fitted_hash(fitted, one.interventions))
         for (name, site, fitted), one in zip(steerers, resolved, strict=True)
     ]
+    for name, _, interventions, _ in found:
+        for one, alpha in product(interventions, alphas):
+            check_strengths(name, one, torch.tensor(alpha))
     return [
         Setting(name, interventions, float(alpha), where, site, fitted_hash)
         for where in positions

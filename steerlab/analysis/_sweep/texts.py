@@ -85,7 +85,7 @@ def _generate(
         options[cache_name(model.hf)] = prefix.as_generation_cache(copies)
     with model.lock, seeded(model):
         ids = new_ids(model, repeated, edits, options)
-    ratios = norm_ratios(edits, used, 1, n) if steered else np.zeros((copies, n))
+    ratios = norm_ratios(edits, used, 1, inputs.numbers) if steered else np.zeros((copies, n))
     # as JSON: read back from a file, an answer of digits alone would become a number
     texts = np.array([json.dumps(text) for text in decode(model, ids)], dtype=object).reshape(copies, n)
     return results_frame(chosen, inputs.numbers, {"text": texts}, ratios)

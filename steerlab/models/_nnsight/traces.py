@@ -31,19 +31,10 @@ from steerlab.models.engine import (
     identity,
     point_path,
 )
-from steerlab.models.interventions import (
-    Edit,
-    ImageEdit,
-    SiteEdits,
-    apply_edits,
-    given_tokens,
-    last_column,
-    main_output,
-    with_main_output,
-    with_rows,
-)
+from steerlab.models.forwards import given_tokens, last_column, main_output, with_main_output, with_rows
+from steerlab.models.interventions import Edit, ImageEdit, SiteEdits, apply_edits
 from steerlab.models.layout import Layout
-from steerlab.models.sites import Site
+from steerlab.models.sites import INPUTS, Site
 
 
 class BlockEnvoy(nnsight.Envoy):
@@ -81,7 +72,7 @@ def make_visits(
         path, inner = block_path(site, layout), point_path(site, layout)
         path = f"{path}.{inner}" if inner else path
         selected = select if site in sites else None
-        visits.append(Visit(path, site.point == "block_in", site, edits.get(site, ()), selected))
+        visits.append(Visit(path, site.point in INPUTS, site, edits.get(site, ()), selected))
     return visits
 
 

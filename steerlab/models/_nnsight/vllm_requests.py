@@ -51,6 +51,8 @@ def vllm_visits(
     visits = make_visits(layout, edits, sites, select)
     for i, visit in enumerate(visits):
         site = visit.site
+        if site.point == "heads":
+            raise LayoutError(f"{site} is inside the attention: vLLM gives access to the outputs of modules only")
         if site.part != "text":
             raise LayoutError(f"{site} is in the {site.part}: vLLM gives access to the text only")
         if visit.is_input and site.layer > 0:

@@ -1,0 +1,162 @@
+"""How strong is too strong: the strength at which a steered model is a given distance from the unsteered one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from steerlab._support.checks import as_number, as_whole
+from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import SteeringError
+from steerlab.methods.base import Steerer
+from steerlab.methods.vector import Vectors, as_steerer
+from steerlab.models.encoding import Batch, EncodedPrompt, Span
+from steerlab.models.interventions import SiteEdits
+from steerlab.models.model import Model
+from steerlab.models.positions import Positions
+from steerlab.steering import generate
+from steerlab.steering.batches import Totals, as_requests, encode_examples, run_batches, totals
+from steerlab.steering.finite import check_finite
+from steerlab.steering.interventions import BatchedSetting
+from steerlab.steering.requests import Scale, resolve_interventions
+
+LOWEST, HIGHEST = 2.0**-16, 2.0**16  # the strengths that are tried
+
+
+@dataclass(frozen=True)
+class Strength:
+    """The strength at which a steerer has a given distance, and what was tried on the way.
+
+    Attributes:
+        alpha: the largest strength tried whose distance is within the budget.
+        kl: the distance at `alpha`, in nats.
+        curve: one row for each strength tried: `alpha, kl, norm_ratio` (mean ‖h' - h‖/‖h‖ over the states changed).
+    """
+
+    alpha: float
+    kl: float
+    curve: pd.DataFrame
+
+
+def calibrate_strength(
+    model: Model,
+    data: Data,
+    steer: Steerer | Vectors,
+    *,
+    kl: float = 1.0,
+    quantile: float = 0.95,
+    max_new_tokens: int = 50,
+    positions: Positions | None = None,
+    scale: Scale = "raw",
+    batch_size: int = 4,
+) -> Strength:
+    """Find the strength at which the next-token distributions differ by a given amount from the unsteered ones.
+
+    The unsteered model answers the prompts; for every token of its answers, KL(steered, unsteered) of the distribution
+    that predicts it is computed. The strength is the largest of those tried, to within 2 %, at which the `quantile` of
+    these numbers is at most `kl`. Steerers calibrated with the same budget can be compared at equal dose.
+
+    Example:
+        >>> found = calibrate_strength(model, prompts[:32], l2s, kl=1.0)
+        >>> texts = steerlab.generate(model, prompts, steer=l2s, alpha=found.alpha)
+
+    Args:
+        model: from `steerlab.load`.
+        data: prompts, as in `generate`; some tens are enough.
+        steer: a fitted steerer, or vectors by layer.
+        kl: the budget in nats per token.
+        quantile: which of the per-token numbers has to meet it, above 0 and at most 1.
+        max_new_tokens: length of the unsteered answers.
+        positions, scale: as in `steer`.
+        batch_size: rows of a forward; the logits of all their answers' tokens are held at once.
+
+    Returns:
+        A `Strength`.
+
+    Raises:
+        SteeringError: no strength reaches the budget, or even the weakest is beyond it.
+        DataError: a number out of range.
+    """
+    as_number("kl", kl, 1e-6)
+    as_number("quantile", quantile, 1e-6, 1.0)
+    as_whole("max_new_tokens", max_new_tokens)
+    examples, request = as_examples(data), as_requests(model, as_steerer(steer, model.n_layers), 1.0, positions, scale)
+    answers = generate(model, examples, steer=(), max_new_tokens=max_new_tokens, batch_size=batch_size, progress=False)
+    prompts = encode_examples(model, examples)
+    rows = [_continued(row, ids) for row, ids in zip(prompts, answers.ids, strict=True)]
+    settings = resolve_interventions(model, request, examples, batch_size, prompts)
+    limit = min([one.rule.operator.strengths[1] for setting in settings for one in setting.interventions] + [HIGHEST])
+    tried: dict[float, tuple[float, float]] = {}
+
+    def within(alpha: float) -> bool:
+        found, ratio = _token_kl(model, [replace(one, alpha=alpha) for one in settings], rows, batch_size)
+        tried[alpha] = (float(torch.cat(found).double().quantile(quantile)), ratio)
+        return tried[alpha][0] <= kl
+
+    alpha = _search(within, limit)
+    if alpha is None and min(tried) <= LOWEST:
+        raise SteeringError(f"even at alpha {LOWEST:g} the distance is {tried[min(tried)][0]:.3g} nats, above {kl:g}")
+    if alpha is None:
+        which = "its operator takes" if limit < HIGHEST else "was tried"
+        raise SteeringError(
+            f"no strength of {request[0].steerer.name} reaches a distance of {kl:g} nats: at alpha {max(tried):g}, the "
+            f"strongest that {which}, it is {tried[max(tried)][0]:.3g}"
+        )
+    curve = pd.DataFrame([(a, *tried[a]) for a in sorted(tried)], columns=["alpha", "kl", "norm_ratio"])
+    return Strength(alpha, tried[alpha][0], curve)
+
+
+def _search(within: Callable[[float], bool], limit: float, precision: float = 1.02) -> float | None:
+    """The largest strength found within the budget: doubled or halved until it is enclosed, then bisected."""
+    low, high = 0.0, inf
+    alpha = min(1.0, limit)
+    while not (low and high < inf):
+        if within(alpha):
+            low = alpha
+            if alpha >= limit:
+                return None
+            alpha = min(2 * alpha, limit)
+        else:
+            high = alpha
+            alpha /= 2
+            if alpha < LOWEST:
+                return None
+    while high / low > precision:
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if within(middle) else (low, middle)
+    return low
+
+
+def _continued(row: EncodedPrompt, ids: Sequence[int]) -> EncodedPrompt:
+    """A prompt with given tokens as its answer."""
+    end = (len(row.text), len(row.text))
+    spans = (*row.spans, Span("answer", len(row), len(row) + len(ids)))
+    return replace(row, ids=(*row.ids, *ids), spans=spans, offsets=row.offsets + (end,) * len(ids))
+
+
+def _token_kl(
+    model: Model, settings: Sequence[BatchedSetting], rows: Sequence[EncodedPrompt], batch_size: int
+) -> tuple[list[Tensor], float]:
+    """KL(steered, unsteered) for each token of each row's answer, and the mean norm ratio."""
+
+    def forward(batch: Batch, edits: SiteEdits) -> tuple[list[Tensor], Totals]:
+        inputs, lengths = model.inputs(batch), [len(row) - row.n_prompt for row in batch.rows]
+        logprobs = []
+        for given in (edits, {}):
+            logits = model.engine.logits(inputs, given, max(lengths) + 1)
+            check_finite(logits, model, inputs, given)
+            logprobs.append(logits[:, :-1].float().log_softmax(-1))
+        steered, plain = logprobs
+        found = (steered.exp() * (steered - plain)).sum(-1).clamp_min(0).cpu()
+        return [row[-n:] for row, n in zip(found, lengths, strict=True)], totals(edits)
+
+    found, _, ratio = run_batches(
+        model, settings, rows, forward, batch_size=batch_size, label="calibrate", progress=False, in_block=False,
+        hint="the positions match no token of the unsteered answers",
+    )  # fmt: skip
+    return found, ratio

@@ -1,0 +1,214 @@
+"""A gradient field: steer each token by the gradient of a small scorer of its own state."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPClassifier
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from steerlab._support.checks import as_number, as_seed, as_whole, show
+from steerlab._support.files import fingerprint
+from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError, SteeringError
+from steerlab.methods.base import Context, Intervention, Steerer, check_fitted
+from steerlab.methods.classes import as_names
+from steerlab.methods.serialization import savable
+from steerlab.models.operators import EditRule, Operator, States, Strengths, unit
+from steerlab.models.sites import Site
+
+Weights = tuple[tuple[Tensor, Tensor], ...]  # of each layer: `(out, in)` and `(out,)`
+
+
+@dataclass(frozen=True, eq=False)
+class GradientStep(Operator):
+    """`h - strength * decay ** k * gradient(h)` for k = 0 ... steps - 1, the gradient being that of a scorer's loss.
+
+    Attributes:
+        weights: of a net with ReLU between its layers, from a state to a logit per class.
+        signs: `(class,)`: the loss is the sum of `signs * logits`.
+        steps, decay: how many steps, and the factor from one to the next.
+        normalize: divide each gradient by its norm.
+    """
+
+    weights: Weights
+    signs: Tensor
+    steps: int
+    decay: float
+    normalize: bool
+    uses = "nothing"
+
+    def __call__(self, h: States, vector: States, strength: Strengths) -> States:
+        """See `Operator`."""
+        for step in range(self.steps):
+            gradient = scorer_gradient(self.weights, self.signs, h)
+            h = h - strength * self.decay**step * (unit(gradient) if self.normalize else gradient)
+        return h
+
+    def __repr__(self) -> str:  # the same for the same scorer: a sweep's folder knows it by this
+        values = [tensor.tolist() for layer in self.weights for tensor in layer]
+        return f"GradientStep({fingerprint([values, self.signs.tolist(), self.steps, self.decay, self.normalize])})"
+
+
+def scorer_logits(weights: Weights, h: Float[Tensor, "... width"]) -> Float[Tensor, "... classes"]:
+    """The logits of a net with ReLU between its layers."""
+    for number, (w, b) in enumerate(weights):
+        h = torch.nn.functional.linear(h if number == 0 else h.relu(), w.to(h.device), b.to(h.device))
+    return h
+
+
+def scorer_gradient(weights: Weights, signs: Tensor, h: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
+    """The gradient of the sum of `signs * logits` at each state; written out, since forwards run without autograd."""
+    active, x = [], h
+    for w, b in weights[:-1]:
+        x = torch.nn.functional.linear(x, w.to(h.device), b.to(h.device))
+        active.append(x > 0)
+        x = x.relu()
+    gradient = (signs.to(h.device) @ weights[-1][0].to(h.device)).expand(x.shape)
+    for (w, _), on in zip(reversed(weights[:-1]), reversed(active), strict=True):
+        gradient = (gradient * on) @ w.to(h.device)
+    return gradient
+
+
+@savable
+class GradientField(Steerer):
+    """Move each token's state down the gradient of a small scorer, trained to tell wanted from unwanted answers.
+
+    Where a state is, decides which way it is moved: one vector cannot do that. Several attributes can be wanted or
+    avoided at once.
+
+    Example:
+        >>> field = GradientField(15).fit(model, pairs)
+        >>> texts = steerlab.generate(model, prompts, steer=field, alpha=3.0)
+
+    Args:
+        layer: block whose output is scored and steered, 0-based; or a `Site`.
+        wanted, avoided: classes whose logits are raised and lowered. An answer's class is its example's behavior if it
+            is the wanted answer of a contrast, else "not " and the behavior. None: all classes of wanted, or of
+            unwanted answers.
+        steps, decay: gradient steps at each token, and the factor from one step to the next.
+        normalize: divide each gradient by its norm, so that alpha is in units of the state.
+        hidden: width of the scorer's two hidden layers.
+        epochs: passes over the answers in training.
+        position: which captured contrast rows to use; None: all.
+        seed: of the scorer's training.
+
+    Attributes:
+        classes_: the names of the scorer's classes.
+        weights_: of its layers, in units of the state.
+
+    Raises:
+        DataError: no contrast, an unknown class, or nothing wanted or avoided.
+
+    Source: K-Steering, arXiv 2505.24535 (gradient steps); steering vector fields, arXiv 2602.01654 (`normalize`).
+    """
+
+    classes_: tuple[str, ...]
+    weights_: Weights
+
+    def __init__(
+        self,
+        layer: int | Site,
+        *,
+        wanted: Sequence[str] | None = None,
+        avoided: Sequence[str] | None = None,
+        steps: int = 1,
+        decay: float = 1.0,
+        normalize: bool = False,
+        hidden: int = 128,
+        epochs: int = 50,
+        position: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.layer, self.wanted, self.avoided, self.position = layer, wanted, avoided, position
+        self.steps, self.decay = as_whole("steps", steps), as_number("decay", decay, 0.0, 1.0)
+        self.normalize, self.seed = normalize, as_seed(seed)
+        self.hidden, self.epochs = as_whole("hidden", hidden), as_whole("epochs", epochs)
+
+    @property
+    def site(self) -> Site:  # type: ignore[override]
+        """Where states are scored and changed."""
+        return Site.of(self.layer)
+
+    @property
+    def contrasts_read_at(self) -> str | None:
+        """The position of the contrasts."""
+        return self.position
+
+    def fit_activations(self, acts: Activations) -> None:
+        """Train the scorer on both answers of every contrast."""
+        index = acts.index.reset_index(drop=True)
+        rows = index["side"].isin(["positive", "negative"])
+        if self.position is not None:
+            rows &= index["position"] == self.position
+        if not rows.any():
+            raise DataError("a gradient field is fitted to both answers of contrasts; the activations hold none")
+        labels = index["behavior"].where(index["side"] == "positive", "not " + index["behavior"])[rows]
+        self.classes_ = tuple(sorted(labels.unique()))
+        self._signs()  # refuses unknown classes before the training
+        states = acts.at(self.site)[torch.tensor(rows.to_numpy())].double().numpy()
+        truth = np.stack([labels == name for name in self.classes_], 1).astype(int)
+        scaler = StandardScaler().fit(states)
+        net = MLPClassifier(
+            (self.hidden, self.hidden), batch_size=min(64, len(states)), learning_rate_init=1e-3,
+            max_iter=self.epochs, n_iter_no_change=self.epochs, random_state=self.seed,
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # it trains for so many epochs, not to convergence
+            net.fit(scaler.transform(states), truth)
+        first = net.coefs_[0].T / scaler.scale_
+        weights = [first, *(w.T for w in net.coefs_[1:])]
+        biases = [net.intercepts_[0] - first @ scaler.mean_, *net.intercepts_[1:]]
+        self.weights_ = tuple(
+            (torch.from_numpy(w).float().contiguous(), torch.from_numpy(b).float())
+            for w, b in zip(weights, biases, strict=True)
+        )
+
+    def logits(self, states: Float[Tensor, "... width"]) -> Float[Tensor, "... classes"]:
+        """The scorer's logits of some states, in the order of `classes_`."""
+        check_fitted(self, "weights_")
+        return scorer_logits(self.weights_, states.float())
+
+    def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
+        """Not available: each token has a vector of its own.
+
+        Raises:
+            SteeringError: always.
+        """
+        raise SteeringError("a GradientField has a vector for each token's state: call interventions(context)")
+
+    def interventions(self, context: Context) -> tuple[Intervention, ...]:
+        """A gradient step at every token."""
+        check_fitted(self, "weights_")
+        step = GradientStep(self.weights_, self._signs(), self.steps, self.decay, self.normalize)
+        return (Intervention(self.site, rule=EditRule(step)),)
+
+    def remote_interventions(self) -> tuple[Intervention, ...]:
+        """The same: the scorer is sent along."""
+        return self.interventions(Context(()))
+
+    def _signs(self) -> Tensor:
+        """The share of each class in the loss: wanted ones below 0."""
+        unwanted = [name for name in self.classes_ if name.startswith("not ")]
+        given = {
+            -1.0: [n for n in self.classes_ if n not in unwanted] if self.wanted is None else as_names(self.wanted),
+            1.0: unwanted if self.avoided is None else as_names(self.avoided),
+        }
+        unknown = sorted({*given[-1.0], *given[1.0]} - set(self.classes_))
+        if unknown or not any(given.values()) or set(given[-1.0]) & set(given[1.0]):
+            raise DataError(
+                f"wanted={show(self.wanted)}, avoided={show(self.avoided)}: name at least one class, none twice; the "
+                f"classes are {list(self.classes_)}"
+            )
+        signs = torch.zeros(len(self.classes_))
+        for sign, names in given.items():
+            for name in names:
+                signs[self.classes_.index(name)] = sign / len(names)
+        return signs

@@ -1,0 +1,223 @@
+"""Operators: what an edit makes of a state, a vector and a strength, and `EditRule`, on which tokens and how strongly.
+
+An operator works on float32: `h` is `(rows, tokens, width)`, `vector` `(rows, 1, width)`, and `strength` broadcasts to
+`(rows, tokens, 1)`. Strengths 0 always gives `h` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerlab._support.checks import as_number
+from steerlab.errors import SteeringError
+
+States = Float[Tensor, "*#rows width"]
+Strengths = Float[Tensor, "*#rows 1"]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What is done to a state; the base of all operators.
+
+    Attributes:
+        uses: "vector", "direction" (a vector whose length does not matter, but which has one), or "nothing".
+        strengths: the strengths it takes, from lowest to highest.
+    """
+
+    uses: ClassVar[str] = "vector"
+    strengths: ClassVar[tuple[float, float]] = (-inf, inf)
+
+    def __call__(self, h: States, vector: States, strength: Strengths) -> States:
+        """The new states."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Add(Operator):
+    """`h + strength * vector`: the default."""
+
+    def __call__(self, h: States, vector: States, strength: Strengths) -> States:
+        """See `Operator`."""
+        return h + strength * vector
+
+
+@dataclass(frozen=True)
+class ProjectOut(Operator):
+    """`h - strength * (h·u) u`, u being the vector's direction: strength 1 ablates it, 0.5 halves it.
+
+    Source: directional ablation, arXiv 2406.11717.
+    """
+
+    uses = "direction"
+
+    def __call__(self, h: States, vector: States, strength: Strengths) -> States:
+        """See `Operator`."""
+        u = unit(vector)
+        return h - strength * (h * u).sum(-1, keepdim=True) * u
+
+
+@dataclass(frozen=True)
+class Clamp(Operator):
+    """Moves the component `h·u` along the vector's direction u into the range from `low` to `high`.
+
+    Example:
+        >>> Clamp(high=2.0)          # caps the component
+        >>> Clamp(-2.0, 2.0)         # on both sides
+
+    Args:
+        low, high: in units of the state; None: no limit there. Strengths 1 moves a component to the limit it exceeds,
+            0.5 half the way.
+
+    Raises:
+        SteeringError: no limit, or a low one above the high one.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    uses = "direction"
+    strengths = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if getattr(self, name) is not None:
+                as_number(f"{name} of Clamp", getattr(self, name), error=SteeringError)
+        if self.low is None and self.high is None:
+            raise SteeringError("Clamp has no limit: give high=, the largest component along the vector, or low=")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise SteeringError(f"Clamp(low={self.low}, high={self.high}): the lower limit is above the upper one")
+
+    def __call__(self, h: States, vector: States, strength: Strengths) -> States:
+        """See `Operator`."""
+        u = unit(vector)
+        component = (h * u).sum(-1, keepdim=True)
+        return h + strength * (component.clamp(self.low, self.high) - component) * u
+
+
+@dataclass(frozen=True)
+class Replace(Operator):
+    """`(1 - strength) h + strength * vector`: strength 1 puts the vector in the place of the state."""
+
+    def __call__(self, h: States, vector: States, strength: Strengths) -> States:
+        """See `Operator`."""
+        return torch.lerp(h, vector.expand_as(h), strength.expand_as(h))
+
+
+@dataclass(frozen=True)
+class Rotate(Operator):
+    """Turns a state towards the vector by a share `strength` of the angle between them; the norm stays.
+
+    Strengths 1 gives the state the vector's direction; a negative strength turns it towards the opposite.
+
+    Source: spherical steering, arXiv 2602.08169.
+    """
+
+    uses = "direction"
+    strengths = (-1.0, 1.0)
+
+    def __call__(self, h: States, vector: States, strength: Strengths) -> States:
+        """See `Operator`."""
+        return rotate(h, unit(vector) * strength.sign(), strength.abs())
+
+
+@dataclass(frozen=True)
+class Scale(Operator):
+    """`h` times `factor`, at strength 1; at strength 0.5 half the way there. Factor 0 removes the state.
+
+    Args:
+        factor: a finite number.
+    """
+
+    factor: float
+    uses = "nothing"
+
+    def __post_init__(self) -> None:
+        as_number("factor of Scale", self.factor, error=SteeringError)
+
+    def __call__(self, h: States, vector: States, strength: Strengths) -> States:
+        """See `Operator`."""
+        return h * (1 + strength * (self.factor - 1))
+
+
+OPERATORS: dict[str, Operator] = {
+    "add": Add(), "project_out": ProjectOut(), "replace": Replace(), "rotate": Rotate(),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EditRule:
+    """How an edit changes the states that it may write.
+
+    Attributes:
+        operator: what is done to each state.
+        heads: of a site "heads", the heads that are changed; None: all, as one state.
+        head_width: the width of a head's state, where `heads` are given.
+        first: of the generated tokens, only so many are written; None: all.
+        decay: the strength of the k-th generated token (from 0) is multiplied by `decay ** k`.
+        gate: gives a factor for each state, `(rows, tokens)`, from the states before the edit.
+        by_norm: multiply the strength by the norm of the state itself.
+    """
+
+    operator: Operator = OPERATORS["add"]
+    heads: tuple[int, ...] | None = None
+    head_width: int | None = None
+    first: int | None = None
+    decay: float = 1.0
+    gate: Callable[[Tensor], Tensor] | None = None
+    by_norm: bool = False
+
+    @property
+    def adds(self) -> bool:
+        """Whether the operator adds a vector, so that the order of such edits at a site does not matter."""
+        return isinstance(self.operator, Add)
+
+    def apply(self, h: States, vector: States, strength: Strengths) -> States:
+        """The new states, in float32; of heads that are not chosen the same."""
+        if self.heads is None:
+            return self.operator(h, vector, strength)
+        split, chosen = h.unflatten(-1, (-1, self.head_width)), list(self.heads)
+        parts = vector.unflatten(-1, (-1, self.head_width))[..., chosen, :]
+        new = split.clone()
+        new[..., chosen, :] = self.operator(split[..., chosen, :], parts, strength[..., None])
+        return new.flatten(-2)
+
+    def factors(self, h: Tensor, steps: Tensor | None) -> Tensor | None:
+        """What the strength of each state is multiplied by, `(rows, tokens)`; None: 1.
+
+        Args:
+            h: the states before the edit.
+            steps: `(rows, tokens)`, the number of each generated token, from 0; negative in the prompt.
+        """
+        found = None
+        if steps is not None and self.decay != 1:
+            found = self.decay ** steps.clamp_min(0).float()
+        for factor in (self.gate and self.gate(h.float()), h.float().norm(dim=-1) if self.by_norm else None):
+            if factor is not None:
+                found = factor if found is None else found * factor
+        return found
+
+
+def unit(vector: Tensor) -> Tensor:
+    """The vectors with norm 1; a zero vector stays zero."""
+    return vector / vector.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+
+
+def rotate(h: States, u: States, share: Strengths) -> States:
+    """States turned towards the unit vectors `u` by a share, 0 to 1, of the angle between them; their norms stay.
+
+    A state that is parallel to its u, or whose u is zero, stays as it is.
+    """
+    norm = h.norm(dim=-1, keepdim=True)
+    along = (h * u).sum(-1, keepdim=True)
+    across = h - along * u
+    sine = across.norm(dim=-1, keepdim=True)
+    angle = torch.atan2(sine, along)
+    turned = norm * (torch.cos((1 - share) * angle) * u + torch.sin((1 - share) * angle) * unit(across))
+    still = (share == 0) | (sine <= 1e-6 * norm) | ~u.any(-1, keepdim=True)
+    return torch.where(still, h, turned)

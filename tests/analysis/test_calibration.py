@@ -1,0 +1,78 @@
+"""The strength at a given distance from the unsteered model."""
+
+import pytest
+import torch
+
+from steerlab import L2S, Contrast, Example, SteeringVector, capture, generate
+from steerlab.analysis.calibration import calibrate_strength
+from steerlab.errors import DataError, SteeringError
+from steerlab.methods import Operation
+from steerlab.methods.l2s.config import TrainingConfig
+from steerlab.models.layout import blocks
+from steerlab.models.model import Model
+from steerlab.testing import tiny_lm
+
+PROMPTS = ("Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?")
+V = torch.randn(32, generator=torch.Generator().manual_seed(3))
+NEW = 6
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_lm("llama")
+
+
+@torch.no_grad()
+def by_hand(model: Model, alpha: float, quantile: float) -> float:
+    """The quantile over all tokens, from plain forwards of one row at a time with a plain hook."""
+    answers, found = generate(model, PROMPTS, max_new_tokens=NEW, progress=False), []
+    for prompt, new in zip(PROMPTS, answers.ids, strict=True):
+        turns = [{"role": "user", "content": prompt}]
+        ids = model.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        logprobs = []
+        for strength in (alpha, 0.0):
+
+            def add(_, args, out, strength=strength):
+                h = (out[0] if isinstance(out, tuple) else out) + strength * V
+                return (h, *out[1:]) if isinstance(out, tuple) else h
+
+            handle = blocks(model.hf, model.layout)[1].register_forward_hook(add)
+            logits = model.hf(input_ids=torch.tensor([[*ids, *new]]), use_cache=False).logits[0]
+            handle.remove()
+            logprobs.append(logits[len(ids) - 1 : -1].double().log_softmax(-1))
+        found.append((logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(-1))
+    return float(torch.cat(found).quantile(quantile))
+
+
+@pytest.mark.parametrize(("kl", "quantile"), [(0.01, 0.95), (0.05, 0.5)])
+def test_calibrated_strength_has_the_distance_by_hand(model: Model, kl: float, quantile: float) -> None:
+    options = {"kl": kl, "quantile": quantile, "max_new_tokens": NEW, "batch_size": 2}
+    found = calibrate_strength(model, PROMPTS, SteeringVector({1: V}), **options)
+    assert found.kl == pytest.approx(by_hand(model, found.alpha, quantile), rel=1e-3)
+    assert found.kl <= kl < by_hand(model, 1.03 * found.alpha, quantile)
+    curve = found.curve.set_index("alpha")
+    assert curve.loc[found.alpha, "kl"] == found.kl and len(curve) > 5
+    ratios = curve["norm_ratio"] / curve.index
+    assert ratios.max() == pytest.approx(ratios.min(), rel=1e-4), "the ratio grows with alpha"
+
+
+def test_vectors_of_each_input_and_operators_are_calibrated(model: Model) -> None:
+    pairs = [Example(p, Contrast("No, never.", "Yes, sure"), behavior="b") for p in PROMPTS]
+    acts = capture(model, pairs, layers=[1], progress=False)
+    config = TrainingConfig(epochs=4, learning_rate=1e-2, loss="mse")
+    for steerer in (
+        L2S(1, hidden_units=3, config=config, progress=False).fit(acts), Operation({1: V}, "replace", first=2),
+    ):  # fmt: skip
+        found = calibrate_strength(model, pairs, steerer, kl=0.003, max_new_tokens=NEW)
+        assert 0.0028 < found.kl <= 0.003
+
+
+def test_budget_that_no_strength_reaches_is_refused(model: Model) -> None:
+    with pytest.raises(SteeringError, match=r"reaches a distance of 50 nats: at alpha 1, the strongest that its oper"):
+        calibrate_strength(model, PROMPTS, Operation({1: V}, "rotate"), kl=50.0, max_new_tokens=NEW)
+    with pytest.raises(SteeringError, match=r"reaches a distance of 50 nats: at alpha 65536, the strongest that was"):
+        calibrate_strength(model, PROMPTS, SteeringVector({1: V}), kl=50.0, max_new_tokens=NEW)
+    with pytest.raises(SteeringError, match=r"even at alpha 1.52588e-05 the distance is"):
+        calibrate_strength(model, PROMPTS, SteeringVector({1: 1e6 * V}), kl=1e-3, max_new_tokens=NEW)
+    with pytest.raises(DataError, match=r"quantile=2\.0"):
+        calibrate_strength(model, PROMPTS, SteeringVector({1: V}), quantile=2.0)

@@ -1,0 +1,307 @@
+"""Every operator against plain hooks, row by row, in the prompt and while decoding."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import plain
+import pytest
+import torch
+from comparisons import check_copies, check_hooks, check_padding
+from fitted import HIDDEN, LAYER, PROMPTS, Fixed, make_lm, make_steerers, sides
+from torch import Tensor
+
+from steerlab import Request, Site, SteeringVector, capture, generate, score, steer
+from steerlab.errors import DataError, LayoutError, SteeringError
+from steerlab.methods import Add, Clamp, Gated, LinearProbe, Operation, ProjectOut, Replace, Rotate, Scale
+from steerlab.methods.base import Intervention
+from steerlab.models.check import self_check
+from steerlab.models.layout import find_layout
+from steerlab.models.model import Model
+from steerlab.testing import FAMILIES, tiny_hf
+
+V = 3 * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(4))
+U = V / V.norm()
+WHERE = "last+generated"
+
+
+def turned(h: Tensor, share: float) -> Tensor:
+    """One state at a time, by the angle itself."""
+    rows = []
+    for state in h:
+        angle = torch.arccos((state @ U / state.norm()).clamp(-1, 1))
+        across = state - (state @ U) * U
+        new = torch.cos((1 - share) * angle) * U + torch.sin((1 - share) * angle) * across / across.norm()
+        rows.append(state.norm() * new)
+    return torch.stack(rows)
+
+
+# name: what is given to `Operation`, and the same by hand for states `(tokens, hidden)` and a strength
+OPERATIONS: dict[str, tuple[Any, Callable[[Tensor, float], Tensor]]] = {
+    "add": ("add", lambda h, a: h + a * V),
+    "project_out": ("project_out", lambda h, a: h - a * torch.outer(h @ U, U)),
+    "clamp": (Clamp(-0.1, 0.05), lambda h, a: h + a * torch.outer((h @ U).clamp(-0.1, 0.05) - h @ U, U)),
+    "cap": (Clamp(high=0.05), lambda h, a: h - a * torch.outer((h @ U - 0.05).clamp(min=0), U)),
+    "replace": ("replace", lambda h, a: (1 - a) * h + a * V),
+    "rotate": ("rotate", turned),
+    "scale": (Scale(0.25), lambda h, a: h * (1 + a * (0.25 - 1))),
+}
+operations = pytest.mark.parametrize("name", list(OPERATIONS))
+
+
+def operation(name: str, **options: Any) -> Operation:
+    operator = OPERATIONS[name][0]
+    return Operation(LAYER if name == "scale" else SteeringVector({LAYER: V}), operator, **options)
+
+
+def by_hand(
+    model: Model, change: Callable[[Tensor, float], Tensor], alpha: Callable[[int], float], positions: str,
+    number: int, prompt: str,
+) -> list[Any]:  # fmt: skip
+    """A hook that changes each token by itself; `alpha` gives the strength of the k-th generated token, or of -1."""
+    _, n_prompt = plain.chat_ids(model, prompt)
+
+    def changed(h: Tensor) -> Tensor:
+        h = h.clone()
+        for column in plain.COLUMNS[positions](n_prompt, h.shape[1]):
+            if strength := alpha(max(column - n_prompt, -1)):
+                h[0, column] = change(h[0, column : column + 1].float(), strength)[0].to(h)
+        return h
+
+    return [plain.hooked(model, LAYER, changed)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@operations
+def test_operators_equal_plain_hooks_in_every_family(family: str, name: str) -> None:
+    model = make_lm(family)
+    hooks = partial(by_hand, model, OPERATIONS[name][1], lambda _: 0.7, WHERE)
+    check_hooks(model, Request(operation(name), 0.7, WHERE), hooks)
+
+
+@sides
+@operations
+def test_operators_leave_padding_out(side: str, name: str) -> None:
+    check_padding(make_lm("gpt2"), Request(operation(name), 0.7, "all"), side)
+
+
+@operations
+def test_strength_zero_and_unsteered_rows_are_bit_identical(name: str) -> None:
+    model = make_lm("qwen2")
+    before = score(model, PROMPTS, ["no"] * 3)["logprob"].tolist()
+    zero = score(model, PROMPTS, ["no"] * 3, steer=operation(name), alpha=[0.0, 0.5, 0.0])["logprob"].tolist()
+    assert (zero[0], zero[2]) == (before[0], before[2]) and zero[1] != before[1]
+    assert score(model, PROMPTS, ["no"] * 3, steer=operation(name), alpha=0.0)["logprob"].tolist() == before
+
+
+@operations
+def test_copies_of_rows_are_changed_as_their_row_alone(name: str) -> None:
+    check_copies(make_lm("llama"), Request(operation(name), 0.7, "all"))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_generated_tokens_are_steered_for_a_while_and_less_and_less(family: str) -> None:
+    model, steerer = make_lm(family), operation("add", first=3, decay=0.5)
+    hooks = partial(by_hand, model, OPERATIONS["add"][1], lambda k: 1.0 if k < 0 else 0.5**k * (k < 3), "all")
+    _, cached, _ = check_hooks(model, Request(steerer, 1.0, "all"), hooks)
+    expected = sum(
+        plain.chat_ids(model, p)[1] + min(3, len(ids) - 1) for p, ids in zip(PROMPTS, cached.ids, strict=True)
+    )
+    assert cached.steered_tokens == expected
+
+
+def test_token_norm_adds_in_units_of_each_state() -> None:
+    model = make_lm("llama")
+    hooks = partial(by_hand, model, lambda h, a: h + a * h.norm() * U, lambda _: 0.5, "all")
+    _, cached, _ = check_hooks(model, Request(SteeringVector({LAYER: V}), 0.5, "all", "token_norm"), hooks)
+    assert cached.norm_ratio == pytest.approx(0.5, abs=1e-5)
+
+
+def test_gate_of_a_probe_decides_token_by_token() -> None:
+    model, probe = make_lm("llama"), LinearProbe(LAYER)
+    probe.w_, probe.b_, probe.threshold_ = U, 0.0, 0.5
+
+    def change(h: Tensor, alpha: float) -> Tensor:
+        return h + alpha * V * float(torch.sigmoid(h[0] @ U) > 0.5)
+
+    hooks = partial(by_hand, model, change, lambda _: 0.5, "all")
+    check_hooks(model, Request(operation("add", gate=probe), 0.5, "all"), hooks)
+
+
+def test_own_vector_of_each_input_is_the_direction_of_an_operator() -> None:
+    model, l2s = make_lm("llama"), make_steerers("llama")["l2s"]
+    context = [steerlab_vector(model, l2s, prompt) for prompt in PROMPTS]
+
+    def hooks(number: int, prompt: str) -> list[Any]:
+        u = context[number] / context[number].norm()
+        return by_hand(model, lambda h, a: h - a * torch.outer(h @ u, u), lambda _: 1.0, "all", number, prompt)
+
+    check_hooks(model, Request(Operation(l2s, "project_out"), 1.0, "all"), hooks)
+
+
+def steerlab_vector(model: Model, l2s: Any, prompt: str) -> Tensor:
+    """The vector that L2S predicts for one prompt, from its weights by hand."""
+    ids, n_prompt = plain.chat_ids(model, prompt)
+    state, weights = plain.hidden(model, ids)[3][n_prompt - 1], dict(l2s.net_.state_dict())
+    return weights["decoder.weight"] @ torch.tanh(weights["encoder.weight"] @ state + weights["encoder.bias"])
+
+
+def test_operators_are_applied_in_the_order_given() -> None:
+    model = make_lm("llama")
+    ablate, add = operation("project_out"), SteeringVector({LAYER: V})
+
+    def hooks(change: Callable[[Tensor, float], Tensor]) -> Any:
+        return partial(by_hand, model, change, lambda _: 1.0, "all")
+
+    requests = [Request(ablate, 1.0, "all"), Request(add, 1.0, "all")]
+    plain_orders = {
+        "ablate, then add": (requests, lambda h, a: h - torch.outer(h @ U, U) + V),
+        "add, then ablate": (requests[::-1], lambda h, a: h - torch.outer(h @ U, U)),
+    }
+    for given, change in plain_orders.values():
+        found = generate(model, PROMPTS, steer=given, max_new_tokens=5)
+        for number, prompt in enumerate(PROMPTS):
+            with plain.under(hooks(change)(number, prompt)):
+                assert found.ids[number] == plain.new_ids(model, prompt, 5)
+
+
+def test_nothing_along_a_direction_is_left_while_decoding() -> None:
+    model, seen = make_lm("gpt2"), []
+    with steer(model, operation("project_out"), positions="all") as run, plain.hooked(model, LAYER + 1, lambda h: h):
+        handle = model.hf.transformer.h[LAYER + 1].register_forward_pre_hook(
+            lambda _, args: seen.append((args[0] @ U).abs() / args[0].norm(dim=-1))
+        )
+        ids = model.hf.generate(**model.tokenizer("A heron is", return_tensors="pt"), max_new_tokens=5)
+        handle.remove()
+    assert len(seen) == 5 and max(float(one.max()) for one in seen) < 1e-4 and ids.shape[1] > 5
+    assert run.steered_tokens > 5
+
+
+def test_what_an_operator_cannot_do_is_refused() -> None:
+    model, zero = make_lm("llama"), SteeringVector({LAYER: torch.zeros(HIDDEN)})
+    with pytest.raises(SteeringError, match=r"length zero at 1: it has no direction, and ProjectOut uses one"):
+        generate(model, PROMPTS, steer=Operation(zero, "project_out"))
+    with pytest.raises(SteeringError, match=r"strength 1.5 by Rotate, which takes -1 to 1"):
+        generate(model, PROMPTS, steer=operation("rotate"), alpha=1.5)
+    with pytest.raises(SteeringError, match="strength -1 by Clamp, which takes 0 to 1"):
+        generate(model, PROMPTS, steer=operation("clamp"), alpha=-1.0)
+    with pytest.raises(SteeringError, match="does not use the length of a vector"):
+        generate(model, PROMPTS, steer=operation("rotate"), scale="norm")
+    with pytest.raises(SteeringError, match="the lower limit is above the upper"):
+        Clamp(2.0, -2.0)
+    with pytest.raises(SteeringError, match="Clamp has no limit"):
+        Clamp()
+    with pytest.raises(SteeringError, match="uses no vector: give the layers"):
+        Operation(zero, Scale(0.0))
+    with pytest.raises(SteeringError, match="all settings to one Operation"):
+        generate(model, PROMPTS, steer=Operation(operation("rotate"), first=2))
+    with pytest.raises(SteeringError, match="gives no vector at 1, and Replace uses one"):
+        generate(model, PROMPTS, steer=Operation(Fixed(Intervention(Site(LAYER))), Replace()))
+    with pytest.raises(SteeringError, match="vector of length zero"):
+        generate(
+            model, PROMPTS,
+            steer=Operation(Fixed(Intervention(Site(LAYER), vector_fn=torch.zeros_like)), ProjectOut()),
+        )  # fmt: skip
+
+
+def test_operations_are_saved_gated_and_moved_to_another_layer(tmp_path) -> None:
+    made = operation("clamp", first=4, decay=0.5)
+    loaded = Operation.from_pretrained(made.save_pretrained(tmp_path) or tmp_path)
+    assert loaded._rule == made._rule and torch.equal(loaded.steerer.at(LAYER), V)
+    assert (Add(), Rotate()) == (Operation({LAYER: V})._rule.operator, operation("rotate")._rule.operator)
+    model, probe = make_lm("llama"), LinearProbe(LAYER)
+    probe.w_, probe.b_, probe.threshold_ = U, 0.0, 2.0
+    guarded = Gated(made, probe)
+    before = generate(model, PROMPTS, max_new_tokens=4)
+    assert generate(model, PROMPTS, steer=guarded, max_new_tokens=4).ids == before.ids
+    assert operation("scale").with_layer(2).sites == (Site(2),)
+
+
+# --- attention heads -------------------------------------------------------------------------------------------
+
+HEADS = Site(LAYER, "heads")
+HEAD = {  # of chosen heads: states `(tokens, width of a head)` with the part of the vector that belongs to the head
+    "add": ("add", lambda h, v: h + 0.7 * v),
+    "project_out": ("project_out", lambda h, v: h - 0.7 * torch.outer(h @ v, v) / (v @ v)),
+    "scale": (Scale(0.0), lambda h, _: 0.3 * h),
+}
+
+
+def projection(model: Model) -> torch.nn.Module:
+    """The output projection of the steered layer, by the names that the families give it."""
+    (found,) = (
+        module
+        for name, module in plain.blocks(model.hf, model.layout)[LAYER].named_modules()
+        if name in ("self_attn.o_proj", "self_attn.out_proj", "attn.c_proj", "attention.dense")
+    )
+    return found
+
+
+@contextmanager
+def heads_by_hand(model: Model, change: Callable[[Tensor, Tensor], Tensor], chosen: list[int]) -> Iterator[None]:
+    """Every token's results of some heads of 8 numbers each, changed before the output projection."""
+
+    def before(_: Any, args: tuple[Any, ...]) -> Any:
+        h = args[0].clone()
+        for head in chosen:
+            part = slice(8 * head, 8 * head + 8)
+            h[0, :, part] = change(h[0, :, part], V[part])
+        return (h, *args[1:])
+
+    handle = projection(model).register_forward_pre_hook(before)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", HEAD)
+def test_chosen_heads_equal_plain_hooks_in_every_family(family: str, name: str) -> None:
+    model, (operator, change) = make_lm(family), HEAD[name]
+    steerer = Operation(HEADS if name == "scale" else SteeringVector({HEADS: V}), operator, heads=[1, 3])
+    check_hooks(model, Request(steerer, 0.7, "all"), lambda *_: [heads_by_hand(model, change, [1, 3])])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_self_check_keeps_heads_and_captures_what_the_projection_is_given(family: str) -> None:
+    model, seen = make_lm(family), []
+    self_check(model)
+    assert "heads" in model.layout.points
+    acts = capture(model, PROMPTS, layers=[HEADS], positions=["last"], progress=False)
+    handle = projection(model).register_forward_pre_hook(lambda _, args: seen.append(args[0][0, -1]))
+    for prompt in PROMPTS:
+        plain.logits(model, plain.chat_ids(model, prompt)[0])
+    handle.remove()
+    torch.testing.assert_close(acts.at(HEADS), torch.stack(seen), rtol=1e-4, atol=1e-5)
+
+
+def doubled(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    first, *others = forward(*args, **kwargs)
+    return (2 * first, *others)
+
+
+def test_attention_that_is_no_projection_of_its_heads_has_no_heads() -> None:
+    hf = tiny_hf("llama")
+    attention = hf.model.layers[1].self_attn
+    attention.forward = partial(doubled, attention.forward)
+    model = Model(hf, make_lm().tokenizer, find_layout(hf), id="doubled")
+    self_check(model)
+    assert model.layout.points == ("block_in", "attn_out", "mlp_out", "block_out")
+    with pytest.raises(LayoutError, match="no module for 'heads' that gives one state per token"):
+        capture(model, PROMPTS, layers=[HEADS])
+
+
+def test_heads_out_of_range_and_at_other_sites_are_refused() -> None:
+    model, vector = make_lm("llama"), SteeringVector({HEADS: V})
+    with pytest.raises(SteeringError, match=r"heads=\[4\]: tiny-llama has 4 heads in a layer, 0 to 3"):
+        generate(model, PROMPTS, steer=Operation(vector, heads=[4]))
+    with pytest.raises(SteeringError, match=r"heads=\[1\] at 1: heads are chosen at Site\(1, 'heads'\)"):
+        generate(model, PROMPTS, steer=Operation({LAYER: V}, heads=[1]))
+    with pytest.raises(DataError, match="heads: one=-1"):
+        Operation(vector, heads=[-1])
+    with pytest.raises(SteeringError, match="at least one head, each once"):
+        Operation(vector, heads=[1, 1])
+    with pytest.raises(LayoutError, match="in the heads and the text"):
+        capture(model, PROMPTS, layers=[HEADS, LAYER])
