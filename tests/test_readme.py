@@ -13,7 +13,7 @@ from steerlab.models.smollm2 import smollm2_folder
 from steerlab.testing import tiny_lm
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-OWN_PAIRS, WITH_BLOCK, BUILT_IN = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+OWN_PAIRS, WITH_BLOCK, OPERATORS, BUILT_IN = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
 TABLE = dict(re.findall(r"^\| ([^|]+\?) \| (.+) \|$", README, re.MULTILINE))
 
 
@@ -38,6 +38,9 @@ def test_own_pairs_give_the_texts_in_the_table(smollm2_cache: Path, capsys: pyte
     assert capsys.readouterr().out.splitlines() == [*names["before"], *names["after"]]
     exec(compile(WITH_BLOCK, "README.md", "exec"), names)
     assert capsys.readouterr().out.strip() == names["after"][0]
+    exec(compile(OPERATORS, "README.md", "exec"), names)
+    assert len({names["before"][0], names["capped"][0], names["removed"][0]}) > 1
+    assert 0 < names["dose"].alpha < 2 and 0.4 < names["dose"].kl <= 0.5
 
 
 def test_built_in_data_set_is_swept_and_steered(

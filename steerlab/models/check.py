@@ -236,9 +236,10 @@ def _heads_fit(model: Model, row: EncodedPrompt) -> bool:
         made = [main_output(module(states[site])) for module, site in zip(given, sites, strict=True)]
         off = [difference(h, states[site]) for site, h in zip(sites, found, strict=True)]
         off += [difference(h, states[site]) for site, h in zip(results, made, strict=True)]
+        n, widths = model.n_heads or 0, {model.width(site) for site in sites}
     except (RuntimeError, AttributeError, TypeError, KeyError, LayoutError):  # modules that are no such projection
         return False
-    return max(off) <= _tolerance(model) and model.n_heads is not None and found.shape[-1] % model.n_heads == 0
+    return max(off) <= _tolerance(model) and n > 0 and widths == {found.shape[-1]} and found.shape[-1] % n == 0
 
 
 def _check_decoding(model: Model, rows: Sequence[EncodedPrompt]) -> None:

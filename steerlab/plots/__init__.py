@@ -1,6 +1,7 @@
 """Functions that draw a data frame and return matplotlib `Axes`; none of them runs a model."""
 
 from steerlab.plots.bars import method_bars as method_bars
+from steerlab.plots.lens import lens_heatmap as lens_heatmap
 from steerlab.plots.lines import geometry_lines as geometry_lines
 from steerlab.plots.lines import propensity_lines as propensity_lines
 from steerlab.plots.similarity import cosine_heatmap as cosine_heatmap

@@ -107,7 +107,8 @@ def steer(
         alpha: strength, one number or one per input; 0 leaves the model bit-identical.
         positions: where to add the vectors (see `steerlab.models.positions`); None: each method's
             `default_positions` ("all" for most, "prompt" for AlphaSteer and AdaSteer).
-        scale: "raw", or "norm" for alpha in units of each input's norm at the steered layer.
+        scale: "raw", "norm" for alpha in units of each input's norm at the steered layer, or "token_norm" for units of
+            each state's own norm.
 
     Raises:
         MismatchError: vectors of another width. LayoutError: no such layer. PositionError: no such token.

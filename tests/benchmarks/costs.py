@@ -9,11 +9,10 @@ depend on the machine.
 
 import statistics
 from argparse import Namespace
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from measured import arguments, report, timed
+from measured import arguments, paired, report, timed
 
 import steerlab
 from steerlab.capturing.capture import BatchRunner
@@ -61,19 +60,6 @@ def capture_cost(args: Namespace) -> dict[str, Any]:
         "capture.bytes_copied": acts.info["bytes_copied"], "capture.bytes_returned": acts.values.nbytes,
         "versions": model.info()["versions"],
     }  # fmt: skip
-
-
-def paired(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> tuple[list[float], float]:
-    """Ratios second / first of pairs run in turns (the order alternates), and the median seconds of the first."""
-    for _ in range(2):
-        first(), second()
-    ratios, base = [], []
-    for number in range(rounds):
-        order = (first, second) if number % 2 == 0 else (second, first)
-        took = {function: timed(function)[1] for function in order}
-        ratios.append(took[second] / took[first])
-        base.append(took[first])
-    return ratios, statistics.median(base)
 
 
 def l2s_training(args: Namespace) -> dict[str, Any]:

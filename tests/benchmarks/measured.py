@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -68,3 +69,16 @@ def timed(run: Callable[[], Any]) -> tuple[Any, float]:
     """What a call returns, and its seconds."""
     begun = time.perf_counter()
     return run(), time.perf_counter() - begun
+
+
+def paired(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> tuple[list[float], float]:
+    """Ratios second / first of pairs run in turns (the order alternates), and the median seconds of the first."""
+    for _ in range(2):
+        first(), second()
+    ratios, base = [], []
+    for number in range(rounds):
+        order = (first, second) if number % 2 == 0 else (second, first)
+        took = {function: timed(function)[1] for function in order}
+        ratios.append(took[second] / took[first])
+        base.append(took[first])
+    return ratios, statistics.median(base)

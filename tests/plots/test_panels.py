@@ -257,3 +257,25 @@ def test_sweep_shows_changes_against_no_steering_and_frames_the_selected_layers(
 def test_values_off_the_scale_and_ambiguous_sweeps_are_rejected(sweep, draw, message):
     with pytest.raises(DataError, match=message):
         draw(sweep)
+
+
+def test_lens_shows_the_most_probable_token_of_each_layer_and_token() -> None:
+    rows = [
+        ("0:a", column, word, layer, token, rank, 0.1 * (layer + 1) / rank)
+        for column, word in ((1, " of"), (2, " "))
+        for layer, token in ((0, " the"), (1, "$x"), (2, "\n"))
+        for rank in (1, 2)
+    ]
+    names = ["example_id", "column", "input_token", "layer", "token", "rank", "probability"]
+    frame = pd.DataFrame(rows, columns=names)
+    ax = plots.lens_heatmap(frame)
+    assert [label.get_text() for label in ax.get_xticklabels()] == [" of", "␣"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1", "2"]
+    shown = {(text.get_position(), text.get_text()) for text in ax.texts}
+    assert ((0.5, 0.5), " the") in shown and ((1.5, 1.5), r"\$x") in shown and ((0.5, 2.5), r"\n") in shown
+    low, high = ax.get_ylim()
+    assert low < high, "the last layer is on top"
+    with pytest.raises(DataError, match="the frame has 2 prompts with such rows"):
+        plots.lens_heatmap(pd.concat([frame, frame.assign(example_id="1:b")]))
+    with pytest.raises(DataError, match="the frame has 0 prompts"):
+        plots.lens_heatmap(frame[frame["rank"] == 2])

@@ -212,7 +212,7 @@ class Comparison:
                     h = self.oracle.forward(self.ids(prompt)).states.get((site.layer, site.point))
                     if h is None:
                         raise Differs(f"{site} was read, but no such state was seen by hand")
-                    at = acts.index["example_id"] == as_examples([prompt])[0].id
+                    at = acts.index["example_id"] == as_examples(PROMPTS)[number].id
                     what = f"{site} of prompt {number} ({padding}, batch {size})"
                     _close(what, acts.at(site)[at.to_numpy()], torch.stack([h[-1], h[3], h.mean(0)]))
 

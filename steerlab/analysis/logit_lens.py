@@ -1,0 +1,134 @@
+"""The logit lens: what a model would say next if it stopped at a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerlab._support.checks import as_whole, show
+from steerlab.capturing import Activations, capture
+from steerlab.capturing.rows import Layers
+from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import DataError, LayoutError, SteerlabError
+from steerlab.models.kv_prefix import ForwardState
+from steerlab.models.model import Model
+from steerlab.models.positions import Positions
+from steerlab.models.reference import as_row
+from steerlab.models.sites import Site
+
+STATES = 64  # whose logits are computed at once
+
+
+def logit_lens(
+    model: Model,
+    data: Data,
+    layers: Layers = "all",
+    positions: Positions | Sequence[Positions] = "last",
+    *,
+    tokens: Sequence[str] | None = None,
+    top: int = 5,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Read states as words: the model's own end (final norm, head and what follows it) applied to states of any layer.
+
+    The states are put in the place of the last block's output and the model computes its logits from them, so that
+    scaled or capped logits are as the model makes them.
+
+    Example:
+        >>> frame = logit_lens(model, ["The capital of France is"], tokens=[" Paris"])
+        >>> frame[["layer", "rank", "probability"]]
+
+    Args:
+        model: from `steerlab.load`, in this process.
+        data: prompts, as in `capture`; of Examples, the plain prompt is read.
+        layers: "all", layers or Sites; at "attn_out", say, it reads what the attention alone would say.
+        positions: which tokens' states are read; each token gets rows of its own.
+        tokens: texts of single tokens (often with a space in front), whose ranks are wanted; None: the `top` tokens.
+        top: how many of the most probable tokens.
+        batch_size: prompts of a forward.
+
+    Returns:
+        A frame with `example_id, position, column, input_token, layer, token, token_id, rank, probability, kl`: the
+        column counts the tokens of the row from 0, the input token stands there, rank 1 is the most probable next
+        token, and kl is KL(end, layer) in nats between the model's own prediction and that of the layer.
+
+    Raises:
+        LayoutError: a model without a final norm, whose states in the middle its head cannot read; a vision site.
+        SteerlabError: a model on a server, or one that cannot start at the output of a block.
+        DataError: a text that is not one token.
+
+    Source: nostalgebraist, interpreting GPT: the logit lens, 2020.
+    """
+    as_whole("top", top, 1, model.hf.config.get_text_config().vocab_size)
+    chosen = None if tokens is None else [_token_id(model, token) for token in tokens]
+    if model.layout.final_norm_path is None:
+        raise LayoutError(f"{model.id} has no final norm that steerlab finds: its head can't read states of the middle")
+    if not model.supports_layer_restart:
+        why = "; ".join(model.shortcuts.refused.values())
+        raise SteerlabError(f"{model.id} can't start at the output of its last block ({why}), which the lens needs")
+    end = Site(model.n_layers - 1)
+    options: dict[str, Any] = {"context": None, "reduce": "none", "batch_size": batch_size, "progress": False}
+    prompts = [example.replace(contrast=None) for example in as_examples(data)]
+    acts = capture(model, prompts, layers=layers, positions=positions, **options)
+    last = capture(model, prompts, layers=[end], positions=positions, **options)
+    assert isinstance(acts, Activations) and isinstance(last, Activations)
+    if acts.sites[0].part != "text":
+        raise LayoutError(f"the lens reads states of the text, and {acts.sites[0]} belongs to images")
+    frames = []
+    for number, site in enumerate(acts.sites):
+        pairs = zip(_logprobs(model, acts.values[:, number]), _logprobs(model, last.values[:, 0]), strict=True)
+        for batch, (logprobs, final) in enumerate(pairs):
+            index = acts.index.iloc[batch * STATES :][: len(logprobs)]
+            frames.append(_rows(model, index, number, site, logprobs, final, chosen, top))
+    found = pd.concat(frames, ignore_index=True)
+    return found.sort_values(["row", "layer_order", "place"], ignore_index=True).drop(
+        columns=["row", "layer_order", "place"]
+    )
+
+
+def _rows(
+    model: Model,
+    index: pd.DataFrame,
+    number: int,
+    site: Site,
+    logprobs: Tensor,
+    final: Tensor,
+    chosen: list[int] | None,
+    top: int,
+) -> pd.DataFrame:
+    """A row for each wanted token of each state."""
+    ids = logprobs.topk(top).indices if chosen is None else torch.tensor(chosen).expand(len(logprobs), -1)
+    own = logprobs.gather(-1, ids)
+    ranks = (logprobs[:, None, :] > own[:, :, None]).sum(-1) + 1
+    kl = (final.exp() * (final - logprobs)).sum(-1)
+    n = ids.shape[1]
+    kept = index[["example_id", "position", "column"]].reset_index(names="row")
+    kept["input_token"] = [str(model.tokenizer.decode([i])) for i in index["token"]]
+    kept = kept.loc[kept.index.repeat(n)].reset_index(drop=True)
+    words = [str(model.tokenizer.decode([i])) for i in ids.flatten().tolist()]
+    return kept.assign(
+        layer=site.label, token=words, token_id=ids.flatten().numpy(), rank=ranks.flatten().numpy(),
+        probability=own.exp().flatten().numpy(), kl=kl.repeat_interleave(n).numpy(),
+        layer_order=number, place=[*range(n)] * len(ids),
+    )  # fmt: skip
+
+
+def _logprobs(model: Model, states: Float[Tensor, "state hidden"]) -> Iterator[Float[Tensor, "some vocabulary"]]:
+    """Log-probabilities of the next token, computed by the model's end from states in the place of the last block's."""
+    for some in states.split(STATES):
+        given = model.inputs(model.batch([as_row([0] * len(some))]))  # which tokens they are makes no difference
+        start = ForwardState(layer=model.n_layers - 1, state=some[None].to(model.device, model.dtype))
+        logits = model.engine.logits(given, {}, torch.arange(len(some), device=model.device), start)[0]
+        yield logits.float().log_softmax(-1).cpu()
+
+
+def _token_id(model: Model, token: str) -> int:
+    ids = model.tokenizer(token, add_special_tokens=False).input_ids if isinstance(token, str) else []
+    if len(ids) != 1:
+        raise DataError(f"tokens: {show(token)} is {len(ids)} tokens of this model: give texts of one token each")
+    return int(ids[0])

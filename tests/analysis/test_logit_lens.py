@@ -1,0 +1,92 @@
+"""What a model would say at each layer, against its own norm and head by hand."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from steerlab import Site
+from steerlab.analysis.logit_lens import logit_lens
+from steerlab.errors import DataError, LayoutError, SteerlabError
+from steerlab.models.layout import blocks, find_layout, module_at
+from steerlab.models.model import Model
+from steerlab.testing import FAMILIES, tiny_hf, tiny_lm, tiny_vlm
+
+PROMPTS = ["Tell me of the Nile.", "Hi"]
+
+
+@torch.no_grad()
+def by_hand(model: Model, prompt: str) -> tuple[Tensor, Tensor]:
+    """Probabilities at each layer and token, `(layer, token, vocabulary)`, and those of the model itself."""
+    turns = [{"role": "user", "content": prompt}]
+    ids = model.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    states: list[Tensor] = []
+    handles = [
+        block.register_forward_hook(lambda _, args, out: states.append(out[0] if isinstance(out, tuple) else out))
+        for block in blocks(model.hf, model.layout)
+    ]
+    own = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    for handle in handles:
+        handle.remove()
+    norm, head = (module_at(model.hf, path) for path in (model.layout.final_norm_path, model.layout.head_path))
+    logits = torch.stack([head(norm(h))[0] for h in states])
+    if cap := getattr(model.hf.config, "final_logit_softcapping", None):
+        logits = cap * torch.tanh(logits / cap)
+    return logits.softmax(-1), own.softmax(-1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lens_equals_norm_and_head_by_hand_in_every_family(family: str) -> None:
+    model = tiny_lm(family)
+    frame = logit_lens(model, PROMPTS, positions=["last", "prompt[3]"], top=3)
+    assert list(frame["rank"].unique()) == [1, 2, 3] and len(frame) == 2 * 2 * 4 * 3
+    for number, prompt in enumerate(PROMPTS):
+        layers, own = by_hand(model, prompt)
+        rows = frame[frame["example_id"].str.startswith(f"{number}:")]
+        for row in rows.itertuples():
+            column = 3 if row.position == "prompt[3]" else len(own) - 1
+            assert row.column == column
+            expected = layers[row.layer, column]
+            assert row.probability == pytest.approx(
+                float(expected.sort(descending=True).values[row.rank - 1]), rel=1e-3
+            )
+            assert row.token == model.tokenizer.decode([row.token_id])
+            end = own[column].double()
+            kl = float((end * (end.log() - expected.double().log())).sum())
+            assert row.kl == pytest.approx(kl, abs=2e-4), "and 0 at the last layer, whose words are the model's own"
+
+
+def test_ranks_of_given_tokens_and_every_token_of_a_prompt() -> None:
+    model = tiny_lm("llama")
+    word = model.tokenizer.decode([40])
+    frame = logit_lens(model, PROMPTS, [1, 3], "prompt", tokens=[word])
+    probabilities, _ = by_hand(model, PROMPTS[1])
+    rows = frame[frame["example_id"].str.startswith("1:")]
+    assert len(rows) == 2 * probabilities.shape[1] and set(rows["token_id"]) == {40}
+    for row in rows.itertuples():
+        here = probabilities[row.layer, row.column]
+        assert row.rank == int((here > here[40]).sum()) + 1
+    inside = logit_lens(model, PROMPTS, [Site(1, "attn_out")], top=1)
+    assert set(inside["layer"]) == {"1.attn_out"} and len(inside) == 2
+
+
+def test_many_states_are_read_in_parts() -> None:
+    model = tiny_lm("llama")
+    prompts = [f"Number {i} of a long list of things to see" for i in range(9)]
+    whole = logit_lens(model, prompts, [2], "prompt", top=1)
+    alone = [logit_lens(model, [prompt], [2], "prompt", top=1) for prompt in prompts]
+    assert len(whole) > 128
+    assert whole["token_id"].tolist() == [i for one in alone for i in one["token_id"]]
+    assert whole["kl"].tolist() == pytest.approx([kl for one in alone for kl in one["kl"]], abs=1e-4)
+
+
+def test_lens_refuses_what_it_cannot_read() -> None:
+    model = tiny_lm("llama")
+    with pytest.raises(DataError, match=r"tokens: 'two words' \(str\) is \d+ tokens of this"):
+        logit_lens(model, PROMPTS, tokens=["two words"])
+    hf = tiny_hf("llama")
+    layout = find_layout(hf)
+    bare = Model(hf, model.tokenizer, type(layout)(**vars(layout) | {"final_norm_path": None}), id="bare")
+    with pytest.raises(LayoutError, match="bare has no final norm that steerlab finds"):
+        logit_lens(bare, PROMPTS)
+    with pytest.raises(SteerlabError, match=r"can't start at the output of its last block \(the model has images\)"):
+        logit_lens(tiny_vlm("llava"), PROMPTS)
