@@ -13,7 +13,7 @@ from torch import Tensor
 from steerlab._support.checks import as_number, as_whole
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import SteeringError
-from steerlab.methods.base import Steerer
+from steerlab.methods.base import Intervention, Steerer
 from steerlab.methods.vector import Vectors, as_steerer
 from steerlab.models.encoding import Batch, EncodedPrompt, Span
 from steerlab.models.interventions import SiteEdits
@@ -22,7 +22,7 @@ from steerlab.models.positions import Positions
 from steerlab.steering import generate
 from steerlab.steering.batches import Totals, as_requests, encode_examples, run_batches, totals
 from steerlab.steering.finite import check_finite
-from steerlab.steering.interventions import BatchedSetting
+from steerlab.steering.interventions import BatchedSetting, writes_anything
 from steerlab.steering.requests import Scale, resolve_interventions
 
 LOWEST, HIGHEST = 2.0**-16, 2.0**16  # the strengths that are tried
@@ -89,8 +89,10 @@ def calibrate_strength(
     answers = generate(model, examples, steer=(), max_new_tokens=max_new_tokens, batch_size=batch_size, progress=False)
     prompts = encode_examples(model, examples)
     rows = [_continued(row, ids) for row, ids in zip(prompts, answers.ids, strict=True)]
-    settings = resolve_interventions(model, request, examples, batch_size, prompts)
-    limit = min([one.rule.operator.strengths[1] for setting in settings for one in setting.interventions] + [HIGHEST])
+    settings = resolve_interventions(model, request, examples, batch_size, prompts, check_alpha=False)
+    if not writes_anything(settings):
+        raise SteeringError(f"{request[0].steerer.name} changes none of these inputs")
+    limit = min([_highest(one) for setting in settings for one in setting.interventions] + [HIGHEST])
     tried: dict[float, tuple[float, float]] = {}
 
     def within(alpha: float) -> bool:
@@ -109,6 +111,12 @@ def calibrate_strength(
         )
     curve = pd.DataFrame([(a, *tried[a]) for a in sorted(tried)], columns=["alpha", "kl", "norm_ratio"])
     return Strength(alpha, tried[alpha][0], curve)
+
+
+def _highest(intervention: Intervention) -> float:
+    """The largest alpha that an operator takes, with the largest gate."""
+    largest = 1.0 if intervention.gate is None else float(intervention.gate.float().max())
+    return intervention.rule.operator.strengths[1] / max(largest, 1e-30)
 
 
 def _search(within: Callable[[float], bool], limit: float, precision: float = 1.02) -> float | None:

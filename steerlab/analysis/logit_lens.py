@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steerlab._support.checks import as_whole, show
 from steerlab.capturing import Activations, capture
-from steerlab.capturing.rows import Layers
+from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, LayoutError, SteerlabError
 from steerlab.models.kv_prefix import ForwardState
@@ -58,7 +58,8 @@ def logit_lens(
         token, and kl is KL(end, layer) in nats between the model's own prediction and that of the layer.
 
     Raises:
-        LayoutError: a model without a final norm, whose states in the middle its head cannot read; a vision site.
+        LayoutError: a model without a final norm, whose head cannot read states in the middle; a site of images or
+            heads.
         SteerlabError: a model on a server, or one that cannot start at the output of a block.
         DataError: a text that is not one token.
 
@@ -71,14 +72,15 @@ def logit_lens(
     if not model.supports_layer_restart:
         why = "; ".join(model.shortcuts.refused.values())
         raise SteerlabError(f"{model.id} can't start at the output of its last block ({why}), which the lens needs")
+    other = next((s for s in as_sites(layers, model) if s.part != "text" or s.point == "heads"), None)
+    if other is not None:
+        raise LayoutError(f"the lens reads states of the text's residual stream, and {other} has none")
     end = Site(model.n_layers - 1)
     options: dict[str, Any] = {"context": None, "reduce": "none", "batch_size": batch_size, "progress": False}
     prompts = [example.replace(contrast=None) for example in as_examples(data)]
     acts = capture(model, prompts, layers=layers, positions=positions, **options)
     last = capture(model, prompts, layers=[end], positions=positions, **options)
     assert isinstance(acts, Activations) and isinstance(last, Activations)
-    if acts.sites[0].part != "text":
-        raise LayoutError(f"the lens reads states of the text, and {acts.sites[0]} belongs to images")
     frames = []
     for number, site in enumerate(acts.sites):
         pairs = zip(_logprobs(model, acts.values[:, number]), _logprobs(model, last.values[:, 0]), strict=True)
@@ -123,7 +125,8 @@ def _logprobs(model: Model, states: Float[Tensor, "state hidden"]) -> Iterator[F
     for some in states.split(STATES):
         given = model.inputs(model.batch([as_row([0] * len(some))]))  # which tokens they are makes no difference
         start = ForwardState(layer=model.n_layers - 1, state=some[None].to(model.device, model.dtype))
-        logits = model.engine.logits(given, {}, torch.arange(len(some), device=model.device), start)[0]
+        with model.lock:  # not a call of the user's: an open `with steer(...)` does not steer it
+            logits = model.engine.logits(given, {}, torch.arange(len(some), device=model.device), start)[0]
         yield logits.float().log_softmax(-1).cpu()
 
 

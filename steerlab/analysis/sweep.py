@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from steerlab._support.checks import as_whole, check_type
+from steerlab._support.contents import contents
 from steerlab._support.display import notebook_html
+from steerlab._support.files import fingerprint
 from steerlab._support.progress import bar as progress_bar
 from steerlab.analysis._sweep.plan import AnswerForwards, plan_answers
 from steerlab.analysis._sweep.rows import SweepRows, encode_answers
@@ -208,7 +210,7 @@ def sweep(
             several in a list, or `{name: metric}`. A changed function is measured anew on the texts of a folder.
         train: Activations or Examples that the steerers are fitted to, at every layer; None: they are fitted already.
             Oracles (P2S) are fitted to the inputs measured.
-        scale: "raw", or "norm" for alpha in units of each input's norm.
+        scale: "raw", "norm" for alpha in units of each input's norm, or "token_norm" for units of each state's.
         folder: where finished batches are stored; a second call resumes from there, with the same frame as result.
         batch_size: limit on the rows of a forward; None: as many as keep the device busy. Halved when memory runs out.
         memory: bytes that the prompts' keys and values and the cached states may take.
@@ -297,7 +299,7 @@ def _vectors_hash(settings: Sequence[Setting]) -> str:
         total.update(setting.fitted_hash.encode())
         for one in setting.interventions:
             if one.rule != EditRule():
-                total.update(repr(one.rule).encode())
+                total.update(fingerprint(contents(one.rule)).encode())
             for tensor in (one.vectors, one.gate):
                 if tensor is not None:
                     total.update(tensor.float().contiguous().numpy().tobytes())

@@ -121,6 +121,8 @@ class Steerer(FittedMixin):
     sites: tuple[Site, ...]
     #: whether it must be fitted to the same inputs that it steers
     oracle: bool = False
+    #: whether the length of a vector decides how much an input is steered, so that its direction alone says little
+    gates_by_length: bool = False
     #: which tokens are steered if a request gives no positions
     default_positions: Positions = "all"
 

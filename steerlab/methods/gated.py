@@ -10,7 +10,7 @@ from torch import Tensor
 from steerlab._support.checks import as_number, check_type
 from steerlab.capturing.activations import Activations
 from steerlab.errors import MismatchError, SteeringError
-from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer
+from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer, steering_sites
 from steerlab.methods.serialization import savable
 from steerlab.methods.vector import Vectors, as_steerer
 from steerlab.methods.wrapper import Wrapper
@@ -104,7 +104,10 @@ class Gated(Wrapper):
     def _shared_info(self) -> dict[str, Any]:
         """The info of both parts, which must come from one model."""
         first, second = (getattr(part, "info_", {}) for part in (self.steerer, self.detector))
-        compared = [(name, first.get(name), second.get(name)) for name in ("hidden_size", "template")]
+        names = ["template"]
+        if all(site.part == "text" and site.point != "heads" for site in steering_sites(self.steerer)):
+            names.append("hidden_size")  # states of heads and images have widths of their own
+        compared = [(name, first.get(name), second.get(name)) for name in names]
         if not same_model(first, second):
             compared.append(("name", describe_origin(first), describe_origin(second)))
         for name, one, other in compared:

@@ -102,7 +102,8 @@ class GradientField(Steerer):
 
     Attributes:
         classes_: the names of the scorer's classes.
-        weights_: of its layers, in units of the state.
+        unwanted_: those of unwanted answers.
+        weights_: of the scorer's layers, in units of the state.
 
     Raises:
         DataError: no contrast, an unknown class, or nothing wanted or avoided.
@@ -111,6 +112,7 @@ class GradientField(Steerer):
     """
 
     classes_: tuple[str, ...]
+    unwanted_: tuple[str, ...]
     weights_: Weights
 
     def __init__(
@@ -152,6 +154,9 @@ class GradientField(Steerer):
             raise DataError("a gradient field is fitted to both answers of contrasts; the activations hold none")
         labels = index["behavior"].where(index["side"] == "positive", "not " + index["behavior"])[rows]
         self.classes_ = tuple(sorted(labels.unique()))
+        self.unwanted_ = tuple(sorted(labels[index["side"][rows] == "negative"].unique()))
+        if both := set(self.unwanted_) & set(labels[index["side"][rows] == "positive"]):
+            raise DataError(f"{sorted(both)} names a behavior and the lack of another: rename the behaviors")
         self._signs()  # refuses unknown classes before the training
         states = acts.at(self.site)[torch.tensor(rows.to_numpy())].double().numpy()
         truth = np.stack([labels == name for name in self.classes_], 1).astype(int)
@@ -196,10 +201,10 @@ class GradientField(Steerer):
 
     def _signs(self) -> Tensor:
         """The share of each class in the loss: wanted ones below 0."""
-        unwanted = [name for name in self.classes_ if name.startswith("not ")]
+        wanted = [name for name in self.classes_ if name not in self.unwanted_]
         given = {
-            -1.0: [n for n in self.classes_ if n not in unwanted] if self.wanted is None else as_names(self.wanted),
-            1.0: unwanted if self.avoided is None else as_names(self.avoided),
+            -1.0: wanted if self.wanted is None else as_names(self.wanted),
+            1.0: self.unwanted_ if self.avoided is None else as_names(self.avoided),
         }
         unknown = sorted({*given[-1.0], *given[1.0]} - set(self.classes_))
         if unknown or not any(given.values()) or set(given[-1.0]) & set(given[1.0]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +10,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.checks import as_number, as_whole, check_option, check_type
+from steerlab._support.checks import as_number, as_whole, check_option, check_type, show
 from steerlab._support.files import fingerprint
-from steerlab.errors import ActivationError, SteeringError
+from steerlab.errors import ActivationError, MismatchError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted
-from steerlab.methods.layers import Layers, unique_sites
+from steerlab.methods.layers import Layers, storable, unique_sites
 from steerlab.methods.probe import LinearProbe
 from steerlab.methods.serialization import savable
 from steerlab.methods.vector import Vectors, as_steerer
 from steerlab.methods.wrapper import Wrapper
+from steerlab.models.fingerprint import describe_origin, same_model
 from steerlab.models.operators import OPERATORS, Add, Clamp, EditRule, Operator, ProjectOut, Replace, Rotate, Scale
 from steerlab.models.sites import Site
 
@@ -37,7 +38,7 @@ class Operation(Wrapper):
         >>> refusal = MeanDifference(15).fit(model, pairs)
         >>> texts = steerlab.generate(model, prompts, steer=Operation(refusal, "project_out"))
         >>> capped = Operation(refusal, Clamp(high=2.0))
-        >>> short = Operation(l2s, first=12, decay=0.9)            # added, less and less, to 12 generated tokens
+        >>> short = Operation(l2s, first=12, decay=0.9)   # added to the prompt and, less and less, to 12 new tokens
         >>> no_head = Operation(Site(15, "heads"), Scale(0.0), heads=[3])
 
     Args:
@@ -47,11 +48,17 @@ class Operation(Wrapper):
         heads: of a site "heads", the heads to change, each with its part of the vector; None: all as one state.
         first: of the generated tokens, only so many are steered; None: all. The prompt is steered as `positions` say.
         decay: the strength of the k-th generated token (from 0) is multiplied by `decay ** k`.
-        gate: decides for each token, from its own state before the edit: a fitted `LinearProbe` with a threshold, or a
-            function of `(rows, tokens, width)` that gives a factor for each token, `(rows, tokens)`.
+        gate: decides for each token, from its own state before the edit: a `LinearProbe` fitted at that layer, with a
+            threshold, or a function of `(rows, tokens, width)` that gives a factor from 0 to 1 for each token,
+            `(rows, tokens)`.
+
+    An operator that uses a direction ignores the length of a vector: where L2S predicts a short one, since an input
+    should be left alone, put `Gated` around the Operation.
 
     Raises:
-        SteeringError: an unknown operator, a vector where none is used, or settings out of range.
+        SteeringError: an unknown operator, a vector where none is used, a direction operator around AlphaSteer or
+            AdaSteer, whose vectors say by their length how much to steer, or a probe of another layer.
+        DataError: a number out of range. MismatchError: a probe of another model.
         ActivationError: a probe that is not fitted or has no threshold.
 
     Source: directional ablation, arXiv 2406.11717 (`ProjectOut`); spherical steering, arXiv 2602.08169 (`Rotate`).
@@ -62,28 +69,40 @@ class Operation(Wrapper):
         steerer: Steerer | Vectors | Layers,
         operator: str | Operator = "add",
         *,
-        heads: Sequence[int] | None = None,
+        heads: int | Sequence[int] | None = None,
         first: int | None = None,
         decay: float = 1.0,
         gate: LinearProbe | Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        if operator in ("clamp", "scale") or isinstance(operator, type):
+            raise SteeringError(
+                f"operator={show(operator)}: give it with its numbers, such as Clamp(high=2.0) or Scale(0.5)"
+            )
         if isinstance(operator, str):
             check_option("operator", operator, tuple(OPERATORS), SteeringError)
         check_type("operator", operator, (str, Operator), "a name or an Operator", SteeringError)
+        if isinstance(steerer, Operation):
+            raise SteeringError(f"{steerer.name} is an Operation already: give all settings to one")
         self.operator: str | Operator = operator
         self.heads = None if heads is None else _as_heads(heads)
         self.first = None if first is None else as_whole("first", first)
+        _check_gate(gate)
         self.decay, self.gate = as_number("decay", decay, 0.0, 1.0), gate
-        self._rule = EditRule(
-            OPERATORS[operator] if isinstance(operator, str) else operator,
-            self.heads, None, self.first, self.decay, _as_gate(gate),
-        )  # fmt: skip
-        if self._rule.operator.uses == "nothing":
-            if isinstance(steerer, Steerer) and not isinstance(steerer, _Places):
-                raise SteeringError(f"{type(operator).__name__} uses no vector: give the layers, not a {steerer.name}")
-            self._wrap(steerer if isinstance(steerer, _Places) else _Places(steerer))  # type: ignore[arg-type]
-        else:
-            self._wrap(as_steerer(steerer))
+        uses = self._operator.uses
+        if uses == "nothing" and not isinstance(steerer, _Places):
+            if isinstance(steerer, Steerer | Mapping | Tensor):
+                raise SteeringError(f"{type(operator).__name__} uses no vector: give the layers, not {show(steerer)}")
+            steerer = _Places(steerer)  # type: ignore[arg-type]
+        self._wrap(as_steerer(steerer))
+        if uses == "direction" and self.gates_by_length:
+            raise SteeringError(
+                f"the vectors of {self.steerer.name} are short where an input should be left alone, and "
+                f"{type(self._operator).__name__} uses their direction only: put Gated around an Operation instead"
+            )
+
+    @property
+    def _operator(self) -> Operator:
+        return OPERATORS[self.operator] if isinstance(self.operator, str) else self.operator
 
     @property
     def name(self) -> str:
@@ -101,9 +120,34 @@ class Operation(Wrapper):
         return None if found is None else self._with_rule(found)
 
     def _with_rule(self, interventions: Sequence[Intervention]) -> tuple[Intervention, ...]:
-        if any(one.rule != EditRule() for one in interventions):
-            raise SteeringError(f"{self.steerer.name} has an operator already: give all settings to one Operation")
-        return tuple(replace(one, rule=self._rule) for one in interventions)
+        found = []
+        for one in interventions:
+            own = one.rule.operator  # that of a method which brings one, such as `Spherical`
+            if not one.rule.adds and not isinstance(self._operator, Add):
+                raise SteeringError(
+                    f"{self.steerer.name} brings its own operator, {type(own).__name__}: leave operator= out"
+                )
+            operator = self._operator if one.rule.adds else own
+            gate = self._gate_at(one.site)
+            rule = EditRule(operator, self.heads, None, self.first, self.decay, gate)
+            found.append(replace(one, rule=rule))
+        return tuple(found)
+
+    def _gate_at(self, site: Site) -> Callable[[Tensor], Tensor] | None:
+        """The gate of the states at a site; a probe is of one site and of one model."""
+        if not isinstance(self.gate, LinearProbe):
+            return self.gate
+        if self.gate.site != site:
+            raise SteeringError(
+                f"the probe of gate= reads layer {self.gate.site}, and states at {site} are to be decided on: fit one "
+                f"there, LinearProbe({site.label})"
+            )
+        theirs, ours = getattr(self.gate, "info_", {}), getattr(self.steerer, "info_", {})
+        if not same_model(theirs, ours):
+            raise MismatchError(
+                f"the probe was fitted on {describe_origin(theirs)}, {self.steerer.name} on {describe_origin(ours)}"
+            )
+        return _ProbeGate(self.gate.w_, self.gate.b_, self.gate.threshold_)
 
 
 @savable
@@ -113,7 +157,7 @@ class _Places(Steerer):
     is_fittable = False
 
     def __init__(self, layers: Layers) -> None:
-        self.layers, self.sites = layers, unique_sites(layers)
+        self.layers, self.sites = storable(layers), unique_sites(layers)
         if len(self.sites) == 1:
             self.site = self.sites[0]
 
@@ -152,19 +196,18 @@ class _ProbeGate:
         return f"_ProbeGate({fingerprint([self.w.tolist(), self.b, self.threshold])})"
 
 
-def _as_gate(gate: LinearProbe | Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor] | None:
-    if not isinstance(gate, LinearProbe):
-        if gate is not None and not callable(gate):
-            raise SteeringError("gate is neither a LinearProbe nor a function of states")
-        return gate
-    check_fitted(gate, "w_")
-    if not hasattr(gate, "threshold_"):
-        raise ActivationError("the probe of gate= has no threshold: call calibrate(clean, fpr=...)")
-    return _ProbeGate(gate.w_, gate.b_, gate.threshold_)
+def _check_gate(gate: object) -> None:
+    if isinstance(gate, LinearProbe):
+        check_fitted(gate, "w_")
+        if not hasattr(gate, "threshold_"):
+            raise ActivationError("the probe of gate= has no threshold: call calibrate(clean, fpr=...)")
+    elif gate is not None and not callable(gate):
+        raise SteeringError(f"gate={show(gate)}: expected a LinearProbe or a function of states")
 
 
-def _as_heads(heads: Sequence[int]) -> tuple[int, ...]:
-    found = tuple(as_whole("heads: one", head, 0) for head in heads)
+def _as_heads(heads: int | Sequence[int]) -> tuple[int, ...]:
+    given = heads if isinstance(heads, Iterable) and not isinstance(heads, str) else [heads]
+    found = tuple(as_whole("heads: one", head, 0) for head in given)
     if not found or len(set(found)) < len(found):
-        raise SteeringError(f"heads={list(heads)}: give at least one head, each once")
+        raise SteeringError(f"heads={show(heads)}: give at least one head, each once")
     return found

@@ -69,9 +69,9 @@ def save(method: FittedMixin, folder: str | Path) -> Path:
     if not tensors and method.is_fittable:
         raise ActivationError(f"this {type(method).__name__} is not fitted: call fit(acts) before save")
     content = tensor_bytes(tensors)
-    site = getattr(method, "site", None)
-    own_width = isinstance(site, Site) and (site.part == "vision" or site.point == "heads")  # not the model's
-    sites = [*(steering_sites(method) if isinstance(method, Steerer) else ()),
+    steered = steering_sites(method)
+    own_width = any(site.part == "vision" or site.point == "heads" for site in steered)  # not the model's
+    sites = [*(steered if isinstance(method, Steerer) else ()),
              *(required.site for required in method.required_activations)]  # fmt: skip
     manifest |= {
         "hidden_size": None if own_width else getattr(method, "info_", {}).get("hidden_size"),

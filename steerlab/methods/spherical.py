@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Literal
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from steerlab._support.checks import as_number
 from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError, SteeringError
 from steerlab.methods.base import Context, Intervention
 from steerlab.methods.contrasts import ContrastEstimator
 from steerlab.methods.layers import Layers
 from steerlab.methods.serialization import savable
+from steerlab.methods.vector import SteeringVector
 from steerlab.models.operators import EditRule, Operator, States, Strengths, rotate, unit
 from steerlab.models.sites import Site
 
@@ -29,7 +32,7 @@ PUBLISHED_SPHERICAL: dict[str, dict[str, float]] = {
 
 @savable
 @dataclass(frozen=True)
-class RotateAway(Operator):
+class RotateWhereAway(Operator):
     """Turns a state towards the vector by a share that grows with how much it points away.
 
     With x the state's direction, u the vector's and d = tanh(concentration (-x·u)), the share is
@@ -86,9 +89,22 @@ class Spherical(ContrastEstimator):
     ) -> Float[Tensor, " hidden"]:
         """The direction of the mean contrast, with norm 1."""
         mean = contrasts.double().mean(0)
+        if not float(mean.norm()) > 1e-6 * float(contrasts.double().norm(dim=-1).mean()):
+            raise DataError(f"the contrasts at site {site} have no common direction: they cancel")
         return mean / mean.norm()
 
+    def _with(self, directions: Mapping[Site, Tensor]) -> SteeringVector:
+        """Other directions under the same settings: a part, or the opposite."""
+        made = copy.copy(self)
+        made._set_directions(dict(directions))
+        return made
+
+    def _combined(self, other: SteeringVector, function: Callable[[Tensor, Tensor], Tensor]) -> SteeringVector:
+        raise SteeringError(
+            "directions of a Spherical are not added: SteeringVector(spherical.directions) adds vectors"
+        )
+
     def interventions(self, context: Context) -> tuple[Intervention, ...]:
-        """Those of a vector per layer, with `RotateAway`."""
-        rule: Any = EditRule(RotateAway(self.concentration, self.threshold))
+        """Those of a vector per layer, with `RotateWhereAway`."""
+        rule: Any = EditRule(RotateWhereAway(self.concentration, self.threshold))
         return tuple(replace(one, rule=rule) for one in super().interventions(context))

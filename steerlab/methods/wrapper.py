@@ -29,7 +29,7 @@ class Wrapper(Steerer):
                 "vectors"
             )
         self.steerer = steerer
-        self.oracle = steerer.oracle
+        self.oracle, self.gates_by_length = steerer.oracle, steerer.gates_by_length
         self.info_ = dict(getattr(steerer, "info_", {}))
         self._set_sites()
 

@@ -62,17 +62,17 @@ class _Change:
     rule: EditRule
     stats: EditStats
 
-    def _delta(self, h: State, vectors: Tensor, strength: Tensor, mask: Tensor) -> Tensor:
+    def _delta(self, h: State, vectors: Tensor, strength: Tensor, mask: Tensor, counted: Tensor) -> Tensor:
         """What an edit that adds vectors adds to `h`: float32, zero where nothing is written."""
         change = self.rule.apply(torch.zeros_like(vectors[:, None]), vectors[:, None], strength[..., None])
-        self.stats.add(change, h, mask)
+        self.stats.add(change, h, counted)
         return torch.where(mask[:, :, None], change, 0.0)
 
-    def _changed(self, h: State, vectors: Tensor, strength: Tensor, mask: Tensor) -> Tensor:
+    def _changed(self, h: State, vectors: Tensor, strength: Tensor, mask: Tensor, counted: Tensor) -> Tensor:
         """The states under another operator, computed in float32; those that are not written stay bit-identical."""
-        before = h.float()
+        before = h if h.dtype == torch.float64 else h.float()
         after = self.rule.apply(before, vectors[:, None], strength[..., None])
-        self.stats.add(after - before, h, mask)
+        self.stats.add(after - before, h, counted)
         return torch.where(mask[:, :, None], after.to(h.dtype), h)
 
 
@@ -106,6 +106,7 @@ class Edit(_Change):
 
     def __post_init__(self) -> None:
         self._any_prompt = bool(self.prompt.any())
+        self._counted = 0  # the columns before it are counted: without a cache, each step writes to all of them again
 
     def __getstate__(self) -> dict[str, Any]:
         """Each vector is sent once: many rows of a sweep share a vector, and rows of other settings are 0."""
@@ -150,8 +151,10 @@ class Edit(_Change):
         """The states after an operator that does not add."""
         return self._changed(h, *self._operands(h, stop))
 
-    def _operands(self, h: State, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors `(rows, hidden)`, strengths `(rows, 1 or tokens)` and the mask `(rows, tokens)` of a forward."""
+    def _operands(self, h: State, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Vectors `(rows, hidden)`, strengths `(rows, 1 or tokens)`, and the masks `(rows, tokens)` of what a forward
+        writes and of what of that is new.
+        """
         start, copies = stop - h.shape[1], len(h) // len(self.prompt)  # beams and return sequences repeat each row
 
         def repeated(per_row: Tensor) -> Tensor:
@@ -167,7 +170,12 @@ class Edit(_Change):
         if steps is not None and self.rule.first is not None:
             mask = mask & (steps < self.rule.first)
         factors = self.rule.factors(h, steps)
-        return vectors, strength if factors is None else strength * factors, mask
+        if factors is not None:
+            strength, mask = strength * factors, mask & (factors != 0)
+        counted = mask.clone()
+        counted[:, : max(self._counted - start, 0)] = False
+        self._counted = max(self._counted, stop)
+        return vectors, strength, mask, counted
 
     @property
     def _last(self) -> Int[Tensor, " batch"]:
@@ -268,7 +276,7 @@ class ImageEdit(_Change):
         """The states after an operator that does not add."""
         return self._changed(h, *self._operands(h))
 
-    def _operands(self, h: State) -> tuple[Tensor, Tensor, Tensor]:
+    def _operands(self, h: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         counts = torch.tensor(entries_per_row(self.units, len(h)), device=h.device)
         n = len(self.units)
         rows = torch.ones(n, dtype=torch.bool) if self.row_mask is None else self.row_mask
@@ -276,8 +284,10 @@ class ImageEdit(_Change):
         vectors, strength, mask = (
             each.to(h.device).repeat_interleave(counts, 0) for each in (self.vectors, strengths[:, None], rows[:, None])
         )
-        factors = self.rule.factors(h, None)
-        return vectors, strength if factors is None else strength * factors, mask.expand(h.shape[:2])
+        factors, mask = self.rule.factors(h, None), mask.expand(h.shape[:2])
+        if factors is not None:
+            strength, mask = strength * factors, mask & (factors != 0)
+        return vectors, strength, mask, mask
 
 
 SiteEdits = Mapping[Site, Sequence[Edit | ImageEdit]]

@@ -250,7 +250,9 @@ class Model:
     def width(self, site: Site) -> int | None:
         """The width of the states at a site, or None where it is not known before a forward."""
         if site.part != "vision":
-            return self.hidden_size if site.point != "heads" else heads_width(self.hf, self.layout, site.layer)
+            return (
+                self.hidden_size if site.point != "heads" else heads_width(self.hf, self.layout, self.site(site).layer)
+            )
         return normalized_width(module_at(self.hf, block_path(self.site(site), self.layout)))
 
     def info(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Operators: what an edit makes of a state, a vector and a strength, and `EditRule`, on which tokens and how strongly.
 
-An operator works on float32: `h` is `(rows, tokens, width)`, `vector` `(rows, 1, width)`, and `strength` broadcasts to
-`(rows, tokens, 1)`. Strengths 0 always gives `h` itself.
+An operator works in float32 or wider: `h` is `(rows, tokens, width)`, `vector` `(rows, 1, width)`, and `strength`
+broadcasts to `(rows, tokens, 1)`; of chosen heads, all have an axis of heads before the width. Strength 0 always gives
+`h` itself.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ States = Float[Tensor, "*#rows width"]
 Strengths = Float[Tensor, "*#rows 1"]
 
 
-@dataclass(frozen=True)
 class Operator:
     """What is done to a state; the base of all operators.
+
+    Write your own as a frozen dataclass: operators that are equal share an edit.
 
     Attributes:
         uses: "vector", "direction" (a vector whose length does not matter, but which has one), or "nothing".
@@ -87,7 +89,8 @@ class Clamp(Operator):
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             if getattr(self, name) is not None:
-                as_number(f"{name} of Clamp", getattr(self, name), error=SteeringError)
+                value = as_number(f"{name} of Clamp", getattr(self, name), error=SteeringError)
+                object.__setattr__(self, name, value)
         if self.low is None and self.high is None:
             raise SteeringError("Clamp has no limit: give high=, the largest component along the vector, or low=")
         if self.low is not None and self.high is not None and self.low > self.high:
@@ -138,7 +141,7 @@ class Scale(Operator):
     uses = "nothing"
 
     def __post_init__(self) -> None:
-        as_number("factor of Scale", self.factor, error=SteeringError)
+        object.__setattr__(self, "factor", as_number("factor of Scale", self.factor, error=SteeringError))
 
     def __call__(self, h: States, vector: States, strength: Strengths) -> States:
         """See `Operator`."""
@@ -160,7 +163,7 @@ class EditRule:
         head_width: the width of a head's state, where `heads` are given.
         first: of the generated tokens, only so many are written; None: all.
         decay: the strength of the k-th generated token (from 0) is multiplied by `decay ** k`.
-        gate: gives a factor for each state, `(rows, tokens)`, from the states before the edit.
+        gate: gives a factor for each state, `(rows, tokens)`, cut to 0 and 1, from the states before the edit.
         by_norm: multiply the strength by the norm of the state itself.
     """
 
@@ -183,8 +186,9 @@ class EditRule:
             return self.operator(h, vector, strength)
         split, chosen = h.unflatten(-1, (-1, self.head_width)), list(self.heads)
         parts = vector.unflatten(-1, (-1, self.head_width))[..., chosen, :]
-        new = split.clone()
-        new[..., chosen, :] = self.operator(split[..., chosen, :], parts, strength[..., None])
+        changed = self.operator(split[..., chosen, :], parts, strength[..., None])
+        new = split.expand(*changed.shape[:-2], *split.shape[-2:]).clone()  # added vectors may be one for all tokens
+        new[..., chosen, :] = changed
         return new.flatten(-2)
 
     def factors(self, h: Tensor, steps: Tensor | None) -> Tensor | None:
@@ -197,9 +201,16 @@ class EditRule:
         found = None
         if steps is not None and self.decay != 1:
             found = self.decay ** steps.clamp_min(0).float()
-        for factor in (self.gate and self.gate(h.float()), h.float().norm(dim=-1) if self.by_norm else None):
-            if factor is not None:
-                found = factor if found is None else found * factor
+        if self.gate is not None:
+            factor = self.gate(h.float())
+            if factor.shape != h.shape[:2]:
+                raise SteeringError(
+                    f"a gate gave {tuple(factor.shape)} for states {tuple(h.shape)}: one factor for each token is "
+                    f"{tuple(h.shape[:2])}"
+                )
+            found = factor.float().clamp(0, 1) * (1 if found is None else found)
+        if self.by_norm:
+            found = h.float().norm(dim=-1) * (1 if found is None else found)
         return found
 
 

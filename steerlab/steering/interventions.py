@@ -75,8 +75,8 @@ def build_edits(
 ) -> SiteEdits:  # fmt: skip
     """The edits of one forward, which may hold the rows of `batch` several times, copy after copy.
 
-    Settings of one copy add up on its rows. `steer` puts all settings on a single copy; a sweep gives each setting a
-    copy of its own, and settings that write at the same site then share one edit.
+    Settings of one copy are applied to its rows in their order. `steer` puts all settings on a single copy; a sweep
+    gives each setting a copy of its own, and settings that do the same at the same site then share one edit.
 
     Args:
         model: that runs the forward.

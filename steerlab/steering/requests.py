@@ -35,7 +35,8 @@ class Request:
 
     Attributes:
         steerer: fitted; or vectors by layer, `{15: tensor}`.
-        alpha: strength, one number or one per input. A positive alpha steers towards the named behavior.
+        alpha: strength, one number or one per input. A positive alpha adds the vector, towards the named
+            behavior; of other operators it is the strength.
         positions: where to add the vector, see `steerlab.models.positions`; None: `steerer.default_positions`. At sites
             of the vision tower and the projector, "images" and "all" both mean every patch of the row's images. Nothing
             can be fitted there, since both answers of a contrast share their images: give the vector with
@@ -83,6 +84,7 @@ class Request:
 def resolve_interventions(
     model: Model, requests: Sequence[Request], examples: Sequence[Example], batch_size: int,
     rows: Sequence[EncodedPrompt] = (), *, once: bool = True, read: ReadContexts | None = None,
+    check_alpha: bool = True,
 ) -> list[BatchedSetting]:  # fmt: skip
     """The interventions of every request with a nonzero alpha, after one unsteered pass for what the steerers read.
 
@@ -90,6 +92,7 @@ def resolve_interventions(
         rows: the encoded examples, perhaps with answers; without them, the prompts are encoded for that pass.
         once: whether the interventions serve a single run; a remote model then computes them on the server where the
             steerer supports it (`Steerer.remote_interventions`).
+        check_alpha: whether the alphas of the requests are meant, and checked against what their operators take.
         read: gives the contexts of the steerers, with further required activations; None: a capture of the examples.
 
     Raises:
@@ -112,7 +115,7 @@ def resolve_interventions(
             [_scaled(model, request, one, context) for one in request.steerer.interventions(context)]
             for request, context in zip(live, contexts, strict=True)
         ]
-    for request, interventions in zip(live, found, strict=True):
+    for request, interventions in zip(live, found, strict=True) if check_alpha else ():
         for one in interventions:
             check_strengths(request.steerer.name, one, request.alphas(len(examples)))
     found = [[_with_heads(model, one) for one in interventions] for interventions in found]
@@ -239,6 +242,8 @@ def _rescaled(model: Model, request: Request, intervention: Intervention, contex
             f"{type(operator).__name__} does not use the length of a vector, so there is nothing to rescale: use "
             "scale='raw'"
         )
+    if scale == "token_norm" and not intervention.rule.adds:
+        raise SteeringError(f"scale='token_norm' is for vectors that are added, not for {type(operator).__name__}")
     if site.part != "text" and scale == "norm":
         raise SteeringError(f"scale='norm' takes the norm of a token's state; at {site} use 'raw' or 'token_norm'")
     if vectors is None:

@@ -91,8 +91,8 @@ def steer(
     evaluation. All tokens of such a call are the prompt; its parts ("user", "system") are unknown. nnsight users trace
     the same weights with `model.nnsight`.
 
-    Several steerers, in a list or in nested blocks, add up: each vector is computed from the state before any of them,
-    and the sum is formed in float32.
+    Several steerers, in a list or in nested blocks, are applied in their order. Vectors that are added add up: each is
+    computed from the state before any of them, and the sum is formed in float32.
 
     Example:
         >>> with steerlab.steer(model, l2s, alpha=1.0) as run:

@@ -6,7 +6,7 @@ import torch
 from steerlab import L2S, Contrast, Example, SteeringVector, capture, generate
 from steerlab.analysis.calibration import calibrate_strength
 from steerlab.errors import DataError, SteeringError
-from steerlab.methods import Operation
+from steerlab.methods import Gated, LinearProbe, Operation
 from steerlab.methods.l2s.config import TrainingConfig
 from steerlab.models.layout import blocks
 from steerlab.models.model import Model
@@ -74,5 +74,9 @@ def test_budget_that_no_strength_reaches_is_refused(model: Model) -> None:
         calibrate_strength(model, PROMPTS, SteeringVector({1: V}), kl=50.0, max_new_tokens=NEW)
     with pytest.raises(SteeringError, match=r"even at alpha 1.52588e-05 the distance is"):
         calibrate_strength(model, PROMPTS, SteeringVector({1: 1e6 * V}), kl=1e-3, max_new_tokens=NEW)
+    probe = LinearProbe(1)
+    probe.w_, probe.b_, probe.threshold_ = torch.zeros(32), 0.0, 0.9
+    with pytest.raises(SteeringError, match="gated steeringvector changes none of these inputs"):
+        calibrate_strength(model, PROMPTS, Gated({1: V}, probe), max_new_tokens=NEW)
     with pytest.raises(DataError, match=r"quantile=2\.0"):
         calibrate_strength(model, PROMPTS, SteeringVector({1: V}), quantile=2.0)

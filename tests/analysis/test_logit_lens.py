@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steerlab import Site
+from steerlab import Site, steer
 from steerlab.analysis.logit_lens import logit_lens
 from steerlab.errors import DataError, LayoutError, SteerlabError
 from steerlab.models.layout import blocks, find_layout, module_at
@@ -79,10 +79,22 @@ def test_many_states_are_read_in_parts() -> None:
     assert whole["kl"].tolist() == pytest.approx([kl for one in alone for kl in one["kl"]], abs=1e-4)
 
 
+def test_lens_inside_a_steering_block_is_unsteered_and_not_counted() -> None:
+    model = tiny_lm("llama")
+    before = logit_lens(model, PROMPTS, top=2)
+    with steer(model, {3: torch.ones(32)}) as run:
+        inside = logit_lens(model, PROMPTS, top=2)
+        assert run.steered_tokens == 0
+        run.generate(["Hi"], max_new_tokens=1)
+    assert inside["probability"].tolist() == before["probability"].tolist()
+
+
 def test_lens_refuses_what_it_cannot_read() -> None:
     model = tiny_lm("llama")
     with pytest.raises(DataError, match=r"tokens: 'two words' \(str\) is \d+ tokens of this"):
         logit_lens(model, PROMPTS, tokens=["two words"])
+    with pytest.raises(LayoutError, match=r"residual stream, and 1.heads has none"):
+        logit_lens(model, PROMPTS, [Site(1, "heads")])
     hf = tiny_hf("llama")
     layout = find_layout(hf)
     bare = Model(hf, model.tokenizer, type(layout)(**vars(layout) | {"final_norm_path": None}), id="bare")

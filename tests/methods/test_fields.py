@@ -117,6 +117,10 @@ def test_gradient_fields_are_saved_and_refuse_bad_settings(tmp_path) -> None:
     for bad in ({"wanted": ["love"]}, {"wanted": [], "avoided": []}, {"wanted": ["refuse"], "avoided": ["refuse"]}):
         with pytest.raises(DataError, match=r"name at least one class, none twice; the classes are \['defer'"):
             GradientField(SITE, **bad).fit(acts)
+    with pytest.raises(DataError, match=r"\['not b'\] names a behavior and the lack of another"):
+        GradientField(SITE).fit(make_acts(None, normal(4, 8), behaviors=["b", "not b"] * 2))
+    odd = GradientField(SITE, epochs=1).fit(make_acts(None, normal(4, 8), behaviors=["not refuse"] * 4))
+    assert odd.classes_ == ("not not refuse", "not refuse") and odd._signs().tolist() == [1.0, -1.0]
     with pytest.raises(DataError, match="both answers of contrasts; the activations hold none"):
         GradientField(SITE).fit(make_acts(normal(4, 8), None))
     with pytest.raises(ActivationError, match="not fitted"):
@@ -162,7 +166,14 @@ def test_spherical_steering_is_saved_has_a_unit_direction_and_the_published_sett
         Spherical(**{name: value for name, value in settings.items() if name != "alpha"})
     model, at = tiny_lm("llama"), Spherical(1, threshold=0.99).fit(make_acts(None, normal(6, 32), layer=1))
     at.info_ = {}
-    with pytest.raises(SteeringError, match="strength -1 by RotateAway, which takes 0 to inf"):
+    with pytest.raises(SteeringError, match="strength -1 by RotateWhereAway, which takes 0 to inf"):
         generate(model, PROMPTS, steer=at, alpha=-1.0)
+    with pytest.raises(DataError, match="no common direction"):
+        Spherical(SITE).fit(make_acts(None, torch.stack([torch.ones(8), -torch.ones(8)])))
+    for other in (-spherical, spherical.part(3), 2 * spherical):
+        assert other.interventions(Context(("a",)))[0].rule == spherical.interventions(Context(("a",)))[0].rule
+    assert torch.equal((-spherical).vector_, -spherical.vector_)
+    with pytest.raises(SteeringError, match="directions of a Spherical are not added"):
+        spherical + spherical
     with pytest.raises(DataError, match="threshold=1"):
         Spherical(SITE, threshold=1.0)

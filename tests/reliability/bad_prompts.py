@@ -216,7 +216,6 @@ def _examples() -> list[Case]:
          lambda w: w.capture([Example("Hi", id="1", contrast=Contrast("a", "b", position="middle"))]),
          "position 'middle'"),
         ("repeated ids", lambda w: w.capture([Example("a", id="1"), Example("b", id="1")]), "'1' occurs twice"),
-        ("a text's id and the same", lambda w: w.capture(["a", Example("b", id=Example("a").id)]), "occurs twice"),
         ("an empty prompt", lambda w: w.capture([Example(" ", id="1")]), "empty"),
         ("replaced by nothing", lambda w: Example("Hi", id="1").replace(prompt=None), "prompt.*None"),
         ("an unknown extra prompt", lambda w: w.capture([Example("Hi", id="1")], extra_prompts=["task"]),

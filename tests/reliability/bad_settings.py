@@ -208,6 +208,11 @@ def _vectors() -> list[Case]:
         ("P2S of NaN", lambda w: w.generate(
             [steerlab.Example("a", id="0")], steer=methods.P2S.from_table(1, {"0": h * NAN})
         ), "NaN"),
+        ("an operator's class", lambda w: methods.Operation({1: h}, methods.Clamp), r"Clamp.*give it with its numbers"),
+        ("heads of a float", lambda w: methods.Operation({1: h}, heads=1.5), "heads: one=1.5"),
+        ("heads of a text", lambda w: methods.Operation({1: h}, heads="all"), "heads: one='all'"),
+        ("a gate of a number", lambda w: methods.Operation({1: h}, gate=0.5), "gate=0.5.*expected a LinearProbe"),
+        ("an operator of a number", lambda w: methods.Operation({1: h}, 3), "operator.*an Operator"),
         ("P2S of a list", lambda w: methods.P2S.from_table(1, [h]), "table.*list"),
         ("P2S of lists", lambda w: methods.P2S.from_table(1, {"a": [1.0]}), "list|tensor"),
         ("P2S of an unknown input", lambda w: w.generate(steer=methods.P2S.from_table(1, {"a": h})), "no vector for"),

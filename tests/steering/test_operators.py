@@ -12,10 +12,22 @@ from comparisons import check_copies, check_hooks, check_padding
 from fitted import HIDDEN, LAYER, PROMPTS, Fixed, make_lm, make_steerers, sides
 from torch import Tensor
 
-from steerlab import Request, Site, SteeringVector, capture, generate, score, steer
-from steerlab.errors import DataError, LayoutError, SteeringError
-from steerlab.methods import Add, Clamp, Gated, LinearProbe, Operation, ProjectOut, Replace, Rotate, Scale
-from steerlab.methods.base import Intervention
+from steerlab import Contrast, Example, Request, Site, SteeringVector, capture, generate, load_steerer, score, steer
+from steerlab.errors import DataError, LayoutError, MismatchError, SteeringError
+from steerlab.methods import (
+    Add,
+    AlphaSteer,
+    Clamp,
+    Gated,
+    LinearProbe,
+    Operation,
+    ProjectOut,
+    Replace,
+    Rotate,
+    Scale,
+    Spherical,
+)
+from steerlab.methods.base import Context, Intervention
 from steerlab.models.check import self_check
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
@@ -118,6 +130,49 @@ def test_token_norm_adds_in_units_of_each_state() -> None:
     assert cached.norm_ratio == pytest.approx(0.5, abs=1e-5)
 
 
+def test_gates_are_of_one_layer_and_model_and_count_what_they_open() -> None:
+    model, probe = make_lm("llama"), LinearProbe(3)
+    probe.w_, probe.b_, probe.threshold_ = U, 0.0, 0.5
+    with pytest.raises(SteeringError, match=r"reads layer 3, and states at 1 are to be decided on"):
+        generate(model, PROMPTS, steer=operation("add", gate=probe))
+    other, mine = LinearProbe(LAYER), SteeringVector({LAYER: V})
+    other.w_, other.b_, other.threshold_, other.info_ = U, 0.0, 0.5, {"model": "a", "weights": "1"}
+    mine.info_ = {"model": "b", "weights": "2"}
+    with pytest.raises(MismatchError, match="the probe was fitted on"):
+        Operation(mine, gate=other).interventions(Context(("a",)))
+    other.threshold_ = 0.9
+    assert operation("add", gate=other).interventions(Context(("a",)))[0].rule.gate.threshold == 0.9
+    with pytest.raises(SteeringError, match=r"a gate gave \(3, .*, 1\) for states"):
+        generate(model, PROMPTS, steer=operation("add", gate=lambda h: h[..., :1]))
+    with pytest.raises(SteeringError, match="no token was steered"):
+        generate(model, PROMPTS, steer=operation("add", gate=lambda h: 0 * h[..., 0]))
+    before = generate(model, PROMPTS, steer=operation("cap", gate=lambda h: 1 + 0 * h[..., 0]), max_new_tokens=4)
+    assert (
+        generate(model, PROMPTS, steer=operation("cap", gate=lambda h: 3 + 0 * h[..., 0]), max_new_tokens=4).ids
+        == before.ids
+    )
+
+
+def test_direction_of_vectors_that_gate_by_their_length_is_refused() -> None:
+    alpha = AlphaSteer.from_gates(LAYER, U[None], V[None])
+    Operation(alpha, first=3)
+    with pytest.raises(SteeringError, match="alphasteer are short where an input should be left alone, and ProjectOut"):
+        Operation(alpha, "project_out")
+
+
+def test_operators_of_a_method_take_heads_times_and_gates() -> None:
+    spherical = Spherical([LAYER]).fit(make_acts_at(LAYER))
+    (own,), (timed,) = (one.interventions(Context(("a",))) for one in (spherical, Operation(spherical, first=2)))
+    assert timed.rule.operator == own.rule.operator and timed.rule.first == 2
+    with pytest.raises(SteeringError, match="spherical brings its own operator, RotateWhereAway: leave operator= out"):
+        Operation(spherical, "rotate").interventions(Context(("a",)))
+
+
+def make_acts_at(layer: int) -> Any:
+    pairs = [Example(p, Contrast("No, never.", "Yes, sure"), behavior="b") for p in PROMPTS]
+    return capture(make_lm("llama"), pairs, layers=[layer], progress=False)
+
+
 def test_gate_of_a_probe_decides_token_by_token() -> None:
     model, probe = make_lm("llama"), LinearProbe(LAYER)
     probe.w_, probe.b_, probe.threshold_ = U, 0.0, 0.5
@@ -194,8 +249,15 @@ def test_what_an_operator_cannot_do_is_refused() -> None:
         Clamp()
     with pytest.raises(SteeringError, match="uses no vector: give the layers"):
         Operation(zero, Scale(0.0))
-    with pytest.raises(SteeringError, match="all settings to one Operation"):
-        generate(model, PROMPTS, steer=Operation(operation("rotate"), first=2))
+    with pytest.raises(SteeringError, match="is an Operation already: give all settings to one"):
+        Operation(operation("rotate"), first=2)
+    for given in ("scale", "clamp"):
+        with pytest.raises(SteeringError, match=r"give it with its numbers, such as Clamp\(high=2.0\)"):
+            Operation({LAYER: V}, given)
+    with pytest.raises(SteeringError, match=r"Scale uses no vector: give the layers, not \{1: "):
+        Operation({LAYER: V}, Scale(0.0))
+    with pytest.raises(SteeringError, match="'token_norm' is for vectors that are added, not for Replace"):
+        generate(model, PROMPTS, steer=operation("replace"), scale="token_norm")
     with pytest.raises(SteeringError, match="gives no vector at 1, and Replace uses one"):
         generate(model, PROMPTS, steer=Operation(Fixed(Intervention(Site(LAYER))), Replace()))
     with pytest.raises(SteeringError, match="vector of length zero"):
@@ -208,8 +270,12 @@ def test_what_an_operator_cannot_do_is_refused() -> None:
 def test_operations_are_saved_gated_and_moved_to_another_layer(tmp_path) -> None:
     made = operation("clamp", first=4, decay=0.5)
     loaded = Operation.from_pretrained(made.save_pretrained(tmp_path) or tmp_path)
-    assert loaded._rule == made._rule and torch.equal(loaded.steerer.at(LAYER), V)
-    assert (Add(), Rotate()) == (Operation({LAYER: V})._rule.operator, operation("rotate")._rule.operator)
+    rule, again = (one.interventions(Context(("a",)))[0].rule for one in (made, loaded))
+    assert rule == again and torch.equal(loaded.steerer.at(LAYER), V)
+    assert (Add(), Rotate()) == (Operation({LAYER: V})._operator, operation("rotate")._operator)
+    places = Operation(range(2), Scale(0.5))
+    places.save_pretrained(tmp_path / "places")
+    assert Operation.from_pretrained(tmp_path / "places").sites == places.sites
     model, probe = make_lm("llama"), LinearProbe(LAYER)
     probe.w_, probe.b_, probe.threshold_ = U, 0.0, 2.0
     guarded = Gated(made, probe)
@@ -262,6 +328,52 @@ def test_chosen_heads_equal_plain_hooks_in_every_family(family: str, name: str) 
     model, (operator, change) = make_lm(family), HEAD[name]
     steerer = Operation(HEADS if name == "scale" else SteeringVector({HEADS: V}), operator, heads=[1, 3])
     check_hooks(model, Request(steerer, 0.7, "all"), lambda *_: [heads_by_hand(model, change, [1, 3])])
+
+
+def test_added_heads_fade_and_are_gated_by_token() -> None:
+    model, steerer = make_lm("llama"), SteeringVector({HEADS: V})
+    plain_add = generate(model, PROMPTS, steer=Operation(steerer, heads=[1]), max_new_tokens=4)
+    for options in ({"decay": 1.0 - 1e-9}, {"gate": lambda h: torch.ones(h.shape[:2])}):
+        assert (
+            generate(model, PROMPTS, steer=Operation(steerer, heads=1, **options), max_new_tokens=4).ids
+            == plain_add.ids
+        )
+    hooks = partial(fading_head, model)
+    check_hooks(model, Request(Operation(steerer, heads=1, decay=0.5), 1.0, "all"), hooks)
+
+
+def fading_head(model: Model, number: int, prompt: str) -> list[Any]:
+    """A hook that adds to one head, half as much at each generated token."""
+    _, n_prompt = plain.chat_ids(model, prompt)
+
+    @contextmanager
+    def attached() -> Iterator[None]:
+        def before(_: Any, args: tuple[Any, ...]) -> Any:
+            h = args[0].clone()
+            steps = (torch.arange(h.shape[1]) - n_prompt).clamp_min(0).float()
+            h[0, :, 8:16] += 0.5 ** steps[:, None] * V[8:16]
+            return (h, *args[1:])
+
+        handle = projection(model).register_forward_pre_hook(before)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    return [attached()]
+
+
+def test_heads_of_negative_layers_and_of_wide_attention_are_steered_and_saved(tmp_path) -> None:
+    model = make_lm("llama")
+    last = generate(model, PROMPTS, steer=SteeringVector({Site(3, "heads"): V}), max_new_tokens=3)
+    assert generate(model, PROMPTS, steer=SteeringVector({Site(-1, "heads"): V}), max_new_tokens=3).ids == last.ids
+    hf = tiny_hf("qwen3", head_dim=16)
+    wide = Model(hf, model.tokenizer, find_layout(hf), id="wide")
+    self_check(wide)
+    assert wide.width(HEADS) == 64 != wide.hidden_size
+    two = SteeringVector({HEADS: torch.ones(64), Site(2, "heads"): torch.ones(64)})
+    two.save_pretrained(tmp_path)
+    assert generate(wide, PROMPTS, steer=load_steerer(tmp_path, wide), max_new_tokens=2).steered_tokens > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -3,12 +3,15 @@
 from typing import Any
 
 import pytest
+import torch
 from reference import KINDS, AnyIntervention, Recorder, by_score, check_settings, questions, random_vector
 
 import steerlab
 from steerlab import L2S, MeanDifference, Site, capture, sweep
 from steerlab.errors import MismatchError, SteeringError
-from steerlab.methods import P2S, Clamp, Operation, Scale, TrainingConfig
+from steerlab.methods import P2S, AlphaSteer, Clamp, Operation, Operator, Scale, Spherical, TrainingConfig
+from steerlab.methods.base import Intervention
+from steerlab.models.operators import EditRule
 
 POSITIONS = ("all", "last+generated")
 QUICK = TrainingConfig(epochs=4, learning_rate=1e-2, loss="mse")
@@ -39,6 +42,64 @@ def test_methods_are_fitted_at_every_layer_and_oracles_to_the_measured_inputs(lm
         fitted = {k: one.with_layer(layer).fit(of_rows if one.oracle else of_train) for k, one in fresh.items()}
         at_layer = frame[frame["layer"] == layer]
         check_settings(at_layer, fitted, lambda one, alpha, where: by_score(model, one, rows, alpha, where))
+
+
+def test_what_operators_gates_and_wrapped_methods_hold_makes_another_sweep(lm, tmp_path) -> None:
+    model, rows, v = lm(), questions(), random_vector(1)
+
+    def above(limit: float) -> Any:
+        return lambda h: (h[..., 0] > limit).float()
+
+    def alphasteer(seed: int) -> Operation:
+        w, r = torch.randn(2, 1, 32, generator=torch.Generator().manual_seed(seed))
+        return Operation(AlphaSteer.from_gates(1, w, r), "replace")
+
+    pairs: list[tuple[Any, Any, Any]] = [
+        (Operation(v, gate=above(-0.1)), Operation(v, gate=above(-0.1)), Operation(v, gate=above(-0.2))),
+        (alphasteer(0), alphasteer(0), alphasteer(1)), (Fixed(Shift(0.1)), Fixed(Shift(0.1)), Fixed(Shift(0.2))),
+    ]  # fmt: skip
+    for number, (one, same, other) in enumerate(pairs):
+        options: Any = {"alphas": (1.0,), "positions": "all", "folder": tmp_path / str(number), "progress": False}
+        first = sweep(model, rows, {"odd": {1: one}}, None, **options)
+        assert sweep(model, rows, {"odd": {1: same}}, None, **options)["value"].equals(first["value"])
+        with pytest.raises(MismatchError, match="vectors"):
+            sweep(model, rows, {"odd": {1: other}}, None, **options)
+    both = sweep(model, rows, {"a": {1: Fixed(Shift(5.0))}, "b": {1: Fixed(Shift(-5.0))}}, None, (1.0,), "all")
+    values = both.pivot(index="example_id", columns="method", values="value")
+    assert (values["a"] != values["b"]).all()
+
+
+class Shift(Operator):
+    """A user's operator that is no dataclass."""
+
+    uses = "nothing"
+
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def __call__(self, h: Any, vector: Any, strength: Any) -> Any:
+        return h + strength * self.by * torch.arange(h.shape[-1])
+
+
+class Fixed(AnyIntervention):
+    """One operator at layer 1."""
+
+    def __init__(self, operator: Operator) -> None:
+        super().__init__("operator", Site(1))
+        self.operator = operator
+
+    def interventions(self, context: Any) -> Any:
+        return (Intervention(Site(1), rule=EditRule(self.operator)),)
+
+
+def test_fitted_spherical_keeps_its_operator_at_every_layer_of_a_sweep(lm) -> None:
+    model, rows = lm(), questions()
+    spherical = Spherical([1, 2]).fit(capture(model, rows, layers=[1, 2], progress=False))
+    frame = sweep(model, rows, spherical, [1, 2], (0.0, 0.7), "all", "logprob_difference", progress=False)
+    for layer in (1, 2):
+        at_layer = frame[(frame["layer"] == layer) & (frame["alpha"] != 0)]
+        wanted = by_score(model, spherical.part(layer), rows, 0.7, "all")
+        assert at_layer["value"].tolist() == pytest.approx(wanted, abs=2e-4)
 
 
 def test_batches_with_all_gates_closed_are_measured_unsteered(lm) -> None:

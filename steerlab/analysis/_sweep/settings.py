@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,8 @@ import torch
 from torch import Tensor
 
 from steerlab._support.checks import as_number, show
+from steerlab._support.contents import contents
+from steerlab._support.files import fingerprint
 from steerlab.capturing import Activations, capture
 from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.example import Example
@@ -101,7 +101,7 @@ def make_settings(
     if not steerers:
         raise SteeringError("there is no method to sweep: give a Steerer, a list of them or {name: Steerer}")
     requests = [Request(one, scale=scale) for _, _, one in steerers]
-    resolved = resolve_interventions(model, requests, examples, batch_size, once=False)
+    resolved = resolve_interventions(model, requests, examples, batch_size, once=False, check_alpha=False)
     found = [
         (name, site, one.interventions, _fitted_hash(fitted, one.interventions))
         for (name, site, fitted), one in zip(steerers, resolved, strict=True)
@@ -141,12 +141,7 @@ def _fitted_hash(steerer: Steerer, interventions: Sequence[Intervention]) -> str
     """A hash of what a steerer learned and of its arguments, if its vectors are computed during the forward."""
     if all(one.vector_fn is None for one in interventions):
         return ""
-    arguments = {name: getattr(steerer, name, None) for name in inspect.signature(type(steerer)).parameters}
-    total = hashlib.sha256(type(steerer).__name__.encode())
-    for name, value in sorted({**arguments, **steerer.state_dict()}.items()):
-        content = value.float().cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
-        total.update(name.encode() + content)
-    return total.hexdigest()[:16]
+    return fingerprint(contents(steerer))
 
 
 def _as_method(model: Model, given: Any) -> Steerer | Fitted:

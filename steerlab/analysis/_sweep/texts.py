@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from types import CodeType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from steerlab._support.checks import show
+from steerlab._support.contents import contents
 from steerlab._support.files import fingerprint
 from steerlab.analysis._sweep.plan import MIN_PREFIX, first_column
 from steerlab.analysis._sweep.rows import InputBatch, SweepRows, make_input_batch
@@ -51,7 +48,7 @@ def run_texts(
                 found = found.assign(text=found["text"].map(json.loads))
                 for setting, frame in found.groupby("setting"):
                     parts[int(str(setting))].append(frame)
-    measured = fingerprint([_metric_code(metric) for metric in metrics.values()])[:8]
+    measured = fingerprint([contents(metric) for metric in metrics.values()])[:8]
     unsteered = next((i for i in parts if settings[i].alpha == 0), None)  # generated once for all of alpha 0
     for number, setting in enumerate(settings):
         source = parts[unsteered] if setting.alpha == 0 and unsteered is not None else parts[number]
@@ -118,26 +115,3 @@ def _numbers(name: str, values: Any, n: int, setting: Setting) -> np.ndarray:
             f"{bad[0]}: return a number for every text, for example 0 where there is nothing to measure"
         )
     return found
-
-
-def _metric_code(metric: TextMetric) -> list[Any]:
-    """What tells a metric from another of the same name: byte code, defaults, and the values that it was made with."""
-    function: Any = inspect.unwrap(metric)
-    if isinstance(function, partial):
-        return [_metric_code(function.func), _values([function.args, function.keywords])]
-    run: Any = function if hasattr(function, "__code__") else type(function).__call__
-    closure = [cell.cell_contents for cell in getattr(run, "__closure__", None) or ()]
-    own = [getattr(run, "__self__", None), getattr(function, "__dict__", {}), closure]
-    code = getattr(run, "__code__", None)
-    return [code and _code(code), _values([*own, getattr(run, "__defaults__", None)])]
-
-
-def _code(code: CodeType) -> list[Any]:
-    constants = [_code(c) if isinstance(c, CodeType) else _values(c) for c in code.co_consts]
-    return [code.co_code.hex(), code.co_names, constants]
-
-
-def _values(values: Any) -> str:
-    if isinstance(values, frozenset):  # its order differs from process to process
-        values = sorted(map(repr, values))
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(values))

@@ -83,6 +83,7 @@ class AdaSteer(MultiSiteSteerer):
     """
 
     default_positions: Positions = "prompt"
+    gates_by_length = True
 
     def __init__(
         self, layers: Layers, *, rejection_layer: Layer, harmfulness_layer: Layer,

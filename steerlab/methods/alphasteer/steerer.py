@@ -73,6 +73,7 @@ class AlphaSteer(MultiSiteSteerer):
     """
 
     default_positions: Positions = "prompt"
+    gates_by_length = True
     w_: Tensor
     r_: Tensor
     matrix_: Tensor

@@ -1,0 +1,55 @@
+"""What an object holds, as plain values: two objects of the same class and contents have the same in any process."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Mapping
+from functools import partial
+from types import CodeType
+from typing import Any
+
+import numpy as np
+import torch
+
+_LEFT_OUT = {"info_", "history_"}  # where a method comes from, not what it does
+
+
+def contents(value: Any, seen: frozenset[int] = frozenset()) -> Any:
+    """Tensors by their bytes, functions by their byte code and what they were made with, objects by their attributes.
+
+    Example:
+        >>> contents(lambda x: x + 1) == contents(lambda x: x + 1) != contents(lambda x: x + 2)
+        True
+    """
+    if id(value) in seen:
+        return "..."
+    inside = seen | {id(value)}
+    if isinstance(value, torch.Tensor | np.ndarray):
+        array = value.detach().cpu().float().numpy() if isinstance(value, torch.Tensor) else value
+        return [str(value.dtype), list(array.shape), hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]
+    if isinstance(value, Mapping):
+        return [[repr(key), contents(item, inside)] for key, item in value.items() if key not in _LEFT_OUT]
+    if isinstance(value, list | tuple):
+        return [contents(item, inside) for item in value]
+    if isinstance(value, set | frozenset):  # their order differs from process to process
+        return sorted(map(repr, value))
+    if isinstance(value, CodeType):
+        return [value.co_code.hex(), list(value.co_names), contents(value.co_consts, inside)]
+    if isinstance(value, partial):
+        return [contents(one, inside) for one in (value.func, value.args, value.keywords)]
+    function: Any = inspect.unwrap(value) if callable(value) and not isinstance(value, type) else None
+    run: Any = function
+    if function is not None and not hasattr(function, "__code__"):
+        run = type(function).__call__
+    found: list[Any] = []
+    if hasattr(run, "__code__"):
+        cells = [cell.cell_contents for cell in run.__closure__ or ()]
+        found = [
+            contents(one, inside) for one in (run.__code__, run.__defaults__, cells, getattr(run, "__self__", None))
+        ]
+    attributes = getattr(function if function is not None else value, "__dict__", None)
+    if isinstance(value, type) or (attributes is None and not found):
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return [type(value).__name__, *found, contents(dict(attributes or {}), inside)]
