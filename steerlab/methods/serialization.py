@@ -202,6 +202,8 @@ def load(folder: str | Path, model: Any, force: bool, expected: type[Method]) ->
         torch.random.fork_rng(devices=[]),
     ):  # constructors of modules draw weights for a moment
         method = deserialize(manifest["steerer"], read_tensors(content))
+    if not isinstance(method, FittedMixin):
+        raise MismatchError(f"the field 'steerer' of {path} holds a {type(method).__name__}, not a method. {hint}")
     if not isinstance(method, expected):
         raise MismatchError(
             f"{folder} holds a {type(method).__name__}, expected a {expected.__name__}: read it with "

@@ -168,3 +168,12 @@ def test_unfitted_steerer_and_unsupported_value_are_not_saved(tmp_path):
             save(unfitted, tmp_path)
     with pytest.raises(DataError, match="object"):
         serialize(object(), {}, "thing")
+
+
+def test_manifest_whose_method_is_no_method_is_refused(tmp_path) -> None:
+    SteeringVector({1: torch.ones(4)}).save_pretrained(tmp_path)
+    path = tmp_path / "manifest.json"
+    manifest = {k: v for k, v in json.loads(path.read_text()).items() if k != "checksum"} | {"steerer": None}
+    path.write_text(json.dumps(seal(manifest)))
+    with pytest.raises(MismatchError, match=r"the field 'steerer' of .*manifest.json holds a NoneType, not a method"):
+        load_steerer(tmp_path)
