@@ -59,6 +59,7 @@ OPERATIONS: dict[str, tuple[Any, Callable[[Tensor, float], Tensor]]] = {
     "rotate": ("rotate", turned),
     "scale": (Scale(0.25), lambda h, a: h * (1 + a * (0.25 - 1))),
 }
+FEW = ("gemma2", "gpt2")  # all others are compared at night
 operations = pytest.mark.parametrize("name", list(OPERATIONS))
 
 
@@ -84,8 +85,13 @@ def by_hand(
     return [plain.hooked(model, LAYER, changed)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@operations
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        pytest.param(family, name, marks=() if name == "project_out" or family in FEW else pytest.mark.nightly)
+        for family in FAMILIES for name in OPERATIONS
+    ],
+)  # fmt: skip
 def test_operators_equal_plain_hooks_in_every_family(family: str, name: str) -> None:
     model = make_lm(family)
     hooks = partial(by_hand, model, OPERATIONS[name][1], lambda _: 0.7, WHERE)
@@ -322,8 +328,13 @@ def heads_by_hand(model: Model, change: Callable[[Tensor, Tensor], Tensor], chos
         handle.remove()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", HEAD)
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        pytest.param(family, name, marks=() if name == "project_out" or family in FEW else pytest.mark.nightly)
+        for family in FAMILIES for name in HEAD
+    ],
+)  # fmt: skip
 def test_chosen_heads_equal_plain_hooks_in_every_family(family: str, name: str) -> None:
     model, (operator, change) = make_lm(family), HEAD[name]
     steerer = Operation(HEADS if name == "scale" else SteeringVector({HEADS: V}), operator, heads=[1, 3])

@@ -21,7 +21,7 @@ from steerlab.models.model import Model
 from steerlab.models.patches import PatchSelector, entries_per_row
 from steerlab.steering.interventions import build_edits
 from steerlab.steering.requests import resolve_interventions
-from steerlab.testing import tiny_lm, tiny_vlm
+from steerlab.testing import VLM_FAMILIES, tiny_lm, tiny_vlm
 
 TOWER = (Site(0, part="vision"), Site(1, part="vision"))
 PROJECTOR = Site(0, part="projector")
@@ -261,9 +261,14 @@ OPERATORS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@families
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        pytest.param(family, name, marks=() if name == "project_out" or family == "llava" else pytest.mark.nightly)
+        for family in VLM_FAMILIES for name in OPERATORS
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("site", [TOWER[0], PROJECTOR, Site(1)], ids=str)
-@pytest.mark.parametrize("name", OPERATORS)
 def test_operators_change_images_and_text_as_plain_hooks_do(family: str, site: Site, name: str) -> None:
     model, rows, (operator, change) = vlm(family, "nnsight"), rows_with_images(family), OPERATORS[name]
     vector = steerer_at(model, site).vector_
