@@ -27,8 +27,10 @@ def contents(value: Any, seen: frozenset[int] = frozenset()) -> Any:
         return "..."
     inside = seen | {id(value)}
     if isinstance(value, torch.Tensor | np.ndarray):
-        array = value.detach().cpu().float().numpy() if isinstance(value, torch.Tensor) else value
-        return [str(value.dtype), list(array.shape), hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]
+        kind, shape, array = str(value.dtype), list(value.shape), value
+        if isinstance(value, torch.Tensor):  # NumPy has no bfloat16
+            array = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return [kind, shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]
     if isinstance(value, Mapping):
         return [[repr(key), contents(item, inside)] for key, item in value.items() if key not in _LEFT_OUT]
     if isinstance(value, list | tuple):

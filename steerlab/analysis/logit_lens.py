@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -72,21 +71,23 @@ def logit_lens(
     if not model.supports_layer_restart:
         why = "; ".join(model.shortcuts.refused.values())
         raise SteerlabError(f"{model.id} can't start at the output of its last block ({why}), which the lens needs")
-    other = next((s for s in as_sites(layers, model) if s.part != "text" or s.point == "heads"), None)
+    sites, end = as_sites(layers, model), Site(model.n_layers - 1)
+    other = next((site for site in sites if site.part != "text" or site.point == "heads"), None)
     if other is not None:
         raise LayoutError(f"the lens reads states of the text's residual stream, and {other} has none")
-    end = Site(model.n_layers - 1)
-    options: dict[str, Any] = {"context": None, "reduce": "none", "batch_size": batch_size, "progress": False}
     prompts = [example.replace(contrast=None) for example in as_examples(data)]
-    acts = capture(model, prompts, layers=layers, positions=positions, **options)
-    last = capture(model, prompts, layers=[end], positions=positions, **options)
-    assert isinstance(acts, Activations) and isinstance(last, Activations)
+    acts = capture(
+        model, prompts, layers=[*sites, end], positions=positions, context=None, reduce="none", batch_size=batch_size,
+        progress=False,
+    )  # fmt: skip
+    assert isinstance(acts, Activations)
     frames = []
-    for number, site in enumerate(acts.sites):
-        pairs = zip(_logprobs(model, acts.values[:, number]), _logprobs(model, last.values[:, 0]), strict=True)
-        for batch, (logprobs, final) in enumerate(pairs):
-            index = acts.index.iloc[batch * STATES :][: len(logprobs)]
-            frames.append(_rows(model, index, number, site, logprobs, final, chosen, top))
+    for start in range(0, len(acts), STATES):
+        rows = slice(start, start + STATES)
+        final = _logprobs(model, acts.at(end)[rows])
+        for number, site in enumerate(sites):
+            logprobs = final if site == end else _logprobs(model, acts.at(site)[rows])
+            frames.append(_rows(model, acts.index.iloc[rows], number, site, logprobs, final, chosen, top))
     found = pd.concat(frames, ignore_index=True)
     return found.sort_values(["row", "layer_order", "place"], ignore_index=True).drop(
         columns=["row", "layer_order", "place"]
@@ -120,14 +121,13 @@ def _rows(
     )  # fmt: skip
 
 
-def _logprobs(model: Model, states: Float[Tensor, "state hidden"]) -> Iterator[Float[Tensor, "some vocabulary"]]:
+def _logprobs(model: Model, states: Float[Tensor, "state hidden"]) -> Float[Tensor, "state vocabulary"]:
     """Log-probabilities of the next token, computed by the model's end from states in the place of the last block's."""
-    for some in states.split(STATES):
-        given = model.inputs(model.batch([as_row([0] * len(some))]))  # which tokens they are makes no difference
-        start = ForwardState(layer=model.n_layers - 1, state=some[None].to(model.device, model.dtype))
-        with model.lock:  # not a call of the user's: an open `with steer(...)` does not steer it
-            logits = model.engine.logits(given, {}, torch.arange(len(some), device=model.device), start)[0]
-        yield logits.float().log_softmax(-1).cpu()
+    given = model.inputs(model.batch([as_row([0] * len(states))]))  # which tokens they are makes no difference
+    start = ForwardState(layer=model.n_layers - 1, state=states[None].to(model.device, model.dtype))
+    with model.lock:  # not a call of the user's: an open `with steer(...)` does not steer it
+        logits = model.engine.logits(given, {}, torch.arange(len(states), device=model.device), start)[0]
+    return logits.float().log_softmax(-1).cpu()
 
 
 def _token_id(model: Model, token: str) -> int:

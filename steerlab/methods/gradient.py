@@ -15,7 +15,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from steerlab._support.checks import as_number, as_seed, as_whole, show
-from steerlab._support.files import fingerprint
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted
@@ -51,10 +50,6 @@ class GradientStep(Operator):
             gradient = scorer_gradient(self.weights, self.signs, h)
             h = h - strength * self.decay**step * (unit(gradient) if self.normalize else gradient)
         return h
-
-    def __repr__(self) -> str:  # the same for the same scorer: a sweep's folder knows it by this
-        values = [tensor.tolist() for layer in self.weights for tensor in layer]
-        return f"GradientStep({fingerprint([values, self.signs.tolist(), self.steps, self.decay, self.normalize])})"
 
 
 def scorer_logits(weights: Weights, h: Float[Tensor, "... width"]) -> Float[Tensor, "... classes"]:

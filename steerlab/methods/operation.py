@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.checks import as_number, as_whole, check_option, check_type, show
-from steerlab._support.files import fingerprint
 from steerlab.errors import ActivationError, MismatchError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted
 from steerlab.methods.layers import Layers, storable, unique_sites
@@ -191,9 +190,6 @@ class _ProbeGate:
 
     def __call__(self, h: Tensor) -> Tensor:
         return (torch.sigmoid(h @ self.w.to(h.device) + self.b) > self.threshold).float()
-
-    def __repr__(self) -> str:  # the same for the same probe: a sweep's folder knows it by this
-        return f"_ProbeGate({fingerprint([self.w.tolist(), self.b, self.threshold])})"
 
 
 def _check_gate(gate: object) -> None:

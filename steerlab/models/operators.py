@@ -7,6 +7,7 @@ broadcasts to `(rows, tokens, 1)`; of chosen heads, all have an axis of heads be
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -23,7 +24,7 @@ States = Float[Tensor, "*#rows width"]
 Strengths = Float[Tensor, "*#rows 1"]
 
 
-class Operator:
+class Operator(ABC):
     """What is done to a state; the base of all operators.
 
     Write your own as a frozen dataclass: operators that are equal share an edit.
@@ -36,9 +37,9 @@ class Operator:
     uses: ClassVar[str] = "vector"
     strengths: ClassVar[tuple[float, float]] = (-inf, inf)
 
+    @abstractmethod
     def __call__(self, h: States, vector: States, strength: Strengths) -> States:
         """The new states."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Clamp(Operator):
         >>> Clamp(-2.0, 2.0)         # on both sides
 
     Args:
-        low, high: in units of the state; None: no limit there. Strengths 1 moves a component to the limit it exceeds,
+        low, high: in units of the state; None: no limit there. Strength 1 moves a component to the limit it exceeds,
             0.5 half the way.
 
     Raises:
@@ -116,7 +117,7 @@ class Replace(Operator):
 class Rotate(Operator):
     """Turns a state towards the vector by a share `strength` of the angle between them; the norm stays.
 
-    Strengths 1 gives the state the vector's direction; a negative strength turns it towards the opposite.
+    Strength 1 gives the state the vector's direction; a negative strength turns it towards the opposite.
 
     Source: spherical steering, arXiv 2602.08169.
     """

@@ -18,6 +18,7 @@ from steerlab.methods.vector import as_steerer
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.fingerprint import accept_model, describe_origin, is_accepted, same_model, weights_fingerprint
 from steerlab.models.model import Model
+from steerlab.models.operators import unit
 from steerlab.models.positions import Positions
 from steerlab.steering.context import ReadContexts, read_contexts
 from steerlab.steering.interventions import BatchedSetting
@@ -251,9 +252,7 @@ def _rescaled(model: Model, request: Request, intervention: Intervention, contex
             f"{name} computes its vectors from the states during the forward, so they can't be rescaled beforehand: "
             "use scale='raw'"
         )
-    length = vectors.norm(dim=-1, keepdim=True)
-    unit = torch.where(length > 0, vectors / length.clamp_min(1e-30), 0.0)
     if scale == "token_norm":
-        return replace(intervention, vectors=unit, rule=replace(intervention.rule, by_norm=True))
+        return replace(intervention, vectors=unit(vectors), rule=replace(intervention.rule, by_norm=True))
     norms = context.get_states(RequiredActivation(model.site(site), "last")).norm(dim=-1, keepdim=True)
-    return replace(intervention, vectors=unit * norms)
+    return replace(intervention, vectors=unit(vectors) * norms)

@@ -357,21 +357,10 @@ def fading_head(model: Model, number: int, prompt: str) -> list[Any]:
     """A hook that adds to one head, half as much at each generated token."""
     _, n_prompt = plain.chat_ids(model, prompt)
 
-    @contextmanager
-    def attached() -> Iterator[None]:
-        def before(_: Any, args: tuple[Any, ...]) -> Any:
-            h = args[0].clone()
-            steps = (torch.arange(h.shape[1]) - n_prompt).clamp_min(0).float()
-            h[0, :, 8:16] += 0.5 ** steps[:, None] * V[8:16]
-            return (h, *args[1:])
+    def add(h: Tensor, v: Tensor) -> Tensor:
+        return h + 0.5 ** (torch.arange(len(h)) - n_prompt).clamp_min(0)[:, None] * v
 
-        handle = projection(model).register_forward_pre_hook(before)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    return [attached()]
+    return [heads_by_hand(model, add, [1])]
 
 
 def test_heads_of_negative_layers_and_of_wide_attention_are_steered_and_saved(tmp_path) -> None:
