@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.checks import as_whole, show
+from steerlab._support.checks import as_whole
 from steerlab.capturing import Activations, capture
 from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.inputs import Data, as_examples
-from steerlab.errors import DataError, LayoutError, SteerlabError
+from steerlab.errors import LayoutError, SteerlabError
+from steerlab.models.encoding import single_token
 from steerlab.models.kv_prefix import ForwardState
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
@@ -65,7 +66,7 @@ def logit_lens(
     Source: nostalgebraist, interpreting GPT: the logit lens, 2020.
     """
     as_whole("top", top, 1, model.hf.config.get_text_config().vocab_size)
-    chosen = None if tokens is None else [_token_id(model, token) for token in tokens]
+    chosen = None if tokens is None else [single_token(model.tokenizer, token) for token in tokens]
     if model.layout.final_norm_path is None:
         raise LayoutError(f"{model.id} has no final norm that steerlab finds: its head can't read states of the middle")
     if not model.supports_layer_restart:
@@ -128,10 +129,3 @@ def _logprobs(model: Model, states: Float[Tensor, "state hidden"]) -> Float[Tens
     with model.lock:  # not a call of the user's: an open `with steer(...)` does not steer it
         logits = model.engine.logits(given, {}, torch.arange(len(states), device=model.device), start)[0]
     return logits.float().log_softmax(-1).cpu()
-
-
-def _token_id(model: Model, token: str) -> int:
-    ids = model.tokenizer(token, add_special_tokens=False).input_ids if isinstance(token, str) else []
-    if len(ids) != 1:
-        raise DataError(f"tokens: {show(token)} is {len(ids)} tokens of this model: give texts of one token each")
-    return int(ids[0])

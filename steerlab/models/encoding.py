@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from steerlab._support.checks import as_whole, check_option, check_type, show
 from steerlab._support.images import ImageInput
-from steerlab.errors import EncodingError
+from steerlab.errors import DataError, EncodingError
 from steerlab.models.template import Messages, render, starts_with_bos, with_images
 from steerlab.models.vision import Vision
 
@@ -191,6 +191,18 @@ def encode(
     return EncodedPrompt(
         tuple(ids), tuple(spans), n_prompt, text, tuple(offsets), example_id, tuple(images), first_difference
     )
+
+
+def single_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """The id of a text that is one token.
+
+    Raises:
+        DataError: it is none or several.
+    """
+    ids = tokenizer(text, add_special_tokens=False).input_ids if isinstance(text, str) else []
+    if len(ids) != 1:
+        raise DataError(f"{show(text)} is {len(ids)} tokens of this model: give texts of one token each")
+    return int(ids[0])
 
 
 def collate(

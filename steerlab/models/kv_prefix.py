@@ -77,6 +77,10 @@ class Prefix:
         """The prefix of rows by number, which may repeat."""
         return Prefix(tuple((k[rows.to(k.device)], v[rows.to(v.device)]) for k, v in self.layers), self.joined)
 
+    def before(self, column: int) -> Prefix:
+        """The prefix without the columns from one on, as views."""
+        return Prefix(tuple((k[:, :, :column], v[:, :, :column]) for k, v in self.layers), self.joined)
+
     def as_readonly_cache(self, copies: int, joined: bool = True) -> Cache:
         """A cache for one forward of `copies` times the rows, ordered copy by copy."""
         return Cache(layers=list(self.cache_layers(copies, joined)))

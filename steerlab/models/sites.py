@@ -50,6 +50,12 @@ class Site:
         return PARTS.index(self.part), self.layer, POINTS.index(self.point)
 
     @property
+    def block_before(self) -> int | None:
+        """The deepest block whose output an edit here leaves as it is, before the edit; None: there is none."""
+        before = self.layer - (self.point != "block_out") if self.part == "text" else -1
+        return before if before >= 0 else None
+
+    @property
     def label(self) -> int | str:
         """The layer's number, or the site's name where it is not a block's output; for tables."""
         return self.layer if str(self).isdigit() else str(self)

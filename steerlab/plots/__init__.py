@@ -2,6 +2,7 @@
 
 from steerlab.plots.bars import method_bars as method_bars
 from steerlab.plots.lens import lens_heatmap as lens_heatmap
+from steerlab.plots.lens import patch_heatmap as patch_heatmap
 from steerlab.plots.lines import geometry_lines as geometry_lines
 from steerlab.plots.lines import propensity_lines as propensity_lines
 from steerlab.plots.similarity import cosine_heatmap as cosine_heatmap

@@ -1,8 +1,9 @@
-"""The logit lens as a heat map: the most probable next token at each layer and token."""
+"""Heat maps of what a model knows where: each row a layer, each column a token."""
 
 from __future__ import annotations
 
 from math import ceil
+from typing import Any
 
 import pandas as pd
 import seaborn as sns
@@ -37,17 +38,54 @@ def lens_heatmap(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
             f"lens_heatmap draws the tokens of rank 1 of one prompt; the frame has {rows['example_id'].nunique()} "
             "prompts with such rows: select one, of a lens without tokens="
         )
-    rows = rows.drop_duplicates(["column", "layer"])  # a token that several positions name
-    values, shown = (
-        rows.pivot_table(index="layer", columns="column", values=value, aggfunc="first", sort=False).sort_index(axis=1)
-        for value in ("probability", "token")
-    )
+    rows = rows.rename(columns={"token": "said", "input_token": "token"})
+    shown = _grid(rows, "said").map(_shown)
+    return _layers_by_tokens(
+        rows, "probability", ax, annot=shown, fmt="", cmap="Blues", vmin=0, vmax=1, annot_kws={"fontsize": 5},
+        cbar_kws={"label": "Probability", "pad": 0.02},
+    )  # fmt: skip
+
+
+def patch_heatmap(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """How much of the clean answer a patched state restores, at every layer (from bottom to top) and token.
+
+    Blue restores the clean answer (1: in full), red moves away from it.
+
+    Example:
+        >>> frame = patch(model, ["The capital of France is"], ["The capital of Italy is"], (" Paris", " Rome"))
+        >>> ax = patch_heatmap(frame)
+
+    Args:
+        frame: from `patch`, of one pair of prompts, at one point of the blocks and one head (or all).
+        ax: where to draw; a new figure otherwise.
+
+    Returns:
+        The axes. Tokens of the corrupted prompt are below; where the clean one has another, it is shown as clean → own.
+
+    Raises:
+        DataError: columns are missing, or a layer and token have several rows.
+    """
+    columns = ["example_id", "column", "token", "clean_token", "layer", "head", "restored"]
+    require_columns(frame, columns, "patch_heatmap", ["restored"])
+    several = [name for name in ("example_id", "head") if frame[name].nunique() != 1]
+    if several:
+        raise DataError(f"patch_heatmap draws one pair of prompts and one head; the frame's {several} differ: select")
+    names = frame["token"].where(frame["token"] == frame["clean_token"], frame["clean_token"] + "→" + frame["token"])
+    limit = max(1.0, float(frame["restored"].abs().max()))
+    return _layers_by_tokens(
+        frame.assign(token=names), "restored", ax, cmap="RdBu", vmin=-limit, vmax=limit,
+        cbar_kws={"label": "Share restored", "pad": 0.02},
+    )  # fmt: skip
+
+
+def _layers_by_tokens(rows: pd.DataFrame, value: str, ax: Axes | None, **options: Any) -> Axes:
+    """A heat map of a value, with the tokens of the prompt below."""
+    values = _grid(rows, value)
     ax = get_axes(ax, height=max(2.0, 0.17 * len(values)))
-    words = rows.drop_duplicates("column").set_index("column")["input_token"]
+    words = rows.drop_duplicates("column").set_index("column")["token"]
     sns.heatmap(
-        values, annot=shown.map(_shown), fmt="", cmap="Blues", vmin=0, vmax=1, ax=ax, annot_kws={"fontsize": 5},
-        yticklabels=ceil(len(values) / 16), cbar_kws={"label": "Probability", "pad": 0.02},
-        xticklabels=[_shown(words[column]) for column in values.columns],
+        values, ax=ax, yticklabels=ceil(len(values) / 16), xticklabels=[_shown(words[c], 14) for c in values.columns],
+        **options,
     )  # fmt: skip
     ax.invert_yaxis()
     ax.tick_params(length=0)
@@ -57,7 +95,15 @@ def lens_heatmap(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _shown(text: str) -> str:
+def _grid(rows: pd.DataFrame, value: str) -> pd.DataFrame:
+    """The values by layer and column; a token that several positions name counts once."""
+    once = rows.drop_duplicates(["column", "layer"])
+    return once.pivot_table(index="layer", columns="column", values=value, aggfunc="first", sort=False).sort_index(
+        axis=1
+    )
+
+
+def _shown(text: str, most: int = 8) -> str:
     """A token in a cell: white space visible, no mathematics, not too long."""
     visible = repr(text)[1:-1] if text.strip() else text.replace(" ", "␣").replace("\n", r"\n")
-    return visible.replace("$", r"\$")[:8]
+    return visible[:most].replace("$", r"\$")

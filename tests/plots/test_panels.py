@@ -279,3 +279,23 @@ def test_lens_shows_the_most_probable_token_of_each_layer_and_token() -> None:
         plots.lens_heatmap(pd.concat([frame, frame.assign(example_id="1:b")]))
     with pytest.raises(DataError, match="the frame has 0 prompts"):
         plots.lens_heatmap(frame[frame["rank"] == 2])
+
+
+def test_patch_heat_map_shows_the_share_restored_and_both_tokens() -> None:
+    rows = [
+        ("0:a", layer, -1, column, *tokens, share)
+        for column, tokens in ((2, (" Italy", " France")), (3, (" is", " is")))
+        for layer, share in ((0, 0.9 - 0.7 * (column - 2)), (1, 0.4), (10, -0.2))
+    ]
+    names = ["example_id", "layer", "head", "column", "token", "clean_token", "restored"]
+    frame = pd.DataFrame(rows, columns=names)
+    ax = plots.patch_heatmap(frame)
+    assert [label.get_text() for label in ax.get_xticklabels()] == [" France→ Italy", " is"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1", "10"]
+    values = ax.collections[0].get_array()
+    assert np.asarray(values).reshape(3, 2) == pytest.approx(np.array([[0.9, 0.2], [0.4, 0.4], [-0.2, -0.2]]))
+    assert ax.collections[0].get_clim() == (-1, 1), "0 is white"
+    with pytest.raises(DataError, match=r"one pair of prompts and one head; the frame's \['head'\] differ"):
+        plots.patch_heatmap(pd.concat([frame, frame.assign(head=2)]))
+    with pytest.raises(DataError, match="restored"):
+        plots.patch_heatmap(frame.drop(columns="restored"))

@@ -56,12 +56,8 @@ class Setting(BatchedSetting):
     @property
     def restart_layer(self) -> int | None:
         """The deepest block whose output equals the unsteered forward before this block's edits, or None."""
-        firsts = [
-            one.site.layer - (one.site.point != "block_out") if one.site.part == "text" else -1
-            for one in self.interventions
-        ]
-        first = min(firsts, default=-1)
-        return first if first >= 0 else None
+        firsts = [one.site.block_before for one in self.interventions]
+        return None if None in firsts else min((first for first in firsts if first is not None), default=None)
 
     @property
     def written_positions(self) -> str:

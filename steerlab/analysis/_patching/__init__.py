@@ -1,0 +1,1 @@
+"""How `patch` computes its cells: packed into forwards, or estimated from gradients."""
