@@ -15,6 +15,7 @@ from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import SteeringError
 from steerlab.methods.base import Intervention, Steerer
 from steerlab.methods.vector import Vectors, as_steerer
+from steerlab.metrics.fluency import is_fluent
 from steerlab.models.encoding import Batch, EncodedPrompt, Span
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.model import Model
@@ -22,6 +23,7 @@ from steerlab.models.positions import Positions
 from steerlab.steering import generate
 from steerlab.steering.batches import Totals, as_requests, encode_examples, run_batches, totals
 from steerlab.steering.finite import check_finite
+from steerlab.steering.generate import NEW_TOKENS
 from steerlab.steering.interventions import BatchedSetting, writes_anything
 from steerlab.steering.requests import Scale, resolve_interventions
 
@@ -92,7 +94,7 @@ def calibrate_strength(
     settings = resolve_interventions(model, request, examples, batch_size, prompts, check_alpha=False)
     if not writes_anything(settings):
         raise SteeringError(f"{request[0].steerer.name} changes none of these inputs")
-    limit = min([_highest(one) for setting in settings for one in setting.interventions] + [HIGHEST])
+    limit = _limit(settings)
     tried: dict[float, tuple[float, float]] = {}
 
     def within(alpha: float) -> bool:
@@ -111,6 +113,75 @@ def calibrate_strength(
         )
     curve = pd.DataFrame([(a, *tried[a]) for a in sorted(tried)], columns=["alpha", "kl", "norm_ratio"])
     return Strength(alpha, tried[alpha][0], curve)
+
+
+def find_breaking_dose(
+    model: Model,
+    data: Data,
+    steer: Steerer | Vectors,
+    *,
+    fluent: float = 0.5,
+    max_new_tokens: int = NEW_TOKENS,
+    positions: Positions | None = None,
+    scale: Scale = "raw",
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """Find the norm ratio from which on texts break, and remember it as `model.breaking_dose`.
+
+    The strength is doubled and then bisected to 10 %, until the share of fluent texts falls below `fluent`. From then
+    on `generate` warns where a norm ratio reaches this one. Steerers differ in what they can do before texts break:
+    measure it with the one, at the site and positions, that is used.
+
+    Example:
+        >>> find_breaking_dose(model, prompts[:16], l2s)
+        >>> model.breaking_dose
+
+    Args:
+        model, data, steer, max_new_tokens, positions, scale, batch_size: as in `generate`.
+        fluent: the share of texts that have to be fluent (`metrics.is_fluent`).
+
+    Returns:
+        What was tried: `alpha, norm_ratio, fluent`, by alpha.
+
+    Raises:
+        SteeringError: no strength breaks the texts, or even the weakest does, or they are broken unsteered.
+    """
+    as_number("fluent", fluent, 1e-6, 1.0)
+    request, examples = (
+        as_requests(model, as_steerer(steer, model.n_layers), 1.0, positions, scale)[0],
+        as_examples(data),
+    )
+    settings = resolve_interventions(model, [request], examples, batch_size, check_alpha=False)
+    tried: dict[float, tuple[float, float]] = {}
+
+    def within(alpha: float) -> bool:
+        texts = generate(
+            model, examples, steer=request.steerer if alpha else (), alpha=alpha, positions=positions, scale=scale,
+            max_new_tokens=max_new_tokens, batch_size=batch_size, progress=False,
+        )  # fmt: skip
+        tried[alpha] = texts.norm_ratio, sum(map(is_fluent, texts)) / len(texts)
+        return tried[alpha][1] >= fluent
+
+    if not within(0.0):
+        raise SteeringError(f"without steering {tried[0.0][1]:.0%} of these texts are fluent, below fluent={fluent:g}")
+    del tried[0.0]
+    limit, known = _limit(settings), model.breaking_dose
+    model.breaking_dose = None  # no warnings while it is measured
+    try:
+        if _search(within, limit, 1.1) is None:
+            raise SteeringError(
+                f"at alpha {max(tried):g} the share of fluent texts is {tried[max(tried)][1]:.0%}, and at "
+                f"{min(tried):g} {tried[min(tried)][1]:.0%}: no strength between divides them"
+            )
+        known = min(ratio for ratio, share in tried.values() if share < fluent)
+    finally:
+        model.breaking_dose = known
+    return pd.DataFrame([(a, *tried[a]) for a in sorted(tried)], columns=["alpha", "norm_ratio", "fluent"])
+
+
+def _limit(settings: Sequence[BatchedSetting]) -> float:
+    """The largest alpha that the operators of all interventions take."""
+    return min([_highest(one) for setting in settings for one in setting.interventions] + [HIGHEST])
 
 
 def _highest(intervention: Intervention) -> float:

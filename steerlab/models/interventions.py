@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from steerlab.errors import SteeringError
+from steerlab.models.edit_stats import EditStats
 from steerlab.models.operators import EditRule
 from steerlab.models.patches import entries_per_row
 from steerlab.models.sites import Site
@@ -26,53 +27,27 @@ State = Float[Tensor, "rows tokens hidden"]
 VectorFn = Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]]
 
 
-@dataclass
-class EditStats:
-    """What an edit did, per row: the number of states written, and the sum of ‖h' - h‖/‖h‖ over them.
-
-    Both stay on the device until they are read.
-    """
-
-    writes: Tensor | None = None
-    ratio: Tensor | None = None
-
-    def add(self, change: Float[Tensor, "rows some hidden"], h: State, mask: Bool[Tensor, "rows tokens"]) -> None:
-        """Count the states in `mask`, which are changed by `change`: one for all tokens of a row, or one for each."""
-        norms = h.detach().float().norm(dim=-1).clamp_min(1e-12)
-        ratio = torch.where(mask, change.float().norm(dim=-1) / norms, 0.0).sum(1)
-        written = mask.sum(1)
-        self.ratio = ratio if self.ratio is None else self.ratio + ratio
-        self.writes = written if self.writes is None else self.writes + written
-
-    def rows(self) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-        """States written and sum of norm ratios, per row of the forward."""
-        if self.writes is None or self.ratio is None:
-            return torch.zeros(0, dtype=torch.long), torch.zeros(0)
-        return self.writes, self.ratio
-
-    def totals(self) -> tuple[int, float]:
-        """States written and sum of norm ratios, over all rows."""
-        writes, ratio = self.rows()
-        return int(writes.sum()), float(ratio.sum())
-
-
 class _Change:
     """What an edit of tokens and one of images share."""
 
     rule: EditRule
     stats: EditStats
 
-    def _delta(self, h: State, vectors: Tensor, strength: Tensor, mask: Tensor, counted: Tensor) -> Tensor:
+    def _delta(
+        self, h: State, stop: int | None, vectors: Tensor, strength: Tensor, mask: Tensor, counted: Tensor
+    ) -> Tensor:
         """What an edit that adds vectors adds to `h`: float32, zero where nothing is written."""
         change = self.rule.apply(torch.zeros_like(vectors[:, None]), vectors[:, None], strength[..., None])
-        self.stats.add(change, h, counted)
+        self.stats.add(change, h, counted, stop)
         return torch.where(mask[:, :, None], change, 0.0)
 
-    def _changed(self, h: State, vectors: Tensor, strength: Tensor, mask: Tensor, counted: Tensor) -> Tensor:
+    def _changed(
+        self, h: State, stop: int | None, vectors: Tensor, strength: Tensor, mask: Tensor, counted: Tensor
+    ) -> Tensor:
         """The states under another operator, computed in float32; those that are not written stay bit-identical."""
         before = h if h.dtype == torch.float64 else h.float()
         after = self.rule.apply(before, vectors[:, None], strength[..., None])
-        self.stats.add(after - before, h, counted)
+        self.stats.add(after - before, h, counted, stop)
         return torch.where(mask[:, :, None], after.to(h.dtype), h)
 
 
@@ -145,11 +120,11 @@ class Edit(_Change):
 
     def delta(self, h: State, stop: int) -> Float[Tensor, "rows tokens hidden"]:
         """What to add to `h`, whose last column is `stop - 1`: float32, zero where nothing is written."""
-        return self._delta(h, *self._operands(h, stop))
+        return self._delta(h, stop, *self._operands(h, stop))
 
     def changed(self, h: State, stop: int) -> State:
         """The states after an operator that does not add."""
-        return self._changed(h, *self._operands(h, stop))
+        return self._changed(h, stop, *self._operands(h, stop))
 
     def _operands(self, h: State, stop: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Vectors `(rows, hidden)`, strengths `(rows, 1 or tokens)`, and the masks `(rows, tokens)` of what a forward
@@ -270,11 +245,11 @@ class ImageEdit(_Change):
 
     def delta(self, h: State, stop: int) -> Tensor:
         """What to add to `h`, `(units, patches, hidden)`, in float32."""
-        return self._delta(h, *self._operands(h))
+        return self._delta(h, None, *self._operands(h))
 
     def changed(self, h: State, stop: int) -> State:
         """The states after an operator that does not add."""
-        return self._changed(h, *self._operands(h))
+        return self._changed(h, None, *self._operands(h))
 
     def _operands(self, h: State) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         counts = torch.tensor(entries_per_row(self.units, len(h)), device=h.device)

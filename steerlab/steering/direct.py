@@ -23,9 +23,10 @@ from steerlab.data.example import Example
 from steerlab.errors import SteeringError
 from steerlab.methods.base import RequiredActivation, Steerer, steering_sites
 from steerlab.models._hooks import HooksEngine
+from steerlab.models.edit_stats import EditStats
 from steerlab.models.encoding import Batch, EncodedPrompt, Span
 from steerlab.models.forwards import given_tokens, last_column, with_rows
-from steerlab.models.interventions import EditStats, SiteEdits, apply_edits
+from steerlab.models.interventions import SiteEdits, apply_edits
 from steerlab.models.model import Model, check_ready
 from steerlab.models.positions import Match
 from steerlab.models.sites import Site

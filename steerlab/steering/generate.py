@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
 from steerlab._support.checks import as_number, as_seed, as_whole, check_names, check_type
@@ -24,6 +26,7 @@ from steerlab.models.interventions import Edit, ImageEdit, SiteEdits
 from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
+from steerlab.models.sites import Site
 from steerlab.models.template import last_text
 from steerlab.steering.batches import Steer, Totals, apply_prompt_transforms, as_requests, encode_examples, run_batches
 from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
@@ -54,6 +57,9 @@ class Generations(Sequence[str]):
             not count.
         norm_ratio: mean of ‖h' - h‖/‖h‖ over all states h that became h', those not counted included; nan
             where nothing was steered.
+        norm_ratios: the same for each site and token: a frame with `layer`, `token` (0: the last prompt token, -1 the
+            one before it, 1 the first new token), `norm_ratio` and `states`, how many there are. States that images
+            hold have no token.
     """
 
     texts: tuple[str, ...]
@@ -62,6 +68,7 @@ class Generations(Sequence[str]):
     prompts: tuple[str, ...]
     steered_tokens: int
     norm_ratio: float
+    norm_ratios: pd.DataFrame = field(compare=False, repr=False, default_factory=lambda: _ratio_frame({}))
 
     def __repr__(self) -> str:
         ratio = f", norm ratio {self.norm_ratio:.2f}" if self.steered_tokens else ""
@@ -143,10 +150,12 @@ def generate(
     model.try_length(max(map(len, rows), default=0) + max_new_tokens)
     check_beam_images(model, rows, options)
     settings = resolve_interventions(model, requests, examples, batch_size, rows)
+    ratios: dict[Site, dict[int, Tensor]] = {}
 
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[tuple[int, ...]]], Totals]:
         new = new_ids(model, model.inputs(batch, positions=False), edits, options | {"max_new_tokens": max_new_tokens})
         copies = len(new) // len(batch.rows)
+        _count_tokens(ratios, edits, batch.width)
         return [new[i : i + copies] for i in range(0, len(new), copies)], _totals(edits, new)
 
     with model.lock, seeded(model, seed):  # locked throughout: threads would draw from one random state
@@ -160,7 +169,8 @@ def generate(
     texts = tuple(decode(model, ids))
     repeated = [e for e, per_row in zip(given, rows_ids, strict=True) for _ in per_row]
     example_ids, shown = tuple(e.id for e in repeated), tuple(last_text(e.prompt) for e in repeated)
-    return Generations(texts, ids, example_ids, shown, steered, norm_ratio)
+    _warn_of_dose(model, norm_ratio)
+    return Generations(texts, ids, example_ids, shown, steered, norm_ratio, _ratio_frame(ratios))
 
 
 @cache
@@ -226,6 +236,38 @@ def _totals(edits: SiteEdits, new: list[tuple[int, ...]]) -> Totals:
             counted = min(writes, int(edit.prompt.sum()) * copies + _decoded(edit, new, copies))
         steered, ratios = steered + counted, ratios + (total * counted / writes if writes else 0.0)
     return steered, ratios
+
+
+def _warn_of_dose(model: Model, norm_ratio: float) -> None:
+    if model.breaking_dose is not None and norm_ratio >= model.breaking_dose:
+        warnings.warn(
+            f"the norm ratio is {norm_ratio:.2f}, and from {model.breaking_dose:.2f} on texts of {model.id} broke: "
+            "read them, or give a smaller alpha",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _count_tokens(ratios: dict[Site, dict[int, Tensor]], edits: SiteEdits, width: int) -> None:
+    """Add the states written and the sum of their norm ratios, by site and by token counted from the last prompt token.
+
+    Rows are padded on the left: all prompts end at the same column.
+    """
+    for site, at_site in edits.items():
+        for edit in at_site:
+            for column, pair in enumerate([] if edit.stats.columns is None else edit.stats.columns.cpu().T):
+                here = ratios.setdefault(site, {})
+                here[column - width + 1] = here.get(column - width + 1, torch.zeros(2)) + pair
+
+
+def _ratio_frame(ratios: dict[Site, dict[int, Tensor]]) -> pd.DataFrame:
+    rows = [
+        (site.label, token, float(total / count), int(count))
+        for site, by_token in sorted(ratios.items())
+        for token, (count, total) in sorted(by_token.items())
+        if count
+    ]
+    return pd.DataFrame(rows, columns=["layer", "token", "norm_ratio", "states"])
 
 
 def _decoded(edit: Edit, new: list[tuple[int, ...]], copies: int) -> int:

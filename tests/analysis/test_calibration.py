@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from steerlab import L2S, Contrast, Example, SteeringVector, capture, generate
-from steerlab.analysis.calibration import calibrate_strength
+from steerlab.analysis.calibration import calibrate_strength, find_breaking_dose
 from steerlab.errors import DataError, SteeringError
 from steerlab.methods import Gated, LinearProbe, Operation
 from steerlab.methods.l2s.config import TrainingConfig
+from steerlab.metrics import is_fluent
 from steerlab.models.layout import blocks
 from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
@@ -80,3 +81,30 @@ def test_budget_that_no_strength_reaches_is_refused(model: Model) -> None:
         calibrate_strength(model, PROMPTS, Gated({1: V}, probe), max_new_tokens=NEW)
     with pytest.raises(DataError, match=r"quantile=2\.0"):
         calibrate_strength(model, PROMPTS, SteeringVector({1: V}), quantile=2.0)
+
+
+def test_texts_past_the_dose_that_broke_them_are_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    model, vector = tiny_lm("llama"), SteeringVector({1: V})
+    options = {"max_new_tokens": 24, "positions": "last+generated"}
+    tried = find_breaking_dose(model, PROMPTS, vector, **options).set_index("alpha")
+    broken = tried[tried["fluent"] < 0.5]
+    assert model.breaking_dose == broken["norm_ratio"].min() and len(broken) >= 1
+    for alpha, row in tried.iterrows():
+        model.breaking_dose, known = None, model.breaking_dose
+        texts = generate(model, PROMPTS, steer=vector, alpha=alpha, **options)
+        assert sum(map(is_fluent, texts)) / 3 == row["fluent"] and texts.norm_ratio == row["norm_ratio"]
+        model.breaking_dose = known
+    gentle, strong = tried[tried["fluent"] >= 0.5].index.max(), broken.index.min()
+    assert strong / gentle <= 1.1 * 1.01
+    generate(model, PROMPTS, steer=vector, alpha=gentle / 2, **options)
+    assert not [w for w in recwarn if "broke" in str(w.message)], "neither while it is measured nor below it"
+    with pytest.warns(UserWarning, match=r"the norm ratio is \d.\d\d, and from \d.\d\d on texts of tiny-llama broke"):
+        generate(model, PROMPTS, steer=vector, alpha=strong, **options)
+
+
+def test_a_dose_that_breaks_no_text_is_refused(model: Model) -> None:
+    with pytest.raises(SteeringError, match="at alpha 1 the share of fluent texts is 100%.*no strength between"):
+        find_breaking_dose(model, PROMPTS, Operation(SteeringVector({1: V}), "rotate", first=1), max_new_tokens=24)
+    assert model.breaking_dose is None
+    with pytest.raises(DataError, match="fluent"):
+        find_breaking_dose(model, PROMPTS, SteeringVector({1: V}), fluent=2.0)

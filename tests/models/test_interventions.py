@@ -13,7 +13,8 @@ from transformers import DynamicCache
 
 from steerlab.errors import SteeringError
 from steerlab.models.forwards import last_column
-from steerlab.models.interventions import Edit, EditStats, apply_edits, check_edits
+from steerlab.models.edit_stats import EditStats
+from steerlab.models.interventions import Edit, apply_edits, check_edits
 from steerlab.models.sites import Site
 from steerlab.models.versions import CACHE_NAMES
 

@@ -196,6 +196,7 @@ def test_states_do_not_depend_on_padding(poison, family, backend, side):
 def test_padded_batch_equals_single_rows_with_plain_hooks(family, backend, positions):
     model, steerer = make_lm(family, backend), make_steerers(family)["p2s"]
     ratios: list[list[list[float]]] = [[] for _ in PROMPTS]  # of every row, in every forward, of every steered state
+    by_token: dict[int, dict[int, float]] = {}  # of every row, by the place after its last prompt token
 
     def hooks(number, prompt):
         n, delta = plain.chat_ids(model, prompt)[1], ALPHA * steerer.table_[number]
@@ -203,6 +204,8 @@ def test_padded_batch_equals_single_rows_with_plain_hooks(family, backend, posit
         def change(h: Tensor) -> Tensor:
             columns = plain.COLUMNS[positions](n, h.shape[1])
             ratios[number].append((delta.norm() / h[0, columns].norm(dim=-1)).tolist())
+            numbered = torch.arange(h.shape[1])[columns] - n + 1
+            by_token[number] = dict(zip(numbered.tolist(), ratios[number][-1], strict=True))
             return plain.adding(delta, columns)(h)
 
         return [plain.hooked(model, LAYER, change)]
@@ -213,6 +216,10 @@ def test_padded_batch_equals_single_rows_with_plain_hooks(family, backend, posit
     assert scored.attrs["norm_ratio"] == pytest.approx(mean(answer_ratios), rel=1e-5)
     assert cached.norm_ratio == pytest.approx(mean(text_ratios), rel=1e-4)
     assert cached.norm_ratio == pytest.approx(uncached.norm_ratio, rel=0.2)
+    for one in cached.norm_ratios.itertuples():
+        here = [of_row[one.token] for of_row in by_token.values() if one.token in of_row]
+        assert (one.layer, one.states) == (LAYER, len(here)) and one.norm_ratio == pytest.approx(mean(here), rel=1e-4)
+    assert sorted({k for of_row in by_token.values() for k in of_row}) == cached.norm_ratios["token"].tolist()
     if positions == "generated":
         unsteered = generate(model, PROMPTS, max_new_tokens=1)
         assert [ids[0] for ids in cached.ids] == [ids[0] for ids in unsteered.ids], "the first token is not steered"

@@ -51,16 +51,17 @@ def test_edits_of_rows_equal_the_edits_of_the_batch(make, columns: int) -> None:
     torch.manual_seed(0)
     h, edit = torch.randn(3, columns, 8), make()
     rows, padded = requests_of(visits := visits_of(edit)), apply_edits([edit], h, columns)
-    writes, ratio = edit.stats.rows()
+    (writes, ratio), by_column = edit.stats.rows(), edit.stats.columns
     answers = []
     for row in rows:
         ((_, own),) = row.edits
         alone = apply_edits(row.visits[0].edits, part_of(h, row), columns - row.offset)
         assert torch.equal(alone[0], part_of(padded, row)[0])
-        answers.append({"stats": {0: own.stats.totals()}})
-    copy_stats(visits, answers)
+        answers.append({"stats": {0: own.stats.totals()}, "columns": {0: own.stats.columns}})
+    copy_stats(visits, answers, rows)
     assert torch.equal(edit.stats.rows()[0], writes)
     torch.testing.assert_close(edit.stats.rows()[1], ratio)
+    torch.testing.assert_close(edit.stats.columns, by_column)
 
 
 def test_edits_that_never_write_are_left_out() -> None:

@@ -152,8 +152,8 @@ class NdifEngine:
         before = (whole, make_visits(self._layout, {}, sites), pending)
         backend = NdifBackend(self.client, self._model_key)
         found, stats = _session(self._root, backend, trace, (inputs, *arguments), flat, before)
-        for edit, (writes, ratio) in zip(flat, stats, strict=True):
-            edit.stats.writes, edit.stats.ratio = writes, ratio
+        for edit, (writes, ratio, columns) in zip(flat, stats, strict=True):
+            edit.stats.writes, edit.stats.ratio, edit.stats.columns = writes, ratio, columns
         return found
 
     def _with_position_ids(self, inputs: Inputs) -> Inputs:
@@ -171,7 +171,7 @@ def _session(
         if before[2]:
             resolve_vectors(root, *before)
         found = trace(root, *arguments)
-        answer = nnsight.save([found, [(e.stats.writes, e.stats.ratio) for e in edits]])
+        answer = nnsight.save([found, [(e.stats.writes, e.stats.ratio, e.stats.columns) for e in edits]])
     return answer
 
 

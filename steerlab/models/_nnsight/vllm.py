@@ -142,7 +142,7 @@ class VllmEngine:
         """The answers, each compared with its request; copies the statistics of the edits back."""
         answers = self.client.run(rows)
         vllm_requests.check_answers(answers, rows)
-        vllm_requests.copy_stats(visits, answers)
+        vllm_requests.copy_stats(visits, answers, rows)
         return answers
 
     def _resolve_vectors(self, inputs: Inputs, edits: SiteEdits) -> None:

@@ -139,11 +139,15 @@ def check_answers(answers: Sequence[Answer], rows: Sequence[RowRequest]) -> None
             )
 
 
-def copy_stats(visits: Sequence[Visit], answers: Sequence[Answer]) -> None:
-    """Set the statistics of the batch's edits, one entry for every request."""
+def copy_stats(visits: Sequence[Visit], answers: Sequence[Answer], rows: Sequence[RowRequest]) -> None:
+    """Set the statistics of the batch's edits, one entry for every request; columns are those of the batch."""
     for place, edit in enumerate(edit for visit in visits for edit in visit.edits):
         totals = [answer["stats"].get(place, (0, 0.0)) for answer in answers]
         edit.stats.writes, edit.stats.ratio = (torch.tensor(column) for column in zip(*totals, strict=True))
+        edit.stats.columns = None
+        for answer, row in zip(answers, rows, strict=True):
+            if (columns := answer["columns"].get(place)) is not None:
+                edit.stats.add_columns(columns.cpu(), row.offset)
 
 
 def join_reduced(reduced: Sequence[Any]) -> Any:

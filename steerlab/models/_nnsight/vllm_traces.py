@@ -62,6 +62,7 @@ def run_request(root: Any, row: RowRequest, answer: Answer) -> None:
     answer["number"] = row.number
     row.run(root, row, answer)
     answer["stats"] = {place: edit.stats.totals() for place, edit in row.edits}
+    answer["columns"] = {place: edit.stats.columns for place, edit in row.edits if edit.stats.columns is not None}
 
 
 def capture_states(root: Any, row: RowRequest, answer: Answer) -> None:
