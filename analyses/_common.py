@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -78,7 +78,7 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def estimate(values: Sequence[float], seed: int, statistic: str = "mean") -> dict[str, float]:
+def estimate(values: Sequence[float], seed: int, statistic: Literal["mean", "median"] = "mean") -> dict[str, float]:
     """A statistic with its 95 % bootstrap interval."""
     return numbers(bootstrap_ci(list(values), statistic=statistic, seed=seed))
 

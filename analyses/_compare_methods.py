@@ -170,7 +170,7 @@ def measure_compliance(model: Model, train: Activations, sets: Sets, layer: int,
     """Which harmful inputs are not refused at each strength; AdaSteer's calibration labels derive from it."""
     harmful_inputs = [e for e in sets.train if e.behavior == "refuse"][:60]
     vector = MeanDifference(layer, behaviors=["refuse"]).fit(train)
-    found = {"example_id": [e.id for e in harmful_inputs]}
+    found: dict[str, Any] = {"example_id": [e.id for e in harmful_inputs]}
     for alpha in ALPHAS:
         texts = steerlab.generate(
             model, harmful_inputs, steer=vector, alpha=alpha, positions="all", max_new_tokens=32, batch_size=batch_size

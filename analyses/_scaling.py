@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from transformers import LlamaConfig
 
 import steerlab
-from steerlab import Example, MeanDifference, SteeringVector
+from steerlab import Example, SteeringVector
 from steerlab.models.model import Model
 from steerlab.models.shortcuts import Shortcuts
 from steerlab.models.smollm2 import smollm2_folder
@@ -104,7 +104,7 @@ class Load:
 
 
 def sweep_load(
-    model: Model, vectors: dict[int, MeanDifference], data: Sequence[Example], where: str, **options: Any
+    model: Model, vectors: Mapping[int, SteeringVector], data: Sequence[Example], where: str, **options: Any
 ) -> Load:
     """The load of a sweep, from its plan; nothing is run."""
     arguments: dict[str, Any] = {"steer": {"mean": vectors}, "layers": list(vectors), "positions": where}

@@ -14,7 +14,7 @@ from _generalization import match_norm, rank_correlation, relative_steerability
 from _published import PROTOCOLS, paper_llama2
 
 import steerlab
-from steerlab import Example
+from steerlab import Example, SteeringVector
 from steerlab.analysis.answer_position_bias import answer_position_bias, slopes_by_answer_position
 from steerlab.analysis.steerability import anti_steerable, propensity_curves, slopes, steerability
 from steerlab.analysis.sweep import MULTIPLIERS
@@ -33,7 +33,7 @@ def measure_shifts(model: Model, rows: Sequence[Example], layer: int, args: argp
     """Fit a vector on each variant of the prompts and measure it on every variant."""
     personas = persona_prompts(Path(args.data) / "persona_prompts.json")
     train, test = (first_of_each_letter(of_split(rows, part), args.shift_items) for part in ("train", "test"))
-    vectors: dict[str, steerlab.MeanDifference] = {}
+    vectors: dict[str, SteeringVector] = {}
     for kind in VARIANTS:
         acts = steerlab.capture(
             model, prompt_variant(train, kind, personas, system=DEFAULT_SYSTEM), layers=[layer], context=None,
@@ -41,7 +41,8 @@ def measure_shifts(model: Model, rows: Sequence[Example], layer: int, args: argp
             batch_size=args.batch_size,
         )  # fmt: skip
         vectors[kind] = steerlab.MeanDifference(layer).fit(acts)
-        vectors[kind].vector_ = match_norm(vectors[kind].vector_, vectors["base"].vector_)
+        own = vectors[kind].at(layer)
+        vectors[kind] = SteeringVector({layer: match_norm(own, vectors["base"].at(layer))})
     frames = [
         steerlab.sweep(
             model, prompt_variant(test, tested, personas, system=DEFAULT_SYSTEM),

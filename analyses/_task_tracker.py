@@ -33,8 +33,10 @@ FPR = 0.05
 def detection_rows(args: argparse.Namespace) -> list[Example]:
     """Every paragraph, clean and injected; "test families" are test sources with families of tasks that are new too."""
     texts = real_texts(args.data, args.limit or PARAGRAPHS)
-    trivia = list(dict.fromkeys(row.prompt for row in trivia_pairs(Path(args.data) / "tasktracker/trivia_pairs.jsonl")))
-    requests = [e.prompt for e in demo_set(seed=args.seed) if e.behavior == "answer" and "?" not in e.prompt]
+    trivia = list(
+        dict.fromkeys(str(row.prompt) for row in trivia_pairs(Path(args.data) / "tasktracker/trivia_pairs.jsonl"))
+    )
+    requests = [str(e.prompt) for e in demo_set(seed=args.seed) if e.behavior == "answer" and "?" not in e.prompt]
     known = {k: tasks for k, tasks in PRIMARY_TASKS.items() if k not in NEW_FAMILIES}
     new = {k: PRIMARY_TASKS[k] for k in NEW_FAMILIES}
     half = {"fit": (_mixed(trivia[::2], requests[::2])), "test": _mixed(trivia[1::2], requests[1::2])}

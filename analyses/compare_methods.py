@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,13 +119,13 @@ def choose_settings(grid: pd.DataFrame, most: int | None = None) -> dict[str, Se
     return {method: settings[int(rows["number"].iloc[0])] for method, rows in ranked.groupby("method")}
 
 
-def perplexity_of_solutions(model: Model, sets: Sets, request: Request | None, batch_size: int) -> float:
-    """Perplexity of the human solutions of the math problems under the steered model, over all their tokens."""
+def perplexity_of_solutions(model: Model, sets: Sets, request: Request | None, batch_size: int) -> pd.DataFrame:
+    """Perplexity of the human solutions of the math problems under the steered model, over all their tokens: `ppl`."""
     frame = steerlab.score(
         model, sets.math, [solution(e) for e in sets.math], steer=() if request is None else request,
         batch_size=batch_size,
     )  # fmt: skip
-    return float(np.exp(-frame["logprob"].sum() / frame["n_tokens"].sum()))
+    return pd.DataFrame({"ppl": [np.exp(-frame["logprob"].sum() / frame["n_tokens"].sum())]})
 
 
 def requests_of(fitted: Fitted, settings: Mapping[str, Setting], tested: Any) -> dict[str, Request | None]:
@@ -192,7 +193,7 @@ def main() -> None:
             long.append(pd.DataFrame({"method": name, "metric": measure, "value": values}))
         ppl = study.stage(
             f"ppl-{name}",
-            lambda r=request: pd.DataFrame({"ppl": [perplexity_of_solutions(model, sets, r, args.batch_size)]}),
+            partial(perplexity_of_solutions, model, sets, request, args.batch_size),
         )
         summary[f"{name}.ppl"] = round(float(ppl["ppl"].iloc[0]), 3)
         summary[f"{name}.fit_s"] = round(fitted.seconds.get(name, 0.0), 3)  # none and prompt: nothing to fit

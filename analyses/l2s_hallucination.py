@@ -16,6 +16,7 @@ the same hidden state.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 import pandas as pd
 from _beyond_pope import measure_side_effects
@@ -169,7 +170,7 @@ def main() -> None:
         print(f"{method}, chosen on validation: {setting}")
     methods = requests(chosen, train, tested, args.seed)
     found = {
-        name: study.stage(f"answers-{name}", lambda r=request: run_method(model, test, r, args))
+        name: study.stage(f"answers-{name}", partial(run_method, model, test, request, args))
         for name, request in methods.items()
     }
     probed = study.stage("probes", lambda: probes(train, tested, test, found["none"], args.seed))

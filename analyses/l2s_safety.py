@@ -95,7 +95,7 @@ def examples_page(judged: pd.DataFrame, examples: list[Example], per_behavior: i
 def _publishable_text(example: Example, row: pd.Series) -> str:
     if example.behavior == "refuse" and not row["refuses"]:
         return "(does not refuse; text left out)"
-    words, text = example.prompt.lower().split(), " ".join(row["text"].lower().split())
+    words, text = str(example.prompt).lower().split(), " ".join(row["text"].lower().split())
     echoes = any(" ".join(words[i : i + 5]) in text for i in range(max(len(words) - 4, 1)))
     return "(repeats the question; text left out)" if echoes else row["text"]
 

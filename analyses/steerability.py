@@ -134,7 +134,7 @@ def scan(
     acts = steerlab.capture(model, train, layers=layers, context=None, batch_size=args.batch_size, progress=False)
     vectors = {layer: steerlab.MeanDifference(layer).fit(acts) for layer in layers}
     for layer, vector in vectors.items():
-        steerlab.save(vector, folder_of(study, rows[0].behavior, layer))
+        vector.save_pretrained(folder_of(study, rows[0].behavior, layer))
     return steerlab.sweep(
         model, of_split(rows, "validation"), {"mean": vectors}, layers, (-1.0, 1.0), POSITIONS, progress=False
     )

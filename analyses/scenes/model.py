@@ -126,7 +126,7 @@ def full_model(shape: Shape, seed: int) -> tuple[LlavaForConditionalGeneration, 
     language = steerlab.load("smollm2", device="cpu")
     tokenizer = language.tokenizer
     tokenizer.chat_template = CHATML
-    image, text = tokenizer.convert_tokens_to_ids(STAND_IN), language.hf.config
+    image, text = int(tokenizer.convert_tokens_to_ids(STAND_IN)), language.hf.config  # type: ignore[arg-type]
     assert 0 < image < text.vocab_size, f"the tokenizer has no {STAND_IN}"
     config = LlavaConfig(
         vision_config=_vision(shape), text_config=text, image_token_index=image,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from steerlab.errors import DataError, MismatchError
 from steerlab.methods import Context, MeanDifference, Steerer
 from steerlab.models.sites import Site
 
-Vectors = Mapping[Hashable, Float[Tensor, "..."]]  # of any shape: `_rows` refuses what is not `(hidden,)`
+Vectors = Mapping[Any, Float[Tensor, "..."]]  # of any shape: `_rows` refuses what is not `(hidden,)`
 
 
 def cosine_matrix(vectors: Vectors) -> pd.DataFrame:

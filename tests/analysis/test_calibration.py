@@ -103,7 +103,7 @@ def test_texts_past_the_dose_that_broke_them_are_warned_of(recwarn: pytest.Warni
 
 
 def test_a_dose_that_breaks_no_text_is_refused(model: Model) -> None:
-    with pytest.raises(SteeringError, match="at alpha 1 the share of fluent texts is 100%.*no strength between"):
+    with pytest.raises(SteeringError, match=r"at alpha 1 the share of fluent texts is 100%.*no strength between"):
         find_breaking_dose(model, PROMPTS, Operation(SteeringVector({1: V}), "rotate", first=1), max_new_tokens=24)
     assert model.breaking_dose is None
     with pytest.raises(DataError, match="fluent"):

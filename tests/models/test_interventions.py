@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from steerlab.errors import SteeringError
-from steerlab.models.forwards import last_column
 from steerlab.models.edit_stats import EditStats
+from steerlab.models.forwards import last_column
 from steerlab.models.interventions import Edit, apply_edits, check_edits
 from steerlab.models.sites import Site
 from steerlab.models.versions import CACHE_NAMES

@@ -1,0 +1,118 @@
+"""Accessibility: whether the wanted token can be read off a layer. It says beforehand if steering can work there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+from sklearn.model_selection import StratifiedKFold, cross_val_score
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from steerlab._support.checks import as_seed, as_texts
+from steerlab.analysis.logit_lens import logit_lens
+from steerlab.capturing import Activations, capture
+from steerlab.capturing.rows import Layers
+from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import DataError
+from steerlab.models.encoding import single_token
+from steerlab.models.model import Model
+from steerlab.models.positions import Positions
+
+STEERABLE, HOPELESS = 0.1, 0.05  # of the largest share of all layers
+FOLDS = 5
+HIDDEN = 64  # units of the probe
+
+
+def accessibility(
+    model: Model,
+    data: Data,
+    answers: Sequence[str],
+    layers: Layers = "all",
+    position: Positions = "last",
+    *,
+    probe: bool = True,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> pd.DataFrame:
+    """The share of inputs whose right token is the most probable one when the model stops at a layer.
+
+    A probe, a small network trained on the states of a layer, may know the token where the model's own end can't read
+    it. Its accuracy is cross-validated and stands beside the share of the most frequent answer, which it has to beat.
+
+    Example:
+        >>> frame = accessibility(model, prompts, answers)       # answers: " Paris", " Rome", ..., one token each
+        >>> frame.attrs["verdict"], frame["accessible"].max()
+
+    Args:
+        model: from `steerlab.load`, in this process.
+        data: prompts, as in `logit_lens`.
+        answers: the right next token of each prompt.
+        layers, batch_size: as in `logit_lens`.
+        position: one token of each prompt.
+        probe: whether to train one. It needs each answer at least twice.
+        seed: of the probe and its folds.
+
+    Returns:
+        A frame with a row for each layer: `layer, accessible` (the share), its 95 % interval `low, high` (Wilson),
+        `median_rank` of the right token, `probe` (accuracy), `surplus` (probe - accessible), `majority` (share of the
+        most frequent answer) and `n`. `.attrs["verdict"]` is "steerable" where the largest share is above 0.1, "not
+        steerable" below 0.05, and "unclear" between: thresholds from models of 160 million to 2.8 billion parameters.
+
+    Raises:
+        DataError: not one answer of one token for each prompt; too few of an answer for a probe.
+        LayoutError, SteerlabError: as `logit_lens`.
+
+    Source: linear accessibility profile, arXiv 2604.15557.
+    """
+    examples, wanted = as_examples(data), as_texts("answers", answers)
+    if len(wanted) != len(examples):
+        raise DataError(f"{len(examples)} prompts but {len(wanted)} answers: give the right token of each prompt")
+    counts = Counter(wanted)
+    rarest, fewest = counts.most_common()[-1]
+    if probe and (fewest < 2 or len(counts) < 2):
+        raise DataError(
+            f"a probe has to see each of several answers at least twice, and {rarest!r} occurs {fewest} times: give "
+            "probe=False, or more prompts"
+        )
+    lens = logit_lens(model, examples, layers, position, tokens=list(counts), batch_size=batch_size)
+    right = {e.id: single_token(model.tokenizer, answer) for e, answer in zip(examples, wanted, strict=True)}
+    ranks = lens[lens["token_id"] == lens["example_id"].map(right)]
+    if ranks.duplicated(["example_id", "layer"]).any():
+        raise DataError(f"position={position!r} names several tokens of a prompt: name one")
+    rows = []
+    accuracies = _probe_accuracies(model, data, layers, position, wanted, seed, batch_size) if probe else {}
+    for layer, of_layer in ranks.groupby("layer", sort=False):
+        n, hits = len(of_layer), int((of_layer["rank"] == 1).sum())
+        low, high = binomtest(hits, n).proportion_ci(method="wilson")
+        rows.append((layer, hits / n, low, high, of_layer["rank"].median(), accuracies.get(layer, np.nan), n))
+    frame = pd.DataFrame(rows, columns=["layer", "accessible", "low", "high", "median_rank", "probe", "n"])
+    frame.insert(6, "surplus", frame["probe"] - frame["accessible"])
+    frame.insert(7, "majority", max(counts.values()) / len(wanted))
+    peak = frame["accessible"].max()
+    frame.attrs["verdict"] = "steerable" if peak > STEERABLE else "unclear" if peak >= HOPELESS else "not steerable"
+    return frame
+
+
+def _probe_accuracies(
+    model: Model, data: Data, layers: Layers, position: Positions, answers: Sequence[str], seed: int, batch_size: int
+) -> dict[int | str, float]:
+    """Cross-validated accuracy of a small network at each layer."""
+    plain = [example.replace(contrast=None) for example in as_examples(data)]
+    acts = capture(
+        model, plain, layers=layers, positions=position, context=None, batch_size=batch_size, progress=False
+    )  # fmt: skip
+    assert isinstance(acts, Activations)
+    folds = StratifiedKFold(min(FOLDS, *Counter(answers).values()), shuffle=True, random_state=as_seed(seed))
+    network = MLPClassifier((HIDDEN,), solver="lbfgs", alpha=1.0, max_iter=500, random_state=seed)
+    found = {}
+    for site in acts.sites:
+        scores = cross_val_score(
+            make_pipeline(StandardScaler(), network), acts.at(site).numpy(), list(answers), cv=folds
+        )  # fmt: skip
+        found[site.label] = float(scores.mean())
+    return found
