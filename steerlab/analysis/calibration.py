@@ -15,7 +15,7 @@ from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import SteeringError
 from steerlab.methods.base import Intervention, Steerer
 from steerlab.methods.vector import Vectors, as_steerer
-from steerlab.metrics.fluency import is_fluent
+from steerlab.metrics import is_fluent
 from steerlab.models.encoding import Batch, EncodedPrompt, Span
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.model import Model

@@ -36,22 +36,24 @@ from steerlab.methods.pca import PCA
 from steerlab.methods.probe import LinearProbe
 from steerlab.methods.prompt import SAFETY_INSTRUCTION, Prompt
 from steerlab.methods.random import RandomDirection
+from steerlab.methods.sae import SAE, train_sae
 from steerlab.methods.serialization import load_detector, load_steerer, savable
 from steerlab.methods.spherical import PUBLISHED_SPHERICAL, Spherical
 from steerlab.methods.tasktracker.detector import TaskTracker
 from steerlab.methods.tasktracker.triplet import TripletProbe
 from steerlab.methods.vector import SteeringVector, as_steerer
+from steerlab.methods.w2s import W2S
 from steerlab.models.operators import Add, Clamp, Operator, ProjectOut, Replace, Rotate, Scale
 
 __all__ = [
     "CONFST", "L2S", "L2S_PAPER", "L2S_RELEASED_POPE", "L2S_RELEASED_SAFETY", "P2S", "PCA", "PUBLISHED_ADASTEER",
-    "PUBLISHED_RATIOS", "PUBLISHED_SPHERICAL", "SAFETY_INSTRUCTION", "AdaSteer", "Add", "AlphaSteer", "Clamp",
-    "ConditionVector", "Context", "Detector", "Gated", "GradientField", "Intervention", "LinearProbe", "Logistic",
-    "LogisticDirection", "MeanDifference", "NullSpaceGate", "Operation", "Operator", "ProjectOut", "Prompt",
-    "PublishedAdaSteer", "Ramp", "RandomDirection", "Replace", "RequiredActivation", "Rotate", "Scale", "Spherical",
-    "Steerer", "SteeringNet", "SteeringVector", "TaskTracker", "TrainingConfig", "TripletProbe", "as_steerer",
-    "fit_schedule", "from_easysteer", "from_gguf", "from_repeng", "from_steering_vectors", "from_vllm_lens",
-    "load_detector", "load_published_net", "load_steerer", "provenance", "published_directions", "savable",
-    "threshold_at", "to_easysteer", "to_gguf", "to_hotwire", "to_repeng", "to_steering_vectors", "to_vllm_lens",
-    "train_net",
+    "PUBLISHED_RATIOS", "PUBLISHED_SPHERICAL", "SAE", "SAFETY_INSTRUCTION", "W2S", "AdaSteer", "Add", "AlphaSteer",
+    "Clamp", "ConditionVector", "Context", "Detector", "Gated", "GradientField", "Intervention", "LinearProbe",
+    "Logistic", "LogisticDirection", "MeanDifference", "NullSpaceGate", "Operation", "Operator", "ProjectOut",
+    "Prompt", "PublishedAdaSteer", "Ramp", "RandomDirection", "Replace", "RequiredActivation", "Rotate", "Scale",
+    "Spherical", "Steerer", "SteeringNet", "SteeringVector", "TaskTracker", "TrainingConfig", "TripletProbe",
+    "as_steerer", "fit_schedule", "from_easysteer", "from_gguf", "from_repeng", "from_steering_vectors",
+    "from_vllm_lens", "load_detector", "load_published_net", "load_steerer", "provenance", "published_directions",
+    "savable", "threshold_at", "to_easysteer", "to_gguf", "to_hotwire", "to_repeng", "to_steering_vectors",
+    "to_vllm_lens", "train_net", "train_sae",
 ]  # fmt: skip
