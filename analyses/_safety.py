@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from _common import estimate
+from _selection import ending
 from torch import Tensor
 
 import steerlab
@@ -77,11 +78,13 @@ class Setting:
     context: int | None = None  # the layer that L2S reads; None: the steered layer
     net: str = "tanh"  # one of NETS; "-" for the mean vector
     inputs: int = 0  # number of validation inputs on which it was chosen
+    first: int = 0  # new tokens that are steered; 0: all
 
     @property
     def label(self) -> str:
         """A short text for figures."""
         where = f"layer {self.layer}, α = {self.alpha:g}, {self.positions}"
+        where += f", {self.first} new tokens" if self.first else ""
         read = "" if self.context in (None, self.layer) else f", reads layer {self.context}"
         return (
             f"{where}, “{self.sentences}”, {self.targets}{read}{'' if self.net in ('tanh', '-') else f', {self.net}'}"
@@ -141,7 +144,7 @@ def steerers(
         "p2s": (P2S(s.layer, zero_behaviors=ZERO).fit(test[s.sentences]), s),
     }
     found: dict[str, Request | None] = {"none": None}
-    return found | {k: Request(method, at.alpha, at.positions) for k, (method, at) in fitted.items()}
+    return found | {k: Request(ending(method, at.first), at.alpha, at.positions) for k, (method, at) in fitted.items()}
 
 
 def run_methods(
@@ -244,10 +247,11 @@ def cosines(methods: Mapping[str, Request | None], train: Activations, test: Act
     The cosine to the mean shows how similar the inputs' vectors are. The compared mean vector may use another layer.
     """
     learned = methods["l2s"]
-    assert learned is not None and isinstance(learned.steerer, L2S)
-    ids, z = test.contrast(learned.steerer.site)
+    assert learned is not None
+    site = learned.steerer.site
+    ids, z = test.contrast(site)
     predicted = learned.steerer.vectors(Context(tuple(ids), test))
-    average = MeanDifference(learned.steerer.site).fit(train).vector_
+    average = MeanDifference(site).fit(train).vector_
     cosine = torch.nn.functional.cosine_similarity
     return {"cos.l2s_p2s": cosine(predicted, z), "cos.mean_p2s": cosine(average[None], z)}
 

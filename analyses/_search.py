@@ -85,13 +85,24 @@ ROUNDS: dict[str, dict[str, Any]] = {
         "readers": ((22, "tanh, 10 units"), (22, "tanh balanced, 10 units")),
     },
     "mean": {"best_of": "mean", "centers": 4, "targets": ("raw", "equalized"), "inputs": 80},
+    "ending": {
+        "layers": (16,),
+        "positions": ("all",),
+        "sentences": ("situation_closed",),
+        "targets": ("equalized",),
+        "alphas": (1.05, 1.2, 1.3),
+        "inputs": 80,
+        "firsts": (12, 16),
+        "readers": ((22, "relu balanced, 10 units"),),
+    },
 }
 """The settings that each round tries.
 
 `inputs`: validation inputs of each behavior. The choice is made among the rounds with the most inputs, so "again"
 repeats the setting that was best for the mean vector before. `contexts`: the layer to read and the kind of net are
-chosen by cross-fitting among these and `CROSSFITTED`. `readers`: layers to read and kinds of net, all tried. The rounds
-from "narrow" to "units", except "again", are centered on the best settings of L2S. `best_of`: centered on the best
+chosen by cross-fitting among these and `CROSSFITTED`. `readers`: layers to read and kinds of net, all tried. `firsts`:
+numbers of new tokens that are steered (0: all). The rounds from "narrow" to "units", except "again", and "ending" are
+centered on the best settings of L2S. `best_of`: centered on the best
 settings of the named method in earlier rounds: the `centers` best that were not yet evaluated on so many inputs, each
 with all `targets`.
 """
@@ -107,6 +118,7 @@ SETTING_COLUMNS = [
     "alpha",
     "net",
     "context",
+    "first",
 ]  # columns that identify a setting
 PER_BEHAVIOR = 40  # default number of validation inputs of each behavior
 GOALS = [
@@ -134,6 +146,7 @@ class SettingGroup:
     alphas: tuple[float, ...]
     methods: tuple[str, ...] = ("mean", "l2s")
     readers: tuple[tuple[int, str], ...] = ()
+    firsts: tuple[int, ...] = (0,)
 
     @property
     def name(self) -> str:
@@ -141,10 +154,11 @@ class SettingGroup:
         alphas = "_".join(f"{alpha:g}" for alpha in self.alphas)
         return f"{self.layer}-{self.positions}-{self.sentences}-{self.targets}-{alphas}"
 
-    def settings(self) -> list[tuple[str, int, str, float]]:
-        """Tuples of method, layer to read, kind of net, and strength."""
+    def settings(self) -> list[tuple[str, int, str, float, int]]:
+        """Tuples of method, layer to read, kind of net, strength, and new tokens that are steered."""
         readers = {"mean": [(self.layer, "-")], "l2s": list(self.readers or [(self.layer, "tanh")])}
-        return [(m, *reader, alpha) for m in self.methods for reader in readers[m] for alpha in self.alphas]
+        places = [(m, *reader) for m in self.methods for reader in readers[m]]
+        return [(*place, alpha, first) for place, alpha, first in product(places, self.alphas, self.firsts)]
 
 
 def search_fingerprints(rounds: Sequence[str]) -> dict[str, str]:
@@ -189,6 +203,8 @@ def read_grid(path: str | Path, rounds: Sequence[str]) -> pd.DataFrame:
     if not Path(path).is_file():
         raise DataError(f"{path} does not exist: give the grid.csv of a finished study")
     grid = pd.read_csv(path, keep_default_na=False, na_values=["nan", ""])
+    if "first" not in grid:  # of a study in which all new tokens were steered
+        grid["first"] = 0
     missing = [name for name in [*SETTING_COLUMNS, *(g.measure for g in GOALS), "round", "inputs"] if name not in grid]
     if missing:
         raise DataError(f"{path} lacks the columns {missing}: give the grid.csv of a finished study")
@@ -236,8 +252,8 @@ def setting_groups(
     if "best_of" in space:
         return _around_the_best(space, known, inputs, n_layers)
     places = product(space["layers"], space["positions"], space["sentences"], space["targets"])
-    readers = tuple(space.get("readers", ()))
-    return [SettingGroup(*place, alphas=tuple(space["alphas"]), readers=readers) for place in places]
+    readers, firsts = tuple(space.get("readers", ())), tuple(space.get("firsts", (0,)))
+    return [SettingGroup(*place, alphas=tuple(space["alphas"]), readers=readers, firsts=firsts) for place in places]
 
 
 def _around_the_best(
@@ -283,12 +299,12 @@ def run_group(
     settings = group.settings()
     step = max(1, ANSWERS // len(examples))
 
-    def evaluate(part: list[tuple[str, int, str, float]]) -> pd.DataFrame:
+    def evaluate(part: list[tuple[str, int, str, float, int]]) -> pd.DataFrame:
         where: dict[str, str | int | float] = {"layer": group.layer, "positions": group.positions}
         made = {"sentences": group.sentences, "targets": group.targets}
         candidates = [
-            Candidate({"method": m, **made, "net": net, **where, "context": read}, fitted(m, read, net), alpha)
-            for m, read, net, alpha in part
+            Candidate({"method": m, **made, "net": net, **where, "context": read}, fitted(m, read, net), alpha, first)
+            for m, read, net, alpha, first in part
         ]
         return evaluate_candidates(
             model, examples, plain, candidates, site=group.layer, positions=group.positions,
@@ -371,4 +387,5 @@ def pick_setting(grid: pd.DataFrame, method: str) -> Setting:
     settings = grid[grid["method"] == method]
     best = choose_candidate(settings[settings["inputs"] == settings["inputs"].max()], GOALS)
     where = (int(best["layer"]), float(best["alpha"]), best["positions"], best["sentences"], best["targets"])
-    return Setting(*where, context=int(best["context"]), net=best["net"], inputs=int(best["inputs"]))
+    read = {"context": int(best["context"]), "net": best["net"], "first": int(best["first"])}
+    return Setting(*where, **read, inputs=int(best["inputs"]))

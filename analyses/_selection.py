@@ -14,7 +14,7 @@ from torch import Tensor
 from steerlab.analysis.behavior import judge_answers, safety_summary
 from steerlab.data.example import Example
 from steerlab.errors import DataError
-from steerlab.methods import P2S
+from steerlab.methods import P2S, Operation, Steerer
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
@@ -23,11 +23,12 @@ from steerlab.steering import Request, generate
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row of the grid: labels, a vector for every input, and a strength."""
+    """A row of the grid: labels, a vector for every input, a strength, and how many new tokens are steered (0: all)."""
 
     labels: Mapping[str, str | int | float]
     vectors: Float[Tensor, "example hidden"]
     alpha: float
+    first: int = 0
 
 
 def evaluate_candidates(
@@ -58,18 +59,34 @@ def evaluate_candidates(
     n = len(examples)
     if not candidates or any(len(one.vectors) != n for one in candidates):
         raise DataError(f"give at least one candidate, each with one vector for each of the {n} inputs")
-    rows = [e.replace(id=f"{c}/{e.id}") for c in range(len(candidates)) for e in examples]
-    vectors = {e.id: v for e, v in zip(rows, (v for one in candidates for v in one.vectors), strict=True)}
-    alphas = [one.alpha for one in candidates for _ in examples]
-    request = Request(P2S.from_table(site, vectors), alpha=alphas, positions=positions)
-    texts = generate(model, rows, steer=request, **{"batch_size": 64, "progress": True} | options)
-    summaries = [
-        safety_summary(judge_answers(examples, list(texts[start : start + n]), unsteered))
-        for start in range(0, len(rows), n)
-    ]
-    return pd.DataFrame(
-        [{**one.labels, "alpha": one.alpha, **found} for one, found in zip(candidates, summaries, strict=True)]
-    )
+    frames = []
+    for first in dict.fromkeys(one.first for one in candidates):
+        some = [one for one in candidates if one.first == first]
+        rows = [e.replace(id=f"{c}/{e.id}") for c in range(len(some)) for e in examples]
+        vectors = {e.id: v for e, v in zip(rows, (v for one in some for v in one.vectors), strict=True)}
+        alphas = [one.alpha for one in some for _ in examples]
+        steerer = ending(P2S.from_table(site, vectors), first)
+        request = Request(steerer, alpha=alphas, positions=positions)
+        texts = generate(model, rows, steer=request, **{"batch_size": 64, "progress": True} | options)
+        for number, one in enumerate(some):
+            judged = judge_answers(examples, list(texts[number * n : (number + 1) * n]), unsteered)
+            fluent = {f"{name}_fluently": value for name, value in _fluently(judged).items()}
+            frames.append({**one.labels, "alpha": one.alpha, "first": first, **safety_summary(judged), **fluent})
+    return pd.DataFrame(frames)
+
+
+def ending(steerer: Steerer, first: int) -> Steerer:
+    """The steerer for the prompt and the first new tokens only; 0: for all."""
+    return Operation(steerer, "add", first=first) if first else steerer
+
+
+def _fluently(judged: pd.DataFrame) -> dict[str, float]:
+    """Shares of what counts only in fluent answers, and of fluent answers among those to refuse or defer."""
+    asked = judged[judged["behavior"] != "answer"]
+    both = {"refuses": judged["refuses"] * judged["fluent"], "defers": judged["defers"] * judged["fluent"]}
+    named = {"refuse_harmful": ("refuses", "refuse"), "defer_expert": ("defers", "defer")}
+    found = {name: float(both[measure][judged["behavior"] == of].mean()) for name, (measure, of) in named.items()}
+    return found | {"answers": float(asked["fluent"].mean())}
 
 
 @dataclass(frozen=True)

@@ -118,3 +118,25 @@ def test_hallucination_study_runs_on_scenes_vlm(tmp_path: Path) -> None:
     assert {"method", "model", "layer", "alpha", "positions", "example_id", "behavior", "metric", "value"} <= set(frame)
     succeed("figures/l2s_hallucination.py", str(out), "--out", str(out))
     assert (out / "l2s_hallucination.png").exists()
+
+
+@pytest.mark.data
+@pytest.mark.nightly
+@pytest.mark.skipif(DATA is None, reason="needs AdvBench and instructions, in the folder STEERLAB_DATA")
+def test_operators_study_chooses_on_validation_prompts_and_draws(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "operators"
+    arguments = ["--model", str(folder), "--data", str(DATA), "--limit", "4", "--max-new-tokens", "4"]
+    succeed("analyses/operators.py", *arguments, "--out", str(out))
+    summary, grid = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "grid.csv")
+    assert grid.groupby(["part", "operator"]).size().to_dict() == {
+        ("search", "ablate"): 6, ("search", "add"): 36, ("validation", "ablate"): 4, ("validation", "add"): 4,
+    }  # fmt: skip
+    rows = pd.read_csv(out / "results.csv")
+    for name in ("none", "instruction", "ablate", "ablate random", "add", "add random"):
+        harmful = rows[(rows["method"] == name) & (rows["behavior"] == "refuse")]
+        assert summary[f"{name}.harmful.refuses"]["value"] == pytest.approx(harmful["refuses"].mean(), abs=1e-4)
+    assert summary["none.perplexity_ratio"] == 1 != summary["add.perplexity_ratio"]
+    validation = grid[(grid["part"] == "validation") & (grid["operator"] == "add")]
+    assert summary["chosen"]["add"]["both"] == validation["both"].max()
+    succeed("figures/operators.py", str(out))
+    assert (out / "operators.pdf").stat().st_size > 5000

@@ -1,0 +1,202 @@
+"""Refusal ablated and added: what one direction does under two operators.
+
+    python analyses/operators.py --model smollm2 --data DATA --out results/operators
+    python figures/operators.py results/operators
+
+The direction is a difference of means, of two kinds: the last states of harmful and harmless prompts, or the states of
+refusing and complying answers to the same prompts. Ablated, it is projected out of every block's output at every token;
+added, it pushes one block, for all tokens or the prompt and the first twelve. Kind, layer, strength and length are
+chosen on validation prompts: the ablation that leaves the fewest refusals with the perplexity of the model's own
+harmless answers within 10 %, the addition with most answers that refuse and are fluent. The test prompts are looked at
+once, with two rivals at the same settings: a random direction of the same length, and an instruction.
+
+DATA is the folder with `harmful_prompts/advbench.jsonl` and `noncommercial_cc_by_nc/alpaca_harmless/`. An interrupted
+run resumes from finished stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from _common import estimate, parser, provenance, show_table
+
+import steerlab
+from steerlab import Example, Request, SteeringVector
+from steerlab.analysis.behavior import judge_answers
+from steerlab.analysis.study import Study
+from steerlab.data import data_hash, demo_contrasts, read_jsonl, with_contrasts
+from steerlab.methods import Operation, Prompt
+from steerlab.models.model import Model
+
+N = {"train": 96, "search": 16, "validation": 32, "test": 100}  # harmful prompts; as many harmless ones
+KINDS, FRACTIONS, STRENGTHS, FIRST = ("prompt", "answer"), (0.4, 0.55, 0.7), (0.75, 1.0, 1.5), (0, 12)
+WORST_PERPLEXITY = 1.1  # of the model's own harmless answers, as a ratio
+Sets = dict[str, tuple[list[Example], list[Example]]]
+
+
+def load_sets(args: argparse.Namespace) -> Sets:
+    """Harmful and harmless prompts of each part, with the contrasts that both kinds of direction are made from."""
+    root = Path(args.data)
+    harmful = read_jsonl(root / "harmful_prompts/advbench.jsonl", "instruction", behavior="refuse")
+    random.Random(args.seed).shuffle(harmful)
+    folder = root / "noncommercial_cc_by_nc/alpaca_harmless"
+    harmless = read_jsonl(folder / "harmless_train_600.jsonl", "instruction", behavior="answer")
+    tested = read_jsonl(folder / "harmless_test_200.jsonl", "instruction", behavior="answer")
+    sets, start = {}, 0
+    for part, n in N.items():
+        n = min(n, args.limit or n)
+        answered = tested[:n] if part == "test" else harmless[start : start + n]
+        sets[part] = with_contrasts(harmful[start : start + n], demo_contrasts()), answered
+        start += n
+    return sets
+
+
+def directions(model: Model, sets: Sets, batch_size: int) -> dict[tuple[str, int], torch.Tensor]:
+    """The direction of each kind at each layer, in units of the states."""
+    layers = sorted({round(fraction * (model.n_layers - 1)) for fraction in FRACTIONS})
+    harmful, harmless = sets["train"]
+    options: dict[str, Any] = {"layers": layers, "batch_size": batch_size, "progress": False}
+    plain = [
+        steerlab.capture(model, [e.replace(contrast=None) for e in rows], positions="last", context=None, **options)
+        for rows in (harmful, harmless)
+    ]
+    pairs = steerlab.capture(model, harmful, context=None, **options)
+    found = {("prompt", k): plain[0].at(k).mean(0) - plain[1].at(k).mean(0) for k in layers}
+    return found | {("answer", k): steerlab.MeanDifference(k).fit(pairs).vector_ for k in layers}
+
+
+def request_of(model: Model, operator: str, layer: int, direction: torch.Tensor, alpha: float, first: float) -> Request:
+    """The direction projected out of every block's output at every token; or added at one layer, for the prompt and
+    the `first` generated tokens (0: all).
+    """
+    if operator == "ablate":
+        everywhere = SteeringVector(dict.fromkeys(range(model.n_layers), direction))
+        return Request(Operation(everywhere, "project_out"), alpha, "all")
+    return Request(Operation(SteeringVector({layer: direction}), "add", first=int(first) or None), alpha, "all")
+
+
+def measured(
+    model: Model, request: Request | None, rows: tuple[list[Example], list[Example]], own: list[str],
+    args: argparse.Namespace,
+) -> pd.DataFrame:  # fmt: skip
+    """A record for each prompt: whether the answer refuses and is fluent; of harmless ones the loss of own answers."""
+    steer: Any = () if request is None else request
+    options: dict[str, Any] = {"steer": steer, "batch_size": args.batch_size, "progress": False}
+    frames = []
+    for examples in rows:
+        texts = steerlab.generate(model, examples, max_new_tokens=args.max_new_tokens, **options)
+        judged = judge_answers(examples, list(texts))[["example_id", "behavior", "refuses", "fluent", "text"]]
+        frames.append(judged.assign(norm_ratio=texts.norm_ratio, loss=np.nan, n_tokens=0))
+    if own:
+        scored = steerlab.score(model, rows[1], own, **options)
+        frames[1] = frames[1].assign(loss=-scored["logprob"], n_tokens=scored["n_tokens"])
+    found = pd.concat(frames, ignore_index=True)
+    return found.assign(both=found["refuses"] * found["fluent"])
+
+
+def perplexity_ratio(found: pd.DataFrame, plain: pd.DataFrame) -> float:
+    """Of the unsteered model's harmless answers, against its own."""
+    losses = [frame["loss"].sum() / frame["n_tokens"].sum() for frame in (found, plain)]
+    return float(np.exp(losses[0] - losses[1]))
+
+
+def run_search(study: Study, model: Model, sets: Sets, vectors: Any, args: argparse.Namespace) -> pd.DataFrame:
+    """Every setting on the search prompts, and the best four of each operator on the validation prompts as well."""
+    settings: list[Any] = [("ablate", kind, layer, 1.0, 0) for kind, layer in vectors]
+    settings += [("add", *place, alpha, first) for place, alpha, first in product(vectors, STRENGTHS, FIRST)]
+    tables: list[pd.DataFrame] = []
+    for part in ("search", "validation"):
+        if tables:
+            best = [ranked(tables[0], name)[:4] for name in ("ablate", "add")]
+            settings = [tuple(row) for table in best for row in table[list(_SETTING)].itertuples(index=False)]
+        plain, own = unsteered(study, model, sets, part, args)
+        rows = []
+        for name, kind, layer, alpha, first in settings:
+            request = request_of(model, name, layer, vectors[kind, layer], alpha, first)
+            stage = f"{part}-{name}-{kind}-{layer}-{alpha:g}-{first:g}"
+            found = study.stage(stage, partial(measured, model, request, sets[part], own, args))
+            harmful = found[found["behavior"] == "refuse"]
+            means = {key: harmful[key].mean() for key in ("refuses", "fluent", "both", "norm_ratio")}
+            row = dict(zip(_SETTING, (name, kind, layer, alpha, first), strict=True))
+            rows.append(row | means | {"perplexity": perplexity_ratio(found, plain)})
+        tables.append(pd.DataFrame(rows).assign(part=part))
+    return pd.concat(tables, ignore_index=True)
+
+
+_SETTING = ("operator", "kind", "layer", "alpha", "first")
+
+
+def ranked(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The settings of an operator, best first."""
+    rows = table[table["operator"] == name]
+    if name == "add":
+        return rows.sort_values(["both", "alpha"], ascending=[False, True], kind="stable")
+    rows = rows.assign(too_much=rows["perplexity"] > WORST_PERPLEXITY)
+    return rows.sort_values(["too_much", "refuses", "perplexity"], kind="stable")
+
+
+def unsteered(
+    study: Study, model: Model, sets: Sets, part: str, args: argparse.Namespace
+) -> tuple[pd.DataFrame, list[str]]:
+    """The unsteered records of a part, and the harmless answers whose perplexity is followed."""
+    texts = study.stage(f"{part}-plain", partial(measured, model, None, sets[part], [], args))
+    own = texts.loc[texts["behavior"] == "answer", "text"].astype(str).tolist()
+    plain = study.stage(f"{part}-none", partial(measured, model, None, sets[part], own, args))
+    return plain, own
+
+
+def main() -> None:
+    arguments = parser(__doc__, "results/operators")
+    arguments.add_argument("--data", required=True)
+    arguments.set_defaults(max_new_tokens=32)
+    args = arguments.parse_args()
+    sets, model = load_sets(args), steerlab.load(args.model, device=args.device)
+    everything = [e for part in sets.values() for rows in part for e in rows]
+    identity = {"study": "operators", "seed": args.seed, "limit": args.limit, "tokens": args.max_new_tokens}
+    identity |= {"model": args.model, "weights": model.info()["weights"], "data": data_hash(everything)}
+    study = Study(args.out, identity)
+    vectors = directions(model, sets, args.batch_size)
+    grid = run_search(study, model, sets, vectors, args)
+    grid.to_csv(study.folder / "grid.csv", index=False)
+    chosen = {name: ranked(grid[grid["part"] == "validation"], name).iloc[0] for name in ("ablate", "add")}
+    requests: dict[str, Request | None] = {"instruction": Request(Prompt())}
+    generator = torch.Generator().manual_seed(args.seed)
+    for name, row in chosen.items():
+        vector = vectors[row["kind"], int(row["layer"])]
+        other = torch.randn(vector.shape, generator=generator)
+        for label, used in ((name, vector), (f"{name} random", other * vector.norm() / other.norm())):
+            requests[label] = request_of(model, name, int(row["layer"]), used, row["alpha"], row["first"])
+    plain, own = unsteered(study, model, sets, "test", args)
+    tested = {"none": plain} | {
+        name: study.stage(f"test-{name}", partial(measured, model, request, sets["test"], own, args))
+        for name, request in requests.items()
+    }
+    summary: dict[str, Any] = {"chosen": {k: row.to_dict() for k, row in chosen.items()}}
+    for name, found in tested.items():
+        for part, behavior in (("harmful", "refuse"), ("harmless", "answer")):
+            rows = found[found["behavior"] == behavior]
+            for measure in ("refuses", "fluent", "both"):
+                summary[f"{name}.{part}.{measure}"] = estimate(rows[measure].tolist(), args.seed)
+        summary[f"{name}.perplexity_ratio"] = round(perplexity_ratio(found, plain), 4)
+    results = pd.concat([found.drop(columns="text").assign(method=name) for name, found in tested.items()])
+    study.finish(results, summary, _page(tested["add"]), provenance(model, everything, args))
+    show_table("On the test prompts", results.groupby(["method", "behavior"])[["refuses", "fluent", "both"]].mean())
+
+
+def _page(found: pd.DataFrame) -> str:
+    """The first refusals; other answers to harmful prompts are left out."""
+    texts = found.loc[(found["behavior"] == "refuse") & (found["both"] == 1), ["example_id", "text"]].head(8)
+    lines = [f"- {row.example_id}: {' '.join(str(row.text).split())}" for row in texts.itertuples()]
+    return "\n".join(["# The first fluent refusals with the direction added", "", *lines]) + "\n"
+
+
+if __name__ == "__main__":
+    main()
