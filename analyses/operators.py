@@ -36,7 +36,7 @@ from steerlab.data import data_hash, demo_contrasts, read_jsonl, with_contrasts
 from steerlab.methods import Operation, Prompt
 from steerlab.models.model import Model
 
-N = {"train": 96, "search": 16, "validation": 32, "test": 100}  # harmful prompts; as many harmless ones
+N = {"train": 96, "search": 16, "validation": 32, "test": 96}  # harmful prompts; as many harmless ones, at most 64
 KINDS, FRACTIONS, STRENGTHS, FIRST = ("prompt", "answer"), (0.4, 0.55, 0.7), (0.75, 1.0, 1.5), (0, 12)
 WORST_PERPLEXITY = 1.1  # of the model's own harmless answers, as a ratio
 Sets = dict[str, tuple[list[Example], list[Example]]]
@@ -53,7 +53,7 @@ def load_sets(args: argparse.Namespace) -> Sets:
     sets, start = {}, 0
     for part, n in N.items():
         n = min(n, args.limit or n)
-        answered = tested[:n] if part == "test" else harmless[start : start + n]
+        answered = tested[: min(n, 64)] if part == "test" else harmless[start : start + n]
         sets[part] = with_contrasts(harmful[start : start + n], demo_contrasts()), answered
         start += n
     return sets
@@ -91,11 +91,11 @@ def measured(
     steer: Any = () if request is None else request
     options: dict[str, Any] = {"steer": steer, "batch_size": args.batch_size, "progress": False}
     frames = []
-    for examples in rows:
+    for examples in filter(None, rows):
         texts = steerlab.generate(model, examples, max_new_tokens=args.max_new_tokens, **options)
         judged = judge_answers(examples, list(texts))[["example_id", "behavior", "refuses", "fluent", "text"]]
         frames.append(judged.assign(norm_ratio=texts.norm_ratio, loss=np.nan, n_tokens=0))
-    if own:
+    if own and rows[1]:
         scored = steerlab.score(model, rows[1], own, **options)
         frames[1] = frames[1].assign(loss=-scored["logprob"], n_tokens=scored["n_tokens"])
     found = pd.concat(frames, ignore_index=True)
@@ -122,11 +122,12 @@ def run_search(study: Study, model: Model, sets: Sets, vectors: Any, args: argpa
         for name, kind, layer, alpha, first in settings:
             request = request_of(model, name, layer, vectors[kind, layer], alpha, first)
             stage = f"{part}-{name}-{kind}-{layer}-{alpha:g}-{first:g}"
-            found = study.stage(stage, partial(measured, model, request, sets[part], own, args))
+            harmless = sets[part][1] if name == "ablate" else []  # whose perplexity decides there alone
+            found = study.stage(stage, partial(measured, model, request, (sets[part][0], harmless), own, args))
             harmful = found[found["behavior"] == "refuse"]
             means = {key: harmful[key].mean() for key in ("refuses", "fluent", "both", "norm_ratio")}
             row = dict(zip(_SETTING, (name, kind, layer, alpha, first), strict=True))
-            rows.append(row | means | {"perplexity": perplexity_ratio(found, plain)})
+            rows.append(row | means | {"perplexity": perplexity_ratio(found, plain) if harmless else np.nan})
         tables.append(pd.DataFrame(rows).assign(part=part))
     return pd.concat(tables, ignore_index=True)
 

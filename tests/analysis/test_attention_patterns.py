@@ -14,7 +14,7 @@ from steerlab.testing import FAMILIES, tiny_hf, tiny_lm
 PROMPTS = ["Tell me of the Nile.", "Hi"]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "phi3"])
 def test_weighted_values_are_the_states_of_the_heads(family: str, attention: str) -> None:
     hf = tiny_hf(family, attn_implementation=attention)

@@ -17,7 +17,9 @@ backends = pytest.mark.parametrize("backend", ["hooks", "nnsight"])
 
 
 @backends
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("gpt2", "gemma2"))]
+)
 @pytest.mark.parametrize("point", ["mlp_out", "attn_out", "heads", "block_in"])
 def test_other_points_of_a_block_equal_a_plain_hook_there(lm, family: str, backend: str, point: str) -> None:
     model = lm(family, backend)
@@ -46,7 +48,7 @@ def rows_with_images() -> list[Example]:
 
 @backends
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("batch_size", [pytest.param(None, marks=pytest.mark.nightly), 2])
 def test_rows_with_images_equal_steer(family: str, backend: str, batch_size: int | None) -> None:
     model, rows, site = tiny_vlm(family, backend=backend), rows_with_images(), Site(0, part="projector")
     text: dict[str, Any] = {"text": random_vector(1), "function": AnyIntervention("function", Site(0))}

@@ -29,13 +29,21 @@ def swept(model: Model, metrics: list[str], positions: list[str], **options: Any
     return frame
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+FEW = ("llama", "gemma2", "gpt2", "mixtral")  # the others at night
+families = pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in FEW else pytest.mark.nightly) for name in FAMILIES]
+)
+
+
+@families
 def test_every_setting_equals_a_plain_hook(lm, family: str) -> None:
     swept(lm(family), ["propensity", "accuracy", "answer_probability"], POSITIONS, batch_size=7)
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-@pytest.mark.parametrize("batch_size", [1, 5, 64, None])
+@pytest.mark.parametrize(
+    "batch_size", [pytest.param(1, marks=pytest.mark.nightly), 5, pytest.param(64, marks=pytest.mark.nightly), None]
+)
 def test_whole_answers_equal_a_plain_hook_at_any_batch_size(lm, backend: str, batch_size: int | None) -> None:
     swept(lm("qwen2", backend), ALL, ["all", "last+generated", "generated"], batch_size=batch_size)
 

@@ -30,9 +30,17 @@ _WRONG = {model_type for names in ONCE_WRONG.values() for model_type in names.sp
 _ALL = architectures()
 _NAMED = [n for n in _ALL if n.partition("/")[0] + "+encoder" * n.endswith("+encoder") in _WRONG]
 _TODAY = random.Random(SEED).sample([n for n in _ALL if n not in _NAMED], 20)
+# other ones each day; all at night
+_QUICK = {*random.Random(SEED).sample(_NAMED, 12), *_TODAY[:6]}
 
 
-@pytest.mark.parametrize("name", [*_NAMED, *_TODAY], ids=lambda name: f"{name}-{SEED}")
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, id=f"{name}-{SEED}", marks=() if name in _QUICK else pytest.mark.nightly)
+        for name in [*_NAMED, *_TODAY]
+    ],
+)
 def test_architecture_is_right_or_refused(name: str) -> None:
     verdict = check(name, SEED)
     assert verdict.kind in ("right", "refused", "can't run", "unbuildable"), verdict
