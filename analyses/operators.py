@@ -4,11 +4,12 @@
     python figures/operators.py results/operators
 
 The direction is a difference of means, of two kinds: the last states of harmful and harmless prompts, or the states of
-refusing and complying answers to the same prompts. Ablated, it is projected out of every block's output at every token;
-added, it pushes one block, for all tokens or the prompt and the first twelve. Kind, layer, strength and length are
-chosen on validation prompts: the ablation that leaves the fewest refusals with the perplexity of the model's own
-harmless answers within 10 %, the addition with most answers that refuse and are fluent. The test prompts are looked at
-once, with two rivals at the same settings: a random direction of the same length, and an instruction.
+refusing and complying answers to the same prompts. Ablated, it is projected out of every block's output at every token,
+or the component along it is set to what harmless prompts have there (affine ablation, arXiv 2411.09003); added, it
+pushes one block, for all tokens or the prompt and the first twelve. Way, kind, layer, strength and length are chosen on
+validation prompts: the ablation that leaves the fewest refusals with the perplexity of the model's own harmless answers
+within 10 %, the addition with most answers that refuse and are fluent. The test prompts are looked at once, with two
+rivals at the same settings: a random direction of the same length, and an instruction.
 
 DATA is the folder with `harmful_prompts/advbench.jsonl` and `noncommercial_cc_by_nc/alpaca_harmless/`. An interrupted
 run resumes from finished stages.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -33,7 +35,7 @@ from steerlab import Example, Request, SteeringVector
 from steerlab.analysis.behavior import judge_answers
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, demo_contrasts, read_jsonl, with_contrasts
-from steerlab.methods import Operation, Prompt
+from steerlab.methods import Clamp, Operation, Prompt
 from steerlab.models.model import Model
 
 N = {"train": 96, "search": 16, "validation": 32, "test": 96}  # harmful prompts; as many harmless ones, at most 64
@@ -59,8 +61,21 @@ def load_sets(args: argparse.Namespace) -> Sets:
     return sets
 
 
-def directions(model: Model, sets: Sets, batch_size: int) -> dict[tuple[str, int], torch.Tensor]:
-    """The direction of each kind at each layer, in units of the states."""
+@dataclass(frozen=True)
+class Directions:
+    """Directions of each kind at each layer, in units of the states, and the mean states of harmless prompts.
+
+    Attributes:
+        vectors: by kind and layer.
+        harmless: `(layer, hidden)`, means over the words of the users.
+    """
+
+    vectors: dict[tuple[str, int], torch.Tensor]
+    harmless: torch.Tensor
+
+
+def directions(model: Model, sets: Sets, batch_size: int) -> Directions:
+    """What is learned from the training prompts."""
     layers = sorted({round(fraction * (model.n_layers - 1)) for fraction in FRACTIONS})
     harmful, harmless = sets["train"]
     options: dict[str, Any] = {"layers": layers, "batch_size": batch_size, "progress": False}
@@ -70,25 +85,37 @@ def directions(model: Model, sets: Sets, batch_size: int) -> dict[tuple[str, int
     ]
     pairs = steerlab.capture(model, harmful, context=None, **options)
     found = {("prompt", k): plain[0].at(k).mean(0) - plain[1].at(k).mean(0) for k in layers}
-    return found | {("answer", k): steerlab.MeanDifference(k).fit(pairs).vector_ for k in layers}
+    found |= {("answer", k): steerlab.MeanDifference(k).fit(pairs).vector_ for k in layers}
+    usual = steerlab.capture(
+        model, [e.replace(contrast=None) for e in harmless], positions="user", context=None, batch_size=batch_size,
+        progress=False,
+    )  # fmt: skip
+    return Directions(found, usual.values.float().mean(0))
 
 
-def request_of(model: Model, operator: str, layer: int, direction: torch.Tensor, alpha: float, first: float) -> Request:
-    """The direction projected out of every block's output at every token; or added at one layer, for the prompt and
-    the `first` generated tokens (0: all).
+def steering(
+    learned: Directions, operator: str, layer: int, direction: torch.Tensor, alpha: float, first: float
+) -> Any:
+    """The direction projected out of every block's output at every token ("ablate"), its component there set to that of
+    harmless prompts ("level"), or added at one layer, for the prompt and the `first` generated tokens (0: all).
     """
+    n_layers = len(learned.harmless)
     if operator == "ablate":
-        everywhere = SteeringVector(dict.fromkeys(range(model.n_layers), direction))
+        everywhere = SteeringVector(dict.fromkeys(range(n_layers), direction))
         return Request(Operation(everywhere, "project_out"), alpha, "all")
+    if operator == "level":
+        usual = (learned.harmless @ (direction / direction.norm())).tolist()
+        return [
+            Request(Operation(SteeringVector({k: direction}), Clamp(c, c)), alpha, "all") for k, c in enumerate(usual)
+        ]
     return Request(Operation(SteeringVector({layer: direction}), "add", first=int(first) or None), alpha, "all")
 
 
 def measured(
-    model: Model, request: Request | None, rows: tuple[list[Example], list[Example]], own: list[str],
+    model: Model, steer: Any, rows: tuple[list[Example], list[Example]], own: list[str],
     args: argparse.Namespace,
 ) -> pd.DataFrame:  # fmt: skip
     """A record for each prompt: whether the answer refuses and is fluent; of harmless ones the loss of own answers."""
-    steer: Any = () if request is None else request
     options: dict[str, Any] = {"steer": steer, "batch_size": args.batch_size, "progress": False}
     frames = []
     for examples in filter(None, rows):
@@ -108,22 +135,23 @@ def perplexity_ratio(found: pd.DataFrame, plain: pd.DataFrame) -> float:
     return float(np.exp(losses[0] - losses[1]))
 
 
-def run_search(study: Study, model: Model, sets: Sets, vectors: Any, args: argparse.Namespace) -> pd.DataFrame:
+def run_search(study: Study, model: Model, sets: Sets, learned: Directions, args: argparse.Namespace) -> pd.DataFrame:
     """Every setting on the search prompts, and the best four of each operator on the validation prompts as well."""
-    settings: list[Any] = [("ablate", kind, layer, 1.0, 0) for kind, layer in vectors]
-    settings += [("add", *place, alpha, first) for place, alpha, first in product(vectors, STRENGTHS, FIRST)]
+    places = list(learned.vectors)
+    settings: list[Any] = [(name, *place, 1.0, 0) for name in ("ablate", "level") for place in places]
+    settings += [("add", *place, alpha, first) for place, alpha, first in product(places, STRENGTHS, FIRST)]
     tables: list[pd.DataFrame] = []
     for part in ("search", "validation"):
         if tables:
-            best = [ranked(tables[0], name)[:4] for name in ("ablate", "add")]
+            best = [ranked(tables[0], name)[:4] for name in OPERATORS]
             settings = [tuple(row) for table in best for row in table[list(_SETTING)].itertuples(index=False)]
         plain, own = unsteered(study, model, sets, part, args)
         rows = []
         for name, kind, layer, alpha, first in settings:
-            request = request_of(model, name, layer, vectors[kind, layer], alpha, first)
+            steer = steering(learned, name, layer, learned.vectors[kind, layer], alpha, first)
             stage = f"{part}-{name}-{kind}-{layer}-{alpha:g}-{first:g}"
-            harmless = sets[part][1] if name == "ablate" else []  # whose perplexity decides there alone
-            found = study.stage(stage, partial(measured, model, request, (sets[part][0], harmless), own, args))
+            harmless = [] if name == "add" else sets[part][1]  # whose perplexity decides there alone
+            found = study.stage(stage, partial(measured, model, steer, (sets[part][0], harmless), own, args))
             harmful = found[found["behavior"] == "refuse"]
             means = {key: harmful[key].mean() for key in ("refuses", "fluent", "both", "norm_ratio")}
             row = dict(zip(_SETTING, (name, kind, layer, alpha, first), strict=True))
@@ -132,12 +160,13 @@ def run_search(study: Study, model: Model, sets: Sets, vectors: Any, args: argpa
     return pd.concat(tables, ignore_index=True)
 
 
+OPERATORS = {"ablate": ("ablate", "level"), "add": ("add",)}  # the choices for each aim
 _SETTING = ("operator", "kind", "layer", "alpha", "first")
 
 
 def ranked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """The settings of an operator, best first."""
-    rows = table[table["operator"] == name]
+    rows = table[table["operator"].isin(OPERATORS[name])]
     if name == "add":
         return rows.sort_values(["both", "alpha"], ascending=[False, True], kind="stable")
     rows = rows.assign(too_much=rows["perplexity"] > WORST_PERPLEXITY)
@@ -148,9 +177,9 @@ def unsteered(
     study: Study, model: Model, sets: Sets, part: str, args: argparse.Namespace
 ) -> tuple[pd.DataFrame, list[str]]:
     """The unsteered records of a part, and the harmless answers whose perplexity is followed."""
-    texts = study.stage(f"{part}-plain", partial(measured, model, None, sets[part], [], args))
+    texts = study.stage(f"{part}-plain", partial(measured, model, (), sets[part], [], args))
     own = texts.loc[texts["behavior"] == "answer", "text"].astype(str).tolist()
-    plain = study.stage(f"{part}-none", partial(measured, model, None, sets[part], own, args))
+    plain = study.stage(f"{part}-none", partial(measured, model, (), sets[part], own, args))
     return plain, own
 
 
@@ -164,21 +193,21 @@ def main() -> None:
     identity = {"study": "operators", "seed": args.seed, "limit": args.limit, "tokens": args.max_new_tokens}
     identity |= {"model": args.model, "weights": model.info()["weights"], "data": data_hash(everything)}
     study = Study(args.out, identity)
-    vectors = directions(model, sets, args.batch_size)
-    grid = run_search(study, model, sets, vectors, args)
+    learned = directions(model, sets, args.batch_size)
+    grid = run_search(study, model, sets, learned, args)
     grid.to_csv(study.folder / "grid.csv", index=False)
-    chosen = {name: ranked(grid[grid["part"] == "validation"], name).iloc[0] for name in ("ablate", "add")}
-    requests: dict[str, Request | None] = {"instruction": Request(Prompt())}
+    chosen = {name: ranked(grid[grid["part"] == "validation"], name).iloc[0] for name in OPERATORS}
+    ways: dict[str, Any] = {"instruction": Request(Prompt())}
     generator = torch.Generator().manual_seed(args.seed)
     for name, row in chosen.items():
-        vector = vectors[row["kind"], int(row["layer"])]
+        vector = learned.vectors[row["kind"], int(row["layer"])]
         other = torch.randn(vector.shape, generator=generator)
         for label, used in ((name, vector), (f"{name} random", other * vector.norm() / other.norm())):
-            requests[label] = request_of(model, name, int(row["layer"]), used, row["alpha"], row["first"])
+            ways[label] = steering(learned, row["operator"], int(row["layer"]), used, row["alpha"], row["first"])
     plain, own = unsteered(study, model, sets, "test", args)
     tested = {"none": plain} | {
-        name: study.stage(f"test-{name}", partial(measured, model, request, sets["test"], own, args))
-        for name, request in requests.items()
+        name: study.stage(f"test-{name}", partial(measured, model, steer, sets["test"], own, args))
+        for name, steer in ways.items()
     }
     summary: dict[str, Any] = {"chosen": {k: row.to_dict() for k, row in chosen.items()}}
     for name, found in tested.items():

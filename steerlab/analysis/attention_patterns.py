@@ -18,7 +18,7 @@ from steerlab.models.model import Model, check_ready
 from steerlab.models.versions import forward_options
 from steerlab.steering.batches import encode_examples
 
-TOLERANCE = 1e-3  # of the largest logit
+TOLERANCE = 1e-3  # of the largest logit, or what rounding costs in the model's dtype
 
 
 def attention_patterns(
@@ -58,7 +58,7 @@ def attention_patterns(
     for row in encode_examples(model, examples):
         found = _weights(model, row)
         for layer in (site.layer for site in sites):
-            weights = found[layer] if layer < len(found) else None
+            weights = found[layer]
             if weights is None:
                 raise LayoutError(f"block {layer} of {model.id} gives no attention weights")
             frames.append(_rows(model, row, layer, weights[0].float().cpu(), heads))
@@ -74,10 +74,13 @@ def _weights(model: Model, row: EncodedPrompt) -> Sequence[Tensor | None]:
         with _eager(model):
             out = model.hf(**inputs, **options, output_attentions=True)
     found = getattr(out, "attentions", None)
-    if not found:
-        raise SteerlabError(f"{type(model.hf).__name__} gives no attention weights")
+    if not found or len(found) != model.n_layers:
+        raise SteerlabError(
+            f"{type(model.hf).__name__} gives the weights of {len(found or ())} of its {model.n_layers} blocks, and "
+            "does not say of which"
+        )
     difference = float((out.logits - own).abs().max() / own.abs().max())
-    if not difference <= TOLERANCE:
+    if not difference <= max(TOLERANCE, 16 * torch.finfo(model.dtype).eps):
         raise SteerlabError(
             f"with eager attention the logits of {model.id} differ by {difference:.2g} of the largest: these would be "
             "the weights of another computation"
@@ -88,7 +91,9 @@ def _weights(model: Model, row: EncodedPrompt) -> Sequence[Tensor | None]:
 @contextmanager
 def _eager(model: Model) -> Iterator[None]:
     """Attention in plain torch, which has the weights at hand; afterwards the implementation is as before."""
-    before = model.hf.config._attn_implementation
+    config = model.hf.config
+    before = {"": config._attn_implementation}
+    before |= {name: getattr(config, name)._attn_implementation for name in config.sub_configs if hasattr(config, name)}
     try:
         model.hf.set_attn_implementation("eager")
     except (ValueError, NotImplementedError) as error:
@@ -107,7 +112,7 @@ def _rows(model: Model, row: EncodedPrompt, layer: int, weights: Tensor, heads: 
     words = [str(model.tokenizer.decode([i])) for i in row.ids]
     index = pd.MultiIndex.from_product([chosen, range(n), range(n)], names=["head", "query", "key"])
     frame = pd.DataFrame({"weight": weights[chosen].flatten().numpy()}, index=index).reset_index()
-    frame = frame[frame["key"] <= frame["query"]]
+    frame = frame[(frame["key"] <= frame["query"]) | (frame["weight"] > 0)]  # some models look ahead within images
     for name in ("query", "key"):
         frame[f"{name}_token"] = [words[i] for i in frame[name]]
     frame = frame.assign(example_id=row.example_id, layer=layer)

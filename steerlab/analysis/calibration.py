@@ -137,7 +137,8 @@ def find_breaking_dose(
         >>> model.breaking_dose
 
     Args:
-        model, data, steer, max_new_tokens, positions, scale, batch_size: as in `generate`.
+        model, data, max_new_tokens, positions, scale, batch_size: as in `generate`.
+        steer: one fitted steerer, or vectors by layer.
         fluent: the share of texts that have to be fluent (`metrics.is_fluent`).
 
     Returns:

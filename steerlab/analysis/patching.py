@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.checks import check_option, check_type, show
+from steerlab._support.checks import as_whole, check_option, check_type, show
 from steerlab.analysis._patching.attribution import attributed_values
 from steerlab.analysis._patching.cells import patched_values
 from steerlab.analysis._patching.run import Alignment, Cell, Metric, PatchRun
@@ -57,7 +57,7 @@ def patch(
         answers: the answer of the clean and of the corrupted prompt, a token each; a pair for all prompts, or one for
             each. The metric is the difference of their logits after the last token.
         metric: instead of answers, a function from logits after the last token `(row, vocabulary)`, float32, to a
-            number for each row. With "attribution" it has to be differentiable.
+            number for each row; it is given one row at a time. With "attribution" it has to be differentiable.
         layers: "all" (outputs of all blocks), layers or Sites, such as `[Site(k, "attn_out") for k in range(30)]`.
         positions: of the corrupted prompt; each token is a cell.
         heads: at sites "heads", these are patched one by one; None: all at once.
@@ -85,6 +85,7 @@ def patch(
     check_option("method", method, ("exact", "attribution"))
     if method == "attribution" and model.is_remote:
         raise SteerlabError(f"method='attribution' needs gradients, and {model.id} is not in this process")
+    heads = None if heads is None else list(dict.fromkeys(as_whole("heads: one", head, None) for head in heads))
     sites, chosen = _sites(model, layers, heads), [None] if heads is None else [*heads]
     places: list[Any] = [*positions] if isinstance(positions, list | tuple) else [positions]
     pairs = [[e.replace(contrast=None) for e in as_examples(data)] for data in (clean, corrupted)]
@@ -144,7 +145,7 @@ def _metrics(model: Model, answers: Any, metric: Metric | None, n: int) -> list[
         raise DataError("give the two answers, (' Paris', ' Rome'), or a metric= of your own")
     if metric is not None:
         return [check_type("metric", metric, Callable, "a function of the logits")] * n  # type: ignore[arg-type]
-    given = list(answers)
+    given = [] if isinstance(answers, str) else list(answers)
     pairs = [tuple(given)] * n if all(isinstance(answer, str) for answer in given) else given
     if len(pairs) != n or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
         raise DataError(f"answers={show(answers)}: expected two texts, or a pair of them for each of {n} prompts")

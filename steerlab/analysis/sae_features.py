@@ -40,8 +40,8 @@ def sae_features(
 
     Returns:
         A frame with `example_id, position, column, input_token, feature, activation`, strongest first. `.attrs` has
-        `explained_variance`, the share of the states' variance that the features keep, and `active_features`, the mean
-        number of a state.
+        `explained_variance`, the share of the states' variance that the features keep (of all tokens but the first),
+        and `active_features`, the mean number of a state.
 
     Raises:
         MismatchError: states of another width; or an SAE that explains nothing of them, because it was made for another
@@ -55,8 +55,10 @@ def sae_features(
     )  # fmt: skip
     assert isinstance(acts, Activations)
     states = acts.at(sae.site)
-    explained = sae.explained(states) if len(states) > 1 else float("nan")
-    if explained <= 0:
+    # the first token's state is many times as long as any other, and often no part of the training
+    later = states[(acts.index["column"] > 0).tolist()]
+    explained = sae.explained(later) if len(later) > 1 else float("nan")
+    if len(later) > 1 and not explained > 0:
         raise MismatchError(
             f"the SAE explains {explained:.2f} of the variance of these states, less than their mean does: it was made "
             f"for another model or site than {sae.site} of {model.id}, or for weights that were changed"

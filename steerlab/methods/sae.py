@@ -30,8 +30,8 @@ _HOOK = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "normalize_activations": ("none", None), "reshape_activations": ("none", None),
     "apply_finetuning_scaling_factor": (False, None), "rescale_acts_by_decoder_norm": (False, None),
-    "finetuning_scaling_factor": (False, None), "activation_fn": ("relu", None),
-    "activation_fn_str": ("relu", "topk", None),
+    "finetuning_scaling_factor": (False, None), "activation_fn": ("relu", None), "hook_head_index": (None,),
+    "activation_fn_str": ("relu", None),
 }  # fmt: skip
 
 
@@ -76,6 +76,8 @@ class SAE:
     def __post_init__(self) -> None:
         hidden, n = self.encoder.shape
         shapes = {"encoder_bias": (n,), "decoder": (n, hidden), "decoder_bias": (hidden,), "threshold": (n,)}
+        if self.site.layer < 0:
+            raise DataError(f"the site {self.site} of an SAE: count its layer from 0")
         for name, shape in shapes.items():
             given = getattr(self, name)
             if given is not None and given.shape != shape:
@@ -161,9 +163,11 @@ class SAE:
             tensors = {name: tensor.float() for name, tensor in load_file(folder / WEIGHTS).items()}
         metadata = config.get("metadata") or {}
         _check_settings(config | metadata)
-        hook = _HOOK.fullmatch(str(metadata.get("hook_name", config.get("hook_name"))))
+        name = metadata.get("hook_name", config.get("hook_name"))
+        hook = _HOOK.fullmatch(str(name))
         if hook is None or hook[2] not in HOOKS:
-            raise MismatchError(f"the SAE reads {metadata.get('hook_name')!r}; known are {', '.join(HOOKS)}")
+            known = ", ".join(f"blocks.3.hook_{point}" for point in HOOKS)
+            raise MismatchError(f"the SAE reads {name!r}; what is read is of the kinds {known}")
         names = ("W_enc", "b_enc", "W_dec", "b_dec")
         if missing := [name for name in names if name not in tensors]:
             raise MismatchError(f"{folder / WEIGHTS} has no {missing}")
@@ -179,6 +183,9 @@ def _check_settings(config: dict[str, Any]) -> None:
         raise MismatchError(
             f"an SAE of the architecture {config.get('architecture')!r}; read are {', '.join(ARCHITECTURES)}"
         )
+    changed = config.get("model_from_pretrained_kwargs") or {}
+    if any(changed.values()):
+        raise MismatchError(f"the SAE was trained on weights that were changed ({changed}): its states are others")
     other = [f"{name}={config[name]!r}" for name, known in _PLAIN.items() if config.get(name) not in known]
     if other:
         raise MismatchError(f"the SAE has {', '.join(other)}, which steerlab does not compute")
@@ -215,8 +222,10 @@ def train_sae(
     as_whole("n_features", n_features, 1)
     as_whole("k", k, 1, n_features)
     as_number("learning_rate", learning_rate, 0.0)
-    if len(states) <= k:
-        raise DataError(f"{len(states)} states for an SAE with k={k}: give many more")
+    as_whole("epochs", epochs)
+    as_whole("batch_size", batch_size)
+    if len(states) <= k or not bool((states != states[:1]).any()):
+        raise DataError(f"{len(states)} states, of which an SAE with k={k} can learn nothing: give many different ones")
     generator = torch.Generator().manual_seed(as_seed(seed))
     mean = states.float().mean(0)
     size = (states.float() - mean).norm(dim=-1).mean()  # states of norm about 1 suit one learning rate

@@ -57,7 +57,7 @@ class W2S(Steerer):
         weights_, intercept_: `(hidden, site)` and `(site,)`: the slope at each site is `h @ weights_ + intercept_`.
 
     Raises:
-        SteeringError: fewer than two sites, or two steerers with the same one.
+        SteeringError: fewer than two sites, two steerers with the same one, or with other default positions.
 
     Source: where to steer, arXiv 2604.03867.
     """
@@ -76,6 +76,11 @@ class W2S(Steerer):
             raise SteeringError(
                 f"W2S chooses between sites, and was given {[str(site) for site in sites]}: give steerers with one "
                 "site each, every site once, or one steerer with several sites"
+            )
+        if len({part.default_positions for part in self._parts}) > 1 or min(site.layer for site in sites) < 0:
+            raise SteeringError(
+                "W2S chooses between sites alone: give steerers with the same default positions, their layers counted "
+                "from 0"
             )
         self.sites = tuple(sites)
         self.oracle = any(part.oracle for part in self._parts)
@@ -123,6 +128,9 @@ class W2S(Steerer):
         if missing:
             raise DataError(f"slopes= has the layers {list(self._slopes)}, not {missing}, where this W2S steers")
         ids = list(self._slopes.index)
+        unknown = sorted(set(acts.select(side="prompt").index["example_id"]) - set(ids))
+        if unknown:
+            raise DataError(f"slopes= has none of {len(unknown)} inputs, such as {unknown[0]!r}: give those of all")
         states = Context(tuple(ids), acts).get_states(self.required_activations[0]).double().numpy()
         wanted = self._slopes[labels].to_numpy(float)
         if np.isnan(wanted).any() or len(ids) < 3:

@@ -70,6 +70,8 @@ def patch_heatmap(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     several = [name for name in ("example_id", "head") if frame[name].nunique() != 1]
     if several:
         raise DataError(f"patch_heatmap draws one pair of prompts and one head; the frame's {several} differ: select")
+    if frame.duplicated(["layer", "column"]).any():
+        raise DataError("the frame has a layer and token several times, of several metrics: select one")
     names = frame["token"].where(frame["token"] == frame["clean_token"], frame["clean_token"] + "→" + frame["token"])
     limit = max(1.0, float(frame["restored"].abs().max()))
     return _layers_by_tokens(

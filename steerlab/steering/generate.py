@@ -58,8 +58,8 @@ class Generations(Sequence[str]):
         norm_ratio: mean of ‖h' - h‖/‖h‖ over all states h that became h', those not counted included; nan
             where nothing was steered.
         norm_ratios: the same for each site and token: a frame with `layer`, `token` (0: the last prompt token, -1 the
-            one before it, 1 the first new token), `norm_ratio` and `states`, how many there are. States that images
-            hold have no token.
+            one before it, 1 the first new token), `norm_ratio` and `states`, how many there are. Of several steerers at
+            one site, each counts by itself. States that images hold have no token.
     """
 
     texts: tuple[str, ...]
@@ -151,11 +151,13 @@ def generate(
     check_beam_images(model, rows, options)
     settings = resolve_interventions(model, requests, examples, batch_size, rows)
     ratios: dict[Site, dict[int, Tensor]] = {}
+    dose = torch.zeros(2)
 
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[tuple[int, ...]]], Totals]:
         new = new_ids(model, model.inputs(batch, positions=False), edits, options | {"max_new_tokens": max_new_tokens})
         copies = len(new) // len(batch.rows)
         _count_tokens(ratios, edits, batch.width)
+        dose.add_(_dose(edits))
         return [new[i : i + copies] for i in range(0, len(new), copies)], _totals(edits, new)
 
     with model.lock, seeded(model, seed):  # locked throughout: threads would draw from one random state
@@ -169,7 +171,7 @@ def generate(
     texts = tuple(decode(model, ids))
     repeated = [e for e, per_row in zip(given, rows_ids, strict=True) for _ in per_row]
     example_ids, shown = tuple(e.id for e in repeated), tuple(last_text(e.prompt) for e in repeated)
-    _warn_of_dose(model, norm_ratio)
+    _warn_of_dose(model, float(dose[1] / dose[0]))
     return Generations(texts, ids, example_ids, shown, steered, norm_ratio, _ratio_frame(ratios))
 
 
@@ -236,6 +238,17 @@ def _totals(edits: SiteEdits, new: list[tuple[int, ...]]) -> Totals:
             counted = min(writes, int(edit.prompt.sum()) * copies + _decoded(edit, new, copies))
         steered, ratios = steered + counted, ratios + (total * counted / writes if writes else 0.0)
     return steered, ratios
+
+
+def _dose(edits: SiteEdits) -> Tensor:
+    """States written and the sum of their norm ratios; what several steerers do to one state adds up, as if they all
+    pushed the same way.
+    """
+    found = torch.zeros(2)
+    for at_site in edits.values():
+        totals = [edit.stats.totals() for edit in at_site]
+        found += torch.tensor([max(n for n, _ in totals), sum(ratio for _, ratio in totals)])
+    return found
 
 
 def _warn_of_dose(model: Model, norm_ratio: float) -> None:

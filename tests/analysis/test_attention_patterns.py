@@ -2,14 +2,16 @@
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from transformers import Lfm2Config, Lfm2ForCausalLM
 
-from steerlab import Site, capture
+from steerlab import Example, Site, capture
 from steerlab.analysis.attention_patterns import attention_patterns
-from steerlab.errors import LayoutError
+from steerlab.errors import LayoutError, SteerlabError
 from steerlab.models.layout import blocks, find_layout
 from steerlab.models.model import Model
-from steerlab.testing import FAMILIES, tiny_hf, tiny_lm
+from steerlab.testing import FAMILIES, tiny_hf, tiny_lm, tiny_vlm
 
 PROMPTS = ["Tell me of the Nile.", "Hi"]
 
@@ -49,6 +51,31 @@ def test_every_family_gives_weights_of_the_past_alone(family: str) -> None:
     row = frame[(frame["query"] == 3) & (frame["key"] == 2)].iloc[0]
     ids = model.encode(PROMPTS[0]).ids
     assert (row["query_token"], row["key_token"]) == tuple(model.tokenizer.decode([ids[i]]) for i in (3, 2))
+
+
+def test_tokens_that_look_ahead_keep_all_their_weights_and_settings_come_back() -> None:
+    model = tiny_vlm("gemma3")
+    picture = Example("What is it?", images=(Image.new("RGB", (40, 40), "red"),))
+    before = [model.hf.config._attn_implementation, model.hf.config.text_config._attn_implementation]
+    frame = attention_patterns(model, [picture], [0])
+    assert frame.groupby(["head", "query"])["weight"].sum().to_numpy() == pytest.approx(1, abs=1e-4)
+    assert (frame["key"] > frame["query"]).any(), "the tokens of an image see each other"
+    assert [model.hf.config._attn_implementation, model.hf.config.text_config._attn_implementation] == before
+
+
+def test_half_precision_is_read_and_blocks_without_attention_are_refused() -> None:
+    model = tiny_lm("llama")
+    half = Model(tiny_hf("llama", attn_implementation="sdpa").bfloat16(), model.tokenizer, model.layout, id="half")
+    frame = attention_patterns(half, PROMPTS[1:], [0])
+    assert frame.groupby(["head", "query"])["weight"].sum().to_numpy() == pytest.approx(1, abs=0.02)
+    config = Lfm2Config(
+        vocab_size=len(model.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4,
+        num_attention_heads=4, num_key_value_heads=2, layer_types=["conv", "full_attention"] * 2,
+    )  # fmt: skip
+    hf = Lfm2ForCausalLM(config).eval()
+    hybrid = Model(hf, model.tokenizer, find_layout(hf), id="hybrid")
+    with pytest.raises(SteerlabError, match="gives the weights of 2 of its 4 blocks"):
+        attention_patterns(hybrid, PROMPTS, [0])
 
 
 def test_heads_and_points_that_are_not_there_are_refused() -> None:

@@ -102,6 +102,15 @@ def test_texts_past_the_dose_that_broke_them_are_warned_of(recwarn: pytest.Warni
         generate(model, PROMPTS, steer=vector, alpha=strong, **options)
 
 
+def test_two_steerers_at_one_state_are_one_dose() -> None:
+    model, options = tiny_lm("llama"), {"max_new_tokens": 4, "positions": "last+generated"}
+    once = generate(model, PROMPTS, steer=SteeringVector({1: V}), **options)
+    model.breaking_dose = 1.5 * once.norm_ratio
+    for twice in (SteeringVector({1: 2 * V}), [SteeringVector({1: V}), SteeringVector({1: V})]):
+        with pytest.warns(UserWarning, match="broke"):
+            generate(model, PROMPTS, steer=twice, **options)
+
+
 def test_a_dose_that_breaks_no_text_is_refused(model: Model) -> None:
     with pytest.raises(SteeringError, match=r"at alpha 1 the share of fluent texts is 100%.*no strength between"):
         find_breaking_dose(model, PROMPTS, Operation(SteeringVector({1: V}), "rotate", first=1), max_new_tokens=24)

@@ -1,5 +1,6 @@
 """Activation patching against plain hooks, one forward a cell."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steerlab import Example, Site, steer
+from steerlab import Example, Site, load, steer
 from steerlab.analysis.patching import patch
 from steerlab.errors import DataError, LayoutError, PositionError
 from steerlab.models.engine import block_path, point_path
@@ -209,8 +210,25 @@ def test_patch_inside_a_steering_block_is_unsteered() -> None:
     assert inside["value"].tolist() == before["value"].tolist()
 
 
+def test_a_metric_sees_one_row_so_that_cells_cannot_mix() -> None:
+    model = raw_lm("llama")
+    mixing = patch(model, [CLEAN], [CORRUPTED], metric=lambda x: first_logits(x).mean().expand(len(x)), layers=[0, 2])
+    check(model, mixing)
+    twice = patch(
+        model, [CLEAN], [CORRUPTED], metric=first_logits, layers=[Site(1, "heads")], heads=[0, 0, 2],
+        positions=["last", "last"],
+    )  # fmt: skip
+    assert twice["head"].tolist() == [0, 2]
+    check(model, twice, heads=True)
+
+
 def test_patch_refuses_what_it_cannot_do() -> None:
     model = raw_lm("llama")
+    with pytest.raises(DataError, match="the metric gave nan for finite logits"):
+        patch(model, [CLEAN], [CORRUPTED], metric=lambda x: x[:, 7] * torch.nan)
+    for positions in ([], "last+generated"):
+        with pytest.raises(PositionError, match="patch writes to tokens of the prompt"):
+            patch(model, [CLEAN], [CORRUPTED], metric=first_logits, positions=positions)
     with pytest.raises(DataError, match="give the two answers"):
         patch(model, [CLEAN], [CORRUPTED])
     with pytest.raises(DataError, match=r"'two words' \(str\) is \d+ tokens of this model"):
@@ -229,3 +247,18 @@ def test_patch_refuses_what_it_cannot_do() -> None:
         patch(model, [CLEAN], [CORRUPTED], metric=first_logits, layers=[1], heads=[0])
     with pytest.raises(PositionError, match=r"prompt\[99\]"):
         patch(model, [CLEAN], [CORRUPTED], metric=first_logits, positions="prompt[99]")
+
+
+@pytest.mark.nightly
+def test_a_copied_word_is_found_where_it_stands_and_where_it_is_said(smollm2_cache: Path) -> None:
+    model = load("smollm2", chat=False)
+    text = "The box is {}. The lid is green. Once more: the box is"
+    frame = patch(model, [text.format("red")], [text.format("blue")], (" red", " blue"))
+    assert frame["clean"].iloc[0] > 1 and frame["corrupted"].iloc[0] < -1, "the model copies the word"
+    restored = frame.pivot(index="layer", columns="column", values="restored")
+    word = frame.loc[frame["clean_token"] != frame["token"], "column"].unique()
+    assert len(word) == 1 and restored.loc[0].idxmax() == word[0] and restored.loc[0, word[0]] > 0.9
+    assert restored.loc[29].idxmax() == restored.columns[-1] and restored.loc[29].max() == pytest.approx(1, abs=1e-3)
+    carries = restored.idxmax(axis=1)
+    assert set(carries) == {word[0], restored.columns[-1]}, "first at the word, then at the last token, nowhere between"
+    assert (carries.diff().fillna(0) != 0).sum() == 1

@@ -72,7 +72,8 @@ def test_features_of_tokens_and_a_feature_ablated() -> None:
     states = capture(model, PROMPTS, layers=[2], positions="prompt", reduce="none")
     sae = train_sae(states.at(2), 2, n_features=64, k=4, epochs=60)
     frame = sae_features(model, PROMPTS, sae, top=2)
-    assert frame.attrs["explained_variance"] == pytest.approx(sae.explained(states.at(2))) and len(frame) == 2 * len(
+    later = states.at(2)[(states.index["column"] > 0).tolist()]
+    assert frame.attrs["explained_variance"] == pytest.approx(sae.explained(later)) and len(frame) == 2 * len(
         states
     )
     assert frame.attrs["active_features"] == 4
@@ -100,6 +101,9 @@ def test_files_and_settings_that_mean_something_else_are_refused(tmp_path: Path)
         "architecture": ("gated", "architecture 'gated'"),
         "normalize_activations": ("layer_norm", "normalize_activations="),
         "rescale_acts_by_decoder_norm": (True, "rescale_acts_by_decoder_norm=True"),
+        "hook_head_index": (3, "hook_head_index=3"),
+        "activation_fn_str": ("topk", "activation_fn_str='topk'"),
+        "model_from_pretrained_kwargs": ({"center_writing_weights": True}, "weights that were changed"),
         "metadata": ({"hook_name": "blocks.3.attn.hook_z"}, "blocks.3.attn.hook_z"),
     }  # fmt: skip
     for name, (value, message) in changes.items():
@@ -115,5 +119,9 @@ def test_files_and_settings_that_mean_something_else_are_refused(tmp_path: Path)
         SAE(*PARTS, Site(1, "heads")).save(tmp_path / "heads")
     with pytest.raises(DataError, match="a topk SAE has k"):
         SAE(*PARTS, Site(1), architecture="topk")
-    with pytest.raises(DataError, match="3 states for an SAE with k=4"):
+    with pytest.raises(DataError, match="count its layer from 0"):
+        SAE(*PARTS, Site(-1))
+    with pytest.raises(DataError, match="9 states, of which"):
+        train_sae(torch.ones(9, 6), 1, n_features=8, k=4)
+    with pytest.raises(DataError, match="3 states, of which"):
         train_sae(normal(3, 6), 1, n_features=8, k=4)

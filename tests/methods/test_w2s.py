@@ -92,6 +92,13 @@ def test_what_leaves_no_choice_is_refused() -> None:
     for given in (VECTORS[:1], [VECTORS[0], VECTORS[0]], [SteeringVector({1: normal(32), 2: normal(32)}), VECTORS[2]]):
         with pytest.raises(SteeringError, match="W2S chooses between sites"):
             W2S(given, 2)
+    other = SteeringVector({1: normal(32)})
+    other.default_positions = "prompt"
+    for given in ([other, VECTORS[2]], [SteeringVector({-1: normal(32)}), VECTORS[0]]):
+        with pytest.raises(SteeringError, match="the same default positions, their layers counted from 0"):
+            W2S(given, 2)
+    with pytest.raises(DataError, match="has none of 1 inputs, such as 's0'"):
+        W2S(VECTORS, 2).fit(acts, slopes=table[table["example_id"] != "s0"])
     with pytest.raises(DataError, match="W2S is fitted to slopes="):
         W2S(VECTORS, 2).fit(acts)
     with pytest.raises(DataError, match=r"has the layers \[1, 2\], not \[3\]"):

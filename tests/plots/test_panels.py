@@ -297,5 +297,7 @@ def test_patch_heat_map_shows_the_share_restored_and_both_tokens() -> None:
     assert ax.collections[0].get_clim() == (-1, 1), "0 is white"
     with pytest.raises(DataError, match=r"one pair of prompts and one head; the frame's \['head'\] differ"):
         plots.patch_heatmap(pd.concat([frame, frame.assign(head=2)]))
+    with pytest.raises(DataError, match="a layer and token several times"):
+        plots.patch_heatmap(pd.concat([frame, frame.assign(restored=0.5)]))
     with pytest.raises(DataError, match="restored"):
         plots.patch_heatmap(frame.drop(columns="restored"))

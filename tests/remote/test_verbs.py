@@ -3,12 +3,16 @@
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from remote_fits import OPERATIONS, PAIRS, PROMPTS, fit, operations
 from servers.ndif import Ndif
 
 import steerlab
+from steerlab import Site
+from steerlab.analysis.patching import LogitDifference, patch
+from steerlab.errors import SteerlabError
 from steerlab.models._nnsight.ndif import NdifEngine
 from steerlab.models.model import Model
 
@@ -60,6 +64,7 @@ def test_steered_texts_match_local(both: Both, method: str) -> None:
     assert there.ids == here.ids
     assert there.steered_tokens == here.steered_tokens > 0
     assert there.norm_ratio == pytest.approx(here.norm_ratio, rel=1e-5)
+    pd.testing.assert_frame_equal(there.norm_ratios, here.norm_ratios, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", OPERATIONS)
@@ -69,6 +74,18 @@ def test_operators_match_local(both: Both, method: str) -> None:
     assert there.ids == here.ids and there.steered_tokens == here.steered_tokens > 0
     there, here = (steerlab.score(m, PAIRS, ["It is."] * len(PAIRS), **wanted) for m in both)
     assert np.array_equal(there.to_numpy(), here.to_numpy())
+
+
+def test_patched_cells_match_local(both: Both) -> None:
+    prompts = [["Is it late or early now?"], ["Is it late or early then?"]]
+    there, here = (
+        patch(m, *prompts, metric=LogitDifference(7, 11), layers=[1, Site(2, "attn_out")], alignment="start")
+        for m in both
+    )
+    assert there["value"].tolist() == pytest.approx(here["value"].tolist(), abs=1e-4)
+    assert there["restored"].abs().max() > 0.01
+    with pytest.raises(SteerlabError, match="'attribution' needs gradients"):
+        patch(both[0], *prompts, metric=LogitDifference(7, 11), method="attribution")
 
 
 def test_l2s_is_computed_in_the_request_that_it_steers(both: Both) -> None:

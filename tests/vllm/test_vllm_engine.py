@@ -9,6 +9,7 @@ from steerers import ANSWERS, OPERATIONS, PROMPTS, examples, fitted_l2s, operati
 
 import steerlab
 from steerlab import SteeringVector, capture, generate, score, sweep
+from steerlab.analysis.patching import LogitDifference, patch
 from steerlab.data.inputs import as_examples
 from steerlab.errors import LayoutError, LoadError, RemoteError, SteeringError
 from steerlab.models.interventions import Edit
@@ -60,6 +61,9 @@ def test_steered_texts_match_hooks(remote, near, kind: str, positions: str) -> N
     assert ours.ids == theirs.ids
     assert ours.steered_tokens == theirs.steered_tokens
     assert ours.norm_ratio == pytest.approx(theirs.norm_ratio, rel=0.1)
+    # here, rows that have ended are counted until the last one ends
+    both = ours.norm_ratios.merge(theirs.norm_ratios, on=["layer", "token", "states"])
+    assert len(both) >= 1 and both["norm_ratio_x"].tolist() == pytest.approx(both["norm_ratio_y"].tolist(), rel=0.02)
 
 
 @pytest.mark.parametrize("kind", OPERATIONS)
@@ -68,6 +72,12 @@ def test_operators_match_hooks(remote, near, kind: str) -> None:
     ours, theirs = (generate(model(), PROMPTS, max_new_tokens=STEPS, **options) for model in (remote, near))
     assert ours.ids == theirs.ids and ours.steered_tokens == theirs.steered_tokens
     near_to(*(score(model(), PROMPTS, ANSWERS, **options)["logprob"] for model in (remote, near)))
+
+
+def test_patched_cells_match_hooks(remote, near) -> None:
+    pair = [["Is it late or early now?"], ["Is it late or early then?"]]
+    options = dict(metric=LogitDifference(7, 11), layers=[1, Site(2, "attn_out")], alignment="start")
+    near_to(*(patch(model(), *pair, **options)["value"] for model in (remote, near)))
 
 
 def test_heads_are_refused(remote) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steerlab.analysis._patching.run import Cell, PatchRun
+from steerlab.analysis._patching.run import Cell, LastMetric, PatchRun
 from steerlab.errors import DataError
 from steerlab.models._hooks import HooksEngine
 from steerlab.models.engine import choose_columns, forward_inputs
@@ -38,16 +38,16 @@ def _states_and_gradients(run: PatchRun) -> tuple[dict[Site, Tensor], dict[Site,
     def differentiable(_module: object, _args: object, embedded: Tensor) -> Tensor:
         return embedded.requires_grad_()  # the weights themselves may be frozen
 
-    inputs = model.inputs(model.batch([run.corrupted]))
     engine = HooksEngine(model.hf, model.layout)
-    with model.lock, torch.enable_grad(), engine.hooked({}, set(run.states), keep):
+    with torch.inference_mode(False), torch.enable_grad(), model.lock, engine.hooked({}, set(run.states), keep):
+        inputs = model.inputs(model.batch([run.corrupted]))
         handle = model.hf.get_input_embeddings().register_forward_hook(differentiable)
         try:
             given = forward_inputs(model.hf, inputs)
             logits = choose_columns(model.hf(**given).logits, 1, "logits_to_keep" in given)
         finally:
             handle.remove()
-        value = run.last_metric(logits)
+        value = LastMetric(run.metric)(logits)
         if not value.requires_grad:
             raise DataError("the metric cuts the gradient, which method='attribution' needs: keep it in torch")
         gradients = torch.autograd.grad(value.sum(), [found[site] for site in run.states])

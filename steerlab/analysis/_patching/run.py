@@ -7,25 +7,49 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.checks import check_option, show
+from steerlab._support.checks import show
 from steerlab.capturing import Activations, capture
 from steerlab.data.example import Example
-from steerlab.errors import DataError
+from steerlab.errors import DataError, PositionError
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.engine import FULL_FORWARD
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.kv_prefix import ForwardState, split_at
 from steerlab.models.model import Model
-from steerlab.models.positions import Positions, resolve_nonempty
+from steerlab.models.positions import Positions, includes_generated, resolve_nonempty
 from steerlab.models.sites import Site
 from steerlab.steering.batches import encode_examples
 from steerlab.steering.finite import check_finite
 
 Metric = Callable[[Float[Tensor, "row vocabulary"]], Float[Tensor, " row"]]
 Alignment = Literal["start", "end"] | Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class LastMetric:
+    """A logits reducer to the metric of the last column, a number for each row."""
+
+    metric: Metric
+
+    def __call__(self, logits: Float[Tensor, "row keep vocabulary"]) -> Float[Tensor, " row"]:
+        values = []
+        for row in logits[:, -1:].float():  # one at a time: a metric that mixed rows would mix cells
+            found = self.metric(row)
+            if not isinstance(found, Tensor) or found.shape != (1,):
+                what = tuple(found.shape) if isinstance(found, Tensor) else show(found)
+                raise DataError(f"the metric gave {what} for logits {tuple(row.shape)}: give one number for each row")
+            if bool(row.isfinite().all()) and not bool(found.isfinite().all()):
+                raise DataError(f"the metric gave {float(found)} for finite logits: give a finite number")
+            values.append(found)
+        return torch.cat(values)
+
+    def for_row(self, number: int) -> LastMetric:
+        """See `PerRowReducer`."""
+        return self
 
 
 class Cell(NamedTuple):
@@ -83,6 +107,8 @@ class PatchRun:
 
     def columns(self, positions: Sequence[Positions]) -> list[int]:
         """The tokens of the corrupted prompt at some positions, without those that the alignment leaves out."""
+        if not positions or any(includes_generated(place) for place in positions):
+            raise PositionError(f"positions={list(positions)!r}: patch writes to tokens of the prompt: name some")
         found = {c for place in positions for c in resolve_nonempty(place, self.corrupted) if c in self.matched}
         if not found:
             raise DataError("the alignment leaves out every token of these positions: there is nothing to patch")
@@ -115,18 +141,9 @@ class PatchRun:
         whole = self.model.inputs(self.model.batch([row] * n))
         inputs = split_at(whole, cut)[1] if cut else whole
         with self.model.lock:
-            found = self.model.engine.logits(inputs, edits, 1, start, self.last_metric)
+            found = self.model.engine.logits(inputs, edits, 1, start, LastMetric(self.metric))
             check_finite(found, self.model, whole, edits)
         return [float(value) for value in found]
-
-    def last_metric(self, logits: Tensor) -> Tensor:
-        """The metric of the last column, a number for each row."""
-        last = logits[:, -1].float()
-        found = self.metric(last)
-        if not isinstance(found, Tensor) or found.shape != (len(last),):
-            what = tuple(found.shape) if isinstance(found, Tensor) else show(found)
-            raise DataError(f"the metric gave {what} for logits {tuple(last.shape)}: give one number for each row")
-        return found
 
 
 def _matched(clean: int, corrupted: int, alignment: Alignment | None) -> dict[int, int]:
@@ -138,7 +155,11 @@ def _matched(clean: int, corrupted: int, alignment: Alignment | None) -> dict[in
                 f"the alignment pairs {bad[:3]}; the corrupted prompt has {corrupted} tokens, the clean one {clean}"
             )
         return {int(ours): int(theirs) for ours, theirs in alignment.items()}
-    check_option("alignment", alignment, (None, "start", "end"))
+    if alignment not in (None, "start", "end"):
+        raise DataError(
+            f"alignment={show(alignment)}: expected 'start', 'end', or {{column of the corrupted prompt: column of the "
+            "clean one}"
+        )
     if alignment is None and clean != corrupted:
         raise DataError(
             f"the clean prompt has {clean} tokens and the corrupted one {corrupted}: say which belong together, "
