@@ -90,9 +90,10 @@ ROUNDS: dict[str, dict[str, Any]] = {
         "positions": ("all",),
         "sentences": ("situation_closed",),
         "targets": ("equalized",),
-        "alphas": (1.05, 1.2, 1.3),
+        "alphas": (1.2, 1.3),
         "inputs": 80,
         "firsts": (12, 16),
+        "methods": ("l2s",),
         "readers": ((22, "relu balanced, 10 units"),),
     },
 }
@@ -101,10 +102,10 @@ ROUNDS: dict[str, dict[str, Any]] = {
 `inputs`: validation inputs of each behavior. The choice is made among the rounds with the most inputs, so "again"
 repeats the setting that was best for the mean vector before. `contexts`: the layer to read and the kind of net are
 chosen by cross-fitting among these and `CROSSFITTED`. `readers`: layers to read and kinds of net, all tried. `firsts`:
-numbers of new tokens that are steered (0: all). The rounds from "narrow" to "units", except "again", and "ending" are
-centered on the best settings of L2S. `best_of`: centered on the best
-settings of the named method in earlier rounds: the `centers` best that were not yet evaluated on so many inputs, each
-with all `targets`.
+numbers of new tokens that are steered (0: all). `methods`: "mean", "l2s", or both. The rounds from "narrow" to "units",
+except "again", and "ending" are centered on the best settings of L2S. `best_of`: centered on the best settings of the
+named method in earlier rounds: the `centers` best that were not yet evaluated on so many inputs, each with all
+`targets`.
 """
 CROSSFITTED = ("tanh", "relu", "relu balanced")
 LAYERS = (14, 15, 16, 17, 18, 20, 22, 24, 28)  # every layer that a round steers or reads
@@ -203,8 +204,6 @@ def read_grid(path: str | Path, rounds: Sequence[str]) -> pd.DataFrame:
     if not Path(path).is_file():
         raise DataError(f"{path} does not exist: give the grid.csv of a finished study")
     grid = pd.read_csv(path, keep_default_na=False, na_values=["nan", ""])
-    if "first" not in grid:  # of a study in which all new tokens were steered
-        grid["first"] = 0
     missing = [name for name in [*SETTING_COLUMNS, *(g.measure for g in GOALS), "round", "inputs"] if name not in grid]
     if missing:
         raise DataError(f"{path} lacks the columns {missing}: give the grid.csv of a finished study")
@@ -252,8 +251,10 @@ def setting_groups(
     if "best_of" in space:
         return _around_the_best(space, known, inputs, n_layers)
     places = product(space["layers"], space["positions"], space["sentences"], space["targets"])
-    readers, firsts = tuple(space.get("readers", ())), tuple(space.get("firsts", (0,)))
-    return [SettingGroup(*place, alphas=tuple(space["alphas"]), readers=readers, firsts=firsts) for place in places]
+    given: dict[str, Any] = {
+        key: tuple(space[key]) for key in ("alphas", "readers", "firsts", "methods") if key in space
+    }
+    return [SettingGroup(*place, **given) for place in places]
 
 
 def _around_the_best(

@@ -73,9 +73,7 @@ def test_features_of_tokens_and_a_feature_ablated() -> None:
     sae = train_sae(states.at(2), 2, n_features=64, k=4, epochs=60)
     frame = sae_features(model, PROMPTS, sae, top=2)
     later = states.at(2)[(states.index["column"] > 0).tolist()]
-    assert frame.attrs["explained_variance"] == pytest.approx(sae.explained(later)) and len(frame) == 2 * len(
-        states
-    )
+    assert frame.attrs["explained_variance"] == pytest.approx(sae.explained(later)) and len(frame) == 2 * len(states)
     assert frame.attrs["active_features"] == 4
     first = frame.iloc[2]
     own = sae.encode(states.at(2))[1]

@@ -61,7 +61,10 @@ def test_layers_missing_in_model_are_not_used_as_centers(earlier: pd.DataFrame) 
 def test_product_rounds_try_every_setting_with_both_methods() -> None:
     assert sum(len(b.settings()) for b in setting_groups(ROUNDS["wide"], None, 120, 30)) == 720
     (net,) = setting_groups(ROUNDS["net"], None, 240, 30)
-    assert net.settings() == [("mean", 16, "-", 1.05), *(("l2s", *r, 1.05) for r in ROUNDS["net"]["readers"])]
+    assert net.settings() == [("mean", 16, "-", 1.05, 0), *(("l2s", *r, 1.05, 0) for r in ROUNDS["net"]["readers"])]
+    (ending,) = setting_groups(ROUNDS["ending"], None, 240, 30)
+    reader = ROUNDS["ending"]["readers"][0]
+    assert ending.settings() == [("l2s", *reader, alpha, first) for alpha in (1.2, 1.3) for first in (12, 16)]
 
 
 def test_distinct_keeps_the_setting_with_most_inputs(earlier: pd.DataFrame) -> None:
