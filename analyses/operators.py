@@ -209,7 +209,7 @@ def main() -> None:
         name: study.stage(f"test-{name}", partial(measured, model, steer, sets["test"], own, args))
         for name, steer in ways.items()
     }
-    summary: dict[str, Any] = {"chosen": {k: row.to_dict() for k, row in chosen.items()}}
+    summary: dict[str, Any] = {"chosen": {k: row.dropna().to_dict() for k, row in chosen.items()}}
     for name, found in tested.items():
         for part, behavior in (("harmful", "refuse"), ("harmless", "answer")):
             rows = found[found["behavior"] == behavior]

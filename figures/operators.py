@@ -20,8 +20,7 @@ METHODS = {
     "add": "direction added", "add random": "random direction added", "instruction": "instruction",
 }  # fmt: skip
 PANELS = {
-    "harmful.refuses": "Harmful: refuses", "harmful.both": "Harmful: refuses, fluently",
-    "harmless.refuses": "Harmless: refuses",
+    "harmful.refuses": "Refuses harmful", "harmful.both": "… and is fluent", "harmless.refuses": "Refuses harmless",
 }  # fmt: skip
 
 
@@ -40,8 +39,12 @@ def draw(results_dir: str | Path) -> Figure:
             ax.set(title=title, xlim=(0, 1.2), xticks=[0, 0.5, 1], yticks=range(len(METHODS)))
             ax.set_yticklabels(METHODS.values())
         ax.invert_yaxis()
-        n, model = summary["none.harmful.refuses"]["n"], summary["provenance"]["model"]
-        fig.supxlabel(f"Share of {n} unseen prompts of each kind ({model}), with 95 % intervals", fontsize=7)
+        harmful, harmless = (summary[f"none.{part}.refuses"]["n"] for part in ("harmful", "harmless"))
+        model = summary["provenance"]["model"]
+        fig.supxlabel(
+            f"Share of {harmful} harmful and {harmless} harmless unseen prompts ({model}), with 95 % intervals",
+            fontsize=7,
+        )
         fig.draw_without_rendering()
     return fig
 

@@ -252,7 +252,7 @@ def test_patch_refuses_what_it_cannot_do() -> None:
 @pytest.mark.nightly
 def test_a_copied_word_is_found_where_it_stands_and_where_it_is_said(smollm2_cache: Path) -> None:
     model = load("smollm2", chat=False)
-    text = "The box is {}. The lid is green. Once more: the box is"
+    text = "The code word is {}. Remember it: the code word is"
     frame = patch(model, [text.format("red")], [text.format("blue")], (" red", " blue"))
     assert frame["clean"].iloc[0] > 1 and frame["corrupted"].iloc[0] < -1, "the model copies the word"
     restored = frame.pivot(index="layer", columns="column", values="restored")
