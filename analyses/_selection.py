@@ -82,11 +82,11 @@ def ending(steerer: Steerer, first: int) -> Steerer:
 
 def _fluently(judged: pd.DataFrame) -> dict[str, float]:
     """Shares of what counts only in fluent answers, and of fluent answers among those to refuse or defer."""
-    asked = judged[judged["behavior"] != "answer"]
+    steered = judged[judged["behavior"] != "answer"]
     both = {"refuses": judged["refuses"] * judged["fluent"], "defers": judged["defers"] * judged["fluent"]}
     named = {"refuse_harmful": ("refuses", "refuse"), "defer_expert": ("defers", "defer")}
     found = {name: float(both[measure][judged["behavior"] == of].mean()) for name, (measure, of) in named.items()}
-    return found | {"answers": float(asked["fluent"].mean())}
+    return found | {"answers": float(steered["fluent"].mean())}
 
 
 @dataclass(frozen=True)

@@ -107,5 +107,6 @@ def _grid(rows: pd.DataFrame, value: str) -> pd.DataFrame:
 
 def _shown(text: str, most: int = 8) -> str:
     """A token in a cell: white space visible, no mathematics, not too long."""
-    visible = repr(text)[1:-1] if text.strip() else text.replace(" ", "␣").replace("\n", r"\n")
+    visible = text if text.strip() else text.replace(" ", "␣")
+    visible = "".join(one if one.isprintable() else repr(one)[1:-1] for one in visible)
     return visible[:most].replace("$", r"\$")
