@@ -13,7 +13,7 @@ from steerlab.models.smollm2 import smollm2_folder
 from steerlab.testing import tiny_lm
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-OWN_PAIRS, WITH_BLOCK, OPERATORS, BUILT_IN = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+OWN_PAIRS, WITH_BLOCK, OPERATORS, READING, BUILT_IN = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
 TABLE = dict(re.findall(r"^\| ([^|]+\?) \| (.+) \|$", README, re.MULTILINE))
 
 
@@ -41,6 +41,10 @@ def test_own_pairs_give_the_texts_in_the_table(smollm2_cache: Path, capsys: pyte
     exec(compile(OPERATORS, "README.md", "exec"), names)
     assert len({names["before"][0], names["capped"][0], names["removed"][0]}) > 1
     assert 0 < names["dose"].alpha < 2 and 0.4 < names["dose"].kl <= 0.5
+    exec(compile(READING, "README.md", "exec"), names)
+    assert names["lens"]["rank"].iloc[-1] == 1, "Paris is the next word in the end"
+    restored = names["cells"].pivot(index="layer", columns="column", values="restored")
+    assert restored.loc[0].idxmax() == 3 and restored.loc[29].idxmax() == 4, "first at the country, then at the end"
 
 
 def test_built_in_data_set_is_swept_and_steered(

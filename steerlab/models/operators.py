@@ -230,6 +230,7 @@ def rotate(h: States, u: States, share: Strengths) -> States:
     across = h - along * u
     sine = across.norm(dim=-1, keepdim=True)
     angle = torch.atan2(sine, along)
-    turned = norm * (torch.cos((1 - share) * angle) * u + torch.sin((1 - share) * angle) * unit(across))
+    # of a state that points almost the other way, rounding leaves `across` at less than a right angle to u
+    turned = norm * unit(torch.cos((1 - share) * angle) * u + torch.sin((1 - share) * angle) * unit(across))
     still = (share == 0) | (sine <= 1e-6 * norm) | ~u.any(-1, keepdim=True)
     return torch.where(still, h, turned)

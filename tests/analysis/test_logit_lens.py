@@ -91,7 +91,7 @@ def test_lens_inside_a_steering_block_is_unsteered_and_not_counted() -> None:
 
 def test_lens_refuses_what_it_cannot_read() -> None:
     model = tiny_lm("llama")
-    with pytest.raises(DataError, match=r"tokens: 'two words' \(str\) is \d+ tokens of this"):
+    with pytest.raises(DataError, match=r"'two words' \(str\) is \d+ tokens of this"):
         logit_lens(model, PROMPTS, tokens=["two words"])
     with pytest.raises(LayoutError, match=r"residual stream, and 1.heads has none"):
         logit_lens(model, PROMPTS, [Site(1, "heads")])

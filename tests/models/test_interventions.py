@@ -205,8 +205,9 @@ def test_last_column_reads_the_cache_under_every_name_it_has_had(name: str) -> N
 def test_stats_of_two_forwards_add_up() -> None:
     stats, h = EditStats(), torch.full((1, 2, 4), 2.0)
     for _ in range(2):
-        stats.add(torch.ones(1, 1, 4), h, torch.tensor([[True, True]]))
+        stats.add(torch.ones(1, 1, 4), h, torch.tensor([[True, True]]), 5)
     assert stats.totals() == (4, pytest.approx(4 * 0.5))
+    assert stats.columns.tolist() == [[0, 0, 0, 2, 2], [0, 0, 0, 1, 1]], "the columns before the last, which is given"
 
 
 def test_an_edit_of_one_rows_generated_tokens_is_no_noop() -> None:
