@@ -14,9 +14,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from steerlab._support.checks import as_seed, as_texts
+from steerlab.analysis._plain import plain_states
 from steerlab.analysis.logit_lens import logit_lens
-from steerlab.capturing import Activations, capture
-from steerlab.capturing.rows import Layers
+from steerlab.capturing.rows import Layers, as_sites
+from steerlab.data.example import Example
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError
 from steerlab.models.encoding import single_token
@@ -85,7 +86,7 @@ def accessibility(
     if ranks.duplicated(["example_id", "layer"]).any():
         raise DataError(f"position={position!r} names several tokens of a prompt: name one")
     rows = []
-    accuracies = _probe_accuracies(model, data, layers, position, wanted, seed, batch_size) if probe else {}
+    accuracies = _probe_accuracies(model, examples, layers, position, wanted, seed, batch_size) if probe else {}
     for layer, of_layer in ranks.groupby("layer", sort=False):
         n, hits = len(of_layer), int((of_layer["rank"] == 1).sum())
         low, high = binomtest(hits, n).proportion_ci(method="wilson")
@@ -99,14 +100,16 @@ def accessibility(
 
 
 def _probe_accuracies(
-    model: Model, data: Data, layers: Layers, position: Positions, answers: Sequence[str], seed: int, batch_size: int
+    model: Model,
+    examples: Sequence[Example],
+    layers: Layers,
+    position: Positions,
+    answers: Sequence[str],
+    seed: int,
+    batch_size: int,
 ) -> dict[int | str, float]:
     """Cross-validated accuracy of a small network at each layer."""
-    plain = [example.replace(contrast=None) for example in as_examples(data)]
-    acts = capture(
-        model, plain, layers=layers, positions=position, context=None, batch_size=batch_size, progress=False
-    )  # fmt: skip
-    assert isinstance(acts, Activations)
+    acts = plain_states(model, examples, as_sites(layers, model), position, batch_size)
     folds = StratifiedKFold(min(FOLDS, *Counter(answers).values()), shuffle=True, random_state=as_seed(seed))
     network = MLPClassifier((HIDDEN,), solver="lbfgs", alpha=1.0, max_iter=500, random_state=seed)
     found = {}

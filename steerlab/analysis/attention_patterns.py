@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from steerlab._support.checks import show
+from steerlab.analysis._plain import plain_examples
 from steerlab.capturing.rows import Layers, as_sites
-from steerlab.data.inputs import Data, as_examples
+from steerlab.data.inputs import Data
 from steerlab.errors import LayoutError, SteerlabError
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.model import Model, check_ready
@@ -53,9 +54,8 @@ def attention_patterns(
     sites = as_sites(layers, model)
     if any(site.part != "text" or site.point != "block_out" for site in sites):
         raise LayoutError(f"layers={show(layers)}: attention belongs to whole blocks: give their numbers")
-    examples = [example.replace(contrast=None) for example in as_examples(data)]
     frames = []
-    for row in encode_examples(model, examples):
+    for row in encode_examples(model, plain_examples(data)):
         found = _weights(model, row)
         for layer in (site.layer for site in sites):
             weights = found[layer]

@@ -148,10 +148,8 @@ def find_breaking_dose(
         SteeringError: no strength breaks the texts, or even the weakest does, or they are broken unsteered.
     """
     as_number("fluent", fluent, 1e-6, 1.0)
-    request, examples = (
-        as_requests(model, as_steerer(steer, model.n_layers), 1.0, positions, scale)[0],
-        as_examples(data),
-    )
+    (request,) = as_requests(model, as_steerer(steer, model.n_layers), 1.0, positions, scale)
+    examples = as_examples(data)
     settings = resolve_interventions(model, [request], examples, batch_size, check_alpha=False)
     tried: dict[float, tuple[float, float]] = {}
 

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.checks import as_whole
-from steerlab.capturing import Activations, capture
+from steerlab.analysis._plain import plain_states, token_rows
 from steerlab.capturing.rows import Layers, as_sites
-from steerlab.data.inputs import Data, as_examples
+from steerlab.data.inputs import Data
 from steerlab.errors import LayoutError, SteerlabError
 from steerlab.models.encoding import single_token
 from steerlab.models.kv_prefix import ForwardState
@@ -76,12 +76,7 @@ def logit_lens(
     other = next((site for site in sites if site.part != "text" or site.point == "heads"), None)
     if other is not None:
         raise LayoutError(f"the lens reads states of the text's residual stream, and {other} has none")
-    prompts = [example.replace(contrast=None) for example in as_examples(data)]
-    acts = capture(
-        model, prompts, layers=[*sites, end], positions=positions, context=None, reduce="none", batch_size=batch_size,
-        progress=False,
-    )  # fmt: skip
-    assert isinstance(acts, Activations)
+    acts = plain_states(model, data, [*sites, end], positions, batch_size)
     frames = []
     for start in range(0, len(acts), STATES):
         rows = slice(start, start + STATES)
@@ -111,8 +106,7 @@ def _rows(
     ranks = (logprobs[:, None, :] > own[:, :, None]).sum(-1) + 1
     kl = (final.exp() * (final - logprobs)).sum(-1)
     n = ids.shape[1]
-    kept = index[["example_id", "position", "column"]].reset_index(names="row")
-    kept["input_token"] = [str(model.tokenizer.decode([i])) for i in index["token"]]
+    kept = token_rows(model, index).reset_index(names="row")
     kept = kept.loc[kept.index.repeat(n)].reset_index(drop=True)
     words = [str(model.tokenizer.decode([i])) for i in ids.flatten().tolist()]
     return kept.assign(

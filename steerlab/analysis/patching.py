@@ -14,8 +14,9 @@ from steerlab._support.checks import as_whole, check_option, check_type, show
 from steerlab.analysis._patching.attribution import attributed_values
 from steerlab.analysis._patching.cells import patched_values
 from steerlab.analysis._patching.run import Alignment, Cell, Metric, PatchRun
+from steerlab.analysis._plain import plain_examples
 from steerlab.capturing.rows import Layers, as_sites
-from steerlab.data.inputs import Data, as_examples
+from steerlab.data.inputs import Data
 from steerlab.errors import DataError, LayoutError, SteerlabError
 from steerlab.models.encoding import single_token
 from steerlab.models.job import background
@@ -75,9 +76,9 @@ def patch(
 
     Raises:
         DataError: prompts of different lengths without an alignment, another number of prompts, an answer that is not
-            one token; a metric that gives no number for each row.
+            one token; a metric that gives no number for each row, or the same for both prompts.
         LayoutError: a site or head that the model does not have.
-        SteerlabError: "attribution" on a model on a server; a metric that is the same in both runs.
+        SteerlabError: "attribution" on a model on a server.
 
     Source: Meng et al., arXiv 2202.05262; attribution: Nanda 2023, Kramár et al., arXiv 2403.00745, equation 4.
     """
@@ -88,7 +89,7 @@ def patch(
     heads = None if heads is None else list(dict.fromkeys(as_whole("heads: one", head, None) for head in heads))
     sites, chosen = _sites(model, layers, heads), [None] if heads is None else [*heads]
     places: list[Any] = [*positions] if isinstance(positions, list | tuple) else [positions]
-    pairs = [[e.replace(contrast=None) for e in as_examples(data)] for data in (clean, corrupted)]
+    pairs = [plain_examples(data) for data in (clean, corrupted)]
     if len(pairs[0]) != len(pairs[1]):
         raise DataError(f"{len(pairs[0])} clean prompts and {len(pairs[1])} corrupted ones: they are compared in pairs")
     metrics = _metrics(model, answers, metric, len(pairs[0]))

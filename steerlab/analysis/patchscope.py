@@ -8,9 +8,9 @@ import pandas as pd
 import torch
 
 from steerlab._support.checks import as_whole, show
-from steerlab.capturing import Activations, capture
+from steerlab.analysis._plain import plain_states, token_rows
 from steerlab.capturing.rows import Layers, as_sites
-from steerlab.data.inputs import Data, as_examples
+from steerlab.data.inputs import Data
 from steerlab.errors import DataError, LayoutError
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.interventions import Edit
@@ -75,22 +75,15 @@ def patchscope(
     places = row.overlapping(placeholder)
     if not places:
         raise DataError(f"the placeholder {show(placeholder)} is not in the prompt {show(prompt)}")
-    plain = [example.replace(contrast=None) for example in as_examples(data)]
-    acts = capture(
-        model, plain, layers=list(sites), positions=positions, context=None, reduce="none", batch_size=batch_size,
-        progress=False,
-    )  # fmt: skip
-    assert isinstance(acts, Activations)
-    frames = []
+    acts = plain_states(model, data, sites, positions, batch_size)
+    read, frames = token_rows(model, acts.index).reset_index(names="row"), []
     for number, site in enumerate(sites):
         states, texts = acts.at(site), list[str]()
         for start in range(0, len(states), batch_size):
             texts += _continuations(
                 model, row, places[-1], target or site, states[start : start + batch_size], max_new_tokens
             )
-        frame = acts.index[["example_id", "position", "column"]].reset_index(names="row")
-        tokens = [str(model.tokenizer.decode([i])) for i in acts.index["token"]]
-        frames.append(frame.assign(input_token=tokens, layer=site.label, text=texts, order=number))
+        frames.append(read.assign(layer=site.label, text=texts, order=number))
     found = pd.concat(frames, ignore_index=True).sort_values(["row", "order"], ignore_index=True)
     return found.drop(columns=["row", "order"])
 

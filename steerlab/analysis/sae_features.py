@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from steerlab._support.checks import as_whole
-from steerlab.capturing import Activations, capture
-from steerlab.data.inputs import Data, as_examples
+from steerlab.analysis._plain import plain_states, token_rows
+from steerlab.data.inputs import Data
 from steerlab.errors import MismatchError
 from steerlab.methods import SAE
 from steerlab.models.model import Model
@@ -48,12 +48,7 @@ def sae_features(
             model, another site, or weights that were changed (centered, or with norms folded in).
     """
     as_whole("top", top, 1, sae.n_features)
-    plain = [example.replace(contrast=None) for example in as_examples(data)]
-    acts = capture(
-        model, plain, layers=[sae.site], positions=positions, context=None, reduce="none", batch_size=batch_size,
-        progress=False,
-    )  # fmt: skip
-    assert isinstance(acts, Activations)
+    acts = plain_states(model, data, [sae.site], positions, batch_size)
     states = acts.at(sae.site)
     # the first token's state is many times as long as any other, and often no part of the training
     later = states[(acts.index["column"] > 0).tolist()]
@@ -65,9 +60,7 @@ def sae_features(
         )
     features = sae.encode(states)
     values, numbers = features.topk(top)
-    frame = acts.index[["example_id", "position", "column"]].assign(
-        input_token=[str(model.tokenizer.decode([i])) for i in acts.index["token"]]
-    )
+    frame = token_rows(model, acts.index)
     frame = frame.loc[frame.index.repeat(top)].reset_index(drop=True)
     frame = frame.assign(feature=numbers.flatten().numpy(), activation=values.flatten().numpy())
     found = frame[frame["activation"] > 0].reset_index(drop=True)

@@ -29,9 +29,9 @@ class PerRowReducer(Protocol):
         ...
 
 
-def identity(logits: Tensor) -> Tensor:
-    """The logits themselves: the default reducer."""
-    return logits
+def identity(values: Tensor) -> Tensor:
+    """The values themselves: the default reducer of logits, and the selector of whole states."""
+    return values
 
 
 @runtime_checkable

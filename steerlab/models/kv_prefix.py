@@ -28,10 +28,17 @@ from steerlab.errors import SteeringError
 from steerlab.models.attention import PrefixKV, supports_prefix_attention, use_prefix_attention
 from steerlab.models.versions import cache_name, forward_options
 
+MIN_PREFIX = 4  # columns whose keys and values are worth keeping
+WEIGHT_TOKENS = 24  # reading a block's weights costs a forward as much as this many tokens
 MIN_SHARED_COLUMNS = 8  # below that, running shared columns once does not pay
 # tokens of one forward that keep a device busy; more outgrow its caches and slow matrix products down
 TOKENS = {"cpu": 640, "other": 16384}
 _Inputs = dict[str, Tensor]
+
+
+def tokens_per_forward(device: torch.device, is_remote: bool = False) -> int:
+    """As many tokens as a forward should have; a server gets few, large requests."""
+    return TOKENS["cpu" if device.type == "cpu" and not is_remote else "other"]
 
 
 class SharedPrefixLayer(DynamicLayer):
@@ -198,7 +205,7 @@ def length_buckets(attention_mask: Tensor, shared: int) -> list[tuple[int, int, 
 
     One long row would pad all others of a large batch, and more tokens than keep a device busy slow it down.
     """
-    most = TOKENS["cpu" if attention_mask.device.type == "cpu" else "other"]
+    most = tokens_per_forward(attention_mask.device)
     lengths = attention_mask.sum(1).tolist()
     buckets, start, longest = [], 0, 0
     for row, length in enumerate(lengths):

@@ -20,6 +20,7 @@ from steerlab._support.files import cache_folder, fingerprint, read_sealed, seal
 from steerlab.errors import SteerlabError, StorageError, is_out_of_memory
 from steerlab.models.attention import supports_prefix_attention
 from steerlab.models.encoding import EncodedPrompt
+from steerlab.models.engine import identity
 from steerlab.models.kv_prefix import ForwardState, Prefix, split_at
 from steerlab.models.reference import decoding_error, difference, probe_rows, problem_of, run_alone
 from steerlab.models.sites import Site
@@ -201,7 +202,7 @@ class _Trial:
         for given, layers in [(tail, sorted({0, deepest // 2, deepest})), whole] if used else [whole]:
             rest, prefix = self._prefill(rows, given, share, joined)
             sites = [Site(layer) for layer in layers]
-            states = self.model.engine.capture_states(rest, {}, sites, _whole, ForwardState(prefix))
+            states = self.model.engine.capture_states(rest, {}, sites, identity, ForwardState(prefix))
             for layer, h in zip(layers, states.unbind(1), strict=True):
                 begin = ForwardState(prefix, _COPIES, layer, h.repeat(_COPIES, 1, 1))
                 found.append(self._continue(rest, rows, tail, begin))
@@ -249,7 +250,3 @@ class _Trial:
         """How far logits of the last columns are off those of the rows alone."""
         columns = logits.shape[1]
         return max(difference(one, self.expected[row][-columns:]) for one, row in zip(logits, rows, strict=True))
-
-
-def _whole(h: Tensor) -> Tensor:
-    return h

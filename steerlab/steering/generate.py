@@ -26,7 +26,6 @@ from steerlab.models.interventions import Edit, ImageEdit, SiteEdits
 from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
-from steerlab.models.sites import Site
 from steerlab.models.template import last_text
 from steerlab.steering.batches import Steer, Totals, apply_prompt_transforms, as_requests, encode_examples, run_batches
 from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
@@ -68,7 +67,7 @@ class Generations(Sequence[str]):
     prompts: tuple[str, ...]
     steered_tokens: int
     norm_ratio: float
-    norm_ratios: pd.DataFrame = field(compare=False, repr=False, default_factory=lambda: _ratio_frame({}))
+    norm_ratios: pd.DataFrame = field(compare=False, repr=False, default_factory=lambda: _ratio_frame([]))
 
     def __repr__(self) -> str:
         ratio = f", norm ratio {self.norm_ratio:.2f}" if self.steered_tokens else ""
@@ -150,13 +149,13 @@ def generate(
     model.try_length(max(map(len, rows), default=0) + max_new_tokens)
     check_beam_images(model, rows, options)
     settings = resolve_interventions(model, requests, examples, batch_size, rows)
-    ratios: dict[Site, dict[int, Tensor]] = {}
+    ratios: list[pd.DataFrame] = []
     dose = torch.zeros(2)
 
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[tuple[int, ...]]], Totals]:
         new = new_ids(model, model.inputs(batch, positions=False), edits, options | {"max_new_tokens": max_new_tokens})
         copies = len(new) // len(batch.rows)
-        _count_tokens(ratios, edits, batch.width)
+        ratios.extend(_token_ratios(edits, batch.width))
         dose.add_(_dose(edits))
         return [new[i : i + copies] for i in range(0, len(new), copies)], _totals(edits, new)
 
@@ -261,26 +260,32 @@ def _warn_of_dose(model: Model, norm_ratio: float) -> None:
         )
 
 
-def _count_tokens(ratios: dict[Site, dict[int, Tensor]], edits: SiteEdits, width: int) -> None:
-    """Add the states written and the sum of their norm ratios, by site and by token counted from the last prompt token.
+def _token_ratios(edits: SiteEdits, width: int) -> list[pd.DataFrame]:
+    """For each edit, the states written and the sum of their norm ratios by token, counted from the last prompt token.
 
     Rows are padded on the left: all prompts end at the same column.
     """
-    for site, at_site in edits.items():
-        for edit in at_site:
-            for column, pair in enumerate([] if edit.stats.columns is None else edit.stats.columns.cpu().T):
-                here = ratios.setdefault(site, {})
-                here[column - width + 1] = here.get(column - width + 1, torch.zeros(2)) + pair
+    found = []
+    for site, edit in ((site, edit) for site, at_site in edits.items() for edit in at_site):
+        if edit.stats.columns is not None:
+            states, total = edit.stats.columns.cpu().numpy()
+            tokens = range(1 - width, len(states) + 1 - width)
+            found.append(
+                pd.DataFrame({"site": [site] * len(states), "token": tokens, "states": states, "total": total})
+            )
+    return found
 
 
-def _ratio_frame(ratios: dict[Site, dict[int, Tensor]]) -> pd.DataFrame:
-    rows = [
-        (site.label, token, float(total / count), int(count))
-        for site, by_token in sorted(ratios.items())
-        for token, (count, total) in sorted(by_token.items())
-        if count
-    ]
-    return pd.DataFrame(rows, columns=["layer", "token", "norm_ratio", "states"])
+def _ratio_frame(found: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    if not found:
+        return pd.DataFrame(columns=["layer", "token", "norm_ratio", "states"])
+    summed = pd.concat(found).groupby(["site", "token"])[["states", "total"]].sum().query("states > 0").reset_index()
+    return pd.DataFrame(
+        {
+            "layer": [site.label for site in summed["site"]], "token": summed["token"],
+            "norm_ratio": summed["total"] / summed["states"], "states": summed["states"].astype(int),
+        }
+    )  # fmt: skip
 
 
 def _decoded(edit: Edit, new: list[tuple[int, ...]], copies: int) -> int:

@@ -4,7 +4,8 @@ import pytest
 from reference import questions, vectors
 
 from steerlab import Site, SteeringVector, sweep
-from steerlab.analysis._sweep.plan import TOKENS, AnswerForwards, SettingBatch, _bytes_per_input
+from steerlab.analysis._sweep.plan import AnswerForwards, SettingBatch, _bytes_per_input
+from steerlab.models.kv_prefix import TOKENS
 from steerlab.models.model import Model
 
 

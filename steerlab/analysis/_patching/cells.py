@@ -15,6 +15,7 @@ from torch import Tensor
 from steerlab._support.memory import halve_on_oom
 from steerlab.analysis._patching.pack import pack, start_of
 from steerlab.analysis._patching.run import Cell, PatchRun
+from steerlab.models.engine import identity
 from steerlab.models.interventions import Edit
 from steerlab.models.kv_prefix import ForwardState, Prefix, split_at
 from steerlab.models.operators import EditRule, Replace
@@ -61,7 +62,7 @@ class Forwards:
             if max(cuts):
                 prefix = model.prefill(split_at(inputs, max(cuts))[0])
             if known:
-                found = model.engine.capture_states(inputs, {}, [Site(level) for level in known], _whole)
+                found = model.engine.capture_states(inputs, {}, [Site(level) for level in known], identity)
                 states = dict(zip(known, found.unbind(1), strict=True))
         return cls(run, batches, prefix, states)
 
@@ -86,7 +87,3 @@ class Forwards:
             rule = EditRule(Replace(), None if head is None else (head,), width)
             edits.setdefault(site, []).append(Edit(vectors, prompt, False, rule=rule))
         return edits
-
-
-def _whole(h: Tensor) -> Tensor:
-    return h

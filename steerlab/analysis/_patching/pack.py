@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from math import ceil
 
 from steerlab.analysis._patching.run import Cell
-from steerlab.models.kv_prefix import TOKENS
+from steerlab.models.kv_prefix import MIN_PREFIX, WEIGHT_TOKENS, tokens_per_forward
 from steerlab.models.model import Model
 from steerlab.models.sites import Site
 
-WEIGHT_TOKENS = 24  # reading a block's weights costs a forward as much as this many tokens
-MIN_PREFIX = 4  # columns
 WIDEST = 24  # columns of a batch
 
 
@@ -40,8 +38,7 @@ def pack(model: Model, cells: Sequence[Cell], width: int) -> list[list[Cell]]:
     sites = sorted({cell.site for cell in cells}, key=lambda site: site.forward_order)
     per_site = len(at_column[columns[0]]) // len(sites)
     blocks = [model.n_layers - 1 - (-1 if level is None else level) for level in _levels(model, sites)]
-    on_cpu = model.device.type == "cpu" and not model.is_remote
-    most, prefix = TOKENS["cpu" if on_cpu else "other"], model.supports_prefix_cache
+    most, prefix = tokens_per_forward(model.device, model.is_remote), model.supports_prefix_cache
 
     def cheapest(begin: int, n: int) -> tuple[int, int]:
         """The cost of the columns from `begin` up to `n`, and how many sites a batch has."""

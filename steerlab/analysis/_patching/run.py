@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.checks import show
-from steerlab.capturing import Activations, capture
+from steerlab.analysis._plain import plain_states
 from steerlab.data.example import Example
 from steerlab.errors import DataError, PositionError
 from steerlab.models.encoding import EncodedPrompt
@@ -90,10 +90,7 @@ class PatchRun:
         """A pair of prompts, with the states of the clean one."""
         ours, theirs = encode_examples(model, [clean, corrupted])
         matched = _matched(len(ours), len(theirs), alignment)
-        acts = capture(
-            model, [clean], layers=list(sites), positions="prompt", context=None, reduce="none", progress=False
-        )  # fmt: skip
-        assert isinstance(acts, Activations)
+        acts = plain_states(model, [clean], sites, "prompt")
         return cls(model, ours, theirs, matched, {site: acts.at(site) for site in sites}, metric)
 
     def __post_init__(self) -> None:

@@ -11,13 +11,10 @@ import torch
 
 from steerlab.analysis._sweep.rows import InputBatch, SweepRows, make_input_batch
 from steerlab.analysis._sweep.settings import Setting
-from steerlab.models.kv_prefix import TOKENS
+from steerlab.models.kv_prefix import MIN_PREFIX, WEIGHT_TOKENS, tokens_per_forward
 from steerlab.models.model import Model
 from steerlab.models.positions import position_key
 from steerlab.steering.interventions import written_columns
-
-WEIGHT_TOKENS = 24  # reading a block's weights costs a forward as much as this many tokens
-MIN_PREFIX = 4  # columns
 
 
 @dataclass(frozen=True)
@@ -177,8 +174,7 @@ def plan_answers(
     longest = max(range(len(rows.variants[0])), key=lambda i: max(len(variant[i]) for variant in rows.variants))
     inputs = make_input_batch(model, rows, [longest])
     tail = max(inputs.batch.width - first_column(model, settings, chosen, inputs) for chosen in by_positions.values())
-    slow = model.device.type == "cpu" and not model.is_remote  # a server gets few, large requests
-    fits = batch_size or max(1, TOKENS["cpu" if slow else "other"] // tail)
+    fits = batch_size or max(1, tokens_per_forward(model.device, model.is_remote) // tail)
     steered = max(sum(settings[i].alpha != 0 for i in chosen) for chosen in by_positions.values())
     n_levels = len({(setting.restart_layer, setting.name) for setting in settings})
     per_level = max(1, math.ceil(steered / n_levels)) * len(rows.variants)

@@ -20,6 +20,7 @@ from steerlab.analysis._sweep.settings import Setting
 from steerlab.errors import SteeringError
 from steerlab.metrics.answers import ANSWER_METRICS, AnswerReader
 from steerlab.models.encoding import EncodedPrompt
+from steerlab.models.engine import identity
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.kv_prefix import ForwardState, Prefix, split_at
 from steerlab.models.model import Model
@@ -128,7 +129,7 @@ class GroupRun:
         if levels:
             before = self._forward_state(1, (0, n), None)
             sites = [Site(level) for level in levels]
-            states = self.model.engine.capture_states(self._inputs, {}, sites, _identity, before)
+            states = self.model.engine.capture_states(self._inputs, {}, sites, identity, before)
             self._states = dict(zip(levels, states.unbind(1), strict=True))
             self.forwards.spent += len(inputs.batch.rows) * self.group.tail * (levels[-1] + 1)
 
@@ -224,10 +225,6 @@ def check_positions_exist(settings: Sequence[Setting], rows: Sequence[EncodedPro
                 f"{setting.name} writes to {setting.written_positions}, and none of the {len(rows)} prompts is that "
                 "long: no token would be steered"
             )
-
-
-def _identity(h: Tensor) -> Tensor:
-    return h
 
 
 def results_frame(

@@ -12,12 +12,13 @@ import pandas as pd
 from steerlab._support.checks import show
 from steerlab._support.contents import contents
 from steerlab._support.files import fingerprint
-from steerlab.analysis._sweep.plan import MIN_PREFIX, first_column
+from steerlab.analysis._sweep.plan import first_column
 from steerlab.analysis._sweep.rows import InputBatch, SweepRows, make_input_batch
 from steerlab.analysis._sweep.run import Stage, norm_ratios, results_frame
 from steerlab.analysis._sweep.settings import Setting
 from steerlab.data.example import Example
 from steerlab.errors import DataError
+from steerlab.models.kv_prefix import MIN_PREFIX
 from steerlab.models.model import Model
 from steerlab.models.versions import cache_name
 from steerlab.steering.generate import NEW_TOKENS, decode, new_ids, seeded
