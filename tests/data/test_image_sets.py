@@ -106,6 +106,7 @@ def test_easy_vqa_missing_or_broken_data_raise(tmp_path):
 
 
 @pytest.mark.data
+@pytest.mark.nightly
 @pytest.mark.parametrize(("split", "count", "kept"), [("train", 38575, 20466), ("test", 9673, 5029)])
 def test_real_templates_predict_the_answer_unless_balanced(split, count, kept):
     examples = easy_vqa(shared("easy_vqa"), split=split)

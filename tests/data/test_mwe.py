@@ -159,6 +159,7 @@ def test_real_names_are_those_of_the_paper():
 
 
 @pytest.mark.data
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", sorted(data.PAPER_SETS.keys() - NOT_HERE))
 def test_real_sets_are_balanced(name):
     examples = data.mwe(shared("mwe"), name)

@@ -243,6 +243,7 @@ def test_smollm2_is_converted_once(smollm2_cache: Path) -> None:
     assert len([*smollm2_cache.glob("smollm2-*")]) == 1
 
 
+@pytest.mark.nightly
 @wheels
 def test_gguf_file_loads() -> None:
     gguf = smollm2._find_gguf()

@@ -193,7 +193,12 @@ def propensity(model: Model, prompt: str) -> float:
 
 
 @pytest.mark.parametrize(
-    ("backend", "batch_size"), [("hooks", None), ("nnsight", None), ("nnsight", 1), ("nnsight", 4)]
+    ("backend", "batch_size"),
+    [
+        ("nnsight", None),
+        ("nnsight", 1),
+        *(pytest.param(*case, marks=pytest.mark.nightly) for case in (("hooks", None), ("nnsight", 4))),
+    ],
 )
 @pytest.mark.parametrize(("metric", "reference"), [("logprob_difference", difference), ("propensity", propensity)])
 def test_sweep_of_spans_equals_plain_hooks(backend: str, batch_size: int | None, metric: str, reference) -> None:

@@ -12,6 +12,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("killing.py")
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks")
 def test_a_sweep_killed_twenty_times_ends_with_the_same_frame(tmp_path: Path) -> None:
     done = subprocess.run(

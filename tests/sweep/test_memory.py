@@ -69,7 +69,9 @@ def _freeze_garbage() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.mark.parametrize(("family", "backend"), [("llama", "hooks"), ("gemma2", "nnsight")])
+@pytest.mark.parametrize(
+    ("family", "backend"), [("llama", "hooks"), pytest.param("gemma2", "nnsight", marks=pytest.mark.nightly)]
+)
 @pytest.mark.parametrize(
     ("limited", "rows", "options"),
     [

@@ -40,7 +40,7 @@ def test_every_setting_equals_a_plain_hook(lm, family: str) -> None:
     swept(lm(family), ["propensity", "accuracy", "answer_probability"], POSITIONS, batch_size=7)
 
 
-@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+@pytest.mark.parametrize("backend", ["nnsight", pytest.param("hooks", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize(
     "batch_size", [pytest.param(1, marks=pytest.mark.nightly), 5, pytest.param(64, marks=pytest.mark.nightly), None]
 )
