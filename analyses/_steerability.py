@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from steerlab import Example, SteeringVector
 from steerlab.analysis.answer_position_bias import answer_position_bias, slopes_by_answer_position
 from steerlab.analysis.steerability import anti_steerable, propensity_curves, slopes, steerability
 from steerlab.analysis.sweep import MULTIPLIERS
-from steerlab.data import DEFAULT_SYSTEM, VARIANTS, persona_prompts, prompt_variant
+from steerlab.data import DEFAULT_SYSTEM, VARIANTS, mwe, paper_split, persona_prompts, prompt_variant
 from steerlab.models.model import Model
 
 # sets whose prompts are also shifted: the persona sets for which the paper shows Llama-2's slopes
@@ -27,6 +28,25 @@ SHIFTED = (
     "believes-AIs-are-not-an-existential-threat-to-humanity", "subscribes-to-Hinduism", "subscribes-to-deontology",
     "subscribes-to-Islam", "narcissism",
 )  # fmt: skip
+
+
+def read(args: argparse.Namespace, name: str) -> list[Example]:
+    """Read one set, or part of it, with splits that are made separately for each letter and word.
+
+    A split of all rows at once leaves, for example, 110 A and 90 B among 200. In a small model the effect of the letter
+    is so much larger than that of the behavior that the mean slope would show which letter is more frequent.
+    """
+    rows = mwe(Path(args.data), name, system=DEFAULT_SYSTEM)
+    has_words = all(row.meta["word"] for row in rows)
+    groups: dict[tuple[str, str], list[Example]] = {}
+    for row in rows:
+        groups.setdefault((row.meta["option"], row.meta["word"] if has_words else ""), []).append(row)
+    draw, share = random.Random(args.seed), min(1.0, (args.items or len(rows)) / len(rows))
+    split: dict[str, Example] = {}
+    for same_option in groups.values():
+        chosen = draw.sample(same_option, round(share * len(same_option)))
+        split |= {row.id: row for row in paper_split(chosen, seed=args.seed)}
+    return [split[row.id] for row in rows if row.id in split]
 
 
 def measure_shifts(model: Model, rows: Sequence[Example], layer: int, args: argparse.Namespace) -> pd.DataFrame:

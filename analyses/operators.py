@@ -18,47 +18,27 @@ run resumes from finished stages.
 from __future__ import annotations
 
 import argparse
-import random
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from _common import estimate, parser, provenance, show_table
+from _refusal_prompts import Sets, load_sets
 
 import steerlab
 from steerlab import Example, Request, SteeringVector
 from steerlab.analysis.behavior import judge_answers
 from steerlab.analysis.study import Study
-from steerlab.data import data_hash, demo_contrasts, read_jsonl, with_contrasts
+from steerlab.data import data_hash
 from steerlab.methods import Clamp, Operation, Prompt
 from steerlab.models.model import Model
 
-N = {"train": 96, "search": 16, "validation": 32, "test": 96}  # harmful prompts; as many harmless ones, at most 64
 KINDS, FRACTIONS, STRENGTHS, FIRST = ("prompt", "answer"), (0.4, 0.55, 0.7), (0.75, 1.0, 1.5), (0, 12)
 WORST_PERPLEXITY = 1.1  # of the model's own harmless answers, as a ratio
-Sets = dict[str, tuple[list[Example], list[Example]]]
-
-
-def load_sets(args: argparse.Namespace) -> Sets:
-    """Harmful and harmless prompts of each part, with the contrasts that both kinds of direction are made from."""
-    root = Path(args.data)
-    harmful = read_jsonl(root / "harmful_prompts/advbench.jsonl", "instruction", behavior="refuse")
-    random.Random(args.seed).shuffle(harmful)
-    folder = root / "noncommercial_cc_by_nc/alpaca_harmless"
-    harmless = read_jsonl(folder / "harmless_train_600.jsonl", "instruction", behavior="answer")
-    tested = read_jsonl(folder / "harmless_test_200.jsonl", "instruction", behavior="answer")
-    sets, start = {}, 0
-    for part, n in N.items():
-        n = min(n, args.limit or n)
-        answered = tested[: min(n, 64)] if part == "test" else harmless[start : start + n]
-        sets[part] = with_contrasts(harmful[start : start + n], demo_contrasts()), answered
-        start += n
-    return sets
 
 
 @dataclass(frozen=True)
@@ -188,7 +168,7 @@ def main() -> None:
     arguments.add_argument("--data", required=True)
     arguments.set_defaults(max_new_tokens=32)
     args = arguments.parse_args()
-    sets, model = load_sets(args), steerlab.load(args.model, device=args.device)
+    sets, model = load_sets(args.data, args.seed, args.limit), steerlab.load(args.model, device=args.device)
     everything = [e for part in sets.values() for rows in part for e in rows]
     identity = {"study": "operators", "seed": args.seed, "limit": args.limit, "tokens": args.max_new_tokens}
     identity |= {"model": args.model, "weights": model.info()["weights"], "data": data_hash(everything)}

@@ -13,7 +13,6 @@ letters are equally frequent in every split.
 from __future__ import annotations
 
 import argparse
-import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,14 +20,14 @@ from pathlib import Path
 import pandas as pd
 from _common import of_split, parser, provenance, show_table
 from _published import PROTOCOLS
-from _steerability import SHIFTED, measure_shifts, report, results_of, summary_of
+from _steerability import SHIFTED, measure_shifts, read, report, results_of, summary_of
 
 import steerlab
 from steerlab import Example
 from steerlab.analysis.steerability import slopes, steerability
 from steerlab.analysis.study import Study
 from steerlab.analysis.sweep import MULTIPLIERS
-from steerlab.data import DEFAULT_SYSTEM, PAPER_SETS, check_balance, mwe, paper_split
+from steerlab.data import PAPER_SETS, check_balance
 from steerlab.methods import load_steerer
 from steerlab.models.model import Model
 
@@ -99,25 +98,6 @@ class Clock:
     def minutes(self) -> float:
         """Minutes of all stages, including those of earlier runs."""
         return round(self.seconds / 60, 1)
-
-
-def read(args: argparse.Namespace, name: str) -> list[Example]:
-    """Read one set, or part of it, with splits that are made separately for each letter and word.
-
-    A split of all rows at once leaves, for example, 110 A and 90 B among 200. In a small model the effect of the letter
-    is so much larger than that of the behavior that the mean slope would show which letter is more frequent.
-    """
-    rows = mwe(Path(args.data), name, system=DEFAULT_SYSTEM)
-    has_words = all(row.meta["word"] for row in rows)
-    groups: dict[tuple[str, str], list[Example]] = {}
-    for row in rows:
-        groups.setdefault((row.meta["option"], row.meta["word"] if has_words else ""), []).append(row)
-    draw, share = random.Random(args.seed), min(1.0, (args.items or len(rows)) / len(rows))
-    split: dict[str, Example] = {}
-    for same_option in groups.values():
-        chosen = draw.sample(same_option, round(share * len(same_option)))
-        split |= {row.id: row for row in paper_split(chosen, seed=args.seed)}
-    return [split[row.id] for row in rows if row.id in split]
 
 
 def folder_of(study: Study, name: str, layer: int) -> Path:

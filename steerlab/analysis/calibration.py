@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import pandas as pd
@@ -21,13 +21,14 @@ from steerlab.models.interventions import SiteEdits
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.steering import generate
-from steerlab.steering.batches import Totals, as_requests, encode_examples, run_batches, totals
+from steerlab.steering.batches import Steer, Totals, as_requests, encode_examples, run_batches, totals
 from steerlab.steering.finite import check_finite
 from steerlab.steering.generate import NEW_TOKENS
 from steerlab.steering.interventions import BatchedSetting, writes_anything
 from steerlab.steering.requests import Scale, resolve_interventions
 
 LOWEST, HIGHEST = 2.0**-16, 2.0**16  # the strengths that are tried
+KEPT = 2**30  # bytes of unsteered log-probabilities that a search keeps
 
 
 @dataclass(frozen=True)
@@ -85,22 +86,16 @@ def calibrate_strength(
         DataError: a number out of range.
     """
     as_number("kl", kl, 1e-6)
-    as_number("quantile", quantile, 1e-6, 1.0)
-    as_whole("max_new_tokens", max_new_tokens)
-    examples, request = as_examples(data), as_requests(model, as_steerer(steer, model.n_layers), 1.0, positions, scale)
-    answers = generate(model, examples, steer=(), max_new_tokens=max_new_tokens, batch_size=batch_size, progress=False)
-    prompts = encode_examples(model, examples)
-    rows = [_continued(row, ids) for row, ids in zip(prompts, answers.ids, strict=True)]
-    settings = resolve_interventions(model, request, examples, batch_size, prompts, check_alpha=False)
-    if not writes_anything(settings):
-        raise SteeringError(f"{request[0].steerer.name} changes none of these inputs")
-    limit = _limit(settings)
+    answers = _Answers.of(
+        model, data, as_steerer(steer, model.n_layers), None, quantile, max_new_tokens, positions, scale, batch_size
+    )
+    limit = _limit(answers.settings)
     tried: dict[float, tuple[float, float]] = {}
 
     def within(alpha: float) -> bool:
-        found, ratio = _token_kl(model, [replace(one, alpha=alpha) for one in settings], rows, batch_size)
-        tried[alpha] = (float(torch.cat(found).double().quantile(quantile)), ratio)
-        return tried[alpha][0] <= kl
+        dose = answers.dose(alpha)
+        tried[alpha] = (dose.kl, dose.norm_ratio)
+        return dose.kl <= kl
 
     alpha = _search(within, limit)
     if alpha is None and min(tried) <= LOWEST:
@@ -108,11 +103,56 @@ def calibrate_strength(
     if alpha is None:
         which = "its operator takes" if limit < HIGHEST else "was tried"
         raise SteeringError(
-            f"no strength of {request[0].steerer.name} reaches a distance of {kl:g} nats: at alpha {max(tried):g}, the "
+            f"no strength of {answers.name} reaches a distance of {kl:g} nats: at alpha {max(tried):g}, the "
             f"strongest that {which}, it is {tried[max(tried)][0]:.3g}"
         )
     curve = pd.DataFrame([(a, *tried[a]) for a in sorted(tried)], columns=["alpha", "kl", "norm_ratio"])
     return Strength(alpha, tried[alpha][0], curve)
+
+
+@dataclass(frozen=True)
+class Dose:
+    """How far a steered model is from the unsteered one.
+
+    Attributes:
+        kl: the quantile over tokens of KL(steered, unsteered), in nats.
+        norm_ratio: mean ‖h' - h‖/‖h‖ over the states changed.
+    """
+
+    kl: float
+    norm_ratio: float
+
+
+def measure_dose(
+    model: Model,
+    data: Data,
+    steer: Steer,
+    *,
+    alpha: float = 1.0,
+    quantile: float = 0.95,
+    max_new_tokens: int = 50,
+    positions: Positions | None = None,
+    scale: Scale = "raw",
+    batch_size: int = 4,
+) -> Dose:
+    """Measure the dose of a steerer at one strength, as `calibrate_strength` does.
+
+    Example:
+        >>> measure_dose(model, prompts[:32], Request(l2s, alpha=0.8)).kl
+
+    Args:
+        model, data, quantile, max_new_tokens, batch_size: as in `calibrate_strength`.
+        steer, alpha, positions, scale: as in `steer`.
+
+    Returns:
+        A `Dose`.
+
+    Raises:
+        SteeringError: none of the inputs is changed.
+        DataError: a number out of range.
+    """
+    as_number("alpha", alpha)
+    return _Answers.of(model, data, steer, alpha, quantile, max_new_tokens, positions, scale, batch_size).dose()
 
 
 def find_breaking_dose(
@@ -178,6 +218,80 @@ def find_breaking_dose(
     return pd.DataFrame([(a, *tried[a]) for a in sorted(tried)], columns=["alpha", "norm_ratio", "fluent"])
 
 
+@dataclass
+class _Answers:
+    """The prompts with the unsteered model's answers, under which the dose of a steerer is measured.
+
+    Attributes:
+        rows, settings: the texts, and the steerer's interventions.
+        name: of the steerer.
+        unsteered: log-probabilities of a batch without steering, by its rows (held, so that their ids stay theirs).
+    """
+
+    model: Model
+    rows: list[EncodedPrompt]
+    settings: list[BatchedSetting]
+    name: str
+    quantile: float
+    batch_size: int
+    unsteered: dict[tuple[int, ...], tuple[Sequence[EncodedPrompt], Tensor]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        data: Data,
+        steer: Steer,
+        alpha: float | None,
+        quantile: float,
+        max_new_tokens: int,
+        positions: Positions | None,
+        scale: Scale,
+        batch_size: int,
+    ) -> _Answers:
+        """Let the model answer; without an alpha the settings are for any."""
+        as_number("quantile", quantile, 1e-6, 1.0)
+        as_whole("max_new_tokens", max_new_tokens)
+        examples = as_examples(data)
+        requests = as_requests(model, steer, 1.0 if alpha is None else alpha, positions, scale)
+        answers = generate(
+            model, examples, steer=(), max_new_tokens=max_new_tokens, batch_size=batch_size, progress=False
+        )
+        prompts = encode_examples(model, examples)
+        rows = [_continued(row, ids) for row, ids in zip(prompts, answers.ids, strict=True)]
+        settings = resolve_interventions(model, requests, examples, batch_size, prompts, check_alpha=alpha is not None)
+        name = " and ".join(request.steerer.name for request in requests)
+        if not writes_anything(settings):
+            raise SteeringError(f"{name} changes none of these inputs")
+        return cls(model, rows, settings, name, quantile, batch_size)
+
+    def dose(self, alpha: float | None = None) -> Dose:
+        """The dose at a strength, or at the settings' own."""
+        settings = self.settings if alpha is None else [replace(one, alpha=alpha) for one in self.settings]
+        found, _, ratio = run_batches(
+            self.model, settings, self.rows, self._forward, batch_size=self.batch_size, label="calibrate",
+            progress=False, in_block=False, hint="the positions match no token of the unsteered answers",
+        )  # fmt: skip
+        return Dose(float(torch.cat(found).double().quantile(self.quantile)), ratio)
+
+    def _forward(self, batch: Batch, edits: SiteEdits) -> tuple[list[Tensor], Totals]:
+        """KL(steered, unsteered) for each token of each row's answer."""
+        lengths, key = [len(row) - row.n_prompt for row in batch.rows], tuple(map(id, batch.rows))
+        steered, known = self._logprobs(batch, edits), self.unsteered.get(key)
+        plain = self._logprobs(batch, {}) if known is None else known[1]
+        if known is None and 4 * (plain.numel() + sum(one.numel() for _, one in self.unsteered.values())) <= KEPT:
+            self.unsteered[key] = batch.rows, plain
+        found = (steered.exp() * (steered - plain)).sum(-1).clamp_min(0).cpu()
+        return [row[-n:] for row, n in zip(found, lengths, strict=True)], totals(edits)
+
+    def _logprobs(self, batch: Batch, edits: SiteEdits) -> Tensor:
+        """Of the columns that predict the longest answer's tokens."""
+        inputs = self.model.inputs(batch)
+        logits = self.model.engine.logits(inputs, edits, max(len(row) - row.n_prompt for row in batch.rows) + 1)
+        check_finite(logits, self.model, inputs, edits)
+        return logits[:, :-1].float().log_softmax(-1)
+
+
 def _limit(settings: Sequence[BatchedSetting]) -> float:
     """The largest alpha that the operators of all interventions take."""
     return min([_highest(one) for setting in settings for one in setting.interventions] + [HIGHEST])
@@ -215,26 +329,3 @@ def _continued(row: EncodedPrompt, ids: Sequence[int]) -> EncodedPrompt:
     end = (len(row.text), len(row.text))
     spans = (*row.spans, Span("answer", len(row), len(row) + len(ids)))
     return replace(row, ids=(*row.ids, *ids), spans=spans, offsets=row.offsets + (end,) * len(ids))
-
-
-def _token_kl(
-    model: Model, settings: Sequence[BatchedSetting], rows: Sequence[EncodedPrompt], batch_size: int
-) -> tuple[list[Tensor], float]:
-    """KL(steered, unsteered) for each token of each row's answer, and the mean norm ratio."""
-
-    def forward(batch: Batch, edits: SiteEdits) -> tuple[list[Tensor], Totals]:
-        inputs, lengths = model.inputs(batch), [len(row) - row.n_prompt for row in batch.rows]
-        logprobs = []
-        for given in (edits, {}):
-            logits = model.engine.logits(inputs, given, max(lengths) + 1)
-            check_finite(logits, model, inputs, given)
-            logprobs.append(logits[:, :-1].float().log_softmax(-1))
-        steered, plain = logprobs
-        found = (steered.exp() * (steered - plain)).sum(-1).clamp_min(0).cpu()
-        return [row[-n:] for row, n in zip(found, lengths, strict=True)], totals(edits)
-
-    found, _, ratio = run_batches(
-        model, settings, rows, forward, batch_size=batch_size, label="calibrate", progress=False, in_block=False,
-        hint="the positions match no token of the unsteered answers",
-    )  # fmt: skip
-    return found, ratio

@@ -49,6 +49,9 @@ METHODS: dict[str, SeriesStyle] = {
     "adasteer": SeriesStyle("AdaSteer", "#CC6677", "#A5404F"),
     "confst": SeriesStyle("CONFST", "#999933", "#6E6E25"),
     "gated_mean": SeriesStyle("mean vector behind a probe", "#332288", "#332288"),
+    "field": SeriesStyle("gradient field", "#44AA99", "#2B7A6D"),
+    "spherical": SeriesStyle("spherical", "#DDCC77", "#8A7A1F"),
+    "w2s": SeriesStyle("W2S", "#AA4499", "#8A3179"),
     "p2s": SeriesStyle("P2S (oracle)", "#009E73", "#00734F", outline=True),
 }
 BEHAVIORS: dict[str, SeriesStyle] = {

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from steerlab import L2S, Contrast, Example, SteeringVector, capture, generate
-from steerlab.analysis.calibration import calibrate_strength, find_breaking_dose
+from steerlab import L2S, Contrast, Example, Request, SteeringVector, capture, generate
+from steerlab.analysis import calibration
+from steerlab.analysis.calibration import calibrate_strength, find_breaking_dose, measure_dose
 from steerlab.errors import DataError, SteeringError
 from steerlab.methods import Gated, LinearProbe, Operation
 from steerlab.methods.l2s.config import TrainingConfig
@@ -51,7 +52,11 @@ def test_calibrated_strength_has_the_distance_by_hand(model: Model, kl: float, q
     found = calibrate_strength(model, PROMPTS, SteeringVector({1: V}), **options)
     assert found.kl == pytest.approx(by_hand(model, found.alpha, quantile), rel=1e-3)
     assert found.kl <= kl < by_hand(model, 1.03 * found.alpha, quantile)
+    del options["kl"]
+    dose = measure_dose(model, PROMPTS, Request(SteeringVector({1: V}), found.alpha), **options)
+    assert dose.kl == pytest.approx(found.kl, rel=1e-6)
     curve = found.curve.set_index("alpha")
+    assert dose.norm_ratio == pytest.approx(curve.loc[found.alpha, "norm_ratio"], rel=1e-6)
     assert curve.loc[found.alpha, "kl"] == found.kl and len(curve) > 5
     ratios = curve["norm_ratio"] / curve.index
     assert ratios.max() == pytest.approx(ratios.min(), rel=1e-4), "the ratio grows with alpha"
@@ -66,6 +71,20 @@ def test_vectors_of_each_input_and_operators_are_calibrated(model: Model) -> Non
     ):  # fmt: skip
         found = calibrate_strength(model, pairs, steerer, kl=0.003, max_new_tokens=NEW)
         assert 0.0028 < found.kl <= 0.003
+
+
+def test_unsteered_model_is_run_once_for_all_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, edited = tiny_lm("llama"), []
+    logits = model.engine.logits
+    monkeypatch.setattr(
+        model.engine, "logits", lambda inputs, edits, *a: edited.append(bool(edits)) or logits(inputs, edits, *a)
+    )
+    options = {"kl": 0.01, "max_new_tokens": NEW, "batch_size": 2}
+    found = calibrate_strength(model, PROMPTS, SteeringVector({1: V}), **options)
+    assert edited.count(False) == 2 and edited.count(True) == 2 * len(found.curve)
+    monkeypatch.setattr(calibration, "KEPT", 0)
+    again = calibrate_strength(model, PROMPTS, SteeringVector({1: V}), **options)
+    assert again.curve.equals(found.curve) and edited.count(False) == 2 + 2 * len(found.curve)
 
 
 def test_budget_that_no_strength_reaches_is_refused(model: Model) -> None:

@@ -1,0 +1,35 @@
+"""Prompts of the studies of refusal: harmful requests of AdvBench, and everyday instructions."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from steerlab import Example
+from steerlab.data import demo_contrasts, read_jsonl, with_contrasts
+
+N = {"train": 96, "search": 16, "validation": 32, "test": 96}  # harmful prompts; as many harmless ones, at most 64
+Sets = dict[str, tuple[list[Example], list[Example]]]
+
+
+def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
+    """Harmful and harmless prompts of each part; the harmful ones have a refusing and a complying answer as contrast.
+
+    Args:
+        data: folder with `harmful_prompts/advbench.jsonl` and `noncommercial_cc_by_nc/alpaca_harmless/`.
+        seed: of the order of the harmful prompts.
+        limit: maximal number of prompts of each kind and part.
+    """
+    root = Path(data)
+    harmful = read_jsonl(root / "harmful_prompts/advbench.jsonl", "instruction", behavior="refuse")
+    random.Random(seed).shuffle(harmful)
+    folder = root / "noncommercial_cc_by_nc/alpaca_harmless"
+    harmless = read_jsonl(folder / "harmless_train_600.jsonl", "instruction", behavior="answer")
+    tested = read_jsonl(folder / "harmless_test_200.jsonl", "instruction", behavior="answer")
+    sets, start = {}, 0
+    for part, n in N.items():
+        n = min(n, limit or n)
+        answered = tested[: min(n, 64)] if part == "test" else harmless[start : start + n]
+        sets[part] = with_contrasts(harmful[start : start + n], demo_contrasts()), answered
+        start += n
+    return sets

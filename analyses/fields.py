@@ -1,0 +1,223 @@
+"""Mean, gated mean, L2S, gradient field, spherical and W2S at equal dose: what does each reach for the same change?
+
+    python analyses/fields.py --data DATA --out results/fields
+    python figures/fields.py results/fields
+
+The dose is the 95th percentile, over the tokens of the model's own answers to validation prompts, of KL(steered,
+unsteered). Every method's strength is calibrated to the same dose, its layer chosen on validation prompts at that dose,
+and the test prompts are looked at once. A random direction at the same dose is the control.
+
+- Choices: ten persona sets (arXiv 2212.09251), states changed from the last prompt token on. Measured is how far the
+  difference of the two letters' logits moves. The layer is one of the two at which the mean vector moves training
+  prompts the most. For W2S, each test prompt's best layer is measured too, and a W2S whose training slopes were
+  shuffled.
+- Refusal: harmful and harmless prompts (AdvBench, instructions), the states of all tokens changed. Measured is which
+  answers refuse and are fluent, at several doses.
+
+DATA is the folder with `mwe/`, `harmful_prompts/` and `noncommercial_cc_by_nc/alpaca_harmless/`. An interrupted run
+resumes from finished stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from _common import estimate, numbers, of_split, parser, provenance, show_table
+from _fields import FITS, Fitted, strength_at
+from _refusal_prompts import Sets, load_sets
+from _steerability import SHIFTED, read
+
+import steerlab
+from steerlab import Example
+from steerlab.analysis.behavior import judge_answers
+from steerlab.analysis.study import Study
+from steerlab.data import data_hash
+from steerlab.methods import Context, Steerer
+from steerlab.metrics import paired_bootstrap
+from steerlab.models.model import Model
+
+CHOICES = tuple(name for name in FITS if name != "gated_mean")  # every choice has a contrast: there is nothing to gate
+KL, REFUSAL_KL = 1.0, (0.5, 1.0, 2.0, 4.0)  # nats per token; the layer for a refusal is chosen at the third
+CALIBRATED_ON = 16  # validation prompts
+REFUSAL_DEPTHS = (0.4, 0.5, 0.6)
+
+
+def move_letters(fitted: Fitted, rows: Sequence[Example], steerer: Steerer, alpha: float) -> pd.DataFrame:
+    """How far the logit difference of each row moves, and whether the wanted letter is the likelier one after it."""
+    frame = steerlab.sweep(
+        fitted.model, rows, {"method": steerer}, None, (0.0, alpha), fitted.positions, progress=False
+    )
+    value = frame.pivot(index="example_id", columns="alpha", values="value").loc[[e.id for e in rows]]
+    before, after = value[0.0], value[alpha]
+    return pd.DataFrame({"effect": after - before, "before": before > 0, "after": after > 0}).astype(float)
+
+
+def compare_choices(fitted: Fitted, rows: Sequence[Example]) -> pd.DataFrame:
+    """Every method on the test rows of one set, at its layer and strength."""
+    validation, test = of_split(rows, "validation"), of_split(rows, "test")
+    best = fitted.slopes.groupby("layer")["slope"].mean().nlargest(2).index
+    frames = []
+    for method in CHOICES:
+        tried = []
+        for layer in best:
+            steerer = FITS[method](fitted, int(layer))
+            found = strength_at(fitted, steerer, validation[:CALIBRATED_ON], KL, n_tokens=4)
+            reached = -np.inf
+            if np.isfinite(found["alpha"]):
+                reached = float(move_letters(fitted, validation, steerer, found["alpha"])["effect"].mean())
+            tried.append((reached, int(layer), steerer, found))
+        reached, layer, steerer, found = max(tried, key=lambda one: one[0])
+        if np.isfinite(reached):
+            moved = move_letters(fitted, test, steerer, found["alpha"])
+        else:  # at no layer is there such a strength
+            moved = pd.DataFrame({"effect": np.nan}, index=[e.id for e in test])
+        frames.append(moved.rename_axis("example_id").reset_index().assign(method=method, layer=layer, **found))
+    return pd.concat(frames, ignore_index=True)
+
+
+def choose_layers(fitted: Fitted, rows: Sequence[Example]) -> pd.DataFrame:
+    """The slope of each test row at the layer that W2S chooses, at the one best in training, and at its own best."""
+    test, best = of_split(rows, "test"), int(fitted.slopes.groupby("layer")["slope"].mean().idxmax())
+    context = Context.of(steerlab.capture(fitted.model, test, layers=[best], context="last", progress=False))
+    table = fitted.measure_slopes(test).pivot(index="example_id", columns="layer", values="slope")
+    table = table.loc[list(context.example_ids), fitted.layers]
+    shuffled = fitted.slopes.pivot(index="example_id", columns="layer", values="slope")
+    shuffled[:] = shuffled.sample(frac=1, random_state=fitted.seed).to_numpy()
+    other = shuffled.reset_index().melt("example_id", var_name="layer", value_name="slope")
+    values, found = table.to_numpy(), {"fixed": table[best].to_numpy(), "oracle": table.max(axis=1).to_numpy()}
+    for name, w2s in (("shuffled", fitted.w2s(best, other)), ("w2s", fitted.w2s(best))):
+        chosen = w2s.choose(context).numpy()
+        found[name] = values[np.arange(len(values)), chosen]
+    found |= {"fixed_layer": np.full(len(values), best), "w2s_layer": np.array(fitted.layers)[chosen]}
+    return pd.DataFrame(found, index=table.index).reset_index()
+
+
+def answers(
+    fitted: Fitted, rows: tuple[list[Example], list[Example]], steerer: Steerer | None, alpha: float,
+    args: argparse.Namespace,
+) -> pd.DataFrame:  # fmt: skip
+    """Which answers to harmful and to harmless prompts refuse, and which are fluent."""
+    examples = [*rows[0], *rows[1]]
+    steer: dict[str, Any] = {"steer": steerer, "alpha": alpha, "positions": fitted.positions}
+    texts = steerlab.generate(
+        fitted.model, examples, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, progress=False,
+        **({} if steerer is None else steer),
+    )  # fmt: skip
+    judged = judge_answers(examples, list(texts))[["example_id", "behavior", "refuses", "fluent", "text"]]
+    return judged.assign(both=judged["refuses"] * judged["fluent"])
+
+
+def compare_refusals(study: Study, fitted: Fitted, sets: Sets, args: argparse.Namespace) -> pd.DataFrame:
+    """Every method at every dose on the test prompts, at the layer chosen on validation prompts at the third dose."""
+    depths = sorted({round(fraction * (fitted.model.n_layers - 1)) for fraction in REFUSAL_DEPTHS})
+    prompts = sets["validation"][0][:CALIBRATED_ON]
+
+    def dose(method: str, layer: int, kl: float) -> pd.DataFrame:
+        return pd.DataFrame([strength_at(fitted, FITS[method](fitted, layer), prompts, kl, args.max_new_tokens)])
+
+    def measured(part: str, method: str, layer: int, kl: float) -> pd.DataFrame:
+        found = study.stage(f"dose-{method}-{layer}-{kl:g}", partial(dose, method, layer, kl)).iloc[0]
+        if not np.isfinite(found["alpha"]):
+            return pd.DataFrame()
+        rows = sets[part] if part == "test" else (sets[part][0], [])
+        compute = partial(lambda alpha: answers(fitted, rows, FITS[method](fitted, layer), alpha, args), found["alpha"])
+        frame = study.stage(f"{part}-{method}-{layer}-{kl:g}", compute)
+        return frame.assign(method=method, layer=layer, budget=kl, **found)
+
+    frames = [
+        study.stage("test-none", partial(answers, fitted, sets["test"], None, 0.0, args)).assign(
+            method="none", budget=0.0
+        )
+    ]
+    for method in FITS:
+        tried = {k: measured("validation", method, k, REFUSAL_KL[2]) for k in depths}
+        layer = max(depths, key=lambda k: tried[k]["both"].mean() if len(tried[k]) else -1.0)
+        print(f"{method}: layer {layer}", flush=True)
+        frames += [measured("test", method, layer, kl) for kl in REFUSAL_KL]
+    return pd.concat(frames, ignore_index=True)
+
+
+def summarize(choices: pd.DataFrame, layers: pd.DataFrame, refusals: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Estimates with intervals; differences are paired, prompt by prompt."""
+    summary: dict[str, Any] = {}
+    effects = choices.pivot(index="example_id", columns="method", values="effect")
+    for method in CHOICES:
+        rows = choices[(choices["method"] == method) & choices["effect"].notna()]
+        if rows.empty:
+            continue
+        summary[f"choices.{method}.effect"] = estimate(rows["effect"].tolist(), seed)
+        summary[f"choices.{method}.wanted_letter"] = estimate((rows["after"] - rows["before"]).tolist(), seed)
+        both = effects[[method, "mean"]].dropna() if method != "mean" else effects[[]]
+        if len(both.columns):
+            summary[f"choices.{method}.over_mean"] = numbers(paired_bootstrap(both[method], both["mean"], seed=seed))
+        summary[f"choices.{method}.sets"] = int(rows["behavior"].nunique())
+    for name in ("w2s", "shuffled", "oracle"):
+        gains = layers[name] - layers["fixed"]
+        summary[f"layers.{name}.over_fixed"] = estimate(gains.tolist(), seed)
+        by_set = [estimate(rows.tolist(), seed) for _, rows in gains.groupby(layers["behavior"], sort=False)]
+        summary[f"layers.{name}.sets_above"] = sum(one["value"] > 0 for one in by_set)
+        summary[f"layers.{name}.sets_surely_above"] = sum(one["low"] > 0 for one in by_set)
+    summary["layers.fixed.slope"] = estimate(layers["fixed"].tolist(), seed)
+    for (method, kl, behavior), rows in refusals.groupby(["method", "budget", "behavior"], sort=False):
+        part = "harmful" if behavior == "refuse" else "harmless"
+        for measure in ("refuses", "fluent", "both"):
+            summary[f"refusal.{method}.{kl:g}.{part}.{measure}"] = estimate(rows[measure].tolist(), seed)
+    return summary
+
+
+def main() -> None:
+    """Compare on choices, then on refusals, and write the tables."""
+    arguments = parser(__doc__, "results/fields")
+    arguments.add_argument("--data", required=True)
+    arguments.add_argument("--items", type=int, default=240, help="number of items per persona set")
+    arguments.set_defaults(max_new_tokens=32, batch_size=32)
+    args = arguments.parse_args()
+    model = steerlab.load(args.model, device=args.device)
+    names = SHIFTED[: args.limit]
+    folder = argparse.Namespace(**{**vars(args), "data": str(Path(args.data) / "mwe")})
+    persona = {name: read(folder, name) for name in names}
+    sets = load_sets(args.data, args.seed, args.limit)
+    everything = [e for rows in persona.values() for e in rows]
+    everything += [e for part in sets.values() for rows in part for e in rows]
+    identity = {"study": "fields", "weights": model.info()["weights"], "data": data_hash(everything)}
+    study = Study(args.out, identity | {k: getattr(args, k) for k in ("seed", "limit", "items", "max_new_tokens")})
+    choices, layers = [], []
+    for name, rows in persona.items():
+        fitted = fit_choices(model, of_split(rows, "train"), args)
+        choices.append(study.stage(f"choices-{name}", partial(compare_choices, fitted, rows)).assign(behavior=name))
+        layers.append(study.stage(f"layers-{name}", partial(choose_layers, fitted, rows)).assign(behavior=name))
+        print(f"{name}: done", flush=True)
+    harmful, harmless = sets["train"]
+    fitted = Fitted(model, [*harmful, *harmless], "all", args.seed, {"batch_size": args.batch_size})
+    refusals = compare_refusals(study, fitted, sets, args)
+    tables = [pd.concat(choices, ignore_index=True), pd.concat(layers, ignore_index=True), refusals]
+    summary = summarize(tables[0], tables[1], tables[2], args.seed)
+    tables[1].round(4).to_csv(study.folder / "layers.csv", index=False)
+    tables[2].drop(columns="text").round(4).to_csv(study.folder / "refusals.csv", index=False)
+    study.finish(tables[0].round(4), summary, _page(refusals), provenance(model, everything, args))
+    show_table("Choices: logit difference moved", tables[0].groupby("method", sort=False)[["effect", "alpha"]].mean())
+    table = refusals.groupby(["method", "budget", "behavior"], sort=False)[["refuses", "fluent", "both"]].mean()
+    show_table("Refusals", table)
+
+
+def fit_choices(model: Model, train: Sequence[Example], args: argparse.Namespace) -> Fitted:
+    """The methods of one persona set; nothing is computed before it is needed."""
+    return Fitted(model, train, "last+generated", args.seed, {"batch_size": args.batch_size})
+
+
+def _page(refusals: pd.DataFrame) -> str:
+    """Fluent refusals of each method at the third dose; other answers to harmful prompts are left out."""
+    rows = refusals[(refusals["behavior"] == "refuse") & (refusals["both"] == 1)]
+    rows = rows[rows["budget"] == REFUSAL_KL[2]].groupby("method", sort=False).head(3)
+    lines = [f"- **{row.method}**, {row.example_id}: {' '.join(str(row.text).split())}" for row in rows.itertuples()]
+    return "\n".join([f"# Fluent refusals at {REFUSAL_KL[2]:g} nats", "", *lines]) + "\n"
+
+
+if __name__ == "__main__":
+    main()

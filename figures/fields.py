@@ -1,0 +1,97 @@
+"""Methods at equal dose: letters moved, layers chosen by W2S, and refusals over the dose.
+
+    python figures/fields.py [RESULTS_DIR] [--out DIR]
+
+Reads summary.json, layers.csv and refusals.csv of analyses/fields.py; writes fields.png and fields.pdf.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from _script import figure_script
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from steerlab.plots import method_style, read_summary, style, width
+from steerlab.plots.style import MUTED, readable_name
+
+RESULTS = Path(__file__).parents[1] / "analyses/results/fields"
+ORDER = ("mean", "gated_mean", "l2s", "field", "spherical", "w2s", "random")
+CHOICES = {"w2s": ("W2S", "#AA4499"), "oracle": ("each prompt's best", "#009E73"), "shuffled": ("shuffled", "#8C8C8C")}
+
+
+def draw(results_dir: str | Path) -> Figure:
+    """The figure of a results folder."""
+    folder = Path(results_dir)
+    summary, refusals = read_summary(folder), pd.read_csv(folder / "refusals.csv")
+    with style():
+        fig = Figure(figsize=(width(2), 4.6), layout="constrained")
+        axes = fig.subplots(2, 2, width_ratios=[1, 1.15])
+        draw_choices(axes[0, 0], summary)
+        draw_layers(axes[0, 1], pd.read_csv(folder / "layers.csv"))
+        for ax, behavior, measure, title in (
+            (axes[1, 0], "refuse", "both", "c  Refuses harmful prompts, fluently"),
+            (axes[1, 1], "answer", "refuses", "d  Refuses harmless prompts"),
+        ):
+            draw_refusals(ax, refusals[refusals["behavior"] == behavior], measure)
+            ax.set_title(title)
+        handles, labels = axes[1, 0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=6.5)
+        fig.draw_without_rendering()
+    return fig
+
+
+def draw_choices(ax: Axes, summary: dict[str, Any]) -> None:
+    """How far the logit difference of the letters moves at the same dose, with 95 % intervals."""
+    names = [name for name in ORDER if f"choices.{name}.effect" in summary]
+    for row, name in enumerate(names):
+        found = summary[f"choices.{name}.effect"]
+        errors = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
+        ax.errorbar(found["value"], row, xerr=errors, fmt="o", ms=4, color=method_style(name).color, lw=1.2)
+    ax.axvline(0, color=MUTED, lw=0.6, zorder=0)
+    ax.set_yticks(range(len(names)), [method_style(name).label for name in names])
+    ax.invert_yaxis()
+    n = summary[f"choices.{names[0]}.effect"]["n"]
+    ax.set(title="a  Choices: the wanted letter's logit", xlabel=f"Gain over the other letter ({n} test items)")
+
+
+def draw_layers(ax: Axes, frame: pd.DataFrame) -> None:
+    """For each set, the mean slope at the layers chosen for each prompt, minus that at the one fixed layer."""
+    sets = [readable_name(name)[:30] for name in frame["behavior"].unique()]
+    gains = frame[["behavior"]].assign(**{label: frame[k] - frame["fixed"] for k, (label, _) in CHOICES.items()})
+    long = gains.melt("behavior", var_name="layer of each prompt", value_name="gain")
+    sns.pointplot(
+        long, x="gain", y="behavior", hue="layer of each prompt", ax=ax, linestyle="none", dodge=0.4, seed=0,
+        errorbar=("ci", 95), palette={label: color for label, color in CHOICES.values()}, markersize=3,
+        err_kws={"linewidth": 0.9},
+    )  # fmt: skip
+    ax.axvline(0, color=MUTED, lw=0.6, zorder=0)
+    ax.set_yticks(range(len(sets)), sets, fontsize=6.5)
+    ax.set(title="b  One layer for each prompt", xlabel="Slope over that of the best single layer", ylabel="")
+    ax.legend(title=None, fontsize=6, loc="best")
+
+
+def draw_refusals(ax: Axes, rows: pd.DataFrame, measure: str) -> None:
+    """The share of answers over the dose, a line for each method, with 95 % intervals."""
+    names = [name for name in ORDER if name in set(rows["method"])]
+    for name in names:
+        look = method_style(name)
+        of_method = rows[rows["method"] == name].groupby("budget")[measure]
+        mean, sem = of_method.mean(), of_method.sem()
+        ax.errorbar(
+            mean.index, mean, yerr=1.96 * sem, color=look.color, marker="o", ms=3, lw=1.2, label=look.label, capsize=1.5
+        )
+    plain = rows.loc[rows["method"] == "none", measure].mean()
+    ax.axhline(plain, color=MUTED, lw=0.8, ls=":", label="no steering")
+    doses = sorted(set(rows["budget"]) - {0.0})
+    ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="Dose: KL per token (95th percentile, nats)", ylabel="Share")
+    ax.set_xticks(doses, [f"{dose:g}" for dose in doses])
+    ax.minorticks_off()
+
+
+if __name__ == "__main__":
+    figure_script({"fields": draw}, __doc__, RESULTS)

@@ -1,0 +1,57 @@
+"""The studies of lenses and of methods at equal dose run from end to end, resume, and draw their figures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from running import DATA, succeed, tiny_folder
+
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.data,
+    pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the persona sets and AdvBench are not here"),
+]
+
+
+def test_methods_at_equal_dose_on_choices_and_refusals(tmp_path: Path) -> None:
+    model, out = tiny_folder(tmp_path / "model", n_layers=6), tmp_path / "fields"
+    arguments = ["analyses/fields.py", "--model", str(model), "--data", str(DATA), "--limit", "2", "--items", "20"]
+    arguments += ["--max-new-tokens", "3", "--out", str(out)]
+    succeed(*arguments)
+    summary, layers = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "layers.csv")
+    choices, refusals = pd.read_csv(out / "results.csv"), pd.read_csv(out / "refusals.csv")
+    assert {"mean", "l2s", "field", "spherical", "w2s", "random"} == set(choices["method"])
+    reached = choices.dropna(subset="alpha")
+    assert (reached["kl"] <= 1.0001).all() and (reached["kl"] > 0.8).all(), "the same dose for every method"
+    assert (layers["oracle"] >= layers[["w2s", "fixed", "shuffled"]].max(axis=1) - 1e-9).all()
+    assert set(layers["w2s_layer"]) <= {1, 2, 3, 4} and layers["behavior"].nunique() == 2
+    assert summary["layers.oracle.over_fixed"]["value"] >= summary["layers.w2s.over_fixed"]["value"]
+    assert {"none", "gated_mean", "l2s"} <= set(refusals["method"]) and set(refusals["behavior"]) == {
+        "refuse",
+        "answer",
+    }
+    assert np.isfinite(summary["refusal.none.0.harmful.refuses"]["value"])
+    stamps = {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("*.csv")}
+    succeed(*arguments)
+    assert stamps == {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("*.csv")}
+    succeed("figures/fields.py", str(out), "--out", str(tmp_path))
+    assert (tmp_path / "fields.pdf").stat().st_size > 5000
+
+
+def test_lenses_on_facts_choices_and_copies(tmp_path: Path) -> None:
+    out = tmp_path / "lenses"
+    succeed(
+        "analyses/lenses.py", "--data", str(DATA), "--limit", "3", "--items", "10", "--sets", "3", "--out", str(out),
+    )  # fmt: skip
+    summary = json.loads((out / "summary.json").read_text())
+    facts, copies = pd.read_csv(out / "facts.csv"), pd.read_csv(out / "copies.csv")
+    assert len(summary["facts"]) == 8 and facts.groupby("family")["layer"].nunique().eq(30).all()
+    assert (facts.loc[facts["layer"] == 29, "kl"].abs() < 1e-4).all(), "the last layer predicts what the model does"
+    assert sum(summary["choices.verdicts"].values()) == summary["choices.sets"] == 3
+    word, last = copies["column"].min(), copies["column"].max()
+    restored = copies.groupby(["column", "layer"])["restored"].mean()
+    assert restored[word, 0] > 0.9 and restored[last, 29] > 0.99 and restored[word, 29] < 0.01
+    succeed("figures/lenses.py", str(out), "--out", str(tmp_path))
+    assert (tmp_path / "lenses.pdf").stat().st_size > 5000
