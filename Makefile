@@ -40,10 +40,12 @@ PARALLEL := -m pytest -n $(WORKERS) --dist worksteal
 test: lint
 	$(BIN)/python $(PARALLEL) -m "not remote and not vllm and not nightly"
 
-# everything that runs on this machine alone: whole studies and training recipes too, and many examples of each property
+# everything that runs on this machine alone: whole studies and training recipes too, many examples of each property,
+# and the longest test of a server
 nightly: export HYPOTHESIS_PROFILE := nightly
 nightly: lint
 	$(BIN)/python $(PARALLEL) -m "not remote and not vllm"
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(AGAINST) -m "remote and nightly" tests/remote
 
 # against real servers, which the tests install into ~/.cache/steerlab (or STEERLAB_CACHE) and bring up by themselves;
 # without runtime type checks, whose wrappers can't be sent. Where a server can't be had, its tests are skipped and say why.
@@ -53,7 +55,7 @@ remote vllm: export OMP_WAIT_POLICY := PASSIVE
 AGAINST := -m pytest -o addopts="-q -rs --strict-markers" --durations=12
 
 remote: setup
-	$(BIN)/python $(AGAINST) -m remote tests/remote
+	$(BIN)/python $(AGAINST) -m "remote and not nightly" tests/remote
 
 vllm: setup
 	python=$$($(BIN)/python tests/vllm/environment.py)/bin/python || python=$(BIN)/python; \
