@@ -13,8 +13,21 @@ import torch
 from _compare_data import Sets
 
 import steerlab
-from steerlab import L2S, Activations, MeanDifference, Request
-from steerlab.methods import CONFST, P2S, AdaSteer, AlphaSteer, Context, Gated, LinearProbe, Steerer
+from steerlab import L2S, Activations, Example, MeanDifference, Request
+from steerlab.analysis.steerability import slopes
+from steerlab.methods import (
+    CONFST,
+    P2S,
+    W2S,
+    AdaSteer,
+    AlphaSteer,
+    Context,
+    Gated,
+    GradientField,
+    LinearProbe,
+    Spherical,
+    Steerer,
+)  # fmt: skip
 from steerlab.metrics import is_refusal
 from steerlab.models.model import Model
 
@@ -62,14 +75,19 @@ SETTINGS: dict[str, list[Setting]] = {
         *(Setting(ADASTEER_LAYERS, a) for a in (0.12, 0.16, 0.2, 0.3, 0.4, 0.5)),
         Setting(ADASTEER_LAYERS, 0.3, "prompt"),  # as published
     ],
+    "field": [Setting(k, a) for k in (15, 16) for a in (5.0, 10.0, 15.0, 20.0)],
+    "spherical": [Setting(k, a) for k in (15, 16) for a in (0.25, 0.5, 0.75, 1.0)],
+    "w2s": [Setting(16, a) for a in ALPHAS],  # the layer that is read
 }
 
 
 class Fitted:
     """Methods fitted to the training activations when they are needed, with the seconds of each fit."""
 
-    def __init__(self, model: Model, train: Activations, clean: Context, seed: int) -> None:
-        self.model, self.train, self.clean, self.seed = model, train, clean, seed
+    def __init__(
+        self, model: Model, train: Activations, contrasted: Sequence[Example], clean: Context, seed: int
+    ) -> None:
+        self.model, self.train, self.contrasted, self.clean, self.seed = model, train, contrasted, clean, seed
         self.seconds: dict[str, float] = {}
         self.needs: dict[str, bool] = {}  # which harmful inputs need strong steering, for AdaSteer
         self._made: dict[tuple[str, str], tuple[Steerer, float]] = {}
@@ -114,6 +132,25 @@ class Fitted:
         """AlphaSteer with the null-space ratio of most published layers and the same target as the mean vector."""
         return AlphaSteer([_single_layer(setting)], benign=BENIGN, ratio=RATIO, **setting.options).fit(self.train)
 
+    def field(self, setting: Setting) -> Steerer:
+        """The normalized gradient of a scorer of refusing and complying answers."""
+        rows = self.train.select(behavior="refuse")
+        return GradientField(_single_layer(setting), normalize=True, seed=self.seed).fit(rows)
+
+    def spherical(self, setting: Setting) -> Steerer:
+        """Rotation towards the mean contrast, where states point away from it."""
+        return Spherical(_single_layer(setting), behaviors=["refuse"]).fit(self.train)
+
+    def w2s(self, setting: Setting) -> Steerer:
+        """The mean vector at one of several layers, predicted from the slopes of some harmful inputs."""
+        means = {k: MeanDifference(k, behaviors=["refuse"]).fit(self.train) for k in ADASTEER_LAYERS}
+        frame = steerlab.sweep(
+            self.model, self.contrasted, {"mean": means}, ADASTEER_LAYERS, (-1.0, 1.0), setting.positions,
+            progress=False,
+        )  # fmt: skip
+        rows = self.train.select(example_id=[e.id for e in self.contrasted])
+        return W2S(list(means.values()), _single_layer(setting)).fit(rows, slopes=slopes(frame))
+
     def adasteer(self, setting: Setting) -> Steerer:
         """AdaSteer with schedules calibrated on which inputs need strong steering.
 
@@ -132,6 +169,7 @@ class Fitted:
 FITS: dict[str, Callable[[Fitted, Setting], Steerer]] = {
     "mean": Fitted.mean, "l2s": Fitted.l2s, "confst": Fitted.confst, "gated_mean": Fitted.gated_mean,
     "alphasteer": Fitted.alphasteer, "adasteer": Fitted.adasteer,
+    "field": Fitted.field, "spherical": Fitted.spherical, "w2s": Fitted.w2s,
 }  # fmt: skip
 
 
@@ -166,9 +204,14 @@ def preferences(acts: Activations) -> Activations:
     return Activations(answers.values, index, answers.sites, answers.info)
 
 
+def contrasted_inputs(sets: Sets) -> list[Example]:
+    """The harmful training inputs on which answers are measured."""
+    return [e for e in sets.train if e.behavior == "refuse"][:60]
+
+
 def measure_compliance(model: Model, train: Activations, sets: Sets, layer: int, batch_size: int) -> pd.DataFrame:
     """Which harmful inputs are not refused at each strength; AdaSteer's calibration labels derive from it."""
-    harmful_inputs = [e for e in sets.train if e.behavior == "refuse"][:60]
+    harmful_inputs = contrasted_inputs(sets)
     vector = MeanDifference(layer, behaviors=["refuse"]).fit(train)
     found: dict[str, Any] = {"example_id": [e.id for e in harmful_inputs]}
     for alpha in ALPHAS:

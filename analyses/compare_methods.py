@@ -30,6 +30,7 @@ from _compare_methods import (
     CAPTURED,
     Fitted,
     Setting,
+    contrasted_inputs,
     inputs_needing_strength,
     iterate_settings,
     measure_compliance,
@@ -40,13 +41,15 @@ import steerlab
 from steerlab import Request
 from steerlab._support.files import fingerprint, write_atomically
 from steerlab.analysis.behavior import judge_answers
+from steerlab.analysis.calibration import measure_dose
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
 from steerlab.methods import AlphaSteer, Context, Gated, Prompt
 from steerlab.metrics.numbers import exact_match
 from steerlab.models.model import Model
 
-METHODS = ("mean", "l2s", "alphasteer", "adasteer", "confst", "gated_mean")
+METHODS = ("mean", "l2s", "alphasteer", "adasteer", "confst", "gated_mean", "field", "spherical", "w2s")
+DOSE = ["method", "kl", "norm_ratio"]
 EVERYTHING = ("none", "prompt", *METHODS[:2], "p2s", *METHODS[2:], "mean_equal")
 
 
@@ -128,6 +131,19 @@ def perplexity_of_solutions(model: Model, sets: Sets, request: Request | None, b
     return pd.DataFrame({"ppl": [np.exp(-frame["logprob"].sum() / frame["n_tokens"].sum())]})
 
 
+def doses(model: Model, sets: Sets, methods: Mapping[str, Request | None], args: argparse.Namespace) -> pd.DataFrame:
+    """How far each method moves the model on harmful inputs: `method, kl` (95th percentile over tokens), `norm_ratio`.
+
+    An instruction changes the prompt, so its tokens can't be compared.
+    """
+    steered = {name: r for name, r in methods.items() if r is not None and name != "prompt"}
+    found = {
+        name: measure_dose(model, sets.harmful[:32], request, max_new_tokens=args.max_new_tokens)
+        for name, request in steered.items()
+    }
+    return pd.DataFrame([(name, dose.kl, dose.norm_ratio) for name, dose in found.items()], columns=DOSE)
+
+
 def requests_of(fitted: Fitted, settings: Mapping[str, Setting], tested: Any) -> dict[str, Request | None]:
     """The request of every method at its chosen setting."""
     requests = {method: fitted.request(method, setting) for method, setting in settings.items()}
@@ -170,7 +186,7 @@ def main() -> None:
     clean = [
         e.replace(contrast=None) for e in sets.validation if e.behavior != "refuse"
     ] + sets.sounds_unsafe_validation
-    fitted = Fitted(model, train, Context.of(captured("clean", clean)), args.seed)
+    fitted = Fitted(model, train, contrasted_inputs(sets), Context.of(captured("clean", clean)), args.seed)
     needs = study.stage("needs", lambda: measure_compliance(model, train, sets, 16, args.batch_size))
     fitted.needs = inputs_needing_strength(needs)
     grid = search(study, model, fitted, sets, args)
@@ -202,6 +218,8 @@ def main() -> None:
         if "tracker" in args.only:
             track(study, model, args)
         return
+    dose = study.stage("doses", lambda: doses(model, sets, methods, args)).set_index("method")
+    summary |= {f"{name}.{k}": round(float(row[k]), 4) for name, row in dose.iterrows() for k in DOSE[1:]}
     times = study.stage("times", lambda: time_methods(model, sets.harmless[:16], methods))
     for column in ("ms_per_prompt", "ms_per_token"):
         summary |= {f"{name}.{column}": added(times, name, column) for name in methods}
@@ -219,7 +237,10 @@ def main() -> None:
         results.agg(["mean", "count"]).round(4).reset_index(), summary, report, provenance(model, sets.everything, args)
     )
     wanted = ["refuse_harmful", "over_refusal", "identical_harmless", "defer_expert", "gsm8k"]
-    table = {m: {k: summary[f"{m}.{k}"]["value"] for k in wanted} | {"ppl": summary[f"{m}.ppl"]} for m in methods}
+    table = {
+        m: {k: summary[f"{m}.{k}"]["value"] for k in wanted} | {k: summary.get(f"{m}.{k}") for k in ("ppl", "kl")}
+        for m in methods
+    }
     show_table("On the test inputs", pd.DataFrame(table).T)
 
 

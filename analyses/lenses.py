@@ -161,7 +161,7 @@ def main() -> None:
         print(f"{name}: {choices[-1]['verdict'].iloc[0]}", flush=True)
     copies = study.stage("copies", partial(patch_copies, model, words))
     tables = [pd.concat(facts, ignore_index=True), pd.concat(choices, ignore_index=True)]
-    summary = summarize(*tables, copies, args.seed)
+    summary = summarize(tables[0], tables[1], copies, args.seed)
     tables[0].round(4).to_csv(study.folder / "facts.csv", index=False)
     copies.round(4).to_csv(study.folder / "copies.csv", index=False)
     report = f"# Lenses\n\nVerdicts of the published thresholds: {summary['choices.verdicts']}\n"

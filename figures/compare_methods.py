@@ -21,7 +21,20 @@ from steerlab.plots import method_style, read_summary, style, summary_frame, wid
 from steerlab.plots.style import MUTED, label_ends
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "compare_methods"
-SHOWN = ("none", "prompt", "mean", "l2s", "alphasteer", "adasteer", "confst", "gated_mean", "p2s")
+SHOWN = (
+    "none",
+    "prompt",
+    "mean",
+    "l2s",
+    "alphasteer",
+    "adasteer",
+    "confst",
+    "gated_mean",
+    "field",
+    "spherical",
+    "w2s",
+    "p2s",
+)
 FEATURES = {
     "full": ("state", "#A6761D"),
     "delta": ("difference of\nstates (paper)", "#222222"),

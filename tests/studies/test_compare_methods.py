@@ -10,7 +10,20 @@ from running import DATA, succeed, tiny_folder
 
 MEASURES = ("refuse_harmful", "over_refusal", "identical_harmless", "gsm8k", "ppl")
 COSTS = ("fit_s", "ms_per_prompt", "ms_per_token")
-METHODS = ("none", "prompt", "mean", "l2s", "p2s", "alphasteer", "adasteer", "confst", "gated_mean")
+METHODS = (
+    "none",
+    "prompt",
+    "mean",
+    "l2s",
+    "p2s",
+    "alphasteer",
+    "adasteer",
+    "confst",
+    "gated_mean",
+    "field",
+    "spherical",
+    "w2s",
+)
 
 
 def long_context_model(folder: Path) -> Path:
@@ -35,6 +48,8 @@ def test_study_writes_every_number_resumes_and_draws(tmp_path_factory: pytest.Te
         assert f"{method}.{number}" in summary, f"{method}.{number}"
     assert summary["none.identical_harmless"]["value"] == 1 and summary["p2s.identical_harmless"]["value"] == 1
     assert summary["none.ms_per_token"]["value"] == 0 and 0 <= summary["tasktracker.auc"]["value"] <= 1
+    for method in set(METHODS) - {"none", "prompt"}:
+        assert summary[f"{method}.kl"] >= 0 and summary[f"{method}.norm_ratio"] > 0, "its dose"
     assert {"delta", "norm", "full"} == set(pd.read_csv(out / "tasktracker.csv")["features"])
     assert summary["gate.probe.harmful"] <= 1 and summary["alphasteer.setting"]["positions"] in ("all", "prompt")
     stamps = {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("*.csv")}
