@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from math import inf
 
 import pandas as pd
-import torch
-from torch import Tensor
 
-from steerlab._support.checks import as_number, as_whole
+from steerlab._support.checks import as_number
+from steerlab.analysis._dose import AnsweredPrompts, Dose
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import SteeringError
 from steerlab.methods.base import Intervention, Steerer
 from steerlab.methods.vector import Vectors, as_steerer
 from steerlab.metrics import is_fluent
-from steerlab.models.encoding import Batch, EncodedPrompt, Span
-from steerlab.models.interventions import SiteEdits
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.steering import generate
-from steerlab.steering.batches import Steer, Totals, as_requests, encode_examples, run_batches, totals
-from steerlab.steering.finite import check_finite
+from steerlab.steering.batches import Steer, as_requests
 from steerlab.steering.generate import NEW_TOKENS
-from steerlab.steering.interventions import BatchedSetting, writes_anything
+from steerlab.steering.interventions import BatchedSetting
 from steerlab.steering.requests import Scale, resolve_interventions
 
 LOWEST, HIGHEST = 2.0**-16, 2.0**16  # the strengths that are tried
-KEPT = 2**30  # bytes of unsteered log-probabilities that a search keeps
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ def calibrate_strength(
         DataError: a number out of range.
     """
     as_number("kl", kl, 1e-6)
-    answers = _Answers.of(
+    answers = AnsweredPrompts.of(
         model, data, as_steerer(steer, model.n_layers), None, quantile, max_new_tokens, positions, scale, batch_size
     )
     limit = _limit(answers.settings)
@@ -108,19 +103,6 @@ def calibrate_strength(
         )
     curve = pd.DataFrame([(a, *tried[a]) for a in sorted(tried)], columns=["alpha", "kl", "norm_ratio"])
     return Strength(alpha, tried[alpha][0], curve)
-
-
-@dataclass(frozen=True)
-class Dose:
-    """How far a steered model is from the unsteered one.
-
-    Attributes:
-        kl: the quantile over tokens of KL(steered, unsteered), in nats.
-        norm_ratio: mean ‖h' - h‖/‖h‖ over the states changed.
-    """
-
-    kl: float
-    norm_ratio: float
 
 
 def measure_dose(
@@ -152,7 +134,7 @@ def measure_dose(
         DataError: a number out of range.
     """
     as_number("alpha", alpha)
-    return _Answers.of(model, data, steer, alpha, quantile, max_new_tokens, positions, scale, batch_size).dose()
+    return AnsweredPrompts.of(model, data, steer, alpha, quantile, max_new_tokens, positions, scale, batch_size).dose()
 
 
 def find_breaking_dose(
@@ -218,80 +200,6 @@ def find_breaking_dose(
     return pd.DataFrame([(a, *tried[a]) for a in sorted(tried)], columns=["alpha", "norm_ratio", "fluent"])
 
 
-@dataclass
-class _Answers:
-    """The prompts with the unsteered model's answers, under which the dose of a steerer is measured.
-
-    Attributes:
-        rows, settings: the texts, and the steerer's interventions.
-        name: of the steerer.
-        unsteered: log-probabilities of a batch without steering, by its rows (held, so that their ids stay theirs).
-    """
-
-    model: Model
-    rows: list[EncodedPrompt]
-    settings: list[BatchedSetting]
-    name: str
-    quantile: float
-    batch_size: int
-    unsteered: dict[tuple[int, ...], tuple[Sequence[EncodedPrompt], Tensor]] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
-        model: Model,
-        data: Data,
-        steer: Steer,
-        alpha: float | None,
-        quantile: float,
-        max_new_tokens: int,
-        positions: Positions | None,
-        scale: Scale,
-        batch_size: int,
-    ) -> _Answers:
-        """Let the model answer; without an alpha the settings are for any."""
-        as_number("quantile", quantile, 1e-6, 1.0)
-        as_whole("max_new_tokens", max_new_tokens)
-        examples = as_examples(data)
-        requests = as_requests(model, steer, 1.0 if alpha is None else alpha, positions, scale)
-        answers = generate(
-            model, examples, steer=(), max_new_tokens=max_new_tokens, batch_size=batch_size, progress=False
-        )
-        prompts = encode_examples(model, examples)
-        rows = [_continued(row, ids) for row, ids in zip(prompts, answers.ids, strict=True)]
-        settings = resolve_interventions(model, requests, examples, batch_size, prompts, check_alpha=alpha is not None)
-        name = " and ".join(request.steerer.name for request in requests)
-        if not writes_anything(settings):
-            raise SteeringError(f"{name} changes none of these inputs")
-        return cls(model, rows, settings, name, quantile, batch_size)
-
-    def dose(self, alpha: float | None = None) -> Dose:
-        """The dose at a strength, or at the settings' own."""
-        settings = self.settings if alpha is None else [replace(one, alpha=alpha) for one in self.settings]
-        found, _, ratio = run_batches(
-            self.model, settings, self.rows, self._forward, batch_size=self.batch_size, label="calibrate",
-            progress=False, in_block=False, hint="the positions match no token of the unsteered answers",
-        )  # fmt: skip
-        return Dose(float(torch.cat(found).double().quantile(self.quantile)), ratio)
-
-    def _forward(self, batch: Batch, edits: SiteEdits) -> tuple[list[Tensor], Totals]:
-        """KL(steered, unsteered) for each token of each row's answer."""
-        lengths, key = [len(row) - row.n_prompt for row in batch.rows], tuple(map(id, batch.rows))
-        steered, known = self._logprobs(batch, edits), self.unsteered.get(key)
-        plain = self._logprobs(batch, {}) if known is None else known[1]
-        if known is None and 4 * (plain.numel() + sum(one.numel() for _, one in self.unsteered.values())) <= KEPT:
-            self.unsteered[key] = batch.rows, plain
-        found = (steered.exp() * (steered - plain)).sum(-1).clamp_min(0).cpu()
-        return [row[-n:] for row, n in zip(found, lengths, strict=True)], totals(edits)
-
-    def _logprobs(self, batch: Batch, edits: SiteEdits) -> Tensor:
-        """Of the columns that predict the longest answer's tokens."""
-        inputs = self.model.inputs(batch)
-        logits = self.model.engine.logits(inputs, edits, max(len(row) - row.n_prompt for row in batch.rows) + 1)
-        check_finite(logits, self.model, inputs, edits)
-        return logits[:, :-1].float().log_softmax(-1)
-
-
 def _limit(settings: Sequence[BatchedSetting]) -> float:
     """The largest alpha that the operators of all interventions take."""
     return min([_highest(one) for setting in settings for one in setting.interventions] + [HIGHEST])
@@ -322,10 +230,3 @@ def _search(within: Callable[[float], bool], limit: float, precision: float = 1.
         middle = (low * high) ** 0.5
         low, high = (middle, high) if within(middle) else (low, middle)
     return low
-
-
-def _continued(row: EncodedPrompt, ids: Sequence[int]) -> EncodedPrompt:
-    """A prompt with given tokens as its answer."""
-    end = (len(row.text), len(row.text))
-    spans = (*row.spans, Span("answer", len(row), len(row) + len(ids)))
-    return replace(row, ids=(*row.ids, *ids), spans=spans, offsets=row.offsets + (end,) * len(ids))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steerlab import L2S, Contrast, Example, Request, SteeringVector, capture, generate
-from steerlab.analysis import calibration
+from steerlab.analysis import _dose
 from steerlab.analysis.calibration import calibrate_strength, find_breaking_dose, measure_dose
 from steerlab.errors import DataError, SteeringError
 from steerlab.methods import Gated, LinearProbe, Operation
@@ -82,7 +82,7 @@ def test_unsteered_model_is_run_once_for_all_strengths(monkeypatch: pytest.Monke
     options = {"kl": 0.01, "max_new_tokens": NEW, "batch_size": 2}
     found = calibrate_strength(model, PROMPTS, SteeringVector({1: V}), **options)
     assert edited.count(False) == 2 and edited.count(True) == 2 * len(found.curve)
-    monkeypatch.setattr(calibration, "KEPT", 0)
+    monkeypatch.setattr(_dose, "KEPT", 0)
     again = calibrate_strength(model, PROMPTS, SteeringVector({1: V}), **options)
     assert again.curve.equals(found.curve) and edited.count(False) == 2 + 2 * len(found.curve)
 

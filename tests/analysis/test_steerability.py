@@ -44,8 +44,8 @@ def test_slopes_are_those_of_least_squares_and_of_the_mean_curve(seed: int, alph
     frame = _frame(values, alphas).sample(frac=1, random_state=seed)
     found = slopes(frame).sort_values("example_id")
     slope, intercept = np.polyfit(np.array(alphas), values.T, 1)
-    np.testing.assert_allclose(found["slope"], slope, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(found["intercept"], intercept, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found["slope"], slope, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found["intercept"], intercept, rtol=1e-12, atol=1e-12)
     errors = values - intercept[:, None] - np.outer(slope, alphas)
     np.testing.assert_allclose(found["residual"], np.sqrt((errors**2).mean(1)), rtol=0, atol=1e-9)
     assert set(found["n_alphas"]) == {len(alphas)}
