@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -114,8 +116,10 @@ def _probe_accuracies(
     network = MLPClassifier((HIDDEN,), solver="lbfgs", alpha=1.0, max_iter=500, random_state=seed)
     found = {}
     for site in acts.sites:
-        scores = cross_val_score(
-            make_pipeline(StandardScaler(), network), acts.at(site).numpy(), list(answers), cv=folds
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # where the folds are few, it stops after 500 steps
+            scores = cross_val_score(
+                make_pipeline(StandardScaler(), network), acts.at(site).numpy(), list(answers), cv=folds
+            )
         found[site.label] = float(scores.mean())
     return found
