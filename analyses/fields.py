@@ -44,41 +44,52 @@ from steerlab.models.model import Model
 
 CHOICES = tuple(name for name in FITS if name != "gated_mean")  # every choice has a contrast: there is nothing to gate
 KL, REFUSAL_KL = 1.0, (0.5, 1.0, 2.0, 4.0)  # nats per token; the layer for a refusal is chosen at the third
-CALIBRATED_ON = 16  # validation prompts
+CALIBRATED_ON = 12  # validation prompts
 REFUSAL_DEPTHS = (0.4, 0.5, 0.6)
 
 
-def move_letters(fitted: Fitted, rows: Sequence[Example], steerer: Steerer, alpha: float) -> pd.DataFrame:
-    """How far the logit difference of each row moves, and whether the wanted letter is the likelier one after it."""
+Strengths = dict[str, tuple[Steerer, float]]  # by name
+
+
+def move_letters(fitted: Fitted, rows: Sequence[Example], steered: Strengths) -> pd.DataFrame:
+    """How far each row's logit difference moves under each method at its strength (`effect`), and whether the wanted
+    letter is the likelier one `before` and `after`; with `method, example_id`.
+    """
+    alphas = sorted({alpha for _, alpha in steered.values()})
     frame = steerlab.sweep(
-        fitted.model, rows, {"method": steerer}, None, (0.0, alpha), fitted.positions, progress=False
-    )
-    value = frame.pivot(index="example_id", columns="alpha", values="value").loc[[e.id for e in rows]]
-    before, after = value[0.0], value[alpha]
-    return pd.DataFrame({"effect": after - before, "before": before > 0, "after": after > 0}).astype(float)
+        fitted.model, rows, {name: one for name, (one, _) in steered.items()}, None, (0.0, *alphas), fitted.positions,
+        progress=False,
+    )  # fmt: skip
+    value = frame.pivot_table(index=["method", "example_id"], columns="alpha", values="value")
+    plain = frame[frame["alpha"] == 0].groupby("example_id")["value"].first()
+    moved = []
+    for name, (_, alpha) in steered.items():
+        after = value.loc[name, alpha].reindex([e.id for e in rows])
+        before = plain.reindex(after.index)
+        columns = {"effect": after - before, "before": before > 0, "after": after > 0}
+        moved.append(pd.DataFrame(columns).astype(float).rename_axis("example_id").reset_index().assign(method=name))
+    return pd.concat(moved, ignore_index=True)
 
 
 def compare_choices(fitted: Fitted, rows: Sequence[Example]) -> pd.DataFrame:
     """Every method on the test rows of one set, at its layer and strength."""
     validation, test = of_split(rows, "validation"), of_split(rows, "test")
     best = fitted.slopes.groupby("layer")["slope"].mean().nlargest(2).index
-    frames = []
-    for method in CHOICES:
-        tried = []
-        for layer in best:
-            steerer = FITS[method](fitted, int(layer))
-            found = strength_at(fitted, steerer, validation[:CALIBRATED_ON], KL, n_tokens=4)
-            reached = -np.inf
-            if np.isfinite(found["alpha"]):
-                reached = float(move_letters(fitted, validation, steerer, found["alpha"])["effect"].mean())
-            tried.append((reached, int(layer), steerer, found))
-        reached, layer, steerer, found = max(tried, key=lambda one: one[0])
-        if np.isfinite(reached):
-            moved = move_letters(fitted, test, steerer, found["alpha"])
-        else:  # at no layer is there such a strength
-            moved = pd.DataFrame({"effect": np.nan}, index=[e.id for e in test])
-        frames.append(moved.rename_axis("example_id").reset_index().assign(method=method, layer=layer, **found))
-    return pd.concat(frames, ignore_index=True)
+    tried = {(method, int(k)): FITS[method](fitted, int(k)) for method in CHOICES for k in best}
+    found = {
+        key: strength_at(fitted, steerer, validation[:CALIBRATED_ON], KL, n_tokens=3) for key, steerer in tried.items()
+    }
+    reached = {key: (tried[key], one["alpha"]) for key, one in found.items() if np.isfinite(one["alpha"])}
+    effects = move_letters(fitted, validation, {f"{method} {layer}": one for (method, layer), one in reached.items()})
+    mean, chosen = effects.groupby("method")["effect"].mean(), {}
+    for method, layer in sorted(reached, key=lambda key: mean[f"{key[0]} {key[1]}"]):
+        chosen[method] = (method, layer)
+    moved = move_letters(fitted, test, {method: reached[key] for method, key in chosen.items()})
+    settings = [{"method": method, "layer": key[1], **found[key]} for method, key in chosen.items()]
+    settings += [  # at no layer is there such a strength
+        {"method": method, "layer": -1, "alpha": np.nan} for method in CHOICES if method not in chosen
+    ]
+    return moved.merge(pd.DataFrame(settings), on="method", how="right")
 
 
 def choose_layers(fitted: Fitted, rows: Sequence[Example]) -> pd.DataFrame:
@@ -175,7 +186,7 @@ def main() -> None:
     """Compare on choices, then on refusals, and write the tables."""
     arguments = parser(__doc__, "results/fields")
     arguments.add_argument("--data", required=True)
-    arguments.add_argument("--items", type=int, default=240, help="number of items per persona set")
+    arguments.add_argument("--items", type=int, default=200, help="number of items per persona set")
     arguments.set_defaults(max_new_tokens=32, batch_size=32)
     args = arguments.parse_args()
     model = steerlab.load(args.model, device=args.device)

@@ -24,6 +24,7 @@ def few_examples(n: int = 8) -> list[Example]:
     return [e for group in groups for e in [e for e in examples if (e.behavior, e.split) == group][:n]]
 
 
+@pytest.mark.nightly
 def test_own_pairs_give_the_texts_in_the_table(smollm2_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         smollm2_folder()

@@ -17,7 +17,7 @@ pytestmark = [
 
 def test_methods_at_equal_dose_on_choices_and_refusals(tmp_path: Path) -> None:
     model, out = tiny_folder(tmp_path / "model", n_layers=6), tmp_path / "fields"
-    arguments = ["analyses/fields.py", "--model", str(model), "--data", str(DATA), "--limit", "2", "--items", "20"]
+    arguments = ["analyses/fields.py", "--model", str(model), "--data", str(DATA), "--limit", "2", "--items", "40"]
     arguments += ["--max-new-tokens", "3", "--out", str(out)]
     succeed(*arguments)
     summary, layers = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "layers.csv")

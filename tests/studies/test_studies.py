@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_demo_writes_results_resumes_and_refuses_folder_of_another_study(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    arguments = ["--model", str(folder), "--limit", "3", "--max-new-tokens", "12", "--out", str(out)]
+    arguments = ["--model", str(folder), "--limit", "2", "--max-new-tokens", "4", "--out", str(out)]
     first = succeed("analyses/demo.py", *arguments)
     assert {"results.csv", "summary.json", "examples.md", "demo.png"} <= {p.name for p in out.iterdir()}
     assert first.stdout.startswith("steerlab demo") and "p2s" in first.stdout
