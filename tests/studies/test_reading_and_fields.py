@@ -8,13 +8,10 @@ import pandas as pd
 import pytest
 from running import DATA, succeed, tiny_folder
 
-pytestmark = [
-    pytest.mark.nightly,
-    pytest.mark.data,
-    pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the persona sets and AdvBench are not here"),
-]
 
-
+@pytest.mark.nightly
+@pytest.mark.data
+@pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the persona sets and AdvBench are not here")
 def test_methods_at_equal_dose_on_choices_and_refusals(tmp_path: Path) -> None:
     model, out = tiny_folder(tmp_path / "model", n_layers=6), tmp_path / "fields"
     arguments = ["analyses/fields.py", "--model", str(model), "--data", str(DATA), "--limit", "2", "--items", "40"]
@@ -40,18 +37,17 @@ def test_methods_at_equal_dose_on_choices_and_refusals(tmp_path: Path) -> None:
     assert (tmp_path / "fields.pdf").stat().st_size > 5000
 
 
-def test_lenses_on_facts_choices_and_copies(tmp_path: Path) -> None:
+@pytest.mark.nightly
+def test_lenses_on_facts_and_copies(tmp_path: Path) -> None:
     out = tmp_path / "lenses"
-    succeed(
-        "analyses/lenses.py", "--data", str(DATA), "--limit", "3", "--items", "10", "--sets", "3", "--out", str(out),
-    )  # fmt: skip
+    succeed("analyses/lenses.py", "--limit", "3", "--out", str(out))
     summary = json.loads((out / "summary.json").read_text())
-    facts, copies = pd.read_csv(out / "facts.csv"), pd.read_csv(out / "copies.csv")
-    assert len(summary["facts"]) == 8 and facts.groupby("family")["layer"].nunique().eq(30).all()
-    assert (facts.loc[facts["layer"] == 29, "kl"].abs() < 1e-4).all(), "the last layer predicts what the model does"
-    assert sum(summary["choices.verdicts"].values()) == summary["choices.sets"] == 3
+    read, copies = pd.read_csv(out / "results.csv"), pd.read_csv(out / "copies.csv")
+    assert read.groupby("family")["layer"].nunique().eq(30).all() and read["family"].nunique() == 9
+    assert (read.loc[read["layer"] == 29, "kl"].abs() < 1e-4).all(), "the last layer predicts what the model does"
     word, last = copies["column"].min(), copies["column"].max()
     restored = copies.groupby(["column", "layer"])["restored"].mean()
     assert restored[word, 0] > 0.9 and restored[last, 29] > 0.99 and restored[word, 29] < 0.01
+    assert summary["copies.half_restored_from"] <= summary["copies.half_read_from"]
     succeed("figures/lenses.py", str(out), "--out", str(tmp_path))
     assert (tmp_path / "lenses.pdf").stat().st_size > 5000
