@@ -72,7 +72,7 @@ def summarize(facts: pd.DataFrame, copies: pd.DataFrame, copied: pd.DataFrame, s
         }
         for family, rows in facts.groupby("family", sort=False)
     }  # fmt: skip
-    word, last = copies["column"].min(), copies["column"].max()
+    word, last = copies.loc[copies["token"] != copies["clean_token"], "column"].iloc[0], copies["column"].max()
     for place, column in (("word", word), ("last", last)):
         restored = copies[copies["column"] == column].groupby("layer")["restored"]
         summary |= {f"copies.{place}.{layer}": estimate(rows.tolist(), seed) for layer, rows in restored}
@@ -114,7 +114,8 @@ def main() -> None:
     summary = summarize(facts, copies, copied, args.seed)
     columns = ["family", "layer", "accessible", "low", "high", "median_rank", "kl", "n"]
     tables = pd.concat([facts, copied.assign(family="copied words")], ignore_index=True)[columns]
-    copies.round(4).to_csv(study.folder / "copies.csv", index=False)
+    cells = copies[["example_id", "layer", "column", "token", "clean_token", "restored"]]
+    cells.round(4).to_csv(study.folder / "copies.csv", index=False)
     lines = [
         f"- {family}: {', '.join(f'{p}{a}' for p, a in zip(*given, strict=True))}" for family, given in families.items()
     ]

@@ -44,9 +44,8 @@ def draw_facts(ax: Axes, facts: pd.DataFrame) -> None:
 def draw_copies(ax: Axes, copies: pd.DataFrame) -> None:
     """The share restored by each state, averaged over pairs of words; the copied word has a name of its own."""
     names = copies.groupby("column")["token"].first()
-    names[copies["column"].min()] = " WORD"
-    columns = ["value", "restored", "clean", "corrupted"]
-    frame = copies.groupby(["layer", "column"], sort=False)[columns].mean().reset_index()
+    names[copies.loc[copies["token"] != copies["clean_token"], "column"]] = " WORD"
+    frame = copies.groupby(["layer", "column"], sort=False)["restored"].mean().reset_index()
     frame["token"] = frame["clean_token"] = frame["column"].map(names)
     patch_heatmap(frame.assign(example_id="mean", head=-1), ax=ax)
     ax.set_title(f"b  A word to be copied, {copies['example_id'].nunique()} pairs")

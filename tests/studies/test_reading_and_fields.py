@@ -45,9 +45,10 @@ def test_lenses_on_facts_and_copies(tmp_path: Path) -> None:
     read, copies = pd.read_csv(out / "results.csv"), pd.read_csv(out / "copies.csv")
     assert read.groupby("family")["layer"].nunique().eq(30).all() and read["family"].nunique() == 9
     assert (read.loc[read["layer"] == 29, "kl"].abs() < 1e-4).all(), "the last layer predicts what the model does"
-    word, last = copies["column"].min(), copies["column"].max()
+    word, last = copies.loc[copies["token"] != copies["clean_token"], "column"].iloc[0], copies["column"].max()
     restored = copies.groupby(["column", "layer"])["restored"].mean()
     assert restored[word, 0] > 0.9 and restored[last, 29] > 0.99 and restored[word, 29] < 0.01
+    assert summary["copies.word.0"]["value"] > 0.9
     assert summary["copies.half_restored_from"] <= summary["copies.half_read_from"]
     succeed("figures/lenses.py", str(out), "--out", str(tmp_path))
     assert (tmp_path / "lenses.pdf").stat().st_size > 5000
