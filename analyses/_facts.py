@@ -46,4 +46,7 @@ FACTS: dict[str, tuple[str, dict[str, str]]] = {
 }  # fmt: skip
 
 COPY = "The code word is {}. Remember it: the code word is"
-CODE_WORDS = ("red", "blue", "green", "gold", "apple", "river", "tiger", "stone", "music", "paper", "cloud", "north")
+CODE_WORDS = (
+    "red", "blue", "green", "gold", "apple", "river", "tiger", "stone", "music", "paper", "cloud", "north", "silver",
+    "winter", "bridge", "garden", "horse", "island", "market", "mirror", "ocean", "planet", "summer", "window",
+)  # fmt: skip

@@ -105,6 +105,8 @@ def strength_at(
             batch_size=len(prompts),
         )  # fmt: skip
     except SteeringError as error:  # such as a rotation, which ends at the direction: reported as not reached
+        if "no strength of" not in str(error):
+            raise
         print(f"at {kl:g} nats: {error}")
         return {"alpha": float("nan"), "kl": float("nan"), "norm_ratio": float("nan")}
     dose = found.curve.set_index("alpha").loc[found.alpha, "norm_ratio"]

@@ -41,15 +41,16 @@ import steerlab
 from steerlab import Request
 from steerlab._support.files import fingerprint, write_atomically
 from steerlab.analysis.behavior import judge_answers
-from steerlab.analysis.calibration import measure_dose
+from steerlab.analysis.calibration import Dose, measure_dose
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
+from steerlab.errors import SteeringError
 from steerlab.methods import AlphaSteer, Context, Gated, Prompt
 from steerlab.metrics.numbers import exact_match
 from steerlab.models.model import Model
 
 METHODS = ("mean", "l2s", "alphasteer", "adasteer", "confst", "gated_mean", "field", "spherical", "w2s")
-DOSE = ["method", "kl", "norm_ratio"]
+DOSE = ["method", "kl_harmful", "norm_ratio"]
 EVERYTHING = ("none", "prompt", *METHODS[:2], "p2s", *METHODS[2:], "mean_equal")
 
 
@@ -132,16 +133,22 @@ def perplexity_of_solutions(model: Model, sets: Sets, request: Request | None, b
 
 
 def doses(model: Model, sets: Sets, methods: Mapping[str, Request | None], args: argparse.Namespace) -> pd.DataFrame:
-    """How far each method moves the model on harmful inputs: `method, kl` (95th percentile over tokens), `norm_ratio`.
+    """How far each method moves the model on harmful inputs; `kl_harmful` is the 95th percentile over tokens.
 
-    An instruction changes the prompt, so its tokens can't be compared.
+    An instruction changes the prompt, so its tokens can't be compared. A gate that is 0 for every input has no dose.
     """
-    steered = {name: r for name, r in methods.items() if r is not None and name != "prompt"}
-    found = {
-        name: measure_dose(model, sets.harmful[:32], request, max_new_tokens=args.max_new_tokens)
-        for name, request in steered.items()
-    }
-    return pd.DataFrame([(name, dose.kl, dose.norm_ratio) for name, dose in found.items()], columns=DOSE)
+    rows = []
+    for name, request in methods.items():
+        if request is None or name == "prompt":
+            continue
+        try:
+            dose = measure_dose(model, sets.harmful[:32], request, max_new_tokens=args.max_new_tokens)
+        except SteeringError as error:
+            if "changes none of these inputs" not in str(error):
+                raise
+            dose = Dose(0.0, 0.0)
+        rows.append((name, dose.kl, dose.norm_ratio))
+    return pd.DataFrame(rows, columns=DOSE)
 
 
 def requests_of(fitted: Fitted, settings: Mapping[str, Setting], tested: Any) -> dict[str, Request | None]:
@@ -238,7 +245,8 @@ def main() -> None:
     )
     wanted = ["refuse_harmful", "over_refusal", "identical_harmless", "defer_expert", "gsm8k"]
     table = {
-        m: {k: summary[f"{m}.{k}"]["value"] for k in wanted} | {k: summary.get(f"{m}.{k}") for k in ("ppl", "kl")}
+        m: {k: summary[f"{m}.{k}"]["value"] for k in wanted}
+        | {k: summary.get(f"{m}.{k}") for k in ("ppl", "kl_harmful")}
         for m in methods
     }
     show_table("On the test inputs", pd.DataFrame(table).T)

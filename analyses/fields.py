@@ -9,8 +9,9 @@ and the test prompts are looked at once. A random direction at the same dose is 
 
 - Choices: ten persona sets (arXiv 2212.09251), states changed from the last prompt token on. Measured is how far the
   difference of the two letters' logits moves. The layer is one of the two at which the mean vector moves training
-  prompts the most. For W2S, each test prompt's best layer is measured too, and a W2S whose training slopes were
-  shuffled.
+  prompts the most (which favors the mean vector).
+- Layers, not at equal dose but by the published protocol, slopes per unit of each layer's mean vector: W2S, the layer
+  best in training, each test prompt's best layer, and a W2S whose training slopes were shuffled.
 - Refusal: harmful and harmless prompts (AdvBench, instructions), the states of all tokens changed. Measured is which
   answers refuse and are fluent, at several doses.
 
@@ -148,6 +149,9 @@ def compare_refusals(study: Study, fitted: Fitted, sets: Sets, args: argparse.Na
     ]
     for method in FITS:
         tried = {k: measured("validation", method, k, REFUSAL_KL[2]) for k in depths}
+        if not any(map(len, tried.values())):  # at no layer is there such a strength
+            print(f"{method} does not reach {REFUSAL_KL[2]:g} nats", flush=True)
+            continue
         layer = max(depths, key=lambda k: tried[k]["both"].mean() if len(tried[k]) else -1.0)
         print(f"{method}: layer {layer}", flush=True)
         frames += [measured("test", method, layer, kl) for kl in REFUSAL_KL]
@@ -155,26 +159,25 @@ def compare_refusals(study: Study, fitted: Fitted, sets: Sets, args: argparse.Na
 
 
 def summarize(choices: pd.DataFrame, layers: pd.DataFrame, refusals: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Estimates with intervals; differences are paired, prompt by prompt."""
+    """Estimates with intervals: of choices over the sets, whose rows share one fit; of refusals over the prompts."""
     summary: dict[str, Any] = {}
-    effects = choices.pivot(index="example_id", columns="method", values="effect")
-    for method in CHOICES:
-        rows = choices[(choices["method"] == method) & choices["effect"].notna()]
-        if rows.empty:
-            continue
-        summary[f"choices.{method}.effect"] = estimate(rows["effect"].tolist(), seed)
-        summary[f"choices.{method}.wanted_letter"] = estimate((rows["after"] - rows["before"]).tolist(), seed)
-        both = effects[[method, "mean"]].dropna() if method != "mean" else effects[[]]
-        if len(both.columns):
+    choices = choices.dropna(subset="effect").assign(letter=lambda rows: rows["after"] - rows["before"])
+    by_set = choices.groupby(["behavior", "method"], sort=False)[["effect", "letter"]].mean().unstack("method")
+    for method in by_set["effect"].columns:
+        reached = by_set["effect"][method].dropna()
+        summary[f"choices.{method}.effect"] = estimate(reached.tolist(), seed)
+        summary[f"choices.{method}.wanted_letter"] = estimate(by_set["letter"][method].dropna().tolist(), seed)
+        if method != "mean":
+            both = by_set["effect"][[method, "mean"]].dropna()
             summary[f"choices.{method}.over_mean"] = numbers(paired_bootstrap(both[method], both["mean"], seed=seed))
-        summary[f"choices.{method}.sets"] = int(rows["behavior"].nunique())
+            summary[f"choices.{method}.sets_above_mean"] = int((both[method] > both["mean"]).sum())
     for name in ("w2s", "shuffled", "oracle"):
-        gains = layers[name] - layers["fixed"]
-        summary[f"layers.{name}.over_fixed"] = estimate(gains.tolist(), seed)
-        by_set = [estimate(rows.tolist(), seed) for _, rows in gains.groupby(layers["behavior"], sort=False)]
-        summary[f"layers.{name}.sets_above"] = sum(one["value"] > 0 for one in by_set)
-        summary[f"layers.{name}.sets_surely_above"] = sum(one["low"] > 0 for one in by_set)
-    summary["layers.fixed.slope"] = estimate(layers["fixed"].tolist(), seed)
+        gains = (layers[name] - layers["fixed"]).groupby(layers["behavior"], sort=False)
+        summary[f"layers.{name}.over_fixed"] = estimate(gains.mean().tolist(), seed)
+        of_sets = [estimate(rows.tolist(), seed) for _, rows in gains]
+        summary[f"layers.{name}.sets_above"] = sum(one["value"] > 0 for one in of_sets)
+        summary[f"layers.{name}.sets_with_interval_above"] = sum(one["low"] > 0 for one in of_sets)
+    summary["layers.fixed.slope"] = estimate(layers.groupby("behavior")["fixed"].mean().tolist(), seed)
     for (method, kl, behavior), rows in refusals.groupby(["method", "budget", "behavior"], sort=False):
         part = "harmful" if behavior == "refuse" else "harmless"
         for measure in ("refuses", "fluent", "both"):

@@ -6,7 +6,7 @@
 - Facts (`_facts.py`, answers of one word): the share of right answers that can be read off each layer at the last token
   (logit lens), and how far the layer's prediction is from the model's.
 - A word to be copied: which states bring the answer back (activation patching), averaged over pairs of words; beside
-  it, from which layer on the word can be read. A state may carry the answer long before the lens can read it.
+  it, how far the lens tells the two words of a pair apart, and from which layer on the word is the most probable one.
 
 An interrupted run resumes from finished stages.
 """
@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from _common import estimate, parser, provenance, show_table
 from _facts import CODE_WORDS, COPY, FACTS
@@ -54,7 +54,23 @@ def read_answers(model: Model, prompts: Sequence[str], answers: Sequence[str]) -
 def pairs_of_words(model: Model, limit: int | None) -> list[tuple[str, str]]:
     """The words of the clean and of the corrupted prompt."""
     known = [word for word in CODE_WORDS if is_one_token(model, word)]
-    return list(pairwise(known))[:limit]
+    return list(zip(known[::2], known[1::2], strict=False))[:limit]  # no word is in two pairs
+
+
+def read_copies(model: Model, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """By pair and layer, how far the lens tells the two words apart at the last token: 1 as far as the model's end."""
+    frames = []
+    for number, (a, b) in enumerate(pairs):
+        both = logit_lens(model, [COPY.format(a), COPY.format(b)], tokens=[f" {a}", f" {b}"])
+        logprob = np.log(both["probability"])
+        sign = np.where(both["token"] == f" {a}", 1, -1) * np.where(
+            both["example_id"] == both["example_id"].iloc[0], 1, -1
+        )
+        difference = (logprob * sign).groupby(both["layer"]).sum()
+        frames.append(
+            pd.DataFrame({"pair": number, "layer": difference.index, "share": difference / difference.iloc[-1]})
+        )
+    return pd.concat(frames, ignore_index=True)
 
 
 def patch_copies(model: Model, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -63,7 +79,9 @@ def patch_copies(model: Model, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame
     return patch(model, clean, corrupted, [(f" {a}", f" {b}") for a, b in pairs])
 
 
-def summarize(facts: pd.DataFrame, copies: pd.DataFrame, copied: pd.DataFrame, seed: int) -> dict[str, Any]:
+def summarize(
+    facts: pd.DataFrame, copies: pd.DataFrame, copied: pd.DataFrame, lens: pd.DataFrame, seed: int
+) -> dict[str, Any]:
     """By family, what the end knows and from where on half of it can be read; for copies, where the answer is."""
     summary: dict[str, Any] = {
         f"facts.{family}": {
@@ -79,6 +97,9 @@ def summarize(facts: pd.DataFrame, copies: pd.DataFrame, copied: pd.DataFrame, s
         if place == "last":
             mean = restored.mean()
             summary["copies.half_restored_from"] = first_layer(mean.index.to_series(), mean, 0.5)
+    read = lens.groupby("layer")["share"]
+    summary |= {f"copies.lens.{layer}": estimate(rows.tolist(), seed) for layer, rows in read}
+    summary["copies.half_of_lens_from"] = first_layer(read.mean().index.to_series(), read.mean(), 0.5)
     summary["copies.half_read_from"] = first_layer(copied["layer"], copied["accessible"], 0.5)
     return summary
 
@@ -111,7 +132,9 @@ def main() -> None:
     copied = study.stage(
         "copied", partial(read_answers, model, [COPY.format(w) for w in words], [f" {w}" for w in words])
     )
-    summary = summarize(facts, copies, copied, args.seed)
+    lens = study.stage("copies-lens", partial(read_copies, model, pairs))
+    summary = summarize(facts, copies, copied, lens, args.seed)
+    lens.round(4).to_csv(study.folder / "copies_lens.csv", index=False)
     columns = ["family", "layer", "accessible", "low", "high", "median_rank", "kl", "n"]
     tables = pd.concat([facts, copied.assign(family="copied words")], ignore_index=True)[columns]
     cells = copies[["example_id", "layer", "column", "token", "clean_token", "restored"]]

@@ -53,10 +53,12 @@ def draw_choices(ax: Axes, summary: dict[str, Any]) -> None:
         errors = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
         ax.errorbar(found["value"], row, xerr=errors, fmt="o", ms=4, color=method_style(name).color, lw=1.2)
     ax.axvline(0, color=MUTED, lw=0.6, zorder=0)
-    ax.set_yticks(range(len(names)), [method_style(name).label for name in names])
     ax.invert_yaxis()
-    n = summary[f"choices.{names[0]}.effect"]["n"]
-    ax.set(title="a  Choices: the wanted letter's logit", xlabel=f"Gain over the other letter ({n} test items)")
+    ax.set_yticks(
+        range(len(names)),
+        [f"{method_style(name).label} ({summary[f'choices.{name}.effect']['n']} sets)" for name in names],
+    )
+    ax.set(title="a  Choices at equal dose", xlabel="Gain of the wanted letter's logit over the other's")
 
 
 def draw_layers(ax: Axes, frame: pd.DataFrame) -> None:
@@ -71,7 +73,11 @@ def draw_layers(ax: Axes, frame: pd.DataFrame) -> None:
     )  # fmt: skip
     ax.axvline(0, color=MUTED, lw=0.6, zorder=0)
     ax.set_yticks(range(len(sets)), sets, fontsize=6.5)
-    ax.set(title="b  One layer for each prompt", xlabel="Slope over that of the best single layer", ylabel="")
+    ax.set(
+        title="b  One layer for each prompt (raw vectors)",
+        xlabel="Slope minus that of the layer best in training",
+        ylabel="",
+    )
     ax.legend(title=None, fontsize=6, loc="best")
 
 
@@ -88,7 +94,12 @@ def draw_refusals(ax: Axes, rows: pd.DataFrame, measure: str) -> None:
     plain = rows.loc[rows["method"] == "none", measure].mean()
     ax.axhline(plain, color=MUTED, lw=0.8, ls=":", label="no steering")
     doses = sorted(set(rows["budget"]) - {0.0})
-    ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="Dose: KL per token (95th percentile, nats)", ylabel="Share")
+    ax.set(
+        xscale="log",
+        ylim=(-0.03, 1.03),
+        xlabel="Dose on harmful prompts: KL per token (95th percentile, nats)",
+        ylabel="Share",
+    )
     ax.set_xticks(doses, [f"{dose:g}" for dose in doses])
     ax.minorticks_off()
 

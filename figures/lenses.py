@@ -2,7 +2,7 @@
 
     python figures/lenses.py [RESULTS_DIR] [--out DIR]
 
-Reads results.csv and copies.csv of analyses/lenses.py; writes lenses.png and lenses.pdf.
+Reads results.csv, copies.csv and copies_lens.csv of analyses/lenses.py; writes lenses.png and lenses.pdf.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ RESULTS = Path(__file__).parents[1] / "analyses/results/lenses"
 
 def draw(results_dir: str | Path) -> Figure:
     """The figure of a results folder."""
-    read, copies = (pd.read_csv(Path(results_dir) / f"{name}.csv") for name in ("results", "copies"))
+    read, copies, lens = (
+        pd.read_csv(Path(results_dir) / f"{name}.csv") for name in ("results", "copies", "copies_lens")
+    )
     of_copies = read["family"] == "copied words"
     with style():
         fig = Figure(figsize=(width(2), 2.7), layout="constrained")
         axes = fig.subplots(1, 3, width_ratios=[1.0, 1.2, 1.0])
         draw_facts(axes[0], read[~of_copies])
         draw_copies(axes[1], copies)
-        draw_both(axes[2], copies, read[of_copies])
+        draw_both(axes[2], copies, lens, read[of_copies])
         fig.draw_without_rendering()
     return fig
 
@@ -51,12 +53,16 @@ def draw_copies(ax: Axes, copies: pd.DataFrame) -> None:
     ax.set_title(f"b  A word to be copied, {copies['example_id'].nunique()} pairs")
 
 
-def draw_both(ax: Axes, copies: pd.DataFrame, read: pd.DataFrame) -> None:
-    """At the last token: what patching restores, and what the lens reads."""
+def draw_both(ax: Axes, copies: pd.DataFrame, lens: pd.DataFrame, read: pd.DataFrame) -> None:
+    """At the last token: what patching restores of the two words' difference, what the lens sees of it, and the share
+    of words that are the most probable token there.
+    """
     last = copies[copies["column"] == copies["column"].max()]
-    sns.lineplot(last, x="layer", y="restored", errorbar=("ci", 95), seed=0, color="#0072B2", label="patched", ax=ax)
-    ax.plot(read["layer"], read["accessible"], color="#D55E00", ls="--", label="read by the lens")
-    ax.set(title="c  The last token", xlabel="Layer", ylabel="Share restored, share read", ylim=(-0.03, 1.08))
+    options = {"errorbar": ("ci", 95), "seed": 0, "lw": 1.2, "ax": ax}
+    sns.lineplot(last, x="layer", y="restored", color="#0072B2", label="patched", **options)
+    sns.lineplot(lens, x="layer", y="share", color="#009E73", label="lens, two words", **options)
+    ax.plot(read["layer"], read["accessible"], color="#D55E00", ls="--", lw=1.2, label="lens, most probable")
+    ax.set(title="c  The last token", xlabel="Layer", ylabel="Share of the end's", ylim=(-0.1, 1.08))
     ax.legend(title=None, fontsize=6.5, loc="upper left")
 
 

@@ -20,7 +20,7 @@ from steerlab.models.model import Model
 from steerlab.models.positions import Positions, check_positions
 from steerlab.models.sites import Site
 from steerlab.steering import generate
-from steerlab.steering.batches import Steer, as_requests, encode_examples, totals
+from steerlab.steering.batches import Steer, apply_prompt_transforms, as_requests, encode_examples, totals
 from steerlab.steering.finite import check_finite
 from steerlab.steering.interventions import BatchedSetting, build_edits, writes_anything, written_columns
 from steerlab.steering.requests import Scale, resolve_interventions
@@ -99,6 +99,8 @@ class AnsweredPrompts:
         as_whole("max_new_tokens", max_new_tokens)
         examples = as_examples(data)
         requests = as_requests(model, steer, 1.0 if alpha is None else alpha, positions, scale)
+        if apply_prompt_transforms(examples, requests) != examples:
+            raise SteeringError("a steerer that changes the prompt has no dose: there are no tokens to compare")
         answers = generate(
             model, examples, steer=(), max_new_tokens=max_new_tokens, batch_size=batch_size, progress=False
         )
@@ -110,6 +112,8 @@ class AnsweredPrompts:
             raise SteeringError(f"{name} changes none of these inputs")
         for setting in settings:
             check_positions([setting.positions], len(rows))
+            for one in setting.interventions:
+                _check_counted(one.positions_or(setting.positions))
         return cls(model, rows, settings, name, quantile, batch_size)
 
     def dose(self, alpha: float | None = None) -> Dose:
@@ -125,7 +129,8 @@ class AnsweredPrompts:
             edits = build_edits(self.model, settings, part.batch, part.numbers)
             with self.model.lock:
                 after, before = part.logprobs(self.model, edits), self._unsteered(part)
-            kl = (after.exp() * (after - before)).sum(-1).clamp_min(0).cpu()
+            differences = after.exp() * (after - before)
+            kl = differences.masked_fill(after.isneginf(), 0.0).sum(-1).clamp_min(0).cpu()  # 0 log 0 is 0
             found += [row[: len(e) - e.n_prompt] for row, e in zip(kl, part.batch.rows, strict=True)]
             more, total = totals(edits)
             steered, ratios = steered + more, ratios + total
@@ -179,6 +184,25 @@ class AnsweredPrompts:
         firsts = [one.site.block_before for setting in self.settings for one in setting.interventions]
         known = [first for first in firsts if first is not None]
         return min(known) if self.model.supports_layer_restart and len(known) == len(firsts) else None
+
+
+def _check_counted(positions: Positions) -> None:
+    """Refuse what is counted from a row's end, which here is the answer's and not the prompt's.
+
+    Raises:
+        SteeringError: says what to give.
+    """
+    if isinstance(positions, slice):
+        ends = (positions.start, positions.stop)
+    elif isinstance(positions, int):
+        ends = (0, positions)
+    else:
+        return
+    if any(end is not None and end < 0 for end in ends) or ends[1] is None:
+        raise SteeringError(
+            f"positions={positions!r} would count the answer's tokens, on which a dose is measured: give a name, such "
+            'as "last" or "last+generated"'
+        )
 
 
 def _continued(row: EncodedPrompt, ids: Sequence[int]) -> EncodedPrompt:

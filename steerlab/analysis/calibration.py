@@ -77,7 +77,7 @@ def calibrate_strength(
         A `Strength`.
 
     Raises:
-        SteeringError: no strength reaches the budget, or even the weakest is beyond it.
+        SteeringError: no strength reaches the budget, or even the weakest is beyond it; otherwise as `measure_dose`.
         DataError: a number out of range.
     """
     as_number("kl", kl, 1e-6)
@@ -130,7 +130,8 @@ def measure_dose(
         A `Dose`.
 
     Raises:
-        SteeringError: none of the inputs is changed.
+        SteeringError: none of the inputs is changed; a prompt is changed (its tokens can't be compared); positions
+            counted from a row's end.
         DataError: a number out of range.
     """
     as_number("alpha", alpha)

@@ -7,7 +7,7 @@ from steerlab import L2S, Contrast, Example, Request, SteeringVector, capture, g
 from steerlab.analysis import _dose
 from steerlab.analysis.calibration import calibrate_strength, find_breaking_dose, measure_dose
 from steerlab.errors import DataError, SteeringError
-from steerlab.methods import Gated, LinearProbe, Operation
+from steerlab.methods import Gated, LinearProbe, Operation, Prompt
 from steerlab.methods.l2s.config import TrainingConfig
 from steerlab.metrics import is_fluent
 from steerlab.models.layout import blocks
@@ -100,6 +100,16 @@ def test_budget_that_no_strength_reaches_is_refused(model: Model) -> None:
         calibrate_strength(model, PROMPTS, Gated({1: V}, probe), max_new_tokens=NEW)
     with pytest.raises(DataError, match=r"quantile=2\.0"):
         calibrate_strength(model, PROMPTS, SteeringVector({1: V}), quantile=2.0)
+
+
+@pytest.mark.parametrize("positions", [-1, slice(-4, None), slice(None)])
+def test_positions_counted_from_the_end_and_changed_prompts_have_no_dose(model: Model, positions: object) -> None:
+    with pytest.raises(SteeringError, match="would count the answer's tokens"):
+        measure_dose(model, PROMPTS, SteeringVector({1: V}), positions=positions)
+    with pytest.raises(SteeringError, match="a steerer that changes the prompt has no dose"):
+        measure_dose(model, PROMPTS, [Prompt("Be brief."), SteeringVector({1: V})])
+    whole = measure_dose(model, PROMPTS, SteeringVector({1: V}), positions=slice(0, 1), max_new_tokens=3)
+    assert whole.kl > 0
 
 
 def test_texts_past_the_dose_that_broke_them_are_warned_of(recwarn: pytest.WarningsRecorder) -> None:

@@ -49,7 +49,7 @@ def test_study_writes_every_number_resumes_and_draws(tmp_path_factory: pytest.Te
     assert summary["none.identical_harmless"]["value"] == 1 and summary["p2s.identical_harmless"]["value"] == 1
     assert summary["none.ms_per_token"]["value"] == 0 and 0 <= summary["tasktracker.auc"]["value"] <= 1
     for method in set(METHODS) - {"none", "prompt"}:
-        assert summary[f"{method}.kl"] >= 0 and summary[f"{method}.norm_ratio"] > 0, "its dose"
+        assert summary[f"{method}.kl_harmful"] >= 0 and summary[f"{method}.norm_ratio"] >= 0, "its dose"
     assert {"delta", "norm", "full"} == set(pd.read_csv(out / "tasktracker.csv")["features"])
     assert summary["gate.probe.harmful"] <= 1 and summary["alphasteer.setting"]["positions"] in ("all", "prompt")
     stamps = {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("*.csv")}
