@@ -62,7 +62,7 @@ def draw_both(ax: Axes, copies: pd.DataFrame, lens: pd.DataFrame, read: pd.DataF
     sns.lineplot(last, x="layer", y="restored", color="#0072B2", label="patched", **options)
     sns.lineplot(lens, x="layer", y="share", color="#009E73", label="lens, two words", **options)
     ax.plot(read["layer"], read["accessible"], color="#D55E00", ls="--", lw=1.2, label="lens, most probable")
-    ax.set(title="c  The last token", xlabel="Layer", ylabel="Share of the end's", ylim=(-0.1, 1.08))
+    ax.set(title="c  The last token", xlabel="Layer", ylabel="Share of the end's", ylim=(-0.05, 1.7))
     ax.legend(title=None, fontsize=6.5, loc="upper left")
 
 
