@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,10 @@ from steerlab.metrics import paired_bootstrap
 from steerlab.models.model import Model
 
 CHOICES = tuple(name for name in FITS if name != "gated_mean")  # every choice has a contrast: there is nothing to gate
-KL, REFUSAL_KL = 1.0, (0.5, 1.0, 2.0, 4.0)  # nats per token; the layer for a refusal is chosen at the third
+KL, REFUSAL_KL = 1.0, (1.0, 2.0, 4.0)  # nats per token; the layer for a refusal is chosen at the second
 CALIBRATED_ON = 12  # validation prompts
-REFUSAL_DEPTHS = (0.4, 0.5, 0.6)
+REFUSAL_DEPTHS = (0.4, 0.55)
+REFUSAL_PROMPTS = (64, 32)  # harmful and harmless test prompts
 
 
 Strengths = dict[str, tuple[Steerer, float]]  # by name
@@ -126,31 +127,33 @@ def answers(
 
 
 def compare_refusals(study: Study, fitted: Fitted, sets: Sets, args: argparse.Namespace) -> pd.DataFrame:
-    """Every method at every dose on the test prompts, at the layer chosen on validation prompts at the third dose."""
+    """Every method at every dose on the test prompts, at the layer chosen on validation prompts at the second."""
     depths = sorted({round(fraction * (fitted.model.n_layers - 1)) for fraction in REFUSAL_DEPTHS})
     prompts = sets["validation"][0][:CALIBRATED_ON]
+    harmful, harmless = (rows[:n] for rows, n in zip(sets["test"], REFUSAL_PROMPTS, strict=True))
+    parts: Sets = {"validation": (sets["validation"][0], []), "test": (harmful, harmless)}
+    fit = cache(lambda method, layer: FITS[method](fitted, layer))
+    plain = f"test-none-{len(harmful)}"
 
     def dose(method: str, layer: int, kl: float) -> pd.DataFrame:
-        return pd.DataFrame([strength_at(fitted, FITS[method](fitted, layer), prompts, kl, args.max_new_tokens)])
+        return pd.DataFrame([strength_at(fitted, fit(method, layer), prompts, kl, args.max_new_tokens)])
 
     def measured(part: str, method: str, layer: int, kl: float) -> pd.DataFrame:
         found = study.stage(f"dose-{method}-{layer}-{kl:g}", partial(dose, method, layer, kl)).iloc[0]
         if not np.isfinite(found["alpha"]):
             return pd.DataFrame()
-        rows = sets[part] if part == "test" else (sets[part][0], [])
-        compute = partial(lambda alpha: answers(fitted, rows, FITS[method](fitted, layer), alpha, args), found["alpha"])
-        frame = study.stage(f"{part}-{method}-{layer}-{kl:g}", compute)
+        rows = parts[part]
+        name = f"{part}-{method}-{layer}-{kl:g}-{len(rows[0])}"
+        frame = study.stage(name, partial(answers, fitted, rows, fit(method, layer), found["alpha"], args))
         return frame.assign(method=method, layer=layer, budget=kl, **found)
 
     frames = [
-        study.stage("test-none", partial(answers, fitted, sets["test"], None, 0.0, args)).assign(
-            method="none", budget=0.0
-        )
+        study.stage(plain, partial(answers, fitted, parts["test"], None, 0.0, args)).assign(method="none", budget=0.0)
     ]
     for method in FITS:
-        tried = {k: measured("validation", method, k, REFUSAL_KL[2]) for k in depths}
+        tried = {k: measured("validation", method, k, REFUSAL_KL[1]) for k in depths}
         if not any(map(len, tried.values())):  # at no layer is there such a strength
-            print(f"{method} does not reach {REFUSAL_KL[2]:g} nats", flush=True)
+            print(f"{method} does not reach {REFUSAL_KL[1]:g} nats", flush=True)
             continue
         layer = max(depths, key=lambda k: tried[k]["both"].mean() if len(tried[k]) else -1.0)
         print(f"{method}: layer {layer}", flush=True)
@@ -228,9 +231,9 @@ def fit_choices(model: Model, train: Sequence[Example], args: argparse.Namespace
 def _page(refusals: pd.DataFrame) -> str:
     """Fluent refusals of each method at the third dose; other answers to harmful prompts are left out."""
     rows = refusals[(refusals["behavior"] == "refuse") & (refusals["both"] == 1)]
-    rows = rows[rows["budget"] == REFUSAL_KL[2]].groupby("method", sort=False).head(3)
+    rows = rows[rows["budget"] == REFUSAL_KL[1]].groupby("method", sort=False).head(3)
     lines = [f"- **{row.method}**, {row.example_id}: {' '.join(str(row.text).split())}" for row in rows.itertuples()]
-    return "\n".join([f"# Fluent refusals at {REFUSAL_KL[2]:g} nats", "", *lines]) + "\n"
+    return "\n".join([f"# Fluent refusals at {REFUSAL_KL[1]:g} nats", "", *lines]) + "\n"
 
 
 if __name__ == "__main__":
