@@ -180,6 +180,10 @@ def summarize(choices: pd.DataFrame, layers: pd.DataFrame, refusals: pd.DataFram
         of_sets = [estimate(rows.tolist(), seed) for _, rows in gains]
         summary[f"layers.{name}.sets_above"] = sum(one["value"] > 0 for one in of_sets)
         summary[f"layers.{name}.sets_with_interval_above"] = sum(one["low"] > 0 for one in of_sets)
+    for name, rows in layers.groupby("behavior", sort=False):
+        counts = pd.crosstab(rows["w2s_layer"], rows["letter"]).to_numpy()
+        # .5 if the layer says nothing of the wanted letter; somewhat more by chance where many layers are chosen
+        summary[f"layers.w2s.letter_guessed_from_layer.{name}"] = round(counts.max(1).sum() / counts.sum(), 4)
     summary["layers.fixed.slope"] = estimate(layers.groupby("behavior")["fixed"].mean().tolist(), seed)
     for (method, kl, behavior), rows in refusals.groupby(["method", "budget", "behavior"], sort=False):
         part = "harmful" if behavior == "refuse" else "harmless"
@@ -204,21 +208,24 @@ def main() -> None:
     everything += [e for part in sets.values() for rows in part for e in rows]
     identity = {"study": "fields", "weights": model.info()["weights"], "data": data_hash(everything)}
     study = Study(args.out, identity | {k: getattr(args, k) for k in ("seed", "limit", "items", "max_new_tokens")})
-    choices, layers = [], []
+    choices: list[pd.DataFrame] = []
+    layers: list[pd.DataFrame] = []
     for name, rows in persona.items():
         fitted = fit_choices(model, of_split(rows, "train"), args)
-        choices.append(study.stage(f"choices-{name}", partial(compare_choices, fitted, rows)).assign(behavior=name))
-        layers.append(study.stage(f"layers-{name}", partial(choose_layers, fitted, rows)).assign(behavior=name))
+        letters = {row.id: row.meta["option"] for row in rows}
+        for tables, kind, compute in ((choices, "choices", compare_choices), (layers, "layers", choose_layers)):
+            found = study.stage(f"{kind}-{name}", partial(compute, fitted, rows))
+            tables.append(found.assign(behavior=name, letter=found["example_id"].map(letters)))
         print(f"{name}: done", flush=True)
     harmful, harmless = sets["train"]
     fitted = Fitted(model, [*harmful, *harmless], "all", args.seed, {"batch_size": args.batch_size})
     refusals = compare_refusals(study, fitted, sets, args)
-    tables = [pd.concat(choices, ignore_index=True), pd.concat(layers, ignore_index=True), refusals]
-    summary = summarize(tables[0], tables[1], tables[2], args.seed)
-    tables[1].round(4).to_csv(study.folder / "layers.csv", index=False)
-    tables[2].drop(columns="text").round(4).to_csv(study.folder / "refusals.csv", index=False)
-    study.finish(tables[0].round(4), summary, _page(refusals), provenance(model, everything, args))
-    show_table("Choices: logit difference moved", tables[0].groupby("method", sort=False)[["effect", "alpha"]].mean())
+    frames = [pd.concat(choices, ignore_index=True), pd.concat(layers, ignore_index=True), refusals]
+    summary = summarize(frames[0], frames[1], frames[2], args.seed)
+    frames[1].round(4).to_csv(study.folder / "layers.csv", index=False)
+    frames[2].drop(columns="text").round(4).to_csv(study.folder / "refusals.csv", index=False)
+    study.finish(frames[0].round(4), summary, _page(refusals), provenance(model, everything, args))
+    show_table("Choices: logit difference moved", frames[0].groupby("method", sort=False)[["effect", "alpha"]].mean())
     table = refusals.groupby(["method", "budget", "behavior"], sort=False)[["refuses", "fluent", "both"]].mean()
     show_table("Refusals", table)
 
@@ -229,7 +236,7 @@ def fit_choices(model: Model, train: Sequence[Example], args: argparse.Namespace
 
 
 def _page(refusals: pd.DataFrame) -> str:
-    """Fluent refusals of each method at the third dose; other answers to harmful prompts are left out."""
+    """Fluent refusals of each method at the second dose; other answers to harmful prompts are left out."""
     rows = refusals[(refusals["behavior"] == "refuse") & (refusals["both"] == 1)]
     rows = rows[rows["budget"] == REFUSAL_KL[1]].groupby("method", sort=False).head(3)
     lines = [f"- **{row.method}**, {row.example_id}: {' '.join(str(row.text).split())}" for row in rows.itertuples()]
