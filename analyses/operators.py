@@ -38,6 +38,7 @@ from steerlab.methods import Clamp, Operation, Prompt
 from steerlab.models.model import Model
 
 KINDS, FRACTIONS, STRENGTHS, FIRST = ("prompt", "answer"), (0.4, 0.55, 0.7), (0.75, 1.0, 1.5), (0, 12)
+AROUND = (-2, -1, 1, 2)  # layers that are tried around the best place of an ablation
 WORST_PERPLEXITY = 1.1  # of the model's own harmless answers, as a ratio
 
 
@@ -54,9 +55,15 @@ class Directions:
     harmless: torch.Tensor
 
 
+def searched_layers(n_layers: int) -> list[int]:
+    """The layers of the grid."""
+    return sorted({round(fraction * (n_layers - 1)) for fraction in FRACTIONS})
+
+
 def directions(model: Model, sets: Sets, batch_size: int) -> Directions:
-    """What is learned from the training prompts."""
-    layers = sorted({round(fraction * (model.n_layers - 1)) for fraction in FRACTIONS})
+    """What is learned from the training prompts, at the layers of the grid and those around them."""
+    grid = searched_layers(model.n_layers)
+    layers = [k for k in range(model.n_layers) if min(abs(k - other) for other in grid) <= max(AROUND)]
     harmful, harmless = sets["train"]
     options: dict[str, Any] = {"layers": layers, "batch_size": batch_size, "progress": False}
     plain = [
@@ -116,14 +123,22 @@ def perplexity_ratio(found: pd.DataFrame, plain: pd.DataFrame) -> float:
 
 
 def run_search(study: Study, model: Model, sets: Sets, learned: Directions, args: argparse.Namespace) -> pd.DataFrame:
-    """Every setting on the search prompts, and the best four of each operator on the validation prompts as well."""
-    places = list(learned.vectors)
+    """Every setting on the search prompts, ablations also at the layers around the best one's, and the best four of
+    each operator on the validation prompts as well.
+    """
+    places = list(product(KINDS, searched_layers(model.n_layers)))
     settings: list[Any] = [(name, *place, 1.0, 0) for name in ("ablate", "level") for place in places]
     settings += [("add", *place, alpha, first) for place, alpha, first in product(places, STRENGTHS, FIRST)]
     tables: list[pd.DataFrame] = []
-    for part in ("search", "validation"):
-        if tables:
-            best = [ranked(tables[0], name)[:4] for name in OPERATORS]
+    for part in ("search", "search", "validation"):
+        if len(tables) == 1:
+            name, kind, layer = ranked(tables[0], "ablate").iloc[0][["operator", "kind", "layer"]]
+            near = [int(layer) + step for step in AROUND]
+            settings = [
+                (name, kind, k, 1.0, 0) for k in near if (kind, k) in learned.vectors and (kind, k) not in places
+            ]
+        elif tables:
+            best = [ranked(pd.concat(tables), name)[:4] for name in OPERATORS]
             settings = [tuple(row) for table in best for row in table[list(_SETTING)].itertuples(index=False)]
         plain, own = unsteered(study, model, sets, part, args)
         rows = []
