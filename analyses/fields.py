@@ -46,7 +46,7 @@ from steerlab.models.model import Model
 CHOICES = tuple(name for name in FITS if name != "gated_mean")  # every choice has a contrast: there is nothing to gate
 KL, REFUSAL_KL = 1.0, (1.0, 2.0, 4.0)  # nats per token; the layer for a refusal is chosen at the second
 CALIBRATED_ON = 12  # validation prompts
-REFUSAL_DEPTHS = (0.4, 0.55)
+REFUSAL_DEPTHS = (0.5, 0.6)  # of those in `FRACTIONS`
 REFUSAL_PROMPTS = (64, 32)  # harmful and harmless test prompts
 
 
