@@ -8,6 +8,7 @@ Reads summary.json, layers.csv and refusals.csv of analyses/fields.py; writes fi
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import pandas as pd
@@ -63,7 +64,7 @@ def draw_choices(ax: Axes, summary: dict[str, Any]) -> None:
 
 def draw_layers(ax: Axes, frame: pd.DataFrame) -> None:
     """For each set, the mean slope at the layers chosen for each prompt, minus that at the one fixed layer."""
-    sets = [readable_name(name)[:30] for name in frame["behavior"].unique()]
+    sets = [shorten(readable_name(name), 28, placeholder=" …") for name in frame["behavior"].unique()]
     gains = frame[["behavior"]].assign(**{label: frame[k] - frame["fixed"] for k, (label, _) in CHOICES.items()})
     long = gains.melt("behavior", var_name="layer of each prompt", value_name="gain")
     sns.pointplot(
@@ -74,22 +75,31 @@ def draw_layers(ax: Axes, frame: pd.DataFrame) -> None:
     ax.axvline(0, color=MUTED, lw=0.6, zorder=0)
     ax.set_yticks(range(len(sets)), sets, fontsize=6.5)
     ax.set(
-        title="b  One layer for each prompt (raw vectors)",
+        title="b  A layer for each prompt",
         xlabel="Slope minus that of the layer best in training",
         ylabel="",
     )
-    ax.legend(title=None, fontsize=6, loc="best")
+    ax.set_xlim(right=ax.get_xlim()[0] + 1.45 * (ax.get_xlim()[1] - ax.get_xlim()[0]))
+    ax.legend(title=None, fontsize=6, loc="lower right")
 
 
 def draw_refusals(ax: Axes, rows: pd.DataFrame, measure: str) -> None:
     """The share of answers over the dose, a line for each method, with 95 % intervals."""
     names = [name for name in ORDER if name in set(rows["method"])]
-    for name in names:
+    for number, name in enumerate(names):
         look = method_style(name)
         of_method = rows[rows["method"] == name].groupby("budget")[measure]
         mean, sem = of_method.mean(), of_method.sem()
         ax.errorbar(
-            mean.index, mean, yerr=1.96 * sem, color=look.color, marker="o", ms=3, lw=1.2, label=look.label, capsize=1.5
+            mean.index * 1.025 ** (number - len(names) // 2),
+            mean,
+            yerr=1.96 * sem,
+            color=look.color,
+            marker="o",
+            ms=3,
+            lw=1.2,
+            label=look.label,
+            capsize=1.5,
         )
     plain = rows.loc[rows["method"] == "none", measure].mean()
     ax.axhline(plain, color=MUTED, lw=0.8, ls=":", label="no steering")
@@ -97,7 +107,7 @@ def draw_refusals(ax: Axes, rows: pd.DataFrame, measure: str) -> None:
     ax.set(
         xscale="log",
         ylim=(-0.03, 1.03),
-        xlabel="Dose on harmful prompts: KL per token (95th percentile, nats)",
+        xlabel="Dose on harmful prompts (nats per token)",
         ylabel="Share",
     )
     ax.set_xticks(doses, [f"{dose:g}" for dose in doses])
