@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from _common import estimate, numbers, of_split, parser, provenance, show_table
-from _fields import FITS, Fitted, strength_at
+from _fields import FITS, FRACTIONS, Fitted, strength_at
 from _refusal_prompts import Sets, load_sets
 from _steerability import SHIFTED, read
 
@@ -206,8 +206,10 @@ def main() -> None:
     sets = load_sets(args.data, args.seed, args.limit)
     everything = [e for rows in persona.values() for e in rows]
     everything += [e for part in sets.values() for rows in part for e in rows]
-    identity = {"study": "fields", "weights": model.info()["weights"], "data": data_hash(everything)}
-    study = Study(args.out, identity | {k: getattr(args, k) for k in ("seed", "limit", "items", "max_new_tokens")})
+    identity: dict[str, Any] = {"study": "fields", "weights": model.info()["weights"], "data": data_hash(everything)}
+    identity |= {k: getattr(args, k) for k in ("seed", "limit", "items", "max_new_tokens")}
+    identity["design"] = [KL, REFUSAL_KL, FRACTIONS, REFUSAL_DEPTHS, REFUSAL_PROMPTS, CALIBRATED_ON]
+    study = Study(args.out, identity)
     choices: list[pd.DataFrame] = []
     layers: list[pd.DataFrame] = []
     for name, rows in persona.items():

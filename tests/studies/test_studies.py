@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_demo_writes_results_resumes_and_refuses_folder_of_another_study(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    arguments = ["--model", str(folder), "--limit", "2", "--max-new-tokens", "4", "--out", str(out)]
+    arguments = ["--model", str(folder), "--limit", "3", "--max-new-tokens", "12", "--out", str(out)]
     first = succeed("analyses/demo.py", *arguments)
     assert {"results.csv", "summary.json", "examples.md", "demo.png"} <= {p.name for p in out.iterdir()}
     assert first.stdout.startswith("steerlab demo") and "p2s" in first.stdout
@@ -51,6 +51,7 @@ def test_summary_raises_if_a_behavior_has_no_inputs(absent: str) -> None:
         summarize(judged[judged["behavior"] != absent], 0)
 
 
+@pytest.mark.nightly
 def test_study_without_inputs_fails_before_loading(folder: Path, tmp_path: Path) -> None:
     done = run("analyses/demo.py", "--model", str(folder), "--train", "0", "--out", str(tmp_path / "demo"))
     assert done.returncode != 0 and "training prompts have no input of the behaviors ['refuse'" in done.stderr

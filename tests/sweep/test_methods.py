@@ -15,10 +15,11 @@ from steerlab.models.operators import EditRule
 
 POSITIONS = ("all", "last+generated")
 QUICK = TrainingConfig(epochs=4, learning_rate=1e-2, loss="mse")
+both_backends = pytest.mark.parametrize("backend", [pytest.param("hooks", marks=pytest.mark.nightly), "nnsight"])
 either_positions = pytest.mark.parametrize("positions", POSITIONS)
 
 
-@pytest.mark.parametrize("backend", ["hooks", "nnsight"])
+@both_backends
 def test_methods_of_every_kind_share_a_sweep_and_equal_steer(lm, backend: str) -> None:
     model, rows = lm("llama", backend), questions()
     acts = capture(model, rows, layers=[1, 3], progress=False)
@@ -122,7 +123,7 @@ def test_texts_of_every_kind_equal_steer(lm, positions: str) -> None:
     assert list(steerlab.generate(model, rows, max_new_tokens=5)) not in recorder.calls
 
 
-@pytest.mark.parametrize("backend", ["hooks", "nnsight"])
+@both_backends
 def test_operators_share_a_sweep_and_equal_steer(lm, backend: str, tmp_path) -> None:
     model, rows, v = lm("llama", backend), questions(), random_vector(1)
     methods: dict[str, Any] = {name: Operation(v, name) for name in ("project_out", "replace", "rotate")}
