@@ -27,7 +27,7 @@ from steerlab.methods import (
     LinearProbe,
     Spherical,
     Steerer,
-)  # fmt: skip
+)
 from steerlab.metrics import is_refusal
 from steerlab.models.model import Model
 

@@ -30,22 +30,22 @@ SHIFTED = (
 )  # fmt: skip
 
 
-def read(args: argparse.Namespace, name: str) -> list[Example]:
-    """Read one set, or part of it, with splits that are made separately for each letter and word.
+def read(folder: str | Path, name: str, items: int | None, seed: int) -> list[Example]:
+    """Read one set, or `items` of it, with splits that are made separately for each letter and word.
 
     A split of all rows at once leaves, for example, 110 A and 90 B among 200. In a small model the effect of the letter
     is so much larger than that of the behavior that the mean slope would show which letter is more frequent.
     """
-    rows = mwe(Path(args.data), name, system=DEFAULT_SYSTEM)
+    rows = mwe(Path(folder), name, system=DEFAULT_SYSTEM)
     has_words = all(row.meta["word"] for row in rows)
     groups: dict[tuple[str, str], list[Example]] = {}
     for row in rows:
         groups.setdefault((row.meta["option"], row.meta["word"] if has_words else ""), []).append(row)
-    draw, share = random.Random(args.seed), min(1.0, (args.items or len(rows)) / len(rows))
+    draw, share = random.Random(seed), min(1.0, (items or len(rows)) / len(rows))
     split: dict[str, Example] = {}
     for same_option in groups.values():
         chosen = draw.sample(same_option, round(share * len(same_option)))
-        split |= {row.id: row for row in paper_split(chosen, seed=args.seed)}
+        split |= {row.id: row for row in paper_split(chosen, seed=seed)}
     return [split[row.id] for row in rows if row.id in split]
 
 

@@ -41,15 +41,12 @@ from steerlab.analysis.study import Study
 from steerlab.data import data_hash
 from steerlab.methods import Context, Steerer
 from steerlab.metrics import paired_bootstrap
-from steerlab.models.model import Model
 
 CHOICES = tuple(name for name in FITS if name != "gated_mean")  # every choice has a contrast: there is nothing to gate
 KL, REFUSAL_KL = 1.0, (1.0, 2.0, 4.0)  # nats per token; the layer for a refusal is chosen at the second
 CALIBRATED_ON = 12  # validation prompts
 REFUSAL_DEPTHS = (0.5, 0.6)  # of those in `FRACTIONS`
 REFUSAL_PROMPTS = (64, 32)  # harmful and harmless test prompts
-
-
 Strengths = dict[str, tuple[Steerer, float]]  # by name
 
 
@@ -83,9 +80,11 @@ def compare_choices(fitted: Fitted, rows: Sequence[Example]) -> pd.DataFrame:
     }
     reached = {key: (tried[key], one["alpha"]) for key, one in found.items() if np.isfinite(one["alpha"])}
     effects = move_letters(fitted, validation, {f"{method} {layer}": one for (method, layer), one in reached.items()})
-    mean, chosen = effects.groupby("method")["effect"].mean(), {}
-    for method, layer in sorted(reached, key=lambda key: mean[f"{key[0]} {key[1]}"]):
-        chosen[method] = (method, layer)
+    mean = effects.groupby("method")["effect"].mean()
+    chosen = {
+        method: max((key for key in reached if key[0] == method), key=lambda key: mean[f"{key[0]} {key[1]}"])
+        for method in dict.fromkeys(method for method, _ in reached)
+    }
     moved = move_letters(fitted, test, {method: reached[key] for method, key in chosen.items()})
     settings = [{"method": method, "layer": key[1], **found[key]} for method, key in chosen.items()]
     settings += [  # at no layer is there such a strength
@@ -201,8 +200,7 @@ def main() -> None:
     args = arguments.parse_args()
     model = steerlab.load(args.model, device=args.device)
     names = SHIFTED[: args.limit]
-    folder = argparse.Namespace(**{**vars(args), "data": str(Path(args.data) / "mwe")})
-    persona = {name: read(folder, name) for name in names}
+    persona = {name: read(Path(args.data) / "mwe", name, args.items, args.seed) for name in names}
     sets = load_sets(args.data, args.seed, args.limit)
     everything = [e for rows in persona.values() for e in rows]
     everything += [e for part in sets.values() for rows in part for e in rows]
@@ -210,17 +208,18 @@ def main() -> None:
     identity |= {k: getattr(args, k) for k in ("seed", "limit", "items", "max_new_tokens")}
     identity["design"] = [KL, REFUSAL_KL, FRACTIONS, REFUSAL_DEPTHS, REFUSAL_PROMPTS, CALIBRATED_ON]
     study = Study(args.out, identity)
+    options = {"batch_size": args.batch_size}
     choices: list[pd.DataFrame] = []
     layers: list[pd.DataFrame] = []
     for name, rows in persona.items():
-        fitted = fit_choices(model, of_split(rows, "train"), args)
+        fitted = Fitted(model, of_split(rows, "train"), "last+generated", args.seed, options)
         letters = {row.id: row.meta["option"] for row in rows}
         for tables, kind, compute in ((choices, "choices", compare_choices), (layers, "layers", choose_layers)):
             found = study.stage(f"{kind}-{name}", partial(compute, fitted, rows))
             tables.append(found.assign(behavior=name, letter=found["example_id"].map(letters)))
         print(f"{name}: done", flush=True)
     harmful, harmless = sets["train"]
-    fitted = Fitted(model, [*harmful, *harmless], "all", args.seed, {"batch_size": args.batch_size})
+    fitted = Fitted(model, [*harmful, *harmless], "all", args.seed, options)
     refusals = compare_refusals(study, fitted, sets, args)
     frames = [pd.concat(choices, ignore_index=True), pd.concat(layers, ignore_index=True), refusals]
     summary = summarize(frames[0], frames[1], frames[2], args.seed)
@@ -230,11 +229,6 @@ def main() -> None:
     show_table("Choices: logit difference moved", frames[0].groupby("method", sort=False)[["effect", "alpha"]].mean())
     table = refusals.groupby(["method", "budget", "behavior"], sort=False)[["refuses", "fluent", "both"]].mean()
     show_table("Refusals", table)
-
-
-def fit_choices(model: Model, train: Sequence[Example], args: argparse.Namespace) -> Fitted:
-    """The methods of one persona set; nothing is computed before it is needed."""
-    return Fitted(model, train, "last+generated", args.seed, {"batch_size": args.batch_size})
 
 
 def _page(refusals: pd.DataFrame) -> str:

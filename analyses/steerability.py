@@ -50,7 +50,7 @@ def main() -> None:
     identity = {"study": "steerability", **{k: getattr(args, k) for k in keys}, "weights": model.info()["weights"]}
     study = Study(args.out, identity)
     names = [name for name in PAPER_SETS if name not in MISSING_SETS][: args.limit]
-    sets = {name: read(args, name) for name in names}
+    sets = {name: read(args.data, name, args.items, args.seed) for name in names}
     layers = list(range(args.step - 1, model.n_layers, args.step))
 
     clock = Clock(study)

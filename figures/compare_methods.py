@@ -22,19 +22,9 @@ from steerlab.plots.style import MUTED, label_ends
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "compare_methods"
 SHOWN = (
-    "none",
-    "prompt",
-    "mean",
-    "l2s",
-    "alphasteer",
-    "adasteer",
-    "confst",
-    "gated_mean",
-    "field",
-    "spherical",
-    "w2s",
-    "p2s",
-)
+    "none", "prompt", "mean", "l2s", "alphasteer", "adasteer", "confst",
+    "gated_mean", "field", "spherical", "w2s", "p2s",
+)  # fmt: skip
 FEATURES = {
     "full": ("state", "#A6761D"),
     "delta": ("difference of\nstates (paper)", "#222222"),

@@ -22,7 +22,10 @@ from steerlab.plots.style import MUTED, readable_name
 
 RESULTS = Path(__file__).parents[1] / "analyses/results/fields"
 ORDER = ("mean", "gated_mean", "l2s", "field", "spherical", "w2s", "random")
-CHOICES = {"w2s": ("W2S", "#AA4499"), "oracle": ("each prompt's best", "#009E73"), "shuffled": ("shuffled", "#8C8C8C")}
+CHOICES = {
+    "w2s": (method_style("w2s").label, method_style("w2s").color), "oracle": ("each prompt's best", "#009E73"),
+    "shuffled": ("shuffled", "#8C8C8C"),
+}  # fmt: skip
 
 
 def draw(results_dir: str | Path) -> Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -22,7 +22,13 @@ from steerlab.models.sites import Site
 from steerlab.steering import generate
 from steerlab.steering.batches import Steer, apply_prompt_transforms, as_requests, encode_examples, totals
 from steerlab.steering.finite import check_finite
-from steerlab.steering.interventions import BatchedSetting, build_edits, writes_anything, written_columns
+from steerlab.steering.interventions import (
+    BatchedSetting,
+    build_edits,
+    first_written_column,
+    restart_layer,
+    writes_anything,
+)
 from steerlab.steering.requests import Scale, resolve_interventions
 
 KEPT = 2**30  # bytes of unsteered log-probabilities that are kept between strengths
@@ -87,7 +93,6 @@ class AnsweredPrompts:
     name: str
     quantile: float
     batch_size: int
-    _kept: int = field(default=0, init=False)
 
     @classmethod
     def of(
@@ -143,8 +148,9 @@ class AnsweredPrompts:
         if part.unsteered is not None:
             return part.unsteered
         found = part.logprobs(self.model, {})
-        if self._kept + 4 * found.numel() <= KEPT:
-            self._kept, part.unsteered = self._kept + 4 * found.numel(), found
+        kept = sum(other.unsteered.nbytes for other in self._batches if other.unsteered is not None)
+        if kept + found.nbytes <= KEPT:
+            part.unsteered = found
         return found
 
     @cached_property
@@ -157,7 +163,9 @@ class AnsweredPrompts:
         model, batch = self.model, self.model.batch([self.rows[n] for n in numbers], "aligned")
         whole, last = model.inputs(batch), batch.last_prompt_columns[0]
         longest = max(len(row) - row.n_prompt for row in batch.rows)
-        cut, level = self._first_column(batch, numbers), self._restart_layer()
+        cut = first_written_column(model, batch, self.settings, numbers)
+        cut = cut if cut >= MIN_PREFIX else 0
+        level = restart_layer(self.settings) if model.supports_layer_restart else None
         rest, prefix, state = whole, None, None
         with model.lock:
             if cut:
@@ -167,23 +175,6 @@ class AnsweredPrompts:
                 state = model.engine.capture_states(rest, {}, [Site(level)], identity, ForwardState(prefix))[:, 0]
         start = ForwardState(prefix, layer=level, state=state)
         return AnswerBatch(numbers, batch, rest, start, torch.arange(longest) + last - cut, whole)
-
-    def _first_column(self, batch: Batch, numbers: Sequence[int]) -> int:
-        """The first column that is written, at most the last of the prompts; 0 where rows are run whole."""
-        places = [(one, setting.positions) for setting in self.settings for one in setting.interventions]
-        whole = any(one.vector_fn is not None or one.site.part != "text" for one, _ in places)
-        if whole or not self.model.supports_prefix_cache or any(row.images for row in batch.rows):
-            return 0
-        masks = [written_columns(batch, one, positions, numbers) for one, positions in places]
-        columns = torch.stack(masks).flatten(0, 1).any(0).nonzero()
-        cut = min([*columns[:1].flatten().tolist(), batch.last_prompt_columns[0]])
-        return cut if cut >= MIN_PREFIX else 0
-
-    def _restart_layer(self) -> int | None:
-        """The deepest block whose output no intervention changes."""
-        firsts = [one.site.block_before for setting in self.settings for one in setting.interventions]
-        known = [first for first in firsts if first is not None]
-        return min(known) if self.model.supports_layer_restart and len(known) == len(firsts) else None
 
 
 def _check_counted(positions: Positions) -> None:

@@ -65,6 +65,28 @@ def written_columns(
     return batch.columns([find(where, row, i) for row, i in zip(batch.rows, numbers, strict=True)])
 
 
+def restart_layer(settings: Sequence[BatchedSetting]) -> int | None:
+    """The deepest block whose output equals the unsteered forward before this block's edits, or None."""
+    firsts = [one.site.block_before for setting in settings for one in setting.interventions]
+    return None if None in firsts else min((first for first in firsts if first is not None), default=None)
+
+
+def first_written_column(model: Model, batch: Batch, settings: Sequence[BatchedSetting], numbers: Sequence[int]) -> int:
+    """The first column of an aligned batch that a setting writes to, at most that of the last prompt token.
+
+    It is 0 where rows must be run whole: the model caches no prefix, or vectors depend on the whole prompt's forward.
+    """
+    places = [(one, setting.positions) for setting in settings for one in setting.interventions]
+    whole = any(one.vector_fn is not None or one.site.part != "text" for one, _ in places)
+    if whole or not model.supports_prefix_cache:
+        return 0
+    different = {(position_key(one.positions_or(given)), one.positions is None): (one, given) for one, given in places}
+    masks = [written_columns(batch, one, given, numbers) for one, given in different.values()]
+    columns = torch.stack(masks).flatten(0, 1).any(0).nonzero() if masks else torch.empty(0)
+    last = batch.last_prompt_columns[0]
+    return min(int(columns[0]) if len(columns) else last, last)
+
+
 _Write = tuple[int, BatchedSetting, Intervention]  # the copy of the batch's rows, and what is added to it
 _Columns = dict[tuple[str, bool], Bool[Tensor, "batch width"]]  # by positions, and whether the setting gave them
 

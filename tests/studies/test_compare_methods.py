@@ -11,19 +11,9 @@ from running import DATA, succeed, tiny_folder
 MEASURES = ("refuse_harmful", "over_refusal", "identical_harmless", "gsm8k", "ppl")
 COSTS = ("fit_s", "ms_per_prompt", "ms_per_token")
 METHODS = (
-    "none",
-    "prompt",
-    "mean",
-    "l2s",
-    "p2s",
-    "alphasteer",
-    "adasteer",
-    "confst",
-    "gated_mean",
-    "field",
-    "spherical",
-    "w2s",
-)
+    "none", "prompt", "mean", "l2s", "p2s", "alphasteer", "adasteer",
+    "confst", "gated_mean", "field", "spherical", "w2s",
+)  # fmt: skip
 
 
 def long_context_model(folder: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -13,8 +12,7 @@ from steerlab.analysis._sweep.rows import InputBatch, SweepRows, make_input_batc
 from steerlab.analysis._sweep.settings import Setting
 from steerlab.models.kv_prefix import MIN_PREFIX, WEIGHT_TOKENS, tokens_per_forward
 from steerlab.models.model import Model
-from steerlab.models.positions import position_key
-from steerlab.steering.interventions import written_columns
+from steerlab.steering.interventions import first_written_column
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,10 @@ def plan_answers(
         by_positions.setdefault(setting.written_positions, []).append(number)
     longest = max(range(len(rows.variants[0])), key=lambda i: max(len(variant[i]) for variant in rows.variants))
     inputs = make_input_batch(model, rows, [longest])
-    tail = max(inputs.batch.width - first_column(model, settings, chosen, inputs) for chosen in by_positions.values())
+    groups_of = [[settings[i] for i in chosen] for chosen in by_positions.values()]
+    tail = inputs.batch.width - min(
+        first_written_column(model, inputs.batch, group, inputs.row_numbers) for group in groups_of
+    )
     fits = batch_size or max(1, tokens_per_forward(model.device, model.is_remote) // tail)
     steered = max(sum(settings[i].alpha != 0 for i in chosen) for chosen in by_positions.values())
     n_levels = len({(setting.restart_layer, setting.name) for setting in settings})
@@ -190,7 +191,7 @@ def plan_answers(
 
 
 def _group(model: Model, settings: list[Setting], chosen: list[int], inputs: InputBatch, fits: int) -> PrefixGroup:
-    cut = first_column(model, settings, chosen, inputs)
+    cut = first_written_column(model, inputs.batch, [settings[i] for i in chosen], inputs.row_numbers)
     cut = cut if cut >= MIN_PREFIX else 0
     unsteered = tuple(i for i in chosen if settings[i].alpha == 0)
     steered = [i for i in chosen if settings[i].alpha != 0]
@@ -204,22 +205,6 @@ def prefix_cost(model: Model, inputs: InputBatch, cut: int) -> int:
     if not cut:
         return 0
     return model.prefill_cost(batch.input_ids[:n, :cut], batch.attention_mask[:n, :cut])
-
-
-def first_column(model: Model, settings: Sequence[Setting], chosen: Sequence[int], inputs: InputBatch) -> int:
-    """The first column that settings with the same positions write to, at most that of the last prompt token.
-
-    It is 0 where rows must be run whole: the model caches no prefix, or vectors depend on the whole prompt's forward.
-    """
-    interventions = [one for i in chosen for one in settings[i].interventions]
-    whole = any(settings[i].uses_vector_fn for i in chosen) or any(one.site.part != "text" for one in interventions)
-    if whole or not model.supports_prefix_cache:
-        return 0
-    setting = settings[chosen[0]]  # the others are written to the same tokens
-    places = {position_key(one.positions_or(setting.positions)): one for one in setting.interventions}
-    masks = [written_columns(inputs.batch, one, setting.positions, inputs.row_numbers) for one in places.values()]
-    columns = torch.stack(masks).flatten(0, 1).any(0).nonzero() if masks else torch.empty(0)
-    return min(int(columns[0]) if len(columns) else inputs.last, inputs.last)
 
 
 def _setting_batches(

@@ -25,7 +25,7 @@ from steerlab.methods.vector import SteeringVector, Vectors, as_steerer
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, check_positions, describe, position_key
 from steerlab.models.sites import Site
-from steerlab.steering.interventions import BatchedSetting
+from steerlab.steering.interventions import BatchedSetting, restart_layer
 from steerlab.steering.requests import Request, Scale, check_strengths, resolve_interventions
 
 Fitted = Mapping[int | Site, Steerer]
@@ -55,9 +55,8 @@ class Setting(BatchedSetting):
 
     @property
     def restart_layer(self) -> int | None:
-        """The deepest block whose output equals the unsteered forward before this block's edits, or None."""
-        firsts = [one.site.block_before for one in self.interventions]
-        return None if None in firsts else min((first for first in firsts if first is not None), default=None)
+        """The block from whose output its forwards start; see `steerlab.steering.interventions.restart_layer`."""
+        return restart_layer([self])
 
     @property
     def written_positions(self) -> str:
@@ -69,11 +68,6 @@ class Setting(BatchedSetting):
     def has_fixed_positions(self) -> bool:
         """Whether every intervention has positions itself, which a short prompt may not have."""
         return bool(self.interventions) and all(one.positions is not None for one in self.interventions)
-
-    @property
-    def uses_vector_fn(self) -> bool:
-        """Whether vectors are computed from the state at the last prompt token during the forward."""
-        return any(one.vector_fn is not None for one in self.interventions)
 
     def label(self) -> dict[str, str | int | float]:
         """Its columns in the frame."""

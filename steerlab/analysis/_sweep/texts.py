@@ -12,7 +12,6 @@ import pandas as pd
 from steerlab._support.checks import show
 from steerlab._support.contents import contents
 from steerlab._support.files import fingerprint
-from steerlab.analysis._sweep.plan import first_column
 from steerlab.analysis._sweep.rows import InputBatch, SweepRows, make_input_batch
 from steerlab.analysis._sweep.run import Stage, norm_ratios, results_frame
 from steerlab.analysis._sweep.settings import Setting
@@ -22,7 +21,7 @@ from steerlab.models.kv_prefix import MIN_PREFIX
 from steerlab.models.model import Model
 from steerlab.models.versions import cache_name
 from steerlab.steering.generate import NEW_TOKENS, decode, new_ids, seeded
-from steerlab.steering.interventions import build_edits
+from steerlab.steering.interventions import build_edits, first_written_column
 
 TextMetric = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
 MAX_ROWS = 64  # of a batch while decoding
@@ -77,7 +76,7 @@ def _generate(
     whole = model.inputs(inputs.batch, positions=False)
     repeated = {k: t.repeat(copies, *[1] * (t.ndim - 1)) for k, t in whole.items()}
     options = {"max_new_tokens": NEW_TOKENS} | options
-    cut = first_column(model, settings, chosen, inputs) if steered else inputs.last
+    cut = first_written_column(model, inputs.batch, used, inputs.row_numbers) if steered else inputs.last
     if cut == inputs.last >= MIN_PREFIX and model.shortcuts.generation_prefix:
         prefix = model.prefill({k: t[:, :cut] for k, t in model.inputs(inputs.batch).items()})
         options[cache_name(model.hf)] = prefix.as_generation_cache(copies)
