@@ -130,7 +130,8 @@ def test_operators_study_chooses_on_validation_prompts_and_draws(folder: Path, t
     succeed("analyses/operators.py", *arguments, "--out", str(out))
     summary, grid = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "grid.csv")
     sizes = grid.groupby(["part", "operator"]).size()
-    assert sizes["search"].to_dict() == {"ablate": 6, "level": 6, "add": 36}
+    assert sizes["search"].to_dict() == {"ablate": 10, "level": 6, "add": 36}, "four ablations are around the best one"
+    assert not grid.duplicated(["part", "operator", "kind", "layer", "alpha", "first"]).any()
     assert sizes["validation"]["add"] == 4 == sizes["validation"].drop("add").sum()
     rows = pd.read_csv(out / "results.csv")
     for name in ("none", "instruction", "ablate", "ablate random", "add", "add random"):
