@@ -31,13 +31,12 @@ from steerlab.methods import (
 from steerlab.metrics import is_refusal
 from steerlab.models.model import Model
 
-LAYERS = (15, 16, 17)
 ADASTEER_LAYERS = (14, 15, 16, 17, 18)  # AdaSteer steers several layers at once
 READS = {"rejection_layer": 7, "harmfulness_layer": 13}  # as deep as in the release: .25 and .44 of the blocks
 PROBE = 13
 BENIGN = ("answer", "defer")
 RATIO = 0.6
-CAPTURED = sorted({*LAYERS, *ADASTEER_LAYERS, *READS.values(), PROBE})
+CAPTURED = sorted({*ADASTEER_LAYERS, *READS.values(), PROBE})
 ALPHAS = (0.4, 0.6, 0.8, 1.0, 1.3)
 
 
@@ -61,23 +60,23 @@ class Setting:
 # let a third of the vector through
 _PAPER = {"ridge": 1000.0, "dead_zone": 0.0}
 _DEAD_ZONE = {"ridge": 1000.0, "dead_zone": 0.5}
+# ten for each method: a method that may try more settings would win by that alone
 SETTINGS: dict[str, list[Setting]] = {
-    "mean": [Setting(k, a) for k in LAYERS for a in ALPHAS],
-    "l2s": [Setting(k, a) for k in (15, 16) for a in ALPHAS[:4]],
+    **{name: [Setting(k, a) for k in (15, 16) for a in ALPHAS] for name in ("mean", "l2s", "gated_mean", "w2s")},
     "confst": [Setting(k, a) for k in (15, 16) for a in (0.6, 0.8, 1.2, 1.6, 2.0)],
-    "gated_mean": [Setting(15, a) for a in ALPHAS],
     "alphasteer": [
-        *(Setting(k, a, "all", options) for options in (_PAPER, _DEAD_ZONE) for k in (16, 17) for a in ALPHAS[1:]),
+        *(Setting(16, a, "all", _DEAD_ZONE) for a in ALPHAS[1:]),
+        *(Setting(17, a, "all", _DEAD_ZONE) for a in ALPHAS[-2:]),
+        *(Setting(16, a, "all", _PAPER) for a in ALPHAS[-2:]),
         *(Setting(16, a, "prompt", _PAPER) for a in (1.0, 2.0)),  # as published
     ],
     "adasteer": [
-        *(Setting(16, a) for a in (0.6, 0.8, 1.0, 1.5, 2.0)),
-        *(Setting(ADASTEER_LAYERS, a) for a in (0.12, 0.16, 0.2, 0.3, 0.4, 0.5)),
+        *(Setting(16, a) for a in (0.8, 1.0, 1.5, 2.0)),
+        *(Setting(ADASTEER_LAYERS, a) for a in (0.12, 0.16, 0.2, 0.3, 0.4)),
         Setting(ADASTEER_LAYERS, 0.3, "prompt"),  # as published
     ],
-    "field": [Setting(k, a) for k in (15, 16) for a in (5.0, 10.0, 15.0, 20.0)],
-    "spherical": [Setting(k, a) for k in (15, 16) for a in (0.25, 0.5, 0.75, 1.0)],
-    "w2s": [Setting(16, a) for a in ALPHAS],  # the layer that is read
+    "field": [Setting(k, a) for k in (15, 16) for a in (5.0, 10.0, 15.0, 20.0, 30.0)],
+    "spherical": [Setting(k, a) for k in (15, 16) for a in (0.2, 0.4, 0.6, 0.8, 1.0)],
 }
 
 
