@@ -8,7 +8,8 @@ refusing and complying answers to the same prompts. Ablated, it is projected out
 or the component along it is set to what harmless prompts have there (affine ablation, arXiv 2411.09003); added, it
 pushes one block, for all tokens or the prompt and the first twelve. Way, kind, layer, strength and length are chosen on
 validation prompts: the ablation that leaves the fewest refusals with the perplexity of the model's own harmless answers
-within 10 %, the addition with most answers that refuse and are fluent. The test prompts are looked at once, with two
+within 10 %, the addition with most answers that refuse and are fluent. Where one direction leaves refusals, the best
+directions of both kinds are also ablated together. The test prompts are looked at once, with two
 rivals at the same settings: a random direction of the same length, and an instruction.
 
 DATA is the folder with `harmful_prompts/advbench.jsonl` and `noncommercial_cc_by_nc/alpaca_harmless/`. An interrupted
@@ -98,6 +99,21 @@ def steering(
     return Request(Operation(SteeringVector({layer: direction}), "add", first=int(first) or None), alpha, "all")
 
 
+def steering_of(
+    learned: Directions, setting: tuple[Any, ...], vectors: dict[tuple[str, int], torch.Tensor] | None = None
+) -> list[Request]:
+    """The requests of a setting; those of a "pair" are both of its ablations. `vectors` replace the learned ones."""
+    name, kind, layer, alpha, first = setting
+    if name == "pair":
+        parts = [part.split() for part in kind.split(" + ")]
+        return [
+            one for way, kind, k in parts for one in steering_of(learned, (way, kind, int(k), alpha, first), vectors)
+        ]
+    vector = (vectors or learned.vectors)[kind, int(layer)]
+    found = steering(learned, name, int(layer), vector, alpha, first)
+    return found if isinstance(found, list) else [found]
+
+
 def measured(
     model: Model, steer: Any, rows: tuple[list[Example], list[Example]], own: list[str],
     args: argparse.Namespace,
@@ -130,21 +146,23 @@ def run_search(study: Study, model: Model, sets: Sets, learned: Directions, args
     settings: list[Any] = [(name, *place, 1.0, 0) for name in ("ablate", "level") for place in places]
     settings += [("add", *place, alpha, first) for place, alpha, first in product(places, STRENGTHS, FIRST)]
     tables: list[pd.DataFrame] = []
-    for part in ("search", "search", "validation"):
+    for part in ("search", "search", "search", "validation"):
         if len(tables) == 1:
             name, kind, layer = ranked(tables[0], "ablate").iloc[0][["operator", "kind", "layer"]]
             near = [int(layer) + step for step in AROUND]
             settings = [
                 (name, kind, k, 1.0, 0) for k in near if (kind, k) in learned.vectors and (kind, k) not in places
             ]
+        elif len(tables) == 2:
+            settings = pairs_of_ablations(pd.concat(tables))
         elif tables:
             best = [ranked(pd.concat(tables), name)[:4] for name in OPERATORS]
             settings = [tuple(row) for table in best for row in table[list(_SETTING)].itertuples(index=False)]
         plain, own = unsteered(study, model, sets, part, args)
         rows = []
         for name, kind, layer, alpha, first in settings:
-            steer = steering(learned, name, layer, learned.vectors[kind, layer], alpha, first)
-            stage = f"{part}-{name}-{kind}-{layer}-{alpha:g}-{first:g}"
+            steer = steering_of(learned, (name, kind, layer, alpha, first))
+            stage = f"{part}-{name}-{kind.replace(' ', '')}-{layer}-{alpha:g}-{first:g}"
             harmless = [] if name == "add" else sets[part][1]  # whose perplexity decides there alone
             found = study.stage(stage, partial(measured, model, steer, (sets[part][0], harmless), own, args))
             harmful = found[found["behavior"] == "refuse"]
@@ -155,7 +173,20 @@ def run_search(study: Study, model: Model, sets: Sets, learned: Directions, args
     return pd.concat(tables, ignore_index=True)
 
 
-OPERATORS = {"ablate": ("ablate", "level"), "add": ("add",)}  # the choices for each aim
+def pairs_of_ablations(table: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """The two best ablations of each kind within the perplexity, together; none if one direction leaves no refusal."""
+    single = ranked(table, "ablate")
+    if single["refuses"].iloc[0] == 0:
+        return []
+    allowed = single[single["perplexity"] <= WORST_PERPLEXITY]
+    parts = [
+        [f"{row.operator} {row.kind} {row.layer}" for row in allowed[allowed["kind"] == kind][:2].itertuples()]
+        for kind in KINDS
+    ]
+    return [("pair", " + ".join(both), 0, 1.0, 0) for both in product(*parts)]
+
+
+OPERATORS = {"ablate": ("ablate", "level", "pair"), "add": ("add",)}  # the choices for each aim
 _SETTING = ("operator", "kind", "layer", "alpha", "first")
 
 
@@ -166,6 +197,12 @@ def ranked(table: pd.DataFrame, name: str) -> pd.DataFrame:
         return rows.sort_values(["both", "alpha"], ascending=[False, True], kind="stable")
     rows = rows.assign(too_much=rows["perplexity"] > WORST_PERPLEXITY)
     return rows.sort_values(["too_much", "refuses", "perplexity"], kind="stable")
+
+
+def random_vector(vector: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A random direction of the same length."""
+    other = torch.randn(vector.shape, generator=generator)
+    return other * vector.norm() / other.norm()
 
 
 def unsteered(
@@ -195,10 +232,9 @@ def main() -> None:
     ways: dict[str, Any] = {"instruction": Request(Prompt())}
     generator = torch.Generator().manual_seed(args.seed)
     for name, row in chosen.items():
-        vector = learned.vectors[row["kind"], int(row["layer"])]
-        other = torch.randn(vector.shape, generator=generator)
-        for label, used in ((name, vector), (f"{name} random", other * vector.norm() / other.norm())):
-            ways[label] = steering(learned, row["operator"], int(row["layer"]), used, row["alpha"], row["first"])
+        setting = tuple(row[list(_SETTING)])
+        others = {key: random_vector(vector, generator) for key, vector in learned.vectors.items()}
+        ways |= {name: steering_of(learned, setting), f"{name} random": steering_of(learned, setting, others)}
     plain, own = unsteered(study, model, sets, "test", args)
     tested = {"none": plain} | {
         name: study.stage(f"test-{name}", partial(measured, model, steer, sets["test"], own, args))
