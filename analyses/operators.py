@@ -40,6 +40,7 @@ from steerlab.models.model import Model
 
 KINDS, FRACTIONS, STRENGTHS, FIRST = ("prompt", "answer"), (0.4, 0.55, 0.7), (0.75, 1.0, 1.5), (0, 12)
 AROUND = (-2, -1, 1, 2)  # layers that are tried around the best place of an ablation
+SHARES = (0.4, 0.6, 0.8, 1.0)  # of both components that a pair of ablations takes away
 WORST_PERPLEXITY = 1.1  # of the model's own harmless answers, as a ratio
 
 
@@ -139,22 +140,22 @@ def perplexity_ratio(found: pd.DataFrame, plain: pd.DataFrame) -> float:
 
 
 def run_search(study: Study, model: Model, sets: Sets, learned: Directions, args: argparse.Namespace) -> pd.DataFrame:
-    """Every setting on the search prompts, ablations also at the layers around the best one's, and the best four of
-    each operator on the validation prompts as well.
+    """Every setting on the search prompts, ablations also at the layers around the best one's; the best four of each
+    operator on the validation prompts, and there the best ablations of both kinds together.
     """
     places = list(product(KINDS, searched_layers(model.n_layers)))
     settings: list[Any] = [(name, *place, 1.0, 0) for name in ("ablate", "level") for place in places]
     settings += [("add", *place, alpha, first) for place, alpha, first in product(places, STRENGTHS, FIRST)]
     tables: list[pd.DataFrame] = []
-    for part in ("search", "search", "search", "validation"):
+    for part in ("search", "search", "validation", "validation"):
         if len(tables) == 1:
             name, kind, layer = ranked(tables[0], "ablate").iloc[0][["operator", "kind", "layer"]]
             near = [int(layer) + step for step in AROUND]
             settings = [
                 (name, kind, k, 1.0, 0) for k in near if (kind, k) in learned.vectors and (kind, k) not in places
             ]
-        elif len(tables) == 2:
-            settings = pairs_of_ablations(pd.concat(tables))
+        elif len(tables) == 3:
+            settings = pairs_of_ablations(tables[2])
         elif tables:
             best = [ranked(pd.concat(tables), name)[:4] for name in OPERATORS]
             settings = [tuple(row) for table in best for row in table[list(_SETTING)].itertuples(index=False)]
@@ -174,16 +175,13 @@ def run_search(study: Study, model: Model, sets: Sets, learned: Directions, args
 
 
 def pairs_of_ablations(table: pd.DataFrame) -> list[tuple[Any, ...]]:
-    """The two best ablations of each kind within the perplexity, together; none if one direction leaves no refusal."""
+    """The best ablation of each kind, together, at several shares; none if one direction leaves no refusal."""
     single = ranked(table, "ablate")
-    if single["refuses"].iloc[0] == 0:
+    best = [single[single["kind"] == kind].head(1) for kind in KINDS]
+    if single["refuses"].iloc[0] == 0 or any(rows.empty for rows in best):
         return []
-    allowed = single[single["perplexity"] <= WORST_PERPLEXITY]
-    parts = [
-        [f"{row.operator} {row.kind} {row.layer}" for row in allowed[allowed["kind"] == kind][:2].itertuples()]
-        for kind in KINDS
-    ]
-    return [("pair", " + ".join(both), 0, 1.0, 0) for both in product(*parts)]
+    parts = [f"{row.operator} {row.kind} {row.layer}" for rows in best for row in rows.itertuples()]
+    return [("pair", " + ".join(parts), 0, share, 0) for share in SHARES]
 
 
 OPERATORS = {"ablate": ("ablate", "level", "pair"), "add": ("add",)}  # the choices for each aim
