@@ -9,9 +9,9 @@ import pandas as pd
 
 from steerlab.data.example import Example
 from steerlab.errors import DataError
-from steerlab.metrics import defers_to_expert, distinct_n, is_fluent, is_refusal, repetition
+from steerlab.metrics import defers_to_expert, distinct_n, ed_published, is_fluent, is_refusal, repetition
 
-MEASURES = ("refuses", "defers", "distinct2", "repetition", "fluent", "identical", "kept")
+MEASURES = ("refuses", "defers", "ed_published", "distinct2", "repetition", "fluent", "identical", "kept")
 
 
 def judge_answers(
@@ -29,8 +29,8 @@ def judge_answers(
         unsteered: the answers without steering; without them `identical` and `kept` are nan.
 
     Returns:
-        A frame with `example_id`, `behavior`, `text` and the columns `refuses`, `defers`, `distinct2`, `repetition`,
-        `fluent`, `identical` (to the unsteered answer) and `kept` (identical, or not refused and fluent).
+        A frame with `example_id`, `behavior`, `text` and the columns `refuses`, `defers`, `ed_published`, `distinct2`,
+        `repetition`, `fluent`, `identical` (to the unsteered answer) and `kept` (identical, or not refused and fluent).
 
     Raises:
         DataError: not one text per input.
@@ -44,6 +44,7 @@ def judge_answers(
             "text": list(texts),
             "refuses": [float(is_refusal(t)) for t in texts],
             "defers": [float(defers_to_expert(t)) for t in texts],
+            "ed_published": [float(ed_published(t)) for t in texts],
             "distinct2": [distinct_n(t, 2) for t in texts],
             "repetition": [repetition(t) for t in texts],
             "fluent": [float(is_fluent(t)) for t in texts],

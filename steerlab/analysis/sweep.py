@@ -209,7 +209,7 @@ def sweep(
         metric: names of `steerlab.metrics.ANSWER_METRICS`, functions `(examples, texts) -> numbers` of generated text,
             several in a list, or `{name: metric}`. A changed function is measured anew on the texts of a folder.
         train: Activations or Examples that the steerers are fitted to, at every layer; None: they are fitted already.
-            Oracles (P2S) are fitted to the inputs measured.
+            An oracle (P2S) that is not fitted yet is fitted to the inputs measured.
         scale: "raw", "norm" for alpha in units of each input's norm, or "token_norm" for units of each state's.
         folder: where finished batches are stored; a second call resumes from there, with the same frame as result.
         batch_size: limit on the rows of a forward; None: as many as keep the device busy. Halved when memory runs out.

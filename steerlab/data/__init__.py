@@ -21,6 +21,8 @@ from steerlab.data.example import Contrast as Contrast
 from steerlab.data.example import Example as Example
 from steerlab.data.example import check_examples as check_examples
 from steerlab.data.example import data_hash as data_hash
+from steerlab.data.experts import EXPERT_KINDS as EXPERT_KINDS
+from steerlab.data.experts import expert_questions as expert_questions
 from steerlab.data.injections import injection_examples as injection_examples
 from steerlab.data.injections import trivia_pairs as trivia_pairs
 from steerlab.data.inputs import as_examples as as_examples

@@ -25,17 +25,19 @@ from steerlab.methods.exchange import (
 from steerlab.methods.gated import Gated
 from steerlab.methods.gradient import GradientField
 from steerlab.methods.l2s.config import L2S_PAPER, L2S_RELEASED_POPE, L2S_RELEASED_SAFETY, TrainingConfig
-from steerlab.methods.l2s.net import SteeringNet, load_published_net
+from steerlab.methods.l2s.net import LinearMap, SteeringNet, load_published_net
 from steerlab.methods.l2s.steerer import L2S
 from steerlab.methods.l2s.train import train_net
 from steerlab.methods.logistic import LogisticDirection
 from steerlab.methods.mean import MeanDifference
+from steerlab.methods.nearest_neighbors import NearestNeighbors
 from steerlab.methods.operation import Operation
 from steerlab.methods.p2s import P2S
 from steerlab.methods.pca import PCA
 from steerlab.methods.probe import LinearProbe
 from steerlab.methods.prompt import SAFETY_INSTRUCTION, Prompt
 from steerlab.methods.random import RandomDirection
+from steerlab.methods.routed_mean import RoutedMean
 from steerlab.methods.sae import SAE, train_sae
 from steerlab.methods.serialization import load_detector, load_steerer, savable
 from steerlab.methods.spherical import PUBLISHED_SPHERICAL, Spherical
@@ -48,12 +50,12 @@ from steerlab.models.operators import Add, Clamp, Operator, ProjectOut, Replace,
 __all__ = [
     "CONFST", "L2S", "L2S_PAPER", "L2S_RELEASED_POPE", "L2S_RELEASED_SAFETY", "P2S", "PCA", "PUBLISHED_ADASTEER",
     "PUBLISHED_RATIOS", "PUBLISHED_SPHERICAL", "SAE", "SAFETY_INSTRUCTION", "W2S", "AdaSteer", "Add", "AlphaSteer",
-    "Clamp", "ConditionVector", "Context", "Detector", "Gated", "GradientField", "Intervention", "LinearProbe",
-    "Logistic", "LogisticDirection", "MeanDifference", "NullSpaceGate", "Operation", "Operator", "ProjectOut",
-    "Prompt", "PublishedAdaSteer", "Ramp", "RandomDirection", "Replace", "RequiredActivation", "Rotate", "Scale",
-    "Spherical", "Steerer", "SteeringNet", "SteeringVector", "TaskTracker", "TrainingConfig", "TripletProbe",
-    "as_steerer", "fit_schedule", "from_easysteer", "from_gguf", "from_repeng", "from_steering_vectors",
-    "from_vllm_lens", "load_detector", "load_published_net", "load_steerer", "provenance", "published_directions",
-    "savable", "threshold_at", "to_easysteer", "to_gguf", "to_hotwire", "to_repeng", "to_steering_vectors",
-    "to_vllm_lens", "train_net", "train_sae",
+    "Clamp", "ConditionVector", "Context", "Detector", "Gated", "GradientField", "Intervention", "LinearMap",
+    "LinearProbe", "Logistic", "LogisticDirection", "MeanDifference", "NearestNeighbors", "NullSpaceGate",
+    "Operation", "Operator", "ProjectOut", "Prompt", "PublishedAdaSteer", "Ramp", "RandomDirection", "Replace",
+    "RequiredActivation", "Rotate", "RoutedMean", "Scale", "Spherical", "Steerer", "SteeringNet", "SteeringVector",
+    "TaskTracker", "TrainingConfig", "TripletProbe", "as_steerer", "fit_schedule", "from_easysteer", "from_gguf",
+    "from_repeng", "from_steering_vectors", "from_vllm_lens", "load_detector", "load_published_net", "load_steerer",
+    "provenance", "published_directions", "savable", "threshold_at", "to_easysteer", "to_gguf", "to_hotwire",
+    "to_repeng", "to_steering_vectors", "to_vllm_lens", "train_net", "train_sae",
 ]  # fmt: skip

@@ -9,9 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from steerlab.capturing.activations import Activations
@@ -26,12 +23,11 @@ from steerlab.methods.base import (
     check_width,
     steering_sites,
 )
+from steerlab.methods.regression import fit_ridge
 from steerlab.methods.serialization import savable
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
-
-PENALTIES = tuple(10.0**k for k in range(-2, 6))  # of which cross-validation chooses
 
 
 @savable
@@ -131,15 +127,11 @@ class W2S(Steerer):
         unknown = sorted(set(acts.select(side="prompt").index["example_id"]) - set(ids))
         if unknown:
             raise DataError(f"slopes= has none of {len(unknown)} inputs, such as {unknown[0]!r}: give those of all")
-        states = Context(tuple(ids), acts).get_states(self.required_activations[0]).double().numpy()
+        states = Context(tuple(ids), acts).get_states(self.required_activations[0])
         wanted = self._slopes[labels].to_numpy(float)
         if np.isnan(wanted).any() or len(ids) < 3:
             raise DataError(f"slopes= needs a slope for every site of at least 3 inputs; it has {len(ids)} inputs")
-        regression = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(states, wanted)
-        scaler, ridge = regression[0], regression[-1]
-        weights = np.atleast_2d(ridge.coef_) / scaler.scale_
-        self.weights_ = torch.from_numpy(weights.T).float()
-        self.intercept_ = torch.from_numpy(ridge.intercept_ - weights @ scaler.mean_).float()
+        self.weights_, self.intercept_ = fit_ridge(states, torch.tensor(wanted))
 
     def predict_slopes(self, context: Context) -> Float[Tensor, "batch site"]:
         """The predicted slope of each input at each site."""

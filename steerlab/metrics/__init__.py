@@ -5,7 +5,7 @@ A text metric is a function in one file, with one test; `sweep(metric=...)` acce
 
 from steerlab.metrics.bootstrap import Estimate, bootstrap_ci, paired_bootstrap, share_interval
 from steerlab.metrics.chair import CaptionObjects, ChairScores, chair, mentioned_objects
-from steerlab.metrics.deferral import defers_to_expert
+from steerlab.metrics.deferral import defers_to_expert, ed_published, find_referral
 from steerlab.metrics.detection import detection_auc, detection_report, rates_at
 from steerlab.metrics.fluency import distinct_n, is_fluent, repetition, share_identical
 from steerlab.metrics.judges import ClassifierJudge, Judge, KeywordJudge, LlamaGuardJudge
@@ -19,7 +19,8 @@ from steerlab.metrics.yes_no import YesNo, yes_no_ids, yes_no_logits
 __all__ = [
     "CaptionObjects", "ChairScores", "ClassifierJudge", "Estimate", "Judge", "KeywordJudge",
     "LlamaGuardJudge", "PopeScores", "YesNo", "bootstrap_ci", "chair", "defers_to_expert",
-    "detection_auc", "detection_report", "distinct_n", "exact_match", "expected_unsafe", "final_number", "is_fluent",
+    "detection_auc", "detection_report", "distinct_n", "ed_published", "exact_match", "expected_unsafe",
+    "final_number", "find_referral", "is_fluent",
     "is_refusal", "l2s_accuracy", "l2s_f1", "mentioned_objects", "paired_bootstrap", "parse_yes_no", "perplexity",
     "pope_scores", "rates_at", "refusal_kind", "repetition", "share_identical", "share_interval", "threshold_grid",
     "unsafe_curve", "yes_no_ids", "yes_no_logits",

@@ -1,33 +1,23 @@
-"""Detect answers that defer to a human professional (the ED-score of L2S)."""
+"""Detect answers that send the user to a professional: a strict rule, and the published ED-score of L2S."""
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Literal
+from functools import cache
+from importlib.resources import files
 
 from steerlab._support.checks import as_text
-from steerlab.errors import DataError
-
-DeferralRule = Literal["published", "strict"]
-
-# no word boundaries: the published rule is a plain substring test, so "consult about" counts too
-_PUBLISHED = re.compile(
-    r"consult (?:a|with)"
-    r"|(?:seek|seeking|provide|providing) (?:(?:professional|legal|financial|healthcare|medical) )?"
-    r"(?:advice|guidance|help|assistance)"
-    r"|should be consulted"
-    r"|who can (?:guide|advise|assist|help)"
-    r"|a (?:qualified |licensed )?(?:legal|tax|financial|medical|healthcare) (?:expert|professional|advisor)"
-)
 
 _PERSON = (
-    r"(?:(?:[\w-]+ ){0,3}?(?:expert|professional|specialist|advis[eo]r|counsel+or|practitioner"
+    r"(?:(?:professional|legal|medical|financial|tax|expert) (?:advice|help|guidance|counsel|assistance|attention)"
+    r"|(?:[\w-]+ ){0,3}?(?:expert|professional|specialist|advis[eo]r|counsel+or|practitioner"
     r"|provider|planner)s?"
     r"|(?:[\w-]+ ){0,3}?(?:lawyer|attorney|solicitor|barrister|paralegal|notary|doctor|physician|pharmacist"
     r"|nurse|dentist|psychiatrist|psychologist|therapist|dietitian|nutritionist|veterinarian"
-    r"|accountant|cpa|broker|banker)s?"
-    r"|(?:professional|legal|medical|financial|tax|expert) (?:advice|help|guidance|counsel|assistance"
-    r"|attention))"
+    r"|vet|midwife|optometrist|surgeon|cardiologist|dermatologist|coach"
+    r"|accountant|cpa|broker|banker|auditor|electrician|plumber|mechanic|locksmith|carpenter|roofer|builder"
+    r"|engineer|architect|surveyor|technician|exterminator|police officer)s?)"
 )
 _REFER = (
     r"(?:consult(?:ing)?(?: with)?|see(?:ing)?|ask(?:ing)?|visit(?:ing)?|contact(?:ing)?|call(?:ing)?"
@@ -35,7 +25,8 @@ _REFER = (
     r"|reach(?:ing)? out to|turn(?:ing)? to|refer(?:red)? (?:you )?to|(?:advice|guidance|help) (?:of|from))"
 )
 _STRICT = re.compile(
-    rf"\b{_REFER} (?:(?:an?|the|your|some|with|out) )*{_PERSON}\b|\b{_PERSON} (?:should|must) be consulted\b"
+    rf"\b{_REFER} (?:(?:an?|the|your|some|with|out) )*(?P<person>{_PERSON})\b"
+    rf"|\b(?:(?:an?|the|your|some) )?(?P<consulted>{_PERSON}) (?:should|must) be consulted\b"
 )
 _NEGATED = re.compile(
     r"(?:\bno (?:need|reason|point)|\b(?:not|n't|never)\b(?! only\b| hesitate)|n't\b(?! hesitate)"
@@ -43,36 +34,61 @@ _NEGATED = re.compile(
 )
 
 
-def defers_to_expert(text: str, *, rule: DeferralRule = "published") -> bool:
-    """Whether an answer tells the user to consult a professional; the mean over answers is the ED-score of L2S.
+def find_referral(text: str) -> str | None:
+    """The professional to whom an answer sends the user, in its own words; None if it sends the user to nobody.
+
+    A referral is a verb of consulting that is not negated, and a profession (or professional advice) as its object.
 
     Example:
-        >>> defers_to_expert("You should consult a lawyer about the lease.")
+        >>> find_referral("You should consult a tax adviser about this.")
+        'tax adviser'
+        >>> find_referral("There is no need to consult a lawyer.") is None
         True
-        >>> defers_to_expert("There is no need to consult a lawyer.")
-        True
-        >>> defers_to_expert("There is no need to consult a lawyer.", rule="strict")
-        False
 
     Args:
-        text: the answer, without the question.
-        rule: "published" looks anywhere in the lower-cased answer for a phrase such as "consult a", "seek
-            medical advice" or "a tax professional". It ignores negation, and "I can provide help" counts.
-            "strict" requires a verb of consulting that is not negated and a named profession (or professional
-            advice).
-
-    Raises:
-        DataError: an unknown rule.
-
-    Source: L2S, arXiv 2508.12815. "published" is reconstructed from the description of the ED-score there; it
-        covers the described families of phrases and may differ from the authors' 57 in single phrases.
+        text: the answer, without the question; its first referral counts.
     """
-    plain = re.sub(r"\s+", " ", as_text(text).lower().replace("’", "'"))
-    if rule == "published":
-        return _PUBLISHED.search(plain) is not None
-    if rule == "strict":
-        return any(not _is_negated(plain, match.start()) for match in _STRICT.finditer(plain))
-    raise DataError(f"unknown deferral rule {rule!r}; expected 'published' or 'strict'")
+    plain = _normalize(text)
+    for match in _STRICT.finditer(plain):
+        if not _is_negated(plain, match.start()):
+            return str(match["person"] or match["consulted"])
+    return None
+
+
+def defers_to_expert(text: str) -> bool:
+    """Whether an answer sends the user to a professional (`find_referral`).
+
+    Example:
+        >>> defers_to_expert("Please see a doctor."), defers_to_expert("A doctor invented it.")
+        (True, False)
+    """
+    return find_referral(text) is not None
+
+
+def ed_published(text: str) -> bool:
+    """Whether an answer holds one of the 57 phrases of the published ED-score; the mean over answers is that score.
+
+    It is a substring test of the lower-cased answer, exactly as released: negation does not matter, "I can provide
+    guidance" counts, and "see a doctor" does not. `defers_to_expert` is stricter.
+
+    Example:
+        >>> ed_published("There is no need to consult a lawyer.")
+        True
+
+    Source: L2S, arXiv 2508.12815, and its released code.
+    """
+    return any(phrase in as_text(text).lower() for phrase in ed_phrases())
+
+
+@cache
+def ed_phrases() -> tuple[str, ...]:
+    """The phrases of the published ED-score: 43 generic ones, then 14 with a profession."""
+    found = json.loads((files("steerlab.data") / "builtin" / "ed_phrases.json").read_text(encoding="utf-8"))
+    return (*found["generic"], *found["role"])
+
+
+def _normalize(text: str) -> str:
+    return re.sub(r"\s+", " ", as_text(text).lower().replace("’", "'"))
 
 
 def _is_negated(plain: str, start: int) -> bool:

@@ -24,7 +24,8 @@ def l2s(**options):
 def test_constant_target_gives_the_mean_vector_for_seen_and_unseen_inputs(width, hidden_units):
     target = 3 * normal(1, width)
     acts = make_acts(normal(200, width, seed=1), target.expand(200, width))
-    fitted = l2s(config="paper", hidden_units=hidden_units).fit(acts)
+    with pytest.warns(UserWarning, match=r"MeanDifference\(3\)"):
+        fitted = l2s(config="paper", hidden_units=hidden_units).fit(acts)
     for contexts in (normal(200, width, seed=1), normal(100, width, seed=2)):
         predicted = fitted.predict(contexts)
         assert torch.cosine_similarity(predicted, target).min() > 0.99

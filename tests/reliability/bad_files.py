@@ -275,7 +275,7 @@ def _metrics() -> list[Case]:
     cases += [
         ("distinct_n of n 0", lambda w: metrics.distinct_n("a b", 0), "n=0"),
         ("distinct_n of n 1.5", lambda w: metrics.distinct_n("a b", 1.5), "n=1.5"),
-        ("an unknown deferral rule", lambda w: metrics.defers_to_expert("a", rule="lax"), "lax"),
+        ("an answer that is no text", lambda w: metrics.find_referral(3), "3"),
         ("reference answers without number", lambda w: metrics.exact_match(["1"], ["one"]), "no number"),
         ("too few reference answers", lambda w: metrics.exact_match(["1", "2"], ["1"]), "2 texts but 1"),
         ("an unknown gold label", lambda w: metrics.pope_scores(["Yes"], ["yes"]), "'Yes'"),

@@ -45,6 +45,22 @@ def test_methods_are_fitted_at_every_layer_and_oracles_to_the_measured_inputs(lm
         check_settings(at_layer, fitted, lambda one, alpha, where: by_score(model, one, rows, alpha, where))
 
 
+def test_fitted_oracle_is_swept_with_its_own_vectors_at_its_own_layer(lm) -> None:
+    """It was fitted anew to the inputs at every layer, whatever vectors it held."""
+    model, rows = lm(), questions()
+    own = P2S(2).fit(capture(model, rows, layers=[2], progress=False))
+    other = P2S.from_table(2, dict(zip(own.ids_, own.table_.roll(1, 0), strict=True)))
+    frame = sweep(
+        model, rows, {"own": own, "other": other}, None, (0.0, 1.0), "all", "logprob_difference", progress=False
+    )
+    assert set(frame["layer"]) == {2}
+    check_settings(
+        frame, {"own": own, "other": other}, lambda one, alpha, where: by_score(model, one, rows, alpha, where)
+    )
+    with pytest.raises(SteeringError, match="an unfitted one"):
+        sweep(model, rows, own, [1, 2], progress=False)
+
+
 def test_what_operators_gates_and_wrapped_methods_hold_makes_another_sweep(lm, tmp_path) -> None:
     model, rows, v = lm(), questions(), random_vector(1)
 

@@ -163,7 +163,9 @@ def _fit_steerers(
     ready: list[tuple[str, Site, Steerer]] = []
     to_fit: dict[str, Steerer] = {}
     for name, one in methods.items():
-        if isinstance(one, Steerer) and (one.oracle or (train is not None and one.is_fittable)):
+        # an oracle that is fitted holds the vectors that its user wants, perhaps others than the inputs' own
+        fits = isinstance(one, Steerer) and (not hasattr(one, "info_") if one.oracle else train is not None)
+        if isinstance(one, Steerer) and fits and one.is_fittable:
             to_fit[name] = one
             continue
         if isinstance(one, SteeringVector) and layers is not None and len(getattr(one, "directions_", ())) > 1:
@@ -199,9 +201,10 @@ def _check_own_site(model: Model, name: str, steerer: Steerer, layers: Layers | 
         raise SteeringError(f"{name} ({type(steerer).__name__}) has no single layer: give layers=None")
     own = Site(0) if site is None else model.site(site)
     if layers is not None and as_sites(layers, model) != (own,):
+        way = "an unfitted one" if steerer.oracle else "train= (activations or examples)"
         raise SteeringError(
-            f"{name} is fitted at layer {own}, but the sweep has layers={layers!r}: give train= (activations or "
-            "examples) to fit one for each layer, or {layer: steerer}"
+            f"{name} is fitted at layer {own}, but the sweep has layers={layers!r}: give {way} to fit one for each "
+            "layer, or {layer: steerer}"
         )
     return own
 

@@ -1,4 +1,4 @@
-"""Preparation of the training data of a steering net: held-out rows and rescaled targets."""
+"""Preparation of the training data of a steering net: held-out rows, and targets of another norm or rank."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steerlab._support.checks import as_whole
 from steerlab.errors import DataError
 from steerlab.methods.l2s.config import TrainingConfig
 
@@ -63,3 +64,14 @@ def equalize_norms(
         if norms[name] > 0:
             scaled[mask] *= reference / norms[name]
     return scaled
+
+
+def reduce_rank(targets: Float[Tensor, "example hidden"], rank: int) -> Float[Tensor, "example hidden"]:
+    """The closest targets of a lower rank, in squared error; zero targets stay zero.
+
+    Raises:
+        DataError: a rank below 1.
+    """
+    as_whole("rank", rank, 1)
+    directions = torch.linalg.svd(targets.double(), full_matrices=False).Vh[:rank]
+    return (targets.double() @ directions.T @ directions).float()

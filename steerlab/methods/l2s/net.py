@@ -1,4 +1,4 @@
-"""The net of L2S: one hidden layer, no output bias."""
+"""The nets of L2S: one hidden layer without output bias, as published; or a linear map."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from steerlab._support.checks import as_whole
 from steerlab._support.files import reading
 from steerlab.errors import DataError, MismatchError
+from steerlab.methods.regression import fit_ridge
 from steerlab.methods.serialization import savable
 
 ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
@@ -33,6 +34,7 @@ class SteeringNet(nn.Module):
         hidden_size: width D of the residual stream.
         hidden_units: K; the net has 2DK + K parameters.
         activation: "tanh", or "relu" if some targets are the zero vector.
+        context_size: width of the context, if it is not one state; None: `hidden_size`.
 
     Raises:
         DataError: unknown activation, or a size below 1.
@@ -40,26 +42,58 @@ class SteeringNet(nn.Module):
     Source: arXiv 2508.12815, section 3 and appendix (two linear layers, tanh; relu for VLGuard).
     """
 
-    def __init__(self, hidden_size: int, hidden_units: int, activation: str = "tanh") -> None:
+    def __init__(
+        self, hidden_size: int, hidden_units: int, activation: str = "tanh", context_size: int | None = None
+    ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
             raise DataError(f"unknown activation {activation!r}; expected one of {', '.join(ACTIVATIONS)}")
         if as_whole("hidden_size", hidden_size, None) < 1 or as_whole("hidden_units", hidden_units, None) < 1:
             raise DataError(f"sizes must be at least 1, got hidden_size={hidden_size} and hidden_units={hidden_units}")
         self.hidden_size, self.hidden_units, self.activation = hidden_size, hidden_units, activation
-        self.encoder = nn.Linear(hidden_size, hidden_units)
+        self.context_size = hidden_size if context_size is None else context_size
+        self.encoder = nn.Linear(self.context_size, hidden_units)
         self.decoder = nn.Linear(hidden_units, hidden_size, bias=False)
 
-    def forward(self, contexts: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch hidden"]:
+    def forward(self, contexts: Float[Tensor, "batch context"]) -> Float[Tensor, "batch hidden"]:
         """One vector per context."""
         return self.decoder(ACTIVATIONS[self.activation](self.encoder(contexts)))
 
 
-def seeded_net(hidden_size: int, hidden_units: int, activation: str, seed: int) -> SteeringNet:
+@savable
+class LinearMap(nn.Module):
+    """z = W c + b: the simplest predictor that depends on the input.
+
+    Args:
+        hidden_size: width of the vectors.
+        context_size: width of the context.
+    """
+
+    def __init__(self, hidden_size: int, context_size: int) -> None:
+        super().__init__()
+        self.hidden_size, self.context_size = hidden_size, context_size
+        self.decoder = nn.Linear(context_size, hidden_size)
+
+    def forward(self, contexts: Float[Tensor, "batch context"]) -> Float[Tensor, "batch hidden"]:
+        """One vector per context."""
+        return self.decoder(contexts)
+
+    @classmethod
+    def fit(cls, contexts: Float[Tensor, "example context"], targets: Float[Tensor, "example hidden"]) -> LinearMap:
+        """The ridge regression of the targets on the contexts, in closed form."""
+        net = cls(targets.shape[1], contexts.shape[1])
+        weights, intercept = fit_ridge(contexts, targets)
+        net.load_state_dict({"decoder.weight": weights.T.contiguous(), "decoder.bias": intercept})
+        return net.eval()
+
+
+def seeded_net(
+    hidden_size: int, hidden_units: int, activation: str, seed: int, context_size: int | None = None
+) -> SteeringNet:
     """A net with PyTorch's default initialization from `seed`; the global generator is not touched."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return SteeringNet(hidden_size, hidden_units, activation)
+        return SteeringNet(hidden_size, hidden_units, activation, context_size)
 
 
 def load_published_net(path: str | Path, activation: str = "tanh") -> SteeringNet:

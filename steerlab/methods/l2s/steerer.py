@@ -1,4 +1,4 @@
-"""L2S: a small net that predicts the steering vector of each input from one state of the plain prompt."""
+"""L2S: a small net that predicts the steering vector of each input from states of its plain prompt."""
 
 from __future__ import annotations
 
@@ -15,25 +15,18 @@ from torch import Tensor
 from steerlab._support.checks import as_number, as_seed
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, SteeringError
-from steerlab.methods.base import (
-    Context,
-    Intervention,
-    RequiredActivation,
-    Steerer,
-    check_fitted,
-    check_width,
-)
-from steerlab.methods.classes import as_names, check_acts, check_contrasts_nonzero, contrast_table
+from steerlab.methods.base import Intervention, check_fitted, check_width
 from steerlab.methods.l2s.config import PRESETS, TrainingConfig
-from steerlab.methods.l2s.data import equalize_norms, split_rows
-from steerlab.methods.l2s.net import SteeringNet, load_published_net, seeded_net
+from steerlab.methods.l2s.data import equalize_norms, reduce_rank, split_rows
+from steerlab.methods.l2s.net import LinearMap, SteeringNet, load_published_net, seeded_net
 from steerlab.methods.l2s.train import train_net
+from steerlab.methods.predictor import Layers, Pairs, VectorPredictor
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
 
 @savable
-class L2S(Steerer):
+class L2S(VectorPredictor):
     """Predict the contrast vector of an unseen input from its activation (learn-to-steer).
 
     Example:
@@ -42,9 +35,12 @@ class L2S(Steerer):
 
     Args:
         layer: block whose output is contrasted and steered (L*), 0-based; or a `Site`.
-        context_layer: block whose output is read from the plain prompt (L'); None: the same as `layer`.
+        context_layer: block whose output is read from the plain prompt (L'), or several, whose states are put side by
+            side; None: the same as `layer`.
         context_position: token at which it is read.
         position: which captured contrast rows are the targets; None if there is only one kind.
+        net: "mlp", one hidden layer as published; or "linear", a ridge regression in closed form, whose penalty is
+            chosen by leaving examples out. A linear net uses neither `config` nor the arguments of the other.
         hidden_units: K.
         activation: "tanh", or "relu" if some targets are zero.
         config: a `TrainingConfig`, or the name of a preset: "paper", "released" (the released code for safety, also
@@ -55,13 +51,14 @@ class L2S(Steerer):
             out: `acts.index["class"] = acts.index["example_id"].map({e.id: e.meta["class"] for e in examples
             if e.behavior})`.
         validation: share of the examples held out in training; None: 0.1 if the config keeps the best epoch, else 0.
+        rank: train on targets of this rank, the closest in squared error; None: on the targets themselves.
         max_norm: largest norm of a prediction, in units of `target_norm_`; longer ones are shortened. None: no limit.
         seed: decides initialization, batches and the held-out examples.
         progress: show a bar.
 
     Attributes:
-        net_: the `SteeringNet`, from raw context to vector.
-        history_: one row per epoch (see `train_net`); not stored in the artifact.
+        net_: the `SteeringNet` or `LinearMap`, from raw context to vector.
+        history_: one row per epoch (see `train_net`), for an "mlp"; not stored in the artifact.
         target_norm_: mean norm of the non-zero targets as trained on, in units of the residual stream.
 
     Raises:
@@ -75,28 +72,20 @@ class L2S(Steerer):
     target_norm_: float
 
     def __init__(
-        self, layer: int | Site, *, context_layer: int | Site | None = None, context_position: str | int = "last",
-        position: str | None = None, hidden_units: int = 100, activation: str = "tanh",
+        self, layer: int | Site, *, context_layer: Layers = None, context_position: str | int = "last",
+        position: str | None = None, net: str = "mlp", hidden_units: int = 100, activation: str = "tanh",
         config: str | TrainingConfig = "paper", zero_behaviors: Sequence[str] | None = (),
-        group_column: str = "behavior", validation: float | None = None, max_norm: float | None = None,
-        seed: int = 0, progress: bool = True,
+        group_column: str = "behavior", validation: float | None = None, rank: int | None = None,
+        max_norm: float | None = None, seed: int = 0, progress: bool = True,
     ) -> None:  # fmt: skip
+        if net not in ("mlp", "linear"):
+            raise DataError(f"net={net!r}; expected 'mlp' or 'linear'")
         self.layer, self.context_layer, self.context_position = layer, context_layer, context_position
-        self.position, self.hidden_units, self.activation, self.config = position, hidden_units, activation, config
+        self.position, self.net, self.rank = position, net, rank
+        self.hidden_units, self.activation, self.config = hidden_units, activation, config
         self.zero_behaviors, self.group_column = zero_behaviors, group_column
         self.validation, self.max_norm, self.seed, self.progress = validation, max_norm, seed, progress
         self.site = Site.of(layer)
-
-    @property
-    def required_activations(self) -> tuple[RequiredActivation, ...]:
-        """The context: one state of the plain prompt."""
-        layer = self.site if self.context_layer is None else self.context_layer
-        return (RequiredActivation(Site.of(layer), self.context_position),)
-
-    @property
-    def contrasts_read_at(self) -> str | None:
-        """The position of the contrasts."""
-        return self.position
 
     def fit_activations(self, acts: Activations) -> None:
         """Train the net on all examples; only activations are needed, no model."""
@@ -107,65 +96,45 @@ class L2S(Steerer):
         contexts, targets, labels = self.training_pairs(acts)
         norms = targets.norm(dim=-1)
         self.target_norm_ = float(norms[norms > 0].double().mean()) if bool((norms > 0).any()) else 0.0
+        if self.net == "linear":
+            self.net_: SteeringNet | LinearMap = LinearMap.fit(contexts, targets)
+            return
         names = sorted(set(labels))
         groups = torch.tensor([names.index(name) for name in labels])
         train, held_out = split_rows(len(targets), self.validation, config, self.seed)
-        self.net_ = seeded_net(acts.hidden_size, self.hidden_units, self.activation, self.seed)
+        net = seeded_net(acts.hidden_size, self.hidden_units, self.activation, self.seed, contexts.shape[1])
         self.history_ = train_net(
-            self.net_, contexts[train], targets[train], config, groups=groups[train], seed=self.seed,
+            net, contexts[train], targets[train], config, groups=groups[train], seed=self.seed,
             validation=(contexts[held_out], targets[held_out]) if len(held_out) else None, progress=self.progress,
         )  # fmt: skip
+        self.net_ = net
 
-    def training_pairs(
-        self, acts: Activations
-    ) -> tuple[Float[Tensor, "example hidden"], Float[Tensor, "example hidden"], list[str]]:
-        """The contexts, targets (rescaled if the config says so) and groups that `fit` uses, by sorted example id.
+    def training_pairs(self, acts: Activations) -> Pairs:
+        """The contexts, targets (as `config` and `rank` change them) and groups that `fit` uses, by sorted example id.
 
         Raises:
             DataError: an example has a context but no target, or a target but no context; or every contrast is zero.
         """
-        required, equalize = self.required_activations[0], self._training_config().equalize_norms
-        check_acts(acts, required.site)
-        with_context, _ = acts.by_example(required.site, side="prompt", position=str(required.position))
-        ids, targets = contrast_table(acts, self.site, self.position, self.zero_behaviors)
-        no_target, no_context = sorted(set(with_context) - set(ids)), sorted(set(ids) - set(with_context))
-        if no_target:
-            raise DataError(
-                f"{len(no_target)} examples have no contrast, first {no_target[:3]}, behaviors "
-                f"{sorted(set(acts.labels(no_target)))}; capture their contrasts, leave them out, or name these "
-                "behaviors in zero_behaviors=(...)"
-            )
-        if no_context:
-            raise DataError(
-                f"{len(no_context)} examples have no context, first {no_context[:3]}; capture their plain prompts at "
-                f"site {required.site}, position {required.position!r}"
-            )
-        zeroed = as_names(self.zero_behaviors)
-        check_contrasts_nonzero(targets[torch.tensor([b not in zeroed for b in acts.labels(ids)])], self.site)
-        groups = acts.labels(ids, self.group_column)
+        contexts, targets, groups = super().training_pairs(acts)
+        equalize = self._training_config().equalize_norms if self.net == "mlp" else False
         order = [] if isinstance(equalize, bool) else list(equalize)
         if equalize is True:
             order = list(filter(None, dict.fromkeys(acts.labels(acts.index["example_id"].tolist(), self.group_column))))
         targets = equalize_norms(targets, groups, order) if order else targets
-        return Context(tuple(ids), acts).get_states(required).float(), targets, groups
+        return contexts, targets if self.rank is None else reduce_rank(targets, self.rank), groups
 
     def predict(self, contexts: Float[Tensor, "batch _"]) -> Float[Tensor, "batch _"]:
         """One vector per context, `(batch, hidden)` float32, in units of the residual stream."""
         check_fitted(self, "net_")
-        check_width(contexts, self.net_.hidden_size, f"this {self.name}")
+        check_width(contexts, self.net_.context_size, f"this {self.name}")
         with torch.no_grad():
             return _predict(contexts, self.net_, self._norm_limit)
-
-    def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
-        """One vector per input, predicted from its activation."""
-        check_fitted(self, "net_")
-        return self.predict(context.get_states(self.required_activations[0]))
 
     def remote_interventions(self) -> tuple[Intervention, ...] | None:
         """The net as a function of the state at the context layer, to be evaluated on the server."""
         check_fitted(self, "net_")
-        required = self.required_activations[0]
-        if required.position != "last":
+        required, *more = self.required_activations
+        if required.position != "last" or more:
             return None
         net = copy.deepcopy(self.net_).requires_grad_(False)
         if not all(bool(weights.isfinite().all()) for weights in net.parameters()):  # a server would not report this
@@ -203,7 +172,7 @@ class L2S(Steerer):
 
 
 def _predict(
-    contexts: Float[Tensor, "batch _"], net: SteeringNet, norm_limit: float | None
+    contexts: Float[Tensor, "batch _"], net: SteeringNet | LinearMap, norm_limit: float | None
 ) -> Float[Tensor, "batch _"]:
     """The vectors of the net, shortened to `norm_limit`; a plain function, so that it can be sent to a server."""
     vectors: Tensor = net(contexts.to(torch.float32))

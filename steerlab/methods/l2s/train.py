@@ -23,13 +23,14 @@ from steerlab.methods.l2s.net import SteeringNet
 RELATIVE_TOLERANCE = 1e-6  # smaller deviations and singular values are rounding noise
 CONTEXT_NORM = 4.0
 
+Contexts = Float[Tensor, "example context"]
 Rows = Float[Tensor, "example hidden"]
-Pairs = tuple[Float[Tensor, "row hidden"], Float[Tensor, "row hidden"]]
+Pairs = tuple[Float[Tensor, "row context"], Float[Tensor, "row hidden"]]
 
 
 def train_net(
     net: SteeringNet,
-    contexts: Rows,
+    contexts: Contexts,
     targets: Rows,
     config: TrainingConfig,
     *,
@@ -46,7 +47,7 @@ def train_net(
 
     Args:
         net: changed in place; left in evaluation mode.
-        contexts, targets: `(example, hidden)` float32, in units of the residual stream.
+        contexts, targets: `(example, context)` and `(example, hidden)` float32, in units of the residual stream.
         config: how to train.
         groups: 0-based class of each example, for `class_balanced`.
         validation: contexts and targets that are not trained on.
@@ -91,7 +92,7 @@ class _Trainer:
         net: SteeringNet,
         scales: Scales,
         config: TrainingConfig,
-        pairs: tuple[Rows, Rows],
+        pairs: tuple[Contexts, Rows],
         groups: Int[Tensor, " example"] | None,
         validation: Pairs | None,
     ) -> None:
@@ -202,12 +203,12 @@ def decoder_columns(
 class Scales:
     """Training units: contexts minus `mean` over `deviation`, targets over `target_scale`."""
 
-    mean: Float[Tensor, " hidden"]
-    deviation: Float[Tensor, " hidden"]
+    mean: Float[Tensor, " context"]
+    deviation: Float[Tensor, " context"]
     target_scale: float
 
     @classmethod
-    def of(cls, contexts: Rows, targets: Rows) -> Scales:
+    def of(cls, contexts: Contexts, targets: Rows) -> Scales:
         """Mean and deviation of each context dimension, root mean square of the targets (float64).
 
         The deviations are multiplied so that contexts of any width have a norm of about 4: Adam changes all
@@ -223,11 +224,11 @@ class Scales:
         return cls(contexts.double().mean(0), factor * deviation, root_mean_square or 1.0)
 
     @classmethod
-    def identity(cls, hidden: int) -> Scales:
+    def identity(cls, width: int) -> Scales:
         """Raw units."""
-        return cls(torch.zeros(hidden, dtype=torch.float64), torch.ones(hidden, dtype=torch.float64), 1.0)
+        return cls(torch.zeros(width, dtype=torch.float64), torch.ones(width, dtype=torch.float64), 1.0)
 
-    def standardize(self, contexts: Rows) -> Rows:
+    def standardize(self, contexts: Contexts) -> Contexts:
         """The contexts in training units, float32."""
         return ((contexts.double() - self.mean) / self.deviation).float()
 

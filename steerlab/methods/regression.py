@@ -1,0 +1,33 @@
+"""Ridge regression with the penalty chosen by leaving each row out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+PENALTIES = tuple(10.0**k for k in range(-2, 6))
+
+
+def fit_ridge(
+    x: Float[Tensor, "row feature"], y: Float[Tensor, "row output"]
+) -> tuple[Float[Tensor, "feature output"], Float[Tensor, " output"]]:
+    """Weights and intercept of a ridge regression of `y` on the standardized `x`, in the units of `x`.
+
+    Example:
+        >>> weights, intercept = fit_ridge(states, slopes)
+        >>> states @ weights + intercept                              # (row, output)
+
+    Args:
+        x: `(row, feature)`; computed in float64.
+        y: `(row, output)`; all outputs share one penalty, the one of `PENALTIES` with the least error on rows left out.
+    """
+    regression = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(x.double().numpy(), y.double().numpy())
+    scaler, ridge = regression[0], regression[-1]
+    weights = np.atleast_2d(ridge.coef_) / scaler.scale_
+    intercept = np.atleast_1d(ridge.intercept_) - weights @ scaler.mean_
+    return torch.from_numpy(weights.T).float(), torch.from_numpy(intercept).float()

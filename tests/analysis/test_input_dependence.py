@@ -1,0 +1,99 @@
+"""What of the inputs' own vectors is explained, on vectors made of known parts; contrasts that change places."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from synthetic_acts import make_acts, normal
+
+from steerlab import Contrast, Example, capture, score
+from steerlab.analysis.input_dependence import input_dependence, shuffle_contrasts, shuffle_effects
+from steerlab.errors import DataError
+from steerlab.methods import L2S, L2S_PAPER, P2S
+
+WIDTH, N = 12, 240
+NAMES = ["a", "b", "c"] * (N // 3)
+CLASS = torch.tensor([0, 1, 2] * (N // 3))
+QUICK = L2S(3, hidden_units=24, config=replace(L2S_PAPER, min_steps=400, learning_rate=3e-3), progress=False)
+CONTEXTS = normal(N, WIDTH, seed=1) + 4 * normal(3, WIDTH, seed=2)[CLASS]
+
+
+def frame_of(targets: torch.Tensor) -> pd.DataFrame:
+    acts = make_acts(CONTEXTS, targets, behaviors=NAMES)
+    return input_dependence(acts, QUICK, folds=4).set_index("predictor")
+
+
+def test_linear_part_is_explained_within_behaviors_by_what_reads_the_input_alone() -> None:
+    found = frame_of(CONTEXTS @ normal(WIDTH, WIDTH, seed=3) / WIDTH**0.5 + 0.5 * normal(N, WIDTH, seed=4))
+    assert found.loc["linear", "within"] == pytest.approx(1 / 1.25, abs=0.07), "the share that is not noise"
+    assert 0.4 < found.loc["net", "within"] < found.loc["linear", "high"]
+    assert found.loc[["one vector", "class means", "routed mean"], "within"].max() < 0.05
+    assert found.loc[["class means", "routed mean", "linear"], "between"].min() > 0.97
+    assert found.loc["one vector", "between"] == pytest.approx(0, abs=0.05)
+    assert found.loc["linear", "low"] < found.loc["linear", "within"] < found.loc["linear", "high"]
+    assert (found["n"] == N).all() and found["cosine"].max() <= 1
+
+
+def test_nothing_is_explained_within_behaviors_where_the_rest_is_noise() -> None:
+    found = frame_of(3 * normal(3, WIDTH, seed=5)[CLASS] + 0.3 * normal(N, WIDTH, seed=6))
+    assert found["within"].max() < 0.1 and found.loc["class means", "explained"] > 0.95
+    assert found.loc["class means", "cosine"] >= found.loc["one vector", "cosine"]
+
+
+def test_explained_share_of_one_vector_is_that_of_the_mean() -> None:
+    targets = torch.ones(N, WIDTH) + normal(N, WIDTH, seed=6)
+    expected = 1 - (targets - targets.mean(0)).square().sum() / targets.square().sum()
+    assert frame_of(targets).loc["one vector", "explained"] == pytest.approx(float(expected), abs=0.02)
+
+
+def test_one_behavior_has_nothing_between_and_no_router() -> None:
+    acts = make_acts(CONTEXTS, normal(N, WIDTH, seed=3))
+    found = input_dependence(acts, QUICK, folds=3).set_index("predictor")
+    assert found["between"].isna().all() and "routed mean" not in found.index
+
+
+@pytest.mark.parametrize(
+    ("acts", "message"),
+    [
+        (make_acts(CONTEXTS, torch.ones(1, WIDTH).expand(N, -1), behaviors=NAMES), "a mean will do"),
+        (make_acts(CONTEXTS[:7], CONTEXTS[:7], behaviors=["a"] * 5 + ["b"] * 2), r"'b': 2\}.*at least 5"),
+    ],
+)
+def test_equal_vectors_and_small_behaviors_are_refused(acts, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        input_dependence(acts, QUICK)
+
+
+def test_contrasts_change_places_within_their_behavior_and_none_stays() -> None:
+    targets = normal(N, WIDTH, seed=3)
+    acts = make_acts(CONTEXTS, targets, behaviors=NAMES)
+    moved = shuffle_contrasts(acts, seed=1)
+    own, other = P2S(3).fit(acts), P2S(3).fit(moved)
+    assert own.ids_ == other.ids_
+    distances = torch.cdist(other.table_.double(), own.table_.double())
+    source = distances.argmin(1)
+    assert distances.min(1).values.max() < 1e-4 and (source != torch.arange(N)).all()
+    assert sorted(source.tolist()) == list(range(N)) and (CLASS[source] == CLASS).all()
+    prompts = [a.select(side="prompt") for a in (acts, moved)]
+    assert torch.equal(prompts[0].values, prompts[1].values) and prompts[0].index.equals(prompts[1].index)
+    with pytest.raises(DataError, match=r"'b' has one contrast only"):
+        shuffle_contrasts(make_acts(CONTEXTS[:3], targets[:3], behaviors=["a", "a", "b"]))
+
+
+def test_effects_of_own_and_other_vectors_are_those_of_score(lm) -> None:
+    model = lm()
+    examples = [
+        Example(text, id=text, behavior=name, contrast=Contrast("Yes, of course.", "No, never."))
+        for text, name in (("Is it late?", "x"), ("Do birds sing loudly?", "x"), ("Go on", "y"), ("Stop now", "y"))
+    ]
+    acts = capture(model, examples, layers=[2], progress=False)
+    found = shuffle_effects(model, examples, acts, 2, alpha=2.0).set_index("example_id")
+    other = P2S(2).fit(shuffle_contrasts(acts))
+    for column, steer in (("none", ()), ("own", P2S(2).fit(acts)), ("other", other)):
+        options = {"steer": steer, "alpha": 2.0, "progress": False} if steer else {"progress": False}
+        sides = [score(model, examples, [text] * 4, **options)["logprob"] for text in ("Yes, of course.", "No, never.")]
+        expected = pd.Series((sides[0] - sides[1]).to_numpy(), index=[e.id for e in examples])
+        np.testing.assert_allclose(found.loc[expected.index, column], expected, atol=1e-3, err_msg=column)
+    assert list(found.columns) == ["behavior", "none", "own", "other", "mean"]
