@@ -32,6 +32,7 @@ from _refusal_prompts import Sets, load_sets
 
 import steerlab
 from steerlab import Example, Request, SteeringVector
+from steerlab._support.files import fingerprint
 from steerlab.analysis.behavior import judge_answers
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
@@ -40,7 +41,7 @@ from steerlab.models.model import Model
 
 KINDS, FRACTIONS, STRENGTHS, FIRST = ("prompt", "answer"), (0.4, 0.55, 0.7), (0.75, 1.0, 1.5), (0, 12)
 AROUND = (-2, -1, 1, 2)  # layers that are tried around the best place of an ablation
-SHARES = (0.4, 0.6, 0.8, 1.0)  # of both components that a pair of ablations takes away
+SHARES = (0.4, 0.6, 0.8, 1.0)  # of the components that a pair of ablations takes away, one direction after the other
 WORST_PERPLEXITY = 1.1  # of the model's own harmless answers, as a ratio
 
 
@@ -157,8 +158,9 @@ def run_search(study: Study, model: Model, sets: Sets, learned: Directions, args
         elif len(tables) == 3:
             settings = pairs_of_ablations(tables[2])
         elif tables:
-            best = [ranked(pd.concat(tables), name)[:4] for name in OPERATORS]
-            settings = [tuple(row) for table in best for row in table[list(_SETTING)].itertuples(index=False)]
+            best = [ranked(pd.concat(tables), name)[:4] for name in OPERATORS] + best_of_kinds(pd.concat(tables))
+            rows_of = [tuple(row) for table in best for row in table[list(_SETTING)].itertuples(index=False)]
+            settings = list(dict.fromkeys(rows_of))
         plain, own = unsteered(study, model, sets, part, args)
         rows = []
         for name, kind, layer, alpha, first in settings:
@@ -171,14 +173,19 @@ def run_search(study: Study, model: Model, sets: Sets, learned: Directions, args
             row = dict(zip(_SETTING, (name, kind, layer, alpha, first), strict=True))
             rows.append(row | means | {"perplexity": perplexity_ratio(found, plain) if harmless else np.nan})
         tables.append(pd.DataFrame(rows).assign(part=part))
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat([table for table in tables if len(table)], ignore_index=True)
+
+
+def best_of_kinds(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """The best ablation by one direction of each kind, a row each."""
+    single = ranked(table[table["operator"] != "pair"], "ablate")
+    return [single[single["kind"] == kind].head(1) for kind in KINDS]
 
 
 def pairs_of_ablations(table: pd.DataFrame) -> list[tuple[Any, ...]]:
     """The best ablation of each kind, together, at several shares; none if one direction leaves no refusal."""
-    single = ranked(table, "ablate")
-    best = [single[single["kind"] == kind].head(1) for kind in KINDS]
-    if single["refuses"].iloc[0] == 0 or any(rows.empty for rows in best):
+    best = best_of_kinds(table)
+    if min(rows["refuses"].iloc[0] for rows in best) == 0:
         return []
     parts = [f"{row.operator} {row.kind} {row.layer}" for rows in best for row in rows.itertuples()]
     return [("pair", " + ".join(parts), 0, share, 0) for share in SHARES]
@@ -228,14 +235,18 @@ def main() -> None:
     grid.to_csv(study.folder / "grid.csv", index=False)
     chosen = {name: ranked(grid[grid["part"] == "validation"], name).iloc[0] for name in OPERATORS}
     ways: dict[str, Any] = {"instruction": Request(Prompt())}
+    settings: dict[str, str] = {}
     generator = torch.Generator().manual_seed(args.seed)
     for name, row in chosen.items():
         setting = tuple(row[list(_SETTING)])
+        settings |= dict.fromkeys((name, f"{name} random"), fingerprint(setting)[:10])
         others = {key: random_vector(vector, generator) for key, vector in learned.vectors.items()}
         ways |= {name: steering_of(learned, setting), f"{name} random": steering_of(learned, setting, others)}
     plain, own = unsteered(study, model, sets, "test", args)
     tested = {"none": plain} | {
-        name: study.stage(f"test-{name}", partial(measured, model, steer, sets["test"], own, args))
+        name: study.stage(
+            f"test-{name}-{settings.get(name, 'fixed')}", partial(measured, model, steer, sets["test"], own, args)
+        )
         for name, steer in ways.items()
     }
     summary: dict[str, Any] = {"chosen": {k: row.dropna().to_dict() for k, row in chosen.items()}}

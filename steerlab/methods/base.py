@@ -31,6 +31,7 @@ from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 from steerlab.models.template import Messages
 
+SAME = 1e-5  # targets that differ by less than this share of their norm are one vector; it is rounding noise
 VectorFn = Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]]
 
 
@@ -264,6 +265,11 @@ def check_width(states: Tensor, width: int, name: str) -> Float[Tensor, "batch h
             f"the states have width {states.shape[-1]}, {name} takes {width}: use the model that it was fitted on"
         )
     return states.float()
+
+
+def are_same(vectors: Float[Tensor, "example hidden"]) -> bool:
+    """Whether all vectors are one, up to rounding."""
+    return bool((vectors - vectors.mean(0)).norm(dim=-1).max() <= SAME * vectors.norm(dim=-1).max())
 
 
 def repeat_vector(vector: Float[Tensor, " hidden"], example_ids: Sequence[str]) -> Float[Tensor, "batch hidden"]:

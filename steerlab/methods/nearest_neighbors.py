@@ -13,6 +13,7 @@ from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
 from steerlab.methods.base import check_fitted, check_width
 from steerlab.methods.predictor import Layers, VectorPredictor
+from steerlab.methods.regression import deviations
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
@@ -55,8 +56,7 @@ class NearestNeighbors(VectorPredictor):
         contexts, self.targets_, _ = self.training_pairs(acts)
         if len(contexts) < self.k:
             raise DataError(f"k={self.k} neighbors of {len(contexts)} examples: give more examples, or a smaller k")
-        self.mean_, scale = contexts.double().mean(0).float(), contexts.double().std(0, correction=0).float()
-        self.scale_ = torch.where(scale > 0, scale, torch.ones_like(scale))
+        self.mean_, self.scale_ = contexts.double().mean(0).float(), deviations(contexts).float()
         self.contexts_ = (contexts - self.mean_) / self.scale_
 
     def predict(self, contexts: Float[Tensor, "batch context"]) -> Float[Tensor, "batch hidden"]:

@@ -12,11 +12,10 @@ from torch import Tensor
 
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
-from steerlab.methods.base import Context, RequiredActivation, Steerer
+from steerlab.methods.base import Context, RequiredActivation, Steerer, are_same
 from steerlab.methods.classes import as_names, check_acts, check_contrasts_nonzero, contrast_table
 from steerlab.models.sites import Site
 
-SAME = 1e-5  # targets that differ by less than this share of their norm are one vector; it is rounding noise
 Layers = int | Site | Sequence[int | Site] | None
 Pairs = tuple[Float[Tensor, "example context"], Float[Tensor, "example hidden"], list[str]]
 
@@ -40,7 +39,7 @@ class VectorPredictor(Steerer):
     def required_activations(self) -> tuple[RequiredActivation, ...]:
         """The context: a state of the plain prompt at each context layer."""
         layers = self.layer if self.context_layer is None else self.context_layer
-        several = (layers,) if isinstance(layers, (int, Site)) else tuple(layers)
+        several = tuple(layers) if isinstance(layers, (list, tuple, range)) else (layers,)
         if not several:
             raise DataError("context_layer=(): give the layers whose states are read, or None for the steered one")
         return tuple(RequiredActivation(Site.of(one), self.context_position) for one in several)
@@ -86,8 +85,7 @@ class VectorPredictor(Steerer):
             )
         zeroed = as_names(self.zero_behaviors)
         check_contrasts_nonzero(targets[torch.tensor([b not in zeroed for b in acts.labels(ids)])], self.site)
-        spread = (targets - targets.mean(0)).norm(dim=-1).max()
-        if len(targets) > 1 and targets.any() and spread <= SAME * targets.norm(dim=-1).max():
+        if len(targets) > 1 and targets.any() and are_same(targets):
             warnings.warn(
                 f"all {len(targets)} targets are the same vector, so there is nothing to predict: "
                 f"MeanDifference({self.layer!r}) steers in the same way",

@@ -11,6 +11,14 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 PENALTIES = tuple(10.0**k for k in range(-2, 6))
+LEAST_DEVIATION = 1e-2  # of the mean deviation: a feature that hardly varies would turn noise into a large input
+
+
+def deviations(x: Float[Tensor, "row feature"]) -> Float[Tensor, " feature"]:
+    """The standard deviation of each feature, in float64, with a floor; 1 where all rows are the same."""
+    found = x.double().std(0, correction=0)
+    floor = LEAST_DEVIATION * float(found.mean())
+    return found.clamp(min=floor) if floor else found + 1
 
 
 def fit_ridge(

@@ -9,13 +9,15 @@ from importlib.resources import files
 
 from steerlab._support.checks import as_text
 
+# up to three words before a profession, none of which begins a clause: "see how an engineer thinks" sends to nobody
+_QUALIFIERS = r"(?:(?!(?:how|that|whether|if|what|why|when|you|yourself|i|we|they|are|is|was)\b)[\w-]+ ){0,3}?"
 _PERSON = (
     r"(?:(?:professional|legal|medical|financial|tax|expert) (?:advice|help|guidance|counsel|assistance|attention)"
-    r"|(?:[\w-]+ ){0,3}?(?:expert|professional|specialist|advis[eo]r|counsel+or|practitioner"
+    rf"|{_QUALIFIERS}(?:expert|professional|specialist|advis[eo]r|counsel+or|practitioner"
     r"|provider|planner)s?"
-    r"|(?:[\w-]+ ){0,3}?(?:lawyer|attorney|solicitor|barrister|paralegal|notary|doctor|physician|pharmacist"
-    r"|nurse|dentist|psychiatrist|psychologist|therapist|dietitian|nutritionist|veterinarian"
-    r"|vet|midwife|optometrist|surgeon|cardiologist|dermatologist|coach"
+    rf"|{_QUALIFIERS}(?:lawyer|attorney|solicitor|barrister|paralegal|notary|doctor|physician|pharmacist"
+    r"|nurse|dentist|psychiatrist|psychologist|therapist|dietitian|nutritionist|veterinarian|arborist|optician"
+    r"|vet|midwife|optometrist|surgeon|cardiologist|dermatologist|ophthalmologist|pediatrician|psychotherapist|coach"
     r"|accountant|cpa|broker|banker|auditor|electrician|plumber|mechanic|locksmith|carpenter|roofer|builder"
     r"|engineer|architect|surveyor|technician|exterminator|police officer)s?)"
 )

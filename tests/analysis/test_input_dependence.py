@@ -15,6 +15,7 @@ from steerlab.methods import L2S, L2S_PAPER, P2S
 
 WIDTH, N = 12, 240
 NAMES = ["a", "b", "c"] * (N // 3)
+IDS = [f"s{i:04d}" for i in range(N)]
 CLASS = torch.tensor([0, 1, 2] * (N // 3))
 QUICK = L2S(3, hidden_units=24, config=replace(L2S_PAPER, min_steps=400, learning_rate=3e-3), progress=False)
 CONTEXTS = normal(N, WIDTH, seed=1) + 4 * normal(3, WIDTH, seed=2)[CLASS]
@@ -28,11 +29,11 @@ def frame_of(targets: torch.Tensor) -> pd.DataFrame:
 def test_linear_part_is_explained_within_behaviors_by_what_reads_the_input_alone() -> None:
     found = frame_of(CONTEXTS @ normal(WIDTH, WIDTH, seed=3) / WIDTH**0.5 + 0.5 * normal(N, WIDTH, seed=4))
     assert found.loc["linear", "within"] == pytest.approx(1 / 1.25, abs=0.07), "the share that is not noise"
-    assert 0.4 < found.loc["net", "within"] < found.loc["linear", "high"]
+    assert 0.4 < found.loc["net", "within"] < found.loc["linear", "within_high"]
     assert found.loc[["one vector", "class means", "routed mean"], "within"].max() < 0.05
     assert found.loc[["class means", "routed mean", "linear"], "between"].min() > 0.97
     assert found.loc["one vector", "between"] == pytest.approx(0, abs=0.05)
-    assert found.loc["linear", "low"] < found.loc["linear", "within"] < found.loc["linear", "high"]
+    assert found.loc["linear", "within_low"] < found.loc["linear", "within"] < found.loc["linear", "within_high"]
     assert (found["n"] == N).all() and found["cosine"].max() <= 1
 
 
@@ -52,6 +53,41 @@ def test_one_behavior_has_nothing_between_and_no_router() -> None:
     acts = make_acts(CONTEXTS, normal(N, WIDTH, seed=3))
     found = input_dependence(acts, QUICK, folds=3).set_index("predictor")
     assert found["between"].isna().all() and "routed mean" not in found.index
+
+
+def test_nothing_within_behaviors_is_no_share_of_it() -> None:
+    found = frame_of(normal(3, WIDTH, seed=5)[CLASS])
+    assert found[["within", "within_low", "within_high"]].isna().all(axis=None)
+    assert found.loc["class means", "explained"] == pytest.approx(1, abs=1e-5) and found.loc["linear", "between"] > 0.99
+    flat = normal(N, WIDTH, seed=6).view(N // 3, 3, WIDTH)
+    flat = (flat - flat.mean(0)).view(N, WIDTH) + 1
+    assert frame_of(flat)["between"].isna().all(), "all behaviors have the same mean"
+
+
+def test_inputs_that_occur_twice_explain_nothing_of_each_other() -> None:
+    """One of a pair in each fold made noise look predictable."""
+    once, noise = normal(60, 128, seed=1), normal(60, 128, seed=2)
+    acts = make_acts(once.repeat(2, 1), noise.repeat(2, 1), behaviors=["a", "b"] * 60)
+    found = input_dependence(acts, L2S(3, net="linear"), folds=4).set_index("predictor")
+    assert found.loc[["linear", "nearest neighbors"], "within"].max() < 0.05 and "net" not in found.index
+
+
+def test_other_groups_and_contexts_are_those_of_the_l2s() -> None:
+    acts = make_acts(CONTEXTS, 3 * normal(3, WIDTH, seed=5)[CLASS] + normal(N, WIDTH, seed=6))
+    acts = type(acts)(
+        acts.values,
+        acts.index.assign(group=acts.index["example_id"].map(dict(zip(IDS, NAMES, strict=True)))),
+        acts.sites,
+        acts.info,
+    )
+    found = input_dependence(acts, L2S(3, net="linear", group_column="group"), folds=3).set_index("predictor")
+    assert found.loc["routed mean", "between"] > 0.95
+
+
+@pytest.mark.parametrize("options", [{"rank": 2}, {"config": replace(L2S_PAPER, equalize_norms=True)}])
+def test_targets_of_another_rank_or_norm_are_refused(options) -> None:
+    with pytest.raises(DataError, match="without rank and equalize_norms"):
+        input_dependence(make_acts(CONTEXTS, CONTEXTS, behaviors=NAMES), L2S(3, **options))
 
 
 @pytest.mark.parametrize(
@@ -78,8 +114,20 @@ def test_contrasts_change_places_within_their_behavior_and_none_stays() -> None:
     assert sorted(source.tolist()) == list(range(N)) and (CLASS[source] == CLASS).all()
     prompts = [a.select(side="prompt") for a in (acts, moved)]
     assert torch.equal(prompts[0].values, prompts[1].values) and prompts[0].index.equals(prompts[1].index)
+    assert "shuffled within behavior" in moved.info["contrasts"]
     with pytest.raises(DataError, match=r"'b' has one contrast only"):
         shuffle_contrasts(make_acts(CONTEXTS[:3], targets[:3], behaviors=["a", "a", "b"]))
+
+
+def test_contrasts_that_change_places_take_on_all_labels_and_stay_in_their_split() -> None:
+    acts = make_acts(CONTEXTS[:12], normal(12, WIDTH), behaviors=NAMES[:12])
+    ids = acts.index["example_id"]
+    index = acts.index.assign(topic=ids, split=ids.map(lambda name: "train" if name < "s0006" else "test"))
+    moved = shuffle_contrasts(type(acts)(acts.values, index, acts.sites, acts.info))
+    assert moved.index["topic"].equals(moved.index["example_id"])
+    for split in ("train", "test"):
+        part = moved.select(split=split)
+        assert len(part.contrast(3)[0]) == 6 and set(part.index["example_id"]) == set(ids[index["split"] == split])
 
 
 def test_effects_of_own_and_other_vectors_are_those_of_score(lm) -> None:
@@ -91,9 +139,12 @@ def test_effects_of_own_and_other_vectors_are_those_of_score(lm) -> None:
     acts = capture(model, examples, layers=[2], progress=False)
     found = shuffle_effects(model, examples, acts, 2, alpha=2.0).set_index("example_id")
     other = P2S(2).fit(shuffle_contrasts(acts))
-    for column, steer in (("none", ()), ("own", P2S(2).fit(acts)), ("other", other)):
+    mean = P2S.from_table(2, dict(zip(other.ids_, other.table_, strict=True)))  # of two inputs, the other one's vector
+    for column, steer in (("none", ()), ("own", P2S(2).fit(acts)), ("other", other), ("mean", mean)):
         options = {"steer": steer, "alpha": 2.0, "progress": False} if steer else {"progress": False}
         sides = [score(model, examples, [text] * 4, **options)["logprob"] for text in ("Yes, of course.", "No, never.")]
         expected = pd.Series((sides[0] - sides[1]).to_numpy(), index=[e.id for e in examples])
         np.testing.assert_allclose(found.loc[expected.index, column], expected, atol=1e-3, err_msg=column)
+    with pytest.raises(DataError, match="alpha=0"):
+        shuffle_effects(model, examples, acts, 2, alpha=0.0)
     assert list(found.columns) == ["behavior", "none", "own", "other", "mean"]

@@ -59,6 +59,25 @@ def test_routed_mean_of_a_zero_behavior_is_zero() -> None:
     assert not routed.means_[1].any() and routed.means_[0].any()
 
 
+def test_routed_mean_takes_the_behaviors_of_another_column() -> None:
+    plain = make_acts(X, Z)
+    names = plain.index["example_id"].map({f"s{i:04d}": name for i, name in enumerate(NAMES)})
+    acts = type(plain)(plain.values, plain.index.assign(topic=names), plain.sites, plain.info)
+    torch.testing.assert_close(RoutedMean(3, label="topic").fit(acts).means_, class_means())
+
+
+def test_context_layers_are_a_layer_or_several_and_no_text() -> None:
+    assert [one.site for one in L2S(3, context_layer=range(2, 4)).required_activations] == [Site(2), Site(3)]
+    with pytest.raises(Exception, match="15"):
+        _ = L2S(3, context_layer="15").required_activations  # type: ignore[arg-type]
+
+
+def test_linear_fit_leaves_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    MAKERS["linear"]().fit(ACTS)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_probe_at_chance_is_warned_with_its_accuracy() -> None:
     acts = make_acts(normal(200, 16, seed=5), normal(200, 16, seed=6), behaviors=["a", "b"] * 100)
     with pytest.warns(UserWarning, match=r"balanced accuracy of 0\.[45].*chance is 0\.50"):
@@ -80,7 +99,7 @@ def test_linear_l2s_is_the_ridge_regression_of_scikit_learn_at_the_full_and_at_a
         ridge = RidgeCV(PENALTIES).fit(scaler.transform(X.double().numpy()), targets)
         predicted = MAKERS[name]().fit(ACTS).predict(UNSEEN)
         np.testing.assert_allclose(predicted, ridge.predict(scaler.transform(UNSEEN.double().numpy())), atol=1e-4)
-    assert torch.linalg.matrix_rank(predicted, atol=1e-4) <= 3, "two directions and the intercept"
+    assert torch.linalg.matrix_rank(predicted, atol=1e-4) == 2
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -115,6 +134,12 @@ def test_several_context_layers_are_read_side_by_side(name: str) -> None:
         (lambda: NearestNeighbors(3, k=200).fit(ACTS), "k=200 neighbors of 120"),
         (lambda: NearestNeighbors(3, k=0), "k=0"),
         (lambda: L2S(3, net="tree"), "'mlp' or 'linear'"),
+        (
+            lambda: L2S(3, net="linear", hidden_units=7, config="released"),
+            r"\['hidden_units', 'config'\] have no effect",
+        ),
+        (lambda: L2S(3, net="linear", rank=17).fit(ACTS), "rank=17"),
+        (lambda: RoutedMean(3, C=0.0).fit(ACTS), "must be positive"),
         (lambda: L2S(3, net="linear", rank=0).fit(ACTS), "rank=0"),
         (lambda: L2S(3, context_layer=()).fit(ACTS), "None for the steered one"),
     ],

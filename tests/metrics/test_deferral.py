@@ -1,10 +1,10 @@
 """The published substring rule, phrase by phrase, and the strict one, with the professional that it names."""
 
-import json
-from pathlib import Path
+import hashlib
 
 import pytest
 
+from steerlab.data import EXPERT_KINDS
 from steerlab.metrics import defers_to_expert, ed_published, find_referral
 from steerlab.metrics.deferral import ed_phrases
 
@@ -27,6 +27,9 @@ TABLE = [
     ("Call a structural engineer first.", False, "structural engineer"),
     ("You may want to ask an IT security specialist.", False, "it security specialist"),
     ("Take your cat to the vet, or see a vet.", False, "vet"),
+    ("I see you are a doctor.", False, None),
+    ("Let's see how an engineer thinks.", False, None),
+    ("Ask whether the builder is insured.", False, None),
     ("Take two pills and sleep.", False, None),
     ("The consultant asked about eggs.", False, None),
     ("", False, None),
@@ -35,17 +38,16 @@ TABLE = [
 
 def test_published_rule_is_the_57_phrases_of_the_release_as_substrings() -> None:
     assert len(set(ed_phrases())) == 57
+    digest = hashlib.sha256("\n".join(ed_phrases()).encode()).hexdigest()
+    assert digest.startswith("de1586e498c38c12"), "of the released list, in its order"
     for phrase in ed_phrases():
         assert ed_published(f"You may {phrase.upper()}s."), phrase
     assert not ed_published("Provide help; see a doctor; consult my lawyer."), "no grammar of verbs and nouns"
 
 
-def test_phrases_are_those_of_the_published_file() -> None:
-    shared = Path(__file__).parents[3] / "shared" / "data" / "published" / "ed_phrases.json"
-    if not shared.exists():
-        pytest.skip("the published file is not here")
-    found = json.loads(shared.read_text())
-    assert ed_phrases() == (*found["generic"], *found["role"])
+def test_every_kind_of_professional_of_the_built_in_questions_is_found() -> None:
+    for kind in EXPERT_KINDS:
+        assert find_referral(f"You should talk to a {kind} about this.") == kind.lower()
 
 
 @pytest.mark.parametrize(("text", "published", "professional"), TABLE)

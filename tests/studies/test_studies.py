@@ -132,7 +132,7 @@ def test_operators_study_chooses_on_validation_prompts_and_draws(folder: Path, t
     sizes = grid.groupby(["part", "operator"]).size()
     assert sizes["search"].to_dict() == {"ablate": 10, "level": 6, "add": 36}, "four ablations are around the best one"
     assert not grid.duplicated(["part", "operator", "kind", "layer", "alpha", "first"]).any()
-    assert sizes["validation"]["add"] == 4 == sizes["validation"].drop("add").sum()
+    assert sizes["validation"]["add"] == 4 <= sizes["validation"].drop("add").sum() <= 6, "and the best of each kind"
     rows = pd.read_csv(out / "results.csv")
     for name in ("none", "instruction", "ablate", "ablate random", "add", "add random"):
         harmful = rows[(rows["method"] == name) & (rows["behavior"] == "refuse")]

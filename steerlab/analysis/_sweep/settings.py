@@ -164,7 +164,7 @@ def _fit_steerers(
     to_fit: dict[str, Steerer] = {}
     for name, one in methods.items():
         # an oracle that is fitted holds the vectors that its user wants, perhaps others than the inputs' own
-        fits = isinstance(one, Steerer) and (not hasattr(one, "info_") if one.oracle else train is not None)
+        fits = isinstance(one, Steerer) and (not getattr(one, "info_", None) if one.oracle else train is not None)
         if isinstance(one, Steerer) and fits and one.is_fittable:
             to_fit[name] = one
             continue

@@ -70,8 +70,8 @@ def reduce_rank(targets: Float[Tensor, "example hidden"], rank: int) -> Float[Te
     """The closest targets of a lower rank, in squared error; zero targets stay zero.
 
     Raises:
-        DataError: a rank below 1.
+        DataError: a rank below 1, or above that of so many targets of this width.
     """
-    as_whole("rank", rank, 1)
+    as_whole("rank", rank, 1, min(targets.shape))
     directions = torch.linalg.svd(targets.double(), full_matrices=False).Vh[:rank]
     return (targets.double() @ directions.T @ directions).float()

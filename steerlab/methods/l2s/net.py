@@ -72,11 +72,12 @@ class LinearMap(nn.Module):
     def __init__(self, hidden_size: int, context_size: int) -> None:
         super().__init__()
         self.hidden_size, self.context_size = hidden_size, context_size
-        self.decoder = nn.Linear(context_size, hidden_size)
+        self.decoder = nn.utils.skip_init(nn.Linear, context_size, hidden_size)  # no draw from the global generator
 
     def forward(self, contexts: Float[Tensor, "batch context"]) -> Float[Tensor, "batch hidden"]:
         """One vector per context."""
-        return self.decoder(contexts)
+        vectors: Tensor = self.decoder(contexts)
+        return vectors
 
     @classmethod
     def fit(cls, contexts: Float[Tensor, "example context"], targets: Float[Tensor, "example hidden"]) -> LinearMap:

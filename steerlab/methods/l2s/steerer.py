@@ -24,6 +24,8 @@ from steerlab.methods.predictor import Layers, Pairs, VectorPredictor
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
+L2S_DEFAULTS = {"hidden_units": 100, "activation": "tanh", "config": "paper", "validation": None}  # of an "mlp"
+
 
 @savable
 class L2S(VectorPredictor):
@@ -40,7 +42,7 @@ class L2S(VectorPredictor):
         context_position: token at which it is read.
         position: which captured contrast rows are the targets; None if there is only one kind.
         net: "mlp", one hidden layer as published; or "linear", a ridge regression in closed form, whose penalty is
-            chosen by leaving examples out. A linear net uses neither `config` nor the arguments of the other.
+            chosen by leaving examples out. "linear" takes none of `hidden_units`, `activation`, `config`, `validation`.
         hidden_units: K.
         activation: "tanh", or "relu" if some targets are zero.
         config: a `TrainingConfig`, or the name of a preset: "paper", "released" (the released code for safety, also
@@ -80,6 +82,10 @@ class L2S(VectorPredictor):
     ) -> None:  # fmt: skip
         if net not in ("mlp", "linear"):
             raise DataError(f"net={net!r}; expected 'mlp' or 'linear'")
+        given = {"hidden_units": hidden_units, "activation": activation, "config": config, "validation": validation}
+        changed = [name for name, value in given.items() if value != L2S_DEFAULTS[name]]
+        if net == "linear" and changed:
+            raise DataError(f"net='linear' is a ridge regression in closed form, where {changed} have no effect")
         self.layer, self.context_layer, self.context_position = layer, context_layer, context_position
         self.position, self.net, self.rank = position, net, rank
         self.hidden_units, self.activation, self.config = hidden_units, activation, config
@@ -89,7 +95,7 @@ class L2S(VectorPredictor):
 
     def fit_activations(self, acts: Activations) -> None:
         """Train the net on all examples; only activations are needed, no model."""
-        config = self._training_config()
+        config = self.training_config
         as_seed(self.seed)
         if self.max_norm is not None:
             as_number("max_norm", self.max_norm, 0.0)
@@ -116,7 +122,7 @@ class L2S(VectorPredictor):
             DataError: an example has a context but no target, or a target but no context; or every contrast is zero.
         """
         contexts, targets, groups = super().training_pairs(acts)
-        equalize = self._training_config().equalize_norms if self.net == "mlp" else False
+        equalize = self.training_config.equalize_norms if self.net == "mlp" else False
         order = [] if isinstance(equalize, bool) else list(equalize)
         if equalize is True:
             order = list(filter(None, dict.fromkeys(acts.labels(acts.index["example_id"].tolist(), self.group_column))))
@@ -150,11 +156,13 @@ class L2S(VectorPredictor):
         """A steerer with a published net (see `load_published_net`); `options` are the constructor's."""
         net = load_published_net(path, activation)
         options |= {"hidden_units": net.hidden_units, "activation": activation}
-        steerer = cls(layer, context_layer=context_layer, **options)
+        steerer = cls(layer, context_layer=context_layer, net="mlp", **options)
         steerer.net_, steerer.info_ = net, {"hidden_size": net.hidden_size}
         return steerer
 
-    def _training_config(self) -> TrainingConfig:
+    @property
+    def training_config(self) -> TrainingConfig:
+        """How its net is trained: `config`, or the preset of that name."""
         if isinstance(self.config, TrainingConfig):
             return self.config
         if self.config not in PRESETS:

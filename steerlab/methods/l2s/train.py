@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from steerlab.errors import DataError
 from steerlab.methods.l2s.config import TrainingConfig
 from steerlab.methods.l2s.net import SteeringNet
+from steerlab.methods.regression import deviations
 
 RELATIVE_TOLERANCE = 1e-6  # smaller deviations and singular values are rounding noise
 CONTEXT_NORM = 4.0
@@ -215,13 +216,9 @@ class Scales:
         weights of a unit at the same rate, and with a norm of √hidden a wide net would memorize inputs before it
         used its bias.
         """
-        deviation = contexts.double().std(0, correction=0)
-        # a dimension that hardly varies would turn noise at test time into a large input
-        floor = 1e-2 * float(deviation.mean())
-        deviation = deviation.clamp(min=floor) if floor else deviation + 1
         factor = max(1.0, contexts.shape[1] ** 0.5 / CONTEXT_NORM)
         root_mean_square = float(targets.double().square().mean().sqrt())
-        return cls(contexts.double().mean(0), factor * deviation, root_mean_square or 1.0)
+        return cls(contexts.double().mean(0), factor * deviations(contexts), root_mean_square or 1.0)
 
     @classmethod
     def identity(cls, width: int) -> Scales:
