@@ -41,18 +41,18 @@ test: lint
 	$(BIN)/python $(PARALLEL) -m "not remote and not vllm and not nightly"
 
 # everything that runs on this machine alone: whole studies and training recipes too, many examples of each property,
-# and the longest test of a server
+# types and shapes checked at every call (which doubles the time), and the longest test of a server
 nightly: export HYPOTHESIS_PROFILE := nightly
 nightly: lint
-	$(BIN)/python $(PARALLEL) -m "not remote and not vllm"
+	$(BIN)/python $(PARALLEL) --jaxtyping-packages=steerlab,beartype.beartype -m "not remote and not vllm"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(AGAINST) -m "remote and nightly" tests/remote
 
 # against real servers, which the tests install into ~/.cache/steerlab (or STEERLAB_CACHE) and bring up by themselves;
-# without runtime type checks, whose wrappers can't be sent. Where a server can't be had, its tests are skipped and say why.
+# without runtime type checks, whose wrappers can't be sent. Where a server can't be had, tests are skipped and say why.
 # vLLM leaves contexts of its sockets to the end of the process, which would fail a run that has passed.
 # A client and its server on the same cores: threads that spin while they wait would take them from each other
 remote vllm: export OMP_WAIT_POLICY := PASSIVE
-AGAINST := -m pytest -o addopts="-q -rs --strict-markers" --durations=12
+AGAINST := -m pytest -rs --durations=12
 
 remote: setup
 	$(BIN)/python $(AGAINST) -m "remote and not nightly" tests/remote

@@ -1,6 +1,7 @@
 """Functions that draw a data frame and return matplotlib `Axes`; none of them runs a model."""
 
 from steerlab.plots.bars import method_bars as method_bars
+from steerlab.plots.dependence import dependence_bars as dependence_bars
 from steerlab.plots.lens import lens_heatmap as lens_heatmap
 from steerlab.plots.lens import patch_heatmap as patch_heatmap
 from steerlab.plots.lines import geometry_lines as geometry_lines

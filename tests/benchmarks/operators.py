@@ -1,6 +1,6 @@
 """What decoding under each operator costs, as a ratio to unsteered decoding.
 
-    python tests/benchmarks/operators.py [--model smollm2] [--batch 16] [--rounds 9] [--out FILE]
+    python tests/benchmarks/operators.py [--model smollm2] [--batch 16] [--rounds 9] [--out FOLDER]
 
 Both generations run in turns in one process; the ratio of each pair is taken, and their median reported. All texts have
 the same number of new tokens, and every token is changed at one layer. Never part of the tests.
@@ -20,7 +20,7 @@ from steerlab.models.model import Model
 
 
 def main() -> None:
-    parser = arguments(__doc__, "operators/summary.json")
+    parser = arguments(__doc__, "operators")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=9)
@@ -47,7 +47,7 @@ def main() -> None:
             "threads": torch.get_num_threads(), "unsteered_seconds": round(base, 3), "operators": ratios,
             "versions": versions,
         },
-        args.out,
+        args.out / "summary.json",
     )  # fmt: skip
 
 

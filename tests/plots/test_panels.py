@@ -301,3 +301,22 @@ def test_patch_heat_map_shows_the_share_restored_and_both_tokens() -> None:
         plots.patch_heatmap(pd.concat([frame, frame.assign(restored=0.5)]))
     with pytest.raises(DataError, match="restored"):
         plots.patch_heatmap(frame.drop(columns="restored"))
+
+
+def test_dependence_shows_what_is_explained_within_and_between_behaviors(ax):
+    names = ["net", "linear", "one vector"]
+    frame = pd.DataFrame({"predictor": names, "between": [0.9, 0.95, 0.0], "within": [0.4, 0.5, -0.2]})
+    frame = frame.assign(within_low=frame["within"] - 0.1, within_high=frame["within"] + 0.1)
+    assert plots.dependence_bars(frame, ax) is ax
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["one vector", "linear map", "net (L2S)"]
+    assert [bar.get_width() for bar in ax.patches] == [0.0, 0.5, 0.4], "nothing is drawn below 0"
+    assert [t.get_text() for t in ax.texts] == ["0.00", "0.50", "0.40"]
+    *intervals, dots = ax.lines
+    np.testing.assert_allclose([line.get_xdata() for line in intervals], [[0, 0], [0.4, 0.6], [0.3, 0.5]], atol=1e-12)
+    assert dots.get_xdata().tolist() == [0.0, 0.95, 0.9]
+    for wrong, message in (
+        (frame.drop(columns="within_low"), "within_low"),
+        (frame.assign(predictor="oracle"), "oracle"),
+    ):
+        with pytest.raises(DataError, match=message):
+            plots.dependence_bars(wrong)
