@@ -62,7 +62,7 @@ def repetition(text: str) -> float:
     return longest / len(tokens) if tokens else 0.0
 
 
-def is_fluent(text: str, *, min_distinct2: float = 0.5, min_words: int = 3) -> bool:
+def is_fluent(text: str, *, min_distinct2: float = 0.85, min_words: int = 3) -> bool:
     """Whether a text has enough words and enough distinct bigrams.
 
     Example:
@@ -74,7 +74,11 @@ def is_fluent(text: str, *, min_distinct2: float = 0.5, min_words: int = 3) -> b
         min_distinct2: the minimum of `distinct_n(text, 2)`.
         min_words: the minimum number of words.
 
-    The default thresholds detect loops, but not nonsense made of distinct words; for that use `perplexity`.
+    Two readers called 400 answers of about 25 words, steered and not, fluent or not, without knowing the method. Where
+    they agree with each other (.97), the rule agrees with them on .90 of the half that the threshold was not chosen on
+    (kappa .64). With .5, the earlier threshold, it was .81 (kappa .13): that finds loops only. Nonsense made of
+    distinct words passes; for that use `perplexity`. Long texts repeat word pairs naturally: lower the threshold
+    beyond some 200 words.
     """
     if len(words(text)) < min_words:
         return False
