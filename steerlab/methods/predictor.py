@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlab._support.checks import as_whole
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
 from steerlab.methods.base import Context, RequiredActivation, Steerer, are_same
@@ -42,7 +43,8 @@ class VectorPredictor(Steerer):
         several = tuple(layers) if isinstance(layers, (list, tuple, range)) else (layers,)
         if not several:
             raise DataError("context_layer=(): give the layers whose states are read, or None for the steered one")
-        return tuple(RequiredActivation(Site.of(one), self.context_position) for one in several)
+        sites = [one if isinstance(one, Site) else Site(as_whole("context_layer", one, None)) for one in several]
+        return tuple(RequiredActivation(site, self.context_position) for site in sites)
 
     @property
     def contrasts_read_at(self) -> str | None:
