@@ -42,6 +42,7 @@ from steerlab.models.model import Model
 KINDS, FRACTIONS, STRENGTHS, FIRST = ("prompt", "answer"), (0.4, 0.55, 0.7), (0.75, 1.0, 1.5), (0, 12)
 AROUND = (-2, -1, 1, 2)  # layers that are tried around the best place of an ablation
 SHARES = (0.4, 0.6, 0.8, 1.0)  # of the components that a pair of ablations takes away, one direction after the other
+Setting = tuple[Any, ...]  # operator, kind of direction, layer, strength, how many new tokens (0: all)
 WORST_PERPLEXITY = 1.1  # of the model's own harmless answers, as a ratio
 
 
@@ -85,24 +86,24 @@ def directions(model: Model, sets: Sets, batch_size: int) -> Directions:
 
 def steering(
     learned: Directions, operator: str, layer: int, direction: torch.Tensor, alpha: float, first: float
-) -> Any:
+) -> list[Request]:
     """The direction projected out of every block's output at every token ("ablate"), its component there set to that of
     harmless prompts ("level"), or added at one layer, for the prompt and the `first` generated tokens (0: all).
     """
     n_layers = len(learned.harmless)
     if operator == "ablate":
         everywhere = SteeringVector(dict.fromkeys(range(n_layers), direction))
-        return Request(Operation(everywhere, "project_out"), alpha, "all")
+        return [Request(Operation(everywhere, "project_out"), alpha, "all")]
     if operator == "level":
         usual = (learned.harmless @ (direction / direction.norm())).tolist()
         return [
             Request(Operation(SteeringVector({k: direction}), Clamp(c, c)), alpha, "all") for k, c in enumerate(usual)
         ]
-    return Request(Operation(SteeringVector({layer: direction}), "add", first=int(first) or None), alpha, "all")
+    return [Request(Operation(SteeringVector({layer: direction}), "add", first=int(first) or None), alpha, "all")]
 
 
 def steering_of(
-    learned: Directions, setting: tuple[Any, ...], vectors: dict[tuple[str, int], torch.Tensor] | None = None
+    learned: Directions, setting: Setting, vectors: dict[tuple[str, int], torch.Tensor] | None = None
 ) -> list[Request]:
     """The requests of a setting; those of a "pair" are both of its ablations. `vectors` replace the learned ones."""
     name, kind, layer, alpha, first = setting
@@ -111,9 +112,7 @@ def steering_of(
         return [
             one for way, kind, k in parts for one in steering_of(learned, (way, kind, int(k), alpha, first), vectors)
         ]
-    vector = (vectors or learned.vectors)[kind, int(layer)]
-    found = steering(learned, name, int(layer), vector, alpha, first)
-    return found if isinstance(found, list) else [found]
+    return steering(learned, name, int(layer), (vectors or learned.vectors)[kind, int(layer)], alpha, first)
 
 
 def measured(
@@ -145,35 +144,41 @@ def run_search(study: Study, model: Model, sets: Sets, learned: Directions, args
     operator on the validation prompts, and there the best ablations of both kinds together.
     """
     places = list(product(KINDS, searched_layers(model.n_layers)))
-    settings: list[Any] = [(name, *place, 1.0, 0) for name in ("ablate", "level") for place in places]
-    settings += [("add", *place, alpha, first) for place, alpha, first in product(places, STRENGTHS, FIRST)]
-    tables: list[pd.DataFrame] = []
-    for part in ("search", "search", "validation", "validation"):
-        if len(tables) == 1:
-            name, kind, layer = ranked(tables[0], "ablate").iloc[0][["operator", "kind", "layer"]]
-            near = [int(layer) + step for step in AROUND]
-            settings = [
-                (name, kind, k, 1.0, 0) for k in near if (kind, k) in learned.vectors and (kind, k) not in places
-            ]
-        elif len(tables) == 3:
-            settings = pairs_of_ablations(tables[2])
-        elif tables:
-            best = [ranked(pd.concat(tables), name)[:4] for name in OPERATORS] + best_of_kinds(pd.concat(tables))
-            rows_of = [tuple(row) for table in best for row in table[list(_SETTING)].itertuples(index=False)]
-            settings = list(dict.fromkeys(rows_of))
-        plain, own = unsteered(study, model, sets, part, args)
-        rows = []
-        for name, kind, layer, alpha, first in settings:
-            steer = steering_of(learned, (name, kind, layer, alpha, first))
-            stage = f"{part}-{name}-{kind.replace(' ', '')}-{layer}-{alpha:g}-{first:g}"
-            harmless = [] if name == "add" else sets[part][1]  # whose perplexity decides there alone
-            found = study.stage(stage, partial(measured, model, steer, (sets[part][0], harmless), own, args))
-            harmful = found[found["behavior"] == "refuse"]
-            means = {key: harmful[key].mean() for key in ("refuses", "fluent", "both", "norm_ratio")}
-            row = dict(zip(_SETTING, (name, kind, layer, alpha, first), strict=True))
-            rows.append(row | means | {"perplexity": perplexity_ratio(found, plain) if harmless else np.nan})
-        tables.append(pd.DataFrame(rows).assign(part=part))
-    return pd.concat([table for table in tables if len(table)], ignore_index=True)
+    wide: list[Setting] = [(name, *place, 1.0, 0) for name in ("ablate", "level") for place in places]
+    wide += [("add", *place, alpha, first) for place, alpha, first in product(places, STRENGTHS, FIRST)]
+    evaluated = partial(evaluate, study, model, sets, learned, args)
+    tables = [evaluated("search", wide)]
+    name, kind, layer = ranked(tables[0], "ablate").iloc[0][["operator", "kind", "layer"]]
+    near = [(kind, int(layer) + step) for step in AROUND]
+    around = [(name, *place, 1.0, 0) for place in near if place in learned.vectors and place not in places]
+    tables += [evaluated("search", around)] if around else []
+    searched = pd.concat(tables)
+    best = [*(ranked(searched, operator)[:4] for operator in OPERATORS), *best_of_kinds(searched)]
+    rows = [tuple(row) for table in best for row in table[list(_SETTING)].itertuples(index=False)]
+    tables.append(evaluated("validation", list(dict.fromkeys(rows))))
+    pairs = pairs_of_ablations(tables[-1])
+    tables += [evaluated("validation", pairs)] if pairs else []
+    return pd.concat(tables, ignore_index=True)
+
+
+def evaluate(
+    study: Study, model: Model, sets: Sets, learned: Directions, args: argparse.Namespace, part: str,
+    settings: list[Setting],
+) -> pd.DataFrame:  # fmt: skip
+    """A row for each setting: what its answers to the prompts of a part are like."""
+    plain, own = unsteered(study, model, sets, part, args)
+    rows = []
+    for setting in settings:
+        name, kind, layer, alpha, first = setting
+        stage = f"{part}-{name}-{kind.replace(' ', '')}-{layer}-{alpha:g}-{first:g}"
+        harmless = [] if name == "add" else sets[part][1]  # whose perplexity decides there alone
+        steer = steering_of(learned, setting)
+        found = study.stage(stage, partial(measured, model, steer, (sets[part][0], harmless), own, args))
+        harmful = found[found["behavior"] == "refuse"]
+        means = {key: harmful[key].mean() for key in ("refuses", "fluent", "both", "norm_ratio")}
+        row = dict(zip(_SETTING, setting, strict=True))
+        rows.append(row | means | {"perplexity": perplexity_ratio(found, plain) if harmless else np.nan})
+    return pd.DataFrame(rows).assign(part=part)
 
 
 def best_of_kinds(table: pd.DataFrame) -> list[pd.DataFrame]:
@@ -182,7 +187,7 @@ def best_of_kinds(table: pd.DataFrame) -> list[pd.DataFrame]:
     return [single[single["kind"] == kind].head(1) for kind in KINDS]
 
 
-def pairs_of_ablations(table: pd.DataFrame) -> list[tuple[Any, ...]]:
+def pairs_of_ablations(table: pd.DataFrame) -> list[Setting]:
     """The best ablation of each kind, together, at several shares; none if one direction leaves no refusal."""
     best = best_of_kinds(table)
     if min(rows["refuses"].iloc[0] for rows in best) == 0:

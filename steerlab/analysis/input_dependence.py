@@ -18,7 +18,7 @@ from steerlab.capturing.activations import Activations
 from steerlab.data.inputs import Data
 from steerlab.errors import DataError
 from steerlab.methods import L2S, P2S, Context, NearestNeighbors, RoutedMean, Steerer
-from steerlab.methods.base import SAME, are_same
+from steerlab.methods.base import ROUNDING, are_same
 from steerlab.metrics.bootstrap import check_resampling
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
@@ -87,10 +87,11 @@ def input_dependence(acts: Activations, l2s: L2S, *, folds: int = 5, n_boot: int
     if len(counts) > 1:
         makers["routed mean"] = lambda: RoutedMean(l2s.layer, label=l2s.group_column, **options)
     contexts = l2s.contexts(Context(tuple(ids), acts)).contiguous()
-    twins = [row.numpy().tobytes() for row in contexts]  # the same prompt under two ids stays on one side of a fold
+    # the same prompt under two ids stays on one side of a fold
+    prompts = pd.factorize(np.array([row.numpy().tobytes() for row in contexts], dtype=object))[0]
     predicted = {name: torch.zeros_like(z) for name in PREDICTORS if name in makers or name in PREDICTORS[:2]}
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for train, test in split.split(ids, labels, pd.factorize(np.array(twins, dtype=object))[0]):
+    for train, test in split.split(ids, labels, prompts):
         rows, held_out = acts.select(example_id=[ids[i] for i in train]), [ids[i] for i in test]
         predicted["one vector"][test] = z[train].double().mean(0).float()
         for name in counts:
@@ -114,11 +115,11 @@ def _explained(
     inner = ((z - means) - (predicted - predicted_means)).square().sum(1)
     total, spread = z.square().sum(), (means - z.mean(0)).square().sum()
     within, low, high = np.nan, np.nan, np.nan
-    if own.sum() > SAME**2 * total:
+    if own.sum() > ROUNDING**2 * total:
         draws = np.random.default_rng(seed).integers(0, len(z), (n_boot, len(z)))
         resampled = 1 - inner.numpy()[draws].sum(1) / own.numpy()[draws].sum(1)
         within, (low, high) = float(1 - inner.sum() / own.sum()), np.quantile(resampled, [0.025, 0.975])
-    between = float(1 - (means - predicted_means).square().sum() / spread) if spread > SAME**2 * total else np.nan
+    between = float(1 - (means - predicted_means).square().sum() / spread) if spread > ROUNDING**2 * total else np.nan
     cosines = torch.cosine_similarity(z, predicted, dim=1)[z.norm(dim=1) > 0]
     return {
         "explained": float(1 - (z - predicted).square().sum() / total), "between": between, "within": within,

@@ -31,7 +31,7 @@ from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 from steerlab.models.template import Messages
 
-SAME = 1e-5  # targets that differ by less than this share of their norm are one vector; it is rounding noise
+ROUNDING = 1e-5  # vectors that differ by less than this share of their norm are the same
 VectorFn = Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]]
 
 
@@ -269,7 +269,7 @@ def check_width(states: Tensor, width: int, name: str) -> Float[Tensor, "batch h
 
 def are_same(vectors: Float[Tensor, "example hidden"]) -> bool:
     """Whether all vectors are one, up to rounding."""
-    return bool((vectors - vectors.mean(0)).norm(dim=-1).max() <= SAME * vectors.norm(dim=-1).max())
+    return bool((vectors - vectors.mean(0)).norm(dim=-1).max() <= ROUNDING * vectors.norm(dim=-1).max())
 
 
 def repeat_vector(vector: Float[Tensor, " hidden"], example_ids: Sequence[str]) -> Float[Tensor, "batch hidden"]:

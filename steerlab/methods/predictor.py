@@ -18,7 +18,7 @@ from steerlab.methods.classes import as_names, check_acts, check_contrasts_nonze
 from steerlab.models.sites import Site
 
 Layers = int | Site | Sequence[int | Site] | None
-Pairs = tuple[Float[Tensor, "example context"], Float[Tensor, "example hidden"], list[str]]
+TrainingPairs = tuple[Float[Tensor, "example context"], Float[Tensor, "example hidden"], list[str]]
 
 
 class VectorPredictor(Steerer):
@@ -63,7 +63,7 @@ class VectorPredictor(Steerer):
         """One vector per input, predicted from its context."""
         return self.predict(self.contexts(context))
 
-    def training_pairs(self, acts: Activations) -> Pairs:
+    def training_pairs(self, acts: Activations) -> TrainingPairs:
         """The contexts, targets and groups that `fit` uses, by sorted example id.
 
         Raises:

@@ -21,6 +21,16 @@ from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
 
+def check_inverse_penalty(C: float) -> None:
+    """Refuse an inverse strength of the penalty that is not positive.
+
+    Raises:
+        DataError: `C` is not positive.
+    """
+    if not as_number("C", C) > 0:
+        raise DataError(f"C={C}: the inverse strength of the penalty must be positive; 1.0 is usual")
+
+
 def fit_logistic(
     x: NDArray[np.float64], truth: NDArray[np.int64], C: float = 1.0, *, standardize: bool = True, max_iter: int = 5000
 ) -> tuple[NDArray[np.float64], float]:
@@ -40,8 +50,7 @@ def fit_logistic(
     Raises:
         DataError: `C` is not positive.
     """
-    if not as_number("C", C) > 0:
-        raise DataError(f"C={C}: the inverse strength of the penalty must be positive; 1.0 is usual")
+    check_inverse_penalty(C)
     mean, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
     if standardize:
         scaler = StandardScaler().fit(x)

@@ -13,11 +13,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from steerlab._support.checks import as_number
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
 from steerlab.methods.base import check_fitted, check_width
 from steerlab.methods.predictor import Layers, VectorPredictor
+from steerlab.methods.probe import check_inverse_penalty
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
@@ -68,8 +68,7 @@ class RoutedMean(VectorPredictor):
 
     def fit_activations(self, acts: Activations) -> None:
         """Average the contrasts of each behavior and fit the probe."""
-        if not as_number("C", self.C) > 0:
-            raise DataError(f"C={self.C}: the inverse strength of the penalty must be positive; 1.0 is usual")
+        check_inverse_penalty(self.C)
         contexts, targets, labels = self.training_pairs(acts)
         counts = {name: labels.count(name) for name in sorted(set(labels))}
         if "" in counts or len(counts) < 2 or min(counts.values()) < 2:

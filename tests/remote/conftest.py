@@ -1,6 +1,7 @@
 """A real NDIF server for the tests, in a private network; the tests are skipped with a reason where it cannot run.
 
-Run by `make remote`, not by `make test`: runtime type checks wrap functions, and wrapped functions cannot be pickled.
+Run by `make remote`, not by `make test`: the server is installed and started. Nor under runtime type checks, which wrap
+functions: wrapped functions cannot be pickled.
 """
 
 import sys

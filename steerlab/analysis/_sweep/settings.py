@@ -163,9 +163,7 @@ def _fit_steerers(
     ready: list[tuple[str, Site, Steerer]] = []
     to_fit: dict[str, Steerer] = {}
     for name, one in methods.items():
-        # an oracle that is fitted holds the vectors that its user wants, perhaps others than the inputs' own
-        fits = isinstance(one, Steerer) and (not getattr(one, "info_", None) if one.oracle else train is not None)
-        if isinstance(one, Steerer) and fits and one.is_fittable:
+        if isinstance(one, Steerer) and _is_fitted_here(one, train):
             to_fit[name] = one
             continue
         if isinstance(one, SteeringVector) and layers is not None and len(getattr(one, "directions_", ())) > 1:
@@ -182,6 +180,15 @@ def _fit_steerers(
             _warn_of_overlap(name, acts, examples)
         ready += [(name, site, steerer.fit(acts)) for site, steerer in zip(sites, made, strict=True)]
     return ready
+
+
+def _is_fitted_here(steerer: Steerer, train: Train) -> bool:
+    """Whether the sweep fits a steerer: to `train`, or an oracle to the measured inputs, if it is not fitted already.
+
+    A fitted oracle holds the vectors that its user wants, perhaps others than the inputs' own.
+    """
+    wanted = not getattr(steerer, "info_", None) if steerer.oracle else train is not None
+    return wanted and steerer.is_fittable
 
 
 def _at_layers(model: Model, name: str, given: Fitted, layers: Layers | None) -> dict[Site, Steerer]:

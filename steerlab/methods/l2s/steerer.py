@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,9 @@ from steerlab.methods.l2s.config import PRESETS, TrainingConfig
 from steerlab.methods.l2s.data import equalize_norms, reduce_rank, split_rows
 from steerlab.methods.l2s.net import LinearMap, SteeringNet, load_published_net, seeded_net
 from steerlab.methods.l2s.train import train_net
-from steerlab.methods.predictor import Layers, Pairs, VectorPredictor
+from steerlab.methods.predictor import Layers, TrainingPairs, VectorPredictor
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
-
-L2S_DEFAULTS = {"hidden_units": 100, "activation": "tanh", "config": "paper", "validation": None}  # of an "mlp"
 
 
 @savable
@@ -83,7 +82,8 @@ class L2S(VectorPredictor):
         if net not in ("mlp", "linear"):
             raise DataError(f"net={net!r}; expected 'mlp' or 'linear'")
         given = {"hidden_units": hidden_units, "activation": activation, "config": config, "validation": validation}
-        changed = [name for name, value in given.items() if value != L2S_DEFAULTS[name]]
+        defaults = inspect.signature(L2S).parameters
+        changed = [name for name, value in given.items() if value != defaults[name].default]
         if net == "linear" and changed:
             raise DataError(f"net='linear' is a ridge regression in closed form, where {changed} have no effect")
         self.layer, self.context_layer, self.context_position = layer, context_layer, context_position
@@ -115,7 +115,7 @@ class L2S(VectorPredictor):
         )  # fmt: skip
         self.net_ = net
 
-    def training_pairs(self, acts: Activations) -> Pairs:
+    def training_pairs(self, acts: Activations) -> TrainingPairs:
         """The contexts, targets (as `config` and `rank` change them) and groups that `fit` uses, by sorted example id.
 
         Raises:
