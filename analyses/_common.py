@@ -12,8 +12,10 @@ from typing import Any, Literal
 import pandas as pd
 
 from steerlab import Example
+from steerlab.analysis.behavior import judge_answers
+from steerlab.analysis.study import Study
 from steerlab.data import data_hash
-from steerlab.metrics import Estimate, bootstrap_ci
+from steerlab.metrics import Estimate, bootstrap_ci, perplexity
 from steerlab.models.model import Model
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +88,23 @@ def estimate(values: Sequence[float], seed: int, statistic: Literal["mean", "med
 def numbers(found: Estimate) -> dict[str, float]:
     """An estimate as a dictionary of rounded numbers."""
     return {"value": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4), "n": found.n}
+
+
+def judge_with_perplexity(
+    study: Study, name: str, model: Model, examples: Sequence[Example], texts: Sequence[str],
+    unsteered: Sequence[str] | None = None, *, batch_size: int = 16,
+) -> pd.DataFrame:  # fmt: skip
+    """`judge_answers` with the perplexities of the answers, which are a stage of their own.
+
+    Answers and perplexities are kept, judgments are made when they are read: a better rule needs no new run.
+    """
+
+    def measure() -> pd.DataFrame:
+        found = perplexity(model, examples, texts, batch_size=batch_size, progress=False)
+        return pd.DataFrame({"example_id": [e.id for e in examples], "perplexity": found})
+
+    found = study.stage(f"perplexity-{name}", measure)
+    return judge_answers(examples, texts, unsteered, perplexity=found["perplexity"].tolist())
 
 
 def to_long(judged: pd.DataFrame, model: str, measures: Sequence[str]) -> pd.DataFrame:

@@ -9,20 +9,19 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from _common import estimate
+from _common import estimate, judge_with_perplexity
 from _selection import ending
 from torch import Tensor
 
 import steerlab
 from steerlab import L2S, Activations, Contrast, Example, MeanDifference, Request, SteeringVector
-from steerlab.analysis.behavior import judge_answers
+from steerlab.analysis.behavior import judge_answers, safety_values
 from steerlab.analysis.study import Study
 from steerlab.data import ED_SLICE_PUBLISHED, mm_safety_bench, published_split
 from steerlab.data.mm_safety_bench import SCENARIOS
 from steerlab.errors import DataError
 from steerlab.methods import L2S_PAPER, P2S, Context, Prompt, RandomDirection, Steerer
 from steerlab.methods.l2s.data import equalize_norms
-from steerlab.metrics import perplexity
 from steerlab.models.model import Model
 
 ZERO = ("answer",)  # harmless inputs: the target of L2S is the zero vector
@@ -167,17 +166,15 @@ def run_methods(
 
         texts = study.stage(f"answers-{name}", answer)
         plain = plain if plain is not None else texts["text"].tolist()
-        judged = judge_answers(examples, texts["text"].tolist(), plain)
+        found = texts["text"].tolist()
+        judged = (
+            judge_with_perplexity(study, name, model, examples, found, plain, batch_size=batch_size)
+            if fluency
+            else judge_answers(examples, found, plain)
+        )
         layer = "" if request is None or name == "prompt" else request.steerer.site.layer
         alpha = 0.0 if request is None else request.alpha
         where = "" if request is None else request.positions
-        if fluency:
-
-            def surprise(texts: pd.DataFrame = texts) -> pd.DataFrame:
-                found = perplexity(model, examples, texts["text"].tolist(), batch_size=batch_size, progress=True)
-                return pd.DataFrame({"perplexity": found})
-
-            judged["perplexity"] = study.stage(f"perplexity-{name}", surprise)["perplexity"]
         frames.append(
             judged.assign(method=name, layer=layer, alpha=alpha, positions=where, norm_ratio=texts["norm_ratio"])
         )
@@ -225,19 +222,12 @@ def summarize(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
     found = {}
     for method, frame in judged.groupby("method", sort=False):
         check_behaviors(f"answers of {method}", frame["behavior"])
-        harmful, expert, harmless = (frame[frame["behavior"] == b] for b in ("refuse", "defer", "answer"))
-        steered = frame[frame["behavior"] != "answer"]
-        columns = {
-            "refuse_harmful": harmful["refuses"], "defer_expert": expert["defers"],
-            "refuse_expert": expert["refuses"], "defer_harmful": harmful["defers"],
-            "distinct2": steered["distinct2"], "harmless_refused": harmless["refuses"],
-            "harmless_identical": harmless["identical"], "harmless_kept": harmless["kept"],
-        }  # fmt: skip
-        for name, values in columns.items():
+        for name, values in safety_values(frame).items():
             if values.notna().any():  # only distinct2 can be missing: one-word answers have no word pairs
                 found[f"{method}.{name}"] = estimate(values.dropna().tolist(), seed)
-        if "perplexity" in frame:
-            found[f"{method}.perplexity"] = estimate(steered["perplexity"].dropna().tolist(), seed, "median")
+        surprise = frame.loc[frame["behavior"] != "answer", "perplexity"].dropna().tolist()
+        if surprise:
+            found[f"{method}.perplexity"] = estimate(surprise, seed, "median")
     return found
 
 

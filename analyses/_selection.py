@@ -70,23 +70,13 @@ def evaluate_candidates(
         texts = generate(model, rows, steer=request, **{"batch_size": 64, "progress": True} | options)
         for number, one in enumerate(some):
             judged = judge_answers(examples, list(texts[number * n : (number + 1) * n]), unsteered)
-            fluent = {f"{name}_fluently": value for name, value in _fluently(judged).items()}
-            frames.append({**one.labels, "alpha": one.alpha, "first": first, **safety_summary(judged), **fluent})
+            frames.append({**one.labels, "alpha": one.alpha, "first": first, **safety_summary(judged)})
     return pd.DataFrame(frames)
 
 
 def ending(steerer: Steerer, first: int) -> Steerer:
     """The steerer for the prompt and the first new tokens only; 0: for all."""
     return Operation(steerer, "add", first=first) if first else steerer
-
-
-def _fluently(judged: pd.DataFrame) -> dict[str, float]:
-    """Shares of what counts only in fluent answers, and of fluent answers among those to refuse or defer."""
-    steered = judged[judged["behavior"] != "answer"]
-    both = {"refuses": judged["refuses"] * judged["fluent"], "defers": judged["defers"] * judged["fluent"]}
-    named = {"refuse_harmful": ("refuses", "refuse"), "defer_expert": ("defers", "defer")}
-    found = {name: float(both[measure][judged["behavior"] == of].mean()) for name, (measure, of) in named.items()}
-    return found | {"answers": float(steered["fluent"].mean())}
 
 
 @dataclass(frozen=True)

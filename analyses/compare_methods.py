@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from _common import as_markdown, estimate, parser, provenance, show_table
+from _common import as_markdown, estimate, judge_with_perplexity, parser, provenance, show_table
 from _compare_costs import added, time_methods
 from _compare_data import Sets, load_sets, solution
 from _compare_methods import (
@@ -74,13 +74,21 @@ def answers(
     return study.stage(name, compute)
 
 
-def shares(found: pd.DataFrame, plain: pd.DataFrame, sets: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Values per input of each measure: refusals, deferrals, unchanged answers, correct numbers."""
+def shares(
+    study: Study, model: Model, name: str, found: pd.DataFrame, plain: pd.DataFrame, sets: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Values per input of each measure: refusals, deferrals, unchanged answers, correct numbers.
+
+    Perplexities decide on the fluency of answers to harmful requests only: there an effect counts in fluent text.
+    """
     judged = {}
     for part, examples in sets.items():
         texts, before = (frame.loc[frame["part"] == part, "text"].astype(str).tolist() for frame in (found, plain))
-        judged[part] = judge_answers(examples, texts, before)
-        judged[part]["refuses_fluently"] = judged[part]["refuses"] * judged[part]["fluent"]
+        judged[part] = (
+            judge_with_perplexity(study, name, model, examples, texts, before)
+            if part == "harmful"
+            else judge_answers(examples, texts, before)
+        )
         if part == "math":
             judged[part]["right"] = exact_match(texts, [e.meta["answer"] for e in examples])
     named = {
@@ -112,7 +120,7 @@ def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argpars
         name = f"validation-{method}-{fingerprint(setting.label())[:10]}"
         request = None if study.has(name) else fitted.request(method, setting)
         found = answers(study, model, name, validation, request, args)
-        means = {k: float(v.mean()) for k, v in shares(found, plain, validation).items()}
+        means = {k: float(v.mean()) for k, v in shares(study, model, name, found, plain, validation).items()}
         rows.append({"method": method, "number": number, **setting.label(), **means})
     grid = pd.DataFrame(rows)
     grid["chosen_by"] = (grid["refuse_fluent"] + 1 - grid["over_refusal"] + grid["identical_harmless"]) / 3
@@ -215,7 +223,7 @@ def main() -> None:
     selected = {name: request for name, request in methods.items() if name in (args.only or EVERYTHING)}
     for name, request in selected.items():
         found = answers(study, model, f"test-{name}", sets.test, request, args)
-        measures = shares(found, plain, sets.test)
+        measures = shares(study, model, f"test-{name}", found, plain, sets.test)
         for measure, values in measures.items():
             summary[f"{name}.{measure}"] = estimate(values.tolist(), args.seed)
             long.append(pd.DataFrame({"method": name, "metric": measure, "value": values}))

@@ -22,21 +22,20 @@ resumes from finished stages.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from _common import estimate, numbers, of_split, parser, provenance, show_table
+from _common import estimate, judge_with_perplexity, numbers, of_split, parser, provenance, show_table
 from _fields import FITS, FRACTIONS, Fitted, strength_at
 from _refusal_prompts import Sets, load_sets
 from _steerability import SHIFTED, read
 
 import steerlab
 from steerlab import Example
-from steerlab.analysis.behavior import judge_answers
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
 from steerlab.methods import Context, Steerer
@@ -47,6 +46,10 @@ KL, REFUSAL_KL = 1.0, (1.0, 2.0, 4.0)  # nats per token; the layer for a refusal
 CALIBRATED_ON = 12  # validation prompts
 REFUSAL_DEPTHS = (0.5, 0.6)  # of those in `FRACTIONS`
 REFUSAL_PROMPTS = (64, 32)  # harmful and harmless test prompts
+REFUSAL_COLUMNS = [
+    "example_id", "behavior", "refuses", "perplexity", "fluent", "refuses_fluently", "method", "budget", "layer",
+    "alpha", "kl", "norm_ratio",
+]  # fmt: skip
 Strengths = dict[str, tuple[Steerer, float]]  # by name
 
 
@@ -114,15 +117,14 @@ def answers(
     fitted: Fitted, rows: tuple[list[Example], list[Example]], steerer: Steerer | None, alpha: float,
     args: argparse.Namespace,
 ) -> pd.DataFrame:  # fmt: skip
-    """Which answers to harmful and to harmless prompts refuse, and which are fluent."""
+    """The answers to harmful and to harmless prompts."""
     examples = [*rows[0], *rows[1]]
     steer: dict[str, Any] = {"steer": steerer, "alpha": alpha, "positions": fitted.positions}
     texts = steerlab.generate(
         fitted.model, examples, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, progress=False,
         **({} if steerer is None else steer),
     )  # fmt: skip
-    judged = judge_answers(examples, list(texts))[["example_id", "behavior", "refuses", "fluent", "text"]]
-    return judged.assign(both=judged["refuses"] * judged["fluent"])
+    return pd.DataFrame({"example_id": texts.example_ids, "text": texts.texts})
 
 
 def compare_refusals(study: Study, fitted: Fitted, sets: Sets, args: argparse.Namespace) -> pd.DataFrame:
@@ -132,7 +134,6 @@ def compare_refusals(study: Study, fitted: Fitted, sets: Sets, args: argparse.Na
     harmful, harmless = (rows[:n] for rows, n in zip(sets["test"], REFUSAL_PROMPTS, strict=True))
     parts: Sets = {"validation": (sets["validation"][0], []), "test": (harmful, harmless)}
     fit = cache(lambda method, layer: FITS[method](fitted, layer))
-    plain = f"test-none-{len(harmful)}"
 
     def dose(method: str, layer: int, kl: float) -> pd.DataFrame:
         return pd.DataFrame([strength_at(fitted, fit(method, layer), prompts, kl, args.max_new_tokens)])
@@ -141,20 +142,24 @@ def compare_refusals(study: Study, fitted: Fitted, sets: Sets, args: argparse.Na
         found = study.stage(f"dose-{method}-{layer}-{kl:g}", partial(dose, method, layer, kl)).iloc[0]
         if not np.isfinite(found["alpha"]):
             return pd.DataFrame()
-        rows = parts[part]
-        name = f"{part}-{method}-{layer}-{kl:g}-{len(rows[0])}"
-        frame = study.stage(name, partial(answers, fitted, rows, fit(method, layer), found["alpha"], args))
+        frame = judged(part, f"{method}-{layer}-{kl:g}", lambda: fit(method, layer), found["alpha"])
         return frame.assign(method=method, layer=layer, budget=kl, **found)
 
-    frames = [
-        study.stage(plain, partial(answers, fitted, parts["test"], None, 0.0, args)).assign(method="none", budget=0.0)
-    ]
+    def judged(part: str, setting: str, steerer: Callable[[], Steerer | None], alpha: float) -> pd.DataFrame:
+        rows = parts[part]
+        name = f"{part}-{setting}-{len(rows[0])}"
+        found = study.stage(name, lambda: answers(fitted, rows, steerer(), alpha, args))
+        return judge_with_perplexity(
+            study, name, fitted.model, [*rows[0], *rows[1]], found["text"].tolist(), batch_size=args.batch_size
+        )
+
+    frames = [judged("test", "none", lambda: None, 0.0).assign(method="none", budget=0.0)]
     for method in FITS:
         tried = {k: measured("validation", method, k, REFUSAL_KL[1]) for k in depths}
         if not any(map(len, tried.values())):  # at no layer is there such a strength
             print(f"{method} does not reach {REFUSAL_KL[1]:g} nats", flush=True)
             continue
-        layer = max(depths, key=lambda k: tried[k]["both"].mean() if len(tried[k]) else -1.0)
+        layer = max(depths, key=lambda k: tried[k]["refuses_fluently"].mean() if len(tried[k]) else -1.0)
         print(f"{method}: layer {layer}", flush=True)
         frames += [measured("test", method, layer, kl) for kl in REFUSAL_KL]
     return pd.concat(frames, ignore_index=True)
@@ -186,7 +191,7 @@ def summarize(choices: pd.DataFrame, layers: pd.DataFrame, refusals: pd.DataFram
     summary["layers.fixed.slope"] = estimate(layers.groupby("behavior")["fixed"].mean().tolist(), seed)
     for (method, kl, behavior), rows in refusals.groupby(["method", "budget", "behavior"], sort=False):
         part = "harmful" if behavior == "refuse" else "harmless"
-        for measure in ("refuses", "fluent", "both"):
+        for measure in ("refuses", "fluent", "refuses_fluently"):
             summary[f"refusal.{method}.{kl:g}.{part}.{measure}"] = estimate(rows[measure].tolist(), seed)
     return summary
 
@@ -224,16 +229,18 @@ def main() -> None:
     frames = [pd.concat(choices, ignore_index=True), pd.concat(layers, ignore_index=True), refusals]
     summary = summarize(frames[0], frames[1], frames[2], args.seed)
     frames[1].round(4).to_csv(study.folder / "layers.csv", index=False)
-    frames[2].drop(columns="text").round(4).to_csv(study.folder / "refusals.csv", index=False)
+    frames[2][REFUSAL_COLUMNS].round(4).to_csv(study.folder / "refusals.csv", index=False)
     study.finish(frames[0].round(4), summary, _page(refusals), provenance(model, everything, args))
     show_table("Choices: logit difference moved", frames[0].groupby("method", sort=False)[["effect", "alpha"]].mean())
-    table = refusals.groupby(["method", "budget", "behavior"], sort=False)[["refuses", "fluent", "both"]].mean()
+    table = refusals.groupby(["method", "budget", "behavior"], sort=False)[
+        ["refuses", "fluent", "refuses_fluently"]
+    ].mean()
     show_table("Refusals", table)
 
 
 def _page(refusals: pd.DataFrame) -> str:
     """Fluent refusals of each method at the second dose; other answers to harmful prompts are left out."""
-    rows = refusals[(refusals["behavior"] == "refuse") & (refusals["both"] == 1)]
+    rows = refusals[(refusals["behavior"] == "refuse") & (refusals["refuses_fluently"] == 1)]
     rows = rows[rows["budget"] == REFUSAL_KL[1]].groupby("method", sort=False).head(3)
     lines = [f"- **{row.method}**, {row.example_id}: {' '.join(str(row.text).split())}" for row in rows.itertuples()]
     return "\n".join([f"# Fluent refusals at {REFUSAL_KL[1]:g} nats", "", *lines]) + "\n"

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from _common import estimate, parser, provenance, show_table
+from _common import estimate, judge_with_perplexity, parser, provenance, show_table
 from _refusal_prompts import Sets, load_sets
 
 import steerlab
@@ -42,6 +42,9 @@ from steerlab.models.model import Model
 KINDS, FRACTIONS, STRENGTHS, FIRST = ("prompt", "answer"), (0.4, 0.55, 0.7), (0.75, 1.0, 1.5), (0, 12)
 AROUND = (-2, -1, 1, 2)  # layers that are tried around the best place of an ablation
 SHARES = (0.4, 0.6, 0.8, 1.0)  # of the components that a pair of ablations takes away, one direction after the other
+RESULT_COLUMNS = [
+    "example_id", "behavior", "refuses", "perplexity", "fluent", "refuses_fluently", "norm_ratio", "loss", "n_tokens",
+]  # fmt: skip
 Setting = tuple[Any, ...]  # operator, kind of direction, layer, strength, how many new tokens (0: all)
 WORST_PERPLEXITY = 1.1  # of the model's own harmless answers, as a ratio
 
@@ -115,22 +118,36 @@ def steering_of(
     return steering(learned, name, int(layer), (vectors or learned.vectors)[kind, int(layer)], alpha, first)
 
 
-def measured(
+def answers(
     model: Model, steer: Any, rows: tuple[list[Example], list[Example]], own: list[str],
     args: argparse.Namespace,
 ) -> pd.DataFrame:  # fmt: skip
-    """A record for each prompt: whether the answer refuses and is fluent; of harmless ones the loss of own answers."""
+    """The answer to each prompt; of harmless ones also the loss of the unsteered model's own answers."""
     options: dict[str, Any] = {"steer": steer, "batch_size": args.batch_size, "progress": False}
     frames = []
     for examples in filter(None, rows):
         texts = steerlab.generate(model, examples, max_new_tokens=args.max_new_tokens, **options)
-        judged = judge_answers(examples, list(texts))[["example_id", "behavior", "refuses", "fluent", "text"]]
-        frames.append(judged.assign(norm_ratio=texts.norm_ratio, loss=np.nan, n_tokens=0))
+        found = pd.DataFrame({"example_id": texts.example_ids, "text": texts.texts})
+        frames.append(found.assign(norm_ratio=texts.norm_ratio, loss=np.nan, n_tokens=0))
     if own and rows[1]:
         scored = steerlab.score(model, rows[1], own, **options)
         frames[1] = frames[1].assign(loss=-scored["logprob"], n_tokens=scored["n_tokens"])
-    found = pd.concat(frames, ignore_index=True)
-    return found.assign(both=found["refuses"] * found["fluent"])
+    return pd.concat(frames, ignore_index=True)
+
+
+def judged(
+    study: Study, model: Model, stage: str, rows: tuple[list[Example], list[Example]], steer: Any, own: list[str],
+    args: argparse.Namespace,
+) -> pd.DataFrame:  # fmt: skip
+    """The answers of a stage with their measures; perplexities decide on fluency, but not in the wide search."""
+    found = study.stage(stage, partial(answers, model, steer, rows, own, args))
+    examples, texts = [*rows[0], *rows[1]], found["text"].astype(str).tolist()
+    measures = (
+        judge_answers(examples, texts)
+        if stage.startswith("search")
+        else judge_with_perplexity(study, stage, model, examples, texts, batch_size=args.batch_size)
+    )
+    return measures.assign(**{name: found[name] for name in ("norm_ratio", "loss", "n_tokens")})
 
 
 def perplexity_ratio(found: pd.DataFrame, plain: pd.DataFrame) -> float:
@@ -173,9 +190,9 @@ def evaluate(
         stage = f"{part}-{name}-{kind.replace(' ', '')}-{layer}-{alpha:g}-{first:g}"
         harmless = [] if name == "add" else sets[part][1]  # whose perplexity decides there alone
         steer = steering_of(learned, setting)
-        found = study.stage(stage, partial(measured, model, steer, (sets[part][0], harmless), own, args))
+        found = judged(study, model, stage, (sets[part][0], harmless), steer, own, args)
         harmful = found[found["behavior"] == "refuse"]
-        means = {key: harmful[key].mean() for key in ("refuses", "fluent", "both", "norm_ratio")}
+        means = {key: harmful[key].mean() for key in (*MEASURED, "norm_ratio")}
         row = dict(zip(_SETTING, setting, strict=True))
         rows.append(row | means | {"perplexity": perplexity_ratio(found, plain) if harmless else np.nan})
     return pd.DataFrame(rows).assign(part=part)
@@ -197,6 +214,7 @@ def pairs_of_ablations(table: pd.DataFrame) -> list[Setting]:
 
 
 OPERATORS = {"ablate": ("ablate", "level", "pair"), "add": ("add",)}  # the choices for each aim
+MEASURED = ("refuses", "fluent", "refuses_fluently")
 _SETTING = ("operator", "kind", "layer", "alpha", "first")
 
 
@@ -204,7 +222,7 @@ def ranked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """The settings of an operator, best first."""
     rows = table[table["operator"].isin(OPERATORS[name])]
     if name == "add":
-        return rows.sort_values(["both", "alpha"], ascending=[False, True], kind="stable")
+        return rows.sort_values(["refuses_fluently", "alpha"], ascending=[False, True], kind="stable")
     rows = rows.assign(too_much=rows["perplexity"] > WORST_PERPLEXITY)
     return rows.sort_values(["too_much", "refuses", "perplexity"], kind="stable")
 
@@ -219,10 +237,9 @@ def unsteered(
     study: Study, model: Model, sets: Sets, part: str, args: argparse.Namespace
 ) -> tuple[pd.DataFrame, list[str]]:
     """The unsteered records of a part, and the harmless answers whose perplexity is followed."""
-    texts = study.stage(f"{part}-plain", partial(measured, model, (), sets[part], [], args))
-    own = texts.loc[texts["behavior"] == "answer", "text"].astype(str).tolist()
-    plain = study.stage(f"{part}-none", partial(measured, model, (), sets[part], own, args))
-    return plain, own
+    texts = study.stage(f"{part}-plain", partial(answers, model, (), sets[part], [], args))
+    own = texts["text"].astype(str).tolist()[len(sets[part][0]) :]
+    return judged(study, model, f"{part}-none", sets[part], (), own, args), own
 
 
 def main() -> None:
@@ -249,26 +266,26 @@ def main() -> None:
         ways |= {name: steering_of(learned, setting), f"{name} random": steering_of(learned, setting, others)}
     plain, own = unsteered(study, model, sets, "test", args)
     tested = {"none": plain} | {
-        name: study.stage(
-            f"test-{name}-{settings.get(name, 'fixed')}", partial(measured, model, steer, sets["test"], own, args)
-        )
+        name: judged(study, model, f"test-{name}-{settings.get(name, 'fixed')}", sets["test"], steer, own, args)
         for name, steer in ways.items()
     }
     summary: dict[str, Any] = {"chosen": {k: row.dropna().to_dict() for k, row in chosen.items()}}
     for name, found in tested.items():
         for part, behavior in (("harmful", "refuse"), ("harmless", "answer")):
             rows = found[found["behavior"] == behavior]
-            for measure in ("refuses", "fluent", "both"):
+            for measure in MEASURED:
                 summary[f"{name}.{part}.{measure}"] = estimate(rows[measure].tolist(), args.seed)
         summary[f"{name}.perplexity_ratio"] = round(perplexity_ratio(found, plain), 4)
-    results = pd.concat([found.drop(columns="text").assign(method=name) for name, found in tested.items()])
+    results = pd.concat([found[RESULT_COLUMNS].assign(method=name) for name, found in tested.items()])
     study.finish(results, summary, _page(tested["add"]), provenance(model, everything, args))
-    show_table("On the test prompts", results.groupby(["method", "behavior"])[["refuses", "fluent", "both"]].mean())
+    show_table("On the test prompts", results.groupby(["method", "behavior"])[list(MEASURED)].mean())
 
 
 def _page(found: pd.DataFrame) -> str:
     """The first refusals; other answers to harmful prompts are left out."""
-    texts = found.loc[(found["behavior"] == "refuse") & (found["both"] == 1), ["example_id", "text"]].head(8)
+    texts = found.loc[(found["behavior"] == "refuse") & (found["refuses_fluently"] == 1), ["example_id", "text"]].head(
+        8
+    )
     lines = [f"- {row.example_id}: {' '.join(str(row.text).split())}" for row in texts.itertuples()]
     return "\n".join(["# The first fluent refusals with the direction added", "", *lines]) + "\n"
 

@@ -38,7 +38,7 @@ def draw(results_dir: str | Path) -> Figure:
         draw_choices(axes[0, 0], summary)
         draw_layers(axes[0, 1], pd.read_csv(folder / "layers.csv"))
         for ax, behavior, measure, title in (
-            (axes[1, 0], "refuse", "both", "c  Refuses harmful prompts, fluently"),
+            (axes[1, 0], "refuse", "refuses_fluently", "c  Refuses harmful prompts, fluently"),
             (axes[1, 1], "answer", "refuses", "d  Refuses harmless prompts"),
         ):
             draw_refusals(ax, refusals[refusals["behavior"] == behavior], measure)

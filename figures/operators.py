@@ -20,7 +20,8 @@ METHODS = {
     "add": "direction added", "add random": "random direction added", "instruction": "instruction",
 }  # fmt: skip
 PANELS = {
-    "harmful.refuses": "Refuses harmful", "harmful.both": "… and is fluent", "harmless.refuses": "Refuses harmless",
+    "harmful.refuses": "Refuses harmful", "harmful.refuses_fluently": "… and is fluent",
+    "harmless.refuses": "Refuses harmless",
 }  # fmt: skip
 
 

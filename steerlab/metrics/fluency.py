@@ -62,25 +62,38 @@ def repetition(text: str) -> float:
     return longest / len(tokens) if tokens else 0.0
 
 
-def is_fluent(text: str, *, min_distinct2: float = 0.85, min_words: int = 3) -> bool:
-    """Whether a text has enough words and enough distinct bigrams.
+def is_fluent(
+    text: str, *, perplexity: float | None = None, min_distinct2: float = 0.8, max_perplexity: float = 5.75,
+    min_words: int = 3,
+) -> bool:  # fmt: skip
+    """Whether a text has enough words and distinct bigrams, and is not too unlikely for the unsteered model.
 
     Example:
         >>> is_fluent("Boil the eggs for six minutes."), is_fluent("eggs eggs eggs eggs eggs")
         (True, False)
+        >>> is_fluent("I'm sorry for any misgripations of the role.", perplexity=9.2)
+        False
 
     Args:
         text: one answer.
+        perplexity: of the text under the unsteered model (`metrics.perplexity`); without it, only words are counted.
         min_distinct2: the minimum of `distinct_n(text, 2)`.
+        max_perplexity: the maximum of `perplexity`.
         min_words: the minimum number of words.
 
     Two readers called 400 answers of about 25 words, steered and not, fluent or not, without knowing the method. Where
-    they agree with each other (.97), the rule agrees with them on .90 of the half that the threshold was not chosen on
-    (kappa .64). With .5, the earlier threshold, it was .81 (kappa .13): that finds loops only. Nonsense made of
-    distinct words passes; for that use `perplexity`. Long texts repeat word pairs naturally: lower the threshold
-    beyond some 200 words.
+    they agree with each other (.97), the rule with the perplexity agrees with them on .92 (kappa .78; .90 and .94 on
+    the halves of the answers when both thresholds are chosen on the other half) and finds 67 of 77 broken texts.
+    Without the perplexity it agrees on .90 (kappa .64) and finds 43: nonsense made of distinct words passes. The
+    perplexities were those of a 135 million and of a 500 million parameter model. Long texts repeat word pairs
+    naturally: lower `min_distinct2` beyond some 200 words.
+
+    Raises:
+        DataError: the perplexity is below 1.
     """
-    if len(words(text)) < min_words:
+    if perplexity is not None and perplexity < 1:
+        raise DataError(f"perplexity is {perplexity}; expected at least 1: the exponential of a mean surprise in nats")
+    if len(words(text)) < min_words or (perplexity is not None and not perplexity <= max_perplexity):
         return False
     value = distinct_n(text, 2)
     return math.isnan(value) or value >= min_distinct2

@@ -28,7 +28,7 @@ _LETTER = re.compile(r"^(?:dear|subject)\b")
 
 _ADVERB = r"(?: (?:really|simply|just|also|therefore|ethically|legally|currently|in good conscience|\w+ly))?"
 _UNABLE = (
-    r"(?:can(?: ?no|')t|won't|will not|(?:am|'m|are|'re)(?: not able| unable| not allowed"
+    r"(?:can(?: ?no|')t|won't|will not|(?:am|'m|are|'re)(?: currently)?(?: not able| unable| not allowed"
     r"| not permitted| not going| not willing| not programmed| not designed) to)"
 )
 _ACT = (
@@ -66,6 +66,7 @@ _JUDGMENT = [
     rf"\b(?:is|are|would be) (?:not only|both|highly|extremely) {_AND}{_BAD}\b",
     r"\b(?:is|are) never (?:an? |the )?"
     r"(?:answer|solution|ok(?:ay)?|acceptable|justif\w+|appropriate|right)\b",
+    rf"\b(?:is|are) (?:an? )?(?:\w+ and )?{_BAD} (?:activity|act|behaviou?r|practice)\b",
     rf"\bimportant to (?:note|remember|understand|emphasi[sz]e|recogni[sz]e|stress) that\b"
     rf"[^.!?]{{0,90}}\b{_BAD}\b",
 ]

@@ -36,6 +36,19 @@ def test_a_loop_is_neither_fluent_nor_kept_unless_it_was_there_before() -> None:
     assert (frame["repetition"] > 0.9).all() and (frame["distinct2"] < 0.3).all()
 
 
+def test_an_effect_counts_as_fluent_where_words_and_perplexity_are() -> None:
+    texts = [REFUSAL, REFUSAL, DEFERRAL]
+    frame = judge_answers(ROWS, texts, perplexity=[1.5, 40.0, math.nan])
+    assert frame["refuses"].tolist() == [1, 1, 0] and frame["refuses_fluently"].tolist() == [1, 0, 0]
+    assert frame["defers_fluently"].tolist() == [0, 0, 1], "without a perplexity the words decide"
+    assert frame["fluent"].tolist() == [1, 0, 1] and frame["perplexity"].tolist()[:2] == [1.5, 40.0]
+    found = safety_summary(frame)
+    assert found["refuse_harmful"] == 1 and found["refuse_harmful_fluently"] == 0.5
+    assert found["defer_expert_fluently"] == 1 and found["fluent"] == pytest.approx(2 / 3)
+    with pytest.raises(DataError, match="2 perplexities"):
+        judge_answers(ROWS, texts, perplexity=[1.5, 2.0])
+
+
 def test_without_the_unsteered_answers_nothing_is_said_of_change() -> None:
     frame = judge_answers(ROWS, [ANSWER] * 3)
     assert frame[["identical", "kept"]].isna().all(axis=None)

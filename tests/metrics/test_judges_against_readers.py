@@ -16,14 +16,28 @@ def test_readers_agree_with_each_other() -> None:
         assert (ANSWERS[f"{name}_a"] == ANSWERS[f"{name}_b"]).mean() >= least, name
 
 
+def fluent_by_perplexity(row: pd.Series) -> bool:
+    return is_fluent(row["text"], perplexity=float(row["perplexity"]) if row["perplexity"] else None)
+
+
 def test_rules_agree_with_readers_as_often_as_the_docstrings_say() -> None:
-    for name, rule, least, kappa in (("fluent", is_fluent, 0.86, 0.6), ("refuses", is_refusal, 0.85, 0.7)):
-        rows = SHOWN[SHOWN[f"{name}_a"] == SHOWN[f"{name}_b"]]
-        found, truth = rows["text"].map(rule).astype(int), rows[f"{name}_a"].astype(int)
-        assert (found == truth).mean() >= least and cohen_kappa_score(found, truth) >= kappa, name
+    found = {name: ANSWERS[f"{name}_judge"].astype(bool) for name in ("refuses", "fluent")}
+    truth = {reader: {name: ANSWERS[f"{name}_{reader}"].astype(bool) for name in found} for reader in "ab"}
+    for values in (found, *truth.values()):
+        values["refuses_fluently"] = values["refuses"] & values["fluent"]
+    for name, least, kappa in (("fluent", 0.91, 0.75), ("refuses", 0.9, 0.8), ("refuses_fluently", 0.92, 0.83)):
+        same = truth["a"][name] == truth["b"][name]
+        judged, read = found[name][same], truth["a"][name][same]
+        assert (judged == read).mean() >= least and cohen_kappa_score(judged, read) >= kappa, name
+
+
+def test_committed_judgments_are_those_of_the_rules() -> None:
+    assert (SHOWN["text"].map(is_refusal).astype(int) == SHOWN["refuses_judge"]).all()
+    assert (SHOWN.apply(fluent_by_perplexity, axis=1).astype(int) == SHOWN["fluent_judge"]).all()
 
 
 def test_most_texts_that_readers_call_broken_are_found_which_the_earlier_threshold_missed() -> None:
     rows = SHOWN[(SHOWN["fluent_a"] == 0) & (SHOWN["fluent_b"] == 0)]
     before = rows["text"].map(lambda text: is_fluent(text, min_distinct2=0.5)).mean()
-    assert before > 0.8 and rows["text"].map(is_fluent).mean() < 0.45
+    assert before > 0.8 and rows["text"].map(is_fluent).mean() < 0.5
+    assert rows.apply(fluent_by_perplexity, axis=1).mean() < 0.2
