@@ -92,7 +92,7 @@ def shares(
         if part == "math":
             judged[part]["right"] = exact_match(texts, [e.meta["answer"] for e in examples])
     named = {
-        "refuse_fluent": ("harmful", "refuses_fluently"), "refuse_harmful": ("harmful", "refuses"),
+        "refuse_harmful_fluently": ("harmful", "refuses_fluently"), "refuse_harmful": ("harmful", "refuses"),
         "fluent": ("harmful", "fluent"), "over_refusal": ("sounds_unsafe", "refuses"),
         "identical_harmless": ("harmless", "identical"), "harmless_refused": ("harmless", "refuses"),
         "harmless_kept": ("harmless", "kept"), "defer_expert": ("expert", "defers"),
@@ -123,7 +123,7 @@ def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argpars
         means = {k: float(v.mean()) for k, v in shares(study, model, name, found, plain, validation).items()}
         rows.append({"method": method, "number": number, **setting.label(), **means})
     grid = pd.DataFrame(rows)
-    grid["chosen_by"] = (grid["refuse_fluent"] + 1 - grid["over_refusal"] + grid["identical_harmless"]) / 3
+    grid["chosen_by"] = (grid["refuse_harmful_fluently"] + 1 - grid["over_refusal"] + grid["identical_harmless"]) / 3
     return grid
 
 
@@ -256,7 +256,9 @@ def main() -> None:
     study.finish(
         results.agg(["mean", "count"]).round(4).reset_index(), summary, report, provenance(model, sets.everything, args)
     )
-    wanted = ["refuse_fluent", "refuse_harmful", "over_refusal", "identical_harmless", "defer_expert", "gsm8k"]
+    wanted = [
+        "refuse_harmful_fluently", "refuse_harmful", "over_refusal", "identical_harmless", "defer_expert", "gsm8k",
+    ]  # fmt: skip
     table = {
         m: {k: summary[f"{m}.{k}"]["value"] for k in wanted}
         | {k: summary.get(f"{m}.{k}") for k in ("ppl", "kl_harmful")}

@@ -52,7 +52,7 @@ def draw(results_dir: str | Path) -> Figure:
         for ax, x, title in zip(
             axes, ("over_refusal", "changed_harmless"), ("a  Safe prompts", "b  Everyday requests"), strict=False
         ):
-            effect_curves(grid, points, ax, x=x, settings=settings)
+            effect_curves(grid, points, ax, x=x, y="refuse_harmful_fluently", settings=settings)
             ax.set_title(title)
         axes[1].set_ylabel("")
         draw_detection(axes[2], pd.read_csv(folder / "tasktracker.csv"))

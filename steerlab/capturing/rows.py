@@ -72,7 +72,7 @@ def plan_rows(
     the positions of the plain prompt, the extra prompts (those named; None: all).
 
     Without `positions`, each contrast has its default position, and prompts without any contrast "last". If the
-    contrast has no suffix, the plain prompt is the beginning of its positive input and, by causality, has the same
+    contrast has answers without a suffix, the plain prompt is the beginning of its positive input and, by causality, has the same
     states: the context is then captured there, which saves a forward. `encoded` holds plain prompts by example id
     that are encoded already. Pairs of whole texts have no plain prompt.
     """
@@ -91,11 +91,14 @@ def plan_rows(
         plain = context if has_contrasts else at
         named = _select_prompts(example, extra_prompts) if plain else {}
         inputs = [(_encode(model, example, prompt), {name: plain}) for name, prompt in named.items()]
-        if pair is not None:
+        if pair is not None and pair.instructions:
+            for side, text in (("positive", pair.positive), ("negative", pair.negative)):
+                inputs.append((_encode(model, example, with_suffix(example.prompt, text)), {side: at}))
+        elif pair is not None:
             positive = {"positive": at} if pair.suffix else {"positive": at, "prompt": context}
             inputs.append((_encode_answer(model, example, pair, pair.positive, pair.negative, at), positive))
             inputs.append((_encode_answer(model, example, pair, pair.negative, pair.positive, at), {"negative": at}))
-        if plain and (pair is None or pair.suffix):
+        if plain and (pair is None or pair.suffix or pair.instructions):
             inputs.append((_encode_plain(model, example, encoded), {"prompt": plain}))
         rows += [_row(example, number, prompt, sides, reduce) for prompt, sides in inputs]
     return rows

@@ -22,6 +22,7 @@ class Contrast:
     Example:
         >>> sentences = Contrast("I can't help with that.", "Sure, here is how.")  # the turn is left open
         >>> words = Contrast("Harmful", "Safe", suffix="Is this safe or harmful?", end_turn=True)  # published
+        >>> orders = Contrast("Tell me to see a dentist.", "", instructions=True)
 
     Args:
         positive, negative: text of the assistant turn.
@@ -32,11 +33,13 @@ class Contrast:
             published word pairs are read at -1 or -2, counted from the end of the rendered prompt and answer.
         whole_texts: the two are whole texts, without prompt and chat template, each read at its last token; see
             `steerlab.pairs`.
+        instructions: the two are appended to the user turn, after a space, and nothing is answered; each is read at
+            the last token of its prompt, before the answer. An empty one leaves the plain prompt.
 
     Raises:
         DataError: an answer is empty, or both are equal (their difference would be the zero vector).
 
-    Source: L2S, arXiv 2508.12815, section 3 (X+ and X-).
+    Source: L2S, arXiv 2508.12815, section 3 (X+ and X-); `instructions` as in arXiv 2410.12877, section 3.
     """
 
     positive: str
@@ -45,6 +48,7 @@ class Contrast:
     end_turn: bool = False
     position: str | int = "answer"
     whole_texts: bool = False
+    instructions: bool = False
 
     def __post_init__(self) -> None:
         for name in ("positive", "negative", "suffix"):
@@ -52,11 +56,14 @@ class Contrast:
         check_type("position of a contrast", self.position, (str, int), "a position, such as 'answer' or -1")
         check_option("end_turn", self.end_turn, (True, False))
         check_option("whole_texts", self.whole_texts, (True, False))
-        if self.whole_texts and (self.suffix or self.end_turn):
-            raise DataError("a pair of whole texts is read as it is: leave suffix= and end_turn= out")
-        if self.whole_texts and self.position == "answer":
+        check_option("instructions", self.instructions, (True, False))
+        unanswered = self.whole_texts or self.instructions
+        if unanswered and (self.suffix or self.end_turn or self.whole_texts == self.instructions):
+            kind = "whole texts" if self.whole_texts else "instructions"
+            raise DataError(f"a pair of {kind} has no answers: leave suffix=, end_turn= and the other kind out")
+        if unanswered and self.position == "answer":
             object.__setattr__(self, "position", "last")
-        if not self.positive.strip() or not self.negative.strip():
+        if not self.instructions and not (self.positive.strip() and self.negative.strip()):
             raise DataError(f"a contrast needs two non-empty answers, got {self.positive!r} and {self.negative!r}")
         if self.positive == self.negative:
             raise DataError(
@@ -168,8 +175,9 @@ def data_hash(examples: Sequence[Example]) -> str:
 
 
 def _fields(contrast: Contrast | None) -> dict[str, Any] | None:
-    """The fields of a contrast; one that was added later counts only where it is set."""
-    return None if contrast is None else {k: v for k, v in vars(contrast).items() if v or k != "whole_texts"}
+    """The fields of a contrast; those that were added later count only where they are set."""
+    later = ("whole_texts", "instructions")
+    return None if contrast is None else {k: v for k, v in vars(contrast).items() if v or k not in later}
 
 
 def _key(image: ImageInput) -> str | int:

@@ -1,11 +1,14 @@
-"""Pairs of whole texts: no template, read at the last token; and messages in the place of a prompt."""
+"""Pairs of whole texts and of instructions, read at the last token; and messages in the place of a prompt."""
 
 import pytest
 import torch
 
 import steerlab
-from steerlab import Example, MeanDifference
+from steerlab import Contrast, Example, MeanDifference, Site
+from steerlab.data import data_hash
 from steerlab.errors import DataError
+from steerlab.methods import Context
+from steerlab.methods.base import RequiredActivation
 from steerlab.testing import FAMILIES, tiny_lm
 
 TEXTS = [("I love this, my friend.", "I hate this."), ("What a joy", "What a great pain it is")]
@@ -40,6 +43,49 @@ def test_the_mean_of_whole_texts_is_that_of_their_differences() -> None:
 def test_a_method_that_reads_prompts_refuses_whole_texts() -> None:
     with pytest.raises(DataError, match=r"l2s reads the prompt of each input.*prompts="):
         steerlab.L2S(2).fit(tiny_lm("llama"), steerlab.pairs(TEXTS))
+
+
+ORDERS = [
+    Example("My tooth hurts.", Contrast("Tell me to see a dentist.", "", instructions=True), id="a", behavior="x"),
+    Example("Who owns it?", Contrast("Say: ask a lawyer.", "Say: ask a friend.", instructions=True), id="b"),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_instructions_are_read_before_the_answer_as_hugging_face_has_it(family: str) -> None:
+    model = tiny_lm(family)
+    acts = steerlab.capture(model, ORDERS, layers="all", context="last", progress=False)
+    for example in ORDERS:
+        assert example.contrast is not None
+        texts = {"positive": example.contrast.positive, "negative": example.contrast.negative, "prompt": ""}
+        for side, added in texts.items():
+            (row,) = acts.select(side=side, example_id=example.id).values
+            ids = torch.tensor([model.encode(f"{example.prompt} {added}".strip()).ids])
+            with torch.no_grad():
+                states = model.hf(input_ids=ids, output_hidden_states=True).hidden_states
+            for layer in range(model.n_layers - 1):
+                torch.testing.assert_close(row[layer], states[layer + 1][0, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_method_is_fitted_to_instructions_and_steers_the_plain_prompt() -> None:
+    model = tiny_lm("llama")
+    fitted = steerlab.methods.P2S(2).fit(model, ORDERS)
+    acts = steerlab.capture(model, ORDERS, layers=[2], context="last", progress=False)
+    ids, differences = acts.contrast(2)
+    assert list(fitted.ids_) == ids and torch.equal(fitted.table_, differences) and differences.norm(dim=1).min() > 0.01
+    context = Context(("b", "a"), acts)
+    assert steerlab.L2S(2, net="linear").fit(model, ORDERS).vectors(context).shape == (2, model.hidden_size)
+    assert torch.equal(context.get_states(RequiredActivation(Site(2), "last"))[1], acts.select(side="prompt").at(2)[0])
+
+
+def test_a_sweep_refuses_instructions_since_they_have_no_answers() -> None:
+    model = tiny_lm("llama")
+    with pytest.raises(DataError, match="no answers to the plain prompt"):
+        steerlab.sweep(model, ORDERS, MeanDifference(2).fit(model, ORDERS), [2], [1.0], progress=False)
+
+
+def test_contrasts_without_instructions_keep_their_fingerprint() -> None:
+    assert data_hash([Example("a", Contrast("b", "c"), id="d")]) == "a8476911e0361f82"
 
 
 def test_messages_are_read_generated_from_and_contrasted_as_a_prompt() -> None:

@@ -93,7 +93,10 @@ def test_numbered_columns_whole_number_ids_and_missing_systems_are_read() -> Non
         (lambda: pairs([("a", "b")], prompts="Q?"), "a list of prompts in the order"),
         (lambda: pairs([("a", "b")], prompts={"c"}), "a list of prompts in the order"),
         (lambda: pairs([("a", "b")], prompts=FRAME), "a list of prompts in the order"),
-        (lambda: Contrast("a", "b", suffix="c", whole_texts=True), "leave suffix= and end_turn= out"),
+        (lambda: Contrast("a", "b", suffix="c", whole_texts=True), "whole texts has no answers"),
+        (lambda: Contrast("a", "b", end_turn=True, instructions=True), "instructions has no answers"),
+        (lambda: Contrast("a", "b", whole_texts=True, instructions=True), "the other kind out"),
+        (lambda: Contrast("a", ""), "two non-empty answers"),
         (lambda: Example("c", Contrast("a", "b", whole_texts=True)), "has no prompt"),
     ],
 )
