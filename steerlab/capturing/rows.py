@@ -72,9 +72,9 @@ def plan_rows(
     the positions of the plain prompt, the extra prompts (those named; None: all).
 
     Without `positions`, each contrast has its default position, and prompts without any contrast "last". If the
-    contrast has answers without a suffix, the plain prompt is the beginning of its positive input and, by causality, has the same
-    states: the context is then captured there, which saves a forward. `encoded` holds plain prompts by example id
-    that are encoded already. Pairs of whole texts have no plain prompt.
+    contrast has answers without a suffix, the plain prompt is the beginning of its positive input and, by causality,
+    has the same states: the context is then captured there, which saves a forward. `encoded` holds plain prompts by
+    example id that are encoded already. Pairs of whole texts have no plain prompt.
     """
     for given in (positions, context):
         check_positions(given, len(examples))

@@ -13,15 +13,15 @@ from steerlab.metrics.numbers import exact_match, final_number
 from steerlab.metrics.perplexity import perplexity
 from steerlab.metrics.pope import PopeScores, l2s_accuracy, l2s_f1, parse_yes_no, pope_scores
 from steerlab.metrics.refusal import is_refusal, refusal_kind
+from steerlab.metrics.topic import ON_TOPIC, topic_gain
 from steerlab.metrics.unsafe import expected_unsafe, threshold_grid, unsafe_curve
 from steerlab.metrics.yes_no import YesNo, yes_no_ids, yes_no_logits
 
 __all__ = [
-    "CaptionObjects", "ChairScores", "ClassifierJudge", "Estimate", "Judge", "KeywordJudge",
-    "LlamaGuardJudge", "PopeScores", "YesNo", "bootstrap_ci", "chair", "defers_to_expert",
-    "detection_auc", "detection_report", "distinct_n", "ed_published", "exact_match", "expected_unsafe",
-    "final_number", "find_referral", "is_fluent",
-    "is_refusal", "l2s_accuracy", "l2s_f1", "mentioned_objects", "paired_bootstrap", "parse_yes_no", "perplexity",
-    "pope_scores", "rates_at", "refusal_kind", "repetition", "share_identical", "share_interval", "threshold_grid",
-    "unsafe_curve", "yes_no_ids", "yes_no_logits",
+    "ON_TOPIC", "CaptionObjects", "ChairScores", "ClassifierJudge", "Estimate", "Judge", "KeywordJudge",
+    "LlamaGuardJudge", "PopeScores", "YesNo", "bootstrap_ci", "chair", "defers_to_expert", "detection_auc",
+    "detection_report", "distinct_n", "ed_published", "exact_match", "expected_unsafe", "final_number",
+    "find_referral", "is_fluent", "is_refusal", "l2s_accuracy", "l2s_f1", "mentioned_objects", "paired_bootstrap",
+    "parse_yes_no", "perplexity", "pope_scores", "rates_at", "refusal_kind", "repetition", "share_identical",
+    "share_interval", "threshold_grid", "topic_gain", "unsafe_curve", "yes_no_ids", "yes_no_logits",
 ]  # fmt: skip
