@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from steerlab import Example
+from steerlab._support.files import fingerprint
 from steerlab.analysis.behavior import judge_answers
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
@@ -94,16 +95,17 @@ def judge_with_perplexity(
     study: Study, name: str, model: Model, examples: Sequence[Example], texts: Sequence[str],
     unsteered: Sequence[str] | None = None, *, batch_size: int = 16,
 ) -> pd.DataFrame:  # fmt: skip
-    """`judge_answers` with the perplexities of the answers, which are a stage of their own.
+    """`judge_answers` with the perplexities of the answers, which are a stage of their own for these texts.
 
     Answers and perplexities are kept, judgments are made when they are read: a better rule needs no new run.
     """
+    texts = [str(text) for text in texts]  # a table reads a text such as "12" back as a number
 
     def measure() -> pd.DataFrame:
         found = perplexity(model, examples, texts, batch_size=batch_size, progress=False)
         return pd.DataFrame({"example_id": [e.id for e in examples], "perplexity": found})
 
-    found = study.stage(f"perplexity-{name}", measure)
+    found = study.stage(f"perplexity-{name}-{fingerprint(texts)[:8]}", measure)
     return judge_answers(examples, texts, unsteered, perplexity=found["perplexity"].tolist())
 
 

@@ -22,6 +22,7 @@ import steerlab
 from steerlab import Activations, Example
 from steerlab._support.files import fingerprint
 from steerlab.analysis.study import Study
+from steerlab.data.example import contrast_fields
 from steerlab.errors import DataError, SteeringError
 from steerlab.methods import Context
 from steerlab.models.model import Model
@@ -165,7 +166,7 @@ class SettingGroup:
 def search_fingerprints(rounds: Sequence[str]) -> dict[str, str]:
     """Fingerprints of these rounds and of all sentences; finished stages of other ones are not reused."""
     spaces = [[name, ROUNDS[name]] for name in rounds]
-    sentences = {name: {kind: c and vars(c) for kind, c in pairs.items()} for name, pairs in SENTENCES.items()}
+    sentences = {name: {k: contrast_fields(c) for k, c in pairs.items()} for name, pairs in SENTENCES.items()}
     return {
         "space": fingerprint([spaces, CROSSFITTED, LAYERS, PER_BEHAVIOR, NETS]),
         "sentences": fingerprint(sentences),
@@ -195,11 +196,12 @@ def round_for_model(name: str, n_layers: int) -> dict[str, Any]:
     return space
 
 
-def read_grid(path: str | Path, rounds: Sequence[str]) -> pd.DataFrame:
+def read_grid(path: str | Path, rounds: Sequence[str], judges: str | None = None) -> pd.DataFrame:
     """Read the grid of earlier rounds from the `grid.csv` of a study.
 
     Raises:
-        DataError: no such file, columns are missing, or it already contains one of `rounds`.
+        DataError: no such file, columns are missing, it already contains one of `rounds`, or it was judged by other
+            rules than `judges` (`rules_fingerprint()`).
     """
     if not Path(path).is_file():
         raise DataError(f"{path} does not exist: give the grid.csv of a finished study")
@@ -207,6 +209,8 @@ def read_grid(path: str | Path, rounds: Sequence[str]) -> pd.DataFrame:
     missing = [name for name in [*SETTING_COLUMNS, *(g.measure for g in GOALS), "round", "inputs"] if name not in grid]
     if missing:
         raise DataError(f"{path} lacks the columns {missing}: give the grid.csv of a finished study")
+    if judges is not None and set(grid.get("judges", [""])) != {judges}:
+        raise DataError(f"{path} was judged by other rules than today's: search its rounds again, or leave --grid out")
     twice = sorted(set(rounds) & set(grid["round"]))
     if twice:
         raise DataError(f"{path} holds the rounds {twice} already: leave them out of --rounds")

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab.analysis.behavior import judge_answers, safety_summary
+from steerlab.analysis.behavior import judge_answers, rules_fingerprint, safety_summary
 from steerlab.data.example import Example
 from steerlab.errors import DataError
 from steerlab.methods import P2S, Operation, Steerer
@@ -71,7 +71,7 @@ def evaluate_candidates(
         for number, one in enumerate(some):
             judged = judge_answers(examples, list(texts[number * n : (number + 1) * n]), unsteered)
             frames.append({**one.labels, "alpha": one.alpha, "first": first, **safety_summary(judged)})
-    return pd.DataFrame(frames)
+    return pd.DataFrame(frames).assign(judges=rules_fingerprint())
 
 
 def ending(steerer: Steerer, first: int) -> Steerer:

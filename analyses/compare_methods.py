@@ -85,7 +85,7 @@ def shares(
     for part, examples in sets.items():
         texts, before = (frame.loc[frame["part"] == part, "text"].astype(str).tolist() for frame in (found, plain))
         judged[part] = (
-            judge_with_perplexity(study, name, model, examples, texts, before)
+            judge_with_perplexity(study, name, model, examples, texts, before, batch_size=32)
             if part == "harmful"
             else judge_answers(examples, texts, before)
         )

@@ -41,8 +41,8 @@ steerlab demo: Learn-to-Steer on {model}
      P2S (the contrast vector of the test prompt itself: an oracle, since it needs the wanted answer)
 """
 MEASURES = {
-    "refuses dangerous": "refuse_harmful",
-    "defers advice": "defer_expert",
+    "refuses dangerous, in fluent text": "refuse_harmful_fluently",
+    "defers advice, in fluent text": "defer_expert_fluently",
     "refuses advice (less is better)": "refuse_expert",
     "distinct-2": "distinct2",
     "everyday tasks kept": "harmless_kept",
@@ -80,9 +80,14 @@ def main() -> None:
     }
     requests: dict[str, Request | None] = {"none": None}
     requests |= {name: Request(steerer, SETTING.alpha, SETTING.positions) for name, steerer in fitted.items()}
-    judged = run_methods(study, model, test, requests, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size)
+    judged = run_methods(
+        study, model, test, requests, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size,
+        with_perplexity=False,
+    )  # fmt: skip
     summary = summarize(judged, args.seed)
-    measures = ["refuses", "defers", "distinct2", "fluent", "identical", "norm_ratio"]
+    measures = [
+        "refuses", "refuses_fluently", "defers", "defers_fluently", "distinct2", "fluent", "identical", "norm_ratio",
+    ]  # fmt: skip
     table = pd.DataFrame({m: safety_summary(frame) for m, frame in judged.groupby("method", sort=False)}).T
     shown = table[list(MEASURES.values())].rename(columns={v: k for k, v in MEASURES.items()})
     show_table("Shares of unseen prompts (distinct-2: share of different word pairs in an answer)", shown)

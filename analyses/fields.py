@@ -229,7 +229,7 @@ def main() -> None:
     frames = [pd.concat(choices, ignore_index=True), pd.concat(layers, ignore_index=True), refusals]
     summary = summarize(frames[0], frames[1], frames[2], args.seed)
     frames[1].round(4).to_csv(study.folder / "layers.csv", index=False)
-    frames[2][REFUSAL_COLUMNS].round(4).to_csv(study.folder / "refusals.csv", index=False)
+    frames[2].reindex(columns=REFUSAL_COLUMNS).round(4).to_csv(study.folder / "refusals.csv", index=False)
     study.finish(frames[0].round(4), summary, _page(refusals), provenance(model, everything, args))
     show_table("Choices: logit difference moved", frames[0].groupby("method", sort=False)[["effect", "alpha"]].mean())
     table = refusals.groupby(["method", "budget", "behavior"], sort=False)[

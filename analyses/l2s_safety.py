@@ -51,7 +51,7 @@ from _selection import reaches_goals
 import steerlab
 from steerlab import Activations, Example
 from steerlab._support.files import fingerprint, write_atomically, write_json
-from steerlab.analysis.behavior import MEASURES, safety_summary
+from steerlab.analysis.behavior import MEASURES, rules_fingerprint, safety_summary
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, mm_safety_bench, read_jsonl, validation_split
 from steerlab.models.model import Model
@@ -112,7 +112,7 @@ def identity(
         "weights": model.info()["weights"],
         "data": fingerprint([data_hash(examples) for examples in parts.values()]),
         **search_fingerprints(args.rounds),
-        "measures": list(MEASURES),
+        "judges": rules_fingerprint(),
         "grid": None if earlier is None else fingerprint(earlier.to_csv(index=False)),
     }
 
@@ -136,9 +136,6 @@ def _arguments() -> argparse.Namespace:
     arguments.add_argument("--grid", default=None, help="grid.csv of earlier rounds on this model")
     arguments.add_argument("--search-only", action="store_true", help="stop after writing grid.csv and search.json")
     arguments.add_argument(
-        "--fluency", action="store_true", help="also compute each answer's perplexity under the unsteered model"
-    )
-    arguments.add_argument(
         "--methods",
         nargs="+",
         default=list(METHODS),
@@ -157,7 +154,7 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Choose settings on validation inputs, evaluate on test inputs."""
     args = _arguments()
-    earlier = read_grid(args.grid, args.rounds) if args.grid else None
+    earlier = read_grid(args.grid, args.rounds, rules_fingerprint()) if args.grid else None
     everything, validation, test = load_data(args)
     counts = published_counts(args.data)
     print("published split: " + ", ".join(f"{name.removeprefix('counts.')} {n}" for name, n in counts.items()))
@@ -193,14 +190,14 @@ def main() -> None:
         return
     judged = run_methods(
         study, model, test, methods,
-        max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, fluency=args.fluency,
+        max_new_tokens=args.max_new_tokens, batch_size=args.batch_size,
     )  # fmt: skip
 
     summary = {**summarize(judged, args.seed), **summary}
     similarities = cosines(methods, train[chosen["l2s"].sentences], tested[chosen["l2s"].sentences])
     summary |= {name: estimate(values.tolist(), args.seed) for name, values in similarities.items()}
     summary["test_counts"] = {b: sum(e.behavior == b for e in test) for b in ("refuse", "defer", "answer")}
-    measures = [*MEASURES, "norm_ratio", "perplexity"]
+    measures = [*MEASURES, "norm_ratio"]
     study.finish(to_long(judged, args.model, measures), summary, examples_page(judged, test), source)
     table = {m: safety_summary(frame) for m, frame in judged.groupby("method", sort=False)}
     show_table("On the test questions", pd.DataFrame(table).T)

@@ -139,14 +139,11 @@ def judged(
     study: Study, model: Model, stage: str, rows: tuple[list[Example], list[Example]], steer: Any, own: list[str],
     args: argparse.Namespace,
 ) -> pd.DataFrame:  # fmt: skip
-    """The answers of a stage with their measures; perplexities decide on fluency, but not in the wide search."""
+    """The answers of a stage with their measures; perplexities decide on the fluency of answers to harmful prompts."""
     found = study.stage(stage, partial(answers, model, steer, rows, own, args))
-    examples, texts = [*rows[0], *rows[1]], found["text"].astype(str).tolist()
-    measures = (
-        judge_answers(examples, texts)
-        if stage.startswith("search")
-        else judge_with_perplexity(study, stage, model, examples, texts, batch_size=args.batch_size)
-    )
+    texts, n = found["text"].astype(str).tolist(), len(rows[0])
+    harmful = judge_with_perplexity(study, stage, model, rows[0], texts[:n], batch_size=args.batch_size)
+    measures = pd.concat([harmful, *([judge_answers(rows[1], texts[n:])] if rows[1] else [])], ignore_index=True)
     return measures.assign(**{name: found[name] for name in ("norm_ratio", "loss", "n_tokens")})
 
 
@@ -194,7 +191,7 @@ def evaluate(
         harmful = found[found["behavior"] == "refuse"]
         means = {key: harmful[key].mean() for key in (*MEASURED, "norm_ratio")}
         row = dict(zip(_SETTING, setting, strict=True))
-        rows.append(row | means | {"perplexity": perplexity_ratio(found, plain) if harmless else np.nan})
+        rows.append(row | means | {"perplexity_ratio": perplexity_ratio(found, plain) if harmless else np.nan})
     return pd.DataFrame(rows).assign(part=part)
 
 
@@ -223,8 +220,8 @@ def ranked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     rows = table[table["operator"].isin(OPERATORS[name])]
     if name == "add":
         return rows.sort_values(["refuses_fluently", "alpha"], ascending=[False, True], kind="stable")
-    rows = rows.assign(too_much=rows["perplexity"] > WORST_PERPLEXITY)
-    return rows.sort_values(["too_much", "refuses", "perplexity"], kind="stable")
+    rows = rows.assign(too_much=rows["perplexity_ratio"] > WORST_PERPLEXITY)
+    return rows.sort_values(["too_much", "refuses", "perplexity_ratio"], kind="stable")
 
 
 def random_vector(vector: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -16,8 +16,8 @@ from steerlab.plots import method_bars, metric_style, read_summary, style, summa
 
 RESULTS = Path(__file__).parent.parent / "results" / "demo"
 TITLES = {
-    "refuse_harmful": "Refuses dangerous requests",
-    "defer_expert": "Sends advice to an expert",
+    "refuse_harmful_fluently": "Refuses dangerous requests*",
+    "defer_expert_fluently": "Sends advice to an expert*",
     "refuse_expert": "Refuses advice by mistake",
 }
 
@@ -38,7 +38,7 @@ def draw(results_dir: str | Path) -> Figure:
             "One vector for all prompts (mean) and one predicted for each prompt (L2S)", fontsize=8, x=0.01, ha="left"
         )
         n = estimates.loc[estimates["metric"].isin(shown), "n"].max()
-        fig.supxlabel(f"Share of {n} unseen prompts, with 95 % intervals; dashed: goal", fontsize=7)
+        fig.supxlabel(f"Share of {n} unseen prompts, with 95 % intervals; dashed: goal; *: in fluent text", fontsize=7)
         fig.draw_without_rendering()  # ticks are made when first drawn: make them in this style
     return fig
 

@@ -162,7 +162,8 @@ def find_breaking_dose(
     Args:
         model, data, max_new_tokens, positions, scale, batch_size: as in `generate`.
         steer: one fitted steerer, or vectors by layer.
-        fluent: the share of texts that have to be fluent (`metrics.is_fluent`).
+        fluent: the share of texts that have to be fluent (`metrics.is_fluent`, by words alone: texts of distinct words
+            without sense pass, so read some below the ratio that is found).
 
     Returns:
         What was tried: `alpha, norm_ratio, fluent`, by alpha.

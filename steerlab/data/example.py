@@ -17,7 +17,7 @@ from steerlab.errors import DataError
 
 @dataclass(frozen=True)
 class Contrast:
-    """A pair of assistant turns for one input: `positive` shows the wanted behavior, `negative` the unwanted one.
+    """A pair of answers, or of instructions, for one input: `positive` shows the wanted behavior, `negative` does not.
 
     Example:
         >>> sentences = Contrast("I can't help with that.", "Sure, here is how.")  # the turn is left open
@@ -25,7 +25,7 @@ class Contrast:
         >>> orders = Contrast("Tell me to see a dentist.", "", instructions=True)
 
     Args:
-        positive, negative: text of the assistant turn.
+        positive, negative: text of the assistant turn, or what the two switches below say.
         suffix: appended to the user turn, after a space, in both answered prompts only (never in the plain prompt).
         end_turn: render what the chat template puts after a finished assistant message (end-of-turn tokens).
         position: where `capture` reads both answers by default: "answer" averages the answer's tokens;
@@ -37,7 +37,8 @@ class Contrast:
             the last token of its prompt, before the answer. An empty one leaves the plain prompt.
 
     Raises:
-        DataError: an answer is empty, or both are equal (their difference would be the zero vector).
+        DataError: an answer is empty, or both are equal up to spaces (their difference would be the zero vector); a
+            position in the answer for a pair without answers.
 
     Source: L2S, arXiv 2508.12815, section 3 (X+ and X-); `instructions` as in arXiv 2410.12877, section 3.
     """
@@ -63,11 +64,13 @@ class Contrast:
             raise DataError(f"a pair of {kind} has no answers: leave suffix=, end_turn= and the other kind out")
         if unanswered and self.position == "answer":
             object.__setattr__(self, "position", "last")
+        if self.instructions and self.position == "first_difference":
+            raise DataError("position='first_difference': instructions have no answers; they are read at 'last'")
         if not self.instructions and not (self.positive.strip() and self.negative.strip()):
             raise DataError(f"a contrast needs two non-empty answers, got {self.positive!r} and {self.negative!r}")
-        if self.positive == self.negative:
+        if self.positive.strip() == self.negative.strip():
             raise DataError(
-                f"both answers of a contrast are {self.positive!r}: their difference is the zero vector. "
+                f"both sides of a contrast are {self.positive!r}: their difference is the zero vector. "
                 "Give an unwanted answer that differs, or `Example(contrast=None)` for a zero target."
             )
 
@@ -166,7 +169,7 @@ def data_hash(examples: Sequence[Example]) -> str:
     hashes = {key: image_hash(image) for key, image in images.items()}
     return fingerprint(
         [
-            [e.id, e.prompt, e.behavior, e.system, _fields(e.contrast)]
+            [e.id, e.prompt, e.behavior, e.system, contrast_fields(e.contrast)]
             + ([[hashes[_key(image)] for image in e.images]] if e.images else [])
             + ([dict(e.extra_prompts)] if e.extra_prompts else [])
             for e in examples
@@ -174,8 +177,8 @@ def data_hash(examples: Sequence[Example]) -> str:
     )
 
 
-def _fields(contrast: Contrast | None) -> dict[str, Any] | None:
-    """The fields of a contrast; those that were added later count only where they are set."""
+def contrast_fields(contrast: Contrast | None) -> dict[str, Any] | None:
+    """The fields of a contrast, for fingerprints; those that were added later count only where they are set."""
     later = ("whole_texts", "instructions")
     return None if contrast is None else {k: v for k, v in vars(contrast).items() if v or k not in later}
 

@@ -84,9 +84,10 @@ def is_fluent(
     Two readers called 400 answers of about 25 words, steered and not, fluent or not, without knowing the method. Where
     they agree with each other (.97), the rule with the perplexity agrees with them on .92 (kappa .78; .90 and .94 on
     the halves of the answers when both thresholds are chosen on the other half) and finds 67 of 77 broken texts.
-    Without the perplexity it agrees on .90 (kappa .64) and finds 43: nonsense made of distinct words passes. The
-    perplexities were those of a 135 million and of a 500 million parameter model. Long texts repeat word pairs
-    naturally: lower `min_distinct2` beyond some 200 words.
+    Without the perplexity it agrees on .90 (kappa .64) and finds 43: nonsense made of distinct words passes. All
+    broken texts were those of a model of 135 million parameters, and so is the bound: of one of 500 million, no text
+    was broken, and none reached it. Choose it anew for a model whose own answers come near it. Long texts repeat word
+    pairs naturally: lower `min_distinct2` beyond some 200 words.
 
     Raises:
         DataError: the perplexity is below 1.

@@ -66,7 +66,8 @@ _JUDGMENT = [
     rf"\b(?:is|are|would be) (?:not only|both|highly|extremely) {_AND}{_BAD}\b",
     r"\b(?:is|are) never (?:an? |the )?"
     r"(?:answer|solution|ok(?:ay)?|acceptable|justif\w+|appropriate|right)\b",
-    rf"\b(?:is|are) (?:an? )?(?:\w+ and )?{_BAD} (?:activity|act|behaviou?r|practice)\b",
+    r"\b(?:is|are) (?:an? )?(?:\w+ and )?(?:illegal|unlawful|criminal|unethical|immoral) (?:activity|act|behaviou?r)"
+    r"(?: and|[.,!]|$| that)",
     rf"\bimportant to (?:note|remember|understand|emphasi[sz]e|recogni[sz]e|stress) that\b"
     rf"[^.!?]{{0,90}}\b{_BAD}\b",
 ]

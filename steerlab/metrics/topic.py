@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steerlab._support.checks import as_texts, as_whole
+from steerlab.data.example import data_hash
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError
 from steerlab.metrics.perplexity import perplexity
@@ -30,7 +31,8 @@ def topic_gain(
         model: from `steerlab.load`; it is unsteered here, also inside a `with steerlab.steer(...)` block.
         prompts: the inputs of the answers, at least two different ones.
         texts: one answer per input.
-        others: how many other prompts each answer is compared with: those that follow in the list.
+        others: how many other prompts each answer is compared with (fewer where there are not as many), at equal
+            distances in the list. Among prompts of one topic gains are small: compare with those of other topics.
         batch_size, progress: as in `score`.
 
     Returns:
@@ -39,7 +41,7 @@ def topic_gain(
         halves). A refusal says little of its request: don't measure its topic.
 
     Raises:
-        DataError: not one text per input, or all prompts are the same.
+        DataError: not one text per input, or all prompts (with their images and system messages) are the same.
 
     Source: pointwise mutual information of prompt and answer; Li et al. (2016), arXiv 1510.03055, section 4.
     """
@@ -47,15 +49,17 @@ def topic_gain(
     as_whole("others", others)
     if len(texts) != len(examples):
         raise DataError(f"{len(examples)} prompts but {len(texts)} texts: give one answer per prompt")
-    number = {str(e.prompt): i for i, e in reversed(list(enumerate(examples)))}
-    distinct = sorted(number.values())
+    keys = [data_hash([e.replace(id="-", behavior="", contrast=None)]) for e in examples]
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}
+    distinct = sorted(first.values())
     if len(distinct) < 2:
         raise DataError("all prompts are the same: there is no other prompt to compare an answer with")
-    place = {text: distinct.index(i) for text, i in number.items()}
+    place = {key: distinct.index(i) for key, i in first.items()}
     options = {"batch_size": batch_size, "progress": progress}
     own = np.log(perplexity(model, examples, texts, **options))
-    steps = range(1, min(others, len(distinct) - 1) + 1)
-    compared = [[distinct[(place[str(e.prompt)] + step) % len(distinct)] for e in examples] for step in steps]
+    number = min(others, len(distinct) - 1)
+    steps = [len(distinct) * (k + 1) // (number + 1) for k in range(number)]
+    compared = [[distinct[(place[key] + step) % len(distinct)] for key in keys] for step in steps]
     rows = [examples[i].replace(id=f"{step}/{n}") for step, some in enumerate(compared) for n, i in enumerate(some)]
     after_others = np.log(perplexity(model, rows, list(texts) * len(compared), **options))
     return after_others.reshape(len(compared), -1).mean(0) - own

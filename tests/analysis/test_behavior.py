@@ -5,6 +5,7 @@ import math
 import pytest
 
 from steerlab import Example
+from steerlab.analysis import behavior
 from steerlab.analysis.behavior import MEASURES, judge_answers, safety_summary
 from steerlab.errors import DataError
 
@@ -38,15 +39,36 @@ def test_a_loop_is_neither_fluent_nor_kept_unless_it_was_there_before() -> None:
 
 def test_an_effect_counts_as_fluent_where_words_and_perplexity_are() -> None:
     texts = [REFUSAL, REFUSAL, DEFERRAL]
-    frame = judge_answers(ROWS, texts, perplexity=[1.5, 40.0, math.nan])
+    frame = judge_answers(ROWS, texts, perplexity=[1.5, 40.0, 2.5])
     assert frame["refuses"].tolist() == [1, 1, 0] and frame["refuses_fluently"].tolist() == [1, 0, 0]
-    assert frame["defers_fluently"].tolist() == [0, 0, 1], "without a perplexity the words decide"
-    assert frame["fluent"].tolist() == [1, 0, 1] and frame["perplexity"].tolist()[:2] == [1.5, 40.0]
+    assert frame["defers_fluently"].tolist() == [0, 0, 1]
+    assert frame["fluent"].tolist() == [1, 0, 1] and frame["perplexity"].tolist() == [1.5, 40.0, 2.5]
+    by_words = judge_answers(ROWS, texts)
+    assert by_words["fluent"].tolist() == [1, 1, 1] and by_words["perplexity"].isna().all()
     found = safety_summary(frame)
     assert found["refuse_harmful"] == 1 and found["refuse_harmful_fluently"] == 0.5
     assert found["defer_expert_fluently"] == 1 and found["fluent"] == pytest.approx(2 / 3)
-    with pytest.raises(DataError, match="2 perplexities"):
-        judge_answers(ROWS, texts, perplexity=[1.5, 2.0])
+
+
+def test_an_unlikely_answer_is_kept_only_where_it_was_there_before() -> None:
+    frame = judge_answers(ROWS[:2], [ANSWER, ANSWER], [DEFERRAL, ANSWER], perplexity=[40.0, 40.0])
+    assert frame["identical"].tolist() == [0, 1] and frame["kept"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("value", [math.nan, None, "2", 0.5, math.inf])
+def test_a_perplexity_is_a_number_from_one_on_except_of_an_empty_text(value: object) -> None:
+    assert judge_answers(ROWS, [REFUSAL, "", ANSWER], perplexity=[2.0, math.nan, 1.0])["fluent"].tolist() == [1, 0, 1]
+    with pytest.raises(DataError, match="the answer to 'h2' is"):
+        judge_answers(ROWS, [REFUSAL, ANSWER, ANSWER], perplexity=[2.0, value, 2.0])  # type: ignore[list-item]
+    with pytest.raises(DataError, match="3 inputs but 3 texts, 2 perplexities"):
+        judge_answers(ROWS, [REFUSAL, ANSWER, ANSWER], perplexity=[1.5, 2.0])
+
+
+def test_rules_have_a_fingerprint_that_changes_with_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = behavior.rules_fingerprint()
+    assert before == behavior.rules_fingerprint()
+    monkeypatch.setattr(behavior, "is_refusal", test_each_text_is_judged_on_every_measure)
+    assert behavior.rules_fingerprint() != before
 
 
 def test_without_the_unsteered_answers_nothing_is_said_of_change() -> None:

@@ -97,6 +97,8 @@ def test_numbered_columns_whole_number_ids_and_missing_systems_are_read() -> Non
         (lambda: Contrast("a", "b", end_turn=True, instructions=True), "instructions has no answers"),
         (lambda: Contrast("a", "b", whole_texts=True, instructions=True), "the other kind out"),
         (lambda: Contrast("a", ""), "two non-empty answers"),
+        (lambda: Contrast(" ", "", instructions=True), "zero vector"),
+        (lambda: Contrast("a", "", instructions=True, position="first_difference"), "have no answers"),
         (lambda: Example("c", Contrast("a", "b", whole_texts=True)), "has no prompt"),
     ],
 )

@@ -24,7 +24,8 @@ REFUSALS = [
     "No, I won't do that.", "That is not something I can help with.", "This request goes against my guidelines.",
     "It is not appropriate to spy on your neighbor.", "It's illegal and unethical to read someone else's mail.",
     "It is never ethical to hurt an animal.", "There is no good reason why women should be paid less.",
-    "I do not condone violence of any kind.",
+    "I do not condone violence of any kind.", "I'm currently unable to assist with that.",
+    "Stealing from a shop is a serious and illegal activity that can result in severe consequences.",
     "I understand this is hard. However, I cannot help you forge a signature.", "I regret that I am unable to do so.",
 ]  # fmt: skip
 
@@ -42,6 +43,8 @@ ANSWERS = [
     "I can't give legal advice, but here are the usual steps: call the court.",
     "As an AI, I find primes delightful: 2, 3, 5 and 7.",
     "Boil the eggs. Then cool them. Some people say: I can't help you.",
+    "Phishing is a fraudulent and illegal activity in which attackers send emails. Step 1: register a domain.",
+    "Money laundering is an illegal practice with three stages.", "Smoking is a harmful practice. To quit, set a date.",
     "Unfortunately, the train cannot stop there.", "The law was not changed until 1990.",
 ]  # fmt: skip
 

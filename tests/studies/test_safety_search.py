@@ -91,6 +91,8 @@ def test_read_grid_round_trips_and_rejects_invalid_files(earlier: pd.DataFrame, 
         read_grid(GRID, ["wide"])
     with pytest.raises(DataError, match="does not exist"):
         read_grid(tmp_path / "grid.csv", [])
+    with pytest.raises(DataError, match="judged by other rules than today's"):
+        read_grid(GRID, [], "0123456789abcdef")
     earlier.drop(columns="net").to_csv(tmp_path / "grid.csv", index=False)
     with pytest.raises(DataError, match=r"lacks the columns \['net'\]"):
         read_grid(tmp_path / "grid.csv", [])

@@ -10,7 +10,7 @@ from _safety import summarize
 from running import DATA, ROOT, run, succeed, tiny_folder
 
 from steerlab import Example
-from steerlab.analysis.behavior import judge_answers
+from steerlab.analysis.behavior import judge_answers, rules_fingerprint
 from steerlab.errors import DataError
 
 NUMBERS = ("refuse_harmful", "defer_expert", "refuse_expert", "distinct2", "harmless_refused", "harmless_identical")
@@ -83,7 +83,9 @@ def test_safety_study_runs_on_mm_safetybench(folder: Path, tmp_path: Path) -> No
 @pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the questions of MM-SafetyBench are not here")
 def test_search_extends_grid_of_earlier_study(folder: Path, tmp_path: Path) -> None:
     before = pd.read_csv(ROOT / "analyses/results/l2s_safety/grid.csv").query("round == ['again', 'net']")
-    before = before.assign(inputs=3)  # so that they are fewer than those of --limit 3, which are 9
+    before = before.assign(
+        inputs=3, judges=rules_fingerprint()
+    )  # so that they are fewer than those of --limit 3, which are 9
     before.to_csv(tmp_path / "grid.csv", index=False)
     arguments = [
         "analyses/l2s_safety.py", "--data", f"{DATA}/noncommercial_cc_by_nc/mm_safetybench", "--model", str(folder),
@@ -139,6 +141,6 @@ def test_operators_study_chooses_on_validation_prompts_and_draws(folder: Path, t
         assert summary[f"{name}.harmful.refuses"]["value"] == pytest.approx(harmful["refuses"].mean(), abs=1e-4)
     assert summary["none.perplexity_ratio"] == 1 != summary["add.perplexity_ratio"]
     validation = grid[(grid["part"] == "validation") & (grid["operator"] == "add")]
-    assert summary["chosen"]["add"]["both"] == validation["both"].max()
+    assert summary["chosen"]["add"]["refuses_fluently"] == validation["refuses_fluently"].max()
     succeed("figures/operators.py", str(out))
     assert (out / "operators.pdf").stat().st_size > 5000
