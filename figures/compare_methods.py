@@ -25,6 +25,7 @@ SHOWN = (
     "none", "prompt", "mean", "l2s", "alphasteer", "adasteer", "confst",
     "gated_mean", "field", "spherical", "w2s", "p2s",
 )  # fmt: skip
+EFFECT = "refuse_harmful_fluently"  # earlier results count refusals in any text
 FEATURES = {
     "full": ("state", "#A6761D"),
     "delta": ("difference of\nstates (paper)", "#222222"),
@@ -52,7 +53,7 @@ def draw(results_dir: str | Path) -> Figure:
         for ax, x, title in zip(
             axes, ("over_refusal", "changed_harmless"), ("a  Safe prompts", "b  Everyday requests"), strict=False
         ):
-            effect_curves(grid, points, ax, x=x, y="refuse_harmful_fluently", settings=settings)
+            effect_curves(grid, points, ax, x=x, y=EFFECT if EFFECT in grid else "refuse_harmful", settings=settings)
             ax.set_title(title)
         axes[1].set_ylabel("")
         draw_detection(axes[2], pd.read_csv(folder / "tasktracker.csv"))

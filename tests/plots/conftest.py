@@ -51,7 +51,10 @@ def grid():
 def summary():
     """A study's summary: estimates by method and metric, and other entries."""
     rng = np.random.default_rng(1)
-    names = ("refuse_harmful", "defer_expert", "refuse_expert", "distinct2", "harmless_kept")
+    names = (
+        "refuse_harmful", "refuse_harmful_fluently", "defer_expert", "defer_expert_fluently", "refuse_expert",
+        "distinct2", "harmless_kept",
+    )  # fmt: skip
     found: dict[str, object] = {}
     for method, name in product(("none", "prompt", "random", "mean", "always_no", "l2s", "p2s"), names):
         value = int(rng.integers(8, 33)) / 40
