@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,7 @@ def topic_gain(
     if len(distinct) < 2:
         raise DataError("all prompts are the same: there is no other prompt to compare an answer with")
     place = {key: distinct.index(i) for key, i in first.items()}
-    options = {"batch_size": batch_size, "progress": progress}
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     own = np.log(perplexity(model, examples, texts, **options))
     number = min(others, len(distinct) - 1)
     steps = [len(distinct) * (k + 1) // (number + 1) for k in range(number)]
