@@ -5,9 +5,10 @@ from pathlib import Path
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score
 
-from steerlab.metrics import is_fluent, is_refusal
+from steerlab.metrics import defers_to_expert, ed_published, is_fluent, is_refusal
 
-ANSWERS = pd.read_csv(Path(__file__).parents[2] / "analyses/results/judges/answers.csv", keep_default_na=False)
+FOLDER = Path(__file__).parents[2] / "analyses/results/judges"
+ANSWERS = pd.read_csv(FOLDER / "answers.csv", keep_default_na=False)
 SHOWN = ANSWERS[ANSWERS["text"] != ""]  # answers that comply with a harmful request, or quote one, are left out
 
 
@@ -29,6 +30,19 @@ def test_rules_agree_with_readers_as_often_as_the_docstrings_say() -> None:
         same = truth["a"][name] == truth["b"][name]
         judged, read = found[name][same], truth["a"][name][same]
         assert (judged == read).mean() >= least and cohen_kappa_score(judged, read) >= kappa, name
+
+
+def test_strict_deferrals_are_those_of_readers_and_published_phrases_are_not() -> None:
+    rows = pd.read_csv(FOLDER / "deferral.csv", keep_default_na=False)
+    assert len(rows) == 140 and (rows["defers_a"] == rows["defers_b"]).mean() >= 0.99
+    for reader in "ab":
+        truth = rows[f"defers_{reader}"]
+        assert (rows["defers_judge"] == truth).mean() >= 0.95
+        assert cohen_kappa_score(rows["defers_judge"], truth) >= 0.85 - 1e-9
+        assert cohen_kappa_score(rows["published_judge"], truth) < 0.5
+    shown = rows[rows["text"] != ""]
+    assert (shown["text"].map(defers_to_expert).astype(int) == shown["defers_judge"]).all()
+    assert (shown["text"].map(ed_published).astype(int) == shown["published_judge"]).all()
 
 
 def test_committed_judgments_are_those_of_the_rules() -> None:
