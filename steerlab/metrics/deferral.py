@@ -64,8 +64,8 @@ def defers_to_expert(text: str) -> bool:
         >>> defers_to_expert("Please see a doctor."), defers_to_expert("A doctor invented it.")
         (True, False)
 
-    Two readers of 140 answers, who agree with each other on .99, agree with this rule on .96 (kappa .88 and .85) and with
-    `ed_published` on .76 (.45 and .47).
+    Two readers of 140 answers, who agree with each other on .99, agree with this rule on .96 (kappa .88 and .85), and
+    with `ed_published` on .76 (.45 and .47).
     """
     return find_referral(text) is not None
 
