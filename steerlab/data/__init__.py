@@ -43,6 +43,8 @@ from steerlab.data.mwe import persona_prompts as persona_prompts
 from steerlab.data.mwe import prompt_variant as prompt_variant
 from steerlab.data.mwe import truthfulqa_mc as truthfulqa_mc
 from steerlab.data.nlvr import nlvr as nlvr
+from steerlab.data.places import PLACE_LANGUAGES as PLACE_LANGUAGES
+from steerlab.data.places import place_questions as place_questions
 from steerlab.data.pope import ONE_WORD as ONE_WORD
 from steerlab.data.pope import pope_file as pope_file
 from steerlab.data.pope_recipe import pope_questions as pope_questions

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from steerlab._support.checks import as_text, as_texts, as_whole
 from steerlab.errors import DataError
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+# Thai, Japanese and Chinese have no spaces between words: there each character counts as one
+_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['’][^\W{_UNSPACED}]+)*")
 
 
 def words(text: str) -> list[str]:

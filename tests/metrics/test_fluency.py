@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from steerlab.errors import DataError
 from steerlab.metrics import distinct_n, is_fluent, repetition, share_identical
+from steerlab.metrics.fluency import words
 
 sentences = st.lists(st.sampled_from("abcde"), max_size=30).map(" ".join)
 
@@ -64,6 +65,12 @@ def test_fluency_needs_a_perplexity_within_the_bound_where_one_is_given() -> Non
     assert not is_fluent(text, perplexity=math.nan), "an unknown perplexity is not a low one"
     with pytest.raises(DataError, match="at least 1"):
         is_fluent(text, perplexity=0.5)
+
+
+def test_each_character_of_a_script_without_spaces_is_a_word() -> None:
+    assert words("请放在 dry 的地方") == ["请", "放", "在", "dry", "的", "地", "方"]
+    assert is_fluent("乾いた場所に保管してください。") and not is_fluent("保管" * 12)
+    assert words("don't día мир") == ["don't", "día", "мир"]
 
 
 def test_share_identical_compares_every_character() -> None:
