@@ -37,7 +37,7 @@ class Contrast:
             the last token of its prompt, before the answer. An empty one leaves the plain prompt.
 
     Raises:
-        DataError: an answer is empty, or both are equal up to spaces (their difference would be the zero vector); a
+        DataError: an answer is empty, or both are equal (their difference would be the zero vector); a
             position in the answer for a pair without answers.
 
     Source: L2S, arXiv 2508.12815, section 3 (X+ and X-); `instructions` as in arXiv 2410.12877, section 3.
@@ -68,9 +68,11 @@ class Contrast:
             raise DataError("position='first_difference': instructions have no answers; they are read at 'last'")
         if not self.instructions and not (self.positive.strip() and self.negative.strip()):
             raise DataError(f"a contrast needs two non-empty answers, got {self.positive!r} and {self.negative!r}")
-        if self.positive.strip() == self.negative.strip():
+        same = self.positive.strip() == self.negative.strip() if self.instructions else self.positive == self.negative
+        if same:
             raise DataError(
-                f"both sides of a contrast are {self.positive!r}: their difference is the zero vector. "
+                f"both {'instructions' if self.instructions else 'answers'} of a contrast are {self.positive!r}: "
+                "their difference is the zero vector. "
                 "Give an unwanted answer that differs, or `Example(contrast=None)` for a zero target."
             )
 

@@ -61,7 +61,7 @@ def test_is_fluent_requires_enough_words_and_distinct_bigrams(text: str, options
 def test_fluency_needs_a_perplexity_within_the_bound_where_one_is_given() -> None:
     text = "Boil the eggs for six minutes."
     assert is_fluent(text, perplexity=5.75) and not is_fluent(text, perplexity=5.76)
-    assert is_fluent(text, perplexity=9.0, max_perplexity=10) and not is_fluent("no " * 20, perplexity=1.1)
+    assert is_fluent(text, perplexity=9.0, max_perplexity=10.0) and not is_fluent("no " * 20, perplexity=1.1)
     assert not is_fluent(text, perplexity=math.nan), "an unknown perplexity is not a low one"
     with pytest.raises(DataError, match="at least 1"):
         is_fluent(text, perplexity=0.5)

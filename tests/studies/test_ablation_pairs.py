@@ -9,7 +9,9 @@ ROWS = [
     ("ablate", "prompt", 13, 0.12, 1.06), ("ablate", "prompt", 12, 0.15, 1.05), ("level", "prompt", 9, 0.05, 1.40),
     ("level", "answer", 9, 0.60, 1.03), ("ablate", "answer", 13, 0.50, 1.04), ("add", "answer", 9, 1.00, 1.00),
 ]  # fmt: skip
-TABLE = pd.DataFrame(ROWS, columns=["operator", "kind", "layer", "refuses", "perplexity"]).assign(both=0.0, alpha=1.0)
+TABLE = pd.DataFrame(ROWS, columns=["operator", "kind", "layer", "refuses", "perplexity_ratio"]).assign(
+    refuses_fluently=0.0, alpha=1.0
+)
 
 
 def test_pairs_hold_the_best_allowed_ablation_of_each_kind_at_every_share() -> None:

@@ -76,7 +76,7 @@ def test_answers_that_never_differ_are_refused(lm, metric: str) -> None:
 def test_inputs_without_two_answers_to_the_plain_prompt_are_refused(lm) -> None:
     bare = [*questions()[:-1], questions()[-1].replace(contrast=None)]
     suffixed = [e.replace(contrast=Contrast("Yes", "No", suffix="Is it so?")) for e in questions()]
-    for rows, message in ((bare, r"1 of 5 inputs have no contrast, first \['q4'\]"), (suffixed, "without a suffix")):
+    for rows, message in ((bare, r"1 of 5 inputs have no contrast, first \['q4'\]"), (suffixed, "of two answers")):
         with pytest.raises(DataError, match=message):
             sweep(lm(), rows, {"v": vectors(lm())}, [1], [1.0], **QUIET)
     assert len(sweep(lm(), bare, {"v": vectors(lm())}, [1], [1.0], metric=text_length, **QUIET)) == 5
