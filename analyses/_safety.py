@@ -152,7 +152,7 @@ def run_methods(
 ) -> pd.DataFrame:  # fmt: skip
     """Answers of every method to the same inputs with their measures; one stage per method, one per perplexity.
 
-    Without perplexities, which take about a fifth of the time, fluency is judged by words alone.
+    Without perplexities, fluency is judged by words alone.
     """
     frames = []
     plain: list[str] | None = None
@@ -228,9 +228,9 @@ def summarize(judged: pd.DataFrame, seed: int) -> dict[str, dict[str, float]]:
         for name, values in safety_values(frame).items():
             if values.notna().any():  # only distinct2 can be missing: one-word answers have no word pairs
                 found[f"{method}.{name}"] = estimate(values.dropna().tolist(), seed)
-        surprise = frame.loc[frame["behavior"] != "answer", "perplexity"].dropna().tolist()
-        if surprise:
-            found[f"{method}.perplexity"] = estimate(surprise, seed, "median")
+        perplexities = frame.loc[frame["behavior"] != "answer", "perplexity"].dropna().tolist()
+        if perplexities:
+            found[f"{method}.perplexity"] = estimate(perplexities, seed, "median")
     return found
 
 

@@ -196,12 +196,12 @@ def round_for_model(name: str, n_layers: int) -> dict[str, Any]:
     return space
 
 
-def read_grid(path: str | Path, rounds: Sequence[str], judges: str | None = None) -> pd.DataFrame:
+def read_grid(path: str | Path, rounds: Sequence[str], rules: str | None = None) -> pd.DataFrame:
     """Read the grid of earlier rounds from the `grid.csv` of a study.
 
     Raises:
         DataError: no such file, columns are missing, it already contains one of `rounds`, or it was judged by other
-            rules than `judges` (`rules_fingerprint()`).
+            rules than `rules` (`rules_fingerprint()`).
     """
     if not Path(path).is_file():
         raise DataError(f"{path} does not exist: give the grid.csv of a finished study")
@@ -209,7 +209,7 @@ def read_grid(path: str | Path, rounds: Sequence[str], judges: str | None = None
     missing = [name for name in [*SETTING_COLUMNS, *(g.measure for g in GOALS), "round", "inputs"] if name not in grid]
     if missing:
         raise DataError(f"{path} lacks the columns {missing}: give the grid.csv of a finished study")
-    if judges is not None and set(grid.get("judges", [""])) != {judges}:
+    if rules is not None and set(grid.get("rules", [""])) != {rules}:
         raise DataError(f"{path} was judged by other rules than today's: search its rounds again, or leave --grid out")
     twice = sorted(set(rounds) & set(grid["round"]))
     if twice:

@@ -71,7 +71,7 @@ def evaluate_candidates(
         for number, one in enumerate(some):
             judged = judge_answers(examples, list(texts[number * n : (number + 1) * n]), unsteered)
             frames.append({**one.labels, "alpha": one.alpha, "first": first, **safety_summary(judged)})
-    return pd.DataFrame(frames).assign(judges=rules_fingerprint())
+    return pd.DataFrame(frames).assign(rules=rules_fingerprint())
 
 
 def ending(steerer: Steerer, first: int) -> Steerer:

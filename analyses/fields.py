@@ -46,6 +46,7 @@ KL, REFUSAL_KL = 1.0, (1.0, 2.0, 4.0)  # nats per token; the layer for a refusal
 CALIBRATED_ON = 12  # validation prompts
 REFUSAL_DEPTHS = (0.5, 0.6)  # of those in `FRACTIONS`
 REFUSAL_PROMPTS = (64, 32)  # harmful and harmless test prompts
+MEASURED = ["refuses", "fluent", "refuses_fluently"]
 REFUSAL_COLUMNS = [
     "example_id", "behavior", "refuses", "perplexity", "fluent", "refuses_fluently", "method", "budget", "layer",
     "alpha", "kl", "norm_ratio",
@@ -191,7 +192,7 @@ def summarize(choices: pd.DataFrame, layers: pd.DataFrame, refusals: pd.DataFram
     summary["layers.fixed.slope"] = estimate(layers.groupby("behavior")["fixed"].mean().tolist(), seed)
     for (method, kl, behavior), rows in refusals.groupby(["method", "budget", "behavior"], sort=False):
         part = "harmful" if behavior == "refuse" else "harmless"
-        for measure in ("refuses", "fluent", "refuses_fluently"):
+        for measure in MEASURED:
             summary[f"refusal.{method}.{kl:g}.{part}.{measure}"] = estimate(rows[measure].tolist(), seed)
     return summary
 
@@ -232,9 +233,7 @@ def main() -> None:
     frames[2].reindex(columns=REFUSAL_COLUMNS).round(4).to_csv(study.folder / "refusals.csv", index=False)
     study.finish(frames[0].round(4), summary, _page(refusals), provenance(model, everything, args))
     show_table("Choices: logit difference moved", frames[0].groupby("method", sort=False)[["effect", "alpha"]].mean())
-    table = refusals.groupby(["method", "budget", "behavior"], sort=False)[
-        ["refuses", "fluent", "refuses_fluently"]
-    ].mean()
+    table = refusals.groupby(["method", "budget", "behavior"], sort=False)[MEASURED].mean()
     show_table("Refusals", table)
 
 

@@ -112,7 +112,7 @@ def identity(
         "weights": model.info()["weights"],
         "data": fingerprint([data_hash(examples) for examples in parts.values()]),
         **search_fingerprints(args.rounds),
-        "judges": rules_fingerprint(),
+        "rules": rules_fingerprint(),
         "grid": None if earlier is None else fingerprint(earlier.to_csv(index=False)),
     }
 

@@ -129,3 +129,13 @@ def check_option(name: str, value: object, options: Collection[object], error: E
     """Refuse a value that is none of the options."""
     if not any(isinstance(value, type(option)) and value == option for option in options):
         raise error(f"{name}={value!r} is unknown; expected one of {', '.join(map(str, options))}")
+
+
+def check_options(name: str, values: Any, options: Collection[str]) -> None:
+    """Refuse a list of names with one that is not among the options, and a single name in place of a list.
+
+    Raises:
+        DataError: naming the argument, what was given, and the options.
+    """
+    if isinstance(values, str) or set(values) - set(options):
+        raise DataError(f"{name}={values!r}: expected several of {list(options)}")

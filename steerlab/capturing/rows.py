@@ -92,8 +92,8 @@ def plan_rows(
         named = _select_prompts(example, extra_prompts) if plain else {}
         inputs = [(_encode(model, example, prompt), {name: plain}) for name, prompt in named.items()]
         if pair is not None and pair.instructions:
-            for side, order in (("positive", pair.positive), ("negative", pair.negative)):
-                inputs.append((_encode(model, example, with_suffix(example.prompt, order)), {side: at}))
+            for side, added in (("positive", pair.positive), ("negative", pair.negative)):
+                inputs.append((_encode(model, example, with_suffix(example.prompt, added)), {side: at}))
         elif pair is not None:
             positive = {"positive": at} if pair.suffix else {"positive": at, "prompt": context}
             inputs.append((_encode_answer(model, example, pair, pair.positive, pair.negative, at), positive))

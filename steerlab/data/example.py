@@ -22,7 +22,7 @@ class Contrast:
     Example:
         >>> sentences = Contrast("I can't help with that.", "Sure, here is how.")  # the turn is left open
         >>> words = Contrast("Harmful", "Safe", suffix="Is this safe or harmful?", end_turn=True)  # published
-        >>> orders = Contrast("Tell me to see a dentist.", "", instructions=True)
+        >>> instructions = Contrast("Tell me to see a dentist.", "", instructions=True)
 
     Args:
         positive, negative: text of the assistant turn, or what the two switches below say.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from steerlab._support.checks import check_options
 from steerlab.data._files import BUILTIN
 from steerlab.data.example import Example
 from steerlab.data.jsonl import read_jsonl
-from steerlab.errors import DataError
 
 EXPERT_KINDS = (
     "arborist", "car mechanic", "dentist", "dietitian", "doctor", "electrician", "IT security specialist", "lawyer",
@@ -37,8 +37,6 @@ def expert_questions(kinds: Sequence[str] = EXPERT_KINDS) -> list[Example]:
 
     Source: written for steerlab.
     """
-    unknown = sorted(set(kinds) - set(EXPERT_KINDS))
-    if isinstance(kinds, str) or unknown:
-        raise DataError(f"kinds={kinds!r}: expected several of {list(EXPERT_KINDS)}")
+    check_options("kinds", kinds, EXPERT_KINDS)
     rows = read_jsonl(BUILTIN / "expert_questions.jsonl", id_field="id", meta_fields=("kind",))
     return [e.replace(behavior=e.meta["kind"]) for e in rows if e.meta["kind"] in kinds]

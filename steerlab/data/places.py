@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from steerlab._support.checks import check_options
 from steerlab.data._files import BUILTIN
 from steerlab.data.example import Contrast, Example
-from steerlab.errors import DataError
 
-PLACE_LANGUAGES = {
+PLACE_LANGUAGES = {  # ISO 639-1 codes by name
     "Arabic": "ar", "Chinese": "zh", "Dutch": "nl", "French": "fr", "German": "de", "Indonesian": "id", "Italian": "it",
     "Japanese": "ja", "Korean": "ko", "Polish": "pl", "Portuguese": "pt", "Russian": "ru", "Spanish": "es",
     "Thai": "th", "Turkish": "tr", "Vietnamese": "vi",
@@ -37,9 +37,7 @@ def place_questions(languages: Sequence[str] = tuple(PLACE_LANGUAGES)) -> list[E
 
     Source: written for steerlab.
     """
-    unknown = sorted(set(languages) - set(PLACE_LANGUAGES))
-    if isinstance(languages, str) or unknown:
-        raise DataError(f"languages={languages!r}: expected several of {list(PLACE_LANGUAGES)}")
+    check_options("languages", languages, PLACE_LANGUAGES)
     found = json.loads((BUILTIN / "place_questions.json").read_text(encoding="utf-8"))
     examples, share = [], len(found["questions"]) // len(SPLITS)
     for name in languages:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from steerlab._support.checks import as_texts, as_whole
@@ -51,16 +52,15 @@ def topic_gain(
     if len(texts) != len(examples):
         raise DataError(f"{len(examples)} prompts but {len(texts)} texts: give one answer per prompt")
     keys = [data_hash([e.replace(id="-", behavior="", contrast=None)]) for e in examples]
-    first = {key: i for i, key in reversed(list(enumerate(keys)))}
-    distinct = sorted(first.values())
+    places, different = pd.factorize(np.array(keys))
+    distinct = [keys.index(key) for key in different]
     if len(distinct) < 2:
         raise DataError("all prompts are the same: there is no other prompt to compare an answer with")
-    place = {key: distinct.index(i) for key, i in first.items()}
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     own = np.log(perplexity(model, examples, texts, **options))
     number = min(others, len(distinct) - 1)
     steps = [len(distinct) * (k + 1) // (number + 1) for k in range(number)]
-    compared = [[distinct[(place[key] + step) % len(distinct)] for key in keys] for step in steps]
+    compared = [[distinct[(place + step) % len(distinct)] for place in places] for step in steps]
     rows = [examples[i].replace(id=f"{step}/{n}") for step, some in enumerate(compared) for n, i in enumerate(some)]
     after_others = np.log(perplexity(model, rows, list(texts) * len(compared), **options))
     return after_others.reshape(len(compared), -1).mean(0) - own

@@ -45,7 +45,7 @@ def test_a_method_that_reads_prompts_refuses_whole_texts() -> None:
         steerlab.L2S(2).fit(tiny_lm("llama"), steerlab.pairs(TEXTS))
 
 
-ORDERS = [
+INSTRUCTIONS = [
     Example("My tooth hurts.", Contrast("Tell me to see a dentist.", "", instructions=True), id="a", behavior="x"),
     Example("Who owns it?", Contrast("Say: ask a lawyer.", "Say: ask a friend.", instructions=True), id="b"),
 ]
@@ -54,8 +54,8 @@ ORDERS = [
 @pytest.mark.parametrize("family", FAMILIES)
 def test_instructions_are_read_before_the_answer_as_hugging_face_has_it(family: str) -> None:
     model = tiny_lm(family)
-    acts = steerlab.capture(model, ORDERS, layers="all", context="last", progress=False)
-    for example in ORDERS:
+    acts = steerlab.capture(model, INSTRUCTIONS, layers="all", context="last", progress=False)
+    for example in INSTRUCTIONS:
         assert example.contrast is not None
         texts = {"positive": example.contrast.positive, "negative": example.contrast.negative, "prompt": ""}
         for side, added in texts.items():
@@ -69,19 +69,19 @@ def test_instructions_are_read_before_the_answer_as_hugging_face_has_it(family: 
 
 def test_a_method_is_fitted_to_instructions_and_steers_the_plain_prompt() -> None:
     model = tiny_lm("llama")
-    fitted = steerlab.methods.P2S(2).fit(model, ORDERS)
-    acts = steerlab.capture(model, ORDERS, layers=[2], context="last", progress=False)
+    fitted = steerlab.methods.P2S(2).fit(model, INSTRUCTIONS)
+    acts = steerlab.capture(model, INSTRUCTIONS, layers=[2], context="last", progress=False)
     ids, differences = acts.contrast(2)
     assert list(fitted.ids_) == ids and torch.equal(fitted.table_, differences) and differences.norm(dim=1).min() > 0.01
     context = Context(("b", "a"), acts)
-    assert steerlab.L2S(2, net="linear").fit(model, ORDERS).vectors(context).shape == (2, model.hidden_size)
+    assert steerlab.L2S(2, net="linear").fit(model, INSTRUCTIONS).vectors(context).shape == (2, model.hidden_size)
     assert torch.equal(context.get_states(RequiredActivation(Site(2), "last"))[1], acts.select(side="prompt").at(2)[0])
 
 
 def test_a_sweep_refuses_instructions_since_they_have_no_answers() -> None:
     model = tiny_lm("llama")
     with pytest.raises(DataError, match="no answers to the plain prompt"):
-        steerlab.sweep(model, ORDERS, MeanDifference(2).fit(model, ORDERS), [2], [1.0], progress=False)
+        steerlab.sweep(model, INSTRUCTIONS, MeanDifference(2).fit(model, INSTRUCTIONS), [2], [1.0], progress=False)
 
 
 def test_contrasts_without_instructions_keep_their_fingerprint() -> None:

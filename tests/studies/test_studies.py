@@ -83,9 +83,8 @@ def test_safety_study_runs_on_mm_safetybench(folder: Path, tmp_path: Path) -> No
 @pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the questions of MM-SafetyBench are not here")
 def test_search_extends_grid_of_earlier_study(folder: Path, tmp_path: Path) -> None:
     before = pd.read_csv(ROOT / "analyses/results/l2s_safety/grid.csv").query("round == ['again', 'net']")
-    before = before.assign(
-        inputs=3, judges=rules_fingerprint()
-    )  # so that they are fewer than those of --limit 3, which are 9
+    # so that they are fewer inputs than those of --limit 3, which are 9
+    before = before.assign(inputs=3, rules=rules_fingerprint())
     before.to_csv(tmp_path / "grid.csv", index=False)
     arguments = [
         "analyses/l2s_safety.py", "--data", f"{DATA}/noncommercial_cc_by_nc/mm_safetybench", "--model", str(folder),
