@@ -29,6 +29,8 @@ from steerlab.data.inputs import as_examples as as_examples
 from steerlab.data.inputs import examples as examples
 from steerlab.data.inputs import pairs as pairs
 from steerlab.data.jsonl import read_jsonl as read_jsonl
+from steerlab.data.messages import MESSAGE_LANGUAGES as MESSAGE_LANGUAGES
+from steerlab.data.messages import foreign_messages as foreign_messages
 from steerlab.data.mm_safety_bench import mm_safety_bench as mm_safety_bench
 from steerlab.data.mm_safety_images import mm_safety_images as mm_safety_images
 from steerlab.data.mwe import DEFAULT_SYSTEM as DEFAULT_SYSTEM
@@ -43,8 +45,6 @@ from steerlab.data.mwe import persona_prompts as persona_prompts
 from steerlab.data.mwe import prompt_variant as prompt_variant
 from steerlab.data.mwe import truthfulqa_mc as truthfulqa_mc
 from steerlab.data.nlvr import nlvr as nlvr
-from steerlab.data.places import PLACE_LANGUAGES as PLACE_LANGUAGES
-from steerlab.data.places import place_questions as place_questions
 from steerlab.data.pope import ONE_WORD as ONE_WORD
 from steerlab.data.pope import pope_file as pope_file
 from steerlab.data.pope_recipe import pope_questions as pope_questions
