@@ -29,8 +29,9 @@ from steerlab.data.inputs import as_examples as as_examples
 from steerlab.data.inputs import examples as examples
 from steerlab.data.inputs import pairs as pairs
 from steerlab.data.jsonl import read_jsonl as read_jsonl
-from steerlab.data.messages import MESSAGE_LANGUAGES as MESSAGE_LANGUAGES
-from steerlab.data.messages import foreign_messages as foreign_messages
+from steerlab.data.languages import LANGUAGE_CLUES as LANGUAGE_CLUES
+from steerlab.data.languages import QUESTION_LANGUAGES as QUESTION_LANGUAGES
+from steerlab.data.languages import language_questions as language_questions
 from steerlab.data.mm_safety_bench import mm_safety_bench as mm_safety_bench
 from steerlab.data.mm_safety_images import mm_safety_images as mm_safety_images
 from steerlab.data.mwe import DEFAULT_SYSTEM as DEFAULT_SYSTEM

@@ -1,0 +1,249 @@
+"""What only a predicted vector can do: answers in a language that one vector cannot choose.
+
+    python analyses/l2s_evidence.py --model FOLDER --out results/l2s_evidence [--clue city]
+    python figures/l2s_evidence.py results/l2s_evidence
+
+Questions in English end with a clue to another language: a message in it, its name, or a city where it is spoken.
+Wanted is a fluent answer in that language. Each method is fitted to thirteen languages and tested on other clues to
+them, and on three languages that it has not seen; there are three such parts, each with its own seed. All methods that
+read the input read the same state, the last token of the clue; the strength of each is chosen on validation questions
+of the languages that it has seen.
+
+The rivals of L2S: one vector (the mean), the mean of each language behind a probe, the nearest neighbors, a ridge
+regression, and an instruction. Two oracles know the language: the input's own vector, and the mean of its language.
+
+An interrupted run resumes from finished stages. `--clue` runs one clue alone, so that processes can share the work; a
+run without it writes the results of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from _common import estimate, judge_with_perplexity, limit_per_group, numbers, of_split, parser, provenance, show_table
+
+import steerlab
+from steerlab import L2S, Activations, Example, MeanDifference, Request
+from steerlab.analysis.study import Study
+from steerlab.data import LANGUAGE_CLUES, QUESTION_LANGUAGES, data_hash, language_questions
+from steerlab.methods import P2S, Context, NearestNeighbors, Prompt, RoutedMean, Steerer
+from steerlab.metrics import find_language, paired_bootstrap
+from steerlab.models.model import Model
+
+UNSEEN = (("Dutch", "Korean", "Portuguese"), ("French", "Thai", "Turkish"), ("Italian", "Japanese", "Polish"))
+STRENGTHS = (0.4, 0.6, 0.8)
+CONTEXT_TOKEN = "last-6"  # the end of the clue: a punctuation mark and the end of the template follow it
+CODES = ["en", *QUESTION_LANGUAGES.values()]
+INSTRUCTIONS = {
+    "message": "Answer in the language of the message.", "name": "Answer in that language.",
+    "city": "Answer in the language that is spoken there.",
+}  # fmt: skip
+ORACLES = ("own", "language_mean")  # the input's own contrast vector, and the training mean of its language
+FITTED = ("mean", "routed_mean", "nearest_neighbors", "linear", "l2s")
+RESULT_COLUMNS = [
+    "clue", "part", "method", "alpha", "example_id", "behavior", "seen", "language", "right", "fluent", "perplexity",
+    "right_fluently",
+]  # fmt: skip
+
+
+def makers(args: argparse.Namespace, seed: int) -> dict[str, Callable[[], Steerer]]:
+    """The methods that are fitted to the seen languages, by name."""
+    layer = args.layer
+    options: dict[str, Any] = {"context_layer": args.context_layer, "context_position": CONTEXT_TOKEN}
+    return {
+        "mean": lambda: MeanDifference(layer),
+        "routed_mean": lambda: RoutedMean(layer, **options),
+        "nearest_neighbors": lambda: NearestNeighbors(layer, k=5, **options),
+        "linear": lambda: L2S(layer, net="linear", **options),
+        "l2s": lambda: L2S(layer, seed=seed, progress=False, **options),
+    }
+
+
+class Clue:
+    """One kind of clue: its questions, their activations, and what is answered.
+
+    Args:
+        study, model, args: of the study.
+        name: one of `LANGUAGE_CLUES`.
+    """
+
+    def __init__(self, study: Study, model: Model, name: str, args: argparse.Namespace) -> None:
+        self.study, self.model, self.name, self.args = study, model, name, args
+        rows = limit_per_group(language_questions(name), args.limit)
+        self.rows = {split: of_split(rows, split) for split in ("train", "validation", "test")}
+        self.acts = {split: self.capture(split) for split in self.rows}
+
+    def capture(self, split: str) -> Activations:
+        """Contrasts at the steered layer and contexts at the layer that is read; kept in the study's folder."""
+        folder = self.study.folder / "activations" / f"{self.name}-{split}"
+        layers = sorted({self.args.layer, self.args.context_layer})
+        store = steerlab.capture(
+            self.model, self.rows[split], layers=layers, context=CONTEXT_TOKEN, batch_size=self.args.batch_size,
+            folder=folder, progress=False,
+        )  # fmt: skip
+        return store.load()
+
+    def judged(self, stage: str, steerer: Steerer | None, alpha: float, rows: Sequence[Example]) -> pd.DataFrame:
+        """The answers of a stage: their language, and whether they are right and fluent."""
+        stage, args = f"{self.name}-{stage}", self.args
+
+        def answer() -> pd.DataFrame:
+            found = steerlab.generate(
+                self.model, rows, steer=() if steerer is None else Request(steerer, alpha, "all"),
+                max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, progress=False,
+            )  # fmt: skip
+            return pd.DataFrame({"example_id": found.example_ids, "text": found.texts})
+
+        texts = self.study.stage(stage, answer)["text"].astype(str).tolist()
+        found = judge_with_perplexity(self.study, stage, self.model, rows, texts, batch_size=args.batch_size)
+        language = [find_language(text, CODES) for text in texts]
+        wanted = [QUESTION_LANGUAGES[e.behavior] for e in rows]
+        found = found.assign(clue=self.name, alpha=alpha, language=language)
+        found["right"] = [float(one == other) for one, other in zip(language, wanted, strict=True)]
+        return found.assign(right_fluently=found["right"] * found["fluent"])
+
+    def best_strength(self, stage: str, steerer: Steerer, rows: Sequence[Example]) -> float:
+        """The strength with the most right and fluent answers to validation questions, the smallest of equal ones."""
+        found = {a: self.judged(f"{stage}-{a:g}-validation", steerer, a, rows) for a in STRENGTHS}
+        return max(STRENGTHS, key=lambda a: found[a]["right_fluently"].mean())
+
+    def oracles(self, split: str) -> dict[str, Steerer]:
+        """The inputs' own vectors, and the training means of their languages."""
+        layer, rows = self.args.layer, self.rows[split]
+        train = P2S(layer).fit(self.acts["train"])
+        language = np.array(self.acts["train"].labels(list(train.ids_)))
+        means = {name: train.table_[language == name].mean(0) for name in QUESTION_LANGUAGES}
+        table = {e.id: means[e.behavior] for e in rows}
+        return {"own": P2S(layer).fit(self.acts[split]), "language_mean": P2S.from_table(layer, table)}
+
+    def constant(self) -> pd.DataFrame:
+        """No steering, the instruction and the oracles: they are the same in every part."""
+        rows = self.rows["test"]
+        found = [self.judged("none-test", None, 0.0, rows).assign(method="none")]
+        instruction = Prompt(INSTRUCTIONS[self.name])
+        found.append(self.judged("instruction-test", instruction, 0.0, rows).assign(method="instruction"))
+        validation, test = self.oracles("validation"), self.oracles("test")
+        for name in ORACLES:
+            alpha = self.best_strength(name, validation[name], every(self.rows["validation"], 4))
+            found.append(self.judged(f"{name}-{alpha:g}-test", test[name], alpha, rows).assign(method=name))
+        return pd.concat(found, ignore_index=True)
+
+    def part(self, number: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The fitted methods with three languages held out: judged answers, and how close their vectors come."""
+        unseen = UNSEEN[number]
+        seen_rows = {split: [e for e in rows if e.behavior not in unseen] for split, rows in self.rows.items()}
+        acts = self.acts["train"].select(example_id=[e.id for e in seen_rows["train"]])
+        held_out = [e for e in self.rows["test"] if e.behavior in unseen]
+        test = every(seen_rows["test"], 3, number) + held_out
+        own = P2S(self.args.layer).fit(self.acts["test"])
+        answered, close = [], []
+        for name, make in makers(self.args, number).items():
+            steerer = make().fit(acts)
+            stage = f"{name}-part{number}"
+            alpha = self.best_strength(stage, steerer, every(seen_rows["validation"], 4, number))
+            answered.append(self.judged(f"{stage}-{alpha:g}-test", steerer, alpha, test).assign(method=name))
+            vectors = steerer.vectors(Context(tuple(own.ids_), self.acts["test"]))
+            cosines = (vectors * own.table_).sum(-1) / (vectors.norm(dim=-1) * own.table_.norm(dim=-1))
+            close.append(pd.DataFrame({"example_id": own.ids_, "method": name, "cosine": cosines.tolist()}))
+        languages = {e.id: e.behavior for e in self.rows["test"]}
+        cosines = pd.concat(close, ignore_index=True)
+        cosines["seen"] = ~cosines["example_id"].map(languages).isin(unseen)
+        found = pd.concat(answered, ignore_index=True)
+        found["seen"] = ~found["behavior"].isin(unseen)
+        return found.assign(part=number), cosines.assign(part=number, clue=self.name)
+
+
+def every(rows: Sequence[Example], step: int, start: int = 0) -> list[Example]:
+    """Every `step`-th question of each language."""
+    places: dict[str, int] = {}
+    kept = []
+    for row in rows:
+        place = places[row.behavior] = places.get(row.behavior, -1) + 1
+        if place % step == start % step:
+            kept.append(row)
+    return kept
+
+
+def summarize(constant: pd.DataFrame, parts: pd.DataFrame, cosines: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """By clue, for seen and unseen languages: shares of answers, and what L2S has over its rivals.
+
+    An answer counts once per question: those of several parts are averaged before resampling.
+    """
+    summary: dict[str, Any] = {}
+    for (clue, seen), rows in parts.groupby(["clue", "seen"], sort=False):
+        key = f"{clue}.{'seen' if seen else 'unseen'}"
+        means = rows.groupby(["example_id", "method"])[["right", "fluent", "right_fluently"]].mean().unstack("method")
+        same = constant[(constant["clue"] == clue) & constant["example_id"].isin(means.index)]
+        for measure in ("right", "fluent", "right_fluently"):
+            table = means[measure].join(same.pivot(index="example_id", columns="method", values=measure))
+            for method in table:
+                summary[f"{key}.{method}.{measure}"] = estimate(table[method].tolist(), seed)
+            for rival in FITTED[:-1]:
+                difference = paired_bootstrap(table["l2s"], table[rival], seed=seed)
+                summary[f"{key}.l2s_over_{rival}.{measure}"] = numbers(difference)
+        none, own = table["none"].mean(), table["own"].mean()
+        for method in FITTED:  # of the way from none to the oracle, in right and fluent answers
+            summary[f"{key}.{method}.closes"] = round(float((table[method].mean() - none) / (own - none)), 4)
+        near = cosines[(cosines["clue"] == clue) & (cosines["seen"] == seen)]
+        for method, values in near.groupby("method")["cosine"]:
+            summary[f"{key}.{method}.cosine"] = round(float(values.mean()), 4)
+    return summary
+
+
+def main() -> None:
+    arguments = parser(__doc__, "results/l2s_evidence")
+    arguments.add_argument("--layer", type=int, default=11, help="the block that is steered")
+    arguments.add_argument("--context-layer", type=int, default=7, help="the block whose output is read")
+    arguments.add_argument("--clue", choices=LANGUAGE_CLUES, help="run this clue alone, without writing results")
+    arguments.set_defaults(max_new_tokens=24, batch_size=32)
+    args = arguments.parse_args()
+    model = steerlab.load(args.model, device=args.device)
+    clues = LANGUAGE_CLUES if args.clue is None else (args.clue,)
+    everything = [e for name in LANGUAGE_CLUES for e in language_questions(name)]
+    identity = {"study": "l2s_evidence", "weights": model.info()["weights"], "data": data_hash(everything)}
+    identity |= {
+        "limit": args.limit,
+        "layer": args.layer,
+        "context_layer": args.context_layer,
+        "tokens": args.max_new_tokens,
+    }
+    study = Study(args.out, identity)
+    constant, parts, cosines = [], [], []
+    for name in clues:
+        clue = Clue(study, model, name, args)
+        constant.append(clue.constant())
+        for number in range(len(UNSEEN)):
+            found, near = clue.part(number)
+            parts.append(found)
+            cosines.append(near)
+        print(f"{name} is done", flush=True)
+    if args.clue is not None:
+        return
+    same, fitted, near = (pd.concat(frames, ignore_index=True) for frames in (constant, parts, cosines))
+    near.round({"cosine": 4}).to_csv(study.folder / "cosines.csv", index=False)
+    results = pd.concat([same.assign(part=-1, seen=pd.NA), fitted], ignore_index=True)[RESULT_COLUMNS]
+    summary = summarize(same, fitted, near, args.seed)
+    study.finish(results.round({"perplexity": 2}), summary, page(same, fitted), provenance(model, everything, args))
+    show_table("Right and fluent", fitted.groupby(["clue", "seen", "method"])["right_fluently"].mean().unstack())
+
+
+def page(constant: pd.DataFrame, fitted: pd.DataFrame) -> str:
+    """The first answers of each method to the same question of an unseen language, by clue."""
+    lines = ["# One question of an unseen language under every method", ""]
+    answered = pd.concat([constant, fitted]).drop_duplicates(["method", "example_id"])
+    for example in fitted[~fitted["seen"]].groupby("clue", sort=False)["example_id"].first():
+        lines += [f"## {example}", ""]
+        lines += [
+            f"- **{row.method}**: {' '.join(str(row.text).split())}"
+            for row in answered[answered["example_id"] == example].itertuples()
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
