@@ -5,9 +5,9 @@
 
 Questions in English end with a clue to another language: a message in it, its name, or a city where it is spoken.
 Wanted is a fluent answer in that language. Each method is fitted to thirteen languages and tested on other clues to
-them, and on three languages that it has not seen; there are three such parts, each with its own seed. All methods that
-read the input read the same state, the last token of the clue; the strength of each is chosen on validation questions
-of the languages that it has seen.
+them, and on three languages that it has not seen; cities have three such parts, each with a seed of its own. All
+methods that read the input read the same state, the last token of the clue; the strength of each is chosen on
+validation questions of the languages that it has seen.
 
 The rivals of L2S: one vector (the mean), the mean of each language behind a probe, the nearest neighbors, a ridge
 regression, and an instruction. Two oracles know the language: the input's own vector, and the mean of its language.
@@ -35,6 +35,7 @@ from steerlab.metrics import find_language, paired_bootstrap
 from steerlab.models.model import Model
 
 UNSEEN = (("Dutch", "Korean", "Portuguese"), ("French", "Thai", "Turkish"), ("Italian", "Japanese", "Polish"))
+PARTS = {"city": 3, "name": 1, "message": 1}  # a part is 40 minutes; where the mean does it, one shows that
 STRENGTHS = (0.4, 0.6, 0.8)
 CONTEXT_TOKEN = "last-6"  # the end of the clue: a punctuation mark and the end of the template follow it
 CODES = ["en", *QUESTION_LANGUAGES.values()]
@@ -125,7 +126,7 @@ class Clue:
         rows = self.rows["test"]
         found = [self.judged("none-test", None, 0.0, rows).assign(method="none")]
         instruction = Prompt(INSTRUCTIONS[self.name])
-        found.append(self.judged("instruction-test", instruction, 0.0, rows).assign(method="instruction"))
+        found.append(self.judged("instruction-test", instruction, 1.0, rows).assign(method="instruction"))
         validation, test = self.oracles("validation"), self.oracles("test")
         for name in ORACLES:
             alpha = self.best_strength(name, validation[name], every(self.rows["validation"], 4))
@@ -187,7 +188,8 @@ def summarize(constant: pd.DataFrame, parts: pd.DataFrame, cosines: pd.DataFrame
                 summary[f"{key}.l2s_over_{rival}.{measure}"] = numbers(difference)
         none, own = table["none"].mean(), table["own"].mean()
         for method in FITTED:  # of the way from none to the oracle, in right and fluent answers
-            summary[f"{key}.{method}.closes"] = round(float((table[method].mean() - none) / (own - none)), 4)
+            gain = float(table[method].mean() - none)
+            summary[f"{key}.{method}.closes"] = round(gain / float(own - none), 4) if own > none else None
         near = cosines[(cosines["clue"] == clue) & (cosines["seen"] == seen)]
         for method, values in near.groupby("method")["cosine"]:
             summary[f"{key}.{method}.cosine"] = round(float(values.mean()), 4)
@@ -216,7 +218,7 @@ def main() -> None:
     for name in clues:
         clue = Clue(study, model, name, args)
         constant.append(clue.constant())
-        for number in range(len(UNSEEN)):
+        for number in range(PARTS[name]):
             found, near = clue.part(number)
             parts.append(found)
             cosines.append(near)

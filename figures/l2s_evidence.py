@@ -1,0 +1,58 @@
+"""Answers in the language that a clue implies: a panel for each kind of clue, seen and unseen languages.
+
+    python figures/l2s_evidence.py [RESULTS_DIR] [--out DIR]
+
+Reads summary.json of analyses/l2s_evidence.py; writes l2s_evidence.png and l2s_evidence.pdf.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from _script import figure_script
+from matplotlib.figure import Figure
+
+from steerlab.plots import method_style, read_summary, style, width
+from steerlab.plots.style import MUTED
+
+RESULTS = Path(__file__).parents[1] / "analyses/results/l2s_evidence"
+METHODS = {
+    "none": ("none", "no steering"), "instruction": ("prompt", "instruction"), "mean": ("mean", "one vector (mean)"),
+    "routed_mean": ("gated_mean", "mean of the language\na probe reads"),
+    "nearest_neighbors": ("confst", "mean of 5 neighbors"), "linear": ("w2s", "linear map (ridge)"),
+    "l2s": ("l2s", "L2S"), "language_mean": ("p2s", "mean of the true\nlanguage (oracle)"),
+    "own": ("p2s", "own vector (oracle)"),
+}  # fmt: skip
+PANELS = {"city": "a  A city", "name": "b  The language's name", "message": "c  A message in it"}
+
+
+def draw(results_dir: str | Path) -> Figure:
+    """The figure of a results folder."""
+    summary = read_summary(results_dir)
+    with style():
+        fig = Figure(figsize=(width(2), 3.1), layout="constrained")
+        for ax, (clue, title) in zip(fig.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
+            for row, (name, (look, _)) in enumerate(METHODS.items()):
+                color = method_style(look).color
+                for seen, shift, filled in (("seen", -0.17, True), ("unseen", 0.17, False)):
+                    found = summary[f"{clue}.{seen}.{name}.right_fluently"]
+                    ax.errorbar(
+                        found["value"], row + shift, fmt="o", ms=4, color=color, lw=1.0,
+                        xerr=[[found["value"] - found["low"]], [found["high"] - found["value"]]],
+                        markerfacecolor=color if filled else "white",
+                    )  # fmt: skip
+            ax.set(title=title, xlim=(-0.04, 1.04), xticks=[0, 0.5, 1])
+            ax.set_yticks(range(len(METHODS)), [label for _, label in METHODS.values()])
+            ax.grid(axis="x", lw=0.4)
+        ax.invert_yaxis()
+        for filled, label in ((True, "13 seen languages, unseen clues"), (False, "3 unseen languages")):
+            ax.plot([], [], "o", ms=4, color=MUTED, mfc=MUTED if filled else "white", label=label)
+        handles, labels = ax.get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)
+        fig.supxlabel("Share of fluent answers in the language that the clue implies", fontsize=7)
+        fig.draw_without_rendering()
+    return fig
+
+
+if __name__ == "__main__":
+    figure_script({"l2s_evidence": draw}, __doc__, RESULTS)

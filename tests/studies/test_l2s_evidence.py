@@ -1,0 +1,33 @@
+"""The study of what only a predicted vector can do runs from end to end, clue by clue, and draws its figure."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from running import succeed, tiny_folder
+
+
+@pytest.mark.nightly
+def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
+    model, out = tiny_folder(tmp_path / "model", n_layers=6), tmp_path / "evidence"
+    arguments = ["analyses/l2s_evidence.py", "--model", str(model), "--limit", "3", "--max-new-tokens", "2"]
+    arguments += ["--layer", "3", "--context-layer", "2", "--out", str(out)]
+    succeed(*arguments, "--clue", "name")
+    assert not (out / "summary.json").exists() and list((out / "stages").glob("name-*")), "one clue writes no results"
+    before = {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("name-*.csv")}
+    succeed(*arguments)
+    assert before == {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("name-*.csv")}
+    summary, results = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "results.csv")
+    fitted = results[results["part"] >= 0]
+    assert set(fitted["method"]) == {"mean", "routed_mean", "nearest_neighbors", "linear", "l2s"}
+    assert set(results["method"]) - set(fitted["method"]) == {"none", "instruction", "own", "language_mean"}
+    unseen = fitted[~fitted["seen"].astype(bool)].groupby(["clue", "part"])["behavior"].unique().map(set)
+    assert unseen.map(len).eq(3).all() and len(set.union(*unseen["city"])) == 9, "unseen in one part only"
+    assert unseen.groupby("clue").size().to_dict() == {"city": 3, "message": 1, "name": 1}
+    assert (results["right_fluently"] == results["right"] * results["fluent"]).all()
+    cosines = pd.read_csv(out / "cosines.csv")
+    assert cosines["cosine"].between(-1.0001, 1.0001).all()
+    assert summary["city.unseen.l2s_over_mean.right"]["n"] == 9 * 3
+    succeed("figures/l2s_evidence.py", str(out), "--out", str(tmp_path))
+    assert (tmp_path / "l2s_evidence.pdf").stat().st_size > 5000
