@@ -1,16 +1,18 @@
-"""What only a predicted vector can do: answers in a language that one vector cannot choose.
+"""Which clues to a language need a predicted vector, and which can do with one vector for all inputs?
 
     python analyses/l2s_evidence.py --model FOLDER --out results/l2s_evidence [--clue city]
     python figures/l2s_evidence.py results/l2s_evidence
 
 Questions in English end with a clue to another language: a message in it, its name, or a city where it is spoken.
 Wanted is a fluent answer in that language. Each method is fitted to thirteen languages and tested on other clues to
-them, and on three languages that it has not seen; cities have three such parts, each with a seed of its own. All
-methods that read the input read the same state, the last token of the clue; the strength of each is chosen on
-validation questions of the languages that it has seen.
+them (other sentences around the same name), and on three languages that it has not seen; cities have three such parts,
+each with a seed of its own. All methods that read the input read the same state, the last token before the mark that
+ends the question. The strength of each is chosen on validation questions of the languages that it has seen; the
+oracles', on those of all languages.
 
 The rivals of L2S: one vector (the mean), the mean of each language behind a probe, the nearest neighbors, a ridge
-regression, and an instruction. Two oracles know the language: the input's own vector, and the mean of its language.
+regression, and an instruction. Two oracles know the language: the input's own vector, and the mean of its language. An
+answer is fluent if it is so for the unsteered model that was asked to answer in the wanted language.
 
 An interrupted run resumes from finished stages. `--clue` runs one clue alone, so that processes can share the work; a
 run without it writes the results of all.
@@ -30,14 +32,15 @@ import steerlab
 from steerlab import L2S, Activations, Example, MeanDifference, Request
 from steerlab.analysis.study import Study
 from steerlab.data import LANGUAGE_CLUES, QUESTION_LANGUAGES, data_hash, language_questions
+from steerlab.errors import MismatchError
 from steerlab.methods import P2S, Context, NearestNeighbors, Prompt, RoutedMean, Steerer
 from steerlab.metrics import find_language, paired_bootstrap
 from steerlab.models.model import Model
 
 UNSEEN = (("Dutch", "Korean", "Portuguese"), ("French", "Thai", "Turkish"), ("Italian", "Japanese", "Polish"))
-PARTS = {"city": 3, "name": 1, "message": 1}  # a part is 40 minutes; where the mean does it, one shows that
-STRENGTHS = (0.4, 0.6, 0.8)
-CONTEXT_TOKEN = "last-6"  # the end of the clue: a punctuation mark and the end of the template follow it
+PARTS = {"city": 3, "name": 1, "message": 1}  # names and messages have one, to save time
+STRENGTHS = (0.5, 0.7)
+CONTEXT_TOKEN = "last-6"  # in Qwen's template: a mark and <|im_end|>\n<|im_start|>assistant\n follow it
 CODES = ["en", *QUESTION_LANGUAGES.values()]
 INSTRUCTIONS = {
     "message": "Answer in the language of the message.", "name": "Answer in that language.",
@@ -99,8 +102,13 @@ class Clue:
             )  # fmt: skip
             return pd.DataFrame({"example_id": found.example_ids, "text": found.texts})
 
-        texts = self.study.stage(stage, answer)["text"].astype(str).tolist()
-        found = judge_with_perplexity(self.study, stage, self.model, rows, texts, batch_size=args.batch_size)
+        answered = self.study.stage(stage, answer)
+        if answered["example_id"].tolist() != [e.id for e in rows]:
+            raise MismatchError(f"the stage {stage} in {self.study.folder} holds answers to other questions: delete it")
+        texts = answered["text"].astype(str).tolist()
+        # the wanted language is no surprise: it is asked for where fluency is measured
+        asked = [e.replace(prompt=f"{e.prompt} Answer in {e.behavior}.") for e in rows]
+        found = judge_with_perplexity(self.study, stage, self.model, asked, texts, batch_size=args.batch_size)
         language = [find_language(text, CODES) for text in texts]
         wanted = [QUESTION_LANGUAGES[e.behavior] for e in rows]
         found = found.assign(clue=self.name, alpha=alpha, language=language)
@@ -129,7 +137,7 @@ class Clue:
         found.append(self.judged("instruction-test", instruction, 1.0, rows).assign(method="instruction"))
         validation, test = self.oracles("validation"), self.oracles("test")
         for name in ORACLES:
-            alpha = self.best_strength(name, validation[name], every(self.rows["validation"], 4))
+            alpha = self.best_strength(name, validation[name], every(self.rows["validation"], 2))
             found.append(self.judged(f"{name}-{alpha:g}-test", test[name], alpha, rows).assign(method=name))
         return pd.concat(found, ignore_index=True)
 
@@ -145,7 +153,7 @@ class Clue:
         for name, make in makers(self.args, number).items():
             steerer = make().fit(acts)
             stage = f"{name}-part{number}"
-            alpha = self.best_strength(stage, steerer, every(seen_rows["validation"], 4, number))
+            alpha = self.best_strength(stage, steerer, every(seen_rows["validation"], 2))
             answered.append(self.judged(f"{stage}-{alpha:g}-test", steerer, alpha, test).assign(method=name))
             vectors = steerer.vectors(Context(tuple(own.ids_), self.acts["test"]))
             cosines = (vectors * own.table_).sum(-1) / (vectors.norm(dim=-1) * own.table_.norm(dim=-1))
@@ -159,7 +167,7 @@ class Clue:
 
 
 def every(rows: Sequence[Example], step: int, start: int = 0) -> list[Example]:
-    """Every `step`-th question of each language."""
+    """Every `step`-th question of each language, from `start` on."""
     places: dict[str, int] = {}
     kept = []
     for row in rows:
@@ -172,27 +180,29 @@ def every(rows: Sequence[Example], step: int, start: int = 0) -> list[Example]:
 def summarize(constant: pd.DataFrame, parts: pd.DataFrame, cosines: pd.DataFrame, seed: int) -> dict[str, Any]:
     """By clue, for seen and unseen languages: shares of answers, and what L2S has over its rivals.
 
-    An answer counts once per question: those of several parts are averaged before resampling.
+    Languages are resampled, not questions: answers in one language are alike.
     """
     summary: dict[str, Any] = {}
     for (clue, seen), rows in parts.groupby(["clue", "seen"], sort=False):
         key = f"{clue}.{'seen' if seen else 'unseen'}"
-        means = rows.groupby(["example_id", "method"])[["right", "fluent", "right_fluently"]].mean().unstack("method")
-        same = constant[(constant["clue"] == clue) & constant["example_id"].isin(means.index)]
+        same = constant[(constant["clue"] == clue) & constant["example_id"].isin(rows["example_id"])]
         for measure in ("right", "fluent", "right_fluently"):
-            table = means[measure].join(same.pivot(index="example_id", columns="method", values=measure))
+            table = pd.concat([rows, same]).groupby(["behavior", "method"])[measure].mean().unstack("method")
             for method in table:
                 summary[f"{key}.{method}.{measure}"] = estimate(table[method].tolist(), seed)
             for rival in FITTED[:-1]:
                 difference = paired_bootstrap(table["l2s"], table[rival], seed=seed)
                 summary[f"{key}.l2s_over_{rival}.{measure}"] = numbers(difference)
         none, own = table["none"].mean(), table["own"].mean()
-        for method in FITTED:  # of the way from none to the oracle, in right and fluent answers
+        for method in FITTED:  # of the way from none to the inputs' own vectors, in right and fluent answers
             gain = float(table[method].mean() - none)
-            summary[f"{key}.{method}.closes"] = round(gain / float(own - none), 4) if own > none else None
-        near = cosines[(cosines["clue"] == clue) & (cosines["seen"] == seen)]
-        for method, values in near.groupby("method")["cosine"]:
+            summary[f"{key}.{method}.closes_to_own"] = round(gain / float(own - none), 4) if own > none else None
+        near = cosines[(cosines["clue"] == clue) & cosines["example_id"].isin(rows["example_id"])]
+        for method, values in near[near["seen"] == seen].groupby("method")["cosine"]:
             summary[f"{key}.{method}.cosine"] = round(float(values.mean()), 4)
+    for (clue, method, part), rows in pd.concat([constant, parts]).groupby(["clue", "method", "part"], dropna=False):
+        name = method if pd.isna(part) else f"{method}.part{part:g}"
+        summary[f"{clue}.{name}.strength"] = float(rows["alpha"].iloc[0])
     return summary
 
 
@@ -203,16 +213,15 @@ def main() -> None:
     arguments.add_argument("--clue", choices=LANGUAGE_CLUES, help="run this clue alone, without writing results")
     arguments.set_defaults(max_new_tokens=24, batch_size=32)
     args = arguments.parse_args()
+    if args.limit is not None and args.limit < 3:
+        arguments.error("--limit: give at least 3, so that every part has questions")
     model = steerlab.load(args.model, device=args.device)
     clues = LANGUAGE_CLUES if args.clue is None else (args.clue,)
     everything = [e for name in LANGUAGE_CLUES for e in language_questions(name)]
     identity = {"study": "l2s_evidence", "weights": model.info()["weights"], "data": data_hash(everything)}
-    identity |= {
-        "limit": args.limit,
-        "layer": args.layer,
-        "context_layer": args.context_layer,
-        "tokens": args.max_new_tokens,
-    }
+    identity |= {"limit": args.limit, "tokens": args.max_new_tokens, "layer": args.layer, "parts": PARTS}
+    identity |= {"context_layer": args.context_layer, "token_read": CONTEXT_TOKEN, "strengths": STRENGTHS}
+    identity |= {"unseen": UNSEEN, "instructions": INSTRUCTIONS}
     study = Study(args.out, identity)
     constant, parts, cosines = [], [], []
     for name in clues:
@@ -227,7 +236,7 @@ def main() -> None:
         return
     same, fitted, near = (pd.concat(frames, ignore_index=True) for frames in (constant, parts, cosines))
     near.round({"cosine": 4}).to_csv(study.folder / "cosines.csv", index=False)
-    results = pd.concat([same.assign(part=-1, seen=pd.NA), fitted], ignore_index=True)[RESULT_COLUMNS]
+    results = pd.concat([same, fitted], ignore_index=True)[RESULT_COLUMNS]
     summary = summarize(same, fitted, near, args.seed)
     study.finish(results.round({"perplexity": 2}), summary, page(same, fitted), provenance(model, everything, args))
     show_table("Right and fluent", fitted.groupby(["clue", "seen", "method"])["right_fluently"].mean().unstack())

@@ -18,8 +18,8 @@ from steerlab.plots.style import MUTED
 RESULTS = Path(__file__).parents[1] / "analyses/results/l2s_evidence"
 METHODS = {
     "none": ("none", "no steering"), "instruction": ("prompt", "instruction"), "mean": ("mean", "one vector (mean)"),
-    "routed_mean": ("gated_mean", "mean of the language\na probe reads"),
-    "nearest_neighbors": ("confst", "mean of 5 neighbors"), "linear": ("w2s", "linear map (ridge)"),
+    "routed_mean": ("routed_mean", "mean of the language\na probe reads"),
+    "nearest_neighbors": ("nearest_neighbors", "mean of 5 neighbors"), "linear": ("linear", "linear map (ridge)"),
     "l2s": ("l2s", "L2S"), "language_mean": ("p2s", "mean of the true\nlanguage (oracle)"),
     "own": ("p2s", "own vector (oracle)"),
 }  # fmt: skip
@@ -34,19 +34,22 @@ def draw(results_dir: str | Path) -> Figure:
         for ax, (clue, title) in zip(fig.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
             for row, (name, (look, _)) in enumerate(METHODS.items()):
                 color = method_style(look).color
-                for seen, shift, filled in (("seen", -0.17, True), ("unseen", 0.17, False)):
+                for seen, shift, marker in (("seen", -0.17, "o"), ("unseen", 0.17, "^")):
                     found = summary[f"{clue}.{seen}.{name}.right_fluently"]
                     ax.errorbar(
-                        found["value"], row + shift, fmt="o", ms=4, color=color, lw=1.0,
+                        found["value"], row + shift, fmt=marker, ms=4, color=color, lw=1.0,
                         xerr=[[found["value"] - found["low"]], [found["high"] - found["value"]]],
-                        markerfacecolor=color if filled else "white",
                     )  # fmt: skip
-            ax.set(title=title, xlim=(-0.04, 1.04), xticks=[0, 0.5, 1])
+            counts = [summary[f"{clue}.{seen}.none.right"]["n"] for seen in ("seen", "unseen")]
+            ax.set(title=f"{title}  ({counts[0]} | {counts[1]} languages)", xlim=(-0.04, 1.04), xticks=[0, 0.5, 1])
             ax.set_yticks(range(len(METHODS)), [label for _, label in METHODS.values()])
             ax.grid(axis="x", lw=0.4)
         ax.invert_yaxis()
-        for filled, label in ((True, "13 seen languages, unseen clues"), (False, "3 unseen languages")):
-            ax.plot([], [], "o", ms=4, color=MUTED, mfc=MUTED if filled else "white", label=label)
+        for marker, label in (
+            ("o", "languages seen in training, other clues"),
+            ("^", "languages not seen in training"),
+        ):
+            ax.plot([], [], marker, ms=4, color=MUTED, label=label)
         handles, labels = ax.get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)
         fig.supxlabel("Share of fluent answers in the language that the clue implies", fontsize=7)

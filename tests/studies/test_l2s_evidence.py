@@ -19,7 +19,7 @@ def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
     succeed(*arguments)
     assert before == {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("name-*.csv")}
     summary, results = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "results.csv")
-    fitted = results[results["part"] >= 0]
+    fitted = results.dropna(subset="part")
     assert set(fitted["method"]) == {"mean", "routed_mean", "nearest_neighbors", "linear", "l2s"}
     assert set(results["method"]) - set(fitted["method"]) == {"none", "instruction", "own", "language_mean"}
     unseen = fitted[~fitted["seen"].astype(bool)].groupby(["clue", "part"])["behavior"].unique().map(set)
@@ -28,6 +28,7 @@ def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
     assert (results["right_fluently"] == results["right"] * results["fluent"]).all()
     cosines = pd.read_csv(out / "cosines.csv")
     assert cosines["cosine"].between(-1.0001, 1.0001).all()
-    assert summary["city.unseen.l2s_over_mean.right"]["n"] == 9 * 3
+    assert summary["city.unseen.l2s_over_mean.right"]["n"] == 9, "languages are resampled"
+    assert summary["city.instruction.strength"] == 1, "at strength 0 there would be no instruction"
     succeed("figures/l2s_evidence.py", str(out), "--out", str(tmp_path))
     assert (tmp_path / "l2s_evidence.pdf").stat().st_size > 5000
