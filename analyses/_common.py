@@ -65,7 +65,9 @@ def provenance(model: Model, examples: Sequence[Example], args: argparse.Namespa
         **model.info(),
         "device": str(model.device),
         "data": data_hash(examples),
-        "arguments": {k: v for k, v in vars(args).items() if k not in PATH_ARGUMENTS},
+        "arguments": {
+            k: model.info()["model"] if k == "model" else v for k, v in vars(args).items() if k not in PATH_ARGUMENTS
+        },
         "commit": _git("rev-parse", "--short", "HEAD") or None,
         "dirty": None if changed is None else bool(changed),
         "date": datetime.now(UTC).date().isoformat(),

@@ -38,6 +38,15 @@ def test_a_stage_is_computed_once_and_read_back_by_a_resumed_study(tmp_path: Pat
     pd.testing.assert_frame_equal(first, compute(), check_exact=True)
 
 
+def test_a_folder_of_weights_is_named_without_the_rest_of_its_path(tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "tiny"
+    folder.mkdir(parents=True)
+    study = Study(tmp_path / "study", {"model": str(folder), "weights": "a15a"})
+    study.finish(pd.DataFrame({"value": [1]}), {}, "# Examples\n", {})
+    assert str(tmp_path) not in (tmp_path / "study" / "summary.json").read_text()
+    assert Study(tmp_path / "other", {"model": "owner/tiny", "weights": "a15a"}).identity["model"] == "owner/tiny"
+
+
 def test_numbers_that_are_missing_stay_numbers(tmp_path: Path) -> None:
     frame = pd.DataFrame({"example_id": ["a", "b"], "distinct2": [0.5, math.nan], "text": ["None", "NA"]})
     back = Study(tmp_path, IDENTITY).stage("judged", lambda: frame)
