@@ -11,8 +11,9 @@ ends the question. The strength of each is chosen on validation questions of the
 oracles', on those of all languages.
 
 The rivals of L2S: one vector (the mean), the mean of each language behind a probe, the nearest neighbors, a ridge
-regression, and an instruction. Two oracles know the language: the input's own vector, and the mean of its language. An
-answer is fluent if it is so for the unsteered model that was asked to answer in the wanted language.
+regression, and an instruction. Three oracles know the language: an instruction that names it, the input's own vector,
+and the mean vector of its language. An answer is fluent if it is so for the unsteered model that was asked to answer in
+the wanted language.
 
 An interrupted run resumes from finished stages. `--clue` runs one clue alone, so that processes can share the work; a
 run without it writes the results of all.
@@ -91,13 +92,16 @@ class Clue:
         )  # fmt: skip
         return store.load()
 
-    def judged(self, stage: str, steerer: Steerer | None, alpha: float, rows: Sequence[Example]) -> pd.DataFrame:
-        """The answers of a stage: their language, and whether they are right and fluent."""
+    def judged(
+        self, stage: str, steerer: Steerer | None, alpha: float, rows: Sequence[Example], *, named: bool = False
+    ) -> pd.DataFrame:
+        """The answers of a stage: their language, and whether they are right and fluent; `named`: it is asked for."""
         stage, args = f"{self.name}-{stage}", self.args
+        asked = [e.replace(prompt=f"{e.prompt} Answer in {e.behavior}.") for e in rows]
 
         def answer() -> pd.DataFrame:
             found = steerlab.generate(
-                self.model, rows, steer=() if steerer is None else Request(steerer, alpha, "all"),
+                self.model, asked if named else rows, steer=() if steerer is None else Request(steerer, alpha, "all"),
                 max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, progress=False,
             )  # fmt: skip
             return pd.DataFrame({"example_id": found.example_ids, "text": found.texts})
@@ -106,8 +110,7 @@ class Clue:
         if answered["example_id"].tolist() != [e.id for e in rows]:
             raise MismatchError(f"the stage {stage} in {self.study.folder} holds answers to other questions: delete it")
         texts = answered["text"].astype(str).tolist()
-        # the wanted language is no surprise: it is asked for where fluency is measured
-        asked = [e.replace(prompt=f"{e.prompt} Answer in {e.behavior}.") for e in rows]
+        # where fluency is measured, the wanted language is asked for: it is no surprise
         found = judge_with_perplexity(self.study, stage, self.model, asked, texts, batch_size=args.batch_size)
         language = [find_language(text, CODES) for text in texts]
         wanted = [QUESTION_LANGUAGES[e.behavior] for e in rows]
@@ -135,6 +138,7 @@ class Clue:
         found = [self.judged("none-test", None, 0.0, rows).assign(method="none")]
         instruction = Prompt(INSTRUCTIONS[self.name])
         found.append(self.judged("instruction-test", instruction, 1.0, rows).assign(method="instruction"))
+        found.append(self.judged("named-test", None, 0.0, rows, named=True).assign(method="named_language"))
         validation, test = self.oracles("validation"), self.oracles("test")
         for name in ORACLES:
             alpha = self.best_strength(name, validation[name], every(self.rows["validation"], 2))
