@@ -31,6 +31,7 @@ from _common import estimate, judge_with_perplexity, limit_per_group, numbers, o
 
 import steerlab
 from steerlab import L2S, Activations, Example, MeanDifference, Request
+from steerlab._support.files import fingerprint
 from steerlab.analysis.study import Study
 from steerlab.data import LANGUAGE_CLUES, QUESTION_LANGUAGES, data_hash, language_questions
 from steerlab.errors import MismatchError
@@ -51,7 +52,7 @@ ORACLES = ("own", "language_mean")  # the input's own contrast vector, and the t
 FITTED = ("mean", "routed_mean", "nearest_neighbors", "linear", "l2s")
 RESULT_COLUMNS = [
     "clue", "part", "method", "alpha", "example_id", "behavior", "seen", "language", "right", "fluent", "perplexity",
-    "right_fluently",
+    "right_fluently", "right_readably", "answer",
 ]  # fmt: skip
 
 
@@ -170,6 +171,22 @@ class Clue:
         return found.assign(part=number), cosines.assign(part=number, clue=self.name)
 
 
+def with_readings(found: pd.DataFrame, readings: str | None) -> pd.DataFrame:
+    """The answers with what a reader, who did not know the method, found of those in the wanted language.
+
+    Raises:
+        MismatchError: an answer in the wanted language was not read.
+    """
+    found = found.assign(answer=[fingerprint(text)[:12] for text in found["text"].astype(str)])
+    if readings is None:
+        return found
+    readable = found["answer"].map(pd.read_csv(readings).set_index("answer")["readable"])
+    missing = int((readable.isna() & (found["right"] == 1)).sum())
+    if missing:
+        raise MismatchError(f"{readings} lacks {missing} answers in the wanted language: read them")
+    return found.assign(right_readably=found["right"] * readable.fillna(0))
+
+
 def every(rows: Sequence[Example], step: int, start: int = 0) -> list[Example]:
     """Every `step`-th question of each language, from `start` on."""
     places: dict[str, int] = {}
@@ -187,20 +204,21 @@ def summarize(constant: pd.DataFrame, parts: pd.DataFrame, cosines: pd.DataFrame
     Languages are resampled, not questions: answers in one language are alike.
     """
     summary: dict[str, Any] = {}
+    measures = [name for name in ("right", "right_fluently", "right_readably") if name in parts]
     for (clue, seen), rows in parts.groupby(["clue", "seen"], sort=False):
         key = f"{clue}.{'seen' if seen else 'unseen'}"
         same = constant[(constant["clue"] == clue) & constant["example_id"].isin(rows["example_id"])]
-        for measure in ("right", "fluent", "right_fluently"):
+        for measure in measures:
             table = pd.concat([rows, same]).groupby(["behavior", "method"])[measure].mean().unstack("method")
             for method in table:
                 summary[f"{key}.{method}.{measure}"] = estimate(table[method].tolist(), seed)
             for rival in FITTED[:-1]:
                 difference = paired_bootstrap(table["l2s"], table[rival], seed=seed)
                 summary[f"{key}.l2s_over_{rival}.{measure}"] = numbers(difference)
-        none, own = table["none"].mean(), table["own"].mean()
-        for method in FITTED:  # of the way from none to the inputs' own vectors, in right and fluent answers
-            gain = float(table[method].mean() - none)
-            summary[f"{key}.{method}.closes_to_own"] = round(gain / float(own - none), 4) if own > none else None
+            none, own = table["none"].mean(), table["own"].mean()
+            for method in FITTED:  # of the way from no steering to the inputs' own vectors
+                gain = float(table[method].mean() - none)
+                summary[f"{key}.{method}.{measure}_closed"] = round(gain / float(own - none), 4) if own > none else None
         near = cosines[(cosines["clue"] == clue) & cosines["example_id"].isin(rows["example_id"])]
         for method, values in near[near["seen"] == seen].groupby("method")["cosine"]:
             summary[f"{key}.{method}.cosine"] = round(float(values.mean()), 4)
@@ -215,6 +233,7 @@ def main() -> None:
     arguments.add_argument("--layer", type=int, default=11, help="the block that is steered")
     arguments.add_argument("--context-layer", type=int, default=7, help="the block whose output is read")
     arguments.add_argument("--clue", choices=LANGUAGE_CLUES, help="run this clue alone, without writing results")
+    arguments.add_argument("--readings", help="CSV file: which answers (by fingerprint) a reader found readable")
     arguments.set_defaults(max_new_tokens=24, batch_size=32)
     args = arguments.parse_args()
     if args.limit is not None and args.limit < 3:
@@ -239,11 +258,14 @@ def main() -> None:
     if args.clue is not None:
         return
     same, fitted, near = (pd.concat(frames, ignore_index=True) for frames in (constant, parts, cosines))
+    same, fitted = (with_readings(frame, args.readings) for frame in (same, fitted))
     near.round({"cosine": 4}).to_csv(study.folder / "cosines.csv", index=False)
-    results = pd.concat([same, fitted], ignore_index=True)[RESULT_COLUMNS]
+    results = pd.concat([same, fitted], ignore_index=True)
+    results = results[[name for name in RESULT_COLUMNS if name in results]]
     summary = summarize(same, fitted, near, args.seed)
     study.finish(results.round({"perplexity": 2}), summary, page(same, fitted), provenance(model, everything, args))
-    show_table("Right and fluent", fitted.groupby(["clue", "seen", "method"])["right_fluently"].mean().unstack())
+    measure = "right_readably" if args.readings else "right_fluently"
+    show_table(measure, fitted.groupby(["clue", "seen", "method"])[measure].mean().unstack())
 
 
 def page(constant: pd.DataFrame, fitted: pd.DataFrame) -> str:

@@ -29,13 +29,15 @@ PANELS = {"city": "a  A city", "name": "b  The language's name", "message": "c  
 def draw(results_dir: str | Path) -> Figure:
     """The figure of a results folder."""
     summary = read_summary(results_dir)
+    read = "city.seen.none.right_readably" in summary
+    measure, word = ("right_readably", "readable") if read else ("right_fluently", "fluent")
     with style():
         fig = Figure(figsize=(width(2), 3.1), layout="constrained")
         for ax, (clue, title) in zip(fig.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
             for row, (name, (look, _)) in enumerate(METHODS.items()):
                 color = method_style(look).color
                 for seen, shift, marker in (("seen", -0.17, "o"), ("unseen", 0.17, "^")):
-                    found = summary[f"{clue}.{seen}.{name}.right_fluently"]
+                    found = summary[f"{clue}.{seen}.{name}.{measure}"]
                     ax.errorbar(
                         found["value"], row + shift, fmt=marker, ms=4, color=color, lw=1.0,
                         xerr=[[found["value"] - found["low"]], [found["high"] - found["value"]]],
@@ -52,7 +54,9 @@ def draw(results_dir: str | Path) -> Figure:
             ax.plot([], [], marker, ms=4, color=MUTED, label=label)
         handles, labels = ax.get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)
-        fig.supxlabel("Share of fluent answers in the language that the clue implies", fontsize=7)
+        fig.supxlabel(
+            f"Share of {word} answers in the language of the clue (mean over languages, 95 % intervals)", fontsize=7
+        )
         fig.draw_without_rendering()
     return fig
 
