@@ -36,5 +36,11 @@ def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
     assert cosines["cosine"].between(-1.0001, 1.0001).all()
     assert summary["city.unseen.l2s_over_mean.right"]["n"] == 9, "languages are resampled"
     assert summary["city.instruction.strength"] == 1, "at strength 0 there would be no instruction"
+    answers = results.loc[results["right"] == 1, "answer"].unique()
+    readings = pd.DataFrame({"answer": answers, "readable": 1.0})
+    readings.to_csv(tmp_path / "readings.csv", index=False)
+    succeed(*arguments, "--readings", str(tmp_path / "readings.csv"))
+    read = pd.read_csv(out / "results.csv")
+    assert (read["right_readably"] == read["right"]).all()
     succeed("figures/l2s_evidence.py", str(out), "--out", str(tmp_path))
     assert (tmp_path / "l2s_evidence.pdf").stat().st_size > 5000
