@@ -1,6 +1,6 @@
 """Which clues to a language need a predicted vector, and which can do with one vector for all inputs?
 
-    python analyses/l2s_evidence.py --model FOLDER --out results/l2s_evidence [--clue city]
+    python analyses/l2s_evidence.py --model FOLDER --out results/l2s_evidence [--clues city name]
     python figures/l2s_evidence.py results/l2s_evidence
 
 Questions in English end with a clue to another language: a message in it, its name, or a city where it is spoken.
@@ -15,8 +15,8 @@ regression, and an instruction. Three oracles know the language: an instruction 
 and the mean vector of its language. An answer is fluent if it is so for the unsteered model that was asked to answer in
 the wanted language.
 
-An interrupted run resumes from finished stages. `--clue` runs one clue alone, so that processes can share the work; a
-run without it writes the results of all.
+An interrupted run resumes from finished stages. Processes can share the work by `--clues`: the last run, with all of
+them, reads what is there.
 """
 
 from __future__ import annotations
@@ -232,14 +232,13 @@ def main() -> None:
     arguments = parser(__doc__, "results/l2s_evidence")
     arguments.add_argument("--layer", type=int, default=11, help="the block that is steered")
     arguments.add_argument("--context-layer", type=int, default=7, help="the block whose output is read")
-    arguments.add_argument("--clue", choices=LANGUAGE_CLUES, help="run this clue alone, without writing results")
+    arguments.add_argument("--clues", nargs="+", choices=LANGUAGE_CLUES, default=list(LANGUAGE_CLUES))
     arguments.add_argument("--readings", help="CSV file: which answers (by fingerprint) a reader found readable")
     arguments.set_defaults(max_new_tokens=24, batch_size=32)
     args = arguments.parse_args()
     if args.limit is not None and args.limit < 3:
         arguments.error("--limit: give at least 3, so that every part has questions")
     model = steerlab.load(args.model, device=args.device)
-    clues = LANGUAGE_CLUES if args.clue is None else (args.clue,)
     everything = [e for name in LANGUAGE_CLUES for e in language_questions(name)]
     identity = {"study": "l2s_evidence", "weights": model.info()["weights"], "data": data_hash(everything)}
     identity |= {"limit": args.limit, "tokens": args.max_new_tokens, "layer": args.layer, "parts": PARTS}
@@ -247,7 +246,7 @@ def main() -> None:
     identity |= {"unseen": UNSEEN, "instructions": INSTRUCTIONS}
     study = Study(args.out, identity)
     constant, parts, cosines = [], [], []
-    for name in clues:
+    for name in args.clues:
         clue = Clue(study, model, name, args)
         constant.append(clue.constant())
         for number in range(PARTS[name]):
@@ -255,8 +254,6 @@ def main() -> None:
             parts.append(found)
             cosines.append(near)
         print(f"{name} is done", flush=True)
-    if args.clue is not None:
-        return
     same, fitted, near = (pd.concat(frames, ignore_index=True) for frames in (constant, parts, cosines))
     same, fitted = (with_readings(frame, args.readings) for frame in (same, fitted))
     near.round({"cosine": 4}).to_csv(study.folder / "cosines.csv", index=False)

@@ -29,11 +29,14 @@ PANELS = {"city": "a  A city", "name": "b  The language's name", "message": "c  
 def draw(results_dir: str | Path) -> Figure:
     """The figure of a results folder."""
     summary = read_summary(results_dir)
-    read = "city.seen.none.right_readably" in summary
+    panels = {clue: title for clue, title in PANELS.items() if f"{clue}.seen.none.right" in summary}
+    read = any(key.endswith(".right_readably") for key in summary)
     measure, word = ("right_readably", "readable") if read else ("right_fluently", "fluent")
     with style():
         fig = Figure(figsize=(width(2), 3.1), layout="constrained")
-        for ax, (clue, title) in zip(fig.subplots(1, len(PANELS), sharey=True), PANELS.items(), strict=True):
+        for ax, (clue, title) in zip(
+            fig.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+        ):
             for row, (name, (look, _)) in enumerate(METHODS.items()):
                 color = method_style(look).color
                 for seen, shift, marker in (("seen", -0.17, "o"), ("unseen", 0.17, "^")):
