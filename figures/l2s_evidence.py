@@ -8,12 +8,13 @@ Reads summary.json of analyses/l2s_evidence.py; writes l2s_evidence.png and l2s_
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from _script import figure_script
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steerlab.plots import method_style, read_summary, style, width
-from steerlab.plots.style import MUTED
 
 RESULTS = Path(__file__).parents[1] / "analyses/results/l2s_evidence"
 METHODS = {
@@ -23,45 +24,49 @@ METHODS = {
     "l2s": ("l2s", "L2S"), "language_mean": ("p2s", "mean of the true\nlanguage (oracle)"),
     "own": ("p2s", "own vector (oracle)"), "named_language": ("prompt", "instruction that\nnames it (oracle)"),
 }  # fmt: skip
+SEEN = {"seen": ("o", "languages seen in training, other clues"), "unseen": ("^", "languages not seen in training")}
 PANELS = {"city": "a  A city", "name": "b  The language's name", "message": "c  A message in it"}
 
 
 def draw(results_dir: str | Path) -> Figure:
-    """The figure of a results folder."""
+    """The figure of a results folder: a column for each clue; all answers above, only readable ones below."""
     summary = read_summary(results_dir)
-    panels = {clue: title for clue, title in PANELS.items() if f"{clue}.seen.none.right" in summary}
+    clues = [clue for clue in PANELS if f"{clue}.seen.none.right" in summary]
     read = any(key.endswith(".right_readably") for key in summary)
-    measure, word = ("right_readably", "readable") if read else ("right_fluently", "fluent")
+    gated = (
+        ("right_readably", "Share in the language and readable")
+        if read
+        else ("right_fluently", "Share in the language and fluent")
+    )
+    measures = {"right": "Share of answers in the language", gated[0]: gated[1]}
     with style():
-        fig = Figure(figsize=(width(2), 3.1), layout="constrained")
-        for ax, (clue, title) in zip(
-            fig.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
-        ):
-            for row, (name, (look, _)) in enumerate(METHODS.items()):
-                color = method_style(look).color
-                for seen, shift, marker in (("seen", -0.17, "o"), ("unseen", 0.17, "^")):
-                    found = summary[f"{clue}.{seen}.{name}.{measure}"]
-                    ax.errorbar(
-                        found["value"], row + shift, fmt=marker, ms=4, color=color, lw=1.0,
-                        xerr=[[found["value"] - found["low"]], [found["high"] - found["value"]]],
-                    )  # fmt: skip
-            counts = [summary[f"{clue}.{seen}.none.right"]["n"] for seen in ("seen", "unseen")]
-            ax.set(title=f"{title}  ({counts[0]} | {counts[1]} languages)", xlim=(-0.04, 1.04), xticks=[0, 0.5, 1])
-            ax.set_yticks(range(len(METHODS)), [label for _, label in METHODS.values()])
-            ax.grid(axis="x", lw=0.4)
-        ax.invert_yaxis()
-        for marker, label in (
-            ("o", "languages seen in training, other clues"),
-            ("^", "languages not seen in training"),
-        ):
-            ax.plot([], [], marker, ms=4, color=MUTED, label=label)
-        handles, labels = ax.get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=7)
-        fig.supxlabel(
-            f"Share of {word} answers in the language of the clue (mean over languages, 95 % intervals)", fontsize=7
-        )
+        fig = Figure(figsize=(width(2), 5.0), layout="constrained")
+        axes = fig.subplots(len(measures), len(clues), sharex=True, sharey=True, squeeze=False)
+        for (measure, label), of_measure in zip(measures.items(), axes, strict=True):
+            for clue, ax in zip(clues, of_measure, strict=True):
+                draw_shares(ax, summary, clue, measure)
+                counts = [summary[f"{clue}.{seen}.none.right"]["n"] for seen in SEEN]
+                ax.set_title(f"{PANELS[clue]}: {counts[0]} and {counts[1]} languages" if measure == "right" else "")
+                ax.set_xlabel(label)
+        axes[0, 0].invert_yaxis()
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        fig.legend(handles[:2], labels[:2], loc="outside lower center", ncols=2, fontsize=7)
         fig.draw_without_rendering()
     return fig
+
+
+def draw_shares(ax: Axes, summary: dict[str, Any], clue: str, measure: str) -> None:
+    """The share of answers under each method, for seen and unseen languages, with 95 % intervals."""
+    for row, (name, (look, _)) in enumerate(METHODS.items()):
+        for (seen, (marker, label)), shift in zip(SEEN.items(), (-0.17, 0.17), strict=True):
+            found = summary[f"{clue}.{seen}.{name}.{measure}"]
+            ax.errorbar(
+                found["value"], row + shift, fmt=marker, ms=4, color=method_style(look).color, lw=1.0, label=label,
+                xerr=[[found["value"] - found["low"]], [found["high"] - found["value"]]],
+            )  # fmt: skip
+    ax.set(xlim=(-0.04, 1.04), xticks=[0, 0.5, 1])
+    ax.set_yticks(range(len(METHODS)), [label for _, label in METHODS.values()])
+    ax.grid(axis="x", lw=0.4)
 
 
 if __name__ == "__main__":
