@@ -98,13 +98,17 @@ class Clue:
     ) -> pd.DataFrame:
         """The answers of a stage: their language, and whether they are right and fluent; `named`: it is asked for."""
         stage, args = f"{self.name}-{stage}", self.args
-        asked = [e.replace(prompt=f"{e.prompt} Answer in {e.behavior}.") for e in rows]
+        explicit = [e.replace(prompt=f"{e.prompt} Answer in {e.behavior}.") for e in rows]
 
         def answer() -> pd.DataFrame:
             found = steerlab.generate(
-                self.model, asked if named else rows, steer=() if steerer is None else Request(steerer, alpha, "all"),
-                max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, progress=False,
-            )  # fmt: skip
+                self.model,
+                explicit if named else rows,
+                steer=() if steerer is None else Request(steerer, alpha, "all"),
+                max_new_tokens=args.max_new_tokens,
+                batch_size=args.batch_size,
+                progress=False,
+            )
             return pd.DataFrame({"example_id": found.example_ids, "text": found.texts})
 
         answered = self.study.stage(stage, answer)
@@ -112,7 +116,7 @@ class Clue:
             raise MismatchError(f"the stage {stage} in {self.study.folder} holds answers to other questions: delete it")
         texts = answered["text"].astype(str).tolist()
         # where fluency is measured, the wanted language is asked for: it is no surprise
-        found = judge_with_perplexity(self.study, stage, self.model, asked, texts, batch_size=args.batch_size)
+        found = judge_with_perplexity(self.study, stage, self.model, explicit, texts, batch_size=args.batch_size)
         language = [find_language(text, CODES) for text in texts]
         wanted = [QUESTION_LANGUAGES[e.behavior] for e in rows]
         found = found.assign(clue=self.name, alpha=alpha, language=language)

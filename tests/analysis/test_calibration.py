@@ -75,6 +75,7 @@ def test_vectors_of_each_input_and_operators_are_calibrated(model: Model) -> Non
 
 def test_unsteered_model_is_run_once_for_all_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
     model, edited = tiny_lm("llama"), []
+    assert model.supports_prefix_cache, "the trial of shortcuts, which runs the unsteered model as well, is made first"
     logits = model.engine.logits
     monkeypatch.setattr(
         model.engine, "logits", lambda inputs, edits, *a: edited.append(bool(edits)) or logits(inputs, edits, *a)
