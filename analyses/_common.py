@@ -61,13 +61,13 @@ def of_split(examples: Sequence[Example], *splits: str) -> list[Example]:
 def provenance(model: Model, examples: Sequence[Example], args: argparse.Namespace) -> dict[str, Any]:
     """What is needed to repeat the run. `dirty`: the code differs from the commit (results are ignored)."""
     changed = _git("status", "--porcelain", "--", "analyses", "steerlab", ":(exclude)analyses/results")
+    info = model.info()
+    arguments = {k: v for k, v in vars(args).items() if k not in PATH_ARGUMENTS} | {"model": info["model"]}
     return {
-        **model.info(),
+        **info,
         "device": str(model.device),
         "data": data_hash(examples),
-        "arguments": {
-            k: model.info()["model"] if k == "model" else v for k, v in vars(args).items() if k not in PATH_ARGUMENTS
-        },
+        "arguments": arguments,
         "commit": _git("rev-parse", "--short", "HEAD") or None,
         "dirty": None if changed is None else bool(changed),
         "date": datetime.now(UTC).date().isoformat(),

@@ -6,8 +6,8 @@
 Questions in English end with a clue to another language: a message in it, its name, or a city where it is spoken.
 Wanted is a fluent answer in that language. Each method is fitted to thirteen languages and tested on other clues to
 them (other sentences around the same name), and on three languages that it has not seen; cities have three such parts,
-each with a seed of its own. All methods that read the input read the same state, the last token before the mark that
-ends the question. The strength of each is chosen on validation questions of the languages that it has seen; the
+each with a seed of its own. All methods that read the input read the same state, the last token before the final
+punctuation mark. The strength of each is chosen on validation questions of the languages that it has seen; the
 oracles', on those of all languages.
 
 The rivals of L2S: one vector (the mean), the mean of each language behind a probe, the nearest neighbors, a ridge
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from _common import estimate, judge_with_perplexity, limit_per_group, numbers, of_split, parser, provenance, show_table
 
 import steerlab
@@ -42,14 +43,12 @@ from steerlab.models.model import Model
 UNSEEN = (("Dutch", "Korean", "Portuguese"), ("French", "Thai", "Turkish"), ("Italian", "Japanese", "Polish"))
 PARTS = {"city": 3, "name": 1, "message": 1}  # names and messages have one, to save time
 STRENGTHS = (0.5, 0.7)
-CONTEXT_TOKEN = "last-6"  # in Qwen's template: a mark and <|im_end|>\n<|im_start|>assistant\n follow it
+CONTEXT_TOKEN = "last-6"  # in Qwen's template: a punctuation mark and <|im_end|>\n<|im_start|>assistant\n follow it
 CODES = ["en", *QUESTION_LANGUAGES.values()]
 INSTRUCTIONS = {
     "message": "Answer in the language of the message.", "name": "Answer in that language.",
     "city": "Answer in the language that is spoken there.",
 }  # fmt: skip
-ORACLES = ("own", "language_mean")  # the input's own contrast vector, and the training mean of its language
-FITTED = ("mean", "routed_mean", "nearest_neighbors", "linear", "l2s")
 RESULT_COLUMNS = [
     "clue", "part", "method", "alpha", "example_id", "behavior", "seen", "language", "right", "fluent", "perplexity",
     "right_fluently", "right_readably", "answer",
@@ -145,8 +144,8 @@ class Clue:
         found.append(self.judged("instruction-test", instruction, 1.0, rows).assign(method="instruction"))
         found.append(self.judged("named-test", None, 0.0, rows, named=True).assign(method="named_language"))
         validation, test = self.oracles("validation"), self.oracles("test")
-        for name in ORACLES:
-            alpha = self.best_strength(name, validation[name], every(self.rows["validation"], 2))
+        for name, steerer in validation.items():
+            alpha = self.best_strength(name, steerer, every(self.rows["validation"], 2))
             found.append(self.judged(f"{name}-{alpha:g}-test", test[name], alpha, rows).assign(method=name))
         return pd.concat(found, ignore_index=True)
 
@@ -165,7 +164,7 @@ class Clue:
             alpha = self.best_strength(stage, steerer, every(seen_rows["validation"], 2))
             answered.append(self.judged(f"{stage}-{alpha:g}-test", steerer, alpha, test).assign(method=name))
             vectors = steerer.vectors(Context(tuple(own.ids_), self.acts["test"]))
-            cosines = (vectors * own.table_).sum(-1) / (vectors.norm(dim=-1) * own.table_.norm(dim=-1))
+            cosines = torch.cosine_similarity(vectors, own.table_, dim=-1)
             close.append(pd.DataFrame({"example_id": own.ids_, "method": name, "cosine": cosines.tolist()}))
         languages = {e.id: e.behavior for e in self.rows["test"]}
         cosines = pd.concat(close, ignore_index=True)
@@ -193,13 +192,9 @@ def with_readings(found: pd.DataFrame, readings: str | None) -> pd.DataFrame:
 
 def every(rows: Sequence[Example], step: int, start: int = 0) -> list[Example]:
     """Every `step`-th question of each language, from `start` on."""
-    places: dict[str, int] = {}
-    kept = []
-    for row in rows:
-        place = places[row.behavior] = places.get(row.behavior, -1) + 1
-        if place % step == start % step:
-            kept.append(row)
-    return kept
+    languages = pd.Series([row.behavior for row in rows])
+    places = languages.groupby(languages).cumcount()
+    return [row for row, place in zip(rows, places, strict=True) if place % step == start]
 
 
 def summarize(constant: pd.DataFrame, parts: pd.DataFrame, cosines: pd.DataFrame, seed: int) -> dict[str, Any]:
@@ -208,6 +203,7 @@ def summarize(constant: pd.DataFrame, parts: pd.DataFrame, cosines: pd.DataFrame
     Languages are resampled, not questions: answers in one language are alike.
     """
     summary: dict[str, Any] = {}
+    fitted = parts["method"].unique()
     measures = [name for name in ("right", "right_fluently", "right_readably") if name in parts]
     for (clue, seen), rows in parts.groupby(["clue", "seen"], sort=False):
         key = f"{clue}.{'seen' if seen else 'unseen'}"
@@ -216,11 +212,11 @@ def summarize(constant: pd.DataFrame, parts: pd.DataFrame, cosines: pd.DataFrame
             table = pd.concat([rows, same]).groupby(["behavior", "method"])[measure].mean().unstack("method")
             for method in table:
                 summary[f"{key}.{method}.{measure}"] = estimate(table[method].tolist(), seed)
-            for rival in FITTED[:-1]:
+            for rival in fitted[fitted != "l2s"]:
                 difference = paired_bootstrap(table["l2s"], table[rival], seed=seed)
                 summary[f"{key}.l2s_over_{rival}.{measure}"] = numbers(difference)
             none, own = table["none"].mean(), table["own"].mean()
-            for method in FITTED:  # of the way from no steering to the inputs' own vectors
+            for method in fitted:  # of the way from no steering to the inputs' own vectors
                 gain = float(table[method].mean() - none)
                 summary[f"{key}.{method}.{measure}_closed"] = round(gain / float(own - none), 4) if own > none else None
         near = cosines[(cosines["clue"] == clue) & cosines["example_id"].isin(rows["example_id"])]

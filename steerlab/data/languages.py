@@ -25,8 +25,8 @@ def language_questions(clue: str, languages: Sequence[str] = tuple(QUESTION_LANG
 
     The clue is a "message" in the language, its "name", or a "city" where it is spoken. The language is the behavior.
     There are twelve clues to each; neither the clues nor the questions of the test part are in the training part.
-    Messages say nearly the same in all languages, without a mark at their end. The contrast is a sentence that
-    announces an answer, in the language and in English.
+    Messages say nearly the same in all languages, without final punctuation. The contrast is a sentence
+    that announces an answer, in the language and in English.
 
     Example:
         >>> rows = language_questions("city", ["Spanish", "Thai"])
