@@ -148,7 +148,11 @@ def _arguments() -> argparse.Namespace:
         default=None,
         help="compute only these methods' answers; lets several processes share the work",
     )
-    return arguments.parse_args()
+    args = arguments.parse_args()
+    searched = {method for name in args.rounds for method in ROUNDS[name].get("methods", ("mean", "l2s"))}
+    if searched != {"mean", "l2s"} and not (args.grid or args.search_only):
+        arguments.error(f"these rounds try settings of {sorted(searched)} only: give --grid, or --search-only")
+    return args
 
 
 def main() -> None:
@@ -169,7 +173,8 @@ def main() -> None:
         return capture_sets(study, part, model, examples, sentences, layers_of(model), args.batch_size)
 
     grid = search(study, model, lambda name: capture("train", everything, [name])[name], validation, args, earlier)
-    chosen = {method: pick_setting(grid, method) for method in ("l2s", "mean")}
+    searched = [method for method in ("l2s", "mean") if not args.search_only or (grid["method"] == method).any()]
+    chosen = {method: pick_setting(grid, method) for method in searched}
     for method, setting in chosen.items():
         print(f"{method}, chosen on validation: {setting.label}")
     summary: dict[str, object] = {**counts, **summarize_choice(grid, chosen)}

@@ -21,7 +21,8 @@ def tiny_folder(path: Path, n_layers: int) -> Path:
 def run(script: str, *arguments: str, threads: int = 1) -> subprocess.CompletedProcess[str]:
     """Run a script of the repository, whatever its exit code."""
     command = [sys.executable, str(ROOT / script), *arguments]
-    env = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": str(threads)}
+    # threads that spin while they wait would take the cores from the test that runs beside this one
+    env = os.environ | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
 
 
