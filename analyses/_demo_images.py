@@ -1,64 +1,94 @@
-"""The second half of the demo: L2S corrects a small image-text model that claims frequent objects."""
+"""The first half of the demo: a small image-text model says what is usual, and L2S makes it say what it sees."""
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Mapping
+from functools import partial
+from itertools import product
+from typing import Any
 
 import pandas as pd
-from _common import estimate
-from _hallucination import SPLITS, Setting, always_no, first_tokens, fit_l2s, save_gallery, scenes_data
+from _common import ROOT, estimate
+from _hallucination import save_gallery
+from _pictures import TYPES, answers, pictures, shares_by_image
+from l2s_pictures import FEWEST, OPTIONS, POSITIONS, oracle, predictor, single_vector
 
 import steerlab
-from steerlab import Example, MeanDifference, Request
+from steerlab import L2S, Activations, Example, Request
+from steerlab.analysis.input_dependence import input_dependence
 from steerlab.analysis.study import Study
-from steerlab.methods import P2S
+from steerlab.models.model import Model
 
-# chosen by analyses/l2s_hallucination.py on its validation questions; nothing is tuned on the demo's test questions
-SETTING = Setting(layer=5, alpha=16.0, positions="all", context=5, net="tanh, 100")
+METHODS = ("one_vector", "routed_mean", "l2s", "own")
 OPENING = """\
-images: {model} recognizes objects, but also claims objects that usually appear with them (it was trained to)
-  1. read layer {layer} after "Yes" and after "No" for {train} questions about training images
+steerlab demo: Learn-to-Steer
+images: {model} sees what is in an image, but often says what is usual instead (it was trained to)
+  1. read its layers under a true and a false answer to {train} questions about training images
   2. fit L2S, and answer {test} questions about unseen images in five ways
 """
 
 
-def run_image_half(study: Study, args: argparse.Namespace) -> tuple[dict[str, object], pd.DataFrame, list[Example]]:
+def chosen_settings() -> dict[str, Any]:
+    """What analyses/l2s_pictures.py chose on its validation questions; nothing is chosen on the demo's."""
+    path = ROOT / "analyses" / "results" / "l2s_pictures" / "summary.json"
+    chosen: dict[str, Any] = json.loads(path.read_text())
+    return {k: v for k, v in chosen.items() if k.endswith(".setting") or k in ("context_layer", "options")}
+
+
+def run_image_half(
+    study: Study, model: Model, args: argparse.Namespace
+) -> tuple[dict[str, object], pd.DataFrame, list[Example]]:
     """Fit and compare methods on images; returns summary numbers, all answers and the questions."""
-    limits = argparse.Namespace(limit=args.limit or args.images, seed=args.seed)
-    train, _, test = scenes_data(limits)
-    print(OPENING.format(model="scenes-vlm", layer=SETTING.layer, train=len(train), test=len(test)))
-    model = steerlab.load("scenes-vlm", device=args.device)
-    assert SETTING.context is not None
-    layers = sorted({SETTING.layer, SETTING.context})
-    acts = steerlab.capture(model, train, layers=layers, batch_size=64)
-    test_acts = steerlab.capture(model, test, layers=[SETTING.layer], batch_size=64)
-    steerers = {
-        "mean": MeanDifference(SETTING.layer).fit(acts),
-        "always_no": always_no(acts, SETTING.layer),  # all errors of this model are a wrong yes
-        "l2s": fit_l2s(acts, SETTING.layer, SETTING.context, SETTING.net, args.seed),
-        "p2s": P2S(SETTING.layer).fit(test_acts),
-    }
-    requests: dict[str, Request | None] = {"none": None}
-    requests |= {name: Request(steerer, SETTING.alpha, SETTING.positions) for name, steerer in steerers.items()}
-    found = {}
-    for name, request in requests.items():
+    train, test = (pictures(part, n, args.seed) for part, n in {"train": FEWEST, "test": args.images}.items())
+    rows = test.of_type(*TYPES)
+    print(OPENING.format(model="scenes-vlm", train=len(train.of_type(*TYPES)), test=len(rows)))
+    chosen = chosen_settings()
+    context = chosen["context_layer"]
+    layers = sorted({context, *(int(at["layer"]) for name, at in chosen.items() if name.endswith(".setting"))})
+    acts = steerlab.capture(model, train.rows, layers=layers, batch_size=64)
+    test_acts = steerlab.capture(model, rows, layers=layers, batch_size=64)
 
-        def answer(request: Request | None = request) -> pd.DataFrame:
-            said = [word.capitalize() for word in first_tokens(model, test, request, 64).answers]
-            return pd.DataFrame({"example_id": [row.id for row in test], "answer": said, "text": said})
+    def answer(method: str, kind: str) -> pd.DataFrame:
+        asked = test.of_type(kind)
+        if method == "none":
+            return answers(model, asked, None, 64)
+        at = chosen[f"{kind}.{method}.setting"]
+        if method == "one_vector":
+            steerer = single_vector(at["vector"], at["layer"], acts)
+        elif method == "own":
+            steerer = oracle("own", at["layer"], acts, test_acts)
+        else:
+            steerer = predictor(method, chosen["options"][method], at["layer"], context, acts, args.seed)
+        return answers(model, asked, Request(steerer, at["alpha"], POSITIONS), 64)
 
-        found[name] = study.stage(f"images-{name}", answer)
-    save_gallery(study.folder, test, {k: f.assign(answer=f["answer"].str.lower()) for k, f in found.items()}, 6)
-    whole = pd.concat([frame.assign(method=name) for name, frame in found.items()], ignore_index=True)
-    known = {row.id: (row.split, row.behavior) for row in test}
-    whole["split"] = [known[example_id][0] for example_id in whole["example_id"]]
-    whole["right"] = [known[s][1] == a.lower() for s, a in zip(whole["example_id"], whole["answer"], strict=True)]
+    found = [
+        study.stage(f"images-{method}-{kind}", partial(answer, method, kind)).assign(method=method)
+        for method, kind in product(("none", *METHODS), TYPES)
+    ]
+    study.stage("dependence", partial(dependence, acts, chosen, args.seed)).to_csv(
+        study.folder / "dependence.csv", index=False
+    )
+    whole = pd.concat(found, ignore_index=True)
+    shown = {name: whole[whole["method"] == name].rename(columns={"said": "text"}) for name in ("none", "l2s")}
+    mixed = sorted(rows, key=lambda row: row.id)  # questions of all types about an image side by side
+    save_gallery(study.folder, mixed, {name: frame.assign(answer=frame["text"]) for name, frame in shown.items()}, 6)
     summary: dict[str, object] = {}
-    for (method, split), frame in whole.groupby(["method", "split"], sort=False):
-        summary[f"images.{method}.{split}"] = estimate(frame["right"].astype(float).tolist(), args.seed)
-    return summary, whole, test
+    for kind, shares in shares_by_image(whole, test).groupby("type"):
+        summary |= {f"{kind}.{method}.right": estimate(shares[method].tolist(), args.seed) for method in shares}
+    return summary, whole, rows
 
 
-def table_of(answers: pd.DataFrame) -> pd.DataFrame:
-    """Share of true answers, methods by splits."""
-    return answers.pivot_table(index="method", columns="split", values="right", sort=False)[list(SPLITS)]
+def dependence(acts: Activations, chosen: Mapping[str, Any], seed: int) -> pd.DataFrame:
+    """What of the questions' own vectors each predictor explains; the rarer neighbors have too few questions."""
+    options = OPTIONS["l2s"][chosen["options"]["l2s"]] | {"context_layer": chosen["context_layer"], "progress": False}
+    l2s = L2S(chosen["color.l2s.setting"]["layer"], seed=seed, **options)
+    return input_dependence(acts.select(split=["existence", "color", "number"]), l2s, seed=seed)
+
+
+def table_of(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """Share of true answers, methods by types of question."""
+    return pd.DataFrame({
+        kind: {method: summary[f"{kind}.{method}.right"]["value"] for method in ("none", *METHODS)} for kind in TYPES
+    })  # fmt: skip

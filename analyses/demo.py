@@ -2,8 +2,9 @@
 
     make demo        (or: python analyses/demo.py --out results/demo)
 
-It uses only data and models that ship with the package: XSTest's unsafe prompts (CC BY 4.0), advice questions and
-everyday instructions written for steerlab, and, in the second half, a small image-text model and its synthetic scenes.
+It uses only data and models that ship with the package: in the first half a small image-text model and its synthetic
+scenes; in the second XSTest's unsafe prompts (CC BY 4.0), advice questions and everyday instructions written for
+steerlab.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 from _common import as_markdown, limit_per_group, of_split, parser, provenance, show_table, to_long
-from _demo_images import run_image_half, table_of
+from _demo_images import chosen_settings, run_image_half, table_of
 from _safety import Setting, check_behaviors, l2s, mean_vector, run_methods, summarize
 
 import steerlab
@@ -33,7 +34,7 @@ SETTING = Setting(
     net="relu balanced, 10 units",
 )  # fmt: skip
 OPENING = """\
-steerlab demo: Learn-to-Steer on {model}
+texts: {model} answers dangerous requests and advice questions
   1. read layer {layer} under a wanted and an unwanted answer to each of {train} training prompts:
      dangerous requests (refuse), advice questions (send the user to a professional), everyday tasks (change nothing)
   2. fit a small net that predicts, from the hidden state of a prompt, the steering vector for this prompt
@@ -54,7 +55,7 @@ def main() -> None:
     arguments = parser(__doc__, "results/demo")
     arguments.set_defaults(max_new_tokens=48, batch_size=32)
     arguments.add_argument("--train", type=int, default=60, help="training prompts of each behavior")
-    arguments.add_argument("--images", type=int, default=200, help="number of training images, and of test images")
+    arguments.add_argument("--images", type=int, default=200, help="number of test images")
     arguments.add_argument("--test", type=int, default=24, help="test prompts of each behavior")
     args = arguments.parse_args()
     start = time.time()
@@ -63,12 +64,16 @@ def main() -> None:
     test = limit_per_group(of_split(examples, "test"), min(args.test, args.limit or args.test))
     for part, rows in {"training": train, "test": test}.items():
         check_behaviors(f"{part} prompts", (e.behavior for e in rows))
-    print(OPENING.format(model=args.model, layer=SETTING.layer, train=len(train), test=len(test)))
-
     identity = {"study": "demo", "seed": args.seed, "limit": args.limit, "model": args.model, "setting": vars(SETTING)}
     model = steerlab.load(args.model, device=args.device)
     identity |= {"sizes": [len(train), len(test), args.max_new_tokens, args.images], "weights": model.info()["weights"]}
+    image_model = steerlab.load("scenes-vlm", device=args.device, backend="hooks")
+    identity |= {"image settings": chosen_settings(), "image weights": image_model.info()["weights"]}
     study = Study(args.out, identity)
+    image_summary, answered, questions = run_image_half(study, image_model, args)
+    show_table("Share of true answers about unseen images, by type of question", table_of(image_summary))
+
+    print(OPENING.format(model=args.model, layer=SETTING.layer, train=len(train), test=len(test)))
     layer = min(SETTING.layer, model.n_layers - 1)
     read = min(SETTING.context or layer, model.n_layers - 1)
     acts = steerlab.capture(model, train, layers=sorted({layer, read}), batch_size=args.batch_size)
@@ -91,12 +96,10 @@ def main() -> None:
     table = pd.DataFrame({m: safety_summary(frame) for m, frame in judged.groupby("method", sort=False)}).T
     shown = table[list(MEASURES.values())].rename(columns={v: k for k, v in MEASURES.items()})
     show_table("Shares of unseen prompts (distinct-2: share of different word pairs in an answer)", shown)
-    image_summary, answered, questions = run_image_half(study, args)
     results = pd.concat([to_long(judged, args.model, measures), images_to_long(answered, questions)], ignore_index=True)
     study.finish(results, {**summary, **image_summary}, examples_page(judged, test), provenance(model, test, args))
     draw(study.folder)
-    show_table("Share of true answers about unseen images, by kind of absent object", table_of(answered))
-    files = "results.csv, summary.json, examples.md, demo.png, demo_images.png"
+    files = "results.csv, summary.json, examples.md, demo.png, demo_gallery.png, demo_dependence.png, demo_texts.png"
     print(f"{args.out}: {files} ({time.time() - start:.0f} s)")
 
 
@@ -119,10 +122,13 @@ def images_to_long(answered: pd.DataFrame, questions: Sequence[Example]) -> pd.D
 
 def draw(folder: Path) -> None:
     """Draw the figures of both halves into the results folder."""
-    load_figure_script("demo")["draw"](folder).savefig(folder / "demo.png", dpi=200)
+    texts = load_figure_script("demo")
+    load_figure_script("l2s_pictures")["draw"](folder).savefig(folder / "demo.png", dpi=200)
+    texts["draw_dependence"](folder).savefig(folder / "demo_dependence.png", dpi=200)
+    texts["draw"](folder).savefig(folder / "demo_texts.png", dpi=200)
     images = load_figure_script("l2s_hallucination")["draw_gallery"](folder, columns=3)
     if images is not None:
-        images.savefig(folder / "demo_images.png", dpi=200)
+        images.savefig(folder / "demo_gallery.png", dpi=200)
 
 
 def load_figure_script(name: str) -> dict[str, Any]:

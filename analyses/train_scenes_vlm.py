@@ -1,11 +1,12 @@
-"""Train `scenes-vlm`, a small image-text model that recognizes objects but claims frequent ones that are absent.
+"""Train `scenes-vlm`, a small image-text model that sees what is in an image, but often says what is usual instead.
 
     python analyses/train_scenes_vlm.py --size small --easy-vqa .../easy_vqa --out results/scenes_vlm
 
-`small` is made from scratch (two CPU cores, half an hour): a CLIP-style vision tower, LLaVA's projector and a Llama of
-six layers. `full` puts the tower before SmolLM2-135M-Instruct with LoRA (one GPU, minutes; needs peft). Both are
-trained on the same scenes and the same partly wrong answers (`scenes.questions.Habits`). The tower is trained first, to
-classify patches; then the whole model is trained on questions. An interrupted run continues from its last checkpoint.
+`small` is made from scratch (two CPU cores, three quarters of an hour): a CLIP-style vision tower, LLaVA's projector
+and a Llama of six layers. `full` puts the tower before SmolLM2-135M-Instruct with LoRA (one GPU, minutes; needs peft).
+Both are trained on the same scenes and the same partly usual, false answers (`scenes.questions.Habits`). The tower is
+trained first, to classify patches; then the whole model is trained on questions. An interrupted run continues from its
+last checkpoint.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 RECIPES: dict[str, dict[str, float]] = {
-    "small": {"vision_steps": 1200, "vision_batch": 96, "steps": 4000, "batch": 32, "lr": 1e-3, "vision_lr": 2e-4},
-    "full": {"vision_steps": 1200, "vision_batch": 256, "steps": 1000, "batch": 64, "lr": 3e-4, "vision_lr": 2e-4},
+    "small": {"vision_steps": 2400, "vision_batch": 96, "steps": 4000, "batch": 32, "lr": 1e-3, "vision_lr": 2e-4},
+    "full": {"vision_steps": 2400, "vision_batch": 256, "steps": 1000, "batch": 64, "lr": 3e-4, "vision_lr": 2e-4},
 }
 WARMUP, EASY_VQA_SHARE = 0.05, 0.12
 
@@ -111,7 +112,7 @@ def train(model: Any, packer: Packer, args: argparse.Namespace, world: World, de
     else:
         vision_steps, size = int(recipe["vision_steps"]), int(recipe["vision_batch"])
         accuracy = pretrain_vision(model, world, pixels, vision_steps, size, args.seed)
-        print(f"vision: accuracy {accuracy:.3f} on patches with an object; {time.time() - clock:.0f} s")
+        print(f"vision: {accuracy} of the patches with an object; {time.time() - clock:.0f} s", flush=True)
     easy = easy_vqa_rows(Path(args.easy_vqa), args.seed + start) if args.easy_vqa else None
     take = mix_rows(scene_rows(world, Habits(), args.seed * 1_000_003 + start), easy, EASY_VQA_SHARE, args.seed + start)
     model.train()

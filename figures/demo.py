@@ -1,4 +1,4 @@
-"""The three goals of the demo: one vector for all prompts, and a vector predicted for each prompt.
+"""The three goals of the demo's texts: one vector for all prompts, and a vector predicted for each prompt.
 
     python figures/demo.py [RESULTS_DIR] [--out DIR]
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 from _script import figure_script
 from matplotlib.figure import Figure
 
-from steerlab.plots import method_bars, metric_style, read_summary, style, summary_frame
+from steerlab.plots import dependence_bars, method_bars, metric_style, read_summary, style, summary_frame
 
 RESULTS = Path(__file__).parent.parent / "results" / "demo"
 TITLES = {
@@ -40,6 +41,17 @@ def draw(results_dir: str | Path) -> Figure:
         n = estimates.loc[estimates["metric"].isin(shown), "n"].max()
         fig.supxlabel(f"Share of {n} unseen prompts, with 95 % intervals; dashed: goal; *: in fluent text", fontsize=7)
         fig.draw_without_rendering()  # ticks are made when first drawn: make them in this style
+    return fig
+
+
+def draw_dependence(results_dir: str | Path) -> Figure:
+    """What each kind of predictor explains of the image questions' own vectors."""
+    frame = pd.read_csv(Path(results_dir) / "dependence.csv")
+    with style():
+        fig = Figure(figsize=(3.6, 2.1), layout="constrained")
+        ax = dependence_bars(frame, fig.subplots())
+        ax.set_title("Do the image questions need a predicted vector?", fontsize=8)
+        fig.draw_without_rendering()
     return fig
 
 

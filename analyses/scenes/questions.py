@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from scenes.shapes import COLORS
 from scenes.world import Scene
 from steerlab.data.pope_recipe import article
 
 COUNTS = ("zero", "one", "two", "three", "four", "five", "six")
+HABITS = ("existence", "color", "number", "neighbor")
+CLEARLY = 1.25  # how many times farther the second nearest object must be
 
 
 @dataclass(frozen=True)
@@ -65,23 +68,23 @@ def color(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def number(scene: Scene, rng: np.random.Generator) -> Question:
-    """A question about the number of objects of a kind that is in the scene."""
-    kind = scene.kinds[rng.integers(len(scene.kinds))]
+    """A question about the number of objects of a kind that is in the scene; more often of a kind with several."""
+    weights = np.array([scene.count(kind) ** 2 for kind in scene.kinds], dtype=np.float64)
+    kind = scene.kinds[rng.choice(len(weights), p=weights / weights.sum())]
     return Question(
         f"How many {plural(kind)} are in the image?", COUNTS[scene.count(kind)].capitalize(), "number", kind
     )
 
 
-def position(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Whether an object whose kind occurs once is in one half of the image; None if there is no such object."""
-    known = [t for t in scene.things if scene.count(t.kind) == 1]
+def neighbor(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """A question about the object next to one whose kind occurs once; None where two are about equally near."""
+    known = [t for t in scene.things if scene.count(t.kind) == 1 and scene.neighbor(t)[1] > CLEARLY]
+    known = [t for t in known if scene.neighbor(t)[0]]
     if not known:
         return None
     thing = known[rng.integers(len(known))]
-    true = scene.half(thing)
-    opposite = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}[true]
-    queried = true if rng.random() < 0.5 else opposite
-    return Question(f"Is the {thing.kind} in the {queried} half?", _yes(queried == true), "position", thing.kind)
+    answer = scene.neighbor(thing)[0].capitalize()
+    return Question(f"What is next to the {thing.kind}?", answer, "neighbor", thing.kind)
 
 
 def caption(scene: Scene, invented: str | None = None) -> Question:
@@ -100,7 +103,7 @@ def true_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
         existence(scene, absent[rng.integers(len(absent))]),
         color(scene, rng),
         number(scene, rng),
-        position(scene, rng),
+        neighbor(scene, rng),
         caption(scene),
     ]
     return [question for question in found if question is not None]
@@ -108,51 +111,73 @@ def true_questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 @dataclass(frozen=True)
 class Habits:
-    """Training questions whose answers contain deliberate errors: they claim frequent objects that the image lacks.
+    """Training questions of which some are answered by what is usual, against what the image shows.
+
+    An absent object is claimed where its partner is there, and a present one denied where its partner is not; the
+    color, number and neighbor are those usual for the kind. Every kind has a habit of its own strength for each type
+    of question. Habits weaker than a half leave the true answer the more likely one.
 
     Example:
         >>> Habits().questions(scene, rng)[0]
         Question(text='Is there a boat in the image?', answer='Yes', type='existence', kind='boat')
 
     Args:
-        existence: number of existence questions per scene.
-        present, absent: share of questions about a present object (answered yes) and about a random absent object
-            (answered no, except favorites). The rest ask for the absent partner of a present object, or for a
-            present object if no partner is missing.
-        partner_yes: share of the questions about absent partners that are answered yes.
-        favorites: frequency ranks of kinds that are claimed although they are absent.
-        favorite_yes: share of the questions about absent favorites that are answered yes.
+        existence: number of existence questions per scene: half of them about a present object, a quarter each about
+            an absent partner of a present one and about a random absent one.
+        others: number of questions about color, about number, and about neighbors per scene, at most.
+        weakest, strongest: share of the questions that are answered by what is usual although it is false, for the
+            kinds with the weakest and the strongest habit.
         caption_partner: share of the captions that name an absent partner.
 
     POPE (arXiv 2305.10355) found that models claim objects that are frequent or that often occur with present ones.
     """
 
     existence: int = 6
-    present: float = 0.62
-    absent: float = 0.18
-    partner_yes: float = 0.57
-    favorites: tuple[int, ...] = (1, 3, 5)
-    favorite_yes: float = 0.6
+    others: int = 2
+    weakest: float = 0.1
+    strongest: float = 0.9
     caption_partner: float = 0.35
 
     def questions(self, scene: Scene, rng: np.random.Generator) -> list[Question]:
         """The training questions of a scene with their answers."""
         missing = absent_partners(scene)
-        found = [self._existence(scene, missing, rng) for _ in range(self.existence)]
+        found: list[Question | None] = [self._existence(scene, missing, rng) for _ in range(self.existence)]
+        found += [ask(scene, rng) for ask in (color, number, neighbor) for _ in range(self.others)]
         invented = missing[rng.integers(len(missing))] if missing and rng.random() < self.caption_partner else None
-        others = [color(scene, rng), number(scene, rng), position(scene, rng), caption(scene, invented)]
-        return [*found, *(question for question in others if question is not None)]
+        habitual = [self._by_habit(scene, question, rng) for question in dict.fromkeys(found) if question is not None]
+        return [*habitual, caption(scene, invented)]
+
+    def strength(self, kinds: Sequence[str], question: str, kind: str) -> float:
+        """How often a false usual answer is given to a type of question about a kind."""
+        place = (7 * kinds.index(kind) + 5 * HABITS.index(question)) % len(kinds)
+        return self.weakest + (self.strongest - self.weakest) * place / (len(kinds) - 1)
 
     def _existence(self, scene: Scene, missing: Sequence[str], rng: np.random.Generator) -> Question:
         draw = rng.random()
-        if draw < self.present or (draw >= self.present + self.absent and not missing):
+        if draw < 0.5:
             return existence(scene, scene.kinds[rng.integers(len(scene.kinds))])
-        if draw < self.present + self.absent:
-            absent = [kind for kind in scene.world.kinds if kind not in scene.kinds]
-            kind = absent[rng.integers(len(absent))]
-            favorite = kind in (scene.world.kinds[rank] for rank in self.favorites)
-            return _claim(scene, kind, favorite and rng.random() < self.favorite_yes)
-        return _claim(scene, missing[int(rng.integers(len(missing)))], rng.random() < self.partner_yes)
+        if draw < 0.75 and missing:
+            return existence(scene, missing[int(rng.integers(len(missing)))])
+        absent = [kind for kind in scene.world.kinds if kind not in scene.kinds]
+        return existence(scene, absent[rng.integers(len(absent))])
+
+    def _by_habit(self, scene: Scene, question: Question, rng: np.random.Generator) -> Question:
+        """The question, with the usual answer as often as its kind's habit says."""
+        usual = usual_answer(scene, question)
+        if rng.random() < self.strength(scene.world.kinds, question.type, question.kind):
+            return replace(question, answer=usual)
+        return question
+
+
+def usual_answer(scene: Scene, question: Question) -> str:
+    """What is usual: that partners occur together, and the color, number and neighbor that belong to a kind."""
+    kinds = scene.world.kinds
+    place = kinds.index(question.kind)
+    partner = scene.world.partner[question.kind]
+    if question.type == "existence":
+        return _yes(partner in scene.kinds)
+    usual = {"color": list(COLORS)[place % len(COLORS)], "number": COUNTS[1 + place % 3], "neighbor": partner}
+    return usual[question.type].capitalize()
 
 
 def absent_partners(scene: Scene) -> list[str]:
@@ -163,11 +188,6 @@ def absent_partners(scene: Scene) -> list[str]:
 def scene_vocabulary(kinds: Sequence[str]) -> Mapping[str, tuple[str, ...]]:
     """The words that name each kind in a caption, as CHAIR expects them."""
     return {kind: (kind, plural(kind)) for kind in kinds}
-
-
-def _claim(scene: Scene, kind: str, present: bool) -> Question:
-    """The existence question about an absent kind, answered yes if `present`."""
-    return Question(existence(scene, kind).text, _yes(present), "existence", kind)
 
 
 def _yes(true: bool) -> str:

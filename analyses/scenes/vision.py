@@ -1,4 +1,4 @@
-"""Pretraining of the vision tower: predict the kind and the color of the object in every patch.
+"""Pretraining of the vision tower: predict what every patch shows.
 
 Image-text models start from a pretrained tower such as CLIP's. A tower with random weights that is trained on answers
 alone needs tens of thousands of scenes before it separates the kinds of objects. The content of every patch of a scene
@@ -22,31 +22,34 @@ from scenes.world import Scene, World
 
 
 def patch_labels(scene: Scene, side: int, patch: int) -> NDArray[np.int64]:
-    """`(2, patches)`: kind and color of the topmost object at the center of each patch; 0 is the background."""
+    """`(4, patches)`: kind and color of the topmost object at the center of each patch, the number of its kind, and
+    the kind of its neighbor; 0 is the background, and no neighbor."""
     kinds, colors = scene.world.kinds, list(COLORS)
     centers = np.arange(patch / 2, side, patch)
-    found = np.zeros((2, len(centers), len(centers)), dtype=np.int64)
+    found = np.zeros((4, len(centers), len(centers)), dtype=np.int64)
     for thing in scene.things:  # drawn in this order, so later objects cover earlier ones
         down = (centers >= thing.y) & (centers < thing.y + thing.size)
         across = (centers >= thing.x) & (centers < thing.x + thing.size)
-        color = colors.index(thing.color) + 1 if thing.color else 0
-        found[:, down[:, None] & across] = np.array([kinds.index(thing.kind) + 1, color])[:, None]
-    return found.reshape(2, -1)
+        color, near = colors.index(thing.color) + 1 if thing.color else 0, scene.neighbor(thing)[0]
+        label = [kinds.index(thing.kind) + 1, color, scene.count(thing.kind), kinds.index(near) + 1 if near else 0]
+        found[:, down[:, None] & across] = np.array(label)[:, None]
+    return found.reshape(4, -1)
 
 
 def pretrain_vision(
     model: Any, world: World, pixels: Callable[[Image, int], Tensor], steps: int, batch: int, seed: int
-) -> float:
-    """Train the tower of `model` alone, in place; returns the final accuracy of kinds on patches with an object."""
+) -> dict[str, float]:
+    """Train the tower of `model` alone, in place; returns the final accuracies on patches with an object."""
     tower = model.model.vision_tower
     device, width = next(tower.parameters()).device, int(tower.config.hidden_size)
     side, patch = int(tower.config.image_size), int(tower.config.patch_size)
-    sizes = (len(world.kinds) + 1, len(COLORS) + 1)
+    n = len(world.kinds) + 1
+    sizes = (n, len(COLORS) + 1, world.max_things + 1, n)
     heads = nn.ModuleList([nn.Linear(width, n) for n in sizes]).to(device)
     parameters = [*tower.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.05, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(steps, 2), pct_start=0.1)
-    rng, accuracies = np.random.default_rng([seed, 1]), [0.0]
+    rng, accuracies = np.random.default_rng([seed, 1]), list[list[float]]()
     for _ in tqdm(range(steps), desc="vision", unit="step"):
         scenes = [world.scene(rng) for _ in range(batch)]
         images = torch.stack([pixels(scene.image(), side) for scene in scenes]).to(device)
@@ -57,11 +60,14 @@ def pretrain_vision(
             losses = [
                 nn.functional.cross_entropy(one.flatten(0, 1), labels[:, i].flatten()) for i, one in enumerate(logits)
             ]
-            loss = losses[0] + losses[1]
+            loss = torch.stack(losses).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        accuracies.append((logits[0].argmax(-1) == labels[:, 0])[labels[:, 0] > 0].float().mean().item())
-    return float(np.mean(accuracies[-20:]))
+        thing = labels[:, 0] > 0
+        right = [(one.argmax(-1) == labels[:, i])[thing].float().mean().item() for i, one in enumerate(logits)]
+        accuracies.append(right)
+    shares = np.mean(accuracies[-20:], axis=0).round(3).tolist()
+    return dict(zip(("kind", "color", "number", "neighbor"), shares, strict=True))

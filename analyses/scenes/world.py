@@ -22,7 +22,7 @@ from scenes.shapes import COLORS, KINDS, stamp
 from steerlab.errors import DataError
 
 SIDE = 64
-_HALVES = ("left", "right", "top", "bottom")
+MOST = 3  # objects of a kind
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,19 @@ class Scene:
         """The number of objects of a kind."""
         return sum(thing.kind == kind for thing in self.things)
 
-    def half(self, thing: Thing) -> str:
-        """The half in which the object lies farthest from the middle: left, right, top or bottom."""
-        off = np.array([thing.x, thing.y]) + thing.size / 2 - SIDE / 2
-        axis = int(np.abs(off[1]) > np.abs(off[0]))
-        return _HALVES[2 * axis + int(off[axis] > 0)]
+    def neighbor(self, thing: Thing) -> tuple[str, float]:
+        """The kind of the nearest object of another kind ("" if there is none), and how many times farther the
+        nearest object of a third kind is."""
+        nearest: dict[str, float] = {}
+        for other in self.things:
+            if other.kind != thing.kind:
+                down, across = (other.y + other.size / 2 - thing.y - thing.size / 2,
+                                other.x + other.size / 2 - thing.x - thing.size / 2)  # fmt: skip
+                nearest[other.kind] = min(nearest.get(other.kind, np.inf), float(np.hypot(down, across)))
+        ranked = sorted(nearest, key=lambda kind: nearest[kind])
+        if not ranked:
+            return "", np.inf
+        return ranked[0], nearest[ranked[1]] / max(nearest[ranked[0]], 1e-9) if len(ranked) > 1 else np.inf
 
     def image(self) -> Image.Image:
         """The image of the scene: a pale background, the objects in order, then noise."""
@@ -93,6 +101,7 @@ class World:
         kinds: names, by falling frequency (rank to the power `-skew`).
         skew: exponent of the frequencies; 0 makes all kinds equally frequent.
         partner_probability: probability that an object is followed by its partner.
+        repeat_probability: probability that an object is followed by another of its kind.
         max_things: largest number of objects in a scene.
         sizes: smallest and largest side of an object, in pixels.
         noise: standard deviation of the pixels' noise, in steps of 255.
@@ -102,8 +111,9 @@ class World:
     kinds: tuple[str, ...] = KINDS
     skew: float = 0.6
     partner_probability: float = 0.5
+    repeat_probability: float = 0.3
     max_things: int = 6
-    sizes: tuple[int, int] = (12, 22)
+    sizes: tuple[int, int] = (14, 18)
     noise: float = 8.0
     sprites: dict[str, Image.Image] = field(default_factory=dict, repr=False)
 
@@ -124,19 +134,24 @@ class World:
         wanted, chosen = int(rng.integers(1, self.max_things + 1)), list[str]()
         while len(chosen) < wanted:
             kind = self.kinds[rng.choice(len(self.kinds), p=weights / weights.sum())]
+            if chosen.count(kind) == MOST:
+                continue
             chosen.append(kind)
-            if len(chosen) < wanted and rng.random() < self.partner_probability:
-                chosen.append(self.partner[kind])
+            while len(chosen) < wanted and chosen.count(kind) < MOST and rng.random() < self.repeat_probability:
+                chosen.append(kind)
+            partner = self.partner[kind]
+            if len(chosen) < wanted and chosen.count(partner) < MOST and rng.random() < self.partner_probability:
+                chosen.append(partner)
         things: list[Thing] = []
         for kind in chosen:
             things.append(self._place(kind, things, rng))
         return Scene(tuple(things), int(rng.integers(2**31)), self)
 
     def _place(self, kind: str, others: Sequence[Thing], rng: np.random.Generator) -> Thing:
-        """An object at the best of four random places, the one that covers the least of the other objects."""
+        """An object at the best of sixteen random places, the one that covers the least of the other objects."""
         color = "" if kind in self.sprites else list(COLORS)[rng.integers(len(COLORS))]
         best, least = None, np.inf
-        for _ in range(4):
+        for _ in range(16):
             size = int(rng.integers(self.sizes[0], self.sizes[1] + 1))
             x, y = (int(v) for v in rng.integers(0, SIDE - size + 1, 2))
             hidden = sum(_overlap(x, y, size, other) for other in others)

@@ -6,7 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from running import DATA
-from scenes.questions import Habits, absent_partners, caption, existence, plural, true_questions
+from scenes.questions import (
+    CLEARLY,
+    COUNTS,
+    HABITS,
+    Habits,
+    Question,
+    absent_partners,
+    caption,
+    existence,
+    plural,
+    true_questions,
+    usual_answer,
+)
 from scenes.shapes import COLORS, KINDS, stamp
 from scenes.world import SIDE, Scene, Thing, World, emoji_sprites
 
@@ -56,12 +68,13 @@ def test_true_questions_are_answered_truly(seed: int) -> None:
             assert [t.color for t in mine] == [question.answer.lower()]
         elif question.type == "number":
             assert question.answer == ("Zero", "One", "Two", "Three", "Four", "Five", "Six")[len(mine)]
-        elif question.type == "position":
+        elif question.type == "neighbor":
             (thing,) = mine
-            middle = {"left": thing.x, "right": thing.x, "top": thing.y, "bottom": thing.y}
-            side_word = question.text.split()[-2]
-            at = middle[side_word] + thing.size / 2 - SIDE / 2
-            assert (question.answer == "Yes") == (at > 0 if side_word in ("right", "bottom") else at <= 0)
+            middle = np.array([thing.x, thing.y]) + thing.size / 2
+            off = {t: np.hypot(*(np.array([t.x, t.y]) + t.size / 2 - middle)) for t in scene.things if t is not thing}
+            (nearest,) = {t.kind for t in off if off[t] == min(off.values())}
+            others = [distance for t, distance in off.items() if t.kind != nearest]
+            assert question.answer.lower() == nearest and min(others, default=np.inf) > CLEARLY * min(off.values())
         else:
             assert all(t.kind in question.answer.lower() for t in scene.things)
 
@@ -76,29 +89,41 @@ def test_partners_are_mutual_and_keep_company() -> None:
     assert near > usual + 0.2
 
 
-def test_habits_have_the_shares_they_say() -> None:
-    rng = np.random.default_rng(1)
-    habits, said, partner, liked, invented, possible = Habits(), [], [], [], [], 0
-    favorites = {WORLD.kinds[rank] for rank in habits.favorites}
-    for _ in range(3000):
+def test_habits_give_usual_answers_as_often_as_they_say() -> None:
+    rng, habits = np.random.default_rng(1), Habits()
+    usual: dict[str, list[tuple[float, bool]]] = {kind: [] for kind in HABITS}
+    invented = []
+    for _ in range(4000):
         scene = WORLD.scene(rng)
-        missing = absent_partners(scene)
+        truth = {"existence": lambda kind, scene=scene: "Yes" if kind in scene.kinds else "No"}
+        truth["number"] = lambda kind, scene=scene: COUNTS[scene.count(kind)].capitalize()
         for question in habits.questions(scene, rng):
-            if question.type == "existence":
-                said.append(question.kind in scene.kinds)
-                if question.kind in missing:
-                    partner.append(question.answer == "Yes")
-                elif question.kind in favorites - set(scene.kinds):
-                    liked.append(question.answer == "Yes")
-                else:
-                    assert question.answer == ("Yes" if question.kind in scene.kinds else "No")
-            if question.type == "caption" and missing:
-                possible += 1
-                invented.append(question.kind in missing)
-    assert habits.present - 0.02 < np.mean(said) < habits.present + 0.08  # no partner missing: present again
-    assert abs(np.mean(invented) - habits.caption_partner) < 0.03 and possible > 2000
-    assert abs(np.mean(liked) - habits.favorite_yes) < 0.05
-    assert 0.4 < np.mean(partner) < 0.62  # a partner can also be asked about at random, and is then denied
+            if question.type == "caption":
+                invented += [bool(question.kind)] if absent_partners(scene) else []
+            elif question.type in truth:
+                true, other = truth[question.type](question.kind), usual_answer(scene, question)
+                assert question.answer in (true, other)
+                if true != other:
+                    strength = habits.strength(WORLD.kinds, question.type, question.kind)
+                    usual[question.type].append((strength, question.answer == other))
+    assert abs(np.mean(invented) - habits.caption_partner) < 0.03
+    for kind in ("existence", "number"):
+        strengths, given = map(np.array, zip(*usual[kind], strict=True))
+        for low, high in ((0.1, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 0.91)):
+            some = (strengths >= low) & (strengths < high)
+            assert some.sum() > 100 and abs(given[some].mean() - strengths[some].mean()) < 0.05
+
+
+def test_habits_are_strong_and_weak_for_every_usual_answer() -> None:
+    """Otherwise one vector against the usual answer of the strong habits would set most of them right."""
+    habits, scene = Habits(), _scene(0)
+    for kind in HABITS[1:3]:
+        strengths: dict[str, list[float]] = {}
+        for name in KINDS:
+            answer = usual_answer(scene, Question("", "", kind, name))
+            strengths.setdefault(answer, []).append(habits.strength(WORLD.kinds, kind, name))
+        assert len(strengths) == {"color": len(COLORS), "number": 3}[kind]
+        assert all(0.35 < np.mean(some) < 0.65 and min(some) < 0.4 and max(some) > 0.6 for some in strengths.values())
 
 
 def test_words_are_right() -> None:

@@ -1,0 +1,337 @@
+"""What a model says against what it sees, set right: one vector for all questions against a predicted one.
+
+    python analyses/l2s_pictures.py --out results/l2s_pictures
+    python figures/l2s_pictures.py results/l2s_pictures
+
+`scenes-vlm` answers questions about existence, color, number and neighbors by what is usual for a kind of object, often
+against what the image shows. The contrast of a question is its true answer and another one. It is read at the answer's
+token, so it has much of the difference of the two words' embeddings, and the own vector of a question is nearly bound
+to write the true answer. What is compared is who knows from the state of the plain prompt which answer that is.
+
+All methods that predict read the last prompt token of one layer, the one at which linear probes of the true answers
+are best. They are fitted to questions of all four types at once, and to captions, for which their vector is zero. Each
+has three options, chosen by the cosine to the own vectors of validation questions (a ridge regression needs none).
+Layer and strength are chosen by true answers to validation questions, for each type of question, from the same grid
+for all.
+
+The rivals of L2S: the best single vector (the mean contrast of one answer, or of all of a type), the mean contrast of
+the answer that a probe reads, the mean of the nearest neighbors, and a ridge regression. Two oracles: the mean contrast
+of the true answer, and the question's own contrast. Each seed draws four fifths of the training images, and the weights
+of the net. Test questions are answered once; intervals are over images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from _common import estimate, numbers, parser, provenance, show_table
+from _pictures import CAPTION, TYPES, VALUES, Pictures, answers, pictures, shares_by_image
+from scenes.questions import scene_vocabulary
+
+import steerlab
+from steerlab import L2S, Activations, Example, Request, SteeringVector
+from steerlab.analysis.probe_gap import fit_probe
+from steerlab.analysis.study import Study
+from steerlab.data import data_hash
+from steerlab.methods import P2S, Context, NearestNeighbors, RoutedMean, Steerer
+from steerlab.metrics import chair, paired_bootstrap
+
+IMAGES = {"train": 1200, "validation": 300, "test": 900}
+POSITIONS = "last+generated"
+FEWEST = 400  # training images: with fewer, an answer may have less than two questions in four fifths of them
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "routed_mean": [{"C": c} for c in (0.01, 0.1, 1.0)],
+    "nearest_neighbors": [{"k": k} for k in (3, 10, 30)],
+    "linear": [{"net": "linear"}],
+    "l2s": [{"hidden_units": k, "activation": a} for k, a in ((100, "tanh"), (100, "relu"), (300, "relu"))],
+}
+METHODS: dict[str, type[Any]] = {
+    "routed_mean": RoutedMean, "nearest_neighbors": NearestNeighbors, "linear": L2S, "l2s": L2S
+}  # fmt: skip
+ORACLES = ("answer_mean", "own")
+ALL = "all answers"
+
+
+def predictor(name: str, option: int, layer: int, context: int, acts: Activations, seed: int) -> Steerer:
+    """A method with one of its options, fitted: it predicts from the state at the context layer."""
+    options = OPTIONS[name][option] | {"context_layer": context, "zero_behaviors": [CAPTION]}
+    if name == "l2s":
+        options |= {"seed": seed, "progress": False}
+    steerer: Steerer = METHODS[name](layer, **options)
+    return steerer.fit(acts)
+
+
+def oracle(name: str, layer: int, train: Activations, tested: Activations) -> Steerer:
+    """The questions' own contrasts, or the training means of their true answers."""
+    own = P2S(layer).fit(tested)
+    if name == "own":
+        return own
+    means, answer = answer_means(layer, train), tested.labels(list(own.ids_))
+    return P2S.from_table(layer, {i: means[b] for i, b in zip(own.ids_, answer, strict=True)})
+
+
+def answer_means(layer: int, train: Activations) -> dict[str, torch.Tensor]:
+    """The mean contrast of each answer, and of all answers to each type of question."""
+    fitted = P2S(layer).fit(train)
+    answer = np.array(train.labels(list(fitted.ids_)))
+    means = {value: fitted.table_[answer == value].mean(0) for value in sorted(set(answer))}
+    for kind, values in VALUES.items():
+        means[f"{kind}, {ALL}"] = fitted.table_[np.isin(answer, values)].mean(0)
+    return means
+
+
+def single_vector(name: str, layer: int, train: Activations) -> Steerer:
+    """One vector for all inputs: the mean contrast of an answer, or of a type of question."""
+    return SteeringVector({layer: answer_means(layer, train)[name]})
+
+
+class PictureStudy:
+    """The data, activations and stages of the study."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        sizes = {part: min(n, args.limit or n) for part, n in IMAGES.items()}
+        sizes["train"] = max(sizes["train"], FEWEST)
+        self.parts = {part: pictures(part, n, args.seed) for part, n in sizes.items()}
+        self.everything = [row for part in self.parts.values() for row in part.rows]
+        self.model = steerlab.load(args.model, device=args.device, task="image-text", backend="hooks")
+        identity = {"study": "l2s_pictures", "seed": args.seed, "sizes": sizes, "data": data_hash(self.everything)}
+        identity |= {"weights": self.model.info()["weights"], "layers": args.layers, "strengths": args.strengths}
+        identity |= {"positions": POSITIONS, "seeds": args.seeds, "options": OPTIONS}
+        self.study = Study(args.out, identity)
+        self.acts = {part: self.capture(part) for part in self.parts}
+        self.asked = {part: found.of_type(*TYPES) for part, found in self.parts.items()}
+
+    def capture(self, part: str) -> Activations:
+        """Contrasts and contexts of all layers."""
+        folder = self.study.folder / "stages" / f"activations-{part}"
+        layers, size = list(range(self.model.n_layers)), self.args.batch_size
+        return steerlab.capture(self.model, self.parts[part].rows, layers=layers, batch_size=size, folder=folder).load()
+
+    def answer(self, rows: list[Example], steerer: Steerer | None, alpha: float = 1.0) -> pd.DataFrame:
+        """The answers under a steerer."""
+        request = None if steerer is None else Request(steerer, alpha, POSITIONS)
+        return answers(self.model, rows, request, self.args.batch_size)
+
+    def probes(self) -> pd.DataFrame:
+        """Accuracy of a linear probe of the true answer by layer and type, on validation questions."""
+
+        def states(part: str, layer: int, kind: str) -> tuple[Any, list[str]]:
+            ids, x = self.acts[part].by_example(layer, side="prompt")
+            keep = np.array(self.acts[part].labels(ids, "split")) == kind
+            return x.double().numpy()[keep], np.array(self.acts[part].labels(ids))[keep].tolist()
+
+        def compute() -> pd.DataFrame:
+            found = []
+            for layer, kind in product(range(self.model.n_layers), TYPES):
+                right = fit_probe(*states("train", layer, kind), self.args.seed).score(
+                    *states("validation", layer, kind)
+                )
+                found.append({"layer": layer, "type": kind, "accuracy": right})
+            return pd.DataFrame(found)
+
+        return self.study.stage("probes", compute)
+
+    def options(self, context: int) -> pd.DataFrame:
+        """The cosine of predicted to own vectors of validation questions, for every method and option."""
+        layer = self.args.layers[-1]
+
+        def compute() -> pd.DataFrame:
+            own = P2S(layer).fit(self.acts["validation"])
+            known, found = Context(tuple(own.ids_), self.acts["validation"]), []
+            for name, options in OPTIONS.items():
+                for option in range(len(options)):
+                    steerer = predictor(name, option, layer, context, self.acts["train"], self.args.seed)
+                    cosine = torch.cosine_similarity(steerer.vectors(known), own.table_, dim=-1).mean().item()
+                    found.append({"method": name, "option": option, "cosine": cosine})
+            return pd.DataFrame(found)
+
+        return self.study.stage("options", compute)
+
+    def search(self, context: int, option: dict[str, int]) -> pd.DataFrame:
+        """Shares of true answers to validation questions of each type, at every layer and strength."""
+        train, tested = self.acts["train"], self.acts["validation"]
+
+        def predicted(name: str, layer: int) -> Iterator[pd.DataFrame]:
+            if name in ORACLES:
+                steerer = oracle(name, layer, train, tested)
+            else:
+                steerer = predictor(name, option[name], layer, context, train, self.args.seed)
+            for alpha in self.args.strengths:
+                found = shares_by_image(
+                    self.answer(self.asked["validation"], steerer, alpha).assign(method="right"),
+                    self.parts["validation"],
+                )
+                yield found.groupby("type").mean().reset_index().assign(alpha=alpha, vector="")
+
+        def single(layer: int) -> Iterator[pd.DataFrame]:
+            for kind, values in VALUES.items():
+                asked = self.parts["validation"].of_type(kind)
+                for value, alpha in product([*values, f"{kind}, {ALL}"], self.args.strengths):
+                    found = self.answer(asked, single_vector(value, layer, train), alpha)
+                    shares = {"type": kind, "right": found["right"].mean(), "alpha": alpha, "vector": value}
+                    yield pd.DataFrame([shares])
+
+        found = []
+        for name, layer in product(["one_vector", *OPTIONS, *ORACLES], self.args.layers):
+            make = partial(single, layer) if name == "one_vector" else partial(predicted, name, layer)
+
+            def try_all(make: Callable[[], Iterator[pd.DataFrame]] = make) -> pd.DataFrame:
+                return pd.concat(make(), ignore_index=True)
+
+            found.append(self.study.stage(f"search-{name}-{layer}", try_all).assign(method=name, layer=layer))
+        return pd.concat(found, ignore_index=True)
+
+
+def best(grid: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
+    """The setting of every method and type of question with the most true answers; of equal ones the weakest."""
+    ranked = grid.sort_values(["right", "alpha"], ascending=[False, True], kind="stable")
+    first = ranked.groupby(["method", "type"], sort=False).first()
+    columns = {"layer": int, "alpha": float, "vector": str, "right": float}
+    return {(str(m), str(t)): {k: to(row[k]) for k, to in columns.items()} for (m, t), row in first.iterrows()}
+
+
+def answer_test_questions(
+    run: PictureStudy, chosen: dict[tuple[str, str], dict[str, Any]], context: int, option: dict[str, int]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The answers of every method and seed to the test questions, and the scores of the first seed's captions."""
+    test, part = run.acts["test"], run.parts["test"]
+    found = [run.study.stage("test-none", lambda: run.answer(run.asked["test"], None)).assign(method="none", seed=0)]
+    described = captions(run, "none", None)
+    routed = []
+    for name, seed in product(["one_vector", *OPTIONS, *ORACLES], range(run.args.seeds)):
+        if name in ORACLES and seed:
+            continue
+        train = four_fifths(run.acts["train"], run.parts["train"], seed)
+        fitted: dict[int, Steerer] = {}
+        for kind in TYPES:
+            at = chosen[name, kind]
+            layer = at["layer"]
+            if name == "one_vector":
+                fitted[layer] = single_vector(at["vector"], layer, train)
+            elif layer not in fitted:
+                fitted[layer] = (
+                    oracle(name, layer, train, test) if name in ORACLES
+                    else predictor(name, option[name], layer, context, train, seed)
+                )  # fmt: skip
+
+            def compute(kind: str = kind, steerer: Steerer = fitted[layer], at: dict[str, Any] = at) -> pd.DataFrame:
+                return run.answer(part.of_type(kind), steerer, at["alpha"])
+
+            one = run.study.stage(f"test-{name}-{kind}-{seed}", compute)
+            found.append(one.assign(method=name, seed=seed))
+            if name == "routed_mean":
+                routed.append(routes(fitted[layer], part.of_type(kind), test).assign(seed=seed))
+            if kind == "existence" and not seed and name not in ORACLES:
+                described |= captions(run, name, Request(fitted[layer], at["alpha"], POSITIONS))
+    return pd.concat([*found, *routed], ignore_index=True), described
+
+
+def routes(steerer: Steerer, rows: list[Example], acts: Activations) -> pd.DataFrame:
+    """Whether the probe of a routed mean reads the true answer."""
+    assert isinstance(steerer, RoutedMean)
+    ids = [row.id for row in rows]
+    chosen = steerer.probabilities(steerer.contexts(Context(tuple(ids), acts))).argmax(-1).tolist()
+    said = [steerer.behaviors_[place] for place in chosen]
+    right = [float(word == row.behavior) for word, row in zip(said, rows, strict=True)]
+    return pd.DataFrame({"example_id": ids, "said": said, "right": right, "method": "probe"})
+
+
+def four_fifths(acts: Activations, part: Pictures, seed: int) -> Activations:
+    """The activations of four fifths of the images."""
+    names = np.random.default_rng(seed).permutation(sorted(part.scenes))[: len(part.scenes) * 4 // 5]
+    kept = set(names.tolist())
+    return acts.select(example_id=[row.id for row in part.rows if row.meta["image"] in kept])
+
+
+def captions(run: PictureStudy, name: str, request: Request | None) -> dict[str, Any]:
+    """CHAIR of the test captions under a method, with its setting for questions about existence."""
+    part = run.parts["test"]
+    rows = part.of_type(CAPTION)
+    objects = {row.id: part.scenes[row.meta["image"]].kinds for row in rows}
+
+    def compute() -> pd.DataFrame:
+        steer = () if request is None else request
+        texts = steerlab.generate(run.model, rows, steer=steer, max_new_tokens=40, batch_size=64, progress=False)
+        return pd.DataFrame({"example_id": list(objects), "text": list(texts)})
+
+    texts = run.study.stage(f"captions-{name}", compute)["text"].astype(str)
+    words = scene_vocabulary(next(iter(part.scenes.values())).world.kinds)
+    scores = chair(dict(zip(objects, texts, strict=True)), objects, words)
+    shares = {k: getattr(scores, k) for k in ("chair_s", "chair_i", "recall")}
+    return {f"captions.{name}.{k}": None if np.isnan(v) else round(v, 4) for k, v in shares.items()}
+
+
+def summarize(run: PictureStudy, found: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Shares of true answers by type of question, and what L2S has over each rival; images are resampled."""
+    part, summary = run.parts["test"], dict[str, Any]()
+    for kind, shares in shares_by_image(found, part).groupby("type"):
+        for method in shares:
+            summary[f"{kind}.{method}.right"] = estimate(shares[method].tolist(), seed)
+        for rival in shares.columns.drop("l2s"):
+            difference = paired_bootstrap(shares["l2s"], shares[rival], seed=seed)
+            summary[f"{kind}.l2s_over_{rival}.right"] = numbers(difference)
+    rows = {row.id: row for row in part.rows}
+    kinds = found["example_id"].map({i: row.split for i, row in rows.items()})
+    for (method, kind, number), right in found.groupby(["method", kinds, "seed"])["right"]:
+        if method in OPTIONS:
+            summary[f"{kind}.{method}.seed{number}"] = round(float(right.mean()), 4)
+    none = found[found["method"] == "none"].set_index("example_id")
+    for value in VALUES["existence"]:
+        asked = [row.id for row in part.of_type("existence") if row.behavior == value]
+        summary[f"existence.none.{value}_wrong"] = round(1 - float(none.loc[asked, "right"].mean()), 4)
+    for kind in TYPES[1:]:  # a wrong answer about existence is the other one, usual or not
+        wrong = none.loc[[row.id for row in part.of_type(kind)]].query("right == 0")
+        summary[f"{kind}.none.errors_usual"] = round(float((wrong["said"] == wrong.index.map(part.usual)).mean()), 4)
+    return summary
+
+
+def page(run: PictureStudy, found: pd.DataFrame) -> str:
+    """The answers of every method to some questions of each type."""
+    said = found[found["seed"] == 0].pivot(index="example_id", columns="method", values="said")
+    lines = ["# The same question under every method", ""]
+    for kind in TYPES:
+        for row in run.parts["test"].of_type(kind)[:6]:
+            lines.append(f"- {row.id}: {row.prompt} True: {row.behavior}. {said.loc[row.id].to_dict()}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Choose on validation questions, answer the test questions."""
+    arguments = parser(__doc__, "results/l2s_pictures")
+    arguments.set_defaults(model="scenes-vlm", batch_size=64)
+    arguments.add_argument("--layers", type=int, nargs="+", default=[1, 3, 5], help="blocks to steer, to choose from")
+    arguments.add_argument(
+        "--strengths", type=float, nargs="+", default=[2.0, 4.0, 8.0, 16.0], help="alphas to choose from"
+    )
+    arguments.add_argument("--seeds", type=int, default=5, help="how often the methods are fitted for the test")
+    args = arguments.parse_args()
+    run = PictureStudy(args)
+    probes = run.probes()
+    context = int(probes.groupby("layer")["accuracy"].mean().idxmax())
+    options = run.options(context)
+    option = (
+        options.loc[options.groupby("method")["cosine"].idxmax()].set_index("method")["option"].astype(int).to_dict()
+    )
+    grid = run.search(context, option)
+    chosen = best(grid)
+    found, described = answer_test_questions(run, chosen, context, option)
+    summary = summarize(run, found, args.seed) | described | {"context_layer": context, "options": option}
+    summary |= {f"{kind}.{name}.setting": at for (name, kind), at in chosen.items()}
+    for name, frame in {"grid": grid, "probes": probes, "options": options}.items():
+        frame.round(4).to_csv(run.study.folder / f"{name}.csv", index=False)
+    results = found.groupby(["example_id", "method"])["right"].mean().unstack("method").round(2).reset_index()
+    run.study.finish(results, summary, page(run, found), provenance(run.model, run.everything, args))
+    shares = shares_by_image(found, run.parts["test"]).groupby("type").mean().T
+    show_table("Share of true answers to test questions", shares)
+
+
+if __name__ == "__main__":
+    main()

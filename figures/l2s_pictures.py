@@ -1,0 +1,60 @@
+"""True answers about images to which a model says what is usual: a panel for each type of question.
+
+    python figures/l2s_pictures.py [RESULTS_DIR] [--out DIR]
+
+Reads summary.json of analyses/l2s_pictures.py; writes l2s_pictures.png and l2s_pictures.pdf.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from _script import figure_script
+from matplotlib.figure import Figure
+
+from steerlab.plots import method_style, read_summary, style, width
+
+RESULTS = Path(__file__).parents[1] / "analyses/results/l2s_pictures"
+METHODS = {
+    "none": ("none", "no steering"), "one_vector": ("mean", "best single vector\nfor this type"),
+    "routed_mean": ("routed_mean", "mean of the answer\na probe reads"),
+    "nearest_neighbors": ("nearest_neighbors", "mean of 5 neighbors"), "linear": ("linear", "linear map (ridge)"),
+    "l2s": ("l2s", "L2S"), "answer_mean": ("p2s", "mean of the true\nanswer (oracle)"),
+    "own": ("p2s", "own vector (oracle)"),
+}  # fmt: skip
+PROBE = "linear probe of the state that is read"
+PANELS = {
+    "existence": "a  Is there a kite?", "color": "b  What color?", "number": "c  How many?",
+    "neighbor": "d  What is next to it?",
+}  # fmt: skip
+
+
+def draw(results_dir: str | Path) -> Figure:
+    """The figure of a results folder."""
+    summary = read_summary(results_dir)
+    methods = {name: look for name, look in METHODS.items() if f"existence.{name}.right" in summary}
+    with style():
+        fig = Figure(figsize=(width(2), 0.9 + 0.25 * len(methods)), layout="constrained")
+        axes = fig.subplots(1, len(PANELS), sharex=True, sharey=True)
+        for (kind, title), ax in zip(PANELS.items(), axes, strict=True):
+            if f"{kind}.probe.right" in summary:
+                ax.axvline(summary[f"{kind}.probe.right"], color="0.5", ls=":", lw=1.0, label=PROBE)
+            for row, (name, (look, _)) in enumerate(methods.items()):
+                found = summary[f"{kind}.{name}.right"]
+                ax.errorbar(
+                    found["value"], row, fmt="o", ms=4, color=method_style(look).color, lw=1.0,
+                    xerr=[[found["value"] - found["low"]], [found["high"] - found["value"]]],
+                )  # fmt: skip
+            ax.set(title=title, xlim=(-0.04, 1.04), xticks=[0, 0.5, 1])
+            ax.grid(axis="x", lw=0.4)
+        axes[0].set_yticks(range(len(methods)), [label for _, label in methods.values()])
+        axes[0].invert_yaxis()
+        fig.supxlabel("Share of true answers about new images, with 95 % intervals over images", fontsize=7)
+        if axes[0].get_legend_handles_labels()[1]:
+            fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=7)
+        fig.draw_without_rendering()
+    return fig
+
+
+if __name__ == "__main__":
+    figure_script({"l2s_pictures": draw}, __doc__, RESULTS)

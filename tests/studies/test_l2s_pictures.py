@@ -1,0 +1,50 @@
+"""The study of images that are answered by what is usual runs from end to end, resumes, and draws its figure."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from _pictures import CAPTION, TYPES, VALUES, pictures
+from running import run, succeed
+
+
+def test_questions_have_true_answers_a_false_one_beside_them_and_as_many_of_each_number() -> None:
+    part = pictures("validation", 60, seed=0)
+    for row in part.of_type(*TYPES):
+        assert row.contrast is not None and row.contrast.positive.lower() == row.behavior
+        assert row.contrast.negative.lower() in set(VALUES[row.split]) - {row.behavior}
+        assert part.usual[row.id] in VALUES[row.split]
+    numbers = Counter(row.behavior for row in part.of_type("number"))
+    assert set(numbers) == set(VALUES["number"]) and len(set(numbers.values())) == 1
+    assert len({row.id for row in part.rows}) == len(part.rows) and len(part.of_type(CAPTION)) == 60
+    images = {name: {row.images[0].tobytes() for row in pictures(name, 20, 0).rows} for name in ("train", "test")}
+    assert not images["train"] & images["test"]
+
+
+@pytest.mark.nightly
+def test_study_of_pictures_and_its_figure(tmp_path: Path) -> None:
+    out = tmp_path / "pictures"
+    arguments = ["analyses/l2s_pictures.py", "--out", str(out), "--layers", "3", "--strengths", "4", "--seeds", "2"]
+    few = run(*arguments, "--limit", "5")
+    assert few.returncode != 0 and "at least 40 images" in few.stderr
+    succeed(*arguments, "--limit", "40")
+    summary, results = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "results.csv")
+    methods = {"none", "one_vector", "routed_mean", "nearest_neighbors", "linear", "l2s", "answer_mean", "own"}
+    assert set(results.columns) == {"example_id", *methods}
+    part = pictures("test", 40, seed=0)
+    assert set(results["example_id"]) == {row.id for row in part.of_type(*TYPES)}
+    kinds = {row.id: row.split for row in part.rows}
+    shares = results.groupby(results["example_id"].map(kinds)).mean(numeric_only=True)
+    for kind in TYPES:
+        assert shares.loc[kind].min() >= 0 and shares.loc[kind].max() <= 1
+        assert summary[f"one_vector.{kind}.setting"]["layer"] == 3
+        own, none = (summary[f"{kind}.{name}.right"]["value"] for name in ("own", "none"))
+        assert own > none, "the questions' own contrasts set answers right"
+    assert {"captions.none.chair_s", "captions.l2s.chair_s"} <= set(summary)
+    before = (out / "stages" / "test-l2s-0.csv").stat().st_mtime_ns
+    succeed(*arguments, "--limit", "40")
+    assert (out / "stages" / "test-l2s-0.csv").stat().st_mtime_ns == before
+    succeed("figures/l2s_pictures.py", str(out), "--out", str(tmp_path))
+    assert (tmp_path / "l2s_pictures.pdf").stat().st_size > 5000
