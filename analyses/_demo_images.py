@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 from _common import ROOT, estimate
 from _hallucination import save_gallery
-from _pictures import TYPES, answers, pictures, shares_by_image
-from l2s_pictures import FEWEST, OPTIONS, POSITIONS, oracle, predictor, single_vector
+from _pictures import CAPTION, TYPES, answers, pictures, shares_by_image
+from l2s_pictures import FEWEST, SEVERAL, as_request, oracle, predictor, single_vector
 
 import steerlab
-from steerlab import L2S, Activations, Example, Request
+from steerlab import L2S, Activations, Example
 from steerlab.analysis.input_dependence import input_dependence
 from steerlab.analysis.study import Study
 from steerlab.models.model import Model
@@ -46,7 +46,9 @@ def run_image_half(
     print(OPENING.format(model="scenes-vlm", train=len(train.of_type(*TYPES)), test=len(rows)))
     chosen = chosen_settings()
     context = chosen["context_layer"]
-    layers = sorted({context, *(int(at["layer"]) for name, at in chosen.items() if name.endswith(".setting"))})
+    layers = sorted(
+        {context, *SEVERAL, *(int(at["layer"]) for name, at in chosen.items() if name.endswith(".setting"))}
+    )
     acts = steerlab.capture(model, train.rows, layers=layers, batch_size=64)
     test_acts = steerlab.capture(model, rows, layers=layers, batch_size=64)
 
@@ -60,8 +62,8 @@ def run_image_half(
         elif method == "own":
             steerer = oracle("own", at["layer"], acts, test_acts)
         else:
-            steerer = predictor(method, chosen["options"][method], at["layer"], context, acts, args.seed)
-        return answers(model, asked, Request(steerer, at["alpha"], POSITIONS), 64)
+            steerer = predictor(method, chosen["options"][method], at["layer"], context, args.seed).fit(acts)
+        return answers(model, asked, as_request(steerer, at["alpha"]), 64)
 
     found = [
         study.stage(f"images-{method}-{kind}", partial(answer, method, kind)).assign(method=method)
@@ -82,9 +84,16 @@ def run_image_half(
 
 def dependence(acts: Activations, chosen: Mapping[str, Any], seed: int) -> pd.DataFrame:
     """What of the questions' own vectors each predictor explains; the rarer neighbors have too few questions."""
-    options = OPTIONS["l2s"][chosen["options"]["l2s"]] | {"context_layer": chosen["context_layer"], "progress": False}
-    l2s = L2S(chosen["color.l2s.setting"]["layer"], seed=seed, **options)
-    return input_dependence(acts.select(split=["existence", "color", "number"]), l2s, seed=seed)
+    l2s = predictor(
+        "l2s",
+        chosen["options"]["l2s"],
+        chosen["color.l2s.setting"]["layer"],
+        chosen["context_layer"],
+        seed,
+        max_norm=None,
+    )
+    assert isinstance(l2s, L2S)
+    return input_dependence(acts.select(split=["existence", "color", "number", CAPTION]), l2s, seed=seed)
 
 
 def table_of(summary: Mapping[str, Any]) -> pd.DataFrame:

@@ -9,10 +9,10 @@ token, so it has much of the difference of the two words' embeddings, and the ow
 to write the true answer. What is compared is who knows from the state of the plain prompt which answer that is.
 
 All methods that predict read the last prompt token of one layer, the one at which linear probes of the true answers
-are best. They are fitted to questions of all four types at once, and to captions, for which their vector is zero. Each
-has three options, chosen by the cosine to the own vectors of validation questions (a ridge regression needs none).
-Layer and strength are chosen by true answers to validation questions, for each type of question, from the same grid
-for all.
+are best, or of several layers. They are fitted to questions of all four types at once, and to captions, for which their
+vector is zero. Each has four options; they, and layer and strength for each type of question, are chosen by true
+answers to validation questions, from the same grid for all. A regression predicts shorter vectors the less it knows:
+with `max_norm` all but the shortest get the same length, and the strength is in units of it.
 
 The rivals of L2S: the best single vector (the mean contrast of one answer, or of all of a type), the mean contrast of
 the answer that a probe reads, the mean of the nearest neighbors, and a ridge regression. Two oracles: the mean contrast
@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
@@ -40,17 +41,24 @@ from steerlab import L2S, Activations, Example, Request, SteeringVector
 from steerlab.analysis.probe_gap import fit_probe
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
-from steerlab.methods import P2S, Context, NearestNeighbors, RoutedMean, Steerer
+from steerlab.methods import L2S_PAPER, P2S, Context, NearestNeighbors, RoutedMean, Steerer
 from steerlab.metrics import chair, paired_bootstrap
 
-IMAGES = {"train": 1200, "validation": 300, "test": 900}
+IMAGES = {"train": 1200, "validation": 300, "test": 600}
 POSITIONS = "last+generated"
 FEWEST = 400  # training images: with fewer, an answer may have less than two questions in four fifths of them
-OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "routed_mean": [{"C": c} for c in (0.01, 0.1, 1.0)],
-    "nearest_neighbors": [{"k": k} for k in (3, 10, 30)],
-    "linear": [{"net": "linear"}],
-    "l2s": [{"hidden_units": k, "activation": a} for k, a in ((100, "tanh"), (100, "relu"), (300, "relu"))],
+SEVERAL = (1, 3)  # the layers that are read together
+SHORT = 0.3  # of the mean norm of the targets
+NET: dict[str, Any] = {"hidden_units": 300, "activation": "relu"}
+NET["config"] = replace(L2S_PAPER, epochs=200, plateau_patience=None, weight_decay=0.0)
+TRIED: dict[str, list[dict[str, Any]]] = {
+    "routed_mean": [{"C": 0.1}, {"C": 1.0}],
+    "nearest_neighbors": [{"k": 3}, {"k": 10}],
+    "linear": [{"net": "linear", "max_norm": norm} for norm in (None, SHORT)],
+    "l2s": [{**NET, "max_norm": norm} for norm in (None, SHORT)],
+}
+OPTIONS = {
+    name: [{**one, "several": several} for one in tried for several in (False, True)] for name, tried in TRIED.items()
 }
 METHODS: dict[str, type[Any]] = {
     "routed_mean": RoutedMean, "nearest_neighbors": NearestNeighbors, "linear": L2S, "l2s": L2S
@@ -59,13 +67,20 @@ ORACLES = ("answer_mean", "own")
 ALL = "all answers"
 
 
-def predictor(name: str, option: int, layer: int, context: int, acts: Activations, seed: int) -> Steerer:
-    """A method with one of its options, fitted: it predicts from the state at the context layer."""
-    options = OPTIONS[name][option] | {"context_layer": context, "zero_behaviors": [CAPTION]}
+def predictor(name: str, option: int, layer: int, context: int, seed: int, **changed: Any) -> Steerer:
+    """A method with one of its options, not yet fitted: it predicts from the states at the context layers."""
+    options = OPTIONS[name][option] | {"context_layer": context, "zero_behaviors": [CAPTION]} | changed
+    if options.pop("several"):
+        options["context_layer"] = SEVERAL
     if name == "l2s":
         options |= {"seed": seed, "progress": False}
     steerer: Steerer = METHODS[name](layer, **options)
-    return steerer.fit(acts)
+    return steerer
+
+
+def as_request(steerer: Steerer, alpha: float) -> Request:
+    """A steerer at a strength, in units of the largest norm of its vectors if it has one."""
+    return Request(steerer, alpha / (getattr(steerer, "max_norm", None) or 1.0), POSITIONS)
 
 
 def oracle(name: str, layer: int, train: Activations, tested: Activations) -> Steerer:
@@ -104,7 +119,7 @@ class PictureStudy:
         self.model = steerlab.load(args.model, device=args.device, task="image-text", backend="hooks")
         identity = {"study": "l2s_pictures", "seed": args.seed, "sizes": sizes, "data": data_hash(self.everything)}
         identity |= {"weights": self.model.info()["weights"], "layers": args.layers, "strengths": args.strengths}
-        identity |= {"positions": POSITIONS, "seeds": args.seeds, "options": OPTIONS}
+        identity |= {"positions": POSITIONS, "seeds": args.seeds, "options": repr((OPTIONS, SEVERAL))}
         self.study = Study(args.out, identity)
         self.acts = {part: self.capture(part) for part in self.parts}
         self.asked = {part: found.of_type(*TYPES) for part, found in self.parts.items()}
@@ -117,7 +132,7 @@ class PictureStudy:
 
     def answer(self, rows: list[Example], steerer: Steerer | None, alpha: float = 1.0) -> pd.DataFrame:
         """The answers under a steerer."""
-        request = None if steerer is None else Request(steerer, alpha, POSITIONS)
+        request = None if steerer is None else as_request(steerer, alpha)
         return answers(self.model, rows, request, self.args.batch_size)
 
     def probes(self) -> pd.DataFrame:
@@ -140,20 +155,23 @@ class PictureStudy:
         return self.study.stage("probes", compute)
 
     def options(self, context: int) -> pd.DataFrame:
-        """The cosine of predicted to own vectors of validation questions, for every method and option."""
-        layer = self.args.layers[-1]
+        """Shares of true answers to validation questions, for every method and option at one layer and strength."""
+        layer, alpha = self.args.layers[-1], self.args.strengths[len(self.args.strengths) // 2]
 
-        def compute() -> pd.DataFrame:
-            own = P2S(layer).fit(self.acts["validation"])
-            known, found = Context(tuple(own.ids_), self.acts["validation"]), []
-            for name, options in OPTIONS.items():
-                for option in range(len(options)):
-                    steerer = predictor(name, option, layer, context, self.acts["train"], self.args.seed)
-                    cosine = torch.cosine_similarity(steerer.vectors(known), own.table_, dim=-1).mean().item()
-                    found.append({"method": name, "option": option, "cosine": cosine})
+        def compute(name: str) -> pd.DataFrame:
+            found = []
+            for option in range(len(OPTIONS[name])):
+                steerer = predictor(name, option, layer, context, self.args.seed).fit(self.acts["train"])
+                shares = self.shares(steerer, alpha).groupby("type")["right"].mean()
+                found.append({"method": name, "option": option, "right": shares.mean()})
             return pd.DataFrame(found)
 
-        return self.study.stage("options", compute)
+        return pd.concat([self.study.stage(f"options-{name}", partial(compute, name)) for name in OPTIONS])
+
+    def shares(self, steerer: Steerer, alpha: float) -> pd.DataFrame:
+        """The share of true answers to validation questions, by type and image."""
+        found = self.answer(self.asked["validation"], steerer, alpha).assign(method="right")
+        return shares_by_image(found, self.parts["validation"])
 
     def search(self, context: int, option: dict[str, int]) -> pd.DataFrame:
         """Shares of true answers to validation questions of each type, at every layer and strength."""
@@ -163,12 +181,9 @@ class PictureStudy:
             if name in ORACLES:
                 steerer = oracle(name, layer, train, tested)
             else:
-                steerer = predictor(name, option[name], layer, context, train, self.args.seed)
+                steerer = predictor(name, option[name], layer, context, self.args.seed).fit(train)
             for alpha in self.args.strengths:
-                found = shares_by_image(
-                    self.answer(self.asked["validation"], steerer, alpha).assign(method="right"),
-                    self.parts["validation"],
-                )
+                found = self.shares(steerer, alpha)
                 yield found.groupby("type").mean().reset_index().assign(alpha=alpha, vector="")
 
         def single(layer: int) -> Iterator[pd.DataFrame]:
@@ -219,7 +234,7 @@ def answer_test_questions(
             elif layer not in fitted:
                 fitted[layer] = (
                     oracle(name, layer, train, test) if name in ORACLES
-                    else predictor(name, option[name], layer, context, train, seed)
+                    else predictor(name, option[name], layer, context, seed).fit(train)
                 )  # fmt: skip
 
             def compute(kind: str = kind, steerer: Steerer = fitted[layer], at: dict[str, Any] = at) -> pd.DataFrame:
@@ -230,7 +245,7 @@ def answer_test_questions(
             if name == "routed_mean":
                 routed.append(routes(fitted[layer], part.of_type(kind), test).assign(seed=seed))
             if kind == "existence" and not seed and name not in ORACLES:
-                described |= captions(run, name, Request(fitted[layer], at["alpha"], POSITIONS))
+                described |= captions(run, name, as_request(fitted[layer], at["alpha"]))
     return pd.concat([*found, *routed], ignore_index=True), described
 
 
@@ -307,19 +322,16 @@ def main() -> None:
     """Choose on validation questions, answer the test questions."""
     arguments = parser(__doc__, "results/l2s_pictures")
     arguments.set_defaults(model="scenes-vlm", batch_size=64)
-    arguments.add_argument("--layers", type=int, nargs="+", default=[1, 3, 5], help="blocks to steer, to choose from")
-    arguments.add_argument(
-        "--strengths", type=float, nargs="+", default=[2.0, 4.0, 8.0, 16.0], help="alphas to choose from"
-    )
+    arguments.add_argument("--layers", type=int, nargs="+", default=[3, 5], help="blocks to steer, to choose from")
+    arguments.add_argument("--strengths", type=float, nargs="+", default=[4.0, 8.0, 16.0], help="alphas to choose from")
     arguments.add_argument("--seeds", type=int, default=5, help="how often the methods are fitted for the test")
     args = arguments.parse_args()
     run = PictureStudy(args)
     probes = run.probes()
     context = int(probes.groupby("layer")["accuracy"].mean().idxmax())
     options = run.options(context)
-    option = (
-        options.loc[options.groupby("method")["cosine"].idxmax()].set_index("method")["option"].astype(int).to_dict()
-    )
+    ranked = options.sort_values("right", ascending=False, kind="stable").groupby("method")["option"].first()
+    option = {str(name): int(number) for name, number in ranked.items()}
     grid = run.search(context, option)
     chosen = best(grid)
     found, described = answer_test_questions(run, chosen, context, option)

@@ -24,9 +24,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_demo_writes_results_resumes_and_refuses_folder_of_another_study(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    arguments = ["--model", str(folder), "--limit", "3", "--max-new-tokens", "12", "--out", str(out)]
+    arguments = ["--model", str(folder), "--limit", "3", "--images", "20", "--max-new-tokens", "12", "--out", str(out)]
     first = succeed("analyses/demo.py", *arguments)
-    assert {"results.csv", "summary.json", "examples.md", "demo.png"} <= {p.name for p in out.iterdir()}
+    drawn = {"demo.png", "demo_gallery.png", "demo_dependence.png", "demo_texts.png"}
+    assert {"results.csv", "summary.json", "examples.md", *drawn} <= {p.name for p in out.iterdir()}
     assert first.stdout.startswith("steerlab demo") and "p2s" in first.stdout
     summary = json.loads((out / "summary.json").read_text())
     for method, number in product(("none", "mean", "l2s", "p2s"), NUMBERS):
