@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -19,6 +19,7 @@ import steerlab
 from steerlab import L2S, Activations, Example
 from steerlab.analysis.input_dependence import input_dependence
 from steerlab.analysis.study import Study
+from steerlab.methods import Steerer
 from steerlab.models.model import Model
 
 METHODS = ("one_vector", "routed_mean", "l2s", "own")
@@ -52,18 +53,22 @@ def run_image_half(
     acts = steerlab.capture(model, train.rows, layers=layers, batch_size=64)
     test_acts = steerlab.capture(model, rows, layers=layers, batch_size=64)
 
+    @cache
+    def fitted(method: str, layer: int) -> Steerer:
+        return predictor(method, chosen["options"][method], layer, context, args.seed).fit(acts)
+
     def answer(method: str, kind: str) -> pd.DataFrame:
-        asked = test.of_type(kind)
+        questions = test.of_type(kind)
         if method == "none":
-            return answers(model, asked, None, 64)
+            return answers(model, questions, None, 64)
         at = chosen[f"{kind}.{method}.setting"]
         if method == "one_vector":
             steerer = single_vector(at["vector"], at["layer"], acts)
         elif method == "own":
             steerer = oracle("own", at["layer"], acts, test_acts)
         else:
-            steerer = predictor(method, chosen["options"][method], at["layer"], context, args.seed).fit(acts)
-        return answers(model, asked, as_request(steerer, at["alpha"]), 64)
+            steerer = fitted(method, at["layer"])
+        return answers(model, questions, as_request(steerer, at["alpha"]), 64)
 
     found = [
         study.stage(f"images-{method}-{kind}", partial(answer, method, kind)).assign(method=method)

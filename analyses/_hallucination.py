@@ -92,7 +92,7 @@ def pope_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], l
 
 
 def first_tokens(model: Model, rows: Sequence[Example], request: Request | None, batch_size: int) -> YesNo:
-    """Yes or no by the larger first-token logit; `other` marks rows whose most likely token is neither."""
+    """Yes or no by the larger first-token logit, with the rows whose most likely token is neither."""
     yes, no = yes_no_ids(model.tokenizer)
     steer = () if request is None else request
     logits = steerlab.next_token_logits(model, rows, [*yes, *no], max_other=True, steer=steer, batch_size=batch_size)
@@ -100,8 +100,9 @@ def first_tokens(model: Model, rows: Sequence[Example], request: Request | None,
 
 
 def answers(model: Model, rows: Sequence[Example], request: Request | None, batch_size: int) -> list[str]:
-    """Yes or no by the first token."""
-    return first_tokens(model, rows, request, batch_size).answers
+    """Yes or no by the first token; "" where the most likely token is neither: a broken answer is no true one."""
+    first = first_tokens(model, rows, request, batch_size)
+    return ["" if broken else answer for answer, broken in zip(first.answers, first.neither, strict=True)]
 
 
 def accuracy(rows: Sequence[Example], said: Sequence[str]) -> float:

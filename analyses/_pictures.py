@@ -47,16 +47,16 @@ def pictures(part: str, n: int, seed: int) -> Pictures:
     """
     rng = np.random.default_rng([30_000 + seed, PARTS.index(part)])
     scenes = {f"{part}-{i:04d}": World().scene(rng) for i in range(n)}
-    asked: list[tuple[str, Question]] = []
+    pairs: list[tuple[str, Question]] = []
     for i, (name, scene) in enumerate(scenes.items()):
         partners = absent_partners(scene) if i % 2 else []
         absent = partners or [kind for kind in scene.world.kinds if kind not in scene.kinds]
         found = [existence(scene, some[rng.integers(len(some))]) for some in (scene.kinds, absent)]
-        asked += [(name, question) for question in (*found, color(scene, rng), neighbor(scene, rng)) if question]
-    scenes |= dict(_counted(part, n, asked, rng))
+        pairs += [(name, question) for question in (*found, color(scene, rng), neighbor(scene, rng)) if question]
+    scenes |= dict(_counted(part, n, pairs, rng))
     images = {name: scene.image() for name, scene in scenes.items()}
     rows, usual = [], {}
-    for number_of_row, (name, question) in enumerate(asked):
+    for number_of_row, (name, question) in enumerate(pairs):
         true = question.answer.lower()
         others = [value for value in VALUES[question.type] if value != true]
         contrast = Contrast(question.answer, others[rng.integers(len(others))].capitalize())
@@ -75,9 +75,9 @@ def pictures(part: str, n: int, seed: int) -> Pictures:
 
 
 def _counted(
-    part: str, n: int, asked: list[tuple[str, Question]], rng: np.random.Generator
+    part: str, n: int, pairs: list[tuple[str, Question]], rng: np.random.Generator
 ) -> Iterator[tuple[str, Scene]]:
-    """Scenes for `n` questions about numbers, which are added to `asked`; scenes for answers that are complete are
+    """Scenes for `n` questions about numbers, which are added to `pairs`; scenes for answers that are complete are
     passed over."""
     wanted = Counter({value: n // len(VALUES["number"]) for value in VALUES["number"]})
     while wanted.total():
@@ -86,7 +86,7 @@ def _counted(
         if wanted[question.answer.lower()]:
             wanted[question.answer.lower()] -= 1
             name = f"{part}-number-{wanted.total():04d}"
-            asked.append((name, question))
+            pairs.append((name, question))
             yield name, scene
 
 

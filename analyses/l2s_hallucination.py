@@ -26,8 +26,8 @@ from _hallucination import (
     SPLITS,
     Setting,
     always_no,
+    answers,
     best_setting,
-    first_tokens,
     fit_l2s,
     layers_to_try,
     pope_data,
@@ -82,9 +82,9 @@ def run_method(model: Model, rows: list[Example], request: Request | None, args:
     texts = steerlab.generate(
         model, rows, steer=steer, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size, progress=True
     )
-    first = first_tokens(model, rows, request, args.batch_size)
-    said = {"answer": first.answers, "other": first.neither, "text": list(texts)}
-    return pd.DataFrame({"example_id": [r.id for r in rows], **said})
+    said = answers(model, rows, request, args.batch_size)
+    found = {"answer": said, "other": [answer == "" for answer in said], "text": list(texts)}
+    return pd.DataFrame({"example_id": [r.id for r in rows], **found})
 
 
 def probes(train: Activations, tested: Activations, rows: list[Example], none: pd.DataFrame, seed: int) -> pd.DataFrame:

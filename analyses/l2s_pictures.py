@@ -122,7 +122,7 @@ class PictureStudy:
         identity |= {"positions": POSITIONS, "seeds": args.seeds, "options": repr((OPTIONS, SEVERAL))}
         self.study = Study(args.out, identity)
         self.acts = {part: self.capture(part) for part in self.parts}
-        self.asked = {part: found.of_type(*TYPES) for part, found in self.parts.items()}
+        self.questions = {part: found.of_type(*TYPES) for part, found in self.parts.items()}
 
     def capture(self, part: str) -> Activations:
         """Contrasts and contexts of all layers."""
@@ -170,7 +170,7 @@ class PictureStudy:
 
     def shares(self, steerer: Steerer, alpha: float) -> pd.DataFrame:
         """The share of true answers to validation questions, by type and image."""
-        found = self.answer(self.asked["validation"], steerer, alpha).assign(method="right")
+        found = self.answer(self.questions["validation"], steerer, alpha).assign(method="right")
         return shares_by_image(found, self.parts["validation"])
 
     def search(self, context: int, option: dict[str, int]) -> pd.DataFrame:
@@ -188,9 +188,9 @@ class PictureStudy:
 
         def single(layer: int) -> Iterator[pd.DataFrame]:
             for kind, values in VALUES.items():
-                asked = self.parts["validation"].of_type(kind)
+                questions = self.parts["validation"].of_type(kind)
                 for value, alpha in product([*values, f"{kind}, {ALL}"], self.args.strengths):
-                    found = self.answer(asked, single_vector(value, layer, train), alpha)
+                    found = self.answer(questions, single_vector(value, layer, train), alpha)
                     shares = {"type": kind, "right": found["right"].mean(), "alpha": alpha, "vector": value}
                     yield pd.DataFrame([shares])
 
@@ -218,7 +218,9 @@ def answer_test_questions(
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The answers of every method and seed to the test questions, and the scores of the first seed's captions."""
     test, part = run.acts["test"], run.parts["test"]
-    found = [run.study.stage("test-none", lambda: run.answer(run.asked["test"], None)).assign(method="none", seed=0)]
+    found = [
+        run.study.stage("test-none", lambda: run.answer(run.questions["test"], None)).assign(method="none", seed=0)
+    ]
     described = captions(run, "none", None)
     routed = []
     for name, seed in product(["one_vector", *OPTIONS, *ORACLES], range(run.args.seeds)):
@@ -300,8 +302,8 @@ def summarize(run: PictureStudy, found: pd.DataFrame, seed: int) -> dict[str, An
             summary[f"{kind}.{method}.seed{number}"] = round(float(right.mean()), 4)
     none = found[found["method"] == "none"].set_index("example_id")
     for value in VALUES["existence"]:
-        asked = [row.id for row in part.of_type("existence") if row.behavior == value]
-        summary[f"existence.none.{value}_wrong"] = round(1 - float(none.loc[asked, "right"].mean()), 4)
+        questions = [row.id for row in part.of_type("existence") if row.behavior == value]
+        summary[f"existence.none.{value}_wrong"] = round(1 - float(none.loc[questions, "right"].mean()), 4)
     for kind in TYPES[1:]:  # a wrong answer about existence is the other one, usual or not
         wrong = none.loc[[row.id for row in part.of_type(kind)]].query("right == 0")
         summary[f"{kind}.none.errors_usual"] = round(float((wrong["said"] == wrong.index.map(part.usual)).mean()), 4)

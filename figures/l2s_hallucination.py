@@ -20,7 +20,7 @@ from PIL import Image
 
 from steerlab.plots import method_bars, read_summary, style, summary_frame, width
 
-RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "l2s_hallucination"
+RESULTS = Path(__file__).parent.parent / "results" / "l2s_hallucination"
 SPLITS = ("random", "popular", "adversarial")
 
 

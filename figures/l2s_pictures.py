@@ -18,11 +18,11 @@ RESULTS = Path(__file__).parents[1] / "analyses/results/l2s_pictures"
 METHODS = {
     "none": ("none", "no steering"), "one_vector": ("mean", "best single vector\nfor this type"),
     "routed_mean": ("routed_mean", "mean of the answer\na probe reads"),
-    "nearest_neighbors": ("nearest_neighbors", "mean of 5 neighbors"), "linear": ("linear", "linear map (ridge)"),
+    "nearest_neighbors": ("nearest_neighbors", "mean of the nearest\nneighbors"),
+    "linear": ("linear", "linear map (ridge)"),
     "l2s": ("l2s", "L2S"), "answer_mean": ("p2s", "mean of the true\nanswer (oracle)"),
     "own": ("p2s", "own vector (oracle)"),
 }  # fmt: skip
-PROBE = "linear probe of the state that is read"
 PANELS = {
     "existence": "a  Is there a kite?", "color": "b  What color?", "number": "c  How many?",
     "neighbor": "d  What is next to it?",
@@ -38,7 +38,7 @@ def draw(results_dir: str | Path) -> Figure:
         axes = fig.subplots(1, len(PANELS), sharex=True, sharey=True)
         for (kind, title), ax in zip(PANELS.items(), axes, strict=True):
             if f"{kind}.probe.right" in summary:
-                ax.axvline(summary[f"{kind}.probe.right"], color="0.5", ls=":", lw=1.0, label=PROBE)
+                ax.axvline(summary[f"{kind}.probe.right"]["value"], color="0.5", ls=":", lw=1.0)
             for row, (name, (look, _)) in enumerate(methods.items()):
                 found = summary[f"{kind}.{name}.right"]
                 ax.errorbar(
@@ -49,9 +49,10 @@ def draw(results_dir: str | Path) -> Figure:
             ax.grid(axis="x", lw=0.4)
         axes[0].set_yticks(range(len(methods)), [label for _, label in methods.values()])
         axes[0].invert_yaxis()
-        fig.supxlabel("Share of true answers about new images, with 95 % intervals over images", fontsize=7)
-        if axes[0].get_legend_handles_labels()[1]:
-            fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=7)
+        label = "Share of true answers about new images, with 95 % intervals over images"
+        if any(key.endswith(".probe.right") for key in summary):
+            label += "; dotted: the true answer is what the probe reads"
+        fig.supxlabel(label, fontsize=7)
         fig.draw_without_rendering()
     return fig
 

@@ -50,14 +50,14 @@ def test_scenes_vlm_loads_with_its_card_or_says_how_to_get_it(monkeypatch: pytes
 @pytest.mark.parametrize("kind", ["existence", "color"])
 def test_scenes_vlm_says_what_is_usual_where_its_habit_is_strong_and_what_it_sees_where_it_is_weak(kind: str) -> None:
     rng = np.random.default_rng(3)
-    asked: list[tuple[Scene, Question]] = []
+    pairs: list[tuple[Scene, Question]] = []
     for scene in new_scenes():
         questions = [color(scene, rng)] if kind == "color" else [existence(scene, k) for k in World().kinds]
-        asked += [(scene, q) for q in questions if q is not None and usual_answer(scene, q) != q.answer]
-    strengths = np.array([Habits().strength(World().kinds, kind, q.kind) for _, q in asked])
-    said = answers(asked)
-    usual = np.array([answer == usual_answer(*one) for answer, one in zip(said, asked, strict=True)])
-    true = np.array([answer == q.answer for answer, (_, q) in zip(said, asked, strict=True)])
+        pairs += [(scene, q) for q in questions if q is not None and usual_answer(scene, q) != q.answer]
+    strengths = np.array([Habits().strength(World().kinds, kind, q.kind) for _, q in pairs])
+    said = answers(pairs)
+    usual = np.array([answer == usual_answer(*one) for answer, one in zip(said, pairs, strict=True)])
+    true = np.array([answer == q.answer for answer, (_, q) in zip(said, pairs, strict=True)])
     assert usual[strengths > 0.7].mean() > 0.8, "learned from the language side"
     assert true[strengths < 0.3].mean() > 0.8, "not because it can't see"
 
