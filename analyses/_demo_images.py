@@ -89,16 +89,10 @@ def run_image_half(
 
 def dependence(acts: Activations, chosen: Mapping[str, Any], seed: int) -> pd.DataFrame:
     """What of the questions' own vectors each predictor explains; the rarer neighbors have too few questions."""
-    l2s = predictor(
-        "l2s",
-        chosen["options"]["l2s"],
-        chosen["color.l2s.setting"]["layer"],
-        chosen["context_layer"],
-        seed,
-        max_norm=None,
-    )
+    place = {"option": chosen["options"]["l2s"], "layer": chosen["color.l2s.setting"]["layer"]}
+    l2s = predictor("l2s", **place, context=chosen["context_layer"], seed=seed, max_norm=None, config="paper")
     assert isinstance(l2s, L2S)
-    return input_dependence(acts.select(split=["existence", "color", "number", CAPTION]), l2s, seed=seed)
+    return input_dependence(acts.select(split=["existence", "color", "number", CAPTION]), l2s, folds=3, seed=seed)
 
 
 def table_of(summary: Mapping[str, Any]) -> pd.DataFrame:
