@@ -48,9 +48,9 @@ def draw_dependence(results_dir: str | Path) -> Figure:
     """What each kind of predictor explains of the image questions' own vectors."""
     frame = pd.read_csv(Path(results_dir) / "dependence.csv")
     with style():
-        fig = Figure(figsize=(3.6, 2.1), layout="constrained")
-        ax = dependence_bars(frame, fig.subplots())
-        ax.set_title("Do the image questions need a predicted vector?", fontsize=8)
+        fig = Figure(figsize=(4.2, 2.3), layout="constrained")
+        dependence_bars(frame, fig.subplots())
+        fig.suptitle("Do the image questions need a predicted vector?", fontsize=8)
         fig.draw_without_rendering()
     return fig
 
