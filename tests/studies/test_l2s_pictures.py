@@ -41,8 +41,8 @@ def test_study_of_pictures_and_its_figure(tmp_path: Path) -> None:
         own, none = (summary[f"{kind}.{name}.right"]["value"] for name in ("own", "none"))
         assert own > none, "the questions' own contrasts set answers right"
     assert {"captions.none.chair_s", "captions.l2s.chair_s"} <= set(summary)
-    before = (out / "stages" / "test-l2s-0.csv").stat().st_mtime_ns
+    before = (out / "stages" / "test-l2s-color-0.csv").stat().st_mtime_ns
     succeed(*arguments, "--limit", "40")
-    assert (out / "stages" / "test-l2s-0.csv").stat().st_mtime_ns == before
+    assert (out / "stages" / "test-l2s-color-0.csv").stat().st_mtime_ns == before
     succeed("figures/l2s_pictures.py", str(out), "--out", str(tmp_path))
     assert (tmp_path / "l2s_pictures.pdf").stat().st_size > 5000
