@@ -13,10 +13,10 @@ import pandas as pd
 from _common import ROOT, estimate
 from _hallucination import save_gallery
 from _pictures import CAPTION, TYPES, answers, pictures, shares_by_image
-from l2s_pictures import FEWEST, SEVERAL, as_request, oracle, predictor, single_vector
+from l2s_pictures import FEWEST, SEVERAL, answer_means, as_request, oracle, predictor
 
 import steerlab
-from steerlab import L2S, Activations, Example
+from steerlab import L2S, Activations, Example, SteeringVector
 from steerlab.analysis.input_dependence import input_dependence
 from steerlab.analysis.study import Study
 from steerlab.methods import Steerer
@@ -63,7 +63,7 @@ def run_image_half(
             return answers(model, questions, None, 64)
         at = chosen[f"{kind}.{method}.setting"]
         if method == "one_vector":
-            steerer = single_vector(at["vector"], at["layer"], acts)
+            steerer: Steerer = SteeringVector({at["layer"]: answer_means(at["layer"], acts)[at["vector"]]})
         elif method == "own":
             steerer = oracle("own", at["layer"], acts, test_acts)
         else:

@@ -20,7 +20,7 @@ from steerlab import L2S, Activations, Contrast, Example, MeanDifference, Reques
 from steerlab._support.images import open_image
 from steerlab.data import pope_file, pope_questions
 from steerlab.methods import L2S_PAPER, P2S, Context, Steerer
-from steerlab.metrics import YesNo, yes_no_ids, yes_no_logits
+from steerlab.metrics import yes_no_ids, yes_no_logits
 from steerlab.models.model import Model
 
 SPLITS = ("random", "popular", "adversarial")
@@ -91,18 +91,13 @@ def pope_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], l
     return train, validation, test
 
 
-def first_tokens(model: Model, rows: Sequence[Example], request: Request | None, batch_size: int) -> YesNo:
-    """Yes or no by the larger first-token logit, with the rows whose most likely token is neither."""
+def answers(model: Model, rows: Sequence[Example], request: Request | None, batch_size: int) -> list[str]:
+    """Yes or no by the first token; "" where the most likely token is neither: a broken answer is no true one."""
     yes, no = yes_no_ids(model.tokenizer)
     steer = () if request is None else request
     logits = steerlab.next_token_logits(model, rows, [*yes, *no], max_other=True, steer=steer, batch_size=batch_size)
-    return yes_no_logits(logits, range(len(yes)), range(len(yes), len(yes) + len(no)))
-
-
-def answers(model: Model, rows: Sequence[Example], request: Request | None, batch_size: int) -> list[str]:
-    """Yes or no by the first token; "" where the most likely token is neither: a broken answer is no true one."""
-    first = first_tokens(model, rows, request, batch_size)
-    return ["" if broken else answer for answer, broken in zip(first.answers, first.neither, strict=True)]
+    first = yes_no_logits(logits, range(len(yes)), range(len(yes), len(yes) + len(no)))
+    return ["" if neither else answer for answer, neither in zip(first.answers, first.neither, strict=True)]
 
 
 def accuracy(rows: Sequence[Example], said: Sequence[str]) -> float:

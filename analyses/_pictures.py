@@ -53,7 +53,10 @@ def pictures(part: str, n: int, seed: int) -> Pictures:
         absent = partners or [kind for kind in scene.world.kinds if kind not in scene.kinds]
         found = [existence(scene, some[rng.integers(len(some))]) for some in (scene.kinds, absent)]
         pairs += [(name, question) for question in (*found, color(scene, rng), neighbor(scene, rng)) if question]
-    scenes |= dict(_counted(part, n, pairs, rng))
+    for missing, scene, question in _number_questions(n, rng):
+        name = f"{part}-number-{missing:04d}"
+        scenes[name] = scene
+        pairs.append((name, question))
     images = {name: scene.image() for name, scene in scenes.items()}
     rows, usual = [], {}
     for number_of_row, (name, question) in enumerate(pairs):
@@ -74,20 +77,18 @@ def pictures(part: str, n: int, seed: int) -> Pictures:
     return Pictures(scenes, [*rows, *captions], usual)
 
 
-def _counted(
-    part: str, n: int, pairs: list[tuple[str, Question]], rng: np.random.Generator
-) -> Iterator[tuple[str, Scene]]:
-    """Scenes for `n` questions about numbers, which are added to `pairs`; scenes for answers that are complete are
-    passed over."""
-    wanted = Counter({value: n // len(VALUES["number"]) for value in VALUES["number"]})
-    while wanted.total():
+def _number_questions(n: int, rng: np.random.Generator) -> Iterator[tuple[int, Scene, Question]]:
+    """About `n` new scenes with a question about a number each, the same number of each answer.
+
+    Each comes after how many are still missing.
+    """
+    missing = Counter({value: n // len(VALUES["number"]) for value in VALUES["number"]})
+    while missing.total():
         scene = World().scene(rng)
         question = number(scene, rng)
-        if wanted[question.answer.lower()]:
-            wanted[question.answer.lower()] -= 1
-            name = f"{part}-number-{wanted.total():04d}"
-            pairs.append((name, question))
-            yield name, scene
+        if missing[question.answer.lower()]:
+            missing[question.answer.lower()] -= 1
+            yield missing.total(), scene, question
 
 
 def answers(model: Model, rows: Sequence[Example], request: Request | None, batch_size: int) -> pd.DataFrame:
@@ -101,7 +102,11 @@ def answers(model: Model, rows: Sequence[Example], request: Request | None, batc
     )  # fmt: skip
     chosen = [*values, ""]
     said = [chosen[place] for place in logits.argmax(1).tolist()]
-    said = [word if word in VALUES[row.split] else "" for word, row in zip(said, rows, strict=True)]
+    return as_answers(rows, [word if word in VALUES[row.split] else "" for word, row in zip(said, rows, strict=True)])
+
+
+def as_answers(rows: Sequence[Example], said: Sequence[str]) -> pd.DataFrame:
+    """Answers as a frame, with whether each is the true one."""
     right = [float(word == row.behavior) for word, row in zip(said, rows, strict=True)]
     return pd.DataFrame({"example_id": [row.id for row in rows], "said": said, "right": right})
 

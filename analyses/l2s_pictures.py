@@ -25,7 +25,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _common import estimate, numbers, parser, provenance, show_table
-from _pictures import CAPTION, TYPES, VALUES, Pictures, answers, pictures, shares_by_image
+from _pictures import CAPTION, TYPES, VALUES, Pictures, answers, as_answers, pictures, shares_by_image
 from scenes.questions import scene_vocabulary
 
 import steerlab
@@ -102,11 +102,6 @@ def answer_means(layer: int, train: Activations) -> dict[str, torch.Tensor]:
     return means
 
 
-def single_vector(name: str, layer: int, train: Activations) -> Steerer:
-    """One vector for all inputs: the mean contrast of an answer, or of a type of question."""
-    return SteeringVector({layer: answer_means(layer, train)[name]})
-
-
 class PictureStudy:
     """The data, activations and stages of the study."""
 
@@ -122,7 +117,6 @@ class PictureStudy:
         identity |= {"positions": POSITIONS, "seeds": args.seeds, "options": repr((OPTIONS, SEVERAL))}
         self.study = Study(args.out, identity)
         self.acts = {part: self.capture(part) for part in self.parts}
-        self.questions = {part: found.of_type(*TYPES) for part, found in self.parts.items()}
 
     def capture(self, part: str) -> Activations:
         """Contrasts and contexts of all layers."""
@@ -146,10 +140,9 @@ class PictureStudy:
         def compute() -> pd.DataFrame:
             found = []
             for layer, kind in product(range(self.model.n_layers), TYPES):
-                right = fit_probe(*states("train", layer, kind), self.args.seed).score(
-                    *states("validation", layer, kind)
-                )
-                found.append({"layer": layer, "type": kind, "accuracy": right})
+                probe = fit_probe(*states("train", layer, kind), self.args.seed)
+                accuracy = probe.score(*states("validation", layer, kind))
+                found.append({"layer": layer, "type": kind, "accuracy": accuracy})
             return pd.DataFrame(found)
 
         return self.study.stage("probes", compute)
@@ -162,46 +155,45 @@ class PictureStudy:
             found = []
             for option in range(len(OPTIONS[name])):
                 steerer = predictor(name, option, layer, context, self.args.seed).fit(self.acts["train"])
-                shares = self.shares(steerer, alpha).groupby("type")["right"].mean()
-                found.append({"method": name, "option": option, "right": shares.mean()})
+                shares = self.shares(self.parts["validation"].of_type(*TYPES), steerer, alpha)
+                found.append({"method": name, "option": option, "right": shares["right"].mean()})
             return pd.DataFrame(found)
 
         return pd.concat([self.study.stage(f"options-{name}", partial(compute, name)) for name in OPTIONS])
 
-    def shares(self, steerer: Steerer, alpha: float) -> pd.DataFrame:
-        """The share of true answers to validation questions, by type and image."""
-        found = self.answer(self.questions["validation"], steerer, alpha).assign(method="right")
-        return shares_by_image(found, self.parts["validation"])
+    def shares(self, questions: list[Example], steerer: Steerer, alpha: float) -> pd.DataFrame:
+        """The share of true answers to validation questions, by type."""
+        found = self.answer(questions, steerer, alpha).assign(method="right")
+        return shares_by_image(found, self.parts["validation"]).groupby("type").mean()
 
     def search(self, context: int, option: dict[str, int]) -> pd.DataFrame:
         """Shares of true answers to validation questions of each type, at every layer and strength."""
-        train, tested = self.acts["train"], self.acts["validation"]
+        train, part = self.acts["train"], self.parts["validation"]
 
-        def predicted(name: str, layer: int) -> Iterator[pd.DataFrame]:
-            if name in ORACLES:
-                steerer = oracle(name, layer, train, tested)
+        def candidates(name: str, layer: int) -> Iterator[tuple[str, list[Example], Steerer]]:
+            """The vector's name if there are several, the questions that it is tried on, and the steerer."""
+            if name == "one_vector":
+                means = answer_means(layer, train)
+                for kind, values in VALUES.items():
+                    for value in (*values, f"{kind}, {ALL}"):
+                        yield value, part.of_type(kind), SteeringVector({layer: means[value]})
+            elif name in ORACLES:
+                yield "", part.of_type(*TYPES), oracle(name, layer, train, self.acts["validation"])
             else:
                 steerer = predictor(name, option[name], layer, context, self.args.seed).fit(train)
-            for alpha in self.args.strengths:
-                found = self.shares(steerer, alpha)
-                yield found.groupby("type").mean().reset_index().assign(alpha=alpha, vector="")
+                yield "", part.of_type(*TYPES), steerer
 
-        def single(layer: int) -> Iterator[pd.DataFrame]:
-            for kind, values in VALUES.items():
-                questions = self.parts["validation"].of_type(kind)
-                for value, alpha in product([*values, f"{kind}, {ALL}"], self.args.strengths):
-                    found = self.answer(questions, single_vector(value, layer, train), alpha)
-                    shares = {"type": kind, "right": found["right"].mean(), "alpha": alpha, "vector": value}
-                    yield pd.DataFrame([shares])
+        def try_all(name: str, layer: int) -> pd.DataFrame:
+            return pd.concat(
+                self.shares(questions, steerer, alpha).reset_index().assign(alpha=alpha, vector=vector)
+                for vector, questions, steerer in candidates(name, layer)
+                for alpha in self.args.strengths
+            )
 
         found = []
         for name, layer in product(["one_vector", *OPTIONS, *ORACLES], self.args.layers):
-            make = partial(single, layer) if name == "one_vector" else partial(predicted, name, layer)
-
-            def try_all(make: Callable[[], Iterator[pd.DataFrame]] = make) -> pd.DataFrame:
-                return pd.concat(make(), ignore_index=True)
-
-            found.append(self.study.stage(f"search-{name}-{layer}", try_all).assign(method=name, layer=layer))
+            tried = self.study.stage(f"search-{name}-{layer}", partial(try_all, name, layer))
+            found.append(tried.assign(method=name, layer=layer))
         return pd.concat(found, ignore_index=True)
 
 
@@ -217,48 +209,54 @@ def answer_test_questions(
     run: PictureStudy, chosen: dict[tuple[str, str], dict[str, Any]], context: int, option: dict[str, int]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The answers of every method and seed to the test questions, and the scores of the first seed's captions."""
-    test, part = run.acts["test"], run.parts["test"]
-    found = [
-        run.study.stage("test-none", lambda: run.answer(run.questions["test"], None)).assign(method="none", seed=0)
-    ]
-    described = captions(run, "none", None)
-    routed = []
-    for name, seed in product(["one_vector", *OPTIONS, *ORACLES], range(run.args.seeds)):
-        if name in ORACLES and seed:
-            continue
-        train = four_fifths(run.acts["train"], run.parts["train"], seed)
-        fitted: dict[int, Steerer] = {}
-        for kind in TYPES:
-            at = chosen[name, kind]
-            layer = at["layer"]
-            if name == "one_vector":
-                fitted[layer] = single_vector(at["vector"], layer, train)
-            elif layer not in fitted:
-                fitted[layer] = (
-                    oracle(name, layer, train, test) if name in ORACLES
-                    else predictor(name, option[name], layer, context, seed).fit(train)
-                )  # fmt: skip
+    tested, part = run.acts["test"], run.parts["test"]
 
-            def compute(kind: str = kind, steerer: Steerer = fitted[layer], at: dict[str, Any] = at) -> pd.DataFrame:
-                return run.answer(part.of_type(kind), steerer, at["alpha"])
+    @cache
+    def train(seed: int) -> Activations:
+        return four_fifths(run.acts["train"], run.parts["train"], seed)
 
-            one = run.study.stage(f"test-{name}-{kind}-{seed}", compute)
-            found.append(one.assign(method=name, seed=seed))
-            if name == "routed_mean":
-                routed.append(routes(fitted[layer], part.of_type(kind), test).assign(seed=seed))
-            if kind == "existence" and not seed and name not in ORACLES:
-                described |= captions(run, name, as_request(fitted[layer], at["alpha"]))
-    return pd.concat([*found, *routed], ignore_index=True), described
+    @cache  # a stage that is finished needs no fit
+    def fitted(name: str, layer: int, vector: str, seed: int) -> Steerer:
+        if name == "one_vector":
+            return SteeringVector({layer: answer_means(layer, train(seed))[vector]})
+        if name in ORACLES:
+            return oracle(name, layer, train(seed), tested)
+        return predictor(name, option[name], layer, context, seed).fit(train(seed))
+
+    def steerer_of(name: str, kind: str, seed: int) -> Steerer:
+        at = chosen[name, kind]
+        return fitted(name, at["layer"], at["vector"], seed)
+
+    def answer(name: str, kind: str, seed: int) -> pd.DataFrame:
+        return run.answer(part.of_type(kind), steerer_of(name, kind, seed), chosen[name, kind]["alpha"])
+
+    def read(kind: str, seed: int) -> pd.DataFrame:
+        return probe_answers(steerer_of("routed_mean", kind, seed), part.of_type(kind), tested)
+
+    def describe(name: str) -> Request:
+        return as_request(steerer_of(name, "existence", 0), chosen[name, "existence"]["alpha"])
+
+    none = run.study.stage("test-none", lambda: run.answer(part.of_type(*TYPES), None))
+    found = [none.assign(method="none", seed=0)]
+    scores = captions(run, "none", lambda: ())
+    for name in ("one_vector", *OPTIONS, *ORACLES):
+        for seed, kind in product(range(1 if name in ORACLES else run.args.seeds), TYPES):
+            answered = run.study.stage(f"test-{name}-{kind}-{seed}", partial(answer, name, kind, seed))
+            found.append(answered.assign(method=name, seed=seed))
+        if name not in ORACLES:
+            scores |= captions(run, name, partial(describe, name))
+    for seed, kind in product(range(run.args.seeds), TYPES):
+        answered = run.study.stage(f"test-probe-{kind}-{seed}", partial(read, kind, seed))
+        found.append(answered.assign(method="probe", seed=seed))
+    return pd.concat(found, ignore_index=True), scores
 
 
-def routes(steerer: Steerer, rows: list[Example], acts: Activations) -> pd.DataFrame:
-    """Whether the probe of a routed mean reads the true answer."""
+def probe_answers(steerer: Steerer, rows: list[Example], acts: Activations) -> pd.DataFrame:
+    """The answers that the probe of a routed mean reads."""
     assert isinstance(steerer, RoutedMean)
     ids = [row.id for row in rows]
     chosen = steerer.probabilities(steerer.contexts(Context(tuple(ids), acts))).argmax(-1).tolist()
-    said = [steerer.behaviors_[place] for place in chosen]
-    right = [float(word == row.behavior) for word, row in zip(said, rows, strict=True)]
-    return pd.DataFrame({"example_id": ids, "said": said, "right": right, "method": "probe"})
+    return as_answers(rows, [steerer.behaviors_[number] for number in chosen])
 
 
 def four_fifths(acts: Activations, part: Pictures, seed: int) -> Activations:
@@ -268,15 +266,14 @@ def four_fifths(acts: Activations, part: Pictures, seed: int) -> Activations:
     return acts.select(example_id=[row.id for row in part.rows if row.meta["image"] in kept])
 
 
-def captions(run: PictureStudy, name: str, request: Request | None) -> dict[str, Any]:
+def captions(run: PictureStudy, name: str, steer: Callable[[], Request | tuple[()]]) -> dict[str, Any]:
     """CHAIR of the test captions under a method, with its setting for questions about existence."""
     part = run.parts["test"]
     rows = part.of_type(CAPTION)
     objects = {row.id: part.scenes[row.meta["image"]].kinds for row in rows}
 
     def compute() -> pd.DataFrame:
-        steer = () if request is None else request
-        texts = steerlab.generate(run.model, rows, steer=steer, max_new_tokens=40, batch_size=64, progress=False)
+        texts = steerlab.generate(run.model, rows, steer=steer(), max_new_tokens=40, batch_size=64, progress=False)
         return pd.DataFrame({"example_id": list(objects), "text": list(texts)})
 
     texts = run.study.stage(f"captions-{name}", compute)["text"].astype(str)
@@ -336,8 +333,8 @@ def main() -> None:
     option = {str(name): int(number) for name, number in ranked.items()}
     grid = run.search(context, option)
     chosen = best(grid)
-    found, described = answer_test_questions(run, chosen, context, option)
-    summary = summarize(run, found, args.seed) | described | {"context_layer": context, "options": option}
+    found, scores = answer_test_questions(run, chosen, context, option)
+    summary = summarize(run, found, args.seed) | scores | {"context_layer": context, "options": option}
     summary |= {f"{kind}.{name}.setting": at for (name, kind), at in chosen.items()}
     for name, frame in {"grid": grid, "probes": probes, "options": options}.items():
         frame.round(4).to_csv(run.study.folder / f"{name}.csv", index=False)

@@ -78,13 +78,12 @@ def number(scene: Scene, rng: np.random.Generator) -> Question:
 
 def neighbor(scene: Scene, rng: np.random.Generator) -> Question | None:
     """A question about the object next to one whose kind occurs once; None where two are about equally near."""
-    known = [t for t in scene.things if scene.count(t.kind) == 1 and scene.neighbor(t)[1] > CLEARLY]
-    known = [t for t in known if scene.neighbor(t)[0]]
+    nearest = {t.kind: scene.neighbor(t) for t in scene.things if scene.count(t.kind) == 1}
+    known = [(kind, other) for kind, (other, times) in nearest.items() if other and times > CLEARLY]
     if not known:
         return None
-    thing = known[rng.integers(len(known))]
-    answer = scene.neighbor(thing)[0].capitalize()
-    return Question(f"What is next to the {thing.kind}?", answer, "neighbor", thing.kind)
+    kind, other = known[rng.integers(len(known))]
+    return Question(f"What is next to the {kind}?", other.capitalize(), "neighbor", kind)
 
 
 def caption(scene: Scene, invented: str | None = None) -> Question:
