@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 from _common import ROOT, estimate
 from _hallucination import save_gallery
-from _pictures import CAPTION, TYPES, answers, pictures, shares_by_image
-from l2s_pictures import FEWEST, SEVERAL, answer_means, as_request, oracle, predictor
+from _image_questions import CAPTION, TYPES, answers, image_questions, shares_by_image
+from l2s_images import CONTEXT_LAYERS, MIN_TRAIN_IMAGES, answer_means, as_request, oracle, predictor
 
 import steerlab
 from steerlab import L2S, Activations, Example, SteeringVector
@@ -32,8 +32,8 @@ images: {model} sees what is in an image, but often says what is usual instead (
 
 
 def chosen_settings() -> dict[str, Any]:
-    """What analyses/l2s_pictures.py chose on its validation questions; nothing is chosen on the demo's."""
-    path = ROOT / "analyses" / "results" / "l2s_pictures" / "summary.json"
+    """What analyses/l2s_images.py chose on its validation questions; nothing is chosen on the demo's."""
+    path = ROOT / "analyses" / "results" / "l2s_images" / "summary.json"
     chosen: dict[str, Any] = json.loads(path.read_text())
     return {k: v for k, v in chosen.items() if k.endswith(".setting") or k in ("context_layer", "options")}
 
@@ -42,13 +42,14 @@ def run_image_half(
     study: Study, model: Model, args: argparse.Namespace
 ) -> tuple[dict[str, object], pd.DataFrame, list[Example]]:
     """Fit and compare methods on images; returns summary numbers, all answers and the questions."""
-    train, test = (pictures(part, n, args.seed) for part, n in {"train": FEWEST, "test": args.images}.items())
+    train = image_questions("train", MIN_TRAIN_IMAGES, args.seed)
+    test = image_questions("test", args.images, args.seed)
     rows = test.of_type(*TYPES)
     print(OPENING.format(model="scenes-vlm", train=len(train.of_type(*TYPES)), test=len(rows)))
     chosen = chosen_settings()
     context = chosen["context_layer"]
     layers = sorted(
-        {context, *SEVERAL, *(int(at["layer"]) for name, at in chosen.items() if name.endswith(".setting"))}
+        {context, *CONTEXT_LAYERS, *(int(at["layer"]) for name, at in chosen.items() if name.endswith(".setting"))}
     )
     acts = steerlab.capture(model, train.rows, layers=layers, batch_size=64)
     test_acts = steerlab.capture(model, rows, layers=layers, batch_size=64)

@@ -123,7 +123,7 @@ def images_to_long(answered: pd.DataFrame, questions: Sequence[Example]) -> pd.D
 def draw(folder: Path) -> None:
     """Draw the figures of both halves into the results folder."""
     texts = load_figure_script("demo")
-    load_figure_script("l2s_pictures")["draw"](folder).savefig(folder / "demo.png", dpi=200)
+    load_figure_script("l2s_images")["draw"](folder).savefig(folder / "demo.png", dpi=200)
     texts["draw_dependence"](folder).savefig(folder / "demo_dependence.png", dpi=200)
     texts["draw"](folder).savefig(folder / "demo_texts.png", dpi=200)
     images = load_figure_script("l2s_hallucination")["draw_gallery"](folder, columns=3)

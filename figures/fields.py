@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import seaborn as sns
+from _dots import estimate_dot
 from _script import figure_script
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -53,9 +54,7 @@ def draw_choices(ax: Axes, summary: dict[str, Any]) -> None:
     """How far the logit difference of the letters moves at the same dose, with 95 % intervals."""
     names = [name for name in ORDER if f"choices.{name}.effect" in summary]
     for row, name in enumerate(names):
-        found = summary[f"choices.{name}.effect"]
-        errors = [[found["value"] - found["low"]], [found["high"] - found["value"]]]
-        ax.errorbar(found["value"], row, xerr=errors, fmt="o", ms=4, color=method_style(name).color, lw=1.2)
+        estimate_dot(ax, summary[f"choices.{name}.effect"], row, name, lw=1.2)
     ax.axvline(0, color=MUTED, lw=0.6, zorder=0)
     ax.invert_yaxis()
     ax.set_yticks(

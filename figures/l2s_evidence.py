@@ -10,11 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from _dots import estimate_dot
 from _script import figure_script
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from steerlab.plots import method_style, read_summary, style, width
+from steerlab.plots import read_summary, style, width
 
 RESULTS = Path(__file__).parents[1] / "analyses/results/l2s_evidence"
 METHODS = {
@@ -59,11 +60,8 @@ def draw_shares(ax: Axes, summary: dict[str, Any], clue: str, measure: str) -> N
     """The share of answers under each method, for seen and unseen languages, with 95 % intervals."""
     for row, (name, (look, _)) in enumerate(METHODS.items()):
         for (seen, (marker, label)), shift in zip(SEEN.items(), (-0.17, 0.17), strict=True):
-            found = summary[f"{clue}.{seen}.{name}.{measure}"]
-            ax.errorbar(
-                found["value"], row + shift, fmt=marker, ms=4, color=method_style(look).color, lw=1.0, label=label,
-                xerr=[[found["value"] - found["low"]], [found["high"] - found["value"]]],
-            )  # fmt: skip
+            estimate = summary[f"{clue}.{seen}.{name}.{measure}"]
+            estimate_dot(ax, estimate, row + shift, look, marker=marker, label=label)
     ax.set(xlim=(-0.04, 1.04), xticks=[0, 0.5, 1])
     ax.set_yticks(range(len(METHODS)), [label for _, label in METHODS.values()])
     ax.grid(axis="x", lw=0.4)

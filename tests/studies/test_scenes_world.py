@@ -1,4 +1,4 @@
-"""The scenes world: what a picture shows is what its scene says, and every answer is true."""
+"""The scenes world: what a image shows is what its scene says, and every answer is true."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_every_shape_fills_a_fair_part_of_its_box_and_differs_from_the_others(ki
 
 
 @given(st.integers(0, 10**6))
-def test_scenes_are_within_the_picture_and_come_again_from_the_same_seed(seed: int) -> None:
+def test_scenes_are_within_the_image_and_come_again_from_the_same_seed(seed: int) -> None:
     scene = _scene(seed)
     assert 1 <= len(scene.things) <= WORLD.max_things
     assert all(0 <= t.x <= SIDE - t.size and 0 <= t.y <= SIDE - t.size for t in scene.things)
@@ -144,8 +144,8 @@ def test_sprites_are_pasted_and_unknown_things_refused() -> None:
 
 
 @pytest.mark.data
-@pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the emoji pictures are not here")
-def test_a_world_of_emoji_has_things_without_colors_that_show_in_the_picture() -> None:
+@pytest.mark.skipif(DATA is None, reason="STEERLAB_DATA is not set: the emoji images are not here")
+def test_a_world_of_emoji_has_things_without_colors_that_show_in_the_image() -> None:
     sprites = emoji_sprites(f"{DATA}/emoji")
     world = World(kinds=tuple(sprites)[:48], sprites=sprites, noise=0.0, max_things=1)
     rng = np.random.default_rng(0)

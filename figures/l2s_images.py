@@ -1,20 +1,21 @@
 """True answers about images to which a model says what is usual: a panel for each type of question.
 
-    python figures/l2s_pictures.py [RESULTS_DIR] [--out DIR]
+    python figures/l2s_images.py [RESULTS_DIR] [--out DIR]
 
-Reads summary.json of analyses/l2s_pictures.py; writes l2s_pictures.png and l2s_pictures.pdf.
+Reads summary.json of analyses/l2s_images.py; writes l2s_images.png and l2s_images.pdf.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from _dots import estimate_dot
 from _script import figure_script
 from matplotlib.figure import Figure
 
-from steerlab.plots import method_style, read_summary, style, width
+from steerlab.plots import read_summary, style, width
 
-RESULTS = Path(__file__).parents[1] / "analyses/results/l2s_pictures"
+RESULTS = Path(__file__).parents[1] / "analyses/results/l2s_images"
 METHODS = {
     "none": ("none", "no steering"), "one_vector": ("mean", "best single vector\nfor this type"),
     "routed_mean": ("routed_mean", "mean of the answer\na probe reads"),
@@ -40,11 +41,7 @@ def draw(results_dir: str | Path) -> Figure:
             if f"{kind}.probe.right" in summary:
                 ax.axvline(summary[f"{kind}.probe.right"]["value"], color="0.5", ls=":", lw=1.0)
             for row, (name, (look, _)) in enumerate(methods.items()):
-                found = summary[f"{kind}.{name}.right"]
-                ax.errorbar(
-                    found["value"], row, fmt="o", ms=4, color=method_style(look).color, lw=1.0,
-                    xerr=[[found["value"] - found["low"]], [found["high"] - found["value"]]],
-                )  # fmt: skip
+                estimate_dot(ax, summary[f"{kind}.{name}.right"], row, look)
             ax.set(title=title, xlim=(-0.04, 1.04), xticks=[0, 0.5, 1])
             ax.grid(axis="x", lw=0.4)
         axes[0].set_yticks(range(len(methods)), [label for _, label in methods.values()])
@@ -58,4 +55,4 @@ def draw(results_dir: str | Path) -> Figure:
 
 
 if __name__ == "__main__":
-    figure_script({"l2s_pictures": draw}, __doc__, RESULTS)
+    figure_script({"l2s_images": draw}, __doc__, RESULTS)

@@ -1,12 +1,12 @@
-"""What a model says against what it sees, set right: one vector for all questions against a predicted one.
+"""A model answers by what is usual, not by what the image shows: does one vector correct it, or a predicted one?
 
-    python analyses/l2s_pictures.py --out results/l2s_pictures
-    python figures/l2s_pictures.py results/l2s_pictures
+    python analyses/l2s_images.py --out results/l2s_images
+    python figures/l2s_images.py results/l2s_images
 
 `scenes-vlm` answers questions about existence, color, number and neighbors by what is usual for a kind of object, often
 against what the image shows. The contrast of a question is its true answer and another one. It is read at the answer's
-token, so it has much of the difference of the two words' embeddings, and the own vector of a question is nearly bound
-to write the true answer. What is compared is who knows from the state of the plain prompt which answer that is.
+token, so it contains the difference of the two words' embeddings, and a question's own vector nearly always makes the
+model give the true answer. The study compares how well each method tells the true answer from the plain prompt's state.
 
 All methods that predict read the last prompt token of one layer, the one at which linear probes of the true answers
 are best, or of several layers. They are fitted to questions of all four types at once, and to captions, for which their
@@ -33,7 +33,16 @@ import numpy as np
 import pandas as pd
 import torch
 from _common import estimate, numbers, parser, provenance, show_table
-from _pictures import CAPTION, TYPES, VALUES, Pictures, answers, as_answers, pictures, shares_by_image
+from _image_questions import (
+    CAPTION,
+    TYPES,
+    VALUES,
+    ImageQuestions,
+    answers,
+    as_answers,
+    image_questions,
+    shares_by_image,
+)
 from scenes.questions import scene_vocabulary
 
 import steerlab
@@ -46,19 +55,20 @@ from steerlab.metrics import chair, paired_bootstrap
 
 IMAGES = {"train": 1200, "validation": 300, "test": 600}
 POSITIONS = "last+generated"
-FEWEST = 400  # training images: with fewer, an answer may have less than two questions in four fifths of them
-SEVERAL = (1, 3)  # the layers that are read together
-SHORT = 0.3  # of the mean norm of the targets
+MIN_TRAIN_IMAGES = 400  # training images: with fewer, an answer may have less than two questions in four fifths of them
+CONTEXT_LAYERS = (1, 3)  # the layers that are read together
+MAX_NORM = 0.3  # of the mean norm of the targets
 NET: dict[str, Any] = {"hidden_units": 300, "activation": "relu"}
 NET["config"] = replace(L2S_PAPER, epochs=200, plateau_patience=None, weight_decay=0.0)
-TRIED: dict[str, list[dict[str, Any]]] = {
+VARIANTS: dict[str, list[dict[str, Any]]] = {
     "routed_mean": [{"C": 0.1}, {"C": 1.0}],
     "nearest_neighbors": [{"k": 3}, {"k": 10}],
-    "linear": [{"net": "linear", "max_norm": norm} for norm in (None, SHORT)],
-    "l2s": [{**NET, "max_norm": norm} for norm in (None, SHORT)],
+    "linear": [{"net": "linear", "max_norm": norm} for norm in (None, MAX_NORM)],
+    "l2s": [{**NET, "max_norm": norm} for norm in (None, MAX_NORM)],
 }
 OPTIONS = {
-    name: [{**one, "several": several} for one in tried for several in (False, True)] for name, tried in TRIED.items()
+    name: [{**variant, "several": several} for variant in variants for several in (False, True)]
+    for name, variants in VARIANTS.items()
 }
 METHODS: dict[str, type[Any]] = {
     "routed_mean": RoutedMean, "nearest_neighbors": NearestNeighbors, "linear": L2S, "l2s": L2S
@@ -67,11 +77,11 @@ ORACLES = ("answer_mean", "own")
 ALL = "all answers"
 
 
-def predictor(name: str, option: int, layer: int, context: int, seed: int, **changed: Any) -> Steerer:
+def predictor(name: str, option: int, layer: int, context: int, seed: int, **overrides: Any) -> Steerer:
     """A method with one of its options, not yet fitted: it predicts from the states at the context layers."""
-    options = OPTIONS[name][option] | {"context_layer": context, "zero_behaviors": [CAPTION]} | changed
+    options = OPTIONS[name][option] | {"context_layer": context, "zero_behaviors": [CAPTION]} | overrides
     if options.pop("several"):
-        options["context_layer"] = SEVERAL
+        options["context_layer"] = CONTEXT_LAYERS
     if name == "l2s":
         options |= {"seed": seed, "progress": False}
     steerer: Steerer = METHODS[name](layer, **options)
@@ -102,19 +112,19 @@ def answer_means(layer: int, train: Activations) -> dict[str, torch.Tensor]:
     return means
 
 
-class PictureStudy:
+class ImageStudy:
     """The data, activations and stages of the study."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         sizes = {part: min(n, args.limit or n) for part, n in IMAGES.items()}
-        sizes["train"] = max(sizes["train"], FEWEST)
-        self.parts = {part: pictures(part, n, args.seed) for part, n in sizes.items()}
+        sizes["train"] = max(sizes["train"], MIN_TRAIN_IMAGES)
+        self.parts = {part: image_questions(part, n, args.seed) for part, n in sizes.items()}
         self.everything = [row for part in self.parts.values() for row in part.rows]
         self.model = steerlab.load(args.model, device=args.device, task="image-text", backend="hooks")
-        identity = {"study": "l2s_pictures", "seed": args.seed, "sizes": sizes, "data": data_hash(self.everything)}
+        identity = {"study": "l2s_images", "seed": args.seed, "sizes": sizes, "data": data_hash(self.everything)}
         identity |= {"weights": self.model.info()["weights"], "layers": args.layers, "strengths": args.strengths}
-        identity |= {"positions": POSITIONS, "seeds": args.seeds, "options": repr((OPTIONS, SEVERAL))}
+        identity |= {"positions": POSITIONS, "seeds": args.seeds, "options": repr((OPTIONS, CONTEXT_LAYERS))}
         self.study = Study(args.out, identity)
         self.acts = {part: self.capture(part) for part in self.parts}
 
@@ -206,7 +216,7 @@ def best(grid: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def answer_test_questions(
-    run: PictureStudy, chosen: dict[tuple[str, str], dict[str, Any]], context: int, option: dict[str, int]
+    run: ImageStudy, chosen: dict[tuple[str, str], dict[str, Any]], context: int, option: dict[str, int]
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The answers of every method and seed to the test questions, and the scores of the first seed's captions."""
     tested, part = run.acts["test"], run.parts["test"]
@@ -259,14 +269,14 @@ def probe_answers(steerer: Steerer, rows: list[Example], acts: Activations) -> p
     return as_answers(rows, [steerer.behaviors_[number] for number in chosen])
 
 
-def four_fifths(acts: Activations, part: Pictures, seed: int) -> Activations:
+def four_fifths(acts: Activations, part: ImageQuestions, seed: int) -> Activations:
     """The activations of four fifths of the images."""
     names = np.random.default_rng(seed).permutation(sorted(part.scenes))[: len(part.scenes) * 4 // 5]
     kept = set(names.tolist())
     return acts.select(example_id=[row.id for row in part.rows if row.meta["image"] in kept])
 
 
-def captions(run: PictureStudy, name: str, steer: Callable[[], Request | tuple[()]]) -> dict[str, Any]:
+def captions(run: ImageStudy, name: str, steer: Callable[[], Request | tuple[()]]) -> dict[str, Any]:
     """CHAIR of the test captions under a method, with its setting for questions about existence."""
     part = run.parts["test"]
     rows = part.of_type(CAPTION)
@@ -283,7 +293,7 @@ def captions(run: PictureStudy, name: str, steer: Callable[[], Request | tuple[(
     return {f"captions.{name}.{k}": None if np.isnan(v) else round(v, 4) for k, v in shares.items()}
 
 
-def summarize(run: PictureStudy, found: pd.DataFrame, seed: int) -> dict[str, Any]:
+def summarize(run: ImageStudy, found: pd.DataFrame, seed: int) -> dict[str, Any]:
     """Shares of true answers by type of question, and what L2S has over each rival; images are resampled."""
     part, summary = run.parts["test"], dict[str, Any]()
     for kind, shares in shares_by_image(found, part).groupby("type"):
@@ -307,7 +317,7 @@ def summarize(run: PictureStudy, found: pd.DataFrame, seed: int) -> dict[str, An
     return summary
 
 
-def page(run: PictureStudy, found: pd.DataFrame) -> str:
+def page(run: ImageStudy, found: pd.DataFrame) -> str:
     """The answers of every method to some questions of each type."""
     said = found[found["seed"] == 0].pivot(index="example_id", columns="method", values="said")
     lines = ["# The same question under every method", ""]
@@ -319,13 +329,13 @@ def page(run: PictureStudy, found: pd.DataFrame) -> str:
 
 def main() -> None:
     """Choose on validation questions, answer the test questions."""
-    arguments = parser(__doc__, "results/l2s_pictures")
+    arguments = parser(__doc__, "results/l2s_images")
     arguments.set_defaults(model="scenes-vlm", batch_size=64)
     arguments.add_argument("--layers", type=int, nargs="+", default=[3, 5], help="blocks to steer, to choose from")
     arguments.add_argument("--strengths", type=float, nargs="+", default=[4.0, 8.0, 16.0], help="alphas to choose from")
     arguments.add_argument("--seeds", type=int, default=5, help="how often the methods are fitted for the test")
     args = arguments.parse_args()
-    run = PictureStudy(args)
+    run = ImageStudy(args)
     probes = run.probes()
     context = int(probes.groupby("layer")["accuracy"].mean().idxmax())
     options = run.options(context)

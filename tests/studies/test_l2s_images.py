@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from _pictures import CAPTION, TYPES, VALUES, pictures
+from _image_questions import CAPTION, TYPES, VALUES, image_questions
 from running import succeed
 
 
 def test_questions_have_true_answers_a_false_one_beside_them_and_as_many_of_each_number() -> None:
-    part = pictures("validation", 60, seed=0)
+    part = image_questions("validation", 60, seed=0)
     for row in part.of_type(*TYPES):
         assert row.contrast is not None and row.contrast.positive.lower() == row.behavior
         assert row.contrast.negative.lower() in set(VALUES[row.split]) - {row.behavior}
@@ -19,19 +19,19 @@ def test_questions_have_true_answers_a_false_one_beside_them_and_as_many_of_each
     numbers = Counter(row.behavior for row in part.of_type("number"))
     assert set(numbers) == set(VALUES["number"]) and len(set(numbers.values())) == 1
     assert len({row.id for row in part.rows}) == len(part.rows) and len(part.of_type(CAPTION)) == 60
-    images = {name: {row.images[0].tobytes() for row in pictures(name, 20, 0).rows} for name in ("train", "test")}
-    assert not images["train"] & images["test"]
+    train, test = ({row.images[0].tobytes() for row in image_questions(name, 20, 0).rows} for name in ("train", "test"))
+    assert not train & test
 
 
 @pytest.mark.nightly
-def test_study_of_pictures_and_its_figure(tmp_path: Path) -> None:
-    out = tmp_path / "pictures"
-    arguments = ["analyses/l2s_pictures.py", "--out", str(out), "--layers", "3", "--strengths", "4", "--seeds", "2"]
+def test_study_of_images_and_its_figure(tmp_path: Path) -> None:
+    out = tmp_path / "images"
+    arguments = ["analyses/l2s_images.py", "--out", str(out), "--layers", "3", "--strengths", "4", "--seeds", "2"]
     succeed(*arguments, "--limit", "40")
     summary, results = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "results.csv")
     methods = {"none", "one_vector", "routed_mean", "nearest_neighbors", "linear", "l2s", "answer_mean", "own", "probe"}
     assert set(results.columns) == {"example_id", *methods}
-    part = pictures("test", 40, seed=0)
+    part = image_questions("test", 40, seed=0)
     assert set(results["example_id"]) == {row.id for row in part.of_type(*TYPES)}
     kinds = {row.id: row.split for row in part.rows}
     shares = results.groupby(results["example_id"].map(kinds)).mean(numeric_only=True)
@@ -44,5 +44,5 @@ def test_study_of_pictures_and_its_figure(tmp_path: Path) -> None:
     before = (out / "stages" / "test-l2s-color-0.csv").stat().st_mtime_ns
     succeed(*arguments, "--limit", "40")
     assert (out / "stages" / "test-l2s-color-0.csv").stat().st_mtime_ns == before
-    succeed("figures/l2s_pictures.py", str(out), "--out", str(tmp_path))
-    assert (tmp_path / "l2s_pictures.pdf").stat().st_size > 5000
+    succeed("figures/l2s_images.py", str(out), "--out", str(tmp_path))
+    assert (tmp_path / "l2s_images.pdf").stat().st_size > 5000

@@ -25,7 +25,7 @@ PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageQuestions:
     """The scenes of one part of the data, their questions, and the usual answer to each question."""
 
     scenes: dict[str, Scene]
@@ -37,7 +37,7 @@ class Pictures:
         return [row for row in self.rows if row.split in types]
 
 
-def pictures(part: str, n: int, seed: int) -> Pictures:
+def image_questions(part: str, n: int, seed: int) -> ImageQuestions:
     """Questions about `n` new scenes, and about as many more that are asked for a number.
 
     Their `split` is the type of question, their `behavior` the true answer; each has a contrast of the true answer and
@@ -74,7 +74,7 @@ def pictures(part: str, n: int, seed: int) -> Pictures:
                 meta={"image": name})
         for name in list(scenes)[:n]
     ]  # fmt: skip
-    return Pictures(scenes, [*rows, *captions], usual)
+    return ImageQuestions(scenes, [*rows, *captions], usual)
 
 
 def _number_questions(n: int, rng: np.random.Generator) -> Iterator[tuple[int, Scene, Question]]:
@@ -111,7 +111,7 @@ def as_answers(rows: Sequence[Example], said: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame({"example_id": [row.id for row in rows], "said": said, "right": right})
 
 
-def shares_by_image(answered: pd.DataFrame, part: Pictures) -> pd.DataFrame:
+def shares_by_image(answered: pd.DataFrame, part: ImageQuestions) -> pd.DataFrame:
     """The share of true answers by type of question and image (rows) and method, averaged over seeds."""
     rows = {row.id: row for row in part.rows}
     keys = {
