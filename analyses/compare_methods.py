@@ -51,7 +51,6 @@ from steerlab.metrics.numbers import exact_match
 from steerlab.models.model import Model
 
 METHODS = ("mean", "l2s", "alphasteer", "adasteer", "confst", "gated_mean", "field", "spherical", "w2s")
-DOSE = ["method", "kl_harmful", "norm_ratio"]
 EVERYTHING = ("none", "prompt", *METHODS[:2], "p2s", *METHODS[2:], "mean_equal")
 
 
@@ -107,6 +106,11 @@ def shares(
     }  # one-word answers have no word pairs, so distinct2 can be missing
 
 
+def stage_name(part: str, method: str, setting: Setting | None) -> str:
+    """The name of a stage tells its setting: another method or choice leaves the stages of the others valid."""
+    return f"{part}-{method}" if setting is None else f"{part}-{method}-{fingerprint(setting.label())[:10]}"
+
+
 def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argparse.Namespace) -> pd.DataFrame:
     """The measures of every setting on validation inputs, one row per setting."""
     validation = {
@@ -117,7 +121,7 @@ def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argpars
     plain = answers(study, model, "validation-none", validation, None, args)
     rows = []
     for number, (method, setting) in enumerate(iterate_settings(METHODS, args.settings)):
-        name = f"validation-{method}-{fingerprint(setting.label())[:10]}"
+        name = stage_name("validation", method, setting)
         request = None if study.has(name) else fitted.request(method, setting)
         found = answers(study, model, name, validation, request, args)
         means = {k: float(v.mean()) for k, v in shares(study, model, name, found, plain, validation).items()}
@@ -143,23 +147,18 @@ def perplexity_of_solutions(model: Model, sets: Sets, request: Request | None, b
     return pd.DataFrame({"ppl": [np.exp(-frame["logprob"].sum() / frame["n_tokens"].sum())]})
 
 
-def doses(model: Model, sets: Sets, methods: Mapping[str, Request | None], args: argparse.Namespace) -> pd.DataFrame:
-    """How far each method moves the model on harmful inputs; `kl_harmful` is the 95th percentile over tokens.
+def dose_of(model: Model, sets: Sets, request: Request, args: argparse.Namespace) -> pd.DataFrame:
+    """How far a method moves the model on harmful inputs; `kl_harmful` is the 95th percentile over tokens.
 
-    An instruction changes the prompt, so its tokens can't be compared. A gate that is 0 for every input has no dose.
+    A gate that is 0 for every input has no dose.
     """
-    rows = []
-    for name, request in methods.items():
-        if request is None or name == "prompt":
-            continue
-        try:
-            dose = measure_dose(model, sets.harmful[:32], request, max_new_tokens=args.max_new_tokens)
-        except SteeringError as error:
-            if "changes none of these inputs" not in str(error):
-                raise
-            dose = Dose(0.0, 0.0)
-        rows.append((name, dose.kl, dose.norm_ratio))
-    return pd.DataFrame(rows, columns=DOSE)
+    try:
+        dose = measure_dose(model, sets.harmful[:32], request, max_new_tokens=args.max_new_tokens)
+    except SteeringError as error:
+        if "changes none of these inputs" not in str(error):
+            raise
+        dose = Dose(0.0, 0.0)
+    return pd.DataFrame({"kl_harmful": [dose.kl], "norm_ratio": [dose.norm_ratio]})
 
 
 def requests_of(fitted: Fitted, settings: Mapping[str, Setting], tested: Any) -> dict[str, Request | None]:
@@ -171,6 +170,12 @@ def requests_of(fitted: Fitted, settings: Mapping[str, Setting], tested: Any) ->
         "mean_equal": fitted.request("mean", Setting(equal.layer, equal.alpha, equal.positions), "mean_equal"),
     }  # fmt: skip
     return {name: everything[name] for name in EVERYTHING}
+
+
+def names_of_tests(settings: Mapping[str, Setting]) -> dict[str, str]:
+    """The stage that holds each method's answers to the test inputs."""
+    decided = {**settings, "p2s": settings["l2s"], "mean_equal": settings["alphasteer"]}
+    return {name: stage_name("test", name, decided.get(name)) for name in EVERYTHING}
 
 
 def main() -> None:
@@ -190,10 +195,8 @@ def main() -> None:
     arguments.set_defaults(max_new_tokens=40, batch_size=64)
     args = arguments.parse_args()
     sets = load_sets(args.data, args.seed, args.limit)
-    named = ("seed", "limit", "model", "max_new_tokens", "math_tokens", "settings")
-    space = [(method, setting.label()) for method, setting in iterate_settings(METHODS)]
-    identity = {"study": "compare_methods", "space": fingerprint(space)}
-    identity |= {name: getattr(args, name) for name in named}
+    named = ("seed", "limit", "model", "max_new_tokens", "math_tokens")
+    identity: dict[str, Any] = {"study": "compare_methods"} | {name: getattr(args, name) for name in named}
     model = steerlab.load(args.model, device=args.device)
     identity |= {"data": fingerprint(data_hash(sets.everything)), "weights": model.info()["weights"]}
     study = Study(args.out, identity)
@@ -216,31 +219,33 @@ def main() -> None:
         print(f"{method}, chosen on validation: {setting.label()}")
 
     tested = captured("test", [*sets.harmful, *sets.sounds_unsafe, *sets.harmless, *sets.expert, *sets.math])
-    methods = requests_of(fitted, settings, tested)
+    methods, stages = requests_of(fitted, settings, tested), names_of_tests(settings)
     plain = answers(study, model, "test-none", sets.test, None, args)
     summary: dict[str, Any] = {}
     long = []
     selected = {name: request for name, request in methods.items() if name in (args.only or EVERYTHING)}
     for name, request in selected.items():
-        found = answers(study, model, f"test-{name}", sets.test, request, args)
-        measures = shares(study, model, f"test-{name}", found, plain, sets.test)
+        found = answers(study, model, stages[name], sets.test, request, args)
+        measures = shares(study, model, stages[name], found, plain, sets.test)
         for measure, values in measures.items():
             summary[f"{name}.{measure}"] = estimate(values.tolist(), args.seed)
             long.append(pd.DataFrame({"method": name, "metric": measure, "value": values}))
         ppl = study.stage(
-            f"ppl-{name}",
+            f"ppl-{stages[name]}",
             partial(perplexity_of_solutions, model, sets, request, args.batch_size),
         )
         summary[f"{name}.ppl"] = round(float(ppl["ppl"].iloc[0]), 3)
+        if request is not None and name != "prompt":  # an instruction changes the prompt: its tokens can't be compared
+            dose = study.stage(f"dose-{stages[name]}", partial(dose_of, model, sets, request, args)).iloc[0]
+            summary |= {f"{name}.{key}": round(float(value), 4) for key, value in dose.items()}
         summary[f"{name}.fit_s"] = round(fitted.seconds.get(name, 0.0), 3)  # none and prompt: nothing to fit
         print(f"{name}: {', '.join(f'{k} {v.mean():.3f}' for k, v in measures.items())}")
     if args.only:
         if "tracker" in args.only:
             track(study, model, args)
         return
-    dose = study.stage("doses", lambda: doses(model, sets, methods, args)).set_index("method")
-    summary |= {f"{name}.{k}": round(float(row[k]), 4) for name, row in dose.iterrows() for k in DOSE[1:]}
-    times = study.stage("times", lambda: time_methods(model, sets.harmless[:16], methods))
+    together = fingerprint(sorted(stages.values()))[:10]
+    times = study.stage(f"times-{together}", lambda: time_methods(model, sets.harmless[:16], methods))
     for column in ("ms_per_prompt", "ms_per_token"):
         summary |= {f"{name}.{column}": added(times, name, column) for name in methods}
         summary[f"unsteered.{column}"] = round(float(times.loc[times["method"] == "none", column].median()), 3)
@@ -251,7 +256,7 @@ def main() -> None:
     summary |= detection
     write_atomically(study.folder / "tasktracker.csv", lambda partial: tracked.round(4).to_csv(partial, index=False))
     summary["counts"] = {name: len(rows) for name, rows in sets.test.items()} | {"train": len(sets.train)}
-    report = examples_page(study, sets, args, methods, model)
+    report = examples_page(study, model, sets, methods, stages, args)
     results = pd.concat(long, ignore_index=True).groupby(["method", "metric"], sort=False)["value"]
     study.finish(
         results.agg(["mean", "count"]).round(4).reset_index(), summary, report, provenance(model, sets.everything, args)
@@ -283,12 +288,15 @@ def summarize_gates(methods: Mapping[str, Request | None], tested: Any, sets: Se
     return found
 
 
-def examples_page(study: Study, sets: Sets, args: argparse.Namespace, methods: Mapping[str, Any], model: Model) -> str:
+def examples_page(
+    study: Study, model: Model, sets: Sets, methods: Mapping[str, Request | None], stages: Mapping[str, str],
+    args: argparse.Namespace,
+) -> str:  # fmt: skip
     """A page of answers to three prompts that only sound unsafe, three advice questions and two requests, by id."""
     shown = [*sets.sounds_unsafe[:3], *sets.expert[:3], *sets.harmful[:2]]
     blocks: dict[str, dict[str, str]] = {f"{e.id} ({e.behavior})": {} for e in shown}
     for name, request in methods.items():
-        found = answers(study, model, f"test-{name}", sets.test, request, args).set_index("example_id")["text"]
+        found = answers(study, model, stages[name], sets.test, request, args).set_index("example_id")["text"]
         for e in shown:
             text = str(found[e.id])
             hidden = e.behavior == "refuse" and not judge_answers([e], [text])["refuses"].iloc[0]
