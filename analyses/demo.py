@@ -20,12 +20,13 @@ import pandas as pd
 from _common import as_markdown, limit_per_group, of_split, parser, provenance, show_table, to_long
 from _demo_images import chosen_settings, run_image_half, table_of
 from _safety import Setting, check_behaviors, l2s, mean_vector, run_methods, summarize
+from l2s_images import MIN_TRAIN_IMAGES
 
 import steerlab
 from steerlab import Example, Request, SteeringVector
 from steerlab.analysis.behavior import safety_summary
 from steerlab.analysis.study import Study
-from steerlab.data import demo_set
+from steerlab.data import data_hash, demo_set
 from steerlab.methods import P2S
 
 # chosen by analyses/l2s_safety.py on validation questions of another data set; nothing is tuned on the demo's test
@@ -69,6 +70,7 @@ def main() -> None:
     identity |= {"sizes": [len(train), len(test), args.max_new_tokens, args.images], "weights": model.info()["weights"]}
     image_model = steerlab.load("scenes-vlm", device=args.device, backend="hooks")
     identity |= {"image settings": chosen_settings(), "image weights": image_model.info()["weights"]}
+    identity |= {"images": MIN_TRAIN_IMAGES, "data": data_hash([*train, *test])}
     study = Study(args.out, identity)
     image_summary, answered, questions = run_image_half(study, image_model, args)
     show_table("Share of true answers about unseen images, by type of question", table_of(image_summary))

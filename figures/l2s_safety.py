@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from steerlab.plots import method_bars, read_summary, style, summary_frame, width
 
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "l2s_safety"
-GOALS = ("refuse_harmful", "defer_expert", "refuse_expert")
+GOALS = ("refuse_harmful", "defer_expert", "refuse_expert")  # in fluent text, where the results tell it
 SIDE_EFFECTS = ("harmless_kept", "distinct2", "cosine")
 
 
@@ -38,7 +38,8 @@ def draw(results_dir: str | Path) -> Figure:
                 trade_off(pd.read_csv(grid), ax=ax, chosen=chosen)
                 ax.set_title(f"{letter}  All settings tried (validation)")
                 continue
-            metrics = GOALS if panel == "goals" else SIDE_EFFECTS
+            goals = [f"{name}_fluently" if f"{name}_fluently" in known else name for name in GOALS]
+            metrics = goals if panel == "goals" else SIDE_EFFECTS
             title = "Three goals (test)" if panel == "goals" else "Side effects, cosine (test)"
             method_bars(estimates, [m for m in metrics if m in known], ax, title=f"{letter}  {title}")
             ax.set_xlabel("Share of inputs" if panel == "goals" else "Share of inputs, cosine")

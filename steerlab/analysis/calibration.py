@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isnan
 
 import pandas as pd
 
@@ -14,7 +14,7 @@ from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import SteeringError
 from steerlab.methods.base import Intervention, Steerer
 from steerlab.methods.vector import Vectors, as_steerer
-from steerlab.metrics import is_fluent
+from steerlab.metrics import is_fluent, perplexity
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.steering import generate
@@ -144,6 +144,7 @@ def find_breaking_dose(
     steer: Steerer | Vectors,
     *,
     fluent: float = 0.5,
+    max_perplexity: float = 5.75,
     max_new_tokens: int = NEW_TOKENS,
     positions: Positions | None = None,
     scale: Scale = "raw",
@@ -162,8 +163,9 @@ def find_breaking_dose(
     Args:
         model, data, max_new_tokens, positions, scale, batch_size: as in `generate`.
         steer: one fitted steerer, or vectors by layer.
-        fluent: the share of texts that have to be fluent (`metrics.is_fluent`, by words alone: texts of distinct words
-            without sense pass, so read some below the ratio that is found).
+        fluent: the share of texts that have to be fluent (`metrics.is_fluent`).
+        max_perplexity: of a fluent text, under the unsteered model. The default was chosen for a model of 135 million
+            parameters; give a larger one where a model's own answers come near it.
 
     Returns:
         What was tried: `alpha, norm_ratio, fluent`, by alpha.
@@ -172,6 +174,7 @@ def find_breaking_dose(
         SteeringError: no strength breaks the texts, or even the weakest does, or they are broken unsteered.
     """
     as_number("fluent", fluent, 1e-6, 1.0)
+    as_number("max_perplexity", max_perplexity, 1.0)
     (request,) = as_requests(model, as_steerer(steer, model.n_layers), 1.0, positions, scale)
     examples = as_examples(data)
     settings = resolve_interventions(model, [request], examples, batch_size, check_alpha=False)
@@ -182,11 +185,19 @@ def find_breaking_dose(
             model, examples, steer=request.steerer if alpha else (), alpha=alpha, positions=positions, scale=scale,
             max_new_tokens=max_new_tokens, batch_size=batch_size, progress=False,
         )  # fmt: skip
-        tried[alpha] = texts.norm_ratio, sum(map(is_fluent, texts)) / len(texts)
+        likely = perplexity(model, examples, list(texts), batch_size=batch_size, progress=False)
+        passed = [
+            is_fluent(text, perplexity=None if isnan(one) else one, max_perplexity=max_perplexity)
+            for text, one in zip(texts, likely, strict=True)
+        ]
+        tried[alpha] = texts.norm_ratio, sum(passed) / len(passed)
         return tried[alpha][1] >= fluent
 
     if not within(0.0):
-        raise SteeringError(f"without steering {tried[0.0][1]:.0%} of these texts are fluent, below fluent={fluent:g}")
+        raise SteeringError(
+            f"without steering {tried[0.0][1]:.0%} of these texts are fluent, below fluent={fluent:g}: give a larger "
+            f"max_perplexity than {max_perplexity:g} if they read well"
+        )
     del tried[0.0]
     limit, known = _limit(settings), model.breaking_dose
     model.breaking_dose = None  # no warnings while it is measured

@@ -116,7 +116,7 @@ def test_positions_counted_from_the_end_and_changed_prompts_have_no_dose(model: 
 def test_texts_past_the_dose_that_broke_them_are_warned_of(recwarn: pytest.WarningsRecorder) -> None:
     model, vector = tiny_lm("llama"), SteeringVector({1: V})
     options = {"max_new_tokens": 24, "positions": "last+generated"}
-    tried = find_breaking_dose(model, PROMPTS, vector, **options).set_index("alpha")
+    tried = find_breaking_dose(model, PROMPTS, vector, max_perplexity=1e9, **options).set_index("alpha")
     broken = tried[tried["fluent"] < 0.5]
     assert model.breaking_dose == broken["norm_ratio"].min() and len(broken) >= 1
     for alpha, row in tried.iterrows():
@@ -143,7 +143,10 @@ def test_two_steerers_at_one_state_are_one_dose() -> None:
 
 def test_a_dose_that_breaks_no_text_is_refused(model: Model) -> None:
     with pytest.raises(SteeringError, match=r"at alpha 1 the share of fluent texts is 100%.*no strength between"):
-        find_breaking_dose(model, PROMPTS, Operation(SteeringVector({1: V}), "rotate", first=1), max_new_tokens=24)
+        gentle = Operation(SteeringVector({1: V}), "rotate", first=1)
+        find_breaking_dose(model, PROMPTS, gentle, max_new_tokens=24, max_perplexity=1e9)
     assert model.breaking_dose is None
+    with pytest.raises(SteeringError, match=r"without steering 0% of these texts are fluent.*a larger max_perplexity"):
+        find_breaking_dose(model, PROMPTS, SteeringVector({1: V}), max_new_tokens=24)  # a random model is never likely
     with pytest.raises(DataError, match="fluent"):
         find_breaking_dose(model, PROMPTS, SteeringVector({1: V}), fluent=2.0)
