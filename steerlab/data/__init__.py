@@ -11,6 +11,10 @@ Example:
 
 from steerlab.data.coco import coco_objects as coco_objects
 from steerlab.data.coco import coco_synonyms as coco_synonyms
+from steerlab.data.concept_shifts import ConceptShifts as ConceptShifts
+from steerlab.data.concept_shifts import attribute_pairs as attribute_pairs
+from steerlab.data.concept_shifts import change_labels as change_labels
+from steerlab.data.concept_shifts import concept_shifts as concept_shifts
 from steerlab.data.contrasts import PUBLISHED_PAIRS as PUBLISHED_PAIRS
 from steerlab.data.contrasts import with_contrasts as with_contrasts
 from steerlab.data.demo import DEMO_FRACTIONS as DEMO_FRACTIONS

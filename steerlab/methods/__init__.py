@@ -41,6 +41,7 @@ from steerlab.methods.routed_mean import RoutedMean
 from steerlab.methods.sae import SAE, train_sae
 from steerlab.methods.serialization import load_detector, load_steerer, savable
 from steerlab.methods.spherical import PUBLISHED_SPHERICAL, Spherical
+from steerlab.methods.ssae import SSAE
 from steerlab.methods.tasktracker.detector import TaskTracker
 from steerlab.methods.tasktracker.triplet import TripletProbe
 from steerlab.methods.vector import SteeringVector, as_steerer
@@ -49,9 +50,9 @@ from steerlab.models.operators import Add, Clamp, Operator, ProjectOut, Replace,
 
 __all__ = [
     "CONFST", "L2S", "L2S_PAPER", "L2S_RELEASED_POPE", "L2S_RELEASED_SAFETY", "P2S", "PCA", "PUBLISHED_ADASTEER",
-    "PUBLISHED_RATIOS", "PUBLISHED_SPHERICAL", "SAE", "SAFETY_INSTRUCTION", "W2S", "AdaSteer", "Add", "AlphaSteer",
-    "Clamp", "ConditionVector", "Context", "Detector", "Gated", "GradientField", "Intervention", "LinearMap",
-    "LinearProbe", "Logistic", "LogisticDirection", "MeanDifference", "NearestNeighbors", "NullSpaceGate",
+    "PUBLISHED_RATIOS", "PUBLISHED_SPHERICAL", "SAE", "SAFETY_INSTRUCTION", "SSAE", "W2S", "AdaSteer", "Add",
+    "AlphaSteer", "Clamp", "ConditionVector", "Context", "Detector", "Gated", "GradientField", "Intervention",
+    "LinearMap", "LinearProbe", "Logistic", "LogisticDirection", "MeanDifference", "NearestNeighbors", "NullSpaceGate",
     "Operation", "Operator", "ProjectOut", "Prompt", "PublishedAdaSteer", "Ramp", "RandomDirection", "Replace",
     "RequiredActivation", "Rotate", "RoutedMean", "Scale", "Spherical", "Steerer", "SteeringNet", "SteeringVector",
     "TaskTracker", "TrainingConfig", "TripletProbe", "as_steerer", "fit_schedule", "from_easysteer", "from_gguf",

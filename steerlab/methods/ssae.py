@@ -1,0 +1,204 @@
+"""Sparse shift autoencoder: steering vectors of single concepts from pairs of texts that differ in several at once.
+
+The difference of two states is encoded as an affine function, z - z' -> codes, and decoded as another, codes -> z - z'.
+The decoder's rows have norm 1. Under a bound on the codes' mean absolute value few concepts are used for a difference,
+and the ones that explain all differences with few are, under the conditions of the paper, those that really changed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerlab._support.checks import as_number, as_seed, as_whole
+from steerlab._support.progress import bar
+from steerlab.capturing.activations import Activations
+from steerlab.errors import DataError, SteeringError
+from steerlab.methods.base import FittedMixin, check_fitted, check_width
+from steerlab.methods.classes import contrast_table
+from steerlab.methods.serialization import savable
+from steerlab.methods.vector import SteeringVector
+from steerlab.models.sites import Site
+
+ACTIVE = 0.1  # of a concept's largest code: a pair whose code is smaller does not use the concept
+TOLERANCE = 0.05  # by which the codes may be larger than the level
+Differences = Float[Tensor, "pair hidden"]
+
+
+@savable
+class SSAE(FittedMixin):
+    """Directions of single concepts, from contrasts in which a few of several concepts change at once.
+
+    Example:
+        >>> pairs = steerlab.data.attribute_pairs("sentences", changed=(2, 2))
+        >>> ssae = SSAE(16, n_concepts=3, level=1.4).fit(model, pairs)
+        >>> texts = steerlab.generate(model, prompts, steer=ssae.direction(0), alpha=1.0)
+        >>> ssae.encode(differences)                                  # (pair, concept)
+
+    Args:
+        layer: whose contrasts are encoded.
+        n_concepts: the number of concepts; at most the rank of the contrasts.
+        level: the largest mean over pairs of the sum of a pair's absolute codes, as a multiple of the contrasts' mean
+            norm. A contrast that is one concept has 1, two equal and orthogonal ones have 1.41. Less than 1 leaves a
+            part of the contrasts unexplained; None: no bound, an affine autoencoder. Choose it with `level_sweep`.
+        offset: whether the decoder adds a constant. It takes what changes in every pair, so that None means no for one
+            concept, and yes for several.
+        position: which captured contrasts to use; None if there is only one kind.
+        steps, batch_size, learning_rate: of Adam; the rate falls to 0 over the last third.
+        seed: of the first directions and the batches.
+        device: where to train; None: where the contrasts are.
+        progress: whether to show a bar.
+
+    Attributes:
+        encoder_, encoder_offset_: `(hidden, concept)` and `(concept,)`.
+        decoder_, decoder_offset_: `(concept, hidden)`, each row of norm 1, and `(hidden,)`.
+        scales_: `(concept,)`, the median code of the pairs that use the concept, in units of the residual stream. A
+            direction's sign is such that most of these are positive.
+        reached_: `error`, the share of the squared contrasts that is lost; `level`; `multiplier` of the bound: 0
+            if it changed nothing; then the directions are arbitrary.
+
+    Raises:
+        DataError: more concepts than contrasts or their rank, a contrast that is zero, or a number out of range.
+        SteeringError: the codes are more than 5 % above the level when training ends.
+
+    Source: arXiv 2502.12179, sections 3 and 4. Own choices: the loss is the squared error of all pairs together divided
+        by their squared norm, codes are not normalized, and the gradient along each direction is removed before a step
+        (the released code removes it afterwards, where it has no effect).
+    """
+
+    def __init__(
+        self, layer: int | Site, n_concepts: int, level: float | None, *, offset: bool | None = None,
+        position: str | None = None, steps: int = 3000, batch_size: int = 256, learning_rate: float = 5e-3,
+        seed: int = 0, device: str | None = None, progress: bool = False,
+    ) -> None:  # fmt: skip
+        self.layer, self.n_concepts = layer, as_whole("n_concepts", n_concepts)
+        self.level = None if level is None else as_number("level", level, 1e-6)
+        self.offset = n_concepts > 1 if offset is None else offset
+        self.position, self.device, self.progress = position, device, progress
+        self.steps, self.batch_size = as_whole("steps", steps), as_whole("batch_size", batch_size)
+        self.learning_rate, self.seed = as_number("learning_rate", learning_rate, 0.0), as_seed(seed)
+
+    @property
+    def site(self) -> Site:
+        """Whose contrasts are encoded."""
+        return Site.of(self.layer)
+
+    @property
+    def contrasts_read_at(self) -> str | None:
+        """The position of the contrasts."""
+        return self.position
+
+    def fit_activations(self, acts: Activations) -> None:
+        """Fit to the contrasts of activations."""
+        ids, z = contrast_table(acts, self.site, self.position)
+        same = [one for one, zero in zip(ids, (z == 0).all(1).tolist(), strict=True) if zero]
+        if same:
+            raise DataError(
+                f"{len(same)} of {len(ids)} contrasts are zero ({same[:3]}): leave out pairs of equal states"
+            )
+        self.fit_differences(z)
+
+    def fit_differences(self, z: Differences) -> SSAE:
+        """Fit to differences `(pair, hidden)` that were computed before; returns self."""
+        z = z.float().to(self.device or z.device)
+        if len(z) and not bool(z.any(1).all()):
+            raise DataError(f"{int((~z.any(1)).sum())} of {len(z)} differences are zero: leave them out")
+        rank = int(torch.linalg.matrix_rank(z)) if len(z) else 0
+        if self.n_concepts > rank:
+            raise DataError(
+                f"n_concepts={self.n_concepts}, and {len(z)} differences have rank {rank}: give at most that"
+            )
+        size = z.norm(dim=1).mean()
+        encoder, shift, decoder, constant, multiplier = self._train(z / size)
+        self.encoder_, self.encoder_offset_ = encoder.cpu(), (shift * size).cpu()
+        self.decoder_, self.decoder_offset_ = decoder.cpu(), (constant * size).cpu()
+        self.info_ = {"hidden_size": z.shape[1]}
+        self._orient(z.cpu())
+        codes = self.encode(z.cpu())
+        lost = (self.decode(codes) - z.cpu()).square().sum() / z.cpu().square().sum()
+        level = float(codes.abs().sum(1).mean() / size.cpu())
+        self.reached_ = {"error": float(lost), "level": level, "multiplier": multiplier}
+        self._check_level()
+        return self
+
+    def _train(self, z: Differences) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+        """Encoder, its offset, decoder, its offset, and the multiplier of the bound at the end."""
+        generator = torch.Generator().manual_seed(self.seed)
+        decoder = torch.nn.functional.normalize(torch.randn(self.n_concepts, z.shape[1], generator=generator), dim=1)
+        decoder = decoder.to(z.device)
+        encoder, shift = decoder.T.contiguous(), torch.zeros(self.n_concepts, device=z.device)
+        constant, multiplier = torch.zeros(z.shape[1], device=z.device), torch.zeros((), device=z.device)
+        trained = [encoder, shift, decoder, *([constant] if self.offset else [])]
+        adam = torch.optim.Adam([t.requires_grad_() for t in trained], lr=self.learning_rate)
+        rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1.0, 3 * (1 - step / self.steps)))
+        with torch.enable_grad(), bar(self.steps, "SSAE", "step", self.progress) as shown:
+            for step in range(self.steps):
+                batch = z[torch.randint(len(z), (self.batch_size,), generator=generator).to(z.device)]
+                codes = batch @ encoder + shift
+                excess = codes.abs().sum(1).mean() / (self.level or 1.0) - 1
+                lost = (codes @ decoder + constant - batch).square().sum() / batch.square().sum()
+                adam.zero_grad()
+                (lost + multiplier * excess).backward()
+                with torch.no_grad():
+                    assert decoder.grad is not None
+                    decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
+                    adam.step()
+                    rate.step()
+                    decoder /= decoder.norm(dim=1, keepdim=True)
+                    if self.level is not None:  # dual ascent on the bound
+                        multiplier = (multiplier + 0.05 * excess).clamp(min=0.0)
+                if step % 100 == 99:
+                    shown.update(100)
+        return encoder.detach(), shift.detach(), decoder.detach(), constant.detach(), float(multiplier)
+
+    def _orient(self, z: Differences) -> None:
+        """Turn directions so that most codes that count are positive, and set their median size."""
+        codes = self.encode(z)
+        used = codes.abs() >= ACTIVE * codes.abs().amax(0)
+        signs = torch.where((codes * used).sum(0) < 0, -1.0, 1.0)
+        self.encoder_, self.encoder_offset_ = self.encoder_ * signs, self.encoder_offset_ * signs
+        self.decoder_ = self.decoder_ * signs[:, None]
+        sizes = codes.abs().masked_fill(~used, torch.nan)
+        self.scales_ = sizes.nanmedian(0).values
+
+    def _check_level(self) -> None:
+        if self.level is None or self.n_concepts == 1:  # one direction needs no bound to be found
+            return
+        reached = self.reached_["level"]
+        if reached > self.level * (1 + TOLERANCE):
+            raise SteeringError(f"the codes have a level of {reached:.3g}, above {self.level:g}: give more steps")
+        if not self.reached_["multiplier"] and reached < self.level * (1 - TOLERANCE):
+            warnings.warn(
+                f"level={self.level:g} bounds nothing: without it the codes have {reached:.3g}. Nothing tells the "
+                "concepts apart then: give a smaller one (level_sweep)",
+                stacklevel=3,
+            )
+
+    def encode(self, differences: Float[Tensor, "... hidden"]) -> Float[Tensor, "... concept"]:
+        """The codes of differences: how far each concept changes, in units of the residual stream."""
+        check_fitted(self, "encoder_")
+        return check_width(differences, len(self.encoder_), self.name) @ self.encoder_ + self.encoder_offset_
+
+    def decode(self, codes: Float[Tensor, "... concept"]) -> Float[Tensor, "... hidden"]:
+        """The differences that codes stand for."""
+        check_fitted(self, "decoder_")
+        return codes @ self.decoder_ + self.decoder_offset_
+
+    def direction(self, concept: int) -> SteeringVector:
+        """The vector of one concept; at alpha 1 it is as long as in the median pair that changes the concept.
+
+        Raises:
+            DataError: no such concept.
+        """
+        check_fitted(self, "decoder_")
+        as_whole("concept", concept, 0, self.n_concepts - 1)
+        return SteeringVector({self.site: self.scales_[concept] * self.decoder_[concept]})
+
+    def with_options(self, **options: Any) -> SSAE:
+        """An unfitted copy with some arguments changed."""
+        names = ("layer", "n_concepts", "level", "offset", "position", "steps", "batch_size", "learning_rate", "seed")
+        return SSAE(**{name: getattr(self, name) for name in (*names, "device", "progress")} | options)

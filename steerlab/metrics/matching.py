@@ -1,0 +1,95 @@
+"""Matching: which direction, or code, of one set belongs to which of another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from steerlab.errors import DataError
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The partner of each member of the first set.
+
+    Attributes:
+        order: `(first,)`, the partner's index in the second set.
+        similarity: `(first,)`, to the partner.
+    """
+
+    order: Int[Tensor, " first"]
+    similarity: Float[Tensor, " first"]
+
+    @property
+    def mean(self) -> float:
+        """The mean similarity; of codes, the mean correlation coefficient (MCC)."""
+        return float(self.similarity.mean())
+
+
+def match_directions(
+    first: Float[Tensor, "first hidden"], second: Float[Tensor, "second hidden"], *, one_to_one: bool = True,
+    signed: bool = True,
+) -> Matching:  # fmt: skip
+    """Match directions by their cosines.
+
+    Example:
+        >>> found = match_directions(before, after)
+        >>> after[found.order], found.mean
+
+    Args:
+        first, second: a direction in each row, none of them zero.
+        one_to_one: no two have the same partner, and the sum of all similarities is largest (Hungarian method);
+            otherwise each has the most similar one.
+        signed: False for directions whose sign means nothing: absolute cosines are compared.
+
+    Raises:
+        DataError: a zero direction, NaN, or fewer in the second set than in the first where `one_to_one`.
+
+    Source: arXiv 2501.03012, section 3 (both kinds of matching).
+    """
+    for name, rows in (("first", first), ("second", second)):
+        if not bool((rows.double().norm(dim=1) > 0).all()):
+            raise DataError(f"a direction of the {name} set is zero or NaN: leave it out")
+    unit = (torch.nn.functional.normalize(rows.double(), dim=1) for rows in (first, second))
+    cosines = next(unit) @ next(unit).T
+    return _matched(cosines if signed else cosines.abs(), one_to_one)
+
+
+def match_codes(
+    truth: Float[Tensor, "row first"], codes: Float[Tensor, "row second"], *, one_to_one: bool = True
+) -> Matching:
+    """Match columns by the absolute correlation of their values over rows; a column of equal values has none, 0.
+
+    Example:
+        >>> match_codes(truth, codes).mean                            # 1: recovered up to order, sign and scale
+
+    Args:
+        truth, codes: the same rows.
+        one_to_one: as in `match_directions`.
+
+    Raises:
+        DataError: other rows, fewer than two, NaN, or fewer columns than `truth` has where `one_to_one`.
+
+    Source: arXiv 2502.12179, section 5 (MCC; with `one_to_one=False` its variant for labels).
+    """
+    if len(truth) != len(codes) or len(truth) < 2 or not all(bool(x.isfinite().all()) for x in (truth, codes)):
+        raise DataError(f"{len(truth)} rows of truth and {len(codes)} of codes: give the same, two or more, finite")
+    centered = (x.double() - x.double().mean(0) for x in (truth, codes))
+    units = [x / x.norm(dim=0).clamp(min=1e-12) for x in centered]
+    return _matched((units[0].T @ units[1]).abs(), one_to_one)
+
+
+def _matched(similarities: Float[Tensor, "first second"], one_to_one: bool) -> Matching:
+    if not one_to_one:
+        best = similarities.max(dim=1)
+        return Matching(best.indices, best.values.float())
+    n, m = similarities.shape
+    if n > m:
+        raise DataError(f"{n} can't each have a partner of their own among {m}: change places, or one_to_one=False")
+    order = torch.from_numpy(np.asarray(linear_sum_assignment(-similarities.numpy())[1]))
+    return Matching(order, similarities[torch.arange(n), order].float())

@@ -1,0 +1,138 @@
+"""Sparse shift autoencoder: concepts found where theory says so, and not found where it says not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from synthetic_acts import make_acts, normal
+
+from steerlab import capture, generate, pairs
+from steerlab.analysis.ssae_levels import level_sweep, stability
+from steerlab.data import concept_shifts
+from steerlab.errors import DataError, SteeringError
+from steerlab.methods import SSAE
+from steerlab.metrics.matching import match_codes, match_directions
+from steerlab.testing import tiny_lm
+
+
+def true_level(made) -> float:
+    return float(made.codes.abs().sum(1).mean() / made.differences.norm(dim=1).mean())
+
+
+def fitted(made, level: float | None = -1.0, **options) -> SSAE:
+    level = true_level(made) if level == -1.0 else level
+    return SSAE(3, made.codes.shape[1], level, **options).fit_differences(made.differences)
+
+
+GOOD = {
+    "uniform": {}, "positive": {"codes": "positive"}, "around 1": {"codes": "normal"},
+    "five of nine": {"n_concepts": 9, "hidden": 36, "changed": (1, 5)}, "few pairs": {"n": 240},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_concepts_of_continuous_sparse_changes_are_recovered(name: str) -> None:
+    made = concept_shifts(**GOOD[name])
+    ssae = fitted(made)
+    assert match_codes(made.codes, ssae.encode(made.differences)).mean > 0.99
+    found = match_directions(made.concepts, ssae.decoder_, signed=False)
+    assert found.similarity.min() > 0.99
+    # adding a direction changes the true code of one concept alone
+    changes = (ssae.decoder_[found.order] @ torch.linalg.pinv(made.concepts)).abs()
+    others = changes - torch.diag(changes.diag())
+    assert (others.max(1).values / changes.diag()).max() < 0.05 and (others.mean(1) / changes.diag()).max() < 0.01
+    assert torch.allclose(ssae.decoder_.norm(dim=1), torch.ones(len(found.order)), atol=1e-5)
+    assert ssae.reached_["level"] <= 1.05 * true_level(made) and ssae.reached_["error"] < 1e-3
+
+
+def test_without_sparsity_or_in_bad_regimes_concepts_are_not_recovered() -> None:
+    def mcc(level: float | None = -1.0, **options) -> float:
+        made = concept_shifts(**options)
+        return match_codes(made.codes, fitted(made, level).encode(made.differences)).mean
+
+    assert mcc(level=None) < 0.75, "no bound: any rotation does"
+    assert mcc(codes="binary", seed=1) < 0.85, "changes of one size"
+    assert mcc(changed=(8, 8)) < 0.8, "nothing is sparse"
+    assert 0.7 < mcc(hidden=8, coherent=True, seed=1) < 0.97, "square mixing of concepts that are alike"
+
+
+def test_one_concept_is_the_mean_contrast_direction_with_its_size() -> None:
+    made = concept_shifts(400, 1, 20, codes="normal", changed=(1, 1), noise=0.02)
+    ssae = fitted(made)
+    vector = ssae.direction(0).at(3)
+    assert torch.cosine_similarity(vector, made.concepts[0], dim=0) > 0.999
+    assert float(vector.norm()) == pytest.approx(1.0, abs=0.05), "alpha 1 is the median change"
+    assert not ssae.decoder_offset_.any(), "a constant would take what changes in every pair"
+
+
+def test_codes_directions_and_decoder_are_consistent() -> None:
+    made = concept_shifts(2000, 5, 20)
+    ssae = fitted(made)
+    codes = ssae.encode(made.differences)
+    torch.testing.assert_close(ssae.decode(codes), made.differences, atol=0.05, rtol=0)
+    for k in range(5):
+        used = codes[:, k].abs() >= 0.1 * codes[:, k].abs().max()
+        vector = ssae.direction(k).at(3)
+        torch.testing.assert_close(vector.norm(), codes[used, k].abs().quantile(0.5, interpolation="lower"))
+        torch.testing.assert_close(vector / vector.norm(), ssae.decoder_[k])
+        assert codes[used, k].sum() >= 0
+
+
+def test_seeds_agree_at_the_right_level_and_not_without_one() -> None:
+    made = concept_shifts(2000, 4, 20, changed=(1, 2))
+    level = true_level(made)
+    frame = level_sweep(SSAE(0, 4, None, steps=1500), made.differences, [None, level, 0.6 * level], seeds=(0, 1))
+    means = frame.groupby("level", dropna=False)[["error", "agreement"]].mean()
+    assert means.loc[level, "agreement"] > 0.99 > 0.9 > means.loc[float("nan"), "agreement"]
+    assert means.loc[level, "error"] < 1e-3 < means.loc[0.6 * level, "error"]
+    table = stability([fitted(made, seed=seed, steps=1500) for seed in (1, 2, 3)])
+    assert len(table) == 3 and table["lowest"].min() > 0.98
+    assert list(table.columns) == ["first", "second", "cosine", "lowest"]
+
+
+def test_same_seed_gives_the_same_fit_and_files_give_it_back(tmp_path: Path) -> None:
+    made = concept_shifts(500, 3, 12, changed=(1, 2))
+    acts = make_acts(None, made.differences)
+    one, two = (SSAE(3, 3, true_level(made), steps=400).fit(acts) for _ in range(2))
+    assert torch.equal(one.decoder_, two.decoder_) and one.info_["hidden_size"] == 12
+    one.save_pretrained(tmp_path / "ssae")
+    loaded = SSAE.from_pretrained(tmp_path / "ssae", force=True)
+    assert torch.equal(loaded.encode(made.differences), one.encode(made.differences))
+    assert loaded.reached_ == one.reached_ and torch.equal(loaded.direction(1).at(3), one.direction(1).at(3))
+    assert not torch.equal(one.with_options(seed=1).fit(acts).decoder_, one.decoder_)
+
+
+def test_fit_to_a_model_and_steering_with_a_concept() -> None:
+    model = tiny_lm("llama")
+    texts = [("A red box.", "A blue box."), ("A red cup.", "A red box."), ("A blue cup.", "A red box."), ("I.", "You.")]
+    ssae = SSAE(1, 2, 1.1, steps=300).fit(model, pairs(texts))
+    acts = capture(model, pairs(texts), layers=[1], context=None, progress=False)
+    assert torch.equal(SSAE(1, 2, 1.1, steps=300).fit(acts).decoder_, ssae.decoder_)
+    found = generate(model, ["Hi"], steer=ssae.direction(1), alpha=2.0, max_new_tokens=3, progress=False)
+    assert found.norm_ratio > 0
+
+
+def test_levels_that_bound_nothing_or_are_not_reached_are_told() -> None:
+    made = concept_shifts(500, 3, 12, changed=(1, 2))
+    with pytest.warns(UserWarning, match=r"level=50 bounds nothing: without it the codes have \d"):
+        fitted(made, 50.0)
+    with pytest.raises(SteeringError, match=r"the codes have a level of .*, above 0.1: give more steps"):
+        fitted(made, 0.1, steps=20)
+
+
+def test_wrong_input_is_refused() -> None:
+    made = concept_shifts(20, 3, 12)
+    with pytest.raises(DataError, match="n_concepts=13, and 20 differences have rank 3"):
+        SSAE(0, 13, 1.0).fit_differences(made.differences)
+    with pytest.raises(DataError, match="n_concepts=3, and 2 differences have rank 2"):
+        SSAE(0, 3, 1.0).fit_differences(made.differences[:2])
+    with pytest.raises(DataError, match="1 of 2 differences are zero"):
+        SSAE(0, 1, 1.0).fit_differences(torch.stack([normal(12), torch.zeros(12)]))
+    with pytest.raises(DataError, match=r"1 of 2 contrasts are zero \(\['b'\]\)"):
+        SSAE(3, 1, 1.0).fit(make_acts(None, torch.stack([normal(12), torch.zeros(12)]), ids=["a", "b"]))
+    with pytest.raises(DataError, match="level"):
+        SSAE(0, 3, 0.0)
+    with pytest.raises(DataError, match="concept"):
+        fitted(made, None, steps=50).direction(3)
+    with pytest.raises(DataError, match="n_concepts"):
+        SSAE(0, 0, 1.0)
