@@ -95,7 +95,7 @@ def attribute_pairs(
     """Pairs of short texts that differ in one to three attributes at once, as contrasts of whole texts.
 
     "sentences": language (English, French), gender (male, female) and tense (present, past) of a sentence such as "My
-    uncle opens the door." "objects": shape, color and object of "a round red table", with many values each.
+    uncle opens the door." "objects": shape, color and object of "a round red table.", with many values each.
 
     Example:
         >>> row = attribute_pairs("sentences", 1, changed=(2, 2))[0]
@@ -194,7 +194,7 @@ def _objects() -> list[_Text]:
     values = _texts()["values"]
     names = ("shape", "color", "object")
     return [
-        (f"{article} {' '.join(some)}", dict(zip(names, some, strict=True)), article)
+        (f"{article} {' '.join(some)}.", dict(zip(names, some, strict=True)), article)
         for article in ("a", "the", "my", "that", "one")
         for some in product(*(values[name] for name in names))
     ]

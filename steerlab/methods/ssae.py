@@ -130,7 +130,8 @@ class SSAE(FittedMixin):
         generator = torch.Generator().manual_seed(self.seed)
         decoder = torch.nn.functional.normalize(torch.randn(self.n_concepts, z.shape[1], generator=generator), dim=1)
         decoder = decoder.to(z.device)
-        encoder, shift = decoder.T.contiguous(), torch.zeros(self.n_concepts, device=z.device)
+        encoder = decoder.T.clone(memory_format=torch.contiguous_format)
+        shift = torch.zeros(self.n_concepts, device=z.device)
         constant, multiplier = torch.zeros(z.shape[1], device=z.device), torch.zeros((), device=z.device)
         trained = [encoder, shift, decoder, *([constant] if self.offset else [])]
         adam = torch.optim.Adam([t.requires_grad_() for t in trained], lr=self.learning_rate)
