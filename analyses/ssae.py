@@ -4,10 +4,10 @@
     python figures/ssae.py results/ssae
 
 "a round red table." becomes "a round blue box.": two of shape, color and object change in every pair, so that no pair
-shows what one of them does. Each method finds twenty directions without knowing which attributes changed. Layer and,
-where it has one, a setting (level of the SSAE, penalty of the dictionary) are chosen on validation pairs, by how well the
-best direction for each value follows its changes (the mean absolute correlation, MCC); the test pairs, with an article
-of their own, are looked at once. "sentences" are a second set of pairs, of language, gender and tense.
+shows what one of them does. Each method finds twenty directions without knowing which attributes changed. Its layer
+and, where it has one, a setting (the level of the SSAE, the penalty of the dictionary) are chosen on validation pairs,
+by how well the best direction for each value follows its changes (the mean absolute correlation, MCC); the test pairs,
+with an article of their own, are looked at once. "sentences" are a second set of pairs, of language, gender and tense.
 
 Then the direction that follows a value best on training pairs is added, at an equal dose on everyday prompts, to
 questions about things without this value: which share of the answers changes to it? The rivals that know the labels are
