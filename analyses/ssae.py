@@ -9,9 +9,10 @@ and, where it has one, a setting (the level of the SSAE, the penalty of the dict
 by how well the best direction for each value follows its changes (the mean absolute correlation, MCC); the test pairs,
 with an article of their own, are looked at once. "sentences" are a second set of pairs, of language, gender and tense.
 
-Then the direction that follows a value best on training pairs is added, at an equal dose on everyday prompts, to
-questions about things without this value: which share of the answers changes to it? The rivals that know the labels are
-the mean difference of the same pairs, and that of clean pairs, in which this attribute alone changes.
+Then the direction that follows a value best on training pairs is added, at an equal dose on everyday prompts, to texts
+such as "I see my round red table. Its color is", about things without this value: in which share is it now the likeliest
+of the attribute's values? The rivals that know the labels are the mean difference of the same pairs, and that of clean
+pairs, in which this attribute alone changes. Texts are given as they are, without a chat template.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from steerlab.metrics.matching import match_codes
 from steerlab.models.model import Model
 
 PAIRS = {"objects": 1500, "sentences": 800}
-QUESTIONS = {"shape": "What shape is it?", "color": "What color is it?", "object": "What is it?"}
+CONTINUED = {"shape": "The shape of it is", "color": "Its color is", "object": "It is a"}
 FRACTIONS = (0.1, 0.2, 0.35, 0.5, 0.75)  # of the depth: the layers
 SETTINGS: dict[str, tuple[float | None, ...]] = {
     "ssae": (1.6, 1.4, 1.2, 1.0), "affine": (None,), "ica": (None,), "pca": (None,), "dictionary": (0.1, 0.3, 1.0),
@@ -59,12 +60,12 @@ class Directions:
 
     Args:
         codes: of differences.
-        rows: `(concept, hidden)`, of norm 1.
+        rows: `(concept, hidden)`; codes times rows are what is read off a difference.
         fitted: the SSAE, if it is one.
     """
 
     def __init__(self, codes: Callable[[Tensor], Tensor], rows: Tensor, fitted: SSAE | None = None) -> None:
-        self.codes, self.rows, self.fitted = codes, torch.nn.functional.normalize(rows, dim=1), fitted
+        self.codes, self.rows, self.fitted = codes, rows, fitted
 
 
 def find_directions(method: str, z: Tensor, k: int, setting: float | None, seed: int) -> Directions:
@@ -74,7 +75,7 @@ def find_directions(method: str, z: Tensor, k: int, setting: float | None, seed:
         return Directions(ssae.encode, ssae.decoder_, ssae)
     if method == "mean":
         mean = z.mean(0, keepdim=True)
-        return Directions(lambda x: x @ mean.T, mean)
+        return Directions(lambda x: x @ mean.T / mean.square().sum(), mean)
     size = float(z.norm(dim=1).mean())
     made: dict[str, Callable[[], Any]] = {
         "pca": lambda: PCA(k),
@@ -88,7 +89,7 @@ def find_directions(method: str, z: Tensor, k: int, setting: float | None, seed:
     rows = fitted.mixing_.T if method == "ica" else fitted.components_
     return Directions(
         lambda x: torch.from_numpy(fitted.transform((x / size).double().numpy())).float(),
-        torch.from_numpy(rows).float(),
+        torch.from_numpy(rows).float() * size,
     )
 
 
@@ -114,6 +115,13 @@ class Part:
     def truth(self, part: str) -> Tensor:
         """What changed in the pairs of a part."""
         return torch.tensor(self.labels.loc[self.ids[part]].to_numpy()).float()
+
+    def cosine(self, found: Directions, layer: int) -> float:
+        """The published measure: the cosine of a pair's end to its start moved by what was read off this very pair."""
+        ids, starts = self.acts.by_example(layer, side="negative")
+        start = starts.float()[[ids.index(i) for i in self.ids["test"]]]
+        z = self.differences(layer, "test")
+        return float(torch.cosine_similarity(start + z, start + found.codes(z) @ found.rows, dim=1).mean())
 
     def mcc(self, found: Directions, layer: int, part: str) -> Tensor:
         """For each value, the correlation of its changes with the direction that follows them best."""
@@ -147,34 +155,33 @@ def choose(study: Study, kind: str, part: Part) -> pd.DataFrame:
     return study.stage(f"{kind}-choose", compute)
 
 
-def test(study: Study, kind: str, part: Part, chosen: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The MCC of every value on test pairs at the chosen settings, by seed, and how far seeds agree."""
+def test(study: Study, kind: str, part: Part, chosen: pd.DataFrame) -> pd.DataFrame:
+    """On test pairs at the chosen settings, by seed: the MCC of every value, the published cosine, how seeds agree."""
     k = part.labels.shape[1]
 
     def compute() -> pd.DataFrame:
-        rows = []
+        rows: list[tuple[Any, ...]] = []
         for method, row in chosen.iterrows():
-            setting = None if np.isnan(row["setting"]) else float(row["setting"])
-            z, fits = part.differences(int(row["layer"]), "train"), []
+            layer, setting = int(row["layer"]), None if np.isnan(row["setting"]) else float(row["setting"])
+            z, fits = part.differences(layer, "train"), []
             for seed in SEEDS if method in SEEDED else [0]:
                 found = find_directions(str(method), z, k, setting, seed)
                 fits.append(found.fitted)
-                for value, one in zip(part.labels, part.mcc(found, int(row["layer"]), "test").tolist(), strict=True):
-                    rows.append((method, seed, value, one, np.nan))
+                mcc = zip(part.labels, part.mcc(found, layer, "test").tolist(), strict=True)
+                rows += [(method, seed, "mcc", value, number) for value, number in mcc]
+                rows.append((method, seed, "cosine", "", part.cosine(found, layer)))
             if fits[0] is not None:
-                agree = float(stability([one for one in fits if one is not None])["cosine"].mean())
-                rows.append((method, -1, "agreement of seeds", np.nan, agree))
-        return pd.DataFrame(rows, columns=["method", "seed", "value", "mcc", "agreement"])
+                agreement = stability([one for one in fits if one is not None])
+                rows += [(method, pair.first, "agreement", "", pair.cosine) for pair in agreement.itertuples()]
+        return pd.DataFrame(rows, columns=["method", "seed", "measure", "value", "number"])
 
-    found = study.stage(f"{kind}-test", compute)
-    agreement = found.dropna(subset="agreement").set_index("method")["agreement"]
-    return found.dropna(subset="mcc"), {f"{kind}.{m}.agreement": round(float(a), 4) for m, a in agreement.items()}
+    return study.stage(f"{kind}-test", compute)
 
 
 def steer_values(
     study: Study, model: Model, part: Part, chosen: pd.DataFrame, args: argparse.Namespace
 ) -> pd.DataFrame:
-    """For each value and method, the answers that change to the value at an equal dose: a row per question."""
+    """For each value and method, the texts that go on with the value at an equal dose: a row per text."""
     clean_rows = of_split(attribute_pairs("objects", len(part.rows), changed=(1, 1), seed=args.seed + 1), "train")
     clean = captured(study, model, "clean", clean_rows, part.layers, args)
     clean_labels = change_labels(clean_rows)
@@ -200,7 +207,8 @@ def steer_values(
         codes = found.codes(z)
         best = int(match_codes(label, codes, one_to_one=False).order[0])
         sign = torch.corrcoef(torch.stack([label[:, 0], codes[:, best]]))[0, 1].sign()
-        return SteeringVector({layer: sign * float(z.norm(dim=1).mean()) * found.rows[best]})
+        unit = torch.nn.functional.normalize(found.rows[best], dim=0)
+        return SteeringVector({layer: sign * float(z.norm(dim=1).mean()) * unit})
 
     everyday = [e.replace(contrast=None) for e in demo_set(seed=args.seed) if e.behavior == "answer"][:8]
     frames = []
@@ -209,24 +217,22 @@ def steer_values(
         def compute(method: str = method, value: str = value) -> pd.DataFrame:
             steerer = vector(method, value)
             dose = calibrate_strength(model, everyday, steerer, kl=args.budget, max_new_tokens=12, positions="all")
-            return answers_about(model, value, steerer, dose.alpha, args).assign(method=method, alpha=dose.alpha)
+            return continuations(model, value, steerer, dose.alpha, args).assign(method=method, alpha=dose.alpha)
 
         frames.append(study.stage(f"steer-{method.replace(' ', '_')}-{value.replace('=', '-')}", compute))
     return pd.concat(frames, ignore_index=True)
 
 
-def answers_about(
+def continuations(
     model: Model, value: str, steerer: SteeringVector, alpha: float, args: argparse.Namespace
 ) -> pd.DataFrame:
-    """What is answered about things without this value, unsteered and steered, among the values of its attribute."""
+    """The likeliest of an attribute's values in texts about things without this one, unsteered and steered."""
     name, wanted = value.split("=")
     texts = [e for e in attribute_pairs("objects", 200, changed=(1, 1), seed=args.seed + 2) if e.split == "test"]
     things = {str(e.contrast.negative) for e in texts if e.contrast and e.meta[f"{name}_before"] != wanted}
-    rows = [
-        Example(f"This is {thing} {QUESTIONS[name]} Answer with one word.", id=thing) for thing in sorted(things)[:24]
-    ]
+    rows = [Example(f"I see {thing} {CONTINUED[name]}", id=thing) for thing in sorted(things)[:24]]
     values = [column.split("=")[1] for column in change_labels(texts) if column.startswith(f"{name}=")]
-    ids = [model.tokenizer(one.capitalize(), add_special_tokens=False)["input_ids"][0] for one in values]
+    ids = [model.tokenizer(f" {one}", add_special_tokens=False)["input_ids"][0] for one in values]
     options: dict[str, Any] = {"batch_size": args.batch_size, "progress": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -255,7 +261,7 @@ def main() -> None:
         "--budget", type=float, default=BUDGET, help="nats of the dose at which directions are added"
     )
     args = arguments.parse_args()
-    model = steerlab.load(args.model, device=args.device)
+    model = steerlab.load(args.model, device=args.device, chat=False)
     identity = {"study": "ssae", "model": args.model, "weights": model.info()["weights"], "seed": args.seed}
     examples = [e for kind in PAIRS for e in attribute_pairs(kind, PAIRS[kind], changed=(2, 2), seed=args.seed)]
     identity |= {"pairs": args.pairs, "budget": args.budget, "settings": SETTINGS, "data": data_hash(examples)}
@@ -266,37 +272,41 @@ def main() -> None:
         part = Part(study, model, kind, args)
         grid = choose(study, kind, part)
         best = grid.sort_values("mcc", ascending=False, kind="stable").groupby("method").head(1).set_index("method")
-        found, agreement = test(study, kind, part, best)
-        summary |= agreement | summarize_mcc(kind, found, best, args.seed)
-        frames.append(found.drop(columns="agreement").assign(pairs=kind))
+        found = test(study, kind, part, best)
+        summary |= summarize_directions(kind, found, best, args.seed)
+        frames.append(found.assign(pairs=kind))
         grids.append(grid.assign(pairs=kind))
         if kind == "objects":
             steered = steer_values(study, model, part, best, args)
             summary |= summarize_steering(steered, args.seed)
-    results = pd.concat([*frames, steered.assign(pairs="objects")], ignore_index=True).round(4)
     pd.concat(grids).round(4).to_csv(study.folder / "grid.csv", index=False)
+    steered.round(4).to_csv(study.folder / "steered.csv", index=False)
+    results = pd.concat(frames, ignore_index=True).round(4)
     study.finish(results, summary, "", provenance(model, examples, args))
-    show_table("MCC on test pairs", pd.concat(frames).groupby(["method", "pairs"])["mcc"].mean().unstack())
+    shown = results.groupby(["method", "pairs", "measure"])["number"].mean().unstack(["pairs", "measure"])
+    show_table("On test pairs", shown)
     show_table("Steered", steered.groupby("method")[["before", "after", "gain", "alpha"]].mean())
 
 
-def summarize_mcc(kind: str, found: pd.DataFrame, best: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """The mean over values and seeds, with intervals over seeds where there are several, and the chosen settings."""
+def summarize_directions(kind: str, found: pd.DataFrame, best: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Means over values with intervals over seeds, what the SSAE has over the others, and the chosen settings."""
     summary: dict[str, Any] = {}
-    means = found.groupby(["method", "seed"])["mcc"].mean()
-    for method in best.index:
-        summary[f"{kind}.{method}.mcc"] = numbers(bootstrap_ci(means[method].tolist(), seed=seed))
+    means = found.groupby(["method", "measure", "seed"])["number"].mean()
+    for (method, measure), of_seeds in means.groupby(level=["method", "measure"]):
+        summary[f"{kind}.{method}.{measure}"] = numbers(bootstrap_ci(of_seeds.tolist(), seed=seed))
+    for method, row in best.iterrows():
         summary[f"{kind}.{method}.setting"] = {
-            key: None if pd.isna(value) else float(value) for key, value in best.loc[method].items()
+            key: None if pd.isna(value) else float(value) for key, value in row.items() if key != "pairs"
         }
-        if method not in ("ssae", "mean") and method in SEEDED:
-            difference = paired_bootstrap(means["ssae"].tolist(), means[method].tolist(), seed=seed)
+        if method != "ssae":
+            rival = means[method, "mcc"].reindex(means["ssae", "mcc"].index).ffill()  # one fit where no seed matters
+            difference = paired_bootstrap(means["ssae", "mcc"].tolist(), rival.tolist(), seed=seed)
             summary[f"{kind}.ssae_over_{method}.mcc"] = numbers(difference)
     return summary
 
 
 def summarize_steering(steered: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Shares of answers and gains in log-odds; values are resampled, since questions about one are alike."""
+    """Shares of texts and gains in log-odds; values are resampled, since texts about one are alike."""
     summary: dict[str, Any] = {}
     for measure in ("after", "gain"):
         table = steered.groupby(["value", "method"])[measure].mean().unstack("method")

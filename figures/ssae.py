@@ -1,0 +1,65 @@
+"""Concepts from pairs that change two attributes at once: how well directions follow them, and what adding one does.
+
+    python figures/ssae.py [RESULTS_DIR] [--out DIR]
+
+Reads the summary.json of analyses/ssae.py in each folder of RESULTS_DIR; writes ssae.png and ssae.pdf.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from _dots import estimate_dot
+from _script import figure_script
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from steerlab.plots import read_summary, style, width
+
+RESULTS = Path(__file__).parents[1] / "analyses/results/ssae"
+FOUND = {
+    "mean": "one mean difference", "pca": "PCA", "affine": "autoencoder, no bound", "ica": "ICA",
+    "dictionary": "dictionary learning", "ssae": "SSAE",
+}  # fmt: skip
+ADDED = {
+    "none": "no steering", "pca": "PCA", "affine": "autoencoder, no bound", "ica": "ICA", "ssae": "SSAE",
+    "mean of the same pairs": "mean of the same pairs*", "mean of clean pairs": "mean of clean pairs*",
+}  # fmt: skip
+MARKERS = ("o", "^", "s")
+
+
+def draw(results_dir: str | Path) -> Figure:
+    """The figure of a folder of results: two panels, a marker for each model."""
+    summaries = [read_summary(path.parent) for path in sorted(Path(results_dir).glob("*/summary.json"))]
+    with style():
+        fig = Figure(figsize=(width(2), 2.4), layout="constrained")
+        left, right = fig.subplots(1, 2)
+        draw_dots(left, summaries, {f"objects.{name}.mcc": label for name, label in FOUND.items()})
+        left.set(title="a  Twenty directions, found without labels")
+        left.set_xlabel("Mean correlation with each value's changes\n(test pairs; 95 % intervals over 5 seeds)")
+        draw_dots(right, summaries, {f"steered.{name}.after": label for name, label in ADDED.items()})
+        right.set(title="b  A value's direction added, at equal dose")
+        right.set_xlabel("Share of texts that go on with the value\n(95 % intervals over 20 values; *: labels known)")
+        handles, labels = left.get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7)
+        fig.draw_without_rendering()
+    return fig
+
+
+def draw_dots(ax: Axes, summaries: list[dict[str, Any]], rows: dict[str, str]) -> None:
+    """A row for each measure, a dot with its interval for each model."""
+    for number, (summary, marker) in enumerate(zip(summaries, MARKERS, strict=False)):
+        shift = 0.16 * (number - (len(summaries) - 1) / 2) * 2
+        for row, name in enumerate(rows):
+            look = "l2s" if "ssae" in name else "p2s" if "mean of" in name else "none"
+            label = summary["provenance"]["model"] if row == 0 else None
+            estimate_dot(ax, summary[name], row + shift, look, marker=marker, label=label)
+    ax.set(xlim=(-0.02, 1.02), xticks=[0, 0.25, 0.5, 0.75, 1])
+    ax.set_yticks(range(len(rows)), list(rows.values()))
+    ax.invert_yaxis()
+    ax.grid(axis="x", lw=0.4)
+
+
+if __name__ == "__main__":
+    figure_script({"ssae": draw}, __doc__, RESULTS)
