@@ -10,9 +10,9 @@ by how well the best direction for each value follows its changes (the mean abso
 with an article of their own, are looked at once. "sentences" are a second set of pairs, of language, gender and tense.
 
 Then the direction that follows a value best on training pairs is added, at an equal dose on everyday prompts, to texts
-such as "I see my round red table. Its color is", about things without this value: in which share is it now the likeliest
-of the attribute's values? The rivals that know the labels are the mean difference of the same pairs, and that of clean
-pairs, in which this attribute alone changes. Texts are given as they are, without a chat template.
+such as "I see my round red table. Its color is", about things without this value: in which share is it now the
+likeliest of the attribute's values? The rivals that know the labels are the mean difference of the same pairs, and that
+of clean pairs, in which this attribute alone changes. Texts are given as they are, without a chat template.
 """
 
 from __future__ import annotations
