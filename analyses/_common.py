@@ -21,7 +21,19 @@ from steerlab.models.model import Model
 
 ROOT = Path(__file__).parents[1]
 # arguments that name folders of one machine: left out of the provenance
-PATH_ARGUMENTS = ("data", "harmless", "out", "grid", "pope", "images", "easy_vqa", "coco_free", "emoji", "readings")
+PATH_ARGUMENTS = (
+    "data",
+    "harmless",
+    "out",
+    "grid",
+    "pope",
+    "images",
+    "easy_vqa",
+    "coco_free",
+    "emoji",
+    "readings",
+    "language_model",
+)
 
 
 def parser(doc: str | None, out: str) -> argparse.ArgumentParser:

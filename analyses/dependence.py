@@ -1,20 +1,24 @@
-"""Which tasks need a vector predicted for each input, told before any steering, and by what the answers show.
+"""Which tasks need a vector predicted for each input: what can be predicted of the inputs' own, and what it changes.
 
     python analyses/dependence.py --language-model FOLDER --out results/dependence
     python figures/dependence.py results/dependence
 
 Three tasks of the other studies: a chat model that is to answer in the language of a named city (`l2s_evidence`), a
-small image-text model that is to say what it sees (`l2s_images`), and a chat model that is to refuse dangerous requests
-and to send advice questions to a professional (the demo's prompts). For each, `input_dependence` gives the share of
-held-out inputs' own vectors that can be predicted within behaviors, and `shuffle_effects` what of their effect on the
-answers is lost with the vector of another input of the same behavior. Layers are those of the other studies; nothing is
-chosen here.
+small image-text model that is to say what it sees (`l2s_images`; existence, color and number), and a chat model that is
+to refuse dangerous requests and to send advice questions to a professional (the demo's prompts). For each,
+`input_dependence` gives the share of held-out inputs' own vectors that can be predicted within behaviors; inputs with
+the same question, or about the same image, are held out together. `shuffle_effects` gives what an input loses with the
+vector of another input of its behavior: the log-probability of the wanted minus the unwanted answer of its contrast,
+whose texts no method generated.
+
+Layers are those of the other studies; strengths are set by hand. An image question's unwanted answer is the same for
+all with one true answer here: one drawn at random, as in `l2s_images`, is something that nobody can predict.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, zip_longest
@@ -23,30 +27,31 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from _common import numbers, parser, provenance, show_table
-from _image_questions import CAPTION, TYPES, image_questions
+from _image_questions import CAPTION, TYPES, VALUES, image_questions
 from l2s_evidence import CONTEXT_TOKEN
-from l2s_images import IMAGES
 
 import steerlab
-from steerlab import L2S, Example
-from steerlab.analysis.input_dependence import input_dependence, shuffle_effects
+from steerlab import L2S, Contrast, Example
+from steerlab.analysis.input_dependence import input_dependence
+from steerlab.analysis.shuffling import shuffle_effects
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, demo_set, language_questions
 from steerlab.metrics import Estimate
 from steerlab.models.model import Model
 
-RESAMPLES = 2000
+RESAMPLES, IMAGES = 2000, 400
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: how its model is loaded, its inputs, the L2S whose place is used, steered positions, and strength."""
+    """One task: its model, its inputs and their groups, the L2S whose place is used, positions and strength."""
 
     load: Callable[[], Model]
     rows: Sequence[Example]
     l2s: L2S
     positions: str
     alpha: float
+    groups: Mapping[str, str]
 
 
 def tasks(args: argparse.Namespace) -> dict[str, Task]:
@@ -54,50 +59,74 @@ def tasks(args: argparse.Namespace) -> dict[str, Task]:
     options: dict[str, Any] = {"seed": args.seed, "progress": False}
     language = L2S(11, context_layer=7, context_position=CONTEXT_TOKEN, **options)
     image = L2S(5, context_layer=3, zero_behaviors=[CAPTION], **options)
-    safety = L2S(16, zero_behaviors=["answer"], **options)
-    chat, device = args.model, args.device
-    images = image_questions("train", IMAGES["train"], args.seed).of_type(*TYPES, CAPTION)
+    safety = L2S(16, context_layer=22, zero_behaviors=["answer"], **options)
+    places = language_questions("city")
+    images = [
+        with_fixed_contrast(row) for row in image_questions("train", IMAGES, args.seed).of_type(*TYPES[:3], CAPTION)
+    ]
+    loaded = partial(steerlab.load, device=args.device)
+    prompts = demo_set(seed=args.seed)
+    chat, language_chat = (partial(loaded, name) for name in (args.model, args.language_model))
+    scenes = partial(loaded, "scenes-vlm", backend="hooks")
+    questions, shown = {e.id: e.meta["question"] for e in places}, {row.id: row.meta["image"] for row in images}
     return {
-        "language": Task(
-            lambda: steerlab.load(args.language_model, device=device), language_questions("city"), language, "all", 0.7
-        ),
-        "images": Task(
-            lambda: steerlab.load("scenes-vlm", device=device, backend="hooks"), images, image, "last+generated", 4.0
-        ),
-        "safety": Task(lambda: steerlab.load(chat, device=device), demo_set(seed=args.seed), safety, "all", 1.0),
+        "language": Task(language_chat, places, language, "all", 0.7, questions),
+        "images": Task(scenes, images, image, "last+generated", 4.0, shown),
+        "safety": Task(chat, prompts, safety, "all", 1.0, {e.id: e.id for e in prompts}),
     }
 
 
-def evenly(rows: Sequence[Example], n: int) -> list[Example]:
-    """The first `n` inputs, taken from each behavior in turn."""
+def with_fixed_contrast(row: Example) -> Example:
+    """The question with the next value of its type as the unwanted answer, whatever was drawn."""
+    if row.contrast is None:
+        return row
+    values = VALUES[row.split]
+    other = values[(values.index(row.behavior) + 1) % len(values)]
+    return row.replace(contrast=Contrast(row.contrast.positive, other.capitalize()))
+
+
+def evenly(rows: Sequence[Example], n: int, seed: int) -> list[Example]:
+    """`n` inputs drawn at random, from each behavior in turn."""
     groups: dict[str, list[Example]] = {}
-    for row in rows:
+    for place in np.random.default_rng(seed).permutation(len(rows)):
+        row = rows[place]
         groups.setdefault(row.behavior, []).append(row)
     in_turn = chain.from_iterable(zip_longest(*groups.values()))
     return [row for row in in_turn if row is not None][:n]
 
 
-def share_lost(effects: pd.DataFrame, instead: str, seed: int) -> dict[str, float]:
-    """Of the effect of the inputs' own vectors, the share that is lost with the vectors of another column.
+def effects_lost(effects: pd.DataFrame, groups: Mapping[str, str], seed: int) -> dict[str, Any]:
+    """Of the effect of the inputs' own vectors, in nats and as a share of it, what another input's vector loses.
 
-    Sums over inputs are divided, so that no input with a small effect decides; inputs are resampled.
+    Sums over inputs are divided, so that no input with a small effect decides; groups of inputs are resampled.
     """
-    lost, gained = (effects["own"] - effects[instead]).to_numpy(), (effects["own"] - effects["none"]).to_numpy()
+    table = pd.DataFrame({"lost": effects["own"] - effects["other"], "gained": effects["own"] - effects["none"]})
+    of_groups = table.groupby(effects["example_id"].map(groups)).agg(["sum", "count"])
+    lost, gained, counts = (
+        of_groups[key].to_numpy() for key in (("lost", "sum"), ("gained", "sum"), ("lost", "count"))
+    )
     draws = np.random.default_rng(seed).integers(0, len(lost), (RESAMPLES, len(lost)))
-    low, high = np.quantile(lost[draws].sum(1) / gained[draws].sum(1), [0.025, 0.975])
-    return numbers(Estimate(float(lost.sum() / gained.sum()), float(low), float(high), len(lost)))
+    nats, own = (part[draws].sum(1) / counts[draws].sum(1) for part in (lost, gained))
+    found = {"own_nats": (gained.sum() / counts.sum(), own), "lost_nats": (lost.sum() / counts.sum(), nats)}
+    if np.quantile(own, 0.025) > 0:  # else there is no effect to take a share of
+        found["lost_share"] = (lost.sum() / gained.sum(), nats / own)
+    intervals = {key: np.quantile(drawn, [0.025, 0.975]) for key, (_, drawn) in found.items()}
+    return {
+        key: numbers(Estimate(float(value), float(intervals[key][0]), float(intervals[key][1]), len(effects)))
+        for key, (value, _) in found.items()
+    }
 
 
 def run_task(study: Study, name: str, task: Task, args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:
     """What can be predicted of the inputs' vectors, and what the answers show of it."""
-    rows = evenly(task.rows, args.limit or len(task.rows))
-    paired = evenly([row for row in rows if row.contrast is not None], args.inputs)
+    rows = evenly(task.rows, args.rows or len(task.rows), args.seed)
+    paired = evenly([row for row in rows if row.contrast is not None], args.inputs, args.seed)
     stages = f"{name}-dependence", f"{name}-effects"
     if not all(map(study.has, stages)):
         model = task.load()
         options = task.l2s.capture_options(rows) | {"batch_size": args.batch_size, "progress": True}
         acts = steerlab.capture(model, rows, folder=study.folder / "activations" / name, **options).load()
-        study.stage(stages[0], lambda: input_dependence(acts, task.l2s, seed=args.seed))
+        study.stage(stages[0], lambda: input_dependence(acts, task.l2s, groups=task.groups, seed=args.seed))
         few = acts.select(example_id=[row.id for row in paired])
         effects = partial(
             shuffle_effects, model, paired, few, task.l2s.layer, alpha=task.alpha, positions=task.positions,
@@ -111,13 +140,14 @@ def run_task(study: Study, name: str, task: Task, args: argparse.Namespace) -> t
 def main() -> None:
     arguments = parser(__doc__, "results/dependence")
     arguments.add_argument("--language-model", default="Qwen/Qwen2.5-Coder-0.5B-Instruct", help="of the task language")
+    arguments.add_argument("--rows", type=int, default=None, help="maximal number of inputs of each task")
     arguments.add_argument("--inputs", type=int, default=192, help="inputs of each task whose answers are steered")
     args = arguments.parse_args()
     every = tasks(args)
     inputs = [row for task in every.values() for row in task.rows]
-    named = ("seed", "limit", "model", "inputs")
     identity: dict[str, Any] = {"study": "dependence", "data": data_hash(inputs)}
-    identity |= {name: getattr(args, name) for name in named}
+    identity |= {name: getattr(args, name) for name in ("seed", "rows", "model", "inputs")}
+    identity |= {name: [repr(task.l2s), task.positions, task.alpha] for name, task in every.items()}
     models = {name: task.load().info() for name, task in every.items()}
     identity |= {f"{name} weights": info["weights"] for name, info in models.items()}
     study = Study(args.out, identity)
@@ -130,8 +160,8 @@ def main() -> None:
         )
         summary |= {f"{name}.{kind}.{column}": round(float(row[column]), 4) for column in ("explained", "between")}
     for name, rows in effects.groupby("task", sort=False):
-        for instead in ("other", "mean"):
-            summary[f"{name}.lost_with_{instead}"] = share_lost(rows, instead, args.seed)
+        lost = effects_lost(rows, every[str(name)].groups, args.seed)
+        summary |= {f"{name}.{key}": value for key, value in lost.items()}
     dependence.round(4).to_csv(study.folder / "dependence.csv", index=False)
     study.finish(effects.round(4), summary, "", provenance(every["safety"].load(), inputs, args))
     show_table("Shares within behaviors", dependence.pivot(index="predictor", columns="task", values="within"))

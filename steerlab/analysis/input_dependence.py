@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor
 
-from steerlab._support.checks import as_number, as_seed, as_whole
-from steerlab.analysis.sweep import sweep
+from steerlab._support.checks import as_whole
 from steerlab.capturing.activations import Activations
-from steerlab.data.inputs import Data
 from steerlab.errors import DataError
 from steerlab.methods import L2S, P2S, Context, NearestNeighbors, RoutedMean, Steerer
 from steerlab.methods.base import ROUNDING, are_same
 from steerlab.metrics.bootstrap import check_resampling
-from steerlab.models.model import Model
-from steerlab.models.positions import Positions
-from steerlab.models.sites import Site
 
 PREDICTORS = ("one vector", "class means", "routed mean", "nearest neighbors", "linear", "net")
-ROW_COLUMNS = ("side", "position", "column", "token", "n_tokens")
 Vectors = Float[Tensor, "example hidden"]
 
 
-def input_dependence(acts: Activations, l2s: L2S, *, folds: int = 5, n_boot: int = 1000, seed: int = 0) -> pd.DataFrame:
+def input_dependence(
+    acts: Activations, l2s: L2S, *, groups: Mapping[str, str] | None = None, folds: int = 5, n_boot: int = 1000,
+    seed: int = 0,
+) -> pd.DataFrame:  # fmt: skip
     """The share of held-out inputs' own contrast vectors that each kind of predictor explains, in all, and between
     and within behaviors.
 
@@ -45,20 +45,24 @@ def input_dependence(acts: Activations, l2s: L2S, *, folds: int = 5, n_boot: int
     Args:
         acts: activations of plain prompts and contrasts, as `L2S.fit` takes them.
         l2s: an unfitted L2S: the "net", and what all predictors read and predict.
+        groups: by example id, what inputs have in common that must not help (an image, a question): inputs of one
+            group, and those with the same context, are in the same fold, and are resampled together.
         folds: each input is predicted by predictors that were fitted without its fold.
-        n_boot: resamples of inputs for the interval of `within`.
+        n_boot: resamples of groups for the interval of `within`.
         seed: of the folds and the resamples.
 
     Returns:
         One row per predictor: `explained` (1 - squared error / squared length of the vectors), `between` (the same of
-        the behaviors' mean vectors around their common mean; NaN for one behavior), `within` (of what is left of each
-        vector without its behavior's mean; 0 or less: nothing) with its 95 % interval `within_low`, `within_high`, the
-        mean `cosine` to the input's own vector (where that is not 0), and `n`. A share of nothing is NaN: `within`
-        where every behavior has one vector, `between` where all have the same mean.
+        the behaviors' mean vectors around their common mean; NaN for one behavior), `within` with its 95 % interval
+        `within_low`, `within_high`, the mean `cosine` to the input's own vector (where that is not 0), and `n`.
+        `within` is the share of what is left of vectors without their behavior's training mean, predicted from what is
+        left of contexts without theirs, so that taking one behavior for another is no error here; 0 for predictors that
+        know the behavior alone, below 0: worse than nothing. Inputs with a zero vector are left out of it. A share of
+        nothing is NaN: `within` where every behavior has one vector, `between` where all have the same mean.
 
     Raises:
-        DataError: a behavior of fewer examples than folds; all vectors are the same, so that a mean will do; or an L2S
-            that learns other targets than the vectors (`rank`, `equalize_norms`).
+        DataError: a behavior of fewer examples than folds; all vectors are the same, so that a mean will do; an input
+            without a group; or an L2S that learns other targets than the vectors (`rank`, `equalize_norms`).
     """
     check_resampling(0.95, n_boot, seed)
     as_whole("folds", folds, 2)
@@ -76,141 +80,138 @@ def input_dependence(acts: Activations, l2s: L2S, *, folds: int = 5, n_boot: int
         raise DataError(
             f"all {len(z)} inputs have the same vector, so there is nothing to predict: a mean will do (MeanDifference)"
         )
-    names = ("context_layer", "context_position", "position", "zero_behaviors")
-    options: dict[str, Any] = {name: getattr(l2s, name) for name in names}
-    makers: dict[str, Callable[[], Steerer]] = {
-        "nearest neighbors": lambda: NearestNeighbors(l2s.layer, k=min(10, len(z) // 2), **options),
-        "linear": lambda: L2S(l2s.layer, net="linear", **options),
-    }
-    if l2s.net == "mlp":
-        makers["net"] = lambda: l2s.with_layer(l2s.layer)
-    if len(counts) > 1:
-        makers["routed mean"] = lambda: RoutedMean(l2s.layer, label=l2s.group_column, **options)
     contexts = l2s.contexts(Context(tuple(ids), acts)).contiguous()
-    # the same prompt under two ids stays on one side of a fold
-    prompts = pd.factorize(np.array([row.numpy().tobytes() for row in contexts], dtype=object))[0]
+    clusters = _clusters(ids, contexts, groups)
+    makers = _makers(l2s, len(z), len(counts))
     predicted = {name: torch.zeros_like(z) for name in PREDICTORS if name in makers or name in PREDICTORS[:2]}
+    left, left_predicted = torch.zeros_like(z), {name: torch.zeros_like(z) for name in predicted}
+    paired = np.array([bool(row.any()) for row in z])
+    varies = float((z - class_means(z, _numbers(labels))).square().sum()) > ROUNDING**2 * float(z.square().sum())
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for train, test in split.split(ids, labels, prompts):
+    for train, test in split.split(ids, labels, clusters):
         rows, held_out = acts.select(example_id=[ids[i] for i in train]), [ids[i] for i in test]
         predicted["one vector"][test] = z[train].double().mean(0).float()
-        for name in counts:
-            mean = z[[i for i in train if labels[i] == name]].double().mean(0).float()
-            predicted["class means"][[i for i in test if labels[i] == name]] = mean
+        means = {name: z[[i for i in train if labels[i] == name]].double().mean(0).float() for name in counts}
+        predicted["class means"][test] = torch.stack([means[labels[i]] for i in test])
         for name, make in makers.items():
-            context = Context(tuple(held_out), acts)
-            predicted[name][test] = make().fit(rows).vectors(context)
-    groups = torch.tensor([sorted(counts).index(label) for label in labels])
-    return pd.DataFrame([{"predictor": k} | _explained(z, v, groups, n_boot, seed) for k, v in predicted.items()])
+            predicted[name][test] = make(l2s.zero_behaviors).fit(rows).vectors(Context(tuple(held_out), acts))
+        own, other = ([i for i in part if paired[i]] for part in (train, test))
+        left[other] = z[other] - torch.stack([means[labels[i]] for i in other])
+        if varies:
+            centered = _without_means(acts, l2s, ids, labels, train)
+            for name in {"nearest neighbors", "linear", "net"} & makers.keys():
+                fitted = makers[name](()).fit(centered.select(example_id=[ids[i] for i in own]))
+                left_predicted[name][other] = fitted.vectors(Context(tuple(ids[i] for i in other), centered))
+    table: list[dict[str, Any]] = []
+    for name, found in predicted.items():
+        within = _within(left, left_predicted[name], clusters, varies, n_boot, seed)
+        table.append({"predictor": name, **_explained(z, found, _numbers(labels)), **within})
+    return pd.DataFrame(table)
 
 
-def _explained(
-    z: Vectors, predicted: Vectors, groups: Int[Tensor, " example"], n_boot: int, seed: int
-) -> dict[str, float]:
-    """The shares of one predictor, in float64."""
+def _makers(l2s: L2S, n: int, n_behaviors: int) -> dict[str, Callable[[Any], Steerer]]:
+    """The predictors that read the context, by name; each is made with the behaviors whose vector is zero."""
+    options: dict[str, Any] = {
+        name: getattr(l2s, name) for name in ("context_layer", "context_position", "position")
+    }  # fmt: skip
+    found: dict[str, Callable[[Any], Steerer]] = {
+        "nearest neighbors": lambda zero: NearestNeighbors(
+            l2s.layer, k=min(10, n // 2), zero_behaviors=zero, **options
+        ),
+        "linear": lambda zero: L2S(l2s.layer, net="linear", zero_behaviors=zero, **options),
+    }  # fmt: skip
+    if l2s.net == "mlp":
+
+        def net(zero: Any) -> Steerer:
+            made = l2s.with_layer(l2s.layer)
+            assert isinstance(made, L2S)
+            made.zero_behaviors = zero
+            return made
+
+        found["net"] = net
+    if n_behaviors > 1:
+        found["routed mean"] = lambda zero: RoutedMean(
+            l2s.layer, label=l2s.group_column, zero_behaviors=zero, **options
+        )
+    return found
+
+
+def _clusters(
+    ids: Sequence[str], contexts: Float[Tensor, "example context"], groups: Mapping[str, str] | None
+) -> NDArray[np.int64]:
+    """A number for each input, the same for those with the same context or group, directly or through others."""
+    same = [pd.factorize(np.array([row.numpy().tobytes() for row in contexts], dtype=object))[0]]
+    if groups is not None:
+        missing = [one for one in ids if one not in groups]
+        if missing:
+            raise DataError(f"{len(missing)} inputs have no group, first {missing[:3]}")
+        same.append(pd.factorize(np.array([groups[one] for one in ids], dtype=object))[0])
+    n, start, edges = len(ids), len(ids), []
+    for numbers in same:
+        edges.append((np.arange(n), start + numbers))
+        start += int(numbers.max()) + 1
+    rows, columns = (np.concatenate(side) for side in zip(*edges, strict=True))
+    found: NDArray[np.int64] = connected_components(coo_array((np.ones(len(rows)), (rows, columns)), (start, start)))[1]
+    return np.unique(found[:n], return_inverse=True)[1]
+
+
+def _without_means(
+    acts: Activations, l2s: L2S, ids: Sequence[str], labels: Sequence[str], train: Sequence[int]
+) -> Activations:
+    """The activations with contexts and contrasts less the means of the training inputs of their behavior."""
+    values = acts.values.float().clone()
+    names = pd.Series(dict(zip(ids, labels, strict=True)))
+    behavior = acts.index["example_id"].map(names)
+    trained = acts.index["example_id"].isin([ids[i] for i in train])
+    side, position = acts.index["side"], acts.index["position"]
+    for required in l2s.required_activations:
+        context = (side == "prompt") & (position == str(required.position))
+        column = acts.sites.index(required.site)
+        for name in set(labels):
+            rows = np.flatnonzero(context & (behavior == name))
+            fitted = np.flatnonzero(context & (behavior == name) & trained)
+            values[rows, column] -= values[fitted, column].double().mean(0).float()
+    column = acts.sites.index(l2s.site)
+    contrasts = acts.contrast(l2s.site, l2s.position)
+    table = dict(zip(contrasts[0], contrasts[1].float(), strict=True))
+    read = (side == "positive") & ((position == l2s.position) | (l2s.position is None))
+    for name in set(labels):
+        own = [table[ids[i]] for i in train if labels[i] == name and ids[i] in table]
+        if own:
+            values[np.flatnonzero(read & (behavior == name)), column] -= torch.stack(own).double().mean(0).float()
+    return Activations(values, acts.index, acts.sites, acts.info)
+
+
+def _explained(z: Vectors, predicted: Vectors, groups: Int[Tensor, " example"]) -> dict[str, float]:
+    """The shares of the whole vectors and of their behaviors' means, in float64."""
     z, predicted = z.double(), predicted.double()
-    means, predicted_means = (_class_means(rows, groups) for rows in (z, predicted))
-    own = (z - means).square().sum(1)
-    # the error within behaviors: without the part that is the same for all inputs of one
-    inner = ((z - means) - (predicted - predicted_means)).square().sum(1)
+    means, predicted_means = (class_means(rows, groups) for rows in (z, predicted))
     total, spread = z.square().sum(), (means - z.mean(0)).square().sum()
-    within, low, high = np.nan, np.nan, np.nan
-    if own.sum() > ROUNDING**2 * total:
-        draws = np.random.default_rng(seed).integers(0, len(z), (n_boot, len(z)))
-        resampled = 1 - inner.numpy()[draws].sum(1) / own.numpy()[draws].sum(1)
-        within, (low, high) = float(1 - inner.sum() / own.sum()), np.quantile(resampled, [0.025, 0.975])
     between = float(1 - (means - predicted_means).square().sum() / spread) if spread > ROUNDING**2 * total else np.nan
     cosines = torch.cosine_similarity(z, predicted, dim=1)[z.norm(dim=1) > 0]
-    return {
-        "explained": float(1 - (z - predicted).square().sum() / total), "between": between, "within": within,
-        "within_low": float(low), "within_high": float(high), "cosine": float(cosines.mean()), "n": len(z),
-    }  # fmt: skip
+    explained = float(1 - (z - predicted).square().sum() / total)
+    return {"explained": explained, "between": between, "cosine": float(cosines.mean()), "n": len(z)}
 
 
-def _class_means(
+def _within(
+    left: Vectors, predicted: Vectors, clusters: NDArray[np.int64], varies: bool, n_boot: int, seed: int
+) -> dict[str, float]:
+    """The share of what is left of the vectors without their behavior's mean, and its interval over clusters."""
+    if not varies:
+        return dict.fromkeys(("within", "within_low", "within_high"), np.nan)
+    size = np.bincount(clusters, left.double().square().sum(1).numpy())
+    lost = np.bincount(clusters, (left - predicted).double().square().sum(1).numpy())
+    draws = np.random.default_rng(seed).integers(0, len(size), (n_boot, len(size)))
+    low, high = np.quantile(1 - lost[draws].sum(1) / size[draws].sum(1), [0.025, 0.975])
+    return {"within": float(1 - lost.sum() / size.sum()), "within_low": float(low), "within_high": float(high)}
+
+
+def _numbers(labels: Sequence[str]) -> Int[Tensor, " example"]:
+    return torch.from_numpy(pd.factorize(np.array(labels, dtype=object), sort=True)[0])
+
+
+def class_means(
     rows: Float[Tensor, "example hidden"], groups: Int[Tensor, " example"]
 ) -> Float[Tensor, "example hidden"]:
     """For each row the mean of the rows of its group."""
     return torch.stack([rows[groups == k].mean(0) for k in range(int(groups.max()) + 1)])[groups]
-
-
-def shuffle_contrasts(acts: Activations, *, label: str = "behavior", seed: int = 0) -> Activations:
-    """The same activations, with each input given the contrast of another input of its behavior and split.
-
-    What a method reaches that is fitted to them, it reaches without knowing more of an input than its behavior.
-
-    Example:
-        >>> control = L2S(13).fit(shuffle_contrasts(acts))
-        >>> other = P2S(13).fit(shuffle_contrasts(acts))              # another input's own vector
-
-    Args:
-        acts: activations with contrasts; their `info` will say that they are shuffled.
-        label: the index column within whose values contrasts change places.
-        seed: of the order; no input keeps its own contrast.
-
-    Raises:
-        DataError: a behavior with one contrast only, in a split.
-    """
-    paired = acts.index["side"].isin(["positive", "negative"])
-    ids = sorted(set(acts.index.loc[paired, "example_id"]))
-    names = [*zip(acts.labels(ids, label), acts.labels(ids, "split"), strict=True)]
-    generator, receiver = np.random.default_rng(as_seed(seed)), dict[str, str]()
-    for name in sorted(set(names)):
-        members = generator.permutation([i for i, own in zip(ids, names, strict=True) if own == name])
-        if len(members) < 2:
-            raise DataError(
-                f"{label} {name[0]!r} has one contrast only in split {name[1]!r}, which can't change places: give more"
-            )
-        receiver |= dict(zip(members.tolist(), np.roll(members, 1).tolist(), strict=True))
-    # a moved row keeps what says where it was read; all else is that of the example that it now belongs to
-    examples = (
-        acts.index.drop_duplicates("example_id").set_index("example_id", drop=False).drop(columns=list(ROW_COLUMNS))
-    )
-    moved = acts.index.copy()
-    owners = examples.loc[moved.loc[paired, "example_id"].map(receiver)]
-    moved.loc[paired, list(examples)] = owners.to_numpy()
-    info = {**acts.info, "contrasts": f"shuffled within {label}, seed {seed}"}
-    return Activations(acts.values, moved, acts.sites, info)
-
-
-def shuffle_effects(
-    model: Model, data: Data, acts: Activations, layer: int | Site, *, alpha: float = 1.0,
-    positions: Positions = "all", position: str | None = None, seed: int = 0, batch_size: int = 16,
-) -> pd.DataFrame:  # fmt: skip
-    """What the model's answers owe to an input having its own vector, and not another's of its behavior.
-
-    Example:
-        >>> frame = shuffle_effects(model, examples, acts, 13)
-        >>> (frame["own"] - frame["other"]).mean()                    # nats
-
-    Args:
-        model, data: the inputs, with their contrasts.
-        acts: their contrasts at `layer`.
-        layer, alpha, positions: where and how strongly each input is steered; alpha is not 0.
-        position: which captured contrast rows are used.
-        seed: which other input's vector each gets.
-        batch_size: as in `sweep`.
-
-    Returns:
-        One row per input: `example_id`, `behavior`, and the log-probability of the wanted minus the unwanted answer, in
-        nats, without steering (`none`), with the input's own vector (`own`), with that of another input of its behavior
-        (`other`), and with the mean of the behavior's other inputs (`mean`).
-    """
-    if not as_number("alpha", alpha):
-        raise DataError("alpha=0 steers nothing: give a strength")
-    own = P2S(layer, position=position).fit(acts)
-    ids, groups = list(own.ids_), pd.factorize(np.array(acts.labels(list(own.ids_))))[0]
-    members = torch.bincount(torch.from_numpy(groups))[groups][:, None]
-    means = _class_means(own.table_.double(), torch.from_numpy(groups))
-    others = ((members * means - own.table_) / (members - 1)).float()  # without the input's own vector
-    steerers: dict[str, Steerer] = {
-        "own": own, "other": P2S(layer, position=position).fit(shuffle_contrasts(acts, seed=seed)),
-        "mean": P2S.from_table(layer, dict(zip(ids, others, strict=True))),
-    }  # fmt: skip
-    frame = sweep(
-        model, data, steerers, None, [0.0, alpha], [positions], "logprob_difference", batch_size=batch_size,
-        progress=False,
-    )  # fmt: skip
-    steered = frame[frame["alpha"] != 0].pivot(index=["example_id", "behavior"], columns="method", values="value")
-    none = frame[frame["alpha"] == 0].drop_duplicates("example_id").set_index(["example_id", "behavior"])["value"]
-    return steered.assign(none=none)[["none", *steerers]].reset_index().rename_axis(columns=None)

@@ -9,7 +9,8 @@ import torch
 from synthetic_acts import make_acts, normal
 
 from steerlab import Contrast, Example, capture, score
-from steerlab.analysis.input_dependence import input_dependence, shuffle_contrasts, shuffle_effects
+from steerlab.analysis.input_dependence import input_dependence
+from steerlab.analysis.shuffling import shuffle_contrasts, shuffle_effects
 from steerlab.errors import DataError
 from steerlab.methods import L2S, L2S_PAPER, P2S
 
@@ -70,6 +71,42 @@ def test_inputs_that_occur_twice_explain_nothing_of_each_other() -> None:
     acts = make_acts(once.repeat(2, 1), noise.repeat(2, 1), behaviors=["a", "b"] * 60)
     found = input_dependence(acts, L2S(3, net="linear"), folds=4).set_index("predictor")
     assert found.loc[["linear", "nearest neighbors"], "within"].max() < 0.05 and "net" not in found.index
+
+
+def test_inputs_taken_for_another_behavior_are_no_error_within_their_own() -> None:
+    """Behaviors that the context hardly tells, with means far apart: whole vectors are missed, the rest is not."""
+    rest = CONTEXTS - 4 * normal(3, WIDTH, seed=2)[CLASS]
+    blurred = rest + 0.3 * normal(3, WIDTH, seed=2)[CLASS]
+    targets = 30 * normal(3, WIDTH, seed=5)[CLASS] + rest @ normal(WIDTH, WIDTH, seed=3) / WIDTH**0.5
+    acts = make_acts(blurred, targets, behaviors=NAMES)
+    found = input_dependence(acts, L2S(3, net="linear"), folds=4).set_index("predictor")
+    assert found.loc["linear", "between"] < 0.7 and found.loc["linear", "within"] > 0.9
+    assert found.loc["routed mean", "within"] == found.loc["class means", "within"] < 0.05
+
+
+def test_zero_vectors_count_as_nothing_within_behaviors() -> None:
+    targets = CONTEXTS @ normal(WIDTH, WIDTH, seed=3) / WIDTH**0.5
+    bare = [name for name, behavior in zip(IDS, NAMES, strict=True) if behavior == "c"]
+    acts = make_acts(CONTEXTS, targets, behaviors=NAMES, bare=bare)
+    found = input_dependence(acts, L2S(3, net="linear", zero_behaviors=["c"]), folds=4).set_index("predictor")
+    assert found.loc["linear", "within"] > 0.9 and found.loc["linear", "n"] == N
+
+
+def test_inputs_of_one_group_are_predicted_without_each_other() -> None:
+    """Each of sixty groups has a random vector of its own, which its other members would tell."""
+    group = torch.arange(60).repeat_interleave(4)
+    contexts = normal(60, 128, seed=1)[group] + 0.1 * normal(N, 128, seed=2)
+    acts = make_acts(contexts, normal(60, 128, seed=3)[group])
+    names = {name: f"g{int(number)}" for name, number in zip(IDS, group, strict=True)}
+    shared = input_dependence(acts, L2S(3, net="linear"), folds=4).set_index("predictor")
+    alone = input_dependence(acts, L2S(3, net="linear"), folds=4, groups=names).set_index("predictor")
+    assert shared.loc["linear", "within"] > 0.8 > 0.1 > alone.loc["linear", "within"]
+    widths = [
+        float(frame.loc["linear", "within_high"] - frame.loc["linear", "within_low"]) for frame in (shared, alone)
+    ]
+    assert widths[1] > widths[0], "sixty groups say less than 240 inputs"
+    with pytest.raises(DataError, match=r"240 inputs have no group, first \['s0000'"):
+        input_dependence(acts, QUICK, groups={})
 
 
 def test_other_groups_and_contexts_are_those_of_the_l2s() -> None:
