@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from itertools import combinations
+from math import nan
 
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from steerlab.errors import SteeringError
 from steerlab.methods import SSAE
 from steerlab.metrics.matching import match_directions
 
@@ -33,18 +35,22 @@ def level_sweep(
     Returns:
         One row per level and seed: `level`, `seed`, `error`, `reached`, and `agreement`, the mean absolute cosine of
         the concepts to those of the other seeds, matched one to one. Of one concept, or one that all seeds get wrong in
-        the same way, it says nothing.
+        the same way, it says nothing. A level that was not reached has NaN.
     """
-    rows = []
+    rows: list[tuple[float | None, int, float, float, float]] = []
     for level in levels:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a level that bounds nothing is a row of the table
-            fitted = [ssae.with_options(level=level, seed=seed).fit_differences(z) for seed in seeds]
+        fitted = []
+        for seed in seeds:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a level that bounds nothing is a row of the table
+                try:
+                    fitted.append(ssae.with_options(level=level, seed=seed).fit_differences(z))
+                except SteeringError:  # it was not reached
+                    rows.append((level, seed, nan, nan, nan))
         agreement = stability(fitted)
-        for seed, one in zip(seeds, fitted, strict=True):
-            mine = agreement[(agreement["first"] == seed) | (agreement["second"] == seed)]["cosine"].mean()
-            reached = one.reached_
-            rows.append((level, seed, reached["error"], reached["level"], mine))
+        for one in fitted:
+            mine = agreement[(agreement["first"] == one.seed) | (agreement["second"] == one.seed)]["cosine"].mean()
+            rows.append((level, one.seed, one.reached_["error"], one.reached_["level"], float(mine)))
     return pd.DataFrame(rows, columns=["level", "seed", "error", "reached", "agreement"])
 
 
@@ -57,12 +63,13 @@ def stability(fitted: Sequence[SSAE]) -> pd.DataFrame:
 
     Returns:
         One row per pair of fits: `first`, `second` (their seeds), and the mean and smallest absolute `cosine` and
-        `lowest` of concepts that are matched one to one.
+        `lowest` of the concepts that are used, matched one to one; NaN if a fit has none.
 
     Source: arXiv 2502.12179, section 5 (there with correlations over coordinates, which subtract their mean).
     """
     rows = []
     for one, other in combinations(fitted, 2):
-        found = match_directions(one.decoder_, other.decoder_, signed=False).similarity
-        rows.append((one.seed, other.seed, float(found.mean()), float(found.min())))
+        fewer, more = sorted((fit.decoder_[fit.usage_ > 0] for fit in (one, other)), key=len)
+        found = match_directions(fewer, more, signed=False).similarity
+        rows.append((one.seed, other.seed, *((float(found.mean()), float(found.min())) if len(found) else (nan, nan))))
     return pd.DataFrame(rows, columns=["first", "second", "cosine", "lowest"])

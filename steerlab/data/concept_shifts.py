@@ -55,7 +55,8 @@ def concept_shifts(
             .3, "binary" always 1, or "signs" 1 or -1.
         changed: the smallest and largest number of concepts that change in a pair, drawn evenly. `(n_concepts,
             n_concepts)` is dense.
-        correlation: with this probability the neighbor (0 and 1, 2 and 3, ...) of a changed concept changes too.
+        correlation: with this probability the neighbor (0 and 1, 2 and 3, ...) of a changed concept changes too, beyond
+            `changed`.
         coherent: concepts with whole positive coordinates, which have large cosines, instead of random directions.
         noise: deviation of the noise in each coordinate.
         seed: of everything.
@@ -72,7 +73,7 @@ def concept_shifts(
     least, most = (as_whole("changed", number, 1, n_concepts) for number in changed)
     rng = np.random.default_rng(as_seed(seed))
     mixing = (
-        rng.integers(0, 10, (n_concepts, hidden)).astype(float) if coherent else rng.normal(size=(n_concepts, hidden))
+        rng.integers(1, 10, (n_concepts, hidden)).astype(float) if coherent else rng.normal(size=(n_concepts, hidden))
     )
     mixing /= np.linalg.norm(mixing, axis=1, keepdims=True)
     places = rng.random((n, n_concepts)).argsort(1)  # the concepts of each pair in a random order
@@ -109,8 +110,8 @@ def attribute_pairs(
 
     Returns:
         Examples whose `behavior` names the changed attributes, joined by "+", and whose `meta` has each attribute of
-        both texts, such as "color_before" and "color_after", and "words": what of a text no attribute tells. A fifth of
-        these words is kept for the split "test".
+        both texts, such as "color_before" and "color_after", and "words": the English phrase of a sentence, or the
+        article of an object. A fifth of these words, whatever the seed, is kept for the split "test".
 
     Raises:
         DataError: an unknown kind, a number out of range, or more pairs than there are.
@@ -123,15 +124,16 @@ def attribute_pairs(
     names = list(next(iter(texts))[1])
     least, most = (as_whole("changed", number, 1, len(names)) for number in changed)
     rng = np.random.default_rng(as_seed(seed))
-    by_words: dict[str, list[tuple[str, dict[str, str]]]] = {}
-    for text, attributes, words in texts:
-        by_words.setdefault(words, []).append((text, attributes))
-    known = sorted(by_words)
-    held_out = set(rng.permutation(known)[: len(known) // 5].tolist())
+    by_base: dict[tuple[str, str], list[tuple[str, dict[str, str]]]] = {}  # texts that differ in attributes alone
+    for text, attributes, subject, words in texts:
+        by_base.setdefault((subject, words), []).append((text, attributes))
+    known = sorted({words for _, words in by_base})
+    held_out = set(np.random.default_rng(0).permutation(known)[: len(known) // 5].tolist())
+    bases = sorted(by_base)
     pairs: dict[tuple[str, str], Example] = {}
     for _ in range(20 * n):
-        words = known[rng.integers(len(known))]
-        some = by_words[words]
+        subject, words = bases[rng.integers(len(bases))]
+        some = by_base[subject, words]
         start, before = some[rng.integers(len(some))]
         number = int(rng.integers(least, most + 1))
         others = [(text, after) for text, after in some if sum(after[k] != before[k] for k in names) == number]
@@ -158,6 +160,8 @@ def change_labels(examples: Sequence[Example]) -> pd.DataFrame:
         >>> change_labels(attribute_pairs("sentences")).columns.tolist()
         ['language=French', 'gender=female', 'tense=past']
     """
+    if not examples:
+        raise DataError("there are no pairs: give those of attribute_pairs")
     names = [key.removesuffix("_before") for key in examples[0].meta if key.endswith("_before")]
     values = {name: _texts()["values"][name] for name in names}
     columns = {
@@ -170,7 +174,7 @@ def change_labels(examples: Sequence[Example]) -> pd.DataFrame:
     return pd.DataFrame(columns, index=[e.id for e in examples])
 
 
-_Text = tuple[str, dict[str, str], str]
+_Text = tuple[str, dict[str, str], str, str]
 
 
 def _texts() -> dict[str, Any]:
@@ -179,22 +183,22 @@ def _texts() -> dict[str, Any]:
 
 
 def _sentences() -> list[_Text]:
-    """Every sentence, with its attributes, and the words that no attribute tells."""
+    """Every sentence, with its attributes, subject and phrase."""
     found, rows = _texts(), []
     languages, genders, tenses = (found["values"][name] for name in ("language", "gender", "tense"))
-    for (i, subject), (j, phrase) in product(enumerate(found["subjects"]), enumerate(found["phrases"])):
+    for subject, phrase in product(found["subjects"], found["phrases"]):
         for (k, language), (a, gender), (b, tense) in product(*map(enumerate, (languages, genders, tenses))):
             text = f"{subject[k][a]} {phrase[k][b]}."
-            rows.append((text, {"language": language, "gender": gender, "tense": tense}, f"{i}-{j}"))
+            rows.append((text, {"language": language, "gender": gender, "tense": tense}, subject[0][0], phrase[0][0]))
     return rows
 
 
 def _objects() -> list[_Text]:
-    """Every object; the article is all that no attribute tells."""
+    """Every object with its attributes, and the article."""
     values = _texts()["values"]
     names = ("shape", "color", "object")
     return [
-        (f"{article} {' '.join(some)}.", dict(zip(names, some, strict=True)), article)
+        (f"{article} {' '.join(some)}.", dict(zip(names, some, strict=True)), "", article)
         for article in ("a", "the", "my", "that", "one")
         for some in product(*(values[name] for name in names))
     ]

@@ -11,7 +11,8 @@ import warnings
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from sklearn.cluster import KMeans
 from torch import Tensor
 
 from steerlab._support.checks import as_number, as_seed, as_whole
@@ -24,7 +25,7 @@ from steerlab.methods.serialization import savable
 from steerlab.methods.vector import SteeringVector
 from steerlab.models.sites import Site
 
-ACTIVE = 0.1  # of a concept's largest code: a pair whose code is smaller does not use the concept
+CONSTANT = 0.05  # of a code's mean size: one that varies less is a second offset, no concept
 TOLERANCE = 0.05  # by which the codes may be larger than the level
 Differences = Float[Tensor, "pair hidden"]
 
@@ -44,7 +45,8 @@ class SSAE(FittedMixin):
         n_concepts: the number of concepts; at most the rank of the contrasts.
         level: the largest mean over pairs of the sum of a pair's absolute codes, as a multiple of the contrasts' mean
             norm. A contrast that is one concept has 1, two equal and orthogonal ones have 1.41. Less than 1 leaves a
-            part of the contrasts unexplained; None: no bound, an affine autoencoder. Choose it with `level_sweep`.
+            part of the contrasts unexplained; None: no bound, an affine autoencoder. Choose it with `level_sweep`. One
+            concept needs none, and has none.
         offset: whether the decoder adds a constant. It takes what changes in every pair, so that None means no for one
             concept, and yes for several.
         position: which captured contrasts to use; None if there is only one kind.
@@ -56,13 +58,15 @@ class SSAE(FittedMixin):
     Attributes:
         encoder_, encoder_offset_: `(hidden, concept)` and `(concept,)`.
         decoder_, decoder_offset_: `(concept, hidden)`, each row of norm 1, and `(hidden,)`.
-        scales_: `(concept,)`, the median code of the pairs that use the concept, in units of the residual stream. A
-            direction's sign is such that most of these are positive.
+        usage_: `(concept,)`, the share of pairs that use a concept: those in the upper of two clusters of absolute
+            codes, or all if the lower is not near 0; 0 for a concept whose code is always the same.
+        scales_: `(concept,)`, the median change of the pairs that use it, in units of the residual stream: the absolute
+            code, and what the bound left along the direction. Its sign is such that the sum of their codes is positive.
         reached_: `error`, the share of the squared contrasts that is lost; `level`; `multiplier` of the bound: 0
             if it changed nothing; then the directions are arbitrary.
 
     Raises:
-        DataError: more concepts than contrasts or their rank, a contrast that is zero, or a number out of range.
+        DataError: more concepts than contrasts or their rank, a contrast that is zero or NaN, or a number out of range.
         SteeringError: the codes are more than 5 % above the level when training ends.
 
     Source: arXiv 2502.12179, sections 3 and 4. Own choices: the loss is the squared error of all pairs together divided
@@ -77,8 +81,7 @@ class SSAE(FittedMixin):
     ) -> None:  # fmt: skip
         self.layer, self.n_concepts = layer, as_whole("n_concepts", n_concepts)
         self.level = None if level is None else as_number("level", level, 1e-6)
-        self.offset = n_concepts > 1 if offset is None else offset
-        self.position, self.device, self.progress = position, device, progress
+        self.offset, self.position, self.device, self.progress = offset, position, device, progress
         self.steps, self.batch_size = as_whole("steps", steps), as_whole("batch_size", batch_size)
         self.learning_rate, self.seed = as_number("learning_rate", learning_rate, 0.0), as_seed(seed)
 
@@ -105,6 +108,8 @@ class SSAE(FittedMixin):
     def fit_differences(self, z: Differences) -> SSAE:
         """Fit to differences `(pair, hidden)` that were computed before; returns self."""
         z = z.float().to(self.device or z.device)
+        if not bool(z.isfinite().all()):
+            raise DataError("the differences hold NaN or infinity")
         if len(z) and not bool(z.any(1).all()):
             raise DataError(f"{int((~z.any(1)).sum())} of {len(z)} differences are zero: leave them out")
         rank = int(torch.linalg.matrix_rank(z)) if len(z) else 0
@@ -112,15 +117,15 @@ class SSAE(FittedMixin):
             raise DataError(
                 f"n_concepts={self.n_concepts}, and {len(z)} differences have rank {rank}: give at most that"
             )
-        size = z.norm(dim=1).mean()
+        size = float(z.norm(dim=1).mean())
         encoder, shift, decoder, constant, multiplier = self._train(z / size)
         self.encoder_, self.encoder_offset_ = encoder.cpu(), (shift * size).cpu()
         self.decoder_, self.decoder_offset_ = decoder.cpu(), (constant * size).cpu()
-        self.info_ = {"hidden_size": z.shape[1]}
-        self._orient(z.cpu())
-        codes = self.encode(z.cpu())
-        lost = (self.decode(codes) - z.cpu()).square().sum() / z.cpu().square().sum()
-        level = float(codes.abs().sum(1).mean() / size.cpu())
+        self.info_, z = {"hidden_size": z.shape[1]}, z.cpu()
+        self._orient(z)
+        codes = self.encode(z)
+        lost = (self.decode(codes) - z).square().sum() / z.square().sum()
+        level = float(codes.abs().sum(1).mean()) / size
         self.reached_ = {"error": float(lost), "level": level, "multiplier": multiplier}
         self._check_level()
         return self
@@ -133,14 +138,15 @@ class SSAE(FittedMixin):
         encoder = decoder.T.clone(memory_format=torch.contiguous_format)
         shift = torch.zeros(self.n_concepts, device=z.device)
         constant, multiplier = torch.zeros(z.shape[1], device=z.device), torch.zeros((), device=z.device)
-        trained = [encoder, shift, decoder, *([constant] if self.offset else [])]
+        trained = [encoder, shift, decoder, *([constant] if self._has_offset else [])]
+        level = None if self.n_concepts == 1 else self.level
         adam = torch.optim.Adam([t.requires_grad_() for t in trained], lr=self.learning_rate)
         rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1.0, 3 * (1 - step / self.steps)))
         with torch.enable_grad(), bar(self.steps, "SSAE", "step", self.progress) as shown:
             for step in range(self.steps):
                 batch = z[torch.randint(len(z), (self.batch_size,), generator=generator).to(z.device)]
                 codes = batch @ encoder + shift
-                excess = codes.abs().sum(1).mean() / (self.level or 1.0) - 1
+                excess = codes.abs().sum(1).mean() / (level or 1.0) - 1
                 lost = (codes @ decoder + constant - batch).square().sum() / batch.square().sum()
                 adam.zero_grad()
                 (lost + multiplier * excess).backward()
@@ -150,21 +156,28 @@ class SSAE(FittedMixin):
                     adam.step()
                     rate.step()
                     decoder /= decoder.norm(dim=1, keepdim=True)
-                    if self.level is not None:  # dual ascent on the bound
+                    if level is not None:  # dual ascent on the bound
                         multiplier = (multiplier + 0.05 * excess).clamp(min=0.0)
                 if step % 100 == 99:
                     shown.update(100)
         return encoder.detach(), shift.detach(), decoder.detach(), constant.detach(), float(multiplier)
 
+    @property
+    def _has_offset(self) -> bool:
+        return self.n_concepts > 1 if self.offset is None else self.offset
+
     def _orient(self, z: Differences) -> None:
-        """Turn directions so that most codes that count are positive, and set their median size."""
+        """Find the pairs that use each concept, turn directions so that their codes are positive in sum, and set the
+        median size.
+        """
         codes = self.encode(z)
-        used = codes.abs() >= ACTIVE * codes.abs().amax(0)
+        used = torch.stack([_uses(code, self._has_offset) for code in codes.T], dim=1)
         signs = torch.where((codes * used).sum(0) < 0, -1.0, 1.0)
         self.encoder_, self.encoder_offset_ = self.encoder_ * signs, self.encoder_offset_ * signs
-        self.decoder_ = self.decoder_ * signs[:, None]
-        sizes = codes.abs().masked_fill(~used, torch.nan)
-        self.scales_ = sizes.nanmedian(0).values
+        self.decoder_, self.usage_ = self.decoder_ * signs[:, None], used.float().mean(0)
+        # the bound makes codes smaller than the changes: what is left along a direction belongs to it
+        sizes = ((codes * signs) + (z - self.decode(codes * signs)) @ self.decoder_.T).abs()
+        self.scales_ = sizes.masked_fill(~used, torch.nan).nanmedian(0).values.nan_to_num()
 
     def _check_level(self) -> None:
         if self.level is None or self.n_concepts == 1:  # one direction needs no bound to be found
@@ -180,9 +193,12 @@ class SSAE(FittedMixin):
             )
 
     def encode(self, differences: Float[Tensor, "... hidden"]) -> Float[Tensor, "... concept"]:
-        """The codes of differences: how far each concept changes, in units of the residual stream."""
+        """The codes of differences: how far each concept changes, in units of the residual stream.
+
+        They are never exactly 0: the encoder is affine.
+        """
         check_fitted(self, "encoder_")
-        return check_width(differences, len(self.encoder_), self.name) @ self.encoder_ + self.encoder_offset_
+        return check_width(differences, len(self.encoder_), self.name).cpu() @ self.encoder_ + self.encoder_offset_
 
     def decode(self, codes: Float[Tensor, "... concept"]) -> Float[Tensor, "... hidden"]:
         """The differences that codes stand for."""
@@ -190,16 +206,32 @@ class SSAE(FittedMixin):
         return codes @ self.decoder_ + self.decoder_offset_
 
     def direction(self, concept: int) -> SteeringVector:
-        """The vector of one concept; at alpha 1 it is as long as in the median pair that changes the concept.
+        """The vector of one concept; at alpha 1 it is as long as in the median pair that uses the concept.
 
         Raises:
-            DataError: no such concept.
+            DataError: no such concept. SteeringError: no pair uses it.
         """
         check_fitted(self, "decoder_")
         as_whole("concept", concept, 0, self.n_concepts - 1)
-        return SteeringVector({self.site: self.scales_[concept] * self.decoder_[concept]})
+        if not self.usage_[concept]:
+            raise SteeringError(f"no pair uses concept {concept}: take one with usage_ above 0")
+        found = SteeringVector({self.site: self.scales_[concept] * self.decoder_[concept]})
+        found.info_ = dict(self.info_)  # so that vectors of two models are not combined
+        return found
 
     def with_options(self, **options: Any) -> SSAE:
         """An unfitted copy with some arguments changed."""
         names = ("layer", "n_concepts", "level", "offset", "position", "steps", "batch_size", "learning_rate", "seed")
         return SSAE(**{name: getattr(self, name) for name in (*names, "device", "progress")} | options)
+
+
+def _uses(code: Float[Tensor, " pair"], has_offset: bool) -> Bool[Tensor, " pair"]:
+    """Which pairs use a concept."""
+    size = code.abs()
+    if not size.any() or (has_offset and code.std() <= CONSTANT * size.mean()):
+        return torch.zeros_like(code, dtype=torch.bool)
+    if len(code) == 1:
+        return size > 0
+    clusters = KMeans(2, n_init=1, init=[[0.0], [float(size.max())]]).fit(size[:, None].double().numpy())
+    low, high = sorted(clusters.cluster_centers_[:, 0].tolist())
+    return size > (low + high) / 2 if low < high / 2 else size > 0

@@ -27,7 +27,7 @@ class Matching:
 
     @property
     def mean(self) -> float:
-        """The mean similarity; of codes, the mean correlation coefficient (MCC)."""
+        """The mean similarity; of codes that are matched one to one, the mean correlation coefficient (MCC)."""
         return float(self.similarity.mean())
 
 
@@ -53,9 +53,9 @@ def match_directions(
     Source: arXiv 2501.03012, section 3 (both kinds of matching).
     """
     for name, rows in (("first", first), ("second", second)):
-        if not bool((rows.double().norm(dim=1) > 0).all()):
-            raise DataError(f"a direction of the {name} set is zero or NaN: leave it out")
-    unit = (torch.nn.functional.normalize(rows.double(), dim=1) for rows in (first, second))
+        if not bool((rows.any(1) & rows.isfinite().all(1)).all()):
+            raise DataError(f"a direction of the {name} set is zero, NaN or infinite: leave it out")
+    unit = (torch.nn.functional.normalize(rows.cpu().double(), dim=1) for rows in (first, second))
     cosines = next(unit) @ next(unit).T
     return _matched(cosines if signed else cosines.abs(), one_to_one)
 
@@ -79,7 +79,7 @@ def match_codes(
     """
     if len(truth) != len(codes) or len(truth) < 2 or not all(bool(x.isfinite().all()) for x in (truth, codes)):
         raise DataError(f"{len(truth)} rows of truth and {len(codes)} of codes: give the same, two or more, finite")
-    centered = (x.double() - x.double().mean(0) for x in (truth, codes))
+    centered = (x.cpu().double() - x.cpu().double().mean(0) for x in (truth, codes))
     units = [x / x.norm(dim=0).clamp(min=1e-12) for x in centered]
     return _matched((units[0].T @ units[1]).abs(), one_to_one)
 

@@ -52,6 +52,9 @@ def test_pairs_of_texts_change_as_many_attributes_as_they_name(kind: str, number
     assert {e.split for e in rows} == {"train", "test"}
     words = [{e.meta["words"] for e in rows if e.split == split} for split in ("train", "test")]
     assert not words[0] & words[1]
+    again = attribute_pairs(kind, 200, seed=number + 1)
+    assert words[1] >= {e.meta["words"] for e in again if e.split == "test"} or kind == "sentences"
+    assert not words[0] & {e.meta["words"] for e in again if e.split == "test"}, "the same words for every seed"
 
 
 def test_sentences_are_in_the_language_that_they_name() -> None:
@@ -70,6 +73,8 @@ def test_sentences_are_in_the_language_that_they_name() -> None:
 def test_too_many_pairs_and_wrong_numbers_are_refused() -> None:
     with pytest.raises(DataError, match=r"there are not many more than \d+ different pairs: 2000 were asked for"):
         attribute_pairs("sentences", 2000, changed=(3, 3))
+    with pytest.raises(DataError, match="no pairs"):
+        change_labels([])
     with pytest.raises(DataError, match="kind='birds'"):
         attribute_pairs("birds")
     with pytest.raises(DataError, match="changed"):

@@ -65,17 +65,42 @@ def test_one_concept_is_the_mean_contrast_direction_with_its_size() -> None:
     assert not ssae.decoder_offset_.any(), "a constant would take what changes in every pair"
 
 
+@pytest.mark.parametrize("changed", [(1, 1), (1, 3)])
+def test_scale_of_noisy_concepts_is_that_of_the_pairs_that_use_them(changed: tuple[int, int]) -> None:
+    """Every code has some size; a threshold at a share of the largest counted half of the unused ones."""
+    made = concept_shifts(3000, codes="normal", changed=changed, noise=0.05)
+    ssae = fitted(made, 0.9 * true_level(made))
+    found = match_directions(made.concepts, ssae.decoder_, signed=False)
+    assert found.similarity.min() > 0.97
+    used = (made.codes != 0).float().mean(0)
+    torch.testing.assert_close(ssae.usage_[found.order], used, atol=0.05, rtol=0)
+    assert ssae.scales_.min() > 0.75 and ssae.scales_.max() < 1.15
+
+
+def test_concepts_that_no_pair_uses_are_refused_and_left_out_of_agreement() -> None:
+    made = concept_shifts(300, 2, 12, changed=(1, 1))
+    ssae = fitted(made)
+    ssae.decoder_ = torch.cat([ssae.decoder_, normal(1, 12)])
+    ssae.encoder_ = torch.cat([ssae.encoder_, torch.zeros(12, 1)], dim=1)
+    ssae.encoder_offset_, ssae.n_concepts = torch.cat([ssae.encoder_offset_, torch.ones(1)]), 3
+    ssae._orient(made.differences)
+    assert ssae.usage_.tolist()[2] == 0, "a code that is always 1 is an offset"
+    with pytest.raises(SteeringError, match="no pair uses concept 2"):
+        ssae.direction(2)
+    assert stability([ssae, fitted(made, seed=1)])["lowest"].min() > 0.99
+
+
 def test_codes_directions_and_decoder_are_consistent() -> None:
     made = concept_shifts(2000, 5, 20)
     ssae = fitted(made)
     codes = ssae.encode(made.differences)
     torch.testing.assert_close(ssae.decode(codes), made.differences, atol=0.05, rtol=0)
     for k in range(5):
-        used = codes[:, k].abs() >= 0.1 * codes[:, k].abs().max()
         vector = ssae.direction(k).at(3)
-        torch.testing.assert_close(vector.norm(), codes[used, k].abs().quantile(0.5, interpolation="lower"))
-        torch.testing.assert_close(vector / vector.norm(), ssae.decoder_[k])
-        assert codes[used, k].sum() >= 0
+        torch.testing.assert_close(vector, ssae.scales_[k] * ssae.decoder_[k])
+        used = codes[:, k].abs() >= codes[:, k].abs().quantile(1 - float(ssae.usage_[k]))
+        assert abs(float(codes[used, k].abs().median() - ssae.scales_[k])) < 0.03 and codes[used, k].sum() >= 0
+    assert ssae.direction(0).info_ == ssae.info_
 
 
 def test_seeds_agree_at_the_right_level_and_not_without_one() -> None:
@@ -85,6 +110,8 @@ def test_seeds_agree_at_the_right_level_and_not_without_one() -> None:
     means = frame.groupby("level", dropna=False)[["error", "agreement"]].mean()
     assert means.loc[level, "agreement"] > 0.99 > 0.9 > means.loc[float("nan"), "agreement"]
     assert means.loc[level, "error"] < 1e-3 < means.loc[0.6 * level, "error"]
+    unreached = level_sweep(SSAE(0, 4, None, steps=20), made.differences, [0.05], seeds=(0,))
+    assert unreached[["error", "reached", "agreement"]].isna().all(axis=None)
     table = stability([fitted(made, seed=seed, steps=1500) for seed in (1, 2, 3)])
     assert len(table) == 3 and table["lowest"].min() > 0.98
     assert list(table.columns) == ["first", "second", "cosine", "lowest"]
@@ -130,6 +157,8 @@ def test_wrong_input_is_refused() -> None:
         SSAE(0, 1, 1.0).fit_differences(torch.stack([normal(12), torch.zeros(12)]))
     with pytest.raises(DataError, match=r"1 of 2 contrasts are zero \(\['b'\]\)"):
         SSAE(3, 1, 1.0).fit(make_acts(None, torch.stack([normal(12), torch.zeros(12)]), ids=["a", "b"]))
+    with pytest.raises(DataError, match="NaN or infinity"):
+        SSAE(0, 1, 1.0).fit_differences(torch.full((3, 12), torch.nan))
     with pytest.raises(DataError, match="level"):
         SSAE(0, 3, 0.0)
     with pytest.raises(DataError, match="concept"):

@@ -48,7 +48,7 @@ def test_correlation_of_codes_is_numpys_and_a_constant_code_has_none() -> None:
 def test_what_cannot_be_matched_is_refused() -> None:
     with pytest.raises(DataError, match="3 can't each have a partner of their own among 2"):
         match_directions(torch.randn(3, 4), torch.randn(2, 4))
-    with pytest.raises(DataError, match="a direction of the second set is zero or NaN"):
+    with pytest.raises(DataError, match="a direction of the second set is zero, NaN or infinite"):
         match_directions(torch.randn(3, 4), torch.zeros(3, 4))
     with pytest.raises(DataError, match="5 rows of truth and 4 of codes"):
         match_codes(torch.randn(5, 2), torch.randn(4, 2))
