@@ -70,9 +70,9 @@ def tasks(args: argparse.Namespace) -> dict[str, Task]:
     scenes = partial(loaded, "scenes-vlm", backend="hooks")
     questions, shown = {e.id: e.meta["question"] for e in places}, {row.id: row.meta["image"] for row in images}
     return {
-        "language": Task(language_chat, places, language, "all", 0.7, questions),
-        "images": Task(scenes, images, image, "last+generated", 4.0, shown),
-        "safety": Task(chat, prompts, safety, "all", 1.0, {e.id: e.id for e in prompts}),
+        "language": Task(language_chat, without_split(places), language, "all", 0.7, questions),
+        "images": Task(scenes, without_split(images), image, "last+generated", 4.0, shown),
+        "safety": Task(chat, without_split(prompts), safety, "all", 1.0, {e.id: e.id for e in prompts}),
     }
 
 
@@ -83,6 +83,11 @@ def with_fixed_contrast(row: Example) -> Example:
     values = VALUES[row.split]
     other = values[(values.index(row.behavior) + 1) % len(values)]
     return row.replace(contrast=Contrast(row.contrast.positive, other.capitalize()))
+
+
+def without_split(rows: Sequence[Example]) -> list[Example]:
+    """The inputs without their split, within which contrasts would change places: nothing is fitted by it here."""
+    return [row.replace(split="") for row in rows]
 
 
 def evenly(rows: Sequence[Example], n: int, seed: int) -> list[Example]:

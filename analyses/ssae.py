@@ -4,254 +4,234 @@
     python figures/ssae.py results/ssae
 
 "a round red table." becomes "a round blue box.": two of shape, color and object change in every pair, so that no pair
-shows what one of them does. Each method finds twenty directions without knowing which attributes changed. Its layer
-and, where it has one, a setting (the level of the SSAE, the penalty of the dictionary) are chosen on validation pairs,
-by how well the best direction for each value follows its changes (the mean absolute correlation, MCC); the test pairs,
-with an article of their own, are looked at once. "sentences" are a second set of pairs, of language, gender and tense.
+shows what one of them does. Each method finds as many directions as there are values, without knowing what changed; for
+each value the one that follows it best is taken, on training pairs. How well it follows on test pairs, whose article is
+in no other pair, is the mean absolute correlation (MCC). Layer and, where a method has one, a setting (level of the
+SSAE, penalty of the dictionary) are chosen on validation pairs; both choices need labels, and all methods have them.
+"labels" are the mean differences of the values: what knowing all labels gives. "sentences" are a second kind of pairs,
+of language, gender and tense.
 
-Then the direction that follows a value best on training pairs is added, at an equal dose on everyday prompts, to texts
-such as "I see my round red table. Its color is", about things without this value: in which share is it now the
-likeliest of the attribute's values? The rivals that know the labels are the mean difference of the same pairs, and that
-of clean pairs, in which this attribute alone changes. Texts are given as they are, without a chat template.
+Then a value's direction is added, at one layer and an equal dose on everyday prompts, to texts such as "I see one round
+red table. Its color is", about things without this value: in which share is it now the likeliest of the attribute's
+values, and in which do the other attributes keep theirs? The layer is the one at which the mean difference of clean
+pairs, in which one attribute changes alone, has the largest effect: that rival has the choice. Texts are given as they
+are, without a chat template.
 """
 
 from __future__ import annotations
 
 import argparse
-import warnings
-from collections.abc import Callable, Sequence
-from functools import cache
+from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from _common import numbers, of_split, parser, provenance, show_table
-from sklearn.decomposition import PCA, FastICA, MiniBatchDictionaryLearning
+from _common import numbers, parser, provenance, show_table
+from _concepts import (
+    SEEDED,
+    SETTINGS,
+    Directions,
+    Part,
+    as_frame,
+    find_directions,
+    matched_correlation,
+    resampled,
+)
 from torch import Tensor
 
 import steerlab
-from steerlab import Activations, Example, SteeringVector
+from steerlab import Example, SteeringVector
 from steerlab.analysis.calibration import calibrate_strength
-from steerlab.analysis.ssae_levels import stability
 from steerlab.analysis.study import Study
-from steerlab.data import attribute_pairs, change_labels, data_hash, demo_set
-from steerlab.methods import SSAE
-from steerlab.metrics import bootstrap_ci, paired_bootstrap
-from steerlab.metrics.matching import match_codes
+from steerlab.data import attribute_pairs, data_hash, demo_set
+from steerlab.metrics import Estimate, bootstrap_ci, paired_bootstrap
+from steerlab.metrics.matching import match_directions
 from steerlab.models.model import Model
 
 PAIRS = {"objects": 1500, "sentences": 800}
 CONTINUED = {"shape": "The shape of it is", "color": "Its color is", "object": "It is a"}
 FRACTIONS = (0.1, 0.2, 0.35, 0.5, 0.75)  # of the depth: the layers
-SETTINGS: dict[str, tuple[float | None, ...]] = {
-    "ssae": (1.6, 1.4, 1.2, 1.0), "affine": (None,), "ica": (None,), "pca": (None,), "dictionary": (0.1, 0.3, 1.0),
-    "mean": (None,),
-}  # fmt: skip
-SEEDED = ("ssae", "affine", "ica", "dictionary")
-SEEDS = range(5)
+SEEDS, DRAWS, TEXTS = range(5), 300, 24
 BUDGET = 0.5  # nats: the dose at which directions are compared
-STEERED = ("ssae", "affine", "ica", "pca", "mean of the same pairs", "mean of clean pairs")
-
-
-class Directions:
-    """Directions of one method: what they read off differences, and the directions themselves.
-
-    Args:
-        codes: of differences.
-        rows: `(concept, hidden)`; codes times rows are what is read off a difference.
-        fitted: the SSAE, if it is one.
-    """
-
-    def __init__(self, codes: Callable[[Tensor], Tensor], rows: Tensor, fitted: SSAE | None = None) -> None:
-        self.codes, self.rows, self.fitted = codes, rows, fitted
-
-
-def find_directions(method: str, z: Tensor, k: int, setting: float | None, seed: int) -> Directions:
-    """Fit a method to differences; none of them is told what changed."""
-    if method in ("ssae", "affine"):
-        ssae = SSAE(0, k, setting, seed=seed).fit_differences(z)
-        return Directions(ssae.encode, ssae.decoder_, ssae)
-    if method == "mean":
-        mean = z.mean(0, keepdim=True)
-        return Directions(lambda x: x @ mean.T / mean.square().sum(), mean)
-    size = float(z.norm(dim=1).mean())
-    made: dict[str, Callable[[], Any]] = {
-        "pca": lambda: PCA(k),
-        "ica": lambda: FastICA(k, random_state=seed, max_iter=1000),
-        "dictionary": lambda: MiniBatchDictionaryLearning(
-            k, alpha=setting, random_state=seed, max_iter=100, transform_algorithm="lasso_lars",
-            transform_alpha=setting,
-        ),
-    }  # fmt: skip
-    fitted = made[method]().fit((z / size).double().numpy())
-    rows = fitted.mixing_.T if method == "ica" else fitted.components_
-    return Directions(
-        lambda x: torch.from_numpy(fitted.transform((x / size).double().numpy())).float(),
-        torch.from_numpy(rows).float() * size,
-    )
-
-
-class Part:
-    """The pairs of one kind: their differences by layer, and what changed in them."""
-
-    def __init__(self, study: Study, model: Model, kind: str, args: argparse.Namespace) -> None:
-        n = min(PAIRS[kind], args.pairs or PAIRS[kind])
-        self.rows = attribute_pairs(kind, n, changed=(2, 2), seed=args.seed)
-        self.layers = sorted({round(f * (model.n_layers - 1)) for f in FRACTIONS})
-        self.acts = captured(study, model, kind, self.rows, self.layers, args)
-        self.labels = change_labels(self.rows)
-        split = {e.id: e.split for e in self.rows}
-        known = [i for i in self.acts.contrast(self.layers[0])[0] if split[i] == "train"]
-        self.ids = {"train": [i for j, i in enumerate(known) if j % 4], "validation": known[::4]}
-        self.ids["test"] = [i for i in split if split[i] == "test"]
-
-    def differences(self, layer: int, part: str) -> Tensor:
-        """The differences of the pairs of a part."""
-        ids, z = self.acts.contrast(layer)
-        return z.float()[[ids.index(i) for i in self.ids[part]]]
-
-    def truth(self, part: str) -> Tensor:
-        """What changed in the pairs of a part."""
-        return torch.tensor(self.labels.loc[self.ids[part]].to_numpy()).float()
-
-    def cosine(self, found: Directions, layer: int) -> float:
-        """The published measure: the cosine of a pair's end to its start moved by what was read off this very pair."""
-        ids, starts = self.acts.by_example(layer, side="negative")
-        start = starts.float()[[ids.index(i) for i in self.ids["test"]]]
-        z = self.differences(layer, "test")
-        return float(torch.cosine_similarity(start + z, start + found.codes(z) @ found.rows, dim=1).mean())
-
-    def mcc(self, found: Directions, layer: int, part: str) -> Tensor:
-        """For each value, the correlation of its changes with the direction that follows them best."""
-        codes = found.codes(self.differences(layer, part))
-        return match_codes(self.truth(part), codes, one_to_one=False).similarity
-
-
-def captured(
-    study: Study, model: Model, name: str, rows: Sequence[Example], layers: Sequence[int], args: argparse.Namespace
-) -> Activations:
-    """The activations of pairs of texts, kept in the study's folder."""
-    folder = study.folder / "activations" / name
-    return steerlab.capture(
-        model, rows, layers=list(layers), context=None, batch_size=args.batch_size, folder=folder, progress=False
-    ).load()
+STEERED = ("pca", "affine", "ica", "dictionary", "ssae", "labels", "clean")
 
 
 def choose(study: Study, kind: str, part: Part) -> pd.DataFrame:
     """The MCC on validation pairs of every method, setting and layer, with one seed."""
-    k = part.labels.shape[1]
 
-    def compute() -> pd.DataFrame:
+    def compute(method: str, layer: int) -> pd.DataFrame:
         rows = []
-        for method, layer in product(SETTINGS, part.layers):
-            z = part.differences(layer, "train")
-            for setting in SETTINGS[method]:
-                found = find_directions(method, z, k, setting, 0)
-                rows.append((method, layer, setting, float(part.mcc(found, layer, "validation").mean())))
-        return pd.DataFrame(rows, columns=["method", "layer", "setting", "mcc"])
+        for setting in SETTINGS[method]:
+            found = find_directions(method, part.differences(layer, "train"), part.truth("train"), setting, 0)
+            mcc = np.nan
+            if found is not None:
+                codes = part.followed(found, layer, "validation")
+                mcc = float(matched_correlation(part.truth("validation"), codes).mean())
+            rows.append((method, layer, setting, mcc))
+        return as_frame(["method", "layer", "setting", "mcc"], rows)
 
-    return study.stage(f"{kind}-choose", compute)
-
-
-def test(study: Study, kind: str, part: Part, chosen: pd.DataFrame) -> pd.DataFrame:
-    """On test pairs at the chosen settings, by seed: the MCC of every value, the published cosine, how seeds agree."""
-    k = part.labels.shape[1]
-
-    def compute() -> pd.DataFrame:
-        rows: list[tuple[Any, ...]] = []
-        for method, row in chosen.iterrows():
-            layer, setting = int(row["layer"]), None if np.isnan(row["setting"]) else float(row["setting"])
-            z, fits = part.differences(layer, "train"), []
-            for seed in SEEDS if method in SEEDED else [0]:
-                found = find_directions(str(method), z, k, setting, seed)
-                fits.append(found.fitted)
-                mcc = zip(part.labels, part.mcc(found, layer, "test").tolist(), strict=True)
-                rows += [(method, seed, "mcc", value, number) for value, number in mcc]
-                rows.append((method, seed, "cosine", "", part.cosine(found, layer)))
-            if fits[0] is not None:
-                agreement = stability([one for one in fits if one is not None])
-                rows += [(method, pair.first, "agreement", "", pair.cosine) for pair in agreement.itertuples()]
-        return pd.DataFrame(rows, columns=["method", "seed", "measure", "value", "number"])
-
-    return study.stage(f"{kind}-test", compute)
-
-
-def steer_values(
-    study: Study, model: Model, part: Part, chosen: pd.DataFrame, args: argparse.Namespace
-) -> pd.DataFrame:
-    """For each value and method, the texts that go on with the value at an equal dose: a row per text."""
-    clean_rows = of_split(attribute_pairs("objects", len(part.rows), changed=(1, 1), seed=args.seed + 1), "train")
-    clean = captured(study, model, "clean", clean_rows, part.layers, args)
-    clean_labels = change_labels(clean_rows)
-    k = part.labels.shape[1]
-
-    @cache
-    def directions(method: str) -> Directions:
-        row = chosen.loc[method]
-        setting = None if np.isnan(row["setting"]) else float(row["setting"])
-        return find_directions(method, part.differences(int(row["layer"]), "train"), k, setting, 0)
-
-    def vector(method: str, value: str) -> SteeringVector:
-        layer = int(chosen.loc["ssae" if method.startswith("mean") else method, "layer"])
-        if method.startswith("mean"):
-            if method == "mean of clean pairs":
-                ids, z = clean.contrast(layer)
-                label = torch.tensor(clean_labels.loc[ids, value].to_numpy()).float()
-            else:
-                z, label = part.differences(layer, "train"), part.truth("train")[:, part.labels.columns.get_loc(value)]
-            return SteeringVector({layer: (label[:, None] * z.float()).sum(0) / label.abs().sum()})
-        found, z = directions(method), part.differences(layer, "train")
-        label = part.truth("train")[:, [part.labels.columns.get_loc(value)]]
-        codes = found.codes(z)
-        best = int(match_codes(label, codes, one_to_one=False).order[0])
-        sign = torch.corrcoef(torch.stack([label[:, 0], codes[:, best]]))[0, 1].sign()
-        unit = torch.nn.functional.normalize(found.rows[best], dim=0)
-        return SteeringVector({layer: sign * float(z.norm(dim=1).mean()) * unit})
-
-    everyday = [e.replace(contrast=None) for e in demo_set(seed=args.seed) if e.behavior == "answer"][:8]
-    frames = []
-    for method, value in product(STEERED, part.labels):
-
-        def compute(method: str = method, value: str = value) -> pd.DataFrame:
-            steerer = vector(method, value)
-            dose = calibrate_strength(model, everyday, steerer, kl=args.budget, max_new_tokens=12, positions="all")
-            return continuations(model, value, steerer, dose.alpha, args).assign(method=method, alpha=dose.alpha)
-
-        frames.append(study.stage(f"steer-{method.replace(' ', '_')}-{value.replace('=', '-')}", compute))
+    places = product(SETTINGS, part.layers)
+    frames = [study.stage(f"{kind}-choose-{m}-{layer}", partial(compute, m, layer)) for m, layer in places]
     return pd.concat(frames, ignore_index=True)
 
 
-def continuations(
-    model: Model, value: str, steerer: SteeringVector, alpha: float, args: argparse.Namespace
-) -> pd.DataFrame:
-    """The likeliest of an attribute's values in texts about things without this one, unsteered and steered."""
-    name, wanted = value.split("=")
-    texts = [e for e in attribute_pairs("objects", 200, changed=(1, 1), seed=args.seed + 2) if e.split == "test"]
-    things = {str(e.contrast.negative) for e in texts if e.contrast and e.meta[f"{name}_before"] != wanted}
-    rows = [Example(f"I see {thing} {CONTINUED[name]}", id=thing) for thing in sorted(things)[:24]]
-    values = [column.split("=")[1] for column in change_labels(texts) if column.startswith(f"{name}=")]
-    ids = [model.tokenizer(f" {one}", add_special_tokens=False)["input_ids"][0] for one in values]
-    options: dict[str, Any] = {"batch_size": args.batch_size, "progress": False}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        plain = steerlab.next_token_logits(model, rows, ids, **options)
-        steered = steerlab.next_token_logits(
-            model, rows, ids, steer=steerer, alpha=alpha, positions="all", **options
-        )  # fmt: skip
-    place = values.index(wanted)
-    margins = [margin(logits, place) for logits in (plain, steered)]
-    return pd.DataFrame({
-        "value": value, "thing": [row.id for row in rows], "before": (plain.argmax(1) == place).float().tolist(),
-        "after": (steered.argmax(1) == place).float().tolist(), "gain": (margins[1] - margins[0]).tolist(),
-    })  # fmt: skip
+def test(study: Study, kind: str, part: Part, chosen: pd.DataFrame) -> pd.DataFrame:
+    """On test pairs at the chosen settings: the MCC of every value and seed, of every draw of pairs, and how far the
+    directions of two seeds agree.
+    """
+    truth = part.truth("test")
+    rng = np.random.default_rng(0)
+    draws = [rng.integers(0, len(truth), len(truth)) for _ in range(DRAWS)]  # the same for every method
+
+    def compute(method: str) -> pd.DataFrame:
+        layer, setting = int(chosen.loc[method, "layer"]), setting_of(chosen.loc[method])
+        z, fits = part.differences(layer, "train"), []
+        for seed in SEEDS if method in SEEDED else SEEDS[:1]:
+            found = find_directions(method, z, part.truth("train"), setting, seed)
+            if found is not None:
+                fits.append((seed, found))
+        codes = [part.followed(found, layer, "test") for _, found in fits]
+        rows: list[tuple[Any, ...]] = []
+        for (seed, _), of_seed in zip(fits, codes, strict=True):
+            mcc = matched_correlation(truth, of_seed).tolist()
+            rows += [(method, "mcc", str(seed), value, one) for value, one in zip(part.labels, mcc, strict=True)]
+        rows += [(method, "draw", str(i), "", one) for i, one in enumerate(resampled(truth, codes, draws))]
+        for i, (one, first) in enumerate(fits):
+            for other, second in fits[i + 1 :]:
+                cosine = match_directions(first.rows, second.rows, signed=False).mean
+                rows.append((method, "agreement", f"{one}-{other}", "", cosine))
+        return as_frame(["method", "measure", "seed", "value", "number"], rows)
+
+    return pd.concat([study.stage(f"{kind}-test-{m}", partial(compute, m)) for m in SETTINGS], ignore_index=True)
 
 
-def margin(logits: Tensor, place: int) -> Tensor:
+def setting_of(row: pd.Series) -> float | None:
+    """The setting of a row of the grid; None for a method without one."""
+    return None if pd.isna(row["setting"]) else float(row["setting"])
+
+
+class Steering:
+    """Adding a value's direction to texts about things without it.
+
+    Args:
+        model: which continues texts.
+        part: the pairs that change two attributes.
+        clean: the pairs that change one.
+        grid: of `choose`.
+        args: of the study.
+    """
+
+    def __init__(self, model: Model, part: Part, clean: Part, grid: pd.DataFrame, args: argparse.Namespace) -> None:
+        self.model, self.part, self.clean, self.grid, self.args = model, part, clean, grid, args
+        self.values: dict[str, list[str]] = {}
+        for column in part.labels:
+            name, value = column.split("=")
+            self.values.setdefault(name, []).append(value)
+        self.tokens = {
+            name: [model.tokenizer(f" {value}", add_special_tokens=False)["input_ids"][0] for value in values]
+            for name, values in self.values.items()
+        }
+        assert all(len(set(ids)) == len(ids) for ids in self.tokens.values()), "values must differ in their first token"
+        everyday = [e.replace(contrast=None) for e in demo_set(seed=args.seed) if e.behavior == "answer"]
+        self.everyday = everyday[:8]
+        self._found: dict[tuple[str, int], Directions | None] = {}
+
+    def things(self, column: str, split: str) -> list[Example]:
+        """Descriptions of things without a value, drawn at random."""
+        name, value = column.split("=")
+        rows = attribute_pairs("objects", 400, changed=(1, 1), seed=self.args.seed + 2)
+        without = [e for e in rows if e.split == split and e.meta[f"{name}_before"] != value]
+        texts = {e.contrast.negative: e for e in without if e.contrast}
+        return list(texts.values())[:TEXTS]
+
+    def logits(self, things: list[Example], name: str, steer: SteeringVector | None, alpha: float) -> Tensor:
+        """The logits of an attribute's values after each description."""
+        rows = [
+            Example(f"I see {e.contrast.negative} {CONTINUED[name]}", id=e.id) for e in things if e.contrast is not None
+        ]
+        options: dict[str, Any] = {} if steer is None else {"steer": steer, "alpha": alpha, "positions": "all"}
+        return steerlab.next_token_logits(
+            self.model, rows, self.tokens[name], batch_size=self.args.batch_size, progress=False, **options
+        )
+
+    def vector(self, method: str, column: str, layer: int) -> SteeringVector:
+        """The direction of a value at a layer, of the mean norm of the differences."""
+        size, place = float(self.part.differences(layer, "train").norm(dim=1).mean()), self._column(column)
+        if method == "clean":
+            label = self.clean.truth("train")[:, place]
+            row = (label[:, None] * self.clean.differences(layer, "train")).sum(0)
+        else:
+            found = self._directions(method, layer)
+            best, signs = self.part.best_columns(found, layer)
+            row = signs[place] * found.rows[best[place]]
+        return SteeringVector({layer: size * torch.nn.functional.normalize(row, dim=0)})
+
+    def _column(self, column: str) -> int:
+        return list(self.part.labels).index(column)
+
+    def _directions(self, method: str, layer: int) -> Directions:
+        if (method, layer) not in self._found:
+            rows = self.grid[(self.grid["method"] == method) & (self.grid["layer"] == layer)]
+            best = rows.loc[rows["mcc"].idxmax()]
+            z, labels = self.part.differences(layer, "train"), self.part.truth("train")
+            self._found[method, layer] = find_directions(method, z, labels, setting_of(best), 0)
+        found = self._found[method, layer]
+        assert found is not None, "chosen among those that converged"
+        return found
+
+    def layer_effects(self) -> pd.DataFrame:
+        """The gain in log-odds of each value by the mean of clean pairs, as long as half a difference, by layer."""
+        rows = []
+        for layer, column in product(self.part.layers, self.part.labels):
+            name, value = column.split("=")
+            things, place = self.things(column, "train"), self.values[name].index(value)
+            vector = self.vector("clean", column, layer)
+            before, after = (self.logits(things, name, v, 0.5) for v in (None, vector))
+            gain = float((log_odds(after, place) - log_odds(before, place)).mean())
+            rows.append((layer, column, gain))
+        return as_frame(["layer", "value", "gain"], rows)
+
+    def at_equal_dose(self, method: str, column: str, layer: int) -> pd.DataFrame:
+        """What a value's direction does to each text."""
+        steerer = self.vector(method, column, layer)
+        dose = calibrate_strength(
+            self.model, self.everyday, steerer, kl=self.args.budget, max_new_tokens=12, positions="all"
+        )
+        things = self.things(column, "test")
+        frame = pd.DataFrame({"method": method, "value": column, "thing": [e.id for e in things], "alpha": dose.alpha})
+        wanted, value = column.split("=")
+        kept = []
+        for name in self.values:
+            before, after = (self.logits(things, name, v, dose.alpha) for v in (None, steerer))
+            if name == wanted:
+                place = self.values[name].index(value)
+                stated = [self.values[name].index(e.meta[f"{name}_before"]) for e in things]
+                frame["right_before"] = (before.argmax(1) == torch.tensor(stated)).float().numpy()
+                frame["before"] = (before.argmax(1) == place).float().numpy()
+                frame["after"] = (after.argmax(1) == place).float().numpy()
+                frame["gain"] = (log_odds(after, place) - log_odds(before, place)).numpy()
+            else:
+                kept.append((before.argmax(1) == after.argmax(1)).float())
+        return frame.assign(others_kept=torch.stack(kept).mean(0).numpy())
+
+
+def log_odds(logits: Tensor, place: int) -> Tensor:
     """The log-odds of one value against the others, in nats."""
     others = [i for i in range(logits.shape[1]) if i != place]
     return logits[:, place] - logits[:, others].logsumexp(1)
+
+
+def steer_values(study: Study, steering: Steering) -> tuple[int, pd.DataFrame]:
+    """The layer that suits the clean pairs, and what every method's directions do there."""
+    effects = study.stage("steer-layers", steering.layer_effects)
+    layer = int(effects.groupby("layer")["gain"].mean().idxmax())
+    frames = []
+    for method, column in product(STEERED, steering.part.labels):
+        name = f"steer-{method}-{column.replace('=', '-')}"
+        frames.append(study.stage(name, partial(steering.at_equal_dose, method, column, layer)))
+    return layer, pd.concat(frames, ignore_index=True)
 
 
 def main() -> None:
@@ -262,61 +242,73 @@ def main() -> None:
     )
     args = arguments.parse_args()
     model = steerlab.load(args.model, device=args.device, chat=False)
+    counts = {kind: min(n, args.pairs or n) for kind, n in PAIRS.items()}
+    examples = [e for kind, n in counts.items() for e in attribute_pairs(kind, n, changed=(2, 2), seed=args.seed)]
     identity = {"study": "ssae", "model": args.model, "weights": model.info()["weights"], "seed": args.seed}
-    examples = [e for kind in PAIRS for e in attribute_pairs(kind, PAIRS[kind], changed=(2, 2), seed=args.seed)]
-    identity |= {"pairs": args.pairs, "budget": args.budget, "settings": SETTINGS, "data": data_hash(examples)}
-    study = Study(args.out, identity)
+    identity |= {"pairs": counts, "budget": args.budget, "settings": SETTINGS, "texts": [CONTINUED, TEXTS]}
+    study = Study(args.out, identity | {"layers": FRACTIONS, "draws": DRAWS, "data": data_hash(examples)})
+    layers = sorted({round(fraction * (model.n_layers - 1)) for fraction in FRACTIONS})
+    made = partial(Part, study, model, layers=layers, batch_size=args.batch_size)
     summary: dict[str, Any] = {}
     frames, grids = [], []
-    for kind in PAIRS:
-        part = Part(study, model, kind, args)
+    for kind, n in counts.items():
+        part = made(kind, n, changed=(2, 2), seed=args.seed)
         grid = choose(study, kind, part)
-        best = grid.sort_values("mcc", ascending=False, kind="stable").groupby("method").head(1).set_index("method")
+        best = grid.loc[grid.groupby("method")["mcc"].idxmax()].set_index("method")
         found = test(study, kind, part, best)
-        summary |= summarize_directions(kind, found, best, args.seed)
-        frames.append(found.assign(pairs=kind))
+        summary |= summarize_directions(kind, found, best)
+        frames.append(found[found["measure"] != "draw"].assign(pairs=kind))
         grids.append(grid.assign(pairs=kind))
         if kind == "objects":
-            steered = steer_values(study, model, part, best, args)
-            summary |= summarize_steering(steered, args.seed)
+            clean = made(kind, n, changed=(1, 1), seed=args.seed + 1)
+            layer, steered = steer_values(study, Steering(model, part, clean, grid, args))
+            summary |= {"steered.layer": layer} | summarize_steering(steered, args.seed)
     pd.concat(grids).round(4).to_csv(study.folder / "grid.csv", index=False)
     steered.round(4).to_csv(study.folder / "steered.csv", index=False)
     results = pd.concat(frames, ignore_index=True).round(4)
     study.finish(results, summary, "", provenance(model, examples, args))
     shown = results.groupby(["method", "pairs", "measure"])["number"].mean().unstack(["pairs", "measure"])
     show_table("On test pairs", shown)
-    show_table("Steered", steered.groupby("method")[["before", "after", "gain", "alpha"]].mean())
+    columns = ["right_before", "before", "after", "gain", "others_kept", "alpha"]
+    show_table("Steered", steered.groupby("method")[columns].mean())
 
 
-def summarize_directions(kind: str, found: pd.DataFrame, best: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Means over values with intervals over seeds, what the SSAE has over the others, and the chosen settings."""
+def summarize_directions(kind: str, found: pd.DataFrame, best: pd.DataFrame) -> dict[str, Any]:
+    """MCC with intervals over test pairs, what the SSAE has over the others, seeds, and the chosen settings."""
     summary: dict[str, Any] = {}
-    means = found.groupby(["method", "measure", "seed"])["number"].mean()
-    for (method, measure), of_seeds in means.groupby(level=["method", "measure"]):
-        summary[f"{kind}.{method}.{measure}"] = numbers(bootstrap_ci(of_seeds.tolist(), seed=seed))
+    draws = found[found["measure"] == "draw"].pivot(index="seed", columns="method", values="number")
+    mcc = found[found["measure"] == "mcc"]
+    means = mcc.groupby("method")["number"].mean()
+    by_seed = mcc.groupby(["method", "seed"])["number"].mean()
+    agreement = found[found["measure"] == "agreement"].groupby("method")["number"].agg(["mean", "std"])
+    n = len(draws)
     for method, row in best.iterrows():
-        summary[f"{kind}.{method}.setting"] = {
-            key: None if pd.isna(value) else float(value) for key, value in row.items() if key != "pairs"
-        }
+        low, high = draws[method].quantile([0.025, 0.975])
+        summary[f"{kind}.{method}.mcc"] = numbers(Estimate(float(means[method]), float(low), float(high), n))
+        summary[f"{kind}.{method}.seeds"] = [round(float(one), 4) for one in by_seed[method]]
+        summary[f"{kind}.{method}.setting"] = {"layer": int(row["layer"]), "setting": setting_of(row)}
         if method != "ssae":
-            rival = means[method, "mcc"].reindex(means["ssae", "mcc"].index).ffill()  # one fit where no seed matters
-            difference = paired_bootstrap(means["ssae", "mcc"].tolist(), rival.tolist(), seed=seed)
+            low, high = (draws["ssae"] - draws[method]).quantile([0.025, 0.975])
+            difference = Estimate(float(means["ssae"] - means[method]), float(low), float(high), n)
             summary[f"{kind}.ssae_over_{method}.mcc"] = numbers(difference)
+        if method in agreement.index:
+            summary[f"{kind}.{method}.agreement"] = agreement.loc[method].round(4).to_dict()
     return summary
 
 
 def summarize_steering(steered: pd.DataFrame, seed: int) -> dict[str, Any]:
     """Shares of texts and gains in log-odds; values are resampled, since texts about one are alike."""
     summary: dict[str, Any] = {}
-    for measure in ("after", "gain"):
+    for measure in ("after", "gain", "others_kept"):
         table = steered.groupby(["value", "method"])[measure].mean().unstack("method")
         for method in table:
             summary[f"steered.{method}.{measure}"] = numbers(bootstrap_ci(table[method].tolist(), seed=seed))
             if method != "ssae":
                 difference = paired_bootstrap(table["ssae"].tolist(), table[method].tolist(), seed=seed)
                 summary[f"steered.ssae_over_{method}.{measure}"] = numbers(difference)
-    before = steered.groupby("value")["before"].mean()
-    summary["steered.none.after"] = numbers(bootstrap_ci(before.tolist(), seed=seed))
+    for measure, name in (("before", "after"), ("right_before", "right")):
+        means = steered.groupby("value")[measure].mean()
+        summary[f"steered.none.{name}"] = numbers(bootstrap_ci(means.tolist(), seed=seed))
     return summary
 
 

@@ -19,12 +19,12 @@ from steerlab.plots import read_summary, style, width
 
 RESULTS = Path(__file__).parents[1] / "analyses/results/ssae"
 FOUND = {
-    "mean": "one mean difference", "pca": "PCA", "affine": "autoencoder, no bound", "ica": "ICA",
-    "dictionary": "dictionary learning", "ssae": "SSAE",
+    "random": "random directions", "mean": "one mean difference", "pca": "PCA", "affine": "autoencoder, no bound",
+    "ica": "ICA", "dictionary": "dictionary learning", "ssae": "SSAE", "labels": "mean differences*",
 }  # fmt: skip
 ADDED = {
-    "none": "no steering", "pca": "PCA", "affine": "autoencoder, no bound", "ica": "ICA", "ssae": "SSAE",
-    "mean of the same pairs": "mean of the same pairs*", "mean of clean pairs": "mean of clean pairs*",
+    "none": "no steering", "pca": "PCA", "affine": "autoencoder, no bound", "ica": "ICA",
+    "dictionary": "dictionary learning", "ssae": "SSAE", "labels": "mean differences*", "clean": "mean of clean pairs*",
 }  # fmt: skip
 MARKERS = ("o", "^", "s")
 
@@ -36,8 +36,8 @@ def draw(results_dir: str | Path) -> Figure:
         fig = Figure(figsize=(width(2), 2.4), layout="constrained")
         left, right = fig.subplots(1, 2)
         draw_dots(left, summaries, {f"objects.{name}.mcc": label for name, label in FOUND.items()})
-        left.set(title="a  Twenty directions, found without labels")
-        left.set_xlabel("Mean correlation with each value's changes\n(test pairs; 95 % intervals over 5 seeds)")
+        left.set(title="a  Directions from mixed pairs")
+        left.set_xlabel("Mean correlation with each value's changes\n(test pairs, 95 % intervals; *: labels known)")
         draw_dots(right, summaries, {f"steered.{name}.after": label for name, label in ADDED.items()})
         right.set(title="b  A value's direction added, at equal dose")
         right.set_xlabel("Share of texts that go on with the value\n(95 % intervals over 20 values; *: labels known)")
@@ -52,7 +52,7 @@ def draw_dots(ax: Axes, summaries: list[dict[str, Any]], rows: dict[str, str]) -
     for number, (summary, marker) in enumerate(zip(summaries, MARKERS, strict=False)):
         shift = 0.16 * (number - (len(summaries) - 1) / 2) * 2
         for row, name in enumerate(rows):
-            look = "l2s" if "ssae" in name else "p2s" if "mean of" in name else "none"
+            look = "l2s" if "ssae" in name else "p2s" if name.split(".")[1] in ("labels", "clean") else "none"
             label = summary["provenance"]["model"] if row == 0 else None
             estimate_dot(ax, summary[name], row + shift, look, marker=marker, label=label)
     ax.set(xlim=(-0.02, 1.02), xticks=[0, 0.25, 0.5, 0.75, 1])
