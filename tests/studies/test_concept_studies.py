@@ -1,0 +1,96 @@
+"""The studies of concepts and of what needs a predicted vector run from end to end, resume, and draw their figures."""
+
+import json
+import sys
+from itertools import chain
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from running import ROOT, succeed, tiny_folder
+
+from steerlab.data import attribute_pairs, change_labels
+from steerlab.testing import tiny_hf, tiny_tokenizer
+
+sys.path.insert(0, str(ROOT / "analyses"))
+from _concepts import correlations, find_directions, split_ids
+
+VALUES = [column.split("=")[1] for column in change_labels(attribute_pairs("objects", 400))]
+
+
+def folder_with_words(path: Path) -> Path:
+    """A random model whose tokenizer has a token for each value."""
+    tokenizer, model = tiny_tokenizer(), tiny_hf("llama", n_layers=6)
+    tokenizer.add_tokens([f" {value}" for value in VALUES])
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {p.name: p.stat().st_mtime_ns for p in (folder / "stages").glob("*.csv")}
+
+
+@pytest.mark.nightly
+def test_study_of_concepts_resumes_and_draws(tmp_path: Path) -> None:
+    model, out = folder_with_words(tmp_path / "model"), tmp_path / "ssae" / "tiny"
+    arguments = ["analyses/ssae.py", "--model", str(model), "--pairs", "200", "--out", str(out)]
+    succeed(*arguments)
+    summary, before = json.loads((out / "summary.json").read_text()), stamps(out)
+    for kind in ("objects", "sentences"):
+        for method in ("random", "mean", "pca", "affine", "ica", "dictionary", "ssae", "labels"):
+            assert 0 <= summary[f"{kind}.{method}.mcc"]["value"] <= 1
+    assert len(summary["objects.ssae.seeds"]) == 5 and len(summary["objects.pca.seeds"]) == 1
+    steered = pd.read_csv(out / "steered.csv")
+    assert set(steered["value"].str.split("=").str[1]) == set(VALUES)
+    assert steered.groupby("method")["alpha"].min().gt(0).all() and steered["others_kept"].between(0, 1).all()
+    succeed(*arguments)
+    assert stamps(out) == before
+    succeed("figures/ssae.py", str(tmp_path / "ssae"), "--out", str(tmp_path))
+    assert (tmp_path / "ssae.pdf").stat().st_size > 5000
+
+
+@pytest.mark.nightly
+def test_study_of_dependence_resumes_and_draws(tmp_path: Path) -> None:
+    model, out = tiny_folder(tmp_path / "model", n_layers=24), tmp_path / "dependence"
+    arguments = ["analyses/dependence.py", "--model", str(model), "--language-model", str(model), "--rows", "120"]
+    arguments += ["--inputs", "48", "--out", str(out)]
+    succeed(*arguments)
+    frame, summary, before = (
+        pd.read_csv(out / "dependence.csv"),
+        json.loads((out / "summary.json").read_text()),
+        stamps(out),
+    )
+    assert set(frame["task"]) == {"language", "images", "safety"} and len(frame) == 18
+    assert frame[frame["predictor"] == "class means"]["within"].eq(0).all()
+    assert all({"value", "low", "high", "n"} == set(summary[f"{task}.lost_nats"]) for task in frame["task"].unique())
+    assert str(tmp_path) not in (out / "summary.json").read_text(), "no path of this machine"
+    succeed(*arguments)
+    assert stamps(out) == before
+
+
+def test_mirrored_pairs_are_on_one_side_and_no_test_article_in_training() -> None:
+    rows = attribute_pairs("sentences", 500, changed=(2, 2))
+    ids, row_of = split_ids(rows), {row.id: row for row in rows}
+    assert sorted(chain.from_iterable(ids.values())) == sorted(row_of)
+    texts = {
+        part: {frozenset((row_of[i].contrast.positive, row_of[i].contrast.negative)) for i in ids[part]} for part in ids
+    }
+    assert not texts["train"] & texts["validation"] and len(ids["validation"]) > 60
+    words = {part: {row_of[i].meta["words"] for i in ids[part]} for part in ids}
+    assert not words["test"] & (words["train"] | words["validation"])
+
+
+@pytest.mark.parametrize("method", ["pca", "ica", "dictionary", "affine", "labels"])
+def test_codes_times_rows_are_what_a_method_explains(method: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(300, 3, generator=generator) < 0.3).float() * torch.randn(300, 3, generator=generator)
+    z = labels @ torch.randn(3, 20, generator=generator) + 0.01 * torch.randn(300, 20, generator=generator)
+    found = find_directions(method, z, labels, 0.01 if method == "dictionary" else None, 0)
+    assert found is not None and found.rows.shape == (3, 20)
+    lost = (found.codes(z) @ found.rows - z).square().sum() / z.square().sum()
+    assert lost < 0.02
+    if method in ("ica", "labels"):
+        assert correlations(labels, found.codes(z)).abs().max(1).values.min() > 0.9
