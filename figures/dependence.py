@@ -27,7 +27,8 @@ SHORT = {"language": "a", "images": "b", "safety": "c"}
 def draw(results_dir: str | Path) -> Figure:
     """The figure of a results folder: a panel for each task, and one for the answers."""
     folder = Path(results_dir)
-    frame, summary = pd.read_csv(folder / "dependence.csv"), read_summary(folder)
+    summary = read_summary(folder)
+    frame = pd.read_csv(folder / "dependence.csv")
     with style():
         fig = Figure(figsize=(width(2), 2.5), layout="constrained")
         *panels, last = fig.subplots(1, len(TASKS) + 1)

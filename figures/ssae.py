@@ -31,7 +31,8 @@ MARKERS = ("o", "^", "s")
 
 def draw(results_dir: str | Path) -> Figure:
     """The figure of a folder of results: two panels, a marker for each model."""
-    summaries = [read_summary(path.parent) for path in sorted(Path(results_dir).glob("*/summary.json"))]
+    folders = [path.parent for path in sorted(Path(results_dir).glob("*/summary.json"))] or [Path(results_dir)]
+    summaries = [read_summary(folder) for folder in folders]
     with style():
         fig = Figure(figsize=(width(2), 2.4), layout="constrained")
         left, right = fig.subplots(1, 2)

@@ -27,7 +27,7 @@ def dependence_bars(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Returns:
         The axes. Bars with 95 % intervals are the share within behaviors, gray dots that between them; a bar at 0 says
-        that the predictor knows no more of an input than its behavior. Shares below 0 are drawn at 0.
+        that the predictor knows no more of an input than its behavior. Shares below 0 have their number, and no bar.
 
     Raises:
         DataError: columns are missing, or an unknown predictor.
@@ -43,7 +43,7 @@ def dependence_bars(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         color = METHODS["l2s"].color if name in ("linear", "net") else CONTEXT
         ax.barh(y, within[name], height=0.6, color=color)
         ax.plot([low[name], high[name]], [y, y], color=INK, lw=0.8)
-        ax.text(1.07, y, f"{within[name]:.2f}", va="center", fontsize=6.5, color=INK)
+        ax.text(1.07, y, f"{rows['within'][name]:.2f}", va="center", fontsize=6.5, color=INK)
     ax.plot(rows["between"], range(len(rows)), "o", ms=4, color=MUTED, clip_on=False, label="between behaviors")
     ax.set_yticks(range(len(rows)), [LABELS[name] for name in rows.index])
     ax.set(

@@ -16,8 +16,8 @@ from steerlab.plots import save, style, width
 
 RESULTS = Path(__file__).parents[2] / "analyses" / "results"
 STUDIES = (
-    "compare_methods", "fields", "l2s_images", "l2s_safety", "layer_sweep", "scaling", "steerability",
-    "vector_similarity",
+    "compare_methods", "dependence", "fields", "l2s_images", "l2s_safety", "layer_sweep", "scaling", "ssae",
+    "steerability", "vector_similarity",
 )  # fmt: skip
 
 

@@ -310,7 +310,7 @@ def test_dependence_shows_what_is_explained_within_and_between_behaviors(ax):
     assert plots.dependence_bars(frame, ax) is ax
     assert [t.get_text() for t in ax.get_yticklabels()] == ["one vector", "linear map", "net (L2S)"]
     assert [bar.get_width() for bar in ax.patches] == [0.0, 0.5, 0.4], "nothing is drawn below 0"
-    assert [t.get_text() for t in ax.texts] == ["0.00", "0.50", "0.40"]
+    assert [t.get_text() for t in ax.texts] == ["-0.20", "0.50", "0.40"]
     *intervals, dots = ax.lines
     np.testing.assert_allclose([line.get_xdata() for line in intervals], [[0, 0], [0.4, 0.6], [0.3, 0.5]], atol=1e-12)
     assert dots.get_xdata().tolist() == [0.0, 0.95, 0.9]
