@@ -104,7 +104,8 @@ def test(study: Study, kind: str, part: Part, chosen: pd.DataFrame) -> pd.DataFr
                 rows.append((method, "agreement", f"{one}-{other}", "", cosine))
         return as_frame(["method", "measure", "seed", "value", "number"], rows)
 
-    return pd.concat([study.stage(f"{kind}-test-{m}", partial(compute, m)) for m in SETTINGS], ignore_index=True)
+    found = pd.concat([study.stage(f"{kind}-test-{m}", partial(compute, m)) for m in SETTINGS], ignore_index=True)
+    return found.astype({"seed": str})  # a stage whose seeds are all numbers is read back with numbers
 
 
 def setting_of(row: pd.Series) -> float | None:
