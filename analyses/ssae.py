@@ -257,7 +257,7 @@ def main() -> None:
         grid = choose(study, kind, part)
         best = grid.loc[grid.groupby("method")["mcc"].idxmax()].set_index("method")
         found = test(study, kind, part, best)
-        summary |= summarize_directions(kind, found, best)
+        summary |= summarize_directions(kind, found, best, len(part.ids["test"]))
         frames.append(found[found["measure"] != "draw"].assign(pairs=kind))
         grids.append(grid.assign(pairs=kind))
         if kind == "objects":
@@ -274,15 +274,14 @@ def main() -> None:
     show_table("Steered", steered.groupby("method")[columns].mean())
 
 
-def summarize_directions(kind: str, found: pd.DataFrame, best: pd.DataFrame) -> dict[str, Any]:
-    """MCC with intervals over test pairs, what the SSAE has over the others, seeds, and the chosen settings."""
+def summarize_directions(kind: str, found: pd.DataFrame, best: pd.DataFrame, n: int) -> dict[str, Any]:
+    """MCC with intervals over `n` test pairs, what the SSAE has over the others, seeds, and the chosen settings."""
     summary: dict[str, Any] = {}
     draws = found[found["measure"] == "draw"].pivot(index="seed", columns="method", values="number")
     mcc = found[found["measure"] == "mcc"]
     means = mcc.groupby("method")["number"].mean()
     by_seed = mcc.groupby(["method", "seed"])["number"].mean()
     agreement = found[found["measure"] == "agreement"].groupby("method")["number"].agg(["mean", "std"])
-    n = len(draws)
     for method, row in best.iterrows():
         low, high = draws[method].quantile([0.025, 0.975])
         summary[f"{kind}.{method}.mcc"] = numbers(Estimate(float(means[method]), float(low), float(high), n))
