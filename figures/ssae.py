@@ -40,7 +40,7 @@ def draw(results_dir: str | Path) -> Figure:
         left.set(title="a  Directions from mixed pairs")
         left.set_xlabel("Mean correlation with each value's changes\n(test pairs, 95 % intervals; *: labels known)")
         draw_dots(right, summaries, {f"steered.{name}.after": label for name, label in ADDED.items()})
-        right.set(title="b  A value's direction added, at equal dose")
+        right.set(title="b  One added, at equal dose")
         right.set_xlabel("Share of texts that go on with the value\n(95 % intervals over 20 values; *: labels known)")
         handles, labels = left.get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7)
