@@ -46,8 +46,7 @@ from steerlab import Example, SteeringVector
 from steerlab.analysis.calibration import calibrate_strength
 from steerlab.analysis.study import Study
 from steerlab.data import attribute_pairs, data_hash, demo_set
-from steerlab.metrics import Estimate, bootstrap_ci, paired_bootstrap
-from steerlab.metrics.matching import match_directions
+from steerlab.metrics import Estimate, bootstrap_ci, match_directions, paired_bootstrap
 from steerlab.models.model import Model
 
 PAIRS = {"objects": 1500, "sentences": 800}

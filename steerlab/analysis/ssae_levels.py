@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steerlab.errors import SteeringError
 from steerlab.methods import SSAE
-from steerlab.metrics.matching import match_directions
+from steerlab.metrics import match_directions
 
 
 def level_sweep(

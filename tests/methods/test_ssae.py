@@ -11,7 +11,7 @@ from steerlab.analysis.ssae_levels import level_sweep, stability
 from steerlab.data import concept_shifts
 from steerlab.errors import DataError, SteeringError
 from steerlab.methods import SSAE
-from steerlab.metrics.matching import match_codes, match_directions
+from steerlab.metrics import match_codes, match_directions
 from steerlab.testing import tiny_lm
 
 
@@ -139,7 +139,7 @@ def test_fit_to_a_model_and_steering_with_a_concept() -> None:
     assert found.norm_ratio > 0
 
 
-def test_levels_that_bound_nothing_or_are_not_reached_are_told() -> None:
+def test_levels_that_bound_nothing_warn_and_unreached_ones_are_refused() -> None:
     made = concept_shifts(500, 3, 12, changed=(1, 2))
     with pytest.warns(UserWarning, match=r"level=50 bounds nothing: without it the codes have \d"):
         fitted(made, 50.0)

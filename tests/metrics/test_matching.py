@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steerlab.errors import DataError
-from steerlab.metrics.matching import match_codes, match_directions
+from steerlab.metrics import match_codes, match_directions
 
 
 @given(st.integers(1, 7), st.integers(0, 10**6))
