@@ -99,8 +99,9 @@ def attribute_pairs(
     uncle opens the door." "objects": shape, color and object of "a round red table.", with many values each.
 
     Example:
-        >>> row = attribute_pairs("sentences", 1, changed=(2, 2))[0]
-        >>> row.contrast.negative, row.contrast.positive, row.meta["tense_after"]
+        >>> row = attribute_pairs("objects", 1, changed=(2, 2))[0]
+        >>> row.contrast.negative, row.contrast.positive, row.behavior
+        ('the flat white door.', 'the flat blue mirror.', 'color+object')
 
     Args:
         kind: one of `TEXT_KINDS`.

@@ -21,7 +21,7 @@ def true_level(made) -> float:
 
 def fitted(made, level: float | None = -1.0, **options) -> SSAE:
     level = true_level(made) if level == -1.0 else level
-    return SSAE(3, made.codes.shape[1], level, **options).fit_differences(made.differences)
+    return SSAE(3, made.codes.shape[1], level, **{"steps": 1500, **options}).fit_differences(made.differences)
 
 
 GOOD = {
