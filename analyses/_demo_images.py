@@ -9,6 +9,7 @@ from functools import cache, partial
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from _common import ROOT, estimate
 from _hallucination import save_gallery
@@ -89,11 +90,16 @@ def run_image_half(
 
 
 def dependence(acts: Activations, chosen: Mapping[str, Any], seed: int) -> pd.DataFrame:
-    """What of the questions' own vectors each predictor explains; the rarer neighbors have too few questions."""
+    """What of the questions' own vectors each predictor explains, on half of them; the questions about an image are
+    held out together, and the rarer neighbors have too few.
+    """
     place = {"option": chosen["options"]["l2s"], "layer": chosen["color.l2s.setting"]["layer"]}
     l2s = predictor("l2s", **place, context=chosen["context_layer"], seed=seed, max_norm=None, config="paper")
     assert isinstance(l2s, L2S)
-    return input_dependence(acts.select(split=["existence", "color", "number", CAPTION]), l2s, folds=3, seed=seed)
+    ids = sorted(set(acts.select(split=["existence", "color", "number", CAPTION]).index["example_id"]))
+    half = np.random.default_rng(seed).permutation(ids)[::2].tolist()
+    images = {example_id: example_id.split("/")[0] for example_id in half}
+    return input_dependence(acts.select(example_id=half), l2s, groups=images, folds=3, seed=seed)
 
 
 def table_of(summary: Mapping[str, Any]) -> pd.DataFrame:
