@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from steerlab.metrics.bootstrap import check_resampling
 
 PREDICTORS = ("one vector", "class means", "routed mean", "nearest neighbors", "linear", "net")
 Vectors = Float[Tensor, "example hidden"]
+Maker = Callable[[Any], Steerer]  # of the behaviors whose vector is zero
+Parts = Sequence[tuple[Any, Any]]  # training and test inputs of each fold
 
 
 def input_dependence(
@@ -68,53 +71,114 @@ def input_dependence(
     as_whole("folds", folds, 2)
     if l2s.rank is not None or l2s.training_config.equalize_norms:
         raise DataError("this L2S learns targets of another rank or norm: give one without rank and equalize_norms")
-    oracle = P2S(l2s.layer, position=l2s.position, zero_behaviors=l2s.zero_behaviors).fit(acts)
-    ids, z = list(oracle.ids_), oracle.table_
-    labels = acts.labels(ids, l2s.group_column)
-    counts = {name: labels.count(name) for name in sorted(set(labels))}
-    if min(counts.values()) < folds:
-        raise DataError(
-            f"the examples have {counts} by {l2s.group_column}: each needs at least {folds}, one for every fold"
-        )
-    if are_same(z):
-        raise DataError(
-            f"all {len(z)} inputs have the same vector, so there is nothing to predict: a mean will do (MeanDifference)"
-        )
-    contexts = l2s.contexts(Context(tuple(ids), acts)).contiguous()
-    clusters = _clusters(ids, contexts, groups)
-    makers = _makers(l2s, len(z), len(counts))
-    predicted = {name: torch.zeros_like(z) for name in PREDICTORS if name in makers or name in PREDICTORS[:2]}
-    left, left_predicted = torch.zeros_like(z), {name: torch.zeros_like(z) for name in predicted}
-    paired = np.array([bool(row.any()) for row in z])
-    varies = float((z - class_means(z, _numbers(labels))).square().sum()) > ROUNDING**2 * float(z.square().sum())
+    inputs = _Inputs.of(acts, l2s, folds)
+    clusters = _clusters(inputs, groups)
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for train, test in split.split(ids, labels, clusters):
-        rows, held_out = acts.select(example_id=[ids[i] for i in train]), [ids[i] for i in test]
-        predicted["one vector"][test] = z[train].double().mean(0).float()
-        means = {name: z[[i for i in train if labels[i] == name]].double().mean(0).float() for name in counts}
-        predicted["class means"][test] = torch.stack([means[labels[i]] for i in test])
-        for name, make in makers.items():
-            predicted[name][test] = make(l2s.zero_behaviors).fit(rows).vectors(Context(tuple(held_out), acts))
-        own, other = ([i for i in part if paired[i]] for part in (train, test))
-        left[other] = z[other] - torch.stack([means[labels[i]] for i in other])
-        if varies:
-            centered = _without_means(acts, l2s, ids, labels, train)
-            for name in {"nearest neighbors", "linear", "net"} & makers.keys():
-                fitted = makers[name](()).fit(centered.select(example_id=[ids[i] for i in own]))
-                left_predicted[name][other] = fitted.vectors(Context(tuple(ids[i] for i in other), centered))
+    parts = list(split.split(inputs.ids, inputs.labels, clusters))
+    makers = _makers(l2s, len(inputs.z), len(inputs.counts))
+    predicted = _predict(inputs, makers, parts)
+    centered, predicted_centered = _predict_centered(inputs, makers, parts)
     table: list[dict[str, Any]] = []
     for name, found in predicted.items():
-        within = _within(left, left_predicted[name], clusters, varies, n_boot, seed)
-        table.append({"predictor": name, **_explained(z, found, _numbers(labels)), **within})
+        within = _within(centered, predicted_centered.get(name), clusters, n_boot, seed)
+        table.append({"predictor": name, **_explained(inputs.z, found, inputs.numbers), **within})
     return pd.DataFrame(table)
 
 
-def _makers(l2s: L2S, n: int, n_behaviors: int) -> dict[str, Callable[[Any], Steerer]]:
+@dataclass(frozen=True)
+class _Inputs:
+    """The inputs: activations, their own vectors `z`, and the behavior of each."""
+
+    acts: Activations
+    l2s: L2S
+    ids: list[str]
+    labels: list[str]
+    z: Vectors
+
+    @classmethod
+    def of(cls, acts: Activations, l2s: L2S, folds: int) -> _Inputs:
+        """The inputs of activations, checked."""
+        oracle = P2S(l2s.layer, position=l2s.position, zero_behaviors=l2s.zero_behaviors).fit(acts)
+        inputs = cls(acts, l2s, list(oracle.ids_), acts.labels(list(oracle.ids_), l2s.group_column), oracle.table_)
+        if min(inputs.counts.values()) < folds:
+            raise DataError(
+                f"the examples have {inputs.counts} by {l2s.group_column}: each needs at least {folds}, one for every "
+                "fold"
+            )
+        if are_same(inputs.z):
+            raise DataError(
+                f"all {len(inputs.z)} inputs have the same vector, so there is nothing to predict: a mean will do "
+                "(MeanDifference)"
+            )
+        return inputs
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of inputs of each behavior."""
+        return {name: self.labels.count(name) for name in sorted(set(self.labels))}
+
+    @property
+    def numbers(self) -> Int[Tensor, " example"]:
+        """The behavior of each input, as a number."""
+        return torch.from_numpy(pd.factorize(np.array(self.labels, dtype=object), sort=True)[0])
+
+    def context(self, places: Sequence[int]) -> Context:
+        """The context of some inputs."""
+        return Context(tuple(self.ids[i] for i in places), self.acts)
+
+    def select(self, places: Sequence[int]) -> Activations:
+        """The activations of some inputs."""
+        return self.acts.select(example_id=[self.ids[i] for i in places])
+
+    def means(self, train: Sequence[int]) -> dict[str, Float[Tensor, " hidden"]]:
+        """The mean vector of each behavior, over some inputs."""
+        return {
+            name: self.z[[i for i in train if self.labels[i] == name]].double().mean(0).float() for name in self.counts
+        }
+
+    def means_of(self, places: Sequence[int], means: Mapping[str, Tensor]) -> Vectors:
+        """For each of some inputs the mean of its behavior."""
+        return torch.stack([means[self.labels[i]] for i in places])
+
+
+def _predict(inputs: _Inputs, makers: Mapping[str, Maker], parts: Parts) -> dict[str, Vectors]:
+    """Every input's vector, by predictors that were fitted without its fold."""
+    names = [name for name in PREDICTORS if name in makers or name in PREDICTORS[:2]]
+    predicted = {name: torch.zeros_like(inputs.z) for name in names}
+    for train, test in parts:
+        predicted["one vector"][test] = inputs.z[train].double().mean(0).float()
+        predicted["class means"][test] = inputs.means_of(test, inputs.means(train))
+        for name, make in makers.items():
+            fitted = make(inputs.l2s.zero_behaviors).fit(inputs.select(train))
+            predicted[name][test] = fitted.vectors(inputs.context(test))
+    return predicted
+
+
+def _predict_centered(inputs: _Inputs, makers: Mapping[str, Maker], parts: Parts) -> tuple[Vectors, dict[str, Vectors]]:
+    """Every input's vector without its behavior's mean over the other folds (0 for a zero vector), and what predictors
+    say of it that are fitted to such vectors and contexts. Those that know the behavior alone say nothing.
+    """
+    centered, paired = torch.zeros_like(inputs.z), inputs.z.any(1).tolist()
+    predicted = {name: torch.zeros_like(inputs.z) for name in makers if name != "routed mean"}
+    spread = (inputs.z - class_means(inputs.z, inputs.numbers)).square().sum()
+    if spread <= ROUNDING**2 * inputs.z.square().sum():
+        return centered, predicted
+    for train, test in parts:
+        means = inputs.means(train)
+        own, other = ([i for i in part if paired[i]] for part in (train, test))
+        centered[other] = inputs.z[other] - inputs.means_of(other, means)
+        of_fold = replace(inputs, acts=_without_means(inputs, train, means))
+        for name, rows in predicted.items():
+            rows[other] = makers[name](()).fit(of_fold.select(own)).vectors(of_fold.context(other))
+    return centered, predicted
+
+
+def _makers(l2s: L2S, n: int, n_behaviors: int) -> dict[str, Maker]:
     """The predictors that read the context, by name; each is made with the behaviors whose vector is zero."""
     options: dict[str, Any] = {
         name: getattr(l2s, name) for name in ("context_layer", "context_position", "position")
     }  # fmt: skip
-    found: dict[str, Callable[[Any], Steerer]] = {
+    found: dict[str, Maker] = {
         "nearest neighbors": lambda zero: NearestNeighbors(
             l2s.layer, k=min(10, n // 2), zero_behaviors=zero, **options
         ),
@@ -136,50 +200,38 @@ def _makers(l2s: L2S, n: int, n_behaviors: int) -> dict[str, Callable[[Any], Ste
     return found
 
 
-def _clusters(
-    ids: Sequence[str], contexts: Float[Tensor, "example context"], groups: Mapping[str, str] | None
-) -> NDArray[np.int64]:
+def _clusters(inputs: _Inputs, groups: Mapping[str, str] | None) -> NDArray[np.int64]:
     """A number for each input, the same for those with the same context or group, directly or through others."""
-    same = [pd.factorize(np.array([row.numpy().tobytes() for row in contexts], dtype=object))[0]]
+    contexts = inputs.l2s.contexts(inputs.context(range(len(inputs.ids)))).contiguous()
+    shared = [pd.factorize(np.array([row.numpy().tobytes() for row in contexts], dtype=object))[0]]
     if groups is not None:
-        missing = [one for one in ids if one not in groups]
+        missing = [one for one in inputs.ids if one not in groups]
         if missing:
             raise DataError(f"{len(missing)} inputs have no group, first {missing[:3]}")
-        same.append(pd.factorize(np.array([groups[one] for one in ids], dtype=object))[0])
-    n, start, edges = len(ids), len(ids), []
-    for numbers in same:
-        edges.append((np.arange(n), start + numbers))
-        start += int(numbers.max()) + 1
-    rows, columns = (np.concatenate(side) for side in zip(*edges, strict=True))
-    found: NDArray[np.int64] = connected_components(coo_array((np.ones(len(rows)), (rows, columns)), (start, start)))[1]
-    return np.unique(found[:n], return_inverse=True)[1]
+        shared.append(pd.factorize(np.array([groups[one] for one in inputs.ids], dtype=object))[0])
+    n = len(inputs.ids)
+    # a graph of inputs, contexts and groups, in which an edge says that an input has one
+    nodes = np.concatenate([(k + 1) * n + numbers for k, numbers in enumerate(shared)])
+    edges = coo_array((np.ones(len(nodes)), (np.tile(np.arange(n), len(shared)), nodes)), ((len(shared) + 1) * n,) * 2)
+    return np.unique(connected_components(edges)[1][:n], return_inverse=True)[1]
 
 
-def _without_means(
-    acts: Activations, l2s: L2S, ids: Sequence[str], labels: Sequence[str], train: Sequence[int]
-) -> Activations:
+def _without_means(inputs: _Inputs, train: Sequence[int], means: Mapping[str, Tensor]) -> Activations:
     """The activations with contexts and contrasts less the means of the training inputs of their behavior."""
-    values = acts.values.float().clone()
-    names = pd.Series(dict(zip(ids, labels, strict=True)))
-    behavior = acts.index["example_id"].map(names)
-    trained = acts.index["example_id"].isin([ids[i] for i in train])
-    side, position = acts.index["side"], acts.index["position"]
-    for required in l2s.required_activations:
-        context = (side == "prompt") & (position == str(required.position))
-        column = acts.sites.index(required.site)
-        for name in set(labels):
-            rows = np.flatnonzero(context & (behavior == name))
-            fitted = np.flatnonzero(context & (behavior == name) & trained)
-            values[rows, column] -= values[fitted, column].double().mean(0).float()
-    column = acts.sites.index(l2s.site)
-    contrasts = acts.contrast(l2s.site, l2s.position)
-    table = dict(zip(contrasts[0], contrasts[1].float(), strict=True))
-    read = (side == "positive") & ((position == l2s.position) | (l2s.position is None))
-    for name in set(labels):
-        own = [table[ids[i]] for i in train if labels[i] == name and ids[i] in table]
-        if own:
-            values[np.flatnonzero(read & (behavior == name)), column] -= torch.stack(own).double().mean(0).float()
-    return Activations(values, acts.index, acts.sites, acts.info)
+    acts, l2s, values = inputs.acts, inputs.l2s, inputs.acts.values.float().clone()
+    index = acts.index
+    behavior = index["example_id"].map(dict(zip(inputs.ids, inputs.labels, strict=True)))
+    trained = index["example_id"].isin([inputs.ids[i] for i in train])
+    contrast = (index["side"] == "positive") & ((index["position"] == l2s.position) | (l2s.position is None))
+    for name, mean in means.items():
+        values[np.flatnonzero(contrast & (behavior == name)), acts.sites.index(l2s.site)] -= mean
+        for required in l2s.required_activations:
+            context = (index["side"] == "prompt") & (index["position"] == str(required.position)) & (behavior == name)
+            column = acts.sites.index(required.site)
+            values[np.flatnonzero(context), column] -= (
+                values[np.flatnonzero(context & trained), column].double().mean(0).float()
+            )
+    return Activations(values, index, acts.sites, acts.info)
 
 
 def _explained(z: Vectors, predicted: Vectors, groups: Int[Tensor, " example"]) -> dict[str, float]:
@@ -194,20 +246,16 @@ def _explained(z: Vectors, predicted: Vectors, groups: Int[Tensor, " example"]) 
 
 
 def _within(
-    left: Vectors, predicted: Vectors, clusters: NDArray[np.int64], varies: bool, n_boot: int, seed: int
+    centered: Vectors, predicted: Vectors | None, clusters: NDArray[np.int64], n_boot: int, seed: int
 ) -> dict[str, float]:
-    """The share of what is left of the vectors without their behavior's mean, and its interval over clusters."""
-    if not varies:
+    """The share of the centered vectors that is predicted (None: nothing), and its interval over clusters."""
+    if not bool(centered.any()):
         return dict.fromkeys(("within", "within_low", "within_high"), np.nan)
-    size = np.bincount(clusters, left.double().square().sum(1).numpy())
-    lost = np.bincount(clusters, (left - predicted).double().square().sum(1).numpy())
+    missed = centered if predicted is None else centered - predicted
+    size, lost = (np.bincount(clusters, rows.double().square().sum(1).numpy()) for rows in (centered, missed))
     draws = np.random.default_rng(seed).integers(0, len(size), (n_boot, len(size)))
     low, high = np.quantile(1 - lost[draws].sum(1) / size[draws].sum(1), [0.025, 0.975])
     return {"within": float(1 - lost.sum() / size.sum()), "within_low": float(low), "within_high": float(high)}
-
-
-def _numbers(labels: Sequence[str]) -> Int[Tensor, " example"]:
-    return torch.from_numpy(pd.factorize(np.array(labels, dtype=object), sort=True)[0])
 
 
 def class_means(
