@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from sklearn.decomposition import PCA, FastICA, MiniBatchDictionaryLearning
 from sklearn.exceptions import ConvergenceWarning
@@ -20,6 +19,7 @@ from steerlab.analysis.study import Study
 from steerlab.data import attribute_pairs, change_labels
 from steerlab.errors import SteeringError
 from steerlab.methods import SSAE
+from steerlab.metrics import correlations
 from steerlab.models.model import Model
 
 SETTINGS: dict[str, tuple[float | None, ...]] = {
@@ -105,12 +105,6 @@ class Part:
         """The differences of the pairs of a part."""
         return self.acts.contrast(layer)[1].float()[self._places[part]]
 
-    def starts(self, layer: int, part: str) -> Tensor:
-        """The states of the texts that the pairs begin with."""
-        ids, states = self.acts.by_example(layer, side="negative")
-        order = {example_id: i for i, example_id in enumerate(ids)}
-        return states.float()[[order[i] for i in self.ids[part]]]
-
     def truth(self, part: str) -> Tensor:
         """What changed in the pairs of a part."""
         return torch.tensor(self.labels.loc[self.ids[part]].to_numpy()).float()
@@ -138,13 +132,6 @@ def split_ids(rows: Sequence[Example]) -> dict[str, list[str]]:
     return found
 
 
-def correlations(truth: Tensor, codes: Tensor) -> Tensor:
-    """`(value, code)`: the correlation of each value's changes with each code; 0 where one is constant."""
-    centered = [x.double() - x.double().mean(0) for x in (truth, codes)]
-    units = [x / x.norm(dim=0).clamp(min=1e-12) for x in centered]
-    return (units[0].T @ units[1]).float()
-
-
 def matched_correlation(truth: Tensor, codes: Tensor) -> Tensor:
     """`(value,)`: the absolute correlation of each value's changes with the code in its column."""
     return correlations(truth, codes).diag().abs()
@@ -156,8 +143,3 @@ def resampled(truth: Tensor, of_seeds: Sequence[Tensor], draws: Sequence[np.ndar
         float(torch.stack([matched_correlation(truth[rows], codes[rows]) for codes in of_seeds]).mean())
         for rows in map(torch.from_numpy, draws)
     ]
-
-
-def as_frame(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> pd.DataFrame:
-    """Rows of a stage as a frame."""
-    return pd.DataFrame(rows, columns=list(columns))

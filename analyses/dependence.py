@@ -18,9 +18,9 @@ all with one true answer here: one drawn at random, as in `l2s_images`, is somet
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -31,7 +31,7 @@ from _image_questions import CAPTION, TYPES, VALUES, image_questions
 from l2s_evidence import CONTEXT_TOKEN
 
 import steerlab
-from steerlab import L2S, Contrast, Example
+from steerlab import L2S, Activations, Contrast, Example
 from steerlab.analysis.input_dependence import input_dependence
 from steerlab.analysis.shuffling import shuffle_effects
 from steerlab.analysis.study import Study
@@ -46,7 +46,7 @@ RESAMPLES, IMAGES = 2000, 400
 class Task:
     """One task: its model, its inputs and their groups, the L2S whose place is used, positions and strength."""
 
-    load: Callable[[], Model]
+    model: Model
     rows: Sequence[Example]
     l2s: L2S
     positions: str
@@ -64,10 +64,9 @@ def tasks(args: argparse.Namespace) -> dict[str, Task]:
     images = [
         with_fixed_contrast(row) for row in image_questions("train", IMAGES, args.seed).of_type(*TYPES[:3], CAPTION)
     ]
-    loaded = partial(steerlab.load, device=args.device)
     prompts = demo_set(seed=args.seed)
-    chat, language_chat = (partial(loaded, name) for name in (args.model, args.language_model))
-    scenes = partial(loaded, "scenes-vlm", backend="hooks")
+    chat, language_chat = (steerlab.load(name, device=args.device) for name in (args.model, args.language_model))
+    scenes = steerlab.load("scenes-vlm", device=args.device, backend="hooks")
     questions, shown = {e.id: e.meta["question"] for e in places}, {row.id: row.meta["image"] for row in images}
     return {
         "language": Task(language_chat, without_split(places), language, "all", 0.7, questions),
@@ -126,20 +125,22 @@ def run_task(study: Study, name: str, task: Task, args: argparse.Namespace) -> t
     """What can be predicted of the inputs' vectors, and what the answers show of it."""
     rows = evenly(task.rows, args.rows or len(task.rows), args.seed)
     paired = evenly([row for row in rows if row.contrast is not None], args.inputs, args.seed)
-    stages = f"{name}-dependence", f"{name}-effects"
-    if not all(map(study.has, stages)):
-        model = task.load()
+
+    @cache
+    def acts() -> Activations:
         options = task.l2s.capture_options(rows) | {"batch_size": args.batch_size, "progress": True}
-        acts = steerlab.capture(model, rows, folder=study.folder / "activations" / name, **options).load()
-        study.stage(stages[0], lambda: input_dependence(acts, task.l2s, groups=task.groups, seed=args.seed))
-        few = acts.select(example_id=[row.id for row in paired])
-        effects = partial(
-            shuffle_effects, model, paired, few, task.l2s.layer, alpha=task.alpha, positions=task.positions,
-            seed=args.seed, batch_size=args.batch_size,
+        return steerlab.capture(task.model, rows, folder=study.folder / "activations" / name, **options).load()
+
+    def effects() -> pd.DataFrame:
+        return shuffle_effects(
+            task.model, paired, acts().select(example_id=[row.id for row in paired]), task.l2s.layer, alpha=task.alpha,
+            positions=task.positions, seed=args.seed, batch_size=args.batch_size,
         )  # fmt: skip
-        study.stage(stages[1], effects)
-    dependence, effect = (study.stage(stage, pd.DataFrame).assign(task=name) for stage in stages)
-    return dependence, effect
+
+    dependence = study.stage(
+        f"{name}-dependence", lambda: input_dependence(acts(), task.l2s, groups=task.groups, seed=args.seed)
+    )
+    return dependence.assign(task=name), study.stage(f"{name}-effects", effects).assign(task=name)
 
 
 def main() -> None:
@@ -151,9 +152,9 @@ def main() -> None:
     every = tasks(args)
     inputs = [row for task in every.values() for row in task.rows]
     identity: dict[str, Any] = {"study": "dependence", "data": data_hash(inputs)}
-    identity |= {name: getattr(args, name) for name in ("seed", "rows", "model", "inputs")}
+    identity |= {name: getattr(args, name) for name in ("seed", "rows", "inputs")}
     identity |= {name: [repr(task.l2s), task.positions, task.alpha] for name, task in every.items()}
-    models = {name: task.load().info() for name, task in every.items()}
+    models = {name: task.model.info() for name, task in every.items()}
     identity |= {f"{name} weights": info["weights"] for name, info in models.items()}
     study = Study(args.out, identity)
     found = [run_task(study, name, task, args) for name, task in every.items()]
@@ -168,7 +169,7 @@ def main() -> None:
         lost = effects_lost(rows, every[str(name)].groups, args.seed)
         summary |= {f"{name}.{key}": value for key, value in lost.items()}
     dependence.round(4).to_csv(study.folder / "dependence.csv", index=False)
-    study.finish(effects.round(4), summary, "", provenance(every["safety"].load(), inputs, args))
+    study.finish(effects.round(4), summary, "", provenance(every["safety"].model, inputs, args))
     show_table("Shares within behaviors", dependence.pivot(index="predictor", columns="task", values="within"))
 
 

@@ -34,7 +34,6 @@ from _concepts import (
     SETTINGS,
     Directions,
     Part,
-    as_frame,
     find_directions,
     matched_correlation,
     resampled,
@@ -69,7 +68,7 @@ def choose(study: Study, kind: str, part: Part) -> pd.DataFrame:
                 codes = part.followed(found, layer, "validation")
                 mcc = float(matched_correlation(part.truth("validation"), codes).mean())
             rows.append((method, layer, setting, mcc))
-        return as_frame(["method", "layer", "setting", "mcc"], rows)
+        return pd.DataFrame(rows, columns=["method", "layer", "setting", "mcc"])
 
     places = product(SETTINGS, part.layers)
     frames = [study.stage(f"{kind}-choose-{m}-{layer}", partial(compute, m, layer)) for m, layer in places]
@@ -101,7 +100,7 @@ def test(study: Study, kind: str, part: Part, chosen: pd.DataFrame) -> pd.DataFr
             for other, second in fits[i + 1 :]:
                 cosine = match_directions(first.rows, second.rows, signed=False).mean
                 rows.append((method, "agreement", f"{one}-{other}", "", cosine))
-        return as_frame(["method", "measure", "seed", "value", "number"], rows)
+        return pd.DataFrame(rows, columns=["method", "measure", "seed", "value", "number"])
 
     found = pd.concat([study.stage(f"{kind}-test-{m}", partial(compute, m)) for m in SETTINGS], ignore_index=True)
     return found.astype({"seed": str})  # a stage whose seeds are all numbers is read back with numbers
@@ -136,13 +135,13 @@ class Steering:
         assert all(len(set(ids)) == len(ids) for ids in self.tokens.values()), "values must differ in their first token"
         everyday = [e.replace(contrast=None) for e in demo_set(seed=args.seed) if e.behavior == "answer"]
         self.everyday = everyday[:8]
-        self._found: dict[tuple[str, int], Directions | None] = {}
+        self.descriptions = attribute_pairs("objects", 400, changed=(1, 1), seed=args.seed + 2)
+        self._found: dict[tuple[str, int], tuple[Directions, Tensor, Tensor]] = {}
 
     def things(self, column: str, split: str) -> list[Example]:
         """Descriptions of things without a value, drawn at random."""
         name, value = column.split("=")
-        rows = attribute_pairs("objects", 400, changed=(1, 1), seed=self.args.seed + 2)
-        without = [e for e in rows if e.split == split and e.meta[f"{name}_before"] != value]
+        without = [e for e in self.descriptions if e.split == split and e.meta[f"{name}_before"] != value]
         texts = {e.contrast.negative: e for e in without if e.contrast}
         return list(texts.values())[:TEXTS]
 
@@ -163,23 +162,23 @@ class Steering:
             label = self.clean.truth("train")[:, place]
             row = (label[:, None] * self.clean.differences(layer, "train")).sum(0)
         else:
-            found = self._directions(method, layer)
-            best, signs = self.part.best_columns(found, layer)
+            found, best, signs = self._directions(method, layer)
             row = signs[place] * found.rows[best[place]]
         return SteeringVector({layer: size * torch.nn.functional.normalize(row, dim=0)})
 
     def _column(self, column: str) -> int:
         return list(self.part.labels).index(column)
 
-    def _directions(self, method: str, layer: int) -> Directions:
+    def _directions(self, method: str, layer: int) -> tuple[Directions, Tensor, Tensor]:
+        """What a method finds at a layer, with the direction of each value and its sign."""
         if (method, layer) not in self._found:
             rows = self.grid[(self.grid["method"] == method) & (self.grid["layer"] == layer)]
             best = rows.loc[rows["mcc"].idxmax()]
             z, labels = self.part.differences(layer, "train"), self.part.truth("train")
-            self._found[method, layer] = find_directions(method, z, labels, setting_of(best), 0)
-        found = self._found[method, layer]
-        assert found is not None, "chosen among those that converged"
-        return found
+            found = find_directions(method, z, labels, setting_of(best), 0)
+            assert found is not None, "chosen among those that converged"
+            self._found[method, layer] = found, *self.part.best_columns(found, layer)
+        return self._found[method, layer]
 
     def layer_effects(self) -> pd.DataFrame:
         """The gain in log-odds of each value by the mean of clean pairs, as long as half a difference, by layer."""
@@ -191,7 +190,7 @@ class Steering:
             before, after = (self.logits(things, name, v, 0.5) for v in (None, vector))
             gain = float((log_odds(after, place) - log_odds(before, place)).mean())
             rows.append((layer, column, gain))
-        return as_frame(["layer", "value", "gain"], rows)
+        return pd.DataFrame(rows, columns=["layer", "value", "gain"])
 
     def at_equal_dose(self, method: str, column: str, layer: int) -> pd.DataFrame:
         """What a value's direction does to each text."""

@@ -164,7 +164,7 @@ def change_labels(examples: Sequence[Example]) -> pd.DataFrame:
     if not examples:
         raise DataError("there are no pairs: give those of attribute_pairs")
     names = [key.removesuffix("_before") for key in examples[0].meta if key.endswith("_before")]
-    values = {name: _texts()["values"][name] for name in names}
+    values = _texts()["values"]
     columns = {
         f"{name}={value}": [
             (e.meta[f"{name}_after"] == value) - (e.meta[f"{name}_before"] == value) for e in examples

@@ -7,6 +7,7 @@ and the ones that explain all differences with few are, under the conditions of 
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -187,8 +188,8 @@ class SSAE(FittedMixin):
             raise SteeringError(f"the codes have a level of {reached:.3g}, above {self.level:g}: give more steps")
         if not self.reached_["multiplier"] and reached < self.level * (1 - TOLERANCE):
             warnings.warn(
-                f"level={self.level:g} bounds nothing: without it the codes have {reached:.3g}. Nothing tells the "
-                "concepts apart then: give a smaller one (level_sweep)",
+                f"level={self.level:g} bounds nothing: without it the codes have {reached:.3g}. The concepts are "
+                "then not identified: give a smaller level (level_sweep)",
                 stacklevel=3,
             )
 
@@ -221,8 +222,7 @@ class SSAE(FittedMixin):
 
     def with_options(self, **options: Any) -> SSAE:
         """An unfitted copy with some arguments changed."""
-        names = ("layer", "n_concepts", "level", "offset", "position", "steps", "batch_size", "learning_rate", "seed")
-        return SSAE(**{name: getattr(self, name) for name in (*names, "device", "progress")} | options)
+        return SSAE(**{name: getattr(self, name) for name in inspect.signature(SSAE).parameters} | options)
 
 
 def _uses(code: Float[Tensor, " pair"], has_offset: bool) -> Bool[Tensor, " pair"]:

@@ -77,11 +77,25 @@ def match_codes(
 
     Source: arXiv 2502.12179, section 5 (MCC; with `one_to_one=False` its variant for labels).
     """
-    if len(truth) != len(codes) or len(truth) < 2 or not all(bool(x.isfinite().all()) for x in (truth, codes)):
-        raise DataError(f"{len(truth)} rows of truth and {len(codes)} of codes: give the same, two or more, finite")
-    centered = (x.cpu().double() - x.cpu().double().mean(0) for x in (truth, codes))
+    return _matched(correlations(truth, codes).abs(), one_to_one)
+
+
+def correlations(
+    first: Float[Tensor, "row first"], second: Float[Tensor, "row second"]
+) -> Float[Tensor, "first second"]:
+    """The correlation over rows of each column of one table with each of another, float64; 0 for a constant column.
+
+    Example:
+        >>> correlations(truth, codes).shape                          # (columns of truth, columns of codes)
+
+    Raises:
+        DataError: other rows, fewer than two, or NaN.
+    """
+    if len(first) != len(second) or len(first) < 2 or not all(bool(x.isfinite().all()) for x in (first, second)):
+        raise DataError(f"{len(first)} rows of truth and {len(second)} of codes: give the same, two or more, finite")
+    centered = (x.cpu().double() - x.cpu().double().mean(0) for x in (first, second))
     units = [x / x.norm(dim=0).clamp(min=1e-12) for x in centered]
-    return _matched((units[0].T @ units[1]).abs(), one_to_one)
+    return units[0].T @ units[1]
 
 
 def _matched(similarities: Float[Tensor, "first second"], one_to_one: bool) -> Matching:

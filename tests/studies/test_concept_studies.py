@@ -11,10 +11,11 @@ import torch
 from running import ROOT, succeed, tiny_folder
 
 from steerlab.data import attribute_pairs, change_labels
+from steerlab.metrics import correlations
 from steerlab.testing import tiny_hf, tiny_tokenizer
 
 sys.path.insert(0, str(ROOT / "analyses"))
-from _concepts import correlations, find_directions, split_ids
+from _concepts import find_directions, split_ids
 
 VALUES = [column.split("=")[1] for column in change_labels(attribute_pairs("objects", 400))]
 
