@@ -33,6 +33,7 @@ PATH_ARGUMENTS = (
     "emoji",
     "readings",
     "language_model",
+    "repe",
 )
 
 

@@ -80,9 +80,9 @@ def logit_lens(
     frames = []
     for start in range(0, len(acts), STATES):
         rows = slice(start, start + STATES)
-        final = _logprobs(model, acts.at(end)[rows])
+        final = end_logprobs(model, acts.at(end)[rows])
         for number, site in enumerate(sites):
-            logprobs = final if site == end else _logprobs(model, acts.at(site)[rows])
+            logprobs = final if site == end else end_logprobs(model, acts.at(site)[rows])
             frames.append(_rows(model, acts.index.iloc[rows], number, site, logprobs, final, chosen, top))
     found = pd.concat(frames, ignore_index=True)
     return found.sort_values(["row", "layer_order", "place"], ignore_index=True).drop(
@@ -116,7 +116,7 @@ def _rows(
     )  # fmt: skip
 
 
-def _logprobs(model: Model, states: Float[Tensor, "state hidden"]) -> Float[Tensor, "state vocabulary"]:
+def end_logprobs(model: Model, states: Float[Tensor, "state hidden"]) -> Float[Tensor, "state vocabulary"]:
     """Log-probabilities of the next token, computed by the model's end from states in the place of the last block's."""
     given = model.inputs(model.batch([as_row([0] * len(states))]))  # which tokens they are makes no difference
     start = ForwardState(layer=model.n_layers - 1, state=states[None].to(model.device, model.dtype))

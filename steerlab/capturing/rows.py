@@ -122,7 +122,7 @@ def plan_image_rows(
     for number, example in enumerate(examples):
         if not example.images:
             raise PositionError(f"{example.id!r} has no image, so there is nothing to capture at a vision site")
-        label = _label(example, number, "prompt", "images")
+        label = index_labels(example, number, "prompt", "images")
         rows.append(CaptureRow(_encode_plain(model, example, encoded), ((),), (label,)))
     return rows
 
@@ -170,11 +170,12 @@ def _row(
                 column, token = (group[0], prompt.ids[group[0]]) if len(group) == 1 else (-1, -1)
                 where = {"column": column, "token": token, "n_tokens": len(group)}
                 groups.append(group)
-                labels.append(_label(example, number, side, position) | where)
+                labels.append(index_labels(example, number, side, position) | where)
     return CaptureRow(prompt, tuple(groups), tuple(labels))
 
 
-def _label(example: Example, number: int, side: str, position: Positions) -> dict[str, Any]:
+def index_labels(example: Example, number: int, side: str, position: Positions) -> dict[str, Any]:
+    """The index columns of a group of tokens of an example, with its number as `order`."""
     return {
         "example_id": example.id,
         "side": side,

@@ -7,6 +7,8 @@ from steerlab.methods.alphasteer.detector import NullSpaceGate
 from steerlab.methods.alphasteer.published import PUBLISHED_RATIOS, published_directions
 from steerlab.methods.alphasteer.steerer import AlphaSteer
 from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation, Steerer, provenance, threshold_at
+from steerlab.methods.concepts.dictionary import ConceptDictionary
+from steerlab.methods.concepts.steering import ConceptSteering
 from steerlab.methods.condition import ConditionVector
 from steerlab.methods.confst import CONFST
 from steerlab.methods.exchange import (
@@ -51,12 +53,13 @@ from steerlab.models.operators import Add, Clamp, Operator, ProjectOut, Replace,
 __all__ = [
     "CONFST", "L2S", "L2S_PAPER", "L2S_RELEASED_POPE", "L2S_RELEASED_SAFETY", "P2S", "PCA", "PUBLISHED_ADASTEER",
     "PUBLISHED_RATIOS", "PUBLISHED_SPHERICAL", "SAE", "SAFETY_INSTRUCTION", "SSAE", "W2S", "AdaSteer", "Add",
-    "AlphaSteer", "Clamp", "ConditionVector", "Context", "Detector", "Gated", "GradientField", "Intervention",
-    "LinearMap", "LinearProbe", "Logistic", "LogisticDirection", "MeanDifference", "NearestNeighbors", "NullSpaceGate",
-    "Operation", "Operator", "ProjectOut", "Prompt", "PublishedAdaSteer", "Ramp", "RandomDirection", "Replace",
-    "RequiredActivation", "Rotate", "RoutedMean", "Scale", "Spherical", "Steerer", "SteeringNet", "SteeringVector",
-    "TaskTracker", "TrainingConfig", "TripletProbe", "as_steerer", "fit_schedule", "from_easysteer", "from_gguf",
-    "from_repeng", "from_steering_vectors", "from_vllm_lens", "load_detector", "load_published_net", "load_steerer",
-    "provenance", "published_directions", "savable", "threshold_at", "to_easysteer", "to_gguf", "to_hotwire",
-    "to_repeng", "to_steering_vectors", "to_vllm_lens", "train_net", "train_sae",
+    "AlphaSteer", "Clamp", "ConceptDictionary", "ConceptSteering", "ConditionVector", "Context", "Detector", "Gated",
+    "GradientField", "Intervention", "LinearMap", "LinearProbe", "Logistic", "LogisticDirection", "MeanDifference",
+    "NearestNeighbors", "NullSpaceGate", "Operation", "Operator", "ProjectOut", "Prompt", "PublishedAdaSteer", "Ramp",
+    "RandomDirection", "Replace", "RequiredActivation", "Rotate", "RoutedMean", "Scale", "Spherical", "Steerer",
+    "SteeringNet", "SteeringVector", "TaskTracker", "TrainingConfig", "TripletProbe", "as_steerer", "fit_schedule",
+    "from_easysteer", "from_gguf", "from_repeng", "from_steering_vectors", "from_vllm_lens", "load_detector",
+    "load_published_net", "load_steerer", "provenance", "published_directions", "savable", "threshold_at",
+    "to_easysteer", "to_gguf", "to_hotwire", "to_repeng", "to_steering_vectors", "to_vllm_lens", "train_net",
+    "train_sae",
 ]  # fmt: skip

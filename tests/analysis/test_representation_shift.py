@@ -1,0 +1,163 @@
+"""How concepts move between two models, and what concepts stand for."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scenes.world import Scene, World
+from synthetic_acts import activations, normal
+
+from steerlab import Activations, Example, load
+from steerlab.analysis.concepts import (
+    concept_examples,
+    concept_regions,
+    concept_words,
+    rank_concept_vectors,
+    word_overlap,
+)
+from steerlab.analysis.logit_lens import end_logprobs
+from steerlab.analysis.representation_shift import representation_shift
+from steerlab.errors import DataError, MismatchError, SteeringError
+from steerlab.methods import ConceptDictionary
+from steerlab.metrics import match_directions
+from steerlab.testing import tiny_lm
+
+CENTERS = 5 * torch.eye(8)[:4]
+
+
+def made(shift: torch.Tensor | float = 0.0, n: int = 80, noise: float = 0.2) -> Activations:
+    """States of four concepts, each moved by a row of `shift`."""
+    which = torch.arange(n) % 4
+    moved = torch.as_tensor(shift).expand(4, 8)[which] if isinstance(shift, torch.Tensor) else shift
+    x = CENTERS[which] + noise * normal(n, 8) + moved
+    return activations(x[:, None], [3], {}, example_id=[f"s{i}" for i in range(n)])
+
+
+def concepts(acts: Activations, n: int = 4) -> ConceptDictionary:
+    return ConceptDictionary(3, n).fit(acts)
+
+
+def test_identical_models_do_not_shift_and_a_constant_shift_is_recovered() -> None:
+    before, constant = made(), normal(1, 8, seed=3)
+    found = representation_shift(concepts(before), before, before)
+    assert not found.vectors.any() and found.consistency.tolist() == [1.0] * 4
+    for center in ("mean", "median", "trimmed"):
+        found = representation_shift(concepts(before), before, made(constant), center=center)
+        torch.testing.assert_close(found.vectors, constant.expand(4, -1), atol=1e-5, rtol=0)
+        for consistency in (found.consistency, found.consistency_others):
+            torch.testing.assert_close(consistency, torch.ones(4), atol=1e-5, rtol=0)
+    assert found.frame()["members"].tolist() == [20] * 4
+
+
+def test_moved_concepts_are_the_later_means_of_the_same_members() -> None:
+    before, after = made(), made(normal(4, 8, seed=5))
+    known = concepts(before)
+    found = representation_shift(known, before, after)
+    active = known.assign(before.at(3))
+    for k in range(4):
+        torch.testing.assert_close(found.moved()[k], after.at(3)[active == k].mean(0), atol=1e-4, rtol=0)
+    recovered = found.recovery(concepts(after))
+    assert recovered["cosine_moved"].min() > 0.999 and recovered["recovered"].min() > 0.95
+    assert list(found.recovery(concepts(after), alpha=0.0)["recovered"]) == [0.0] * 4
+    torch.testing.assert_close(found.vector(2).at(3), found.vectors[2])
+
+
+def test_shifts_without_direction_are_consistent_only_with_themselves() -> None:
+    """Random moves agree with their own mean by 1 / sqrt(n): without the own part they do not."""
+    before = made(n=16)
+    after = Activations(before.values + normal(16, 1, 8, seed=9), before.index, before.sites)
+    found = representation_shift(concepts(before), before, after)
+    assert float(found.consistency.mean()) > 0.35 and abs(float(found.consistency_others.mean())) < 0.25
+
+
+def test_permuted_dictionary_is_matched_with_cosine_one() -> None:
+    known, order = concepts(made()), torch.tensor([2, 0, 3, 1])
+    found = match_directions(known.concepts_, known.concepts_[order])
+    assert torch.equal(order[found.order], torch.arange(4)) and found.mean == pytest.approx(1.0)
+
+
+def test_concepts_that_no_state_activates_have_no_shift() -> None:
+    known = concepts(made())
+    some = made().select(example_id=["s0", "s4", "s1"])
+    found = representation_shift(known, some, some)
+    assert sorted(found.members.tolist()) == [0, 0, 1, 2]
+    empty = int(found.members.argmin())
+    assert np.isnan(float(found.consistency[empty])) and len(found.recovery(known)) == 2
+    with pytest.raises(SteeringError, match="has no shift"):
+        found.vector(empty)
+    with pytest.raises(DataError):
+        found.vector(4)
+
+
+def test_other_models_and_other_rows_are_refused() -> None:
+    before = made()
+    known = concepts(before)
+    wide = activations(normal(80, 1, 9), [3], {}, example_id=[f"s{i}" for i in range(80)])
+    with pytest.raises(MismatchError, match="8 and 9 wide"):
+        representation_shift(known, before, wide)
+    with pytest.raises(MismatchError, match="two tokenizers"):
+        representation_shift(known, before, made(n=76))
+    with pytest.raises(SteeringError, match="no place"):
+        representation_shift(known, before, before).recovery(ConceptDictionary(3, 4, method="pca").fit(before))
+    with pytest.raises(MismatchError, match="one layer"):
+        representation_shift(known, before, before).recovery(ConceptDictionary(2, 4).fit_states(before.at(3)))
+
+
+def test_words_of_a_concept_are_the_likeliest_next_tokens_that_are_words() -> None:
+    model = tiny_lm("llama")
+    vectors = normal(2, model.hidden_size)
+    words = concept_words(model, vectors, top=3, among=250, min_letters=1, stop_words=())
+    ranked = end_logprobs(model, vectors).argsort(descending=True)
+    for found, ids in zip(words, ranked.tolist(), strict=True):
+        texts = [model.tokenizer.decode([i]).strip().lower() for i in ids[:250]]
+        assert found == list(dict.fromkeys(t for t in texts if t.isalpha() or t.isdigit()))[:3]
+    assert word_overlap(["a", "b"], ["b"]) == 0.5 and np.isnan(word_overlap([], ["b"]))
+
+
+def test_examples_that_activate_a_concept_most() -> None:
+    acts = made()
+    known = concepts(acts)
+    top = concept_examples(known, acts, n=3)
+    distance = torch.cdist(acts.at(3), known.concepts_[:1])[:, 0]
+    assert list(top.query("concept == 0")["example_id"]) == [f"s{i}" for i in distance.argsort()[:3].tolist()]
+
+
+def test_region_that_a_concept_needs_is_the_thing_asked_for() -> None:
+    model, rng = load("scenes-vlm", backend="hooks"), np.random.default_rng(3)
+    scenes = [World().scene(rng) for _ in range(60)]
+    things = [
+        (scene, next(t for t in scene.things if scene.count(t.kind) == 1)) for scene in scenes if _has_single(scene)
+    ]
+    rows = [
+        Example(f"What colour is the {thing.kind}?", id=str(i), images=(scene.image(),))
+        for i, (scene, thing) in enumerate(things)
+    ]
+    known = ConceptDictionary(3, 6).fit(model, rows)
+    found = concept_regions(model, known, rows[:12], batch_size=65)
+    assert len(found) == 12 * 64
+    best = found.loc[found.groupby("example_id")["drop"].idxmax()]
+    hits = []
+    for row in best.itertuples():
+        thing = things[int(row.example_id)][1]
+        x, y = row.column * 8 + 4, row.row * 8 + 4
+        hits.append(thing.x <= x < thing.x + thing.size and thing.y <= y < thing.y + thing.size)
+    assert np.mean(hits) > 0.3, "a sixteenth by chance"
+    with pytest.raises(DataError, match="2 images"):
+        concept_regions(model, known, [rows[0].replace(images=rows[0].images * 2)])
+
+
+def _has_single(scene: Scene) -> bool:
+    return any(scene.count(t.kind) == 1 for t in scene.things)
+
+
+def test_vectors_are_ranked_by_how_clearly_they_steer_to_one_answer() -> None:
+    changes = pd.DataFrame(
+        {"red": [40, 9, -60, -5], "blue": [1, 8, 30, 0], "green": [-41, 7, 29, -1], "gray": [0, 6, 1, 0]},
+        index=["to red", "mixed", "two", "nothing"],
+    )
+    ranked = rank_concept_vectors(changes).set_index("vector")
+    assert list(ranked.index[:2]) == ["to red", "two"]
+    assert tuple(ranked.loc["to red"]) == ("red", 1, 39.0)
+    assert tuple(ranked.loc["two"]) == ("blue|green", 2, 28.0)
+    assert tuple(ranked.loc["nothing"]) == ("", 0, 0.0)
+    assert rank_concept_vectors(pd.DataFrame({"yes": [5.0]})).loc[0, "target"] == "yes", "one answer is no text"
