@@ -122,7 +122,7 @@ def test_examples_that_activate_a_concept_most() -> None:
     assert list(top.query("concept == 0")["example_id"]) == [f"s{i}" for i in distance.argsort()[:3].tolist()]
 
 
-def test_region_that_a_concept_needs_is_the_thing_asked_for() -> None:
+def test_region_that_a_concept_needs_holds_the_thing_of_the_question() -> None:
     model, rng = load("scenes-vlm", backend="hooks"), np.random.default_rng(3)
     scenes = [World().scene(rng) for _ in range(60)]
     things = [
