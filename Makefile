@@ -76,6 +76,7 @@ reliability: setup
 
 bench: setup
 	$(BIN)/python tests/benchmarks/costs.py
+	$(BIN)/python tests/benchmarks/concepts.py
 	$(BIN)/python tests/benchmarks/operators.py
 	$(BIN)/python tests/benchmarks/sweep.py
 	$(BIN)/python tests/benchmarks/remote.py
