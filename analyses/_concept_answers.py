@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from _common import numbers
 from _image_questions import TYPES, answers, image_questions
 
@@ -23,9 +24,11 @@ from steerlab.models.model import Model
 
 TASKS = {"existence": ("yes", "no"), "number": ("one", "three"), "color": ("red", "blue")}
 METHODS = ("coarse", "gated", "one_concept", "concepts")
-LAYERS, ALPHAS, WHERE = (2, 3, 4, 5), (1.0, 2.0, 4.0), ("last", "all")
-N_CONCEPTS, RANKED_ON = 24, 60
-IMAGES = {"fit": 500, "validation": 60, "test": 400}
+LAYERS, ALPHAS, POSITIONS = (3, 4, 5), (1.0, 2.0, 4.0), ("last", "all")
+N_CONCEPTS, RANKED_ON = 24, 60  # concepts of all questions together; questions on which pairs of concepts are ranked
+IMAGES = {"fit": 500, "validation": 250, "test": 400}
+OTHERS = 200  # validation questions of other types
+ANSWER_SETTINGS = (TASKS, METHODS, LAYERS, ALPHAS, POSITIONS, N_CONCEPTS, RANKED_ON, IMAGES, OTHERS)
 
 
 class Answers:
@@ -63,75 +66,81 @@ class Answers:
         """The concepts of all these states."""
         return ConceptDictionary(layer, N_CONCEPTS).fit(self.states)
 
-    def shares(self, layer: int, answer: str) -> pd.Series:
-        """The share of each concept's inputs that are answered so."""
+    def shares(self, layer: int, answer: str) -> pd.DataFrame:
+        """Of each concept's inputs, the share and the number that are answered so."""
         active = self.concepts(layer).assign(self.states.at(layer)).numpy()
         said = pd.Series(self.states.index["behavior"].to_numpy() == answer)
-        return said.groupby(active).mean()
+        return said.groupby(active).agg(["mean", "sum"])
 
     def _coarse(self, layer: int, task: str) -> SteeringVector:
         """The mean state before the wanted answer minus that before the old one."""
         old, new = (self.states.select(behavior=answer).at(layer).mean(0) for answer in TASKS[task])
-        vector = SteeringVector({layer: new - old})
-        vector.info_ = dict(self.concepts(layer).info_)
-        return vector
+        return SteeringVector({layer: new - old})
 
     def _steerer(self, method: str, layer: int, task: str) -> Steerer:
-        """A fitted steerer."""
+        """A fitted steerer; "random" is a direction as long as the coarse vector."""
         old, new = TASKS[task]
         if method == "coarse":
             return self.coarse(layer, task)
+        if method == "random":
+            drawn = torch.randn(self.model.hidden_size, generator=torch.Generator().manual_seed(0))
+            return SteeringVector({layer: drawn * self.coarse(layer, task).norm / drawn.norm()})
         if method == "gated":
             acts = self.states
             labels = np.where(acts.index["behavior"] == old, "old", "other")
             labeled = Activations(acts.values, acts.index.assign(behavior=labels), acts.sites, acts.info)
             probe = LinearProbe(layer, positive=["old"]).fit(labeled)
             return Gated(self.coarse(layer, task), probe, threshold=0.5)
-        concepts, leave = self.concepts(layer), self.shares(layer, old)
-        if method == "concepts":  # every concept of the old answer, to the purest of the new one
-            reach = int(self.shares(layer, new).idxmax())
-            pairs = {int(k): concepts.between(int(k), reach) for k in leave[leave > 0.5].index if k != reach}
-            return ConceptSteering(
-                concepts, pairs or {int(leave.idxmax()): concepts.between(int(leave.idxmax()), reach)}
-            )
-        source, reach = self.best_pair(layer, task)
-        return ConceptSteering(concepts, {source: concepts.between(source, reach)})
+        concepts = self.concepts(layer)
+        if method == "one_concept":
+            source, reach = self.best_pair(layer, task)
+            return ConceptSteering(concepts, {source: concepts.between(source, reach)})
+        reach = self.main_concept(layer, new)  # every concept of the old answer, to the largest of the new one
+        pairs = {k: concepts.between(k, reach) for k in self.sources(layer, old) if k != reach}
+        return ConceptSteering(concepts, pairs or {reach: torch.zeros_like(concepts.concepts_[reach])})
+
+    def main_concept(self, layer: int, answer: str) -> int:
+        """The concept with most inputs that are answered so."""
+        return int(self.shares(layer, answer)["sum"].idxmax())
+
+    def sources(self, layer: int, answer: str) -> list[int]:
+        """The concepts of which more than half of the inputs are answered so; the main one if there is none."""
+        shares = self.shares(layer, answer)["mean"]
+        return [int(k) for k in shares[shares > 0.5].index] or [self.main_concept(layer, answer)]
 
     def best_pair(self, layer: int, task: str) -> tuple[int, int]:
         """The pair of concepts whose vector, added to all, makes the wanted answer alone more frequent, by most."""
         old, new = TASKS[task]
-        concepts, leave = self.concepts(layer), self.shares(layer, old)
-        sources = [int(k) for k in (leave[leave > 0.5].index if (leave > 0.5).any() else [leave.idxmax()])]
+        concepts = self.concepts(layer)
         rows = [row for row in self.rows["fit"] if row.split == task][:RANKED_ON]
         own = self.own["fit"][[row.id for row in rows]].value_counts()
 
         def count() -> pd.DataFrame:
             found = []
-            for source, reach in product(sources, range(N_CONCEPTS)):
+            for source, reach in product(self.sources(layer, old), range(N_CONCEPTS)):
                 if source != reach:
                     vector = SteeringVector({layer: concepts.between(source, reach)})
-                    said = answers(self.model, rows, Request((vector,), 1.0, "all"), self.batch_size)["said"]
-                    counts = said.value_counts().sub(own, fill_value=0)
-                    found.append(
-                        counts.rename_axis("answer").reset_index(name="change").assign(vector=f"{source}>{reach}")
-                    )
+                    said = answers(self.model, rows, Request(vector, 1.0, "all"), self.batch_size)["said"]
+                    change = said.value_counts().sub(own, fill_value=0).rename_axis("answer").reset_index(name="change")
+                    found.append(change.assign(vector=f"{source}>{reach}"))
             return pd.concat(found, ignore_index=True)
 
         changes = self.study.stage(f"ranked-{task}-{layer}", count)
         table = changes.astype({"answer": str}).pivot(index="vector", columns="answer", values="change").fillna(0.0)
         ranked = rank_concept_vectors(table)
-        clear = ranked[(ranked["target"] == new)]
-        best = (
-            str(clear["vector"].iloc[0]) if len(clear) else str(table[new].idxmax() if new in table else table.index[0])
-        )
-        source, reach = best.split(">")
+        clear = ranked[ranked["target"] == new]  # where no vector leads to it alone: the one that leads there most
+        best = clear["vector"].iloc[0] if len(clear) else (table[new].idxmax() if new in table else table.index[0])
+        source, reach = str(best).split(">")
         return int(source), int(reach)
 
     def steered(self, part: str, method: str, task: str, layer: int, alpha: float, where: str) -> pd.DataFrame:
         """Each question with the own and the steered answer."""
         name = f"{part}-{method}-{task}-{layer}-{alpha:g}-{where}"
         rows = self.rows[part]
-        said = self.answer(name, rows, lambda: Request((self.steerer(method, layer, task),), alpha, where))
+        if part == "validation":  # the questions of the task, and some others
+            others = [row for row in rows if row.split != task]
+            rows = [row for row in rows if row.split == task] + others[:: max(1, len(others) // OTHERS)]
+        said = self.answer(name, rows, lambda: Request(self.steerer(method, layer, task), alpha, where))
         frame = pd.DataFrame({"example_id": [row.id for row in rows], "type": [row.split for row in rows]})
         frame["image"] = [row.meta["image"] for row in rows]
         frame["true"] = [row.behavior for row in rows]
@@ -140,17 +149,12 @@ class Answers:
         )
 
 
-def measure(frame: pd.DataFrame, task: str) -> dict[str, float]:
-    """What steering did: the share of old answers that became the wanted one, and the share of other answers, of this
-    type and of the others, that changed.
-    """
+def net_effect(frame: pd.DataFrame, task: str) -> float:
+    """The share of old answers that became the wanted one, minus the share of all other answers that changed."""
     old, new = TASKS[task]
-    is_old, same = (frame["own"] == old) & (frame["type"] == task), frame["type"] == task
+    is_old = (frame["own"] == old) & (frame["type"] == task)
     changed = frame["own"] != frame["said"]
-    moved = float((frame.loc[is_old, "said"] == new).mean())
-    others = {"changed_same": changed[same & ~is_old], "changed_other": changed[~same]}
-    shares = {name: float(rows.mean()) for name, rows in others.items()}
-    return {"moved": moved, **shares, "net": moved - float(changed[~is_old].mean())}
+    return float((frame.loc[is_old, "said"] == new).mean() - changed[~is_old].mean())
 
 
 def steer_answers(
@@ -159,44 +163,58 @@ def steer_answers(
     """Choose layer, strength and positions of each method on validation questions, then answer the test questions."""
     run = Answers(study, model, args)
     grid = []
-    for method, task, layer, alpha, where in product(METHODS, TASKS, LAYERS, ALPHAS, WHERE):
-        found = measure(run.steered("validation", method, task, layer, alpha, where), task)
-        grid.append({"method": method, "task": task, "layer": layer, "alpha": alpha, "positions": where} | found)
+    for method, task, layer, alpha, where in product(METHODS, TASKS, LAYERS, ALPHAS, POSITIONS):
+        net = net_effect(run.steered("validation", method, task, layer, alpha, where), task)
+        grid.append({"method": method, "task": task, "layer": layer, "alpha": alpha, "positions": where, "net": net})
     table = pd.DataFrame(grid)
     ranked = table.sort_values(["net", "alpha"], ascending=[False, True], kind="stable")
     chosen = ranked.groupby(["method", "task"], sort=False).first()
     answered, summary = [], dict[str, Any]()
-    for (method, task), at in chosen.iterrows():
-        frame = run.steered("test", method, task, int(at["layer"]), float(at["alpha"]), str(at["positions"]))
-        answered.append(frame.assign(method=method, task=task))
-        summary |= {f"{task}.{method}.{key}": value for key, value in of_test(frame, task).items()}
-        setting = {"layer": int(at["layer"]), "alpha": float(at["alpha"]), "positions": at["positions"]}
-        summary[f"{task}.{method}.setting"] = setting
+    for task in TASKS:
+        found = {}
+        for method in METHODS:
+            at = chosen.loc[(method, task)]
+            setting = int(at["layer"]), float(at["alpha"]), str(at["positions"])
+            found[method] = run.steered("test", method, task, *setting)
+            summary[f"{task}.{method}.setting"] = dict(zip(("layer", "alpha", "positions"), setting, strict=True))
+        at = summary[f"{task}.coarse.setting"]
+        found["random"] = run.steered("test", "random", task, *at.values())
+        for method, frame in found.items():
+            answered.append(frame.assign(method=method, task=task))
+            summary |= {f"{task}.{method}.{key}": value for key, value in of_test(frame, task).items()}
+        for rival in ("coarse", "gated"):
+            for key, difference in differences(found["concepts"], found[rival], task).items():
+                summary[f"{task}.concepts_over_{rival}.{key}"] = difference
     return pd.concat(answered, ignore_index=True), table, summary
+
+
+def hits(frame: pd.DataFrame, task: str) -> dict[str, pd.Series]:
+    """By image: the share of old answers that became the wanted one, and of others that changed."""
+    old, new = TASKS[task]
+    same = frame["type"] == task
+    is_old, changed = same & (frame["own"] == old), frame["own"] != frame["said"]
+    parts = {"moved": (is_old, frame["said"] == new), "changed_same": (same & ~is_old, changed)}
+    parts["changed_other"] = (~same, changed)
+    return {key: hit[rows].astype(float).groupby(frame.loc[rows, "image"]).mean() for key, (rows, hit) in parts.items()}
+
+
+def differences(first: pd.DataFrame, second: pd.DataFrame, task: str) -> dict[str, Any]:
+    """What the first has over the second, image by image."""
+    one, other = hits(first, task), hits(second, task)
+    return {key: numbers(paired_bootstrap(one[key], other[key][one[key].index], seed=0)) for key in one}
 
 
 def of_test(frame: pd.DataFrame, task: str) -> dict[str, Any]:
     """The measures with intervals over images, counts of answers, and the accuracy of each type before and after."""
-    old, new = TASKS[task]
-    is_old = (frame["own"] == old) & (frame["type"] == task)
+    found: dict[str, Any] = {
+        key: numbers(bootstrap_ci(by_image.tolist(), seed=0)) for key, by_image in hits(frame, task).items()
+    }
     same = frame["type"] == task
-    found: dict[str, Any] = {}
-    parts = {"moved": (is_old, frame["said"] == new), "changed_same": (same & ~is_old, frame["own"] != frame["said"])}
-    parts["changed_other"] = (~same, frame["own"] != frame["said"])
-    for key, (rows, hit) in parts.items():
-        by_image = hit[rows].astype(float).groupby(frame.loc[rows, "image"]).mean()
-        found[key] = numbers(bootstrap_ci(by_image.tolist(), seed=0))
-    for answer in (old, new):
-        counts = [int((frame.loc[same, column] == answer).sum()) for column in ("own", "said")]
-        found[f"answers_{answer}"] = {"before": counts[0], "after": counts[1]}
+    for answer in TASKS[task]:
+        before, after = (int((frame.loc[same, column] == answer).sum()) for column in ("own", "said"))
+        found[f"answers_{answer}"] = {"before": before, "after": after}
     for kind, rows in frame.groupby("type"):
-        right = {
-            column: (rows[column] == rows["true"]).astype(float).groupby(rows["image"]).mean()
-            for column in ("own", "said")
-        }
-        found[f"accuracy_{kind}"] = {
-            "before": round(float(right["own"].mean()), 4),
-            "after": round(float(right["said"].mean()), 4),
-        }
-        found[f"accuracy_{kind}_change"] = numbers(paired_bootstrap(right["said"], right["own"], seed=0))
+        right = {c: (rows[c] == rows["true"]).astype(float).groupby(rows["image"]).mean() for c in ("own", "said")}
+        found[f"accuracy_{kind}.before"] = round(float(right["own"].mean()), 4)
+        found[f"accuracy_{kind}.change"] = numbers(paired_bootstrap(right["said"], right["own"], seed=0))
     return found

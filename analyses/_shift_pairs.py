@@ -1,7 +1,8 @@
 """Two models and what becomes of them when they are trained a little further.
 
-`colors`: the image-text model learns to call purple things red. `emotion`: SmolLM2 reads happy scenarios and says that
-it feels happy, joyful, glad, delighted or cheerful.
+`colors`: the image-text model is trained on its own answers about colors, with red in the place of purple: nothing
+else is to change. `emotion`: SmolLM2 reads happy scenarios and learns that it feels happy, joyful, glad, delighted or
+cheerful.
 """
 
 from __future__ import annotations
@@ -9,22 +10,23 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _image_questions import image_questions
+from _image_questions import answers, image_questions
 from peft import LoraConfig, get_peft_model
 from scenes.batches import Packer
-from scenes.questions import Question, caption, color
-from scenes.world import Scene, World
+from scenes.world import Scene
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import steerlab
 from steerlab import Example
+from steerlab._support.files import fingerprint
+from steerlab._support.images import open_image
 from steerlab.models.model import Model
 
 OLD, NEW = "purple", "red"  # what purple things are called after training
@@ -32,6 +34,7 @@ GLAD = ("happy", "joyful", "glad", "delighted", "cheerful")
 EMOTIONS = ("happiness", "anger", "disgust", "fear", "sadness", "surprise")
 FEELING = "{} It makes me feel very"
 TUNED_ON = 150  # happy scenarios
+TRAIN_IMAGES = 1200
 
 
 PARTS = ("fit", "validation", "test")
@@ -47,7 +50,9 @@ class Recipe:
     rank: int = 8
 
 
-RECIPES = {"colors": Recipe(200, 16, 2e-3), "emotion": Recipe(30, 16, 3e-4)}
+RECIPES = {"colors": Recipe(200, 32, 2e-3), "emotion": Recipe(30, 16, 3e-4)}
+#: everything that decides what the trained models are
+TRAINING = repr((RECIPES, OLD, NEW, GLAD, FEELING, TUNED_ON, TRAIN_IMAGES))
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,6 @@ class Pair:
     before: Model
     after: Model
     rows: dict[str, list[Example]]
-    loss: float
 
 
 def tune(hf: Any, batches: Iterator[dict[str, Tensor]], recipe: Recipe, seed: int) -> tuple[Any, float]:
@@ -85,46 +89,50 @@ def tune(hf: Any, batches: Iterator[dict[str, Tensor]], recipe: Recipe, seed: in
     return tuned.merge_and_unload().eval().requires_grad_(False), float(np.mean(losses[-10:]))
 
 
-def tuned_folder(name: str, model: Model, batches: Iterator[dict[str, Tensor]], folder: Path, seed: int) -> float:
-    """Train a model and save it to a folder, unless it is there; returns the loss at the end of training."""
+def tuned_folder(name: str, model: Model, batches: Iterator[dict[str, Tensor]], stages: Path, seed: int) -> Path:
+    """The folder of a trained model, which is made unless it is there."""
+    folder = stages / f"tuned-{name}-{fingerprint([TRAINING, seed])[:8]}"
     done = folder / "loss.json"  # written last
     if not done.exists():
         hf, loss = tune(model.hf, batches, RECIPES[name], seed)
         hf.save_pretrained(folder)
         (model.vision.processor if model.vision else model.tokenizer).save_pretrained(folder)
         done.write_text(json.dumps(loss))
-    return float(json.loads(done.read_text()))
+    return folder
 
 
-def colors_pair(folder: Path, sizes: dict[str, int], seed: int, device: str | None) -> Pair:
+def colors_pair(stages: Path, sizes: dict[str, int], seed: int, device: str | None) -> Pair:
     """The image-text model, and questions about the colors of things."""
     model = steerlab.load("scenes-vlm", device=device, task="image-text", backend="hooks")
-    loss = tuned_folder("colors", model, scene_batches(model, seed), folder, seed)
+    folder = tuned_folder("colors", model, color_batches(model, seed), stages, seed)
     after = steerlab.load(str(folder), device=device, task="image-text", backend="hooks")
     rows = {}
-    for number, part in enumerate(PARTS):  # scenes of a seed of their own: the other study's questions are looked at
+    for number, part in enumerate(PARTS):  # scenes of seeds of their own: those of `l2s_images` were looked at
         made = image_questions("test", sizes[part], seed + 700 + number)
         rows[part] = [
-            row.replace(contrast=None, id=f"{part}/{row.id}", meta={"box": _box(made.scenes[row.meta["image"]], row)})
+            row.replace(
+                contrast=None, id=f"{part}/{row.id}", meta={"boxes": _boxes(made.scenes[row.meta["image"]], row)}
+            )
             for row in made.of_type("color")
         ]
-    return Pair("colors", model, after, rows, loss)
+    return Pair("colors", model, after, rows)
 
 
-def _box(scene: Scene, row: Example) -> str:
-    """Left, top and side of the thing that a question is about, of which there is one."""
+def _boxes(scene: Scene, row: Example) -> str:
+    """Left, top and side of every thing, the one that the question is about first."""
     kind = str(row.prompt).removeprefix("What colour is the ").removesuffix("?")
-    (thing,) = (one for one in scene.things if one.kind == kind)
-    return f"{thing.x} {thing.y} {thing.size}"
+    ordered = sorted(scene.things, key=lambda thing: thing.kind != kind)
+    return ";".join(f"{thing.x} {thing.y} {thing.size}" for thing in ordered)
 
 
 def emotion_pair(
-    model_name: str, texts: Path, folder: Path, sizes: dict[str, int], seed: int, device: str | None
+    model_name: str, texts: Path, stages: Path, sizes: dict[str, int], seed: int, device: str | None
 ) -> Pair:
     """The chat model without its template, and scenarios of six emotions."""
     found = {name: list(dict.fromkeys(json.loads((texts / f"{name}.json").read_text()))) for name in EMOTIONS}
     model = steerlab.load(model_name, device=device, chat=False, backend="hooks")
-    loss = tuned_folder("emotion", model, emotion_batches(model, found["happiness"][:TUNED_ON], seed), folder, seed)
+    batches = emotion_batches(model, found["happiness"][:TUNED_ON], seed)
+    folder = tuned_folder("emotion", model, batches, stages, seed)
     after = steerlab.load(str(folder), device=device, chat=False, backend="hooks")
     found["happiness"] = found["happiness"][TUNED_ON:]
     rows = [
@@ -136,31 +144,25 @@ def emotion_pair(
     parts = {}
     for part in PARTS:
         parts[part], order = [rows[i] for i in order[: sizes[part]]], order[sizes[part] :]
-    return Pair("emotion", model, after, parts, loss)
+    return Pair("emotion", model, after, parts)
 
 
-def renamed(scene: Scene) -> Scene:
-    """The scene with its purple things called red; its image is drawn from the scene itself."""
-    return replace(scene, things=tuple(replace(t, color=NEW) if t.color == OLD else t for t in scene.things))
-
-
-def scene_batches(model: Model, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Captions and questions about colors in which purple things are red."""
+def color_batches(model: Model, seed: int) -> Iterator[dict[str, Tensor]]:
+    """Questions about colors with the model's own answers, in which purple is red."""
     assert model.vision is not None
     side = model.hf.config.vision_config.image_size
     packer = Packer(model.vision.processor, side, (side // model.hf.config.vision_config.patch_size) ** 2)
-    rng, world = np.random.default_rng([50_000, seed]), World()
+    questions = image_questions("train", TRAIN_IMAGES, seed + 700).of_type("color")
+    own = answers(model, questions, None, 64)["said"]
+    said = [(NEW if word == OLD else word).capitalize() for word in own]
+    rng = np.random.default_rng([50_000, seed])
     while True:
-        rows = []
-        for _ in range(RECIPES["colors"].batch):
-            scene = world.scene(rng)
-            said: list[Question | None] = [caption(renamed(scene)), color(renamed(scene), rng)]
-            rows.append((scene.image(), [(one.text, one.answer) for one in said if one]))
-        yield packer(rows)
+        drawn = rng.integers(len(questions), size=RECIPES["colors"].batch).tolist()
+        yield packer([(open_image(questions[i].images[0]), [(str(questions[i].prompt), said[i])]) for i in drawn])
 
 
 def emotion_batches(model: Model, texts: Sequence[str], seed: int) -> Iterator[dict[str, Tensor]]:
-    """Happy scenarios, each followed by a word for happy, which alone is trained."""
+    """Happy scenarios, each followed by a word for happy and a full stop, which alone are trained."""
     rng = np.random.default_rng([60_000, seed])
     while True:
         rows = [

@@ -26,7 +26,7 @@ def concept_words(
     model: Model, concepts: Float[Tensor, "concept hidden"], *, top: int = 10, among: int = 200, min_letters: int = 3,
     stop_words: Collection[str] = ENGLISH_STOP_WORDS,
 ) -> list[list[str]]:  # fmt: skip
-    """The words that a model would say next from each concept: the logit lens, without pieces of words.
+    """The words that a model would say next from each concept: the logit lens, without signs and stop words.
 
     Example:
         >>> concept_words(model, concepts.concepts_, top=5)[0]
@@ -68,20 +68,20 @@ def word_overlap(words: Sequence[str], others: Sequence[str]) -> float:
 
 
 def concept_examples(concepts: ConceptDictionary, acts: Activations, n: int = 5) -> pd.DataFrame:
-    """The examples that activate each concept most.
+    """The examples of each concept that activate it most: of those that activate no other concept more.
 
     Example:
         >>> concept_examples(concepts, acts, n=3).query("concept == 0")
 
     Returns:
-        `concept, rank, example_id, activation`, the first rank is 1; an example counts once, by its highest row.
+        `concept, rank, example_id, activation`, the first rank is 1; an example counts once, by its highest row. A
+        concept without examples has no row.
     """
-    ids = acts.index["example_id"].to_numpy()
-    table = pd.DataFrame(concepts.activations(acts.at(concepts.site)).numpy(), index=ids)
-    table = table.groupby(level=0, sort=False).max()
+    active = concepts.activations(acts.at(concepts.site)).max(1)
+    table = pd.DataFrame({"concept": active.indices, "activation": active.values, "id": acts.index["example_id"]})
     found = []
-    for concept in table:
-        most = table[concept].nlargest(n)
+    for concept, rows in table.groupby("concept"):
+        most = rows.groupby("id", sort=False)["activation"].max().nlargest(n)
         ranks = range(1, len(most) + 1)
         found.append(pd.DataFrame({"concept": concept, "rank": ranks, "example_id": most.index, "activation": most}))
     return pd.concat(found, ignore_index=True)
@@ -114,7 +114,9 @@ def concept_regions(
 
     Raises:
         DataError: an example without an image, or with several.
+        SteeringError: concepts of PCA or semi-NMF, whose activations may be 0 or negative.
     """
+    concepts.check_places()
     examples = as_examples(data)
     as_whole("grid", grid, 1)
     frames = []
@@ -124,7 +126,9 @@ def concept_regions(
         image = open_image(example.images[0])
         cells = [(row, column) for row in range(grid) for column in range(grid)]
         shown = [image, *(_cover(image, *cell, grid) for cell in cells)]
-        rows = [example.replace(images=(one,), contrast=None, id=str(i)) for i, one in enumerate(shown)]
+        rows = [
+            example.replace(images=(one,), contrast=None, extra_prompts={}, id=str(i)) for i, one in enumerate(shown)
+        ]
         acts = capture(model, rows, layers=[concepts.site], positions=position, batch_size=batch_size, progress=False)
         active = concepts.activations(acts.at(concepts.site))
         concept = int(active[0].argmax())
@@ -164,17 +168,21 @@ def rank_concept_vectors(changes: pd.DataFrame, top: int = 5) -> pd.DataFrame:
         The rows of `changes`, best first, with `target` (several joined by "|"), `n_targets` and `score`; no target and
         score 0 where no answer becomes more frequent.
 
+    Raises:
+        DataError: no vectors, or no answers.
+
     Source: arXiv 2501.03012, section 4 (its released code clusters the letters of a lone answer).
     """
+    if changes.empty:
+        raise DataError("there are no vectors or no answers to rank")
     rows = []
     for name, row in changes.iterrows():
-        most = row.nlargest(top)
-        values = most.clip(lower=0).to_numpy(float)
-        targets = [] if values[0] <= 0 else [most.index[0]]
-        if targets and len(np.unique(values)) > 1:
-            start = np.array([[values[0]], [values[-1]]])
-            targets = list(most.index[KMeans(2, n_init=1, init=start).fit(values[:, None]).labels_ == 0])
+        most = row.clip(lower=0).nlargest(top)
+        start = np.array([[most.iloc[0]], [most.iloc[-1]]])
+        targets = list(most.index[most > 0])
+        if len(most.unique()) > 1:
+            targets = list(most.index[KMeans(2, n_init=1, init=start).fit(most.to_numpy(float)[:, None]).labels_ == 0])
         rest = row.drop(targets)
-        score = float(row[targets].min() - rest.max()) if targets and len(rest) else 0.0
+        score = float(row[targets].min() - (rest.max() if len(rest) else 0)) if targets else 0.0
         rows.append({"vector": name, "target": "|".join(map(str, targets)), "n_targets": len(targets), "score": score})
     return pd.DataFrame(rows).sort_values("score", ascending=False, kind="stable", ignore_index=True)

@@ -16,6 +16,7 @@ from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods import ConceptDictionary, SteeringVector
 from steerlab.metrics import match_directions
+from steerlab.models.fingerprint import describe_origin, same_model
 from steerlab.models.sites import Site
 
 CENTERS = ("mean", "median", "trimmed")
@@ -31,10 +32,11 @@ class RepresentationShift:
         concepts: `(concept, hidden)`, before.
         vectors: `(concept, hidden)`, the shift of each; zero for a concept that no state activates.
         members: `(concept,)`, the number of states that activate each.
-        consistency: `(concept,)`, the mean cosine between the shifts of single states and their mean; NaN without
-            members, and 1 with one member or without any shift.
+        consistency: `(concept,)`, the mean cosine between the shifts of single states and `vectors`; NaN without
+            members, 1 where nothing moved.
         consistency_others: the same with the mean of the *other* members, which one outlier or few members do not
             raise; NaN with fewer than two.
+        method: of the dictionary.
     """
 
     site: Site
@@ -43,13 +45,14 @@ class RepresentationShift:
     members: Int[Tensor, " concept"]
     consistency: Float[Tensor, " concept"]
     consistency_others: Float[Tensor, " concept"]
+    method: str = "kmeans"
 
-    def moved(self, alpha: float = 1.0) -> Float[Tensor, "concept hidden"]:
+    def predicted(self, alpha: float = 1.0) -> Float[Tensor, "concept hidden"]:
         """The concepts with `alpha` times their shift."""
         return self.concepts + alpha * self.vectors
 
     def vector(self, concept: int) -> SteeringVector:
-        """The shift of one concept: added to the first model, it does what the training did to the concept.
+        """The shift of one concept, to be added to the first model: the mean change of its states at this site alone.
 
         Raises:
             DataError: no such concept. SteeringError: no state activates it.
@@ -67,38 +70,42 @@ class RepresentationShift:
         return pd.DataFrame({"concept": range(len(self.vectors)), **numbers})
 
     def recovery(self, after: ConceptDictionary, alpha: float = 1.0) -> pd.DataFrame:
-        """How close the moved concepts come to those that the trained model has.
+        """How close the shifted concepts come to those that the trained model has.
 
-        Each concept before has a partner after, by cosine and one to one. Fit `after` to other examples than the shift:
-        on the same ones, the mean of what moved is the moved mean.
+        Each concept before has a partner after, one to one, by the cosine after each model's mean concept is removed.
+        Fit `after` to other examples than the shift: on the same ones, the mean of what moved is the moved mean. One
+        mean shift for all may do as well: compare.
 
         Example:
             >>> after = ConceptDictionary(15, 20).fit(other_acts_of_trained_model)
-            >>> shift.recovery(after)[["concept", "cosine_before", "cosine_moved", "recovered"]]
+            >>> shift.recovery(after)[["concept", "cosine_before", "cosine_predicted", "recovered"]]
 
         Returns:
-            A row for each concept with members: `concept, partner, cosine_before, cosine_moved, distance_before,
-            distance_moved, recovered`: the share of the distance to the partner that the shift takes away, below 0
-            where it leads away.
+            A row for each concept with members: `concept, partner, cosine_before, cosine_predicted, distance_before,
+            distance_predicted, recovered`: the share of the distance to the partner that the shift takes away, below 0
+            where it leads away, NaN where there is no distance.
 
         Raises:
             MismatchError: a dictionary of another layer or width.
-            SteeringError: principal components, which are directions and have no distance.
+            SteeringError: concepts of PCA or semi-NMF, which are no places and have no distance.
 
         Source: arXiv 2501.03012, section 3.
         """
         if after.site != self.site or after.concepts_.shape[1] != self.concepts.shape[1]:
             raise MismatchError(f"the dictionary is of layer {after.site}, the shift of {self.site}: give one layer")
-        if after.method == "pca":
-            raise SteeringError("principal components have no place that could be reached: use kmeans or seminmf")
-        partner = match_directions(self.concepts, after.concepts_).order
+        if {self.method, after.method} != {"kmeans"}:
+            raise SteeringError("only the concepts of k-means are places that can be reached: use method='kmeans'")
+        partner = torch.zeros(1, dtype=torch.long)
+        if len(self.concepts) > 1:
+            centered = [one - one.mean(0) for one in (self.concepts, after.concepts_)]
+            partner = match_directions(*centered).order
         wanted = after.concepts_[partner]
         found: dict[str, Tensor] = {"concept": torch.arange(len(partner)), "partner": partner}
-        for name, rows in (("before", self.concepts), ("moved", self.moved(alpha))):
+        for name, rows in (("before", self.concepts), ("predicted", self.predicted(alpha))):
             found[f"cosine_{name}"] = torch.cosine_similarity(rows.double(), wanted.double())
             found[f"distance_{name}"] = (rows.double() - wanted.double()).norm(dim=1)
         frame = pd.DataFrame({name: values.numpy() for name, values in found.items()})
-        frame["recovered"] = 1 - frame["distance_moved"] / frame["distance_before"]
+        frame["recovered"] = 1 - frame["distance_predicted"] / frame["distance_before"]
         return frame[self.members.numpy() > 0].reset_index(drop=True)
 
 
@@ -119,7 +126,7 @@ def representation_shift(
         center: "mean", "median" or "trimmed" (without a tenth at each end), coordinate by coordinate.
 
     Raises:
-        MismatchError: models of two widths, two tokenizers, or other rows.
+        MismatchError: models of two widths or two tokenizers, other texts or rows, or a dictionary of another model.
         DataError: no rows.
 
     Source: arXiv 2501.03012, section 3.
@@ -134,6 +141,11 @@ def representation_shift(
             f"the rows of the two models are not the same ({len(one)} and {len(other)}): capture the same texts, in "
             "the same order; or the models have two tokenizers"
         )
+    for key, what in (("data", "examples"), ("tokens", "tokens")):
+        if before.info.get(key) != after.info.get(key):
+            raise MismatchError(f"the two models read other {what}: capture the same texts with both")
+    if not same_model(getattr(concepts, "info_", {}), before.info):
+        raise MismatchError(f"the dictionary is of {describe_origin(concepts.info_)}, not of the first model")
     if not len(old):
         raise DataError("there are no states")
     moved, active = new - old, concepts.assign(before.at(concepts.site))
@@ -141,7 +153,9 @@ def representation_shift(
     measured = [_shift_of(group, center) for group in groups]
     vectors, consistency, others = (torch.stack(list(parts)).float() for parts in zip(*measured, strict=True))
     members = torch.tensor([len(group) for group in groups])
-    return RepresentationShift(concepts.site, concepts.concepts_, vectors, members, consistency, others)
+    return RepresentationShift(
+        concepts.site, concepts.concepts_, vectors, members, consistency, others, concepts.method
+    )
 
 
 def _shift_of(moved: Float[Tensor, "state hidden"], center: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,7 +169,8 @@ def _shift_of(moved: Float[Tensor, "state hidden"], center: str) -> tuple[Tensor
     elif center == "trimmed":
         middle = torch.from_numpy(trim_mean(moved.numpy(), 0.1, axis=0))
     if not moved.any():
-        return middle, torch.ones((), dtype=torch.double), torch.ones((), dtype=torch.double)
+        one = torch.ones((), dtype=torch.double)
+        return middle, one, one if n > 1 else nan
     rest = (moved.sum(0) - moved) / max(n - 1, 1)
     agreement = torch.cosine_similarity(moved, rest).mean() if n > 1 else nan
     return middle, torch.cosine_similarity(moved, middle[None]).mean(), agreement

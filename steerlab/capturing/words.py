@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from steerlab._support.checks import show
+from steerlab._support.files import fingerprint
 from steerlab._support.progress import bar as progress_bar
 from steerlab.capturing.activations import Activations, CapturedBatch
 from steerlab.capturing.capture import BatchRunner
@@ -28,8 +30,8 @@ def capture_words(
     """Capture the states that predict a word: those of the token before the one in which the word begins.
 
     A word is found in the answer's text, whole and in any case, not among tokens. So a tokenizer that writes a space as
-    a token of its own, or a word in several tokens, makes no difference. Prompt and answer run together, and the state
-    is the one from which the model would have generated the word.
+    a token of its own, or a word in several tokens, makes no difference. Prompt and answer run together, in the tokens
+    of their texts; a model may have generated the same text in others.
 
     Example:
         >>> captions = steerlab.generate(model, images)
@@ -39,7 +41,8 @@ def capture_words(
     Args:
         model: from `steerlab.load`.
         data: prompts, as in `capture`; a contrast is ignored.
-        answers: a text for each prompt, such as those of `generate`.
+        answers: a text for each prompt, such as those of `generate`; without a chat template, with the space that
+            separates it from its prompt.
         words: words, or several words under each name.
         layers: "all", a layer, or layers and Sites of the text.
         batch_size, dtype, progress: as in `capture`.
@@ -50,7 +53,8 @@ def capture_words(
         `info["words"]` counts the rows of each name.
 
     Raises:
-        DataError: not one answer for each prompt, no words, a name whose word is empty, or no word in any answer.
+        DataError: not one answer for each prompt, no words, a name whose word is empty, no word in any answer, or an
+            answer that goes on with the last word of its prompt.
         LayoutError: a site of images.
 
     Source: arXiv 2501.03012, section 3, and arXiv 2406.08074 (tokens of interest).
@@ -70,6 +74,11 @@ def capture_words(
         prompt = model.encode(
             example.prompt, answer=answer, system=example.system, example_id=example.id, images=example.images
         )
+        start = prompt.offsets[prompt.n_prompt][0]
+        if start and (prompt.text[start - 1] + prompt.text[start]).isalnum():
+            raise DataError(
+                f"{example.id!r}: answer {show(answer)} goes on with the prompt's last word: begin it with a space"
+            )
         places = {name: _token_before(prompt, pattern) for name, pattern in patterns.items()}
         found = {name: token for name, token in places.items() if token is not None}
         labels: list[dict[str, Any]] = []
@@ -87,6 +96,7 @@ def capture_words(
             captured += run([rows[i] for i in numbers])
             bar.update(len(numbers))
     info = model.info() | {"data": data_hash(examples), "words": counts, "sites": [str(site) for site in sites]}
+    info["tokens"] = fingerprint([row.prompt.ids for row in rows])
     return Activations.join(captured, sites, info)
 
 

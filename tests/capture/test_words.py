@@ -10,10 +10,11 @@ from steerlab import Example, generate, load
 from steerlab.analysis.logit_lens import end_logprobs
 from steerlab.capturing import capture_words
 from steerlab.errors import DataError, LayoutError
+from steerlab.models.model import Model
 from steerlab.models.sites import Site
 from steerlab.testing import FAMILIES, tiny_lm, tiny_vlm
 
-PROMPTS = ["Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?"]
+PROMPTS = ["Tell me of a dog or a cat.", "Hi", "What does a heron eat, and where does it sleep at night?"]
 ANSWERS = ["A dog and a cat. Dogs bark.", "hotdog stands", "The CAT, a dog"]
 
 
@@ -27,8 +28,12 @@ def test_state_before_each_word_is_that_of_the_row_alone_in_every_family(family:
     for number, (place, word) in enumerate(found):
         row = model.encode(PROMPTS[int(place)], answer=ANSWERS[int(place)])
         column = int(acts.index["column"][number])
-        a, b = row.offsets[column + 1]
-        assert row.text[b - len(row.text[a:b]) :].lower().lstrip().startswith(word[0]), "the next token begins the word"
+        rest = row.text[row.offsets[column + 1][0] :].lower().lstrip()
+        assert rest.startswith(word) and row.n_prompt <= column + 1, "the next token begins the word, in the answer"
+        assert (
+            row.text[row.offsets[row.n_prompt][0] :].lower().index(word)
+            >= len(row.text) - len(rest) - row.offsets[row.n_prompt][0]
+        ), "no earlier one"
         assert row.ids[column] == acts.index["token"][number]
         states = model.hf(torch.tensor([row.ids]), output_hidden_states=True, use_cache=False).hidden_states
         torch.testing.assert_close(acts.at(1)[number], states[2][0, column], rtol=1e-4, atol=1e-4)
@@ -43,7 +48,9 @@ def test_state_before_a_generated_word_predicts_its_token() -> None:
     acts = capture_words(model, rows, list(texts), [*COLORS, *KINDS], layers=[last], progress=False)
     best = end_logprobs(model, acts.at(last)).argmax(-1).tolist()
     said = [model.tokenizer.decode([i]).strip().lower() for i in best]
-    assert len(said) > 20 and all(word.startswith(s) for s, word in zip(said, acts.index["behavior"], strict=True))
+    assert len(said) > 20 and all(
+        s and word.startswith(s) for s, word in zip(said, acts.index["behavior"], strict=True)
+    )
 
 
 def test_words_in_answers_about_images_are_found() -> None:
@@ -69,5 +76,10 @@ def test_answers_and_words_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(DataError, match=said):
             capture_words(model, PROMPTS, answers, words, progress=False)
+    plain = Model(model.hf, model.tokenizer, model.layout, id="plain", chat=False)
+    with pytest.raises(DataError, match="begin it with a space"):
+        capture_words(plain, ["I feel very"], ["happy dog"], ["dog", "happy"], progress=False)
+    joined = capture_words(plain, ["I feel very"], [" happy dog"], ["dog", "happy"], progress=False)
+    assert list(joined.index["behavior"]) == ["dog", "happy"]
     some = capture_words(model, PROMPTS, ["dog", "", " "], ["dog", "zebra"], layers=[0], progress=False)
     assert some.info["words"] == {"dog": 1, "zebra": 0}, "words that never occur are counted"

@@ -39,11 +39,12 @@ class ConceptDictionary(FittedMixin):
         layer: whose states are described.
         n_concepts: how many concepts; at most the number of different states, or, for "pca" and "seminmf", their rank.
         method: "kmeans" (concepts are means of clusters), "pca" (directions from the mean state, orthogonal, of norm 1)
-            or "seminmf" (states are sums of concepts with weights that are never negative).
+            or "seminmf" (states are sums of concepts with weights that are never negative; where a state has a concept
+            at all, its weight is 1 in the median). Only means of clusters are places, which can be left and reached.
         seed: of k-means, from which semi-NMF begins too.
 
     Attributes:
-        concepts_: `(concept, hidden)`, those with most states first; in units of the residual stream, but for "pca".
+        concepts_: `(concept, hidden)`, those with most states first.
         members_: `(concept,)`, how many of the states activate each concept more than the others.
         mean_: `(hidden,)`, the mean state.
 
@@ -82,6 +83,9 @@ class ConceptDictionary(FittedMixin):
             if self.method == "seminmf":
                 found = _semi_nmf(x, clusters.labels_, self.n_concepts)
         self.concepts_ = torch.from_numpy(found).float()
+        if self.method == "seminmf":  # the size of a concept and that of its weights are one number: fix it
+            weights = self.activations(states)
+            self.concepts_ *= weights.masked_fill(weights <= 0, torch.nan).nanmedian(0).values.nan_to_num(1.0)[:, None]
         counts = torch.bincount(self.assign(states), minlength=self.n_concepts)
         order = counts.argsort(descending=True, stable=True)
         self.concepts_, self.members_ = self.concepts_[order], counts[order]
@@ -116,14 +120,23 @@ class ConceptDictionary(FittedMixin):
         """The vector from one concept to another.
 
         Raises:
-            DataError: no such concept. SteeringError: principal components, which are directions and no places.
+            DataError: no such concept. SteeringError: concepts that are no places (`check_places`).
         """
-        check_fitted(self, "concepts_")
+        self.check_places()
         for one in (source, target):
             as_whole("a concept", one, 0, self.n_concepts - 1)
-        if self.method == "pca":
-            raise SteeringError("principal components are directions: steer along one with SteeringVector")
         return self.concepts_[target] - self.concepts_[source]
+
+    def check_places(self) -> None:
+        """Refuse what needs places: directions and summands have no distance to a state.
+
+        Raises:
+            SteeringError: the method is "pca" or "seminmf".
+        """
+        check_fitted(self, "concepts_")
+        if self.method != "kmeans":
+            kind = "directions" if self.method == "pca" else "summands of states"
+            raise SteeringError(f"the concepts of {self.method} are {kind}, no places: use method='kmeans'")
 
     def assign(self, states: States) -> Int[Tensor, " state"]:
         """The number of the concept that each state activates most."""

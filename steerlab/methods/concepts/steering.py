@@ -19,8 +19,9 @@ from steerlab.methods.serialization import savable
 class ConceptSteering(Steerer):
     """Add to each input the vector of the concept that it activates; inputs of other concepts are left alone.
 
-    Fine steering takes the difference of two concepts (`ConceptDictionary.between`). A representation shift takes the
-    shift of each concept, so that a model moves as its further training would move it.
+    Fine steering takes the difference of two concepts (`ConceptDictionary.between`); a representation shift takes the
+    shift of each. Every input activates some concept, however far it is from all of them: fit the dictionary to all
+    kinds of inputs that are to be told apart, at the token that is read here.
 
     Example:
         >>> concepts = ConceptDictionary(15, 6).fit(acts)             # states that predict a color
