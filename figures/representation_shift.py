@@ -25,13 +25,14 @@ from steerlab.plots.style import INK, MUTED
 RESULTS = Path(__file__).parents[1] / "analyses/results/representation_shift"
 ROWS, TILES, SIDE, GRID, WORDS = 6, 3, 64, 8, 2
 PREDICTED = {
-    "none": ("no shift", "none"), "mean": ("one shift for all", "mean"),
-    "other_concept": ("another concept's shift", "random"), "concepts": ("the concept's shift", "l2s"),
+    "mean": ("one shift for all", "mean"), "answer": ("mean shift of the same answer", "routed_mean"),
+    "concepts": ("the concept's shift", "l2s"), "other_concept": ("another concept's shift", "random"),
     "ridge": ("ridge regression", "linear"), "own": ("its own change*", "p2s"),
 }  # fmt: skip
 METHODS = {
     "coarse": ("coarse, all inputs", "mean"), "gated": ("coarse, behind a probe", "gated_mean"),
-    "one_concept": ("fine, one concept", "random"), "concepts": ("fine, every concept", "l2s"),
+    "one_concept": ("fine, one concept", "adasteer"), "concepts": ("fine, every concept", "l2s"),
+    "random": ("random vector", "none"),
 }  # fmt: skip
 TASKS = {"existence": "a  yes to no", "number": "b  one to three", "color": "c  red to blue"}
 MEASURES = {"moved": "old answers that\nbecome the new one", "changed_same": "other answers of\nits kind changed",
@@ -49,15 +50,18 @@ def draw(results_dir: str | Path) -> Figure:
         largest = concepts.groupby("pair", sort=False).head(ROWS)
         draw_concepts(left, largest[largest["pair"] == "colors"], sheet, regions)
         draw_concepts(right, largest[largest["pair"] == "emotion"])
-        left.set_title("a  Trained to call purple things red", loc="left")
+        left.set_title("a  Trained to say red for purple", loc="left")
         right.set_title("b  Trained on happy scenarios", loc="left")
         for ax, pair, letter in ((lower, "colors", "c"), (last, "emotion", "d")):
             for row, (name, (_, look)) in enumerate(PREDICTED.items()):
-                estimate_dot(ax, summary[f"{pair}.{name}.agrees"], row, look)
-            ax.set(ylim=(len(PREDICTED) - 0.5, -0.5), xlim=(-0.02, 1.02), xticks=[0, 0.25, 0.5, 0.75, 1])
+                estimate_dot(ax, summary[f"{pair}.{name}.kl"], row, look)
+            ax.axvline(0, color="0.6", lw=0.6)
+            ax.set(ylim=(len(PREDICTED) - 0.5, -0.5), xlim=(-0.6, 1.04), xticks=[-0.5, 0, 0.5, 1])
             ax.set_yticks(range(len(PREDICTED)), [label for label, _ in PREDICTED.values()])
-            ax.set_title(f"{letter}  {'Colors' if pair == 'colors' else 'Emotions'}: with the shift added", loc="left")
-            ax.set_xlabel("Answers as the trained model's\n(95 % intervals; *: read off the trained model)")
+            ax.set_title(f"{letter}  {'Colors' if pair == 'colors' else 'Emotions'}, a shift added", loc="left")
+            ax.set_xlabel(
+                "Share of the divergence from the trained model\ntaken away (95 % intervals; *: needs that model)"
+            )
         last.set_yticklabels([])
         fig.draw_without_rendering()
     return fig
@@ -82,9 +86,9 @@ def draw_concepts(ax: Axes, concepts: pd.DataFrame, sheet: Any = None, regions: 
             "shrinkB": 0,
         }
         ax.annotate("", (first + 1.7 + length, line), (first + 1.7, line), arrowprops=arrow)
-        moved = row.words_moved.split()[:WORDS]
-        other = moved[:1] != row.words_before.split()[:1]
-        ax.text(**shares | {"x": first + 3.05}, s="\n".join(moved), color="#005A8E" if other else INK,
+        after = row.words_predicted.split()[:WORDS]
+        other = after[:1] != row.words_before.split()[:1]
+        ax.text(**shares | {"x": first + 3.05}, s="\n".join(after), color="#005A8E" if other else INK,
                 fontweight="bold" if other else "normal")  # fmt: skip
         ax.text(**shares | {"x": first + 6.1, "ha": "right"}, s=f"{row.changed:.0%}", color=MUTED)
     header: dict[str, Any] = {"y": -0.72, "fontsize": 6.5, "color": MUTED, "va": "bottom"}
@@ -103,8 +107,8 @@ def draw_tiles(ax: Axes, line: int, sheet: Any, regions: pd.DataFrame) -> None:
             sheet[top : top + SIDE, left : left + SIDE], extent=(x, x + 0.96, y + 0.96, y), interpolation="nearest"
         )
         cell = 0.96 / GRID
-        corner = (x + row.column * cell - cell / 2, y + row.row * cell - cell / 2)
-        ax.add_patch(Rectangle(corner, 2 * cell, 2 * cell, fill=False, lw=0.9, edgecolor="black"))
+        corner = (x + row.column * cell, y + row.row * cell)
+        ax.add_patch(Rectangle(corner, cell, cell, fill=False, lw=0.9, edgecolor="black"))
 
 
 def draw_answers(results_dir: str | Path) -> Figure:
@@ -116,7 +120,7 @@ def draw_answers(results_dir: str | Path) -> Figure:
         for ax, (task, title) in zip(axes, TASKS.items(), strict=True):
             for number, (method, (label, look)) in enumerate(METHODS.items()):
                 for row, measure in enumerate(MEASURES):
-                    height = row + 0.17 * (number - 1.5)
+                    height = row + 0.15 * (number - 2)
                     named = label if row == 0 and ax is axes[0] else None
                     estimate_dot(ax, summary[f"{task}.{method}.{measure}"], height, look, label=named)
             ax.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], ylim=(len(MEASURES) - 0.5, -0.5))

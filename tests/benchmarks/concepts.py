@@ -3,8 +3,8 @@
     python tests/benchmarks/concepts.py [--rounds 3] [--out FOLDER]
 
 Each fit of `FITS` has the size of its data and its goal for two cores, and runs with its default steps. `recovered` is
-the mean correlation of its codes with the true changes: a fit that finds nothing does not count. `load` is the load of
-the machine, since seconds depend on what else it does. Never part of the tests.
+the mean correlation of its codes with the true ones: a fit that finds nothing does not count (PCA finds directions, not
+the concepts). `load` is the load of the machine, since seconds depend on what else it does. Never part of the tests.
 """
 
 import os
@@ -18,7 +18,7 @@ from measured import arguments, report, timed
 
 from steerlab.data import concept_shifts
 from steerlab.data.concept_shifts import ConceptShifts
-from steerlab.methods import SSAE
+from steerlab.methods import SSAE, ConceptDictionary
 from steerlab.metrics import match_codes
 
 
@@ -28,9 +28,18 @@ def fit_ssae(made: ConceptShifts) -> torch.Tensor:
     return SSAE(0, made.codes.shape[1], level).fit_differences(made.differences).encode(made.differences)
 
 
-# name: rows, width, concepts, goal in seconds, and the fit, which returns codes
-FITS: dict[str, tuple[int, int, int, float, Callable[[ConceptShifts], torch.Tensor]]] = {
-    "ssae": (5000, 576, 64, 60.0, fit_ssae),
+def fit_dictionary(method: Any, made: ConceptShifts) -> torch.Tensor:
+    """The activations of a concept dictionary."""
+    found = ConceptDictionary(0, made.codes.shape[1], method=method).fit_states(made.differences)
+    return found.activations(made.differences)
+
+
+SPARSE: dict[str, Any] = {"changed": (1, 3)}
+ALONE: dict[str, Any] = {"changed": (1, 1), "codes": "normal", "noise": 0.01}  # a state has one concept
+# name: rows, width, concepts, goal in seconds, the data, and the fit, which returns codes
+FITS: dict[str, tuple[int, int, int, float, dict[str, Any], Callable[[ConceptShifts], torch.Tensor]]] = {
+    "ssae": (5000, 576, 64, 60.0, SPARSE, fit_ssae),
+    **{name: (10000, 576, 20, 20.0, ALONE, partial(fit_dictionary, name)) for name in ("kmeans", "pca", "seminmf")},
 }
 
 
@@ -39,8 +48,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     fits = {}
-    for name, (rows, width, concepts, goal, fit) in FITS.items():
-        made = concept_shifts(rows, concepts, width)
+    for name, (rows, width, concepts, goal, data, fit) in FITS.items():
+        made = concept_shifts(rows, concepts, width, **data)
         found = [timed(partial(fit, made)) for _ in range(args.rounds)]
         seconds = [round(took, 2) for _, took in found]
         fits[name] = {

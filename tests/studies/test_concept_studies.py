@@ -16,6 +16,7 @@ from steerlab.testing import tiny_hf, tiny_tokenizer
 
 sys.path.insert(0, str(ROOT / "analyses"))
 from _concepts import find_directions, split_ids
+from _shift_pairs import EMOTIONS
 
 VALUES = [column.split("=")[1] for column in change_labels(attribute_pairs("objects", 400))]
 
@@ -72,6 +73,29 @@ def test_study_of_dependence_resumes_and_draws(tmp_path: Path) -> None:
     assert str(tmp_path) not in (out / "summary.json").read_text(), "no path of this machine"
     succeed(*arguments)
     assert stamps(out) == before
+
+
+@pytest.mark.nightly
+def test_study_of_representation_shift_resumes_and_draws(tmp_path: Path) -> None:
+    model, out = tiny_folder(tmp_path / "model", n_layers=6), tmp_path / "shift"
+    for name in EMOTIONS:
+        number = 200 if name == "happiness" else 40
+        (tmp_path / f"{name}.json").write_text(json.dumps([f"It is {name} number {i}." for i in range(number)]))
+    arguments = ["analyses/representation_shift.py", "--model", str(model), "--repe", str(tmp_path), "--limit", "40"]
+    arguments += ["--seeds", "1", "--out", str(out)]
+    succeed(*arguments)
+    summary, before = json.loads((out / "summary.json").read_text()), stamps(out)
+    assert str(tmp_path) not in (out / "summary.json").read_text(), "no path of this machine"
+    for pair in ("colors", "emotion"):
+        assert summary[f"{pair}.none.kl"]["value"] == summary[f"{pair}.none.square"]["value"] == 0
+        assert summary[f"{pair}.own.square"]["value"] == 1 and summary[f"{pair}.own.kl"]["value"] > 0.5
+    assert summary["colors.own.agrees"]["value"] >= summary["colors.other_concept.agrees"]["value"]
+    concepts = pd.read_csv(out / "concepts.csv")
+    assert set(concepts["pair"]) == {"colors", "emotion"} and concepts["consistency"].between(-1, 1.001).all()
+    succeed(*arguments)
+    assert stamps(out) == before
+    succeed("figures/representation_shift.py", str(out), "--out", str(tmp_path))
+    assert all((tmp_path / f"representation_shift{name}.pdf").stat().st_size > 5000 for name in ("", "_answers"))
 
 
 def test_mirrored_pairs_are_on_one_side_and_no_test_article_in_training() -> None:
