@@ -76,7 +76,7 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting(ADASTEER_LAYERS, 0.3, "prompt"),  # as published
     ],
     "field": [Setting(k, a) for k in (15, 16) for a in (5.0, 10.0, 15.0, 20.0, 30.0)],
-    "spherical": [Setting(k, a) for k in (15, 16) for a in (0.2, 0.4, 0.6, 0.8, 1.0)],
+    "spherical": [Setting(k, a) for k in (15, 16) for a in (0.03, 0.06, 0.09, 0.12, 0.15)],
 }
 
 
