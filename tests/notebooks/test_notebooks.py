@@ -16,7 +16,7 @@ from execute import NOTEBOOKS, execute, noise
 NAMES = [
     "01_first_steps", "02_choosing_a_layer", "03_is_my_behavior_steerable", "04_l2s_from_data_to_figure",
     "05_what_does_layer_12_know", "06_where_does_the_answer_come_from",
-    "07_which_concept_changed",
+    "07_which_concept_changed", "08_what_did_training_change",
 ]  # fmt: skip
 # places of one machine, progress bars, color codes, objects that are told by their address
 GARBAGE = re.compile(
