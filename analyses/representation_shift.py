@@ -354,10 +354,11 @@ def main() -> None:
         grids.append(grid)
     steered, answers_grid, numbers_of_answers = steer_answers(study, pairs[0].before, args)
     concepts = pd.concat(frames, ignore_index=True)
+    answered = steered.groupby(["method", "task", "type", "true", "own", "said"]).size().reset_index(name="questions")
     for name, table in {"concepts": concepts, "grid": pd.concat(grids), "answers_grid": answers_grid}.items():
         table.round(4).to_csv(study.folder / f"{name}.csv", index=False)
     origin = provenance(pairs[0].before, everything, args) | {"models": [pair.before.id for pair in pairs]}
-    study.finish(steered.round(4), summary | numbers_of_answers, page(concepts), origin)
+    study.finish(answered, summary | numbers_of_answers, page(concepts), origin)
     show_table("Concepts", concepts[["pair", "concept", "members", "norm", "words_before", "words_predicted"]])
 
 

@@ -42,11 +42,13 @@ MEASURES = {"moved": "old answers that\nbecome the new one", "changed_same": "ot
 def draw(results_dir: str | Path) -> Figure:
     """The concepts of both pairs, and how well their shift predicts what the trained model says."""
     folder = Path(results_dir)
-    concepts, summary = pd.read_csv(folder / "concepts.csv"), read_summary(folder)
+    summary, concepts = read_summary(folder), pd.read_csv(folder / "concepts.csv")
     regions, sheet = pd.read_csv(folder / "regions.csv"), mpimg.imread(folder / "images.png")
     with style():
-        fig = Figure(figsize=(width(2), 5.0), layout="constrained")
-        (left, right), (lower, last) = fig.subplots(2, 2, width_ratios=[1.3, 1], height_ratios=[2.1, 1])
+        fig = Figure(figsize=(width(2), 4.9), layout="constrained")
+        parts: Any = fig.subfigures(2, 1, height_ratios=[1.75, 1])
+        left, right = parts[0].subplots(1, 2, width_ratios=[1.42, 1])
+        lower, last = parts[1].subplots(1, 2)
         largest = concepts.groupby("pair", sort=False).head(ROWS)
         draw_concepts(left, largest[largest["pair"] == "colors"], sheet, regions)
         draw_concepts(right, largest[largest["pair"] == "emotion"])
@@ -55,8 +57,7 @@ def draw(results_dir: str | Path) -> Figure:
         for ax, pair, letter in ((lower, "colors", "c"), (last, "emotion", "d")):
             for row, (name, (_, look)) in enumerate(PREDICTED.items()):
                 estimate_dot(ax, summary[f"{pair}.{name}.kl"], row, look)
-            ax.axvline(0, color="0.6", lw=0.6)
-            ax.set(ylim=(len(PREDICTED) - 0.5, -0.5), xlim=(-0.6, 1.04), xticks=[-0.5, 0, 0.5, 1])
+            ax.set(ylim=(len(PREDICTED) - 0.5, -0.5), xlim=(-0.04, 1.04), xticks=[0, 0.25, 0.5, 0.75, 1])
             ax.set_yticks(range(len(PREDICTED)), [label for label, _ in PREDICTED.values()])
             ax.set_title(f"{letter}  {'Colors' if pair == 'colors' else 'Emotions'}, a shift added", loc="left")
             ax.set_xlabel(
@@ -77,7 +78,7 @@ def draw_concepts(ax: Axes, concepts: pd.DataFrame, sheet: Any = None, regions: 
             draw_tiles(ax, line, sheet, regions.reset_index().query(f"concept == {row.concept}"))
         shares: dict[str, Any] = {"x": first, "y": line, "ha": "left", "va": "center", "fontsize": 7}
         ax.text(**shares, s="\n".join(row.words_before.split()[:WORDS]), color=INK)
-        length = 0.25 + 0.95 * row.norm / longest
+        length = 0.2 + 0.8 * row.norm / longest
         arrow: dict[str, Any] = {
             "arrowstyle": "-|>",
             "lw": 0.5 + 1.5 * row.norm / longest,
@@ -85,17 +86,17 @@ def draw_concepts(ax: Axes, concepts: pd.DataFrame, sheet: Any = None, regions: 
             "shrinkA": 0,
             "shrinkB": 0,
         }
-        ax.annotate("", (first + 1.7 + length, line), (first + 1.7, line), arrowprops=arrow)
+        ax.annotate("", (first + 2.4 + length, line), (first + 2.4, line), arrowprops=arrow)
         after = row.words_predicted.split()[:WORDS]
         other = after[:1] != row.words_before.split()[:1]
-        ax.text(**shares | {"x": first + 3.05}, s="\n".join(after), color="#005A8E" if other else INK,
+        ax.text(**shares | {"x": first + 3.6}, s="\n".join(after), color="#005A8E" if other else INK,
                 fontweight="bold" if other else "normal")  # fmt: skip
-        ax.text(**shares | {"x": first + 6.1, "ha": "right"}, s=f"{row.changed:.0%}", color=MUTED)
+        ax.text(**shares | {"x": first + 6.4, "ha": "right"}, s=f"{row.changed:.0%}", color=MUTED)
     header: dict[str, Any] = {"y": -0.72, "fontsize": 6.5, "color": MUTED, "va": "bottom"}
     ax.text(x=first, s="before", **header)
-    ax.text(x=first + 3.05, s="after its shift", **header)
-    ax.text(x=first + 6.1, s="answers\nchanged", ha="right", **header)
-    ax.set(xlim=(0, first + 6.2), ylim=(len(concepts) - 0.45, -1.25), aspect="equal")
+    ax.text(x=first + 3.6, s="after its shift", **header)
+    ax.text(x=first + 6.4, s="answers\nchanged", ha="right", **header)
+    ax.set(xlim=(0, first + 6.5), ylim=(len(concepts) - 0.45, -1.25), aspect="equal")
 
 
 def draw_tiles(ax: Axes, line: int, sheet: Any, regions: pd.DataFrame) -> None:

@@ -16,8 +16,8 @@ from steerlab.plots import save, style, width
 
 RESULTS = Path(__file__).parents[2] / "analyses" / "results"
 STUDIES = (
-    "compare_methods", "dependence", "fields", "l2s_images", "l2s_safety", "layer_sweep", "scaling", "ssae",
-    "steerability", "vector_similarity",
+    "compare_methods", "dependence", "fields", "l2s_images", "l2s_safety", "layer_sweep", "representation_shift",
+    "scaling", "ssae", "steerability", "vector_similarity",
 )  # fmt: skip
 
 
@@ -33,9 +33,11 @@ def is_uncut(fig: Figure) -> bool:
     return box.x0 >= 0 and box.y0 >= 0 and box.x1 <= wide and box.y1 <= high
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_figure_of_the_committed_results_is_uncut_without_overlapping_text(name, script):
-    fig = script(name)["draw"](RESULTS / name)
+@pytest.mark.parametrize(
+    ("name", "function"), [*((name, "draw") for name in STUDIES), ("representation_shift", "draw_answers")]
+)
+def test_figure_of_the_committed_results_is_uncut_without_overlapping_text(name, function, script):
+    fig = script(name)[function](RESULTS / name)
     assert fig.get_size_inches()[0] == width(2) and is_uncut(fig)
     letters = [ax.get_title(loc="left")[:1] for ax in fig.axes if ax.get_title(loc="left")]
     assert letters == sorted(letters)
