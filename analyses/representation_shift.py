@@ -189,6 +189,7 @@ def measure_test(run: PairStudy, layers: pd.Series, seeds: int) -> dict[str, Any
     old = np.array([str(run.pair.before.tokenizer.decode([token])).lower() for token in tokens])
     for predictor, measured in found.items():
         summary[f"{name}.{predictor}.agrees"] = estimate(measured["agrees"].tolist(), 0)
+        summary[f"{name}.{predictor}.nats_left"] = estimate(measured["kl_left"].tolist(), 0)
         for key in ("kl", "square"):
             summary[f"{name}.{predictor}.{key}"] = share_estimate(measured, key)
         if name == "colors":
@@ -199,7 +200,6 @@ def measure_test(run: PairStudy, layers: pd.Series, seeds: int) -> dict[str, Any
             same = paired_bootstrap(found["concepts"]["agrees"], measured["agrees"], seed=0)
             summary[f"{name}.concepts_over_{predictor}.agrees"] = numbers(same)
             summary[f"{name}.concepts_over_{predictor}.nats_left"] = numbers(nats)
-    summary[f"{name}.kl"] = estimate(first["kl"].tolist(), 0)
     return summary
 
 
