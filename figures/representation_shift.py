@@ -25,10 +25,11 @@ from steerlab.plots.style import INK, MUTED
 RESULTS = Path(__file__).parents[1] / "analyses/results/representation_shift"
 ROWS, TILES, SIDE, GRID, WORDS = 6, 3, 64, 8, 2
 PREDICTED = {
-    "mean": ("one shift for all", "mean"), "answer": ("mean shift of the same answer", "routed_mean"),
-    "concepts": ("the concept's shift", "l2s"), "other_concept": ("another concept's shift", "random"),
-    "ridge": ("ridge regression", "linear"), "own": ("its own change*", "p2s"),
+    "none": ("nothing added", "none"), "other_concept": ("another concept's shift", "random"),
+    "mean": ("one shift for all", "mean"), "concepts": ("the concept's shift", "l2s"),
+    "answer": ("mean shift of the same answer", "routed_mean"), "ridge": ("ridge regression", "linear"),
 }  # fmt: skip
+CLEAR = 0.02  # the share of its activation that a concept loses: below it no region is marked
 METHODS = {
     "coarse": ("coarse, all inputs", "mean"), "gated": ("coarse, behind a probe", "gated_mean"),
     "one_concept": ("fine, one concept", "adasteer"), "concepts": ("fine, every concept", "l2s"),
@@ -52,17 +53,15 @@ def draw(results_dir: str | Path) -> Figure:
         largest = concepts.groupby("pair", sort=False).head(ROWS)
         draw_concepts(left, largest[largest["pair"] == "colors"], sheet, regions)
         draw_concepts(right, largest[largest["pair"] == "emotion"])
-        left.set_title("a  Trained to say red for purple", loc="left")
-        right.set_title("b  Trained on happy scenarios", loc="left")
+        left.set_title("a  Trained to say red for purple (6 of 8 concepts)", loc="left")
+        right.set_title("b  On happy scenarios (6 of 8)", loc="left")
         for ax, pair, letter in ((lower, "colors", "c"), (last, "emotion", "d")):
             for row, (name, (_, look)) in enumerate(PREDICTED.items()):
-                estimate_dot(ax, summary[f"{pair}.{name}.kl"], row, look)
-            ax.set(ylim=(len(PREDICTED) - 0.5, -0.5), xlim=(-0.04, 1.04), xticks=[0, 0.25, 0.5, 0.75, 1])
+                estimate_dot(ax, summary[f"{pair}.{name}.nats_left"], row, look)
+            ax.set(ylim=(len(PREDICTED) - 0.5, -0.5), xscale="log")
             ax.set_yticks(range(len(PREDICTED)), [label for label, _ in PREDICTED.values()])
             ax.set_title(f"{letter}  {'Colors' if pair == 'colors' else 'Emotions'}, a shift added", loc="left")
-            ax.set_xlabel(
-                "Share of the divergence from the trained model\ntaken away (95 % intervals; *: needs that model)"
-            )
+            ax.set_xlabel("KL from the trained model's next token,\nnats (log scale, 95 % intervals)")
         last.set_yticklabels([])
         fig.draw_without_rendering()
     return fig
@@ -107,9 +106,10 @@ def draw_tiles(ax: Axes, line: int, sheet: Any, regions: pd.DataFrame) -> None:
         ax.imshow(
             sheet[top : top + SIDE, left : left + SIDE], extent=(x, x + 0.96, y + 0.96, y), interpolation="nearest"
         )
-        cell = 0.96 / GRID
-        corner = (x + row.column * cell, y + row.row * cell)
-        ax.add_patch(Rectangle(corner, cell, cell, fill=False, lw=0.9, edgecolor="black"))
+        if row.drop > CLEAR:
+            cell = 0.96 / GRID
+            corner = (x + row.column * cell, y + row.row * cell)
+            ax.add_patch(Rectangle(corner, cell, cell, fill=False, lw=0.9, edgecolor="black"))
 
 
 def draw_answers(results_dir: str | Path) -> Figure:
