@@ -24,9 +24,11 @@ def environment(release: str) -> Path:
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         venv.create(folder, with_pip=True, clear=True)
-        own = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"])
-        # after the environment's own packages: what is installed there comes first
-        Path(own.decode().strip(), "base.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+    own = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"])
+    # after the environment's own packages: what is installed there comes first. Written at every call: another checkout
+    # may have made the environment, and its packages are not this one's
+    Path(own.decode().strip(), "base.pth").write_text(sysconfig.get_paths()["purelib"] + "\n", encoding="utf-8")
+    if not (folder / "ready").exists():
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"transformers=={release}"]
         subprocess.check_call(install)
         (folder / "ready").touch()
