@@ -147,9 +147,9 @@ def _semi_nmf(x: NDArray[np.float64], labels: NDArray[np.int32], n: int) -> NDAr
     """Concepts such that states are close to sums of them with weights that are not negative (Ding et al., 2010)."""
     weights = np.eye(n)[labels] + 0.2
     for _ in range(UPDATES):
-        concepts = np.linalg.lstsq(weights, x, rcond=None)[0]
+        concepts = np.linalg.pinv(weights.T @ weights) @ (weights.T @ x)
         products, gram = x @ concepts.T, concepts @ concepts.T
         up = np.maximum(products, 0) + weights @ np.maximum(-gram, 0)
         down = np.maximum(-products, 0) + weights @ np.maximum(gram, 0)
         weights *= np.sqrt(up / np.maximum(down, 1e-12))
-    return np.asarray(np.linalg.lstsq(weights, x, rcond=None)[0], dtype=np.float64)
+    return np.asarray(np.linalg.pinv(weights.T @ weights) @ (weights.T @ x), dtype=np.float64)
