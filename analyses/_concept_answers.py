@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, cached_property
 from itertools import product
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from _common import numbers
@@ -60,7 +60,7 @@ class Answers:
         folder = self.study.folder / "stages" / "states-answers"
         acts = steerlab.capture(self.model, self.rows["fit"], layers=list(LAYERS), batch_size=64, folder=folder).load()
         said = self.own["fit"][acts.index["example_id"]].to_numpy()
-        return Activations(acts.values, acts.index.assign(behavior=said), acts.sites, acts.info)
+        return replace(acts, index=acts.index.assign(behavior=said))
 
     def _concepts(self, layer: int) -> ConceptDictionary:
         """The concepts of all these states."""
@@ -86,18 +86,15 @@ class Answers:
             drawn = torch.randn(self.model.hidden_size, generator=torch.Generator().manual_seed(0))
             return SteeringVector({layer: drawn * self.coarse(layer, task).norm / drawn.norm()})
         if method == "gated":
-            acts = self.states
-            labels = np.where(acts.index["behavior"] == old, "old", "other")
-            labeled = Activations(acts.values, acts.index.assign(behavior=labels), acts.sites, acts.info)
-            probe = LinearProbe(layer, positive=["old"]).fit(labeled)
+            probe = LinearProbe(layer, positive=[old]).fit(self.states)
             return Gated(self.coarse(layer, task), probe, threshold=0.5)
         concepts = self.concepts(layer)
         if method == "one_concept":
-            source, reach = self.best_pair(layer, task)
-            return ConceptSteering(concepts, {source: concepts.between(source, reach)})
-        reach = self.main_concept(layer, new)  # every concept of the old answer, to the largest of the new one
-        pairs = {k: concepts.between(k, reach) for k in self.sources(layer, old) if k != reach}
-        return ConceptSteering(concepts, pairs or {reach: torch.zeros_like(concepts.concepts_[reach])})
+            source, target = self.best_pair(layer, task)
+            return ConceptSteering(concepts, {source: concepts.between(source, target)})
+        target = self.main_concept(layer, new)  # every concept of the old answer, to the largest of the new one
+        pairs = {k: concepts.between(k, target) for k in self.sources(layer, old) if k != target}
+        return ConceptSteering(concepts, pairs or {target: torch.zeros_like(concepts.concepts_[target])})
 
     def main_concept(self, layer: int, answer: str) -> int:
         """The concept with most inputs that are answered so."""
@@ -117,12 +114,12 @@ class Answers:
 
         def count() -> pd.DataFrame:
             found = []
-            for source, reach in product(self.sources(layer, old), range(N_CONCEPTS)):
-                if source != reach:
-                    vector = SteeringVector({layer: concepts.between(source, reach)})
+            for source, target in product(self.sources(layer, old), range(N_CONCEPTS)):
+                if source != target:
+                    vector = SteeringVector({layer: concepts.between(source, target)})
                     said = answers(self.model, rows, Request(vector, 1.0, "all"), self.batch_size)["said"]
                     change = said.value_counts().sub(own, fill_value=0).rename_axis("answer").reset_index(name="change")
-                    found.append(change.assign(vector=f"{source}>{reach}"))
+                    found.append(change.assign(vector=f"{source}>{target}"))
             return pd.concat(found, ignore_index=True)
 
         changes = self.study.stage(f"ranked-{task}-{layer}", count)
@@ -130,8 +127,8 @@ class Answers:
         ranked = rank_concept_vectors(table)
         clear = ranked[ranked["target"] == new]  # where no vector leads to it alone: the one that leads there most
         best = clear["vector"].iloc[0] if len(clear) else (table[new].idxmax() if new in table else table.index[0])
-        source, reach = str(best).split(">")
-        return int(source), int(reach)
+        source, target = str(best).split(">")
+        return int(source), int(target)
 
     def steered(self, part: str, method: str, task: str, layer: int, alpha: float, where: str) -> pd.DataFrame:
         """Each question with the own and the steered answer."""

@@ -35,8 +35,6 @@ EMOTIONS = ("happiness", "anger", "disgust", "fear", "sadness", "surprise")
 FEELING = "{} It makes me feel very"
 TUNED_ON = 150  # happy scenarios
 TRAIN_IMAGES = 1200
-
-
 PARTS = ("fit", "validation", "test")
 
 
@@ -65,8 +63,8 @@ class Pair:
     rows: dict[str, list[Example]]
 
 
-def tune(hf: Any, batches: Iterator[dict[str, Tensor]], recipe: Recipe, seed: int) -> tuple[Any, float]:
-    """A copy of a model, trained further and merged, and the loss of its last ten steps.
+def tune(hf: Any, batches: Iterator[dict[str, Tensor]], recipe: Recipe, seed: int) -> Any:
+    """A copy of a model, trained further and merged.
 
     Batches have the model's inputs and `targets`, the token wanted after each column, or -100.
     """
@@ -76,7 +74,6 @@ def tune(hf: Any, batches: Iterator[dict[str, Tensor]], recipe: Recipe, seed: in
     copied.set_attn_implementation("eager")  # it takes the additive tree masks of the scenes
     tuned = get_peft_model(copied, LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=projections))
     optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=recipe.learning_rate)
-    losses = []
     for _ in tqdm(range(recipe.steps), desc="train", unit="step"):
         batch = next(batches)
         targets = batch.pop("targets")
@@ -85,19 +82,18 @@ def tune(hf: Any, batches: Iterator[dict[str, Tensor]], recipe: Recipe, seed: in
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
-    return tuned.merge_and_unload().eval().requires_grad_(False), float(np.mean(losses[-10:]))
+    return tuned.merge_and_unload().eval().requires_grad_(False)
 
 
 def tuned_folder(name: str, model: Model, batches: Iterator[dict[str, Tensor]], stages: Path, seed: int) -> Path:
     """The folder of a trained model, which is made unless it is there."""
     folder = stages / f"tuned-{name}-{fingerprint([TRAINING, seed])[:8]}"
-    done = folder / "loss.json"  # written last
+    done = folder / "training.txt"  # written last
     if not done.exists():
-        hf, loss = tune(model.hf, batches, RECIPES[name], seed)
+        hf = tune(model.hf, batches, RECIPES[name], seed)
         hf.save_pretrained(folder)
         (model.vision.processor if model.vision else model.tokenizer).save_pretrained(folder)
-        done.write_text(json.dumps(loss))
+        done.write_text(TRAINING)
     return folder
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, zip_longest
 from typing import Any
@@ -36,7 +36,7 @@ from steerlab.analysis.input_dependence import input_dependence
 from steerlab.analysis.shuffling import shuffle_effects
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, demo_set, language_questions
-from steerlab.metrics import Estimate
+from steerlab.metrics import Estimate, bootstrap_ratio
 from steerlab.models.model import Model
 
 RESAMPLES, IMAGES = 2000, 400
@@ -109,16 +109,12 @@ def effects_lost(effects: pd.DataFrame, groups: Mapping[str, str], seed: int) ->
     lost, gained, counts = (
         of_groups[key].to_numpy() for key in (("lost", "sum"), ("gained", "sum"), ("lost", "count"))
     )
-    draws = np.random.default_rng(seed).integers(0, len(lost), (RESAMPLES, len(lost)))
-    nats, own = (part[draws].sum(1) / counts[draws].sum(1) for part in (lost, gained))
-    found = {"own_nats": (gained.sum() / counts.sum(), own), "lost_nats": (lost.sum() / counts.sum(), nats)}
-    if np.quantile(own, 0.025) > 0:  # else there is no effect to take a share of
-        found["lost_share"] = (lost.sum() / gained.sum(), nats / own)
-    intervals = {key: np.quantile(drawn, [0.025, 0.975]) for key, (_, drawn) in found.items()}
-    return {
-        key: numbers(Estimate(float(value), float(intervals[key][0]), float(intervals[key][1]), len(effects)))
-        for key, (value, _) in found.items()
-    }
+    options: dict[str, Any] = {"n_boot": RESAMPLES, "seed": seed}
+    nats = {"own_nats": gained, "lost_nats": lost}
+    found = {key: bootstrap_ratio(sums, counts, **options) for key, sums in nats.items()}
+    if found["own_nats"].low > 0:  # else there is no effect to take a share of
+        found["lost_share"] = bootstrap_ratio(lost, gained, **options)
+    return {key: numbers(replace(one, n=len(effects))) for key, one in found.items()}
 
 
 def run_task(study: Study, name: str, task: Task, args: argparse.Namespace) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -48,7 +48,7 @@ from steerlab.analysis.study import Study
 from steerlab.data import data_hash
 from steerlab.methods import P2S, ConceptDictionary
 from steerlab.methods.regression import fit_ridge
-from steerlab.metrics import paired_bootstrap
+from steerlab.metrics import bootstrap_ratio, paired_bootstrap
 from steerlab.models.model import Model
 
 N_CONCEPTS = 8
@@ -203,12 +203,10 @@ def measure_test(run: PairStudy, layers: pd.Series, seeds: int) -> dict[str, Any
     return summary
 
 
-def share_estimate(measured: pd.DataFrame, key: str, draws: int = 1000) -> dict[str, float]:
+def share_estimate(measured: pd.DataFrame, key: str) -> dict[str, float]:
     """The share that is taken away, with its interval over inputs."""
-    rng, n = np.random.default_rng(0), len(measured)
-    drawn = [taken_away(measured.iloc[rng.integers(0, n, n)], key) for _ in range(draws)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"value": round(taken_away(measured, key), 4), "low": round(low, 4), "high": round(high, 4), "n": n}
+    removed = measured[key] - measured[f"{key}_left"]
+    return numbers(bootstrap_ratio(removed, measured[key], n_boot=1000))
 
 
 def describe_concepts(run: PairStudy, layer: int) -> pd.DataFrame:
@@ -217,7 +215,7 @@ def describe_concepts(run: PairStudy, layer: int) -> pd.DataFrame:
     """
     concepts, shift = run.shift(layer, 0)
     after = run.dictionary(layer, 0, "validation", "after")
-    mean = run.predict("mean", layer, "fit", 0)[: len(shift.vectors)]
+    mean = run.predict("mean", layer, "fit", 0)[:1].expand_as(shift.vectors)
     by_mean = replace(shift, vectors=mean).recovery(after)["recovered"].to_numpy()
     frame = shift.frame().merge(shift.recovery(after), on="concept").assign(recovered_by_mean=by_mean)
     options: dict[str, Any] = {"top": SHOWN, "stop_words": (), **WORDS[run.pair.name]}
@@ -298,15 +296,8 @@ def shift_part(study: Study, pair: Pair, args: argparse.Namespace) -> tuple[dict
     frame = describe_concepts(run, layer)
     if pair.before.vision is not None:
         summary |= find_regions(run, layer, frame)
-    measures = (
-        "overlap_before",
-        "overlap_predicted",
-        "consistency",
-        "consistency_others",
-        "recovered",
-        "recovered_by_mean",
-    )
-    for key in measures:  # a concept with one member has no consistency with others
+    measures = ("overlap_before", "overlap_predicted", "consistency", "consistency_others", "recovered")
+    for key in (*measures, "recovered_by_mean"):  # a concept with one member has no consistency with others
         known = frame[frame[key].notna()]
         summary[f"{pair.name}.{key}"] = round(float(np.average(known[key], weights=known["members"])), 4)
     return summary, frame, grid

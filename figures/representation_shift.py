@@ -29,6 +29,7 @@ PREDICTED = {
     "mean": ("one shift for all", "mean"), "concepts": ("the concept's shift", "l2s"),
     "answer": ("mean shift of the same answer", "routed_mean"), "ridge": ("ridge regression", "linear"),
 }  # fmt: skip
+ARROW: dict[str, Any] = {"arrowstyle": "-|>", "color": MUTED, "shrinkA": 0, "shrinkB": 0}
 CLEAR = 0.02  # the share of its activation that a concept loses: below it no region is marked
 METHODS = {
     "coarse": ("coarse, all inputs", "mean"), "gated": ("coarse, behind a probe", "gated_mean"),
@@ -75,22 +76,16 @@ def draw_concepts(ax: Axes, concepts: pd.DataFrame, sheet: Any = None, regions: 
     for line, row in enumerate(concepts.itertuples()):
         if sheet is not None and regions is not None:
             draw_tiles(ax, line, sheet, regions.reset_index().query(f"concept == {row.concept}"))
-        shares: dict[str, Any] = {"x": first, "y": line, "ha": "left", "va": "center", "fontsize": 7}
-        ax.text(**shares, s="\n".join(row.words_before.split()[:WORDS]), color=INK)
+        look: dict[str, Any] = {"x": first, "y": line, "ha": "left", "va": "center", "fontsize": 7}
+        ax.text(**look, s="\n".join(row.words_before.split()[:WORDS]), color=INK)
         length = 0.2 + 0.8 * row.norm / longest
-        arrow: dict[str, Any] = {
-            "arrowstyle": "-|>",
-            "lw": 0.5 + 1.5 * row.norm / longest,
-            "color": MUTED,
-            "shrinkA": 0,
-            "shrinkB": 0,
-        }
+        arrow = ARROW | {"lw": 0.5 + 1.5 * row.norm / longest}
         ax.annotate("", (first + 2.4 + length, line), (first + 2.4, line), arrowprops=arrow)
         after = row.words_predicted.split()[:WORDS]
         other = after[:1] != row.words_before.split()[:1]
-        ax.text(**shares | {"x": first + 3.6}, s="\n".join(after), color="#005A8E" if other else INK,
+        ax.text(**look | {"x": first + 3.6}, s="\n".join(after), color="#005A8E" if other else INK,
                 fontweight="bold" if other else "normal")  # fmt: skip
-        ax.text(**shares | {"x": first + 6.4, "ha": "right"}, s=f"{row.changed:.0%}", color=MUTED)
+        ax.text(**look | {"x": first + 6.4, "ha": "right"}, s=f"{row.changed:.0%}", color=MUTED)
     header: dict[str, Any] = {"y": -0.72, "fontsize": 6.5, "color": MUTED, "va": "bottom"}
     ax.text(x=first, s="before", **header)
     ax.text(x=first + 3.6, s="after its shift", **header)

@@ -116,7 +116,7 @@ def concept_regions(
         DataError: an example without an image, or with several.
         SteeringError: concepts of PCA or semi-NMF, whose activations may be 0 or negative.
     """
-    concepts.check_places()
+    concepts.check_centroids()
     examples = as_examples(data)
     as_whole("grid", grid, 1)
     frames = []
@@ -133,11 +133,9 @@ def concept_regions(
         active = concepts.activations(acts.at(concepts.site))
         concept = int(active[0].argmax())
         drop = 1 - active[1:, concept] / active[0, concept]
-        places = pd.DataFrame(cells, columns=["row", "column"])
-        places.insert(0, "concept", concept)
-        places.insert(0, "example_id", example.id)
-        frames.append(places.assign(drop=drop.numpy()))
-    return pd.concat(frames, ignore_index=True)
+        frame = pd.DataFrame(cells, columns=["row", "column"])
+        frames.append(frame.assign(example_id=example.id, concept=concept, drop=drop.numpy()))
+    return pd.concat(frames, ignore_index=True)[["example_id", "concept", "row", "column", "drop"]]
 
 
 def _cover(image: Image.Image, row: int, column: int, grid: int) -> Image.Image:

@@ -21,6 +21,7 @@ from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
 from steerlab.methods import L2S, P2S, Context, NearestNeighbors, RoutedMean, Steerer
 from steerlab.methods.base import ROUNDING, are_same
+from steerlab.metrics import bootstrap_ratio
 from steerlab.metrics.bootstrap import check_resampling
 
 PREDICTORS = ("one vector", "class means", "routed mean", "nearest neighbors", "linear", "net")
@@ -253,9 +254,8 @@ def _within(
         return dict.fromkeys(("within", "within_low", "within_high"), np.nan)
     missed = centered if predicted is None else centered - predicted
     size, lost = (np.bincount(clusters, rows.double().square().sum(1).numpy()) for rows in (centered, missed))
-    draws = np.random.default_rng(seed).integers(0, len(size), (n_boot, len(size)))
-    low, high = np.quantile(1 - lost[draws].sum(1) / size[draws].sum(1), [0.025, 0.975])
-    return {"within": float(1 - lost.sum() / size.sum()), "within_low": float(low), "within_high": float(high)}
+    kept = bootstrap_ratio(size - lost, size, n_boot=n_boot, seed=seed)
+    return {"within": kept.value, "within_low": kept.low, "within_high": kept.high}
 
 
 def class_means(

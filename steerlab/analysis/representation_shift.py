@@ -17,7 +17,6 @@ from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods import ConceptDictionary, SteeringVector
 from steerlab.metrics import match_directions
 from steerlab.models.fingerprint import describe_origin, same_model
-from steerlab.models.sites import Site
 
 CENTERS = ("mean", "median", "trimmed")
 ROWS = ("example_id", "side", "position", "column", "token")  # what says that two rows are the same place
@@ -28,28 +27,24 @@ class RepresentationShift:
     """How far the states of each concept moved.
 
     Attributes:
-        site: where.
-        concepts: `(concept, hidden)`, before.
+        concepts: the dictionary of the first model.
         vectors: `(concept, hidden)`, the shift of each; zero for a concept that no state activates.
         members: `(concept,)`, the number of states that activate each.
         consistency: `(concept,)`, the mean cosine between the shifts of single states and `vectors`; NaN without
             members, 1 where nothing moved.
         consistency_others: the same with the mean of the *other* members, which one outlier or few members do not
             raise; NaN with fewer than two.
-        method: of the dictionary.
     """
 
-    site: Site
-    concepts: Float[Tensor, "concept hidden"]
+    concepts: ConceptDictionary
     vectors: Float[Tensor, "concept hidden"]
     members: Int[Tensor, " concept"]
     consistency: Float[Tensor, " concept"]
     consistency_others: Float[Tensor, " concept"]
-    method: str = "kmeans"
 
     def predicted(self, alpha: float = 1.0) -> Float[Tensor, "concept hidden"]:
         """The concepts with `alpha` times their shift."""
-        return self.concepts + alpha * self.vectors
+        return self.concepts.concepts_ + alpha * self.vectors
 
     def vector(self, concept: int) -> SteeringVector:
         """The shift of one concept, to be added to the first model: the mean change of its states at this site alone.
@@ -60,7 +55,7 @@ class RepresentationShift:
         as_whole("concept", concept, 0, len(self.vectors) - 1)
         if not self.members[concept]:
             raise SteeringError(f"no state activates concept {concept}: it has no shift")
-        return SteeringVector({self.site: self.vectors[concept]})
+        return SteeringVector({self.concepts.site: self.vectors[concept]})
 
     def frame(self) -> pd.DataFrame:
         """A row for each concept: `concept, members, norm, consistency, consistency_others`."""
@@ -87,21 +82,24 @@ class RepresentationShift:
 
         Raises:
             MismatchError: a dictionary of another layer or width.
-            SteeringError: concepts of PCA or semi-NMF, which are no places and have no distance.
+            SteeringError: concepts of PCA or semi-NMF, which are no points and have no distance.
 
         Source: arXiv 2501.03012, section 3.
         """
-        if after.site != self.site or after.concepts_.shape[1] != self.concepts.shape[1]:
-            raise MismatchError(f"the dictionary is of layer {after.site}, the shift of {self.site}: give one layer")
-        if {self.method, after.method} != {"kmeans"}:
-            raise SteeringError("only the concepts of k-means are places that can be reached: use method='kmeans'")
+        before = self.concepts.concepts_
+        for one in (self.concepts, after):
+            one.check_centroids()
+        if after.site != self.concepts.site or after.concepts_.shape[1] != before.shape[1]:
+            raise MismatchError(
+                f"layer {after.site} of the dictionary, {self.concepts.site} of the shift: give one layer"
+            )
         partner = torch.zeros(1, dtype=torch.long)
-        if len(self.concepts) > 1:
-            centered = [one - one.mean(0) for one in (self.concepts, after.concepts_)]
+        if len(before) > 1:
+            centered = [one - one.mean(0) for one in (before, after.concepts_)]
             partner = match_directions(*centered).order
         wanted = after.concepts_[partner]
         found: dict[str, Tensor] = {"concept": torch.arange(len(partner)), "partner": partner}
-        for name, rows in (("before", self.concepts), ("predicted", self.predicted(alpha))):
+        for name, rows in (("before", before), ("predicted", self.predicted(alpha))):
             found[f"cosine_{name}"] = torch.cosine_similarity(rows.double(), wanted.double())
             found[f"distance_{name}"] = (rows.double() - wanted.double()).norm(dim=1)
         frame = pd.DataFrame({name: values.numpy() for name, values in found.items()})
@@ -121,8 +119,8 @@ def representation_shift(
 
     Args:
         concepts: a dictionary of the first model's states.
-        before, after: the same places of the same texts in the two models. Both must read one text: of texts that each
-            generated for itself, the words before would differ too.
+        before, after: the states of the same tokens of the same texts in the two models. Both must read one text: of
+            texts that each generated for itself, the words before would differ too.
         center: "mean", "median" or "trimmed" (without a tenth at each end), coordinate by coordinate.
 
     Raises:
@@ -153,9 +151,7 @@ def representation_shift(
     measured = [_shift_of(group, center) for group in groups]
     vectors, consistency, others = (torch.stack(list(parts)).float() for parts in zip(*measured, strict=True))
     members = torch.tensor([len(group) for group in groups])
-    return RepresentationShift(
-        concepts.site, concepts.concepts_, vectors, members, consistency, others, concepts.method
-    )
+    return RepresentationShift(concepts, vectors, members, consistency, others)
 
 
 def _shift_of(moved: Float[Tensor, "state hidden"], center: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
@@ -14,7 +14,7 @@ from steerlab._support.progress import bar as progress_bar
 from steerlab.capturing.activations import Activations, CapturedBatch
 from steerlab.capturing.capture import BatchRunner
 from steerlab.capturing.rows import CaptureRow, Layers, as_sites, index_labels
-from steerlab.data.example import data_hash
+from steerlab.data.example import Example, data_hash
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, LayoutError
 from steerlab.models.encoding import EncodedPrompt
@@ -66,28 +66,12 @@ def capture_words(
     if isinstance(answers, str) or len(answers) != len(examples):
         raise DataError(f"{len(examples)} prompts, and {len(answers)} answers: give a text for each prompt")
     patterns = {name: _pattern(name, several) for name, several in _by_name(words).items()}
-    counts = dict.fromkeys(patterns, 0)
-    rows = []
-    for number, (example, answer) in enumerate(zip(examples, answers, strict=True)):
-        if not answer.strip():
-            continue
-        prompt = model.encode(
-            example.prompt, answer=answer, system=example.system, example_id=example.id, images=example.images
-        )
-        start = prompt.offsets[prompt.n_prompt][0]
-        if start and (prompt.text[start - 1] + prompt.text[start]).isalnum():
-            raise DataError(
-                f"{example.id!r}: answer {show(answer)} goes on with the prompt's last word: begin it with a space"
-            )
-        places = {name: _token_before(prompt, pattern) for name, pattern in patterns.items()}
-        found = {name: token for name, token in places.items() if token is not None}
-        labels: list[dict[str, Any]] = []
-        for name, token in found.items():
-            counts[name] += 1
-            where = {"behavior": name, "column": token, "token": prompt.ids[token], "n_tokens": 1}
-            labels.append(index_labels(example, number, "answer", f"before {name}") | where)
-        if found:
-            rows.append(CaptureRow(prompt, tuple((token,) for token in found.values()), tuple(labels)))
+    planned = [
+        _plan_row(model, example, number, answer, patterns)
+        for number, (example, answer) in enumerate(zip(examples, answers, strict=True))
+        if answer.strip()
+    ]
+    rows = [row for row in planned if row.groups]
     if not rows:
         raise DataError(f"none of {len(answers)} answers has one of the words of {list(patterns)}")
     run, captured = BatchRunner(model, sites, dtype, "right", "none"), list[CapturedBatch]()
@@ -95,9 +79,32 @@ def capture_words(
         for numbers in model.batches([row.prompt for row in rows], batch_size, "right"):
             captured += run([rows[i] for i in numbers])
             bar.update(len(numbers))
-    info = model.info() | {"data": data_hash(examples), "words": counts, "sites": [str(site) for site in sites]}
-    info["tokens"] = fingerprint([row.prompt.ids for row in rows])
+    counts = Counter(label["behavior"] for row in rows for label in row.labels)
+    info = model.info() | {"data": data_hash(examples), "tokens": fingerprint([row.prompt.ids for row in rows])}
+    info |= {"words": {name: counts[name] for name in patterns}, "sites": [str(site) for site in sites]}
     return Activations.join(captured, sites, info)
+
+
+def _plan_row(
+    model: Model, example: Example, number: int, answer: str, patterns: Mapping[str, re.Pattern[str]]
+) -> CaptureRow:
+    """The row of an answer, with a group for each name that has a word in it."""
+    row = model.encode(
+        example.prompt, answer=answer, system=example.system, example_id=example.id, images=example.images
+    )
+    start = row.offsets[row.n_prompt][0]
+    if start and (row.text[start - 1] + row.text[start]).isalnum():
+        raise DataError(
+            f"{example.id!r}: answer {show(answer)} goes on with the prompt's last word: begin it with a space"
+        )
+    found = {name: _token_before(row, pattern) for name, pattern in patterns.items()}
+    tokens = {name: token for name, token in found.items() if token is not None}
+    labels = [
+        index_labels(example, number, "answer", f"before {name}")
+        | {"behavior": name, "column": token, "token": row.ids[token], "n_tokens": 1}
+        for name, token in tokens.items()
+    ]
+    return CaptureRow(row, tuple((token,) for token in tokens.values()), tuple(labels))
 
 
 def _by_name(words: Words) -> dict[str, tuple[str, ...]]:

@@ -3,7 +3,7 @@
 A text metric is a function in one file, with one test; `sweep(metric=...)` accepts any such function.
 """
 
-from steerlab.metrics.bootstrap import Estimate, bootstrap_ci, paired_bootstrap, share_interval
+from steerlab.metrics.bootstrap import Estimate, bootstrap_ci, bootstrap_ratio, paired_bootstrap, share_interval
 from steerlab.metrics.chair import CaptionObjects, ChairScores, chair, mentioned_objects
 from steerlab.metrics.deferral import defers_to_expert, ed_published, find_referral
 from steerlab.metrics.detection import detection_auc, detection_report, rates_at
@@ -21,10 +21,10 @@ from steerlab.metrics.yes_no import YesNo, yes_no_ids, yes_no_logits
 
 __all__ = [
     "ON_TOPIC", "CaptionObjects", "ChairScores", "ClassifierJudge", "Estimate", "Judge", "KeywordJudge",
-    "LlamaGuardJudge", "Matching", "PopeScores", "YesNo", "bootstrap_ci", "chair", "correlations", "defers_to_expert",
-    "detection_auc", "detection_report", "distinct_n", "ed_published", "exact_match", "expected_unsafe", "final_number",
-    "find_language", "find_referral", "is_fluent", "is_refusal", "l2s_accuracy", "l2s_f1", "match_codes",
-    "match_directions", "mentioned_objects", "paired_bootstrap", "parse_yes_no", "perplexity", "pope_scores",
-    "rates_at", "refusal_kind", "repetition", "share_identical", "share_interval", "threshold_grid", "topic_gain",
-    "unsafe_curve", "yes_no_ids", "yes_no_logits",
+    "LlamaGuardJudge", "Matching", "PopeScores", "YesNo", "bootstrap_ci", "bootstrap_ratio", "chair", "correlations",
+    "defers_to_expert", "detection_auc", "detection_report", "distinct_n", "ed_published", "exact_match",
+    "expected_unsafe", "final_number", "find_language", "find_referral", "is_fluent", "is_refusal", "l2s_accuracy",
+    "l2s_f1", "match_codes", "match_directions", "mentioned_objects", "paired_bootstrap", "parse_yes_no", "perplexity",
+    "pope_scores", "rates_at", "refusal_kind", "repetition", "share_identical", "share_interval", "threshold_grid",
+    "topic_gain", "unsafe_curve", "yes_no_ids", "yes_no_logits",
 ]  # fmt: skip

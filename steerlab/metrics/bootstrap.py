@@ -1,4 +1,4 @@
-"""Estimates with intervals: the percentile bootstrap of a mean or median, and the Wilson interval of a share."""
+"""Estimates with intervals: the percentile bootstrap of a mean, median or ratio, and the Wilson interval of a share."""
 
 from __future__ import annotations
 
@@ -128,6 +128,34 @@ def paired_bootstrap(
             "in the same order. Join the two tables on the example id first."
         )
     return bootstrap_ci(left - right, statistic=statistic, n_boot=n_boot, level=level, seed=seed)
+
+
+def bootstrap_ratio(parts: Any, wholes: Any, *, n_boot: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
+    """The sum of the parts over the sum of the wholes, with its percentile bootstrap interval.
+
+    Sums are divided, so that no example with a small whole decides.
+
+    Example:
+        >>> bootstrap_ratio([1, 3], [2, 6]).value
+        0.5
+
+    Args:
+        parts, wholes: one number per example, or summed over each group of examples that belong together.
+        n_boot, level, seed: as in `bootstrap_ci`.
+
+    Raises:
+        DataError: different lengths, or as `bootstrap_ci`.
+
+    Source: Efron and Tibshirani (1993), resampling pairs.
+    """
+    part, whole = as_values(parts, "bootstrap_ratio (parts)"), as_values(wholes, "bootstrap_ratio (wholes)")
+    if part.size != whole.size:
+        raise DataError(f"bootstrap_ratio got {part.size} parts and {whole.size} wholes: give one of each per example")
+    check_resampling(level, n_boot, seed)
+    draws = np.random.default_rng(seed).integers(0, part.size, (n_boot, part.size))
+    drawn = part[draws].sum(1) / whole[draws].sum(1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(part.sum() / whole.sum()), float(low), float(high), part.size)
 
 
 def check_resampling(level: float, n_boot: int, seed: int = 0) -> None:

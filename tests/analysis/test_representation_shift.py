@@ -121,7 +121,7 @@ def test_other_models_and_other_rows_are_refused() -> None:
         representation_shift(known, before, texts)
     directions = ConceptDictionary(3, 4, method="pca").fit(before)
     for first, second in ((directions, known), (known, directions)):
-        with pytest.raises(SteeringError, match="places"):
+        with pytest.raises(SteeringError, match="no points in the space of states"):
             representation_shift(first, before, before).recovery(second)
     stranger = Activations(before.values, before.index, before.sites, {"model": "m", "weights": "w"})
     with pytest.raises(MismatchError, match="not of the first model"):

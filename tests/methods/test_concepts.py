@@ -117,7 +117,7 @@ def _last(model, prompt: str) -> torch.Tensor:
 def test_steering_between_what_does_not_fit_is_refused() -> None:
     concepts = fitted()
     for method in ("pca", "seminmf"):
-        with pytest.raises(SteeringError, match="no places"):
+        with pytest.raises(SteeringError, match="no points in the space of states"):
             fitted(method, 2).between(0, 1)
     with pytest.raises(DataError, match="from 0 to 2"):
         ConceptSteering(concepts, {3: torch.ones(6)})

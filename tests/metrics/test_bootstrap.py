@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from steerlab.errors import DataError
-from steerlab.metrics import Estimate, bootstrap_ci, paired_bootstrap, share_interval
+from steerlab.metrics import Estimate, bootstrap_ci, bootstrap_ratio, paired_bootstrap, share_interval
 
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=25)
 
@@ -20,6 +20,20 @@ def test_interval_contains_the_statistic_and_stays_in_range(values: list[float],
     slack = 1e-9 * max(1.0, *map(abs, values))
     assert min(values) - slack <= got.low and got.high <= max(values) + slack
     assert got.n == len(values)
+
+
+def test_ratio_divides_sums_and_resamples_pairs() -> None:
+    rng = np.random.default_rng(0)
+    wholes = rng.uniform(1, 9, 300)
+    got = bootstrap_ratio(0.5 * wholes, wholes)
+    assert got.value == got.low == got.high == 0.5, "each part belongs to its whole"
+    parts = wholes * rng.uniform(0, 1, 300)
+    got, spread = bootstrap_ratio(parts, wholes, seed=1), (parts - parts.sum() / wholes.sum() * wholes).std()
+    assert got.value == pytest.approx(parts.sum() / wholes.sum()) and got.low < got.value < got.high
+    deviation = spread / wholes.mean() / 300**0.5  # by the delta method
+    assert got.high - got.low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
+    with pytest.raises(DataError, match="2 parts and 1 wholes"):
+        bootstrap_ratio([1, 2], [1])
 
 
 def test_equal_seeds_give_equal_intervals() -> None:

@@ -40,7 +40,8 @@ class ConceptDictionary(FittedMixin):
         n_concepts: how many concepts; at most the number of different states, or, for "pca" and "seminmf", their rank.
         method: "kmeans" (concepts are means of clusters), "pca" (directions from the mean state, orthogonal, of norm 1)
             or "seminmf" (states are sums of concepts with weights that are never negative; where a state has a concept
-            at all, its weight is 1 in the median). Only means of clusters are places, which can be left and reached.
+            at all, its weight is 1 in the median). Only the centroids of k-means are points that a state
+            can be moved from and to.
         seed: of k-means, from which semi-NMF begins too.
 
     Attributes:
@@ -120,15 +121,15 @@ class ConceptDictionary(FittedMixin):
         """The vector from one concept to another.
 
         Raises:
-            DataError: no such concept. SteeringError: concepts that are no places (`check_places`).
+            DataError: no such concept. SteeringError: concepts that are no points (`check_centroids`).
         """
-        self.check_places()
+        self.check_centroids()
         for one in (source, target):
             as_whole("a concept", one, 0, self.n_concepts - 1)
         return self.concepts_[target] - self.concepts_[source]
 
-    def check_places(self) -> None:
-        """Refuse what needs places: directions and summands have no distance to a state.
+    def check_centroids(self) -> None:
+        """Refuse what needs points in the space of states: directions and summands have no distance to a state.
 
         Raises:
             SteeringError: the method is "pca" or "seminmf".
@@ -136,7 +137,9 @@ class ConceptDictionary(FittedMixin):
         check_fitted(self, "concepts_")
         if self.method != "kmeans":
             kind = "directions" if self.method == "pca" else "summands of states"
-            raise SteeringError(f"the concepts of {self.method} are {kind}, no places: use method='kmeans'")
+            raise SteeringError(
+                f"the concepts of {self.method} are {kind}, no points in the space of states: use method='kmeans'"
+            )
 
     def assign(self, states: States) -> Int[Tensor, " state"]:
         """The number of the concept that each state activates most."""
