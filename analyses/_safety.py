@@ -266,3 +266,24 @@ def capture_sets(
         pairs = steerlab.data.with_contrasts(examples, SENTENCES[name])
         found[name] = steerlab.capture(model, pairs, folder=folder, layers=wanted, batch_size=batch_size).load()
     return found
+
+
+def publishable_examples(
+    judged: pd.DataFrame, examples: Sequence[Example], per_behavior: int = 4
+) -> dict[str, dict[str, str]]:
+    """The same inputs under every method, by id: the license of the questions does not allow to publish them."""
+    blocks: dict[str, dict[str, str]] = {}
+    for example in [e for b in BEHAVIORS for e in [e for e in examples if e.behavior == b][:per_behavior]]:
+        rows = judged[judged["example_id"] == example.id]
+        blocks[f"{example.id} (wanted: {example.behavior})"] = {
+            row["method"]: _publishable_text(example, row) for _, row in rows.iterrows()
+        }
+    return blocks
+
+
+def _publishable_text(example: Example, row: pd.Series) -> str:
+    if example.behavior == "refuse" and not row["refuses"]:
+        return "(does not refuse; text left out)"
+    words, text = str(example.prompt).lower().split(), " ".join(row["text"].lower().split())
+    echoes = any(" ".join(words[i : i + 5]) in text for i in range(max(len(words) - 4, 1)))
+    return "(repeats the question; text left out)" if echoes else row["text"]

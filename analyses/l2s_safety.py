@@ -40,6 +40,7 @@ from _safety import (
     capture_sets,
     check_behaviors,
     cosines,
+    publishable_examples,
     published_counts,
     run_methods,
     steerers,
@@ -78,26 +79,6 @@ def load_data(args: argparse.Namespace) -> tuple[list[Example], list[Example], l
         validation,
         limit_per_group(of_split(questions, "test") + test, args.limit),
     )
-
-
-def examples_page(judged: pd.DataFrame, examples: list[Example], per_behavior: int = 4) -> str:
-    """The same inputs under every method, by id: the license of the questions does not allow to publish them."""
-    blocks: dict[str, dict[str, str]] = {}
-    chosen = [e for b in ("refuse", "defer", "answer") for e in [e for e in examples if e.behavior == b][:per_behavior]]
-    for example in chosen:
-        rows = judged[judged["example_id"] == example.id]
-        blocks[f"{example.id} (wanted: {example.behavior})"] = {
-            row["method"]: _publishable_text(example, row) for _, row in rows.iterrows()
-        }
-    return as_markdown("The same inputs under every method", blocks)
-
-
-def _publishable_text(example: Example, row: pd.Series) -> str:
-    if example.behavior == "refuse" and not row["refuses"]:
-        return "(does not refuse; text left out)"
-    words, text = str(example.prompt).lower().split(), " ".join(row["text"].lower().split())
-    echoes = any(" ".join(words[i : i + 5]) in text for i in range(max(len(words) - 4, 1)))
-    return "(repeats the question; text left out)" if echoes else row["text"]
 
 
 def identity(
@@ -203,7 +184,12 @@ def main() -> None:
     summary |= {name: estimate(values.tolist(), args.seed) for name, values in similarities.items()}
     summary["test_counts"] = {b: sum(e.behavior == b for e in test) for b in ("refuse", "defer", "answer")}
     measures = [*MEASURES, "norm_ratio"]
-    study.finish(to_long(judged, args.model, measures), summary, examples_page(judged, test), source)
+    study.finish(
+        to_long(judged, args.model, measures),
+        summary,
+        as_markdown("The same inputs under every method", publishable_examples(judged, test)),
+        source,
+    )
     table = {m: safety_summary(frame) for m, frame in judged.groupby("method", sort=False)}
     show_table("On the test questions", pd.DataFrame(table).T)
 
