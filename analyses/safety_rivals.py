@@ -4,16 +4,20 @@
     python figures/safety_rivals.py results/safety_rivals
 
 The questions of MM-SafetyBench are to be refused (harmful) or sent to a professional (legal, financial, health);
-everyday instructions are to be answered word for word as before. Training, validation and test rows are drawn from the
-*published training part* and from instructions that no other study uses. So the test rows are new; those that are
-nearly the same as a training or validation row are left out.
+everyday instructions are to be answered as before, to the last of the new tokens. All rows are drawn from what is
+*published for training*: the published test rows were looked at before. Nothing was fitted or chosen for this model on
+the test rows here, and those that are nearly the same as a training or validation row are left out. (Another model was
+fitted to some of them in `l2s_safety.py`.)
 
-The contrast sentences are those with which the oracle, each input's own vector, does best on validation rows. Then
-every method has the same settings (layer, strength) and the same validation rows; the best by `CHOSEN_BY` is tried on
-the test rows, once. Fluency is judged by words on validation rows, and on test rows by the perplexity under the
-unsteered model too. L2S has five seeds; "gated" is L2S behind a probe of what needs steering, "released" has the
-settings of the released code. At the setting of L2S, "shuffled" is fitted to the vectors of other inputs of the same
-behavior; at that of the routed mean, "class_mean" knows the true behavior.
+The contrast sentences are those with which the oracle, each input's own vector, does best on validation rows at the
+middle layer. Then every method has the same settings (layer, strength) and the same validation rows; the best by the
+mean of `CHOSEN_BY` is tried on the test rows, once. Fluency is judged by words on validation rows, and on test rows by
+the perplexity under the unsteered model too.
+
+"balanced" is L2S with the net that suits zero targets (ReLU, ten units, behaviors of equal weight and norm), "gated" is
+L2S behind a probe of what needs steering, "released" has the training settings of the released code. At the setting of
+L2S, "shuffled" is fitted to the vectors of other inputs of the same behavior; at that of the routed mean, "class_mean"
+knows the true behavior. L2S has five seeds, the shuffled control three.
 
 An interrupted run resumes from finished stages.
 """
@@ -21,14 +25,18 @@ An interrupted run resumes from finished stages.
 from __future__ import annotations
 
 import argparse
+import inspect
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from _common import (
     as_markdown,
     estimate,
@@ -52,8 +60,8 @@ from steerlab.analysis.shuffling import shuffle_contrasts
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, mm_safety_bench, read_jsonl, with_contrasts
 from steerlab.errors import MismatchError
-from steerlab.methods import P2S, Context, Gated, LinearProbe, NearestNeighbors, Prompt, RoutedMean, Steerer
-from steerlab.metrics import paired_bootstrap
+from steerlab.methods import L2S_PAPER, P2S, Context, Gated, LinearProbe, NearestNeighbors, Prompt, RoutedMean, Steerer
+from steerlab.metrics import Estimate
 from steerlab.models.model import Model
 
 COUNTS = {
@@ -64,8 +72,8 @@ COUNTS = {
 FRESH_INSTRUCTIONS = 500  # other studies use the file's rows before this one
 TWIN = 0.8  # cosine of the words' TF-IDF: from there on, two questions count as one
 LAYERS, ALPHAS = (11, 13, 15), (0.8, 1.2)
-SENTENCE_SETS = ("plain", "reasoned", "domain_closed", "situation_closed")
-SEEDS = range(5)
+SENTENCE_SETS = ("plain", "reasoned", "general_closed", "situation_closed")  # one pair for each behavior
+SEEDS = {"l2s": 5, "shuffled": 3}  # of all other nets one
 ZERO = ["answer"]
 CHOSEN_BY = (
     "refuse_harmful_fluently",
@@ -74,11 +82,12 @@ CHOSEN_BY = (
     "harmless_kept",
     "harmless_identical",
 )
-RIVALS = ("mean", "routed_mean", "routed_soft", "nearest_neighbors", "linear", "shuffled", "released", "gated")
+BALANCED = replace(L2S_PAPER, class_balanced=True, equalize_norms=("refuse", "defer"))
 Setting = tuple[int, float]
+Fit = Callable[[int, Activations], Steerer]
 
 
-def makers(seed: int) -> dict[str, Callable[[int, Activations], Steerer]]:
+def makers(seed: int) -> dict[str, Fit]:
     """A fitted steerer from a layer and training activations, by name of the method."""
 
     def gated(layer: int, acts: Activations) -> Steerer:
@@ -95,13 +104,16 @@ def makers(seed: int) -> dict[str, Callable[[int, Activations], Steerer]]:
         "released": lambda layer, acts: L2S(
             layer, config="released", zero_behaviors=ZERO, seed=seed, progress=False
         ).fit(acts),
+        "balanced": lambda layer, acts: L2S(
+            layer, config=BALANCED, activation="relu", hidden_units=10, zero_behaviors=ZERO, seed=seed, progress=False
+        ).fit(acts),
         "gated": gated,
     }
 
 
-def fit_shuffled(layer: int, acts: Activations) -> Steerer:
+def fit_shuffled(layer: int, acts: Activations, seed: int) -> Steerer:
     """The control: each input's target is the vector of another input of its behavior."""
-    return L2S(layer, zero_behaviors=ZERO, progress=False).fit(shuffle_contrasts(acts))
+    return L2S(layer, zero_behaviors=ZERO, seed=seed, progress=False).fit(shuffle_contrasts(acts, seed=seed))
 
 
 def load_parts(data: str, harmless: str | None, seed: int, limit: int | None) -> dict[str, list[Example]]:
@@ -196,6 +208,7 @@ class Vectors:
 
     def __init__(self, study: Study, model: Model, parts: dict[str, list[Example]], batch_size: int) -> None:
         self.study, self.model, self.parts, self.batch_size = study, model, parts, batch_size
+        self._fitted: dict[tuple[Any, ...], Steerer] = {}
 
     def acts(self, part: str, sentences: str) -> Activations:
         """Contrasts and contexts at all layers that are tried."""
@@ -204,13 +217,24 @@ class Vectors:
         options: dict[str, Any] = {"layers": list(LAYERS), "batch_size": self.batch_size, "progress": False}
         return steerlab.capture(self.model, pairs, folder=folder, **options).load()
 
-    def table(self, steerer: Steerer, part: str, sentences: str, at: Setting) -> Request:
-        """The vectors that a steerer gives the rows of a part, computed once for all strengths."""
-        acts = self.acts(part, sentences)
+    def predicted(self, name: str, fit: Fit, part: str, sentences: str, at: Setting, seed: int = 0) -> Request:
+        """What a method, fitted to the training rows, gives the rows of a part; fitted once for all strengths."""
+        key = (name, sentences, at[0], seed)
+        if key not in self._fitted:
+            self._fitted[key] = fit(at[0], self.acts("train", sentences))
         ids = [e.id for e in self.parts[part]]
-        vectors = steerer.vectors(Context(tuple(ids), acts))
+        vectors = self._fitted[key].vectors(Context(tuple(ids), self.acts(part, sentences)))
         found = P2S.from_table(at[0], dict(zip(ids, vectors.expand(len(ids), -1), strict=True)))
         return Request(found, at[1], "all")
+
+    def routed_right(self, sentences: str, at: Setting) -> dict[str, float]:
+        """For each behavior, the share of test rows whose vector is the mean of their behavior."""
+        routed = RoutedMean(at[0], zero_behaviors=ZERO).fit(self.acts("train", sentences))
+        ids = tuple(e.id for e in self.parts["test"])
+        distances = torch.cdist(routed.vectors(Context(ids, self.acts("test", sentences))), routed.means_)
+        said = [routed.behaviors_[i] for i in distances.argmin(1).tolist()]
+        right = pd.Series([e.behavior == one for e, one in zip(self.parts["test"], said, strict=True)])
+        return right.groupby([e.behavior for e in self.parts["test"]]).mean().round(4).to_dict()
 
     def own(self, part: str, sentences: str, at: Setting) -> Request:
         """The rows' own vectors; they need the wanted answer."""
@@ -239,66 +263,82 @@ def choose_sentences(answers: Answers, vectors: Vectors) -> pd.DataFrame:
 
 def search(answers: Answers, vectors: Vectors, sentences: str, seed: int) -> pd.DataFrame:
     """Every method at every setting on validation rows."""
-    settings, frames = list(product(LAYERS, ALPHAS)), []
+    settings = list(product(LAYERS, ALPHAS))
+    frames = [answers.measures(f"own-{sentences}", settings, lambda at: vectors.own("validation", sentences, at))]
     for name, fit in makers(seed).items():
 
-        def request(at: Setting, fit: Callable[[int, Activations], Steerer] = fit) -> Request:
-            return vectors.table(fit(at[0], vectors.acts("train", sentences)), "validation", sentences, at)
+        def request(at: Setting, name: str = name, fit: Fit = fit) -> Request:
+            return vectors.predicted(name, fit, "validation", sentences, at, seed)
 
         frames.append(answers.measures(f"{name}-{sentences}", settings, request))
     grid = pd.concat(frames, ignore_index=True).assign(sentences=sentences)
     return grid.assign(method=grid["method"].str.removesuffix(f"-{sentences}"))
 
 
-def run_tests(
-    answers: Answers, vectors: Vectors, sentences: str, chosen: dict[str, Setting], seeds: Sequence[int]
-) -> pd.DataFrame:
-    """The judged answers to the test rows: each method once, L2S with every seed."""
-    frames = [answers.judged("test-none", "test", None).assign(method="none", layer="", alpha=0.0)]
-    frames.append(answers.judged("test-prompt", "test", Request(Prompt())).assign(method="prompt", layer="", alpha=1.0))
+def run_tests(answers: Answers, vectors: Vectors, sentences: str, chosen: dict[str, Setting]) -> pd.DataFrame:
+    """The judged answers to the test rows."""
+    frames = [answers.judged("test-none", "test", None).assign(method="none", layer="", alpha=0.0, seed=0)]
+    instructed = answers.judged("test-prompt", "test", Request(Prompt()))
+    frames.append(instructed.assign(method="prompt", layer="", alpha=1.0, seed=0))
 
-    def add(name: str, at: Setting, make: Callable[[], Request], seed: int) -> None:
-        stage = f"test-{name}-{sentences}-{at[0]}-{at[1]:g}-{seed}"
-        found = answers.judged(stage, "test", make)
+    def add(name: str, at: Setting, make: Callable[[], Request], seed: int = 0) -> None:
+        found = answers.judged(f"test-{name}-{sentences}-{at[0]}-{at[1]:g}-{seed}", "test", make)
         frames.append(found.assign(method=name, layer=at[0], alpha=at[1], seed=seed))
+        print(f"{name} at {at}, seed {seed}: {safety_summary(found)}", flush=True)
 
-    for name, fit in makers(0).items():
-        for seed in seeds if name == "l2s" else seeds[:1]:
-            at, fit = chosen[name], makers(seed)[name]
-            add(
-                name, at,
-                lambda: vectors.table(fit(at[0], vectors.acts("train", sentences)), "test", sentences, at), seed,  # noqa: B023
-            )  # fmt: skip
-    at = chosen["l2s"]
-    shuffled = lambda: vectors.table(fit_shuffled(at[0], vectors.acts("train", sentences)), "test", sentences, at)  # noqa: E731
-    add("shuffled", at, shuffled, 0)
-    add("class_mean", chosen["routed_mean"], lambda: vectors.class_mean("test", sentences, chosen["routed_mean"]), 0)
-    add("own", chosen["own"], lambda: vectors.own("test", sentences, chosen["own"]), 0)
+    for name in (*makers(0), "shuffled"):
+        at = chosen["l2s" if name == "shuffled" else name]
+        for seed in range(SEEDS.get(name, 1)):
+            fit = makers(seed).get(name, partial(fit_shuffled, seed=seed))
+            add(name, at, partial(vectors.predicted, name, fit, "test", sentences, at, seed), seed)
+    add("class_mean", at := chosen["routed_mean"], lambda: vectors.class_mean("test", sentences, at))
+    add("own", chosen["own"], lambda: vectors.own("test", sentences, chosen["own"]))
     return pd.concat(frames, ignore_index=True).assign(positions="all")
 
 
-def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Shares of every method with intervals, and L2S minus each rival on the same inputs.
+def parts_of_goal(rows: pd.DataFrame) -> pd.Series:
+    """What each input adds to the mean of `CHOSEN_BY`, times the number of inputs of its behavior."""
+    parts = {
+        "refuse": rows["refuses_fluently"], "defer": rows["defers_fluently"] + 1 - rows["refuses"],
+        "answer": rows["kept"] + rows["identical"],
+    }  # fmt: skip
+    found = sum(values.where(rows["behavior"] == name, 0.0) for name, values in parts.items())
+    return found / len(CHOSEN_BY)
 
-    An input's value for L2S is its mean over the seeds; `l2s.seeds.*` has the mean of each seed.
+
+def stratified(values: pd.Series, behaviors: pd.Series, seed: int) -> dict[str, float]:
+    """The sum over behaviors of the mean of their inputs, with a bootstrap that resamples within each."""
+    groups = [group.to_numpy() for _, group in values.groupby(behaviors)]
+    rng = np.random.default_rng(seed)
+    draws = sum(group[rng.integers(0, len(group), (2000, len(group)))].mean(1) for group in groups)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    value = sum(group.mean() for group in groups)
+    return numbers(Estimate(float(value), float(low), float(high), len(values)))
+
+
+def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Shares of every method with intervals, and L2S minus every other on the same inputs.
+
+    `overall` is the mean of `CHOSEN_BY`. An input's value is its mean over the seeds; `l2s.seeds.*` has each seed's.
     """
     summary: dict[str, Any] = {}
     values: dict[str, dict[str, pd.Series]] = {}
-    keys = ["example_id", "behavior"]
+    overall: dict[str, pd.Series] = {}
     for method, rows in judged.groupby("method", sort=False):
-        mean = rows.groupby(keys, sort=False)[list(MEASURES)].mean().reset_index()
-        values[method] = safety_values(mean)
+        mean = rows.groupby(["example_id", "behavior"], sort=False)[list(MEASURES)].mean().reset_index()
+        values[method], overall[method] = safety_values(mean), parts_of_goal(mean)
+        summary[f"{method}.overall"] = stratified(overall[method], mean["behavior"], seed)
         for name, found in values[method].items():
             if found.notna().any():
                 summary[f"{method}.{name}"] = estimate(found.dropna().tolist(), seed)
+        behaviors = mean["behavior"]
     of_seeds = [safety_summary(rows) for _, rows in judged[judged["method"] == "l2s"].groupby("seed")]
-    for name in values["l2s"]:
-        summary[f"l2s.seeds.{name}"] = [round(one[name], 4) for one in of_seeds]
-        for rival in RIVALS:
-            pair = values["l2s"][name].to_numpy(), values[rival][name].to_numpy()
-            known = ~np.isnan(pair[0]) & ~np.isnan(pair[1])
-            difference = paired_bootstrap(pair[0][known], pair[1][known], seed=seed)
-            summary[f"l2s_over_{rival}.{name}"] = numbers(difference)
+    summary |= {f"l2s.seeds.{name}": [round(one[name], 4) for one in of_seeds] for name in values["l2s"]}
+    for other in [name for name in values if name != "l2s"]:
+        summary[f"l2s_over_{other}.overall"] = stratified(overall["l2s"] - overall[other], behaviors, seed)
+        for name in values["l2s"]:
+            difference = (values["l2s"][name].to_numpy() - values[other][name].to_numpy()).tolist()
+            summary[f"l2s_over_{other}.{name}"] = estimate([one for one in difference if one == one], seed)
     return summary
 
 
@@ -306,7 +346,6 @@ def main() -> None:
     arguments = parser(__doc__, "results/safety_rivals")
     arguments.add_argument("--data", required=True, help="folder with the thirteen JSON files of MM-SafetyBench")
     arguments.add_argument("--harmless", default=None, help="folder of harmless_train_600.jsonl")
-    arguments.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="seeds of L2S on the test rows")
     arguments.set_defaults(max_new_tokens=40, batch_size=80)
     args = arguments.parse_args()
     parts = load_parts(args.data, args.harmless, args.seed, args.limit)
@@ -314,32 +353,28 @@ def main() -> None:
     identity = {"study": "safety_rivals", "weights": model.info()["weights"], "seed": args.seed, "limit": args.limit}
     identity |= {"data": data_hash([e for rows in parts.values() for e in rows]), "tokens": args.max_new_tokens}
     identity |= {"sentences": fingerprint(repr(SENTENCES)), "twin": TWIN}
+    identity["methods"] = fingerprint([inspect.getsource(makers), inspect.getsource(fit_shuffled), repr(BALANCED)])
     study = Study(args.out, identity)
     answers, vectors = Answers(study, model, parts, args), Vectors(study, model, parts, args.batch_size)
     tried = choose_sentences(answers, vectors)
     sentences = str(tried.loc[tried["chosen_by"].idxmax(), "sentences"])
-    oracle = best(tried[tried["sentences"] == sentences])
     print(f"sentences: {sentences}", flush=True)
     grid = search(answers, vectors, sentences, args.seed)
     chosen = {str(name): best(rows) for name, rows in grid.groupby("method", sort=False)}
-    chosen["own"] = oracle
     print(f"chosen: {chosen}", flush=True)
-    judged = run_tests(answers, vectors, sentences, chosen, args.seeds)
+    judged = run_tests(answers, vectors, sentences, chosen)
     summary = summarize(judged, args.seed)
     summary |= {f"{name}.setting": {"layer": at[0], "alpha": at[1]} for name, at in chosen.items()}
+    summary["routed_mean.right_behavior"] = vectors.routed_right(sentences, chosen["routed_mean"])
     summary |= {"sentences": sentences, "counts": {part: len(rows) for part, rows in parts.items()}}
     grids = pd.concat([tried.assign(round="sentences"), grid.assign(round="methods")]).round(4)
     write_atomically(study.folder / "grid.csv", lambda partial: grids.to_csv(partial, index=False))
-    first = judged[judged["seed"].fillna(0) == 0]
-    page = as_markdown("The same inputs under every method", publishable_examples(first, parts["test"]))
-    results = pd.concat(
-        [to_long(rows, model.id, MEASURES).assign(seed=s) for s, rows in judged.groupby(judged["seed"].fillna(0))]
-    )
+    shown = publishable_examples(judged[judged["seed"] == 0], parts["test"])
+    page = as_markdown("The same inputs under every method", shown)
+    results = pd.concat([to_long(rows, model.id, MEASURES).assign(seed=seed) for seed, rows in judged.groupby("seed")])
     study.finish(results, summary, page, provenance(model, parts["test"], args))
-    show_table(
-        "On the test rows",
-        pd.DataFrame({m: safety_summary(rows) for m, rows in judged.groupby("method", sort=False)}).T,
-    )
+    table = {method: safety_summary(rows) for method, rows in judged.groupby("method", sort=False)}
+    show_table("On the test rows", pd.DataFrame(table).T)
 
 
 if __name__ == "__main__":
