@@ -26,12 +26,15 @@ from steerlab.methods.exchange import (
 )  # fmt: skip
 from steerlab.methods.gated import Gated
 from steerlab.methods.gradient import GradientField
+from steerlab.methods.kts.config import KTS_RELEASED, KTSConfig, released_layers
+from steerlab.methods.kts.train import kl_then_steer
 from steerlab.methods.l2s.config import L2S_PAPER, L2S_RELEASED_POPE, L2S_RELEASED_SAFETY, TrainingConfig
 from steerlab.methods.l2s.net import LinearMap, SteeringNet, load_published_net
 from steerlab.methods.l2s.steerer import L2S
 from steerlab.methods.l2s.train import train_net
 from steerlab.methods.logistic import LogisticDirection
 from steerlab.methods.mean import MeanDifference
+from steerlab.methods.model_edit import ModelEdit
 from steerlab.methods.nearest_neighbors import NearestNeighbors
 from steerlab.methods.operation import Operation
 from steerlab.methods.p2s import P2S
@@ -51,15 +54,15 @@ from steerlab.methods.w2s import W2S
 from steerlab.models.operators import Add, Clamp, Operator, ProjectOut, Replace, Rotate, Scale
 
 __all__ = [
-    "CONFST", "L2S", "L2S_PAPER", "L2S_RELEASED_POPE", "L2S_RELEASED_SAFETY", "P2S", "PCA", "PUBLISHED_ADASTEER",
-    "PUBLISHED_RATIOS", "PUBLISHED_SPHERICAL", "SAE", "SAFETY_INSTRUCTION", "SSAE", "W2S", "AdaSteer", "Add",
-    "AlphaSteer", "Clamp", "ConceptDictionary", "ConceptSteering", "ConditionVector", "Context", "Detector", "Gated",
-    "GradientField", "Intervention", "LinearMap", "LinearProbe", "Logistic", "LogisticDirection", "MeanDifference",
-    "NearestNeighbors", "NullSpaceGate", "Operation", "Operator", "ProjectOut", "Prompt", "PublishedAdaSteer", "Ramp",
-    "RandomDirection", "Replace", "RequiredActivation", "Rotate", "RoutedMean", "Scale", "Spherical", "Steerer",
-    "SteeringNet", "SteeringVector", "TaskTracker", "TrainingConfig", "TripletProbe", "as_steerer", "fit_schedule",
-    "from_easysteer", "from_gguf", "from_repeng", "from_steering_vectors", "from_vllm_lens", "load_detector",
-    "load_published_net", "load_steerer", "provenance", "published_directions", "savable", "threshold_at",
-    "to_easysteer", "to_gguf", "to_hotwire", "to_repeng", "to_steering_vectors", "to_vllm_lens", "train_net",
-    "train_sae",
+    "CONFST", "KTS_RELEASED", "L2S", "L2S_PAPER", "L2S_RELEASED_POPE", "L2S_RELEASED_SAFETY", "P2S", "PCA",
+    "PUBLISHED_ADASTEER", "PUBLISHED_RATIOS", "PUBLISHED_SPHERICAL", "SAE", "SAFETY_INSTRUCTION", "SSAE", "W2S",
+    "AdaSteer", "Add", "AlphaSteer", "Clamp", "ConceptDictionary", "ConceptSteering", "ConditionVector", "Context",
+    "Detector", "Gated", "GradientField", "Intervention", "KTSConfig", "LinearMap", "LinearProbe", "Logistic",
+    "LogisticDirection", "MeanDifference", "ModelEdit", "NearestNeighbors", "NullSpaceGate", "Operation", "Operator",
+    "ProjectOut", "Prompt", "PublishedAdaSteer", "Ramp", "RandomDirection", "Replace", "RequiredActivation", "Rotate",
+    "RoutedMean", "Scale", "Spherical", "Steerer", "SteeringNet", "SteeringVector", "TaskTracker", "TrainingConfig",
+    "TripletProbe", "as_steerer", "fit_schedule", "from_easysteer", "from_gguf", "from_repeng",
+    "from_steering_vectors", "from_vllm_lens", "kl_then_steer", "load_detector", "load_published_net", "load_steerer",
+    "provenance", "published_directions", "released_layers", "savable", "threshold_at", "to_easysteer", "to_gguf",
+    "to_hotwire", "to_repeng", "to_steering_vectors", "to_vllm_lens", "train_net", "train_sae",
 ]  # fmt: skip

@@ -1,0 +1,223 @@
+"""A change of a model's weights: a LoRA adapter with what it was made from, put on the model or merged into it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load as read_tensors
+from safetensors.torch import save as tensor_bytes
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from steerlab._support import files
+from steerlab._support.files import fingerprint
+from steerlab._support.hub import find_folder, first_line
+from steerlab.errors import LoadError, MismatchError, SteeringError
+from steerlab.models.fingerprint import describe_origin, same_model
+from steerlab.models.layout import blocks
+from steerlab.models.loading import load
+from steerlab.models.model import Model
+
+SCHEMA = 1
+ADAPTER, CONFIG, MANIFEST, HISTORY = "adapter_model.safetensors", "adapter_config.json", "manifest.json", "history.csv"
+REPAIR = "Save the edit again"
+
+
+class ModelEdit:
+    """A trained change of a model's weights, to be put on that model: `kl_then_steer` makes one.
+
+    The edited model is another model: vectors from before are refused there (`Request(any_model=True)` accepts them),
+    and everything else works as on any model. A folder of it can be read by peft too.
+
+    Example:
+        >>> edit = kl_then_steer(model, prompts, answers, {"refuse": pairs}, layers=[13])
+        >>> edit.save_pretrained("runs/kts")
+        >>> edited = ModelEdit.from_pretrained("runs/kts").prepare(model)
+
+    Attributes:
+        name: of the method that made it.
+        base: the model that it changes, as `Model.info` describes it.
+        info: what it was trained on and how.
+        history: what was measured in training, a row for each time.
+        weights: the adapter's, by name.
+        lora: its configuration, as peft writes it.
+    """
+
+    def __init__(
+        self, name: str, base: Mapping[str, Any], weights: Mapping[str, Tensor], lora: Mapping[str, Any],
+        info: Mapping[str, Any], history: pd.DataFrame,
+    ) -> None:  # fmt: skip
+        self.name, self.base, self.info, self.history = name, dict(base), dict(info), history
+        self.weights, self.lora = dict(weights), dict(lora)
+
+    def __repr__(self) -> str:
+        return f"ModelEdit({self.name!r} of {describe_origin(self.base)})"
+
+    def prepare(self, model: Model, *, merge: bool = False, any_model: bool = False) -> Model:
+        """A copy of the model with the edit.
+
+        Example:
+            >>> edited = edit.prepare(model, merge=True)
+            >>> edited.hf.save_pretrained("edited"); edited.tokenizer.save_pretrained("edited")     # for any server
+
+        Args:
+            model: the model that the edit was made from, with its weights in this process.
+            merge: add the adapter to the weights: an ordinary model, which rounds a little differently.
+            any_model: accept other weights of the same shape.
+
+        Raises:
+            MismatchError: the edit was made from other weights.
+            SteeringError: the weights are on a server or quantized.
+        """
+        if not (any_model or same_model(self.base, here := model.info())):
+            raise MismatchError(
+                f"this edit was made from {describe_origin(self.base)}; this model is {describe_origin(here)}. "
+                "prepare(any_model=True) puts it on other weights of the same shape"
+            )
+        peft = _peft()
+        tuned = _wrap(model, peft.LoraConfig(**{k: v for k, v in self.lora.items() if k != "peft_type"}))
+        restore_weights(tuned, self.weights)
+        hf = tuned.merge_and_unload() if merge else tuned
+        return _as_model(model, hf, f"{model.id}+{self.name}")
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the adapter as peft does, with a manifest and the history beside it.
+
+        Raises:
+            StorageError: the disk is full, or the folder can't be written to.
+        """
+        folder = Path(folder)
+        with files.storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        content = tensor_bytes({f"base_model.model.{name}": value for name, value in self.weights.items()})
+        files.write_atomically(folder / ADAPTER, lambda partial: partial.write_bytes(content))
+        files.write_json(folder / CONFIG, self.lora)
+        files.write_atomically(folder / HISTORY, lambda partial: self.history.to_csv(partial, index=False))
+        manifest = {"schema": SCHEMA, "edit": self.name, "base": self.base, "info": self.info, "lora": self.lora}
+        files.write_json(folder / MANIFEST, files.seal(manifest | {"weights": _checksum(self.weights)}))
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, place: str | Path, **hub: Any) -> ModelEdit:
+        """Read an edit from a folder or the hub.
+
+        Raises:
+            LoadError: there is no such folder, or it holds no edit.
+            MismatchError: a file was changed.
+        """
+        folder = find_folder(place, **hub)
+        manifest = files.read_sealed(folder / MANIFEST, SCHEMA, REPAIR)
+        with files.reading(folder / ADAPTER, REPAIR):
+            tensors = read_tensors((folder / ADAPTER).read_bytes())
+            weights = {name.removeprefix("base_model.model."): value for name, value in tensors.items()}
+            if _checksum(weights) != manifest["weights"]:
+                raise MismatchError("these are not the weights of the manifest beside them")
+        with files.reading(folder / HISTORY, REPAIR):
+            history = pd.read_csv(folder / HISTORY)
+        return cls(manifest["edit"], manifest["base"], weights, manifest["lora"], manifest["info"], history)
+
+
+def adapt(model: Model, rank: int, scaling: float, seed: int) -> tuple[Any, Model]:
+    """A copy of a model with a LoRA adapter on all linear layers of its blocks, which alone is to be trained.
+
+    Returns:
+        The PEFT model, and a `Model` around the same weights. Without dropout, so eval mode is right for training too.
+
+    Raises:
+        LoadError: peft is not installed. SteeringError: the weights are on a server or quantized.
+    """
+    config = _peft().LoraConfig(r=rank, lora_alpha=scaling, target_modules=_linear_layers(model))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tuned = _wrap(model, config)
+    trainee = _as_model(model, tuned, model.id)
+    for name, parameter in tuned.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return tuned, trainee
+
+
+def adapter_weights(tuned: Any) -> dict[str, Tensor]:
+    """A copy of the adapter's weights by name, on the CPU."""
+    return {
+        name.removeprefix("base_model.model."): value.detach().cpu().clone()
+        for name, value in tuned.state_dict().items()
+        if "lora_" in name
+    }
+
+
+def restore_weights(tuned: Any, weights: Mapping[str, Tensor]) -> None:
+    """Put adapter weights in place.
+
+    Raises:
+        MismatchError: they are of another shape.
+    """
+    known = {name.removeprefix("base_model.model."): v for name, v in tuned.state_dict().items() if "lora_" in name}
+    shapes = [{name: tuple(v.shape) for name, v in some.items()} for some in (known, weights)]
+    if shapes[0] != shapes[1]:
+        raise MismatchError("the adapter does not fit this model: its layers have other names or widths")
+    with torch.no_grad():
+        for name, value in known.items():
+            value.copy_(weights[name])
+
+
+def describe_adapter(tuned: Any) -> dict[str, Any]:
+    """The configuration of the adapter, as JSON takes it."""
+    config = tuned.peft_config["default"].to_dict()
+    wanted = ("r", "lora_alpha", "lora_dropout", "bias", "fan_in_fan_out", "peft_type")
+    found = {name: getattr(config[name], "value", config[name]) for name in wanted}
+    return found | {"target_modules": sorted(config["target_modules"])}
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise LoadError("an edit of weights needs peft: pip install 'steerlab[train]'") from error
+    return peft
+
+
+def _linear_layers(model: Model) -> list[str]:
+    """Names of the linear layers inside the blocks."""
+    inside = {id(module) for block in blocks(model.hf, model.layout) for module in block.modules()}
+    return [
+        name
+        for name, module in model.hf.named_modules()
+        if id(module) in inside and isinstance(module, nn.Linear | Conv1D)
+    ]
+
+
+def _wrap(model: Model, config: Any) -> Any:
+    """A copy of the model with a new adapter."""
+    if model.is_remote:
+        raise SteeringError(f"{model.id} is on a server: load its weights in this process to edit them")
+    if getattr(model.hf, "is_quantized", False):
+        raise SteeringError(f"{model.id} is quantized: load it in float32 or bfloat16 to edit it")
+    if not config.target_modules:
+        raise SteeringError(f"{model.id} has no linear layers in its blocks that LoRA could be put on")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # peft sets it to what the layers need
+        try:
+            return _peft().get_peft_model(copy.deepcopy(model.hf), config)
+        except ValueError as error:
+            raise MismatchError(f"the adapter does not fit {type(model.hf).__name__}: {first_line(error)}") from error
+
+
+def _as_model(model: Model, hf: Any, name: str) -> Model:
+    """A `Model` around changed weights of another, with all else the same."""
+    processor = model.vision.processor if model.vision else None
+    found = load(
+        hf, tokenizer=model.tokenizer, processor=processor, chat=model.chat, blocks=model.layout.blocks_path,
+        backend=model.backend, task=None if processor else "text",
+    )  # fmt: skip
+    found.id, found.revision = name, model.revision
+    return found
+
+
+def _checksum(weights: Mapping[str, Tensor]) -> str:
+    return fingerprint({name: fingerprint(value.float().flatten().tolist()) for name, value in sorted(weights.items())})

@@ -1,0 +1,253 @@
+"""KL-then-steer on a tiny model: the six checks of the specification, and what users try first."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+import steerlab
+from steerlab import Contrast, Example, MeanDifference
+from steerlab.errors import DataError, LoadError, MismatchError, SteeringError
+from steerlab.methods import KTS_RELEASED, KTSConfig, ModelEdit, kl_then_steer, released_layers
+from steerlab.methods.kts.directions import edits_for
+from steerlab.methods.kts.objective import Passes, counted_tokens, kl_divergence
+from steerlab.methods.model_edit import adapt
+from steerlab.models.model import Model
+from steerlab.testing import FAMILIES, tiny_lm
+
+WORDS = ("red", "blue", "green", "small", "large", "round", "square", "cat", "dog", "house", "tree", "river", "stone")
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")  # the concept's prompts
+
+
+def texts(n: int, seed: int, words: tuple[str, ...] = WORDS) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(words, 6)) for _ in range(n)]
+
+
+def contrasts(n: int = 20) -> list[Example]:
+    made = enumerate(texts(n, 1, NUMBERS))
+    return [Example(text, id=f"c{i}", behavior="refuse", contrast=Contrast(" no no no", " yes")) for i, text in made]
+
+
+def train(model: Model, **options: Any) -> ModelEdit:
+    config = {"steps": 100, "refresh": 20, "coefficients": (0.0, 1.0), "learning_rate": 1e-3} | options.pop(
+        "config", {}
+    )
+    settings: dict[str, Any] = {"layers": [1], "config": KTSConfig(**config), "progress": False} | options
+    return kl_then_steer(model, texts(30, 2), [" " + t for t in texts(30, 3)], {"refuse": contrasts()}, **settings)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_lm("llama", backend="hooks")
+
+
+@pytest.fixture(scope="module")
+def edit(model: Model) -> ModelEdit:
+    return train(model)
+
+
+def test_kl_of_asymmetric_pair_depends_on_the_order() -> None:
+    p, q = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.0]])
+    expected = [
+        (one.softmax(-1) * (one.log_softmax(-1) - other.log_softmax(-1))).sum(-1) for one, other in ((q, p), (p, q))
+    ]
+    torch.testing.assert_close(kl_divergence(q, p), expected[0])
+    torch.testing.assert_close(kl_divergence(q, p, "reference"), expected[1])
+    assert abs(float(expected[0] - expected[1])) > 0.01
+
+
+def test_without_steering_the_loss_is_zero_and_no_weight_moves(model: Model) -> None:
+    found = train(model, config={"steered": 0.0, "steps": 3, "refresh": 3, "patience": None})
+    assert found.history["kl_unsteered"].max() < 1e-9
+    _, fresh = adapt(model, 16, 32.0, 0)
+    state = {name: value for name, value in fresh.hf.state_dict().items() if "lora_" in name}
+    assert all(torch.equal(value, state[name]) for name, value in found.weights.items())
+
+
+def test_steered_kl_halves_while_unsteered_model_and_effect_are_kept(edit: ModelEdit) -> None:
+    first, best = edit.history.iloc[0], edit.history.set_index("step").loc[edit.info["best_step"]]
+    assert best["kl_steered"] <= 0.5 * first["kl_steered"]
+    assert best["kl_unsteered"] < 0.01
+    assert first["effect_kept"] == pytest.approx(1, abs=1e-4)
+    assert best["effect_kept"] >= 0.5
+
+
+def test_adapters_disabled_are_bit_identical_to_the_model(model: Model) -> None:
+    tuned, trainee = adapt(model, 4, 8.0, 0)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
+    batch = trainee.batch([trainee.encode(t) for t in texts(3, 5)], "right")
+    passes, counted = Passes(trainee, tuned), counted_tokens(batch, "text")
+    with torch.no_grad():
+        plain = model.hf(**model.inputs(batch)).logits[counted]
+        assert torch.equal(passes.logits(batch, {}, counted, original=True), plain)
+        assert not torch.allclose(passes.logits(batch, {}, counted), plain, atol=1e-3)
+
+
+def test_counted_tokens_leave_out_padding_or_the_prompt(model: Model) -> None:
+    rows = [model.encode("red cat", answer=" blue dog house"), model.encode("red cat small large", answer=" dog")]
+    batch = model.batch(rows, "right")
+    assert counted_tokens(batch, "padded").all()
+    assert counted_tokens(batch, "text").sum(1).tolist() == [len(row) for row in rows]
+    answers = counted_tokens(batch, "answer")
+    assert answers.sum(1).tolist() == [len(row.kind("answer")) for row in rows]
+    assert [int(row.nonzero()[0]) for row in answers] == [row.n_prompt - 1 for row in rows]
+
+
+def test_padding_changes_the_loss_only_where_it_is_counted(model: Model) -> None:
+    tuned, trainee = adapt(model, 4, 8.0, 0)
+    passes = Passes(trainee, tuned)
+    rows = [trainee.encode("red"), trainee.encode("red cat small large house tree river")]
+    batch = trainee.batch(rows, "right")
+    edits = edits_for(batch, {trainee.site(0): torch.full((trainee.hidden_size,), 0.5)}, 1.0, trainee.device)
+    found = {kind: passes.divergence(batch, edits, kind, "steered").detach() for kind in ("text", "padded")}
+    means = {kind: float(values.mean()) for kind, values in found.items()}
+    alone = torch.cat([
+        passes.divergence(
+            one, edits_for(one, {trainee.site(0): torch.full((trainee.hidden_size,), 0.5)}, 1.0, trainee.device),
+            "text", "steered",
+        )
+        for one in (trainee.batch([row], "right") for row in rows)
+    ])  # fmt: skip
+    assert means["text"] == pytest.approx(float(alone.detach().mean()), rel=1e-4)
+    assert means["padded"] != pytest.approx(means["text"], rel=1e-2)
+
+
+def test_interrupted_training_goes_on_to_the_same_weights(model: Model, tmp_path: Any, monkeypatch: Any) -> None:
+    config = {"steps": 8, "refresh": 2, "patience": None, "accumulate": 2}
+    whole = train(model, config=config)
+    from steerlab.methods.kts import train as module
+
+    original, calls = module._Trainer.step, []
+
+    def interrupted(self: Any, number: int) -> float:
+        calls.append(number)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return original(self, number)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(module._Trainer, "step", interrupted)
+        train(model, config=config, folder=tmp_path)
+    resumed = train(model, config=config, folder=tmp_path)
+    assert all(torch.equal(value, resumed.weights[name]) for name, value in whole.weights.items())
+    columns = ["step", "kl_steered", "kl_unsteered", "effect_kept"]
+    assert whole.history[columns].equals(resumed.history[columns])
+    with pytest.raises(MismatchError, match="another training, with other seed"):
+        train(model, config=config, folder=tmp_path, seed=1)
+
+
+def test_rising_kl_stops_training_and_keeps_the_best_weights(model: Model) -> None:
+    with pytest.warns(UserWarning, match="has not fallen below .* training stopped"):
+        found = train(model, config={"steps": 40, "refresh": 2, "patience": 2, "learning_rate": 3.0})
+    assert len(found.history) < 21
+    sums = found.history["kl_steered"] + found.history["kl_unsteered"]
+    assert found.info["best_step"] == found.history["step"][sums.idxmin()]
+
+
+def test_benign_texts_of_the_concept_are_counted_in_a_warning(model: Model) -> None:
+    with pytest.warns(UserWarning, match="2 of 6 benign texts"):
+        kl_then_steer(
+            model, [*texts(4, 2), str(contrasts()[0].prompt), Example("cat", behavior="refuse")], [" tree"] * 6,
+            {"refuse": contrasts()}, layers=[0], config=KTSConfig(steps=1), progress=False,
+        )  # fmt: skip
+
+
+def test_vectors_from_before_the_edit_are_refused_unless_accepted(model: Model, edit: ModelEdit) -> None:
+    edited, vector = edit.prepare(model), MeanDifference(1).fit(model, contrasts())
+    assert edited.id == f"{model.id}+kts" and edited.info()["weights"] != model.info()["weights"]
+    with pytest.raises(MismatchError, match="was fitted on a model called"):
+        steerlab.generate(edited, texts(2, 4), steer=vector, max_new_tokens=2)
+    accepted = steerlab.Request(vector, 1.0, any_model=True)
+    assert len(steerlab.generate(edited, texts(2, 4), steer=accepted, max_new_tokens=2).texts) == 2
+    again = MeanDifference(1).fit(edited, contrasts())
+    assert len(steerlab.generate(edited, texts(2, 4), steer=again, max_new_tokens=2).texts) == 2
+
+
+def test_saved_edit_is_the_same_here_and_for_peft(model: Model, edit: ModelEdit, tmp_path: Any) -> None:
+    edit.save_pretrained(tmp_path)
+    read = ModelEdit.from_pretrained(tmp_path)
+    assert read.history.equals(edit.history) and read.info["best_step"] == edit.info["best_step"]
+    batch = model.batch([model.encode(t) for t in texts(3, 5)], "right")
+    with torch.no_grad():
+        wanted = edit.prepare(model).hf(**model.inputs(batch)).logits
+        assert torch.equal(read.prepare(model).hf(**model.inputs(batch)).logits, wanted)
+        theirs = PeftModel.from_pretrained(copy.deepcopy(model.hf), tmp_path)
+        assert torch.equal(theirs(**model.inputs(batch)).logits, wanted)
+        merged = read.prepare(model, merge=True)
+        torch.testing.assert_close(merged.hf(**model.inputs(batch)).logits, wanted, atol=1e-5, rtol=1e-4)
+    assert type(merged.hf) is type(model.hf)
+    merged.hf.save_pretrained(tmp_path / "merged")
+    merged.tokenizer.save_pretrained(tmp_path / "merged")
+    assert steerlab.load(tmp_path / "merged").info()["weights"] == merged.info()["weights"]
+
+
+def test_edit_of_other_weights_or_changed_files_is_refused(model: Model, edit: ModelEdit, tmp_path: Any) -> None:
+    other = tiny_lm("llama", backend="hooks", seed=1)
+    with pytest.raises(MismatchError, match="this edit was made from"):
+        edit.prepare(other)
+    assert edit.prepare(other, any_model=True).n_layers == other.n_layers
+    with pytest.raises(MismatchError, match="does not fit"):
+        edit.prepare(tiny_lm("gpt2", backend="hooks"), any_model=True)
+    changed = ModelEdit(edit.name, edit.base, {k: v + 1 for k, v in edit.weights.items()}, edit.lora, {}, edit.history)
+    edit.save_pretrained(tmp_path)
+    manifest = (tmp_path / "manifest.json").read_bytes()
+    changed.save_pretrained(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(manifest)
+    with pytest.raises(MismatchError, match="not the weights of the manifest"):
+        ModelEdit.from_pretrained(tmp_path)
+    with pytest.raises(LoadError):
+        ModelEdit.from_pretrained(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_edited_model_of_each_family_is_read_and_steered_as_any_model(family: str) -> None:
+    model = tiny_lm(family, backend="hooks")
+    found = kl_then_steer(
+        model, texts(8, 2), [" " + t for t in texts(8, 3)], {"refuse": contrasts(6)}, layers=[0],
+        config=KTSConfig(steps=2, refresh=2, rank=2, batch_size=4), progress=False,
+    )  # fmt: skip
+    edited = found.prepare(model)
+    acts = steerlab.capture(edited, texts(2, 7), layers=[1], positions="last", progress=False)
+    row = edited.encode(texts(2, 7)[0])
+    with torch.no_grad():
+        wanted = edited.hf(torch.tensor([row.ids]), output_hidden_states=True).hidden_states
+    assert torch.isfinite(acts.at(1)).all() and found.history["kl_steered"].iloc[0] > 0
+    if edited.n_layers > 2:
+        torch.testing.assert_close(acts.at(1)[0], wanted[2][0, -1], atol=1e-4, rtol=1e-3)
+    vector = MeanDifference(0).fit(edited, contrasts(6))
+    assert steerlab.generate(edited, texts(2, 7), steer=vector, max_new_tokens=2).steered_tokens > 0
+
+
+def test_bad_settings_and_inputs_say_what_to_give(model: Model) -> None:
+    for bad, match in (
+        ({"kl": "forward"}, "steered"), ({"tokens": "all"}, "padded"), ({"steered": 1.2}, "steered"),
+        ({"coefficients": (1.0, -1.0)}, "smallest"), ({"steps": 0}, "steps"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=match):
+            KTSConfig(**bad)
+    given: dict[str, Any] = {"layers": [0], "progress": False}
+    with pytest.raises(DataError, match="2 benign prompts, and 1 answers"):
+        kl_then_steer(model, ["cat", "dog"], ["tree"], {"refuse": contrasts()}, **given)
+    with pytest.raises(DataError, match="no concepts"):
+        kl_then_steer(model, ["cat", "dog"], [" tree"] * 2, {}, **given)
+    with pytest.raises(DataError, match="'refuse' has 0 examples with a contrast"):
+        kl_then_steer(model, ["cat", "dog"], [" tree"] * 2, {"refuse": ["cat"]}, **given)
+    quantized = copy.copy(model)
+    quantized.hf = copy.deepcopy(model.hf)
+    quantized.hf.is_quantized = True
+    with pytest.raises(SteeringError, match="quantized"):
+        kl_then_steer(quantized, ["cat", "dog"], [" tree"] * 2, {"refuse": contrasts()}, **given)
+
+
+def test_released_settings_are_those_of_the_code() -> None:
+    assert released_layers(32) == list(range(3, 22)) and released_layers(12) == [0, 1]
+    config = KTSConfig(**KTS_RELEASED)
+    assert (config.rank, config.steered, config.kl, config.tokens) == (128, 0.125, "steered", "padded")
