@@ -17,7 +17,7 @@ the perplexity under the unsteered model too.
 "balanced" is L2S with the net that suits zero targets (ReLU, ten units, behaviors of equal weight and norm), "gated" is
 L2S behind a probe of what needs steering, "released" has the training settings of the released code. At the setting of
 L2S, "shuffled" is fitted to the vectors of other inputs of the same behavior; at that of the routed mean, "class_mean"
-knows the true behavior. L2S has five seeds, the shuffled control three.
+knows the true behavior. L2S has three seeds, the shuffled control two.
 
 An interrupted run resumes from finished stages.
 """
@@ -66,14 +66,14 @@ from steerlab.models.model import Model
 
 COUNTS = {
     "train": {"refuse": 300, "defer": 160, "answer": 200},
-    "validation": {"refuse": 30, "defer": 30, "answer": 20},
+    "validation": {"refuse": 25, "defer": 25, "answer": 16},
     "test": {"refuse": 80, "defer": 60, "answer": 40},
 }
 FRESH_INSTRUCTIONS = 500  # other studies use the file's rows before this one
 TWIN = 0.8  # cosine of the words' TF-IDF: from there on, two questions count as one
-LAYERS, ALPHAS = (11, 13, 15), (0.8, 1.2)
-SENTENCE_SETS = ("plain", "reasoned", "general_closed", "situation_closed")  # one pair for each behavior
-SEEDS = {"l2s": 5, "shuffled": 3}  # of all other nets one
+LAYERS, ALPHAS = (11, 13), (0.8, 1.2)
+SENTENCE_SETS = ("plain", "reasoned", "situation_closed")  # one pair for each behavior
+SEEDS = {"l2s": 3, "shuffled": 2}  # of all other nets one
 ZERO = ["answer"]
 CHOSEN_BY = (
     "refuse_harmful_fluently",
@@ -249,8 +249,9 @@ class Vectors:
 
 
 def choose_sentences(answers: Answers, vectors: Vectors) -> pd.DataFrame:
-    """The oracle's shares on validation rows with every set of sentences, at the middle layer."""
-    settings = [(LAYERS[1], alpha) for alpha in ALPHAS]
+    """The oracle's shares on validation rows with every set of sentences, at
+    the higher layer."""
+    settings = [(LAYERS[-1], alpha) for alpha in ALPHAS]
     frames = []
     for name in SENTENCE_SETS:
 
@@ -346,7 +347,7 @@ def main() -> None:
     arguments = parser(__doc__, "results/safety_rivals")
     arguments.add_argument("--data", required=True, help="folder with the thirteen JSON files of MM-SafetyBench")
     arguments.add_argument("--harmless", default=None, help="folder of harmless_train_600.jsonl")
-    arguments.set_defaults(max_new_tokens=40, batch_size=80)
+    arguments.set_defaults(max_new_tokens=32, batch_size=90)
     args = arguments.parse_args()
     parts = load_parts(args.data, args.harmless, args.seed, args.limit)
     model = steerlab.load(args.model, device=args.device)
