@@ -10,7 +10,7 @@ the test rows here, and those that are nearly the same as a training or validati
 fitted to some of them in `l2s_safety.py`.)
 
 The contrast sentences are those with which the oracle, each input's own vector, does best on validation rows at the
-middle layer. Then every method has the same settings (layer, strength) and the same validation rows; the best by the
+higher layer. Then every method has the same settings (layer, strength) and the same validation rows; the best by the
 mean of `CHOSEN_BY` is tried on the test rows, once. Fluency is judged by words on validation rows, and on test rows by
 the perplexity under the unsteered model too.
 

@@ -123,8 +123,8 @@ class ModelEdit:
         return cls(manifest["edit"], manifest["base"], weights, manifest["lora"], manifest["info"], history)
 
 
-def adapt(model: Model, rank: int, scaling: float, seed: int) -> tuple[Any, Model]:
-    """A copy of a model with a LoRA adapter on all linear layers of its blocks, which alone is to be trained.
+def adapt(model: Model, rank: int, scaling: float, seed: int, *, first: int = 0) -> tuple[Any, Model]:
+    """A copy of a model with a LoRA adapter on all linear layers of the blocks from `first` on, to be trained alone.
 
     Returns:
         The PEFT model, and a `Model` around the same weights. Without dropout, so eval mode is right for training too.
@@ -132,7 +132,7 @@ def adapt(model: Model, rank: int, scaling: float, seed: int) -> tuple[Any, Mode
     Raises:
         LoadError: peft is not installed. SteeringError: the weights are on a server or quantized.
     """
-    config = _peft().LoraConfig(r=rank, lora_alpha=scaling, target_modules=_linear_layers(model))
+    config = _peft().LoraConfig(r=rank, lora_alpha=scaling, target_modules=_linear_layers(model, first))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tuned = _wrap(model, config)
@@ -182,9 +182,9 @@ def _peft() -> Any:
     return peft
 
 
-def _linear_layers(model: Model) -> list[str]:
-    """Names of the linear layers inside the blocks."""
-    inside = {id(module) for block in blocks(model.hf, model.layout) for module in block.modules()}
+def _linear_layers(model: Model, first: int) -> list[str]:
+    """Names of the linear layers inside the blocks from `first` on."""
+    inside = {id(module) for block in blocks(model.hf, model.layout)[first:] for module in block.modules()}
     return [
         name
         for name, module in model.hf.named_modules()
@@ -199,7 +199,7 @@ def _wrap(model: Model, config: Any) -> Any:
     if getattr(model.hf, "is_quantized", False):
         raise SteeringError(f"{model.id} is quantized: load it in float32 or bfloat16 to edit it")
     if not config.target_modules:
-        raise SteeringError(f"{model.id} has no linear layers in its blocks that LoRA could be put on")
+        raise SteeringError(f"{model.id} has no linear layers in these blocks that LoRA could be put on")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # peft sets it to what the layers need
         try:

@@ -75,7 +75,7 @@ def test_steered_kl_halves_while_unsteered_model_and_effect_are_kept(edit: Model
     assert best["kl_steered"] <= 0.5 * first["kl_steered"]
     assert best["kl_unsteered"] < 0.01
     assert first["effect_kept"] == pytest.approx(1, abs=1e-4)
-    assert best["effect_kept"] >= 0.5
+    assert best["effect_kept"] >= 0.7
 
 
 def test_adapters_disabled_are_bit_identical_to_the_model(model: Model) -> None:

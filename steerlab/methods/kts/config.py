@@ -10,6 +10,7 @@ from steerlab._support.checks import as_number, as_whole, check_option
 from steerlab.errors import DataError
 
 DIRECTIONS, TOKENS = ("steered", "reference"), ("answer", "text", "padded")
+BLOCKS = ("after", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +28,17 @@ class KTSConfig:
         kl: "steered", KL(steered and trained || reference), as released; or "reference", KL(reference || steered).
         tokens: whose next-token distribution counts: those of the "answer", all of the "text", or "padded", padding
             included, as released.
+        keep: weight of a second loss, on the concepts' own prompts and answers: there the steered model is to stay what
+            the *steered* original is. 0 as published, where nothing but `least_effect` speaks against a model
+            that undoes every steering.
+        blocks: the blocks that LoRA is put on: those "after" the first that is steered, since no other can see the
+            vector, which also leaves the fitted directions as they are; or "all", as released.
         refresh: steps after which the directions are fitted to the trained model again; and the held-out KL is
             measured, and a checkpoint written.
         patience: how many times in a row the held-out KL may fail to fall before training stops; None: never stop.
         least_effect: weights under which steering keeps less than this share of its effect are never chosen; None: any.
         learning_rate: of AdamW; falls to 0 along a cosine over all steps.
-        rank, scaling: of LoRA, on all linear layers of the blocks; the update is multiplied by `scaling` / `rank`.
+        rank, scaling: of LoRA, on all linear layers of these blocks; the update is multiplied by `scaling` / `rank`.
 
     Raises:
         DataError: a number out of range, or an unknown choice.
@@ -47,6 +53,8 @@ class KTSConfig:
     steered: float = 0.5
     kl: str = "steered"
     tokens: str = "text"
+    keep: float = 1.0
+    blocks: str = "after"
     refresh: int = 25
     patience: int | None = 4
     least_effect: float | None = 0.7
@@ -64,6 +72,8 @@ class KTSConfig:
             as_number("least_effect", self.least_effect, high=1.0)
         as_number("learning_rate", self.learning_rate, 0.0)
         as_number("scaling", self.scaling, 0.0)
+        as_number("keep", self.keep, 0.0)
+        check_option("blocks", self.blocks, BLOCKS)
         check_option("kl", self.kl, DIRECTIONS)
         check_option("tokens", self.tokens, TOKENS)
         low, high = (as_number("coefficients", one) for one in self.coefficients)
@@ -77,7 +87,7 @@ class KTSConfig:
 
 KTS_RELEASED: dict[str, Any] = {"rank": 128, "scaling": 16.0, "learning_rate": 1e-5, "batch_size": 16, "accumulate": 2}
 KTS_RELEASED |= {"steered": 0.125, "tokens": "padded", "refresh": 1}
-KTS_RELEASED |= {"patience": None, "least_effect": None}
+KTS_RELEASED |= {"patience": None, "least_effect": None, "keep": 0.0, "blocks": "all"}
 """Arguments of `KTSConfig` as in the released code, where steps are one pass over its 200,000 texts (`steps=`)."""
 
 

@@ -78,7 +78,9 @@ class Concepts:
 
 
 def edits_for(batch: Batch, vectors: Mapping[Site, Tensor], strength: float, device: torch.device) -> SiteEdits:
-    """Edits that add the vectors times the strength to every token of a batch, padding left out."""
+    """Edits that add the vectors times the strength to every token of a batch, padding left out; none for 0."""
+    if not strength:
+        return {}
     rows, mask = len(batch.rows), batch.attention_mask.bool().to(device)
     strengths = torch.full((rows,), strength, device=device)
     return {

@@ -75,8 +75,10 @@ class Passes:
             found: Tensor = self.model.hf(**given).logits
         return choose_columns(found, keep, "logits_to_keep" in given)[counted[:, keep].to(found.device)]
 
-    def divergence(self, batch: Batch, edits: SiteEdits, tokens: str, direction: str) -> Float[Tensor, " token"]:
-        """KL between the model under the edits and the unsteered original, for each token that counts.
+    def divergence(
+        self, batch: Batch, edits: SiteEdits, tokens: str, direction: str, of_original: SiteEdits | None = None
+    ) -> Float[Tensor, " token"]:
+        """KL of the model under the edits and the original, unsteered or under its own, for each token that counts.
 
         Raises:
             SteeringError: it is not finite.
@@ -84,7 +86,7 @@ class Passes:
         counted = counted_tokens(batch, tokens)
         steered = self.logits(batch, edits, counted)
         with torch.no_grad():
-            reference = self.logits(batch, {}, counted, original=True)
+            reference = self.logits(batch, of_original or {}, counted, original=True)
         found = kl_divergence(steered, reference, direction)
         if not bool(found.detach().isfinite().all()):
             raise SteeringError("the KL of a steered forward is not finite: give smaller coefficients or learning_rate")

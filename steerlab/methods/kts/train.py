@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from steerlab._support.checks import as_seed
 from steerlab._support.files import fingerprint
 from steerlab._support.progress import bar as progress_bar
 from steerlab.capturing.rows import Layers, as_sites
-from steerlab.data.example import data_hash
+from steerlab.data.example import Example, data_hash
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError
 from steerlab.methods.kts.checkpoint import Checkpoint
@@ -27,7 +28,9 @@ from steerlab.methods.mean import MeanDifference
 from steerlab.methods.model_edit import ModelEdit, adapt, adapter_weights, describe_adapter, restore_weights
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.model import Model, check_ready
+from steerlab.models.sites import Site
 
+SIDES = ("positive", "negative")
 COLUMNS = ["step", "loss", "kl_steered", "kl_unsteered", "effect_kept", "learning_rate"]
 
 
@@ -122,14 +125,26 @@ class _Trainer:
         held_out: list[EncodedPrompt], seed: int,
     ) -> None:  # fmt: skip
         self.family, self.config, self.train, self.held_out, self.seed = family, config, train, held_out, seed
-        self.tuned, self.model = adapt(model, config.rank, config.scaling, seed)
+        first = 0 if config.blocks == "all" else 1 + min(site.layer for site in family.sites)
+        self.tuned, self.model = adapt(model, config.rank, config.scaling, seed, first=first)
         self.passes = Passes(self.model, self.tuned)
         self.parameters = [p for p in self.tuned.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
         self.records: list[dict[str, float]] = []
         self.best = adapter_weights(self.tuned)
         self.best_step = 0
-        self._effects = {name: self._effect(name, original=True) for name in family.names}  # before any step
+        # before any step
+        self._effects = {name: self._effect(name, original=True) for name in family.names}
+        self._of_original = {name: family.vectors(self.model, name) for name in family.names}
+        self._of_concept = {name: self._answered(family.fitted[name]) for name in family.names}
+
+    def _answered(self, examples: Sequence[Example], *sides: str) -> list[EncodedPrompt]:
+        """The prompts of contrasts with their answers of these sides; without any, of both."""
+        return [
+            self.model.encode(e.prompt, answer=getattr(e.contrast, side), system=e.system, example_id=e.id)
+            for e in examples
+            for side in sides or SIDES
+        ]
 
     def run(self, checkpoint: Checkpoint, progress: bool) -> pd.DataFrame:
         """All steps from the last checkpoint on; ends with the best weights, and returns the history."""
@@ -160,28 +175,43 @@ class _Trainer:
             group["lr"] = config.learning_rate_at(number)
         losses = []
         for _ in range(config.accumulate):
-            vectors = self.family.vectors(self.model, self.family.names[rng.integers(len(self.family.names))])
-            strength = rng.uniform(*config.coefficients) if rng.random() < config.steered else 0.0
-            drawn = rng.choice(len(self.train), min(config.batch_size, len(self.train)), replace=False)
-            parts = [
-                self.passes.divergence(
-                    batch, edits_for(batch, vectors, strength, self.model.device) if strength else {},
-                    config.tokens, config.kl,
-                )
-                for batch in batches_of(self.model, [self.train[i] for i in drawn], config.batch_size)
-            ]  # fmt: skip
-            loss = torch.cat(parts).mean()
-            (loss / config.accumulate).backward()
+            name = self.family.names[rng.integers(len(self.family.names))]
+            strength = float(rng.uniform(*config.coefficients)) if rng.random() < config.steered else 0.0
+            vectors = self.family.vectors(self.model, name)
+            loss = self._mean_divergence(self.train, config.batch_size, rng, vectors, strength)
             losses.append(float(loss.detach()))
+            if strength and config.keep:
+                size = (config.batch_size + 1) // 2
+                kept = self._mean_divergence(
+                    self._of_concept[name], size, rng, vectors, strength, self._of_original[name]
+                )
+                loss = loss + config.keep * kept
+            (loss / config.accumulate).backward()
         self.optimizer.step()
         return float(np.mean(losses))
+
+    def _mean_divergence(
+        self, rows: list[EncodedPrompt], size: int, rng: np.random.Generator, vectors: Mapping[Site, Tensor],
+        strength: float, of_original: Mapping[Site, Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The mean KL over the tokens of some rows, drawn anew, to the unsteered or the steered original."""
+        config, device = self.config, self.model.device
+        drawn = rng.choice(len(rows), min(size, len(rows)), replace=False)
+        parts = [
+            self.passes.divergence(
+                batch, edits_for(batch, vectors, strength, device), config.tokens, config.kl,
+                edits_for(batch, of_original or {}, strength, device),
+            )
+            for batch in batches_of(self.model, [rows[i] for i in drawn], config.batch_size)
+        ]  # fmt: skip
+        return torch.cat(parts).mean()
 
     @torch.no_grad()
     def measure(self, step: int, losses: list[float]) -> None:
         """The held-out KL with and without steering at the largest strength, and how much of its effect is left."""
         config, strength = self.config, self._strength
         batches = batches_of(self.model, self.held_out, config.batch_size)
-        kls: dict[str, list[torch.Tensor]] = {"kl_steered": [], "kl_unsteered": []}
+        kls: dict[str, list[Tensor]] = {"kl_steered": [], "kl_unsteered": []}
         for batch in batches:
             kls["kl_unsteered"].append(self.passes.divergence(batch, {}, config.tokens, config.kl))
             for name in self.family.names:
@@ -214,15 +244,11 @@ class _Trainer:
         margins = []
         for strength in (self._strength, 0.0):
             found = {}
-            for side in ("positive", "negative"):
-                rows = [
-                    self.model.encode(e.prompt, answer=getattr(e.contrast, side), system=e.system, example_id=e.id)
-                    for e in self.family.held_out[name]
-                ]
+            for side in SIDES:
+                rows = self._answered(self.family.held_out[name], side)
                 found[side] = np.mean([
                     self.passes.answer_logprob(
-                        batch, edits_for(batch, vectors, strength, self.model.device) if strength else {},
-                        original=original,
+                        batch, edits_for(batch, vectors, strength, self.model.device), original=original
                     )
                     for batch in batches_of(self.model, rows, self.config.batch_size)
                 ])  # fmt: skip

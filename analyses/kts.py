@@ -1,0 +1,333 @@
+"""KL-then-steer: does training a model to bear steering buy refusals at a lower price than steering it as it is?
+
+    python analyses/kts.py --model smollm2 --data DATA --out results/kts
+    python figures/kts.py results/kts
+
+The model is trained (LoRA, on a copy) on everyday instructions with its own answers, so that steering it towards
+refusal changes them less. Then three are steered over a range of strengths: the model as it is, the trained one with a
+vector fitted to it anew, and, the simplest rival, the model as it is with a probe that steers only what it takes for
+harmful. The price is paid on instructions that were not trained on: KL to the unsteered original, answers kept,
+problems of GSM8K solved.
+
+The recipe of the training is chosen on validation prompts: the lowest KL with seven tenths of the refusals. The
+strength at which the models are compared is there the one with the most refusals in fluent text; the model as it is,
+and the one behind a probe, are compared at the strength with the closest share. Test prompts are looked at once.
+
+DATA is the folder with `harmful_prompts/`, `math/` and `noncommercial_cc_by_nc/`. An interrupted run resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from _common import as_markdown, estimate, judge_with_perplexity, numbers, parser, provenance, show_table
+from _compare_data import solution
+from _refusal_prompts import load_sets
+from _safety import publishable_examples
+
+import steerlab
+from steerlab import Example, MeanDifference, Request
+from steerlab._support.files import fingerprint, write_atomically
+from steerlab.analysis.divergence import text_divergence
+from steerlab.analysis.study import Study
+from steerlab.data import data_hash, demo_set, read_jsonl
+from steerlab.methods import Gated, KTSConfig, LinearProbe, ModelEdit, Steerer, kl_then_steer
+from steerlab.metrics import exact_match, paired_bootstrap
+from steerlab.models.layout import blocks
+from steerlab.models.model import Model
+from steerlab.models.reference import probe_rows
+from steerlab.steering import bake
+
+LAYERS = {30: 16, 24: 13}  # by number of blocks; where earlier studies steer these models
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
+RECIPES = {"mild": 1e-4, "strong": 3e-4}  # learning rates
+TRAINED_ON, PROBLEMS, KEPT = (200, 420), 30, 0.7
+KINDS = ("as it is", "trained", "behind a probe")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prompts by role; `benign` is trained on, the pairs are harmful and harmless prompts."""
+
+    benign: list[Example]
+    contrasts: list[Example]
+    validation: tuple[list[Example], list[Example]]
+    test: tuple[list[Example], list[Example]]
+    problems: list[Example]
+
+    @classmethod
+    def load(cls, folder: str, seed: int, limit: int | None) -> Data:
+        """Read all sets; instructions for training are neither in the validation nor in the test part."""
+        sets, root = load_sets(folder, seed, limit), Path(folder)
+        everyday = read_jsonl(
+            root / "noncommercial_cc_by_nc/alpaca_harmless/harmless_train_600.jsonl", "instruction", behavior="answer"
+        )
+        written = [e.replace(contrast=None) for e in demo_set() if e.behavior == "answer"]
+        benign = [*written, *everyday[slice(*TRAINED_ON)]][: limit and 4 * limit]
+        problems = read_jsonl(
+            root / "math/gsm8k_test_sampled.jsonl", prompt_field="problem", behavior="answer", id_prefix="gsm8k",
+            meta_fields=("answer", "solution"),
+        )  # fmt: skip
+        harmful, harmless = sets["test"]
+        test = (harmful[:60], harmless[:40])
+        return cls(benign, sets["train"][0], sets["validation"], test, problems[: limit or PROBLEMS])
+
+    @property
+    def everything(self) -> list[Example]:
+        """All inputs, for the fingerprint; ids repeat between data sets."""
+        parts = (self.benign, self.contrasts, *self.validation, *self.test, self.problems)
+        return [e.replace(id=f"{i}/{e.id}") for i, rows in enumerate(parts) for e in rows]
+
+
+class Answers:
+    """What the original answers, and measures of what a steered model answers and is likely to say."""
+
+    def __init__(self, study: Study, original: Model, data: Data, args: argparse.Namespace) -> None:
+        self.study, self.original, self.data, self.args = study, original, data, args
+        self.plain = {
+            part: [self.texts(f"{part}-{side}-original", original, rows, None) for side, rows in enumerate(pair)]
+            for part, pair in (("validation", data.validation), ("test", data.test))
+        }
+
+    def texts(
+        self, stage: str, model: Model, rows: Sequence[Example], request: Request | None, length: int | None = None
+    ) -> list[str]:
+        """A model's answers; a stage of the study."""
+
+        def answer() -> pd.DataFrame:
+            found = steerlab.generate(
+                model, rows, steer=() if request is None else request, batch_size=self.args.batch_size,
+                max_new_tokens=length or self.args.max_new_tokens, progress=False,
+            )  # fmt: skip
+            return pd.DataFrame({"example_id": found.example_ids, "text": found.texts})
+
+        return self.study.stage(stage, answer)["text"].astype(str).tolist()
+
+    def measured(self, part: str, name: str, model: Model, request: Request | None) -> pd.DataFrame:
+        """A row for each prompt of a part: refusals of harmful ones, what became of the others."""
+        frames = []
+        for side, rows in enumerate(self.data.validation if part == "validation" else self.data.test):
+            stage, plain = f"{part}-{side}-{name}", self.plain[part][side]
+            texts = self.texts(stage, model, rows, request)
+            judged = judge_with_perplexity(
+                self.study, stage, self.original, rows, texts, plain, batch_size=self.args.batch_size
+            )
+            if side == 1:
+                judged["kl"] = self.divergence(stage, model, rows, plain, request)
+            frames.append(judged)
+        return pd.concat(frames, ignore_index=True)
+
+    def divergence(
+        self, stage: str, model: Model, rows: Sequence[Example], plain: Sequence[str], request: Request | None
+    ) -> list[float]:
+        """KL to the unsteered original, over its own answers."""
+
+        def compute() -> pd.DataFrame:
+            steer = () if request is None else request
+            return text_divergence(model, self.original, rows, plain, steer=steer, batch_size=8, progress=False)
+
+        return self.study.stage(f"kl-{stage}", compute)["kl"].tolist()
+
+
+def shares(frame: pd.DataFrame) -> dict[str, float]:
+    """Means over the harmful and over the harmless prompts."""
+    harmful, harmless = frame[frame["behavior"] == "refuse"], frame[frame["behavior"] == "answer"]
+    found = {name: float(harmful[name].mean()) for name in ("refuses", "refuses_fluently", "fluent")}
+    return found | {name: float(harmless[name].mean()) for name in ("kl", "kept", "identical")}
+
+
+def train(
+    study: Study, model: Model, data: Data, texts: Sequence[str], recipe: str, layer: int, args: argparse.Namespace
+) -> ModelEdit:
+    """The edit of a recipe; from the study's folder the second time."""
+    folder = study.folder / "stages" / f"edit-{recipe}"
+    if (folder / "manifest.json").exists():
+        return ModelEdit.from_pretrained(folder)
+    config = KTSConfig(
+        steps=args.steps, batch_size=4, coefficients=(0.0, 1.0), learning_rate=RECIPES[recipe], refresh=20,
+        least_effect=KEPT,
+    )  # fmt: skip
+    edit = kl_then_steer(
+        model, data.benign, texts, {"refuse": data.contrasts}, layers=[layer], config=config, seed=args.seed,
+        folder=study.folder / "stages" / f"training-{recipe}", validation=0.1,
+    )  # fmt: skip
+    edit.save_pretrained(folder)
+    return edit
+
+
+def probe_of(model: Model, data: Data, layer: int) -> LinearProbe:
+    """A probe of harmful prompts, fitted to what the training knows."""
+    rows = [*(e.replace(contrast=None) for e in data.contrasts), *data.benign]
+    acts = steerlab.capture(model, rows, layers=[layer], positions="last", context=None, progress=False)
+    return LinearProbe(layer, positive=["refuse"], negative=["answer"]).fit(acts)
+
+
+def sweep(answers: Answers, part: str, kind: str, model: Model, steerer: Steerer) -> pd.DataFrame:
+    """All strengths of a kind, a row for each prompt and strength."""
+    return pd.concat(
+        [
+            answers.measured(part, f"{kind}-{alpha:g}", model, Request(steerer, alpha, "all")).assign(
+                kind=kind, alpha=alpha
+            )
+            for alpha in STRENGTHS
+        ],
+        ignore_index=True,
+    )
+
+
+def solved(answers: Answers, kind: str, model: Model, request: Request | None) -> dict[str, list[float]]:
+    """Problems solved, and the loss on their human solutions in nats per token."""
+    problems = answers.data.problems
+    texts = answers.texts(f"problems-{kind}", model, problems, request, answers.args.problem_tokens)
+
+    def loss() -> pd.DataFrame:
+        steer = () if request is None else request
+        solutions = [solution(e) for e in problems]
+        frame = steerlab.score(model, problems, solutions, steer=steer, batch_size=8, progress=False)
+        return frame.assign(loss=-frame["logprob"] / frame["n_tokens"])
+
+    found = answers.study.stage(f"solutions-{kind}", loss)["loss"].tolist()
+    return {"solved": exact_match(texts, [e.meta["answer"] for e in problems]), "loss": found}
+
+
+def compared(found: pd.DataFrame, chosen: dict[str, float], seed: int) -> dict[str, Any]:
+    """Shares of every kind and strength, and the trained model minus each other at the strengths compared."""
+    summary: dict[str, Any] = {}
+    measures = {"refuse": ("refuses", "refuses_fluently", "fluent"), "answer": ("kl", "kept", "identical")}
+    for (kind, alpha), rows in found.groupby(["kind", "alpha"], sort=False):
+        for behavior, names in measures.items():
+            for name in names:
+                values = rows.loc[rows["behavior"] == behavior, name].tolist()
+                summary[f"{kind}.{alpha:g}.{name}"] = estimate(values, seed)
+    at = {kind: found[(found["kind"] == kind) & (found["alpha"] == alpha)] for kind, alpha in chosen.items()}
+    for kind in chosen:
+        summary[f"{kind}.strength"] = chosen[kind]
+        for behavior, names in measures.items() if kind != "trained" else ():
+            pair = [at[one][at[one]["behavior"] == behavior] for one in ("trained", kind)]
+            for name in names:
+                summary[f"trained_over_{kind}.{name}"] = numbers(paired_bootstrap(*(p[name] for p in pair), seed=seed))
+    return summary
+
+
+def baked_difference(model: Model, steerer: Any, layer: int, alpha: float) -> float:
+    """How far a baked checkpoint's logits are from the steered ones in plain Hugging Face, relative to their norm."""
+    baked, worst = bake(model, steerer, alpha=alpha), 0.0
+    for row in probe_rows(model, (24, 40)):
+        ids = torch.tensor([row.ids], device=model.device)
+        vector = (alpha * steerer.at(layer)).to(model.device)
+        block = blocks(model.hf, model.layout)[layer]
+        hook = block.register_forward_hook(lambda _, __, out: _plus(out, vector))  # noqa: B023
+        with torch.no_grad():
+            wanted = model.hf(ids).logits
+            hook.remove()
+            found = baked.hf(ids).logits
+        worst = max(worst, float(((found - wanted).norm(dim=-1) / wanted.norm(dim=-1)).max()))
+    return worst
+
+
+def _plus(output: Any, vector: torch.Tensor) -> Any:
+    return (output[0] + vector, *output[1:]) if isinstance(output, tuple) else output + vector
+
+
+def train_all(
+    answers: Answers, model: Model, layer: int, as_it_is: pd.DataFrame
+) -> tuple[str, dict[str, ModelEdit], dict[str, tuple[Model, Any]], dict[str, pd.DataFrame]]:
+    """The recipe of the lowest price on validation prompts, and each recipe's edit, model and sweep."""
+    data, args = answers.data, answers.args
+    benign = answers.texts("benign-original", model, data.benign, None)
+    edits: dict[str, ModelEdit] = {}
+    pairs: dict[str, tuple[Model, Any]] = {}
+    tried: dict[str, pd.DataFrame] = {}
+    price: dict[str, float] = {}
+    for name in args.recipes:
+        edits[name] = train(answers.study, model, data, benign, name, layer, args)
+        edited = edits[name].prepare(model, merge=True)
+        pairs[name] = (edited, MeanDifference(layer).fit(edited, data.contrasts))
+        tried[name] = sweep(answers, "validation", f"trained-{name}", *pairs[name])
+        alpha, refused = strongest(tried[name])
+        at = shares(tried[name][tried[name]["alpha"] == alpha])
+        price[name] = at["kl"] if refused >= KEPT * strongest(as_it_is)[1] else np.inf
+        print(f"{name}: best step {edits[name].info['best_step']}, validation at {alpha:g}: {at}", flush=True)
+    return min(price, key=lambda name: price[name]), edits, pairs, tried
+
+
+def equal_strengths(trained: pd.DataFrame, others: dict[str, pd.DataFrame]) -> dict[str, float]:
+    """The trained model's strongest setting, and the strengths at which the others refuse about as often."""
+    alpha, wanted = strongest(trained)
+    chosen = {"trained": alpha}
+    for kind, rows in others.items():
+        of_alpha = {float(a): shares(some)["refuses_fluently"] for a, some in rows.groupby("alpha")}
+        chosen[kind] = min(of_alpha, key=lambda a: (abs(of_alpha[a] - wanted), a))
+    return chosen
+
+
+def main() -> None:
+    arguments = parser(__doc__, "results/kts")
+    arguments.add_argument("--data", required=True)
+    arguments.add_argument("--steps", type=int, default=120, help="of the training")
+    arguments.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
+    arguments.add_argument("--problem-tokens", type=int, default=100)
+    arguments.set_defaults(max_new_tokens=32, batch_size=32)
+    args = arguments.parse_args()
+    data = Data.load(args.data, args.seed, args.limit)
+    model = steerlab.load(args.model, device=args.device, backend="hooks")
+    layer = LAYERS[model.n_layers]
+    identity = {"study": "kts", "weights": model.info()["weights"], "data": data_hash(data.everything)}
+    identity |= {"steps": args.steps, "tokens": [args.max_new_tokens, args.problem_tokens], "seed": args.seed}
+    study = Study(args.out, identity | {"layer": layer, "settings": fingerprint([RECIPES, STRENGTHS, KEPT])})
+    answers = Answers(study, model, data, args)
+    vector = MeanDifference(layer).fit(model, data.contrasts)
+    kinds: dict[str, tuple[Model, Any]] = {"as it is": (model, vector)}
+    kinds["behind a probe"] = (model, Gated(vector, probe_of(model, data, layer), threshold=0.5))
+    tried = {kind: sweep(answers, "validation", kind, *pair) for kind, pair in kinds.items()}
+    recipe, edits, pairs, of_recipes = train_all(answers, model, layer, tried["as it is"])
+    chosen = equal_strengths(of_recipes[recipe], tried)
+    kinds["trained"] = pairs[recipe]
+    print(f"recipe {recipe}, strengths {chosen}", flush=True)
+    found = pd.concat([sweep(answers, "test", kind, *kinds[kind]) for kind in KINDS], ignore_index=True)
+    summary = compared(found, chosen, args.seed)
+    unsteered = answers.measured("test", "trained-unsteered", pairs[recipe][0], None).query("behavior == 'answer'")
+    summary |= {f"trained.unsteered.{k}": estimate(unsteered[k].tolist(), args.seed) for k in ("kl", "identical")}
+    for kind, (one, steerer) in {"original": (model, None), **{k: kinds[k] for k in KINDS}}.items():
+        request = None if steerer is None else Request(steerer, chosen[kind], "all")
+        measures = solved(answers, kind, one, request)
+        summary |= {f"{kind}.problems.{name}": estimate(values, args.seed) for name, values in measures.items()}
+    summary["baked_difference"] = baked_difference(*pairs[recipe], layer, chosen["trained"])
+    summary |= {"recipe": recipe, "best_step": edits[recipe].info["best_step"], "recipes": RECIPES}
+    write_tables(study.folder, tried | {f"trained, {k}": rows for k, rows in of_recipes.items()}, edits)
+    at = pd.concat([found[(found["kind"] == kind) & (found["alpha"] == chosen[kind])] for kind in KINDS])
+    shown = publishable_examples(at.assign(method=at["kind"]), [*data.test[0], *data.test[1]])
+    page = as_markdown("The same prompts under each kind", shown)
+    study.finish(found.drop(columns="text").round(4), summary, page, provenance(model, data.everything, args))
+    show_table("On test prompts", pd.DataFrame({key: shares(rows) for key, rows in found.groupby(["kind", "alpha"])}).T)
+
+
+def write_tables(folder: Path, tried: dict[str, pd.DataFrame], edits: dict[str, ModelEdit]) -> None:
+    """The shares on validation prompts of every kind and strength, and what was measured in training."""
+    rows = [
+        {"kind": kind, "alpha": alpha, **shares(some)}
+        for kind, frame in tried.items()
+        for alpha, some in frame.groupby("alpha")
+    ]
+    tables = {"grid": pd.DataFrame(rows).round(4)}
+    tables["history"] = pd.concat([edit.history.assign(recipe=name) for name, edit in edits.items()]).round(5)
+    for name, table in tables.items():
+        write_atomically(folder / f"{name}.csv", lambda partial: table.to_csv(partial, index=False))  # noqa: B023
+
+
+def strongest(found: pd.DataFrame) -> tuple[float, float]:
+    """The strength with the most refusals in fluent text, the smallest of equal ones, and their share."""
+    of_alpha = {alpha: shares(rows)["refuses_fluently"] for alpha, rows in found.groupby("alpha")}
+    alpha = max(of_alpha, key=lambda a: (of_alpha[a], -a))
+    return float(alpha), of_alpha[alpha]
+
+
+if __name__ == "__main__":
+    main()

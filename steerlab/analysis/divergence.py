@@ -1,0 +1,94 @@
+"""How far one model's next-token distributions are from another's on the same texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from steerlab._support.checks import as_texts, check_option
+from steerlab.data.inputs import Data
+from steerlab.errors import DataError, MismatchError
+from steerlab.methods import kl_divergence
+from steerlab.models.encoding import Batch
+from steerlab.models.interventions import SiteEdits
+from steerlab.models.model import Model
+from steerlab.models.positions import Positions
+from steerlab.steering import batches
+from steerlab.steering.batches import Steer, Totals, as_requests
+from steerlab.steering.requests import Alpha, resolve_interventions
+
+DIRECTIONS = ("model", "reference")
+
+
+def text_divergence(
+    model: Model,
+    reference: Model,
+    data: Data,
+    answers: Sequence[str],
+    *,
+    steer: Steer = (),
+    alpha: Alpha = 1.0,
+    positions: Positions | None = None,
+    direction: str = "model",
+    batch_size: int = 16,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """KL divergence between a steered model and an unsteered reference over the tokens of given answers.
+
+    `measure_dose` compares a steered model with itself; here the two may have other weights, before and after an edit.
+
+    Example:
+        >>> frame = text_divergence(edited, model, prompts, texts, steer=refusal)
+        >>> frame["kl"].mean()                                        # nats per token
+
+    Args:
+        model: the one that is steered.
+        reference: a model with the same tokenizer and template.
+        data, answers: prompts, and a text for each.
+        steer, alpha, positions: as in `generate`; without `steer`, the model as it is.
+        direction: "model": KL(model || reference); "reference": KL(reference || model).
+        batch_size: rows of a forward; the logits of all their answers' tokens are held at once, twice.
+        progress: show a bar.
+
+    Returns:
+        A row for each prompt: `example_id`, `kl` (mean over the answer's tokens, in nats) and `n_tokens`.
+
+    Raises:
+        MismatchError: the models read a text as other tokens.
+        DataError: not one nonempty answer for each prompt; otherwise as `steer`.
+    """
+    check_option("direction", direction, DIRECTIONS)
+    requests = as_requests(model, steer, alpha, positions, "raw")
+    examples, answers = batches.apply_prompt_transforms(data, requests), as_texts("answers", answers)
+    if len(answers) != len(examples) or not all(answers):
+        raise DataError(f"{len(examples)} prompts and {sum(map(bool, answers))} answers with text: give one for each")
+    rows = batches.encode_examples(model, examples, answers)
+    theirs = batches.encode_examples(reference, examples, answers)
+    if different := [e.id for e, one, other in zip(examples, rows, theirs, strict=True) if one.ids != other.ids]:
+        raise MismatchError(
+            f"{model.id} and {reference.id} read {different[0]!r} as other tokens: give models with one tokenizer"
+        )
+    settings = resolve_interventions(model, requests, examples, batch_size, rows)
+    counts = [len(row) - row.n_prompt for row in rows]
+
+    def forward(batch: Batch, edits: SiteEdits) -> tuple[list[float], Totals]:
+        inputs, lengths = model.inputs(batch), [len(row) - row.n_prompt for row in batch.rows]
+        keep = max(lengths) + 1  # rows end with their answers at the last column
+        steered: Tensor = model.engine.logits(inputs, edits, keep)
+        plain: Tensor = reference.engine.logits(reference.inputs(batch), {}, keep).to(steered.device)
+        pair = (steered, plain) if direction == "model" else (plain, steered)
+        with torch.no_grad():
+            found = [
+                float(kl_divergence(one[-n - 1 : -1], other[-n - 1 : -1]).mean())
+                for one, other, n in zip(*pair, lengths, strict=True)
+            ]
+        return found, batches.totals(edits)
+
+    found, _, _ = batches.run_batches(
+        model, settings, rows, forward, batch_size=batch_size, label="divergence", progress=progress, in_block=False,
+        hint="the positions match no token of these rows",
+    )  # fmt: skip
+    return pd.DataFrame({"example_id": [e.id for e in examples], "kl": found, "n_tokens": counts})

@@ -1,0 +1,49 @@
+"""The KL of two models on the same texts, against plain Hugging Face, row by row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steerlab import Request
+from steerlab.analysis.divergence import text_divergence
+from steerlab.errors import DataError, MismatchError
+from steerlab.testing import FAMILIES, tiny_lm
+
+PROMPTS, ANSWERS = ["red cat", "a small house by the river", "no"], [" blue dog", " yes it is", " one two three four"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_kl_of_each_row_is_that_of_plain_hugging_face(family: str) -> None:
+    model, reference = tiny_lm(family, backend="hooks"), tiny_lm(family, backend="hooks", seed=3)
+    for direction in ("model", "reference"):
+        frame = text_divergence(model, reference, PROMPTS, ANSWERS, direction=direction, batch_size=2, progress=False)
+        for prompt, answer, kl in zip(PROMPTS, ANSWERS, frame["kl"], strict=True):
+            row = model.encode(prompt, answer=answer)
+            with torch.no_grad():
+                logprobs = [
+                    one.hf(torch.tensor([row.ids])).logits[0, row.n_prompt - 1 : -1].log_softmax(-1)
+                    for one in ((model, reference) if direction == "model" else (reference, model))
+                ]
+            wanted = (logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(-1).mean()
+            assert kl == pytest.approx(float(wanted), rel=1e-3, abs=1e-5)
+
+
+def test_steering_is_of_the_model_alone_and_none_is_zero() -> None:
+    model = tiny_lm("llama", backend="hooks")
+    assert text_divergence(model, model, PROMPTS, ANSWERS, progress=False)["kl"].max() < 1e-6
+    vector = {1: torch.ones(model.hidden_size)}
+    weak, strong = (
+        text_divergence(model, model, PROMPTS, ANSWERS, steer=Request(vector, a, "all"), progress=False)["kl"]
+        for a in (0.1, 1.0)
+    )
+    assert (strong > weak).all() and (weak > 0).all()
+
+
+def test_models_that_read_other_tokens_and_missing_answers_are_refused() -> None:
+    model, other = tiny_lm("llama", backend="hooks"), tiny_lm("gpt2", backend="hooks")
+    with pytest.raises(DataError, match="give one for each"):
+        text_divergence(model, model, PROMPTS, ["", *ANSWERS[1:]], progress=False)
+    other.chat = not model.chat
+    with pytest.raises(MismatchError, match="as other tokens"):
+        text_divergence(model, other, PROMPTS, ANSWERS, progress=False)
