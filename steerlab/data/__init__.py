@@ -20,6 +20,13 @@ from steerlab.data.contrasts import with_contrasts as with_contrasts
 from steerlab.data.demo import DEMO_FRACTIONS as DEMO_FRACTIONS
 from steerlab.data.demo import demo_contrasts as demo_contrasts
 from steerlab.data.demo import demo_set as demo_set
+from steerlab.data.driving import DrivingRecord as DrivingRecord
+from steerlab.data.driving import DrivingScene as DrivingScene
+from steerlab.data.driving import driving_scenes as driving_scenes
+from steerlab.data.driving_captions import DrivingFacts as DrivingFacts
+from steerlab.data.driving_captions import edited_scenes as edited_scenes
+from steerlab.data.driving_captions import read_facts as read_facts
+from steerlab.data.driving_captions import scene_caption as scene_caption
 from steerlab.data.easy_vqa import easy_vqa as easy_vqa
 from steerlab.data.example import Contrast as Contrast
 from steerlab.data.example import Example as Example

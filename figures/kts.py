@@ -1,0 +1,79 @@
+"""KL-then-steer: refusals against their price, and what training did.
+
+    python figures/kts.py [RESULTS_DIR] [--out DIR]
+
+Reads summary.json and history.csv of analyses/kts.py from the folder, or from its folders, one for
+each model; writes kts.png and kts.pdf.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from _script import figure_script
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from steerlab.plots import method_style, read_summary, style, width
+
+RESULTS = Path(__file__).parents[1] / "analyses/results/kts"
+KINDS = {"as it is": ("mean", "o"), "trained": ("l2s", "s"), "behind a probe": ("routed_mean", "^")}
+PRICES = {
+    "kl": "KL to the original on harmless\nprompts (nats per token)",
+    "kept": "Harmless answers not refused, fluent",
+}
+
+
+def draw(results_dir: str | Path) -> Figure:
+    """The figure of a results folder, which has a folder for each model: a row for each."""
+    folder = Path(results_dir)
+    models = sorted(path.parent for path in folder.glob("*/summary.json")) or [folder]
+    with style():
+        fig = Figure(figsize=(width(2), 2.5 * len(models)), layout="constrained")
+        rows = fig.subplots(len(models), 3, squeeze=False)
+        for number, (path, axes) in enumerate(zip(models, rows, strict=True)):
+            summary = read_summary(path)
+            name = summary["provenance"]["model"]
+            draw_frontier(axes[0], summary, "kl")
+            draw_frontier(axes[1], summary, "kept")
+            draw_training(axes[2], pd.read_csv(path / "history.csv"), summary["recipe"])
+            titles = (name, f"{name}: what is kept", f"{name}: training")
+            for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
+                ax.set_title(f"{chr(ord('a') + 3 * number + i)}  {title}", loc="left")
+        rows[0, 0].legend(fontsize=7)
+        fig.draw_without_rendering()
+    return fig
+
+
+def draw_frontier(ax: Axes, summary: dict[str, Any], price: str) -> None:
+    """Refusals in fluent text against a price; a point is a strength, a line joins those of one kind."""
+    for kind, (look, marker) in KINDS.items():
+        strengths = sorted(float(k.removeprefix(f"{kind}.").rsplit(".", 1)[0]) for k in summary if _is_price(k, kind))
+        points = [(summary[f"{kind}.{a:g}.{price}"], summary[f"{kind}.{a:g}.refuses_fluently"]) for a in strengths]
+        x, y = ([p[i]["value"] for p in points] for i in (0, 1))
+        color = method_style(look).color
+        ax.plot(x, y, color=color, lw=1, marker=marker, ms=4, label=kind)
+        for one, other in points:
+            ax.plot([one["value"]] * 2, [other["low"], other["high"]], color=color, lw=0.6, alpha=0.6)
+            ax.plot([one["low"], one["high"]], [other["value"]] * 2, color=color, lw=0.6, alpha=0.6)
+    ax.set(xlabel=PRICES[price], ylabel="Refuses harmful, fluently", ylim=(-0.04, 1.04))
+
+
+def _is_price(key: str, kind: str) -> bool:
+    rest = key.removeprefix(f"{kind}.")
+    return rest != key and rest.endswith(".kl") and rest.removesuffix(".kl").replace(".", "", 1).isdigit()
+
+
+def draw_training(ax: Axes, history: pd.DataFrame, recipe: str) -> None:
+    """The held-out KL with and without steering, and the share of the effect that is left."""
+    rows = history[history["recipe"] == recipe]
+    ax.plot(rows["step"], rows["kl_steered"] / rows["kl_steered"].iloc[0], "-o", ms=3, label="KL, steered (1 = before)")
+    ax.plot(rows["step"], rows["effect_kept"], "-s", ms=3, label="effect of steering kept")
+    ax.set(xlabel="Step", ylabel="Share", ylim=(0, 1.1))
+    ax.legend(fontsize=6)
+
+
+if __name__ == "__main__":
+    figure_script({"kts": draw}, __doc__, RESULTS)
