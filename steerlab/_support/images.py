@@ -6,10 +6,12 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -33,7 +35,16 @@ class ZippedImage:
         return self.name
 
 
-ImageInput = str | os.PathLike[str] | Image.Image | ZippedImage
+class VectorInput(ABC):
+    """What some models read in the place of an image: objects described by numbers."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> Mapping[str, Any]:
+        """The arrays by name, float32."""
+
+
+ImageInput = str | os.PathLike[str] | Image.Image | ZippedImage | VectorInput
 MAX_PIXELS = 100_000_000  # about 300 MB as RGB
 
 
@@ -53,6 +64,8 @@ def open_image(image: ImageInput) -> Image.Image:
             pixel values of unknown range.
     """
     with _named_errors(image):
+        if isinstance(image, VectorInput):
+            raise DataError("is a scene of object vectors, which has no pixels")
         if isinstance(image, Image.Image):
             return _to_rgb(_load_pixels(image))
         with warnings.catch_warnings():
@@ -65,7 +78,9 @@ def open_image(image: ImageInput) -> Image.Image:
 @contextmanager
 def _named_errors(image: ImageInput) -> Iterator[None]:
     """Turn every error into a `DataError` that names the image."""
-    name = "the image" if isinstance(image, Image.Image) else f"the image {str(image)!r}"
+    open_already = {Image.Image: "the image", VectorInput: "the input"}
+    names = [name for kind, name in open_already.items() if isinstance(image, kind)]
+    name = names[0] if names else f"the image {str(image)!r}"
     try:
         yield
     except DataError as error:
@@ -101,7 +116,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def image_hash(image: ImageInput) -> str:
-    """Sixteen hexadecimal digits of an image's file, or of the pixels of an open image.
+    """Sixteen hexadecimal digits of an image's file, of the pixels of an open image, or of the numbers of a scene.
 
     Raises:
         DataError: the file does not exist, or `open_image` would refuse the open image.
@@ -109,6 +124,9 @@ def image_hash(image: ImageInput) -> str:
     with _named_errors(image):
         if isinstance(image, Image.Image):
             data = f"{image.mode} {image.size} ".encode() + _load_pixels(image).tobytes()
+        elif isinstance(image, VectorInput):
+            arrays = [(name, np.asarray(array, dtype=np.float32)) for name, array in image.tensors.items()]
+            data = b"".join(f"{name} {array.shape} ".encode() + array.tobytes() for name, array in arrays)
         else:
             data = image.data if isinstance(image, ZippedImage) else Path(image).read_bytes()
     return hashlib.sha256(data).hexdigest()[:16]

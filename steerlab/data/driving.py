@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from steerlab._support.images import VectorInput
 from steerlab.data._files import read_records
 from steerlab.errors import DataError, LoadError
 
@@ -24,7 +25,7 @@ Rows = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class DrivingScene:
+class DrivingScene(VectorInput):
     """What a car perceives: rows of numbers, lengths in 10 m and speeds in 5 m/s; x is ahead, y to the left.
 
     Example:

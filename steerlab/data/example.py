@@ -11,7 +11,7 @@ from PIL.Image import Image
 
 from steerlab._support.checks import as_text, check_option, check_type, show
 from steerlab._support.files import fingerprint
-from steerlab._support.images import ImageInput, ZippedImage, image_hash
+from steerlab._support.images import ImageInput, VectorInput, ZippedImage, image_hash
 from steerlab.errors import DataError
 
 
@@ -93,7 +93,8 @@ class Example:
         behavior: the wanted behavior class ("refuse", "defer", ...); "" where there is none.
         system: a system message, or None for the template's default.
         split: "train", "validation", "test" or "".
-        images: files or open images, shown before the text or where the text holds the model's image token.
+        images: files or open images, shown before the text or where the text holds the model's image token; or, for a
+            model that reads vectors, scenes such as `DrivingScene`.
         extra_prompts: further prompts for the same input, by name, for methods that compare their states: TaskTracker
             compares the task alone (`{"task": ...}`) with the task and a text. They are captured, never answered.
         meta: anything else worth a column (scenario, type, license).
@@ -135,7 +136,7 @@ class Example:
         return replace(self, **changes)  # type: ignore[arg-type]
 
 
-_IMAGES = (str, os.PathLike, Image, ZippedImage)
+_IMAGES = (str, os.PathLike, Image, ZippedImage, VectorInput)
 _FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
     "id": (str, "a text"), "behavior": (str, "a text, '' for none"),
     "prompt": ((str, list, tuple), "the user's text, or a list of messages"),
@@ -186,4 +187,4 @@ def contrast_fields(contrast: Contrast | None) -> dict[str, Any] | None:
 
 
 def _key(image: ImageInput) -> str | int:
-    return id(image) if isinstance(image, Image | ZippedImage) else str(image)
+    return id(image) if isinstance(image, Image | ZippedImage | VectorInput) else str(image)

@@ -7,10 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from steerlab._support.images import open_image
 from steerlab.errors import LayoutError, LoadError, SteerlabError, is_out_of_memory
 from steerlab.models.encoding import EncodedPrompt, PaddingSide
 from steerlab.models.forwards import main_output
@@ -271,14 +269,16 @@ def _check_image(model: Model) -> None:
     """Compare tokens and inputs of a prompt with an image with what the processor makes of the whole prompt."""
     if model.vision is None:
         return
-    image, vision = Image.linear_gradient("L").resize((60, 40)), model.vision
+    image, vision = model.vision.example, model.vision
     text = f"{vision.placeholder}Hello"
     row = model.encode("Hello" if model.chat else text, images=[image])
     if model.chat:
         turn: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hello"}]}]
         text = str(model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
     special = not model.chat and not starts_with_bos(model.tokenizer, text)
-    whole = vision.processor(text=[text], images=[[open_image(image)]], return_tensors="pt", add_special_tokens=special)
+    whole = vision.processor(
+        text=[text], images=[[vision.open(image)]], return_tensors="pt", add_special_tokens=special
+    )
     expected, inputs = whole["input_ids"][0].tolist(), model.inputs(model.batch([row]))
     missing = sorted((set(whole) & model.accepted_inputs) - set(inputs) - {"labels"})
     if expected != list(row.ids) or missing or not row.kind("image"):

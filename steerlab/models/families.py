@@ -49,6 +49,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {  # by `model_type`
     "paligemma": Family(first_position=1, prefix_lm=True),
+    "steerlab_vectors": Family(vision=r"^encoder$"),  # `VectorLM`
 }
 
 
@@ -95,7 +96,7 @@ def deepest_used_block(config: Any, n_blocks: int) -> int:
 
 
 def count_units(tensors: Mapping[str, Tensor], config: Any) -> int:
-    """How many tiles (Qwen: patches) of one row the vision tower receives, padding tiles not counted.
+    """How many tiles (Qwen: patches; `VectorLM`: scenes) of one row the tower receives, padding tiles not counted.
 
     Args:
         tensors: what the processor returns for the images of the row.
@@ -103,7 +104,7 @@ def count_units(tensors: Mapping[str, Tensor], config: Any) -> int:
 
     Source: the forward of each family in transformers.
     """
-    pixels = tensors.get("pixel_values")
+    pixels = tensors.get("pixel_values", tensors.get("vectors"))
     if pixels is None:
         return 0
     if pixels.ndim != 5:

@@ -13,6 +13,7 @@
 | `"system"`, `"history"`, `"user"`, `"header"` | the parts of the rendered conversation |
 | `"last_user"` | the last token of the user turn, before the assistant header |
 | `"images"` | the prompt tokens that hold image features; in the vision tower and the projector every patch |
+| `"vectors"` | the same, for a model that reads scenes of object vectors |
 | `"text"` | every other prompt token |
 | `"last_image"`, `"after_image"` | the last token that holds an image feature, and the prompt token after it |
 | `"last+generated"` | any union, joined by `+` |
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 NAMES = (
     *("last", "prompt", "generated", "answer", "all", "system", "history", "user", "header", "last_user"),
-    *("text", "images", "last_image", "after_image", "first_difference"),
+    *("text", "images", "vectors", "last_image", "after_image", "first_difference"),
 )
 
 _LAST_K = re.compile(r"last-(\d+)")
@@ -250,7 +251,7 @@ def _named(name: str, row: EncodedPrompt) -> Sequence[int]:
         return [k for k in [row.n_prompt - 1 - int(match[1])] if k >= 0]
     if name == "first_difference":
         return [k for k in [row.first_difference] if k is not None and k < len(row)]
-    if name in ("images", "text", "last_image", "after_image"):
+    if name in ("images", "vectors", "text", "last_image", "after_image"):
         return _around_images(name, row.kind("image"), prompt)
     tokens: dict[str, Sequence[int]] = {
         "all": range(len(row)),
@@ -268,7 +269,7 @@ def _around_images(name: str, images: list[int], prompt: range) -> Sequence[int]
         return sorted(set(prompt).difference(images))
     if name == "after_image":  # where the prompt ends in an image there is none, not the first token of the answer
         return [i + 1 for i in images[-1:] if i + 1 in prompt]
-    return images if name == "images" else images[-1:]
+    return images if name in ("images", "vectors") else images[-1:]
 
 
 def _masked(mask: Tensor, row: EncodedPrompt, number: int) -> list[int]:

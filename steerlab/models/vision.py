@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, linear_gradient
 from torch import Tensor
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoProcessor
 
-from steerlab._support.images import ImageInput, ZippedImage, image_hash, open_image
+from steerlab._support.images import ImageInput, VectorInput, ZippedImage, image_hash, open_image
 from steerlab.errors import EncodingError, LoadError
 from steerlab.models.families import count_units, family_of, image_token_id
 
@@ -109,6 +109,16 @@ class Vision:
         self._cache.move_to_end(key)
         return self._cache[key]
 
+    def open(self, image: ImageInput) -> Any:
+        """What the processor is given: an image as RGB, a scene as it is."""
+        return image if isinstance(image, VectorInput) else open_image(image)
+
+    @property
+    def example(self) -> ImageInput:
+        """An image, or what the model reads instead, for the check of a model."""
+        found: ImageInput | None = getattr(self.processor, "example", None)
+        return linear_gradient("L").resize((60, 40)) if found is None else found
+
     def fill(
         self, text: str, bounds: list[tuple[str, int]], images: Sequence[ImageInput], example_id: str = ""
     ) -> tuple[str, list[tuple[str, int]]]:
@@ -170,7 +180,7 @@ class Vision:
 
     def _key(self, image: ImageInput) -> str:
         """The content of an image; a file is known by its path, size and time of change."""
-        if not isinstance(image, Image | ZippedImage):
+        if not isinstance(image, Image | ZippedImage | VectorInput):
             found = os.stat(image) if os.path.exists(image) else None
             return f"{os.path.abspath(image)} {found and (found.st_size, found.st_mtime_ns)}"
         known = self._keys.get(id(image))
@@ -185,7 +195,7 @@ class Vision:
         processor = copy.copy(self.processor)
         recorder = processor.tokenizer = _Recorder(self.processor.tokenizer)
         text = _MARK + "".join(self.placeholder + _MARK for _ in images)
-        opened = [[open_image(image) for image in images]]
+        opened = [[self.open(image) for image in images]]
         try:
             found = processor(text=[text], images=opened, return_tensors="pt")
         except (ValueError, TypeError, IndexError, RuntimeError) as error:

@@ -1,0 +1,152 @@
+"""A decoder with an encoder of objects in front: a model of transformers, so that everything works on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from steerlab.errors import EncodingError
+from steerlab.models.vectors.encoder import ObjectKind, VectorEncoder
+
+MODEL_TYPE = "steerlab_vectors"
+
+
+class VectorLMConfig(PretrainedConfig):
+    """What a `VectorLM` is made of.
+
+    Args:
+        text_config: of the decoder.
+        kinds: the fields of each `ObjectKind`, in the order in which the encoder reads them.
+        state: name and width of the vector of the reader's own state.
+        encoder: options of `VectorEncoder`.
+        image_token_id: the token that stands for one embedding.
+    """
+
+    model_type = MODEL_TYPE
+    sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
+
+    def __init__(
+        self, text_config: Any = None, kinds: Any = (), state: Any = ("state", 1), encoder: Any = None,
+        image_token_id: int = 0, **more: Any,
+    ) -> None:  # fmt: skip
+        if isinstance(text_config, dict):
+            text_config = CONFIG_MAPPING[text_config["model_type"]](**text_config)
+        self.text_config = CONFIG_MAPPING["llama"]() if text_config is None else text_config
+        self.kinds, self.state, self.encoder = list(kinds), list(state), dict(encoder or {})
+        self.image_token_id = image_token_id
+        super().__init__(**more)
+
+    @property
+    def sizes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors of a scene, in the order in which they are packed into one row of `vectors`."""
+        kinds = {kind["name"]: (int(kind["slots"]), int(kind["width"])) for kind in self.kinds}
+        return {**kinds, self.state[0]: (int(self.state[1]),)}
+
+
+def pack(tensors: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]) -> Tensor:
+    """The tensors of a scene as one row of numbers.
+
+    Raises:
+        EncodingError: a tensor is missing, or has another shape.
+    """
+    for name, shape in sizes.items():
+        given = tuple(tensors[name].shape) if name in tensors else None
+        if given != shape:
+            raise EncodingError(f"the scene's {name!r} has shape {given}, and the model reads {shape}")
+    return torch.cat([torch.as_tensor(tensors[name], dtype=torch.float32).flatten() for name in sizes])
+
+
+def unpack(vectors: Tensor, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of each scene by name."""
+    parts = vectors.split([prod(shape) for shape in sizes.values()], -1)
+    return {name: part.unflatten(-1, shape) for (name, shape), part in zip(sizes.items(), parts, strict=True)}
+
+
+class VectorLM(PreTrainedModel, GenerationMixin):
+    """A decoder that reads objects: an encoder turns them into embeddings, which take the place of marked tokens.
+
+    One splice serves training and decoding, with a cache and without.
+
+    Example:
+        >>> hf = VectorLM(config)
+        >>> hf(input_ids=ids, attention_mask=mask, vectors=pack(scene.tensors, config.sizes)[None]).logits
+    """
+
+    config_class = VectorLMConfig
+    base_model_prefix = ""
+    _supports_sdpa = True
+
+    def __init__(self, config: VectorLMConfig) -> None:
+        super().__init__(config)
+        kinds = [ObjectKind(**kind) for kind in config.kinds]
+        self.encoder = VectorEncoder(kinds, config.state[1], **config.encoder)
+        width = self.encoder.queries.shape[1]
+        self.projector = nn.Linear(width, config.text_config.hidden_size)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self._tied_weights_keys = _prefixed(getattr(self.language_model, "_tied_weights_keys", None))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The decoder's."""
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The decoder's."""
+        return self.language_model.get_output_embeddings()
+
+    def splice(self, input_ids: Tensor, vectors: Tensor | None) -> Tensor:
+        """Token embeddings, in which the encoder's take the place of the marked tokens.
+
+        Raises:
+            EncodingError: the batch has more or fewer marked tokens than embeddings.
+        """
+        embeddings: Tensor = self.get_input_embeddings()(input_ids)
+        marked = input_ids == self.config.image_token_id
+        if vectors is None or not marked.any():
+            return embeddings
+        tensors = unpack(vectors.to(self.projector.weight.dtype), self.config.sizes)
+        state = tensors.pop(self.config.state[0])
+        found = self.projector(self.encoder(tensors, state)[0])
+        copies, rest = divmod(int(marked.sum()), found.shape[0] * found.shape[1])  # beams repeat rows
+        if rest or not copies:
+            n = found.shape[0] * found.shape[1]
+            raise EncodingError(f"{int(marked.sum())} marked tokens for the {n} embeddings of {len(found)} scenes")
+        found = found.repeat_interleave(copies, 0).to(embeddings.dtype)
+        return embeddings.masked_scatter(marked[..., None], found)
+
+    def forward(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
+        past_key_values: Any = None, inputs_embeds: Tensor | None = None, vectors: Tensor | None = None,
+        use_cache: bool | None = None, logits_to_keep: int | Tensor = 0, **more: Any,
+    ) -> Any:  # fmt: skip
+        """As the decoder's, with `vectors`, a row of numbers for each scene (`pack`)."""
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.splice(input_ids, vectors)
+        return self.language_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, use_cache=use_cache, logits_to_keep=logits_to_keep, **more,
+        )  # fmt: skip
+
+
+def _prefixed(keys: Any) -> Any:
+    if isinstance(keys, dict):
+        return {f"language_model.{one}": f"language_model.{other}" for one, other in keys.items()}
+    return None if keys is None else [f"language_model.{key}" for key in keys]
+
+
+AutoConfig.register(MODEL_TYPE, VectorLMConfig)
+AutoModelForImageTextToText.register(VectorLMConfig, VectorLM)

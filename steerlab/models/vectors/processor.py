@@ -1,0 +1,154 @@
+"""The processor of a `VectorLM`: which tokens stand for a scene, and its numbers; and a vector model from a decoder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+
+from steerlab._support.checks import as_whole
+from steerlab._support.images import VectorInput
+from steerlab.errors import SteeringError
+from steerlab.models.loading import load
+from steerlab.models.model import Model
+from steerlab.models.vectors.encoder import ObjectKind
+from steerlab.models.vectors.model import VectorLM, VectorLMConfig, pack
+
+TOKEN = "<|vectors|>"
+# before any template: contents that are lists of parts become texts, with a mark for each scene
+_FLATTEN = """{%- set flat = namespace(messages=[]) -%}
+{%- for message in messages -%}
+{%- set one = namespace(text='') -%}
+{%- if message.content is string -%}{%- set one.text = message.content -%}{%- else -%}
+{%- for part in message.content -%}
+{%- set one.text = one.text + ('TOKEN\\n' if part.type == 'image' else part.text) -%}
+{%- endfor -%}
+{%- endif -%}
+{%- set flat.messages = flat.messages + [{'role': message.role, 'content': one.text}] -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}"""
+
+
+class EmptyScene(VectorInput):
+    """A scene without objects, for the check of a model."""
+
+    def __init__(self, sizes: Mapping[str, Sequence[int]]) -> None:
+        self._tensors = {name: np.zeros(tuple(shape), dtype=np.float32) for name, shape in sizes.items()}
+
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """Zeros."""
+        return self._tensors
+
+
+class VectorProcessor(ProcessorMixin):
+    """Replaces the mark of a scene by as many tokens as it has embeddings, and packs its numbers.
+
+    Args:
+        tokenizer: with the mark as one token.
+        sizes: names and shapes of the tensors of a scene, in the order of the model: pairs, since a file of JSON does
+            not keep the order of names.
+        n_embeddings: of each scene.
+        image_token: the mark, which is also the token that an embedding replaces.
+    """
+
+    attributes = ["tokenizer"]  # noqa: RUF012
+    tokenizer_class = "AutoTokenizer"
+
+    def __init__(
+        self, tokenizer: Any = None, sizes: Sequence[tuple[str, Sequence[int]]] = (), n_embeddings: int = 1,
+        image_token: str = TOKEN, chat_template: Any = None, **more: Any,
+    ) -> None:  # fmt: skip
+        self.sizes: list[tuple[str, list[int]]] = [(name, list(shape)) for name, shape in sizes]
+        self.n_embeddings, self.image_token = n_embeddings, image_token
+        super().__init__(tokenizer, chat_template=chat_template, **more)
+
+    @property
+    def image_processor(self) -> VectorProcessor:
+        """Itself: what is packed needs no other."""
+        return self
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """`sizes` by name."""
+        return {name: tuple(shape) for name, shape in self.sizes}
+
+    @property
+    def example(self) -> VectorInput:
+        """A scene that can always be read."""
+        return EmptyScene(self.shapes)
+
+    def __call__(self, text: Any = None, images: Any = None, return_tensors: str = "pt", **more: Any) -> BatchFeature:
+        """Tokens, in which every mark has become a run of them, and `vectors`, a row for each scene.
+
+        Raises:
+            ValueError: what is no scene.
+        """
+        texts = [text] if isinstance(text, str) else list(text)
+        scenes = [scene for row in images or [] for scene in row]
+        for scene in scenes:
+            if not isinstance(scene, VectorInput):
+                raise ValueError(f"a {type(scene).__name__} is no scene of object vectors")
+        runs = [one.replace(self.image_token, self.image_token * self.n_embeddings) for one in texts]
+        found = self.tokenizer(runs, return_tensors=return_tensors, **more)
+        rows = [pack(scene.tensors, self.shapes) for scene in scenes]
+        return BatchFeature({**found, **({"vectors": torch.stack(rows)} if rows else {})})
+
+
+def with_vectors(
+    model: Model, kinds: Sequence[ObjectKind], state: tuple[str, int], *, token: str = TOKEN, seed: int = 0,
+    **encoder: Any,
+) -> Model:  # fmt: skip
+    """A decoder with a new, untrained encoder of objects in front; the decoder's weights are copied.
+
+    Example:
+        >>> model = with_vectors(load("smollm2"), DRIVING_KINDS, ("ego", 31), queries=16)
+        >>> row = model.encode("What do you see?", images=[scene])
+        >>> len(row.kind("image"))
+        16
+
+    Args:
+        model: a text model from `steerlab.load`, with its weights in this process.
+        kinds: the kinds of objects, in the order in which they are read.
+        state: name and width of the reader's own state.
+        token: the mark of a scene in a prompt; added to the vocabulary where it is not in it.
+        seed: of the encoder's weights.
+        encoder: options of `VectorEncoder`: `width`, `latents`, `depth`, `heads`, `queries`.
+
+    Raises:
+        SteeringError: a model with images, or on a server.
+    """
+    if model.vision is not None or model.is_remote:
+        raise SteeringError(f"{model.id} reads images, or is on a server: give a text model in this process")
+    tokenizer, decoder = copy.deepcopy(model.tokenizer), copy.deepcopy(model.hf)
+    tokenizer.add_special_tokens({"additional_special_tokens": [token]})  # no effect on one that is there
+    if len(tokenizer) > len(decoder.get_input_embeddings().weight):  # type: ignore[arg-type]
+        decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    n_embeddings = as_whole("queries", encoder.get("queries", 64), 1)
+    mark = int(tokenizer.convert_tokens_to_ids(token))  # type: ignore[arg-type]
+    config = VectorLMConfig(decoder.config, [vars(kind) for kind in kinds], state, encoder, mark)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf = VectorLM(config)
+    hf.language_model = decoder
+    hf.generation_config = copy.deepcopy(decoder.generation_config)
+    hf.to(device=decoder.device, dtype=decoder.dtype)  # type: ignore[call-arg]
+    if model.chat:
+        tokenizer.chat_template = _FLATTEN.replace("TOKEN", token) + str(tokenizer.chat_template)
+    processor = VectorProcessor(
+        tokenizer,
+        list(config.sizes.items()),
+        n_embeddings,
+        token,
+        chat_template=tokenizer.chat_template if model.chat else None,
+    )
+    found = load(hf, processor=processor, chat=model.chat, backend=model.backend)
+    found.id = f"{model.id}+vectors"
+    return found
+
+
+AutoProcessor.register(VectorLMConfig, VectorProcessor)
