@@ -16,6 +16,7 @@ from PIL import Image
 import steerlab
 from steerlab import Contrast, Example, MeanDifference, Request, Site
 from steerlab._support.images import VectorInput
+from steerlab.analysis.patching import patch
 from steerlab.errors import DataError, EncodingError, SteeringError
 from steerlab.models.model import Model
 from steerlab.models.vectors import ObjectKind, VectorEncoder, with_vectors
@@ -258,3 +259,13 @@ def test_wrong_inputs_are_named(model: Model) -> None:
         from steerlab._support.images import open_image
 
         open_image(scene)
+
+
+def test_patching_two_scenes_with_one_prompt_restores_nothing_before_the_span_and_all_at_the_end(model: Model) -> None:
+    clean, corrupted = ([Example("Is a car near?", id=str(i), images=(Street(i),))] for i in (1, 2))
+    frame = patch(model, clean, corrupted, ("y", "n"), layers=[0, model.n_layers - 1], positions="prompt")
+    columns = model.encode("Is a car near?", images=[Street(1)]).kind("image")
+    before, last = frame[frame["column"] < columns[0]], frame[frame["column"] == frame["column"].max()]
+    assert len(before) and before["restored"].abs().max() < 1e-3
+    assert last.set_index("layer")["restored"].iloc[-1] == pytest.approx(1, abs=1e-3)
+    assert frame[frame["column"].isin(columns) & (frame["layer"] == 0)]["restored"].abs().max() > 1e-3
