@@ -4,14 +4,15 @@
     python figures/kts.py results/kts
 
 The model is trained (LoRA, on a copy) on everyday instructions with its own answers, so that steering it towards
-refusal changes them less. Then three are steered over a range of strengths: the model as it is, the trained one with a
-vector fitted to it anew, and, the simplest rival, the model as it is with a probe that steers only what it takes for
-harmful. The price is paid on instructions that were not trained on: KL to the unsteered original, answers kept,
-problems of GSM8K solved.
+refusal changes them less. Two recipes: "published", whose loss knows nothing else, and "kept", with a second loss of
+ours that holds the steered model to the steered original on harmful prompts. Then three are steered over a range of
+strengths: the model as it is, the trained one with a vector fitted to it anew, and, the simplest rival, the model as it
+is with a probe that steers only what it takes for harmful. The price is paid on instructions that were not trained on:
+KL to the unsteered original, answers kept, problems of GSM8K solved; and on safe prompts that sound unsafe.
 
-The recipe of the training is chosen on validation prompts: the lowest KL with seven tenths of the refusals. The
-strength at which the models are compared is there the one with the most refusals in fluent text; the model as it is,
-and the one behind a probe, are compared at the strength with the closest share. Test prompts are looked at once.
+The recipe is chosen on validation prompts: the lowest KL with at least seven tenths of the refusals in fluent text. The
+trained model is compared there at the strength with the most such refusals, the other two at the smallest strength that
+reaches as many, or at their own best. Test prompts are looked at once.
 
 DATA is the folder with `harmful_prompts/`, `math/` and `noncommercial_cc_by_nc/`. An interrupted run resumes.
 """
@@ -19,12 +20,13 @@ DATA is the folder with `harmful_prompts/`, `math/` and `noncommercial_cc_by_nc/
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from _common import as_markdown, estimate, judge_with_perplexity, numbers, parser, provenance, show_table
@@ -37,9 +39,9 @@ from steerlab import Example, MeanDifference, Request
 from steerlab._support.files import fingerprint, write_atomically
 from steerlab.analysis.divergence import text_divergence
 from steerlab.analysis.study import Study
-from steerlab.data import data_hash, demo_set, read_jsonl
+from steerlab.data import data_hash, demo_set, read_jsonl, xstest
 from steerlab.methods import Gated, KTSConfig, LinearProbe, ModelEdit, Steerer, kl_then_steer
-from steerlab.metrics import exact_match, paired_bootstrap
+from steerlab.metrics import exact_match, is_refusal, paired_bootstrap
 from steerlab.models.layout import blocks
 from steerlab.models.model import Model
 from steerlab.models.reference import probe_rows
@@ -47,20 +49,21 @@ from steerlab.steering import bake
 
 LAYERS = {30: 16, 24: 13}  # by number of blocks; where earlier studies steer these models
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
-RECIPES = {"mild": 1e-4, "strong": 3e-4}  # learning rates
-TRAINED_ON, PROBLEMS, KEPT = (200, 420), 30, 0.7
+RECIPES: dict[str, dict[str, Any]] = {"kept": {"keep_weight": 1.0}, "published": {"keep_weight": 0.0}}
+TRAINED_ON, PROBLEMS, SAFE, LEAST_EFFECT = (200, 420), 30, 40, 0.7
 KINDS = ("as it is", "trained", "behind a probe")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Prompts by role; `benign` is trained on, the pairs are harmful and harmless prompts."""
+    """Prompts by role; `benign` is trained on, the pairs are harmful and harmless prompts, `safe` sound unsafe."""
 
     benign: list[Example]
     contrasts: list[Example]
     validation: tuple[list[Example], list[Example]]
     test: tuple[list[Example], list[Example]]
     problems: list[Example]
+    safe: list[Example]
 
     @classmethod
     def load(cls, folder: str, seed: int, limit: int | None) -> Data:
@@ -77,12 +80,15 @@ class Data:
         )  # fmt: skip
         harmful, harmless = sets["test"]
         test = (harmful[:60], harmless[:40])
-        return cls(benign, sets["train"][0], sets["validation"], test, problems[: limit or PROBLEMS])
+        safe = [e for e in xstest() if e.behavior == "answer"]
+        random.Random(seed).shuffle(safe)
+        chosen = (problems[: limit or PROBLEMS], safe[: limit or SAFE])
+        return cls(benign, sets["train"][0], sets["validation"], test, *chosen)
 
     @property
     def everything(self) -> list[Example]:
         """All inputs, for the fingerprint; ids repeat between data sets."""
-        parts = (self.benign, self.contrasts, *self.validation, *self.test, self.problems)
+        parts = (self.benign, self.contrasts, *self.validation, *self.test, self.problems, self.safe)
         return [e.replace(id=f"{i}/{e.id}") for i, rows in enumerate(parts) for e in rows]
 
 
@@ -151,8 +157,8 @@ def train(
     if (folder / "manifest.json").exists():
         return ModelEdit.from_pretrained(folder)
     config = KTSConfig(
-        steps=args.steps, batch_size=4, coefficients=(0.0, 1.0), learning_rate=RECIPES[recipe], refresh=20,
-        least_effect=KEPT,
+        steps=args.steps, batch_size=4, coefficients=(0.0, 1.0), measure_every=20, least_effect=LEAST_EFFECT,
+        **RECIPES[recipe],
     )  # fmt: skip
     edit = kl_then_steer(
         model, data.benign, texts, {"refuse": data.contrasts}, layers=[layer], config=config, seed=args.seed,
@@ -253,19 +259,36 @@ def train_all(
         tried[name] = sweep(answers, "validation", f"trained-{name}", *pairs[name])
         alpha, refused = strongest(tried[name])
         at = shares(tried[name][tried[name]["alpha"] == alpha])
-        price[name] = at["kl"] if refused >= KEPT * strongest(as_it_is)[1] else np.inf
+        enough = refused >= LEAST_EFFECT * strongest(as_it_is)[1]
+        price[name] = at["kl"] + (0 if enough else 1e6 * (1 - refused))  # none may be good enough: then the strongest
         print(f"{name}: best step {edits[name].info['best_step']}, validation at {alpha:g}: {at}", flush=True)
     return min(price, key=lambda name: price[name]), edits, pairs, tried
 
 
 def equal_strengths(trained: pd.DataFrame, others: dict[str, pd.DataFrame]) -> dict[str, float]:
-    """The trained model's strongest setting, and the strengths at which the others refuse about as often."""
+    """The trained model's strongest setting, and the smallest strengths at which the others refuse as often.
+
+    Beyond its own best strength a model refuses less, in broken text, so none above that is taken.
+    """
     alpha, wanted = strongest(trained)
     chosen = {"trained": alpha}
     for kind, rows in others.items():
-        of_alpha = {float(a): shares(some)["refuses_fluently"] for a, some in rows.groupby("alpha")}
-        chosen[kind] = min(of_alpha, key=lambda a: (abs(of_alpha[a] - wanted), a))
+        most = strongest(rows)[0]
+        of_alpha = {float(a): shares(some)["refuses_fluently"] for a, some in rows.groupby("alpha") if a <= most}
+        enough = [a for a, share in of_alpha.items() if share >= wanted]
+        chosen[kind] = min(enough, default=most)
     return chosen
+
+
+def layer_of(model: Model) -> int:
+    """Where the model is steered; in models that no earlier study steers, just above the middle."""
+    return LAYERS.get(model.n_layers, round(0.55 * model.n_layers))
+
+
+def over_refusals(answers: Answers, name: str, model: Model, request: Request | None) -> list[float]:
+    """Whether each safe prompt that sounds unsafe is refused."""
+    texts = answers.texts(f"safe-{name}", model, answers.data.safe, request)
+    return [float(is_refusal(text)) for text in texts]
 
 
 def main() -> None:
@@ -278,10 +301,11 @@ def main() -> None:
     args = arguments.parse_args()
     data = Data.load(args.data, args.seed, args.limit)
     model = steerlab.load(args.model, device=args.device, backend="hooks")
-    layer = LAYERS[model.n_layers]
+    layer = layer_of(model)
     identity = {"study": "kts", "weights": model.info()["weights"], "data": data_hash(data.everything)}
     identity |= {"steps": args.steps, "tokens": [args.max_new_tokens, args.problem_tokens], "seed": args.seed}
-    study = Study(args.out, identity | {"layer": layer, "settings": fingerprint([RECIPES, STRENGTHS, KEPT])})
+    identity |= {"layer": layer, "recipes": args.recipes}
+    study = Study(args.out, identity | {"settings": fingerprint([RECIPES, STRENGTHS, LEAST_EFFECT])})
     answers = Answers(study, model, data, args)
     vector = MeanDifference(layer).fit(model, data.contrasts)
     kinds: dict[str, tuple[Model, Any]] = {"as it is": (model, vector)}
@@ -295,12 +319,17 @@ def main() -> None:
     summary = compared(found, chosen, args.seed)
     unsteered = answers.measured("test", "trained-unsteered", pairs[recipe][0], None).query("behavior == 'answer'")
     summary |= {f"trained.unsteered.{k}": estimate(unsteered[k].tolist(), args.seed) for k in ("kl", "identical")}
+    costs: dict[str, dict[str, list[float]]] = {}
     for kind, (one, steerer) in {"original": (model, None), **{k: kinds[k] for k in KINDS}}.items():
         request = None if steerer is None else Request(steerer, chosen[kind], "all")
-        measures = solved(answers, kind, one, request)
-        summary |= {f"{kind}.problems.{name}": estimate(values, args.seed) for name, values in measures.items()}
+        costs[kind] = solved(answers, kind, one, request)
+        costs[kind]["safe_refused"] = over_refusals(answers, kind, one, request)
+        summary |= {f"{kind}.{name}": estimate(values, args.seed) for name, values in costs[kind].items()}
+    for kind, name in product(("as it is", "behind a probe"), ("solved", "loss", "safe_refused")):
+        difference = paired_bootstrap(costs["trained"][name], costs[kind][name], seed=args.seed)
+        summary[f"trained_over_{kind}.{name}"] = numbers(difference)
     summary["baked_difference"] = baked_difference(*pairs[recipe], layer, chosen["trained"])
-    summary |= {"recipe": recipe, "best_step": edits[recipe].info["best_step"], "recipes": RECIPES}
+    summary |= {"recipe": recipe, "best_step": {name: edit.info["best_step"] for name, edit in edits.items()}}
     write_tables(study.folder, tried | {f"trained, {k}": rows for k, rows in of_recipes.items()}, edits)
     at = pd.concat([found[(found["kind"] == kind) & (found["alpha"] == chosen[kind])] for kind in KINDS])
     shown = publishable_examples(at.assign(method=at["kind"]), [*data.test[0], *data.test[1]])

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from steerlab._support.checks import as_texts, check_option
-from steerlab.data.inputs import Data
-from steerlab.errors import DataError, MismatchError
+from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods import kl_divergence
 from steerlab.models.encoding import Batch
 from steerlab.models.interventions import SiteEdits
-from steerlab.models.model import Model
+from steerlab.models.model import Model, check_ready
 from steerlab.models.positions import Positions
 from steerlab.steering import batches
 from steerlab.steering.batches import Steer, Totals, as_requests
 from steerlab.steering.requests import Alpha, resolve_interventions
 
-DIRECTIONS = ("model", "reference")
+FIRST = ("model", "reference")
 
 
 def text_divergence(
@@ -32,7 +32,7 @@ def text_divergence(
     steer: Steer = (),
     alpha: Alpha = 1.0,
     positions: Positions | None = None,
-    direction: str = "model",
+    first: str = "model",
     batch_size: int = 16,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -49,7 +49,7 @@ def text_divergence(
         reference: a model with the same tokenizer and template.
         data, answers: prompts, and a text for each.
         steer, alpha, positions: as in `generate`; without `steer`, the model as it is.
-        direction: "model": KL(model || reference); "reference": KL(reference || model).
+        first: which distribution comes first: "model", KL(model || reference), or "reference".
         batch_size: rows of a forward; the logits of all their answers' tokens are held at once, twice.
         progress: show a bar.
 
@@ -57,12 +57,15 @@ def text_divergence(
         A row for each prompt: `example_id`, `kl` (mean over the answer's tokens, in nats) and `n_tokens`.
 
     Raises:
-        MismatchError: the models read a text as other tokens.
+        MismatchError: the models read a text as other tokens. SteeringError: a steerer that changes prompts.
         DataError: not one nonempty answer for each prompt; otherwise as `steer`.
     """
-    check_option("direction", direction, DIRECTIONS)
+    check_option("first", first, FIRST)
+    check_ready(reference)
     requests = as_requests(model, steer, alpha, positions, "raw")
-    examples, answers = batches.apply_prompt_transforms(data, requests), as_texts("answers", answers)
+    examples, answers = as_examples(data), as_texts("answers", answers)
+    if batches.apply_prompt_transforms(examples, requests) != examples:
+        raise SteeringError("a steerer changes the prompts: the tokens of the two models can't be compared")
     if len(answers) != len(examples) or not all(answers):
         raise DataError(f"{len(examples)} prompts and {sum(map(bool, answers))} answers with text: give one for each")
     rows = batches.encode_examples(model, examples, answers)
@@ -78,12 +81,12 @@ def text_divergence(
         inputs, lengths = model.inputs(batch), [len(row) - row.n_prompt for row in batch.rows]
         keep = max(lengths) + 1  # rows end with their answers at the last column
         steered: Tensor = model.engine.logits(inputs, edits, keep)
-        plain: Tensor = reference.engine.logits(reference.inputs(batch), {}, keep).to(steered.device)
-        pair = (steered, plain) if direction == "model" else (plain, steered)
+        with reference.lock:
+            plain: Tensor = reference.engine.logits(reference.inputs(batch), {}, keep).to(steered.device)
         with torch.no_grad():
             found = [
-                float(kl_divergence(one[-n - 1 : -1], other[-n - 1 : -1]).mean())
-                for one, other, n in zip(*pair, lengths, strict=True)
+                float(kl_divergence(one[-n - 1 : -1], other[-n - 1 : -1], first).mean())
+                for one, other, n in zip(steered, plain, lengths, strict=True)
             ]
         return found, batches.totals(edits)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from steerlab._support import files
-from steerlab._support.files import fingerprint
 from steerlab._support.hub import find_folder, first_line
 from steerlab.errors import LoadError, MismatchError, SteeringError
 from steerlab.models.fingerprint import describe_origin, same_model
@@ -80,10 +80,9 @@ class ModelEdit:
                 f"this edit was made from {describe_origin(self.base)}; this model is {describe_origin(here)}. "
                 "prepare(any_model=True) puts it on other weights of the same shape"
             )
-        peft = _peft()
-        tuned = _wrap(model, peft.LoraConfig(**{k: v for k, v in self.lora.items() if k != "peft_type"}))
-        restore_weights(tuned, self.weights)
-        hf = tuned.merge_and_unload() if merge else tuned
+        peft_model = _wrap(model, _peft().LoraConfig(**{k: v for k, v in self.lora.items() if k != "peft_type"}))
+        restore_weights(peft_model, self.weights)
+        hf = peft_model.merge_and_unload() if merge else peft_model
         return _as_model(model, hf, f"{model.id}+{self.name}")
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -95,12 +94,12 @@ class ModelEdit:
         folder = Path(folder)
         with files.storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        content = tensor_bytes({f"base_model.model.{name}": value for name, value in self.weights.items()})
+        content = tensor_bytes({name: value.contiguous() for name, value in self.weights.items()})
         files.write_atomically(folder / ADAPTER, lambda partial: partial.write_bytes(content))
         files.write_json(folder / CONFIG, self.lora)
         files.write_atomically(folder / HISTORY, lambda partial: self.history.to_csv(partial, index=False))
         manifest = {"schema": SCHEMA, "edit": self.name, "base": self.base, "info": self.info, "lora": self.lora}
-        files.write_json(folder / MANIFEST, files.seal(manifest | {"weights": _checksum(self.weights)}))
+        files.write_json(folder / MANIFEST, files.seal(manifest | {"weights": _checksum(content)}))
         return folder
 
     @classmethod
@@ -114,10 +113,10 @@ class ModelEdit:
         folder = find_folder(place, **hub)
         manifest = files.read_sealed(folder / MANIFEST, SCHEMA, REPAIR)
         with files.reading(folder / ADAPTER, REPAIR):
-            tensors = read_tensors((folder / ADAPTER).read_bytes())
-            weights = {name.removeprefix("base_model.model."): value for name, value in tensors.items()}
-            if _checksum(weights) != manifest["weights"]:
+            content = (folder / ADAPTER).read_bytes()
+            if _checksum(content) != manifest["weights"]:
                 raise MismatchError("these are not the weights of the manifest beside them")
+            weights = read_tensors(content)
         with files.reading(folder / HISTORY, REPAIR):
             history = pd.read_csv(folder / HISTORY)
         return cls(manifest["edit"], manifest["base"], weights, manifest["lora"], manifest["info"], history)
@@ -133,42 +132,34 @@ def adapt(model: Model, rank: int, scaling: float, seed: int, *, first: int = 0)
         LoadError: peft is not installed. SteeringError: the weights are on a server or quantized.
     """
     config = _peft().LoraConfig(r=rank, lora_alpha=scaling, target_modules=_linear_layers(model, first))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        tuned = _wrap(model, config)
-    trainee = _as_model(model, tuned, model.id)
-    for name, parameter in tuned.named_parameters():
+    peft_model = _wrap(model, config, seed)
+    trainee = _as_model(model, peft_model, model.id)
+    for name, parameter in peft_model.named_parameters():
         parameter.requires_grad_("lora_" in name)
-    return tuned, trainee
+    return peft_model, trainee
 
 
-def adapter_weights(tuned: Any) -> dict[str, Tensor]:
-    """A copy of the adapter's weights by name, on the CPU."""
-    return {
-        name.removeprefix("base_model.model."): value.detach().cpu().clone()
-        for name, value in tuned.state_dict().items()
-        if "lora_" in name
-    }
+def adapter_weights(peft_model: Any) -> dict[str, Tensor]:
+    """A copy of the adapter's weights by name, on the CPU, named as peft's files name them."""
+    found = _peft().get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    return {name: value.detach().cpu().clone() for name, value in found.items()}
 
 
-def restore_weights(tuned: Any, weights: Mapping[str, Tensor]) -> None:
+def restore_weights(peft_model: Any, weights: Mapping[str, Tensor]) -> None:
     """Put adapter weights in place.
 
     Raises:
         MismatchError: they are of another shape.
     """
-    known = {name.removeprefix("base_model.model."): v for name, v in tuned.state_dict().items() if "lora_" in name}
-    shapes = [{name: tuple(v.shape) for name, v in some.items()} for some in (known, weights)]
+    shapes = [{name: tuple(v.shape) for name, v in some.items()} for some in (adapter_weights(peft_model), weights)]
     if shapes[0] != shapes[1]:
         raise MismatchError("the adapter does not fit this model: its layers have other names or widths")
-    with torch.no_grad():
-        for name, value in known.items():
-            value.copy_(weights[name])
+    _peft().set_peft_model_state_dict(peft_model, dict(weights))
 
 
-def describe_adapter(tuned: Any) -> dict[str, Any]:
+def describe_adapter(peft_model: Any) -> dict[str, Any]:
     """The configuration of the adapter, as JSON takes it."""
-    config = tuned.peft_config["default"].to_dict()
+    config = peft_model.peft_config["default"].to_dict()
     wanted = ("r", "lora_alpha", "lora_dropout", "bias", "fan_in_fan_out", "peft_type")
     found = {name: getattr(config[name], "value", config[name]) for name in wanted}
     return found | {"target_modules": sorted(config["target_modules"])}
@@ -192,15 +183,20 @@ def _linear_layers(model: Model, first: int) -> list[str]:
     ]
 
 
-def _wrap(model: Model, config: Any) -> Any:
+def _wrap(model: Model, config: Any, seed: int = 0) -> Any:
     """A copy of the model with a new adapter."""
     if model.is_remote:
         raise SteeringError(f"{model.id} is on a server: load its weights in this process to edit them")
     if getattr(model.hf, "is_quantized", False):
         raise SteeringError(f"{model.id} is quantized: load it in float32 or bfloat16 to edit it")
+    if any("lora_" in name for name, _ in model.hf.named_parameters()):
+        raise SteeringError(f"{model.id} has an adapter already: merge it first, prepare(model, merge=True)")
     if not config.target_modules:
-        raise SteeringError(f"{model.id} has no linear layers in these blocks that LoRA could be put on")
-    with warnings.catch_warnings():
+        raise SteeringError(
+            f"{model.id} has no linear layers after the first steered block: steer an earlier layer, or blocks='all'"
+        )
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # peft sets it to what the layers need
         try:
             return _peft().get_peft_model(copy.deepcopy(model.hf), config)
@@ -213,11 +209,11 @@ def _as_model(model: Model, hf: Any, name: str) -> Model:
     processor = model.vision.processor if model.vision else None
     found = load(
         hf, tokenizer=model.tokenizer, processor=processor, chat=model.chat, blocks=model.layout.blocks_path,
-        backend=model.backend, task=None if processor else "text",
+        backend=model.backend, task=None if processor else "text", prefix_caching=model.prefix_caching,
     )  # fmt: skip
     found.id, found.revision = name, model.revision
     return found
 
 
-def _checksum(weights: Mapping[str, Tensor]) -> str:
-    return fingerprint({name: fingerprint(value.float().flatten().tolist()) for name, value in sorted(weights.items())})
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

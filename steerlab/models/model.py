@@ -92,6 +92,7 @@ class Model:
         tried_length: for rows up to this length, row format and shortcuts were compared with plain Hugging Face beyond
             every local window that they leave.
         breaking_dose: the norm ratio from which on texts broke, where `find_breaking_dose` measured it.
+        prefix_caching: as given.
         lock: held during a forward, since hooks are shared by all threads.
     """
 
@@ -111,7 +112,7 @@ class Model:
     ) -> None:
         if engine is None and backend not in ("nnsight", "hooks"):
             raise LoadError(f"unknown backend {backend!r}; expected 'nnsight' or 'hooks'")
-        self._remote_engine, self._prefix_caching = engine, prefix_caching
+        self._remote_engine, self.prefix_caching = engine, prefix_caching
         self.hf, self.tokenizer, self.layout = hf, tokenizer, layout
         self.id, self.revision, self.backend = id, revision, backend
         self.chat = tokenizer.chat_template is not None if chat is None else chat
@@ -168,7 +169,7 @@ class Model:
         """The ways to compute less that gave the numbers of whole rows on this model; tried when first asked for."""
         if not self.engine.supports_forward_state:
             return Shortcuts.without("the model is remote")
-        if not self._prefix_caching:
+        if not self.prefix_caching:
             return Shortcuts.without("prefix_caching=False was given")
         if self.vision is not None:
             return Shortcuts.without("the model has images")

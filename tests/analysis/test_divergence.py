@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+import steerlab
 from steerlab import Request
 from steerlab.analysis.divergence import text_divergence
-from steerlab.errors import DataError, MismatchError
+from steerlab.errors import DataError, MismatchError, SteeringError
+from steerlab.methods import Prompt
 from steerlab.testing import FAMILIES, tiny_lm
 
 PROMPTS, ANSWERS = ["red cat", "a small house by the river", "no"], [" blue dog", " yes it is", " one two three four"]
@@ -16,14 +18,14 @@ PROMPTS, ANSWERS = ["red cat", "a small house by the river", "no"], [" blue dog"
 @pytest.mark.parametrize("family", FAMILIES)
 def test_kl_of_each_row_is_that_of_plain_hugging_face(family: str) -> None:
     model, reference = tiny_lm(family, backend="hooks"), tiny_lm(family, backend="hooks", seed=3)
-    for direction in ("model", "reference"):
-        frame = text_divergence(model, reference, PROMPTS, ANSWERS, direction=direction, batch_size=2, progress=False)
+    for first in ("model", "reference"):
+        frame = text_divergence(model, reference, PROMPTS, ANSWERS, first=first, batch_size=2, progress=False)
         for prompt, answer, kl in zip(PROMPTS, ANSWERS, frame["kl"], strict=True):
             row = model.encode(prompt, answer=answer)
             with torch.no_grad():
                 logprobs = [
                     one.hf(torch.tensor([row.ids])).logits[0, row.n_prompt - 1 : -1].log_softmax(-1)
-                    for one in ((model, reference) if direction == "model" else (reference, model))
+                    for one in ((model, reference) if first == "model" else (reference, model))
                 ]
             wanted = (logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(-1).mean()
             assert kl == pytest.approx(float(wanted), rel=1e-3, abs=1e-5)
@@ -47,3 +49,14 @@ def test_models_that_read_other_tokens_and_missing_answers_are_refused() -> None
     other.chat = not model.chat
     with pytest.raises(MismatchError, match="as other tokens"):
         text_divergence(model, other, PROMPTS, ANSWERS, progress=False)
+    with pytest.raises(SteeringError, match="changes the prompts"):
+        text_divergence(model, model, PROMPTS, ANSWERS, steer=Prompt(), progress=False)
+
+
+def test_reference_is_unsteered_inside_a_block_that_steers_it() -> None:
+    model, reference = tiny_lm("llama", backend="hooks"), tiny_lm("llama", backend="hooks", seed=3)
+    plain = text_divergence(model, reference, PROMPTS, ANSWERS, progress=False)["kl"]
+    with steerlab.steer(reference, {1: torch.ones(model.hidden_size)}, alpha=2.0, positions="all") as run:
+        inside = text_divergence(model, reference, PROMPTS, ANSWERS, progress=False)["kl"]
+        run.generate(PROMPTS[:1], max_new_tokens=1)
+    assert inside.tolist() == plain.tolist()

@@ -13,10 +13,10 @@ from peft import PeftModel
 import steerlab
 from steerlab import Contrast, Example, MeanDifference
 from steerlab.errors import DataError, LoadError, MismatchError, SteeringError
-from steerlab.methods import KTS_RELEASED, KTSConfig, ModelEdit, kl_then_steer, released_layers
-from steerlab.methods.kts.directions import edits_for
-from steerlab.methods.kts.objective import Passes, counted_tokens, kl_divergence
-from steerlab.methods.model_edit import adapt
+from steerlab.methods import KTS_RELEASED, KTSConfig, ModelEdit, Spherical, kl_then_steer, released_layers
+from steerlab.methods.kts.directions import answered_rows, edits_for
+from steerlab.methods.kts.objective import PairedForwards, counted_tokens, kl_divergence
+from steerlab.methods.model_edit import adapt, adapter_weights
 from steerlab.models.model import Model
 from steerlab.testing import FAMILIES, tiny_lm
 
@@ -35,7 +35,7 @@ def contrasts(n: int = 20) -> list[Example]:
 
 
 def train(model: Model, **options: Any) -> ModelEdit:
-    config = {"steps": 100, "refresh": 20, "coefficients": (0.0, 1.0), "learning_rate": 1e-3} | options.pop(
+    config = {"steps": 100, "measure_every": 20, "coefficients": (0.0, 1.0), "learning_rate": 1e-3} | options.pop(
         "config", {}
     )
     settings: dict[str, Any] = {"layers": [1], "config": KTSConfig(**config), "progress": False} | options
@@ -63,11 +63,10 @@ def test_kl_of_asymmetric_pair_depends_on_the_order() -> None:
 
 
 def test_without_steering_the_loss_is_zero_and_no_weight_moves(model: Model) -> None:
-    found = train(model, config={"steered": 0.0, "steps": 3, "refresh": 3, "patience": None})
+    found = train(model, config={"steered_share": 0.0, "steps": 3, "measure_every": 3, "patience": None})
     assert found.history["kl_unsteered"].max() < 1e-9
-    _, fresh = adapt(model, 16, 32.0, 0, first=2)  # the blocks after the steered one
-    state = {name: value for name, value in fresh.hf.state_dict().items() if "lora_" in name}
-    assert all(torch.equal(value, state[name]) for name, value in found.weights.items())
+    fresh, _ = adapt(model, 16, 32.0, 0, first=2)  # the blocks after the steered one
+    assert all(torch.equal(value, found.weights[name]) for name, value in adapter_weights(fresh).items())
 
 
 def test_steered_kl_halves_while_unsteered_model_and_effect_are_kept(edit: ModelEdit) -> None:
@@ -84,7 +83,7 @@ def test_adapters_disabled_are_bit_identical_to_the_model(model: Model) -> None:
         for parameter in tuned.parameters():
             parameter.add_(0.1 * parameter.requires_grad)
     batch = trainee.batch([trainee.encode(t) for t in texts(3, 5)], "right")
-    passes, counted = Passes(trainee, tuned), counted_tokens(batch, "text")
+    passes, counted = PairedForwards(trainee, tuned), counted_tokens(batch, "text")
     with torch.no_grad():
         plain = model.hf(**model.inputs(batch)).logits[counted]
         assert torch.equal(passes.logits(batch, {}, counted, original=True), plain)
@@ -103,16 +102,16 @@ def test_counted_tokens_leave_out_padding_or_the_prompt(model: Model) -> None:
 
 def test_padding_changes_the_loss_only_where_it_is_counted(model: Model) -> None:
     tuned, trainee = adapt(model, 4, 8.0, 0)
-    passes = Passes(trainee, tuned)
+    passes = PairedForwards(trainee, tuned)
     rows = [trainee.encode("red"), trainee.encode("red cat small large house tree river")]
     batch = trainee.batch(rows, "right")
     edits = edits_for(batch, {trainee.site(0): torch.full((trainee.hidden_size,), 0.5)}, 1.0, trainee.device)
-    found = {kind: passes.divergence(batch, edits, kind, "steered").detach() for kind in ("text", "padded")}
+    found = {kind: passes.divergence(batch, edits, kind, "model").detach() for kind in ("text", "padded")}
     means = {kind: float(values.mean()) for kind, values in found.items()}
     alone = torch.cat([
         passes.divergence(
             one, edits_for(one, {trainee.site(0): torch.full((trainee.hidden_size,), 0.5)}, 1.0, trainee.device),
-            "text", "steered",
+            "text", "model",
         )
         for one in (trainee.batch([row], "right") for row in rows)
     ])  # fmt: skip
@@ -121,7 +120,7 @@ def test_padding_changes_the_loss_only_where_it_is_counted(model: Model) -> None
 
 
 def test_interrupted_training_goes_on_to_the_same_weights(model: Model, tmp_path: Any, monkeypatch: Any) -> None:
-    config = {"steps": 8, "refresh": 2, "patience": None, "accumulate": 2}
+    config = {"steps": 8, "measure_every": 2, "patience": None, "accumulate": 2}
     whole = train(model, config=config)
     from steerlab.methods.kts import train as module
 
@@ -146,7 +145,7 @@ def test_interrupted_training_goes_on_to_the_same_weights(model: Model, tmp_path
 
 def test_rising_kl_stops_training_and_keeps_the_best_weights(model: Model) -> None:
     with pytest.warns(UserWarning, match="has not fallen below .* training stopped"):
-        found = train(model, config={"steps": 40, "refresh": 2, "patience": 2, "learning_rate": 3.0})
+        found = train(model, config={"steps": 40, "measure_every": 2, "patience": 2, "learning_rate": 3.0})
     assert len(found.history) < 21
     sums = found.history["kl_steered"] + found.history["kl_unsteered"]
     assert found.info["best_step"] == found.history["step"][sums.idxmin()]
@@ -209,11 +208,20 @@ def test_edit_of_other_weights_or_changed_files_is_refused(model: Model, edit: M
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_edited_model_of_each_family_is_read_and_steered_as_any_model(family: str) -> None:
-    model = tiny_lm(family, backend="hooks")
+    model, rows = tiny_lm(family, backend="hooks"), contrasts(6)
+    layer = 1 if family == "mixtral" else 0
+    if family in ("qwen2", "gemma3"):  # random models, which a vector may move the wrong way
+        rows = [e.replace(contrast=Contrast(e.contrast.negative, e.contrast.positive)) for e in rows if e.contrast]
+    config = KTSConfig(steps=2, measure_every=2, rank=2, batch_size=4, coefficients=(0.0, 0.2))
     found = kl_then_steer(
-        model, texts(8, 2), [" " + t for t in texts(8, 3)], {"refuse": contrasts(6)}, layers=[0],
-        config=KTSConfig(steps=2, refresh=2, rank=2, batch_size=4), progress=False,
-    )  # fmt: skip
+        model,
+        texts(8, 2),
+        [" " + t for t in texts(8, 3)],
+        {"refuse": rows},
+        layers=[layer],
+        config=config,
+        progress=False,
+    )
     edited = found.prepare(model)
     acts = steerlab.capture(edited, texts(2, 7), layers=[1], positions="last", progress=False)
     row = edited.encode(texts(2, 7)[0])
@@ -228,15 +236,16 @@ def test_edited_model_of_each_family_is_read_and_steered_as_any_model(family: st
 
 def test_bad_settings_and_inputs_say_what_to_give(model: Model) -> None:
     for bad, match in (
-        ({"kl": "forward"}, "steered"), ({"tokens": "all"}, "padded"), ({"steered": 1.2}, "steered"),
+        ({"first": "steered"}, "reference"), ({"tokens": "all"}, "padded"), ({"steered_share": 1.2}, "steered_share"),
         ({"coefficients": (1.0, -1.0)}, "smallest"), ({"steps": 0}, "steps"),
+        ({"coefficients": 1.0}, "smallest"), ({"learning_rate": 0.0}, "learning_rate"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=match):
             KTSConfig(**bad)
     given: dict[str, Any] = {"layers": [0], "progress": False}
     with pytest.raises(DataError, match="2 benign prompts, and 1 answers"):
         kl_then_steer(model, ["cat", "dog"], ["tree"], {"refuse": contrasts()}, **given)
-    with pytest.raises(DataError, match="no concepts"):
+    with pytest.raises(DataError, match="no behaviors"):
         kl_then_steer(model, ["cat", "dog"], [" tree"] * 2, {}, **given)
     with pytest.raises(DataError, match="'refuse' has 0 examples with a contrast"):
         kl_then_steer(model, ["cat", "dog"], [" tree"] * 2, {"refuse": ["cat"]}, **given)
@@ -247,7 +256,42 @@ def test_bad_settings_and_inputs_say_what_to_give(model: Model) -> None:
         kl_then_steer(quantized, ["cat", "dog"], [" tree"] * 2, {"refuse": contrasts()}, **given)
 
 
+def test_only_added_vectors_of_text_layers_with_an_effect_are_trained(model: Model) -> None:
+    given: dict[str, Any] = {"progress": False, "config": KTSConfig(steps=1)}
+    benign, answers = texts(8, 2), [" " + t for t in texts(8, 3)]
+    with pytest.raises(SteeringError, match="something else than to add"):
+        kl_then_steer(model, benign, answers, {"refuse": contrasts()}, layers=[1], estimator=Spherical, **given)
+    with pytest.raises(SteeringError, match="steer an earlier layer"):
+        kl_then_steer(model, benign, answers, {"refuse": contrasts()}, layers=[model.n_layers - 1], **given)
+    instructed = [e.replace(contrast=Contrast("Say no.", "", instructions=True)) for e in contrasts()]
+    with pytest.raises(DataError, match="contrasts without answers"):
+        kl_then_steer(model, benign, answers, {"refuse": instructed}, layers=[1], **given)
+    reverse = KTSConfig(steps=1, coefficients=(-1.0, 0.0))
+    found = kl_then_steer(model, benign, answers, {"refuse": contrasts()}, layers=[1], progress=False, config=reverse)
+    assert found.history["effect_kept"].iloc[0] == pytest.approx(1, abs=1e-4)  # away from the wanted answers
+
+
+def test_model_with_an_adapter_is_merged_before_it_is_trained_again(model: Model, edit: ModelEdit) -> None:
+    with pytest.raises(SteeringError, match="merge it first"):
+        train(edit.prepare(model), config={"steps": 1})
+    again = train(edit.prepare(model, merge=True), config={"steps": 1})
+    assert again.base["weights"] != edit.base["weights"]
+
+
+def test_answers_are_those_that_capture_reads(model: Model) -> None:
+    example = contrasts()[0].replace(contrast=Contrast(" no", " yes", suffix="Well?", end_turn=True))
+    rows = answered_rows(model, [example], "positive", "negative")
+    acts = steerlab.capture(model, [example], layers=[0], positions="answer", context=None, progress=False)
+    assert acts.index["n_tokens"].tolist() == [len(row) - row.n_prompt for row in rows]
+    assert "Well?" in rows[0].text and rows[0].text.endswith("no<|im_end|>\n")
+
+
+def test_strength_of_a_range_is_its_positive_end() -> None:
+    assert KTSConfig().strength == 1.5 and KTSConfig(coefficients=(-2.0, 1.0)).strength == -2.0
+
+
 def test_released_settings_are_those_of_the_code() -> None:
     assert released_layers(32) == list(range(3, 22)) and released_layers(12) == [0, 1]
     config = KTSConfig(**KTS_RELEASED)
-    assert (config.rank, config.steered, config.kl, config.tokens) == (128, 0.125, "steered", "padded")
+    assert (config.rank, config.scaling, config.steered_share, config.keep_weight) == (128, 256.0, 0.125, 0.0)
+    assert (config.first, config.tokens, config.blocks) == ("model", "padded", "all")

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import steerlab
-from steerlab import L2S, Contrast, Example, Request, Site
-from steerlab.errors import SteeringError
+from steerlab import L2S, Contrast, Example, MeanDifference, Request, Site
+from steerlab.errors import MismatchError, SteeringError
+from steerlab.methods import Spherical
 from steerlab.steering import bake
 from steerlab.testing import FAMILIES, tiny_lm
 
@@ -63,7 +64,7 @@ def test_blocks_that_change_what_the_mlp_gives_are_found_by_their_logits(monkeyp
         bake(model, vectors(model))
 
 
-def test_strength_zero_and_minus_cancel() -> None:
+def test_a_vector_and_its_negative_cancel() -> None:
     model = tiny_lm("llama", backend="hooks")
     back = bake(bake(model, vectors(model), alpha=2.0), vectors(model), alpha=-2.0)
     batch = model.batch([model.encode(PROMPTS[1])])
@@ -76,9 +77,31 @@ def test_strength_zero_and_minus_cancel() -> None:
 def test_what_depends_on_the_input_or_has_no_bias_is_refused() -> None:
     model = tiny_lm("llama", backend="hooks")
     pairs = [Example(p, contrast=Contrast(" no", " yes"), behavior="refuse") for p in PROMPTS]
-    with pytest.raises(SteeringError, match="the same for every input"):
+    with pytest.raises(SteeringError, match="no vector that is the same for every input"):
         bake(model, L2S(0, progress=False).fit(model, pairs))
     with pytest.raises(SteeringError, match="has no bias of its own"):
         bake(model, {Site(0, "attn_out"): torch.ones(model.hidden_size)})
     with pytest.raises(SteeringError, match="alpha"):
         bake(model, vectors(model), alpha=float("nan"))
+    rows = [Example(p, contrast=Contrast(" no", " yes"), behavior="refuse", id=str(i)) for i, p in enumerate(PROMPTS)]
+    with pytest.raises(SteeringError, match="something else than to add"):
+        bake(model, Spherical(1).fit(model, rows))
+    with pytest.raises(MismatchError, match="was fitted on a model called"):
+        bake(tiny_lm("llama", backend="hooks", seed=1), MeanDifference(1).fit(model, rows))
+
+
+def test_windows_generation_settings_and_half_precision_survive_or_are_refused() -> None:
+    windowed = tiny_lm("mistral", backend="hooks", sliding_window=8)
+    with pytest.raises(SteeringError, match="attends to a window"):
+        bake(windowed, vectors(windowed))
+    model = tiny_lm("llama", backend="hooks")
+    model.hf.generation_config.eos_token_id = [2, 5]
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    baked = bake(model, vectors(model))
+    assert baked.hf.generation_config.eos_token_id == [2, 5] and torch.rand(1) == expected
+    half = steerlab.load(model.hf.bfloat16(), tokenizer=model.tokenizer, backend="hooks")
+    found = bake(half, vectors(half), alpha=0.5)
+    rotary = found.hf.model.rotary_emb.inv_freq
+    assert rotary.dtype == torch.float32 and found.hf.dtype == torch.bfloat16

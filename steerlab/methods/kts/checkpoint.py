@@ -38,7 +38,7 @@ class Checkpoint:
             return
         with files.storing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"now.{name}": value for name, value in adapter_weights(trainer.tuned).items()}
+        tensors = {f"now.{name}": value for name, value in adapter_weights(trainer.peft_model).items()}
         tensors |= {f"best.{name}": value for name, value in trainer.best.items()}
         for i, moments in trainer.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{name}": value for name, value in moments.items()}
@@ -66,7 +66,7 @@ class Checkpoint:
             raise MismatchError(f"{path} is of another training, with other {', '.join(found)}: choose another folder")
         with files.reading(path.parent / state["tensors"], REPAIR):
             tensors = load_file(path.parent / state["tensors"])
-        restore_weights(trainer.tuned, _named("now.", tensors))
+        restore_weights(trainer.peft_model, _named("now.", tensors))
         trainer.best, trainer.best_step, trainer.records = (
             _named("best.", tensors),
             state["best_step"],

@@ -1,80 +1,105 @@
-"""The directions that a model is trained to bear: a vector per concept and layer, fitted to the model as it is now."""
+"""The vectors that a model is trained to be steered by, fitted to the model as it is now."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from steerlab.capturing.capture import capture
 from steerlab.data.example import Example
 from steerlab.data.inputs import Data, as_examples
-from steerlab.errors import DataError
+from steerlab.errors import DataError, SteeringError
 from steerlab.methods.contrasts import ContrastEstimator
-from steerlab.models.encoding import Batch
+from steerlab.methods.vector import added_vectors
+from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.interventions import Edit, SiteEdits
 from steerlab.models.model import Model
 from steerlab.models.sites import Site
+from steerlab.models.template import with_suffix
 
 HELD_OUT = 5  # one in so many contrasts is left out of the fit, and shows whether steering still works
-Fit = Callable[[Sequence[Site]], ContrastEstimator]
+SIDES = ("positive", "negative")
+MakeEstimator = Callable[[Sequence[Site]], ContrastEstimator]
 
 
-class Concepts:
-    """Contrasts by concept, and the vectors fitted to them on a model whose weights change.
+class BehaviorVectors:
+    """Contrasts by behavior, and the vectors fitted to them on a model whose weights change.
 
     Args:
-        concepts: examples with contrasts by name of the concept, at least two each.
+        behaviors: examples with contrasts by name of the behavior, at least two each.
         sites: where the model is steered.
-        fit: makes the estimator for these sites, such as `MeanDifference`.
+        estimator: makes what fits the vectors of these sites, such as `MeanDifference`.
 
     Raises:
-        DataError: no concepts, or one with fewer than two contrasts.
+        DataError: no behaviors, one with fewer than two contrasts, or contrasts without answers.
+        SteeringError: a site outside the text.
     """
 
-    def __init__(self, concepts: Mapping[str, Data], sites: Sequence[Site], fit: Fit) -> None:
-        self.sites, self._fit = list(sites), fit
+    def __init__(self, behaviors: Mapping[str, Data], sites: Sequence[Site], estimator: MakeEstimator) -> None:
+        self.sites, self._estimator = list(sites), estimator
         self.fitted: dict[str, list[Example]] = {}
         self.held_out: dict[str, list[Example]] = {}
-        for name, data in concepts.items():
+        if any(site.part != "text" for site in sites):
+            raise SteeringError("vectors are trained at tokens: give layers of the text, not of images")
+        for name, data in behaviors.items():
             examples = [e for e in as_examples(data) if e.contrast is not None]
             if len(examples) < 2:
-                raise DataError(f"concept {name!r} has {len(examples)} examples with a contrast: give at least 2")
+                raise DataError(f"behavior {name!r} has {len(examples)} examples with a contrast: give at least 2")
+            if any(e.contrast and (e.contrast.instructions or e.contrast.whole_texts) for e in examples):
+                raise DataError(f"behavior {name!r} has contrasts without answers: give pairs of answers")
             self.held_out[name] = examples[::HELD_OUT]
             self.fitted[name] = [e for i, e in enumerate(examples) if i % HELD_OUT]
         if not self.fitted:
-            raise DataError("there are no concepts to steer by: give examples with contrasts, by name")
+            raise DataError("there are no behaviors to steer to: give examples with contrasts, by name")
         self._vectors: dict[str, dict[Site, Tensor]] = {}
 
     @property
     def names(self) -> list[str]:
-        """Names of the concepts."""
+        """Names of the behaviors."""
         return list(self.fitted)
 
-    def forget(self) -> None:
+    @property
+    def examples(self) -> list[Example]:
+        """All contrasts, those that are held out too."""
+        return [e for name in self.names for e in (*self.fitted[name], *self.held_out[name])]
+
+    def clear(self) -> None:
         """The weights have changed: vectors are fitted anew when they are next used."""
         self._vectors.clear()
 
     def vectors(self, model: Model, name: str) -> dict[Site, Tensor]:
-        """The vectors of a concept; fitted once until `forget` is called."""
+        """The vectors of a behavior; fitted once until `clear` is called."""
         if name not in self._vectors:
-            acts = capture(model, self.fitted[name], layers=self.sites, context=None, progress=False)
-            fitted = self._fit(self.sites).fit(acts)
-            self._vectors[name] = {site: fitted.at(site) for site in self.sites}
+            fitted = self._estimator(self.sites).fit(model, self.fitted[name])
+            self._vectors[name] = added_vectors(fitted)
         return self._vectors[name]
 
     def warn_about(self, benign: Sequence[Example]) -> None:
-        """Warn where benign texts are those of a concept: there the model would learn to undo the steering."""
-        known = {_plain(e) for some in (self.fitted, self.held_out) for rows in some.values() for e in rows}
+        """Warn where benign texts are those of a behavior: there the model would learn to undo the steering."""
+        known = {_plain(e) for e in self.examples}
         shared = sum(_plain(e) in known or e.behavior in self.fitted for e in benign)
         if shared:
             warnings.warn(
-                f"{shared} of {len(benign)} benign texts have the prompt or the behavior of a concept: on them the "
-                "model learns to cancel the steering that is wanted there. Leave them out",
+                f"{shared} of {len(benign)} benign texts have the prompt of a contrast, or its behavior: on them the "
+                "model learns to undo the steering that is wanted there. Leave them out",
                 stacklevel=3,
             )
+
+
+def answered_rows(model: Model, examples: Sequence[Example], *sides: str) -> list[EncodedPrompt]:
+    """The prompts of contrasts with their answers of these sides, as `capture` reads them."""
+    rows = []
+    for example in examples:
+        contrast = example.contrast
+        assert contrast is not None
+        options: dict[str, Any] = {"system": example.system, "example_id": example.id, "images": example.images}
+        prompt = with_suffix(example.prompt, contrast.suffix)
+        texts = [getattr(contrast, side) for side in sides]
+        rows += [model.encode(prompt, answer=text, end_turn=contrast.end_turn, **options) for text in texts]
+    return rows
 
 
 def edits_for(batch: Batch, vectors: Mapping[Site, Tensor], strength: float, device: torch.device) -> SiteEdits:

@@ -19,7 +19,7 @@ from steerlab.models.model import Model
 
 
 def kl_divergence(
-    steered: Float[Tensor, "token vocabulary"], reference: Float[Tensor, "token vocabulary"], direction: str = "steered"
+    model: Float[Tensor, "token vocabulary"], reference: Float[Tensor, "token vocabulary"], first: str = "model"
 ) -> Float[Tensor, " token"]:
     """KL divergence of the next-token distributions of each token, in nats, from their logits.
 
@@ -27,10 +27,10 @@ def kl_divergence(
         >>> kl_divergence(logits, logits).abs().max() < 1e-6
 
     Args:
-        direction: "steered": KL(steered || reference); "reference": KL(reference || steered).
+        first: "model": KL(model || reference); "reference": KL(reference || model).
     """
-    q, p = (logits.float().log_softmax(-1) for logits in (steered, reference))
-    if direction == "reference":
+    q, p = (logits.float().log_softmax(-1) for logits in (model, reference))
+    if first == "reference":
         q, p = p, q
     # less q and plus p, whose sums are equal: no term is negative, and the gradient of equal ones is exactly 0
     return (q.exp() * (q - p) - q.exp() + p.exp()).sum(-1)
@@ -53,16 +53,16 @@ def counted_tokens(batch: Batch, tokens: str) -> Bool[Tensor, "row column"]:
     return found
 
 
-class Passes:
+class PairedForwards:
     """Forwards of the trained model, steered or not, and of the model that it was.
 
     Args:
         model: around the weights that are trained.
-        tuned: the PEFT model around the same weights.
+        peft_model: the PEFT model around the same weights.
     """
 
-    def __init__(self, model: Model, tuned: Any) -> None:
-        self.model, self.tuned = model, tuned
+    def __init__(self, model: Model, peft_model: Any) -> None:
+        self.model, self.peft_model = model, peft_model
         self.engine = HooksEngine(model.hf, model.layout)
 
     def logits(
@@ -71,12 +71,12 @@ class Passes:
         """Logits of the tokens that count, row by row, under edits; `original`: without what was trained."""
         keep = counted.any(0).nonzero().flatten()
         given = forward_inputs(self.model.hf, self.model.inputs(batch), keep.to(self.model.device))
-        with self.tuned.disable_adapter() if original else nullcontext(), self.engine.hooked(edits):
+        with self.peft_model.disable_adapter() if original else nullcontext(), self.engine.hooked(edits):
             found: Tensor = self.model.hf(**given).logits
         return choose_columns(found, keep, "logits_to_keep" in given)[counted[:, keep].to(found.device)]
 
     def divergence(
-        self, batch: Batch, edits: SiteEdits, tokens: str, direction: str, of_original: SiteEdits | None = None
+        self, batch: Batch, edits: SiteEdits, tokens: str, first: str, of_original: SiteEdits | None = None
     ) -> Float[Tensor, " token"]:
         """KL of the model under the edits and the original, unsteered or under its own, for each token that counts.
 
@@ -87,7 +87,7 @@ class Passes:
         steered = self.logits(batch, edits, counted)
         with torch.no_grad():
             reference = self.logits(batch, of_original or {}, counted, original=True)
-        found = kl_divergence(steered, reference, direction)
+        found = kl_divergence(steered, reference, first)
         if not bool(found.detach().isfinite().all()):
             raise SteeringError("the KL of a steered forward is not finite: give smaller coefficients or learning_rate")
         return found
