@@ -36,7 +36,7 @@ class ZippedImage:
 
 
 class VectorInput(ABC):
-    """What some models read in the place of an image: objects described by numbers."""
+    """What some models read in the place of an image: objects described by numbers, which must not change."""
 
     @property
     @abstractmethod

@@ -112,7 +112,7 @@ def plan_image_rows(
     Raises:
         PositionError: another position than "images", or an example without images.
     """
-    other = [describe(position) for position in positions if describe(position) != "images"]
+    other = [describe(position) for position in positions if describe(position) not in ("images", "vectors")]
     if other:
         raise PositionError(
             f"positions={other}: states of the vision tower and the projector belong to images, not to tokens; the "

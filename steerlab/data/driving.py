@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ _FARTHEST = 30.0  # of any coordinate, 300 m: the published scenes stay within 1
 Rows = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class DrivingScene(VectorInput):
     """What a car perceives: rows of numbers, lengths in 10 m and speeds in 5 m/s; x is ahead, y to the left.
 
@@ -51,7 +52,8 @@ class DrivingScene(VectorInput):
 
     def __post_init__(self) -> None:
         for name, shape in SHAPES.items():
-            array = np.asarray(getattr(self, name), dtype=np.float32)
+            array = np.array(getattr(self, name), dtype=np.float32)  # a copy, which nothing can change
+            array.setflags(write=False)
             object.__setattr__(self, name, array)
             if array.shape != shape:
                 slots = f": there are {shape[0]} slots" if len(shape) == 2 and len(array) > shape[0] else ""
@@ -119,6 +121,16 @@ def driving_scenes(folder: str | Path) -> list[DrivingRecord]:
     found = []
     for number, record in enumerate(records):
         scene = DrivingScene(**{name: arrays[published][number] for name, published in _NAMES.items()})
-        pairs = re.findall(r'"question":\s*"(.*?)",\s*"answer":\s*"(.*?)"\s*}', record.text("response_content"))
-        found.append(DrivingRecord(f"driving/{number}", scene, record.text("input_prompt").strip(), tuple(pairs)))
+        pairs = tuple(_questions(record.text("response_content")))
+        found.append(DrivingRecord(f"driving/{number}", scene, record.text("input_prompt").strip(), pairs))
     return found
+
+
+def _questions(text: str) -> Iterator[tuple[str, str]]:
+    """Questions and answers of a text of JSON objects; a language model wrote it, and broken ones are left out."""
+    for match in re.findall(r"\{.*?\}", text, re.DOTALL):
+        try:
+            pair = json.loads(match, strict=False)
+            yield str(pair["question"]), str(pair["answer"])
+        except (json.JSONDecodeError, KeyError):
+            continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +14,7 @@ LIGHTS = ("green", "yellow", "red", "red+yellow")
 FIELD_OF_VIEW, CAR_RANGE, PEDESTRIAN_RANGE, LIGHT_RANGE = 60.0, 40.0, 30.0, 30.0  # degrees to each side; meters
 STEERING_SCALE = 455.0  # degrees of the steering wheel that count as 100 %
 # columns: of vehicles, pedestrians, the route and the car itself
-ACTIVE, DYNAMIC, CAR_X, CAR_DIRECTION = 0, 1, 3, 6
+ACTIVE, DYNAMIC, CAR_X, CAR_DIRECTION, CORNERS = 0, 1, 3, 6, range(18, 26)  # corners: x and y in turn
 PERSON_X, PERSON_DIRECTION, CROSSING = 2, 5, 8
 ROUTE_DIRECTION, JUNCTION, HAS_LIGHT, LIGHT = 3, 7, 10, 11
 EGO_SPEED, EGO_STEERING = 1, 3
@@ -27,7 +27,7 @@ def scene_caption(scene: DrivingScene) -> str:
     Moving cars count up to 40 m and pedestrians up to 30 m away, within 60 degrees to both sides.
 
     Example:
-        >>> scene_caption(record.scene).splitlines()[0]
+        >>> scene_caption(record.scene).splitlines()[0]                                         # doctest: +SKIP
         "I'm observing 0 cars and 3 pedestrians."
 
     Source: arXiv 2310.01957, the released caption function (Apache-2.0).
@@ -63,8 +63,10 @@ def light_of(scene: DrivingScene) -> tuple[str, float] | None:
     if not len(points):
         return None
     row = scene.route[points[0]]
-    state = LIGHTS[int(np.flatnonzero(row[LIGHT : LIGHT + len(LIGHTS)] > 0)[0])]
-    return state, float(np.linalg.norm(row[:2] * np.float32(METERS)))
+    on = np.flatnonzero(row[LIGHT : LIGHT + len(LIGHTS)] > 0)
+    if not len(on):
+        return None
+    return LIGHTS[int(on[0])], float(np.linalg.norm(row[:2] * np.float32(METERS)))
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class DrivingFacts:
         light: the state of the traffic light, or "none".
         light_distance: in meters.
         acceleration: from 0, full braking, to 1.
-        steering: per cent of full lock, to the right below 0.
+        steering: from -1, full lock to the right, to 1.
     """
 
     cars: int | None = None
@@ -91,10 +93,11 @@ def read_facts(text: str) -> DrivingFacts:
     """The facts in a caption or in a list of actions.
 
     Example:
-        >>> read_facts("I'm observing 2 cars and 1 pedestrians. There is no traffic lights.")
-        DrivingFacts(cars=2, pedestrians=1, light='none', ...)
+        >>> found = read_facts("I'm observing 2 cars and 1 pedestrians. There is no traffic lights.")
+        >>> found.cars, found.pedestrians, found.light
+        (2, 1, 'none')
 
-    Source: the released evaluation of arXiv 2310.01957. Of its states, "red+yellow" is looked for before "red".
+    Source: the released evaluation of arXiv 2310.01957, in its units.
     """
     cars, people = re.search(r"(\d+) cars?\b", text), re.search(r"(\d+) pedestrians?\b", text)
     light, distance = None, re.search(rf"traffic light and it is [a-z+]+\. It is {_NUMBER}m ahead", text)
@@ -111,15 +114,17 @@ def read_facts(text: str) -> DrivingFacts:
         light,
         None if distance is None else float(distance[1]),
         None if accelerate is None or brake is None else (accelerate - brake + 1) / 2,
-        None if steer is None else int(steer[1]) * (1 if steer[2] == "left" else -1),
+        None if steer is None else int(steer[1]) / 100 * (1 if steer[2] == "left" else -1),
     )
 
 
 def edited_scenes(scene: DrivingScene) -> dict[str, DrivingScene]:
-    """Scenes that differ from this one in one object, by what was done; only what is possible here.
+    """Scenes that differ from this one in one object, by what was done; only what the caption shows.
+
+    Objects stay in the order of their distance, as published.
 
     Example:
-        >>> sorted(edited_scenes(record.scene))
+        >>> sorted(edited_scenes(record.scene))                                                 # doctest: +SKIP
         ['light turned', 'pedestrian added', 'pedestrian removed']
 
     Returns:
@@ -130,22 +135,32 @@ def edited_scenes(scene: DrivingScene) -> dict[str, DrivingScene]:
     free = np.flatnonzero(scene.pedestrians[:, ACTIVE] == 0)
     if len(free):
         person = {ACTIVE: 1.0, PERSON_X: 15.0 / METERS, PERSON_DIRECTION: 1.0}
-        found["pedestrian added"] = scene.with_row("pedestrians", int(free[0]), person)
-    for kind, rows in (("pedestrian", visible_pedestrians(scene)), ("car", visible_cars(scene))):
-        array, first = (scene.pedestrians, PERSON_X) if kind == "pedestrian" else (scene.vehicles, CAR_X)
-        if rows:
-            farthest = max(rows, key=lambda row: float(np.linalg.norm(array[row, first : first + 2])))
-            name = "pedestrians" if kind == "pedestrian" else "vehicles"
-            found[f"{kind} removed"] = scene.with_row(name, farthest, dict.fromkeys(range(array.shape[1]), 0.0))
-            if kind == "car":
-                nearer = {c: float(array[farthest, c]) / 2 for c in (CAR_X, CAR_X + 1)}
-                found["car nearer"] = scene.with_row(name, farthest, nearer)
-    if light := light_of(scene):
-        row = int(np.flatnonzero(scene.route[:, HAS_LIGHT] > 0)[0])
-        wanted = LIGHTS.index("red" if light[0] == "green" else "green")
-        state = {LIGHT + i: float(i == wanted) for i in range(len(LIGHTS))}
-        found["light turned"] = scene.with_row("route", row, state)
+        found["pedestrian added"] = _by_distance(scene.with_row("pedestrians", int(free[0]), person), "pedestrians")
+    if people := visible_pedestrians(scene):
+        gone = dict.fromkeys(range(scene.pedestrians.shape[1]), 0.0)
+        found["pedestrian removed"] = _by_distance(scene.with_row("pedestrians", people[-1], gone), "pedestrians")
+    if cars := visible_cars(scene):
+        gone = dict.fromkeys(range(scene.vehicles.shape[1]), 0.0)
+        found["car removed"] = _by_distance(scene.with_row("vehicles", cars[-1], gone), "vehicles")
+        row = scene.vehicles[cars[-1]]
+        columns = [(CAR_X + i % 2, column) for i, column in enumerate((CAR_X, CAR_X + 1, *CORNERS))]
+        nearer = {column: float(row[column] - row[center] / 2) for center, column in columns}
+        found["car nearer"] = _by_distance(scene.with_row("vehicles", cars[-1], nearer), "vehicles")
+    light = light_of(scene)
+    if light is not None and light[1] <= LIGHT_RANGE:
+        wanted, route = LIGHTS.index("red" if light[0] == "green" else "green"), scene.route.copy()
+        same = (route[:, HAS_LIGHT] > 0) & (route[:, LIGHT + LIGHTS.index(light[0])] > 0)  # a road has up to two
+        route[same, LIGHT : LIGHT + len(LIGHTS)] = np.eye(len(LIGHTS), dtype=np.float32)[wanted]
+        found["light turned"] = replace(scene, route=route)
     return found
+
+
+def _by_distance(scene: DrivingScene, kind: str) -> DrivingScene:
+    """The scene with the rows of a kind in the order of their distance, unused ones last."""
+    rows = getattr(scene, kind)
+    first = PERSON_X if kind == "pedestrians" else CAR_X
+    distance = np.where(rows[:, ACTIVE] > 0, np.linalg.norm(rows[:, first : first + 2], axis=1), np.inf)
+    return replace(scene, **{kind: rows[np.argsort(distance, kind="stable")]})
 
 
 def _place(row: Rows, first: int) -> str:

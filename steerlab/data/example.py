@@ -124,7 +124,7 @@ class Example:
         for prompt in self.extra_prompts.values():
             as_text(prompt, f"extra_prompts of the example {self.id!r}: one")
         for image in self.images:
-            check_type(f"images of the example {self.id!r}: one", image, _IMAGES, "a file or an open image")
+            check_type(f"images of the example {self.id!r}: one", image, _IMAGES, "a file, an open image or a scene")
         if not self.id:
             object.__setattr__(self, "id", data_hash([self]))
         reserved = sorted({"prompt", "positive", "negative"} & set(self.extra_prompts))

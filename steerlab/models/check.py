@@ -269,7 +269,7 @@ def _check_image(model: Model) -> None:
     """Compare tokens and inputs of a prompt with an image with what the processor makes of the whole prompt."""
     if model.vision is None:
         return
-    image, vision = model.vision.example, model.vision
+    image, vision = model.vision.probe_image, model.vision
     text = f"{vision.placeholder}Hello"
     row = model.encode("Hello" if model.chat else text, images=[image])
     if model.chat:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import inspect
 import os
 from contextlib import suppress
@@ -239,6 +240,7 @@ def placement(device: Any, dtype: Any, device_map: Any, quantization_config: Any
 
 
 def _read_model(source: _Source, options: dict[str, Any], shared: dict[str, Any]) -> Any:
+    importlib.import_module("steerlab.models.vectors")  # registers its classes with transformers
     device = options.pop("device")
     options |= source.options
     try:

@@ -92,7 +92,6 @@ class Model:
         tried_length: for rows up to this length, row format and shortcuts were compared with plain Hugging Face beyond
             every local window that they leave.
         breaking_dose: the norm ratio from which on texts broke, where `find_breaking_dose` measured it.
-        prefix_caching: as given.
         lock: held during a forward, since hooks are shared by all threads.
     """
 
@@ -345,7 +344,7 @@ class Model:
         optional = batch.extra | ({"position_ids": batch.position_ids} if positions else {})
         given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         given |= {name: tensor for name, tensor in optional.items() if name in self.accepted_inputs}
-        return {
-            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
+        return {  # scenes of object vectors are read in float32 whatever the decoder's dtype
+            name: tensor.to(self.device, self.dtype if tensor.is_floating_point() and name != "vectors" else None)
             for name, tensor in given.items()
         }

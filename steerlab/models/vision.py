@@ -110,13 +110,19 @@ class Vision:
         return self._cache[key]
 
     def open(self, image: ImageInput) -> Any:
-        """What the processor is given: an image as RGB, a scene as it is."""
+        """What the processor is given: an image as RGB, a scene as it is.
+
+        Raises:
+            EncodingError: a scene for a model that reads images.
+        """
+        if isinstance(image, VectorInput) and not hasattr(self.processor, "probe_image"):
+            raise EncodingError(f"this model reads images, and a {type(image).__name__} is a scene of object vectors")
         return image if isinstance(image, VectorInput) else open_image(image)
 
     @property
-    def example(self) -> ImageInput:
+    def probe_image(self) -> ImageInput:
         """An image, or what the model reads instead, for the check of a model."""
-        found: ImageInput | None = getattr(self.processor, "example", None)
+        found: ImageInput | None = getattr(self.processor, "probe_image", None)
         return linear_gradient("L").resize((60, 40)) if found is None else found
 
     def fill(

@@ -28,7 +28,7 @@ def check_image_edit(model: Model, name: str, intervention: Intervention, positi
                 f"{model.hf.config.vision_feature_layer}): a vector at {site} would have no effect. Steer "
                 f"vision.{deepest} or below, or the projector."
             )
-    if not isinstance(positions, str) or positions not in ("images", "all"):
+    if not isinstance(positions, str) or positions not in ("images", "vectors", "all"):
         raise PositionError(
             f"position {describe(positions)} means nothing at site {intervention.site}: states there belong to images, "
             "not to tokens; use 'images' (or 'all', which is the same there)"

@@ -50,6 +50,7 @@ def test_captions_of_all_published_scenes_have_the_published_lines() -> None:
         lines = [re.sub(r" My attention: \d+%", "", line) for line in published.split("\n")]
         assert Counter(scene_caption(record.scene).split("\n")) == Counter(lines), record.id
     assert sum(len(record.questions) for record in records) > 15_000
+    assert not any("\\n" in text for record in records for pair in record.questions for text in pair)
 
 
 @pytest.mark.data
@@ -63,13 +64,16 @@ def test_edits_of_published_scenes_change_the_fact_that_they_name_and_no_other()
         before = asdict(read_facts(scene_caption(record.scene)))
         for name, edited in edited_scenes(record.scene).items():
             after = asdict(read_facts(scene_caption(edited)))
-            differing = {fact for fact in before if before[fact] != after[fact]}
-            assert differing <= changed[name], (record.id, name)
-            if name == "pedestrian added":
-                assert after["pedestrians"] == before["pedestrians"] + 1
-            if name.endswith("removed"):
-                fact = f"{name.split()[0]}s"
-                assert after[fact] == before[fact] - 1
+            assert {fact for fact in before if before[fact] != after[fact]} == changed[name], (record.id, name)
+            if name != "light turned" and changed[name]:
+                (fact,) = changed[name]
+                assert after[fact] - before[fact] == (1 if name.endswith("added") else -1)
+            for kind, first in (("vehicles", 3), ("pedestrians", 2)):
+                rows = getattr(edited, kind)
+                used = rows[rows[:, 0] > 0]
+                assert (np.diff(np.linalg.norm(used[:, first : first + 2], axis=1)) >= -1e-3).all()
+            cars = edited.vehicles[edited.vehicles[:, 0] > 0]
+            np.testing.assert_allclose(cars[:, 18:26].reshape(-1, 4, 2).mean(1), cars[:, 3:5], atol=0.02)
 
 
 @given(x=st.floats(-60, 60), y=st.floats(-60, 60), moving=st.booleans())
@@ -105,10 +109,20 @@ def test_caption_of_a_small_scene_reads_as_published() -> None:
 def test_facts_are_read_from_texts_of_a_model_and_missing_ones_are_none() -> None:
     text = "I'm observing 3 cars and 12 pedestrians. There is a traffic light and it is red+yellow. It is 7.5m ahead."
     found = read_facts(f"{text} - Accelerator pedal 0% - Brake pedal 40% - Going to steer 7% to the left.")
-    assert found == DrivingFacts(3, 12, "red+yellow", 7.5, 0.3, 7)
-    assert read_facts("steer 7% to the right").steering == -7
+    assert found == DrivingFacts(3, 12, "red+yellow", 7.5, 0.3, 0.07)
+    assert read_facts("steer 7% to the right").steering == -0.07
     assert read_facts("a nice day") == DrivingFacts()
     assert read_facts("There is no traffic lights.").light == "none"
+
+
+def test_scenes_are_copies_that_nothing_changes() -> None:
+    arrays = scene(pedestrians={0: person(10)}).tensors
+    mutable = {name: array.copy() for name, array in arrays.items()}
+    made = DrivingScene(**mutable)
+    mutable["pedestrians"][0, 2] = 99
+    assert made.pedestrians[0, 2] == 1 and made != DrivingScene(**arrays)
+    with pytest.raises(ValueError, match="read-only"):
+        made.pedestrians[0, 2] = 2
 
 
 def test_scenes_with_too_many_objects_nan_or_meters_are_refused() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,13 @@ from PIL import Image
 
 import steerlab
 from steerlab import Contrast, Example, MeanDifference, Request, Site
-from steerlab._support.images import VectorInput
+from steerlab._support.images import VectorInput, open_image
 from steerlab.analysis.patching import patch
 from steerlab.errors import DataError, EncodingError, SteeringError
 from steerlab.models.model import Model
-from steerlab.models.vectors import ObjectKind, VectorEncoder, with_vectors
+from steerlab.models.vectors import DRIVING_KINDS, ObjectKind, VectorEncoder, with_vectors
 from steerlab.models.vectors.model import pack
-from steerlab.testing import tiny_lm
+from steerlab.testing import tiny_lm, tiny_vlm
 
 KINDS = [ObjectKind("road", 3, 2, ordered=True), ObjectKind("cars", 6, 4)]
 ENCODER = {"width": 16, "latents": 4, "depth": 2, "heads": 2, "queries": 5}
@@ -72,7 +74,7 @@ def plain_logits(model: Model, example: Example) -> torch.Tensor:
 
 
 def test_parameter_counts_are_the_published_ones() -> None:
-    encoder = VectorEncoder(PUBLISHED, 31)
+    encoder = VectorEncoder(DRIVING_KINDS, 31)
     assert sum(p.numel() for p in encoder.parameters()) == 8_000_768
     assert sum(p.numel() for p in torch.nn.Linear(256, 4096).parameters()) == 1_052_672
 
@@ -193,7 +195,7 @@ def test_objects_latents_and_queries_are_read_and_steered_in_the_encoder(model: 
     torch.testing.assert_close(acts.select(example_id=["s2"]).values[:, 0], objects[0].detach(), atol=1e-6, rtol=1e-5)
     vector = {Site(2, part="vision"): torch.linspace(-1, 1, 16)}  # a norm would take a constant away
     plain = steerlab.next_token_logits(model, examples, progress=False)
-    moved = steerlab.next_token_logits(model, examples, steer=Request(vector, 3.0, "images"), progress=False)
+    moved = steerlab.next_token_logits(model, examples, steer=Request(vector, 3.0, "vectors"), progress=False)
     assert (moved - plain).abs().max() > 1e-3
 
 
@@ -227,9 +229,7 @@ def test_saved_model_is_loaded_from_its_folder_with_its_processor(model: Model, 
 
 
 def test_gradients_reach_every_part_of_the_encoder_through_one_splice() -> None:
-    hf = copy.deepcopy(vector_lm().hf).requires_grad_(True)
-    model, row = vector_lm(), vector_lm().encode("What is it?", images=[Street(0)])
-    del model
+    hf, row = vector_lm().hf.requires_grad_(True), vector_lm().encode("What is it?", images=[Street(0)])
     vectors = pack(Street(0).tensors, hf.config.sizes)[None]
     hf(input_ids=torch.tensor([row.ids]), vectors=vectors).logits[0, -1].log_softmax(-1)[7].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in hf.encoder.parameters())
@@ -243,6 +243,69 @@ def test_rollout_gives_unused_objects_nothing(model: Model) -> None:
     torch.testing.assert_close(rollout.sum(), torch.tensor(2.0 * 2 * 4))  # blocks x heads x latents
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_prompts_without_a_scene_give_the_decoders_own_logits(family: str, dtype: torch.dtype) -> None:
+    decoder = tiny_lm(family, backend="hooks")
+    decoder = steerlab.load(decoder.hf.to(dtype), tokenizer=decoder.tokenizer, backend="hooks")
+    model = with_vectors(decoder, KINDS, ("me", 5), **ENCODER)
+    assert model.dtype == dtype and model.hf.encoder.queries.dtype == torch.float32
+    assert model.hf.language_model.config._attn_implementation == decoder.hf.config._attn_implementation
+    ids = torch.tensor([decoder.encode("Tell me about the river").ids])
+    with torch.no_grad():
+        assert torch.equal(model.hf(input_ids=ids).logits[..., :260], decoder.hf(input_ids=ids).logits[..., :260])
+    found = steerlab.generate(model, street_examples(), max_new_tokens=3, progress=False)
+    assert len(found.texts) == 4
+
+
+def test_rows_with_none_one_and_two_scenes_share_a_batch(model: Model) -> None:
+    two = Example("Compare them", id="two", images=(Street(1), Street(2)))
+    examples = [Example("Only words", id="none"), *street_examples(1), two]
+    together = steerlab.next_token_logits(model, examples, progress=False)
+    alone = torch.cat([steerlab.next_token_logits(model, [e], progress=False) for e in examples])
+    torch.testing.assert_close(together, alone, atol=2e-4, rtol=1e-3)
+    swapped = examples[2].replace(images=(Street(2), Street(1)))
+    assert (steerlab.next_token_logits(model, [swapped], progress=False) - alone[2]).abs().max() > 1e-3
+    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": True, "num_return_sequences": 2, "progress": False}
+    torch.manual_seed(0)
+    assert len(steerlab.generate(model, examples[1:2], **options).texts) == 2
+
+
+def test_scene_without_objects_is_finite_and_generated_marks_are_suppressed() -> None:
+    encoder = VectorEncoder([ObjectKind("cars", 6, 4)], 5, **ENCODER)
+    queries, rollout = encoder({"cars": torch.zeros(2, 6, 4)}, torch.randn(2, 5))
+    assert queries.isfinite().all() and (rollout == 0).all()
+    model = vector_lm()
+    assert model.vision.token_id in model.hf.generation_config.suppress_tokens
+
+
+def test_saved_model_is_loaded_in_a_fresh_process(model: Model, tmp_path: Path) -> None:
+    model.hf.save_pretrained(tmp_path)
+    model.vision.processor.save_pretrained(tmp_path)
+    code = f"import steerlab; print(steerlab.load({str(tmp_path)!r}).vision.processor.n_embeddings)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "5"
+
+
+def test_labels_of_marked_tokens_do_not_count(model: Model) -> None:
+    ids = torch.tensor([model.encode("What is it?", images=[Street(0)]).ids])
+    vectors = pack(Street(0).tensors, model.hf.config.sizes)[None]
+    with torch.no_grad():
+        found = model.hf(input_ids=ids, vectors=vectors, labels=ids)
+    wanted = ids[0, 1:].masked_fill(ids[0, 1:] == model.vision.token_id, -100)
+    torch.testing.assert_close(found.loss, torch.nn.functional.cross_entropy(found.logits[0, :-1], wanted))
+
+
+def test_seed_decides_all_new_weights_and_leaves_the_callers_numbers() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first = vector_lm()
+    assert torch.rand(1) == expected
+    torch.rand(7)
+    assert first.info()["weights"] == vector_lm().info()["weights"]
+
+
 def test_wrong_inputs_are_named(model: Model) -> None:
     scene = Street(0)
     with pytest.raises(EncodingError, match="no scene of object vectors"):
@@ -253,12 +316,21 @@ def test_wrong_inputs_are_named(model: Model) -> None:
         model.encode("no place", images=[scene], chat=False)
     with pytest.raises(EncodingError, match="reads text only"):
         tiny_lm("llama", backend="hooks").encode("What?", images=[scene])
-    with pytest.raises(SteeringError, match="reads images"):
+    with pytest.raises(SteeringError, match="reads images or vectors already"):
         with_vectors(model, KINDS, ("me", 5))
     with pytest.raises(DataError, match="has no pixels"):
-        from steerlab._support.images import open_image
-
         open_image(scene)
+    with pytest.raises(EncodingError, match="is a scene of object vectors"):
+        tiny_vlm("llava", backend="hooks").encode("What?", images=[scene])
+    decoder = tiny_lm("llama", backend="hooks")
+    for options, words in (
+        ({"depht": 2}, "unknown options"), ({"width": 15, "heads": 2}, "not divisible"),
+        ({"token": decoder.tokenizer.eos_token}, "choose another"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=words):
+            with_vectors(decoder, KINDS, ("me", 5), **options)
+    with pytest.raises(DataError, match="names of their own"):
+        with_vectors(decoder, [KINDS[0], KINDS[0]], ("me", 5), width=16, heads=2)
 
 
 def test_patching_two_scenes_with_one_prompt_restores_nothing_before_the_span_and_all_at_the_end(model: Model) -> None:

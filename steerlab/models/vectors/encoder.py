@@ -12,6 +12,8 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from steerlab.errors import DataError
+
 
 @dataclass(frozen=True)
 class ObjectKind:
@@ -31,6 +33,14 @@ class ObjectKind:
     ordered: bool = False
 
 
+#: of the scenes of Driving with LLMs (`steerlab.data.driving_scenes`), in the published order; the car has 31 numbers
+DRIVING_KINDS = (
+    ObjectKind("route", 30, 17, ordered=True),
+    ObjectKind("pedestrians", 20, 9),
+    ObjectKind("vehicles", 30, 33),
+)
+
+
 class Attention(nn.Module):
     """Attention from one set of states to another, which returns its weights too."""
 
@@ -42,17 +52,19 @@ class Attention(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "batch to width"], context: Float[Tensor, "batch of width"],
-        used: Bool[Tensor, "batch of"] | None = None,
+        key_mask: Bool[Tensor, "batch of"] | None = None,
     ) -> tuple[Float[Tensor, "batch to width"], Float[Tensor, "batch heads to of"]]:  # fmt: skip
-        """What each state reads, and from where; states that are not `used` are not read."""
+        """What each state reads, and from where; states outside the mask are not read."""
         q, k, v = (
             rearrange(part, "b n (h d) -> b h n d", h=self.heads)
             for part in (self.to_q(x), *self.to_kv(context).chunk(2, -1))
         )
         scores = q @ k.transpose(-1, -2) / sqrt(q.shape[-1])
-        if used is not None:
-            scores = scores.masked_fill(~used[:, None, None], -torch.inf)
+        if key_mask is not None:
+            scores = scores.masked_fill(~key_mask[:, None, None], -torch.inf)
         weights = scores.float().softmax(-1).to(v.dtype)
+        if key_mask is not None:  # of a scene without objects nothing is read
+            weights = weights.masked_fill(~key_mask[:, None, None], 0.0)
         return self.to_out(rearrange(weights @ v, "b h n d -> b n (h d)")), weights
 
 
@@ -62,19 +74,21 @@ def feed_forward(width: int) -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward layer, each after a norm; `reads`: from other states, with a norm of its own."""
+    """Attention and a feed-forward layer, each after a norm; `cross`: to other states, with a norm of their own."""
 
-    def __init__(self, width: int, heads: int, reads: bool = False) -> None:
+    def __init__(self, width: int, heads: int, cross: bool = False) -> None:
         super().__init__()
         self.attention, self.ff = Attention(width, heads), feed_forward(width)
         self.norm_attention, self.norm_ff = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.norm_context = nn.LayerNorm(width) if reads else None
+        self.norm_context = nn.LayerNorm(width) if cross else None
 
-    def forward(self, x: Tensor, context: Tensor | None = None, used: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, key_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The states after the block, and its attention weights."""
         normed = self.norm_attention(x)
         read = normed if self.norm_context is None else self.norm_context(context)
-        change, weights = self.attention(normed, read, used)
+        change, weights = self.attention(normed, read, key_mask)
         x = x + change
         return x + self.ff(self.norm_ff(x)), weights
 
@@ -85,8 +99,8 @@ class ObjectTokens(nn.Module):
     def __init__(self, kinds: Sequence[ObjectKind], width: int) -> None:
         super().__init__()
         self.kinds = list(kinds)
-        self.networks = nn.ModuleDict({kind.name: small_network(kind.width, width) for kind in kinds})
-        self.places = nn.ParameterDict(
+        self.networks = nn.ModuleDict({kind.name: mlp(kind.width, width) for kind in kinds})
+        self.index_embeddings = nn.ParameterDict(
             {kind.name: nn.Parameter(torch.randn(kind.slots, width) / sqrt(width)) for kind in kinds if kind.ordered}
         )
 
@@ -95,10 +109,10 @@ class ObjectTokens(nn.Module):
         found = []
         for kind in self.kinds:
             states = self.networks[kind.name](objects[kind.name])
-            found.append(states + self.places[kind.name] if kind.ordered else states)
+            found.append(states + self.index_embeddings[kind.name] if kind.ordered else states)
         return torch.cat(found, 1)
 
-    def used(self, objects: Mapping[str, Tensor]) -> Bool[Tensor, "batch object"]:
+    def key_mask(self, objects: Mapping[str, Tensor]) -> Bool[Tensor, "batch object"]:
         """Which objects there are."""
         flags = [
             torch.ones_like(objects[kind.name][..., 0], dtype=torch.bool)
@@ -109,54 +123,60 @@ class ObjectTokens(nn.Module):
         return torch.cat(flags, 1)
 
 
-def small_network(n_in: int, width: int) -> nn.Sequential:
+def mlp(n_in: int, width: int) -> nn.Sequential:
     """One hidden layer."""
     return nn.Sequential(nn.Linear(n_in, width), nn.ReLU(), nn.Linear(width, width))
 
 
 class VectorEncoder(nn.Module):
-    """A perceiver over objects: latents, to which the reader's own state is added, read them; queries read the latents.
+    """A perceiver over objects: latents, to which the car's own numbers are added, read them; queries read the latents.
 
     The order of unordered objects does not matter, and unused slots are not read. At the published size (two kinds of
     objects, a route, width 256, 32 latents, seven blocks, 64 queries) it has 8,000,768 parameters.
 
     Attributes:
-        blocks: what can be read and steered: the object tokens (0), the latents after they have read them (1) and after
-            each further block, and the queries (last).
+        blocks: what can be read and steered: the object tokens (0; unused slots too, in the order of the kinds), the
+            latents after they have read them (1) and after each further block, and the queries (last).
+
+    Raises:
+        DataError: no kinds, two of one name, or a width that the heads do not divide.
 
     Source: arXiv 2310.01957, section 4; Perceiver IO, arXiv 2107.14795.
     """
 
     def __init__(
-        self, kinds: Sequence[ObjectKind], state_width: int, *, width: int = 256, latents: int = 32, depth: int = 7,
+        self, kinds: Sequence[ObjectKind], ego_width: int, *, width: int = 256, latents: int = 32, depth: int = 7,
         heads: int = 8, queries: int = 64,
     ) -> None:  # fmt: skip
+        names = [kind.name for kind in kinds]
+        if not names or len(set(names)) < len(names) or any("." in name for name in names):
+            raise DataError(f"the kinds of objects are called {names}: give at least one, with names of their own")
+        if width % heads:
+            raise DataError(f"width={width} is not divisible by heads={heads}")
         super().__init__()
-        self.state_network, self.state_to_latents = (
-            small_network(state_width, width),
-            nn.Linear(width, width, bias=False),
-        )
+        self.ego_network = mlp(ego_width, width)
+        self.ego_to_latents = nn.Linear(width, width, bias=False)
         self.latents = nn.Parameter(torch.empty(latents, width).normal_(std=0.02))
         self.queries = nn.Parameter(torch.empty(queries, width).normal_(std=0.02))
         self.latents_ff = nn.Sequential(nn.LayerNorm(width), feed_forward(width))
         further = [Block(width, heads) for _ in range(depth)]
         self.blocks = nn.ModuleList(
-            [ObjectTokens(kinds, width), Block(width, 1, reads=True), *further, Block(width, 1, reads=True)]
+            [ObjectTokens(kinds, width), Block(width, 1, cross=True), *further, Block(width, 1, cross=True)]
         )
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self, objects: Mapping[str, Tensor], state: Float[Tensor, "batch state"]
+        self, objects: Mapping[str, Tensor], ego: Float[Tensor, "batch ego"]
     ) -> tuple[Float[Tensor, "batch query width"], Float[Tensor, "batch object"]]:
         """The embeddings, and how much each object is attended to: attention rolled out over the blocks."""
-        tokens, reading, *further, writing = self.blocks
+        tokens, input_block, *further, output_block = self.blocks
         context: Any = tokens(objects)
-        latent = self.latents + self.state_to_latents(self.state_network(state))[:, None]
+        latent = self.latents + self.ego_to_latents(self.ego_network(ego))[:, None]
         latent = latent + self.latents_ff(latent)
-        latent, read = reading(latent, context, tokens.used(objects))  # type: ignore[operator]
+        latent, read = input_block(latent, context, tokens.key_mask(objects))  # type: ignore[operator]
         rollout = context.new_zeros(context.shape[:2])
         for block in further:
             latent, weights = block(latent)
             rollout = rollout + (weights @ read).sum((1, 2))
-        queries, _ = writing(self.queries.expand(len(latent), -1, -1), latent)
+        queries, _ = output_block(self.queries.expand(len(latent), -1, -1), latent)
         return self.norm(queries), rollout

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -30,7 +31,7 @@ class VectorLMConfig(PretrainedConfig):
     Args:
         text_config: of the decoder.
         kinds: the fields of each `ObjectKind`, in the order in which the encoder reads them.
-        state: name and width of the vector of the reader's own state.
+        ego: name and width of the vector of the reader itself, such as the car's speed.
         encoder: options of `VectorEncoder`.
         image_token_id: the token that stands for one embedding.
     """
@@ -39,13 +40,13 @@ class VectorLMConfig(PretrainedConfig):
     sub_configs = {"text_config": AutoConfig}  # noqa: RUF012
 
     def __init__(
-        self, text_config: Any = None, kinds: Any = (), state: Any = ("state", 1), encoder: Any = None,
+        self, text_config: Any = None, kinds: Any = (), ego: Any = ("ego", 1), encoder: Any = None,
         image_token_id: int = 0, **more: Any,
     ) -> None:  # fmt: skip
         if isinstance(text_config, dict):
             text_config = CONFIG_MAPPING[text_config["model_type"]](**text_config)
         self.text_config = CONFIG_MAPPING["llama"]() if text_config is None else text_config
-        self.kinds, self.state, self.encoder = list(kinds), list(state), dict(encoder or {})
+        self.kinds, self.ego, self.encoder = list(kinds), list(ego), dict(encoder or {})
         self.image_token_id = image_token_id
         super().__init__(**more)
 
@@ -53,7 +54,7 @@ class VectorLMConfig(PretrainedConfig):
     def sizes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors of a scene, in the order in which they are packed into one row of `vectors`."""
         kinds = {kind["name"]: (int(kind["slots"]), int(kind["width"])) for kind in self.kinds}
-        return {**kinds, self.state[0]: (int(self.state[1]),)}
+        return {**kinds, self.ego[0]: (int(self.ego[1]),)}
 
 
 def pack(tensors: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]) -> Tensor:
@@ -62,11 +63,12 @@ def pack(tensors: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]) -> Te
     Raises:
         EncodingError: a tensor is missing, or has another shape.
     """
+    arrays = {name: np.asarray(tensors[name], dtype=np.float32) for name in sizes if name in tensors}
     for name, shape in sizes.items():
-        given = tuple(tensors[name].shape) if name in tensors else None
+        given = arrays[name].shape if name in arrays else None
         if given != shape:
             raise EncodingError(f"the scene's {name!r} has shape {given}, and the model reads {shape}")
-    return torch.cat([torch.as_tensor(tensors[name], dtype=torch.float32).flatten() for name in sizes])
+    return torch.cat([torch.from_numpy(arrays[name].flatten()) for name in sizes])
 
 
 def unpack(vectors: Tensor, sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
@@ -87,17 +89,19 @@ class VectorLM(PreTrainedModel, GenerationMixin):
 
     config_class = VectorLMConfig
     base_model_prefix = ""
-    _supports_sdpa = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+    # half precision would round distances to a few centimeters before they are read
+    _keep_in_fp32_modules_strict = ["encoder", "projector"]  # noqa: RUF012
 
     def __init__(self, config: VectorLMConfig) -> None:
         super().__init__(config)
-        kinds = [ObjectKind(**kind) for kind in config.kinds]
-        self.encoder = VectorEncoder(kinds, config.state[1], **config.encoder)
-        width = self.encoder.queries.shape[1]
-        self.projector = nn.Linear(width, config.text_config.hidden_size)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self._tied_weights_keys = _prefixed(getattr(self.language_model, "_tied_weights_keys", None))
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)  # first: its dtype is the model's
+        self.encoder = VectorEncoder([ObjectKind(**kind) for kind in config.kinds], config.ego[1], **config.encoder)
+        self.projector = nn.Linear(self.encoder.queries.shape[1], config.text_config.hidden_size)
         self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: the parts initialize themselves."""
 
     def get_input_embeddings(self) -> nn.Module:
         """The decoder's."""
@@ -117,15 +121,23 @@ class VectorLM(PreTrainedModel, GenerationMixin):
         marked = input_ids == self.config.image_token_id
         if vectors is None or not marked.any():
             return embeddings
-        tensors = unpack(vectors.to(self.projector.weight.dtype), self.config.sizes)
-        state = tensors.pop(self.config.state[0])
-        found = self.projector(self.encoder(tensors, state)[0])
-        copies, rest = divmod(int(marked.sum()), found.shape[0] * found.shape[1])  # beams repeat rows
-        if rest or not copies:
-            n = found.shape[0] * found.shape[1]
-            raise EncodingError(f"{int(marked.sum())} marked tokens for the {n} embeddings of {len(found)} scenes")
-        found = found.repeat_interleave(copies, 0).to(embeddings.dtype)
-        return embeddings.masked_scatter(marked[..., None], found)
+        if vectors.shape[-1] != sum(map(prod, self.config.sizes.values())):
+            raise EncodingError(f"a scene is a row of {vectors.shape[-1]} numbers, and the model reads another number")
+        tensors = unpack(vectors.to(self.projector.weight), self.config.sizes)
+        ego = tensors.pop(self.config.ego[0])
+        found = self.projector(self.encoder(tensors, ego)[0]).flatten(0, 1)
+        if int(marked.sum()) != len(found):
+            raise EncodingError(
+                f"{int(marked.sum())} marked tokens for the {len(found)} embeddings of {len(vectors)} scenes"
+            )
+        return embeddings.masked_scatter(marked[..., None], found.to(embeddings.dtype))
+
+    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The scenes belong to the prompt: once it is in the cache they are not given again."""
+        prepared: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
+        if prepared.get("input_ids") is not None and prepared["input_ids"].shape[1] < input_ids.shape[1]:
+            prepared.pop("vectors", None)
+        return prepared
 
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
@@ -134,18 +146,15 @@ class VectorLM(PreTrainedModel, GenerationMixin):
     ) -> Any:  # fmt: skip
         """As the decoder's, with `vectors`, a row of numbers for each scene (`pack`)."""
         if inputs_embeds is None:
-            assert input_ids is not None
+            if input_ids is None:
+                raise EncodingError("a forward needs input_ids, in which scenes are marked, or inputs_embeds")
             inputs_embeds = self.splice(input_ids, vectors)
+            if more.get("labels") is not None:
+                more["labels"] = more["labels"].masked_fill(input_ids == self.config.image_token_id, -100)
         return self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
             past_key_values=past_key_values, use_cache=use_cache, logits_to_keep=logits_to_keep, **more,
         )  # fmt: skip
-
-
-def _prefixed(keys: Any) -> Any:
-    if isinstance(keys, dict):
-        return {f"language_model.{one}": f"language_model.{other}" for one, other in keys.items()}
-    return None if keys is None else [f"language_model.{key}" for key in keys]
 
 
 AutoConfig.register(MODEL_TYPE, VectorLMConfig)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoProcessor, BatchFeature, ProcessorMixin
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoProcessor, BatchFeature, ProcessorMixin
 
-from steerlab._support.checks import as_whole
 from steerlab._support.images import VectorInput
-from steerlab.errors import SteeringError
+from steerlab.errors import DataError, SteeringError
 from steerlab.models.loading import load
 from steerlab.models.model import Model
-from steerlab.models.vectors.encoder import ObjectKind
+from steerlab.models.vectors.encoder import ObjectKind, VectorEncoder
 from steerlab.models.vectors.model import VectorLM, VectorLMConfig, pack
 
 TOKEN = "<|vectors|>"
@@ -78,7 +79,7 @@ class VectorProcessor(ProcessorMixin):
         return {name: tuple(shape) for name, shape in self.sizes}
 
     @property
-    def example(self) -> VectorInput:
+    def probe_image(self) -> VectorInput:
         """A scene that can always be read."""
         return EmptyScene(self.shapes)
 
@@ -100,7 +101,7 @@ class VectorProcessor(ProcessorMixin):
 
 
 def with_vectors(
-    model: Model, kinds: Sequence[ObjectKind], state: tuple[str, int], *, token: str = TOKEN, seed: int = 0,
+    model: Model, kinds: Sequence[ObjectKind], ego: tuple[str, int], *, token: str = TOKEN, seed: int = 0,
     **encoder: Any,
 ) -> Model:  # fmt: skip
     """A decoder with a new, untrained encoder of objects in front; the decoder's weights are copied.
@@ -114,39 +115,48 @@ def with_vectors(
     Args:
         model: a text model from `steerlab.load`, with its weights in this process.
         kinds: the kinds of objects, in the order in which they are read.
-        state: name and width of the reader's own state.
-        token: the mark of a scene in a prompt; added to the vocabulary where it is not in it.
-        seed: of the encoder's weights.
-        encoder: options of `VectorEncoder`: `width`, `latents`, `depth`, `heads`, `queries`.
+        ego: name and width of the numbers that describe the reader itself, such as a car's speed.
+        token: what marks a scene in a prompt; added to the vocabulary where it is not in it.
+        seed: of all new weights.
+        encoder: options of `VectorEncoder`: `width`, `latents`, `depth`, `heads`, `queries`. It stays in float32.
 
     Raises:
-        SteeringError: a model with images, or on a server.
+        SteeringError: a model that reads images or vectors, is on a server, or is quantized.
+        DataError: a token that means something else, or options that fit no encoder.
     """
-    if model.vision is not None or model.is_remote:
-        raise SteeringError(f"{model.id} reads images, or is on a server: give a text model in this process")
+    if model.is_remote or getattr(model.hf, "is_quantized", False):
+        raise SteeringError(f"{model.id} is on a server or quantized: load it in float32 or bfloat16 in this process")
+    if model.vision is not None or type(model.hf.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise SteeringError(f"{model.id} reads images or vectors already, or is no decoder: give a text model")
     tokenizer, decoder = copy.deepcopy(model.tokenizer), copy.deepcopy(model.hf)
-    tokenizer.add_special_tokens({"additional_special_tokens": [token]})  # no effect on one that is there
-    if len(tokenizer) > len(decoder.get_input_embeddings().weight):  # type: ignore[arg-type]
-        decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    n_embeddings = as_whole("queries", encoder.get("queries", 64), 1)
+    if token in (tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token):
+        raise DataError(f"token={token!r} ends, begins or pads texts of this model: choose another")
+    known = inspect.signature(VectorEncoder).parameters.keys() - {"kinds", "ego_width"}
+    if unknown := sorted(encoder.keys() - known):
+        raise DataError(f"unknown options {unknown}: the encoder has {sorted(known)}")
+    if not (model.tokenizer.chat_template is None or isinstance(model.tokenizer.chat_template, str)):
+        raise DataError(f"{model.id} has several chat templates: set tokenizer.chat_template to one of them")
+    tokenizer.add_special_tokens({"additional_special_tokens": [token]}, replace_extra_special_tokens=False)
     mark = int(tokenizer.convert_tokens_to_ids(token))  # type: ignore[arg-type]
-    config = VectorLMConfig(decoder.config, [vars(kind) for kind in kinds], state, encoder, mark)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        hf = VectorLM(config)
-    hf.language_model = decoder
-    hf.generation_config = copy.deepcopy(decoder.generation_config)
-    hf.to(device=decoder.device, dtype=decoder.dtype)  # type: ignore[call-arg]
-    if model.chat:
-        tokenizer.chat_template = _FLATTEN.replace("TOKEN", token) + str(tokenizer.chat_template)
-    processor = VectorProcessor(
-        tokenizer,
-        list(config.sizes.items()),
-        n_embeddings,
-        token,
-        chat_template=tokenizer.chat_template if model.chat else None,
+    attention = decoder.config._attn_implementation
+    config = VectorLMConfig(
+        decoder.config, [vars(kind) for kind in kinds], ego, encoder, mark, attn_implementation=attention
     )
-    found = load(hf, processor=processor, chat=model.chat, backend=model.backend)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        if len(tokenizer) > len(decoder.get_input_embeddings().weight):  # type: ignore[arg-type]
+            decoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        new = VectorEncoder(kinds, ego[1], **encoder)
+        projector = nn.Linear(new.queries.shape[1], model.hidden_size)
+    with torch.device("meta"):
+        hf = VectorLM(config)
+    hf.language_model, hf.encoder, hf.projector = decoder, new.to(decoder.device), projector.to(decoder.device)
+    hf.generation_config = copy.deepcopy(decoder.generation_config)
+    hf.generation_config.suppress_tokens = [*(hf.generation_config.suppress_tokens or []), mark]  # none is a scene
+    template = _FLATTEN.replace("TOKEN", token) + str(tokenizer.chat_template) if model.chat else None
+    tokenizer.chat_template = template
+    processor = VectorProcessor(tokenizer, list(config.sizes.items()), len(new.queries), token, chat_template=template)
+    found = load(hf, processor=processor, chat=model.chat, backend=model.backend, prefix_caching=model.prefix_caching)
     found.id = f"{model.id}+vectors"
     return found
 
