@@ -27,6 +27,7 @@ from steerlab.methods.exchange import (
 from steerlab.methods.gated import Gated
 from steerlab.methods.gradient import GradientField
 from steerlab.methods.kts.config import KTS_RELEASED, KTSConfig, released_layers
+from steerlab.methods.kts.directions import added_vectors
 from steerlab.methods.kts.objective import kl_divergence
 from steerlab.methods.kts.train import kl_then_steer
 from steerlab.methods.l2s.config import L2S_PAPER, L2S_RELEASED_POPE, L2S_RELEASED_SAFETY, TrainingConfig
@@ -62,7 +63,7 @@ __all__ = [
     "LogisticDirection", "MeanDifference", "ModelEdit", "NearestNeighbors", "NullSpaceGate", "Operation", "Operator",
     "ProjectOut", "Prompt", "PublishedAdaSteer", "Ramp", "RandomDirection", "Replace", "RequiredActivation", "Rotate",
     "RoutedMean", "Scale", "Spherical", "Steerer", "SteeringNet", "SteeringVector", "TaskTracker", "TrainingConfig",
-    "TripletProbe", "as_steerer", "fit_schedule", "from_easysteer", "from_gguf", "from_repeng",
+    "TripletProbe", "added_vectors", "as_steerer", "fit_schedule", "from_easysteer", "from_gguf", "from_repeng",
     "from_steering_vectors", "from_vllm_lens", "kl_divergence", "kl_then_steer", "load_detector",
     "load_published_net", "load_steerer", "provenance", "published_directions", "released_layers", "savable",
     "threshold_at", "to_easysteer", "to_gguf", "to_hotwire", "to_repeng", "to_steering_vectors", "to_vllm_lens",

@@ -14,8 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from steerlab._support.checks import as_number
 from steerlab.data.example import Example
 from steerlab.errors import SteeringError
-from steerlab.methods.kts.directions import added_vectors
-from steerlab.methods.vector import SteeringVector, Vectors, as_steerer
+from steerlab.methods import SteeringVector, added_vectors, as_steerer
+from steerlab.methods.vector import Vectors
 from steerlab.models.kv_prefix import local_windows
 from steerlab.models.layout import blocks, module_at
 from steerlab.models.loading import load
