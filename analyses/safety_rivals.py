@@ -17,7 +17,7 @@ the perplexity under the unsteered model too.
 "balanced" is L2S with the net that suits zero targets (ReLU, ten units, behaviors of equal weight and norm), "gated" is
 L2S behind a probe of what needs steering, "released" has the training settings of the released code. At the setting of
 L2S, "shuffled" is fitted to the vectors of other inputs of the same behavior; at that of the routed mean, "class_mean"
-knows the true behavior. L2S has three seeds, the shuffled control two.
+knows the true behavior. L2S has two seeds, the others one.
 
 An interrupted run resumes from finished stages.
 """
@@ -73,7 +73,7 @@ FRESH_INSTRUCTIONS = 500  # other studies use the file's rows before this one
 TWIN = 0.8  # cosine of the words' TF-IDF: from there on, two questions count as one
 LAYERS, ALPHAS = (11, 13), (0.8, 1.2)
 SENTENCE_SETS = ("plain", "reasoned", "situation_closed")  # one pair for each behavior
-SEEDS = {"l2s": 3, "shuffled": 2}  # of all other nets one
+SEEDS = {"l2s": 2}  # of all other nets one
 ZERO = ["answer"]
 CHOSEN_BY = (
     "refuse_harmful_fluently",

@@ -17,7 +17,7 @@ from steerlab.plots import save, style, width
 RESULTS = Path(__file__).parents[2] / "analyses" / "results"
 STUDIES = (
     "compare_methods", "dependence", "fields", "l2s_images", "l2s_safety", "layer_sweep", "representation_shift",
-    "scaling", "ssae", "steerability", "vector_similarity",
+    "safety_rivals", "scaling", "ssae", "steerability", "vector_similarity",
 )  # fmt: skip
 
 
