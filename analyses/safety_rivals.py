@@ -47,7 +47,6 @@ from _common import (
     parser,
     provenance,
     show_table,
-    to_long,
 )
 from _safety import SENTENCES, check_behaviors, publishable_examples
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -372,7 +371,8 @@ def main() -> None:
     write_atomically(study.folder / "grid.csv", lambda partial: grids.to_csv(partial, index=False))
     shown = publishable_examples(judged[judged["seed"] == 0], parts["test"])
     page = as_markdown("The same inputs under every method", shown)
-    results = pd.concat([to_long(rows, model.id, MEASURES).assign(seed=seed) for seed, rows in judged.groupby("seed")])
+    columns = ["method", "seed", "layer", "alpha", "example_id", "behavior", *MEASURES]
+    results = judged[columns].round({name: 4 for name in MEASURES})
     study.finish(results, summary, page, provenance(model, parts["test"], args))
     table = {method: safety_summary(rows) for method, rows in judged.groupby("method", sort=False)}
     show_table("On the test rows", pd.DataFrame(table).T)

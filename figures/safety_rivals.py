@@ -56,7 +56,7 @@ def draw(results_dir: str | Path) -> Figure:
             if name != "l2s":
                 estimate_dot(last, summary[f"l2s_over_{name}.overall"], row, METHODS[name][0])
         last.set_title("f  L2S minus\nit, mean of\na to e", pad=6, fontsize=8)
-        last.set_xlabel("Difference")
+        last.set(xlabel="Difference", xlim=(-0.45, 0.45), xticks=[-0.3, 0, 0.3])
         last.grid(axis="x", lw=0.4)
         axes[0].set_yticks(range(len(methods)), [METHODS[name][1] for name in methods])
         axes[0].set_ylim(len(methods) - 0.5, -0.5)
