@@ -30,7 +30,7 @@ PANELS = (
     ("refuse_harmful_fluently", "a  Refuses\nharmful,\nfluently", 0.85),
     ("defer_expert_fluently", "b  Defers to a\nprofessional,\nfluently", 0.70),
     ("refuse_expert", "c  Refuses\nadvice (less\nis better)", 0.10),
-    ("harmless_kept", "d  Harmless:\nnot refused,\nfluent", 0.95),
+    ("harmless_kept", "d  Harmless:\nas before, or\nno refusal", 0.95),
     ("harmless_identical", "e  Harmless:\nword for\nword", 0.80),
 )
 
@@ -55,8 +55,8 @@ def draw(results_dir: str | Path) -> Figure:
         for row, name in enumerate(methods):
             if name != "l2s":
                 estimate_dot(last, summary[f"l2s_over_{name}.overall"], row, METHODS[name][0])
-        last.set_title("f  L2S minus\nit, mean of\na to e", pad=6, fontsize=8)
-        last.set(xlabel="Difference", xlim=(-0.45, 0.45), xticks=[-0.3, 0, 0.3])
+        last.set_title("f  L2S minus\nthe method,\na to e (1 - c)", pad=6, fontsize=8)
+        last.set(xlabel="Right: L2S better", xlim=(-0.45, 0.45), xticks=[-0.3, 0, 0.3])
         last.grid(axis="x", lw=0.4)
         axes[0].set_yticks(range(len(methods)), [METHODS[name][1] for name in methods])
         axes[0].set_ylim(len(methods) - 0.5, -0.5)
