@@ -35,7 +35,7 @@ MEANING = {
     "user": [3, 4, 5, 6],
     "header": [7, 8],
     "last_user": [6],
-    **{name: [] for name in ("images", "last_image", "after_image", "history", "first_difference")},
+    **{name: [] for name in ("images", "vectors", "last_image", "after_image", "history", "first_difference")},
 }
 
 
@@ -53,7 +53,7 @@ def test_each_name_resolves_to_its_tokens(name: str) -> None:
 def test_image_names_mean_image_tokens_and_the_prompt_token_behind_them(n_prompt: int, after: list[int]) -> None:
     spans = (Span("user", 0, 2), Span("image", 2, 4), Span("image", 5, 6), Span("user", 6, 9))
     row = EncodedPrompt(tuple(range(9)), spans, n_prompt, "x" * 9, tuple((i, i + 1) for i in range(9)))
-    assert resolve("images", row) == [2, 3, 5] and resolve("last_image", row) == [5]
+    assert resolve("images", row) == resolve("vectors", row) == [2, 3, 5] and resolve("last_image", row) == [5]
     assert resolve("after_image", row) == after
 
 
