@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from steerlab import Example
+import steerlab
+from steerlab import Example, Request
 from steerlab._support.files import fingerprint
 from steerlab.analysis.behavior import judge_answers
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
+from steerlab.errors import MismatchError
 from steerlab.metrics import Estimate, bootstrap_ci, perplexity
 from steerlab.models.model import Model
 
+LazyRequest = Request | Callable[[], Request] | None
 ROOT = Path(__file__).parents[1]
 # arguments that name folders of one machine: left out of the provenance
 PATH_ARGUMENTS = (
@@ -104,6 +107,28 @@ def estimate(values: Sequence[float], seed: int, statistic: Literal["mean", "med
 def numbers(found: Estimate) -> dict[str, float]:
     """An estimate as a dictionary of rounded numbers."""
     return {"value": round(found.value, 4), "low": round(found.low, 4), "high": round(found.high, 4), "n": found.n}
+
+
+def stage_of_answers(
+    study: Study, stage: str, model: Model, rows: Sequence[Example], request: LazyRequest, *,
+    max_new_tokens: int, batch_size: int,
+) -> list[str]:  # fmt: skip
+    """A model's answers, kept as a stage; a request that is a function is only made where the stage is missing.
+
+    Raises:
+        MismatchError: the stage holds answers to other rows.
+    """
+
+    def answer() -> pd.DataFrame:
+        steer = request() if callable(request) else request
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": batch_size, "progress": False}
+        found = steerlab.generate(model, rows, steer=() if steer is None else steer, **options)
+        return pd.DataFrame({"example_id": found.example_ids, "text": found.texts})
+
+    found = study.stage(stage, answer)
+    if found["example_id"].astype(str).tolist() != [e.id for e in rows]:
+        raise MismatchError(f"the stage {stage} in {study.folder} holds answers to other rows: delete it")
+    return found["text"].astype(str).tolist()
 
 
 def judge_with_perplexity(

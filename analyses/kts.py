@@ -29,7 +29,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-from _common import as_markdown, estimate, judge_with_perplexity, numbers, parser, provenance, show_table
+from _common import (
+    as_markdown,
+    estimate,
+    judge_with_perplexity,
+    numbers,
+    parser,
+    provenance,
+    show_table,
+    stage_of_answers,
+)
 from _compare_data import solution
 from _refusal_prompts import load_sets
 from _safety import publishable_examples
@@ -106,15 +115,10 @@ class Answers:
         self, stage: str, model: Model, rows: Sequence[Example], request: Request | None, length: int | None = None
     ) -> list[str]:
         """A model's answers; a stage of the study."""
-
-        def answer() -> pd.DataFrame:
-            found = steerlab.generate(
-                model, rows, steer=() if request is None else request, batch_size=self.args.batch_size,
-                max_new_tokens=length or self.args.max_new_tokens, progress=False,
-            )  # fmt: skip
-            return pd.DataFrame({"example_id": found.example_ids, "text": found.texts})
-
-        return self.study.stage(stage, answer)["text"].astype(str).tolist()
+        return stage_of_answers(
+            self.study, stage, model, rows, request, max_new_tokens=length or self.args.max_new_tokens,
+            batch_size=self.args.batch_size,
+        )  # fmt: skip
 
     def measured(self, part: str, name: str, model: Model, request: Request | None) -> pd.DataFrame:
         """A row for each prompt of a part: refusals of harmful ones, what became of the others."""

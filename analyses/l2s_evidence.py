@@ -28,7 +28,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from _common import estimate, judge_with_perplexity, limit_per_group, numbers, of_split, parser, provenance, show_table
+from _common import (
+    estimate,
+    judge_with_perplexity,
+    limit_per_group,
+    numbers,
+    of_split,
+    parser,
+    provenance,
+    show_table,
+    stage_of_answers,
+)
 
 import steerlab
 from steerlab import L2S, Activations, Example, MeanDifference, Request
@@ -98,22 +108,11 @@ class Clue:
         """The answers of a stage: their language, and whether they are right and fluent; `named`: it is asked for."""
         stage, args = f"{self.name}-{stage}", self.args
         explicit = [e.replace(prompt=f"{e.prompt} Answer in {e.behavior}.") for e in rows]
-
-        def answer() -> pd.DataFrame:
-            found = steerlab.generate(
-                self.model,
-                explicit if named else rows,
-                steer=() if steerer is None else Request(steerer, alpha, "all"),
-                max_new_tokens=args.max_new_tokens,
-                batch_size=args.batch_size,
-                progress=False,
-            )
-            return pd.DataFrame({"example_id": found.example_ids, "text": found.texts})
-
-        answered = self.study.stage(stage, answer)
-        if answered["example_id"].tolist() != [e.id for e in rows]:
-            raise MismatchError(f"the stage {stage} in {self.study.folder} holds answers to other questions: delete it")
-        texts = answered["text"].astype(str).tolist()
+        request = None if steerer is None else Request(steerer, alpha, "all")
+        texts = stage_of_answers(
+            self.study, stage, self.model, explicit if named else rows, request, max_new_tokens=args.max_new_tokens,
+            batch_size=args.batch_size,
+        )  # fmt: skip
         # where fluency is measured, the wanted language is asked for: it is no surprise
         found = judge_with_perplexity(self.study, stage, self.model, explicit, texts, batch_size=args.batch_size)
         language = [find_language(text, CODES) for text in texts]

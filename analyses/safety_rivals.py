@@ -38,6 +38,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _common import (
+    LazyRequest,
     as_markdown,
     estimate,
     judge_with_perplexity,
@@ -47,6 +48,7 @@ from _common import (
     parser,
     provenance,
     show_table,
+    stage_of_answers,
 )
 from _safety import SENTENCES, check_behaviors, publishable_examples
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -58,7 +60,6 @@ from steerlab.analysis.behavior import MEASURES, judge_answers, safety_summary, 
 from steerlab.analysis.shuffling import shuffle_contrasts
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, mm_safety_bench, read_jsonl, with_contrasts
-from steerlab.errors import MismatchError
 from steerlab.methods import L2S_PAPER, P2S, Context, Gated, LinearProbe, NearestNeighbors, Prompt, RoutedMean, Steerer
 from steerlab.metrics import Estimate
 from steerlab.models.model import Model
@@ -157,26 +158,16 @@ class Answers:
 
     def __init__(self, study: Study, model: Model, parts: dict[str, list[Example]], args: argparse.Namespace) -> None:
         self.study, self.model, self.parts, self.args = study, model, parts, args
-        self.plain: dict[str, list[str]] = {}
         self.plain = {part: self.texts(f"{part}-none", part, None) for part in ("validation", "test")}
 
-    def texts(self, stage: str, part: str, request: Request | Callable[[], Request] | None) -> list[str]:
-        """What the model answers; a request is only made where the stage is missing."""
+    def texts(self, stage: str, part: str, request: LazyRequest) -> list[str]:
+        """What the model answers to the rows of a part."""
+        return stage_of_answers(
+            self.study, stage, self.model, self.parts[part], request, max_new_tokens=self.args.max_new_tokens,
+            batch_size=self.args.batch_size,
+        )  # fmt: skip
 
-        def answer() -> pd.DataFrame:
-            steer = request() if callable(request) else request
-            found = steerlab.generate(
-                self.model, self.parts[part], steer=() if steer is None else steer,
-                max_new_tokens=self.args.max_new_tokens, batch_size=self.args.batch_size, progress=False,
-            )  # fmt: skip
-            return pd.DataFrame({"example_id": found.example_ids, "text": found.texts})
-
-        found = self.study.stage(stage, answer)
-        if found["example_id"].tolist() != [e.id for e in self.parts[part]]:
-            raise MismatchError(f"the stage {stage} in {self.study.folder} holds answers to other rows: delete it")
-        return found["text"].astype(str).tolist()
-
-    def judged(self, stage: str, part: str, request: Request | Callable[[], Request] | None) -> pd.DataFrame:
+    def judged(self, stage: str, part: str, request: LazyRequest) -> pd.DataFrame:
         """Measures of each answer; on test rows with its perplexity under the unsteered model."""
         texts, rows = self.texts(stage, part, request), self.parts[part]
         if part == "validation":

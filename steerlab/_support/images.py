@@ -78,9 +78,9 @@ def open_image(image: ImageInput) -> Image.Image:
 @contextmanager
 def _named_errors(image: ImageInput) -> Iterator[None]:
     """Turn every error into a `DataError` that names the image."""
-    open_already = {Image.Image: "the image", VectorInput: "the input"}
-    names = [name for kind, name in open_already.items() if isinstance(image, kind)]
-    name = names[0] if names else f"the image {str(image)!r}"
+    name = "the image" if isinstance(image, Image.Image) else f"the image {str(image)!r}"
+    if isinstance(image, VectorInput):
+        name = "the input"
     try:
         yield
     except DataError as error:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steerlab._support.checks import check_type, show
 from steerlab.capturing.activations import INDEX_COLUMNS
-from steerlab.data.example import Contrast, Example
+from steerlab.data.example import Example
 from steerlab.errors import DataError, LayoutError, PositionError
 from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.model import Model
@@ -96,8 +96,8 @@ def plan_rows(
                 inputs.append((_encode(model, example, with_suffix(example.prompt, added)), {side: at}))
         elif pair is not None:
             positive = {"positive": at} if pair.suffix else {"positive": at, "prompt": context}
-            inputs.append((_encode_answer(model, example, pair, pair.positive, pair.negative, at), positive))
-            inputs.append((_encode_answer(model, example, pair, pair.negative, pair.positive, at), {"negative": at}))
+            inputs.append((encode_answer(model, example, "positive", at), positive))
+            inputs.append((encode_answer(model, example, "negative", at), {"negative": at}))
         if plain and (pair is None or pair.suffix or pair.instructions):
             inputs.append((_encode_plain(model, example, encoded), {"prompt": plain}))
         rows += [_row(example, number, prompt, sides, reduce) for prompt, sides in inputs]
@@ -148,11 +148,15 @@ def _encode_plain(model: Model, example: Example, encoded: Encoded | None) -> En
     return encoded[example.id] if encoded else _encode(model, example, example.prompt)
 
 
-def _encode_answer(
-    model: Model, example: Example, pair: Contrast, answer: str, other_answer: str, positions: Sequence[Positions]
-) -> EncodedPrompt:
+def encode_answer(
+    model: Model, example: Example, side: str, positions: Sequence[Positions] = ()
+) -> EncodedPrompt:  # fmt: skip
+    """The prompt of an example with the answer of one side of its contrast, which is a pair of answers."""
+    pair = example.contrast
+    assert pair is not None
+    answer, other = (pair.positive, pair.negative) if side == "positive" else (pair.negative, pair.positive)
     # the other answer only where its position is asked for: the answers of a contrast may never differ in a token
-    compared = other_answer if any("first_difference" in str(position) for position in positions) else None
+    compared = other if any("first_difference" in str(position) for position in positions) else None
     prompt = with_suffix(example.prompt, pair.suffix)
     return _encode(model, example, prompt, answer=answer, other_answer=compared, end_turn=pair.end_turn)
 

@@ -179,6 +179,10 @@ def _angle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.arctan2(-y, x) * np.float32(180 / np.pi)
 
 
+def _route_angles(scene: DrivingScene) -> np.ndarray:
+    return _angle(scene.route[:, ROUTE_DIRECTION], scene.route[:, ROUTE_DIRECTION + 1])
+
+
 def _heading(row: Rows, first: int) -> str:
     angle = float(_angle(row[first], row[first + 1]))
     centers = {0: "same direction as me", 180: "opposite direction from me", -180: "opposite direction from me"}
@@ -199,7 +203,7 @@ def _road(scene: DrivingScene) -> list[str]:
         lines = ["My car is passing an intersection."]
     else:
         lines = [f"The distance to the closest intersection is {junction:.2f}m"]
-        turns = np.diff(_angle(scene.route[:, ROUTE_DIRECTION], scene.route[:, ROUTE_DIRECTION + 1]))
+        turns = np.diff(_route_angles(scene))
         turns = np.where(turns > 180, turns - 360, np.where(turns < -180, turns + 360, turns))
         if turns[turns > 0].sum() > 30 and -turns[turns < 0].sum() > 30:
             lines.append("It is a roundabout.")
@@ -219,10 +223,9 @@ def junction_distance(scene: DrivingScene) -> float:
 
 def _own_state(scene: DrivingScene) -> list[str]:
     """Place in the lane, speed and steering wheel."""
-    first, lines = scene.route[0], []
-    heading = float(_angle(first[ROUTE_DIRECTION], first[ROUTE_DIRECTION + 1]))
+    heading, lines = float(_route_angles(scene)[0]), []
     if not junction_distance(scene) < 5:
-        offset = float(first[1] * np.float32(METERS))
+        offset = float(scene.route[0, 1] * np.float32(METERS))
         turned = f"{abs(heading):.2f} degrees {_side(-heading)}"
         lines.append(f"My car {offset:.2f}m from the lane center and {turned} off center.")
     steering = float(scene.ego[EGO_STEERING]) / np.pi * 180
@@ -232,7 +235,7 @@ def _own_state(scene: DrivingScene) -> list[str]:
 
 def _way(scene: DrivingScene) -> str:
     """Where the route goes."""
-    angles = _angle(scene.route[:, ROUTE_DIRECTION], scene.route[:, ROUTE_DIRECTION + 1])
+    angles = _route_angles(scene)
     now, then = float(angles[0]), float(angles[-1])
     distance = float(np.linalg.norm(scene.route[-1, :2] * np.float32(METERS)))
     if abs(now) > 10:

@@ -26,8 +26,8 @@ from steerlab.methods.exchange import (
 )  # fmt: skip
 from steerlab.methods.gated import Gated
 from steerlab.methods.gradient import GradientField
+from steerlab.methods.kts.behavior_vectors import added_vectors
 from steerlab.methods.kts.config import KTS_RELEASED, KTSConfig, released_layers
-from steerlab.methods.kts.directions import added_vectors
 from steerlab.methods.kts.objective import kl_divergence
 from steerlab.methods.kts.train import kl_then_steer
 from steerlab.methods.l2s.config import L2S_PAPER, L2S_RELEASED_POPE, L2S_RELEASED_SAFETY, TrainingConfig

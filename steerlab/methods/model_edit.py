@@ -19,9 +19,9 @@ from transformers.pytorch_utils import Conv1D
 from steerlab._support import files
 from steerlab._support.hub import find_folder, first_line
 from steerlab.errors import LoadError, MismatchError, SteeringError
+from steerlab.models.changed import check_changeable, check_no_adapter, with_weights
 from steerlab.models.fingerprint import describe_origin, same_model
 from steerlab.models.layout import blocks
-from steerlab.models.loading import load
 from steerlab.models.model import Model
 
 SCHEMA = 1
@@ -83,7 +83,9 @@ class ModelEdit:
         peft_model = _wrap(model, _peft().LoraConfig(**{k: v for k, v in self.lora.items() if k != "peft_type"}))
         restore_weights(peft_model, self.weights)
         hf = peft_model.merge_and_unload() if merge else peft_model
-        return _as_model(model, hf, f"{model.id}+{self.name}")
+        edited = with_weights(model, hf, f"{model.id}+{self.name}")
+        edited.revision = model.revision
+        return edited
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the adapter as peft does, with a manifest and the history beside it.
@@ -133,7 +135,7 @@ def adapt(model: Model, rank: int, scaling: float, seed: int, *, first: int = 0)
     """
     config = _peft().LoraConfig(r=rank, lora_alpha=scaling, target_modules=_linear_layers(model, first))
     peft_model = _wrap(model, config, seed)
-    trainee = _as_model(model, peft_model, model.id)
+    trainee = with_weights(model, peft_model, model.id)
     for name, parameter in peft_model.named_parameters():
         parameter.requires_grad_("lora_" in name)
     return peft_model, trainee
@@ -185,12 +187,8 @@ def _linear_layers(model: Model, first: int) -> list[str]:
 
 def _wrap(model: Model, config: Any, seed: int = 0) -> Any:
     """A copy of the model with a new adapter."""
-    if model.is_remote:
-        raise SteeringError(f"{model.id} is on a server: load its weights in this process to edit them")
-    if getattr(model.hf, "is_quantized", False):
-        raise SteeringError(f"{model.id} is quantized: load it in float32 or bfloat16 to edit it")
-    if any("lora_" in name for name, _ in model.hf.named_parameters()):
-        raise SteeringError(f"{model.id} has an adapter already: merge it first, prepare(model, merge=True)")
+    check_changeable(model)
+    check_no_adapter(model)
     if not config.target_modules:
         raise SteeringError(
             f"{model.id} has no linear layers after the first steered block: steer an earlier layer, or blocks='all'"
@@ -202,17 +200,6 @@ def _wrap(model: Model, config: Any, seed: int = 0) -> Any:
             return _peft().get_peft_model(copy.deepcopy(model.hf), config)
         except ValueError as error:
             raise MismatchError(f"the adapter does not fit {type(model.hf).__name__}: {first_line(error)}") from error
-
-
-def _as_model(model: Model, hf: Any, name: str) -> Model:
-    """A `Model` around changed weights of another, with all else the same."""
-    processor = model.vision.processor if model.vision else None
-    found = load(
-        hf, tokenizer=model.tokenizer, processor=processor, chat=model.chat, blocks=model.layout.blocks_path,
-        backend=model.backend, task=None if processor else "text", prefix_caching=model.prefix_caching,
-    )  # fmt: skip
-    found.id, found.revision = name, model.revision
-    return found
 
 
 def _checksum(content: bytes) -> str:

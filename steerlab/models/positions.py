@@ -251,7 +251,9 @@ def _named(name: str, row: EncodedPrompt) -> Sequence[int]:
         return [k for k in [row.n_prompt - 1 - int(match[1])] if k >= 0]
     if name == "first_difference":
         return [k for k in [row.first_difference] if k is not None and k < len(row)]
-    if name in ("images", "vectors", "text", "last_image", "after_image"):
+    if name == "vectors":  # scenes of object vectors are the images of a model that reads them
+        name = "images"
+    if name in ("images", "text", "last_image", "after_image"):
         return _around_images(name, row.kind("image"), prompt)
     tokens: dict[str, Sequence[int]] = {
         "all": range(len(row)),
@@ -269,7 +271,7 @@ def _around_images(name: str, images: list[int], prompt: range) -> Sequence[int]
         return sorted(set(prompt).difference(images))
     if name == "after_image":  # where the prompt ends in an image there is none, not the first token of the answer
         return [i + 1 for i in images[-1:] if i + 1 in prompt]
-    return images if name in ("images", "vectors") else images[-1:]
+    return images if name == "images" else images[-1:]
 
 
 def _masked(mask: Tensor, row: EncodedPrompt, number: int) -> list[int]:

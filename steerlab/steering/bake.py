@@ -16,9 +16,9 @@ from steerlab.data.example import Example
 from steerlab.errors import SteeringError
 from steerlab.methods import SteeringVector, added_vectors, as_steerer
 from steerlab.methods.vector import Vectors
+from steerlab.models.changed import check_changeable, check_no_adapter, with_weights
 from steerlab.models.kv_prefix import local_windows
 from steerlab.models.layout import blocks, module_at
-from steerlab.models.loading import load
 from steerlab.models.model import Model, check_ready
 from steerlab.models.reference import probe_rows
 from steerlab.steering.interventions import BatchedSetting, build_edits
@@ -49,10 +49,8 @@ def bake(model: Model, vector: SteeringVector | Vectors, *, alpha: float = 1.0) 
             that are not those of the steered model.
     """
     check_ready(model)
-    if model.is_remote or getattr(model.hf, "is_quantized", False):
-        raise SteeringError(f"{model.id} is on a server or quantized: load it in float32 or bfloat16 in this process")
-    if any("lora_" in name for name, _ in model.hf.named_parameters()):
-        raise SteeringError(f"{model.id} has an adapter: merge it first, prepare(model, merge=True)")
+    check_changeable(model)
+    check_no_adapter(model)
     strength, steerer = as_number("alpha", alpha, error=SteeringError), as_steerer(vector, model.n_layers)
     added_vectors(steerer)  # refuses what is not added, or depends on the input
     example = Example("-", id="baked")
@@ -69,12 +67,7 @@ def bake(model: Model, vector: SteeringVector | Vectors, *, alpha: float = 1.0) 
         for layer, value in added.items():
             bias = _last_linear(hf, model, layer).bias
             bias.add_(value.to(bias))
-    processor = model.vision.processor if model.vision else None
-    baked = load(
-        hf, tokenizer=model.tokenizer, processor=processor, chat=model.chat, blocks=model.layout.blocks_path,
-        backend=model.backend, task=None if processor else "text", prefix_caching=model.prefix_caching,
-    )  # fmt: skip
-    baked.id = f"{model.id}+{steerer.name}"
+    baked = with_weights(model, hf, f"{model.id}+{steerer.name}")
     _compare(model, baked, settings)
     return baked
 

@@ -12,9 +12,10 @@ from peft import PeftModel
 
 import steerlab
 from steerlab import Contrast, Example, MeanDifference
+from steerlab.capturing.rows import encode_answer
 from steerlab.errors import DataError, LoadError, MismatchError, SteeringError
 from steerlab.methods import KTS_RELEASED, KTSConfig, ModelEdit, Spherical, kl_then_steer, released_layers
-from steerlab.methods.kts.directions import answered_rows, edits_for
+from steerlab.methods.kts.behavior_vectors import edits_for
 from steerlab.methods.kts.objective import PairedForwards, counted_tokens, kl_divergence
 from steerlab.methods.model_edit import adapt, adapter_weights
 from steerlab.models.model import Model
@@ -106,12 +107,16 @@ def test_padding_changes_the_loss_only_where_it_is_counted(model: Model) -> None
     rows = [trainee.encode("red"), trainee.encode("red cat small large house tree river")]
     batch = trainee.batch(rows, "right")
     edits = edits_for(batch, {trainee.site(0): torch.full((trainee.hidden_size,), 0.5)}, 1.0, trainee.device)
-    found = {kind: passes.divergence(batch, edits, kind, "model").detach() for kind in ("text", "padded")}
+    found = {
+        kind: passes.divergence(batch, edits, kind, "model", passes.reference(batch, kind)).detach()
+        for kind in ("text", "padded")
+    }
     means = {kind: float(values.mean()) for kind, values in found.items()}
     alone = torch.cat([
         passes.divergence(
             one, edits_for(one, {trainee.site(0): torch.full((trainee.hidden_size,), 0.5)}, 1.0, trainee.device),
             "text", "model",
+            passes.reference(one, "text"),
         )
         for one in (trainee.batch([row], "right") for row in rows)
     ])  # fmt: skip
@@ -280,7 +285,7 @@ def test_model_with_an_adapter_is_merged_before_it_is_trained_again(model: Model
 
 def test_answers_are_those_that_capture_reads(model: Model) -> None:
     example = contrasts()[0].replace(contrast=Contrast(" no", " yes", suffix="Well?", end_turn=True))
-    rows = answered_rows(model, [example], "positive", "negative")
+    rows = [encode_answer(model, example, side) for side in ("positive", "negative")]
     acts = steerlab.capture(model, [example], layers=[0], positions="answer", context=None, progress=False)
     assert acts.index["n_tokens"].tolist() == [len(row) - row.n_prompt for row in rows]
     assert "Well?" in rows[0].text and rows[0].text.endswith("no<|im_end|>\n")

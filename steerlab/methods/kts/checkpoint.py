@@ -67,11 +67,8 @@ class Checkpoint:
         with files.reading(path.parent / state["tensors"], REPAIR):
             tensors = load_file(path.parent / state["tensors"])
         restore_weights(trainer.peft_model, _named("now.", tensors))
-        trainer.best, trainer.best_step, trainer.records = (
-            _named("best.", tensors),
-            state["best_step"],
-            state["records"],
-        )
+        trainer.best = _named("best.", tensors)
+        trainer.best_step, trainer.records = state["best_step"], state["records"]
         moments: dict[int, dict[str, Any]] = {}
         for name, value in _named("adam.", tensors).items():
             number, moment = name.split(".")

@@ -75,19 +75,20 @@ class PairedForwards:
             found: Tensor = self.model.hf(**given).logits
         return choose_columns(found, keep, "logits_to_keep" in given)[counted[:, keep].to(found.device)]
 
+    @torch.no_grad()
+    def reference(self, batch: Batch, tokens: str, edits: SiteEdits | None = None) -> Float[Tensor, "token vocabulary"]:
+        """Logits of the original, unsteered or under edits of its own, for each token that counts."""
+        return self.logits(batch, edits or {}, counted_tokens(batch, tokens), original=True)
+
     def divergence(
-        self, batch: Batch, edits: SiteEdits, tokens: str, first: str, of_original: SiteEdits | None = None
+        self, batch: Batch, edits: SiteEdits, tokens: str, first: str, reference: Float[Tensor, "token vocabulary"]
     ) -> Float[Tensor, " token"]:
-        """KL of the model under the edits and the original, unsteered or under its own, for each token that counts.
+        """KL of the model under the edits and a reference (`reference`), for each token that counts.
 
         Raises:
             SteeringError: it is not finite.
         """
-        counted = counted_tokens(batch, tokens)
-        steered = self.logits(batch, edits, counted)
-        with torch.no_grad():
-            reference = self.logits(batch, of_original or {}, counted, original=True)
-        found = kl_divergence(steered, reference, first)
+        found = kl_divergence(self.logits(batch, edits, counted_tokens(batch, tokens)), reference, first)
         if not bool(found.detach().isfinite().all()):
             raise SteeringError("the KL of a steered forward is not finite: give smaller coefficients or learning_rate")
         return found

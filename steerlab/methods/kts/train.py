@@ -16,13 +16,13 @@ from torch import Tensor
 from steerlab._support.checks import as_number, as_seed, as_texts
 from steerlab._support.files import fingerprint
 from steerlab._support.progress import bar as progress_bar
-from steerlab.capturing.rows import Layers, as_sites
+from steerlab.capturing.rows import Layers, as_sites, encode_answer
 from steerlab.data.example import data_hash
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, SteeringError
+from steerlab.methods.kts.behavior_vectors import SIDES, BehaviorVectors, MakeEstimator, edits_for
 from steerlab.methods.kts.checkpoint import Checkpoint
 from steerlab.methods.kts.config import KTSConfig
-from steerlab.methods.kts.directions import SIDES, BehaviorVectors, MakeEstimator, answered_rows, edits_for
 from steerlab.methods.kts.objective import PairedForwards, batches_of
 from steerlab.methods.mean import MeanDifference
 from steerlab.methods.model_edit import ModelEdit, adapt, adapter_weights, describe_adapter, restore_weights
@@ -131,14 +131,22 @@ class _Trainer:
         first = 0 if config.blocks == "all" else 1 + min(site.layer for site in vectors.sites)
         self.peft_model, self.model = adapt(model, config.rank, config.scaling, seed, first=first)
         self.forwards = PairedForwards(self.model, self.peft_model)
-        self.parameters = [p for p in self.peft_model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=0.0)
+        trained = [p for p in self.peft_model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
         self.records: list[dict[str, float]] = []
         self.best, self.best_step = adapter_weights(self.peft_model), 0
+        self._own = {
+            name: [encode_answer(self.model, e, side) for e in vectors.fitted[name] for side in SIDES]
+            for name in vectors.names
+        }
+        self._answered = {
+            (name, side): [encode_answer(self.model, e, side) for e in vectors.held_out[name]]
+            for name in vectors.names
+            for side in SIDES
+        }
         # before any step
         self._of_original = {name: vectors.vectors(self.model, name) for name in vectors.names}
         self._effects = {name: self._effect(name, original=True) for name in vectors.names}
-        self._own = {name: answered_rows(self.model, vectors.fitted[name], *SIDES) for name in vectors.names}
         for name, effect in self._effects.items():
             if effect * config.strength <= 0:
                 raise SteeringError(
@@ -199,7 +207,7 @@ class _Trainer:
         parts = [
             self.forwards.divergence(
                 batch, edits_for(batch, vectors, strength, device), config.tokens, config.first,
-                edits_for(batch, of_original or {}, strength, device),
+                self.forwards.reference(batch, config.tokens, edits_for(batch, of_original or {}, strength, device)),
             )
             for batch in batches_of(self.model, [rows[i] for i in drawn], config.batch_size)
         ]  # fmt: skip
@@ -211,10 +219,11 @@ class _Trainer:
         config, device = self.config, self.model.device
         kls: dict[str, list[Tensor]] = {"kl_steered": [], "kl_unsteered": []}
         for batch in batches_of(self.model, self.held_out, config.batch_size):
-            kls["kl_unsteered"].append(self.forwards.divergence(batch, {}, config.tokens, config.first))
+            reference = self.forwards.reference(batch, config.tokens)
+            kls["kl_unsteered"].append(self.forwards.divergence(batch, {}, config.tokens, config.first, reference))
             for name in self.vectors.names:
                 edits = edits_for(batch, self.vectors.vectors(self.model, name), config.strength, device)
-                kls["kl_steered"].append(self.forwards.divergence(batch, edits, config.tokens, config.first))
+                kls["kl_steered"].append(self.forwards.divergence(batch, edits, config.tokens, config.first, reference))
         kept = [self._effect(name) / self._effects[name] for name in self.vectors.names]
         record = {name: float(torch.cat(values).mean()) for name, values in kls.items()}
         recent = losses[-config.measure_every :]
@@ -239,12 +248,11 @@ class _Trainer:
         for strength in (self.config.strength, 0.0):
             found = {}
             for side in SIDES:
-                rows = answered_rows(self.model, self.vectors.held_out[name], side)
                 found[side] = np.mean([
                     self.forwards.answer_logprob(
                         batch, edits_for(batch, vectors, strength, self.model.device), original=original
                     )
-                    for batch in batches_of(self.model, rows, self.config.batch_size)
+                    for batch in batches_of(self.model, self._answered[name, side], self.config.batch_size)
                 ])  # fmt: skip
             margins.append(found["positive"] - found["negative"])
         return float(margins[0] - margins[1])

@@ -129,10 +129,11 @@ def mlp(n_in: int, width: int) -> nn.Sequential:
 
 
 class VectorEncoder(nn.Module):
-    """A perceiver over objects: latents, to which the car's own numbers are added, read them; queries read the latents.
+    """A perceiver over objects: latents read the objects, and queries read the latents.
 
-    The order of unordered objects does not matter, and unused slots are not read. At the published size (two kinds of
-    objects, a route, width 256, 32 latents, seven blocks, 64 queries) it has 8,000,768 parameters.
+    The numbers of the reader itself (`ego`) are added to all latents. The order of unordered objects does not matter,
+    and unused slots are not read. At the published size (two kinds of objects, a route, width 256, 32 latents, seven
+    blocks, 64 queries) it has 8,000,768 parameters.
 
     Attributes:
         blocks: what can be read and steered: the object tokens (0; unused slots too, in the order of the kinds), the

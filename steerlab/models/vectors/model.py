@@ -121,8 +121,9 @@ class VectorLM(PreTrainedModel, GenerationMixin):
         marked = input_ids == self.config.image_token_id
         if vectors is None or not marked.any():
             return embeddings
-        if vectors.shape[-1] != sum(map(prod, self.config.sizes.values())):
-            raise EncodingError(f"a scene is a row of {vectors.shape[-1]} numbers, and the model reads another number")
+        n_numbers = sum(map(prod, self.config.sizes.values()))
+        if vectors.shape[-1] != n_numbers:
+            raise EncodingError(f"a scene is a row of {vectors.shape[-1]} numbers, and the model reads {n_numbers}")
         tensors = unpack(vectors.to(self.projector.weight), self.config.sizes)
         ego = tensors.pop(self.config.ego[0])
         found = self.projector(self.encoder(tensors, ego)[0]).flatten(0, 1)

@@ -14,13 +14,14 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoProcessor, BatchFeatur
 
 from steerlab._support.images import VectorInput
 from steerlab.errors import DataError, SteeringError
+from steerlab.models.changed import check_changeable
 from steerlab.models.loading import load
 from steerlab.models.model import Model
 from steerlab.models.vectors.encoder import ObjectKind, VectorEncoder
 from steerlab.models.vectors.model import VectorLM, VectorLMConfig, pack
 
 TOKEN = "<|vectors|>"
-# before any template: contents that are lists of parts become texts, with a mark for each scene
+# before any template: contents that are lists of parts become texts, with the token that marks a scene
 _FLATTEN = """{%- set flat = namespace(messages=[]) -%}
 {%- for message in messages -%}
 {%- set one = namespace(text='') -%}
@@ -47,14 +48,14 @@ class EmptyScene(VectorInput):
 
 
 class VectorProcessor(ProcessorMixin):
-    """Replaces the mark of a scene by as many tokens as it has embeddings, and packs its numbers.
+    """Repeats the token that marks a scene as often as it has embeddings, and packs its numbers.
 
     Args:
-        tokenizer: with the mark as one token.
+        tokenizer: which knows that token.
         sizes: names and shapes of the tensors of a scene, in the order of the model: pairs, since a file of JSON does
             not keep the order of names.
         n_embeddings: of each scene.
-        image_token: the mark, which is also the token that an embedding replaces.
+        image_token: the token that marks a scene, and that its embeddings replace.
     """
 
     attributes = ["tokenizer"]  # noqa: RUF012
@@ -84,7 +85,7 @@ class VectorProcessor(ProcessorMixin):
         return EmptyScene(self.shapes)
 
     def __call__(self, text: Any = None, images: Any = None, return_tensors: str = "pt", **more: Any) -> BatchFeature:
-        """Tokens, in which every mark has become a run of them, and `vectors`, a row for each scene.
+        """Tokens, in which every marked scene has become a run of them, and `vectors`, a row for each scene.
 
         Raises:
             ValueError: what is no scene.
@@ -124,8 +125,7 @@ def with_vectors(
         SteeringError: a model that reads images or vectors, is on a server, or is quantized.
         DataError: a token that means something else, or options that fit no encoder.
     """
-    if model.is_remote or getattr(model.hf, "is_quantized", False):
-        raise SteeringError(f"{model.id} is on a server or quantized: load it in float32 or bfloat16 in this process")
+    check_changeable(model)
     if model.vision is not None or type(model.hf.config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise SteeringError(f"{model.id} reads images or vectors already, or is no decoder: give a text model")
     tokenizer, decoder = copy.deepcopy(model.tokenizer), copy.deepcopy(model.hf)
@@ -137,10 +137,10 @@ def with_vectors(
     if not (model.tokenizer.chat_template is None or isinstance(model.tokenizer.chat_template, str)):
         raise DataError(f"{model.id} has several chat templates: set tokenizer.chat_template to one of them")
     tokenizer.add_special_tokens({"additional_special_tokens": [token]}, replace_extra_special_tokens=False)
-    mark = int(tokenizer.convert_tokens_to_ids(token))  # type: ignore[arg-type]
+    token_id = int(tokenizer.convert_tokens_to_ids(token))  # type: ignore[arg-type]
     attention = decoder.config._attn_implementation
     config = VectorLMConfig(
-        decoder.config, [vars(kind) for kind in kinds], ego, encoder, mark, attn_implementation=attention
+        decoder.config, [vars(kind) for kind in kinds], ego, encoder, token_id, attn_implementation=attention
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -152,7 +152,7 @@ def with_vectors(
         hf = VectorLM(config)
     hf.language_model, hf.encoder, hf.projector = decoder, new.to(decoder.device), projector.to(decoder.device)
     hf.generation_config = copy.deepcopy(decoder.generation_config)
-    hf.generation_config.suppress_tokens = [*(hf.generation_config.suppress_tokens or []), mark]  # none is a scene
+    hf.generation_config.suppress_tokens = [*(hf.generation_config.suppress_tokens or []), token_id]  # none is a scene
     template = _FLATTEN.replace("TOKEN", token) + str(tokenizer.chat_template) if model.chat else None
     tokenizer.chat_template = template
     processor = VectorProcessor(tokenizer, list(config.sizes.items()), len(new.queries), token, chat_template=template)

@@ -15,11 +15,10 @@ from steerlab.errors import DataError, SteeringError
 from steerlab.methods.base import Context
 from steerlab.methods.contrasts import ContrastEstimator
 from steerlab.methods.vector import SteeringVector
-from steerlab.models.encoding import Batch, EncodedPrompt
+from steerlab.models.encoding import Batch
 from steerlab.models.interventions import Edit, SiteEdits
 from steerlab.models.model import Model
 from steerlab.models.sites import Site
-from steerlab.models.template import with_suffix
 
 HELD_OUT = 5  # one in so many contrasts is left out of the fit, and shows whether steering still works
 SIDES = ("positive", "negative")
@@ -108,19 +107,6 @@ def added_vectors(steerer: Any) -> dict[Site, Tensor]:
             raise SteeringError(f"{type(steerer).__name__} does something else than to add its vector")
         found[one.site] = one.vectors[0]
     return found
-
-
-def answered_rows(model: Model, examples: Sequence[Example], *sides: str) -> list[EncodedPrompt]:
-    """The prompts of contrasts with their answers of these sides, as `capture` reads them."""
-    rows = []
-    for example in examples:
-        contrast = example.contrast
-        assert contrast is not None
-        options: dict[str, Any] = {"system": example.system, "example_id": example.id, "images": example.images}
-        prompt = with_suffix(example.prompt, contrast.suffix)
-        texts = [getattr(contrast, side) for side in sides]
-        rows += [model.encode(prompt, answer=text, end_turn=contrast.end_turn, **options) for text in texts]
-    return rows
 
 
 def edits_for(batch: Batch, vectors: Mapping[Site, Tensor], strength: float, device: torch.device) -> SiteEdits:
