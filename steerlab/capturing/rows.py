@@ -94,6 +94,10 @@ def plan_rows(
         if pair is not None and pair.instructions:
             for side, added in (("positive", pair.positive), ("negative", pair.negative)):
                 inputs.append((_encode(model, example, with_suffix(example.prompt, added)), {side: at}))
+        elif pair is not None and pair.images:
+            other = example.replace(images=pair.images, contrast=None)
+            inputs.append((_encode(model, other, example.prompt), {"positive": at}))
+            inputs.append((_encode_plain(model, example, encoded), {"negative": at, "prompt": plain}))
         elif pair is not None:
             positive = {"positive": at} if pair.suffix else {"positive": at, "prompt": context}
             inputs.append((encode_answer(model, example, "positive", at), positive))
@@ -107,23 +111,28 @@ def plan_rows(
 def plan_image_rows(
     model: Model, examples: Sequence[Example], positions: Sequence[Positions], encoded: Encoded | None = None
 ) -> list[CaptureRow]:
-    """One input per example, its plain prompt: its images are the same with both answers of a contrast.
+    """One input per example, its plain prompt, whose images are the same with both answers of a contrast; or both sides
+    of a contrast of images.
 
     Raises:
         PositionError: another position than "images", or an example without images.
     """
-    other = [describe(position) for position in positions if describe(position) not in ("images", "vectors")]
-    if other:
+    unknown = [describe(position) for position in positions if describe(position) not in ("images", "vectors")]
+    if unknown:
         raise PositionError(
-            f"positions={other}: states of the vision tower and the projector belong to images, not to tokens; the "
+            f"positions={unknown}: states of the vision tower and the projector belong to images, not to tokens; the "
             "only position there is 'images'"
         )
     rows = []
     for number, example in enumerate(examples):
         if not example.images:
             raise PositionError(f"{example.id!r} has no image, so there is nothing to capture at a vision site")
-        label = index_labels(example, number, "prompt", "images")
-        rows.append(CaptureRow(_encode_plain(model, example, encoded), ((),), (label,)))
+        inputs = {"prompt": _encode_plain(model, example, encoded)}
+        if example.contrast and example.contrast.images:
+            other = example.replace(images=example.contrast.images, contrast=None)
+            inputs = {"positive": _encode(model, other, example.prompt), "negative": inputs["prompt"]}
+        for side, row in inputs.items():
+            rows.append(CaptureRow(row, ((),), (index_labels(example, number, side, "images"),)))
     return rows
 
 

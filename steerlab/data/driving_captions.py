@@ -75,6 +75,7 @@ class DrivingFacts:
 
     Attributes:
         cars, pedestrians: how many.
+        car_distance: of the nearest moving car, in meters.
         light: the state of the traffic light, or "none".
         light_distance: in meters.
         acceleration: from 0, full braking, to 1.
@@ -87,6 +88,7 @@ class DrivingFacts:
     light_distance: float | None = None
     acceleration: float | None = None
     steering: float | None = None
+    car_distance: float | None = None
 
 
 def read_facts(text: str) -> DrivingFacts:
@@ -105,6 +107,7 @@ def read_facts(text: str) -> DrivingFacts:
         light = stated[1]
     elif re.search(r"no traffic light", text):
         light = "none"
+    nearest = min(map(float, re.findall(rf"A moving car;[^\n]*?Distance: {_NUMBER}m", text)), default=None)
     pedals = [re.search(rf"{name} pedal (\d+)%", text) for name in ("Accelerator", "Brake")]
     accelerate, brake = (None if one is None else int(one[1]) / 100 for one in pedals)
     steer = re.search(r"steer (\d+)% to the (left|right)", text)
@@ -115,6 +118,7 @@ def read_facts(text: str) -> DrivingFacts:
         None if distance is None else float(distance[1]),
         None if accelerate is None or brake is None else (accelerate - brake + 1) / 2,
         None if steer is None else int(steer[1]) / 100 * (1 if steer[2] == "left" else -1),
+        nearest,
     )
 
 

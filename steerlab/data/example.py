@@ -17,12 +17,13 @@ from steerlab.errors import DataError
 
 @dataclass(frozen=True)
 class Contrast:
-    """A pair of answers, or of instructions, for one input: `positive` shows the wanted behavior, `negative` does not.
+    """A pair of answers, of instructions, or of images for one input: `positive` shows what is wanted, `negative` not.
 
     Example:
         >>> sentences = Contrast("I can't help with that.", "Sure, here is how.")  # the turn is left open
         >>> words = Contrast("Harmful", "Safe", suffix="Is this safe or harmful?", end_turn=True)  # published
         >>> instructions = Contrast("Tell me to see a dentist.", "", instructions=True)
+        >>> edited = Contrast.of_images("street_with_a_dog.png")  # against the example's own image
 
     Args:
         positive, negative: text of the assistant turn, or what the two switches below say.
@@ -35,6 +36,8 @@ class Contrast:
             `steerlab.pairs`.
         instructions: the two are appended to the user turn, after a space, and nothing is answered; each is read at
             the last token of its prompt, before the answer. An empty one leaves the plain prompt.
+        images: what the wanted side has in the place of the example's images, with the same prompt and no answer; the
+            unwanted side is the plain prompt. Both texts are empty. Read at "images": the mean of the image tokens.
 
     Raises:
         DataError: an answer is empty, or both are equal (their difference would be the zero vector); a
@@ -50,6 +53,17 @@ class Contrast:
     position: str | int = "answer"
     whole_texts: bool = False
     instructions: bool = False
+    images: tuple[ImageInput, ...] = ()
+
+    @classmethod
+    def of_images(cls, *images: ImageInput, position: str | int = "images") -> Contrast:
+        """The contrast of an input with these images against the same input with its own."""
+        return cls("", "", position=position, images=images)
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the two are answers to the prompt."""
+        return not (self.whole_texts or self.instructions or self.images)
 
     def __post_init__(self) -> None:
         for name in ("positive", "negative", "suffix"):
@@ -58,12 +72,16 @@ class Contrast:
         check_option("end_turn", self.end_turn, (True, False))
         check_option("whole_texts", self.whole_texts, (True, False))
         check_option("instructions", self.instructions, (True, False))
-        unanswered = self.whole_texts or self.instructions
-        if unanswered and (self.suffix or self.end_turn or self.whole_texts == self.instructions):
-            kind = "whole texts" if self.whole_texts else "instructions"
+        kinds = {"whole texts": self.whole_texts, "instructions": self.instructions, "images": bool(self.images)}
+        kind = next((name for name, given in kinds.items() if given), "answers")
+        if kind != "answers" and (self.suffix or self.end_turn or sum(kinds.values()) > 1):
             raise DataError(f"a pair of {kind} has no answers: leave suffix=, end_turn= and the other kind out")
-        if unanswered and self.position == "answer":
-            object.__setattr__(self, "position", "last")
+        if kind != "answers" and self.position == "answer":
+            object.__setattr__(self, "position", "images" if self.images else "last")
+        if self.images:
+            if self.positive or self.negative:
+                raise DataError("a pair of images has no texts: give Contrast.of_images(image)")
+            return
         if self.instructions and self.position == "first_difference":
             raise DataError("position='first_difference': instructions have no answers; they are read at 'last'")
         if not self.instructions and not (self.positive.strip() and self.negative.strip()):
@@ -121,9 +139,11 @@ class Example:
             raise DataError("prompt=[]: a conversation has at least the user's message")
         if self.contrast and self.contrast.whole_texts and (self.prompt or self.system or self.images):
             raise DataError("a pair of whole texts has no prompt, system message or images: give whole_texts=False")
+        if self.contrast and self.contrast.images and self.contrast.images == tuple(self.images):
+            raise DataError(f"both sides of the contrast of {self.id!r} have the same images: their difference is zero")
         for prompt in self.extra_prompts.values():
             as_text(prompt, f"extra_prompts of the example {self.id!r}: one")
-        for image in self.images:
+        for image in (*self.images, *(self.contrast.images if self.contrast else ())):
             check_type(f"images of the example {self.id!r}: one", image, _IMAGES, "a file, an open image or a scene")
         if not self.id:
             object.__setattr__(self, "id", data_hash([self]))
@@ -182,8 +202,11 @@ def data_hash(examples: Sequence[Example]) -> str:
 
 def contrast_fields(contrast: Contrast | None) -> dict[str, Any] | None:
     """The fields of a contrast, for fingerprints; those that were added later count only where they are set."""
-    later = ("whole_texts", "instructions")
-    return None if contrast is None else {k: v for k, v in vars(contrast).items() if v or k not in later}
+    later = ("whole_texts", "instructions", "images")
+    if contrast is None:
+        return None
+    fields = {k: v for k, v in vars(contrast).items() if v or k not in later}
+    return fields | {"images": [image_hash(image) for image in contrast.images]} if contrast.images else fields
 
 
 def _key(image: ImageInput) -> str | int:

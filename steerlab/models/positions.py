@@ -14,6 +14,7 @@
 | `"last_user"` | the last token of the user turn, before the assistant header |
 | `"images"` | the prompt tokens that hold image features; in the vision tower and the projector every patch |
 | `"vectors"` | the same, for a model that reads scenes of object vectors |
+| `"images[3]"`, `"vectors[3]"` | token 3 of these, counted from 0 |
 | `"text"` | every other prompt token |
 | `"last_image"`, `"after_image"` | the last token that holds an image feature, and the prompt token after it |
 | `"last+generated"` | any union, joined by `+` |
@@ -51,7 +52,7 @@ NAMES = (
 )
 
 _LAST_K = re.compile(r"last-(\d+)")
-_PROMPT_K = re.compile(r"prompt\[(\d+)\]")
+_NUMBERED = re.compile(r"(prompt|images|vectors)\[(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -213,10 +214,10 @@ def describe_positions(model: Model, prompt: str | Messages, positions: Position
 def _names(positions: str) -> list[str]:
     names = positions.split("+")
     for name in names:
-        if name not in NAMES and not _LAST_K.fullmatch(name) and not _PROMPT_K.fullmatch(name):
+        if name not in NAMES and not _LAST_K.fullmatch(name) and not _NUMBERED.fullmatch(name):
             raise PositionError(
-                f"unknown position {name!r}; expected one of {', '.join(NAMES)}, 'last-2', 'prompt[3]', a union "
-                "such as 'last+generated', an int, a slice, Match(text) or a (B, T) bool tensor"
+                f"unknown position {name!r}; expected one of {', '.join(NAMES)}, 'last-2', 'prompt[3]', 'images[3]', a "
+                "union such as 'last+generated', an int, a slice, Match(text) or a (B, T) bool tensor"
             )
     return names
 
@@ -245,8 +246,8 @@ def _is_whole(value: object) -> bool:
 
 def _named(name: str, row: EncodedPrompt) -> Sequence[int]:
     prompt = range(row.n_prompt)
-    if match := _PROMPT_K.fullmatch(name):
-        return prompt[int(match[1]) :][:1]
+    if match := _NUMBERED.fullmatch(name):
+        return _named(match[1], row)[int(match[2]) :][:1]
     if match := _LAST_K.fullmatch(name):
         return [k for k in [row.n_prompt - 1 - int(match[1])] if k >= 0]
     if name == "first_difference":

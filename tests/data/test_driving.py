@@ -64,7 +64,10 @@ def test_edits_of_published_scenes_change_the_fact_that_they_name_and_no_other()
         before = asdict(read_facts(scene_caption(record.scene)))
         for name, edited in edited_scenes(record.scene).items():
             after = asdict(read_facts(scene_caption(edited)))
-            assert {fact for fact in before if before[fact] != after[fact]} == changed[name], (record.id, name)
+            found = {fact for fact in before if before[fact] != after[fact]}
+            nearest = {"car_distance"} if name.startswith("car ") else set()  # another car may be the nearest now
+            assert changed[name] <= found <= changed[name] | nearest, (record.id, name)
+            assert name != "car nearer" or after["car_distance"] <= before["car_distance"]
             if name != "light turned" and changed[name]:
                 (fact,) = changed[name]
                 assert after[fact] - before[fact] == (1 if name.endswith("added") else -1)

@@ -110,11 +110,11 @@ def encode_answers(model: Model, examples: Sequence[Example], whole: bool) -> Sw
             f"{len(bare)} of {len(examples)} inputs have no contrast, first {bare[:3]}: there are no two answers to "
             "compare. Give them one, or measure generated text with a function."
         )
-    other = [e.id for e in examples if e.contrast and (e.contrast.suffix or e.contrast.instructions)]
+    other = [e.id for e in examples if e.contrast and (e.contrast.suffix or not e.contrast.has_answers)]
     if other:
         raise DataError(
-            f"the contrasts of {other[:3]} ({len(other)} in all) add something to the prompt (a suffix, or "
-            "instructions): they have no answers to the plain prompt. Give contrasts of two answers."
+            f"the contrasts of {other[:3]} ({len(other)} in all) change the prompt (a suffix, instructions, or other "
+            "images), or are whole texts: they have no answers to the plain prompt. Give contrasts of two answers."
         )
     positive, negative = ([_with_answer(model, e, side) for e in examples] for side in ("positive", "negative"))
     ids = tuple(

@@ -48,7 +48,7 @@ class BehaviorVectors:
             examples = [e for e in as_examples(data) if e.contrast is not None]
             if len(examples) < 2:
                 raise DataError(f"behavior {name!r} has {len(examples)} examples with a contrast: give at least 2")
-            if any(e.contrast and (e.contrast.instructions or e.contrast.whole_texts) for e in examples):
+            if any(e.contrast and not e.contrast.has_answers for e in examples):
                 raise DataError(f"behavior {name!r} has contrasts without answers: give pairs of answers")
             self.held_out[name] = examples[::HELD_OUT]
             self.fitted[name] = [e for i, e in enumerate(examples) if i % HELD_OUT]
