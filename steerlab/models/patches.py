@@ -52,9 +52,15 @@ class PatchSelector:
     def __call__(self, h: Tensor) -> Tensor:
         """`(tiles, patches, hidden)` or `(patches, hidden)` to `(row or patch, hidden)`."""
         inside = h.shape[1] if h.ndim == 3 else 1
-        self.n_patches[:] = [n * inside for n in entries_per_row(self.units, len(h))]
+        counts = [n * inside for n in entries_per_row(self.units, len(h))]
+        if not self.mean and self.n_patches and self.n_patches != counts:
+            raise LayoutError(
+                f"the sites have {self.n_patches[0]} and {counts[0]} states for the same image: capture each by "
+                "itself, or their means (reduce='mean')"
+            )
+        self.n_patches[:] = counts
         flat = h.reshape(-1, h.shape[-1])
         if not self.mean:
             return flat.to(self.dtype)
-        counts = torch.tensor(self.n_patches, device=h.device)
-        return torch.segment_reduce(flat.float(), "mean", lengths=counts).to(self.dtype)
+        lengths = torch.tensor(counts, device=h.device)
+        return torch.segment_reduce(flat.float(), "mean", lengths=lengths).to(self.dtype)

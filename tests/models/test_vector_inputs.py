@@ -19,7 +19,7 @@ import steerlab
 from steerlab import Contrast, Example, MeanDifference, Request, Site
 from steerlab._support.images import VectorInput, open_image
 from steerlab.analysis.patching import patch
-from steerlab.errors import DataError, EncodingError, SteeringError
+from steerlab.errors import DataError, EncodingError, LayoutError, SteeringError
 from steerlab.models.model import Model
 from steerlab.models.vectors import DRIVING_KINDS, ObjectKind, VectorEncoder, with_vectors
 from steerlab.models.vectors.model import pack
@@ -341,3 +341,14 @@ def test_patching_two_scenes_with_one_prompt_restores_nothing_before_the_span_an
     assert len(before) and before["restored"].abs().max() < 1e-3
     assert last.set_index("layer")["restored"].iloc[-1] == pytest.approx(1, abs=1e-3)
     assert frame[frame["column"].isin(columns) & (frame["layer"] == 0)]["restored"].abs().max() > 1e-3
+
+
+def test_sites_with_different_numbers_of_states_are_captured_by_their_means_or_one_by_one(model: Model) -> None:
+    sites = [Site(0, part="vision"), Site(1, part="vision")]
+    options: dict[str, Any] = {"positions": "vectors", "progress": False}
+    both = steerlab.capture(model, street_examples(), layers=sites, **options)
+    for site in sites:
+        alone = steerlab.capture(model, street_examples(), layers=[site], **options)
+        torch.testing.assert_close(both.at(site), alone.at(site))
+    with pytest.raises(LayoutError, match="the sites have 9 and 4 states for the same image: capture each by itself"):
+        steerlab.capture(model, street_examples(), layers=sites, reduce="none", **options)
