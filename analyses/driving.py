@@ -1,6 +1,6 @@
 """A model that reads driving scenes: does it see one changed object, and does a vector say it as well?
 
-    python analyses/driving.py --model results/driving_model/model --data DATA/driving --out results/driving
+    python analyses/driving.py --data DATA/driving --out results/driving
     python figures/driving.py results/driving
 
 One object of a scene is edited: a pedestrian more or less, a car less or nearer, the light turned. Two questions:
@@ -359,7 +359,7 @@ def main() -> None:
     """Edit, steer, probe, and write the results."""
     arguments = parser(__doc__, "results/driving")
     arguments.add_argument("--data", required=True, help="folder with scenes.safetensors and scenes.jsonl.gz")
-    arguments.set_defaults(batch_size=64, max_new_tokens=TOKENS, model="results/driving_model/model")
+    arguments.set_defaults(batch_size=64, max_new_tokens=TOKENS, model="driving-lm")
     args = arguments.parse_args()
     records = driving_scenes(args.data)
     # neighboring frames are nearly the same: every second one

@@ -313,6 +313,16 @@ def main() -> None:
     model.hf.save_pretrained(out / "model")
     assert model.vision is not None
     model.vision.processor.save_pretrained(out / "model")
+    recipe: dict[str, Any] = {"size": "small", "seed": args.seed, "steps": args.encoder_steps + args.steps}
+    recipe |= {name: getattr(args, name) for name in ("encoder_steps", "batch_size", "learning_rate")}
+    recipe |= {
+        "parameters": parameters,
+        "decoder": DECODER,
+        "encoder": ENCODER,
+        "seconds": float(curve["seconds"].iloc[-1]),
+    }
+    write_json(out / "model/recipe.json", recipe)
+    curve.to_csv(out / "model/curve.csv", index=False)
     summary: dict[str, Any] = {
         "parameters": parameters,
         "steps": [args.encoder_steps, args.steps],
@@ -327,7 +337,6 @@ def main() -> None:
         summary[f"{part}.without_looking"] = constant_rival(scenes["train"], scenes[part])
         write_atomically(out / f"{part}.csv", lambda partial: found.to_csv(partial, index=False))  # noqa: B023
     write_json(out / "summary.json", summary)
-    curve.to_csv(out / "curve.csv", index=False)
     print(json.dumps(summary, indent=1))
 
 

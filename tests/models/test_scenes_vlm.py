@@ -37,12 +37,13 @@ def answers(questions: Sequence[tuple[Scene, Question]]) -> list[str]:
 
 def test_scenes_vlm_loads_with_its_card_or_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert model().id == "scenes-vlm" and model().vision is not None
-    recipe = json.loads((smollm2.SCENES_VLM / "recipe.json").read_text())
+    folder, script = smollm2.SHIPPED["scenes-vlm"]
+    recipe = json.loads((folder / "recipe.json").read_text())
     assert str(recipe["seed"]) in str(model().revision) and recipe["kinds"] == list(World().kinds)
-    assert sum(file.stat().st_size for file in smollm2.SCENES_VLM.iterdir()) < 25 * 2**20
-    card = (smollm2.SCENES_VLM / "README.md").read_text()
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 25 * 2**20
+    card = (folder / "README.md").read_text()
     assert all(word in card for word in ("Data", "Recipe", "Seed", "Curve", "Limits"))
-    monkeypatch.setattr(smollm2, "SCENES_VLM", tmp_path)
+    monkeypatch.setitem(smollm2.SHIPPED, "scenes-vlm", (tmp_path, script))
     with pytest.raises(LoadError, match=r"model\.safetensors and recipe\.json are missing.*train_scenes_vlm"):
         steerlab.load("scenes-vlm")
 
