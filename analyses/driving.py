@@ -8,10 +8,12 @@ One object of a scene is edited: a pedestrian more or less, a car less or nearer
 - Editing: does the model's caption change in this fact, and in no other?
 - Steering: the states of the edited scene minus those of the scene, at the tokens of the vectors, are a contrast. Added
   to the scene as it is, does such a vector change the same fact? A vector for each token (the mean of the contrasts, or
-  predicted by L2S from the scene's own states), one vector for all tokens, and as controls L2S fitted to contrasts that
-  changed places and random directions of the same norm. With the scene's own contrast, which needs the edited scene,
-  this is the most that can be reached. Site and strength are chosen for each method and edit on validation scenes, by
-  captions in which that fact alone has changed; test scenes are looked at once.
+  predicted by L2S from the scene's own states), one vector for all tokens, and the strongest simple rival: the mean of
+  the scenes of a class, which a probe chooses (the classes are what the edited fact was before, such as the number of
+  cars). As controls, L2S fitted to contrasts that changed places within these classes, and random directions of the
+  same norm. The scene's own contrast, which needs the edited scene, is the most that can be reached. Site and strength
+  are chosen for each method and edit on validation scenes, by captions in which that fact alone has changed; test
+  scenes are looked at once.
 
 Besides: what linear probes read off the states at each site, and how much of the encoder's attention the objects get
 that the caption counts. The model is made by analyses/train_driving.py. An interrupted run resumes.
@@ -19,7 +21,8 @@ that the caption counts. The model is made by analyses/train_driving.py. An inte
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -42,7 +45,7 @@ from steerlab.data import DrivingFacts, DrivingScene, data_hash, driving_scenes,
 from steerlab.data.driving import METERS
 from steerlab.data.driving_captions import PERSON_X, visible_cars, visible_pedestrians
 from steerlab.errors import DataError
-from steerlab.methods import P2S, RandomDirection, Steerer
+from steerlab.methods import P2S, RandomDirection, RoutedMean, Steerer
 from steerlab.metrics import paired_bootstrap
 from steerlab.models.model import Model
 from steerlab.models.vectors.model import pack, unpack
@@ -53,7 +56,9 @@ FACTS = {
 }  # fmt: skip
 OTHERS = ("cars", "pedestrians", "light", "car_distance", "light_distance")
 SITES, STRENGTHS = (Site(0, "block_in"), Site(0), Site(1)), (1.0, 1.5, 2.0)
-METHODS = ("own vectors", "mean", "mean, one for all tokens", "L2S", "L2S, shuffled", "random")
+ROUTED, SHUFFLED = "mean by class", "L2S, shuffled within classes"
+METHODS = ("own vectors", "mean", "mean, one for all tokens", ROUTED, "L2S", SHUFFLED, "random")
+RARE = 8  # scenes: smaller classes are put into the largest one
 TOLERANCE, NEARER = 2.0, 3.0  # meters: distances that count as the same; the least that "nearer" must be
 TOKENS = 60
 
@@ -82,13 +87,31 @@ def pairs_of(scenes: dict[int, DrivingScene], edit: str) -> list[Pair]:
             continue
         before, after = read_facts(short_caption(scene)), read_facts(short_caption(other))
         contrast = Contrast.of_images(other, position="vectors")
-        example = Example(QUESTION, contrast, id=f"{number}", images=(scene,), behavior=edit)
+        example = Example(QUESTION, contrast, id=f"{number}", images=(scene,), behavior=class_of(edit, before))
         pair = Pair(example, edit, before, after)
         if edit != "car nearer" or change(before.car_distance, after.car_distance) < -NEARER:
             found.append(pair)
     if len(found) < 2:
         raise DataError(f"{len(found)} of {len(scenes)} scenes have an object for {edit!r}: give a larger --limit")
-    return found
+    return with_common_classes(found)
+
+
+def class_of(edit: str, before: DrivingFacts) -> str:
+    """What the edited fact was: a number up to 5, tens of meters, or a color."""
+    value = getattr(before, FACTS[edit])
+    if isinstance(value, float):
+        return f"{10 * int(value // 10)} m"
+    return str(min(value, 5) if isinstance(value, int) else value)
+
+
+def with_common_classes(pairs: list[Pair]) -> list[Pair]:
+    """The pairs, with small classes put into the largest one, so that each has a mean and contrasts to swap."""
+    counts = Counter(pair.example.behavior for pair in pairs)
+    (largest, _), *_ = counts.most_common(1)
+    return [
+        pair if counts[pair.example.behavior] >= RARE else replace(pair, example=pair.example.replace(behavior=largest))
+        for pair in pairs
+    ]
 
 
 def change(before: float | None, after: float | None) -> float:
@@ -181,12 +204,13 @@ def fitted(method: str, acts: dict[str, Activations], site: Site, n_layers: int)
         "mean": lambda k: MeanDifference(site),
         "mean, one for all tokens": lambda k: MeanDifference(site),
         "L2S": lambda k: L2S(site, context_layer=range(n_layers), net="linear"),
-        "L2S, shuffled": lambda k: L2S(site, context_layer=range(n_layers), net="linear"),
+        ROUTED: lambda k: RoutedMean(site, context_layer=range(n_layers)),
+        SHUFFLED: lambda k: L2S(site, context_layer=range(n_layers), net="linear"),
         "random": lambda k: RandomDirection(site, seed=k),
     }
     one = method.endswith("all tokens")
     chosen = {at: rows for at, rows in acts.items() if (at == "vectors") == one}
-    if method == "L2S, shuffled":
+    if method == SHUFFLED:
         chosen = {at: shuffle_contrasts(rows) for at, rows in chosen.items()}
     return {at: makers[method](k).fit(rows) for k, (at, rows) in enumerate(chosen.items())}
 
@@ -315,7 +339,7 @@ def shown_scenes(
             "edit": edit, "scene": int(row.id), "objects": objects,
             "route": (one.route[:, :2] * METERS).round(1).tolist(),
             "true": [short_caption(one), short_caption(edited_scenes(one)[edit])], "before": row.before,
-            "after": row.after, "steered": {name: said[name] for name in ("mean", "L2S")},
+            "after": row.after, "steered": {name: said[name] for name in ("mean", ROUTED, "L2S")},
         })  # fmt: skip
     return shown
 
@@ -349,7 +373,7 @@ def shares(found: pd.DataFrame, name: str, seed: int) -> dict[str, Any]:
         f"{name}.{method}.{measure}": estimate(some[measure].tolist(), seed)
         for method, some in rows.items() for measure in ("moved", "exact", "others", "alone")
     }  # fmt: skip
-    for rival in ("mean", "L2S, shuffled"):
+    for rival in ("mean", ROUTED, SHUFFLED):
         pair = (rows[one]["alone"].tolist() for one in ("L2S", rival))
         summary[f"{name}.L2S_over_{rival}.alone"] = numbers(paired_bootstrap(*pair, seed=seed))
     return summary

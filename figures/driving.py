@@ -24,7 +24,10 @@ from steerlab.plots import method_style, read_summary, style, width
 
 RESULTS = Path(__file__).parents[1] / "analyses/results/driving"
 EDITS = ("pedestrian added", "pedestrian removed", "car removed", "car nearer", "light turned")
-METHODS = {"own vectors": "p2s", "mean": "mean", "mean, one for all tokens": "pca", "L2S": "l2s", "random": "random"}
+METHODS = {
+    "mean": "mean", "mean by class": "routed_mean", "L2S": "l2s", "L2S, shuffled within classes": "nearest_neighbors",
+    "random": "random", "own vectors": "p2s",
+}  # fmt: skip
 LIGHT, DARK = "0.75", "0.35"
 
 
