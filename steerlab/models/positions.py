@@ -210,6 +210,47 @@ def describe_positions(model: Model, prompt: str | Messages, positions: Position
     return "\n".join(lines)
 
 
+# a color for each span; hue alone says nothing, as the names stand above
+_COLORS = {
+    "system": "blue",
+    "history": "cyan",
+    "user": "magenta",
+    "header": "yellow",
+    "image": "green",
+    "answer": "cyan",
+}
+
+
+def print_positions(model: Model, prompt: str | Messages, positions: Positions | None = None, **options: Any) -> None:
+    """Print what `describe_positions` returns. In a terminal and in a notebook the prompt stands above it, its tokens
+    colored by their span, those at `positions` reversed.
+
+    Example:
+        >>> model.show_positions("How do I bake bread?", "last+generated")
+
+    Args:
+        model, prompt, positions, options: as in `describe_positions`.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    lines = describe_positions(model, prompt, positions, **options)
+    console = Console(highlight=False, soft_wrap=True)
+    if not (console.is_terminal or console.is_jupyter):
+        console.print(lines, markup=False, emoji=False)
+        return
+    row, shown = model.encode(prompt, **options), Text()
+    chosen = set() if positions is None else set(resolve(positions, row))
+    for span in row.spans:
+        for i in range(span.start, span.end):
+            style = _COLORS.get(span.kind, "dim") + " reverse" * (i in chosen)
+            shown.append(row.text[slice(*row.offsets[i])], style=style)
+    legend = Text(lines)
+    for kind, color in _COLORS.items():
+        legend.highlight_regex(rf"(?m)\b{kind}(?= \d+:\d)|^{kind}\b", color)
+    console.print(shown, "", legend, sep="\n")
+
+
 def _names(positions: str) -> list[str]:
     names = positions.split("+")
     for name in names:

@@ -1,0 +1,166 @@
+"""The frame of every command: its options from a function's parameters, its errors in one line, its exit status."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
+
+import click
+
+import steerlab
+from steerlab.cli.job import Job, Result
+from steerlab.errors import SteerlabError
+
+Command = Callable[..., Result | None]
+MODEL = "smollm2, scenes-vlm, a hub id, a folder or a gguf file"
+_TYPES: dict[Any, Any] = {str: str, int: int, int | None: int, float: float, list[str]: str}
+# the options of every command that uses a model, and those of every command
+_OF_A_MODEL = [
+    click.Option(["--model"], default="smollm2", envvar="STEERLAB_MODEL", show_default=True, show_envvar=True, help=MODEL),
+    click.Option(["--revision"], help="branch, tag or commit of a hub id"),
+    click.Option(["--device"], help="cpu, cuda, cuda:1, ...; by default a GPU where there is one"),
+    click.Option(["--dtype"], help="float32, bfloat16, ...; by default float32 on the CPU"),
+    click.Option(["--remote"], help="ndif or http://host:port: run the model on that NDIF server"),
+]  # fmt: skip
+_JSON = click.Option(["--json", "as_json"], is_flag=True, help="print one line of JSON, and nothing else, on stdout")
+_OF_A_STUDY = [
+    click.Option(["--dry-run"], is_flag=True, help="say what would be done and how long it takes, then stop"),
+    click.Option(["--study"], help="where to write the YAML file that repeats this; by default beside the results"),
+]
+
+
+class Commands(click.Group):
+    """The commands; a wrong name is answered with the nearest."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """As click does, but with the nearest name."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            refuse_name("command", args[0], list(self.commands))
+        return super().resolve_command(ctx, args)
+
+
+group = Commands(
+    "steerlab",
+    help="Find, predict and apply steering vectors. Each command says what it will do, and writes a file that repeats it.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    no_args_is_help=True,
+)
+group = click.version_option(steerlab.__version__, prog_name="steerlab", message="%(prog)s %(version)s")(group)
+
+
+def refuse_name(kind: str, name: str, known: Sequence[str]) -> NoReturn:
+    """Refuse a name that is none of the known ones, with the nearest of them.
+
+    Raises:
+        click.UsageError: always.
+    """
+    near = get_close_matches(name, known, 1)
+    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    raise click.UsageError(f"no {kind} {name!r}: {meant}")
+
+
+def command(*, model: bool = True, study: bool = True) -> Callable[[Command], Command]:
+    """Decorator: a function is a command. Its parameters before `*` are arguments, those after it options.
+
+    Example:
+        >>> @command()
+        ... def capture(job: Job, data: Annotated[str, "prompts"], *, layers: Annotated[str, "which"] = "all") -> Result: ...
+
+    Args:
+        model: whether it uses a model, and so has the options of `load`; `job.model` is then the model.
+        study: whether it says what it will do and writes a study file (`job.begin`), or only looks.
+    """
+
+    def register(function: Command) -> Command:
+        own, help_of_arguments = _parameters(function)
+        shared = [*(_OF_A_MODEL if model else []), _JSON, *(_OF_A_STUDY if study else [])]
+        parameters = [*own, *(one for one in shared if one.name not in {mine.name for mine in own})]
+        named = function.__name__
+        summary = str(inspect.getdoc(function))
+
+        def call(**options: Any) -> None:
+            job = Job(named, summary, options)
+            result = function(job, **{one.name: job.options[str(one.name)] for one in own})
+            if result is not None:
+                job.finish(result)
+
+        group.add_command(click.Command(named, params=parameters, callback=call, short_help=summary,
+                                        help=f"{summary}\n\n{help_of_arguments}"))  # fmt: skip
+        return function
+
+    return register
+
+
+def _parameters(function: Command) -> tuple[list[click.Parameter], str]:
+    """The parameters of a function as those of a command, and the help of its arguments, which click has no place for."""
+    hints = get_type_hints(function, include_extras=True)
+    found: list[click.Parameter] = []
+    lines = []
+    for one in list(inspect.signature(function).parameters.values())[1:]:  # the first is the job
+        kind, text, *flags = (
+            get_args(hints[one.name]) if get_origin(hints[one.name]) is Annotated else [hints[one.name], ""]
+        )
+        several, is_argument = kind == list[str], one.kind is not one.KEYWORD_ONLY
+        required = one.default is one.empty
+        default = None if required else one.default
+        if is_argument:
+            found.append(click.Argument([one.name], required=required, nargs=-1 if several else 1, default=default))
+            lines.append(f"{one.name.upper()}: {text}")
+        elif kind is bool:
+            flag = one.name.replace("_", "-")
+            names = [*flags, one.name] if flags else [f"--{flag}/--no-{flag}"]
+            found.append(click.Option(names, is_flag=True, default=default, help=text, show_default=True))
+        else:
+            shown = default not in (None, "", ())
+            names = [*(flags or [f"--{one.name.replace('_', '-')}"]), one.name]
+            found.append(
+                click.Option(names, type=_TYPES[kind], default=default, multiple=several, required=required, help=text,
+                             show_default=shown)
+            )  # fmt: skip
+    return found, "\n\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, 1 for an error, 2 for wrong arguments, 130 after Ctrl-C.
+
+    Example:
+        $ steerlab doctor smollm2
+        $ steerlab fit pairs.jsonl --layers 16 --out polite
+        $ steerlab generate "How do I bake bread?" --steer polite
+    """
+    from steerlab.cli import looking, reading, talking, writing  # noqa: F401  # each registers its commands
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status = group.main(None if arguments is None else list(arguments), "steerlab", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        return _fail(f"{error.format_message()} See `{_help_of(error)}`.", error.exit_code)
+    except SteerlabError as error:
+        return _fail(str(error), 1)
+    except (click.Abort, KeyboardInterrupt) as error:
+        notes = getattr(error.__cause__ or error, "__notes__", [])
+        return _fail(" ".join(["stopped.", *notes]), 130)
+    return status if isinstance(status, int) else 0
+
+
+def _help_of(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'steerlab'} --help"
+
+
+def _fail(message: str, status: int) -> int:
+    sys.stderr.write(f"steerlab: {' '.join(message.split())}\n")
+    return status
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning in one line, without the line of code that raised it."""
+    sys.stderr.write(f"steerlab: warning: {' '.join(str(message).split())}\n")
