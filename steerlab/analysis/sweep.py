@@ -98,7 +98,7 @@ class SweepPlan:
         check_ready(self.model)
         stage = _compute if folder is None else Study(folder, self._identity()).stage
         total = None if self.answers is None else self.answers.n_batches
-        frames = []
+        frames: list[pd.DataFrame] = []
         of_all = "" if total is None or self.prompts is not None else f" of {total}"
         with (
             progress_bar(total, "sweep", "batch", progress) as bar,

@@ -17,10 +17,11 @@ from steerlab.errors import SteerlabError
 
 Command = Callable[..., Result | None]
 MODEL = "smollm2, scenes-vlm, a hub id, a folder or a gguf file"
-_TYPES: dict[Any, Any] = {str: str, int: int, int | None: int, float: float, list[str]: str}
+_TYPES: dict[Any, Any] = {str: str, int: int, int | None: int, float: float, tuple[str, ...]: str}
 # the options of every command that uses a model, and those of every command
 _OF_A_MODEL = [
-    click.Option(["--model"], default="smollm2", envvar="STEERLAB_MODEL", show_default=True, show_envvar=True, help=MODEL),
+    click.Option(["--model"], default="smollm2", envvar="STEERLAB_MODEL", show_default=True, show_envvar=True,
+                 help=MODEL),
     click.Option(["--revision"], help="branch, tag or commit of a hub id"),
     click.Option(["--device"], help="cpu, cuda, cuda:1, ...; by default a GPU where there is one"),
     click.Option(["--dtype"], help="float32, bfloat16, ...; by default float32 on the CPU"),
@@ -45,7 +46,7 @@ class Commands(click.Group):
 
 group = Commands(
     "steerlab",
-    help="Find, predict and apply steering vectors. Each command says what it will do, and writes a file that repeats it.",
+    help="Steering vectors of language models. A command says what it will do, and writes a file that repeats it.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     no_args_is_help=True,
 )
@@ -68,7 +69,7 @@ def command(*, model: bool = True, study: bool = True) -> Callable[[Command], Co
 
     Example:
         >>> @command()
-        ... def capture(job: Job, data: Annotated[str, "prompts"], *, layers: Annotated[str, "which"] = "all") -> Result: ...
+        ... def count(job: Job, data: Annotated[str, "prompts"], *, split: Annotated[str, "which"] = "") -> Result: ...
 
     Args:
         model: whether it uses a model, and so has the options of `load`; `job.model` is then the model.
@@ -96,7 +97,7 @@ def command(*, model: bool = True, study: bool = True) -> Callable[[Command], Co
 
 
 def _parameters(function: Command) -> tuple[list[click.Parameter], str]:
-    """The parameters of a function as those of a command, and the help of its arguments, which click has no place for."""
+    """The parameters of a function as those of a command; and the help of its arguments, which click has no place for."""
     hints = get_type_hints(function, include_extras=True)
     found: list[click.Parameter] = []
     lines = []
@@ -104,7 +105,7 @@ def _parameters(function: Command) -> tuple[list[click.Parameter], str]:
         kind, text, *flags = (
             get_args(hints[one.name]) if get_origin(hints[one.name]) is Annotated else [hints[one.name], ""]
         )
-        several, is_argument = kind == list[str], one.kind is not one.KEYWORD_ONLY
+        several, is_argument = kind == tuple[str, ...], one.kind is not one.KEYWORD_ONLY
         required = one.default is one.empty
         default = None if required else one.default
         if is_argument:

@@ -61,7 +61,7 @@ def _limited(examples: list[Example], limit: int) -> list[Example]:
     return [one for one in examples if one.id in kept]
 
 
-def _of_file(path: Path, columns: Mapping[str, str]) -> list[Example]:
+def _of_file(path: Path, columns: Mapping[str, Any]) -> list[Example]:
     """The examples in a file: a table, a list of records, of prompts, or of pairs."""
     import pandas as pd
 
@@ -80,7 +80,7 @@ def _of_file(path: Path, columns: Mapping[str, str]) -> list[Example]:
             records = pd.DataFrame(records)
         if isinstance(records, pd.DataFrame):
             images = records.pop("images") if "images" in records else None
-            made = steerlab.examples(records, **columns)  # type: ignore[arg-type]
+            made = steerlab.examples(records, **columns)
             return made if images is None else _with_images(made, images, path.parent)
         if isinstance(records, list) and records and all(isinstance(one, list) and len(one) == 2 for one in records):
             return steerlab.pairs(records)
@@ -116,7 +116,7 @@ def readers() -> dict[str, Callable[..., list[Example]]]:
     """The readers of data sets that need nothing but texts, such as paths; by name, `demo` for `demo_set`."""
     from steerlab import data
 
-    found = {}
+    found: dict[str, Callable[..., list[Example]]] = {}
     for name, function in vars(data).items():
         if inspect.isfunction(function) and inspect.signature(function).return_annotation == "list[Example]":
             needed = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
@@ -294,7 +294,7 @@ def _of_texts(function: Callable[[str], float]) -> Callable[[Sequence[Example], 
     return lambda examples, texts: [float(function(text)) for text in texts]
 
 
-def _names(given: str | Sequence[str]) -> dict[str, str]:
+def _names(given: str | Sequence[str]) -> dict[str, Any]:
     """`name=value` by name."""
     listed = [one for one in given.split(",") if one] if isinstance(given, str) else list(given)
     for one in listed:

@@ -102,7 +102,7 @@ class Job:
         from steerlab._support.files import storing, write_text
 
         duration = "" if seconds is None else f"; {about(seconds)}"
-        self.say(f"{self.name}: {what}{duration}")
+        self.say(f"steerlab will {what}{duration}")
         if self._dry_run:
             raise click.exceptions.Exit(0)
         path = self.study_file

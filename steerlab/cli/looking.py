@@ -1,4 +1,4 @@
-"""Commands that look at a model or at this machine: `doctor`, `positions`, `page`, `show`; and `run`, which repeats one."""
+"""Commands that look at a model or a machine: `doctor`, `positions`, `page`, `show`; and `run`, which repeats one."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import click
 from steerlab.cli.app import MODEL, command, group
 from steerlab.cli.inputs import DATA, parse_layers, parse_numbers, read_data, read_steerers
 from steerlab.cli.job import Job, Result
-from steerlab.cli.reading import LAYERS, Columns, Limit, Split
+from steerlab.cli.reading import LAYERS, VECTOR, VECTORS, Columns, Limit, Split
 from steerlab.cli.study import read_study
+
+NDIF = "an NDIF server, ndif or http://host:port; repeatable. Default: ndif if NDIF_HOST or NDIF_API_KEY is set"
 
 
 @command(model=False, study=False)
 def doctor(
     job: Job, model: Annotated[str, f"{MODEL}; without it, the installation is checked"] = "", *,
     revision: Annotated[str, "of the model"] = "",
-    remote: Annotated[list[str], "an NDIF server, ndif or http://host:port; by default ndif if NDIF_HOST or NDIF_API_KEY is set; repeatable"] = [],  # noqa: B006
-    serve: Annotated[list[str], "an nnsight-serve; repeatable"] = [],  # noqa: B006
+    remote: Annotated[tuple[str, ...], NDIF] = (),
+    serve: Annotated[tuple[str, ...], "an nnsight-serve; repeatable"] = (),
 ) -> Result:  # fmt: skip
     """Check a model, or packages, devices, engines and servers, and say how to fix what is wrong."""
     from steerlab.doctor import check_model, report, run_checks
@@ -50,7 +52,7 @@ def positions(
 
 @command()
 def page(
-    job: Job, data: Annotated[str, DATA], *, steer: Annotated[list[str], "a folder of fit, a hub repository or a gguf file; repeatable"],
+    job: Job, data: Annotated[str, DATA], *, steer: Annotated[tuple[str, ...], VECTOR],
     alphas: Annotated[str, "strengths of the slider: 0,0.5,2 or -1:1:0.5"] = "0:2:0.25",
     layers: Annotated[str, f"of the map: {LAYERS}; by default those of the vectors"] = "",
     split: Split = "", limit: Limit = None, columns: Columns = "",
@@ -73,7 +75,7 @@ def page(
 
 @command()
 def show(
-    job: Job, model: Annotated[str, MODEL], vectors: Annotated[list[str], "folders of fit, hub repositories or gguf files"] = [], *,  # noqa: B006
+    job: Job, model: Annotated[str, MODEL], vectors: Annotated[tuple[str, ...], VECTORS] = (), *,
     port: Annotated[int, "of the local server; 0 takes one that is free"] = 0,
     open_browser: Annotated[bool, "open the page in a browser"] = True,
 ) -> None:  # fmt: skip
@@ -87,12 +89,12 @@ def show(
 
 @command(model=False, study=False)
 def run(
-    job: Job, study: Annotated[str, "a YAML file that a command wrote, or a list of such commands"], *,
+    job: Job, study_file: Annotated[str, "a YAML file that a command wrote, or a list of such commands"], *,
     plan_only: Annotated[bool, "say what would be done and how long it takes, then stop", "--dry-run"] = False,
 ) -> None:  # fmt: skip
     """Repeat what a study file says, or go on with it after a stop."""
     flags = ["--json"] * job.as_json + ["--dry-run"] * plan_only
-    for name, *arguments in list(read_study(study, group.commands)):
-        status = group.main([name, *flags, *arguments], "steerlab", standalone_mode=False, obj=Path(study))
+    for name, *arguments in list(read_study(study_file, group.commands)):
+        status = group.main([name, *flags, *arguments], "steerlab", standalone_mode=False, obj=Path(study_file))
         if status:
             raise click.exceptions.Exit(status)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,14 +18,17 @@ Columns = Annotated[str, "which columns of a table hold what, such as prompt=ask
 Limit = Annotated[int | None, "at most so many inputs of each behavior and split"]
 Split = Annotated[str, "only inputs of this split, or of several joined by a comma"]
 BatchSize = Annotated[int, "rows of a forward"]
+VECTOR = "a folder of fit, a hub repository or a gguf file; repeatable"
+VECTORS = "folders of fit, hub repositories or gguf files"
 LAYERS = "all, or numbers, ranges and sites such as 3,8-10,-1 or 16.attn_out"
 
 
 @command()
 def capture(
-    job: Job, data: Annotated[str, DATA], *, out: Annotated[str, "the folder of the states; finished batches are kept"] = "",
+    job: Job, data: Annotated[str, DATA], *,
+    out: Annotated[str, "the folder of the states; finished batches are kept"] = "",
     layers: Annotated[str, LAYERS] = "all",
-    positions: Annotated[str, "where to read: last, prompt[3], match:TEXT, ...; of contrasts, by default their own"] = "",
+    positions: Annotated[str, "where to read: last, prompt[3], match:TEXT, ...; by default that of each contrast"] = "",
     context: Annotated[str, "where to read the plain prompt of inputs with a contrast"] = "last",
     split: Split = "", limit: Limit = None, columns: Columns = "", batch_size: BatchSize = 16,
 ) -> Result:  # fmt: skip
@@ -42,8 +44,8 @@ def capture(
         job.seconds_to_read(examples),
     )
     store = steerlab.capture(
-        job.model, examples, layers=sites, positions=parse_positions(positions) or None, context=parse_positions(context),
-        batch_size=batch_size, folder=out,
+        job.model, examples, layers=sites, positions=parse_positions(positions) or None,
+        context=parse_positions(context), batch_size=batch_size, folder=out,
     )  # fmt: skip
     acts = store.load(layers=[store.sites[0]])
     found = {
@@ -60,7 +62,7 @@ def fit(
     job: Job, data: Annotated[str, DATA] = "", *, out: Annotated[str, "the folder of the vector"],
     method: Annotated[str, "mean, pca, logistic, l2s, ...: a class of steerlab.methods, or its beginning"] = "mean",
     layers: Annotated[str, f"{LAYERS}; by default the block in the middle"] = "",
-    options: Annotated[list[str], "an option of the method, NAME=VALUE; repeatable", "--set"] = [],  # noqa: B006
+    options: Annotated[tuple[str, ...], "an option of the method, NAME=VALUE; repeatable", "--set"] = (),
     activations: Annotated[str, "a folder of capture, in place of data"] = "",
     split: Split = "", limit: Limit = None, columns: Columns = "", batch_size: BatchSize = 16,
 ) -> Result:  # fmt: skip
@@ -79,7 +81,7 @@ def fit(
     return Result(f"{out}: {steerer!r}", data={"folder": out, "method": steerer.name, "repr": repr(steerer)})
 
 
-def _fit_activations(job: Job, folder: str, method: str, layers: str, options: list[str]) -> Any:
+def _fit_activations(job: Job, folder: str, method: str, layers: str, options: tuple[str, ...]) -> Any:
     """A method fitted to a folder of states; no model is loaded."""
     from steerlab.capturing.store import Store
 
@@ -106,7 +108,7 @@ def _count(number: int, name: str) -> str:
 
 @command()
 def similarity(
-    job: Job, vectors: Annotated[list[str], "folders of fit, hub repositories or gguf files"] = [], *,  # noqa: B006
+    job: Job, vectors: Annotated[tuple[str, ...], VECTORS] = (), *,
     data: Annotated[str, f"{DATA}: compare the mean vectors of its behaviors as well"] = "",
     layers: Annotated[str, f"of the behaviors: {LAYERS}; by default the block in the middle"] = "",
     split: Split = "", limit: Limit = None, columns: Columns = "",
@@ -192,7 +194,8 @@ def export(
 
 @command(model=False)
 def push(
-    job: Job, vector: Annotated[str, "a folder of fit"], repository: Annotated[str, "user/name on the Hugging Face hub"], *,
+    job: Job, vector: Annotated[str, "a folder of fit"],
+    repository: Annotated[str, "user/name on the Hugging Face hub"], *,
     private: Annotated[bool, "whether others can't see it"] = False,
 ) -> Result:  # fmt: skip
     """Upload a vector to the Hugging Face hub, with a card that says what it was fitted on."""

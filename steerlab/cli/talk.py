@@ -117,8 +117,8 @@ class Talk:
         self.was_stopped, self.is_answering = False, True
         try:
             found = steerlab.generate(
-                self.model, examples, steer=list(self.steerers.values()), alpha=[0.0, self.alpha], positions=self.positions,
-                max_new_tokens=self.max_new_tokens, batch_size=2, progress=False,
+                self.model, examples, steer=list(self.steerers.values()), alpha=[0.0, self.alpha],
+                positions=self.positions, max_new_tokens=self.max_new_tokens, batch_size=2, progress=False,
                 stopping_criteria=[_Watcher(self, examples, texts, show)],
             )  # fmt: skip
             texts = dict(zip(titles, found.texts, strict=True))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from steerlab.cli.app import command
 from steerlab.cli.inputs import parse_layers, parse_numbers, parse_positions, read_steerers
 from steerlab.cli.job import Job, Result
+from steerlab.cli.reading import VECTORS
 from steerlab.errors import SteeringError, SteerlabError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ HELP = """\
 
 @command()
 def chat(
-    job: Job, vectors: Annotated[list[str], "folders of fit, hub repositories or gguf files"], *,
+    job: Job, vectors: Annotated[tuple[str, ...], VECTORS], *,
     alpha: Annotated[float, "strength of the vectors"] = 1.0,
     layer: Annotated[str, "steer this layer instead of the vector's own"] = "",
     positions: Annotated[str, "which tokens are steered; by default each method's own"] = "",
@@ -81,11 +82,11 @@ def change(talk: Talk, line: str) -> str:
     if name == "help":
         return HELP
     if name == "alpha":
-        (talk.alpha,) = _one(name, value, parse_numbers(value))
+        talk.alpha = _only(line, parse_numbers(value))
     elif name == "layer":
-        talk.set_layer(_one(name, value, parse_layers(value, talk.model.n_layers))[0])
+        talk.set_layer(_only(line, parse_layers(value, talk.model.n_layers)))
     elif name == "positions":
-        talk.set_positions(_one(name, value, parse_positions(value))[0] if value else None)
+        talk.set_positions(_only(line, parse_positions(value)) if value else None)
     elif name == "tokens":
         if not value.isdigit() or int(value) < 1:
             raise SteeringError(f"/tokens {value}: expected a whole number of at least 1")
@@ -95,10 +96,10 @@ def change(talk: Talk, line: str) -> str:
     return talk.describe()
 
 
-def _one(name: str, value: str, found: list[object]) -> list[object]:
+def _only(line: str, found: Sequence[Any]) -> Any:
     if len(found) != 1:
-        raise SteeringError(f"/{name} {value}: expected one")
-    return found
+        raise SteeringError(f"{line}: expected one value")
+    return found[0]
 
 
 @contextmanager

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from steerlab.cli.app import command
-from steerlab.cli.inputs import DATA, make_method, parse_layers, parse_metrics, parse_numbers, parse_positions
-from steerlab.cli.inputs import read_data, read_steerers
+from steerlab.cli.inputs import (
+    DATA,
+    make_method,
+    parse_layers,
+    parse_metrics,
+    parse_numbers,
+    parse_positions,
+    read_data,
+    read_steerers,
+)
 from steerlab.cli.job import Job, Result
 from steerlab.cli.reading import LAYERS, Columns, Limit, Split, training_examples, write_csv
 from steerlab.errors import DataError, SteeringError
@@ -19,16 +27,22 @@ if TYPE_CHECKING:
     from steerlab.data.example import Example
     from steerlab.methods import Steerer
 
-Steer = Annotated[list[str], "a folder of fit, a hub repository or a gguf file; repeatable"]
+Steer = Annotated[tuple[str, ...], "a folder of fit, a hub repository or a gguf file; repeatable"]
 Scale = Annotated[str, "unit of the strength: raw, norm (of each input's state) or token_norm (of each token's)"]
 MaxNewTokens = Annotated[int, "limit of each text"]
+Alphas = Annotated[str, "strengths, each for itself: 0,0.5,2 or -1:1:0.5; 0 is without"]
+Method = Annotated[str, "methods to fit, joined by commas; by default mean where no --steer is given"]
+MethodOptions = Annotated[tuple[str, ...], "an option of the methods, NAME=VALUE; repeatable", "--set"]
+Train = Annotated[str, "data to fit the methods to; by default the split train of the data"]
+SweptLayers = Annotated[str, f"{LAYERS}; by default all, or those of the folders"]
+METRICS = "of answers: propensity, accuracy, ...; of texts: is_refusal, distinct_n, ...; several joined by commas"
 
 
 @command()
 def generate(
-    job: Job, prompts: Annotated[list[str], "texts; or give --data"] = [], *,  # noqa: B006
-    data: Annotated[str, DATA] = "", steer: Steer = [],  # noqa: B006
-    alphas: Annotated[str, "strengths, each for itself: 0,0.5,2 or -1:1:0.5; 0 is without"] = "0,1",
+    job: Job, prompts: Annotated[tuple[str, ...], "texts; or give --data"] = (), *,
+    data: Annotated[str, DATA] = "", steer: Steer = (),
+    alphas: Alphas = "0,1",
     positions: Annotated[str, "which tokens are steered: all, last+generated, ...; by default each method's own"] = "",
     scale: Scale = "raw",
     operator: Annotated[str, "what is done with the vector: add, project_out, replace or rotate"] = "add",
@@ -37,11 +51,13 @@ def generate(
     out: Annotated[str, "the folder of texts.csv and of finished batches"] = "",
 ) -> Result:  # fmt: skip
     """Write texts without and with vectors, at one or several strengths."""
+    from steerlab.analysis.texts import write_texts
     from steerlab.methods import Operation
 
     examples = _prompts(prompts, data, split=split, limit=limit, columns=columns)
-    steerers = list(read_steerers(steer, job.model).values())
-    steerers = steerers if operator == "add" else [Operation(one, operator) for one in steerers]
+    steerers = [
+        one if operator == "add" else Operation(one, operator) for one in read_steerers(steer, job.model).values()
+    ]
     strengths = parse_numbers(alphas) if steerers else [0.0]
     where = parse_positions(positions)
     if len(where) > 1:
@@ -52,13 +68,15 @@ def generate(
         f"write texts of at most {max_new_tokens} tokens for {len(examples)} prompts{named * bool(steerers)}",
         None if per_alpha is None else per_alpha * len(strengths),
     )
-    settings = {"positions": where[0] if where else None, "scale": scale, "max_new_tokens": max_new_tokens}
-    frame = _texts(job, examples, steerers, strengths, settings, batch_size, out)
+    frame = write_texts(
+        job.model, examples, steerers, strengths, folder=out, batch_size=batch_size, scale=scale,
+        positions=where[0] if where else None, max_new_tokens=max_new_tokens,
+    )  # fmt: skip
     path = write_csv(frame, Path(out) / "texts.csv")
     return Result(_side_by_side(frame) + f"\n{path}", data={"rows": frame, "file": path})
 
 
-def _prompts(prompts: list[str], data: str, **options: Any) -> list[Example]:
+def _prompts(prompts: Sequence[str], data: str, **options: Any) -> list[Example]:
     from steerlab.data.inputs import as_examples
 
     if bool(prompts) == bool(data):
@@ -67,53 +85,6 @@ def _prompts(prompts: list[str], data: str, **options: Any) -> list[Example]:
     if files:
         raise DataError(f"{files[0]} is a file: give it as --data {files[0]}")
     return read_data(data, **options) if data else as_examples(prompts)
-
-
-def _texts(
-    job: Job, examples: list[Example], steerers: list[Steerer], alphas: list[float], settings: dict[str, Any],
-    batch_size: int, out: str,
-) -> pd.DataFrame:  # fmt: skip
-    """A row for each strength and prompt; finished batches are read from the folder."""
-    import pandas as pd
-
-    import steerlab
-    from steerlab._support.files import fingerprint
-    from steerlab._support.progress import bar, interruptible
-    from steerlab.analysis.study import Study
-    from steerlab.data import data_hash
-
-    model, frames = job.model, []
-    identity = {k: v for k, v in model.info().items() if k != "versions"} | {"data": data_hash(examples)}
-    vectors = [fingerprint([repr(one), {k: str(v) for k, v in one.state_dict().items()}]) for one in steerers]
-    study = Study(out, {"study": "generate", **identity, **settings, "alphas": alphas, "steer": job.options["steer"],
-                        "operator": job.options["operator"], "vectors": vectors, "batch_size": batch_size})  # fmt: skip
-    parts = [(alpha, k) for alpha in alphas for k in range(0, len(examples), batch_size)]
-    with (
-        bar(len(parts), "generate", "batch", shown=True) as progress,
-        interruptible(out, lambda: f"{len(frames)} of {len(parts)} batches"),
-    ):
-        for alpha, start in parts:
-
-            def write() -> pd.DataFrame:
-                chosen = examples[start : start + batch_size]  # noqa: B023
-                texts = steerlab.generate(
-                    model,
-                    chosen,
-                    steer=steerers,
-                    alpha=alpha,
-                    batch_size=batch_size,
-                    progress=False,
-                    **settings,  # noqa: B023
-                )
-                columns = {"example_id": texts.example_ids, "prompt": texts.prompts, "text": texts.texts}
-                # as JSON: read back from a file, a text of digits alone would become a number
-                quoted = {name: [json.dumps(one) for one in values] for name, values in columns.items()}
-                return pd.DataFrame(quoted).assign(alpha=alpha, norm_ratio=texts.norm_ratio)  # noqa: B023
-
-            frames.append(study.stage(f"texts-{alphas.index(alpha)}-{start:06d}", write))
-            progress.update(1)
-    found = pd.concat(frames, ignore_index=True)
-    return found.assign(**{name: found[name].map(json.loads) for name in ("example_id", "prompt", "text")})
 
 
 def _side_by_side(frame: pd.DataFrame) -> str:
@@ -129,33 +100,29 @@ def _side_by_side(frame: pd.DataFrame) -> str:
 
 @command()
 def sweep(
-    job: Job, data: Annotated[str, DATA], *, steer: Steer = [],  # noqa: B006
-    method: Annotated[str, "methods to fit at every layer, joined by commas; by default mean where no --steer is given"] = "",
-    options: Annotated[list[str], "an option of the methods, NAME=VALUE; repeatable", "--set"] = [],  # noqa: B006
-    train: Annotated[str, "data to fit the methods to; by default the split train of the data"] = "",
-    layers: Annotated[str, f"{LAYERS}; by default all, or those of the folders"] = "",
-    alphas: Annotated[str, "strengths: 0,0.5,2 or -1:1:0.5"] = "-1.5:1.5:0.5",
+    job: Job, data: Annotated[str, DATA], *, steer: Steer = (),
+    method: Method = "",
+    options: MethodOptions = (), train: Train = "",
+    layers: SweptLayers = "",
+    alphas: Alphas = "-1.5:1.5:0.5",
     positions: Annotated[str, "which tokens are steered; several, joined by commas, are compared"] = "last+generated",
     scale: Scale = "raw",
-    metric: Annotated[str, "of answers: propensity, accuracy, ...; of texts: is_refusal, distinct_n, ...; several by commas"] = "propensity",
+    metric: Annotated[str, METRICS] = "propensity",
     split: Split = "", limit: Limit = None, columns: Columns = "", max_new_tokens: MaxNewTokens = 60,
     out: Annotated[str, "the folder of results.csv and of finished batches"] = "",
 ) -> Result:  # fmt: skip
-    """Measure every method, layer, strength and position on the same inputs; with test rows, choose the layer on others."""
+    """Measure every method, layer, strength and position on the same inputs, and choose the best."""
     frame = run_sweep(job)
     path = write_csv(frame, Path(out) / "results.csv")
     keys = [key for key in ("method", "positions", "metric") if frame[key].nunique() > 1]
     means = frame.groupby([*keys, "layer", "alpha"], sort=False)["value"].mean()
     table = means.unstack("alpha")
     table.columns = [f"{alpha:g}" for alpha in table.columns]
-    base = table["0"] if "0" in table else 0.0
-    table = table.assign(gain=table.max(axis=1) - base).reset_index()
-    return Result(
-        f"{_choice(frame)}\n{path}",
-        table,
-        ["gain"],
-        {"rows": means.reset_index(), "chosen": _choice(frame), "file": path},
-    )
+    if "0" in table:
+        table = table.assign(gain=table.max(axis=1) - table["0"])
+    bars = ["gain"] * ("gain" in table)
+    found = {"rows": means.reset_index(), "chosen": _choice(frame), "file": path}
+    return Result(f"{found['chosen']}\n{path}", table.reset_index(), bars, found)
 
 
 def run_sweep(job: Job) -> pd.DataFrame:
@@ -186,7 +153,7 @@ def run_sweep(job: Job) -> pd.DataFrame:
     if unfitted:
         options = next(iter(unfitted.values())).capture_options(training) | {"layers": sites, "progress": True}
         train = steerlab.capture(model, training, folder=Path(given["out"]) / "activations", **options).load()
-    return steerlab.sweep(model, measured, fitted | unfitted, train=train, folder=given["out"], **arguments)  # type: ignore[no-any-return]
+    return steerlab.sweep(model, measured, fitted | unfitted, train=train, folder=given["out"], **arguments)
 
 
 def _training_examples(given: dict[str, Any], everything: list[Example], source: dict[str, Any]) -> list[Example]:
@@ -240,19 +207,18 @@ def _choice(frame: pd.DataFrame) -> str:
     )
     method, layer, alpha, positions = means.idxmax()
     return (
-        f"{metric}: largest mean {means.max():.3g} of {method} at layer {layer}, alpha {alpha:g}, positions {positions} "
-        "(chosen on the rows that it is measured on)"
+        f"{metric}: largest mean {means.max():.3g} of {method} at layer {layer}, alpha {alpha:g}, positions "
+        f"{positions} (chosen on the rows that it is measured on)"
     )
 
 
 @command()
 def steerability(
-    job: Job, data: Annotated[str, f"a folder of sweep; or {DATA}"], *, steer: Steer = [],  # noqa: B006
-    method: Annotated[str, "methods to fit, joined by commas; by default mean where no --steer is given"] = "",
-    options: Annotated[list[str], "an option of the methods, NAME=VALUE; repeatable", "--set"] = [],  # noqa: B006
-    train: Annotated[str, "data to fit the methods to; by default the split train of the data"] = "",
-    layers: Annotated[str, f"{LAYERS}; by default all, or those of the folders"] = "",
-    alphas: Annotated[str, "strengths: 0,0.5,2 or -1:1:0.5"] = "-1.5:1.5:0.5",
+    job: Job, data: Annotated[str, f"a folder of sweep; or {DATA}"], *, steer: Steer = (),
+    method: Method = "",
+    options: MethodOptions = (), train: Train = "",
+    layers: SweptLayers = "",
+    alphas: Alphas = "-1.5:1.5:0.5",
     positions: Annotated[str, "which tokens are steered"] = "last+generated", scale: Scale = "raw",
     metric: Annotated[str, "whose slope over the strength is taken"] = "propensity",
     split: Split = "", limit: Limit = None, columns: Columns = "", max_new_tokens: MaxNewTokens = 60,

@@ -66,6 +66,6 @@ __all__ = [
     "TripletProbe", "added_vectors", "as_steerer", "fit_schedule", "from_easysteer", "from_gguf", "from_repeng",
     "from_steering_vectors", "from_vllm_lens", "kl_divergence", "kl_then_steer", "load_detector",
     "load_published_net", "load_steerer", "provenance", "published_directions", "released_layers", "savable",
-    "steerer_classes", "threshold_at", "to_easysteer", "to_gguf", "to_hotwire", "to_repeng", "to_steering_vectors", "to_vllm_lens",
-    "train_net", "train_sae",
+    "steerer_classes", "threshold_at", "to_easysteer", "to_gguf", "to_hotwire", "to_repeng", "to_steering_vectors",
+    "to_vllm_lens", "train_net", "train_sae",
 ]  # fmt: skip
