@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import click
 
@@ -17,7 +17,8 @@ from steerlab.errors import SteerlabError
 
 Command = Callable[..., Result | None]
 MODEL = "smollm2, scenes-vlm, a hub id, a folder or a gguf file"
-_TYPES: dict[Any, Any] = {str: str, int: int, int | None: int, float: float, tuple[str, ...]: str}
+_COUNT = click.IntRange(min=1)
+_TYPES: dict[Any, Any] = {str: str, int: _COUNT, int | None: _COUNT, float: float, tuple[str, ...]: str}
 # the options of every command that uses a model, and those of every command
 _OF_A_MODEL = [
     click.Option(["--model"], default="smollm2", envvar="STEERLAB_MODEL", show_default=True, show_envvar=True,
@@ -97,32 +98,28 @@ def command(*, model: bool = True, study: bool = True) -> Callable[[Command], Co
 
 
 def _parameters(function: Command) -> tuple[list[click.Parameter], str]:
-    """The parameters of a function as those of a command; and the help of its arguments, which click has no place for."""
+    """The parameters of a function as those of a command; and the help of its arguments, which click does not take."""
     hints = get_type_hints(function, include_extras=True)
-    found: list[click.Parameter] = []
-    lines = []
-    for one in list(inspect.signature(function).parameters.values())[1:]:  # the first is the job
-        kind, text, *flags = (
-            get_args(hints[one.name]) if get_origin(hints[one.name]) is Annotated else [hints[one.name], ""]
-        )
-        several, is_argument = kind == tuple[str, ...], one.kind is not one.KEYWORD_ONLY
-        required = one.default is one.empty
-        default = None if required else one.default
-        if is_argument:
-            found.append(click.Argument([one.name], required=required, nargs=-1 if several else 1, default=default))
-            lines.append(f"{one.name.upper()}: {text}")
-        elif kind is bool:
-            flag = one.name.replace("_", "-")
-            names = [*flags, one.name] if flags else [f"--{flag}/--no-{flag}"]
-            found.append(click.Option(names, is_flag=True, default=default, help=text, show_default=True))
-        else:
-            shown = default not in (None, "", ())
-            names = [*(flags or [f"--{one.name.replace('_', '-')}"]), one.name]
-            found.append(
-                click.Option(names, type=_TYPES[kind], default=default, multiple=several, required=required, help=text,
-                             show_default=shown)
-            )  # fmt: skip
-    return found, "\n\n".join(lines)
+    own = list(inspect.signature(function).parameters.values())[1:]  # the first is the job
+    lines = [f"{one.name.upper()}: {get_args(hints[one.name])[1]}" for one in own if one.kind is not one.KEYWORD_ONLY]
+    return [_parameter(one, *get_args(hints[one.name])) for one in own], "\n\n".join(lines)
+
+
+def _parameter(one: inspect.Parameter, kind: Any, text: str, *rest: Any) -> click.Parameter:
+    """An argument or an option; `rest` may hold its flag, where that is not its name, and a type of its own."""
+    several, required = kind == tuple[str, ...], one.default is one.empty
+    default = None if required else one.default
+    if one.kind is not one.KEYWORD_ONLY:
+        return click.Argument([one.name], required=required, nargs=-1 if several else 1, default=default)
+    flag = f"--{one.name.replace('_', '-')}"
+    flags = [name for name in rest if isinstance(name, str)] or [f"{flag}/--no-{flag[2:]}" if kind is bool else flag]
+    shared: dict[str, Any] = {"default": default, "required": required, "help": text}
+    if kind is bool:
+        return click.Option([*flags, one.name], is_flag=True, show_default=True, **shared)
+    found = next((given for given in rest if not isinstance(given, str)), _TYPES[kind])
+    return click.Option(
+        [*flags, one.name], type=found, multiple=several, show_default=default not in (None, "", ()), **shared
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

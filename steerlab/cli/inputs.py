@@ -24,6 +24,7 @@ DATA = (
     "a file (.jsonl, .json, .csv, .tsv, .yaml, .txt) with columns prompt, positive, negative, or pairs of texts; or a "
     "built-in set such as demo, or a reader with its arguments, such as xstest or mwe:PATH:openness"
 )
+_COLUMNS = ("prompt", "positive", "negative")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".yaml", ".yml", ".txt")
 
 
@@ -43,8 +44,11 @@ def read_data(given: str, *, split: str = "", limit: int | None = None, columns:
     Raises:
         LoadError: no such file or set, with the nearest name. DataError: a file that holds something else.
     """
+    names = _names(columns)
+    if unknown := sorted(set(names) - set(_COLUMNS)):
+        raise DataError(f"--columns {columns}: {unknown[0]!r} is unknown; expected some of {', '.join(_COLUMNS)}")
     is_file = Path(given).suffix in _SUFFIXES or Path(given).is_file()
-    found = _of_file(Path(given), _names(columns)) if is_file else _of_reader(given)
+    found = _of_file(Path(given), names) if is_file else _of_reader(given)
     if split:
         wanted, known = split.split(","), sorted({one.split for one in found})
         if missing := sorted(set(wanted) - set(known)):
@@ -120,7 +124,7 @@ def readers() -> dict[str, Callable[..., list[Example]]]:
     for name, function in vars(data).items():
         if inspect.isfunction(function) and inspect.signature(function).return_annotation == "list[Example]":
             needed = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-            if all(p.annotation in ("str | Path", "str") for p in needed):
+            if all(p.annotation in ("str | Path", "str") for p in needed) and name != "read_jsonl":  # a file is read
                 found[name.removesuffix("_set")] = function
     return found
 
@@ -133,16 +137,17 @@ def _of_reader(given: str) -> list[Example]:
     parameters = inspect.signature(known[name]).parameters.values()
     needed = [one.name for one in parameters if one.default is one.empty]
     if not len(needed) <= len(arguments) <= max(len(needed), 1):
-        raise LoadError(
-            f"{given!r} has {len(arguments)} arguments: expected {':'.join([name, *map(str.upper, needed)])}"
-        )
+        raise LoadError(f"the data set {given!r}: expected {':'.join([name, *map(str.upper, needed)])}")
     return known[name](*arguments)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """What was probably meant, and what there is."""
-    near = get_close_matches(name, known, 1, cutoff=0.5)
-    return (f"did you mean {near[0]}? " if near else "") + f"There are {', '.join(sorted(known))}"
+    beginnings = {one[: len(name)]: one for one in known}  # of long names, users write the beginning
+    near = get_close_matches(name, [*known, *beginnings], 1)
+    return (
+        f"did you mean {beginnings.get(near[0], near[0])}? " if near else ""
+    ) + f"There are {', '.join(sorted(known))}"
 
 
 def make_method(name: str, layers: str, n_layers: int, options: Sequence[str] = ()) -> Steerer:
@@ -176,13 +181,12 @@ def make_method(name: str, layers: str, n_layers: int, options: Sequence[str] = 
         if len(found) > 1:
             raise SteeringError(f"{cls.__name__} steers one layer: give one with --layers, not {layers!r}")
         given["layer"] = found[0]
-    try:
-        return cls(**given)
-    except TypeError as error:
-        raise SteeringError(f"{cls.__name__}: {error}; give it with --set NAME=VALUE") from error
+    if missing := [one.name for one in parameters.values() if one.default is one.empty and one.name not in given]:
+        raise SteeringError(f"{cls.__name__} needs {' and '.join(missing)}: give each with --set NAME=VALUE")
+    return cls(**given)
 
 
-def read_steerers(places: Sequence[str], model: Model) -> dict[str, Steerer]:
+def read_steerers(places: Sequence[str], model: Model | None) -> dict[str, Steerer]:
     """Fitted steerers by the name of their folder, hub repository or gguf file.
 
     Raises:

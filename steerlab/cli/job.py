@@ -101,7 +101,10 @@ class Job:
         """
         from steerlab._support.files import storing, write_text
 
-        duration = "" if seconds is None else f"; {about(seconds)}"
+        begun = any(
+            (Path(self.options.get("out", self._default)) / name).exists() for name in ("stages", "manifest.json")
+        )
+        duration = "" if seconds is None else f"; {'at most ' * begun}{about(seconds)}"
         self.say(f"steerlab will {what}{duration}")
         if self._dry_run:
             raise click.exceptions.Exit(0)
@@ -140,7 +143,7 @@ class Job:
         sample = examples[:: max(1, len(examples) // _SAMPLE)][:_SAMPLE]
         for _ in range(2):  # the first run also tries the shortcuts
             begun = time.perf_counter()
-            steerlab.capture(self.model, sample, layers=[0], progress=False)
+            steerlab.capture(self.model, sample, layers=[-1], progress=False)
         return (time.perf_counter() - begun) / len(sample) * len(examples)
 
     def seconds_to_write(self, examples: Sequence[Example], max_new_tokens: int, batch_size: int) -> float | None:

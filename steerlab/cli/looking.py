@@ -76,7 +76,7 @@ def page(
 @command()
 def show(
     job: Job, model: Annotated[str, MODEL], vectors: Annotated[tuple[str, ...], VECTORS] = (), *,
-    port: Annotated[int, "of the local server; 0 takes one that is free"] = 0,
+    port: Annotated[int, "of the local server; 0 takes one that is free", click.IntRange(0, 65535)] = 0,
     open_browser: Annotated[bool, "open the page in a browser"] = True,
 ) -> None:  # fmt: skip
     """Serve the page for a model with its vectors, on this machine only, with answers as they are written."""

@@ -179,7 +179,7 @@ def export(
     }
     if to not in (*formats, "gguf"):
         raise SteeringError(f"--to {to}: expected one of gguf, {', '.join(formats)}")
-    (steerer,) = read_steerers([vector], job.model).values()
+    (steerer,) = read_steerers([vector], job.model if to == "gguf" else None).values()
     _directions(vector, steerer)
     steerer = steerer.unit() if unit else steerer  # type: ignore[attr-defined]  # `_directions` has refused others
     job.begin(f"write {steerer!r} to {file} for {to}", 1.0)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -71,7 +71,7 @@ def change(talk: Talk, line: str) -> str:
     Raises:
         SteeringError: an unknown command, with the nearest. EOFError: /quit.
     """
-    name, *values = shlex.split(line[1:]) or [""]
+    name, *values = line[1:].split() or [""]
     value = " ".join(values)
     known = {one.split()[0][1:] for one in HELP.splitlines()} | {"help"}
     if name not in known:
@@ -82,7 +82,7 @@ def change(talk: Talk, line: str) -> str:
     if name == "help":
         return HELP
     if name == "alpha":
-        talk.alpha = _only(line, parse_numbers(value))
+        talk.alpha = _only(line, parse_numbers(value, "/alpha"))
     elif name == "layer":
         talk.set_layer(_only(line, parse_layers(value, talk.model.n_layers)))
     elif name == "positions":
@@ -138,11 +138,29 @@ def _answer(talk: Talk, line: str, screen: Console, quiet: bool) -> None:
         return
     from rich.live import Live
 
-    with Live(console=screen, refresh_per_second=12, transient=True, vertical_overflow="crop") as live:
+    live = Live(console=screen, refresh_per_second=12, transient=True, vertical_overflow="crop")
+    with _no_echo(), live:
         texts = talk.answer(line, lambda grown: live.update(_columns(talk, grown)))
     screen.print(_columns(talk, texts))  # whole, also where it is longer than the window
     if talk.was_stopped:
         screen.print("(stopped; the talk goes on)")
+
+
+@contextmanager
+def _no_echo() -> Iterator[None]:
+    """While the terminal is redrawn, it does not show what is typed: ^C would move the lines."""
+    try:
+        import termios
+
+        before = termios.tcgetattr(sys.stdin)
+    except (ImportError, OSError, ValueError, termios.error):  # Windows; a stdin that is no terminal
+        yield
+        return
+    try:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, [*before[:3], before[3] & ~termios.ECHO, *before[4:]])
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def _columns(talk: Talk, texts: dict[str, str], prompt: str = "") -> RenderableType:

@@ -35,6 +35,7 @@ Method = Annotated[str, "methods to fit, joined by commas; by default mean where
 MethodOptions = Annotated[tuple[str, ...], "an option of the methods, NAME=VALUE; repeatable", "--set"]
 Train = Annotated[str, "data to fit the methods to; by default the split train of the data"]
 SweptLayers = Annotated[str, f"{LAYERS}; by default all, or those of the folders"]
+_ROWS = 64  # of a batch of texts in a sweep
 METRICS = "of answers: propensity, accuracy, ...; of texts: is_refusal, distinct_n, ...; several joined by commas"
 
 
@@ -183,11 +184,12 @@ def _announcement(
     per_row = job.seconds_to_read(measured)
     seconds = None
     if per_row is not None:
-        rows = 0.0 if plan.answers is None else plan.answers.planned
-        seconds = per_row / len(measured) * (rows + len(training))
-        if plan.prompts is not None:
-            tokens = plan.arguments["generation"]["max_new_tokens"]
-            seconds += (job.seconds_to_write(measured, tokens, 64) or 0.0) * len(plan.settings)
+        planned = 0.0 if plan.answers is None else plan.answers.planned
+        seconds = per_row / len(measured) * (planned + len(training))
+        if plan.prompts is not None:  # texts are written in full batches
+            n_texts, tokens = len(plan.settings) * len(measured), plan.arguments["generation"]["max_new_tokens"]
+            rows = [measured[k % len(measured)].replace(id=str(k)) for k in range(min(n_texts, _ROWS))]
+            seconds += (job.seconds_to_write(rows, tokens, _ROWS) or 0.0) * n_texts / len(rows)
     fit = f"fit to {len(training)} inputs, then " if training else ""
     return f"{fit}measure {len(plan.settings)} settings on {len(measured)} inputs, into {out}", seconds
 
