@@ -107,19 +107,17 @@ def _parameters(function: Command) -> tuple[list[click.Parameter], str]:
 
 def _parameter(one: inspect.Parameter, kind: Any, text: str, *rest: Any) -> click.Parameter:
     """An argument or an option; `rest` may hold its flag, where that is not its name, and a type of its own."""
-    several, required = kind == tuple[str, ...], one.default is one.empty
-    default = None if required else one.default
+    several = kind == tuple[str, ...]
+    shared: dict[str, Any] = {"required": True} if one.default is one.empty else {"default": one.default}
     if one.kind is not one.KEYWORD_ONLY:
-        return click.Argument([one.name], required=required, nargs=-1 if several else 1, default=default)
+        return click.Argument([one.name], nargs=-1 if several else 1, **{"required": False} | shared)
     flag = f"--{one.name.replace('_', '-')}"
     flags = [name for name in rest if isinstance(name, str)] or [f"{flag}/--no-{flag[2:]}" if kind is bool else flag]
-    shared: dict[str, Any] = {"default": default, "required": required, "help": text}
     if kind is bool:
-        return click.Option([*flags, one.name], is_flag=True, show_default=True, **shared)
+        return click.Option([*flags, one.name], is_flag=True, show_default=True, help=text, **shared)
     found = next((given for given in rest if not isinstance(given, str)), _TYPES[kind])
-    return click.Option(
-        [*flags, one.name], type=found, multiple=several, show_default=default not in (None, "", ()), **shared
-    )
+    shown = one.default not in (one.empty, None, "", ())
+    return click.Option([*flags, one.name], type=found, multiple=several, show_default=shown, help=text, **shared)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

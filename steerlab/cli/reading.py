@@ -130,6 +130,8 @@ def similarity(
     table = cosine_table(found)
     if len({name for name, _ in found}) > 1:  # of several vectors, those at the same layer
         table = table[[a[1] == b[1] for a, b in zip(table["a"], table["b"], strict=True)]]
+    if table.empty:
+        raise DataError("there is nothing to compare: give at least two vectors that have a layer in common")
     for column in ("a", "b"):
         table[column] = [f"{name} at {layer}" for name, layer in table[column]]
     path = write_csv(table, Path(out) / "results.csv")
