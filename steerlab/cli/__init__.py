@@ -5,4 +5,5 @@ share is in one place each: options and errors in `app.py`; what a command says 
 `job.py`; study files in `study.py`; what users write for data, vectors, layers and strengths in `inputs.py`.
 """
 
+from steerlab.cli import looking, reading, talking, writing  # noqa: F401  # each registers its commands
 from steerlab.cli.app import main as main

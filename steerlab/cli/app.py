@@ -78,11 +78,12 @@ def command(*, model: bool = True, study: bool = True) -> Callable[[Command], Co
     """
 
     def register(function: Command) -> Command:
-        own, help_of_arguments = _parameters(function)
+        own = _parameters(function)
         shared = [*(_OF_A_MODEL if model else []), _JSON, *(_OF_A_STUDY if study else [])]
         parameters = [*own, *(one for one in shared if one.name not in {mine.name for mine in own})]
         named = function.__name__
         summary = str(inspect.getdoc(function))
+        lines = [f"{one.name.upper()}: {one.text}" for one in own if isinstance(one, Argument)]
 
         def call(**options: Any) -> None:
             job = Job(named, summary, options)
@@ -91,18 +92,25 @@ def command(*, model: bool = True, study: bool = True) -> Callable[[Command], Co
                 job.finish(result)
 
         group.add_command(click.Command(named, params=parameters, callback=call, short_help=summary,
-                                        help=f"{summary}\n\n{help_of_arguments}"))  # fmt: skip
+                                        help="\n\n".join([summary, *lines])))  # fmt: skip
         return function
 
     return register
 
 
-def _parameters(function: Command) -> tuple[list[click.Parameter], str]:
-    """The parameters of a function as those of a command; and the help of its arguments, which click does not take."""
+class Argument(click.Argument):
+    """An argument with a text that says what it is, for which click has no place."""
+
+    def __init__(self, name: str, text: str, **options: Any) -> None:
+        super().__init__([name], **options)
+        self.name, self.text = name, text
+
+
+def _parameters(function: Command) -> list[click.Parameter]:
+    """The parameters of a function, without the job, as those of a command."""
     hints = get_type_hints(function, include_extras=True)
-    own = list(inspect.signature(function).parameters.values())[1:]  # the first is the job
-    lines = [f"{one.name.upper()}: {get_args(hints[one.name])[1]}" for one in own if one.kind is not one.KEYWORD_ONLY]
-    return [_parameter(one, *get_args(hints[one.name])) for one in own], "\n\n".join(lines)
+    own = list(inspect.signature(function).parameters.values())[1:]
+    return [_parameter(one, *get_args(hints[one.name])) for one in own]
 
 
 def _parameter(one: inspect.Parameter, kind: Any, text: str, *rest: Any) -> click.Parameter:
@@ -110,7 +118,7 @@ def _parameter(one: inspect.Parameter, kind: Any, text: str, *rest: Any) -> clic
     several = kind == tuple[str, ...]
     shared: dict[str, Any] = {"required": True} if one.default is one.empty else {"default": one.default}
     if one.kind is not one.KEYWORD_ONLY:
-        return click.Argument([one.name], nargs=-1 if several else 1, **{"required": False} | shared)
+        return Argument(one.name, text, nargs=-1 if several else 1, **{"required": False} | shared)
     flag = f"--{one.name.replace('_', '-')}"
     flags = [name for name in rest if isinstance(name, str)] or [f"{flag}/--no-{flag[2:]}" if kind is bool else flag]
     if kind is bool:
@@ -128,8 +136,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         $ steerlab fit pairs.jsonl --layers 16 --out polite
         $ steerlab generate "How do I bake bread?" --steer polite
     """
-    from steerlab.cli import looking, reading, talking, writing  # noqa: F401  # each registers its commands
-
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

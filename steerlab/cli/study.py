@@ -26,7 +26,7 @@ def study_text(job: Job, what: str) -> str:
     lines = [f"# steerlab {job.name}: {job.summary}", f"# {what}"]
     lines += [f"# Run it again, in the same folder: steerlab run {job.study_file}", f"command: {job.name}"]
     for one in job.parameters:
-        value, text = job.options[str(one.name)], getattr(one, "help", None)
+        value, text = job.options[str(one.name)], getattr(one, "text", None) or getattr(one, "help", None)
         value = list(value) if isinstance(value, tuple) else value
         lines.append(f"{key_of(one)}: {_scalar(value)}" + (f"  # {text}" if text else ""))
     return "\n".join(lines) + "\n"

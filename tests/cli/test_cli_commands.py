@@ -55,7 +55,7 @@ def test_help_is_shown_in_half_a_second_and_without_torch() -> None:
 @pytest.mark.parametrize("name", sorted(group.commands))
 def test_help_of_a_command_describes_each_option(name: str, run: Callable[..., Any]) -> None:
     status, shown, _ = run(name, "--help")
-    assert status == 0 and all(getattr(one, "help", "argument") for one in group.commands[name].params)
+    assert status == 0 and all(getattr(one, "text", None) or one.help for one in group.commands[name].params)
     assert all(
         f"{one.name}".upper() + ":" in shown for one in group.commands[name].params if one.param_type_name == "argument"
     )

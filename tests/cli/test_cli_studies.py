@@ -1,6 +1,7 @@
 """Study files: each command writes one that repeats it; keys, commands and values that are wrong are refused."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ def test_a_study_repeats_its_command_with_every_option_explained(run: Run) -> No
     study = yaml.safe_load(text)
     params = {key_of(one): one for one in group.commands["fit"].params}
     assert set(study) == {"command", *params} - {"json", "dry_run", "study", "help"}
-    assert all(f"  # {one.help}" in text for key, one in params.items() if key in study and key != "data")
+    texts = {key: getattr(one, "text", None) or one.help for key, one in params.items() if key in study}
+    assert all(re.search(rf"(?m)^{key}: .*  # {re.escape(said)}$", text) for key, said in texts.items())
     assert study["layers"] == "1,2" and study["set"] == ["behaviors=['']"] and study["model"] == "tiny"
     files = {path.name: path.read_bytes() for path in Path("polite").iterdir()}
     status, out, _ = run("run", "polite/study.yaml")
