@@ -6,6 +6,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -66,7 +67,8 @@ def refuse_name(kind: str, name: str, known: Sequence[str]) -> NoReturn:
 
 
 def command(*, model: bool = True, study: bool = True) -> Callable[[Command], Command]:
-    """Decorator: a function is a command. Its parameters before `*` are arguments, those after it options.
+    """Decorator: a function is a command. Its parameters before `*` are arguments, those after it options; so are the
+    fields of a dataclass, for options that several commands share.
 
     Example:
         >>> @command()
@@ -78,21 +80,22 @@ def command(*, model: bool = True, study: bool = True) -> Callable[[Command], Co
     """
 
     def register(function: Command) -> Command:
-        own = _parameters(function)
+        own, groups = _parameters(function)
         shared = [*(_OF_A_MODEL if model else []), _JSON, *(_OF_A_STUDY if study else [])]
         parameters = [*own, *(one for one in shared if one.name not in {mine.name for mine in own})]
-        named = function.__name__
-        summary = str(inspect.getdoc(function))
+        named, summary = function.__name__, str(inspect.getdoc(function))
         lines = [f"{one.name.upper()}: {one.text}" for one in own if isinstance(one, Argument)]
 
         def call(**options: Any) -> None:
             job = Job(named, summary, options)
-            result = function(job, **{one.name: job.options[str(one.name)] for one in own})
-            if result is not None:
+            values = {str(one.name): job.options[str(one.name)] for one in own}
+            for name, kind in groups.items():
+                values[name] = kind(**{one.name: values.pop(one.name) for one in fields(kind)})
+            if (result := function(job, **values)) is not None:
                 job.finish(result)
 
-        group.add_command(click.Command(named, params=parameters, callback=call, short_help=summary,
-                                        help="\n\n".join([summary, *lines])))  # fmt: skip
+        text = "\n\n".join([summary, *lines])
+        group.add_command(click.Command(named, params=parameters, callback=call, short_help=summary, help=text))
         return function
 
     return register
@@ -106,18 +109,25 @@ class Argument(click.Argument):
         self.name, self.text = name, text
 
 
-def _parameters(function: Command) -> list[click.Parameter]:
-    """The parameters of a function, without the job, as those of a command."""
+def _parameters(function: Any) -> tuple[list[click.Parameter], dict[str, Any]]:
+    """The parameters of a function, without the job, as those of a command; and the dataclasses among them by name."""
     hints = get_type_hints(function, include_extras=True)
-    own = list(inspect.signature(function).parameters.values())[1:]
-    return [_parameter(one, *get_args(hints[one.name])) for one in own]
+    found: list[click.Parameter] = []
+    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind) and name != "return"}
+    for one in inspect.signature(function).parameters.values():
+        if one.name in groups:
+            found += _parameters(groups[one.name])[0]
+        elif hints[one.name] is not Job:
+            is_argument = inspect.isfunction(function) and one.kind is not one.KEYWORD_ONLY
+            found.append(_parameter(one, is_argument, *get_args(hints[one.name])))
+    return found, groups
 
 
-def _parameter(one: inspect.Parameter, kind: Any, text: str, *rest: Any) -> click.Parameter:
+def _parameter(one: inspect.Parameter, is_argument: bool, kind: Any, text: str, *rest: Any) -> click.Parameter:
     """An argument or an option; `rest` may hold its flag, where that is not its name, and a type of its own."""
     several = kind == tuple[str, ...]
     shared: dict[str, Any] = {"required": True} if one.default is one.empty else {"default": one.default}
-    if one.kind is not one.KEYWORD_ONLY:
+    if is_argument:
         return Argument(one.name, text, nargs=-1 if several else 1, **{"required": False} | shared)
     flag = f"--{one.name.replace('_', '-')}"
     flags = [name for name in rest if isinstance(name, str)] or [f"{flag}/--no-{flag[2:]}" if kind is bool else flag]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
 
+from steerlab._support.files import reading
 from steerlab.errors import DataError, LoadError, SteeringError
 
 if TYPE_CHECKING:
@@ -24,29 +27,43 @@ DATA = (
     "a file (.jsonl, .json, .csv, .tsv, .yaml, .txt) with columns prompt, positive, negative, or pairs of texts; or a "
     "built-in set such as demo, or a reader with its arguments, such as xstest or mwe:PATH:openness"
 )
+VECTORS = "folders of fit, hub repositories or gguf files"
+LAYERS = "all, or numbers, ranges and sites such as 3,8-10,-1 or 16.attn_out"
 _COLUMNS = ("prompt", "positive", "negative")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".yaml", ".yml", ".txt")
 
 
-def read_data(given: str, *, split: str = "", limit: int | None = None, columns: str = "") -> list[Example]:
+@dataclass(frozen=True)
+class Choice:
+    """Which inputs of some data are used; options of every command that takes data."""
+
+    split: Annotated[str, "only inputs of this split, or of several joined by a comma"] = ""
+    limit: Annotated[int | None, "at most so many inputs of each behavior and split"] = None
+    columns: Annotated[str, "what the columns of a table hold: prompt=ask,positive=pirate,negative=plain"] = ""
+
+
+ALL = Choice()
+
+
+def read_data(given: str, choice: Choice = ALL) -> list[Example]:
     """Examples from a file, a built-in set or a reader.
 
     Example:
-        >>> read_data("pairs.csv", columns="prompt=ask,positive=pirate,negative=plain")
-        >>> read_data("demo", split="train", limit=60)
+        >>> read_data("pairs.csv", Choice(columns="prompt=ask,positive=pirate,negative=plain"))
+        >>> read_data("demo", Choice(split="train", limit=60))
 
     Args:
         given: see `DATA`.
-        split: only examples of this split; several joined by a comma.
-        limit: at most so many examples of each behavior and split.
-        columns: which columns of a table hold what.
+        choice: which of them.
 
     Raises:
         LoadError: no such file or set, with the nearest name. DataError: a file that holds something else.
     """
-    names = _names(columns)
+    names, split = _names(choice.columns), choice.split
     if unknown := sorted(set(names) - set(_COLUMNS)):
-        raise DataError(f"--columns {columns}: {unknown[0]!r} is unknown; expected some of {', '.join(_COLUMNS)}")
+        raise DataError(
+            f"--columns {choice.columns}: {unknown[0]!r} is unknown; expected some of {', '.join(_COLUMNS)}"
+        )
     is_file = Path(given).suffix in _SUFFIXES or Path(given).is_file()
     found = _of_file(Path(given), names) if is_file else _of_reader(given)
     if split:
@@ -54,15 +71,12 @@ def read_data(given: str, *, split: str = "", limit: int | None = None, columns:
         if missing := sorted(set(wanted) - set(known)):
             raise DataError(f"{given} has no split {missing[0]!r}; it has {', '.join(map(repr, known))}")
         found = [one for one in found if one.split in wanted]
-    return found if limit is None else _limited(found, limit)
-
-
-def _limited(examples: list[Example], limit: int) -> list[Example]:
-    groups: dict[tuple[str, str], list[Example]] = {}
-    for one in examples:
-        groups.setdefault((one.behavior, one.split), []).append(one)
-    kept = {one.id for group in groups.values() for one in group[:limit]}
-    return [one for one in examples if one.id in kept]
+    numbers: Counter[tuple[str, str]] = Counter()
+    kept = []
+    for one in found:
+        numbers[one.behavior, one.split] += 1
+        kept += [one] * (choice.limit is None or numbers[one.behavior, one.split] <= choice.limit)
+    return kept
 
 
 def _of_file(path: Path, columns: Mapping[str, Any]) -> list[Example]:
@@ -70,12 +84,9 @@ def _of_file(path: Path, columns: Mapping[str, Any]) -> list[Example]:
     import pandas as pd
 
     import steerlab
-    from steerlab._support.files import reading
     from steerlab.data.inputs import as_examples
 
-    with reading(
-        path, "Expected one record in each line (.jsonl), a list (.json, .yaml), a table (.csv, .tsv) or lines"
-    ):
+    with reading(path, "Expected a record in each line (.jsonl), a list (.json, .yaml), a table (.csv, .tsv) or lines"):
         if path.suffix in (".csv", ".tsv"):
             records: Any = pd.read_csv(path, sep="," if path.suffix == ".csv" else "\t", keep_default_na=False)
         else:
@@ -110,10 +121,8 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
 
 def _with_images(examples: list[Example], images: Sequence[Any], folder: Path) -> list[Example]:
     listed = [[one] if isinstance(one, str) else list(one or ()) for one in images]
-    return [
-        one.replace(images=tuple(folder / name for name in names if name), id="")
-        for one, names in zip(examples, listed, strict=True)
-    ]
+    paths = [tuple(folder / name for name in names if name) for names in listed]
+    return [one.replace(images=some, id="") for one, some in zip(examples, paths, strict=True)]
 
 
 def readers() -> dict[str, Callable[..., list[Example]]]:
@@ -145,9 +154,8 @@ def nearest(name: str, known: Sequence[str]) -> str:
     """What was probably meant, and what there is."""
     beginnings = {one[: len(name)]: one for one in known}  # of long names, users write the beginning
     near = get_close_matches(name, [*known, *beginnings], 1)
-    return (
-        f"did you mean {beginnings.get(near[0], near[0])}? " if near else ""
-    ) + f"There are {', '.join(sorted(known))}"
+    meant = f"did you mean {beginnings.get(near[0], near[0])}? " if near else ""
+    return f"{meant}There are {', '.join(sorted(known))}"
 
 
 def make_method(name: str, layers: str, n_layers: int, options: Sequence[str] = ()) -> Steerer:
@@ -186,7 +194,7 @@ def make_method(name: str, layers: str, n_layers: int, options: Sequence[str] = 
     return cls(**given)
 
 
-def read_steerers(places: Sequence[str], model: Model | None) -> dict[str, Steerer]:
+def read_steerers(places: Sequence[str], model: Model | None = None) -> dict[str, Steerer]:
     """Fitted steerers by the name of their folder, hub repository or gguf file.
 
     Raises:
@@ -220,9 +228,7 @@ def parse_layers(text: str, n_layers: int) -> list[Any]:
     for part in text.split(","):
         whole = re.fullmatch(r"\s*(-?\d+)(?:-(\d+)|\.(\w+))?\s*", part)
         if whole is None:
-            raise SteeringError(
-                f"the layers {text!r}: expected all, or numbers and ranges such as 3,8-10,-1 or 16.attn_out"
-            )
+            raise SteeringError(f"the layers {text!r}: expected {LAYERS}")
         first = int(whole[1]) + n_layers * whole[1].startswith("-")
         found += [Site(first, whole[3])] if whole[3] else range(first, int(whole[2] or first) + 1)
     for one in found:
@@ -239,11 +245,10 @@ def parse_positions(text: str) -> list[Any]:
     """
     from steerlab.models.positions import Match
 
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    return [
-        int(part) if re.fullmatch(r"-?\d+", part) else Match(part[6:]) if part.startswith("match:") else part
-        for part in parts
-    ]
+    def parse(part: str) -> Any:
+        return int(part) if re.fullmatch(r"-?\d+", part) else Match(part[6:]) if part.startswith("match:") else part
+
+    return [parse(part.strip()) for part in text.split(",") if part.strip()]
 
 
 def parse_numbers(text: str, name: str = "alphas") -> list[float]:
@@ -260,11 +265,8 @@ def parse_numbers(text: str, name: str = "alphas") -> list[float]:
     for part in text.split(","):
         try:
             first, *rest = map(float, part.split(":"))
-            if rest:
-                last, step = rest
-                found += [round(first + k * step, 9) for k in range(int((last - first) / step + 1e-9) + 1)]
-            else:
-                found.append(first)
+            last, step = rest or (first, 1.0)
+            found += [round(first + k * step, 9) for k in range(int((last - first) / step + 1e-9) + 1)]
         except (ValueError, ZeroDivisionError, OverflowError):
             example = "numbers such as 0,0.5,2 or a range with its step, -1:1:0.5"
             raise SteeringError(f"{name}: {text!r} has the part {part!r}: expected {example}") from None
@@ -286,12 +288,12 @@ def parse_metrics(text: str) -> dict[str, Any]:
         if inspect.isfunction(function) and inspect.signature(function).return_annotation in ("bool", "float")
         and next(iter(inspect.signature(function).parameters)) == "text"
     }  # fmt: skip
-    found: dict[str, Any] = {}
+    known: dict[str, Any] = {name: name for name in ANSWER_METRICS}
+    known |= {name: _of_texts(function) for name, function in of_text.items()}
     for name in text.split(","):
-        if name not in ANSWER_METRICS and name not in of_text:
-            raise DataError(f"the metric {name!r} is unknown: {nearest(name, [*ANSWER_METRICS, *of_text])}")
-        found[name] = name if name in ANSWER_METRICS else _of_texts(of_text[name])
-    return found
+        if name not in known:
+            raise DataError(f"the metric {name!r} is unknown: {nearest(name, list(known))}")
+    return {name: known[name] for name in text.split(",")}
 
 
 def _of_texts(function: Callable[[str], float]) -> Callable[[Sequence[Example], Sequence[str]], list[float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import steerlab
+from steerlab._support.files import fingerprint, storing, write_atomically, write_text
 from steerlab.cli.study import study_text
 
 if TYPE_CHECKING:
@@ -54,8 +56,6 @@ class Job:
     """
 
     def __init__(self, name: str, summary: str, options: dict[str, Any]) -> None:
-        from steerlab._support.files import fingerprint
-
         self.name, self.summary = name, summary
         self.as_json, self._dry_run = bool(options.pop("as_json")), bool(options.pop("dry_run", False))
         self._study: str | None = options.pop("study", None)
@@ -70,8 +70,6 @@ class Job:
     @cached_property
     def model(self) -> Model:
         """The model, loaded at first use."""
-        import steerlab
-
         given = {name: self.options[name] for name in ("revision", "device", "dtype", "remote") if self.options[name]}
         self.say(f"loading {self.options['model']}")
         return steerlab.load(self.options["model"], **given)
@@ -99,11 +97,8 @@ class Job:
             what: in words, without "will".
             seconds: estimated; None where it can't be known.
         """
-        from steerlab._support.files import storing, write_text
-
-        begun = any(
-            (Path(self.options.get("out", self._default)) / name).exists() for name in ("stages", "manifest.json")
-        )
+        folder = Path(self.options.get("out") or self._default)
+        begun = any((folder / name).exists() for name in ("stages", "manifest.json"))
         duration = "" if seconds is None else f"; {'at most ' * begun}{about(seconds)}"
         self.say(f"steerlab will {what}{duration}")
         if self._dry_run:
@@ -136,27 +131,26 @@ class Job:
 
     def seconds_to_read(self, examples: Sequence[Example]) -> float | None:
         """The seconds that one forward of each input takes, from a run of some; None for a model on a server."""
-        import steerlab
-
-        if self.model.is_remote:
-            return None
         sample = examples[:: max(1, len(examples) // _SAMPLE)][:_SAMPLE]
-        for _ in range(2):  # the first run also tries the shortcuts
-            begun = time.perf_counter()
-            steerlab.capture(self.model, sample, layers=[-1], progress=False)
-        return (time.perf_counter() - begun) / len(sample) * len(examples)
+        seconds = self._timed(lambda: steerlab.capture(self.model, sample, layers=[-1], progress=False))
+        return seconds and seconds * len(examples) / len(sample)
 
-    def seconds_to_write(self, examples: Sequence[Example], max_new_tokens: int, batch_size: int) -> float | None:
-        """The seconds that one text of each input takes, if none ends early; None for a model on a server."""
-        import steerlab
+    def seconds_to_write(
+        self, examples: Sequence[Example], max_new_tokens: int, batch_size: int, times: float = 1
+    ) -> float | None:
+        """The seconds that whole texts of each input take, so many times; None for a model on a server."""
+        sample, steps = examples[:batch_size], min(_SAMPLE, max_new_tokens)
+        options: dict[str, Any] = {"max_new_tokens": steps, "batch_size": batch_size, "progress": False}
+        seconds = self._timed(lambda: steerlab.generate(self.model, sample, steer=(), **options))
+        return seconds and seconds * max_new_tokens / steps * len(examples) / len(sample) * times
 
+    def _timed(self, work: Callable[[], object]) -> float | None:
         if self.model.is_remote:
             return None
-        sample, steps = examples[:batch_size], min(_SAMPLE, max_new_tokens)
-        for _ in range(2):
-            begun = time.perf_counter()
-            steerlab.generate(self.model, sample, steer=(), max_new_tokens=steps, batch_size=batch_size, progress=False)
-        return (time.perf_counter() - begun) * max_new_tokens / steps * len(examples) / len(sample)
+        work()  # tries the shortcuts
+        begun = time.perf_counter()
+        work()
+        return time.perf_counter() - begun
 
 
 def about(seconds: float) -> str:
@@ -176,3 +170,11 @@ def about(seconds: float) -> str:
 def _plain(value: Any) -> Any:
     """A value as JSON has it."""
     return json.loads(value.to_json(orient="records")) if hasattr(value, "to_json") else value
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> Path:
+    """Write a frame to a file, atomically."""
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda partial: frame.to_csv(partial, index=False))
+    return path

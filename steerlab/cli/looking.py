@@ -9,10 +9,20 @@ from typing import Annotated
 import click
 
 from steerlab.cli.app import MODEL, command, group
-from steerlab.cli.inputs import DATA, parse_layers, parse_numbers, read_data, read_steerers
+from steerlab.cli.inputs import (
+    ALL,
+    DATA,
+    LAYERS,
+    VECTORS,
+    Choice,
+    parse_layers,
+    parse_numbers,
+    read_data,
+    read_steerers,
+)
 from steerlab.cli.job import Job, Result
-from steerlab.cli.reading import LAYERS, VECTOR, VECTORS, Columns, Limit, Split
 from steerlab.cli.study import read_study
+from steerlab.cli.writing import Steer
 
 NDIF = "an NDIF server, ndif or http://host:port; repeatable. Default: ndif if NDIF_HOST or NDIF_API_KEY is set"
 
@@ -52,22 +62,22 @@ def positions(
 
 @command()
 def page(
-    job: Job, data: Annotated[str, DATA], *, steer: Annotated[tuple[str, ...], VECTOR],
+    job: Job, data: Annotated[str, DATA], *, steer: Steer,
     alphas: Annotated[str, "strengths of the slider: 0,0.5,2 or -1:1:0.5"] = "0:2:0.25",
     layers: Annotated[str, f"of the map: {LAYERS}; by default those of the vectors"] = "",
-    split: Split = "", limit: Limit = None, columns: Columns = "",
+    choice: Choice = ALL,
     file: Annotated[str, "the file", "--out"] = "page.html",
 ) -> Result:  # fmt: skip
     """Write one page that opens from disk: texts at every strength, what each token owes to the vector, and a map."""
     from steerlab.live import page_of
 
-    examples, steerers = read_data(data, split=split, limit=limit, columns=columns), read_steerers(steer, job.model)
+    examples, steerers = read_data(data, choice), read_steerers(steer, job.model)
     strengths = parse_numbers(alphas)
     sites = parse_layers(layers, job.model.n_layers) if layers else None
-    per_alpha = job.seconds_to_write(examples, 60, 16)
+    settings = len(strengths) * len(steerers) * len(sites or [0])
     job.begin(
         f"write {file}: {len(examples)} prompts x {len(steerers)} vectors x {len(strengths)} strengths",
-        None if per_alpha is None else per_alpha * len(strengths) * len(steerers) * len(sites or [0]),
+        job.seconds_to_write(examples, 60, 16, settings),
     )
     page_of(job.model, examples, steerers, alphas=strengths, layers=sites).save(file)
     return Result(file, data={"file": file})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
 
+from steerlab._support.files import reading
 from steerlab.errors import DataError, LoadError
 
 if TYPE_CHECKING:
@@ -44,8 +46,6 @@ def read_study(path: str | Path, commands: Mapping[str, click.Command]) -> Itera
     Raises:
         LoadError: no such file, or no YAML. DataError: an unknown command, key or value, with the nearest name.
     """
-    from steerlab._support.files import reading
-
     with reading(Path(path), "Give a study file that a command wrote"):
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     steps = found if isinstance(found, list) else [found]
@@ -75,8 +75,6 @@ def _command_line(path: Path, step: dict[Any, Any], commands: Mapping[str, click
 
 
 def _check_key(path: Path, what: str, name: str, known: list[str]) -> None:
-    from difflib import get_close_matches
-
     if name not in known:
         near = get_close_matches(name, known, 1)
         meant = f"did you mean {near[0]}? " if near else ""

@@ -11,9 +11,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from steerlab.cli.app import command
-from steerlab.cli.inputs import parse_layers, parse_numbers, parse_positions, read_steerers
+from steerlab.cli.inputs import VECTORS, parse_layers, parse_numbers, parse_positions, read_steerers
 from steerlab.cli.job import Job, Result
-from steerlab.cli.reading import VECTORS
 from steerlab.errors import SteeringError, SteerlabError
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
@@ -41,9 +42,11 @@ def test_answers_are_those_of_generate_and_each_conversation_keeps_its_own(talk:
     assert histories[0][1] != histories[1][1], "the vector does something"
 
 
-@pytest.mark.parametrize("family", ["llama", "mamba"])
-def test_texts_grow_by_row_also_where_rows_are_not_padded(family: str) -> None:
-    talk = Talk(tiny_lm(family), {"v": vector()}, 2.0, FEW)
+@pytest.mark.parametrize("sides", [("left", "right"), ()])
+def test_texts_grow_by_row_also_where_rows_are_not_padded(sides: tuple[str, ...]) -> None:
+    model = tiny_lm("llama")
+    model.row_format = replace(model.row_format, neutral_sides=sides)
+    talk = Talk(model, {"v": vector()}, 2.0, FEW)
     talk.answer("Hello")
     shown: list[dict[str, str]] = []
     final = talk.answer("How are you today, my friend?", lambda texts: shown.append(texts))

@@ -11,7 +11,7 @@ from PIL import Image
 
 import steerlab
 from steerlab import Site
-from steerlab.cli.inputs import parse_layers, parse_metrics, parse_numbers, parse_positions, read_data, readers
+from steerlab.cli.inputs import Choice, parse_layers, parse_metrics, parse_numbers, parse_positions, read_data, readers
 from steerlab.errors import DataError, LoadError, SteeringError
 from steerlab.models.positions import Match
 
@@ -38,12 +38,12 @@ def test_prompts_pairs_and_images_are_read(tmp_path: Path) -> None:
     assert read_data(str(tmp_path / "c.jsonl"))[0].images == (tmp_path / "x.png",)
     table = pd.DataFrame({"ask": ["Is it late?"], "yes": ["Arr"], "no": ["No"]})
     table.to_csv(tmp_path / "d.csv", index=False)
-    named = read_data(str(tmp_path / "d.csv"), columns="prompt=ask,positive=yes,negative=no")
+    named = read_data(str(tmp_path / "d.csv"), Choice(columns="prompt=ask,positive=yes,negative=no"))
     assert named[0].contrast == steerlab.Contrast("Arr", "No")
 
 
 def test_built_in_sets_and_readers_are_read_by_name(tmp_path: Path) -> None:
-    assert read_data("demo", split="train", limit=2) == [
+    assert read_data("demo", Choice("train", 2)) == [
         one for group in ("refuse", "defer", "answer")
         for one in [e for e in steerlab.data.demo_set() if (e.split, e.behavior) == ("train", group)][:2]
     ]  # fmt: skip
