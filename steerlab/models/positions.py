@@ -210,20 +210,16 @@ def describe_positions(model: Model, prompt: str | Messages, positions: Position
     return "\n".join(lines)
 
 
-# a color for each span; hue alone says nothing, as the names stand above
+# a color for each span, readable on white and on black; the names stand below
 _COLORS = {
-    "system": "blue",
-    "history": "cyan",
-    "user": "magenta",
-    "header": "yellow",
-    "image": "green",
-    "answer": "cyan",
-}
+    "system": "#4c8dd6", "history": "#2a9d9d", "user": "#c561b5", "header": "#b8860b", "image": "#5a9e3a",
+    "answer": "#d2691e",
+}  # fmt: skip
 
 
 def print_positions(model: Model, prompt: str | Messages, positions: Positions | None = None, **options: Any) -> None:
-    """Print what `describe_positions` returns. In a terminal and in a notebook the prompt stands above it, its tokens
-    colored by their span, those at `positions` reversed.
+    """Print what `describe_positions` returns; in a terminal and in a notebook below the prompt, whose tokens have a
+    color for their span, and are reversed at `positions`.
 
     Example:
         >>> model.show_positions("How do I bake bread?", "last+generated")
@@ -242,13 +238,14 @@ def print_positions(model: Model, prompt: str | Messages, positions: Positions |
     row, shown = model.encode(prompt, **options), Text()
     chosen = set() if positions is None else set(resolve(positions, row))
     for span in row.spans:
-        for i in range(span.start, span.end):
+        for i in range(span.start, span.start + 1 if span.kind == "image" else span.end):  # images have hundreds
             style = _COLORS.get(span.kind, "dim") + " reverse" * (i in chosen)
-            shown.append(row.text[slice(*row.offsets[i])], style=style)
+            text = row.text[slice(*row.offsets[i])].replace("\n", "⏎\n")
+            shown.append(f"[{span.end - span.start} tokens]" if span.kind == "image" else text, style=style)
     legend = Text(lines)
     for kind, color in _COLORS.items():
         legend.highlight_regex(rf"(?m)\b{kind}(?= \d+:\d)|^{kind}\b", color)
-    console.print(shown, "", legend, sep="\n")
+    console.print(shown, legend, sep="\n")
 
 
 def _names(positions: str) -> list[str]:

@@ -19,7 +19,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".yaml", ".csv", ".tsv"])
-def test_a_table_is_read_alike_from_each_kind_of_file(tmp_path: Path, suffix: str) -> None:
+def test_each_kind_of_file_gives_the_same_examples(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"pairs{suffix}"
     if suffix in (".csv", ".tsv"):
         pd.DataFrame(PAIRS).to_csv(path, index=False, sep="," if suffix == ".csv" else "\t")
