@@ -28,7 +28,7 @@ DATA = (
     "built-in set such as demo, or a reader with its arguments, such as xstest or mwe:PATH:openness"
 )
 VECTORS = "folders of fit, hub repositories or gguf files"
-LAYERS = "all, or numbers, ranges and sites such as 3,8-10,-1 or 16.attn_out"
+LAYERS = "all, or numbers, ranges and sites such as 3,8-10,-1, 20- or 16.attn_out"
 _COLUMNS = ("prompt", "positive", "negative")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".yaml", ".yml", ".txt")
 
@@ -226,11 +226,12 @@ def parse_layers(text: str, n_layers: int) -> list[Any]:
         return list(range(n_layers))
     found: list[int | Site] = []
     for part in text.split(","):
-        whole = re.fullmatch(r"\s*(-?\d+)(?:-(\d+)|\.(\w+))?\s*", part)
+        whole = re.fullmatch(r"\s*(-?\d+)(?:-(\d*)|\.(\w+))?\s*", part)
         if whole is None:
             raise SteeringError(f"the layers {text!r}: expected {LAYERS}")
         first = int(whole[1]) + n_layers * whole[1].startswith("-")
-        found += [Site(first, whole[3])] if whole[3] else range(first, int(whole[2] or first) + 1)
+        last = first if whole[2] is None else int(whole[2] or n_layers - 1)
+        found += [Site(first, whole[3])] if whole[3] else range(first, last + 1)
     for one in found:
         Site.of(one).resolve(n_layers)
     return found

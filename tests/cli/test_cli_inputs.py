@@ -70,6 +70,7 @@ def test_wrong_data_is_refused_with_what_is_possible(tmp_path: Path, monkeypatch
 
 def test_layers_strengths_and_positions_are_parsed() -> None:
     assert parse_layers("3,8-10,-1", 30) == [3, 8, 9, 10, 29] and parse_layers("all", 3) == [0, 1, 2]
+    assert parse_layers("27-", 30) == [27, 28, 29]
     assert parse_layers("16.attn_out", 30) == [Site(16, "attn_out")]
     assert parse_numbers("-1:1:0.5") == [-1, -0.5, 0, 0.5, 1] and parse_numbers("0,0.3") == [0, 0.3]
     assert parse_numbers("0:0.3:0.1") == [0, 0.1, 0.2, 0.3]
