@@ -7,12 +7,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import click
 
 import steerlab
+from steerlab.cli.inputs import nearest
 from steerlab.cli.job import Job, Result
 from steerlab.errors import SteerlabError
 
@@ -42,7 +42,7 @@ class Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """As click does, but with the nearest name."""
         if args and args[0] not in self.commands and not args[0].startswith("-"):
-            refuse_name("command", args[0], list(self.commands))
+            raise click.UsageError(f"no command {args[0]!r}: {nearest(args[0], list(self.commands))}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -53,17 +53,6 @@ group = Commands(
     no_args_is_help=True,
 )
 group = click.version_option(steerlab.__version__, prog_name="steerlab", message="%(prog)s %(version)s")(group)
-
-
-def refuse_name(kind: str, name: str, known: Sequence[str]) -> NoReturn:
-    """Refuse a name that is none of the known ones, with the nearest of them.
-
-    Raises:
-        click.UsageError: always.
-    """
-    near = get_close_matches(name, known, 1)
-    meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-    raise click.UsageError(f"no {kind} {name!r}: {meant}")
 
 
 def command(*, model: bool = True, study: bool = True) -> Callable[[Command], Command]:

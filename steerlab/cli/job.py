@@ -53,6 +53,7 @@ class Job:
         options: what it was called with, by name; an empty `out` is replaced by a folder of its own below `results/`,
             the same one whenever the command is called with the same options.
         as_json: whether the answer is one line of JSON.
+        parameters: those of the command that a study file holds.
     """
 
     def __init__(self, name: str, summary: str, options: dict[str, Any]) -> None:
@@ -65,7 +66,7 @@ class Job:
             options["out"] = self._default
         self._begun = time.time()
         self._repeated: Path | None = click.get_current_context().obj  # the study file that is run
-        self._parameters = [one for one in click.get_current_context().command.params if one.name in options]
+        self.parameters = [one for one in click.get_current_context().command.params if one.name in options]
 
     @cached_property
     def model(self) -> Model:
@@ -110,11 +111,6 @@ class Job:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, study_text(self, f"{what}{duration}"))
         self.say(f"to repeat it or to go on after a stop: steerlab run {path}")
-
-    @property
-    def parameters(self) -> list[click.Parameter]:
-        """The parameters of the command that a study file holds."""
-        return self._parameters
 
     def finish(self, result: Result) -> None:
         """Print the answer: a table and a text for people, or one line of JSON."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 import yaml
 
 from steerlab._support.files import reading
+from steerlab.cli.inputs import nearest
 from steerlab.errors import DataError, LoadError
 
 if TYPE_CHECKING:
@@ -76,9 +76,7 @@ def _command_line(path: Path, step: dict[Any, Any], commands: Mapping[str, click
 
 def _check_key(path: Path, what: str, name: str, known: list[str]) -> None:
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        raise DataError(f"{path} has {what} {name!r}, which is unknown: {meant}There are {', '.join(known)}")
+        raise DataError(f"{path} has {what} {name!r}, which is unknown: {nearest(name, known)}")
 
 
 def _texts(parameter: click.Parameter, value: Any) -> list[str]:

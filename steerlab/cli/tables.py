@@ -14,6 +14,11 @@ from rich.text import Text
 if TYPE_CHECKING:
     from steerlab.cli.job import Result
 
+# in a terminal: the states of `doctor`, the prompts and strengths of `generate`
+_STYLES = {
+    r"(?m)^  ok\b": "cyan", r"(?m)^  note\b": "yellow", r"(?m)^  (?:missing|wrong)\b": "bold magenta",
+    r"(?m)^> .*$": "bold", r"(?m)^  (?:without|alpha [\d.-]+)": "cyan",
+}  # fmt: skip
 _WIDTH = 12  # of a bar, in characters
 _PIPED = 200  # columns of what is written to a file or to another program
 
@@ -30,7 +35,10 @@ def print_result(result: Result) -> None:
     if result.table is not None:
         shown.print(frame_table(result.table, result.bars))
     if result.text:
-        shown.print(result.text, soft_wrap=True)
+        text = Text(result.text)
+        for pattern, style in _STYLES.items():
+            text.highlight_regex(pattern, style)
+        shown.print(text, soft_wrap=True)
 
 
 def frame_table(frame: pd.DataFrame, bars: Sequence[str] = ()) -> Table:

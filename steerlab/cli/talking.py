@@ -6,12 +6,11 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from steerlab.cli.app import command
-from steerlab.cli.inputs import VECTORS, parse_layers, parse_numbers, parse_positions, read_steerers
+from steerlab.cli.inputs import VECTORS, nearest, parse_layers, parse_numbers, parse_positions, read_steerers
 from steerlab.cli.job import Job, Result
 from steerlab.errors import SteeringError, SteerlabError
 
@@ -74,8 +73,7 @@ def change(talk: Talk, line: str) -> str:
     value = " ".join(values)
     known = {one.split()[0][1:] for one in HELP.splitlines()} | {"help"}
     if name not in known:
-        near = get_close_matches(name, known, 1)
-        raise SteeringError(f"there is no /{name}" + (f": did you mean /{near[0]}?" if near else f"\n{HELP}"))
+        raise SteeringError(f"there is no /{name}: {nearest(f'/{name}', [f'/{one}' for one in known])}")
     if name == "quit":
         raise EOFError
     if name == "help":
