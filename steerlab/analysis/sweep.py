@@ -96,13 +96,13 @@ class SweepPlan:
     def run(self, folder: str | Path | None = None, *, progress: bool = True) -> pd.DataFrame:
         """Measure every setting; see `sweep`."""
         check_ready(self.model)
-        stage = _compute if folder is None else Study(folder, self._identity()).stage
+        study = None if folder is None else Study(folder, self._identity())
+        stage = _compute if study is None else study.stage
         total = None if self.answers is None else self.answers.n_batches
         frames: list[pd.DataFrame] = []
-        of_all = "" if total is None or self.prompts is not None else f" of {total}"
         with (
             progress_bar(total, "sweep", "batch", progress) as bar,
-            interruptible(folder, lambda: f"{len(frames)}{of_all} batches"),
+            interruptible(folder, lambda: f"{study.n_finished if study else 0} finished batches"),
         ):
 
             def emit(columns: Mapping[str, str], frame: pd.DataFrame) -> None:

@@ -58,7 +58,7 @@ def write_texts(
     frames: list[pd.DataFrame] = []
     with (
         progress_bar(len(parts), "generate", "batch", progress) as bar,
-        interruptible(folder, lambda: f"{len(frames)} of {len(parts)} batches"),
+        interruptible(folder, lambda: f"{0 if study is None else study.n_finished} of {len(parts)} batches"),
     ):
         for alpha, start in parts:
             chosen = examples[start : start + batch_size]
