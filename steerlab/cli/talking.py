@@ -137,7 +137,7 @@ def _answer(talk: Talk, line: str, screen: Console, quiet: bool) -> None:
 
     live = Live(console=screen, refresh_per_second=12, transient=True, vertical_overflow="crop")
     with _no_echo(), live:
-        texts = talk.answer(line, lambda grown: live.update(_columns(talk, grown)))
+        texts = talk.answer(line, lambda grown: live.update(_end_of(_columns(talk, grown), screen)))
     screen.print(_columns(talk, texts))  # whole, also where it is longer than the window
     if talk.was_stopped:
         screen.print("(stopped; the talk goes on)")
@@ -158,6 +158,15 @@ def _no_echo() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
+def _end_of(table: RenderableType, screen: Console) -> RenderableType:
+    """The head and the last lines of a table, as many as the window has; more could not be replaced."""
+    from rich.segment import Segment, Segments
+
+    head, *lines = screen.render_lines(table, pad=False)
+    shown = [head, *lines[-max(1, screen.height - 3) :]]
+    return Segments([one for line in shown for one in (*line, Segment.line())])
 
 
 def _columns(talk: Talk, texts: dict[str, str], prompt: str = "") -> RenderableType:

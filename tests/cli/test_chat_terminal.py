@@ -18,12 +18,12 @@ SECONDS = 60  # until something appears; the machine may be busy
 
 
 class Terminal:
-    """A terminal of 100 columns that runs `steerlab chat`, on a tmux server of its own."""
+    """A terminal of 100 columns and 16 lines that runs `steerlab chat`, on a tmux server of its own."""
 
     def __init__(self, folder: Path, arguments: str) -> None:
         self._tmux = ["tmux", "-S", str(folder / "tmux.socket"), "-f", "/dev/null"]
         shell = f"{sys.executable} -m steerlab.cli chat {arguments}; echo status $?; cat"
-        self._call("new-session", "-d", "-x", "100", "-y", "50", "-c", str(folder), shell)
+        self._call("new-session", "-d", "-x", "100", "-y", "16", "-c", str(folder), shell)
 
     def _call(self, *arguments: str) -> str:
         return subprocess.run([*self._tmux, *arguments], capture_output=True, text=True, check=True).stdout
@@ -68,6 +68,7 @@ def test_strength_changes_in_mid_talk_and_ctrl_c_keeps_the_talk(terminal: Termin
     terminal.wait("polite at layer 2; alpha 1", "/quit", "\n>")
     terminal.type("Hello there")
     terminal.wait("without", "polite, alpha 1", after="> Hello there")
+    time.sleep(1)  # the answer is longer than the window by now
     terminal.press("C-c")
     shown = terminal.wait("(stopped; the talk goes on)", "\n>", after="> Hello there")
     assert shown.count("without") == 1, "the answer that grew was replaced by the whole one"
