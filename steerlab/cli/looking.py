@@ -22,7 +22,7 @@ from steerlab.cli.inputs import (
 )
 from steerlab.cli.job import Job, Result
 from steerlab.cli.study import read_study
-from steerlab.cli.writing import Steer
+from steerlab.cli.writing import MaxNewTokens, Steer
 
 NDIF = "an NDIF server, ndif or http://host:port; repeatable. Default: ndif if NDIF_HOST or NDIF_API_KEY is set"
 
@@ -65,7 +65,8 @@ def page(
     job: Job, data: Annotated[str, DATA], *, steer: Steer,
     alphas: Annotated[str, "strengths of the slider: 0,0.5,2 or -1:1:0.5"] = "0:2:0.25",
     layers: Annotated[str, f"of the map: {LAYERS}; by default those of the vectors"] = "",
-    choice: Choice = ALL,
+    positions: Annotated[str, "which tokens are steered"] = "last+generated",
+    choice: Choice = ALL, max_new_tokens: MaxNewTokens = 32,
     file: Annotated[str, "the file", "--out"] = "page.html",
 ) -> Result:  # fmt: skip
     """Write one page that opens from disk: texts at every strength, what each token owes to the vector, and a map."""
@@ -77,15 +78,26 @@ def page(
     settings = len(strengths) * len(steerers) * len(sites or [0])
     job.begin(
         f"write {file}: {len(examples)} prompts x {len(steerers)} vectors x {len(strengths)} strengths",
-        job.seconds_to_write(examples, 60, 16, settings),
+        job.seconds_to_write(examples, max_new_tokens, 16, settings),
     )
-    page_of(job.model, examples, steerers, alphas=strengths, layers=sites).save(file)
+    made = page_of(
+        job.model,
+        examples,
+        steerers,
+        alphas=strengths,
+        layers=sites,
+        positions=positions,
+        max_new_tokens=max_new_tokens,
+    )
+    made.save(file)
     return Result(file, data={"file": file})
 
 
 @command()
 def show(
     job: Job, model: Annotated[str, MODEL], vectors: Annotated[tuple[str, ...], VECTORS] = (), *,
+    data: Annotated[str, f"prompts to pick from: {DATA}"] = "",
+    choice: Choice = ALL,
     port: Annotated[int, "of the local server; 0 takes one that is free", click.IntRange(0, 65535)] = 0,
     open_browser: Annotated[bool, "open the page in a browser"] = True,
 ) -> None:  # fmt: skip
@@ -93,8 +105,9 @@ def show(
     from steerlab.live import serve
 
     steerers = read_steerers(vectors, job.model)
+    prompts = {"prompts": read_data(data, choice)} if data else {}
     job.begin(f"serve {model} with {', '.join(steerers) or 'no vector'} until Ctrl-C")
-    serve(job.model, steerers, port=port, open_browser=open_browser)
+    serve(job.model, steerers, port=port, open_browser=open_browser, **prompts)
 
 
 @command(model=False, study=False)
