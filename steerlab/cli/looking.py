@@ -80,16 +80,8 @@ def page(
         f"write {file}: {len(examples)} prompts x {len(steerers)} vectors x {len(strengths)} strengths",
         job.seconds_to_write(examples, max_new_tokens, 16, settings),
     )
-    made = page_of(
-        job.model,
-        examples,
-        steerers,
-        alphas=strengths,
-        layers=sites,
-        positions=positions,
-        max_new_tokens=max_new_tokens,
-    )
-    made.save(file)
+    options = {"alphas": strengths, "layers": sites, "positions": positions, "max_new_tokens": max_new_tokens}
+    page_of(job.model, examples, steerers, **options).save(file)
     return Result(file, data={"file": file})
 
 
