@@ -117,7 +117,8 @@ def _parameter(one: inspect.Parameter, is_argument: bool, kind: Any, text: str, 
     several = kind == tuple[str, ...]
     shared: dict[str, Any] = {"required": True} if one.default is one.empty else {"default": one.default}
     if is_argument:
-        return Argument(one.name, text, nargs=-1 if several else 1, **{"required": False} | shared)
+        options = {"nargs": -1, "required": one.default is one.empty} if several else {"required": False} | shared
+        return Argument(one.name, text, **options)
     flag = f"--{one.name.replace('_', '-')}"
     flags = [name for name in rest if isinstance(name, str)] or [f"{flag}/--no-{flag[2:]}" if kind is bool else flag]
     if kind is bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from steerlab.cli.app import command
 from steerlab.cli.inputs import VECTORS, nearest, parse_layers, parse_numbers, parse_positions, read_steerers
 from steerlab.cli.job import Job, Result
-from steerlab.errors import SteeringError, SteerlabError
+from steerlab.errors import EncodingError, SteeringError, SteerlabError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -57,7 +57,7 @@ def chat(
                 elif line.strip():
                     _answer(talk, line, screen, job.as_json)
             except SteerlabError as error:  # a wrong command or a prompt that is too long does not end the talk
-                job.say(f"steerlab: {error}")
+                job.say(f"steerlab: {error}" + ". /reset forgets the talk" * isinstance(error, EncodingError))
             except EOFError:
                 break
     return Result(data={"turns": talk.turns})

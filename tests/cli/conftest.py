@@ -18,7 +18,7 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture(scope="session")
 def _tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "tiny"
-    tiny_hf("llama").save_pretrained(folder)
+    tiny_hf("llama", max_position_embeddings=4096).save_pretrained(folder)  # a talk of random words is long
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

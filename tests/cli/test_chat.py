@@ -136,6 +136,14 @@ def test_wrong_slash_commands_say_what_is_possible_and_change_nothing(talk: Talk
     assert talk.describe() == before
 
 
+def test_a_talk_that_is_too_long_goes_on_after_reset(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("fit", "pairs.jsonl", "--layers", "2", "--out", "polite")[0] == 0
+    monkeypatch.setattr("sys.stdin", StringIO(f"{'long ' * 2000}\n/reset\nHello\n"))
+    status, out, error = run("chat", "polite", "--max-new-tokens", "4", "--json")
+    assert status == 0 and "the model's context" in error and "/reset forgets the talk" in error
+    assert [turn["prompt"] for turn in json.loads(out)["turns"]] == ["Hello"]
+
+
 def test_chat_reads_lines_from_a_pipe(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("fit", "pairs.jsonl", "--layers", "2", "--out", "polite")[0] == 0
     lines = "Hello there\n/alpha 3\n/aplha\nAnd then?\n"
