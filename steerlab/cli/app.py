@@ -14,7 +14,7 @@ import click
 import steerlab
 from steerlab.cli.inputs import nearest
 from steerlab.cli.job import Job, Result
-from steerlab.errors import SteerlabError
+from steerlab.errors import MismatchError, SteerlabError
 
 Command = Callable[..., Result | None]
 MODEL = "smollm2, scenes-vlm, a hub id, a folder or a gguf file"
@@ -80,7 +80,12 @@ def command(*, model: bool = True, study: bool = True) -> Callable[[Command], Co
             values = {str(one.name): job.options[str(one.name)] for one in own}
             for name, kind in groups.items():
                 values[name] = kind(**{one.name: values.pop(one.name) for one in fields(kind)})
-            if (result := function(job, **values)) is not None:
+            try:
+                result = function(job, **values)
+            except MismatchError:
+                job.take_back()
+                raise
+            if result is not None:
                 job.finish(result)
 
         text = "\n\n".join([summary, *lines])

@@ -65,6 +65,7 @@ class Job:
         if options.get("out") == "":
             options["out"] = self._default
         self._begun = time.time()
+        self._written: tuple[Path, bytes | None] | None = None
         self._repeated: Path | None = click.get_current_context().obj  # the study file that is run
         self.parameters = [one for one in click.get_current_context().command.params if one.name in options]
 
@@ -109,8 +110,15 @@ class Job:
             return  # it may have been edited by hand
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._written = path, path.read_bytes() if path.exists() else None
             write_text(path, study_text(self, f"{what}{duration}"))
         self.say(f"to repeat it or to go on after a stop: steerlab run {path}")
+
+    def take_back(self) -> None:
+        """Put back the study file that was there before: the folder belongs to it, and not to this call."""
+        if self._written is not None:
+            path, before = self._written
+            path.unlink() if before is None else path.write_bytes(before)
 
     def finish(self, result: Result) -> None:
         """Print the answer: a table and a text for people, or one line of JSON."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,16 @@ def test_a_study_repeats_its_command_with_every_option_explained(run: Run) -> No
     status, out, _ = run("run", "polite/study.yaml")
     assert (status, out) == (first[0], first[1])
     assert files == {path.name: path.read_bytes() for path in Path("polite").iterdir()}
+
+
+def test_a_folder_of_another_study_keeps_its_study_file(run: Run) -> None:
+    for command in (["capture", "pairs.jsonl", "--layers", "1"], ["generate", "Hello", "--max-new-tokens", "2"]):
+        assert run(*command, "--out", "kept")[0] == 0
+        study = Path("kept/study.yaml").read_text()
+        status, _, error = run(*command[:-1], "3", "--out", "kept")
+        assert status == 1 and "kept" in error.splitlines()[-1]
+        assert Path("kept/study.yaml").read_text() == study and run("run", "kept/study.yaml")[0] == 0
+        shutil.rmtree("kept")
 
 
 def test_values_may_be_written_as_yaml_has_them(run: Run) -> None:
