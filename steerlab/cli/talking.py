@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -130,15 +131,16 @@ def _answer(talk: Talk, line: str, screen: Console, quiet: bool) -> None:
     """Write an answer; in a terminal it grows as it is written."""
     if quiet or not screen.is_terminal:
         texts = talk.answer(line)
+        lines = [f"> {line}", *(f"  {title:<20} {' '.join(text.split())}" for title, text in texts.items())]
         if not quiet:
-            screen.print(_columns(talk, texts, line))
+            screen.print("\n".join(lines), soft_wrap=True)
         return
     from rich.live import Live
 
     live = Live(console=screen, refresh_per_second=12, transient=True, vertical_overflow="crop")
     with _no_echo(), live:
-        texts = talk.answer(line, lambda grown: live.update(_end_of(_columns(talk, grown), screen)))
-    screen.print(_columns(talk, texts))  # whole, also where it is longer than the window
+        texts = talk.answer(line, lambda grown: live.update(_end_of(_columns(grown), screen)))
+    screen.print(_columns(texts))  # whole, also where it is longer than the window
     if talk.was_stopped:
         screen.print("(stopped; the talk goes on)")
 
@@ -146,13 +148,12 @@ def _answer(talk: Talk, line: str, screen: Console, quiet: bool) -> None:
 @contextmanager
 def _no_echo() -> Iterator[None]:
     """While the terminal is redrawn, it does not show what is typed: ^C would move the lines."""
-    try:
-        import termios
-
-        before = termios.tcgetattr(sys.stdin)
-    except (ImportError, OSError, ValueError, termios.error):  # Windows; a stdin that is no terminal
+    if os.name != "posix" or not sys.stdin.isatty():
         yield
         return
+    import termios  # not on Windows
+
+    before = termios.tcgetattr(sys.stdin)
     try:
         termios.tcsetattr(sys.stdin, termios.TCSANOW, [*before[:3], before[3] & ~termios.ECHO, *before[4:]])
         yield
@@ -169,11 +170,11 @@ def _end_of(table: RenderableType, screen: Console) -> RenderableType:
     return Segments([one for line in shown for one in (*line, Segment.line())])
 
 
-def _columns(talk: Talk, texts: dict[str, str], prompt: str = "") -> RenderableType:
+def _columns(texts: dict[str, str]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, expand=True, padding=(0, 2, 0, 0), header_style="bold", title=prompt or None)
+    table = Table(box=None, expand=True, padding=(0, 2, 0, 0), header_style="bold")
     for title in texts:
         table.add_column(title, ratio=1, overflow="fold")
     table.add_row(*(Text(text) for text in texts.values()))

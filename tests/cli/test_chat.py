@@ -1,6 +1,7 @@
 """A talk: both answers are those of `generate`, each goes on from its own, and slash commands change the steering."""
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -153,6 +154,5 @@ def test_chat_reads_lines_from_a_pipe(run: Callable[..., Any], monkeypatch: pyte
     assert status == 0 and [turn["alpha"] for turn in turns] == [1, 3] and "did you mean /alpha?" in error
     monkeypatch.setattr("sys.stdin", StringIO(lines + "/quit\nnever\n"))
     status, out, _ = run("chat", "polite", "--max-new-tokens", "4", "--layer", "1")
-    shown = " ".join(out.split())
-    assert status == 0 and "without polite, alpha 1" in shown and "without polite, alpha 3" in shown
-    assert turns[0]["texts"][0].split()[0] in shown
+    assert status == 0 and re.findall(r"(?m)^  (polite.*?)  ", out) == ["polite, alpha 1", "polite, alpha 3"]
+    assert f"> Hello there\n  without              {' '.join(turns[0]['texts'][0].split())}\n" in out
