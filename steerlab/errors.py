@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -108,6 +106,8 @@ def require_columns(frame: pd.DataFrame, columns: Sequence[str], what: str, numb
     Raises:
         DataError: names the missing columns and those of the frame, or the column that holds something else.
     """
+    import numpy as np  # on use: the command line shows its help without it
+
     if not hasattr(frame, "columns"):
         raise DataError(f"{what} got {type(frame).__name__} {frame!r:.60}: expected a data frame")
     missing = [column for column in columns if column not in frame]

@@ -1,6 +1,10 @@
-"""The code of docs/coming_from.md: steerlab's runs, gives the numbers of steering-vectors, and is never longer."""
+"""The code of docs/coming_from.md: steerlab's runs, gives the numbers of steering-vectors, and is never longer; its
+commands give what its code gives.
+"""
 
+import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +12,9 @@ import gguf
 import pytest
 import torch
 
+import steerlab
+from steerlab.capturing.store import Store
+from steerlab.cli import main
 from steerlab.testing import tiny_hf, tiny_tokenizer
 
 PAGE = (Path(__file__).parents[1] / "docs" / "coming_from.md").read_text(encoding="utf-8")
@@ -15,6 +22,9 @@ JOBS = {
     job.partition("\n")[0]: re.findall(r"```python (\S+)\n(.+?)```", job, re.DOTALL)
     for job in PAGE.split("\n## ")
     if "```python " in job
+}
+COMMANDS = {
+    job.partition("\n")[0]: re.findall(r"```bash steerlab\n(.+?)```", job, re.DOTALL) for job in PAGE.split("\n## ")
 }
 TEXTS = [("I love this, my friend.", "I hate this."), ("What a joy", "What a great pain it is")]
 
@@ -64,6 +74,55 @@ def test_gguf_file_has_unit_vectors_at_every_layer_but_the_first(names: dict[str
     assert list(tensors) == ["direction.1", "direction.2", "direction.3"]
     for tensor in tensors.values():
         assert float(tensor.norm()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.fixture
+def shell(names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`shell(job)`: run the commands of a job; gives what the last of them answers."""
+    names["hf"].save_pretrained("tiny")
+    names["tokenizer"].save_pretrained("tiny")
+    monkeypatch.setenv("STEERLAB_MODEL", "tiny")
+    Path("pairs.json").write_text(json.dumps(TEXTS))
+    Path("prompts.txt").write_text("Hello there\n")
+
+    def commands(job: str, capsys: pytest.CaptureFixture[str]) -> Any:
+        (block,) = COMMANDS[job]
+        for line in block.strip().splitlines():
+            program, *arguments = shlex.split(line)
+            capsys.readouterr()
+            assert program == "steerlab" and main([*arguments, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return commands
+
+
+def test_three_jobs_by_command_line_alone_give_what_the_code_gives(
+    shell: Any, names: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = {job: next(code for tool, code in JOBS[job] if tool == "steerlab") for job in JOBS}
+    run(code["From pairs to steered text"], names)
+    texts = {row["alpha"]: row["text"] for row in shell("From pairs to steered text", capsys)["rows"]}
+    assert torch.allclose(steerlab.load_steerer("polite").at(2), names["vector"].at(2), atol=1e-5)
+    for alpha, text in texts.items():
+        options = {"steer": names["vector"], "alpha": alpha, "max_new_tokens": 8}
+        assert text == steerlab.generate(names["model"], ["Hello there"], **options)[0]
+    assert texts[0] != texts[2]
+
+    shell("Principal components at all layers, as a GGUF file", capsys)
+    written = steerlab.methods.from_gguf("polite.gguf")
+    run(code["Principal components at all layers, as a GGUF file"], names)
+    for layer, vector in steerlab.methods.from_gguf("polite.gguf").directions.items():
+        assert torch.allclose(written.at(layer), vector, atol=1e-5)
+
+    shown = shell("Remove a direction", capsys)["rows"][-1]
+    names["tensor"] = names["vector"].at(2)
+    run(code["Remove a direction"], names)
+    assert shown["alpha"] == 1 and shown["text"] == names["answer"][0]
+
+    shell("Read states", capsys)
+    run(code["Read states"], names)
+    stored = Store.open("states").load()
+    assert torch.allclose(stored.at(2), names["states"], atol=1e-5)
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -1,6 +1,9 @@
 """The code of README.md runs and gives what the page says."""
 
+import json
 import re
+import shlex
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +11,10 @@ import pytest
 
 import steerlab
 from steerlab import Example
+from steerlab.cli import main
 from steerlab.errors import LoadError
 from steerlab.models.smollm2 import smollm2_folder
-from steerlab.testing import tiny_lm
+from steerlab.testing import tiny_hf, tiny_lm, tiny_tokenizer
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 OWN_PAIRS, WITH_BLOCK, OPERATORS, READING, BUILT_IN = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
@@ -46,6 +50,27 @@ def test_own_pairs_give_the_texts_in_the_table(smollm2_cache: Path, capsys: pyte
     assert names["lens"]["rank"].iloc[-1] == 1, "Paris is the next word in the end"
     restored = names["cells"].pivot(index="layer", columns="column", values="restored")
     assert restored.loc[0].idxmax() == 3 and restored.loc[29].idxmax() == 4, "first at the country, then at the end"
+
+
+def test_commands_of_the_shell_block_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"```bash\n(.+?)```", README, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", StringIO("Hello\n"))
+    monkeypatch.setenv("STEERLAB_MODEL", "tiny")
+    tiny_hf("llama", n_layers=21).save_pretrained("tiny")
+    tiny_tokenizer().save_pretrained("tiny")
+    rows = [
+        {"prompt": "Hi", "positive": "Arr", "negative": "Hello"},
+        {"prompt": "Who?", "positive": "I", "negative": "A"},
+    ]
+    Path("pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    done = []
+    for line in block.strip().splitlines():
+        program, name, *arguments = shlex.split(line, comments=True)
+        few = {"sweep": ["--limit", "2"], "chat": ["--max-new-tokens", "4"]}
+        assert program == "steerlab" and main([name, *arguments, *few.get(name, [])]) == 0
+        done.append(name)
+    assert done == ["fit", "generate", "sweep", "chat"]
 
 
 def test_built_in_data_set_is_swept_and_steered(

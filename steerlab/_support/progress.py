@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -29,6 +30,22 @@ def bar(total: int | None, desc: str, unit: str, shown: bool) -> Iterator[tqdm]:
             yield made
         finally:
             _bars.reset(before)
+
+
+@contextmanager
+def interruptible(folder: str | Path | None, done: Callable[[], str]) -> Iterator[None]:
+    """Work whose finished parts are kept in a folder: after Ctrl-C, the traceback says how much, and how to go on.
+
+    Example:
+        >>> with interruptible("acts/", lambda: "3 of 8 batches"):
+        ...     work()
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if folder is not None:
+            error.add_note(f"{done()} are kept in {folder}: the same call goes on from there.")
+        raise
 
 
 @contextmanager

@@ -74,8 +74,7 @@ class Study:
             # every text is quoted: a lone carriage return in an answer would otherwise begin a new row
             table = compute().to_csv(index=False, na_rep="nan", quoting=csv.QUOTE_NONNUMERIC)
             content = table.encode(errors="surrogatepass")
-            done = len(list(path.parent.glob("*.csv")))
-            kept = f"{done} finished stages are safe there"
+            kept = f"{self.n_finished} finished stages are safe there"
             files.write_atomically(
                 path, lambda partial: partial.write_bytes(self._first_line(name, content) + content), kept
             )
@@ -88,6 +87,11 @@ class Study:
             return pd.read_csv(
                 io.StringIO(table, newline=""), keep_default_na=False, na_values=["nan"], engine="python"
             )
+
+    @property
+    def n_finished(self) -> int:
+        """Number of stages that are stored."""
+        return len(list(self._path("").parent.glob("*.csv")))
 
     def has(self, name: str) -> bool:
         """Whether a stage is stored."""

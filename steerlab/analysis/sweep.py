@@ -17,6 +17,7 @@ from steerlab._support.contents import contents
 from steerlab._support.display import notebook_html
 from steerlab._support.files import fingerprint
 from steerlab._support.progress import bar as progress_bar
+from steerlab._support.progress import interruptible
 from steerlab.analysis._sweep.plan import AnswerForwards, plan_answers
 from steerlab.analysis._sweep.rows import SweepRows, encode_answers
 from steerlab.analysis._sweep.run import check_positions_exist, run_answers
@@ -95,10 +96,14 @@ class SweepPlan:
     def run(self, folder: str | Path | None = None, *, progress: bool = True) -> pd.DataFrame:
         """Measure every setting; see `sweep`."""
         check_ready(self.model)
-        stage = _compute if folder is None else Study(folder, self._identity()).stage
+        study = None if folder is None else Study(folder, self._identity())
+        stage = _compute if study is None else study.stage
         total = None if self.answers is None else self.answers.n_batches
-        frames = []
-        with progress_bar(total, "sweep", "batch", progress) as bar:
+        frames: list[pd.DataFrame] = []
+        with (
+            progress_bar(total, "sweep", "batch", progress) as bar,
+            interruptible(folder, lambda: f"{study.n_finished if study else 0} finished batches"),
+        ):
 
             def emit(columns: Mapping[str, str], frame: pd.DataFrame) -> None:
                 frames.append(self._long(frame, columns))

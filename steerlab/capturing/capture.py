@@ -13,6 +13,7 @@ from steerlab._support.checks import check_option, show
 from steerlab._support.files import fingerprint
 from steerlab._support.memory import halve_on_oom
 from steerlab._support.progress import bar as progress_bar
+from steerlab._support.progress import interruptible
 from steerlab.capturing.activations import Activations, CapturedBatch
 from steerlab.capturing.rows import (
     CaptureRow,
@@ -141,7 +142,11 @@ def capture(
         settings = {"batch_size": batch_size, "storage": str(dtype), "batches": fingerprint(numbered)}
         store = Store.create(Path(folder), info, settings, sites, len(batches))
     found: list[CapturedBatch] = []
-    with progress_bar(len(rows), "capture", "row", progress) as bar:
+
+    def done() -> str:
+        return "" if store is None else f"{sum(map(store.has_shard, range(len(batches))))} of {len(batches)} batches"
+
+    with progress_bar(len(rows), "capture", "row", progress) as bar, interruptible(folder, done):
         for number, batch in enumerate(batches):
             if store is None:
                 found += run(batch)

@@ -46,7 +46,7 @@ from steerlab.methods.prompt import SAFETY_INSTRUCTION, Prompt
 from steerlab.methods.random import RandomDirection
 from steerlab.methods.routed_mean import RoutedMean
 from steerlab.methods.sae import SAE, train_sae
-from steerlab.methods.serialization import load_detector, load_steerer, savable
+from steerlab.methods.serialization import load_detector, load_steerer, savable, steerer_classes
 from steerlab.methods.spherical import PUBLISHED_SPHERICAL, Spherical
 from steerlab.methods.ssae import SSAE
 from steerlab.methods.tasktracker.detector import TaskTracker
@@ -66,6 +66,6 @@ __all__ = [
     "TripletProbe", "added_vectors", "as_steerer", "fit_schedule", "from_easysteer", "from_gguf", "from_repeng",
     "from_steering_vectors", "from_vllm_lens", "kl_divergence", "kl_then_steer", "load_detector",
     "load_published_net", "load_steerer", "provenance", "published_directions", "released_layers", "savable",
-    "threshold_at", "to_easysteer", "to_gguf", "to_hotwire", "to_repeng", "to_steering_vectors", "to_vllm_lens",
-    "train_net", "train_sae",
+    "steerer_classes", "threshold_at", "to_easysteer", "to_gguf", "to_hotwire", "to_repeng", "to_steering_vectors",
+    "to_vllm_lens", "train_net", "train_sae",
 ]  # fmt: skip

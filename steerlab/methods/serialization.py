@@ -115,6 +115,21 @@ def load_steerer(place: str | Path, model: Any = None, *, force: bool = False, *
     return load(find_folder(place, **hub), model, force, Steerer)  # type: ignore[type-abstract]
 
 
+def steerer_classes() -> dict[str, type[Steerer]]:
+    """The steerers that users can make from plain values, by the name of their class.
+
+    Example:
+        >>> sorted(steerer_classes())[:3]
+        ['AdaSteer', 'AlphaSteer', 'CONFST']
+    """
+    found = {name: cls for name, cls in _classes.items() if issubclass(cls, Steerer) and not inspect.isabstract(cls)}
+    return {
+        name: cls
+        for name, cls in found.items()
+        if cls.is_fittable and {"layer", "layers"} & set(inspect.signature(cls).parameters)
+    }
+
+
 def load_detector(place: str | Path, model: Any = None, *, force: bool = False, **hub: Any) -> Detector:
     """Read a detector of any class; arguments and errors are those of `load_steerer`.
 

@@ -96,19 +96,10 @@ class Model:
     """
 
     def __init__(
-        self,
-        hf: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        layout: Layout,
-        *,
-        id: str,
-        revision: str | None = None,
-        backend: str = "nnsight",
-        chat: bool | None = None,
-        processor: Any = None,
-        engine: Engine | None = None,
-        prefix_caching: bool = True,
-    ) -> None:
+        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout, *, id: str,
+        revision: str | None = None, backend: str = "nnsight", chat: bool | None = None, processor: Any = None,
+        engine: Engine | None = None, prefix_caching: bool = True,
+    ) -> None:  # fmt: skip
         if engine is None and backend not in ("nnsight", "hooks"):
             raise LoadError(f"unknown backend {backend!r}; expected 'nnsight' or 'hooks'")
         self._remote_engine, self.prefix_caching = engine, prefix_caching
@@ -293,6 +284,12 @@ class Model:
                 "comes from another model's tokenizer, or was not learned"
             )
         return row
+
+    def show_positions(self, prompt: str | Messages, positions: Any = None, **options: Any) -> None:
+        """Print `positions.describe_positions`; in a terminal and in notebooks the tokens are colored by their span."""
+        from steerlab.models.positions import print_positions  # which knows `Model`
+
+        print_positions(self, prompt, positions, **options)
 
     def batches(
         self, rows: Sequence[EncodedPrompt], batch_size: int, side: PaddingSide, *variants: Sequence[EncodedPrompt]

@@ -211,6 +211,44 @@ def describe_positions(model: Model, prompt: str | Messages, positions: Position
     return "\n".join(lines)
 
 
+# a color for each span, readable on white and on black; the names stand below
+_COLORS = {
+    "system": "#4c8dd6", "history": "#2a9d9d", "user": "#c561b5", "header": "#b8860b", "image": "#5a9e3a",
+    "answer": "#d2691e",
+}  # fmt: skip
+
+
+def print_positions(model: Model, prompt: str | Messages, positions: Positions | None = None, **options: Any) -> None:
+    """Print what `describe_positions` returns; in a terminal and in a notebook below the prompt, whose tokens have a
+    color for their span, and are reversed at `positions`.
+
+    Example:
+        >>> model.show_positions("How do I bake bread?", "last+generated")
+
+    Args:
+        model, prompt, positions, options: as in `describe_positions`.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    lines = describe_positions(model, prompt, positions, **options)
+    console = Console(highlight=False, soft_wrap=True)
+    if not (console.is_terminal or console.is_jupyter):
+        console.print(lines, markup=False, emoji=False)
+        return
+    row, shown = model.encode(prompt, **options), Text()
+    chosen = set() if positions is None else set(resolve(positions, row))
+    for span in row.spans:
+        for i in range(span.start, span.start + 1 if span.kind == "image" else span.end):  # images have hundreds
+            style = _COLORS.get(span.kind, "dim") + " reverse" * (i in chosen)
+            text = row.text[slice(*row.offsets[i])].replace("\n", "⏎\n")
+            shown.append(f"[{span.end - span.start} tokens]" if span.kind == "image" else text, style=style)
+    legend = Text(lines)
+    for kind, color in _COLORS.items():
+        legend.highlight_regex(rf"(?m)\b{kind}(?= \d+:\d)|^{kind}\b", color)
+    console.print(shown, legend, sep="\n")
+
+
 def _names(positions: str) -> list[str]:
     names = positions.split("+")
     for name in names:

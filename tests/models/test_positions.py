@@ -4,10 +4,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import nbformat
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from nbclient import NotebookClient
 from torch import Tensor
 
 from steerlab import Contrast, Example, SteeringVector, capture, generate, score
@@ -173,6 +175,32 @@ def test_positions_table_agrees_with_resolve(lm: LM) -> None:
     for name in NAMES:
         assert table.index[table[name]].tolist() == resolve(name, row)
     assert set(table.loc[table["answer"], "span"]) == {"answer"}
+
+
+def test_show_positions_is_plain_in_a_file_and_colored_in_a_terminal(
+    lm: LM, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, prompt = lm("llama"), "hello [b]there[/b] :smile: <b>"
+    model.show_positions(prompt, "header")
+    plain = capsys.readouterr().out
+    assert plain == positions.describe_positions(model, prompt, "header") + "\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    model.show_positions(prompt, "header")
+    colored = capsys.readouterr().out
+    row = model.encode(prompt)
+    shown = re.sub(r"\x1b\[[\d;]*m", "", colored)
+    assert shown == row.text.replace("\n", "⏎\n") + "\n" + plain
+    reverse = "".join(re.findall(r"\x1b\[7(?:;[\d;]*)?m([^\x1b]*)", colored))
+    assert reverse.replace("⏎", "\n") == "".join(row.text[slice(*row.offsets[i])] for i in resolve("header", row))
+
+
+@pytest.mark.nightly
+def test_show_positions_is_html_in_a_notebook() -> None:
+    code = "from steerlab.testing import tiny_lm\ntiny_lm('llama').show_positions('Hello <b>there</b>', 'last')"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    (shown,) = [one for one in notebook.cells[0].outputs if one.output_type == "display_data"]
+    assert "&lt;b&gt;there" in shown.data["text/html"] and shown.data["text/html"].count("color: #") > 3
 
 
 def test_describe_positions_has_a_line_per_name(lm: LM) -> None:

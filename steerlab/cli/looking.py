@@ -1,0 +1,115 @@
+"""Commands that look at a model or a machine: `doctor`, `positions`, `page`, `show`; and `run`, which repeats one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import click
+
+from steerlab.cli.app import MODEL, command, group
+from steerlab.cli.inputs import (
+    ALL,
+    DATA,
+    LAYERS,
+    VECTORS,
+    Choice,
+    parse_layers,
+    parse_numbers,
+    read_data,
+    read_steerers,
+)
+from steerlab.cli.job import Job, Result
+from steerlab.cli.study import read_study
+from steerlab.cli.writing import MaxNewTokens, Steer
+
+NDIF = "an NDIF server, ndif or http://host:port; repeatable. Default: ndif if NDIF_HOST or NDIF_API_KEY is set"
+
+
+@command(model=False, study=False)
+def doctor(
+    job: Job, model: Annotated[str, f"{MODEL}; without it, the installation is checked"] = "", *,
+    revision: Annotated[str, "of the model"] = "",
+    remote: Annotated[tuple[str, ...], NDIF] = (),
+    serve: Annotated[tuple[str, ...], "an nnsight-serve; repeatable"] = (),
+) -> Result:  # fmt: skip
+    """Check a model, or packages, devices, engines and servers, and say how to fix what is wrong."""
+    from steerlab.doctor import check_model, report, run_checks
+
+    findings = check_model(model, revision or None) if model else run_checks(remote, serve)
+    status = int(any(finding.needs_action for finding in findings))
+    return Result(report(findings), data={"findings": [asdict(finding) for finding in findings]}, status=status)
+
+
+@command(study=False)
+def positions(
+    job: Job, prompt: Annotated[str, "a text"], *,
+    position: Annotated[str, "one name or union; all names by default"] = "",
+) -> Result | None:  # fmt: skip
+    """Show a prompt's tokens, and which of them each position name selects."""
+    from steerlab.models.positions import positions_table, resolve
+
+    if not job.as_json:
+        job.model.show_positions(prompt, position or None)
+        return None
+    table = positions_table(job.model, prompt)
+    if position:
+        chosen = set(resolve(position, job.model.encode(prompt)))
+        table = table[["token", "id", "string", "span"]].assign(**{position: table["token"].isin(chosen)})
+    return Result(data={"rows": table})
+
+
+@command()
+def page(
+    job: Job, data: Annotated[str, DATA], *, steer: Steer,
+    alphas: Annotated[str, "strengths of the slider: 0,0.5,2 or -1:1:0.5"] = "0:2:0.25",
+    layers: Annotated[str, f"of the map: {LAYERS}; by default those of the vectors"] = "",
+    positions: Annotated[str, "which tokens are steered"] = "last+generated",
+    choice: Choice = ALL, max_new_tokens: MaxNewTokens = 32,
+    file: Annotated[str, "the file", "--out"] = "page.html",
+) -> Result:  # fmt: skip
+    """Write one page that opens from disk: texts at every strength, what each token owes to the vector, and a map."""
+    from steerlab.live import page_of
+
+    examples, steerers = read_data(data, choice), read_steerers(steer, job.model)
+    strengths = parse_numbers(alphas)
+    sites = parse_layers(layers, job.model.n_layers) if layers else None
+    settings = len(strengths) * len(steerers) * len(sites or [0])
+    job.begin(
+        f"write {file}: {len(examples)} prompts x {len(steerers)} vectors x {len(strengths)} strengths",
+        job.seconds_to_write(examples, max_new_tokens, 16, settings),
+    )
+    options = {"alphas": strengths, "layers": sites, "positions": positions, "max_new_tokens": max_new_tokens}
+    page_of(job.model, examples, steerers, **options).save(file)
+    return Result(file, data={"file": file})
+
+
+@command()
+def show(
+    job: Job, model: Annotated[str, MODEL], vectors: Annotated[tuple[str, ...], VECTORS] = (), *,
+    data: Annotated[str, f"prompts to pick from: {DATA}"] = "",
+    choice: Choice = ALL,
+    port: Annotated[int, "of the local server; 0 takes one that is free", click.IntRange(0, 65535)] = 0,
+    open_browser: Annotated[bool, "open the page in a browser"] = True,
+) -> None:  # fmt: skip
+    """Serve the page for a model with its vectors, on this machine only, with answers as they are written."""
+    from steerlab.live import serve
+
+    steerers = read_steerers(vectors, job.model)
+    prompts = {"prompts": read_data(data, choice)} if data else {}
+    job.begin(f"serve {model} with {', '.join(steerers) or 'no vector'} until Ctrl-C")
+    serve(job.model, steerers, port=port, open_browser=open_browser, **prompts)
+
+
+@command(model=False, study=False)
+def run(
+    job: Job, study_file: Annotated[str, "a YAML file that a command wrote, or a list of such commands"], *,
+    plan_only: Annotated[bool, "say what would be done and how long it takes, then stop", "--dry-run"] = False,
+) -> None:  # fmt: skip
+    """Repeat what a study file says, or go on with it after a stop."""
+    flags = ["--json"] * job.as_json + ["--dry-run"] * plan_only
+    for name, *arguments in list(read_study(study_file, group.commands)):
+        status = group.main([name, *flags, *arguments], "steerlab", standalone_mode=False, obj=Path(study_file))
+        if status:
+            raise click.exceptions.Exit(status)

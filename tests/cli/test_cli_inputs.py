@@ -1,0 +1,122 @@
+"""What users write for data, layers and strengths; the wrong thing is refused in one line, with what was meant."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from cli_pairs import PAIRS
+from PIL import Image
+
+import steerlab
+from steerlab import Site
+from steerlab.cli.inputs import Choice, parse_layers, parse_metrics, parse_numbers, parse_positions, read_data, readers
+from steerlab.errors import DataError, LoadError, SteeringError
+from steerlab.models.positions import Match
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".yaml", ".csv", ".tsv"])
+def test_each_kind_of_file_gives_the_same_examples(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"pairs{suffix}"
+    if suffix in (".csv", ".tsv"):
+        pd.DataFrame(PAIRS).to_csv(path, index=False, sep="," if suffix == ".csv" else "\t")
+    else:
+        path.write_text("\n".join(map(json.dumps, PAIRS)) if suffix == ".jsonl" else json.dumps(PAIRS))
+    assert read_data(str(path)) == steerlab.examples(pd.DataFrame(PAIRS))
+
+
+def test_prompts_pairs_and_images_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Hello\n\nHow are you?\n")
+    assert [one.prompt for one in read_data(str(tmp_path / "a.txt"))] == ["Hello", "How are you?"]
+    (tmp_path / "b.yaml").write_text("- [I love it, I hate it]\n")
+    assert read_data(str(tmp_path / "b.yaml")) == steerlab.pairs([("I love it", "I hate it")])
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    (tmp_path / "c.jsonl").write_text('{"prompt": "What is it?", "images": ["x.png"]}\n')
+    assert read_data(str(tmp_path / "c.jsonl"))[0].images == (tmp_path / "x.png",)
+    table = pd.DataFrame({"ask": ["Is it late?"], "yes": ["Arr"], "no": ["No"]})
+    table.to_csv(tmp_path / "d.csv", index=False)
+    named = read_data(str(tmp_path / "d.csv"), Choice(columns="prompt=ask,positive=yes,negative=no"))
+    assert named[0].contrast == steerlab.Contrast("Arr", "No")
+
+
+def test_built_in_sets_and_readers_are_read_by_name(tmp_path: Path) -> None:
+    assert read_data("demo", Choice("train", 2)) == [
+        one for group in ("refuse", "defer", "answer")
+        for one in [e for e in steerlab.data.demo_set() if (e.split, e.behavior) == ("train", group)][:2]
+    ]  # fmt: skip
+    assert read_data("xstest") == steerlab.data.xstest()
+    assert {"mwe", "nlvr", "vlguard", "mm_safety_bench", "expert_questions"} <= set(readers())
+    with pytest.raises(LoadError, match="expected mwe:PATH:NAME"):
+        read_data("mwe:folder")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("dmeo", "did you mean demo"), ("nowhere.jsonl", "there is no file"), ("bad.jsonl", "line 2 is no JSON"),
+        ("dict.json", "it holds a dict"),
+    ],
+)  # fmt: skip
+def test_wrong_data_is_refused_with_what_is_possible(tmp_path: Path, monkeypatch, given: str, words: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.jsonl").write_text('{"prompt": "a"}\nx\n')
+    Path("dict.json").write_text("{}")
+    with pytest.raises((LoadError, DataError), match=words):
+        read_data(given)
+
+
+def test_layers_strengths_and_positions_are_parsed() -> None:
+    assert parse_layers("3,8-10,-1", 30) == [3, 8, 9, 10, 29] and parse_layers("all", 3) == [0, 1, 2]
+    assert parse_layers("27-", 30) == [27, 28, 29]
+    assert parse_layers("16.attn_out", 30) == [Site(16, "attn_out")]
+    assert parse_numbers("-1:1:0.5") == [-1, -0.5, 0, 0.5, 1] and parse_numbers("0,0.3") == [0, 0.3]
+    assert parse_numbers("0:0.3:0.1") == [0, 0.1, 0.2, 0.3]
+    assert parse_positions("last,-2,match:Python") == ["last", -2, Match("Python")]
+    (metric,) = parse_metrics("is_refusal").values()
+    assert metric([], ["I'm sorry, I can't help with that."]) == [1.0]
+    for call in (lambda: parse_layers("x", 3), lambda: parse_numbers("1..2"), lambda: parse_numbers("0:1:0")):
+        with pytest.raises(SteeringError, match="expected"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("generat Hi", "did you mean generate?"),
+        ("fit pairs.jsonl --otu x", "--out"),
+        ("generate pairs.jsonl", "give it as --data pairs.jsonl"),
+        ("fit pairs.jsonl --out x --method maen", "did you mean meandifference?"),
+        ("fit pairs.jsonl --out x --set behaviour=a", "did you mean behaviors?"),
+        ("fit pairs.jsonl --out x --method adasteer", "needs rejection_layer and harmfulness_layer"),
+        ("fit pairs.jsonl --out x --method l2s --layers all", "steers one layer"),
+        ("fit pairs.jsonl --out x --layers 40", "the model has 4 decoder blocks"),
+        ("fit --out x", "needs data, or --activations"),
+        ("sweep pairs.jsonl", "give --train FILE"),
+        ("sweep demo --metric refusal", "did you mean is_refusal?"),
+        ("generate Hi --steer nowhere", "no file nowhere/manifest.json"),
+        ("generate Hi --batch-size 0", "'--batch-size'"),
+        ("export nowhere --to vllm --out x", "expected one of gguf, vllm-lens"),
+        ("run nowhere.yaml", "there is no file nowhere.yaml"),
+        ("page", "Missing argument 'DATA'"),
+        ("show", "Missing argument 'MODEL'"),
+        ("chat", "Missing argument 'VECTORS...'"),
+    ],
+)
+def test_the_wrong_thing_first_is_one_line_and_a_status(run: Run, line: str, words: str) -> None:
+    status, out, error = run(*line.split())
+    last = error.splitlines()[-1]
+    assert status in (1, 2) and not out
+    assert last.startswith("steerlab: ") and words in last and "Traceback" not in error
+
+
+def test_a_vector_of_another_model_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from steerlab.testing import tiny_hf, tiny_tokenizer
+
+    assert run("fit", "pairs.jsonl", "--out", "polite")[0] == 0
+    tiny_hf("llama", hidden_size=64).save_pretrained("wide")
+    tiny_tokenizer().save_pretrained("wide")
+    status, out, error = run("generate", "Hi", "--steer", "polite", "--model", "wide")
+    assert status == 1 and not out and "hidden_size 32; the model given has 64" in error.splitlines()[-1]
