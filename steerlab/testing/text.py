@@ -15,7 +15,10 @@ from steerlab.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 
-PAD, BOS, EOS, START = "<|pad|>", "<|bos|>", "<|im_end|>", "<|im_start|>"
+PAD = "<|pad|>"
+BOS = "<|bos|>"
+EOS = "<|im_end|>"
+START = "<|im_start|>"
 SYSTEM = "You are a tiny model."
 _MERGES = ("Ġ t", "h e", "Ġt he", "i n", "a n", "e r", "o n", "r e", "Ġ a", "e s", "o u", "Ġ s", "l l")
 _CHATML = (
