@@ -75,7 +75,7 @@ versions: setup
 reliability: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/run.py
 
-# the site, into build/site: without network, and without a warning. `make docs SERVE=1` shows it while pages change
+# the site, into results/site: without network, and without a warning. `make docs SERVE=1` shows it while pages change
 docs: setup
 	$(BIN)/mkdocs $(if $(SERVE),serve,build --strict)
 

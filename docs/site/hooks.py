@@ -99,7 +99,8 @@ def notebook(path: Path) -> Iterator[tuple[str, str | bytes]]:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Extend the last two sections of the navigation by the pages that are made here."""
-    *_, notebooks, references = config.nav or ()
+    sections: list[dict[str, list[str]]] = config.nav or []
+    notebooks, references = sections[-2:]
     notebooks["Notebooks"] += [f"analyses/notebooks/{path.stem}.md" for path in NOTEBOOKS]
     references["Reference"] += [f"reference/{room}.md" for room in reference()]
     return config
