@@ -37,7 +37,7 @@ def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, real: bool) -
             block.run(names)
 
 
-@pytest.mark.filterwarnings("ignore:the probe of:UserWarning")  # which finds nothing in random states
+@pytest.mark.filterwarnings("ignore:the probe of:UserWarning", "ignore:level=:UserWarning")  # states are random
 @pytest.mark.parametrize("name", RUN)
 def test_blocks_of_page_run_on_tiny_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _run(name, tmp_path, monkeypatch, real=False)
