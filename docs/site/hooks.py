@@ -98,11 +98,12 @@ def notebook(path: Path) -> Iterator[tuple[str, str | bytes]]:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Extend the last two sections of the navigation by the pages that are made here."""
-    sections: list[dict[str, list[str]]] = config.nav or []
-    notebooks, references = sections[-2:]
-    notebooks["Notebooks"] += [f"analyses/notebooks/{path.stem}.md" for path in NOTEBOOKS]
-    references["Reference"] += [f"reference/{room}.md" for room in reference()]
+    """Fill the two sections of the navigation whose pages are made here."""
+    made = {
+        "Notebooks": [f"analyses/notebooks/{path.stem}.md" for path in NOTEBOOKS],
+        "Reference": [f"reference/{room}.md" for room in reference()],
+    }
+    config.nav = [{**section, **{title: made[title] for title in section if title in made}} for section in config.nav]
     return config
 
 
