@@ -24,6 +24,7 @@ OUTSIDE = (
     "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "analyses/results/**/*.md", "analyses/results/**/*.png",
     "steerlab/models/scenes_vlm/*.md",
 )  # fmt: skip
+ROOMS = ["errors", *(path.parent.name for path in sorted(ROOT.glob("steerlab/[a-z]*/__init__.py")))]
 NOTEBOOKS = sorted(ROOT.glob("analyses/notebooks/*.ipynb"))
 # what users need of a room whose other names are for the other rooms
 MODELS = (
@@ -56,7 +57,37 @@ def reference() -> dict[str, str]:
         names += [f"{module.stem}.{name}" for module in modules for name in public_names(module)]
         rooms[init.parent.name] = [f"{init.parent.name}.{name}" for name in names]
     rooms["models"] = [f"models.{name}" for name in MODELS]
-    return {room: f"# steerlab.{room}\n\n" + "".join(map(_directive, names)) for room, names in rooms.items()}
+    pages = {room: f"# steerlab.{room}\n\n" + "".join(map(_directive, names)) for room, names in rooms.items()}
+    return {"steerlab": _top_page(package), **pages}
+
+
+def _top_page(package: Path) -> str:
+    """The names that `steerlab` itself offers, each with its first sentence and a link to its documentation."""
+    rows = []
+    for node in ast.parse((package / "__init__.pyi").read_text(encoding="utf-8")).body:
+        for name in (alias.name for alias in node.names) if isinstance(node, ast.ImportFrom) else ():
+            origin, sentence = _definition(package, f"{node.module}.{name}" if node.module else name)
+            link = f"[`{name}`]({origin}.md)" if origin in ROOMS else f"[`{name}`][{origin}]"
+            rows.append(f"| [](){{#steerlab.{name}}}{link} | {sentence} |")
+    title = (
+        "# steerlab\n\nThe names at the top, `steerlab.load` and so on; each room has a page with all of its own.\n\n"
+    )
+    return f"{title}| name | |\n|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _definition(package: Path, name: str) -> tuple[str, str]:
+    """Where a name is defined, following imports (a module's own name for a module), and its first sentence."""
+    *modules, last = name.split(".")
+    path = package.joinpath(*modules)
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for node in ast.parse(path.read_text(encoding="utf-8")).body if modules else ():
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == last:
+            return f"steerlab.{name}", (ast.get_docstring(node) or "").partition("\n")[0]
+        if isinstance(node, ast.ImportFrom) and node.module and last in [alias.name for alias in node.names]:
+            return _definition(package, f"{node.module.removeprefix('steerlab.')}.{last}")
+    module = package / last
+    file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+    return last, (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
 def _directive(name: str) -> str:

@@ -1,6 +1,6 @@
 """Draw the pictures of docs/concepts.md from SmolLM2's own states, into docs/images: a minute on two cores.
 
-    python docs/site/pictures.py
+python docs/site/pictures.py
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def _draw_block(ax: Axes) -> None:
 def contrast(model: Model) -> Figure:
     """States under wanted and unwanted answers, and the mean of their differences."""
     acts = steerlab.capture(model, some("refuse", "train", 60), layers=[16], progress=False)
-    states = {label: acts.select(side=side).at(16) for label, side in (("wanted", "positive"), ("unwanted", "negative"))}
+    states = {
+        label: acts.select(side=side).at(16) for label, side in (("wanted", "positive"), ("unwanted", "negative"))
+    }
     frame = map_2d(torch.cat(list(states.values())), [label for label, rows in states.items() for _ in rows])
     fig, ax = plt.subplots(figsize=(width(1), 2.6))
     map_scatter(frame, ax)

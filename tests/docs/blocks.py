@@ -10,7 +10,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-FENCE = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?```python(?: (?P<tool>\S+))?\n(?P<code>.+?)```", re.DOTALL)
+FENCE = re.compile(
+    r"(?:<!-- not run: (?P<reason>[^\n]+?) -->\n)?```python(?: (?P<tool>\S+))?\n(?P<code>.+?)```", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
