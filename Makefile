@@ -31,7 +31,7 @@ lint: setup
 	# with the package itself on the path: of an installed one that is edited in place, every name would count as right
 	cd analyses && MYPYPATH=.. ../$(BIN)/mypy --config-file ../pyproject.toml .
 	cd figures && MYPYPATH=.. ../$(BIN)/mypy --config-file ../pyproject.toml .
-	cd docs/site && ../../$(BIN)/mypy --config-file ../../pyproject.toml hooks.py
+	cd docs/site && MYPYPATH=../.. ../../$(BIN)/mypy --config-file ../../pyproject.toml .
 	$(BIN)/lint-imports
 
 # two processes of one thread each: tiny models gain nothing from more threads, and tests that run side by side do
@@ -39,13 +39,13 @@ test nightly: export OMP_NUM_THREADS := 1
 PARALLEL := -m pytest -n $(WORKERS) --dist worksteal
 
 test: lint
-	$(BIN)/python $(PARALLEL) -m "not remote and not vllm and not nightly"
+	$(BIN)/python $(PARALLEL) -m "not remote and not vllm and not package and not nightly"
 
 # everything that runs on this machine alone: whole studies and training recipes too, many examples of each property,
 # types and shapes checked at every call (which doubles the time), and the longest test of a server
 nightly: export HYPOTHESIS_PROFILE := nightly
 nightly: lint
-	$(BIN)/python $(PARALLEL) --jaxtyping-packages=steerlab,beartype.beartype -m "not remote and not vllm"
+	$(BIN)/python $(PARALLEL) --jaxtyping-packages=steerlab,beartype.beartype -m "not remote and not vllm and not package"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(AGAINST) -m "remote and nightly" tests/remote
 
 # against real servers, which the tests install into ~/.cache/steerlab (or STEERLAB_CACHE) and bring up by themselves;
@@ -78,6 +78,11 @@ reliability: setup
 # the site, into results/site: without network, and without a warning. `make docs SERVE=1` shows it while pages change
 docs: setup
 	$(BIN)/mkdocs $(if $(SERVE),serve,build --strict)
+
+# wheel and source distribution in bare environments of Python 3.11 to 3.13, as far as these are on PATH or named in
+# STEERLAB_PYTHONS; downloads torch for each
+package: setup
+	$(BIN)/python $(AGAINST) -m package tests/package
 
 bench: setup
 	$(BIN)/python tests/benchmarks/costs.py

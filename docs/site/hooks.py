@@ -64,8 +64,9 @@ def reference() -> dict[str, str]:
 def _top_page(package: Path) -> str:
     """The names that `steerlab` itself offers, each with its first sentence and a link to its documentation."""
     rows = []
-    for node in ast.parse((package / "__init__.pyi").read_text(encoding="utf-8")).body:
-        for name in (alias.name for alias in node.names) if isinstance(node, ast.ImportFrom) else ():
+    stub = ast.parse((package / "__init__.pyi").read_text(encoding="utf-8"))
+    for node in [node for node in stub.body if isinstance(node, ast.ImportFrom)]:
+        for name in [alias.name for alias in node.names]:
             origin, sentence = _definition(package, f"{node.module}.{name}" if node.module else name)
             link = f"[`{name}`]({origin}.md)" if origin in ROOMS else f"[`{name}`][{origin}]"
             rows.append(f"| [](){{#steerlab.{name}}}{link} | {sentence} |")
@@ -134,7 +135,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         "Notebooks": [f"analyses/notebooks/{path.stem}.md" for path in NOTEBOOKS],
         "Reference": [f"reference/{room}.md" for room in reference()],
     }
-    config.nav = [{**section, **{title: made[title] for title in section if title in made}} for section in config.nav]
+    config.nav = [
+        {**section, **{title: made[title] for title in section if title in made}} for section in config.nav or ()
+    ]
     return config
 
 
