@@ -11,8 +11,8 @@ from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
 
 # pages whose blocks have tests of their own, beside this file and in tests/methods/test_adding_a_method.py
-ELSEWHERE = {"README.md", "docs/coming_from.md", "docs/adding_a_method.md"}
-RUN = {name: page for page in PAGES if (name := str(page.relative_to(ROOT))) not in ELSEWHERE and blocks(page)}
+WITH_OWN_TESTS = {"README.md", "docs/coming_from.md", "docs/adding_a_method.md"}
+RUN = {name: page for page in PAGES if (name := str(page.relative_to(ROOT))) not in WITH_OWN_TESTS and blocks(page)}
 
 
 def _smaller(load: Any, real: bool) -> Any:
