@@ -26,7 +26,7 @@ class _Bar(tqdm):
     def display(self, *args: Any, check_delay: bool = True, **options: Any) -> Any:
         if not hasattr(self, "container"):  # a terminal
             return super().display(*args, **options)
-        if check_delay and not self.displayed:
+        if check_delay and self._output is None:
             from IPython.display import display
 
             self._output, self.displayed = display(self.container, display_id=True), True

@@ -66,7 +66,6 @@ def test_bar_of_a_terminal_is_removed_when_it_is_full(capsys: pytest.CaptureFixt
 )
 def test_committed_figures_have_the_size_of_a_notebook(path: Path) -> None:
     """At most 1,200 pixels wide and 1,000 high, so that a figure is seen as a whole."""
-
     cells = nbformat.read(path, as_version=4).cells
     shown = [output.data for cell in cells for output in cell.get("outputs", []) if "data" in output]
     for data in shown:
