@@ -82,7 +82,7 @@ def _definition(package: Path, name: str) -> tuple[str, str]:
     path = package.joinpath(*modules)
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     for node in ast.parse(path.read_text(encoding="utf-8")).body if modules else ():
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == last:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == last and ast.get_docstring(node):
             return f"steerlab.{name}", (ast.get_docstring(node) or "").partition("\n")[0]
         if isinstance(node, ast.ImportFrom) and node.module and last in [alias.name for alias in node.names]:
             return _definition(package, f"{node.module.removeprefix('steerlab.')}.{last}")
@@ -93,7 +93,8 @@ def _definition(package: Path, name: str) -> tuple[str, str]:
 
 def _directive(name: str) -> str:
     """The line that documents a name; of a function that has its module's name, as the module's member."""
-    if (ROOT / "steerlab" / f"{name.replace('.', '/')}.py").exists():
+    module = ROOT / "steerlab" / name.replace(".", "/")
+    if module.is_dir() or module.with_suffix(".py").exists():
         return f"[](){{#steerlab.{name}}}\n\n::: steerlab.{name}.{name.split('.')[-1]}\n\n"
     return f"::: steerlab.{name}\n\n"
 
@@ -158,7 +159,7 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     up = "../" * page.file.src_uri.count("/")
     inside = not page.file.src_uri.startswith(("analyses/", "steerlab/", "C", "S"))
     markdown = markdown.replace(f"]({up}../", f"]({up}") if inside else markdown
-    markdown = re.sub(r"^```python (\S+)$", r'```python title="\1"', markdown, flags=re.MULTILINE)
+    markdown = re.sub(r"^```(python|bash) (\S+)$", r'```\1 title="\2"', markdown, flags=re.MULTILINE)
     return markdown.replace(".ipynb)", ".md)")
 
 
