@@ -1,22 +1,26 @@
 """The code of docs/coming_from.md: steerlab's runs, gives the numbers of steering-vectors, and is never longer."""
 
-from itertools import groupby
+import re
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
 import torch
-from blocks import ROOT, blocks
 
-import steerlab
 from steerlab.testing import tiny_hf, tiny_tokenizer
 
-PAGE = ROOT / "docs" / "coming_from.md"
-BEGINNING, *BLOCKS = blocks(PAGE)
-HEADINGS = [line[3:] if line.startswith("## ") else "" for line in PAGE.read_text(encoding="utf-8").splitlines()]
-JOBS = {job: list(found) for job, found in groupby(BLOCKS, lambda block: [h for h in HEADINGS[: block.line] if h][-1])}
+PAGE = (Path(__file__).parents[2] / "docs" / "coming_from.md").read_text(encoding="utf-8")
+JOBS = {
+    job.partition("\n")[0]: re.findall(r"```python (\S+)\n(.+?)```", job, re.DOTALL)
+    for job in PAGE.split("\n## ")
+    if "```python " in job
+}
 TEXTS = [("I love this, my friend.", "I hate this."), ("What a joy", "What a great pain it is")]
+
+
+def run(code: str, names: dict[str, Any]) -> None:
+    exec(compile(code, "coming_from.md", "exec"), names)
 
 
 @pytest.fixture
@@ -26,35 +30,36 @@ def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     hf, tokenizer = tiny_hf("llama"), tiny_tokenizer()
     hf.generation_config.pad_token_id = tokenizer.pad_token_id
     given = {"hf": hf, "tokenizer": tokenizer, "texts": TEXTS, "prompt": "Hello there", "tensor": torch.ones(32)}
-    BEGINNING.run(given)
+    run(re.findall(r"```python\n(.+?)```", PAGE, re.DOTALL)[0], given)
     return given
 
 
 @pytest.mark.parametrize("job", JOBS)
 def test_steerlabs_code_runs(job: str, names: dict[str, Any]) -> None:
-    names["vector"] = steerlab.MeanDifference(2).fit(names["model"], steerlab.pairs(TEXTS))
-    (block,) = [block for block in JOBS[job] if block.tool == "steerlab"]
+    run("vector = steerlab.MeanDifference(2).fit(model, steerlab.pairs(texts))", names)
+    (code,) = [code for tool, code in JOBS[job] if tool == "steerlab"]
     before = set(names)
-    block.run(names)
+    run(code, names)
     assert set(names) - before, "it gives something"
 
 
 def test_pairs_give_the_vector_and_the_texts_of_steering_vectors(names: dict[str, Any]) -> None:
     pytest.importorskip("steering_vectors")
-    for block in JOBS["From pairs to steered text"]:
-        block.run(names)
+    for _, code in JOBS["From pairs to steered text"]:
+        run(code, names)
     torch.testing.assert_close(names["vector"].at(2), names["theirs"].layer_activations[2], rtol=1e-4, atol=1e-4)
     assert torch.equal(names["ids"], names["their_ids"])
     plain = names["hf"].generate(**names["tokenizer"]("Hello there", return_tensors="pt"), max_new_tokens=8)
     assert not torch.equal(names["ids"], plain), "the vector does something"
-    JOBS["A tensor of your own"][0].run(names)
+    for _, code in JOBS["A tensor of your own"][:1]:
+        run(code, names)
     assert torch.equal(names["own"].layer_activations[2], names["tensor"])
 
 
 def test_gguf_file_has_unit_vectors_at_every_layer_but_the_first(names: dict[str, Any]) -> None:
-    for block in JOBS["Principal components at all layers, as a GGUF file"]:
-        if block.tool == "steerlab":
-            block.run(names)
+    for tool, code in JOBS["Principal components at all layers, as a GGUF file"]:
+        if tool == "steerlab":
+            run(code, names)
     tensors = {tensor.name: torch.tensor(tensor.data) for tensor in gguf.GGUFReader("polite.gguf").tensors}
     assert list(tensors) == ["direction.1", "direction.2", "direction.3"]
     for tensor in tensors.values():
@@ -64,7 +69,7 @@ def test_gguf_file_has_unit_vectors_at_every_layer_but_the_first(names: dict[str
 @pytest.mark.parametrize("job", JOBS)
 def test_no_job_takes_more_lines_than_in_another_tool(job: str) -> None:
     lines = {
-        b.tool: sum(1 for line in b.code.splitlines() if line.strip() and not line.startswith(("from ", "import ")))
-        for b in JOBS[job]
+        tool: sum(1 for line in code.splitlines() if line.strip() and not line.startswith(("from ", "import ")))
+        for tool, code in JOBS[job]
     }
     assert lines["steerlab"] <= min(lines.values())

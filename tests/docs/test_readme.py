@@ -13,9 +13,9 @@ from steerlab.errors import LoadError
 from steerlab.models.smollm2 import smollm2_folder
 from steerlab.testing import tiny_lm
 
-README = ROOT / "README.md"
-OWN_PAIRS, WITH_BLOCK, OPERATORS, READING, BUILT_IN = blocks(README)
-TABLE = dict(re.findall(r"^\| ([^|]+\?) \| (.+) \|$", README.read_text(encoding="utf-8"), re.MULTILINE))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+OWN_PAIRS, WITH_BLOCK, OPERATORS, READING, BUILT_IN = blocks(ROOT / "README.md")
+TABLE = dict(re.findall(r"^\| ([^|]+\?) \| (.+) \|$", README, re.MULTILINE))
 
 
 def few_examples(n: int = 8) -> list[Example]:
