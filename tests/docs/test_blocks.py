@@ -37,7 +37,8 @@ def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, real: bool) -
             block.run(names)
 
 
-@pytest.mark.filterwarnings("ignore:the probe of:UserWarning", "ignore:level=:UserWarning")  # states are random
+# methods find little in random states, and say so
+@pytest.mark.filterwarnings("ignore:the probe of:UserWarning", "ignore:level=:UserWarning", "ignore:ratio=:UserWarning")
 @pytest.mark.parametrize("name", RUN)
 def test_blocks_of_page_run_on_tiny_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _run(name, tmp_path, monkeypatch, real=False)
