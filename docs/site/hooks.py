@@ -113,11 +113,11 @@ class Docstrings(Extension):
             return
         lines = attr.filepath.read_text(encoding="utf-8").splitlines()
         first, last = attr.lineno - 1, (attr.endlineno or attr.lineno) - 1
-        comments = [lines[last].partition("  # ")[2]] if "  # " in lines[last] else []
-        while not comments[1:] and first and lines[first - 1].lstrip().startswith("# "):
+        comments = [lines[last].partition("  # ")[2].removeprefix("fmt: skip")]
+        while first and lines[first - 1].startswith("#"):
             first -= 1
-            comments.insert(0, lines[first].lstrip("# "))
-        if text := " ".join(comments):
+            comments.insert(0, lines[first].lstrip("#: "))
+        if text := " ".join(filter(None, comments)):
             attr.docstring = Docstring(text[0].upper() + text[1:], parent=attr)
 
 

@@ -135,6 +135,13 @@ def test_every_public_name_of_a_room_is_documented(room: str, pages: dict[str, P
     assert not missing - {"annotations"}
 
 
+def test_every_name_in_the_reference_has_a_text(site: Path) -> None:
+    heading = r'<h2 id="([^"]+)" class="doc doc-heading">.*?<div class="doc doc-contents[^"]*">(.*?)</div>'
+    for page in (site / "reference").glob("*/index.html"):
+        for name, body in re.findall(heading, page.read_text(encoding="utf-8"), re.DOTALL):
+            assert len(re.sub(r"<[^>]+>", "", body).strip()) > 8, name
+
+
 def test_every_name_at_the_top_is_documented(pages: dict[str, Page]) -> None:
     top = pages["reference/steerlab"]
     assert not {name for name in steerlab.__all__ if f"steerlab.{name}" not in top.ids}
