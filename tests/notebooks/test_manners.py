@@ -41,7 +41,7 @@ def test_bar_that_is_full_leaves_nothing_in_the_file(outputs: list[list[nbformat
     assert [dict(output.data) for output in outputs[0]] == [{"text/plain": ""}]
 
 
-def test_bar_that_was_stopped_says_how_far_it_came(outputs: list[list[nbformat.NotebookNode]]) -> None:
+def test_bar_that_was_stopped_shows_its_state(outputs: list[list[nbformat.NotebookNode]]) -> None:
     (output,) = outputs[1]
     assert "3/4" in output.data["text/plain"] and "inner" not in output.data["text/plain"]
 
