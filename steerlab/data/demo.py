@@ -9,6 +9,7 @@ from steerlab.data.jsonl import read_jsonl
 from steerlab.data.splits import stratified_split
 from steerlab.data.xstest import xstest
 
+# the share of each split
 DEMO_FRACTIONS = {"train": 0.6, "validation": 0.15, "test": 0.25}
 
 

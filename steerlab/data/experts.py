@@ -9,6 +9,7 @@ from steerlab.data._files import BUILTIN
 from steerlab.data.example import Example
 from steerlab.data.jsonl import read_jsonl
 
+# the professionals that the questions are for
 EXPERT_KINDS = (
     "arborist", "car mechanic", "dentist", "dietitian", "doctor", "electrician", "IT security specialist", "lawyer",
     "locksmith", "optometrist", "pharmacist", "plumber", "structural engineer", "tax adviser", "therapist",

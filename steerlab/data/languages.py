@@ -10,11 +10,13 @@ from steerlab._support.checks import check_option, check_options
 from steerlab.data._files import BUILTIN
 from steerlab.data.example import Contrast, Example
 
+# the languages of the clues, with their codes
 QUESTION_LANGUAGES = {  # ISO 639-1 codes by name
     "Arabic": "ar", "Chinese": "zh", "Dutch": "nl", "French": "fr", "German": "de", "Indonesian": "id", "Italian": "it",
     "Japanese": "ja", "Korean": "ko", "Polish": "pl", "Portuguese": "pt", "Russian": "ru", "Spanish": "es",
     "Thai": "th", "Turkish": "tr", "Vietnamese": "vi",
 }  # fmt: skip
+# what may tell the language: a message in it, its name, or a city where it is spoken
 LANGUAGE_CLUES = ("message", "name", "city")
 SPLITS = ("train",) * 7 + ("validation",) * 2 + ("test",) * 3  # of the twelve clues to a language
 REPEATS = 2  # questions to each clue

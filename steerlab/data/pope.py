@@ -11,6 +11,7 @@ from steerlab.data._files import Record, check_option, read_records
 from steerlab.data._images import Missing, add_images
 from steerlab.data.example import Example
 
+# what is appended to a question, for an answer of one token
 ONE_WORD = "Answer yes or no, in one word."
 
 _OBJECT = re.compile(r"^is there an? (.+?) in the image", re.IGNORECASE)

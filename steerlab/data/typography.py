@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from steerlab._support.checks import as_text, as_whole
+from steerlab._support.extras import require
 from steerlab.errors import DataError
 
 
@@ -61,4 +61,7 @@ def _split_word(word: str, font: ImageFont.FreeTypeFont, room: int) -> list[str]
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
+    require("draw_phrase", "plots", "matplotlib")
+    import matplotlib
+
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

@@ -13,6 +13,7 @@ from steerlab.methods.base import Context, Intervention, Steerer
 from steerlab.methods.serialization import savable
 from steerlab.models.template import Messages, with_suffix
 
+# the default instruction of `Prompt`
 SAFETY_INSTRUCTION = (
     "If what I ask could cause harm, decline to help with it. If it concerns law, money or health, tell me "
     "to turn to a qualified professional. Otherwise simply answer."

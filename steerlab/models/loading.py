@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from steerlab._support.checks import check_names, check_option, show
 from steerlab._support.hub import first_line
+from steerlab._support.progress import brief_bars
 from steerlab.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
@@ -247,7 +248,8 @@ def _read_model(source: _Source, options: dict[str, Any], shared: dict[str, Any]
         gguf = "gguf_file" in options
         config = None if gguf else AutoConfig.from_pretrained(source.place, **{**shared, **source.options})
         reader: Any = AutoModelForImageTextToText if accepts_images(config) else AutoModelForCausalLM
-        hf = reader.from_pretrained(source.place, **options)
+        with brief_bars():
+            hf = reader.from_pretrained(source.place, **options)
     except _FAILURES as error:
         raise LoadError(
             f"the model {source.id!r} could not be read: {error}. Expected a text or image-text generation model with "

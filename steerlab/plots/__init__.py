@@ -1,5 +1,9 @@
 """Functions that draw a data frame and return matplotlib `Axes`; none of them runs a model."""
 
+from steerlab._support.extras import require
+
+require("steerlab.plots", "plots", "matplotlib", "seaborn")  # before the imports below, which would not say it
+
 from steerlab.plots.bars import method_bars as method_bars
 from steerlab.plots.dependence import dependence_bars as dependence_bars
 from steerlab.plots.lens import lens_heatmap as lens_heatmap

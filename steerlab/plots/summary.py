@@ -30,6 +30,7 @@ class MetricStyle:
         return f"{self.label} {'↓' if self.lower_is_better else '↑'}"
 
 
+# how the metrics of the studies are labeled, with their goals
 METRICS: dict[str, MetricStyle] = {
     "refuse_harmful": MetricStyle("Refuses harmful", 0.80, is_share=True),
     "refuse_harmful_fluently": MetricStyle("Refuses harmful, in fluent text", 0.80, is_share=True),

@@ -15,7 +15,11 @@ from steerlab.errors import LoadError
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 
-PAD, BOS, EOS, START = "<|pad|>", "<|bos|>", "<|im_end|>", "<|im_start|>"
+PAD = "<|pad|>"  # pads rows
+BOS = "<|bos|>"  # begins a text
+EOS = "<|im_end|>"  # ends a turn
+START = "<|im_start|>"  # begins a turn
+# the system message of the tiny chat template
 SYSTEM = "You are a tiny model."
 _MERGES = ("Ġ t", "h e", "Ġt he", "i n", "a n", "e r", "o n", "r e", "Ġ a", "e s", "o u", "Ġ s", "l l")
 _CHATML = (
@@ -46,6 +50,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "opt": {},
     "phi3": {},
 }
+# the families of tiny text models, by `model_type`
 FAMILIES: tuple[str, ...] = tuple(_SETTINGS)
 
 

@@ -136,6 +136,7 @@ _FAMILIES = {
         text={"model_type": "gemma"}, more={"projection_dim": 32, "tie_word_embeddings": False},
     ),
 }  # fmt: skip
+# the families of tiny image-text models, by `model_type`
 VLM_FAMILIES: tuple[str, ...] = tuple(_FAMILIES)
 
 

@@ -264,7 +264,7 @@ def test_without_vllm_the_command_that_installs_it_is_named(folder: Path, monkey
         lambda: load(folder, engine="vllm"),
         lambda: load(folder, serve=NOBODY),
     ):
-        with pytest.raises(LoadError, match="pip install vllm") as caught:
+        with pytest.raises(LoadError, match=r'pip install "steerlab\[vllm\]"') as caught:
             call()
         assert "without a GPU" in str(caught.value) and "serve=" in str(caught.value)
 

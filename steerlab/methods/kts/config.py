@@ -94,6 +94,7 @@ class KTSConfig:
         return max(self.coefficients, key=lambda one: (abs(one), one))
 
 
+# arguments of `KTSConfig` as in the released training
 KTS_RELEASED: dict[str, Any] = {"rank": 128, "scaling": 256.0, "learning_rate": 1e-5, "batch_size": 16, "accumulate": 2}
 KTS_RELEASED |= {"steered_share": 0.125, "tokens": "padded", "refit_every": 1, "keep_weight": 0.0, "blocks": "all"}
 KTS_RELEASED |= {"patience": None, "least_effect": None}

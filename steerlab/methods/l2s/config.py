@@ -114,13 +114,16 @@ class TrainingConfig:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+# the training that the paper describes
 L2S_PAPER = TrainingConfig(
     loss="mse", learning_rate=1e-3, weight_decay=1e-4, epochs=60, schedule="warmup_cosine", warmup=0.1,
     min_steps=1500, plateau_patience=10, keep="best", standardize=True,
 )  # fmt: skip
+# the training of the released code for MM-SafetyBench
 L2S_RELEASED_SAFETY = TrainingConfig(
     loss="mse_l1_cos", learning_rate=1e-4, decoder_init="dictionary", equalize_norms=True, keep="last"
 )
+# the training of the released code for POPE
 L2S_RELEASED_POPE = TrainingConfig(
     loss="mse_l1_cos", cosine_ramp_epochs=100, learning_rate=5e-5, schedule="warmup_cosine", warmup=0.5,
     decoder_init="svd", class_balanced=True, keep="best",

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from sklearn.decomposition import DictionaryLearning, MiniBatchDictionaryLearning, TruncatedSVD
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from steerlab._support.progress import bar as progress_bar
 from steerlab.errors import DataError
 from steerlab.methods.l2s.config import TrainingConfig
 from steerlab.methods.l2s.net import SteeringNet
@@ -74,10 +74,12 @@ def train_net(
     trainer = _Trainer(net, scales, config, (contexts, targets), groups, validation)
     generator = torch.Generator().manual_seed(seed)
     history, lowest, best = [], math.inf, None
-    for epoch in tqdm(range(config.epochs), desc="steering net", disable=not progress):
-        history.append(trainer.run_epoch(epoch, generator))
-        if config.keep == "best" and history[-1]["val_loss"] < lowest:
-            lowest, best = history[-1]["val_loss"], copy.deepcopy(net.state_dict())
+    with progress_bar(config.epochs, "steering net", "epoch", progress) as shown:
+        for epoch in range(config.epochs):
+            history.append(trainer.run_epoch(epoch, generator))
+            shown.update()
+            if config.keep == "best" and history[-1]["val_loss"] < lowest:
+                lowest, best = history[-1]["val_loss"], copy.deepcopy(net.state_dict())
     if best is not None:
         net.load_state_dict(best)
     scales.fold_into(net)

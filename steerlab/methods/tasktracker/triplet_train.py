@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from steerlab._support.progress import bar as progress_bar
 from steerlab.errors import DataError
 from steerlab.methods.serialization import savable
 from steerlab.methods.tasktracker.triplet_net import TripletNet, embed_batches
@@ -155,9 +155,11 @@ def train_triplets(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         trainer = _Trainer(net, rows, config, validation)
-        for _ in tqdm(range(config.epochs), desc="triplet net", disable=not progress):
-            for batch in torch.randperm(len(rows)).split(config.batch_size):
-                trainer.train_batch(batch)
+        with progress_bar(config.epochs, "triplet net", "epoch", progress) as shown:
+            for _ in range(config.epochs):
+                for batch in torch.randperm(len(rows)).split(config.batch_size):
+                    trainer.train_batch(batch)
+                shown.update()
         trainer.evaluate()
     if trainer.best_state is not None:
         net.load_state_dict(trainer.best_state)

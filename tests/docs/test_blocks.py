@@ -1,0 +1,62 @@
+"""The code on the pages runs: every block of a page in its order, on tiny random models, or it says why not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blocks import PAGES, ROOT, blocks
+
+import steerlab
+from steerlab.models.model import Model
+from steerlab.testing import tiny_lm
+
+# pages whose blocks have tests of their own, beside this file and in tests/methods/test_adding_a_method.py
+WITH_OWN_TESTS = {"README.md", "docs/coming_from.md", "docs/adding_a_method.md"}
+RUN = {name: page for page in PAGES if (name := str(page.relative_to(ROOT))) not in WITH_OWN_TESTS and blocks(page)}
+
+
+def _smaller(load: Any, real: bool) -> Any:
+    """`load`, but with a tiny random model of as many layers in the place of SmolLM2."""
+
+    def load_smaller(name: Any, **options: Any) -> Model:
+        if name != "smollm2" or real:
+            return load(name, **options)
+        model = tiny_lm("llama", n_layers=30)
+        model.chat = options.get("chat", model.chat)
+        return model
+
+    return load_smaller
+
+
+def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, real: bool) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(steerlab, "load", _smaller(steerlab.load, real))
+    names: dict[str, Any] = {}
+    for block in blocks(RUN[name]):
+        if not block.reason:
+            block.run(names)
+
+
+# methods find little in random states, and say so
+@pytest.mark.filterwarnings("ignore:the probe of:UserWarning", "ignore:level=:UserWarning", "ignore:ratio=:UserWarning")
+@pytest.mark.parametrize("name", RUN)
+def test_blocks_of_page_run_on_tiny_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _run(name, tmp_path, monkeypatch, real=False)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", RUN)
+def test_blocks_of_page_run_on_smollm2(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm2_cache: Path
+) -> None:
+    _run(name, tmp_path, monkeypatch, real=True)
+
+
+def test_every_block_that_is_not_run_says_why() -> None:
+    unsaid = [
+        f"{block.page.name}:{block.line}"
+        for page in PAGES
+        for block in blocks(page)
+        if block.tool not in ("", "steerlab") and page.name != "coming_from.md" and not block.reason
+    ]
+    assert not unsaid, "the code of other tools stands in coming_from.md, which says why it is not run"
