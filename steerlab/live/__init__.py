@@ -1,0 +1,3 @@
+"""What looks at a loaded model: pages computed from it, a notebook widget, and a local server."""
+
+from steerlab.live.pages import page_of as page_of
