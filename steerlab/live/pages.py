@@ -13,8 +13,9 @@ import pandas as pd
 
 from steerlab._support.checks import as_number, as_whole
 from steerlab._support.progress import bar as progress_bar
-from steerlab.analysis.sweep import Methods, SweepPlan, Train, sweep
+from steerlab.analysis.sweep import Methods, SweepPlan, sweep
 from steerlab.analysis.token_effects import Tokens, setting_effects
+from steerlab.capturing import Activations
 from steerlab.capturing.rows import Layers
 from steerlab.data.example import Example
 from steerlab.data.inputs import Data, as_examples
@@ -41,7 +42,7 @@ def page_of(
     *,
     alphas: Sequence[float] = ALPHAS,
     layers: Layers | None = None,
-    train: Train = None,
+    train: Activations | Sequence[Example] | None = None,
     positions: Positions = "last+generated",
     effect: Mapping[str, Measure] | None = None,
     unsafe: Measure | None = None,

@@ -17,7 +17,7 @@ from steerlab.analysis._sweep.run import Stage, norm_ratios, results_frame
 from steerlab.analysis._sweep.settings import Setting
 from steerlab.data.example import Example
 from steerlab.errors import DataError
-from steerlab.models.kv_prefix import MIN_PREFIX
+from steerlab.models.kv_prefix import MIN_PREFIX, Prefix
 from steerlab.models.model import Model
 from steerlab.models.versions import cache_name
 from steerlab.steering.generate import NEW_TOKENS, decode, new_ids, seeded
@@ -38,6 +38,7 @@ def run_texts(
         One row per setting and input, in this order: `setting, input, norm_ratio, text, ids`.
     """
     whole: list[pd.DataFrame] = []
+    prefixes: dict[tuple[int, ...], Prefix] = {}  # of the last batch of inputs
     n_rows = batch_size or MAX_ROWS
     parts: dict[int, list[pd.DataFrame]] = {i: [] for i in range(len(settings))}
     for group in _groups(settings):
@@ -49,7 +50,7 @@ def run_texts(
                 batch = make_input_batch(model, prompts, inputs)
                 key = fingerprint([batch.numbers, chosen, "text, ids"])[:8]
                 name = f"text-{chosen[0]:04d}-{len(chosen)}-{number:04d}-{key}"
-                found = stage(name, lambda: _generate(model, settings, batch, chosen, options))  # noqa: B023
+                found = stage(name, lambda: _generate(model, settings, batch, chosen, options, prefixes))  # noqa: B023
                 found = found.assign(**{name: found[name].map(json.loads) for name in ("text", "ids")})
                 for setting, frame in found.groupby("setting"):
                     parts[int(str(setting))].append(frame)
@@ -60,6 +61,7 @@ def run_texts(
         texts = pd.concat(source).sort_values("input", ignore_index=True).assign(setting=number)
         whole.append(texts)
         emit(stage(f"metric-{number:04d}-{measured}", lambda: _measure(texts, examples, metrics, setting)))  # noqa: B023
+    return pd.concat(whole, ignore_index=True)
 
 
 def _groups(settings: Sequence[Setting]) -> list[list[int]]:
@@ -73,8 +75,9 @@ def _groups(settings: Sequence[Setting]) -> list[list[int]]:
 
 
 def _generate(
-    model: Model, settings: Sequence[Setting], inputs: InputBatch, chosen: Sequence[int], options: dict[str, Any]
-) -> pd.DataFrame:
+    model: Model, settings: Sequence[Setting], inputs: InputBatch, chosen: Sequence[int], options: dict[str, Any],
+    prefixes: dict[tuple[int, ...], Prefix],
+) -> pd.DataFrame:  # fmt: skip
     """The texts of some inputs under some settings."""
     used, copies, n = [settings[i] for i in chosen], len(chosen), len(inputs.numbers)
     steered = used[0].alpha != 0
@@ -84,8 +87,10 @@ def _generate(
     options = {"max_new_tokens": NEW_TOKENS} | options
     cut = first_written_column(model, inputs.batch, used, inputs.row_numbers) if steered else inputs.last
     if cut == inputs.last >= MIN_PREFIX and model.shortcuts.generation_prefix:
-        prefix = model.prefill({k: t[:, :cut] for k, t in model.inputs(inputs.batch).items()})
-        options[cache_name(model.hf)] = prefix.as_generation_cache(copies)
+        if inputs.numbers not in prefixes:
+            prefixes.clear()
+            prefixes[inputs.numbers] = model.prefill({k: t[:, :cut] for k, t in model.inputs(inputs.batch).items()})
+        options[cache_name(model.hf)] = prefixes[inputs.numbers].as_generation_cache(copies)
     with model.lock, seeded(model):
         ids = new_ids(model, repeated, edits, options)
     ratios = norm_ratios(edits, used, 1, inputs.numbers) if steered else np.zeros((copies, n))

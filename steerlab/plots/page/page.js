@@ -182,7 +182,15 @@ class View {
         make("p", { class: "hint" }, `Each square is a layer and a strength: ${data.effect.label}, mean of `
           + `${data.prompts.length} prompts, darker for more. Choose one to read its texts.`),
         this.legend(), make("div", { class: "charts" }, this.maps, this.plot)) : "");
-    if (data.cells.length) this.drawMaps(), this.drawFrontier();
+    this.drawCharts();
+    new ResizeObserver(() => this.width !== this.root.clientWidth && (this.drawCharts(), this.update())).observe(this.root);
+  }
+
+  /** Charts are drawn at the width that there is, so that their letters keep their size. */
+  drawCharts() {
+    this.width = this.root.clientWidth;
+    this.room = Math.max(260, this.width - (this.width > 640 ? 82 : 62));
+    if (this.data.cells.length) this.drawMaps(), this.drawFrontier();
   }
 
   controls() {
@@ -256,8 +264,8 @@ class View {
 
   drawMaps() {
     const { data } = this, most = Math.max(...data.cells.map((c) => Math.abs(this.change(c) ?? 0)), 1e-9);
-    const [left, top, bottom] = [34, 6, 40], height = Math.max(20, Math.min(34, 360 / data.layers.length));
-    const width = Math.max(20, Math.min(44, 400 / data.alphas.length)), rows = [...data.layers.keys()].reverse();
+    const [left, top, bottom] = [34, 6, 40], height = Math.max(20, Math.min(44, 360 / data.layers.length));
+    const width = Math.max(17, Math.min(46, (Math.min(this.room, 420) - left - 4) / data.alphas.length)), rows = [...data.layers.keys()].reverse();
     const size = [left + width * data.alphas.length + 4, top + height * rows.length + bottom];
     this.squares = new Map();
     this.maps.replaceChildren(...data.methods.map((method, m) => {
@@ -280,7 +288,7 @@ class View {
         make("text", { x: 9, y: top + height * rows.length / 2, class: "axis middle", transform: `rotate(-90 9 ${top + height * rows.length / 2})` }, "layer"),
       ];
       return make("figure", {}, make("figcaption", {}, this.mark(m), method.label),
-        make("svg", { viewBox: `0 0 ${size[0]} ${size[1]}`, style: `max-width:${size[0] * 1.15}px`, role: "group", "aria-label": `Map of ${method.label}` },
+        make("svg", { viewBox: `0 0 ${size[0]} ${size[1]}`, style: `max-width:${size[0]}px`, role: "group", "aria-label": `Map of ${method.label}` },
           this.hatches(`map${m}`), make("g", { "aria-hidden": "true" }, labels), squares.map(([s]) => s)));
     }));
   }
@@ -299,7 +307,7 @@ class View {
   drawFrontier() {
     const { data } = this, points = data.cells.filter((c) => c.effect !== null && c.side_effect !== null)
       .map((cell) => ({ cell, x: cell.side_effect, y: cell.effect }));
-    const [width, height, left, bottom, top, right] = [460, 330, 52, 46, 12, 14];
+    const [width, height, left, bottom, top, right] = [Math.min(480, this.room), 330, 52, 46, 12, 14];
     const ends = (values) => [Math.min(...values, 0), Math.max(...values) || 1];
     const [x0, x1] = ends(points.map((p) => p.x)), [y0, y1] = ends(points.map((p) => p.y));
     const px = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
@@ -324,7 +332,7 @@ class View {
     ].flat();
     this.plot.replaceChildren(make("figure", {},
       make("figcaption", {}, "Effect against side effect; the line joins what nothing readable beats, hollow marks are hatched squares"),
-      make("svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Frontier of effect against side effect" },
+      make("svg", { viewBox: `0 0 ${width} ${height}`, style: `max-width:${width}px`, role: "group", "aria-label": "Frontier of effect against side effect" },
         make("g", { "aria-hidden": "true" }, grid, line ? make("path", { d: `M${line}`, class: "frontier" }) : null,
           make("text", { x: (left + width - right) / 2, y: height - 8, class: "axis middle" }, `${data.side_effect.label} (less is better)`),
           make("text", { x: 13, y: height / 2 - 14, class: "axis middle", transform: `rotate(-90 13 ${height / 2 - 14})` }, data.effect.label)),
@@ -425,21 +433,22 @@ class View {
     const now = this.wanted().slice(1).map((place) => ({ m: place.method, text: this.texts.get(this.key(place)) }))
       .map(({ m, text }) => ({ m, dose: text && data.alphas[text.alpha] === 0 ? 0 : text?.dose ?? null })).filter(({ dose }) => dose !== null);
     const end = Math.max(validated ?? 0, (breaks ?? 0) * 1.25, ...data.cells.map((c) => c.dose ?? 0), ...now.map((n) => n.dose), 0.1);
-    const [width, left, right] = [720, 8, 8], px = (dose) => left + (dose / end) * (width - left - right);
-    const band = (from, to, name, ...more) => make("rect", { x: px(from), y: 26, width: Math.max(0, px(to) - px(from)), height: 14, class: name, ...Object.assign({}, ...more) });
+    const [width, left, right, top] = [this.room, 10, 14, 8 + 15 * now.length], px = (dose) => left + (dose / end) * (width - left - right);
+    const band = (from, to, name, fill) => make("rect", { x: px(from), y: top, width: Math.max(0, px(to) - px(from)), height: 16, class: name, fill });
     const says = (m, dose) => `${data.methods[m].label} ${number(dose)}${breaks !== null && dose >= breaks ? ", where texts broke"
       : validated !== null && dose > validated ? ", beyond what was tried" : ""}`;
+    const upTo = validated === null ? "no dose was seen at which texts read well"
+      : `texts read well up to ${number(validated)}: at least ${percent(fluent)} of every square (${n_texts} texts)`;
     const known = validated === null && breaks === null ? "How far texts stay readable was not measured here."
-      : `On ${data.model}, ${validated === null ? "no dose was seen to be safe" : `texts read well up to ${number(validated)}`}`
-        + `${breaks === null ? "" : `; from ${number(breaks)} on, fewer than ${percent(fluent)} of some cell did`} (${n_texts} texts).`;
+      : `On ${data.model}, ${upTo}${breaks === null ? "" : `; from ${number(breaks)} on they broke`}.`;
     this.gauge.replaceChildren(
       make("h2", { id: `${this.id}-dose` }, "Dose ‖αv‖ / ‖h‖"),
-      make("svg", { viewBox: `0 0 ${width} 64`, "aria-hidden": "true" }, this.hatches("gauge"),
+      make("svg", { viewBox: `0 0 ${width} ${top + 36}`, "aria-hidden": "true" }, this.hatches("gauge"),
         band(0, end, "track"), validated === null ? null : band(0, validated, "validated"),
-        breaks === null ? null : [band(breaks, end, "beyond"), band(breaks, end, "", { fill: `url(#${this.id}-gauge-broken)` })],
-        ticks(0, end, 8).map((t) => make("text", { x: Math.min(px(t), width - 12), y: 58, class: "tick middle" }, strength(t))),
-        now.map(({ m, dose }) => make("g", { transform: `translate(${px(dose)} 16)` },
-          make("line", { y1: 4, y2: 25, class: "needle" }), make("path", { d: MARKS[m % MARKS.length], fill: data.methods[m].color })))),
+        breaks === null ? null : [band(breaks, end, "beyond"), band(breaks, end, "", `url(#${this.id}-gauge-broken)`)],
+        ticks(0, end, width / 90).map((t) => make("text", { x: px(t), y: top + 32, class: "tick middle" }, strength(t))),
+        now.map(({ m, dose }, i) => make("g", { transform: `translate(${px(dose)} ${8 + 15 * i})` },
+          make("line", { y1: 4, y2: top + 8 - 15 * i, class: "needle" }), make("path", { d: MARKS[m % MARKS.length], fill: data.methods[m].color })))),
       make("p", { class: "hint" }, now.length ? `Now: ${now.map(({ m, dose }) => says(m, dose)).join("; ")}. ` : "", known));
   }
 
