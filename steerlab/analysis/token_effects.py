@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from itertools import groupby
+from itertools import count, groupby, pairwise
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from steerlab._support.checks import as_whole
 from steerlab.analysis._dose import check_counted, continued
 from steerlab.data.example import Example
 from steerlab.data.inputs import Data, as_examples
-from steerlab.errors import DataError
+from steerlab.errors import DataError, SteeringError
 from steerlab.methods.base import Steerer
 from steerlab.methods.vector import Vectors
 from steerlab.models.encoding import Batch, EncodedPrompt
@@ -61,7 +61,7 @@ def token_effects(
         DataError: not one text per prompt. SteeringError: positions that count from the end of a row. Otherwise as
             `generate`.
     """
-    requests = as_requests(model, [steer], alpha, positions, scale)  # type: ignore[list-item]
+    requests = as_requests(model, [steer], alpha, positions, scale)
     given = as_examples(data)
     if len(ids) != len(given):
         raise DataError(f"{len(given)} prompts but {len(ids)} texts: give the tokens of one text for each")
@@ -88,6 +88,10 @@ def setting_effects(
         For each setting and prompt the records of its text.
     """
     as_whole("top", top)
+    if model.is_remote:
+        raise SteeringError(
+            f"{model.id} runs on a server, and these numbers need the states of every token: load it here"
+        )
     for setting in settings:
         for one in setting.interventions:
             check_counted(one.positions_or(setting.positions))
@@ -95,7 +99,8 @@ def setting_effects(
     longest = max((len(text) for texts in ids for text in texts), default=0)
     if not longest:
         return found
-    size = max(1, LOGITS // (longest * model.hf.get_input_embeddings().num_embeddings))
+    vocabulary = int(model.hf.config.get_text_config().vocab_size)
+    size = max(1, LOGITS // (longest * vocabulary))
     rows = encode_examples(model, examples)
     runs = groupby(sorted(range(len(settings)), key=lambda i: _order(settings[i])), key=lambda i: _order(settings[i]))
     groups = [list(group) for _, group in runs]
@@ -142,9 +147,10 @@ class _Prompts:
         with model.lock, torch.no_grad():
             prefix = self._prefix(first, cut)
             state, at_site, site = self._states(settings, rest, prefix, copies)
-            logits = [model.engine.logits(rest, e, columns.to(model.device), state).float() for e in ({}, edits)]
-        shifts = self._shifts(settings, edits, site, at_site, columns, cut)
-        return _records(model, [text for copy in texts for text in copy], *logits, *shifts, top, len(self.rows))
+            keep = columns.to(model.device)
+            before, after = (model.engine.logits(rest, one, keep, state).float() for one in ({}, edits))
+        cosine, dose = self._shifts(settings, edits, site, at_site, columns, cut)
+        return _records(model, texts, before, after, cosine, dose, top)
 
     def _prefix(self, batch: Batch, cut: int) -> Prefix | None:
         if cut and cut not in self.prefixes:
@@ -205,42 +211,47 @@ def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
 
 
 def _records(
-    model: Model, texts: Sequence[Sequence[int]], before: Tensor, after: Tensor, cosine: Tensor, dose: Tensor, top: int,
-    n_rows: int,
+    model: Model, texts: Sequence[Sequence[Sequence[int]]], before: Tensor, after: Tensor, cosine: Tensor, dose: Tensor,
+    top: int,
 ) -> list[list[Tokens]]:  # fmt: skip
     """The records of every text, copy by copy."""
-    before, after = before.log_softmax(-1), after.log_softmax(-1)
-    kl = (after.exp() * (after - before)).masked_fill(after.isneginf(), 0.0).sum(-1).clamp_min(0).tolist()
-    best = [[t.tolist() for t in logprobs.topk(top, -1)] for logprobs in (after, before)]
+    best = [logits.topk(top, -1) for logits in (after, before)]
+    totals = [logits.logsumexp(-1, keepdim=True) for logits in (after, before)]
+    shares = [
+        ((one.values - total).exp().tolist(), one.indices.tolist()) for one, total in zip(best, totals, strict=True)
+    ]
+    logprobs = before - totals[1]
+    difference = (after.sub_(totals[0]) - logprobs).nan_to_num_(0.0)  # 0 log 0 is 0
+    kl = torch.einsum("rtv,rtv->rt", after.exp_(), difference).clamp_min(0).tolist()
 
     @cache
     def word(token: int) -> str:
         return str(model.tokenizer.decode([token]))
 
     def likely(which: int, row: int, token: int) -> list[tuple[str, float]]:
-        values, places = best[which]
-        return [(word(i), torch.tensor(v).exp().item()) for v, i in zip(values[row][token], places[row][token], strict=True)]
+        values, places = shares[which]
+        return [(word(i), share) for share, i in zip(values[row][token], places[row][token], strict=True)]
 
-    found = []
-    for row, text in enumerate(texts):
-        pieces = _pieces(model, text)
-        found.append(
-            [
-                {
-                    "token": piece, "cosine": _number(cosine[row, i]), "dose": _number(dose[row, i]), "kl": kl[row][i],
-                    "logprob": float(before[row, i, text[i]]), "top": likely(0, row, i),
-                    "unsteered": likely(1, row, i),
-                }
-                for i, piece in enumerate(pieces)
-            ]
-        )  # fmt: skip
-    return [found[i : i + n_rows] for i in range(0, len(found), n_rows)]
+    def record(row: int, i: int, piece: str, token: int) -> dict[str, Any]:
+        return {
+            "token": piece, "cosine": _number(cosine[row, i]), "dose": _number(dose[row, i]), "kl": kl[row][i],
+            "logprob": float(logprobs[row, i, token]), "top": likely(0, row, i), "unsteered": likely(1, row, i),
+        }  # fmt: skip
+
+    rows = count()
+    return [
+        [
+            [record(row, i, *one) for i, one in enumerate(zip(_pieces(model, text), text, strict=True))]
+            for text, row in zip(copy, rows, strict=False)
+        ]
+        for copy in texts
+    ]
 
 
 def _pieces(model: Model, ids: Sequence[int]) -> list[str]:
     """What each token adds to the text, so that spaces are kept whatever the tokenizer."""
     texts = ["", *(str(model.tokenizer.decode(list(ids[: i + 1]))) for i in range(len(ids)))]
-    return [after[len(before) :] for before, after in zip(texts, texts[1:], strict=False)]
+    return [after[len(before) :] for before, after in pairwise(texts)]
 
 
 def _number(value: Tensor) -> float | None:

@@ -47,7 +47,7 @@ def page_of(
     effect: Mapping[str, Measure] | None = None,
     unsafe: Measure | None = None,
     max_new_tokens: int = 32,
-    max_perplexity: float | None = 5.75,
+    max_perplexity: float | None = None,
     title: str | None = None,
     batch_size: int | None = None,
     progress: bool = True,
@@ -71,8 +71,8 @@ def page_of(
         unsafe: 1 for a text that does what it should not, 0 for one that does not, nan where a prompt asks for nothing
             of the kind.
         max_new_tokens: length of the texts.
-        max_perplexity: a text above it, under the unsteered model, counts as broken; see `metrics.is_fluent`. The
-            default suits SmolLM2-135M. None: only words are counted.
+        max_perplexity: a text above it, under the unsteered model, counts as broken too; 5.75 suits answers of about
+            25 words of SmolLM2-135M. None: only words are counted; see `metrics.is_fluent`.
         title: the heading.
         batch_size: limit on the rows of a forward; None: as many as keep the device busy.
         progress: show progress bars.
@@ -107,10 +107,14 @@ def page_of(
     measured = [swept[swept["metric"] == "propensity"], *_measures(model, examples, texts, effect, contrasts)]
     measured += _faults(model, examples, texts, unsafe, max_perplexity)
     name = next(iter(effect)) if effect else "propensity" if contrasts else "changed"
-    about = {e.id: {"prompt": last_text(e.prompt), "behavior": e.behavior or "", "images": list(e.images)} for e in examples}
-    columns = {key: [about[one][key] for one in texts["example_id"]] for key in ("prompt", "behavior", "images")}
+    about = pd.DataFrame(
+        {
+            "example_id": [e.id for e in examples], "prompt": [last_text(e.prompt) for e in examples],
+            "images": [list(e.images) for e in examples],
+        }
+    )  # fmt: skip
     return page(
-        pd.concat([one for one in measured if len(one)], ignore_index=True), texts.assign(**columns), effect=name,
+        pd.concat([one for one in measured if len(one)], ignore_index=True), texts.merge(about), effect=name,
         side_effect="kl", labels=LABELS, model=model.id, title=title or f"Steering {model.id}",
         note=f"{max_new_tokens} new tokens at most, the most likely ones; vectors at {describe(positions)}",
     )  # fmt: skip
@@ -167,8 +171,8 @@ def _faults(
     share = float(np.mean([ok for ok, alpha in zip(fluent, texts["alpha"], strict=True) if alpha == 0]))
     if share < FLUENT:
         warnings.warn(
-            f"without steering {share:.0%} of the texts count as fluent: read them, and give max_perplexity= another "
-            "value, or None to count words only",
+            f"without steering {share:.0%} of the texts count as fluent, so the marks of broken texts say little: read "
+            f"them; more new tokens (now {texts['ids'].map(len).max()}) or a larger max_perplexity may help",
             UserWarning,
             stacklevel=3,
         )
@@ -185,13 +189,17 @@ def _perplexity(tokens: Tokens, ids: Sequence[int], special: set[int]) -> float 
     return max(1.0, math.exp(min(-float(np.mean(logprobs)), 700.0))) if logprobs else None
 
 
-def _numbers(name: str, texts: pd.DataFrame, examples: list[Example], measure: Measure, gaps: bool = False) -> list[float]:
+def _numbers(
+    name: str, texts: pd.DataFrame, examples: list[Example], measure: Measure, gaps: bool = False
+) -> list[float]:
     """A measure of all texts, a number for each."""
     by_id = {e.id: e for e in examples}
     given = [by_id[one] for one in texts["example_id"]]
     values = [float(value) for value in measure(given, texts["text"].tolist())]
     if len(values) != len(given) or not all(math.isfinite(v) or (gaps and math.isnan(v)) for v in values):
-        raise DataError(f"the measure {name!r} gave {len(values)} numbers for {len(given)} texts, or one that is not finite")
+        raise DataError(
+            f"the measure {name!r} gave {len(values)} numbers for {len(given)} texts, or one that is not finite"
+        )
     return values
 
 

@@ -51,11 +51,17 @@ def sweep_frames(
         values = {"pirate": min(1.0, gain), "kl": alpha**2 * layer / 16, "broken": broken}
         if number == 0:
             values["unsafe"] = float(alpha < 0.5)
-        rows += [where | {"metric": m, "value": v, "norm_ratio": 0.3 * alpha, "model": "toy"} for m, v in values.items()]
+        rows += [
+            where | {"metric": m, "value": v, "norm_ratio": 0.3 * alpha, "model": "toy"} for m, v in values.items()
+        ]
         picture = [Image.new("RGB", (40, 30), (180, 120, 30))] if images and number == 1 else []
         texts.append(
             where
-            | {"prompt": f"How do I boil egg {number}?", "text": text, "behavior": "refuse" if number == 0 else "answer"}
+            | {
+                "prompt": f"How do I boil egg {number}?",
+                "text": text,
+                "behavior": "refuse" if number == 0 else "answer",
+            }
             | {"images": picture, "tokens": tokens_of(text, alpha) if alpha else []}
         )
     return pd.DataFrame(rows), pd.DataFrame(texts)

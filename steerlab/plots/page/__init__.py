@@ -1,4 +1,4 @@
-"""One page to look at: a slider, texts side by side, a map of the sweep; a file, a notebook widget or a local server."""
+"""One page to look at: a strength slider, texts side by side, a map of the sweep; as a file, or on a live model."""
 
 from steerlab.plots.page.build import Page as Page
 from steerlab.plots.page.build import page as page

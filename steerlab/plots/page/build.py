@@ -90,8 +90,8 @@ def page(
             for such a text and 0 for another. "unsafe" may be missing where a prompt asks for nothing unsafe.
         texts: one row per text: `method, layer, alpha, example_id, prompt, text`; optional are `behavior` (the group in
             the prompt picker), `images` (a list for each prompt) and `tokens` (records of `token, cosine, dose, kl,
-            top, unsteered` from `steerlab.analysis.token_effects`). Rows of alpha 0 are the unsteered texts; one for each
-            prompt is needed.
+            top, unsteered`, from `steerlab.analysis.token_effects`). Rows of alpha 0 are the unsteered texts; each
+            prompt needs one.
         effect, side_effect: names of two metrics; None: the first two of the frame, apart from the special ones.
         labels: how metrics are called on the page, by name.
         title, note: the heading, and a line about how the texts were made.
@@ -123,7 +123,7 @@ def page(
     return Page(
         {
             "version": VERSION, "title": title, "model": model or str(next(iter(frame.get("model", [])), "")),
-            "note": note, "methods": _methods_of(axes.methods), "layers": axes.layers, "alphas": axes.alphas,
+            "note": note, "methods": methods_of(axes.methods), "layers": axes.layers, "alphas": axes.alphas,
             "prompts": _prompts_of(texts), "effect": _labeled(effect, labels),
             "side_effect": _labeled(side_effect, labels), "cells": cells, "texts": found, "words": list(words.places),
             "dose": _dose_of(cells, len(found)), "live": False,
@@ -270,7 +270,7 @@ def _dose_of(cells: Sequence[Mapping[str, Any]], n_texts: int) -> dict[str, Any]
     return {"validated": max(kept, default=None), "breaks": breaks, "fluent": FLUENT, "n_texts": n_texts}
 
 
-def _methods_of(names: Sequence[str]) -> list[dict[str, str]]:
+def methods_of(names: Sequence[str]) -> list[dict[str, str]]:
     """Name, label and color of every method; those that the palette does not know get its further colors."""
     spare = iter(OTHER_COLORS)
     found = []

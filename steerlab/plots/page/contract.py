@@ -10,17 +10,17 @@
     prompts      [{id, text, group, images}]; `images` are data addresses of PNG files
     effect       {name, label}: the measure that the vectors are to raise
     side_effect  {name, label}: the measure that they are to leave low
-    cells        [{method, layer, alpha, effect, side_effect, broken, unsafe, dose}]: means over the prompts. `broken` and
-                 `unsafe` are shares of the texts, `unsafe` of those that are fluent and that it was measured on (null:
-                 on none); `dose` is the mean of ‖αv‖/‖h‖ over the states that were changed (null: not known)
+    cells        [{method, layer, alpha, effect, side_effect, broken, unsafe, dose}]: means over the prompts. `broken`
+                 is the share of broken texts, `unsafe` that of fluent and unsafe ones where it was measured (null:
+                 nowhere); `dose` is the mean of ‖αv‖/‖h‖ over the states that were changed (null: not known)
     texts        [{method, layer, alpha, prompt, text, broken, unsafe, dose, tokens}]; an unsteered text has the method
                  and layer null and alpha 0
     tokens       of a text: [[word, cosine, dose, kl, top, unsteered], ...], all of the state that predicts the word:
                  the cosine of state and vector, its ‖αv‖/‖h‖, the KL divergence of the steered from the unsteered
                  distribution in nats, and the most likely words of both, [word, percent, word, percent, ...]
     words        the strings that the `word`s of `tokens` are numbers of
-    dose         {validated, breaks, fluent, n_texts}: up to `validated` at least the share `fluent` of the texts of each
-                 cell read well on this model, `breaks` is the smallest dose where fewer did (null: none was seen)
+    dose         {validated, breaks, fluent, n_texts}: up to `validated`, at least the share `fluent` of the texts of
+                 each cell read well on this model, `breaks` is the smallest dose where fewer did (null: none was seen)
     live         whether texts that are missing are made by a model behind the page
 
 `method`, `layer`, `alpha` and `prompt` of cells and texts are places in the lists above.
@@ -146,7 +146,8 @@ def _check_tokens(name: str, tokens: Sequence[Any], n_words: int) -> None:
         right = isinstance(token, list | tuple) and len(token) == 6
         words = [token[0], *token[4][::2], *token[5][::2]] if right else []
         numbers = [one for one in (*token[1:4], *token[4][1::2], *token[5][1::2]) if one is not None] if right else []
-        if not right or not all(type(w) is int and 0 <= w < n_words for w in words) or not all(map(_is_number, numbers)):
+        right = right and all(type(word) is int and 0 <= word < n_words for word in words)
+        if not right or not all(map(_is_number, numbers)):
             raise DataError(
                 f"{name}[{number}] is {token!r:.80}: expected [word, cosine, dose, kl, top, unsteered] with words "
                 f"below {n_words} and finite numbers"

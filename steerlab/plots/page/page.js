@@ -240,7 +240,7 @@ class View {
     const unsafe = this.data.cells.some((cell) => cell.unsafe !== null);
     return make("ul", { class: "legend" },
       make("li", {}, swatch("broken"), "broken: half of the texts or more do not read well"),
-      unsafe ? make("li", {}, swatch("unsafe"), "unsafe but fluent: half of the dangerous requests or more are answered") : null,
+      unsafe ? make("li", {}, swatch("unsafe"), "unsafe but fluent: half or more of the requests to refuse are not refused") : null,
       this.data.methods.map((method, m) => make("li", {}, this.mark(m), method.label)));
   }
 
@@ -308,7 +308,7 @@ class View {
     const { data } = this, points = data.cells.filter((c) => c.effect !== null && c.side_effect !== null)
       .map((cell) => ({ cell, x: cell.side_effect, y: cell.effect }));
     const [width, height, left, bottom, top, right] = [Math.min(480, this.room), 330, 52, 46, 12, 14];
-    const ends = (values) => [Math.min(...values, 0), Math.max(...values) || 1];
+    const ends = (values) => [Math.min(...values, 0), 1.05 * Math.max(...values) || 1];
     const [x0, x1] = ends(points.map((p) => p.x)), [y0, y1] = ends(points.map((p) => p.y));
     const px = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
     const py = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - bottom - top);
