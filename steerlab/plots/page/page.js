@@ -37,20 +37,21 @@ function number(value, digits = 2) {
 const strength = (alpha) => String(Number(alpha.toPrecision(6))).replace("-", "−");
 const percent = (share) => (share === null ? "–" : `${Math.round(100 * share)}%`);
 
-/** For each word of `text`, whether it is missing from `before`, in a longest common subsequence of words. */
+/** The words of `text` and the spaces between them, each with whether it is a word that `before` does not have in the
+ *  longest common subsequence of words. */
 export function changedWords(before, text) {
-  const a = before.split(/\s+/).filter(Boolean), b = text.split(/\s+/).filter(Boolean);
+  const a = before.split(/\s+/).filter(Boolean), pieces = text.split(/(\s+)/), b = pieces.filter((piece) => piece.trim());
   const table = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
   for (let i = a.length - 1; i >= 0; i--)
     for (let j = b.length - 1; j >= 0; j--)
       table[i][j] = a[i] === b[j] ? table[i + 1][j + 1] + 1 : Math.max(table[i + 1][j], table[i][j + 1]);
-  const found = [];
+  const changed = [];
   for (let i = 0, j = 0; j < b.length; ) {
-    if (i < a.length && a[i] === b[j]) found.push([b[j], false]), i++, j++;
+    if (i < a.length && a[i] === b[j]) changed.push(false), i++, j++;
     else if (i < a.length && table[i + 1][j] >= table[i][j + 1]) i++;
-    else found.push([b[j], true]), j++;
+    else changed.push(true), j++;
   }
-  return found;
+  return pieces.map((piece) => [piece, piece.trim() ? changed.shift() : false]);
 }
 
 /** The points that no other one beats: at least as much effect with less side effect. */
@@ -398,7 +399,7 @@ class View {
     const missing = this.ask ? "…" : "The sweep has no text of this layer and strength.";
     const same = method && text && before && text.text === before.text;
     const words = !text ? [make("em", {}, missing)] : method && before
-      ? changedWords(before.text, text.text).flatMap(([word, changed]) => [changed ? make("mark", {}, word) : word, " "]) : [text.text];
+      ? changedWords(before.text, text.text).map(([word, changed]) => (changed ? make("mark", {}, word) : word)) : [text.text];
     const tags = !text ? [] : [text.broken && "broken", text.unsafe && "unsafe but fluent", same && "as without steering"].filter(Boolean);
     const steered = method && text && data.alphas[text.alpha] !== 0;
     slot.replaceChildren(
