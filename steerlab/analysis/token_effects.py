@@ -249,9 +249,14 @@ def _records(
 
 
 def _pieces(model: Model, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text, so that spaces are kept whatever the tokenizer."""
+    """What each token adds to the text, so that spaces are kept whatever the tokenizer; a token that ends inside a
+    character, or completes one, is decoded by itself.
+    """
     texts = ["", *(str(model.tokenizer.decode(list(ids[: i + 1]))) for i in range(len(ids)))]
-    return [after[len(before) :] for before, after in pairwise(texts)]
+    return [
+        after[len(before) :] if after.startswith(before) else str(model.tokenizer.decode([token]))
+        for (before, after), token in zip(pairwise(texts), ids, strict=True)
+    ]
 
 
 def _number(value: Tensor) -> float | None:

@@ -196,9 +196,11 @@ def _numbers(
     by_id = {e.id: e for e in examples}
     given = [by_id[one] for one in texts["example_id"]]
     values = [float(value) for value in measure(given, texts["text"].tolist())]
-    if len(values) != len(given) or not all(math.isfinite(v) or (gaps and math.isnan(v)) for v in values):
+    bad = [value for value in values if not (math.isfinite(value) or (gaps and math.isnan(value)))]
+    if len(values) != len(given) or bad:
         raise DataError(
-            f"the measure {name!r} gave {len(values)} numbers for {len(given)} texts, or one that is not finite"
+            f"the measure {name!r} gave {len(values)} numbers for {len(given)} texts, {len(bad)} of them not finite: "
+            "expected a number for each"
         )
     return values
 

@@ -85,12 +85,12 @@ def app(answers: Answers, token: str) -> Starlette:
             return _refusal()
         body = await request.body()
         try:
-            asked = json.loads(body) if len(body) <= MAX_BYTES else None
+            requested = json.loads(body) if len(body) <= MAX_BYTES else None
         except ValueError:
-            asked = None
-        if not isinstance(asked, Mapping):
+            requested = None
+        if not isinstance(requested, Mapping):
             return PlainTextResponse(f"expected a JSON object of at most {MAX_BYTES} bytes", 400)
-        return StreamingResponse(_lines(answers, asked), media_type="application/x-ndjson", headers=_HEADERS)
+        return StreamingResponse(_lines(answers, requested), media_type="application/x-ndjson", headers=_HEADERS)
 
     routes = [Route("/", show), Route("/answer", answer, methods=["POST"])]
     # another site's page that names this machine in its own domain is refused

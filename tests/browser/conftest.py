@@ -29,7 +29,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
-    """`open_page(address, size=WIDE, scheme="light", **options)`: the page, with its errors and what it asked for."""
+    """`open_page(address, size=WIDE, scheme="light", **options)`: the page, with its errors and requests."""
     opened = []
 
     def go(address: str, size: tuple[int, int] = WIDE, scheme: str = "light", **options: Any) -> Any:
@@ -37,10 +37,10 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
         context = browser.new_context(viewport=viewport, color_scheme=scheme, **options)
         opened.append(context)
         page = context.new_page()
-        page.errors, page.asked = [], []
+        page.errors, page.requested = [], []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.on("console", lambda note: page.errors.append(note.text) if note.type in ("error", "warning") else None)
-        page.on("request", lambda request: page.asked.append(request.url))
+        page.on("request", lambda request: page.requested.append(request.url))
         page.goto(address)
         return page
 

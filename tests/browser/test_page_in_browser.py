@@ -162,7 +162,7 @@ def test_squares_are_hatched_where_texts_are_broken_or_unsafe(open_page, file_ad
         assert [pattern in fill for fill in fills] == ([True] if pattern else [])
 
 
-def test_gauge_says_how_far_texts_read_well_and_where_the_methods_are(open_page, file_address: str) -> None:
+def test_gauge_shows_the_validated_range_and_the_dose_of_each_method(open_page, file_address: str) -> None:
     page = open_page(f"{file_address}#alpha=1.2&layer=16")
     text = page.locator(".gauge").text_content()
     assert "texts read well up to 0.27" in text and "from 0.36 on they broke" in text
@@ -199,8 +199,8 @@ def test_page_fetches_nothing(open_page, file_address: str) -> None:
     page.get_by_role("slider").focus()
     page.keyboard.press("ArrowRight")
     page.wait_for_timeout(200)
-    assert {address.split(":")[0] for address in page.asked} <= {"file", "data"}
-    assert [address for address in page.asked if address.startswith("file")] == [file_address]
+    assert {address.split(":")[0] for address in page.requested} <= {"file", "data"}
+    assert [address for address in page.requested if address.startswith("file")] == [file_address]
     refused = page.evaluate("fetch('http://127.0.0.1:9/').then(() => 'sent', error => String(error))")
     assert "Failed to fetch" in refused, "the page's own policy forbids it"
 

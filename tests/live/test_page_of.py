@@ -93,7 +93,9 @@ def test_token_effects_equal_plain_hooks_on_each_row_alone(lm: Callable[..., Mod
             for name, logprobs in (("top", after), ("unsteered", before)):
                 shares = [share for _, share in record[name]]
                 assert shares == pytest.approx(logprobs[at].exp().topk(3).values.tolist(), abs=1e-5)
-        assert "".join(record["token"] for record in records) == model.tokenizer.decode(list(ids))
+        text = model.tokenizer.decode(list(ids))
+        if "�" not in text:  # no token ends inside a character
+            assert "".join(record["token"] for record in records) == text
 
 
 def test_token_effects_do_not_depend_on_what_is_measured_together(lm: Callable[..., Model]) -> None:
@@ -176,7 +178,7 @@ def test_own_measures_are_used_and_checked(lm: Callable[..., Model]) -> None:
 
 def test_too_large_a_page_is_refused_before_any_forward(lm: Callable[..., Model]) -> None:
     model = lm()
-    with pytest.raises(DataError, match=r"30 alphas .at most 25.*keep every 2th of the 30 alphas"):
+    with pytest.raises(DataError, match=r"30 alphas .at most 25.*keep one in 2 of the 30"):
         live.page_of(model, PROMPTS, {"a": vectors(model)}, alphas=[i / 10 for i in range(30)])
 
 

@@ -141,7 +141,7 @@ def test_missing_column_of_the_texts_is_named(column: str) -> None:
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"alphas": np.linspace(0, 1, MAX_ALPHAS + 1).tolist()}, "26 alphas .at most 25.*keep every 2th of the 26 alphas"),
+        ({"alphas": np.linspace(0, 1, MAX_ALPHAS + 1).tolist()}, "26 alphas .at most 25.*keep one in 2 of the 26"),
         ({"methods": [f"m{i}" for i in range(MAX_METHODS + 1)]}, "7 methods .at most 6"),
         ({"prompts": 400, "alphas": np.linspace(0, 1, 8).tolist()}, r"texts .at most 5000.*example_id.*isin.kept"),
     ],
@@ -158,7 +158,7 @@ def test_frames_that_do_not_belong_together_are_refused() -> None:
         plots.page(frame, texts[texts["alpha"] != 0])
     with pytest.raises(DataError, match=r"the text of \('mean', 12, 0.6, 'egg-0'\) has no row in the frame"):
         plots.page(frame[frame["alpha"] != 0.6], texts)
-    with pytest.raises(DataError, match="the frame has no metric 'joy'; it has .'pirate', 'kl'."):
+    with pytest.raises(DataError, match="the frame has no metric 'joy'"):
         plots.page(frame, texts, effect="joy")
     with pytest.raises(DataError, match="measure two"):
         plots.page(frame[frame["metric"] != "kl"], texts)

@@ -104,8 +104,8 @@ def check_size(counts: Mapping[str, int]) -> None:
     step = math.ceil(max(counts[name] / limit for name, limit in limits.items()))
     size = " x ".join(f"{counts[name]} {name}" for name in ("methods", "layers", "alphas", "prompts"))
     raise DataError(
-        f"a page of {size} is too large: {', '.join(over)}. Thin it out where there is most: keep every "
-        f"{step}th of the {axes[most]} {most}, for example frame[frame[{column!r}].isin(kept)], with the same for texts"
+        f"a page of {size} is too large: {', '.join(over)}. Thin it out where there is most: keep one in "
+        f"{step} of the {axes[most]} {most}, for example frame[frame[{column!r}].isin(kept)], with the same for texts"
     )
 
 
