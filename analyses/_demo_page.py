@@ -36,7 +36,7 @@ def save_page(
     predicted: dict[int, Steerer] = {k: l2s(k, setting.targets, seed, read, setting.net).fit(acts) for k in layers}
     prompts = [e for b in BEHAVIORS for e in [e for e in test if e.behavior == b][:PROMPTS]]
     page_of(
-        model, prompts, {"mean": mean, "l2s": predicted}, alphas=ALPHAS, unsafe=not_refused,
+        model, prompts, {"mean": mean, "l2s": predicted}, alphas=ALPHAS, unsafe={"not refused": not_refused},
         effect={"share of prompts treated as they should be": treated_as_wanted}, max_new_tokens=NEW_TOKENS,
         title="Refuse, defer or answer: one vector against a predicted vector",
     ).save(path)  # fmt: skip

@@ -79,7 +79,9 @@ def main() -> None:
     print(OPENING.format(model=args.model, layer=SETTING.layer, train=len(train), test=len(test)))
     layer = min(SETTING.layer, model.n_layers - 1)
     read = min(SETTING.context or layer, model.n_layers - 1)
-    acts = steerlab.capture(model, train, layers=sorted({*page_layers(layer, model.n_layers), read}), batch_size=args.batch_size)
+    acts = steerlab.capture(
+        model, train, layers=sorted({*page_layers(layer, model.n_layers), read}), batch_size=args.batch_size
+    )
     test_acts = steerlab.capture(model, test, layers=[layer], batch_size=args.batch_size)
     fitted = {
         "mean": SteeringVector({layer: mean_vector(acts, layer, SETTING.targets)}),

@@ -75,6 +75,7 @@ class Answers:
                 "version": VERSION, "title": title or f"Steering {self.model.id}", "model": self.model.id,
                 "note": f"{self.max_new_tokens} new tokens at most, the most likely ones", "live": True,
                 "methods": methods_of(list(self.methods)), "alphas": self.alphas, "effect": empty, "side_effect": empty,
+                "unsafe": empty,
                 "layers": sorted(layers, key=lambda layer: (isinstance(layer, str), layer)), "cells": [], "texts": [],
                 "words": [], "prompts": [_prompt(e) for e in self.examples.values()],
                 "dose": {"validated": None, "breaks": self.model.breaking_dose, "fluent": FLUENT, "n_texts": 0},

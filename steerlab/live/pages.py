@@ -45,7 +45,7 @@ def page_of(
     train: Activations | Sequence[Example] | None = None,
     positions: Positions = "last+generated",
     effect: Mapping[str, Measure] | None = None,
-    unsafe: Measure | None = None,
+    unsafe: Mapping[str, Measure] | None = None,
     max_new_tokens: int = 32,
     max_perplexity: float | None = None,
     title: str | None = None,
@@ -68,8 +68,8 @@ def page_of(
         effect: what the vectors are to raise, `{how it is called: function (examples, texts) -> numbers}`. None: the
             logit difference of the contrasts' answers where every prompt has a contrast, else the share of words that
             differ from the unsteered text.
-        unsafe: 1 for a text that does what it should not, 0 for one that does not, nan where a prompt asks for nothing
-            of the kind.
+        unsafe: the same for what the texts should not do: 1 for a text that does it, 0 for one that does not, nan where
+            a prompt asks for nothing of the kind.
         max_new_tokens: length of the texts.
         max_perplexity: a text above it, under the unsteered model, counts as broken too; 5.75 suits answers of about
             25 words of SmolLM2-135M. None: only words are counted; see `metrics.is_fluent`.
@@ -115,7 +115,8 @@ def page_of(
     )  # fmt: skip
     return page(
         pd.concat([one for one in measured if len(one)], ignore_index=True), texts.merge(about), effect=name,
-        side_effect="kl", labels=LABELS, model=model.id, title=title or f"Steering {model.id}",
+        side_effect="kl", labels=LABELS | {"unsafe": next(iter(unsafe or ["unsafe"]))},
+        model=model.id, title=title or f"Steering {model.id}",
         note=f"{max_new_tokens} new tokens at most, the most likely ones; vectors at {describe(positions)}",
     )  # fmt: skip
 
@@ -159,8 +160,9 @@ def _measures(
 
 
 def _faults(
-    model: Model, examples: list[Example], texts: pd.DataFrame, unsafe: Measure | None, max_perplexity: float | None
-) -> list[pd.DataFrame]:
+    model: Model, examples: list[Example], texts: pd.DataFrame, unsafe: Mapping[str, Measure] | None,
+    max_perplexity: float | None,
+) -> list[pd.DataFrame]:  # fmt: skip
     """Which texts are broken, and which are unsafe."""
     special = set(model.tokenizer.all_special_ids)
     fluent = [
@@ -177,8 +179,8 @@ def _faults(
             stacklevel=3,
         )
     found = [_long(texts, "broken", [float(not ok) for ok in fluent])]
-    if unsafe is not None:
-        rows = _long(texts, "unsafe", _numbers("unsafe", texts, examples, unsafe, gaps=True))
+    for name, measure in (unsafe or {}).items():
+        rows = _long(texts, "unsafe", _numbers(name, texts, examples, measure, gaps=True))
         found.append(rows[rows["value"].notna()])
     return found
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+WIDE, NARROW = (1440, 900), (400, 850)  # pixels of a window
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HOW = "apt-get install chromium (as root), or set STEERLAB_CHROMIUM to the path of a Chromium or Chrome"
 

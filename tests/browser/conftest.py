@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import HOW, find_chromium
+from chromium import HOW, WIDE, find_chromium
 from page_data import sweep_frames
+from playwright import sync_api
 
 from steerlab import plots
-
-sync_api = pytest.importorskip("playwright.sync_api")
-WIDE, NARROW = (1440, 900), (400, 850)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import NARROW, WIDE
+from chromium import NARROW, WIDE
 from page_data import PLAIN, sweep_frames, text_of, tokens_of
 
 from steerlab import plots
@@ -165,8 +165,8 @@ def test_squares_are_hatched_where_texts_are_broken_or_unsafe(open_page, file_ad
 def test_gauge_shows_the_validated_range_and_the_dose_of_each_method(open_page, file_address: str) -> None:
     page = open_page(f"{file_address}#alpha=1.2&layer=16")
     text = page.locator(".gauge").text_content()
-    assert "texts read well up to 0.27" in text and "from 0.36 on they broke" in text
-    assert "mean vector 0.36, where texts broke" in text
+    assert "texts read well up to 0.270" in text and "from 0.360 on they broke" in text
+    assert "mean vector 0.360, where texts broke" in text
 
 
 def test_colors_are_those_of_the_figures(open_page, file_address: str) -> None:

@@ -164,7 +164,10 @@ def test_own_measures_are_used_and_checked(lm: Callable[..., Model]) -> None:
         return [1.0 if "cold" in str(e.prompt) else math.nan for e in examples]
 
     length = {"characters": lambda examples, texts: [len(text) for text in texts]}
-    found = live.page_of(model, PROMPTS, {"a": vectors(model)}, effect=length, unsafe=unsafe, **given).to_dict()
+    found = live.page_of(
+        model, PROMPTS, {"a": vectors(model)}, effect=length, unsafe={"cold": unsafe}, **given
+    ).to_dict()
+    assert found["unsafe"]["label"] == "cold"
     for cell in found["cells"]:
         chosen = [t for t in found["texts"] if (t["method"], t["layer"], t["alpha"]) == tuple(cell.values())[:3]]
         if cell["alpha"]:

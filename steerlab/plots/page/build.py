@@ -125,7 +125,8 @@ def page(
             "version": VERSION, "title": title, "model": model or str(next(iter(frame.get("model", [])), "")),
             "note": note, "methods": methods_of(axes.methods), "layers": axes.layers, "alphas": axes.alphas,
             "prompts": _prompts_of(texts), "effect": _labeled(effect, labels),
-            "side_effect": _labeled(side_effect, labels), "cells": cells, "texts": found, "words": list(words.places),
+            "side_effect": _labeled(side_effect, labels), "unsafe": _labeled("unsafe", labels),
+            "cells": cells, "texts": found, "words": list(words.places),
             "dose": _dose_of(cells, len(found)), "live": False,
         }
     )  # fmt: skip

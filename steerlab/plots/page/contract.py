@@ -10,6 +10,7 @@
     prompts      [{id, text, group, images}]; `images` are data addresses of PNG files
     effect       {name, label}: the measure that the vectors are to raise
     side_effect  {name, label}: the measure that they are to leave low
+    unsafe       {name, label}: what `unsafe` of cells and texts means
     cells        [{method, layer, alpha, effect, side_effect, broken, unsafe, dose}]: means over the prompts. `broken`
                  is the share of broken texts, `unsafe` that of fluent and unsafe ones where it was measured (null:
                  nowhere); `dose` is the mean of ‖αv‖/‖h‖ over the states that were changed (null: not known)
@@ -52,6 +53,7 @@ _LISTS: dict[str, dict[str, Any]] = {
 _OBJECTS: dict[str, dict[str, Any]] = {
     "effect": _NAMED,
     "side_effect": _NAMED,
+    "unsafe": _NAMED,
     "dose": {"validated": _NUMBER, "breaks": _NUMBER, "fluent": _NUMBER, "n_texts": int},
 }
 _PLAIN = {"title": str, "model": str, "note": str, "layers": list, "alphas": list, "words": list, "live": bool}

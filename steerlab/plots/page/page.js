@@ -103,6 +103,7 @@ export function mount(root, data, { ask = null, hash = false } = {}) {
 class View {
   constructor(root, data, ask, hash) {
     Object.assign(this, { root, data, ask, hash, id: `steerlab-${++pages}`, stop: new AbortController() });
+    this.marks = { broken: "broken", unsafe: `${data.unsafe.label} but fluent` };
     this.texts = new Map(data.texts.map((text) => [this.key(text), text]));
     this.cells = new Map(data.cells.map((cell) => [`${cell.method}|${cell.layer}|${cell.alpha}`, cell]));
     this.base = new Map(data.cells.filter((c) => data.alphas[c.alpha] === 0).map((c) => [c.method, c]));
@@ -177,11 +178,14 @@ class View {
         make("p", { class: "lead" }, "Move the strength and read what the model writes. ", make("mark", {}, "Marked words"),
           " are not in the unsteered text."),
         make("p", { class: "note" }, [data.model, data.note].filter(Boolean).join(" · "))),
-      this.controls(), this.question, this.cards, this.status, this.gauge,
+      this.controls(), this.question, this.cards,
+      make("p", { class: "hint" }, "Bars over the tokens: the height is the dose; blue states point along the vector, hollow red ones against it, "
+        + "pale ones neither way. Point at a token, or walk with the arrow keys, for its numbers."),
+      this.status, this.gauge,
       data.cells.length ? make("section", { class: "panel sweep", "aria-labelledby": `${this.id}-map` },
         make("h2", { id: `${this.id}-map` }, "The sweep"),
-        make("p", { class: "hint" }, `Each square is a layer and a strength: ${data.effect.label}, mean of `
-          + `${data.prompts.length} prompts, darker for more. Choose one to read its texts.`),
+        make("p", { class: "hint" }, `Each square is a layer and a strength. Its number is the ${data.effect.label}, the mean of ${data.prompts.length} `
+          + "prompts; blue is more than without steering, red is less. Choose a square to read its texts."),
         this.legend(), make("div", { class: "charts" }, this.maps, this.plot)) : "");
     this.drawCharts();
     new ResizeObserver(() => this.width !== this.root.clientWidth && (this.drawCharts(), this.update())).observe(this.root);
@@ -240,8 +244,8 @@ class View {
       make("rect", { width: 18, height: 14, fill: `url(#${this.id}-legend-${name}-${name})` }));
     const unsafe = this.data.cells.some((cell) => cell.unsafe !== null);
     return make("ul", { class: "legend" },
-      make("li", {}, swatch("broken"), "broken: half of the texts or more do not read well"),
-      unsafe ? make("li", {}, swatch("unsafe"), "unsafe but fluent: half or more of the requests to refuse are not refused") : null,
+      make("li", {}, swatch("broken"), "broken: half or more of the texts do not read well"),
+      unsafe ? make("li", {}, swatch("unsafe"), `${this.marks.unsafe}: half or more of the texts on which it was measured`) : null,
       this.data.methods.map((method, m) => make("li", {}, this.mark(m), method.label)));
   }
 
@@ -258,7 +262,7 @@ class View {
   }
 
   describe(cell) {
-    const { data } = this, fault = { broken: ", broken", unsafe: ", unsafe but fluent" }[this.fault(cell)] ?? "";
+    const { data } = this, mark = this.marks[this.fault(cell)], fault = mark ? `, ${mark}` : "";
     return `${data.methods[cell.method].label}, layer ${data.layers[cell.layer]}, strength ${strength(data.alphas[cell.alpha])}: `
       + `${data.effect.label} ${number(cell.effect)}, ${data.side_effect.label} ${number(cell.side_effect)}${fault}`;
   }
@@ -308,7 +312,7 @@ class View {
   drawFrontier() {
     const { data } = this, points = data.cells.filter((c) => c.effect !== null && c.side_effect !== null)
       .map((cell) => ({ cell, x: cell.side_effect, y: cell.effect }));
-    const [width, height, left, bottom, top, right] = [Math.min(480, this.room), 330, 52, 46, 12, 14];
+    const [width, height, left, bottom, top, right] = [Math.min(640, this.room > 900 ? this.room - 500 : this.room), 340, 52, 46, 12, 14];
     const ends = (values) => [Math.min(...values, 0), 1.05 * Math.max(...values) || 1];
     const [x0, x1] = ends(points.map((p) => p.x)), [y0, y1] = ends(points.map((p) => p.y));
     const px = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
@@ -400,7 +404,7 @@ class View {
     const same = method && text && before && text.text === before.text;
     const words = !text ? [make("em", {}, missing)] : method && before
       ? changedWords(before.text, text.text).map(([word, changed]) => (changed ? make("mark", {}, word) : word)) : [text.text];
-    const tags = !text ? [] : [text.broken && "broken", text.unsafe && "unsafe but fluent", same && "as without steering"].filter(Boolean);
+    const tags = !text ? [] : [text.broken && "broken", text.unsafe && this.marks.unsafe, same && "as without steering"].filter(Boolean);
     const steered = method && text && data.alphas[text.alpha] !== 0;
     slot.replaceChildren(
       make("h2", {}, method ? this.mark(place.method) : null, method ? method.label : "no steering"),
@@ -413,7 +417,7 @@ class View {
   /** The tokens of a text: hue for the sign of the cosine, lightness for its size, height for the dose. */
   strip(text) {
     const words = text.words ?? this.data.words, highest = Math.max(...text.tokens.map((t) => t[2] ?? 0), 1e-9);
-    const detail = make("p", { class: "detail" }, "Point at a token, or move along them with the arrow keys.");
+    const detail = make("p", { class: "detail" });
     const list = (top) => top.flatMap((_, i) => (i % 2 ? [] : [`${words[top[i]].trim() || "␣"} ${top[i + 1]}%`])).join(", ");
     const show = (token) => detail.replaceChildren(make("b", {}, words[token[0]].trim() || "␣"),
       ` · cosine ${number(token[1])} · dose ${number(token[2])} · KL ${number(token[3])} nats`,
@@ -426,6 +430,7 @@ class View {
         make("span", { class: "word" }, words[token[0]].replace(/\n/g, "⏎")));
     });
     roving(items, 1, (i) => show(text.tokens[i]));
+    show(text.tokens.reduce((most, token) => (token[3] > most[3] ? token : most))); // where the vector changes most
     return make("div", { class: "tokens" }, make("div", { class: "strip", role: "group", "aria-label": "Tokens" }, items), detail);
   }
 
@@ -436,12 +441,12 @@ class View {
     const end = Math.max(validated ?? 0, (breaks ?? 0) * 1.25, ...data.cells.map((c) => c.dose ?? 0), ...now.map((n) => n.dose), 0.1);
     const [width, left, right, top] = [this.room, 10, 14, 8 + 15 * now.length], px = (dose) => left + (dose / end) * (width - left - right);
     const band = (from, to, name, fill) => make("rect", { x: px(from), y: top, width: Math.max(0, px(to) - px(from)), height: 16, class: name, fill });
-    const says = (m, dose) => `${data.methods[m].label} ${number(dose)}${breaks !== null && dose >= breaks ? ", where texts broke"
+    const says = (m, dose) => `${data.methods[m].label} ${number(dose, 3)}${breaks !== null && dose >= breaks ? ", where texts broke"
       : validated !== null && dose > validated ? ", beyond what was tried" : ""}`;
     const upTo = validated === null ? "no dose was seen at which texts read well"
-      : `texts read well up to ${number(validated)}: at least ${percent(fluent)} of every square (${n_texts} texts)`;
+      : `texts read well up to ${number(validated, 3)}: at least ${percent(fluent)} of every square (${n_texts} texts)`;
     const known = validated === null && breaks === null ? "How far texts stay readable was not measured here."
-      : `On ${data.model}, ${upTo}${breaks === null ? "" : `; from ${number(breaks)} on they broke`}.`;
+      : `On ${data.model}, ${upTo}${breaks === null ? "" : `; from ${number(breaks, 3)} on they broke`}.`;
     this.gauge.replaceChildren(
       make("h2", { id: `${this.id}-dose` }, "Dose ‖αv‖ / ‖h‖"),
       make("svg", { viewBox: `0 0 ${width} ${top + 36}`, "aria-hidden": "true" }, this.hatches("gauge"),
