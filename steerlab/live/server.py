@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+import anyio
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool
@@ -24,6 +25,7 @@ from starlette.routing import Route
 from steerlab._support.checks import as_whole
 from steerlab.errors import RemoteError
 from steerlab.live.answers import Answers
+from steerlab.models._nnsight.mounted import without_save
 from steerlab.plots.page.document import document
 
 HOST = "127.0.0.1"
@@ -46,6 +48,8 @@ class Server:
 
     def __init__(self, answers: Answers, port: int = 0) -> None:
         self._socket = _bind(port)
+        with without_save():  # the event loop imports what it needs
+            anyio.run(anyio.sleep, 0)
         token = secrets.token_urlsafe(16)
         self.address = f"http://{HOST}:{self._socket.getsockname()[1]}/?token={token}"
         config = uvicorn.Config(app(answers, token), log_level="warning", timeout_graceful_shutdown=1)

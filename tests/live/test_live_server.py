@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -165,6 +167,28 @@ def test_serve_says_its_address_and_ends(lm, vector: SteeringVector, monkeypatch
     made[0].stop()
     thread.join(20)
     assert not thread.is_alive()
+
+
+IN_A_FRESH_PROCESS = """
+import threading, httpx, torch
+from steerlab.live.answers import Answers
+from steerlab.live.server import Server
+from steerlab.methods import SteeringVector
+from steerlab.testing import tiny_lm
+
+model = tiny_lm("llama")  # by nnsight, which gives every object a method `save`
+server = Server(Answers(model, SteeringVector({1: torch.ones(model.hidden_size)}), max_new_tokens=3))
+threading.Thread(target=server.run, daemon=True).start()
+request = {"method": None, "layer": 1, "alpha": 0, "prompt": {"text": "Hi"}}
+answer = httpx.post(server.address.replace("/?", "/answer?"), json=request, timeout=60)
+assert '{"done"' in answer.text and hasattr(object, "save"), answer.text
+server.stop()
+"""
+
+
+def test_server_runs_beside_nnsight_in_a_process_that_has_imported_nothing_else() -> None:
+    done = subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_vector_of_another_model_is_refused_before_anything_is_shown(lm, vector: SteeringVector) -> None:
