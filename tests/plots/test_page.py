@@ -160,6 +160,8 @@ def test_frames_that_do_not_belong_together_are_refused() -> None:
         plots.page(frame[frame["alpha"] != 0.6], texts)
     with pytest.raises(DataError, match="the frame has no metric 'joy'"):
         plots.page(frame, texts, effect="joy")
+    with pytest.raises(DataError, match=r"there are several texts of .*'alpha': 0.3.*: select one model"):
+        plots.page(frame, pd.concat([texts, texts]))
     with pytest.raises(DataError, match="measure two"):
         plots.page(frame[frame["metric"] != "kl"], texts)
     one_short = frame.drop(frame.index[(frame["metric"] == "kl") & (frame["alpha"] == 0.3)][0])

@@ -109,6 +109,10 @@ def page(
     names = [m for m in dict.fromkeys(frame["metric"]) if m not in ("broken", "unsafe")]
     effect, side_effect = _choose_metrics(names, effect, side_effect)
     steered = texts[texts["alpha"] != 0]
+    if (twice := steered[steered.duplicated([*_KEYS, "example_id"])][[*_KEYS, "example_id"]]).size:
+        raise DataError(
+            f"there are several texts of {twice.iloc[0].to_dict()}: select one model and one kind of positions"
+        )
     axes = _Axes(
         methods=list(dict.fromkeys(texts["method"])), layers=_ordered(texts["layer"]),
         alphas=sorted({0.0, *map(float, texts["alpha"])}), prompts=list(dict.fromkeys(texts["example_id"])),
@@ -116,7 +120,7 @@ def page(
     n_texts = len(steered) + len(axes.prompts)
     check_size({n: len(getattr(axes, n)) for n in ("methods", "layers", "alphas", "prompts")} | {"texts": n_texts})
     values = _by_metric(frame, names)
-    words = _Words()
+    words: dict[str, int] = {}
     found = _texts_of(texts, values, axes, words)
     labels = dict(labels or {})
     cells = _cells_of(values, axes, effect, side_effect)
@@ -126,7 +130,7 @@ def page(
             "note": note, "methods": methods_of(axes.methods), "layers": axes.layers, "alphas": axes.alphas,
             "prompts": _prompts_of(texts), "effect": _labeled(effect, labels),
             "side_effect": _labeled(side_effect, labels), "unsafe": _labeled("unsafe", labels),
-            "cells": cells, "texts": found, "words": list(words.places),
+            "cells": cells, "texts": found, "words": list(words),
             "dose": _dose_of(cells, len(found)), "live": False,
         }
     )  # fmt: skip
@@ -146,18 +150,11 @@ class _Axes:
         }  # fmt: skip
 
 
-class _Words:
-    """Strings and their numbers."""
+def encode_tokens(tokens: Iterable[Mapping[str, Any]], words: dict[str, int]) -> list[list[Any]]:
+    """The `tokens` of a text in the contract; `words` has the places of words, and takes up new ones."""
 
-    def __init__(self) -> None:
-        self.places: dict[str, int] = {}
-
-    def __call__(self, word: str) -> int:
-        return self.places.setdefault(word, len(self.places))
-
-
-def encode_tokens(tokens: Iterable[Mapping[str, Any]], number: Any) -> list[list[Any]]:
-    """The `tokens` of a text in the contract; `number(word)` gives a word's place in `words`."""
+    def number(word: str) -> int:
+        return words.setdefault(word, len(words))
 
     def pairs(top: Sequence[tuple[str, float]]) -> list[Any]:
         return [one for word, share in top for one in (number(word), round(100 * share))]
@@ -217,7 +214,7 @@ def _by_metric(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     return wide.assign(dose=np.nan)
 
 
-def _texts_of(texts: pd.DataFrame, values: pd.DataFrame, axes: _Axes, words: _Words) -> list[dict[str, Any]]:
+def _texts_of(texts: pd.DataFrame, values: pd.DataFrame, axes: _Axes, words: dict[str, int]) -> list[dict[str, Any]]:
     """The texts of the contract: the unsteered one of each prompt, then the steered ones."""
     measured = {tuple(key): row for *key, row in _records(values)}
     found, unsteered = [], dict[int, dict[str, Any]]()

@@ -215,7 +215,7 @@ class View {
       field("prompt", "Prompt", this.picker),
       field("alpha", make("span", {}, "Strength α ", this.output), this.slider),
       field("layer", "Layer", this.layers),
-      this.ask ? field("own", "Your own prompt", this.entry = make("textarea", { id: `${id}-own`, rows: 2 }),
+      this.ask ? field("own", "Your own prompt", this.entry = make("textarea", { id: `${id}-own`, rows: 1 }),
         make("button", { type: "submit" }, "Answer")) : null);
   }
 
@@ -466,6 +466,7 @@ class View {
     const running = (this.running = new AbortController()), { prompt } = this.state;
     const missing = this.wanted().filter((place) => !this.texts.has(this.key(place)));
     if (!missing.length) return;
+    let failure = "";
     await new Promise((resolve) => setTimeout(resolve, 120)); // the slider may still be moving
     for (const place of missing) {
       if (running.signal.aborted) return;
@@ -480,11 +481,10 @@ class View {
           this.receive(place, event);
         }
       } catch (error) {
-        if (!running.signal.aborted) this.status.textContent = String(error.message ?? error);
-        return;
+        failure = String(error.message ?? error); // the other methods may still answer
       }
     }
-    this.status.textContent = "";
+    if (!running.signal.aborted) this.status.textContent = failure;
   }
 
   receive(place, event) {
