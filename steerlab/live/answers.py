@@ -78,7 +78,7 @@ class Answers:
                 "unsafe": empty,
                 "layers": sorted(layers, key=lambda layer: (isinstance(layer, str), layer)), "cells": [], "texts": [],
                 "words": [], "prompts": [_prompt(e) for e in self.examples.values()],
-                "dose": {"validated": None, "breaks": self.model.breaking_dose, "fluent": FLUENT, "n_texts": 0},
+                "dose": {"fluent": FLUENT, "breaks": self.model.breaking_dose},
             }
         )  # fmt: skip
 

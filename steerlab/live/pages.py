@@ -116,7 +116,7 @@ def page_of(
     return page(
         pd.concat([one for one in measured if len(one)], ignore_index=True), texts.merge(about), effect=name,
         side_effect="kl", labels=LABELS | {"unsafe": next(iter(unsafe or ["unsafe"]))},
-        model=model.id, title=title or f"Steering {model.id}",
+        model=model.id, breaking_dose=model.breaking_dose, title=title or f"Steering {model.id}",
         note=f"{max_new_tokens} new tokens at most, the most likely ones; vectors at {describe(positions)}",
     )  # fmt: skip
 

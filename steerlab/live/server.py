@@ -57,7 +57,7 @@ class Server:
 
     def run(self) -> None:
         """Serve until the end."""
-        with suppress(KeyboardInterrupt):
+        with self._socket, suppress(KeyboardInterrupt):
             self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:

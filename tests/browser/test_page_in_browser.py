@@ -162,11 +162,22 @@ def test_squares_are_hatched_where_texts_are_broken_or_unsafe(open_page, file_ad
         assert [pattern in fill for fill in fills] == ([True] if pattern else [])
 
 
-def test_gauge_shows_the_validated_range_and_the_dose_of_each_method(open_page, file_address: str) -> None:
-    page = open_page(f"{file_address}#alpha=1.2&layer=16")
-    text = page.locator(".gauge").text_content()
-    assert "texts read well up to 0.270" in text and "from 0.360 on they broke" in text
-    assert "mean vector 0.360, where texts broke" in text
+@pytest.mark.parametrize(
+    ("alpha", "reading"),
+    [(0.6, "mean vector: 0.180, within 0.270, up to which texts read well"),
+     (1.2, "mean vector: 0.360, too strong: texts break from 0.360 on"), (0, "mean vector: 0.000, within 0.270")],
+)  # fmt: skip
+def test_gauge_shows_the_range_that_reads_well_and_the_dose_now(open_page, file_address: str, alpha, reading) -> None:
+    page = open_page(f"{file_address}#alpha={alpha}&layer=16")
+    assert reading in page.locator(".gauge").text_content()
+    assert (
+        "on toy, at this layer, at least 80% of the texts of a square read well"
+        in page.locator(".gauge").text_content()
+    )
+    good, beyond = (page.locator(f".gauge .{name}").first.bounding_box() for name in ("validated", "beyond"))
+    needle = page.locator(".gauge .needle").first.bounding_box()["x"]
+    assert good["x"] + good["width"] < beyond["x"]
+    assert (needle >= beyond["x"] - 1) == (alpha == 1.2)
 
 
 def test_colors_are_those_of_the_figures(open_page, file_address: str) -> None:

@@ -47,10 +47,6 @@ def test_cells_are_means_over_prompts(data: dict[str, Any]) -> None:
         assert cell["unsafe"] == expected["unsafe"], "of the one prompt that asks for something unsafe"
 
 
-def test_dose_is_validated_up_to_the_first_cell_that_breaks(data: dict[str, Any]) -> None:
-    assert data["dose"] == {"validated": 0.27, "breaks": 0.36, "fluent": 0.8, "n_texts": len(data["texts"])}
-
-
 def test_unsafe_texts_that_are_broken_are_not_fluent_and_do_not_count(data: dict[str, Any]) -> None:
     frame, texts = sweep_frames()
     frame.loc[frame["metric"] == "unsafe", "value"] = 1.0
@@ -189,5 +185,4 @@ def test_layers_may_be_sites_and_methods_may_be_unknown() -> None:
 def test_frame_without_norm_ratios_has_no_dose() -> None:
     frame, texts = sweep_frames(prompts=1)
     found = plots.page(frame.drop(columns="norm_ratio"), pd.DataFrame(texts)).to_dict()
-    assert found["dose"]["validated"] is None and found["dose"]["breaks"] is None
     assert {cell["dose"] for cell in found["cells"]} == {None}

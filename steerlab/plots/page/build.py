@@ -20,7 +20,7 @@ from steerlab.plots.page.contract import VERSION, check_contract, check_size
 from steerlab.plots.page.document import document
 from steerlab.plots.style import OTHER_COLORS, method_style
 
-FLUENT = 0.8  # the share of fluent texts from which on a cell counts as validated
+FLUENT = 0.8  # the share of texts that are not broken from which on a cell reads well
 _FRAME = ["method", "layer", "alpha", "example_id", "metric", "value"]
 _TEXTS = ["method", "layer", "alpha", "example_id", "prompt", "text"]
 _KEYS = ["method", "layer", "alpha"]
@@ -77,6 +77,7 @@ def page(
     title: str = "What steering does",
     note: str = "",
     model: str | None = None,
+    breaking_dose: float | None = None,
 ) -> Page:
     """A page with a strength slider, the texts side by side, and a map of the sweep.
 
@@ -96,6 +97,7 @@ def page(
         labels: how metrics are called on the page, by name.
         title, note: the heading, and a line about how the texts were made.
         model: the id of the model; None: the column "model" of the frame.
+        breaking_dose: the dose from which texts of the model broke, where it is known (`Model.breaking_dose`).
 
     Returns:
         The page. Nothing that it shows is computed later: it opens from disk, without network.
@@ -131,7 +133,7 @@ def page(
             "prompts": _prompts_of(texts), "effect": _labeled(effect, labels),
             "side_effect": _labeled(side_effect, labels), "unsafe": _labeled("unsafe", labels),
             "cells": cells, "texts": found, "words": list(words),
-            "dose": _dose_of(cells, len(found)), "live": False,
+            "dose": {"fluent": FLUENT, "breaks": breaking_dose}, "live": False,
         }
     )  # fmt: skip
 
@@ -258,14 +260,6 @@ def _cells_of(values: pd.DataFrame, axes: _Axes, effect: str, side_effect: str) 
         axes.place(row) | {name: _short(row[column]) for name, column in columns.items()}
         for row in means[known].to_dict("records")
     ]
-
-
-def _dose_of(cells: Sequence[Mapping[str, Any]], n_texts: int) -> dict[str, Any]:
-    """The range of doses in which the texts read well, and where they first did not."""
-    doses = [(cell["dose"], 1 - cell["broken"]) for cell in cells if cell["dose"] is not None]
-    breaks = min((dose for dose, fluent in doses if fluent < FLUENT), default=None)
-    kept = [dose for dose, fluent in doses if fluent >= FLUENT and (breaks is None or dose < breaks)]
-    return {"validated": max(kept, default=None), "breaks": breaks, "fluent": FLUENT, "n_texts": n_texts}
 
 
 def methods_of(names: Sequence[str]) -> list[dict[str, str]]:

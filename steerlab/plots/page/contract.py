@@ -20,8 +20,8 @@
                  the cosine of state and vector, its ‖αv‖/‖h‖, the KL divergence of the steered from the unsteered
                  distribution in nats, and the most likely words of both, [word, percent, word, percent, ...]
     words        the strings that the `word`s of `tokens` are numbers of
-    dose         {validated, breaks, fluent, n_texts}: up to `validated`, at least the share `fluent` of the texts of
-                 each cell read well on this model, `breaks` is the smallest dose where fewer did (null: none was seen)
+    dose         {fluent, breaks}: a cell reads well if at least the share `fluent` of its texts is not broken; `breaks`
+                 is the dose from which texts of this model broke when it was measured beforehand (null: it was not)
     live         whether texts that are missing are made by a model behind the page
 
 `method`, `layer`, `alpha` and `prompt` of cells and texts are places in the lists above.
@@ -39,7 +39,7 @@ VERSION = 1
 MAX_TEXTS, MAX_LAYERS, MAX_ALPHAS, MAX_METHODS = 5000, 64, 25, 6  # what a screen and a browser hold
 
 _NUMBER, _SHARE, _PLACE = (int, float), "a share", "a place"
-_OPTIONAL = {"unsafe", "dose", "side_effect", "effect", "breaks", "validated"}
+_OPTIONAL = {"unsafe", "dose", "side_effect", "effect", "breaks"}
 _NAMED = {"name": str, "label": str}
 _WHERE = {"method": _PLACE, "layer": _PLACE, "alpha": _PLACE}
 _LISTS: dict[str, dict[str, Any]] = {
@@ -54,7 +54,7 @@ _OBJECTS: dict[str, dict[str, Any]] = {
     "effect": _NAMED,
     "side_effect": _NAMED,
     "unsafe": _NAMED,
-    "dose": {"validated": _NUMBER, "breaks": _NUMBER, "fluent": _NUMBER, "n_texts": int},
+    "dose": {"fluent": _SHARE, "breaks": _NUMBER},
 }
 _PLAIN = {"title": str, "model": str, "note": str, "layers": list, "alphas": list, "words": list, "live": bool}
 KEYS = ("version", *_PLAIN, *_LISTS, *_OBJECTS)

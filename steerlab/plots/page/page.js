@@ -434,28 +434,45 @@ class View {
     return make("div", { class: "tokens" }, make("div", { class: "strip", role: "group", "aria-label": "Tokens" }, items), detail);
   }
 
+  /** Up to which dose the texts of a method read well at the layer shown, and from which on they do not. */
+  range(method) {
+    const { fluent, breaks: known } = this.data.dose;
+    const cells = this.data.cells.filter((c) => c.method === method && c.layer === this.state.layer && c.dose !== null);
+    if (!cells.length) return { good: known, breaks: known };
+    const least = Math.min(...cells.filter((c) => 1 - c.broken < fluent).map((c) => c.dose));
+    const good = cells.map((c) => c.dose).filter((dose) => dose < least);
+    return { good: good.length ? Math.max(...good) : null, breaks: Number.isFinite(least) ? least : null };
+  }
+
   drawGauge() {
-    const { data } = this, { validated, breaks, fluent, n_texts } = data.dose;
-    const now = this.wanted().slice(1).map((place) => ({ m: place.method, text: this.texts.get(this.key(place)) }))
-      .map(({ m, text }) => ({ m, dose: text && data.alphas[text.alpha] === 0 ? 0 : text?.dose ?? null })).filter(({ dose }) => dose !== null);
-    const end = Math.max(validated ?? 0, (breaks ?? 0) * 1.25, ...data.cells.map((c) => c.dose ?? 0), ...now.map((n) => n.dose), 0.1);
-    const [width, left, right, top] = [this.room, 10, 14, 8 + 15 * now.length], px = (dose) => left + (dose / end) * (width - left - right);
-    const band = (from, to, name, fill) => make("rect", { x: px(from), y: top, width: Math.max(0, px(to) - px(from)), height: 16, class: name, fill });
-    const says = (m, dose) => `${data.methods[m].label} ${number(dose, 3)}${breaks !== null && dose >= breaks ? ", where texts broke"
-      : validated !== null && dose > validated ? ", beyond what was tried" : ""}`;
-    const upTo = validated === null ? "no dose was seen at which texts read well"
-      : `texts read well up to ${number(validated, 3)}: at least ${percent(fluent)} of every square (${n_texts} texts)`;
-    const known = validated === null && breaks === null ? "How far texts stay readable was not measured here."
-      : `On ${data.model}, ${upTo}${breaks === null ? "" : `; from ${number(breaks, 3)} on they broke`}.`;
-    this.gauge.replaceChildren(
-      make("h2", { id: `${this.id}-dose` }, "Dose ‖αv‖ / ‖h‖"),
-      make("svg", { viewBox: `0 0 ${width} ${top + 36}`, "aria-hidden": "true" }, this.hatches("gauge"),
-        band(0, end, "track"), validated === null ? null : band(0, validated, "validated"),
-        breaks === null ? null : [band(breaks, end, "beyond"), band(breaks, end, "", `url(#${this.id}-gauge-broken)`)],
-        ticks(0, end, width / 90).map((t) => make("text", { x: px(t), y: top + 32, class: "tick middle" }, strength(t))),
-        now.map(({ m, dose }, i) => make("g", { transform: `translate(${px(dose)} ${8 + 15 * i})` },
-          make("line", { y1: 4, y2: top + 8 - 15 * i, class: "needle" }), make("path", { d: MARKS[m % MARKS.length], fill: data.methods[m].color })))),
-      make("p", { class: "hint" }, now.length ? `Now: ${now.map(({ m, dose }) => says(m, dose)).join("; ")}. ` : "", known));
+    const { data } = this, rows = data.methods.map((_, m) => {
+      const text = this.texts.get(this.key({ ...this.state, method: m }));
+      return { m, ...this.range(m), now: text && data.alphas[text.alpha] === 0 ? 0 : text?.dose ?? null };
+    });
+    const end = Math.max(...data.cells.map((c) => c.dose ?? 0), ...rows.flatMap(({ good, breaks, now }) => [good ?? 0, (breaks ?? 0) * 1.1, now ?? 0]), 0.1);
+    const known = rows.some(({ good, breaks }) => good !== null || breaks !== null);
+    this.gauge.replaceChildren(make("h2", { id: `${this.id}-dose` }, "Dose ‖αv‖ / ‖h‖"),
+      ...rows.flatMap((row) => [make("p", { class: "reading" }, this.mark(row.m), this.reading(row)), this.track(row, end)]),
+      make("p", { class: "hint" }, !known ? "How far texts stay readable was not measured here."
+        : data.cells.length ? `Blue: on ${data.model}, at this layer, at least ${percent(data.dose.fluent)} of the texts of a square read well. Hatched: fewer do.`
+          : `Blue: texts of ${data.model} were found to read well. Hatched: they broke.`));
+  }
+
+  reading({ m, good, breaks, now }) {
+    const state = now === null ? "" : breaks !== null && now >= breaks ? `, too strong: texts break from ${number(breaks, 3)} on`
+      : good === null ? "" : now > good ? `, beyond ${number(good, 3)}, the strongest that was seen to read well` : `, within ${number(good, 3)}, up to which texts read well`;
+    return `${this.data.methods[m].label}: ${now === null ? "no text yet" : number(now, 3)}${state}`;
+  }
+
+  track({ good, breaks, now, m }, end) {
+    const width = this.room, px = (dose) => 10 + (dose / end) * (width - 24);
+    const band = (from, to, name, fill) => make("rect", { x: px(from), y: 6, width: Math.max(0, px(to) - px(from)), height: 14, class: name, fill });
+    return make("svg", { viewBox: `0 0 ${width} 40`, "aria-hidden": "true" }, this.hatches(`gauge${m}`), band(0, end, "track"),
+      good === null ? null : band(0, good, "validated"),
+      breaks === null ? null : [band(breaks, end, "beyond"), band(breaks, end, "", `url(#${this.id}-gauge${m}-broken)`)],
+      ticks(0, end, width / 90).map((t) => make("text", { x: px(t), y: 35, class: "tick middle" }, strength(t))),
+      now === null ? null : make("g", { transform: `translate(${px(now)} 13)` }, make("line", { y1: -12, y2: 10, class: "needle" }),
+        make("path", { d: MARKS[m % MARKS.length], fill: this.data.methods[m].color, class: "now" })));
   }
 
   // ---- answers of a model behind the page ----
