@@ -47,9 +47,11 @@ class Server:
     """
 
     def __init__(self, answers: Answers, port: int = 0) -> None:
+        with without_save():  # the event loop imports what it needs; a notebook has one running in its own thread
+            loading = threading.Thread(target=anyio.run, args=(anyio.sleep, 0))
+            loading.start()
+            loading.join()
         self._socket = _bind(port)
-        with without_save():  # the event loop imports what it needs
-            anyio.run(anyio.sleep, 0)
         token = secrets.token_urlsafe(16)
         self.address = f"http://{HOST}:{self._socket.getsockname()[1]}/?token={token}"
         config = uvicorn.Config(app(answers, token), log_level="warning", timeout_graceful_shutdown=1)
