@@ -113,3 +113,18 @@ def test_widget_module_asks_the_kernel_and_shows_its_answers(open_page, answers:
     page.evaluate("end()")
     assert page.locator("body *").count() == 0
     assert not page.errors
+
+
+def test_saved_page_of_a_model_shows_what_generate_gives(open_page, tmp_path) -> None:
+    model = steerlab.testing.tiny_lm("llama", backend="hooks", n_layers=18)
+    draw = torch.Generator().manual_seed(0)
+    vector = SteeringVector({layer: 2 * torch.randn(model.hidden_size, generator=draw) for layer in (8, 16)})
+    options = {"alphas": [0, 0.3, 0.6], "max_new_tokens": NEW, "progress": False}
+    with pytest.warns(UserWarning, match="count as fluent"):  # a random model writes no words
+        made = steerlab.live.page_of(model, PROMPTS, {"v": vector}, layers=[8, 16], **options)
+    page = open_page(made.save(tmp_path / "page.html").as_uri() + "#alpha=0.6&layer=16")
+    given = {"positions": "last+generated", "max_new_tokens": NEW, "progress": False}
+    steered = steerlab.generate(model, PROMPTS[:1], steer=vector.part(16), alpha=0.6, **given)[0]
+    plain = steerlab.generate(model, PROMPTS[:1], **given)[0]
+    assert steered != plain
+    wait_for_texts(page, [plain, steered])
