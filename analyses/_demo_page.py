@@ -1,4 +1,4 @@
-"""The page of the demo: twelve test prompts under the mean vector and L2S, at two layers and nine strengths."""
+"""The page of the demo: twelve test prompts under the mean vector and L2S, at two layers and eight strengths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from steerlab.live import page_of
 from steerlab.methods import Steerer
 from steerlab.models.model import Model
 
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 BEHAVIORS = ("refuse", "defer", "answer")
 PROMPTS, NEW_TOKENS = 4, 16  # prompts of each behavior, tokens of each text
 HIGHER = 4  # the page's second layer lies so many blocks above the demo's

@@ -498,7 +498,9 @@ class View {
           this.receive(place, event);
         }
       } catch (error) {
+        if (running.signal.aborted) return;
         failure = String(error.message ?? error); // the other methods may still answer
+        this.slots[place.method === null ? 0 : place.method + 1].querySelector(".text").textContent = failure;
       }
     }
     if (!running.signal.aborted) this.status.textContent = failure;
@@ -519,7 +521,9 @@ class View {
 export function askServer(address) {
   return async function* (request, signal) {
     const options = { method: "POST", body: JSON.stringify(request), headers: { "content-type": "application/json" }, signal };
-    const response = await fetch(address + location.search, options);
+    const response = await fetch(address + location.search, options).catch((error) => {
+      throw signal.aborted ? error : new Error("the server does not answer: has it ended?");
+    });
     if (!response.ok) throw new Error(`the server refused the request (${response.status}): ${await response.text()}`);
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let rest = ""; ; ) {
