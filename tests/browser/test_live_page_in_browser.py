@@ -25,7 +25,7 @@ def answers() -> Answers:
     draw = torch.Generator().manual_seed(0)
     one, two = (2 * torch.randn(model.hidden_size, generator=draw) for _ in range(2))
     methods = {"mean": SteeringVector({1: one, 2: two}), "l2s": SteeringVector({1: two, 2: one})}
-    return Answers(model, methods, PROMPTS, alphas=[0, 0.6, 1.2], max_new_tokens=NEW)
+    return Answers(model, methods, PROMPTS, alphas=[0.0, 0.6, 1.2], max_new_tokens=NEW)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_saved_page_of_a_model_shows_what_generate_gives(open_page, tmp_path) ->
     model = steerlab.testing.tiny_lm("llama", backend="hooks", n_layers=18)
     draw = torch.Generator().manual_seed(0)
     vector = SteeringVector({layer: 2 * torch.randn(model.hidden_size, generator=draw) for layer in (8, 16)})
-    options = {"alphas": [0, 0.3, 0.6], "max_new_tokens": NEW, "progress": False}
+    options = {"alphas": [0.0, 0.3, 0.6], "max_new_tokens": NEW, "progress": False}
     with pytest.warns(UserWarning, match="count as fluent"):  # a random model writes no words
         made = steerlab.live.page_of(model, PROMPTS, {"v": vector}, layers=[8, 16], **options)
     page = open_page(made.save(tmp_path / "page.html").as_uri() + "#alpha=0.6&layer=16")

@@ -36,7 +36,7 @@ def vector(lm) -> SteeringVector:
 
 @pytest.fixture
 def answers(lm, vector: SteeringVector) -> Answers:
-    return Answers(lm(), {"v": vector}, PROMPTS, alphas=[0, 0.5, 1], max_new_tokens=NEW)
+    return Answers(lm(), {"v": vector}, PROMPTS, alphas=[0.0, 0.5, 1.0], max_new_tokens=NEW)
 
 
 @pytest.fixture

@@ -198,7 +198,7 @@ def test_page_of_an_image_model_shows_images_with_their_questions() -> None:
     model = steerlab.load("scenes-vlm", backend="hooks")
     rows = image_questions("test", 3, 0).of_type("color")[:2]
     vector = SteeringVector({2: torch.randn(model.hidden_size, generator=torch.Generator().manual_seed(0))})
-    page = live.page_of(model, rows, {"mean": vector}, alphas=[0, 1], max_new_tokens=4, progress=False).to_dict()
+    page = live.page_of(model, rows, {"mean": vector}, alphas=[0.0, 1.0], max_new_tokens=4, progress=False).to_dict()
     assert [len(prompt["images"]) for prompt in page["prompts"]] == [1, 1]
     found = steerlab.generate(
         model, rows, steer=vector, alpha=1.0, positions="last+generated", max_new_tokens=4, progress=False
@@ -212,7 +212,7 @@ def test_page_of_smollm2_has_the_texts_of_generate(smollm2_cache) -> None:
     model = steerlab.load("smollm2")
     draw = torch.Generator().manual_seed(0)
     vector = SteeringVector({16: 20 * torch.randn(model.hidden_size, generator=draw)})
-    page = live.page_of(model, PROMPTS, {"v": vector}, alphas=[0, 0.5, 1], max_new_tokens=16, progress=False).to_dict()
+    page = live.page_of(model, PROMPTS, {"v": vector}, alphas=[0.0, 0.5, 1.0], max_new_tokens=16, progress=False).to_dict()
     for a, alpha in enumerate((0.5, 1.0), 1):
         found = steerlab.generate(
             model, PROMPTS, steer=vector, alpha=alpha, positions="last+generated", max_new_tokens=16, progress=False
