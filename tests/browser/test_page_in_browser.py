@@ -165,7 +165,8 @@ def test_squares_are_hatched_where_texts_are_broken_or_unsafe(open_page, file_ad
 @pytest.mark.parametrize(
     ("alpha", "reading"),
     [(0.6, "mean vector: 0.180, within 0.270, up to which texts read well"),
-     (1.2, "mean vector: 0.360, too strong: texts break from 0.360 on"), (0, "mean vector: 0.000, within 0.270")],
+     (1.2, "mean vector: 0.360, too strong: from 0.360 on, more than 20% of the texts are broken"),
+     (0, "mean vector: 0.000, within 0.270")],
 )  # fmt: skip
 def test_gauge_shows_the_range_that_reads_well_and_the_dose_now(open_page, file_address: str, alpha, reading) -> None:
     page = open_page(f"{file_address}#alpha={alpha}&layer=16")

@@ -212,7 +212,9 @@ def test_page_of_smollm2_has_the_texts_of_generate(smollm2_cache) -> None:
     model = steerlab.load("smollm2")
     draw = torch.Generator().manual_seed(0)
     vector = SteeringVector({16: 20 * torch.randn(model.hidden_size, generator=draw)})
-    page = live.page_of(model, PROMPTS, {"v": vector}, alphas=[0.0, 0.5, 1.0], max_new_tokens=16, progress=False).to_dict()
+    page = live.page_of(
+        model, PROMPTS, {"v": vector}, alphas=[0.0, 0.5, 1.0], max_new_tokens=16, progress=False
+    ).to_dict()
     for a, alpha in enumerate((0.5, 1.0), 1):
         found = steerlab.generate(
             model, PROMPTS, steer=vector, alpha=alpha, positions="last+generated", max_new_tokens=16, progress=False

@@ -459,7 +459,7 @@ class View {
   }
 
   reading({ m, good, breaks, now }) {
-    const state = now === null ? "" : breaks !== null && now >= breaks ? `, too strong: texts break from ${number(breaks, 3)} on`
+    const state = now === null ? "" : breaks !== null && now >= breaks ? `, too strong: from ${number(breaks, 3)} on, more than ${percent(1 - this.data.dose.fluent)} of the texts are broken`
       : good === null ? "" : now > good ? `, beyond ${number(good, 3)}, the strongest that was seen to read well` : `, within ${number(good, 3)}, up to which texts read well`;
     return `${this.data.methods[m].label}: ${now === null ? "no text yet" : number(now, 3)}${state}`;
   }
