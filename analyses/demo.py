@@ -19,6 +19,7 @@ from typing import Any
 import pandas as pd
 from _common import as_markdown, limit_per_group, of_split, parser, provenance, show_table, to_long
 from _demo_images import chosen_settings, run_image_half, table_of
+from _demo_page import page_layers, save_page
 from _safety import Setting, check_behaviors, l2s, mean_vector, run_methods, summarize
 from l2s_images import MIN_TRAIN_IMAGES
 
@@ -78,7 +79,9 @@ def main() -> None:
     print(OPENING.format(model=args.model, layer=SETTING.layer, train=len(train), test=len(test)))
     layer = min(SETTING.layer, model.n_layers - 1)
     read = min(SETTING.context or layer, model.n_layers - 1)
-    acts = steerlab.capture(model, train, layers=sorted({layer, read}), batch_size=args.batch_size)
+    acts = steerlab.capture(
+        model, train, layers=sorted({*page_layers(layer, model.n_layers), read}), batch_size=args.batch_size
+    )
     test_acts = steerlab.capture(model, test, layers=[layer], batch_size=args.batch_size)
     fitted = {
         "mean": SteeringVector({layer: mean_vector(acts, layer, SETTING.targets)}),
@@ -101,7 +104,10 @@ def main() -> None:
     results = pd.concat([to_long(judged, args.model, measures), images_to_long(answered, questions)], ignore_index=True)
     study.finish(results, {**summary, **image_summary}, examples_page(judged, test), provenance(model, test, args))
     draw(study.folder)
-    files = "results.csv, summary.json, examples.md, demo.png, demo_gallery.png, demo_dependence.png, demo_texts.png"
+    begin = time.time()
+    save_page(study.folder / "page.html", model, test, acts, SETTING, read, args.seed)
+    print(f"page.html: open it in a browser ({time.time() - begin:.0f} s)")
+    files = "results.csv, summary.json, examples.md, page.html, demo*.png"
     print(f"{args.out}: {files} ({time.time() - start:.0f} s)")
 
 

@@ -3,6 +3,7 @@
 from . import analysis as analysis
 from . import data as data
 from . import errors as errors
+from . import live as live
 from . import methods as methods
 from . import metrics as metrics
 from . import plots as plots

@@ -30,6 +30,8 @@ _OPTIONAL = {
     "matplotlib": ("steerlab.plots", 'pip install "steerlab[plots]"'),
     "torchvision": ("image-text models", 'pip install "steerlab[vision]"'),
     "peft": ("kl_then_steer and model edits", 'pip install "steerlab[train]"'),
+    "anywidget": ("live.widget", 'pip install "steerlab[page]"'),
+    "starlette": ("live.serve", 'pip install "steerlab[page]"'),
     "umap-learn": ('maps(method="umap")', 'pip install "steerlab[umap]"'),
 }
 _INSTALL = f'pip install -e "{Path(__file__).parents[1]}"'

@@ -302,7 +302,7 @@ def test_import_help_and_version_import_no_heavy_library(arguments: list[str]) -
 def test_every_name_of_the_stub_is_there_and_no_folder_hides_one() -> None:
     for folder in Path(steerlab.__file__).parent.glob("*/__init__.py"):
         importlib.import_module(f"steerlab.{folder.parent.name}")
-    folders = {"analysis", "data", "errors", "methods", "metrics", "plots"}
+    folders = {"analysis", "data", "errors", "live", "methods", "metrics", "plots"}
     assert all(isinstance(getattr(steerlab, name), ModuleType) == (name in folders) for name in steerlab.__all__)
     # nnsight adds `save` to every object, which would hide a name that is imported when it is used
     code = "import nnsight, steerlab; print(*(getattr(steerlab, n).__name__ for n in steerlab.__all__))"

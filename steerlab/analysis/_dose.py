@@ -110,7 +110,7 @@ class AnsweredPrompts:
             model, examples, steer=(), max_new_tokens=max_new_tokens, batch_size=batch_size, progress=False
         )
         prompts = encode_examples(model, examples)
-        rows = [_continued(row, ids) for row, ids in zip(prompts, answers.ids, strict=True)]
+        rows = [continued(row, ids) for row, ids in zip(prompts, answers.ids, strict=True)]
         settings = resolve_interventions(model, requests, examples, batch_size, prompts, check_alpha=alpha is not None)
         name = " and ".join(request.steerer.name for request in requests)
         if not writes_anything(settings):
@@ -118,7 +118,7 @@ class AnsweredPrompts:
         for setting in settings:
             check_positions([setting.positions], len(rows))
             for one in setting.interventions:
-                _check_counted(one.positions_or(setting.positions))
+                check_counted(one.positions_or(setting.positions))
         return cls(model, rows, settings, name, quantile, batch_size)
 
     def dose(self, alpha: float | None = None) -> Dose:
@@ -177,7 +177,7 @@ class AnsweredPrompts:
         return AnswerBatch(numbers, batch, rest, start, torch.arange(longest) + last - cut, whole)
 
 
-def _check_counted(positions: Positions) -> None:
+def check_counted(positions: Positions) -> None:
     """Refuse what is counted from a row's end, which here is the answer's and not the prompt's.
 
     Raises:
@@ -196,7 +196,7 @@ def _check_counted(positions: Positions) -> None:
         )
 
 
-def _continued(row: EncodedPrompt, ids: Sequence[int]) -> EncodedPrompt:
+def continued(row: EncodedPrompt, ids: Sequence[int]) -> EncodedPrompt:
     """A prompt with given tokens as its answer."""
     end = (len(row.text), len(row.text))
     spans = (*row.spans, Span("answer", len(row), len(row) + len(ids)))

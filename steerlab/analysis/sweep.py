@@ -65,6 +65,8 @@ class SweepPlan:
         batch_size: limit on the rows of a forward, or None.
         answers: the forwards whose logits are read, or None.
         prompts: the rows from which text is generated, or None.
+        texts: after `run`, the generated texts: `method, layer, alpha, positions, example_id, text, ids, norm_ratio`,
+            one row per setting and input, in the order of both; None before, and where no text is measured.
     """
 
     model: Model
@@ -76,6 +78,7 @@ class SweepPlan:
     batch_size: int | None
     answers: AnswerForwards | None
     prompts: SweepRows | None
+    texts: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
         return f"SweepPlan({len(self.settings)} settings x {len(self.examples)} inputs on {self.model.id})"
@@ -113,11 +116,12 @@ class SweepPlan:
                 names = list(dict.fromkeys(self.answer_metrics.values()))
                 run_answers(self.model, self.answers, names, stage, partial(emit, self.answer_metrics))
             if self.prompts is not None:
-                run_texts(
+                found = run_texts(
                     self.model, self.settings, self.prompts, self.examples, self.text_metrics, stage,
                     partial(emit, {name: name for name in self.text_metrics}),
                     batch_size=self.batch_size, options=self.arguments["generation"],
                 )  # fmt: skip
+                self.texts = self._with_labels(found, ["text", "ids", "norm_ratio"])
         return self._labeled(pd.concat(frames, ignore_index=True))
 
     def _identity(self) -> dict[str, Any]:
@@ -147,17 +151,19 @@ class SweepPlan:
         found = not_finite(self.model, self.model.inputs(batch), edits)
         return DataError(f"{name} of {self.examples[number].id!r} is {row[name]} under {setting.label()}: {found}")
 
+    def _with_labels(self, frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+        """Some columns of a frame, with the labels of its settings and inputs in place of their numbers."""
+        settings = pd.DataFrame([setting.label() for setting in self.settings])
+        inputs = pd.DataFrame([{"example_id": e.id, "behavior": e.behavior, "split": e.split} for e in self.examples])
+        tables = [(settings, "setting"), (inputs, "input")]
+        labels = [table.iloc[frame[key]].reset_index(drop=True) for table, key in tables]
+        return pd.concat([*labels, frame[columns].reset_index(drop=True)], axis=1)
+
     def _labeled(self, long: pd.DataFrame) -> pd.DataFrame:
         """Labels in place of numbers, ordered by metric, setting and input."""
         rank = {name: i for i, name in enumerate([*self.answer_metrics, *self.text_metrics])}
         long = long.assign(rank=long["metric"].map(rank)).sort_values(["rank", "setting", "input"], kind="stable")
-        settings = pd.DataFrame([setting.label() for setting in self.settings])
-        inputs = pd.DataFrame([{"example_id": e.id, "behavior": e.behavior, "split": e.split} for e in self.examples])
-        labels = [
-            table.iloc[long[key]].reset_index(drop=True) for table, key in ((settings, "setting"), (inputs, "input"))
-        ]
-        values = long[["metric", "value", "norm_ratio"]].reset_index(drop=True)
-        frame = pd.concat([*labels, values], axis=1).assign(model=self.model.id)[list(COLUMNS)]
+        frame = self._with_labels(long, ["metric", "value", "norm_ratio"]).assign(model=self.model.id)[list(COLUMNS)]
         frame.attrs |= {
             "info": self.model.info(), "data": data_hash(self.examples), "arguments": self.arguments,
             "plan": self.explain(),

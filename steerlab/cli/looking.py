@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import click
 
@@ -80,8 +80,11 @@ def page(
         f"write {file}: {len(examples)} prompts x {len(steerers)} vectors x {len(strengths)} strengths",
         job.seconds_to_write(examples, max_new_tokens, 16, settings),
     )
-    options = {"alphas": strengths, "layers": sites, "positions": positions, "max_new_tokens": max_new_tokens}
-    page_of(job.model, examples, steerers, **options).save(file)
+    made = page_of(
+        job.model, examples, steerers, alphas=strengths, layers=sites, positions=positions,
+        max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    made.save(file)
     return Result(file, data={"file": file})
 
 
@@ -97,7 +100,7 @@ def show(
     from steerlab.live import serve
 
     steerers = read_steerers(vectors, job.model)
-    prompts = {"prompts": read_data(data, choice)} if data else {}
+    prompts: dict[str, Any] = {"prompts": read_data(data, choice)} if data else {}
     job.begin(f"serve {model} with {', '.join(steerers) or 'no vector'} until Ctrl-C")
     serve(job.model, steerers, port=port, open_browser=open_browser, **prompts)
 

@@ -10,6 +10,8 @@ from steerlab.plots.lens import lens_heatmap as lens_heatmap
 from steerlab.plots.lens import patch_heatmap as patch_heatmap
 from steerlab.plots.lines import geometry_lines as geometry_lines
 from steerlab.plots.lines import propensity_lines as propensity_lines
+from steerlab.plots.page import Page as Page
+from steerlab.plots.page import page as page
 from steerlab.plots.similarity import cosine_heatmap as cosine_heatmap
 from steerlab.plots.similarity import layer_heatmap as layer_heatmap
 from steerlab.plots.similarity import map_scatter as map_scatter

@@ -299,7 +299,7 @@ def _(model: Any) -> None:
     assert float(found.stdout) < 0.5, "of import alone; other processes may be at work"
     shown = subprocess.run([sys.executable, "-m", "steerlab.cli", "--version"], capture_output=True, text=True)
     assert steerlab.__version__ in shown.stdout
-    names = set(dir(steerlab)) - {"analysis", "data", "errors", "methods", "metrics", "plots"}
+    names = set(dir(steerlab)) - {"analysis", "data", "errors", "live", "methods", "metrics", "plots"}
     assert 15 <= len(names) <= 20
 
 

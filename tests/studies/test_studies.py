@@ -26,7 +26,7 @@ def test_demo_writes_results_resumes_and_refuses_folder_of_another_study(folder:
     out = tmp_path / "demo"
     arguments = ["--model", str(folder), "--limit", "3", "--images", "20", "--max-new-tokens", "12", "--out", str(out)]
     first = succeed("analyses/demo.py", *arguments)
-    drawn = {"demo.png", "demo_gallery.png", "demo_dependence.png", "demo_texts.png"}
+    drawn = {"demo.png", "demo_gallery.png", "demo_dependence.png", "demo_texts.png", "page.html"}
     assert {"results.csv", "summary.json", "examples.md", *drawn} <= {p.name for p in out.iterdir()}
     assert first.stdout.startswith("steerlab demo") and "p2s" in first.stdout
     summary = json.loads((out / "summary.json").read_text())

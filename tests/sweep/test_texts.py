@@ -43,6 +43,20 @@ def test_texts_of_every_setting_equal_steer(lm, family: str, backend: str, posit
         assert found["value"].tolist() == [len(text) for text in texts]
 
 
+def test_plan_keeps_the_texts_and_their_tokens(lm, tmp_path: Path) -> None:
+    model, recorder = lm(), Recorder()
+    plan = sweep(model, questions(), {"v": vectors(model)}, metric=recorder, dry_run=True, **GRID)
+    assert plan.texts is None
+    plan.run(tmp_path, progress=False)
+    assert plan.texts["text"].tolist() == [text for texts in recorder.calls for text in texts]
+    assert list(plan.texts)[:5] == ["method", "layer", "alpha", "positions", "example_id"]
+    decoded = [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in plan.texts["ids"]]
+    assert decoded == plan.texts["text"].tolist()
+    again = sweep(model, questions(), {"v": vectors(model)}, metric=Recorder(), dry_run=True, **GRID)
+    again.run(tmp_path, progress=False)  # read back from the folder
+    assert again.texts["ids"].tolist() == plan.texts["ids"].tolist()
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 7])
 def test_texts_do_not_depend_on_the_batch_size(lm, batch_size: int) -> None:
     model, few, many = lm(), Recorder(), Recorder()

@@ -17,7 +17,7 @@ from steerlab.analysis._sweep.run import Stage, norm_ratios, results_frame
 from steerlab.analysis._sweep.settings import Setting
 from steerlab.data.example import Example
 from steerlab.errors import DataError
-from steerlab.models.kv_prefix import MIN_PREFIX
+from steerlab.models.kv_prefix import MIN_PREFIX, Prefix
 from steerlab.models.model import Model
 from steerlab.models.versions import cache_name
 from steerlab.steering.generate import NEW_TOKENS, decode, new_ids, seeded
@@ -31,8 +31,14 @@ def run_texts(
     model: Model, settings: Sequence[Setting], prompts: SweepRows, examples: list[Example],
     metrics: Mapping[str, TextMetric], stage: Stage, emit: Callable[[pd.DataFrame], None], *,
     batch_size: int | None, options: dict[str, Any],
-) -> None:  # fmt: skip
-    """Emit every setting's measurements; texts are stored by batch, and the metrics' values by setting."""
+) -> pd.DataFrame:  # fmt: skip
+    """Emit every setting's measurements; texts are stored by batch, and the metrics' values by setting.
+
+    Returns:
+        One row per setting and input, in this order: `setting, input, norm_ratio, text, ids`.
+    """
+    whole: list[pd.DataFrame] = []
+    prefixes: dict[tuple[int, ...], Prefix] = {}  # of the last batch of inputs
     n_rows = batch_size or MAX_ROWS
     parts: dict[int, list[pd.DataFrame]] = {i: [] for i in range(len(settings))}
     for group in _groups(settings):
@@ -42,10 +48,10 @@ def run_texts(
             rows_per_setting = max(1, n_rows // len(chosen))
             for number, inputs in enumerate(model.batches(prompts.variants[0], rows_per_setting, "aligned")):
                 batch = make_input_batch(model, prompts, inputs)
-                key = fingerprint([batch.numbers, chosen])[:8]
+                key = fingerprint([batch.numbers, chosen, "text, ids"])[:8]
                 name = f"text-{chosen[0]:04d}-{len(chosen)}-{number:04d}-{key}"
-                found = stage(name, lambda: _generate(model, settings, batch, chosen, options))  # noqa: B023
-                found = found.assign(text=found["text"].map(json.loads))
+                found = stage(name, lambda: _generate(model, settings, batch, chosen, options, prefixes))  # noqa: B023
+                found = found.assign(**{name: found[name].map(json.loads) for name in ("text", "ids")})
                 for setting, frame in found.groupby("setting"):
                     parts[int(str(setting))].append(frame)
     measured = fingerprint([contents(metric) for metric in metrics.values()])[:8]
@@ -53,7 +59,9 @@ def run_texts(
     for number, setting in enumerate(settings):
         source = parts[unsteered] if setting.alpha == 0 and unsteered is not None else parts[number]
         texts = pd.concat(source).sort_values("input", ignore_index=True).assign(setting=number)
+        whole.append(texts)
         emit(stage(f"metric-{number:04d}-{measured}", lambda: _measure(texts, examples, metrics, setting)))  # noqa: B023
+    return pd.concat(whole, ignore_index=True)
 
 
 def _groups(settings: Sequence[Setting]) -> list[list[int]]:
@@ -67,8 +75,9 @@ def _groups(settings: Sequence[Setting]) -> list[list[int]]:
 
 
 def _generate(
-    model: Model, settings: Sequence[Setting], inputs: InputBatch, chosen: Sequence[int], options: dict[str, Any]
-) -> pd.DataFrame:
+    model: Model, settings: Sequence[Setting], inputs: InputBatch, chosen: Sequence[int], options: dict[str, Any],
+    prefixes: dict[tuple[int, ...], Prefix],
+) -> pd.DataFrame:  # fmt: skip
     """The texts of some inputs under some settings."""
     used, copies, n = [settings[i] for i in chosen], len(chosen), len(inputs.numbers)
     steered = used[0].alpha != 0
@@ -78,14 +87,17 @@ def _generate(
     options = {"max_new_tokens": NEW_TOKENS} | options
     cut = first_written_column(model, inputs.batch, used, inputs.row_numbers) if steered else inputs.last
     if cut == inputs.last >= MIN_PREFIX and model.shortcuts.generation_prefix:
-        prefix = model.prefill({k: t[:, :cut] for k, t in model.inputs(inputs.batch).items()})
-        options[cache_name(model.hf)] = prefix.as_generation_cache(copies)
+        if inputs.numbers not in prefixes:
+            prefixes.clear()
+            prefixes[inputs.numbers] = model.prefill({k: t[:, :cut] for k, t in model.inputs(inputs.batch).items()})
+        options[cache_name(model.hf)] = prefixes[inputs.numbers].as_generation_cache(copies)
     with model.lock, seeded(model):
         ids = new_ids(model, repeated, edits, options)
     ratios = norm_ratios(edits, used, 1, inputs.numbers) if steered else np.zeros((copies, n))
     # as JSON: read back from a file, an answer of digits alone would become a number
     texts = np.array([json.dumps(text) for text in decode(model, ids)], dtype=object).reshape(copies, n)
-    return results_frame(chosen, inputs.numbers, {"text": texts}, ratios)
+    tokens = np.array([json.dumps(row) for row in ids], dtype=object).reshape(copies, n)
+    return results_frame(chosen, inputs.numbers, {"text": texts, "ids": tokens}, ratios)
 
 
 def _measure(

@@ -1,0 +1,263 @@
+"""What a vector does to each token of generated texts: cosine, dose, KL divergence, the most likely words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import count, groupby, pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steerlab._support.checks import as_whole
+from steerlab.analysis._dose import check_counted, continued
+from steerlab.data.example import Example
+from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import DataError, SteeringError
+from steerlab.methods.base import Steerer
+from steerlab.methods.vector import Vectors
+from steerlab.models.encoding import Batch, EncodedPrompt
+from steerlab.models.engine import Inputs, identity
+from steerlab.models.interventions import SiteEdits, apply_edits
+from steerlab.models.kv_prefix import MIN_PREFIX, ForwardState, Prefix, split_at
+from steerlab.models.model import Model
+from steerlab.models.positions import Positions
+from steerlab.models.sites import Site
+from steerlab.steering.batches import apply_prompt_transforms, as_requests, encode_examples
+from steerlab.steering.interventions import BatchedSetting, build_edits, first_written_column, restart_layer
+from steerlab.steering.requests import Alpha, Request, Scale, resolve_interventions
+
+Tokens = list[dict[str, Any]]
+LOGITS = 2**25  # numbers of a forward's logits, of which four tensors are held at once
+
+
+def token_effects(
+    model: Model, data: Data, ids: Sequence[Sequence[int]], *, steer: Steerer | Vectors | Request, alpha: Alpha = 1.0,
+    positions: Positions | None = None, scale: Scale = "raw", top: int = 3,
+) -> list[Tokens]:  # fmt: skip
+    """What a steerer does at each token of given texts, against the unsteered model on the same texts.
+
+    Example:
+        >>> texts = steerlab.generate(model, prompts, steer=vector)
+        >>> token_effects(model, prompts, texts.ids, steer=vector)[0][5]["kl"]     # nats
+
+    Args:
+        model: from `steerlab.load`, in this process.
+        data: the prompts.
+        ids: the tokens of a text for each, as in `Generations.ids`.
+        steer, alpha, positions, scale: as in `generate`.
+        top: how many of the most likely words are listed.
+
+    Returns:
+        For each prompt a list of records, one per token, all of them about the state that predicts the token: `token`;
+        `cosine` of the unsteered state and the vector, at the first site that is steered; `dose`, ‖h' - h‖/‖h‖ there;
+        `kl` of the steered from the unsteered distribution, in nats; `logprob` of the token without steering; `top`
+        and `unsteered`, the most likely words of both with their probabilities. `cosine` and `dose` are None where no
+        vector belongs to a token: at images, and for a vector of length zero.
+
+    Raises:
+        DataError: not one text per prompt. SteeringError: positions that count from the end of a row. Otherwise as
+            `generate`.
+    """
+    requests = as_requests(model, [steer], alpha, positions, scale)
+    given = as_examples(data)
+    if len(ids) != len(given):
+        raise DataError(f"{len(given)} prompts but {len(ids)} texts: give the tokens of one text for each")
+    examples = apply_prompt_transforms(given, requests)
+    settings = resolve_interventions(model, requests, examples, 16, encode_examples(model, examples))
+    return setting_effects(model, examples, settings or [BatchedSetting("none", (), 0.0, "last")], [ids], top=top)[0]
+
+
+def setting_effects(
+    model: Model, examples: Sequence[Example], settings: Sequence[BatchedSetting],
+    ids: Sequence[Sequence[Sequence[int]]], *, top: int = 3, on_batch: Callable[[int], object] = lambda n: None,
+) -> list[list[Tokens]]:  # fmt: skip
+    """The same for many settings; prompts and the blocks below a steered one are computed once for all of them.
+
+    Args:
+        model: as above.
+        examples: the prompts.
+        settings: interventions with strength and positions, such as `SweepPlan.settings`.
+        ids: for each setting, the tokens of a text for each prompt.
+        top: as above.
+        on_batch: called with the number of texts of each finished forward.
+
+    Returns:
+        For each setting and prompt the records of its text.
+    """
+    as_whole("top", top)
+    if model.is_remote:
+        raise SteeringError(
+            f"{model.id} runs on a server, and these numbers need the states of every token: load it here"
+        )
+    for setting in settings:
+        for one in setting.interventions:
+            check_counted(one.positions_or(setting.positions))
+    found: list[list[Tokens]] = [[[] for _ in examples] for _ in settings]
+    longest = max((len(text) for texts in ids for text in texts), default=0)
+    if not longest:
+        return found
+    vocabulary = int(model.hf.config.get_text_config().vocab_size)
+    size = max(1, LOGITS // (longest * vocabulary))
+    rows = encode_examples(model, examples)
+    runs = groupby(sorted(range(len(settings)), key=lambda i: _order(settings[i])), key=lambda i: _order(settings[i]))
+    groups = [list(group) for _, group in runs]
+    for numbers in model.batches(rows, size, "aligned"):
+        shared = _Prompts(model, rows, numbers, longest)
+        for group in groups:
+            for chunk in _chunks(group, max(1, size // len(numbers))):
+                texts = [[ids[i][n] for n in numbers] for i in chunk]
+                records = shared.run([settings[i] for i in chunk], texts, top)
+                for i, per_setting in zip(chunk, records, strict=True):
+                    for n, tokens in zip(numbers, per_setting, strict=True):
+                        found[i][n] = tokens
+                on_batch(len(chunk) * len(numbers))
+    return found
+
+
+class _Prompts:
+    """Some prompts, whose keys and values are computed once for each column from which settings write."""
+
+    def __init__(self, model: Model, rows: Sequence[EncodedPrompt], numbers: Sequence[int], longest: int) -> None:
+        self.model, self.numbers, self.longest = model, list(numbers), longest
+        self.rows = [rows[i] for i in numbers]
+        self.prefixes: dict[int, Prefix] = {}
+
+    def run(
+        self, settings: Sequence[BatchedSetting], texts: Sequence[Sequence[Sequence[int]]], top: int
+    ) -> list[list[Tokens]]:
+        """The records of some settings with one steered site, in one pass over their texts."""
+        model, copies = self.model, len(settings)
+        # shorter texts are filled up: what follows a token changes nothing before it
+        fill = int(model.tokenizer.pad_token_id)
+        filled = [
+            [continued(row, [*t, *[fill] * (self.longest - len(t))]) for row, t in zip(self.rows, copy, strict=True)]
+            for copy in texts
+        ]
+        first = model.batch(filled[0], "aligned")
+        whole = model.inputs(model.batch([row for copy in filled for row in copy], "aligned"))
+        steering = any(one.interventions and bool(torch.as_tensor(one.alpha).any()) for one in settings)
+        edits = build_edits(model, settings, first, self.numbers, range(copies)) if steering else {}
+        cut = first_written_column(model, first, settings, self.numbers) if steering else first.last_prompt_columns[0]
+        cut = cut if cut >= MIN_PREFIX and model.supports_prefix_cache else 0
+        rest = split_at(whole, cut)[1] if cut else whole
+        columns = torch.arange(self.longest) + first.last_prompt_columns[0] - cut
+        with model.lock, torch.no_grad():
+            prefix = self._prefix(first, cut)
+            state, at_site, site = self._states(settings, rest, prefix, copies)
+            keep = columns.to(model.device)
+            before, after = (model.engine.logits(rest, one, keep, state).float() for one in ({}, edits))
+        cosine, dose = self._shifts(settings, edits, site, at_site, columns, cut)
+        return _records(model, texts, before, after, cosine, dose, top)
+
+    def _prefix(self, batch: Batch, cut: int) -> Prefix | None:
+        if cut and cut not in self.prefixes:
+            self.prefixes[cut] = self.model.prefill(split_at(self.model.inputs(batch), cut)[0])
+        return self.prefixes.get(cut)
+
+    def _states(
+        self, settings: Sequence[BatchedSetting], rest: Inputs, prefix: Prefix | None, copies: int
+    ) -> tuple[ForwardState, Tensor | None, Site | None]:
+        """Where the forwards start, and the unsteered states at the first steered site."""
+        model, start = self.model, ForwardState(prefix, copies)
+        level = restart_layer(settings) if model.supports_layer_restart else None
+
+        def capture(site: Site, start: ForwardState) -> Tensor:
+            found: Tensor = model.engine.capture_states(rest, {}, [site], identity, start)
+            return found[:, 0]
+
+        if level is not None:
+            start = ForwardState(prefix, copies, level, capture(Site(level), start))
+        sites = [model.site(one.site) for one in settings[0].interventions if one.site.part == "text"]
+        if not sites:
+            return start, None, None
+        known = level is not None and sites[0] == Site(level)
+        return start, start.state if known else capture(sites[0], start), sites[0]
+
+    def _shifts(
+        self, settings: Sequence[BatchedSetting], edits: SiteEdits, site: Site | None, states: Tensor | None,
+        columns: Tensor, cut: int,
+    ) -> tuple[Float[Tensor, "row token"], Float[Tensor, "row token"]]:  # fmt: skip
+        """The cosine of state and vector and ‖h' - h‖/‖h‖ at every token; nan where there is none."""
+        if states is None or site is None or site not in edits:
+            nothing = torch.full((len(settings) * len(self.rows), len(columns)), torch.nan)
+            return nothing, nothing
+        changed = apply_edits(edits[site], states, cut + states.shape[1])
+        h, delta = (t[:, columns.to(t.device)].float() for t in (states, changed - states))
+        vectors = torch.stack([self._vector(setting, site, states.shape[-1]) for setting in settings]).flatten(0, 1)
+        vectors = vectors.to(h.device)[:, None]
+        directions = torch.where(vectors.isnan(), delta, vectors)
+        cosine = torch.cosine_similarity(h, directions.expand_as(h), dim=-1)
+        cosine = cosine.masked_fill(directions.norm(dim=-1).expand_as(cosine) == 0, torch.nan)
+        return cosine.cpu(), (delta.norm(dim=-1) / h.norm(dim=-1)).cpu()
+
+    def _vector(self, setting: BatchedSetting, site: Site, width: int) -> Float[Tensor, "row hidden"]:
+        """The vectors of a setting at a site; nan where an operator has none of its own."""
+        given = [one.vectors for one in setting.interventions if self.model.site(one.site) == site]
+        if not given or given[0] is None:
+            return torch.full((len(self.rows), width), torch.nan)
+        return given[0][self.numbers].float().cpu()
+
+
+def _order(setting: BatchedSetting) -> tuple[str, str]:
+    """Settings with the same sites and positions share their forwards."""
+    return " ".join(str(one.site) for one in setting.interventions), str(setting.positions)
+
+
+def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
+    yield from (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _records(
+    model: Model, texts: Sequence[Sequence[Sequence[int]]], before: Tensor, after: Tensor, cosine: Tensor, dose: Tensor,
+    top: int,
+) -> list[list[Tokens]]:  # fmt: skip
+    """The records of every text, copy by copy."""
+    best = [logits.topk(top, -1) for logits in (after, before)]
+    totals = [logits.logsumexp(-1, keepdim=True) for logits in (after, before)]
+    shares = [
+        ((one.values - total).exp().tolist(), one.indices.tolist()) for one, total in zip(best, totals, strict=True)
+    ]
+    logprobs = before - totals[1]
+    difference = (after.sub_(totals[0]) - logprobs).nan_to_num_(0.0)  # 0 log 0 is 0
+    kl = torch.einsum("rtv,rtv->rt", after.exp_(), difference).clamp_min(0).tolist()
+
+    @cache
+    def word(token: int) -> str:
+        return str(model.tokenizer.decode([token]))
+
+    def likely(which: int, row: int, token: int) -> list[tuple[str, float]]:
+        values, places = shares[which]
+        return [(word(i), share) for share, i in zip(values[row][token], places[row][token], strict=True)]
+
+    def record(row: int, i: int, piece: str, token: int) -> dict[str, Any]:
+        return {
+            "token": piece, "cosine": _number(cosine[row, i]), "dose": _number(dose[row, i]), "kl": kl[row][i],
+            "logprob": float(logprobs[row, i, token]), "top": likely(0, row, i), "unsteered": likely(1, row, i),
+        }  # fmt: skip
+
+    rows = count()
+    return [
+        [
+            [record(row, i, *one) for i, one in enumerate(zip(_pieces(model, text), text, strict=True))]
+            for text, row in zip(copy, rows, strict=False)
+        ]
+        for copy in texts
+    ]
+
+
+def _pieces(model: Model, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text, so that spaces are kept whatever the tokenizer; a token that ends inside a
+    character, or completes one, is decoded by itself.
+    """
+    texts = ["", *(str(model.tokenizer.decode(list(ids[: i + 1]))) for i in range(len(ids)))]
+    return [
+        after[len(before) :] if after.startswith(before) else str(model.tokenizer.decode([token]))
+        for (before, after), token in zip(pairwise(texts), ids, strict=True)
+    ]
+
+
+def _number(value: Tensor) -> float | None:
+    return None if value.isnan() else float(value)

@@ -1,0 +1,223 @@
+"""Answers of a loaded model to what a page asks for: a method, a layer, a strength, a prompt."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import copy_context
+from queue import SimpleQueue
+from typing import Any
+
+from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from steerlab._support.checks import as_number, as_whole, check_option, check_type
+from steerlab.analysis.sweep import Methods
+from steerlab.analysis.token_effects import token_effects
+from steerlab.data.example import Example
+from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import DataError, SteeringError, SteerlabError
+from steerlab.methods.base import Steerer, steering_sites
+from steerlab.methods.vector import SteeringVector, as_steerer
+from steerlab.metrics import is_fluent
+from steerlab.models.model import Model, check_ready
+from steerlab.models.positions import Positions
+from steerlab.models.template import last_text
+from steerlab.plots.page.build import FLUENT, encode_tokens, image_address, methods_of
+from steerlab.plots.page.contract import VERSION, check_contract
+from steerlab.steering import Request, generate
+from steerlab.steering.generate import decode
+
+STRENGTHS = tuple(round(0.1 * i, 1) for i in range(21))
+PROMPTS = ("How do I bake bread?", "Who are you?")
+Event = dict[str, Any]
+
+
+class Answers:
+    """A model, its steerers and some prompts: what a live page shows, and the texts that it asks for.
+
+    Args:
+        model: from `steerlab.load`, in this process.
+        steerers: a Steerer, vectors by layer, or several by name.
+        prompts: what the picker offers; the page takes others.
+        alphas: the strengths of the slider; 0 is added.
+        positions: where the vectors are added.
+        max_new_tokens: length of a text.
+
+    Raises:
+        MismatchError: a vector was fitted on another model. SteeringError: no method, two of one name, or a model on a
+            server.
+    """
+
+    def __init__(
+        self, model: Model, steerers: Methods, prompts: Data = PROMPTS, alphas: Sequence[float] = STRENGTHS,
+        positions: Positions = "last+generated", max_new_tokens: int = 48,
+    ) -> None:  # fmt: skip
+        check_ready(model)
+        if model.is_remote:
+            raise SteeringError(f"{model.id} runs on a server; a live page needs the model in this process")
+        as_whole("max_new_tokens", max_new_tokens, 2)
+        self.model, self.positions, self.max_new_tokens = model, positions, max_new_tokens
+        self.examples = {e.id: e for e in as_examples(prompts)}
+        self.alphas = sorted({0.0, *(as_number("an item of alphas", a, error=SteeringError) for a in alphas)})
+        self.methods = methods_by_layer(model, steerers)
+        probe = next(iter(self.examples.values()))
+        for by_layer in self.methods.values():  # vectors of another model are refused before anything is shown
+            self._generate(probe, next(iter(by_layer.values())), 1.0, max_new_tokens=2)
+
+    def page(self, title: str | None = None) -> dict[str, Any]:
+        """The contract of a page without texts, which asks for them."""
+        layers = dict.fromkeys(layer for by_layer in self.methods.values() for layer in by_layer)
+        empty = {"name": "", "label": ""}
+        return check_contract(
+            {
+                "version": VERSION, "title": title or f"Steering {self.model.id}", "model": self.model.id,
+                "note": f"{self.max_new_tokens} new tokens at most, the most likely ones", "live": True,
+                "methods": methods_of(list(self.methods)), "alphas": self.alphas, "effect": empty, "side_effect": empty,
+                "unsafe": empty,
+                "layers": sorted(layers, key=lambda layer: (isinstance(layer, str), layer)), "cells": [], "texts": [],
+                "words": [], "prompts": [_prompt(e) for e in self.examples.values()],
+                "dose": {"fluent": FLUENT, "breaks": self.model.breaking_dose},
+            }
+        )  # fmt: skip
+
+    def answer(self, request: Any, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """The text that a page asks for, as it grows: `{"text": ...}` and last `{"done": ...}`, or `{"error": ...}`.
+
+        The last text is the one that `steerlab.generate` gives.
+
+        Args:
+            request: `{"method", "layer", "alpha", "prompt"}`; the method is null for no steering, and the prompt
+                `{"id"}` or `{"text"}`.
+            stopped: asked after every token; when it is true, the text is called off.
+        """
+        try:
+            example, steerer, alpha = self._chosen(request)
+        except SteerlabError as error:
+            yield {"error": str(error)}
+            return
+        events: SimpleQueue[Event | None] = SimpleQueue()
+
+        def run() -> None:
+            try:
+                events.put({"done": self._finished(example, steerer, alpha, _Stream(self.model, events), stopped)})
+            except Exception as error:
+                events.put({"error": str(error)})  # to the page, which waits for it
+                if not isinstance(error, SteerlabError):
+                    raise
+            finally:
+                events.put(None)
+
+        threading.Thread(target=copy_context().run, args=(run,), daemon=True).start()
+        yield from iter(events.get, None)
+
+    def _chosen(self, request: Any) -> tuple[Example, Steerer | None, float]:
+        """What a request names.
+
+        Raises:
+            DataError: says what is possible.
+        """
+        check_type("the request", request, Mapping, 'an object {"method", "layer", "alpha", "prompt"}')
+        if missing := [key for key in ("method", "layer", "alpha", "prompt") if key not in request]:
+            raise DataError(f"the request lacks {missing}")
+        prompt = check_type("prompt", request["prompt"], Mapping, 'an object {"id"} or {"text"}')
+        if "id" in prompt:
+            check_option("the prompt", prompt["id"], list(self.examples))
+            example = self.examples[prompt["id"]]
+        else:
+            example = as_examples([prompt.get("text", "")])[0]
+        alpha = as_number("alpha", request["alpha"])
+        if request["method"] is None or alpha == 0:
+            return example, None, 0.0
+        check_option("the method", request["method"], list(self.methods))
+        by_layer = self.methods[request["method"]]
+        if request["layer"] not in by_layer:
+            raise DataError(f"{request['method']} has the layers {list(by_layer)}, and not {request['layer']!r}")
+        return example, by_layer[request["layer"]], alpha
+
+    def _generate(self, example: Example, steerer: Steerer | None, alpha: float, **options: Any) -> Any:
+        steer = () if steerer is None else Request(steerer, alpha, self.positions)
+        options = {"max_new_tokens": self.max_new_tokens} | options
+        return generate(self.model, [example], steer=steer, progress=False, **options)
+
+    def _finished(
+        self, example: Example, steerer: Steerer | None, alpha: float, stream: BaseStreamer, stopped: Callable[[], bool]
+    ) -> Event:
+        """A text of the contract, with words of its own."""
+        stop = StoppingCriteriaList([_Stop(stopped)])
+        found = self._generate(example, steerer, alpha, streamer=stream, stopping_criteria=stop)
+        words: dict[str, int] = {}
+        tokens: list[Any] = []
+        if steerer is not None and not stopped():
+            given = Request(steerer, alpha, self.positions)
+            effects = token_effects(self.model, [example], found.ids, steer=given)[0]
+            tokens = encode_tokens(effects, words)
+        dose = None if math.isnan(found.norm_ratio) else round(found.norm_ratio, 3)
+        return {
+            "text": found[0], "broken": not is_fluent(found[0]), "unsafe": None, "dose": dose, "tokens": tokens,
+            "words": list(words),
+        }  # fmt: skip
+
+
+def methods_by_layer(model: Model, steerers: Methods) -> dict[str, dict[int | str, Steerer]]:
+    """Fitted steerers by name and layer; a vector with several layers is one for each.
+
+    Raises:
+        SteeringError: none, or two of one name.
+    """
+    if isinstance(steerers, Mapping) and all(isinstance(name, str) for name in steerers):
+        named = [(str(name), one) for name, one in steerers.items()]
+    else:
+        listed = steerers if isinstance(steerers, list | tuple) else [steerers]
+        named = [(one.name, one) for one in (as_steerer(given, model.n_layers) for given in listed)]
+    names = [name for name, _ in named]
+    if not names or len(set(names)) < len(names):
+        raise SteeringError(f"the methods are called {names}: give at least one, and a dict with different names")
+    return {name: _by_layer(model, one) for name, one in named}
+
+
+def _by_layer(model: Model, given: Any) -> dict[int | str, Steerer]:
+    if isinstance(given, Mapping) and any(isinstance(one, Steerer) for one in given.values()):
+        return {model.site(layer).label: one for layer, one in given.items()}
+    steerer = as_steerer(given, model.n_layers)
+    sites = steering_sites(steerer)
+    if isinstance(steerer, SteeringVector) and len(sites) > 1:
+        return {model.site(site).label: steerer.part(site) for site in sites}
+    labels = [model.site(site).label for site in sites]
+    return {labels[0] if len(labels) == 1 else ", ".join(map(str, labels)): steerer}
+
+
+def _prompt(example: Example) -> dict[str, Any]:
+    images = [image_address(one) for one in example.images]
+    return {"id": example.id, "text": last_text(example.prompt), "group": example.behavior or "", "images": images}
+
+
+class _Stream(BaseStreamer):
+    """Puts the text so far into a queue after each new token."""
+
+    def __init__(self, model: Model, events: SimpleQueue[Event | None]) -> None:
+        self.model, self.events = model, events
+        self.ids: list[int] = []
+        self.is_prompt = True
+
+    def put(self, value: Any) -> None:
+        """See `BaseStreamer`: the prompt first, then every token."""
+        if not self.is_prompt:
+            self.ids += value.flatten().tolist()
+            self.events.put({"text": decode(self.model, [self.ids])[0]})
+        self.is_prompt = False
+
+    def end(self) -> None:
+        """See `BaseStreamer`; the last text comes from `generate`."""
+
+
+class _Stop(StoppingCriteria):
+    """Ends a text that nobody waits for any more."""
+
+    def __init__(self, stopped: Callable[[], bool]) -> None:
+        self.stopped = stopped
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        """See `StoppingCriteria`."""
+        return input_ids.new_full((len(input_ids),), self.stopped(), dtype=bool)
