@@ -43,7 +43,7 @@ from steerlab.analysis.shuffling import shuffle_contrasts
 from steerlab.analysis.study import Study
 from steerlab.data import DrivingFacts, DrivingScene, data_hash, driving_scenes, edited_scenes, read_facts
 from steerlab.data.driving import METERS
-from steerlab.data.driving_captions import PERSON_X, visible_cars, visible_pedestrians
+from steerlab.data.driving_captions import HAS_LIGHT, PERSON_X, light_of, visible_cars, visible_pedestrians
 from steerlab.errors import DataError
 from steerlab.methods import P2S, RandomDirection, RoutedMean, Steerer
 from steerlab.metrics import paired_bootstrap
@@ -338,6 +338,7 @@ def shown_scenes(
         shown.append({
             "edit": edit, "scene": int(row.id), "objects": objects,
             "route": (one.route[:, :2] * METERS).round(1).tolist(),
+            "lights": [place_of_light(one), place_of_light(edited_scenes(one)[edit])],
             "true": [short_caption(one), short_caption(edited_scenes(one)[edit])], "before": row.before,
             "after": row.after, "steered": {name: said[name] for name in ("mean", ROUTED, "L2S")},
         })  # fmt: skip
@@ -377,6 +378,15 @@ def shares(found: pd.DataFrame, name: str, seed: int) -> dict[str, Any]:
         pair = (rows[one]["alone"].tolist() for one in ("L2S", rival))
         summary[f"{name}.L2S_over_{rival}.alone"] = numbers(paired_bootstrap(*pair, seed=seed))
     return summary
+
+
+def place_of_light(scene: DrivingScene) -> dict[str, Any] | None:
+    """Where the route's traffic light stands, in meters, and its state."""
+    light = light_of(scene)
+    if light is None:
+        return None
+    x, y = scene.route[np.flatnonzero(scene.route[:, HAS_LIGHT] > 0)[0], :2] * METERS
+    return {"x": round(float(x), 1), "y": round(float(y), 1), "state": light[0]}
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ def test_wrong_missing_and_optional_packages_have_commands(run_doctor, monkeypat
     assert status == 1 and re.search(r"^  wrong    transformers +5\.25\.0", text, re.MULTILINE)
     assert f'-> pip install "transformers{declared.specifier}"' in text
     assert re.search(r"^  missing  einops +not installed$", text, re.MULTILINE)
-    assert '-> pip install "seaborn>=0.13"' in text
+    assert '-> pip install "einops>=0.8"' in text
 
 
 def test_steerlab_that_is_not_installed_has_a_command(run_doctor, monkeypatch):
