@@ -111,7 +111,8 @@ def draw_scenes(results_dir: str | Path) -> Figure:
         ):
             for number, version in enumerate(("before", "after")):
                 draw_scene(axes[number], scene, number)
-                axes[number].set_title(f"{'as it is' if number == 0 else scene['edit']}", loc="left", fontsize=8)
+                letter, name = "abcdef"[2 * row + number], scene["edit"] if number else "as it is"
+                axes[number].set_title(f"{letter}  {name}", loc="left", fontsize=8)
                 axes[number].set_xlabel(f"says: {short(scene[version])}".replace("s, c", "s,\nc"), fontsize=6.5)
             axes[0].set_ylabel("meters ahead", fontsize=7)
             _write(axes[2], scene)

@@ -16,7 +16,7 @@ from steerlab.plots import save, style, width
 
 RESULTS = Path(__file__).parents[2] / "analyses" / "results"
 STUDIES = (
-    "compare_methods", "dependence", "fields", "l2s_images", "l2s_safety", "layer_sweep", "representation_shift",
+    "compare_methods", "dependence", "driving", "fields", "l2s_images", "l2s_safety", "layer_sweep", "representation_shift",
     "safety_rivals", "scaling", "ssae", "steerability", "vector_similarity",
 )  # fmt: skip
 
@@ -34,7 +34,8 @@ def is_uncut(fig: Figure) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "function"), [*((name, "draw") for name in STUDIES), ("representation_shift", "draw_answers")]
+    ("name", "function"),
+    [*((name, "draw") for name in STUDIES), ("representation_shift", "draw_answers"), ("driving", "draw_scenes")],
 )
 def test_figure_of_the_committed_results_is_uncut_without_overlapping_text(name, function, script):
     fig = script(name)[function](RESULTS / name)
