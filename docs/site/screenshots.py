@@ -1,4 +1,4 @@
-"""Take the screenshots of docs/howto/page.md, into docs/images: a page of SmolLM2 in a headless Chromium, two minutes.
+"""Take the screenshots of docs/howto/page.md, into docs/images: a page of SmolLM2 in a headless Chromium.
 
 python docs/site/screenshots.py
 """
@@ -29,7 +29,7 @@ def main() -> None:
     with TemporaryDirectory() as folder, sync_playwright() as running:
         file = write_page(Path(folder) / "page.html")
         browser = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        address = f"{file.as_uri()}#alpha=0.75&layer=16&prompt=1"
+        address = f"{file.as_uri()}#alpha=0.75&layer=16&prompt=2"
         wide = browser.new_page(viewport={"width": 1100, "height": 800})
         wide.goto(address)
         wide.locator(".card:nth-child(2) .token").nth(3).hover()

@@ -41,7 +41,9 @@ def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, real: bool) -
 
 
 # methods find little in random states, and say so
-@pytest.mark.filterwarnings("ignore:the probe of:UserWarning", "ignore:level=:UserWarning", "ignore:ratio=:UserWarning")
+@pytest.mark.filterwarnings(
+    *(f"ignore:{start}:UserWarning" for start in ("the probe of", "level=", "ratio=", "without steering"))
+)
 @pytest.mark.parametrize("name", RUN)
 def test_blocks_of_page_run_on_tiny_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _run(name, tmp_path, monkeypatch, real=False)
