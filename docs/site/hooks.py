@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # what lies outside docs/ and has the same path in the site
 OUTSIDE = (
     "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "analyses/results/**/*.md", "analyses/results/**/*.png",
-    "steerlab/models/scenes_vlm/*.md",
+    "steerlab/models/scenes_vlm/*.md", "steerlab/models/driving_lm/*.md",
 )  # fmt: skip
 ROOMS = ["errors", *(path.parent.name for path in sorted(ROOT.glob("steerlab/[a-z]*/__init__.py")))]
 NOTEBOOKS = sorted(ROOT.glob("analyses/notebooks/*.ipynb"))

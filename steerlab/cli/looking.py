@@ -64,7 +64,7 @@ def positions(
 def page(
     job: Job, data: Annotated[str, DATA], *, steer: Steer,
     alphas: Annotated[str, "strengths of the slider: 0,0.5,2 or -1:1:0.5"] = "0:2:0.25",
-    layers: Annotated[str, f"of the map: {LAYERS}; by default those of the vectors"] = "",
+    layers: Annotated[str, f"of the map, among those that the vectors are fitted at: {LAYERS}"] = "",
     positions: Annotated[str, "which tokens are steered"] = "last+generated",
     choice: Choice = ALL, max_new_tokens: MaxNewTokens = 32,
     file: Annotated[str, "the file", "--out"] = "page.html",
@@ -77,7 +77,7 @@ def page(
     sites = parse_layers(layers, job.model.n_layers) if layers else None
     settings = len(strengths) * len(steerers) * len(sites or [0])
     job.begin(
-        f"write {file}: {len(examples)} prompts x {len(steerers)} vectors x {len(strengths)} strengths",
+        f"write {file}: {len(examples)} prompts x {' + '.join(steerers)} x {len(strengths)} strengths",
         job.seconds_to_write(examples, max_new_tokens, 16, settings),
     )
     made = page_of(

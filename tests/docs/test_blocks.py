@@ -1,5 +1,7 @@
 """The code on the pages runs: every block of a page in its order, on tiny random models, or it says why not."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 from blocks import PAGES, ROOT, blocks
 
 import steerlab
+from steerlab.cli.app import group
 from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
 
@@ -38,7 +41,9 @@ def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, real: bool) -
 
 
 # methods find little in random states, and say so
-@pytest.mark.filterwarnings("ignore:the probe of:UserWarning", "ignore:level=:UserWarning", "ignore:ratio=:UserWarning")
+@pytest.mark.filterwarnings(
+    *(f"ignore:{start}:UserWarning" for start in ("the probe of", "level=", "ratio=", "without steering"))
+)
 @pytest.mark.parametrize("name", RUN)
 def test_blocks_of_page_run_on_tiny_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _run(name, tmp_path, monkeypatch, real=False)
@@ -50,6 +55,25 @@ def test_blocks_of_page_run_on_smollm2(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm2_cache: Path
 ) -> None:
     _run(name, tmp_path, monkeypatch, real=True)
+
+
+def commands(page: Path) -> list[str]:
+    """The command lines of a page: lines of its bash blocks and code in its tables, what stands before `|` or `#`."""
+    text = page.read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.+?)```", text, re.DOTALL) for line in block.splitlines()]
+    lines += re.findall(r"\| `(steerlab [^`]+)` \|", text)
+    return [found[0] for line in lines if (found := re.search(r"steerlab [a-z]+ [^#|>]+", line))]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/howto/command_line.md", "docs/howto/page.md"])
+def test_command_lines_of_a_page_have_the_options_that_they_give(name: str) -> None:
+    for line in commands(ROOT / name):
+        command, *arguments = shlex.split(line)[1:]
+        assert group.commands[command].make_context(command, arguments), line
+
+
+def test_page_of_the_command_line_has_an_example_of_every_command() -> None:
+    assert {shlex.split(line)[1] for line in commands(ROOT / "docs/howto/command_line.md")} == set(group.commands)
 
 
 def test_every_block_that_is_not_run_says_why() -> None:
