@@ -17,7 +17,7 @@ from steerlab.cli.job import Job, Result
 from steerlab.errors import MismatchError, SteerlabError
 
 Command = Callable[..., Result | None]
-MODEL = "smollm2, scenes-vlm, a hub id, a folder or a gguf file"
+MODEL = "smollm2, scenes-vlm, driving-lm, a hub id, a folder or a gguf file"
 _COUNT = click.IntRange(min=1)
 _TYPES: dict[Any, Any] = {str: str, int: _COUNT, int | None: _COUNT, float: float, tuple[str, ...]: str}
 # the options of every command that uses a model, and those of every command

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 DATA = (
     "a file (.jsonl, .json, .csv, .tsv, .yaml, .txt) with columns prompt, positive, negative, or pairs of texts; or a "
-    "built-in set such as demo, or a reader with its arguments, such as xstest or mwe:PATH:openness"
+    "built-in set such as demo or xstest; or a reader with a folder and a name, such as mwe:FOLDER:openness"
 )
 VECTORS = "folders of fit, hub repositories or gguf files"
-LAYERS = "all, or numbers, ranges and sites such as 3,8-10,-1, 20- or 16.attn_out"
+LAYERS = "all, or a list: 3 (a block), -1 (the last), 8-10, 20- (to the last), 16.attn_out (a site)"
 _COLUMNS = ("prompt", "positive", "negative")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".yaml", ".yml", ".txt")
 

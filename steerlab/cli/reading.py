@@ -37,7 +37,7 @@ def capture(
     out: Annotated[str, "the folder of the states; finished batches are kept"] = "",
     layers: Annotated[str, LAYERS] = "all",
     positions: Annotated[str, "where to read: last, prompt[3], match:TEXT, ...; by default that of each contrast"] = "",
-    context: Annotated[str, "where to read the plain prompt of inputs with a contrast"] = "last",
+    context: Annotated[str, "where to read the prompt without an answer, for inputs that have two answers"] = "last",
     choice: Choice = ALL, batch_size: BatchSize = 16,
 ) -> Result:  # fmt: skip
     """Read hidden states of prompts and answers into a folder, which fit --activations takes."""

@@ -59,7 +59,7 @@ def terminal(run: Callable[..., Any], work: Path, monkeypatch: pytest.MonkeyPatc
     assert run("fit", "pairs.jsonl", "--layers", "2", "--out", "polite")[0] == 0
     root = str(Path(steerlab.__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
-    opened = Terminal(work, "polite --alpha 1 --max-new-tokens 400")
+    opened = Terminal(work, "polite --alpha 1 --max-new-tokens 1500")
     yield opened
     opened.close()
 

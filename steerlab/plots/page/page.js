@@ -336,7 +336,7 @@ class View {
         make("text", { x: left - 7, y: py(t) + 4, class: "tick end" }, strength(t))]),
     ].flat();
     this.plot.replaceChildren(make("figure", {},
-      make("figcaption", {}, "Effect against side effect; the line joins what nothing readable beats, hollow marks are hatched squares"),
+      make("figcaption", {}, "Effect against side effect; the line joins settings with readable texts that no other beats in both; hollow marks are hatched squares"),
       make("svg", { viewBox: `0 0 ${width} ${height}`, style: `max-width:${width}px`, role: "group", "aria-label": "Frontier of effect against side effect" },
         make("g", { "aria-hidden": "true" }, grid, line ? make("path", { d: `M${line}`, class: "frontier" }) : null,
           make("text", { x: (left + width - right) / 2, y: height - 8, class: "axis middle" }, `${data.side_effect.label} (less is better)`),
