@@ -16,7 +16,7 @@ from steerlab.plots import save, style, width
 
 RESULTS = Path(__file__).parents[2] / "analyses" / "results"
 STUDIES = (
-    "compare_methods", "dependence", "driving", "fields", "l2s_images", "l2s_safety", "layer_sweep",
+    "compare_methods", "dependence", "driving", "fields", "kts", "l2s_images", "l2s_safety", "layer_sweep",
     "representation_shift", "safety_rivals", "scaling", "ssae", "steerability", "vector_similarity",
 )  # fmt: skip
 
