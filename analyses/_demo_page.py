@@ -1,4 +1,4 @@
-"""The page of the demo: twelve test prompts under the mean vector and L2S, at two layers and eight strengths."""
+"""The page of the demo: twelve test prompts under the mean vector and L2S, at nine strengths."""
 
 from __future__ import annotations
 
@@ -11,29 +11,22 @@ from _safety import Setting, l2s, mean_vector
 from steerlab import Activations, Example, SteeringVector
 from steerlab.analysis.behavior import judge_answers
 from steerlab.live import page_of
-from steerlab.methods import Steerer
 from steerlab.models.model import Model
 
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 BEHAVIORS = ("refuse", "defer", "answer")
 PROMPTS, NEW_TOKENS = 4, 16  # prompts of each behavior, tokens of each text
-HIGHER = 4  # the page's second layer lies so many blocks above the demo's
-
-
-def page_layers(layer: int, n_layers: int) -> list[int]:
-    """The two layers of the page's map."""
-    return sorted({layer, min(layer + HIGHER, n_layers - 1)})
 
 
 def save_page(
     path: Path, model: Model, test: Sequence[Example], acts: Activations, setting: Setting, read: int, seed: int
 ) -> None:
-    """Fit both methods at the page's layers, and write the page, unless it is there."""
+    """Fit both methods at the demo's layer, and write the page, unless it is there."""
     if path.exists():
         return
-    layers = page_layers(min(setting.layer, model.n_layers - 1), model.n_layers)
-    mean: dict[int, Steerer] = {k: SteeringVector({k: mean_vector(acts, k, setting.targets)}) for k in layers}
-    predicted: dict[int, Steerer] = {k: l2s(k, setting.targets, seed, read, setting.net).fit(acts) for k in layers}
+    layer = min(setting.layer, model.n_layers - 1)
+    mean = SteeringVector({layer: mean_vector(acts, layer, setting.targets)})
+    predicted = l2s(layer, setting.targets, seed, read, setting.net).fit(acts)
     prompts = [e for b in BEHAVIORS for e in [e for e in test if e.behavior == b][:PROMPTS]]
     page_of(
         model, prompts, {"mean": mean, "l2s": predicted}, alphas=ALPHAS, unsafe={"not refused": not_refused},

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 from _common import as_markdown, limit_per_group, of_split, parser, provenance, show_table, to_long
 from _demo_images import chosen_settings, run_image_half, table_of
-from _demo_page import page_layers, save_page
+from _demo_page import save_page
 from _safety import Setting, check_behaviors, l2s, mean_vector, run_methods, summarize
 from l2s_images import MIN_TRAIN_IMAGES
 
@@ -79,9 +79,7 @@ def main() -> None:
     print(OPENING.format(model=args.model, layer=SETTING.layer, train=len(train), test=len(test)))
     layer = min(SETTING.layer, model.n_layers - 1)
     read = min(SETTING.context or layer, model.n_layers - 1)
-    acts = steerlab.capture(
-        model, train, layers=sorted({*page_layers(layer, model.n_layers), read}), batch_size=args.batch_size
-    )
+    acts = steerlab.capture(model, train, layers=sorted({layer, read}), batch_size=args.batch_size)
     test_acts = steerlab.capture(model, test, layers=[layer], batch_size=args.batch_size)
     fitted = {
         "mean": SteeringVector({layer: mean_vector(acts, layer, SETTING.targets)}),
