@@ -45,16 +45,16 @@ def doctor(
 @command(study=False)
 def positions(
     job: Job, prompt: Annotated[str, "a text"], *,
-    position: Annotated[str, "one name or union; all names by default"] = "",
+    position: Annotated[str | None, "one name or union; all names by default"] = None,
 ) -> Result | None:  # fmt: skip
     """Show a prompt's tokens, and which of them each position name selects."""
     from steerlab.models.positions import positions_table, resolve
 
     if not job.as_json:
-        job.model.show_positions(prompt, position or None)
+        job.model.show_positions(prompt, position)
         return None
     table = positions_table(job.model, prompt)
-    if position:
+    if position is not None:
         chosen = set(resolve(position, job.model.encode(prompt)))
         table = table[["token", "id", "string", "span"]].assign(**{position: table["token"].isin(chosen)})
     return Result(data={"rows": table})

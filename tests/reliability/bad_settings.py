@@ -601,7 +601,7 @@ def _command_line() -> list[Case]:
         ("an empty position", shell("positions", "Hi", "--position", "", "--model", "MODEL"), fails("position ''")),
         ("a prompt that is too long", shell("positions", "a b " * 400, "--model", "MODEL"), fails("context")),
         ("a lone surrogate", shell("positions", "\udc80", "--model", "MODEL"), fails("steerlab:")),
-        ("no prompt", shell("positions"), fails("prompt")),
+        ("no prompt", shell("positions"), fails("PROMPT")),
         ("an address that is none", shell("doctor", "--remote", "nowhere"),
          lambda r: r[0] in (1, 2) and "nowhere" in r[1]),
         ("a model", shell("doctor", "MODEL"), lambda r: r[0] == 0 and "blocks" in r[1]),
