@@ -55,7 +55,7 @@ MEASURES = {
 def main() -> None:
     """Fit the methods, compare them, print tables and write results."""
     arguments = parser(__doc__, "results/demo")
-    arguments.set_defaults(max_new_tokens=48, batch_size=32)
+    arguments.set_defaults(max_new_tokens=40, batch_size=32)
     arguments.add_argument("--train", type=int, default=60, help="training prompts of each behavior")
     arguments.add_argument("--images", type=int, default=150, help="number of test images")
     arguments.add_argument("--test", type=int, default=24, help="test prompts of each behavior")
