@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from steerlab._support.checks import check_type, show
+from steerlab._support.images import ImageInput
 from steerlab.capturing.activations import INDEX_COLUMNS
 from steerlab.data.example import Example
 from steerlab.errors import DataError, LayoutError, PositionError
@@ -95,8 +96,7 @@ def plan_rows(
             for side, added in (("positive", pair.positive), ("negative", pair.negative)):
                 inputs.append((_encode(model, example, with_suffix(example.prompt, added)), {side: at}))
         elif pair is not None and pair.images:
-            other = example.replace(images=pair.images, contrast=None)
-            inputs.append((_encode(model, other, example.prompt), {"positive": at}))
+            inputs.append((_encode(model, example, example.prompt, pair.images), {"positive": at}))
             inputs.append((_encode_plain(model, example, encoded), {"negative": at, "prompt": plain}))
         elif pair is not None:
             positive = {"positive": at} if pair.suffix else {"positive": at, "prompt": context}
@@ -129,8 +129,8 @@ def plan_image_rows(
             raise PositionError(f"{example.id!r} has no image, so there is nothing to capture at a vision site")
         inputs = {"prompt": _encode_plain(model, example, encoded)}
         if example.contrast and example.contrast.images:
-            other = example.replace(images=example.contrast.images, contrast=None)
-            inputs = {"positive": _encode(model, other, example.prompt), "negative": inputs["prompt"]}
+            wanted = _encode(model, example, example.prompt, example.contrast.images)
+            inputs = {"positive": wanted, "negative": inputs["prompt"]}
         for side, row in inputs.items():
             rows.append(CaptureRow(row, ((),), (index_labels(example, number, side, "images"),)))
     return rows
@@ -149,17 +149,19 @@ def _select_prompts(example: Example, names: Sequence[str] | None) -> dict[str, 
     return {name: given[name] for name in (given if names is None else names)}
 
 
-def _encode(model: Model, example: Example, prompt: str | Messages, **options: Any) -> EncodedPrompt:
-    return model.encode(prompt, system=example.system, example_id=example.id, images=example.images, **options)
+def _encode(
+    model: Model, example: Example, prompt: str | Messages, images: Sequence[ImageInput] | None = None, **options: Any
+) -> EncodedPrompt:  # fmt: skip
+    """A prompt of an example, with the example's images or others in their place."""
+    given = example.images if images is None else images
+    return model.encode(prompt, system=example.system, example_id=example.id, images=given, **options)
 
 
 def _encode_plain(model: Model, example: Example, encoded: Encoded | None) -> EncodedPrompt:
     return encoded[example.id] if encoded else _encode(model, example, example.prompt)
 
 
-def encode_answer(
-    model: Model, example: Example, side: str, positions: Sequence[Positions] = ()
-) -> EncodedPrompt:  # fmt: skip
+def encode_answer(model: Model, example: Example, side: str, positions: Sequence[Positions] = ()) -> EncodedPrompt:
     """The prompt of an example with the answer of one side of its contrast, which is a pair of answers."""
     pair = example.contrast
     assert pair is not None
