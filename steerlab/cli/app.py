@@ -39,7 +39,10 @@ _OF_A_MODEL = [
 _JSON = click.Option(["--json", "as_json"], is_flag=True, help="print one line of JSON, and nothing else, on stdout")
 _OF_A_STUDY = [
     click.Option(["--dry-run"], is_flag=True, help="say what would be done and how long it takes, then stop"),
-    click.Option(["--study"], help="where to write the YAML file that repeats this; by default beside the results"),
+    click.Option(
+        ["--study"],
+        help="where to write the YAML file that repeats this; by default beside the results, or in results/",
+    ),
 ]
 
 

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -119,7 +119,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
 }  # fmt: skip
 
 
-def _with_images(examples: list[Example], images: Sequence[Any], folder: Path) -> list[Example]:
+def _with_images(examples: list[Example], images: Iterable[Any], folder: Path) -> list[Example]:
     listed = [[one] if isinstance(one, str) else list(one or ()) for one in images]
     paths = [tuple(folder / name for name in names if name) for names in listed]
     return [one.replace(images=some, id="") for one, some in zip(examples, paths, strict=True)]

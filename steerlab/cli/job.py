@@ -100,7 +100,7 @@ class Job:
             seconds: estimated; None where it can't be known.
         """
         folder = Path(self.options.get("out") or self._default)
-        begun = any((folder / name).exists() for name in ("stages", "manifest.json"))
+        begun = any((folder / name).exists() for name in ("stages", "manifest.json", "activations"))
         duration = "" if seconds is None else f"; {'at most ' * begun}{about(seconds)}"
         self.say(f"steerlab will {what}{duration}")
         if self._dry_run:
@@ -140,7 +140,7 @@ class Job:
         return seconds and seconds * len(examples) / len(sample)
 
     def seconds_to_write(
-        self, examples: Sequence[Example], max_new_tokens: int, batch_size: int, times: float = 1
+        self, examples: Sequence[Example], max_new_tokens: int, batch_size: int, times: int | float = 1
     ) -> float | None:
         """The seconds that whole texts of each input take, so many times; None for a model on a server."""
         sample, steps = examples[:batch_size], min(_SAMPLE, max_new_tokens)

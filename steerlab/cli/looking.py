@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -23,11 +25,15 @@ from steerlab.cli.inputs import (
 from steerlab.cli.job import Job, Result
 from steerlab.cli.study import read_study
 from steerlab.cli.writing import MaxNewTokens, Steer
+from steerlab.errors import SteeringError
+
+if TYPE_CHECKING:
+    from steerlab.methods import Steerer
 
 NDIF = "an NDIF server, ndif or http://host:port; repeatable. Default: ndif if NDIF_HOST or NDIF_API_KEY is set"
 
 
-@command(model=False, study=False)
+@command(model=False)
 def doctor(
     job: Job, model: Annotated[str, f"{MODEL}; without it, the installation is checked"] = "", *,
     revision: Annotated[str, "of the model"] = "",
@@ -37,12 +43,13 @@ def doctor(
     """Check a model, or packages, devices, engines and servers, and say how to fix what is wrong."""
     from steerlab.doctor import check_model, report, run_checks
 
+    job.begin(f"check {model or 'this installation and its servers'}", 15.0)
     findings = check_model(model, revision or None) if model else run_checks(remote, serve)
     status = int(any(finding.needs_action for finding in findings))
     return Result(report(findings), data={"findings": [asdict(finding) for finding in findings]}, status=status)
 
 
-@command(study=False)
+@command()
 def positions(
     job: Job, prompt: Annotated[str, "a text"], *,
     position: Annotated[str | None, "one name or union; all names by default"] = None,
@@ -50,6 +57,7 @@ def positions(
     """Show a prompt's tokens, and which of them each position name selects."""
     from steerlab.models.positions import positions_table, resolve
 
+    job.begin(f"show the tokens of {prompt[:40]!r}", 1.0)
     if not job.as_json:
         job.model.show_positions(prompt, position)
         return None
@@ -75,6 +83,7 @@ def page(
     examples, steerers = read_data(data, choice), read_steerers(steer, job.model)
     strengths = parse_numbers(alphas)
     sites = parse_layers(layers, job.model.n_layers) if layers else None
+    _check_fitted_at(layers, sites or [], steerers)
     settings = len(strengths) * len(steerers) * len(sites or [0])
     job.begin(
         f"write {file}: {len(examples)} prompts x {' + '.join(steerers)} x {len(strengths)} strengths",
@@ -82,10 +91,24 @@ def page(
     )
     made = page_of(
         job.model, examples, steerers, alphas=strengths, layers=sites, positions=positions,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max_new_tokens, folder=f"{file}.parts",
     )  # fmt: skip
     made.save(file)
+    shutil.rmtree(f"{file}.parts")
     return Result(file, data={"file": file})
+
+
+def _check_fitted_at(given: str, sites: Sequence[Any], steerers: Mapping[str, Steerer]) -> None:
+    """Refuse layers at which a vector is not fitted."""
+    from steerlab.methods.base import steering_sites
+    from steerlab.models.sites import Site
+
+    for name, steerer in steerers.items():
+        fitted = [site.label for site in steering_sites(steerer)]
+        if missing := [site.label for site in map(Site.of, sites) if site.label not in fitted]:
+            raise SteeringError(
+                f"--layers {given}: {name} is fitted at layer {', '.join(map(str, fitted))}, not at {missing[0]}"
+            )
 
 
 @command()
@@ -94,15 +117,28 @@ def show(
     data: Annotated[str, f"prompts to pick from: {DATA}"] = "",
     choice: Choice = ALL,
     port: Annotated[int, "of the local server; 0 takes one that is free", click.IntRange(0, 65535)] = 0,
+    sweep_map: Annotated[bool, "first write the texts of all prompts, layers and strengths: a map", "--map"] = False,
+    alphas: Annotated[str, "strengths of the slider: 0,0.5,2 or -1:1:0.5"] = "0:2:0.1",
+    max_new_tokens: MaxNewTokens = 48,
     open_browser: Annotated[bool, "open the page in a browser"] = True,
 ) -> None:  # fmt: skip
     """Serve the page for a model with its vectors, on this machine only, with answers as they are written."""
+    from steerlab.data.inputs import as_examples
     from steerlab.live import serve
+    from steerlab.live.answers import PROMPTS, methods_by_layer
 
     steerers = read_steerers(vectors, job.model)
-    prompts: dict[str, Any] = {"prompts": read_data(data, choice)} if data else {}
-    job.begin(f"serve {model} with {', '.join(steerers) or 'no vector'} until Ctrl-C")
-    serve(job.model, steerers, port=port, open_browser=open_browser, **prompts)
+    prompts = read_data(data, choice) if data else as_examples(PROMPTS)
+    strengths = parse_numbers(alphas)
+    seconds = None
+    if sweep_map:
+        n_layers = sum(map(len, methods_by_layer(job.model, steerers).values()))
+        seconds = job.seconds_to_write(prompts, max_new_tokens, 16, len(strengths) * n_layers)
+    job.begin(f"{'write a map, then ' * sweep_map}serve {model} with {', '.join(steerers)} until Ctrl-C", seconds)
+    serve(
+        job.model, steerers, prompts=prompts, alphas=strengths, max_new_tokens=max_new_tokens, port=port,
+        open_browser=open_browser, sweep_map=sweep_map,
+    )  # fmt: skip
 
 
 @command(model=False, study=False)

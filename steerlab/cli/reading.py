@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,8 +74,11 @@ def fit(
         splits = {one.split for one in examples if one.split}
         what = f"fit {_shown(steerer)} to {len(examples)} inputs" + f" of the split {'+'.join(splits)}" * bool(splits)
         job.begin(f"{what} and save it in {out}", job.seconds_to_read(examples))
-        steerer.fit(job.model, examples, batch_size=batch_size)
+        states = Path(out) / "activations"  # kept until the vector is there
+        steerer.fit(job.model, examples, batch_size=batch_size, folder=states, progress=True)
     steerer.save_pretrained(out)
+    if not activations:
+        shutil.rmtree(states, ignore_errors=True)
     return Result(f"{out}: {steerer!r}", data={"folder": out, "method": steerer.name, "repr": repr(steerer)})
 
 

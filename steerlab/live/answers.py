@@ -18,6 +18,7 @@ from steerlab.analysis.token_effects import token_effects
 from steerlab.data.example import Example
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, SteeringError, SteerlabError
+from steerlab.live.pages import decoding_note, page_of
 from steerlab.methods.base import Steerer, steering_sites
 from steerlab.methods.vector import SteeringVector, as_steerer
 from steerlab.metrics import is_fluent
@@ -39,20 +40,21 @@ class Answers:
 
     Args:
         model: from `steerlab.load`, in this process.
-        steerers: a Steerer, vectors by layer, or several by name.
+        steerers: a Steerer, vectors by layer, or several by name; {} for the model as it is.
         prompts: what the picker offers; the page takes others.
         alphas: the strengths of the slider; 0 is added.
         positions: where the vectors are added.
         max_new_tokens: length of a text.
+        sweep_map: write the texts of all prompts, layers and strengths first, for the map and frontier of `page_of`.
 
     Raises:
-        MismatchError: a vector was fitted on another model. SteeringError: no method, two of one name, or a model on a
-            server.
+        MismatchError: a vector was fitted on another model. SteeringError: no method for a map, two of one name, or a
+            model on a server. DataError: a map of more than a page can show.
     """
 
     def __init__(
         self, model: Model, steerers: Methods, prompts: Data = PROMPTS, alphas: Sequence[float] = STRENGTHS,
-        positions: Positions = "last+generated", max_new_tokens: int = 48,
+        positions: Positions = "last+generated", max_new_tokens: int = 48, sweep_map: bool = False,
     ) -> None:  # fmt: skip
         check_ready(model)
         if model.is_remote:
@@ -65,15 +67,28 @@ class Answers:
         probe = next(iter(self.examples.values()))
         for by_layer in self.methods.values():  # vectors of another model are refused before anything is shown
             self._generate(probe, next(iter(by_layer.values())), 1.0, max_new_tokens=2)
+        self._page = self._map() if sweep_map else self._empty()
 
-    def page(self, title: str | None = None) -> dict[str, Any]:
-        """The contract of a page without texts, which asks for them."""
+    def page(self) -> dict[str, Any]:
+        """The contract of the page, which asks for the texts that it does not hold."""
+        return self._page
+
+    def _map(self) -> dict[str, Any]:
+        # one that steers several layers at once is no steerer of each of them
+        methods = {name: one if len(one) > 1 else next(iter(one.values())) for name, one in self.methods.items()}
+        found = page_of(
+            self.model, list(self.examples.values()), methods, alphas=self.alphas, positions=self.positions,
+            max_new_tokens=self.max_new_tokens,
+        )  # fmt: skip
+        return check_contract(found.to_dict() | {"live": True})
+
+    def _empty(self) -> dict[str, Any]:
         layers = dict.fromkeys(layer for by_layer in self.methods.values() for layer in by_layer)
         empty = {"name": "", "label": ""}
         return check_contract(
             {
-                "version": VERSION, "title": title or f"Steering {self.model.id}", "model": self.model.id,
-                "note": f"{self.max_new_tokens} new tokens at most, the most likely ones", "live": True,
+                "version": VERSION, "title": f"Steering {self.model.id}", "model": self.model.id,
+                "note": decoding_note(self.max_new_tokens, self.positions), "live": True,
                 "methods": methods_of(list(self.methods)), "alphas": self.alphas, "effect": empty, "side_effect": empty,
                 "unsafe": empty,
                 "layers": sorted(layers, key=lambda layer: (isinstance(layer, str), layer)), "cells": [], "texts": [],
@@ -164,7 +179,7 @@ def methods_by_layer(model: Model, steerers: Methods) -> dict[str, dict[int | st
     """Fitted steerers by name and layer; a vector with several layers is one for each.
 
     Raises:
-        SteeringError: none, or two of one name.
+        SteeringError: two of one name.
     """
     if isinstance(steerers, Mapping) and all(isinstance(name, str) for name in steerers):
         named = [(str(name), one) for name, one in steerers.items()]
@@ -172,8 +187,8 @@ def methods_by_layer(model: Model, steerers: Methods) -> dict[str, dict[int | st
         listed = steerers if isinstance(steerers, list | tuple) else [steerers]
         named = [(one.name, one) for one in (as_steerer(given, model.n_layers) for given in listed)]
     names = [name for name, _ in named]
-    if not names or len(set(names)) < len(names):
-        raise SteeringError(f"the methods are called {names}: give at least one, and a dict with different names")
+    if len(set(names)) < len(names):
+        raise SteeringError(f"the methods are called {names}: give a dict with different names")
     return {name: _by_layer(model, one) for name, one in named}
 
 

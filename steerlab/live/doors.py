@@ -16,7 +16,7 @@ from steerlab.models.positions import Positions
 
 def widget(
     model: Model, steerers: Methods, *, prompts: Data = PROMPTS, alphas: Sequence[float] = STRENGTHS,
-    positions: Positions = "last+generated", max_new_tokens: int = 48,
+    positions: Positions = "last+generated", max_new_tokens: int = 48, sweep_map: bool = False,
 ) -> Any:  # fmt: skip
     """The page in a notebook, live on a loaded model: texts are made when you move the slider or type a prompt.
 
@@ -25,11 +25,14 @@ def widget(
 
     Args:
         model: from `steerlab.load`, in this process.
-        steerers: fitted: a Steerer, vectors by layer, several in a list or by name, or `{name: {layer: Steerer}}`.
+        steerers: fitted: a Steerer, vectors by layer, several in a list or by name, or `{name: {layer: Steerer}}`; {}
+            for the model as it is.
         prompts: what the picker offers.
         alphas: the strengths of the slider; 0 is added.
         positions: where the vectors are added.
         max_new_tokens: length of a text.
+        sweep_map: write the texts of all prompts, layers and strengths first: the page then has the map and the
+            frontier of `page_of`.
 
     Returns:
         An `anywidget.AnyWidget`; the last line of a cell shows it.
@@ -37,14 +40,14 @@ def widget(
     Raises:
         MismatchError: a vector was fitted on another model. LoadError: `steerlab[page]` is not installed.
     """
-    answers = Answers(model, steerers, prompts, alphas, positions, max_new_tokens)
+    answers = Answers(model, steerers, prompts, alphas, positions, max_new_tokens, sweep_map)
     return _door("notebook", "anywidget").PageWidget(answers=answers)
 
 
 def serve(
     model: Model, steerers: Methods, *, prompts: Data = PROMPTS, alphas: Sequence[float] = STRENGTHS,
-    positions: Positions = "last+generated", max_new_tokens: int = 48, port: int = 0, open_browser: bool = False,
-    on_ready: Callable[[str], object] | None = None,
+    positions: Positions = "last+generated", max_new_tokens: int = 48, sweep_map: bool = False, port: int = 0,
+    open_browser: bool = False, on_ready: Callable[[str], object] | None = None,
 ) -> None:  # fmt: skip
     """Serve the page to this machine until Ctrl-C; answers are shown while the model writes them.
 
@@ -54,7 +57,7 @@ def serve(
         >>> steerlab.live.serve(model, {"pirate": vector}, open_browser=True)
 
     Args:
-        model, steerers, prompts, alphas, positions, max_new_tokens: as in `widget`.
+        model, steerers, prompts, alphas, positions, max_new_tokens, sweep_map: as in `widget`.
         port: 0 takes a free one.
         open_browser: open the page in the default browser.
         on_ready: called with the address; None: it is written to the standard error.
@@ -64,9 +67,8 @@ def serve(
             `steerlab[page]` is not installed.
     """
     server = _door("server", "starlette", "uvicorn")
-    server.run_server(
-        Answers(model, steerers, prompts, alphas, positions, max_new_tokens), port, open_browser, on_ready
-    )
+    answers = Answers(model, steerers, prompts, alphas, positions, max_new_tokens, sweep_map)
+    server.run_server(answers, port, open_browser, on_ready)
 
 
 def _door(name: str, *packages: str) -> Any:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from difflib import SequenceMatcher
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 Measure = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
 LABELS = {
     "propensity": "logit difference of wanted and unwanted answer", "changed": "share of words that changed",
-    "kl": "KL to the unsteered model, nats per token",
+    "kl": "KL to the unsteered model (nats per token)",
 }  # fmt: skip
 
 
@@ -50,6 +51,7 @@ def page_of(
     max_perplexity: float | None = None,
     title: str | None = None,
     batch_size: int | None = None,
+    folder: str | Path | None = None,
     progress: bool = True,
 ) -> Page:
     """A page of what steering does to some prompts: texts, tokens, sweep map, frontier and dose.
@@ -75,6 +77,7 @@ def page_of(
             25 words of SmolLM2-135M. None: only words are counted; see `metrics.is_fluent`.
         title: the heading.
         batch_size: limit on the rows of a forward; None: as many as keep the device busy.
+        folder: where finished batches of texts are kept; a second call goes on from there.
         progress: show progress bars.
 
     Returns:
@@ -100,7 +103,7 @@ def page_of(
         batch_size=batch_size, generation={"max_new_tokens": max_new_tokens}, dry_run=True,
     )  # fmt: skip
     _check_size(plan)
-    swept = plan.run(progress=progress)
+    swept = plan.run(folder, progress=progress)
     assert plan.texts is not None
     tokens = _effects(plan, plan.texts, progress)
     texts = plan.texts.assign(tokens=tokens)
@@ -117,8 +120,23 @@ def page_of(
         pd.concat([one for one in measured if len(one)], ignore_index=True), texts.merge(about), effect=name,
         side_effect="kl", labels=LABELS | {"unsafe": next(iter(unsafe or ["unsafe"]))},
         model=model.id, breaking_dose=model.breaking_dose, title=title or f"Steering {model.id}",
-        note=f"{max_new_tokens} new tokens at most, the most likely ones; vectors at {describe(positions)}",
+        note=decoding_note(max_new_tokens, positions),
     )  # fmt: skip
+
+
+def decoding_note(max_new_tokens: int, positions: Positions) -> str:
+    """The line of a page about how its texts were made.
+
+    Example:
+        >>> decoding_note(32, "last+generated")
+        'at most 32 new tokens, always the most likely one; vectors change the last prompt token and every new token'
+    """
+    words = {
+        "all": "every token", "generated": "every new token", "last": "the last prompt token",
+        "last+generated": "the last prompt token and every new token",
+    }  # fmt: skip
+    changed = words.get(str(positions), f"the tokens {describe(positions)}")
+    return f"at most {max_new_tokens} new tokens, always the most likely one; vectors change {changed}"
 
 
 def _no_measure(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:

@@ -76,14 +76,16 @@ class FittedMixin(Shareable, ABC):
             model: from `steerlab.load`, or `Activations`.
             data: what `capture` takes: Examples with a contrast, for most methods.
             options: of `capture`, such as `batch_size` or `positions`; by default the layers and positions that the
-                method reads.
+                method reads. With `folder`, finished batches of states are kept there, and the same call goes on from
+                them.
 
         Raises:
             ActivationError: neither a model with data nor activations; or the activations lack what the method reads.
             DataError: the method can't be fitted to these examples.
         """
         if isinstance(model, Model) and data is not None:
-            acts = capture(model, examples := as_examples(data), **(self.capture_options(examples) | options))
+            found = capture(model, examples := as_examples(data), **(self.capture_options(examples) | options))
+            acts = found if isinstance(found, Activations) else found.load()
         else:
             if data is not None or options or not isinstance(model, Activations):
                 given = ", ".join(map(show, (model,) if data is None else (model, data)))

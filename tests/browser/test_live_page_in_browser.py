@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -30,6 +31,12 @@ def answers() -> Answers:
 
 @pytest.fixture(scope="module")
 def address(answers: Answers) -> Iterator[str]:
+    with serving(answers) as found:
+        yield found
+
+
+@contextmanager
+def serving(answers: Answers) -> Iterator[str]:
     server = Server(answers)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -74,6 +81,41 @@ def test_own_prompt_is_answered(open_page, answers: Answers, address: str) -> No
     page.get_by_label("Your own prompt").fill("Why do fish sleep?")
     page.get_by_role("button", name="Answer").click()
     wait_for_texts(page, of_generate(answers, 2, 0.6, "Why do fish sleep?"))
+    page.get_by_role("slider").focus()
+    page.keyboard.press("Home")
+    page.get_by_label("Your own prompt").fill("Is it late?")
+    page.get_by_role("button", name="Answer").click()
+    wait_for_texts(page, of_generate(answers, 2, 0.0, "Is it late?"))
+
+
+@pytest.mark.filterwarnings("ignore:without steering")  # a random model writes no words
+def test_served_map_and_frontier_choose_texts_that_generate_gives(open_page, answers: Answers) -> None:
+    mapped = Answers(
+        answers.model, answers.methods, PROMPTS, alphas=[0.0, 0.6, 1.2], max_new_tokens=NEW, sweep_map=True
+    )
+    with serving(mapped) as address:
+        page = open_page(f"{address}#alpha=0.6&layer=2")
+        wait_for_texts(page, of_generate(answers, 2, 0.6, PROMPTS[0]))
+        page.locator(".maps [role=button]", has_text="layer 1, strength 1.2").first.click()
+        wait_for_texts(page, of_generate(answers, 1, 1.2, PROMPTS[0]))
+        page.keyboard.press("ArrowUp")  # the higher layer lies above
+        page.keyboard.press("Enter")
+        wait_for_texts(page, of_generate(answers, 2, 1.2, PROMPTS[0]))
+        page.locator(".plot [role=button]", has_text="layer 1, strength 0.6").first.focus()
+        page.keyboard.press("Space")
+        wait_for_texts(page, of_generate(answers, 1, 0.6, PROMPTS[0]))
+        assert not any("/answer" in one for one in page.requested), "the page holds these texts"
+        page.get_by_label("Your own prompt").fill("Why do fish sleep?")
+        page.get_by_role("button", name="Answer").click()
+        wait_for_texts(page, of_generate(answers, 1, 0.6, "Why do fish sleep?"))
+        assert not page.errors
+
+
+def test_served_model_without_vectors_answers_by_itself(open_page, answers: Answers) -> None:
+    with serving(Answers(answers.model, {}, PROMPTS, max_new_tokens=NEW)) as address:
+        page = open_page(address)
+        wait_for_texts(page, of_generate(answers, 1, 0.6, PROMPTS[0])[:1])
+        assert page.get_by_role("slider").count() == 0 and not page.errors
 
 
 def test_page_without_the_token_is_refused(open_page, address: str) -> None:
@@ -107,6 +149,11 @@ def test_widget_module_asks_the_kernel_and_shows_its_answers(open_page, answers:
     page.evaluate(WIDGET, [asset("page.js"), answers.page(), None])
     wait_for_texts(page, ["null 1 0", "mean 1 1.2", "l2s 1 1.2"])
     assert [message["request"]["method"] for message in page.evaluate("sent")] == [None, "mean", "l2s"]
+    open_to_shortcuts = "input, select, textarea, button, [tabindex]"
+    marked = page.locator(open_to_shortcuts).evaluate_all(
+        "all => all.map(one => one.hasAttribute('data-lm-suppress-shortcuts'))"
+    )
+    assert marked and all(marked), "else JupyterLab takes their arrow keys for its cells"
     page.get_by_role("slider").focus()
     page.keyboard.press("ArrowLeft")
     wait_for_texts(page, ["null 1 0", "mean 1 0.6", "l2s 1 0.6"])

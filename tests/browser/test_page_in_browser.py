@@ -134,7 +134,7 @@ def test_tokens_show_their_numbers_by_mouse_and_keyboard(open_page, file_address
     assert strip.count() == len(tokens)
     detail = page.locator(".card:nth-child(2) .detail")
     strip.nth(3).hover()
-    for part in (tokens[3]["token"].strip(), "KL 0.60 nats", "steered:", "unsteered: the 50%"):
+    for part in (tokens[3]["token"].strip(), "KL 0.60 nats", "steered:", "unsteered: “the” 50%"):
         assert part in detail.text_content()
     strip.first.focus()
     page.keyboard.press("ArrowRight")

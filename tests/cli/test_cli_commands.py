@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def test_sweep_measures_what_the_library_measures_and_resumes(answer: Answer, ru
     status, out, error = run(*arguments)
     assert status == 0 and "measure 6 settings on 3 inputs, into grid; about" in error and "largest mean" in out
     rows, train = (steerlab.examples(pd.DataFrame(one)) for one in (PAIRS, TRAIN))
-    frame = steerlab.sweep(tiny_lm("llama"), rows, steerlab.MeanDifference(), [1, 2], [-1, 0, 1], train=train)
+    frame = steerlab.sweep(tiny_lm("llama"), rows, steerlab.MeanDifference(), [1, 2], [-1.0, 0.0, 1.0], train=train)
     assert pd.read_csv("grid/results.csv")["value"].tolist() == pytest.approx(frame["value"].tolist(), abs=1e-4)
     stages = {path: path.stat().st_mtime_ns for path in Path("grid").rglob("*.csv") if "stages" in path.parts}
     assert answer("run", "grid/study.yaml")["rows"][0]["layer"] == 1
@@ -179,29 +180,53 @@ def test_every_method_is_made_by_the_beginning_of_its_name() -> None:
         assert type(make_method(name.lower()[:6], "2", 4, needed.get(name, []))) is cls
 
 
+@contextmanager
+def ctrl_c_once(reached: Callable[[], bool]) -> Iterator[None]:
+    """Press Ctrl-C when something is reached."""
+    stopped = threading.Event()
+
+    def interrupt() -> None:
+        while not (reached() or stopped.is_set()):
+            time.sleep(0.005)
+        while not stopped.is_set():  # Python drops an interrupt that meets a finalizer: press again, as people do
+            os.kill(os.getpid(), signal.SIGINT)
+            stopped.wait(1)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def test_ctrl_c_keeps_the_states_that_fit_has_read(answer: Answer, run: Callable[..., Any], work: Path) -> None:
+    many = [one | {"prompt": f"{one['prompt']} {number}"} for number in range(60) for one in PAIRS]
+    Path("many.jsonl").write_text("\n".join(map(json.dumps, many)))
+    arguments = ("many.jsonl", "--layers", "2", "--batch-size", "2")
+    states = Path("polite/activations")
+    with ctrl_c_once(lambda: len(list(states.glob("*.safetensors"))) > 2):
+        status, out, error = run("fit", *arguments, "--out", "polite")
+    assert status == 130 and not out and "are kept in polite/activations: the same call goes on from there" in error
+    kept = sorted(states.glob("*.safetensors"))
+    assert kept and not Path("polite/manifest.json").exists()
+    status, out, error = run("fit", *arguments[:2], "3", "--out", "polite")
+    assert status == 1 and "activations" in error.splitlines()[-1], "of other layers: they are not mixed"
+    answer("run", "polite/study.yaml")
+    answer("fit", *arguments, "--out", "at_once")
+    assert not states.exists()
+    assert torch.equal(steerlab.load_steerer("polite").at(2), steerlab.load_steerer("at_once").at(2))
+
+
 def test_ctrl_c_keeps_finished_batches_and_says_how_to_go_on(
     answer: Answer, run: Callable[..., Any], work: Path
 ) -> None:
     prompts = [f"Prompt {number}" for number in range(300)]
     Path("many.txt").write_text("\n".join(prompts))
     arguments = ("generate", "--data", "many.txt", "--batch-size", "4", "--max-new-tokens", "8", "--out", "texts")
-
-    stopped = threading.Event()
-
-    def interrupt() -> None:
-        while not list(work.glob("texts/stages/texts-*.csv")):
-            time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGINT)
-        while not stopped.wait(1):  # Python drops an interrupt that meets a finalizer: press again, as people do
-            os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    try:
+    with ctrl_c_once(lambda: bool(list(work.glob("texts/stages/texts-*.csv")))):
         status, out, error = run(*arguments)
-    finally:
-        stopped.set()
-        thread.join()
     assert status == 130 and not out
     kept = re.search(
         r"steerlab: stopped. (\d+) of 75 batches are kept in texts: the same call goes on from there", error

@@ -21,9 +21,37 @@ def test_page_is_the_page_of_the_library(answer: Callable[..., Any], work: Path)
     few = ("--alphas", "0,1", "--max-new-tokens", "4")
     assert answer("page", "pairs.jsonl", "--steer", "polite", *few, "--out", "x.html")["file"] == "x.html"
     steerers = {"polite": steerlab.load_steerer("polite")}
-    made = page_of(steerlab.load("tiny"), read_data("pairs.jsonl"), steerers, alphas=[0, 1], max_new_tokens=4)
+    made = page_of(steerlab.load("tiny"), read_data("pairs.jsonl"), steerers, alphas=[0.0, 1.0], max_new_tokens=4)
     made.save("y.html")
     assert Path("x.html").read_bytes() == Path("y.html").read_bytes() and Path("x.yaml").exists()
+    assert not Path("x.html.parts").exists()
+
+
+@pytest.mark.filterwarnings("ignore:without steering")
+def test_page_goes_on_with_the_texts_that_a_stop_left(answer: Callable[..., Any], work: Path) -> None:
+    from steerlab.live import page_of
+
+    answer("fit", "train.jsonl", "--layers", "1-2", "--out", "polite")
+    steerers = {"polite": steerlab.load_steerer("polite")}
+    options: Any = {"alphas": [0.0, 1.0], "layers": [2], "max_new_tokens": 4, "progress": False}
+    page_of(steerlab.load("tiny"), read_data("pairs.jsonl"), steerers, folder="x.html.parts", **options)
+    kept = {path: path.stat().st_mtime_ns for path in Path("x.html.parts/stages").iterdir()}
+    seen: list[dict[Path, int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        note = lambda folder: seen.append({path: path.stat().st_mtime_ns for path in Path(folder, "stages").iterdir()})  # noqa: E731
+        patch.setattr("shutil.rmtree", note)
+        answer("page", "pairs.jsonl", "--steer", "polite", "--alphas", "0,1", "--layers", "2", "--max-new-tokens", "4",
+               "--out", "x.html")  # fmt: skip
+    assert seen == [kept], "nothing was written again"
+
+
+def test_page_of_a_layer_without_a_vector_is_refused_before_anything_is_written(
+    run: Callable[..., Any], answer
+) -> None:
+    answer("fit", "train.jsonl", "--layers", "1-2", "--out", "polite")
+    status, out, error = run("page", "pairs.jsonl", "--steer", "polite", "--layers", "2-3", "--out", "x.html")
+    assert status == 1 and not out and not Path("x.yaml").exists()
+    assert error.splitlines()[-1] == "steerlab: --layers 2-3: polite is fitted at layer 1, 2, not at 3"
 
 
 def test_show_on_a_port_in_use_is_one_line(run: Callable[..., Any], answer: Callable[..., Any]) -> None:

@@ -33,6 +33,15 @@ def test_a_study_repeats_its_command_with_every_option_explained(run: Run) -> No
     assert files == {path.name: path.read_bytes() for path in Path("polite").iterdir()}
 
 
+@pytest.mark.parametrize("command", [("positions", "Hello"), ("doctor", "tiny")])
+def test_commands_that_only_look_can_be_repeated_too(run: Run, command: tuple[str, ...]) -> None:
+    status, out, error = run(*command)
+    (study,) = re.findall(r"steerlab run (results/\S+\.yaml)", error)
+    assert status == 0 and run("run", study)[:2] == (0, out)
+    assert run(*command, "--study", "mine.yaml")[0] == 0
+    assert Path("mine.yaml").read_text() == Path(study).read_text().replace(study, "mine.yaml")
+
+
 def test_a_folder_of_another_study_keeps_its_study_file(run: Run) -> None:
     for command in (["capture", "pairs.jsonl", "--layers", "1"], ["generate", "Hello", "--max-new-tokens", "2"]):
         assert run(*command, "--out", "kept")[0] == 0

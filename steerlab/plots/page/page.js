@@ -14,12 +14,15 @@ let pages = 0; // so that ids of several pages in one notebook differ
 
 /** An element with attributes, listeners (`onclick`) and children; names with a capital or in SVG_NAMES are SVG. */
 const SVG_NAMES = new Set(["svg", "g", "rect", "path", "line", "text", "defs", "pattern", "title", "tspan", "circle"]);
+const INPUTS = new Set(["input", "select", "textarea", "button"]);
 function make(name, attributes = {}, ...children) {
   const element = SVG_NAMES.has(name) ? document.createElementNS(SVG, name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
     if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
     else if (value !== null && value !== undefined && value !== false) element.setAttribute(key, value === true ? "" : value);
   }
+  // JupyterLab takes the keys of what has the focus for its cells (arrows, Enter), unless that element itself says not to
+  if (INPUTS.has(name) || "tabindex" in attributes) element.setAttribute("data-lm-suppress-shortcuts", "true");
   element.append(...children.flat().filter((child) => child !== null && child !== undefined));
   return element;
 }
@@ -175,13 +178,14 @@ class View {
     this.root.replaceChildren(
       make("header", {},
         make("h1", {}, data.title),
-        make("p", { class: "lead" }, "Move the strength and read what the model writes. ", make("mark", {}, "Marked words"),
-          " are not in the unsteered text."),
+        data.methods.length ? make("p", { class: "lead" }, "Move the strength and read what the model writes. ", make("mark", {}, "Marked words"),
+          " are not in the unsteered text.") : make("p", { class: "lead" }, "No vector was given: this is what the model writes by itself."),
         make("p", { class: "note" }, [data.model, data.note].filter(Boolean).join(" · "))),
       this.controls(), this.question, this.cards,
-      make("p", { class: "hint" }, "Bars over the tokens: the height is the dose; blue states point along the vector, hollow red ones against it, "
-        + "pale ones neither way. Point at a token, or walk with the arrow keys, for its numbers."),
-      this.status, this.gauge,
+      data.methods.length ? make("p", { class: "hint" }, "Bars over the tokens: the height is the dose, the length of the added vector beside that of the "
+        + "state, ‖αv‖/‖h‖; blue states point along the vector, hollow red ones against it, pale ones neither way. Point at a token, or walk with "
+        + "the arrow keys, for its numbers. KL says how much the vector changed the probabilities of that token: 0 nats is not at all.") : "",
+      this.status, data.methods.length ? this.gauge : "",
       data.cells.length ? make("section", { class: "panel sweep", "aria-labelledby": `${this.id}-map` },
         make("h2", { id: `${this.id}-map` }, "The sweep"),
         make("p", { class: "hint" }, `Each square is a layer and a strength. Its number is the ${data.effect.label}, the mean of ${data.prompts.length} `
@@ -213,8 +217,7 @@ class View {
       make("div", { class: `field ${name}` }, make("label", { for: `${id}-${name}` }, label), ...inputs);
     return make("form", { class: "controls", "aria-label": "What to show", onsubmit: (e) => this.own(e) },
       field("prompt", "Prompt", this.picker),
-      field("alpha", make("span", {}, "Strength α ", this.output), this.slider),
-      field("layer", "Layer", this.layers),
+      data.methods.length ? [field("alpha", make("span", {}, "Strength α ", this.output), this.slider), field("layer", "Layer", this.layers)] : null,
       this.ask ? field("own", "Your own prompt", this.entry = make("textarea", { id: `${id}-own`, rows: 1 }),
         make("button", { type: "submit" }, "Answer")) : null);
   }
@@ -418,8 +421,9 @@ class View {
   strip(text) {
     const words = text.words ?? this.data.words, highest = Math.max(...text.tokens.map((t) => t[2] ?? 0), 1e-9);
     const detail = make("p", { class: "detail" });
-    const list = (top) => top.flatMap((_, i) => (i % 2 ? [] : [`${words[top[i]].trim() || "␣"} ${top[i + 1]}%`])).join(", ");
-    const show = (token) => detail.replaceChildren(make("b", {}, words[token[0]].trim() || "␣"),
+    const quoted = (word) => `“${word.replace(/\n/g, "⏎").trim() || "␣"}”`;
+    const list = (top) => top.flatMap((_, i) => (i % 2 ? [] : [`${quoted(words[top[i]])} ${top[i + 1]}%`])).join(", ");
+    const show = (token) => detail.replaceChildren(make("b", {}, quoted(words[token[0]])),
       ` · cosine ${number(token[1])} · dose ${number(token[2])} · KL ${number(token[3])} nats`,
       make("br"), `steered: ${list(token[4])}`, make("br"), `unsteered: ${list(token[5])}`);
     const items = text.tokens.map((token, i) => {
@@ -459,7 +463,7 @@ class View {
   }
 
   reading({ m, good, breaks, now }) {
-    const state = now === null ? "" : breaks !== null && now >= breaks ? `, too strong: from ${number(breaks, 3)} on, more than ${percent(1 - this.data.dose.fluent)} of the texts are broken`
+    const state = now === null ? "" : breaks === 0 ? ", but here the texts are broken without steering too" : breaks !== null && now >= breaks ? `, too strong: from ${number(breaks, 3)} on, more than ${percent(1 - this.data.dose.fluent)} of the texts are broken`
       : good === null ? "" : now > good ? `, beyond ${number(good, 3)}, the strongest that was seen to read well` : `, within ${number(good, 3)}, up to which texts read well`;
     return `${this.data.methods[m].label}: ${now === null ? "no text yet" : number(now, 3)}${state}`;
   }
@@ -487,10 +491,13 @@ class View {
     await new Promise((resolve) => setTimeout(resolve, 120)); // the slider may still be moving
     for (const place of missing) {
       if (running.signal.aborted) return;
-      if (this.texts.has(this.key(place))) continue; // at strength 0 all methods share one text
+      if (this.texts.has(this.key(place))) { // at strength 0 all methods share one text
+        this.receive(place, { done: this.texts.get(this.key(place)) });
+        continue;
+      }
       const { text, id, own } = this.data.prompts[prompt];
       const method = place.method === null ? null : this.data.methods[place.method].name;
-      const request = { method, layer: this.data.layers[this.state.layer], alpha: place.method === null ? 0 : this.data.alphas[place.alpha], prompt: own ? { text } : { id } };
+      const request = { method, layer: this.data.layers[this.state.layer] ?? null, alpha: place.method === null ? 0 : this.data.alphas[place.alpha], prompt: own ? { text } : { id } };
       try {
         this.status.textContent = `The model answers: ${method === null ? "no steering" : this.data.methods[place.method].label} …`;
         for await (const event of this.ask(request, running.signal)) {
