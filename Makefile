@@ -43,9 +43,11 @@ test: lint
 
 # everything that runs on this machine alone: whole studies and training recipes too, many examples of each property,
 # types and shapes checked at every call (which doubles the time), and the longest test of a server
+# whole numbers are good where numbers are asked for, as everywhere in Python
+CHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 nightly: export HYPOTHESIS_PROFILE := nightly
 nightly: lint
-	$(BIN)/python $(PARALLEL) --jaxtyping-packages=steerlab,beartype.beartype -m "not remote and not vllm and not package"
+	$(BIN)/python $(PARALLEL) --jaxtyping-packages="steerlab,$(CHECKER)" -m "not remote and not vllm and not package"
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python $(AGAINST) -m "remote and nightly" tests/remote
 
 # the page in a headless Chromium, with its times; `make test` runs the same where there is one

@@ -80,7 +80,7 @@ def run_doctor(capsys):
     def run(*arguments: str) -> tuple[int, str]:
         status = main(["doctor", *arguments])
         text, error = capsys.readouterr()
-        assert not error
+        assert [line.split()[:2] for line in error.splitlines()] == [["steerlab", "will"]]
         assert all(len(line) <= 100 for line in text.splitlines() if "-> " not in line)
         return status, text
 

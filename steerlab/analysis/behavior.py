@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from steerlab._support.files import fingerprint
 from steerlab.data.example import Example
@@ -23,7 +24,7 @@ MEASURES = (
 
 def judge_answers(
     examples: Sequence[Example], texts: Sequence[str], unsteered: Sequence[str] | None = None, *,
-    perplexity: Sequence[float] | None = None,
+    perplexity: Sequence[float] | NDArray[np.float64] | None = None,
 ) -> pd.DataFrame:  # fmt: skip
     """Measures of each input's answer, as numbers between 0 and 1; the perplexity in its own unit.
 

@@ -75,7 +75,7 @@ def input_dependence(
     inputs = _Inputs.of(acts, l2s, folds)
     clusters = _clusters(inputs, groups)
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    parts = list(split.split(inputs.ids, inputs.labels, clusters))
+    parts = [(train.tolist(), test.tolist()) for train, test in split.split(inputs.ids, inputs.labels, clusters)]
     makers = _makers(l2s, len(inputs.z), len(inputs.counts))
     predicted = _predict(inputs, makers, parts)
     centered, predicted_centered = _predict_centered(inputs, makers, parts)

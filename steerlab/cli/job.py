@@ -92,12 +92,13 @@ class Job:
             return Path(self.options["file"]).with_suffix(".yaml")
         return Path(self.options["out"]) / "study.yaml" if "out" in self.options else Path(f"{self._default}.yaml")
 
-    def begin(self, what: str, seconds: float | None = None) -> None:
+    def begin(self, what: str, seconds: float | None = None, *, only_looks: bool = False) -> None:
         """Say what will be done and how long it takes, and write the study file; with `--dry-run`, stop here.
 
         Args:
             what: in words, without "will".
             seconds: estimated; None where it can't be known.
+            only_looks: it leaves nothing behind, so a study file is written only where `--study` names one.
         """
         folder = Path(self.options.get("out") or self._default)
         begun = any((folder / name).exists() for name in ("stages", "manifest.json", "activations"))
@@ -106,8 +107,8 @@ class Job:
         if self._dry_run:
             raise click.exceptions.Exit(0)
         path = self.study_file
-        if self._repeated:
-            return  # it may have been edited by hand
+        if self._repeated or (only_looks and not self._study):
+            return  # a study that is run may have been edited by hand
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._written = path, path.read_bytes() if path.exists() else None

@@ -43,7 +43,7 @@ def doctor(
     """Check a model, or packages, devices, engines and servers, and say how to fix what is wrong."""
     from steerlab.doctor import check_model, report, run_checks
 
-    job.begin(f"check {model or 'this installation and its servers'}", 15.0)
+    job.begin(f"check {model or 'this installation and its servers'}", 15.0, only_looks=True)
     findings = check_model(model, revision or None) if model else run_checks(remote, serve)
     status = int(any(finding.needs_action for finding in findings))
     return Result(report(findings), data={"findings": [asdict(finding) for finding in findings]}, status=status)
@@ -57,7 +57,7 @@ def positions(
     """Show a prompt's tokens, and which of them each position name selects."""
     from steerlab.models.positions import positions_table, resolve
 
-    job.begin(f"show the tokens of {prompt[:40]!r}", 1.0)
+    job.begin(f"show the tokens of {prompt[:40]!r}", 1.0, only_looks=True)
     if not job.as_json:
         job.model.show_positions(prompt, position)
         return None

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ SHAPES = {"route": (30, 17), "vehicles": (30, 33), "pedestrians": (20, 9), "ego"
 _NAMES = {"route": "route_descriptors", "vehicles": "vehicle_descriptors", "pedestrians": "pedestrian_descriptors"}
 _NAMES |= {"ego": "ego_vehicle_descriptor"}
 _FARTHEST = 30.0  # of any coordinate, 300 m: the published scenes stay within 100
-Rows = NDArray[np.float32]
+Rows = NDArray[Any]  # float32, as soon as they are checked
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no one truth value

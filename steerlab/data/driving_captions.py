@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -178,7 +179,7 @@ def _in_view(rows: Rows, first: int, farthest: float) -> np.ndarray:
     return (xy[:, 0] > 0) & (angles < FIELD_OF_VIEW) & (np.linalg.norm(xy, axis=1) <= farthest)
 
 
-def _angle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def _angle(x: Any, y: Any) -> Any:
     """Degrees to the right of straight ahead."""
     return np.arctan2(-y, x) * np.float32(180 / np.pi)
 

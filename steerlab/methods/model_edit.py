@@ -6,6 +6,7 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from steerlab._support import files
+from steerlab._support.extras import require
 from steerlab._support.hub import find_folder, first_line
-from steerlab.errors import LoadError, MismatchError, SteeringError
+from steerlab.errors import MismatchError, SteeringError
 from steerlab.models.changed import check_changeable, check_no_adapter, with_weights
 from steerlab.models.fingerprint import describe_origin, same_model
 from steerlab.models.layout import blocks
@@ -168,11 +170,8 @@ def describe_adapter(peft_model: Any) -> dict[str, Any]:
 
 
 def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise LoadError("an edit of weights needs peft: pip install 'steerlab[train]'") from error
-    return peft
+    require("an edit of weights", "train", "peft")
+    return import_module("peft")
 
 
 def _linear_layers(model: Model, first: int) -> list[str]:

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from steerlab._support.checks import as_number
 from steerlab.data.example import Example
 from steerlab.errors import SteeringError
-from steerlab.methods import SteeringVector, added_vectors, as_steerer
+from steerlab.methods import Steerer, added_vectors, as_steerer
 from steerlab.methods.vector import Vectors
 from steerlab.models.changed import check_changeable, check_no_adapter, with_weights
 from steerlab.models.kv_prefix import local_windows
@@ -28,7 +28,7 @@ TOLERANCE = 1e-5  # of the norm of a token's logits, in float32
 AS_LLAMA = ("qwen2", "mistral")  # the same computation, in a class that has no place for a bias
 
 
-def bake(model: Model, vector: SteeringVector | Vectors, *, alpha: float = 1.0) -> Model:
+def bake(model: Model, vector: Steerer | Vectors, *, alpha: float = 1.0) -> Model:
     """A copy of a model that adds `alpha` times a vector to every token by itself, so that any server can run it.
 
     The vector becomes the bias of the last linear layer of each block's MLP. Families without such a bias are written

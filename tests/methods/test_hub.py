@@ -1,11 +1,15 @@
 """`push_to_hub` and `from_pretrained` against a hub of this process, by huggingface_hub's own client."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from hub_server import running_hub
+
+from steerlab.methods import SteeringVector
 
 CLIENT = """
 import json, sys
@@ -56,6 +60,23 @@ def test_what_is_pushed_to_the_hub_is_read_from_there(tmp_path: Path) -> None:
     card = repositories["user/polite"]["README.md"].decode()
     assert "library_name: steerlab" in card and "steering-vectors" in card and "| sites | 2, 5 |" in card
     assert "manifest.json" in repositories["user/polite"]
+
+
+def test_command_line_pushes_a_vector_and_reads_it_from_the_hub(tmp_path: Path) -> None:
+    SteeringVector({2: torch.arange(4.0)}).save_pretrained(tmp_path / "here")
+    repositories: dict[str, dict[str, bytes]] = {}
+    with running_hub(repositories) as address:
+        home = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_x"}
+        answers = []
+        for command in (["push", "here", "user/polite", "--private"], ["similarity", "here", "user/polite"]):
+            run = subprocess.run(
+                [sys.executable, "-m", "steerlab.cli", *command, "--json"],
+                capture_output=True, text=True, cwd=tmp_path, env=os.environ | home,
+            )  # fmt: skip
+            assert run.returncode == 0, run.stderr[-3000:]
+            answers.append(json.loads(run.stdout))
+    assert "/user/polite/commit/" in answers[0]["address"] and "manifest.json" in repositories["user/polite"]
+    assert [round(row["cosine"], 6) for row in answers[1]["rows"]] == [1]
 
 
 def test_a_hub_that_is_gone_is_said_with_what_to_do(tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_bad_settings_and_inputs_say_what_to_give(model: Model) -> None:
     for bad, match in (
         ({"first": "steered"}, "reference"), ({"tokens": "all"}, "padded"), ({"steered_share": 1.2}, "steered_share"),
         ({"coefficients": (1.0, -1.0)}, "smallest"), ({"steps": 0}, "steps"),
-        ({"coefficients": 1.0}, "smallest"), ({"learning_rate": 0.0}, "learning_rate"),
+        ({"coefficients": (1.0,)}, "smallest"), ({"learning_rate": 0.0}, "learning_rate"),
     ):  # fmt: skip
         with pytest.raises(DataError, match=match):
             KTSConfig(**bad)

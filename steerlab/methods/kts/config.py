@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ class KTSConfig:
     steps: int = 200
     batch_size: int = 8
     accumulate: int = 1
-    coefficients: tuple[float, float] = (-1.5, 1.5)
+    coefficients: Sequence[float] = (-1.5, 1.5)
     steered_share: float = 0.5
     first: str = "model"
     tokens: str = "text"

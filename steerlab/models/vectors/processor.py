@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, no_type_check
 
 import numpy as np
 import torch
@@ -60,12 +60,16 @@ class VectorProcessor(ProcessorMixin):
 
     attributes = ["tokenizer"]  # noqa: RUF012
     tokenizer_class = "AutoTokenizer"
+    sizes: list[tuple[str, list[int]]]
+    n_embeddings: int
+    image_token: str
 
+    @no_type_check  # transformers reads the names of its arguments from its code, which a check at run time wraps
     def __init__(
         self, tokenizer: Any = None, sizes: Sequence[tuple[str, Sequence[int]]] = (), n_embeddings: int = 1,
         image_token: str = TOKEN, chat_template: Any = None, **more: Any,
     ) -> None:  # fmt: skip
-        self.sizes: list[tuple[str, list[int]]] = [(name, list(shape)) for name, shape in sizes]
+        self.sizes = [(name, list(shape)) for name, shape in sizes]
         self.n_embeddings, self.image_token = n_embeddings, image_token
         super().__init__(tokenizer, chat_template=chat_template, **more)
 
