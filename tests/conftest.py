@@ -1,6 +1,7 @@
 """What all tests share: tiny models, each built once."""
 
 import os
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,9 @@ from steerlab.testing import FAMILIES, VLM_FAMILIES, tiny_lm
 settings.register_profile("test", deadline=None, max_examples=25)
 settings.register_profile("nightly", deadline=None, max_examples=300)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "test"))
+# a shell that runs the tests in the background lets them ignore Ctrl-C, and some tests press it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # by day these tests, the longest of those that go through all families, see some kinds of attention, of positions

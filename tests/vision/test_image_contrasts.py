@@ -48,7 +48,7 @@ def test_the_vector_of_each_input_is_the_difference_of_its_two_images() -> None:
     assert ids == [row.id for row in rows]
     fitted = MeanDifference(1).fit(model, rows)
     torch.testing.assert_close(fitted.vector_, contrasts.mean(0), atol=1e-5, rtol=1e-4)
-    context = Context(ids, acts.select(side="prompt"))
+    context = Context(tuple(ids), acts.select(side="prompt"))
     own = P2S(1).fit(acts).vectors(context)
     torch.testing.assert_close(own, contrasts, atol=1e-5, rtol=1e-4)
     assert L2S(1, net="linear").fit(acts).vectors(context).shape == own.shape
@@ -66,7 +66,8 @@ def test_identical_or_mixed_contrasts_of_images_are_refused_and_images_count_in_
         Contrast("Yes", "No", images=(WIDE,))
     with pytest.raises(DataError, match="a pair of images has no answers: leave suffix="):
         Contrast("", "", images=(WIDE,), suffix="Why?")
-    with pytest.raises(DataError, match=r"one is 3 .int.: expected a file, an open image or a scene"):
+    said = r"one is 3 .int.: expected a file, an open image or a scene|Actual value: \(3,\)"  # the latter at night
+    with pytest.raises((DataError, TypeError), match=said):
         row.replace(contrast=Contrast.of_images(3))  # type: ignore[arg-type]
     with pytest.raises(PositionError, match=r"unknown position 'image\[3\]'; .*'images\[3\]'"):
         resolve("image[3]", vlm("llava").encode("What is it?", images=[WIDE]))
