@@ -41,7 +41,8 @@ _OF_A_STUDY = [
     click.Option(["--dry-run"], is_flag=True, help="say what would be done and how long it takes, then stop"),
     click.Option(
         ["--study"],
-        help="where to write the YAML file that repeats this; by default beside the results, or in results/",
+        help="where to write the YAML file that repeats this; by default beside the results, or in results/ "
+        "(of doctor and positions, which leave nothing behind, none)",
     ),
 ]
 
@@ -75,7 +76,7 @@ def command(*, model: bool = True, study: bool = True) -> Callable[[Command], Co
 
     Args:
         model: whether it uses a model, and so has the options of `load`; `job.model` is then the model.
-        study: whether it says what it will do and writes a study file (`job.begin`), or only looks.
+        study: whether it says what it will do and can be repeated by a study file (`job.begin`).
     """
 
     def register(function: Command) -> Command:
@@ -92,9 +93,12 @@ def command(*, model: bool = True, study: bool = True) -> Callable[[Command], Co
                 values[name] = kind(**{one.name: values.pop(one.name) for one in fields(kind)})
             try:
                 result = function(job, **values)
-            except MismatchError:
+            except MismatchError as error:
                 job.take_back()
-                raise
+                if str(job.parts) not in str(error):
+                    raise
+                left = f"{job.parts} holds what a stopped call with other data or options has left"
+                raise MismatchError(f"{left}: delete it, or give another --out") from error
             if result is not None:
                 job.finish(result)
 

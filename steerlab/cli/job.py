@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -101,7 +102,7 @@ class Job:
             only_looks: it leaves nothing behind, so a study file is written only where `--study` names one.
         """
         folder = Path(self.options.get("out") or self._default)
-        begun = any((folder / name).exists() for name in ("stages", "manifest.json", "activations"))
+        begun = self.parts.exists() or any((folder / name).exists() for name in ("stages", "manifest.json"))
         duration = "" if seconds is None else f"; {'at most ' * begun}{about(seconds)}"
         self.say(f"steerlab will {what}{duration}")
         if self._dry_run:
@@ -114,6 +115,15 @@ class Job:
             self._written = path, path.read_bytes() if path.exists() else None
             write_text(path, study_text(self, f"{what}{duration}"))
         self.say(f"to repeat it or to go on after a stop: steerlab run {path}")
+
+    @property
+    def parts(self) -> Path:
+        """A folder beside the result for what only serves to go on after a stop."""
+        return Path(f"{self.options.get('out') or self.options.get('file') or self._default}.parts")
+
+    def drop_parts(self) -> None:
+        """Delete `parts`: the result is there."""
+        shutil.rmtree(self.parts, ignore_errors=True)
 
     def take_back(self) -> None:
         """Put back the study file that was there before: the folder belongs to it, and not to this call."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -43,7 +42,7 @@ def doctor(
     """Check a model, or packages, devices, engines and servers, and say how to fix what is wrong."""
     from steerlab.doctor import check_model, report, run_checks
 
-    job.begin(f"check {model or 'this installation and its servers'}", 15.0, only_looks=True)
+    job.begin(f"check {model or 'this installation and its servers'}", only_looks=True)
     findings = check_model(model, revision or None) if model else run_checks(remote, serve)
     status = int(any(finding.needs_action for finding in findings))
     return Result(report(findings), data={"findings": [asdict(finding) for finding in findings]}, status=status)
@@ -83,7 +82,7 @@ def page(
     examples, steerers = read_data(data, choice), read_steerers(steer, job.model)
     strengths = parse_numbers(alphas)
     sites = parse_layers(layers, job.model.n_layers) if layers else None
-    _check_fitted_at(layers, sites or [], steerers)
+    _check_fitted_at(job, layers, sites or [], steerers)
     settings = len(strengths) * len(steerers) * len(sites or [0])
     job.begin(
         f"write {file}: {len(examples)} prompts x {' + '.join(steerers)} x {len(strengths)} strengths",
@@ -91,21 +90,20 @@ def page(
     )
     made = page_of(
         job.model, examples, steerers, alphas=strengths, layers=sites, positions=positions,
-        max_new_tokens=max_new_tokens, folder=f"{file}.parts",
+        max_new_tokens=max_new_tokens, folder=job.parts,
     )  # fmt: skip
     made.save(file)
-    shutil.rmtree(f"{file}.parts")
+    job.drop_parts()
     return Result(file, data={"file": file})
 
 
-def _check_fitted_at(given: str, sites: Sequence[Any], steerers: Mapping[str, Steerer]) -> None:
+def _check_fitted_at(job: Job, given: str, sites: Sequence[Any], steerers: Mapping[str, Steerer]) -> None:
     """Refuse layers at which a vector is not fitted."""
     from steerlab.methods.base import steering_sites
-    from steerlab.models.sites import Site
 
     for name, steerer in steerers.items():
-        fitted = [site.label for site in steering_sites(steerer)]
-        if missing := [site.label for site in map(Site.of, sites) if site.label not in fitted]:
+        fitted, wanted = ([job.model.site(site).label for site in some] for some in (steering_sites(steerer), sites))
+        if fitted and (missing := [label for label in wanted if label not in fitted]):
             raise SteeringError(
                 f"--layers {given}: {name} is fitted at layer {', '.join(map(str, fitted))}, not at {missing[0]}"
             )
@@ -131,13 +129,16 @@ def show(
     prompts = read_data(data, choice) if data else as_examples(PROMPTS)
     strengths = parse_numbers(alphas)
     seconds = None
+    if sweep_map and not steerers:
+        raise SteeringError("--map needs a vector: steerlab show MODEL VECTOR --map")
     if sweep_map:
         n_layers = sum(map(len, methods_by_layer(job.model, steerers).values()))
         seconds = job.seconds_to_write(prompts, max_new_tokens, 16, len(strengths) * n_layers)
-    job.begin(f"{'write a map, then ' * sweep_map}serve {model} with {', '.join(steerers)} until Ctrl-C", seconds)
+    shown = f"serve {model} with {', '.join(steerers) or 'no vector'} until Ctrl-C"
+    job.begin("write a map, then " * sweep_map + shown, seconds)
     serve(
         job.model, steerers, prompts=prompts, alphas=strengths, max_new_tokens=max_new_tokens, port=port,
-        open_browser=open_browser, sweep_map=sweep_map,
+        open_browser=open_browser, sweep_map=sweep_map, folder=job.study_file.with_suffix("") if sweep_map else None,
     )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,11 +73,9 @@ def fit(
         splits = {one.split for one in examples if one.split}
         what = f"fit {_shown(steerer)} to {len(examples)} inputs" + f" of the split {'+'.join(splits)}" * bool(splits)
         job.begin(f"{what} and save it in {out}", job.seconds_to_read(examples))
-        states = Path(out) / "activations"  # kept until the vector is there
-        steerer.fit(job.model, examples, batch_size=batch_size, folder=states, progress=True)
+        steerer.fit(job.model, examples, batch_size=batch_size, folder=job.parts, progress=True)
     steerer.save_pretrained(out)
-    if not activations:
-        shutil.rmtree(states, ignore_errors=True)
+    job.drop_parts()
     return Result(f"{out}: {steerer!r}", data={"folder": out, "method": steerer.name, "repr": repr(steerer)})
 
 

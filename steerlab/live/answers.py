@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import copy_context
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -46,6 +47,7 @@ class Answers:
         positions: where the vectors are added.
         max_new_tokens: length of a text.
         sweep_map: write the texts of all prompts, layers and strengths first, for the map and frontier of `page_of`.
+        folder: where these texts are kept; a second call goes on from there.
 
     Raises:
         MismatchError: a vector was fitted on another model. SteeringError: no method for a map, two of one name, or a
@@ -55,6 +57,7 @@ class Answers:
     def __init__(
         self, model: Model, steerers: Methods, prompts: Data = PROMPTS, alphas: Sequence[float] = STRENGTHS,
         positions: Positions = "last+generated", max_new_tokens: int = 48, sweep_map: bool = False,
+        folder: str | Path | None = None,
     ) -> None:  # fmt: skip
         check_ready(model)
         if model.is_remote:
@@ -67,20 +70,23 @@ class Answers:
         probe = next(iter(self.examples.values()))
         for by_layer in self.methods.values():  # vectors of another model are refused before anything is shown
             self._generate(probe, next(iter(by_layer.values())), 1.0, max_new_tokens=2)
-        self._page = self._map() if sweep_map else self._empty()
+        self._page = self._map(folder) if sweep_map else self._empty()
 
     def page(self) -> dict[str, Any]:
         """The contract of the page, which asks for the texts that it does not hold."""
         return self._page
 
-    def _map(self) -> dict[str, Any]:
-        # one that steers several layers at once is no steerer of each of them
-        methods = {name: one if len(one) > 1 else next(iter(one.values())) for name, one in self.methods.items()}
+    def _map(self, folder: str | Path | None) -> dict[str, Any]:
+        methods = {  # one that steers several sites at once is no steerer of each of them
+            name: {steering_sites(one)[0]: one for one in by_layer.values()} if len(by_layer) > 1
+            else next(iter(by_layer.values()))
+            for name, by_layer in self.methods.items()
+        }  # fmt: skip
         found = page_of(
             self.model, list(self.examples.values()), methods, alphas=self.alphas, positions=self.positions,
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=self.max_new_tokens, folder=folder,
         )  # fmt: skip
-        return check_contract(found.to_dict() | {"live": True})
+        return found.to_dict() | {"live": True}
 
     def _empty(self) -> dict[str, Any]:
         layers = dict.fromkeys(layer for by_layer in self.methods.values() for layer in by_layer)
@@ -88,7 +94,7 @@ class Answers:
         return check_contract(
             {
                 "version": VERSION, "title": f"Steering {self.model.id}", "model": self.model.id,
-                "note": decoding_note(self.max_new_tokens, self.positions), "live": True,
+                "note": decoding_note(self.max_new_tokens, self.positions if self.methods else None), "live": True,
                 "methods": methods_of(list(self.methods)), "alphas": self.alphas, "effect": empty, "side_effect": empty,
                 "unsafe": empty,
                 "layers": sorted(layers, key=lambda layer: (isinstance(layer, str), layer)), "cells": [], "texts": [],

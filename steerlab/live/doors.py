@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from steerlab._support.extras import require
@@ -17,6 +19,7 @@ from steerlab.models.positions import Positions
 def widget(
     model: Model, steerers: Methods, *, prompts: Data = PROMPTS, alphas: Sequence[float] = STRENGTHS,
     positions: Positions = "last+generated", max_new_tokens: int = 48, sweep_map: bool = False,
+    folder: str | Path | None = None,
 ) -> Any:  # fmt: skip
     """The page in a notebook, live on a loaded model: texts are made when you move the slider or type a prompt.
 
@@ -33,6 +36,7 @@ def widget(
         max_new_tokens: length of a text.
         sweep_map: write the texts of all prompts, layers and strengths first: the page then has the map and the
             frontier of `page_of`.
+        folder: where the texts of the map are kept; a second call goes on from there.
 
     Returns:
         An `anywidget.AnyWidget`; the last line of a cell shows it.
@@ -40,14 +44,16 @@ def widget(
     Raises:
         MismatchError: a vector was fitted on another model. LoadError: `steerlab[page]` is not installed.
     """
-    answers = Answers(model, steerers, prompts, alphas, positions, max_new_tokens, sweep_map)
-    return _door("notebook", "anywidget").PageWidget(answers=answers)
+    notebook = _door("notebook", "anywidget")
+    answers = Answers(model, steerers, prompts, alphas, positions, max_new_tokens, sweep_map, folder)
+    return notebook.PageWidget(answers=answers)
 
 
 def serve(
     model: Model, steerers: Methods, *, prompts: Data = PROMPTS, alphas: Sequence[float] = STRENGTHS,
-    positions: Positions = "last+generated", max_new_tokens: int = 48, sweep_map: bool = False, port: int = 0,
-    open_browser: bool = False, on_ready: Callable[[str], object] | None = None,
+    positions: Positions = "last+generated", max_new_tokens: int = 48, sweep_map: bool = False,
+    folder: str | Path | None = None, port: int = 0, open_browser: bool = False,
+    on_ready: Callable[[str], object] | None = None,
 ) -> None:  # fmt: skip
     """Serve the page to this machine until Ctrl-C; answers are shown while the model writes them.
 
@@ -57,7 +63,8 @@ def serve(
         >>> steerlab.live.serve(model, {"pirate": vector}, open_browser=True)
 
     Args:
-        model, steerers, prompts, alphas, positions, max_new_tokens, sweep_map: as in `widget`.
+        model, steerers, prompts, alphas, positions, max_new_tokens, sweep_map, folder: as in
+            `widget`.
         port: 0 takes a free one.
         open_browser: open the page in the default browser.
         on_ready: called with the address; None: it is written to the standard error.
@@ -67,7 +74,7 @@ def serve(
             `steerlab[page]` is not installed.
     """
     server = _door("server", "starlette", "uvicorn")
-    answers = Answers(model, steerers, prompts, alphas, positions, max_new_tokens, sweep_map)
+    answers = partial(Answers, model, steerers, prompts, alphas, positions, max_new_tokens, sweep_map, folder)
     server.run_server(answers, port, open_browser, on_ready)
 
 

@@ -124,8 +124,8 @@ def page_of(
     )  # fmt: skip
 
 
-def decoding_note(max_new_tokens: int, positions: Positions) -> str:
-    """The line of a page about how its texts were made.
+def decoding_note(max_new_tokens: int, positions: Positions | None) -> str:
+    """The line of a page about how its texts were made; positions None: without vectors.
 
     Example:
         >>> decoding_note(32, "last+generated")
@@ -135,8 +135,10 @@ def decoding_note(max_new_tokens: int, positions: Positions) -> str:
         "all": "every token", "generated": "every new token", "last": "the last prompt token",
         "last+generated": "the last prompt token and every new token",
     }  # fmt: skip
-    changed = words.get(str(positions), f"the tokens {describe(positions)}")
-    return f"at most {max_new_tokens} new tokens, always the most likely one; vectors change {changed}"
+    decoded = f"at most {max_new_tokens} new tokens, always the most likely one"
+    if positions is None:
+        return decoded
+    return f"{decoded}; vectors change {words.get(str(positions), f'the tokens {describe(positions)}')}"
 
 
 def _no_measure(examples: Sequence[Example], texts: Sequence[str]) -> list[float]:

@@ -37,21 +37,18 @@ class Server:
 
     Args:
         answers: what the page shows and asks for.
-        port: 0 takes a free one.
+        listening: a socket from `bind`; None: on a free port.
 
     Attributes:
         address: with the token, without which every request is refused.
-
-    Raises:
-        RemoteError: the port is in use, or needs rights.
     """
 
-    def __init__(self, answers: Answers, port: int = 0) -> None:
+    def __init__(self, answers: Answers, listening: socket.socket | None = None) -> None:
         with without_save():  # the event loop imports what it needs; a notebook has one running in its own thread
             loading = threading.Thread(target=anyio.run, args=(anyio.sleep, 0))
             loading.start()
             loading.join()
-        self._socket = _bind(port)
+        self._socket = listening or bind(0)
         token = secrets.token_urlsafe(16)
         self.address = f"http://{HOST}:{self._socket.getsockname()[1]}/?token={token}"
         config = uvicorn.Config(app(answers, token), log_level="warning", timeout_graceful_shutdown=1)
@@ -67,9 +64,16 @@ class Server:
         self._server.should_exit = True
 
 
-def run_server(answers: Answers, port: int, open_browser: bool, on_ready: Callable[[str], object] | None) -> None:
-    """See `steerlab.live.serve`."""
-    server = Server(answers, port)
+def run_server(
+    make_answers: Callable[[], Answers], port: int, open_browser: bool, on_ready: Callable[[str], object] | None
+) -> None:
+    """See `steerlab.live.serve`; the port is taken before the answers are made, which may write a map for an hour."""
+    listening = bind(port)
+    try:
+        server = Server(make_answers(), listening)
+    except BaseException:
+        listening.close()
+        raise
     (on_ready or _say)(server.address)
     if open_browser:
         webbrowser.open(server.address)
@@ -121,11 +125,11 @@ def _refusal() -> Response:
     return PlainTextResponse("the token in the address is missing or wrong: open the whole address as printed", 403)
 
 
-def _bind(port: int) -> socket.socket:
+def bind(port: int) -> socket.socket:
     """A listening socket on the loopback.
 
     Raises:
-        RemoteError: names the port.
+        RemoteError: the port is in use, or needs rights; names it.
     """
     as_whole("port", port, 0, 65535)
     made = socket.socket()

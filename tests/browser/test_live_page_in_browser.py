@@ -83,6 +83,7 @@ def test_own_prompt_is_answered(open_page, answers: Answers, address: str) -> No
     wait_for_texts(page, of_generate(answers, 2, 0.6, "Why do fish sleep?"))
     page.get_by_role("slider").focus()
     page.keyboard.press("Home")
+    assert page.locator(".gauge .reading").all_text_contents() == ["mean vector: 0.000", "L2S: 0.000"]
     page.get_by_label("Your own prompt").fill("Is it late?")
     page.get_by_role("button", name="Answer").click()
     wait_for_texts(page, of_generate(answers, 2, 0.0, "Is it late?"))

@@ -201,18 +201,28 @@ def ctrl_c_once(reached: Callable[[], bool]) -> Iterator[None]:
         thread.join()
 
 
-def test_ctrl_c_keeps_the_states_that_fit_has_read(answer: Answer, run: Callable[..., Any], work: Path) -> None:
+def test_ctrl_c_keeps_the_states_that_fit_has_read(
+    answer: Answer, run: Callable[..., Any], work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     many = [one | {"prompt": f"{one['prompt']} {number}"} for number in range(60) for one in PAIRS]
     Path("many.jsonl").write_text("\n".join(map(json.dumps, many)))
     arguments = ("many.jsonl", "--layers", "2", "--batch-size", "2")
-    states = Path("polite/activations")
+    states = Path("polite.parts")
     with ctrl_c_once(lambda: len(list(states.glob("*.safetensors"))) > 2):
         status, out, error = run("fit", *arguments, "--out", "polite")
-    assert status == 130 and not out and "are kept in polite/activations: the same call goes on from there" in error
+    assert status == 130 and not out and "are kept in polite.parts: the same call goes on from there" in error
     kept = sorted(states.glob("*.safetensors"))
     assert kept and not Path("polite/manifest.json").exists()
-    status, out, error = run("fit", *arguments[:2], "3", "--out", "polite")
-    assert status == 1 and "activations" in error.splitlines()[-1], "of other layers: they are not mixed"
+    status, out, error = run("fit", "many.jsonl", "--layers", "3", *arguments[3:], "--out", "polite")
+    left = (
+        "polite.parts holds what a stopped call with other data or options has left: delete it, or give another --out"
+    )
+    assert status == 1 and error.splitlines()[-1] == f"steerlab: {left}"
+    written = {path: path.stat().st_mtime_ns for path in kept}
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda folder, **_: None)
+        answer("run", "polite/study.yaml")
+    assert written == {path: path.stat().st_mtime_ns for path in kept}, "nothing was read again"
     answer("run", "polite/study.yaml")
     answer("fit", *arguments, "--out", "at_once")
     assert not states.exists()

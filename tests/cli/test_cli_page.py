@@ -37,8 +37,11 @@ def test_page_goes_on_with_the_texts_that_a_stop_left(answer: Callable[..., Any]
     page_of(steerlab.load("tiny"), read_data("pairs.jsonl"), steerers, folder="x.html.parts", **options)
     kept = {path: path.stat().st_mtime_ns for path in Path("x.html.parts/stages").iterdir()}
     seen: list[dict[Path, int]] = []
+
+    def note(*_: Any, **__: Any) -> None:
+        seen.append({path: path.stat().st_mtime_ns for path in kept})
+
     with pytest.MonkeyPatch.context() as patch:
-        note = lambda folder: seen.append({path: path.stat().st_mtime_ns for path in Path(folder, "stages").iterdir()})  # noqa: E731
         patch.setattr("shutil.rmtree", note)
         answer("page", "pairs.jsonl", "--steer", "polite", "--alphas", "0,1", "--layers", "2", "--max-new-tokens", "4",
                "--out", "x.html")  # fmt: skip
@@ -52,6 +55,12 @@ def test_page_of_a_layer_without_a_vector_is_refused_before_anything_is_written(
     status, out, error = run("page", "pairs.jsonl", "--steer", "polite", "--layers", "2-3", "--out", "x.html")
     assert status == 1 and not out and not Path("x.yaml").exists()
     assert error.splitlines()[-1] == "steerlab: --layers 2-3: polite is fitted at layer 1, 2, not at 3"
+    assert run("page", "pairs.jsonl", "--steer", "polite", "--layers", "-2", "--dry-run")[0] == 0, "layer 2 of 4"
+
+
+def test_map_without_a_vector_is_refused(run: Callable[..., Any]) -> None:
+    status, _, error = run("show", "tiny", "--map")
+    assert status == 1 and error.splitlines()[-1] == "steerlab: --map needs a vector: steerlab show MODEL VECTOR --map"
 
 
 def test_show_on_a_port_in_use_is_one_line(run: Callable[..., Any], answer: Callable[..., Any]) -> None:
@@ -60,5 +69,7 @@ def test_show_on_a_port_in_use_is_one_line(run: Callable[..., Any], answer: Call
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        status, out, error = run("show", "tiny", "polite", "--port", port, "--no-open-browser")
-    assert status == 1 and not out and port in error.splitlines()[-1]
+        for flags in ([], ["--map"]):
+            status, out, error = run("show", "tiny", "polite", "--port", port, "--no-open-browser", *flags)
+            assert status == 1 and not out and port in error.splitlines()[-1]
+    assert not list(Path("results").glob("show-*/")), "no map was written for it"

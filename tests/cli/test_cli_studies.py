@@ -36,7 +36,7 @@ def test_a_study_repeats_its_command_with_every_option_explained(run: Run) -> No
 @pytest.mark.parametrize("command", [("positions", "Hello"), ("doctor", "tiny")])
 def test_commands_that_only_look_can_be_repeated_too(run: Run, command: tuple[str, ...]) -> None:
     status, out, error = run(*command)
-    assert status == 0 and not Path("results").exists() and "steerlab will" in error and "about" in error
+    assert status == 0 and not Path("results").exists() and "steerlab will" in error
     assert run(*command, "--study", "mine.yaml")[:2] == (0, out)
     assert run("run", "mine.yaml")[:2] == (0, out) and not Path("results").exists()
 

@@ -14,13 +14,13 @@ import torch
 from starlette.testclient import TestClient
 
 import steerlab
-from steerlab import live
+from steerlab import Site, live
 from steerlab._support import extras
 from steerlab.errors import DataError, LoadError, MismatchError, RemoteError, SteeringError
 from steerlab.live import doors
 from steerlab.live.answers import Answers, methods_by_layer
 from steerlab.live.notebook import PageWidget
-from steerlab.live.server import Server, app
+from steerlab.live.server import Server, app, bind
 from steerlab.methods import Operation, SteeringVector
 from steerlab.plots.page.document import asset
 
@@ -77,11 +77,14 @@ def test_prompts_of_the_page_are_named_by_id(client: TestClient, answers: Answer
 
 
 @pytest.mark.filterwarnings("ignore:without steering")  # a random model writes no words
-def test_map_of_a_live_page_holds_the_texts_that_it_would_answer(lm, vector: SteeringVector) -> None:
+def test_map_of_a_live_page_holds_the_texts_that_it_would_answer(lm, vector: SteeringVector, tmp_path) -> None:
     both = Operation(vector, "project_out")  # at two layers at once
-    answers = Answers(lm(), {"v": vector, "both": both}, PROMPTS, alphas=[1.0], max_new_tokens=NEW, sweep_map=True)
+    parts = SteeringVector({Site(k, "attn_out"): vector.at(k) for k in (1, 2)})
+    options: Any = {"alphas": [1.0], "max_new_tokens": NEW, "sweep_map": True, "folder": tmp_path}
+    answers = Answers(lm(), {"v": vector, "both": both, "parts": parts}, PROMPTS, **options)
     page = answers.page()
-    assert page["live"] and page["layers"] == [1, 2, "1, 2"] and len(page["cells"]) == 2 * 3
+    assert page["live"] and page["layers"] == [1, 2, "1, 2", "1.attn_out", "2.attn_out"] and len(page["cells"]) == 2 * 5
+    assert list((tmp_path / "stages").iterdir()), "a second call goes on from there"
     for text in page["texts"]:
         steered = text["method"] is not None
         request = {
@@ -149,16 +152,16 @@ def test_answer_that_nobody_waits_for_stops_after_a_token(answers: Answers) -> N
     assert len(parts) <= 2
 
 
-def test_port_in_use_is_a_plain_error(answers: Answers) -> None:
+def test_port_in_use_is_a_plain_error() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(RemoteError, match=f"port {port} can't be used .*give another port, or port=0") as refused:
-            Server(answers, port)
+            bind(port)
         assert refused.value.kind == "port"
     with pytest.raises(DataError, match="port"):
-        Server(answers, 70_000)
+        bind(70_000)
 
 
 def test_serve_says_its_address_and_ends(lm, vector: SteeringVector, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def check_size(counts: Mapping[str, int]) -> None:
     size = " x ".join(f"{counts[name]} {name}" for name in ("methods", "layers", "alphas", "prompts"))
     raise DataError(
         f"a page of {size} is too large: {', '.join(over)}. Thin it out where there is most: keep one in "
-        f"{step} of the {axes[most]} {most}, for example frame[frame[{column!r}].isin(kept)], with the same for texts"
+        f"{step} of the {axes[most]} {most} (of frames: frame[frame[{column!r}].isin(kept)], with the same for texts)"
     )
 
 

@@ -387,8 +387,8 @@ class View {
   }
 
   wanted() {
-    const { alpha, layer, prompt } = this.state;
-    return [null, ...this.data.methods.keys()].map((method) => ({ method, layer: method === null ? null : layer, alpha, prompt }));
+    const { alpha, layer, prompt } = this.state, zero = this.data.alphas.indexOf(0);
+    return [null, ...this.data.methods.keys()].map((method) => (method === null ? { method, layer: null, alpha: zero, prompt } : { method, layer, alpha, prompt }));
   }
 
   drawCards() {
