@@ -32,7 +32,7 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 Measure = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
 LABELS = {
     "propensity": "logit difference of wanted and unwanted answer", "changed": "share of words that changed",
-    "kl": "KL to the unsteered model (nats per token)",
+    "kl": "KL to the unsteered model, nats per token",
 }  # fmt: skip
 
 
