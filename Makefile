@@ -41,10 +41,11 @@ PARALLEL := -m pytest -n $(WORKERS) --dist worksteal
 test: lint
 	$(BIN)/python $(PARALLEL) -m "not remote and not vllm and not package and not nightly"
 
+# of types at run time: whole numbers are good where numbers are asked for, as everywhere in Python
+CHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+
 # everything that runs on this machine alone: whole studies and training recipes too, many examples of each property,
 # types and shapes checked at every call (which doubles the time), and the longest test of a server
-# whole numbers are good where numbers are asked for, as everywhere in Python
-CHECKER := beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 nightly: export HYPOTHESIS_PROFILE := nightly
 nightly: lint
 	$(BIN)/python $(PARALLEL) --jaxtyping-packages="steerlab,$(CHECKER)" -m "not remote and not vllm and not package"

@@ -151,7 +151,7 @@ class Job:
         return seconds and seconds * len(examples) / len(sample)
 
     def seconds_to_write(
-        self, examples: Sequence[Example], max_new_tokens: int, batch_size: int, times: int | float = 1
+        self, examples: Sequence[Example], max_new_tokens: int, batch_size: int, times: float = 1
     ) -> float | None:
         """The seconds that whole texts of each input take, so many times; None for a model on a server."""
         sample, steps = examples[:batch_size], min(_SAMPLE, max_new_tokens)

@@ -129,11 +129,11 @@ def show(
     prompts = read_data(data, choice) if data else as_examples(PROMPTS)
     strengths = parse_numbers(alphas)
     seconds = None
-    if sweep_map and not steerers:
-        raise SteeringError("--map needs a vector: steerlab show MODEL VECTOR --map")
     if sweep_map:
-        n_layers = sum(map(len, methods_by_layer(job.model, steerers).values()))
-        seconds = job.seconds_to_write(prompts, max_new_tokens, 16, len(strengths) * n_layers)
+        if not steerers:
+            raise SteeringError("--map needs a vector: steerlab show MODEL VECTOR --map")
+        n_vectors = sum(map(len, methods_by_layer(job.model, steerers).values()))
+        seconds = job.seconds_to_write(prompts, max_new_tokens, 16, len(strengths) * n_vectors)
     shown = f"serve {model} with {', '.join(steerers) or 'no vector'} until Ctrl-C"
     job.begin("write a map, then " * sweep_map + shown, seconds)
     serve(

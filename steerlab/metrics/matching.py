@@ -61,7 +61,7 @@ def match_directions(
 
 
 def match_codes(
-    truth: Float[Tensor, "row first"], codes: Float[Tensor, "code_row second"], *, one_to_one: bool = True
+    truth: Float[Tensor, "row first"], codes: Float[Tensor, "other_row second"], *, one_to_one: bool = True
 ) -> Matching:
     """Match columns by the absolute correlation of their values over rows; a column of equal values has none, 0.
 
@@ -81,7 +81,7 @@ def match_codes(
 
 
 def correlations(
-    first: Float[Tensor, "row first"], second: Float[Tensor, "code_row second"]
+    first: Float[Tensor, "row first"], second: Float[Tensor, "other_row second"]
 ) -> Float[Tensor, "first second"]:
     """The correlation over rows of each column of one table with each of another, float64; 0 for a constant column.
 

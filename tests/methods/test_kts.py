@@ -247,6 +247,8 @@ def test_bad_settings_and_inputs_say_what_to_give(model: Model) -> None:
     ):  # fmt: skip
         with pytest.raises(DataError, match=match):
             KTSConfig(**bad)
+    with pytest.raises((DataError, TypeError), match=r"smallest|Actual value: 1\.0"):  # the latter at night
+        KTSConfig(coefficients=1.0)  # type: ignore[arg-type]
     given: dict[str, Any] = {"layers": [0], "progress": False}
     with pytest.raises(DataError, match="2 benign prompts, and 1 answers"):
         kl_then_steer(model, ["cat", "dog"], ["tree"], {"refuse": contrasts()}, **given)

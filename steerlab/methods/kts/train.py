@@ -183,13 +183,10 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate_at(number)
         losses = []
+        low, high = config.coefficients
         for _ in range(config.accumulate):
             name = self.vectors.names[rng.integers(len(self.vectors.names))]
-            strength = (
-                float(rng.uniform(config.coefficients[0], config.coefficients[1]))
-                if rng.random() < config.steered_share
-                else 0.0
-            )
+            strength = float(rng.uniform(low, high)) if rng.random() < config.steered_share else 0.0
             vectors = self.vectors.vectors(self.model, name)
             loss = self._mean_divergence(self.train, config.batch_size, rng, vectors, strength)
             losses.append(float(loss.detach()))

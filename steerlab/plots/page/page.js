@@ -184,7 +184,7 @@ class View {
       this.controls(), this.question, this.cards,
       data.methods.length ? make("p", { class: "hint" }, "Bars over the tokens: the height is the dose, the length of the added vector beside that of the "
         + "state, ‖αv‖/‖h‖; blue states point along the vector, hollow red ones against it, pale ones neither way. Point at a token, or walk with "
-        + "the arrow keys, for its numbers. KL says how much the vector changed the probabilities of that token: 0 nats is not at all.") : "",
+        + "the arrow keys, for its numbers. KL says how much the vector changed which token is likely there: 0 nats is not at all.") : "",
       this.status, data.methods.length ? this.gauge : "",
       data.cells.length ? make("section", { class: "panel sweep", "aria-labelledby": `${this.id}-map` },
         make("h2", { id: `${this.id}-map` }, "The sweep"),
@@ -388,7 +388,7 @@ class View {
 
   wanted() {
     const { alpha, layer, prompt } = this.state, zero = this.data.alphas.indexOf(0);
-    return [null, ...this.data.methods.keys()].map((method) => (method === null ? { method, layer: null, alpha: zero, prompt } : { method, layer, alpha, prompt }));
+    return [null, ...this.data.methods.keys()].map((method) => ({ method, layer: method === null ? null : layer, alpha: method === null ? zero : alpha, prompt }));
   }
 
   drawCards() {
@@ -497,7 +497,7 @@ class View {
       }
       const { text, id, own } = this.data.prompts[prompt];
       const method = place.method === null ? null : this.data.methods[place.method].name;
-      const request = { method, layer: this.data.layers[this.state.layer] ?? null, alpha: place.method === null ? 0 : this.data.alphas[place.alpha], prompt: own ? { text } : { id } };
+      const request = { method, layer: this.data.layers[this.state.layer] ?? null, alpha: this.data.alphas[place.alpha], prompt: own ? { text } : { id } };
       try {
         this.status.textContent = `The model answers: ${method === null ? "no steering" : this.data.methods[place.method].label} …`;
         for await (const event of this.ask(request, running.signal)) {
