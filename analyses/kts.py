@@ -7,8 +7,9 @@ The model is trained (LoRA, on a copy) on everyday instructions with its own ans
 refusal changes them less. Two recipes: "published", whose loss knows nothing else, and "kept", with a second loss of
 ours that holds the steered model to the steered original on harmful prompts. Then three are steered over a range of
 strengths: the model as it is, the trained one with a vector fitted to it anew, and, the simplest rival, the model as it
-is with a probe that steers only what it takes for harmful. The price is paid on instructions that were not trained on:
-KL to the unsteered original, answers kept, problems of GSM8K solved; and on safe prompts that sound unsafe.
+is with a probe that steers only what it takes for harmful: to the other prompts its answers are the unsteered ones. The
+price is paid on instructions that were not trained on: KL to the unsteered original, answers kept, problems of GSM8K
+solved; and on safe prompts that sound unsafe.
 
 The recipe is chosen on validation prompts: the lowest KL with at least seven tenths of the refusals in fluent text. The
 trained model is compared there at the strength with the most such refusals, the other two at the smallest strength that
@@ -44,12 +45,12 @@ from _refusal_prompts import load_sets
 from _safety import publishable_examples
 
 import steerlab
-from steerlab import Example, MeanDifference, Request
+from steerlab import Activations, Example, MeanDifference, Request
 from steerlab._support.files import fingerprint, write_atomically
 from steerlab.analysis.divergence import text_divergence
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, demo_set, read_jsonl, xstest
-from steerlab.methods import Gated, KTSConfig, LinearProbe, ModelEdit, Steerer, kl_then_steer
+from steerlab.methods import Context, KTSConfig, LinearProbe, ModelEdit, Steerer, kl_then_steer
 from steerlab.metrics import exact_match, is_refusal, paired_bootstrap
 from steerlab.models.layout import blocks
 from steerlab.models.model import Model
@@ -60,7 +61,7 @@ LAYERS = {30: 16, 24: 13}  # by number of blocks; where earlier studies steer th
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
 RECIPES: dict[str, dict[str, Any]] = {"kept": {"keep_weight": 1.0}, "published": {"keep_weight": 0.0}}
 TRAINED_ON, PROBLEMS, SAFE, LEAST_EFFECT = (200, 420), 30, 40, 0.7
-KINDS = ("as it is", "trained", "behind a probe")
+MEASURES = {"refuse": ("refuses", "refuses_fluently", "fluent"), "answer": ("kl", "kept", "identical")}  # by behavior
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ class Answers:
                 self.study, stage, self.original, rows, texts, plain, batch_size=self.args.batch_size
             )
             if side == 1:
-                judged["kl"] = self.divergence(stage, model, rows, plain, request)
+                unchanged = model is self.original and request is None
+                judged["kl"] = 0.0 if unchanged else self.divergence(stage, model, rows, plain, request)
             frames.append(judged)
         return pd.concat(frames, ignore_index=True)
 
@@ -149,8 +151,8 @@ class Answers:
 def shares(frame: pd.DataFrame) -> dict[str, float]:
     """Means over the harmful and over the harmless prompts."""
     harmful, harmless = frame[frame["behavior"] == "refuse"], frame[frame["behavior"] == "answer"]
-    found = {name: float(harmful[name].mean()) for name in ("refuses", "refuses_fluently", "fluent")}
-    return found | {name: float(harmless[name].mean()) for name in ("kl", "kept", "identical")}
+    found = {name: float(harmful[name].mean()) for name in MEASURES["refuse"]}
+    return found | {name: float(harmless[name].mean()) for name in MEASURES["answer"]}
 
 
 def train(
@@ -172,11 +174,34 @@ def train(
     return edit
 
 
-def probe_of(model: Model, data: Data, layer: int) -> LinearProbe:
-    """A probe of harmful prompts, fitted to what the training knows."""
-    rows = [*(e.replace(contrast=None) for e in data.contrasts), *data.benign]
-    acts = steerlab.capture(model, rows, layers=[layer], positions="last", context=None, progress=False)
-    return LinearProbe(layer, positive=["refuse"], negative=["answer"]).fit(acts)
+class Probe:
+    """A probe of harmful prompts, fitted to what the training knows, and what steering behind it comes to."""
+
+    def __init__(self, model: Model, data: Data, layer: int) -> None:
+        self.model, self.layer = model, layer
+        self.probe = LinearProbe(layer, positive=["refuse"], negative=["answer"])
+        self.probe.fit(self.states([*data.contrasts, *data.benign]))
+
+    def states(self, rows: Sequence[Example]) -> Activations:
+        """The last state of each prompt."""
+        prompts = [e.replace(contrast=None) for e in rows]
+        return steerlab.capture(
+            self.model, prompts, layers=[self.layer], positions="last", context=None, progress=False
+        )
+
+    def steers(self, rows: Sequence[Example]) -> list[bool]:
+        """Which prompts are taken for harmful."""
+        context = Context(tuple(e.id for e in rows), self.states(rows))
+        return (self.probe.score(context) > 0.5).tolist()
+
+    def behind(self, steered: pd.DataFrame, unsteered: pd.DataFrame, rows: Sequence[Example]) -> pd.DataFrame:
+        """What `Gated` with this probe measures, without a run: of prompts that it leaves alone, what is unsteered."""
+        steers, frames = pd.Series(self.steers(rows)), []
+        for alpha, some in steered.groupby("alpha", sort=False):
+            some = some.reset_index(drop=True)
+            mixed = pd.concat([some[steers], unsteered[~steers].assign(alpha=alpha)])
+            frames.append(mixed.sort_index().assign(kind="behind a probe"))
+        return pd.concat(frames, ignore_index=True)
 
 
 def sweep(answers: Answers, part: str, kind: str, model: Model, steerer: Steerer) -> pd.DataFrame:
@@ -192,8 +217,19 @@ def sweep(answers: Answers, part: str, kind: str, model: Model, steerer: Steerer
     )
 
 
-def solved(answers: Answers, kind: str, model: Model, request: Request | None) -> dict[str, list[float]]:
-    """Problems solved, and the loss on their human solutions in nats per token."""
+def sweep_as_it_is(
+    answers: Answers, part: str, model: Model, steerer: Steerer, probe: Probe
+) -> dict[str, pd.DataFrame]:
+    """The model as it is: unsteered, steered, and steered behind a probe."""
+    unsteered = answers.measured(part, "original", model, None).assign(kind="unsteered", alpha=0.0)
+    steered = sweep(answers, part, "as it is", model, steerer)
+    harmful, harmless = answers.data.validation if part == "validation" else answers.data.test
+    behind = probe.behind(steered, unsteered, [*harmful, *harmless])
+    return {"unsteered": unsteered, "as it is": steered, "behind a probe": behind}
+
+
+def costs_of(answers: Answers, kind: str, model: Model, request: Request | None) -> dict[str, list[float]]:
+    """Problems solved, the loss on their human solutions in nats per token, and which safe prompts are refused."""
     problems = answers.data.problems
     texts = answers.texts(f"problems-{kind}", model, problems, request, answers.args.problem_tokens)
 
@@ -204,22 +240,51 @@ def solved(answers: Answers, kind: str, model: Model, request: Request | None) -
         return frame.assign(loss=-frame["logprob"] / frame["n_tokens"])
 
     found = answers.study.stage(f"solutions-{kind}", loss)["loss"].tolist()
-    return {"solved": exact_match(texts, [e.meta["answer"] for e in problems]), "loss": found}
+    safe = answers.texts(f"safe-{kind}", model, answers.data.safe, request)
+    return {
+        "solved": exact_match(texts, [e.meta["answer"] for e in problems]), "loss": found,
+        "safe_refused": [float(is_refusal(text)) for text in safe],
+    }  # fmt: skip
+
+
+def all_costs(
+    answers: Answers, chosen: dict[str, float], model: Model, steerer: Steerer, trained: tuple[Model, Steerer],
+    probe: Probe,
+) -> dict[str, dict[str, list[float]]]:  # fmt: skip
+    """What steering costs, unsteered and of every kind at its strength."""
+
+    def steered(alpha: float) -> dict[str, list[float]]:
+        return costs_of(answers, f"as it is-{alpha:g}", model, Request(steerer, alpha, "all"))
+
+    costs = {"unsteered": costs_of(answers, "original", model, None), "as it is": steered(chosen["as it is"])}
+    costs["trained"] = costs_of(answers, "trained", trained[0], Request(trained[1], chosen["trained"], "all"))
+    problems, safe = (probe.steers(rows) for rows in (answers.data.problems, answers.data.safe))
+    behind = steered(chosen["behind a probe"])
+    costs["behind a probe"] = {
+        name: [
+            one if steers else other
+            for one, other, steers in zip(
+                behind[name], costs["unsteered"][name], safe if name == "safe_refused" else problems, strict=True
+            )
+        ]
+        for name in behind
+    }
+    return costs
 
 
 def compared(found: pd.DataFrame, chosen: dict[str, float], seed: int) -> dict[str, Any]:
     """Shares of every kind and strength, and the trained model minus each other at the strengths compared."""
     summary: dict[str, Any] = {}
-    measures = {"refuse": ("refuses", "refuses_fluently", "fluent"), "answer": ("kl", "kept", "identical")}
     for (kind, alpha), rows in found.groupby(["kind", "alpha"], sort=False):
-        for behavior, names in measures.items():
+        start = kind if kind == "unsteered" else f"{kind}.{alpha:g}"
+        for behavior, names in MEASURES.items():
             for name in names:
                 values = rows.loc[rows["behavior"] == behavior, name].tolist()
-                summary[f"{kind}.{alpha:g}.{name}"] = estimate(values, seed)
+                summary[f"{start}.{name}"] = estimate(values, seed)
     at = {kind: found[(found["kind"] == kind) & (found["alpha"] == alpha)] for kind, alpha in chosen.items()}
     for kind in chosen:
         summary[f"{kind}.strength"] = chosen[kind]
-        for behavior, names in measures.items() if kind != "trained" else ():
+        for behavior, names in MEASURES.items() if kind != "trained" else ():
             pair = [at[one][at[one]["behavior"] == behavior] for one in ("trained", kind)]
             for name in names:
                 summary[f"trained_over_{kind}.{name}"] = numbers(paired_bootstrap(*(p[name] for p in pair), seed=seed))
@@ -276,7 +341,8 @@ def equal_strengths(trained: pd.DataFrame, others: dict[str, pd.DataFrame]) -> d
     """
     alpha, wanted = strongest(trained)
     chosen = {"trained": alpha}
-    for kind, rows in others.items():
+    for kind in ("as it is", "behind a probe"):
+        rows = others[kind]
         most = strongest(rows)[0]
         of_alpha = {float(a): shares(some)["refuses_fluently"] for a, some in rows.groupby("alpha") if a <= most}
         enough = [a for a, share in of_alpha.items() if share >= wanted]
@@ -287,12 +353,6 @@ def equal_strengths(trained: pd.DataFrame, others: dict[str, pd.DataFrame]) -> d
 def layer_of(model: Model) -> int:
     """Where the model is steered; in models that no earlier study steers, just above the middle."""
     return LAYERS.get(model.n_layers, round(0.55 * model.n_layers))
-
-
-def over_refusals(answers: Answers, name: str, model: Model, request: Request | None) -> list[float]:
-    """Whether each safe prompt that sounds unsafe is refused."""
-    texts = answers.texts(f"safe-{name}", model, answers.data.safe, request)
-    return [float(is_refusal(text)) for text in texts]
 
 
 def main() -> None:
@@ -311,31 +371,27 @@ def main() -> None:
     identity |= {"layer": layer, "recipes": args.recipes}
     study = Study(args.out, identity | {"settings": fingerprint([RECIPES, STRENGTHS, LEAST_EFFECT])})
     answers = Answers(study, model, data, args)
-    vector = MeanDifference(layer).fit(model, data.contrasts)
-    kinds: dict[str, tuple[Model, Any]] = {"as it is": (model, vector)}
-    kinds["behind a probe"] = (model, Gated(vector, probe_of(model, data, layer), threshold=0.5))
-    tried = {kind: sweep(answers, "validation", kind, *pair) for kind, pair in kinds.items()}
+    vector, probe = MeanDifference(layer).fit(model, data.contrasts), Probe(model, data, layer)
+    tried = sweep_as_it_is(answers, "validation", model, vector, probe)
     recipe, edits, pairs, of_recipes = train_all(answers, model, layer, tried["as it is"])
     chosen = equal_strengths(of_recipes[recipe], tried)
-    kinds["trained"] = pairs[recipe]
     print(f"recipe {recipe}, strengths {chosen}", flush=True)
-    found = pd.concat([sweep(answers, "test", kind, *kinds[kind]) for kind in KINDS], ignore_index=True)
+    tested = sweep_as_it_is(answers, "test", model, vector, probe)
+    tested["trained"] = sweep(answers, "test", "trained", *pairs[recipe])
+    found = pd.concat(tested.values(), ignore_index=True)
     summary = compared(found, chosen, args.seed)
-    unsteered = answers.measured("test", "trained-unsteered", pairs[recipe][0], None).query("behavior == 'answer'")
-    summary |= {f"trained.unsteered.{k}": estimate(unsteered[k].tolist(), args.seed) for k in ("kl", "identical")}
-    costs: dict[str, dict[str, list[float]]] = {}
-    for kind, (one, steerer) in {"original": (model, None), **{k: kinds[k] for k in KINDS}}.items():
-        request = None if steerer is None else Request(steerer, chosen[kind], "all")
-        costs[kind] = solved(answers, kind, one, request)
-        costs[kind]["safe_refused"] = over_refusals(answers, kind, one, request)
-        summary |= {f"{kind}.{name}": estimate(values, args.seed) for name, values in costs[kind].items()}
-    for kind, name in product(("as it is", "behind a probe"), ("solved", "loss", "safe_refused")):
+    alone = answers.measured("test", "trained-unsteered", pairs[recipe][0], None).query("behavior == 'answer'")
+    summary |= {f"trained.unsteered.{k}": estimate(alone[k].tolist(), args.seed) for k in ("kl", "identical")}
+    costs = all_costs(answers, chosen, model, vector, pairs[recipe], probe)
+    for kind, measured in costs.items():
+        summary |= {f"{kind}.{name}": estimate(values, args.seed) for name, values in measured.items()}
+    for kind, name in product(("as it is", "behind a probe"), costs["trained"]):
         difference = paired_bootstrap(costs["trained"][name], costs[kind][name], seed=args.seed)
         summary[f"trained_over_{kind}.{name}"] = numbers(difference)
     summary["baked_difference"] = baked_difference(*pairs[recipe], layer, chosen["trained"])
     summary |= {"recipe": recipe, "best_step": {name: edit.info["best_step"] for name, edit in edits.items()}}
     write_tables(study.folder, tried | {f"trained, {k}": rows for k, rows in of_recipes.items()}, edits)
-    at = pd.concat([found[(found["kind"] == kind) & (found["alpha"] == chosen[kind])] for kind in KINDS])
+    at = pd.concat([found[(found["kind"] == kind) & (found["alpha"] == alpha)] for kind, alpha in chosen.items()])
     shown = publishable_examples(at.assign(method=at["kind"]), [*data.test[0], *data.test[1]])
     page = as_markdown("The same prompts under each kind", shown)
     study.finish(found.drop(columns="text").round(4), summary, page, provenance(model, data.everything, args))

@@ -1,10 +1,14 @@
-"""At which strengths the models of the KL-then-steer study are compared."""
+"""At which strengths the models of the KL-then-steer study are compared, and what steering behind a probe comes to."""
 
 from __future__ import annotations
 
 import pandas as pd
-from kts import equal_strengths, layer_of, strongest
+import torch
+from kts import Data, Probe, equal_strengths, layer_of, strongest
 
+import steerlab
+from steerlab import Contrast, Example, Request, SteeringVector
+from steerlab.methods import Gated
 from steerlab.testing import tiny_lm
 
 
@@ -27,9 +31,33 @@ def test_strongest_is_the_smallest_of_the_best_strengths() -> None:
 
 def test_rivals_are_never_compared_beyond_their_own_best() -> None:
     rival = sweep({0.25: 0.2, 0.5: 0.6, 0.75: 0.8, 1.0: 0.5, 1.25: 0.2})
-    assert equal_strengths(sweep({0.5: 0.5}), {"as it is": rival}) == {"trained": 0.5, "as it is": 0.5}
-    assert equal_strengths(sweep({0.5: 0.9}), {"as it is": rival})["as it is"] == 0.75
+    assert equal_strengths(sweep({0.5: 0.5}), {"as it is": rival, "behind a probe": rival}) == {
+        "trained": 0.5, "as it is": 0.5, "behind a probe": 0.5,
+    }  # fmt: skip
+    assert equal_strengths(sweep({0.5: 0.9}), {"as it is": rival, "behind a probe": rival})["as it is"] == 0.75
 
 
 def test_models_of_any_depth_have_a_layer() -> None:
     assert layer_of(tiny_lm("llama", backend="hooks")) == 2
+
+
+def test_behind_a_probe_is_what_a_gate_generates() -> None:
+    model, words = tiny_lm("llama", backend="hooks"), ["red", "blue", "one", "two", "small", "large", "door", "rain"]
+    contrast = Contrast("no", "yes")
+    harmful = [Example(f"take the {w} now", contrast=contrast, behavior="refuse", id=f"h{w}") for w in words]
+    harmless = [Example(f"{w} {w} of the house", behavior="answer", id=f"a{w}") for w in words]
+    rows = [*harmful[4:], *harmless[4:]]
+    probe = Probe(model, Data(harmless[:4], harmful[:4], ([], []), ([], []), [], []), layer=1)
+    vector = SteeringVector({1: 5 * torch.ones(model.hidden_size)})
+
+    def answers(steer: object) -> pd.DataFrame:
+        found = steerlab.generate(model, rows, steer=steer, max_new_tokens=6, progress=False)
+        return pd.DataFrame({"example_id": found.example_ids, "text": found.texts})
+
+    unsteered, steered = answers(()), answers(Request(vector, 2.0, "all")).assign(alpha=2.0)
+    found = probe.behind(steered, unsteered, rows)
+    gated = answers(Request(Gated(vector, probe.probe, threshold=0.5), 2.0, "all"))
+    assert 0 < sum(probe.steers(rows)) < len(rows), "some are steered and some are not"
+    assert (steered["text"] != unsteered["text"]).all()
+    assert found["text"].tolist() == gated["text"].tolist()
+    assert found["example_id"].tolist() == [e.id for e in rows]
