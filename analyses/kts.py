@@ -221,11 +221,11 @@ def sweep_as_it_is(
     answers: Answers, part: str, model: Model, steerer: Steerer, probe: Probe
 ) -> dict[str, pd.DataFrame]:
     """The model as it is: unsteered, steered, and steered behind a probe."""
-    unsteered = answers.measured(part, "original", model, None).assign(kind="unsteered", alpha=0.0)
+    unsteered = answers.measured(part, "original", model, None).assign(kind="original", alpha=0.0)
     steered = sweep(answers, part, "as it is", model, steerer)
     harmful, harmless = answers.data.validation if part == "validation" else answers.data.test
     behind = probe.behind(steered, unsteered, [*harmful, *harmless])
-    return {"unsteered": unsteered, "as it is": steered, "behind a probe": behind}
+    return {"original": unsteered, "as it is": steered, "behind a probe": behind}
 
 
 def costs_of(answers: Answers, kind: str, model: Model, request: Request | None) -> dict[str, list[float]]:
@@ -256,7 +256,7 @@ def all_costs(
     def steered(alpha: float) -> dict[str, list[float]]:
         return costs_of(answers, f"as it is-{alpha:g}", model, Request(steerer, alpha, "all"))
 
-    costs = {"unsteered": costs_of(answers, "original", model, None), "as it is": steered(chosen["as it is"])}
+    costs = {"original": costs_of(answers, "original", model, None), "as it is": steered(chosen["as it is"])}
     costs["trained"] = costs_of(answers, "trained", trained[0], Request(trained[1], chosen["trained"], "all"))
     problems, safe = (probe.steers(rows) for rows in (answers.data.problems, answers.data.safe))
     behind = steered(chosen["behind a probe"])
@@ -264,7 +264,7 @@ def all_costs(
         name: [
             one if steers else other
             for one, other, steers in zip(
-                behind[name], costs["unsteered"][name], safe if name == "safe_refused" else problems, strict=True
+                behind[name], costs["original"][name], safe if name == "safe_refused" else problems, strict=True
             )
         ]
         for name in behind
@@ -276,7 +276,7 @@ def compared(found: pd.DataFrame, chosen: dict[str, float], seed: int) -> dict[s
     """Shares of every kind and strength, and the trained model minus each other at the strengths compared."""
     summary: dict[str, Any] = {}
     for (kind, alpha), rows in found.groupby(["kind", "alpha"], sort=False):
-        start = kind if kind == "unsteered" else f"{kind}.{alpha:g}"
+        start = kind if kind == "original" else f"{kind}.{alpha:g}"
         for behavior, names in MEASURES.items():
             for name in names:
                 values = rows.loc[rows["behavior"] == behavior, name].tolist()
