@@ -137,6 +137,7 @@ class Steering:
         self.everyday = everyday[:8]
         self.descriptions = attribute_pairs("objects", 400, changed=(1, 1), seed=args.seed + 2)
         self._found: dict[tuple[str, int], tuple[Directions, Tensor, Tensor]] = {}
+        self._unsteered: dict[tuple[str, str, str], Tensor] = {}
 
     def things(self, column: str, split: str) -> list[Example]:
         """Descriptions of things without a value, drawn at random."""
@@ -154,6 +155,13 @@ class Steering:
         return steerlab.next_token_logits(
             self.model, rows, self.tokens[name], batch_size=self.args.batch_size, progress=False, **options
         )
+
+    def unsteered(self, column: str, split: str, name: str) -> Tensor:
+        """The unsteered logits of an attribute's values after the descriptions of a value; computed once."""
+        key = (column, split, name)
+        if key not in self._unsteered:
+            self._unsteered[key] = self.logits(self.things(column, split), name, None, 0.0)
+        return self._unsteered[key]
 
     def vector(self, method: str, column: str, layer: int) -> SteeringVector:
         """The direction of a value at a layer, of the mean norm of the differences."""
@@ -187,7 +195,7 @@ class Steering:
             name, value = column.split("=")
             things, place = self.things(column, "train"), self.values[name].index(value)
             vector = self.vector("clean", column, layer)
-            before, after = (self.logits(things, name, v, 0.5) for v in (None, vector))
+            before, after = self.unsteered(column, "train", name), self.logits(things, name, vector, 0.5)
             gain = float((log_odds(after, place) - log_odds(before, place)).mean())
             rows.append((layer, column, gain))
         return pd.DataFrame(rows, columns=["layer", "value", "gain"])
@@ -203,7 +211,7 @@ class Steering:
         wanted, value = column.split("=")
         kept = []
         for name in self.values:
-            before, after = (self.logits(things, name, v, dose.alpha) for v in (None, steerer))
+            before, after = self.unsteered(column, "test", name), self.logits(things, name, steerer, dose.alpha)
             if name == wanted:
                 place = self.values[name].index(value)
                 stated = [self.values[name].index(e.meta[f"{name}_before"]) for e in things]
