@@ -77,7 +77,7 @@ def draw_rows(part: SubFigure, tables: dict[str, pd.DataFrame], summary: dict[st
 
 
 def draw_llama(sets: pd.DataFrame, ax: Axes, correlation: dict[str, float] | None) -> None:
-    """Llama-2's medians, which are ten times as large and need another axis, and its shares moved away."""
+    """Llama-2's medians, which are about a hundred times as large and need another axis, and its shares moved away."""
     known = sets["llama2_median"].notna().to_numpy()
     rows = pd.Series(range(len(sets)), index=sets.index)[known]
     ax.hlines(rows, 0, sets["llama2_median"][known], color=CONTEXT, lw=0.8, zorder=1)
