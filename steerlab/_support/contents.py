@@ -7,13 +7,14 @@ import inspect
 import re
 from collections.abc import Mapping
 from functools import partial
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 
 _LEFT_OUT = {"info_", "history_"}  # where a method comes from, not what it does
+_PLAIN = (str, bytes, int, float, list, tuple, set, frozenset, dict, re.Pattern)
 
 
 def contents(value: Any, seen: frozenset[int] = frozenset()) -> Any:
@@ -37,6 +38,8 @@ def contents(value: Any, seen: frozenset[int] = frozenset()) -> Any:
         return [contents(item, inside) for item in value]
     if isinstance(value, set | frozenset):  # their order differs from process to process
         return sorted(map(repr, value))
+    if isinstance(value, re.Pattern):  # its repr ends after 200 characters
+        return [value.pattern, value.flags]
     if isinstance(value, CodeType):
         return [value.co_code.hex(), list(value.co_names), contents(value.co_consts, inside)]
     if isinstance(value, partial):
@@ -48,10 +51,26 @@ def contents(value: Any, seen: frozenset[int] = frozenset()) -> Any:
     found: list[Any] = []
     if hasattr(run, "__code__"):
         cells = [cell.cell_contents for cell in run.__closure__ or ()]
-        found = [
-            contents(one, inside) for one in (run.__code__, run.__defaults__, cells, getattr(run, "__self__", None))
-        ]
+        parts = (run.__code__, run.__defaults__, cells, getattr(run, "__self__", None), _named(run))
+        found = [contents(one, inside) for one in parts]
     attributes = getattr(function if function is not None else value, "__dict__", None)
     if isinstance(value, type) or (attributes is None and not found):
         return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     return [type(value).__name__, *found, contents(dict(attributes or {}), inside)]
+
+
+def _named(function: Any) -> dict[str, Any]:
+    """What a function names outside itself: plain values, and functions of the same package or script."""
+    names, codes = set[str](), [function.__code__]
+    for code in codes:
+        names |= set(code.co_names)
+        codes += [one for one in code.co_consts if isinstance(one, CodeType)]
+    found = {name: function.__globals__[name] for name in sorted(names) if name in function.__globals__}
+    package = str(function.__module__).partition(".")[0]
+
+    def belongs(value: Any) -> bool:
+        if isinstance(value, FunctionType):
+            return str(value.__module__).partition(".")[0] == package
+        return value is None or isinstance(value, _PLAIN)
+
+    return {name: value for name, value in found.items() if belongs(value)}

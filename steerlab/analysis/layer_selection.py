@@ -13,6 +13,7 @@ from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, require_columns
 from steerlab.metrics.bootstrap import Estimate, paired_bootstrap
 from steerlab.models.model import Model
+from steerlab.models.sites import in_layer_order
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def _check_one_sweep(frame: pd.DataFrame) -> None:
 
 
 def _by_setting(frame: pd.DataFrame, metric: str, split: str | None) -> pd.DataFrame:
-    """Values of one metric, examples by settings (layer, alpha), in the order of the sweep."""
+    """Values of one metric, examples by settings (layer, alpha), from the first layer to the last."""
     rows = frame[frame["metric"] == metric]
     rows = rows if split is None else rows[rows["split"] == split]
     if rows.empty:
@@ -168,7 +169,8 @@ def _by_setting(frame: pd.DataFrame, metric: str, split: str | None) -> pd.DataF
             f"{sorted(set(frame['split']))}, the metrics {sorted(set(frame['metric']))}. Set Example.split, or sweep "
             "that metric too"
         )
-    order = list(dict.fromkeys(zip(rows["layer"], rows["alpha"], strict=True)))
+    pairs = dict.fromkeys(zip(rows["layer"], rows["alpha"], strict=True))
+    order = [pair for layer in in_layer_order(rows["layer"]) for pair in pairs if pair[0] == layer]
     keys = [c for c in ("behavior", "example_id") if c in rows]
     table = rows.pivot(index=keys, columns=["layer", "alpha"], values="value")[order]
     if table.isna().to_numpy().any():

@@ -33,7 +33,7 @@ from steerlab.metrics.answers import ANSWER_METRICS, check_first
 from steerlab.models.job import background
 from steerlab.models.model import Model, check_ready
 from steerlab.models.operators import EditRule
-from steerlab.models.positions import Positions, describe
+from steerlab.models.positions import Positions, position_key
 from steerlab.steering.batches import encode_examples
 from steerlab.steering.finite import not_finite
 from steerlab.steering.interventions import build_edits
@@ -218,7 +218,8 @@ def sweep(
         alphas: strengths; 0 is measured once.
         positions: where to add the vectors; one, or several in a list.
         metric: names of `steerlab.metrics.ANSWER_METRICS`, functions `(examples, texts) -> numbers` of generated text,
-            several in a list, or `{name: metric}`. A changed function is measured anew on the texts of a folder.
+            several in a list, or `{name: metric}`. A changed function is measured anew on the texts of a folder; what
+            it names in its own script or package belongs to it.
         train: Activations or Examples that the steerers are fitted to, at every layer; None: they are fitted already.
             An oracle (P2S) that is not fitted yet is fitted to the inputs measured.
         scale: "raw", "norm" for alpha in units of each input's norm, or "token_norm" for units of each state's.
@@ -263,7 +264,7 @@ def sweep(
     arguments = {
         "methods": list(dict.fromkeys(one.name for one in settings)),
         "layers": list(dict.fromkeys(one.layer for one in settings)),
-        "alphas": alphas, "positions": [describe(p) for p in where], "scale": scale,
+        "alphas": alphas, "positions": [position_key(p) for p in where], "scale": scale,
         "generation": dict(generation),
     }  # fmt: skip
     answer_metrics = {name: one for name, one in metrics.items() if isinstance(one, str)}
@@ -311,6 +312,8 @@ def _vectors_hash(settings: Sequence[Setting]) -> str:
         for one in setting.interventions:
             if one.rule != EditRule():
                 total.update(fingerprint(contents(one.rule)).encode())
+            if one.positions is not None:
+                total.update(position_key(one.positions).encode())
             for tensor in (one.vectors, one.gate):
                 if tensor is not None:
                     total.update(tensor.float().contiguous().numpy().tobytes())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from steerlab._support.checks import as_whole
+from steerlab._support.checks import as_seed, as_whole
 from steerlab._support.contents import contents
 from steerlab._support.files import fingerprint
 from steerlab._support.progress import bar as progress_bar
@@ -19,9 +19,11 @@ from steerlab.analysis._sweep.settings import as_alphas
 from steerlab.analysis.study import Study
 from steerlab.data.example import Example, data_hash
 from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import SteeringError
 from steerlab.models.model import Model, check_ready
 from steerlab.steering.batches import Steer
 from steerlab.steering.generate import generate
+from steerlab.steering.requests import Request
 
 _QUOTED = ["example_id", "prompt", "text"]
 
@@ -37,7 +39,8 @@ def write_texts(
         >>> frame.pivot(index="prompt", columns="alpha", values="text")
 
     Args:
-        model, data, steer: as in `steerlab.generate`.
+        model, data: as in `steerlab.generate`.
+        steer: a fitted steerer, vectors by layer, or several.
         alphas: strengths, each for itself.
         folder: where finished batches are stored; a second call continues from there. None: nothing is stored.
         batch_size: prompts of a batch.
@@ -48,9 +51,13 @@ def write_texts(
         One row per strength and text: `alpha, example_id, prompt, text, norm_ratio` (the mean of its batch).
 
     Raises:
-        As `generate`. MismatchError: the folder belongs to other texts; both are named.
+        As `generate`. SteeringError: a `Request`. MismatchError: the folder belongs to other texts; both are named.
     """
     check_ready(model)
+    if any(isinstance(one, Request) for one in (steer if isinstance(steer, list | tuple) else [steer])):
+        raise SteeringError(
+            "a Request has a strength of its own: give the steerer, with alphas=, positions= and scale= beside it"
+        )
     examples, strengths = as_examples(data), as_alphas(alphas)
     as_whole("batch_size", batch_size)
     parts = [(alpha, start) for alpha in strengths for start in range(0, len(examples), batch_size)]
@@ -62,7 +69,8 @@ def write_texts(
     ):
         for alpha, start in parts:
             chosen = examples[start : start + batch_size]
-            write = partial(_write, model, chosen, steer, alpha, {"batch_size": batch_size, **options})
+            seed = as_seed(options.get("seed", 0)) + start  # a sampled batch doesn't repeat the one before
+            write = partial(_write, model, chosen, steer, alpha, {"batch_size": batch_size, **options, "seed": seed})
             name = f"texts-{strengths.index(alpha):03d}-{start:06d}"
             frames.append(write() if study is None else study.stage(name, write))
             bar.update(1)

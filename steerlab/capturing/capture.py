@@ -36,7 +36,7 @@ from steerlab.models.engine import FULL_FORWARD, StateSelector
 from steerlab.models.job import background
 from steerlab.models.model import Model, check_ready
 from steerlab.models.patches import PatchSelector
-from steerlab.models.positions import Positions, describe
+from steerlab.models.positions import Positions, describe, position_key
 from steerlab.models.sites import Site
 
 Where = Positions | Sequence[Positions]
@@ -140,6 +140,8 @@ def capture(
     if folder is not None:
         # the batches too: which rows share one depends on the padding that the model takes
         settings = {"batch_size": batch_size, "storage": str(dtype), "batches": fingerprint(numbered)}
+        settings["labels"] = fingerprint([e.split for e in examples])  # kept in the index, and not part of the data
+        settings["masks"] = fingerprint([position_key(position) for position in (*at, *ctx)])
         store = Store.create(Path(folder), info, settings, sites, len(batches))
     found: list[CapturedBatch] = []
 

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -88,15 +88,18 @@ def _of_file(path: Path, columns: Mapping[str, Any]) -> list[Example]:
 
     with reading(path, "Expected a record in each line (.jsonl), a list (.json, .yaml), a table (.csv, .tsv) or lines"):
         if path.suffix in (".csv", ".tsv"):
-            records: Any = pd.read_csv(path, sep="," if path.suffix == ".csv" else "\t", keep_default_na=False)
+            records: Any = pd.read_csv(
+                path, sep="," if path.suffix == ".csv" else "\t", keep_default_na=False, dtype={"id": str}
+            )
         else:
             records = _PARSERS.get(path.suffix, str.splitlines)(path.read_text(encoding="utf-8-sig"))
         if isinstance(records, list) and records and all(isinstance(one, Mapping) for one in records):
             records = pd.DataFrame(records)
         if isinstance(records, pd.DataFrame):
-            images = records.pop("images") if "images" in records else None
-            made = steerlab.examples(records, **columns)
-            return made if images is None else _with_images(made, images, path.parent)
+            if "images" in records:
+                named = ([one] if isinstance(one, str) else one or () for one in records["images"])
+                records["images"] = [[path.parent / name for name in names if name] for names in named]
+            return steerlab.examples(records, **columns)
         if isinstance(records, list) and records and all(isinstance(one, list) and len(one) == 2 for one in records):
             return steerlab.pairs(records)
         if not isinstance(records, list):
@@ -117,12 +120,6 @@ def _json_lines(text: str) -> list[Any]:
 _PARSERS: dict[str, Callable[[str], Any]] = {
     ".jsonl": _json_lines, ".json": json.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load
 }  # fmt: skip
-
-
-def _with_images(examples: list[Example], images: Iterable[Any], folder: Path) -> list[Example]:
-    listed = [[one] if isinstance(one, str) else list(one or ()) for one in images]
-    paths = [tuple(folder / name for name in names if name) for names in listed]
-    return [one.replace(images=some, id="") for one, some in zip(examples, paths, strict=True)]
 
 
 def readers() -> dict[str, Callable[..., list[Example]]]:
@@ -205,7 +202,8 @@ def read_steerers(places: Sequence[str], model: Model | None = None) -> dict[str
     found: dict[str, Steerer] = {}
     for place in places:
         steerer = from_gguf(place) if place.endswith(".gguf") else load_steerer(place, model)
-        name = Path(place).stem if Path(place).stem not in found else place
+        name = Path(place).stem if place.endswith(".gguf") else Path(place).name
+        name = place if name in found else name
         found[name] = steerer
     return found
 
@@ -231,6 +229,8 @@ def parse_layers(text: str, n_layers: int) -> list[Any]:
             raise SteeringError(f"the layers {text!r}: expected {LAYERS}")
         first = int(whole[1]) + n_layers * whole[1].startswith("-")
         last = first if whole[2] is None else int(whole[2] or n_layers - 1)
+        if last < first:
+            raise SteeringError(f"the layers {text!r}: {part.strip()!r} goes down, from {first} to {last}")
         found += [Site(first, whole[3])] if whole[3] else range(first, last + 1)
     for one in found:
         Site.of(one).resolve(n_layers)
@@ -267,7 +267,10 @@ def parse_numbers(text: str, name: str = "alphas") -> list[float]:
         try:
             first, *rest = map(float, part.split(":"))
             last, step = rest or (first, 1.0)
-            found += [round(first + k * step, 9) for k in range(int((last - first) / step + 1e-9) + 1)]
+            steps = range(int((last - first) / step + 1e-9) + 1)
+            found += [first] if not rest else [float(f"{first + k * step:.12g}") for k in steps]
+            if not steps:
+                raise ValueError
         except (ValueError, ZeroDivisionError, OverflowError):
             example = "numbers such as 0,0.5,2 or a range with its step, -1:1:0.5"
             raise SteeringError(f"{name}: {text!r} has the part {part!r}: expected {example}") from None

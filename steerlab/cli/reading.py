@@ -66,7 +66,7 @@ def fit(
     if bool(data) == bool(activations):
         raise DataError("fit needs data, or --activations FOLDER of capture; one of the two")
     if activations:
-        steerer = _fit_activations(job, activations, method, layers, options)
+        steerer = _fit_activations(job, activations, method, layers, options, choice)
     else:
         examples = training_examples(read_data(data, choice))
         steerer = make_method(method, layers, job.model.n_layers, options)
@@ -79,14 +79,23 @@ def fit(
     return Result(f"{out}: {steerer!r}", data={"folder": out, "method": steerer.name, "repr": repr(steerer)})
 
 
-def _fit_activations(job: Job, folder: str, method: str, layers: str, options: tuple[str, ...]) -> Steerer:
-    """A method fitted to a folder of states; no model is loaded."""
+def _fit_activations(
+    job: Job, folder: str, method: str, layers: str, options: tuple[str, ...], choice: Choice
+) -> Steerer:
+    """A method fitted to a folder of states, of the split "train" where there is one; no model is loaded."""
     from steerlab.capturing.store import Store
 
+    if choice.limit is not None or choice.columns:
+        raise DataError("--limit and --columns choose among data, and --activations has states: give them to capture")
     store = Store.open(folder)
-    steerer = make_method(method, layers, int(store.info["layers"]), options)
-    job.begin(f"fit {_shown(steerer)} to the states in {folder} and save it in {job.options['out']}")
-    return steerer.fit(store.load())
+    steerer, acts = make_method(method, layers, int(store.info["layers"]), options), store.load()
+    known = set(acts.index["split"])
+    splits = choice.split.split(",") if choice.split else ["train"] if "train" in known else []
+    if missing := sorted({*splits} - known):
+        raise DataError(f"{folder} has no split {missing[0]!r}; it has {', '.join(map(repr, sorted(known)))}")
+    part = f" of the split {'+'.join(splits)}" * bool(splits)
+    job.begin(f"fit {_shown(steerer)} to the states{part} in {folder} and save it in {job.options['out']}")
+    return steerer.fit(acts.select(split=splits) if splits else acts)
 
 
 def _shown(steerer: Steerer) -> str:
@@ -145,7 +154,7 @@ def export(
     if to not in (*formats, "gguf"):
         raise SteeringError(f"--to {to}: expected one of gguf, {', '.join(formats)}")
     (steerer,) = read_steerers([vector], job.model if to == "gguf" else None).values()
-    found = steerlab.SteeringVector(_directions(vector, steerer))
+    found = steerlab.SteeringVector(methods.added_vectors(steerer))
     found = found.unit() if unit else found
     job.begin(f"write {steerer!r} to {file} for {to}", 1.0)
     if to == "gguf":

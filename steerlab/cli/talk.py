@@ -176,6 +176,4 @@ def _at_layer(name: str, steerer: Steerer, site: Site) -> Steerer:
         return steerer.part(site)
     if len(found) > 1:
         raise SteeringError(f"{name} has no vector at layer {site}: {nearest(str(site), [str(one) for one in found])}")
-    made = SteeringVector({site: next(iter(found.values()))})
-    made.info_ = dict(steerer.info_)
-    return made
+    return steerer.moved_to(site)

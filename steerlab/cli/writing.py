@@ -132,6 +132,8 @@ def _sweep(job: Job, data: str, given: Settings, choice: Choice, out: Path) -> p
     fitted: dict[str, Any] = dict(read_steerers(given.steer, model))
     names = given.method.split(",") if given.method else [] if fitted else ["mean"]
     unfitted = {name: make_method(name, "", model.n_layers, given.options) for name in names}
+    if both := sorted({*fitted} & {*unfitted}):
+        raise SteeringError(f"--steer and --method both have a {both[0]!r}: rename the folder")
     layers = parse_layers(given.layers or "all", model.n_layers) if given.layers or unfitted else None
     arguments: dict[str, Any] = {
         "layers": layers, "alphas": parse_numbers(given.alphas), "positions": parse_positions(given.positions),
@@ -221,6 +223,8 @@ def steerability(
 
     stored = Path(data) / "results.csv"
     if stored.is_file():
+        if settings != Settings(metric=settings.metric) or choice != ALL:
+            raise SteeringError(f"{data} is a sweep that is done: of the options of a sweep only --metric is used")
         job.begin(f"compute the slopes of the sweep in {data}", 1.0)
         frame = pd.read_csv(stored, keep_default_na=False)
     else:

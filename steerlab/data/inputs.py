@@ -41,8 +41,8 @@ def examples(
 ) -> list[Example]:
     """The rows of a pandas data frame or a Hugging Face data set as examples.
 
-    Columns called "id", "behavior", "system" and "split" are used where there are any. Without "id", the id of a row is
-    a fingerprint of its texts; equal rows get a number too.
+    Columns called "id", "behavior", "system", "split" and "images" (one or a list; none, nan or "" for none) are used
+    where there are any. Without "id", the id of a row is a fingerprint of its contents; equal rows get a number too.
 
     Example:
         >>> frame = pd.DataFrame({"ask": ["Is it late?"], "pirate": ["Arr, it be late!"], "plain": ["Yes, it is."]})
@@ -187,6 +187,8 @@ def _as_row(record: Mapping[Any, Any], named: Mapping[str, str], columns: Sequen
         fields["id"] = str(record["id"]) if isinstance(record["id"], Integral) else text("id")
     if "system" in columns and isinstance(record["system"], str):  # a missing one is the template's default
         fields["system"] = record["system"]
+    if "images" in columns:
+        fields["images"] = _images(record["images"])
     prompt: Any = ""
     if "prompt" in named:
         prompt = record[named["prompt"]]
@@ -196,6 +198,13 @@ def _as_row(record: Mapping[Any, Any], named: Mapping[str, str], columns: Sequen
         return Example(prompt, **fields)
     whole = "prompt" not in named
     return Example(prompt, Contrast(text(named["positive"]), text(named["negative"]), whole_texts=whole), **fields)
+
+
+def _images(given: Any) -> tuple[Any, ...]:
+    """The images of a row: one, a list, or none, which a table has as None, nan or an empty text."""
+    given = getattr(given, "tolist", lambda: given)()  # a list that passed through Arrow is an array
+    listed = given if isinstance(given, list | tuple) else [given]
+    return tuple(one for one in listed if not (one is None or one == "" or one != one))
 
 
 def _is_chat(item: object) -> bool:

@@ -26,7 +26,6 @@ from steerlab.methods.exchange import (
 )  # fmt: skip
 from steerlab.methods.gated import Gated
 from steerlab.methods.gradient import GradientField
-from steerlab.methods.kts.behavior_vectors import added_vectors
 from steerlab.methods.kts.config import KTS_RELEASED, KTSConfig, released_layers
 from steerlab.methods.kts.objective import kl_divergence
 from steerlab.methods.kts.train import kl_then_steer
@@ -51,7 +50,7 @@ from steerlab.methods.spherical import PUBLISHED_SPHERICAL, Spherical
 from steerlab.methods.ssae import SSAE
 from steerlab.methods.tasktracker.detector import TaskTracker
 from steerlab.methods.tasktracker.triplet import TripletProbe
-from steerlab.methods.vector import SteeringVector, as_steerer
+from steerlab.methods.vector import SteeringVector, added_vectors, as_steerer
 from steerlab.methods.w2s import W2S
 from steerlab.models.operators import Add, Clamp, Operator, ProjectOut, Replace, Rotate, Scale
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from steerlab._support import files
 from steerlab._support.checks import as_number, check_type
 from steerlab.errors import DataError, LoadError, SteeringError
-from steerlab.methods.vector import SteeringVector, Vectors, as_steerer
+from steerlab.methods.vector import SteeringVector, Vectors, added_vectors, as_steerer
 from steerlab.models.model import Model, check_ready
 from steerlab.models.sites import Site
 
@@ -182,7 +182,13 @@ def from_vllm_lens(request: Mapping[str, Any]) -> tuple[SteeringVector, float]:
     (one,) = _one_of(json.loads(request.get("apply_steering_vectors", "[]")))
     stored = one["activations"]
     shape = tuple(stored["shape"])
-    if stored.get("compression") or stored["dtype"] != "float32" or one.get("norm_match") or len(shape) != 2:
+    if (
+        stored.get("compression")
+        or stored["dtype"] != "float32"
+        or one.get("norm_match")
+        or len(shape) != 2
+        or one.get("position_indices")
+    ):
         raise DataError("expected plain float32 vectors (layers, hidden) that are added at all tokens as they are")
     rows = np.frombuffer(b64decode(stored["data"]), "<f4").reshape(shape)
     return SteeringVector(dict(zip(one["layer_indices"], rows, strict=True))), float(one["scale"])
@@ -247,6 +253,7 @@ def _vector(given: SteeringVector | Vectors, n_layers: int | None = None) -> Ste
     found = as_steerer(given, n_layers)
     if not isinstance(found, SteeringVector):
         raise SteeringError(f"{found.name} has a vector for each input: no other tool represents that")
+    added_vectors(found)  # the others add, and refuse nothing
     return found
 
 

@@ -94,6 +94,7 @@ class FittedMixin(Shareable, ABC):
                     "steerlab.capture"
                 )
             acts = model
+        self.__dict__.pop("threshold_", None)  # a detector's, of the scores before
         self.fit_activations(acts)
         self.info_ = provenance(acts)
         return self

@@ -75,8 +75,9 @@ class Gated(Wrapper):
         return tuple(dict.fromkeys((*self.detector.required_activations, *self.steerer.required_activations)))
 
     def fit_activations(self, acts: Activations) -> None:
-        """Fit both to the same activations; `detector.calibrate` sets a threshold."""
-        self.detector.fit(acts)
+        """Fit the steerer, and a detector that is not fitted yet; `detector.calibrate` sets a threshold."""
+        if not getattr(self.detector, "info_", None):
+            self.detector.fit(acts)
         if self.is_fittable:
             self.steerer.fit(acts)
         self._shared_info()  # refuses a vector made on another model

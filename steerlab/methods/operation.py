@@ -126,6 +126,11 @@ class Operation(Wrapper):
                 raise SteeringError(
                     f"{self.steerer.name} brings its own operator, {type(own).__name__}: leave operator= out"
                 )
+            if one.rule != EditRule(own):
+                raise SteeringError(
+                    f"{self.steerer.name} says itself for how long, at which heads or by which norm it steers: give "
+                    "all settings to one Operation, and put Gated around it"
+                )
             operator = self._operator if one.rule.adds else own
             gate = self._gate_at(one.site)
             rule = EditRule(operator, self.heads, None, self.first, self.decay, gate)

@@ -94,7 +94,13 @@ class Spherical(ContrastEstimator):
         return mean / mean.norm()
 
     def _with(self, directions: Mapping[Site, Tensor]) -> SteeringVector:
-        """Other directions under the same settings: a part, or the opposite."""
+        """Other directions under the same settings: a part, or the opposite.
+
+        Raises:
+            SteeringError: a direction of another length, which would change nothing.
+        """
+        if any(abs(float(one.norm()) - 1) > 1e-3 for one in directions.values()):
+            raise SteeringError("a Spherical has directions, whose length changes nothing: give alpha= instead")
         made = copy.copy(self)
         made._set_directions(dict(directions))
         return made

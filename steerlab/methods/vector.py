@@ -92,6 +92,10 @@ class SteeringVector(MultiSiteSteerer):
         """The vector at one layer, as a `SteeringVector`."""
         return self._with({Site.of(layer): self.at(layer)})
 
+    def moved_to(self, layer: Layer) -> SteeringVector:
+        """The vector of the only layer at another one, used as it is used here."""
+        return self._with({Site.of(layer): self.vector_})
+
     @property
     def vector_(self) -> Float[Tensor, " hidden"]:
         """The vector of the only layer."""
@@ -314,3 +318,23 @@ def _as_vector(site: Site, vector: object) -> Float[Tensor, " hidden"]:
     if not bool(torch.isfinite(copied).all()):
         raise DataError("the vector holds NaN or infinity; compute it again in float32")
     return copied
+
+
+def added_vectors(steerer: Any) -> dict[Site, Tensor]:
+    """The vectors of a steerer that adds the same ones to every input.
+
+    Example:
+        >>> added_vectors(MeanDifference(13).fit(acts))[Site(13)].shape
+        torch.Size([896])
+
+    Raises:
+        SteeringError: what depends on the input, or does something else than to add.
+    """
+    if not isinstance(steerer, SteeringVector):
+        raise SteeringError(f"{type(steerer).__name__} is no vector that is the same for every input")
+    found: dict[Site, Tensor] = {}
+    for one in steerer.interventions(Context(("-",), None)):
+        if one.gate is not None or one.vectors is None or not one.rule.adds or one.positions is not None:
+            raise SteeringError(f"{type(steerer).__name__} does something else than to add its vector")
+        found[one.site] = one.vectors[0]
+    return found

@@ -9,24 +9,32 @@ from decimal import Decimal
 from steerlab._support.checks import as_text, as_texts
 from steerlab.errors import DataError
 
-# neither an exponent, a second decimal point nor a full stop after the number belongs to it
-_NUMBER = re.compile(r"(?<![\w.])[-−]?\$?\d[\d,]*(?:\.\d+)?(?![\w])")
+# a unit may follow without a space; `rest` is what makes a version or a date of a number
+_NUMBER = re.compile(
+    r"(?<![\w.])(?P<sign>[-−]?)(?P<money>\$?)(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?P<power>[eE][+-]?\d+)?(?P<rest>\.\d[\d.]*)?(?P<unit>[^\W\d_]*)"
+)
+_ORDINALS, _FACTORS = {"st", "nd", "rd", "th"}, {"k", "K", "M", "B", "bn", "mn"}  # 20k is not 20
 
 
 def final_number(text: str) -> Decimal | None:
-    """The last number in a text, or None.
+    """The last number in a text; None without one, or where the last is none that can be read (20k, 1.2.3).
 
     Example:
         >>> final_number("They raise 750 + 1,530 = $2,280.")
         Decimal('2280')
 
     Args:
-        text: an answer; thousands separators, a dollar sign and a percent sign are understood.
+        text: an answer; thousands separators, exponents, a dollar or percent sign and units are understood, and
+            ordinals (3rd) are passed over.
 
     Source: GSM8K, arXiv 2110.14168, marks the number in its solutions; models seldom do.
     """
-    found = _NUMBER.findall(as_text(text))
-    return Decimal(found[-1].replace("−", "-").translate({ord("$"): None, ord(","): None})) if found else None
+    found = [one for one in _NUMBER.finditer(as_text(text)) if one["unit"] not in _ORDINALS]
+    if not found or found[-1]["rest"] or found[-1]["unit"] in _FACTORS | ({"m", "b"} if found[-1]["money"] else set()):
+        return None
+    sign, digits, power = found[-1]["sign"].replace("−", "-"), found[-1]["digits"], found[-1]["power"] or ""
+    return Decimal(f"{sign}{digits.replace(',', '')}{power}")
 
 
 def exact_match(texts: Sequence[str], answers: Sequence[str]) -> list[float]:

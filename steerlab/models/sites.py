@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from steerlab.errors import LayoutError
 
@@ -81,3 +83,8 @@ class Site:
     def __str__(self) -> str:
         part = "" if self.part == "text" else f"{self.part}."
         return f"{part}{self.layer}" if self.point == "block_out" else f"{self.layer}.{self.point}"
+
+
+def in_layer_order(layers: Iterable[Any]) -> list[Any]:
+    """The different layers of a frame from the first to the last; sites, which are texts there, after them as given."""
+    return sorted(dict.fromkeys(layers), key=lambda one: (isinstance(one, str), 0 if isinstance(one, str) else one))

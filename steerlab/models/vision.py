@@ -185,8 +185,10 @@ class Vision:
         return joined | {"token_type_ids": types, "mm_token_type_ids": image_mask}
 
     def _key(self, image: ImageInput) -> str:
-        """The content of an image; a file is known by its path, size and time of change."""
-        if not isinstance(image, Image | ZippedImage | VectorInput):
+        """The content of an image; a file is known by its path, size and time of change, an open one by its pixels."""
+        if isinstance(image, Image | VectorInput):
+            return image_hash(image)  # each time: it can be drawn on
+        if not isinstance(image, ZippedImage):
             found = os.stat(image) if os.path.exists(image) else None
             return f"{os.path.abspath(image)} {found and (found.st_size, found.st_mtime_ns)}"
         known = self._keys.get(id(image))

@@ -12,6 +12,7 @@ from matplotlib.ticker import MultipleLocator
 from matplotlib.transforms import blended_transform_factory
 
 from steerlab.errors import DataError, require_columns
+from steerlab.plots.frames import one_row_per
 from steerlab.plots.style import DASHES, INK, METHODS, MUTED, get_axes, method_style
 from steerlab.plots.summary import metric_style
 
@@ -52,7 +53,7 @@ def method_bars(
     known = set(estimates["metric"])
     if isinstance(metrics, str) or not metrics or not known.issuperset(metrics):
         raise DataError(f"method_bars needs metrics from {sorted(known)}, not {metrics!r}")
-    frame = estimates[estimates["metric"].isin(metrics)]
+    frame = one_row_per(estimates[estimates["metric"].isin(metrics)], ["method", "metric"], ["value"], "method_bars")
     methods = [m for m in dict.fromkeys([*METHODS, *frame["method"]]) if (frame["method"] == m).any()]
     ax = get_axes(ax, height=0.16 * (len(frame) + 2 * len(metrics)) + 0.4)
 

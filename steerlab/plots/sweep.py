@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from steerlab.errors import DataError, require_columns
+from steerlab.models.sites import in_layer_order
 from steerlab.plots.style import DASHES, INK, MORE, MUTED, get_axes
 
 MAX_TICKS = 16
@@ -66,6 +67,7 @@ def sweep_heatmap(
             + (f" and they mix several of {several}: select one first" if several else "")
         )
     means = rows.pivot_table(index="layer", columns="alpha", values="value", sort=False).sort_index(axis=1)
+    means = means.loc[in_layer_order(means.index)]
     if 0 in means:
         means = means.sub(means[0], axis=0).drop(columns=0)
     ax = get_axes(ax, height=3.4)

@@ -35,6 +35,13 @@ def test_the_best_layer_is_found_and_its_equals_are_in_its_band() -> None:
     assert "layers 4-6" in str(layer_range) and "chosen on 60 rows" in str(layer_range)
 
 
+def test_a_band_is_of_neighbors_in_any_order_of_the_rows() -> None:
+    frame = made({8: 0.2, 12: 1.0, 16: 0.2, 20: 1.0})
+    mixed = pd.concat([frame[frame["layer"] == layer] for layer in (20, 12, 8, 16)])
+    found, wanted = select_layers(mixed), select_layers(frame)
+    assert found.layers == wanted.layers and len(found.layers) == 1 and found.table["layer"].tolist() == [8, 12, 16, 20]
+
+
 def test_a_band_has_no_holes() -> None:
     layer_range = select_layers(made({0: 1.0, 1: 0.0, 2: 1.0, 3: 1.02}, noise=0.2))
     assert set(layer_range.layers) in ({2, 3}, {0}), "layer 1 parts layers that are alike"

@@ -76,6 +76,22 @@ def test_capture_then_fit_of_its_folder_gives_the_same_vector(answer: Answer) ->
     torch.testing.assert_close(steerlab.load_steerer("polite").at(2), fitted().at(2), rtol=1e-4, atol=1e-5)
 
 
+def test_fit_to_states_takes_the_split_train_as_fit_to_data_does(answer: Answer, work: Path) -> None:
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    split = ["train" if i < len(rows) - 1 else "test" for i in range(len(rows))]
+    lines = [json.dumps(row | {"split": part}) for row, part in zip(rows, split, strict=True)]
+    Path("parts.jsonl").write_text("\n".join(lines))
+    answer("capture", "parts.jsonl", "--layers", "2", "--out", "acts")
+    for name, given in {"data": ["parts.jsonl"], "acts": ["--activations", "acts"]}.items():
+        answer("fit", *given, "--layers", "2", "--out", f"of.{name}")
+    answer("fit", "--activations", "acts", "--split", "train,test", "--layers", "2", "--out", "of.both")
+    one, other, both = (steerlab.load_steerer(f"of.{name}").at(2) for name in ("data", "acts", "both"))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(one, both, rtol=1e-3)
+    found = answer("similarity", "of.data", "of.acts", "--out", "cosines")["rows"]
+    assert {name.partition(" at")[0] for row in found for name in (row["a"], row["b"])} == {"of.data", "of.acts"}
+
+
 def test_generate_writes_the_texts_of_the_library_at_each_strength(answer: Answer, work: Path) -> None:
     answer("fit", "pairs.jsonl", "--layers", "2", "--out", "polite")
     rows = answer(

@@ -36,6 +36,9 @@ def test_prompts_pairs_and_images_are_read(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     (tmp_path / "c.jsonl").write_text('{"prompt": "What is it?", "images": ["x.png"]}\n')
     assert read_data(str(tmp_path / "c.jsonl"))[0].images == (tmp_path / "x.png",)
+    (tmp_path / "e.csv").write_text("id,prompt,images\n007,What is it?,x.png\n010,Hello,\n")
+    found = read_data(str(tmp_path / "e.csv"))
+    assert [(one.id, len(one.images)) for one in found] == [("007", 1), ("010", 0)]
     table = pd.DataFrame({"ask": ["Is it late?"], "yes": ["Arr"], "no": ["No"]})
     table.to_csv(tmp_path / "d.csv", index=False)
     named = read_data(str(tmp_path / "d.csv"), Choice(columns="prompt=ask,positive=yes,negative=no"))
@@ -96,6 +99,9 @@ def test_layers_strengths_and_positions_are_parsed() -> None:
         ("fit --out x", "needs data, or --activations"),
         ("sweep pairs.jsonl", "give --train FILE"),
         ("sweep demo --metric refusal", "did you mean is_refusal?"),
+        ("fit --activations acts --limit 3 --out x", "give them to capture"),
+        ("sweep pairs.jsonl --layers 3,8-5 --train pairs.jsonl --out x", "'8-5' goes down"),
+        ("sweep pairs.jsonl --alphas 0,1:0:0.25 --train pairs.jsonl --out x", "has the part '1:0:0.25'"),
         ("generate Hi --steer nowhere", "no file nowhere/manifest.json"),
         ("generate Hi --batch-size 0", "'--batch-size'"),
         ("export nowhere --to vllm --out x", "expected one of gguf, vllm-lens"),

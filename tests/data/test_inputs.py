@@ -5,6 +5,7 @@ from typing import Any
 import datasets
 import pandas as pd
 import pytest
+from PIL import Image
 
 import steerlab
 from steerlab import Contrast, Example
@@ -44,6 +45,14 @@ def test_tables_go_in_by_the_names_of_their_columns(as_table: Any) -> None:
     assert [one.contrast for one in whole] == [one.contrast for one in pairs([("Arr!", "Yes."), ("Aye!", "I am.")])]
     (chat,) = examples(as_table(pd.DataFrame({"messages": [CHAT]})), prompt="messages")
     assert [dict(turn) for turn in chat.prompt] == CHAT  # type: ignore[arg-type]
+
+
+def test_images_of_a_table_go_in_with_its_prompts() -> None:
+    red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
+    table = pd.DataFrame({"prompt": ["What is it?"] * 4, "images": [red, blue, [red, blue], None]})
+    found = steerlab.examples(table)
+    assert [one.images for one in found] == [(red,), (blue,), (red, blue), ()]
+    assert len({one.id for one in found}) == 4, "ids are those of texts and images"
 
 
 def test_equal_pairs_and_rows_get_ids_of_their_own() -> None:

@@ -16,6 +16,9 @@ from steerlab.metrics.numbers import exact_match, final_number
         ("They raise $2,280.", "2280"), ("3 + 4 = 7", "7"), ("It is 12.50 dollars", "12.5"), ("-3", "-3"),
         ("the answer is −3.", "-3"), ("50%", "50"), ("$-4", "-4"), ("none at all", None), ("", None), ("-$5.00!", "-5"),
         ("**Answer: 18**", "18"), ("5 apples, then 6.", "6"), ("model2 and v1.5b", None), ("12,345,678", "12345678"),
+        ("It weighs 12.5kg", "12.5"), ("5 bags of 20kg", "20"), ("3 times, covers 20km.", "20"), ("of 3, $.75", ".75"),
+        ("3 hours, so 1.5e3", "1500"), ("Numbers 1,2,3", "3"), ("12 on the 3rd day", "12"), ("5, or $20k", None),
+        ("3 in version 1.2.3", None), ("a $5m loss of 3", "3"), ("3 a share, $5m in all", None), ("5m of rope", "5"),
     ],
 )  # fmt: skip
 def test_final_number_in_common_notations(text: str, number: str | None) -> None:

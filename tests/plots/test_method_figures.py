@@ -176,6 +176,10 @@ def test_effect_axis_separates_shares_near_zero_and_near_one(draw_effect):
     ("draw", "message"),
     [
         (lambda frame, grid, effect: plots.method_bars(frame.drop(columns="low"), SHOWN), "low"),
+        (
+            lambda frame, grid, effect: plots.method_bars(pd.concat([frame, frame]), SHOWN),
+            "needs one row for each method",
+        ),
         (lambda frame, grid, effect: plots.method_bars(frame, ["nonsense"]), "nonsense"),
         (lambda frame, grid, effect: plots.method_bars(frame, []), "metrics"),
         (lambda frame, grid, effect: plots.summary_frame({"seconds": 3}), "seconds"),

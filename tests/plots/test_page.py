@@ -47,6 +47,13 @@ def test_cells_are_means_over_prompts(data: dict[str, Any]) -> None:
         assert cell["unsafe"] == expected["unsafe"], "of the one prompt that asks for something unsafe"
 
 
+def test_frames_of_several_positions_are_not_averaged() -> None:
+    frame, texts = sweep_frames()
+    both = pd.concat([frame.assign(positions="last"), frame.assign(positions="all", value=frame["value"] + 1)])
+    with pytest.raises(DataError, match=r"choose one of each of \['positions'\]"):
+        plots.page(both, texts)
+
+
 def test_unsafe_texts_that_are_broken_are_not_fluent_and_do_not_count(data: dict[str, Any]) -> None:
     frame, texts = sweep_frames()
     frame.loc[frame["metric"] == "unsafe", "value"] = 1.0

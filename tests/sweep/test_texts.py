@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ NEW = 6
 ALPHAS = (0.0, -1.0, 2.0)
 LAYERS = (0, 2)
 OPTIONS: dict[str, Any] = {"generation": {"max_new_tokens": NEW}, "progress": False}
-MEASURED: list[list[str]] = []
+LOG = SimpleNamespace(measured=[])  # an object's own state is not what a function does
 GRID = OPTIONS | {"layers": LAYERS, "alphas": ALPHAS}
 
 
@@ -106,16 +107,16 @@ def test_resumed_folder_with_another_batch_size_gives_the_same_texts(lm, tmp_pat
 def test_a_changed_metric_of_the_same_name_is_measured_anew(lm, tmp_path: Path) -> None:
     def sweep_with(least: int, length: Callable[[str], int] = len) -> float:
         def long(examples: Sequence[Example], texts: Sequence[str]) -> list[bool]:
-            MEASURED.append(list(texts))
+            LOG.measured.append(list(texts))
             return [length(text) >= least for text in texts]
 
         metrics = {"long": long}
         return sweep(lm(), rows, {"v": vectors(lm())}, [1], [1.0], metric=metrics, folder=tmp_path, **OPTIONS).value[0]
 
     rows = questions()[:1]
-    assert sweep_with(0) == sweep_with(0) == 1 and len(MEASURED) == 1, "the folder knows it"
+    assert sweep_with(0) == sweep_with(0) == 1 and len(LOG.measured) == 1, "the folder knows it"
     assert sweep_with(10**6) == sweep_with(-1, lambda text: -2) == 0
-    assert len(MEASURED) == 3 and MEASURED[0] == MEASURED[2], "the texts are kept"
+    assert len(LOG.measured) == 3 and LOG.measured[0] == LOG.measured[2], "the texts are kept"
 
 
 def test_sampled_texts_are_the_same_in_every_sweep_and_leave_the_random_state(lm) -> None:

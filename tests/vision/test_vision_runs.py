@@ -9,8 +9,10 @@ import pytest
 import torch
 from by_hand import LAYER, block_states, greedy, hidden, longer, processed, taken
 from image_models import CHATS, SQUARE, TALL, WIDE, encoded, engines, example, families, rows_of, states, vlm
+from PIL import Image
 
 from steerlab import Contrast, Example, SteeringVector, capture, generate, score, steer
+from steerlab._support.images import image_hash
 from steerlab.data import coco_objects, pope_questions
 from steerlab.errors import EncodingError, PositionError
 from steerlab.models.check import self_check
@@ -24,6 +26,20 @@ sides = pytest.mark.parametrize("side", ["left", "right"])
 
 
 # --- the processor and Hugging Face ----------------------------------------------------------------------------
+
+
+def test_open_images_are_known_by_what_is_seen_of_them() -> None:
+    model = tiny_vlm("llava")
+    red, blue = (Image.new("RGB", (48, 48), color).quantize() for color in ("red", "blue"))
+    assert red.tobytes() == blue.tobytes() and image_hash(red) != image_hash(blue), "two palettes"
+
+    def read(image: Image.Image) -> torch.Tensor:
+        return capture(model, [Example("What is it?", images=(image,), id="a")], layers=[1], progress=False).values
+
+    assert not torch.equal(read(red), read(blue))
+    before = read(drawn := Image.new("RGB", (48, 48), "red"))
+    drawn.paste("black", (0, 0, 48, 24))
+    assert torch.equal(read(drawn), read(drawn.copy())) and not torch.equal(read(drawn), before), "drawn on"
 
 
 @families

@@ -99,12 +99,15 @@ def make_settings(
     for name, _, interventions, _ in found:
         for one, alpha in product(interventions, alphas):
             check_strengths(name, one, torch.tensor(alpha))
-    return [
+    settings = [
         Setting(name, interventions, float(alpha), where, site, fitted_hash)
         for where in positions
         for name, site, interventions, fitted_hash in found
         for alpha in alphas
     ]
+    if len(positions) > 1 and (own := [one.name for one in settings if one.has_fixed_positions]):
+        raise SteeringError(f"{own[0]} steers at positions of its own: give one of positions=, and sweep it by itself")
+    return settings
 
 
 def as_alphas(alphas: Iterable[float]) -> list[float]:

@@ -54,7 +54,8 @@ def run_texts(
                 found = found.assign(**{name: found[name].map(json.loads) for name in ("text", "ids")})
                 for setting, frame in found.groupby("setting"):
                     parts[int(str(setting))].append(frame)
-    measured = fingerprint([contents(metric) for metric in metrics.values()])[:8]
+    known = [dict(e.meta) for e in examples]  # metrics may read them
+    measured = fingerprint([*(contents(metric) for metric in metrics.values()), contents(known)])[:8]
     unsteered = next((i for i in parts if settings[i].alpha == 0), None)  # generated once for all of alpha 0
     for number, setting in enumerate(settings):
         source = parts[unsteered] if setting.alpha == 0 and unsteered is not None else parts[number]
@@ -91,7 +92,7 @@ def _generate(
             prefixes.clear()
             prefixes[inputs.numbers] = model.prefill({k: t[:, :cut] for k, t in model.inputs(inputs.batch).items()})
         options[cache_name(model.hf)] = prefixes[inputs.numbers].as_generation_cache(copies)
-    with model.lock, seeded(model):
+    with model.lock, seeded(model, inputs.numbers[0]):  # copies of a prompt in two batches are drawn differently
         ids = new_ids(model, repeated, edits, options)
     ratios = norm_ratios(edits, used, 1, inputs.numbers) if steered else np.zeros((copies, n))
     # as JSON: read back from a file, an answer of digits alone would become a number

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +11,8 @@ from torch import Tensor
 from steerlab.data.example import Example
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, SteeringError
-from steerlab.methods.base import Context
 from steerlab.methods.contrasts import ContrastEstimator
-from steerlab.methods.vector import SteeringVector
+from steerlab.methods.vector import added_vectors
 from steerlab.models.encoding import Batch
 from steerlab.models.interventions import Edit, SiteEdits
 from steerlab.models.model import Model
@@ -87,26 +85,6 @@ class BehaviorVectors:
                 "model learns to undo the steering that is wanted there. Leave them out",
                 stacklevel=3,
             )
-
-
-def added_vectors(steerer: Any) -> dict[Site, Tensor]:
-    """The vectors of a steerer that adds the same ones to every input.
-
-    Example:
-        >>> added_vectors(MeanDifference(13).fit(acts))[Site(13)].shape
-        torch.Size([896])
-
-    Raises:
-        SteeringError: what depends on the input, or does something else than to add.
-    """
-    if not isinstance(steerer, SteeringVector):
-        raise SteeringError(f"{type(steerer).__name__} is no vector that is the same for every input")
-    found: dict[Site, Tensor] = {}
-    for one in steerer.interventions(Context(("-",), None)):
-        if one.gate is not None or one.vectors is None or not one.rule.adds or one.positions is not None:
-            raise SteeringError(f"{type(steerer).__name__} does something else than to add its vector")
-        found[one.site] = one.vectors[0]
-    return found
 
 
 def edits_for(batch: Batch, vectors: Mapping[Site, Tensor], strength: float, device: torch.device) -> SiteEdits:

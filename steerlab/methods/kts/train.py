@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from steerlab._support.checks import as_number, as_seed, as_texts
+from steerlab._support.contents import contents
 from steerlab._support.files import fingerprint
 from steerlab._support.progress import bar as progress_bar
 from steerlab.capturing.rows import Layers, as_sites, encode_answer
@@ -107,10 +108,11 @@ def kl_then_steer(
     if n_held >= len(rows):
         raise DataError(f"{len(rows)} benign texts with an answer, of which {n_held} are held out: give more")
     origin = model.info()
+    pairs = {name: data_hash([*vectors.fitted[name], *vectors.held_out[name]]) for name in vectors.names}
     identity = {
         **{name: origin[name] for name in ("weights", "dtype", "template")}, "benign": data_hash(examples),
-        "answers": fingerprint(answers), "behaviors": {name: data_hash(vectors.fitted[name]) for name in vectors.names},
-        "sites": [str(site) for site in sites], "estimator": str(getattr(estimator, "__qualname__", estimator)),
+        "answers": fingerprint(answers), "behaviors": pairs,
+        "sites": [str(site) for site in sites], "estimator": fingerprint(contents(estimator)),
         "config": vars(config), "validation": share, "seed": seed,
     }  # fmt: skip
     train, held_out = ([rows[i] for i in some] for some in (order[n_held:], order[:n_held]))

@@ -16,6 +16,8 @@ import pandas as pd
 from steerlab._support.files import write_text
 from steerlab._support.images import open_image
 from steerlab.errors import DataError, require_columns
+from steerlab.models.sites import in_layer_order
+from steerlab.plots.frames import one_row_per
 from steerlab.plots.page.contract import VERSION, check_contract, check_size
 from steerlab.plots.page.document import document
 from steerlab.plots.style import OTHER_COLORS, method_style
@@ -194,13 +196,12 @@ def _choose_metrics(names: Sequence[str], effect: str | None, side_effect: str |
 
 def _ordered(layers: Iterable[Any]) -> list[int | str]:
     """Layers from the first to the last; sites after them, in the order given."""
-    found = [layer.item() if isinstance(layer, np.generic) else layer for layer in dict.fromkeys(layers)]
-    numbers = sorted(layer for layer in found if isinstance(layer, int | float))
-    return [*map(int, numbers), *(str(layer) for layer in found if not isinstance(layer, int | float))]
+    return [layer if isinstance(layer, str) else int(layer) for layer in in_layer_order(layers)]
 
 
 def _by_metric(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """One row per text, one column per metric; the layer and the alpha are those of the frame."""
+    one_row_per(frame[frame["alpha"] != 0], [*_KEYS, "example_id", "metric"], ["value"], "a page")
     wide = frame.pivot_table(
         index=[*_KEYS, "example_id"], columns="metric", values="value", sort=False, aggfunc="mean"
     ).reset_index()

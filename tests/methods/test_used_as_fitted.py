@@ -1,0 +1,113 @@
+"""What was fitted is used as it was fitted: exported, moved, fitted again, wrapped or scaled, or it is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from synthetic_acts import activations, normal
+
+import steerlab
+from steerlab import Contrast, Example, MeanDifference, SteeringVector
+from steerlab.cli.talk import Talk
+from steerlab.errors import ActivationError, DataError, MismatchError, SteeringError
+from steerlab.methods import W2S, Context, Gated, LinearProbe, Operation, Spherical, kl_then_steer
+from steerlab.methods.exchange import from_vllm_lens, to_easysteer, to_gguf, to_hotwire, to_vllm_lens
+from steerlab.methods.kts.config import KTSConfig
+from steerlab.models.model import Model
+from steerlab.testing import tiny_lm
+
+WORDS = ("cat", "dog", "sun", "tree", "sky", "car", "map", "pen", "cup", "hat", "key", "box")
+
+
+def examples() -> list[Example]:
+    kinds = ("refuse", "answer")
+    return [
+        Example(f"Tell me of the {word}", Contrast("Yes sure", "No never"), id=word, behavior=kinds[i % 2])
+        for i, word in enumerate(WORDS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_lm("llama")
+
+
+@pytest.fixture(scope="module")
+def acts(model: Model) -> steerlab.Activations:
+    return steerlab.capture(model, examples(), layers=[1, 2])
+
+
+@pytest.mark.parametrize("export", [to_vllm_lens, to_easysteer, lambda one: to_hotwire(one, "x")])
+def test_what_is_not_added_is_not_exported_as_a_vector_to_add(acts: Any, export: Callable[[Any], Any]) -> None:
+    with pytest.raises(SteeringError, match="something else than to add"):
+        export(Spherical(2).fit(acts))
+
+
+def test_gguf_and_positions_of_vllm_lens_are_refused_too(model: Model, acts: Any, tmp_path: Path) -> None:
+    with pytest.raises(SteeringError, match="something else than to add"):
+        to_gguf(model, Spherical(2).fit(acts), tmp_path / "x.gguf")
+    request = to_vllm_lens(MeanDifference(2).fit(acts))
+    some = request["apply_steering_vectors"].replace('"position_indices": null', '"position_indices": [0, 3]')
+    with pytest.raises(DataError, match="at all tokens"):
+        from_vllm_lens({"apply_steering_vectors": some})
+
+
+def test_a_talk_moves_a_vector_with_its_operator(model: Model, acts: Any) -> None:
+    talk = Talk(model, {"turn": Spherical(2).fit(acts)})
+    talk.set_layer(1)
+    moved = talk.steerers["turn"]
+    assert isinstance(moved, Spherical) and [site.layer for site in moved.directions] == [1]
+
+
+def test_a_threshold_belongs_to_the_scores_that_it_was_set_on(acts: Any) -> None:
+    probe = LinearProbe(2, positive=["refuse"]).fit(acts).calibrate(acts.select(behavior="answer"), fpr=0.5)
+    with pytest.raises(ActivationError, match="no threshold"):
+        probe.fit(acts).detect(Context.of(acts.select(side="prompt")))
+
+
+def test_a_sweep_leaves_a_calibrated_detector_as_it_is(model: Model, acts: Any) -> None:
+    probe = LinearProbe(2, positive=["refuse"]).fit(acts).calibrate(acts.select(behavior="answer"), fpr=0.5)
+    weights, threshold = probe.w_.clone(), probe.threshold_
+    others = [e.replace(id=f"other {e.id}", prompt=e.prompt[::-1], behavior="refuse") for e in examples()]
+    steerlab.sweep(model, examples(), Gated(MeanDifference(2), probe), [1, 2], [1.0], train=others)
+    assert torch.equal(probe.w_, weights) and probe.threshold_ == threshold
+
+
+def test_w2s_of_steerers_of_another_model_is_refused() -> None:
+    acts = activations(normal(4, 1, 8), [1], {"weights": "here"}, example_id=list("abcd"))
+    parts = [SteeringVector({k: normal(8)}) for k in (1, 2)]
+    parts[0].info_ = {"weights": "elsewhere", "model": "elsewhere"}
+    slopes = pd.DataFrame([(i, k, 0.0) for i in "abcd" for k in (1, 2)], columns=["example_id", "layer", "slope"])
+    with pytest.raises(MismatchError, match="fit both on the same model"):
+        W2S(parts, 1).fit(acts, slopes=slopes)
+
+
+def test_settings_of_a_wrapped_operation_are_not_dropped(acts: Any) -> None:
+    probe = LinearProbe(2, positive=["refuse"]).fit(acts).calibrate(acts.select(behavior="answer"), fpr=0.5)
+    inner = Gated(Operation(MeanDifference(2).fit(acts), first=2), probe)
+    with pytest.raises(SteeringError, match="give all settings to one Operation"):
+        Operation(inner, decay=0.9).interventions(Context.of(acts.select(side="prompt")))
+
+
+def test_a_direction_has_no_length_to_scale(acts: Any) -> None:
+    spherical = Spherical(2).fit(acts)
+    torch.testing.assert_close((-1 * spherical).at(2), -spherical.at(2))
+    with pytest.raises(SteeringError, match="give alpha="):
+        0.1 * spherical
+
+
+def test_training_with_another_estimator_does_not_go_on_in_its_folder(model: Model, tmp_path: Path) -> None:
+    def train(estimator: Any) -> None:
+        kl_then_steer(
+            model, [f"a {w}" for w in WORDS], [" yes"] * 12, {"refuse": examples()}, layers=[1], folder=tmp_path,
+            estimator=estimator, config=KTSConfig(steps=1, measure_every=1, coefficients=(0.0, 1.0)), progress=False,
+        )  # fmt: skip
+
+    train(lambda sites: MeanDifference(sites))
+    with pytest.raises(MismatchError, match="estimator"):
+        train(lambda sites: MeanDifference(list(sites)))

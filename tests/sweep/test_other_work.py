@@ -1,0 +1,122 @@
+"""A folder goes on with the same work only: what else decides the numbers is measured anew, or refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import FunctionType
+
+import pandas as pd
+import pytest
+import torch
+from reference import AnyIntervention, questions, vectors
+from torch import Tensor
+
+import steerlab
+from steerlab import Contrast, Example, Request, Site
+from steerlab._support.contents import contents
+from steerlab.analysis.texts import write_texts
+from steerlab.errors import MismatchError, SteeringError
+from steerlab.methods.base import Context, Intervention
+from steerlab.models.model import Model
+from steerlab.testing import tiny_lm
+
+WORD = "zzzz"
+
+
+def has_word(examples: list[Example], texts: list[str]) -> list[float]:
+    return [float(_finds(text)) for text in texts]
+
+
+def _finds(text: str) -> bool:
+    return WORD in text
+
+
+def has_answer(examples: list[Example], texts: list[str]) -> list[float]:
+    return [float(e.meta["answer"] in text) for e, text in zip(examples, texts, strict=True)]
+
+
+class AtItsPlace(AnyIntervention):
+    """A method that says itself where it steers."""
+
+    place = "last+generated"
+
+    def interventions(self, context: Context) -> tuple[Intervention, ...]:
+        return tuple(replace(one, positions=self.place) for one in super().interventions(context))
+
+
+def mask(model: Model, examples: list[Example], column: int) -> Tensor:
+    found = torch.zeros(len(examples), max(len(model.encode(e.prompt)) for e in examples), dtype=torch.bool)
+    found[:, column] = True
+    return found
+
+
+def test_captured_states_keep_the_labels_and_masks_of_their_call(tmp_path: Path) -> None:
+    model, rows = tiny_lm("llama"), [e.replace(contrast=None) for e in questions()]
+    steerlab.capture(model, rows, layers=[1], folder=tmp_path / "splits")
+    with pytest.raises(MismatchError, match="labels"):
+        steerlab.capture(model, [e.replace(split="train") for e in rows], layers=[1], folder=tmp_path / "splits")
+    steerlab.capture(model, rows, layers=[1], positions=mask(model, rows, 2), folder=tmp_path / "masks")
+    with pytest.raises(MismatchError, match="masks"):
+        steerlab.capture(model, rows, layers=[1], positions=mask(model, rows, 3), folder=tmp_path / "masks")
+
+
+def test_sweep_with_another_mask_is_another_sweep(tmp_path: Path) -> None:
+    model, rows = tiny_lm("llama"), questions()
+    steerlab.sweep(model, rows, {"v": vectors(model)}, [1], [0.0, 1.0], mask(model, rows, 0), folder=tmp_path)
+    with pytest.raises(MismatchError, match="belongs to another"):
+        steerlab.sweep(model, rows, {"v": vectors(model)}, [1], [0.0, 1.0], mask(model, rows, 1), folder=tmp_path)
+
+
+def test_metrics_are_measured_anew_where_what_they_read_has_changed(tmp_path: Path, monkeypatch) -> None:
+    model, rows = tiny_lm("llama"), [e.replace(meta={"answer": WORD}) for e in questions()]
+
+    def measured(metric: FunctionType, rows: list[Example]) -> set[float]:
+        frame = steerlab.sweep(
+            model, rows, {"v": vectors(model)}, [1], [1.0], metric=metric, folder=tmp_path / metric.__name__,
+            generation={"max_new_tokens": 3},
+        )  # fmt: skip
+        return set(frame["value"])
+
+    assert measured(has_answer, rows) == {0.0} == measured(has_word, rows)
+    assert measured(has_answer, [e.replace(meta={"answer": ""}) for e in rows]) == {1.0}, "a mended answer"
+    monkeypatch.setattr("test_other_work.WORD", "")
+    assert measured(has_word, rows) == {1.0}, "a changed constant of a function that the metric calls"
+
+
+def test_contents_of_a_function_follow_its_own_helpers_and_long_patterns() -> None:
+    before = contents(has_word)
+    assert before == contents(has_word) and any("zzzz" in str(part) for part in before)
+    long = "x" * 300
+    assert contents(re.compile(long + "a")) != contents(re.compile(long + "b"))
+
+
+def test_written_texts_have_the_strength_of_their_row() -> None:
+    model = tiny_lm("llama")
+    with pytest.raises(SteeringError, match="has a strength of its own"):
+        write_texts(model, ["Hello"], Request(vectors(model)[1], 3.0), [0.0, 0.5], max_new_tokens=3)
+
+
+def test_sampled_texts_do_not_repeat_from_batch_to_batch() -> None:
+    model, rows = tiny_lm("llama"), [Example("Is it cold?", id=str(i), contrast=Contrast("a", "b")) for i in range(6)]
+    options = {"do_sample": True, "max_new_tokens": 8}
+    frame = write_texts(model, rows, alphas=[0.0], batch_size=2, **options)
+    assert frame["text"].nunique() == 6
+    pd.testing.assert_frame_equal(frame, write_texts(model, rows, alphas=[0.0], batch_size=2, **options))
+    found: list[str] = []
+    steerlab.sweep(
+        model, rows, vectors(model)[1], None, [1.0], metric=lambda _, texts: [float(found.extend(texts) or 0)] * 6,
+        batch_size=2, generation=options,
+    )  # fmt: skip
+    assert len(set(found)) == 6
+
+
+def test_a_method_with_its_own_positions_is_not_swept_over_others(tmp_path: Path) -> None:
+    model, own = tiny_lm("llama"), AtItsPlace("gate", Site(1))
+    with pytest.raises(SteeringError, match="at positions of its own"):
+        steerlab.sweep(model, questions(), {"own": {1: own}}, None, [1.0], ["last+generated", "all"])
+    steerlab.sweep(model, questions(), {"own": {1: own}}, None, [1.0], folder=tmp_path)
+    own.place = "all"
+    with pytest.raises(MismatchError, match="vectors"):
+        steerlab.sweep(model, questions(), {"own": {1: own}}, None, [1.0], folder=tmp_path)
