@@ -188,8 +188,8 @@ class View {
       this.status, data.methods.length ? this.gauge : "",
       data.cells.length ? make("section", { class: "panel sweep", "aria-labelledby": `${this.id}-map` },
         make("h2", { id: `${this.id}-map` }, "The sweep"),
-        make("p", { class: "hint" }, `Each square is a layer and a strength. Its number is the ${data.effect.label}, the mean of ${data.prompts.length} `
-          + "prompts; blue is more than without steering, red is less. Choose a square to read its texts."),
+        make("p", { class: "hint" }, `Each square is a layer and a strength. Its number is the ${data.effect.label}, the mean over the `
+          + "prompts of the sweep; blue is more than without steering, red is less. Choose a square to read its texts."),
         this.legend(), make("div", { class: "charts" }, this.maps, this.plot)) : "");
     this.drawCharts();
     new ResizeObserver(() => this.width !== this.root.clientWidth && (this.drawCharts(), this.update())).observe(this.root);
