@@ -29,12 +29,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from _common import as_markdown, estimate, numbers, parser, provenance, show_table
+from _common import as_markdown, parser, provenance, show_table
 from sklearn.linear_model import RidgeCV
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from train_driving import KINDS, PARTS, QUESTION, short_caption
+from train_driving import KINDS, PARTS, QUESTION, by_stretch, errors, evaluate, short_caption
 
 import steerlab
 from steerlab import L2S, Activations, Contrast, Example, MeanDifference, Request, Site
@@ -46,7 +46,6 @@ from steerlab.data.driving import METERS
 from steerlab.data.driving_captions import HAS_LIGHT, PERSON_X, light_of, visible_cars, visible_pedestrians
 from steerlab.errors import DataError
 from steerlab.methods import P2S, RandomDirection, RoutedMean, Steerer
-from steerlab.metrics import paired_bootstrap
 from steerlab.models.model import Model
 from steerlab.models.vectors.model import pack, unpack
 
@@ -357,7 +356,8 @@ def edited_and_steered(
         edits[edit] = captions.edited("test", pairs["test"]).astype(str)
         texts = zip(edits[edit]["before"], edits[edit]["after"], strict=True)
         by_edit = pd.DataFrame([judged(p, *both) for p, both in zip(pairs["test"], texts, strict=True)])
-        summary |= {f"edited.{edit}.{name}": estimate(by_edit[name].tolist(), seed) for name in by_edit}
+        frames = [int(pair.example.id) for pair in pairs["test"]]
+        summary |= {f"edited.{edit}.{name}": by_stretch(by_edit[name], frames, seed) for name in by_edit}
         found, settings = steering(captions, pairs)
         steered.append(found)
         summary |= {f"setting.{edit}.{method}": setting for method, setting in settings.items()}
@@ -371,12 +371,13 @@ def shares(found: pd.DataFrame, name: str, seed: int) -> dict[str, Any]:
     """The measures of each method, and L2S minus its rivals on the same scenes."""
     rows = {str(method): some for method, some in found.groupby("method")}
     summary: dict[str, Any] = {
-        f"{name}.{method}.{measure}": estimate(some[measure].tolist(), seed)
+        f"{name}.{method}.{measure}": by_stretch(some[measure], some["id"].astype(int), seed)
         for method, some in rows.items() for measure in ("moved", "exact", "others", "alone")
     }  # fmt: skip
     for rival in ("mean", ROUTED, SHUFFLED):
-        pair = (rows[one]["alone"].tolist() for one in ("L2S", rival))
-        summary[f"{name}.L2S_over_{rival}.alone"] = numbers(paired_bootstrap(*pair, seed=seed))
+        ours, theirs = (rows[one].set_index(["edit", "id"])["alone"] for one in ("L2S", rival))
+        difference = (ours - theirs).reset_index()
+        summary[f"{name}.L2S_over_{rival}.alone"] = by_stretch(difference["alone"], difference["id"].astype(int), seed)
     return summary
 
 
@@ -404,6 +405,9 @@ def main() -> None:
     study = Study(args.out, identity | {"sites": [str(s) for s in SITES], "strengths": STRENGTHS, "seed": args.seed})
     captions = Captions(study, model, args.batch_size)
     summary, edits, found = edited_and_steered(captions, scenes, args.seed)
+    test = [records[i].scene for i in range(*PARTS["test"])]
+    captioned = study.stage("captions", lambda: evaluate(model, test, args.batch_size))
+    summary |= {f"captions.{name}": one for name, one in errors(captioned, PARTS["test"], args.seed).items()}
     probed = study.stage("probes", lambda: probes(model, scenes))
     auc, weights = attention(model, scenes["test"])
     summary |= {"probes": probed.to_dict("records"), "attention_auc": auc}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from driving import FACTS, Pair, judged, pairs_of
-from train_driving import PARTS, Mixer, short_caption
+from train_driving import PARTS, Mixer, by_stretch, short_caption
 
 from steerlab import Example
 from steerlab.data import driving_scenes, read_facts, scene_caption
@@ -85,3 +85,11 @@ def test_pairs_differ_in_the_edited_fact_and_too_few_are_refused() -> None:
             assert getattr(one.before, fact) != getattr(one.after, fact) and one.images != one.example.images
     with pytest.raises(DataError, match="0 of 0 scenes have an object for 'light turned': give a larger --limit"):
         pairs_of({}, "light turned")
+
+
+def test_intervals_resample_stretches_of_frames() -> None:
+    frames = list(range(800, 1000))
+    same, mixed = ([float(value % 2) for value in values] for values in ([f // 20 for f in frames], frames))
+    wide, narrow = by_stretch(same, frames, 0), by_stretch(mixed, frames, 0)
+    assert wide["value"] == narrow["value"] == 0.5 and wide["n"] == 10
+    assert wide["high"] - wide["low"] > 0.4 and narrow["high"] == narrow["low"] == 0.5
