@@ -70,6 +70,8 @@ def capture(
 ) -> Activations | Store:
     """Capture activations at any sites and positions, with one forward and one host copy per batch.
 
+    The model is read unsteered, also inside `with steerlab.steer(...)`.
+
     Example:
         >>> acts = steerlab.capture(model, ["Hello there", "How are you?"], layers=[3, 7], positions="last")
         >>> acts.at(7).shape
@@ -89,7 +91,8 @@ def capture(
             of the module's output (Qwen2.5-VL orders patches by windows).
         positions: one position or several (see `steerlab.models.positions`). None takes the `position` of each
             contrast, and "last" for prompts without contrasts.
-        context: positions in the plain prompt of examples with a contrast, or None.
+        context: positions in the plain prompt of examples with a contrast, or None. Where some have one, prompts
+            without a contrast are read at `context` too, and not at all without it.
         extra_prompts: which `extra_prompts` of the examples to capture, where the plain prompt is captured; their names
             are further sides. None: all.
         reduce: "mean" averages the tokens of a position into one row (in float32), "none" keeps one row per token.

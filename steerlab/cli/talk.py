@@ -148,7 +148,10 @@ class _Watcher:
     def __init__(self, talk: Talk, examples: list[Example], texts: dict[str, str], show: Show) -> None:
         self._talk, self._texts, self._show = talk, texts, show
         rows = encode_examples(talk.model, examples)
-        self._batches = talk.model.batches(rows, 2, "left")  # `generate` sorts rows by length, in these batches
+        from steerlab.steering.generate import reads_padding
+
+        unpadded = reads_padding(talk.model, {})
+        self._batches = talk.model.batches(rows, 2, "left", unpadded=unpadded)  # as `generate` makes them
         self._widths = [max(len(rows[i]) for i in batch) for batch in self._batches]
         self._number, self._seen = 0, 0
 

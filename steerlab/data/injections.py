@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import TypeVar
 from zlib import crc32
@@ -172,8 +171,9 @@ def fill_template(content: str, template: str = PRIMED) -> str:
 
 
 def _shuffled(random: np.random.Generator, choices: Sequence[Choice]) -> Iterator[Choice]:
-    """The choices in a random order, repeated without end."""
-    return cycle([choices[i] for i in random.permutation(len(choices))])
+    """The choices in a random order, in another one each time around: two of these don't advance in step."""
+    while True:
+        yield from (choices[i] for i in random.permutation(len(choices)))
 
 
 def _check_choices(

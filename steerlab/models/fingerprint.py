@@ -25,7 +25,7 @@ def weights_fingerprint(hf: nn.Module) -> str | None:
 
     Values are hashed as bfloat16, without the dtype: weights in float32 and rounded to bfloat16 are the same model.
     In float16, quantized or trained they are another one. The sample takes milliseconds, so nothing is cached and the
-    weights may change; a change in a few values may stay unseen.
+    weights may change; a change in a few values may stay unseen. Adapters of peft count as they are switched.
 
     Example:
         >>> weights_fingerprint(model.hf) == model.info()["weights"]
@@ -40,7 +40,16 @@ def weights_fingerprint(hf: nn.Module) -> str | None:
     samples = [_sample(tensor) for tensor in tensors.values()]
     values = torch.cat([sample.to(samples[0].device) for sample in samples]).cpu()  # one copy from a device
     shapes = [[name, list(tensor.shape)] for name, tensor in tensors.items()]
-    return fingerprint([shapes, hashlib.sha256(values.numpy().tobytes()).hexdigest()])
+    return fingerprint([shapes, hashlib.sha256(values.numpy().tobytes()).hexdigest(), *_adapters(hf)])
+
+
+def _adapters(hf: nn.Module) -> list[list[Any]]:
+    """Which of peft's adapters each module uses, and how strongly: all are in the weights, used or not."""
+    return [
+        [name, list(module.active_adapters), bool(module.disable_adapters), list(module.merged_adapters),
+         dict(getattr(module, "scaling", {}))]
+        for name, module in hf.named_modules() if hasattr(module, "merged_adapters")
+    ]  # fmt: skip
 
 
 def _sample(tensor: Tensor) -> Tensor:

@@ -252,6 +252,7 @@ class Model:
         """Provenance for results and artifacts."""
         vision = self.vision
         images = {"image_processor": type(vision.processor.image_processor).__name__} if vision else {}
+        images |= {"image_settings": vision.settings} if vision else {}
         return images | {
             "model": self.id,
             "revision": self.revision,
@@ -292,7 +293,12 @@ class Model:
         print_positions(self, prompt, positions, **options)
 
     def batches(
-        self, rows: Sequence[EncodedPrompt], batch_size: int, side: PaddingSide, *variants: Sequence[EncodedPrompt]
+        self,
+        rows: Sequence[EncodedPrompt],
+        batch_size: int,
+        side: PaddingSide,
+        *variants: Sequence[EncodedPrompt],
+        unpadded: bool = False,
     ) -> list[list[int]]:
         """Row numbers in batches, longest rows first; of equal length where the model takes no padding on that side.
 
@@ -301,9 +307,11 @@ class Model:
             batch_size: rows per batch.
             side: where the rows will be padded.
             variants: further rows of the same inputs, which share their batch.
+            unpadded: whether rows need equal lengths whatever the model takes.
         """
         self.try_length(max((len(row) for row in rows), default=0))
-        shapes = [self.row_format.shape(group, side) for group in zip(rows, *variants, strict=True)]
+        groups = zip(rows, *variants, strict=True)
+        shapes = [tuple(map(len, group)) if unpadded else self.row_format.shape(group, side) for group in groups]
         return list(by_length(rows, batch_size, shapes))
 
     def try_length(self, length: int) -> None:

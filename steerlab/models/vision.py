@@ -19,6 +19,7 @@ from PIL.Image import Image, linear_gradient
 from torch import Tensor
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoProcessor
 
+from steerlab._support.files import fingerprint
 from steerlab._support.images import ImageInput, VectorInput, ZippedImage, image_hash, open_image
 from steerlab.errors import EncodingError, LoadError
 from steerlab.models.families import count_units, family_of, image_token_id
@@ -101,13 +102,18 @@ class Vision:
         """
         if not images:
             return Expansion((), "", {}, 0)
-        key = tuple(self._key(image) for image in images)
+        key = (self.settings, *(self._key(image) for image in images))
         if key not in self._cache:
             self._cache[key] = self._process(images)
             while len(self._cache) > 1 and sum(map(_nbytes, self._cache.values())) > _CACHE_BYTES:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
         return self._cache[key]
+
+    @property
+    def settings(self) -> str:
+        """A fingerprint of how images are scaled and normalized, which may be changed at any time."""
+        return fingerprint(getattr(self.processor.image_processor, "to_dict", dict)())
 
     def open(self, image: ImageInput) -> Any:
         """What the processor is given: an image as RGB, a scene as it is.

@@ -34,22 +34,40 @@ def active_steering(model: Model) -> list[tuple[Any, list[Request]]]:
 def as_requests(
     model: Model, steer: Steer | None, alpha: Alpha, positions: Positions | None, scale: Scale
 ) -> list[Request]:
-    """One request per steerer; `steer=None` means those of the open `with steer(...)` blocks of this model."""
+    """One request per steerer; `steer=None` means those of the open `with steer(...)` blocks of this model.
+
+    Raises:
+        SteeringError: alpha, positions or scale beside requests, or open blocks, that have their own.
+    """
     check_ready(model)
+    listed = list(steer) if isinstance(steer, list | tuple) else [steer]
+    own = steer is None or (listed and all(isinstance(one, Request) for one in listed))
+    unlike = {"alpha": not _is_one(alpha), "positions": positions is not None, "scale": scale != "raw"}
+    if own and (given := [name for name, other in unlike.items() if other]):
+        where = "the `with steer(...)` block" if steer is None else "each Request"
+        raise SteeringError(f"{given[0]}= would be ignored: {where} has its own; give it there, or with a steerer here")
     if steer is None:
         return [request for _, requests in active_steering(model) for request in requests]
-    given: list[Any] = list(steer) if isinstance(steer, list | tuple) else [steer]
     return [
         one if isinstance(one, Request) else Request(as_steerer(one, model.n_layers), alpha, positions, scale)
-        for one in given
+        for one in listed
     ]
+
+
+def _is_one(alpha: Alpha) -> bool:
+    """Whether a strength is the default."""
+    return isinstance(alpha, int | float) and alpha == 1
 
 
 def apply_prompt_transforms(prompts: Data, requests: Sequence[Request]) -> list[Example]:
     """The prompts as examples, each changed by the steerers that change prompts (instruction baselines)."""
     examples = as_examples(prompts)
     for request in (r for r in requests if not r.is_noop):
-        examples = [e.replace(prompt=request.steerer.transform_prompt(e.prompt)) for e in examples]
+        alphas = request.alphas(len(examples)).tolist()
+        examples = [
+            e.replace(prompt=request.steerer.transform_prompt(e.prompt)) if alpha else e
+            for e, alpha in zip(examples, alphas, strict=True)
+        ]
     return examples
 
 
@@ -66,7 +84,7 @@ def encode_examples(
 def run_batches(
     model: Model, settings: Sequence[BatchedSetting], rows: Sequence[EncodedPrompt],
     forward: Callable[[Batch, SiteEdits], tuple[Sequence[R], Totals]], *,
-    batch_size: int, label: str, hint: str, progress: bool, in_block: bool,
+    batch_size: int, label: str, hint: str, progress: bool, in_block: bool, unpadded: bool = False,
 ) -> tuple[list[R], int, float]:  # fmt: skip
     """Run all rows, left-padded, in batches of similar length under the edits of all settings.
 
@@ -74,6 +92,7 @@ def run_batches(
         forward: gives a batch's results, one per row, and the totals of its edits.
         label: of the progress bar.
         hint: what to change if no state was steered.
+        unpadded: whether only rows of equal length share a batch.
         in_block: whether the settings are those of the open `with steer(...)` blocks, which then count what is steered.
 
     Returns:
@@ -85,10 +104,11 @@ def run_batches(
     """
     for setting in settings:
         check_positions([setting.positions], len(rows))
+    numbered = model.batches(rows, batch_size, "left", unpadded=unpadded)
     results: dict[int, R] = {}
     steered, ratios = 0, 0.0
     with progress_bar(len(rows), label, "row", progress) as bar:
-        for numbers in model.batches(rows, batch_size, "left"):
+        for numbers in numbered:
             batch = model.batch([rows[i] for i in numbers], "left")
             edits = build_edits(model, settings, batch, numbers)
             with model.lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,7 +13,13 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
 
 from steerlab._support.checks import as_number, as_seed, as_whole, check_names, check_type
 from steerlab._support.display import notebook_html
@@ -47,7 +53,7 @@ class Generations(Sequence[str]):
         >>> after.compare(before)                                     # a frame: prompt, before, after
 
     Attributes:
-        texts: the new text of each row, without special tokens.
+        texts: the new text of each row, without special tokens and the blanks around it.
         ids: the new token ids of each row, end of turn included, padding removed.
         example_ids: the input each row belongs to (repeated when `num_return_sequences` > 1).
         prompts: the prompt of each row; of messages, the last.
@@ -162,7 +168,7 @@ def generate(
     with model.lock, seeded(model, seed):  # locked throughout: threads would draw from one random state
         rows_ids, steered, norm_ratio = run_batches(
             model, settings, rows, forward, batch_size=batch_size, label="generate", progress=progress,
-            in_block=steer is None,
+            in_block=steer is None, unpadded=reads_padding(model, options),
             hint="'generated' starts after the last prompt token, so it cannot change the first new token. "
             "Use 'last+generated', or more new tokens.",
         )  # fmt: skip
@@ -194,8 +200,14 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
         as_whole(name, options.get(name, 1))
     as_number("top_p", options.get("top_p", 1.0), 0.0, 1.0)
     check_names("generate", options, _known_options(), SteeringError)
-    merged = {"do_sample": False, "pad_token_id": model.tokenizer.pad_token_id} | options
+    given = options.get("generation_config")
+    if getattr(given, "max_new_tokens", None) is not None:
+        raise SteeringError("generation_config sets max_new_tokens: give it to the call instead, max_new_tokens=...")
+    greedy = {"do_sample": False} if getattr(given, "do_sample", None) is None else {}
+    merged = greedy | {"pad_token_id": model.tokenizer.pad_token_id} | options
+    ends: dict[int, int] = {}
     if not model.is_remote:  # code that `generate` compiles by itself would skip the hooks
+        merged = _with_recorded_ends(model, merged, ends)
         processors = [*options.get("logits_processor", ()), FiniteLogits()]
         merged = {"disable_compile": True} | merged | {"logits_processor": processors}
     if not model.row_format.use_cache:
@@ -208,16 +220,49 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
         if isinstance(error, SteerlabError):
             raise
         raise SteeringError(f"`generate` of Hugging Face refuses the options {options}: {error}") from error
-    config = options.get("generation_config") or model.hf.generation_config
-    eos = options.get("eos_token_id", getattr(config, "eos_token_id", None))
+    own = getattr(given, "eos_token_id", None)  # of a configuration without one the model's holds
+    eos = options.get("eos_token_id", own if own is not None else model.hf.generation_config.eos_token_id)
     stop = set() if eos is None else set(torch.as_tensor(eos).flatten().tolist())
-    rows = out[:, inputs["input_ids"].shape[1] :].tolist()
-    ends = [next((i + 1 for i, token in enumerate(row) if token in stop), len(row)) for row in rows]
-    return [tuple(row[:end]) for row, end in zip(rows, ends, strict=True)]
+    width = inputs["input_ids"].shape[1]
+    rows = [row[width : ends.get(i)] for i, row in enumerate(out.tolist())]
+    cuts = [next((i + 1 for i, token in enumerate(row) if token in stop), len(row)) for row in rows]
+    return [tuple(row[:end]) for row, end in zip(rows, cuts, strict=True)]
+
+
+class _Ends(StoppingCriteria):
+    """Stopping criteria that note the length at which each row ends: afterwards padding can't be told from tokens."""
+
+    def __init__(self, criteria: Sequence[StoppingCriteria], ends: dict[int, int]) -> None:
+        self.criteria, self.ends = StoppingCriteriaList(criteria), ends
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        done = self.criteria(input_ids, scores, **options)
+        for row in done.nonzero().flatten().tolist():
+            self.ends.setdefault(row, input_ids.shape[1])
+        return done
+
+
+def _with_recorded_ends(model: Model, options: dict[str, Any], ends: dict[int, int]) -> dict[str, Any]:
+    """The options, with `_Ends` in the place of stop strings and stopping criteria; beams have no rows to note."""
+    criteria, strings = list(options.get("stopping_criteria") or ()), options.get("stop_strings")
+    if not (criteria or strings) or options.get("num_beams", 1) > 1:
+        return options
+    if strings:
+        criteria.append(StopStringCriteria(options.get("tokenizer", model.tokenizer), strings))
+    rest = {name: value for name, value in options.items() if name not in ("stop_strings", "tokenizer")}
+    return rest | {"stopping_criteria": StoppingCriteriaList([_Ends(criteria, ends)])}
+
+
+def reads_padding(model: Model, options: Mapping[str, Any]) -> bool:
+    """Whether padding would change texts: penalties of the tokens so far, and a least length, count it as text."""
+    config = options.get("generation_config") or model.hf.generation_config
+    found = {name: options.get(name, getattr(config, name, None)) for name in ("min_length", "no_repeat_ngram_size")}
+    penalty = options.get("repetition_penalty", getattr(config, "repetition_penalty", None))
+    return penalty not in (None, 1.0) or any(found.values())
 
 
 def decode(model: Model, ids: Sequence[Sequence[int]]) -> list[str]:
-    """The texts of new ids, without special tokens."""
+    """The texts of new ids, without special tokens and the blanks around them."""
     return [str(model.tokenizer.decode(list(row), skip_special_tokens=True)).strip() for row in ids]
 
 

@@ -52,6 +52,12 @@ def steered_inputs(intervention: Intervention, numbers: Sequence[int] | None = N
     return rows if gate is None else rows & gate[chosen].ne(0).to(rows.device)
 
 
+def _steered_rows(setting: BatchedSetting, one: Intervention, numbers: Sequence[int]) -> Bool[Tensor, " batch"]:
+    """Which of the inputs numbered an intervention changes: its alpha is not 0 either."""
+    rows = steered_inputs(one, numbers).cpu()
+    return rows & setting.alpha[list(numbers)].ne(0).cpu() if isinstance(setting.alpha, Tensor) else rows
+
+
 def written_columns(
     batch: Batch, intervention: Intervention, positions: Positions, numbers: Sequence[int]
 ) -> Bool[Tensor, "batch width"]:
@@ -143,7 +149,7 @@ def _token_edit(
         name = (position_key(one.positions_or(setting.positions)), one.positions is None)
         if name not in columns:
             columns[name] = written_columns(batch, one, setting.positions, numbers)
-        row_mask[copy] = steered_inputs(one, numbers).cpu()
+        row_mask[copy] = _steered_rows(setting, one, numbers)
         mask[copy] = columns[name] & row_mask[copy, :, None]
     factors, vectors = _stack(model, writes, n_copies, numbers)
     _, setting, first = writes[0]
@@ -168,7 +174,7 @@ def _image_edit(model: Model, writes: Sequence[_Write], n_copies: int, batch: Ba
     if vectors is None:  # the operator uses none
         vectors = torch.zeros(len(factors), model.width(one.site) or 1, device=model.device)
     rows = torch.zeros((n_copies, len(numbers)), dtype=torch.bool)
-    rows[copy] = steered_inputs(one, numbers).cpu()
+    rows[copy] = _steered_rows(setting, one, numbers)
     return ImageEdit(vectors, batch.units * n_copies, factors, rows.flatten(), one.rule)
 
 

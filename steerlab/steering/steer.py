@@ -89,7 +89,7 @@ def steer(
 
     What is run on `model.hf` in the block is steered as well: its forward, its `generate`, a pipeline, a Trainer's
     evaluation. All tokens of such a call are the prompt; its parts ("user", "system") are unknown. nnsight users trace
-    the same weights with `model.nnsight`.
+    the same weights with `model.nnsight`. `capture` reads the model unsteered.
 
     Several steerers, in a list or in nested blocks, are applied in their order. Vectors that are added add up: each is
     computed from the state before any of them, and the sum is formed in float32.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from steerlab.errors import DataError
 from steerlab.models.kv_prefix import MIN_PREFIX, Prefix
 from steerlab.models.model import Model
 from steerlab.models.versions import cache_name
-from steerlab.steering.generate import NEW_TOKENS, decode, new_ids, seeded
+from steerlab.steering.generate import NEW_TOKENS, decode, new_ids, reads_padding, seeded
 from steerlab.steering.interventions import build_edits, first_written_column
 
 TextMetric = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
@@ -40,13 +41,14 @@ def run_texts(
     whole: list[pd.DataFrame] = []
     prefixes: dict[tuple[int, ...], Prefix] = {}  # of the last batch of inputs
     n_rows = batch_size or MAX_ROWS
+    made = partial(model.batches, prompts.variants[0], side="aligned", unpadded=reads_padding(model, options))
     parts: dict[int, list[pd.DataFrame]] = {i: [] for i in range(len(settings))}
     for group in _groups(settings):
         size = max(1, n_rows // len(examples))
         for begin in range(0, len(group), size):
             chosen = group[begin : begin + size]
             rows_per_setting = max(1, n_rows // len(chosen))
-            for number, inputs in enumerate(model.batches(prompts.variants[0], rows_per_setting, "aligned")):
+            for number, inputs in enumerate(made(batch_size=rows_per_setting)):
                 batch = make_input_batch(model, prompts, inputs)
                 key = fingerprint([batch.numbers, chosen, "text, ids"])[:8]
                 name = f"text-{chosen[0]:04d}-{len(chosen)}-{number:04d}-{key}"
