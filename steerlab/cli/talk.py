@@ -148,7 +148,7 @@ class _Watcher:
     def __init__(self, talk: Talk, examples: list[Example], texts: dict[str, str], show: Show) -> None:
         self._talk, self._texts, self._show = talk, texts, show
         rows = encode_examples(talk.model, examples)
-        from steerlab.steering.generate import reads_padding
+        from steerlab.steering.padding import reads_padding
 
         unpadded = reads_padding(talk.model, {})
         self._batches = talk.model.batches(rows, 2, "left", unpadded=unpadded)  # as `generate` makes them

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,13 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    GenerationMixin,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    StopStringCriteria,
-)
+from transformers import GenerationConfig, GenerationMixin
 
 from steerlab._support.checks import as_number, as_seed, as_whole, check_names, check_type
 from steerlab._support.display import notebook_html
@@ -35,6 +29,7 @@ from steerlab.models.positions import Positions
 from steerlab.models.template import last_text
 from steerlab.steering.batches import Steer, Totals, apply_prompt_transforms, as_requests, encode_examples, run_batches
 from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
+from steerlab.steering.padding import reads_padding, with_recorded_ends
 from steerlab.steering.requests import Alpha, Scale, resolve_interventions
 
 _RESERVED = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "return_dict_in_generate"}
@@ -207,7 +202,7 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
     merged = greedy | {"pad_token_id": model.tokenizer.pad_token_id} | options
     ends: dict[int, int] = {}
     if not model.is_remote:  # code that `generate` compiles by itself would skip the hooks
-        merged = _with_recorded_ends(model, merged, ends)
+        merged = with_recorded_ends(model, merged, ends)
         processors = [*options.get("logits_processor", ()), FiniteLogits()]
         merged = {"disable_compile": True} | merged | {"logits_processor": processors}
     if not model.row_format.use_cache:
@@ -227,38 +222,6 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
     rows = [row[width : ends.get(i)] for i, row in enumerate(out.tolist())]
     cuts = [next((i + 1 for i, token in enumerate(row) if token in stop), len(row)) for row in rows]
     return [tuple(row[:end]) for row, end in zip(rows, cuts, strict=True)]
-
-
-class _Ends(StoppingCriteria):
-    """Stopping criteria that note the length at which each row ends: afterwards padding can't be told from tokens."""
-
-    def __init__(self, criteria: Sequence[StoppingCriteria], ends: dict[int, int]) -> None:
-        self.criteria, self.ends = StoppingCriteriaList(criteria), ends
-
-    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
-        done = self.criteria(input_ids, scores, **options)
-        for row in done.nonzero().flatten().tolist():
-            self.ends.setdefault(row, input_ids.shape[1])
-        return done
-
-
-def _with_recorded_ends(model: Model, options: dict[str, Any], ends: dict[int, int]) -> dict[str, Any]:
-    """The options, with `_Ends` in the place of stop strings and stopping criteria; beams have no rows to note."""
-    criteria, strings = list(options.get("stopping_criteria") or ()), options.get("stop_strings")
-    if not (criteria or strings) or options.get("num_beams", 1) > 1:
-        return options
-    if strings:
-        criteria.append(StopStringCriteria(options.get("tokenizer", model.tokenizer), strings))
-    rest = {name: value for name, value in options.items() if name not in ("stop_strings", "tokenizer")}
-    return rest | {"stopping_criteria": StoppingCriteriaList([_Ends(criteria, ends)])}
-
-
-def reads_padding(model: Model, options: Mapping[str, Any]) -> bool:
-    """Whether padding would change texts: penalties of the tokens so far, and a least length, count it as text."""
-    config = options.get("generation_config") or model.hf.generation_config
-    found = {name: options.get(name, getattr(config, name, None)) for name in ("min_length", "no_repeat_ngram_size")}
-    penalty = options.get("repetition_penalty", getattr(config, "repetition_penalty", None))
-    return penalty not in (None, 1.0) or any(found.values())
 
 
 def decode(model: Model, ids: Sequence[Sequence[int]]) -> list[str]:

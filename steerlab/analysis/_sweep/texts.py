@@ -21,8 +21,9 @@ from steerlab.errors import DataError
 from steerlab.models.kv_prefix import MIN_PREFIX, Prefix
 from steerlab.models.model import Model
 from steerlab.models.versions import cache_name
-from steerlab.steering.generate import NEW_TOKENS, decode, new_ids, reads_padding, seeded
+from steerlab.steering.generate import NEW_TOKENS, decode, new_ids, seeded
 from steerlab.steering.interventions import build_edits, first_written_column
+from steerlab.steering.padding import reads_padding
 
 TextMetric = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
 MAX_ROWS = 64  # of a batch while decoding

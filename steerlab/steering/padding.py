@@ -1,0 +1,42 @@
+"""What padding would change in generated texts: what counts it as text, and what can't be told from it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
+
+from steerlab.models.model import Model
+
+
+class _Ends(StoppingCriteria):
+    """Stopping criteria that note the length at which each row ends: afterwards padding can't be told from tokens."""
+
+    def __init__(self, criteria: Sequence[StoppingCriteria], ends: dict[int, int]) -> None:
+        self.criteria, self.ends = StoppingCriteriaList(criteria), ends
+
+    def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
+        done = self.criteria(input_ids, scores, **options)
+        for row in done.nonzero().flatten().tolist():
+            self.ends.setdefault(row, input_ids.shape[1])
+        return done
+
+
+def with_recorded_ends(model: Model, options: dict[str, Any], ends: dict[int, int]) -> dict[str, Any]:
+    """The options, with `_Ends` in the place of stop strings and stopping criteria; beams have no rows to note."""
+    criteria, strings = list(options.get("stopping_criteria") or ()), options.get("stop_strings")
+    if not (criteria or strings) or options.get("num_beams", 1) > 1:
+        return options
+    if strings:
+        criteria.append(StopStringCriteria(options.get("tokenizer", model.tokenizer), strings))
+    rest = {name: value for name, value in options.items() if name not in ("stop_strings", "tokenizer")}
+    return rest | {"stopping_criteria": StoppingCriteriaList([_Ends(criteria, ends)])}
+
+
+def reads_padding(model: Model, options: Mapping[str, Any]) -> bool:
+    """Whether padding would change texts: penalties of the tokens so far, and a least length, count it as text."""
+    config = options.get("generation_config") or model.hf.generation_config
+    found = {name: options.get(name, getattr(config, name, None)) for name in ("min_length", "no_repeat_ngram_size")}
+    penalty = options.get("repetition_penalty", getattr(config, "repetition_penalty", None))
+    return penalty not in (None, 1.0) or any(found.values())
