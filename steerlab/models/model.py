@@ -250,10 +250,7 @@ class Model:
 
     def info(self) -> dict[str, Any]:
         """Provenance for results and artifacts."""
-        vision = self.vision
-        images = {"image_processor": type(vision.processor.image_processor).__name__} if vision else {}
-        images |= {"image_settings": vision.settings} if vision else {}
-        return images | {
+        return (self.vision.info() if self.vision else {}) | {
             "model": self.id,
             "revision": self.revision,
             "weights": weights_fingerprint(self.hf),
@@ -293,13 +290,9 @@ class Model:
         print_positions(self, prompt, positions, **options)
 
     def batches(
-        self,
-        rows: Sequence[EncodedPrompt],
-        batch_size: int,
-        side: PaddingSide,
-        *variants: Sequence[EncodedPrompt],
+        self, rows: Sequence[EncodedPrompt], batch_size: int, side: PaddingSide, *variants: Sequence[EncodedPrompt],
         unpadded: bool = False,
-    ) -> list[list[int]]:
+    ) -> list[list[int]]:  # fmt: skip
         """Row numbers in batches, longest rows first; of equal length where the model takes no padding on that side.
 
         Args:

@@ -115,6 +115,10 @@ class Vision:
         """A fingerprint of how images are scaled and normalized, which may be changed at any time."""
         return fingerprint(getattr(self.processor.image_processor, "to_dict", dict)())
 
+    def info(self) -> dict[str, Any]:
+        """The part of `Model.info` about images."""
+        return {"image_processor": type(self.processor.image_processor).__name__, "image_settings": self.settings}
+
     def open(self, image: ImageInput) -> Any:
         """What the processor is given: an image as RGB, a scene as it is.
 
