@@ -131,8 +131,8 @@ def generate(
         progress: show a progress bar, after a second.
         blocking: False returns a `Job` at once, whose `result()` are the texts; for a model on a server.
         options: anything Hugging Face's `generate` takes (`do_sample`, `num_beams`, `num_return_sequences`,
-            `temperature`, ...). A `generation_config` decides what it sets, but not `max_new_tokens`. Under a repetition
-            penalty or `min_length`, which would count padding, only rows of equal length share a batch.
+            `temperature`, ...). A `generation_config` decides what it sets, but not `max_new_tokens`. Under a
+            repetition penalty or `min_length`, which would count padding, only rows of equal length share a batch.
 
     Returns:
         Generations, a sequence of texts in the order of the prompts.
