@@ -54,7 +54,7 @@ def test_documented_method_generates_sweeps_saves_loads_and_is_gated(method, tmp
     steered = generate(model, NEW, steer=fitted, alpha=3.0, max_new_tokens=4)
     assert steered.steered_tokens > 0 and steered.norm_ratio > 0
     assert list(steered.ids) == [ids(fitted, [example])[0] for example in NEW]
-    assert ids(fitted, alpha=0.0) == ids(None)
+    assert ids(fitted, alpha=0.0) == ids(())
     frame = sweep(model, NEW, method(0), [1, 2], (0.0, 1.0), train=acts, progress=False)
     assert len(frame) == 2 * 2 * len(NEW) and set(frame["method"]) == {"nearest"}
     assert ids(load_steerer(save(fitted, tmp_path / "nearest"), model)) == steered.ids

@@ -145,8 +145,10 @@ def test_tensors_and_dicts_steer_as_the_vector_does() -> None:
     assert every.ids == steerlab.generate(model, ["hello"], steer=rows, **options).ids
     assert every.ids == steerlab.generate(model, ["hello"], steer=rows.numpy(), **options).ids
     one = steerlab.generate(model, ["hello"], steer=SteeringVector({2: rows[2]}), alpha=2.0, **options)
-    for given_ in ({2: rows[2]}, {Site(2): rows[2].numpy()}, Request({2: rows[2]}, 2.0), [Request({2: rows[2]}, 2.0)]):
+    for given_ in ({2: rows[2]}, {Site(2): rows[2].numpy()}):
         assert steerlab.generate(model, ["hello"], steer=given_, alpha=2.0, **options).ids == one.ids  # type: ignore[arg-type]
+    for request in (Request({2: rows[2]}, 2.0), [Request({2: rows[2]}, 2.0)]):
+        assert steerlab.generate(model, ["hello"], steer=request, **options).ids == one.ids
     with steerlab.steer(model, {2: rows[2]}, alpha=2.0) as run:
         assert run.generate(["hello"], **options).ids == one.ids
     probe = LinearProbe(2)

@@ -58,7 +58,7 @@ def test_several_steerers_add_up() -> None:
 def test_each_request_has_its_positions_and_layer() -> None:
     model = make_lm()
     requests = [Request(mean(V), 2.0, "prompt"), Request(mean(W, 2), 3.0, "last")]
-    found = score(model, PROMPTS, ANSWERS, steer=requests, alpha=99.0, positions="all")
+    found = score(model, PROMPTS, ANSWERS, steer=requests)
     for number, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
         n = plain.chat_ids(model, prompt)[1]
         with (
