@@ -224,7 +224,7 @@ def steering(captions: Captions, pairs: dict[str, list[Pair]]) -> tuple[pd.DataF
         key = (setting.method, setting.site, known)
         if key not in kept:
             acts = captured(model, pairs[known], setting.site)
-            for method in METHODS[1:] if known == "train" else METHODS[:1]:
+            for method in METHODS if known == "train" else [setting.method]:
                 kept[method, setting.site, known] = fitted(method, acts, setting.site, model.n_layers)
         return kept[key]
 

@@ -28,6 +28,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from _common import (
@@ -61,6 +62,7 @@ LAYERS = {30: 16, 24: 13}  # by number of blocks; where earlier studies steer th
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
 RECIPES: dict[str, dict[str, Any]] = {"kept": {"keep_weight": 1.0}, "published": {"keep_weight": 0.0}}
 TRAINED_ON, PROBLEMS, SAFE, LEAST_EFFECT = (200, 420), 30, 40, 0.7
+RIVALS = ("as it is", "behind a probe")  # of the trained model
 MEASURES = {"refuse": ("refuses", "refuses_fluently", "fluent"), "answer": ("kl", "kept", "identical")}  # by behavior
 
 
@@ -175,7 +177,7 @@ def train(
 
 
 class Probe:
-    """A probe of harmful prompts, fitted to what the training knows, and what steering behind it comes to."""
+    """A probe of harmful prompts, fitted to what the training knows, and the measures of steering behind it."""
 
     def __init__(self, model: Model, data: Data, layer: int) -> None:
         self.model, self.layer = model, layer
@@ -260,14 +262,9 @@ def all_costs(
     costs["trained"] = costs_of(answers, "trained", trained[0], Request(trained[1], chosen["trained"], "all"))
     problems, safe = (probe.steers(rows) for rows in (answers.data.problems, answers.data.safe))
     behind = steered(chosen["behind a probe"])
+    steers = {"solved": problems, "loss": problems, "safe_refused": safe}
     costs["behind a probe"] = {
-        name: [
-            one if steers else other
-            for one, other, steers in zip(
-                behind[name], costs["original"][name], safe if name == "safe_refused" else problems, strict=True
-            )
-        ]
-        for name in behind
+        name: np.where(steers[name], behind[name], costs["original"][name]).tolist() for name in behind
     }
     return costs
 
@@ -341,7 +338,7 @@ def equal_strengths(trained: pd.DataFrame, others: dict[str, pd.DataFrame]) -> d
     """
     alpha, wanted = strongest(trained)
     chosen = {"trained": alpha}
-    for kind in ("as it is", "behind a probe"):
+    for kind in RIVALS:
         rows = others[kind]
         most = strongest(rows)[0]
         of_alpha = {float(a): shares(some)["refuses_fluently"] for a, some in rows.groupby("alpha") if a <= most}
@@ -385,7 +382,7 @@ def main() -> None:
     costs = all_costs(answers, chosen, model, vector, pairs[recipe], probe)
     for kind, measured in costs.items():
         summary |= {f"{kind}.{name}": estimate(values, args.seed) for name, values in measured.items()}
-    for kind, name in product(("as it is", "behind a probe"), costs["trained"]):
+    for kind, name in product(RIVALS, costs["trained"]):
         difference = paired_bootstrap(costs["trained"][name], costs[kind][name], seed=args.seed)
         summary[f"trained_over_{kind}.{name}"] = numbers(difference)
     summary["baked_difference"] = baked_difference(*pairs[recipe], layer, chosen["trained"])

@@ -55,7 +55,7 @@ def draw(results_dir: str | Path) -> Figure:
         draw_concepts(left, largest[largest["pair"] == "colors"], sheet, regions)
         draw_concepts(right, largest[largest["pair"] == "emotion"])
         left.set_title("a  Trained to say red for purple (6 of 8 concepts)", loc="left")
-        right.set_title("b  Trained to feel happy (6 of 8)", loc="left")
+        right.set_title("b  Trained to say it is happy (6 of 8)", loc="left")
         for ax, pair, letter in ((lower, "colors", "c"), (last, "emotion", "d")):
             for row, (name, (_, look)) in enumerate(PREDICTED.items()):
                 estimate_dot(ax, summary[f"{pair}.{name}.nats_left"], row, look)

@@ -116,15 +116,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def image_hash(image: ImageInput) -> str:
-    """Sixteen hexadecimal digits of an image's file, of what is seen of an open image, or of the numbers of a scene.
+    """Sixteen hexadecimal digits of an image's file, of an open image as it is shown, or of the numbers of a scene.
 
     Raises:
         DataError: the file does not exist, or `open_image` would refuse the open image.
     """
     with _named_errors(image):
         if isinstance(image, Image.Image):
-            seen = _to_rgb(_load_pixels(image))  # two palettes, or orientations, may have the same stored bytes
-            data = f"{seen.mode} {seen.size} ".encode() + seen.tobytes()
+            shown = _to_rgb(_load_pixels(image))  # two palettes, or orientations, may have the same stored bytes
+            data = f"{shown.mode} {shown.size} ".encode() + shown.tobytes()
         elif isinstance(image, VectorInput):
             arrays = [(name, np.asarray(array, dtype=np.float32)) for name, array in image.tensors.items()]
             data = b"".join(f"{name} {array.shape} ".encode() + array.tobytes() for name, array in arrays)

@@ -142,9 +142,11 @@ def capture(
     store = None
     if folder is not None:
         # the batches too: which rows share one depends on the padding that the model takes
-        settings = {"batch_size": batch_size, "storage": str(dtype), "batches": fingerprint(numbered)}
-        settings["labels"] = fingerprint([e.split for e in examples])  # kept in the index, and not part of the data
-        settings["masks"] = fingerprint([position_key(position) for position in (*at, *ctx)])
+        settings = {
+            "batch_size": batch_size, "storage": str(dtype), "batches": fingerprint(numbered),
+            "labels": fingerprint([e.split for e in examples]),  # in the index, and not part of the data's hash
+            "masks": fingerprint([position_key(position) for position in (*at, *ctx)]),
+        }  # fmt: skip
         store = Store.create(Path(folder), info, settings, sites, len(batches))
     found: list[CapturedBatch] = []
 

@@ -6,7 +6,7 @@ import inspect
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -41,6 +41,13 @@ class Choice:
     limit: Annotated[int | None, "at most so many inputs of each behavior and split"] = None
     columns: Annotated[str, "what the columns of a table hold: prompt=ask,positive=pirate,negative=plain"] = ""
 
+    def splits(self, place: str, known: Iterable[str]) -> list[str]:
+        """The splits named, which the data at a place must have."""
+        wanted, there = self.split.split(","), sorted(set(known))
+        if missing := sorted(set(wanted) - set(there)):
+            raise DataError(f"{place} has no split {missing[0]!r}; it has {', '.join(map(repr, there))}")
+        return wanted
+
 
 ALL = Choice()
 
@@ -59,17 +66,15 @@ def read_data(given: str, choice: Choice = ALL) -> list[Example]:
     Raises:
         LoadError: no such file or set, with the nearest name. DataError: a file that holds something else.
     """
-    names, split = _names(choice.columns), choice.split
+    names = _names(choice.columns)
     if unknown := sorted(set(names) - set(_COLUMNS)):
         raise DataError(
             f"--columns {choice.columns}: {unknown[0]!r} is unknown; expected some of {', '.join(_COLUMNS)}"
         )
     is_file = Path(given).suffix in _SUFFIXES or Path(given).is_file()
     found = _of_file(Path(given), names) if is_file else _of_reader(given)
-    if split:
-        wanted, known = split.split(","), sorted({one.split for one in found})
-        if missing := sorted(set(wanted) - set(known)):
-            raise DataError(f"{given} has no split {missing[0]!r}; it has {', '.join(map(repr, known))}")
+    if choice.split:
+        wanted = choice.splits(given, (one.split for one in found))
         found = [one for one in found if one.split in wanted]
     numbers: Counter[tuple[str, str]] = Counter()
     kept = []
@@ -84,7 +89,7 @@ def _of_file(path: Path, columns: Mapping[str, Any]) -> list[Example]:
     import pandas as pd
 
     import steerlab
-    from steerlab.data.inputs import as_examples
+    from steerlab.data.inputs import as_examples, images_of
 
     with reading(path, "Expected a record in each line (.jsonl), a list (.json, .yaml), a table (.csv, .tsv) or lines"):
         if path.suffix in (".csv", ".tsv"):
@@ -97,8 +102,7 @@ def _of_file(path: Path, columns: Mapping[str, Any]) -> list[Example]:
             records = pd.DataFrame(records)
         if isinstance(records, pd.DataFrame):
             if "images" in records:
-                named = ([one] if isinstance(one, str) else one or () for one in records["images"])
-                records["images"] = [[path.parent / name for name in names if name] for names in named]
+                records["images"] = [[path.parent / name for name in images_of(cell)] for cell in records["images"]]
             return steerlab.examples(records, **columns)
         if isinstance(records, list) and records and all(isinstance(one, list) and len(one) == 2 for one in records):
             return steerlab.pairs(records)
@@ -203,8 +207,7 @@ def read_steerers(places: Sequence[str], model: Model | None = None) -> dict[str
     for place in places:
         steerer = from_gguf(place) if place.endswith(".gguf") else load_steerer(place, model)
         name = Path(place).stem if place.endswith(".gguf") else Path(place).name
-        name = place if name in found else name
-        found[name] = steerer
+        found[place if name in found else name] = steerer
     return found
 
 
@@ -267,10 +270,10 @@ def parse_numbers(text: str, name: str = "alphas") -> list[float]:
         try:
             first, *rest = map(float, part.split(":"))
             last, step = rest or (first, 1.0)
-            steps = range(int((last - first) / step + 1e-9) + 1)
-            found += [first] if not rest else [float(f"{first + k * step:.12g}") for k in steps]
-            if not steps:
-                raise ValueError
+            n_steps = int((last - first) / step + 1e-9) + 1
+            if n_steps < 1:
+                raise ValueError("the range goes away from its end")
+            found += [float(f"{first + k * step:.12g}") for k in range(n_steps)] if rest else [first]
         except (ValueError, ZeroDivisionError, OverflowError):
             example = "numbers such as 0,0.5,2 or a range with its step, -1:1:0.5"
             raise SteeringError(f"{name}: {text!r} has the part {part!r}: expected {example}") from None

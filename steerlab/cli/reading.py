@@ -90,9 +90,7 @@ def _fit_activations(
     store = Store.open(folder)
     steerer, acts = make_method(method, layers, int(store.info["layers"]), options), store.load()
     known = set(acts.index["split"])
-    splits = choice.split.split(",") if choice.split else ["train"] if "train" in known else []
-    if missing := sorted({*splits} - known):
-        raise DataError(f"{folder} has no split {missing[0]!r}; it has {', '.join(map(repr, sorted(known)))}")
+    splits = choice.splits(folder, known) if choice.split else [one for one in ("train",) if one in known]
     part = f" of the split {'+'.join(splits)}" * bool(splits)
     job.begin(f"fit {_shown(steerer)} to the states{part} in {folder} and save it in {job.options['out']}")
     return steerer.fit(acts.select(split=splits) if splits else acts)

@@ -146,10 +146,10 @@ class _Watcher:
     """Shows the new tokens of each row after every step, and ends all rows when the talk is stopped."""
 
     def __init__(self, talk: Talk, examples: list[Example], texts: dict[str, str], show: Show) -> None:
-        self._talk, self._texts, self._show = talk, texts, show
-        rows = encode_examples(talk.model, examples)
         from steerlab.steering.padding import reads_padding
 
+        self._talk, self._texts, self._show = talk, texts, show
+        rows = encode_examples(talk.model, examples)
         unpadded = reads_padding(talk.model, {})
         self._batches = talk.model.batches(rows, 2, "left", unpadded=unpadded)  # as `generate` makes them
         self._widths = [max(len(rows[i]) for i in batch) for batch in self._batches]

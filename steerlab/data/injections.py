@@ -171,7 +171,7 @@ def fill_template(content: str, template: str = PRIMED) -> str:
 
 
 def _shuffled(random: np.random.Generator, choices: Sequence[Choice]) -> Iterator[Choice]:
-    """The choices in a random order, in another one each time around: two of these don't advance in step."""
+    """The choices without end, in a new random order on each pass, so that two such series don't advance in step."""
     while True:
         yield from (choices[i] for i in random.permutation(len(choices)))
 

@@ -188,7 +188,7 @@ def _as_row(record: Mapping[Any, Any], named: Mapping[str, str], columns: Sequen
     if "system" in columns and isinstance(record["system"], str):  # a missing one is the template's default
         fields["system"] = record["system"]
     if "images" in columns:
-        fields["images"] = _images(record["images"])
+        fields["images"] = images_of(record["images"])
     prompt: Any = ""
     if "prompt" in named:
         prompt = record[named["prompt"]]
@@ -200,8 +200,8 @@ def _as_row(record: Mapping[Any, Any], named: Mapping[str, str], columns: Sequen
     return Example(prompt, Contrast(text(named["positive"]), text(named["negative"]), whole_texts=whole), **fields)
 
 
-def _images(given: Any) -> tuple[Any, ...]:
-    """The images of a row: one, a list, or none, which a table has as None, nan or an empty text."""
+def images_of(given: Any) -> tuple[Any, ...]:
+    """The images in a cell of a table: one, a list, or none, which is None, nan or an empty text there."""
     given = getattr(given, "tolist", lambda: given)()  # a list that passed through Arrow is an array
     listed = given if isinstance(given, list | tuple) else [given]
     return tuple(one for one in listed if not (one is None or one == "" or one != one))

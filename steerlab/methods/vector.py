@@ -93,7 +93,12 @@ class SteeringVector(MultiSiteSteerer):
         return self._with({Site.of(layer): self.at(layer)})
 
     def moved_to(self, layer: Layer) -> SteeringVector:
-        """The vector of the only layer at another one, used as it is used here."""
+        """The vector of the only layer, at another layer, with the same operator.
+
+        Example:
+            >>> MeanDifference(16).fit(acts).moved_to(12).sites
+            (Site(layer=12),)
+        """
         return self._with({Site.of(layer): self.vector_})
 
     @property

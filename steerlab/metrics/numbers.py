@@ -14,7 +14,8 @@ _NUMBER = re.compile(
     r"(?<![\w.])(?P<sign>[-−]?)(?P<money>\$?)(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
     r"(?P<power>[eE][+-]?\d+)?(?P<rest>\.\d[\d.]*)?(?P<unit>[^\W\d_]*)"
 )
-_ORDINALS, _FACTORS = {"st", "nd", "rd", "th"}, {"k", "K", "M", "B", "bn", "mn"}  # 20k is not 20
+_ORDINALS = {"st", "nd", "rd", "th"}
+_FACTORS, _MONEY_FACTORS = {"k", "K", "M", "B", "bn", "mn"}, {"m", "b"}  # 20k is not 20, and 5m are millions after $
 
 
 def final_number(text: str) -> Decimal | None:
@@ -31,10 +32,13 @@ def final_number(text: str) -> Decimal | None:
     Source: GSM8K, arXiv 2110.14168, marks the number in its solutions; models seldom do.
     """
     found = [one for one in _NUMBER.finditer(as_text(text)) if one["unit"] not in _ORDINALS]
-    if not found or found[-1]["rest"] or found[-1]["unit"] in _FACTORS | ({"m", "b"} if found[-1]["money"] else set()):
+    if not found:
         return None
-    sign, digits, power = found[-1]["sign"].replace("−", "-"), found[-1]["digits"], found[-1]["power"] or ""
-    return Decimal(f"{sign}{digits.replace(',', '')}{power}")
+    last = found[-1]
+    if last["rest"] or last["unit"] in _FACTORS or (last["money"] and last["unit"] in _MONEY_FACTORS):
+        return None
+    number = last["sign"] + last["digits"] + (last["power"] or "")
+    return Decimal(number.replace("−", "-").replace(",", ""))
 
 
 def exact_match(texts: Sequence[str], answers: Sequence[str]) -> list[float]:

@@ -300,7 +300,7 @@ class Model:
             batch_size: rows per batch.
             side: where the rows will be padded.
             variants: further rows of the same inputs, which share their batch.
-            unpadded: whether rows need equal lengths whatever the model takes.
+            unpadded: whether only rows of equal length share a batch, also where the model takes padding.
         """
         self.try_length(max((len(row) for row in rows), default=0))
         groups = zip(rows, *variants, strict=True)

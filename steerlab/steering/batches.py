@@ -92,8 +92,8 @@ def run_batches(
         forward: gives a batch's results, one per row, and the totals of its edits.
         label: of the progress bar.
         hint: what to change if no state was steered.
-        unpadded: whether only rows of equal length share a batch.
         in_block: whether the settings are those of the open `with steer(...)` blocks, which then count what is steered.
+        unpadded: whether only rows of equal length share a batch.
 
     Returns:
         The results in the order of the rows, the number of steered states, and their mean ‖h' - h‖/‖h‖ (nan if none).

@@ -29,7 +29,7 @@ from steerlab.models.positions import Positions
 from steerlab.models.template import last_text
 from steerlab.steering.batches import Steer, Totals, apply_prompt_transforms, as_requests, encode_examples, run_batches
 from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
-from steerlab.steering.padding import reads_padding, with_recorded_ends
+from steerlab.steering.padding import option_in_use, reads_padding, with_recorded_ends
 from steerlab.steering.requests import Alpha, Scale, resolve_interventions
 
 _RESERVED = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "return_dict_in_generate"}
@@ -48,7 +48,7 @@ class Generations(Sequence[str]):
         >>> after.compare(before)                                     # a frame: prompt, before, after
 
     Attributes:
-        texts: the new text of each row, without special tokens and the blanks around it.
+        texts: the new text of each row, without special tokens and surrounding whitespace.
         ids: the new token ids of each row, end of turn included, padding removed.
         example_ids: the input each row belongs to (repeated when `num_return_sequences` > 1).
         prompts: the prompt of each row; of messages, the last.
@@ -216,8 +216,7 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
         if isinstance(error, SteerlabError):
             raise
         raise SteeringError(f"`generate` of Hugging Face refuses the options {options}: {error}") from error
-    own = getattr(given, "eos_token_id", None)  # of a configuration without one the model's holds
-    eos = options.get("eos_token_id", own if own is not None else model.hf.generation_config.eos_token_id)
+    eos = option_in_use(model, options, "eos_token_id")
     stop = set() if eos is None else set(torch.as_tensor(eos).flatten().tolist())
     width = inputs["input_ids"].shape[1]
     rows = [row[width : ends.get(i)] for i, row in enumerate(out.tolist())]
@@ -226,7 +225,7 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
 
 
 def decode(model: Model, ids: Sequence[Sequence[int]]) -> list[str]:
-    """The texts of new ids, without special tokens and the blanks around them."""
+    """The texts of new ids, without special tokens and surrounding whitespace."""
     return [str(model.tokenizer.decode(list(row), skip_special_tokens=True)).strip() for row in ids]
 
 

@@ -1,4 +1,4 @@
-"""What padding would change in generated texts: what counts it as text, and what can't be told from it afterwards."""
+"""Padding in generation: the options that would count it as text, and where each row ends, as padding comes after."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from steerlab.models.model import Model
 
 
 class _Ends(StoppingCriteria):
-    """Stopping criteria that note the length at which each row ends: afterwards padding can't be told from tokens."""
+    """Stopping criteria that record the length at which each row ends: later padding can't be told from tokens."""
 
     def __init__(self, criteria: Sequence[StoppingCriteria], ends: dict[int, int]) -> None:
         self.criteria, self.ends = StoppingCriteriaList(criteria), ends
@@ -24,7 +24,7 @@ class _Ends(StoppingCriteria):
 
 
 def with_recorded_ends(model: Model, options: dict[str, Any], ends: dict[int, int]) -> dict[str, Any]:
-    """The options, with `_Ends` in the place of stop strings and stopping criteria; beams have no rows to note."""
+    """The options, with `_Ends` for stop strings and stopping criteria; beams keep theirs, since they change rows."""
     criteria, strings = list(options.get("stopping_criteria") or ()), options.get("stop_strings")
     if not (criteria or strings) or options.get("num_beams", 1) > 1:
         return options
@@ -36,7 +36,13 @@ def with_recorded_ends(model: Model, options: dict[str, Any], ends: dict[int, in
 
 def reads_padding(model: Model, options: Mapping[str, Any]) -> bool:
     """Whether padding would change texts: penalties of the tokens so far, and a least length, count it as text."""
-    config = options.get("generation_config") or model.hf.generation_config
-    found = {name: options.get(name, getattr(config, name, None)) for name in ("min_length", "no_repeat_ngram_size")}
-    penalty = options.get("repetition_penalty", getattr(config, "repetition_penalty", None))
-    return penalty not in (None, 1.0) or any(found.values())
+    counted = (option_in_use(model, options, name) for name in ("min_length", "no_repeat_ngram_size"))
+    return option_in_use(model, options, "repetition_penalty") not in (None, 1.0) or any(counted)
+
+
+def option_in_use(model: Model, options: Mapping[str, Any], name: str) -> Any:
+    """What Hugging Face's `generate` uses: the option, else that of a given configuration, else the model's."""
+    if name in options:
+        return options[name]
+    own = getattr(options.get("generation_config"), name, None)
+    return getattr(model.hf.generation_config, name, None) if own is None else own

@@ -34,8 +34,9 @@ def test_prompts_pairs_and_images_are_read(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("- [I love it, I hate it]\n")
     assert read_data(str(tmp_path / "b.yaml")) == steerlab.pairs([("I love it", "I hate it")])
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
-    (tmp_path / "c.jsonl").write_text('{"prompt": "What is it?", "images": ["x.png"]}\n')
+    (tmp_path / "c.jsonl").write_text('{"prompt": "What is it?", "images": ["x.png"]}\n{"prompt": "Hi"}\n')
     assert read_data(str(tmp_path / "c.jsonl"))[0].images == (tmp_path / "x.png",)
+    assert read_data(str(tmp_path / "c.jsonl"))[1].images == ()
     (tmp_path / "e.csv").write_text("id,prompt,images\n007,What is it?,x.png\n010,Hello,\n")
     found = read_data(str(tmp_path / "e.csv"))
     assert [(one.id, len(one.images)) for one in found] == [("007", 1), ("010", 0)]

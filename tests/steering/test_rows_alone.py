@@ -41,6 +41,8 @@ def test_padding_is_no_text_that_a_penalty_counts(model: Model, penalty: dict[st
     model.hf.generation_config.eos_token_id = end
     together, alone = both_ways(model, **penalty)
     assert together == alone
+    model.hf.generation_config.update(**penalty)  # in force where a configuration leaves them open
+    assert both_ways(model, generation_config=GenerationConfig(num_beams=1)) == (together, alone)
     texts: list[str] = []
     steerlab.sweep(
         model, [Example(one, id=one) for one in PROMPTS], VECTOR, None, [0.0],
