@@ -8,12 +8,16 @@ from pathlib import Path
 from steerlab import Example
 from steerlab.data import demo_contrasts, read_jsonl, with_contrasts
 
-N = {"train": 96, "search": 16, "validation": 32, "test": 96}  # harmful prompts; as many harmless ones, at most 64
+N = {"train": 96, "search": 16, "validation": 32, "test": 96, "fresh": 96}  # harmful prompts
+TESTED = {"test": (0, 64), "fresh": (64, 128)}  # rows of the harmless test prompts; other parts have N of their own
 Sets = dict[str, tuple[list[Example], list[Example]]]
 
 
 def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
     """Harmful and harmless prompts of each part; the harmful ones have a refusing and a complying answer as contrast.
+
+    Operators and fields share the test part. The fresh part has prompts of neither; `compare_methods` uses all of
+    AdvBench.
 
     Args:
         data: folder with `harmful_prompts/advbench.jsonl` and `noncommercial_cc_by_nc/alpaca_harmless/`.
@@ -29,7 +33,8 @@ def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
     sets, start = {}, 0
     for part, n in N.items():
         n = min(n, limit or n)
-        answered = tested[: min(n, 64)] if part == "test" else harmless[start : start + n]
+        first, last = TESTED.get(part, (start, start + n))
+        answered = (tested if part in TESTED else harmless)[first : min(last, first + n)]
         sets[part] = with_contrasts(harmful[start : start + n], demo_contrasts()), answered
         start += n
     return sets

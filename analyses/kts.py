@@ -90,7 +90,7 @@ class Data:
             root / "math/gsm8k_test_sampled.jsonl", prompt_field="problem", behavior="answer", id_prefix="gsm8k",
             meta_fields=("answer", "solution"),
         )  # fmt: skip
-        harmful, harmless = sets["test"]
+        harmful, harmless = sets["fresh"]
         test = (harmful[:60], harmless[:40])
         safe = [e for e in xstest() if e.behavior == "answer"]
         random.Random(seed).shuffle(safe)
