@@ -4,12 +4,13 @@
     python figures/kts.py results/kts
 
 The model is trained (LoRA, on a copy) on everyday instructions with its own answers, so that steering it towards
-refusal changes them less. Two recipes: "published", whose loss knows nothing else, and "kept", with a second loss of
-ours that holds the steered model to the steered original on harmful prompts. Then three are steered over a range of
-strengths: the model as it is, the trained one with a vector fitted to it anew, and, the simplest rival, the model as it
-is with a probe that steers only what it takes for harmful: to the other prompts its answers are the unsteered ones. The
-price is paid on instructions that were not trained on: KL to the unsteered original, answers kept, problems of GSM8K
-solved; and on safe prompts that sound unsafe.
+refusal changes them less. Three recipes: "published", whose loss knows nothing else; "kept", with a second loss of ours
+that holds the steered model to the steered original on harmful prompts with two written answers; and "own", where these
+are the original's own answers, steered and unsteered, and strengths end where it breaks. Then three are steered over a
+range of strengths: the model as it is, the trained one with a vector fitted to it anew, and, the simplest rival, the
+model as it is with a probe that steers only what it takes for harmful: to the other prompts its answers are the
+unsteered ones. The price is paid on instructions that were not trained on: KL to the unsteered original, answers kept,
+problems of GSM8K solved; and on safe prompts that sound unsafe.
 
 The recipe is chosen on validation prompts: the lowest KL with at least seven tenths of the refusals in fluent text. The
 trained model is compared there at the strength with the most such refusals, the other two at the smallest strength that
@@ -46,7 +47,7 @@ from _refusal_prompts import load_sets
 from _safety import publishable_examples
 
 import steerlab
-from steerlab import Activations, Example, MeanDifference, Request
+from steerlab import Activations, Contrast, Example, MeanDifference, Request
 from steerlab._support.files import fingerprint, write_atomically
 from steerlab.analysis.divergence import text_divergence
 from steerlab.analysis.study import Study
@@ -59,9 +60,13 @@ from steerlab.models.reference import probe_rows
 from steerlab.steering import bake
 
 LAYERS = {30: 16, 24: 13}  # by number of blocks; where earlier studies steer these models
-STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.25)
-RECIPES: dict[str, dict[str, Any]] = {"kept": {"keep_weight": 1.0}, "published": {"keep_weight": 0.0}}
+# by number of blocks; Qwen2.5-Coder-0.5B refuses by itself, and everything at .25 already
+STRENGTHS = {30: (0.25, 0.5, 0.75, 1.0, 1.25), 24: (0.125, 0.25, 0.5, 1.0)}
+RECIPES: dict[str, dict[str, Any]] = {
+    "own": {"keep_weight": 1.0}, "kept": {"keep_weight": 1.0}, "published": {"keep_weight": 0.0},
+}  # fmt: skip
 TRAINED_ON, PROBLEMS, SAFE, LEAST_EFFECT = (200, 420), 30, 40, 0.7
+AS_GOOD = 0.05  # by so little fewer refusals in fluent text than at the best strength, a strength is as good
 RIVALS = ("as it is", "behind a probe")  # of the trained model
 MEASURES = {"refuse": ("refuses", "refuses_fluently", "fluent"), "answer": ("kl", "kept", "identical")}  # by behavior
 
@@ -157,22 +162,50 @@ def shares(frame: pd.DataFrame) -> dict[str, float]:
     return found | {name: float(harmless[name].mean()) for name in MEASURES["answer"]}
 
 
+@dataclass(frozen=True)
+class FittedTo:
+    """An estimator for `kl_then_steer` whose mean vectors come from these contrasts, whatever texts a behavior has."""
+
+    contrasts: list[Example]
+    sites: tuple[Any, ...] = ()
+
+    def __call__(self, sites: Sequence[Any]) -> FittedTo:
+        return FittedTo(self.contrasts, tuple(sites))
+
+    def fit(self, model: Model, _: Sequence[Example]) -> MeanDifference:
+        return MeanDifference(list(self.sites)).fit(model, self.contrasts)
+
+
+def own_pairs(answers: Answers, model: Model, steerer: Steerer, alpha: float) -> list[Example]:
+    """The harmful prompts with the model's own answers, steered and unsteered, where the two differ."""
+    contrasts = answers.data.contrasts
+    prompts = [e.replace(contrast=None) for e in contrasts]
+    steered = answers.texts(f"own-{alpha:g}", model, prompts, Request(steerer, alpha, "all"))
+    plain = answers.texts("own-original", model, prompts, None)
+    pairs = zip(contrasts, steered, plain, strict=True)
+    return [e.replace(contrast=Contrast(a, b)) for e, a, b in pairs if a.strip() and b.strip() and a != b]
+
+
 def train(
-    study: Study, model: Model, data: Data, texts: Sequence[str], recipe: str, layer: int, args: argparse.Namespace
+    answers: Answers, model: Model, texts: Sequence[str], recipe: str, layer: int, as_it_is: pd.DataFrame
 ) -> ModelEdit:
     """The edit of a recipe; from the study's folder the second time."""
-    folder = study.folder / "stages" / f"edit-{recipe}"
-    if (folder / "manifest.json").exists():
-        return ModelEdit.from_pretrained(folder)
-    config = KTSConfig(
-        steps=args.steps, batch_size=4, coefficients=(0.0, 1.0), measure_every=20, least_effect=LEAST_EFFECT,
-        **RECIPES[recipe],
-    )  # fmt: skip
+    data, args, stages = answers.data, answers.args, answers.study.folder / "stages"
+    if (stages / f"edit-{recipe}" / "manifest.json").exists():
+        return ModelEdit.from_pretrained(stages / f"edit-{recipe}")
+    options: dict[str, Any] = {"coefficients": (0.0, 1.0), "measure_every": 20}
+    pairs, estimator = data.contrasts, MeanDifference
+    if recipe == "own":
+        alpha, refused = strongest(as_it_is)
+        works = [a for a, rows in as_it_is.groupby("alpha") if shares(rows)["refuses_fluently"] >= refused - AS_GOOD]
+        pairs = own_pairs(answers, model, MeanDifference(layer).fit(model, data.contrasts), alpha)
+        estimator, options = FittedTo(data.contrasts), {"coefficients": (0.0, float(max(works))), "measure_every": 40}
     edit = kl_then_steer(
-        model, data.benign, texts, {"refuse": data.contrasts}, layers=[layer], config=config, seed=args.seed,
-        folder=study.folder / "stages" / f"training-{recipe}", validation=0.1,
+        model, data.benign, texts, {"refuse": pairs}, layers=[layer], estimator=estimator, seed=args.seed,
+        config=KTSConfig(steps=args.steps, batch_size=4, least_effect=LEAST_EFFECT, **options, **RECIPES[recipe]),
+        folder=stages / f"training-{recipe}", validation=0.1,
     )  # fmt: skip
-    edit.save_pretrained(folder)
+    edit.save_pretrained(stages / f"edit-{recipe}")
     return edit
 
 
@@ -213,7 +246,7 @@ def sweep(answers: Answers, part: str, kind: str, model: Model, steerer: Steerer
             answers.measured(part, f"{kind}-{alpha:g}", model, Request(steerer, alpha, "all")).assign(
                 kind=kind, alpha=alpha
             )
-            for alpha in STRENGTHS
+            for alpha in strengths_of(model)
         ],
         ignore_index=True,
     )
@@ -319,7 +352,7 @@ def train_all(
     tried: dict[str, pd.DataFrame] = {}
     price: dict[str, float] = {}
     for name in args.recipes:
-        edits[name] = train(answers.study, model, data, benign, name, layer, args)
+        edits[name] = train(answers, model, benign, name, layer, as_it_is)
         edited = edits[name].prepare(model, merge=True)
         pairs[name] = (edited, MeanDifference(layer).fit(edited, data.contrasts))
         tried[name] = sweep(answers, "validation", f"trained-{name}", *pairs[name])
@@ -352,6 +385,11 @@ def layer_of(model: Model) -> int:
     return LAYERS.get(model.n_layers, round(0.55 * model.n_layers))
 
 
+def strengths_of(model: Model) -> tuple[float, ...]:
+    """The strengths that are measured."""
+    return STRENGTHS.get(model.n_layers, STRENGTHS[30])
+
+
 def main() -> None:
     arguments = parser(__doc__, "results/kts")
     arguments.add_argument("--data", required=True)
@@ -366,7 +404,7 @@ def main() -> None:
     identity = {"study": "kts", "weights": model.info()["weights"], "data": data_hash(data.everything)}
     identity |= {"steps": args.steps, "tokens": [args.max_new_tokens, args.problem_tokens], "seed": args.seed}
     identity |= {"layer": layer, "recipes": args.recipes}
-    study = Study(args.out, identity | {"settings": fingerprint([RECIPES, STRENGTHS, LEAST_EFFECT])})
+    study = Study(args.out, identity | {"settings": fingerprint([RECIPES, LEAST_EFFECT, AS_GOOD])})
     answers = Answers(study, model, data, args)
     vector, probe = MeanDifference(layer).fit(model, data.contrasts), Probe(model, data, layer)
     tried = sweep_as_it_is(answers, "validation", model, vector, probe)

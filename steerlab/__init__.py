@@ -3,7 +3,7 @@
 >>> model = steerlab.load("smollm2")
 >>> pairs = steerlab.data.demo_set()
 >>> acts = steerlab.capture(model, pairs, layers=[16])
->>> l2s = steerlab.L2S(16, zero=["answer"]).fit(acts)
+>>> l2s = steerlab.L2S(16, zero_behaviors=["answer"]).fit(acts)
 >>> with steerlab.steer(model, l2s, alpha=1.0) as run:
 ...     texts = run.generate(pairs)
 """

@@ -32,7 +32,6 @@ _OPTIONAL = {
     "peft": ("kl_then_steer and model edits", 'pip install "steerlab[train]"'),
     "anywidget": ("live.widget", 'pip install "steerlab[page]"'),
     "starlette": ("live.serve", 'pip install "steerlab[page]"'),
-    "umap-learn": ('maps(method="umap")', 'pip install "steerlab[umap]"'),
 }
 _INSTALL = f'pip install -e "{Path(__file__).parents[1]}"'
 _HOW_TO_CHECK = "steerlab doctor --remote ndif, or --remote http://host:port, or --serve http://host:port"

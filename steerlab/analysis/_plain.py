@@ -1,4 +1,4 @@
-"""States of plain prompts, as the readings of this room take them."""
+"""States of plain prompts, as the readings of this package take them; what modules add to the stream."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pandas as pd
 from steerlab.capturing import Activations, capture
 from steerlab.data.example import Example
 from steerlab.data.inputs import Data, as_examples
+from steerlab.errors import LayoutError
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
@@ -29,6 +30,31 @@ def plain_states(
     )  # fmt: skip
     assert isinstance(acts, Activations)  # not a store: no folder was given
     return acts
+
+
+def not_added(model: Model, sites: Iterable[Site]) -> str | None:
+    """Why what attention or MLP modules return there is not what they add to the residual stream; None where it is.
+
+    Some families normalize or scale it before they add it (Gemma 2, OLMo 2, Granite), others return it with the stream
+    in it (BLOOM, MPT).
+    """
+    for layer in sorted(
+        {site.layer for site in sites if site.part == "text" and site.point in ("attn_out", "mlp_out")}
+    ):
+        places = [Site(layer, point) for point in ("block_in", "attn_out", "mlp_out", "block_out")]
+        try:
+            acts = plain_states(model, ["The sky is blue today."], places, "prompt")
+        except LayoutError as error:
+            return f"what block {layer} of {model.id} adds to the residual stream can't be told: {error}"
+        start, attention, mlp, end = (acts.at(site).float() for site in places)
+        gap = ((start + attention + mlp - end).norm(dim=-1) / (end - start).norm(dim=-1)).median()
+        if gap > 0.1:
+            return (
+                f"what attention and MLP return in block {layer} of {model.id} is not what they add to the residual "
+                f"stream: the sum misses what the block adds by {gap:.2f} of it, since the model normalizes or scales "
+                "it before, or returns the stream with it"
+            )
+    return None
 
 
 def token_rows(model: Model, index: pd.DataFrame) -> pd.DataFrame:

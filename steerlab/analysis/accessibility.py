@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neural_network import MLPClassifier
@@ -22,6 +21,7 @@ from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.example import Example
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError
+from steerlab.metrics.bootstrap import share_interval
 from steerlab.models.encoding import single_token
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
@@ -91,8 +91,10 @@ def accessibility(
     accuracies = _probe_accuracies(model, examples, layers, position, wanted, seed, batch_size) if probe else {}
     for layer, of_layer in ranks.groupby("layer", sort=False):
         n, hits = len(of_layer), int((of_layer["rank"] == 1).sum())
-        low, high = binomtest(hits, n).proportion_ci(method="wilson")
-        rows.append((layer, hits / n, low, high, of_layer["rank"].median(), accuracies.get(layer, np.nan), n))
+        share = share_interval(hits, n)
+        rows.append(
+            (layer, share.value, share.low, share.high, of_layer["rank"].median(), accuracies.get(layer, np.nan), n)
+        )
     frame = pd.DataFrame(rows, columns=["layer", "accessible", "low", "high", "median_rank", "probe", "n"])
     frame.insert(6, "surplus", frame["probe"] - frame["accessible"])
     frame.insert(7, "majority", max(counts.values()) / len(wanted))

@@ -67,7 +67,7 @@ def judge_answers(
             "refuses": [float(is_refusal(t)) for t in texts],
             "defers": [float(defers_to_expert(t)) for t in texts],
             "ed_published": [float(ed_published(t)) for t in texts],
-            "distinct2": [distinct_n(t, 2) for t in texts],
+            "distinct2": [distinct_n(t, 2) if t.strip() else 0.0 for t in texts],  # broken texts are often empty
             "repetition": [repetition(t) for t in texts],
             "perplexity": [math.nan if value is None else float(value) for value in known],
             "fluent": [

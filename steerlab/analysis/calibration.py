@@ -138,7 +138,7 @@ def measure_dose(
     return AnsweredPrompts.of(model, data, steer, alpha, quantile, max_new_tokens, positions, scale, batch_size).dose()
 
 
-def find_breaking_dose(
+def find_breaking_norm_ratio(
     model: Model,
     data: Data,
     steer: Steerer | Vectors,
@@ -150,15 +150,15 @@ def find_breaking_dose(
     scale: Scale = "raw",
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Find the norm ratio from which on texts break, and remember it as `model.breaking_dose`.
+    """Find the norm ratio from which on texts break, and remember it as `model.breaking_norm_ratio`.
 
     The strength is doubled and then bisected to 10 %, until the share of fluent texts falls below `fluent`. From then
     on `generate` warns where a norm ratio reaches this one. Steerers differ in what they can do before texts break:
     measure it with the one, at the site and positions, that is used.
 
     Example:
-        >>> find_breaking_dose(model, prompts[:16], l2s)
-        >>> model.breaking_dose
+        >>> find_breaking_norm_ratio(model, prompts[:16], l2s)
+        >>> model.breaking_norm_ratio
 
     Args:
         model, data, max_new_tokens, positions, scale, batch_size: as in `generate`.
@@ -199,8 +199,8 @@ def find_breaking_dose(
             f"max_perplexity than {max_perplexity:g} if they read well"
         )
     del tried[0.0]
-    limit, known = _limit(settings), model.breaking_dose
-    model.breaking_dose = None  # no warnings while it is measured
+    limit, known = _limit(settings), model.breaking_norm_ratio
+    model.breaking_norm_ratio = None  # no warnings while it is measured
     try:
         if _search(within, limit, 1.1) is None:
             raise SteeringError(
@@ -209,7 +209,7 @@ def find_breaking_dose(
             )
         known = min(ratio for ratio, share in tried.values() if share < fluent)
     finally:
-        model.breaking_dose = known
+        model.breaking_norm_ratio = known
     return pd.DataFrame([(a, *tried[a]) for a in sorted(tried)], columns=["alpha", "norm_ratio", "fluent"])
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.checks import as_whole
-from steerlab.analysis._plain import plain_states, token_rows
+from steerlab.analysis._plain import not_added, plain_states, token_rows
 from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.inputs import Data
 from steerlab.errors import LayoutError, SteerlabError
@@ -59,7 +59,7 @@ def logit_lens(
 
     Raises:
         LayoutError: a model without a final norm, whose head cannot read states in the middle; a site of images or
-            heads.
+            heads; "attn_out" or "mlp_out" where it is not what is added to the residual stream (Gemma 2, BLOOM).
         SteerlabError: a model on a server, or one that cannot start at the output of a block.
         DataError: a text that is not one token.
 
@@ -76,6 +76,8 @@ def logit_lens(
     other = next((site for site in sites if site.part != "text" or site.point == "heads"), None)
     if other is not None:
         raise LayoutError(f"the lens reads states of the text's residual stream, and {other} has none")
+    if changed := not_added(model, sites):
+        raise LayoutError(f"the lens reads what is added to the residual stream, and {changed}")
     acts = plain_states(model, data, [*sites, end], positions, batch_size)
     frames = []
     for start in range(0, len(acts), STATES):
@@ -103,7 +105,10 @@ def _rows(
     """A row for each wanted token of each state."""
     ids = logprobs.topk(top).indices if chosen is None else torch.tensor(chosen).expand(len(logprobs), -1)
     own = logprobs.gather(-1, ids)
-    ranks = (logprobs[:, None, :] > own[:, :, None]).sum(-1) + 1
+    # equal ones, which bfloat16 often makes, have the order in which `argmax` takes them: one token has rank 1
+    before = torch.arange(logprobs.shape[-1]) < ids[:, :, None]
+    more, equal = (compare(logprobs[:, None, :], own[:, :, None]) for compare in (torch.gt, torch.eq))
+    ranks = (more | equal & before).sum(-1) + 1
     kl = (final.exp() * (final - logprobs)).sum(-1)
     n = ids.shape[1]
     kept = token_rows(model, index).reset_index(names="row")

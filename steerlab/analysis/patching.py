@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from steerlab._support.checks import as_whole, check_option, check_type, show
 from steerlab.analysis._patching.attribution import attributed_values
 from steerlab.analysis._patching.cells import patched_values
 from steerlab.analysis._patching.run import Alignment, Cell, Metric, PatchRun
-from steerlab.analysis._plain import plain_examples
+from steerlab.analysis._plain import not_added, plain_examples
 from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.inputs import Data
 from steerlab.errors import DataError, LayoutError, SteerlabError
@@ -80,6 +81,9 @@ def patch(
         LayoutError: a site or head that the model does not have.
         SteerlabError: "attribution" on a model on a server.
 
+    Warns:
+        UserWarning: "attn_out" or "mlp_out" where it is not what is added to the residual stream (Gemma 2, BLOOM).
+
     Source: Meng et al., arXiv 2202.05262; attribution: Nanda 2023, Kramár et al., arXiv 2403.00745, equation 4.
     """
     check_ready(model)
@@ -88,6 +92,8 @@ def patch(
         raise SteerlabError(f"method='attribution' needs gradients, and {model.id} is not in this process")
     heads = None if heads is None else list(dict.fromkeys(as_whole("heads: one", head, None) for head in heads))
     sites, chosen = _sites(model, layers, heads), [None] if heads is None else [*heads]
+    if why := not_added(model, sites):
+        warnings.warn(f"patch puts in what the modules return, and {why}", stacklevel=3)
     places: list[Any] = [*positions] if isinstance(positions, list | tuple) else [positions]
     pairs = [plain_examples(data) for data in (clean, corrupted)]
     if len(pairs[0]) != len(pairs[1]):

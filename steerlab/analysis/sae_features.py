@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from steerlab._support.checks import as_whole
-from steerlab.analysis._plain import plain_states, token_rows
+from steerlab.analysis._plain import not_added, plain_states, token_rows
 from steerlab.data.inputs import Data
 from steerlab.errors import MismatchError
 from steerlab.methods import SAE
@@ -45,9 +45,12 @@ def sae_features(
 
     Raises:
         MismatchError: states of another width; or an SAE that explains nothing of them, because it was made for another
-            model, another site, or weights that were changed (centered, or with norms folded in).
+            model, another site, or weights that were changed (centered, or with norms folded in); an SAE of "attn_out"
+            or "mlp_out" of a model that normalizes or scales them before it adds them.
     """
     as_whole("top", top, 1, sae.n_features)
+    if why := not_added(model, [sae.site]):
+        raise MismatchError(f"SAEs of this site are trained on what is added to the residual stream, and {why}")
     acts = plain_states(model, data, [sae.site], positions, batch_size)
     states = acts.at(sae.site)
     # the first token's state is many times as long as any other, and often no part of the training

@@ -27,7 +27,7 @@ def slopes(frame: pd.DataFrame, metric: str = "propensity", *, by: Sequence[str]
         by: further columns that tell settings apart, for example ("train_variant", "test_variant").
 
     Returns:
-        One row per setting and example: `slope`, `intercept`, `residual` (root mean square), `n_alphas`.
+        One row per setting and example: `slope`, `intercept`, `residual` (root mean square), `n_alphas`, `metric`.
 
     Raises:
         DataError: columns or the metric are missing, values are not finite, an example was measured twice at one alpha
@@ -48,7 +48,7 @@ def slopes(frame: pd.DataFrame, metric: str = "propensity", *, by: Sequence[str]
     x, y = alpha - mean_alpha[curve], value - mean_value[curve]
     slope = mean(x * y) / mean(x**2)
     residual = np.sqrt(mean((y - slope[curve] * x) ** 2))
-    found = rows.iloc[np.unique(curve, return_index=True)[1]][[*keys, "example_id"]].reset_index(drop=True)
+    found = rows.iloc[np.unique(curve, return_index=True)[1]][[*keys, "example_id", "metric"]].reset_index(drop=True)
     return found.assign(slope=slope, intercept=mean_value - slope * mean_alpha, residual=residual, n_alphas=n)
 
 
@@ -128,7 +128,7 @@ def propensity_curves(
         n_boot, seed: of the bootstrap over examples; the points of a curve share their resamples.
 
     Returns:
-        One row per setting and alpha, ascending in alpha: `mean`, `low`, `high`, `n`.
+        One row per setting and alpha, ascending in alpha: `mean`, `low`, `high`, `n`, `metric`.
 
     Raises:
         DataError: as `slopes`: every point of a curve must be a mean over the same examples.
@@ -139,4 +139,4 @@ def propensity_curves(
     rows = rows.sort_values("alpha", kind="stable")
     found = group_means(rows, [*keys, "alpha"], "value", n_boot=n_boot, seed=seed)
     order = found.groupby(keys, sort=False, dropna=False, observed=True).ngroup()
-    return found.iloc[np.lexsort((found["alpha"], order))].reset_index(drop=True)
+    return found.iloc[np.lexsort((found["alpha"], order))].reset_index(drop=True).assign(metric=metric)

@@ -217,9 +217,9 @@ def sweep(
             where they are fitted.
         alphas: strengths; 0 is measured once.
         positions: where to add the vectors; one, or several in a list.
-        metric: names of `steerlab.metrics.ANSWER_METRICS`, functions `(examples, texts) -> numbers` of generated text,
-            several in a list, or `{name: metric}`. A changed function is measured anew on the texts of a folder; what
-            it names in its own script or package belongs to it.
+        metric: names of `steerlab.metrics.answers.ANSWER_METRICS` ("propensity", "accuracy", "logprob", ...), functions
+            `(examples, texts) -> numbers` of generated text, several in a list, or `{name: metric}`. A changed function
+            is measured anew on the texts of a folder; what it names in its own script or package belongs to it.
         train: Activations or Examples that the steerers are fitted to, at every layer; None: they are fitted already.
             An oracle (P2S) that is not fitted yet is fitted to the inputs measured.
         scale: "raw", "norm" for alpha in units of each input's norm, or "token_norm" for units of each state's.

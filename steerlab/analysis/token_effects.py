@@ -1,4 +1,4 @@
-"""What a vector does to each token of generated texts: cosine, dose, KL divergence, the most likely words."""
+"""What a vector does to each token of generated texts: cosine, norm ratio, KL divergence, the most likely words."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def token_effects(
 
     Returns:
         For each prompt a list of records, one per token, all of them about the state that predicts the token: `token`;
-        `cosine` of the unsteered state and the vector, at the first site that is steered; `dose`, ‖h' - h‖/‖h‖ there;
-        `kl` of the steered from the unsteered distribution, in nats; `logprob` of the token without steering; `top`
-        and `unsteered`, the most likely words of both with their probabilities. `cosine` and `dose` are None where no
-        vector belongs to a token: at images, and for a vector of length zero.
+        `cosine` of the unsteered state and the vector, at the first site that is steered; `norm_ratio`, ‖h' - h‖/‖h‖
+        there; `kl` of the steered from the unsteered distribution, in nats; `logprob` of the token without steering;
+        `top` and `unsteered`, the most likely words of both with their probabilities. `cosine` and `norm_ratio` are
+        None where no vector belongs to a token: at images, and for a vector of length zero.
 
     Raises:
         DataError: not one text per prompt. SteeringError: positions that count from the end of a row. Otherwise as
@@ -149,8 +149,8 @@ class _Prompts:
             state, at_site, site = self._states(settings, rest, prefix, copies)
             keep = columns.to(model.device)
             before, after = (model.engine.logits(rest, one, keep, state).float() for one in ({}, edits))
-        cosine, dose = self._shifts(settings, edits, site, at_site, columns, cut)
-        return _records(model, texts, before, after, cosine, dose, top)
+        cosine, ratios = self._shifts(settings, edits, site, at_site, columns, cut)
+        return _records(model, texts, before, after, cosine, ratios, top)
 
     def _prefix(self, batch: Batch, cut: int) -> Prefix | None:
         if cut and cut not in self.prefixes:
@@ -211,8 +211,8 @@ def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
 
 
 def _records(
-    model: Model, texts: Sequence[Sequence[Sequence[int]]], before: Tensor, after: Tensor, cosine: Tensor, dose: Tensor,
-    top: int,
+    model: Model, texts: Sequence[Sequence[Sequence[int]]], before: Tensor, after: Tensor, cosine: Tensor,
+    ratios: Tensor, top: int,
 ) -> list[list[Tokens]]:  # fmt: skip
     """The records of every text, copy by copy."""
     best = [logits.topk(top, -1) for logits in (after, before)]
@@ -234,7 +234,7 @@ def _records(
 
     def record(row: int, i: int, piece: str, token: int) -> dict[str, Any]:
         return {
-            "token": piece, "cosine": _number(cosine[row, i]), "dose": _number(dose[row, i]), "kl": kl[row][i],
+            "token": piece, "cosine": _number(cosine[row, i]), "norm_ratio": _number(ratios[row, i]), "kl": kl[row][i],
             "logprob": float(logprobs[row, i, token]), "top": likely(0, row, i), "unsteered": likely(1, row, i),
         }  # fmt: skip
 

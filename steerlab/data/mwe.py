@@ -9,33 +9,7 @@ from pathlib import Path
 
 from steerlab._support.checks import check_type
 from steerlab.data._files import BUILTIN, Record, check_option, read_records, read_text
-from steerlab.data._mwe_balance import (
-    PARTS as PARTS,
-)
-from steerlab.data._mwe_balance import (
-    answer_position_counts as answer_position_counts,
-)
-from steerlab.data._mwe_balance import (
-    balance_options as balance_options,
-)
-from steerlab.data._mwe_balance import (
-    check_balance as check_balance,
-)
-from steerlab.data._mwe_balance import (
-    paper_split as paper_split,
-)
-from steerlab.data._mwe_variants import (
-    DEFAULT_SYSTEM as DEFAULT_SYSTEM,
-)
-from steerlab.data._mwe_variants import (
-    VARIANTS as VARIANTS,
-)
-from steerlab.data._mwe_variants import (
-    persona_prompts as persona_prompts,
-)
-from steerlab.data._mwe_variants import (
-    prompt_variant as prompt_variant,
-)
+from steerlab.data._mwe_balance import PARTS, paper_split
 from steerlab.data.example import Contrast, Example, check_examples
 from steerlab.errors import DataError, LoadError
 

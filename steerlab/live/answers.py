@@ -99,7 +99,7 @@ class Answers:
                 "unsafe": empty,
                 "layers": sorted(layers, key=lambda layer: (isinstance(layer, str), layer)), "cells": [], "texts": [],
                 "words": [], "prompts": [_prompt(e) for e in self.examples.values()],
-                "dose": {"fluent": FLUENT, "breaks": self.model.breaking_dose},
+                "norm_ratio": {"fluent": FLUENT, "breaks": self.model.breaking_norm_ratio},
             }
         )  # fmt: skip
 
@@ -174,9 +174,9 @@ class Answers:
             given = Request(steerer, alpha, self.positions)
             effects = token_effects(self.model, [example], found.ids, steer=given)[0]
             tokens = encode_tokens(effects, words)
-        dose = None if math.isnan(found.norm_ratio) else round(found.norm_ratio, 3)
+        ratio = None if math.isnan(found.norm_ratio) else round(found.norm_ratio, 3)
         return {
-            "text": found[0], "broken": not is_fluent(found[0]), "unsafe": None, "dose": dose, "tokens": tokens,
+            "text": found[0], "broken": not is_fluent(found[0]), "unsafe": None, "norm_ratio": ratio, "tokens": tokens,
             "words": list(words),
         }  # fmt: skip
 

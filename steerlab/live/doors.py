@@ -46,7 +46,7 @@ def widget(
     """
     notebook = _door("notebook", "anywidget")
     answers = Answers(model, steerers, prompts, alphas, positions, max_new_tokens, sweep_map, folder)
-    return notebook.PageWidget(answers=answers)
+    return notebook.PageWidget(answers)
 
 
 def serve(

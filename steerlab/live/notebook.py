@@ -9,7 +9,6 @@ import anywidget
 import traitlets
 
 from steerlab.live.answers import Answers
-from steerlab.plots.page.build import Page
 from steerlab.plots.page.document import asset
 
 
@@ -17,8 +16,7 @@ class PageWidget(anywidget.AnyWidget):
     """A page in a notebook.
 
     Args:
-        page: what it shows: a finished page, or None for the live page of `answers`.
-        answers: of a loaded model; None: the page shows only what it holds.
+        answers: of a loaded model.
     """
 
     _esm = asset("page.js")
@@ -26,9 +24,8 @@ class PageWidget(anywidget.AnyWidget):
     page = traitlets.Dict().tag(sync=True)
     live = traitlets.Bool(False).tag(sync=True)
 
-    def __init__(self, page: Page | None = None, answers: Answers | None = None) -> None:
-        shown = page.to_dict() if page is not None else {} if answers is None else answers.page()
-        super().__init__(page=shown, live=answers is not None)
+    def __init__(self, answers: Answers) -> None:
+        super().__init__(page=answers.page(), live=True)
         self.answers = answers
         self._called_off: dict[int, threading.Event] = {}
         self.on_msg(self._on_message)
@@ -43,7 +40,6 @@ class PageWidget(anywidget.AnyWidget):
         threading.Thread(target=self._answer, args=(message, called_off), daemon=True).start()
 
     def _answer(self, message: Any, called_off: threading.Event) -> None:
-        assert self.answers is not None
         for event in self.answers.answer(message["request"], called_off.is_set):
             self.send({"id": message["id"], "event": event})
         self.send({"id": message["id"], "event": None})

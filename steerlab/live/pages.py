@@ -54,7 +54,7 @@ def page_of(
     folder: str | Path | None = None,
     progress: bool = True,
 ) -> Page:
-    """A page of what steering does to some prompts: texts, tokens, sweep map, frontier and dose.
+    """A page of what steering does to some prompts: texts, tokens, sweep map, frontier and norm ratios.
 
     The texts are those of `steerlab.generate` for each method, layer and strength.
 
@@ -107,7 +107,7 @@ def page_of(
     assert plan.texts is not None
     tokens = _effects(plan, plan.texts, progress)
     texts = plan.texts.assign(tokens=tokens)
-    measured = [swept[swept["metric"] == "propensity"], *_measures(model, examples, texts, effect, contrasts)]
+    measured = [swept[swept["metric"] == "propensity"], *_measures(examples, texts, effect, contrasts)]
     measured += _faults(model, examples, texts, unsafe, max_perplexity)
     name = next(iter(effect)) if effect else "propensity" if contrasts else "changed"
     about = pd.DataFrame(
@@ -119,7 +119,7 @@ def page_of(
     return page(
         pd.concat([one for one in measured if len(one)], ignore_index=True), texts.merge(about), effect=name,
         side_effect="kl", labels=LABELS | {"unsafe": next(iter(unsafe or ["unsafe"]))},
-        model=model.id, breaking_dose=model.breaking_dose, title=title or f"Steering {model.id}",
+        model=model.id, breaking_norm_ratio=model.breaking_norm_ratio, title=title or f"Steering {model.id}",
         note=decoding_note(max_new_tokens, positions),
     )  # fmt: skip
 
@@ -169,7 +169,7 @@ def _effects(plan: SweepPlan, texts: pd.DataFrame, progress: bool) -> list[Token
 
 
 def _measures(
-    model: Model, examples: list[Example], texts: pd.DataFrame, effect: Mapping[str, Measure] | None, contrasts: bool
+    examples: list[Example], texts: pd.DataFrame, effect: Mapping[str, Measure] | None, contrasts: bool
 ) -> list[pd.DataFrame]:
     """The effect, unless a sweep measured it on answers, and the KL divergence."""
     kl = [float(np.mean([t["kl"] for t in tokens])) if tokens else 0.0 for tokens in texts["tokens"]]

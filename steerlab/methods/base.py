@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from numbers import Real
@@ -26,13 +26,13 @@ from steerlab.methods.fitted import FittedMixin as FittedMixin
 from steerlab.methods.fitted import RequiredActivation as RequiredActivation
 from steerlab.methods.fitted import provenance as provenance
 from steerlab.methods.fitted import steering_sites as steering_sites
+from steerlab.models.interventions import VectorFn
 from steerlab.models.operators import EditRule
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 from steerlab.models.template import Messages
 
 ROUNDING = 1e-5  # vectors that differ by less than this share of their norm are the same
-VectorFn = Callable[[Float[Tensor, "batch hidden"]], Float[Tensor, "batch hidden"]]
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class RandomDirection(Steerer):
 
     def fit_activations(self, acts: Activations) -> None:
         """Measure the norms and draw the direction."""
-        as_whole("seed", self.seed, None)
+        self.seed = as_whole("seed", self.seed, None)  # 3 of NumPy draws what 3 draws
         ids, contrasts = contrast_table(acts, self.site)
         check_contrasts_nonzero(contrasts, self.site)
         norms = contrasts.double().norm(dim=-1)

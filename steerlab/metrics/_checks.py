@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from steerlab._support.checks import as_texts, show
+from steerlab._support.checks import as_text, as_texts, show
 from steerlab.errors import DataError
 
 
@@ -17,6 +18,19 @@ def as_nonempty_texts(texts: Iterable[str], what: str) -> list[str]:
     if not rows:
         raise DataError(f"{what} got no texts; expected at least one. Check the filters that chose them.")
     return rows
+
+
+def answer_of(text: str) -> str:
+    """An answer without what a reasoning model thinks before it, up to "</think>"; nothing where it never ends."""
+    text = as_text(text)
+    if "<think>" in text and "</think>" not in text:
+        warnings.warn(
+            "a text ends while the model is still thinking (<think>), so there is no answer to judge: give a larger "
+            "max_new_tokens",
+            stacklevel=3,
+        )
+        return text.partition("<think>")[0]
+    return text.rpartition("</think>")[2]
 
 
 def as_values(values: Any, what: str) -> np.ndarray:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from scipy.stats import binomtest, bootstrap
 
 from steerlab._support.checks import as_number, as_seed, as_whole
@@ -112,7 +113,8 @@ def paired_bootstrap(
         (0.5, 4)
 
     Args:
-        a, b: one number per example, in the same order.
+        a, b: one number per example, in the same order. Two Series with the same unique labels in another order are
+            joined on them.
         statistic: of the differences, example by example.
         n_boot, level, seed: as in `bootstrap_ci`.
 
@@ -121,6 +123,8 @@ def paired_bootstrap(
 
     Source: Efron and Tibshirani (1993), resampling pairs.
     """
+    if isinstance(a, pd.Series) and isinstance(b, pd.Series) and a.index.is_unique and b.index.is_unique:
+        b = b.reindex(a.index) if set(a.index) == set(b.index) else b
     left, right = as_values(a, "paired_bootstrap (a)"), as_values(b, "paired_bootstrap (b)")
     if left.size != right.size:
         raise DataError(

@@ -7,7 +7,7 @@ import re
 from functools import cache
 from importlib.resources import files
 
-from steerlab._support.checks import as_text
+from steerlab.metrics._checks import answer_of
 
 # up to three words before a profession, none of which begins a clause: "see how an engineer thinks" sends to nobody
 _QUALIFIERS = r"(?:(?!(?:how|that|whether|if|what|why|when|you|yourself|i|we|they|are|is|was)\b)[\w-]+ ){0,3}?"
@@ -82,7 +82,7 @@ def ed_published(text: str) -> bool:
 
     Source: L2S, arXiv 2508.12815, and its released code.
     """
-    return any(phrase in as_text(text).lower() for phrase in ed_phrases())
+    return any(phrase in answer_of(text).lower() for phrase in ed_phrases())
 
 
 @cache
@@ -93,7 +93,7 @@ def ed_phrases() -> tuple[str, ...]:
 
 
 def _normalize(text: str) -> str:
-    return re.sub(r"\s+", " ", as_text(text).lower().replace("’", "'"))
+    return re.sub(r"\s+", " ", answer_of(text).lower().replace("’", "'"))
 
 
 def _is_negated(plain: str, start: int) -> bool:

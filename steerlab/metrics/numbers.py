@@ -6,36 +6,41 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
-from steerlab._support.checks import as_text, as_texts
+from steerlab._support.checks import as_texts
 from steerlab.errors import DataError
+from steerlab.metrics._checks import answer_of
 
 # a unit may follow without a space; `rest` is what makes a version or a date of a number
 _NUMBER = re.compile(
     r"(?<![\w.])(?P<sign>[-−]?)(?P<money>\$?)(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
     r"(?P<power>[eE][+-]?\d+)?(?P<rest>\.\d[\d.]*)?(?P<unit>[^\W\d_]*)"
 )
+_SEPARATOR = re.compile(r"\{,\}|,\\!|\\[,!]")  # of thousands in LaTeX: 1{,}000
+_UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\^\{?[-−]?\d+\}?")  # ft^2
 _ORDINALS = {"st", "nd", "rd", "th"}
 _FACTORS, _MONEY_FACTORS = {"k", "K", "M", "B", "bn", "mn"}, {"m", "b"}  # 20k is not 20, and 5m are millions after $
 
 
 def final_number(text: str) -> Decimal | None:
-    """The last number in a text; None without one, or where the last is none that can be read (20k, 1.2.3).
+    """The last number in a text; None without one, or where the last is none that can be read (20k, 1.2.3, 2^10).
 
     Example:
         >>> final_number("They raise 750 + 1,530 = $2,280.")
         Decimal('2280')
 
     Args:
-        text: an answer; thousands separators, exponents, a dollar or percent sign and units are understood, and
-            ordinals (3rd) are passed over.
+        text: an answer; thousands separators (also of LaTeX), exponents, a dollar or percent sign and units are
+            understood, and ordinals (3rd) are passed over.
 
     Source: GSM8K, arXiv 2110.14168, marks the number in its solutions; models seldom do.
     """
-    found = [one for one in _NUMBER.finditer(as_text(text)) if one["unit"] not in _ORDINALS]
+    text = _SEPARATOR.sub(",", _UNIT_POWER.sub("", answer_of(text)))
+    found = [one for one in _NUMBER.finditer(text) if one["unit"] not in _ORDINALS]
     if not found:
         return None
     last = found[-1]
-    if last["rest"] or last["unit"] in _FACTORS or (last["money"] and last["unit"] in _MONEY_FACTORS):
+    power = text[: last.start()].rstrip("{").endswith("^")
+    if power or last["rest"] or last["unit"] in _FACTORS or (last["money"] and last["unit"] in _MONEY_FACTORS):
         return None
     number = last["sign"] + last["digits"] + (last["power"] or "")
     return Decimal(number.replace("−", "-").replace(",", ""))

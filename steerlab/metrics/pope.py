@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-from steerlab._support.checks import as_number, as_text, as_texts
+from steerlab._support.checks import as_number, as_texts
 from steerlab.errors import DataError
+from steerlab.metrics._checks import answer_of
 
 ANSWER_WORDS = 12
 ANSWER_CHARACTERS = 15  # what the released code of L2S looks at
@@ -49,7 +50,7 @@ def parse_yes_no(text: str) -> str | None:
 
     Source: window of L2S, arXiv 2508.12815 (its code searches substrings, where "no" is found in "another").
     """
-    found = (word for word in _WORD.findall(as_text(text).lower())[:ANSWER_WORDS] if word in ("yes", "no"))
+    found = (word for word in _WORD.findall(answer_of(text).lower())[:ANSWER_WORDS] if word in ("yes", "no"))
     return next(found, None)
 
 
@@ -107,7 +108,8 @@ def l2s_accuracy(gold: Sequence[str], predicted: Sequence[str]) -> float:
     Source: code of L2S, arXiv 2508.12815; use `pope_scores` for the standard score.
     """
     gold, predicted = _checked("l2s_accuracy", gold, predicted)
-    return sum(g in p[:ANSWER_CHARACTERS].lower() for g, p in zip(gold, predicted, strict=True)) / len(gold)
+    read = [answer_of(text).lstrip()[:ANSWER_CHARACTERS].lower() for text in predicted]
+    return sum(g in p for g, p in zip(gold, read, strict=True)) / len(gold)
 
 
 def l2s_f1(accuracy: float) -> float:

@@ -13,7 +13,7 @@ import re
 import unicodedata
 from typing import Literal
 
-from steerlab._support.checks import as_text
+from steerlab.metrics._checks import answer_of
 
 RefusalKind = Literal["inability", "judgment", "rejection"]
 
@@ -124,7 +124,7 @@ def refusal_kind(text: str) -> RefusalKind | None:
 
     Source: categories after the human labels of XSTest, arXiv 2308.01263.
     """
-    start = opening(as_text(text))
+    start = opening(answer_of(text))
     if _LETTER.match(start):
         return None
     for kind, rule in _RULES.items():

@@ -91,7 +91,7 @@ class Model:
         row_format: how rows are given to the model; the check of `load` finds out.
         tried_length: for rows up to this length, row format and shortcuts were compared with plain Hugging Face beyond
             every local window that they leave.
-        breaking_dose: the norm ratio from which on texts broke, where `find_breaking_dose` measured it.
+        breaking_norm_ratio: the norm ratio from which on texts broke, where `find_breaking_norm_ratio` measured it.
         lock: held during a forward, since hooks are shared by all threads.
     """
 
@@ -113,7 +113,7 @@ class Model:
             self.accepted_inputs -= {"position_ids"}
         self.row_format, self.tried_length = RowFormat(), FIRST_TRIED_LENGTH
         self._shortcuts: dict[tuple[str, ...], Shortcuts] = {}
-        self.breaking_dose: float | None = None
+        self.breaking_norm_ratio: float | None = None
 
     def __repr__(self) -> str:
         return f"Model({self.id!r}, {self.n_layers} layers x {self.hidden_size}, {self.dtype}, {self.device})"

@@ -27,7 +27,9 @@ class Site:
     Args:
         layer: 0-based block index; negative indices count from the top and are resolved by `Model.site`.
         point: "block_in", "block_out", "attn_out", "mlp_out" or "heads", the results of all attention heads, one after
-            the other, before the output projection; outside the text only "block_out".
+            the other, before the output projection; outside the text only "block_out". "attn_out" and "mlp_out" are
+            what the modules return. Most models add just that to the residual stream; some normalize or scale it before
+            (Gemma 2, OLMo 2, Granite) or return the stream with it (BLOOM, MPT).
         part: "text", "vision" (blocks of the vision tower) or "projector" (the module that turns states of the tower
             into the features at image tokens; its layer is 0).
 

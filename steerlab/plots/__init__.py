@@ -4,27 +4,20 @@ from steerlab._support.extras import require
 
 require("steerlab.plots", "plots", "matplotlib", "seaborn")  # before the imports below, which would not say it
 
-from steerlab.plots.bars import method_bars as method_bars
-from steerlab.plots.dependence import dependence_bars as dependence_bars
-from steerlab.plots.lens import lens_heatmap as lens_heatmap
-from steerlab.plots.lens import patch_heatmap as patch_heatmap
-from steerlab.plots.lines import geometry_lines as geometry_lines
-from steerlab.plots.lines import propensity_lines as propensity_lines
-from steerlab.plots.page import Page as Page
-from steerlab.plots.page import page as page
-from steerlab.plots.similarity import cosine_heatmap as cosine_heatmap
-from steerlab.plots.similarity import layer_heatmap as layer_heatmap
-from steerlab.plots.similarity import map_scatter as map_scatter
-from steerlab.plots.slopes import slope_distributions as slope_distributions
-from steerlab.plots.style import METHODS as METHODS
-from steerlab.plots.style import method_style as method_style
-from steerlab.plots.style import save as save
-from steerlab.plots.style import style as style
-from steerlab.plots.style import width as width
-from steerlab.plots.summary import METRICS as METRICS
-from steerlab.plots.summary import MetricStyle as MetricStyle
-from steerlab.plots.summary import metric_style as metric_style
-from steerlab.plots.summary import read_summary as read_summary
-from steerlab.plots.summary import summary_frame as summary_frame
-from steerlab.plots.sweep import layer_range_lines as layer_range_lines
-from steerlab.plots.sweep import sweep_heatmap as sweep_heatmap
+from steerlab.plots.bars import method_bars
+from steerlab.plots.dependence import dependence_bars
+from steerlab.plots.lens import lens_heatmap, patch_heatmap
+from steerlab.plots.lines import geometry_lines, propensity_lines
+from steerlab.plots.page import Page, page
+from steerlab.plots.similarity import cosine_heatmap, layer_heatmap, map_scatter
+from steerlab.plots.slopes import slope_distributions
+from steerlab.plots.style import METHODS, method_style, save, style, width
+from steerlab.plots.summary import METRICS, MetricStyle, metric_style, read_summary, summary_frame
+from steerlab.plots.sweep import layer_range_lines, sweep_heatmap
+
+__all__ = [
+    "METHODS", "METRICS", "MetricStyle", "Page", "cosine_heatmap", "dependence_bars", "geometry_lines",
+    "layer_heatmap", "layer_range_lines", "lens_heatmap", "map_scatter", "method_bars", "method_style",
+    "metric_style", "page", "patch_heatmap", "propensity_lines", "read_summary", "save", "slope_distributions",
+    "style", "summary_frame", "sweep_heatmap", "width",
+]  # fmt: skip

@@ -20,6 +20,7 @@ from steerlab.plots.style import (
     get_axes,
     label_ends,
     method_style,
+    metric_label,
 )
 
 BAND_ALPHA = 0.18
@@ -35,7 +36,7 @@ def propensity_lines(
     labels: Mapping[str, str] | None = None,
     **where: str | int | float,
 ) -> Axes:
-    """The mean propensity over alpha with its interval, one line per behavior or method, named at its end.
+    """The mean of a metric over alpha with its interval, one line per behavior or method, named at its end.
 
     Example:
         >>> ax = propensity_lines(propensity_curves(frame), layer=13)
@@ -78,7 +79,7 @@ def propensity_lines(
     _banded_lines(ax, rows[rows[hue].isin(shown)], "alpha", "mean", hue, looks, marker="o", ms=3, mew=0)
     alphas = sorted(rows["alpha"].unique())
     ax.set_xticks(alphas, [f"{a:g}".replace("-", "−") for a in alphas])
-    ax.set(xlabel="Strength α", ylabel="Mean propensity (logit difference)")
+    ax.set(xlabel="Strength α", ylabel=f"Mean {metric_label(rows, 'logit difference')}")
     ax.margins(x=0.03)
     _name_lines(ax, rows, "alpha", "mean", hue, looks, labels)
     return ax

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from steerlab.errors import DataError, require_columns
-from steerlab.plots.style import LESS, get_axes, readable_name
+from steerlab.plots.style import LESS, get_axes, metric_label, readable_name
 
 TOWARDS, AWAY = "#4393C3", "#D6604D"
 SIDES = {"moved towards the behavior": TOWARDS, "moved away": AWAY}
@@ -75,7 +75,8 @@ def slope_distributions(
     ax.set_yticks(range(len(order)), [(labels or {}).get(n, readable_name(n)) for n in order])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    ax.set_xlabel("Slope of an example's propensity (logits per unit of α)")
+    what = metric_label(slopes, "logits")
+    ax.set_xlabel(f"Slope of an example's {what} per unit of α")
     write_shares(ax, (slopes["slope"] <= 0).groupby(slopes["behavior"]).mean()[order])
     patches = [Patch(color=color, label=label) for label, color in SIDES.items()]
     median = Line2D([], [], ls="", marker="|", ms=6, mew=1.3, color="black", label="median")

@@ -11,6 +11,7 @@ from typing import Literal, SupportsFloat
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
@@ -97,6 +98,12 @@ def readable_name(name: str, max_length: int = 44) -> str:
     """
     text = name.replace("-", " ").replace("_", " ")
     return text if len(text) <= max_length else text[: max_length - 1].rstrip() + "…"
+
+
+def metric_label(rows: pd.DataFrame, unit: str) -> str:
+    """What the rows measure, by their column "metric"; without one, and with a unit, the propensity."""
+    name = str(rows["metric"].iloc[0]) if "metric" in rows and len(rows) else "propensity"
+    return f"propensity ({unit})" if name == "propensity" else readable_name(name)
 
 
 def width(columns: Literal[1, 2] = 1) -> float:

@@ -51,7 +51,8 @@ def sweep_heatmap(
         colorbar: draw a color bar beside the axes.
 
     Returns:
-        The axes: strengths without 0 from left to right, layers from bottom to top. White is no change.
+        The axes: strengths without 0 from left to right, layers from bottom to top. White is no change,
+        or without alpha 0 a mean of 0; the color bar says which.
 
     Raises:
         DataError: columns are missing, no row is left, the frame holds several methods or positions, or the selected
@@ -68,6 +69,7 @@ def sweep_heatmap(
         )
     means = rows.pivot_table(index="layer", columns="alpha", values="value", sort=False).sort_index(axis=1)
     means = means.loc[in_layer_order(means.index)]
+    what = "Change of mean" if 0 in means else "Mean"
     if 0 in means:
         means = means.sub(means[0], axis=0).drop(columns=0)
     ax = get_axes(ax, height=3.4)
@@ -75,7 +77,7 @@ def sweep_heatmap(
     sns.heatmap(
         means, cmap="RdBu", vmin=-most, vmax=most, yticklabels=ceil(len(means) / MAX_TICKS), ax=ax, cbar=colorbar,
         xticklabels=[f"{a:g}".replace("-", "−") for a in means.columns],
-        cbar_kws={"label": label or f"Change of mean {metric.replace('_', ' ')}", "pad": 0.02} if colorbar else None,
+        cbar_kws={"label": label or f"{what} {metric.replace('_', ' ')}", "pad": 0.02} if colorbar else None,
     )  # fmt: skip
     ax.invert_yaxis()
     ax.tick_params(length=0)

@@ -48,7 +48,8 @@ class Generations(Sequence[str]):
         >>> after.compare(before)                                     # a frame: prompt, before, after
 
     Attributes:
-        texts: the new text of each row, without special tokens and surrounding whitespace.
+        texts: the new text of each row, without special tokens and the whitespace at its end. One of a model without a
+            chat template may begin with a space, which is part of its first token: `score` and `perplexity` need it.
         ids: the new token ids of each row, end of turn included, padding removed.
         example_ids: the input each row belongs to (repeated when `num_return_sequences` > 1).
         prompts: the prompt of each row; of messages, the last.
@@ -152,13 +153,13 @@ def generate(
     check_beam_images(model, rows, options)
     settings = resolve_interventions(model, requests, examples, batch_size, rows)
     ratios: list[pd.DataFrame] = []
-    dose = torch.zeros(2)
+    moved = torch.zeros(2)
 
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[tuple[int, ...]]], Totals]:
         new = new_ids(model, model.inputs(batch, positions=False), edits, options | {"max_new_tokens": max_new_tokens})
         copies = len(new) // len(batch.rows)
         ratios.extend(_token_ratios(edits, batch.width))
-        dose.add_(_dose(edits))
+        moved.add_(_summed_ratios(edits))
         return [new[i : i + copies] for i in range(0, len(new), copies)], _totals(edits, new)
 
     with model.lock, seeded(model, seed):  # locked throughout: threads would draw from one random state
@@ -172,7 +173,7 @@ def generate(
     texts = tuple(decode(model, ids))
     repeated = [e for e, per_row in zip(given, rows_ids, strict=True) for _ in per_row]
     example_ids, shown = tuple(e.id for e in repeated), tuple(last_text(e.prompt) for e in repeated)
-    _warn_of_dose(model, float(dose[1] / dose[0]))
+    _warn_of_norm_ratio(model, float(moved[1] / moved[0]))
     return Generations(texts, ids, example_ids, shown, steered, norm_ratio, _ratio_frame(ratios))
 
 
@@ -225,8 +226,11 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
 
 
 def decode(model: Model, ids: Sequence[Sequence[int]]) -> list[str]:
-    """The texts of new ids, without special tokens and surrounding whitespace."""
-    return [str(model.tokenizer.decode(list(row), skip_special_tokens=True)).strip() for row in ids]
+    """The texts of new ids, without special tokens and the whitespace at the end.
+
+    What they begin with stays: without its space a text would be scored as another first token than the one generated.
+    """
+    return [str(model.tokenizer.decode(list(row), skip_special_tokens=True)).rstrip() for row in ids]
 
 
 def _totals(edits: SiteEdits, new: list[tuple[int, ...]]) -> Totals:
@@ -247,7 +251,7 @@ def _totals(edits: SiteEdits, new: list[tuple[int, ...]]) -> Totals:
     return steered, ratios
 
 
-def _dose(edits: SiteEdits) -> Tensor:
+def _summed_ratios(edits: SiteEdits) -> Tensor:
     """States written and the sum of their norm ratios; what several steerers do to one state adds up, as if they all
     pushed the same way.
     """
@@ -258,12 +262,12 @@ def _dose(edits: SiteEdits) -> Tensor:
     return found
 
 
-def _warn_of_dose(model: Model, norm_ratio: float) -> None:
-    # the same dose, summed in another order, may come out a rounding smaller
-    if model.breaking_dose is not None and norm_ratio >= model.breaking_dose * (1 - 1e-5):
+def _warn_of_norm_ratio(model: Model, norm_ratio: float) -> None:
+    # the same ratio, summed in another order, may come out a rounding smaller
+    if model.breaking_norm_ratio is not None and norm_ratio >= model.breaking_norm_ratio * (1 - 1e-5):
         warnings.warn(
-            f"the norm ratio is {norm_ratio:.2f}, and from {model.breaking_dose:.2f} on texts of {model.id} broke: "
-            "read them, or give a smaller alpha",
+            f"the norm ratio is {norm_ratio:.2f}, and from {model.breaking_norm_ratio:.2f} on texts of {model.id} "
+            "broke: read them, or give a smaller alpha",
             UserWarning,
             stacklevel=4,
         )

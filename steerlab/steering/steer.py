@@ -106,7 +106,7 @@ def steer(
             `Request(steerer, alpha, positions)` sets alpha and positions of one.
         alpha: strength, one number or one per input; 0 leaves the model bit-identical.
         positions: where to add the vectors (see `steerlab.models.positions`); None: each method's
-            `default_positions` ("all" for most, "prompt" for AlphaSteer and AdaSteer).
+            `default_positions` ("all" for most, "prompt" for AlphaSteer, AdaSteer and CONFST).
         scale: "raw", "norm" for alpha in units of each input's norm at the steered layer, or "token_norm" for units of
             each state's own norm.
 

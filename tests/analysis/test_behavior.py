@@ -101,3 +101,8 @@ def test_goals_without_harmless_inputs_say_nothing_of_them_and_an_absent_class_i
 def test_one_text_per_input(texts: list[str], plain: list[str] | None) -> None:
     with pytest.raises(DataError, match="3 inputs"):
         judge_answers(ROWS, texts, plain)
+
+
+def test_empty_texts_do_not_look_diverse() -> None:
+    rows = [Example("?", id=f"h{i}", behavior="refuse") for i in range(4)]
+    assert safety_summary(judge_answers(rows, ["", " ", "", ANSWER]))["distinct2"] == 0.25

@@ -5,7 +5,7 @@ import torch
 
 from steerlab import L2S, Contrast, Example, Request, SteeringVector, capture, generate
 from steerlab.analysis import _dose
-from steerlab.analysis.calibration import calibrate_strength, find_breaking_dose, measure_dose
+from steerlab.analysis.calibration import calibrate_strength, find_breaking_norm_ratio, measure_dose
 from steerlab.errors import DataError, SteeringError
 from steerlab.methods import Gated, LinearProbe, Operation, Prompt
 from steerlab.methods.l2s.config import TrainingConfig
@@ -116,14 +116,14 @@ def test_positions_counted_from_the_end_and_changed_prompts_have_no_dose(model: 
 def test_texts_past_the_dose_that_broke_them_are_warned_of(recwarn: pytest.WarningsRecorder) -> None:
     model, vector = tiny_lm("llama"), SteeringVector({1: V})
     options = {"max_new_tokens": 24, "positions": "last+generated"}
-    tried = find_breaking_dose(model, PROMPTS, vector, max_perplexity=1e9, **options).set_index("alpha")
+    tried = find_breaking_norm_ratio(model, PROMPTS, vector, max_perplexity=1e9, **options).set_index("alpha")
     broken = tried[tried["fluent"] < 0.5]
-    assert model.breaking_dose == broken["norm_ratio"].min() and len(broken) >= 1
+    assert model.breaking_norm_ratio == broken["norm_ratio"].min() and len(broken) >= 1
     for alpha, row in tried.iterrows():
-        model.breaking_dose, known = None, model.breaking_dose
+        model.breaking_norm_ratio, known = None, model.breaking_norm_ratio
         texts = generate(model, PROMPTS, steer=vector, alpha=alpha, **options)
         assert sum(map(is_fluent, texts)) / 3 == row["fluent"] and texts.norm_ratio == row["norm_ratio"]
-        model.breaking_dose = known
+        model.breaking_norm_ratio = known
     gentle, strong = tried[tried["fluent"] >= 0.5].index.max(), broken.index.min()
     assert strong / gentle <= 1.1 * 1.01
     generate(model, PROMPTS, steer=vector, alpha=gentle / 2, **options)
@@ -135,7 +135,7 @@ def test_texts_past_the_dose_that_broke_them_are_warned_of(recwarn: pytest.Warni
 def test_two_steerers_at_one_state_are_one_dose() -> None:
     model, options = tiny_lm("llama"), {"max_new_tokens": 4, "positions": "last+generated"}
     once = generate(model, PROMPTS, steer=SteeringVector({1: V}), **options)
-    model.breaking_dose = 1.5 * once.norm_ratio
+    model.breaking_norm_ratio = 1.5 * once.norm_ratio
     for twice in (SteeringVector({1: 2 * V}), [SteeringVector({1: V}), SteeringVector({1: V})]):
         with pytest.warns(UserWarning, match="broke"):
             generate(model, PROMPTS, steer=twice, **options)
@@ -144,9 +144,11 @@ def test_two_steerers_at_one_state_are_one_dose() -> None:
 def test_a_dose_that_breaks_no_text_is_refused(model: Model) -> None:
     with pytest.raises(SteeringError, match=r"at alpha 1 the share of fluent texts is 100%.*no strength between"):
         gentle = Operation(SteeringVector({1: V}), "rotate", first=1)
-        find_breaking_dose(model, PROMPTS, gentle, max_new_tokens=24, max_perplexity=1e9)
-    assert model.breaking_dose is None
+        find_breaking_norm_ratio(model, PROMPTS, gentle, max_new_tokens=24, max_perplexity=1e9)
+    assert model.breaking_norm_ratio is None
     with pytest.raises(SteeringError, match=r"without steering 0% of these texts are fluent.*a larger max_perplexity"):
-        find_breaking_dose(model, PROMPTS, SteeringVector({1: V}), max_new_tokens=24)  # a random model is never likely
+        find_breaking_norm_ratio(
+            model, PROMPTS, SteeringVector({1: V}), max_new_tokens=24
+        )  # a random model is never likely
     with pytest.raises(DataError, match="fluent"):
-        find_breaking_dose(model, PROMPTS, SteeringVector({1: V}), fluent=2.0)
+        find_breaking_norm_ratio(model, PROMPTS, SteeringVector({1: V}), fluent=2.0)

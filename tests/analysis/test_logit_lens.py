@@ -6,7 +6,10 @@ from torch import Tensor
 
 from steerlab import Site, steer
 from steerlab.analysis.logit_lens import logit_lens
-from steerlab.errors import DataError, LayoutError, SteerlabError
+from steerlab.analysis.patching import patch
+from steerlab.analysis.sae_features import sae_features
+from steerlab.errors import DataError, LayoutError, MismatchError, SteerlabError
+from steerlab.methods.sae import train_sae
 from steerlab.models.layout import blocks, find_layout, module_at
 from steerlab.models.model import Model
 from steerlab.testing import FAMILIES, tiny_hf, tiny_lm, tiny_vlm
@@ -102,3 +105,28 @@ def test_lens_refuses_what_it_cannot_read() -> None:
         logit_lens(bare, PROMPTS)
     with pytest.raises(SteerlabError, match=r"can't start at the output of its last block \(the model has images\)"):
         logit_lens(tiny_vlm("llava"), PROMPTS)
+
+
+def test_one_token_has_rank_1_where_bfloat16_makes_two_equally_probable() -> None:
+    model = tiny_lm("llama", backend="hooks")
+    model.hf.lm_head.weight[41] = model.hf.lm_head.weight[40]
+    words = [model.tokenizer.decode([i]) for i in (40, 41)]
+    frame = logit_lens(model, PROMPTS, tokens=words)
+    ranks = frame.pivot(index=["example_id", "layer"], columns="token", values="rank")
+    assert ((ranks[words[1]] - ranks[words[0]]) == 1).all(), "in the order in which argmax takes them"
+
+
+@pytest.mark.parametrize(("family", "added"), [("llama", True), ("opt", True), ("gemma2", False), ("gemma3", False)])
+def test_attention_output_is_read_where_it_is_what_is_added_to_the_stream(family: str, added: bool) -> None:
+    model, site = tiny_lm(family, backend="hooks"), Site(1, "attn_out")
+    sae = train_sae(torch.randn(64, model.hidden_size), site, 16, 2, epochs=1)
+    if added:
+        assert len(logit_lens(model, PROMPTS, [site], top=1)) == 2
+        patch(model, ["a cat"], ["a dog"], ("a", "b"), layers=[site])
+        return
+    with pytest.raises(LayoutError, match=r"is not what they add to the residual stream.*normalizes"):
+        logit_lens(model, PROMPTS, [site], top=1)
+    with pytest.raises(MismatchError, match="trained on what is added"):
+        sae_features(model, PROMPTS, sae)
+    with pytest.warns(UserWarning, match="is not what they add"):
+        patch(model, ["a cat"], ["a dog"], ("a", "b"), layers=[site])

@@ -31,7 +31,7 @@ def tokens_of(text: str, alpha: float) -> list[dict[str, Any]]:
     words = [word if i == 0 else f" {word}" for i, word in enumerate(text.split())]
     return [
         {
-            "token": word, "cosine": ((i % 7) - 2) / 8, "dose": alpha * (0.1 + 0.05 * (i % 3)), "kl": 0.2 * i,
+            "token": word, "cosine": ((i % 7) - 2) / 8, "norm_ratio": alpha * (0.1 + 0.05 * (i % 3)), "kl": 0.2 * i,
             "logprob": -1.0, "top": [(word, 0.6), (" matey", 0.2)], "unsteered": [(" the", 0.5), (" a", 0.3)],
         }
         for i, word in enumerate(words)

@@ -134,7 +134,7 @@ WIDGET = """async ([source, data, canned]) => {
       sent.push(message);
       if (!message.request) return;
       const { method, layer, alpha } = message.request, text = `${method} ${layer} ${alpha}`;
-      const done = { text, broken: false, unsafe: null, dose: 0.2, tokens: [], words: [] };
+      const done = { text, broken: false, unsafe: null, norm_ratio: 0.2, tokens: [], words: [] };
       const send = (event) => listeners.forEach((listener) => listener({ id: message.id, event }));
       [{ text: "half" }, { done }, null].forEach(send);
     },

@@ -141,7 +141,7 @@ def test_tokens_show_their_numbers_by_mouse_and_keyboard(open_page, file_address
     assert "KL 0.20 nats" in detail.text_content()
 
 
-def test_bars_of_tokens_show_sign_and_dose_without_color(open_page, file_address: str) -> None:
+def test_bars_of_tokens_show_sign_and_norm_ratio_without_color(open_page, file_address: str) -> None:
     page = open_page(f"{file_address}#alpha=0.6&layer=16")
     bars = page.locator(".card:nth-child(2) .bar").evaluate_all(
         """all => all.map(one =>
@@ -151,7 +151,7 @@ def test_bars_of_tokens_show_sign_and_dose_without_color(open_page, file_address
     for (name, height, fill), token in zip(bars, tokens, strict=True):
         assert ("less" in name) == (token["cosine"] < 0)
         assert (fill == "rgba(0, 0, 0, 0)") == (token["cosine"] < 0), "a negative cosine is a hollow bar"
-        assert height == pytest.approx(22 * token["dose"] / (0.6 * 0.2), abs=0.2)
+        assert height == pytest.approx(22 * token["norm_ratio"] / (0.6 * 0.2), abs=0.2)
 
 
 def test_squares_are_hatched_where_texts_are_broken_or_unsafe(open_page, file_address: str) -> None:
@@ -168,7 +168,9 @@ def test_squares_are_hatched_where_texts_are_broken_or_unsafe(open_page, file_ad
      (1.2, "mean vector: 0.360, too strong: from 0.360 on, more than 20% of the texts are broken"),
      (0, "mean vector: 0.000, within 0.270")],
 )  # fmt: skip
-def test_gauge_shows_the_range_that_reads_well_and_the_dose_now(open_page, file_address: str, alpha, reading) -> None:
+def test_gauge_shows_the_range_that_reads_well_and_where_it_is_now(
+    open_page, file_address: str, alpha, reading
+) -> None:
     page = open_page(f"{file_address}#alpha={alpha}&layer=16")
     assert reading in page.locator(".gauge").text_content()
     assert (

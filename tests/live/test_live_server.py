@@ -61,7 +61,7 @@ def test_streamed_answer_ends_with_the_text_of_generate(lm, vector: SteeringVect
         *parts, last = answers.answer(request)
         expected = steerlab.generate(answers.model, PROMPTS[:1], steer=vector.part(layer), alpha=alpha, **options)
         assert last["done"]["text"] == expected[0]
-        assert last["done"]["dose"] == pytest.approx(expected.norm_ratio, abs=6e-4)
+        assert last["done"]["norm_ratio"] == pytest.approx(expected.norm_ratio, abs=6e-4)
         assert len(last["done"]["tokens"]) == len(expected.ids[0]) == len(parts)
         assert parts[-1]["text"] == expected[0], "the text grows token by token"
 

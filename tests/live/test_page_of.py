@@ -87,7 +87,7 @@ def test_token_effects_equal_plain_hooks_on_each_row_alone(lm: Callable[..., Mod
             at = n - 1 + i  # the state that predicts the token
             kl = float((after[at].exp() * (after[at] - before[at])).sum())
             assert record["cosine"] == pytest.approx(float(torch.cosine_similarity(h[at], vector, dim=0)), abs=1e-4)
-            assert record["dose"] == pytest.approx(float(alpha * vector.norm() / h[at].norm()), rel=1e-3)
+            assert record["norm_ratio"] == pytest.approx(float(alpha * vector.norm() / h[at].norm()), rel=1e-3)
             assert record["kl"] == pytest.approx(kl, abs=1e-4, rel=1e-3)
             assert record["logprob"] == pytest.approx(float(before[at, token]), abs=1e-4)
             for name, logprobs in (("top", after), ("unsteered", before)):
@@ -118,7 +118,7 @@ def test_other_positions_change_other_tokens(lm: Callable[..., Model], positions
     model, steerer = lm(), vectors(lm())[2]
     texts = steerlab.generate(model, PROMPTS, steer=(), max_new_tokens=NEW, progress=False)
     for records in token_effects(model, PROMPTS, texts.ids, steer=steerer, positions=positions):
-        moved = [record["dose"] > 0 for record in records]
+        moved = [record["norm_ratio"] > 0 for record in records]
         expected = {"all": [True] * len(moved), "generated": [False] + [True] * (len(moved) - 1)}
         assert moved == expected.get(positions, [True] + [False] * (len(moved) - 1))
 
@@ -128,7 +128,7 @@ def test_operators_without_a_vector_of_their_own_have_the_direction_of_the_chang
     removed = Operation(vectors(model)[2], "project_out")
     texts = steerlab.generate(model, PROMPTS, steer=(), max_new_tokens=NEW, progress=False)
     records = token_effects(model, PROMPTS, texts.ids, steer=removed, positions="last+generated")[0]
-    assert all(record["dose"] == pytest.approx(abs(record["cosine"]), abs=1e-3) for record in records)
+    assert all(record["norm_ratio"] == pytest.approx(abs(record["cosine"]), abs=1e-3) for record in records)
 
 
 def test_strength_zero_changes_nothing(lm: Callable[..., Model]) -> None:

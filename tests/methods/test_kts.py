@@ -11,12 +11,13 @@ import torch
 from peft import PeftModel
 
 import steerlab
-from steerlab import Contrast, Example, MeanDifference
+from steerlab import Contrast, Example, MeanDifference, Site
 from steerlab.capturing.rows import encode_answer
 from steerlab.errors import DataError, LoadError, MismatchError, SteeringError
 from steerlab.methods import KTS_RELEASED, KTSConfig, ModelEdit, Spherical, kl_then_steer, released_layers
-from steerlab.methods.kts.behavior_vectors import edits_for
+from steerlab.methods.kts.behavior_vectors import BehaviorVectors, edits_for
 from steerlab.methods.kts.objective import PairedForwards, counted_tokens, kl_divergence
+from steerlab.methods.kts.train import _Trainer
 from steerlab.methods.model_edit import adapt, adapter_weights
 from steerlab.models.model import Model
 from steerlab.testing import FAMILIES, tiny_lm
@@ -302,3 +303,14 @@ def test_released_settings_are_those_of_the_code() -> None:
     config = KTSConfig(**KTS_RELEASED)
     assert (config.rank, config.scaling, config.steered_share, config.keep_weight) == (128, 256.0, 0.125, 0.0)
     assert (config.first, config.tokens, config.blocks) == ("model", "padded", "all")
+
+
+def test_effect_of_steering_does_not_depend_on_the_batches(model: Model) -> None:
+    pairs = [Contrast(" no" * (n % 7 + 1), " yes" * (7 - n % 7)) for n in range(21)]
+    rows = [Example(text, contrast=pair) for text, pair in zip(texts(21, 4), pairs, strict=True)]
+    vectors = BehaviorVectors({"refuse": rows}, [Site(1)], MeanDifference)
+    found = []
+    for size in (1, 2, 3, 5):
+        trainer = _Trainer(model, vectors, KTSConfig(batch_size=size, coefficients=(0.0, 1.0)), [], [], seed=0)
+        found.append(trainer._effects["refuse"])
+    assert np.ptp(found) < 1e-5 < abs(found[0])

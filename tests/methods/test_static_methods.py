@@ -115,6 +115,7 @@ def test_random_direction_depends_on_seed_and_id_only():
     before = torch.get_rng_state()
     one = random_vectors(1, IDS, True)
     assert torch.equal(one, random_vectors(1, IDS[::-1], True).flip(0))
+    assert torch.equal(one, random_vectors(np.int64(1), IDS, True)), "a seed of NumPy's range is the same seed"
     assert not torch.equal(one, random_vectors(2, IDS, True))
     assert torch.equal(random_vectors(1, IDS[:1], False), random_vectors(1, ("unseen",), False))
     assert not torch.equal(random_vectors(1, IDS[:1], False), random_vectors(2, IDS[:1], False))

@@ -1,6 +1,7 @@
 """Bootstrap and Wilson intervals."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,3 +108,10 @@ def test_share_interval_is_the_wilson_score_interval(n: int, share: float, level
 def test_share_interval_of_impossible_counts_is_refused(bad: dict) -> None:
     with pytest.raises(DataError, match="share_interval got"):
         share_interval(**bad)
+
+
+def test_pairs_of_labeled_values_are_joined_on_their_labels() -> None:
+    a, b = (pd.Series(np.random.default_rng(seed).normal(size=40)) for seed in (1, 2))
+    assert paired_bootstrap(a, b.sample(frac=1, random_state=0)) == paired_bootstrap(a, b)
+    later = pd.Series(b.to_numpy(), index=range(40, 80))  # of one long table: other labels, the same order
+    assert paired_bootstrap(a, later) == paired_bootstrap(a, b)

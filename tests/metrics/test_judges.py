@@ -133,3 +133,17 @@ def test_keyword_judge_counts_steps() -> None:
     assert 0 < got[4] < got[5] < 1
     with pytest.raises(DataError, match="no texts"):
         judge([])
+
+
+@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
+def test_classifier_gives_the_scores_of_the_transformers_pipeline(
+    classifier: Path, tmp_path: Path, problem: str | None
+) -> None:
+    model = BertForSequenceClassification.from_pretrained(classifier)
+    model.config.problem_type = problem
+    model.save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(classifier).save_pretrained(tmp_path)
+    pipeline = transformers.pipeline("text-classification", str(tmp_path), top_k=None, device="cpu")
+    expected = [next(one["score"] for one in row if one["label"] == "harm") for row in pipeline(TEXTS)]
+    got = ClassifierJudge(str(tmp_path), unsafe_label="harm", device="cpu")(TEXTS)
+    assert got == pytest.approx(expected, abs=1e-6)

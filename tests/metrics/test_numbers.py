@@ -19,6 +19,8 @@ from steerlab.metrics.numbers import exact_match, final_number
         ("It weighs 12.5kg", "12.5"), ("5 bags of 20kg", "20"), ("3 times, covers 20km.", "20"), ("of 3, $.75", ".75"),
         ("3 hours, so 1.5e3", "1500"), ("Numbers 1,2,3", "3"), ("12 on the 3rd day", "12"), ("5, or $20k", None),
         ("3 in version 1.2.3", None), ("a $5m loss of 3", "3"), ("3 a share, $5m in all", None), ("5m of rope", "5"),
+        (r"\boxed{1{,}000}", "1000"), (r"\boxed{12\text{ ft}^2}", "12"), (r"3{,}005", "3005"), (r"1\,000", "1000"),
+        ("12 cm^3", "12"), ("so 2^10", None), ("2^{10}", None), ("x^2 = 4", "4"),
     ],
 )  # fmt: skip
 def test_final_number_in_common_notations(text: str, number: str | None) -> None:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from steerlab import SteeringVector, score, steer
+from steerlab import SteeringVector, generate, score, steer
 from steerlab.errors import DataError
 from steerlab.metrics import perplexity
 from steerlab.models.model import Model
+from steerlab.testing import tiny_lm
 
 PROMPTS = ["Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?"]
 TEXTS = ["It is long and has many reeds.", "ok", "Fish, in the end."]
@@ -54,3 +55,23 @@ def test_perplexity_of_an_empty_answer_is_nan(lm: Callable[..., Model]) -> None:
     assert np.isnan(perplexity(model, PROMPTS[:1], [""])).all()
     with pytest.raises(DataError, match="3 prompts but 1 texts"):
         perplexity(model, PROMPTS, TEXTS[:1])
+
+
+def test_texts_of_a_model_without_a_template_are_scored_as_the_tokens_that_were_generated() -> None:
+    model = tiny_lm("llama", backend="hooks")
+    model.chat = False
+    prompts = ["The Nile is", "A heron eats", "It is"]
+    (space, *letters) = model.tokenizer(" bdf", add_special_tokens=False).input_ids
+    width = max(len(model.encode(prompt)) for prompt in prompts)
+    found = generate(
+        model, prompts, max_new_tokens=4, progress=False,
+        prefix_allowed_tokens_fn=lambda _, ids: [space] if len(ids) == width else letters,
+    )  # fmt: skip
+    assert all(text.startswith(" ") for text in found)
+    expected = []
+    for prompt, new in zip(prompts, found.ids, strict=True):
+        ids = torch.tensor([[*model.encode(prompt).ids, *new]])
+        with torch.no_grad():
+            logprobs = model.hf(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
+        expected.append(float(logprobs[:-1].gather(-1, ids[0, 1:, None])[-len(new) :].mean().neg().exp()))
+    np.testing.assert_allclose(perplexity(model, prompts, found.texts), expected, rtol=1e-4)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, cohen_kappa_score
 
-from steerlab.metrics import is_refusal, refusal_kind
+from steerlab.metrics import KeywordJudge, defers_to_expert, exact_match, is_refusal, parse_yes_no, refusal_kind
 
 REFUSALS = [
     "I'm sorry, but I can't help with that request.",
@@ -76,3 +76,15 @@ def test_rules_agree_with_human_labels_of_xstest() -> None:
     predictions = [is_refusal(row["completion_start"]) for row in rows]
     assert accuracy_score(labels, predictions) >= 0.90 and cohen_kappa_score(labels, predictions) >= 0.70
     assert sum(predicted and not label for label, predicted in zip(labels, predictions, strict=True)) <= 10
+
+
+def test_what_a_reasoning_model_thinks_is_no_part_of_its_answer() -> None:
+    refusal = "<think>Okay. First, take a step back. I see no dog.</think> I'm sorry, but I can't help with that."
+    assert is_refusal(refusal) and KeywordJudge()([refusal]).tolist() == [0.0]
+    assert not is_refusal("<think>I can't help with that.</think> Sure, here is how you do it.")
+    assert not defers_to_expert("They should see a doctor.</think> Drink water."), "a template may open the thought"
+    assert parse_yes_no("<think>no, wait</think>\n\nYes.") == "yes" and exact_match(["<think>12</think>7"], ["7"]) == [
+        1
+    ]
+    with pytest.warns(UserWarning, match="still thinking.*max_new_tokens"):
+        assert not is_refusal("<think>I'm sorry, but I can't help with")

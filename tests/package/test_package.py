@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BESIDE = {"CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml"}
 # what only a part of steerlab needs, and what only servers and plots do
-OPTIONAL = ("matplotlib", "seaborn", "httpx", "websocket", "tenacity", "peft", "torchvision", "vllm", "gguf", "umap")
+OPTIONAL = ("matplotlib", "seaborn", "httpx", "websocket", "tenacity", "peft", "torchvision", "vllm", "gguf")
 WITHOUT_THEM = f"""
 import sys
 sys.modules |= dict.fromkeys({OPTIONAL})  # as if they were not installed

@@ -111,10 +111,10 @@ def test_contract_with_any_entry_missing_or_of_another_type_is_refused_by_name(d
         (lambda d: d["alphas"].append(float("nan")), "finite strengths"),
         (lambda d: d["cells"][3].update(layer=9), r"cells\[3\].layer is 9: expected a whole number below 2"),
         (lambda d: d["cells"][0].update(broken=1.5), r"cells\[0\].broken is 1.5: expected a share"),
-        (lambda d: d["cells"][0].pop("dose"), r"cells\[0\] lacks \['dose'\]"),
+        (lambda d: d["cells"][0].pop("norm_ratio"), r"cells\[0\] lacks \['norm_ratio'\]"),
         (lambda d: d["texts"][5].update(method=None, layer=True), r"texts\[5\].layer"),
         (lambda d: d["texts"][5].update(text=None), r"texts\[5\].text is None: expected str"),
-        (lambda d: d["texts"][-1].update(tokens=[[0, 1.0]]), "expected .word, cosine, dose, kl, top, unsteered."),
+        (lambda d: d["texts"][-1].update(tokens=[[0, 1.0]]), "expected .word, cosine, norm_ratio, kl, top, unsteered."),
         (lambda d: d["texts"][-1]["tokens"][0].__setitem__(0, 10**6), "words below"),
         (lambda d: d["texts"][-1]["tokens"][0].__setitem__(3, float("inf")), "finite numbers"),
         (lambda d: d["prompts"][0].update(images="x"), r"prompts\[0\].images"),
@@ -189,7 +189,7 @@ def test_layers_may_be_sites_and_methods_may_be_unknown() -> None:
     assert len(set(colors)) == 2 and all(re.fullmatch("#[0-9A-F]{6}", color) for color in colors)
 
 
-def test_frame_without_norm_ratios_has_no_dose() -> None:
+def test_frame_without_norm_ratios_has_none() -> None:
     frame, texts = sweep_frames(prompts=1)
     found = plots.page(frame.drop(columns="norm_ratio"), pd.DataFrame(texts)).to_dict()
-    assert {cell["dose"] for cell in found["cells"]} == {None}
+    assert {cell["norm_ratio"] for cell in found["cells"]} == {None}

@@ -17,6 +17,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from steerlab import plots
 from steerlab.analysis.layer_selection import select_layers
+from steerlab.analysis.steerability import propensity_curves, slopes
 from steerlab.errors import DataError
 from steerlab.plots.style import BEHAVIORS, METHODS, OTHER_COLORS, behavior_styles, readable_name, separate_labels
 
@@ -232,6 +233,8 @@ def test_sweep_shows_changes_against_no_steering_and_frames_the_selected_layers(
     assert (box.get_x(), box.get_y(), box.get_height()) == (1, 2, 2)
     assert mesh.norm.vmin == -mesh.norm.vmax, "white is no change"
     assert not ax.yaxis.get_inverted(), "layer 0 is at the bottom"
+    labels = [plots.sweep_heatmap(rows).figure.axes[1].get_ylabel() for rows in (sweep, sweep[sweep["alpha"] != 0])]
+    assert labels == ["Change of mean propensity", "Mean propensity"]
     ax = plots.sweep_heatmap(sweep.assign(layer=sweep["layer"].map(lambda k: f"{k}.mlp_out")))
     assert [t.get_text() for t in ax.get_yticklabels()] == [f"{k}.mlp_out" for k in range(5)]
     ax = plots.layer_range_lines(chosen.table)
@@ -320,3 +323,14 @@ def test_dependence_shows_what_is_explained_within_and_between_behaviors(ax):
     ):
         with pytest.raises(DataError, match=message):
             plots.dependence_bars(wrong)
+
+
+def test_axes_name_the_metric_that_was_measured() -> None:
+    rows = [("x", f"e{i}", a, "first_token_accuracy", i % 2 + a) for i in range(4) for a in (0.0, 1.0)]
+    frame = pd.DataFrame(rows, columns=["behavior", "example_id", "alpha", "metric", "value"])
+    lines = plots.propensity_lines(propensity_curves(frame, "first_token_accuracy", n_boot=10))
+    assert lines.get_ylabel() == "Mean first token accuracy"
+    violins = plots.slope_distributions(slopes(frame, "first_token_accuracy"))
+    assert violins.get_xlabel() == "Slope of an example's first token accuracy per unit of α"
+    as_before = frame.assign(metric="propensity")
+    assert plots.propensity_lines(propensity_curves(as_before)).get_ylabel() == "Mean propensity (logit difference)"

@@ -93,12 +93,13 @@ class PairedForwards:
             raise SteeringError("the KL of a steered forward is not finite: give smaller coefficients or learning_rate")
         return found
 
-    def answer_logprob(self, batch: Batch, edits: SiteEdits, *, original: bool = False) -> float:
-        """Mean log-probability of the answers' tokens under edits."""
+    def answer_logprobs(self, batch: Batch, edits: SiteEdits, *, original: bool = False) -> list[float]:
+        """Log-probability per token of each row's answer under edits."""
         counted = counted_tokens(batch, "answer")
         logits = self.logits(batch, edits, counted, original=original)
         wanted = torch.tensor([token for row in batch.rows for token in row.ids[row.n_prompt :]], device=logits.device)
-        return float(logits.float().log_softmax(-1).gather(1, wanted[:, None]).mean())
+        found = logits.float().log_softmax(-1).gather(1, wanted[:, None])[:, 0]
+        return [float(row.mean()) for row in found.split(counted.sum(1).tolist())]
 
 
 def batches_of(model: Model, rows: Sequence[EncodedPrompt], size: int) -> list[Batch]:

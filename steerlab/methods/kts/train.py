@@ -245,17 +245,18 @@ class _Trainer:
 
     @torch.no_grad()
     def _effect(self, name: str, original: bool = False) -> float:
-        """What steering adds to the log-probability per token of wanted over unwanted answers, held-out contrasts."""
+        """What steering adds to the log-probability per token of wanted over unwanted answers, held-out pairs' mean."""
         vectors = self.vectors.vectors(self.model, name)
         margins = []
         for strength in (self.config.strength, 0.0):
             found = {}
             for side in SIDES:
                 found[side] = np.mean([
-                    self.forwards.answer_logprob(
+                    logprob
+                    for batch in batches_of(self.model, self._answered[name, side], self.config.batch_size)
+                    for logprob in self.forwards.answer_logprobs(
                         batch, edits_for(batch, vectors, strength, self.model.device), original=original
                     )
-                    for batch in batches_of(self.model, self._answered[name, side], self.config.batch_size)
                 ])  # fmt: skip
             margins.append(found["positive"] - found["negative"])
         return float(margins[0] - margins[1])

@@ -79,7 +79,7 @@ def page(
     title: str = "What steering does",
     note: str = "",
     model: str | None = None,
-    breaking_dose: float | None = None,
+    breaking_norm_ratio: float | None = None,
 ) -> Page:
     """A page with a strength slider, the texts side by side, and a map of the sweep.
 
@@ -89,17 +89,17 @@ def page(
 
     Args:
         frame: one row per measurement, as `steerlab.sweep` returns it: `method, layer, alpha, example_id, metric,
-            value` and, for the dose, `norm_ratio`. Two metrics have a meaning of their own: "broken" and "unsafe", 1
+            value` and `norm_ratio`. Two metrics have a meaning of their own: "broken" and "unsafe", 1
             for such a text and 0 for another. "unsafe" may be missing where a prompt asks for nothing unsafe.
         texts: one row per text: `method, layer, alpha, example_id, prompt, text`; optional are `behavior` (the group in
-            the prompt picker), `images` (a list for each prompt) and `tokens` (records of `token, cosine, dose, kl,
-            top, unsteered`, from `steerlab.analysis.token_effects`). Rows of alpha 0 are the unsteered texts; each
+            the prompt picker), `images` (a list for each prompt) and `tokens` (records of `token, cosine, norm_ratio,
+            kl, top, unsteered`, from `steerlab.analysis.token_effects`). Rows of alpha 0 are the unsteered texts; each
             prompt needs one.
         effect, side_effect: names of two metrics; None: the first two of the frame, apart from the special ones.
         labels: how metrics are called on the page, by name.
         title, note: the heading, and a line about how the texts were made.
         model: the id of the model; None: the column "model" of the frame.
-        breaking_dose: the dose from which texts of the model broke, where it is known (`Model.breaking_dose`).
+        breaking_norm_ratio: from which texts of the model broke, where it is known (as an attribute of `Model`).
 
     Returns:
         The page. Nothing that it shows is computed later: it opens from disk, without network.
@@ -135,7 +135,7 @@ def page(
             "prompts": _prompts_of(texts), "effect": _labeled(effect, labels),
             "side_effect": _labeled(side_effect, labels), "unsafe": _labeled("unsafe", labels),
             "cells": cells, "texts": found, "words": list(words),
-            "dose": {"fluent": FLUENT, "breaks": breaking_dose}, "live": False,
+            "norm_ratio": {"fluent": FLUENT, "breaks": breaking_norm_ratio}, "live": False,
         }
     )  # fmt: skip
 
@@ -164,7 +164,7 @@ def encode_tokens(tokens: Iterable[Mapping[str, Any]], words: dict[str, int]) ->
         return [one for word, share in top for one in (number(word), round(100 * share))]
 
     return [
-        [number(t["token"]), _short(t["cosine"], 2), _short(t["dose"]), _short(t["kl"]), pairs(t["top"]),
+        [number(t["token"]), _short(t["cosine"], 2), _short(t["norm_ratio"]), _short(t["kl"]), pairs(t["top"]),
          pairs(t["unsteered"])]
         for t in tokens
     ]  # fmt: skip
@@ -212,9 +212,9 @@ def _by_metric(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     if missing := [name for name in names if wide[name].isna().any()]:
         raise DataError(f"some texts of the frame have no value of {missing[0]!r}: each needs every metric")
     if "norm_ratio" in frame:
-        ratio = frame.groupby([*_KEYS, "example_id"], sort=False)["norm_ratio"].mean().rename("dose")
+        ratio = frame.groupby([*_KEYS, "example_id"], sort=False)["norm_ratio"].mean()
         return wide.merge(ratio.reset_index(), on=[*_KEYS, "example_id"])
-    return wide.assign(dose=np.nan)
+    return wide.assign(norm_ratio=np.nan)
 
 
 def _texts_of(texts: pd.DataFrame, values: pd.DataFrame, axes: _Axes, words: dict[str, int]) -> list[dict[str, Any]]:
@@ -229,7 +229,8 @@ def _texts_of(texts: pd.DataFrame, values: pd.DataFrame, axes: _Axes, words: dic
         tokens = row.get("tokens")
         text = axes.place(row) | {
             "prompt": prompt, "text": str(row["text"]), "broken": one["broken"] >= 0.5, "unsafe": _flag(one),
-            "dose": _short(one["dose"]), "tokens": encode_tokens(tokens if isinstance(tokens, list) else [], words),
+            "norm_ratio": _short(one["norm_ratio"]),
+            "tokens": encode_tokens(tokens if isinstance(tokens, list) else [], words),
         }  # fmt: skip
         if row["alpha"] != 0:
             found.append(text)
@@ -254,7 +255,7 @@ def _cells_of(values: pd.DataFrame, axes: _Axes, effect: str, side_effect: str) 
     """The means of every method, layer and strength."""
     fluent = values["unsafe"] * (values["broken"] < 0.5)
     grouped = values.assign(unsafe=fluent.where(values["unsafe"].notna())).groupby(_KEYS, sort=False)
-    columns = {"effect": effect, "side_effect": side_effect, "broken": "broken", "unsafe": "unsafe", "dose": "dose"}
+    columns = {"effect": effect, "side_effect": side_effect} | {n: n for n in ("broken", "unsafe", "norm_ratio")}
     means = grouped[list(dict.fromkeys(columns.values()))].mean().reset_index()
     known = means["method"].isin(axes.methods) & means["layer"].isin(axes.layers) & means["alpha"].isin(axes.alphas)
     return [

@@ -11,17 +11,18 @@
     effect       {name, label}: the measure that the vectors are to raise
     side_effect  {name, label}: the measure that they are to leave low
     unsafe       {name, label}: what `unsafe` of cells and texts means
-    cells        [{method, layer, alpha, effect, side_effect, broken, unsafe, dose}]: means over the prompts. `broken`
-                 is the share of broken texts, `unsafe` that of fluent and unsafe ones where it was measured (null:
-                 nowhere); `dose` is the mean of ‖αv‖/‖h‖ over the states that were changed (null: not known)
-    texts        [{method, layer, alpha, prompt, text, broken, unsafe, dose, tokens}]; an unsteered text has the method
-                 and layer null and alpha 0
-    tokens       of a text: [[word, cosine, dose, kl, top, unsteered], ...], all of the state that predicts the word:
+    cells        [{method, layer, alpha, effect, side_effect, broken, unsafe, norm_ratio}]: means over the prompts.
+                 `broken` is the share of broken texts, `unsafe` that of fluent and unsafe ones where it was measured
+                 (null: nowhere); `norm_ratio` is the mean of ‖αv‖/‖h‖ over the states that were changed (null: not
+                 known)
+    texts        [{method, layer, alpha, prompt, text, broken, unsafe, norm_ratio, tokens}]; an unsteered text has the
+                 method and layer null and alpha 0
+    tokens       of a text: [[word, cosine, norm_ratio, kl, top, unsteered], ...], of the state that predicts the word:
                  the cosine of state and vector, its ‖αv‖/‖h‖, the KL divergence of the steered from the unsteered
                  distribution in nats, and the most likely words of both, [word, percent, word, percent, ...]
     words        the strings that the `word`s of `tokens` are numbers of
-    dose         {fluent, breaks}: a cell reads well if at least the share `fluent` of its texts is not broken; `breaks`
-                 is the dose from which texts of this model broke when it was measured beforehand (null: it was not)
+    norm_ratio   {fluent, breaks}: a cell reads well if at least the share `fluent` of its texts is not broken; `breaks`
+                 is the norm ratio from which texts of this model broke, where it was measured (null: it was not)
     live         whether texts that are missing are made by a model behind the page
 
 `method`, `layer`, `alpha` and `prompt` of cells and texts are places in the lists above.
@@ -39,22 +40,24 @@ VERSION = 1
 MAX_TEXTS, MAX_LAYERS, MAX_ALPHAS, MAX_METHODS = 5000, 64, 25, 6  # what a screen and a browser hold
 
 _NUMBER, _SHARE, _PLACE = (int, float), "a share", "a place"
-_OPTIONAL = {"unsafe", "dose", "side_effect", "effect", "breaks"}
+_OPTIONAL = {"unsafe", "norm_ratio", "side_effect", "effect", "breaks"}
 _NAMED = {"name": str, "label": str}
 _WHERE = {"method": _PLACE, "layer": _PLACE, "alpha": _PLACE}
 _LISTS: dict[str, dict[str, Any]] = {
     "methods": {**_NAMED, "color": str},
     "prompts": {"id": str, "text": str, "group": str, "images": list},
-    "cells": {**_WHERE, "effect": _NUMBER, "side_effect": _NUMBER, "broken": _SHARE, "unsafe": _SHARE, "dose": _NUMBER},
+    "cells": {
+        **_WHERE, "effect": _NUMBER, "side_effect": _NUMBER, "broken": _SHARE, "unsafe": _SHARE, "norm_ratio": _NUMBER
+    },
     "texts": {
-        **_WHERE, "prompt": _PLACE, "text": str, "broken": bool, "unsafe": bool, "dose": _NUMBER, "tokens": list
+        **_WHERE, "prompt": _PLACE, "text": str, "broken": bool, "unsafe": bool, "norm_ratio": _NUMBER, "tokens": list
     },
 }  # fmt: skip
 _OBJECTS: dict[str, dict[str, Any]] = {
     "effect": _NAMED,
     "side_effect": _NAMED,
     "unsafe": _NAMED,
-    "dose": {"fluent": _SHARE, "breaks": _NUMBER},
+    "norm_ratio": {"fluent": _SHARE, "breaks": _NUMBER},
 }
 _PLAIN = {"title": str, "model": str, "note": str, "layers": list, "alphas": list, "words": list, "live": bool}
 KEYS = ("version", *_PLAIN, *_LISTS, *_OBJECTS)
@@ -151,8 +154,8 @@ def _check_tokens(name: str, tokens: Sequence[Any], n_words: int) -> None:
         right = right and all(type(word) is int and 0 <= word < n_words for word in words)
         if not right or not all(map(_is_number, numbers)):
             raise DataError(
-                f"{name}[{number}] is {token!r:.80}: expected [word, cosine, dose, kl, top, unsteered] with words "
-                f"below {n_words} and finite numbers"
+                f"{name}[{number}] is {token!r:.80}: expected [word, cosine, norm_ratio, kl, top, unsteered] with "
+                f"words below {n_words} and finite numbers"
             )
 
 

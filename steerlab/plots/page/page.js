@@ -172,7 +172,7 @@ class View {
     this.cards = make("section", { class: "cards", "aria-label": "Texts" });
     this.question = make("div", { class: "question" });
     this.status = make("p", { class: "status", role: "status" });
-    this.gauge = make("section", { class: "panel gauge", "aria-labelledby": `${this.id}-dose` });
+    this.gauge = make("section", { class: "panel gauge", "aria-labelledby": `${this.id}-ratio` });
     this.maps = make("div", { class: "maps" });
     this.plot = make("div", { class: "plot" });
     this.root.replaceChildren(
@@ -182,7 +182,7 @@ class View {
           " are not in the unsteered text.") : make("p", { class: "lead" }, "No vector was given: this is what the model writes by itself."),
         make("p", { class: "note" }, [data.model, data.note].filter(Boolean).join(" · "))),
       this.controls(), this.question, this.cards,
-      data.methods.length ? make("p", { class: "hint" }, "Bars over the tokens: the height is the dose, the length of the added vector beside that of the "
+      data.methods.length ? make("p", { class: "hint" }, "Bars over the tokens: the height is the norm ratio, the length of the added vector beside that of the "
         + "state, ‖αv‖/‖h‖; blue states point along the vector, hollow red ones against it, pale ones neither way. Point at a token, or walk with "
         + "the arrow keys, for its numbers. KL says how much the vector changed which token is likely there: 0 nats is not at all.") : "",
       this.status, data.methods.length ? this.gauge : "",
@@ -413,18 +413,18 @@ class View {
       make("h2", {}, method ? this.mark(place.method) : null, method ? method.label : "no steering"),
       make("p", { class: "text", lang: "" }, words),
       make("p", { class: "tags" }, tags.map((tag) => make("span", { class: "tag" }, tag)),
-        steered && text.dose !== null ? make("span", { class: "dose" }, `dose ${number(text.dose)}`) : null),
+        steered && text.norm_ratio !== null ? make("span", { class: "ratio" }, `norm ratio ${number(text.norm_ratio)}`) : null),
       steered && text.tokens.length ? this.strip(text) : "");
   }
 
-  /** The tokens of a text: hue for the sign of the cosine, lightness for its size, height for the dose. */
+  /** The tokens of a text: hue for the sign of the cosine, lightness for its size, height for the norm ratio. */
   strip(text) {
     const words = text.words ?? this.data.words, highest = Math.max(...text.tokens.map((t) => t[2] ?? 0), 1e-9);
     const detail = make("p", { class: "detail" });
     const quoted = (word) => `“${word.replace(/\n/g, "⏎").trim() || "␣"}”`;
     const list = (top) => top.flatMap((_, i) => (i % 2 ? [] : [`${quoted(words[top[i]])} ${top[i + 1]}%`])).join(", ");
     const show = (token) => detail.replaceChildren(make("b", {}, quoted(words[token[0]])),
-      ` · cosine ${number(token[1])} · dose ${number(token[2])} · KL ${number(token[3])} nats`,
+      ` · cosine ${number(token[1])} · norm ratio ${number(token[2])} · KL ${number(token[3])} nats`,
       make("br"), `steered: ${list(token[4])}`, make("br"), `unsteered: ${list(token[5])}`);
     const items = text.tokens.map((token, i) => {
       const size = token[1] === null ? 0 : Math.min(1, Math.abs(token[1]) / 0.5), high = 22 * Math.min(1, (token[2] ?? 0) / highest);
@@ -438,38 +438,38 @@ class View {
     return make("div", { class: "tokens" }, make("div", { class: "strip", role: "group", "aria-label": "Tokens" }, items), detail);
   }
 
-  /** Up to which dose the texts of a method read well at the layer shown, and from which on they do not. */
+  /** Up to which norm ratio the texts of a method read well at the layer shown, and from which on they do not. */
   range(method) {
-    const { fluent, breaks: known } = this.data.dose;
-    const cells = this.data.cells.filter((c) => c.method === method && c.layer === this.state.layer && c.dose !== null);
+    const { fluent, breaks: known } = this.data.norm_ratio;
+    const cells = this.data.cells.filter((c) => c.method === method && c.layer === this.state.layer && c.norm_ratio !== null);
     if (!cells.length) return { good: known, breaks: known };
-    const least = Math.min(...cells.filter((c) => 1 - c.broken < fluent).map((c) => c.dose));
-    const good = cells.map((c) => c.dose).filter((dose) => dose < least);
+    const least = Math.min(...cells.filter((c) => 1 - c.broken < fluent).map((c) => c.norm_ratio));
+    const good = cells.map((c) => c.norm_ratio).filter((ratio) => ratio < least);
     return { good: good.length ? Math.max(...good) : null, breaks: Number.isFinite(least) ? least : null };
   }
 
   drawGauge() {
     const { data } = this, rows = data.methods.map((_, m) => {
       const text = this.texts.get(this.key({ ...this.state, method: m }));
-      return { m, ...this.range(m), now: text && data.alphas[text.alpha] === 0 ? 0 : text?.dose ?? null };
+      return { m, ...this.range(m), now: text && data.alphas[text.alpha] === 0 ? 0 : text?.norm_ratio ?? null };
     });
-    const end = Math.max(...data.cells.map((c) => c.dose ?? 0), ...rows.flatMap(({ good, breaks, now }) => [good ?? 0, (breaks ?? 0) * 1.1, now ?? 0]), 0.1);
+    const end = Math.max(...data.cells.map((c) => c.norm_ratio ?? 0), ...rows.flatMap(({ good, breaks, now }) => [good ?? 0, (breaks ?? 0) * 1.1, now ?? 0]), 0.1);
     const known = rows.some(({ good, breaks }) => good !== null || breaks !== null);
-    this.gauge.replaceChildren(make("h2", { id: `${this.id}-dose` }, "Dose ‖αv‖ / ‖h‖"),
+    this.gauge.replaceChildren(make("h2", { id: `${this.id}-ratio` }, "Norm ratio ‖αv‖ / ‖h‖"),
       ...rows.flatMap((row) => [make("p", { class: "reading" }, this.mark(row.m), this.reading(row)), this.track(row, end)]),
       make("p", { class: "hint" }, !known ? "How far texts stay readable was not measured here."
-        : data.cells.length ? `Blue: on ${data.model}, at this layer, at least ${percent(data.dose.fluent)} of the texts of a square read well. Hatched: fewer do.`
+        : data.cells.length ? `Blue: on ${data.model}, at this layer, at least ${percent(data.norm_ratio.fluent)} of the texts of a square read well. Hatched: fewer do.`
           : `Blue: texts of ${data.model} were found to read well. Hatched: they broke.`));
   }
 
   reading({ m, good, breaks, now }) {
-    const state = now === null ? "" : breaks === 0 ? ", but here the texts are broken without steering too" : breaks !== null && now >= breaks ? `, too strong: from ${number(breaks, 3)} on, more than ${percent(1 - this.data.dose.fluent)} of the texts are broken`
+    const state = now === null ? "" : breaks === 0 ? ", but here the texts are broken without steering too" : breaks !== null && now >= breaks ? `, too strong: from ${number(breaks, 3)} on, more than ${percent(1 - this.data.norm_ratio.fluent)} of the texts are broken`
       : good === null ? "" : now > good ? `, beyond ${number(good, 3)}, the strongest that was seen to read well` : `, within ${number(good, 3)}, up to which texts read well`;
     return `${this.data.methods[m].label}: ${now === null ? "no text yet" : number(now, 3)}${state}`;
   }
 
   track({ good, breaks, now, m }, end) {
-    const width = this.room, px = (dose) => 10 + (dose / end) * (width - 24);
+    const width = this.room, px = (ratio) => 10 + (ratio / end) * (width - 24);
     const band = (from, to, name, fill) => make("rect", { x: px(from), y: 6, width: Math.max(0, px(to) - px(from)), height: 14, class: name, fill });
     return make("svg", { viewBox: `0 0 ${width} 40`, "aria-hidden": "true" }, this.hatches(`gauge${m}`), band(0, end, "track"),
       good === null ? null : band(0, good, "validated"),
@@ -517,7 +517,7 @@ class View {
     if (event.error) throw new Error(event.error);
     const before = this.texts.get(this.key({ method: null, alpha: 0, prompt: place.prompt }));
     const slot = this.slots[place.method === null ? 0 : place.method + 1];
-    const draft = { text: event.text, tokens: [], dose: null, alpha: place.alpha };
+    const draft = { text: event.text, tokens: [], norm_ratio: null, alpha: place.alpha };
     if (event.done) this.texts.set(this.key(place), { ...event.done, ...place });
     this.fillCard(slot, place, event.done ? { ...event.done, ...place } : draft, before);
     if (event.done) this.drawGauge();
