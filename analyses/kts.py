@@ -53,7 +53,7 @@ from steerlab.analysis.divergence import text_divergence
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, demo_set, read_jsonl, xstest
 from steerlab.methods import Context, KTSConfig, LinearProbe, ModelEdit, Steerer, kl_then_steer
-from steerlab.metrics import exact_match, is_refusal, paired_bootstrap
+from steerlab.metrics import Estimate, exact_match, is_refusal, paired_bootstrap
 from steerlab.models.layout import blocks
 from steerlab.models.model import Model
 from steerlab.models.reference import probe_rows
@@ -67,6 +67,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 TRAINED_ON, PROBLEMS, SAFE, LEAST_EFFECT = (200, 420), 30, 40, 0.7
 AS_GOOD = 0.05  # by so little fewer refusals in fluent text than at the best strength, a strength is as good
+BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.4)  # nats per token, within which refusals are compared
 RIVALS = ("as it is", "behind a probe")  # of the trained model
 MEASURES = {"refuse": ("refuses", "refuses_fluently", "fluent"), "answer": ("kl", "kept", "identical")}  # by behavior
 
@@ -321,6 +322,38 @@ def compared(found: pd.DataFrame, chosen: dict[str, float], seed: int) -> dict[s
     return summary
 
 
+def within_budgets(found: pd.DataFrame, seed: int, n_boot: int = 2000) -> dict[str, Any]:
+    """The most refusals in fluent text within a KL, of the trained model, of the model as it is, and their difference.
+
+    Between two strengths both are on the line that joins them. Intervals come from resampled prompts, harmful and not.
+    """
+    curves: dict[str, list[np.ndarray]] = {}
+    for kind, start in (("trained", "trained"), ("as it is", "original")):
+        rows = found[found["kind"].isin([kind, start])]
+        for behavior, name in (("refuse", "refuses_fluently"), ("answer", "kl")):
+            of_alpha = rows[rows["behavior"] == behavior].groupby("alpha")[name]
+            curves.setdefault(kind, []).append(np.stack([values.to_numpy(float) for _, values in of_alpha]))
+    rng, sizes = np.random.default_rng(seed), [values.shape[1] for values in curves["trained"]]
+    draws = [[np.arange(n) for n in sizes], *([rng.integers(n, size=n) for n in sizes] for _ in range(n_boot))]
+    reached = {
+        kind: np.array([_reached(refused[:, a].mean(1), kl[:, b].mean(1)) for a, b in draws])
+        for kind, (refused, kl) in curves.items()
+    }
+    summary: dict[str, Any] = {}
+    for name, values in (reached | {"trained_over_as it is": reached["trained"] - reached["as it is"]}).items():
+        low, high = np.quantile(values[1:], [0.025, 0.975], axis=0)
+        for i, budget in enumerate(BUDGETS):
+            estimated = Estimate(float(values[0, i]), float(low[i]), float(high[i]), sum(sizes))
+            summary[f"{name}.within_{budget:g}_nats"] = numbers(estimated)
+    return summary
+
+
+def _reached(refused: np.ndarray, kl: np.ndarray) -> list[float]:
+    """The most refusals within each budget, of a curve whose KL rises from point to point."""
+    rising = np.maximum.accumulate(kl)
+    return [max(*refused[rising <= b], np.interp(b, rising, refused), 0.0) for b in BUDGETS]
+
+
 def baked_difference(model: Model, steerer: Any, layer: int, alpha: float) -> float:
     """How far a baked checkpoint's logits are from the steered ones in plain Hugging Face, relative to their norm."""
     baked, worst = bake(model, steerer, alpha=alpha), 0.0
@@ -412,11 +445,11 @@ def main() -> None:
     chosen = equal_strengths(of_recipes[recipe], tried)
     print(f"recipe {recipe}, strengths {chosen}", flush=True)
     tested = sweep_as_it_is(answers, "test", model, vector, probe)
+    tested["trained, unsteered"] = answers.measured("test", "trained-unsteered", pairs[recipe][0], None)
+    tested["trained, unsteered"] = tested["trained, unsteered"].assign(kind="trained", alpha=0.0)
     tested["trained"] = sweep(answers, "test", "trained", *pairs[recipe])
     found = pd.concat(tested.values(), ignore_index=True)
-    summary = compared(found, chosen, args.seed)
-    alone = answers.measured("test", "trained-unsteered", pairs[recipe][0], None).query("behavior == 'answer'")
-    summary |= {f"trained.unsteered.{k}": estimate(alone[k].tolist(), args.seed) for k in ("kl", "identical")}
+    summary = compared(found, chosen, args.seed) | within_budgets(found, args.seed)
     costs = all_costs(answers, chosen, model, vector, pairs[recipe], probe)
     for kind, measured in costs.items():
         summary |= {f"{kind}.{name}": estimate(values, args.seed) for name, values in measured.items()}

@@ -17,8 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from steerlab.plots import method_style, read_summary, style, width
+from steerlab.plots.style import INK, MUTED
 
 RESULTS = Path(__file__).parents[1] / "analyses/results/kts"
+NAMES = {"smollm2": "SmolLM2", "qwen2.5-coder-0.5b-instruct": "Qwen2.5-Coder"}
 KINDS = {"as it is": ("mean", "o"), "trained": ("l2s", "s"), "behind a probe": ("routed_mean", "^")}
 PRICES = {
     "kl": "KL to the original on harmless\nprompts (nats per token)",
@@ -35,11 +37,11 @@ def draw(results_dir: str | Path) -> Figure:
         rows = fig.subplots(len(models), 3, squeeze=False)
         for number, (path, axes) in enumerate(zip(models, rows, strict=True)):
             summary = read_summary(path)
-            name = summary["provenance"]["model"]
+            name = NAMES.get(path.name, path.name)
             draw_frontier(axes[0], summary, "kl")
             draw_frontier(axes[1], summary, "kept")
             draw_training(axes[2], pd.read_csv(path / "history.csv"), summary["recipe"])
-            titles = (name, f"{name}: what is kept", f"{name}: training")
+            titles = (f"{name}: refusals, KL", f"{name}: refusals, kept answers", f"{name}: training")
             for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
                 ax.set_title(f"{chr(ord('a') + 3 * number + i)}  {title}", loc="left")
         rows[0, 0].legend(fontsize=7)
@@ -69,8 +71,9 @@ def _is_price(key: str, kind: str) -> bool:
 def draw_training(ax: Axes, history: pd.DataFrame, recipe: str) -> None:
     """The held-out KL with and without steering, and the share of the effect that is left."""
     rows = history[history["recipe"] == recipe]
-    ax.plot(rows["step"], rows["kl_steered"] / rows["kl_steered"].iloc[0], "-o", ms=3, label="KL, steered (1 = before)")
-    ax.plot(rows["step"], rows["effect_kept"], "-s", ms=3, label="effect of steering kept")
+    share = rows["kl_steered"] / rows["kl_steered"].iloc[0]
+    ax.plot(rows["step"], share, "-o", color=INK, ms=3, label="KL, steered (1 = before)")
+    ax.plot(rows["step"], rows["effect_kept"], "--s", color=MUTED, ms=3, label="effect of steering kept")
     ax.set(xlabel="Step", ylabel="Share", ylim=(0, 1.1))
     ax.legend(fontsize=6)
 

@@ -115,7 +115,7 @@ def show(
     data: Annotated[str, f"prompts to pick from: {DATA}"] = "",
     choice: Choice = ALL,
     port: Annotated[int, "of the local server; 0 takes one that is free", click.IntRange(0, 65535)] = 0,
-    sweep_map: Annotated[bool, "first write the texts of all prompts, layers and strengths: a map", "--map"] = False,
+    sweep_map: Annotated[bool, "first write the texts of every layer and strength: a map", "--map"] = False,
     alphas: Annotated[str, "strengths of the slider: 0,0.5,2 or -1:1:0.5"] = "0:2:0.1",
     max_new_tokens: MaxNewTokens = 48,
     open_browser: Annotated[bool, "open the page in a browser"] = True,

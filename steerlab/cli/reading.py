@@ -166,7 +166,7 @@ def export(
 def push(
     job: Job, vector: Annotated[str, "a folder of fit"],
     repository: Annotated[str, "user/name on the Hugging Face hub"], *,
-    private: Annotated[bool, "whether others can't see it"] = False,
+    private: Annotated[bool, "make the repository private"] = False,
 ) -> Result:  # fmt: skip
     """Upload a vector to the Hugging Face hub, with a card that says what it was fitted on."""
     steerer = steerlab.load_steerer(vector)

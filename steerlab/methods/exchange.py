@@ -106,8 +106,15 @@ def from_gguf(path: str | Path) -> SteeringVector:
 def to_repeng(model: Model, vector: SteeringVector | Vectors) -> Any:
     """A `repeng.ControlVector`.
 
+    Example:
+        >>> control = to_repeng(model, vector)
+
+    Args:
+        model: that the vector is for.
+        vector: `(hidden,)` for each layer, of outputs of blocks.
+
     Raises:
-        LoadError: repeng is not installed.
+        LoadError: repeng is not installed. SteeringError: a site that is no output of a block.
     """
     try:
         from repeng import ControlVector
@@ -118,13 +125,23 @@ def to_repeng(model: Model, vector: SteeringVector | Vectors) -> Any:
 
 
 def from_repeng(vector: Any) -> SteeringVector:
-    """The vector in a `repeng.ControlVector`, or in anything with `directions` by layer."""
+    """The vector in a `repeng.ControlVector`, or in anything with `directions` by layer.
+
+    Example:
+        >>> vector = from_repeng(control)
+
+    Raises:
+        DataError: no `directions` by layer.
+    """
     directions = check_type("directions", getattr(vector, "directions", None), Mapping, "a repeng.ControlVector")
     return SteeringVector({int(layer): np.asarray(values) for layer, values in directions.items()})
 
 
 def to_steering_vectors(vector: SteeringVector | Vectors) -> Any:
     """A `steering_vectors.SteeringVector`: outputs of blocks, of attention or of MLPs, all of one kind.
+
+    Example:
+        >>> theirs = to_steering_vectors(vector)
 
     Raises:
         LoadError: steering-vectors is not installed. SteeringError: sites of several kinds, or of none of these.
@@ -144,6 +161,9 @@ def to_steering_vectors(vector: SteeringVector | Vectors) -> Any:
 def from_steering_vectors(vector: Any) -> SteeringVector:
     """The vector in a `steering_vectors.SteeringVector`.
 
+    Example:
+        >>> vector = from_steering_vectors(theirs)
+
     Raises:
         DataError: a layer type that is no site of steerlab.
     """
@@ -159,6 +179,13 @@ def to_vllm_lens(vector: SteeringVector | Vectors, *, alpha: float = 1.0) -> dic
 
     Example:
         >>> body = {"prompt": "Hi", "vllm_xargs": to_vllm_lens(vector, alpha=2.0)}
+
+    Args:
+        vector: `(hidden,)` for each layer, of outputs of blocks.
+        alpha: stands beside the vector in the request.
+
+    Raises:
+        SteeringError: a site that is no output of a block.
     """
     layers = _layers(None, vector)
     values = torch.stack(list(layers.values())).numpy()
@@ -175,6 +202,9 @@ def to_vllm_lens(vector: SteeringVector | Vectors, *, alpha: float = 1.0) -> dic
 
 def from_vllm_lens(request: Mapping[str, Any]) -> tuple[SteeringVector, float]:
     """The vector and alpha of a request to vllm-lens that steers all tokens.
+
+    Example:
+        >>> vector, alpha = from_vllm_lens(body["vllm_xargs"])
 
     Raises:
         DataError: several vectors, or one that is compressed, rescaled, or added at some positions only.
@@ -203,7 +233,12 @@ def to_easysteer(
         >>> body = {"prompt": "Hi", "steering": to_easysteer(vector, alpha=2.0, positions=["generated"])}
 
     Args:
+        vector: `(hidden,)` for each layer, of outputs of blocks.
+        alpha: stands beside the vector in the request.
         positions: of "prompt", "last" and "generated".
+
+    Raises:
+        DataError: no positions, or others. SteeringError: a site that is no output of a block.
     """
     where: dict[str, Any] = {"prompt": {"prompt": "all"}, "last": {"prompt_positions": [-1]}}
     where["generated"] = {"generation": "all"}
@@ -225,6 +260,9 @@ def to_easysteer(
 def from_easysteer(steering: Mapping[str, Any]) -> tuple[SteeringVector, float]:
     """The vector and alpha of the `steering` of a request to EasySteer; not the positions at which it is added.
 
+    Example:
+        >>> vector, alpha = from_easysteer(body["steering"])
+
     Raises:
         DataError: several vectors, or one that is not added as it is.
     """
@@ -244,6 +282,18 @@ def to_hotwire(vector: SteeringVector | Vectors, name: str, *, alpha: float = 1.
 
     The server reads `$HOTWIRE_VECTORS/NAME.pt`, which `torch.save` writes: `(layers of the model, hidden)`, with zeros
     where nothing is added.
+
+    Example:
+        >>> body = {"prompt": "Hi", "vllm_xargs": {"hotwire": to_hotwire(vector, "polite", alpha=2.0)}}
+
+    Args:
+        vector: says which layers are steered; the server has its own copy.
+        name: the vector's name on the server.
+        alpha: multiplied with the vector by the server.
+        generated_only: steer new tokens only, not the prompt.
+
+    Raises:
+        SteeringError: a site that is no output of a block.
     """
     entry = {"id": name, "scale": as_number("alpha", alpha), "decode_only": generated_only}
     return json.dumps([entry | {"layer": layer} for layer in _layers(None, vector)])

@@ -193,7 +193,7 @@ def _wrap(model: Model, config: Any, seed: int = 0) -> Any:
             f"{model.id} has no linear layers after the first steered block: steer an earlier layer, or blocks='all'"
         )
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not that of a GPU, which would not be set back
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # peft sets it to what the layers need
         try:
             return _peft().get_peft_model(copy.deepcopy(model.hf), config)

@@ -25,6 +25,11 @@ class Estimate:
     Example:
         >>> str(Estimate(0.69, 0.61, 0.76, 213))
         '0.690 [0.610, 0.760], n=213'
+
+    Attributes:
+        value: the estimate, in the unit of the values.
+        low, high: the ends of its interval, in the same unit.
+        n: how many values it was computed from; of groups, where groups were resampled.
     """
 
     value: float

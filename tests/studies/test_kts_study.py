@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
+import pytest
 import torch
-from kts import Data, FittedTo, Probe, equal_strengths, layer_of, strongest
+from kts import BUDGETS, Data, FittedTo, Probe, equal_strengths, layer_of, strongest, within_budgets
 
 import steerlab
 from steerlab import Contrast, Example, Request, Site, SteeringVector
@@ -35,6 +37,16 @@ def test_rivals_are_never_compared_beyond_their_own_best() -> None:
         "trained": 0.5, "as it is": 0.5, "behind a probe": 0.5,
     }  # fmt: skip
     assert equal_strengths(sweep({0.5: 0.9}), {"as it is": rival, "behind a probe": rival})["as it is"] == 0.75
+
+
+def test_refusals_within_a_budget_lie_on_the_line_between_two_strengths() -> None:
+    trained, as_it_is = sweep({0.0: 0.2, 0.1: 0.8, 0.3: 0.5}), sweep({0.2: 0.6})
+    kinds = {"trained": trained, "as it is": as_it_is, "original": sweep({0.0: 0.2})}
+    found = within_budgets(pd.concat([rows.assign(kind=kind) for kind, rows in kinds.items()]), 0, n_boot=50)
+    both = [[found[f"{kind}.within_{b:g}_nats"]["value"] for b in BUDGETS] for kind in ("trained", "as it is")]
+    np.testing.assert_allclose(both, [[0.32, 0.5, 0.8, 0.8, 0.8], [0.24, 0.3, 0.4, 0.6, 0.6]])
+    difference = found["trained_over_as it is.within_0.1_nats"]
+    assert difference["value"] == pytest.approx(0.4) and difference["low"] < 0.4 < difference["high"]
 
 
 def test_models_of_any_depth_have_a_layer() -> None:
