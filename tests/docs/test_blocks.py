@@ -15,7 +15,12 @@ from steerlab.testing import tiny_lm
 
 # pages whose blocks have tests of their own, beside this file and in tests/methods/test_adding_a_method.py
 WITH_OWN_TESTS = {"README.md", "docs/coming_from.md", "docs/adding_a_method.md"}
-RUN = {name: page for page in PAGES if (name := str(page.relative_to(ROOT))) not in WITH_OWN_TESTS and blocks(page)}
+RUN = {
+    name: found
+    for page in PAGES
+    if (name := str(page.relative_to(ROOT))) not in WITH_OWN_TESTS
+    and (found := [block for block in blocks(page) if not block.reason])
+}
 
 
 def _smaller(load: Any, real: bool) -> Any:
@@ -31,13 +36,14 @@ def _smaller(load: Any, real: bool) -> Any:
     return load_smaller
 
 
-def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, real: bool) -> None:
+def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, real: bool) -> dict[str, Any]:
+    """The names that the blocks of a page leave behind."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(steerlab, "load", _smaller(steerlab.load, real))
     names: dict[str, Any] = {}
-    for block in blocks(RUN[name]):
-        if not block.reason:
-            block.run(names)
+    for block in RUN[name]:
+        block.run(names)
+    return names
 
 
 # methods find little in random states, and say so
@@ -46,7 +52,7 @@ def _run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, real: bool) -
 )
 @pytest.mark.parametrize("name", RUN)
 def test_blocks_of_page_run_on_tiny_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _run(name, tmp_path, monkeypatch, real=False)
+    assert "steerlab" in _run(name, tmp_path, monkeypatch, real=False)
 
 
 @pytest.mark.nightly
@@ -54,7 +60,7 @@ def test_blocks_of_page_run_on_tiny_models(name: str, tmp_path: Path, monkeypatc
 def test_blocks_of_page_run_on_smollm2(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smollm2_cache: Path
 ) -> None:
-    _run(name, tmp_path, monkeypatch, real=True)
+    assert "steerlab" in _run(name, tmp_path, monkeypatch, real=True)
 
 
 def commands(page: Path) -> list[str]:
