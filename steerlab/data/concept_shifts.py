@@ -27,6 +27,11 @@ TEXT_KINDS = ("sentences", "objects")
 class ConceptShifts:
     """Differences of states, and the changes of concepts that they are made of.
 
+    Example:
+        >>> made = concept_shifts(100, n_concepts=4)
+        >>> made.codes.shape
+        torch.Size([100, 4])
+
     Attributes:
         differences: `(pair, hidden)`, `codes @ concepts` and noise.
         codes: `(pair, concept)`, how far each concept changes; 0 for most.

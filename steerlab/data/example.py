@@ -169,6 +169,9 @@ _FIELDS: dict[str, tuple[type | tuple[type, ...], str]] = {
 def check_examples(examples: Iterable[Example]) -> list[Example]:
     """The examples as a list.
 
+    Example:
+        >>> check_examples([Example("Hi")])
+
     Raises:
         DataError: there are none, something is no `Example`, or two share an id.
     """
@@ -187,7 +190,12 @@ def check_examples(examples: Iterable[Example]) -> list[Example]:
 
 
 def data_hash(examples: Sequence[Example]) -> str:
-    """A fingerprint of ids, texts, contrasts, behaviors and images, stored with every result."""
+    """A fingerprint of ids, texts, contrasts, behaviors and images, stored with every result.
+
+    Example:
+        >>> data_hash(examples) == data_hash(list(examples))
+        True
+    """
     images = {_key(image): image for e in examples for image in e.images}
     hashes = {key: image_hash(image) for key, image in images.items()}
     return fingerprint(

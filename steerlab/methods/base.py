@@ -39,6 +39,9 @@ ROUNDING = 1e-5  # vectors that differ by less than this share of their norm are
 class Context:
     """The inputs of a batch and their captured activations: all that a method computes its vectors from.
 
+    Example:
+        >>> l2s.vectors(Context.of(acts)).shape             # (inputs, hidden)
+
     Attributes:
         example_ids: one per row of the batch.
         activations: what was captured for `required_activations`; None if nothing is required.
@@ -77,6 +80,9 @@ class Context:
 class Intervention:
     """A change of the states at one site, row by row; by default `alpha * gate * vectors` is added.
 
+    Example:
+        >>> Intervention(Site(16), vectors=torch.randn(2, model.hidden_size), gate=torch.tensor([1.0, 0.0]))
+
     Attributes:
         site: where in the model.
         vectors: `(batch, hidden)` float32, one per input; None if the operator of `rule` uses none.
@@ -114,6 +120,10 @@ class Steerer(FittedMixin):
 
     Constructors only store their arguments. Fitted attributes end in `_`.
     A method with one site implements `vectors`; a method with several sites overrides `interventions`.
+
+    Example:
+        >>> steerer = steerlab.L2S(16).fit(model, train)
+        >>> texts = steerlab.generate(model, prompts, steer=steerer, alpha=1.0)
     """
 
     #: where the vector is added
@@ -160,6 +170,10 @@ class Steerer(FittedMixin):
 
 class Detector(FittedMixin):
     """A method that scores inputs from their activations. Any detector can gate any steerer (`Gated`).
+
+    Example:
+        >>> probe = LinearProbe(12, positive=["refuse"], negative=["answer"]).fit(acts)
+        >>> guarded = Gated(vector, probe.calibrate(clean, fpr=0.05))
 
     Attributes:
         threshold_: an input is detected if its score is above it; set by `calibrate`.

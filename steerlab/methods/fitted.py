@@ -27,6 +27,9 @@ _PLAIN = (str, int, float, tuple, list, Site)
 class RequiredActivation:
     """A state of the unsteered input that a method requires.
 
+    Example:
+        >>> RequiredActivation(Site(16), position="last")
+
     Attributes:
         site: where in the model.
         position: at which token, by name or number.
@@ -172,5 +175,9 @@ def steering_sites(steerer: FittedMixin) -> tuple[Site, ...]:
 
 
 def provenance(acts: Activations) -> dict[str, Any]:
-    """What a fitted method stores as `info_`: the info of the capture, and the hidden size."""
+    """What a fitted method stores as `info_`: the info of the capture, and the hidden size.
+
+    Example:
+        >>> self.info_ = provenance(acts)
+    """
     return {**acts.info, "hidden_size": acts.hidden_size}

@@ -31,7 +31,12 @@ _PHRASES = {"passenger jet": "airplane", "passenger train": "train", "toilet sea
 
 @dataclass(frozen=True)
 class CaptionObjects:
-    """The objects one caption mentions, those of them that are not in its image, and both counts of mentions."""
+    """The objects one caption mentions, those of them that are not in its image, and both counts of mentions.
+
+    Example:
+        >>> chair({"1": "A dog and a dog."}, {"1": {"cat"}}).captions["1"].n_hallucinated
+        2
+    """
 
     mentioned: frozenset[str]
     hallucinated: frozenset[str]
@@ -42,6 +47,10 @@ class CaptionObjects:
 @dataclass(frozen=True)
 class ChairScores:
     """Object hallucination in captions.
+
+    Example:
+        >>> chair({"1": "A dog on a bench."}, {"1": {"dog", "bench"}}).chair_s
+        0.0
 
     Attributes:
         chair_s: share of captions that mention at least one object that is not in their image.

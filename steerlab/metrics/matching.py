@@ -17,6 +17,10 @@ from steerlab.errors import DataError
 class Matching:
     """The partner of each member of the first set.
 
+    Example:
+        >>> match_directions(directions, directions.flip(0)).order.tolist()       # of three
+        [2, 1, 0]
+
     Attributes:
         order: `(first,)`, the partner's index in the second set.
         similarity: `(first,)`, to the partner.

@@ -23,6 +23,10 @@ _WORD = re.compile(r"[a-z]+(?:['’][a-z]+)*")
 class PopeScores:
     """Standard POPE scores with "yes" as the positive class.
 
+    Example:
+        >>> pope_scores(["yes", "no"], ["Yes.", "No."]).f1
+        1.0
+
     Attributes:
         accuracy, precision, recall, f1, yes_rate: shares in [0, 1]; NaN where the denominator is 0.
         parse_failures: answers with neither yes nor no; they count as wrong and as not "yes".

@@ -19,6 +19,10 @@ from steerlab.errors import DataError
 class YesNo:
     """Yes/no answers read from logits.
 
+    Example:
+        >>> found = yes_no_logits(logits, *yes_no_ids(model.tokenizer))
+        >>> pope_scores(gold, found.answers).accuracy
+
     Attributes:
         answers: "yes" or "no" per row, as `pope_scores` takes them: the likelier of the two.
         margin: `(n,)`, log of the probability of all yes-tokens over that of all no-tokens; above 0 is a yes.

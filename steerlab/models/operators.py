@@ -29,6 +29,15 @@ class Operator(ABC):
 
     Write your own as a frozen dataclass: operators that are equal share an edit.
 
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Reflect(Operator):
+        ...     uses = "direction"
+        ...
+        ...     def __call__(self, h, vector, strength):
+        ...         u = vector / vector.norm(dim=-1, keepdim=True)
+        ...         return h - 2 * strength * (h * u).sum(-1, keepdim=True) * u
+
     Attributes:
         uses: "vector", "direction" (a vector whose length does not matter, but which has one), or "nothing".
         strengths: the strengths it takes, from lowest to highest.
@@ -44,7 +53,11 @@ class Operator(ABC):
 
 @dataclass(frozen=True)
 class Add(Operator):
-    """`h + strength * vector`: the default."""
+    """`h + strength * vector`: the default.
+
+    Example:
+        >>> Operation(vector, Add(), first=12)       # in the first twelve new tokens only
+    """
 
     def __call__(self, h: States, vector: States, strength: Strengths) -> States:
         """See `Operator`."""
@@ -54,6 +67,9 @@ class Add(Operator):
 @dataclass(frozen=True)
 class ProjectOut(Operator):
     """`h - strength * (h·u) u`, u being the vector's direction: strength 1 ablates it, 0.5 halves it.
+
+    Example:
+        >>> texts = steerlab.generate(model, prompts, steer=Operation(refusal, ProjectOut()))
 
     Source: directional ablation, arXiv 2406.11717.
     """
@@ -106,7 +122,11 @@ class Clamp(Operator):
 
 @dataclass(frozen=True)
 class Replace(Operator):
-    """`(1 - strength) h + strength * vector`: strength 1 puts the vector in the place of the state."""
+    """`(1 - strength) h + strength * vector`: strength 1 puts the vector in the place of the state.
+
+    Example:
+        >>> Operation({16: mean_state}, Replace())
+    """
 
     def __call__(self, h: States, vector: States, strength: Strengths) -> States:
         """See `Operator`."""
@@ -118,6 +138,9 @@ class Rotate(Operator):
     """Turns a state towards the vector by a share `strength` of the angle between them; the norm stays.
 
     Strength 1 gives the state the vector's direction; a negative strength turns it towards the opposite.
+
+    Example:
+        >>> texts = steerlab.generate(model, prompts, steer=Operation(refusal, Rotate()), alpha=0.2)
 
     Source: spherical steering, arXiv 2602.08169.
     """
@@ -133,6 +156,9 @@ class Rotate(Operator):
 @dataclass(frozen=True)
 class Scale(Operator):
     """`h` times `factor`, at strength 1; at strength 0.5 half the way there. Factor 0 removes the state.
+
+    Example:
+        >>> Operation(Site(16, "mlp_out"), Scale(0.0))      # without this MLP
 
     Args:
         factor: a finite number.

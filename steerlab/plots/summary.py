@@ -17,7 +17,12 @@ from steerlab.metrics import share_interval
 
 @dataclass(frozen=True)
 class MetricStyle:
-    """The label of a metric, the goal of the studies, and what kind of number it is."""
+    """The label of a metric, the goal of the studies, and what kind of number it is.
+
+    Example:
+        >>> MetricStyle("Refuses harmful", goal=0.8, is_share=True).heading
+        'Refuses harmful ↑'
+    """
 
     label: str
     goal: float | None = None

@@ -64,6 +64,10 @@ class SteeringNet(nn.Module):
 class LinearMap(nn.Module):
     """z = W c + b: the simplest predictor that depends on the input.
 
+    Example:
+        >>> LinearMap(576, 576)(torch.randn(8, 576)).shape
+        torch.Size([8, 576])
+
     Args:
         hidden_size: width of the vectors.
         context_size: width of the context.
