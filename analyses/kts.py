@@ -163,20 +163,6 @@ def shares(frame: pd.DataFrame) -> dict[str, float]:
     return found | {name: float(harmless[name].mean()) for name in MEASURES["answer"]}
 
 
-@dataclass(frozen=True)
-class FittedTo:
-    """An estimator for `kl_then_steer` whose mean vectors come from these contrasts, whatever texts a behavior has."""
-
-    contrasts: list[Example]
-    sites: tuple[Any, ...] = ()
-
-    def __call__(self, sites: Sequence[Any]) -> FittedTo:
-        return FittedTo(self.contrasts, tuple(sites))
-
-    def fit(self, model: Model, _: Sequence[Example]) -> MeanDifference:
-        return MeanDifference(list(self.sites)).fit(model, self.contrasts)
-
-
 def own_pairs(answers: Answers, model: Model, steerer: Steerer, alpha: float) -> list[Example]:
     """The harmful prompts with the model's own answers, steered and unsteered, where the two differ."""
     contrasts = answers.data.contrasts
@@ -195,14 +181,14 @@ def train(
     if (stages / f"edit-{recipe}" / "manifest.json").exists():
         return ModelEdit.from_pretrained(stages / f"edit-{recipe}")
     options: dict[str, Any] = {"coefficients": (0.0, 1.0), "measure_every": 20}
-    pairs, estimator = data.contrasts, MeanDifference
+    keep: dict[str, list[Example]] | None = None
     if recipe == "own":
         alpha, refused = strongest(as_it_is)
         works = [a for a, rows in as_it_is.groupby("alpha") if shares(rows)["refuses_fluently"] >= refused - AS_GOOD]
-        pairs = own_pairs(answers, model, MeanDifference(layer).fit(model, data.contrasts), alpha)
-        estimator, options = FittedTo(data.contrasts), {"coefficients": (0.0, float(max(works))), "measure_every": 40}
+        keep = {"refuse": own_pairs(answers, model, MeanDifference(layer).fit(model, data.contrasts), alpha)}
+        options = {"coefficients": (0.0, float(max(works))), "measure_every": 40}
     edit = kl_then_steer(
-        model, data.benign, texts, {"refuse": pairs}, layers=[layer], estimator=estimator, seed=args.seed,
+        model, data.benign, texts, {"refuse": data.contrasts}, layers=[layer], keep=keep, seed=args.seed,
         config=KTSConfig(steps=args.steps, batch_size=4, least_effect=LEAST_EFFECT, **options, **RECIPES[recipe]),
         folder=stages / f"training-{recipe}", validation=0.1,
     )  # fmt: skip

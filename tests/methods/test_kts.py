@@ -314,3 +314,26 @@ def test_effect_of_steering_does_not_depend_on_the_batches(model: Model) -> None
         trainer = _Trainer(model, vectors, KTSConfig(batch_size=size, coefficients=(0.0, 1.0)), [], [], seed=0)
         found.append(trainer._effects["refuse"])
     assert np.ptp(found) < 1e-5 < abs(found[0])
+
+
+class FittedToContrasts:
+    """An estimator whose vectors come from the written contrasts, whatever it is given."""
+
+    def __init__(self, sites: Any) -> None:
+        self.sites = sites
+
+    def fit(self, model: Model, _: Any) -> MeanDifference:
+        return MeanDifference(self.sites).fit(model, contrasts())
+
+
+def test_kept_answers_are_trained_on_while_vectors_come_from_the_contrasts(model: Model) -> None:
+    own = [e.replace(contrast=Contrast(" no one", f" {e.prompt[:4]}")) for e in contrasts()]
+    options: dict[str, Any] = {"layers": [1], "config": KTSConfig(steps=4, measure_every=2, coefficients=(0.0, 1.0))}
+    data = (model, texts(12, 2), [" " + t for t in texts(12, 3)])
+    kept = kl_then_steer(*data, {"refuse": contrasts()}, keep={"refuse": own}, progress=False, **options)
+    other = kl_then_steer(*data, {"refuse": own}, estimator=FittedToContrasts, progress=False, **options)
+    plain = kl_then_steer(*data, {"refuse": contrasts()}, progress=False, **options)
+    assert kept.history.equals(other.history) and not kept.history.equals(plain.history)
+    assert kept.info["behaviors"] != plain.info["behaviors"]
+    with pytest.raises(DataError, match=r"keep has contrasts for \['defer'\], and the behaviors are \['refuse'\]"):
+        kl_then_steer(*data, {"refuse": contrasts()}, keep={"defer": own}, progress=False, **options)

@@ -30,26 +30,34 @@ class BehaviorVectors:
         behaviors: examples with contrasts by name of the behavior, at least two each.
         sites: where the model is steered.
         estimator: makes what fits the vectors of these sites, such as `MeanDifference`.
+        keep: other contrasts of the same behaviors, under which steering is to keep its effect; None: the same ones.
+
+    Attributes:
+        fitted, kept, held_out: contrasts by behavior: what vectors are fitted to, what is trained on, and what shows
+            whether steering still works. Vectors are fitted to none of those held out.
 
     Raises:
-        DataError: no behaviors, one with fewer than two contrasts, or contrasts without answers.
+        DataError: no behaviors, one with fewer than two contrasts, contrasts without answers, or `keep` has others.
         SteeringError: a site outside the text.
     """
 
-    def __init__(self, behaviors: Mapping[str, Data], sites: Sequence[Site], estimator: MakeEstimator) -> None:
+    def __init__(
+        self, behaviors: Mapping[str, Data], sites: Sequence[Site], estimator: MakeEstimator,
+        keep: Mapping[str, Data] | None = None,
+    ) -> None:  # fmt: skip
         self.sites, self._estimator = list(sites), estimator
         self.fitted: dict[str, list[Example]] = {}
+        self.kept: dict[str, list[Example]] = {}
         self.held_out: dict[str, list[Example]] = {}
         if any(site.part != "text" for site in sites):
             raise SteeringError("vectors are trained at tokens: give layers of the text, not of images")
+        if keep is not None and set(keep) != set(behaviors):
+            raise DataError(f"keep has contrasts for {sorted(keep)}, and the behaviors are {sorted(behaviors)}")
         for name, data in behaviors.items():
-            examples = [e for e in as_examples(data) if e.contrast is not None]
-            if len(examples) < 2:
-                raise DataError(f"behavior {name!r} has {len(examples)} examples with a contrast: give at least 2")
-            if any(e.contrast and not e.contrast.has_answers for e in examples):
-                raise DataError(f"behavior {name!r} has contrasts without answers: give pairs of answers")
+            examples = _with_answers(name, data if keep is None else keep[name])
             self.held_out[name] = examples[::HELD_OUT]
-            self.fitted[name] = [e for i, e in enumerate(examples) if i % HELD_OUT]
+            self.kept[name] = [e for i, e in enumerate(examples) if i % HELD_OUT]
+            self.fitted[name] = self.kept[name] if keep is None else _with_answers(name, data)
         if not self.fitted:
             raise DataError("there are no behaviors to steer to: give examples with contrasts, by name")
         self._vectors: dict[str, dict[Site, Tensor]] = {}
@@ -62,7 +70,8 @@ class BehaviorVectors:
     @property
     def examples(self) -> list[Example]:
         """All contrasts, those that are held out too."""
-        return [e for name in self.names for e in (*self.fitted[name], *self.held_out[name])]
+        sides = (self.fitted, self.kept if self.kept != self.fitted else {}, self.held_out)
+        return [e for name in self.names for side in sides for e in side.get(name, [])]
 
     def clear(self) -> None:
         """The weights have changed: vectors are fitted anew when they are next used."""
@@ -97,6 +106,15 @@ def edits_for(batch: Batch, vectors: Mapping[Site, Tensor], strength: float, dev
         site: [Edit(vector.to(device).expand(rows, -1), mask, False, strengths=strengths)]
         for site, vector in vectors.items()
     }
+
+
+def _with_answers(name: str, data: Data) -> list[Example]:
+    examples = [e for e in as_examples(data) if e.contrast is not None]
+    if len(examples) < 2:
+        raise DataError(f"behavior {name!r} has {len(examples)} examples with a contrast: give at least 2")
+    if any(e.contrast and not e.contrast.has_answers for e in examples):
+        raise DataError(f"behavior {name!r} has contrasts without answers: give pairs of answers")
+    return examples
 
 
 def _plain(example: Example) -> str:

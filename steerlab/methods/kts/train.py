@@ -41,6 +41,7 @@ def kl_then_steer(
     behaviors: Mapping[str, Data],
     *,
     layers: Layers,
+    keep: Mapping[str, Data] | None = None,
     estimator: MakeEstimator = MeanDifference,
     config: KTSConfig | None = None,
     validation: float = 0.2,
@@ -68,6 +69,8 @@ def kl_then_steer(
         answers: the model's own answers to them, one each.
         behaviors: examples with contrasts by name of the behavior; one in five is left out of the fit.
         layers: where the model is steered: a layer (0-based), a `Site`, or several; `released_layers` has the released.
+        keep: contrasts by behavior whose answers the second loss and `effect_kept` read; by default those that the
+            vectors are fitted to. In our study the model's own answers, steered and unsteered, kept the most.
         estimator: makes what fits a behavior's vectors for these sites: `MeanDifference`, `PCA`, ...
         config: a `KTSConfig`.
         validation: share of the benign texts on which nothing is trained and the KL is measured.
@@ -96,7 +99,7 @@ def kl_then_steer(
     answers, share = as_texts("answers", answers), as_number("validation", validation, 0.0, 1.0)
     if len(answers) != len(examples):
         raise DataError(f"{len(examples)} benign prompts, and {len(answers)} answers: give a text for each prompt")
-    vectors = BehaviorVectors(behaviors, sites, estimator)
+    vectors = BehaviorVectors(behaviors, sites, estimator, keep)
     vectors.warn_about(examples)
     rows = [
         model.encode(e.prompt, answer=text, system=e.system, example_id=e.id, images=e.images)
@@ -109,6 +112,8 @@ def kl_then_steer(
         raise DataError(f"{len(rows)} benign texts with an answer, of which {n_held} are held out: give more")
     origin = model.info()
     pairs = {name: data_hash([*vectors.fitted[name], *vectors.held_out[name]]) for name in vectors.names}
+    if keep is not None:
+        pairs |= {f"{name}, kept": data_hash(vectors.kept[name]) for name in vectors.names}
     identity = {
         **{name: origin[name] for name in ("weights", "dtype", "template")}, "benign": data_hash(examples),
         "answers": fingerprint(answers), "behaviors": pairs,
@@ -138,7 +143,7 @@ class _Trainer:
         self.records: list[dict[str, float]] = []
         self.best, self.best_step = adapter_weights(self.peft_model), 0
         self._own = {
-            name: [encode_answer(self.model, e, side) for e in vectors.fitted[name] for side in SIDES]
+            name: [encode_answer(self.model, e, side) for e in vectors.kept[name] for side in SIDES]
             for name in vectors.names
         }
         self._answered = {
