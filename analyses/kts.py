@@ -66,6 +66,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "own": {"keep_weight": 1.0}, "kept": {"keep_weight": 1.0}, "published": {"keep_weight": 0.0},
 }  # fmt: skip
 TRAINED_ON, PROBLEMS, SAFE, LEAST_EFFECT = (200, 420), 30, 40, 0.7
+# of the effect by likelihoods, in training, by number of blocks; on Qwen .7 left no trained weights to choose from
+GUARD = {30: 0.7, 24: 0.5}
 AS_GOOD = 0.05  # by so little fewer refusals in fluent text than at the best strength, a strength is as good
 BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.4)  # nats per token, within which refusals are compared
 RIVALS = ("as it is", "behind a probe")  # of the trained model
@@ -187,9 +189,10 @@ def train(
         works = [a for a, rows in as_it_is.groupby("alpha") if shares(rows)["refuses_fluently"] >= refused - AS_GOOD]
         keep = {"refuse": own_pairs(answers, model, MeanDifference(layer).fit(model, data.contrasts), alpha)}
         options = {"coefficients": (0.0, float(max(works))), "measure_every": 40}
+    guard = GUARD.get(model.n_layers, LEAST_EFFECT)
     edit = kl_then_steer(
         model, data.benign, texts, {"refuse": data.contrasts}, layers=[layer], keep=keep, seed=args.seed,
-        config=KTSConfig(steps=args.steps, batch_size=4, least_effect=LEAST_EFFECT, **options, **RECIPES[recipe]),
+        config=KTSConfig(steps=args.steps, batch_size=4, least_effect=guard, **options, **RECIPES[recipe]),
         folder=stages / f"training-{recipe}", validation=0.1,
     )  # fmt: skip
     edit.save_pretrained(stages / f"edit-{recipe}")
