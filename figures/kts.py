@@ -39,9 +39,11 @@ def draw(results_dir: str | Path) -> Figure:
             summary = read_summary(path)
             name = NAMES.get(path.name, path.name)
             draw_frontier(axes[0], summary, "kl")
+            axes[0].set_xscale("symlog", linthresh=0.01)
+            axes[0].set(xlim=(-0.002, 3), xticks=[0, 0.01, 0.1, 1], xticklabels=["0", "0.01", "0.1", "1"])
             draw_frontier(axes[1], summary, "kept")
             draw_training(axes[2], pd.read_csv(path / "history.csv"), summary["recipe"])
-            titles = (f"{name}: refusals, KL", f"{name}: refusals, kept answers", f"{name}: training")
+            titles = (name, name, f"{name}: training")
             for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
                 ax.set_title(f"{chr(ord('a') + 3 * number + i)}  {title}", loc="left")
         rows[0, 0].legend(fontsize=7)
