@@ -118,6 +118,7 @@ def test_sites_of_several_points_and_without_shortcuts() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@pytest.mark.filterwarnings("ignore:patch puts in:UserWarning")  # Gemma 2 normalizes it afterwards
 @pytest.mark.parametrize("point", ["block_out", "attn_out", "heads"])
 def test_attribution_equals_a_small_step_towards_the_clean_state(family: str, point: str) -> None:
     model = raw_lm(family)

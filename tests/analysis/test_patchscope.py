@@ -39,7 +39,7 @@ def by_hand(model: Model, prompt: str, source: int, column: int, into: int, step
         target.append(int(logits.argmax()))
         if target[-1] == model.tokenizer.eos_token_id:
             break
-    return model.tokenizer.decode(target[-steps:], skip_special_tokens=True).strip()
+    return model.tokenizer.decode(target[-steps:], skip_special_tokens=True).rstrip()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

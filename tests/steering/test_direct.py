@@ -232,7 +232,7 @@ def test_a_pipeline_and_a_trainer_evaluation_are_steered(tmp_path: Any) -> None:
     wanted = list(generate(model, PROMPTS, steer=steerer, alpha=3.0, max_new_tokens=STEPS))
     pipe = pipeline("text-generation", model=model.hf, tokenizer=model.tokenizer)
     with steer(model, steerer, alpha=3.0):
-        texts = [pipe(one, return_full_text=False, **GREEDY)[0]["generated_text"].strip() for one in chat]
+        texts = [pipe(one, return_full_text=False, **GREEDY)[0]["generated_text"].rstrip() for one in chat]
     assert texts == wanted
     rows = [{"input_ids": row, "labels": row} for row in inputs_of(model, PROMPTS[:1])["input_ids"]]
     settings = TrainingArguments(tmp_path, report_to=[], use_cpu=True, disable_tqdm=True, per_device_eval_batch_size=1)

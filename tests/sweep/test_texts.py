@@ -51,7 +51,7 @@ def test_plan_keeps_the_texts_and_their_tokens(lm, tmp_path: Path) -> None:
     plan.run(tmp_path, progress=False)
     assert plan.texts["text"].tolist() == [text for texts in recorder.calls for text in texts]
     assert list(plan.texts)[:5] == ["method", "layer", "alpha", "positions", "example_id"]
-    decoded = [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in plan.texts["ids"]]
+    decoded = [model.tokenizer.decode(ids, skip_special_tokens=True).rstrip() for ids in plan.texts["ids"]]
     assert decoded == plan.texts["text"].tolist()
     again = sweep(model, questions(), {"v": vectors(model)}, metric=Recorder(), dry_run=True, **GRID)
     again.run(tmp_path, progress=False)  # read back from the folder

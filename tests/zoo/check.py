@@ -308,7 +308,7 @@ class Comparison:
             for edit, group in self._settings(frame):
                 for record in group:
                     new, leads = self.oracle.greedy(self.ids(record["example_id"]), NEW, edit)
-                    text = self.tokenizer.decode(new, skip_special_tokens=True).strip()
+                    text = self.tokenizer.decode(new, skip_special_tokens=True).rstrip()
                     if record["value"] != number([], [text])[0] and min(leads) > TIE:
                         raise Differs(f"{self._name(edit)}, text of {record['example_id'][:12]!r}, {len(rows)} prompts")
 
