@@ -170,7 +170,8 @@ def check_examples(examples: Iterable[Example]) -> list[Example]:
     """The examples as a list.
 
     Example:
-        >>> check_examples([Example("Hi")])
+        >>> len(check_examples([Example("Hi"), Example("How are you?")]))
+        2
 
     Raises:
         DataError: there are none, something is no `Example`, or two share an id.
@@ -193,8 +194,8 @@ def data_hash(examples: Sequence[Example]) -> str:
     """A fingerprint of ids, texts, contrasts, behaviors and images, stored with every result.
 
     Example:
-        >>> data_hash(examples) == data_hash(list(examples))
-        True
+        >>> data_hash([Example("Hi")]) == data_hash([Example("Hi", behavior="answer")])
+        False
     """
     images = {_key(image): image for e in examples for image in e.images}
     hashes = {key: image_hash(image) for key, image in images.items()}
