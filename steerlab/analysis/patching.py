@@ -92,7 +92,7 @@ def patch(
         raise SteerlabError(f"method='attribution' needs gradients, and {model.id} is not in this process")
     heads = None if heads is None else list(dict.fromkeys(as_whole("heads: one", head, None) for head in heads))
     sites, chosen = _sites(model, layers, heads), [None] if heads is None else [*heads]
-    if why := not_added(model, sites):
+    if not model.is_remote and (why := not_added(model, sites)):  # a server would be asked once more
         warnings.warn(f"patch puts in what the modules return, and {why}", stacklevel=3)
     places: list[Any] = [*positions] if isinstance(positions, list | tuple) else [positions]
     pairs = [plain_examples(data) for data in (clean, corrupted)]
