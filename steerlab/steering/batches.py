@@ -44,6 +44,8 @@ def as_requests(
     own = steer is None or (listed and all(isinstance(one, Request) for one in listed))
     unlike = {"alpha": not _is_one(alpha), "positions": positions is not None, "scale": scale != "raw"}
     if own and (given := [name for name, other in unlike.items() if other]):
+        if steer is None and not active_steering(model):
+            raise SteeringError(f"{given[0]}= would be ignored: nothing is steered here; give it with steer=")
         where = "the `with steer(...)` block" if steer is None else "each Request"
         raise SteeringError(f"{given[0]}= would be ignored: {where} has its own; give it there, or with a steerer here")
     if steer is None:

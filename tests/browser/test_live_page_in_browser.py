@@ -171,8 +171,10 @@ def test_saved_page_of_a_model_shows_what_generate_gives(open_page, tmp_path) ->
     with pytest.warns(UserWarning, match="count as fluent"):  # a random model writes no words
         made = steerlab.live.page_of(model, PROMPTS, {"v": vector}, layers=[8, 16], **options)
     page = open_page(made.save(tmp_path / "page.html").as_uri() + "#alpha=0.6&layer=16")
-    given = {"positions": "last+generated", "max_new_tokens": NEW, "progress": False}
-    steered = steerlab.generate(model, PROMPTS[:1], steer=vector.part(16), alpha=0.6, **given)[0]
+    given = {"max_new_tokens": NEW, "progress": False}
+    steered = steerlab.generate(
+        model, PROMPTS[:1], steer=vector.part(16), alpha=0.6, positions="last+generated", **given
+    )[0]
     plain = steerlab.generate(model, PROMPTS[:1], **given)[0]
     assert steered != plain
     wait_for_texts(page, [plain, steered])

@@ -87,6 +87,8 @@ def test_an_instruction_is_given_to_the_rows_of_its_strength(model: Model) -> No
 def test_arguments_beside_what_has_its_own_are_refused(model: Model, given: dict[str, Any]) -> None:
     with pytest.raises(SteeringError, match="would be ignored: each Request has its own"):
         generate(model, PROMPTS, steer=Request(VECTOR), **given)
+    with pytest.raises(SteeringError, match="would be ignored: nothing is steered here"):
+        generate(model, PROMPTS, **given)
     with steerlab.steer(model, VECTOR) as run:
         run.generate(PROMPTS, max_new_tokens=2)
         with pytest.raises(SteeringError, match="block has its own"):
