@@ -122,12 +122,8 @@ def dose(model: Model) -> Figure:
     ax.axvline(found.alpha, color=INK, lw=0.8)
     ax.annotate(f"α = {found.alpha:.2f}", (found.alpha, 0.2), (4, 0), textcoords="offset points")
     ax.annotate("2 nats per token", (curve["alpha"].min(), 2.0), (0, 3), textcoords="offset points", color=MUTED)
-    ax.set(
-        ylim=(0, None),
-        xlabel="Strength α",
-        ylabel="KL to the unsteered model (nats)",
-        title="KL at each strength of one vector",
-    )
+    ax.set(ylim=(0, None), xlabel="Strength α", ylabel="KL to the unsteered model (nats)")
+    ax.set_title("KL at each strength of one vector")
     return fig
 
 

@@ -38,15 +38,17 @@ def not_added(model: Model, sites: Iterable[Site]) -> str | None:
     Some families normalize or scale it before they add it (Gemma 2, OLMo 2, Granite), others return it with the stream
     in it (BLOOM, MPT).
     """
-    for layer in sorted(
-        {site.layer for site in sites if site.part == "text" and site.point in ("attn_out", "mlp_out")}
-    ):
-        places = [Site(layer, point) for point in ("block_in", "attn_out", "mlp_out", "block_out")]
-        try:
-            acts = plain_states(model, ["The sky is blue today."], places, "prompt")
-        except LayoutError as error:
-            return f"what block {layer} of {model.id} adds to the residual stream can't be told: {error}"
-        start, attention, mlp, end = (acts.at(site).float() for site in places)
+    points, modules = ("block_in", "attn_out", "mlp_out", "block_out"), ("attn_out", "mlp_out")
+    layers = sorted({site.layer for site in sites if site.part == "text" and site.point in modules})
+    if not layers:
+        return None
+    try:
+        places = [Site(layer, point) for layer in layers for point in points]
+        acts = plain_states(model, ["The sky is blue today."], places, "prompt")
+    except LayoutError as error:
+        return f"what the blocks of {model.id} add to the residual stream can't be told: {error}"
+    for layer in layers:
+        start, attention, mlp, end = (acts.at(Site(layer, point)).float() for point in points)
         gap = ((start + attention + mlp - end).norm(dim=-1) / (end - start).norm(dim=-1)).median()
         if gap > 0.1:
             return (

@@ -11,14 +11,8 @@ from numpy.typing import NDArray
 from steerlab.errors import DataError, require_columns
 
 SETTING = ("method", "model", "layer", "positions", "behavior")
-SLOPE_COLUMNS = (
-    "example_id",
-    "slope",
-    "intercept",
-    "residual",
-    "n_alphas",
-    "metric",
-)  # every other column names a group
+# every other column names a group
+SLOPE_COLUMNS = ("example_id", "slope", "intercept", "residual", "n_alphas", "metric")
 _GROUPS_AT_ONCE = 2000
 _DRAWS_AT_ONCE = 4_000_000
 

@@ -107,8 +107,8 @@ def _rows(
     own = logprobs.gather(-1, ids)
     # equal ones, which bfloat16 often makes, have the order in which `argmax` takes them: one token has rank 1
     before = torch.arange(logprobs.shape[-1]) < ids[:, :, None]
-    more, equal = (compare(logprobs[:, None, :], own[:, :, None]) for compare in (torch.gt, torch.eq))
-    ranks = (more | equal & before).sum(-1) + 1
+    others, wanted = logprobs[:, None, :], own[:, :, None]
+    ranks = ((others > wanted) | (others == wanted) & before).sum(-1) + 1
     kl = (final.exp() * (final - logprobs)).sum(-1)
     n = ids.shape[1]
     kept = token_rows(model, index).reset_index(names="row")

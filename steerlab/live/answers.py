@@ -99,7 +99,7 @@ class Answers:
                 "unsafe": empty,
                 "layers": sorted(layers, key=lambda layer: (isinstance(layer, str), layer)), "cells": [], "texts": [],
                 "words": [], "prompts": [_prompt(e) for e in self.examples.values()],
-                "norm_ratio": {"fluent": FLUENT, "breaks": self.model.breaking_norm_ratio},
+                "readable": {"fluent": FLUENT, "breaks": self.model.breaking_norm_ratio},
             }
         )  # fmt: skip
 

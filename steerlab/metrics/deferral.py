@@ -82,7 +82,8 @@ def ed_published(text: str) -> bool:
 
     Source: L2S, arXiv 2508.12815, and its released code.
     """
-    return any(phrase in answer_of(text).lower() for phrase in ed_phrases())
+    answer = answer_of(text).lower()
+    return any(phrase in answer for phrase in ed_phrases())
 
 
 @cache

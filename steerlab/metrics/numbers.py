@@ -39,8 +39,8 @@ def final_number(text: str) -> Decimal | None:
     if not found:
         return None
     last = found[-1]
-    power = text[: last.start()].rstrip("{").endswith("^")
-    if power or last["rest"] or last["unit"] in _FACTORS or (last["money"] and last["unit"] in _MONEY_FACTORS):
+    raised = text[: last.start()].rstrip("{").endswith("^")  # 2^10
+    if raised or last["rest"] or last["unit"] in _FACTORS or (last["money"] and last["unit"] in _MONEY_FACTORS):
         return None
     number = last["sign"] + last["digits"] + (last["power"] or "")
     return Decimal(number.replace("−", "-").replace(",", ""))

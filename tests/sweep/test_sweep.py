@@ -37,7 +37,8 @@ families = pytest.mark.parametrize(
 
 @families
 def test_every_setting_equals_a_plain_hook(lm, family: str) -> None:
-    swept(lm(family), ["propensity", "accuracy", "answer_probability"], POSITIONS, batch_size=7)
+    frame = swept(lm(family), ["propensity", "accuracy", "answer_probability"], POSITIONS, batch_size=7)
+    assert set(frame["positions"]) == set(POSITIONS)
 
 
 @pytest.mark.parametrize("backend", ["nnsight", pytest.param("hooks", marks=pytest.mark.nightly)])
@@ -45,7 +46,8 @@ def test_every_setting_equals_a_plain_hook(lm, family: str) -> None:
     "batch_size", [pytest.param(1, marks=pytest.mark.nightly), 5, pytest.param(64, marks=pytest.mark.nightly), None]
 )
 def test_whole_answers_equal_a_plain_hook_at_any_batch_size(lm, backend: str, batch_size: int | None) -> None:
-    swept(lm("qwen2", backend), ALL, ["all", "last+generated", "generated"], batch_size=batch_size)
+    frame = swept(lm("qwen2", backend), ALL, ["all", "last+generated", "generated"], batch_size=batch_size)
+    assert set(frame["metric"]) == set(ALL)
 
 
 def test_little_memory_means_smaller_groups_and_the_same_numbers(lm) -> None:

@@ -34,7 +34,8 @@ class BehaviorVectors:
 
     Attributes:
         fitted, kept, held_out: contrasts by behavior: what vectors are fitted to, what is trained on, and what shows
-            whether steering still works. Vectors are fitted to none of those held out.
+            whether steering still works. Without `keep`, vectors are fitted to none of those held out; with it, to all
+            contrasts of `behaviors`, whose prompts may be the same.
 
     Raises:
         DataError: no behaviors, one with fewer than two contrasts, contrasts without answers, or `keep` has others.
@@ -69,9 +70,8 @@ class BehaviorVectors:
 
     @property
     def examples(self) -> list[Example]:
-        """All contrasts, those that are held out too."""
-        sides = (self.fitted, self.kept if self.kept != self.fitted else {}, self.held_out)
-        return [e for name in self.names for side in sides for e in side.get(name, [])]
+        """All contrasts, those that are held out too; some occur twice."""
+        return [e for name in self.names for e in (*self.fitted[name], *self.kept[name], *self.held_out[name])]
 
     def clear(self) -> None:
         """The weights have changed: vectors are fitted anew when they are next used."""

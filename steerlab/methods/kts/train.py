@@ -67,10 +67,11 @@ def kl_then_steer(
         model: from `steerlab.load`, with its weights in this process; it stays as it is.
         benign: prompts that steering should not disturb, and none of those that it should change.
         answers: the model's own answers to them, one each.
-        behaviors: examples with contrasts by name of the behavior; one in five is left out of the fit.
+        behaviors: examples with contrasts by name of the behavior; one in five is left out of the fit,
+            unless `keep` is given.
         layers: where the model is steered: a layer (0-based), a `Site`, or several; `released_layers` has the released.
-        keep: contrasts by behavior whose answers the second loss and `effect_kept` read; by default those that the
-            vectors are fitted to. In our study the model's own answers, steered and unsteered, kept the most.
+        keep: contrasts by behavior whose answers the second loss reads, and `effect_kept` one in five of them; by
+            default those of `behaviors`. In our study the model's own answers, steered and unsteered, kept the most.
         estimator: makes what fits a behavior's vectors for these sites: `MeanDifference`, `PCA`, ...
         config: a `KTSConfig`.
         validation: share of the benign texts on which nothing is trained and the KL is measured.

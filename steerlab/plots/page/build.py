@@ -135,7 +135,7 @@ def page(
             "prompts": _prompts_of(texts), "effect": _labeled(effect, labels),
             "side_effect": _labeled(side_effect, labels), "unsafe": _labeled("unsafe", labels),
             "cells": cells, "texts": found, "words": list(words),
-            "norm_ratio": {"fluent": FLUENT, "breaks": breaking_norm_ratio}, "live": False,
+            "readable": {"fluent": FLUENT, "breaks": breaking_norm_ratio}, "live": False,
         }
     )  # fmt: skip
 

@@ -21,7 +21,7 @@
                  the cosine of state and vector, its ‖αv‖/‖h‖, the KL divergence of the steered from the unsteered
                  distribution in nats, and the most likely words of both, [word, percent, word, percent, ...]
     words        the strings that the `word`s of `tokens` are numbers of
-    norm_ratio   {fluent, breaks}: a cell reads well if at least the share `fluent` of its texts is not broken; `breaks`
+    readable     {fluent, breaks}: a cell reads well if at least the share `fluent` of its texts is not broken; `breaks`
                  is the norm ratio from which texts of this model broke, where it was measured (null: it was not)
     live         whether texts that are missing are made by a model behind the page
 
@@ -57,7 +57,7 @@ _OBJECTS: dict[str, dict[str, Any]] = {
     "effect": _NAMED,
     "side_effect": _NAMED,
     "unsafe": _NAMED,
-    "norm_ratio": {"fluent": _SHARE, "breaks": _NUMBER},
+    "readable": {"fluent": _SHARE, "breaks": _NUMBER},
 }
 _PLAIN = {"title": str, "model": str, "note": str, "layers": list, "alphas": list, "words": list, "live": bool}
 KEYS = ("version", *_PLAIN, *_LISTS, *_OBJECTS)

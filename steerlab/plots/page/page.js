@@ -440,7 +440,7 @@ class View {
 
   /** Up to which norm ratio the texts of a method read well at the layer shown, and from which on they do not. */
   range(method) {
-    const { fluent, breaks: known } = this.data.norm_ratio;
+    const { fluent, breaks: known } = this.data.readable;
     const cells = this.data.cells.filter((c) => c.method === method && c.layer === this.state.layer && c.norm_ratio !== null);
     if (!cells.length) return { good: known, breaks: known };
     const least = Math.min(...cells.filter((c) => 1 - c.broken < fluent).map((c) => c.norm_ratio));
@@ -458,12 +458,12 @@ class View {
     this.gauge.replaceChildren(make("h2", { id: `${this.id}-ratio` }, "Norm ratio ‖αv‖ / ‖h‖"),
       ...rows.flatMap((row) => [make("p", { class: "reading" }, this.mark(row.m), this.reading(row)), this.track(row, end)]),
       make("p", { class: "hint" }, !known ? "How far texts stay readable was not measured here."
-        : data.cells.length ? `Blue: on ${data.model}, at this layer, at least ${percent(data.norm_ratio.fluent)} of the texts of a square read well. Hatched: fewer do.`
+        : data.cells.length ? `Blue: on ${data.model}, at this layer, at least ${percent(data.readable.fluent)} of the texts of a square read well. Hatched: fewer do.`
           : `Blue: texts of ${data.model} were found to read well. Hatched: they broke.`));
   }
 
   reading({ m, good, breaks, now }) {
-    const state = now === null ? "" : breaks === 0 ? ", but here the texts are broken without steering too" : breaks !== null && now >= breaks ? `, too strong: from ${number(breaks, 3)} on, more than ${percent(1 - this.data.norm_ratio.fluent)} of the texts are broken`
+    const state = now === null ? "" : breaks === 0 ? ", but here the texts are broken without steering too" : breaks !== null && now >= breaks ? `, too strong: from ${number(breaks, 3)} on, more than ${percent(1 - this.data.readable.fluent)} of the texts are broken`
       : good === null ? "" : now > good ? `, beyond ${number(good, 3)}, the strongest that was seen to read well` : `, within ${number(good, 3)}, up to which texts read well`;
     return `${this.data.methods[m].label}: ${now === null ? "no text yet" : number(now, 3)}${state}`;
   }
