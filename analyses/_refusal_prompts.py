@@ -8,15 +8,16 @@ from pathlib import Path
 from steerlab import Example
 from steerlab.data import demo_contrasts, read_jsonl, with_contrasts
 
-N = {"train": 96, "search": 16, "validation": 32, "test": 96, "fresh": 96}  # harmful prompts
-TESTED = {"test": (0, 64), "fresh": (64, 128)}  # rows of the harmless test prompts; other parts have N of their own
+N = {"train": 96, "search": 16, "validation": 32, "test": 96, "fresh": 96, "fresh_2": 96}  # harmful prompts
+# rows of the harmless test prompts; other parts have N of their own
+TESTED = {"test": (0, 64), "fresh": (64, 128), "fresh_2": (128, 192)}
 Sets = dict[str, tuple[list[Example], list[Example]]]
 
 
 def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
     """Harmful and harmless prompts of each part; the harmful ones have a refusing and a complying answer as contrast.
 
-    Operators and fields share the test part. The fresh part has prompts of neither; `compare_methods` uses all of
+    Operators and fields share the test part. The fresh parts have prompts of neither; `compare_methods` uses all of
     AdvBench.
 
     Args:

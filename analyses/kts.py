@@ -12,7 +12,8 @@ model as it is with a probe that steers only what it takes for harmful: to the o
 unsteered ones. The price is paid on instructions that were not trained on: KL to the unsteered original, answers kept,
 problems of GSM8K solved; and on safe prompts that sound unsafe.
 
-The recipe is chosen on validation prompts: the lowest KL with at least seven tenths of the refusals in fluent text. The
+What training changed is put on by the largest of five shares that leaves the unsteered model within .01 nats. The
+recipe is chosen on validation prompts: the lowest KL with at least seven tenths of the refusals in fluent text. The
 trained model is compared there at the strength with the most such refusals, the other two at the smallest strength that
 reaches as many, or at their own best. Test prompts are looked at once.
 
@@ -43,7 +44,7 @@ from _common import (
     stage_of_answers,
 )
 from _compare_data import solution
-from _refusal_prompts import load_sets
+from _refusal_prompts import TESTED, load_sets
 from _safety import publishable_examples
 
 import steerlab
@@ -69,6 +70,7 @@ TRAINED_ON, PROBLEMS, SAFE, LEAST_EFFECT = (200, 420), 30, 40, 0.7
 # of the effect by likelihoods, in training, by number of blocks; on Qwen .7 left no trained weights to choose from
 GUARD = {30: 0.7, 24: 0.5}
 AS_GOOD = 0.05  # by so little fewer refusals in fluent text than at the best strength, a strength is as good
+SHARES, UNSTEERED = (1.0, 0.9, 0.8, 0.7, 0.6), 0.01  # of the trained change; nats that it may cost without steering
 BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.4)  # nats per token, within which refusals are compared
 RIVALS = ("as it is", "behind a probe")  # of the trained model
 MEASURES = {"refuse": ("refuses", "refuses_fluently", "fluent"), "answer": ("kl", "kept", "identical")}  # by behavior
@@ -86,7 +88,7 @@ class Data:
     safe: list[Example]
 
     @classmethod
-    def load(cls, folder: str, seed: int, limit: int | None) -> Data:
+    def load(cls, folder: str, seed: int, limit: int | None, part: str) -> Data:
         """Read all sets; instructions for training are neither in the validation nor in the test part."""
         sets, root = load_sets(folder, seed, limit), Path(folder)
         everyday = read_jsonl(
@@ -98,7 +100,7 @@ class Data:
             root / "math/gsm8k_test_sampled.jsonl", prompt_field="problem", behavior="answer", id_prefix="gsm8k",
             meta_fields=("answer", "solution"),
         )  # fmt: skip
-        harmful, harmless = sets["fresh"]
+        harmful, harmless = sets[part]
         test = (harmful[:60], harmless[:40])
         safe = [e for e in xstest() if e.behavior == "answer"]
         random.Random(seed).shuffle(safe)
@@ -175,13 +177,13 @@ def own_pairs(answers: Answers, model: Model, steerer: Steerer, alpha: float) ->
     return [e.replace(contrast=Contrast(a, b)) for e, a, b in pairs if a.strip() and b.strip() and a != b]
 
 
-def train(
-    answers: Answers, model: Model, texts: Sequence[str], recipe: str, layer: int, as_it_is: pd.DataFrame
-) -> ModelEdit:
+def train(answers: Answers, model: Model, recipe: str, layer: int, as_it_is: pd.DataFrame, seed: int) -> ModelEdit:
     """The edit of a recipe; from the study's folder the second time."""
     data, args, stages = answers.data, answers.args, answers.study.folder / "stages"
-    if (stages / f"edit-{recipe}" / "manifest.json").exists():
-        return ModelEdit.from_pretrained(stages / f"edit-{recipe}")
+    name = recipe if seed == args.seed else f"{recipe}-seed-{seed}"
+    if (stages / f"edit-{name}" / "manifest.json").exists():
+        return ModelEdit.from_pretrained(stages / f"edit-{name}")
+    texts = answers.texts("benign-original", model, data.benign, None)
     options: dict[str, Any] = {"coefficients": (0.0, 1.0), "measure_every": 20}
     keep: dict[str, list[Example]] | None = None
     if recipe == "own":
@@ -191,12 +193,36 @@ def train(
         options = {"coefficients": (0.0, float(max(works))), "measure_every": 40}
     guard = GUARD.get(model.n_layers, LEAST_EFFECT)
     edit = kl_then_steer(
-        model, data.benign, texts, {"refuse": data.contrasts}, layers=[layer], keep=keep, seed=args.seed,
+        model, data.benign, texts, {"refuse": data.contrasts}, layers=[layer], keep=keep, seed=seed,
         config=KTSConfig(steps=args.steps, batch_size=4, least_effect=guard, **options, **RECIPES[recipe]),
-        folder=stages / f"training-{recipe}", validation=0.1,
+        folder=stages / f"training-{name}", validation=0.1,
     )  # fmt: skip
-    edit.save_pretrained(stages / f"edit-{recipe}")
+    edit.save_pretrained(stages / f"edit-{name}")
     return edit
+
+
+def close_enough(answers: Answers, edit: ModelEdit, model: Model, name: str) -> ModelEdit:
+    """The edit by the largest share that surely leaves the model unsteered within the limit, on validation prompts.
+
+    Where none does, by the smallest.
+    """
+    rows, plain = answers.data.validation[1], answers.plain["validation"][1]
+    for share in SHARES:
+        scaled = edit.scaled(share)
+        kl = answers.divergence(f"validation-{name}-by-{share:g}", scaled.prepare(model, merge=True), rows, plain, None)
+        if estimate(kl, answers.args.seed)["high"] < UNSTEERED:
+            break
+    return scaled
+
+
+def prepared(
+    answers: Answers, model: Model, recipe: str, layer: int, as_it_is: pd.DataFrame, seed: int
+) -> tuple[ModelEdit, Model, Steerer]:
+    """The edit of a recipe and a seed by its share, the edited model, and the vector fitted to it."""
+    edit = train(answers, model, recipe, layer, as_it_is, seed)
+    edit = close_enough(answers, edit, model, recipe if seed == answers.args.seed else f"{recipe}-seed-{seed}")
+    edited = edit.prepare(model, merge=True)
+    return edit, edited, MeanDifference(layer).fit(edited, answers.data.contrasts)
 
 
 class Probe:
@@ -292,8 +318,8 @@ def all_costs(
     return costs
 
 
-def compared(found: pd.DataFrame, chosen: dict[str, float], seed: int) -> dict[str, Any]:
-    """Shares of every kind and strength, and the trained model minus each other at the strengths compared."""
+def each(found: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Shares of every kind and strength."""
     summary: dict[str, Any] = {}
     for (kind, alpha), rows in found.groupby(["kind", "alpha"], sort=False):
         start = kind if kind == "original" else f"{kind}.{alpha:g}"
@@ -301,6 +327,12 @@ def compared(found: pd.DataFrame, chosen: dict[str, float], seed: int) -> dict[s
             for name in names:
                 values = rows.loc[rows["behavior"] == behavior, name].tolist()
                 summary[f"{start}.{name}"] = estimate(values, seed)
+    return summary
+
+
+def compared(found: pd.DataFrame, chosen: dict[str, float], seed: int) -> dict[str, Any]:
+    """Shares of every kind and strength, and the trained model minus each other at the strengths compared."""
+    summary = each(found, seed)
     at = {kind: found[(found["kind"] == kind) & (found["alpha"] == alpha)] for kind, alpha in chosen.items()}
     for kind in chosen:
         summary[f"{kind}.strength"] = chosen[kind]
@@ -343,6 +375,23 @@ def _reached(refused: np.ndarray, kl: np.ndarray) -> list[float]:
     return [max(*refused[rising <= b], np.interp(b, rising, refused), 0.0) for b in BUDGETS]
 
 
+def other_seeds(
+    answers: Answers, model: Model, recipe: str, layer: int, as_it_is: pd.DataFrame, tested: pd.DataFrame
+) -> dict[str, Any]:
+    """The test prompts under models that were trained alike with other seeds."""
+    summary: dict[str, Any] = {}
+    for seed in answers.args.more_seeds:
+        edit, edited, vector = prepared(answers, model, recipe, layer, as_it_is, seed)
+        unsteered = answers.measured("test", f"trained-seed-{seed}-unsteered", edited, None)
+        steered = sweep(answers, "test", f"trained-seed-{seed}", edited, vector)
+        found = pd.concat([unsteered.assign(alpha=0.0), steered], ignore_index=True).assign(kind="trained")
+        within = within_budgets(pd.concat([tested[tested["kind"].isin(["original", "as it is"])], found]), seed)
+        kept = {name: value for name, value in within.items() if name.startswith("trained")}
+        measured = each(found, seed) | kept | {"share": edit.info["share"], "best_step": edit.info["best_step"]}
+        summary |= {f"seed_{seed}.{name}": value for name, value in measured.items()}
+    return summary
+
+
 def baked_difference(model: Model, steerer: Any, layer: int, alpha: float) -> float:
     """How far a baked checkpoint's logits are from the steered ones in plain Hugging Face, relative to their norm."""
     baked, worst = bake(model, steerer, alpha=alpha), 0.0
@@ -367,22 +416,21 @@ def train_all(
     answers: Answers, model: Model, layer: int, as_it_is: pd.DataFrame
 ) -> tuple[str, dict[str, ModelEdit], dict[str, tuple[Model, Any]], dict[str, pd.DataFrame]]:
     """The recipe of the lowest price on validation prompts, and each recipe's edit, model and sweep."""
-    data, args = answers.data, answers.args
-    benign = answers.texts("benign-original", model, data.benign, None)
+    args = answers.args
     edits: dict[str, ModelEdit] = {}
     pairs: dict[str, tuple[Model, Any]] = {}
     tried: dict[str, pd.DataFrame] = {}
     price: dict[str, float] = {}
     for name in args.recipes:
-        edits[name] = train(answers, model, benign, name, layer, as_it_is)
-        edited = edits[name].prepare(model, merge=True)
-        pairs[name] = (edited, MeanDifference(layer).fit(edited, data.contrasts))
+        edits[name], edited, vector = prepared(answers, model, name, layer, as_it_is, args.seed)
+        pairs[name] = (edited, vector)
         tried[name] = sweep(answers, "validation", f"trained-{name}", *pairs[name])
         alpha, refused = strongest(tried[name])
         at = shares(tried[name][tried[name]["alpha"] == alpha])
         enough = refused >= LEAST_EFFECT * strongest(as_it_is)[1]
         price[name] = at["kl"] + (0 if enough else 1e6 * (1 - refused))  # none may be good enough: then the strongest
-        print(f"{name}: best step {edits[name].info['best_step']}, validation at {alpha:g}: {at}", flush=True)
+        info = edits[name].info
+        print(f"{name}: step {info['best_step']} by {info['share']:g}, validation at {alpha:g}: {at}", flush=True)
     return min(price, key=lambda name: price[name]), edits, pairs, tried
 
 
@@ -417,16 +465,18 @@ def main() -> None:
     arguments.add_argument("--data", required=True)
     arguments.add_argument("--steps", type=int, default=120, help="of the training")
     arguments.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
+    arguments.add_argument("--test-part", default="fresh", choices=TESTED, help="the prompts that are looked at once")
+    arguments.add_argument("--more-seeds", type=int, nargs="*", default=[], help="of trainings beside the first")
     arguments.add_argument("--problem-tokens", type=int, default=100)
     arguments.set_defaults(max_new_tokens=32, batch_size=32)
     args = arguments.parse_args()
-    data = Data.load(args.data, args.seed, args.limit)
+    data = Data.load(args.data, args.seed, args.limit, args.test_part)
     model = steerlab.load(args.model, device=args.device, backend="hooks")
     layer = layer_of(model)
     identity = {"study": "kts", "weights": model.info()["weights"], "data": data_hash(data.everything)}
     identity |= {"steps": args.steps, "tokens": [args.max_new_tokens, args.problem_tokens], "seed": args.seed}
     identity |= {"layer": layer, "recipes": args.recipes}
-    study = Study(args.out, identity | {"settings": fingerprint([RECIPES, LEAST_EFFECT, AS_GOOD])})
+    study = Study(args.out, identity | {"settings": fingerprint([RECIPES, LEAST_EFFECT, AS_GOOD, SHARES])})
     answers = Answers(study, model, data, args)
     vector, probe = MeanDifference(layer).fit(model, data.contrasts), Probe(model, data, layer)
     tried = sweep_as_it_is(answers, "validation", model, vector, probe)
@@ -439,6 +489,7 @@ def main() -> None:
     tested["trained"] = sweep(answers, "test", "trained", *pairs[recipe])
     found = pd.concat(tested.values(), ignore_index=True)
     summary = compared(found, chosen, args.seed) | within_budgets(found, args.seed)
+    summary |= other_seeds(answers, model, recipe, layer, tried["as it is"], found)
     costs = all_costs(answers, chosen, model, vector, pairs[recipe], probe)
     for kind, measured in costs.items():
         summary |= {f"{kind}.{name}": estimate(values, args.seed) for name, values in measured.items()}
@@ -446,7 +497,8 @@ def main() -> None:
         difference = paired_bootstrap(costs["trained"][name], costs[kind][name], seed=args.seed)
         summary[f"trained_over_{kind}.{name}"] = numbers(difference)
     summary["baked_difference"] = baked_difference(*pairs[recipe], layer, chosen["trained"])
-    summary |= {"recipe": recipe, "best_step": {name: edit.info["best_step"] for name, edit in edits.items()}}
+    trainings = {name: {key: edit.info[key] for key in ("best_step", "share")} for name, edit in edits.items()}
+    summary |= {"recipe": recipe, "trainings": trainings}
     write_tables(study.folder, tried | {f"trained, {k}": rows for k, rows in of_recipes.items()}, edits)
     at = pd.concat([found[(found["kind"] == kind) & (found["alpha"] == alpha)] for kind, alpha in chosen.items()])
     shown = publishable_examples(at.assign(method=at["kind"]), [*data.test[0], *data.test[1]])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from steerlab._support import files
+from steerlab._support.checks import as_number
 from steerlab._support.extras import require
 from steerlab._support.hub import find_folder, first_line
 from steerlab.errors import MismatchError, SteeringError
@@ -88,6 +89,20 @@ class ModelEdit:
         edited = with_weights(model, hf, f"{model.id}+{self.name}")
         edited.revision = model.revision
         return edited
+
+    def scaled(self, share: float) -> ModelEdit:
+        """The same edit, by this share of its change of the weights: a weaker one stays closer to the model as it is.
+
+        Example:
+            >>> edit.scaled(0.7).prepare(model)
+
+        Raises:
+            DataError: the share is not a number above 0.
+        """
+        share = as_number("share", share, 1e-12)
+        lora = self.lora | {"lora_alpha": self.lora["lora_alpha"] * share}
+        info = self.info | {"share": share * self.info.get("share", 1.0)}
+        return ModelEdit(self.name, self.base, self.weights, lora, info, self.history)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the adapter as peft does, with a manifest and the history beside it.

@@ -194,6 +194,20 @@ def test_saved_edit_is_the_same_here_and_for_peft(model: Model, edit: ModelEdit,
     assert steerlab.load(tmp_path / "merged").info()["weights"] == merged.info()["weights"]
 
 
+def test_scaled_edit_changes_the_weights_by_its_share(model: Model, edit: ModelEdit, tmp_path: Any) -> None:
+    half = edit.scaled(0.8).scaled(0.625)
+    half.save_pretrained(tmp_path)
+    read = ModelEdit.from_pretrained(tmp_path)
+    before, whole, some = (m.hf.state_dict() for m in (model, *(e.prepare(model, merge=True) for e in (edit, read))))
+    for name, value in before.items():
+        torch.testing.assert_close(some[name], (value + whole[name]) / 2, atol=1e-6, rtol=1e-5)
+    assert any((whole[name] - value).abs().max() > 1e-3 for name, value in before.items())
+    assert half.info["share"] == read.info["share"] == 0.5 and "share" not in edit.info
+    for share in (0, -1, float("nan"), "much"):
+        with pytest.raises(DataError, match="share"):
+            edit.scaled(share)  # type: ignore[arg-type]
+
+
 def test_edit_of_other_weights_or_changed_files_is_refused(model: Model, edit: ModelEdit, tmp_path: Any) -> None:
     other = tiny_lm("llama", backend="hooks", seed=1)
     with pytest.raises(MismatchError, match="this edit was made from"):
