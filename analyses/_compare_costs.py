@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,9 @@ from steerlab.models.model import Model
 ROUNDS, TOKENS = 5, 24
 
 
-def time_methods(model: Model, examples: Sequence[Example], methods: Mapping[str, Request | None]) -> pd.DataFrame:
+def time_methods(
+    model_of: Callable[[str], Model], examples: Sequence[Example], methods: Mapping[str, Request | None]
+) -> pd.DataFrame:
     """Milliseconds per prompt and per token of every method, in rounds that run each method once.
 
     The time of a prompt is the time of generating one token; the time of a token is that of each following one. The
@@ -24,7 +26,7 @@ def time_methods(model: Model, examples: Sequence[Example], methods: Mapping[str
     rows, names = [], list(methods)
     for turn in range(ROUNDS):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            one, many = (_seconds(model, examples, methods[name], n) for n in (1, 1 + TOKENS))
+            one, many = (_seconds(model_of(name), examples, methods[name], n) for n in (1, 1 + TOKENS))
             rows.append(
                 {
                     "round": turn,

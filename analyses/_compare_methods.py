@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,20 +14,23 @@ import torch
 from _compare_data import Sets
 
 import steerlab
-from steerlab import L2S, Activations, Example, MeanDifference, Request
+from steerlab import L2S, Activations, Contrast, Example, MeanDifference, Request, SteeringVector
 from steerlab.analysis.steerability import slopes
 from steerlab.methods import (
     CONFST,
     P2S,
+    SSAE,
     W2S,
     AdaSteer,
     AlphaSteer,
     Context,
     Gated,
     GradientField,
+    KTSConfig,
     LinearProbe,
     Spherical,
     Steerer,
+    kl_then_steer,
 )
 from steerlab.metrics import is_refusal
 from steerlab.models.model import Model
@@ -37,6 +41,9 @@ PROBE = 13
 BENIGN = ("answer", "defer")
 RATIO = 0.6
 CAPTURED = sorted({*ADASTEER_LAYERS, *READS.values(), PROBE})
+# where the mean vector at layer 16 refuses the most in fluent text, on validation inputs, and the last that is as good
+OWN_ANSWERS, STRONGEST = 0.6, 0.8
+CONCEPTS = 4  # of the sparse shift autoencoder: contrasts are of two kinds, in several wordings
 ALPHAS = (0.4, 0.6, 0.8, 1.0, 1.3)
 
 
@@ -77,6 +84,8 @@ SETTINGS: dict[str, list[Setting]] = {
     ],
     "field": [Setting(k, a) for k in (15, 16) for a in (5.0, 10.0, 15.0, 20.0, 30.0)],
     "spherical": [Setting(k, a) for k in (15, 16) for a in (0.03, 0.06, 0.09, 0.12, 0.15)],
+    "ssae": [Setting(15, a, "all", {"level": level}) for level in (0.8, 1.2) for a in ALPHAS],
+    "kts": [Setting(16, a) for a in (0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5)],  # one layer: one training
 }
 
 
@@ -84,9 +93,11 @@ class Fitted:
     """Methods fitted to the training activations when they are needed, with the seconds of each fit."""
 
     def __init__(
-        self, model: Model, train: Activations, contrasted: Sequence[Example], clean: Context, seed: int
+        self, model: Model, train: Activations, sets: Sets, clean: Context, seed: int, folder: str | Path
     ) -> None:
-        self.model, self.train, self.contrasted, self.clean, self.seed = model, train, contrasted, clean, seed
+        self.model, self.train, self.sets, self.clean, self.seed = model, train, sets, clean, seed
+        self.contrasted, self.folder = contrasted_inputs(sets), Path(folder)
+        self.edited: dict[str, Model] = {}  # methods that change the model's weights
         self.seconds: dict[str, float] = {}
         self.needs: dict[str, bool] = {}  # which harmful inputs need strong steering, for AdaSteer
         self._made: dict[tuple[str, str], tuple[Steerer, float]] = {}
@@ -102,6 +113,10 @@ class Fitted:
                 print(f"{method} at {setting.layer}: {line}")
         steerer, self.seconds[name or method] = self._made[key]
         return Request(steerer, setting.alpha, setting.positions)
+
+    def model_of(self, method: str) -> Model:
+        """The model that a method steers, once it was fitted."""
+        return self.edited.get(method, self.model)
 
     def oracle(self, tested: Activations, setting: Setting) -> Request:
         """P2S: the contrast vectors of the test inputs, zero for inputs without a contrast."""
@@ -150,6 +165,41 @@ class Fitted:
         rows = self.train.select(example_id=[e.id for e in self.contrasted])
         return W2S(list(means.values()), _single_layer(setting)).fit(rows, slopes=slopes(frame))
 
+    def ssae(self, setting: Setting) -> Steerer:
+        """The concept of a sparse shift autoencoder whose code tells refusals from deferrals best."""
+        layer = _single_layer(setting)
+        ssae = SSAE(layer, CONCEPTS, setting.options["level"], seed=self.seed).fit(self.train)
+        ids, z = self.train.contrast(layer)
+        refuses = torch.tensor([label == "refuse" for label in self.train.labels(ids)])
+        codes = ssae.encode(z.float())
+        apart = codes[refuses].mean(0) - codes[~refuses].mean(0)
+        spread = (codes[refuses].var(0) + codes[~refuses].var(0)).sqrt()
+        concept = int(torch.where(ssae.usage_ > 0, (apart / spread).abs(), -1.0).argmax())
+        return SteeringVector({layer: apart[concept].sign() * ssae.direction(concept).at(layer)})
+
+    def kts(self, setting: Setting) -> Steerer:
+        """The mean vector of a model trained by KL-then-steer, as in `kts.py`: with its own answers kept."""
+        layer, prompts = _single_layer(setting), [e.replace(contrast=None) for e in self.contrasted]
+        benign = [e.replace(contrast=None) for e in self.sets.train if e.behavior == "answer"][: 3 * len(prompts)]
+        mean = MeanDifference(layer, behaviors=["refuse"]).fit(self.train)
+
+        def answers(rows: Sequence[Example], alpha: float = 0.0) -> list[str]:
+            steer = Request(mean, alpha, "all") if alpha else ()
+            return list(
+                steerlab.generate(self.model, rows, steer=steer, max_new_tokens=32, batch_size=32, progress=False).texts
+            )
+
+        pairs = zip(self.contrasted, answers(prompts, OWN_ANSWERS), answers(prompts), strict=True)
+        own = [e.replace(contrast=Contrast(a, b)) for e, a, b in pairs if a.strip() and b.strip() and a != b]
+        config = KTSConfig(steps=120, batch_size=4, coefficients=(0.0, STRONGEST), measure_every=40)
+        edit = kl_then_steer(
+            self.model, benign, answers(benign), {"refuse": self.contrasted}, layers=[layer], keep={"refuse": own},
+            config=config, folder=self.folder / "kts", validation=0.1, seed=self.seed,
+        )  # fmt: skip
+        self.edited["kts"] = edit.prepare(self.model, merge=True)
+        harmful = [e for e in self.sets.train if e.behavior == "refuse"]
+        return MeanDifference(layer, behaviors=["refuse"]).fit(self.edited["kts"], harmful)
+
     def adasteer(self, setting: Setting) -> Steerer:
         """AdaSteer with schedules calibrated on which inputs need strong steering.
 
@@ -168,7 +218,7 @@ class Fitted:
 FITS: dict[str, Callable[[Fitted, Setting], Steerer]] = {
     "mean": Fitted.mean, "l2s": Fitted.l2s, "confst": Fitted.confst, "gated_mean": Fitted.gated_mean,
     "alphasteer": Fitted.alphasteer, "adasteer": Fitted.adasteer,
-    "field": Fitted.field, "spherical": Fitted.spherical, "w2s": Fitted.w2s,
+    "field": Fitted.field, "spherical": Fitted.spherical, "w2s": Fitted.w2s, "ssae": Fitted.ssae, "kts": Fitted.kts,
 }  # fmt: skip
 
 
@@ -229,9 +279,9 @@ def inputs_needing_strength(needs: pd.DataFrame) -> dict[str, bool]:
 
 
 def iterate_settings(methods: Sequence[str], most: int | None = None) -> Iterator[tuple[str, Setting]]:
-    """Pairs of method and setting to try, at most `most` settings per method."""
+    """Pairs of method and setting to try, at most `most` settings per method; a prompt has none."""
     for method in methods:
-        for setting in SETTINGS[method][:most]:
+        for setting in SETTINGS.get(method, [])[:most]:
             yield method, setting
 
 

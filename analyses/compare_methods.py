@@ -18,7 +18,7 @@ An interrupted run resumes from finished stages; a stage is one setting of a met
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,6 @@ from _compare_methods import (
     CAPTURED,
     Fitted,
     Setting,
-    contrasted_inputs,
     inputs_needing_strength,
     iterate_settings,
     measure_compliance,
@@ -50,7 +49,7 @@ from steerlab.methods import AlphaSteer, Context, Gated, Prompt
 from steerlab.metrics.numbers import exact_match
 from steerlab.models.model import Model
 
-METHODS = ("mean", "l2s", "alphasteer", "adasteer", "confst", "gated_mean", "field", "spherical", "w2s")
+METHODS = ("mean", "l2s", "alphasteer", "adasteer", "confst", "gated_mean", "field", "spherical", "w2s", "ssae", "kts")
 EVERYTHING = ("none", "prompt", *METHODS[:2], "p2s", *METHODS[2:], "mean_equal")
 
 
@@ -120,10 +119,10 @@ def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argpars
     }
     plain = answers(study, model, "validation-none", validation, None, args)
     rows = []
-    for number, (method, setting) in enumerate(iterate_settings(METHODS, args.settings)):
+    for number, (method, setting) in enumerate(iterate_settings(args.methods, args.settings)):
         name = stage_name("validation", method, setting)
         request = None if study.has(name) else fitted.request(method, setting)
-        found = answers(study, model, name, validation, request, args)
+        found = answers(study, fitted.model_of(method), name, validation, request, args)
         means = {k: float(v.mean()) for k, v in shares(study, model, name, found, plain, validation).items()}
         rows.append({"method": method, "number": number, **setting.label(), **means})
     grid = pd.DataFrame(rows)
@@ -131,9 +130,9 @@ def search(study: Study, model: Model, fitted: Fitted, sets: Sets, args: argpars
     return grid
 
 
-def choose_settings(grid: pd.DataFrame, most: int | None = None) -> dict[str, Setting]:
+def choose_settings(grid: pd.DataFrame, methods: Sequence[str], most: int | None = None) -> dict[str, Setting]:
     """The best setting of each method; ties go to the smaller strength."""
-    settings = [setting for _, setting in iterate_settings(METHODS, most)]
+    settings = [setting for _, setting in iterate_settings(methods, most)]
     ranked = grid.sort_values(["chosen_by", "alpha"], ascending=[False, True], kind="stable")
     return {method: settings[int(rows["number"].iloc[0])] for method, rows in ranked.groupby("method")}
 
@@ -161,20 +160,25 @@ def dose_of(model: Model, sets: Sets, request: Request, args: argparse.Namespace
     return pd.DataFrame({"kl_harmful": [dose.kl], "norm_ratio": [dose.norm_ratio]})
 
 
-def requests_of(fitted: Fitted, settings: Mapping[str, Setting], tested: Any) -> dict[str, Request | None]:
+def requests_of(
+    fitted: Fitted, settings: Mapping[str, Setting], tested: Any, methods: Sequence[str]
+) -> dict[str, Request | None]:
     """The request of every method at its chosen setting."""
-    requests = {method: fitted.request(method, setting) for method, setting in settings.items()}
-    equal = settings["alphasteer"]
-    everything: dict[str, Request | None] = {
-        "none": None, "prompt": Request(Prompt()), "p2s": fitted.oracle(tested, settings["l2s"]), **requests,
-        "mean_equal": fitted.request("mean", Setting(equal.layer, equal.alpha, equal.positions), "mean_equal"),
-    }  # fmt: skip
-    return {name: everything[name] for name in EVERYTHING}
+    everything: dict[str, Request | None] = {method: fitted.request(method, one) for method, one in settings.items()}
+    everything["none"] = None
+    if "prompt" in methods:
+        everything["prompt"] = Request(Prompt())
+    if "l2s" in settings:
+        everything["p2s"] = fitted.oracle(tested, settings["l2s"])
+    if equal := settings.get("alphasteer"):
+        same = Setting(equal.layer, equal.alpha, equal.positions)
+        everything["mean_equal"] = fitted.request("mean", same, "mean_equal")
+    return {name: everything[name] for name in EVERYTHING if name in everything}
 
 
 def names_of_tests(settings: Mapping[str, Setting]) -> dict[str, str]:
     """The stage that holds each method's answers to the test inputs."""
-    decided = {**settings, "p2s": settings["l2s"], "mean_equal": settings["alphasteer"]}
+    decided = {**settings, "p2s": settings.get("l2s"), "mean_equal": settings.get("alphasteer")}
     return {name: stage_name("test", name, decided.get(name)) for name in EVERYTHING}
 
 
@@ -183,6 +187,11 @@ def main() -> None:
     arguments = parser(__doc__, "results/compare_methods")
     arguments.add_argument(
         "--data", required=True, help="folder with harmful_prompts/, math/, tasktracker/ and the other data sets"
+    )
+    every = (*METHODS, "prompt")
+    arguments.add_argument("--methods", nargs="+", default=list(every), choices=every, help="which are compared")
+    arguments.add_argument(
+        "--tracker", action=argparse.BooleanOptionalAction, default=True, help="also detect injected instructions"
     )
     arguments.add_argument("--settings", type=int, default=None, help="maximal number of settings to try per method")
     arguments.add_argument("--math-tokens", type=int, default=150, help="new tokens for a math problem")
@@ -209,34 +218,36 @@ def main() -> None:
     clean = [
         e.replace(contrast=None) for e in sets.validation if e.behavior != "refuse"
     ] + sets.sounds_unsafe_validation
-    fitted = Fitted(model, train, contrasted_inputs(sets), Context.of(captured("clean", clean)), args.seed)
-    needs = study.stage("needs", lambda: measure_compliance(model, train, sets, 16, args.batch_size))
-    fitted.needs = inputs_needing_strength(needs)
+    fitted = Fitted(model, train, sets, Context.of(captured("clean", clean)), args.seed, study.folder / "stages")
+    if "adasteer" in args.methods:
+        needs = study.stage("needs", lambda: measure_compliance(model, train, sets, 16, args.batch_size))
+        fitted.needs = inputs_needing_strength(needs)
     grid = search(study, model, fitted, sets, args)
     write_atomically(study.folder / "grid.csv", lambda partial: grid.round(4).to_csv(partial, index=False))
-    settings = choose_settings(grid, args.settings)
+    settings = choose_settings(grid, args.methods, args.settings)
     for method, setting in settings.items():
         print(f"{method}, chosen on validation: {setting.label()}")
 
     tested = captured("test", [*sets.harmful, *sets.sounds_unsafe, *sets.harmless, *sets.expert, *sets.math])
-    methods, stages = requests_of(fitted, settings, tested), names_of_tests(settings)
+    methods, stages = requests_of(fitted, settings, tested, args.methods), names_of_tests(settings)
     plain = answers(study, model, "test-none", sets.test, None, args)
     summary: dict[str, Any] = {}
     long = []
     selected = {name: request for name, request in methods.items() if name in (args.only or EVERYTHING)}
     for name, request in selected.items():
-        found = answers(study, model, stages[name], sets.test, request, args)
+        steered = fitted.model_of(name)
+        found = answers(study, steered, stages[name], sets.test, request, args)
         measures = shares(study, model, stages[name], found, plain, sets.test)
         for measure, values in measures.items():
             summary[f"{name}.{measure}"] = estimate(values.tolist(), args.seed)
             long.append(pd.DataFrame({"method": name, "metric": measure, "value": values}))
         ppl = study.stage(
             f"ppl-{stages[name]}",
-            partial(perplexity_of_solutions, model, sets, request, args.batch_size),
+            partial(perplexity_of_solutions, steered, sets, request, args.batch_size),
         )
         summary[f"{name}.ppl"] = round(float(ppl["ppl"].iloc[0]), 3)
         if request is not None and name != "prompt":  # an instruction changes the prompt: its tokens can't be compared
-            dose = study.stage(f"dose-{stages[name]}", partial(dose_of, model, sets, request, args)).iloc[0]
+            dose = study.stage(f"dose-{stages[name]}", partial(dose_of, steered, sets, request, args)).iloc[0]
             summary |= {f"{name}.{key}": round(float(value), 4) for key, value in dose.items()}
         summary[f"{name}.fit_s"] = round(fitted.seconds.get(name, 0.0), 3)  # none and prompt: nothing to fit
         print(f"{name}: {', '.join(f'{k} {v.mean():.3f}' for k, v in measures.items())}")
@@ -244,17 +255,20 @@ def main() -> None:
         if "tracker" in args.only:
             track(study, model, args)
         return
-    together = fingerprint(sorted(stages.values()))[:10]
-    times = study.stage(f"times-{together}", lambda: time_methods(model, sets.harmless[:16], methods))
+    together = fingerprint(sorted(stages[name] for name in methods))[:10]
+    times = study.stage(f"times-{together}", lambda: time_methods(fitted.model_of, sets.harmless[:16], methods))
     for column in ("ms_per_prompt", "ms_per_token"):
         summary |= {f"{name}.{column}": added(times, name, column) for name in methods}
         summary[f"unsteered.{column}"] = round(float(times.loc[times["method"] == "none", column].median()), 3)
     for method, setting in settings.items():
         summary[f"{method}.setting"] = setting.label()
-    summary |= summarize_gates(methods, tested, sets)
-    tracked, detection = track(study, model, args)
-    summary |= detection
-    write_atomically(study.folder / "tasktracker.csv", lambda partial: tracked.round(4).to_csv(partial, index=False))
+    if {"alphasteer", "gated_mean"} <= set(args.methods):
+        summary |= summarize_gates(methods, tested, sets)
+    if args.tracker:
+        tracked, detection = track(study, model, args)
+        summary |= detection
+        rounded = tracked.round(4)
+        write_atomically(study.folder / "tasktracker.csv", lambda partial: rounded.to_csv(partial, index=False))
     summary["counts"] = {name: len(rows) for name, rows in sets.test.items()} | {"train": len(sets.train)}
     report = examples_page(study, model, sets, methods, stages, args)
     results = pd.concat(long, ignore_index=True).groupby(["method", "metric"], sort=False)["value"]
