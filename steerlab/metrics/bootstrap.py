@@ -142,7 +142,8 @@ def paired_bootstrap(
 def bootstrap_ratio(parts: Any, wholes: Any, *, n_boot: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
     """The sum of the parts over the sum of the wholes, with its percentile bootstrap interval.
 
-    Sums are divided, so that no example with a small whole decides.
+    Sums are divided, so that no example with a small whole decides. Too few examples: the ends are NaN where the wholes
+    of a resample sum to 0.
 
     Example:
         >>> bootstrap_ratio([1, 3], [2, 6]).value
@@ -162,9 +163,11 @@ def bootstrap_ratio(parts: Any, wholes: Any, *, n_boot: int = 2000, level: float
         raise DataError(f"bootstrap_ratio got {part.size} parts and {whole.size} wholes: give one of each per example")
     check_resampling(level, n_boot, seed)
     draws = np.random.default_rng(seed).integers(0, part.size, (n_boot, part.size))
-    drawn = part[draws].sum(1) / whole[draws].sum(1)
+    sums = np.append(whole[draws].sum(1), whole.sum())
+    sums[sums == 0] = np.nan
+    drawn = part[draws].sum(1) / sums[:-1]
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(float(part.sum() / whole.sum()), float(low), float(high), part.size)
+    return Estimate(float(part.sum() / sums[-1]), float(low), float(high), part.size)
 
 
 def check_resampling(level: float, n_boot: int, seed: int = 0) -> None:

@@ -249,12 +249,17 @@ def _read_model(source: _Source, options: dict[str, Any], shared: dict[str, Any]
         config = None if gguf else AutoConfig.from_pretrained(source.place, **{**shared, **source.options})
         reader: Any = AutoModelForImageTextToText if accepts_images(config) else AutoModelForCausalLM
         with brief_bars():
-            hf = reader.from_pretrained(source.place, **options)
+            hf, found = reader.from_pretrained(source.place, output_loading_info=True, **options)
     except _FAILURES as error:
         raise LoadError(
             f"the model {source.id!r} could not be read: {error}. Expected a text or image-text generation model with "
             f"all weights; for a gated one, accept its license and set HF_TOKEN; or give {_OFFLINE}"
         ) from error
+    if missing := sorted(found["missing_keys"]):
+        raise LoadError(
+            f"{source.id!r} lacks {len(missing)} weights of a {type(hf).__name__}, which would be random: "
+            f"{', '.join(missing[:3])}. Give a checkpoint with all of them"
+        )
     try:
         return hf if device is None else hf.to(device)
     except (RuntimeError, AssertionError) as error:  # no such device, or its memory is full

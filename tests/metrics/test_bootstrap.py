@@ -35,6 +35,8 @@ def test_ratio_divides_sums_and_resamples_pairs() -> None:
     assert got.high - got.low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
     with pytest.raises(DataError, match="2 parts and 1 wholes"):
         bootstrap_ratio([1, 2], [1])
+    few = bootstrap_ratio([1, 1, 1], [2, 0, 0])
+    assert few.value == 1.5 and np.isnan([few.low, few.high]).all(), "some resamples have no whole"
 
 
 def test_equal_seeds_give_equal_intervals() -> None:

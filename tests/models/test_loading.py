@@ -12,6 +12,7 @@ from unittest.mock import Mock, call
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from steerlab.errors import LayoutError, LoadError
@@ -104,6 +105,10 @@ def test_incomplete_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(LoadError, match="tokenizer"):
         load(tmp_path, device="cpu")
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "layers.2.mlp.up" not in k}, tmp_path / "model.safetensors")
+    with pytest.raises(LoadError, match=r"lacks 1 weights of a \w+, which would be random: .*layers\.2\.mlp\.up"):
+        load(tmp_path, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/place", "weights/model.gguf", "~/nothing/here"])
@@ -162,7 +167,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
 
     def build(hf: Any, tokenizer: Any, processor: Any = None) -> dict[str, Mock]:
         weights = "AutoModelForCausalLM" if processor is None else "AutoModelForImageTextToText"
-        answers = {"AutoConfig": hf.config, weights: hf, "AutoTokenizer": tokenizer, "AutoProcessor": processor}
+        answers = {"AutoConfig": hf.config, weights: (hf, {"missing_keys": set()})}
+        answers |= {"AutoTokenizer": tokenizer, "AutoProcessor": processor}
         found = {name: Mock(return_value=answer) for name, answer in answers.items()}
         for name, mock in found.items():
             module = vision if name == "AutoProcessor" else loading
@@ -186,7 +192,7 @@ def test_hub_options_reach_config_weights_and_tokenizer_or_processor(hub: Hub, t
     weights, *readers = ("AutoModelForImageTextToText", "AutoProcessor", "AutoTokenizer")
     if processor is None:
         weights, readers = "AutoModelForCausalLM", readers[::-1]
-    options = EVERYWHERE | PLACED | {"attn_implementation": "eager"}
+    options = EVERYWHERE | PLACED | {"attn_implementation": "eager", "output_loading_info": True}
     assert found.pop(weights).call_args_list == [call("owner/model", **options)]
     assert found.pop(readers[1]).call_args_list == [], "a processor brings its tokenizer"
     assert [mock.call_args_list for mock in found.values()] == [[call("owner/model", **EVERYWHERE)]] * 2
