@@ -18,7 +18,7 @@ PAPER = "LLaVA-1.5-7B, layer 15: .84 to .88 within, −.10 to .03 between (arXiv
 
 def geometries(acts: Activations, group: str, seed: int) -> pd.DataFrame:
     """Mean cosines within and between groups at every layer, as in the paper's table."""
-    return pd.concat([geometry(acts, layer, group=group, seed=seed) for layer in acts.layers], ignore_index=True)
+    return pd.concat([geometry(acts, layer, label=group, seed=seed) for layer in acts.layers], ignore_index=True)
 
 
 def mean_cosines(acts: Activations) -> pd.DataFrame:

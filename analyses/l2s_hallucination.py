@@ -90,7 +90,7 @@ def run_method(model: Model, rows: list[Example], request: Request | None, args:
 def probes(train: Activations, tested: Activations, rows: list[Example], none: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Accuracy of a linear probe at every layer and split, beside the model's."""
     return probe_gap(
-        train, tested, dict(zip(none["example_id"], none["answer"], strict=True)), group="split", seed=seed
+        train, tested, dict(zip(none["example_id"], none["answer"], strict=True)), label="split", seed=seed
     )
 
 

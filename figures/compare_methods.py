@@ -2,7 +2,8 @@
 
     python figures/compare_methods.py [RESULTS_DIR] [--out DIR]
 
-Reads summary.json, grid.csv and tasktracker.csv of analyses/compare_methods.py; writes compare_methods.png and .pdf.
+Reads summary.json, grid.csv and tasktracker.csv of analyses/compare_methods.py, and the first two of methods that were
+compared later, in the folder `more`; writes compare_methods.png and .pdf.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from steerlab.plots.style import MUTED, label_ends
 RESULTS = Path(__file__).parent.parent / "analyses" / "results" / "compare_methods"
 SHOWN = (
     "none", "prompt", "mean", "l2s", "alphasteer", "adasteer", "confst",
-    "gated_mean", "field", "spherical", "w2s", "p2s",
+    "gated_mean", "field", "spherical", "w2s", "ssae", "kts", "p2s",
 )  # fmt: skip
 EFFECT = "refuse_harmful_fluently"  # earlier results count refusals in any text
 FEATURES = {
@@ -36,8 +37,9 @@ FEATURES = {
 def draw(results_dir: str | Path) -> Figure:
     """The figure of a results folder."""
     folder = Path(results_dir)
-    summary = read_summary(folder)
-    grid = pd.read_csv(folder / "grid.csv", keep_default_na=False, na_values=["nan"])
+    parts = [one for one in (folder / "more", folder) if (one / "summary.json").exists()]
+    summary = {name: value for part in parts for name, value in read_summary(part).items()}
+    grid = pd.concat([pd.read_csv(part / "grid.csv", keep_default_na=False, na_values=["nan"]) for part in parts])
     grid["changed_harmless"] = 1 - grid["identical_harmless"].astype(float)
     points = summary_frame(summary).pivot(index="method", columns="metric", values="value").reset_index()
     points["changed_harmless"] = 1 - points["identical_harmless"]

@@ -28,7 +28,7 @@ def geometry(
     site: Site | int,
     position: str | None = None,
     *,
-    group: str = "behavior",
+    label: str = "behavior",
     n_boot: int = 2000,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -41,7 +41,7 @@ def geometry(
         acts: contrasts of any model, at least two examples of each behavior.
         site: whose contrasts, `(example, hidden)`; an int means that block's output.
         position: which captured contrast rows; None where there is only one kind.
-        group: the index column with the groups, for example a finer one than the behavior.
+        label: the index column with the groups, for example a finer one than the behavior.
         n_boot: resamples of the interval.
         seed: of the resamples and the shuffles.
 
@@ -62,7 +62,7 @@ def geometry(
     ids, z = acts.contrast(where, position)
     order = sorted(range(len(ids)), key=ids.__getitem__)  # results must not depend on the order of the rows
     ids = [ids[i] for i in order]
-    units, labels = unit_rows(dict(zip(ids, z[order], strict=True))), np.array(acts.labels(ids, group), dtype=object)
+    units, labels = unit_rows(dict(zip(ids, z[order], strict=True))), np.array(acts.labels(ids, label), dtype=object)
     members = {name: np.flatnonzero(labels == name) for name in sorted(set(labels))}
     lone = [name for name, rows in members.items() if len(rows) < 2]
     if lone:

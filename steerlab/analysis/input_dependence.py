@@ -100,11 +100,10 @@ class _Inputs:
     def of(cls, acts: Activations, l2s: L2S, folds: int) -> _Inputs:
         """The inputs of activations, checked."""
         oracle = P2S(l2s.layer, position=l2s.position, zero_behaviors=l2s.zero_behaviors).fit(acts)
-        inputs = cls(acts, l2s, list(oracle.ids_), acts.labels(list(oracle.ids_), l2s.group_column), oracle.table_)
+        inputs = cls(acts, l2s, list(oracle.ids_), acts.labels(list(oracle.ids_), l2s.label), oracle.table_)
         if min(inputs.counts.values()) < folds:
             raise DataError(
-                f"the examples have {inputs.counts} by {l2s.group_column}: each needs at least {folds}, one for every "
-                "fold"
+                f"the examples have {inputs.counts} by {l2s.label}: each needs at least {folds}, one for every fold"
             )
         if are_same(inputs.z):
             raise DataError(
@@ -195,9 +194,7 @@ def _makers(l2s: L2S, n: int, n_behaviors: int) -> dict[str, Maker]:
 
         found["net"] = net
     if n_behaviors > 1:
-        found["routed mean"] = lambda zero: RoutedMean(
-            l2s.layer, label=l2s.group_column, zero_behaviors=zero, **options
-        )
+        found["routed mean"] = lambda zero: RoutedMean(l2s.layer, label=l2s.label, zero_behaviors=zero, **options)
     return found
 
 

@@ -24,7 +24,7 @@ def probe_gap(
     test: Activations,
     answers: Mapping[str, str],
     *,
-    group: str | None = None,
+    label: str | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Accuracy of a linear probe of each layer's context state, minus the accuracy of the model's answers.
@@ -40,7 +40,7 @@ def probe_gap(
     Args:
         train, test: activations of plain prompts at the layers of interest, one row per example and position.
         answers: the model's answer to each test example, in the words of `behavior`.
-        group: an index column to report separately by, for example "split".
+        label: an index column to report separately by, for example "split".
         seed: of the probe's validation split and of the bootstrap.
 
     Returns:
@@ -64,7 +64,7 @@ def probe_gap(
                 raise DataError(f"{len(missing)} test examples have no answer, first {missing[:3]}")
             by_probe = probe.predict(x.double().numpy()) == truth
             by_model = np.array([answers[example_id] for example_id in ids]) == truth
-            groups = np.array(test.labels(ids, group)) if group else np.full(len(ids), "all")
+            groups = np.array(test.labels(ids, label)) if label else np.full(len(ids), "all")
             for name in dict.fromkeys(groups):
                 compared = _compared(by_probe[groups == name], by_model[groups == name], seed)
                 rows.append({"layer": site.layer, "site": str(site), "position": position, "group": name, **compared})

@@ -90,7 +90,7 @@ class GradientField(Steerer):
             unwanted answers.
         steps, decay: gradient steps at each token, and the factor from one step to the next.
         normalize: divide each gradient by its norm, so that alpha is in units of the state.
-        hidden: width of the scorer's two hidden layers.
+        hidden_units: width of the scorer's two hidden layers.
         epochs: passes over the answers in training.
         position: which captured contrast rows to use; None: all.
         seed: of the scorer's training.
@@ -119,7 +119,7 @@ class GradientField(Steerer):
         steps: int = 1,
         decay: float = 1.0,
         normalize: bool = False,
-        hidden: int = 128,
+        hidden_units: int = 128,
         epochs: int = 50,
         position: str | None = None,
         seed: int = 0,
@@ -127,7 +127,7 @@ class GradientField(Steerer):
         self.layer, self.wanted, self.avoided, self.position = layer, wanted, avoided, position
         self.steps, self.decay = as_whole("steps", steps), as_number("decay", decay, 0.0, 1.0)
         self.normalize, self.seed = normalize, as_seed(seed)
-        self.hidden, self.epochs = as_whole("hidden", hidden), as_whole("epochs", epochs)
+        self.hidden_units, self.epochs = as_whole("hidden_units", hidden_units), as_whole("epochs", epochs)
 
     @property
     def site(self) -> Site:  # type: ignore[override]
@@ -157,7 +157,7 @@ class GradientField(Steerer):
         truth = np.stack([labels == name for name in self.classes_], 1).astype(int)
         scaler = StandardScaler().fit(states)
         net = MLPClassifier(
-            (self.hidden, self.hidden), batch_size=min(64, len(states)), learning_rate_init=1e-3,
+            (self.hidden_units, self.hidden_units), batch_size=min(64, len(states)), learning_rate_init=1e-3,
             max_iter=self.epochs, n_iter_no_change=self.epochs, random_state=self.seed,
         )  # fmt: skip
         with warnings.catch_warnings():

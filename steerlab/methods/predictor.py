@@ -34,7 +34,7 @@ class VectorPredictor(Steerer):
     position: str | None
     zero_behaviors: Sequence[str] | None
     #: the index column of the groups that `training_pairs` returns
-    group_column: str = "behavior"
+    label: str = "behavior"
 
     @property
     def required_activations(self) -> tuple[RequiredActivation, ...]:
@@ -93,4 +93,4 @@ class VectorPredictor(Steerer):
                 f"MeanDifference({self.layer!r}) steers in the same way",
                 stacklevel=5,
             )
-        return self.contexts(Context(tuple(ids), acts)), targets, acts.labels(ids, self.group_column)
+        return self.contexts(Context(tuple(ids), acts)), targets, acts.labels(ids, self.label)

@@ -64,7 +64,7 @@ class RoutedMean(VectorPredictor):
     ) -> None:  # fmt: skip
         self.layer, self.context_layer, self.context_position = layer, context_layer, context_position
         self.position, self.label, self.soft, self.C, self.zero_behaviors = position, label, soft, C, zero_behaviors
-        self.site, self.group_column = Site.of(layer), label
+        self.site = Site.of(layer)
 
     def fit_activations(self, acts: Activations) -> None:
         """Average the contrasts of each behavior and fit the probe."""

@@ -20,7 +20,7 @@ def test_dose_is_that_of_whole_rows(family: str, positions: str) -> None:
     whole = load(short.hf, tokenizer=short.tokenizer, backend="hooks", prefix_caching=False)
     v = torch.randn(short.hidden_size, generator=torch.Generator().manual_seed(0))
     pairs = [Example(p, Contrast("No, never.", "Yes, sure"), behavior="b") for p in PROMPTS]
-    field = GradientField(1, epochs=2, hidden=8).fit(capture(whole, pairs, layers=[1]))
+    field = GradientField(1, epochs=2, hidden_units=8).fit(capture(whole, pairs, layers=[1]))
     steerers = (
         SteeringVector({2: v, 3: v}), field, Operation(SteeringVector({2: v}), "project_out", first=2),
         SteeringVector({Site(1, "attn_out"): v}), SteeringVector({0: v}),

@@ -113,7 +113,7 @@ def test_other_groups_and_contexts_are_those_of_the_l2s() -> None:
     acts = make_acts(CONTEXTS, 3 * normal(3, WIDTH, seed=5)[CLASS] + normal(N, WIDTH, seed=6))
     index = acts.index.assign(group=acts.index["example_id"].map(dict(zip(IDS, NAMES, strict=True))))
     acts = type(acts)(acts.values, index, acts.sites, acts.info)
-    found = input_dependence(acts, L2S(3, net="linear", group_column="group"), folds=3).set_index("predictor")
+    found = input_dependence(acts, L2S(3, net="linear", label="group"), folds=3).set_index("predictor")
     assert found.loc["routed mean", "between"] > 0.95
 
 

@@ -37,7 +37,7 @@ def test_the_probe_finds_the_layer_that_knows_and_the_interval_says_so() -> None
 def test_groups_are_reported_separately_and_add_up() -> None:
     train, test = _acts(300, 0, 1.0), _acts(200, 1, 1.0)
     said = dict(zip(test.index["example_id"], test.index["behavior"], strict=True))
-    frame = probe_gap(train, test, said, group="split")
+    frame = probe_gap(train, test, said, label="split")
     assert sorted(frame["group"].unique()) == ["a", "b"] and set(frame["n"]) == {100}
     assert (frame["model_accuracy"] == 1).all() and (frame["gain"] <= 0).all()
 

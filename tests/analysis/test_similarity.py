@@ -239,9 +239,9 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 def test_geometry_by_another_label_and_its_refusals() -> None:
     acts = many(n=18)
     acts.index["topic"] = ["law" if int(s[1:]) % 2 else "health" for s in acts.index["example_id"]]
-    assert set(geometry(acts, 2, group="topic", n_boot=10)["a"]) == {"law", "health"}
+    assert set(geometry(acts, 2, label="topic", n_boot=10)["a"]) == {"law", "health"}
     with pytest.raises(ActivationError, match="no label 'subject'"):
-        geometry(acts, 2, group="subject")
+        geometry(acts, 2, label="subject")
     with pytest.raises(DataError, match="n_boot is 0"):
         geometry(acts, 2, n_boot=0)
     lone = acts.rows((acts.index["behavior"] != "defer") | (acts.index["example_id"] == "s0001"))

@@ -160,7 +160,7 @@ def test_equalized_norms_reach_the_training_targets():
         assert fitted.target_norm_ == pytest.approx(float(reference.norm(dim=-1).mean()), rel=1e-4)
 
 
-def test_group_column_may_be_finer_than_the_behaviors_and_leave_examples_out():
+def test_label_column_may_be_finer_than_the_behaviors_and_leave_examples_out():
     """Harmful, legal and financial, health, and scenario 13, which belongs to no group of the released code."""
     classes = ["harmful"] * 12 + ["expert"] * 9 + ["health"] * 6 + [None] * 5
     behaviors = ["refuse"] * 12 + ["defer"] * 15 + [""] * 5
@@ -168,7 +168,7 @@ def test_group_column_may_be_finer_than_the_behaviors_and_leave_examples_out():
     acts = make_acts(normal(32, 8, seed=2), z, behaviors=behaviors)
     acts.index["class"] = np.repeat(np.array(classes, dtype=object), 3)  # prompt, positive and negative of each
     config = replace(QUICK, equalize_norms=True)
-    grouped = l2s(config=config, group_column="class")
+    grouped = l2s(config=config, label="class")
     _, targets, groups = grouped.training_pairs(acts)
     assert groups == [name or "" for name in classes]
     z = P2S(3).fit(acts).table_
@@ -181,7 +181,7 @@ def test_group_column_may_be_finer_than_the_behaviors_and_leave_examples_out():
     by_behavior = l2s(config=config).fit(acts).target_norm_
     assert by_behavior == pytest.approx(float((27 * reference + 5 * z[27:].norm(dim=-1).mean()) / 32), rel=1e-4)
     with pytest.raises(ActivationError, match="no label 'topic'"):
-        l2s(config=config, group_column="topic").fit(acts)
+        l2s(config=config, label="topic").fit(acts)
 
 
 def test_published_weights_are_read_plain_or_nested(tmp_path):

@@ -44,7 +44,7 @@ class TrainingConfig:
         dictionary_iterations: largest number of its iterations.
         keep: the weights of the "last" epoch, or of the "best" one on validation data (which must be given).
         class_balanced: the loss of a batch is the mean of the mean losses of all groups.
-        equalize_norms: rescale the targets of every group (a behavior, unless `L2S(group_column=...)` says otherwise)
+        equalize_norms: rescale the targets of every group (a behavior, unless `L2S(label=...)` says otherwise)
             to the mean norm of the first group. True takes groups in order of appearance; a tuple names them, the
             reference first, and leaves the others unchanged.
         standardize: train with standardized contexts and targets of unit root mean square; both scales are folded

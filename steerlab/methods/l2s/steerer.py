@@ -47,7 +47,7 @@ class L2S(VectorPredictor):
         config: a `TrainingConfig`, or the name of a preset: "paper", "released" (the released code for safety, also
             called "released_safety"), "released_pope".
         zero_behaviors: behaviors whose target is the zero vector (their examples need no contrast).
-        group_column: the index column of the groups that a config balances or rescales; examples without a group are
+        label: the index column of the groups that a config balances or rescales; examples without a group are
             not rescaled. The published groups of MM-SafetyBench are finer than its behaviors, and leave scenario 13
             out: `acts.index["class"] = acts.index["example_id"].map({e.id: e.meta["class"] for e in examples
             if e.behavior})`.
@@ -76,7 +76,7 @@ class L2S(VectorPredictor):
         self, layer: int | Site, *, context_layer: Layers = None, context_position: str | int = "last",
         position: str | None = None, net: str = "mlp", hidden_units: int = 100, activation: str = "tanh",
         config: str | TrainingConfig = "paper", zero_behaviors: Sequence[str] | None = (),
-        group_column: str = "behavior", validation: float | None = None, rank: int | None = None,
+        label: str = "behavior", validation: float | None = None, rank: int | None = None,
         max_norm: float | None = None, seed: int = 0, progress: bool = True,
     ) -> None:  # fmt: skip
         if net not in ("mlp", "linear"):
@@ -89,7 +89,7 @@ class L2S(VectorPredictor):
         self.layer, self.context_layer, self.context_position = layer, context_layer, context_position
         self.position, self.net, self.rank = position, net, rank
         self.hidden_units, self.activation, self.config = hidden_units, activation, config
-        self.zero_behaviors, self.group_column = zero_behaviors, group_column
+        self.zero_behaviors, self.label = zero_behaviors, label
         self.validation, self.max_norm, self.seed, self.progress = validation, max_norm, seed, progress
         self.site = Site.of(layer)
 
@@ -125,7 +125,7 @@ class L2S(VectorPredictor):
         equalize = self.training_config.equalize_norms if self.net == "mlp" else False
         order = [] if isinstance(equalize, bool) else list(equalize)
         if equalize is True:
-            order = list(filter(None, dict.fromkeys(acts.labels(acts.index["example_id"].tolist(), self.group_column))))
+            order = list(filter(None, dict.fromkeys(acts.labels(acts.index["example_id"].tolist(), self.label))))
         targets = equalize_norms(targets, groups, order) if order else targets
         return contexts, targets if self.rank is None else reduce_rank(targets, self.rank), groups
 
