@@ -172,10 +172,10 @@ class Fitted:
         ids, z = self.train.contrast(layer)
         refuses = torch.tensor([label == "refuse" for label in self.train.labels(ids)])
         codes = ssae.encode(z.float())
-        apart = codes[refuses].mean(0) - codes[~refuses].mean(0)
+        difference = codes[refuses].mean(0) - codes[~refuses].mean(0)
         spread = (codes[refuses].var(0) + codes[~refuses].var(0)).sqrt()
-        concept = int(torch.where(ssae.usage_ > 0, (apart / spread).abs(), -1.0).argmax())
-        return SteeringVector({layer: apart[concept].sign() * ssae.direction(concept).at(layer)})
+        concept = int(torch.where(ssae.usage_ > 0, (difference / spread).abs(), -1.0).argmax())
+        return SteeringVector({layer: difference[concept].sign() * ssae.direction(concept).at(layer)})
 
     def kts(self, setting: Setting) -> Steerer:
         """The mean vector of a model trained by KL-then-steer, as in `kts.py`: with its own answers kept."""

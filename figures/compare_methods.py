@@ -37,7 +37,7 @@ FEATURES = {
 def draw(results_dir: str | Path) -> Figure:
     """The figure of a results folder."""
     folder = Path(results_dir)
-    parts = [one for one in (folder / "more", folder) if (one / "summary.json").exists()]
+    parts = [*(path.parent for path in folder.glob("more/summary.json")), folder]
     summary = {name: value for part in parts for name, value in read_summary(part).items()}
     grid = pd.concat([pd.read_csv(part / "grid.csv", keep_default_na=False, na_values=["nan"]) for part in parts])
     grid["changed_harmless"] = 1 - grid["identical_harmless"].astype(float)
