@@ -46,20 +46,23 @@ def draw(results_dir: str | Path) -> Figure:
             titles = (name, name, f"{name}: training")
             for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
                 ax.set_title(f"{chr(ord('a') + 3 * number + i)}  {title}", loc="left")
-        rows[0, 0].legend(fontsize=7)
+        named = max((ax.get_legend_handles_labels() for ax in rows[:, 0]), key=lambda one: len(one[0]))
+        rows[0, 0].legend(*named, fontsize=7)
         fig.draw_without_rendering()
     return fig
 
 
 def draw_frontier(ax: Axes, summary: dict[str, Any], price: str) -> None:
     """Refusals in fluent text against a price; a point is a strength, a line joins those of one kind."""
-    for kind, (look, marker) in KINDS.items():
+    seeds = {k.split(".")[0]: KINDS["trained"] for k in summary if k.startswith("seed_")}
+    for kind, (look, marker) in {**KINDS, **{f"{seed}.trained": (one[0], "") for seed, one in seeds.items()}}.items():
         strengths = sorted(float(k.removeprefix(f"{kind}.").rsplit(".", 1)[0]) for k in summary if _is_price(k, kind))
         points = [(summary[f"{kind}.{a:g}.{price}"], summary[f"{kind}.{a:g}.refuses_fluently"]) for a in strengths]
         x, y = ([p[i]["value"] for p in points] for i in (0, 1))
-        color = method_style(look).color
-        ax.plot(x, y, color=color, lw=1, marker=marker, ms=4, label=kind)
-        for one, other in points:
+        color, again = method_style(look).color, kind not in KINDS
+        name = f"trained, seed {kind[5]}" if again else kind
+        ax.plot(x, y, color=color, lw=1, ls="--" if again else "-", marker=marker, ms=4, label=name)
+        for one, other in [] if again else points:
             ax.plot([one["value"]] * 2, [other["low"], other["high"]], color=color, lw=0.6, alpha=0.6)
             ax.plot([one["low"], one["high"]], [other["value"]] * 2, color=color, lw=0.6, alpha=0.6)
     ax.set(xlabel=PRICES[price], ylabel="Refuses harmful, fluently", ylim=(-0.04, 1.04))

@@ -56,8 +56,8 @@ METHODS: dict[str, SeriesStyle] = {
     "field": SeriesStyle("gradient field", "#44AA99", "#2B7A6D"),
     "spherical": SeriesStyle("spherical", "#DDCC77", "#8A7A1F"),
     "w2s": SeriesStyle("W2S", "#AA4499", "#8A3179"),
-    "ssae": SeriesStyle("SSAE", "#1793A5", "#0F6B78"),
-    "kts": SeriesStyle("KL-then-steer", "#A6761D", "#7A5510"),
+    "ssae": SeriesStyle("SSAE", "#A6C96A", "#5A7A22"),
+    "kts": SeriesStyle("KL-then-steer", "#7F5539", "#7F5539"),
     "p2s": SeriesStyle("P2S (oracle)", "#009E73", "#00734F", outline=True),
 }
 BEHAVIORS: dict[str, SeriesStyle] = {
