@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -43,7 +44,7 @@ class RandomDirection(Steerer):
     seed or per input; per seed is the default.
     """
 
-    def __init__(self, layer: int | Site, *, seed: int = 0, per_example: bool = False) -> None:
+    def __init__(self, layer: int | Site, *, seed: SupportsIndex = 0, per_example: bool = False) -> None:
         self.layer, self.seed, self.per_example = layer, seed, per_example
         self.site = Site.of(layer)
 

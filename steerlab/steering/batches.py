@@ -58,7 +58,7 @@ def as_requests(
 
 def _is_one(alpha: Alpha) -> bool:
     """Whether a strength is the default."""
-    return isinstance(alpha, int | float) and alpha == 1
+    return isinstance(alpha, int | float) and bool(alpha == 1)
 
 
 def apply_prompt_transforms(prompts: Data, requests: Sequence[Request]) -> list[Example]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import StoppingCriteria, StoppingCriteriaList, StopStringCriteria
@@ -13,7 +13,7 @@ from steerlab.models.model import Model
 class _Ends(StoppingCriteria):
     """Stopping criteria that record the length at which each row ends: later padding can't be told from tokens."""
 
-    def __init__(self, criteria: Sequence[StoppingCriteria], ends: dict[int, int]) -> None:
+    def __init__(self, criteria: Sequence[Callable[..., Any]], ends: dict[int, int]) -> None:
         self.criteria, self.ends = StoppingCriteriaList(criteria), ends
 
     def __call__(self, input_ids: Any, scores: Any, **options: Any) -> Any:
