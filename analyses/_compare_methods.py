@@ -84,7 +84,7 @@ SETTINGS: dict[str, list[Setting]] = {
     ],
     "field": [Setting(k, a) for k in (15, 16) for a in (5.0, 10.0, 15.0, 20.0, 30.0)],
     "spherical": [Setting(k, a) for k in (15, 16) for a in (0.03, 0.06, 0.09, 0.12, 0.15)],
-    "ssae": [Setting(15, a, "all", {"level": level}) for level in (0.8, 1.2) for a in ALPHAS],
+    "ssae": [Setting(15, a, "all", {"level": level}) for level in (0.3, 0.5) for a in ALPHAS],  # .58 unbounded
     "kts": [Setting(16, a) for a in (0.4, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.5)],  # one layer: one training
 }
 
