@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 import torch
 from _compare_data import Sets
+from _refusal_prompts import own_contrasts
 
 import steerlab
-from steerlab import L2S, Activations, Contrast, Example, MeanDifference, Request, SteeringVector
+from steerlab import L2S, Activations, Example, MeanDifference, Request, SteeringVector
 from steerlab.analysis.steerability import slopes
 from steerlab.methods import (
     CONFST,
@@ -32,7 +33,7 @@ from steerlab.methods import (
     Steerer,
     kl_then_steer,
 )
-from steerlab.metrics import is_refusal
+from steerlab.metrics import correlations, is_refusal
 from steerlab.models.model import Model
 
 ADASTEER_LAYERS = (14, 15, 16, 17, 18)  # AdaSteer steers several layers at once
@@ -42,7 +43,7 @@ BENIGN = ("answer", "defer")
 RATIO = 0.6
 CAPTURED = sorted({*ADASTEER_LAYERS, *READS.values(), PROBE})
 # where the mean vector at layer 16 refuses the most in fluent text, on validation inputs, and the last that is as good
-OWN_ANSWERS, STRONGEST = 0.6, 0.8
+KTS_ANSWERS, KTS_STRONGEST = 0.6, 0.8  # strengths of the answers that are kept, and in training
 CONCEPTS = 4  # of the sparse shift autoencoder: contrasts are of two kinds, in several wordings
 ALPHAS = (0.4, 0.6, 0.8, 1.0, 1.3)
 
@@ -166,16 +167,14 @@ class Fitted:
         return W2S(list(means.values()), _single_layer(setting)).fit(rows, slopes=slopes(frame))
 
     def ssae(self, setting: Setting) -> Steerer:
-        """The concept of a sparse shift autoencoder whose code tells refusals from deferrals best."""
+        """The concept of a sparse shift autoencoder whose code is correlated most with refusals among the contrasts."""
         layer = _single_layer(setting)
         ssae = SSAE(layer, CONCEPTS, setting.options["level"], seed=self.seed).fit(self.train)
         ids, z = self.train.contrast(layer)
         refuses = torch.tensor([label == "refuse" for label in self.train.labels(ids)])
-        codes = ssae.encode(z.float())
-        difference = codes[refuses].mean(0) - codes[~refuses].mean(0)
-        spread = (codes[refuses].var(0) + codes[~refuses].var(0)).sqrt()
-        concept = int(torch.where(ssae.usage_ > 0, (difference / spread).abs(), -1.0).argmax())
-        return SteeringVector({layer: difference[concept].sign() * ssae.direction(concept).at(layer)})
+        (along,) = correlations(refuses[:, None].float(), ssae.encode(z.float()))
+        concept = int(torch.where(ssae.usage_ > 0, along.abs(), -1.0).argmax())
+        return SteeringVector({layer: along[concept].sign().float() * ssae.direction(concept).at(layer)})
 
     def kts(self, setting: Setting) -> Steerer:
         """The mean vector of a model trained by KL-then-steer, as in `kts.py`: with its own answers kept."""
@@ -189,9 +188,8 @@ class Fitted:
                 steerlab.generate(self.model, rows, steer=steer, max_new_tokens=32, batch_size=32, progress=False).texts
             )
 
-        pairs = zip(self.contrasted, answers(prompts, OWN_ANSWERS), answers(prompts), strict=True)
-        own = [e.replace(contrast=Contrast(a, b)) for e, a, b in pairs if a.strip() and b.strip() and a != b]
-        config = KTSConfig(steps=120, batch_size=4, coefficients=(0.0, STRONGEST), measure_every=40)
+        own = own_contrasts(prompts, answers(prompts, KTS_ANSWERS), answers(prompts))
+        config = KTSConfig(steps=120, batch_size=4, coefficients=(0.0, KTS_STRONGEST), measure_every=40)
         edit = kl_then_steer(
             self.model, benign, answers(benign), {"refuse": self.contrasted}, layers=[layer], keep={"refuse": own},
             config=config, folder=self.folder / "kts", validation=0.1, seed=self.seed,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
-from steerlab import Example
+from steerlab import Contrast, Example
 from steerlab.data import demo_contrasts, read_jsonl, with_contrasts
 
 N = {"train": 96, "search": 16, "validation": 32, "test": 96, "fresh": 96, "fresh_2": 96}  # harmful prompts
@@ -39,3 +40,9 @@ def load_sets(data: str | Path, seed: int, limit: int | None) -> Sets:
         sets[part] = with_contrasts(harmful[start : start + n], demo_contrasts()), answered
         start += n
     return sets
+
+
+def own_contrasts(prompts: Sequence[Example], steered: Sequence[str], plain: Sequence[str]) -> list[Example]:
+    """The prompts with a model's own answers, steered and unsteered, as contrasts, where the two differ."""
+    pairs = zip(prompts, steered, plain, strict=True)
+    return [e.replace(contrast=Contrast(a, b)) for e, a, b in pairs if a.strip() and b.strip() and a != b]

@@ -44,11 +44,11 @@ from _common import (
     stage_of_answers,
 )
 from _compare_data import solution
-from _refusal_prompts import TESTED, load_sets
+from _refusal_prompts import TESTED, load_sets, own_contrasts
 from _safety import publishable_examples
 
 import steerlab
-from steerlab import Activations, Contrast, Example, MeanDifference, Request
+from steerlab import Activations, Example, MeanDifference, Request
 from steerlab._support.files import fingerprint, write_atomically
 from steerlab.analysis.divergence import text_divergence
 from steerlab.analysis.study import Study
@@ -70,7 +70,10 @@ TRAINED_ON, PROBLEMS, SAFE, LEAST_EFFECT = (200, 420), 30, 40, 0.7
 # of the effect by likelihoods, in training, by number of blocks; on Qwen .7 left no trained weights to choose from
 GUARD = {30: 0.7, 24: 0.5}
 AS_GOOD = 0.05  # by so little fewer refusals in fluent text than at the best strength, a strength is as good
-SHARES, UNSTEERED = (1.0, 0.9, 0.8, 0.7, 0.6), 0.01  # of the trained change; nats that it may cost without steering
+SHARES, MOST_UNSTEERED = (
+    (1.0, 0.9, 0.8, 0.7, 0.6),
+    0.01,
+)  # of the trained change; nats that it may cost without steering
 BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.4)  # nats per token, within which refusals are compared
 RIVALS = ("as it is", "behind a probe")  # of the trained model
 MEASURES = {"refuse": ("refuses", "refuses_fluently", "fluent"), "answer": ("kl", "kept", "identical")}  # by behavior
@@ -172,15 +175,14 @@ def own_pairs(answers: Answers, model: Model, steerer: Steerer, alpha: float) ->
     contrasts = answers.data.contrasts
     prompts = [e.replace(contrast=None) for e in contrasts]
     steered = answers.texts(f"own-{alpha:g}", model, prompts, Request(steerer, alpha, "all"))
-    plain = answers.texts("own-original", model, prompts, None)
-    pairs = zip(contrasts, steered, plain, strict=True)
-    return [e.replace(contrast=Contrast(a, b)) for e, a, b in pairs if a.strip() and b.strip() and a != b]
+    return own_contrasts(contrasts, steered, answers.texts("own-original", model, prompts, None))
 
 
-def train(answers: Answers, model: Model, recipe: str, layer: int, as_it_is: pd.DataFrame, seed: int) -> ModelEdit:
-    """The edit of a recipe; from the study's folder the second time."""
+def train(
+    answers: Answers, model: Model, name: str, recipe: str, layer: int, as_it_is: pd.DataFrame, seed: int
+) -> ModelEdit:
+    """The edit of a recipe; from the study's folder, under its name, the second time."""
     data, args, stages = answers.data, answers.args, answers.study.folder / "stages"
-    name = recipe if seed == args.seed else f"{recipe}-seed-{seed}"
     if (stages / f"edit-{name}" / "manifest.json").exists():
         return ModelEdit.from_pretrained(stages / f"edit-{name}")
     texts = answers.texts("benign-original", model, data.benign, None)
@@ -201,27 +203,27 @@ def train(answers: Answers, model: Model, recipe: str, layer: int, as_it_is: pd.
     return edit
 
 
-def close_enough(answers: Answers, edit: ModelEdit, model: Model, name: str) -> ModelEdit:
-    """The edit by the largest share that surely leaves the model unsteered within the limit, on validation prompts.
-
-    Where none does, by the smallest.
+def choose_share(answers: Answers, edit: ModelEdit, model: Model, name: str) -> tuple[ModelEdit, Model]:
+    """The edit by the largest share that surely leaves the model unsteered within the limit, on validation prompts, and
+    the edited model. Where no share does, by the smallest.
     """
     rows, plain = answers.data.validation[1], answers.plain["validation"][1]
     for share in SHARES:
         scaled = edit.scaled(share)
-        kl = answers.divergence(f"validation-{name}-by-{share:g}", scaled.prepare(model, merge=True), rows, plain, None)
-        if estimate(kl, answers.args.seed)["high"] < UNSTEERED:
+        edited = scaled.prepare(model, merge=True)
+        kl = answers.divergence(f"validation-{name}-by-{share:g}", edited, rows, plain, None)
+        if estimate(kl, answers.args.seed)["high"] < MOST_UNSTEERED:
             break
-    return scaled
+    return scaled, edited
 
 
 def prepared(
     answers: Answers, model: Model, recipe: str, layer: int, as_it_is: pd.DataFrame, seed: int
 ) -> tuple[ModelEdit, Model, Steerer]:
     """The edit of a recipe and a seed by its share, the edited model, and the vector fitted to it."""
-    edit = train(answers, model, recipe, layer, as_it_is, seed)
-    edit = close_enough(answers, edit, model, recipe if seed == answers.args.seed else f"{recipe}-seed-{seed}")
-    edited = edit.prepare(model, merge=True)
+    name = recipe if seed == answers.args.seed else f"{recipe}-seed-{seed}"
+    whole = train(answers, model, name, recipe, layer, as_it_is, seed)
+    edit, edited = choose_share(answers, whole, model, name)
     return edit, edited, MeanDifference(layer).fit(edited, answers.data.contrasts)
 
 
@@ -318,8 +320,8 @@ def all_costs(
     return costs
 
 
-def each(found: pd.DataFrame, seed: int) -> dict[str, Any]:
-    """Shares of every kind and strength."""
+def shares_with_intervals(found: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """Shares of every kind and strength; the seed draws the resamples."""
     summary: dict[str, Any] = {}
     for (kind, alpha), rows in found.groupby(["kind", "alpha"], sort=False):
         start = kind if kind == "original" else f"{kind}.{alpha:g}"
@@ -332,7 +334,7 @@ def each(found: pd.DataFrame, seed: int) -> dict[str, Any]:
 
 def compared(found: pd.DataFrame, chosen: dict[str, float], seed: int) -> dict[str, Any]:
     """Shares of every kind and strength, and the trained model minus each other at the strengths compared."""
-    summary = each(found, seed)
+    summary = shares_with_intervals(found, seed)
     at = {kind: found[(found["kind"] == kind) & (found["alpha"] == alpha)] for kind, alpha in chosen.items()}
     for kind in chosen:
         summary[f"{kind}.strength"] = chosen[kind]
@@ -386,8 +388,8 @@ def other_seeds(
         steered = sweep(answers, "test", f"trained-seed-{seed}", edited, vector)
         found = pd.concat([unsteered.assign(alpha=0.0), steered], ignore_index=True).assign(kind="trained")
         within = within_budgets(pd.concat([tested[tested["kind"].isin(["original", "as it is"])], found]), seed)
-        kept = {name: value for name, value in within.items() if name.startswith("trained")}
-        measured = each(found, seed) | kept | {"share": edit.info["share"], "best_step": edit.info["best_step"]}
+        measured = {name: value for name, value in within.items() if name.startswith("trained")}
+        measured |= shares_with_intervals(found, seed) | {key: edit.info[key] for key in ("best_step", "share")}
         summary |= {f"seed_{seed}.{name}": value for name, value in measured.items()}
     return summary
 

@@ -54,18 +54,27 @@ def draw(results_dir: str | Path) -> Figure:
 
 def draw_frontier(ax: Axes, summary: dict[str, Any], price: str) -> None:
     """Refusals in fluent text against a price; a point is a strength, a line joins those of one kind."""
-    seeds = {k.split(".")[0]: KINDS["trained"] for k in summary if k.startswith("seed_")}
-    for kind, (look, marker) in {**KINDS, **{f"{seed}.trained": (one[0], "") for seed, one in seeds.items()}}.items():
-        strengths = sorted(float(k.removeprefix(f"{kind}.").rsplit(".", 1)[0]) for k in summary if _is_price(k, kind))
-        points = [(summary[f"{kind}.{a:g}.{price}"], summary[f"{kind}.{a:g}.refuses_fluently"]) for a in strengths]
-        x, y = ([p[i]["value"] for p in points] for i in (0, 1))
-        color, again = method_style(look).color, kind not in KINDS
-        name = f"trained, seed {kind[5]}" if again else kind
-        ax.plot(x, y, color=color, lw=1, ls="--" if again else "-", marker=marker, ms=4, label=name)
-        for one, other in [] if again else points:
+    for kind, (look, marker) in KINDS.items():
+        points, color = _points(summary, kind, price), method_style(look).color
+        ax.plot(*_values(points), color=color, lw=1, marker=marker, ms=4, label=kind)
+        for one, other in points:
             ax.plot([one["value"]] * 2, [other["low"], other["high"]], color=color, lw=0.6, alpha=0.6)
             ax.plot([one["low"], one["high"]], [other["value"]] * 2, color=color, lw=0.6, alpha=0.6)
+    color = method_style(KINDS["trained"][0]).color
+    for seed in sorted({k.split(".")[0] for k in summary if k.startswith("seed_")}):
+        name = f"trained, {seed.replace('_', ' ')}"
+        ax.plot(*_values(_points(summary, f"{seed}.trained", price)), "--", color=color, lw=1, label=name)
     ax.set(xlabel=PRICES[price], ylabel="Refuses harmful, fluently", ylim=(-0.04, 1.04))
+
+
+def _points(summary: dict[str, Any], kind: str, price: str) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """The price of each strength of a kind, and the refusals that it buys."""
+    strengths = sorted(float(k.removeprefix(f"{kind}.").rsplit(".", 1)[0]) for k in summary if _is_price(k, kind))
+    return [(summary[f"{kind}.{a:g}.{price}"], summary[f"{kind}.{a:g}.refuses_fluently"]) for a in strengths]
+
+
+def _values(points: list[tuple[dict[str, float], dict[str, float]]]) -> list[list[float]]:
+    return [[point[i]["value"] for point in points] for i in (0, 1)]
 
 
 def _is_price(key: str, kind: str) -> bool:
