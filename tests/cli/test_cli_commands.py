@@ -217,6 +217,8 @@ def ctrl_c_once(reached: Callable[[], bool]) -> Iterator[None]:
         thread.join()
 
 
+# Ctrl-C can come when Python has opened a file and not yet given it to whoever closes it
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_ctrl_c_keeps_the_states_that_fit_has_read(
     answer: Answer, run: Callable[..., Any], work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +247,7 @@ def test_ctrl_c_keeps_the_states_that_fit_has_read(
     assert torch.equal(steerlab.load_steerer("polite").at(2), steerlab.load_steerer("at_once").at(2))
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_ctrl_c_keeps_finished_batches_and_says_how_to_go_on(
     answer: Answer, run: Callable[..., Any], work: Path
 ) -> None:
