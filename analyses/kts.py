@@ -44,7 +44,7 @@ from _common import (
     stage_of_answers,
 )
 from _compare_data import solution
-from _refusal_prompts import TESTED, load_sets, own_contrasts
+from _refusal_prompts import TESTED, load_questions, load_sets, own_contrasts
 from _safety import publishable_examples
 
 import steerlab
@@ -91,9 +91,10 @@ class Data:
     safe: list[Example]
 
     @classmethod
-    def load(cls, folder: str, seed: int, limit: int | None, part: str) -> Data:
+    def load(cls, folder: str, seed: int, limit: int | None, part: str, prompts: str = "advbench") -> Data:
         """Read all sets; instructions for training are neither in the validation nor in the test part."""
-        sets, root = load_sets(folder, seed, limit), Path(folder)
+        of_advbench, root = prompts == "advbench", Path(folder)
+        sets = load_sets(folder, seed, limit) if of_advbench else load_questions(folder, seed, limit)
         everyday = read_jsonl(
             root / "noncommercial_cc_by_nc/alpaca_harmless/harmless_train_600.jsonl", "instruction", behavior="answer"
         )
@@ -103,8 +104,7 @@ class Data:
             root / "math/gsm8k_test_sampled.jsonl", prompt_field="problem", behavior="answer", id_prefix="gsm8k",
             meta_fields=("answer", "solution"),
         )  # fmt: skip
-        harmful, harmless = sets[part]
-        test = (harmful[:60], harmless[:40])
+        test = (sets[part][0][:60], sets[part][1][:40]) if of_advbench else sets["test"]
         safe = [e for e in xstest() if e.behavior == "answer"]
         random.Random(seed).shuffle(safe)
         chosen = (problems[: limit or PROBLEMS], safe[: limit or SAFE])
@@ -467,12 +467,14 @@ def main() -> None:
     arguments.add_argument("--data", required=True)
     arguments.add_argument("--steps", type=int, default=120, help="of the training")
     arguments.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
-    arguments.add_argument("--test-part", default="fresh", choices=TESTED, help="the prompts that are looked at once")
+    choices = ("advbench", "mm_safetybench")
+    arguments.add_argument("--prompts", default="advbench", choices=choices, help="where harmful prompts are from")
+    arguments.add_argument("--test-part", default="fresh", choices=TESTED, help="of AdvBench, which is looked at once")
     arguments.add_argument("--more-seeds", type=int, nargs="*", default=[], help="of trainings beside the first")
     arguments.add_argument("--problem-tokens", type=int, default=100)
     arguments.set_defaults(max_new_tokens=32, batch_size=32)
     args = arguments.parse_args()
-    data = Data.load(args.data, args.seed, args.limit, args.test_part)
+    data = Data.load(args.data, args.seed, args.limit, args.test_part, args.prompts)
     model = steerlab.load(args.model, device=args.device, backend="hooks")
     layer = layer_of(model)
     identity = {"study": "kts", "weights": model.info()["weights"], "data": data_hash(data.everything)}
