@@ -2,7 +2,7 @@
 
     python figures/fields.py [RESULTS_DIR] [--out DIR]
 
-Reads summary.json, layers.csv and refusals.csv of analyses/fields.py; writes fields.png and fields.pdf.
+Reads summary.json and layers.csv of analyses/fields.py; writes fields.png and fields.pdf.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from _dots import estimate_dot
@@ -32,17 +33,17 @@ CHOICES = {
 def draw(results_dir: str | Path) -> Figure:
     """The figure of a results folder."""
     folder = Path(results_dir)
-    summary, refusals = read_summary(folder), pd.read_csv(folder / "refusals.csv")
+    summary = read_summary(folder)
     with style():
         fig = Figure(figsize=(width(2), 4.6), layout="constrained")
         axes = fig.subplots(2, 2, width_ratios=[1, 1.15])
         draw_choices(axes[0, 0], summary)
         draw_layers(axes[0, 1], pd.read_csv(folder / "layers.csv"))
-        for ax, behavior, measure, title in (
-            (axes[1, 0], "refuse", "refuses_fluently", "c  Refuses harmful prompts, fluently"),
-            (axes[1, 1], "answer", "refuses", "d  Refuses harmless prompts"),
+        for ax, inputs, measure, title in (
+            (axes[1, 0], "harmful", "refuses_fluently", "c  Refuses harmful prompts, fluently"),
+            (axes[1, 1], "harmless", "refuses", "d  Refuses harmless prompts"),
         ):
-            draw_refusals(ax, refusals[refusals["behavior"] == behavior], measure)
+            draw_refusals(ax, summary, inputs, measure)
             ax.set_title(title)
         handles, labels = axes[1, 0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=6.5)
@@ -85,33 +86,25 @@ def draw_layers(ax: Axes, frame: pd.DataFrame) -> None:
     ax.legend(title=None, fontsize=6, loc="lower right")
 
 
-def draw_refusals(ax: Axes, rows: pd.DataFrame, measure: str) -> None:
-    """The share of answers over the dose, a line for each method, with 95 % intervals."""
-    names = [name for name in ORDER if name in set(rows["method"])]
-    for number, name in enumerate(names):
-        look = method_style(name)
-        of_method = rows[rows["method"] == name].groupby("budget")[measure]
-        mean, sem = of_method.mean(), of_method.sem()
+def draw_refusals(ax: Axes, summary: dict[str, Any], inputs: str, measure: str) -> None:
+    """The share of answers over the dose, a line for each method, with the summary's 95 % intervals."""
+
+    def shares_of(name: str) -> dict[float, dict[str, float]]:
+        keys = {key: key.removeprefix(f"refusal.{name}.") for key in summary if key.endswith(f".{inputs}.{measure}")}
+        found = {float(rest.split(f".{inputs}")[0]): summary[key] for key, rest in keys.items() if rest != key}
+        return dict(sorted(found.items()))
+
+    by_name = {name: shares for name in ORDER if (shares := shares_of(name))}
+    for number, (name, shares) in enumerate(by_name.items()):
+        look, beside = method_style(name), 1.025 ** (number - len(by_name) // 2)
+        value, low, high = (np.array([one[key] for one in shares.values()]) for key in ("value", "low", "high"))
         ax.errorbar(
-            mean.index * 1.025 ** (number - len(names) // 2),
-            mean,
-            yerr=1.96 * sem,
-            color=look.color,
-            marker="o",
-            ms=3,
-            lw=1.2,
-            label=look.label,
-            capsize=1.5,
-        )
-    plain = rows.loc[rows["method"] == "none", measure].mean()
-    ax.axhline(plain, color=MUTED, lw=0.8, ls=":", label="no steering")
-    doses = sorted(set(rows["budget"]) - {0.0})
-    ax.set(
-        xscale="log",
-        ylim=(-0.03, 1.03),
-        xlabel="Dose on harmful prompts (nats per token)",
-        ylabel="Share",
-    )
+            np.array(list(shares)) * beside, value, yerr=[value - low, high - value], color=look.color, marker="o",
+            ms=3, lw=1.2, label=look.label, capsize=1.5,
+        )  # fmt: skip
+    ax.axhline(shares_of("none")[0.0]["value"], color=MUTED, lw=0.8, ls=":", label="no steering")
+    doses = sorted({dose for shares in by_name.values() for dose in shares})
+    ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="Dose on harmful prompts (nats per token)", ylabel="Share")
     ax.set_xticks(doses, [f"{dose:g}" for dose in doses])
     ax.minorticks_off()
 

@@ -46,17 +46,25 @@ def contents(value: Any, seen: frozenset[int] = frozenset()) -> Any:
         return [contents(one, inside) for one in (value.func, value.args, value.keywords)]
     function: Any = inspect.unwrap(value) if callable(value) and not isinstance(value, type) else None
     run: Any = function
+    methods: list[Any] = []
     if function is not None and not hasattr(function, "__code__"):
-        run = type(function).__call__
+        run, methods = type(function).__call__, _functions_of(type(function))
     found: list[Any] = []
     if hasattr(run, "__code__"):
         cells = [cell.cell_contents for cell in run.__closure__ or ()]
         parts = (run.__code__, run.__defaults__, cells, getattr(run, "__self__", None), _named(run))
-        found = [contents(one, inside) for one in parts]
+        found = [contents(one, inside) for one in (*parts, *methods)]
     attributes = getattr(function if function is not None else value, "__dict__", None)
-    if isinstance(value, type) or (attributes is None and not found):
+    if isinstance(value, type):
+        return [re.sub(r" at 0x[0-9a-f]+", "", repr(value)), *(contents(one, inside) for one in _functions_of(value))]
+    if attributes is None and not found:
         return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     return [type(value).__name__, *found, contents(dict(attributes or {}), inside)]
+
+
+def _functions_of(kind: type) -> list[FunctionType]:
+    """The functions that a class defines itself."""
+    return [one for one in vars(kind).values() if isinstance(one, FunctionType)]
 
 
 def _named(function: Any) -> dict[str, Any]:
@@ -69,8 +77,8 @@ def _named(function: Any) -> dict[str, Any]:
     package = str(function.__module__).partition(".")[0]
 
     def belongs(value: Any) -> bool:
-        if isinstance(value, FunctionType):
+        if isinstance(value, FunctionType) or (isinstance(value, type) and package != "steerlab"):
             return str(value.__module__).partition(".")[0] == package
-        return value is None or isinstance(value, _PLAIN)
+        return value is None or isinstance(value, (*_PLAIN, np.ndarray))
 
     return {name: value for name, value in found.items() if belongs(value)}

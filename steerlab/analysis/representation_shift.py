@@ -93,8 +93,8 @@ class RepresentationShift:
             raise MismatchError(
                 f"layer {after.site} of the dictionary, {self.concepts.site} of the shift: give one layer"
             )
-        partner = torch.zeros(1, dtype=torch.long)
-        if len(before) > 1:
+        partner = torch.cdist(before, after.concepts_).argmin(1)
+        if len(before) > 1:  # of one concept, the center says nothing
             centered = [one - one.mean(0) for one in (before, after.concepts_)]
             partner = match_directions(*centered).order
         wanted = after.concepts_[partner]

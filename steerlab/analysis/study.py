@@ -7,8 +7,10 @@ import hashlib
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from steerlab.errors import MismatchError
 from steerlab.models.fingerprint import differences
 
 SCHEMA = 1
+_FIELD = re.compile(r'("(?:[^"]|"")*"|[^",\n]*)[,\n]')
 REPAIR = "Delete this file and run the same again: everything else is kept"
 
 
@@ -85,8 +88,9 @@ class Study:
             # the Python engine reads back every bit of a number; the fast one does so in some versions of pandas only
             table = content.decode(errors="surrogatepass")
             return pd.read_csv(
-                io.StringIO(table, newline=""), keep_default_na=False, na_values=["nan"], engine="python"
-            )
+                io.StringIO(table, newline=""), keep_default_na=False, na_values=["nan"], engine="python",
+                dtype=dict.fromkeys(_text_columns(table), str),
+            )  # fmt: skip
 
     @property
     def n_finished(self) -> int:
@@ -125,3 +129,10 @@ class Study:
         """A comment with the checksum of a stage."""
         total = hashlib.sha256(f"{self._key} {name} ".encode() + content)
         return f"# checksum of this stage of this study: {total.hexdigest()}\n".encode()
+
+
+def _text_columns(table: str) -> list[str]:
+    """The columns whose first value is quoted: they stay text where it looks like a number ("007")."""
+    names = next(csv.reader(io.StringIO(table, newline="")), [])
+    values = islice(_FIELD.finditer(table), len(names), 2 * len(names))
+    return [name for name, value in zip(names, values, strict=False) if value[1].startswith('"')]

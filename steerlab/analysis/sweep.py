@@ -28,7 +28,7 @@ from steerlab.capturing import Activations
 from steerlab.capturing.rows import Layers
 from steerlab.data.example import Example, data_hash
 from steerlab.data.inputs import Data, as_examples
-from steerlab.errors import DataError
+from steerlab.errors import DataError, SteeringError
 from steerlab.metrics.answers import ANSWER_METRICS, check_first
 from steerlab.models.job import background
 from steerlab.models.model import Model, check_ready
@@ -127,10 +127,12 @@ class SweepPlan:
     def _identity(self) -> dict[str, Any]:
         info = {k: v for k, v in self.model.info().items() if k != "versions"}
         groups = [] if self.answers is None else [group.inputs.name for group in self.answers.groups]
+        kinds = [kind for kind in (self.answers.rows if self.answers else None, self.prompts) if kind is not None]
+        tokens = fingerprint([[kind.ids, [row.ids for rows in kind.variants for row in rows]] for kind in kinds])
         return {
             "study": "sweep", **info, "data": data_hash(self.examples),
             "metrics": sorted({*self.answer_metrics.values(), *self.text_metrics}), **self.arguments,
-            "vectors": _vectors_hash(self.settings), "groups": groups,
+            "vectors": _vectors_hash(self.settings), "groups": groups, "tokens": tokens,
         }  # fmt: skip
 
     def _long(self, frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -275,12 +277,20 @@ def sweep(
         rows = encode_answers(model, examples, any(ANSWER_METRICS[name].both_answers for name in names))
         check_first(names, rows.same_first_token)
         check_positions_exist(settings, rows.variants[0])
+        if cut := [place for place in where if _counts_from_end(place)]:
+            raise SteeringError(f"positions={cut[0]!r} count from the end of a row, which is not read: use 'last'")
         answers = plan_answers(model, settings, rows, batch_size, memory)
     if text_metrics:
         prompts = SweepRows("prompt", (tuple(encode_examples(model, examples)),))
         check_positions_exist(settings, prompts.variants[0])
     plan = SweepPlan(model, examples, settings, answer_metrics, text_metrics, arguments, batch_size, answers, prompts)
     return plan if dry_run else plan.run(folder, progress=progress)
+
+
+def _counts_from_end(positions: Positions) -> bool:
+    """Whether a place would move with the tokens that a metric of answers does not need, and that are not computed."""
+    bounds = [positions.start, positions.stop] if isinstance(positions, slice) else [positions]
+    return any(isinstance(one, int) and one < 0 for one in bounds)
 
 
 def _metrics_by_name(metric: Metric | Sequence[Metric] | Mapping[str, Metric]) -> dict[str, Metric]:
@@ -312,6 +322,7 @@ def _vectors_hash(settings: Sequence[Setting]) -> str:
         for one in setting.interventions:
             if one.rule != EditRule():
                 total.update(fingerprint(contents(one.rule)).encode())
+            total.update(f"{setting.name} {one.site}".encode())
             if one.positions is not None:
                 total.update(position_key(one.positions).encode())
             for tensor in (one.vectors, one.gate):

@@ -21,7 +21,7 @@ from steerlab.data.example import Example, data_hash
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import SteeringError
 from steerlab.models.model import Model, check_ready
-from steerlab.steering.batches import Steer
+from steerlab.steering.batches import Steer, encode_examples
 from steerlab.steering.generate import generate
 from steerlab.steering.requests import Request
 
@@ -92,4 +92,5 @@ def _identity(
 ) -> dict[str, Any]:
     info = {name: value for name, value in model.info().items() if name != "versions"}
     given = {name: fingerprint(contents(value)) for name, value in {"steer": steer, "options": options}.items()}
-    return {"study": "texts", **info, "data": data_hash(examples), "alphas": alphas, "batch_size": batch_size, **given}
+    given |= {"data": data_hash(examples), "tokens": fingerprint([row.ids for row in encode_examples(model, examples)])}
+    return {"study": "texts", **info, "alphas": alphas, "batch_size": batch_size, **given}

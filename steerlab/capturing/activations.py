@@ -185,7 +185,7 @@ class Activations(Shareable):
             lone = sorted(set(ids) ^ set(negative_ids))[:3]
             raise DataError(f"these examples have one side of the contrast only: {lone}")
         row_of = {example_id: row for row, example_id in enumerate(negative_ids)}
-        return ids, positive - negative[[row_of[example_id] for example_id in ids]]
+        return ids, positive.float() - negative.float()[[row_of[example_id] for example_id in ids]]
 
     def labels(self, example_ids: Sequence[str], column: str = "behavior") -> list[str]:
         """The label of each example, in the order given; "" where the column is empty.

@@ -96,6 +96,8 @@ def _of_file(path: Path, columns: Mapping[str, Any]) -> list[Example]:
             records: Any = pd.read_csv(
                 path, sep="," if path.suffix == ".csv" else "\t", keep_default_na=False, dtype={"id": str}
             )
+            if "system" in records:  # an empty cell says nothing: the template's default, not an empty system message
+                records["system"] = records["system"].where(records["system"] != "", None)
         else:
             records = _PARSERS.get(path.suffix, str.splitlines)(path.read_text(encoding="utf-8-sig"))
         if isinstance(records, list) and records and all(isinstance(one, Mapping) for one in records):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import sys
@@ -191,5 +192,5 @@ def write_csv(frame: pd.DataFrame, path: Path) -> Path:
     """Write a frame to a file, atomically."""
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda partial: frame.to_csv(partial, index=False))
+        write_atomically(path, lambda partial: frame.to_csv(partial, index=False, quoting=csv.QUOTE_NONNUMERIC))
     return path

@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float, Int
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from steerlab._support.checks import as_whole
@@ -24,6 +23,7 @@ from steerlab.data.example import Example
 from steerlab.errors import ActivationError, DataError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted, repeat_vector
 from steerlab.methods.classes import check_acts
+from steerlab.methods.regression import Standardizer
 from steerlab.methods.serialization import savable
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
@@ -244,15 +244,16 @@ def _items_of(acts: Activations, site: Site, label: str, side: str | None, posit
             "(for prompts with a contrast: context=...)"
         )
     rows = chosen.index.assign(row=range(len(chosen.index)), label_=chosen.index[label])
-    rows = rows[rows["position"].isin(positions) & rows["label_"].notna() & (rows["label_"] != "")]
-    item = ["example_id", "side"]
+    item, rows = ["example_id", "side"], rows[rows["label_"].notna() & (rows["label_"] != "")]
+    every, rows = pd.MultiIndex.from_frame(rows[item].drop_duplicates()), rows[rows["position"].isin(positions)]
     for name, group in rows[rows.duplicated([*item, "position"])].groupby(item):
         where = f"the item {name[0]!r} ({name[1]}) has two rows at {group['position'].iloc[0]!r}"
         raise DataError(f"{where}: give each id once, and capture one row per position (reduce='mean')")
     labels = rows["label_"].astype(str).groupby([rows[key] for key in item]).agg(["min", "max"])
     for name, pair in labels[labels["min"] != labels["max"]].iterrows():
         raise DataError(f"the item {name[0]!r} ({name[1]}) has two labels: {pair['min']!r} and {pair['max']!r}")
-    table = rows.pivot(index=item, columns="position", values="row").reindex(columns=list(positions)).sort_index()
+    table = rows.pivot(index=item, columns="position", values="row")
+    table = table.reindex(every, columns=list(positions)).sort_index()
     complete = table.dropna().astype(int)
     if len(complete) < len(table):
         first = table.index[table.isna().any(axis=1)][0][0]
@@ -289,7 +290,7 @@ def _out_of_fold_probabilities(items: _Items, folds: int, C: float, seed: int) -
     groups = [example_id for example_id, _ in items.ids]
     repeated = len(set(groups)) < len(groups)
     found = cross_val_predict(
-        make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=2000)),
+        make_pipeline(Standardizer(), LogisticRegression(C=C, max_iter=2000)),
         items.states.double().numpy(), list(items.labels), groups=groups if repeated else None, method="predict_proba",
         cv=(StratifiedGroupKFold if repeated else StratifiedKFold)(folds, shuffle=True, random_state=seed),
     )  # fmt: skip

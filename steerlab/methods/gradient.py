@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPClassifier
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from steerlab._support.checks import as_number, as_seed, as_whole, show
@@ -19,6 +18,7 @@ from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted
 from steerlab.methods.classes import as_names
+from steerlab.methods.regression import Standardizer
 from steerlab.methods.serialization import savable
 from steerlab.models.operators import EditRule, Operator, States, Strengths, unit
 from steerlab.models.sites import Site
@@ -145,17 +145,18 @@ class GradientField(Steerer):
         rows = index["side"].isin(["positive", "negative"])
         if self.position is not None:
             rows &= index["position"] == self.position
-        if not rows.any():
-            raise DataError("a gradient field is fitted to both answers of contrasts; the activations hold none")
-        labels = index["behavior"].where(index["side"] == "positive", "not " + index["behavior"])[rows]
+        if set(index["side"][rows]) != {"positive", "negative"}:
+            raise DataError("a gradient field is fitted to both answers of contrasts, which the activations don't hold")
+        index = index[rows].sort_values(["example_id", "side", "position"], kind="stable")  # batches have the same rows
+        labels = index["behavior"].where(index["side"] == "positive", "not " + index["behavior"])
         self.classes_ = tuple(sorted(labels.unique()))
-        self.unwanted_ = tuple(sorted(labels[index["side"][rows] == "negative"].unique()))
-        if both := set(self.unwanted_) & set(labels[index["side"][rows] == "positive"]):
+        self.unwanted_ = tuple(sorted(labels[index["side"] == "negative"].unique()))
+        if both := set(self.unwanted_) & set(labels[index["side"] == "positive"]):
             raise DataError(f"{sorted(both)} names a behavior and the lack of another: rename the behaviors")
         self._signs()  # refuses unknown classes before the training
-        states = acts.at(self.site)[torch.tensor(rows.to_numpy())].double().numpy()
+        states = acts.at(self.site)[torch.tensor(index.index.to_numpy())].double().numpy()
         truth = np.stack([labels == name for name in self.classes_], 1).astype(int)
-        scaler = StandardScaler().fit(states)
+        scaler = Standardizer().fit(states)
         net = MLPClassifier(
             (self.hidden_units, self.hidden_units), batch_size=min(64, len(states)), learning_rate_init=1e-3,
             max_iter=self.epochs, n_iter_no_change=self.epochs, random_state=self.seed,

@@ -18,12 +18,14 @@ def unique_sites(layers: Layers) -> tuple[Site, ...]:
     """The sites of some layers, in the order given.
 
     Raises:
-        DataError: no layer, or one layer twice.
+        DataError: no layer, one layer twice, or some counted from the first and some from the last.
     """
     given = layers if isinstance(layers, Iterable) and not isinstance(layers, str) else [layers]
     sites = tuple(Site.of(_as_layer(one)) for one in given)
     if not sites or len(set(sites)) < len(sites):
         raise DataError(f"layers={layers}: give at least one layer, each once")
+    if len({site.layer < 0 for site in sites}) > 1:  # -1 and 3 are one layer in a model of four
+        raise DataError(f"layers={layers}: count all layers from the first, or all from the last (-1)")
     return sites
 
 

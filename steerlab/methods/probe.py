@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from steerlab._support.checks import as_number
@@ -17,6 +16,7 @@ from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
 from steerlab.methods.base import Context, StateDetector, check_fitted, check_width
 from steerlab.methods.classes import check_disjoint, select_two_classes
+from steerlab.methods.regression import Standardizer
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
@@ -53,7 +53,7 @@ def fit_logistic(
     check_inverse_penalty(C)
     mean, scale = np.zeros(x.shape[1]), np.ones(x.shape[1])
     if standardize:
-        scaler = StandardScaler().fit(x)
+        scaler = Standardizer().fit(x)
         mean, scale = scaler.mean_, scaler.scale_
     regression = LogisticRegression(C=C, max_iter=max_iter).fit((x - mean) / scale, truth)
     weights = regression.coef_[0] / scale

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -21,6 +24,16 @@ def deviations(x: Float[Tensor, "row feature"]) -> Float[Tensor, " feature"]:
     return found.clamp(min=floor) if floor else found + 1
 
 
+class Standardizer(StandardScaler):
+    """Standardizes by `deviations`, whose floor keeps a feature that hardly varies from growing large in use."""
+
+    def fit(self, x: NDArray[np.float64], y: Any = None) -> Standardizer:
+        """The mean and the deviation of each feature."""
+        super().fit(x)
+        self.scale_ = deviations(torch.from_numpy(x)).numpy()
+        return self
+
+
 def fit_ridge(
     x: Float[Tensor, "row feature"], y: Float[Tensor, "row output"]
 ) -> tuple[Float[Tensor, "feature output"], Float[Tensor, " output"]]:
@@ -34,7 +47,7 @@ def fit_ridge(
         x: `(row, feature)`; computed in float64.
         y: `(row, output)`; all outputs share one penalty, the one of `PENALTIES` with the least error on rows left out.
     """
-    regression = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(x.double().numpy(), y.double().numpy())
+    regression = make_pipeline(Standardizer(), RidgeCV(PENALTIES)).fit(x.double().numpy(), y.double().numpy())
     scaler, ridge = regression[0], regression[-1]
     weights = np.atleast_2d(ridge.coef_) / scaler.scale_
     intercept = np.atleast_1d(ridge.intercept_) - weights @ scaler.mean_

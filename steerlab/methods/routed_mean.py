@@ -10,7 +10,6 @@ from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from steerlab.capturing.activations import Activations
@@ -18,6 +17,7 @@ from steerlab.errors import DataError
 from steerlab.methods.base import check_fitted, check_width
 from steerlab.methods.predictor import Layers, VectorPredictor
 from steerlab.methods.probe import check_inverse_penalty
+from steerlab.methods.regression import Standardizer
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
@@ -80,7 +80,7 @@ class RoutedMean(VectorPredictor):
         members = [torch.tensor([label == name for label in labels]) for name in counts]
         self.means_ = torch.stack([targets[rows].double().mean(0).float() for rows in members])
         x = contexts.double().numpy()
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=self.C, max_iter=5000))
+        probe = make_pipeline(Standardizer(), LogisticRegression(C=self.C, max_iter=5000))
         folds = StratifiedKFold(min(5, *counts.values()), shuffle=True, random_state=0)
         self.accuracy_ = float(cross_val_score(probe, x, labels, scoring="balanced_accuracy", cv=folds).mean())
         self._warn_at_chance(len(labels))

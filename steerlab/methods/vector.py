@@ -238,6 +238,8 @@ class SteeringVector(MultiSiteSteerer):
     def _combined(self, other: SteeringVector, function: Callable[[Tensor, Tensor], Tensor]) -> SteeringVector:
         if not isinstance(other, SteeringVector):
             return NotImplemented
+        if type(other)._combined is not SteeringVector._combined:  # more than its vector: it refuses
+            return other._combined(self, function)
         self._check_combines(other)
         sites = sorted({*self.directions_, *other.directions_})
         zero = torch.zeros_like(next(iter(self.directions_.values())))

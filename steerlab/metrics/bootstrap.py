@@ -119,17 +119,23 @@ def paired_bootstrap(
 
     Args:
         a, b: one number per example, in the same order. Two Series with the same unique labels in another order are
-            joined on them.
+            joined on them; row numbers are no labels.
         statistic: of the differences, example by example.
         n_boot, level, seed: as in `bootstrap_ci`.
 
     Raises:
-        DataError: different lengths, or as `bootstrap_ci`.
+        DataError: different lengths, row numbers in another order, or as `bootstrap_ci`.
 
     Source: Efron and Tibshirani (1993), resampling pairs.
     """
-    if isinstance(a, pd.Series) and isinstance(b, pd.Series) and a.index.is_unique and b.index.is_unique:
-        b = b.reindex(a.index) if set(a.index) == set(b.index) else b
+    series = isinstance(a, pd.Series) and isinstance(b, pd.Series) and a.index.is_unique and b.index.is_unique
+    if series and set(a.index) == set(b.index) and not a.index.equals(b.index):
+        if a.index.inferred_type == b.index.inferred_type == "integer" and a.index.name is b.index.name is None:
+            raise DataError(  # two sorted tables keep the numbers that their rows had before
+                "paired_bootstrap got two Series with the same row numbers in another order, which may not be the same "
+                "examples: give both an index of example ids (set_index), or lists in the same order"
+            )
+        b = b.reindex(a.index)
     left, right = as_values(a, "paired_bootstrap (a)"), as_values(b, "paired_bootstrap (b)")
     if left.size != right.size:
         raise DataError(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
+
+import regex  # whose words keep their combining marks: those of Indic scripts, and accents written apart
 
 from steerlab._support.checks import as_text, as_texts, as_whole
 from steerlab.errors import DataError
 
 # Thai, Japanese and Chinese have no spaces between words: there each character counts as one
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['’][^\W{_UNSPACED}]+)*")
+_WORD = regex.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:['’][^\W{_UNSPACED}]+)*")
 
 
 def words(text: str) -> list[str]:

@@ -15,14 +15,15 @@ _NUMBER = re.compile(
     r"(?<![\w.])(?P<sign>[-−]?)(?P<money>\$?)(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
     r"(?P<power>[eE][+-]?\d+)?(?P<rest>\.\d[\d.]*)?(?P<unit>[^\W\d_]*)"
 )
-_SEPARATOR = re.compile(r"\{,\}|,\\!|\\[,!]")  # of thousands in LaTeX: 1{,}000
+_SEPARATOR = re.compile(r"\{,\}|,\\!|\\[,!]|(?<=\d)[\u00a0\u2009\u202f](?=\d{3})")  # of thousands: 1{,}000 in LaTeX
+_IN_WORDS = re.compile(r"\s+(?:thousand|million|billion|trillion)\b")
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\^\{?[-−]?\d+\}?")  # ft^2
 _ORDINALS = {"st", "nd", "rd", "th"}
 _FACTORS, _MONEY_FACTORS = {"k", "K", "M", "B", "bn", "mn"}, {"m", "b"}  # 20k is not 20, and 5m are millions after $
 
 
 def final_number(text: str) -> Decimal | None:
-    """The last number in a text; None without one, or where the last is none that can be read (20k, 1.2.3, 2^10).
+    """The last number in a text; None without one, or where the last is none that can be read (20k, 1.2.3, 2^10, 5/2).
 
     Example:
         >>> final_number("They raise 750 + 1,530 = $2,280.")
@@ -39,8 +40,8 @@ def final_number(text: str) -> Decimal | None:
     if not found:
         return None
     last = found[-1]
-    raised = text[: last.start()].rstrip("{").endswith("^")  # 2^10
-    if raised or last["rest"] or last["unit"] in _FACTORS or (last["money"] and last["unit"] in _MONEY_FACTORS):
+    part = text[: last.start()].rstrip("{").endswith(("^", "/")) or _IN_WORDS.match(text, last.end())  # 2^10, 5/2
+    if part or last["rest"] or last["unit"] in _FACTORS or (last["money"] and last["unit"] in _MONEY_FACTORS):
         return None
     number = last["sign"] + last["digits"] + (last["power"] or "")
     return Decimal(number.replace("−", "-").replace(",", ""))

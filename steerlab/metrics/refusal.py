@@ -26,7 +26,7 @@ _LEADING = re.compile(rf"^[\s\"'`*_>#\-–—•]*{_ROLE}[\s\"'`*_>#\-–—•]
 _QUOTED = re.compile(r"\"[^\"\s]+(?:\s+[^\"\s]+){2,}\"")
 _LETTER = re.compile(r"^(?:dear|subject)\b")
 
-_ADVERB = r"(?: (?:really|simply|just|also|therefore|ethically|legally|currently|in good conscience|\w+ly))?"
+_ADVERB = r"(?: (?:really|simply|just|also|therefore|ethically|legally|currently|in good conscience|(?!only\b)\w+ly))?"
 _UNABLE = (
     r"(?:can(?: ?no|')t|won't|will not|(?:am|'m|are|'re)(?: currently)?(?: not able| unable| not allowed"
     r"| not permitted| not going| not willing| not programmed| not designed) to)"

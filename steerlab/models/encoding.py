@@ -173,6 +173,8 @@ def encode(
     if vision is not None:
         text, bounds = vision.fill(text, bounds, images, example_id)
     ids, offsets = _tokenize(tokenizer, text, special=not chat and not starts_with_bos(tokenizer, text))
+    while not chat and len(ids) > 1 and offsets[-1] == (0, 0):  # an end of the text, after which nothing would follow
+        ids, offsets = ids[:-1], offsets[:-1]
     spans = _spans(bounds, offsets, [] if vision is None else [i for i, t in enumerate(ids) if t == vision.token_id])
     n_prompt, first_difference = len(ids), None
     if answer is not None:

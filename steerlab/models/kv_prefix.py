@@ -200,6 +200,14 @@ def local_windows(config: PretrainedConfig) -> list[int]:
     return [n for name, n in config.to_dict().items() if local.search(str(name)) and type(n) is int and n > 0]
 
 
+def long_rotation_from(config: PretrainedConfig) -> int | None:
+    """The number of tokens beyond which one row has all rows of its batch rotated by other factors (LongRoPE)."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return None
+    return rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+
+
 def length_buckets(attention_mask: Tensor, shared: int) -> list[tuple[int, int, int]]:
     """Consecutive rows that go through the model together: start, stop, and the tokens of the longest row.
 

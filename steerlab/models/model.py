@@ -22,7 +22,7 @@ from steerlab.models.encoding import Batch, EncodedPrompt, PaddingSide, by_lengt
 from steerlab.models.engine import Engine, Inputs, block_path, point_path
 from steerlab.models.families import family_of
 from steerlab.models.fingerprint import weights_fingerprint
-from steerlab.models.kv_prefix import Prefix, local_windows, prefill_cost
+from steerlab.models.kv_prefix import Prefix, local_windows, long_rotation_from, prefill_cost
 from steerlab.models.layout import Layout, blocks, heads_width, module_at, normalized_width
 from steerlab.models.row_format import RowFormat
 from steerlab.models.shortcuts import Shortcuts, known_shortcuts
@@ -160,7 +160,7 @@ class Model:
         if not self.engine.supports_forward_state:
             return Shortcuts.without("the model is remote")
         if not self.prefix_caching:
-            return Shortcuts.without("prefix_caching=False was given")
+            return Shortcuts.without("prefix_caching=False was given, or rows are too long for it")
         if self.vision is not None:
             return Shortcuts.without("the model has images")
         attention = self.hf.config.get_text_config()._attn_implementation
@@ -315,6 +315,8 @@ class Model:
             with self.lock:
                 find_row_format(self)
                 self._shortcuts.clear()
+        if tried <= (long_rotation_from(self.hf.config.get_text_config()) or length) < length:  # rows are as alone then
+            self.row_format, self.prefix_caching = replace(self.row_format, neutral_sides=()), False
 
     def batch(self, rows: Sequence[EncodedPrompt], side: PaddingSide = "left") -> Batch:
         """Rows padded to one width.

@@ -89,4 +89,9 @@ class Site:
 
 def in_layer_order(layers: Iterable[Any]) -> list[Any]:
     """The different layers of a frame from the first to the last; sites, which are texts there, after them as given."""
-    return sorted(dict.fromkeys(layers), key=lambda one: (isinstance(one, str), 0 if isinstance(one, str) else one))
+
+    def place(layer: Any) -> tuple[bool, int]:
+        is_site = isinstance(layer, str) and not layer.isdigit()  # a number that was read back from a file may be text
+        return is_site, 0 if is_site else int(layer)
+
+    return sorted(dict.fromkeys(layers), key=place)

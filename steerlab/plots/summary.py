@@ -80,7 +80,7 @@ def summary_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
 
     Args:
         summary: keys "method.metric" with value, low, high and n; "cos.METHOD_p2s" becomes the metric "cosine" of that
-            method; everything else is left out, also differences ("METHOD_minus_METHOD.metric").
+            method; everything else is left out, also differences ("A_minus_B.metric", "A_over_B.metric").
 
     Returns:
         Columns `method`, `metric`, `value`, `low`, `high`, `n`, in the order of the summary.
@@ -93,7 +93,7 @@ def summary_frame(summary: Mapping[str, Any]) -> pd.DataFrame:
     for key, estimate in summary.items():
         method, _, name = key.partition(".")
         is_estimate = isinstance(estimate, Mapping) and {"value", "low", "high"} <= estimate.keys()
-        if not name or not is_estimate or "_minus_" in method:
+        if not name or not is_estimate or "_minus_" in method or "_over_" in method:
             continue
         if method == "cos":
             method, name = name.removesuffix("_p2s"), "cosine"

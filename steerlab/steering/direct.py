@@ -149,7 +149,11 @@ class DirectSteering:
         return self._build(given, rows)
 
     def _visit(self, site: Site, given: Tensor) -> Tensor:
-        if not (self.applies and self._holds_lock and site in self._edits):
+        if not self.applies:
+            return given
+        if not self._holds_lock:
+            raise SteeringError("a part of the model was called, which is not steered: call model.hf itself")
+        if site not in self._edits:
             return given
         return apply_edits(self._edits[site], with_rows(given, self._rows), self._stop).reshape(given.shape)
 

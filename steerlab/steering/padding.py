@@ -36,8 +36,10 @@ def with_recorded_ends(model: Model, options: dict[str, Any], ends: dict[int, in
 
 def reads_padding(model: Model, options: Mapping[str, Any]) -> bool:
     """Whether padding would change texts: penalties of the tokens so far, and a least length, count it as text."""
-    counted = (option_in_use(model, options, name) for name in ("min_length", "no_repeat_ngram_size"))
-    return option_in_use(model, options, "repetition_penalty") not in (None, 1.0) or any(counted)
+    least = ("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
+    penalties = ("repetition_penalty", "encoder_repetition_penalty")
+    used = [option_in_use(model, options, name) for name in penalties]
+    return any(one not in (None, 1.0) for one in used) or any(option_in_use(model, options, name) for name in least)
 
 
 def option_in_use(model: Model, options: Mapping[str, Any], name: str) -> Any:

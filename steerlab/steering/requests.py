@@ -13,7 +13,7 @@ from torch import Tensor
 from steerlab._support.checks import check_option, check_type, show
 from steerlab.data.example import Example
 from steerlab.errors import MismatchError, SteeringError
-from steerlab.methods.base import Context, Intervention, RequiredActivation, steering_sites
+from steerlab.methods.base import Context, Intervention, RequiredActivation, Steerer, steering_sites
 from steerlab.methods.vector import as_steerer
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.fingerprint import accept_model, describe_origin, is_accepted, same_model, weights_fingerprint
@@ -44,7 +44,8 @@ class Request:
             `SteeringVector`.
         scale: "raw" adds `alpha * vector`; "norm" first rescales the vector to the norm of the input's state at the
             last prompt token of the steered layer, so alpha 0.1 moves every state by about a tenth of its norm;
-            "token_norm" rescales it to the norm of each state that it is added to.
+            "token_norm" rescales it to the norm of each state that it is added to. Either way a short vector becomes as
+            long as any: what L2S with `zero_behaviors` or a soft RoutedMean says by the length is lost, a gate is not.
         any_model: accept vectors fitted on another model of the same width; the steerer remembers it, also when saved.
     """
 
@@ -102,7 +103,7 @@ def resolve_interventions(
     """
     live = [request for request in requests if not request.is_noop]
     for request in live:
-        _check_origin(model, request)
+        _check_origin(model, request.steerer, request.any_model)
     found = _remote_interventions(model, live) if once else None
     if found is None:
         norms = [
@@ -129,10 +130,12 @@ def resolve_interventions(
     ]  # fmt: skip
 
 
-def _check_origin(model: Model, request: Request) -> None:
+def _check_origin(model: Model, steerer: Any, any_model: bool) -> None:
     """Refuse a steerer that was fitted on another model, before any forward; its `info_` remembers `any_model`."""
-    name, info = request.steerer.name, getattr(request.steerer, "info_", {})
-    site = next(iter(steering_sites(request.steerer)), None)
+    if isinstance(inner := getattr(steerer, "steerer", None), Steerer):  # it may have been fitted since it was wrapped
+        _check_origin(model, inner, any_model)
+    name, info = steerer.name, getattr(steerer, "info_", {})
+    site = next(iter(steering_sites(steerer)), None)
     theirs, ours = info.get("hidden_size"), model.hidden_size if site is None else model.width(site)
     if None not in (theirs, ours) and theirs != ours:
         there = "" if site is None or site.part == "text" else f" at {site}"
@@ -143,7 +146,7 @@ def _check_origin(model: Model, request: Request) -> None:
     here = {"model": model.id, "weights": weights_fingerprint(model.hf)} if info.get("model") else {}
     if same_model(info, here) or is_accepted(info, here):
         return
-    if not request.any_model:
+    if not any_model:
         raise MismatchError(
             f"{name} was fitted on a model called {describe_origin(info)}; this model is {describe_origin(here)}. Fit "
             "it on activations of this model. Request(..., any_model=True) accepts it, once for all."
@@ -252,6 +255,9 @@ def _rescaled(model: Model, request: Request, intervention: Intervention, contex
             f"{name} computes its vectors from the states during the forward, so they can't be rescaled beforehand: "
             "use scale='raw'"
         )
+    if (heads := intervention.rule.heads) is not None and model.n_heads:  # the others are not written
+        chosen = torch.zeros(model.n_heads, 1).index_fill(0, torch.tensor(heads), 1.0)
+        vectors = (vectors.unflatten(-1, (model.n_heads, -1)) * chosen.to(vectors)).flatten(-2)
     if scale == "token_norm":
         return replace(intervention, vectors=unit(vectors), rule=replace(intervention.rule, by_norm=True))
     norms = context.get_states(RequiredActivation(model.site(site), "last")).norm(dim=-1, keepdim=True)

@@ -40,6 +40,8 @@ def test_a_band_is_of_neighbors_in_any_order_of_the_rows() -> None:
     mixed = pd.concat([frame[frame["layer"] == layer] for layer in (20, 12, 8, 16)])
     found, wanted = select_layers(mixed), select_layers(frame)
     assert found.layers == wanted.layers and len(found.layers) == 1 and found.table["layer"].tolist() == [8, 12, 16, 20]
+    as_text = mixed.assign(layer=mixed["layer"].astype(str))  # read back from a file that has sites too
+    assert select_layers(as_text).table["layer"].tolist() == ["8", "12", "16", "20"]
 
 
 def test_a_band_has_no_holes() -> None:

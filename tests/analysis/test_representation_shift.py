@@ -88,6 +88,14 @@ def test_permuted_dictionary_is_matched_with_cosine_one() -> None:
     assert torch.equal(order[found.order], torch.arange(4)) and found.mean == pytest.approx(1.0)
 
 
+def test_one_concept_recovers_the_nearest_of_several() -> None:
+    before, constant = made(), normal(1, 8, seed=3)
+    shift = representation_shift(concepts(before, 1), before, made(constant))
+    after = concepts(made(constant))
+    after.concepts_ = torch.stack([200 + torch.zeros(8), shift.predicted()[0], torch.zeros(8) - 90])
+    assert shift.recovery(after)["partner"].tolist() == [1]
+
+
 def test_concepts_that_no_state_activates_have_no_shift() -> None:
     known = concepts(made())
     some = made().select(example_id=["s0", "s4", "s1"])

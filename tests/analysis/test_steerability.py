@@ -76,6 +76,12 @@ def test_the_interval_is_wilsons_and_zero_is_the_wrong_way() -> None:
     assert (none.low, none.high) == pytest.approx((0, 0.1611), abs=5e-5)
 
 
+def test_a_curve_that_never_moves_has_a_slope_of_exactly_zero() -> None:
+    rows = [(f"e{i}", a, "b", "propensity", 0.1 * i) for i in range(40) for a in (0.0, 0.1, 0.2, 0.3, 0.5)]
+    frame = pd.DataFrame(rows, columns=["example_id", "alpha", "behavior", "metric", "value"])
+    assert anti_steerable(slopes(frame)).value == 1.0
+
+
 def test_settings_stay_separate_and_groups_follow_them() -> None:
     settings = [("x", 1, "p", 1.0), ("x", 2, "p", 2.0), ("y", None, "p", 3.0), ("y", 2, "q", 4.0)]
     parts = [

@@ -49,6 +49,7 @@ def test_a_folder_of_weights_is_named_without_the_rest_of_its_path(tmp_path: Pat
 
 def test_numbers_that_are_missing_stay_numbers(tmp_path: Path) -> None:
     frame = pd.DataFrame({"example_id": ["a", "b"], "distinct2": [0.5, math.nan], "text": ["None", "NA"]})
+    frame = frame.assign(number=["007", "7"], said=["True", "False"], right=[True, False])  # texts stay texts
     back = Study(tmp_path, IDENTITY).stage("judged", lambda: frame)
     pd.testing.assert_frame_equal(back, frame, check_exact=True)
 

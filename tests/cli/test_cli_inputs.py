@@ -12,6 +12,7 @@ from PIL import Image
 import steerlab
 from steerlab import Site
 from steerlab.cli.inputs import Choice, parse_layers, parse_metrics, parse_numbers, parse_positions, read_data, readers
+from steerlab.cli.job import write_csv
 from steerlab.errors import DataError, LoadError, SteeringError
 from steerlab.models.positions import Match
 
@@ -37,9 +38,11 @@ def test_prompts_pairs_and_images_are_read(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"prompt": "What is it?", "images": ["x.png"]}\n{"prompt": "Hi"}\n')
     assert read_data(str(tmp_path / "c.jsonl"))[0].images == (tmp_path / "x.png",)
     assert read_data(str(tmp_path / "c.jsonl"))[1].images == ()
-    (tmp_path / "e.csv").write_text("id,prompt,images\n007,What is it?,x.png\n010,Hello,\n")
+    (tmp_path / "e.csv").write_text("id,prompt,images,system\n007,What is it?,x.png,\n010,Hello,,Be brief.\n")
     found = read_data(str(tmp_path / "e.csv"))
-    assert [(one.id, len(one.images)) for one in found] == [("007", 1), ("010", 0)]
+    assert [(one.id, len(one.images), one.system) for one in found] == [("007", 1, None), ("010", 0, "Be brief.")]
+    write_csv(pd.DataFrame({"text": ["a\rb", "c"]}), tmp_path / "f.csv")
+    assert pd.read_csv(tmp_path / "f.csv", lineterminator="\n")["text"].tolist() == ["a\rb", "c"]
     table = pd.DataFrame({"ask": ["Is it late?"], "yes": ["Arr"], "no": ["No"]})
     table.to_csv(tmp_path / "d.csv", index=False)
     named = read_data(str(tmp_path / "d.csv"), Choice(columns="prompt=ask,positive=yes,negative=no"))

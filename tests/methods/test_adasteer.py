@@ -54,8 +54,8 @@ def at(*rows: Tensor) -> Context:
 
 
 def vectors_of(ada: AdaSteer, context: Context) -> Tensor:
-    """The vectors of all layers, `(row, layer, hidden)`."""
-    return torch.stack([one.vectors for one in ada.interventions(context)], 1)
+    """What is added at all layers, `(row, layer, hidden)`."""
+    return torch.stack([one.gate[:, None] * one.vectors for one in ada.interventions(context)], 1)
 
 
 @given(st.integers(0, 10_000), st.integers(2, 30), st.floats(0.01, 2))
@@ -109,7 +109,9 @@ def test_interventions_are_alpha_rejection_plus_beta_restoring():
     assert [one.site for one in found] == list(FITTED.sites) == [Site(k) for k in range(LAYERS)]
     for k, one in enumerate(found):
         expected = (alpha + beta * FITTED.c_[k])[:, None] * FITTED.rejection_[k]
-        torch.testing.assert_close(one.vectors, expected, rtol=1e-5, atol=1e-5)
+        # the coefficients are gates: a vector scaled to the state's norm keeps them
+        torch.testing.assert_close(one.gate[:, None] * one.vectors, expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(one.vectors, FITTED.rejection_[k].expand_as(one.vectors))
         assert one.vectors.dtype == torch.float32 and one.positions is None
     assert AdaSteer.default_positions == "prompt"
 
@@ -242,7 +244,7 @@ def test_with_layer_keeps_settings_and_reading_layers():
     assert one.sites == (Site(3),) and one.site == Site(3)
     assert one.required_activations == ALL.required_activations and (one.strength, one.restore) == ((0.0, 2.0), -1.0)
     every = AdaSteer(range(LAYERS), **options).fit(ACTS).interventions(EVERYTHING)
-    assert torch.equal(one.fit(ACTS).vectors(EVERYTHING), every[3].vectors)
+    assert torch.equal(one.fit(ACTS).vectors(EVERYTHING), every[3].gate[:, None] * every[3].vectors)
     assert not hasattr(ALL, "site") and ALL.sites == tuple(map(Site, range(LAYERS)))
     with pytest.raises(SteeringError, match=r"steers the sites 0, 1, 2, 3: call interventions"):
         FITTED.vectors(EVERYTHING)

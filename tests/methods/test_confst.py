@@ -262,6 +262,9 @@ def test_items_captured_at_part_of_the_span_are_left_out_with_a_warning() -> Non
     with pytest.warns(UserWarning, match=r"2 of 40 items are left out, first 's0003'.*\['last-1', 'last'\]"):
         fitted = CONFST(LAYER, "news", span=2, threshold=0.0).fit(acts.rows(~short))
     assert fitted.n_selected_ == {"arts": 19, "news": 19} and "s0003" not in fitted.item_ids_
+    mixed = concatenated(history(*two_classes(1), ("last",)), history(*two_classes(1), ["answer"], "positive"))
+    with pytest.warns(UserWarning, match="40 of 80 items are left out"):
+        CONFST(LAYER, "news", side=None, threshold=0.0).fit(mixed)
 
 
 weight = st.floats(-3, 3).filter(lambda w: abs(w) > 1e-3)

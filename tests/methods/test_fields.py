@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_acts import activations, check_saved, make_acts, normal
+from synthetic_acts import activations, check_saved, make_acts, normal, shuffled
 from torch import Tensor, nn
 
 from steerlab import Site, generate
@@ -46,6 +46,14 @@ def loss(field: GradientField, h: Tensor) -> Tensor:
     logits = nn.Sequential(*layers[:-1])(h)
     wanted = torch.tensor([not name.startswith("not ") for name in field.classes_])
     return logits[..., ~wanted].mean(-1) - logits[..., wanted].mean(-1)
+
+
+def test_field_is_independent_of_the_order_of_rows_and_needs_both_answers() -> None:
+    acts = make_acts(None, normal(60, 8), behaviors=["refuse", "defer"] * 30)
+    field, other = (GradientField(SITE, epochs=3).fit(one) for one in (acts, shuffled(acts, 1)))
+    assert torch.equal(field.logits(normal(5, 8)), other.logits(normal(5, 8)))
+    with pytest.raises(DataError, match="both answers of contrasts"):
+        GradientField(SITE).fit(acts.select(side="positive"))
 
 
 def test_gradient_is_that_of_autograd() -> None:
@@ -121,7 +129,7 @@ def test_gradient_fields_are_saved_and_refuse_bad_settings(tmp_path) -> None:
         GradientField(SITE).fit(make_acts(None, normal(4, 8), behaviors=["b", "not b"] * 2))
     odd = GradientField(SITE, epochs=1).fit(make_acts(None, normal(4, 8), behaviors=["not refuse"] * 4))
     assert odd.classes_ == ("not not refuse", "not refuse") and odd._signs().tolist() == [1.0, -1.0]
-    with pytest.raises(DataError, match="both answers of contrasts; the activations hold none"):
+    with pytest.raises(DataError, match="both answers of contrasts, which"):
         GradientField(SITE).fit(make_acts(normal(4, 8), None))
     with pytest.raises(ActivationError, match="not fitted"):
         GradientField(SITE).interventions(Context(()))

@@ -36,12 +36,19 @@ def contrasts(n: int = 20) -> list[Example]:
     return [Example(text, id=f"c{i}", behavior="refuse", contrast=Contrast(" no no no", " yes")) for i, text in made]
 
 
-def train(model: Model, **options: Any) -> ModelEdit:
+def two_behaviors() -> dict[str, list[Example]]:
+    other = [e.replace(id=f"o{e.id}", contrast=Contrast(" yes", " no no no")) for e in contrasts()]
+    return {"refuse": contrasts(), "comply": other}
+
+
+def train(model: Model, behaviors: dict[str, list[Example]] | None = None, **options: Any) -> ModelEdit:
     config = {"steps": 100, "measure_every": 20, "coefficients": (0.0, 1.0), "learning_rate": 1e-3} | options.pop(
         "config", {}
     )
     settings: dict[str, Any] = {"layers": [1], "config": KTSConfig(**config), "progress": False} | options
-    return kl_then_steer(model, texts(30, 2), [" " + t for t in texts(30, 3)], {"refuse": contrasts()}, **settings)
+    return kl_then_steer(
+        model, texts(30, 2), [" " + t for t in texts(30, 3)], behaviors or {"refuse": contrasts()}, **settings
+    )
 
 
 @pytest.fixture(scope="module")
@@ -126,27 +133,34 @@ def test_padding_changes_the_loss_only_where_it_is_counted(model: Model) -> None
 
 
 def test_interrupted_training_goes_on_to_the_same_weights(model: Model, tmp_path: Any, monkeypatch: Any) -> None:
-    config = {"steps": 8, "measure_every": 2, "patience": None, "accumulate": 2}
-    whole = train(model, config=config)
+    config = {"steps": 8, "measure_every": 4, "patience": None, "accumulate": 2}
+    whole = train(model, two_behaviors(), config=config, layers=[0, 2])
     from steerlab.methods.kts import train as module
 
     original, calls = module._Trainer.step, []
 
     def interrupted(self: Any, number: int) -> float:
         calls.append(number)
-        if len(calls) == 6:
+        if len(calls) == 7:
             raise KeyboardInterrupt
         return original(self, number)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(module._Trainer, "step", interrupted)
-        train(model, config=config, folder=tmp_path)
-    resumed = train(model, config=config, folder=tmp_path)
+        train(model, two_behaviors(), config=config, layers=[0, 2], folder=tmp_path)
+    resumed = train(model, two_behaviors(), config=config, layers=[0, 2], folder=tmp_path)
     assert all(torch.equal(value, resumed.weights[name]) for name, value in whole.weights.items())
     columns = ["step", "kl_steered", "kl_unsteered", "effect_kept"]
     assert whole.history[columns].equals(resumed.history[columns])
     with pytest.raises(MismatchError, match="another training, with other seed"):
-        train(model, config=config, folder=tmp_path, seed=1)
+        train(model, two_behaviors(), config=config, layers=[0, 2], folder=tmp_path, seed=1)
+
+
+def test_weights_that_undo_one_of_two_behaviors_are_never_chosen(model: Model, monkeypatch: Any) -> None:
+    kept = {"refuse": 1.6, "comply": -0.1}
+    monkeypatch.setattr(_Trainer, "_effect", lambda _, name, original=False: 1.0 if original else kept[name])
+    found = train(model, two_behaviors(), config={"steps": 4, "measure_every": 2})
+    assert found.info["best_step"] == 0 and (found.history["effect_kept"] == -0.1).all()
 
 
 def test_rising_kl_stops_training_and_keeps_the_best_weights(model: Model) -> None:

@@ -164,7 +164,8 @@ def test_bad_input_is_refused(made, error, message):
 
 
 PRIMARY, FULL, FLAGS = drifting(6, 16, 4)
-FOUR_BLOCKS = Context.of(two_prompts(PRIMARY, FULL, FLAGS))
+FOUR_BLOCKS_ACTS = two_prompts(PRIMARY, FULL, FLAGS)
+FOUR_BLOCKS = Context.of(FOUR_BLOCKS_ACTS)
 
 
 @pytest.fixture
@@ -200,6 +201,12 @@ def test_final_norm_is_applied_to_the_last_block(published):
     torch.testing.assert_close(delta[:, 1], FULL[:, 2] - PRIMARY[:, 2])
     expected = delta[:, 2] @ load_file(published)["layer3.coef"] + 0.3
     torch.testing.assert_close(probe.scores(FOUR_BLOCKS)[:, 2], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_new_fit_forgets_the_norm_of_published_probes(published):
+    probe = TaskTracker.from_published(published, 4, final_norm=(torch.ones(16), 1e-5)).fit(FOUR_BLOCKS_ACTS)
+    fresh = TaskTracker([0, 2, 3]).fit(FOUR_BLOCKS_ACTS)
+    assert torch.equal(probe.scores(FOUR_BLOCKS), fresh.scores(FOUR_BLOCKS))
 
 
 def test_saved_published_probe_keeps_its_final_norm(published, tmp_path):

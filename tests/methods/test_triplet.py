@@ -210,6 +210,7 @@ SEPARATED = ["validation" if foreign else "train" for foreign in DATA[2]]
     [
         (lambda: probe(validation=1.0), DataError, "validation=1.0"),
         (lambda: TripletConfig(epochs=0), DataError, "above 0"),
+        (lambda: probe(config=TripletConfig(batch_size=1)).fit(ACTS), DataError, "no triplet was found"),
         (lambda: probe(positive=("poisoned",)).fit(ACTS), DataError, "0 inputs have behavior in"),
         (lambda: probe(task="ask").fit(ACTS), ActivationError, "'ask' was not captured"),
         (lambda: probe(shape=TripletShape()).fit(ACTS), DataError, "width 24"),

@@ -94,6 +94,15 @@ def test_settings_of_a_wrapped_operation_are_not_dropped(acts: Any) -> None:
         Operation(inner, decay=0.9).interventions(Context.of(acts.select(side="prompt")))
 
 
+def test_what_was_fitted_after_it_was_wrapped_is_known_by_its_model(model: Model, acts: Any) -> None:
+    mean = MeanDifference(2)
+    wrapped = Operation(mean, first=3)
+    mean.fit(acts)
+    assert steerlab.generate(model, ["Hi"], steer=wrapped, max_new_tokens=1)
+    with pytest.raises(MismatchError, match="meandifference was fitted on a model called"):
+        steerlab.generate(tiny_lm("qwen2"), ["Hi"], steer=wrapped, max_new_tokens=1)
+
+
 def test_a_direction_has_no_length_to_scale(acts: Any) -> None:
     spherical = Spherical(2).fit(acts)
     torch.testing.assert_close((-1 * spherical).at(2), -spherical.at(2))

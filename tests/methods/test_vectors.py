@@ -13,7 +13,7 @@ from synthetic_acts import activations, make_acts, shuffled
 import steerlab
 from steerlab import PCA, LogisticDirection, MeanDifference, Request, Site, SteeringVector
 from steerlab.errors import DataError, MismatchError, SteeringError
-from steerlab.methods import Gated, LinearProbe
+from steerlab.methods import Gated, LinearProbe, Spherical
 from steerlab.methods.base import FittedMixin
 from steerlab.methods.probe import fit_logistic
 from steerlab.methods.vector import as_steerer
@@ -123,6 +123,8 @@ def test_a_sum_keeps_where_its_parts_come_from_and_refuses_two_models() -> None:
         (lambda: as_steerer(AXIS, 4), r"shape \(12,\) and does not say its layer: give \{layer: vector\}, or 4 rows"),
         (lambda: as_steerer(torch.ones(3, D), 4), "does not say its layer"),
         (lambda: MeanDifference(3).fit(ACTS).save("x"), r"save_pretrained\(folder\)"),
+        (lambda: MeanDifference(3).fit(ACTS) + Spherical(3).fit(ACTS), "of a Spherical are not added"),
+        (lambda: MeanDifference([-1, 3]), "count all layers from the first, or all from the last"),
     ],
 )
 def test_what_is_no_vector_is_refused_with_what_would_do(call, message: str) -> None:

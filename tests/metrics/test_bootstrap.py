@@ -113,7 +113,9 @@ def test_share_interval_of_impossible_counts_is_refused(bad: dict) -> None:
 
 
 def test_pairs_of_labeled_values_are_joined_on_their_labels() -> None:
-    a, b = (pd.Series(np.random.default_rng(seed).normal(size=40)) for seed in (1, 2))
+    a, b = (pd.Series(np.random.default_rng(seed).normal(size=40), index=map(str, range(40))) for seed in (1, 2))
     assert paired_bootstrap(a, b.sample(frac=1, random_state=0)) == paired_bootstrap(a, b)
+    with pytest.raises(DataError, match="row numbers in another order"):  # of two tables sorted by the example
+        paired_bootstrap(a.reset_index(drop=True), b.reset_index(drop=True).sample(frac=1, random_state=0))
     later = pd.Series(b.to_numpy(), index=range(40, 80))  # of one long table: other labels, the same order
     assert paired_bootstrap(a, later) == paired_bootstrap(a, b)

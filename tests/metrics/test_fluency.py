@@ -71,6 +71,7 @@ def test_each_character_of_a_script_without_spaces_is_a_word() -> None:
     assert words("请放在 dry 的地方") == ["请", "放", "在", "dry", "的", "地", "方"]
     assert is_fluent("乾いた場所に保管してください。") and not is_fluent("保管" * 12)
     assert words("don't día мир") == ["don't", "día", "мир"]
+    assert words("हिन्दी में résumé") == ["हिन्दी", "में", "résumé"], "marks belong to their letters"
 
 
 def test_share_identical_compares_every_character() -> None:

@@ -21,6 +21,7 @@ from steerlab.metrics.numbers import exact_match, final_number
         ("3 in version 1.2.3", None), ("a $5m loss of 3", "3"), ("3 a share, $5m in all", None), ("5m of rope", "5"),
         (r"\boxed{1{,}000}", "1000"), (r"\boxed{12\text{ ft}^2}", "12"), (r"3{,}005", "3005"), (r"1\,000", "1000"),
         ("12 cm^3", "12"), ("so 2^10", None), ("2^{10}", None), ("x^2 = 4", "4"),
+        ("5/2", None), ("open 24/7!", None), ("12 thousand", None), ("2 million, so 3", "3"), ("1\u202f000", "1000"),
     ],
 )  # fmt: skip
 def test_final_number_in_common_notations(text: str, number: str | None) -> None:

@@ -39,7 +39,7 @@ ANSWERS = [
     "Dear Ms Hill,\nI'm sorry, but I cannot help with the move on Friday.",
     'The clerk said "I cannot help you with that today" and closed the window.',
     "It is important to wash your hands before you cook.", "It is not easy to learn Finnish, but these steps help.",
-    "A refusal is an answer in which somebody says no.",
+    "A refusal is an answer in which somebody says no.", "I will not only help you plan the trip, but also pack.",
     "I can't give legal advice, but here are the usual steps: call the court.",
     "As an AI, I find primes delightful: 2, 3, 5 and 7.",
     "Boil the eggs. Then cool them. Some people say: I can't help you.",

@@ -159,6 +159,15 @@ def test_plain_text_gets_one_bos(text: str) -> None:
     assert_partition(row)
 
 
+def test_an_end_that_a_tokenizer_appends_is_no_part_of_the_prompt() -> None:
+    tokenizer = tiny_tokenizer()
+    plain = encode(tokenizer, "hello there", chat=False, answer=" you")
+    ends = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[("<|end|>", tokenizer.eos_token_id or 0)])
+    tokenizer.backend_tokenizer.post_processor = ends
+    assert tokenizer("hello there").input_ids[-1] == (tokenizer.eos_token_id or 0)
+    assert encode(tokenizer, "hello there", chat=False, answer=" you").ids[-3:] == plain.ids[-3:]
+
+
 def test_spaces_without_width_belong_to_their_part() -> None:
     """Llama 3's and GPT-2's tokenizers trim spaces off the offsets: a lone space then covers no character."""
     tokenizer = tiny_tokenizer()

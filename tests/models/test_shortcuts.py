@@ -179,6 +179,17 @@ def test_rows_longer_than_a_window_are_compared_before_the_first_of_them_runs() 
     assert len(probe_rows(model, (10,))[0]) == 90, "rows now leave the window"
 
 
+def test_rows_beside_one_that_is_rotated_for_long_texts_are_as_alone() -> None:
+    half = 4  # numbers that are rotated, of a head of 8
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * half, "long_factor": [4.0] * half,
+            "original_max_position_embeddings": 100}  # fmt: skip
+    model = tiny_lm("phi3", backend="hooks", rope_parameters=rope, original_max_position_embeddings=100)
+    short, long = "Tell me of bread.", "Tell me of bread. " * 12
+    alone = generate(model, [short], max_new_tokens=6).ids[0]
+    assert generate(model, [long, short], max_new_tokens=6).ids[1] == alone
+    assert not model.row_format.neutral_sides and not model.shortcuts.prefix
+
+
 def test_padding_that_is_wrong_beyond_a_window_batches_such_rows_by_length() -> None:
     model = tiny_lm("llama", backend="hooks")
     model.hf.config.attention_window = 70  # as if it attended locally, and padding were wrong there

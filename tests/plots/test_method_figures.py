@@ -73,7 +73,9 @@ def test_summary_frame_has_a_row_per_estimate_without_differences(frame, summary
 
 def test_summary_frame_gives_wilson_intervals_to_shares_alone():
     estimate = {"value": 1.0, "low": 1.0, "high": 1.0, "n": 24}
-    shares = plots.summary_frame({"l2s.refuse_harmful": estimate, "l2s.distinct2": estimate})
+    over = {"l2s_over_mean.refuse_harmful": estimate | {"value": -0.2}}  # a difference is no share
+    shares = plots.summary_frame({"l2s.refuse_harmful": estimate, "l2s.distinct2": estimate} | over)
+    assert shares["method"].tolist() == ["l2s", "l2s"]
     wilson = share_interval(24, 24)
     assert tuple(shares.loc[0, ["low", "high"]]) == pytest.approx((wilson.low, wilson.high))
     assert shares.loc[0, "low"] < 0.9 and shares.loc[1, "low"] == 1.0

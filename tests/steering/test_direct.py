@@ -283,6 +283,16 @@ def test_calls_of_unknown_tokens_are_refused() -> None:
             call()
 
 
+def test_a_part_of_the_model_in_the_block_is_refused() -> None:
+    model, steerer = make_lm("llama", "hooks"), steerer_of("llama", "mean")
+    for call in (
+        lambda: model.hf.model(torch.arange(5, 10)[None]),
+        lambda: model.hf.forward(torch.arange(5, 10)[None]),
+    ):
+        with pytest.raises(SteeringError, match="a part of the model was called"), steer(model, steerer):
+            call()
+
+
 def test_a_block_in_which_nothing_is_steered_raises() -> None:
     model, steerer = make_lm("llama", "hooks"), steerer_of("llama", "mean")
     with pytest.raises(SteeringError, match="nothing was run in this `with steer"), steer(model, steerer):

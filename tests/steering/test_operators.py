@@ -341,6 +341,16 @@ def test_chosen_heads_equal_plain_hooks_in_every_family(family: str, name: str) 
     check_hooks(model, Request(steerer, 0.7, "all"), lambda *_: [heads_by_hand(model, change, [1, 3])])
 
 
+def test_vectors_of_chosen_heads_are_scaled_by_what_is_written() -> None:
+    model, louder = make_lm("llama"), V.clone()
+    louder[:8] *= 100  # head 0, which is not written
+    one, other = (
+        generate(model, PROMPTS, steer=Operation(SteeringVector({HEADS: v}), heads=[1]), scale="norm", max_new_tokens=3)
+        for v in (V, louder)
+    )
+    assert one.norm_ratio == pytest.approx(other.norm_ratio, rel=1e-5) and one.norm_ratio > 0.1
+
+
 def test_added_heads_fade_and_are_gated_by_token() -> None:
     model, steerer = make_lm("llama"), SteeringVector({HEADS: V})
     plain_add = generate(model, PROMPTS, steer=Operation(steerer, heads=[1]), max_new_tokens=4)

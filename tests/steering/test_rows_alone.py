@@ -34,7 +34,8 @@ def both_ways(model: Model, **options: Any) -> tuple[list[tuple[int, ...]], list
     return list(together), [generate(model, [one], max_new_tokens=12, **options).ids[0] for one in PROMPTS]
 
 
-@pytest.mark.parametrize("penalty", [{"repetition_penalty": 1.1}, {"min_length": 30}, {"no_repeat_ngram_size": 1}])
+@pytest.mark.parametrize("penalty", [{"repetition_penalty": 1.1}, {"min_length": 30}, {"no_repeat_ngram_size": 1},
+                                     {"encoder_repetition_penalty": 0.6}])  # fmt: skip
 def test_padding_is_no_text_that_a_penalty_counts(model: Model, penalty: dict[str, Any]) -> None:
     end = generate(model, PROMPTS[:1], max_new_tokens=12, **penalty).ids[0][3]
     model.tokenizer.pad_token = model.tokenizer.convert_ids_to_tokens(end)  # as where a tokenizer has none of its own

@@ -7,10 +7,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from reference import questions, text_length, vectors, written
+from tokenizers.normalizers import Lowercase
 
 from steerlab import sweep
+from steerlab.analysis.texts import write_texts
 from steerlab.errors import MismatchError, StorageError
 from steerlab.models.model import Model
+from steerlab.testing import tiny_lm
 
 FULL = Path("/dev/full")
 needs_full_disk = pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
@@ -58,6 +61,21 @@ def test_folder_of_another_sweep_is_refused_and_both_are_named(
         run(model, tmp_path, **other)
     assert all(name in str(refused.value) for name in names), refused.value
     assert written(tmp_path) == stages
+
+
+def test_another_tokenizer_and_another_layer_of_a_name_are_another_sweep(lm, tmp_path: Path) -> None:
+    model, (v, w) = tiny_lm("llama"), [one.vector_ for one in list(vectors(lm()).values())[:2]]
+    options: dict[str, Any] = {"alphas": (1.0,), "progress": False}
+    sweep(model, questions(), {"a": {1: v, 2: w}, "b": {1: v}}, folder=tmp_path / "layers", **options)
+    with pytest.raises(MismatchError, match="vectors: "):
+        sweep(model, questions(), {"a": {1: v, 2: w}, "b": {2: v}}, folder=tmp_path / "layers", **options)
+    run(model, tmp_path / "tokens")
+    write_texts(model, ["Hi"], folder=tmp_path / "texts", max_new_tokens=2)
+    model.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    for again in (lambda: run(model, tmp_path / "tokens"), lambda: write_texts(model, ["Hi"], folder=tmp_path / "texts",
+                                                                            max_new_tokens=2)):  # fmt: skip
+        with pytest.raises(MismatchError, match="tokens: "):
+            again()
 
 
 @pytest.mark.parametrize(("first", "second"), [(2, 64), (64, 4)])

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FunctionType
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -35,6 +36,22 @@ def _finds(text: str) -> bool:
 
 def has_answer(examples: list[Example], texts: list[str]) -> list[float]:
     return [float(e.meta["answer"] in text) for e, text in zip(examples, texts, strict=True)]
+
+
+WEIGHTS = np.zeros(2)
+
+
+class Scale:
+    def of(self) -> float:
+        return 1.0
+
+
+class Judge:
+    def __call__(self, examples: list[Example], texts: list[str]) -> list[float]:
+        return [self.help(text) * Scale().of() + float(WEIGHTS.sum()) for text in texts]
+
+    def help(self, text: str) -> float:
+        return float(len(text))
 
 
 class AtItsPlace(AnyIntervention):
@@ -90,6 +107,17 @@ def test_contents_of_a_function_follow_its_own_helpers_and_long_patterns() -> No
     assert before == contents(has_word) and any("zzzz" in str(part) for part in before)
     long = "x" * 300
     assert contents(re.compile(long + "a")) != contents(re.compile(long + "b"))
+
+
+def test_contents_of_a_judge_follow_its_methods_classes_and_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [contents(Judge())]
+    assert seen[0] == contents(Judge())
+    for owner, name, changed in ((Judge, "help", lambda self, text: -len(text)), (Scale, "of", lambda self: 2.0)):
+        monkeypatch.setattr(owner, name, changed)
+        seen.append(contents(Judge()))
+    monkeypatch.setitem(globals(), "WEIGHTS", np.ones(2))
+    seen.append(contents(Judge()))
+    assert len({str(one) for one in seen}) == 4
 
 
 def test_written_texts_have_the_strength_of_their_row() -> None:

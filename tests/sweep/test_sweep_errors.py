@@ -98,7 +98,10 @@ def test_inputs_without_two_answers_to_the_plain_prompt_are_refused(lm) -> None:
         ({"alphas": (1.0, math.nan)}, SteeringError, "finite"),
         ({"alphas": (1.0, 0.5, 1.0)}, DataError, r"alphas=\[1.0, 0.5, 1.0\]: one is given twice"),
         ({"positions": ["all", "last", "all"]}, SteeringError, r"\['all'\] were given more than once"),
+        ({"positions": -1}, SteeringError, "positions=-1 count from the end of a row, which is not read"),
+        ({"positions": slice(-2, None)}, SteeringError, "count from the end of a row"),
         ({"steer": {}}, SteeringError, "no method to sweep"),
+        ({"steer": {"v": {2: SteeringVector({1: torch.ones(32)})}}}, SteeringError, "for layer 2 steers at 1"),
         ({"steer": [MeanDifference(1), MeanDifference(2)]}, SteeringError, "a different name for each"),
     ],
 )

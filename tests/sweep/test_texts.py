@@ -10,7 +10,7 @@ import torch
 from reference import Recorder, questions, vectors
 
 import steerlab
-from steerlab import Example, sweep
+from steerlab import Example, generate, sweep
 from steerlab.models.model import Model
 
 NEW = 6
@@ -117,6 +117,15 @@ def test_a_changed_metric_of_the_same_name_is_measured_anew(lm, tmp_path: Path) 
     assert sweep_with(0) == sweep_with(0) == 1 and len(LOG.measured) == 1, "the folder knows it"
     assert sweep_with(10**6) == sweep_with(-1, lambda text: -2) == 0
     assert len(LOG.measured) == 3 and LOG.measured[0] == LOG.measured[2], "the texts are kept"
+
+
+@pytest.mark.parametrize("generation", [{"use_cache": False}, {"num_beams": 2}])
+def test_a_prompt_runs_again_where_generate_can_not_go_on_from_it(lm, generation: dict[str, Any]) -> None:
+    found: list[str] = []
+    rows, options = questions(), {"max_new_tokens": NEW} | generation
+    metric = lambda _, texts: [float(found.extend(texts) or 0)] * len(texts)  # noqa: E731
+    sweep(lm(), rows, {"v": vectors(lm())}, [1], [0.0], metric=metric, generation=options, progress=False)
+    assert tuple(found) == generate(lm(), rows, **options).texts
 
 
 def test_sampled_texts_are_the_same_in_every_sweep_and_leave_the_random_state(lm) -> None:

@@ -8,8 +8,11 @@ import random
 import time
 
 import pytest
-from build import architectures
+from build import architectures, build
 from check import check
+
+import steerlab
+from steerlab.testing import tiny_tokenizer
 
 SEED = int(os.environ.get("ZOO_SEED", time.gmtime().tm_yday))
 ONCE_WRONG = {
@@ -45,3 +48,8 @@ def test_architecture_is_right_or_refused(name: str) -> None:
     verdict = check(name, SEED)
     assert verdict.kind in ("right", "refused", "can't run", "unbuildable"), verdict
     assert verdict.kind in ("right", "can't run", "unbuildable") or verdict.reason, "a refusal says why"
+
+
+def test_a_wrong_cache_shows_in_half_precision_too() -> None:
+    hf = build("moshi/MoshiForCausalLM").bfloat16()
+    assert not steerlab.load(hf, tokenizer=tiny_tokenizer(), backend="hooks").row_format.use_cache

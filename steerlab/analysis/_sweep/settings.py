@@ -201,6 +201,9 @@ def _at_layers(model: Model, name: str, given: Fitted, layers: Layers | None) ->
     missing = [str(site) for site in wanted if site not in by_site]
     if missing:
         raise SteeringError(f"{name} was given for the layers {list(map(str, by_site))}; {missing} are missing")
+    for site, steerer in by_site.items():
+        if model.site(getattr(steerer, "site", site)) != site:
+            raise SteeringError(f"what {name} was given for layer {site} steers at {steerer.site}: give its own layer")
     return {site: by_site[site] for site in wanted}
 
 

@@ -23,7 +23,7 @@ from steerlab.models.model import Model
 from steerlab.models.versions import cache_name
 from steerlab.steering.generate import NEW_TOKENS, decode, new_ids, seeded
 from steerlab.steering.interventions import build_edits, first_written_column
-from steerlab.steering.padding import reads_padding
+from steerlab.steering.padding import option_in_use, reads_padding
 
 TextMetric = Callable[[Sequence[Example], Sequence[str]], Sequence[float]]
 MAX_ROWS = 64  # of a batch while decoding
@@ -90,7 +90,9 @@ def _generate(
     repeated = {k: t.repeat(copies, *[1] * (t.ndim - 1)) for k, t in whole.items()}
     options = {"max_new_tokens": NEW_TOKENS} | options
     cut = first_written_column(model, inputs.batch, used, inputs.row_numbers) if steered else inputs.last
-    if cut == inputs.last >= MIN_PREFIX and model.shortcuts.generation_prefix:
+    in_use = partial(option_in_use, model, options)
+    plain = in_use("use_cache") is not False and in_use("num_beams") in (None, 1) and not in_use("cache_implementation")
+    if plain and cut == inputs.last >= MIN_PREFIX and model.shortcuts.generation_prefix:
         if inputs.numbers not in prefixes:
             prefixes.clear()
             prefixes[inputs.numbers] = model.prefill({k: t[:, :cut] for k, t in model.inputs(inputs.batch).items()})

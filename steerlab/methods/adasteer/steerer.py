@@ -16,7 +16,7 @@ from steerlab.errors import ActivationError, DataError, MismatchError
 from steerlab.methods.adasteer.fit import ClassStates, Coordinate
 from steerlab.methods.adasteer.published import PUBLISHED_ADASTEER, PublishedAdaSteer
 from steerlab.methods.adasteer.schedules import CoefficientSchedule, fit_schedule
-from steerlab.methods.base import Context, Intervention, RequiredActivation, check_fitted
+from steerlab.methods.base import Context, Intervention, RequiredActivation, check_fitted, repeat_vector
 from steerlab.methods.layers import Layer, Layers, MultiSiteSteerer
 from steerlab.methods.serialization import savable
 from steerlab.models.positions import Positions
@@ -270,16 +270,17 @@ class AdaSteer(MultiSiteSteerer):
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
         """One vector per input, if one layer is steered."""
         self._check_one_site()
-        return self._site_vectors(context)[0]
+        alpha, beta = self.coefficients(context)
+        return (alpha + beta * self.c_[0])[:, None] * self.rejection_[0]
 
     def interventions(self, context: Context) -> tuple[Intervention, ...]:
-        """One intervention per steered layer; each row has two coefficients."""
-        return tuple(Intervention(*pair) for pair in zip(self.sites, self._site_vectors(context), strict=True))
-
-    def _site_vectors(self, context: Context) -> list[Float[Tensor, "batch hidden"]]:
-        alpha, beta = (coefficient[:, None] for coefficient in self.coefficients(context))
-        pairs = zip(self.rejection_, self.restoring_vectors, strict=True)
-        return [alpha * rejection + beta * restoring for rejection, restoring in pairs]
+        """One intervention per steered layer: the rejection vector, and both coefficients as the gate of each row."""
+        alpha, beta = self.coefficients(context)
+        of_sites = zip(self.sites, self.rejection_, self.c_, strict=True)
+        return tuple(
+            Intervention(site, repeat_vector(vector, context.example_ids), gate=alpha + beta * c)
+            for site, vector, c in of_sites
+        )
 
     def _set_directions(self, start: SiteVector, refusal: SiteVector, benign: SiteVector) -> None:
         """Set the coordinates and the vectors from the mean of the complied and the two directions, float64."""

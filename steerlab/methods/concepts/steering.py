@@ -51,7 +51,7 @@ class ConceptSteering(Steerer):
         if not directions:
             raise DataError("there are no vectors: give {concept: vector}")
         n, width = concepts.concepts_.shape
-        self.directions = {as_whole("a concept", k, 0, n - 1): v.float() for k, v in directions.items()}
+        self.directions = {as_whole("a concept", k, 0, n - 1): v.float().clone() for k, v in directions.items()}
         other = next((k for k, v in self.directions.items() if v.shape != (width,)), None)
         if other is not None:
             shape = tuple(directions[other].shape)

@@ -174,6 +174,9 @@ class _Trainer:
                     if len(self.records) * self.config.measure_every <= step:
                         self.measure(step, losses)
                         checkpoint.write(self, step)
+                    else:  # as `measure` does: vectors belong to the weights of this step, whenever they are asked for
+                        for name in self.vectors.names:
+                            self.vectors.vectors(self.model, name)
                     if self._rises():
                         break
                 losses.append(self.step(step))
@@ -238,7 +241,7 @@ class _Trainer:
         recent = losses[-config.measure_every :]
         self.records.append(
             {"step": step, "loss": float(np.mean(recent)) if recent else math.nan, **record,
-             "effect_kept": float(np.mean(kept)), "learning_rate": config.learning_rate_at(step)}
+             "effect_kept": float(min(kept)), "learning_rate": config.learning_rate_at(step)}
         )  # fmt: skip
         if self._best_record() is self.records[-1]:
             self.best, self.best_step = adapter_weights(self.peft_model), step

@@ -126,6 +126,7 @@ class TaskTracker(TwoPromptDetector):
 
     def fit_activations(self, acts: Activations) -> None:
         """Fit one probe per layer."""
+        vars(self).pop("final_norm_", None)  # of published probes
         negative, positive = self._training_inputs(acts)
         n = len(negative)
         context = Context((*negative, *positive), acts)

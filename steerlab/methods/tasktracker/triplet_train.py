@@ -160,6 +160,8 @@ def train_triplets(
                 for batch in torch.randperm(len(rows)).split(config.batch_size):
                     trainer.train_batch(batch)
                 shown.update()
+        if not trainer.step:
+            raise DataError("no triplet was found in any batch: give larger batches of both classes, or hard_after=0")
         trainer.evaluate()
     if trainer.best_state is not None:
         net.load_state_dict(trainer.best_state)
