@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from steerlab._support.files import fingerprint
 
+_LEFT_OUT = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}  # of a configuration
 SAMPLES = 64  # of each tensor, where it has as many
 
 Origin = Mapping[str, Any]
@@ -41,6 +42,18 @@ def weights_fingerprint(hf: nn.Module) -> str | None:
     values = torch.cat([sample.to(samples[0].device) for sample in samples]).cpu()  # one copy from a device
     shapes = [[name, list(tensor.shape)] for name, tensor in tensors.items()]
     return fingerprint([shapes, hashlib.sha256(values.numpy().tobytes()).hexdigest(), *_adapters(hf)])
+
+
+def config_fingerprint(config: Mapping[str, Any]) -> str:
+    """Of what a configuration says about the numbers: rotations, windows, experts; not of names, types and versions."""
+
+    def kept(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return str(value)
+        named = {str(name): kept(one) for name, one in value.items()}
+        return {name: named[name] for name in sorted(named) if not (name.startswith("_") or name in _LEFT_OUT)}
+
+    return fingerprint(kept(config))
 
 
 def _adapters(hf: nn.Module) -> list[list[Any]]:

@@ -21,7 +21,7 @@ from steerlab.models.check import find_row_format
 from steerlab.models.encoding import Batch, EncodedPrompt, PaddingSide, by_length, collate, encode
 from steerlab.models.engine import Engine, Inputs, block_path, point_path
 from steerlab.models.families import family_of
-from steerlab.models.fingerprint import weights_fingerprint
+from steerlab.models.fingerprint import config_fingerprint, weights_fingerprint
 from steerlab.models.kv_prefix import Prefix, local_windows, long_rotation_from, prefill_cost
 from steerlab.models.layout import Layout, blocks, heads_width, module_at, normalized_width
 from steerlab.models.row_format import RowFormat
@@ -251,9 +251,9 @@ class Model:
     def info(self) -> dict[str, Any]:
         """Provenance for results and artifacts."""
         return (self.vision.info() if self.vision else {}) | {
-            "model": self.id,
-            "revision": self.revision,
+            **{"model": self.id, "revision": self.revision},
             "weights": weights_fingerprint(self.hf),
+            "config": config_fingerprint(self.hf.config.to_dict()),
             "layers": self.n_layers,
             "hidden_size": self.hidden_size,
             "dtype": str(self.dtype).removeprefix("torch."),

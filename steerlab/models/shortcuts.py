@@ -87,7 +87,7 @@ def known_shortcuts(model: Model) -> Shortcuts:
     path = None
     if info["weights"] is not None:
         attention = model.hf.config.get_text_config()._attn_implementation
-        same = [info[name] for name in ("weights", "dtype", "backend", "versions")]
+        same = [info[name] for name in ("weights", "config", "dtype", "backend", "versions")]
         same += [attention, str(model.device), model.tried_length, asdict(model.row_format), asdict(model.layout)]
         path = cache_folder() / "shortcuts" / f"{fingerprint(same)}.json"
         with suppress(SteerlabError):  # not tried yet, or the file is damaged: it is written anew

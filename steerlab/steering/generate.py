@@ -32,6 +32,7 @@ from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
 from steerlab.steering.padding import option_in_use, reads_padding, with_recorded_ends
 from steerlab.steering.requests import Alpha, Scale, resolve_interventions
 
+_OTHER_FORWARDS = {"assistant_model", "guidance_scale", "prompt_lookup_num_tokens"}
 _RESERVED = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "return_dict_in_generate"}
 NEW_TOKENS = 60  # the default limit of a text
 
@@ -191,6 +192,8 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
             f"{model.id} does not generate what its whole rows say ({model.row_format.no_generation}): capture it, or "
             "score given answers"
         )
+    if others := sorted(_OTHER_FORWARDS & options.keys()):
+        raise SteeringError(f"{others}: these run forwards of their own, which would not be steered: leave them out")
     if reserved := _RESERVED & options.keys():
         raise SteeringError(f"{sorted(reserved)} can't be given: steerlab sets the inputs, and reads the ids")
     for name in ("num_beams", "num_return_sequences"):

@@ -96,7 +96,15 @@ def test_arguments_beside_what_has_its_own_are_refused(model: Model, given: dict
             run.generate(PROMPTS, **given)
 
 
-def test_other_adapters_and_image_settings_are_other_models(tmp_path: Path) -> None:
+def test_other_adapters_rotations_and_image_settings_are_other_models(tmp_path: Path) -> None:
+    plain, turned = (
+        tiny_lm("llama", backend="hooks", rope_parameters={"rope_type": "linear", "factor": f, "rope_theta": 1e4})
+        for f in (1.0, 4.0)
+    )
+    assert plain.info()["weights"] == turned.info()["weights"]
+    capture(plain, PROMPTS, layers=[1], folder=tmp_path / "rope")
+    with pytest.raises(MismatchError, match="config"):
+        capture(turned, PROMPTS, layers=[1], folder=tmp_path / "rope")
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
     hf = peft.get_peft_model(tiny_hf("llama"), config)
