@@ -3,6 +3,9 @@
     python analyses/kts.py --model smollm2 --data DATA --out results/kts
     python figures/kts.py results/kts
 
+Harmful prompts are those of AdvBench, or questions of MM-SafetyBench (`--prompts mm_safetybench`) for a model that
+refuses nine tenths of AdvBench under the weakest vector.
+
 The model is trained (LoRA, on a copy) on everyday instructions with its own answers, so that steering it towards
 refusal changes them less. Three recipes: "published", whose loss knows nothing else; "kept", with a second loss of ours
 that holds the steered model to the steered original on harmful prompts with two written answers; and "own", where these

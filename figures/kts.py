@@ -3,7 +3,7 @@
     python figures/kts.py [RESULTS_DIR] [--out DIR]
 
 Reads summary.json and history.csv of analyses/kts.py from the folder, or from its folders, one for
-each model; writes kts.png and kts.pdf.
+each model and source of harmful prompts; writes kts.png and kts.pdf.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from steerlab.plots import method_style, read_summary, style, width
 from steerlab.plots.style import INK, MUTED
 
 RESULTS = Path(__file__).parents[1] / "analyses/results/kts"
-NAMES = {"smollm2": "SmolLM2", "qwen2.5-coder-0.5b-instruct": "Qwen2.5-Coder"}
+NAMES = {
+    "smollm2": "SmolLM2, AdvBench",
+    "qwen2.5-coder-0.5b-instruct": "Qwen, AdvBench",
+    "qwen2.5-coder-0.5b-instruct_mm_safetybench": "Qwen, MM-SafetyBench",
+}
 KINDS = {"as it is": ("mean", "o"), "trained": ("l2s", "s"), "behind a probe": ("routed_mean", "^")}
 PRICES = {
     "kl": "KL to the original on harmless\nprompts (nats per token)",
@@ -43,7 +47,7 @@ def draw(results_dir: str | Path) -> Figure:
             axes[0].set(xlim=(-0.002, 3), xticks=[0, 0.01, 0.1, 1], xticklabels=["0", "0.01", "0.1", "1"])
             draw_frontier(axes[1], summary, "kept")
             draw_training(axes[2], pd.read_csv(path / "history.csv"), summary["recipe"])
-            titles = (name, name, f"{name}: training")
+            titles = (name, name, "Training")
             for i, (ax, title) in enumerate(zip(axes, titles, strict=True)):
                 ax.set_title(f"{chr(ord('a') + 3 * number + i)}  {title}", loc="left")
         named = max((ax.get_legend_handles_labels() for ax in rows[:, 0]), key=lambda one: len(one[0]))

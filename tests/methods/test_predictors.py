@@ -110,6 +110,14 @@ def test_fit_ignores_the_order_of_rows_and_is_saved(name: str, tmp_path) -> None
     check_saved(fitted, tmp_path, Context.of(ACTS))
 
 
+@pytest.mark.parametrize("name", ["soft", "linear", "neighbors"])
+def test_a_feature_that_hardly_varied_stays_small_in_use(name: str) -> None:
+    flat, same, moved = X.clone(), UNSEEN.clone(), UNSEEN.clone()
+    flat[:, 0], same[:, 0], moved[:, 0] = 5 + 1e-5 * X[:, 0], 5.0, 5.05
+    fitted = MAKERS[name]().fit(make_acts(flat, Z, behaviors=NAMES))
+    assert float(torch.cosine_similarity(fitted.predict(moved), fitted.predict(same)).min()) > 0.9
+
+
 @pytest.mark.parametrize("name", [*MAKERS, "mlp"])
 def test_several_context_layers_are_read_side_by_side(name: str) -> None:
     make = MAKERS.get(name, lambda **options: L2S(3, progress=False, **options))

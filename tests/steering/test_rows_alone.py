@@ -70,6 +70,11 @@ def test_generation_configs_decide_what_they_set(model: Model) -> None:
     assert len(generate(model, PROMPTS, generation_config=GenerationConfig(num_beams=1)).ids[0]) == 3
 
 
+def test_decoding_with_forwards_of_its_own_is_refused(model: Model) -> None:
+    with pytest.raises(SteeringError, match=r"\['guidance_scale'\]: these run forwards of their own"):
+        generate(model, PROMPTS, steer=VECTOR, guidance_scale=2.0)
+
+
 def test_rows_of_strength_0_are_not_counted(model: Model) -> None:
     options: dict[str, Any] = {"positions": "last+generated", "max_new_tokens": 6}
     both = generate(model, PROMPTS, steer=VECTOR, alpha=[0.0, 1.0], **options)
