@@ -47,7 +47,8 @@ from _common import (
     stage_of_answers,
 )
 from _compare_data import solution
-from _refusal_prompts import TESTED, load_questions, load_sets, own_contrasts
+from _refusal_prompts import TESTED, load_sets, own_contrasts
+from _refusal_questions import load_questions
 from _safety import publishable_examples
 
 import steerlab
@@ -73,10 +74,8 @@ TRAINED_ON, PROBLEMS, SAFE, LEAST_EFFECT = (200, 420), 30, 40, 0.7
 # of the effect by likelihoods, in training, by number of blocks; on Qwen .7 left no trained weights to choose from
 GUARD = {30: 0.7, 24: 0.5}
 AS_GOOD = 0.05  # by so little fewer refusals in fluent text than at the best strength, a strength is as good
-SHARES, MOST_UNSTEERED = (
-    (1.0, 0.9, 0.8, 0.7, 0.6),
-    0.01,
-)  # of the trained change; nats that it may cost without steering
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)  # of the trained change
+MOST_UNSTEERED = 0.01  # nats that it may cost without steering
 BUDGETS = (0.02, 0.05, 0.1, 0.2, 0.4)  # nats per token, within which refusals are compared
 RIVALS = ("as it is", "behind a probe")  # of the trained model
 MEASURES = {"refuse": ("refuses", "refuses_fluently", "fluent"), "answer": ("kl", "kept", "identical")}  # by behavior

@@ -76,7 +76,7 @@ def _named(function: Any) -> dict[str, Any]:
     found = {name: function.__globals__[name] for name in sorted(names) if name in function.__globals__}
     package = str(function.__module__).partition(".")[0]
 
-    def belongs(value: Any) -> bool:
+    def belongs(value: Any) -> bool:  # classes of steerlab would bring in one another, down to the whole library
         if isinstance(value, FunctionType) or (isinstance(value, type) and package != "steerlab"):
             return str(value.__module__).partition(".")[0] == package
         return value is None or isinstance(value, (*_PLAIN, np.ndarray))

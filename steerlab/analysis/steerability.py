@@ -44,13 +44,14 @@ def slopes(frame: pd.DataFrame, metric: str = "propensity", *, by: Sequence[str]
         """Per curve."""
         return np.bincount(curve, x) / n
 
-    start = value[np.unique(curve, return_index=True)[1]]
+    first = np.unique(curve, return_index=True)[1]
+    start = value[first]
     value = value - start[curve]  # so that the slope of a constant curve is 0 to the last bit
     mean_alpha, mean_value = mean(alpha), mean(value)
     x, y = alpha - mean_alpha[curve], value - mean_value[curve]
     slope = mean(x * y) / mean(x**2)
     residual = np.sqrt(mean((y - slope[curve] * x) ** 2))
-    found = rows.iloc[np.unique(curve, return_index=True)[1]][[*keys, "example_id", "metric"]].reset_index(drop=True)
+    found = rows.iloc[first][[*keys, "example_id", "metric"]].reset_index(drop=True)
     return found.assign(slope=slope, intercept=start + mean_value - slope * mean_alpha, residual=residual, n_alphas=n)
 
 

@@ -127,8 +127,8 @@ class SweepPlan:
     def _identity(self) -> dict[str, Any]:
         info = {k: v for k, v in self.model.info().items() if k != "versions"}
         groups = [] if self.answers is None else [group.inputs.name for group in self.answers.groups]
-        kinds = [kind for kind in (self.answers.rows if self.answers else None, self.prompts) if kind is not None]
-        tokens = fingerprint([[kind.ids, [row.ids for rows in kind.variants for row in rows]] for kind in kinds])
+        inputs = [one for one in (self.answers.rows if self.answers else None, self.prompts) if one is not None]
+        tokens = fingerprint([[one.ids, [row.ids for rows in one.variants for row in rows]] for one in inputs])
         return {
             "study": "sweep", **info, "data": data_hash(self.examples),
             "metrics": sorted({*self.answer_metrics.values(), *self.text_metrics}), **self.arguments,
@@ -288,7 +288,7 @@ def sweep(
 
 
 def _counts_from_end(positions: Positions) -> bool:
-    """Whether a place would move with the tokens that a metric of answers does not need, and that are not computed."""
+    """Whether positions are counted from the end of a row, up to which metrics of answers do not read it."""
     bounds = [positions.start, positions.stop] if isinstance(positions, slice) else [positions]
     return any(isinstance(one, int) and one < 0 for one in bounds)
 

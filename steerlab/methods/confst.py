@@ -244,8 +244,10 @@ def _items_of(acts: Activations, site: Site, label: str, side: str | None, posit
             "(for prompts with a contrast: context=...)"
         )
     rows = chosen.index.assign(row=range(len(chosen.index)), label_=chosen.index[label])
-    item, rows = ["example_id", "side"], rows[rows["label_"].notna() & (rows["label_"] != "")]
-    every, rows = pd.MultiIndex.from_frame(rows[item].drop_duplicates()), rows[rows["position"].isin(positions)]
+    rows = rows[rows["label_"].notna() & (rows["label_"] != "")]
+    item = ["example_id", "side"]
+    labeled = pd.MultiIndex.from_frame(rows[item].drop_duplicates())  # with those that are captured at no position
+    rows = rows[rows["position"].isin(positions)]
     for name, group in rows[rows.duplicated([*item, "position"])].groupby(item):
         where = f"the item {name[0]!r} ({name[1]}) has two rows at {group['position'].iloc[0]!r}"
         raise DataError(f"{where}: give each id once, and capture one row per position (reduce='mean')")
@@ -253,7 +255,7 @@ def _items_of(acts: Activations, site: Site, label: str, side: str | None, posit
     for name, pair in labels[labels["min"] != labels["max"]].iterrows():
         raise DataError(f"the item {name[0]!r} ({name[1]}) has two labels: {pair['min']!r} and {pair['max']!r}")
     table = rows.pivot(index=item, columns="position", values="row")
-    table = table.reindex(every, columns=list(positions)).sort_index()
+    table = table.reindex(labeled, columns=list(positions)).sort_index()
     complete = table.dropna().astype(int)
     if len(complete) < len(table):
         first = table.index[table.isna().any(axis=1)][0][0]

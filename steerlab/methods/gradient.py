@@ -147,7 +147,7 @@ class GradientField(Steerer):
             rows &= index["position"] == self.position
         if set(index["side"][rows]) != {"positive", "negative"}:
             raise DataError("a gradient field is fitted to both answers of contrasts, which the activations don't hold")
-        index = index[rows].sort_values(["example_id", "side", "position"], kind="stable")  # batches have the same rows
+        index = index[rows].sort_values(["example_id", "side", "position"], kind="stable")  # batches are drawn by place
         labels = index["behavior"].where(index["side"] == "positive", "not " + index["behavior"])
         self.classes_ = tuple(sorted(labels.unique()))
         self.unwanted_ = tuple(sorted(labels[index["side"] == "negative"].unique()))

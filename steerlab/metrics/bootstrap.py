@@ -128,8 +128,8 @@ def paired_bootstrap(
 
     Source: Efron and Tibshirani (1993), resampling pairs.
     """
-    series = isinstance(a, pd.Series) and isinstance(b, pd.Series) and a.index.is_unique and b.index.is_unique
-    if series and set(a.index) == set(b.index) and not a.index.equals(b.index):
+    labeled = isinstance(a, pd.Series) and isinstance(b, pd.Series) and a.index.is_unique and b.index.is_unique
+    if labeled and set(a.index) == set(b.index) and not a.index.equals(b.index):
         if a.index.inferred_type == b.index.inferred_type == "integer" and a.index.name is b.index.name is None:
             raise DataError(  # two sorted tables keep the numbers that their rows had before
                 "paired_bootstrap got two Series with the same row numbers in another order, which may not be the same "

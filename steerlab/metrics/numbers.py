@@ -40,8 +40,8 @@ def final_number(text: str) -> Decimal | None:
     if not found:
         return None
     last = found[-1]
-    part = text[: last.start()].rstrip("{").endswith(("^", "/")) or _IN_WORDS.match(text, last.end())  # 2^10, 5/2
-    if part or last["rest"] or last["unit"] in _FACTORS or (last["money"] and last["unit"] in _MONEY_FACTORS):
+    is_part = text[: last.start()].rstrip("{").endswith(("^", "/")) or _IN_WORDS.match(text, last.end())  # 2^10, 5/2
+    if is_part or last["rest"] or last["unit"] in _FACTORS or (last["money"] and last["unit"] in _MONEY_FACTORS):
         return None
     number = last["sign"] + last["digits"] + (last["power"] or "")
     return Decimal(number.replace("−", "-").replace(",", ""))

@@ -45,7 +45,9 @@ def weights_fingerprint(hf: nn.Module) -> str | None:
 
 
 def config_fingerprint(config: Mapping[str, Any]) -> str:
-    """Of what a configuration says about the numbers: rotations, windows, experts; not of names, types and versions."""
+    """Sixteen hexadecimal digits of the settings that decide numbers (rotations, windows, experts), without names, data
+    types and versions.
+    """
 
     def kept(value: Any) -> Any:
         if not isinstance(value, Mapping):

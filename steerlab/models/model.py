@@ -89,8 +89,7 @@ class Model:
         vision: the image side of the processor; None for a text-only model.
         accepted_inputs: the inputs that a forward takes from the caller, by name.
         row_format: how rows are given to the model; the check of `load` finds out.
-        tried_length: for rows up to this length, row format and shortcuts were compared with plain Hugging Face beyond
-            every local window that they leave.
+        tried_length: rows up to this length were compared with plain Hugging Face, beyond all windows that they leave.
         breaking_norm_ratio: the norm ratio from which on texts broke, where `find_breaking_norm_ratio` measured it.
         lock: held during a forward, since hooks are shared by all threads.
     """
@@ -251,7 +250,8 @@ class Model:
     def info(self) -> dict[str, Any]:
         """Provenance for results and artifacts."""
         return (self.vision.info() if self.vision else {}) | {
-            **{"model": self.id, "revision": self.revision},
+            "model": self.id,
+            "revision": self.revision,
             "weights": weights_fingerprint(self.hf),
             "config": config_fingerprint(self.hf.config.to_dict()),
             "layers": self.n_layers,
