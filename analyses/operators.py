@@ -1,6 +1,7 @@
 """Refusal ablated and added: what one direction does under two operators.
 
     python analyses/operators.py --model smollm2 --data DATA --out results/operators
+    python analyses/operators.py --model FOLDER --data DATA --grid results/operators/grid.csv --out results/again
     python figures/operators.py results/operators
 
 The direction is a difference of means, of two kinds: the last states of harmful and harmless prompts, or the states of
@@ -10,7 +11,9 @@ pushes one block, for all tokens or the prompt and the first twelve. Way, kind, 
 validation prompts: the ablation that leaves the fewest refusals with the perplexity of the model's own harmless answers
 within 10 %, the addition with most answers that refuse and are fluent. Where one direction leaves refusals, the best
 directions of both kinds are also ablated together. The test prompts are looked at once, with two
-rivals at the same settings: a random direction of the same length, and an instruction.
+rivals at the same settings: a random direction of the same length, and an instruction. With `--grid`, the settings are
+those of an earlier run; only the share of a pair is chosen again, on its validation and its test prompts together, and
+tested on fresh ones.
 
 DATA is the folder with `harmful_prompts/advbench.jsonl` and `noncommercial_cc_by_nc/alpaca_harmless/`. An interrupted
 run resumes from finished stages.
@@ -22,6 +25,7 @@ import argparse
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +46,7 @@ from steerlab.models.model import Model
 KINDS, FRACTIONS, STRENGTHS, FIRST = ("prompt", "answer"), (0.4, 0.55, 0.7), (0.75, 1.0, 1.5), (0, 12)
 AROUND = (-2, -1, 1, 2)  # layers that are tried around the best place of an ablation
 SHARES = (0.4, 0.6, 0.8, 1.0)  # of the components that a pair of ablations takes away, one direction after the other
+FINE_SHARES = (0.6, 0.7, 0.8)  # around the one that a first run chose
 RESULT_COLUMNS = [
     "example_id", "behavior", "refuses", "perplexity", "fluent", "refuses_fluently", "norm_ratio", "loss", "n_tokens",
 ]  # fmt: skip
@@ -175,6 +180,18 @@ def run_search(study: Study, model: Model, sets: Sets, learned: Directions, args
     return pd.concat(tables, ignore_index=True)
 
 
+def choose_share(
+    study: Study, model: Model, sets: Sets, learned: Directions, args: argparse.Namespace
+) -> pd.DataFrame:  # fmt: skip
+    """The best pair of an earlier run's grid at `FINE_SHARES`, and the additions as they were there."""
+    grid = pd.read_csv(args.grid)
+    grid = grid[grid["part"] == "validation"]
+    pair = ranked(grid[grid["operator"] == "pair"], "ablate")["kind"].iloc[0]
+    settings = [("pair", pair, 0, share, 0) for share in FINE_SHARES]
+    shares = evaluate(study, model, sets, learned, args, "validation", settings)
+    return pd.concat([shares, grid[grid["operator"] == "add"]], ignore_index=True)
+
+
 def evaluate(
     study: Study, model: Model, sets: Sets, learned: Directions, args: argparse.Namespace, part: str,
     settings: list[Setting],
@@ -242,15 +259,22 @@ def unsteered(
 def main() -> None:
     arguments = parser(__doc__, "results/operators")
     arguments.add_argument("--data", required=True)
+    arguments.add_argument(
+        "--grid", help="of an earlier run: only the share of its pair is chosen again, with fresh prompts"
+    )
     arguments.set_defaults(max_new_tokens=32)
     args = arguments.parse_args()
     sets, model = load_sets(args.data, args.seed, args.limit), steerlab.load(args.model, device=args.device)
+    if args.grid:
+        seen = [sets["validation"][i] + sets["test"][i] for i in (0, 1)]
+        sets |= {"validation": (seen[0], seen[1]), "test": sets["fresh"]}
     everything = [e for part in sets.values() for rows in part for e in rows]
     identity = {"study": "operators", "seed": args.seed, "limit": args.limit, "tokens": args.max_new_tokens}
     identity |= {"model": args.model, "weights": model.info()["weights"], "data": data_hash(everything)}
+    identity |= {"grid": fingerprint(Path(args.grid).read_text())} if args.grid else {}
     study = Study(args.out, identity)
     learned = directions(model, sets, args.batch_size)
-    grid = run_search(study, model, sets, learned, args)
+    grid = (choose_share if args.grid else run_search)(study, model, sets, learned, args)
     grid.to_csv(study.folder / "grid.csv", index=False)
     chosen = {name: ranked(grid[grid["part"] == "validation"], name).iloc[0] for name in OPERATORS}
     ways: dict[str, Any] = {"instruction": Request(Prompt())}

@@ -10,7 +10,6 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,7 @@ class Study:
 
 
 def _text_columns(table: str) -> list[str]:
-    """The columns whose first value is quoted: they stay text where it looks like a number ("007")."""
+    """The columns with a quoted value other than a missing one: they stay text where it looks like a number ("007")."""
     names = next(csv.reader(io.StringIO(table, newline="")), [])
-    values = islice(_FIELD.finditer(table), len(names), 2 * len(names))
-    return [name for name, value in zip(names, values, strict=False) if value[1].startswith('"')]
+    quoted = [field[1].startswith('"') and field[1] != '"nan"' for field in _FIELD.finditer(table)]
+    return [name for i, name in enumerate(names) if any(quoted[len(names) + i :: len(names)])]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import steerlab.analysis.study as module
@@ -48,8 +48,8 @@ def test_a_folder_of_weights_is_named_without_the_rest_of_its_path(tmp_path: Pat
 
 
 def test_numbers_that_are_missing_stay_numbers(tmp_path: Path) -> None:
-    frame = pd.DataFrame({"example_id": ["a", "b"], "distinct2": [0.5, math.nan], "text": ["None", "NA"]})
-    frame = frame.assign(number=["007", "7"], said=["True", "False"], right=[True, False])  # texts stay texts
+    frame = pd.DataFrame({"example_id": ["a", "b"], "distinct2": [math.nan, 0.5], "text": ["None", "NA"]})
+    frame = frame.assign(number=["007", "7"], said=["True", "False"], right=[True, False], loss=math.nan)
     back = Study(tmp_path, IDENTITY).stage("judged", lambda: frame)
     pd.testing.assert_frame_equal(back, frame, check_exact=True)
 
@@ -59,6 +59,7 @@ words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 
 @given(st.lists(st.tuples(words, number), min_size=1, max_size=5))
+@example([("t", math.nan), ("t", 1.0)])
 def test_what_comes_back_is_what_was_computed(tmp_path_factory, rows) -> None:
     frame = pd.DataFrame(rows, columns=["text", "value"])
     back = Study(tmp_path_factory.mktemp("study"), IDENTITY).stage("s", lambda: frame)

@@ -145,3 +145,10 @@ def test_operators_study_chooses_on_validation_prompts_and_draws(folder: Path, t
     assert summary["chosen"]["add"]["refuses_fluently"] == validation["refuses_fluently"].max()
     succeed("figures/operators.py", str(out))
     assert (out / "operators.pdf").stat().st_size > 5000
+    pair = grid[grid["part"] == "validation"].head(1).assign(operator="pair", kind="ablate prompt 12 + level answer 16")
+    pd.concat([grid, pair]).to_csv(out / "grid.csv", index=False)
+    again = tmp_path / "again"
+    succeed("analyses/operators.py", *arguments, "--grid", str(out / "grid.csv"), "--out", str(again))
+    shares = pd.read_csv(again / "grid.csv").set_index("operator").loc["pair", "alpha"]
+    assert shares.tolist() == [0.6, 0.7, 0.8], "nothing else is chosen again"
+    assert not set(pd.read_csv(again / "results.csv")["example_id"]) & set(rows["example_id"]), "on prompts not seen"
