@@ -12,14 +12,7 @@ from _common import limit_per_group
 from _real_texts import SPLITS, plain_solution, real_texts
 
 from steerlab import Example
-from steerlab.data import (
-    demo_contrasts,
-    demo_set,
-    read_jsonl,
-    stratified_split,
-    with_contrasts,
-    xstest,
-)
+from steerlab.data import demo_contrasts, demo_set, read_jsonl, stratified_split, with_contrasts, xstest
 from steerlab.data.injections import PRIMARY_TASKS
 
 HARMFUL = {"train": 180, "validation": 40}  # of AdvBench's requests; the rest are test

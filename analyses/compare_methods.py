@@ -27,14 +27,7 @@ import pandas as pd
 from _common import as_markdown, estimate, judge_with_perplexity, parser, provenance, show_table
 from _compare_costs import added, time_methods
 from _compare_data import Sets, load_sets, solution
-from _compare_methods import (
-    CAPTURED,
-    Fitted,
-    Setting,
-    inputs_needing_strength,
-    iterate_settings,
-    measure_compliance,
-)
+from _compare_methods import CAPTURED, Fitted, Setting, inputs_needing_strength, iterate_settings, measure_compliance
 from _task_tracker import track
 
 import steerlab
@@ -242,8 +235,7 @@ def main() -> None:
             summary[f"{name}.{measure}"] = estimate(values.tolist(), args.seed)
             long.append(pd.DataFrame({"method": name, "metric": measure, "value": values}))
         ppl = study.stage(
-            f"ppl-{stages[name]}",
-            partial(perplexity_of_solutions, steered, sets, request, args.batch_size),
+            f"ppl-{stages[name]}", partial(perplexity_of_solutions, steered, sets, request, args.batch_size)
         )
         summary[f"{name}.ppl"] = round(float(ppl["ppl"].iloc[0]), 3)
         if request is not None and name != "prompt":  # an instruction changes the prompt: its tokens can't be compared

@@ -25,16 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from _common import (
-    as_markdown,
-    estimate,
-    limit_per_group,
-    of_split,
-    parser,
-    provenance,
-    show_table,
-    to_long,
-)
+from _common import as_markdown, estimate, limit_per_group, of_split, parser, provenance, show_table, to_long
 from _safety import (
     Setting,
     capture_sets,

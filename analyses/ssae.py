@@ -29,15 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _common import numbers, parser, provenance, show_table
-from _concepts import (
-    SEEDED,
-    SETTINGS,
-    Directions,
-    Part,
-    find_directions,
-    matched_correlation,
-    resampled,
-)
+from _concepts import SEEDED, SETTINGS, Directions, Part, find_directions, matched_correlation, resampled
 from torch import Tensor
 
 import steerlab

@@ -77,11 +77,7 @@ def draw_layers(ax: Axes, frame: pd.DataFrame) -> None:
     )  # fmt: skip
     ax.axvline(0, color=MUTED, lw=0.6, zorder=0)
     ax.set_yticks(range(len(sets)), sets, fontsize=6.5)
-    ax.set(
-        title="b  A layer for each prompt",
-        xlabel="Slope minus that of the layer best in training",
-        ylabel="",
-    )
+    ax.set(title="b  A layer for each prompt", xlabel="Slope minus that of the layer best in training", ylabel="")
     ax.set_xlim(right=ax.get_xlim()[0] + 1.45 * (ax.get_xlim()[1] - ax.get_xlim()[0]))
     ax.legend(title=None, fontsize=6, loc="lower right")
 

@@ -25,19 +25,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # and of image tokens; `make nightly` sees every family
 BY_DAY = {"llama", "gpt2", "gemma2", "llava", "qwen2_5_vl"}
 LONGEST = {
-    "test_alpha_v_is_added_at_the_positions_and_nowhere_else",
-    "test_alpha_zero_is_bit_identical_to_no_steering",
+    "test_alpha_v_is_added_at_the_positions_and_nowhere_else", "test_alpha_zero_is_bit_identical_to_no_steering",
     "test_batch_equals_smaller_batches_with_poisoned_pads",
-    "test_cached_batched_decoding_matches_recomputation_by_row",
-    "test_detected_rows_are_steered_and_others_unchanged",
-    "test_each_token_of_a_span_gets_its_vector",
-    "test_generate_of_hugging_face_gives_the_ids_of_steerlab_generate",
-    "test_image_text_models_are_steered_as_well",
-    "test_nnsight_and_hooks_generate_the_same",
-    "test_padded_batch_equals_single_rows_with_plain_hooks",
-    "test_saved_folder_loads_as_the_same_model",
+    "test_cached_batched_decoding_matches_recomputation_by_row", "test_detected_rows_are_steered_and_others_unchanged",
+    "test_each_token_of_a_span_gets_its_vector", "test_generate_of_hugging_face_gives_the_ids_of_steerlab_generate",
+    "test_image_text_models_are_steered_as_well", "test_nnsight_and_hooks_generate_the_same",
+    "test_padded_batch_equals_single_rows_with_plain_hooks", "test_saved_folder_loads_as_the_same_model",
     "test_shared_prompt_states_match_hugging_faces_whole_rows",
-}
+}  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)

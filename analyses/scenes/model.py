@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import (
-    CLIPImageProcessor as ImageProcessor,
-)
+from transformers import CLIPImageProcessor as ImageProcessor
 from transformers import (
     CLIPVisionConfig,
     GenerationConfig,

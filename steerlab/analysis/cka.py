@@ -44,11 +44,7 @@ def linear_cka(x: Float[Tensor, "n p"], y: Float[Tensor, "_ q"]) -> float:
 
 
 def cka_matrix(
-    acts: Activations,
-    side: str = "prompt",
-    position: str | None = None,
-    *,
-    other: Activations | None = None,
+    acts: Activations, side: str = "prompt", position: str | None = None, *, other: Activations | None = None
 ) -> pd.DataFrame:
     """Linear CKA between every two sites of one capture, or of two models that read the same examples.
 

@@ -25,14 +25,9 @@ def check_groups(slopes: pd.DataFrame, by: Sequence[str] | None, what: str) -> l
             twice: it would pool layers or methods, whose slopes are not independent.
     """
     keys = [c for c in slopes if c not in SLOPE_COLUMNS] if by is None else list(by)
-    require_columns(slopes, ["example_id", "slope", *keys], what)
+    require_columns(slopes, ["example_id", "slope", *keys], what, ["slope"])
     if not keys:
         raise DataError(f"{what} has no column to group by; give `by`, one of {list(slopes.columns)}")
-    bad = int((~np.isfinite(slopes["slope"].to_numpy(float))).sum())
-    if bad:
-        raise DataError(
-            f"{what} got {bad} NaN or infinite of {len(slopes)} slopes; drop or repair those examples first"
-        )
     # ids are unique within one data set only
     identity = list(dict.fromkeys([*keys, *(["behavior"] if "behavior" in slopes else []), "example_id"]))
     repeats = int(slopes.duplicated(identity).sum())

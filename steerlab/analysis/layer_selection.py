@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pandas as pd
@@ -99,7 +100,7 @@ def select_layers(
         raise DataError(f"no steered setting reaches the validation means {dict(guard or {})}: lower the guard")
     best, alpha = steered.mean().idxmax()
     at_alpha = steered.xs(alpha, axis=1, level="alpha")
-    gaps, layers = _gaps(at_alpha, best, options)
+    gaps, layers = _gaps(at_alpha, best, list(table.xs(alpha, axis=1, level="alpha")), options)
     gain = gain_best = None
     if test is not None or "test" in set(frame["split"]):
         _check_one_sweep(frame if test is None else test)
@@ -178,14 +179,19 @@ def _by_setting(frame: pd.DataFrame, metric: str, split: str | None) -> pd.DataF
     return table
 
 
-def _gaps(values: pd.DataFrame, best: Any, options: Mapping[str, Any]) -> tuple[pd.DataFrame, list[Any]]:
-    """Every layer's gap to the best, and the adjacent layers around the best whose interval includes 0."""
+def _gaps(
+    values: pd.DataFrame, best: Any, measured: list[Any], options: Mapping[str, Any]
+) -> tuple[pd.DataFrame, list[Any]]:
+    """Every layer's gap to the best, and the layers around the best whose interval includes 0, adjacent among the
+    `measured` ones: a layer that the guard took away ends the range.
+    """
     layers = list(values)
     gaps = [paired_bootstrap(values[best], values[layer], **options) for layer in layers]
+    adjacent = [measured.index(b) - measured.index(a) == 1 for a, b in pairwise(layers)]
     low = high = layers.index(best)
-    while low > 0 and gaps[low - 1].low <= 0:
+    while low > 0 and adjacent[low - 1] and gaps[low - 1].low <= 0:
         low -= 1
-    while high + 1 < len(layers) and gaps[high + 1].low <= 0:
+    while high + 1 < len(layers) and adjacent[high] and gaps[high + 1].low <= 0:
         high += 1
     table = pd.DataFrame(
         {

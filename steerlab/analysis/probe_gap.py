@@ -20,12 +20,7 @@ INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def probe_gap(
-    train: Activations,
-    test: Activations,
-    answers: Mapping[str, str],
-    *,
-    label: str | None = None,
-    seed: int = 0,
+    train: Activations, test: Activations, answers: Mapping[str, str], *, label: str | None = None, seed: int = 0
 ) -> pd.DataFrame:
     """Accuracy of a linear probe of each layer's context state, minus the accuracy of the model's answers.
 

@@ -50,9 +50,7 @@ class Study:
         path = self.folder / "stages" / "study.json"
         self.identity = json.loads(json.dumps(dict(identity), default=str))
         if "weights" in self.identity and os.path.isdir(str(self.identity.get("model"))):
-            self.identity["model"] = Path(
-                self.identity["model"]
-            ).name  # the weights decide; the folder is one machine's
+            self.identity["model"] = Path(self.identity["model"]).name  # the weights decide; a path is one machine's
         if not os.path.exists(path):  # unlike Path.exists, False where looking is forbidden
             with files.storing(path, kept := "nothing was begun"):
                 path.parent.mkdir(parents=True, exist_ok=True)

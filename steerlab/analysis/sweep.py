@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,7 +100,7 @@ class SweepPlan:
         """Measure every setting; see `sweep`."""
         check_ready(self.model)
         study = None if folder is None else Study(folder, self._identity())
-        stage = _compute if study is None else study.stage
+        stage = (lambda _, compute: compute()) if study is None else study.stage
         total = None if self.answers is None else self.answers.n_batches
         frames: list[pd.DataFrame] = []
         with (
@@ -329,8 +329,3 @@ def _vectors_hash(settings: Sequence[Setting]) -> str:
                 if tensor is not None:
                     total.update(tensor.float().contiguous().numpy().tobytes())
     return total.hexdigest()[:16]
-
-
-def _compute(name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """The stage of a sweep without a folder."""
-    return compute()

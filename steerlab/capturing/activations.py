@@ -119,6 +119,8 @@ class Activations(Shareable):
 
     def rows(self, keep: pd.Series | Sequence[bool]) -> Activations:
         """The rows where `keep` is true, in order."""
+        if isinstance(keep, pd.Series) and not keep.index.equals(self.index.index):
+            raise ActivationError("keep has other row numbers than the index: give keep.to_numpy(), in its order")
         mask = torch.tensor([bool(k) for k in keep])
         return Activations(self.values[mask], self.index[mask.numpy()].reset_index(drop=True), self.sites, self.info)
 

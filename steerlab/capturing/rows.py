@@ -51,7 +51,7 @@ def as_sites(layers: Layers, model: Model) -> tuple[Site, ...]:
     if not given:
         raise LayoutError("layers is empty: nothing to capture")
     sites = tuple(sorted({model.site(x) for x in given}))
-    parts = sorted({"heads" if site.point == "heads" else site.part for site in sites})
+    parts = sorted({site.state_kind for site in sites})
     if len(parts) > 1:
         raise LayoutError(
             f"layers has sites in the {' and the '.join(parts)}, whose states differ in meaning and width; capture "

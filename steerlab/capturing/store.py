@@ -7,7 +7,6 @@ repeated shards are refused by name. The manifest has a checksum over its own fi
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -114,7 +113,7 @@ class Store:
         mine = {
             "schema": SCHEMA, "capture": files.fingerprint(self.identity), "shard": number,
             "sites": [_checksum(contents[:, c]) for c in range(len(self.sites))],
-            "index": pd.concat(frames, ignore_index=True).to_json(orient="split"),
+            "index": _as_json(pd.concat(frames, ignore_index=True)),
         }  # fmt: skip
         metadata = {"shard": json.dumps(files.seal(mine))}
         kept = f"{len(self._shards())} of {self.n_shards} shards are kept in {self.folder}"
@@ -138,12 +137,17 @@ class Store:
         if extra:
             raise MismatchError(f"{extra[0]} is no part of this capture, which has {self.n_shards} shards: delete it")
         layers = [layers] if isinstance(layers, int | Site) else layers
-        wanted = self.sites if layers is None else tuple(Site(x) if isinstance(x, int) else x for x in layers)
+        wanted = self.sites if layers is None else tuple(self._resolved(Site.of(x)) for x in layers)
         absent = [str(site) for site in wanted if site not in self.sites]
         if absent:
             raise ActivationError(f"sites {absent} were not captured; {self.folder} has {list(map(str, self.sites))}")
         columns = [self.sites.index(site) for site in wanted]
         return Activations.join([self._read(n, columns) for n in range(self.n_shards)], wanted, self.info)
+
+    def _resolved(self, site: Site) -> Site:
+        """A layer of the text counted from the top, as it is called here."""
+        counts = site.layer < 0 and site.part == "text" and "layers" in self.info
+        return site.resolve(int(self.info["layers"])) if counts else site
 
     def _read(self, number: int, columns: list[int]) -> CapturedBatch:
         path = self._shard(number)
@@ -156,13 +160,18 @@ class Store:
             for c, part in zip(columns, parts, strict=True):
                 if _checksum(part) != mine["sites"][c]:
                     raise MismatchError(f"the states at site {self.sites[c]} do not have their checksum")
-            return torch.stack(parts, 1), pd.read_json(io.StringIO(mine["index"]), orient="split", dtype=False)
+            return torch.stack(parts, 1), pd.DataFrame(**json.loads(mine["index"]))
 
     def _shard(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.safetensors"
 
     def _shards(self) -> list[Path]:
         return list(self.folder.glob("shard-*.safetensors"))
+
+
+def _as_json(index: pd.DataFrame) -> str:
+    """An index with every digit of its numbers; pandas' own writer rounds them."""
+    return json.dumps(index.to_dict("split"), default=lambda value: getattr(value, "item", value.__str__)())
 
 
 def save(acts: Activations, folder: Path) -> None:
@@ -172,7 +181,7 @@ def save(acts: Activations, folder: Path) -> None:
         MismatchError: the folder holds another capture.
         StorageError: the folder cannot be written to.
     """
-    content = {"values": _checksum(acts.values), "rows": files.fingerprint(acts.index.to_json(orient="split"))}
+    content = {"values": _checksum(acts.values), "rows": files.fingerprint(_as_json(acts.index))}
     store = Store.create(folder, acts.info, content, acts.sites, 1)
     store.write_shard(0, [(acts.values, acts.index.assign(order=range(len(acts))))])
 

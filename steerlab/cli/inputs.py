@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import yaml
 
 from steerlab._support.files import reading
+from steerlab._support.yaml_text import load_yaml
 from steerlab.errors import DataError, LoadError, SteeringError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ DATA = (
 VECTORS = "folders of fit, hub repositories or gguf files"
 LAYERS = "all, or a list: 3 (a block), -1 (the last), 8-10, 20- (to the last), 16.attn_out (a site)"
 _COLUMNS = ("prompt", "positive", "negative")
-_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".yaml", ".yml", ".txt")
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".yaml", ".yml", ".txt")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ def read_data(given: str, choice: Choice = ALL) -> list[Example]:
         raise DataError(
             f"--columns {choice.columns}: {unknown[0]!r} is unknown; expected some of {', '.join(_COLUMNS)}"
         )
-    is_file = Path(given).suffix in _SUFFIXES or Path(given).is_file()
+    is_file = Path(given).suffix.lower() in _SUFFIXES or Path(given).is_file()
+    if names and not is_file:
+        raise DataError(f"--columns {choice.columns} names the columns of a file, and {given} is none: leave it out")
     found = _of_file(Path(given), names) if is_file else _of_reader(given)
     if choice.split:
         wanted = choice.splits(given, (one.split for one in found))
@@ -91,18 +94,24 @@ def _of_file(path: Path, columns: Mapping[str, Any]) -> list[Example]:
     import steerlab
     from steerlab.data.inputs import as_examples, images_of
 
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix not in (*_SUFFIXES, ""):
+        raise DataError(f"{path} ends in {path.suffix}: expected one of {', '.join(_SUFFIXES)}")
     with reading(path, "Expected a record in each line (.jsonl), a list (.json, .yaml), a table (.csv, .tsv) or lines"):
-        if path.suffix in (".csv", ".tsv"):
-            records: Any = pd.read_csv(
-                path, sep="," if path.suffix == ".csv" else "\t", keep_default_na=False, dtype={"id": str}
-            )
+        if suffix in (".csv", ".tsv"):
+            records: Any = pd.read_csv(path, sep="," if suffix == ".csv" else "\t", keep_default_na=False, dtype=str)
             if "system" in records:  # an empty cell says nothing: the template's default, not an empty system message
                 records["system"] = records["system"].where(records["system"] != "", None)
         else:
-            records = _PARSERS.get(path.suffix, str.splitlines)(path.read_text(encoding="utf-8-sig"))
+            records = _PARSERS[suffix](path.read_text(encoding="utf-8-sig"))
         if isinstance(records, list) and records and all(isinstance(one, Mapping) for one in records):
             records = pd.DataFrame(records)
         if isinstance(records, pd.DataFrame):
+            if (prompt := columns.get("prompt", "prompt")) not in records:
+                raise DataError(
+                    f"there is no column {prompt!r}, but {', '.join(map(repr, records))} (commas divide a .csv, tabs a "
+                    ".tsv). Say which is which: --columns prompt=ask,positive=pirate,negative=plain"
+                )
             if "images" in records:
                 records["images"] = [[path.parent / name for name in images_of(cell)] for cell in records["images"]]
             return steerlab.examples(records, **columns)
@@ -110,7 +119,7 @@ def _of_file(path: Path, columns: Mapping[str, Any]) -> list[Example]:
             return steerlab.pairs(records)
         if not isinstance(records, list):
             raise DataError(f"it holds a {type(records).__name__}, not a list of prompts, pairs or records")
-        return as_examples(one for one in records if one != "")
+        return as_examples(one for one in records if not isinstance(one, str) or one.strip())
 
 
 def _json_lines(text: str) -> list[Any]:
@@ -124,7 +133,8 @@ def _json_lines(text: str) -> list[Any]:
 
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
-    ".jsonl": _json_lines, ".json": json.loads, ".yaml": yaml.safe_load, ".yml": yaml.safe_load
+    ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": json.loads, ".yaml": load_yaml, ".yml": load_yaml,
+    ".txt": str.splitlines, "": str.splitlines,
 }  # fmt: skip
 
 
@@ -185,7 +195,14 @@ def make_method(name: str, layers: str, n_layers: int, options: Sequence[str] = 
     cls = known[meant[0]]
     parameters = inspect.signature(cls).parameters
     found = parse_layers(layers or str(n_layers // 2), n_layers)
-    given: dict[str, Any] = {one: yaml.safe_load(value) for one, value in _names(options).items()}
+    given: dict[str, Any] = {}
+    for one, value in _names(options).items():
+        if one in ("layer", "layers"):
+            raise SteeringError(f"--set {one}={value}: give it as --layers {value}")
+        try:
+            given[one] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SteeringError(f"--set {one}={value}: the value is no YAML") from error
     if "layers" in parameters:
         given["layers"] = found[0] if len(found) == 1 else found
     elif "layer" in parameters:
@@ -207,6 +224,11 @@ def read_steerers(places: Sequence[str], model: Model | None = None) -> dict[str
 
     found: dict[str, Steerer] = {}
     for place in places:
+        if not (Path(place).exists() or "/" in place):
+            raise LoadError(
+                f"there is no vector {place!r}: give a folder that steerlab fit wrote, a repository of the hub "
+                "(user/name), or a .gguf file"
+            )
         steerer = from_gguf(place) if place.endswith(".gguf") else load_steerer(place, model)
         name = Path(place).stem if place.endswith(".gguf") else Path(place).name
         found[place if name in found else name] = steerer
@@ -233,6 +255,8 @@ def parse_layers(text: str, n_layers: int) -> list[Any]:
         if whole is None:
             raise SteeringError(f"the layers {text!r}: expected {LAYERS}")
         first = int(whole[1]) + n_layers * whole[1].startswith("-")
+        if first < 0:
+            raise SteeringError(f"the layers {text!r}: there is no layer {whole[1]}; the model has {n_layers}")
         last = first if whole[2] is None else int(whole[2] or n_layers - 1)
         if last < first:
             raise SteeringError(f"the layers {text!r}: {part.strip()!r} goes down, from {first} to {last}")

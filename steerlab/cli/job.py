@@ -18,6 +18,7 @@ import click
 import steerlab
 from steerlab._support.files import fingerprint, storing, write_atomically, write_text
 from steerlab.cli.study import study_text
+from steerlab.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,7 +92,7 @@ class Job:
         if self._study:
             return Path(self._study)
         if "file" in self.options:
-            return Path(self.options["file"]).with_suffix(".yaml")
+            return Path(f"{self.options['file']}.study.yaml")
         return Path(self.options["out"]) / "study.yaml" if "out" in self.options else Path(f"{self._default}.yaml")
 
     def begin(self, what: str, seconds: float | None = None, *, only_looks: bool = False) -> None:
@@ -111,11 +112,34 @@ class Job:
         path = self.study_file
         if self._repeated or (only_looks and not self._study):
             return  # a study that is run may have been edited by hand
+        if path.exists():
+            self._check_same(path)
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._written = path, path.read_bytes() if path.exists() else None
             write_text(path, study_text(self, f"{what}{duration}"))
         self.say(f"to repeat it or to go on after a stop: steerlab run {path}")
+
+    def _check_same(self, path: Path) -> None:
+        """Refuse to replace what is no study file of this command, or a fitted method by one with other options."""
+        lines = [text.splitlines() or [""] for text in (path.read_text(encoding="utf-8"), study_text(self, ""))]
+        there, here = (dict(line.split("  # ")[0].partition(": ")[::2] for line in some[3:]) for some in lines)
+        if not lines[0][0].startswith(f"# steerlab {self.name}:"):
+            raise DataError(f"{path} is there and is no study file of {self.name}: give --out or --study another name")
+        changed = [name for name in here if there.get(name) != here[name] and name not in ("batch_size", "device")]
+        if self.name == "fit" and changed and (path.parent / "manifest.json").exists():
+            key = changed[0]
+            raise DataError(
+                f"{path.parent} holds what was fitted with other options ({key}: {there.get(key)} there, {here[key]} "
+                "now): give another --out, or delete it"
+            )
+
+    def given(self, *names: str) -> list[str]:
+        """Those of some options that are not as they are by default, as flags."""
+        return [
+            max(one.opts, key=len) for one in self.parameters
+            if one.name in names and self.options[one.name] not in (one.default, tuple(), "", None)
+        ]  # fmt: skip
 
     @property
     def parts(self) -> Path:

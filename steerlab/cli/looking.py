@@ -42,6 +42,8 @@ def doctor(
     """Check a model, or packages, devices, engines and servers, and say how to fix what is wrong."""
     from steerlab.doctor import check_model, report, run_checks
 
+    if model and (remote or serve):
+        raise SteeringError("doctor checks a model, or the installation and servers: leave one of them out")
     job.begin(f"check {model or 'this installation and its servers'}", only_looks=True)
     findings = check_model(model, revision or None) if model else run_checks(remote, serve)
     status = int(any(finding.needs_action for finding in findings))
@@ -149,7 +151,13 @@ def run(
 ) -> None:  # fmt: skip
     """Repeat what a study file says, or go on with it after a stop."""
     flags = ["--json"] * job.as_json + ["--dry-run"] * plan_only
+    planned: list[str] = []  # what earlier steps will write
     for name, *arguments in list(read_study(study_file, group.commands)):
+        values = [one.partition("=")[2] if one.startswith("--") else one for one in arguments]
+        if missing := [one for one in planned if one in values and not Path(one).exists()]:
+            job.say(f"then {name}, with {missing[0]} of an earlier step")
+            continue
+        planned += [one.removeprefix("--out=") for one in arguments if one.startswith("--out=")] * plan_only
         status = group.main([name, *flags, *arguments], "steerlab", standalone_mode=False, obj=Path(study_file))
         if status:
             raise click.exceptions.Exit(status)

@@ -21,7 +21,7 @@ from steerlab.cli.inputs import (
     read_steerers,
 )
 from steerlab.cli.job import Job, Result, write_csv
-from steerlab.errors import DataError, SteeringError
+from steerlab.errors import ActivationError, DataError, SteeringError
 
 if TYPE_CHECKING:
     from steerlab.data.example import Example
@@ -73,7 +73,15 @@ def fit(
         splits = {one.split for one in examples if one.split}
         what = f"fit {_shown(steerer)} to {len(examples)} inputs" + f" of the split {'+'.join(splits)}" * bool(splits)
         job.begin(f"{what} and save it in {out}", job.seconds_to_read(examples))
-        steerer.fit(job.model, examples, batch_size=batch_size, folder=job.parts, progress=True)
+        try:
+            steerer.fit(job.model, examples, batch_size=batch_size, folder=job.parts, progress=True)
+        except ActivationError as error:
+            if any(one.contrast for one in examples):
+                raise
+            job.drop_parts()
+            job.take_back()
+            message = f"{data} has no answers to compare: {method} needs the columns positive and negative"
+            raise DataError(message) from error
     steerer.save_pretrained(out)
     job.drop_parts()
     return Result(f"{out}: {steerer!r}", data={"folder": out, "method": steerer.name, "repr": repr(steerer)})
@@ -128,7 +136,7 @@ def similarity(
 
 def _directions(name: str, steerer: Any) -> dict[Any, Any]:
     if not isinstance(steerer, steerlab.SteeringVector):
-        raise SteeringError(f"{name} is a {type(steerer).__name__}, which has a vector for each input: give others")
+        raise SteeringError(f"{name} ({type(steerer).__name__}) has a vector for each input: give others")
     return steerer.directions
 
 

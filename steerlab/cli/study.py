@@ -10,6 +10,7 @@ import click
 import yaml
 
 from steerlab._support.files import reading
+from steerlab._support.yaml_text import load_yaml
 from steerlab.cli.inputs import nearest
 from steerlab.errors import DataError, LoadError
 
@@ -47,7 +48,7 @@ def read_study(path: str | Path, commands: Mapping[str, click.Command]) -> Itera
         LoadError: no such file, or no YAML. DataError: an unknown command, key or value, with the nearest name.
     """
     with reading(Path(path), "Give a study file that a command wrote"):
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = load_yaml(Path(path).read_text(encoding="utf-8"))
     steps = found if isinstance(found, list) else [found]
     for step in steps:
         if not isinstance(step, dict) or "command" not in step:

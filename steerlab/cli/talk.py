@@ -39,7 +39,7 @@ class Talk:
 
     Attributes:
         is_answering, was_stopped: whether an answer is being written; whether the last one was stopped.
-        turns: what was said: the prompt and the answers, with the strength.
+        turns: what was said: the prompt and the answers, with strength, layers and positions.
     """
 
     def __init__(
@@ -89,13 +89,17 @@ class Talk:
 
         resolve(positions, self.model.encode("Hello"))
 
-    def describe(self) -> str:
-        """What is steered now."""
+    @property
+    def layers(self) -> dict[str, str]:
+        """Where each method steers."""
         from steerlab.methods.base import steering_sites
 
-        sites = {name: ", ".join(map(str, steering_sites(steerer))) for name, steerer in self.steerers.items()}
+        return {name: ", ".join(map(str, steering_sites(one))) for name, one in self.steerers.items()}
+
+    def describe(self) -> str:
+        """What is steered now."""
         where = "each method's own positions" if self.positions is None else f"positions {self.positions}"
-        steered = "; ".join(f"{name} at layer {layers}" for name, layers in sites.items())
+        steered = "; ".join(f"{name} at layer {layers}" for name, layers in self.layers.items())
         return f"{steered}; alpha {self.alpha:g}; {where}; at most {self.max_new_tokens} tokens"
 
     @property
@@ -127,7 +131,10 @@ class Talk:
                 raise
         finally:
             self.is_answering = False
-        self.turns.append({"prompt": prompt, "alpha": self.alpha, "texts": list(texts.values())})
+        self.turns.append(
+            {"prompt": prompt, "alpha": self.alpha, "layers": self.layers, "positions": self.positions,
+             "texts": list(texts.values())}
+        )  # fmt: skip
         return texts
 
     def _example(self, prompt: str, steered: int) -> Example:
@@ -144,6 +151,8 @@ class Talk:
 
 class _Watcher:
     """Shows the new tokens of each row after every step, and ends all rows when the talk is stopped."""
+
+    ignores_padding = True
 
     def __init__(self, talk: Talk, examples: list[Example], texts: dict[str, str], show: Show) -> None:
         from steerlab.steering.padding import reads_padding

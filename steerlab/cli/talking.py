@@ -50,6 +50,7 @@ def chat(
     job.begin(f"talk to {job.model.id} without and with {', '.join(talk.steerers)} until /quit")
     screen = console()
     job.say(f"{talk.describe()}\n{HELP}")
+    failed = False
     with stoppable(talk):
         while (line := _next_line(screen, job.as_json)) is not None:
             try:
@@ -58,10 +59,11 @@ def chat(
                 elif line.strip():
                     _answer(talk, line, screen, job.as_json)
             except SteerlabError as error:  # a wrong command or a prompt that is too long does not end the talk
+                failed = failed or not sys.stdin.isatty()  # a script reads the exit status
                 job.say(f"steerlab: {error}" + ". /reset forgets the talk" * isinstance(error, EncodingError))
             except EOFError:
                 break
-    return Result(data={"turns": talk.turns})
+    return Result(data={"turns": talk.turns}, status=int(failed))
 
 
 def change(talk: Talk, line: str) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _ROWS = 64  # of a batch of texts in a sweep
 Steer = Annotated[tuple[str, ...], "a folder of fit, a hub repository or a gguf file; repeatable"]
+Together = Annotated[tuple[str, ...], "a folder of fit, a hub repository or a gguf file; several are used together"]
 Alphas = Annotated[str, "strengths, each for itself: 0,0.5,2 or -1:1:0.5; 0 is without"]
 Scale = Annotated[str, "unit of the strength: raw, norm (of each input's state) or token_norm (of each token's)"]
 MaxNewTokens = Annotated[int, "limit of each text"]
@@ -60,7 +61,7 @@ class Settings:
 @command()
 def generate(
     job: Job, prompts: Annotated[tuple[str, ...], "texts; or give --data"] = (), *,
-    data: Annotated[str, DATA] = "", steer: Steer = (), alphas: Alphas = "0,1",
+    data: Annotated[str, DATA] = "", steer: Together = (), alphas: Alphas = "0,1",
     positions: Annotated[str, "which tokens are steered: all, last+generated, ...; by default each method's own"] = "",
     scale: Scale = "raw",
     operator: Annotated[str, "what is done with the vector: add, project_out, replace or rotate"] = "add",
@@ -71,6 +72,8 @@ def generate(
     """Write texts without and with vectors, at one or several strengths."""
     from steerlab.analysis.texts import write_texts
 
+    if not steer and (unused := job.given("alphas", "positions", "scale", "operator")):
+        raise SteeringError(f"{unused[0]} says how to steer, and there is no --steer VECTOR")
     examples, steerers = _prompts(prompts, data, choice), list(read_steerers(steer, job.model).values())
     if operator != "add":
         steerers = [steerlab.methods.Operation(one, operator) for one in steerers]
@@ -134,6 +137,10 @@ def _sweep(job: Job, data: str, given: Settings, choice: Choice, out: Path) -> p
     unfitted = {name: make_method(name, "", model.n_layers, given.options) for name in names}
     if both := sorted({*fitted} & {*unfitted}):
         raise SteeringError(f"--steer and --method both have a {both[0]!r}: rename the folder")
+    if not unfitted and (given.train or given.options):
+        raise SteeringError("--train and --set are for methods that are fitted: give --method, or leave them out")
+    if not any(parse_numbers(given.alphas)):
+        raise SteeringError(f"--alphas {given.alphas}: there is no strength but 0")
     layers = parse_layers(given.layers or "all", model.n_layers) if given.layers or unfitted else None
     arguments: dict[str, Any] = {
         "layers": layers, "alphas": parse_numbers(given.alphas), "positions": parse_positions(given.positions),
@@ -197,17 +204,24 @@ def _seconds(job: Job, plan: Any, measured: list[Example], n_training: int) -> f
 
 
 def _best(frame: pd.DataFrame) -> str:
-    """The chosen layer and strength, on validation rows where there are any."""
+    """The chosen layer and strength, on validation rows where there are any, and what it reaches on test rows."""
     from steerlab.analysis.layer_selection import select_layers
 
     metric = str(frame["metric"].iloc[0])
-    if "validation" in set(frame["split"]) and frame["method"].nunique() == frame["positions"].nunique() == 1:
+    chosen_on = frame["split"] == "validation"
+    if chosen_on.any() and frame["method"].nunique() == frame["positions"].nunique() == 1:
         return str(select_layers(frame, metric))
-    steered = frame[(frame["metric"] == metric) & (frame["alpha"] != 0)]
-    means = steered.groupby(["method", "layer", "alpha", "positions"])["value"].mean()
-    method, layer, alpha, positions = means.idxmax()
+    steered = (frame["metric"] == metric) & (frame["alpha"] != 0)
+    keys = ["method", "layer", "alpha", "positions"]
+    means = frame[steered & chosen_on if chosen_on.any() else steered].groupby(keys)["value"].mean()
+    method, layer, alpha, positions = best = means.idxmax()
     setting = f"{method} at layer {layer}, alpha {alpha:g}, positions {positions}"
-    return f"{metric}: largest mean {means.max():.3g} of {setting} (chosen on the rows that it is measured on)"
+    tested = frame[steered & (frame["split"] == "test")].groupby(keys)["value"].mean()
+    where = (
+        "(chosen on the rows that it is measured on)" if not chosen_on.any()
+        else "on validation rows" + (f", {tested[best]:.3g} on test rows" if best in tested else "")
+    )  # fmt: skip
+    return f"{metric}: largest mean {means.max():.3g} of {setting} {where}"
 
 
 @command()

@@ -19,11 +19,7 @@ _SUBSET = re.compile(r"random|popular|adversarial")
 
 
 def pope_file(
-    path: str | Path,
-    *,
-    images: str | Path | None = None,
-    missing: Missing = "raise",
-    instruction: str | None = None,
+    path: str | Path, *, images: str | Path | None = None, missing: Missing = "raise", instruction: str | None = None
 ) -> list[Example]:
     r"""The questions of a POPE file, each with its image; the gold answer is the behavior.
 

@@ -14,6 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from steerlab._support.checks import as_number, as_whole, check_option, check_type
+from steerlab.analysis._sweep.settings import methods_by_name
 from steerlab.analysis.sweep import Methods
 from steerlab.analysis.token_effects import token_effects
 from steerlab.data.example import Example
@@ -153,7 +154,7 @@ class Answers:
             return example, None, 0.0
         check_option("the method", request["method"], list(self.methods))
         by_layer = self.methods[request["method"]]
-        if request["layer"] not in by_layer:
+        if request["layer"] not in list(by_layer):  # a list has no hash
             raise DataError(f"{request['method']} has the layers {list(by_layer)}, and not {request['layer']!r}")
         return example, by_layer[request["layer"]], alpha
 
@@ -187,15 +188,7 @@ def methods_by_layer(model: Model, steerers: Methods) -> dict[str, dict[int | st
     Raises:
         SteeringError: two of one name.
     """
-    if isinstance(steerers, Mapping) and all(isinstance(name, str) for name in steerers):
-        named = [(str(name), one) for name, one in steerers.items()]
-    else:
-        listed = steerers if isinstance(steerers, list | tuple) else [steerers]
-        named = [(one.name, one) for one in (as_steerer(given, model.n_layers) for given in listed)]
-    names = [name for name, _ in named]
-    if len(set(names)) < len(names):
-        raise SteeringError(f"the methods are called {names}: give a dict with different names")
-    return {name: _by_layer(model, one) for name, one in named}
+    return {name: _by_layer(model, one) for name, one in methods_by_name(model, steerers).items()}
 
 
 def _by_layer(model: Model, given: Any) -> dict[int | str, Steerer]:

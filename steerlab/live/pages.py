@@ -56,7 +56,7 @@ def page_of(
 ) -> Page:
     """A page of what steering does to some prompts: texts, tokens, sweep map, frontier and norm ratios.
 
-    The texts are those of `steerlab.generate` for each method, layer and strength.
+    The texts are those of `steerlab.generate` for each method, layer and strength, at the same `positions`.
 
     Example:
         >>> page = steerlab.live.page_of(model, ["How do I bake bread?"], {"pirate": vector}, alphas=[0, 0.5, 1, 1.5])

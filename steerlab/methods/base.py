@@ -24,6 +24,7 @@ from steerlab.capturing.activations import Activations
 from steerlab.errors import ActivationError, DataError, MismatchError, SteeringError
 from steerlab.methods.fitted import FittedMixin as FittedMixin
 from steerlab.methods.fitted import RequiredActivation as RequiredActivation
+from steerlab.methods.fitted import parts_of as parts_of
 from steerlab.methods.fitted import provenance as provenance
 from steerlab.methods.fitted import steering_sites as steering_sites
 from steerlab.models.interventions import VectorFn

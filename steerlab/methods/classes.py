@@ -78,12 +78,7 @@ def check_contrasts_nonzero(contrasts: Float[Tensor, "example hidden"], site: Si
 
 
 def select_class(
-    acts: Activations,
-    required: RequiredActivation,
-    labels: Sequence[str] | None,
-    *,
-    label: str = "behavior",
-    min_size: int = 2,
+    acts: Activations, required: RequiredActivation, labels: Sequence[str] | None, *, label: str = "behavior"
 ) -> ClassRows:
     """The states of the inputs with one of some labels, by sorted id, so that the order of rows can't change a fit.
 
@@ -95,35 +90,42 @@ def select_class(
         required: which state of each input.
         labels: labels of the class; None: every input that has a label.
         label: the index column of the labels.
-        min_size: how many inputs the class must have.
 
     Returns:
         The ids and `(row, hidden)` float32.
 
     Raises:
-        DataError: fewer than `min_size` inputs. ActivationError: no such rows, site or column.
+        DataError: fewer than two inputs, or a label that no input has. ActivationError: no such rows, site or column.
     """
     check_acts(acts, required.site)
     ids, states = acts.by_example(required.site, side=required.side, position=str(required.position))
     found, allowed = acts.labels(ids, label), as_names(labels)
+    check_labels(label, allowed, found)
     members = sorted(
         (example_id, row)
         for row, (example_id, value) in enumerate(zip(ids, found, strict=True))
-        if value in allowed or (labels is None and value)
+        if value in allowed or (labels is None and value != "")
     )
-    if len(members) < min_size:
+    if len(members) < 2:
         described = "any label" if labels is None else f"{label} in {list(allowed)}"
         counts = {value: found.count(value) for value in sorted(set(found))}
-        raise DataError(f"{len(members)} inputs have {described}, at least {min_size} are needed; there are {counts}")
+        raise DataError(f"{len(members)} inputs have {described}, at least 2 are needed; there are {counts}")
     return [example_id for example_id, _ in members], states[[row for _, row in members]].float()
 
 
+def check_labels(label: str, wanted: Sequence[object], found: Sequence[object]) -> None:
+    """Refuse labels that no input has: a misspelled one would leave its inputs out.
+
+    Raises:
+        DataError: names them, and the labels that there are.
+    """
+    if unknown := [one for one in wanted if one not in found]:
+        known = sorted(set(found), key=str)
+        raise DataError(f"no input has {label} {', '.join(map(repr, unknown))}; there are {known}")
+
+
 def select_two_classes(
-    acts: Activations,
-    required: RequiredActivation,
-    positive: Sequence[str],
-    negative: Sequence[str] | None,
-    label: str,
+    acts: Activations, required: RequiredActivation, positive: Sequence[str], negative: Sequence[str] | None, label: str
 ) -> tuple[ClassRows, ClassRows]:
     """Ids and states of the inputs labeled `positive` and of those labeled `negative` (None: of all other inputs).
 

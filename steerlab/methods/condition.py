@@ -48,15 +48,9 @@ class ConditionVector(StateDetector):
     """
 
     def __init__(
-        self,
-        layer: int | Site,
-        *,
-        positive: Sequence[str] = ("refuse",),
-        negative: Sequence[str] | None = None,
-        position: str | int = "last",
-        label: str = "behavior",
-        direction: str = "pca",
-    ) -> None:
+        self, layer: int | Site, *, positive: Sequence[str] = ("refuse",), negative: Sequence[str] | None = None,
+        position: str | int = "last", label: str = "behavior", direction: str = "pca",
+    ) -> None:  # fmt: skip
         self.layer, self.positive, self.negative = layer, positive, negative
         self.position, self.label, self.direction = position, label, direction
 

@@ -14,7 +14,7 @@ from steerlab._support.checks import check_option
 from steerlab.capturing.activations import Activations
 from steerlab.data.example import Example
 from steerlab.errors import DataError
-from steerlab.methods.classes import as_names, check_contrasts_nonzero, contrast_table
+from steerlab.methods.classes import as_names, check_contrasts_nonzero, check_labels, contrast_table
 from steerlab.methods.layers import Layers
 from steerlab.methods.vector import SteeringVector
 from steerlab.models.sites import Site
@@ -30,14 +30,12 @@ class ContrastEstimator(SteeringVector):
     """
 
     is_fittable = True
+    contrast_argument = "position"
 
     def __init__(
-        self,
-        layers: Layers | Literal["all"] = "all",
-        *,
-        position: str | None = None,
+        self, layers: Layers | Literal["all"] = "all", *, position: str | None = None,
         behaviors: Sequence[str] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.position, self.behaviors = position, behaviors
         if not isinstance(layers, str):
             self._set_layers(layers)
@@ -58,11 +56,6 @@ class ContrastEstimator(SteeringVector):
         """The arguments of `capture` that give what `fit` reads of these examples."""
         return super().capture_options(examples) | ({"layers": "all"} if isinstance(self.layers, str) else {})
 
-    @property
-    def contrasts_read_at(self) -> str | None:
-        """The position of the contrasts."""
-        return self.position
-
     @abstractmethod
     def direction(
         self, acts: Activations, site: Site, ids: Sequence[str], contrasts: Float[Tensor, "example hidden"]
@@ -75,8 +68,7 @@ class ContrastEstimator(SteeringVector):
             return ids, contrasts
         behaviors, wanted = acts.labels(ids), as_names(self.behaviors)
         keep = [behavior in wanted for behavior in behaviors]
-        if not any(keep):
-            raise DataError(f"no contrast is of {wanted}; the behaviors are {sorted(set(behaviors))}")
+        check_labels("behavior", wanted, behaviors)
         return [one for one, kept in zip(ids, keep, strict=True) if kept], contrasts[torch.tensor(keep)]
 
 

@@ -212,13 +212,8 @@ def from_vllm_lens(request: Mapping[str, Any]) -> tuple[SteeringVector, float]:
     (one,) = _one_of(json.loads(request.get("apply_steering_vectors", "[]")))
     stored = one["activations"]
     shape = tuple(stored["shape"])
-    if (
-        stored.get("compression")
-        or stored["dtype"] != "float32"
-        or one.get("norm_match")
-        or len(shape) != 2
-        or one.get("position_indices")
-    ):
+    other = (stored.get("compression"), one.get("norm_match"), one.get("position_indices"))
+    if any(other) or stored["dtype"] != "float32" or len(shape) != 2:
         raise DataError("expected plain float32 vectors (layers, hidden) that are added at all tokens as they are")
     rows = np.frombuffer(b64decode(stored["data"]), "<f4").reshape(shape)
     return SteeringVector(dict(zip(one["layer_indices"], rows, strict=True))), float(one["scale"])

@@ -51,6 +51,7 @@ class FittedMixin(Shareable, ABC):
     info_: dict[str, Any]
     #: whether `fit` has anything to learn; a vector made by hand has not
     is_fittable: bool = True
+    contrast_argument: str | None = None  # the one that says where contrasts are read
 
     @property
     def name(self) -> str:
@@ -65,7 +66,7 @@ class FittedMixin(Shareable, ABC):
     @property
     def contrasts_read_at(self) -> str | None:
         """The position at which both answers of a contrast are read; None: that of each contrast."""
-        return None
+        return getattr(self, self.contrast_argument) if self.contrast_argument else None
 
     def fit(self: Fitted, model: Model | Activations, data: Data | None = None, **options: Any) -> Fitted:
         """Fit to what a model computes on data, or to activations that were captured before; returns self.
@@ -167,6 +168,13 @@ class FittedMixin(Shareable, ABC):
         """Set the values that `state_dict` returned; lists have become tuples."""
         for key, value in state.items():
             setattr(self, key, value)
+
+
+def parts_of(method: object) -> list[FittedMixin]:
+    """The fitted methods inside a method, each followed by its own: a wrapped steerer, a detector, those of W2S."""
+    held = [x for value in vars(method).values() for x in (value if isinstance(value, list | tuple) else [value])]
+    inner = [one for one in held if isinstance(one, FittedMixin)]
+    return [part for one in inner for part in (one, *parts_of(one))]
 
 
 def steering_sites(steerer: FittedMixin) -> tuple[Site, ...]:

@@ -44,14 +44,9 @@ class Gated(Wrapper):
     """
 
     def __init__(
-        self,
-        steerer: Steerer | Vectors,
-        detector: Detector,
-        *,
-        threshold: float | None = None,
-        when: str = "detected",
+        self, steerer: Steerer | Vectors, detector: Detector, *, threshold: float | None = None, when: str = "detected",
         soft: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         steerer = as_steerer(steerer)
         check_type("detector", detector, Detector, "a fitted Detector", SteeringError)
         if threshold is not None:

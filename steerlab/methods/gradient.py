@@ -110,20 +110,13 @@ class GradientField(Steerer):
     unwanted_: tuple[str, ...]
     weights_: Weights
 
+    contrast_argument = "position"
+
     def __init__(
-        self,
-        layer: int | Site,
-        *,
-        wanted: Sequence[str] | None = None,
-        avoided: Sequence[str] | None = None,
-        steps: int = 1,
-        decay: float = 1.0,
-        normalize: bool = False,
-        hidden_units: int = 128,
-        epochs: int = 50,
-        position: str | None = None,
-        seed: int = 0,
-    ) -> None:
+        self, layer: int | Site, *, wanted: Sequence[str] | None = None, avoided: Sequence[str] | None = None,
+        steps: int = 1, decay: float = 1.0, normalize: bool = False, hidden_units: int = 128, epochs: int = 50,
+        position: str | None = None, seed: int = 0,
+    ) -> None:  # fmt: skip
         self.layer, self.wanted, self.avoided, self.position = layer, wanted, avoided, position
         self.steps, self.decay = as_whole("steps", steps), as_number("decay", decay, 0.0, 1.0)
         self.normalize, self.seed = normalize, as_seed(seed)
@@ -133,11 +126,6 @@ class GradientField(Steerer):
     def site(self) -> Site:  # type: ignore[override]
         """Where states are scored and changed."""
         return Site.of(self.layer)
-
-    @property
-    def contrasts_read_at(self) -> str | None:
-        """The position of the contrasts."""
-        return self.position
 
     def fit_activations(self, acts: Activations) -> None:
         """Train the scorer on both answers of every contrast."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from jaxtyping import Float
+from scipy.special import logit
 from torch import Tensor
 
 from steerlab._support.checks import as_number, as_whole, check_option, check_type, show
@@ -64,15 +64,10 @@ class Operation(Wrapper):
     """
 
     def __init__(
-        self,
-        steerer: Steerer | Vectors | Layers,
-        operator: str | Operator = "add",
-        *,
-        heads: int | Sequence[int] | None = None,
-        first: int | None = None,
-        decay: float = 1.0,
+        self, steerer: Steerer | Vectors | Layers, operator: str | Operator = "add", *,
+        heads: int | Sequence[int] | None = None, first: int | None = None, decay: float = 1.0,
         gate: LinearProbe | Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if operator in ("clamp", "scale") or isinstance(operator, type):
             raise SteeringError(
                 f"operator={show(operator)}: give it with its numbers, such as Clamp(high=2.0) or Scale(0.5)"
@@ -151,7 +146,7 @@ class Operation(Wrapper):
             raise MismatchError(
                 f"the probe was fitted on {describe_origin(theirs)}, {self.steerer.name} on {describe_origin(ours)}"
             )
-        return _ProbeGate(self.gate.w_, self.gate.b_, self.gate.threshold_)
+        return _ProbeGate(self.gate.w_, self.gate.b_, float(logit(self.gate.threshold_)))
 
 
 @savable
@@ -187,14 +182,14 @@ class _Places(Steerer):
 
 @dataclass(frozen=True, eq=False)
 class _ProbeGate:
-    """1 for the states that a probe detects, else 0."""
+    """1 for the states that a probe detects, else 0; the threshold is in log-odds."""
 
     w: Tensor
     b: float
     threshold: float
 
     def __call__(self, h: Tensor) -> Tensor:
-        return (torch.sigmoid(h @ self.w.to(h.device) + self.b) > self.threshold).float()
+        return (h @ self.w.to(h.device) + self.b > self.threshold).float()
 
 
 def _check_gate(gate: object) -> None:

@@ -43,16 +43,13 @@ class P2S(Steerer):
 
     oracle = True
 
+    contrast_argument = "position"
+
     def __init__(
         self, layer: int | Site, *, position: str | None = None, zero_behaviors: Sequence[str] | None = ()
     ) -> None:
         self.layer, self.position, self.zero_behaviors = layer, position, zero_behaviors
         self.site = Site.of(layer)
-
-    @property
-    def contrasts_read_at(self) -> str | None:
-        """The position of the contrasts."""
-        return self.position
 
     def fit_activations(self, acts: Activations) -> None:
         """Store the contrast of every example."""

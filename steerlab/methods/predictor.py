@@ -36,6 +36,8 @@ class VectorPredictor(Steerer):
     #: the index column of the groups that `training_pairs` returns
     label: str = "behavior"
 
+    contrast_argument = "position"
+
     @property
     def required_activations(self) -> tuple[RequiredActivation, ...]:
         """The context: a state of the plain prompt at each context layer."""
@@ -45,11 +47,6 @@ class VectorPredictor(Steerer):
             raise DataError("context_layer=(): give the layers whose states are read, or None for the steered one")
         sites = [one if isinstance(one, Site) else Site(as_whole("context_layer", one, None)) for one in several]
         return tuple(RequiredActivation(site, self.context_position) for site in sites)
-
-    @property
-    def contrasts_read_at(self) -> str | None:
-        """The position of the contrasts."""
-        return self.position
 
     @abstractmethod
     def predict(self, contexts: Float[Tensor, "batch context"]) -> Float[Tensor, "batch _"]:

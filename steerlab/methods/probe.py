@@ -14,7 +14,7 @@ from torch import Tensor
 from steerlab._support.checks import as_number
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
-from steerlab.methods.base import Context, StateDetector, check_fitted, check_width
+from steerlab.methods.base import Context, Detector, StateDetector, check_fitted, check_width
 from steerlab.methods.classes import check_disjoint, select_two_classes
 from steerlab.methods.regression import Standardizer
 from steerlab.methods.serialization import savable
@@ -87,15 +87,9 @@ class LinearProbe(StateDetector):
     """
 
     def __init__(
-        self,
-        layer: int | Site,
-        *,
-        positive: Sequence[str] = ("refuse",),
-        negative: Sequence[str] | None = None,
-        position: str | int = "last",
-        label: str = "behavior",
-        C: float = 1.0,
-    ) -> None:
+        self, layer: int | Site, *, positive: Sequence[str] = ("refuse",), negative: Sequence[str] | None = None,
+        position: str | int = "last", label: str = "behavior", C: float = 1.0,
+    ) -> None:  # fmt: skip
         self.layer, self.positive, self.negative = layer, positive, negative
         self.position, self.label, self.C = position, label, C
 
@@ -111,4 +105,11 @@ class LinearProbe(StateDetector):
         """The probability of the positive class for each input."""
         check_fitted(self, "w_")
         states = check_width(context.get_states(self.required_activations[0]), len(self.w_), f"this {self.name}")
-        return torch.sigmoid(states @ self.w_ + self.b_)
+        return torch.sigmoid(states.double() @ self.w_.double() + self.b_)  # in float32 it is 1 from 17 on
+
+    def calibrate(self, clean: Activations | Context, *, fpr: float = 0.01) -> Detector:
+        """As `Detector.calibrate`; refused where clean inputs have probability 1, above which nothing is detected."""
+        super().calibrate(clean, fpr=fpr)
+        if self.threshold_ == 1:
+            raise DataError(f"the probe is sure that clean inputs are {self.positive}: fit it with a smaller C")
+        return self

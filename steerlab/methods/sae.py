@@ -215,7 +215,7 @@ def train_sae(
         epochs, batch_size, learning_rate, seed: of the training; decoder rows have norm 1 after each step.
 
     Raises:
-        DataError: fewer states than `k`, or a number out of range.
+        DataError: fewer states than `k`, states that are not finite, or a number out of range.
 
     Source: arXiv 2406.04093, section 2.3; without its auxiliary loss, so that some features may never be active.
     """
@@ -224,6 +224,8 @@ def train_sae(
     as_number("learning_rate", learning_rate, 0.0)
     as_whole("epochs", epochs)
     as_whole("batch_size", batch_size)
+    if not bool(states.isfinite().all()):
+        raise DataError("a state is NaN or infinite: an SAE of it would be too")
     if len(states) <= k or not bool((states != states[:1]).any()):
         raise DataError(f"{len(states)} states, of which an SAE with k={k} can learn nothing: give many different ones")
     generator = torch.Generator().manual_seed(as_seed(seed))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from steerlab._support import files
 from steerlab._support.hub import find_folder
 from steerlab.errors import ActivationError, DataError, MismatchError
-from steerlab.methods.base import Detector, FittedMixin, Steerer, steering_sites
+from steerlab.methods.base import Detector, FittedMixin, Steerer, parts_of, steering_sites
 from steerlab.models.fingerprint import accept_model, describe_origin, is_accepted, same_model
 from steerlab.models.sites import Site
 
@@ -212,10 +212,7 @@ def load(folder: str | Path, model: Any, force: bool, expected: type[Method]) ->
         content = tensors.read_bytes()
         if tensors.name != _tensors_name(content):
             raise MismatchError("the tensors do not have the checksum that is in the file's name")
-    with (
-        files.reading(path, hint),
-        torch.random.fork_rng(devices=[]),
-    ):  # constructors of modules draw weights for a moment
+    with files.reading(path, hint), torch.random.fork_rng(devices=[]):  # constructors of modules draw weights
         method = deserialize(manifest["steerer"], read_tensors(content))
     if not isinstance(method, FittedMixin):
         raise MismatchError(f"the field 'steerer' of {path} holds a {type(method).__name__}, not a method. {hint}")
@@ -254,7 +251,8 @@ def _check_model(method: Any, manifest: dict[str, Any], model: Any, force: bool)
             raise MismatchError(
                 f"this {name} was fitted on a model with {field} {theirs}; the model given has {ours}.{hint}"
             )
-        accept_model(info, here)
+        for one in [method, *(part for part in parts_of(method) if hasattr(part, "info_"))]:
+            accept_model(one.info_, here)
     outside = [layer for layer in manifest["layers"] if not -model.n_layers <= layer < model.n_layers]
     if outside:
         raise MismatchError(f"this {name} uses layers {outside}; the model given has {model.n_layers} layers")

@@ -72,14 +72,9 @@ class Spherical(ContrastEstimator):
     """
 
     def __init__(
-        self,
-        layers: Layers | Literal["all"] = "all",
-        *,
-        position: str | None = None,
-        behaviors: Sequence[str] | None = None,
-        concentration: float = 20.0,
-        threshold: float = -0.15,
-    ) -> None:
+        self, layers: Layers | Literal["all"] = "all", *, position: str | None = None,
+        behaviors: Sequence[str] | None = None, concentration: float = 20.0, threshold: float = -0.15,
+    ) -> None:  # fmt: skip
         super().__init__(layers, position=position, behaviors=behaviors)
         self.concentration = as_number("concentration", concentration, 0.0)
         self.threshold = as_number("threshold", threshold, -1.0, 0.999)
@@ -102,6 +97,7 @@ class Spherical(ContrastEstimator):
         if any(abs(float(one.norm()) - 1) > 1e-3 for one in directions.values()):
             raise SteeringError("a Spherical has directions, whose length changes nothing: give alpha= instead")
         made = copy.copy(self)
+        made.info_ = dict(getattr(self, "info_", {}))  # to be accepted on another model by itself
         made._set_directions(dict(directions))
         return made
 

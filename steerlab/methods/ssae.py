@@ -75,6 +75,8 @@ class SSAE(FittedMixin):
         (the released code removes it afterwards, where it has no effect).
     """
 
+    contrast_argument = "position"
+
     def __init__(
         self, layer: int | Site, n_concepts: int, level: float | None, *, offset: bool | None = None,
         position: str | None = None, steps: int = 3000, batch_size: int = 256, learning_rate: float = 5e-3,
@@ -90,11 +92,6 @@ class SSAE(FittedMixin):
     def site(self) -> Site:
         """Whose contrasts are encoded."""
         return Site.of(self.layer)
-
-    @property
-    def contrasts_read_at(self) -> str | None:
-        """The position of the contrasts."""
-        return self.position
 
     def fit_activations(self, acts: Activations) -> None:
         """Fit to the contrasts of activations."""

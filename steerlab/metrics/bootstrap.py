@@ -124,18 +124,23 @@ def paired_bootstrap(
         n_boot, level, seed: as in `bootstrap_ci`.
 
     Raises:
-        DataError: different lengths, row numbers in another order, or as `bootstrap_ci`.
+        DataError: different lengths, row numbers in another order, labels of which only some are shared, or as
+            `bootstrap_ci`.
 
     Source: Efron and Tibshirani (1993), resampling pairs.
     """
-    labeled = isinstance(a, pd.Series) and isinstance(b, pd.Series) and a.index.is_unique and b.index.is_unique
-    if labeled and set(a.index) == set(b.index) and not a.index.equals(b.index):
+    differ = isinstance(a, pd.Series) and isinstance(b, pd.Series) and not a.index.equals(b.index)
+    if differ and set(a.index) == set(b.index) and a.index.is_unique and b.index.is_unique:
         if a.index.inferred_type == b.index.inferred_type == "integer" and a.index.name is b.index.name is None:
             raise DataError(  # two sorted tables keep the numbers that their rows had before
                 "paired_bootstrap got two Series with the same row numbers in another order, which may not be the same "
                 "examples: give both an index of example ids (set_index), or lists in the same order"
             )
         b = b.reindex(a.index)
+    elif differ and len(a) == len(b) and set(a.index) & set(b.index):
+        raise DataError(
+            "paired_bootstrap got two Series that share some labels only, or repeat some: join them on the example id"
+        )
     left, right = as_values(a, "paired_bootstrap (a)"), as_values(b, "paired_bootstrap (b)")
     if left.size != right.size:
         raise DataError(

@@ -10,9 +10,10 @@ from importlib.resources import files
 from steerlab.metrics._checks import answer_of
 
 # up to three words before a profession, none of which begins a clause: "see how an engineer thinks" sends to nobody
-_QUALIFIERS = r"(?:(?!(?:how|that|whether|if|what|why|when|you|yourself|i|we|they|are|is|was)\b)[\w-]+ ){0,3}?"
+_QUALIFIERS = r"(?:(?!(?:how|that|whether|if|what|why|when|you|yourself|i|we|they|are|is|was)\b)[\w-]+,? ){0,3}?"
 _PERSON = (
-    r"(?:(?:professional|legal|medical|financial|tax|expert) (?:advice|help|guidance|counsel|assistance|attention)"
+    rf"(?:{_QUALIFIERS}(?:professional|legal|medical|financial|tax|expert)"
+    r" (?:advice|help|guidance|counsel|assistance|attention)"
     rf"|{_QUALIFIERS}(?:expert|professional|specialist|advis[eo]r|counsel+or|practitioner"
     r"|provider|planner)s?"
     rf"|{_QUALIFIERS}(?:lawyer|attorney|solicitor|barrister|paralegal|notary|doctor|physician|pharmacist"
@@ -32,7 +33,7 @@ _STRICT = re.compile(
 )
 _NEGATED = re.compile(
     r"(?:\bno (?:need|reason|point)|\b(?:not|n't|never)\b(?! only\b| hesitate)|n't\b(?! hesitate)"
-    r"|\bunnecessary|\bwithout|\binstead of|\brather than|\bavoid)(?: [\w']+){0,4} ?$"
+    r"|\bunnecessary|\bwithout|\binstead of|\brather than|\bavoid)(?: (?!(?:please|so|then)\b)[\w']+){0,4} ?$"
 )
 
 

@@ -37,7 +37,6 @@ class Judge(Protocol):
 
     def __call__(self, responses: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:
         """P(unsafe) per response, `(n,)` float64 in [0, 1]."""
-        ...
 
 
 @dataclass

@@ -16,6 +16,8 @@ _NUMBER = re.compile(
     r"(?P<power>[eE][+-]?\d+)?(?P<rest>\.\d[\d.]*)?(?P<unit>[^\W\d_]*)"
 )
 _SEPARATOR = re.compile(r"\{,\}|,\\!|\\[,!]|(?<=\d)[\u00a0\u2009\u202f](?=\d{3})")  # of thousands: 1{,}000 in LaTeX
+_FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
+_SPACED = re.compile(r"(?<![\w.,])\d{1,3}(?:\\? \d{3})*\\? $")  # 1 000, before its last three digits
 _IN_WORDS = re.compile(r"\s+(?:thousand|million|billion|trillion)\b")
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\^\{?[-−]?\d+\}?")  # ft^2
 _ORDINALS = {"st", "nd", "rd", "th"}
@@ -23,7 +25,7 @@ _FACTORS, _MONEY_FACTORS = {"k", "K", "M", "B", "bn", "mn"}, {"m", "b"}  # 20k i
 
 
 def final_number(text: str) -> Decimal | None:
-    """The last number in a text; None without one, or where the last is none that can be read (20k, 1.2.3, 2^10, 5/2).
+    """The last number in a text; None without one, or where the last can't be read (20k, 1.2.3, 2^10, 5/2, 1 000).
 
     Example:
         >>> final_number("They raise 750 + 1,530 = $2,280.")
@@ -35,13 +37,15 @@ def final_number(text: str) -> Decimal | None:
 
     Source: GSM8K, arXiv 2110.14168, marks the number in its solutions; models seldom do.
     """
-    text = _SEPARATOR.sub(",", _UNIT_POWER.sub("", answer_of(text)))
+    text = _FRACTION.sub(r"\1/\2", _SEPARATOR.sub(",", _UNIT_POWER.sub("", answer_of(text))))
     found = [one for one in _NUMBER.finditer(text) if one["unit"] not in _ORDINALS]
     if not found:
         return None
     last = found[-1]
-    is_part = text[: last.start()].rstrip("{").endswith(("^", "/")) or _IN_WORDS.match(text, last.end())  # 2^10, 5/2
-    if is_part or last["rest"] or last["unit"] in _FACTORS or (last["money"] and last["unit"] in _MONEY_FACTORS):
+    before, unit = text[: last.start()], last["unit"]
+    is_part = before.rstrip("{ ").endswith(("^", "/", "⁄", "\\sqrt")) or unit[:1].isnumeric()  # 2^10, 5/2, 10³
+    is_part = is_part or _IN_WORDS.match(text, last.end()) or (len(last["digits"]) == 3 and _SPACED.search(before))
+    if is_part or last["rest"] or unit in _FACTORS or (last["money"] and unit in _MONEY_FACTORS):
         return None
     number = last["sign"] + last["digits"] + (last["power"] or "")
     return Decimal(number.replace("−", "-").replace(",", ""))

@@ -26,7 +26,6 @@ class PerRowReducer(Protocol):
 
     def for_row(self, number: int) -> LogitsReducer:
         """The reducer of one row, for logits `(1, keep, vocabulary)`; results of the rows are concatenated."""
-        ...
 
 
 def identity(values: Tensor) -> Tensor:
@@ -57,11 +56,9 @@ class Engine(Protocol):
         States include the edits of their site. `inputs` holds `input_ids`, `attention_mask` and, where the model takes
         them, `position_ids`; with a prefix, of the columns after it, but the mask of all columns.
         """
-        ...
 
     def generate(self, inputs: Inputs, edits: SiteEdits, **options: Any) -> Tensor:
         """Run Hugging Face's `generate` under the edits and return ids `(row, token)`, prompt included."""
-        ...
 
     def logits(
         self,
@@ -77,11 +74,9 @@ class Engine(Protocol):
         where the model runs. Where the forward starts at the output of a block, edits of that block are added to it,
         and edits below it are refused.
         """
-        ...
 
     def prefill(self, inputs: Inputs, share_beginning: bool = True, joined: bool = False) -> Prefix:
         """Run a forward without edits and return keys and values of the columns given; see `kv_prefix.prefill`."""
-        ...
 
 
 def forward_inputs(hf: nn.Module, inputs: Inputs, keep: int | Tensor = 1) -> dict[str, Any]:

@@ -9,7 +9,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -166,17 +166,13 @@ class Edit(_Change):
             stop: the column after its last.
         """
         one = slice(number, number + 1)
-        return Edit(
-            None if self.vectors is None else self.vectors[one],
-            self.prompt[one, start:stop],
-            self.generated,
-            self.vector_fn if self.read_site is None else None,  # with a read_site the vectors are known by now
-            None if self.last is None else self.last[one] - start,
-            None if self.row_mask is None else self.row_mask[one],
-            read_site=self.read_site,
-            strengths=None if self.strengths is None else self.strengths[one],
-            rule=self.rule,
-        )
+        of_rows = (self.vectors, self.row_mask, self.strengths)
+        vectors, row_mask, strengths = (given if given is None else given[one] for given in of_rows)
+        return replace(
+            self, vectors=vectors, prompt=self.prompt[one, start:stop], row_mask=row_mask, strengths=strengths,
+            last=None if self.last is None else self.last[one] - start, stats=EditStats(),
+            vector_fn=self.vector_fn if self.read_site is None else None,  # with a read_site the vectors are known
+        )  # fmt: skip
 
     def _call_vector_fn(self, h: State, copies: int) -> Tensor:  # of a shape that is checked by `_compute_vectors`
         assert self.vector_fn is not None and self.last is not None

@@ -88,12 +88,8 @@ class Prefix:
         """The prefix without the columns from one on, as views."""
         return Prefix(tuple((k[:, :, :column], v[:, :, :column]) for k, v in self.layers), self.joined)
 
-    def as_readonly_cache(self, copies: int, joined: bool = True) -> Cache:
-        """A cache for one forward of `copies` times the rows, ordered copy by copy."""
-        return Cache(layers=list(self.cache_layers(copies, joined)))
-
     def cache_layers(self, copies: int, joined: bool) -> list[SharedPrefixLayer]:
-        """The layers of that cache."""
+        """The layers of a cache for one forward of `copies` times the rows, ordered copy by copy."""
         return [SharedPrefixLayer(PrefixKV(keys, values, copies), joined) for keys, values in self.layers]
 
     def as_generation_cache(self, copies: int) -> DynamicCache:

@@ -120,6 +120,8 @@ def load(
     for option, given in (("check", check), ("prefix_caching", taken["prefix_caching"])):
         check_option(option, given, (True, False), LoadError)
     check_option("chat", chat, (None, True, False), LoadError)
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise LoadError(f"dtype={dtype!r}: expected the name of a dtype of torch, such as 'float32' or 'bfloat16'")
     remote_backend = find_backend(remote, options, **{name: taken[name] for name in _SERVER_OPTIONS})
     named = isinstance(name, str | os.PathLike)
     if remote_backend is not None:

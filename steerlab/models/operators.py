@@ -205,7 +205,7 @@ class EditRule:
     @property
     def adds(self) -> bool:
         """Whether the operator adds a vector, so that the order of such edits at a site does not matter."""
-        return isinstance(self.operator, Add)
+        return type(self.operator) is Add  # a class made of it may do something else
 
     def apply(self, h: States, vector: States, strength: Strengths) -> States:
         """The new states, in float32; of heads that are not chosen the same."""

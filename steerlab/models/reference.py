@@ -120,13 +120,10 @@ def decoding_error(
         seen.append(with_rows(h, len(rows))[:, -1].clone())
         return h
 
-    handle = _attach(model, last, keep)
     fixed = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True}
     fixed |= {"max_new_tokens": steps + 1, "min_new_tokens": steps + 1, "pad_token_id": model.tokenizer.pad_token_id}
-    try:
+    with _attach(model, last, keep):
         ids = model.engine.generate(model.inputs(batch, positions=False), edits, **fixed | options)
-    finally:
-        handle.remove()
     new = ids[:, batch.width :].tolist()
     if len(seen) <= steps or any(len(tokens) <= steps for tokens in new):
         return float("inf")

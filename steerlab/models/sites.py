@@ -54,6 +54,11 @@ class Site:
         return PARTS.index(self.part), self.layer, POINTS.index(self.point)
 
     @property
+    def state_kind(self) -> str:
+        """What is read there: "heads", or the part of the model; only states of one kind are captured together."""
+        return "heads" if self.point == "heads" else self.part
+
+    @property
     def block_before(self) -> int | None:
         """The deepest block whose output an edit here leaves as it is, before the edit; None: there is none."""
         before = self.layer - (self.point != "block_out") if self.part == "text" else -1

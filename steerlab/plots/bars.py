@@ -77,7 +77,8 @@ def method_bars(
         tick.set_color(method_style(method).text_color)
         tick.set_fontweight("bold" if method == "l2s" else "normal")
     ax.set_ylim(max(rows.values()) + 0.7, -1.6 if headings else -0.7)
-    ax.set_xlim(min(0.0, float(frame["low"].min())), max(1.0, float(frame["high"].max())) + 0.03)
+    ends = frame[["value", "low", "high"]]  # the ends of an interval may be missing
+    ax.set_xlim(min(0.0, float(ends.min(axis=None))), max(1.0, float(ends.max(axis=None))) + 0.03)
     ax.xaxis.set_major_locator(MultipleLocator(0.5))
     ax.spines["left"].set_visible(False)
     return ax

@@ -26,13 +26,13 @@ class MetricStyle:
 
     label: str
     goal: float | None = None
-    lower_is_better: bool = False
+    lower_is_better: bool | None = False
     is_share: bool = False
 
     @property
     def heading(self) -> str:
-        """The label with an arrow towards better values."""
-        return f"{self.label} {'↓' if self.lower_is_better else '↑'}"
+        """The label with an arrow towards better values; without one where `lower_is_better` is None: not known."""
+        return self.label if self.lower_is_better is None else f"{self.label} {'↓' if self.lower_is_better else '↑'}"
 
 
 # how the metrics of the studies are labeled, with their goals
@@ -66,7 +66,7 @@ def metric_style(name: str) -> MetricStyle:
         >>> metric_style("refuse_expert").heading
         'Refuses expert questions ↓'
     """
-    return METRICS.get(name, MetricStyle(name.replace("_", " ")))
+    return METRICS.get(name, MetricStyle(name.replace("_", " "), lower_is_better=None))
 
 
 def summary_frame(summary: Mapping[str, Any]) -> pd.DataFrame:

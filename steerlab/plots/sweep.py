@@ -55,8 +55,8 @@ def sweep_heatmap(
         or without alpha 0 a mean of 0; the color bar says which.
 
     Raises:
-        DataError: columns are missing, no row is left, the frame holds several methods or positions, or the selected
-            layers or strength are not in it.
+        DataError: columns are missing, no row is left, the frame holds several methods or positions, a setting lacks
+            inputs, or the selected layers or strength are not in it.
     """
     require_columns(frame, ["layer", "alpha", "metric", "value"], "sweep_heatmap", ["value"])
     rows = frame[frame["metric"] == metric]
@@ -67,6 +67,10 @@ def sweep_heatmap(
             f"sweep_heatmap({metric!r}, split={split!r}) has {len(rows)} of {len(frame)} rows to draw"
             + (f" and they mix several of {several}: select one first" if several else "")
         )
+    keys = [c for c in ("behavior", "example_id") if c in rows]
+    inputs, at_setting = (rows[[*keys, *more]].drop_duplicates() for more in ((), ("layer", "alpha")))
+    if keys and at_setting.groupby(["layer", "alpha"]).size().min() < len(inputs):
+        raise DataError("sweep_heatmap needs every input at every setting: give the rows of one split or of one sweep")
     means = rows.pivot_table(index="layer", columns="alpha", values="value", sort=False).sort_index(axis=1)
     means = means.loc[in_layer_order(means.index)]
     what = "Change of mean" if 0 in means else "Mean"

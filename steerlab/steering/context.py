@@ -1,4 +1,4 @@
-"""The activations of the unsteered prompts that steerers require, captured in one pass per part of the model."""
+"""The activations of the unsteered prompts that steerers require, captured in one pass per kind of state."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from steerlab.models.sites import Site
 
 @dataclass(frozen=True)
 class PartsContext(Context):
-    """A context with activations of several parts of the model, whose states differ in width.
+    """A context with several kinds of states, which differ in width.
 
     Attributes:
-        activations: those of the part that the steerer reads first; None if it reads none.
-        parts: the activations by part ("text", "vision", "projector").
+        activations: those of the kind that the steerer reads first; None if it reads none.
+        kinds: the activations by kind ("text", "heads", "vision", "projector").
     """
 
-    parts: Mapping[str, Activations] = field(default_factory=dict)
+    kinds: Mapping[str, Activations] = field(default_factory=dict)
 
     def get_states(self, required: RequiredActivation) -> Float[Tensor, "batch hidden"]:
         """The states of one required activation; see `Context.get_states`."""
-        return Context(self.example_ids, self.parts.get(required.site.part)).get_states(required)
+        return Context(self.example_ids, self.kinds.get(required.site.state_kind)).get_states(required)
 
 
 ReadContexts = Callable[[Sequence[Steerer], Sequence[RequiredActivation]], list[PartsContext]]
@@ -46,25 +46,33 @@ def read_contexts(
         extra_required: what a caller needs besides, such as the states whose norm scales the vectors.
         rows: the encoded examples, perhaps with answers; without them, the prompts are encoded here.
     """
-    by_part: dict[str, list[RequiredActivation]] = {}
-    for required in [*(one for steerer in steerers for one in steerer.required_activations), *extra_required]:
-        by_part.setdefault(required.site.part, []).append(required)
+    by_kind = group_by_kind(steerers, extra_required)
     prompts = [example.replace(contrast=None) for example in examples]
-    encoded = {row.example_id: row.head(row.n_prompt) for row in rows} if by_part else {}
+    encoded = {row.example_id: row.head(row.n_prompt) for row in rows} if by_kind else {}
     acts = {
-        part: capture(
+        kind: capture(
             model, prompts, layers=sorted({model.site(one.site) for one in required}),
             positions=sorted({one.position for one in required}, key=str),
             extra_prompts=sorted({one.side for one in required} - {"prompt"}), batch_size=batch_size, progress=False,
             encoded=encoded,
         )
-        for part, required in by_part.items()
+        for kind, required in by_kind.items()
     }  # fmt: skip
     example_ids = tuple(example.id for example in examples)
-    return [PartsContext(example_ids, acts.get(_part(steerer)), acts) for steerer in steerers]
+    return [context_of(steerer, example_ids, acts) for steerer in steerers]
 
 
-def _part(steerer: Steerer) -> str:
-    """The part of the model that a steerer reads, or steers if it reads nothing."""
+def group_by_kind(
+    steerers: Sequence[Steerer], extra_required: Sequence[RequiredActivation]
+) -> dict[str, list[RequiredActivation]]:
+    """What steerers and a caller require, by the kind of state."""
+    by_kind: dict[str, list[RequiredActivation]] = {}
+    for required in [*(one for steerer in steerers for one in steerer.required_activations), *extra_required]:
+        by_kind.setdefault(required.site.state_kind, []).append(required)
+    return by_kind
+
+
+def context_of(steerer: Steerer, example_ids: tuple[str, ...], acts: Mapping[str, Activations]) -> PartsContext:
+    """The context of a steerer: the activations come first that it reads, or of where it steers if it reads nothing."""
     sites = [*(one.site for one in steerer.required_activations), getattr(steerer, "site", Site(0))]
-    return sites[0].part
+    return PartsContext(example_ids, acts.get(sites[0].state_kind), acts)

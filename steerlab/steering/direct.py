@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -32,7 +31,7 @@ from steerlab.models.positions import Match
 from steerlab.models.sites import Site
 from steerlab.models.versions import CACHE_NAMES, forward_parameters, given_cache
 from steerlab.steering.batches import active_steering, totals
-from steerlab.steering.context import PartsContext
+from steerlab.steering.context import PartsContext, context_of, group_by_kind
 from steerlab.steering.interventions import build_edits, writes_anything
 from steerlab.steering.requests import Request, resolve_interventions
 
@@ -176,10 +175,10 @@ class DirectSteering:
         chosen = slice(None, None, copies)
 
         def read(steerers: Sequence[Steerer], extra: Sequence[RequiredActivation]) -> list[PartsContext]:
-            required = [*(one for steerer in steerers for one in steerer.required_activations), *extra]
-            acts = self._capture(given, batch, examples, required) if required else None
+            kinds = group_by_kind(steerers, extra)
+            acts = {kind: self._capture(given, batch, examples, required) for kind, required in kinds.items()}
             ids = tuple(example.id for example in examples[chosen])
-            return [PartsContext(ids, acts, {} if acts is None else {"text": acts}) for _ in steerers]
+            return [context_of(steerer, ids, acts) for steerer in steerers]
 
         self._reads = True
         try:
@@ -242,10 +241,12 @@ def _as_batch(model: Model, given: Mapping[str, Any], with_text: bool) -> Batch:
 
 
 def _as_row(model: Model, name: str, ids: list[int], with_text: bool) -> EncodedPrompt:
-    pieces = [str(model.tokenizer.decode([i])) if with_text else "" for i in ids]
-    ends = torch.tensor([0, *map(len, pieces)]).cumsum(0).tolist()
-    offsets = tuple(pairwise(ends))
-    return EncodedPrompt(tuple(ids), (Span("prompt", 0, len(ids)),), len(ids), "".join(pieces), offsets, name)
+    texts = [""]
+    for n in range(1, len(ids) + 1):  # a token alone may lose its space, or be a part of a character
+        texts.append(str(model.tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False)) if with_text else "")
+    ends = [len(text.rstrip("\ufffd")) for text in texts]
+    offsets = tuple((a, next((b for b in ends[i:] if b > a), a)) for i, a in enumerate(ends[:-1], 1))
+    return EncodedPrompt(tuple(ids), (Span("prompt", 0, len(ids)),), len(ids), texts[-1], offsets, name)
 
 
 _wrapping: dict[int, list[DirectSteering]] = {}  # by model: the blocks of all threads

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pandas as pd
@@ -32,7 +32,10 @@ from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
 from steerlab.steering.padding import option_in_use, reads_padding, with_recorded_ends
 from steerlab.steering.requests import Alpha, Scale, resolve_interventions
 
-_OTHER_FORWARDS = {"assistant_model", "guidance_scale", "prompt_lookup_num_tokens"}
+_OTHER_FORWARDS = {  # with the value that changes nothing
+    "assistant_model": None, "guidance_scale": 1, "prompt_lookup_num_tokens": None, "token_healing": False,
+    "assistant_early_exit": None,
+}  # fmt: skip
 _RESERVED = {"inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "return_dict_in_generate"}
 NEW_TOKENS = 60  # the default limit of a text
 
@@ -156,8 +159,13 @@ def generate(
     ratios: list[pd.DataFrame] = []
     moved = torch.zeros(2)
 
+    numbers = {id(row): i for i, row in enumerate(rows)}
+
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[tuple[int, ...]]], Totals]:
-        new = new_ids(model, model.inputs(batch, positions=False), edits, options | {"max_new_tokens": max_new_tokens})
+        own = options | {"max_new_tokens": max_new_tokens}
+        if allowed := options.get("prefix_allowed_tokens_fn"):  # it is asked by the row of a batch, which are sorted
+            own["prefix_allowed_tokens_fn"] = _by_input(model, allowed, [numbers[id(row)] for row in batch.rows], own)
+        new = new_ids(model, model.inputs(batch, positions=False), edits, own)
         copies = len(new) // len(batch.rows)
         ratios.extend(_token_ratios(edits, batch.width))
         moved.add_(_summed_ratios(edits))
@@ -185,6 +193,14 @@ def _known_options() -> list[str]:
     return [*vars(GenerationConfig()), *(name for one in functions for name in inspect.signature(one).parameters)]
 
 
+def _by_input(
+    model: Model, allowed: Callable[[int, Tensor], list[int]], numbers: list[int], options: dict[str, Any]
+) -> Callable[[int, Tensor], list[int]]:
+    """The function of `prefix_allowed_tokens_fn`, asked by the number of an input instead of the row in its batch."""
+    beams, copies = (option_in_use(model, options, name) or 1 for name in ("num_beams", "num_return_sequences"))
+    return lambda row, ids: allowed(numbers[row // (copies if beams == 1 else 1)], ids)
+
+
 def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, Any]) -> list[tuple[int, ...]]:
     """The new ids of every row of a left-padded batch, end of turn included."""
     if model.row_format.no_generation:
@@ -192,7 +208,8 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
             f"{model.id} does not generate what its whole rows say ({model.row_format.no_generation}): capture it, or "
             "score given answers"
         )
-    if others := sorted(_OTHER_FORWARDS & options.keys()):
+    in_use = partial(option_in_use, model, options)
+    if others := [name for name, unused in _OTHER_FORWARDS.items() if in_use(name) not in (None, unused)]:
         raise SteeringError(f"{others}: these run forwards of their own, which would not be steered: leave them out")
     if reserved := _RESERVED & options.keys():
         raise SteeringError(f"{sorted(reserved)} can't be given: steerlab sets the inputs, and reads the ids")
@@ -204,11 +221,12 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
     if getattr(given, "max_new_tokens", None) is not None:
         raise SteeringError("generation_config sets max_new_tokens: give it to the call instead, max_new_tokens=...")
     greedy = {"do_sample": False} if getattr(given, "do_sample", None) is None else {}
+    greedy |= {"return_dict_in_generate": False}
     merged = greedy | {"pad_token_id": model.tokenizer.pad_token_id} | options
     ends: dict[int, int] = {}
     if not model.is_remote:  # code that `generate` compiles by itself would skip the hooks
         merged = with_recorded_ends(model, merged, ends)
-        processors = [*options.get("logits_processor", ()), FiniteLogits()]
+        processors = [*(options.get("logits_processor") or ()), FiniteLogits()]
         merged = {"disable_compile": True} | merged | {"logits_processor": processors}
     if not model.row_format.use_cache:
         merged |= {"use_cache": False}
@@ -220,7 +238,7 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
         if isinstance(error, SteerlabError):
             raise
         raise SteeringError(f"`generate` of Hugging Face refuses the options {options}: {error}") from error
-    eos = option_in_use(model, options, "eos_token_id")
+    eos = in_use("eos_token_id")
     stop = set() if eos is None else set(torch.as_tensor(eos).flatten().tolist())
     width = inputs["input_ids"].shape[1]
     rows = [row[width : ends.get(i)] for i, row in enumerate(out.tolist())]

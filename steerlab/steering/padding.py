@@ -25,20 +25,24 @@ class _Ends(StoppingCriteria):
 
 def with_recorded_ends(model: Model, options: dict[str, Any], ends: dict[int, int]) -> dict[str, Any]:
     """The options, with `_Ends` for stop strings and stopping criteria; beams keep theirs, since they change rows."""
-    criteria, strings = list(options.get("stopping_criteria") or ()), options.get("stop_strings")
-    if not (criteria or strings) or options.get("num_beams", 1) > 1:
+    criteria = list(options.get("stopping_criteria") or ())
+    strings = option_in_use(model, options, "stop_strings")
+    if not (criteria or strings) or (option_in_use(model, options, "num_beams") or 1) > 1:
         return options
     if strings:
         criteria.append(StopStringCriteria(options.get("tokenizer", model.tokenizer), strings))
-    rest = {name: value for name, value in options.items() if name not in ("stop_strings", "tokenizer")}
-    return rest | {"stopping_criteria": StoppingCriteriaList([_Ends(criteria, ends)])}
+    rest = {name: value for name, value in options.items() if name != "tokenizer"}
+    return rest | {"stop_strings": None, "stopping_criteria": StoppingCriteriaList([_Ends(criteria, ends)])}
 
 
 def reads_padding(model: Model, options: Mapping[str, Any]) -> bool:
-    """Whether padding would change texts: penalties of the tokens so far, and a least length, count it as text."""
+    """Whether padding would change texts: penalties of the tokens so far, a least length and given code count it."""
     least = ("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
     penalties = ("repetition_penalty", "encoder_repetition_penalty")
     used = [option_in_use(model, options, name) for name in penalties]
+    code = [*(options.get("logits_processor") or ()), *(options.get("stopping_criteria") or ())]
+    if options.get("prefix_allowed_tokens_fn") or not all(getattr(one, "ignores_padding", False) for one in code):
+        return True
     return any(one not in (None, 1.0) for one in used) or any(option_in_use(model, options, name) for name in least)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from steerlab._support.checks import check_option, check_type, show
 from steerlab.data.example import Example
 from steerlab.errors import MismatchError, SteeringError
-from steerlab.methods.base import Context, Intervention, RequiredActivation, Steerer, steering_sites
+from steerlab.methods.base import Context, Intervention, RequiredActivation, parts_of, steering_sites
 from steerlab.methods.vector import as_steerer
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.fingerprint import accept_model, describe_origin, is_accepted, same_model, weights_fingerprint
@@ -132,8 +132,8 @@ def resolve_interventions(
 
 def _check_origin(model: Model, steerer: Any, any_model: bool) -> None:
     """Refuse a steerer that was fitted on another model, before any forward; its `info_` remembers `any_model`."""
-    if isinstance(inner := getattr(steerer, "steerer", None), Steerer):  # it may have been fitted since it was wrapped
-        _check_origin(model, inner, any_model)
+    for part in parts_of(steerer):  # it may have been fitted since it was wrapped
+        _check_origin(model, part, any_model)
     name, info = steerer.name, getattr(steerer, "info_", {})
     site = next(iter(steering_sites(steerer)), None)
     theirs, ours = info.get("hidden_size"), model.hidden_size if site is None else model.width(site)

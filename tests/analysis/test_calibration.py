@@ -1,5 +1,6 @@
 """The strength at a given distance from the unsteered model."""
 
+import plain
 import pytest
 import torch
 
@@ -10,7 +11,6 @@ from steerlab.errors import DataError, SteeringError
 from steerlab.methods import Gated, LinearProbe, Operation, Prompt
 from steerlab.methods.l2s.config import TrainingConfig
 from steerlab.metrics import is_fluent
-from steerlab.models.layout import blocks
 from steerlab.models.model import Model
 from steerlab.testing import tiny_lm
 
@@ -29,19 +29,10 @@ def by_hand(model: Model, alpha: float, quantile: float) -> float:
     """The quantile over all tokens, from plain forwards of one row at a time with a plain hook."""
     answers, found = generate(model, PROMPTS, max_new_tokens=NEW, progress=False), []
     for prompt, new in zip(PROMPTS, answers.ids, strict=True):
-        turns = [{"role": "user", "content": prompt}]
-        ids = model.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-        logprobs = []
+        (ids, n), logprobs = plain.chat_ids(model, prompt), []
         for strength in (alpha, 0.0):
-
-            def add(_, args, out, strength=strength):
-                h = (out[0] if isinstance(out, tuple) else out) + strength * V
-                return (h, *out[1:]) if isinstance(out, tuple) else h
-
-            handle = blocks(model.hf, model.layout)[1].register_forward_hook(add)
-            logits = model.hf(input_ids=torch.tensor([[*ids, *new]]), use_cache=False).logits[0]
-            handle.remove()
-            logprobs.append(logits[len(ids) - 1 : -1].double().log_softmax(-1))
+            with plain.hooked(model, 1, lambda h, strength=strength: h + strength * V):
+                logprobs.append(plain.logits(model, [*ids, *new])[n - 1 : -1].double().log_softmax(-1))
         found.append((logprobs[0].exp() * (logprobs[0] - logprobs[1])).sum(-1))
     return float(torch.cat(found).quantile(quantile))
 

@@ -76,6 +76,10 @@ def test_cells_that_break_the_guard_are_not_chosen() -> None:
     assert (layer_range.best, layer_range.alpha) == (1, 1.0)
     with pytest.raises(DataError, match="lower the guard"):
         select_layers(pd.concat([frame, mass]), guard={"answer_probability": 0.95})
+    same = made({0: 1.0, 1: 1.0, 2: 1.0}, noise=0.0)
+    mass = same.assign(metric="answer_probability", value=np.where(same["layer"] == 1, 0.1, 0.9))
+    guarded = select_layers(pd.concat([same, mass]), guard={"answer_probability": 0.5})
+    assert len(guarded.layers) == 1, "what the guard took away ends the range"
 
 
 def test_what_can_not_be_chosen_from_is_refused() -> None:

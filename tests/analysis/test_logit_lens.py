@@ -1,5 +1,6 @@
 """What a model would say at each layer, against its own norm and head by hand."""
 
+import plain
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from steerlab.analysis.patching import patch
 from steerlab.analysis.sae_features import sae_features
 from steerlab.errors import DataError, LayoutError, MismatchError, SteerlabError
 from steerlab.methods.sae import train_sae
-from steerlab.models.layout import blocks, find_layout, module_at
+from steerlab.models.layout import find_layout, module_at
 from steerlab.models.model import Model
 from steerlab.testing import FAMILIES, tiny_hf, tiny_lm, tiny_vlm
 
@@ -20,18 +21,10 @@ PROMPTS = ["Tell me of the Nile.", "Hi"]
 @torch.no_grad()
 def by_hand(model: Model, prompt: str) -> tuple[Tensor, Tensor]:
     """Probabilities at each layer and token, `(layer, token, vocabulary)`, and those of the model itself."""
-    turns = [{"role": "user", "content": prompt}]
-    ids = model.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-    states: list[Tensor] = []
-    handles = [
-        block.register_forward_hook(lambda _, args, out: states.append(out[0] if isinstance(out, tuple) else out))
-        for block in blocks(model.hf, model.layout)
-    ]
-    own = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-    for handle in handles:
-        handle.remove()
+    ids, _ = plain.chat_ids(model, prompt)
+    own = plain.logits(model, ids)
     norm, head = (module_at(model.hf, path) for path in (model.layout.final_norm_path, model.layout.head_path))
-    logits = torch.stack([head(norm(h))[0] for h in states])
+    logits = torch.stack([head(norm(h)) for h in plain.hidden(model, ids)])
     if cap := getattr(model.hf.config, "final_logit_softcapping", None):
         logits = cap * torch.tanh(logits / cap)
     return logits.softmax(-1), own.softmax(-1)

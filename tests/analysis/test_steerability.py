@@ -135,10 +135,7 @@ def test_intervals_are_those_of_the_plain_bootstrap() -> None:
         (lambda f: pd.concat([f, f.iloc[[4]]]), "more than once"),
         (lambda f: f.drop(index=[8, 9]), "1 of 3 curves lack some, first .'openness/1'"),
         (lambda f: f[f["alpha"] == 1.0], "at least two alphas"),
-        (
-            lambda f: pd.concat([f, f[f["alpha"] == 1.0].assign(layer=9)]),
-            "1 of 2 settings have one, .*'layer': 9",
-        ),
+        (lambda f: pd.concat([f, f[f["alpha"] == 1.0].assign(layer=9)]), "1 of 2 settings have one, .*'layer': 9"),
     ],
 )
 def test_what_is_no_curve_is_refused(change: Callable[[pd.DataFrame], pd.DataFrame], words: str) -> None:

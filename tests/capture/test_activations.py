@@ -66,6 +66,13 @@ def test_rows_keeps_the_marked_rows_in_order(keep):
     assert chosen.index["example_id"].tolist() == [ROWS[i][0] for i in marked]
 
 
+def test_rows_are_not_marked_in_another_order() -> None:
+    keep = (ACTS.index["side"] == "prompt").sample(frac=1, random_state=1)
+    with pytest.raises(ActivationError, match="other row numbers"):
+        ACTS.rows(keep)
+    assert ACTS.rows(keep.sort_index()).index["side"].tolist() == ["prompt", "prompt"]
+
+
 def test_at_finds_layers_by_number():
     assert ACTS.layers == (3, 7, 7) and ACTS.hidden_size == 4
     assert torch.equal(ACTS.at(7), ACTS.values[:, 1]) and torch.equal(ACTS.at(Site(7, "attn_out")), ACTS.values[:, 2])

@@ -23,6 +23,7 @@ from steerlab.errors import (
     OutOfMemory,
     PositionError,
     SteerlabError,
+    is_out_of_memory,
 )
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.layout import module_at
@@ -112,25 +113,6 @@ def test_batched_states_equal_single_rows(lm, prompts, batch_size, padding):
     batched = quiet(model, prompts, positions=["last", "prompt"], batch_size=batch_size, padding=padding)
     alone = [quiet(model, [prompt], positions=["last", "prompt"]).values for prompt in prompts]
     torch.testing.assert_close(batched.values, torch.cat(alone), **NEAR)
-
-
-@pytest.mark.parametrize("padding", ["left", "right"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_padding_embeddings_do_not_change_states(lm, family, padding):
-    model = lm(family, "hooks")
-    pad = model.tokenizer.pad_token_id
-    touched: list[int] = []
-
-    def poison(_: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        pads = args[0] == pad
-        touched.append(int(pads.sum()))
-        return torch.where(pads[..., None], output + 1e4, output)
-
-    clean = quiet(model, PROMPTS, positions=["last", "user"], padding=padding)
-    with model.hf.get_input_embeddings().register_forward_hook(poison):
-        poisoned = quiet(model, PROMPTS, positions=["last", "user"], padding=padding)
-    assert sum(touched) > 0, "the premise"
-    torch.testing.assert_close(poisoned.values, clean.values, **NEAR)
 
 
 def test_mean_equals_numpys_over_the_same_tokens(model):
@@ -287,29 +269,24 @@ def test_out_of_memory_halves_the_batch(model, monkeypatch, caplog):
         quiet(model, PROMPTS)
 
 
-def run_out_of_memory(kind: str) -> None:
-    """As on a Linux CPU (the real error), on Apple's devices and in Python itself."""
-    if kind == "cpu":
-        torch.empty(2**50)
-    if kind == "mps":
-        raise RuntimeError("MPS backend out of memory (MPS allocated: 8.96 GB, max allowed: 9.07 GB).")
-    raise MemoryError
+def test_out_of_memory_of_other_devices_is_recognized() -> None:
+    apple = RuntimeError("MPS backend out of memory (MPS allocated: 8.96 GB, max allowed: 9.07 GB).")
+    assert is_out_of_memory(apple) and is_out_of_memory(MemoryError())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["cpu", "mps", "python"])
 @pytest.mark.parametrize("where", ["model", "selector"])
-def test_out_of_memory_is_recognized_anywhere_in_a_forward(monkeypatch, caplog, backend, kind, where):
+def test_out_of_memory_is_recognized_anywhere_in_a_forward(monkeypatch, caplog, backend, where):
     model = tiny_lm(backend=backend)
     before = quiet(model, PROMPTS)
     select = TokenSelector.__call__
 
     def limited(self: TokenSelector, h: Tensor) -> Tensor:
-        return run_out_of_memory(kind) if len(h) > 2 else select(self, h)  # type: ignore[return-value]
+        return torch.empty(2**50) if len(h) > 2 else select(self, h)
 
     if where == "model":
         block = module_at(model.hf, f"{model.layout.blocks_path}.1")
-        block.register_forward_pre_hook(lambda _, args: run_out_of_memory(kind) if len(args[0]) > 2 else None)
+        block.register_forward_pre_hook(lambda _, args: torch.empty(2**50) if len(args[0]) > 2 else None)
     else:
         monkeypatch.setattr(TokenSelector, "__call__", limited)
     torch.testing.assert_close(quiet(model, PROMPTS).values, before.values, **NEAR)

@@ -47,6 +47,11 @@ def test_store_loads_what_capture_returns(model, tmp_path, reduce, dtype):
     expected = capture(model, data, **options)
     assert_same(store.load(), expected)
     assert_same(Store.open(str(tmp_path / "acts")).load(), expected)
+    assert_same(store.load(-1), store.load(store.sites[-1].layer))
+    added = expected.index.assign(p_value=1 / (3 + expected.index.index), seen_at="2024-01-01", small=3e-13)
+    added = Activations(expected.values, added, expected.sites, expected.info)
+    added.save_pretrained(tmp_path / "saved")
+    assert_same(Activations.from_pretrained(tmp_path / "saved"), added)
     names = sorted(path.name for path in (tmp_path / "acts").iterdir())
     assert names == ["manifest.json", *(f"shard-{n:05d}.safetensors" for n in range(store.n_shards))]
 
@@ -101,10 +106,7 @@ def folder_gone(path: Path) -> None:
     shutil.rmtree(path.parent)
 
 
-@pytest.mark.parametrize(
-    ("interrupt", "kept"),
-    [(half_written, 2), (half_serialized, 2), (folder_gone, 0)],
-)
+@pytest.mark.parametrize(("interrupt", "kept"), [(half_written, 2), (half_serialized, 2), (folder_gone, 0)])
 def test_storage_trouble_names_the_shard_and_keeps_the_others(model, tmp_path, monkeypatch, interrupt, kept):
     folder = tmp_path / "acts"
     with monkeypatch.context() as patch:

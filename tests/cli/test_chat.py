@@ -141,7 +141,7 @@ def test_a_talk_that_is_too_long_goes_on_after_reset(run: Callable[..., Any], mo
     assert run("fit", "pairs.jsonl", "--layers", "2", "--out", "polite")[0] == 0
     monkeypatch.setattr("sys.stdin", StringIO(f"{'long ' * 2000}\n/reset\nHello\n"))
     status, out, error = run("chat", "polite", "--max-new-tokens", "4", "--json")
-    assert status == 0 and "the model's context" in error and "/reset forgets the talk" in error
+    assert status == 1 and "the model's context" in error and "/reset forgets the talk" in error
     assert [turn["prompt"] for turn in json.loads(out)["turns"]] == ["Hello"]
 
 
@@ -151,8 +151,9 @@ def test_chat_reads_lines_from_a_pipe(run: Callable[..., Any], monkeypatch: pyte
     monkeypatch.setattr("sys.stdin", StringIO(lines))
     status, out, error = run("chat", "polite", "--max-new-tokens", "4", "--layer", "1", "--json")
     turns = json.loads(out)["turns"]
-    assert status == 0 and [turn["alpha"] for turn in turns] == [1, 3] and "did you mean /alpha?" in error
+    assert status == 1 and [turn["alpha"] for turn in turns] == [1, 3] and "did you mean /alpha?" in error
+    assert [(turn["layers"], turn["positions"]) for turn in turns] == [({"polite": "1"}, None)] * 2
     monkeypatch.setattr("sys.stdin", StringIO(lines + "/quit\nnever\n"))
     status, out, _ = run("chat", "polite", "--max-new-tokens", "4", "--layer", "1")
-    assert status == 0 and re.findall(r"(?m)^  (polite.*?)  ", out) == ["polite, alpha 1", "polite, alpha 3"]
+    assert status == 1 and re.findall(r"(?m)^  (polite.*?)  ", out) == ["polite, alpha 1", "polite, alpha 3"]
     assert f"> Hello there\n  without              {' '.join(turns[0]['texts'][0].split())}\n" in out

@@ -115,17 +115,8 @@ def test_generate_projects_a_direction_out(answer: Answer) -> None:
 
 def test_sweep_measures_what_the_library_measures_and_resumes(answer: Answer, run: Callable[..., Any]) -> None:
     arguments = (
-        "sweep",
-        "pairs.jsonl",
-        "--train",
-        "train.jsonl",
-        "--layers",
-        "1,2",
-        "--alphas",
-        "-1:1:1",
-        "--out",
-        "grid",
-    )
+        "sweep", "pairs.jsonl", "--train", "train.jsonl", "--layers", "1,2", "--alphas", "-1:1:1", "--out", "grid",
+    )  # fmt: skip
     status, out, error = run(*arguments)
     assert status == 0 and "measure 6 settings on 3 inputs, into grid; about" in error and "largest mean" in out
     rows, train = (steerlab.examples(pd.DataFrame(one)) for one in (PAIRS, TRAIN))

@@ -11,6 +11,7 @@ from PIL import Image
 
 import steerlab
 from steerlab import Site
+from steerlab._support.yaml_text import load_yaml
 from steerlab.cli.inputs import Choice, parse_layers, parse_metrics, parse_numbers, parse_positions, read_data, readers
 from steerlab.cli.job import write_csv
 from steerlab.errors import DataError, LoadError, SteeringError
@@ -32,6 +33,12 @@ def test_each_kind_of_file_gives_the_same_examples(tmp_path: Path, suffix: str) 
 def test_prompts_pairs_and_images_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Hello\n\nHow are you?\n")
     assert [one.prompt for one in read_data(str(tmp_path / "a.txt"))] == ["Hello", "How are you?"]
+    (tmp_path / "a.text").write_text("Hello\n")
+    with pytest.raises(DataError, match=r"ends in \.text: expected one of \.jsonl"):
+        read_data(str(tmp_path / "a.text"))
+    assert load_yaml("[0:1:0.5, yes, 007, 12, -0.5, true, 2024-01-01, null]") == [
+        "0:1:0.5", "yes", "007", 12, -0.5, True, "2024-01-01", None
+    ]  # fmt: skip
     (tmp_path / "b.yaml").write_text("- [I love it, I hate it]\n")
     assert read_data(str(tmp_path / "b.yaml")) == steerlab.pairs([("I love it", "I hate it")])
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
@@ -44,8 +51,10 @@ def test_prompts_pairs_and_images_are_read(tmp_path: Path) -> None:
     write_csv(pd.DataFrame({"text": ["a\rb", "c"]}), tmp_path / "f.csv")
     assert pd.read_csv(tmp_path / "f.csv", lineterminator="\n")["text"].tolist() == ["a\rb", "c"]
     table = pd.DataFrame({"ask": ["Is it late?"], "yes": ["Arr"], "no": ["No"]})
-    table.to_csv(tmp_path / "d.csv", index=False)
-    named = read_data(str(tmp_path / "d.csv"), Choice(columns="prompt=ask,positive=yes,negative=no"))
+    table.to_csv(tmp_path / "d.CSV", index=False)
+    with pytest.raises(DataError, match=r"no column 'prompt', but 'ask', 'yes', 'no'.*--columns"):
+        read_data(str(tmp_path / "d.CSV"))
+    named = read_data(str(tmp_path / "d.CSV"), Choice(columns="prompt=ask,positive=yes,negative=no"))
     assert named[0].contrast == steerlab.Contrast("Arr", "No")
 
 
@@ -106,8 +115,17 @@ def test_layers_strengths_and_positions_are_parsed() -> None:
         ("fit --activations acts --limit 3 --out x", "give them to capture"),
         ("sweep pairs.jsonl --layers 3,8-5 --train pairs.jsonl --out x", "'8-5' goes down"),
         ("sweep pairs.jsonl --alphas 0,1:0:0.25 --train pairs.jsonl --out x", "has the part '1:0:0.25'"),
-        ("generate Hi --steer nowhere", "no file nowhere/manifest.json"),
+        ("generate Hi --steer nowhere", "there is no vector 'nowhere': give a folder that steerlab fit wrote"),
         ("generate Hi --batch-size 0", "'--batch-size'"),
+        ("generate Hi --alphas 0,5", "--alphas says how to steer, and there is no --steer VECTOR"),
+        ("generate Hi --dtype flot32", "expected the name of a dtype of torch"),
+        ("fit pairs.jsonl --out x --set layers=3", "give it as --layers 3"),
+        ("fit pairs.jsonl --out x --set behaviors=[", "the value is no YAML"),
+        ("fit pairs.jsonl --out x --layers -99", "there is no layer -99"),
+        ("fit demo --columns prompt=x --out x", "demo is none"),
+        ("fit xstest --out x", "has no answers to compare"),
+        ("sweep pairs.jsonl --train pairs.jsonl --alphas 0", "there is no strength but 0"),
+        ("doctor tiny --remote http://127.0.0.1:9", "leave one of them out"),
         ("export nowhere --to vllm --out x", "expected one of gguf, vllm-lens"),
         ("run nowhere.yaml", "there is no file nowhere.yaml"),
         ("page", "Missing argument 'DATA'"),

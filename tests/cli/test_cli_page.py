@@ -23,7 +23,7 @@ def test_page_is_the_page_of_the_library(answer: Callable[..., Any], work: Path)
     steerers = {"polite": steerlab.load_steerer("polite")}
     made = page_of(steerlab.load("tiny"), read_data("pairs.jsonl"), steerers, alphas=[0.0, 1.0], max_new_tokens=4)
     made.save("y.html")
-    assert Path("x.html").read_bytes() == Path("y.html").read_bytes() and Path("x.yaml").exists()
+    assert Path("x.html").read_bytes() == Path("y.html").read_bytes() and Path("x.html.study.yaml").exists()
     assert not Path("x.html.parts").exists()
 
 
@@ -53,7 +53,7 @@ def test_page_of_a_layer_without_a_vector_is_refused_before_anything_is_written(
 ) -> None:
     answer("fit", "train.jsonl", "--layers", "1-2", "--out", "polite")
     status, out, error = run("page", "pairs.jsonl", "--steer", "polite", "--layers", "2-3", "--out", "x.html")
-    assert status == 1 and not out and not Path("x.yaml").exists()
+    assert status == 1 and not out and not Path("x.html.study.yaml").exists()
     assert error.splitlines()[-1] == "steerlab: --layers 2-3: polite is fitted at layer 1, 2, not at 3"
     assert run("page", "pairs.jsonl", "--steer", "polite", "--layers", "-2", "--dry-run")[0] == 0, "layer 2 of 4"
 

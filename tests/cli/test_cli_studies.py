@@ -51,6 +51,28 @@ def test_a_folder_of_another_study_keeps_its_study_file(run: Run) -> None:
         shutil.rmtree("kept")
 
 
+def test_a_study_file_replaces_nothing_else(run: Run) -> None:
+    fit = ("fit", "pairs.jsonl", "--out", "polite", "--layers")
+    assert run(*fit, "2")[0] == 0 and run(*fit, "2")[0] == 0
+    kept = {path: path.read_bytes() for path in Path("polite").iterdir()}
+    for command, words in (
+        ([*fit, "1"], "fitted with other options (layers: '2' there, '1' now)"),
+        (["generate", "Hi", "--steer", "polite", "--out", "polite"], "is no study file of generate"),
+        (["generate", "Hi", "--study", "pairs.jsonl"], "is no study file of generate"),
+    ):
+        status, _, error = run(*command)
+        assert status == 1 and words in error.splitlines()[-1]
+    assert kept == {path: path.read_bytes() for path in Path("polite").iterdir()}
+
+
+def test_a_list_of_commands_is_planned_before_its_first_step_has_run(run: Run) -> None:
+    steps = [{"command": "fit", "data": "pairs.jsonl", "layers": 2, "out": "polite"},
+             {"command": "generate", "prompts": ["Hi"], "steer": ["polite"]}]  # fmt: skip
+    Path("steps.yaml").write_text(yaml.safe_dump(steps))
+    status, _, error = run("run", "steps.yaml", "--dry-run")
+    assert status == 0 and error.splitlines()[-1] == "then generate, with polite of an earlier step"
+
+
 def test_values_may_be_written_as_yaml_has_them(run: Run) -> None:
     assert run("fit", "pairs.jsonl", "--layers", "2", "--out", "polite")[0] == 0
     study = {

@@ -65,7 +65,7 @@ CASES = {
     (by_id, "tasks.jsonl", DataError): [([{"prompt": "a", "id": 1}] * 2, "'tasks/1' occurs twice")],
     (data.trivia_pairs, "pairs.jsonl", LoadError): [({"q": "?"}, "question")],
     (data.pope_file, "coco_pope_popular.jsonl", LoadError): [
-        ('{"image": "a"}\n', r"line 1: no field 'text'; the fields are \['image'\]"),
+        ('{"image": "a"}\n', r"line 1: no field 'text'; the fields are \['image'\]")
     ],
     (data.pope_file, "coco_pope_popular.jsonl", DataError): [
         (POPE.replace("yes", "maybe"), "line 1: label='maybe' is unknown; expected one of yes, no"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
+import plain
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from steerlab import Example, live
 from steerlab.analysis.token_effects import token_effects
 from steerlab.errors import DataError, SteeringError
 from steerlab.methods import Operation, SteeringVector
-from steerlab.models.layout import blocks
 from steerlab.models.model import Model
 from steerlab.plots.page import check_contract
 
@@ -36,18 +36,12 @@ def by_hooks(model: Model, ids: Sequence[int], n_prompt: int, layer: int, shift:
     """Log-probabilities and block outputs of one row alone, with `shift` added from the last prompt token on."""
     kept: list[Tensor] = []
 
-    def add(module: Any, args: Any, out: Any) -> Any:
-        h = out[0] if isinstance(out, tuple) else out
+    def add(h: Tensor) -> Tensor:
         kept.append(h[0].clone())
-        moved = h.clone()
-        moved[:, n_prompt - 1 :] += shift
-        return (moved, *out[1:]) if isinstance(out, tuple) else moved
+        return plain.adding(shift, range(n_prompt - 1, len(ids)))(h)
 
-    handle = blocks(model.hf, model.layout)[layer].register_forward_hook(add)
-    with torch.no_grad():
-        logits = model.hf(torch.tensor([list(ids)])).logits[0]
-    handle.remove()
-    return logits.log_softmax(-1), kept[0]
+    with plain.hooked(model, layer, add):
+        return plain.logits(model, ids).log_softmax(-1), kept[0]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])

@@ -244,7 +244,7 @@ def test_number_of_benign_inputs_limits_the_ratio():
         ({"ratio": 0.01}, "less than one"), ({"ridge": -1.0}, "ridge=-1.0"), ({"ridge": NAN}, "ridge=nan"),
         ({"ridge": float("inf")}, "ridge=inf"), ({"leakage": 0.0}, "leakage=0.0"), ({"leakage": NAN}, "leakage=nan"),
         ({"benign": ["answer", "refuse"]}, "60 inputs are both harmful and benign"),
-        ({"benign": "nobody"}, r"0 inputs have behavior in \['nobody'\]"),
+        ({"benign": "nobody"}, "no input has behavior 'nobody'"),
     ],
 )  # fmt: skip
 def test_gate_and_steerer_refuse_invalid_settings(options, match):

@@ -74,6 +74,27 @@ def test_probe_equals_scikit_learn_on_standardized_states() -> None:
     np.testing.assert_allclose(scores, expected.predict_proba(scaler.transform(x))[:, 1], atol=1e-4)
 
 
+def test_a_probe_separates_inputs_of_which_it_is_very_sure() -> None:
+    probe = LinearProbe(3).fit(ACTS)
+    probe.w_, probe.b_ = AXIS, 0.0
+    clean, harmful = ([Context.of(make_acts(k * AXIS[None], None)) for k in some] for some in ((-9, 30), (33,)))
+    assert probe.calibrate(clean[1], fpr=0.0).detect(harmful[0]).all()
+    with pytest.raises(DataError, match="sure that clean inputs are"):
+        probe.calibrate(Context.of(make_acts(60 * AXIS[None], None)), fpr=0.0)
+
+
+def test_labels_are_numbers_or_texts_and_a_misspelled_one_is_refused() -> None:
+    numbers = ACTS.index["example_id"].str[1:].astype(int) % 3
+    of_numbers, of_names = (
+        Activations(ACTS.values, ACTS.index.assign(kind=kinds), ACTS.sites, ACTS.info)
+        for kinds in (numbers, numbers.map("k{}".format))
+    )
+    one = LinearProbe(3, positive=[1], label="kind").fit(of_numbers)  # type: ignore[list-item]
+    assert torch.equal(one.w_, LinearProbe(3, positive=["k1"], label="kind").fit(of_names).w_), "0 is a label too"
+    with pytest.raises(DataError, match="no input has behavior 'answr'"):
+        ConditionVector(3, negative=["answer", "answr"]).fit(ACTS)
+
+
 def test_condition_score_is_the_cosine_of_the_centered_state() -> None:
     condition = ConditionVector(3, direction="means").fit(ACTS)
     means = STATES[POSITIVE].mean(0), STATES[~POSITIVE].mean(0)

@@ -248,14 +248,9 @@ def test_edited_model_of_each_family_is_read_and_steered_as_any_model(family: st
         rows = [e.replace(contrast=Contrast(e.contrast.negative, e.contrast.positive)) for e in rows if e.contrast]
     config = KTSConfig(steps=2, measure_every=2, rank=2, batch_size=4, coefficients=(0.0, 0.2))
     found = kl_then_steer(
-        model,
-        texts(8, 2),
-        [" " + t for t in texts(8, 3)],
-        {"refuse": rows},
-        layers=[layer],
-        config=config,
+        model, texts(8, 2), [" " + t for t in texts(8, 3)], {"refuse": rows}, layers=[layer], config=config,
         progress=False,
-    )
+    )  # fmt: skip
     edited = found.prepare(model)
     acts = steerlab.capture(edited, texts(2, 7), layers=[1], positions="last", progress=False)
     row = edited.encode(texts(2, 7)[0])

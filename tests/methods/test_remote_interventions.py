@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -37,16 +36,11 @@ PAIRS = [
 ]
 ANSWERS = ["No, never.", "Yes", "It depends on the heron"]
 NETS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "one unit": {"hidden_units": 1},
-    "wide": {"hidden_units": 40},
-    "relu": {"activation": "relu"},
-    "cosine": {"loss": "mse_l1_cos"},
-    "standardized": {"standardize": True},
+    "plain": {}, "one unit": {"hidden_units": 1}, "wide": {"hidden_units": 40}, "relu": {"activation": "relu"},
+    "cosine": {"loss": "mse_l1_cos"}, "standardized": {"standardize": True},
     "standardized, cosine": {"standardize": True, "loss": "mse_l1_cos", "hidden_units": 5},
-    "limited norm": {"max_norm": 0.2},
-    "context of another layer": {"context_layer": 9},
-}
+    "limited norm": {"max_norm": 0.2}, "context of another layer": {"context_layer": 9},
+}  # fmt: skip
 Result = tuple[Any, float, int]
 Function = Callable[..., Result]
 
@@ -257,43 +251,6 @@ def test_sweep_of_l2s_captures_once_for_all_settings(near: Model, remote_model: 
 def test_local_models_do_not_call_remote_interventions(near: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(L2S, "remote_interventions", lambda self: pytest.fail("called"))
     assert texts(near, steer=fit(near)["l2s"])[2] > 0
-
-
-LONG = "The heron sleeps by the river. " * 3
-PARTNERS = [
-    Example(LONG + p, id=f"{i}{k}", behavior="b", contrast=Contrast("No, never.", "Yes"))
-    for k in range(2)
-    for i, p in enumerate(PROMPTS)
-]
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
-def test_prefix_caching_changes_no_state_and_no_value(
-    family: str, lm: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shares: list[bool] = []
-    module: Any = sys.modules[steerlab.capture.__module__]
-    share = module.share_prompts
-
-    def record(*args: Any) -> Any:
-        shares.append((found := share(*args)) is not None)
-        return found
-
-    monkeypatch.setattr(module, "share_prompts", record)
-    default = lm(family)
-    uncached = steerlab.load(
-        default.hf, tokenizer=default.tokenizer, backend="hooks", prefix_caching=False, check=False
-    )
-    assert not (uncached.supports_prefix_cache or uncached.supports_layer_restart)
-    assert default.supports_prefix_cache and uncached.engine.supports_forward_state
-    shared, whole = (steerlab.capture(m, PARTNERS, layers="all", progress=False) for m in (default, uncached))
-    assert shares == [True, False]
-    assert shared.index.equals(whole.index)
-    torch.testing.assert_close(shared.values, whole.values, rtol=1e-5, atol=1e-5)
-    options: dict[str, Any] = {"alphas": (0.0, 2.0), "positions": "last+generated", "progress": False}
-    mean = SteeringVector({2: 3 * normal(32)})
-    a, b = (steerlab.sweep(m, PARTNERS, mean, **options) for m in (default, uncached))
-    torch.testing.assert_close(torch.tensor(a.value.to_numpy()), torch.tensor(b.value.to_numpy()), rtol=0, atol=1e-4)
 
 
 def inputs_of(model: Model, prompts: Sequence[str] = PROMPTS) -> Inputs:

@@ -84,6 +84,8 @@ def test_features_of_tokens_and_a_feature_ablated() -> None:
 
 
 def test_an_sae_of_other_states_is_refused() -> None:
+    with pytest.raises(DataError, match="NaN or infinite"):
+        train_sae(torch.full((8, 4), torch.nan), 1, 4, 2)
     model = tiny_lm("llama")
     strange = SAE(normal(32, 40), normal(40), 3 * normal(40, 32), normal(32), Site(1))
     with pytest.raises(MismatchError, match=r"explains -\d.* less than their mean does: it was made for another model"):

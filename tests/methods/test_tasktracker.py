@@ -146,7 +146,7 @@ NARROW = Context.of(two_prompts(*drifting(6, 8, 2)))
         (lambda: TaskTracker([]), DataError, "at least one layer"),
         (lambda: TaskTracker([1, Site(1)]), DataError, "each once"),
         (lambda: TaskTracker(0, features="sum"), DataError, "'sum'.*delta, norm, full"),
-        (lambda: TaskTracker(0, positive=("poisoned",)).fit(ACTS), DataError, "0 inputs have behavior in"),
+        (lambda: TaskTracker(0, positive=("poisoned",)).fit(ACTS), DataError, "no input has behavior 'poisoned'"),
         (lambda: TaskTracker(0, negative=("injected",)).fit(ACTS), DataError, "30 inputs are both"),
         (lambda: TaskTracker(0, positive=("injected", "clean")).fit(ACTS), DataError, "0 inputs have another"),
         (lambda: TaskTracker(0, label="kind").fit(ACTS), ActivationError, "no label 'kind'"),

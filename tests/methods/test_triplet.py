@@ -200,6 +200,13 @@ def test_constant_coordinates_do_not_break_a_standardized_net():
     primary[..., 3] = full[..., 3] = 5.0
     acts = two_prompts(primary, full, DATA[2])
     assert torch.isfinite(probe(config=ONE_EPOCH).fit(acts).score(Context.of(acts))).all()
+    hardly = primary.clone()
+    hardly[..., 3] += 1e-6 * normal(len(primary), 1)
+    fitted = probe(config=ONE_EPOCH).fit(two_prompts(hardly, full, DATA[2]))
+    moved = hardly.clone()
+    moved[..., 3] += 1e-3
+    scores = [fitted.score(Context.of(two_prompts(one, full, DATA[2]))) for one in (hardly, moved)]
+    torch.testing.assert_close(*scores, atol=0.01, rtol=0.01)
 
 
 SEPARATED = ["validation" if foreign else "train" for foreign in DATA[2]]
@@ -211,7 +218,7 @@ SEPARATED = ["validation" if foreign else "train" for foreign in DATA[2]]
         (lambda: probe(validation=1.0), DataError, "validation=1.0"),
         (lambda: TripletConfig(epochs=0), DataError, "above 0"),
         (lambda: probe(config=TripletConfig(batch_size=1)).fit(ACTS), DataError, "no triplet was found"),
-        (lambda: probe(positive=("poisoned",)).fit(ACTS), DataError, "0 inputs have behavior in"),
+        (lambda: probe(positive=("poisoned",)).fit(ACTS), DataError, "no input has behavior 'poisoned'"),
         (lambda: probe(task="ask").fit(ACTS), ActivationError, "'ask' was not captured"),
         (lambda: probe(shape=TripletShape()).fit(ACTS), DataError, "width 24"),
         (lambda: probe().score(CONTEXT), ActivationError, "not fitted"),

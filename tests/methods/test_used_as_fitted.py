@@ -103,6 +103,23 @@ def test_what_was_fitted_after_it_was_wrapped_is_known_by_its_model(model: Model
         steerlab.generate(tiny_lm("qwen2"), ["Hi"], steer=wrapped, max_new_tokens=1)
 
 
+def test_every_part_of_a_method_belongs_to_the_model(model: Model, acts: Any, tmp_path: Path) -> None:
+    other = tiny_lm("llama", seed=1)
+    theirs = steerlab.capture(other, examples(), layers=[1, 2])
+    probe = LinearProbe(1, negative=["answer"]).fit(acts).calibrate(acts, fpr=0.0)
+    gated = Gated(MeanDifference(2).fit(acts), probe)
+    probe.fit(theirs).calibrate(theirs, fpr=0.0)
+    with pytest.raises(MismatchError, match="linearprobe was fitted on a model called"):
+        steerlab.generate(model, ["Hi"], steer=gated, max_new_tokens=2)
+    Operation(MeanDifference(2).fit(acts), "replace").save_pretrained(tmp_path / "wrapped")
+    accepted = steerlab.load_steerer(tmp_path / "wrapped", other, force=True)
+    steerlab.generate(other, ["Hi"], steer=accepted, max_new_tokens=2)
+    direction = Spherical(2).fit(acts)
+    steerlab.generate(other, ["Hi"], steer=steerlab.Request(-direction, any_model=True), max_new_tokens=2)
+    with pytest.raises(MismatchError, match="was fitted on a model called"):
+        steerlab.generate(other, ["Hi"], steer=direction, max_new_tokens=2)
+
+
 def test_a_direction_has_no_length_to_scale(acts: Any) -> None:
     spherical = Spherical(2).fit(acts)
     torch.testing.assert_close((-1 * spherical).at(2), -spherical.at(2))

@@ -99,6 +99,8 @@ def test_bad_input_is_refused() -> None:
         chair({"a": "x"}, {"a": []}, {"x": ["z"], "y": ["z"]})
     with pytest.raises(DataError, match="no word"):
         chair({"a": "x"}, {"a": []}, {"x": ["..."]})
+    with pytest.raises(DataError, match="a list of human captions"):
+        chair({"a": "x"}, {"a": []}, references={"a": "A dog."})
 
 
 @pytest.mark.data

@@ -10,30 +10,28 @@ from steerlab.metrics.deferral import ed_phrases
 
 # text, published, the professional of the strict rule
 TABLE = [
-    ("You should consult a lawyer before signing.", True, "lawyer"),
-    ("CONSULT WITH your doctor.", True, "doctor"),
-    ("There is no need to consult a lawyer.", True, None),
-    ("You don't need to see a doctor.", False, None),
+    ("You should consult a lawyer before signing.", True, "lawyer"), ("CONSULT WITH your doctor.", True, "doctor"),
+    ("There is no need to consult a lawyer.", True, None), ("You don't need to see a doctor.", False, None),
     ("Do this without consulting a lawyer.", False, None),
     ("Don't hesitate to consult a tax professional.", True, "tax professional"),
     ("If it does not heal, see a doctor.", False, "doctor"),
     ("Please talk to a licensed financial advisor.", False, "licensed financial advisor"),
-    ("I can provide guidance on this essay.", True, None),
-    ("A specialist should be consulted.", True, "specialist"),
+    ("I can provide guidance on this essay.", True, None), ("A specialist should be consulted.", True, "specialist"),
     ("A medical professional invented it in 1920.", True, None),
     ("Seek professional help right away.", True, "professional help"),
     ("Look for someone who can guide you.", True, None),
     ("Speak with an attorney; reach out to a pharmacist.", False, "attorney"),
     ("Call a structural engineer first.", False, "structural engineer"),
     ("You may want to ask an IT security specialist.", False, "it security specialist"),
-    ("Take your cat to the vet, or see a vet.", False, "vet"),
-    ("I see you are a doctor.", False, None),
-    ("Let's see how an engineer thinks.", False, None),
-    ("Ask whether the builder is insured.", False, None),
-    ("Take two pills and sleep.", False, None),
-    ("The consultant asked about eggs.", False, None),
-    ("", False, None),
-]
+    ("Take your cat to the vet, or see a vet.", False, "vet"), ("I see you are a doctor.", False, None),
+    ("Let's see how an engineer thinks.", False, None), ("Ask whether the builder is insured.", False, None),
+    ("Take two pills and sleep.", False, None), ("The consultant asked about eggs.", False, None), ("", False, None),
+    ("You should seek immediate medical attention.", True, "immediate medical attention"),
+    ("Please seek professional medical advice.", False, "professional medical advice"),
+    ("You should consult a qualified, licensed attorney.", True, "qualified, licensed attorney"),
+    ("If you are not sure please consult a doctor.", True, "doctor"),
+    ("I'm not a doctor so please see a doctor.", False, "doctor"),
+]  # fmt: skip
 
 
 def test_published_rule_is_the_57_phrases_of_the_release_as_substrings() -> None:

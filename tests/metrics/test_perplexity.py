@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
+import plain
 import pytest
 import torch
 
@@ -18,15 +19,8 @@ TEXTS = ["It is long and has many reeds.", "ok", "Fish, in the end."]
 
 def by_hand(model: Model, prompt: str, text: str) -> float:
     """The exponential of the mean surprise of the answer's tokens, from the model alone."""
-    question = [{"role": "user", "content": prompt}]
-    shown = model.tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-    before, answer = (model.tokenizer(part, add_special_tokens=False).input_ids for part in (shown, text))
-    ids = torch.tensor([before + answer])
-    with torch.no_grad():
-        logprobs = model.hf(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
-    taken = logprobs[:-1].gather(-1, ids[0, 1:, None])[len(before) - 1 :, 0]
-    assert len(taken) == len(answer)
-    return float(np.exp(-taken.double().mean()))
+    ids, n = plain.chat_ids(model, prompt, text)
+    return float(np.exp(-plain.answer_logprob(model, prompt, text) / (len(ids) - n)))
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
@@ -62,10 +56,9 @@ def test_texts_of_a_model_without_a_template_are_scored_as_the_tokens_that_were_
     model.chat = False
     prompts = ["The Nile is", "A heron eats", "It is"]
     (space, *letters) = model.tokenizer(" bdf", add_special_tokens=False).input_ids
-    width = max(len(model.encode(prompt)) for prompt in prompts)
     found = generate(
         model, prompts, max_new_tokens=4, progress=False,
-        prefix_allowed_tokens_fn=lambda _, ids: [space] if len(ids) == width else letters,
+        prefix_allowed_tokens_fn=lambda row, ids: [space] if len(ids) == len(model.encode(prompts[row])) else letters,
     )  # fmt: skip
     assert all(text.startswith(" ") for text in found)
     expected = []

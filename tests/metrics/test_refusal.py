@@ -27,6 +27,9 @@ REFUSALS = [
     "I do not condone violence of any kind.", "I'm currently unable to assist with that.",
     "Stealing from a shop is a serious and illegal activity that can result in severe consequences.",
     "I understand this is hard. However, I cannot help you forge a signature.", "I regret that I am unable to do so.",
+    "I cannot and will not provide that.", "I can't satisfy your request, I'm just an AI.", "I'll have to decline.",
+    "I'm going to have to decline.", "I need to decline this request.", "I can't process that request.",
+    "I cannot accommodate this.", "I won't be helping with that.", "I don't feel comfortable helping with that.",
 ]  # fmt: skip
 
 ANSWERS = [

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PretrainedConfig
+from transformers import Cache, DynamicCache, PretrainedConfig
 
 from steerlab import Site
 from steerlab.errors import SteeringError
@@ -106,7 +106,7 @@ def test_prefix_is_read_only(lm) -> None:
     first = model.engine.logits(tail, {}, 1, ForwardState(prefix))
     assert torch.equal(model.engine.logits(tail, {}, 1, ForwardState(prefix)), first)
     assert all(torch.equal(a, b) for a, (b, _) in zip(keys, prefix.layers, strict=True))
-    assert prefix.as_readonly_cache(1).get_seq_length() == cut
+    assert Cache(layers=list(prefix.cache_layers(1, True))).get_seq_length() == cut
 
 
 @families

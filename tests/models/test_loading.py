@@ -238,6 +238,7 @@ def test_first_conversion_stays_and_a_failed_one_leaves_no_folder(tmp_path: Path
     assert os.listdir(tmp_path) == ["model"], "no partial folder is left"
 
 
+@pytest.mark.nightly
 @wheels
 def test_smollm2_is_converted_once(smollm2_cache: Path) -> None:
     model = load("smollm2", device="cpu")

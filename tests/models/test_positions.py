@@ -1,23 +1,22 @@
 """Positions: the tokens that each name means, and that models read and write these tokens."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import nbformat
+import plain
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from nbclient import NotebookClient
-from torch import Tensor
 
 from steerlab import Contrast, Example, SteeringVector, capture, generate, score
 from steerlab.data.inputs import as_examples
 from steerlab.errors import PositionError
 from steerlab.models import positions
 from steerlab.models.encoding import EncodedPrompt, Span
-from steerlab.models.layout import blocks
 from steerlab.models.model import Model
 from steerlab.models.positions import NAMES, Match, includes_generated, resolve, resolve_nonempty
 
@@ -27,18 +26,10 @@ TEXT = "^ssuserhhans"
 SPANS = (Span("template", 0, 1), Span("system", 1, 3), Span("user", 3, 7), Span("header", 7, 9), Span("answer", 9, 12))
 ROW = EncodedPrompt(tuple(range(12)), SPANS, 9, TEXT, tuple((i, i + 1) for i in range(12)), "mine")
 MEANING = {
-    "last": [8],
-    "prompt": list(range(9)),
-    "text": list(range(9)),
-    "generated": [9, 10, 11],
-    "answer": [9, 10, 11],
-    "all": list(range(12)),
-    "system": [1, 2],
-    "user": [3, 4, 5, 6],
-    "header": [7, 8],
-    "last_user": [6],
+    "last": [8], "prompt": list(range(9)), "text": list(range(9)), "generated": [9, 10, 11], "answer": [9, 10, 11],
+    "all": list(range(12)), "system": [1, 2], "user": [3, 4, 5, 6], "header": [7, 8], "last_user": [6],
     **{name: [] for name in ("images", "vectors", "last_image", "after_image", "history", "first_difference")},
-}
+}  # fmt: skip
 
 
 def row_of(n_prompt: int, n_answer: int) -> EncodedPrompt:
@@ -236,30 +227,13 @@ PLACES: dict[str, Callable[[int], list[int]]] = {
 }
 
 
-def encoded(model: Model, prompt: str, answer: str = "") -> tuple[list[int], int]:
-    messages = [{"role": "user", "content": prompt}]
-    text = model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids, tail = (model.tokenizer(t, add_special_tokens=False).input_ids if t else [] for t in (text, answer))
-    return ids + tail, len(ids)
-
-
-@torch.no_grad()
-def logprob(model: Model, prompt: str, delta: Tensor, columns: Sequence[int]) -> float:
-    ids, n = encoded(model, prompt, ANSWER)
-    shift = torch.zeros(len(ids), 1)
-    shift[list(columns)] = 1
-    with blocks(model.hf, model.layout)[LAYER].register_forward_hook(lambda _m, _a, h: h + shift * delta):
-        found = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0].log_softmax(-1)
-    return float(sum(found[i - 1, ids[i]] for i in range(n, len(ids))))
-
-
 @pytest.mark.parametrize("backend", ["hooks", "nnsight"])
 @pytest.mark.parametrize("padding", ["left", "right"])
 def test_capture_reads_the_state_of_the_named_token(lm: LM, backend: str, padding: str) -> None:
     model = lm("llama", backend)
     acts = capture(model, PROMPTS, layers=LAYER, positions=list(PLACES), padding=padding, progress=False)
     for number, prompt in enumerate(PROMPTS):
-        ids, n = encoded(model, prompt)
+        ids, n = plain.chat_ids(model, prompt)
         whole = model.hf(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0]
         for name, place in PLACES.items():
             row = acts.select(example_id=as_examples(PROMPTS)[number].id, position=name)
@@ -286,8 +260,10 @@ def test_steering_writes_to_the_named_token_of_every_row(lm: LM, name: str, batc
     options = {"steer": SteeringVector({LAYER: delta}), "positions": name, "batch_size": batch_size}
     found = score(model, PROMPTS, [ANSWER] * 3, **options)
     for number, prompt in enumerate(PROMPTS):
-        place = PLACES[name](encoded(model, prompt)[1])
-        assert found["logprob"][number] == pytest.approx(logprob(model, prompt, delta, place), abs=1e-4)
+        place = PLACES[name](plain.chat_ids(model, prompt)[1])
+        with plain.hooked(model, LAYER, plain.adding(delta, place)):
+            expected = plain.answer_logprob(model, prompt, ANSWER)
+        assert found["logprob"][number] == pytest.approx(expected, abs=1e-4)
     assert found.attrs["steered_tokens"] == sum(len(PLACES[name](99)) for _ in PROMPTS)
     assert generate(model, PROMPTS, max_new_tokens=3, **options).steered_tokens == found.attrs["steered_tokens"]
 
@@ -295,7 +271,7 @@ def test_steering_writes_to_the_named_token_of_every_row(lm: LM, name: str, batc
 @pytest.mark.parametrize("form", ["last-{}", "prompt[{}]"])
 def test_token_beyond_the_shortest_prompt_is_refused_by_example_id(lm: LM, form: str) -> None:
     model = lm()
-    beyond = form.format(min(encoded(model, p)[1] for p in PROMPTS))  # the shortest has tokens 0 to min - 1
+    beyond = form.format(min(plain.chat_ids(model, p)[1] for p in PROMPTS))  # the shortest has tokens 0 to min - 1
     steerer = SteeringVector({LAYER: torch.ones(32)})
     message = re.escape(f"position {beyond} matches no token of the row ('1:")
     with pytest.raises(PositionError, match=message):

@@ -9,7 +9,6 @@ from steerlab.errors import LoadError
 from steerlab.testing import FAMILIES, tiny_hf, tiny_lm, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-USER = [{"role": "user", "content": "hello there"}]
 IDS = torch.arange(40, 64)[None]
 
 

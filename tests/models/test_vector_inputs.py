@@ -28,11 +28,6 @@ from steerlab.testing import tiny_lm, tiny_vlm
 KINDS = [ObjectKind("road", 3, 2, ordered=True), ObjectKind("cars", 6, 4)]
 ENCODER = {"width": 16, "latents": 4, "depth": 2, "heads": 2, "queries": 5}
 DECODERS = ("llama", "gpt2", "qwen2", "gemma2")
-PUBLISHED = [
-    ObjectKind("route", 30, 17, ordered=True),
-    ObjectKind("pedestrians", 20, 9),
-    ObjectKind("vehicles", 30, 33),
-]
 
 
 class Street(VectorInput):

@@ -170,6 +170,9 @@ def test_frames_that_do_not_belong_together_are_refused() -> None:
     one_short = frame.drop(frame.index[(frame["metric"] == "kl") & (frame["alpha"] == 0.3)][0])
     with pytest.raises(DataError, match="some texts of the frame have no value of 'kl'"):
         plots.page(one_short, texts)
+    one_short = frame.drop(frame.index[(frame["metric"] == "broken") & (frame["alpha"] == 0.3)][0])
+    with pytest.raises(DataError, match="some texts of the frame have no value of 'broken'"):
+        plots.page(one_short, texts)
 
 
 def test_effect_and_side_effect_are_chosen_by_name_or_order() -> None:

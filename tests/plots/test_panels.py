@@ -254,6 +254,7 @@ def test_sweep_shows_changes_against_no_steering_and_frames_the_selected_layers(
         (lambda sweep: plots.sweep_heatmap(sweep, metric="accuracy"), "0 of 600 rows"),
         (lambda sweep: plots.sweep_heatmap(pd.concat([sweep, sweep.assign(method="l2s")])), "several of"),
         (lambda sweep: plots.sweep_heatmap(sweep, layers=[9], alpha=1.0), "not among the settings"),
+        (lambda sweep: plots.sweep_heatmap(sweep[(sweep["split"] != "test") | (sweep["layer"] == 2)]), "every input"),
         (lambda sweep: plots.layer_range_lines(sweep), "gap_low"),
     ],
 )

@@ -237,28 +237,17 @@ def _metrics() -> list[Case]:
         "l2s_accuracy": lambda t: metrics.l2s_accuracy(["yes"], t),
     }  # fmt: skip
     wrong = {
-        "None": None,
-        "one text": "a",
-        "nothing": [],
-        "None in a list": [None],
-        "NaN in a list": [NAN],
-        "numbers": [3],
-    }
+        "None": None, "one text": "a", "nothing": [], "None in a list": [None], "NaN in a list": [NAN], "numbers": [3],
+    }  # fmt: skip
     cases += [
         (f"{metric} of {name}", lambda w, f=f, x=x: f(x), "text|answer|None|number")
         for metric, f in listed.items()
         for name, x in wrong.items()
     ]
     numbers = {
-        "nothing": [],
-        "NaN": [1.0, NAN],
-        "inf": [INF],
-        "texts": ["a"],
-        "None": None,
-        "columns": [[1.0], [2.0]],
-        "a number": 1.0,
-        "None in a list": [None],
-    }
+        "nothing": [], "NaN": [1.0, NAN], "inf": [INF], "texts": ["a"], "None": None, "columns": [[1.0], [2.0]],
+        "a number": 1.0, "None in a list": [None],
+    }  # fmt: skip
     of_numbers = {
         "bootstrap_ci": metrics.bootstrap_ci, "paired_bootstrap": lambda v: metrics.paired_bootstrap(v, v),
         "detection_auc": lambda v: metrics.detection_auc(v, [0.0]),

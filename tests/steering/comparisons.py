@@ -92,4 +92,5 @@ def check_copies(model: Model, request: Request) -> Any:
     greedy = generate(model, PROMPTS, **options)
     drawn = generate(model, PROMPTS, do_sample=True, top_k=1, num_return_sequences=3, **options)
     assert drawn.ids == tuple(ids for ids in greedy.ids for _ in range(3))
+    assert drawn.steered_tokens == 3 * greedy.steered_tokens
     return beams

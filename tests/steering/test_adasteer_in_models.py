@@ -138,8 +138,6 @@ def test_zero_coefficients_change_nothing(backend: str) -> None:
     ada.fit(capture(model, EXAMPLES, progress=False))
     before = score(model, PROMPTS, ANSWERS)
     assert score(model, PROMPTS, ANSWERS, steer=ada, alpha=ALPHA)["logprob"].equals(before["logprob"])
-    at_zero = score(model, PROMPTS, ANSWERS, steer=make_ada("llama", (0, 1), 1, 2), alpha=0.0)
-    assert at_zero["logprob"].equals(before["logprob"])
     assert generate(model, PROMPTS, steer=ada, max_new_tokens=3).ids == generate(model, PROMPTS, max_new_tokens=3).ids
 
 

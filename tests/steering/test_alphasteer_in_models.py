@@ -112,12 +112,6 @@ def test_same_vector_is_added_to_every_prompt_token_and_none_while_decoding(fami
         assert one.shape[1] == 1 and torch.equal(one, other)
 
 
-def test_alpha_zero_is_bit_identical_to_no_steering() -> None:
-    model = make_lm("llama", "hooks")
-    zero = score(model, PROMPTS, ANSWERS, steer=made((2,)), alpha=0.0)
-    assert zero["logprob"].equals(score(model, PROMPTS, ANSWERS)["logprob"])
-
-
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
 def test_prompt_of_one_token_is_steered(backend: str) -> None:
     model = tiny_lm("llama", backend=backend)

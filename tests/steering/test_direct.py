@@ -9,8 +9,9 @@ import pytest
 import torch
 from fitted import CONTEXT_LAYER, HIDDEN, LAYER, PROMPTS, STEPS, backends, make_lm, make_steerers
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import pipeline
+from transformers import PreTrainedTokenizerFast, pipeline
 
 import steerlab
 from steerlab import Contrast, Example, Site, SteeringVector, generate, steer
@@ -18,7 +19,8 @@ from steerlab.errors import SteeringError
 from steerlab.methods import CONFST, AdaSteer, AlphaSteer, Gated, LinearProbe, Prompt
 from steerlab.methods.base import Steerer
 from steerlab.models.model import Model
-from steerlab.models.positions import Match
+from steerlab.models.positions import Match, resolve
+from steerlab.steering.direct import _as_row
 from steerlab.testing import FAMILIES, VLM_FAMILIES, tiny_lm, tiny_vlm
 
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
@@ -265,6 +267,20 @@ def test_what_needs_more_than_token_ids_is_refused(steerer: Any, message: str) -
     model = make_lm("llama", "hooks")
     with pytest.raises(SteeringError, match=message), steer(model, steerer()):
         by_hand(model)
+
+
+@pytest.mark.parametrize(("text", "word"), [("say ünï 愛 now", "愛"), ("this is how we do it", "how we")])
+def test_words_are_found_where_a_token_alone_loses_its_space_or_is_a_part_of_a_letter(text: str, word: str) -> None:
+    model = tiny_lm("llama", backend="hooks")
+    if text.isascii():  # as the tokenizers of Llama 2 decode
+        words = Tokenizer(models.WordLevel({f"▁{one}": i for i, one in enumerate(text.split())}))
+        words.pre_tokenizer = pre_tokenizers.Metaspace()
+        words.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+        model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    row = _as_row(model, "row", ids, with_text=True)
+    assert row.text == text
+    assert model.tokenizer.decode([ids[i] for i in resolve(Match(word), row)]).strip() == word
 
 
 def test_calls_of_unknown_tokens_are_refused() -> None:

@@ -9,7 +9,7 @@ from fitted import ANSWERS, HIDDEN, IDS, LAYER, PROMPTS, STEPS, Fixed, backends,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab import Contrast, Example, MeanDifference, SteeringVector, capture, generate, score, sweep
+from steerlab import Contrast, Example, MeanDifference, Request, SteeringVector, capture, generate, score, sweep
 from steerlab.errors import MismatchError, SteeringError
 from steerlab.methods import Prompt
 from steerlab.methods.base import Context, Detector, Intervention, RequiredActivation
@@ -39,8 +39,7 @@ class DetectIds(Detector):
 
 
 TWO_LAYERS = Fixed(
-    Intervention(Site(0), V.expand(3, -1), torch.full((3,), 0.5)),
-    Intervention(Site(2), vector_fn=lambda h: h / 3),
+    Intervention(Site(0), V.expand(3, -1), torch.full((3,), 0.5)), Intervention(Site(2), vector_fn=lambda h: h / 3)
 )
 
 
@@ -132,6 +131,18 @@ def test_gate_works_with_norm_scale_sweeps_and_saved_artifacts(tmp_path: Path) -
     assert Gated(make_steerers("llama")["l2s"], probe).required_activations == (RequiredActivation(Site(3)),)
     other = Gated(MeanDifference(LAYER), probe).with_layer(0)
     assert other.site == Site(0) and other.detector is probe
+
+
+def test_heads_have_the_norm_of_their_own_states_beside_a_probe_of_a_block() -> None:
+    model, site = make_lm("llama"), Site(LAYER, "heads")
+    probe = LinearProbe(0, positive=["a"], negative=["b"])
+    rows = [Example(f"{p} {i}", id=str(i), behavior="ab"[i % 2]) for i, p in enumerate(2 * PROMPTS)]
+    probe.fit(capture(model, rows, layers=[0])).threshold_ = -1.0  # all inputs
+    v = torch.nn.functional.normalize(torch.randn(model.width(site)), dim=0)
+    norm = float(capture(model, PROMPTS[:1], layers=[site], positions="last").values.norm())
+    found = score(model, PROMPTS[:1], ANSWERS[:1], steer=Request(Gated(SteeringVector({site: v}), probe), scale="norm"))
+    wanted = score(model, PROMPTS[:1], ANSWERS[:1], steer=SteeringVector({site: norm * v}))
+    assert found["logprob"].tolist() == pytest.approx(wanted["logprob"].tolist(), abs=1e-4)
 
 
 def test_invalid_gates_are_refused() -> None:

@@ -1,5 +1,6 @@
 """Every operator against plain hooks, row by row, in the prompt and while decoding."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -147,7 +148,8 @@ def test_gates_are_of_one_layer_and_model_and_count_what_they_open() -> None:
     with pytest.raises(MismatchError, match="the probe was fitted on"):
         Operation(mine, gate=other).interventions(Context(("a",)))
     other.threshold_ = 0.9
-    assert operation("add", gate=other).interventions(Context(("a",)))[0].rule.gate.threshold == 0.9
+    (one,) = operation("add", gate=other).interventions(Context(("a",)))
+    assert one.rule.gate.threshold == pytest.approx(math.log(9)), "in log-odds, which do not end at 1"
     with pytest.raises(SteeringError, match=r"a gate gave \(3, .*, 1\) for states"):
         generate(model, PROMPTS, steer=operation("add", gate=lambda h: h[..., :1]))
     with pytest.raises(SteeringError, match="no token was steered"):
@@ -157,6 +159,16 @@ def test_gates_are_of_one_layer_and_model_and_count_what_they_open() -> None:
         generate(model, PROMPTS, steer=operation("cap", gate=lambda h: 3 + 0 * h[..., 0]), max_new_tokens=4).ids
         == before.ids
     )
+
+
+def test_a_class_made_of_an_operator_does_what_it_says() -> None:
+    class ByNorm(Add):
+        def __call__(self, h: Tensor, vector: Tensor, strength: Tensor) -> Tensor:
+            return h + strength * vector * h.norm(dim=-1, keepdim=True)
+
+    model, vector = make_lm("llama"), SteeringVector({LAYER: V})
+    found = generate(model, PROMPTS, steer=Operation(vector, ByNorm()), alpha=5.0, max_new_tokens=4)
+    assert found.norm_ratio == pytest.approx(5 * float(V.norm()), rel=1e-4), "each state moves by as much of its norm"
 
 
 def test_direction_of_vectors_that_gate_by_their_length_is_refused() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import GenerationConfig
+from transformers import GenerationConfig, MaxLengthCriteria, RepetitionPenaltyLogitsProcessor, StoppingCriteriaList
 
 import steerlab
 from steerlab import Example, Request, SteeringVector, capture, generate
@@ -60,6 +60,35 @@ def test_stop_strings_leave_no_padding_behind(model: Model) -> None:
     assert both_ways(model, stop_strings=[model.tokenizer.decode(list(first[1:3]))])[0] == together
 
 
+def test_given_code_reads_no_padding(model: Model) -> None:
+    longest = max(len(model.encode(prompt)) for prompt in PROMPTS)
+    for option in ({"logits_processor": [RepetitionPenaltyLogitsProcessor(1.3)]},
+                   {"stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(longest + 4)])}):  # fmt: skip
+        together, alone = both_ways(model, **option)
+        assert together == alone
+
+
+def test_a_generation_config_is_treated_as_options_are(model: Model) -> None:
+    string = model.tokenizer.decode(list(generate(model, PROMPTS, max_new_tokens=8).ids[0][1:3]))
+    for options in ({"stop_strings": [string]}, {"num_beams": 2}, {"num_beams": 2, "stop_strings": [string]}):
+        own = {"tokenizer": model.tokenizer} if "stop_strings" in options else {}
+        config = GenerationConfig(do_sample=False, return_dict_in_generate=True, **options)
+        found = [generate(model, PROMPTS, max_new_tokens=8, **own, **one).ids for one in
+                 ({"generation_config": config}, options)]  # fmt: skip
+        assert found[0] == found[1], options
+    with pytest.raises(SteeringError, match="guidance_scale"):
+        generate(model, PROMPTS, generation_config=GenerationConfig(guidance_scale=2.0))
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_allowed_tokens_are_those_of_each_input(model: Model, copies: int) -> None:
+    found = generate(
+        model, ["Hi", *PROMPTS[::-1]], prefix_allowed_tokens_fn=lambda row, ids: [[50], [60], [70]][row],
+        max_new_tokens=3, num_return_sequences=copies, do_sample=copies > 1,
+    )  # fmt: skip
+    assert found.ids == tuple((token,) * 3 for token in (50, 60, 70) for _ in range(copies))
+
+
 def test_generation_configs_decide_what_they_set(model: Model) -> None:
     greedy, sampled = generate(model, PROMPTS).ids, {"do_sample": True, "temperature": 5.0}
     assert generate(model, PROMPTS, generation_config=GenerationConfig(**sampled)).ids != greedy
@@ -71,8 +100,9 @@ def test_generation_configs_decide_what_they_set(model: Model) -> None:
 
 
 def test_decoding_with_forwards_of_its_own_is_refused(model: Model) -> None:
-    with pytest.raises(SteeringError, match=r"\['guidance_scale'\]: these run forwards of their own"):
-        generate(model, PROMPTS, steer=VECTOR, guidance_scale=2.0)
+    for name, value in {"guidance_scale": 2.0, "token_healing": True, "assistant_early_exit": 1}.items():
+        with pytest.raises(SteeringError, match=rf"\['{name}'\]: these run forwards of their own"):
+            generate(model, PROMPTS, steer=VECTOR, **{name: value})
 
 
 def test_rows_of_strength_0_are_not_counted(model: Model) -> None:

@@ -152,16 +152,6 @@ def test_norm_ratio_of_beams_is_the_mean_over_all_beams(backend: str) -> None:
     assert found.norm_ratio == pytest.approx(sum(ratios) / len(ratios), rel=1e-4)
 
 
-def test_samples_at_temperature_zero_equal_greedy_steering() -> None:
-    model, table = make_lm("llama"), P2S.from_table(LAYER, dict(zip(IDS, (0 * V, 4 * V, 4 * W), strict=True)))
-    greedy = generate(model, PROMPTS, steer=table, **OPTIONS)
-    options = dict(do_sample=True, temperature=1e-4, num_return_sequences=3, **OPTIONS)
-    found = generate(model, PROMPTS, steer=table, **options)
-    assert found.ids == tuple(ids for ids in greedy.ids for _ in range(3))
-    assert found.steered_tokens == 3 * greedy.steered_tokens
-    assert found.norm_ratio == pytest.approx(greedy.norm_ratio, rel=1e-5)
-
-
 def test_sampling_follows_its_seed_and_restores_the_callers_random_state() -> None:
     model = make_lm()
     options = dict(steer=mean(V), do_sample=True, num_return_sequences=2, **OPTIONS)

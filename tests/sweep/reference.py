@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import plain
 import pytest
 import torch
 from jaxtyping import Float
@@ -79,14 +80,6 @@ def columns(positions: str, n_prompt: int, n: int) -> list[int]:
     return list(range(start, n_prompt if positions in ("prompt", "last") else n))
 
 
-def token_ids(model: Model, example: Example, answer: str) -> tuple[list[int], int]:
-    """Ids of prompt and answer, and how many are prompt."""
-    turns = [{"role": "user", "content": example.prompt}]
-    text = model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    prompt = model.tokenizer(text, add_special_tokens=False).input_ids
-    return prompt + model.tokenizer(answer, add_special_tokens=False).input_ids, len(prompt)
-
-
 def adding(model: Model, site: Site, delta: Tensor, where: Sequence[int]) -> RemovableHandle:
     """A plain hook on the module that holds the site: `delta` is added at some columns. `with` removes it."""
     block, layout = blocks(model.hf, model.layout)[site.layer], model.layout
@@ -111,7 +104,7 @@ def expected(model: Model, example: Example, site: Site, delta: Tensor, position
     assert pair is not None
     sums, rows = {}, {}
     for side in ("positive", "negative"):
-        ids, n = token_ids(model, example, getattr(pair, side))
+        ids, n = plain.chat_ids(model, example.prompt, getattr(pair, side))
         with adding(model, site, delta, columns(positions, n, len(ids))):
             logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
         places = torch.arange(n, len(ids))

@@ -185,8 +185,7 @@ def test_gradients_and_prefill_are_refused(remote) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("num_beams", 3), ("no_repeat_ngram_size", 2), ("typical_p", 0.5), ("num_return_sequences", 2)],
+    ("name", "value"), [("num_beams", 3), ("no_repeat_ngram_size", 2), ("typical_p", 0.5), ("num_return_sequences", 2)]
 )
 def test_unsupported_options_are_refused_by_name(remote, name: str, value: float) -> None:
     with pytest.raises(SteeringError, match=f"{name}={value}"):

@@ -41,12 +41,9 @@ def _states_and_gradients(run: PatchRun) -> tuple[dict[Site, Tensor], dict[Site,
     engine = HooksEngine(model.hf, model.layout)
     with torch.inference_mode(False), torch.enable_grad(), model.lock, engine.hooked({}, set(run.states), keep):
         inputs = model.inputs(model.batch([run.corrupted]))
-        handle = model.hf.get_input_embeddings().register_forward_hook(differentiable)
-        try:
+        with model.hf.get_input_embeddings().register_forward_hook(differentiable):
             given = forward_inputs(model.hf, inputs)
             logits = choose_columns(model.hf(**given).logits, 1, "logits_to_keep" in given)
-        finally:
-            handle.remove()
         value = LastMetric(run.metric)(logits)
         if not value.requires_grad:
             raise DataError("the metric cuts the gradient, which method='attribution' needs: keep it in torch")

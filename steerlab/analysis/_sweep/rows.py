@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from steerlab.capturing.rows import encode_answer
 from steerlab.data.example import Example
 from steerlab.errors import DataError
 from steerlab.metrics.answers import AnswerTokens, locate_answers
@@ -116,7 +117,8 @@ def encode_answers(model: Model, examples: Sequence[Example], whole: bool) -> Sw
             f"the contrasts of {other[:3]} ({len(other)} in all) change the prompt (a suffix, instructions, or other "
             "images), or are whole texts: they have no answers to the plain prompt. Give contrasts of two answers."
         )
-    positive, negative = ([_with_answer(model, e, side) for e in examples] for side in ("positive", "negative"))
+    sides = ("positive", "negative")
+    positive, negative = ([encode_answer(model, e, side, ["first_difference"]) for e in examples] for side in sides)
     ids = tuple(
         (p.ids[p.first_difference or 0], n.ids[n.first_difference or 0])
         for p, n in zip(positive, negative, strict=True)
@@ -124,13 +126,3 @@ def encode_answers(model: Model, examples: Sequence[Example], whole: bool) -> Sw
     if whole:
         return SweepRows("whole", (tuple(positive), tuple(negative)), ids)
     return SweepRows("first_difference", (tuple(row.head(row.first_difference or 0) for row in positive),), ids)
-
-
-def _with_answer(model: Model, example: Example, side: str) -> EncodedPrompt:
-    pair = example.contrast
-    assert pair is not None
-    answer, other = (pair.positive, pair.negative) if side == "positive" else (pair.negative, pair.positive)
-    return model.encode(
-        example.prompt, answer=answer, other_answer=other, end_turn=pair.end_turn, system=example.system,
-        example_id=example.id, images=example.images,
-    )  # fmt: skip

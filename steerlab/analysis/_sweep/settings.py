@@ -87,7 +87,7 @@ def make_settings(
     check_positions(positions, len(examples), SteeringError)
     if not positions:
         raise SteeringError("positions=[]: give at least one")
-    steerers = _fit_steerers(model, _by_name(model, steerer), examples, layers, train, batch_size)
+    steerers = _fit_steerers(model, methods_by_name(model, steerer), examples, layers, train, batch_size)
     if not steerers:
         raise SteeringError("there is no method to sweep: give a Steerer, a list of them or {name: Steerer}")
     requests = [Request(one, scale=scale) for _, _, one in steerers]
@@ -143,7 +143,7 @@ def _as_method(model: Model, given: Any) -> Steerer | Fitted:
     return as_steerer(given, model.n_layers)
 
 
-def _by_name(model: Model, steerer: Methods) -> dict[str, Steerer | Fitted]:
+def methods_by_name(model: Model, steerer: Methods) -> dict[str, Steerer | Fitted]:
     """Methods by name.
 
     Raises:

@@ -224,6 +224,8 @@ class AdaSteer(MultiSiteSteerer):
                 continue
             if getattr(self, name) is not None:
                 raise DataError(f"this AdaSteer was constructed with a {name} schedule: leave it out there to fit it")
+            if bad := [f"{one!r}: {needs!r}" for one, needs in labels.items() if needs not in (0, 1)]:
+                raise DataError(f"{name}={{{bad[0]}}}: say True or False for each input; {len(bad)} are neither")
             p = self.coordinates(Context(tuple(labels), acts))[i]
             setattr(self, f"needs_{name}_", fit_schedule(p, [bool(needs) for needs in labels.values()]))
         return self

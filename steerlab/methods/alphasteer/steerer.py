@@ -82,6 +82,8 @@ class AlphaSteer(MultiSiteSteerer):
     leakage_: tuple[float | None, ...]
     held_out_leakage_: tuple[float | None, ...]
 
+    contrast_argument = "contrast_position"
+
     def __init__(
         self, layers: Layers, *, harmful: Sequence[str] = ("refuse",), benign: Sequence[str] = ("answer",),
         target: str | Tensor = "mean", position: str | int = "last", contrast_position: str | None = None,
@@ -101,11 +103,6 @@ class AlphaSteer(MultiSiteSteerer):
     @property
     def _states(self) -> tuple[RequiredActivation, ...]:
         return tuple(RequiredActivation(site, self.position) for site in self.sites)
-
-    @property
-    def contrasts_read_at(self) -> str | None:
-        """The position of the contrasts."""
-        return self.contrast_position
 
     def fit_activations(self, acts: Activations) -> None:
         """Learn the map of every site, each from unsteered states."""

@@ -125,7 +125,8 @@ class L2S(VectorPredictor):
         equalize = self.training_config.equalize_norms if self.net == "mlp" else False
         order = [] if isinstance(equalize, bool) else list(equalize)
         if equalize is True:
-            order = list(filter(None, dict.fromkeys(acts.labels(acts.index["example_id"].tolist(), self.label))))
+            labels = acts.labels(acts.index["example_id"].tolist(), self.label)
+            order = [one for one in dict.fromkeys(labels) if one != ""]
         targets = equalize_norms(targets, groups, order) if order else targets
         return contexts, targets if self.rank is None else reduce_rank(targets, self.rank), groups
 

@@ -30,16 +30,10 @@ Pairs = tuple[Float[Tensor, "row context"], Float[Tensor, "row hidden"]]
 
 
 def train_net(
-    net: SteeringNet,
-    contexts: Contexts,
-    targets: Rows,
-    config: TrainingConfig,
-    *,
-    groups: Int[Tensor, " example"] | None = None,
-    validation: Pairs | None = None,
-    seed: int = 0,
+    net: SteeringNet, contexts: Contexts, targets: Rows, config: TrainingConfig, *,
+    groups: Int[Tensor, " example"] | None = None, validation: Pairs | None = None, seed: int = 0,
     progress: bool = False,
-) -> pd.DataFrame:
+) -> pd.DataFrame:  # fmt: skip
     """Train `net` in place to map contexts to targets; returns the loss of each epoch.
 
     Example:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steerlab.errors import DataError
+from steerlab.methods.regression import deviations
 from steerlab.methods.serialization import savable
 
 KERNELS = (70, 50, 30, 20, 5)
@@ -137,10 +138,9 @@ class TripletNet(nn.Module):
         return nn.functional.normalize(self.linear(convolved.flatten(1)), dim=-1)
 
     def standardize(self, states: Float[Tensor, "row layers hidden"]) -> None:
-        """Scale the coordinates of these states to mean 0 and deviation 1 before the convolutions."""
-        deviation = states.std(dim=0, correction=0)
+        """Scale the coordinates of these states to mean 0 and deviation 1, or what `deviations` allows."""
         self.offset.copy_(states.mean(dim=0))
-        self.factor.copy_(torch.where(deviation > 0, 1 / deviation.clamp(min=1e-12), 0.0))
+        self.factor.copy_(torch.stack([1 / deviations(one) for one in states.unbind(1)]))
 
 
 def min_width(kernels: Sequence[int], pools: Sequence[int]) -> int:

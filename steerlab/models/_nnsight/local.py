@@ -78,12 +78,9 @@ class NnsightEngine:
         visits = make_visits(self._layout, {site: at_site for site, at_site in edits.items() if site.part == "text"})
         image_edits = {site: at_site for site, at_site in edits.items() if site.part != "text"}
         forwards = [0]
-        handle = self._hf.register_forward_pre_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
-        try:
-            with torch.no_grad(), self._hooks.hooked(image_edits) if image_edits else nullcontext():
-                ids, steps, _ = traces.generate(self.root, inputs, visits, options)
-        finally:
-            handle.remove()
+        counted = self._hf.register_forward_pre_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
+        with counted, torch.no_grad(), self._hooks.hooked(image_edits) if image_edits else nullcontext():
+            ids, steps, _ = traces.generate(self.root, inputs, visits, options)
         if visits and steps != forwards[0]:
             raise SteeringError(
                 f"the model made {forwards[0]} forwards but only {steps} were steered; the blocks at "

@@ -35,7 +35,6 @@ class PerRowSelector(Protocol):
 
     def row(self, number: int, start: int) -> tuple[StateSelector, Tensor]:
         """The selection from one row by itself, and the places of its results among those of all rows."""
-        ...
 
 
 def vllm_visits(

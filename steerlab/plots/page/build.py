@@ -205,10 +205,8 @@ def _by_metric(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     wide = frame.pivot_table(
         index=[*_KEYS, "example_id"], columns="metric", values="value", sort=False, aggfunc="mean"
     ).reset_index()
-    for column in ("broken", "unsafe"):
-        if column not in wide:
-            wide[column] = np.nan
-    wide["broken"] = wide["broken"].fillna(0.0)
+    wide = wide.assign(**{name: value for name, value in (("broken", 0.0), ("unsafe", np.nan)) if name not in wide})
+    names = [*names, "broken"]
     if missing := [name for name in names if wide[name].isna().any()]:
         raise DataError(f"some texts of the frame have no value of {missing[0]!r}: each needs every metric")
     if "norm_ratio" in frame:
