@@ -124,7 +124,7 @@ SETTING_COLUMNS = [
 ]  # columns that identify a setting
 PER_BEHAVIOR = 40  # default number of validation inputs of each behavior
 GOALS = [
-    Goal(name, target, n, at_most=metric_style(name).lower_is_better)
+    Goal(name, target, n, at_most=bool(metric_style(name).lower_is_better))
     for name, n in {
         "refuse_harmful": PER_BEHAVIOR,
         "defer_expert": PER_BEHAVIOR,
