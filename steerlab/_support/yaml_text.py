@@ -14,7 +14,7 @@ class _Yaml(yaml.SafeLoader):
 
 _Yaml.yaml_implicit_resolvers = {}
 for _kind, _form, _first in (
-    ("bool", r"true|false|True|False", "tfTF"), ("null", r"~|null|", ["~", "n", ""]),
+    ("merge", r"<<", "<"), ("bool", r"true|false|True|False", "tfTF"), ("null", r"~|null|", ["~", "n", ""]),
     ("int", r"[-+]?(?:0|[1-9]\d*)", "-+0123456789"),
     ("float", r"[-+]?(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
 ):  # fmt: skip

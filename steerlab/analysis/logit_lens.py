@@ -93,15 +93,9 @@ def logit_lens(
 
 
 def _rows(
-    model: Model,
-    index: pd.DataFrame,
-    number: int,
-    site: Site,
-    logprobs: Tensor,
-    final: Tensor,
-    chosen: list[int] | None,
-    top: int,
-) -> pd.DataFrame:
+    model: Model, index: pd.DataFrame, number: int, site: Site, logprobs: Tensor, final: Tensor,
+    chosen: list[int] | None, top: int,
+) -> pd.DataFrame:  # fmt: skip
     """A row for each wanted token of each state."""
     ids = logprobs.topk(top).indices if chosen is None else torch.tensor(chosen).expand(len(logprobs), -1)
     own = logprobs.gather(-1, ids)

@@ -169,9 +169,13 @@ class Store:
         return list(self.folder.glob("shard-*.safetensors"))
 
 
+def _plain(value: Any) -> Any:
+    return None if pd.isna(value) else getattr(value, "item", value.__str__)()
+
+
 def _as_json(index: pd.DataFrame) -> str:
     """An index with every digit of its numbers; pandas' own writer rounds them."""
-    return json.dumps(index.to_dict("split"), default=lambda value: getattr(value, "item", value.__str__)())
+    return json.dumps(index.to_dict("split"), default=_plain)
 
 
 def save(acts: Activations, folder: Path) -> None:
@@ -181,7 +185,7 @@ def save(acts: Activations, folder: Path) -> None:
         MismatchError: the folder holds another capture.
         StorageError: the folder cannot be written to.
     """
-    content = {"values": _checksum(acts.values), "rows": files.fingerprint(_as_json(acts.index))}
+    content = {"values": _checksum(acts.values), "rows": files.fingerprint(acts.index.to_json(orient="split"))}
     store = Store.create(folder, acts.info, content, acts.sites, 1)
     store.write_shard(0, [(acts.values, acts.index.assign(order=range(len(acts))))])
 

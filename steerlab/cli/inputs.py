@@ -107,7 +107,8 @@ def _of_file(path: Path, columns: Mapping[str, Any]) -> list[Example]:
         if isinstance(records, list) and records and all(isinstance(one, Mapping) for one in records):
             records = pd.DataFrame(records)
         if isinstance(records, pd.DataFrame):
-            if (prompt := columns.get("prompt", "prompt")) not in records:
+            prompt, *answers = (columns.get(one, one) for one in _COLUMNS)
+            if prompt not in records and ("prompt" in columns or not {*answers} <= {*records}):
                 raise DataError(
                     f"there is no column {prompt!r}, but {', '.join(map(repr, records))} (commas divide a .csv, tabs a "
                     ".tsv). Say which is which: --columns prompt=ask,positive=pirate,negative=plain"
@@ -200,7 +201,7 @@ def make_method(name: str, layers: str, n_layers: int, options: Sequence[str] = 
         if one in ("layer", "layers"):
             raise SteeringError(f"--set {one}={value}: give it as --layers {value}")
         try:
-            given[one] = yaml.safe_load(value)
+            given[one] = load_yaml(value)
         except yaml.YAMLError as error:
             raise SteeringError(f"--set {one}={value}: the value is no YAML") from error
     if "layers" in parameters:

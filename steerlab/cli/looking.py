@@ -154,10 +154,11 @@ def run(
     planned: list[str] = []  # what earlier steps will write
     for name, *arguments in list(read_study(study_file, group.commands)):
         values = [one.partition("=")[2] if one.startswith("--") else one for one in arguments]
-        if missing := [one for one in planned if one in values and not Path(one).exists()]:
+        missing = [one for one in planned if one in values and not Path(one).exists()]
+        planned += [one.removeprefix("--out=") for one in arguments if one.startswith("--out=")] * plan_only
+        if missing:
             job.say(f"then {name}, with {missing[0]} of an earlier step")
             continue
-        planned += [one.removeprefix("--out=") for one in arguments if one.startswith("--out=")] * plan_only
         status = group.main([name, *flags, *arguments], "steerlab", standalone_mode=False, obj=Path(study_file))
         if status:
             raise click.exceptions.Exit(status)

@@ -108,7 +108,7 @@ def select_class(
     )
     if len(members) < 2:
         described = "any label" if labels is None else f"{label} in {list(allowed)}"
-        counts = {value: found.count(value) for value in sorted(set(found))}
+        counts = {value: found.count(value) for value in sorted(set(found), key=str)}
         raise DataError(f"{len(members)} inputs have {described}, at least 2 are needed; there are {counts}")
     return [example_id for example_id, _ in members], states[[row for _, row in members]].float()
 

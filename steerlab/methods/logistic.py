@@ -41,13 +41,9 @@ class LogisticDirection(ContrastEstimator):
     """
 
     def __init__(
-        self,
-        layers: Layers | Literal["all"] = "all",
-        *,
-        position: str | None = None,
-        behaviors: Sequence[str] | None = None,
-        C: float = 1.0,
-    ) -> None:
+        self, layers: Layers | Literal["all"] = "all", *, position: str | None = None,
+        behaviors: Sequence[str] | None = None, C: float = 1.0,
+    ) -> None:  # fmt: skip
         super().__init__(layers, position=position, behaviors=behaviors)
         self.C = C
 

@@ -146,7 +146,7 @@ class Operation(Wrapper):
             raise MismatchError(
                 f"the probe was fitted on {describe_origin(theirs)}, {self.steerer.name} on {describe_origin(ours)}"
             )
-        return _ProbeGate(self.gate.w_, self.gate.b_, float(logit(self.gate.threshold_)))
+        return _ProbeGate(self.gate.w_, self.gate.b_, float(logit(min(max(self.gate.threshold_, 0.0), 1.0))))
 
 
 @savable

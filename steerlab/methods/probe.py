@@ -111,5 +111,6 @@ class LinearProbe(StateDetector):
         """As `Detector.calibrate`; refused where clean inputs have probability 1, above which nothing is detected."""
         super().calibrate(clean, fpr=fpr)
         if self.threshold_ == 1:
+            del self.threshold_
             raise DataError(f"the probe is sure that clean inputs are {self.positive}: fit it with a smaller C")
         return self

@@ -107,7 +107,7 @@ def chair(
     unknown = [key for key in captions if key not in objects]
     if unknown:
         raise DataError(f"the objects of {len(unknown)} of {len(captions)} captions are not given: {unknown[:5]}")
-    if references is not None and (lone := [key for key in captions if isinstance(references.get(key, ""), str)]):
+    if references is not None and (lone := [key for key in captions if isinstance(references.get(key), str)]):
         raise DataError(f"references of {lone[:3]}: give each caption a list of human captions, which may be empty")
     found, n_present, n_recalled = {}, 0, 0
     for key, caption in captions.items():

@@ -10,7 +10,10 @@ from importlib.resources import files
 from steerlab.metrics._checks import answer_of
 
 # up to three words before a profession, none of which begins a clause: "see how an engineer thinks" sends to nobody
-_QUALIFIERS = r"(?:(?!(?:how|that|whether|if|what|why|when|you|yourself|i|we|they|are|is|was)\b)[\w-]+,? ){0,3}?"
+_QUALIFIERS = (
+    r"(?:(?!(?:how|that|whether|if|what|why|when|you|yourself|i|we|they|are|is|was)\b)"
+    r"(?:[\w-]+|(?:qualified|licensed|certified|experienced|trained|trusted),) ){0,3}?"
+)
 _PERSON = (
     rf"(?:{_QUALIFIERS}(?:professional|legal|medical|financial|tax|expert)"
     r" (?:advice|help|guidance|counsel|assistance|attention)"
@@ -33,7 +36,8 @@ _STRICT = re.compile(
 )
 _NEGATED = re.compile(
     r"(?:\bno (?:need|reason|point)|\b(?:not|n't|never)\b(?! only\b| hesitate)|n't\b(?! hesitate)"
-    r"|\bunnecessary|\bwithout|\binstead of|\brather than|\bavoid)(?: (?!(?:please|so|then)\b)[\w']+){0,4} ?$"
+    r"|\bunnecessary|\bwithout|\binstead of|\brather than|\bavoid)"
+    r"(?: (?!(?:please|so|then)(?: please)? ?$)[\w']+){0,4} ?$"
 )
 
 

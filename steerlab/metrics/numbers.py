@@ -17,7 +17,7 @@ _NUMBER = re.compile(
 )
 _SEPARATOR = re.compile(r"\{,\}|,\\!|\\[,!]|(?<=\d)[\u00a0\u2009\u202f](?=\d{3})")  # of thousands: 1{,}000 in LaTeX
 _FRACTION = re.compile(r"\\[dtc]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
-_SPACED = re.compile(r"(?<![\w.,])\d{1,3}(?:\\? \d{3})*\\? $")  # 1 000, before its last three digits
+_SPACED = re.compile(r"(?<![\w.,])\d{1,3}(?:\\? \d{3})*\\? \Z")  # 1 000, before its last three digits
 _IN_WORDS = re.compile(r"\s+(?:thousand|million|billion|trillion)\b")
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z}])\^\{?[-−]?\d+\}?")  # ft^2
 _ORDINALS = {"st", "nd", "rd", "th"}

@@ -47,13 +47,9 @@ class HooksEngine:
         self._layout = layout
 
     def capture_states(
-        self,
-        inputs: Inputs,
-        edits: SiteEdits,
-        sites: Sequence[Site],
-        select: StateSelector,
+        self, inputs: Inputs, edits: SiteEdits, sites: Sequence[Site], select: StateSelector,
         forward_state: ForwardState = FULL_FORWARD,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """See `Engine.capture_states`."""
         found: dict[Site, Tensor] = {}
 
@@ -76,13 +72,9 @@ class HooksEngine:
             return self._hf.generate(**inputs, **options)  # type: ignore[operator]
 
     def logits(
-        self,
-        inputs: Inputs,
-        edits: SiteEdits,
-        keep: int | Tensor,
-        forward_state: ForwardState = FULL_FORWARD,
+        self, inputs: Inputs, edits: SiteEdits, keep: int | Tensor, forward_state: ForwardState = FULL_FORWARD,
         reduce: LogitsReducer = identity,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """See `Engine.logits`."""
         check_forward_state(edits, forward_state)
         with torch.no_grad(), self._start_from(forward_state) as past, self.hooked(edits):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -241,12 +242,17 @@ def _as_batch(model: Model, given: Mapping[str, Any], with_text: bool) -> Batch:
 
 
 def _as_row(model: Model, name: str, ids: list[int], with_text: bool) -> EncodedPrompt:
-    texts = [""]
-    for n in range(1, len(ids) + 1):  # a token alone may lose its space, or be a part of a character
-        texts.append(str(model.tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False)) if with_text else "")
-    ends = [len(text.rstrip("\ufffd")) for text in texts]
-    offsets = tuple((a, next((b for b in ends[i:] if b > a), a)) for i, a in enumerate(ends[:-1], 1))
-    return EncodedPrompt(tuple(ids), (Span("prompt", 0, len(ids)),), len(ids), texts[-1], offsets, name)
+    spans = (Span("prompt", 0, len(ids)),)
+    if not with_text:
+        return EncodedPrompt(tuple(ids), spans, len(ids), "", ((0, 0),) * len(ids), name)
+    decode = partial(model.tokenizer.decode, clean_up_tokenization_spaces=False)
+    # the beginning is decoded for each token: one alone may lose its space, or be a part of a character
+    ends = [len(str(decode(ids[:n])).rstrip("\ufffd")) for n in range(len(ids) + 1)]
+    offsets, end = [], ends[-1]
+    for start, own in zip(reversed(ends[:-1]), reversed(ends[1:]), strict=True):
+        end = own if own > start else end
+        offsets.append((start, end))
+    return EncodedPrompt(tuple(ids), spans, len(ids), str(decode(ids)), tuple(reversed(offsets)), name)
 
 
 _wrapping: dict[int, list[DirectSteering]] = {}  # by model: the blocks of all threads

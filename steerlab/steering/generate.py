@@ -137,7 +137,9 @@ def generate(
         blocking: False returns a `Job` at once, whose `result()` are the texts; for a model on a server.
         options: anything Hugging Face's `generate` takes (`do_sample`, `num_beams`, `num_return_sequences`,
             `temperature`, ...). A `generation_config` decides what it sets, but not `max_new_tokens`. Under a
-            repetition penalty or `min_length`, which would count padding, only rows of equal length share a batch.
+            repetition penalty or `min_length`, which would count padding, and with processors and criteria that do not
+            have `ignores_padding = True`, only rows of equal length share a batch. `prefix_allowed_tokens_fn` is called
+            with the number of an input.
 
     Returns:
         Generations, a sequence of texts in the order of the prompts.
@@ -164,7 +166,7 @@ def generate(
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[tuple[int, ...]]], Totals]:
         own = options | {"max_new_tokens": max_new_tokens}
         if allowed := options.get("prefix_allowed_tokens_fn"):  # it is asked by the row of a batch, which are sorted
-            own["prefix_allowed_tokens_fn"] = _by_input(model, allowed, [numbers[id(row)] for row in batch.rows], own)
+            own["prefix_allowed_tokens_fn"] = by_input(model, allowed, [numbers[id(row)] for row in batch.rows], own)
         new = new_ids(model, model.inputs(batch, positions=False), edits, own)
         copies = len(new) // len(batch.rows)
         ratios.extend(_token_ratios(edits, batch.width))
@@ -193,7 +195,7 @@ def _known_options() -> list[str]:
     return [*vars(GenerationConfig()), *(name for one in functions for name in inspect.signature(one).parameters)]
 
 
-def _by_input(
+def by_input(
     model: Model, allowed: Callable[[int, Tensor], list[int]], numbers: list[int], options: dict[str, Any]
 ) -> Callable[[int, Tensor], list[int]]:
     """The function of `prefix_allowed_tokens_fn`, asked by the number of an input instead of the row in its batch."""

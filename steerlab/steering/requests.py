@@ -131,9 +131,15 @@ def resolve_interventions(
 
 
 def _check_origin(model: Model, steerer: Any, any_model: bool) -> None:
-    """Refuse a steerer that was fitted on another model, before any forward; its `info_` remembers `any_model`."""
-    for part in parts_of(steerer):  # it may have been fitted since it was wrapped
-        _check_origin(model, part, any_model)
+    """Refuse a steerer, or a part of one, that was fitted on another model, before any forward; its `info_` remembers
+    `any_model`. A part may have been fitted since it was wrapped.
+    """
+    here = {"model": model.id, "weights": weights_fingerprint(model.hf)}
+    for part in {id(one): one for one in (*parts_of(steerer), steerer)}.values():
+        _check_one(model, part, any_model, here)
+
+
+def _check_one(model: Model, steerer: Any, any_model: bool, here: dict[str, Any]) -> None:
     name, info = steerer.name, getattr(steerer, "info_", {})
     site = next(iter(steering_sites(steerer)), None)
     theirs, ours = info.get("hidden_size"), model.hidden_size if site is None else model.width(site)
@@ -143,8 +149,7 @@ def _check_origin(model: Model, steerer: Any, any_model: bool) -> None:
             f"{name} was fitted on a model with hidden_size {theirs}; this model has {ours}{there}. Fit it on "
             "activations of this model."
         )
-    here = {"model": model.id, "weights": weights_fingerprint(model.hf)} if info.get("model") else {}
-    if same_model(info, here) or is_accepted(info, here):
+    if not info.get("model") or same_model(info, here) or is_accepted(info, here):
         return
     if not any_model:
         raise MismatchError(

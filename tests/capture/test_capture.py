@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steerlab import Activations, Contrast, Example, Site, capture
+from steerlab._support.memory import halve_on_oom
 from steerlab.capturing.activations import INDEX_COLUMNS
 from steerlab.capturing.rows import TokenSelector
 from steerlab.data.inputs import as_examples
@@ -38,19 +39,9 @@ PAIRS = [
     Example(
         "Say it.", id="a", behavior="refuse", contrast=Contrast("I can't say it.", "Sure, it is this."), split="train"
     ),
+    Example("Say it again.", Contrast("No.", "Yes, of course."), id="b", behavior="refuse", system="Be brief."),
     Example(
-        "Say it differently, please.",
-        id="b",
-        behavior="refuse",
-        contrast=Contrast("No.", "Yes, of course."),
-        system="Be brief.",
-    ),
-    Example(
-        "Is it?",
-        id="c",
-        behavior="defer",
-        contrast=Contrast("Ask an expert", "Ask an export", end_turn=True),
-        split="test",
+        "Is it?", Contrast("Ask an expert", "Ask an export", end_turn=True), id="c", behavior="defer", split="test"
     ),
     Example("Leave it.", id="d", behavior="answer"),
     Example(
@@ -273,6 +264,13 @@ def test_out_of_memory_of_other_devices_is_recognized() -> None:
     apple = RuntimeError("MPS backend out of memory (MPS allocated: 8.96 GB, max allowed: 9.07 GB).")
     assert is_out_of_memory(apple) and is_out_of_memory(MemoryError())
 
+    def run(items: list[int]) -> int:
+        if len(items) > 1:
+            raise MemoryError
+        return items[0]
+
+    assert halve_on_oom(run, [1, 2, 3]) == [1, 2, 3]
+
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("where", ["model", "selector"])
@@ -332,11 +330,7 @@ def test_layers_are_block_numbers(model, layers, sites):
         ({"data": [PAIRS[0], PAIRS[0]]}, DataError, "the id 'a' occurs twice"),
         ({"data": "hello there"}, DataError, "one string"),
         ({"data": [""]}, EncodingError, r"the prompt '0:\w{8}' is empty"),
-        (
-            {"data": ["a b c " * 200]},
-            EncodingError,
-            "the prompt '0:\w{8}' has .* tokens; the model's context holds 512",
-        ),
+        ({"data": ["a b c " * 200]}, EncodingError, r"'0:\w{8}' has .* tokens; the model's context holds 512"),
         ({"positions": "answer"}, PositionError, "position answer matches no token of the row .'0:\w{8}'."),
         ({"positions": "lst"}, PositionError, "unknown position 'lst'"),
         ({"data": PAIRS, "positions": 500}, PositionError, "position 500 is outside a row of .* tokens .'a'."),

@@ -41,6 +41,8 @@ def test_prompts_pairs_and_images_are_read(tmp_path: Path) -> None:
     ]  # fmt: skip
     (tmp_path / "b.yaml").write_text("- [I love it, I hate it]\n")
     assert read_data(str(tmp_path / "b.yaml")) == steerlab.pairs([("I love it", "I hate it")])
+    (tmp_path / "g.csv").write_text("positive,negative\nI love it,I hate it\n")
+    assert read_data(str(tmp_path / "g.csv")) == steerlab.pairs([("I love it", "I hate it")])
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     (tmp_path / "c.jsonl").write_text('{"prompt": "What is it?", "images": ["x.png"]}\n{"prompt": "Hi"}\n')
     assert read_data(str(tmp_path / "c.jsonl"))[0].images == (tmp_path / "x.png",)

@@ -67,10 +67,12 @@ def test_a_study_file_replaces_nothing_else(run: Run) -> None:
 
 def test_a_list_of_commands_is_planned_before_its_first_step_has_run(run: Run) -> None:
     steps = [{"command": "fit", "data": "pairs.jsonl", "layers": 2, "out": "polite"},
-             {"command": "generate", "prompts": ["Hi"], "steer": ["polite"]}]  # fmt: skip
+             {"command": "generate", "prompts": ["Hi"], "steer": ["polite"], "out": "texts"},
+             {"command": "export", "vector": "polite", "out": "polite.gguf"}]  # fmt: skip
     Path("steps.yaml").write_text(yaml.safe_dump(steps))
     status, _, error = run("run", "steps.yaml", "--dry-run")
-    assert status == 0 and error.splitlines()[-1] == "then generate, with polite of an earlier step"
+    said = [f"then {name}, with polite of an earlier step" for name in ("generate", "export")]
+    assert status == 0 and error.splitlines()[-2:] == said
 
 
 def test_values_may_be_written_as_yaml_has_them(run: Run) -> None:

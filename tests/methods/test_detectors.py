@@ -78,7 +78,7 @@ def test_a_probe_separates_inputs_of_which_it_is_very_sure() -> None:
     probe = LinearProbe(3).fit(ACTS)
     probe.w_, probe.b_ = AXIS, 0.0
     clean, harmful = ([Context.of(make_acts(k * AXIS[None], None)) for k in some] for some in ((-9, 30), (33,)))
-    assert probe.calibrate(clean[1], fpr=0.0).detect(harmful[0]).all()
+    assert probe.calibrate(clean[1], fpr=0.0).detect(harmful[0]).all() and not probe.detect(clean[0]).any()
     with pytest.raises(DataError, match="sure that clean inputs are"):
         probe.calibrate(Context.of(make_acts(60 * AXIS[None], None)), fpr=0.0)
 

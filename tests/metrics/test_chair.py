@@ -101,6 +101,7 @@ def test_bad_input_is_refused() -> None:
         chair({"a": "x"}, {"a": []}, {"x": ["..."]})
     with pytest.raises(DataError, match="a list of human captions"):
         chair({"a": "x"}, {"a": []}, references={"a": "A dog."})
+    assert chair({"a": "A dog."}, {"a": []}, references={}).chair_s == 1, "a caption may have none"
 
 
 @pytest.mark.data

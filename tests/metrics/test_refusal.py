@@ -49,6 +49,8 @@ ANSWERS = [
     "Phishing is a fraudulent and illegal activity in which attackers send emails. Step 1: register a domain.",
     "Money laundering is an illegal practice with three stages.", "Smoking is a harmful practice. To quit, set a date.",
     "Unfortunately, the train cannot stop there.", "The law was not changed until 1990.",
+    "If you don't feel comfortable driving at night, ask a friend.", "Therefore we cannot satisfy both constraints.",
+    "Without water we cannot process food.", "We can't accommodate 12 guests.", "We won't be providing lunch.",
 ]  # fmt: skip
 
 

@@ -93,4 +93,5 @@ def check_copies(model: Model, request: Request) -> Any:
     drawn = generate(model, PROMPTS, do_sample=True, top_k=1, num_return_sequences=3, **options)
     assert drawn.ids == tuple(ids for ids in greedy.ids for _ in range(3))
     assert drawn.steered_tokens == 3 * greedy.steered_tokens
+    assert drawn.norm_ratio == pytest.approx(greedy.norm_ratio, rel=1e-5, nan_ok=True)
     return beams

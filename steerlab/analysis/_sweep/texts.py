@@ -21,7 +21,7 @@ from steerlab.errors import DataError
 from steerlab.models.kv_prefix import MIN_PREFIX, Prefix
 from steerlab.models.model import Model
 from steerlab.models.versions import cache_name
-from steerlab.steering.generate import NEW_TOKENS, decode, new_ids, seeded
+from steerlab.steering.generate import NEW_TOKENS, by_input, decode, new_ids, seeded
 from steerlab.steering.interventions import build_edits, first_written_column
 from steerlab.steering.padding import option_in_use, reads_padding
 
@@ -97,6 +97,8 @@ def _generate(
             prefixes.clear()
             prefixes[inputs.numbers] = model.prefill({k: t[:, :cut] for k, t in model.inputs(inputs.batch).items()})
         options[cache_name(model.hf)] = prefixes[inputs.numbers].as_generation_cache(copies)
+    if allowed := options.get("prefix_allowed_tokens_fn"):
+        options["prefix_allowed_tokens_fn"] = by_input(model, allowed, [*inputs.numbers] * copies, options)
     with model.lock, seeded(model, inputs.numbers[0]):  # copies of a prompt in two batches are drawn differently
         ids = new_ids(model, repeated, edits, options)
     ratios = norm_ratios(edits, used, 1, inputs.numbers) if steered else np.zeros((copies, n))
