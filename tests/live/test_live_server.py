@@ -229,7 +229,7 @@ def test_methods_are_named_and_split_by_layer(lm, vector: SteeringVector) -> Non
     assert {name: list(by_layer) for name, by_layer in found.items()} == {"both": [1, 2], "one": [2], "raw": [1]}
     assert list(methods_by_layer(lm(), vector)) == [vector.name]
     assert methods_by_layer(lm(), {}) == {}
-    with pytest.raises(SteeringError, match="different names"):
+    with pytest.raises(SteeringError, match="a different name"):
         methods_by_layer(lm(), [vector, vector])
 
 

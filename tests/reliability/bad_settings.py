@@ -318,7 +318,7 @@ def _fits() -> list[Case]:
         ("None for P2S", lambda w: methods.P2S(1).fit(None), "given None.*Activations"),
         ("one class, probe", lambda w: methods.LinearProbe(1).fit(one_class(w)), "0 inputs have another behavior"),
         ("no such class, probe", lambda w: methods.LinearProbe(1, positive=["defer"]).fit(w.acts),
-         "0 inputs have behavior in"),
+         "no input has behavior .defer."),
         ("both classes the same, probe",
          lambda w: methods.LinearProbe(1, positive=["refuse"], negative=["refuse"]).fit(w.acts),
          "both positive and negative"),
