@@ -189,7 +189,7 @@ class Activations(Shareable):
         row_of = {example_id: row for row, example_id in enumerate(negative_ids)}
         return ids, positive.float() - negative.float()[[row_of[example_id] for example_id in ids]]
 
-    def labels(self, example_ids: Sequence[str], column: str = "behavior") -> list[str]:
+    def labels(self, example_ids: Sequence[str], column: str = "behavior") -> list[Any]:
         """The label of each example, in the order given; "" where the column is empty.
 
         Raises:

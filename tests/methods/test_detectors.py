@@ -87,9 +87,9 @@ def test_labels_are_numbers_or_texts_and_a_misspelled_one_is_refused() -> None:
     numbers = ACTS.index["example_id"].str[1:].astype(int) % 3
     of_numbers, of_names = (
         Activations(ACTS.values, ACTS.index.assign(kind=kinds), ACTS.sites, ACTS.info)
-        for kinds in (numbers, numbers.map("k{}".format))
+        for kinds in (numbers.map({0: 0, 1: "k1", 2: 2}), numbers.map("k{}".format))
     )
-    one = LinearProbe(3, positive=[1], label="kind").fit(of_numbers)  # type: ignore[list-item]
+    one = LinearProbe(3, positive=["k1"], label="kind").fit(of_numbers)
     assert torch.equal(one.w_, LinearProbe(3, positive=["k1"], label="kind").fit(of_names).w_), "0 is a label too"
     with pytest.raises(DataError, match="no input has behavior 'answr'"):
         ConditionVector(3, negative=["answer", "answr"]).fit(ACTS)
