@@ -195,8 +195,8 @@ class AdaSteer(MultiSiteSteerer):
         )  # fmt: skip
 
     def calibrate(
-        self, inputs: Activations | Context, *, rejection: Mapping[str, bool] | None = None,
-        compliance: Mapping[str, bool] | None = None,
+        self, inputs: Activations | Context, *, rejection: Mapping[str, bool | float] | None = None,
+        compliance: Mapping[str, bool | float] | None = None,
     ) -> AdaSteer:  # fmt: skip
         """Fit the schedules to measured needs of inputs, by id; returns self.
 
