@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,13 @@ from steerlab.models.sites import Site
 
 INDEX_COLUMNS = ("example_id", "side", "position", "behavior", "split", "column", "token", "n_tokens")
 CapturedBatch = tuple[Tensor, pd.DataFrame]
+
+
+def as_stored(site: Site | int, info: Mapping[str, Any]) -> Site:
+    """A site as captures name it: a layer of the text that is counted from the last has its number from the first."""
+    found = Site.of(site)
+    counts = found.layer < 0 and found.part == "text" and "layers" in info
+    return found.resolve(int(info["layers"])) if counts else found
 
 
 @dataclass(frozen=True)
@@ -146,9 +153,7 @@ class Activations(Shareable):
         Raises:
             ActivationError: the site was not captured.
         """
-        wanted = Site.of(site)
-        if wanted.layer < 0 and wanted.part == "text" and "layers" in self.info:
-            wanted = wanted.resolve(int(self.info["layers"]))  # captured sites are counted from the bottom
+        wanted = as_stored(site, self.info)
         if wanted not in self.sites:
             raise ActivationError(
                 f"site {wanted} was not captured; captured are {', '.join(map(str, self.sites))}. "

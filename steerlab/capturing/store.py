@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from steerlab._support import files
-from steerlab.capturing.activations import Activations, CapturedBatch
+from steerlab.capturing.activations import Activations, CapturedBatch, as_stored
 from steerlab.errors import ActivationError, LoadError, MismatchError
 from steerlab.models.fingerprint import describe_origin, differences, same_model
 from steerlab.models.sites import Site
@@ -137,17 +137,12 @@ class Store:
         if extra:
             raise MismatchError(f"{extra[0]} is no part of this capture, which has {self.n_shards} shards: delete it")
         layers = [layers] if isinstance(layers, int | Site) else layers
-        wanted = self.sites if layers is None else tuple(self._resolved(Site.of(x)) for x in layers)
+        wanted = self.sites if layers is None else tuple(as_stored(x, self.info) for x in layers)
         absent = [str(site) for site in wanted if site not in self.sites]
         if absent:
             raise ActivationError(f"sites {absent} were not captured; {self.folder} has {list(map(str, self.sites))}")
         columns = [self.sites.index(site) for site in wanted]
         return Activations.join([self._read(n, columns) for n in range(self.n_shards)], wanted, self.info)
-
-    def _resolved(self, site: Site) -> Site:
-        """A layer of the text counted from the top, as it is called here."""
-        counts = site.layer < 0 and site.part == "text" and "layers" in self.info
-        return site.resolve(int(self.info["layers"])) if counts else site
 
     def _read(self, number: int, columns: list[int]) -> CapturedBatch:
         path = self._shard(number)

@@ -31,7 +31,7 @@ DATA = (
 VECTORS = "folders of fit, hub repositories or gguf files"
 LAYERS = "all, or a list: 3 (a block), -1 (the last), 8-10, 20- (to the last), 16.attn_out (a site)"
 _COLUMNS = ("prompt", "positive", "negative")
-_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".yaml", ".yml", ".txt")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def _of_file(path: Path, columns: Mapping[str, Any]) -> list[Example]:
     if path.is_file() and suffix not in (*_SUFFIXES, ""):
         raise DataError(f"{path} ends in {path.suffix}: expected one of {', '.join(_SUFFIXES)}")
     with reading(path, "Expected a record in each line (.jsonl), a list (.json, .yaml), a table (.csv, .tsv) or lines"):
-        if suffix in (".csv", ".tsv"):
-            records: Any = pd.read_csv(path, sep="," if suffix == ".csv" else "\t", keep_default_na=False, dtype=str)
+        if suffix in _DELIMITERS:
+            records: Any = pd.read_csv(path, sep=_DELIMITERS[suffix], keep_default_na=False, dtype=str)
             if "system" in records:  # an empty cell says nothing: the template's default, not an empty system message
                 records["system"] = records["system"].where(records["system"] != "", None)
         else:
@@ -137,6 +137,7 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": json.loads, ".yaml": load_yaml, ".yml": load_yaml,
     ".txt": str.splitlines, "": str.splitlines,
 }  # fmt: skip
+_SUFFIXES = tuple(suffix for suffix in (*_PARSERS, *_DELIMITERS) if suffix)
 
 
 def readers() -> dict[str, Callable[..., list[Example]]]:

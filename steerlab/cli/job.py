@@ -17,6 +17,7 @@ import click
 
 import steerlab
 from steerlab._support.files import fingerprint, reading, storing, write_atomically, write_text
+from steerlab._support.yaml_text import load_yaml
 from steerlab.cli.study import study_text
 from steerlab.errors import DataError
 
@@ -123,17 +124,17 @@ class Job:
     def _check_same(self, path: Path) -> None:
         """Refuse to replace what is no study file of this command, or a fitted method by one with other options."""
         with reading(path, "Give --out or --study another name"):
-            lines = [text.splitlines() or [""] for text in (path.read_text(encoding="utf-8"), study_text(self, ""))]
-        there, here = (dict(line.split("  # ")[0].partition(": ")[::2] for line in some[3:]) for some in lines)
-        if not lines[0][0].startswith(f"# steerlab {self.name}:"):
-            raise DataError(f"{path} is there and is no study file of {self.name}: give --out or --study another name")
+            text = path.read_text(encoding="utf-8")
+            if not text.startswith(f"# steerlab {self.name}:"):
+                raise DataError(f"it is no study file of {self.name}")
+            there, here = load_yaml(text), load_yaml(study_text(self, ""))
         same = ("batch_size", "device", "out")  # with which the result is the same
         changed = [name for name in here if name in there and there[name] != here[name] and name not in same]
         if self.name == "fit" and changed and (Path(self.options["out"]) / "manifest.json").exists():
             key = changed[0]
             raise DataError(
-                f"{self.options['out']} holds what was fitted with other options ({key}: {there[key]} there, "
-                f"{here[key]} now): give another --out, or delete it"
+                f"{self.options['out']} holds what was fitted with other options ({key}: {there[key]!r} there, "
+                f"{here[key]!r} now): give another --out, or delete it"
             )
 
     def given(self, *names: str) -> list[str]:

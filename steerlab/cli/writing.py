@@ -139,11 +139,12 @@ def _sweep(job: Job, data: str, given: Settings, choice: Choice, out: Path) -> p
         raise SteeringError(f"--steer and --method both have a {both[0]!r}: rename the folder")
     if not unfitted and (given.train or given.options):
         raise SteeringError("--train and --set are for methods that are fitted: give --method, or leave them out")
-    if not any(parse_numbers(given.alphas)):
+    strengths = parse_numbers(given.alphas)
+    if not any(strengths):
         raise SteeringError(f"--alphas {given.alphas}: there is no strength but 0")
     layers = parse_layers(given.layers or "all", model.n_layers) if given.layers or unfitted else None
     arguments: dict[str, Any] = {
-        "layers": layers, "alphas": parse_numbers(given.alphas), "positions": parse_positions(given.positions),
+        "layers": layers, "alphas": strengths, "positions": parse_positions(given.positions),
         "metric": metrics, "scale": given.scale, "generation": {"max_new_tokens": given.max_new_tokens},
     }  # fmt: skip
     measured = _measured(data, choice, any(isinstance(one, str) for one in metrics.values()))

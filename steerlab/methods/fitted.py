@@ -51,7 +51,8 @@ class FittedMixin(Shareable, ABC):
     info_: dict[str, Any]
     #: whether `fit` has anything to learn; a vector made by hand has not
     is_fittable: bool = True
-    contrast_argument: str | None = None  # the one that says where contrasts are read
+    #: the argument of the constructor that says where contrasts are read
+    contrast_argument: str | None = None
 
     @property
     def name(self) -> str:

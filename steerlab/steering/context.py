@@ -18,7 +18,7 @@ from steerlab.models.sites import Site
 
 
 @dataclass(frozen=True)
-class PartsContext(Context):
+class MixedContext(Context):
     """A context with several kinds of states, which differ in width.
 
     Attributes:
@@ -33,13 +33,13 @@ class PartsContext(Context):
         return Context(self.example_ids, self.kinds.get(required.site.state_kind)).get_states(required)
 
 
-ReadContexts = Callable[[Sequence[Steerer], Sequence[RequiredActivation]], list[PartsContext]]
+ReadContexts = Callable[[Sequence[Steerer], Sequence[RequiredActivation]], list[MixedContext]]
 
 
 def read_contexts(
     model: Model, steerers: Sequence[Steerer], extra_required: Sequence[RequiredActivation],
     examples: Sequence[Example], batch_size: int, rows: Sequence[EncodedPrompt] = (),
-) -> list[PartsContext]:  # fmt: skip
+) -> list[MixedContext]:  # fmt: skip
     """One context per steerer; each holds what any of the steerers requires, and the extra activations.
 
     Args:
@@ -72,7 +72,7 @@ def group_by_kind(
     return by_kind
 
 
-def context_of(steerer: Steerer, example_ids: tuple[str, ...], acts: Mapping[str, Activations]) -> PartsContext:
+def context_of(steerer: Steerer, example_ids: tuple[str, ...], acts: Mapping[str, Activations]) -> MixedContext:
     """The context of a steerer: the activations come first that it reads, or of where it steers if it reads nothing."""
     sites = [*(one.site for one in steerer.required_activations), getattr(steerer, "site", Site(0))]
-    return PartsContext(example_ids, acts.get(sites[0].state_kind), acts)
+    return MixedContext(example_ids, acts.get(sites[0].state_kind), acts)

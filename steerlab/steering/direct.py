@@ -32,7 +32,7 @@ from steerlab.models.positions import Match
 from steerlab.models.sites import Site
 from steerlab.models.versions import CACHE_NAMES, forward_parameters, given_cache
 from steerlab.steering.batches import active_steering, totals
-from steerlab.steering.context import PartsContext, context_of, group_by_kind
+from steerlab.steering.context import MixedContext, context_of, group_by_kind
 from steerlab.steering.interventions import build_edits, writes_anything
 from steerlab.steering.requests import Request, resolve_interventions
 
@@ -175,7 +175,7 @@ class DirectSteering:
         examples = [Example(id=row.example_id, prompt="-") for row in batch.rows]
         chosen = slice(None, None, copies)
 
-        def read(steerers: Sequence[Steerer], extra: Sequence[RequiredActivation]) -> list[PartsContext]:
+        def read(steerers: Sequence[Steerer], extra: Sequence[RequiredActivation]) -> list[MixedContext]:
             kinds = group_by_kind(steerers, extra)
             acts = {kind: self._capture(given, batch, examples, required) for kind, required in kinds.items()}
             ids = tuple(example.id for example in examples[chosen])

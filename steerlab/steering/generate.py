@@ -161,11 +161,10 @@ def generate(
     ratios: list[pd.DataFrame] = []
     moved = torch.zeros(2)
 
-    numbers = {id(row): i for i, row in enumerate(rows)}
-
     def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[tuple[int, ...]]], Totals]:
         own = options | {"max_new_tokens": max_new_tokens}
-        if allowed := options.get("prefix_allowed_tokens_fn"):  # it is asked by the row of a batch, which are sorted
+        if allowed := options.get("prefix_allowed_tokens_fn"):
+            numbers = {id(row): i for i, row in enumerate(rows)}  # a batch has the rows in another order
             own["prefix_allowed_tokens_fn"] = by_input(model, allowed, [numbers[id(row)] for row in batch.rows], own)
         new = new_ids(model, model.inputs(batch, positions=False), edits, own)
         copies = len(new) // len(batch.rows)
@@ -198,7 +197,7 @@ def _known_options() -> list[str]:
 def by_input(
     model: Model, allowed: Callable[[int, Tensor], list[int]], numbers: list[int], options: dict[str, Any]
 ) -> Callable[[int, Tensor], list[int]]:
-    """The function of `prefix_allowed_tokens_fn`, asked by the number of an input instead of the row in its batch."""
+    """A `prefix_allowed_tokens_fn` that is called with the row in a batch; `allowed` gets the number of the input."""
     beams, copies = (option_in_use(model, options, name) or 1 for name in ("num_beams", "num_return_sequences"))
     return lambda row, ids: allowed(numbers[row // (copies if beams == 1 else 1)], ids)
 

@@ -134,12 +134,14 @@ def _check_origin(model: Model, steerer: Any, any_model: bool) -> None:
     """Refuse a steerer, or a part of one, that was fitted on another model, before any forward; its `info_` remembers
     `any_model`. A part may have been fitted since it was wrapped.
     """
-    here = {"model": model.id, "weights": weights_fingerprint(model.hf)}
-    for part in {id(one): one for one in (*parts_of(steerer), steerer)}.values():
-        _check_one(model, part, any_model, here)
+    parts = list({id(one): one for one in (*parts_of(steerer), steerer)}.values())
+    named = any(getattr(part, "info_", {}).get("model") for part in parts)  # a vector made by hand is of no model
+    here = {"model": model.id, "weights": weights_fingerprint(model.hf)} if named else {}
+    for part in parts:
+        _check_part(model, part, any_model, here)
 
 
-def _check_one(model: Model, steerer: Any, any_model: bool, here: dict[str, Any]) -> None:
+def _check_part(model: Model, steerer: Any, any_model: bool, here: dict[str, Any]) -> None:
     name, info = steerer.name, getattr(steerer, "info_", {})
     site = next(iter(steering_sites(steerer)), None)
     theirs, ours = info.get("hidden_size"), model.hidden_size if site is None else model.width(site)

@@ -1,6 +1,6 @@
 """Steering by hand: plain Hugging Face forwards, one unpadded row at a time, no cache, one torch hook.
 
-No edits, engines, batches or encoded prompts are used: the tests of this folder compare with these functions.
+No edits, engines, batches or encoded prompts are used: tests compare with these functions.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -74,12 +74,6 @@ def written(folder: Path) -> dict[str, int]:
     return {p.name: p.stat().st_mtime_ns for p in (folder / "stages").iterdir()}
 
 
-def columns(positions: str, n_prompt: int, n: int) -> list[int]:
-    """The tokens of a position in a row of n."""
-    start = {"last": n_prompt - 1, "last+generated": n_prompt - 1, "generated": n_prompt}.get(positions, 0)
-    return list(range(start, n_prompt if positions in ("prompt", "last") else n))
-
-
 def adding(model: Model, site: Site, delta: Tensor, where: Sequence[int]) -> RemovableHandle:
     """A plain hook on the module that holds the site: `delta` is added at some columns. `with` removes it."""
     block, layout = blocks(model.hf, model.layout)[site.layer], model.layout
@@ -105,7 +99,7 @@ def expected(model: Model, example: Example, site: Site, delta: Tensor, position
     sums, rows = {}, {}
     for side in ("positive", "negative"):
         ids, n = plain.chat_ids(model, example.prompt, getattr(pair, side))
-        with adding(model, site, delta, columns(positions, n, len(ids))):
+        with adding(model, site, delta, plain.COLUMNS[positions](n, len(ids))):
             logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
         places = torch.arange(n, len(ids))
         picked = logits[places - 1, torch.tensor(ids)[places]]

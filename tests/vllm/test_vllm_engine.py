@@ -22,10 +22,9 @@ IDS = torch.tensor([[5, 6, 7]])
 GIVEN = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
 
 
-def near_to(a: Any, b: Any, tolerance: float = 1e-4) -> None:
+def near_to(a: Any, b: Any, tolerance: float = 1e-4) -> bool:
     a, b = torch.tensor(np.asarray(a)), torch.tensor(np.asarray(b))
-    assert a.shape == b.shape
-    assert float((a - b).abs().max()) <= tolerance * max(1.0, float(b.abs().max()))
+    return a.shape == b.shape and float((a - b).abs().max()) <= tolerance * max(1.0, float(b.abs().max()))
 
 
 @pytest.mark.parametrize("position", ["last", "prompt", "all"])
@@ -34,23 +33,23 @@ def test_captured_states_match_hooks(remote, near, position: str, reduce: str) -
     options = dict(layers=SITES, positions=position, reduce=reduce, progress=False)
     ours, theirs = capture(remote(), PROMPTS, **options), capture(near(), PROMPTS, **options)
     assert ours.index.drop(columns="order", errors="ignore").equals(theirs.index.drop(columns="order", errors="ignore"))
-    near_to(ours.values, theirs.values)
+    assert near_to(ours.values, theirs.values)
 
 
 def test_captured_contrasts_match_hooks(remote, near) -> None:
     options = dict(layers="all", context=["last"], progress=False, batch_size=7)
     ours, theirs = capture(remote(), examples(10), **options), capture(near(), examples(10), **options)
     assert list(ours.index["side"]) == list(theirs.index["side"])
-    near_to(ours.values, theirs.values)
+    assert near_to(ours.values, theirs.values)
 
 
 def test_states_do_not_depend_on_other_rows(remote) -> None:
     whole = capture(remote(), PROMPTS, layers="all", progress=False)
     for i, prompt in enumerate(PROMPTS):
         alone = capture(remote(), [prompt], layers="all", progress=False)
-        near_to(alone.values[0], whole.values[i])
+        assert near_to(alone.values[0], whole.values[i])
     turned = capture(remote(), PROMPTS[::-1], layers="all", progress=False)
-    near_to(turned.values.flip(0), whole.values)
+    assert near_to(turned.values.flip(0), whole.values)
 
 
 @pytest.mark.parametrize("kind", ["mean", "per row", "gates"])
@@ -71,13 +70,13 @@ def test_operators_match_hooks(remote, near, kind: str) -> None:
     options = dict(steer=operations(WIDTH)[kind], alpha=0.8, positions="all")
     ours, theirs = (generate(model(), PROMPTS, max_new_tokens=STEPS, **options) for model in (remote, near))
     assert ours.ids == theirs.ids and ours.steered_tokens == theirs.steered_tokens
-    near_to(*(score(model(), PROMPTS, ANSWERS, **options)["logprob"] for model in (remote, near)))
+    assert near_to(*(score(model(), PROMPTS, ANSWERS, **options)["logprob"] for model in (remote, near)))
 
 
 def test_patched_cells_match_hooks(remote, near) -> None:
     pair = [["Is it late or early now?"], ["Is it late or early then?"]]
     options = dict(metric=LogitDifference(7, 11), layers=[1, Site(2, "attn_out")], alignment="start")
-    near_to(*(patch(model(), *pair, **options)["value"] for model in (remote, near)))
+    assert near_to(*(patch(model(), *pair, **options)["value"] for model in (remote, near)))
 
 
 def test_heads_are_refused(remote) -> None:
@@ -99,7 +98,7 @@ def test_l2s_vectors_come_from_the_unsteered_prompt(remote, near) -> None:
     ours, theirs = generate(remote(), PROMPTS, **options), generate(near(), PROMPTS, **options)
     assert ours.ids == theirs.ids
     assert ours.ids != generate(remote(), PROMPTS, max_new_tokens=STEPS).ids
-    near_to(*(score(model(), PROMPTS, ANSWERS, steer=l2s, alpha=3.0)["logprob"] for model in (remote, near)))
+    assert near_to(*(score(model(), PROMPTS, ANSWERS, steer=l2s, alpha=3.0)["logprob"] for model in (remote, near)))
 
 
 def test_several_steerers_add_up_with_an_alpha_per_row(remote, near) -> None:
@@ -143,10 +142,10 @@ def test_sampling_is_reproducible_with_a_seed(remote) -> None:
 def test_scores_and_next_token_logits_match_hooks(remote, near, kind: str) -> None:
     options = dict(steer=steerers(WIDTH)[kind], alpha=ALPHA)
     ours, theirs = (score(model(), PROMPTS, ANSWERS, **options) for model in (remote, near))
-    near_to(ours["logprob"], theirs["logprob"])
+    assert near_to(ours["logprob"], theirs["logprob"])
     assert ours["greedy"].equals(theirs["greedy"]) and ours.attrs["steered_tokens"] == theirs.attrs["steered_tokens"]
     for more in ({}, {"tokens": [5, 9, 7], "max_other": True}):
-        near_to(*(steerlab.next_token_logits(model(), PROMPTS, **more, **options) for model in (remote, near)))
+        assert near_to(*(steerlab.next_token_logits(model(), PROMPTS, **more, **options) for model in (remote, near)))
 
 
 def test_logits_of_given_columns_match_hooks(remote, near) -> None:
@@ -155,7 +154,7 @@ def test_logits_of_given_columns_match_hooks(remote, near) -> None:
     real = given["attention_mask"].bool()
     columns = torch.tensor([3, real.shape[1] - 1, 0, real.shape[1] - 4])
     ours, theirs = (m.engine.logits(given, {}, columns) for m in (model, other))
-    near_to(ours[real[:, columns]], theirs[real[:, columns]])
+    assert near_to(ours[real[:, columns]], theirs[real[:, columns]])
     assert not ours[~real[:, columns]].any()
 
 
@@ -166,7 +165,7 @@ def test_a_sweep_matches_hooks(remote, near) -> None:
     keys = ["method", "layer", "alpha", "positions", "metric", "example_id"]
     ours, theirs = (frame.sort_values(keys).reset_index(drop=True) for frame in (ours, theirs))
     assert ours[keys].equals(theirs[keys]) and len(ours) > 12
-    near_to(ours["value"], theirs["value"], 1e-3)
+    assert near_to(ours["value"], theirs["value"], 1e-3)
 
 
 def test_a_model_in_vllm_is_remote(remote) -> None:

@@ -29,11 +29,11 @@ def served(server: Server, folders: Callable[[str], Path]) -> Iterator[Model]:
 
 def test_captured_states_match_hooks(served: Model, near) -> None:
     options: dict[str, Any] = dict(layers=SITES, positions="prompt", progress=False)
-    near_to(capture(served, PROMPTS, **options).values, capture(near(), PROMPTS, **options).values)
+    assert near_to(capture(served, PROMPTS, **options).values, capture(near(), PROMPTS, **options).values)
     options = dict(layers="all", context=["last"], progress=False, batch_size=30)
     ours, theirs = capture(served, examples(20), **options), capture(near(), examples(20), **options)
     assert list(ours.index["example_id"]) == list(theirs.index["example_id"])
-    near_to(ours.values, theirs.values)
+    assert near_to(ours.values, theirs.values)
 
 
 @pytest.mark.parametrize("kind", ["mean", "per row", "gates"])
@@ -41,7 +41,7 @@ def test_steered_texts_and_scores_match_hooks(served: Model, near, kind: str) ->
     options: dict[str, Any] = dict(steer=steerers(WIDTH)[kind], alpha=ALPHA)
     ours, theirs = (generate(model, PROMPTS, max_new_tokens=STEPS, **options) for model in (served, near()))
     assert ours.ids == theirs.ids and ours.steered_tokens == theirs.steered_tokens
-    near_to(*(score(model, PROMPTS, ANSWERS, **options)["logprob"] for model in (served, near())))
+    assert near_to(*(score(model, PROMPTS, ANSWERS, **options)["logprob"] for model in (served, near())))
 
 
 def test_64_concurrent_rows_keep_their_vectors(served: Model, near) -> None:
