@@ -14,8 +14,10 @@ of language, gender and tense.
 Then a value's direction is added, at one layer and an equal dose on everyday prompts, to texts such as "I see one round
 red table. Its color is", about things without this value: in which share is it now the likeliest of the attribute's
 values, and in which do the other attributes keep theirs? The layer is the one at which the mean difference of clean
-pairs, in which one attribute changes alone, has the largest effect: that rival has the choice. Texts are given as they
-are, without a chat template.
+pairs, in which one attribute changes alone, has the largest effect: that rival has the choice. "moved" directions are
+read at the layer where a method follows values best, and added at this one (`SSAE.direction_at`); the SSAE is also
+added as a second seed found it. Texts are given as they are, without a chat template. With `--grid`, layers and
+settings are those of an earlier run.
 """
 
 from __future__ import annotations
@@ -23,17 +25,19 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from _common import numbers, parser, provenance, show_table
-from _concepts import SEEDED, SETTINGS, Directions, Part, find_directions, matched_correlation, resampled
+from _concepts import SEEDED, SETTINGS, Part, find_directions, matched_correlation, resampled
 from torch import Tensor
 
 import steerlab
 from steerlab import Example, SteeringVector
+from steerlab._support.files import fingerprint
 from steerlab.analysis.calibration import calibrate_strength
 from steerlab.analysis.study import Study
 from steerlab.data import attribute_pairs, data_hash, demo_set
@@ -45,7 +49,9 @@ CONTINUED = {"shape": "The shape of it is", "color": "Its color is", "object": "
 FRACTIONS = (0.1, 0.2, 0.35, 0.5, 0.75)  # of the depth: the layers
 SEEDS, DRAWS, TEXTS = range(5), 300, 24
 BUDGET = 0.5  # nats: the dose at which directions are compared
-STEERED = ("pca", "affine", "ica", "dictionary", "ssae", "labels", "clean")
+OWN = ("pca", "affine", "ica", "dictionary", "ssae", "labels", "clean")  # found at the layer that is steered
+MOVED = ("ica_moved", "ssae_moved")  # found where they follow best
+MORE_SEEDS = ("ssae_1", "ssae_moved_1")
 
 
 def choose(study: Study, kind: str, part: Part) -> pd.DataFrame:
@@ -65,6 +71,15 @@ def choose(study: Study, kind: str, part: Part) -> pd.DataFrame:
     places = product(SETTINGS, part.layers)
     frames = [study.stage(f"{kind}-choose-{m}-{layer}", partial(compute, m, layer)) for m, layer in places]
     return pd.concat(frames, ignore_index=True)
+
+
+def known_grid(path: str, kind: str, part: Part) -> pd.DataFrame:
+    """What `choose` found in an earlier run."""
+    grid = pd.read_csv(path)
+    grid = grid[grid["pairs"] == kind].drop(columns="pairs").reset_index(drop=True)
+    if sorted(set(grid["layer"])) != part.layers:
+        raise SystemExit(f"{path} has the layers {sorted(set(grid['layer']))}, this model {part.layers}")
+    return grid
 
 
 def test(study: Study, kind: str, part: Part, chosen: pd.DataFrame) -> pd.DataFrame:
@@ -128,7 +143,7 @@ class Steering:
         everyday = [e.replace(contrast=None) for e in demo_set(seed=args.seed) if e.behavior == "answer"]
         self.everyday = everyday[:8]
         self.descriptions = attribute_pairs("objects", 400, changed=(1, 1), seed=args.seed + 2)
-        self._found: dict[tuple[str, int], tuple[Directions, Tensor, Tensor]] = {}
+        self._found: dict[tuple[str, int], tuple[Tensor, Tensor, Tensor]] = {}
         self._unsteered: dict[tuple[str, str, str], Tensor] = {}
 
     def things(self, column: str, split: str) -> list[Example]:
@@ -163,21 +178,29 @@ class Steering:
             row = (label[:, None] * self.clean.differences(layer, "train")).sum(0)
         else:
             found, best, signs = self._directions(method, layer)
-            row = signs[place] * found.rows[best[place]]
+            row = signs[place] * found[best[place]]
         return SteeringVector({layer: size * torch.nn.functional.normalize(row, dim=0)})
 
     def _column(self, column: str) -> int:
         return list(self.part.labels).index(column)
 
-    def _directions(self, method: str, layer: int) -> tuple[Directions, Tensor, Tensor]:
-        """What a method finds at a layer, with the direction of each value and its sign."""
+    def _directions(self, method: str, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The directions of a method at a layer, with that of each value and its sign.
+
+        "ssae_moved_1": seed 1, found at the layer where the method follows values best on validation pairs; at this
+        layer, the mean of the differences weighted by its codes (`SSAE.direction_at`).
+        """
         if (method, layer) not in self._found:
-            rows = self.grid[(self.grid["method"] == method) & (self.grid["layer"] == layer)]
-            best = rows.loc[rows["mcc"].idxmax()]
-            z, labels = self.part.differences(layer, "train"), self.part.truth("train")
-            found = find_directions(method, z, labels, setting_of(best), 0)
+            name, *ending = method.split("_")
+            rows, moved = self.grid[self.grid["method"] == name], "moved" in ending
+            best = rows.loc[(rows if moved else rows[rows["layer"] == layer])["mcc"].idxmax()]
+            read, seed = int(best["layer"]), int(ending[-1]) if ending and ending[-1].isdecimal() else 0
+            z = self.part.differences(read, "train")
+            found = find_directions(name, z, self.part.truth("train"), setting_of(best), seed)
             assert found is not None, "chosen among those that converged"
-            self._found[method, layer] = found, *self.part.best_columns(found, layer)
+            codes, there = found.codes(z), self.part.differences(layer, "train")
+            directions = (codes - codes.mean(0)).T @ there if moved else found.rows
+            self._found[method, layer] = directions, *self.part.best_columns(found, read)
         return self._found[method, layer]
 
     def layer_effects(self) -> pd.DataFrame:
@@ -196,8 +219,9 @@ class Steering:
         """What a value's direction does to each text."""
         steerer = self.vector(method, column, layer)
         dose = calibrate_strength(
-            self.model, self.everyday, steerer, kl=self.args.budget, max_new_tokens=12, positions="all"
-        )
+            self.model, self.everyday, steerer, kl=self.args.budget, max_new_tokens=12, positions="all",
+            batch_size=len(self.everyday),
+        )  # fmt: skip
         things = self.things(column, "test")
         frame = pd.DataFrame({"method": method, "value": column, "thing": [e.id for e in things], "alpha": dose.alpha})
         wanted, value = column.split("=")
@@ -227,7 +251,7 @@ def steer_values(study: Study, steering: Steering) -> tuple[int, pd.DataFrame]:
     effects = study.stage("steer-layers", steering.layer_effects)
     layer = int(effects.groupby("layer")["gain"].mean().idxmax())
     frames = []
-    for method, column in product(STEERED, steering.part.labels):
+    for method, column in product(OWN + MOVED + MORE_SEEDS, steering.part.labels):
         name = f"steer-{method}-{column.replace('=', '-')}"
         frames.append(study.stage(name, partial(steering.at_equal_dose, method, column, layer)))
     return layer, pd.concat(frames, ignore_index=True)
@@ -239,12 +263,14 @@ def main() -> None:
     arguments.add_argument(
         "--budget", type=float, default=BUDGET, help="nats of the dose at which directions are added"
     )
+    arguments.add_argument("--grid", help="grid.csv of an earlier run: its settings, without trying them again")
     args = arguments.parse_args()
     model = steerlab.load(args.model, device=args.device, chat=False)
     counts = {kind: min(n, args.pairs or n) for kind, n in PAIRS.items()}
     examples = [e for kind, n in counts.items() for e in attribute_pairs(kind, n, changed=(2, 2), seed=args.seed)]
     identity = {"study": "ssae", "model": args.model, "weights": model.info()["weights"], "seed": args.seed}
     identity |= {"pairs": counts, "budget": args.budget, "settings": SETTINGS, "texts": [CONTINUED, TEXTS]}
+    identity |= {"grid": fingerprint(Path(args.grid).read_text())} if args.grid else {}
     study = Study(args.out, identity | {"layers": FRACTIONS, "draws": DRAWS, "data": data_hash(examples)})
     layers = sorted({round(fraction * (model.n_layers - 1)) for fraction in FRACTIONS})
     made = partial(Part, study, model, layers=layers, batch_size=args.batch_size)
@@ -252,7 +278,7 @@ def main() -> None:
     frames, grids = [], []
     for kind, n in counts.items():
         part = made(kind, n, changed=(2, 2), seed=args.seed)
-        grid = choose(study, kind, part)
+        grid = known_grid(args.grid, kind, part) if args.grid else choose(study, kind, part)
         best = grid.loc[grid.groupby("method")["mcc"].idxmax()].set_index("method")
         found = test(study, kind, part, best)
         summary |= summarize_directions(kind, found, best, len(part.ids["test"]))
@@ -301,9 +327,9 @@ def summarize_steering(steered: pd.DataFrame, seed: int) -> dict[str, Any]:
         table = steered.groupby(["value", "method"])[measure].mean().unstack("method")
         for method in table:
             summary[f"steered.{method}.{measure}"] = numbers(bootstrap_ci(table[method].tolist(), seed=seed))
-            if method != "ssae":
-                difference = paired_bootstrap(table["ssae"].tolist(), table[method].tolist(), seed=seed)
-                summary[f"steered.ssae_over_{method}.{measure}"] = numbers(difference)
+            for ssae in {"ssae", "ssae_moved"} - {method}:
+                difference = paired_bootstrap(table[ssae].tolist(), table[method].tolist(), seed=seed)
+                summary[f"steered.{ssae}_over_{method}.{measure}"] = numbers(difference)
     for measure, name in (("before", "after"), ("right_before", "right")):
         means = steered.groupby("value")[measure].mean()
         summary[f"steered.none.{name}"] = numbers(bootstrap_ci(means.tolist(), seed=seed))

@@ -19,11 +19,12 @@ from torch import Tensor
 from steerlab._support.checks import as_number, as_seed, as_whole
 from steerlab._support.progress import bar
 from steerlab.capturing.activations import Activations
-from steerlab.errors import DataError, SteeringError
+from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods.base import FittedMixin, check_fitted, check_width
 from steerlab.methods.classes import contrast_table
 from steerlab.methods.serialization import savable
 from steerlab.methods.vector import SteeringVector
+from steerlab.models.fingerprint import describe_origin, same_model
 from steerlab.models.sites import Site
 
 CONSTANT = 0.05  # of a code's mean size: one that varies less is a second offset, no concept
@@ -209,11 +210,50 @@ class SSAE(FittedMixin):
         Raises:
             DataError: no such concept. SteeringError: no pair uses it.
         """
+        self._check_concept(concept)
+        return self._vector(self.site, self.scales_[concept] * self.decoder_[concept])
+
+    def direction_at(self, layer: int | Site, concept: int, acts: Activations) -> SteeringVector:
+        """The vector of one concept at another layer: what changes there with the concept's code.
+
+        The layer at which concepts are told apart best is often not one at which adding them does much. This is the
+        slope of the other layer's contrasts on the code, times the median code of the pairs that use the concept. It
+        holds what changes together with the concept, too.
+
+        Example:
+            >>> acts = steerlab.capture(model, pairs, layers=[3, 22], context=None)
+            >>> ssae = SSAE(3, n_concepts=20, level=1.6).fit(acts)
+            >>> texts = steerlab.generate(model, prompts, steer=ssae.direction_at(22, 0, acts))
+
+        Args:
+            layer: where the vector is added.
+            concept: its number.
+            acts: contrasts of pairs, labeled or not, at this layer and at the one that was fitted.
+
+        Raises:
+            DataError: no such concept. SteeringError: none of these pairs uses it. ActivationError: one of the two
+            layers was not captured. MismatchError: the activations are another model's.
+        """
+        self._check_concept(concept)
+        if not same_model(self.info_, acts.info):
+            raise MismatchError(
+                f"the activations are of {describe_origin(acts.info)}, the concepts of {describe_origin(self.info_)}"
+            )
+        codes = self.encode(contrast_table(acts, self.site, self.position)[1])[:, concept]
+        used, centered = _uses(codes, self._has_offset), codes - codes.mean() * self._has_offset
+        if not used.any():
+            raise SteeringError(f"none of these {len(codes)} pairs uses concept {concept}")
+        slope = centered @ contrast_table(acts, Site.of(layer), self.position)[1] / centered.square().sum()
+        return self._vector(Site.of(layer), codes[used].abs().median() * slope)
+
+    def _check_concept(self, concept: int) -> None:
         check_fitted(self, "decoder_")
         as_whole("concept", concept, 0, self.n_concepts - 1)
         if not self.usage_[concept]:
             raise SteeringError(f"no pair uses concept {concept}: take one with usage_ above 0")
-        found = SteeringVector({self.site: self.scales_[concept] * self.decoder_[concept]})
+
+    def _vector(self, site: Site, row: Tensor) -> SteeringVector:
+        found = SteeringVector({site: row})
         found.info_ = dict(self.info_)  # so that vectors of two models are not combined
         return found
 

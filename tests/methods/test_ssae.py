@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from synthetic_acts import make_acts, normal
+from synthetic_acts import activations, make_acts, normal
 
 from steerlab import capture, generate, pairs
 from steerlab.analysis.ssae_levels import level_sweep, stability
 from steerlab.data import concept_shifts
-from steerlab.errors import DataError, SteeringError
+from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods import SSAE
 from steerlab.metrics import match_codes, match_directions
 from steerlab.testing import tiny_lm
@@ -137,6 +137,27 @@ def test_fit_to_a_model_and_steering_with_a_concept() -> None:
     assert torch.equal(SSAE(1, 2, 1.1, steps=300).fit(acts).decoder_, ssae.decoder_)
     found = generate(model, ["Hi"], steer=ssae.direction(1), alpha=2.0, max_new_tokens=3, progress=False)
     assert found.norm_ratio > 0
+
+
+@pytest.mark.parametrize("concepts", [1, 5])
+def test_concepts_read_at_one_layer_are_added_at_another(concepts: int) -> None:
+    """The other layer mixes the same concepts in another way, and in other sizes."""
+    made = concept_shifts(4000, concepts, 20, changed=(1, min(2, concepts)))
+    sizes = torch.arange(1.0, concepts + 1)
+    there = torch.nn.functional.normalize(normal(concepts, 20), dim=1) * sizes[:, None]
+    acts, other = make_acts(None, made.differences), make_acts(None, made.codes @ there)
+    acts = activations(torch.cat([acts.values, other.values], 1), [3, 7], acts.info, **acts.index)
+    ssae = fitted(made)
+    found = match_directions(made.concepts, ssae.decoder_, signed=False)
+    for true, k in enumerate(found.order.tolist()):
+        vector = ssae.direction_at(7, k, acts).at(7)
+        assert torch.cosine_similarity(vector, there[true], dim=0).abs() > 0.97
+        assert float(vector.norm()) == pytest.approx(float(ssae.scales_[k] * sizes[true]), rel=0.1)
+        same = ssae.direction_at(3, k, acts).at(3)
+        assert torch.cosine_similarity(same, ssae.direction(k).at(3), dim=0) > 0.97
+    acts.info["model"], ssae.info_["model"] = "one", "other"
+    with pytest.raises(MismatchError, match="the activations are of 'one', the concepts of 'other'"):
+        ssae.direction_at(7, 0, acts)
 
 
 def test_levels_that_bound_nothing_warn_and_unreached_ones_are_refused() -> None:
