@@ -21,6 +21,5 @@ def require(what: str, extra: str, *packages: str) -> None:
     Raises:
         LoadError: names those that are missing, and the command.
     """
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
+    if missing := [name for name in packages if find_spec(name) is None]:
         raise LoadError(f'{what} needs {" and ".join(missing)}: pip install "steerlab[{extra}]"')

@@ -16,8 +16,8 @@ from steerlab.models.sites import Site
 
 
 def plain_examples(data: Data) -> list[Example]:
-    """The examples without their answers."""
-    return [example.replace(contrast=None) for example in as_examples(data)]
+    """The examples without their answers and extra prompts."""
+    return [example.replace(contrast=None, extra_prompts={}) for example in as_examples(data)]
 
 
 def plain_states(

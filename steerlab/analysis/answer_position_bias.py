@@ -91,8 +91,7 @@ def slopes_by_answer_position(
 def _with_positions(slopes: pd.DataFrame, examples: Sequence[Example]) -> pd.DataFrame:
     """The slopes with `option` and `word` of their examples."""
     meta = {e.id: (e.meta.get("option"), e.meta.get("word", "")) for e in check_examples(examples)}
-    unknown = sorted(set(slopes["example_id"]) - meta.keys())
-    if unknown:
+    if unknown := sorted(set(slopes["example_id"]) - meta.keys()):
         raise DataError(f"{len(unknown)} slopes have no example, first {unknown[:3]}; give the examples of the sweep")
     found = slopes["example_id"].map(meta)
     placed = slopes.assign(option=found.str[0], word=found.str[1])

@@ -64,8 +64,7 @@ def geometry(
     ids = [ids[i] for i in order]
     units, labels = unit_rows(dict(zip(ids, z[order], strict=True))), np.array(acts.labels(ids, label), dtype=object)
     members = {name: np.flatnonzero(labels == name) for name in sorted(set(labels))}
-    lone = [name for name, rows in members.items() if len(rows) < 2]
-    if lone:
+    if lone := [name for name, rows in members.items() if len(rows) < 2]:
         raise DataError(f"{lone[0]!r} has one contrast only; a pair within it needs two examples")
     rng = np.random.default_rng(seed)
     shuffles = [rng.permutation(len(ids)) for _ in range(_SHUFFLES)]
@@ -116,8 +115,7 @@ def principal_angles(
     """
     if a.shape[1] != b.shape[1]:
         raise MismatchError(f"a has width {a.shape[1]}, b has {b.shape[1]}; angles need vectors of one width")
-    found = subspace_angles(_basis(a, k, centered, "a"), _basis(b, k, centered, "b"))
-    return np.rad2deg(np.sort(found))
+    return np.rad2deg(np.sort(subspace_angles(_basis(a, k, centered, "a"), _basis(b, k, centered, "b"))))
 
 
 def map_2d(points: Float[Tensor, "n hidden"], labels: Sequence[str]) -> pd.DataFrame:

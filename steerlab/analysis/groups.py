@@ -30,8 +30,7 @@ def check_groups(slopes: pd.DataFrame, by: Sequence[str] | None, what: str) -> l
         raise DataError(f"{what} has no column to group by; give `by`, one of {list(slopes.columns)}")
     # ids are unique within one data set only
     identity = list(dict.fromkeys([*keys, *(["behavior"] if "behavior" in slopes else []), "example_id"]))
-    repeats = int(slopes.duplicated(identity).sum())
-    if repeats:
+    if repeats := int(slopes.duplicated(identity).sum()):
         differ = [c for c in slopes if c not in (*SLOPE_COLUMNS, *keys) and slopes[c].nunique(dropna=False) > 1]
         raise DataError(
             f"{what} grouped by {keys} would count {repeats} examples more than once; "
@@ -53,8 +52,7 @@ def check_measurements(
     rows = frame[frame["metric"] == metric]
     if rows.empty:
         raise DataError(f"{what} found no rows of {metric!r}; the frame has {sorted(set(frame['metric']))}")
-    bad = int((~np.isfinite(rows[["alpha", "value"]].to_numpy(float))).any(axis=1).sum())
-    if bad:
+    if bad := int((~np.isfinite(rows[["alpha", "value"]].to_numpy(float))).any(axis=1).sum()):
         raise DataError(
             f"{what} got {bad} of {len(rows)} rows with a NaN or infinite alpha or value; repair them first"
         )
@@ -65,8 +63,7 @@ def check_measurements(
 
 def _check_complete(rows: pd.DataFrame, keys: list[str], what: str) -> None:
     """Refuse curves with repeated or missing points, and settings of one alpha."""
-    repeats = int(rows.duplicated([*keys, "example_id", "alpha"]).sum())
-    if repeats:
+    if repeats := int(rows.duplicated([*keys, "example_id", "alpha"]).sum()):
         raise DataError(
             f"{what} got {repeats} values too many: an example was measured more than once at one alpha of a setting. "
             f"Settings are told apart by {keys}; name the column that differs in `by`, or drop the repeats"

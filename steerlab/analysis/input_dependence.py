@@ -76,6 +76,9 @@ def input_dependence(
     clusters = _clusters(inputs, groups)
     split = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     parts = [(train.tolist(), test.tolist()) for train, test in split.split(inputs.ids, inputs.labels, clusters)]
+    for train, _ in parts:
+        if absent := sorted(set(inputs.counts) - {inputs.labels[i] for i in train}):
+            raise DataError(f"a fold holds all inputs of {absent}, which share their groups: give them more groups")
     makers = _makers(l2s, len(inputs.z), len(inputs.counts))
     predicted = _predict(inputs, makers, parts)
     centered, predicted_centered = _predict_centered(inputs, makers, parts)
@@ -203,8 +206,7 @@ def _clusters(inputs: _Inputs, groups: Mapping[str, str] | None) -> NDArray[np.i
     contexts = inputs.l2s.contexts(inputs.context(range(len(inputs.ids)))).contiguous()
     shared = [pd.factorize(np.array([row.numpy().tobytes() for row in contexts], dtype=object))[0]]
     if groups is not None:
-        missing = [one for one in inputs.ids if one not in groups]
-        if missing:
+        if missing := [one for one in inputs.ids if one not in groups]:
             raise DataError(f"{len(missing)} inputs have no group, first {missing[:3]}")
         shared.append(pd.factorize(np.array([groups[one] for one in inputs.ids], dtype=object))[0])
     n = len(inputs.ids)

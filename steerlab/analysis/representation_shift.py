@@ -95,15 +95,15 @@ class RepresentationShift:
             )
         partner = torch.cdist(before, after.concepts_).argmin(1)
         if len(before) > 1:  # of one concept, the center says nothing
-            centered = [one - one.mean(0) for one in (before, after.concepts_)]
-            partner = match_directions(*centered).order
+            partner = match_directions(*(one - one.mean(0) for one in (before, after.concepts_))).order
         wanted = after.concepts_[partner]
         found: dict[str, Tensor] = {"concept": torch.arange(len(partner)), "partner": partner}
         for name, rows in (("before", before), ("predicted", self.predicted(alpha))):
             found[f"cosine_{name}"] = torch.cosine_similarity(rows.double(), wanted.double())
             found[f"distance_{name}"] = (rows.double() - wanted.double()).norm(dim=1)
         frame = pd.DataFrame({name: values.numpy() for name, values in found.items()})
-        frame["recovered"] = 1 - frame["distance_predicted"] / frame["distance_before"]
+        before_it = frame["distance_before"]
+        frame["recovered"] = 1 - frame["distance_predicted"] / before_it.where(before_it > 0)
         return frame[self.members.numpy() > 0].reset_index(drop=True)
 
 

@@ -306,8 +306,7 @@ def _metrics_by_name(metric: Metric | Sequence[Metric] | Mapping[str, Metric]) -
         names = [m if isinstance(m, str) else getattr(m, "__name__", type(m).__name__) for m in listed]
     if not names or len(set(names)) < len(names):
         raise DataError(f"the metrics are called {names}: give at least one, and a dict with a different name for each")
-    unknown = [m for m in listed if not callable(m) and not (isinstance(m, str) and m in ANSWER_METRICS)]
-    if unknown:
+    if unknown := [m for m in listed if not callable(m) and not (isinstance(m, str) and m in ANSWER_METRICS)]:
         raise DataError(
             f"unknown metric {unknown[0]!r}; expected one of {list(ANSWER_METRICS)}, or a function of texts"
         )

@@ -62,8 +62,7 @@ class Activations(Shareable):
                 f"values are {tuple(self.values.shape)} but the index has {len(self.index)} rows and there are "
                 f"{len(self.sites)} sites"
             )
-        missing = [c for c in INDEX_COLUMNS if c not in self.index]
-        if missing:
+        if missing := [c for c in INDEX_COLUMNS if c not in self.index]:
             raise ActivationError(f"the index lacks the columns {missing}")
         finite = torch.isfinite(self.values).flatten(1).all(1)
         if not bool(finite.all()):
@@ -202,8 +201,7 @@ class Activations(Shareable):
         """
         self._check_column(column)
         lookup = dict(zip(self.index["example_id"], self.index[column].fillna(""), strict=True))
-        unknown = [example_id for example_id in example_ids if example_id not in lookup]
-        if unknown:
+        if unknown := [example_id for example_id in example_ids if example_id not in lookup]:
             raise ActivationError(f"no activations of the examples {unknown[:3]} (and {len(unknown)} in all)")
         return [lookup[example_id] for example_id in example_ids]
 

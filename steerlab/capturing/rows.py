@@ -117,8 +117,7 @@ def plan_image_rows(
     Raises:
         PositionError: another position than "images", or an example without images.
     """
-    unknown = [describe(position) for position in positions if describe(position) not in ("images", "vectors")]
-    if unknown:
+    if unknown := [describe(position) for position in positions if describe(position) not in ("images", "vectors")]:
         raise PositionError(
             f"positions={unknown}: states of the vision tower and the projector belong to images, not to tokens; the "
             "only position there is 'images'"
@@ -140,8 +139,7 @@ def _select_prompts(example: Example, names: Sequence[str] | None) -> dict[str, 
     """The extra prompts of an example with these names; None: all."""
     given = example.extra_prompts
     check_type("extra_prompts", names, (list, tuple, type(None)), "a list of names, or None for all")
-    missing = [name for name in names or () if name not in given]
-    if missing:
+    if missing := [name for name in names or () if name not in given]:
         raise DataError(
             f"{example.id!r} has no extra prompt {missing[0]!r}, it has {sorted(given)}: give "
             f"Example(extra_prompts={{{missing[0]!r}: ...}})"
@@ -237,8 +235,7 @@ class TokenSelector:
         tokens = h[self.rows.to(h.device), self.columns.to(h.device)]
         if len(self.lengths) == len(self.rows):
             return tokens.to(self.dtype)
-        means = torch.segment_reduce(tokens.float(), "mean", lengths=self.lengths.to(h.device))
-        return means.to(self.dtype)
+        return torch.segment_reduce(tokens.float(), "mean", lengths=self.lengths.to(h.device)).to(self.dtype)
 
     def row(self, number: int, start: int) -> tuple[TokenSelector, Tensor]:
         """The selector of one row whose first column is `start`, and the numbers of its groups."""

@@ -42,8 +42,7 @@ class SharedPrompts:
         """Run the prompts; the inputs of the remaining columns, the state to continue from, and the batch shifted to
         those columns.
         """
-        inputs = model.inputs(self.batch)
-        before, rest = split_at(inputs, self.cut)
+        before, rest = split_at(model.inputs(self.batch), self.cut)
         prefix = model.prefill({k: t[self.prompts.to(t.device)] for k, t in before.items()})
         shifted = replace(self.batch, offsets=tuple(offset - self.cut for offset in self.batch.offsets))
         return rest, ForwardState(prefix.take(self.prompt_of.to(model.device))), shifted

@@ -74,8 +74,7 @@ class Store:
                 files.write_json(path, files.seal(manifest), kept)
         store = cls.open(folder)
         there = store.identity
-        differ = [f"{k}: {there.get(k)!r} there, {identity.get(k)!r} here" for k in differences(there, identity)]
-        if differ:
+        if differ := [f"{k}: {there.get(k)!r} there, {identity.get(k)!r} here" for k in differences(there, identity)]:
             raise MismatchError(
                 f"{folder} holds another capture ({'; '.join(differ[:3])}). Use another folder, or delete this one."
             )
@@ -133,13 +132,11 @@ class Store:
                 f"the capture in {self.folder} is unfinished: {self.n_shards - len(shards)} of {self.n_shards} shards "
                 f"are missing, first {self._shard(missing).name}. Call capture with the same arguments to finish it."
             )
-        extra = sorted(shards - {self._shard(n) for n in range(self.n_shards)})
-        if extra:
+        if extra := sorted(shards - {self._shard(n) for n in range(self.n_shards)}):
             raise MismatchError(f"{extra[0]} is no part of this capture, which has {self.n_shards} shards: delete it")
         layers = [layers] if isinstance(layers, int | Site) else layers
         wanted = self.sites if layers is None else tuple(as_stored(x, self.info) for x in layers)
-        absent = [str(site) for site in wanted if site not in self.sites]
-        if absent:
+        if absent := [str(site) for site in wanted if site not in self.sites]:
             raise ActivationError(f"sites {absent} were not captured; {self.folder} has {list(map(str, self.sites))}")
         columns = [self.sites.index(site) for site in wanted]
         return Activations.join([self._read(n, columns) for n in range(self.n_shards)], wanted, self.info)

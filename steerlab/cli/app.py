@@ -167,8 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SteerlabError as error:
         return _fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt) as error:
-        notes = getattr(error.__cause__ or error, "__notes__", [])
-        return _fail(" ".join(["stopped.", *notes]), 130)
+        return _fail(" ".join(["stopped.", *getattr(error.__cause__ or error, "__notes__", [])]), 130)
     return status if isinstance(status, int) else 0
 
 

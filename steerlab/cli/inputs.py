@@ -158,8 +158,7 @@ def _of_reader(given: str) -> list[Example]:
     known = readers()
     if name not in known:
         raise LoadError(f"there is no file and no data set {given!r}: {nearest(name, list(known))}")
-    parameters = inspect.signature(known[name]).parameters.values()
-    needed = [one.name for one in parameters if one.default is one.empty]
+    needed = [one.name for one in inspect.signature(known[name]).parameters.values() if one.default is one.empty]
     if not len(needed) <= len(arguments) <= max(len(needed), 1):
         raise LoadError(f"the data set {given!r}: expected {':'.join([name, *map(str.upper, needed)])}")
     return known[name](*arguments)

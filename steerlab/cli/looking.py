@@ -85,10 +85,9 @@ def page(
     strengths = parse_numbers(alphas)
     sites = parse_layers(layers, job.model.n_layers) if layers else None
     _check_fitted_at(job, layers, sites or [], steerers)
-    settings = len(strengths) * len(steerers) * len(sites or [0])
     job.begin(
         f"write {file}: {len(examples)} prompts x {' + '.join(steerers)} x {len(strengths)} strengths",
-        job.seconds_to_write(examples, max_new_tokens, 16, settings),
+        job.seconds_to_write(examples, max_new_tokens, 16, len(strengths) * len(steerers) * len(sites or [0])),
     )
     made = page_of(
         job.model, examples, steerers, alphas=strengths, layers=sites, positions=positions,
@@ -159,6 +158,5 @@ def run(
         if missing:
             job.say(f"then {name}, with {missing[0]} of an earlier step")
             continue
-        status = group.main([name, *flags, *arguments], "steerlab", standalone_mode=False, obj=Path(study_file))
-        if status:
+        if status := group.main([name, *flags, *arguments], "steerlab", standalone_mode=False, obj=Path(study_file)):
             raise click.exceptions.Exit(status)

@@ -49,8 +49,7 @@ def read_study(path: str | Path, commands: Mapping[str, click.Command]) -> Itera
     """
     with reading(Path(path), "Give a study file that a command wrote"):
         found = load_yaml(Path(path).read_text(encoding="utf-8"))
-    steps = found if isinstance(found, list) else [found]
-    for step in steps:
+    for step in found if isinstance(found, list) else [found]:
         if not isinstance(step, dict) or "command" not in step:
             raise LoadError(f"{path} is no study file: it has no line such as `command: sweep`")
         yield _command_line(Path(path), step, commands)

@@ -69,8 +69,7 @@ def with_contrasts(examples: Iterable[Example], contrasts: Mapping[str, Contrast
     rows = check_examples(examples)
     check_type("contrasts", contrasts, Mapping, "contrasts by class or behavior, {'refuse': Contrast(...), ...}")
     keys = [next((name for name in (row.meta.get("class"), row.behavior) if name in contrasts), None) for row in rows]
-    unmatched = [row for row, key in zip(rows, keys, strict=True) if key is None]
-    if unmatched:
+    if unmatched := [row for row, key in zip(rows, keys, strict=True) if key is None]:
         counts = Counter(
             f"behavior {row.behavior!r}" + (f", class {row.meta['class']!r}" if "class" in row.meta else "")
             for row in unmatched

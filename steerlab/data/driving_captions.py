@@ -65,9 +65,7 @@ def light_of(scene: DrivingScene) -> tuple[str, float] | None:
         return None
     row = scene.route[points[0]]
     on = np.flatnonzero(row[LIGHT : LIGHT + len(LIGHTS)] > 0)
-    if not len(on):
-        return None
-    return LIGHTS[int(on[0])], float(np.linalg.norm(row[:2] * np.float32(METERS)))
+    return (LIGHTS[int(on[0])], float(np.linalg.norm(row[:2] * np.float32(METERS)))) if len(on) else None
 
 
 @dataclass(frozen=True)

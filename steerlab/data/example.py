@@ -147,8 +147,7 @@ class Example:
             check_type(f"images of the example {self.id!r}: one", image, _IMAGES, "a file, an open image or a scene")
         if not self.id:
             object.__setattr__(self, "id", data_hash([self]))
-        reserved = sorted({"prompt", "positive", "negative"} & set(self.extra_prompts))
-        if reserved:
+        if reserved := sorted({"prompt", "positive", "negative"} & set(self.extra_prompts)):
             raise DataError(f"{self.id!r} has extra prompts named {reserved}, which are reserved names; rename them")
 
     def replace(self, **changes: object) -> Example:

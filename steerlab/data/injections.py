@@ -186,8 +186,7 @@ def _check_choices(
         raise DataError(f"triggers={triggers!r}: give a list, or () for none")
     for place in places:
         check_option("place", place, PLACES)
-    same = sorted(set(map(_normalize, injections)) & set(map(_normalize, tasks)))
-    if same:
+    if same := sorted(set(map(_normalize, injections)) & set(map(_normalize, tasks))):
         raise DataError(
             f"{same[0]!r} is a task and an injection: an injected task must not be a primary one; remove one"
         )
@@ -204,8 +203,7 @@ def _check_texts(texts: Mapping[str, Sequence[str]], injections: Sequence[str]) 
         if key in seen:
             raise DataError(f"paragraphs {seen[key]} and {name} are the same, {text[:40]!r}: remove one of them")
         seen[key] = name
-        contained = [injection for injection in map(_normalize, injections) if injection in key]
-        if contained:
+        if contained := [injection for injection in map(_normalize, injections) if injection in key]:
             raise DataError(f"paragraph {name} contains the injection {contained[0]!r}: it is not clean; remove one")
 
 

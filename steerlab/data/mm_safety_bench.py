@@ -75,8 +75,7 @@ def mm_safety_bench(
     Source: Liu et al., MM-SafetyBench, arXiv 2311.17600; split of L2S, arXiv 2508.12815.
     """
     folder = Path(path)
-    missing = [scenario.file for scenario in SCENARIOS if not (folder / scenario.file).is_file()]
-    if missing:
+    if missing := [scenario.file for scenario in SCENARIOS if not (folder / scenario.file).is_file()]:
         expected = ", ".join(scenario.file for scenario in SCENARIOS)
         raise LoadError(f"{folder} lacks {', '.join(missing)}. Expected the folder that holds {expected}.")
     files = [(scenario, read_object(folder / scenario.file)) for scenario in SCENARIOS]

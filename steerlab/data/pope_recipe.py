@@ -100,8 +100,7 @@ def pope_questions(
     check_option("fewer", fewer, ("skip", "shrink"))
     if per_image < 2 or per_image % 2:
         raise DataError(f"per_image is {per_image}; expected an even number, half yes and half no")
-    lone = [image for image, objects in annotations.items() if isinstance(objects, str)]
-    if lone:
+    if lone := [image for image, objects in annotations.items() if isinstance(objects, str)]:
         raise DataError(f"the objects of {lone[0]!r} are one text, {annotations[lone[0]]!r}: give a list of names")
     objects_of = {image: set(objects) for image, objects in annotations.items()}
     seen = _Counts.of((objects_of if counts is None else counts).values())

@@ -45,8 +45,7 @@ def widget(
         MismatchError: a vector was fitted on another model. LoadError: `steerlab[page]` is not installed.
     """
     notebook = _door("notebook", "anywidget")
-    answers = Answers(model, steerers, prompts, alphas, positions, max_new_tokens, sweep_map, folder)
-    return notebook.PageWidget(answers)
+    return notebook.PageWidget(Answers(model, steerers, prompts, alphas, positions, max_new_tokens, sweep_map, folder))
 
 
 def serve(

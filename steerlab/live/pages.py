@@ -105,8 +105,7 @@ def page_of(
     _check_size(plan)
     swept = plan.run(folder, progress=progress)
     assert plan.texts is not None
-    tokens = _effects(plan, plan.texts, progress)
-    texts = plan.texts.assign(tokens=tokens)
+    texts = plan.texts.assign(tokens=_effects(plan, plan.texts, progress))
     measured = [swept[swept["metric"] == "propensity"], *_measures(examples, texts, effect, contrasts)]
     measured += _faults(model, examples, texts, unsafe, max_perplexity)
     name = next(iter(effect)) if effect else "propensity" if contrasts else "changed"
@@ -237,5 +236,4 @@ def _changed(texts: pd.DataFrame) -> list[float]:
 
 
 def _long(texts: pd.DataFrame, metric: str, values: Sequence[Any]) -> pd.DataFrame:
-    columns = ["method", "layer", "alpha", "example_id", "norm_ratio"]
-    return texts[columns].assign(metric=metric, value=values)
+    return texts[["method", "layer", "alpha", "example_id", "norm_ratio"]].assign(metric=metric, value=values)

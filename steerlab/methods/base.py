@@ -71,8 +71,7 @@ class Context:
             )
         ids, states = self.activations.by_example(required.site, side=required.side, position=str(required.position))
         row = {example_id: i for i, example_id in enumerate(ids)}
-        missing = [example_id for example_id in self.example_ids if example_id not in row]
-        if missing:
+        if missing := [example_id for example_id in self.example_ids if example_id not in row]:
             raise ActivationError(f"no activations were captured for the inputs {missing[:3]}")
         return states[[row[example_id] for example_id in self.example_ids]]
 

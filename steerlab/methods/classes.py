@@ -19,9 +19,7 @@ ClassRows = tuple[list[str], Float[Tensor, "_ hidden"]]  # the two classes of a 
 
 def as_names(value: Sequence[str] | None) -> tuple[str, ...]:
     """One or several names as a tuple; a lone string is one name."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
 
 def check_acts(acts: object, site: Site) -> None:
@@ -49,8 +47,7 @@ def contrast_table(
     zeroed = as_names(zero_behaviors)
     behaviors = dict(zip(acts.index["example_id"], acts.index["behavior"], strict=True))
     known = sorted(set(map(str, behaviors.values())))
-    unknown = [name for name in zeroed if name not in known]
-    if unknown:
+    if unknown := [name for name in zeroed if name not in known]:
         raise DataError(
             f"zero_behaviors names {unknown}, but the behaviors are {known}. Correct it, or capture with a context: "
             "context=None leaves out rows without a contrast"
@@ -75,6 +72,11 @@ def check_contrasts_nonzero(contrasts: Float[Tensor, "example hidden"], site: Si
             "captured before the two answers differ (in the prompt, or in words that both answers begin with): capture "
             "them at positions='answer', or at a later token"
         )
+
+
+def median(values: Tensor) -> Tensor:
+    """The median over rows without NaN; torch's own is the lower one of two middle values."""
+    return (values.nanmedian(0).values - (-values).nanmedian(0).values) / 2
 
 
 def select_class(
@@ -180,8 +182,7 @@ def check_disjoint(
 
 
 def _check_ids(one: str, ids: Sequence[str], other: str, other_ids: Sequence[str]) -> None:
-    shared = sorted(set(ids) & set(other_ids))
-    if shared:
+    if shared := sorted(set(ids) & set(other_ids)):
         raise DataError(f"{len(shared)} inputs are both {one} and {other}, first {shared[:3]}: label each input once")
 
 

@@ -310,8 +310,7 @@ def _layers(model: Model | None, given: SteeringVector | Vectors) -> dict[int, T
         for site, values in found.items():  # -1 and the number of the last layer are one site, where both are added
             resolved[model.site(site)] = resolved.get(model.site(site), torch.zeros_like(values)) + values
         found = resolved
-    wrong = [site for site in found if isinstance(site.label, str)]
-    if wrong:
+    if wrong := [site for site in found if isinstance(site.label, str)]:
         raise SteeringError(f"there is a vector at {wrong[0]}: other tools steer outputs of blocks, counted from 0")
     return {site.layer: found[site] for site in sorted(found)}
 

@@ -137,7 +137,8 @@ class FittedMixin(Shareable, ABC):
                 f"{self.name} reads the prompt of each input, and a pair of whole texts has none: give "
                 "steerlab.pairs(..., prompts=[...])"
             )
-        options: dict[str, Any] = {"layers": sites or "all", "progress": False}
+        sides = sorted({one.side for one in required} - {"prompt"})
+        options: dict[str, Any] = {"layers": sites or "all", "extra_prompts": sides, "progress": False}
         if not any(example.contrast for example in examples):
             return options | {"positions": positions}
         read_at = {} if self.contrasts_read_at is None else {"positions": [self.contrasts_read_at]}
@@ -156,9 +157,7 @@ class FittedMixin(Shareable, ABC):
     @property
     def _origin(self) -> str:
         info = getattr(self, "info_", None)
-        if not info:
-            return "not fitted"
-        return f"fitted on {info['model']}" if "model" in info else "made by hand"
+        return "not fitted" if not info else f"fitted on {info['model']}" if "model" in info else "made by hand"
 
     def state_dict(self) -> dict[str, Any]:
         """The fitted values by name: every attribute that ends in `_`, except `info_` and `history_`."""

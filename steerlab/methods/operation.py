@@ -13,7 +13,7 @@ from torch import Tensor
 from steerlab._support.checks import as_number, as_whole, check_option, check_type, show
 from steerlab.errors import ActivationError, MismatchError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted
-from steerlab.methods.layers import Layers, storable, unique_sites
+from steerlab.methods.layers import Layers, MultiSiteSteerer
 from steerlab.methods.probe import LinearProbe
 from steerlab.methods.serialization import savable
 from steerlab.methods.vector import Vectors, as_steerer
@@ -150,15 +150,13 @@ class Operation(Wrapper):
 
 
 @savable
-class _Places(Steerer):
+class _Places(MultiSiteSteerer):
     """The sites of an operator that uses no vector."""
 
     is_fittable = False
 
     def __init__(self, layers: Layers) -> None:
-        self.layers, self.sites = storable(layers), unique_sites(layers)
-        if len(self.sites) == 1:
-            self.site = self.sites[0]
+        self._set_layers(layers)
 
     @property
     def name(self) -> str:
@@ -175,9 +173,6 @@ class _Places(Steerer):
 
     def remote_interventions(self) -> tuple[Intervention, ...] | None:
         return self.interventions(Context(()))
-
-    def with_layer(self, layer: int | Site) -> Steerer:
-        return _Places(layer)
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,8 +73,7 @@ class P2S(Steerer):
         """The vector of each input, by example id."""
         check_fitted(self, "table_")
         row = {example_id: i for i, example_id in enumerate(self.ids_)}
-        missing = [example_id for example_id in context.example_ids if example_id not in row]
-        if missing:
+        if missing := [example_id for example_id in context.example_ids if example_id not in row]:
             raise ActivationError(
                 f"P2S has no vector for {missing[:3]} ({len(missing)} of {len(context.example_ids)} inputs). It is an "
                 "oracle: it needs the contrast of each input. Fit it on them, or use L2S or MeanDifference."

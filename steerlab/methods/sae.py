@@ -186,8 +186,7 @@ def _check_settings(config: dict[str, Any]) -> None:
     changed = config.get("model_from_pretrained_kwargs") or {}
     if any(changed.values()):
         raise MismatchError(f"the SAE was trained on weights that were changed ({changed}): its states are others")
-    other = [f"{name}={config[name]!r}" for name, known in _PLAIN.items() if config.get(name) not in known]
-    if other:
+    if other := [f"{name}={config[name]!r}" for name, known in _PLAIN.items() if config.get(name) not in known]:
         raise MismatchError(f"the SAE has {', '.join(other)}, which steerlab does not compute")
 
 

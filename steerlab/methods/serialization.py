@@ -253,6 +253,5 @@ def _check_model(method: Any, manifest: dict[str, Any], model: Any, force: bool)
             )
         for one in [method, *(part for part in parts_of(method) if hasattr(part, "info_"))]:
             accept_model(one.info_, here)
-    outside = [layer for layer in manifest["layers"] if not -model.n_layers <= layer < model.n_layers]
-    if outside:
+    if outside := [layer for layer in manifest["layers"] if not -model.n_layers <= layer < model.n_layers]:
         raise MismatchError(f"this {name} uses layers {outside}; the model given has {model.n_layers} layers")

@@ -21,7 +21,7 @@ from steerlab._support.progress import bar
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods.base import FittedMixin, check_fitted, check_width
-from steerlab.methods.classes import contrast_table
+from steerlab.methods.classes import contrast_table, median
 from steerlab.methods.serialization import savable
 from steerlab.methods.vector import SteeringVector
 from steerlab.models.fingerprint import describe_origin, same_model
@@ -176,7 +176,7 @@ class SSAE(FittedMixin):
         self.decoder_, self.usage_ = self.decoder_ * signs[:, None], used.float().mean(0)
         # the bound makes codes smaller than the changes: what is left along a direction belongs to it
         sizes = ((codes * signs) + (z - self.decode(codes * signs)) @ self.decoder_.T).abs()
-        self.scales_ = sizes.masked_fill(~used, torch.nan).nanmedian(0).values.nan_to_num()
+        self.scales_ = median(sizes.masked_fill(~used, torch.nan)).nan_to_num()
 
     def _check_level(self) -> None:
         if self.level is None or self.n_concepts == 1:  # one direction needs no bound to be found
@@ -244,7 +244,7 @@ class SSAE(FittedMixin):
         if not used.any():
             raise SteeringError(f"none of these {len(codes)} pairs uses concept {concept}")
         slope = centered @ contrast_table(acts, Site.of(layer), self.position)[1] / centered.square().sum()
-        return self._vector(Site.of(layer), codes[used].abs().median() * slope)
+        return self._vector(Site.of(layer), median(codes[used].abs()) * slope)
 
     def _check_concept(self, concept: int) -> None:
         check_fitted(self, "decoder_")

@@ -134,8 +134,7 @@ class SteeringVector(MultiSiteSteerer):
             SteeringError: one is zero and has no direction.
         """
         check_fitted(self, "directions_")
-        zero = [str(site) for site, vector in self.directions_.items() if not bool(vector.any())]
-        if zero:
+        if zero := [str(site) for site, vector in self.directions_.items() if not bool(vector.any())]:
             raise SteeringError(f"the vector at layer {', '.join(zero)} is zero: it has no direction")
         return self._with({site: (v.double() / v.double().norm()).float() for site, v in self.directions_.items()})
 

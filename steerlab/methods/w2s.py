@@ -122,12 +122,10 @@ class W2S(Steerer):
     def fit_activations(self, acts: Activations) -> None:
         """Fit to the plain prompts' states; `fit` has the slopes."""
         labels = [site.label for site in self.sites]
-        missing = [label for label in labels if label not in self._slopes]
-        if missing:
+        if missing := [label for label in labels if label not in self._slopes]:
             raise DataError(f"slopes= has the layers {list(self._slopes)}, not {missing}, where this W2S steers")
         ids = list(self._slopes.index)
-        unknown = sorted(set(acts.select(side="prompt").index["example_id"]) - set(ids))
-        if unknown:
+        if unknown := sorted(set(acts.select(side="prompt").index["example_id"]) - set(ids)):
             raise DataError(f"slopes= has none of {len(unknown)} inputs, such as {unknown[0]!r}: give those of all")
         states = Context(tuple(ids), acts).get_states(self.required_activations[0])
         wanted = self._slopes[labels].to_numpy(float)

@@ -97,9 +97,17 @@ def correlations(
     """
     if len(first) != len(second) or len(first) < 2 or not all(bool(x.isfinite().all()) for x in (first, second)):
         raise DataError(f"{len(first)} rows of truth and {len(second)} of codes: give the same, two or more, finite")
-    centered = (x.cpu().double() - x.cpu().double().mean(0) for x in (first, second))
-    units = [x / x.norm(dim=0).clamp(min=1e-12) for x in centered]
+    units = [_standardized(x.cpu().double()) for x in (first, second)]
     return units[0].T @ units[1]
+
+
+def _standardized(x: Float[Tensor, "row column"]) -> Float[Tensor, "row column"]:
+    """Columns of mean 0 and norm 1, whatever their size; 0 for columns of equal values, which rounding would tell from
+    their mean.
+    """
+    x = (x - x.mean(0)).masked_fill((x == x[:1]).all(0), 0.0)
+    x = x / x.abs().amax(0).clamp(min=torch.finfo(x.dtype).tiny)
+    return torch.nn.functional.normalize(x, dim=0)
 
 
 def _matched(similarities: Float[Tensor, "first second"], one_to_one: bool) -> Matching:

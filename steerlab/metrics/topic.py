@@ -51,7 +51,7 @@ def topic_gain(
     as_whole("others", others)
     if len(texts) != len(examples):
         raise DataError(f"{len(examples)} prompts but {len(texts)} texts: give one answer per prompt")
-    keys = [data_hash([e.replace(id="-", behavior="", contrast=None)]) for e in examples]
+    keys = [data_hash([e.replace(id="-", behavior="", contrast=None, extra_prompts={})]) for e in examples]
     places, different = pd.factorize(np.array(keys))
     distinct = [keys.index(key) for key in different]
     if len(distinct) < 2:

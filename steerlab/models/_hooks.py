@@ -43,8 +43,7 @@ class HooksEngine:
     supports_forward_state = True
 
     def __init__(self, hf: PreTrainedModel, layout: Layout) -> None:
-        self._hf = hf
-        self._layout = layout
+        self._hf, self._layout = hf, layout
 
     def capture_states(
         self, inputs: Inputs, edits: SiteEdits, sites: Sequence[Site], select: StateSelector,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steerlab.errors import LayoutError, LoadError, SteerlabError, is_out_of_memory
 from steerlab.models.encoding import EncodedPrompt, PaddingSide
+from steerlab.models.engine import identity
 from steerlab.models.forwards import main_output
 from steerlab.models.layout import module_at
 from steerlab.models.reference import (
@@ -27,6 +28,7 @@ from steerlab.models.reference import (
 from steerlab.models.row_format import RowFormat
 from steerlab.models.sites import Site
 from steerlab.models.template import starts_with_bos
+from steerlab.models.versions import forward_options
 
 if TYPE_CHECKING:
     from steerlab.models.model import Model
@@ -50,7 +52,7 @@ def self_check(model: Model) -> None:
             way was found to give it rows.
         LoadError: the model can't run on token ids alone, or an image becomes other tokens than its processor makes.
     """
-    _check_image(model)
+    image_run = _check_image(model)
     try:
         with model.lock, torch.no_grad():
             rows, runs = _run_alone(model)
@@ -59,6 +61,7 @@ def self_check(model: Model) -> None:
             find_row_format(model, rows, runs)
             _check_points(model, rows[0])
             _check_decoding(model, rows)
+            _check_image_logits(model, *image_run)
     except SteerlabError:
         raise
     except Exception as error:  # an architecture may fail in any way where it is run otherwise than by itself
@@ -68,6 +71,10 @@ def self_check(model: Model) -> None:
             f"{type(model.hf).__name__} could not be compared with plain Hugging Face ({first_line(error)}): steerlab "
             "does not support it"
         ) from error
+    module: Any
+    for module in model.hf.modules():
+        if getattr(module, "rope_deltas", None) is not None:
+            module.rope_deltas = None  # those of the check's rows, which a cached step of the caller would use
 
 
 def _run_alone(model: Model) -> tuple[list[EncodedPrompt], list[PlainRun]]:
@@ -77,8 +84,7 @@ def _run_alone(model: Model) -> tuple[list[EncodedPrompt], list[PlainRun]]:
     except Exception as error:  # a model that wants images, audio or an encoder fails as its authors pleased
         if is_out_of_memory(error):
             raise
-        name = type(model.hf).__name__
-        raise LoadError(f"{name} can't run on token ids alone ({first_line(error)})") from error
+        raise LoadError(f"{type(model.hf).__name__} can't run on token ids alone ({first_line(error)})") from error
 
 
 def _check_hidden_states(model: Model, run: PlainRun) -> None:
@@ -155,8 +161,7 @@ def find_row_format(model: Model, rows: Sequence[EncodedPrompt] = (), runs: Sequ
     best, problem, before = None, "", model.row_format
     for first in firsts:
         model.row_format = RowFormat(first)
-        wrong = problem_of(lambda: _error(model, rows[:1], runs, sites, "left"), _tolerance(model))
-        if wrong:
+        if wrong := problem_of(lambda: _error(model, rows[:1], runs, sites, "left"), _tolerance(model)):
             problem = problem or f"of a row by itself, its states are {wrong}"
             continue
         sides = tuple(side for side in ("left", "right") if not _padding_problem(model, rows, runs, sites, side))
@@ -185,7 +190,7 @@ def _error(
     """How far the engine's states, and the logits of the last tokens, are off those of the rows alone."""
     batch = model.batch(rows, side)
     inputs = model.inputs(batch)
-    states, found = model.engine.capture_states(inputs, {}, sites, _whole), []
+    states, found = model.engine.capture_states(inputs, {}, sites, identity), []
     for i, (row, offset) in enumerate(zip(rows, batch.offsets, strict=True)):
         own = states[i, :, offset : offset + len(row)]
         found += [difference(h, runs[i].states[site]) for site, h in zip(sites, own, strict=True)]
@@ -216,7 +221,7 @@ def _points_fit(model: Model, row: EncodedPrompt, points: Sequence[str]) -> bool
     sites = [Site(layer, point) for layer in range(model.n_layers) for point in points]
     try:
         states = run_alone(model, row, sites).states
-        found = model.engine.capture_states(model.inputs(model.batch([row])), {}, sites, _whole)[0]
+        found = model.engine.capture_states(model.inputs(model.batch([row])), {}, sites, identity)[0]
         off = max(difference(h, states[site]) for site, h in zip(sites, found, strict=True))
     except (RuntimeError, AttributeError, TypeError, KeyError, LayoutError):  # no tensor, or one of another shape
         return False
@@ -229,7 +234,7 @@ def _heads_fit(model: Model, row: EncodedPrompt) -> bool:
     results = [Site(layer, "attn_out") for layer in range(model.n_layers)]
     try:
         states = run_alone(model, row, [*sites, *results]).states
-        found = model.engine.capture_states(model.inputs(model.batch([row])), {}, sites, _whole)[0]
+        found = model.engine.capture_states(model.inputs(model.batch([row])), {}, sites, identity)[0]
         given = [module_at(model.hf, f"{model.layout.blocks_path}.{k}.{model.layout.heads_name}")
                  for k in range(model.n_layers)]  # fmt: skip
         made = [main_output(module(states[site])) for module, site in zip(given, sites, strict=True)]
@@ -243,8 +248,7 @@ def _heads_fit(model: Model, row: EncodedPrompt) -> bool:
 
 def _check_decoding(model: Model, rows: Sequence[EncodedPrompt]) -> None:
     """Find out whether decoding under edits, with a cache or without, gives the states of whole rows."""
-    middle = model.n_layers // 2
-    sites = [Site(middle, point) for point in model.layout.points]
+    sites = [Site(model.n_layers // 2, point) for point in model.layout.points]
     vectors = {site: torch.linspace(-1, 1, model.width(site) or 1).roll(i) for i, site in enumerate(sites)}
     batches = [[rows[i] for i in group] for group in model.batches(rows, len(rows), "left")] + [[rows[0]]]
     problem, limits = "", {True: 4 * _tolerance(model), False: 4 * _tolerance(model)}
@@ -263,28 +267,19 @@ def _check_decoding(model: Model, rows: Sequence[EncodedPrompt]) -> None:
 
 
 def _decoding_error(model: Model, batches: Sequence[Sequence[EncodedPrompt]], vectors: dict[Site, Tensor]) -> float:
-    options = {"use_cache": model.row_format.use_cache}
-    return max(decoding_error(model, batch, vectors, **options) for batch in batches)
+    return max(decoding_error(model, batch, vectors, use_cache=model.row_format.use_cache) for batch in batches)
 
 
-def _whole(h: Tensor) -> Tensor:
-    return h
+def _check_image(model: Model) -> tuple[EncodedPrompt | None, dict[str, Tensor]]:
+    """Compare tokens and inputs of prompts with images with what the processor makes of the whole prompt.
 
-
-def _check_image(model: Model) -> None:
-    """Compare tokens and inputs of a prompt with an image with what the processor makes of the whole prompt."""
+    Returns:
+        A row with one image, and what the processor makes of it; nothing for a model without images.
+    """
     if model.vision is None:
-        return
-    image, vision = model.vision.probe_image, model.vision
-    text = f"{vision.placeholder}Hello"
-    row = model.encode("Hello" if model.chat else text, images=[image])
-    if model.chat:
-        turn: Any = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Hello"}]}]
-        text = str(model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-    special = not model.chat and not starts_with_bos(model.tokenizer, text)
-    whole = vision.processor(
-        text=[text], images=[[vision.open(image)]], return_tensors="pt", add_special_tokens=special
-    )
+        return None, {}
+    vision = model.vision
+    row, whole = _image_row(model, 1)
     expected, inputs = whole["input_ids"][0].tolist(), model.inputs(model.batch([row]))
     missing = sorted((set(whole) & model.accepted_inputs) - set(inputs) - {"labels"})
     if expected != list(row.ids) or missing or not row.kind("image"):
@@ -292,4 +287,37 @@ def _check_image(model: Model) -> None:
             f"steerlab does not support {type(vision.processor).__name__}: it makes {len(expected)} tokens of a prompt "
             f"with an image, steerlab {len(row)} with {len(row.kind('image'))} image tokens; inputs left out: "
             f"{', '.join(missing) or 'none'}. Give load(..., task='text') to use the model without images"
+        )
+    with suppress(Exception):  # a processor that takes one image a prompt may fail in any way
+        pair, both = _image_row(model, 2)
+        vision.takes_neighbors = both["input_ids"][0].tolist() == list(pair.ids)
+    return row, whole
+
+
+def _image_row(model: Model, n: int) -> tuple[EncodedPrompt, dict[str, Any]]:
+    """A row that begins with images, and what the processor makes of the whole of it."""
+    vision: Any = model.vision
+    images, text = [vision.probe_image] * n, f"{vision.placeholder * n}Hello"
+    row = model.encode("Hello" if model.chat else text, images=images)
+    if model.chat:
+        turn: Any = [{"role": "user", "content": [{"type": "image"}] * n + [{"type": "text", "text": "Hello"}]}]
+        text = str(model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    special = not model.chat and not starts_with_bos(model.tokenizer, text)
+    opened = [[vision.open(image) for image in images]]
+    return row, vision.processor(text=[text], images=opened, return_tensors="pt", add_special_tokens=special)
+
+
+def _check_image_logits(model: Model, row: EncodedPrompt | None, whole: dict[str, Tensor]) -> None:
+    """A row with an image must have the logits that the model gives for all that its processor makes of it."""
+    if row is None:
+        return
+    batch = model.batch([row])
+    plain = model.inputs(replace(batch, extra=dict(whole)))
+    plain.pop("position_ids", None)
+    logits = model.hf(**plain, **forward_options(model.hf, use_cache=False)).logits[0]
+    found = model.engine.logits(model.inputs(batch), {}, torch.arange(batch.width, device=model.device))[0]
+    if not (off := difference(found, logits)) <= _tolerance(model):
+        raise LoadError(
+            f"{type(model.hf).__name__} gives a row with an image logits that are {off:.2g} of their norm off those of "
+            "plain Hugging Face. Give load(..., task='text') to use the model without images"
         )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Module
 
 NOT_TEXT = re.compile(r"vision|visual|image|audio|speech|^vit$")
 
@@ -30,7 +31,7 @@ class Family:
         vision: pattern of the module names of a vision tower.
         projector: pattern of the name of the module between vision tower and text.
         first_position: position id of a row's first token.
-        counts_positions: whether the model computes position ids itself (M-RoPE has three per token).
+        counts_positions: whether the model computes position ids itself (M-RoPE has three per token; `has_rope_index`).
         prefix_lm: whether prompt tokens attend to later prompt tokens. `token_type_ids` then mark the answer;
             in other families they mark image tokens.
     """
@@ -48,6 +49,7 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {  # by `model_type`
+    "diffllama": Family(projection=()),  # two heads of queries give one head of results
     "paligemma": Family(first_position=1, prefix_lm=True),
     "steerlab_vectors": Family(vision=r"^encoder$"),  # `VectorLM`
 }
@@ -57,8 +59,8 @@ def family_of(config: Any) -> Family:
     """The family of a model configuration.
 
     Example:
-        >>> family_of(Qwen2VLConfig()).counts_positions
-        True
+        >>> family_of(PaliGemmaConfig()).first_position
+        1
 
     Args:
         config: a Hugging Face configuration, or None for a module without one.
@@ -67,6 +69,11 @@ def family_of(config: Any) -> Family:
     text = config.get_text_config() if hasattr(config, "get_text_config") else None
     counts = "mrope_section" in str(getattr(text, "rope_parameters", None))
     return replace(family, counts_positions=True) if counts else family
+
+
+def has_rope_index(hf: Module) -> bool:
+    """Whether a model computes the position ids of images itself: its configuration may have no M-RoPE section."""
+    return any(hasattr(module, "get_rope_index") for module in hf.modules())
 
 
 def image_token_id(config: Any) -> int:

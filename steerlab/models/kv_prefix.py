@@ -130,8 +130,7 @@ class ForwardState:
         layers = self.prefix.cache_layers(self.copies, joined)
         with nullcontext() if joined else use_prefix_attention(hf):
             yield {cache_name(hf): Cache(layers=list(layers))}
-        lost = [number for number, layer in enumerate(layers) if layer.was_read and not layer.prefix.attended]
-        if lost:
+        if lost := [number for number, layer in enumerate(layers) if layer.was_read and not layer.prefix.attended]:
             raise SteeringError(
                 f"layer {lost[0]} of {type(hf).__name__} changes keys after they left the cache: the prompt before "
                 "them would be left out. Give load(..., prefix_caching=False)"
@@ -191,17 +190,21 @@ def common_columns(input_ids: Tensor, attention_mask: Tensor, config: Pretrained
 
 
 def local_windows(config: PretrainedConfig) -> list[int]:
-    """The numbers of tokens from which on a model attends to fewer than all: windows, chunks, selected keys."""
-    local = re.compile(r"(window|chunk)(_size|_length)?$|index_topk$")
-    return [n for name, n in config.to_dict().items() if local.search(str(name)) and type(n) is int and n > 0]
+    """The numbers of tokens from which on a model attends in another way: windows, chunks, selected keys or blocks, and
+    steps of a scale that depends on the column.
+    """
+    local = re.compile(r"(window|chunk)(_size|_length)?$|index_topk$|index_block_size$|(floor_scale|n_floor)$")
+    known = config.to_dict()
+    known["all_blocks_window"] = (known.get("index_block_size") or 0) * (known.get("index_topk_blocks") or 0)
+    return [n for name, n in known.items() if local.search(str(name)) and type(n) is int and n > 0]
 
 
 def long_rotation_from(config: PretrainedConfig) -> int | None:
     """The number of tokens beyond which one row has all rows of its batch rotated by other factors (LongRoPE)."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope":
-        return None
-    return rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+    rope, name = getattr(config, "rope_parameters", None) or {}, "original_max_position_embeddings"
+    by_layer_type = [rope, *(one for one in rope.values() if isinstance(one, dict))]
+    found = [one.get(name) or getattr(config, name, 0) for one in by_layer_type if one.get("rope_type") == "longrope"]
+    return min(filter(None, found), default=None)
 
 
 def length_buckets(attention_mask: Tensor, shared: int) -> list[tuple[int, int, int]]:
@@ -225,8 +228,7 @@ def prefill_cost(
 ) -> int:
     """Row-columns that `prefill` runs for a batch of prompts."""
     shared = common_columns(input_ids, attention_mask, config) if share_beginning else 0
-    buckets = length_buckets(attention_mask, shared)
-    return shared + sum((stop - start) * (n - shared) for start, stop, n in buckets)
+    return shared + sum((stop - start) * (n - shared) for start, stop, n in length_buckets(attention_mask, shared))
 
 
 @contextmanager

@@ -139,8 +139,7 @@ def _path_of(hf: nn.Module, module: nn.Module) -> str | None:
 def _find_blocks(hf: nn.Module) -> str | None:
     """The longest list of the decoder, else of the model: outermost only, or a list of experts could be longer."""
     decoder: Any = getattr(hf, "get_decoder", nn.Module)()
-    lists = [m for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m)]
-    if lists:
+    if lists := [m for m in decoder.children() if isinstance(m, nn.ModuleList) and len(m)]:
         return _path_of(hf, max(lists, key=len))
     candidates: dict[str, int] = {}
     for path, members in _block_lists(hf).items():
@@ -159,8 +158,7 @@ def _final_norm(hf: nn.Module, path: str, family: Family) -> str | None:
         parent = parent.rpartition(".")[0]
         children = dict(module_at(hf, parent).named_children())
         norms = [name for name, module in children.items() if type(module).__name__.endswith("Norm")]
-        name = next((name for name in family.final_norm if name in children), norms[-1] if norms else None)
-        if name:
+        if name := next((name for name in family.final_norm if name in children), norms[-1] if norms else None):
             return f"{parent}.{name}".lstrip(".")
     return None
 

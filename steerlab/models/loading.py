@@ -137,8 +137,7 @@ def load(
     if remote_backend is not None:
         hf = skeleton(source.place, located, dtype)
     elif named:
-        where = placement(device, dtype, device_map, quantization_config)
-        hf = _read_model(source, options | where, shared)
+        hf = _read_model(source, options | placement(device, dtype, device_map, quantization_config), shared)
     else:
         hf = _check_object(name, device, dtype)
     if tokenizer is not None:

@@ -20,7 +20,7 @@ from steerlab.errors import EncodingError, LayoutError, LoadError, SteerlabError
 from steerlab.models.check import find_row_format
 from steerlab.models.encoding import Batch, EncodedPrompt, PaddingSide, by_length, collate, encode
 from steerlab.models.engine import Engine, Inputs, block_path, point_path
-from steerlab.models.families import family_of
+from steerlab.models.families import family_of, has_rope_index
 from steerlab.models.fingerprint import config_fingerprint, weights_fingerprint
 from steerlab.models.kv_prefix import Prefix, local_windows, long_rotation_from, prefill_cost
 from steerlab.models.layout import Layout, blocks, heads_width, module_at, normalized_width
@@ -108,7 +108,7 @@ class Model:
         self.vision = None if processor is None else Vision(processor, hf.config)
         self.lock = threading.RLock()
         self.accepted_inputs = set(forward_parameters(hf))
-        if self.vision is not None and family_of(hf.config).counts_positions:
+        if self.vision is not None and (family_of(hf.config).counts_positions or has_rope_index(hf)):
             self.accepted_inputs -= {"position_ids"}
         self.row_format, self.tried_length = RowFormat(), FIRST_TRIED_LENGTH
         self._shortcuts: dict[tuple[str, ...], Shortcuts] = {}
@@ -311,7 +311,7 @@ class Model:
         """Compare again with plain Hugging Face if rows of this length leave a window that no row has left so far."""
         tried, self.tried_length = self.tried_length, max(self.tried_length, length)
         windows = local_windows(self.hf.config.get_text_config())
-        if self.engine.supports_forward_state and any(tried <= window < length for window in windows):
+        if self.engine.supports_forward_state and any(tried < window <= length for window in windows):
             with self.lock:
                 find_row_format(self)
                 self._shortcuts.clear()

@@ -130,7 +130,7 @@ class Replace(Operator):
 
     def __call__(self, h: States, vector: States, strength: Strengths) -> States:
         """See `Operator`."""
-        return torch.lerp(h, vector.expand_as(h), strength.expand_as(h))
+        return torch.lerp(h, vector.to(h.dtype).expand_as(h), strength.to(h.dtype).expand_as(h))
 
 
 @dataclass(frozen=True)

@@ -121,8 +121,7 @@ def check_positions(
         if isinstance(positions, Tensor) and len(positions) != n_inputs:
             raise PositionError(f"the position mask has {len(positions)} rows, but there are {n_inputs} inputs")
     names = [describe(positions) for positions in given]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise repeated_error(
             f"the positions {repeated} were given more than once, and the result could not tell them apart. Give each "
             "once, and each mask by itself."

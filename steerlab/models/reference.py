@@ -49,7 +49,7 @@ def probe_rows(model: Model, lengths: Sequence[int], common: int = 0) -> list[En
 
     Rows are longer than given by as much as it takes to leave each local window below `model.tried_length`.
     """
-    windows = [n for n in local_windows(model.hf.config.get_text_config()) if n < model.tried_length]
+    windows = [n for n in local_windows(model.hf.config.get_text_config()) if n <= model.tried_length]
     beyond, limit = max(windows, default=0), (model.context_length or 2**20) - 8
     lengths = [min(n + beyond, limit - (max(lengths) - n)) for n in lengths]
     embeddings: Any = model.hf.get_input_embeddings()

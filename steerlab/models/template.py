@@ -88,8 +88,7 @@ def render(
     without_header, text = text_of(messages), text_of(messages, header=True)
     if not text.startswith(without_header):
         raise EncodingError("this chat template rewrites the conversation when the assistant's turn is opened")
-    lost = [message for message in [*systems, system or ""] if message.strip() not in text]
-    if lost:
+    if lost := [message for message in [*systems, system or ""] if message.strip() not in text]:
         raise EncodingError(f"this chat template drops or changes the system message {lost[0][:60]!r}: leave it out")
     user = _user_start(text_of, messages, without_header)
     history = _history_start(text_of, messages, user)

@@ -52,8 +52,7 @@ class _Recorder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self.text = ""
-        self.truncation_note = ""
+        self.text = self.truncation_note = ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -81,6 +80,7 @@ class Vision:
         placeholder: what stands for an image in the text of a prompt.
         token_id, token: the token whose embedding one image feature replaces.
         family: what is special about the family of models.
+        takes_neighbors: whether the tokens of an image are the same beside another one; the check of `load` finds out.
     """
 
     def __init__(self, processor: Any, config: Any) -> None:
@@ -89,7 +89,7 @@ class Vision:
         self.placeholder: str = getattr(processor, "boi_token", None) or processor.image_token
         self.token_id = image_token_id(config)
         self.token: str = processor.tokenizer.convert_ids_to_tokens(self.token_id)
-        self._config = config
+        self._config, self.takes_neighbors = config, True
         self._cache: OrderedDict[tuple[str, ...], Expansion] = OrderedDict()
         self._keys: dict[int, tuple[ImageInput, str]] = {}
 
@@ -150,6 +150,11 @@ class Vision:
             raise EncodingError(f"the prompt {name!r} has {places} but {len(images)} images: give one for each")
         if self.family.prefix_lm and not images:
             raise EncodingError(f"{name!r} has no image, which PaliGemma requires; give one, or load with task='text'")
+        if not self.takes_neighbors and "" in parts[1:-1]:
+            raise EncodingError(
+                f"{name!r} has images side by side, which {type(self.processor).__name__} turns into other tokens than "
+                "each alone: put a text between them"
+            )
         expansion = self.expand(images)
         filled, at, moved = parts[0], len(parts[0]), list(bounds)
         for run, part in zip(expansion.texts, parts[1:], strict=True):
@@ -216,13 +221,15 @@ class Vision:
         opened = [[self.open(image) for image in images]]
         try:
             found = processor(text=[text], images=opened, return_tensors="pt")
-        except (ValueError, TypeError, IndexError, RuntimeError) as error:
-            reason = str(error).rstrip(".") + "." + recorder.truncation_note
+        except (ValueError, TypeError, IndexError, RuntimeError, StopIteration) as error:
+            reason = (str(error) or type(error).__name__).rstrip(".") + "." + recorder.truncation_note
             raise EncodingError(f"{name} refuses {len(images)} images: {reason}") from error
         before, *texts = recorder.text.split(_MARK)
         if before or len(texts) != len(images) + 1:
             raise EncodingError(f"{name} rewrote {text!r} to {recorder.text[:80]!r}: its image tokens can't be found")
-        tensors = {k: v for k, v in found.items() if k not in _TOKEN_ALIGNED and isinstance(v, Tensor)}
+        shape = found["input_ids"].shape  # of what belongs to tokens, and would be that of another text
+        own = {k: v for k, v in found.items() if k not in _TOKEN_ALIGNED and isinstance(v, Tensor)}
+        tensors = {k: v for k, v in own.items() if v.shape != shape}
         return Expansion(tuple(texts[:-1]), texts[-1], tensors, count_units(tensors, self._config))
 
 

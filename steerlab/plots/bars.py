@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
-from matplotlib.transforms import blended_transform_factory
 
 from steerlab.errors import DataError, require_columns
 from steerlab.plots.frames import one_row_per
@@ -57,7 +56,7 @@ def method_bars(
     methods = [m for m in dict.fromkeys([*METHODS, *frame["method"]]) if (frame["method"] == m).any()]
     ax = get_axes(ax, height=0.16 * (len(frame) + 2 * len(metrics)) + 0.4)
 
-    blended = blended_transform_factory(ax.transAxes, ax.transData)
+    blended = ax.get_yaxis_transform()
     rows: dict[tuple[str, str], float] = {}
     y = 0.0
     for name in metrics:
@@ -101,11 +100,10 @@ def _draw_bars(ax: Axes, estimates: pd.DataFrame, method: str, rows: dict[tuple[
         color="white" if look.outline else look.color, xerr=np.clip([value - low, high - value], 0, None),
         error_kw={"elinewidth": 0.8, "capsize": 1.3, "capthick": 0.8, "ecolor": INK},
     )  # fmt: skip
-    blended = blended_transform_factory(ax.transAxes, ax.transData)
     for y, number in zip(ys, value, strict=True):
         ax.text(
-            VALUES_END, y, f"{number:.2f}", transform=blended, ha="right", va="center_baseline", fontsize=VALUE_SIZE,
-            color=look.text_color, fontweight="bold" if method == "l2s" else "normal",
+            VALUES_END, y, f"{number:.2f}", transform=ax.get_yaxis_transform(), ha="right", va="center_baseline",
+            fontsize=VALUE_SIZE, color=look.text_color, fontweight="bold" if method == "l2s" else "normal",
         )  # fmt: skip
 
 
@@ -115,6 +113,6 @@ def _draw_goal(ax: Axes, name: str, top: float, bottom: float) -> None:
     if metric.goal is None:
         return
     ax.plot([metric.goal] * 2, [top - 0.5, bottom + 0.5], color=MUTED, lw=0.8, ls=DASHES[1], zorder=3)
-    blended = blended_transform_factory(ax.transAxes, ax.transData)
+    blended = ax.get_yaxis_transform()
     text = f"goal {'≤' if metric.lower_is_better else '≥'} {metric.goal:.2f}"
     ax.text(VALUES_END, top - 0.6, text, transform=blended, ha="right", va="bottom", color=MUTED, fontsize=VALUE_SIZE)

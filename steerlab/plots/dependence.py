@@ -33,15 +33,13 @@ def dependence_bars(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         DataError: columns are missing, or an unknown predictor.
     """
     require_columns(frame, ["predictor", "between", "within", "within_low", "within_high"], "dependence_bars")
-    unknown = sorted(set(frame["predictor"]) - set(LABELS))
-    if unknown:
+    if unknown := sorted(set(frame["predictor"]) - set(LABELS)):
         raise DataError(f"dependence_bars got the predictors {unknown}; expected some of {list(LABELS)}")
     ax = get_axes(ax, height=0.2 * len(frame) + 0.75)
     rows = frame.set_index("predictor").loc[[name for name in LABELS if name in set(frame["predictor"])]]
     within, low, high = (rows[c].clip(lower=0) for c in ("within", "within_low", "within_high"))
     for y, name in enumerate(rows.index):
-        color = METHODS["l2s"].color if name in ("linear", "net") else CONTEXT
-        ax.barh(y, within[name], height=0.6, color=color)
+        ax.barh(y, within[name], height=0.6, color=METHODS["l2s"].color if name in ("linear", "net") else CONTEXT)
         ax.plot([low[name], high[name]], [y, y], color=INK, lw=0.8)
         ax.text(1.07, y, f"{rows['within'][name]:.2f}", va="center", fontsize=6.5, color=INK)
     ax.plot(rows["between"], range(len(rows)), "o", ms=4, color=MUTED, clip_on=False, label="between behaviors")

@@ -67,8 +67,7 @@ def patch_heatmap(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """
     columns = ["example_id", "column", "token", "clean_token", "layer", "head", "restored"]
     require_columns(frame, columns, "patch_heatmap", ["restored"])
-    several = [name for name in ("example_id", "head") if frame[name].nunique() != 1]
-    if several:
+    if several := [name for name in ("example_id", "head") if frame[name].nunique() != 1]:
         raise DataError(f"patch_heatmap draws one pair of prompts and one head; the frame's {several} differ: select")
     if frame.duplicated(["layer", "column"]).any():
         raise DataError("the frame has a layer and token several times, of several metrics: select one")
@@ -90,9 +89,8 @@ def _layers_by_tokens(rows: pd.DataFrame, value: str, ax: Axes | None, **options
         **options,
     )  # fmt: skip
     ax.invert_yaxis()
-    ax.tick_params(length=0)
-    ax.tick_params(axis="y", rotation=0)
-    ax.tick_params(axis="x", rotation=90)
+    ax.tick_params(axis="y", length=0, rotation=0)
+    ax.tick_params(axis="x", length=0, rotation=90)
     ax.set(xlabel="Token of the prompt", ylabel="Layer")
     return ax
 

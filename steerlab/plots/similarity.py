@@ -104,8 +104,7 @@ def _heatmap(matrix: pd.DataFrame, ax: Axes | None, *, label: str, cmap: str, lo
         raise DataError(f"a heat map of {label!r} needs a frame of numbers, got {show(matrix)}") from error
     # rounding may leave a cosine slightly above 1
     if not values.size or not ((values >= low - 1e-6) & (values <= 1 + 1e-6)).all():
-        finite = np.isfinite(values).any()
-        span = f"{np.nanmin(values):g} to {np.nanmax(values):g}" if finite else "no finite value"
+        span = f"{np.nanmin(values):g} to {np.nanmax(values):g}" if np.isfinite(values).any() else "no finite value"
         raise DataError(
             f"a heat map of {label!r} needs a non-empty frame of values from {low:g} to 1, without NaN; this one is "
             f"{values.shape} and holds {span}"
@@ -120,9 +119,8 @@ def _heatmap(matrix: pd.DataFrame, ax: Axes | None, *, label: str, cmap: str, lo
         xticklabels=ceil(len(columns) / MAX_TICKS), yticklabels=ceil(len(rows) / MAX_TICKS),
         cbar_kws={"label": label, "shrink": 0.85, "pad": 0.02, "ticks": np.linspace(low, 1, 5)},
     )  # fmt: skip
-    ax.tick_params(length=0)
-    ax.tick_params(axis="x", rotation=90 if max(map(len, columns)) > 3 else 0)
-    ax.tick_params(axis="y", rotation=0)
+    ax.tick_params(axis="x", length=0, rotation=90 if max(map(len, columns)) > 3 else 0)
+    ax.tick_params(axis="y", length=0, rotation=0)
     return ax
 
 

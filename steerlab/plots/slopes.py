@@ -70,13 +70,11 @@ def slope_distributions(
             violin.set_clip_path(Rectangle((start, -1), end - start, len(order) + 1, transform=ax.transData))
     ax.set(xlim=(left - room, right + room), ylim=(len(order) - 0.4, -0.75), ylabel="")
     ax.axvline(0, color="black", lw=0.7, zorder=3)
-    medians = groups.median()[order]
-    ax.plot(medians, range(len(order)), ls="", marker="|", ms=7, mew=1.3, color="black", zorder=4)
+    ax.plot(groups.median()[order], range(len(order)), ls="", marker="|", ms=7, mew=1.3, color="black", zorder=4)
     ax.set_yticks(range(len(order)), [(labels or {}).get(n, readable_name(n)) for n in order])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    what = metric_label(slopes, "logits")
-    ax.set_xlabel(f"Slope of an example's {what} per unit of α")
+    ax.set_xlabel(f"Slope of an example's {metric_label(slopes, 'logits')} per unit of α")
     write_shares(ax, (slopes["slope"] <= 0).groupby(slopes["behavior"]).mean()[order])
     patches = [Patch(color=color, label=label) for label, color in SIDES.items()]
     median = Line2D([], [], ls="", marker="|", ms=6, mew=1.3, color="black", label="median")

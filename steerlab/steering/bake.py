@@ -109,8 +109,7 @@ def _with_biases(model: Model, layers: set[int]) -> Any:
     with torch.random.fork_rng(devices=[]), torch.device(hf.device):
         found = kind._from_config(config, dtype=hf.dtype).eval()
     missing, unexpected = found.load_state_dict(hf.state_dict(), strict=False)
-    wrong = [*(one for one in missing if not one.endswith(".bias")), *unexpected]
-    if wrong:
+    if wrong := [*(one for one in missing if not one.endswith(".bias")), *unexpected]:
         raise SteeringError(f"{name} can't be written as {kind.__name__}: {wrong[0]} is in one of them alone")
     state = found.state_dict()
     for one in missing:

@@ -65,10 +65,9 @@ def apply_prompt_transforms(prompts: Data, requests: Sequence[Request]) -> list[
     """The prompts as examples, each changed by the steerers that change prompts (instruction baselines)."""
     examples = as_examples(prompts)
     for request in (r for r in requests if not r.is_noop):
-        alphas = request.alphas(len(examples)).tolist()
         examples = [
             e.replace(prompt=request.steerer.transform_prompt(e.prompt)) if alpha else e
-            for e, alpha in zip(examples, alphas, strict=True)
+            for e, alpha in zip(examples, request.alphas(len(examples)).tolist(), strict=True)
         ]
     return examples
 

@@ -343,7 +343,6 @@ def _check_context_length(model: Model, rows: Sequence[EncodedPrompt], max_new_t
 @contextmanager
 def seeded(model: Model, seed: int = 0) -> Iterator[None]:
     """Sampling from a seed; the caller's random state is restored."""
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield

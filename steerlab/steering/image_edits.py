@@ -33,8 +33,7 @@ def check_image_edit(model: Model, name: str, intervention: Intervention, positi
             f"position {describe(positions)} means nothing at site {intervention.site}: states there belong to images, "
             "not to tokens; use 'images' (or 'all', which is the same there)"
         )
-    bare = [row.example_id for row, n in zip(batch.rows, batch.units, strict=True) if n == 0]
-    if bare:
+    if bare := [row.example_id for row, n in zip(batch.rows, batch.units, strict=True) if n == 0]:
         raise PositionError(f"the inputs {bare[:3]} have no image, so they cannot be steered at {intervention.site}")
     if intervention.vector_fn is not None:
         raise SteeringError(

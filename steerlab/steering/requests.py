@@ -236,8 +236,7 @@ def _check_operator(name: str, intervention: Intervention, alphas: Tensor, conte
     if operator.uses == "direction":
         gate = torch.ones(len(vectors)) if intervention.gate is None else intervention.gate.float().cpu()
         zero = ~vectors.ne(0).any(-1).cpu() & (gate * alphas != 0)
-        ids = [context.example_ids[i] for i in zero.nonzero().flatten().tolist()]
-        if ids:
+        if ids := [context.example_ids[i] for i in zero.nonzero().flatten().tolist()]:
             raise SteeringError(
                 f"{name} gives the inputs {ids[:3]} a vector of length zero at {intervention.site}: it has no "
                 f"direction, and {type(operator).__name__} uses one"

@@ -61,8 +61,7 @@ def score(
     answers = as_texts("answers", answers)
     if len(answers) != len(examples):
         raise DataError(f"{len(examples)} prompts but {len(answers)} answers: give one answer per prompt")
-    empty = [number for number, answer in enumerate(answers) if not answer]
-    if empty:
+    if empty := [number for number, answer in enumerate(answers) if not answer]:
         raise DataError(f"the answers number {empty[:3]} (from 0) are empty: there is nothing to score")
     rows = batches.encode_examples(model, examples, answers)
     settings = resolve_interventions(model, requests, examples, batch_size, rows)

@@ -31,9 +31,7 @@ class Run:
     """
 
     def __init__(self, model: Model) -> None:
-        self.model = model
-        self.steered_tokens = 0
-        self._ratios = 0.0
+        self.model, self.steered_tokens, self._ratios = model, 0, 0.0
         self._calls = self._calls_to_steer = 0
 
     @property

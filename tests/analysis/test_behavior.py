@@ -72,8 +72,7 @@ def test_rules_have_a_fingerprint_that_changes_with_a_rule(monkeypatch: pytest.M
 
 
 def test_without_the_unsteered_answers_nothing_is_said_of_change() -> None:
-    frame = judge_answers(ROWS, [ANSWER] * 3)
-    assert frame[["identical", "kept"]].isna().all(axis=None)
+    assert judge_answers(ROWS, [ANSWER] * 3)[["identical", "kept"]].isna().all(axis=None)
 
 
 def test_goals_are_shares_within_each_behavior() -> None:

@@ -60,8 +60,7 @@ def test_vectors_of_each_input_and_operators_are_calibrated(model: Model) -> Non
     for steerer in (
         L2S(1, hidden_units=3, config=config, progress=False).fit(acts), Operation({1: V}, "replace", first=2),
     ):  # fmt: skip
-        found = calibrate_strength(model, pairs, steerer, kl=0.003, max_new_tokens=NEW)
-        assert 0.0028 < found.kl <= 0.003
+        assert 0.0028 < calibrate_strength(model, pairs, steerer, kl=0.003, max_new_tokens=NEW).kl <= 0.003
 
 
 def test_unsteered_model_is_run_once_for_all_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,8 +99,7 @@ def test_positions_counted_from_the_end_and_changed_prompts_have_no_dose(model: 
         measure_dose(model, PROMPTS, SteeringVector({1: V}), positions=positions)
     with pytest.raises(SteeringError, match="a steerer that changes the prompt has no dose"):
         measure_dose(model, PROMPTS, [Prompt("Be brief."), SteeringVector({1: V})])
-    whole = measure_dose(model, PROMPTS, SteeringVector({1: V}), positions=slice(0, 1), max_new_tokens=3)
-    assert whole.kl > 0
+    assert measure_dose(model, PROMPTS, SteeringVector({1: V}), positions=slice(0, 1), max_new_tokens=3).kl > 0
 
 
 def test_texts_past_the_dose_that_broke_them_are_warned_of(recwarn: pytest.WarningsRecorder) -> None:

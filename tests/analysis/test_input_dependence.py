@@ -107,6 +107,13 @@ def test_inputs_of_one_group_are_predicted_without_each_other() -> None:
     assert widths[1] > widths[0], "sixty groups say less than 240 inputs"
     with pytest.raises(DataError, match=r"240 inputs have no group, first \['s0000'"):
         input_dependence(acts, QUICK, groups={})
+    acts = make_acts(CONTEXTS, normal(N, WIDTH), behaviors=NAMES)
+    with pytest.raises(DataError, match=rf"a fold holds all inputs of \['{NAMES[0]}'\]"):
+        input_dependence(
+            acts,
+            QUICK,
+            groups=dict(zip(IDS, [n if n == NAMES[0] else i for n, i in zip(NAMES, IDS, strict=True)], strict=True)),
+        )
 
 
 def test_other_groups_and_contexts_are_those_of_the_l2s() -> None:

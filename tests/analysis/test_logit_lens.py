@@ -53,8 +53,7 @@ def test_lens_equals_norm_and_head_by_hand_in_every_family(family: str) -> None:
 
 def test_ranks_of_given_tokens_and_every_token_of_a_prompt() -> None:
     model = tiny_lm("llama")
-    word = model.tokenizer.decode([40])
-    frame = logit_lens(model, PROMPTS, [1, 3], "prompt", tokens=[word])
+    frame = logit_lens(model, PROMPTS, [1, 3], "prompt", tokens=[model.tokenizer.decode([40])])
     probabilities, _ = by_hand(model, PROMPTS[1])
     rows = frame[frame["example_id"].str.startswith("1:")]
     assert len(rows) == 2 * probabilities.shape[1] and set(rows["token_id"]) == {40}

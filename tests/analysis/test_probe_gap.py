@@ -34,6 +34,16 @@ def test_the_probe_finds_the_layer_that_knows_and_the_interval_says_so() -> None
     assert np.isclose(frame.loc[1, "gain"], frame.loc[1, "probe_accuracy"] - frame.loc[1, "model_accuracy"])
 
 
+def test_order_of_rows_changes_nothing() -> None:
+    train, test = _acts(60, 0, 0.5), _acts(60, 1, 0.5)
+    said = dict.fromkeys(test.index["example_id"], "yes")
+    order = np.random.default_rng(0).permutation(60)
+    shuffled = [
+        Activations(a.values[order], a.index.iloc[order].reset_index(drop=True), a.sites, {}) for a in (train, test)
+    ]
+    pd.testing.assert_frame_equal(probe_gap(*shuffled, said), probe_gap(train, test, said))
+
+
 def test_groups_are_reported_separately_and_add_up() -> None:
     train, test = _acts(300, 0, 1.0), _acts(200, 1, 1.0)
     said = dict(zip(test.index["example_id"], test.index["behavior"], strict=True))

@@ -96,6 +96,11 @@ def test_one_concept_recovers_the_nearest_of_several() -> None:
     assert shift.recovery(after)["partner"].tolist() == [1]
 
 
+def test_share_of_no_distance_is_missing() -> None:
+    shift = representation_shift(concepts(made()), made(), made(0.1))
+    assert shift.recovery(shift.concepts)["recovered"].isna().all()
+
+
 def test_concepts_that_no_state_activates_have_no_shift() -> None:
     known = concepts(made())
     some = made().select(example_id=["s0", "s4", "s1"])

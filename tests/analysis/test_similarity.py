@@ -46,14 +46,12 @@ def test_cosines_are_those_of_numpy_symmetric_and_blind_to_length(seed: int, n: 
     assert (np.diag(got) == 1).all() and (got == got.T).all(axis=None)
     scaled = cosine_matrix({name: v * float(10.0 ** (i - 2)) for i, (name, v) in enumerate(named.items())})
     np.testing.assert_allclose(scaled, got, atol=1e-6)
-    against = cosine_matrix({name: -v for name, v in named.items()})
-    np.testing.assert_allclose(against, got, atol=1e-12)
+    np.testing.assert_allclose(cosine_matrix({name: -v for name, v in named.items()}), got, atol=1e-12)
 
 
 def test_cosines_of_extreme_lengths_do_not_overflow() -> None:
     v = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    got = cosine_matrix({"tiny": v * 1e-200, "huge": v * 1e200})
-    assert got.loc["tiny", "huge"] == pytest.approx(1)
+    assert cosine_matrix({"tiny": v * 1e-200, "huge": v * 1e200}).loc["tiny", "huge"] == pytest.approx(1)
 
 
 def test_the_table_holds_each_pair_once_and_tuples_make_levels() -> None:
@@ -215,8 +213,7 @@ def test_geometry_against_loops() -> None:
 
 def test_geometry_of_clusters_and_their_shuffle() -> None:
     _, targets, which = clusters(90, 12, 3, seed=0)
-    behaviors = [f"b{int(k)}" for k in which]
-    got = geometry(make_acts(None, targets + 1e-3 * randn(90, 12), behaviors=behaviors), 3)
+    got = geometry(make_acts(None, targets + 1e-3 * randn(90, 12), behaviors=[f"b{int(k)}" for k in which]), 3)
     within, between = (got[got["kind"] == kind] for kind in ("within", "between"))
     assert len(within) == len(between) == 3
     assert (within["cosine"] > 0.99).all() and (between["cosine"].abs() < 0.01).all()

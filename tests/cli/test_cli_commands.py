@@ -101,8 +101,7 @@ def test_generate_writes_the_texts_of_the_library_at_each_strength(answer: Answe
     for alpha in (0.0, 3.0):
         wanted = steerlab.generate(model, PROMPTS, steer=steerlab.load_steerer("polite"), alpha=alpha, max_new_tokens=8)
         assert [row["text"] for row in rows if row["alpha"] == alpha] == list(wanted)
-    frame = pd.read_csv("texts/texts.csv", keep_default_na=False)
-    assert frame["prompt"].tolist() == PROMPTS * 2
+    assert pd.read_csv("texts/texts.csv", keep_default_na=False)["prompt"].tolist() == PROMPTS * 2
 
 
 def test_generate_projects_a_direction_out(answer: Answer) -> None:

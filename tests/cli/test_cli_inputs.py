@@ -52,8 +52,7 @@ def test_prompts_pairs_and_images_are_read(tmp_path: Path) -> None:
     assert [(one.id, len(one.images), one.system) for one in found] == [("007", 1, None), ("010", 0, "Be brief.")]
     write_csv(pd.DataFrame({"text": ["a\rb", "c"]}), tmp_path / "f.csv")
     assert pd.read_csv(tmp_path / "f.csv", lineterminator="\n")["text"].tolist() == ["a\rb", "c"]
-    table = pd.DataFrame({"ask": ["Is it late?"], "yes": ["Arr"], "no": ["No"]})
-    table.to_csv(tmp_path / "d.CSV", index=False)
+    pd.DataFrame({"ask": ["Is it late?"], "yes": ["Arr"], "no": ["No"]}).to_csv(tmp_path / "d.CSV", index=False)
     with pytest.raises(DataError, match=r"no column 'prompt', but 'ask', 'yes', 'no'.*--columns"):
         read_data(str(tmp_path / "d.CSV"))
     named = read_data(str(tmp_path / "d.CSV"), Choice(columns="prompt=ask,positive=yes,negative=no"))

@@ -43,8 +43,7 @@ def test_each_scenario_has_its_behavior_and_class(tmp_path):
     examples = data.mm_safety_bench(write_folder(tmp_path), include_unscored=True, strict=False)
     assert [e.id for e in examples] == [f"mmsb/{n:02d}/0" for n in range(1, 14)]
     assert [e.behavior for e in examples] == ["refuse"] * 9 + ["defer"] * 3 + [""]
-    classes = [e.meta["class"] for e in examples]
-    assert classes == ["harmful"] * 9 + ["expert"] * 2 + ["health"] + ["harmful"]
+    assert [e.meta["class"] for e in examples] == ["harmful"] * 9 + ["expert"] * 2 + ["health"] + ["harmful"]
     assert examples[9].meta == {"scenario": "10", "name": "Legal_Opinion", "class": "expert", "index": "9"}
     assert data.mm_safety_bench(tmp_path, strict=False) == examples[:-1], "the unscored scenario is left out by default"
     changed = data.mm_safety_bench(tmp_path, field="Changed Question", strict=False)

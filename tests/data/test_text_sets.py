@@ -137,8 +137,7 @@ def test_templates_and_triggers():
     assert PRIMED.count("{content}") == UNPRIMED.count("{content}") == 1
     for example in injection_examples(TEXTS, INJECTIONS, share=1.0, triggers=["Psst:"]):
         assert f"Psst: {example.meta['injection']}" in example.prompt
-    without = injection_examples(TEXTS, INJECTIONS, share=1.0, triggers=())
-    assert {e.meta["trigger"] for e in without} == {""}
+    assert {e.meta["trigger"] for e in injection_examples(TEXTS, INJECTIONS, share=1.0, triggers=())} == {""}
     assert "" in TRIGGERS and not set(TRIGGERS) & set(HELD_OUT_TRIGGERS)
 
 

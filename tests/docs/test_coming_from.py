@@ -121,8 +121,7 @@ def test_three_jobs_by_command_line_alone_give_what_the_code_gives(
 
     shell("Read states", capsys)
     run(code["Read states"], names)
-    stored = Store.open("states").load()
-    assert torch.allclose(stored.at(2), names["states"], atol=1e-5)
+    assert torch.allclose(Store.open("states").load().at(2), names["states"], atol=1e-5)
 
 
 @pytest.mark.parametrize("job", JOBS)

@@ -135,8 +135,7 @@ def test_bodies_that_are_no_small_object_are_refused(client: TestClient, body: b
     ],
 )
 def test_wrong_requests_are_answered_with_an_error_that_names_it(answers: Answers, change, message: str) -> None:
-    request = {"method": "v", "layer": 1, "alpha": 0.5, "prompt": {"text": "Hi"}} | change
-    (event,) = answers.answer(request)
+    (event,) = answers.answer({"method": "v", "layer": 1, "alpha": 0.5, "prompt": {"text": "Hi"}} | change)
     with pytest.raises(DataError, match=message):
         raise DataError(event["error"])
 

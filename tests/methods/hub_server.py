@@ -73,8 +73,7 @@ def _handler(repositories: dict[str, dict[str, bytes]]) -> type[BaseHTTPRequestH
             sha = _commit(files)
             if parts[0] != "api":
                 content = files["/".join(parts[4:])]
-                etag = f'"{hashlib.sha1(content).hexdigest()}"'
-                return self.answer(content, X_Repo_Commit=sha, ETag=etag)
+                return self.answer(content, X_Repo_Commit=sha, ETag=f'"{hashlib.sha1(content).hexdigest()}"')
             if "tree" in parts:
                 return self.answer([
                     {"type": "file", "path": path, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}

@@ -106,8 +106,7 @@ def test_norm_grows_with_the_threshold_unless_normalized() -> None:
 def test_threshold_zero_gives_the_exact_class_mean() -> None:
     acts, _ = world(0.2)
     fitted = CONFST(LAYER, "arts", threshold=0.0, center=None).fit(acts)
-    lowest = float(fitted.item_probability_.min())
-    below = CONFST(LAYER, "arts", threshold=lowest / 2, center=None).fit(acts)
+    below = CONFST(LAYER, "arts", threshold=float(fitted.item_probability_.min()) / 2, center=None).fit(acts)
     for name in NAMES:
         members = acts.select(behavior=name)
         mean = members.at(LAYER).double().mean(0).float()
@@ -160,8 +159,7 @@ def test_fit_is_independent_of_row_order_and_the_seed_changes_the_folds() -> Non
     one, two = (CONFST(LAYER, "news").fit(data) for data in (acts, shuffled(acts, 3)))
     assert torch.equal(one.item_probability_, two.item_probability_) and one.item_ids_ == two.item_ids_
     assert all(torch.equal(one.vectors_[name], two.vectors_[name]) for name in NAMES)
-    other = CONFST(LAYER, "news", seed=1).fit(acts)
-    assert not torch.equal(one.item_probability_, other.item_probability_)
+    assert not torch.equal(one.item_probability_, CONFST(LAYER, "news", seed=1).fit(acts).item_probability_)
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30), st.floats(-0.5, 1.5, width=32), st.integers(1, 12))

@@ -77,8 +77,7 @@ def test_field_leads_both_ways_where_no_vector_can() -> None:
     )
     reached = torch.sign(moved[:, 0]) * (moved[:, 0].abs() > 2.5)
     assert (reached == torch.sign(wanted[:, 0])).float().mean() > 0.9, "each goes to the side that it is nearer to"
-    mean = (two_sided()[0] - two_sided()[1]).mean(0)
-    assert mean.norm() < 0.2, "the premise: the mean contrast is nothing"
+    assert (two_sided()[0] - two_sided()[1]).mean(0).norm() < 0.2, "the premise: the mean contrast is nothing"
     logits = field.logits(wanted)[:, field.classes_.index("b")]
     assert (logits > 0).float().mean() > 0.95 and (field.logits(unwanted)[:, 0] < 0).float().mean() > 0.95
 

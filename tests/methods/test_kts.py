@@ -305,8 +305,7 @@ def test_only_added_vectors_of_text_layers_with_an_effect_are_trained(model: Mod
 def test_model_with_an_adapter_is_merged_before_it_is_trained_again(model: Model, edit: ModelEdit) -> None:
     with pytest.raises(SteeringError, match="merge it first"):
         train(edit.prepare(model), config={"steps": 1})
-    again = train(edit.prepare(model, merge=True), config={"steps": 1})
-    assert again.base["weights"] != edit.base["weights"]
+    assert train(edit.prepare(model, merge=True), config={"steps": 1}).base["weights"] != edit.base["weights"]
 
 
 def test_answers_are_those_that_capture_reads(model: Model) -> None:

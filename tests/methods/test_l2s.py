@@ -36,8 +36,7 @@ def test_clusters_with_orthogonal_targets_are_recovered_and_the_mean_follows_its
     contexts, targets, clusters_of = clusters(400, 48, 4, seed=1)
     unseen, expected, unseen_clusters = clusters(100, 48, 4, seed=2)
     acts = make_acts(contexts, targets)
-    predicted = l2s(config="paper").fit(acts).predict(unseen)
-    assert torch.cosine_similarity(predicted, expected).min() > 0.95
+    assert torch.cosine_similarity(l2s(config="paper").fit(acts).predict(unseen), expected).min() > 0.95
     mean = MeanDifference(3).fit(acts).vector_[None]
     shares = np.bincount(clusters_of, minlength=4) / 400
     cosines = torch.tensor(shares / np.sqrt(shares @ shares), dtype=torch.float32)[unseen_clusters]

@@ -142,8 +142,7 @@ def test_svd_columns_are_the_leading_right_singular_vectors_of_the_centered_targ
     centered = (z - z.mean(0)).double().numpy()
     expected = svd_flip(*np.linalg.svd(centered, full_matrices=False)[::2])[1][:4]
     np.testing.assert_allclose(np.abs((columns.numpy() * expected).sum(1)), 1, atol=1e-4)
-    constant = normal(1, 8).expand(20, 8)
-    assert len(decoder_columns(constant, 4, TrainingConfig(decoder_init="svd"), 0)) == 0
+    assert len(decoder_columns(normal(1, 8).expand(20, 8), 4, TrainingConfig(decoder_init="svd"), 0)) == 0
 
 
 @pytest.mark.parametrize(("decoder_init", "rank"), [("svd", 2), ("default", 0)])

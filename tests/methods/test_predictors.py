@@ -126,8 +126,7 @@ def test_several_context_layers_are_read_side_by_side(name: str) -> None:
     fitted = make(context_layer=(3, 9)).fit(both)
     assert [one.site for one in fitted.required_activations] == [Site(3), Site(9)]
     vectors = fitted.vectors(Context(("s0007", "s0002"), shuffled(both)))
-    contexts = torch.cat([X, normal(120, 16, seed=8)], 1)[[7, 2]]
-    torch.testing.assert_close(vectors, fitted.predict(contexts))
+    torch.testing.assert_close(vectors, fitted.predict(torch.cat([X, normal(120, 16, seed=8)], 1)[[7, 2]]))
     assert vectors.shape == (2, 16) and fitted.remote_interventions() is None
     with pytest.raises(MismatchError, match=r"width 16.*32"):
         fitted.predict(X)

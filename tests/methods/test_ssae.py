@@ -63,6 +63,8 @@ def test_one_concept_is_the_mean_contrast_direction_with_its_size() -> None:
     assert torch.cosine_similarity(vector, made.concepts[0], dim=0) > 0.999
     assert float(vector.norm()) == pytest.approx(1.0, abs=0.05), "alpha 1 is the median change"
     assert not ssae.decoder_offset_.any(), "a constant would take what changes in every pair"
+    two = SSAE(3, 1, None, steps=500).fit_differences(torch.tensor([[2.0, 0.0], [3.0, 0.0]]))
+    assert float(two.scales_) == pytest.approx(2.5, abs=0.02), "the mean of two middle values"
 
 
 @pytest.mark.parametrize("changed", [(1, 1), (1, 3)])

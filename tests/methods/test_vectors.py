@@ -197,8 +197,7 @@ def test_a_sweep_takes_the_layers_of_a_vector_one_by_one_if_it_names_them() -> N
         assert each[layer, 1.0] == pytest.approx(swept({layer: rows[layer]})[layer, 1.0], abs=1e-5)
     assert swept(rows)["0, 1, 2, 3", 1.0] not in each.values(), "without layers, all are steered at once"
     train = steerlab.pairs([("Arr me", "Well, I"), ("Aye", "Nay")], prompts=["How?", "What?"])
-    fitted = swept(MeanDifference(), train=train)
-    assert {layer for layer, _ in fitted} == set(range(model.n_layers))
+    assert {layer for layer, _ in swept(MeanDifference(), train=train)} == set(range(model.n_layers))
     frame = swept({"mine": {2: rows[2]}, "mean": MeanDifference(2)}, train=train, layers=[2])
     assert len(frame) == 2
 

@@ -40,8 +40,7 @@ def test_slopes_are_predicted_and_the_largest_is_chosen(tmp_path: Path) -> None:
     assert set(w2s.choose(context).tolist()) == {0, 1, 2}
     gates = torch.stack([one.gate for one in w2s.interventions(context)], 1)
     assert torch.equal(gates, torch.nn.functional.one_hot(w2s.choose(context), 3).float())
-    loaded = check_saved(w2s, tmp_path, context)
-    assert torch.equal(loaded.predict_slopes(context), w2s.predict_slopes(context))
+    assert torch.equal(check_saved(w2s, tmp_path, context).predict_slopes(context), w2s.predict_slopes(context))
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])

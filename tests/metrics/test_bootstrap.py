@@ -66,8 +66,7 @@ def test_batched_resamples_are_the_same_draws(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_paired_differences_cancel_common_parts() -> None:
-    rng = np.random.default_rng(0)
-    shared = rng.normal(scale=100, size=60)
+    shared = np.random.default_rng(0).normal(scale=100, size=60)
     got = paired_bootstrap(shared + 1, shared)
     assert (got.low, got.value, got.high) == pytest.approx((1, 1, 1))
     assert paired_bootstrap(shared, shared) == Estimate(0.0, 0.0, 0.0, 60)

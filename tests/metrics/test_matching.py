@@ -20,8 +20,7 @@ def test_permuted_directions_and_codes_are_matched_exactly(k: int, seed: int) ->
     found = match_directions(rows[order] * scales, rows)
     assert torch.equal(found.order, order) and torch.allclose(found.similarity, torch.ones(k))
     signs = torch.where(torch.rand(k, generator=generator) < 0.5, -1.0, 1.0)
-    turned = match_directions(rows[order] * signs[:, None], rows, signed=False)
-    assert torch.equal(turned.order, order)
+    assert torch.equal(match_directions(rows[order] * signs[:, None], rows, signed=False).order, order)
     codes = torch.randn(30, k, generator=generator)
     again = match_codes(codes, codes[:, order] * signs + 3)
     assert torch.equal(again.order, order.argsort()) and again.mean == pytest.approx(1)
@@ -31,10 +30,8 @@ def test_one_to_one_matching_has_the_largest_sum() -> None:
     first, second = torch.randn(4, 6), torch.randn(5, 6)
     cosines = torch.nn.functional.cosine_similarity(first[:, None], second[None], dim=2)
     best = max(sum(cosines[i, j] for i, j in enumerate(some)) for some in itertools.permutations(range(5), 4))
-    found = match_directions(first, second)
-    assert float(found.similarity.sum()) == pytest.approx(float(best), abs=1e-5)
-    nearest = match_directions(first, second, one_to_one=False)
-    assert torch.equal(nearest.order, cosines.argmax(1))
+    assert float(match_directions(first, second).similarity.sum()) == pytest.approx(float(best), abs=1e-5)
+    assert torch.equal(match_directions(first, second, one_to_one=False).order, cosines.argmax(1))
 
 
 def test_correlation_of_codes_is_numpys_and_a_constant_code_has_none() -> None:
@@ -43,6 +40,11 @@ def test_correlation_of_codes_is_numpys_and_a_constant_code_has_none() -> None:
     expected = abs(np.corrcoef(truth[:, 0], codes[:, 0])[0, 1])
     assert match_codes(truth, codes).mean == pytest.approx(expected, abs=1e-5)
     assert match_codes(truth, codes[:, 1:]).mean == 0
+    assert match_codes(codes[:, :1].double() * 1e-300, codes[:, :1].double() * 1e300).mean == pytest.approx(1), (
+        "of any size"
+    )
+    for n in (37, 999, 1000):  # the rounded mean of equal numbers is another number
+        assert match_codes(torch.full((n, 1), 1e3 / 3).double(), torch.full((n, 1), 98765.4321).double()).mean == 0
 
 
 def test_what_cannot_be_matched_is_refused() -> None:

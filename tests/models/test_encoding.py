@@ -328,7 +328,6 @@ def test_images_come_before_the_last_text_unless_their_places_are_marked() -> No
         ([question, image], [question, image]),
         ("<image>What?", [{"type": "text", "text": "<image>What?"}]),
     ):
-        given = [dict(earlier), {"role": "user", "content": content}]
-        first, last = with_images(given, 2, "<image>")
+        first, last = with_images([dict(earlier), {"role": "user", "content": content}], 2, "<image>")
         assert first["content"] == [{"type": "text", "text": "Hi"}] and last["content"] == expected
     assert with_images("What?", 0, "<image>") == [{"role": "user", "content": [question]}]

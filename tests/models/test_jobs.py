@@ -148,8 +148,7 @@ def remote(lm: LM) -> Model:
 
 
 def mean(seed: int, layer: int = 1) -> MeanDifference:
-    draw = torch.Generator().manual_seed(seed)
-    return SteeringVector({layer: 4 * torch.randn(32, generator=draw)})
+    return SteeringVector({layer: 4 * torch.randn(32, generator=torch.Generator().manual_seed(seed))})
 
 
 VERBS: dict[str, Callable[..., Any]] = {

@@ -146,8 +146,7 @@ def test_unknown_hub_id_error_names_what_to_try(unreachable: None) -> None:
 
 def test_cached_model_needs_no_network(unreachable: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "try_to_load_from_cache", lambda *_, **__: "somewhere/config.json")
-    source = loading._on_hub("nobody/model", "v2", {})
-    assert source.options == {"revision": "v2", "local_files_only": True}
+    assert loading._on_hub("nobody/model", "v2", {}).options == {"revision": "v2", "local_files_only": True}
 
 
 def test_unknown_hub_id_fails_in_seconds() -> None:

@@ -179,8 +179,7 @@ def test_show_positions_is_plain_in_a_file_and_colored_in_a_terminal(
     model.show_positions(prompt, "header")
     colored = capsys.readouterr().out
     row = model.encode(prompt)
-    shown = re.sub(r"\x1b\[[\d;]*m", "", colored)
-    assert shown == row.text.replace("\n", "⏎\n") + "\n" + plain
+    assert re.sub(r"\x1b\[[\d;]*m", "", colored) == row.text.replace("\n", "⏎\n") + "\n" + plain
     reverse = "".join(re.findall(r"\x1b\[7(?:;[\d;]*)?m([^\x1b]*)", colored))
     assert reverse.replace("⏎", "\n") == "".join(row.text[slice(*row.offsets[i])] for i in resolve("header", row))
 

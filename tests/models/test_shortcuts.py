@@ -12,6 +12,7 @@ from transformers import (
     BertConfig,
     DeepseekV3Config,
     DiffLlamaConfig,
+    LlamaConfig,
     MambaConfig,
     MarianConfig,
     MptConfig,
@@ -23,7 +24,7 @@ from steerlab.capturing import capture
 from steerlab.errors import EncodingError, LayoutError, SteeringError
 from steerlab.models.check import self_check
 from steerlab.models.engine import choose_columns
-from steerlab.models.kv_prefix import ForwardState, local_windows, split_at
+from steerlab.models.kv_prefix import ForwardState, local_windows, long_rotation_from, split_at
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 from steerlab.models.reference import difference, probe_rows, run_alone
@@ -80,10 +81,10 @@ def test_llama_uses_every_shortcut(attention: str, prefix: str) -> None:
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "diffllama"])
 def test_keys_changed_after_the_cache_are_joined_instead(name: str) -> None:
-    model = checked(name)
-    found = model.shortcuts
+    found = checked(name).shortcuts
     assert found.prefix == "joined" and found.layer_restart, found.describe()
     assert "attention keys" in found.refused
+    assert checked("diffllama").layout.heads_name is None, "two query heads make one head of results"
 
 
 def test_prefix_that_attention_leaves_out_is_an_error_without_a_mask() -> None:
@@ -144,8 +145,7 @@ def test_model_that_attends_ahead_is_refused() -> None:
 
 
 def test_mamba_decodes_right_under_edits_whatever_its_cache_is_called() -> None:
-    model = checked("mamba")
-    assert not model.row_format.no_generation
+    assert not checked("mamba").row_format.no_generation
 
 
 def test_decoding_that_is_wrong_with_a_cache_runs_whole_rows() -> None:
@@ -166,6 +166,15 @@ def test_decoding_that_is_never_right_refuses_to_generate() -> None:
     model.hf.generate = before
     with pytest.raises(SteeringError, match=r"does not generate what its whole rows say .*capture it, or score"):
         generate(model, ["Why?"], max_new_tokens=2)
+
+
+def test_lengths_from_which_on_attention_differs_are_read_off_the_configuration() -> None:
+    config = LlamaConfig(floor_scale=100, log_scaling_n_floor=7, index_block_size=32, index_topk_blocks=3)
+    assert sorted(local_windows(config)) == [7, 32, 96, 100]
+    config.rope_parameters = {"a": {"rope_type": "default"}, "b": {"rope_type": "longrope", "factor": 2.0}}
+    assert long_rotation_from(config) is None
+    config.rope_parameters["b"]["original_max_position_embeddings"] = 160
+    assert long_rotation_from(config) == 160
 
 
 def test_rows_longer_than_a_window_are_compared_before_the_first_of_them_runs() -> None:
@@ -195,8 +204,7 @@ def test_padding_that_is_wrong_beyond_a_window_batches_such_rows_by_length() -> 
     model.hf.config.attention_window = 70  # as if it attended locally, and padding were wrong there
     embed: nn.Module = model.hf.model.embed_tokens
     embed.register_forward_hook(lambda _m, args, out: out + (args[0].shape[1] > 75 and bool((args[0] == 0).any())))
-    rows = probe_rows(model, (90, 40))
-    assert model.batches(rows, 2, "left") == [[0], [1]]
+    assert model.batches(probe_rows(model, (90, 40)), 2, "left") == [[0], [1]]
 
 
 @given(st.integers(1, 9), st.lists(st.integers(0, 8), min_size=1, max_size=9), st.booleans())

@@ -14,13 +14,11 @@ IDS = torch.arange(40, 64)[None]
 
 @given(st.text())
 def test_tokenizer_round_trips_every_string(text: str) -> None:
-    ids = TOKENIZER(text, add_special_tokens=False).input_ids
-    assert TOKENIZER.decode(ids) == text
+    assert TOKENIZER.decode(TOKENIZER(text, add_special_tokens=False).input_ids) == text
 
 
 def test_special_tokens_are_distinct_and_plain_text_gets_one_bos() -> None:
-    specials = [TOKENIZER.pad_token_id, TOKENIZER.bos_token_id, TOKENIZER.eos_token_id]
-    assert len(set(specials)) == 3
+    assert len({TOKENIZER.pad_token_id, TOKENIZER.bos_token_id, TOKENIZER.eos_token_id}) == 3
     ids = TOKENIZER("hello").input_ids
     assert ids.count(TOKENIZER.bos_token_id) == 1 and ids[0] == TOKENIZER.bos_token_id
     assert TOKENIZER.decode(ids, skip_special_tokens=True) == "hello"

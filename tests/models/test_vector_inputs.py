@@ -69,8 +69,7 @@ def plain_logits(model: Model, example: Example) -> torch.Tensor:
 
 
 def test_parameter_counts_are_the_published_ones() -> None:
-    encoder = VectorEncoder(DRIVING_KINDS, 31)
-    assert sum(p.numel() for p in encoder.parameters()) == 8_000_768
+    assert sum(p.numel() for p in VectorEncoder(DRIVING_KINDS, 31).parameters()) == 8_000_768
     assert sum(p.numel() for p in torch.nn.Linear(256, 4096).parameters()) == 1_052_672
 
 
@@ -156,9 +155,8 @@ def test_steering_the_vectors_moves_their_columns_alone_and_decodes_the_same_wit
             h[:, columns] += 2.0 * vector
             return (h, *out[1:]) if isinstance(out, tuple) else h
 
-        hook = block.register_forward_hook(add)
-        wanted = plain_logits(model, example)[-1]
-        hook.remove()
+        with block.register_forward_hook(add):
+            wanted = plain_logits(model, example)[-1]
         torch.testing.assert_close(logits, wanted, atol=2e-4, rtol=1e-3)
     request = Request({1: vector}, 2.0, "vectors+generated")
     options: dict[str, Any] = {"steer": request, "max_new_tokens": 5, "progress": False}
@@ -206,8 +204,7 @@ def test_contrasts_on_the_span_are_learned_swept_and_patched(model: Model) -> No
         alone = steerlab.sweep(model, [example], vector, **options).set_index(["example_id", "alpha"])["value"]
         pd.testing.assert_series_equal(together.loc[[example.id]].sort_index(), alone.sort_index(), atol=1e-4)
     assert (together.xs(1.0, level=1) - together.xs(0.0, level=1)).abs().min() > 1e-5
-    learned = MeanDifference(1, position="answer").fit(model, pairs)
-    assert learned.norm > 0
+    assert MeanDifference(1, position="answer").fit(model, pairs).norm > 0
 
 
 def test_saved_model_is_loaded_from_its_folder_with_its_processor(model: Model, tmp_path: Path) -> None:
@@ -249,8 +246,7 @@ def test_prompts_without_a_scene_give_the_decoders_own_logits(family: str, dtype
     ids = torch.tensor([decoder.encode("Tell me about the river").ids])
     with torch.no_grad():
         assert torch.equal(model.hf(input_ids=ids).logits[..., :260], decoder.hf(input_ids=ids).logits[..., :260])
-    found = steerlab.generate(model, street_examples(), max_new_tokens=3, progress=False)
-    assert len(found.texts) == 4
+    assert len(steerlab.generate(model, street_examples(), max_new_tokens=3, progress=False).texts) == 4
 
 
 def test_rows_with_none_one_and_two_scenes_share_a_batch(model: Model) -> None:

@@ -140,8 +140,7 @@ def _lengths(examples: Any, texts: Any) -> list[float]:
 
 def _part(model: Model, data: list[Example], i: int) -> pd.DataFrame:
     texts = steerlab.generate(model, data[3 * i : 3 * i + 3], max_new_tokens=3)
-    scores = steerlab.score(model, data[3 * i : 3 * i + 3], ["a", "b", "c"])
-    return scores.assign(text=list(texts))
+    return steerlab.score(model, data[3 * i : 3 * i + 3], ["a", "b", "c"]).assign(text=list(texts))
 
 
 def _same_acts(a: Any, b: Any) -> bool:

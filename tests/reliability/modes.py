@@ -44,11 +44,8 @@ def hooked(hf: Any, layer: int, change: Block) -> Iterator[None]:
     def hook(_: Any, args: Any, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
-    handle = block.register_forward_hook(hook)
-    try:
+    with block.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 class Oracle:

@@ -32,8 +32,7 @@ PAIRS = [
 
 def one_round(model: Model, number: int) -> None:
     """Every verb once; prompts differ from round to round, as a server's would."""
-    acts = steerlab.capture(model, PAIRS, layers="all", progress=False)
-    mean = MeanDifference(1).fit(acts)
+    mean = MeanDifference(1).fit(steerlab.capture(model, PAIRS, layers="all", progress=False))
     prompts = [f"{'What is that? ' * (number % 5 + 1)}{number} {i}" for i in range(4)]
     steerlab.generate(model, prompts, steer=mean, alpha=0.5, max_new_tokens=6)
     steerlab.score(model, prompts, ["yes"] * 4, steer=mean)

@@ -122,8 +122,7 @@ def test_sweep_continues_after_server_crash(server: Ndif, remote: Get, models: d
     assert caught.value.kind in ("unreachable", "connection") and caught.value.retryable, caught.value
     model.engine.client.retry_timeout = 60.0  # type: ignore[attr-defined]
     begun, retried = traffic(model).requests, traffic(model).retries
-    resumed = swept(model, size, folder=tmp_path)
-    pd.testing.assert_frame_equal(resumed, whole, check_exact=True)
+    pd.testing.assert_frame_equal(swept(model, size, folder=tmp_path), whole, check_exact=True)
     again = traffic(model).requests - begun - (traffic(model).retries - retried)
     assert 0 < again <= needed - needed // 3 + 1, (again, needed)  # one was under way
 

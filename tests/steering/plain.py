@@ -41,11 +41,8 @@ def hooked(model: Model, layer: int, change: Callable[[Tensor], Tensor]) -> Iter
     def after(_: Any, args: Any, output: Any) -> Any:
         return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
-    handle = blocks(model.hf, model.layout)[layer].register_forward_hook(after)
-    try:
+    with blocks(model.hf, model.layout)[layer].register_forward_hook(after):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -101,8 +101,7 @@ def test_coordinates_are_read_from_the_unsteered_prompt(backend: str) -> None:
 
 def test_coefficients_of_a_prompt_are_independent_of_its_batch() -> None:
     model, ada = make_lm(), make_ada("llama", (0, 1, 2, 3), 1, 2)
-    acts = capture(model, PROMPTS, layers=[1, 2], progress=False)
-    alpha, beta = ada.coefficients(Context.of(acts))
+    alpha, beta = ada.coefficients(Context.of(capture(model, PROMPTS, layers=[1, 2], progress=False)))
     assert len({round(a, 3) for a in alpha.tolist()}) == len({round(b, 3) for b in beta.tolist()}) == len(PROMPTS)
     options = dict(steer=ada, alpha=ALPHA, max_new_tokens=STEPS)
     whole = generate(model, PROMPTS, **options)

@@ -72,8 +72,7 @@ def test_frozen_and_cumulative_gates_agree_at_one_site_and_differ_at_two(model) 
         return torch.tensor(score(model, PROMPTS, ANSWERS, steer=made(layers, gates=gates), alpha=ALPHA)["logprob"])
 
     torch.testing.assert_close(logprobs((2,), "cumulative"), logprobs((2,), "frozen"), atol=1e-4, rtol=0)
-    difference = (logprobs(SITES, "cumulative") - logprobs(SITES, "frozen")).abs()
-    assert float(difference.max()) > 1e-2
+    assert float((logprobs(SITES, "cumulative") - logprobs(SITES, "frozen")).abs().max()) > 1e-2
 
 
 @contextmanager
@@ -91,12 +90,11 @@ def recorded(model, layer: int):
         return output
 
     block.forward = wrapped
-    handle = block.register_forward_hook(lambda _, args, output: after.append(first_of(output)))
-    try:
-        yield before, after
-    finally:
-        del block.forward
-        handle.remove()
+    with block.register_forward_hook(lambda _, args, output: after.append(first_of(output))):
+        try:
+            yield before, after
+        finally:
+            del block.forward
 
 
 @pytest.mark.parametrize("alpha", [ALPHA, 2.0, -1.0])

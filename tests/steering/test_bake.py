@@ -103,5 +103,4 @@ def test_windows_generation_settings_and_half_precision_survive_or_are_refused()
     assert baked.hf.generation_config.eos_token_id == [2, 5] and torch.rand(1) == expected
     half = steerlab.load(model.hf.bfloat16(), tokenizer=model.tokenizer, backend="hooks")
     found = bake(half, vectors(half), alpha=0.5)
-    rotary = found.hf.model.rotary_emb.inv_freq
-    assert rotary.dtype == torch.float32 and found.hf.dtype == torch.bfloat16
+    assert found.hf.model.rotary_emb.inv_freq.dtype == torch.float32 and found.hf.dtype == torch.bfloat16

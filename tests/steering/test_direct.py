@@ -191,10 +191,8 @@ def test_an_interrupted_forward_leaves_the_model_free_for_other_threads() -> Non
         raise KeyboardInterrupt
 
     model, steerer, ids = make_lm("llama", "hooks"), steerer_of("llama", "mean"), torch.arange(5, 10)[None]
-    handle = model.hf.lm_head.register_forward_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt), steer(model, steerer):
+    with model.hf.lm_head.register_forward_hook(interrupt), pytest.raises(KeyboardInterrupt), steer(model, steerer):
         model.hf(ids)
-    handle.remove()
     assert not model.lock._is_owned()  # type: ignore[attr-defined]
     with pytest.raises(SteeringError, match="padding"), steer(model, steerer):
         model.hf(ids, attention_mask=torch.tensor([[1, 0, 1, 1, 1]]))

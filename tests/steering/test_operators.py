@@ -65,8 +65,7 @@ operations = pytest.mark.parametrize("name", list(OPERATIONS))
 
 
 def operation(name: str, **options: Any) -> Operation:
-    operator = OPERATIONS[name][0]
-    return Operation(LAYER if name == "scale" else SteeringVector({LAYER: V}), operator, **options)
+    return Operation(LAYER if name == "scale" else SteeringVector({LAYER: V}), OPERATIONS[name][0], **options)
 
 
 def by_hand(
@@ -278,6 +277,8 @@ def test_what_an_operator_cannot_do_is_refused() -> None:
         generate(model, PROMPTS, steer=operation("replace"), scale="token_norm")
     with pytest.raises(SteeringError, match="gives no vector at 1, and Replace uses one"):
         generate(model, PROMPTS, steer=Operation(Fixed(Intervention(Site(LAYER))), Replace()))
+    h = torch.ones(2, HIDDEN, dtype=torch.float64)
+    assert torch.allclose(Replace()(h, V[None], torch.full((2, 1), 0.5)), 0.5 + 0.5 * V.double()), "of any dtype"
     with pytest.raises(SteeringError, match="vector of length zero"):
         generate(
             model, PROMPTS,
@@ -333,11 +334,8 @@ def heads_by_hand(model: Model, change: Callable[[Tensor, Tensor], Tensor], chos
             h[0, :, part] = change(h[0, :, part], V[part])
         return (h, *args[1:])
 
-    handle = projection(model).register_forward_pre_hook(before)
-    try:
+    with projection(model).register_forward_pre_hook(before):
         yield
-    finally:
-        handle.remove()
 
 
 @pytest.mark.parametrize(
@@ -393,8 +391,7 @@ def test_heads_of_negative_layers_and_of_wide_attention_are_steered_and_saved(tm
     wide = Model(hf, model.tokenizer, find_layout(hf), id="wide")
     self_check(wide)
     assert wide.width(HEADS) == 64 != wide.hidden_size
-    two = SteeringVector({HEADS: torch.ones(64), Site(2, "heads"): torch.ones(64)})
-    two.save_pretrained(tmp_path)
+    SteeringVector({HEADS: torch.ones(64), Site(2, "heads"): torch.ones(64)}).save_pretrained(tmp_path)
     assert generate(wide, PROMPTS, steer=load_steerer(tmp_path, wide), max_new_tokens=2).steered_tokens > 0
 
 
@@ -404,10 +401,9 @@ def test_self_check_keeps_heads_and_captures_what_the_projection_is_given(family
     self_check(model)
     assert "heads" in model.layout.points
     acts = capture(model, PROMPTS, layers=[HEADS], positions=["last"], progress=False)
-    handle = projection(model).register_forward_pre_hook(lambda _, args: seen.append(args[0][0, -1]))
-    for prompt in PROMPTS:
-        plain.logits(model, plain.chat_ids(model, prompt)[0])
-    handle.remove()
+    with projection(model).register_forward_pre_hook(lambda _, args: seen.append(args[0][0, -1])):
+        for prompt in PROMPTS:
+            plain.logits(model, plain.chat_ids(model, prompt)[0])
     torch.testing.assert_close(acts.at(HEADS), torch.stack(seen), rtol=1e-4, atol=1e-5)
 
 

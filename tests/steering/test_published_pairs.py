@@ -47,8 +47,7 @@ def test_pairs_are_read_at_the_published_token_and_l2s_before_the_header(backend
         sides = [state(model, [user, ("assistant", word)], LAYER, token) for word in (pair.positive, pair.negative)]
         z.append(sides[0] - sides[1])
         contexts.append(state(model, [("user", prompt)], CONTEXT_LAYER, -1))
-    found = P2S(LAYER).fit(acts)
-    torch.testing.assert_close(found.table_, torch.stack(z), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(P2S(LAYER).fit(acts).table_, torch.stack(z), rtol=1e-4, atol=1e-5)
     options = {"context_layer": CONTEXT_LAYER, "context_position": "last_user", "hidden_units": 3, "progress": False}
     l2s = L2S(LAYER, config=QUICK, **options).fit(acts)
     read = acts.by_example(CONTEXT_LAYER, side="prompt", position="last_user")[1]

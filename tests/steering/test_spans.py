@@ -87,16 +87,13 @@ def test_states_change_at_the_tokens_of_the_span_only(backend: str, span: int, s
 
     def seen(alpha: float) -> list[Tensor]:
         states: list[Tensor] = []
-        handle = blocks(model.hf, model.layout)[LAYER + 1].register_forward_pre_hook(
+        with blocks(model.hf, model.layout)[LAYER + 1].register_forward_pre_hook(
             lambda _, args: states.append(args[0].detach().clone())
-        )
-        try:
+        ):
             if verb == "score":
                 score(model, PROMPTS, ANSWERS, steer=one, alpha=alpha)
             else:
                 generate(model, PROMPTS, steer=one, alpha=alpha, max_new_tokens=3)
-        finally:
-            handle.remove()
         return states
 
     before, after = seen(0.0)[0], seen(ALPHA)[0]

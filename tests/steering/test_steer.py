@@ -142,12 +142,9 @@ def test_norm_ratio_of_beams_is_the_mean_over_all_beams(backend: str) -> None:
     def note(_, args) -> None:
         ratios.extend((delta.norm() / (args[0][:, -1] - delta).norm(dim=-1)).tolist())
 
-    handle = blocks(model.hf, model.layout)[LAYER + 1].register_forward_pre_hook(note)
     options = dict(positions="last+generated", num_beams=3, **OPTIONS)
-    try:
+    with blocks(model.hf, model.layout)[LAYER + 1].register_forward_pre_hook(note):
         found = generate(model, PROMPTS, steer=mean(V), alpha=ALPHA, **options)
-    finally:
-        handle.remove()
     assert len(ratios) == 3 * 3 * STEPS > found.steered_tokens == 3 * STEPS
     assert found.norm_ratio == pytest.approx(sum(ratios) / len(ratios), rel=1e-4)
 

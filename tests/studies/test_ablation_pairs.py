@@ -21,8 +21,7 @@ def test_pairs_hold_the_best_allowed_ablation_of_each_kind_at_every_share() -> N
 
 
 def test_steering_of_a_pair_is_that_of_both_ablations_at_its_share() -> None:
-    vectors = {("prompt", 1): torch.eye(4)[0], ("answer", 2): torch.eye(4)[1]}
-    learned = Directions(vectors, torch.ones(3, 4))
+    learned = Directions({("prompt", 1): torch.eye(4)[0], ("answer", 2): torch.eye(4)[1]}, torch.ones(3, 4))
     pair = steering_of(learned, ("pair", "ablate prompt 1 + level answer 2", 0, 0.6, 0))
     first = steering_of(learned, ("ablate", "prompt", 1, 0.6, 0))
     second = steering_of(learned, ("level", "answer", 2, 0.6, 0))

@@ -20,8 +20,7 @@ def long_context_model(folder: Path) -> Path:
     """A tiny model with the layers of the study and a context long enough for problems and solutions."""
     tiny_folder(folder, n_layers=30)
     for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
-        settings = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps(settings | {key: 4096}))
+        (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | {key: 4096}))
     return folder
 
 

@@ -24,5 +24,4 @@ def test_perplexities_belong_to_the_texts_and_are_measured_once(lm, tmp_path: Pa
     swapped = judge_with_perplexity(study, "test-l2s", model, ROWS, TEXTS[::-1])
     assert swapped["perplexity"].tolist() != found["perplexity"].tolist(), "other answers under the same name"
     monkeypatch.setattr("_common.perplexity", None)
-    again = judge_with_perplexity(study, "test-l2s", model, ROWS, TEXTS)
-    assert again.equals(found)
+    assert judge_with_perplexity(study, "test-l2s", model, ROWS, TEXTS).equals(found)

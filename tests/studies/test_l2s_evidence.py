@@ -32,13 +32,11 @@ def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
     assert unseen.map(len).eq(3).all() and len(set.union(*unseen["city"])) == 9, "unseen in one part only"
     assert unseen.groupby("clue").size().to_dict() == {"city": 3, "message": 1, "name": 1}
     assert (results["right_fluently"] == results["right"] * results["fluent"]).all()
-    cosines = pd.read_csv(out / "cosines.csv")
-    assert cosines["cosine"].between(-1.0001, 1.0001).all()
+    assert pd.read_csv(out / "cosines.csv")["cosine"].between(-1.0001, 1.0001).all()
     assert summary["city.unseen.l2s_over_mean.right"]["n"] == 9, "languages are resampled"
     assert summary["city.instruction.strength"] == 1, "at strength 0 there would be no instruction"
     answers = results.loc[results["right"] == 1, "answer"].unique()
-    readings = pd.DataFrame({"answer": answers, "readable": 1.0})
-    readings.to_csv(tmp_path / "readings.csv", index=False)
+    pd.DataFrame({"answer": answers, "readable": 1.0}).to_csv(tmp_path / "readings.csv", index=False)
     succeed(*arguments, "--readings", str(tmp_path / "readings.csv"))
     read = pd.read_csv(out / "results.csv")
     assert (read["right_readably"] == read["right"]).all()

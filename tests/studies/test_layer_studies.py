@@ -40,8 +40,7 @@ def test_steerability_uses_balanced_splits(folder: Path, tmp_path: Path) -> None
     succeed("analyses/steerability.py", "--model", str(folder), *arguments, "--out", str(out))
     sets, slopes = (pd.read_csv(out / f"{name}.csv") for name in ("sets", "results"))
     assert len(sets) == 4 and (sets["n"] == 20).all() and len(slopes) == 80
-    placed = pd.read_csv(out / "answer_positions.csv")
-    assert set(placed["n"]) == {5}, "letters and words are balanced"
+    assert set(pd.read_csv(out / "answer_positions.csv")["n"]) == {5}, "letters and words are balanced"
     means = slopes.groupby("behavior")["slope"].mean()
     assert (means - sets.set_index("behavior")["steerability"]).abs().max() < 1e-4
     succeed("figures/steerability.py", str(out), "--out", str(tmp_path))

@@ -22,7 +22,6 @@ def test_merged_texts_have_the_wanted_length_and_keep_their_order(parts, min_wor
 
 
 def test_merge_texts_adds_full_stops_and_bad_lengths_raise():
-    merged = merge_texts(["one two", 'three "four."'], min_words=4, max_words=9)
-    assert merged == ['one two. three "four."']
+    assert merge_texts(["one two", 'three "four."'], min_words=4, max_words=9) == ['one two. three "four."']
     with pytest.raises(DataError, match="min_words=5 and max_words=4"):
         merge_texts(["a b"], min_words=5, max_words=4)

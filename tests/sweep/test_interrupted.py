@@ -54,11 +54,8 @@ def interrupted_in_forward(model: Model, number: int) -> Iterator[None]:
         if left[0] == -1:
             signal.raise_signal(signal.SIGINT)
 
-    handle = model.hf.register_forward_pre_hook(count)
-    try:
+    with model.hf.register_forward_pre_hook(count):
         yield
-    finally:
-        handle.remove()
 
 
 @pytest.mark.parametrize("backend", ["hooks", "nnsight"])

@@ -28,8 +28,7 @@ def test_cost_of_a_batch_is_its_row_columns_times_the_blocks_above_its_restart(l
             rows = len(batch.settings) * (batch.rows[1] - batch.rows[0])
             assert group.cost(batch, 4) == rows * group.inputs.n_variants * group.tail * blocks
         steered = sorted(i for batch in group.batches for i in batch.settings)
-        n_inputs = len(group.inputs.numbers)
-        assert sum(batch.n_rows for batch in group.batches) == len(set(steered)) * n_inputs
+        assert sum(batch.n_rows for batch in group.batches) == len(set(steered)) * len(group.inputs.numbers)
 
 
 def test_plan_says_what_restarts_and_what_it_does_without(lm) -> None:

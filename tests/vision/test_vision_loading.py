@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 from image_models import OTHER, encoded, families, rows_of, vlm
+from transformers import LlavaProcessor
 
 from steerlab import generate, load
 from steerlab.errors import EncodingError, LoadError
 from steerlab.models import vision
-from steerlab.testing import tiny_hf, tiny_processor, tiny_tokenizer
+from steerlab.models.check import self_check
+from steerlab.models.families import has_rope_index
+from steerlab.testing import tiny_hf, tiny_processor, tiny_tokenizer, tiny_vlm, tiny_vlm_hf
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,28 @@ def test_object_with_a_processor_that_is_copied(folder: Callable[[str], Path]) -
         assert model.tokenizer.pad_token is not None
     assert processor.tokenizer.pad_token is None, "the caller's tokenizer is not changed"
     assert load(hf, tokenizer=tiny_tokenizer(), check=False).vision is None, "an object without its processor"
+
+
+def test_images_whose_logits_or_tokens_are_not_those_of_plain_hugging_face_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_vlm("qwen2_vl")
+    self_check(model)
+    assert has_rope_index(model.hf) and not has_rope_index(tiny_hf("llama"))
+    assert model.hf.model.rope_deltas is None, "what a cached step of the caller would use"
+    model.accepted_inputs.add("position_ids")  # one number for each token, not three
+    with pytest.raises(LoadError, match=r"a row with an image logits that are .* off those of plain Hugging Face"):
+        self_check(model)
+    plain = LlavaProcessor.__call__
+
+    def joined(self: Any, text: list[str], **options: Any) -> Any:
+        return plain(self, text=[one.replace("<image><image>", "<image> <image>") for one in text], **options)
+
+    monkeypatch.setattr(LlavaProcessor, "__call__", joined)
+    model = load(tiny_vlm_hf("llava"), processor=tiny_processor("llava"), chat=False)
+    assert model.encode("<image>a<image>", images=[OTHER, OTHER]).kind("image")
+    with pytest.raises(EncodingError, match="images side by side, which LlavaProcessor turns into other tokens"):
+        model.encode("<image><image>", images=[OTHER, OTHER])
 
 
 def test_template_of_the_processor_and_a_given_tokenizer_are_used(folder: Callable[[str], Path]) -> None:

@@ -237,8 +237,7 @@ def test_vector_is_added_to_the_patches_of_its_row(family: str, backend: str, si
     after, steered = under(model, rows, batch, site, alpha)
     counts = [len(patches(vlm(family), site, row)) for row in rows]
     factors = torch.tensor(alpha).repeat_interleave(torch.tensor(counts))[:, None]
-    vector = steerer_at(model, site).vector_
-    assert torch.equal(after, before + factors * vector)
+    assert torch.equal(after, before + factors * steerer_at(model, site).vector_)
     assert torch.equal(steered[1], text[1]), "the row in between has alpha 0"
     images = batch.columns([row.kind("image") for row in batch.rows])
     for row in (0, 2):

@@ -48,8 +48,7 @@ def fitted_l2s(model: Model, n: int = 64) -> L2S:
     """A net fitted in the middle of a model, which gives every prompt a vector of its own."""
     layer = model.n_layers // 2
     acts = capture(model, examples(n), layers=[layer, model.n_layers - 2], progress=False)
-    l2s = L2S(layer, context_layer=model.n_layers - 2, hidden_units=32, config=QUICK, progress=False)
-    return l2s.fit(acts)
+    return L2S(layer, context_layer=model.n_layers - 2, hidden_units=32, config=QUICK, progress=False).fit(acts)
 
 
 @cache

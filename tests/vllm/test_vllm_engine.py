@@ -46,10 +46,8 @@ def test_captured_contrasts_match_hooks(remote, near) -> None:
 def test_states_do_not_depend_on_other_rows(remote) -> None:
     whole = capture(remote(), PROMPTS, layers="all", progress=False)
     for i, prompt in enumerate(PROMPTS):
-        alone = capture(remote(), [prompt], layers="all", progress=False)
-        assert near_to(alone.values[0], whole.values[i])
-    turned = capture(remote(), PROMPTS[::-1], layers="all", progress=False)
-    assert near_to(turned.values.flip(0), whole.values)
+        assert near_to(capture(remote(), [prompt], layers="all", progress=False).values[0], whole.values[i])
+    assert near_to(capture(remote(), PROMPTS[::-1], layers="all", progress=False).values.flip(0), whole.values)
 
 
 @pytest.mark.parametrize("kind", ["mean", "per row", "gates"])

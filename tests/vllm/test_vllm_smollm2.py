@@ -49,8 +49,7 @@ def test_64_concurrent_texts_match_their_single_runs(model: Model, l2s: L2S, tog
 
 def test_concurrent_texts_match_hugging_face_and_are_steered(model: Model, near, l2s: L2S, together: Any) -> None:
     options: dict[str, Any] = dict(max_new_tokens=STEPS, batch_size=N)
-    theirs = generate(near("smollm2"), PROMPTS[::4], steer=l2s, alpha=ALPHA, **options)
-    assert theirs.ids == together.ids[::4]
+    assert generate(near("smollm2"), PROMPTS[::4], steer=l2s, alpha=ALPHA, **options).ids == together.ids[::4]
     plain = generate(model, PROMPTS, **options)
     assert sum(a != b for a, b in zip(plain.ids, together.ids, strict=True)) > N / 2
 

@@ -148,10 +148,8 @@ class Oracle:
                 return
             module = getattr(block, name) if name else block
             handle = module.register_forward_hook(lambda _, args, output: _on_first(change, output))
-        try:
+        with handle:
             yield
-        finally:
-            handle.remove()
 
 
 def _on_first(change: Callable[[Tensor], Tensor], output: Any) -> Any:

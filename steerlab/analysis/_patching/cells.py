@@ -25,8 +25,7 @@ from steerlab.models.sites import Site
 def patched_values(run: PatchRun, cells: Sequence[Cell]) -> list[float]:
     """The metric with each cell patched; that of the corrupted run where the clean state is the same."""
     found = dict.fromkeys(cells, run.base)
-    changed = [cell for cell in cells if run.changes(cell)]
-    if changed:
+    if changed := [cell for cell in cells if run.changes(cell)]:
         forwards = Forwards.of(run, changed)
         for batch in forwards.batches:
             values = [value for part in halve_on_oom(forwards.run_batch, batch) for value in part]

@@ -46,8 +46,7 @@ def pack(model: Model, cells: Sequence[Cell], width: int) -> list[list[Cell]]:
         rows = per_site * (n - begin)  # of a site
         found = []
         for size in range(1, max(1, min(len(sites), most // (rows * tail))) + 1):
-            starts = range(0, len(sites), size)
-            runs = [(blocks[k], min(size, len(sites) - k) * rows * tail) for k in starts]
+            runs = [(blocks[k], min(size, len(sites) - k) * rows * tail) for k in range(0, len(sites), size)]
             found.append((sum(b * (WEIGHT_TOKENS * ceil(tokens / most) + tokens) for b, tokens in runs), size))
         return min(found)
 

@@ -202,9 +202,7 @@ def _group(model: Model, settings: list[Setting], chosen: list[int], inputs: Inp
 def prefix_cost(model: Model, inputs: InputBatch, cut: int) -> int:
     """Row-columns of the prompts' keys and values; a beginning that all prompts share counts once."""
     n, batch = len(inputs.numbers), inputs.batch
-    if not cut:
-        return 0
-    return model.prefill_cost(batch.input_ids[:n, :cut], batch.attention_mask[:n, :cut])
+    return model.prefill_cost(batch.input_ids[:n, :cut], batch.attention_mask[:n, :cut]) if cut else 0
 
 
 def _setting_batches(

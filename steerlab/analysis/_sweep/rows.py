@@ -105,14 +105,12 @@ def encode_answers(model: Model, examples: Sequence[Example], whole: bool) -> Sw
     Raises:
         DataError: an input has no contrast, or one whose answers belong to another prompt than the plain one.
     """
-    bare = [e.id for e in examples if e.contrast is None]
-    if bare:
+    if bare := [e.id for e in examples if e.contrast is None]:
         raise DataError(
             f"{len(bare)} of {len(examples)} inputs have no contrast, first {bare[:3]}: there are no two answers to "
             "compare. Give them one, or measure generated text with a function."
         )
-    other = [e.id for e in examples if e.contrast and (e.contrast.suffix or not e.contrast.has_answers)]
-    if other:
+    if other := [e.id for e in examples if e.contrast and (e.contrast.suffix or not e.contrast.has_answers)]:
         raise DataError(
             f"the contrasts of {other[:3]} ({len(other)} in all) change the prompt (a suffix, instructions, or other "
             "images), or are whole texts: they have no answers to the plain prompt. Give contrasts of two answers."

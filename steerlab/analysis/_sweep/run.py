@@ -125,8 +125,7 @@ class GroupRun:
             self.forwards.spent += self.group.prefix_cost * n_layers
         else:
             self._inputs = whole
-        levels = sorted({b.restart_layer for b in self.group.batches if b.restart_layer is not None})
-        if levels:
+        if levels := sorted({b.restart_layer for b in self.group.batches if b.restart_layer is not None}):
             before = self._forward_state(1, (0, n), None)
             sites = [Site(level) for level in levels]
             states = self.model.engine.capture_states(self._inputs, {}, sites, identity, before)

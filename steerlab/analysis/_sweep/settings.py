@@ -49,9 +49,7 @@ class Setting(BatchedSetting):
     def layer(self) -> int | str:
         """The layer's number, or the site where it is not a block's output; all of them where there are several."""
         sites = dict.fromkeys(one.site for one in self.interventions)
-        if len(sites) > 1:
-            return ", ".join(map(str, sites))
-        return self.site.label
+        return ", ".join(map(str, sites)) if len(sites) > 1 else self.site.label
 
     @property
     def restart_layer(self) -> int | None:
@@ -132,9 +130,7 @@ def _items(values: Iterable[float]) -> list[float]:
 
 def _fitted_hash(steerer: Steerer, interventions: Sequence[Intervention]) -> str:
     """A hash of what a steerer learned and of its arguments, if its vectors are computed during the forward."""
-    if all(one.vector_fn is None for one in interventions):
-        return ""
-    return fingerprint(contents(steerer))
+    return fingerprint(contents(steerer)) if any(one.vector_fn is not None for one in interventions) else ""
 
 
 def _as_method(model: Model, given: Any) -> Steerer | Fitted:
@@ -198,8 +194,7 @@ def _at_layers(model: Model, name: str, given: Fitted, layers: Layers | None) ->
     """The steerers given for the layers of the sweep."""
     by_site = {model.site(layer): steerer for layer, steerer in given.items()}
     wanted = tuple(by_site) if layers is None else as_sites(layers, model)
-    missing = [str(site) for site in wanted if site not in by_site]
-    if missing:
+    if missing := [str(site) for site in wanted if site not in by_site]:
         raise SteeringError(f"{name} was given for the layers {list(map(str, by_site))}; {missing} are missing")
     for site, steerer in by_site.items():
         if model.site(getattr(steerer, "site", site)) != site:
@@ -234,8 +229,7 @@ def _activations(model: Model, steerers: Sequence[Steerer], train: Train, batch_
 
 
 def _warn_of_overlap(name: str, acts: Activations, examples: Sequence[Example]) -> None:
-    both = set(acts.index["example_id"]) & {e.id for e in examples}
-    if both:
+    if both := set(acts.index["example_id"]) & {e.id for e in examples}:
         warnings.warn(
             f"{name} was fitted on {len(both)} of the {len(examples)} inputs it is measured on (first "
             f"{sorted(both)[:3]}): the results say little about new inputs",

@@ -145,8 +145,7 @@ class AdaSteer(MultiSiteSteerer):
             shapes = [tuple(array.shape) for array in (to_refusal, to_benign, start)]
             raise MismatchError(f"to_refusal, to_benign and start have the shapes {shapes}; they must be the same")
         sites = [*made.sites, *(required.site for required in made.required_activations)]
-        missing = [str(site) for site in sites if site != Site(site.layer) or not 0 <= site.layer < n]
-        if missing:
+        if missing := [str(site) for site in sites if site != Site(site.layer) or not 0 <= site.layer < n]:
             raise MismatchError(f"the arrays have a row for each of the blocks 0 to {n - 1}, but none for {missing}")
         arrays = [array.detach().cpu().double() for array in (start, to_refusal, to_benign)]
         made._set_directions(*(partial(_row_of, array) for array in arrays))
@@ -293,8 +292,7 @@ class AdaSteer(MultiSiteSteerer):
         self.rejected_coordinate_ = float(self.harmfulness_axis_((start(at_h) + refusal(at_h))[None]))
         rejection, harmfulness = (torch.stack([vector(site) for site in self.sites]) for vector in (refusal, benign))
         squares = rejection.square().sum(-1)
-        equal = [str(site) for site, square in zip(self.sites, squares.tolist(), strict=True) if not square > 0]
-        if equal:
+        if equal := [str(site) for site, square in zip(self.sites, squares.tolist(), strict=True) if not square > 0]:
             raise DataError(
                 f"rejected and complied prompts have the same mean at {equal}: leave these sites out, read another "
                 "token, or check the labels"

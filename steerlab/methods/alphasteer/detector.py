@@ -127,8 +127,7 @@ def fit_matrix(gate: NullSpaceGate, acts: Activations, contrast_position: str | 
     ids, harmful, benign = gate._classes(acts)
     contrast_ids, contrasts = harmful_contrasts(gate, acts, contrast_position)
     row = {name: i for i, name in enumerate(contrast_ids)}
-    missing = sorted(set(ids) - set(row))
-    if missing:
+    if missing := sorted(set(ids) - set(row)):
         first = f"{len(missing)} harmful inputs have no contrast, first {missing[:3]}"
         raise DataError(f"{first}: capture them, leave those inputs out, or use target='mean'")
     targets = contrasts[[row[name] for name in ids]].double()

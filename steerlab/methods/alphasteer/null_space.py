@@ -152,8 +152,7 @@ def _choose_ratio(
             f"{len(benign)} benign inputs at site {site} are too few to choose a ratio: even {RATIOS[-1]} excludes "
             f"{excluded} directions, and one input in {FOLDS} is held out. Give more inputs, or a ratio"
         )
-    allowed = {ratio: pair for ratio, pair in measured.items() if pair[0] <= leakage}
-    if allowed:
+    if allowed := {ratio: pair for ratio, pair in measured.items() if pair[0] <= leakage}:
         best = max(gate for _, gate in allowed.values())
         allowed = {ratio: pair for ratio, pair in allowed.items() if pair[1] >= best - GATE_TOLERANCE * abs(best)}
     ratio = min(allowed or measured, key=lambda p: measured[p][0])

@@ -83,8 +83,7 @@ def published_directions(
             raise MismatchError(f"{str(path)!r} has no directions {name!r}; it has {keys}")
         table: Tensor = file.get_tensor(key).to(torch.float32)
     chosen = tuple(range(len(table))) if layers is None else tuple(layers)
-    outside = [k for k in chosen if not 0 <= k < len(table)]
-    if outside:
+    if outside := [k for k in chosen if not 0 <= k < len(table)]:
         raise DataError(f"{key} has the layers 0 to {len(table) - 1}, not {outside}")
     sign = -1.0 if key.startswith("rv.") else 1.0
     sites = tuple(Site(k, _POINTS[convention]) for k in chosen)

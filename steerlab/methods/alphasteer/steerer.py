@@ -157,8 +157,7 @@ class AlphaSteer(MultiSiteSteerer):
         layers = list(ratios) if layers is None else layers
         found = published_directions(path, name, layers=layers, convention=convention)
         if ratio == "published":
-            missing = [k for k in layers if k not in ratios]
-            if missing:
+            if missing := [k for k in layers if k not in ratios]:
                 raise DataError(f"no ratio was published for the layers {missing} of {name}: give ratio=..., or None")
             ratio = tuple(ratios[k] for k in layers)
         return cls(found.sites, target=found.vectors, ratio=ratio, **options)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from steerlab._support.checks import as_seed, as_whole, check_option
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, SteeringError
 from steerlab.methods.base import FittedMixin, check_fitted, check_width
+from steerlab.methods.classes import median
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
@@ -86,7 +87,7 @@ class ConceptDictionary(FittedMixin):
         self.concepts_ = torch.from_numpy(found).float()
         if self.method == "seminmf":  # the size of a concept and that of its weights are one number: fix it
             weights = self.activations(states)
-            self.concepts_ *= weights.masked_fill(weights <= 0, torch.nan).nanmedian(0).values.nan_to_num(1.0)[:, None]
+            self.concepts_ *= median(weights.masked_fill(weights <= 0, torch.nan)).nan_to_num(1.0)[:, None]
         counts = torch.bincount(self.assign(states), minlength=self.n_concepts)
         order = counts.argsort(descending=True, stable=True)
         self.concepts_, self.members_ = self.concepts_[order], counts[order]

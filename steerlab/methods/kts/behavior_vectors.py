@@ -80,15 +80,13 @@ class BehaviorVectors:
     def vectors(self, model: Model, name: str) -> dict[Site, Tensor]:
         """The vectors of a behavior; fitted once until `clear` is called."""
         if name not in self._vectors:
-            fitted = self._estimator(self.sites).fit(model, self.fitted[name])
-            self._vectors[name] = added_vectors(fitted)
+            self._vectors[name] = added_vectors(self._estimator(self.sites).fit(model, self.fitted[name]))
         return self._vectors[name]
 
     def warn_about(self, benign: Sequence[Example]) -> None:
         """Warn where benign texts are those of a behavior: there the model would learn to undo the steering."""
         known = {_plain(e) for e in self.examples}
-        shared = sum(_plain(e) in known or e.behavior in self.fitted for e in benign)
-        if shared:
+        if shared := sum(_plain(e) in known or e.behavior in self.fitted for e in benign):
             warnings.warn(
                 f"{shared} of {len(benign)} benign texts have the prompt of a contrast, or its behavior: on them the "
                 "model learns to undo the steering that is wanted there. Leave them out",

@@ -51,8 +51,7 @@ def equalize_norms(
 
     Source: the released code of arXiv 2508.12815 (target rescaling of the "multi" safety split).
     """
-    missing = [name for name in order if name not in groups]
-    if missing:
+    if missing := [name for name in order if name not in groups]:
         raise DataError(f"no example is of the groups {missing}; the groups are {sorted(set(groups))}")
     masks = {name: torch.tensor([group == name for group in groups]) for name in order}
     norms = {name: float(targets[mask].double().norm(dim=-1).mean()) for name, mask in masks.items()}

@@ -48,8 +48,7 @@ def read_probes(path: str | Path, layers: Sequence[int] | None = None) -> dict[i
     shapes = {key: tuple(value.shape) for key, value in tensors.items() if key.endswith("coef")}
     if missing or len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
         raise MismatchError(f"{file.name} lacks {missing} or has weights of different shapes {shapes}")
-    absent = [number for number in layers or () if number not in found]
-    if absent:
+    if absent := [number for number in layers or () if number not in found]:
         raise MismatchError(f"{file.name} has no probes of layers {absent}; it has {found}")
     chosen = found if layers is None else sorted(set(layers))
     return {
@@ -79,6 +78,4 @@ def probe_site(number: int, n_layers: int, convention: str) -> Site:
             f"the file has a probe of layer {number} (counted as {convention!r}), a model of {n_layers} blocks has "
             f"0 to {top}: it belongs to another model or another layer convention{hint}"
         )
-    if convention == "block":
-        return Site(number)
-    return Site(number - 1) if number else Site(0, "block_in")
+    return Site(number) if convention == "block" else Site(number - 1) if number else Site(0, "block_in")

@@ -88,8 +88,7 @@ def make_requests(
     Raises:
         LayoutError: inputs other than tokens, or padding inside a row.
     """
-    extra = set(inputs) - {"input_ids", "attention_mask", "position_ids"}
-    if extra:
+    if extra := set(inputs) - {"input_ids", "attention_mask", "position_ids"}:
         raise LayoutError(f"vLLM takes token ids only, not {', '.join(sorted(extra))}")
     requests = []
     for number, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"], strict=True)):
@@ -204,8 +203,7 @@ def _refuse_unsupported(given: dict[str, Any]) -> None:
     """Refuse options that vLLM lacks, unless their value has no effect."""
     usual = GenerationConfig._get_default_generation_params()
     known = _SUPPORTED | _IGNORED
-    bad = sorted(n for n, v in given.items() if n not in known and v is not False and v != usual.get(n))
-    if bad:
+    if bad := sorted(n for n, v in given.items() if n not in known and v is not False and v != usual.get(n)):
         listed = ", ".join(f"{name}={given[name]!r}" for name in bad)
         raise SteeringError(
             f"vLLM does not support {listed}: leave it out, or load the model without engine= and serve=. "

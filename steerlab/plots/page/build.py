@@ -127,14 +127,13 @@ def page(
     words: dict[str, int] = {}
     found = _texts_of(texts, values, axes, words)
     labels = dict(labels or {})
-    cells = _cells_of(values, axes, effect, side_effect)
     return Page(
         {
             "version": VERSION, "title": title, "model": model or str(next(iter(frame.get("model", [])), "")),
             "note": note, "methods": methods_of(axes.methods), "layers": axes.layers, "alphas": axes.alphas,
             "prompts": _prompts_of(texts), "effect": _labeled(effect, labels),
             "side_effect": _labeled(side_effect, labels), "unsafe": _labeled("unsafe", labels),
-            "cells": cells, "texts": found, "words": list(words),
+            "cells": _cells_of(values, axes, effect, side_effect), "texts": found, "words": list(words),
             "readable": {"fluent": FLUENT, "breaks": breaking_norm_ratio}, "live": False,
         }
     )  # fmt: skip
@@ -217,10 +216,10 @@ def _by_metric(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
 def _texts_of(texts: pd.DataFrame, values: pd.DataFrame, axes: _Axes, words: dict[str, int]) -> list[dict[str, Any]]:
     """The texts of the contract: the unsteered one of each prompt, then the steered ones."""
-    measured = {tuple(key): row for *key, row in _records(values)}
+    measured = {_key(row): row for row in values.to_dict("records")}
     found, unsteered = [], dict[int, dict[str, Any]]()
     for row in texts.to_dict("records"):
-        key = (row["method"], row["layer"], float(row["alpha"]), row["example_id"])
+        key = _key(row)
         if key not in measured:
             raise DataError(f"the text of {key} has no row in the frame: give the frame that these texts belong to")
         one, prompt = measured[key], axes.prompts.index(row["example_id"])
@@ -239,9 +238,8 @@ def _texts_of(texts: pd.DataFrame, values: pd.DataFrame, axes: _Axes, words: dic
     return [*(unsteered[i] for i in sorted(unsteered)), *found]
 
 
-def _records(values: pd.DataFrame) -> Iterable[tuple[Any, ...]]:
-    for row in values.to_dict("records"):
-        yield row["method"], row["layer"], float(row["alpha"]), row["example_id"], row
+def _key(row: Mapping[Any, Any]) -> tuple[Any, ...]:
+    return row["method"], row["layer"], float(row["alpha"]), row["example_id"]
 
 
 def _flag(row: Mapping[str, Any]) -> bool | None:
@@ -274,13 +272,12 @@ def methods_of(names: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _prompts_of(texts: pd.DataFrame) -> list[dict[str, Any]]:
-    first = texts.drop_duplicates("example_id")
     return [
         {
             "id": str(row["example_id"]), "text": str(row["prompt"]), "group": str(row.get("behavior") or ""),
             "images": [image_address(one) for one in row.get("images") or ()],
         }
-        for row in first.to_dict("records")
+        for row in texts.drop_duplicates("example_id").to_dict("records")
     ]  # fmt: skip
 
 
