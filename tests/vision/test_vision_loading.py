@@ -58,7 +58,7 @@ def test_object_with_a_processor_that_is_copied(folder: Callable[[str], Path]) -
     assert load(hf, tokenizer=tiny_tokenizer(), check=False).vision is None, "an object without its processor"
 
 
-def test_images_whose_logits_or_tokens_are_not_those_of_plain_hugging_face_are_refused(
+def test_images_with_other_logits_or_tokens_than_plain_hugging_face_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny_vlm("qwen2_vl")
