@@ -197,7 +197,8 @@ class Steering:
             read, seed = int(best["layer"]), int(ending[-1]) if ending and ending[-1].isdecimal() else 0
             z = self.part.differences(read, "train")
             found = find_directions(name, z, self.part.truth("train"), setting_of(best), seed)
-            assert found is not None, "chosen among those that converged"
+            if found is None:
+                raise SystemExit(f"{name} at layer {read} did not converge with seed {seed}: take another seed")
             codes, there = found.codes(z), self.part.differences(layer, "train")
             directions = (codes - codes.mean(0)).T @ there if moved else found.rows
             self._found[method, layer] = directions, *self.part.best_columns(found, read)
@@ -327,7 +328,7 @@ def summarize_steering(steered: pd.DataFrame, seed: int) -> dict[str, Any]:
         table = steered.groupby(["value", "method"])[measure].mean().unstack("method")
         for method in table:
             summary[f"steered.{method}.{measure}"] = numbers(bootstrap_ci(table[method].tolist(), seed=seed))
-            for ssae in {"ssae", "ssae_moved"} - {method}:
+            for ssae in [one for one in ("ssae", "ssae_moved") if one != method]:
                 difference = paired_bootstrap(table[ssae].tolist(), table[method].tolist(), seed=seed)
                 summary[f"steered.{ssae}_over_{method}.{measure}"] = numbers(difference)
     for measure, name in (("before", "after"), ("right_before", "right")):

@@ -159,6 +159,7 @@ def _sweep(job: Job, data: str, given: Settings, choice: Choice, out: Path) -> p
         read = {key: list(dict.fromkeys(item for one in options for item in one.get(key, ())))
                 for key in ("positions", "context")}  # fmt: skip
         read = {key: positions for key, positions in read.items() if positions}
+        read["extra_prompts"] = sorted({name for one in options for name in one["extra_prompts"] or ()})
         train = steerlab.capture(model, training, folder=out / "activations", layers=layers, **read).load()
     frame = steerlab.sweep(model, measured, fitted | unfitted, train=train, folder=out, **arguments)
     write_csv(frame, out / "results.csv")

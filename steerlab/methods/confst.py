@@ -144,8 +144,9 @@ class CONFST(Steerer):
     def capture_options(self, examples: Sequence[Example]) -> dict[str, Any]:
         """The arguments of `capture` that give the items of a history, at every token of the span."""
         options = super().capture_options(examples)
-        where = "context" if "context" in options and self.side in (None, "prompt") else "positions"
-        return options | {where: list(self.positions)}
+        extra = None if self.side is None else sorted({self.side} - {"prompt", "positive", "negative"})
+        where = "context" if "context" in options and (self.side in (None, "prompt") or extra) else "positions"
+        return options | {where: list(self.positions), "extra_prompts": extra}
 
     def _average(self, items: _Items, classes: Int[Tensor, " item"]) -> None:
         """Select the items of each class and average them."""

@@ -81,8 +81,8 @@ class FittedMixin(Shareable, ABC):
             model: from `steerlab.load`, or `Activations`.
             data: what `capture` takes: Examples with a contrast, for most methods.
             options: of `capture`, such as `batch_size` or `positions`; by default the layers and positions that the
-                method reads. With `folder`, finished batches of states are kept there, and the same call goes on from
-                them.
+                method reads, and the extra prompts that it requires, not all. With `folder`, finished batches of states
+                are kept there, and the same call goes on from them.
 
         Raises:
             ActivationError: neither a model with data nor activations; or the activations lack what the method reads.
@@ -137,7 +137,8 @@ class FittedMixin(Shareable, ABC):
                 f"{self.name} reads the prompt of each input, and a pair of whole texts has none: give "
                 "steerlab.pairs(..., prompts=[...])"
             )
-        sides = sorted({one.side for one in required} - {"prompt"})
+        held = {name for example in examples for name in example.extra_prompts}  # a fitted part may read others
+        sides = sorted({one.side for one in required} & held)
         options: dict[str, Any] = {"layers": sites or "all", "extra_prompts": sides, "progress": False}
         if not any(example.contrast for example in examples):
             return options | {"positions": positions}

@@ -241,8 +241,8 @@ class SSAE(FittedMixin):
             )
         codes = self.encode(contrast_table(acts, self.site, self.position)[1])[:, concept]
         used, centered = _uses(codes, self._has_offset), codes - codes.mean() * self._has_offset
-        if not used.any():
-            raise SteeringError(f"none of these {len(codes)} pairs uses concept {concept}")
+        if not used.any() or not centered.any():
+            raise SteeringError(f"concept {concept} is used by none of these {len(codes)} pairs, or by all in one way")
         slope = centered @ contrast_table(acts, Site.of(layer), self.position)[1] / centered.square().sum()
         return self._vector(Site.of(layer), median(codes[used].abs()) * slope)
 
@@ -265,7 +265,7 @@ class SSAE(FittedMixin):
 def _uses(code: Float[Tensor, " pair"], has_offset: bool) -> Bool[Tensor, " pair"]:
     """Which pairs use a concept."""
     size = code.abs()
-    if not size.any() or (has_offset and code.std() <= CONSTANT * size.mean()):
+    if not size.any() or (has_offset and code.std(correction=0) <= CONSTANT * size.mean()):
         return torch.zeros_like(code, dtype=torch.bool)
     if len(code) == 1:
         return size > 0

@@ -37,7 +37,8 @@ TOLERANCE = 1e-4  # of the norm, in float32
 
 
 def self_check(model: Model) -> None:
-    """Compare the engine with plain Hugging Face on rows of token ids alone, and find out how rows must be given.
+    """Compare the engine with plain Hugging Face on rows of token ids alone, and on one with an image, and find out how
+    rows must be given.
 
     The blocks must give the model's `hidden_states`, and a later token must not change earlier states. Then a row by
     itself, padded on either side, read at every point, and decoded under edits must have the states that it has
@@ -50,7 +51,8 @@ def self_check(model: Model) -> None:
     Raises:
         LayoutError: a block, or the order of the blocks, is not what the model reports; the model is not causal; no
             way was found to give it rows.
-        LoadError: the model can't run on token ids alone, or an image becomes other tokens than its processor makes.
+        LoadError: the model can't run on token ids alone, or an image becomes other tokens than its processor makes,
+            or gives other logits.
     """
     image_run = _check_image(model)
     try:
@@ -279,7 +281,7 @@ def _check_image(model: Model) -> tuple[EncodedPrompt | None, dict[str, Tensor]]
     if model.vision is None:
         return None, {}
     vision = model.vision
-    row, whole = _image_row(model, 1)
+    row, whole, _ = _image_row(model, 1)
     expected, inputs = whole["input_ids"][0].tolist(), model.inputs(model.batch([row]))
     missing = sorted((set(whole) & model.accepted_inputs) - set(inputs) - {"labels"})
     if expected != list(row.ids) or missing or not row.kind("image"):
@@ -289,13 +291,14 @@ def _check_image(model: Model) -> tuple[EncodedPrompt | None, dict[str, Tensor]]
             f"{', '.join(missing) or 'none'}. Give load(..., task='text') to use the model without images"
         )
     with suppress(Exception):  # a processor that takes one image a prompt may fail in any way
-        pair, both = _image_row(model, 2)
-        vision.takes_neighbors = both["input_ids"][0].tolist() == list(pair.ids)
+        pair, both, text = _image_row(model, 2)
+        if both["input_ids"][0].tolist() != list(pair.ids):
+            vision.refused_between = text.split(vision.placeholder)[1]
     return row, whole
 
 
-def _image_row(model: Model, n: int) -> tuple[EncodedPrompt, dict[str, Any]]:
-    """A row that begins with images, and what the processor makes of the whole of it."""
+def _image_row(model: Model, n: int) -> tuple[EncodedPrompt, dict[str, Any], str]:
+    """A row that begins with images, what the processor makes of the whole of it, and its text."""
     vision: Any = model.vision
     images, text = [vision.probe_image] * n, f"{vision.placeholder * n}Hello"
     row = model.encode("Hello" if model.chat else text, images=images)
@@ -304,7 +307,7 @@ def _image_row(model: Model, n: int) -> tuple[EncodedPrompt, dict[str, Any]]:
         text = str(model.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
     special = not model.chat and not starts_with_bos(model.tokenizer, text)
     opened = [[vision.open(image) for image in images]]
-    return row, vision.processor(text=[text], images=opened, return_tensors="pt", add_special_tokens=special)
+    return row, vision.processor(text=[text], images=opened, return_tensors="pt", add_special_tokens=special), text
 
 
 def _check_image_logits(model: Model, row: EncodedPrompt | None, whole: dict[str, Tensor]) -> None:
@@ -312,10 +315,12 @@ def _check_image_logits(model: Model, row: EncodedPrompt | None, whole: dict[str
     if row is None:
         return
     batch = model.batch([row])
-    plain = model.inputs(replace(batch, extra=dict(whole)))
+    plain = model.inputs(replace(batch, extra={name: t for name, t in whole.items() if name != "labels"}))
     plain.pop("position_ids", None)
-    logits = model.hf(**plain, **forward_options(model.hf, use_cache=False)).logits[0]
-    found = model.engine.logits(model.inputs(batch), {}, torch.arange(batch.width, device=model.device))[0]
+    keep = 4  # of the text after the image: all logits of a large image would fill the memory
+    options = forward_options(model.hf, use_cache=False, logits_to_keep=keep)
+    logits = model.hf(**plain, **options).logits[0, -keep:]
+    found = model.engine.logits(model.inputs(batch), {}, keep)[0]
     if not (off := difference(found, logits)) <= _tolerance(model):
         raise LoadError(
             f"{type(model.hf).__name__} gives a row with an image logits that are {off:.2g} of their norm off those of "

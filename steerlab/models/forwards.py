@@ -29,8 +29,10 @@ def last_column(kwargs: Mapping[str, Any], seen: int = 0) -> int:
     if isinstance(mask, Tensor) and mask.ndim == 2:
         return mask.shape[-1]
     given, cache = given_tokens(kwargs), given_cache(kwargs)
-    counted = 0 if cache is None else int(cache.get_seq_length())
-    end = int(given.shape[1]) + counted
+    counted = 0 if cache is None else cached_columns(cache)
+    if counted is None and given.shape[1] == 1:
+        counted = seen  # a step after the one before it
+    end = int(given.shape[1]) + (counted or 0)
     if end <= seen or (cache is None and not seen and end == 1):
         what = "neither an attention mask nor a cache" if cache is None else "a cache that does not count its columns"
         raise SteeringError(
@@ -38,6 +40,14 @@ def last_column(kwargs: Mapping[str, Any], seen: int = 0) -> int:
             "Give use_cache=False, so that every step runs whole rows"
         )
     return end
+
+
+def cached_columns(cache: Any) -> int | None:
+    """How many columns a cache holds; None where it does not count them, as those of state-space models."""
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, ValueError):
+        return None
 
 
 def given_tokens(kwargs: Mapping[str, Any]) -> Tensor:

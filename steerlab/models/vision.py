@@ -80,18 +80,25 @@ class Vision:
         placeholder: what stands for an image in the text of a prompt.
         token_id, token: the token whose embedding one image feature replaces.
         family: what is special about the family of models.
-        takes_neighbors: whether the tokens of an image are the same beside another one; the check of `load` finds out.
+        refused_between: what stands between two images where they have other tokens than each alone; None if they have
+            the same. The check of `load` finds out.
     """
 
     def __init__(self, processor: Any, config: Any) -> None:
         self.processor = processor
         self.family = family_of(config)
-        self.placeholder: str = getattr(processor, "boi_token", None) or processor.image_token
+        self.placeholder: str = processor.image_token
         self.token_id = image_token_id(config)
         self.token: str = processor.tokenizer.convert_ids_to_tokens(self.token_id)
-        self._config, self.takes_neighbors = config, True
+        self.refused_between: str | None = None
+        self._config = config
         self._cache: OrderedDict[tuple[str, ...], Expansion] = OrderedDict()
         self._keys: dict[int, tuple[ImageInput, str]] = {}
+        if begin := getattr(processor, "boi_token", None):  # Gemma 3 replaces this token, and Gemma 4 the other one
+            try:
+                self._process([self.probe_image])
+            except EncodingError:
+                self.placeholder = begin
 
     def expand(self, images: Sequence[ImageInput]) -> Expansion:
         """The text and tensors of some images, in this order; cached, up to half a gigabyte.
@@ -100,8 +107,8 @@ class Vision:
             DataError: an image can't be read.
             EncodingError: the processor refuses the images.
         """
-        if not images:
-            return Expansion((), "", {}, 0)
+        if not images:  # what ends a prompt ends one without images too (Chameleon)
+            return Expansion((), self.expand((self.probe_image,)).tail, {}, 0)
         key = (self.settings, *(self._key(image) for image in images))
         if key not in self._cache:
             self._cache[key] = self._process(images)
@@ -150,7 +157,7 @@ class Vision:
             raise EncodingError(f"the prompt {name!r} has {places} but {len(images)} images: give one for each")
         if self.family.prefix_lm and not images:
             raise EncodingError(f"{name!r} has no image, which PaliGemma requires; give one, or load with task='text'")
-        if not self.takes_neighbors and "" in parts[1:-1]:
+        if self.refused_between in parts[1:-1]:
             raise EncodingError(
                 f"{name!r} has images side by side, which {type(self.processor).__name__} turns into other tokens than "
                 "each alone: put a text between them"

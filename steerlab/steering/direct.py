@@ -25,7 +25,7 @@ from steerlab.methods.base import RequiredActivation, Steerer, steering_sites
 from steerlab.models._hooks import HooksEngine
 from steerlab.models.edit_stats import EditStats
 from steerlab.models.encoding import Batch, EncodedPrompt, Span
-from steerlab.models.forwards import given_tokens, last_column, with_rows
+from steerlab.models.forwards import cached_columns, given_tokens, last_column, with_rows
 from steerlab.models.interventions import SiteEdits, apply_edits
 from steerlab.models.model import Model, check_ready
 from steerlab.models.positions import Match
@@ -131,17 +131,17 @@ class DirectSteering:
     def _start(self, given: Mapping[str, Any]) -> SiteEdits:
         """The edits of a call, at its first forward."""
         cache = given_cache(given)
-        continued = cache is not None and (not hasattr(cache, "get_seq_length") or int(cache.get_seq_length()) > 0)
+        held = 0 if cache is None else cached_columns(cache)  # a cache that `generate` made may not count
         if self._prompts is None:
-            if not continued:
+            if held == 0:
                 return self._build(given, len(given_tokens(given)))
-            if cache in self._edits_of:
+            if hasattr(cache, "get_seq_length") and cache in self._edits_of:
                 return self._edits_of[cache]
             raise SteeringError(
                 "this forward continues from a cache that this block did not fill: run the prompt in it"
             )
         rows, width = self._prompts
-        if continued or given_tokens(given).shape[1] != width:
+        if held or given_tokens(given).shape[1] != width:
             raise SteeringError(
                 f"the first forward of `generate` is not one of the {width} columns of the prompts (a cache, chunks or "
                 f"an assistant model are given); {INSTEAD}"

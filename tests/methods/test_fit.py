@@ -47,6 +47,7 @@ METHODS: dict[str, Callable[[], FittedMixin]] = {
         [2], rejection_layer=1, harmfulness_layer=2, complied=["answer"], rejected=["refuse"], benign=["injected"]
     ),
     "confst": lambda: CONFST(2, "answer", folds=2, min_items=2), "span": lambda: CONFST(2, "answer", span=2, folds=2),
+    "extra side": lambda: CONFST(2, "answer", side="task", folds=2, min_items=2),
     "probe": lambda: LinearProbe(1, positive=["refuse"]), "condition": lambda: ConditionVector(1, positive=["refuse"]),
     "null space": lambda: NullSpaceGate(1, harmful=["refuse"], benign=["answer"]),
     "tasktracker": lambda: TaskTracker([1, 2], positive=["injected"], negative=["answer"]),
@@ -79,6 +80,13 @@ def test_fit_takes_texts_tables_and_options_of_capture() -> None:
         fitted.vector_, MeanDifference(2).fit(capture(model, pairs, layers=[2], positions="first_difference")).vector_
     )
     assert fitted.info_["positions"] == ["first_difference"] and fitted.info_["model"] == model.id
+
+
+def test_fitted_parts_do_not_require_extra_prompts_where_they_are_not_fitted() -> None:
+    model, pairs = tiny_lm("llama"), steerlab.pairs([("Arr me", "Well, I")], prompts=["How?"])
+    tracker = METHODS["tasktracker"]().fit(model, DATA)
+    gated = Gated(MeanDifference(2), tracker).fit(model, pairs)
+    assert torch.equal(gated.steerer.vector_, MeanDifference(2).fit(model, pairs).vector_)
 
 
 def test_fit_says_what_it_takes() -> None:

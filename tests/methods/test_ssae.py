@@ -157,6 +157,9 @@ def test_concepts_read_at_one_layer_are_added_at_another(concepts: int) -> None:
         assert float(vector.norm()) == pytest.approx(float(ssae.scales_[k] * sizes[true]), rel=0.1)
         same = ssae.direction_at(3, k, acts).at(3)
         assert torch.cosine_similarity(same, ssae.direction(k).at(3), dim=0) > 0.97
+    if concepts > 1:
+        with pytest.raises(SteeringError, match="concept 0 is used by none of these 1 pairs, or by all in one way"):
+            ssae.direction_at(7, 0, acts.select(example_id=["s0000"]))
     acts.info["model"], ssae.info_["model"] = "one", "other"
     with pytest.raises(MismatchError, match="the activations are of 'one', the concepts of 'other'"):
         ssae.direction_at(7, 0, acts)

@@ -11,7 +11,14 @@ from fitted import CONTEXT_LAYER, HIDDEN, LAYER, PROMPTS, STEPS, backends, make_
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    MambaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    RwkvConfig,
+    pipeline,
+)
 
 import steerlab
 from steerlab import Contrast, Example, Site, SteeringVector, generate, steer
@@ -21,7 +28,8 @@ from steerlab.methods.base import Steerer
 from steerlab.models.model import Model
 from steerlab.models.positions import Match, resolve
 from steerlab.steering.direct import _as_row
-from steerlab.testing import FAMILIES, VLM_FAMILIES, tiny_lm, tiny_vlm
+from steerlab.testing import FAMILIES, VLM_FAMILIES, tiny_lm, tiny_tokenizer, tiny_vlm
+from steerlab.testing.text import seeded
 
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
 KINDS = ("mean", "l2s", "random", "gates", "gated", "confst", "adasteer", "two sites")
@@ -83,6 +91,20 @@ def test_generate_of_hugging_face_gives_the_ids_of_steerlab_generate(family: str
         assert agree(by_hand(model), wanted.ids)
         assert run.steered_tokens == wanted.steered_tokens
         assert run.norm_ratio == pytest.approx(wanted.norm_ratio, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config", [MambaConfig(state_size=4), RwkvConfig(attention_hidden_size=32)], ids=lambda one: one.model_type
+)
+def test_models_with_a_cache_that_counts_no_columns_are_steered_too(config: PretrainedConfig) -> None:
+    config.update({"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 3, "bos_token_id": 1, "eos_token_id": 2})
+    with seeded(0):
+        model = steerlab.load(AutoModelForCausalLM.from_config(config).eval(), tokenizer=tiny_tokenizer())
+    vector = SteeringVector({1: 9 * torch.randn(32, generator=torch.Generator().manual_seed(0))})
+    wanted = generate(model, PROMPTS[:1], steer=vector, max_new_tokens=STEPS)
+    assert wanted.ids != generate(model, PROMPTS[:1], max_new_tokens=STEPS).ids
+    with steer(model, vector) as run:
+        assert agree(by_hand(model, PROMPTS[:1]), wanted.ids) and run.steered_tokens == wanted.steered_tokens
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def test_images_with_other_logits_or_tokens_than_plain_hugging_face_are_refused(
     model.accepted_inputs.add("position_ids")  # one number for each token, not three
     with pytest.raises(LoadError, match=r"a row with an image logits that are .* off those of plain Hugging Face"):
         self_check(model)
+    assert [vlm(family).vision.placeholder for family in ("gemma3", "llava")] == ["<start_of_image>", "<image>"]
     plain = LlavaProcessor.__call__
 
     def joined(self: Any, text: list[str], **options: Any) -> Any:
