@@ -24,7 +24,8 @@ FOUND = {
 }  # fmt: skip
 ADDED = {
     "none": "no steering", "pca": "PCA", "affine": "autoencoder, no bound", "ica": "ICA",
-    "dictionary": "dictionary learning", "ssae": "SSAE", "labels": "mean differences*", "clean": "mean of clean pairs*",
+    "dictionary": "dictionary learning", "ssae": "SSAE", "ica_moved": "ICA from a lower layer",
+    "ssae_moved": "SSAE from a lower layer", "labels": "mean differences*", "clean": "mean of clean pairs*",
 }  # fmt: skip
 MARKERS = ("o", "^", "s")
 
@@ -53,6 +54,8 @@ def draw_dots(ax: Axes, summaries: list[dict[str, Any]], rows: dict[str, str]) -
     for number, (summary, marker) in enumerate(zip(summaries, MARKERS, strict=False)):
         shift = 0.16 * (number - (len(summaries) - 1) / 2) * 2
         for row, name in enumerate(rows):
+            if name not in summary:  # a model on which it was not measured
+                continue
             look = "l2s" if "ssae" in name else "p2s" if name.split(".")[1] in ("labels", "clean") else "none"
             label = summary["provenance"]["model"] if row == 0 else None
             estimate_dot(ax, summary[name], row + shift, look, marker=marker, label=label)
