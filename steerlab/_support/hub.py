@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +13,8 @@ from steerlab._support.files import storing, write_text
 from steerlab.errors import LoadError, SteerlabError, StorageError
 
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-_OURS = ["manifest.json", "README.md", "*.safetensors"]
+_OURS = ["manifest.json", "README.md", "*.safetensors", "adapter_config.json", "history.csv"]
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 Shared = TypeVar("Shared", bound="Shareable")
 
 
@@ -125,7 +127,7 @@ class Shareable(ModelHubMixin, library_name="steerlab", tags=["steering-vectors"
         data = ModelCardData(
             library_name="steerlab",
             tags=["steering-vectors", name.lower()],
-            base_model=base if base.count("/") == 1 else None,
+            base_model=base if _HUB_NAME.fullmatch(base) and not Path(base).exists() else None,
         )
         rows = "\n".join(f"| {key} | {str(value).replace('|', '/')} |" for key, value in facts.items())
         module = "steerlab.methods" if type(self).__module__.startswith("steerlab.methods") else type(self).__module__

@@ -95,4 +95,6 @@ def _change(example: Example, kind: str, personas: Mapping[str, tuple[str, str]]
     sentence = personas[name][sign == "neg"]
     if role == "sys":
         return example.replace(system=sentence)
+    if not isinstance(example.prompt, str):
+        raise DataError(f"the prompt of {example.id!r} is messages: put the persona's sentence into the last by hand")
     return example.replace(prompt=f"{sentence}\n\n{example.prompt}")

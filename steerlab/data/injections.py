@@ -118,6 +118,8 @@ def injection_examples(
     """
     primary = [(family, task) for family, some in tasks.items() for task in some]
     _check_choices([task for _, task in primary], injections, places, triggers)
+    if max_words is not None:  # before the check: cut paragraphs may be the same
+        texts = {name: _cut(some, max_words) for name, some in texts.items()}
     _check_texts(texts, injections)
     if not 0 <= share <= 1 or "{content}" not in template:
         raise DataError(f"share={share}, template={template!r}: expected a share from 0 to 1, and {{content}} in it")
@@ -131,7 +133,6 @@ def injection_examples(
         next_task, next_injection = _shuffled(random, primary), _shuffled(random, injections)
         next_place = _shuffled(random, places)
         for number, text in enumerate(paragraphs):
-            text = text if max_words is None else truncate_sentences(text, max_words)
             family, task = next(next_task)
             meta = {"source": source, "family": family, "task": task}
             clean = Example(
@@ -158,6 +159,11 @@ def injection_examples(
                     )
                 )
     return check_examples(examples)
+
+
+def _cut(paragraphs: Sequence[str], max_words: int) -> Sequence[str]:
+    """Paragraphs cut; a lone text, which the check refuses, as it is."""
+    return paragraphs if isinstance(paragraphs, str) else [truncate_sentences(one, max_words) for one in paragraphs]
 
 
 def fill_template(content: str, template: str = PRIMED) -> str:

@@ -134,7 +134,10 @@ def _columns(data: object) -> list[str] | None:
             f"the data are a {type(data).__name__}: give one of its parts, such as data['train'], a pandas DataFrame "
             "(.to_pandas()) or a list of prompts"
         )
-    return None if found is None else list(map(str, found))
+    names = None if found is None else list(map(str, found))
+    if names and (repeated := [name for name, times in Counter(names).items() if times > 1]):
+        raise DataError(f"the table has several columns {repeated}: give each a name of its own")
+    return names
 
 
 def _with_ids(rows: Iterable[Example]) -> list[Example]:
@@ -185,8 +188,8 @@ def _as_row(record: Mapping[Any, Any], named: Mapping[str, str], columns: Sequen
     fields: dict[str, Any] = {name: text(name) for name in ("behavior", "split") if name in columns}
     if "id" in columns:
         fields["id"] = str(record["id"]) if isinstance(record["id"], Integral) else text("id")
-    if "system" in columns and isinstance(record["system"], str):  # a missing one is the template's default
-        fields["system"] = record["system"]
+    if "system" in columns and pd.isna(record["system"]) is not True:  # a missing one is the template's default
+        fields["system"] = text("system")
     if "images" in columns:
         fields["images"] = images_of(record["images"])
     prompt: Any = ""

@@ -27,7 +27,7 @@ class PageWidget(anywidget.AnyWidget):
     def __init__(self, answers: Answers) -> None:
         super().__init__(page=answers.page(), live=True)
         self.answers = answers
-        self._called_off: dict[int, threading.Event] = {}
+        self._called_off: dict[str, threading.Event] = {}
         self.on_msg(self._on_message)
 
     def _on_message(self, _: Any, message: Any, buffers: Any) -> None:

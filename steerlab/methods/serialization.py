@@ -148,6 +148,7 @@ def serialize(value: Any, tensors: dict[str, Tensor], key: str) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
+        key = f"{key}#{len(tensors)}" if key in tensors else key  # names that hold dots may give one key
         tensors[key] = value.detach().cpu().contiguous().clone()
         return {"tensor": key}
     if isinstance(value, (list, tuple)):

@@ -10,6 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from steerlab.errors import DataError, require_columns
+from steerlab.models.sites import in_layer_order
 from steerlab.plots.style import get_axes
 
 
@@ -98,9 +99,8 @@ def _layers_by_tokens(rows: pd.DataFrame, value: str, ax: Axes | None, **options
 def _grid(rows: pd.DataFrame, value: str) -> pd.DataFrame:
     """The values by layer and column; a token that several positions name counts once."""
     once = rows.drop_duplicates(["column", "layer"])
-    return once.pivot_table(index="layer", columns="column", values=value, aggfunc="first", sort=False).sort_index(
-        axis=1
-    )
+    found = once.pivot_table(index="layer", columns="column", values=value, aggfunc="first", sort=False)
+    return found.loc[in_layer_order(found.index)].sort_index(axis=1)
 
 
 def _shown(text: str, most: int = 8) -> str:

@@ -150,6 +150,8 @@ def test_widget_module_asks_the_kernel_and_shows_its_answers(open_page, answers:
     page.evaluate(WIDGET, [asset("page.js"), answers.page(), None])
     wait_for_texts(page, ["null 1 0", "mean 1 1.2", "l2s 1 1.2"])
     assert [message["request"]["method"] for message in page.evaluate("sent")] == [None, "mean", "l2s"]
+    views = {str(message["id"]).split("-")[0] for message in page.evaluate("sent")}
+    assert len(views) == 1 and len(views.pop()) > 6, "ids that another view of the widget does not use"
     open_to_shortcuts = "input, select, textarea, button, [tabindex]"
     marked = page.locator(open_to_shortcuts).evaluate_all(
         "all => all.map(one => one.hasAttribute('data-lm-suppress-shortcuts'))"

@@ -46,6 +46,26 @@ def test_address_takes_a_prompt_and_the_nearest_strength(open_page, file_address
     assert texts(page) == expected(16, 0.3, 1)
 
 
+def test_address_takes_the_id_of_a_prompt_before_its_number(open_page, tmp_path: Path) -> None:
+    frames = [one.assign(example_id=one["example_id"].replace({"egg-0": "2", "egg-2": "0"})) for one in sweep_frames()]
+    address = plots.page(*frames).save(tmp_path / "page.html").as_uri()
+    assert texts(open_page(f"{address}#alpha=0.3&layer=16&prompt=2")) == expected(16, 0.3, 0)
+
+
+def test_negative_effects_lie_in_the_frontier_and_changes_are_from_the_unsteered_model(open_page, tmp_path) -> None:
+    frame, given = sweep_frames(prompts=1)
+    frame, given = (one[(one["method"] == "mean") | (one["alpha"] > 0)] for one in (frame, given))
+    frame = frame.assign(value=frame["value"].where(frame["metric"] != "pirate", 0.1 * frame["value"] - 20))
+    page = open_page(plots.page(frame, given).save(tmp_path / "page.html").as_uri())
+    read = "all => Object.fromEntries(all.map(one => [one.ariaLabel, one.getAttribute('transform')]))"
+    found = page.locator(".plot [role=button]").evaluate_all(read)
+    heights = {name.split(":")[0]: float(place.rstrip(")").split(" ")[1]) for name, place in found.items()}
+    assert 12 <= min(heights.values()) < max(heights.values()) <= 340 - 46, "between the axes"
+    higher, lower = (heights[f"L2S, layer 16, strength {alpha}"] for alpha in (0.9, 0.3))
+    assert higher < lower, "a larger effect lies above"
+    assert page.locator(".maps rect.less").count() == 0
+
+
 def test_page_opens_with_a_strength_that_works_and_says_what_to_do(open_page, file_address: str) -> None:
     page = open_page(file_address)
     assert page.locator("output").text_content() == "0.9", "the best effect that is not hatched"

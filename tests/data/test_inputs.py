@@ -87,6 +87,8 @@ def test_numbered_columns_whole_number_ids_and_missing_systems_are_read() -> Non
         (lambda: as_examples(datasets.DatasetDict({"train": datasets.Dataset.from_pandas(FRAME)})), r"data\['train'\]"),
         (lambda: examples(FRAME, prompt="text"), r"and not \['text'\]"),
         (lambda: examples(FRAME, prompt="ask", positive="good"), "name those of the prompts and answers"),
+        (lambda: examples(pd.DataFrame([["q", "p"]], columns=["prompt", "prompt"])), r"several columns \['prompt'\]"),
+        (lambda: examples(pd.DataFrame({"prompt": ["a"], "system": [3]})), "the column 'system': one is 3"),
         (lambda: examples([1, 2]), "expected a pandas DataFrame"),
         (lambda: examples(FRAME.assign(ask=[None, "Hi"]), prompt="ask"), "the column 'ask': one is"),
         (lambda: examples(FRAME.assign(ask=[3, 4]), prompt="ask"), "the column 'ask': one is 3"),

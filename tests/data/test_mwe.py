@@ -149,6 +149,9 @@ def test_variants_change_the_prompt_and_keep_the_ids(tmp_path):
     assert data.prompt_variant([by_kind["base"]], "sys_pos", PERSONAS)[0].system == "You are open."
     with pytest.raises(DataError, match="already is the variant 'sys_pos'"):
         data.prompt_variant([by_kind["sys_pos"]], "user_pos", PERSONAS)
+    chat = examples[0].replace(prompt=[{"role": "user", "content": "Hi"}])
+    with pytest.raises(DataError, match="is messages: put the persona's sentence into the last by hand"):
+        data.prompt_variant([chat], "user_neg", PERSONAS)
 
 
 @pytest.mark.data

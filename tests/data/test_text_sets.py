@@ -149,6 +149,7 @@ def test_templates_and_triggers():
         ({"a": "One. Two."}, {}, "at least one paragraph"),
         ({"a": ["One. Two.", " \n"]}, {}, "a/1 is empty"),
         ({"a": ["One. Two."], "b": ["one.  two."]}, {}, "a/0 and b/0 are the same"),
+        ({"a": ["One. Two."], "b": ["One. Three."]}, {"max_words": 1}, "a/0 and b/0 are the same"),
         ({"a": ["Please name a  METAL. Thank you."]}, {}, "a/0 contains the injection 'name a metal.'"),
         ({"a": ["One. Two."]}, {"places": ["center"]}, "place='center' is unknown; expected one of start, middle, end"),
         ({"a": ["One. Two."]}, {"places": []}, "places=.*at least one"),

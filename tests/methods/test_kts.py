@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from fnmatch import fnmatch
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from peft import PeftModel
 
 import steerlab
 from steerlab import Contrast, Example, MeanDifference, Site
+from steerlab._support.hub import _OURS
 from steerlab.capturing.rows import encode_answer
 from steerlab.errors import DataError, LoadError, MismatchError, SteeringError
 from steerlab.methods import KTS_RELEASED, KTSConfig, ModelEdit, Spherical, kl_then_steer, released_layers
@@ -211,6 +213,7 @@ def test_saved_edit_is_the_same_here_and_for_peft(model: Model, edit: ModelEdit,
 def test_scaled_edit_changes_the_weights_by_its_share(model: Model, edit: ModelEdit, tmp_path: Any) -> None:
     half = edit.scaled(0.8).scaled(0.625)
     half.save_pretrained(tmp_path)
+    assert all(any(fnmatch(one.name, given) for given in _OURS) for one in tmp_path.iterdir()), "from the hub"
     read = ModelEdit.from_pretrained(tmp_path)
     before, whole, some = (m.hf.state_dict() for m in (model, *(e.prepare(model, merge=True) for e in (edit, read))))
     for name, value in before.items():

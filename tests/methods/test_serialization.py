@@ -14,7 +14,7 @@ from steerlab import Site, load_steerer
 from steerlab._support.files import seal
 from steerlab.errors import ActivationError, DataError, LoadError, MismatchError, StorageError
 from steerlab.methods import L2S, L2S_PAPER, P2S, Context, MeanDifference, Prompt, RandomDirection, SteeringVector
-from steerlab.methods.serialization import MANIFEST, savable, save, serialize
+from steerlab.methods.serialization import MANIFEST, deserialize, savable, save, serialize
 
 INFO = {"model": "tiny", "layers": 12, "template": "t1"}
 ACTS = make_acts(normal(30, 8), normal(30, 8, seed=1), behaviors=["a", "b", "c"] * 10, **INFO)
@@ -30,6 +30,8 @@ STEERERS = [
     ),
     L2S(3, hidden_units=4, config="paper", activation="relu", progress=False),
 ]  # fmt: skip
+
+ONE, TWO = torch.ones(2), torch.full((2,), 2.0)
 
 
 def model(**changes):
@@ -153,6 +155,12 @@ def test_manifest_of_a_class_with_other_fields_is_refused_by_name(change, messag
     (folder / MANIFEST).write_text(json.dumps(seal(manifest)))
     with pytest.raises((MismatchError, LoadError), match=rf"{folder / MANIFEST}.*{message}"):
         load_steerer(folder, model())
+
+
+@pytest.mark.parametrize("value", [{"a": [ONE, ONE], "a.0": TWO}, {"a.b": ONE, "a": {"b": TWO}}, {1: ONE, "1": TWO}])
+def test_names_that_hold_dots_keep_their_tensors(value) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    torch.testing.assert_close(deserialize(serialize(value, tensors, "x"), tensors), value)
 
 
 def test_unfitted_steerer_and_unsupported_value_are_not_saved(tmp_path):

@@ -272,7 +272,7 @@ def test_lens_shows_the_most_probable_token_of_each_layer_and_token() -> None:
     ]
     names = ["example_id", "column", "input_token", "layer", "token", "rank", "probability"]
     frame = pd.DataFrame(rows, columns=names)
-    ax = plots.lens_heatmap(frame)
+    ax = plots.lens_heatmap(frame.iloc[::-1])
     assert [label.get_text() for label in ax.get_xticklabels()] == [" of", "␣"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1", "2"]
     shown = {(text.get_position(), text.get_text()) for text in ax.texts}

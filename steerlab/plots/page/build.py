@@ -274,7 +274,8 @@ def methods_of(names: Sequence[str]) -> list[dict[str, str]]:
 def _prompts_of(texts: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {
-            "id": str(row["example_id"]), "text": str(row["prompt"]), "group": str(row.get("behavior") or ""),
+            "id": str(row["example_id"]), "text": str(row["prompt"]),
+            "group": "" if pd.isna(group := row.get("behavior")) else str(group),
             "images": [image_address(one) for one in row.get("images") or ()],
         }
         for row in texts.drop_duplicates("example_id").to_dict("records")

@@ -144,7 +144,8 @@ class View {
     if (!this.hash || location.hash === this.written) return false;
     const given = new URLSearchParams(location.hash.slice(1)), { alphas, layers, prompts } = this.data;
     const alpha = parseFloat(given.get("alpha")), layer = layers.findIndex((one) => String(one) === given.get("layer"));
-    const prompt = prompts.findIndex((one, i) => one.id === given.get("prompt") || String(i) === given.get("prompt"));
+    let prompt = prompts.findIndex((one) => one.id === given.get("prompt"));
+    if (prompt < 0) prompt = prompts.findIndex((_, i) => String(i) === given.get("prompt"));
     if (Number.isFinite(alpha)) this.state.alpha = nearest(alphas, alpha);
     if (layer >= 0) this.state.layer = layer;
     if (prompt >= 0) this.state.prompt = prompt;
@@ -260,7 +261,7 @@ class View {
   // ---- the map and the frontier ----
 
   change(cell) {
-    const base = this.base.get(cell.method);
+    const base = this.base.get(cell.method) ?? this.base.values().next().value; // unsteered, all methods are one
     return cell.effect === null ? null : cell.effect - (base?.effect ?? 0);
   }
 
@@ -316,7 +317,10 @@ class View {
     const { data } = this, points = data.cells.filter((c) => c.effect !== null && c.side_effect !== null)
       .map((cell) => ({ cell, x: cell.side_effect, y: cell.effect }));
     const [width, height, left, bottom, top, right] = [Math.min(640, this.room > 900 ? this.room - 500 : this.room), 340, 52, 46, 12, 14];
-    const ends = (values) => [Math.min(...values, 0), 1.05 * Math.max(...values) || 1];
+    const ends = (values) => {
+      const low = Math.min(...values, 0), high = Math.max(...values, 0);
+      return [low, high + (0.05 * (high - low) || 1)];
+    };
     const [x0, x1] = ends(points.map((p) => p.x)), [y0, y1] = ends(points.map((p) => p.y));
     const px = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
     const py = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - bottom - top);
@@ -545,9 +549,10 @@ export function askServer(address) {
 
 /** Answers of the kernel behind a notebook widget; an answer that nobody waits for any more is called off. */
 export function askKernel(model) {
+  const view = Math.random().toString(36).slice(2); // a widget that is shown twice gets all messages in both places
   let count = 0;
   return async function* (request, signal) {
-    const id = ++count, waiting = [];
+    const id = `${view}-${++count}`, waiting = [];
     let wake = () => {};
     const receive = (message) => message.id === id && (waiting.push(message), wake());
     const cancel = () => (model.send({ cancel: id }), wake());
