@@ -49,9 +49,10 @@ CONTINUED = {"shape": "The shape of it is", "color": "Its color is", "object": "
 FRACTIONS = (0.1, 0.2, 0.35, 0.5, 0.75)  # of the depth: the layers
 SEEDS, DRAWS, TEXTS = range(5), 300, 24
 BUDGET = 0.5  # nats: the dose at which directions are compared
-OWN = ("pca", "affine", "ica", "dictionary", "ssae", "labels", "clean")  # found at the layer that is steered
-MOVED = ("ica_moved", "ssae_moved")  # found where they follow best
-MORE_SEEDS = ("ssae_1", "ssae_moved_1")
+# what is added: the method, whether its directions are moved from the layer where they follow best, and the seed
+STEERED = {name: (name, False, 0) for name in ("pca", "affine", "ica", "dictionary", "ssae", "labels", "clean")}
+STEERED |= {"ica_moved": ("ica", True, 0), "ssae_moved": ("ssae", True, 0)}
+STEERED |= {"ssae_1": ("ssae", False, 1), "ssae_moved_1": ("ssae", True, 1)}
 
 
 def choose(study: Study, kind: str, part: Part) -> pd.DataFrame:
@@ -185,16 +186,16 @@ class Steering:
         return list(self.part.labels).index(column)
 
     def _directions(self, method: str, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The directions of a method at a layer, with that of each value and its sign.
+        """The directions of a method of `STEERED` at a layer, with that of each value and its sign.
 
-        "ssae_moved_1": seed 1, found at the layer where the method follows values best on validation pairs; at this
-        layer, the mean of the differences weighted by its codes (`SSAE.direction_at`).
+        Moved ones are found at the layer where the method follows values best on validation pairs; at this layer they
+        are the mean of the differences weighted by the codes (`SSAE.direction_at`).
         """
         if (method, layer) not in self._found:
-            name, *ending = method.split("_")
-            rows, moved = self.grid[self.grid["method"] == name], "moved" in ending
+            name, moved, seed = STEERED[method]
+            rows = self.grid[self.grid["method"] == name]
             best = rows.loc[(rows if moved else rows[rows["layer"] == layer])["mcc"].idxmax()]
-            read, seed = int(best["layer"]), int(ending[-1]) if ending and ending[-1].isdecimal() else 0
+            read = int(best["layer"])
             z = self.part.differences(read, "train")
             found = find_directions(name, z, self.part.truth("train"), setting_of(best), seed)
             if found is None:
@@ -252,7 +253,7 @@ def steer_values(study: Study, steering: Steering) -> tuple[int, pd.DataFrame]:
     effects = study.stage("steer-layers", steering.layer_effects)
     layer = int(effects.groupby("layer")["gain"].mean().idxmax())
     frames = []
-    for method, column in product(OWN + MOVED + MORE_SEEDS, steering.part.labels):
+    for method, column in product(STEERED, steering.part.labels):
         name = f"steer-{method}-{column.replace('=', '-')}"
         frames.append(study.stage(name, partial(steering.at_equal_dose, method, column, layer)))
     return layer, pd.concat(frames, ignore_index=True)

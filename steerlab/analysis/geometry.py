@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from steerlab.analysis.similarity import unit_rows
-from steerlab.capturing.activations import Activations
+from steerlab.capturing.activations import Activations, sorted_by_id
 from steerlab.errors import DataError, MismatchError
 from steerlab.models.sites import Site
 
@@ -59,10 +59,8 @@ def geometry(
     if n_boot < 1:
         raise DataError(f"n_boot is {n_boot}; give at least 1 resample")
     where = Site.of(site)
-    ids, z = acts.contrast(where, position)
-    order = sorted(range(len(ids)), key=ids.__getitem__)  # results must not depend on the order of the rows
-    ids = [ids[i] for i in order]
-    units, labels = unit_rows(dict(zip(ids, z[order], strict=True))), np.array(acts.labels(ids, label), dtype=object)
+    ids, z = sorted_by_id(*acts.contrast(where, position))
+    units, labels = unit_rows(dict(zip(ids, z, strict=True))), np.array(acts.labels(ids, label), dtype=object)
     members = {name: np.flatnonzero(labels == name) for name in sorted(set(labels))}
     if lone := [name for name, rows in members.items() if len(rows) < 2]:
         raise DataError(f"{lone[0]!r} has one contrast only; a pair within it needs two examples")

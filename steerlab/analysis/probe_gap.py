@@ -6,18 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
 
-from steerlab.capturing.activations import Activations
+from steerlab.capturing.activations import Activations, sorted_by_id
 from steerlab.errors import DataError
 from steerlab.metrics.bootstrap import bootstrap_ci
-from steerlab.models.sites import Site
 
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -53,9 +50,9 @@ def probe_gap(
     rows = []
     for site in test.sites:
         for position in dict.fromkeys(test.index.loc[test.index["side"] == "prompt", "position"]):
-            ids, x = _by_id(train, site, position)
+            ids, x = sorted_by_id(*train.by_example(site, side="prompt", position=position))
             probe = fit_probe(x.double().numpy(), train.labels(ids), seed)
-            ids, x = _by_id(test, site, position)
+            ids, x = sorted_by_id(*test.by_example(site, side="prompt", position=position))
             truth = np.array(test.labels(ids))
             if missing := [example_id for example_id in ids if example_id not in answers]:
                 raise DataError(f"{len(missing)} test examples have no answer, first {missing[:3]}")
@@ -66,13 +63,6 @@ def probe_gap(
                 compared = _compared(by_probe[groups == name], by_model[groups == name], seed)
                 rows.append({"layer": site.layer, "site": str(site), "position": position, "group": name, **compared})
     return pd.DataFrame(rows)
-
-
-def _by_id(acts: Activations, site: Site, position: str) -> tuple[list[str], Float[Tensor, "_ hidden"]]:
-    """The prompts' states by sorted id, so that the order of rows changes neither split nor resamples."""
-    ids, x = acts.by_example(site, side="prompt", position=position)
-    order = sorted(range(len(ids)), key=ids.__getitem__)
-    return [ids[i] for i in order], x[order]
 
 
 def fit_probe(x: NDArray[np.float64], truth: Sequence[str], seed: int = 0) -> GridSearchCV:

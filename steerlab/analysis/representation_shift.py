@@ -102,8 +102,8 @@ class RepresentationShift:
             found[f"cosine_{name}"] = torch.cosine_similarity(rows.double(), wanted.double())
             found[f"distance_{name}"] = (rows.double() - wanted.double()).norm(dim=1)
         frame = pd.DataFrame({name: values.numpy() for name, values in found.items()})
-        before_it = frame["distance_before"]
-        frame["recovered"] = 1 - frame["distance_predicted"] / before_it.where(before_it > 0)
+        distance = frame["distance_before"]
+        frame["recovered"] = 1 - frame["distance_predicted"] / distance.where(distance > 0)
         return frame[self.members.numpy() > 0].reset_index(drop=True)
 
 

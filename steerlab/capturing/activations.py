@@ -28,6 +28,12 @@ def as_stored(site: Site | int, info: Mapping[str, Any]) -> Site:
     return found.resolve(int(info["layers"])) if counts else found
 
 
+def sorted_by_id(ids: Sequence[str], rows: Tensor) -> tuple[list[str], Tensor]:
+    """Ids in order, and their rows, so that the order of capture changes no split and no resample."""
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    return [ids[i] for i in order], rows[order]
+
+
 @dataclass(frozen=True)
 class Activations(Shareable):
     """A tensor of activations and a frame with the labels of its rows.

@@ -156,10 +156,11 @@ def _sweep(job: Job, data: str, given: Settings, choice: Choice, out: Path) -> p
     train = None
     if unfitted:
         options = [one.capture_options(training) for one in unfitted.values()]
-        read = {key: list(dict.fromkeys(item for one in options for item in one.get(key, ())))
+        read: dict[str, Any] = {key: list(dict.fromkeys(item for one in options for item in one.get(key, ())))
                 for key in ("positions", "context")}  # fmt: skip
         read = {key: positions for key, positions in read.items() if positions}
-        read["extra_prompts"] = sorted({name for one in options for name in one["extra_prompts"] or ()})
+        extra = [one["extra_prompts"] for one in options]  # None: all
+        read["extra_prompts"] = None if None in extra else sorted({name for names in extra for name in names})
         train = steerlab.capture(model, training, folder=out / "activations", layers=layers, **read).load()
     frame = steerlab.sweep(model, measured, fitted | unfitted, train=train, folder=out, **arguments)
     write_csv(frame, out / "results.csv")

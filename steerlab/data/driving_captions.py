@@ -65,7 +65,9 @@ def light_of(scene: DrivingScene) -> tuple[str, float] | None:
         return None
     row = scene.route[points[0]]
     on = np.flatnonzero(row[LIGHT : LIGHT + len(LIGHTS)] > 0)
-    return (LIGHTS[int(on[0])], float(np.linalg.norm(row[:2] * np.float32(METERS)))) if len(on) else None
+    if not len(on):
+        return None
+    return LIGHTS[int(on[0])], float(np.linalg.norm(row[:2] * np.float32(METERS)))
 
 
 @dataclass(frozen=True)

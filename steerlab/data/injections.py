@@ -119,7 +119,10 @@ def injection_examples(
     primary = [(family, task) for family, some in tasks.items() for task in some]
     _check_choices([task for _, task in primary], injections, places, triggers)
     if max_words is not None:  # before the check: cut paragraphs may be the same
-        texts = {name: _cut(some, max_words) for name, some in texts.items()}
+        texts = {
+            name: some if isinstance(some, str) else [truncate_sentences(text, max_words) for text in some]
+            for name, some in texts.items()
+        }
     _check_texts(texts, injections)
     if not 0 <= share <= 1 or "{content}" not in template:
         raise DataError(f"share={share}, template={template!r}: expected a share from 0 to 1, and {{content}} in it")
@@ -159,11 +162,6 @@ def injection_examples(
                     )
                 )
     return check_examples(examples)
-
-
-def _cut(paragraphs: Sequence[str], max_words: int) -> Sequence[str]:
-    """Paragraphs cut; a lone text, which the check refuses, as it is."""
-    return paragraphs if isinstance(paragraphs, str) else [truncate_sentences(one, max_words) for one in paragraphs]
 
 
 def fill_template(content: str, template: str = PRIMED) -> str:

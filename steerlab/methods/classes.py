@@ -19,7 +19,9 @@ ClassRows = tuple[list[str], Float[Tensor, "_ hidden"]]  # the two classes of a 
 
 def as_names(value: Sequence[str] | None) -> tuple[str, ...]:
     """One or several names as a tuple; a lone string is one name."""
-    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def check_acts(acts: object, site: Site) -> None:

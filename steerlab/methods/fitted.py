@@ -158,7 +158,9 @@ class FittedMixin(Shareable, ABC):
     @property
     def _origin(self) -> str:
         info = getattr(self, "info_", None)
-        return "not fitted" if not info else f"fitted on {info['model']}" if "model" in info else "made by hand"
+        if not info:
+            return "not fitted"
+        return f"fitted on {info['model']}" if "model" in info else "made by hand"
 
     def state_dict(self) -> dict[str, Any]:
         """The fitted values by name: every attribute that ends in `_`, except `info_` and `history_`."""

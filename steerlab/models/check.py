@@ -32,6 +32,7 @@ from steerlab.models.versions import forward_options
 
 if TYPE_CHECKING:
     from steerlab.models.model import Model
+    from steerlab.models.vision import Vision
 
 TOLERANCE = 1e-4  # of the norm, in float32
 
@@ -54,7 +55,7 @@ def self_check(model: Model) -> None:
         LoadError: the model can't run on token ids alone, or an image becomes other tokens than its processor makes,
             or gives other logits.
     """
-    image_run = _check_image(model)
+    image = None if model.vision is None else _check_image(model, model.vision)
     try:
         with model.lock, torch.no_grad():
             rows, runs = _run_alone(model)
@@ -63,7 +64,8 @@ def self_check(model: Model) -> None:
             find_row_format(model, rows, runs)
             _check_points(model, rows[0])
             _check_decoding(model, rows)
-            _check_image_logits(model, *image_run)
+            if image is not None:
+                _check_image_logits(model, *image)
     except SteerlabError:
         raise
     except Exception as error:  # an architecture may fail in any way where it is run otherwise than by itself
@@ -273,16 +275,13 @@ def _decoding_error(model: Model, batches: Sequence[Sequence[EncodedPrompt]], ve
     return max(decoding_error(model, batch, vectors, use_cache=model.row_format.use_cache) for batch in batches)
 
 
-def _check_image(model: Model) -> tuple[EncodedPrompt | None, dict[str, Tensor]]:
+def _check_image(model: Model, vision: Vision) -> tuple[EncodedPrompt, dict[str, Tensor]]:
     """Compare tokens and inputs of prompts with images with what the processor makes of the whole prompt.
 
     Returns:
-        A row with one image, and what the processor makes of it; nothing for a model without images.
+        A row with one image, and what the processor makes of it.
     """
-    if model.vision is None:
-        return None, {}
-    vision = model.vision
-    row, whole, _ = _image_row(model, 1)
+    row, whole, _ = _image_row(model, vision, 1)
     expected, inputs = whole["input_ids"][0].tolist(), model.inputs(model.batch([row]))
     missing = sorted((set(whole) & model.accepted_inputs) - set(inputs) - {"labels"})
     if expected != list(row.ids) or missing or not row.kind("image"):
@@ -292,15 +291,14 @@ def _check_image(model: Model) -> tuple[EncodedPrompt | None, dict[str, Tensor]]
             f"{', '.join(missing) or 'none'}. Give load(..., task='text') to use the model without images"
         )
     with suppress(Exception):  # a processor that takes one image a prompt may fail in any way
-        pair, both, text = _image_row(model, 2)
+        pair, both, text = _image_row(model, vision, 2)
         if both["input_ids"][0].tolist() != list(pair.ids):
             vision.refused_between = text.split(vision.placeholder)[1]
     return row, whole
 
 
-def _image_row(model: Model, n: int) -> tuple[EncodedPrompt, dict[str, Any], str]:
+def _image_row(model: Model, vision: Vision, n: int) -> tuple[EncodedPrompt, dict[str, Any], str]:
     """A row that begins with images, what the processor makes of the whole of it, and its text."""
-    vision: Any = model.vision
     images, text = [vision.probe_image] * n, f"{vision.placeholder * n}Hello"
     row = model.encode("Hello" if model.chat else text, images=images)
     if model.chat:
@@ -311,10 +309,8 @@ def _image_row(model: Model, n: int) -> tuple[EncodedPrompt, dict[str, Any], str
     return row, vision.processor(text=[text], images=opened, return_tensors="pt", add_special_tokens=special), text
 
 
-def _check_image_logits(model: Model, row: EncodedPrompt | None, whole: dict[str, Tensor]) -> None:
+def _check_image_logits(model: Model, row: EncodedPrompt, whole: dict[str, Tensor]) -> None:
     """A row with an image must have the logits that the model gives for all that its processor makes of it."""
-    if row is None:
-        return
     batch = model.batch([row])
     plain = model.inputs(replace(batch, extra={name: t for name, t in whole.items() if name != "labels"}))
     plain.pop("position_ids", None)

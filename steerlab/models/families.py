@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -31,7 +31,6 @@ class Family:
         vision: pattern of the module names of a vision tower.
         projector: pattern of the name of the module between vision tower and text.
         first_position: position id of a row's first token.
-        counts_positions: whether the model computes position ids itself (M-RoPE has three per token; `has_rope_index`).
         prefix_lm: whether prompt tokens attend to later prompt tokens. `token_type_ids` then mark the answer;
             in other families they mark image tokens.
     """
@@ -44,7 +43,6 @@ class Family:
     vision: str = r"vision|visual|image|^vit$"
     projector: str = r"projector|connector|^merger$"
     first_position: int = 0
-    counts_positions: bool = False
     prefix_lm: bool = False
 
 
@@ -65,14 +63,11 @@ def family_of(config: Any) -> Family:
     Args:
         config: a Hugging Face configuration, or None for a module without one.
     """
-    family = FAMILIES.get(getattr(config, "model_type", ""), Family())
-    text = config.get_text_config() if hasattr(config, "get_text_config") else None
-    counts = "mrope_section" in str(getattr(text, "rope_parameters", None))
-    return replace(family, counts_positions=True) if counts else family
+    return FAMILIES.get(getattr(config, "model_type", ""), Family())
 
 
 def has_rope_index(hf: Module) -> bool:
-    """Whether a model computes the position ids of images itself: its configuration may have no M-RoPE section."""
+    """Whether a model computes the position ids of rows with images itself (M-RoPE has three per token)."""
     return any(hasattr(module, "get_rope_index") for module in hf.modules())
 
 

@@ -195,8 +195,9 @@ def local_windows(config: PretrainedConfig) -> list[int]:
     """
     local = re.compile(r"(window|chunk)(_size|_length)?$|index_topk$|index_block_size$|(floor_scale|n_floor)$")
     known = config.to_dict()
-    known["all_blocks_window"] = (known.get("index_block_size") or 0) * (known.get("index_topk_blocks") or 0)
-    return [n for name, n in known.items() if local.search(str(name)) and type(n) is int and n > 0]
+    selected = (known.get("index_block_size") or 0) * (known.get("index_topk_blocks") or 0)
+    found = [selected, *(n for name, n in known.items() if local.search(str(name)))]
+    return [n for n in found if type(n) is int and n > 0]
 
 
 def long_rotation_from(config: PretrainedConfig) -> int | None:

@@ -20,7 +20,7 @@ from steerlab.errors import EncodingError, LayoutError, LoadError, SteerlabError
 from steerlab.models.check import find_row_format
 from steerlab.models.encoding import Batch, EncodedPrompt, PaddingSide, by_length, collate, encode
 from steerlab.models.engine import Engine, Inputs, block_path, point_path
-from steerlab.models.families import family_of, has_rope_index
+from steerlab.models.families import has_rope_index
 from steerlab.models.fingerprint import config_fingerprint, weights_fingerprint
 from steerlab.models.kv_prefix import Prefix, local_windows, long_rotation_from, prefill_cost
 from steerlab.models.layout import Layout, blocks, heads_width, module_at, normalized_width
@@ -108,7 +108,7 @@ class Model:
         self.vision = None if processor is None else Vision(processor, hf.config)
         self.lock = threading.RLock()
         self.accepted_inputs = set(forward_parameters(hf))
-        if self.vision is not None and (family_of(hf.config).counts_positions or has_rope_index(hf)):
+        if self.vision is not None and has_rope_index(hf):
             self.accepted_inputs -= {"position_ids"}
         self.row_format, self.tried_length = RowFormat(), FIRST_TRIED_LENGTH
         self._shortcuts: dict[tuple[str, ...], Shortcuts] = {}

@@ -12,6 +12,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +28,6 @@ from steerlab.models.families import count_units, family_of, image_token_id
 _MARK = "steerlab-mark"
 _CACHE_BYTES = 512 * 2**20
 _KEYS = 256
-_TOKEN_ALIGNED = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Vision:
         self._keys: dict[int, tuple[ImageInput, str]] = {}
         if begin := getattr(processor, "boi_token", None):  # Gemma 3 replaces this token, and Gemma 4 the other one
             try:
-                self._process([self.probe_image])
+                self.expand((self.probe_image,))
             except EncodingError:
                 self.placeholder = begin
 
@@ -107,8 +107,8 @@ class Vision:
             DataError: an image can't be read.
             EncodingError: the processor refuses the images.
         """
-        if not images:  # what ends a prompt ends one without images too (Chameleon)
-            return Expansion((), self.expand((self.probe_image,)).tail, {}, 0)
+        if not images:
+            return self._no_images
         key = (self.settings, *(self._key(image) for image in images))
         if key not in self._cache:
             self._cache[key] = self._process(images)
@@ -116,6 +116,11 @@ class Vision:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
         return self._cache[key]
+
+    @cached_property
+    def _no_images(self) -> Expansion:
+        """What ends a prompt with images ends one without them, too (Chameleon)."""
+        return Expansion((), self.expand((self.probe_image,)).tail, {}, 0)
 
     @property
     def settings(self) -> str:
@@ -234,9 +239,8 @@ class Vision:
         before, *texts = recorder.text.split(_MARK)
         if before or len(texts) != len(images) + 1:
             raise EncodingError(f"{name} rewrote {text!r} to {recorder.text[:80]!r}: its image tokens can't be found")
-        shape = found["input_ids"].shape  # of what belongs to tokens, and would be that of another text
-        own = {k: v for k, v in found.items() if k not in _TOKEN_ALIGNED and isinstance(v, Tensor)}
-        tensors = {k: v for k, v in own.items() if v.shape != shape}
+        shape = found["input_ids"].shape  # a tensor with a number for each token belongs to the tokens of these marks
+        tensors = {k: v for k, v in found.items() if isinstance(v, Tensor) and v.shape != shape}
         return Expansion(tuple(texts[:-1]), texts[-1], tensors, count_units(tensors, self._config))
 
 

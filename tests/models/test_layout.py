@@ -5,7 +5,7 @@ from torch import nn
 from transformers import LlamaConfig, PaliGemmaConfig
 
 from steerlab.errors import LayoutError
-from steerlab.models.families import Family, family_of
+from steerlab.models.families import Family, family_of, has_rope_index
 from steerlab.models.layout import Layout, blocks, find_layout, module_at
 from steerlab.testing import FAMILIES, tiny_hf, tiny_vlm_hf
 
@@ -91,5 +91,5 @@ def test_module_at() -> None:
 
 def test_families_that_differ() -> None:
     assert family_of(None) == family_of(LlamaConfig()) == Family()
-    assert family_of(tiny_vlm_hf("qwen2_vl").config).counts_positions
+    assert has_rope_index(tiny_vlm_hf("qwen2_vl"))
     assert family_of(PaliGemmaConfig()) == Family(first_position=1, prefix_lm=True)

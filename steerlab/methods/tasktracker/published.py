@@ -78,4 +78,6 @@ def probe_site(number: int, n_layers: int, convention: str) -> Site:
             f"the file has a probe of layer {number} (counted as {convention!r}), a model of {n_layers} blocks has "
             f"0 to {top}: it belongs to another model or another layer convention{hint}"
         )
-    return Site(number) if convention == "block" else Site(number - 1) if number else Site(0, "block_in")
+    if convention == "block":
+        return Site(number)
+    return Site(number - 1) if number else Site(0, "block_in")
