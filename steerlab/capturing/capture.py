@@ -35,7 +35,7 @@ from steerlab.models.encoding import PaddingSide
 from steerlab.models.engine import FULL_FORWARD, StateSelector
 from steerlab.models.job import background
 from steerlab.models.model import Model, check_ready
-from steerlab.models.patches import PatchSelector
+from steerlab.models.patches import PatchSelector, refuse_padded_images
 from steerlab.models.positions import Positions, describe, position_key
 from steerlab.models.sites import Site
 
@@ -193,6 +193,8 @@ class BatchRunner:
                 inputs = model.inputs(batch)
             else:
                 inputs, start, batch = shared.prefill(model)  # start: the keys and values of the shared prompts
+            if not text:
+                refuse_padded_images(batch.extra)
             patches = PatchSelector(batch.units, self.reduce == "mean", self.dtype, counts)
             selector: StateSelector = TokenSelector.of(rows, batch, self.dtype, model.device) if text else patches
             # the only host copy of the batch: the selected states

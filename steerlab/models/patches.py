@@ -7,7 +7,7 @@ projector may merge several patches into one, and copies of rows may repeat them
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +31,29 @@ def entries_per_row(units: Sequence[int], n: int) -> list[int]:
         return [unit * n // total for unit in units]
     counts = f"{total} tiles or patches ({list(units)} by row)"
     raise LayoutError(f"a state of {n} entries can't be matched to images of {counts}: read and steer the text instead")
+
+
+def refuse_padded_images(inputs: Mapping[str, Tensor]) -> None:
+    """Refuse a batch whose images are padded to one size: states in the tower then have patches of no image.
+
+    Args:
+        inputs: what the processor returns for the images of the batch; Gemma 4 marks padding by its positions,
+            Idefics 2 and others by a mask of pixels or patches, in which padding tiles are empty.
+
+    Raises:
+        LayoutError: an image is padded.
+    """
+    places, mask = inputs.get("image_position_ids"), inputs.get("pixel_attention_mask")
+    if places is not None:
+        mask = (places != -1).all(-1)
+    if mask is None:
+        return
+    real = mask.bool().flatten(2) if mask.ndim > 2 else mask.bool()
+    if bool((real.any(-1) & ~real.all(-1)).any()):
+        raise LayoutError(
+            "this model's images are padded to one size, so its vision tower has states of patches that belong to no "
+            "image: read and steer the text instead"
+        )
 
 
 @dataclass(frozen=True)

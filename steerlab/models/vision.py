@@ -94,11 +94,9 @@ class Vision:
         self._config = config
         self._cache: OrderedDict[tuple[str, ...], Expansion] = OrderedDict()
         self._keys: dict[int, tuple[ImageInput, str]] = {}
-        if begin := getattr(processor, "boi_token", None):  # Gemma 3 replaces this token, and Gemma 4 the other one
-            try:
-                self.expand((self.probe_image,))
-            except EncodingError:
-                self.placeholder = begin
+        begin = getattr(processor, "boi_token", None)  # Gemma 3 replaces this token, and Gemma 4 the other one
+        if begin and not self._takes(self.placeholder) and self._takes(begin):
+            self.placeholder = begin
 
     def expand(self, images: Sequence[ImageInput]) -> Expansion:
         """The text and tensors of some images, in this order; cached, up to half a gigabyte.
@@ -111,7 +109,7 @@ class Vision:
             return self._no_images
         key = (self.settings, *(self._key(image) for image in images))
         if key not in self._cache:
-            self._cache[key] = self._process(images)
+            self._cache[key] = self._process(images, self.placeholder)
             while len(self._cache) > 1 and sum(map(_nbytes, self._cache.values())) > _CACHE_BYTES:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(key)
@@ -225,11 +223,18 @@ class Vision:
             known = self._keys[id(image)] = (image, image_hash(image))
         return known[1]
 
-    def _process(self, images: Sequence[ImageInput]) -> Expansion:
+    def _takes(self, placeholder: str) -> bool:
+        try:
+            self._process([self.probe_image], placeholder)
+        except EncodingError:
+            return False
+        return True
+
+    def _process(self, images: Sequence[ImageInput], placeholder: str) -> Expansion:
         name = type(self.processor).__name__
         processor = copy.copy(self.processor)
         recorder = processor.tokenizer = _Recorder(self.processor.tokenizer)
-        text = _MARK + "".join(self.placeholder + _MARK for _ in images)
+        text = _MARK + "".join(placeholder + _MARK for _ in images)
         opened = [[self.open(image) for image in images]]
         try:
             found = processor(text=[text], images=opened, return_tensors="pt")

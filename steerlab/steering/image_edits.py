@@ -8,6 +8,7 @@ from steerlab.models.encoding import Batch
 from steerlab.models.families import deepest_used_block
 from steerlab.models.layout import module_at
 from steerlab.models.model import Model
+from steerlab.models.patches import refuse_padded_images
 from steerlab.models.positions import Positions, describe
 
 
@@ -35,6 +36,7 @@ def check_image_edit(model: Model, name: str, intervention: Intervention, positi
         )
     if bare := [row.example_id for row, n in zip(batch.rows, batch.units, strict=True) if n == 0]:
         raise PositionError(f"the inputs {bare[:3]} have no image, so they cannot be steered at {intervention.site}")
+    refuse_padded_images(batch.extra)
     if intervention.vector_fn is not None:
         raise SteeringError(
             f"{name} computes its vectors from token states; at {intervention.site} states belong to images: give a "

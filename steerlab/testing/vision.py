@@ -31,7 +31,7 @@ class _Family:
     Attributes:
         tokens: special tokens by the name that the configuration has for their ids; the first stands for one feature.
         placeholder: what the user's turn shows for an image.
-        processor: names of the classes of processor and image processor, and of the video processor where there is one.
+        processor: names of the classes of processor and image processor, and of the parts for video and audio, if any.
         images: options of image and video processor.
         vision: configuration of the vision tower.
         options: options of the processor.
@@ -54,10 +54,11 @@ class _Family:
 
     def build_processor(self, tokenizer: Any) -> Any:
         """The processor around a tokenizer."""
-        processor, images, *videos = (getattr(transformers, kind) for kind in self.processor)
-        parts = [images(**self.images), tokenizer, *(video(**self.images) for video in videos)]
-        parts[0].image_seq_length = 9  # PaliGemma's processor reads it
-        return processor(*parts, chat_template=tokenizer.chat_template, **self.options)
+        processor, *kinds = (getattr(transformers, kind) for kind in self.processor)
+        names = ("image_processor", "video_processor", "feature_extractor")
+        parts = {name: kind(**self.images) for name, kind in zip(names, kinds, strict=False)}
+        parts["image_processor"].image_seq_length = 9  # PaliGemma's processor reads it
+        return processor(**parts, tokenizer=tokenizer, chat_template=tokenizer.chat_template, **self.options)
 
 
 _LLAVA: dict[str, Any] = {
@@ -118,6 +119,14 @@ _FAMILIES = {
             "fullatt_block_indexes": [1],
         },
     ),
+    "qwen3_vl": _Family(  # without an M-RoPE section: the sizes that the class has then
+        **_QWEN | {"text": {"head_dim": 128, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}},
+        processor=("Qwen3VLProcessor", "Qwen2VLImageProcessor", "Qwen3VLVideoProcessor"),
+        vision={
+            **_QWEN_TOWER, "intermediate_size": 64, "out_hidden_size": 32, "deepstack_visual_indexes": [0],
+            "num_position_embeddings": 64,
+        },
+    ),
     "idefics3": _Family(**_IDEFICS, processor=("Idefics3Processor", "Idefics3ImageProcessor")),
     "smolvlm": _Family(**_IDEFICS, processor=("SmolVLMProcessor", "SmolVLMImageProcessor", "SmolVLMVideoProcessor")),
     "gemma3": _Family(
@@ -128,6 +137,24 @@ _FAMILIES = {
         placeholder="<start_of_image>", processor=("Gemma3Processor", "Gemma3ImageProcessor"),
         images={"size": _SQUARE}, options={"image_seq_length": 9}, vision={**_SIGLIP, "patch_size": 4},
         text_family="gemma3", more={"mm_tokens_per_image": 9, "tie_word_embeddings": False},  # tied: see `text_config`
+    ),
+    "gemma4": _Family(
+        tokens={
+            "image_token_id": "<|image|>", "boi_token_id": "<|image>", "eoi_token_id": "<image|>",
+            "audio_token_id": "<|audio|>", "boa_token_id": "<|audio>", "eoa_token_index": "<audio|>",
+            "video_token_id": "<|video|>",
+        },
+        placeholder="<|image|>",
+        processor=(
+            "Gemma4Processor", "Gemma4ImageProcessor", "Gemma4VideoProcessor", "Gemma4AudioFeatureExtractor",
+        ),
+        images={"patch_size": _PATCH, "pooling_kernel_size": 2, "max_soft_tokens": 70},
+        vision={
+            **_TOWER, "hidden_size": 32, "num_key_value_heads": 2, "head_dim": 16, "pooling_kernel_size": 2,
+        },
+        text_family="gemma3",
+        text={"hidden_size_per_layer_input": 8, "global_head_dim": 8, "num_global_key_value_heads": 2},
+        more={"tie_word_embeddings": False, "audio_config": None},
     ),
     "paligemma": _Family(
         tokens={"image_token_index": "<image>"}, placeholder="<image>",
@@ -176,7 +203,7 @@ def tiny_vlm_hf(family: str = "llava", *, seed: int = 0, n_layers: int = 3, **te
     """
     row, tokenizer = _find(family)
     settings = text_config(row.text_family, n_layers, 32) | {"vocab_size": len(tokenizer)} | text | row.text
-    if family == "gemma3":  # full attention in the last block: in a window alone the last token would see no image
+    if family in ("gemma3", "gemma4"):  # full attention in the last block: in a window alone, it would see no image
         settings["layer_types"] = [("full_attention", "sliding_attention")[i % 2] for i in range(n_layers)]
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in row.tokens.items()}
     config_class: Any = CONFIG_MAPPING[family]
@@ -223,7 +250,7 @@ def _find(family: str) -> tuple[_Family, Any]:
     tokenizer.add_special_tokens({"additional_special_tokens": list(tokens)})
     template = tokenizer.chat_template.replace("IMAGE", row.placeholder)
     tokenizer.chat_template = None if family == "paligemma" else template
-    if family == "gemma3":  # its processor takes the names of the tokens from the tokenizer
-        names: dict[str, Any] = dict(zip(("image_token", "boi_token", "eoi_token"), tokens, strict=True))
+    if family in ("gemma3", "gemma4"):  # their processors take the names of the tokens from the tokenizer
+        names: dict[str, Any] = {name.rpartition("_")[0]: token for name, token in row.tokens.items()}
         tokenizer._set_model_specific_special_tokens(names)
     return row, tokenizer

@@ -15,11 +15,17 @@ from steerlab.models.model import Model
 from steerlab.testing import VLM_FAMILIES, tiny_vlm
 
 HOOKED = ("llava", "qwen2_5_vl", "paligemma")
-families = pytest.mark.parametrize("family", VLM_FAMILIES)
-# plain hooks on three families only: the reference is the same
-engines = pytest.mark.parametrize(
-    ("family", "backend"), [(f, "nnsight") for f in VLM_FAMILIES] + [(f, "hooks") for f in HOOKED]
-)
+TOWERS = tuple(f for f in VLM_FAMILIES if f != "gemma4")  # Gemma 4 pads its images: its tower is not read
+
+
+def _engines(families: Sequence[str]) -> Any:
+    """Both engines, but plain hooks on three families only: the reference is the same."""
+    pairs = [(family, "nnsight") for family in families] + [(family, "hooks") for family in HOOKED]
+    return pytest.mark.parametrize(("family", "backend"), pairs)
+
+
+families, towers = (pytest.mark.parametrize("family", names) for names in (VLM_FAMILIES, TOWERS))
+engines, tower_engines = _engines(VLM_FAMILIES), _engines(TOWERS)
 CHATS = tuple(f for f in VLM_FAMILIES if f != "paligemma")  # PaliGemma has no chat template and needs an image
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_models import OTHER, WIDE, engines, example, rows_with_images, vlm
+from image_models import OTHER, WIDE, example, rows_with_images, tower_engines, vlm
 from PIL import Image
 
 from steerlab import L2S, Contrast, Example, MeanDifference, Site, capture, sweep
@@ -21,7 +21,7 @@ def mirrored(row: Example) -> Example:
     return row.replace(contrast=Contrast.of_images(*images))
 
 
-@engines
+@tower_engines
 @pytest.mark.parametrize(
     ("layers", "position"), [([0, 1], "images"), ([1], "last"), ([Site(1, part="vision")], "images")]
 )

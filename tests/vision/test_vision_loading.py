@@ -144,8 +144,8 @@ def test_missing_package_error_names_the_command(
 def test_unsupported_processor_is_found_when_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     process = vision.Vision._process
 
-    def other(self: Any, images: Any) -> Any:
-        found = process(self, images)
+    def other(self: Any, *args: Any) -> Any:
+        found = process(self, *args)
         return replace(found, texts=tuple(text + "!" for text in found.texts))
 
     monkeypatch.setattr(vision.Vision, "_process", other)

@@ -4,10 +4,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import image_models
 import pytest
 import torch
 from by_hand import block_states, greedy, hooked, processed, taken
-from image_models import OTHER, SQUARE, TALL, encoded, engines, example, families, rows_of, rows_with_images, vlm
+from image_models import SQUARE, TALL, TOWERS, encoded, example, rows_of, rows_with_images, tower_engines, towers, vlm
 from torch import Tensor
 
 from steerlab import Activations, Contrast, MeanDifference, Request, Site, SteeringVector, capture, generate, score
@@ -18,10 +19,10 @@ from steerlab.methods.serialization import save
 from steerlab.models.engine import block_path
 from steerlab.models.layout import module_at
 from steerlab.models.model import Model
-from steerlab.models.patches import PatchSelector, entries_per_row
+from steerlab.models.patches import PatchSelector, entries_per_row, refuse_padded_images
 from steerlab.steering.interventions import build_edits
 from steerlab.steering.requests import resolve_interventions
-from steerlab.testing import VLM_FAMILIES, tiny_lm, tiny_vlm
+from steerlab.testing import tiny_lm, tiny_vlm
 
 TOWER = (Site(0, part="vision"), Site(1, part="vision"))
 PROJECTOR = Site(0, part="projector")
@@ -43,7 +44,7 @@ def read(model: Model, rows: Any, sites: Any, **options: Any) -> Activations:
 # --- where they are --------------------------------------------------------------------------------------------
 
 
-@families
+@towers
 def test_vision_tower_and_projector_are_found(family: str) -> None:
     model = vlm(family)
     assert [n > 0 for n in encoded(model, rows_of(family)).units] == [bool(row.images) for row in rows_of(family)]
@@ -70,7 +71,7 @@ def test_site_strings_and_forward_order() -> None:
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
-@engines
+@tower_engines
 @pytest.mark.parametrize("reduce", ["mean", "none"])
 def test_capture_reads_the_patches_of_each_row(family: str, backend: str, reduce: Any) -> None:
     """In batches of any size, with any padding: what a plain forward of the row has."""
@@ -89,7 +90,7 @@ def test_capture_reads_the_patches_of_each_row(family: str, backend: str, reduce
     assert len({len(patches(plain, PROJECTOR, row)) for row in rows}) > 1, "rows of different sizes: the premise"
 
 
-@families
+@towers
 def test_projector_output_is_the_features_at_the_image_tokens(family: str) -> None:
     """In the order of the tokens, but for Qwen2.5-VL, which sorts them by windows until after its projector.
 
@@ -202,6 +203,26 @@ def test_capture_refuses_sites_and_positions(layers: Any, positions: Any, error:
         capture(model, rows_of("llava"), layers=layers, positions=positions, progress=False)
 
 
+def test_tower_of_a_model_that_pads_its_images_is_refused() -> None:
+    """Gemma 4's images have one number of patches each, many of them of no image."""
+    model, rows = vlm("gemma4"), rows_with_images("gemma4")
+    assert model.width(TOWER[0]) == 32, "of the states, not of the heads"
+    with pytest.raises(LayoutError, match="padded to one size, so its vision tower has states of patches that belong"):
+        read(model, rows, TOWER[:1])
+    with pytest.raises(LayoutError, match="padded to one size"):
+        generate(model, rows, steer=steerer_at(model, TOWER[0]), max_new_tokens=1)
+
+
+def test_padding_of_images_is_seen_in_every_form() -> None:
+    tile, empty = torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
+    half = tile.clone()
+    half[..., 2:] = 0
+    refuse_padded_images({"pixel_attention_mask": torch.cat([tile, empty], 1)})
+    for mask in (torch.cat([tile, half], 1), half[0, 0]):
+        with pytest.raises(LayoutError, match="padded"):
+            refuse_padded_images({"pixel_attention_mask": mask})
+
+
 def test_entries_per_row_are_whole_or_refused() -> None:
     for units, n, entries in (([4, 0, 8], 3, [1, 0, 2]), ([1, 2], 3, [1, 2]), ([1, 2], 6, [2, 4])):
         assert entries_per_row(units, n) == entries
@@ -228,7 +249,7 @@ def under(model: Model, rows: Any, batch: Any, site: Site, alpha: Any) -> tuple[
     return here, block_states(model, inputs, edits)
 
 
-@engines
+@tower_engines
 @pytest.mark.parametrize("site", [TOWER[0], PROJECTOR], ids=str)
 def test_vector_is_added_to_the_patches_of_its_row(family: str, backend: str, site: Site) -> None:
     model, rows = vlm(family, backend), rows_with_images(family)
@@ -264,7 +285,7 @@ OPERATORS: dict[str, tuple[Any, Any]] = {
     ("family", "name"),
     [
         pytest.param(family, name, marks=() if name == "project_out" or family == "llava" else pytest.mark.nightly)
-        for family in VLM_FAMILIES for name in OPERATORS
+        for family in TOWERS for name in OPERATORS
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("site", [TOWER[0], PROJECTOR, Site(1)], ids=str)
@@ -290,7 +311,7 @@ def test_operators_change_images_and_text_as_plain_hooks_do(family: str, site: S
             torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
-@engines
+@tower_engines
 @pytest.mark.parametrize("site", [TOWER[0], PROJECTOR], ids=str)
 def test_generation_with_steered_vision_matches_recomputation(family: str, backend: str, site: Site) -> None:
     model, plain, rows = vlm(family, backend), vlm(family), rows_with_images(family)
@@ -394,7 +415,7 @@ def test_steerers_that_read_images_and_text_in_one_run(backend: str) -> None:
 
 def test_steerer_fitted_in_the_tower_is_saved_and_checks_its_width(tmp_path: Path) -> None:
     model, rows = vlm("llava"), rows_with_images("llava")
-    acts = read(model, [*rows, rows[0].replace(id="again", images=(OTHER,))], [TOWER[0]])
+    acts = read(model, [*rows, rows[0].replace(id="again", images=(image_models.OTHER,))], [TOWER[0]])
     steerer = SteeringVector({TOWER[0]: acts.at(TOWER[0])[0] - acts.at(TOWER[0])[1]})
     steerer.info_ = {"hidden_size": acts.hidden_size, "model": model.id}
     expected = generate(model, rows, steer=steerer, max_new_tokens=3).ids
