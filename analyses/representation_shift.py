@@ -22,6 +22,7 @@ paper: `_concept_answers.py`.
 from __future__ import annotations
 
 import argparse
+import copy
 from dataclasses import replace
 from functools import cache, partial
 from itertools import product
@@ -42,7 +43,7 @@ from torch import Tensor
 import steerlab
 from steerlab import Activations, Example, Request
 from steerlab._support.images import open_image
-from steerlab.analysis.concepts import concept_examples, concept_regions, concept_words, word_overlap
+from steerlab.analysis.concepts import concept_examples, concept_regions, concept_words, overlap
 from steerlab.analysis.representation_shift import RepresentationShift, representation_shift
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
@@ -56,7 +57,7 @@ PREDICTORS = ("mean", "answer", "concepts", "other_concept", "ridge", "own")
 CLUSTERED = ("concepts", "other_concept")  # those that depend on a seed
 WORDS = {"colors": {"min_letters": 3, "among": 60}, "emotion": {"min_letters": 3, "among": 200}}
 EMOTION = {"fit": 400, "validation": 120, "test": 240}  # scenarios
-SHOWN = 5  # words, and examples, of a concept
+SHOWN, COMPARED = 5, 20  # words, and examples, of a concept; examples that are compared with the trained model's
 TILES, GRID = 3, 8  # images of a concept in the figure, and the grid of regions
 
 
@@ -210,8 +211,10 @@ def share_estimate(measured: pd.DataFrame, key: str) -> dict[str, float]:
 
 
 def describe_concepts(run: PairStudy, layer: int) -> pd.DataFrame:
-    """Each concept: its shift, its words before, with the shift and in the trained model, how close the shift, and one
-    shift for all, come to the trained model's concepts (found in other inputs), its examples and what its inputs are.
+    """Each concept: its shift, its words and examples before, with the shift and in the trained model, how close the
+    shift, and one shift for all, come to the trained model's concepts (found in other inputs), and what its inputs are.
+
+    Examples with the shift are those whose states in the trained model are nearest to the shifted concept.
     """
     concepts, shift = run.shift(layer, 0)
     after = run.dictionary(layer, 0, "validation", "after")
@@ -229,9 +232,19 @@ def describe_concepts(run: PairStudy, layer: int) -> pd.DataFrame:
         frame[f"words_{key}"] = [" ".join(one) for one in several]
         if key != "after":
             pairs = zip(several, words["after"], strict=True)
-            frame[f"overlap_{key}"] = [word_overlap(one, other) for one, other in pairs]
-    top = concept_examples(concepts, run.acts["fit", "before"], SHOWN)
-    frame["examples"] = [" ".join(top.loc[top["concept"] == k, "example_id"]) for k in frame["concept"]]
+            frame[f"overlap_{key}"] = [overlap(one, other) for one, other in pairs]
+    moved = copy.copy(concepts)
+    moved.concepts_ = shift.predicted()
+    dictionaries = {"before": (concepts, "before"), "predicted": (moved, "after"), "after": (after, "after")}
+    top: dict[str, list[list[str]]] = {}
+    for key, (one, side) in dictionaries.items():
+        table = concept_examples(one, run.acts["fit", side], COMPARED).groupby("concept")["example_id"].apply(list)
+        top[key] = [table.get(k, []) for k in frame["partner" if key == "after" else "concept"]]
+        if key != "predicted":
+            frame[f"examples_{key}"] = [" ".join(ids[:SHOWN]) for ids in top[key]]
+    for key in ("before", "predicted"):
+        pairs = zip(top[key], top["after"], strict=True)
+        frame[f"overlap_examples_{key}"] = [overlap(ids, others) for ids, others in pairs]
     active = concepts.assign(run.acts["fit", "before"].at(layer)).numpy()
     first = [run.first["fit", side][run.ids("fit")].to_numpy() for side in ("before", "after")]
     frame["changed"] = [(first[0] != first[1])[active == k].mean() for k in frame["concept"]]
@@ -242,31 +255,35 @@ def describe_concepts(run: PairStudy, layer: int) -> pd.DataFrame:
 
 
 def find_regions(run: PairStudy, layer: int, frame: pd.DataFrame) -> dict[str, Any]:
-    """The region that each concept's most active images need, as `regions.csv` with the images in `images.png`; and
-    how often it lies on the thing that the question is about, for test images of three or more things.
+    """The region that each concept's most active images need, in both models, as `regions.csv` with the images in
+    `images.png` (a line for each concept, the first model's at the left); and how often it lies on the thing that the
+    question is about, for test images of three or more things.
     """
     rows = {row.id: row for part in run.pair.rows.values() for row in part}
-    chosen = [(k, i) for k, ids in zip(frame["concept"], frame["examples"], strict=True) for i in ids.split()[:TILES]]
-    concepts, size = run.dictionary(layer, 0), GRID**2 + 1
+    dictionaries = {"before": run.dictionary(layer, 0), "after": run.dictionary(layer, 0, "validation", "after")}
 
-    def strongest(name: str, ids: list[str]) -> pd.DataFrame:
-        several = [rows[i] for i in ids]
-        compute = partial(concept_regions, run.pair.before, concepts, several, grid=GRID, batch_size=size)
+    def strongest(name: str, side: str, ids: list[str]) -> pd.DataFrame:
+        several, size = [rows[i] for i in ids], GRID**2 + 1
+        compute = partial(concept_regions, run.model(side), dictionaries[side], several, grid=GRID, batch_size=size)
         found = run.study.stage(f"regions-{name}-{layer}", compute)
         return found.loc[found.groupby("example_id")["drop"].idxmax()].set_index("example_id")
 
-    top = strongest("top", [i for _, i in chosen])
-    table = pd.DataFrame(chosen, columns=["concept", "example_id"])
-    assert list(top.loc[table["example_id"], "concept"]) == list(table["concept"])
-    table = table.merge(top[["row", "column", "drop"]].reset_index(), on="example_id")
-    table.round(4).to_csv(run.study.folder / "regions.csv", index=False)
-    sheet = Image.new("RGB", (TILES * SIDE, SIDE * -(-len(table) // TILES)), "white")
-    for number, i in enumerate(table["example_id"]):
-        sheet.paste(open_image(rows[i].images[0]), (SIDE * (number % TILES), SIDE * (number // TILES)))
+    sheet, tables = Image.new("RGB", (2 * TILES * SIDE, SIDE * len(frame)), "white"), []
+    for place, (side, key) in enumerate((("before", "concept"), ("after", "partner"))):
+        several = [ids.split()[:TILES] for ids in frame[f"examples_{side}"]]
+        top = strongest(f"top-{side}", side, [i for ids in several for i in ids])
+        for line, (concept, ids) in enumerate(zip(frame[key], several, strict=True)):
+            assert set(top.loc[ids, "concept"]) <= {concept}
+            for tile, i in enumerate(ids):
+                sheet.paste(open_image(rows[i].images[0]), (SIDE * (place * TILES + tile), SIDE * line))
+            asked = [rows[i].meta["boxes"].split(";")[0] for i in ids]
+            placed = {"model": side, "line": line, "tile": range(len(ids)), "question": [rows[i].prompt for i in ids]}
+            tables.append(top.loc[ids].reset_index().assign(**placed, asked=asked))
+    pd.concat(tables).round(4).to_csv(run.study.folder / "regions.csv", index=False)
     sheet.save(run.study.folder / "images.png")
     several = [row for row in run.pair.rows["test"] if row.meta["boxes"].count(";") >= 2]
     drawn = [several[i] for i in np.random.default_rng(0).permutation(len(several))[:100]]
-    best = strongest("test", [row.id for row in drawn])
+    best = strongest("test", "before", [row.id for row in drawn])
     hits: dict[str, list[float]] = {key: [] for key in ("own", "own_by_chance", "any", "any_by_chance")}
     for row in drawn:
         inside = np.stack([_cells_inside(box) for box in row.meta["boxes"].split(";")])
@@ -296,16 +313,22 @@ def shift_part(study: Study, pair: Pair, args: argparse.Namespace) -> tuple[dict
     frame = describe_concepts(run, layer)
     if pair.before.vision is not None:
         summary |= find_regions(run, layer, frame)
-    measures = ("overlap_before", "overlap_predicted", "consistency", "consistency_others", "recovered")
-    for key in (*measures, "recovered_by_mean"):  # a concept with one member has no consistency with others
+    overlaps = [f"overlap_{what}{key}" for what in ("", "examples_") for key in ("before", "predicted")]
+    for key in (*overlaps, "consistency", "consistency_others", "recovered", "recovered_by_mean"):
+        # a concept with one member has no consistency with others
         known = frame[frame[key].notna()]
         summary[f"{pair.name}.{key}"] = round(float(np.average(known[key], weights=known["members"])), 4)
     return summary, frame, grid
 
 
-def page(frame: pd.DataFrame) -> str:
-    """The concepts of both pairs in words."""
-    lines = ["# Concepts before and after", ""]
+def page(frame: pd.DataFrame, texts: dict[str, str]) -> str:
+    """The concepts of both pairs in words and in the texts that activate them most."""
+    lines = [
+        "# Concepts before and after",
+        "",
+        "Scenarios: RepE (github.com/andyzoujm/representation-engineering, MIT).",
+        "",
+    ]
     for pair, several in frame.groupby("pair", sort=False):
         lines += [f"## {pair}", ""]
         for row in several.itertuples():
@@ -314,6 +337,8 @@ def page(frame: pd.DataFrame) -> str:
                 f"**{row.words_predicted}** (trained: {row.words_after}); consistency {row.consistency_others:.2f}, "
                 f"norm {row.norm:.1f}, answers changed {row.changed:.2f}"
             )
+            for name, ids in (("before", row.examples_before), ("trained", row.examples_after)):
+                lines += [f"    - {name}: {texts[i]}" for i in ids.split()[:TILES]]
         lines.append("")
     return "\n".join(lines)
 
@@ -349,7 +374,8 @@ def main() -> None:
     for name, table in {"concepts": concepts, "grid": pd.concat(grids), "answers_grid": answers_grid}.items():
         table.round(4).to_csv(study.folder / f"{name}.csv", index=False)
     origin = provenance(pairs[0].before, everything, args) | {"models": [pair.before.id for pair in pairs]}
-    study.finish(answered, summary | numbers_of_answers, page(concepts), origin)
+    texts = {row.id: str(row.prompt) for row in everything}
+    study.finish(answered, summary | numbers_of_answers, page(concepts, texts), origin)
     show_table("Concepts", concepts[["pair", "concept", "members", "norm", "words_before", "words_predicted"]])
 
 

@@ -55,16 +55,16 @@ def concept_words(
     return found
 
 
-def word_overlap(words: Sequence[str], others: Sequence[str]) -> float:
-    """The share of words that are among others; NaN without words.
+def overlap(found: Sequence[str], others: Sequence[str]) -> float:
+    """The share of a concept's words, or of the ids of its examples, that are among another's; NaN without any.
 
     Example:
-        >>> word_overlap(["happy", "glad"], ["glad", "sad"])
+        >>> overlap(["happy", "glad"], ["glad", "sad"])
         0.5
 
-    Source: arXiv 2501.03012, section 3 (T-Overlap; its released code counts them, without dividing).
+    Source: arXiv 2501.03012, section 3 (T-Overlap and I-Overlap; its released code counts, without dividing).
     """
-    return float(np.mean([word in others for word in words])) if words else float("nan")
+    return float(np.mean([one in others for one in found])) if found else float("nan")
 
 
 def concept_examples(concepts: ConceptDictionary, acts: Activations, n: int = 5) -> pd.DataFrame:

@@ -12,8 +12,8 @@ from steerlab.analysis.concepts import (
     concept_examples,
     concept_regions,
     concept_words,
+    overlap,
     rank_concept_vectors,
-    word_overlap,
 )
 from steerlab.analysis.logit_lens import end_logprobs
 from steerlab.analysis.representation_shift import representation_shift
@@ -151,7 +151,7 @@ def test_words_of_a_concept_are_the_likeliest_next_tokens_that_are_words() -> No
     for found, ids in zip(words, ranked.tolist(), strict=True):
         texts = [model.tokenizer.decode([i]).strip().lower() for i in ids[:250]]
         assert found == list(dict.fromkeys(t for t in texts if t.isalpha() or t.isdigit()))[:3]
-    assert word_overlap(["a", "b"], ["b"]) == 0.5 and np.isnan(word_overlap([], ["b"]))
+    assert overlap(["a", "b"], ["b"]) == 0.5 and np.isnan(overlap([], ["b"]))
 
 
 def test_examples_that_activate_a_concept_most() -> None:
