@@ -106,12 +106,15 @@ class SSAE(FittedMixin):
 
     def fit_differences(self, z: Differences) -> SSAE:
         """Fit to differences `(pair, hidden)` that were computed before; returns self."""
+        if z.ndim != 2:
+            raise DataError(f"differences of shape {tuple(z.shape)}: expected (pair, hidden)")
         z = z.float().to(self.device or z.device)
         if not bool(z.isfinite().all()):
             raise DataError("the differences hold NaN or infinity")
         if len(z) and not bool(z.any(1).all()):
             raise DataError(f"{int((~z.any(1)).sum())} of {len(z)} differences are zero: leave them out")
-        rank = int(torch.linalg.matrix_rank(z)) if len(z) else 0
+        # float32 rounds at a ten-millionth; the usual limit grows with the number of rows, and leaves real concepts out
+        rank = int(torch.linalg.matrix_rank(z.double(), rtol=1e-6)) if len(z) else 0
         if self.n_concepts > rank:
             raise DataError(
                 f"n_concepts={self.n_concepts}, and {len(z)} differences have rank {rank}: give at most that"
@@ -142,7 +145,7 @@ class SSAE(FittedMixin):
         adam = torch.optim.Adam([t.requires_grad_() for t in trained], lr=self.learning_rate)
         rate = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: min(1.0, 3 * (1 - step / self.steps)))
         with torch.enable_grad(), bar(self.steps, "SSAE", "step", self.progress) as shown:
-            for step in range(self.steps):
+            for _ in range(self.steps):
                 batch = z[torch.randint(len(z), (self.batch_size,), generator=generator).to(z.device)]
                 codes = batch @ encoder + shift
                 excess = codes.abs().sum(1).mean() / (level or 1.0) - 1
@@ -157,8 +160,7 @@ class SSAE(FittedMixin):
                     decoder /= decoder.norm(dim=1, keepdim=True)
                     if level is not None:  # dual ascent on the bound
                         multiplier = (multiplier + 0.05 * excess).clamp(min=0.0)
-                if step % 100 == 99:
-                    shown.update(100)
+                shown.update()
         return encoder.detach(), shift.detach(), decoder.detach(), constant.detach(), float(multiplier)
 
     @property
@@ -184,6 +186,12 @@ class SSAE(FittedMixin):
         reached = self.reached_["level"]
         if reached > self.level * (1 + TOLERANCE):
             raise SteeringError(f"the codes have a level of {reached:.3g}, above {self.level:g}: give more steps")
+        if self.reached_["error"] > 0.9:
+            warnings.warn(
+                f"level={self.level:g} leaves {self.reached_['error']:.2f} of the differences unexplained: give a "
+                "larger level (level_sweep)",
+                stacklevel=3,
+            )
         if not self.reached_["multiplier"] and reached < self.level * (1 - TOLERANCE):
             warnings.warn(
                 f"level={self.level:g} bounds nothing: without it the codes have {reached:.3g}. The concepts are "

@@ -1,18 +1,24 @@
-"""Seconds to fit a method that finds concepts, on synthetic differences of the width of SmolLM2.
+"""Seconds and memory to fit a method that finds concepts, on synthetic differences of the width of SmolLM2.
 
     python tests/benchmarks/concepts.py [--rounds 3] [--out FOLDER]
 
 Each fit of `FITS` has the size of its data and its goal for two cores, and runs with its default steps. `recovered` is
 the mean correlation of its codes with the true ones: a fit that finds nothing does not count (PCA finds directions, not
-the concepts). `load` is the load of the machine, since seconds depend on what else it does. Never part of the tests.
+the concepts). `extra_mib` is what a fit takes at its peak in a process of its own, beyond what is in use when its data
+are there (`data_mib`). `load` is the load of the machine, since seconds depend on what else it does. Never part of the
+tests.
 """
 
 import os
 import statistics
+import threading
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
+import psutil
 import torch
 from measured import arguments, report, timed
 
@@ -43,6 +49,24 @@ FITS: dict[str, tuple[int, int, int, float, dict[str, Any], Callable[[ConceptShi
 }
 
 
+def extra_memory(name: str) -> int:
+    """MiB that a fit takes at its peak, beyond what this process has when the data are there."""
+    rows, width, concepts, _, data, fit = FITS[name]
+    made, process, done = concept_shifts(rows, concepts, width, **data), psutil.Process(), threading.Event()
+    seen = [process.memory_info().rss]
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            seen.append(process.memory_info().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    fit(made)
+    done.set()
+    thread.join()
+    return (max(seen) - seen[0]) // 2**20
+
+
 def main() -> None:
     parser = arguments(__doc__, "concepts")
     parser.add_argument("--rounds", type=int, default=3)
@@ -52,9 +76,12 @@ def main() -> None:
         made = concept_shifts(rows, concepts, width, **data)
         found = [timed(partial(fit, made)) for _ in range(args.rounds)]
         seconds = [round(took, 2) for _, took in found]
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            memory = pool.submit(extra_memory, name).result()
         fits[name] = {
             "rows": rows, "width": width, "concepts": concepts, "seconds": statistics.median(seconds), "goal": goal,
             "all_seconds": seconds, "recovered": round(match_codes(made.codes, found[-1][0]).mean, 4),
+            "extra_mib": memory, "data_mib": rows * width * 4 // 2**20,
         }  # fmt: skip
     settings: dict[str, Any] = {"threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__}
     report({"fits": fits, "load": round(os.getloadavg()[0], 1)} | settings, args.out / "summary.json")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from synthetic_acts import activations, make_acts, normal
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from steerlab import capture, generate, pairs
 from steerlab.analysis.ssae_levels import level_sweep, stability
@@ -40,20 +41,42 @@ def test_concepts_of_continuous_sparse_changes_are_recovered(name: str) -> None:
     # adding a direction changes the true code of one concept alone
     changes = (ssae.decoder_[found.order] @ torch.linalg.pinv(made.concepts)).abs()
     others = changes - torch.diag(changes.diag())
-    assert (others.max(1).values / changes.diag()).max() < 0.05 and (others.mean(1) / changes.diag()).max() < 0.01
+    assert (others.max(1).values / changes.diag()).max() < 0.01
     assert torch.allclose(ssae.decoder_.norm(dim=1), torch.ones(len(found.order)), atol=1e-5)
     assert ssae.reached_["level"] <= 1.05 * true_level(made) and ssae.reached_["error"] < 1e-3
 
 
 def test_without_sparsity_or_in_bad_regimes_concepts_are_not_recovered() -> None:
     def mcc(level: float | None = -1.0, **options) -> float:
-        made = concept_shifts(**options)
-        return match_codes(made.codes, fitted(made, level).encode(made.differences)).mean
+        several = [concept_shifts(seed=seed, **options) for seed in range(3)]
+        return sum(match_codes(m.codes, fitted(m, level).encode(m.differences)).mean for m in several) / 3
 
-    assert mcc(level=None) < 0.75, "no bound: any rotation does"
-    assert mcc(codes="binary", seed=1) < 0.85, "changes of one size"
-    assert mcc(changed=(8, 8)) < 0.8, "nothing is sparse"
-    assert 0.7 < mcc(hidden=8, coherent=True, seed=1) < 0.97, "square mixing of concepts that are alike"
+    assert 0.5 < mcc(level=None) < 0.7, "no bound: any rotation does"
+    assert 0.6 < mcc(codes="binary") < 0.85, "changes of one size"
+    assert 0.5 < mcc(changed=(8, 8)) < 0.7, "nothing is sparse"
+    assert 0.65 < mcc(hidden=8, coherent=True) < 0.9, "square mixing of concepts that are alike"
+
+
+def test_directions_move_along_the_sphere() -> None:
+    """A gradient along a direction would shrink the step of the others: Adam scales by it, and the norm is undone."""
+    along = []
+
+    def look(adam: torch.optim.Optimizer, *_) -> None:
+        decoder = adam.param_groups[0]["params"][2]
+        along.append(float((decoder.grad * decoder).sum(1).abs().max() / decoder.grad.norm()))
+
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        fitted(concept_shifts(300, 3, 12, changed=(1, 2)), None, steps=50)
+    finally:
+        handle.remove()
+    assert len(along) == 50 and max(along) < 1e-6
+
+
+def test_concepts_of_many_rows_are_not_taken_for_rounding() -> None:
+    """The usual limit of the rank grows with the rows: these nine concepts had rank 8."""
+    made = concept_shifts(100_000, 9, 9, changed=(1, 5), coherent=True, seed=1)
+    SSAE(0, 9, None, steps=1).fit_differences(made.differences)
 
 
 def test_one_concept_is_the_mean_contrast_direction_with_its_size() -> None:
@@ -169,6 +192,8 @@ def test_levels_that_bound_nothing_warn_and_unreached_ones_are_refused() -> None
     made = concept_shifts(500, 3, 12, changed=(1, 2))
     with pytest.warns(UserWarning, match=r"level=50 bounds nothing: without it the codes have \d"):
         fitted(made, 50.0)
+    with pytest.warns(UserWarning, match=r"level=0.02 leaves 0.9\d of the differences unexplained"):
+        fitted(made, 0.02)
     with pytest.raises(SteeringError, match=r"the codes have a level of .*, above 0.1: give more steps"):
         fitted(made, 0.1, steps=20)
 
@@ -183,6 +208,8 @@ def test_wrong_input_is_refused() -> None:
         SSAE(0, 1, 1.0).fit_differences(torch.stack([normal(12), torch.zeros(12)]))
     with pytest.raises(DataError, match=r"1 of 2 contrasts are zero \(\['b'\]\)"):
         SSAE(3, 1, 1.0).fit(make_acts(None, torch.stack([normal(12), torch.zeros(12)]), ids=["a", "b"]))
+    with pytest.raises(DataError, match=r"shape \(12,\): expected \(pair, hidden\)"):
+        SSAE(0, 1, 1.0).fit_differences(normal(12))
     with pytest.raises(DataError, match="NaN or infinity"):
         SSAE(0, 1, 1.0).fit_differences(torch.full((3, 12), torch.nan))
     with pytest.raises(DataError, match="level"):
