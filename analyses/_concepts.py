@@ -31,10 +31,11 @@ SEEDED = ("random", "affine", "ica", "dictionary", "ssae")
 
 @dataclass(frozen=True)
 class Directions:
-    """What a method found: `codes` reads them off differences; `codes @ rows` is what it explains of them."""
+    """What a method found: `codes` reads them off differences, of which `codes @ rows + constant` is explained."""
 
     codes: Callable[[Tensor], Tensor]
     rows: Tensor
+    constant: Tensor | float = 0.0
 
 
 def find_directions(method: str, z: Tensor, labels: Tensor, setting: float | None, seed: int) -> Directions | None:
@@ -49,7 +50,7 @@ def find_directions(method: str, z: Tensor, labels: Tensor, setting: float | Non
             ssae = SSAE(0, k, setting, seed=seed).fit_differences(z)
         except SteeringError:  # a level that is not reached
             return None
-        return Directions(ssae.encode, ssae.decoder_)
+        return Directions(ssae.encode, ssae.decoder_, ssae.decoder_offset_)
     if method in ("random", "mean", "labels"):
         rows = {
             "random": lambda: torch.randn(k, z.shape[1], generator=torch.Generator().manual_seed(seed)),
@@ -73,7 +74,8 @@ def find_directions(method: str, z: Tensor, labels: Tensor, setting: float | Non
         except ConvergenceWarning:
             return None
     rows = torch.from_numpy(fitted.mixing_.T if method == "ica" else fitted.components_).float() * size
-    return Directions(lambda x: torch.from_numpy(fitted.transform((x / size).double().numpy())).float(), rows)
+    constant = torch.from_numpy(np.asarray(getattr(fitted, "mean_", 0.0))).float() * size
+    return Directions(lambda x: torch.from_numpy(fitted.transform((x / size).double().numpy())).float(), rows, constant)
 
 
 class Part:
@@ -104,6 +106,12 @@ class Part:
     def differences(self, layer: int, part: str) -> Tensor:
         """The differences of the pairs of a part."""
         return self.acts.contrast(layer)[1].float()[self._places[part]]
+
+    def ends(self, layer: int, part: str) -> tuple[Tensor, Tensor]:
+        """The states before and after the change of the pairs of a part."""
+        sides = (self.acts.by_example(layer, side=side)[1].float() for side in ("negative", "positive"))
+        before, after = (states[self._places[part]] for states in sides)
+        return before, after
 
     def truth(self, part: str) -> Tensor:
         """What changed in the pairs of a part."""

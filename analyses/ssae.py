@@ -6,7 +6,9 @@
 "a round red table." becomes "a round blue box.": two of shape, color and object change in every pair, so that no pair
 shows what one of them does. Each method finds as many directions as there are values, without knowing what changed; for
 each value the one that follows it best is taken, on training pairs. How well it follows on test pairs, whose article is
-in no other pair, is the mean absolute correlation (MCC). Layer and, where a method has one, a setting (level of the
+in no other pair, is the mean absolute correlation (MCC). Also, as the paper has it, the cosine of a pair's end to its
+start moved by what is read off this very pair; and, since nobody has the pair at use, moved by fixed directions: those
+of the values that changed, each as long as on average. Layer and, where a method has one, a setting (level of the
 SSAE, penalty of the dictionary) are chosen on validation pairs; both choices need labels, and all methods have them.
 "labels" are the mean differences of the values: what knowing all labels gives. "sentences" are a second kind of pairs,
 of language, gender and tense.
@@ -32,7 +34,8 @@ import numpy as np
 import pandas as pd
 import torch
 from _common import numbers, parser, provenance, show_table
-from _concepts import SEEDED, SETTINGS, Part, find_directions, matched_correlation, resampled
+from _concepts import SEEDED, SETTINGS, Directions, Part, find_directions, matched_correlation, resampled
+from scipy import stats
 from torch import Tensor
 
 import steerlab
@@ -112,6 +115,45 @@ def test(study: Study, kind: str, part: Part, chosen: pd.DataFrame) -> pd.DataFr
 
     found = pd.concat([study.stage(f"{kind}-test-{m}", partial(compute, m)) for m in SETTINGS], ignore_index=True)
     return found.astype({"seed": str})  # a stage whose seeds are all numbers is read back with numbers
+
+
+def cosines(part: Part, found: Directions, layer: int) -> dict[str, list[float]]:
+    """Of each test pair, the cosine of its end to its start, and to its start moved by what is read off the pair
+    ("read") or by the directions of the values that changed, found on training pairs ("fixed"). The mean state of
+    training pairs is taken away first: with it, any two states are nearly parallel.
+    """
+    before, after = part.ends(layer, "test")
+    truth, labels, codes = part.truth("test"), part.truth("train"), found.codes(part.differences(layer, "train"))
+    read = found.codes(after - before) @ found.rows + found.constant
+    if len(found.rows) == 1:  # the mean of all pairs is the same for each
+        read, fixed = found.rows.expand_as(before), found.rows.expand_as(before)
+    else:
+        best, signs = part.best_columns(found, layer)
+        sizes = torch.stack([codes[labels[:, v] != 0, k].abs().median() for v, k in enumerate(best.tolist())])
+        fixed = (truth * signs * sizes).float() @ found.rows[best]
+    moved = {"start": before, "read": before + read, "fixed": before + fixed}
+    middle = torch.cat(part.ends(layer, "train")).mean(0)
+    return {name: torch.cosine_similarity(after - middle, one - middle).tolist() for name, one in moved.items()}
+
+
+def test_cosines(study: Study, kind: str, part: Part, chosen: pd.DataFrame) -> dict[str, Any]:
+    """`cosines` of every method, means over pairs and seeds with intervals over pairs."""
+
+    def compute(method: str) -> pd.DataFrame:
+        layer, z = int(chosen.loc[method, "layer"]), part.differences(int(chosen.loc[method, "layer"]), "train")
+        frames = []
+        for seed in SEEDS if method in SEEDED else SEEDS[:1]:
+            found = find_directions(method, z, part.truth("train"), setting_of(chosen.loc[method]), seed)
+            if found is not None:
+                frames.append(pd.DataFrame(cosines(part, found, layer)).assign(pair=part.ids["test"], seed=seed))
+        return pd.concat(frames, ignore_index=True)
+
+    summary = {}
+    for method in SETTINGS:
+        means = study.stage(f"{kind}-cosine-{method}", partial(compute, method)).groupby("pair").mean()
+        for name in ("start", "read", "fixed"):
+            summary[f"{kind}.{method}.cosine_{name}"] = numbers(bootstrap_ci(means[name].tolist(), seed=0))
+    return summary
 
 
 def setting_of(row: pd.Series) -> float | None:
@@ -249,8 +291,9 @@ def log_odds(logits: Tensor, place: int) -> Tensor:
 
 
 def steer_values(study: Study, steering: Steering) -> tuple[int, pd.DataFrame]:
-    """The layer that suits the clean pairs, and what every method's directions do there."""
+    """The layer that suits the clean pairs (`layers.csv`), and what every method's directions do there."""
     effects = study.stage("steer-layers", steering.layer_effects)
+    effects.round(4).to_csv(study.folder / "layers.csv", index=False)
     layer = int(effects.groupby("layer")["gain"].mean().idxmax())
     frames = []
     for method, column in product(STEERED, steering.part.labels):
@@ -283,7 +326,9 @@ def main() -> None:
         grid = known_grid(args.grid, kind, part) if args.grid else choose(study, kind, part)
         best = grid.loc[grid.groupby("method")["mcc"].idxmax()].set_index("method")
         found = test(study, kind, part, best)
-        summary |= summarize_directions(kind, found, best, len(part.ids["test"]))
+        summary |= summarize_directions(kind, found, best, len(part.ids["test"])) | test_cosines(
+            study, kind, part, best
+        )
         frames.append(found[found["measure"] != "draw"].assign(pairs=kind))
         grids.append(grid.assign(pairs=kind))
         if kind == "objects":
@@ -317,9 +362,18 @@ def summarize_directions(kind: str, found: pd.DataFrame, best: pd.DataFrame, n: 
             low, high = (draws["ssae"] - draws[method]).quantile([0.025, 0.975])
             difference = Estimate(float(means["ssae"] - means[method]), float(low), float(high), n)
             summary[f"{kind}.ssae_over_{method}.mcc"] = numbers(difference)
+            other = by_seed[method] if method in SEEDED else by_seed[method].iloc[0]
+            summary[f"{kind}.ssae_over_{method}.over_seeds"] = numbers(over_seeds(by_seed["ssae"] - other))
         if method in agreement.index:
             summary[f"{kind}.{method}.agreement"] = agreement.loc[method].round(4).to_dict()
     return summary
+
+
+def over_seeds(values: pd.Series) -> Estimate:
+    """The mean over seeds with Student's interval: of five, a resampled one would be too narrow."""
+    known = values.dropna()
+    low, high = stats.t.interval(0.95, len(known) - 1, known.mean(), known.sem())
+    return Estimate(float(known.mean()), float(low), float(high), len(known))
 
 
 def summarize_steering(steered: pd.DataFrame, seed: int) -> dict[str, Any]:

@@ -31,19 +31,25 @@ MARKERS = ("o", "^", "s")
 
 
 def draw(results_dir: str | Path) -> Figure:
-    """The figure of a folder of results: two panels, a marker for each model."""
+    """The figure of a folder of results: three panels, a marker for each model."""
     folders = [path.parent for path in sorted(Path(results_dir).glob("*/summary.json"))] or [Path(results_dir)]
     summaries = [read_summary(folder) for folder in folders]
     with style():
-        fig = Figure(figsize=(width(2), 2.4), layout="constrained")
-        left, right = fig.subplots(1, 2)
-        draw_dots(left, summaries, {f"objects.{name}.mcc": label for name, label in FOUND.items()})
-        left.set(title="a  Directions from mixed pairs")
-        left.set_xlabel("Mean correlation with each value's changes\n(test pairs, 95 % intervals; *: labels known)")
-        draw_dots(right, summaries, {f"steered.{name}.after": label for name, label in ADDED.items()})
-        right.set(title="b  One added, at equal dose")
-        right.set_xlabel("Share of texts that go on with the value\n(95 % intervals over 20 values; *: labels known)")
-        handles, labels = left.get_legend_handles_labels()
+        fig = Figure(figsize=(width(2), 2.6), layout="constrained")
+        objects, sentences, added = fig.subplots(1, 3)
+        for ax, kind, title in (
+            (objects, "objects", "a  Objects: 20 values"),
+            (sentences, "sentences", "b  Sentences: 3 values"),
+        ):
+            draw_dots(ax, summaries, {f"{kind}.{name}.mcc": label for name, label in FOUND.items()})
+            ax.set_title(title, loc="left")
+        sentences.set_yticklabels([])
+        objects.set_xlabel("Correlation with each value's changes\n(test pairs, 95 % intervals)", x=1)
+        draw_dots(added, summaries, {f"steered.{name}.after": label for name, label in ADDED.items()})
+        added.set_title("c  Added at equal dose", loc="left")
+        added.set_xlabel("Share of texts that go on\nwith the value (95 % intervals)")
+        fig.text(0.005, 0.01, "*: labels known", fontsize=7)
+        handles, labels = objects.get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7)
         fig.draw_without_rendering()
     return fig
