@@ -23,12 +23,24 @@ from steerlab.plots import read_summary, style, width
 from steerlab.plots.style import INK, MUTED
 
 RESULTS = Path(__file__).parents[1] / "analyses/results/representation_shift"
-ROWS, TILES, SIDE, GRID, WORDS = 6, 3, 64, 8, 2
+TILES, SIDE, GRID, WORDS = 3, 64, 8, 2
 PREDICTED = {
     "none": ("nothing added", "none"), "other_concept": ("another concept's shift", "random"),
     "mean": ("one shift for all", "mean"), "concepts": ("the concept's shift", "l2s"),
     "answer": ("mean shift of the same answer", "routed_mean"), "ridge": ("ridge regression", "linear"),
 }  # fmt: skip
+TITLES = {"colors": "a  Trained to say red for purple: eight concepts, largest shift first",
+          "emotion": "b  Trained to say that it is happy"}  # fmt: skip
+# where things stand in a line, in heights of a line
+TILED = {"before": 3.4, "arrow": 5.5, "predicted": 7.1, "after": 9.2, "tiles_after": 11.2}
+PLAIN = {"before": 0.1, "arrow": 5.5, "predicted": 7.1, "after": 11.2}
+HEADERS = {
+    "before": "first model",
+    "arrow": "its shift",
+    "predicted": "first model\nwith the shift",
+    "after": "trained\nmodel",
+}
+NUMBERS = {"shifts\nagree": 15.9, "distance\nrecovered": 17.0, "answers\nchanged": 18.0}
 ARROW: dict[str, Any] = {"arrowstyle": "-|>", "color": MUTED, "shrinkA": 0, "shrinkB": 0}
 CLEAR = 0.02  # the share of its activation that a concept loses: below it no region is marked
 METHODS = {
@@ -47,15 +59,15 @@ def draw(results_dir: str | Path) -> Figure:
     summary, concepts = read_summary(folder), pd.read_csv(folder / "concepts.csv")
     regions, sheet = pd.read_csv(folder / "regions.csv"), mpimg.imread(folder / "images.png")
     with style():
-        fig = Figure(figsize=(width(2), 4.9), layout="constrained")
-        parts: Any = fig.subfigures(2, 1, height_ratios=[1.75, 1])
-        left, right = parts[0].subplots(1, 2, width_ratios=[1.42, 1])
-        lower, last = parts[1].subplots(1, 2)
-        largest = concepts.groupby("pair", sort=False).head(ROWS)
-        draw_concepts(left, largest[largest["pair"] == "colors"], sheet, regions)
-        draw_concepts(right, largest[largest["pair"] == "emotion"])
-        left.set_title("a  Trained to say red for purple (6 of 8 concepts)", loc="left")
-        right.set_title("b  Trained to say it is happy (6 of 8)", loc="left")
+        fig = Figure(figsize=(width(2), 7.9), layout="constrained")
+        parts: Any = fig.subfigures(3, 1, height_ratios=[3.9, 2.1, 1.9])
+        for part, pair, title in zip(parts, TITLES, TITLES.values(), strict=False):
+            ax = part.subplots()
+            draw_concepts(ax, concepts[concepts["pair"] == pair])
+            ax.set_title(title, loc="left")
+            if pair == "colors":
+                draw_tiles(ax, concepts[concepts["pair"] == pair], sheet, regions)
+        lower, last = parts[2].subplots(1, 2)
         for ax, pair, letter in ((lower, "colors", "c"), (last, "emotion", "d")):
             for row, (name, (_, look)) in enumerate(PREDICTED.items()):
                 estimate_dot(ax, summary[f"{pair}.{name}.nats_left"], row, look)
@@ -68,43 +80,52 @@ def draw(results_dir: str | Path) -> Figure:
     return fig
 
 
-def draw_concepts(ax: Axes, concepts: pd.DataFrame, sheet: Any = None, regions: pd.DataFrame | None = None) -> None:
-    """A line for each concept: images with the region that it needs, words before, an arrow, words after."""
-    first = TILES * 1.08 + 0.2 if sheet is not None else 0.0
+def draw_concepts(ax: Axes, concepts: pd.DataFrame) -> None:
+    """A line for each concept, the longest shift first: words before, an arrow, words after, and numbers."""
+    tiles = concepts["pair"].iloc[0] == "colors"
+    columns, join = (TILED, "\n") if tiles else (PLAIN, ", ")
     ax.set_axis_off()
-    longest = concepts["norm"].max()
-    for line, row in enumerate(concepts.itertuples()):
-        if sheet is not None and regions is not None:
-            draw_tiles(ax, line, sheet, regions.reset_index().query(f"concept == {row.concept}"))
-        look: dict[str, Any] = {"x": first, "y": line, "ha": "left", "va": "center", "fontsize": 7}
-        ax.text(**look, s="\n".join(row.words_before.split()[:WORDS]), color=INK)
-        length = 0.2 + 0.8 * row.norm / longest
+    ordered, longest = concepts.sort_values("norm", ascending=False), concepts["norm"].max()
+    for line, row in enumerate(ordered.itertuples()):
+        kept = row.words_predicted.split()[:1] == row.words_before.split()[:1]
+        for name in ("before", "predicted", "after"):
+            words = join.join(str(getattr(row, f"words_{name}")).split()[:WORDS])
+            changed = name != "before" and not kept
+            ax.text(columns[name], line, words, ha="left", va="center", fontsize=7,
+                    color="#005A8E" if changed else INK, fontweight="bold" if changed else "normal")  # fmt: skip
+        end = columns["arrow"] + 0.3 + 0.9 * row.norm / longest
         arrow = ARROW | {"lw": 0.5 + 1.5 * row.norm / longest}
-        ax.annotate("", (first + 2.4 + length, line), (first + 2.4, line), arrowprops=arrow)
-        after = row.words_predicted.split()[:WORDS]
-        other = after[:1] != row.words_before.split()[:1]
-        ax.text(**look | {"x": first + 3.6}, s="\n".join(after), color="#005A8E" if other else INK,
-                fontweight="bold" if other else "normal")  # fmt: skip
-        ax.text(**look | {"x": first + 6.4, "ha": "right"}, s=f"{row.changed:.0%}", color=MUTED)
-    header: dict[str, Any] = {"y": -0.72, "fontsize": 6.5, "color": MUTED, "va": "bottom"}
-    ax.text(x=first, s="before", **header)
-    ax.text(x=first + 3.6, s="after its shift", **header)
-    ax.text(x=first + 6.4, s="answers\nchanged", ha="right", **header)
-    ax.set(xlim=(0, first + 6.5), ylim=(len(concepts) - 0.45, -1.25), aspect="equal")
+        ax.annotate("", (end, line), (columns["arrow"], line), arrowprops=arrow)
+        for name, number in zip(NUMBERS, (row.consistency_others, row.recovered, row.changed), strict=True):
+            ax.text(NUMBERS[name], line, f"{number:.2f}".replace("0.", "."), ha="right", va="center", fontsize=7)
+    header: dict[str, Any] = {"y": -0.6 if tiles else -0.7, "fontsize": 6.5, "color": MUTED, "va": "bottom"}
+    for name, text in HEADERS.items():
+        ax.text(columns[name], s=text, ha="left", **header)
+    for name, x in NUMBERS.items():
+        ax.text(x, s=name, ha="right", **header)
+    ax.set(xlim=(0, 18.1), ylim=(len(concepts) - 0.45, -1.4), aspect="equal" if tiles else "auto")
 
 
-def draw_tiles(ax: Axes, line: int, sheet: Any, regions: pd.DataFrame) -> None:
-    """The images that activate a concept most, each with the region that it needs in a box."""
-    for place, row in enumerate(regions.itertuples()):
-        top, left = SIDE * (row.index // TILES), SIDE * (row.index % TILES)
-        x, y = place * 1.08, line - 0.48
+def draw_tiles(ax: Axes, concepts: pd.DataFrame, sheet: Any, regions: pd.DataFrame) -> None:
+    """The images that activate each concept most, in both models: the region that it needs in a box, the thing that
+    the question is about in a dashed one.
+    """
+    order = concepts.reset_index(drop=True).sort_values("norm", ascending=False).index
+    for row in regions.itertuples():
+        after = row.model == "after"
+        top, left = SIDE * row.line, SIDE * (row.tile + TILES * after)
+        x, y = (TILED["tiles_after"] if after else 0) + 1.06 * row.tile, order.get_loc(row.line) - 0.48
         ax.imshow(
             sheet[top : top + SIDE, left : left + SIDE], extent=(x, x + 0.96, y + 0.96, y), interpolation="nearest"
         )
+        edge, down, side = (0.96 * int(one) / SIDE for one in row.asked.split())
+        ax.add_patch(Rectangle((x + edge, y + down), side, side, fill=False, lw=0.6, ls=(0, (2, 1.5)), edgecolor=INK))
         if row.drop > CLEAR:
             cell = 0.96 / GRID
             corner = (x + row.column * cell, y + row.row * cell)
-            ax.add_patch(Rectangle(corner, cell, cell, fill=False, lw=0.9, edgecolor="black"))
+            ax.add_patch(Rectangle(corner, cell, cell, fill=False, lw=1.1, edgecolor="black"))
+    key = "dashed: the thing asked about; box: the region that the concept needs"
+    ax.text(0, len(concepts) - 0.3, key, fontsize=6.5, color=MUTED, va="top")
 
 
 def draw_answers(results_dir: str | Path) -> Figure:
