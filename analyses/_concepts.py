@@ -107,11 +107,11 @@ class Part:
         """The differences of the pairs of a part."""
         return self.acts.contrast(layer)[1].float()[self._places[part]]
 
-    def ends(self, layer: int, part: str) -> tuple[Tensor, Tensor]:
-        """The states before and after the change of the pairs of a part."""
+    def start_and_end(self, layer: int, part: str) -> tuple[Tensor, Tensor]:
+        """The states of the two texts of each pair of a part."""
         sides = (self.acts.by_example(layer, side=side)[1].float() for side in ("negative", "positive"))
-        before, after = (states[self._places[part]] for states in sides)
-        return before, after
+        start, end = (states[self._places[part]] for states in sides)
+        return start, end
 
     def truth(self, part: str) -> Tensor:
         """What changed in the pairs of a part."""

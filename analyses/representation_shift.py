@@ -211,10 +211,12 @@ def share_estimate(measured: pd.DataFrame, key: str) -> dict[str, float]:
 
 
 def describe_concepts(run: PairStudy, layer: int) -> pd.DataFrame:
-    """Each concept: its shift, its words and examples before, with the shift and in the trained model, how close the
-    shift, and one shift for all, come to the trained model's concepts (found in other inputs), and what its inputs are.
+    """Each concept: its shift, its words before, with the shift and in the trained model, how close the shift, and one
+    shift for all, come to the trained model's concepts (found in other inputs), its examples in both models, and what
+    its inputs are.
 
-    Examples with the shift are those whose states in the trained model are nearest to the shifted concept.
+    `overlap_examples_*`: of the examples whose states in the trained model are nearest to the concept, unmoved, moved by
+    one shift for all or by its own, the share that is among those of the trained model's concept.
     """
     concepts, shift = run.shift(layer, 0)
     after = run.dictionary(layer, 0, "validation", "after")
@@ -233,18 +235,15 @@ def describe_concepts(run: PairStudy, layer: int) -> pd.DataFrame:
         if key != "after":
             pairs = zip(several, words["after"], strict=True)
             frame[f"overlap_{key}"] = [overlap(one, other) for one, other in pairs]
-    moved = copy.copy(concepts)
-    moved.concepts_ = shift.predicted()
-    dictionaries = {"before": (concepts, "before"), "predicted": (moved, "after"), "after": (after, "after")}
-    top: dict[str, list[list[str]]] = {}
-    for key, (one, side) in dictionaries.items():
-        table = concept_examples(one, run.acts["fit", side], COMPARED).groupby("concept")["example_id"].apply(list)
-        top[key] = [table.get(k, []) for k in frame["partner" if key == "after" else "concept"]]
-        if key != "predicted":
-            frame[f"examples_{key}"] = [" ".join(ids[:SHOWN]) for ids in top[key]]
-    for key in ("before", "predicted"):
-        pairs = zip(top[key], top["after"], strict=True)
-        frame[f"overlap_examples_{key}"] = [overlap(ids, others) for ids, others in pairs]
+    moved = {"unmoved": concepts.concepts_, "mean": concepts.concepts_ + mean, "predicted": shift.predicted()}
+    trained_top = _top_examples(run, after, "after", frame["partner"])
+    for key, rows in moved.items():
+        one = copy.copy(concepts)
+        one.concepts_ = rows
+        several = _top_examples(run, one, "after", frame["concept"])
+        frame[f"overlap_examples_{key}"] = [overlap(*two) for two in zip(several, trained_top, strict=True)]
+    for key, several in (("before", _top_examples(run, concepts, "before", frame["concept"])), ("after", trained_top)):
+        frame[f"examples_{key}"] = [" ".join(ids[:SHOWN]) for ids in several]
     active = concepts.assign(run.acts["fit", "before"].at(layer)).numpy()
     first = [run.first["fit", side][run.ids("fit")].to_numpy() for side in ("before", "after")]
     frame["changed"] = [(first[0] != first[1])[active == k].mean() for k in frame["concept"]]
@@ -252,6 +251,12 @@ def describe_concepts(run: PairStudy, layer: int) -> pd.DataFrame:
     counts = [labels[active == k].value_counts() for k in frame["concept"]]
     frame["inputs"] = [" ".join(f"{name}:{count}" for name, count in one.items()) for one in counts]
     return frame.assign(pair=run.pair.name, layer=layer)
+
+
+def _top_examples(run: PairStudy, concepts: ConceptDictionary, side: str, chosen: pd.Series) -> list[list[str]]:
+    """The examples that activate each chosen concept most, by their states in one model."""
+    table = concept_examples(concepts, run.acts["fit", side], COMPARED).groupby("concept")["example_id"].apply(list)
+    return [table.get(k, []) for k in chosen]
 
 
 def find_regions(run: PairStudy, layer: int, frame: pd.DataFrame) -> dict[str, Any]:
@@ -276,9 +281,9 @@ def find_regions(run: PairStudy, layer: int, frame: pd.DataFrame) -> dict[str, A
             assert set(top.loc[ids, "concept"]) <= {concept}
             for tile, i in enumerate(ids):
                 sheet.paste(open_image(rows[i].images[0]), (SIDE * (place * TILES + tile), SIDE * line))
-            asked = [rows[i].meta["boxes"].split(";")[0] for i in ids]
+            things = [rows[i].meta["boxes"].split(";")[0] for i in ids]
             placed = {"model": side, "line": line, "tile": range(len(ids)), "question": [rows[i].prompt for i in ids]}
-            tables.append(top.loc[ids].reset_index().assign(**placed, asked=asked))
+            tables.append(top.loc[ids].reset_index().assign(**placed, thing=things))
     pd.concat(tables).round(4).to_csv(run.study.folder / "regions.csv", index=False)
     sheet.save(run.study.folder / "images.png")
     several = [row for row in run.pair.rows["test"] if row.meta["boxes"].count(";") >= 2]
@@ -313,7 +318,8 @@ def shift_part(study: Study, pair: Pair, args: argparse.Namespace) -> tuple[dict
     frame = describe_concepts(run, layer)
     if pair.before.vision is not None:
         summary |= find_regions(run, layer, frame)
-    overlaps = [f"overlap_{what}{key}" for what in ("", "examples_") for key in ("before", "predicted")]
+    overlaps = ["overlap_before", "overlap_predicted"]
+    overlaps += [f"overlap_examples_{key}" for key in ("unmoved", "mean", "predicted")]
     for key in (*overlaps, "consistency", "consistency_others", "recovered", "recovered_by_mean"):
         # a concept with one member has no consistency with others
         known = frame[frame[key].notna()]

@@ -121,19 +121,23 @@ def cosines(part: Part, found: Directions, layer: int) -> dict[str, list[float]]
     """Of each test pair, the cosine of its end to its start, and to its start moved by what is read off the pair
     ("read") or by the directions of the values that changed, found on training pairs ("fixed"). The mean state of
     training pairs is taken away first: with it, any two states are nearly parallel.
+
+    A fixed direction is as long as the median training pair that changes its value goes along it: codes are shorter,
+    where a bound or a penalty holds them down.
     """
-    before, after = part.ends(layer, "test")
-    truth, labels, codes = part.truth("test"), part.truth("train"), found.codes(part.differences(layer, "train"))
-    read = found.codes(after - before) @ found.rows + found.constant
+    start, end = part.start_and_end(layer, "test")
     if len(found.rows) == 1:  # the mean of all pairs is the same for each
-        read, fixed = found.rows.expand_as(before), found.rows.expand_as(before)
+        read = fixed = found.rows.expand_as(start)
     else:
-        best, signs = part.best_columns(found, layer)
-        sizes = torch.stack([codes[labels[:, v] != 0, k].abs().median() for v, k in enumerate(best.tolist())])
-        fixed = (truth * signs * sizes).float() @ found.rows[best]
-    moved = {"start": before, "read": before + read, "fixed": before + fixed}
-    middle = torch.cat(part.ends(layer, "train")).mean(0)
-    return {name: torch.cosine_similarity(after - middle, one - middle).tolist() for name, one in moved.items()}
+        read = found.codes(end - start) @ found.rows + found.constant
+        units = torch.nn.functional.normalize(found.rows[part.best_columns(found, layer)[0]], dim=1)
+        labels = part.truth("train")
+        along = labels * (part.differences(layer, "train") @ units.T)
+        sizes = torch.stack([column[changed].median() for column, changed in zip(along.T, labels.T != 0, strict=True)])
+        fixed = (part.truth("test") * sizes) @ units
+    middle = torch.cat(part.start_and_end(layer, "train")).mean(0)
+    moved = {"start": start, "read": start + read, "fixed": start + fixed}
+    return {name: torch.cosine_similarity(end - middle, one - middle).tolist() for name, one in moved.items()}
 
 
 def test_cosines(study: Study, kind: str, part: Part, chosen: pd.DataFrame) -> dict[str, Any]:
@@ -237,14 +241,14 @@ class Steering:
             name, moved, seed = STEERED[method]
             rows = self.grid[self.grid["method"] == name]
             best = rows.loc[(rows if moved else rows[rows["layer"] == layer])["mcc"].idxmax()]
-            read = int(best["layer"])
-            z = self.part.differences(read, "train")
+            found_at = int(best["layer"])
+            z = self.part.differences(found_at, "train")
             found = find_directions(name, z, self.part.truth("train"), setting_of(best), seed)
             if found is None:
-                raise SystemExit(f"{name} at layer {read} did not converge with seed {seed}: take another seed")
+                raise SystemExit(f"{name} at layer {found_at} did not converge with seed {seed}: take another seed")
             codes, there = found.codes(z), self.part.differences(layer, "train")
             directions = (codes - codes.mean(0)).T @ there if moved else found.rows
-            self._found[method, layer] = directions, *self.part.best_columns(found, read)
+            self._found[method, layer] = directions, *self.part.best_columns(found, found_at)
         return self._found[method, layer]
 
     def layer_effects(self) -> pd.DataFrame:
@@ -363,17 +367,14 @@ def summarize_directions(kind: str, found: pd.DataFrame, best: pd.DataFrame, n: 
             difference = Estimate(float(means["ssae"] - means[method]), float(low), float(high), n)
             summary[f"{kind}.ssae_over_{method}.mcc"] = numbers(difference)
             other = by_seed[method] if method in SEEDED else by_seed[method].iloc[0]
-            summary[f"{kind}.ssae_over_{method}.over_seeds"] = numbers(over_seeds(by_seed["ssae"] - other))
+            gains = (by_seed["ssae"] - other).dropna()
+            if len(gains) > 1:  # Student's interval: of five, a resampled one would be too narrow
+                low, high = stats.t.interval(0.95, len(gains) - 1, gains.mean(), gains.sem())
+                over_seeds = Estimate(float(gains.mean()), float(low), float(high), len(gains))
+                summary[f"{kind}.ssae_over_{method}.over_seeds"] = numbers(over_seeds)
         if method in agreement.index:
             summary[f"{kind}.{method}.agreement"] = agreement.loc[method].round(4).to_dict()
     return summary
-
-
-def over_seeds(values: pd.Series) -> Estimate:
-    """The mean over seeds with Student's interval: of five, a resampled one would be too narrow."""
-    known = values.dropna()
-    low, high = stats.t.interval(0.95, len(known) - 1, known.mean(), known.sem())
-    return Estimate(float(known.mean()), float(low), float(high), len(known))
 
 
 def summarize_steering(steered: pd.DataFrame, seed: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ PREDICTED = {
 TITLES = {"colors": "a  Trained to say red for purple: eight concepts, largest shift first",
           "emotion": "b  Trained to say that it is happy"}  # fmt: skip
 # where things stand in a line, in heights of a line
-TILED = {"before": 3.4, "arrow": 5.5, "predicted": 7.1, "after": 9.2, "tiles_after": 11.2}
+TILED = {"before": 3.4, "arrow": 5.5, "predicted": 7.1, "after": 9.2, "tiles_after": 11.0}
 PLAIN = {"before": 0.1, "arrow": 5.5, "predicted": 7.1, "after": 11.2}
 HEADERS = {
     "before": "first model",
@@ -40,7 +40,7 @@ HEADERS = {
     "predicted": "first model\nwith the shift",
     "after": "trained\nmodel",
 }
-NUMBERS = {"shifts\nagree": 15.9, "distance\nrecovered": 17.0, "answers\nchanged": 18.0}
+NUMBERS = {"shifts\nagree": 15.4, "distance\nrecovered": 16.9, "answers\nchanged": 18.3}
 ARROW: dict[str, Any] = {"arrowstyle": "-|>", "color": MUTED, "shrinkA": 0, "shrinkB": 0}
 CLEAR = 0.02  # the share of its activation that a concept loses: below it no region is marked
 METHODS = {
@@ -87,11 +87,10 @@ def draw_concepts(ax: Axes, concepts: pd.DataFrame) -> None:
     ax.set_axis_off()
     ordered, longest = concepts.sort_values("norm", ascending=False), concepts["norm"].max()
     for line, row in enumerate(ordered.itertuples()):
-        kept = row.words_predicted.split()[:1] == row.words_before.split()[:1]
         for name in ("before", "predicted", "after"):
-            words = join.join(str(getattr(row, f"words_{name}")).split()[:WORDS])
-            changed = name != "before" and not kept
-            ax.text(columns[name], line, words, ha="left", va="center", fontsize=7,
+            words = str(getattr(row, f"words_{name}")).split()[:WORDS]
+            changed = words[:1] != row.words_before.split()[:1]
+            ax.text(columns[name], line, join.join(words), ha="left", va="center", fontsize=7,
                     color="#005A8E" if changed else INK, fontweight="bold" if changed else "normal")  # fmt: skip
         end = columns["arrow"] + 0.3 + 0.9 * row.norm / longest
         arrow = ARROW | {"lw": 0.5 + 1.5 * row.norm / longest}
@@ -103,7 +102,7 @@ def draw_concepts(ax: Axes, concepts: pd.DataFrame) -> None:
         ax.text(columns[name], s=text, ha="left", **header)
     for name, x in NUMBERS.items():
         ax.text(x, s=name, ha="right", **header)
-    ax.set(xlim=(0, 18.1), ylim=(len(concepts) - 0.45, -1.4), aspect="equal" if tiles else "auto")
+    ax.set(xlim=(0, 18.4), ylim=(len(concepts) - 0.45, -1.4), aspect="equal" if tiles else "auto")
 
 
 def draw_tiles(ax: Axes, concepts: pd.DataFrame, sheet: Any, regions: pd.DataFrame) -> None:
@@ -118,7 +117,7 @@ def draw_tiles(ax: Axes, concepts: pd.DataFrame, sheet: Any, regions: pd.DataFra
         ax.imshow(
             sheet[top : top + SIDE, left : left + SIDE], extent=(x, x + 0.96, y + 0.96, y), interpolation="nearest"
         )
-        edge, down, side = (0.96 * int(one) / SIDE for one in row.asked.split())
+        edge, down, side = (0.96 * int(one) / SIDE for one in row.thing.split())
         ax.add_patch(Rectangle((x + edge, y + down), side, side, fill=False, lw=0.6, ls=(0, (2, 1.5)), edgecolor=INK))
         if row.drop > CLEAR:
             cell = 0.96 / GRID

@@ -82,11 +82,7 @@ class RemoteError(SteerlabError, RuntimeError):
         self.kind, self.retryable = kind, retryable
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _remote_error, (str(self), self.kind, self.retryable)
-
-
-def _remote_error(message: str, kind: str, retryable: bool) -> RemoteError:
-    return RemoteError(message, kind, retryable=retryable)
+        return RemoteError, (str(self), self.kind), {"retryable": self.retryable}
 
 
 # outside CUDA, PyTorch raises a bare RuntimeError: Apple's devices and the driver, Linux, Windows

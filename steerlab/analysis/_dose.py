@@ -117,8 +117,7 @@ class AnsweredPrompts:
             raise SteeringError(f"{name} changes none of these inputs")
         for setting in settings:
             check_positions([setting.positions], len(rows))
-            for one in setting.interventions:
-                check_counted(one.positions_or(setting.positions))
+        check_counted(settings)
         return cls(model, rows, settings, name, quantile, batch_size)
 
     def dose(self, alpha: float | None = None) -> Dose:
@@ -177,23 +176,24 @@ class AnsweredPrompts:
         return AnswerBatch(numbers, batch, rest, start, torch.arange(longest) + last - cut, whole)
 
 
-def check_counted(positions: Positions) -> None:
+def check_counted(settings: Sequence[BatchedSetting]) -> None:
     """Refuse what is counted from a row's end, which here is the answer's and not the prompt's.
 
     Raises:
         SteeringError: says what to give.
     """
-    if isinstance(positions, slice):
-        ends = (positions.start, positions.stop)
-    elif isinstance(positions, int):
-        ends = (0, positions)
-    else:
-        return
-    if any(end is not None and end < 0 for end in ends) or ends[1] is None:
-        raise SteeringError(
-            f"positions={positions!r} would count the answer's tokens, on which a dose is measured: give a name, such "
-            'as "last" or "last+generated"'
-        )
+    for positions in (one.positions_or(setting.positions) for setting in settings for one in setting.interventions):
+        if isinstance(positions, slice):
+            ends = (positions.start, positions.stop)
+        elif isinstance(positions, int):
+            ends = (0, positions)
+        else:
+            continue
+        if any(end is not None and end < 0 for end in ends) or ends[1] is None:
+            raise SteeringError(
+                f"positions={positions!r} would count the answer's tokens, on which a dose is measured: give a name, "
+                'such as "last" or "last+generated"'
+            )
 
 
 def continued(row: EncodedPrompt, ids: Sequence[int]) -> EncodedPrompt:

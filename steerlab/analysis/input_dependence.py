@@ -178,9 +178,7 @@ def _predict_centered(inputs: _Inputs, makers: Mapping[str, Maker], parts: Parts
 
 def _makers(l2s: L2S, n: int, n_behaviors: int) -> dict[str, Maker]:
     """The predictors that read the context, by name; each is made with the behaviors whose vector is zero."""
-    options: dict[str, Any] = {
-        name: getattr(l2s, name) for name in ("context_layer", "context_position", "position")
-    }  # fmt: skip
+    options: dict[str, Any] = {name: getattr(l2s, name) for name in ("context_layer", "context_position", "position")}
     found: dict[str, Maker] = {
         "nearest neighbors": lambda zero: NearestNeighbors(
             l2s.layer, k=min(10, n // 2), zero_behaviors=zero, **options
@@ -257,8 +255,6 @@ def _within(
     return {"within": kept.value, "within_low": kept.low, "within_high": kept.high}
 
 
-def class_means(
-    rows: Float[Tensor, "example hidden"], groups: Int[Tensor, " example"]
-) -> Float[Tensor, "example hidden"]:
+def class_means(rows: Vectors, groups: Int[Tensor, " example"]) -> Vectors:
     """For each row the mean of the rows of its group."""
     return torch.stack([rows[groups == k].mean(0) for k in range(int(groups.max()) + 1)])[groups]

@@ -150,8 +150,7 @@ def representation_shift(
     groups = [moved[active == k] for k in range(concepts.n_concepts)]
     measured = [_shift_of(group, center) for group in groups]
     vectors, consistency, others = (torch.stack(list(parts)).float() for parts in zip(*measured, strict=True))
-    members = torch.tensor([len(group) for group in groups])
-    return RepresentationShift(concepts, vectors, members, consistency, others)
+    return RepresentationShift(concepts, vectors, torch.tensor([len(group) for group in groups]), consistency, others)
 
 
 def _shift_of(moved: Float[Tensor, "state hidden"], center: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -149,8 +149,7 @@ class SweepPlan:
         """The error for a measurement that is not finite, with the first block whose output is not."""
         number, setting = int(row["input"]), self.settings[int(row["setting"])]
         batch = self.model.batch(encode_examples(self.model, [self.examples[number]]))
-        edits = build_edits(self.model, [setting], batch, [number])
-        found = not_finite(self.model, self.model.inputs(batch), edits)
+        found = not_finite(self.model, self.model.inputs(batch), build_edits(self.model, [setting], batch, [number]))
         return DataError(f"{name} of {self.examples[number].id!r} is {row[name]} under {setting.label()}: {found}")
 
     def _with_labels(self, frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

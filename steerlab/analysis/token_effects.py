@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import count, groupby, pairwise
 from typing import Any
@@ -92,9 +92,7 @@ def setting_effects(
         raise SteeringError(
             f"{model.id} runs on a server, and these numbers need the states of every token: load it here"
         )
-    for setting in settings:
-        for one in setting.interventions:
-            check_counted(one.positions_or(setting.positions))
+    check_counted(settings)
     found: list[list[Tokens]] = [[[] for _ in examples] for _ in settings]
     longest = max((len(text) for texts in ids for text in texts), default=0)
     if not longest:
@@ -106,8 +104,9 @@ def setting_effects(
     groups = [list(group) for _, group in runs]
     for numbers in model.batches(rows, size, "aligned"):
         shared = _Prompts(model, rows, numbers, longest)
+        fits = max(1, size // len(numbers))
         for group in groups:
-            for chunk in _chunks(group, max(1, size // len(numbers))):
+            for chunk in (group[i : i + fits] for i in range(0, len(group), fits)):
                 texts = [[ids[i][n] for n in numbers] for i in chunk]
                 records = shared.run([settings[i] for i in chunk], texts, top)
                 for i, per_setting in zip(chunk, records, strict=True):
@@ -204,10 +203,6 @@ class _Prompts:
 def _order(setting: BatchedSetting) -> tuple[str, str]:
     """Settings with the same sites and positions share their forwards."""
     return " ".join(str(one.site) for one in setting.interventions), str(setting.positions)
-
-
-def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
-    yield from (items[i : i + size] for i in range(0, len(items), size))
 
 
 def _records(

@@ -91,12 +91,12 @@ def plan_rows(
             continue
         plain = context if has_contrasts else at
         named = _select_prompts(example, extra_prompts) if plain else {}
-        inputs = [(_encode(model, example, prompt), {name: plain}) for name, prompt in named.items()]
+        inputs = [(encode_example(model, example, prompt), {name: plain}) for name, prompt in named.items()]
         if pair is not None and pair.instructions:
             for side, added in (("positive", pair.positive), ("negative", pair.negative)):
-                inputs.append((_encode(model, example, with_suffix(example.prompt, added)), {side: at}))
+                inputs.append((encode_example(model, example, with_suffix(example.prompt, added)), {side: at}))
         elif pair is not None and pair.images:
-            inputs.append((_encode(model, example, example.prompt, pair.images), {"positive": at}))
+            inputs.append((encode_example(model, example, example.prompt, pair.images), {"positive": at}))
             inputs.append((_encode_plain(model, example, encoded), {"negative": at, "prompt": plain}))
         elif pair is not None:
             positive = {"positive": at} if pair.suffix else {"positive": at, "prompt": context}
@@ -128,7 +128,7 @@ def plan_image_rows(
             raise PositionError(f"{example.id!r} has no image, so there is nothing to capture at a vision site")
         inputs = {"prompt": _encode_plain(model, example, encoded)}
         if example.contrast and example.contrast.images:
-            wanted = _encode(model, example, example.prompt, example.contrast.images)
+            wanted = encode_example(model, example, example.prompt, example.contrast.images)
             inputs = {"positive": wanted, "negative": inputs["prompt"]}
         for side, row in inputs.items():
             rows.append(CaptureRow(row, ((),), (index_labels(example, number, side, "images"),)))
@@ -147,7 +147,7 @@ def _select_prompts(example: Example, names: Sequence[str] | None) -> dict[str, 
     return {name: given[name] for name in (given if names is None else names)}
 
 
-def _encode(
+def encode_example(
     model: Model, example: Example, prompt: str | Messages, images: Sequence[ImageInput] | None = None, **options: Any
 ) -> EncodedPrompt:  # fmt: skip
     """A prompt of an example, with the example's images or others in their place."""
@@ -156,7 +156,7 @@ def _encode(
 
 
 def _encode_plain(model: Model, example: Example, encoded: Encoded | None) -> EncodedPrompt:
-    return encoded[example.id] if encoded else _encode(model, example, example.prompt)
+    return encoded[example.id] if encoded else encode_example(model, example, example.prompt)
 
 
 def encode_answer(model: Model, example: Example, side: str, positions: Sequence[Positions] = ()) -> EncodedPrompt:
@@ -167,7 +167,7 @@ def encode_answer(model: Model, example: Example, side: str, positions: Sequence
     # the other answer only where its position is asked for: the answers of a contrast may never differ in a token
     compared = other if any("first_difference" in str(position) for position in positions) else None
     prompt = with_suffix(example.prompt, pair.suffix)
-    return _encode(model, example, prompt, answer=answer, other_answer=compared, end_turn=pair.end_turn)
+    return encode_example(model, example, prompt, answer=answer, other_answer=compared, end_turn=pair.end_turn)
 
 
 def _row(

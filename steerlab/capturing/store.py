@@ -112,7 +112,8 @@ class Store:
         mine = {
             "schema": SCHEMA, "capture": files.fingerprint(self.identity), "shard": number,
             "sites": [_checksum(contents[:, c]) for c in range(len(self.sites))],
-            "index": _as_json(pd.concat(frames, ignore_index=True)),
+            # every digit of its numbers: pandas' own writer rounds them
+            "index": json.dumps(pd.concat(frames, ignore_index=True).to_dict("split"), default=_plain),
         }  # fmt: skip
         metadata = {"shard": json.dumps(files.seal(mine))}
         kept = f"{len(self._shards())} of {self.n_shards} shards are kept in {self.folder}"
@@ -163,11 +164,6 @@ class Store:
 
 def _plain(value: Any) -> Any:
     return None if pd.isna(value) else getattr(value, "item", value.__str__)()
-
-
-def _as_json(index: pd.DataFrame) -> str:
-    """An index with every digit of its numbers; pandas' own writer rounds them."""
-    return json.dumps(index.to_dict("split"), default=_plain)
 
 
 def save(acts: Activations, folder: Path) -> None:

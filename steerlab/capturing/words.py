@@ -13,7 +13,7 @@ from steerlab._support.files import fingerprint
 from steerlab._support.progress import bar as progress_bar
 from steerlab.capturing.activations import Activations, CapturedBatch
 from steerlab.capturing.capture import BatchRunner
-from steerlab.capturing.rows import CaptureRow, Layers, as_sites, index_labels
+from steerlab.capturing.rows import CaptureRow, Layers, as_sites, encode_example, index_labels
 from steerlab.data.example import Example, data_hash
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, LayoutError
@@ -89,9 +89,7 @@ def _plan_row(
     model: Model, example: Example, number: int, answer: str, patterns: Mapping[str, re.Pattern[str]]
 ) -> CaptureRow:
     """The row of an answer, with a group for each name that has a word in it."""
-    row = model.encode(
-        example.prompt, answer=answer, system=example.system, example_id=example.id, images=example.images
-    )
+    row = encode_example(model, example, example.prompt, answer=answer)
     start = row.offsets[row.n_prompt][0]
     if start and (row.text[start - 1] + row.text[start]).isalnum():
         raise DataError(

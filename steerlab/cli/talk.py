@@ -78,16 +78,12 @@ class Talk:
         Raises:
             PositionError: an unknown name.
         """
-        if positions is not None:
-            check_positions([positions], 2)
-            self.model_positions(positions)
-        self.positions = positions
-
-    def model_positions(self, positions: Positions) -> None:
-        """Refuse positions that no prompt has, by an example."""
         from steerlab.models.positions import resolve
 
-        resolve(positions, self.model.encode("Hello"))
+        if positions is not None:
+            check_positions([positions], 2)
+            resolve(positions, self.model.encode("Hello"))  # refuses positions that no prompt has
+        self.positions = positions
 
     @property
     def layers(self) -> dict[str, str]:

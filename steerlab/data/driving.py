@@ -76,8 +76,7 @@ class DrivingScene(VectorInput):
     def with_row(self, kind: str, row: int, values: Mapping[int, float]) -> DrivingScene:
         """A copy with some columns of a row of "route", "vehicles" or "pedestrians" changed."""
         array = getattr(self, kind).copy()
-        for column, value in values.items():
-            array[row, column] = value
+        array[row, list(values)] = list(values.values())
         return replace(self, **{kind: array})
 
 
@@ -114,13 +113,12 @@ def driving_scenes(folder: str | Path) -> list[DrivingRecord]:
     Source: arXiv 2310.01957; wayveai/Driving-with-LLMs, `vqa_test_1k` (Apache-2.0).
     """
     folder = Path(folder)
-    records = read_records(folder / "scenes.jsonl.gz")
     try:
         arrays = load_file(folder / "scenes.safetensors")
     except (OSError, SafetensorError) as error:
         raise LoadError(f"{folder / 'scenes.safetensors'} could not be read: {error}") from error
     found = []
-    for number, record in enumerate(records):
+    for number, record in enumerate(read_records(folder / "scenes.jsonl.gz")):
         scene = DrivingScene(**{name: arrays[published][number] for name, published in _NAMES.items()})
         pairs = tuple(_questions(record.text("response_content")))
         found.append(DrivingRecord(f"driving/{number}", scene, record.text("input_prompt").strip(), pairs))

@@ -69,9 +69,8 @@ class Contrast:
         for name in ("positive", "negative", "suffix"):
             as_text(getattr(self, name), f"{name} of a contrast")
         check_type("position of a contrast", self.position, (str, int), "a position, such as 'answer' or -1")
-        check_option("end_turn", self.end_turn, (True, False))
-        check_option("whole_texts", self.whole_texts, (True, False))
-        check_option("instructions", self.instructions, (True, False))
+        for name in ("end_turn", "whole_texts", "instructions"):
+            check_option(name, getattr(self, name), (True, False))
         kinds = {"whole texts": self.whole_texts, "instructions": self.instructions, "images": bool(self.images)}
         kind = next((name for name, given in kinds.items() if given), "answers")
         if kind != "answers" and (self.suffix or self.end_turn or sum(kinds.values()) > 1):

@@ -127,8 +127,7 @@ def validation_split(
         given = sorted({row.split for row in rows})
         raise DataError(f"no training rows to take a validation set from: the splits given are {given}.")
     divided = stratified_split(candidates, {"train": 1 - fraction, "validation": fraction}, seed=seed)
-    train = [row for row in divided if row.split == "train"]
-    validation = [row for row in divided if row.split == "validation"]
+    train, validation = ([row for row in divided if row.split == name] for name in ("train", "validation"))
     if not train or not validation:
         raise DataError(
             f"{fraction} of {len(candidates)} training rows gives {len(train)} to train and "

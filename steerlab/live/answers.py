@@ -10,11 +10,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from transformers import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from steerlab._support.checks import as_number, as_whole, check_option, check_type
-from steerlab.analysis._sweep.settings import methods_by_name
+from steerlab.analysis._sweep.settings import Fitted, methods_by_name
 from steerlab.analysis.sweep import Methods
 from steerlab.analysis.token_effects import token_effects
 from steerlab.data.example import Example
@@ -22,7 +21,7 @@ from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError, SteeringError, SteerlabError
 from steerlab.live.pages import decoding_note, page_of
 from steerlab.methods.base import Steerer, steering_sites
-from steerlab.methods.vector import SteeringVector, as_steerer
+from steerlab.methods.vector import SteeringVector
 from steerlab.metrics import is_fluent
 from steerlab.models.model import Model, check_ready
 from steerlab.models.positions import Positions
@@ -167,8 +166,11 @@ class Answers:
         self, example: Example, steerer: Steerer | None, alpha: float, stream: BaseStreamer, stopped: Callable[[], bool]
     ) -> Event:
         """A text of the contract, with words of its own."""
-        stop = StoppingCriteriaList([_Stop(stopped)])
-        found = self._generate(example, steerer, alpha, streamer=stream, stopping_criteria=stop)
+
+        def stop(input_ids: Any, *_: Any, **__: Any) -> Any:  # a text that nobody waits for any more
+            return input_ids.new_full((len(input_ids),), stopped(), dtype=bool)
+
+        found = self._generate(example, steerer, alpha, streamer=stream, stopping_criteria=[stop])
         words: dict[str, int] = {}
         tokens: list[Any] = []
         if steerer is not None and not stopped():
@@ -191,10 +193,9 @@ def methods_by_layer(model: Model, steerers: Methods) -> dict[str, dict[int | st
     return {name: _by_layer(model, one) for name, one in methods_by_name(model, steerers).items()}
 
 
-def _by_layer(model: Model, given: Any) -> dict[int | str, Steerer]:
-    if isinstance(given, Mapping) and any(isinstance(one, Steerer) for one in given.values()):
-        return {model.site(layer).label: one for layer, one in given.items()}
-    steerer = as_steerer(given, model.n_layers)
+def _by_layer(model: Model, steerer: Steerer | Fitted) -> dict[int | str, Steerer]:
+    if isinstance(steerer, Mapping):
+        return {model.site(layer).label: one for layer, one in steerer.items()}
     sites = steering_sites(steerer)
     if isinstance(steerer, SteeringVector) and len(sites) > 1:
         return {model.site(site).label: steerer.part(site) for site in sites}
@@ -224,14 +225,3 @@ class _Stream(BaseStreamer):
 
     def end(self) -> None:
         """See `BaseStreamer`; the last text comes from `generate`."""
-
-
-class _Stop(StoppingCriteria):
-    """Ends a text that nobody waits for any more."""
-
-    def __init__(self, stopped: Callable[[], bool]) -> None:
-        self.stopped = stopped
-
-    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """See `StoppingCriteria`."""
-        return input_ids.new_full((len(input_ids),), self.stopped(), dtype=bool)

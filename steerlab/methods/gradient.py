@@ -121,11 +121,7 @@ class GradientField(Steerer):
         self.steps, self.decay = as_whole("steps", steps), as_number("decay", decay, 0.0, 1.0)
         self.normalize, self.seed = normalize, as_seed(seed)
         self.hidden_units, self.epochs = as_whole("hidden_units", hidden_units), as_whole("epochs", epochs)
-
-    @property
-    def site(self) -> Site:  # type: ignore[override]
-        """Where states are scored and changed."""
-        return Site.of(self.layer)
+        self.site = Site.of(layer)
 
     def fit_activations(self, acts: Activations) -> None:
         """Train the scorer on both answers of every contrast."""

@@ -127,8 +127,7 @@ class Operation(Wrapper):
                     "all settings to one Operation, and put Gated around it"
                 )
             operator = self._operator if one.rule.adds else own
-            gate = self._gate_at(one.site)
-            rule = EditRule(operator, self.heads, None, self.first, self.decay, gate)
+            rule = EditRule(operator, self.heads, None, self.first, self.decay, self._gate_at(one.site))
             found.append(replace(one, rule=rule))
         return tuple(found)
 

@@ -38,7 +38,7 @@ class SSAE(FittedMixin):
 
     Example:
         >>> pairs = steerlab.data.attribute_pairs("sentences", changed=(2, 2))
-        >>> ssae = SSAE(16, n_concepts=3, level=1.4).fit(model, pairs)
+        >>> ssae = SSAE(16, n_concepts=3, level=1.0).fit(model, pairs)
         >>> texts = steerlab.generate(model, prompts, steer=ssae.direction(0), alpha=1.0)
         >>> ssae.encode(differences)                                  # (pair, concept)
 
@@ -88,11 +88,7 @@ class SSAE(FittedMixin):
         self.offset, self.position, self.device, self.progress = offset, position, device, progress
         self.steps, self.batch_size = as_whole("steps", steps), as_whole("batch_size", batch_size)
         self.learning_rate, self.seed = as_number("learning_rate", learning_rate, 0.0), as_seed(seed)
-
-    @property
-    def site(self) -> Site:
-        """Whose contrasts are encoded."""
-        return Site.of(self.layer)
+        self.site = Site.of(layer)
 
     def fit_activations(self, acts: Activations) -> None:
         """Fit to the contrasts of activations."""
@@ -113,8 +109,9 @@ class SSAE(FittedMixin):
             raise DataError("the differences hold NaN or infinity")
         if len(z) and not bool(z.any(1).all()):
             raise DataError(f"{int((~z.any(1)).sum())} of {len(z)} differences are zero: leave them out")
-        # float32 rounds at a ten-millionth; the usual limit grows with the number of rows, and leaves real concepts out
-        rank = int(torch.linalg.matrix_rank(z.double(), rtol=1e-6)) if len(z) else 0
+        # above what rounding leaves of states a hundred times as long as z; torch's own limit grows with the rows, and
+        # leaves real concepts out
+        rank = int(torch.linalg.matrix_rank(z.cpu().double(), rtol=1e-5)) if len(z) else 0
         if self.n_concepts > rank:
             raise DataError(
                 f"n_concepts={self.n_concepts}, and {len(z)} differences have rank {rank}: give at most that"
@@ -186,13 +183,10 @@ class SSAE(FittedMixin):
         reached = self.reached_["level"]
         if reached > self.level * (1 + TOLERANCE):
             raise SteeringError(f"the codes have a level of {reached:.3g}, above {self.level:g}: give more steps")
-        if self.reached_["error"] > 0.9:
-            warnings.warn(
-                f"level={self.level:g} leaves {self.reached_['error']:.2f} of the differences unexplained: give a "
-                "larger level (level_sweep)",
-                stacklevel=3,
-            )
-        if not self.reached_["multiplier"] and reached < self.level * (1 - TOLERANCE):
+        if (lost := self.reached_["error"]) > 0.9:
+            wanted = "a larger level (level_sweep)" if self.reached_["multiplier"] else "more concepts"
+            warnings.warn(f"{lost:.2f} of the differences is left unexplained: give {wanted}", stacklevel=3)
+        elif not self.reached_["multiplier"] and reached < self.level * (1 - TOLERANCE):
             warnings.warn(
                 f"level={self.level:g} bounds nothing: without it the codes have {reached:.3g}. The concepts are "
                 "then not identified: give a smaller level (level_sweep)",

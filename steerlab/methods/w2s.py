@@ -59,8 +59,6 @@ class W2S(Steerer):
     Source: where to steer, arXiv 2604.03867.
     """
 
-    is_fittable = True
-
     def __init__(
         self, steerers: Steerer | Sequence[Steerer], read: int | Site, *, position: str | int = "last"
     ) -> None:

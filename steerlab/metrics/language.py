@@ -30,8 +30,7 @@ def find_language(text: str, languages: Sequence[str]) -> str | None:
 
     Source: Lui and Baldwin (2012), langid.py.
     """
-    codes = tuple(languages)
-    identifier = _identifier(codes)
+    identifier = _identifier(tuple(languages))
     return str(identifier.classify(text)[0]) if _LETTERS.search(as_text(text)) else None
 
 

@@ -108,9 +108,8 @@ def _single_token_ids(tokenizer: Any, word: str) -> set[int]:
 
 def _check(logits: torch.Tensor, yes: Sequence[int], no: Sequence[int]) -> None:
     check_type("logits", logits, torch.Tensor, "a tensor (question, vocabulary)")
-    for some in (yes, no):
-        for i in some:
-            as_whole("yes, no: an id", i, None)
+    for i in (*yes, *no):
+        as_whole("yes, no: an id", i, None)
     if logits.ndim != 2 or logits.shape[0] == 0:
         raise DataError(f"yes_no_logits got shape {tuple(logits.shape)}; expected one row of logits per question")
     if not yes or not no or set(yes) & set(no):

@@ -90,9 +90,7 @@ class HooksEngine:
         """Whether blocks return tuples; found out once, on one token."""
         outputs: list[Any] = []
         one = torch.zeros((1, 1), dtype=torch.long, device=self._hf.get_input_embeddings().weight.device)  # type: ignore[arg-type]
-        with ExitStack() as stack:
-            block = blocks(self._hf, self._layout)[0]
-            stack.callback(block.register_forward_hook(lambda _m, _a, out: outputs.append(out)).remove)
+        with blocks(self._hf, self._layout)[0].register_forward_hook(lambda _m, _a, out: outputs.append(out)):
             self._hf(input_ids=one, attention_mask=torch.ones_like(one), **forward_options(self._hf, use_cache=False))
         return isinstance(outputs[0], tuple)
 

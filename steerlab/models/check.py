@@ -315,8 +315,7 @@ def _check_image_logits(model: Model, row: EncodedPrompt, whole: dict[str, Tenso
     plain = model.inputs(replace(batch, extra={name: t for name, t in whole.items() if name != "labels"}))
     plain.pop("position_ids", None)
     keep = 4  # of the text after the image: all logits of a large image would fill the memory
-    options = forward_options(model.hf, use_cache=False, logits_to_keep=keep)
-    logits = model.hf(**plain, **options).logits[0, -keep:]
+    logits = model.hf(**plain, **forward_options(model.hf, use_cache=False, logits_to_keep=keep)).logits[0, -keep:]
     found = model.engine.logits(model.inputs(batch), {}, keep)[0]
     if not (off := difference(found, logits)) <= _tolerance(model):
         raise LoadError(

@@ -118,6 +118,11 @@ class Batch:
             mask[i, [offset + token for token in row]] = True
         return mask
 
+    def select(self, keep: Sequence[int]) -> Batch:
+        """Some of the rows, in the same columns, without their images."""
+        ids, mask, position_ids = (t[list(keep)] for t in (self.input_ids, self.attention_mask, self.position_ids))
+        return Batch(ids, mask, position_ids, tuple(self.rows[i] for i in keep), tuple(self.offsets[i] for i in keep))
+
 
 def encode(
     tokenizer: PreTrainedTokenizerBase,

@@ -141,7 +141,8 @@ class Edit(_Change):
         ones = torch.ones(len(self.prompt), device=h.device)
         strength = repeated(ones if self.strengths is None else self.strengths)[:, None]
         timed = self.rule.first is not None or self.rule.decay != 1
-        steps = torch.arange(start, stop, device=h.device) - repeated(self._last)[:, None] - 1 if timed else None
+        last = torch.full((len(self.prompt),), self.prompt.shape[1] - 1) if self.last is None else self.last
+        steps = torch.arange(start, stop, device=h.device) - repeated(last)[:, None] - 1 if timed else None
         if steps is not None and self.rule.first is not None:
             mask = mask & (steps < self.rule.first)
         factors = self.rule.factors(h, steps)
@@ -151,11 +152,6 @@ class Edit(_Change):
         counted[:, : max(self._counted - start, 0)] = False
         self._counted = max(self._counted, stop)
         return vectors, strength, mask, counted
-
-    @property
-    def _last(self) -> Int[Tensor, " batch"]:
-        """The column of the last prompt token of each row."""
-        return torch.full((len(self.prompt),), self.prompt.shape[1] - 1) if self.last is None else self.last
 
     def row(self, number: int, start: int, stop: int) -> Edit:
         """The edit of one row without its padding, for an engine that runs each row by itself.
@@ -291,7 +287,8 @@ def apply_edits(edits: Sequence[Edit | ImageEdit], h: Tensor, stop: int) -> Tens
         edit.read(states, stop)
     for adds, group in groupby(live, lambda edit: edit.rule.adds):
         if adds:
-            states = states + _sum([edit.delta(states, stop) for edit in group]).to(h.dtype)
+            deltas = [edit.delta(states, stop) for edit in group]
+            states = states + sum(deltas[1:], deltas[0]).to(h.dtype)
         else:
             for edit in group:
                 states = edit.changed(states, stop)
@@ -312,7 +309,3 @@ def check_edits(edits: SiteEdits, hidden_size: int | None) -> None:
             raise SteeringError(f"a vector of width {vectors.shape[-1]} can't be added at layer {site}, {wide}")
         if not bool(torch.isfinite(vectors).all()):
             raise SteeringError(f"a vector for layer {site} holds NaN or infinity")
-
-
-def _sum(deltas: Sequence[Tensor]) -> Tensor:
-    return sum(deltas[1:], deltas[0])

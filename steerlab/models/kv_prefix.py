@@ -224,9 +224,7 @@ def length_buckets(attention_mask: Tensor, shared: int) -> list[tuple[int, int, 
     return [*buckets, (start, len(lengths), longest)]
 
 
-def prefill_cost(
-    input_ids: Tensor, attention_mask: Tensor, config: PretrainedConfig, share_beginning: bool = True
-) -> int:
+def prefill_cost(input_ids: Tensor, attention_mask: Tensor, config: PretrainedConfig, share_beginning: bool) -> int:
     """Row-columns that `prefill` runs for a batch of prompts."""
     shared = common_columns(input_ids, attention_mask, config) if share_beginning else 0
     return shared + sum((stop - start) * (n - shared) for start, stop, n in length_buckets(attention_mask, shared))

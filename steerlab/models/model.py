@@ -183,11 +183,9 @@ class Model:
         """Keys and values of some left-padded rows, computed as `shortcuts` allows."""
         return self.engine.prefill(inputs, self.shortcuts.shared_beginning, self.shortcuts.prefix == "joined")
 
-    def prefill_cost(self, input_ids: Tensor, attention_mask: Tensor) -> int:
+    def prefill_cost(self, ids: Tensor, mask: Tensor) -> int:
         """Row-columns that `prefill` runs for a batch of prompts."""
-        return prefill_cost(
-            input_ids, attention_mask, self.hf.config.get_text_config(), self.shortcuts.shared_beginning
-        )
+        return prefill_cost(ids, mask, self.hf.config.get_text_config(), self.shortcuts.shared_beginning)
 
     @property
     def n_layers(self) -> int:

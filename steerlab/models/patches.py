@@ -15,6 +15,8 @@ from torch import Tensor
 
 from steerlab.errors import LayoutError
 
+_MASKS = ("pixel_attention_mask", "pixel_mask", "image_attention_mask")
+
 
 def entries_per_row(units: Sequence[int], n: int) -> list[int]:
     """How many of the `n` entries of a state's first axis belong to each row.
@@ -37,23 +39,22 @@ def refuse_padded_images(inputs: Mapping[str, Tensor]) -> None:
     """Refuse a batch whose images are padded to one size: states in the tower then have patches of no image.
 
     Args:
-        inputs: what the processor returns for the images of the batch; Gemma 4 marks padding by its positions,
-            Idefics 2 and others by a mask of pixels or patches, in which padding tiles are empty.
+        inputs: what the processor returns for the images of the batch; Gemma 4 marks padding by its positions, others
+            by a mask of pixels or patches, in which padding tiles are empty. What a tile itself is filled up with
+            (LLaVA-NeXT) is not marked: it is part of the image that the tower sees.
 
     Raises:
         LayoutError: an image is padded.
     """
-    places, mask = inputs.get("image_position_ids"), inputs.get("pixel_attention_mask")
-    if places is not None:
-        mask = (places != -1).all(-1)
-    if mask is None:
-        return
-    real = mask.bool().flatten(2) if mask.ndim > 2 else mask.bool()
-    if bool((real.any(-1) & ~real.all(-1)).any()):
-        raise LayoutError(
-            "this model's images are padded to one size, so its vision tower has states of patches that belong to no "
-            "image: read and steer the text instead"
-        )
+    masks = [inputs[name].bool() for name in _MASKS if name in inputs]
+    masks += [(inputs[name] != -1).all(-1) for name in ("image_position_ids",) if name in inputs]
+    for mask in masks:
+        real = mask.flatten(2) if mask.ndim > 2 else mask
+        if bool((real.any(-1) & ~real.all(-1)).any()):
+            raise LayoutError(
+                "these images are padded to one size, so the vision tower and the projector have states of patches "
+                "that belong to no image: read and steer the text, or give images of one size (batch_size=1)"
+            )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from steerlab._support.files import cache_folder, fingerprint, read_sealed, seal
 from steerlab.errors import SteerlabError, StorageError, is_out_of_memory
 from steerlab.models.attention import supports_prefix_attention
 from steerlab.models.encoding import EncodedPrompt
-from steerlab.models.engine import identity
+from steerlab.models.engine import Inputs, identity
 from steerlab.models.kv_prefix import ForwardState, Prefix, split_at
 from steerlab.models.reference import decoding_error, difference, probe_rows, problem_of, run_alone
 from steerlab.models.sites import Site
@@ -91,8 +91,7 @@ def known_shortcuts(model: Model) -> Shortcuts:
         same += [attention, str(model.device), model.tried_length, asdict(model.row_format), asdict(model.layout)]
         path = cache_folder() / "shortcuts" / f"{fingerprint(same)}.json"
         with suppress(SteerlabError):  # not tried yet, or the file is damaged: it is written anew
-            known = read_sealed(path, SCHEMA, "Delete it")
-            return Shortcuts(**known["shortcuts"])
+            return Shortcuts(**read_sealed(path, SCHEMA, "Delete it")["shortcuts"])
     begin = time.monotonic()
     try:
         found = find_shortcuts(model)
@@ -237,9 +236,7 @@ class _Trial:
             self.prefills[key] = rest, self.model.engine.prefill(before, share, joined) if cut else None
         return self.prefills[key]
 
-    def _continue(
-        self, rest: dict[str, Tensor], rows: Sequence[EncodedPrompt], tail: int, start: ForwardState
-    ) -> float:
+    def _continue(self, rest: Inputs, rows: Sequence[EncodedPrompt], tail: int, start: ForwardState) -> float:
         """How far the logits of the last columns are off those of the rows alone."""
         repeated = {name: t.repeat(_COPIES, *[1] * (t.ndim - 1)) for name, t in rest.items()}
         given = repeated["input_ids"].shape[1]

@@ -42,7 +42,8 @@ def as_requests(
     check_ready(model)
     listed = list(steer) if isinstance(steer, list | tuple) else [steer]
     own = steer is None or (listed and all(isinstance(one, Request) for one in listed))
-    unlike = {"alpha": not _is_one(alpha), "positions": positions is not None, "scale": scale != "raw"}
+    is_default = isinstance(alpha, int | float) and bool(alpha == 1)
+    unlike = {"alpha": not is_default, "positions": positions is not None, "scale": scale != "raw"}
     if own and (given := [name for name, other in unlike.items() if other]):
         if steer is None and not active_steering(model):
             raise SteeringError(f"{given[0]}= would be ignored: nothing is steered here; give it with steer=")
@@ -54,11 +55,6 @@ def as_requests(
         one if isinstance(one, Request) else Request(as_steerer(one, model.n_layers), alpha, positions, scale)
         for one in listed
     ]
-
-
-def _is_one(alpha: Alpha) -> bool:
-    """Whether a strength is the default."""
-    return isinstance(alpha, int | float) and bool(alpha == 1)
 
 
 def apply_prompt_transforms(prompts: Data, requests: Sequence[Request]) -> list[Example]:

@@ -185,10 +185,7 @@ class DirectSteering:
         try:
             settings = resolve_interventions(model, self.requests, examples[chosen], n_inputs, read=read)
             self._needs_any = writes_anything(settings)
-            one = Batch(
-                batch.input_ids[chosen], batch.attention_mask[chosen], batch.position_ids[chosen],
-                batch.rows[chosen], batch.offsets[chosen],
-            )  # fmt: skip
+            one = batch.select(range(0, len(batch.rows), copies))
             return build_edits(model, settings, one, range(n_inputs))
         finally:
             self._reads = False

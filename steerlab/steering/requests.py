@@ -169,31 +169,27 @@ def _remote_interventions(model: Model, requests: Sequence[Request]) -> list[Seq
     return None if any(one is None for one in found) else [one or () for one in found]
 
 
-def _check_gate(name: str, gate: Tensor, n: int) -> None:
-    if gate.shape != (n,) or not bool(torch.isfinite(gate).all()):
+def _scaled(model: Model, request: Request, intervention: Intervention, context: Context) -> Intervention:
+    """The intervention in the request's scale, its vectors checked."""
+    name, site, vectors = request.steerer.name, intervention.site, intervention.vectors
+    gate, n = intervention.gate, len(context.example_ids)
+    for what, given in (("vectors", vectors), ("gate", gate)):
+        check_type(f"{what} of {name}", given, (Tensor, type(None)), "a tensor", SteeringError)
+    if gate is not None and (gate.shape != (n,) or not bool(torch.isfinite(gate).all())):
         raise SteeringError(
             f"the gate of {name} has shape {tuple(gate.shape)}, or holds NaN or infinity: expected a finite number for "
             f"each of {n} inputs"
         )
-
-
-def _scaled(model: Model, request: Request, intervention: Intervention, context: Context) -> Intervention:
-    """The intervention in the request's scale, its vectors checked."""
-    name, site, vectors = request.steerer.name, intervention.site, intervention.vectors
-    for what, given in (("vectors", vectors), ("gate", intervention.gate)):
-        check_type(f"{what} of {name}", given, (Tensor, type(None)), "a tensor", SteeringError)
-    if intervention.gate is not None:
-        _check_gate(name, intervention.gate, len(context.example_ids))
     if vectors is not None:
         width = model.width(site)
-        if vectors.shape != (len(context.example_ids), width or vectors.shape[-1]):
+        if vectors.shape != (n, width or vectors.shape[-1]):
             raise MismatchError(
-                f"{name} gives vectors of shape {tuple(vectors.shape)} for {len(context.example_ids)} inputs to "
+                f"{name} gives vectors of shape {tuple(vectors.shape)} for {n} inputs to "
                 f"{model.id}, whose states at {site} are {width} wide: it was fitted on another model"
             )
         if not bool(torch.isfinite(vectors).all()):
             raise SteeringError(f"{name} gives a vector with NaN or infinity")
-    _check_operator(name, intervention, request.alphas(len(context.example_ids)), context)
+    _check_operator(name, intervention, request.alphas(n), context)
     return intervention if request.scale == "raw" else _rescaled(model, request, intervention, context)
 
 

@@ -170,8 +170,6 @@ def test_broken_or_missing_scenario_files_raise(folder, content, message):
         (lambda folder: data.mm_safety_bench(folder / "no"), LoadError, r"01-Illegal_Activitiy\.json.*13-Gov_Decision"),
         (lambda folder: data.mm_safety_bench(write_folder(folder)), LoadError, r"has 1, not 97.*strict=False"),
         (lambda folder: data.mm_safety_bench(write_folder(folder, (0,) * 13), strict=False), DataError, "empty"),
-        (lambda _: data.draw_phrase("  "), DataError, "expected a word or more"),
-        (lambda _: data.draw_phrase("word", 8), DataError, "32 pixels"),
     ],
 )
 def test_missing_records_images_and_phrases_raise(folder, call, error, message):

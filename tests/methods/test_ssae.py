@@ -77,6 +77,10 @@ def test_concepts_of_many_rows_are_not_taken_for_rounding() -> None:
     """The usual limit of the rank grows with the rows: these nine concepts had rank 8."""
     made = concept_shifts(100_000, 9, 9, changed=(1, 5), coherent=True, seed=1)
     SSAE(0, 9, None, steps=1).fit_differences(made.differences)
+    states = 80 * made.differences[:, :1]  # long states, rounded before they are subtracted
+    few = (states + concept_shifts(100_000, 3, 9).differences) - states
+    with pytest.raises(DataError, match="n_concepts=4, and 100000 differences have rank 3"):
+        SSAE(0, 4, None, steps=1).fit_differences(few)
 
 
 def test_one_concept_is_the_mean_contrast_direction_with_its_size() -> None:
@@ -192,8 +196,12 @@ def test_levels_that_bound_nothing_warn_and_unreached_ones_are_refused() -> None
     made = concept_shifts(500, 3, 12, changed=(1, 2))
     with pytest.warns(UserWarning, match=r"level=50 bounds nothing: without it the codes have \d"):
         fitted(made, 50.0)
-    with pytest.warns(UserWarning, match=r"level=0.02 leaves 0.9\d of the differences unexplained"):
+    with pytest.warns(UserWarning, match=r"0.9\d of the differences is left unexplained: give a larger level"):
         fitted(made, 0.02)
+    many = concept_shifts(3000, 100, 128, changed=(1, 1)).differences
+    with pytest.warns(UserWarning, match="unexplained: give more concepts") as several:
+        SSAE(3, 2, 1.4, steps=300).fit_differences(many)
+    assert len(several) == 1
     with pytest.raises(SteeringError, match=r"the codes have a level of .*, above 0.1: give more steps"):
         fitted(made, 0.1, steps=20)
 

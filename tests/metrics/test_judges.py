@@ -131,8 +131,6 @@ def test_keyword_judge_counts_steps() -> None:
     got = judge(["I can't help with that.", "", "See a doctor first.", "It is a plant.", "1. Mix it.", recipe])
     assert got[:4].tolist() == [0, 0, 0, 0]
     assert 0 < got[4] < got[5] < 1
-    with pytest.raises(DataError, match="no texts"):
-        judge([])
 
 
 @pytest.mark.parametrize("problem", [None, "multi_label_classification"])

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steerlab.errors import DataError
 from steerlab.metrics.numbers import exact_match, final_number
 
 
@@ -38,7 +37,3 @@ def test_final_number_of_formatted_integers(n: int, dress: str) -> None:
 
 def test_exact_match_of_texts_and_answers() -> None:
     assert exact_match(["It is 7.0", "no", "8"], ["7", "1", "9"]) == [1.0, 0.0, 0.0]
-    with pytest.raises(DataError, match="1 texts but 2 answers"):
-        exact_match(["1"], ["1", "2"])
-    with pytest.raises(DataError, match=r"\['many'\] contain no number"):
-        exact_match(["1"], ["many"])

@@ -56,21 +56,6 @@ def test_margin_is_antisymmetric_and_independent_of_shifts() -> None:
     assert yes_no_logits(torch.zeros(1, 2), [0], [1]).answers == ["no"]
 
 
-@pytest.mark.parametrize(
-    ("logits", "yes", "no", "message"),
-    [
-        (torch.zeros(0, 3), [0], [1], "one row of logits"), (torch.zeros(1, 3), [], [1], "expected some for each"),
-        (torch.zeros(1, 3), [0, 1], [1], "none for both"),
-        (torch.zeros(1, 3), [3], [1], r"the ids \[3\] are outside the 3 logits"),
-        (torch.zeros(1, 3), [-1], [1], "outside"), (torch.tensor([[0.0, torch.nan, 0.0]]), [0], [1], "NaN"),
-        (torch.full((1, 3), -torch.inf), [0], [1], "every yes- and no-token"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_refused(logits: torch.Tensor, yes: list[int], no: list[int], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        yes_no_logits(logits, yes, no)
-
-
 def test_infinite_logit_of_another_token_is_accepted() -> None:
     assert yes_no_logits(torch.tensor([[1.0, 0.0, torch.inf]]), [0], [1]).answers == ["yes"]
 

@@ -133,7 +133,7 @@ def test_common_columns_end_where_rows_differ_or_end() -> None:
     assert common_columns(ids[:2], mask[:2], config) == 0  # two rows: nothing to win
     config.sliding_window = 20
     assert common_columns(ids, mask, config) == 0
-    assert prefill_cost(ids, mask, PretrainedConfig()) == 10 + 3 * 4
+    assert prefill_cost(ids, mask, PretrainedConfig(), share_beginning=True) == 10 + 3 * 4
 
 
 @backends

@@ -91,5 +91,5 @@ def test_module_at() -> None:
 
 def test_families_that_differ() -> None:
     assert family_of(None) == family_of(LlamaConfig()) == Family()
-    assert has_rope_index(tiny_vlm_hf("qwen2_vl"))
+    assert has_rope_index(tiny_vlm_hf("qwen2_vl")) and not has_rope_index(tiny_vlm_hf("llava"))
     assert family_of(PaliGemmaConfig()) == Family(first_position=1, prefix_lm=True)

@@ -46,6 +46,9 @@ def test_study_of_concepts_resumes_and_draws(tmp_path: Path) -> None:
             mcc = summary[f"{kind}.{method}.mcc"]
             assert 0 <= mcc["low"] <= mcc["high"] <= 1, "also after stages were read back"
             assert method == "ssae" or summary[f"{kind}.ssae_over_{method}.mcc"]["low"] <= 1
+        for method in ("pca", "ssae", "labels"):
+            cosine = {name: summary[f"{kind}.{method}.cosine_{name}"]["value"] for name in ("start", "read", "fixed")}
+            assert cosine["start"] < cosine["read"] and cosine["start"] < cosine["fixed"]
     assert len(summary["objects.ssae.seeds"]) == 5 and len(summary["objects.pca.seeds"]) == 1
     steered = pd.read_csv(out / "steered.csv")
     assert set(steered["value"].str.split("=").str[1]) == set(VALUES)
@@ -90,7 +93,12 @@ def test_study_of_representation_shift_resumes_and_draws(tmp_path: Path) -> None
         assert summary[f"{pair}.none.kl"]["value"] == summary[f"{pair}.none.square"]["value"] == 0
         assert summary[f"{pair}.own.square"]["value"] == 1 and summary[f"{pair}.own.kl"]["value"] > 0.5
     assert summary["colors.own.agrees"]["value"] >= summary["colors.other_concept.agrees"]["value"]
-    concepts = pd.read_csv(out / "concepts.csv")
+    concepts, regions = pd.read_csv(out / "concepts.csv"), pd.read_csv(out / "regions.csv")
+    colors = concepts[concepts["pair"] == "colors"].reset_index(drop=True)
+    for side, key in (("before", "concept"), ("after", "partner")):
+        of_side = regions[regions["model"] == side]
+        assert of_side["concept"].tolist() == colors.loc[of_side["line"], key].tolist()
+    assert concepts["overlap_examples_predicted"].dropna().between(0, 1).all()
     assert set(concepts["pair"]) == {"colors", "emotion"} and concepts["consistency"].between(-1, 1.001).all()
     succeed(*arguments)
     assert stamps(out) == before
@@ -115,9 +123,10 @@ def test_codes_times_rows_are_what_a_method_explains(method: str) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = (torch.rand(300, 3, generator=generator) < 0.3).float() * torch.randn(300, 3, generator=generator)
     z = labels @ torch.randn(3, 20, generator=generator) + 0.01 * torch.randn(300, 20, generator=generator)
+    z += 0.2 * (method in ("pca", "ica", "affine"))  # which have a constant
     found = find_directions(method, z, labels, 0.01 if method == "dictionary" else None, 0)
     assert found is not None and found.rows.shape == (3, 20)
-    lost = (found.codes(z) @ found.rows - z).square().sum() / z.square().sum()
+    lost = (found.codes(z) @ found.rows + found.constant - z).square().sum() / z.square().sum()
     assert lost < 0.02
     if method in ("ica", "labels"):
         assert correlations(labels, found.codes(z)).abs().max(1).values.min() > 0.9

@@ -207,7 +207,7 @@ def test_tower_of_a_model_that_pads_its_images_is_refused() -> None:
     """Gemma 4's images have one number of patches each, many of them of no image."""
     model, rows = vlm("gemma4"), rows_with_images("gemma4")
     assert model.width(TOWER[0]) == 32, "of the states, not of the heads"
-    with pytest.raises(LayoutError, match="padded to one size, so its vision tower has states of patches that belong"):
+    with pytest.raises(LayoutError, match="padded to one size, so the vision tower .* patches that belong to no image"):
         read(model, rows, TOWER[:1])
     with pytest.raises(LayoutError, match="padded to one size"):
         generate(model, rows, steer=steerer_at(model, TOWER[0]), max_new_tokens=1)
@@ -217,10 +217,13 @@ def test_padding_of_images_is_seen_in_every_form() -> None:
     tile, empty = torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
     half = tile.clone()
     half[..., 2:] = 0
-    refuse_padded_images({"pixel_attention_mask": torch.cat([tile, empty], 1)})
-    for mask in (torch.cat([tile, half], 1), half[0, 0]):
-        with pytest.raises(LayoutError, match="padded"):
-            refuse_padded_images({"pixel_attention_mask": mask})
+    refuse_padded_images({"pixel_attention_mask": torch.cat([tile, empty], 1), "pixel_mask": tile[0]})
+    for name, mask in (
+        ("pixel_attention_mask", torch.cat([tile, half], 1)), ("pixel_attention_mask", half[0, 0]),
+        ("pixel_mask", half[0]), ("image_attention_mask", half[0]), ("image_position_ids", torch.tensor([[[0, 0], [-1, -1]]])),
+    ):  # fmt: skip
+        with pytest.raises(LayoutError, match=r"or give images of one size \(batch_size=1\)"):
+            refuse_padded_images({name: mask})
 
 
 def test_entries_per_row_are_whole_or_refused() -> None:

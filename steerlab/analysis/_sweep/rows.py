@@ -82,15 +82,11 @@ class InputBatch:
 
     def part(self, start: int, stop: int) -> InputBatch:
         """Some of the inputs, in the same columns."""
-        n, batch = len(self.numbers), self.batch
+        n = len(self.numbers)
         if (start, stop) == (0, n):
             return self
         keep = [v * n + i for v in range(self.n_variants) for i in range(start, stop)]
-        part = Batch(
-            batch.input_ids[keep], batch.attention_mask[keep], batch.position_ids[keep],
-            tuple(batch.rows[i] for i in keep), tuple(batch.offsets[i] for i in keep),
-        )  # fmt: skip
-        return InputBatch(self.numbers[start:stop], part, self.n_variants, self.rows)
+        return InputBatch(self.numbers[start:stop], self.batch.select(keep), self.n_variants, self.rows)
 
 
 def make_input_batch(model: Model, rows: SweepRows, numbers: Sequence[int]) -> InputBatch:

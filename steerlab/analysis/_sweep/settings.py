@@ -116,16 +116,13 @@ def as_alphas(alphas: Iterable[float]) -> list[float]:
     """
     if isinstance(alphas, str | bytes | Mapping) or not isinstance(alphas, Iterable):
         raise SteeringError(f"alphas={show(alphas)}: expected a list of finite strengths, [alpha] for one")
-    given = [as_number("an item of alphas", alpha, error=SteeringError) for alpha in _items(alphas)]
+    items = alphas.tolist() if isinstance(alphas, Tensor) else alphas
+    given = [as_number("an item of alphas", alpha, error=SteeringError) for alpha in items]
     if not given:
         raise SteeringError("alphas=[]: give at least one finite strength")
     if len(set(given)) < len(given):
         raise DataError(f"alphas={given}: one is given twice")
     return given
-
-
-def _items(values: Iterable[float]) -> list[float]:
-    return values.tolist() if isinstance(values, Tensor) else list(values)
 
 
 def _fitted_hash(steerer: Steerer, interventions: Sequence[Intervention]) -> str:

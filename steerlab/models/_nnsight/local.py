@@ -43,9 +43,7 @@ class NnsightEngine:
 
     supports_forward_state = True
 
-    def __init__(
-        self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout, processor: Any = None
-    ) -> None:
+    def __init__(self, hf: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layout: Layout, processor: Any) -> None:
         with _quiet():
             # nnsight sets the tokenizer's padding side and pad token: it gets a copy
             options: dict[str, Any] = {"tokenizer": copy.deepcopy(tokenizer)}

@@ -116,8 +116,7 @@ class NdifEngine:
         """See `Engine.logits`: `reduce` runs on the server."""
         errors.check_supported(edits, self.client.host, forward_state)
         visits, end = make_visits(self._layout, edits), inputs["attention_mask"].shape[-1]
-        given = forward_inputs(self._hf, inputs, keep)
-        return self._run(edits, traces.logits, given, visits, keep, end, reduce)
+        return self._run(edits, traces.logits, forward_inputs(self._hf, inputs, keep), visits, keep, end, reduce)
 
     def prefill(self, inputs: Inputs, share_beginning: bool = True, joined: bool = False) -> Prefix:
         """Refused: keys and values stay on the server."""

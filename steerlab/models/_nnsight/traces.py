@@ -71,8 +71,7 @@ def make_visits(
     for site in sorted({*edits, *sites}, key=lambda site: site.forward_order):
         path, inner = block_path(site, layout), point_path(site, layout)
         path = f"{path}.{inner}" if inner else path
-        selected = select if site in sites else None
-        visits.append(Visit(path, site.point in INPUTS, site, edits.get(site, ()), selected))
+        visits.append(Visit(path, site.point in INPUTS, site, edits.get(site, ()), select if site in sites else None))
     return visits
 
 
