@@ -215,8 +215,8 @@ def describe_concepts(run: PairStudy, layer: int) -> pd.DataFrame:
     shift for all, come to the trained model's concepts (found in other inputs), its examples in both models, and what
     its inputs are.
 
-    `overlap_examples_*`: of the examples whose states in the trained model are nearest to the concept, unmoved, moved by
-    one shift for all or by its own, the share that is among those of the trained model's concept.
+    `overlap_examples_*`: of the examples whose states in the trained model are nearest to the concept, unmoved, moved
+    by one shift for all or by its own, the share that is among those of the trained model's concept.
     """
     concepts, shift = run.shift(layer, 0)
     after = run.dictionary(layer, 0, "validation", "after")

@@ -239,8 +239,11 @@ class Steering:
         """
         if (method, layer) not in self._found:
             name, moved, seed = STEERED[method]
-            rows = self.grid[self.grid["method"] == name]
-            best = rows.loc[(rows if moved else rows[rows["layer"] == layer])["mcc"].idxmax()]
+            rows = self.grid[(self.grid["method"] == name) & self.grid["mcc"].notna()]
+            tried = rows if moved else rows[rows["layer"] == layer]
+            if tried.empty:
+                raise SystemExit(f"{name} converged with no setting at layer {layer}: give more --pairs")
+            best = rows.loc[tried["mcc"].idxmax()]
             found_at = int(best["layer"])
             z = self.part.differences(found_at, "train")
             found = find_directions(name, z, self.part.truth("train"), setting_of(best), seed)

@@ -65,18 +65,14 @@ def test_directions_move_along_the_sphere() -> None:
         decoder = adam.param_groups[0]["params"][2]
         along.append(float((decoder.grad * decoder).sum(1).abs().max() / decoder.grad.norm()))
 
-    handle = register_optimizer_step_pre_hook(look)
-    try:
+    with register_optimizer_step_pre_hook(look):
         fitted(concept_shifts(300, 3, 12, changed=(1, 2)), None, steps=50)
-    finally:
-        handle.remove()
     assert len(along) == 50 and max(along) < 1e-6
 
 
 def test_concepts_of_many_rows_are_not_taken_for_rounding() -> None:
-    """The usual limit of the rank grows with the rows: these nine concepts had rank 8."""
     made = concept_shifts(100_000, 9, 9, changed=(1, 5), coherent=True, seed=1)
-    SSAE(0, 9, None, steps=1).fit_differences(made.differences)
+    SSAE(0, 9, None, steps=1).fit_differences(made.differences)  # torch's own limit says rank 8
     states = 80 * made.differences[:, :1]  # long states, rounded before they are subtracted
     few = (states + concept_shifts(100_000, 3, 9).differences) - states
     with pytest.raises(DataError, match="n_concepts=4, and 100000 differences have rank 3"):
@@ -198,9 +194,8 @@ def test_levels_that_bound_nothing_warn_and_unreached_ones_are_refused() -> None
         fitted(made, 50.0)
     with pytest.warns(UserWarning, match=r"0.9\d of the differences is left unexplained: give a larger level"):
         fitted(made, 0.02)
-    many = concept_shifts(3000, 100, 128, changed=(1, 1)).differences
     with pytest.warns(UserWarning, match="unexplained: give more concepts") as several:
-        SSAE(3, 2, 1.4, steps=300).fit_differences(many)
+        SSAE(3, 2, 1.4, steps=300).fit_differences(concept_shifts(3000, 100, 128, changed=(1, 1)).differences)
     assert len(several) == 1
     with pytest.raises(SteeringError, match=r"the codes have a level of .*, above 0.1: give more steps"):
         fitted(made, 0.1, steps=20)
