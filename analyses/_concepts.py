@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,12 @@ class Part:
         self.labels = change_labels(self.rows)
         self.ids = split_ids(self.rows)
         order = {example_id: i for i, example_id in enumerate(self.acts.contrast(self.layers[0])[0])}
+        self.fit = cache(self._fit)  # chosen, tested and added directions are the same ones
         self._places = {part: [order[i] for i in ids] for part, ids in self.ids.items()}
+
+    def _fit(self, method: str, layer: int, setting: float | None, seed: int) -> Directions | None:
+        """The directions that a method finds in the training pairs at a layer; None: it did not converge."""
+        return find_directions(method, self.differences(layer, "train"), self.truth("train"), setting, seed)
 
     def differences(self, layer: int, part: str) -> Tensor:
         """The differences of the pairs of a part."""

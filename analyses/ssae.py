@@ -34,7 +34,7 @@ import numpy as np
 import pandas as pd
 import torch
 from _common import numbers, parser, provenance, show_table
-from _concepts import SEEDED, SETTINGS, Directions, Part, find_directions, matched_correlation, resampled
+from _concepts import SEEDED, SETTINGS, Directions, Part, matched_correlation, resampled
 from scipy import stats
 from torch import Tensor
 
@@ -64,7 +64,7 @@ def choose(study: Study, kind: str, part: Part) -> pd.DataFrame:
     def compute(method: str, layer: int) -> pd.DataFrame:
         rows = []
         for setting in SETTINGS[method]:
-            found = find_directions(method, part.differences(layer, "train"), part.truth("train"), setting, 0)
+            found = part.fit(method, layer, setting, 0)
             mcc = np.nan
             if found is not None:
                 codes = part.followed(found, layer, "validation")
@@ -95,10 +95,9 @@ def test(study: Study, kind: str, part: Part, chosen: pd.DataFrame) -> pd.DataFr
     draws = [rng.integers(0, len(truth), len(truth)) for _ in range(DRAWS)]  # the same for every method
 
     def compute(method: str) -> pd.DataFrame:
-        layer, setting = int(chosen.loc[method, "layer"]), setting_of(chosen.loc[method])
-        z, fits = part.differences(layer, "train"), []
+        layer, setting, fits = int(chosen.loc[method, "layer"]), setting_of(chosen.loc[method]), []
         for seed in SEEDS if method in SEEDED else SEEDS[:1]:
-            found = find_directions(method, z, part.truth("train"), setting, seed)
+            found = part.fit(method, layer, setting, seed)
             if found is not None:
                 fits.append((seed, found))
         codes = [part.followed(found, layer, "test") for _, found in fits]
@@ -144,10 +143,9 @@ def test_cosines(study: Study, kind: str, part: Part, chosen: pd.DataFrame) -> d
     """`cosines` of every method, means over pairs and seeds with intervals over pairs."""
 
     def compute(method: str) -> pd.DataFrame:
-        layer, z = int(chosen.loc[method, "layer"]), part.differences(int(chosen.loc[method, "layer"]), "train")
-        frames = []
+        layer, setting, frames = int(chosen.loc[method, "layer"]), setting_of(chosen.loc[method]), []
         for seed in SEEDS if method in SEEDED else SEEDS[:1]:
-            found = find_directions(method, z, part.truth("train"), setting_of(chosen.loc[method]), seed)
+            found = part.fit(method, layer, setting, seed)
             if found is not None:
                 frames.append(pd.DataFrame(cosines(part, found, layer)).assign(pair=part.ids["test"], seed=seed))
         return pd.concat(frames, ignore_index=True)
@@ -245,11 +243,11 @@ class Steering:
                 raise SystemExit(f"{name} converged with no setting at layer {layer}: give more --pairs")
             best = rows.loc[tried["mcc"].idxmax()]
             found_at = int(best["layer"])
-            z = self.part.differences(found_at, "train")
-            found = find_directions(name, z, self.part.truth("train"), setting_of(best), seed)
+            found = self.part.fit(name, found_at, setting_of(best), seed)
             if found is None:
                 raise SystemExit(f"{name} at layer {found_at} did not converge with seed {seed}: take another seed")
-            codes, there = found.codes(z), self.part.differences(layer, "train")
+            here, there = (self.part.differences(one, "train") for one in (found_at, layer))
+            codes = found.codes(here)
             directions = (codes - codes.mean(0)).T @ there if moved else found.rows
             self._found[method, layer] = directions, *self.part.best_columns(found, found_at)
         return self._found[method, layer]

@@ -71,7 +71,8 @@ def geometry(
     rows = []
     for a, b in sorted(combinations_with_replacement(members, 2), key=lambda pair: pair[0] != pair[1]):
         value = float(_mean_cosine(units, members[a], members[b])[0])
-        low, high = np.nanquantile(_mean_cosine(units, members[a], members[b], drawn[a], drawn[b]), [0.025, 0.975])
+        resampled = _mean_cosine(units, members[a], members[b], drawn[a], drawn[b])
+        low, high = np.nanquantile(resampled, [0.025, 0.975])
         mixed = [_mean_cosine(units, shuffle[members[a]], shuffle[members[b]])[0] for shuffle in shuffles]
         n_a, n_b = len(members[a]), len(members[b])
         rows.append(

@@ -76,7 +76,8 @@ class DrivingScene(VectorInput):
     def with_row(self, kind: str, row: int, values: Mapping[int, float]) -> DrivingScene:
         """A copy with some columns of a row of "route", "vehicles" or "pedestrians" changed."""
         array = getattr(self, kind).copy()
-        array[row, list(values)] = list(values.values())
+        for column, value in values.items():
+            array[row, column] = value
         return replace(self, **{kind: array})
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 from torch import nn
@@ -118,11 +117,9 @@ def module_at(hf: nn.Module, path: str) -> nn.Module:
 
 def normalized_width(block: nn.Module) -> int | None:
     """The width of the states that a block normalizes, or None if it has no norm; norms deeper in are of heads."""
-    norms = ((path.count("."), m) for path, m in block.named_modules() if type(m).__name__.endswith("Norm"))
-    widths = [
-        (depth, int(m.weight.shape[0])) for depth, m in norms if isinstance(getattr(m, "weight", None), nn.Parameter)
-    ]
-    return min(widths, key=itemgetter(0), default=(0, None))[1]
+    modules = sorted(block.named_modules(), key=lambda named: named[0].count("."))
+    weights = (getattr(m, "weight", None) for _, m in modules if type(m).__name__.endswith("Norm"))
+    return next((int(weight.shape[0]) for weight in weights if isinstance(weight, nn.Parameter)), None)
 
 
 def heads_width(hf: nn.Module, layout: Layout, layer: int) -> int:

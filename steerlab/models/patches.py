@@ -47,7 +47,8 @@ def refuse_padded_images(inputs: Mapping[str, Tensor]) -> None:
         LayoutError: an image is padded.
     """
     masks = [inputs[name].bool() for name in _MASKS if name in inputs]
-    masks += [(inputs[name] != -1).all(-1) for name in ("image_position_ids",) if name in inputs]
+    if "image_position_ids" in inputs:
+        masks.append((inputs["image_position_ids"] != -1).all(-1))
     for mask in masks:
         real = mask.flatten(2) if mask.ndim > 2 else mask
         if bool((real.any(-1) & ~real.all(-1)).any()):

@@ -75,5 +75,6 @@ class ConceptSteering(Steerer):
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
         """The vector of each input: zero if it activates a concept that has none."""
         table = torch.zeros_like(self.concepts.concepts_)
-        table[list(self.directions)] = torch.stack(list(self.directions.values()))
+        for concept, vector in self.directions.items():
+            table[concept] = vector
         return table[self.concepts.assign(context.get_states(self.required_activations[0]))]
