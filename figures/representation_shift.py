@@ -44,7 +44,8 @@ NUMBERS = {"shifts\nagree": 15.4, "distance\nrecovered": 16.9, "answers\nchanged
 ARROW: dict[str, Any] = {"arrowstyle": "-|>", "color": MUTED, "shrinkA": 0, "shrinkB": 0}
 CLEAR = 0.02  # the share of its activation that a concept loses: below it no region is marked
 METHODS = {
-    "coarse": ("coarse, all inputs", "mean"), "gated": ("coarse, behind a probe", "gated_mean"),
+    "coarse": ("coarse, all inputs", "mean"), "coarse_kept": ("coarse, as strong as others allow", "confst"),
+    "gated": ("coarse, behind a probe", "gated_mean"),
     "one_concept": ("fine, one concept", "adasteer"), "concepts": ("fine, every concept", "l2s"),
     "random": ("random vector", "none"),
 }  # fmt: skip
@@ -131,12 +132,14 @@ def draw_answers(results_dir: str | Path) -> Figure:
     """For each task and method: the answers that move as wanted, and the others that change."""
     summary = read_summary(Path(results_dir))
     with style():
-        fig = Figure(figsize=(width(2), 2.3), layout="constrained")
+        fig = Figure(figsize=(width(2), 2.5), layout="constrained")
         axes = fig.subplots(1, len(TASKS), sharey=True)
         for ax, (task, title) in zip(axes, TASKS.items(), strict=True):
             for number, (method, (label, look)) in enumerate(METHODS.items()):
                 for row, measure in enumerate(MEASURES):
-                    height = row + 0.15 * (number - 2)
+                    if f"{task}.{method}.{measure}" not in summary:  # no strength leaves the others alone
+                        continue
+                    height = row + 0.13 * (number - 2.5)
                     named = label if row == 0 and ax is axes[0] else None
                     estimate_dot(ax, summary[f"{task}.{method}.{measure}"], height, look, label=named)
             ax.set(xlim=(-0.03, 1.03), xticks=[0, 0.5, 1], ylim=(len(MEASURES) - 0.5, -0.5))
@@ -144,7 +147,7 @@ def draw_answers(results_dir: str | Path) -> Figure:
             ax.set_xlabel("Share of answers")
         axes[0].set_yticks(range(len(MEASURES)), list(MEASURES.values()))
         handles, labels = axes[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=7)
+        fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7)
         fig.draw_without_rendering()
     return fig
 
