@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -275,7 +275,7 @@ def _decoding_error(model: Model, batches: Sequence[Sequence[EncodedPrompt]], ve
     return max(decoding_error(model, batch, vectors, use_cache=model.row_format.use_cache) for batch in batches)
 
 
-def _check_image(model: Model, vision: Vision) -> tuple[EncodedPrompt, dict[str, Tensor]]:
+def _check_image(model: Model, vision: Vision) -> tuple[EncodedPrompt, Mapping[str, Tensor]]:
     """Compare tokens and inputs of prompts with images with what the processor makes of the whole prompt.
 
     Returns:
@@ -297,7 +297,7 @@ def _check_image(model: Model, vision: Vision) -> tuple[EncodedPrompt, dict[str,
     return row, whole
 
 
-def _image_row(model: Model, vision: Vision, n: int) -> tuple[EncodedPrompt, dict[str, Any], str]:
+def _image_row(model: Model, vision: Vision, n: int) -> tuple[EncodedPrompt, Mapping[str, Any], str]:
     """A row that begins with images, what the processor makes of the whole of it, and its text."""
     images, text = [vision.probe_image] * n, f"{vision.placeholder * n}Hello"
     row = model.encode("Hello" if model.chat else text, images=images)
@@ -309,7 +309,7 @@ def _image_row(model: Model, vision: Vision, n: int) -> tuple[EncodedPrompt, dic
     return row, vision.processor(text=[text], images=opened, return_tensors="pt", add_special_tokens=special), text
 
 
-def _check_image_logits(model: Model, row: EncodedPrompt, whole: dict[str, Tensor]) -> None:
+def _check_image_logits(model: Model, row: EncodedPrompt, whole: Mapping[str, Tensor]) -> None:
     """A row with an image must have the logits that the model gives for all that its processor makes of it."""
     batch = model.batch([row])
     plain = model.inputs(replace(batch, extra={name: t for name, t in whole.items() if name != "labels"}))
