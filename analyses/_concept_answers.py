@@ -164,21 +164,28 @@ def lost(frame: pd.DataFrame, task: str) -> float:
     return float((right["own"] - right["said"]).max())
 
 
-def keep_others(run: Answers, task: str) -> tuple[tuple[int, float, str], pd.DataFrame] | None:
-    """The setting of the coarse vector that moves most old answers on validation questions and loses at most
-    `MOST_LOST` of another type's, and its test answers; None: there is none.
+def kept_grid(run: Answers, task: str) -> pd.DataFrame:
+    """Of the coarse vector at every setting, on validation questions: the share of old answers that it moves, and the
+    largest loss of accuracy of another type of questions.
     """
     old, new = TASKS[task]
-    allowed = {}
-    for setting in product(LAYERS, KEPT_ALPHAS, POSITIONS):
-        frame = run.steered("validation", "coarse", task, *setting)
-        if lost(frame, task) <= MOST_LOST:
-            is_old = (frame["type"] == task) & (frame["own"] == old)
-            allowed[setting] = float((frame.loc[is_old, "said"] == new).mean())
-    if not allowed:
-        return None
-    best = max(allowed, key=lambda setting: allowed[setting])
-    return best, run.steered("kept", "coarse", task, *best)
+    rows = []
+    for layer, alpha, where in product(LAYERS, KEPT_ALPHAS, POSITIONS):
+        frame = run.steered("validation", "coarse", task, layer, alpha, where)
+        others = frame[frame["type"] != task]
+        right = others[["own", "said"]].eq(others["true"], axis=0).groupby(others["type"]).mean()
+        is_old = (frame["type"] == task) & (frame["own"] == old)
+        rows.append({
+            "method": "coarse_kept", "task": task, "layer": layer, "alpha": alpha, "positions": where,
+            "net": net_effect(frame, task), "moved": (frame.loc[is_old, "said"] == new).mean(),
+            "lost": (right["own"] - right["said"]).max(),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def setting_of(row: pd.Series) -> tuple[int, float, str]:
+    """The layer, strength and positions of a row of the grid."""
+    return int(row["layer"]), float(row["alpha"]), str(row["positions"])
 
 
 def steer_answers(
@@ -193,26 +200,28 @@ def steer_answers(
     table = pd.DataFrame(grid)
     ranked = table.sort_values(["net", "alpha"], ascending=[False, True], kind="stable")
     chosen = ranked.groupby(["method", "task"], sort=False).first()
-    answered, summary = [], dict[str, Any]()
+    answered, grids, summary = [], [table], dict[str, Any]()
     for task in TASKS:
         found = {}
         for method in METHODS:
-            at = chosen.loc[(method, task)]
-            setting = int(at["layer"]), float(at["alpha"]), str(at["positions"])
+            setting = setting_of(chosen.loc[(method, task)])
             found[method] = run.steered("test", method, task, *setting)
             summary[f"{task}.{method}.setting"] = dict(zip(("layer", "alpha", "positions"), setting, strict=True))
         at = summary[f"{task}.coarse.setting"]
         found["random"] = run.steered("test", "random", task, *at.values())
-        if kept := keep_others(run, task):
-            summary[f"{task}.coarse_kept.setting"] = dict(zip(("layer", "alpha", "positions"), kept[0], strict=True))
-            found["coarse_kept"] = kept[1]
+        grids.append(tried := kept_grid(run, task))
+        allowed = tried[tried["lost"] <= MOST_LOST]
+        if len(allowed):
+            setting = setting_of(allowed.loc[allowed["moved"].idxmax()])
+            found["coarse_kept"] = run.steered("kept", "coarse", task, *setting)
+            summary[f"{task}.coarse_kept.setting"] = dict(zip(("layer", "alpha", "positions"), setting, strict=True))
         for method, frame in found.items():
             answered.append(frame.assign(method=method, task=task))
             summary |= {f"{task}.{method}.{key}": value for key, value in of_test(frame, task).items()}
         for rival in ("coarse", "gated"):
             for key, difference in differences(found["concepts"], found[rival], task).items():
                 summary[f"{task}.concepts_over_{rival}.{key}"] = difference
-    return pd.concat(answered, ignore_index=True), table, summary
+    return pd.concat(answered, ignore_index=True), pd.concat(grids, ignore_index=True), summary
 
 
 def hits(frame: pd.DataFrame, task: str) -> dict[str, pd.Series]:

@@ -385,9 +385,10 @@ def summarize_steering(steered: pd.DataFrame, seed: int) -> dict[str, Any]:
         table = steered.groupby(["value", "method"])[measure].mean().unstack("method")
         for method in table:
             summary[f"steered.{method}.{measure}"] = numbers(bootstrap_ci(table[method].tolist(), seed=seed))
-            for ssae in [one for one in ("ssae", "ssae_moved") if one != method]:
-                difference = paired_bootstrap(table[ssae].tolist(), table[method].tolist(), seed=seed)
-                summary[f"steered.{ssae}_over_{method}.{measure}"] = numbers(difference)
+            for one in ("ssae", "ssae_1", "ssae_moved", "ssae_moved_1", "ica_moved"):
+                if one != method:
+                    difference = paired_bootstrap(table[one].tolist(), table[method].tolist(), seed=seed)
+                    summary[f"steered.{one}_over_{method}.{measure}"] = numbers(difference)
     for measure, name in (("before", "after"), ("right_before", "right")):
         means = steered.groupby("value")[measure].mean()
         summary[f"steered.none.{name}"] = numbers(bootstrap_ci(means.tolist(), seed=seed))
