@@ -44,7 +44,7 @@ NUMBERS = {"shifts\nagree": 15.4, "distance\nrecovered": 16.9, "answers\nchanged
 ARROW: dict[str, Any] = {"arrowstyle": "-|>", "color": MUTED, "shrinkA": 0, "shrinkB": 0}
 CLEAR = 0.02  # the share of its activation that a concept loses: below it no region is marked
 METHODS = {
-    "coarse": ("coarse, all inputs", "mean"), "coarse_kept": ("coarse, as strong as others allow", "confst"),
+    "coarse": ("coarse, all inputs", "mean"), "coarse_kept": ("coarse, others kept*", "confst"),
     "gated": ("coarse, behind a probe", "gated_mean"),
     "one_concept": ("fine, one concept", "adasteer"), "concepts": ("fine, every concept", "l2s"),
     "random": ("random vector", "none"),
@@ -148,6 +148,7 @@ def draw_answers(results_dir: str | Path) -> Figure:
         axes[0].set_yticks(range(len(MEASURES)), list(MEASURES.values()))
         handles, labels = axes[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7)
+        fig.text(0.005, 0.01, "*: other images", fontsize=7)
         fig.draw_without_rendering()
     return fig
 
