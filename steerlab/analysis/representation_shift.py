@@ -55,7 +55,9 @@ class RepresentationShift:
         as_whole("concept", concept, 0, len(self.vectors) - 1)
         if not self.members[concept]:
             raise SteeringError(f"no state activates concept {concept}: it has no shift")
-        return SteeringVector({self.concepts.site: self.vectors[concept]})
+        found = SteeringVector({self.concepts.site: self.vectors[concept]})
+        found.info_ = dict(self.concepts.info_)
+        return found
 
     def frame(self) -> pd.DataFrame:
         """A row for each concept: `concept, members, norm, consistency, consistency_others`."""
@@ -124,15 +126,18 @@ def representation_shift(
         center: "mean", "median" or "trimmed" (without a tenth at each end), coordinate by coordinate.
 
     Raises:
-        MismatchError: models of two widths or two tokenizers, other texts or rows, or a dictionary of another model.
+        MismatchError: models of two shapes, dtypes or tokenizers, other texts or rows, another model's dictionary.
         DataError: no rows.
 
     Source: arXiv 2501.03012, section 3.
     """
     check_option("center", center, CENTERS)
     old, new = before.at(concepts.site).double(), after.at(concepts.site).double()
-    if old.shape[1] != new.shape[1]:
-        raise MismatchError(f"the models are {old.shape[1]} and {new.shape[1]} wide: give one and its further training")
+    shapes = [{"width": x.shape[1], **acts.info} for x, acts in ((old, before), (new, after))]
+    for key in ("width", "layers", "dtype"):  # rounding to another dtype would look like a shift
+        here, there = (shape.get(key) for shape in shapes)
+        if here is not None and there is not None and here != there:
+            raise MismatchError(f"the models' {key} is {here} and {there}: give one model and its further training")
     one, other = (acts.index[list(ROWS)].reset_index(drop=True) for acts in (before, after))
     if not one.equals(other):
         raise MismatchError(

@@ -63,7 +63,9 @@ class SSAE(FittedMixin):
         usage_: `(concept,)`, the share of pairs that use a concept: those in the upper of two clusters of absolute
             codes, or all if the lower is not near 0; 0 for a concept whose code is always the same.
         scales_: `(concept,)`, the median change of the pairs that use it, in units of the residual stream: the absolute
-            code, and what the bound left along the direction. Its sign is such that the sum of their codes is positive.
+            code, and what the bound left along the direction. Its sign is such that the sum of their codes is positive;
+            or negative, where most pairs change a concept: then the constant holds it, and the pairs *without* it have
+            the code.
         reached_: `error`, the share of the squared contrasts that is lost; `level`; `multiplier` of the bound: 0
             if it changed nothing; then the directions are arbitrary.
 
@@ -100,7 +102,7 @@ class SSAE(FittedMixin):
             )
         self.fit_differences(z)
 
-    def fit_differences(self, z: Differences) -> SSAE:
+    def fit_differences(self, z: Tensor) -> SSAE:
         """Fit to differences `(pair, hidden)` that were computed before; returns self."""
         if z.ndim != 2:
             raise DataError(f"differences of shape {tuple(z.shape)}: expected (pair, hidden)")
@@ -176,6 +178,11 @@ class SSAE(FittedMixin):
         # the bound makes codes smaller than the changes: what is left along a direction belongs to it
         sizes = ((codes * signs) + (z - self.decode(codes * signs)) @ self.decoder_.T).abs()
         self.scales_ = median(sizes.masked_fill(~used, torch.nan)).nan_to_num()
+        # a constant as long as a code, and against it: it is the others that change, and these stay
+        constant = torch.linalg.lstsq(self.decoder_.T, self.decoder_offset_[:, None]).solution[:, 0] / self.scales_
+        turned = torch.where((constant < -0.5) & (constant > -1.5), -1.0, 1.0)
+        self.encoder_, self.encoder_offset_ = self.encoder_ * turned, self.encoder_offset_ * turned
+        self.decoder_ = self.decoder_ * turned[:, None]
 
     def _check_level(self) -> None:
         if self.level is None or self.n_concepts == 1:  # one direction needs no bound to be found

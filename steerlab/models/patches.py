@@ -50,7 +50,7 @@ def refuse_padded_images(inputs: Mapping[str, Tensor]) -> None:
     if "image_position_ids" in inputs:
         masks.append((inputs["image_position_ids"] != -1).all(-1))
     for mask in masks:
-        real = mask.flatten(2) if mask.ndim > 2 else mask
+        real = mask.flatten(-2) if mask.ndim > 2 else mask  # rows and columns of a tile, which are the last two axes
         if bool((real.any(-1) & ~real.all(-1)).any()):
             raise LayoutError(
                 "these images are padded to one size, so the vision tower and the projector have states of patches "

@@ -119,8 +119,12 @@ def test_other_models_and_other_rows_are_refused() -> None:
     known = concepts(before)
     known.info_ = {"model": "n", "weights": "v"}
     wide = activations(normal(80, 1, 9), [3], {}, example_id=[f"s{i}" for i in range(80)])
-    with pytest.raises(MismatchError, match="8 and 9 wide"):
+    with pytest.raises(MismatchError, match="width is 8 and 9"):
         representation_shift(known, before, wide)
+    for key, one, other in (("layers", 4, 6), ("dtype", "float32", "bfloat16")):
+        pair = [Activations(before.values, before.index, before.sites, {key: value}) for value in (one, other)]
+        with pytest.raises(MismatchError, match=f"{key} is {one} and {other}: give one model and its further training"):
+            representation_shift(known, *pair)
     moved = before.index.assign(column=before.index["column"] + 1)
     swapped = before.index.iloc[[1, 0, *range(2, 80)]].reset_index(drop=True)
     others = [

@@ -64,6 +64,9 @@ def test_pca_concepts_are_orthogonal_directions_from_the_mean() -> None:
 def test_more_concepts_than_states_or_rank_are_refused(method: str, n: int) -> None:
     with pytest.raises(DataError, match="give at most that"):
         fitted(method, n)
+    if method != "kmeans":
+        with pytest.raises(DataError, match="rank"):  # what rounding leaves is no direction
+            ConceptDictionary(3, 5, method=method).fit_states(normal(100, 2) @ normal(2, 64))
     with pytest.raises(DataError, match="NaN"):
         ConceptDictionary(3, 1).fit_states(torch.full((4, 6), torch.nan))
     with pytest.raises(DataError, match="give at most that"):
@@ -81,6 +84,17 @@ def test_each_input_gets_the_vector_of_the_concept_it_activates() -> None:
         expected = {0: u[2] - u[0], 1: u[0] - u[1], 2: torch.zeros(6)}[concept]
         torch.testing.assert_close(row, expected)
     torch.testing.assert_close(concepts.between(0, 1), -concepts.between(1, 0))
+
+
+@pytest.mark.parametrize("method", ["pca", "seminmf"])
+def test_state_that_activates_nothing_is_no_member_and_is_not_steered(method: str) -> None:
+    x, _ = states()
+    concepts = ConceptDictionary(3, 2, method=method).fit_states(x)
+    assert concepts.members_.sum() == (concepts.activations(x) > 0).any(1).sum()
+    opposite = (concepts.mean_ if method == "pca" else 0) - concepts.concepts_.sum(0)
+    context = Context.of(activations(torch.stack([opposite, x[0]])[:, None], [3], {}, example_id=["a", "b"]))
+    steering = ConceptSteering(concepts, {k: torch.ones(6) for k in range(2)})
+    assert concepts.assign(opposite[None]) == -1 and not steering.vectors(context)[0].any()
 
 
 def test_one_concept_each_is_the_difference_of_means() -> None:

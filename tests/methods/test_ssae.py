@@ -46,6 +46,16 @@ def test_concepts_of_continuous_sparse_changes_are_recovered(name: str) -> None:
     assert ssae.reached_["level"] <= 1.05 * true_level(made) and ssae.reached_["error"] < 1e-3
 
 
+@pytest.mark.parametrize("share", [0.7, 0.8])
+def test_directions_point_where_pairs_change_also_where_most_pairs_do(share: float) -> None:
+    """The constant then holds the change, and the pairs without it have the code."""
+    generator = torch.Generator().manual_seed(0)
+    active = torch.rand(600, 3, generator=generator) < torch.tensor([share, 0.25, 0.25])
+    codes = (active * (1 + 0.3 * torch.randn(600, 3, generator=generator)))[active.any(1)]
+    ssae = SSAE(0, 3, 0.8, steps=1500).fit_differences(codes @ torch.eye(3, 8))
+    assert match_directions(torch.eye(3, 8), ssae.decoder_).similarity.min() > 0.95
+
+
 def test_without_sparsity_or_in_bad_regimes_concepts_are_not_recovered() -> None:
     def mcc(level: float | None = -1.0, **options) -> float:
         several = [concept_shifts(seed=seed, **options) for seed in range(3)]

@@ -224,7 +224,8 @@ def test_padding_of_images_is_seen_in_every_form() -> None:
         "pixel_mask": half[0],
         "image_attention_mask": half[0, 0],
     }
-    for name, mask in (marks | {"image_position_ids": torch.tensor([[[0, 0], [-1, -1]]])}).items():
+    marks["image_position_ids"] = torch.tensor([[[0, 0], [-1, -1]]])
+    for name, mask in (*marks.items(), ("pixel_mask", half[0].mT)):  # filled up at the right, or below
         with pytest.raises(LayoutError, match=r"or give images of one size \(batch_size=1\)"):
             refuse_padded_images({name: mask})
 

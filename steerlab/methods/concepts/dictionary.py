@@ -78,7 +78,7 @@ class ConceptDictionary(FittedMixin):
         self._check_number(x)
         self.mean_, self.info_ = torch.from_numpy(x.mean(0)).float(), {"hidden_size": x.shape[1]}
         if self.method == "pca":
-            found = PCA(self.n_concepts, random_state=self.seed).fit(x).components_
+            found = PCA(self.n_concepts, svd_solver="full").fit(x).components_
         else:
             clusters = KMeans(self.n_concepts, n_init=10, random_state=self.seed).fit(x)
             found = clusters.cluster_centers_
@@ -88,7 +88,8 @@ class ConceptDictionary(FittedMixin):
         if self.method == "seminmf":  # the size of a concept and that of its weights are one number: fix it
             weights = self.activations(states)
             self.concepts_ *= median(weights.masked_fill(weights <= 0, torch.nan)).nan_to_num(1.0)[:, None]
-        counts = torch.bincount(self.assign(states), minlength=self.n_concepts)
+        active = self.assign(states)
+        counts = torch.bincount(active[active >= 0], minlength=self.n_concepts)
         order = counts.argsort(descending=True, stable=True)
         self.concepts_, self.members_ = self.concepts_[order], counts[order]
         return self
@@ -98,7 +99,9 @@ class ConceptDictionary(FittedMixin):
             most, of = len(np.unique(x, axis=0)), "different states"
         else:
             centered = x - x.mean(0) if self.method == "pca" else x
-            most, of = int(np.linalg.matrix_rank(centered)) if len(x) else 0, f"as the rank of {len(x)} states"
+            # states are float32: numpy's own limit takes their rounding for directions
+            rank = int(torch.linalg.matrix_rank(torch.from_numpy(centered), rtol=1e-5)) if len(x) else 0
+            most, of = rank, f"as the rank of {len(x)} states"
         if self.n_concepts > most:
             raise DataError(f"n_concepts={self.n_concepts}, and there are {most} {of}: give at most that")
 
@@ -143,8 +146,9 @@ class ConceptDictionary(FittedMixin):
             )
 
     def assign(self, states: States) -> Int[Tensor, " state"]:
-        """The number of the concept that each state activates most."""
-        return self.activations(states).argmax(1)
+        """The number of the concept that each state activates most; -1 where it activates none (PCA and semi-NMF)."""
+        strongest = self.activations(states).max(1)
+        return strongest.indices.masked_fill(strongest.values <= 0, -1)
 
 
 def _semi_nmf(x: NDArray[np.float64], labels: NDArray[np.int32], n: int) -> NDArray[np.float64]:

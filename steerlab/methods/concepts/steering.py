@@ -73,8 +73,8 @@ class ConceptSteering(Steerer):
         raise SteeringError("a ConceptSteering has nothing to fit: fit its ConceptDictionary")
 
     def vectors(self, context: Context) -> Float[Tensor, "batch hidden"]:
-        """The vector of each input: zero if it activates a concept that has none."""
-        table = torch.zeros_like(self.concepts.concepts_)
+        """The vector of each input: zero if it activates a concept that has none, or no concept."""
+        table = torch.zeros(self.concepts.n_concepts + 1, self.concepts.concepts_.shape[1])  # the last is that of none
         for concept, vector in self.directions.items():
             table[concept] = vector
         return table[self.concepts.assign(context.get_states(self.required_activations[0]))]
