@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab.errors import SteeringError
+from steerlab.errors import DataError, SteeringError
 from steerlab.methods import SSAE
 from steerlab.metrics import match_directions
 
@@ -30,13 +30,15 @@ def level_sweep(
     Args:
         ssae: whose other arguments are used.
         z: `(pair, hidden)`, the differences.
-        levels, seeds: all combinations are fitted.
+        levels, seeds: all combinations are fitted. Seeds must differ (DataError).
 
     Returns:
         One row per level and seed: `level`, `seed`, `error`, `reached`, and `agreement`, the mean absolute cosine of
         the concepts to those of the other seeds, matched one to one. Of one concept, or one that all seeds get wrong in
         the same way, it says nothing. A level that was not reached has NaN.
     """
+    if len(set(seeds)) < len(seeds):
+        raise DataError(f"seeds={list(seeds)} holds one twice, which agrees with itself")
     rows: list[tuple[float | None, int, float, float, float]] = []
     for level in levels:
         fitted = []
@@ -63,7 +65,8 @@ def stability(fitted: Sequence[SSAE]) -> pd.DataFrame:
 
     Returns:
         One row per pair of fits: `first`, `second` (their seeds), and the mean and smallest absolute `cosine` and
-        `lowest` of the concepts that are used, matched one to one; NaN if a fit has none.
+        `lowest` of the concepts that are used, matched one to one: 0 for one that the other fit does not have; NaN if a
+        fit has none.
 
     Source: arXiv 2502.12179, section 5 (there with correlations over coordinates, which subtract their mean).
     """
@@ -71,5 +74,6 @@ def stability(fitted: Sequence[SSAE]) -> pd.DataFrame:
     for one, other in combinations(fitted, 2):
         fewer, more = sorted((fit.decoder_[fit.usage_ > 0] for fit in (one, other)), key=len)
         found = match_directions(fewer, more, signed=False).similarity
-        rows.append((one.seed, other.seed, *((float(found.mean()), float(found.min())) if len(found) else (nan, nan))))
+        cosines = [*found.tolist(), *[0.0] * (len(more) - len(fewer))] if len(fewer) else [nan]
+        rows.append((one.seed, other.seed, sum(cosines) / len(cosines), min(cosines)))
     return pd.DataFrame(rows, columns=["first", "second", "cosine", "lowest"])

@@ -122,7 +122,11 @@ def test_concepts_that_no_pair_uses_are_refused_and_left_out_of_agreement() -> N
     assert ssae.usage_.tolist()[2] == 0, "a code that is always 1 is an offset"
     with pytest.raises(SteeringError, match="no pair uses concept 2"):
         ssae.direction(2)
-    assert stability([ssae, fitted(made, seed=1)])["lowest"].min() > 0.99
+    other = fitted(made, seed=1)
+    assert stability([ssae, other])["lowest"].min() > 0.99
+    other.usage_ = torch.tensor([1.0, 0.0])
+    half = stability([ssae, other])
+    assert half["lowest"].item() == 0 and abs(half["cosine"].item() - 0.5) < 0.01, "a concept that one fit lacks"
 
 
 def test_codes_directions_and_decoder_are_consistent() -> None:
@@ -147,6 +151,8 @@ def test_seeds_agree_at_the_right_level_and_not_without_one() -> None:
     assert means.loc[level, "error"] < 1e-3 < means.loc[0.6 * level, "error"]
     unreached = level_sweep(SSAE(0, 4, None, steps=20), made.differences, [0.05], seeds=(0,))
     assert unreached[["error", "reached", "agreement"]].isna().all(axis=None)
+    with pytest.raises(DataError, match="agrees with itself"):
+        level_sweep(SSAE(0, 4, None), made.differences, [None], seeds=(0, 0))
     table = stability([fitted(made, seed=seed, steps=1500) for seed in (1, 2, 3)])
     assert len(table) == 3 and table["lowest"].min() > 0.98
     assert list(table.columns) == ["first", "second", "cosine", "lowest"]
