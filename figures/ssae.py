@@ -46,7 +46,7 @@ def draw(results_dir: str | Path) -> Figure:
         sentences.set_yticklabels([])
         objects.set_xlabel("Correlation with each value's changes\n(test pairs, 95 % intervals)", x=1)
         draw_dots(added, summaries, {f"steered.{name}.after": label for name, label in ADDED.items()})
-        added.set_title("c  Objects: a value added", loc="left")
+        added.set_title("c  Objects: added", loc="left")
         added.set_xlabel("Share of texts that go on\nwith the value (95 % intervals)")
         fig.text(0.005, 0.01, "*: labels known", fontsize=7)
         handles, labels = objects.get_legend_handles_labels()

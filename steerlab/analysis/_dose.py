@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -185,7 +186,7 @@ def check_counted(settings: Sequence[BatchedSetting]) -> None:
     for positions in (one.positions_or(setting.positions) for setting in settings for one in setting.interventions):
         if isinstance(positions, slice):
             ends = (positions.start, positions.stop)
-        elif isinstance(positions, int):
+        elif isinstance(positions, Integral):
             ends = (0, positions)
         else:
             continue

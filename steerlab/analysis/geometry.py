@@ -18,6 +18,7 @@ from torch import Tensor
 from steerlab.analysis.similarity import unit_rows
 from steerlab.capturing.activations import Activations, sorted_by_id
 from steerlab.errors import DataError, MismatchError
+from steerlab.metrics.bootstrap import check_resampling
 from steerlab.models.sites import Site
 
 _SHUFFLES = 20
@@ -56,8 +57,7 @@ def geometry(
 
     Source: arXiv 2508.12815, appendix (cosines of P2S vectors within and between behaviors).
     """
-    if n_boot < 1:
-        raise DataError(f"n_boot is {n_boot}; give at least 1 resample")
+    check_resampling(0.95, n_boot, seed)
     where = Site.of(site)
     ids, z = sorted_by_id(*acts.contrast(where, position))
     units, labels = unit_rows(dict(zip(ids, z, strict=True))), np.array(acts.labels(ids, label), dtype=object)
@@ -72,7 +72,8 @@ def geometry(
     for a, b in sorted(combinations_with_replacement(members, 2), key=lambda pair: pair[0] != pair[1]):
         value = float(_mean_cosine(units, members[a], members[b])[0])
         resampled = _mean_cosine(units, members[a], members[b], drawn[a], drawn[b])
-        low, high = np.nanquantile(resampled, [0.025, 0.975])
+        single = a == b and len(members[a]) < 3  # one pair says nothing of others
+        low, high = (np.nan, np.nan) if single else np.nanquantile(resampled, [0.025, 0.975])
         mixed = [_mean_cosine(units, shuffle[members[a]], shuffle[members[b]])[0] for shuffle in shuffles]
         n_a, n_b = len(members[a]), len(members[b])
         rows.append(

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steerlab.errors import DataError, require_columns
+from steerlab.metrics.bootstrap import check_resampling
 
 SETTING = ("method", "model", "layer", "positions", "behavior")
 # every other column names a group
@@ -101,8 +102,7 @@ def group_means(
     Raises:
         DataError: `level` or `n_boot` out of range.
     """
-    if not 0 < level < 1 or n_boot < 1:
-        raise DataError(f"got level={level} and n_boot={n_boot}; expected 0 < level < 1 and at least 1 resample")
+    check_resampling(level, n_boot, seed)
     group = frame.groupby(list(by), sort=False, dropna=False, observed=True).ngroup().to_numpy()
     _, first, sizes = np.unique(group, return_index=True, return_counts=True)
     values = frame[column].to_numpy(float)[np.lexsort((pd.factorize(frame["example_id"])[0], group))]

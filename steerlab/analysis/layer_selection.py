@@ -103,8 +103,10 @@ def select_layers(
     gaps, layers = _gaps(at_alpha, best, list(table.xs(alpha, axis=1, level="alpha")), options)
     gain = gain_best = None
     if test is not None or "test" in set(frame["split"]):
-        _check_one_sweep(frame if test is None else test)
+        _check_one_sweep(frame if test is None else pd.concat([frame, test]))
         tested = _by_setting(frame, metric, "test") if test is None else _by_setting(test, metric, None)
+        if both := sorted(set(table.index) & set(tested.index)):
+            raise DataError(f"{len(both)} examples are validation and test rows ({both[:3]}): test on others")
         gain, gain_best = (_gain(tested, some, alpha, options) for some in (layers, [best]))
     order = list(at_alpha.columns)
     return LayerRange(metric, float(alpha), order[order.index(best)], tuple(layers), gaps, gain, gain_best, len(table))

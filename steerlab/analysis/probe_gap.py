@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from steerlab.capturing.activations import Activations, sorted_by_id
 from steerlab.errors import DataError
-from steerlab.metrics.bootstrap import bootstrap_ci
+from steerlab.metrics.bootstrap import paired_bootstrap
 
 INVERSE_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -83,9 +83,8 @@ def fit_probe(x: NDArray[np.float64], truth: Sequence[str], seed: int = 0) -> Gr
 
 
 def _compared(by_probe: NDArray[np.bool_], by_model: NDArray[np.bool_], seed: int) -> dict[str, float]:
-    gain = by_probe.astype(float) - by_model.astype(float)
-    interval = bootstrap_ci(gain.tolist(), seed=seed)
+    gain = paired_bootstrap(by_probe.astype(float), by_model.astype(float), seed=seed)
     return {
         "probe_accuracy": float(by_probe.mean()), "model_accuracy": float(by_model.mean()),
-        "gain": float(gain.mean()), "low": interval.low, "high": interval.high, "n": len(gain),
+        "gain": gain.value, "low": gain.low, "high": gain.high, "n": gain.n,
     }  # fmt: skip

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +290,7 @@ def sweep(
 def _counts_from_end(positions: Positions) -> bool:
     """Whether positions are counted from the end of a row, up to which metrics of answers do not read it."""
     bounds = [positions.start, positions.stop] if isinstance(positions, slice) else [positions]
-    return any(isinstance(one, int) and one < 0 for one in bounds)
+    return any(isinstance(one, Integral) and one < 0 for one in bounds)
 
 
 def _metrics_by_name(metric: Metric | Sequence[Metric] | Mapping[str, Metric]) -> dict[str, Metric]:
@@ -303,8 +304,8 @@ def _metrics_by_name(metric: Metric | Sequence[Metric] | Mapping[str, Metric]) -
     else:
         listed = list(metric) if isinstance(metric, list | tuple) else [metric]  # type: ignore[list-item]
         names = [m if isinstance(m, str) else getattr(m, "__name__", type(m).__name__) for m in listed]
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"the metrics are called {names}: give at least one, and a dict with a different name for each")
+    if not names or len(set(names)) < len(names) or {"setting", "input", "norm_ratio"} & set(names):
+        raise DataError(f"the metrics are called {names}: give at least one, each with a name that no column has")
     if unknown := [m for m in listed if not callable(m) and not (isinstance(m, str) and m in ANSWER_METRICS)]:
         raise DataError(
             f"unknown metric {unknown[0]!r}; expected one of {list(ANSWER_METRICS)}, or a function of texts"

@@ -11,7 +11,7 @@ from torch import Tensor
 from steerlab._support.checks import as_whole, check_type
 from steerlab.capturing.activations import Activations
 from steerlab.errors import ActivationError, DataError
-from steerlab.methods.base import RequiredActivation
+from steerlab.methods.base import ROUNDING, RequiredActivation
 from steerlab.models.sites import Site
 
 ClassRows = tuple[list[str], Float[Tensor, "_ hidden"]]  # the two classes of a pair differ in size
@@ -62,13 +62,14 @@ def contrast_table(
     return order, torch.stack([table[example_id] for example_id in order])
 
 
-def check_contrasts_nonzero(contrasts: Float[Tensor, "example hidden"], site: Site) -> None:
-    """Refuse contrasts that are all exactly zero.
+def check_contrasts_nonzero(contrasts: Float[Tensor, "example hidden"], site: Site, acts: Activations) -> None:
+    """Refuse contrasts that are all zero, or no more than what rounding leaves of the states they are taken from.
 
     Raises:
         DataError: both sides are the same in every contrast.
     """
-    if len(contrasts) and not bool(contrasts.any()):
+    share = max(ROUNDING, torch.finfo(getattr(torch, acts.info.get("dtype", "float32"))).eps)
+    if len(contrasts) and bool(contrasts.norm(dim=1).max() <= share * acts.at(site).norm(dim=1).median()):
         raise DataError(
             f"both sides have the same state in all {len(contrasts)} contrasts at site {site}. Most likely they were "
             "captured before the two answers differ (in the prompt, or in words that both answers begin with): capture "

@@ -48,7 +48,7 @@ class ContrastEstimator(SteeringVector):
         directions = {}
         for site in acts.sites if self.layers == "all" else self.sites:
             ids, contrasts = self._contrasts(acts, site)
-            check_contrasts_nonzero(contrasts, site)
+            check_contrasts_nonzero(contrasts, site, acts)
             directions[site] = self.direction(acts, site, ids, contrasts).float()
         self._set_directions(directions)
 

@@ -55,7 +55,7 @@ class GradientStep(Operator):
 def scorer_logits(weights: Weights, h: Float[Tensor, "... width"]) -> Float[Tensor, "... classes"]:
     """The logits of a net with ReLU between its layers."""
     for number, (w, b) in enumerate(weights):
-        h = torch.nn.functional.linear(h if number == 0 else h.relu(), w.to(h.device), b.to(h.device))
+        h = torch.nn.functional.linear(h if number == 0 else h.relu(), w.to(h), b.to(h))
     return h
 
 
@@ -63,10 +63,10 @@ def scorer_gradient(weights: Weights, signs: Tensor, h: Float[Tensor, "... width
     """The gradient of the sum of `signs * logits` at each state; written out, since forwards run without autograd."""
     active, x = [], h
     for w, b in weights[:-1]:
-        x = torch.nn.functional.linear(x, w.to(h.device), b.to(h.device))
+        x = torch.nn.functional.linear(x, w.to(h), b.to(h))
         active.append(x > 0)
         x = x.relu()
-    gradient = (signs.to(h.device) @ weights[-1][0].to(h.device)).expand(x.shape)
+    gradient = (signs.to(h) @ weights[-1][0].to(h)).expand(x.shape)
     for (w, _), on in zip(reversed(weights[:-1]), reversed(active), strict=True):
         gradient = (gradient * on) @ w.to(h.device)
     return gradient
@@ -105,10 +105,6 @@ class GradientField(Steerer):
 
     Source: K-Steering, arXiv 2505.24535 (gradient steps); steering vector fields, arXiv 2602.01654 (`normalize`).
     """
-
-    classes_: tuple[str, ...]
-    unwanted_: tuple[str, ...]
-    weights_: Weights
 
     contrast_argument = "position"
 

@@ -83,7 +83,7 @@ class VectorPredictor(Steerer):
                 f"site {required.site}, position {required.position!r}"
             )
         zeroed = as_names(self.zero_behaviors)
-        check_contrasts_nonzero(targets[torch.tensor([b not in zeroed for b in acts.labels(ids)])], self.site)
+        check_contrasts_nonzero(targets[torch.tensor([b not in zeroed for b in acts.labels(ids)])], self.site, acts)
         if len(targets) > 1 and targets.any() and are_same(targets):
             warnings.warn(
                 f"all {len(targets)} targets are the same vector, so there is nothing to predict: "

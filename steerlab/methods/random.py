@@ -52,7 +52,7 @@ class RandomDirection(Steerer):
         """Measure the norms and draw the direction."""
         self.seed = as_whole("seed", self.seed, None)  # 3 of NumPy draws what 3 draws
         ids, contrasts = contrast_table(acts, self.site)
-        check_contrasts_nonzero(contrasts, self.site)
+        check_contrasts_nonzero(contrasts, self.site, acts)
         norms = contrasts.double().norm(dim=-1)
         self.norm_ = float(norms.mean())
         self.norms_ = dict(zip(ids, norms.tolist(), strict=True))
@@ -64,7 +64,7 @@ class RandomDirection(Steerer):
         if not self.per_example:
             return repeat_vector(self.vector_, context.example_ids)
         hidden = len(self.vector_)
-        rows = [self.norms_.get(i, self.norm_) * _random_unit(hidden, self.seed, i) for i in context.example_ids]
+        rows = [self.norms_.get(i, self.norm_) * _random_unit(hidden, self.seed, str(i)) for i in context.example_ids]
         return torch.stack(rows).float() if rows else self.vector_.new_zeros(0, hidden)
 
 

@@ -137,9 +137,10 @@ def paired_bootstrap(
                 "examples: give both an index of example ids (set_index), or lists in the same order"
             )
         b = b.reindex(a.index)
-    elif differ and len(a) == len(b) and set(a.index) & set(b.index):
+    elif differ and (set(a.index) & set(b.index) or a.index.inferred_type == b.index.inferred_type == "string"):
         raise DataError(
-            "paired_bootstrap got two Series that share some labels only, or repeat some: join them on the example id"
+            "paired_bootstrap got two Series that share some labels only or none, or repeat some: join them on the "
+            "example id"
         )
     left, right = as_values(a, "paired_bootstrap (a)"), as_values(b, "paired_bootstrap (b)")
     if left.size != right.size:

@@ -62,7 +62,7 @@ def apply_prompt_transforms(prompts: Data, requests: Sequence[Request]) -> list[
     examples = as_examples(prompts)
     for request in (r for r in requests if not r.is_noop):
         examples = [
-            e.replace(prompt=request.steerer.transform_prompt(e.prompt)) if alpha else e
+            e.replace(prompt=request.steerer.transform_prompt(e.prompt)) if alpha > 0 else e
             for e, alpha in zip(examples, request.alphas(len(examples)).tolist(), strict=True)
         ]
     return examples

@@ -28,7 +28,7 @@ from steerlab.models.encoding import Batch, EncodedPrompt, Span
 from steerlab.models.forwards import cached_columns, given_tokens, last_column, with_rows
 from steerlab.models.interventions import SiteEdits, apply_edits
 from steerlab.models.model import Model, check_ready
-from steerlab.models.positions import Match
+from steerlab.models.positions import Match, check_positions
 from steerlab.models.sites import Site
 from steerlab.models.versions import CACHE_NAMES, forward_parameters, given_cache
 from steerlab.steering.batches import active_steering, totals
@@ -184,6 +184,8 @@ class DirectSteering:
         self._reads = True
         try:
             settings = resolve_interventions(model, self.requests, examples[chosen], n_inputs, read=read)
+            for setting in settings:
+                check_positions([setting.positions], n_inputs)
             self._needs_any = writes_anything(settings)
             one = batch.select(range(0, len(batch.rows), copies))
             return build_edits(model, settings, one, range(n_inputs))
@@ -210,7 +212,7 @@ def _check_steerer(steerer: Steerer) -> None:
     beyond = {one.side for one in required} - {"prompt"}
     parts = {site.part for site in (*steering_sites(steerer), *(one.site for one in required))} - {"text"}
     problem = (
-        "its vectors belong to examples, by id" if steerer.oracle
+        "its vectors belong to examples, by id" if steerer.oracle or getattr(steerer, "per_example", False)
         else f"it reads the extra prompts {sorted(beyond)}" if beyond
         else f"it reads or steers the {sorted(parts)[0]}" if parts
         else "it changes the prompt's text" if type(steerer).transform_prompt is not Steerer.transform_prompt

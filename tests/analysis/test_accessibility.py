@@ -54,5 +54,7 @@ def test_answers_that_cannot_be_measured_are_refused() -> None:
         accessibility(model, PROMPTS[:2], ["two words", "two words"], probe=False)
     with pytest.raises(DataError, match="a probe has to see each of several answers at least twice"):
         accessibility(model, PROMPTS[:2], [word, model.tokenizer.decode([41])])
+    with pytest.raises(DataError, match="a prompt is given twice"):
+        accessibility(model, PROMPTS[:2] * 2, [word, model.tokenizer.decode([41])] * 2)
     with pytest.raises(DataError, match="names several tokens of a prompt"):
         accessibility(model, PROMPTS[:2], [word, word], position="prompt", probe=False)

@@ -19,7 +19,7 @@ from steerlab.metrics import topic_gain
 from steerlab.models.model import Model
 from steerlab.models.sites import Site
 
-TEXTS = ["if we go home", "if me go home", "sun and rain", "sun and rain", "we rain", "me sun", "go", "rain"]
+TEXTS = ["if we go home", "if me go home", "sun and rain", "rain and sun", "we rain", "me sun", "go", "rain"]
 
 
 def _sae(hidden: int) -> SAE:

@@ -239,7 +239,7 @@ def test_geometry_by_another_label_and_its_refusals() -> None:
     assert set(geometry(acts, 2, label="topic", n_boot=10)["a"]) == {"law", "health"}
     with pytest.raises(ActivationError, match="no label 'subject'"):
         geometry(acts, 2, label="subject")
-    with pytest.raises(DataError, match="n_boot is 0"):
+    with pytest.raises(DataError, match="n_boot=0"):
         geometry(acts, 2, n_boot=0)
     lone = acts.rows((acts.index["behavior"] != "defer") | (acts.index["example_id"] == "s0001"))
     with pytest.raises(DataError, match="'defer' has one contrast only"):

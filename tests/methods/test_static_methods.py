@@ -37,6 +37,8 @@ def test_contrasts_that_are_all_zero_are_refused(method):
     z = torch.zeros(4, D)
     with pytest.raises(DataError, match=r"same state in all 4 contrasts at site 3.*before the two answers differ"):
         method.fit(make_acts(None, z))
+    with pytest.raises(DataError, match="same state"):  # but for rounding
+        method.fit(make_acts(None, z + 1e-9))
     z[2, 5] = 1e-3
     assert float(method.fit(make_acts(None, z)).vector_.norm()) > 0
 

@@ -35,7 +35,8 @@ def test_scores_of_parsed_answers_equal_scikit_learn(pairs: list[tuple[bool, boo
     ("text", "parsed"),
     [
         ("Yes.", "yes"), ("NO", "no"), ("Yes, another one.", "yes"), ("Another dog, nothing else.", None),
-        ("The image shows no cat.", "no"), ("", None), ("word " * 12 + "yes", None), ("word " * 11 + "yes", "yes"),
+        ("The image shows no cat.", "no"), ("", None), ("Noël: yes", "yes"),
+        ("word " * 12 + "yes", None), ("word " * 11 + "yes", "yes"),
     ],
 )  # fmt: skip
 def test_parse_yes_no_finds_the_first_whole_word(text: str, parsed: str | None) -> None:

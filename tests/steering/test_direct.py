@@ -22,8 +22,8 @@ from transformers import (
 
 import steerlab
 from steerlab import Contrast, Example, Site, SteeringVector, generate, steer
-from steerlab.errors import SteeringError
-from steerlab.methods import CONFST, AdaSteer, AlphaSteer, Gated, LinearProbe, Prompt
+from steerlab.errors import PositionError, SteeringError
+from steerlab.methods import CONFST, AdaSteer, AlphaSteer, Gated, LinearProbe, Prompt, RandomDirection
 from steerlab.methods.base import Steerer
 from steerlab.models.model import Model
 from steerlab.models.positions import Match, resolve
@@ -281,12 +281,19 @@ def test_a_trace_of_nnsight_in_the_block_is_steered() -> None:
     ("steerer", "message"),
     [
         (lambda: Prompt(), "prompt can't steer what is run on model.hf: it changes the prompt's text"),
+        (lambda: RandomDirection(1, per_example=True), "its vectors belong to examples, by id"),
         (lambda: steerer_of("llama", "p2s"), "its vectors belong to examples, by id; use run.generate"),
     ],
 )
 def test_what_needs_more_than_token_ids_is_refused(steerer: Any, message: str) -> None:
     model = make_lm("llama", "hooks")
     with pytest.raises(SteeringError, match=message), steer(model, steerer()):
+        by_hand(model)
+    mask = torch.eye(7, dtype=torch.bool)
+    with (
+        pytest.raises(PositionError, match="7 rows"),
+        steer(model, SteeringVector({1: torch.ones(HIDDEN)}), positions=mask),
+    ):
         by_hand(model)
 
 

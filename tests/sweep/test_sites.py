@@ -1,5 +1,6 @@
 """Every site, and rows with images: each setting equals a plain hook, or `steer` with the same method."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -58,6 +59,17 @@ def test_rows_with_images_equal_steer(family: str, backend: str, batch_size: int
         options: dict[str, Any] = {"metric": "logprob_difference", "batch_size": batch_size, "progress": False}
         frame = sweep(model, rows, given, None, ALPHAS, positions, **options)
         check_settings(frame, methods, lambda one, alpha, at: by_score(model, one, rows, alpha, at), abs=1e-3)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_next", "smolvlm"])
+def test_norm_ratios_of_images_are_those_of_each_input_and_strength(family: str) -> None:
+    model, rows, site = tiny_vlm(family), rows_with_images(), Site(0, part="projector")
+    given: Any = {"v": {site: random_vector(site)}}
+    options: dict[str, Any] = {"metric": "logprob", "progress": False}
+    together = sweep(model, rows, given, None, (0.5, 4.0), "images", **options).set_index(["example_id", "alpha"])
+    for row, alpha in product(rows, (0.5, 4.0)):
+        alone = sweep(model, [row], given, None, (alpha,), "images", **options)["norm_ratio"].item()
+        assert together.loc[(row.id, alpha), "norm_ratio"] == pytest.approx(alone, rel=1e-3)
 
 
 def test_vision_block_with_unused_output_is_refused() -> None:

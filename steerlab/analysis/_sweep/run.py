@@ -21,9 +21,10 @@ from steerlab.errors import SteeringError
 from steerlab.metrics.answers import ANSWER_METRICS, AnswerReader
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.engine import identity
-from steerlab.models.interventions import SiteEdits
+from steerlab.models.interventions import ImageEdit, SiteEdits
 from steerlab.models.kv_prefix import ForwardState, Prefix, split_at
 from steerlab.models.model import Model
+from steerlab.models.patches import entries_per_row
 from steerlab.models.positions import includes_generated, resolve
 from steerlab.models.sites import Site
 from steerlab.steering.interventions import build_edits, writes_anything
@@ -191,11 +192,12 @@ def norm_ratios(edits: SiteEdits, settings: Sequence[Setting], n_variants: int, 
     steered, ratios = np.zeros((2, len(settings), n))
     for edit in (e for at_site in edits.values() for e in at_site):
         count, total = (t.cpu().double().numpy() for t in edit.stats.rows())
-        if len(count) == len(settings) * n_variants * n:
+        if isinstance(edit, ImageEdit) and len(count):  # entries of images, in the order of their rows
+            rows = np.repeat(np.arange(len(edit.units)), entries_per_row(edit.units, len(count)))
+            count, total = (np.bincount(rows, values, len(edit.units)) for values in (count, total))
+        if len(count):
             steered += count.reshape(len(settings), n_variants, n).sum(1)
             ratios += total.reshape(len(settings), n_variants, n).sum(1)
-        elif len(count):  # images: their states do not belong to rows
-            steered, ratios = steered + count.sum(), ratios + total.sum()
     missing = {
         setting.name
         for setting, row in zip(settings, steered, strict=True)

@@ -83,7 +83,6 @@ class NullSpaceGate(StateDetector):
 
     def score(self, context: Context) -> Float[Tensor, " batch"]:
         """The gate of each input."""
-        check_fitted(self, "w_")
         return self.gate(context.get_states(self.required_activations[0]))
 
     @property
@@ -131,6 +130,6 @@ def fit_matrix(gate: NullSpaceGate, acts: Activations, contrast_position: str | 
         first = f"{len(missing)} harmful inputs have no contrast, first {missing[:3]}"
         raise DataError(f"{first}: capture them, leave those inputs out, or use target='mean'")
     targets = contrasts[[row[name] for name in ids]].double()
-    check_contrasts_nonzero(targets, gate.site)
+    check_contrasts_nonzero(targets, gate.site, acts)
     matrix, norm, measured = fit_map(benign, harmful, targets, **gate._settings)
     return {"matrix_": matrix, "target_norm_": torch.tensor(norm), **measured}

@@ -249,7 +249,7 @@ class AlphaSteer(MultiSiteSteerer):
             if self.target == "each":
                 return fit_matrix(gate, acts, self.contrast_position)
             _, contrasts = harmful_contrasts(gate, acts, self.contrast_position)
-            check_contrasts_nonzero(contrasts, gate.site)
+            check_contrasts_nonzero(contrasts, gate.site, acts)
             target = contrasts.double().mean(0).float()
         else:
             target = self.target[i].detach().to("cpu", torch.float32, copy=True)

@@ -88,8 +88,7 @@ class ConceptDictionary(FittedMixin):
         if self.method == "seminmf":  # the size of a concept and that of its weights are one number: fix it
             weights = self.activations(states)
             self.concepts_ *= median(weights.masked_fill(weights <= 0, torch.nan)).nan_to_num(1.0)[:, None]
-        active = self.assign(states)
-        counts = torch.bincount(active[active >= 0], minlength=self.n_concepts)
+        counts = torch.bincount(self.assign(states) + 1, minlength=self.n_concepts + 1)[1:]
         order = counts.argsort(descending=True, stable=True)
         self.concepts_, self.members_ = self.concepts_[order], counts[order]
         return self

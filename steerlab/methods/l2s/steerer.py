@@ -70,8 +70,6 @@ class L2S(VectorPredictor):
     Source: arXiv 2508.12815, section 3 and equation 8.
     """
 
-    target_norm_: float
-
     def __init__(
         self, layer: int | Site, *, context_layer: Layers = None, context_position: str | int = "last",
         position: str | None = None, net: str = "mlp", hidden_units: int = 100, activation: str = "tanh",
