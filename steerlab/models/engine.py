@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -13,6 +15,9 @@ from steerlab.models.kv_prefix import ForwardState, Prefix
 from steerlab.models.layout import Layout
 from steerlab.models.sites import Site
 from steerlab.models.versions import forward_options
+
+# one for all `Model`s around a module, whose hooks they share
+LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 Inputs = dict[str, Tensor]
 StateSelector = Callable[[Tensor], Tensor]

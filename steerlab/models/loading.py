@@ -156,17 +156,9 @@ def load(
     else:
         commit, remote_engine = getattr(getattr(hf, "config", None), "_commit_hash", None), None
     model = Model(
-        hf,
-        tokenizer,
-        layout,
-        id=source.id,
-        revision=source.revision or commit or revision,
-        backend=backend,
-        chat=chat,
-        processor=processor,
-        engine=remote_engine,
-        prefix_caching=taken["prefix_caching"],
-    )
+        hf, tokenizer, layout, id=source.id, revision=source.revision or commit or revision, backend=backend, chat=chat,
+        processor=processor, engine=remote_engine, prefix_caching=taken["prefix_caching"],
+    )  # fmt: skip
     if check and remote_backend is not None:
         remote_backend.check(model)
     elif check:

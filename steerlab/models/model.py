@@ -19,7 +19,7 @@ from steerlab._support.images import ImageInput
 from steerlab.errors import EncodingError, LayoutError, LoadError, SteerlabError
 from steerlab.models.check import find_row_format
 from steerlab.models.encoding import Batch, EncodedPrompt, PaddingSide, by_length, collate, encode
-from steerlab.models.engine import Engine, Inputs, block_path, point_path
+from steerlab.models.engine import LOCKS, Engine, Inputs, block_path, point_path
 from steerlab.models.families import has_rope_index
 from steerlab.models.fingerprint import config_fingerprint, weights_fingerprint
 from steerlab.models.kv_prefix import Prefix, local_windows, long_rotation_from, prefill_cost
@@ -42,19 +42,16 @@ def check_ready(model: object) -> None:
     if found.is_remote:
         return
     modules = list(found.hf.modules())
+    training = any(module.training for module in modules if not isinstance(module, nn.Identity))
+    compiled = any(module._compiled_call_impl is not None for module in modules)
+    rounded = found.device.type != "meta" and torch.is_autocast_enabled(found.device.type)
+    tuples = not getattr(found.hf.config, "return_dict", True)
     modes = {
-        "is in training mode, where dropout changes every number: call model.hf.eval()": (
-            any(module.training for module in modules if not isinstance(module, nn.Identity))
-        ),
-        "was compiled, and compiled code may skip the hooks that read and steer it: load the model without compile()": (
-            any(module._compiled_call_impl is not None for module in modules)
-        ),
-        "is run in autocast, which rounds its numbers: leave that block, or load the model in that dtype": (
-            found.device.type != "meta" and torch.is_autocast_enabled(found.device.type)
-        ),
-        "has config.return_dict=False, with which Hugging Face's own forward fails: set it to True": (
-            not getattr(found.hf.config, "return_dict", True)
-        ),
+        "is in training mode, where dropout changes every number: call model.hf.eval()": training,
+        "was compiled, and compiled code may skip the hooks that read and steer it: load the model "
+        "without compile()": compiled,
+        "is run in autocast, which rounds its numbers: leave that block, or load the model in that dtype": rounded,
+        "has config.return_dict=False, with which Hugging Face's own forward fails: set it to True": tuples,
     }
     for mode, is_on in modes.items():
         if is_on:
@@ -106,7 +103,7 @@ class Model:
         self.id, self.revision, self.backend = id, revision, backend
         self.chat = tokenizer.chat_template is not None if chat is None else chat
         self.vision = None if processor is None else Vision(processor, hf.config)
-        self.lock = threading.RLock()
+        self.lock = LOCKS.setdefault(hf, threading.RLock())
         self.accepted_inputs = set(forward_parameters(hf))
         if self.vision is not None and has_rope_index(hf):
             self.accepted_inputs -= {"position_ids"}
@@ -307,11 +304,16 @@ class Model:
 
     def try_length(self, length: int) -> None:
         """Compare again with plain Hugging Face if rows of this length leave a window that no row has left so far."""
-        tried, self.tried_length = self.tried_length, max(self.tried_length, length)
+        tried, before = self.tried_length, self.row_format
+        self.tried_length = max(tried, length)
         windows = local_windows(self.hf.config.get_text_config())
         if self.engine.supports_forward_state and any(tried < window <= length for window in windows):
             with self.lock:
-                find_row_format(self)
+                try:
+                    find_row_format(self)
+                except BaseException:  # out of memory, Ctrl-C: what was not compared to its end is compared again
+                    self.row_format, self.tried_length = before, tried
+                    raise
                 self._shortcuts.clear()
         if tried <= (long_rotation_from(self.hf.config.get_text_config()) or length) < length:  # rows are as alone then
             self.row_format, self.prefix_caching = replace(self.row_format, neutral_sides=()), False

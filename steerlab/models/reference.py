@@ -91,8 +91,7 @@ def run_alone(
     with ExitStack() as stack:
         for site in {*sites, *(add or ())}:
             stack.callback(_attach(model, site, visit).remove)
-        given = {**_inputs(model, row), **forward_options(model.hf, use_cache=False), **options}
-        out = model.hf(**given)
+        out = model.hf(**{**_inputs(model, row), **forward_options(model.hf, use_cache=False), **options})
     hidden = getattr(out, "hidden_states", None)
     return PlainRun(states, out.logits[0], hidden and tuple(h[0] for h in hidden))
 

@@ -28,7 +28,7 @@ from steerlab.models.encoding import Batch, EncodedPrompt, Span
 from steerlab.models.forwards import cached_columns, given_tokens, last_column, with_rows
 from steerlab.models.interventions import SiteEdits, apply_edits
 from steerlab.models.model import Model, check_ready
-from steerlab.models.positions import Match, check_positions
+from steerlab.models.positions import NAMES, Match, check_positions
 from steerlab.models.sites import Site
 from steerlab.models.versions import CACHE_NAMES, forward_parameters, given_cache
 from steerlab.steering.batches import active_steering, totals
@@ -184,8 +184,12 @@ class DirectSteering:
         self._reads = True
         try:
             settings = resolve_interventions(model, self.requests, examples[chosen], n_inputs, read=read)
+            known = {"last", "prompt", "generated", "answer", "all", *(["text"] if model.vision is None else [])}
             for setting in settings:
                 check_positions([setting.positions], n_inputs)
+                names = setting.positions.split("+") if isinstance(setting.positions, str) else ()
+                if unknown := [name for name in names if name.partition("[")[0] in set(NAMES) - known]:
+                    raise SteeringError(f"{unknown[0]!r} is not known of the token ids of a call: {INSTEAD}")
             self._needs_any = writes_anything(settings)
             one = batch.select(range(0, len(batch.rows), copies))
             return build_edits(model, settings, one, range(n_inputs))

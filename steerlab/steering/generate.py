@@ -154,8 +154,7 @@ def generate(
     given = as_examples(data)
     examples = apply_prompt_transforms(given, requests)
     rows = encode_examples(model, examples)
-    _check_context_length(model, rows, max_new_tokens)
-    model.try_length(max(map(len, rows), default=0) + max_new_tokens)
+    check_lengths(model, rows, max_new_tokens)
     check_beam_images(model, rows, options)
     settings = resolve_interventions(model, requests, examples, batch_size, rows)
     ratios: list[pd.DataFrame] = []
@@ -222,8 +221,7 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
     if getattr(given, "max_new_tokens", None) is not None:
         raise SteeringError("generation_config sets max_new_tokens: give it to the call instead, max_new_tokens=...")
     greedy = {"do_sample": False} if getattr(given, "do_sample", None) is None else {}
-    greedy |= {"return_dict_in_generate": False}
-    merged = greedy | {"pad_token_id": model.tokenizer.pad_token_id} | options
+    merged = greedy | {"return_dict_in_generate": False, "pad_token_id": model.tokenizer.pad_token_id} | options
     ends: dict[int, int] = {}
     if not model.is_remote:  # code that `generate` compiles by itself would skip the hooks
         merged = with_recorded_ends(model, merged, ends)
@@ -331,13 +329,15 @@ def _decoded(edit: Edit, new: list[tuple[int, ...]], copies: int) -> int:
     return sum(counts if limit is None else [min(count, limit) for count in counts])
 
 
-def _check_context_length(model: Model, rows: Sequence[EncodedPrompt], max_new_tokens: int) -> None:
+def check_lengths(model: Model, rows: Sequence[EncodedPrompt], max_new_tokens: int) -> None:
+    """Refuse rows that exceed the context (EncodingError), and compare with plain Hugging Face at a new length."""
     limit, longest = model.context_length, max(rows, key=len)
     if limit is not None and len(longest) + max_new_tokens > limit:
         raise EncodingError(
             f"the prompt {longest.example_id!r} has {len(longest)} tokens; with {max_new_tokens} new ones it exceeds "
             f"the model's context of {limit}. Lower max_new_tokens or shorten it."
         )
+    model.try_length(len(longest) + max_new_tokens)
 
 
 @contextmanager

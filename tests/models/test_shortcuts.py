@@ -20,8 +20,12 @@ from transformers import (
     RobertaConfig,
 )
 
+import steerlab
+from steerlab import SteeringVector
+from steerlab.analysis.texts import write_texts
 from steerlab.capturing import capture
 from steerlab.errors import EncodingError, LayoutError, SteeringError
+from steerlab.models import check
 from steerlab.models.check import self_check
 from steerlab.models.engine import choose_columns
 from steerlab.models.kv_prefix import ForwardState, local_windows, long_rotation_from, split_at
@@ -188,6 +192,27 @@ def test_rows_longer_than_a_window_are_compared_before_the_first_of_them_runs() 
     assert len(probe_rows(model, (10,))[0]) == 90, "rows now leave the window"
 
 
+def test_comparison_that_is_interrupted_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_lm("gemma3", backend="hooks", sliding_window=80)
+    before = model.row_format
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(check, "_tolerance", lambda model: (_ for _ in ()).throw(KeyboardInterrupt))
+        model.try_length(90)
+    assert model.row_format == before and model.tried_length == 64
+    model.try_length(90)
+    assert model.tried_length == 90
+
+
+def test_two_models_around_one_module_share_its_lock() -> None:
+    model = tiny_lm("llama", backend="hooks")
+    other = steerlab.load(model.hf, tokenizer=model.tokenizer, chat=False)
+    with steerlab.steer(model, SteeringVector({1: torch.ones(32)})):
+        inside = steerlab.capture(other, ["Hi"], layers=[3], progress=False).values
+        model.hf(torch.tensor([[3, 4]]))
+    assert other.lock is model.lock
+    assert torch.equal(inside, steerlab.capture(other, ["Hi"], layers=[3], progress=False).values)
+
+
 def test_rows_beside_one_that_is_rotated_for_long_texts_are_as_alone() -> None:
     half = 4  # numbers that are rotated, of a head of 8
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * half, "long_factor": [4.0] * half,
@@ -197,6 +222,9 @@ def test_rows_beside_one_that_is_rotated_for_long_texts_are_as_alone() -> None:
     alone = generate(model, [short], max_new_tokens=6).ids[0]
     assert generate(model, [long, short], max_new_tokens=6).ids[1] == alone
     assert not model.row_format.neutral_sides and not model.shortcuts.prefix
+    fresh = tiny_lm("phi3", backend="hooks", rope_parameters=rope, original_max_position_embeddings=100)
+    texts = write_texts(fresh, [long, short], SteeringVector({1: torch.ones(32)}), [0.0], max_new_tokens=6)
+    assert texts["text"].tolist()[1] == model.tokenizer.decode(alone, skip_special_tokens=True)
 
 
 def test_padding_that_is_wrong_beyond_a_window_batches_such_rows_by_length() -> None:

@@ -289,11 +289,10 @@ def test_what_needs_more_than_token_ids_is_refused(steerer: Any, message: str) -
     model = make_lm("llama", "hooks")
     with pytest.raises(SteeringError, match=message), steer(model, steerer()):
         by_hand(model)
-    mask = torch.eye(7, dtype=torch.bool)
-    with (
-        pytest.raises(PositionError, match="7 rows"),
-        steer(model, SteeringVector({1: torch.ones(HIDDEN)}), positions=mask),
-    ):
+    vector, mask = SteeringVector({1: torch.ones(HIDDEN)}), torch.eye(7, dtype=torch.bool)
+    with pytest.raises(SteeringError, match="'user' is not known"), steer(model, vector, positions="user+generated"):
+        by_hand(model)
+    with pytest.raises(PositionError, match="7 rows"), steer(model, vector, positions=mask):
         by_hand(model)
 
 

@@ -21,7 +21,7 @@ from steerlab.errors import DataError
 from steerlab.models.kv_prefix import MIN_PREFIX, Prefix
 from steerlab.models.model import Model
 from steerlab.models.versions import cache_name
-from steerlab.steering.generate import NEW_TOKENS, by_input, decode, new_ids, seeded
+from steerlab.steering.generate import NEW_TOKENS, by_input, check_lengths, decode, new_ids, seeded
 from steerlab.steering.interventions import build_edits, first_written_column
 from steerlab.steering.padding import option_in_use, reads_padding
 
@@ -42,6 +42,7 @@ def run_texts(
     whole: list[pd.DataFrame] = []
     prefixes: dict[tuple[int, ...], Prefix] = {}  # of the last batch of inputs
     n_rows = batch_size or MAX_ROWS
+    check_lengths(model, prompts.variants[0], options.get("max_new_tokens", NEW_TOKENS))
     made = partial(model.batches, prompts.variants[0], side="aligned", unpadded=reads_padding(model, options))
     parts: dict[int, list[pd.DataFrame]] = {i: [] for i in range(len(settings))}
     for group in _groups(settings):
