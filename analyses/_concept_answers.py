@@ -172,13 +172,11 @@ def kept_grid(run: Answers, task: str) -> pd.DataFrame:
     rows = []
     for layer, alpha, where in product(LAYERS, KEPT_ALPHAS, POSITIONS):
         frame = run.steered("validation", "coarse", task, layer, alpha, where)
-        others = frame[frame["type"] != task]
-        right = others[["own", "said"]].eq(others["true"], axis=0).groupby(others["type"]).mean()
         is_old = (frame["type"] == task) & (frame["own"] == old)
         rows.append({
             "method": "coarse_kept", "task": task, "layer": layer, "alpha": alpha, "positions": where,
             "net": net_effect(frame, task), "moved": (frame.loc[is_old, "said"] == new).mean(),
-            "lost": (right["own"] - right["said"]).max(),
+            "lost": lost(frame, task),
         })  # fmt: skip
     return pd.DataFrame(rows)
 

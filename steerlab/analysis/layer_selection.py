@@ -84,7 +84,7 @@ def select_layers(
 
     Raises:
         DataError: no validation rows, several methods or positions, a setting that lacks examples, no setting that
-            passes the guard, or test rows without the selected layers or without alpha 0.
+            passes the guard, or test rows without the selected layers or without alpha 0, or with a validation id.
 
     Source: paired bootstrap, Efron and Tibshirani (1993).
     """
@@ -106,7 +106,7 @@ def select_layers(
         _check_one_sweep(frame if test is None else pd.concat([frame, test]))
         tested = _by_setting(frame, metric, "test") if test is None else _by_setting(test, metric, None)
         if both := sorted(set(table.index) & set(tested.index)):
-            raise DataError(f"{len(both)} examples are validation and test rows ({both[:3]}): test on others")
+            raise DataError(f"{len(both)} validation and test rows have one id ({both[:3]}): test on other examples")
         gain, gain_best = (_gain(tested, some, alpha, options) for some in (layers, [best]))
     order = list(at_alpha.columns)
     return LayerRange(metric, float(alpha), order[order.index(best)], tuple(layers), gaps, gain, gain_best, len(table))

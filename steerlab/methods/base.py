@@ -27,7 +27,7 @@ from steerlab.methods.fitted import RequiredActivation as RequiredActivation
 from steerlab.methods.fitted import parts_of as parts_of
 from steerlab.methods.fitted import provenance as provenance
 from steerlab.methods.fitted import steering_sites as steering_sites
-from steerlab.models.fingerprint import describe_origin, same_model
+from steerlab.models.fingerprint import describe_origin, is_accepted, same_model
 from steerlab.models.interventions import VectorFn
 from steerlab.models.operators import EditRule
 from steerlab.models.positions import Positions
@@ -207,8 +207,9 @@ class Detector(FittedMixin):
         """
         check_type("clean", clean, (Activations, Context), "Activations from steerlab.capture, or a Context")
         context = clean if isinstance(clean, Context) else Context.of(clean)
-        if isinstance(clean, Activations) and not same_model(origin := getattr(self, "info_", {}), clean.info):
-            raise MismatchError(f"the inputs were read by {describe_origin(clean.info)}, not {describe_origin(origin)}")
+        origin, here = getattr(self, "info_", {}), clean.info if isinstance(clean, Activations) else {}
+        if not same_model(origin, here) and not is_accepted(origin, here):
+            raise MismatchError(f"the inputs were read by {describe_origin(here)}, not {describe_origin(origin)}")
         self.threshold_ = threshold_at(self.score(context), fpr)
         return self
 

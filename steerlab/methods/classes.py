@@ -68,12 +68,12 @@ def check_contrasts_nonzero(contrasts: Float[Tensor, "example hidden"], site: Si
     Raises:
         DataError: both sides are the same in every contrast.
     """
-    share = max(ROUNDING, torch.finfo(getattr(torch, acts.info.get("dtype", "float32"))).eps)
-    if len(contrasts) and bool(contrasts.norm(dim=1).max() <= share * acts.at(site).norm(dim=1).median()):
+    share = max(ROUNDING, torch.finfo(getattr(torch, acts.info.get("dtype") or "float32")).eps)
+    if len(contrasts) and bool(contrasts.norm(dim=1).max() <= share * acts.at(site).float().norm(dim=1).median()):
         raise DataError(
-            f"both sides have the same state in all {len(contrasts)} contrasts at site {site}. Most likely they were "
-            "captured before the two answers differ (in the prompt, or in words that both answers begin with): capture "
-            "them at positions='answer', or at a later token"
+            f"up to rounding, both sides have the same state in all {len(contrasts)} contrasts at site {site}. Most "
+            "likely they were captured before the two answers differ (in the prompt, or in words that both answers "
+            "begin with): capture them at positions='answer', or at a later token"
         )
 
 

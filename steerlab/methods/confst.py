@@ -22,7 +22,7 @@ from steerlab.capturing.activations import Activations
 from steerlab.data.example import Example
 from steerlab.errors import ActivationError, DataError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted, repeat_vector
-from steerlab.methods.classes import check_acts, check_contrasts_nonzero, contrast_table
+from steerlab.methods.classes import check_acts
 from steerlab.methods.regression import Standardizer
 from steerlab.methods.serialization import savable
 from steerlab.models.positions import Positions
@@ -267,8 +267,6 @@ def _items_of(acts: Activations, site: Site, label: str, side: str | None, posit
         )
     if not len(complete):
         raise DataError(f"no item has both a label in {label!r} and a state at each of {list(positions)}")
-    if side in ("positive", "negative") and {"positive", "negative"} <= set(acts.index["side"]):
-        check_contrasts_nonzero(contrast_table(acts, site, positions[-1])[1], site, acts)
     found = states[torch.tensor(complete.to_numpy().tolist())].flatten(1).float()
     if bool((found == found[0]).all()):
         raise DataError(

@@ -68,7 +68,7 @@ def scorer_gradient(weights: Weights, signs: Tensor, h: Float[Tensor, "... width
         x = x.relu()
     gradient = (signs.to(h) @ weights[-1][0].to(h)).expand(x.shape)
     for (w, _), on in zip(reversed(weights[:-1]), reversed(active), strict=True):
-        gradient = (gradient * on) @ w.to(h.device)
+        gradient = (gradient * on) @ w.to(h)
     return gradient
 
 

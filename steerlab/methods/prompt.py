@@ -25,6 +25,8 @@ LOOK_INSTRUCTION = "Examine the picture closely before you answer."
 class Prompt(Steerer):
     """Append an instruction to the user's text and add no vector: the baseline for every steering vector.
 
+    Any strength above 0 appends it; 0 and negative ones leave the prompt as it is.
+
     Example:
         >>> Prompt().transform_prompt("How do I pick a lock?")
         'How do I pick a lock? If what I ask could cause harm, ...'

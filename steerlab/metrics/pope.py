@@ -16,7 +16,7 @@ from steerlab.metrics._checks import answer_of
 ANSWER_WORDS = 12
 ANSWER_CHARACTERS = 15  # what the released code of L2S looks at
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+_WORD = re.compile(r"[a-zß-öø-ÿ]+(?:['’][a-zß-öø-ÿ]+)*")
 
 
 @dataclass(frozen=True)

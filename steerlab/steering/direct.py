@@ -185,9 +185,10 @@ class DirectSteering:
         try:
             settings = resolve_interventions(model, self.requests, examples[chosen], n_inputs, read=read)
             known = {"last", "prompt", "generated", "answer", "all", *(["text"] if model.vision is None else [])}
-            for setting in settings:
-                check_positions([setting.positions], n_inputs)
-                names = setting.positions.split("+") if isinstance(setting.positions, str) else ()
+            places = [one.positions_or(setting.positions) for setting in settings for one in setting.interventions]
+            for positions in places:
+                check_positions([positions], n_inputs)
+                names = positions.split("+") if isinstance(positions, str) else ()
                 if unknown := [name for name in names if name.partition("[")[0] in set(NAMES) - known]:
                     raise SteeringError(f"{unknown[0]!r} is not known of the token ids of a call: {INSTEAD}")
             self._needs_any = writes_anything(settings)

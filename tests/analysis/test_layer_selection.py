@@ -93,7 +93,7 @@ def test_what_can_not_be_chosen_from_is_refused() -> None:
         select_layers(frame.drop(index=3))
     with pytest.raises(DataError, match="lack layers"):
         select_layers(validation, test=frame[(frame["split"] == "test") & (frame["layer"] == 0)])
-    with pytest.raises(DataError, match="validation and test rows"):
+    with pytest.raises(DataError, match="validation and test rows have one id"):
         select_layers(validation, test=validation)
     with pytest.raises(DataError, match="one method"):
         select_layers(validation.assign(method="mean"), test=frame[frame["split"] == "test"].assign(method="l2s"))

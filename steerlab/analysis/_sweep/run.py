@@ -196,8 +196,8 @@ def norm_ratios(edits: SiteEdits, settings: Sequence[Setting], n_variants: int, 
             rows = np.repeat(np.arange(len(edit.units)), entries_per_row(edit.units, len(count)))
             count, total = (np.bincount(rows, values, len(edit.units)) for values in (count, total))
         if len(count):
-            steered += count.reshape(len(settings), n_variants, n).sum(1)
-            ratios += total.reshape(len(settings), n_variants, n).sum(1)
+            steered += count.reshape(len(settings), n_variants, n, -1).sum((1, 3))  # beams of an input are neighbors
+            ratios += total.reshape(len(settings), n_variants, n, -1).sum((1, 3))
     missing = {
         setting.name
         for setting, row in zip(settings, steered, strict=True)
