@@ -78,7 +78,7 @@ class ConceptDictionary(FittedMixin):
         self._check_number(x)
         self.mean_, self.info_ = torch.from_numpy(x.mean(0)).float(), {"hidden_size": x.shape[1]}
         if self.method == "pca":
-            found = PCA(self.n_concepts, svd_solver="full").fit(x).components_
+            found = PCA(self.n_concepts, svd_solver="covariance_eigh").fit(x).components_  # the default may be random
         else:
             clusters = KMeans(self.n_concepts, n_init=10, random_state=self.seed).fit(x)
             found = clusters.cluster_centers_
