@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from reference import expected, questions, text_length, vectors
@@ -99,7 +98,6 @@ def test_inputs_without_two_answers_to_the_plain_prompt_are_refused(lm) -> None:
         ({"alphas": (1.0, math.nan)}, SteeringError, "finite"),
         ({"alphas": (1.0, 0.5, 1.0)}, DataError, r"alphas=\[1.0, 0.5, 1.0\]: one is given twice"),
         ({"positions": ["all", "last", "all"]}, SteeringError, r"\['all'\] were given more than once"),
-        ({"positions": np.int64(-1)}, SteeringError, "count from the end of a row"),
         ({"metric": {"norm_ratio": "accuracy"}}, DataError, "with a name that no column has"),
         ({"positions": -1}, SteeringError, "positions=-1 count from the end of a row, which is not read"),
         ({"positions": slice(-2, None)}, SteeringError, "count from the end of a row"),
