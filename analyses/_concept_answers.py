@@ -28,8 +28,8 @@ LAYERS, ALPHAS, POSITIONS = (3, 4, 5), (1.0, 2.0, 4.0), ("last", "all")
 N_CONCEPTS, RANKED_ON = 24, 60  # concepts of all questions together; questions on which pairs of concepts are ranked
 IMAGES = {"fit": 500, "validation": 250, "test": 400}
 OTHERS = 200  # validation questions of other types
-# the coarse vector once more, as strong as it may be where no other type of question loses more than this of its
-# accuracy on validation questions; tested on images of its own, since the others had been looked at
+# the coarse vector once more, as strong as it may be where no other type of question loses more than `MOST_LOST` of
+# its accuracy on validation questions; tested on images of its own, since the others had been looked at
 KEPT_ALPHAS, MOST_LOST, KEPT_IMAGES = (0.25, 0.35, 0.5, 0.7, *ALPHAS), 0.03, 400
 ANSWER_SETTINGS = (TASKS, METHODS, LAYERS, ALPHAS, POSITIONS, N_CONCEPTS, RANKED_ON, IMAGES, OTHERS)
 
@@ -181,9 +181,9 @@ def kept_grid(run: Answers, task: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def setting_of(row: pd.Series) -> tuple[int, float, str]:
+def setting_of(row: pd.Series) -> dict[str, Any]:
     """The layer, strength and positions of a row of the grid."""
-    return int(row["layer"]), float(row["alpha"]), str(row["positions"])
+    return {"layer": int(row["layer"]), "alpha": float(row["alpha"]), "positions": str(row["positions"])}
 
 
 def steer_answers(
@@ -203,16 +203,16 @@ def steer_answers(
         found = {}
         for method in METHODS:
             setting = setting_of(chosen.loc[(method, task)])
-            found[method] = run.steered("test", method, task, *setting)
-            summary[f"{task}.{method}.setting"] = dict(zip(("layer", "alpha", "positions"), setting, strict=True))
+            found[method] = run.steered("test", method, task, *setting.values())
+            summary[f"{task}.{method}.setting"] = setting
         at = summary[f"{task}.coarse.setting"]
         found["random"] = run.steered("test", "random", task, *at.values())
         grids.append(tried := kept_grid(run, task))
         allowed = tried[tried["lost"] <= MOST_LOST]
         if len(allowed):
             setting = setting_of(allowed.loc[allowed["moved"].idxmax()])
-            found["coarse_kept"] = run.steered("kept", "coarse", task, *setting)
-            summary[f"{task}.coarse_kept.setting"] = dict(zip(("layer", "alpha", "positions"), setting, strict=True))
+            found["coarse_kept"] = run.steered("kept", "coarse", task, *setting.values())
+            summary[f"{task}.coarse_kept.setting"] = setting
         for method, frame in found.items():
             answered.append(frame.assign(method=method, task=task))
             summary |= {f"{task}.{method}.{key}": value for key, value in of_test(frame, task).items()}

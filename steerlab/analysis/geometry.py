@@ -72,10 +72,10 @@ def geometry(
     for a, b in sorted(combinations_with_replacement(members, 2), key=lambda pair: pair[0] != pair[1]):
         value = float(_mean_cosine(units, members[a], members[b])[0])
         resampled = _mean_cosine(units, members[a], members[b], drawn[a], drawn[b])
-        single = a == b and len(members[a]) < 3  # one pair says nothing of others
+        n_a, n_b = len(members[a]), len(members[b])
+        single = a == b and n_a < 3  # one pair says nothing of others
         low, high = (np.nan, np.nan) if single else np.nanquantile(resampled, [0.025, 0.975])
         mixed = [_mean_cosine(units, shuffle[members[a]], shuffle[members[b]])[0] for shuffle in shuffles]
-        n_a, n_b = len(members[a]), len(members[b])
         rows.append(
             {
                 "layer": where.layer, "site": str(where), "a": a, "b": b,

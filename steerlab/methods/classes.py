@@ -77,6 +77,13 @@ def check_contrasts_nonzero(contrasts: Float[Tensor, "example hidden"], site: Si
         )
 
 
+def numeric_rank(x: Tensor) -> int:
+    """The rank of float32 states or differences, without the directions that rounding alone has made."""
+    # above what rounding leaves of states a hundred times as long as x; torch's own limit grows with the rows, and
+    # leaves real concepts out, NumPy's takes rounding for directions
+    return int(torch.linalg.matrix_rank(x.double(), rtol=1e-5)) if len(x) else 0
+
+
 def median(values: Tensor) -> Tensor:
     """The median over rows without NaN; torch's own is the lower one of two middle values."""
     return (values.nanmedian(0).values - (-values).nanmedian(0).values) / 2

@@ -21,7 +21,7 @@ from steerlab._support.progress import bar
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, MismatchError, SteeringError
 from steerlab.methods.base import FittedMixin, check_fitted, check_width
-from steerlab.methods.classes import contrast_table, median
+from steerlab.methods.classes import contrast_table, median, numeric_rank
 from steerlab.methods.serialization import savable
 from steerlab.methods.vector import SteeringVector
 from steerlab.models.fingerprint import describe_origin, same_model
@@ -111,9 +111,7 @@ class SSAE(FittedMixin):
             raise DataError("the differences hold NaN or infinity")
         if len(z) and not bool(z.any(1).all()):
             raise DataError(f"{int((~z.any(1)).sum())} of {len(z)} differences are zero: leave them out")
-        # above what rounding leaves of states a hundred times as long as z; torch's own limit grows with the rows, and
-        # leaves real concepts out
-        rank = int(torch.linalg.matrix_rank(z.cpu().double(), rtol=1e-5)) if len(z) else 0
+        rank = numeric_rank(z.cpu())
         if self.n_concepts > rank:
             raise DataError(
                 f"n_concepts={self.n_concepts}, and {len(z)} differences have rank {rank}: give at most that"
@@ -173,16 +171,19 @@ class SSAE(FittedMixin):
         codes = self.encode(z)
         used = torch.stack([_uses(code, self._has_offset) for code in codes.T], dim=1)
         signs = torch.where((codes * used).sum(0) < 0, -1.0, 1.0)
-        self.encoder_, self.encoder_offset_ = self.encoder_ * signs, self.encoder_offset_ * signs
-        self.decoder_, self.usage_ = self.decoder_ * signs[:, None], used.float().mean(0)
+        self._turn(signs)
+        self.usage_ = used.float().mean(0)
         # the bound makes codes smaller than the changes: what is left along a direction belongs to it
         sizes = ((codes * signs) + (z - self.decode(codes * signs)) @ self.decoder_.T).abs()
         self.scales_ = median(sizes.masked_fill(~used, torch.nan)).nan_to_num()
-        # a constant as long as a code, and against it: it is the others that change, and these stay
+        # where the constant cancels the code, the pairs with the code stay as they are and all others change
         constant = torch.linalg.lstsq(self.decoder_.T, self.decoder_offset_[:, None]).solution[:, 0] / self.scales_
-        turned = torch.where((constant < -0.5) & (constant > -1.5), -1.0, 1.0)
-        self.encoder_, self.encoder_offset_ = self.encoder_ * turned, self.encoder_offset_ * turned
-        self.decoder_ = self.decoder_ * turned[:, None]
+        self._turn(torch.where((constant < -0.5) & (constant > -1.5), -1.0, 1.0))
+
+    def _turn(self, signs: Tensor) -> None:
+        """Turn the directions with sign -1 round, and their codes with them."""
+        self.encoder_, self.encoder_offset_ = self.encoder_ * signs, self.encoder_offset_ * signs
+        self.decoder_ = self.decoder_ * signs[:, None]
 
     def _check_level(self) -> None:
         if self.level is None or self.n_concepts == 1:  # one direction needs no bound to be found

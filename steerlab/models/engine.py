@@ -49,13 +49,9 @@ class Engine(Protocol):
     supports_forward_state: bool
 
     def capture_states(
-        self,
-        inputs: Inputs,
-        edits: SiteEdits,
-        sites: Sequence[Site],
-        select: StateSelector,
+        self, inputs: Inputs, edits: SiteEdits, sites: Sequence[Site], select: StateSelector,
         forward_state: ForwardState = FULL_FORWARD,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """Run a forward up to the deepest site and return `select(state)` at each site, `(row, site, hidden)`.
 
         States include the edits of their site. `inputs` holds `input_ids`, `attention_mask` and, where the model takes

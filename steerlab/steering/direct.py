@@ -28,7 +28,7 @@ from steerlab.models.encoding import Batch, EncodedPrompt, Span
 from steerlab.models.forwards import cached_columns, given_tokens, last_column, with_rows
 from steerlab.models.interventions import SiteEdits, apply_edits
 from steerlab.models.model import Model, check_ready
-from steerlab.models.positions import NAMES, Match, check_positions
+from steerlab.models.positions import NAMES, Match, Positions, check_positions
 from steerlab.models.sites import Site
 from steerlab.models.versions import CACHE_NAMES, forward_parameters, given_cache
 from steerlab.steering.batches import active_steering, totals
@@ -184,13 +184,9 @@ class DirectSteering:
         self._reads = True
         try:
             settings = resolve_interventions(model, self.requests, examples[chosen], n_inputs, read=read)
-            known = {"last", "prompt", "generated", "answer", "all", *(["text"] if model.vision is None else [])}
-            places = [one.positions_or(setting.positions) for setting in settings for one in setting.interventions]
-            for positions in places:
-                check_positions([positions], n_inputs)
-                names = positions.split("+") if isinstance(positions, str) else ()
-                if unknown := [name for name in names if name.partition("[")[0] in set(NAMES) - known]:
-                    raise SteeringError(f"{unknown[0]!r} is not known of the token ids of a call: {INSTEAD}")
+            for setting in settings:
+                for intervention in setting.interventions:
+                    _check_positions(model, intervention.positions_or(setting.positions), n_inputs)
             self._needs_any = writes_anything(settings)
             one = batch.select(range(0, len(batch.rows), copies))
             return build_edits(model, settings, one, range(n_inputs))
@@ -209,6 +205,15 @@ class DirectSteering:
         inputs = {name: value for name, value in given.items() if name not in OMITTED}
         values = self._plain.capture_states(inputs, {}, sites, select).cpu()
         return Activations(values, index_frame(rows, [], "mean").drop(columns="order"), sites, self.model.info())
+
+
+def _check_positions(model: Model, positions: Positions, n_inputs: int) -> None:
+    """Refuse masks of other inputs, and names of parts that token ids do not show, such as the user's text."""
+    check_positions([positions], n_inputs)
+    shown = {"last", "prompt", "generated", "answer", "all", *(["text"] if model.vision is None else [])}
+    names = positions.split("+") if isinstance(positions, str) else ()
+    if unknown := [name for name in names if name.partition("[")[0] in set(NAMES) - shown]:
+        raise SteeringError(f"{unknown[0]!r} is not known of the token ids of a call: {INSTEAD}")
 
 
 def _check_steerer(steerer: Steerer) -> None:

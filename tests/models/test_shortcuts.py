@@ -195,8 +195,12 @@ def test_rows_longer_than_a_window_are_compared_before_the_first_of_them_runs() 
 def test_comparison_that_is_interrupted_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_lm("gemma3", backend="hooks", sliding_window=80)
     before = model.row_format
+
+    def interrupted(model: Model) -> float:
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(check, "_tolerance", lambda model: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(check, "_tolerance", interrupted)
         model.try_length(90)
     assert model.row_format == before and model.tried_length == 64
     model.try_length(90)

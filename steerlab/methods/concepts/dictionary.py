@@ -17,7 +17,7 @@ from steerlab._support.checks import as_seed, as_whole, check_option
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, SteeringError
 from steerlab.methods.base import FittedMixin, check_fitted, check_width
-from steerlab.methods.classes import median
+from steerlab.methods.classes import median, numeric_rank
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
@@ -98,9 +98,7 @@ class ConceptDictionary(FittedMixin):
             most, of = len(np.unique(x, axis=0)), "different states"
         else:
             centered = x - x.mean(0) if self.method == "pca" else x
-            # states are float32: numpy's own limit takes their rounding for directions
-            rank = int(torch.linalg.matrix_rank(torch.from_numpy(centered), rtol=1e-5)) if len(x) else 0
-            most, of = rank, f"as the rank of {len(x)} states"
+            most, of = numeric_rank(torch.from_numpy(centered)), f"as the rank of {len(x)} states"
         if self.n_concepts > most:
             raise DataError(f"n_concepts={self.n_concepts}, and there are {most} {of}: give at most that")
 
