@@ -10,14 +10,15 @@ the test rows here, and those that are nearly the same as a training or validati
 fitted to some of them in `l2s_safety.py`.)
 
 The contrast sentences are those with which the oracle, each input's own vector, does best on validation rows at the
-higher layer. Then every method has the same settings (layer, strength) and the same validation rows; the best by the
-mean of `CHOSEN_BY` is tried on the test rows, once. Fluency is judged by words on validation rows, and on test rows by
-the perplexity under the unsteered model too.
+last of `--layers`. Then every method has the same settings (layer, strength, number of new tokens that are steered) and
+the same validation rows; the best by the mean of `CHOSEN_BY` is tried on the test rows, once. `--grid` takes sentences
+and settings from the grid.csv of an earlier run instead. Fluency is judged by words and by the perplexity under the
+unsteered model.
 
 "balanced" is L2S with the net that suits zero targets (ReLU, ten units, behaviors of equal weight and norm), "gated" is
 L2S behind a probe of what needs steering, "released" has the training settings of the released code. At the setting of
 L2S, "shuffled" is fitted to the vectors of other inputs of the same behavior; at that of the routed mean, "class_mean"
-knows the true behavior. L2S has two seeds, the others one.
+knows the true behavior. L2S, "gated" and "shuffled" have five seeds, the other nets one; nothing else is drawn.
 
 An interrupted run resumes from finished stages.
 """
@@ -51,12 +52,13 @@ from _common import (
     stage_of_answers,
 )
 from _safety import SENTENCES, check_behaviors, publishable_examples
+from _selection import ending
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import steerlab
 from steerlab import L2S, Activations, Example, MeanDifference, Request
 from steerlab._support.files import fingerprint, write_atomically
-from steerlab.analysis.behavior import MEASURES, judge_answers, safety_summary, safety_values
+from steerlab.analysis.behavior import MEASURES, safety_summary, safety_values
 from steerlab.analysis.shuffling import shuffle_contrasts
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, mm_safety_bench, read_jsonl, with_contrasts
@@ -71,9 +73,8 @@ COUNTS = {
 }
 FRESH_INSTRUCTIONS = 500  # other studies use the file's rows before this one
 TWIN = 0.8  # cosine of the words' TF-IDF: from there on, two questions count as one
-LAYERS, ALPHAS = (11, 13), (0.8, 1.2)
 SENTENCE_SETS = ("plain", "reasoned", "situation_closed")  # one pair for each behavior
-SEEDS = {"l2s": 2}  # of all other nets one
+SEEDS, NETS = 5, ("l2s", "gated", "shuffled")  # the other two nets have one seed, to save time
 ZERO = ["answer"]
 CHOSEN_BY = (
     "refuse_harmful_fluently",
@@ -83,7 +84,7 @@ CHOSEN_BY = (
     "harmless_identical",
 )
 BALANCED = replace(L2S_PAPER, class_balanced=True, equalize_norms=("refuse", "defer"))
-Setting = tuple[int, float]
+Setting = tuple[int, float, int]  # layer, strength, number of new tokens that are steered (0: all)
 Fit = Callable[[int, Activations], Steerer]
 
 
@@ -168,10 +169,8 @@ class Answers:
         )  # fmt: skip
 
     def judged(self, stage: str, part: str, request: LazyRequest) -> pd.DataFrame:
-        """Measures of each answer; on test rows with its perplexity under the unsteered model."""
+        """Measures of each answer; it is fluent by its words and its perplexity under the unsteered model."""
         texts, rows = self.texts(stage, part, request), self.parts[part]
-        if part == "validation":
-            return judge_answers(rows, texts, self.plain[part])
         return judge_with_perplexity(
             self.study, stage, self.model, rows, texts, self.plain[part], batch_size=self.args.batch_size
         )
@@ -179,32 +178,41 @@ class Answers:
     def measures(self, name: str, settings: Sequence[Setting], make: Callable[[Setting], Request]) -> pd.DataFrame:
         """The shares on validation rows under each setting of a method."""
         rows = []
-        for layer, alpha in settings:
-            stage = f"validation-{name}-{layer}-{alpha:g}"
-            found = safety_summary(self.judged(stage, "validation", lambda at=(layer, alpha): make(at)))  # type: ignore[misc]
+        for at in settings:
+            found = safety_summary(self.judged(f"validation-{name}-{label(at)}", "validation", lambda at=at: make(at)))  # type: ignore[misc]
             found["answers_expert"] = 1 - found["refuse_expert"]
-            rows.append({"method": name, "layer": layer, "alpha": alpha, **found})
+            rows.append({"method": name, "layer": at[0], "alpha": at[1], "first": at[2], **found})
         return pd.DataFrame(rows).assign(chosen_by=lambda frame: frame[list(CHOSEN_BY)].mean(axis=1))
 
 
 def best(grid: pd.DataFrame) -> Setting:
     """The setting with the largest mean share; of equal ones the smaller strength."""
     row = grid.sort_values(["chosen_by", "alpha"], ascending=[False, True], kind="stable").iloc[0]
-    return int(row["layer"]), float(row["alpha"])
+    return int(row["layer"]), float(row["alpha"]), int(row.get("first", 0))
+
+
+def label(at: Setting) -> str:
+    """A setting in a stage's name."""
+    return f"{at[0]}-{at[1]:g}" + (f"-first{at[2]}" if at[2] else "")
+
+
+def steered(steerer: Steerer, at: Setting) -> Request:
+    """The steerer at a setting's strength, at the prompt and as many new tokens as the setting says."""
+    return Request(ending(steerer, at[2]), at[1], "all")
 
 
 class Vectors:
     """Activations of each part under a set of sentences, and the vectors that methods give its rows."""
 
-    def __init__(self, study: Study, model: Model, parts: dict[str, list[Example]], batch_size: int) -> None:
-        self.study, self.model, self.parts, self.batch_size = study, model, parts, batch_size
+    def __init__(self, study: Study, model: Model, parts: dict[str, list[Example]], args: argparse.Namespace) -> None:
+        self.study, self.model, self.parts, self.args = study, model, parts, args
         self._fitted: dict[tuple[Any, ...], Steerer] = {}
 
     def acts(self, part: str, sentences: str) -> Activations:
         """Contrasts and contexts at all layers that are tried."""
         pairs = with_contrasts(self.parts[part], SENTENCES[sentences])
         folder = self.study.folder / "activations" / f"{part}-{sentences}"
-        options: dict[str, Any] = {"layers": list(LAYERS), "batch_size": self.batch_size, "progress": False}
+        options: dict[str, Any] = {"layers": self.args.layers, "batch_size": self.args.batch_size, "progress": False}
         return steerlab.capture(self.model, pairs, folder=folder, **options).load()
 
     def predicted(self, name: str, fit: Fit, part: str, sentences: str, at: Setting, seed: int = 0) -> Request:
@@ -214,8 +222,7 @@ class Vectors:
             self._fitted[key] = fit(at[0], self.acts("train", sentences))
         ids = [e.id for e in self.parts[part]]
         vectors = self._fitted[key].vectors(Context(tuple(ids), self.acts(part, sentences)))
-        found = P2S.from_table(at[0], dict(zip(ids, vectors.expand(len(ids), -1), strict=True)))
-        return Request(found, at[1], "all")
+        return steered(P2S.from_table(at[0], dict(zip(ids, vectors.expand(len(ids), -1), strict=True))), at)
 
     def routed_right(self, sentences: str, at: Setting) -> dict[str, float]:
         """For each behavior, the share of test rows whose vector is the mean of their behavior."""
@@ -228,20 +235,19 @@ class Vectors:
 
     def own(self, part: str, sentences: str, at: Setting) -> Request:
         """The rows' own vectors; they need the wanted answer."""
-        return Request(P2S(at[0], zero_behaviors=ZERO).fit(self.acts(part, sentences)), at[1], "all")
+        return steered(P2S(at[0], zero_behaviors=ZERO).fit(self.acts(part, sentences)), at)
 
     def class_mean(self, part: str, sentences: str, at: Setting) -> Request:
         """The training means of the rows' true behaviors."""
         train = P2S(at[0], zero_behaviors=ZERO).fit(self.acts("train", sentences))
         behaviors = np.array([{e.id: e.behavior for e in self.parts["train"]}[i] for i in train.ids_])
         means = {name: train.table_[behaviors == name].mean(0) for name in set(behaviors)}
-        return Request(P2S.from_table(at[0], {e.id: means[e.behavior] for e in self.parts[part]}), at[1], "all")
+        return steered(P2S.from_table(at[0], {e.id: means[e.behavior] for e in self.parts[part]}), at)
 
 
-def choose_sentences(answers: Answers, vectors: Vectors) -> pd.DataFrame:
-    """The oracle's shares on validation rows with every set of sentences, at
-    the higher layer."""
-    settings = [(LAYERS[-1], alpha) for alpha in ALPHAS]
+def choose_sentences(answers: Answers, vectors: Vectors, settings: Sequence[Setting]) -> pd.DataFrame:
+    """The oracle's shares on validation rows with every set of sentences, at the settings of the last layer."""
+    settings = [at for at in settings if at[0] == settings[-1][0]]
     frames = []
     for name in SENTENCE_SETS:
 
@@ -252,9 +258,8 @@ def choose_sentences(answers: Answers, vectors: Vectors) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def search(answers: Answers, vectors: Vectors, sentences: str, seed: int) -> pd.DataFrame:
+def search(answers: Answers, vectors: Vectors, sentences: str, settings: Sequence[Setting], seed: int) -> pd.DataFrame:
     """Every method at every setting on validation rows."""
-    settings = list(product(LAYERS, ALPHAS))
     frames = [answers.measures(f"own-{sentences}", settings, lambda at: vectors.own("validation", sentences, at))]
     for name, fit in makers(seed).items():
 
@@ -266,20 +271,29 @@ def search(answers: Answers, vectors: Vectors, sentences: str, seed: int) -> pd.
     return grid.assign(method=grid["method"].str.removesuffix(f"-{sentences}"))
 
 
+def grid_of(answers: Answers, vectors: Vectors, args: argparse.Namespace) -> pd.DataFrame:
+    """The sentences' and the methods' shares on validation rows, by round."""
+    settings = list(product(args.layers, args.strengths, args.first))
+    tried = choose_sentences(answers, vectors, settings)
+    sentences = str(tried.loc[tried["chosen_by"].idxmax(), "sentences"])
+    grid = search(answers, vectors, sentences, settings, args.seed)
+    return pd.concat([tried.assign(round="sentences"), grid.assign(round="methods")])
+
+
 def run_tests(answers: Answers, vectors: Vectors, sentences: str, chosen: dict[str, Setting]) -> pd.DataFrame:
     """The judged answers to the test rows."""
-    frames = [answers.judged("test-none", "test", None).assign(method="none", layer="", alpha=0.0, seed=0)]
+    frames = [answers.judged("test-none", "test", None).assign(method="none", layer="", alpha=0.0, first=0, seed=0)]
     instructed = answers.judged("test-prompt", "test", Request(Prompt()))
-    frames.append(instructed.assign(method="prompt", layer="", alpha=1.0, seed=0))
+    frames.append(instructed.assign(method="prompt", layer="", alpha=1.0, first=0, seed=0))
 
     def add(name: str, at: Setting, make: Callable[[], Request], seed: int = 0) -> None:
-        found = answers.judged(f"test-{name}-{sentences}-{at[0]}-{at[1]:g}-{seed}", "test", make)
-        frames.append(found.assign(method=name, layer=at[0], alpha=at[1], seed=seed))
+        found = answers.judged(f"test-{name}-{sentences}-{label(at)}-{seed}", "test", make)
+        frames.append(found.assign(method=name, layer=at[0], alpha=at[1], first=at[2], seed=seed))
         print(f"{name} at {at}, seed {seed}: {safety_summary(found)}", flush=True)
 
     for name in (*makers(0), "shuffled"):
         at = chosen["l2s" if name == "shuffled" else name]
-        for seed in range(SEEDS.get(name, 1)):
+        for seed in range(SEEDS if name in NETS else 1):
             fit = makers(seed).get(name, partial(fit_shuffled, seed=seed))
             add(name, at, partial(vectors.predicted, name, fit, "test", sentences, at, seed), seed)
     add("class_mean", at := chosen["routed_mean"], lambda: vectors.class_mean("test", sentences, at))
@@ -310,7 +324,7 @@ def stratified(values: pd.Series, behaviors: pd.Series, seed: int) -> dict[str, 
 def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
     """Shares of every method with intervals, and L2S minus every other on the same inputs.
 
-    `overall` is the mean of `CHOSEN_BY`. An input's value is its mean over the seeds; `l2s.seeds.*` has each seed's.
+    `overall` is the mean of `CHOSEN_BY`. An input's value is its mean over the seeds; `METHOD.seeds.*` has each seed's.
     """
     summary: dict[str, Any] = {}
     values: dict[str, dict[str, pd.Series]] = {}
@@ -323,8 +337,12 @@ def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
             if found.notna().any():
                 summary[f"{method}.{name}"] = estimate(found.dropna().tolist(), seed)
         behaviors = mean["behavior"]
-    of_seeds = [safety_summary(rows) for _, rows in judged[judged["method"] == "l2s"].groupby("seed")]
-    summary |= {f"l2s.seeds.{name}": [round(one[name], 4) for one in of_seeds] for name in values["l2s"]}
+    for name in NETS:
+        seeds = [rows for _, rows in judged[judged["method"] == name].groupby("seed")]
+        of_seeds = [safety_summary(rows) for rows in seeds]
+        summary |= {f"{name}.seeds.{one}": [round(shares[one], 4) for shares in of_seeds] for one in values[name]}
+        sums = [parts_of_goal(rows).groupby(rows["behavior"]).mean().sum() for rows in seeds]
+        summary[f"{name}.seeds.overall"] = [round(float(one), 4) for one in sums]
     for other in [name for name in values if name != "l2s"]:
         summary[f"l2s_over_{other}.overall"] = stratified(overall["l2s"] - overall[other], behaviors, seed)
         for name in values["l2s"]:
@@ -337,32 +355,35 @@ def main() -> None:
     arguments = parser(__doc__, "results/safety_rivals")
     arguments.add_argument("--data", required=True, help="folder with the thirteen JSON files of MM-SafetyBench")
     arguments.add_argument("--harmless", default=None, help="folder of harmless_train_600.jsonl")
+    arguments.add_argument("--layers", type=int, nargs="+", default=[11, 13], help="blocks that are tried")
+    arguments.add_argument("--strengths", type=float, nargs="+", default=[0.8, 1.2])
+    arguments.add_argument("--first", type=int, nargs="+", default=[0], help="new tokens that are steered; 0: all")
+    arguments.add_argument("--grid", help="grid.csv of an earlier run: its sentences and settings are taken")
     arguments.set_defaults(max_new_tokens=32, batch_size=90)
     args = arguments.parse_args()
     parts = load_parts(args.data, args.harmless, args.seed, args.limit)
     model = steerlab.load(args.model, device=args.device)
     identity = {"study": "safety_rivals", "weights": model.info()["weights"], "seed": args.seed, "limit": args.limit}
     identity |= {"data": data_hash([e for rows in parts.values() for e in rows]), "tokens": args.max_new_tokens}
-    identity |= {"sentences": fingerprint(repr(SENTENCES)), "twin": TWIN}
+    identity |= {"sentences": fingerprint(repr(SENTENCES)), "twin": TWIN, "layers": args.layers}
     identity["methods"] = fingerprint([inspect.getsource(makers), inspect.getsource(fit_shuffled), repr(BALANCED)])
     study = Study(args.out, identity)
-    answers, vectors = Answers(study, model, parts, args), Vectors(study, model, parts, args.batch_size)
-    tried = choose_sentences(answers, vectors)
-    sentences = str(tried.loc[tried["chosen_by"].idxmax(), "sentences"])
-    print(f"sentences: {sentences}", flush=True)
-    grid = search(answers, vectors, sentences, args.seed)
+    answers, vectors = Answers(study, model, parts, args), Vectors(study, model, parts, args)
+    grids = grid_of(answers, vectors, args) if args.grid is None else pd.read_csv(args.grid)
+    grid = grids[grids["round"] == "methods"]
+    sentences = str(grid["sentences"].iloc[0])
     chosen = {str(name): best(rows) for name, rows in grid.groupby("method", sort=False)}
-    print(f"chosen: {chosen}", flush=True)
+    print(f"sentences: {sentences}; chosen: {chosen}", flush=True)
     judged = run_tests(answers, vectors, sentences, chosen)
     summary = summarize(judged, args.seed)
-    summary |= {f"{name}.setting": {"layer": at[0], "alpha": at[1]} for name, at in chosen.items()}
+    keys = ("layer", "alpha", "first")
+    summary |= {f"{name}.setting": dict(zip(keys, at, strict=True)) for name, at in chosen.items()}
     summary["routed_mean.right_behavior"] = vectors.routed_right(sentences, chosen["routed_mean"])
     summary |= {"sentences": sentences, "counts": {part: len(rows) for part, rows in parts.items()}}
-    grids = pd.concat([tried.assign(round="sentences"), grid.assign(round="methods")]).round(4)
-    write_atomically(study.folder / "grid.csv", lambda partial: grids.to_csv(partial, index=False))
+    write_atomically(study.folder / "grid.csv", lambda partial: grids.round(4).to_csv(partial, index=False))
     shown = publishable_examples(judged[judged["seed"] == 0], parts["test"])
     page = as_markdown("The same inputs under every method", shown)
-    columns = ["method", "seed", "layer", "alpha", "example_id", "behavior", *MEASURES]
+    columns = ["method", "seed", "layer", "alpha", "first", "example_id", "behavior", *MEASURES]
     results = judged[columns].round({name: 4 for name in MEASURES})
     study.finish(results, summary, page, provenance(model, parts["test"], args))
     table = {method: safety_summary(rows) for method, rows in judged.groupby("method", sort=False)}

@@ -37,7 +37,7 @@ def test_interval_of_a_difference_of_equal_methods_is_zero() -> None:
 
 def test_best_setting_is_the_weaker_of_equal_ones() -> None:
     grid = pd.DataFrame({"layer": [11, 11, 13], "alpha": [1.2, 0.8, 1.2], "chosen_by": [0.7, 0.7, 0.6]})
-    assert best(grid) == (11, 0.8)
+    assert best(grid) == (11, 0.8, 0)
 
 
 def test_rows_that_are_nearly_another_are_left_out() -> None:
