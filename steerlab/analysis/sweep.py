@@ -130,8 +130,9 @@ class SweepPlan:
         groups = [] if self.answers is None else [group.inputs.name for group in self.answers.groups]
         inputs = [one for one in (self.answers.rows if self.answers else None, self.prompts) if one is not None]
         tokens = fingerprint([[one.ids, [row.ids for rows in one.variants for row in rows]] for one in inputs])
+        decide = [] if self.prompts is None else [self.arguments["generation"], self.model.hf.generation_config]
         return {
-            "study": "sweep", **info, "data": data_hash(self.examples),
+            "study": "sweep", "generates": fingerprint(contents(decide)), **info, "data": data_hash(self.examples),
             "metrics": sorted({*self.answer_metrics.values(), *self.text_metrics}), **self.arguments,
             "vectors": _vectors_hash(self.settings), "groups": groups, "tokens": tokens,
         }  # fmt: skip

@@ -91,6 +91,7 @@ def _identity(
     model: Model, examples: list[Example], steer: Steer, batch_size: int, alphas: list[float], options: dict[str, Any]
 ) -> dict[str, Any]:
     info = {name: value for name, value in model.info().items() if name != "versions"}
-    given = {name: fingerprint(contents(value)) for name, value in {"steer": steer, "options": options}.items()}
+    decide = {"steer": steer, "options": options, "generation_config": model.hf.generation_config}
+    given = {name: fingerprint(contents(value)) for name, value in decide.items()}
     given |= {"data": data_hash(examples), "tokens": fingerprint([row.ids for row in encode_examples(model, examples)])}
     return {"study": "texts", **info, "alphas": alphas, "batch_size": batch_size, **given}

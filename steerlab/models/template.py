@@ -14,6 +14,7 @@ from steerlab.errors import EncodingError
 Messages = Sequence[Mapping[str, Any]]
 _Turns = list[dict[str, Any]]
 _Render = Callable[[_Turns], str]
+_MARK = "steerlab-mark"  # stands for a reply, or for the user's words
 
 
 def starts_with_bos(tok: PreTrainedTokenizerBase, text: str) -> bool:
@@ -91,7 +92,7 @@ def render(
     if lost := [message for message in [*systems, system or ""] if message.strip() not in text]:
         raise EncodingError(f"this chat template drops or changes the system message {lost[0][:60]!r}: leave it out")
     user = _user_start(text_of, messages, without_header)
-    history = _history_start(text_of, messages, user)
+    history = _history_start(text_of, messages, text, user)
     # a BOS that opens the text once is a part by itself; where every turn opens with it (ChatML) it belongs to the turn
     bos = str(tok.bos_token) if starts_with_bos(tok, text) and text.count(str(tok.bos_token)) == 1 else ""
     bounds = [("template", 0)] if bos else []
@@ -138,39 +139,56 @@ def _user_start(text_of: _Render, messages: _Turns, rendered: str) -> int:
     """Where the last user turn begins in the text.
 
     Templates may insert a default system message, so the turn is found as what a *second* copy of it adds to the
-    conversation. Where a template forbids that, the turn is taken to begin with its words, which are found by a mark
-    put in their place (the words themselves could also occur in the template).
+    conversation, after a reply and its end. Where a template forbids that, or puts the system message into that copy,
+    the turn is taken to begin with its words, which are found by a mark put in their place (the words themselves could
+    also occur in the template).
     """
     whole = messages[-1]["content"]
-    content = _message_text(whole)
-    reply = [{"role": "assistant", "content": _as_content(".", whole)}]
+    content = _message_text(whole).strip()
+    reply = [{"role": "assistant", "content": _as_content(_MARK, whole)}]
     try:
-        once, twice = text_of(messages + reply), text_of(messages + reply + messages[-1:])
+        added = text_of(messages + reply + messages[-1:]).rpartition(_MARK)[2]
     except EncodingError:
-        once, twice = "", ""
-    added = twice[len(once) :] if twice.startswith(once) else ""
-    if added and content.strip() in added and rendered.endswith(added):
-        return len(rendered) - len(added)
-    mark = "steerlab-user-mark"
-    first = mark if isinstance(whole, str) else [*_as_content(mark, whole), *whole]
+        added = ""
+    if added.startswith(closing := _closing(text_of, messages)):
+        added = added.removeprefix(closing)
+        words = added.replace(content, "", 1)
+        if content in added and rendered.endswith(added) and not any(one in words for one in _systems(messages)):
+            return len(rendered) - len(added)
+    first = _MARK if isinstance(whole, str) else [*_as_content(_MARK, whole), *whole]
     marked = text_of([*messages[:-1], {"role": "user", "content": first}])
-    at = marked.rfind(mark)
-    rest = content.strip() if isinstance(whole, str) else marked[at + len(mark) :].strip()
+    at = marked.rfind(_MARK)
+    rest = content if isinstance(whole, str) else marked[at + len(_MARK) :].strip()
     if at < 0 or marked[:at] != rendered[:at] or not rendered[at:].strip().startswith(rest):
         raise EncodingError("this chat template changes the user's words; steerlab can't find their tokens")
     return at
 
 
-def _history_start(text_of: _Render, messages: _Turns, user: int) -> int:
-    """Where the first of several turns begins in the text; the start of the last user turn if it is the only one."""
+def _history_start(text_of: _Render, messages: _Turns, rendered: str, user: int) -> int:
+    """Where the first of several turns begins in the text; the start of the last user turn if it is the only one.
+
+    Raises:
+        EncodingError: a template that writes the first turns differently, or the system message behind them.
+    """
     first = next(i for i, message in enumerate(messages) if message["role"] == "user")
     if first == len(messages) - 1:
         return user
-    opening = messages[: first + 1]
-    return min(_user_start(text_of, opening, text_of(opening)), user)
+    alone = text_of(messages[: first + 1])
+    start = _user_start(text_of, messages[: first + 1], alone)
+    if not rendered.startswith(alone[:start]) or any(one not in alone[:start] for one in _systems(messages)):
+        raise EncodingError(
+            "this chat template writes what comes before the first turn elsewhere in a longer conversation: give a "
+            "single turn, or leave the system message out"
+        )
+    return min(start, user)
 
 
 def _closing(text_of: _Render, messages: _Turns) -> str:
-    mark = "steerlab-closing-mark"
-    finished = text_of([*messages, {"role": "assistant", "content": _as_content(mark, messages[-1]["content"])}])
-    return finished.rpartition(mark)[2] if mark in finished else ""
+    finished = text_of([*messages, {"role": "assistant", "content": _as_content(_MARK, messages[-1]["content"])}])
+    return finished.rpartition(_MARK)[2] if _MARK in finished else ""
+
+
+def _systems(messages: _Turns) -> list[str]:
+    """The texts of the system messages."""
+    found = [_message_text(turn["content"]).strip() for turn in messages if turn["role"] == "system"]
+    return [text for text in found if text]

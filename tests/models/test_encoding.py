@@ -37,6 +37,15 @@ GEMMA = (
 SINGLE = GEMMA.replace(
     "{% for turn", "{% if messages | length > 2 %}{{ raise_exception('one turn only') }}{% endif %}{% for turn", 1
 )
+# a thinking block before the last reply only, as in Qwen3's
+THINKS = (
+    "{{ bos_token }}{% for turn in messages %}{{ '<|im_start|>' + turn['role'] + '\n' }}"
+    "{% if turn['role'] == 'assistant' and loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ turn['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# the system message inside the last user turn, as in Mistral's
+LATE = LLAMA2.replace("loop.first", "loop.last")
 
 
 def with_template(template: str | None) -> PreTrainedTokenizerFast:
@@ -47,7 +56,7 @@ def with_template(template: str | None) -> PreTrainedTokenizerFast:
 
 CHATML = tiny_tokenizer()
 TOKENIZERS = {"chatml": CHATML, "llama2": with_template(LLAMA2), "gemma": with_template(GEMMA)}
-TOKENIZERS["single"] = with_template(SINGLE)
+TOKENIZERS |= {"single": with_template(SINGLE), "thinks": with_template(THINKS), "late": with_template(LATE)}
 texts = st.text(min_size=1, max_size=20).filter(lambda text: text.strip())
 templates = pytest.mark.parametrize("name", TOKENIZERS)
 
@@ -70,7 +79,7 @@ def assert_partition(row: EncodedPrompt) -> None:
 @templates
 @given(user=texts, answer=st.none() | texts, system=st.none() | texts, end_turn=st.booleans())
 def test_spans_cover_every_token_in_order(name: str, user: str, answer: Any, system: Any, end_turn: bool) -> None:
-    system = system if name in ("chatml", "llama2") else None
+    system = system if name in ("chatml", "llama2", "thinks", "late") else None
     row = encode(TOKENIZERS[name], user, answer=answer, end_turn=end_turn, system=system)
     assert_partition(row)
     assert user.strip() in text_of(row, "user")
@@ -110,6 +119,9 @@ PARTS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
     ("chatml", FINE, [("system", f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"), *CHATML_USER, ("answer", "Fine.")]),
     ("chatml", DONE | {"system": "Be brief."}, [BRIEF, *CHATML_USER, ("answer", "Fine.<|im_end|>\n")]),
     ("llama2", DONE | {"system": "Obey."}, [*OBEY, ("answer", "Fine. <|im_end|>")]),
+    ("late", {"system": "Obey."}, OBEY),
+    ("thinks", {}, CHATML_USER),
+    ("thinks", FINE | {"system": "Be brief."}, [BRIEF, *CHATML_USER, ("answer", "Fine.")]),
     ("gemma", {}, GEMMA_USER),
     ("gemma", DONE, [*GEMMA_USER, ("answer", "Fine.<end_of_turn>\n")]),
 ]
@@ -118,7 +130,7 @@ PARTS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
 @pytest.mark.parametrize(("name", "options", "parts"), PARTS)
 def test_parts_of_a_rendered_conversation(name: str, options: dict[str, Any], parts: list[tuple[str, str]]) -> None:
     """System message (given or the template's), user's words, header, and the end of a finished answer."""
-    words = "How?" if name == "chatml" else " How? "  # ChatML keeps spaces
+    words = "How?" if name in ("chatml", "thinks") else " How? "  # ChatML keeps spaces
     assert parts_of(encode(TOKENIZERS[name], words, **options)) == [("template", "<|bos|>"), *parts]
 
 
@@ -217,6 +229,7 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("bare", "hello", {}, "no chat template"),
     ("bare", turns_of("user"), {"chat": False}, "chat=True"),
     ("gemma", "hello", {"system": "Obey."}, "System role not supported"),
+    ("late", turns_of("user", "assistant", "user"), {"system": "Obey."}, "leave the system message out"),
     ("upper", "hello", {}, "changes the user's words"),
 ]
 

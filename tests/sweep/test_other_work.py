@@ -42,15 +42,35 @@ WEIGHTS = np.zeros(2)
 
 
 class Scale:
+    unit = 1.0
+
     def of(self) -> float:
         return 1.0
+
+    @property
+    def shift(self) -> float:
+        return 0.0
+
+
+class Rule(Scale):
+    words: tuple[str, ...] = ("no",)
+
+    @staticmethod
+    def find(text: str) -> float:
+        return float(len(text))
+
+    def __init__(self, least: int = 1) -> None:
+        self.least = least
+
+
+RULE, BOUND = Rule(), torch.zeros(1)
 
 
 class Judge:
     def __call__(self, examples: list[Example], texts: list[str]) -> list[float]:
-        return [self.help(text) * Scale().of() + float(WEIGHTS.sum()) for text in texts]
+        return [self.help(text) * RULE.of() + float(WEIGHTS.sum()) + float(BOUND) for text in texts]
 
-    def help(self, text: str) -> float:
+    def help(self, text: str, *, least: int = 1) -> float:
         return float(len(text))
 
 
@@ -109,21 +129,47 @@ def test_contents_of_a_function_follow_its_own_helpers_and_long_patterns() -> No
     assert contents(re.compile(long + "a")) != contents(re.compile(long + "b"))
 
 
-def test_contents_of_a_judge_follow_its_methods_classes_and_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = [contents(Judge())]
-    assert seen[0] == contents(Judge())
-    for owner, name, changed in ((Judge, "help", lambda self, text: -len(text)), (Scale, "of", lambda self: 2.0)):
-        monkeypatch.setattr(owner, name, changed)
-        seen.append(contents(Judge()))
-    monkeypatch.setitem(globals(), "WEIGHTS", np.ones(2))
-    seen.append(contents(Judge()))
-    assert len({str(one) for one in seen}) == 4
+def test_contents_of_a_judge_follow_its_methods_classes_and_what_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(Judge())
+    changes: list[tuple[object, str, object]] = [
+        (Judge, "help", lambda self, text: -len(text)), (Judge.help, "__kwdefaults__", {"least": 2}),
+        (Scale, "of", lambda self: 2.0), (Scale, "shift", property(lambda self: 1.0)), (Scale, "unit", 2.0),
+        (Rule, "find", staticmethod(lambda text: 0.0)), (Rule, "words", ("yes",)), (RULE, "least", 2),
+    ]  # fmt: skip
+    for owner, name, changed in changes:
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, changed)
+            assert contents(Judge()) != before, (owner, name)
+    for name, value in {"WEIGHTS": np.ones(2), "BOUND": torch.ones(1), "RULE": Rule(3)}.items():
+        with monkeypatch.context() as patch:
+            patch.setitem(globals(), name, value)
+            assert contents(Judge()) != before, name
+    assert contents(Judge()) == before
 
 
 def test_written_texts_have_the_strength_of_their_row() -> None:
     model = tiny_lm("llama")
     with pytest.raises(SteeringError, match="has a strength of its own"):
         write_texts(model, ["Hello"], Request(vectors(model)[1], 3.0), [0.0, 0.5], max_new_tokens=3)
+
+
+def test_texts_of_other_defaults_of_generation_are_another_run(tmp_path: Path) -> None:
+    model = tiny_lm("llama")
+
+    def run() -> None:
+        write_texts(model, questions(), folder=tmp_path / "texts", max_new_tokens=2)
+
+    def sweep() -> None:
+        steerlab.sweep(
+            model, questions(), {"v": vectors(model)}, [1], [1.0], metric=has_word, folder=tmp_path / "sweep",
+            generation={"max_new_tokens": 2},
+        )  # fmt: skip
+
+    run(), sweep()
+    model.hf.generation_config.repetition_penalty = 1.5
+    for again in (run, sweep):
+        with pytest.raises(MismatchError, match="generat"):
+            again()
 
 
 def test_sampled_texts_do_not_repeat_from_batch_to_batch() -> None:
