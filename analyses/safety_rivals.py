@@ -18,7 +18,7 @@ unsteered model.
 "balanced" is L2S with the net that suits zero targets (ReLU, ten units, behaviors of equal weight and norm), "gated" is
 L2S behind a probe of what needs steering, "released" has the training settings of the released code. At the setting of
 L2S, "shuffled" is fitted to the vectors of other inputs of the same behavior; at that of the routed mean, "class_mean"
-knows the true behavior. L2S, "gated" and "shuffled" have five seeds, the other nets one; nothing else is drawn.
+knows the true behavior. L2S and "shuffled" have five seeds, the other nets one; nothing else is drawn.
 
 An interrupted run resumes from finished stages.
 """
@@ -74,7 +74,7 @@ COUNTS = {
 FRESH_INSTRUCTIONS = 500  # other studies use the file's rows before this one
 TWIN = 0.8  # cosine of the words' TF-IDF: from there on, two questions count as one
 SENTENCE_SETS = ("plain", "reasoned", "situation_closed")  # one pair for each behavior
-SEEDS, NETS = 5, ("l2s", "gated", "shuffled")  # the other two nets have one seed, to save time
+SEEDS, NETS = 5, ("l2s", "shuffled")  # the other nets have one seed, to save time
 ZERO = ["answer"]
 CHOSEN_BY = (
     "refuse_harmful_fluently",
