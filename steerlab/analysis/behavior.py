@@ -15,6 +15,8 @@ from steerlab._support.files import fingerprint
 from steerlab.data.example import Example
 from steerlab.errors import DataError
 from steerlab.metrics import defers_to_expert, distinct_n, ed_published, is_fluent, is_refusal, repetition
+from steerlab.metrics._checks import answer_of
+from steerlab.metrics.deferral import ed_phrases
 
 MEASURES = (
     "refuses", "refuses_fluently", "defers", "defers_fluently", "ed_published", "distinct2", "repetition", "perplexity",
@@ -89,8 +91,9 @@ def rules_fingerprint() -> str:
     Example:
         >>> rules_fingerprint() == "7d0c9b0e1f2a3b4c"     # False where the results were judged by other rules
     """
-    modules = {rule.__module__ for rule in (is_refusal, defers_to_expert, ed_published, is_fluent, judge_answers)}
-    return fingerprint([inspect.getsource(sys.modules[name]) for name in sorted(modules)])
+    rules = (is_refusal, defers_to_expert, ed_published, is_fluent, judge_answers, answer_of)
+    sources = [inspect.getsource(sys.modules[name]) for name in sorted({rule.__module__ for rule in rules})]
+    return fingerprint([*sources, ed_phrases()])
 
 
 def safety_summary(judged: pd.DataFrame) -> dict[str, float]:

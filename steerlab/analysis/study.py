@@ -19,7 +19,8 @@ from steerlab._support import files
 from steerlab.errors import MismatchError
 from steerlab.models.fingerprint import differences
 
-SCHEMA = 1
+SCHEMA = 2
+_MISSING = "(missing)"  # a text may be "nan", and a table has no sign that no text can be
 _FIELD = re.compile(r'("(?:[^"]|"")*"|[^",\n]*)[,\n]')
 REPAIR = "Delete this file and run the same again: everything else is kept"
 
@@ -72,7 +73,7 @@ class Study:
         path = self._path(name)
         if not self.has(name):
             # every text is quoted: a lone carriage return in an answer would otherwise begin a new row
-            table = compute().to_csv(index=False, na_rep="nan", quoting=csv.QUOTE_NONNUMERIC)
+            table = compute().to_csv(index=False, na_rep=_MISSING, quoting=csv.QUOTE_NONNUMERIC)
             content = table.encode(errors="surrogatepass")
             kept = f"{self.n_finished} finished stages are safe there"
             files.write_atomically(
@@ -85,7 +86,7 @@ class Study:
             # the Python engine reads back every bit of a number; the fast one does so in some versions of pandas only
             table = content.decode(errors="surrogatepass")
             return pd.read_csv(
-                io.StringIO(table, newline=""), keep_default_na=False, na_values=["nan"], engine="python",
+                io.StringIO(table, newline=""), keep_default_na=False, na_values=[_MISSING], engine="python",
                 dtype=dict.fromkeys(_text_columns(table), str),
             )  # fmt: skip
 
@@ -131,5 +132,5 @@ class Study:
 def _text_columns(table: str) -> list[str]:
     """The columns with a quoted value other than a missing one: they stay text where it looks like a number ("007")."""
     names = next(csv.reader(io.StringIO(table, newline="")), [])
-    quoted = [field[1].startswith('"') and field[1] != '"nan"' for field in _FIELD.finditer(table)]
+    quoted = [field[1].startswith('"') and field[1] != f'"{_MISSING}"' for field in _FIELD.finditer(table)]
     return [name for i, name in enumerate(names) if any(quoted[len(names) + i :: len(names)])]

@@ -26,6 +26,7 @@ from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
 from steerlab.steering.batches import apply_prompt_transforms, as_requests, encode_examples
+from steerlab.steering.generate import check_lengths
 from steerlab.steering.interventions import BatchedSetting, build_edits, first_written_column, restart_layer
 from steerlab.steering.requests import Alpha, Request, Scale, resolve_interventions
 
@@ -99,7 +100,7 @@ def setting_effects(
         return found
     vocabulary = int(model.hf.config.get_text_config().vocab_size)
     size = max(1, LOGITS // (longest * vocabulary))
-    rows = encode_examples(model, examples)
+    check_lengths(model, rows := encode_examples(model, examples), longest)
     runs = groupby(sorted(range(len(settings)), key=lambda i: _order(settings[i])), key=lambda i: _order(settings[i]))
     groups = [list(group) for _, group in runs]
     for numbers in model.batches(rows, size, "aligned"):

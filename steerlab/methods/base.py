@@ -207,9 +207,7 @@ class Detector(FittedMixin):
         """
         check_type("clean", clean, (Activations, Context), "Activations from steerlab.capture, or a Context")
         context = clean if isinstance(clean, Context) else Context.of(clean)
-        origin, here = getattr(self, "info_", {}), clean.info if isinstance(clean, Activations) else {}
-        if not same_model(origin, here) and not is_accepted(origin, here):
-            raise MismatchError(f"the inputs were read by {describe_origin(here)}, not {describe_origin(origin)}")
+        check_read_by(self, context.activations)
         self.threshold_ = threshold_at(self.score(context), fpr)
         return self
 
@@ -224,6 +222,17 @@ class Detector(FittedMixin):
                 f"this {type(self).__name__} has no threshold: call calibrate(clean, fpr=...), or give a threshold"
             )
         return self.score(context) > self.threshold_
+
+
+def check_read_by(fitted: FittedMixin, acts: Activations | None) -> None:
+    """Refuse activations of another model than the one that a method was fitted with.
+
+    Raises:
+        MismatchError: another model read the inputs; both are named.
+    """
+    origin, here = getattr(fitted, "info_", {}), {} if acts is None else acts.info
+    if not same_model(origin, here) and not is_accepted(origin, here):
+        raise MismatchError(f"the inputs were read by {describe_origin(here)}, not {describe_origin(origin)}")
 
 
 class StateDetector(Detector):

@@ -77,6 +77,19 @@ def check_contrasts_nonzero(contrasts: Float[Tensor, "example hidden"], site: Si
         )
 
 
+def check_answers_differ(acts: Activations, site: Site) -> None:
+    """Refuse wanted and unwanted answers that have the same states; nothing is said of answers without a counterpart.
+
+    Raises:
+        DataError: both sides are the same in every contrast.
+    """
+    index = acts.index.reset_index(drop=True).reset_index(names="row")
+    keys = ["example_id", "position"]
+    both = index[index["side"] == "positive"].merge(index[index["side"] == "negative"], on=keys)
+    states = acts.at(site).float()
+    check_contrasts_nonzero(states[both["row_x"].tolist()] - states[both["row_y"].tolist()], site, acts)
+
+
 def numeric_rank(x: Tensor) -> int:
     """The rank of float32 states or differences, without the directions that rounding alone has made."""
     # above what rounding leaves of states a hundred times as long as x; torch's own limit grows with the rows, and

@@ -22,7 +22,7 @@ from steerlab.capturing.activations import Activations
 from steerlab.data.example import Example
 from steerlab.errors import ActivationError, DataError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted, repeat_vector
-from steerlab.methods.classes import check_acts
+from steerlab.methods.classes import check_acts, check_answers_differ
 from steerlab.methods.regression import Standardizer
 from steerlab.methods.serialization import savable
 from steerlab.models.positions import Positions
@@ -244,6 +244,8 @@ def _items_of(acts: Activations, site: Site, label: str, side: str | None, posit
             f"{missing} were not captured; captured are {sorted(captured)}. Capture with positions={list(positions)} "
             "(for prompts with a contrast: context=...)"
         )
+    if side in ("positive", "negative"):
+        check_answers_differ(acts.select(position=list(positions)), site)
     rows = chosen.index.assign(row=range(len(chosen.index)), label_=chosen.index[label])
     rows = rows[rows["label_"].notna() & (rows["label_"] != "")]
     item = ["example_id", "side"]

@@ -17,7 +17,7 @@ from steerlab._support.checks import as_number, as_seed, as_whole, show
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted
-from steerlab.methods.classes import as_names
+from steerlab.methods.classes import as_names, check_answers_differ
 from steerlab.methods.regression import Standardizer
 from steerlab.methods.serialization import savable
 from steerlab.models.operators import EditRule, Operator, States, Strengths, unit
@@ -101,7 +101,7 @@ class GradientField(Steerer):
         weights_: of the scorer's layers, in units of the state.
 
     Raises:
-        DataError: no contrast, an unknown class, or nothing wanted or avoided.
+        DataError: no contrast, one whose answers have the same states, an unknown class, or nothing wanted or avoided.
 
     Source: K-Steering, arXiv 2505.24535 (gradient steps); steering vector fields, arXiv 2602.01654 (`normalize`).
     """
@@ -134,6 +134,7 @@ class GradientField(Steerer):
         if both := set(self.unwanted_) & set(labels[index["side"] == "positive"]):
             raise DataError(f"{sorted(both)} names a behavior and the lack of another: rename the behaviors")
         self._signs()  # refuses unknown classes before the training
+        check_answers_differ(acts if self.position is None else acts.select(position=self.position), self.site)
         states = acts.at(self.site)[torch.tensor(index.index.to_numpy())].double().numpy()
         truth = np.stack([labels == name for name in self.classes_], 1).astype(int)
         scaler = Standardizer().fit(states)

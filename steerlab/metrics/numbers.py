@@ -25,7 +25,7 @@ _FACTORS, _MONEY_FACTORS = {"k", "K", "M", "B", "bn", "mn"}, {"m", "b"}  # 20k i
 
 
 def final_number(text: str) -> Decimal | None:
-    """The last number in a text; None without one, or where the last can't be read (20k, 1.2.3, 2^10, 5/2, 1 000).
+    """The last number in a text; None without one, or where the last can't be read: 20k, 1.2.3, 2^10, 5/2, 1 000.
 
     Example:
         >>> final_number("They raise 750 + 1,530 = $2,280.")
@@ -45,6 +45,7 @@ def final_number(text: str) -> Decimal | None:
     before, unit = text[: last.start()], last["unit"]
     is_part = before.rstrip("{ ").endswith(("^", "/", "⁄", "\\sqrt")) or unit[:1].isnumeric()  # 2^10, 5/2, 10³
     is_part = is_part or _IN_WORDS.match(text, last.end()) or (len(last["digits"]) == 3 and _SPACED.search(before))
+    is_part = is_part or ("," in last["digits"] and re.search(r"\d,\Z", before))  # 12,34,567
     if is_part or last["rest"] or unit in _FACTORS or (last["money"] and unit in _MONEY_FACTORS):
         return None
     number = last["sign"] + last["digits"] + (last["power"] or "")

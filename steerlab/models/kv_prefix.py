@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -232,18 +233,18 @@ def prefill_cost(input_ids: Tensor, attention_mask: Tensor, config: PretrainedCo
 
 @contextmanager
 def skip_blocks(blocks: Sequence[nn.Module], state: Tensor, tuples: bool) -> Iterator[None]:
-    """Replace the forward of each block by one that returns `state`, for as long as the context lasts.
+    """Replace the forward of each block by one that returns `state` in this thread, for as long as the context lasts.
 
     Raises:
         SteeringError: the forward of a block is patched already.
     """
-    output = (state, None) if tuples else state
+    output, mine = (state, None) if tuples else state, get_ident()
     for block in blocks:
         if "forward" in vars(block):
             raise SteeringError(f"{type(block).__name__} is patched already: its forward can't be skipped")
     try:
-        for block in blocks:
-            block.forward = lambda *_, **__: output
+        for block in blocks:  # another thread may call the model meanwhile, and runs the whole of it
+            block.forward = lambda *a, run=block.forward, **k: output if get_ident() == mine else run(*a, **k)
         yield
     finally:
         for block in blocks:

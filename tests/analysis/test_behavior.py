@@ -69,6 +69,9 @@ def test_rules_have_a_fingerprint_that_changes_with_a_rule(monkeypatch: pytest.M
     assert before == behavior.rules_fingerprint()
     monkeypatch.setattr(behavior, "is_refusal", test_each_text_is_judged_on_every_measure)
     assert behavior.rules_fingerprint() != before
+    monkeypatch.undo()
+    monkeypatch.setattr(behavior, "ed_phrases", lambda: ("ask a lawyer",))
+    assert behavior.rules_fingerprint() != before
 
 
 def test_without_the_unsteered_answers_nothing_is_said_of_change() -> None:

@@ -48,8 +48,9 @@ def test_a_folder_of_weights_is_named_without_the_rest_of_its_path(tmp_path: Pat
 
 
 def test_numbers_that_are_missing_stay_numbers(tmp_path: Path) -> None:
-    frame = pd.DataFrame({"example_id": ["a", "b"], "distinct2": [math.nan, 0.5], "text": ["None", "NA"]})
+    frame = pd.DataFrame({"example_id": ["a", "b"], "distinct2": [math.nan, 0.5], "text": ["nan", "NA"]})
     frame = frame.assign(number=["007", "7"], said=["True", "False"], right=[True, False], loss=math.nan)
+    frame = frame.assign(note=["x", None])
     back = Study(tmp_path, IDENTITY).stage("judged", lambda: frame)
     pd.testing.assert_frame_equal(back, frame, check_exact=True)
 
@@ -67,7 +68,7 @@ def test_what_comes_back_is_what_was_computed(tmp_path_factory, rows) -> None:
 
 
 def test_answers_of_any_characters_stay_one_row_each(tmp_path: Path) -> None:
-    texts = ["n\r\x1f", "a\nb", 'say "no", or', "", "nan?", "\x0f,\r\n", " , ", "\u2028"]
+    texts = ["nan", "n\r\x1f", "a\nb", 'say "no", or', "", "nan?", "\x0f,\r\n", " , ", "\u2028"]
     frame = pd.DataFrame({"example_id": [str(i) for i in range(len(texts))], "text": texts})
     Study(tmp_path, {"study": "s"}).stage("answers", lambda: frame)
     assert Study(tmp_path, {"study": "s"}).stage("answers", lambda: frame.iloc[:0])["text"].tolist() == texts

@@ -15,7 +15,7 @@ from torch import Tensor
 import steerlab
 from steerlab import Example, live
 from steerlab.analysis.token_effects import token_effects
-from steerlab.errors import DataError, SteeringError
+from steerlab.errors import DataError, EncodingError, SteeringError
 from steerlab.methods import Operation, SteeringVector
 from steerlab.models.model import Model
 from steerlab.plots.page import check_contract
@@ -184,6 +184,8 @@ def test_positions_that_count_from_the_end_are_refused(lm: Callable[..., Model])
         token_effects(lm(), PROMPTS[:1], [[1, 2]], steer=vectors(lm())[2], positions=-1)
     with pytest.raises(DataError, match="3 prompts but 1 texts"):
         token_effects(lm(), PROMPTS, [[1, 2]], steer=vectors(lm())[2])
+    with pytest.raises(EncodingError, match="exceeds the model's context"):
+        token_effects(lm(), PROMPTS[:1], [[1] * (lm().context_length or 0)], steer=vectors(lm())[2])
 
 
 def test_page_of_an_image_model_shows_images_with_their_questions() -> None:

@@ -198,6 +198,12 @@ def test_calibrate_without_labels_or_with_unknown_inputs_is_refused():
             fitted.calibrate(ACTS, rejection={"answer000": bad, "answer001": True})
     with pytest.raises(DataError, match="0 do not"):
         fitted.calibrate(ACTS, compliance={"answer000": True, "answer001": True})
+    fitted.info_ = {"model": "n", "weights": "v"}
+    with pytest.raises(MismatchError, match="the inputs were read by"):
+        fitted.calibrate(
+            Activations(ACTS.values, ACTS.index, ACTS.sites, {"model": "m", "weights": "w"}),
+            rejection={"answer000": True},
+        )
 
 
 def test_fit_warns_of_layers_where_beta_restores_nothing():

@@ -213,6 +213,9 @@ def test_items_of_one_example_are_in_one_fold() -> None:
     single = CONFST(LAYER, "arts", side="positive", position="answer", threshold=0.0, center=None).fit(both)
     assert single.item_ids_[:2] == ("s0000", "s0001")
     assert torch.equal(single.vectors_["arts"][0], states[np.array(labels) == "arts", 0].double().mean(0).float())
+    prompt = concatenated(*(history(states, labels, ["last"], side) for side in ("positive", "negative")))
+    with pytest.raises(DataError, match="before the two answers differ"):
+        CONFST(LAYER, "arts", side="positive").fit(prompt)
 
 
 def test_label_column_can_be_chosen_and_unlabeled_items_are_left_out() -> None:

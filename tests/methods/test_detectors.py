@@ -150,8 +150,10 @@ def test_scores_need_a_fit_and_the_same_width_and_detection_a_threshold(method) 
         method(3).fit(ACTS).detect(Context.of(ACTS))
     fitted, read_by = method(3).fit(ACTS), {"model": "m", "weights": "w"}
     fitted.info_ = {"model": "n", "weights": "v"}
-    with pytest.raises(MismatchError, match="the inputs were read by"):
-        fitted.calibrate(Activations(ACTS.values, ACTS.index, ACTS.sites, read_by), fpr=0.1)
+    clean = Activations(ACTS.values, ACTS.index, ACTS.sites, read_by)
+    for read in (clean, Context.of(clean)):
+        with pytest.raises(MismatchError, match="the inputs were read by"):
+            fitted.calibrate(read, fpr=0.1)
     with pytest.raises(MismatchError, match=r"width 5.*takes 24"):
         method(3).fit(ACTS).score(Context.of(make_acts(STATES[:, :5], None, behaviors=LABELS)))
 

@@ -54,6 +54,8 @@ def test_field_is_independent_of_the_order_of_rows_and_needs_both_answers() -> N
     assert torch.equal(field.logits(normal(5, 8)), other.logits(normal(5, 8)))
     with pytest.raises(DataError, match="both answers of contrasts"):
         GradientField(SITE).fit(acts.select(side="positive"))
+    with pytest.raises(DataError, match="before the two answers differ"):
+        GradientField(SITE).fit(make_acts(None, torch.zeros(60, 8), behaviors=["refuse", "defer"] * 30))
 
 
 def test_gradient_is_that_of_autograd() -> None:

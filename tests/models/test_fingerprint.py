@@ -1,5 +1,6 @@
 """Weights tell models apart, whatever these are called; names decide where the weights are not known."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,6 +110,16 @@ def test_steerer_of_a_namesake_is_refused_and_of_the_same_weights_accepted(three
         generate(three["namesake"], ["hello"], steer=steerer, **OPTIONS)
     with pytest.raises(MismatchError, match="weights"):
         sweep(three["namesake"], PAIRS, {"v": {1: steerer}}, [1], (1.0,), progress=False)
+
+
+def test_steerer_of_another_chat_template_is_refused_until_it_is_accepted(three) -> None:
+    steerer, model = fitted(three["here"]), copy.copy(three["here"])
+    model.tokenizer = copy.deepcopy(model.tokenizer)
+    model.tokenizer.chat_template = "{# another #}" + model.tokenizer.chat_template
+    with pytest.raises(MismatchError, match=r"this model has another chat template now.*any_model=True"):
+        generate(model, ["hello"], steer=steerer, **OPTIONS)
+    generate(model, ["hello"], steer=Request(steerer, any_model=True), **OPTIONS)
+    generate(model, ["hello"], steer=steerer, **OPTIONS)
 
 
 def test_names_decide_where_one_side_has_no_fingerprint(three) -> None:

@@ -1,6 +1,7 @@
 """A forward that starts from a prefix or at a block gives the numbers of a whole forward."""
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -95,6 +96,17 @@ def test_refused_restart_leaves_the_model_as_it_was(lm, backend: str) -> None:
     with pytest.raises((RuntimeError, IndexError)):
         model.engine.logits(inputs, {}, 2, ForwardState(layer=1, state=state[:, :1, :3]))
     assert torch.equal(model.engine.logits(inputs, {}, 2), before)
+
+
+def test_another_thread_runs_the_whole_model_while_this_one_skips_blocks(lm) -> None:
+    model = lm("llama", "hooks")
+    inputs, _, _ = whole_inputs(model)
+    expected, blocks = model.hf(**inputs).logits, model.hf.model.layers[:2]
+    with kv_prefix.skip_blocks(blocks, torch.zeros(3, inputs["input_ids"].shape[1], model.hidden_size), False):
+        with ThreadPoolExecutor(1) as other:
+            found = other.submit(lambda: model.hf(**inputs).logits).result()
+        assert not torch.equal(model.hf(**inputs).logits, expected), "this thread skips them"
+    assert torch.equal(found, expected)
 
 
 def test_prefix_is_read_only(lm) -> None:
