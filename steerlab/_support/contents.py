@@ -98,7 +98,7 @@ def _named(function: Any) -> dict[str, Any]:
     package = str(function.__module__).partition(".")[0]
 
     def belongs(value: Any) -> bool:  # classes of steerlab would bring in one another, down to the whole library
-        kind = value if isinstance(value, FunctionType | type) else type(value)
+        kind: Any = value if isinstance(value, FunctionType | type) else type(value)
         same = str(kind.__module__).partition(".")[0] == package
         followed = isinstance(value, FunctionType) or (package != "steerlab" if kind is value else _is_own(kind))
         return value is None or isinstance(value, _PLAIN) or (same and followed)

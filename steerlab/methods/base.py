@@ -27,7 +27,7 @@ from steerlab.methods.fitted import RequiredActivation as RequiredActivation
 from steerlab.methods.fitted import parts_of as parts_of
 from steerlab.methods.fitted import provenance as provenance
 from steerlab.methods.fitted import steering_sites as steering_sites
-from steerlab.models.fingerprint import describe_origin, is_accepted, same_model
+from steerlab.models.fingerprint import check_same_model
 from steerlab.models.interventions import VectorFn
 from steerlab.models.operators import EditRule
 from steerlab.models.positions import Positions
@@ -207,7 +207,7 @@ class Detector(FittedMixin):
         """
         check_type("clean", clean, (Activations, Context), "Activations from steerlab.capture, or a Context")
         context = clean if isinstance(clean, Context) else Context.of(clean)
-        check_read_by(self, context.activations)
+        check_same_model(self.name, getattr(self, "info_", {}), getattr(context.activations, "info", {}))
         self.threshold_ = threshold_at(self.score(context), fpr)
         return self
 
@@ -222,17 +222,6 @@ class Detector(FittedMixin):
                 f"this {type(self).__name__} has no threshold: call calibrate(clean, fpr=...), or give a threshold"
             )
         return self.score(context) > self.threshold_
-
-
-def check_read_by(fitted: FittedMixin, acts: Activations | None) -> None:
-    """Refuse activations of another model than the one that a method was fitted with.
-
-    Raises:
-        MismatchError: another model read the inputs; both are named.
-    """
-    origin, here = getattr(fitted, "info_", {}), {} if acts is None else acts.info
-    if not same_model(origin, here) and not is_accepted(origin, here):
-        raise MismatchError(f"the inputs were read by {describe_origin(here)}, not {describe_origin(origin)}")
 
 
 class StateDetector(Detector):

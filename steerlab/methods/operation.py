@@ -11,14 +11,14 @@ from scipy.special import logit
 from torch import Tensor
 
 from steerlab._support.checks import as_number, as_whole, check_option, check_type, show
-from steerlab.errors import ActivationError, MismatchError, SteeringError
+from steerlab.errors import ActivationError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted
 from steerlab.methods.layers import Layers, MultiSiteSteerer
 from steerlab.methods.probe import LinearProbe
 from steerlab.methods.serialization import savable
 from steerlab.methods.vector import Vectors, as_steerer
 from steerlab.methods.wrapper import Wrapper
-from steerlab.models.fingerprint import describe_origin, same_model
+from steerlab.models.fingerprint import check_same_model
 from steerlab.models.operators import OPERATORS, Add, Clamp, EditRule, Operator, ProjectOut, Replace, Rotate, Scale
 from steerlab.models.sites import Site
 
@@ -140,11 +140,7 @@ class Operation(Wrapper):
                 f"the probe of gate= reads layer {self.gate.site}, and states at {site} are to be decided on: fit one "
                 f"there, LinearProbe({site.label})"
             )
-        theirs, ours = getattr(self.gate, "info_", {}), getattr(self.steerer, "info_", {})
-        if not same_model(theirs, ours):
-            raise MismatchError(
-                f"the probe was fitted on {describe_origin(theirs)}, {self.steerer.name} on {describe_origin(ours)}"
-            )
+        check_same_model("the probe", getattr(self.gate, "info_", {}), getattr(self.steerer, "info_", {}))
         return _ProbeGate(self.gate.w_, self.gate.b_, float(logit(min(max(self.gate.threshold_, 0.0), 1.0))))
 
 

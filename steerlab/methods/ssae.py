@@ -19,12 +19,12 @@ from torch import Tensor
 from steerlab._support.checks import as_number, as_seed, as_whole
 from steerlab._support.progress import bar
 from steerlab.capturing.activations import Activations
-from steerlab.errors import DataError, MismatchError, SteeringError
+from steerlab.errors import DataError, SteeringError
 from steerlab.methods.base import FittedMixin, check_fitted, check_width
 from steerlab.methods.classes import contrast_table, median, numeric_rank
 from steerlab.methods.serialization import savable
 from steerlab.methods.vector import SteeringVector
-from steerlab.models.fingerprint import describe_origin, same_model
+from steerlab.models.fingerprint import check_same_model
 from steerlab.models.sites import Site
 
 CONSTANT = 0.05  # of a code's mean size: one that varies less is a second offset, no concept
@@ -245,10 +245,7 @@ class SSAE(FittedMixin):
             layers was not captured. MismatchError: the activations are another model's.
         """
         self._check_concept(concept)
-        if not same_model(self.info_, acts.info):
-            raise MismatchError(
-                f"the activations are of {describe_origin(acts.info)}, the concepts of {describe_origin(self.info_)}"
-            )
+        check_same_model(self.name, self.info_, acts.info)
         codes = self.encode(contrast_table(acts, self.site, self.position)[1])[:, concept]
         used, centered = _uses(codes, self._has_offset), codes - codes.mean() * self._has_offset
         if not used.any() or not centered.any():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steerlab.capturing.activations import Activations
 from steerlab.data.inputs import Data
-from steerlab.errors import DataError, MismatchError, SteeringError, require_columns
+from steerlab.errors import DataError, SteeringError, require_columns
 from steerlab.methods.base import (
     Context,
     Intervention,
@@ -25,7 +25,7 @@ from steerlab.methods.base import (
 )
 from steerlab.methods.regression import fit_ridge
 from steerlab.methods.serialization import savable
-from steerlab.models.fingerprint import describe_origin, same_model
+from steerlab.models.fingerprint import check_same_model
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.models.sites import Site
@@ -130,11 +130,7 @@ class W2S(Steerer):
         if np.isnan(wanted).any() or len(ids) < 3:
             raise DataError(f"slopes= needs a slope for every site of at least 3 inputs; it has {len(ids)} inputs")
         for part in self._parts:
-            if not same_model(origin := getattr(part, "info_", {}), acts.info):
-                raise MismatchError(
-                    f"{part.name} was fitted on {describe_origin(origin)}, the states are those of "
-                    f"{describe_origin(acts.info)}: fit both on the same model"
-                )
+            check_same_model(part.name, getattr(part, "info_", {}), acts.info)
         self.weights_, self.intercept_ = fit_ridge(states, torch.tensor(wanted))
 
     def predict_slopes(self, context: Context) -> Float[Tensor, "batch site"]:

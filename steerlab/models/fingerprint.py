@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from steerlab._support.files import fingerprint
+from steerlab.errors import MismatchError
 
 _LEFT_OUT = {"architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}  # of a configuration
 SAMPLES = 64  # of each tensor, where it has as many
@@ -96,6 +97,17 @@ def accept_model(fitted: dict[str, Any], model: Origin) -> None:
 def is_accepted(fitted: Origin, model: Origin) -> bool:
     """Whether `accept_model` was called with them; weights that have changed since are another model."""
     return _key(model) in fitted.get("accepted_models", ())
+
+
+def check_same_model(name: str, fitted: Origin, other: Origin) -> None:
+    """Refuse to put together what comes from two models.
+
+    Raises:
+        MismatchError: `name` was fitted on another model than `other`; both are named.
+    """
+    if not same_model(fitted, other) and not is_accepted(fitted, other):
+        origins = f"{describe_origin(fitted)}, and what it is used with comes from {describe_origin(other)}"
+        raise MismatchError(f"{name} was fitted on {origins}: use the same model for both")
 
 
 def describe_origin(origin: Origin) -> str:

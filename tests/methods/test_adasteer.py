@@ -199,7 +199,7 @@ def test_calibrate_without_labels_or_with_unknown_inputs_is_refused():
     with pytest.raises(DataError, match="0 do not"):
         fitted.calibrate(ACTS, compliance={"answer000": True, "answer001": True})
     fitted.info_ = {"model": "n", "weights": "v"}
-    with pytest.raises(MismatchError, match="the inputs were read by"):
+    with pytest.raises(MismatchError, match="adasteer was fitted on"):
         fitted.calibrate(
             Activations(ACTS.values, ACTS.index, ACTS.sites, {"model": "m", "weights": "w"}),
             rejection={"answer000": True},

@@ -152,7 +152,7 @@ def test_scores_need_a_fit_and_the_same_width_and_detection_a_threshold(method) 
     fitted.info_ = {"model": "n", "weights": "v"}
     clean = Activations(ACTS.values, ACTS.index, ACTS.sites, read_by)
     for read in (clean, Context.of(clean)):
-        with pytest.raises(MismatchError, match="the inputs were read by"):
+        with pytest.raises(MismatchError, match="use the same model for both"):
             fitted.calibrate(read, fpr=0.1)
     with pytest.raises(MismatchError, match=r"width 5.*takes 24"):
         method(3).fit(ACTS).score(Context.of(make_acts(STATES[:, :5], None, behaviors=LABELS)))

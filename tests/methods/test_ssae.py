@@ -200,7 +200,7 @@ def test_concepts_read_at_one_layer_are_added_at_another(concepts: int) -> None:
         with pytest.raises(SteeringError, match="concept 0 is used by none of these 1 pairs, or by all in one way"):
             ssae.direction_at(7, 0, acts.select(example_id=["s0000"]))
     acts.info["model"], ssae.info_["model"] = "one", "other"
-    with pytest.raises(MismatchError, match="the activations are of 'one', the concepts of 'other'"):
+    with pytest.raises(MismatchError, match="fitted on 'other', and what it is used with comes from 'one'"):
         ssae.direction_at(7, 0, acts)
 
 

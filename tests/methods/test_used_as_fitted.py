@@ -83,7 +83,7 @@ def test_w2s_of_steerers_of_another_model_is_refused() -> None:
     parts = [SteeringVector({k: normal(8)}) for k in (1, 2)]
     parts[0].info_ = {"weights": "elsewhere", "model": "elsewhere"}
     slopes = pd.DataFrame([(i, k, 0.0) for i in "abcd" for k in (1, 2)], columns=["example_id", "layer", "slope"])
-    with pytest.raises(MismatchError, match="fit both on the same model"):
+    with pytest.raises(MismatchError, match="use the same model for both"):
         W2S(parts, 1).fit(acts, slopes=slopes)
 
 
