@@ -29,6 +29,7 @@ PATH_ARGUMENTS = (
     "harmless",
     "out",
     "grid",
+    "earlier",
     "pope",
     "images",
     "easy_vqa",

@@ -12,8 +12,8 @@ fitted to some of them in `l2s_safety.py`.)
 The contrast sentences are those with which the oracle, each input's own vector, does best on validation rows at the
 last of `--layers`. Then every method has the same settings (layer, strength, number of new tokens that are steered) and
 the same validation rows; the best by the mean of `CHOSEN_BY` is tried on the test rows, once. `--grid` takes sentences
-and settings from the grid.csv of an earlier run instead. Fluency is judged by words and by the perplexity under the
-unsteered model.
+and settings from the grid.csv of an earlier run instead, `--earlier` its judged answers to the test rows, so that only
+what it lacks is answered. Fluency is judged by words and by the perplexity under the unsteered model.
 
 "balanced" is L2S with the net that suits zero targets (ReLU, ten units, behaviors of equal weight and norm), "gated" is
 L2S behind a probe of what needs steering, "released" has the training settings of the released code. At the setting of
@@ -62,6 +62,7 @@ from steerlab.analysis.behavior import MEASURES, safety_summary, safety_values
 from steerlab.analysis.shuffling import shuffle_contrasts
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, mm_safety_bench, read_jsonl, with_contrasts
+from steerlab.errors import MismatchError
 from steerlab.methods import L2S_PAPER, P2S, Context, Gated, LinearProbe, NearestNeighbors, Prompt, RoutedMean, Steerer
 from steerlab.metrics import Estimate
 from steerlab.models.model import Model
@@ -258,10 +259,13 @@ def choose_sentences(answers: Answers, vectors: Vectors, settings: Sequence[Sett
     return pd.concat(frames, ignore_index=True)
 
 
-def search(answers: Answers, vectors: Vectors, sentences: str, settings: Sequence[Setting], seed: int) -> pd.DataFrame:
-    """Every method at every setting on validation rows."""
+def search(
+    answers: Answers, vectors: Vectors, sentences: str, settings: Sequence[Setting], methods: Sequence[str], seed: int
+) -> pd.DataFrame:
+    """The oracle and every method at every setting on validation rows."""
     frames = [answers.measures(f"own-{sentences}", settings, lambda at: vectors.own("validation", sentences, at))]
-    for name, fit in makers(seed).items():
+    for name in methods:
+        fit = makers(seed)[name]
 
         def request(at: Setting, name: str = name, fit: Fit = fit) -> Request:
             return vectors.predicted(name, fit, "validation", sentences, at, seed)
@@ -276,22 +280,47 @@ def grid_of(answers: Answers, vectors: Vectors, args: argparse.Namespace) -> pd.
     settings = list(product(args.layers, args.strengths, args.first))
     tried = choose_sentences(answers, vectors, settings)
     sentences = str(tried.loc[tried["chosen_by"].idxmax(), "sentences"])
-    grid = search(answers, vectors, sentences, settings, args.seed)
+    grid = search(answers, vectors, sentences, settings, args.methods, args.seed)
     return pd.concat([tried.assign(round="sentences"), grid.assign(round="methods")])
 
 
-def run_tests(answers: Answers, vectors: Vectors, sentences: str, chosen: dict[str, Setting]) -> pd.DataFrame:
-    """The judged answers to the test rows."""
-    frames = [answers.judged("test-none", "test", None).assign(method="none", layer="", alpha=0.0, first=0, seed=0)]
+def earlier_rows(path: str | None, plain: pd.DataFrame) -> pd.DataFrame:
+    """The judged answers of an earlier run, which must have judged the unsteered ones (`plain`) as this one does.
+
+    Raises:
+        MismatchError: other rows, or another judgment of them.
+    """
+    if path is None:
+        return pd.DataFrame({"method": [], "seed": []})
+    rows = pd.read_csv(path).assign(first=0)
+    before, now = (one.set_index("example_id")[list(MEASURES)] for one in (rows[rows["method"] == "none"], plain))
+    if set(before.index) != set(now.index) or not np.allclose(before.loc[now.index], now, atol=0.01):
+        raise MismatchError(f"{path} holds other rows, or judged them by other rules: leave it out")
+    return rows
+
+
+def run_tests(
+    answers: Answers, vectors: Vectors, sentences: str, chosen: dict[str, Setting], earlier: str | None = None
+) -> pd.DataFrame:
+    """The judged answers to the test rows; those that an earlier run has are read from its results.csv."""
+    plain = answers.judged("test-none", "test", None)
+    known = earlier_rows(earlier, plain)
+    frames = [plain.assign(method="none", layer="", alpha=0.0, first=0, seed=0)]
     instructed = answers.judged("test-prompt", "test", Request(Prompt()))
     frames.append(instructed.assign(method="prompt", layer="", alpha=1.0, first=0, seed=0))
 
     def add(name: str, at: Setting, make: Callable[[], Request], seed: int = 0) -> None:
-        found = answers.judged(f"test-{name}-{sentences}-{label(at)}-{seed}", "test", make)
+        found = known[(known["method"] == name) & (known["seed"] == seed)]
+        if len(found) and (float(found["layer"].iloc[0]), found["alpha"].iloc[0]) != at[:2]:
+            raise MismatchError(f"the earlier answers under {name} are of another setting than {at}")
+        if not len(found):
+            found = answers.judged(f"test-{name}-{sentences}-{label(at)}-{seed}", "test", make)
         frames.append(found.assign(method=name, layer=at[0], alpha=at[1], first=at[2], seed=seed))
         print(f"{name} at {at}, seed {seed}: {safety_summary(found)}", flush=True)
 
-    for name in (*makers(0), "shuffled"):
+    for name in (*chosen, "shuffled"):
+        if name == "own":
+            continue
         at = chosen["l2s" if name == "shuffled" else name]
         for seed in range(SEEDS if name in NETS else 1):
             fit = makers(seed).get(name, partial(fit_shuffled, seed=seed))
@@ -358,7 +387,9 @@ def main() -> None:
     arguments.add_argument("--layers", type=int, nargs="+", default=[11, 13], help="blocks that are tried")
     arguments.add_argument("--strengths", type=float, nargs="+", default=[0.8, 1.2])
     arguments.add_argument("--first", type=int, nargs="+", default=[0], help="new tokens that are steered; 0: all")
+    arguments.add_argument("--methods", nargs="+", choices=makers(0), default=list(makers(0)), help="that are tried")
     arguments.add_argument("--grid", help="grid.csv of an earlier run: its sentences and settings are taken")
+    arguments.add_argument("--earlier", help="results.csv of an earlier run: its answers to test rows are taken")
     arguments.set_defaults(max_new_tokens=32, batch_size=90)
     args = arguments.parse_args()
     parts = load_parts(args.data, args.harmless, args.seed, args.limit)
@@ -374,14 +405,14 @@ def main() -> None:
     sentences = str(grid["sentences"].iloc[0])
     chosen = {str(name): best(rows) for name, rows in grid.groupby("method", sort=False)}
     print(f"sentences: {sentences}; chosen: {chosen}", flush=True)
-    judged = run_tests(answers, vectors, sentences, chosen)
+    judged = run_tests(answers, vectors, sentences, chosen, args.earlier)
     summary = summarize(judged, args.seed)
     keys = ("layer", "alpha", "first")
     summary |= {f"{name}.setting": dict(zip(keys, at, strict=True)) for name, at in chosen.items()}
     summary["routed_mean.right_behavior"] = vectors.routed_right(sentences, chosen["routed_mean"])
     summary |= {"sentences": sentences, "counts": {part: len(rows) for part, rows in parts.items()}}
     write_atomically(study.folder / "grid.csv", lambda partial: grids.round(4).to_csv(partial, index=False))
-    shown = publishable_examples(judged[judged["seed"] == 0], parts["test"])
+    shown = publishable_examples(judged[(judged["seed"] == 0) & judged["text"].notna()], parts["test"])
     page = as_markdown("The same inputs under every method", shown)
     columns = ["method", "seed", "layer", "alpha", "first", "example_id", "behavior", *MEASURES]
     results = judged[columns].round({name: 4 for name in MEASURES})
