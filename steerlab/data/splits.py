@@ -74,7 +74,7 @@ def stratified_split(
         by: the stratum of an example.
 
     Raises:
-        DataError: no examples, duplicated ids, or fractions that do not sum to 1.
+        DataError: no examples, duplicated ids, fractions that do not sum to 1, or a split without any example.
     """
     rows = check_examples(examples)
     for name, share in check_type("fractions", fractions, Mapping, "shares by name, {'train': 0.8, ...}").items():
@@ -93,6 +93,8 @@ def stratified_split(
         ends = [int(end * len(ids) + 0.5 + 1e-9) for end in accumulate(fractions.values())]
         for name, begin, end in zip(fractions, [0, *ends], ends, strict=False):
             split_of.update((ids[i], name) for i in order[begin:end])
+    if empty := sorted(set(fractions) - set(split_of.values())):
+        raise DataError(f"{empty} would get none of {len(rows)} examples: give more, or a larger share")
     return [row.replace(split=split_of[row.id]) for row in rows]
 
 
@@ -128,9 +130,4 @@ def validation_split(
         raise DataError(f"no training rows to take a validation set from: the splits given are {given}.")
     divided = stratified_split(candidates, {"train": 1 - fraction, "validation": fraction}, seed=seed)
     train, validation = ([row for row in divided if row.split == name] for name in ("train", "validation"))
-    if not train or not validation:
-        raise DataError(
-            f"{fraction} of {len(candidates)} training rows gives {len(train)} to train and "
-            f"{len(validation)} to validate; both need at least one. Give more rows or another fraction."
-        )
     return train, validation

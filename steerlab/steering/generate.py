@@ -236,7 +236,7 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
     except (ValueError, TypeError) as error:
         if isinstance(error, SteerlabError):
             raise
-        raise SteeringError(f"`generate` of Hugging Face refuses the options {options}: {error}") from error
+        raise SteeringError(f"`generate` of Hugging Face fails with the options {options}: {error}") from error
     eos = in_use("eos_token_id")
     stop = set() if eos is None else set(torch.as_tensor(eos).flatten().tolist())
     width = inputs["input_ids"].shape[1]

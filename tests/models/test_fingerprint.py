@@ -9,9 +9,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from steerlab import Example, MeanDifference, Request, SteeringVector, capture, generate, load_steerer, sweep
+from steerlab import Example, MeanDifference, Request, Site, SteeringVector, capture, generate, load_steerer, sweep
 from steerlab.data import demo_set
-from steerlab.errors import MismatchError
+from steerlab.errors import LayoutError, MismatchError
 from steerlab.methods import Gated, LinearProbe
 from steerlab.methods.serialization import save
 from steerlab.models.fingerprint import weights_fingerprint
@@ -99,6 +99,16 @@ def test_adapter_of_the_same_model_changes_its_info(three) -> None:
     assert model.info()["weights"] == three["here"].info()["weights"]
     with_adapter(model.hf)  # replaces modules in place
     assert model.info()["weights"] != three["here"].info()["weights"]
+
+
+def test_a_module_that_an_adapter_replaced_after_loading_is_refused_by_nnsight() -> None:
+    model = tiny_lm("opt", backend="nnsight")
+    inputs = model.inputs(model.batch([model.encode("hello")]))
+    model.engine.capture_states(inputs, {}, [Site(1, "mlp_out")], lambda h: h)
+    get_peft_model(model.hf, LoraConfig(target_modules=["fc2"], r=2, init_lora_weights=False))
+    with pytest.raises(LayoutError, match=r"fc2 was replaced since the model was loaded"):
+        model.engine.capture_states(inputs, {}, [Site(1, "mlp_out")], lambda h: h)
+    assert model.engine.capture_states(inputs, {}, [Site(1)], lambda h: h).isfinite().all()
 
 
 def test_steerer_of_a_namesake_is_refused_and_of_the_same_weights_accepted(three) -> None:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from steerlab.errors import LayoutError, SteeringError
 from steerlab.models._hooks import HooksEngine
 from steerlab.models._nnsight import traces
-from steerlab.models._nnsight.traces import BlockEnvoy, make_visits, stack_sites
+from steerlab.models._nnsight.traces import BlockEnvoy, Visit, make_visits, stack_sites
 from steerlab.models.engine import (
     FULL_FORWARD,
     Inputs,
@@ -63,7 +63,7 @@ class NnsightEngine:
         forward_state: ForwardState = FULL_FORWARD,
     ) -> Tensor:  # fmt: skip
         """See `Engine.capture_states`."""
-        visits, end = make_visits(self._layout, edits, sites, select), inputs["attention_mask"].shape[-1]
+        visits, end = self._visits(edits, sites, select), inputs["attention_mask"].shape[-1]
         with torch.no_grad(), forward_state.options(self._hf) as past:
             try:
                 found = traces.capture_states(self.root, forward_inputs(self._hf, inputs) | past, visits, end)
@@ -73,7 +73,7 @@ class NnsightEngine:
 
     def generate(self, inputs: Inputs, edits: SiteEdits, **options: Any) -> Tensor:
         """See `Engine.generate`."""
-        visits = make_visits(self._layout, {site: at_site for site, at_site in edits.items() if site.part == "text"})
+        visits = self._visits({site: at_site for site, at_site in edits.items() if site.part == "text"})
         image_edits = {site: at_site for site, at_site in edits.items() if site.part != "text"}
         forwards = [0]
         counted = self._hf.register_forward_pre_hook(lambda *_: forwards.__setitem__(0, forwards[0] + 1))
@@ -95,7 +95,7 @@ class NnsightEngine:
         end = inputs["attention_mask"].shape[-1]
         with torch.no_grad(), forward_state.options(self._hf) as past:
             skipped, output = self._skipped(edits, forward_state, end)
-            visits = make_visits(self._layout, {s: e for s, e in edits.items() if s != Site(len(skipped) - 1)})
+            visits = self._visits({s: e for s, e in edits.items() if s != Site(len(skipped) - 1)})
             try:
                 given = forward_inputs(self._hf, inputs, keep) | past
                 return traces.logits(self.root, given, visits, keep, end, reduce, skipped, output)
@@ -105,6 +105,18 @@ class NnsightEngine:
     def prefill(self, inputs: Inputs, share_beginning: bool = True, joined: bool = False) -> Prefix:
         """See `Engine.prefill`; nothing is read or edited, so no trace is needed."""
         return prefill(self._hf, inputs, share_beginning, joined)
+
+    def _visits(self, edits: SiteEdits, *read: Any) -> list[Visit]:
+        """What a forward passes, in the modules that the model has now.
+
+        Raises:
+            LayoutError: a module was replaced since nnsight wrapped it, by an adapter for instance.
+        """
+        visits = make_visits(self._layout, edits, *read)
+        for path in {visit.path for visit in visits}:
+            if self.root.get(path)._module is not module_at(self._hf, path):
+                raise LayoutError(f"{path} was replaced since the model was loaded: `load` the changed model")
+        return visits
 
     def _skipped(self, edits: SiteEdits, forward_state: ForwardState, end: int) -> tuple[list[Any], Any]:
         """The blocks that a forward skips, and the output of the last of them: the kept state, edited."""
