@@ -46,7 +46,8 @@ class Request:
             last prompt token of the steered layer, so alpha 0.1 moves every state by about a tenth of its norm;
             "token_norm" rescales it to the norm of each state that it is added to. Either way a short vector becomes as
             long as any: what L2S with `zero_behaviors` or a soft RoutedMean says by the length is lost, a gate is not.
-        any_model: accept vectors fitted on another model of the same width; the steerer remembers it, also when saved.
+        any_model: accept vectors fitted on another model of the same width, or under another chat template; the steerer
+            remembers it, also when saved.
     """
 
     steerer: Any  # vectors by layer have become a Steerer after `__post_init__`
