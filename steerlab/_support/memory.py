@@ -47,7 +47,8 @@ def halve_on_oom(
         parts = (split or _halves)(items)
         if not parts:
             raise OutOfMemory(describe(items)) from error
-    free_memory()  # outside the except clause: the traceback holds the tensors of the failed run
+    gc.collect()  # outside the except clause: the traceback holds the tensors of the failed run
+    torch.cuda.empty_cache()
     on_split(items)
     return [found for part in parts for found in halve_on_oom(run, part, split, describe, on_split)]
 
@@ -58,10 +59,3 @@ def _halves(items: Any) -> list[Any]:
         return []
     log.warning("out of memory at a batch of %d rows: going on with %d and %d", len(items), half, rest)
     return [items[:half], items[half:]]
-
-
-def free_memory() -> None:
-    """Release memory that nothing refers to any more."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

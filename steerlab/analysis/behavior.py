@@ -81,8 +81,7 @@ def judge_answers(
     if unsteered is None:
         return frame.assign(identical=np.nan, kept=np.nan)
     same = np.array([a == b for a, b in zip(texts, unsteered, strict=True)], dtype=float)
-    unharmed = (1 - frame["refuses"]) * frame["fluent"]
-    return frame.assign(identical=same, kept=np.maximum(same, unharmed))
+    return frame.assign(identical=same, kept=np.maximum(same, (1 - frame["refuses"]) * frame["fluent"]))
 
 
 def rules_fingerprint() -> str:

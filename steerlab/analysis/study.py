@@ -66,7 +66,7 @@ class Study:
             raise MismatchError(
                 f"{self.folder} belongs to another study ({'; '.join(named[:4])}). Choose another --out, or delete it."
             )
-        self._key = files.fingerprint(there)
+        self._key = files.fingerprint([SCHEMA, there])
 
     def stage(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         """The frame of one stage: read back if it is stored, computed and stored otherwise."""

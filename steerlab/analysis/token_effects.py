@@ -100,7 +100,9 @@ def setting_effects(
         return found
     vocabulary = int(model.hf.config.get_text_config().vocab_size)
     size = max(1, LOGITS // (longest * vocabulary))
-    check_lengths(model, rows := encode_examples(model, examples), longest)
+    rows = encode_examples(model, examples)
+    for n, row in enumerate(rows):
+        check_lengths(model, [row], max(len(texts[n]) for texts in ids))
     runs = groupby(sorted(range(len(settings)), key=lambda i: _order(settings[i])), key=lambda i: _order(settings[i]))
     groups = [list(group) for _, group in runs]
     for numbers in model.batches(rows, size, "aligned"):
@@ -145,8 +147,7 @@ class _Prompts:
         rest = split_at(whole, cut)[1] if cut else whole
         columns = torch.arange(self.longest) + first.last_prompt_columns[0] - cut
         with model.lock, torch.no_grad():
-            prefix = self._prefix(first, cut)
-            state, at_site, site = self._states(settings, rest, prefix, copies)
+            state, at_site, site = self._states(settings, rest, self._prefix(first, cut), copies)
             keep = columns.to(model.device)
             before, after = (model.engine.logits(rest, one, keep, state).float() for one in ({}, edits))
         cosine, ratios = self._shifts(settings, edits, site, at_site, columns, cut)
@@ -165,8 +166,7 @@ class _Prompts:
         level = restart_layer(settings) if model.supports_layer_restart else None
 
         def capture(site: Site, start: ForwardState) -> Tensor:
-            found: Tensor = model.engine.capture_states(rest, {}, [site], identity, start)
-            return found[:, 0]
+            return model.engine.capture_states(rest, {}, [site], identity, start)[:, 0]
 
         if level is not None:
             start = ForwardState(prefix, copies, level, capture(Site(level), start))

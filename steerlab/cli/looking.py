@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
+from steerlab.cli import inputs
 from steerlab.cli.app import MODEL, command, group
-from steerlab.cli.inputs import (
-    ALL,
-    DATA,
-    LAYERS,
-    VECTORS,
-    Choice,
-    parse_layers,
-    parse_numbers,
-    read_data,
-    read_steerers,
-)
+from steerlab.cli.inputs import ALL, DATA, LAYERS, VECTORS, Choice, read_data, read_steerers
 from steerlab.cli.job import Job, Result
 from steerlab.cli.study import read_study
 from steerlab.cli.writing import MaxNewTokens, Steer
@@ -82,8 +73,8 @@ def page(
     from steerlab.live import page_of
 
     examples, steerers = read_data(data, choice), read_steerers(steer, job.model)
-    strengths = parse_numbers(alphas)
-    sites = parse_layers(layers, job.model.n_layers) if layers else None
+    strengths = inputs.parse_numbers(alphas)
+    sites = inputs.parse_layers(layers, job.model.n_layers) if layers else None
     _check_fitted_at(job, layers, sites or [], steerers)
     job.begin(
         f"write {file}: {len(examples)} prompts x {' + '.join(steerers)} x {len(strengths)} strengths",
@@ -128,7 +119,7 @@ def show(
 
     steerers = read_steerers(vectors, job.model)
     prompts = read_data(data, choice) if data else as_examples(PROMPTS)
-    strengths = parse_numbers(alphas)
+    strengths = inputs.parse_numbers(alphas)
     seconds = None
     if sweep_map:
         if not steerers:

@@ -7,19 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import steerlab
+from steerlab.cli import inputs
 from steerlab.cli.app import command
-from steerlab.cli.inputs import (
-    ALL,
-    DATA,
-    LAYERS,
-    VECTORS,
-    Choice,
-    make_method,
-    parse_layers,
-    parse_positions,
-    read_data,
-    read_steerers,
-)
+from steerlab.cli.inputs import ALL, DATA, LAYERS, VECTORS, Choice, make_method, read_data, read_steerers
 from steerlab.cli.job import Job, Result, write_csv
 from steerlab.errors import ActivationError, DataError, SteeringError
 
@@ -41,12 +31,12 @@ def capture(
     choice: Choice = ALL, batch_size: BatchSize = 16,
 ) -> Result:  # fmt: skip
     """Read hidden states of prompts and answers into a folder, which fit --activations takes."""
-    examples, sites = read_data(data, choice), parse_layers(layers, job.model.n_layers)
+    examples, sites = read_data(data, choice), inputs.parse_layers(layers, job.model.n_layers)
     what = f"read the states of {len(examples)} inputs at {len(sites)} of {job.model.n_layers} layers into {out}"
     job.begin(what, job.seconds_to_read(examples))
     store = steerlab.capture(
-        job.model, examples, layers=sites, positions=parse_positions(positions) or None,
-        context=parse_positions(context), batch_size=batch_size, folder=out,
+        job.model, examples, layers=sites, positions=inputs.parse_positions(positions) or None,
+        context=inputs.parse_positions(context), batch_size=batch_size, folder=out,
     )  # fmt: skip
     acts = store.load(layers=[store.sites[0]])
     found = {"rows": len(acts), "sites": [str(site) for site in store.sites], "hidden_size": acts.hidden_size}

@@ -8,20 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import steerlab
+from steerlab.cli import inputs
 from steerlab.cli.app import command
-from steerlab.cli.inputs import (
-    ALL,
-    DATA,
-    LAYERS,
-    Choice,
-    make_method,
-    parse_layers,
-    parse_metrics,
-    parse_numbers,
-    parse_positions,
-    read_data,
-    read_steerers,
-)
+from steerlab.cli.inputs import ALL, DATA, LAYERS, Choice, make_method, read_data, read_steerers
 from steerlab.cli.job import Job, Result, write_csv
 from steerlab.cli.reading import training_examples
 from steerlab.errors import DataError, SteeringError
@@ -77,7 +66,7 @@ def generate(
     examples, steerers = _prompts(prompts, data, choice), list(read_steerers(steer, job.model).values())
     if operator != "add":
         steerers = [steerlab.methods.Operation(one, operator) for one in steerers]
-    strengths, where = parse_numbers(alphas) if steerers else [0.0], parse_positions(positions)
+    strengths, where = inputs.parse_numbers(alphas) if steerers else [0.0], inputs.parse_positions(positions)
     if len(where) > 1:
         raise SteeringError(f"--positions {positions}: join them by +, such as last+generated")
     named = f" under {' and '.join(one.name for one in steerers)} at alpha {', '.join(f'{a:g}' for a in strengths)}"
@@ -131,7 +120,7 @@ def sweep(
 
 def _sweep(job: Job, data: str, given: Settings, choice: Choice, out: Path) -> pd.DataFrame:
     """The frame of a sweep, also written to results.csv."""
-    model, metrics = job.model, parse_metrics(given.metric)
+    model, metrics = job.model, inputs.parse_metrics(given.metric)
     fitted: dict[str, Any] = dict(read_steerers(given.steer, model))
     names = given.method.split(",") if given.method else [] if fitted else ["mean"]
     unfitted = {name: make_method(name, "", model.n_layers, given.options) for name in names}
@@ -139,12 +128,12 @@ def _sweep(job: Job, data: str, given: Settings, choice: Choice, out: Path) -> p
         raise SteeringError(f"--steer and --method both have a {both[0]!r}: rename the folder")
     if not unfitted and (given.train or given.options):
         raise SteeringError("--train and --set are for methods that are fitted: give --method, or leave them out")
-    strengths = parse_numbers(given.alphas)
+    strengths = inputs.parse_numbers(given.alphas)
     if not any(strengths):
         raise SteeringError(f"--alphas {given.alphas}: there is no strength but 0")
-    layers = parse_layers(given.layers or "all", model.n_layers) if given.layers or unfitted else None
+    layers = inputs.parse_layers(given.layers or "all", model.n_layers) if given.layers or unfitted else None
     arguments: dict[str, Any] = {
-        "layers": layers, "alphas": strengths, "positions": parse_positions(given.positions),
+        "layers": layers, "alphas": strengths, "positions": inputs.parse_positions(given.positions),
         "metric": metrics, "scale": given.scale, "generation": {"max_new_tokens": given.max_new_tokens},
     }  # fmt: skip
     measured = _measured(data, choice, any(isinstance(one, str) for one in metrics.values()))

@@ -184,8 +184,7 @@ _Text = tuple[str, dict[str, str], str, str]
 
 
 def _texts() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((BUILTIN / "attribute_texts.json").read_text(encoding="utf-8"))
-    return found
+    return json.loads((BUILTIN / "attribute_texts.json").read_text(encoding="utf-8"))
 
 
 def _sentences() -> list[_Text]:

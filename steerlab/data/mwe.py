@@ -157,8 +157,7 @@ def _item(name: str, index: int, record: Record, system: str | None) -> Example:
     unwanted = record.text("answer_not_matching_behavior").strip()
     if {wanted, unwanted} == {"Yes", "No"}:
         first, second = ("Yes", "No") if index // 2 % 2 == 0 else ("No", "Yes")
-        letter = "A" if wanted == first else "B"
-        return _example(name, index, _with_choices(question, first, second), letter, system)
+        return _example(name, index, _with_choices(question, first, second), "A" if wanted == first else "B", system)
     if {wanted, unwanted} != {"(A)", "(B)"}:
         raise DataError(
             f"{record.where}: the answers are {wanted!r} and {unwanted!r}; expected 'Yes' and 'No', or '(A)' and "

@@ -174,8 +174,7 @@ class Answers:
         words: dict[str, int] = {}
         tokens: list[Any] = []
         if steerer is not None and not stopped():
-            given = Request(steerer, alpha, self.positions)
-            effects = token_effects(self.model, [example], found.ids, steer=given)[0]
+            effects = token_effects(self.model, [example], found.ids, steer=Request(steerer, alpha, self.positions))[0]
             tokens = encode_tokens(effects, words)
         ratio = None if math.isnan(found.norm_ratio) else round(found.norm_ratio, 3)
         return {

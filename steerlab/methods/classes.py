@@ -83,9 +83,9 @@ def check_answers_differ(acts: Activations, site: Site) -> None:
     Raises:
         DataError: both sides are the same in every contrast.
     """
-    index = acts.index.reset_index(drop=True).reset_index(names="row")
-    keys = ["example_id", "position"]
-    both = index[index["side"] == "positive"].merge(index[index["side"] == "negative"], on=keys)
+    index, keys = acts.index.reset_index(drop=True).reset_index(names="row"), ["example_id", "position"]
+    index["token"] = index.groupby([*keys, "side"]).cumcount()
+    both = index[index["side"] == "positive"].merge(index[index["side"] == "negative"], on=[*keys, "token"])
     states = acts.at(site).float()
     check_contrasts_nonzero(states[both["row_x"].tolist()] - states[both["row_y"].tolist()], site, acts)
 

@@ -118,8 +118,7 @@ class CONFST(Steerer):
         """The vector added to each token of the span at alpha 1: the target's, or the weighted sum of several."""
         check_fitted(self, "vectors_")
         weights = _weights(self.target, list(self.vectors_))
-        terms = [weight * self.vectors_[name].double() for name, weight in weights.items()]
-        return torch.stack(terms).sum(0).float()
+        return torch.stack([weight * self.vectors_[name].double() for name, weight in weights.items()]).sum(0).float()
 
     @property
     def table(self) -> pd.DataFrame:

@@ -176,8 +176,7 @@ class FittedMixin(Shareable, ABC):
 def parts_of(method: object) -> list[FittedMixin]:
     """The fitted methods inside a method, each followed by its own: a wrapped steerer, a detector, those of W2S."""
     held = [x for value in vars(method).values() for x in (value if isinstance(value, list | tuple) else [value])]
-    inner = [one for one in held if isinstance(one, FittedMixin)]
-    return [part for one in inner for part in (one, *parts_of(one))]
+    return [part for one in held if isinstance(one, FittedMixin) for part in (one, *parts_of(one))]
 
 
 def steering_sites(steerer: FittedMixin) -> tuple[Site, ...]:

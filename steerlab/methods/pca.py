@@ -41,5 +41,4 @@ class PCA(ContrastEstimator):
         self, acts: Activations, site: Site, ids: Sequence[str], contrasts: Float[Tensor, "example hidden"]
     ) -> Float[Tensor, " hidden"]:
         """The first right singular vector of the contrasts."""
-        component = torch.linalg.svd(contrasts.double(), full_matrices=False).Vh[0]
-        return scaled_to_contrasts(component, contrasts, site)
+        return scaled_to_contrasts(torch.linalg.svd(contrasts.double(), full_matrices=False).Vh[0], contrasts, site)

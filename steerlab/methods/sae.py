@@ -168,8 +168,7 @@ class SAE:
         if hook is None or hook[2] not in HOOKS:
             known = ", ".join(f"blocks.3.hook_{point}" for point in HOOKS)
             raise MismatchError(f"the SAE reads {name!r}; what is read is of the kinds {known}")
-        names = ("W_enc", "b_enc", "W_dec", "b_dec")
-        if missing := [name for name in names if name not in tensors]:
+        if missing := [name for name in ("W_enc", "b_enc", "W_dec", "b_dec") if name not in tensors]:
             raise MismatchError(f"{folder / WEIGHTS} has no {missing}")
         return cls(
             tensors["W_enc"], tensors["b_enc"], tensors["W_dec"], tensors["b_dec"], Site(int(hook[1]), HOOKS[hook[2]]),

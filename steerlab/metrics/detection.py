@@ -43,8 +43,7 @@ def detection_auc(positive: Any, negative: Any) -> float:
     Source: Hanley and McNeil (1982), through scikit-learn.
     """
     yes, no = as_values(positive, "detection_auc (positive)"), as_values(negative, "detection_auc (negative)")
-    truth = np.repeat([1, 0], [yes.size, no.size])
-    return float(roc_auc_score(truth, np.concatenate([yes, no])))
+    return float(roc_auc_score(np.repeat([1, 0], [yes.size, no.size]), np.concatenate([yes, no])))
 
 
 def rates_at(positive: Any, negative: Any, *, fpr: float | None = None, threshold: float | None = None) -> Rates:

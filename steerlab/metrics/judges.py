@@ -55,8 +55,7 @@ class KeywordJudge:
     """
 
     def __call__(self, responses: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:
-        rows = as_nonempty_texts(responses, "KeywordJudge")
-        return np.array([self._score(text) for text in rows], dtype=np.float64)
+        return np.array([self._score(text) for text in as_nonempty_texts(responses, "KeywordJudge")], dtype=np.float64)
 
     @staticmethod
     def _score(text: str) -> float:
@@ -202,8 +201,7 @@ class LlamaGuardJudge(HubJudge):
         mask = batch["attention_mask"]
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)  # padding would shift learned positions
         out = model(input_ids=batch["input_ids"], attention_mask=mask, position_ids=position_ids, logits_to_keep=1)
-        logits: Tensor = out.logits[:, -1].float()
-        return logits.softmax(-1)[:, unsafe]
+        return out.logits[:, -1].float().softmax(-1)[:, unsafe]
 
     def _render(self, tokenizer: Any, response: str, prompt: str) -> str:
         turns = [turn for answer, verdict in self.examples for turn in (("user", answer), ("assistant", verdict))]

@@ -45,7 +45,8 @@ def final_number(text: str) -> Decimal | None:
     before, unit = text[: last.start()], last["unit"]
     is_part = before.rstrip("{ ").endswith(("^", "/", "⁄", "\\sqrt")) or unit[:1].isnumeric()  # 2^10, 5/2, 10³
     is_part = is_part or _IN_WORDS.match(text, last.end()) or (len(last["digits"]) == 3 and _SPACED.search(before))
-    is_part = is_part or ("," in last["digits"] and re.search(r"\d,\Z", before))  # 12,34,567
+    bare = "," in last["digits"] and not last["sign"] + last["money"]
+    is_part = is_part or (bare and re.search(r"(?<!\d)\d{1,2}(?:,\d{2})*,\Z", before))  # 12,34,567
     if is_part or last["rest"] or unit in _FACTORS or (last["money"] and unit in _MONEY_FACTORS):
         return None
     number = last["sign"] + last["digits"] + (last["power"] or "")

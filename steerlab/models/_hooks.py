@@ -13,18 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from steerlab.errors import LayoutError
-from steerlab.models.engine import (
-    FULL_FORWARD,
-    Inputs,
-    LogitsReducer,
-    StateSelector,
-    block_path,
-    check_forward_state,
-    choose_columns,
-    forward_inputs,
-    identity,
-    point_path,
-)
+from steerlab.models import engine
+from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, StateSelector, forward_inputs, identity
 from steerlab.models.forwards import given_tokens, last_column, main_output, with_main_output, with_rows
 from steerlab.models.interventions import SiteEdits, apply_edits
 from steerlab.models.kv_prefix import ForwardState, Prefix, prefill, skip_blocks
@@ -75,11 +65,11 @@ class HooksEngine:
         reduce: LogitsReducer = identity,
     ) -> Any:  # fmt: skip
         """See `Engine.logits`."""
-        check_forward_state(edits, forward_state)
+        engine.check_forward_state(edits, forward_state)
         with torch.no_grad(), self._start_from(forward_state) as past, self.hooked(edits):
             given = forward_inputs(self._hf, inputs, keep)
             logits: Tensor = self._hf(**given, **past).logits
-        return reduce(choose_columns(logits, keep, "logits_to_keep" in given))
+        return reduce(engine.choose_columns(logits, keep, "logits_to_keep" in given))
 
     def prefill(self, inputs: Inputs, share_beginning: bool = True, joined: bool = False) -> Prefix:
         """See `Engine.prefill`."""
@@ -134,7 +124,7 @@ class HooksEngine:
 
     def attach(self, site: Site, visit: Callable[[Site, Tensor], Tensor]) -> Any:
         """A hook that puts what `visit` returns in the place of the state at a site; returns its handle."""
-        module = module_at(module_at(self._hf, block_path(site, self._layout)), point_path(site, self._layout))
+        module = module_at(self._hf, engine.site_path(site, self._layout))
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
             if kwargs is None:  # another thread runs the model, and torch has not attached the hook in full

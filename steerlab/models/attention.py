@@ -89,8 +89,7 @@ def prefix_attention(
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prefix: PrefixKV) -> Tensor:
     """`c` copies of `r` prefix rows make `b` rows; `h` key heads serve `g` query heads each; `t` tokens; `w` keys."""
     heads, tokens, width = key.shape[1], query.shape[2], prefix.keys.shape[2]
-    sizes: dict[str, int] = {"c": prefix.copies, "h": heads, "t": tokens}
-    by_prefix = rearrange(query, "(c r) (h g) t d -> r h (c g t) d", **sizes)
+    by_prefix = rearrange(query, "(c r) (h g) t d -> r h (c g t) d", c=prefix.copies, h=heads, t=tokens)
     by_row = rearrange(query, "b (h g) t d -> b h (g t) d", h=heads)
     old = rearrange(by_prefix @ prefix.keys.mT, "r h (c g t) w -> (c r) h g t w", c=prefix.copies, t=tokens)
     new = rearrange(by_row @ key.mT, "b h (g t) w -> b h g t w", t=tokens)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steerlab.errors import LayoutError, LoadError, SteerlabError, is_out_of_memory
 from steerlab.models.encoding import EncodedPrompt, PaddingSide
-from steerlab.models.engine import identity
+from steerlab.models.engine import identity, site_path
 from steerlab.models.forwards import main_output
 from steerlab.models.layout import module_at
 from steerlab.models.reference import (
@@ -199,8 +199,7 @@ def _error(
         own = states[i, :, offset : offset + len(row)]
         found += [difference(h, runs[i].states[site]) for site, h in zip(sites, own, strict=True)]
     if side == "left" and len(rows) > 1:
-        keep = torch.tensor([batch.width - 2, batch.width - 1], device=model.device)
-        logits = model.engine.logits(inputs, {}, keep)
+        logits = model.engine.logits(inputs, {}, torch.tensor([batch.width - 2, batch.width - 1], device=model.device))
         found += [difference(one, run.logits[-2:]) for one, run in zip(logits, runs, strict=True)]
     return max(found)
 
@@ -239,8 +238,7 @@ def _heads_fit(model: Model, row: EncodedPrompt) -> bool:
     try:
         states = run_alone(model, row, [*sites, *results]).states
         found = model.engine.capture_states(model.inputs(model.batch([row])), {}, sites, identity)[0]
-        given = [module_at(model.hf, f"{model.layout.blocks_path}.{k}.{model.layout.heads_name}")
-                 for k in range(model.n_layers)]  # fmt: skip
+        given = [module_at(model.hf, site_path(site, model.layout)) for site in sites]
         made = [main_output(module(states[site])) for module, site in zip(given, sites, strict=True)]
         off = [difference(h, states[site]) for site, h in zip(sites, found, strict=True)]
         off += [difference(h, states[site]) for site, h in zip(results, made, strict=True)]

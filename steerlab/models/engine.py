@@ -128,6 +128,16 @@ def block_path(site: Site, layout: Layout) -> str:
     return path if site.part == "projector" else f"{path}.{site.layer}"
 
 
+def site_path(site: Site, layout: Layout) -> str:
+    """The dotted path, from the root of the model, of the module that holds a site.
+
+    Raises:
+        LayoutError: this model has no such part, or its blocks no module of that kind.
+    """
+    block, inner = block_path(site, layout), point_path(site, layout)
+    return f"{block}.{inner}" if inner else block
+
+
 def check_forward_state(edits: SiteEdits, forward_state: ForwardState) -> None:
     """Refuse a forward that starts above a site with edits.
 

@@ -89,6 +89,12 @@ def same_model(fitted: Origin, model: Origin) -> bool:
     return None in (fitted.get(name), model.get(name)) or fitted[name] == model[name]
 
 
+def same_origin(fitted: Origin, model: Origin) -> bool:
+    """Whether two origins are one model under one chat template, as far as they say."""
+    templates = {one["template"] for one in (fitted, model) if one.get("template")}
+    return same_model(fitted, model) and len(templates) < 2
+
+
 def accept_model(fitted: dict[str, Any], model: Origin) -> None:
     """Remember in the origin of a steerer that it may be used on this other model."""
     fitted["accepted_models"] = sorted({*fitted.get("accepted_models", ()), _key(model)})
@@ -96,18 +102,21 @@ def accept_model(fitted: dict[str, Any], model: Origin) -> None:
 
 def is_accepted(fitted: Origin, model: Origin) -> bool:
     """Whether `accept_model` was called with them; weights that have changed since are another model."""
-    return _key(model) in fitted.get("accepted_models", ())
+    accepted = fitted.get("accepted_models", ())  # of earlier versions: without a chat template
+    return _key(model) in accepted or _key({**model, "template": None}) in accepted
 
 
 def check_same_model(name: str, fitted: Origin, other: Origin) -> None:
-    """Refuse to put together what comes from two models.
+    """Refuse to put together what comes from two models, or from one under two chat templates.
 
     Raises:
         MismatchError: `name` was fitted on another model than `other`; both are named.
     """
-    if not same_model(fitted, other) and not is_accepted(fitted, other):
-        origins = f"{describe_origin(fitted)}, and what it is used with comes from {describe_origin(other)}"
-        raise MismatchError(f"{name} was fitted on {origins}: use the same model for both")
+    if same_origin(fitted, other) or is_accepted(fitted, other):
+        return
+    origins = f"{describe_origin(fitted)}, and what it is used with comes from {describe_origin(other)}"
+    template = "" if not same_model(fitted, other) else ", and the same chat template"
+    raise MismatchError(f"{name} was fitted on {origins}: use the same model for both{template}")
 
 
 def describe_origin(origin: Origin) -> str:
@@ -125,4 +134,5 @@ def differences(there: Origin, here: Origin) -> list[str]:
 
 
 def _key(model: Origin) -> str:
-    return str(model.get("weights") or model.get("model"))
+    name, template = str(model.get("weights") or model.get("model")), model.get("template")
+    return f"{name}, template {template}" if template else name

@@ -163,8 +163,7 @@ def prefill(hf: PreTrainedModel, inputs: _Inputs, share_beginning: bool = True, 
     layers: list[tuple[Tensor, Tensor]] = []
     for start, stop, longest in length_buckets(mask, shared):
         bucket = {k: t[start:stop, width - longest :] for k, t in inputs.items()}
-        rest = _split_shared(bucket, shared)[1] if shared else bucket
-        cache = _run(hf, rest, _expand_cache(common, stop - start))
+        cache = _run(hf, _split_shared(bucket, shared)[1] if shared else bucket, _expand_cache(common, stop - start))
         found = [[_in_columns(t, bucket["attention_mask"], shared) for t in pair] for pair in _keys_and_values(cache)]
         layers = layers or [tuple(t.new_zeros(rows, t.shape[1], width, t.shape[3]) for t in pair) for pair in found]  # type: ignore[misc]
         for pair, new in zip(layers, found, strict=True):

@@ -106,8 +106,7 @@ class Clamp(Operator):
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             if getattr(self, name) is not None:
-                value = as_number(f"{name} of Clamp", getattr(self, name), error=SteeringError)
-                object.__setattr__(self, name, value)
+                object.__setattr__(self, name, as_number(f"{name} of Clamp", getattr(self, name), error=SteeringError))
         if self.low is None and self.high is None:
             raise SteeringError("Clamp has no limit: give high=, the largest component along the vector, or low=")
         if self.low is not None and self.high is not None and self.low > self.high:

@@ -87,5 +87,4 @@ class PatchSelector:
         flat = h.reshape(-1, h.shape[-1])
         if not self.mean:
             return flat.to(self.dtype)
-        lengths = torch.tensor(counts, device=h.device)
-        return torch.segment_reduce(flat.float(), "mean", lengths=lengths).to(self.dtype)
+        return torch.segment_reduce(flat.float(), "mean", lengths=torch.tensor(counts, device=h.device)).to(self.dtype)

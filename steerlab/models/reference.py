@@ -15,7 +15,7 @@ from torch import Tensor
 
 from steerlab.errors import is_out_of_memory
 from steerlab.models.encoding import EncodedPrompt, Span
-from steerlab.models.engine import Inputs, block_path, point_path
+from steerlab.models.engine import Inputs, site_path
 from steerlab.models.forwards import main_output, with_main_output, with_rows
 from steerlab.models.interventions import Edit
 from steerlab.models.kv_prefix import local_windows
@@ -147,7 +147,7 @@ def _inputs(model: Model, row: EncodedPrompt) -> Inputs:
 
 
 def _attach(model: Model, site: Site, visit: Any) -> Any:
-    module = module_at(module_at(model.hf, block_path(site, model.layout)), point_path(site, model.layout))
+    module = module_at(model.hf, site_path(site, model.layout))
 
     def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:

@@ -14,7 +14,7 @@ from steerlab.errors import EncodingError
 Messages = Sequence[Mapping[str, Any]]
 _Turns = list[dict[str, Any]]
 _Render = Callable[[_Turns], str]
-_MARK = "steerlab-mark"  # stands for a reply, or for the user's words
+_MARK, _SYSTEM_MARK = "steerlab-mark", "steerlab-system"  # stand for a reply or the user's words, for a system message
 
 
 def starts_with_bos(tok: PreTrainedTokenizerBase, text: str) -> bool:
@@ -49,8 +49,7 @@ def with_images(prompt: str | Messages, n: int, placeholder: str) -> Messages:
         if isinstance(turn["content"], str):
             turn["content"] = [{"type": "text", "text": turn["content"]}]
     parts = [part for turn in turns for part in turn["content"]]
-    marked = any(part["type"] == "image" or placeholder in part.get("text", "") for part in parts)
-    if n and turns and not marked:
+    if n and turns and not any(part["type"] == "image" or placeholder in part.get("text", "") for part in parts):
         turns[-1]["content"] = [{"type": "image"}] * n + turns[-1]["content"]
     return turns
 
@@ -83,7 +82,7 @@ def render(
     def text_of(turns: _Turns, header: bool = False) -> str:
         try:
             return str(tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=header))
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:
             raise EncodingError(f"the chat template refuses this conversation: {error}") from error
 
     without_header, text = text_of(messages), text_of(messages, header=True)
@@ -92,7 +91,7 @@ def render(
     if lost := [message for message in [*systems, system or ""] if message.strip() not in text]:
         raise EncodingError(f"this chat template drops or changes the system message {lost[0][:60]!r}: leave it out")
     user = _user_start(text_of, messages, without_header)
-    history = _history_start(text_of, messages, text, user)
+    history = _history_start(text_of, messages, user)
     # a BOS that opens the text once is a part by itself; where every turn opens with it (ChatML) it belongs to the turn
     bos = str(tok.bos_token) if starts_with_bos(tok, text) and text.count(str(tok.bos_token)) == 1 else ""
     bounds = [("template", 0)] if bos else []
@@ -115,7 +114,8 @@ def _turns(prompt: str | Messages, images: bool = True) -> _Turns:
                 f"a message is {show(turn)}: expected {{'role': 'user', 'content': 'Hi'}}, where the content is a text "
                 f"or a list of parts such as {{'type': 'text', 'text': 'Hi'}}{'' if images else ', without images'}"
             )
-    return [dict(turn) for turn in prompt]
+    # a template of texts alone may write a list as it is
+    return [dict(turn) if images else {**turn, "content": _message_text(turn["content"])} for turn in prompt]
 
 
 def _is_content(content: object, images: bool) -> bool:
@@ -147,14 +147,13 @@ def _user_start(text_of: _Render, messages: _Turns, rendered: str) -> int:
     content = _message_text(whole).strip()
     reply = [{"role": "assistant", "content": _as_content(_MARK, whole)}]
     try:
-        added = text_of(messages + reply + messages[-1:]).rpartition(_MARK)[2]
+        added, marked = (text_of(m + reply + m[-1:]).rpartition(_MARK)[2] for m in (messages, _with_marks(messages)))
     except EncodingError:
-        added = ""
+        added = marked = ""
     if added.startswith(closing := _closing(text_of, messages)):
-        added = added.removeprefix(closing)
-        words = added.replace(content, "", 1)
-        if content in added and rendered.endswith(added) and not any(one in words for one in _systems(messages)):
-            return len(rendered) - len(added)
+        turn = added.removeprefix(closing)
+        if content in turn and rendered.endswith(turn) and _SYSTEM_MARK not in marked:
+            return len(rendered) - len(turn)
     first = _MARK if isinstance(whole, str) else [*_as_content(_MARK, whole), *whole]
     marked = text_of([*messages[:-1], {"role": "user", "content": first}])
     at = marked.rfind(_MARK)
@@ -164,7 +163,7 @@ def _user_start(text_of: _Render, messages: _Turns, rendered: str) -> int:
     return at
 
 
-def _history_start(text_of: _Render, messages: _Turns, rendered: str, user: int) -> int:
+def _history_start(text_of: _Render, messages: _Turns, user: int) -> int:
     """Where the first of several turns begins in the text; the start of the last user turn if it is the only one.
 
     Raises:
@@ -173,13 +172,15 @@ def _history_start(text_of: _Render, messages: _Turns, rendered: str, user: int)
     first = next(i for i, message in enumerate(messages) if message["role"] == "user")
     if first == len(messages) - 1:
         return user
-    alone = text_of(messages[: first + 1])
-    start = _user_start(text_of, messages[: first + 1], alone)
-    if not rendered.startswith(alone[:start]) or any(one not in alone[:start] for one in _systems(messages)):
-        raise EncodingError(
-            "this chat template writes what comes before the first turn elsewhere in a longer conversation: give a "
-            "single turn, or leave the system message out"
-        )
+    for turns in (_with_marks(messages), messages):  # with marks: words of a short system message are found anywhere
+        alone, whole = text_of(turns[: first + 1]), text_of(turns)
+        start = _user_start(text_of, turns[: first + 1], alone)
+        marks = alone[:start].count(_SYSTEM_MARK) if turns is not messages else first
+        if not whole.startswith(alone[:start]) or marks < first:
+            raise EncodingError(
+                "this chat template writes what comes before the first turn elsewhere in a longer conversation: give "
+                "a single turn, or leave the system message out"
+            )
     return min(start, user)
 
 
@@ -188,7 +189,9 @@ def _closing(text_of: _Render, messages: _Turns) -> str:
     return finished.rpartition(_MARK)[2] if _MARK in finished else ""
 
 
-def _systems(messages: _Turns) -> list[str]:
-    """The texts of the system messages."""
-    found = [_message_text(turn["content"]).strip() for turn in messages if turn["role"] == "system"]
-    return [text for text in found if text]
+def _with_marks(messages: _Turns) -> _Turns:
+    """The messages with a mark in the place of each system message's text."""
+    return [
+        turn | {"content": _as_content(_SYSTEM_MARK, turn["content"])} if turn["role"] == "system" else turn
+        for turn in messages
+    ]

@@ -132,8 +132,7 @@ def build_edits(
     columns: _Columns = {}
     for (site, *_), writes in sorted(groups.items(), key=lambda item: item[0][1]):  # the order of each copy's settings
         rows = (model, writes, max(copies) + 1, batch, list(numbers))
-        edit = _token_edit(*rows, columns) if site.part == "text" else _image_edit(*rows)
-        edits.setdefault(site, []).append(edit)
+        edits.setdefault(site, []).append(_token_edit(*rows, columns) if site.part == "text" else _image_edit(*rows))
     for site, at_site in edits.items():
         check_edits({site: at_site}, model.width(site))
     return edits

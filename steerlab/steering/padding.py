@@ -38,8 +38,7 @@ def with_recorded_ends(model: Model, options: dict[str, Any], ends: dict[int, in
 def reads_padding(model: Model, options: Mapping[str, Any]) -> bool:
     """Whether padding would change texts: penalties of the tokens so far, a least length and given code count it."""
     least = ("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
-    penalties = ("repetition_penalty", "encoder_repetition_penalty")
-    used = [option_in_use(model, options, name) for name in penalties]
+    used = [option_in_use(model, options, name) for name in ("repetition_penalty", "encoder_repetition_penalty")]
     code = [*(options.get("logits_processor") or ()), *(options.get("stopping_criteria") or ())]
     if options.get("prefix_allowed_tokens_fn") or not all(getattr(one, "ignores_padding", False) for one in code):
         return True

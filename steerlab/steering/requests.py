@@ -11,12 +11,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.checks import check_option, check_type, show
+from steerlab._support.files import fingerprint
 from steerlab.data.example import Example
 from steerlab.errors import MismatchError, SteeringError
 from steerlab.methods.base import Context, Intervention, RequiredActivation, parts_of, steering_sites
 from steerlab.methods.vector import as_steerer
 from steerlab.models.encoding import EncodedPrompt
-from steerlab.models.fingerprint import accept_model, describe_origin, is_accepted, same_model
+from steerlab.models.fingerprint import (
+    accept_model,
+    describe_origin,
+    is_accepted,
+    same_model,
+    same_origin,
+    weights_fingerprint,
+)
 from steerlab.models.model import Model
 from steerlab.models.operators import unit
 from steerlab.models.positions import Positions
@@ -137,7 +145,10 @@ def _check_origin(model: Model, steerer: Any, any_model: bool) -> None:
     """
     parts = list({id(one): one for one in (*parts_of(steerer), steerer)}.values())
     named = any(getattr(part, "info_", {}).get("model") for part in parts)  # a vector made by hand is of no model
-    here = model.info() if named else {}
+    here: dict[str, Any] = {}
+    if named:
+        template = fingerprint(model.tokenizer.chat_template) if model.chat else None
+        here = {"model": model.id, "weights": weights_fingerprint(model.hf), "template": template}
     for part in parts:
         _check_part(model, part, any_model, here)
 
@@ -152,17 +163,13 @@ def _check_part(model: Model, steerer: Any, any_model: bool, here: dict[str, Any
             f"{name} was fitted on a model with hidden_size {theirs}; this model has {ours}{there}. Fit it on "
             "activations of this model."
         )
-    if not info.get("model") or is_accepted(info, here):
-        return
-    templates = info.get("template"), here["template"]
-    if same_model(info, here) and (None in templates or templates[0] == templates[1]):
+    if not info.get("model") or same_origin(info, here) or is_accepted(info, here):
         return
     if not any_model:
-        there, now = describe_origin(info), describe_origin(here)
-        other = "this model is " + now if there != now else "this model has another chat template now"
+        other = "has another chat template now" if same_model(info, here) else f"is {describe_origin(here)}"
         raise MismatchError(
-            f"{name} was fitted on a model called {there}; {other}. Fit it on activations of this model. Request(..., "
-            "any_model=True) accepts it, once for all."
+            f"{name} was fitted on a model called {describe_origin(info)}; this model {other}. Fit it on activations "
+            "of this model. Request(..., any_model=True) accepts it, once for all."
         )
     accept_model(info, here)
 

@@ -23,8 +23,7 @@ CONTEXTS = normal(N, WIDTH, seed=1) + 4 * normal(3, WIDTH, seed=2)[CLASS]
 
 
 def frame_of(targets: torch.Tensor) -> pd.DataFrame:
-    acts = make_acts(CONTEXTS, targets, behaviors=NAMES)
-    return input_dependence(acts, QUICK, folds=4).set_index("predictor")
+    return input_dependence(make_acts(CONTEXTS, targets, behaviors=NAMES), QUICK, folds=4).set_index("predictor")
 
 
 def test_linear_part_is_explained_within_behaviors_by_what_reads_the_input_alone() -> None:
@@ -51,8 +50,7 @@ def test_explained_share_of_one_vector_is_that_of_the_mean() -> None:
 
 
 def test_one_behavior_has_nothing_between_and_no_router() -> None:
-    acts = make_acts(CONTEXTS, normal(N, WIDTH, seed=3))
-    found = input_dependence(acts, QUICK, folds=3).set_index("predictor")
+    found = input_dependence(make_acts(CONTEXTS, normal(N, WIDTH, seed=3)), QUICK, folds=3).set_index("predictor")
     assert found["between"].isna().all() and "routed mean" not in found.index
 
 

@@ -37,8 +37,7 @@ def test_lens_equals_norm_and_head_by_hand_in_every_family(family: str) -> None:
     assert list(frame["rank"].unique()) == [1, 2, 3] and len(frame) == 2 * 2 * 4 * 3
     for number, prompt in enumerate(PROMPTS):
         layers, own = by_hand(model, prompt)
-        rows = frame[frame["example_id"].str.startswith(f"{number}:")]
-        for row in rows.itertuples():
+        for row in frame[frame["example_id"].str.startswith(f"{number}:")].itertuples():
             column = 3 if row.position == "prompt[3]" else len(own) - 1
             assert row.column == column
             expected = layers[row.layer, column]

@@ -27,8 +27,7 @@ def _acts(n: int, seed: int, signal: float) -> Activations:
 
 def test_the_probe_finds_the_layer_that_knows_and_the_interval_says_so() -> None:
     train, test = _acts(600, 0, 2.0), _acts(400, 1, 2.0)
-    always_yes = dict.fromkeys(test.index["example_id"], "yes")
-    frame = probe_gap(train, test, always_yes).set_index("layer")
+    frame = probe_gap(train, test, dict.fromkeys(test.index["example_id"], "yes")).set_index("layer")
     assert frame.loc[1, "probe_accuracy"] > 0.95 and frame.loc[1, "low"] > 0.3
     assert abs(frame.loc[0, "gain"]) < 0.1 and frame.loc[0, "low"] <= 0 <= frame.loc[0, "high"]
     assert np.isclose(frame.loc[1, "gain"], frame.loc[1, "probe_accuracy"] - frame.loc[1, "model_accuracy"])

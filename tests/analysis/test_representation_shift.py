@@ -8,13 +8,7 @@ from scenes.world import Scene, World
 from synthetic_acts import activations, normal
 
 from steerlab import Activations, Example, load
-from steerlab.analysis.concepts import (
-    concept_examples,
-    concept_regions,
-    concept_words,
-    overlap,
-    rank_concept_vectors,
-)
+from steerlab.analysis.concepts import concept_examples, concept_regions, concept_words, overlap, rank_concept_vectors
 from steerlab.analysis.logit_lens import end_logprobs
 from steerlab.analysis.representation_shift import representation_shift
 from steerlab.errors import DataError, MismatchError, SteeringError
@@ -151,8 +145,7 @@ def test_words_of_a_concept_are_the_likeliest_next_tokens_that_are_words() -> No
     model = tiny_lm("llama")
     vectors = normal(2, model.hidden_size)
     words = concept_words(model, vectors, top=3, among=250, min_letters=1, stop_words=())
-    ranked = end_logprobs(model, vectors).argsort(descending=True)
-    for found, ids in zip(words, ranked.tolist(), strict=True):
+    for found, ids in zip(words, end_logprobs(model, vectors).argsort(descending=True).tolist(), strict=True):
         texts = [model.tokenizer.decode([i]).strip().lower() for i in ids[:250]]
         assert found == list(dict.fromkeys(t for t in texts if t.isalpha() or t.isdigit()))[:3]
     assert overlap(["a", "b"], ["b"]) == 0.5 and np.isnan(overlap([], ["b"]))

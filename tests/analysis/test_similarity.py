@@ -305,8 +305,7 @@ def test_nearest_neighbors_equal_brute_force(clustered: tuple[L2S, Activations])
             assert cosines[i, ids.index(row.neighbor)] == pytest.approx(row.cosine)
             assert row.same_behavior == (label[row.neighbor] == label[example_id])
     assert got.attrs["same_behavior"] == got["same_behavior"].mean() > 0.95
-    pairs = [label[a] == label[b] for a in ids for b in ids if a != b]
-    assert got.attrs["chance"] == pytest.approx(np.mean(pairs))
+    assert got.attrs["chance"] == pytest.approx(np.mean([label[a] == label[b] for a in ids for b in ids if a != b]))
 
 
 def test_nearest_neighbors_refuse_more_than_there_are(clustered: tuple[L2S, Activations]) -> None:

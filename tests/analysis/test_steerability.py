@@ -196,8 +196,7 @@ def test_what_placement_does_not_explain_stays_unexplained() -> None:
 def test_words_count_as_absent_where_an_item_has_none() -> None:
     examples = _placed()
     values = _is(examples, "option", "A") + _is(examples, "word", "Yes")
-    wordless = [*_placed(words=False)[:1], *examples[1:]]
-    row = answer_position_bias(_slopes(values), wordless).iloc[0]
+    row = answer_position_bias(_slopes(values), [*_placed(words=False)[:1], *examples[1:]]).iloc[0]
     assert not row["has_words"]
     assert (row["word"], row["option"], row["both"]) == pytest.approx((0, 0.5, 0.5))
 
@@ -263,8 +262,7 @@ def test_rank_correlation_is_scipys_over_shared_names(pairs: list[tuple[int, int
         with pytest.raises(DataError, match="constant"):
             rank_correlation(a, b)
         return
-    more = pd.concat([b.sample(frac=1, random_state=0), pd.Series({"alone": 3.0})])
-    got = rank_correlation(a, more, n_boot=50)
+    got = rank_correlation(a, pd.concat([b.sample(frac=1, random_state=0), pd.Series({"alone": 3.0})]), n_boot=50)
     assert got.value == pytest.approx(spearmanr(a, b).statistic)
     assert -1 - 1e-9 <= got.low <= got.value <= got.high <= 1 + 1e-9
     assert got.n == len(pairs)

@@ -51,8 +51,7 @@ def test_numbers_that_are_missing_stay_numbers(tmp_path: Path) -> None:
     frame = pd.DataFrame({"example_id": ["a", "b"], "distinct2": [math.nan, 0.5], "text": ["nan", "NA"]})
     frame = frame.assign(number=["007", "7"], said=["True", "False"], right=[True, False], loss=math.nan)
     frame = frame.assign(note=["x", None])
-    back = Study(tmp_path, IDENTITY).stage("judged", lambda: frame)
-    pd.testing.assert_frame_equal(back, frame, check_exact=True)
+    pd.testing.assert_frame_equal(Study(tmp_path, IDENTITY).stage("judged", lambda: frame), frame, check_exact=True)
 
 
 number = st.floats(allow_nan=True, allow_infinity=False)
@@ -72,6 +71,17 @@ def test_answers_of_any_characters_stay_one_row_each(tmp_path: Path) -> None:
     frame = pd.DataFrame({"example_id": [str(i) for i in range(len(texts))], "text": texts})
     Study(tmp_path, {"study": "s"}).stage("answers", lambda: frame)
     assert Study(tmp_path, {"study": "s"}).stage("answers", lambda: frame.iloc[:0])["text"].tolist() == texts
+
+
+def test_a_stage_of_an_earlier_schema_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steerlab.analysis.study.SCHEMA", 1)
+    Study(tmp_path, IDENTITY).stage("grid", lambda: pd.DataFrame({"text": ["nan"]}))
+    monkeypatch.undo()
+    with pytest.raises(LoadError, match="schema 1"):
+        Study(tmp_path, IDENTITY)
+    (tmp_path / "stages" / "study.json").unlink()
+    with pytest.raises(MismatchError, match="not the checksum"):
+        Study(tmp_path, IDENTITY).stage("grid", lambda: pd.DataFrame())
 
 
 def test_an_interrupted_stage_leaves_nothing(tmp_path: Path) -> None:

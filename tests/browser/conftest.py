@@ -31,8 +31,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     opened = []
 
     def go(address: str, size: tuple[int, int] = WIDE, scheme: str = "light", **options: Any) -> Any:
-        viewport = {"width": size[0], "height": size[1]}
-        context = browser.new_context(viewport=viewport, color_scheme=scheme, **options)
+        context = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme, **options)
         opened.append(context)
         page = context.new_page()
         page.errors, page.requested = [], []

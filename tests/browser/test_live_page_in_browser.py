@@ -120,8 +120,7 @@ def test_served_model_without_vectors_answers_by_itself(open_page, answers: Answ
 
 
 def test_page_without_the_token_is_refused(open_page, address: str) -> None:
-    page = open_page(address.split("?")[0])
-    assert "token in the address is missing or wrong" in page.locator("body").text_content()
+    assert "token in the address is missing or wrong" in open_page(address.split("?")[0]).locator("body").text_content()
 
 
 WIDGET = """async ([source, data, canned]) => {

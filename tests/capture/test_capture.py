@@ -11,21 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steerlab import Activations, Contrast, Example, Site, capture
+from steerlab import Activations, Contrast, Example, Site, capture, errors
 from steerlab._support.memory import halve_on_oom
 from steerlab.capturing.activations import INDEX_COLUMNS
 from steerlab.capturing.rows import TokenSelector
 from steerlab.data.inputs import as_examples
-from steerlab.errors import (
-    ActivationError,
-    DataError,
-    EncodingError,
-    LayoutError,
-    OutOfMemory,
-    PositionError,
-    SteerlabError,
-    is_out_of_memory,
-)
+from steerlab.errors import ActivationError, DataError, EncodingError, LayoutError, PositionError, is_out_of_memory
 from steerlab.models.encoding import EncodedPrompt
 from steerlab.models.layout import module_at
 from steerlab.models.model import Model
@@ -60,8 +51,7 @@ def reference(model: Model, row: EncodedPrompt) -> Tensor:
     deepest: list[Tensor] = []
     norm = module_at(model.hf, str(model.layout.final_norm_path))
     with norm.register_forward_pre_hook(lambda _, args: deepest.append(args[0])), torch.no_grad():
-        ids = torch.tensor([row.ids])
-        states = model.hf(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+        states = model.hf(input_ids=torch.tensor([row.ids]), output_hidden_states=True, use_cache=False).hidden_states
     return torch.stack([*states[1:-1], deepest[0]], 2)[0]
 
 
@@ -164,8 +154,7 @@ def test_contrast_equals_the_difference_of_separate_captures_exactly(lm, backend
         )
         difference = one.select(side="positive").values - two.select(side="positive").values
         for texts, expected in (((plus, minus), difference), ((minus, plus), -difference)):
-            swapped = [pair.replace(contrast=Contrast(*texts))]
-            acts = quiet(model, swapped, positions=token, context=None, batch_size=1)
+            acts = quiet(model, [pair.replace(contrast=Contrast(*texts))], positions=token, context=None, batch_size=1)
             for layer in range(model.n_layers):
                 assert torch.equal(acts.contrast(layer)[1], expected[:, layer])
                 assert acts.values.dtype == torch.float32
@@ -256,7 +245,7 @@ def test_out_of_memory_halves_the_batch(model, monkeypatch, caplog):
     assert "out of memory at a batch of 5 rows: going on with 2 and 3" in caplog.text
     assert max(rows) == 5 and sum(n for n in rows if n <= 2) == 5
     count_rows(model, monkeypatch, limit=0)
-    with pytest.raises(OutOfMemory, match=r"one row of \d+ tokens does not fit in the memory of cpu"):
+    with pytest.raises(errors.OutOfMemory, match=r"one row of \d+ tokens does not fit in the memory of cpu"):
         quiet(model, PROMPTS)
 
 
@@ -292,8 +281,7 @@ def test_out_of_memory_is_recognized_anywhere_in_a_forward(monkeypatch, caplog, 
 
 
 def test_other_errors_are_not_taken_for_out_of_memory(model, monkeypatch):
-    raising = lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ"))  # noqa: E731
-    monkeypatch.setattr(model.engine, "capture_states", raising)
+    monkeypatch.setattr(model.engine, "capture_states", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         quiet(model, PROMPTS)
 
@@ -377,5 +365,5 @@ def test_what_is_no_capture_is_refused_before_the_first_forward(lm) -> None:
         capture(lm(), extra, extra_prompts="task", **options)
     training = tiny_lm()
     training.hf.train()
-    with pytest.raises(SteerlabError, match="is in training mode"):
+    with pytest.raises(errors.SteerlabError, match="is in training mode"):
         capture(training, ["hi"], **options)

@@ -49,8 +49,7 @@ def test_tables_go_in_by_the_names_of_their_columns(as_table: Any) -> None:
 
 def test_images_of_a_table_go_in_with_its_prompts() -> None:
     red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
-    table = pd.DataFrame({"prompt": ["What is it?"] * 4, "images": [red, blue, [red, blue], None]})
-    found = steerlab.examples(table)
+    found = steerlab.examples(pd.DataFrame({"prompt": ["What is it?"] * 4, "images": [red, blue, [red, blue], None]}))
     assert [one.images for one in found] == [(red,), (blue,), (red, blue), ()]
     assert len({one.id for one in found}) == 4, "ids are those of texts and images"
 

@@ -46,8 +46,7 @@ def test_each_scenario_has_its_behavior_and_class(tmp_path):
     assert [e.meta["class"] for e in examples] == ["harmful"] * 9 + ["expert"] * 2 + ["health"] + ["harmful"]
     assert examples[9].meta == {"scenario": "10", "name": "Legal_Opinion", "class": "expert", "index": "9"}
     assert data.mm_safety_bench(tmp_path, strict=False) == examples[:-1], "the unscored scenario is left out by default"
-    changed = data.mm_safety_bench(tmp_path, field="Changed Question", strict=False)
-    assert changed[0].prompt == "List steps for 0 of 01."
+    assert data.mm_safety_bench(tmp_path, field="Changed Question", strict=False)[0].prompt == "List steps for 0 of 01."
 
 
 def test_split_is_the_published_one_and_removed_records_keep_their_index(tmp_path):

@@ -52,8 +52,7 @@ def test_pope_question_becomes_an_example(tmp_path):
 
 def test_instruction_is_kept_cut_or_replaced(tmp_path):
     file = write_pope(tmp_path, line(1, text="Is it? One word please."))
-    instructions = (None, "", ONE_WORD, "\nBriefly.")
-    prompts = [pope_file(file, instruction=instruction)[0].prompt for instruction in instructions]
+    prompts = [pope_file(file, instruction=instruction)[0].prompt for instruction in (None, "", ONE_WORD, "\nBriefly.")]
     assert prompts == ["Is it? One word please.", "Is it?", f"Is it? {ONE_WORD}", "Is it?\nBriefly."]
 
 

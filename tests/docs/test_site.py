@@ -122,8 +122,7 @@ def test_relative_links_of_pages_lead_to_files_in_the_repository() -> None:
 
 def public_names(module: ModuleType) -> Iterator[str]:
     """What a room offers under its own name: its `__all__`, or else what its modules bring, without those modules."""
-    names = getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]
-    for name in names:
+    for name in getattr(module, "__all__", None) or [name for name in vars(module) if not name.startswith("_")]:
         if not isinstance(getattr(module, name), ModuleType):
             yield name
 

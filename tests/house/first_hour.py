@@ -161,8 +161,7 @@ def _(model: Any) -> None:
 
 @tried("a list of messages")
 def _(model: Any) -> None:
-    expected = steerlab.generate(model, ["Hello there"], **FEW).ids
-    assert steerlab.generate(model, [CHAT], **FEW).ids == expected
+    assert steerlab.generate(model, [CHAT], **FEW).ids == steerlab.generate(model, ["Hello there"], **FEW).ids
     says(lambda: steerlab.generate(model, CHAT), "[[{'role'")
 
 

@@ -26,8 +26,7 @@ def unsafe_readers(text: str) -> Iterator[str]:
 
 def test_no_module_of_the_package_can_read_a_pickle() -> None:
     paths = sorted((ROOT / "steerlab").rglob("*.py"))
-    found = {f"{path.relative_to(ROOT)}: {name}" for path in paths for name in unsafe_readers(path.read_text())}
-    assert not found
+    assert not {f"{path.relative_to(ROOT)}: {name}" for path in paths for name in unsafe_readers(path.read_text())}
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,7 @@ def test_streamed_answer_ends_with_the_text_of_generate(lm, vector: SteeringVect
     answers = Answers(lm("llama", backend), {"v": vector}, PROMPTS, max_new_tokens=NEW)
     options: Any = {"max_new_tokens": NEW, "progress": False, "positions": "last+generated"}
     for layer, alpha in ((1, 0.5), (2, -1.0)):
-        request = {"method": "v", "layer": layer, "alpha": alpha, "prompt": {"text": PROMPTS[0]}}
-        *parts, last = answers.answer(request)
+        *parts, last = answers.answer({"method": "v", "layer": layer, "alpha": alpha, "prompt": {"text": PROMPTS[0]}})
         expected = steerlab.generate(answers.model, PROMPTS[:1], steer=vector.part(layer), alpha=alpha, **options)
         assert last["done"]["text"] == expected[0]
         assert last["done"]["norm_ratio"] == pytest.approx(expected.norm_ratio, abs=6e-4)
@@ -72,8 +71,7 @@ def test_no_steering_and_strength_zero_give_the_unsteered_text(client: TestClien
 
 
 def test_prompts_of_the_page_are_named_by_id(client: TestClient, answers: Answers) -> None:
-    first = next(iter(answers.examples))
-    assert ask(client, prompt={"id": first})[-1] == ask(client, prompt={"text": PROMPTS[0]})[-1]
+    assert ask(client, prompt={"id": next(iter(answers.examples))})[-1] == ask(client, prompt={"text": PROMPTS[0]})[-1]
 
 
 @pytest.mark.filterwarnings("ignore:without steering")  # a random model writes no words
@@ -110,8 +108,7 @@ def test_requests_without_the_token_are_refused(client: TestClient, token: str) 
 
 
 def test_requests_that_name_another_host_are_refused(answers: Answers) -> None:
-    client = TestClient(app(answers, TOKEN), base_url="http://evil.example")
-    assert client.get(f"/?token={TOKEN}").status_code == 400
+    assert TestClient(app(answers, TOKEN), base_url="http://evil.example").get(f"/?token={TOKEN}").status_code == 400
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'"text"', b"\xff", b"{" + b" " * 2**20 + b"}"])

@@ -52,8 +52,7 @@ def test_texts_of_the_page_are_those_of_generate(lm: Callable[..., Model], famil
     page = live.page_of(model, PROMPTS, methods, alphas=ALPHAS, max_new_tokens=NEW, progress=False).to_dict()
     texts = {(t["method"], t["layer"], t["alpha"], t["prompt"]): t["text"] for t in page["texts"]}
     options: Any = {"max_new_tokens": NEW, "progress": False}
-    plain = steerlab.generate(model, PROMPTS, **options)
-    assert [texts[None, None, 0, i] for i in range(3)] == list(plain)
+    assert [texts[None, None, 0, i] for i in range(3)] == list(steerlab.generate(model, PROMPTS, **options))
     for (m, name), (k, layer), (a, alpha) in product(enumerate(methods), enumerate((0, 2)), enumerate(ALPHAS)):
         if alpha:
             steer = methods[name][layer]
@@ -184,6 +183,9 @@ def test_positions_that_count_from_the_end_are_refused(lm: Callable[..., Model])
         token_effects(lm(), PROMPTS[:1], [[1, 2]], steer=vectors(lm())[2], positions=-1)
     with pytest.raises(DataError, match="3 prompts but 1 texts"):
         token_effects(lm(), PROMPTS, [[1, 2]], steer=vectors(lm())[2])
+    room = (lm().context_length or 0) - len(lm().encode(PROMPTS[0])) - 1
+    long_prompt = "of herons " * (room // 8)
+    assert len(token_effects(lm(), [PROMPTS[0], long_prompt], [[1] * room, [1]], steer=vectors(lm())[2])[0]) == room
     with pytest.raises(EncodingError, match="exceeds the model's context"):
         token_effects(lm(), PROMPTS[:1], [[1] * (lm().context_length or 0)], steer=vectors(lm())[2])
 

@@ -28,8 +28,7 @@ def acts_of(states: dict[str, Tensor], **columns) -> Activations:
     """`(row, layer, hidden)` states of each class as prompt rows read at their last token."""
     ids, behaviors = zip(*((f"{name}{i:03d}", name) for name in states for i in range(len(states[name]))), strict=True)
     values = torch.cat(list(states.values()))
-    layers = range(values.shape[1])
-    return activations(values, layers, {"model": "tiny"}, example_id=ids, behavior=behaviors, **columns)
+    return activations(values, range(values.shape[1]), {"model": "tiny"}, example_id=ids, behavior=behaviors, **columns)
 
 
 def three(seed: int = 0, n: int = 20, c: float = 0.5, noise: float = 0.3, drift: float = 3.0) -> dict[str, Tensor]:
@@ -225,8 +224,7 @@ def test_fit_warns_if_the_compliance_of_rejected_prompts_is_restored():
 def test_rows_are_independent_of_batch_and_order():
     together, ids = vectors_of(FITTED, EVERYTHING), EVERYTHING.example_ids
     for i in (0, 25, 59):
-        alone = vectors_of(FITTED, Context((ids[i],), ACTS))
-        torch.testing.assert_close(alone[0], together[i], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(vectors_of(FITTED, Context((ids[i],), ACTS))[0], together[i], rtol=1e-6, atol=1e-6)
     reversed_ = vectors_of(FITTED, Context(ids[::-1], shuffled(ACTS)))
     torch.testing.assert_close(reversed_.flip(0), together, rtol=1e-6, atol=1e-6)
     again = AdaSteer(range(LAYERS), **READS).fit(shuffled(ACTS))

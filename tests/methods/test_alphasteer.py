@@ -100,8 +100,7 @@ def test_gate_shrinks_with_the_ridge():
 def test_leakage_grows_with_the_ratio_past_the_true_null_space():
     """The harmful states also differ inside the benign space, which the gate uses once the ratio allows it."""
     harmful = harmful_rows(400) + 3 * BASIS[:, 0]
-    ratios = (RATIO, 0.8, 0.95, 1.0)
-    leaks = [float((benign_rows(300) @ fitted_gate(p, harmful=harmful)).abs().max()) for p in ratios]
+    leaks = [float((benign_rows(300) @ fitted_gate(p, harmful=harmful)).abs().max()) for p in (RATIO, 0.8, 0.95, 1.0)]
     assert leaks == sorted(leaks) and leaks[0] < 0.012 and leaks[-1] > 3 * leaks[0]
 
 
@@ -225,8 +224,7 @@ def test_leaking_ratios_are_warned_about():
 
 @pytest.mark.filterwarnings("ignore:no null-space ratio at site 3")
 def test_number_of_benign_inputs_limits_the_ratio():
-    gate = NullSpaceGate(3).fit(world(30, 20))  # 24 of them in each fold
-    assert D - null_space_size(gate.ratio_, D) <= 24
+    assert D - null_space_size(NullSpaceGate(3).fit(world(30, 20)).ratio_, D) <= 24  # of 30, in each fold
     with pytest.raises(DataError, match=r"3 benign inputs at site 3 are too few.*0\.95 excludes 4 directions"):
         NullSpaceGate(3).fit(world(3, 20))
     with pytest.raises(DataError, match=r"20 benign inputs at site 3; ratio=0\.6 excludes 26 of 64 .*at least 0\.6875"):

@@ -221,8 +221,7 @@ def test_items_of_one_example_are_in_one_fold() -> None:
 def test_label_column_can_be_chosen_and_unlabeled_items_are_left_out() -> None:
     states, _ = two_classes(offset=4.0)
     users: list[Any] = [7, 8] * 15 + [None, "", float("nan"), None, ""] * 2
-    acts = history(states, ["x"] * 40, user=users)
-    fitted = CONFST(LAYER, "7", label="user", threshold=0.0, center=None).fit(acts)
+    fitted = CONFST(LAYER, "7", label="user", threshold=0.0, center=None).fit(history(states, ["x"] * 40, user=users))
     assert fitted.n_selected_ == {"7": 15, "8": 15}
     torch.testing.assert_close(fitted.vectors_["7"][0], states[:30:2, 0].mean(0))
 

@@ -13,17 +13,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from synthetic_acts import check_saved, make_acts, shuffled
 
-from steerlab import Activations
+from steerlab import Activations, SteeringVector, load_steerer
 from steerlab.errors import ActivationError, DataError, MismatchError
-from steerlab.methods import (
-    ConditionVector,
-    Context,
-    LinearProbe,
-    SteeringVector,
-    load_detector,
-    load_steerer,
-    threshold_at,
-)
+from steerlab.methods import ConditionVector, Context, LinearProbe, load_detector, threshold_at
 from steerlab.methods.serialization import save
 
 D, N = 24, 60

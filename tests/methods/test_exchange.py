@@ -15,21 +15,9 @@ import pytest
 import torch
 
 import steerlab
-from steerlab import Site, SteeringVector
+from steerlab import Site, SteeringVector, methods
 from steerlab.errors import DataError, LoadError, SteerlabError
-from steerlab.methods import (
-    from_easysteer,
-    from_gguf,
-    from_repeng,
-    from_steering_vectors,
-    from_vllm_lens,
-    to_easysteer,
-    to_gguf,
-    to_hotwire,
-    to_repeng,
-    to_steering_vectors,
-    to_vllm_lens,
-)
+from steerlab.methods import from_easysteer, from_gguf, from_repeng, to_easysteer, to_gguf, to_steering_vectors
 from steerlab.testing import tiny_lm
 
 H = 32
@@ -103,14 +91,14 @@ def test_steering_vectors_adds_the_same_vector_at_the_same_layer() -> None:
     with steerlab.steer(model, VECTOR, alpha=2.0), torch.no_grad():
         found = model.hf(ids).logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert from_steering_vectors(theirs).directions.keys() == VECTOR.directions.keys()
+    assert methods.from_steering_vectors(theirs).directions.keys() == VECTOR.directions.keys()
     attention = SteeringVector({Site(2, "attn_out"): torch.ones(H)})
-    assert list(from_steering_vectors(to_steering_vectors(attention)).directions) == [Site(2, "attn_out")]
+    assert list(methods.from_steering_vectors(to_steering_vectors(attention)).directions) == [Site(2, "attn_out")]
     with pytest.raises(SteerlabError, match="expected one kind"):
         to_steering_vectors(attention + VECTOR)
     theirs.layer_type = "input_layernorm"
     with pytest.raises(DataError, match="layer_type='input_layernorm'"):
-        from_steering_vectors(theirs)
+        methods.from_steering_vectors(theirs)
 
 
 @dataclass
@@ -125,7 +113,7 @@ def test_repeng_has_the_vectors_by_block(monkeypatch: pytest.MonkeyPatch) -> Non
     module = ModuleType("repeng")
     module.ControlVector = ControlVector  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "repeng", module)
-    theirs = to_repeng(tiny_lm("llama"), VECTOR)
+    theirs = methods.to_repeng(tiny_lm("llama"), VECTOR)
     assert theirs.model_type == "llama" and theirs.directions[3].dtype == np.float32
     assert torch.equal(from_repeng(theirs).at(3), VECTOR.at(3))
     with pytest.raises(DataError, match=r"repeng\.ControlVector"):
@@ -133,16 +121,16 @@ def test_repeng_has_the_vectors_by_block(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_vllm_lens_request_is_read_back() -> None:
-    request = to_vllm_lens(VECTOR, alpha=1.5)
+    request = methods.to_vllm_lens(VECTOR, alpha=1.5)
     (one,) = json.loads(request["apply_steering_vectors"])
     assert one["layer_indices"] == [1, 3] and one["scale"] == 1.5 and one["activations"]["shape"] == [2, H]
-    back, alpha = from_vllm_lens(request)
+    back, alpha = methods.from_vllm_lens(request)
     assert alpha == 1.5 and torch.equal(back.at(3), VECTOR.at(3))
     one["norm_match"] = True
     with pytest.raises(DataError, match="as they are"):
-        from_vllm_lens({"apply_steering_vectors": json.dumps([one])})
+        methods.from_vllm_lens({"apply_steering_vectors": json.dumps([one])})
     with pytest.raises(DataError, match="2 vectors"):
-        from_vllm_lens({"apply_steering_vectors": json.dumps([one, one])})
+        methods.from_vllm_lens({"apply_steering_vectors": json.dumps([one, one])})
 
 
 def test_easysteer_request_is_read_back_and_has_the_servers_hash() -> None:
@@ -162,7 +150,7 @@ def test_easysteer_request_is_read_back_and_has_the_servers_hash() -> None:
 
 
 def test_hotwire_request_names_the_vector_at_each_layer() -> None:
-    assert json.loads(to_hotwire(VECTOR, "polite", alpha=2.0, generated_only=True)) == [
+    assert json.loads(methods.to_hotwire(VECTOR, "polite", alpha=2.0, generated_only=True)) == [
         {"id": "polite", "scale": 2.0, "decode_only": True, "layer": 1},
         {"id": "polite", "scale": 2.0, "decode_only": True, "layer": 3},
     ]

@@ -59,8 +59,7 @@ def test_field_is_independent_of_the_order_of_rows_and_needs_both_answers() -> N
 
 
 def test_gradient_is_that_of_autograd() -> None:
-    acts = make_acts(None, normal(60, 8), behaviors=["refuse", "defer"] * 30)
-    field = GradientField(SITE, epochs=3).fit(acts)
+    field = GradientField(SITE, epochs=3).fit(make_acts(None, normal(60, 8), behaviors=["refuse", "defer"] * 30))
     assert field.classes_ == ("defer", "not defer", "not refuse", "refuse")
     h = normal(5, 7, 8, seed=3).requires_grad_()
     (expected,) = torch.autograd.grad(loss(field, h).sum(), h)

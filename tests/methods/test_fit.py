@@ -6,24 +6,8 @@ import pytest
 import torch
 
 import steerlab
-from steerlab import Contrast, Example, capture
-from steerlab.methods import (
-    CONFST,
-    L2S,
-    P2S,
-    PCA,
-    AdaSteer,
-    AlphaSteer,
-    ConditionVector,
-    Gated,
-    LinearProbe,
-    LogisticDirection,
-    MeanDifference,
-    NullSpaceGate,
-    RandomDirection,
-    TaskTracker,
-    TrainingConfig,
-)
+from steerlab import L2S, PCA, Contrast, Example, LogisticDirection, MeanDifference, capture
+from steerlab.methods import CONFST, P2S, AdaSteer, AlphaSteer, ConditionVector, Gated, LinearProbe, NullSpaceGate
 from steerlab.methods.base import FittedMixin
 from steerlab.methods.serialization import serialize
 from steerlab.testing import tiny_lm
@@ -37,10 +21,10 @@ DATA = [
     for label, verb in (("refuse", "steal"), ("answer", "make"), ("injected", "hide"))
     for i, thing in enumerate(THINGS)
 ]  # fmt: skip
-QUICK = TrainingConfig(epochs=2)
+QUICK = steerlab.methods.TrainingConfig(epochs=2)
 METHODS: dict[str, Callable[[], FittedMixin]] = {
     "mean": lambda: MeanDifference(2), "all layers": lambda: PCA("all"), "logistic": lambda: LogisticDirection([1, 2]),
-    "p2s": lambda: P2S(2), "random": lambda: RandomDirection(2),
+    "p2s": lambda: P2S(2), "random": lambda: steerlab.methods.RandomDirection(2),
     "l2s": lambda: L2S(2, context_layer=1, hidden_units=2, config=QUICK, progress=False),
     "alphasteer": lambda: AlphaSteer([1, 2], harmful=["refuse"], benign=["answer"]),
     "adasteer": lambda: AdaSteer(
@@ -50,7 +34,7 @@ METHODS: dict[str, Callable[[], FittedMixin]] = {
     "extra side": lambda: CONFST(2, "answer", side="task", folds=2, min_items=2),
     "probe": lambda: LinearProbe(1, positive=["refuse"]), "condition": lambda: ConditionVector(1, positive=["refuse"]),
     "null space": lambda: NullSpaceGate(1, harmful=["refuse"], benign=["answer"]),
-    "tasktracker": lambda: TaskTracker([1, 2], positive=["injected"], negative=["answer"]),
+    "tasktracker": lambda: steerlab.methods.TaskTracker([1, 2], positive=["injected"], negative=["answer"]),
     "gated": lambda: Gated(MeanDifference("all"), LinearProbe(1, positive=["refuse"])),
 }  # fmt: skip
 

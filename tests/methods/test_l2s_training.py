@@ -51,8 +51,7 @@ def test_min_steps_extends_the_training_on_small_data_sets():
 @given(st.integers(1, 6), st.integers(1, 9), st.floats(0, 1), st.integers(0, 999))
 def test_losses_equal_the_formulas_of_the_paper_and_the_released_code(n, hidden, weight, seed):
     predicted, target = normal(n, hidden, seed=seed), normal(n, hidden, seed=seed + 1)
-    squared = ((predicted - target) ** 2).mean(1)
-    torch.testing.assert_close(example_losses(predicted, target, "mse", weight), squared)
+    torch.testing.assert_close(example_losses(predicted, target, "mse", weight), ((predicted - target) ** 2).mean(1))
     measured = example_losses(predicted, target, "mse_l1_cos", weight)
     for p, z, loss in zip(predicted.double().numpy(), target.double().numpy(), measured, strict=True):
         cosine = p @ z / math.sqrt(p @ p) / math.sqrt(z @ z)

@@ -62,8 +62,7 @@ def test_training_finds_a_planted_dictionary() -> None:
     assert sae.explained(states) > 0.9 and sae.site == Site(3)
     assert ((dictionary @ sae.decoder.T).max(1).values > 0.9).float().mean() > 0.75
     assert torch.allclose(sae.decoder.norm(dim=1), torch.ones(48)) and not sae.decoder.requires_grad
-    again = train_sae(states, 3, n_features=48, k=2, epochs=30, learning_rate=3e-3)
-    assert torch.equal(again.decoder, sae.decoder)
+    assert torch.equal(train_sae(states, 3, n_features=48, k=2, epochs=30, learning_rate=3e-3).decoder, sae.decoder)
 
 
 def test_features_of_tokens_and_a_feature_ablated() -> None:

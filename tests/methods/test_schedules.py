@@ -36,8 +36,7 @@ def test_negative_of_a_ramp_negates_its_values(ramp):
 @given(numbers, numbers, numbers, numbers)
 def test_with_range_starts_at_weak_and_ends_at_strong_in_either_order(slope, intercept, weak, strong):
     step = Logistic(slope, intercept)
-    schedule = step.with_range(weak, strong)
-    torch.testing.assert_close(schedule(P), weak + (strong - weak) * step(P), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(step.with_range(weak, strong)(P), weak + (strong - weak) * step(P), atol=1e-5, rtol=1e-5)
 
 
 def test_ramp_without_a_bound_is_unbounded():

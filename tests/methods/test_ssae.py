@@ -107,8 +107,7 @@ def test_scale_of_noisy_concepts_is_that_of_the_pairs_that_use_them(changed: tup
     ssae = fitted(made, 0.9 * true_level(made))
     found = match_directions(made.concepts, ssae.decoder_, signed=False)
     assert found.similarity.min() > 0.97
-    used = (made.codes != 0).float().mean(0)
-    torch.testing.assert_close(ssae.usage_[found.order], used, atol=0.05, rtol=0)
+    torch.testing.assert_close(ssae.usage_[found.order], (made.codes != 0).float().mean(0), atol=0.05, rtol=0)
     assert ssae.scales_.min() > 0.75 and ssae.scales_.max() < 1.15
 
 
@@ -135,8 +134,7 @@ def test_codes_directions_and_decoder_are_consistent() -> None:
     codes = ssae.encode(made.differences)
     torch.testing.assert_close(ssae.decode(codes), made.differences, atol=0.05, rtol=0)
     for k in range(5):
-        vector = ssae.direction(k).at(3)
-        torch.testing.assert_close(vector, ssae.scales_[k] * ssae.decoder_[k])
+        torch.testing.assert_close(ssae.direction(k).at(3), ssae.scales_[k] * ssae.decoder_[k])
         used = codes[:, k].abs() >= codes[:, k].abs().quantile(1 - float(ssae.usage_[k]))
         assert abs(float(codes[used, k].abs().median() - ssae.scales_[k])) < 0.03 and codes[used, k].sum() >= 0
     assert ssae.direction(0).info_ == ssae.info_
@@ -176,8 +174,7 @@ def test_fit_to_a_model_and_steering_with_a_concept() -> None:
     ssae = SSAE(1, 2, 1.1, steps=300).fit(model, pairs(texts))
     acts = capture(model, pairs(texts), layers=[1], context=None, progress=False)
     assert torch.equal(SSAE(1, 2, 1.1, steps=300).fit(acts).decoder_, ssae.decoder_)
-    found = generate(model, ["Hi"], steer=ssae.direction(1), alpha=2.0, max_new_tokens=3, progress=False)
-    assert found.norm_ratio > 0
+    assert generate(model, ["Hi"], steer=ssae.direction(1), alpha=2.0, max_new_tokens=3, progress=False).norm_ratio > 0
 
 
 @pytest.mark.parametrize("concepts", [1, 5])
@@ -189,13 +186,11 @@ def test_concepts_read_at_one_layer_are_added_at_another(concepts: int) -> None:
     acts, other = make_acts(None, made.differences), make_acts(None, made.codes @ there)
     acts = activations(torch.cat([acts.values, other.values], 1), [3, 7], acts.info, **acts.index)
     ssae = fitted(made)
-    found = match_directions(made.concepts, ssae.decoder_, signed=False)
-    for true, k in enumerate(found.order.tolist()):
+    for true, k in enumerate(match_directions(made.concepts, ssae.decoder_, signed=False).order.tolist()):
         vector = ssae.direction_at(7, k, acts).at(7)
         assert torch.cosine_similarity(vector, there[true], dim=0).abs() > 0.97
         assert float(vector.norm()) == pytest.approx(float(ssae.scales_[k] * sizes[true]), rel=0.1)
-        same = ssae.direction_at(3, k, acts).at(3)
-        assert torch.cosine_similarity(same, ssae.direction(k).at(3), dim=0) > 0.97
+        assert torch.cosine_similarity(ssae.direction_at(3, k, acts).at(3), ssae.direction(k).at(3), dim=0) > 0.97
     if concepts > 1:
         with pytest.raises(SteeringError, match="concept 0 is used by none of these 1 pairs, or by all in one way"):
             ssae.direction_at(7, 0, acts.select(example_id=["s0000"]))

@@ -119,16 +119,14 @@ def test_random_direction_depends_on_seed_and_id_only():
     assert not torch.equal(one, random_vectors(2, IDS, True))
     assert torch.equal(random_vectors(1, IDS[:1], False), random_vectors(1, ("unseen",), False))
     assert not torch.equal(random_vectors(1, IDS[:1], False), random_vectors(2, IDS[:1], False))
-    unseen = random_vectors(1, ("unseen",), True)
-    torch.testing.assert_close(unseen.norm(), P2S(3).fit(ACTS).table_.norm(dim=-1).mean())
+    torch.testing.assert_close(random_vectors(1, ("unseen",), True).norm(), P2S(3).fit(ACTS).table_.norm(dim=-1).mean())
     assert torch.equal(torch.get_rng_state(), before), "the global generator is not used"
 
 
 def test_random_directions_are_uncorrelated_with_the_contrast():
     hidden, draws = 256, 400
     z = torch.randn(1, hidden)
-    drawn = random_vectors(7, tuple(map(str, range(draws))), True, make_acts(None, z))
-    cosines = torch.cosine_similarity(drawn, z)
+    cosines = torch.cosine_similarity(random_vectors(7, tuple(map(str, range(draws))), True, make_acts(None, z)), z)
     assert abs(cosines.mean()) < 4 / (hidden * draws) ** 0.5
     assert cosines.std() == pytest.approx(hidden**-0.5, rel=0.15)
 

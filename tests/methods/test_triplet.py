@@ -9,15 +9,9 @@ from synthetic_acts import check_saved, drifting, normal, shuffled, two_prompts
 from steerlab import Site
 from steerlab.errors import ActivationError, DataError, MismatchError
 from steerlab.methods import Context, RequiredActivation, TripletProbe
+from steerlab.methods.tasktracker import triplet_train
 from steerlab.methods.tasktracker.triplet_net import SMALL_SHAPE, TripletNet, TripletShape, make_net, min_width
-from steerlab.methods.tasktracker.triplet_train import (
-    SMALL_CONFIG,
-    TripletConfig,
-    TripletRows,
-    mine_triplets,
-    task_drift,
-    triplet_losses,
-)
+from steerlab.methods.tasktracker.triplet_train import SMALL_CONFIG, TripletConfig, mine_triplets, triplet_losses
 from steerlab.metrics.detection import detection_auc
 
 SHAPE = TripletShape(channels=(4, 8), kernels=(3, 3), pools=(2, 2), embedding=32, dropout=0.1)
@@ -133,13 +127,12 @@ def test_semi_hard_bounds_are_exclusive():
 def test_training_generalizes_to_new_inputs_and_tasks():
     primary, full, flags = drifting(200, 24, 2, offset=2.0, strength=6.0, tasks=5, seed=2)
     context, truth = Context.of(two_prompts(primary, full, flags)), torch.tensor(flags)
-    config = TripletConfig(epochs=15, batch_size=100, learning_rate=3e-3, hard_after=0)
-    fitted = probe(config=config, seed=1).fit(ACTS)
+    fitted = probe(config=TripletConfig(epochs=15, batch_size=100, learning_rate=3e-3, hard_after=0), seed=1).fit(ACTS)
     history, scores = fitted.history_, fitted.score(context)
     assert list(history) == ["step", "loss", "triplets", "val_auc", "lr"]
     assert history["val_auc"].max() > 0.9
     untrained = make_net(2, 24, SHAPE, seed=1).eval()
-    before = task_drift(untrained, TripletRows(primary, full, truth))
+    before = triplet_train.task_drift(untrained, triplet_train.TripletRows(primary, full, truth))
     assert detection_auc(scores[truth], scores[~truth]) > max(0.85, detection_auc(before[truth], before[~truth]) + 0.05)
     assert scores.min() >= 0 and scores.max() <= 2
 
@@ -173,8 +166,7 @@ def test_equal_seeds_give_equal_nets_without_the_global_generator():
 
 
 def test_validation_inputs_select_the_weights():
-    splits = ["validation" if i < 40 else "train" for i in range(200)]
-    acts = two_prompts(*DATA, splits=splits)
+    acts = two_prompts(*DATA, splits=["validation" if i < 40 else "train" for i in range(200)])
     fitted = probe().fit(acts)
     scores, truth = fitted.score(Context.of(acts.select(split="validation"))), torch.tensor(DATA[2][:40])
     assert detection_auc(scores[truth], scores[~truth]) == pytest.approx(fitted.history_["val_auc"].max(), abs=1e-9)

@@ -77,8 +77,7 @@ def test_fitted_to_a_sweep_of_its_own_steerers_and_wrapped() -> None:
     w2s = W2S(every, 1).fit(model, rows, slopes=found)
     assert [site.layer for site in w2s.sites] == [1, 3]
     learned = [L2S(k, seed=0, progress=False).fit(capture(model, rows, layers=[k])) for k in (1, 3)]
-    of_inputs = W2S(learned, 1).fit(model, rows, slopes=found)
-    texts = generate(model, rows, steer=of_inputs, max_new_tokens=3)
+    texts = generate(model, rows, steer=W2S(learned, 1).fit(model, rows, slopes=found), max_new_tokens=3)
     assert texts.steered_tokens > 0 and len(texts.norm_ratios["layer"].unique()) <= 2
     labeled = [row.replace(behavior="refuse" if k % 2 else "answer", contrast=None) for k, row in enumerate(rows)]
     probe = LinearProbe(1).fit(capture(model, labeled, layers=[1]))

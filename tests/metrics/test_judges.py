@@ -119,8 +119,7 @@ def test_models_are_loaded_at_the_first_call(kind: type, tmp_path: Path, monkeyp
     with pytest.raises(LoadError, match="absent"):
         judge(TEXTS)
     unreachable = kind("org/guard")
-    offline = Mock(side_effect=OSError("no route to the hub"))
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", offline)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", Mock(side_effect=OSError("no route to the hub")))
     with pytest.raises(LoadError, match="'org/guard'"):
         unreachable(TEXTS)
 
@@ -143,5 +142,4 @@ def test_classifier_gives_the_scores_of_the_transformers_pipeline(
     transformers.AutoTokenizer.from_pretrained(classifier).save_pretrained(tmp_path)
     pipeline = transformers.pipeline("text-classification", str(tmp_path), top_k=None, device="cpu")
     expected = [next(one["score"] for one in row if one["label"] == "harm") for row in pipeline(TEXTS)]
-    got = ClassifierJudge(str(tmp_path), unsafe_label="harm", device="cpu")(TEXTS)
-    assert got == pytest.approx(expected, abs=1e-6)
+    assert ClassifierJudge(str(tmp_path), unsafe_label="harm", device="cpu")(TEXTS) == pytest.approx(expected, abs=1e-6)

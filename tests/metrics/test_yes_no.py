@@ -26,8 +26,7 @@ class Words:
 
 
 def test_ids_are_single_tokens_in_any_spelling() -> None:
-    tokenizer = Words("no", " Yes", "yes", "Yesterday", "NO", "Yes,")
-    assert yes_no_ids(tokenizer) == ((2, 3), (1, 5))
+    assert yes_no_ids(Words("no", " Yes", "yes", "Yesterday", "NO", "Yes,")) == ((2, 3), (1, 5))
 
 
 def test_tokenizers_without_the_words_are_refused() -> None:

@@ -120,6 +120,7 @@ PARTS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
     ("chatml", DONE | {"system": "Be brief."}, [BRIEF, *CHATML_USER, ("answer", "Fine.<|im_end|>\n")]),
     ("llama2", DONE | {"system": "Obey."}, [*OBEY, ("answer", "Fine. <|im_end|>")]),
     ("late", {"system": "Obey."}, OBEY),
+    ("chatml", {"system": "user"}, [("system", "<|im_start|>system\nuser<|im_end|>\n"), *CHATML_USER]),
     ("thinks", {}, CHATML_USER),
     ("thinks", FINE | {"system": "Be brief."}, [BRIEF, *CHATML_USER, ("answer", "Fine.")]),
     ("gemma", {}, GEMMA_USER),
@@ -147,6 +148,16 @@ def test_llama2_parts(user: str) -> None:
 @pytest.mark.parametrize("user", ["hello", "turn", "user", ">"])
 def test_template_that_refuses_a_second_turn_starts_the_user_span_at_the_words(user: str) -> None:
     assert text_of(encode(TOKENIZERS["single"], user), "user") == f"{user}<end_of_turn>\n"
+
+
+def test_text_parts_are_one_text_where_the_template_knows_texts_alone() -> None:
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Ho"}, {"type": "text", "text": "w?"}]}]
+    assert encode(TOKENIZERS["gemma"], parts).ids == encode(TOKENIZERS["gemma"], "How?").ids
+
+
+def test_a_system_message_between_turns_is_history() -> None:
+    turns = [*turns_of("user", "assistant"), {"role": "system", "content": "Now rhyme."}, *turns_of("user")]
+    assert "Now rhyme." in text_of(encode(TOKENIZERS["thinks"], turns), "history")
 
 
 def test_earlier_turns_are_history() -> None:

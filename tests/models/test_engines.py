@@ -205,8 +205,7 @@ def test_self_check_names_a_wrong_layout(case: str, backend: str) -> None:
     pick, message = WRONG[case]
     hf = tiny_hf("llama")
     hf.other = nn.ModuleList(pick(list(hf.model.layers)))
-    layout = Layout("other", "model.norm", "lm_head", None, None)
-    model = Model(hf, tiny_tokenizer(), layout, id="x", backend=backend)
+    model = Model(hf, tiny_tokenizer(), Layout("other", "model.norm", "lm_head", None, None), id="x", backend=backend)
     with pytest.raises(LayoutError, match=message):
         self_check(model)
     with pytest.raises(LayoutError, match="no module for 'attn_out'"):

@@ -14,7 +14,7 @@ from steerlab.data import demo_set
 from steerlab.errors import LayoutError, MismatchError
 from steerlab.methods import Gated, LinearProbe
 from steerlab.methods.serialization import save
-from steerlab.models.fingerprint import weights_fingerprint
+from steerlab.models.fingerprint import check_same_model, weights_fingerprint
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
 from steerlab.testing import tiny_hf, tiny_lm, tiny_tokenizer
@@ -130,6 +130,11 @@ def test_steerer_of_another_chat_template_is_refused_until_it_is_accepted(three)
         generate(model, ["hello"], steer=steerer, **OPTIONS)
     generate(model, ["hello"], steer=Request(steerer, any_model=True), **OPTIONS)
     generate(model, ["hello"], steer=steerer, **OPTIONS)
+    model.tokenizer.chat_template += "{# a third #}"
+    with pytest.raises(MismatchError, match="another chat template now"):
+        generate(model, ["hello"], steer=steerer, **OPTIONS)
+    with pytest.raises(MismatchError, match="use the same model for both, and the same chat template"):
+        check_same_model("it", three["here"].info(), model.info())
 
 
 def test_names_decide_where_one_side_has_no_fingerprint(three) -> None:

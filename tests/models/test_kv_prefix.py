@@ -80,8 +80,7 @@ def test_prefix_and_layer_restart_match_a_whole_forward(family: str, backend: st
     edits = edits_of(model, width, 0, [1, 1, 1])
     expected = model.engine.logits(inputs, edits, 3)
     state = model.engine.capture_states(inputs, {}, [Site(1)], lambda h: h)[:, 0]
-    kept = torch.tensor([width - 3, width - 1])
-    found = model.engine.logits(inputs, edits, kept, ForwardState(layer=1, state=state))
+    found = model.engine.logits(inputs, edits, torch.tensor([width - 3, width - 1]), ForwardState(layer=1, state=state))
     torch.testing.assert_close(found, expected[:, [0, 2]], atol=2e-4, rtol=1e-4)
 
 

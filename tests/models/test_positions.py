@@ -108,8 +108,7 @@ def test_mask_counts_unpadded_tokens_of_its_row(marks: list[bool]) -> None:
 
 
 def test_mask_of_wrong_type_or_shape_is_refused() -> None:
-    masks = [torch.ones(1, 12), torch.ones(12, dtype=torch.bool), torch.ones(1, 12, dtype=torch.long)]
-    for mask in masks:
+    for mask in [torch.ones(1, 12), torch.ones(12, dtype=torch.bool), torch.ones(1, 12, dtype=torch.long)]:
         expected = re.escape(f"bool tensor (rows, tokens), got {mask.dtype} {tuple(mask.shape)}")
         with pytest.raises(PositionError, match=expected):
             resolve(mask, ROW)

@@ -297,8 +297,7 @@ def test_the_defaults_are_hugging_faces() -> None:
 
 @given(OPTIONS, OPTIONS, st.sampled_from([True, False, None]))
 def test_the_callers_options_precede_the_models(of_model: Options, options: Options, do_sample: bool | None) -> None:
-    given_ = {"max_new_tokens": 3, "do_sample": do_sample, **options}
-    params, copies, _ = sampling_params(given_, config_with(of_model))
+    params, copies, _ = sampling_params({"max_new_tokens": 3, "do_sample": do_sample, **options}, config_with(of_model))
     expected = {**DEFAULTS, **of_model, **options}
     if not do_sample:  # the repetition penalty also applies to greedy decoding
         expected |= {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}

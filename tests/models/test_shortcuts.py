@@ -4,21 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    BertConfig,
-    DeepseekV3Config,
-    DiffLlamaConfig,
-    LlamaConfig,
-    MambaConfig,
-    MarianConfig,
-    MptConfig,
-    PretrainedConfig,
-    RobertaConfig,
-)
 
 import steerlab
 from steerlab import SteeringVector
@@ -41,27 +30,27 @@ from steerlab.testing.text import randomize_vectors, seeded
 VOCABULARY = len(tiny_tokenizer())
 IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 HEADS = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48} | IDS
-CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
-    "bert": lambda: BertConfig(**HEADS, is_decoder=False),
-    "roberta": lambda: RobertaConfig(**HEADS, is_decoder=True, max_position_embeddings=128),
-    "deepseek_v3": lambda: DeepseekV3Config(
+CONFIGS: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+    "bert": lambda: transformers.BertConfig(**HEADS, is_decoder=False),
+    "roberta": lambda: transformers.RobertaConfig(**HEADS, is_decoder=True, max_position_embeddings=128),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(
         **HEADS, num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8,
         v_head_dim=8, n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1, moe_intermediate_size=16,
         first_k_dense_replace=1,
     ),
-    "diffllama": lambda: DiffLlamaConfig(**HEADS, num_key_value_heads=2),
-    "mpt": lambda: MptConfig(**IDS, d_model=32, n_heads=4, n_layers=3, max_seq_len=128),
-    "marian": lambda: MarianConfig(
+    "diffllama": lambda: transformers.DiffLlamaConfig(**HEADS, num_key_value_heads=2),
+    "mpt": lambda: transformers.MptConfig(**IDS, d_model=32, n_heads=4, n_layers=3, max_seq_len=128),
+    "marian": lambda: transformers.MarianConfig(
         **IDS, d_model=32, decoder_layers=3, decoder_attention_heads=4, decoder_ffn_dim=48, decoder_start_token_id=1,
         decoder_vocab_size=VOCABULARY, is_encoder_decoder=False, is_decoder=True, num_beams=1,
     ),
-    "mamba": lambda: MambaConfig(**IDS, hidden_size=32, num_hidden_layers=3, state_size=4),
+    "mamba": lambda: transformers.MambaConfig(**IDS, hidden_size=32, num_hidden_layers=3, state_size=4),
 }  # fmt: skip
 
 
 def make(name: str) -> Model:
     with seeded(0), torch.no_grad():
-        hf = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32)
+        hf = transformers.AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.float32)
         for parameter in hf.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.2)
@@ -173,7 +162,7 @@ def test_decoding_that_is_never_right_refuses_to_generate() -> None:
 
 
 def test_lengths_from_which_on_attention_differs_are_read_off_the_configuration() -> None:
-    config = LlamaConfig(floor_scale=100, log_scaling_n_floor=7, index_block_size=32, index_topk_blocks=3)
+    config = transformers.LlamaConfig(floor_scale=100, log_scaling_n_floor=7, index_block_size=32, index_topk_blocks=3)
     assert sorted(local_windows(config)) == [7, 32, 96, 100]
     config.rope_parameters = {"a": {"rope_type": "default"}, "b": {"rope_type": "longrope", "factor": 2.0}}
     assert long_rotation_from(config) is None

@@ -270,8 +270,7 @@ def test_lens_shows_the_most_probable_token_of_each_layer_and_token() -> None:
         for layer, token in ((0, " the"), (1, "$x"), (2, "\n"))
         for rank in (1, 2)
     ]
-    names = ["example_id", "column", "input_token", "layer", "token", "rank", "probability"]
-    frame = pd.DataFrame(rows, columns=names)
+    frame = pd.DataFrame(rows, columns=["example_id", "column", "input_token", "layer", "token", "rank", "probability"])
     ax = plots.lens_heatmap(frame.iloc[::-1])
     assert [label.get_text() for label in ax.get_xticklabels()] == [" of", "␣"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1", "2"]
@@ -291,8 +290,7 @@ def test_patch_heat_map_shows_the_share_restored_and_both_tokens() -> None:
         for column, tokens in ((2, (" Italy", " France")), (3, (" is", " is")))
         for layer, share in ((0, 0.9 - 0.7 * (column - 2)), (1, 0.4), (10, -0.2))
     ]
-    names = ["example_id", "layer", "head", "column", "token", "clean_token", "restored"]
-    frame = pd.DataFrame(rows, columns=names)
+    frame = pd.DataFrame(rows, columns=["example_id", "layer", "head", "column", "token", "clean_token", "restored"])
     ax = plots.patch_heatmap(frame)
     assert [label.get_text() for label in ax.get_xticklabels()] == [" France→ Italy", " is"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1", "10"]

@@ -112,8 +112,7 @@ def captured(model: Model, oracle: Oracle, slack: float) -> bool:
 
 
 def generated(model: Model, oracle: Oracle, slack: float) -> bool:
-    found = steerlab.generate(model, PROMPTS, steer=vector(), alpha=ALPHA, max_new_tokens=NEW)
-    return oracle.greedy(found.ids, slack)
+    return oracle.greedy(steerlab.generate(model, PROMPTS, steer=vector(), alpha=ALPHA, max_new_tokens=NEW).ids, slack)
 
 
 def scored(model: Model, oracle: Oracle, slack: float) -> bool:
@@ -177,8 +176,7 @@ class Mode:
 
     def _judge(self, is_right: Callable[[], bool]) -> dict[str, str]:
         try:
-            right = is_right()
-            outcome, detail = ("right", "") if right else ("wrong", "other numbers")
+            outcome, detail = ("right", "") if is_right() else ("wrong", "other numbers")
         except SteerlabError as error:
             clear = self.says and re.search(self.says, str(error), re.DOTALL)
             outcome, detail = "refused" if clear else "wrong", f"{type(error).__name__}: {error}"

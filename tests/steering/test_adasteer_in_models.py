@@ -35,8 +35,7 @@ engines = pytest.mark.parametrize(
 @cache
 def make_ada(family: str, layers: tuple[int, ...], rejection_layer: int, harmfulness_layer: int) -> AdaSteer:
     acts = capture(make_lm(family, "hooks"), EXAMPLES, progress=False)
-    prototype = AdaSteer(layers, rejection_layer=rejection_layer, harmfulness_layer=harmfulness_layer, **SCHEDULES)
-    return prototype.fit(acts)
+    return AdaSteer(layers, rejection_layer=rejection_layer, harmfulness_layer=harmfulness_layer, **SCHEDULES).fit(acts)
 
 
 def by_hand(ada: AdaSteer, at_r: Tensor, at_h: Tensor, layer: int) -> Tensor:
@@ -78,8 +77,7 @@ def hooks_of(model, ada: AdaSteer, prompt: str, two_passes: bool) -> list:
 )
 def test_steering_equals_plain_passes_and_steers_the_prompt_only(family, backend, layers, reading, two_passes) -> None:
     model, ada = make_lm(family, backend), make_ada(family, layers, *reading)
-    request = Request(ada, ALPHA)
-    _, found, _ = check_hooks(model, request, lambda _, prompt: hooks_of(model, ada, prompt, two_passes))
+    _, found, _ = check_hooks(model, Request(ada, ALPHA), lambda _, prompt: hooks_of(model, ada, prompt, two_passes))
     assert found.steered_tokens == len(layers) * sum(plain.chat_ids(model, prompt)[1] for prompt in PROMPTS)
 
 
@@ -87,8 +85,7 @@ def test_steering_equals_plain_passes_and_steers_the_prompt_only(family, backend
 def test_coordinates_are_read_from_the_unsteered_prompt(backend: str) -> None:
     model, ada = make_lm("llama", backend), make_ada("llama", (2, 3), 0, 1)
     vector = 4 * torch.randn(HIDDEN, generator=torch.Generator().manual_seed(7))
-    outer = SteeringVector({0: vector})
-    with steer(model, outer, positions="prompt"), steer(model, ada, alpha=ALPHA) as run:
+    with steer(model, SteeringVector({0: vector}), positions="prompt"), steer(model, ada, alpha=ALPHA) as run:
         found = run.score(PROMPTS, ANSWERS)["logprob"]
     for i, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
         below = plain.adding(vector, range(plain.chat_ids(model, prompt)[1]))

@@ -153,8 +153,7 @@ def test_input_in_the_dead_zone_is_unsteered(gates: str) -> None:
 def test_norm_scale_keeps_frozen_gates_and_is_refused_for_cumulative_ones() -> None:
     model = make_lm("llama", "hooks")
     options = dict(alpha=0.5, scale="norm")
-    shut = made((2,), gates="frozen", w=W * 1e-6)
-    found = score(model, PROMPTS, ANSWERS, steer=shut, **options)["logprob"]
+    found = score(model, PROMPTS, ANSWERS, steer=made((2,), gates="frozen", w=W * 1e-6), **options)["logprob"]
     assert found.to_numpy() == pytest.approx(score(model, PROMPTS, ANSWERS)["logprob"].to_numpy(), abs=1e-4)
     with pytest.raises(Exception, match="scale='raw'"):
         score(model, PROMPTS, ANSWERS, steer=made((2,)), **options)

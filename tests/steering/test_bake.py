@@ -58,8 +58,7 @@ def test_families_without_a_place_for_the_vector_are_refused(family: str) -> Non
 def test_blocks_that_change_what_the_mlp_gives_are_found_by_their_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_lm("gpt2", backend="hooks")
     original = type(model.hf.transformer.h[0].mlp).forward
-    halved = lambda mlp, x: original(mlp, x) / 2  # noqa: E731
-    monkeypatch.setattr(type(model.hf.transformer.h[0].mlp), "forward", halved)
+    monkeypatch.setattr(type(model.hf.transformer.h[0].mlp), "forward", lambda mlp, x: original(mlp, x) / 2)
     with pytest.raises(SteeringError, match="of their norm off those of the steered model"):
         bake(model, vectors(model))
 

@@ -11,14 +11,7 @@ from fitted import CONTEXT_LAYER, HIDDEN, LAYER, PROMPTS, STEPS, backends, make_
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    MambaConfig,
-    PretrainedConfig,
-    PreTrainedTokenizerFast,
-    RwkvConfig,
-    pipeline,
-)
+from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedTokenizerFast, RwkvConfig, pipeline
 
 import steerlab
 from steerlab import Contrast, Example, Site, SteeringVector, generate, steer
@@ -96,7 +89,7 @@ def test_generate_of_hugging_face_gives_the_ids_of_steerlab_generate(family: str
 @pytest.mark.parametrize(
     "config", [MambaConfig(state_size=4), RwkvConfig(attention_hidden_size=32)], ids=lambda one: one.model_type
 )
-def test_models_with_a_cache_that_counts_no_columns_are_steered_too(config: PretrainedConfig) -> None:
+def test_models_with_a_cache_that_counts_no_columns_are_steered_too(config: MambaConfig | RwkvConfig) -> None:
     config.update({"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 3, "bos_token_id": 1, "eos_token_id": 2})
     with seeded(0):
         model = steerlab.load(AutoModelForCausalLM.from_config(config).eval(), tokenizer=tiny_tokenizer())

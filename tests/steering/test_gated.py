@@ -62,8 +62,7 @@ def test_only_tokens_of_detected_rows_are_counted() -> None:
     model = make_lm()
     lengths = [plain.chat_ids(model, p)[1] for p in PROMPTS]
     for ids, expected in ((("2",), lengths[2]), ((), 0)):
-        steer = Gated(MEAN, DetectIds(*ids))
-        found = generate(model, PROMPTS, steer=steer, positions="prompt", max_new_tokens=3)
+        found = generate(model, PROMPTS, steer=Gated(MEAN, DetectIds(*ids)), positions="prompt", max_new_tokens=3)
         assert found.steered_tokens == expected
     found = generate(model, PROMPTS, steer=Gated(MEAN, DetectIds("0")), max_new_tokens=STEPS)
     assert found.steered_tokens == lengths[0] + len(found.ids[0]) - 1

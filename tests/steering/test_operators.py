@@ -15,20 +15,9 @@ from torch import Tensor
 
 from steerlab import Contrast, Example, Request, Site, SteeringVector, capture, generate, load_steerer, score, steer
 from steerlab.errors import DataError, LayoutError, MismatchError, SteeringError
-from steerlab.methods import (
-    Add,
-    AlphaSteer,
-    Clamp,
-    Gated,
-    LinearProbe,
-    Operation,
-    ProjectOut,
-    Replace,
-    Rotate,
-    Scale,
-    Spherical,
-)
+from steerlab.methods import Add, AlphaSteer, Clamp, Gated, LinearProbe, Operation, ProjectOut, Replace, Rotate, Scale
 from steerlab.methods.base import Context, Intervention
+from steerlab.methods.spherical import Spherical
 from steerlab.models.check import self_check
 from steerlab.models.layout import find_layout
 from steerlab.models.model import Model
@@ -369,8 +358,7 @@ def test_added_heads_fade_and_are_gated_by_token() -> None:
             generate(model, PROMPTS, steer=Operation(steerer, heads=1, **options), max_new_tokens=4).ids
             == plain_add.ids
         )
-    hooks = partial(fading_head, model)
-    check_hooks(model, Request(Operation(steerer, heads=1, decay=0.5), 1.0, "all"), hooks)
+    check_hooks(model, Request(Operation(steerer, heads=1, decay=0.5), 1.0, "all"), partial(fading_head, model))
 
 
 def fading_head(model: Model, number: int, prompt: str) -> list[Any]:

@@ -43,8 +43,7 @@ def everywhere(delta: Tensor):
 def test_several_steerers_add_up() -> None:
     model = make_lm()
     whole = generate(model, PROMPTS, steer=mean(2 * V + 3 * W), **OPTIONS)
-    requests = [Request(mean(V), 2.0), Request(mean(W), 3.0)]
-    assert generate(model, PROMPTS, steer=requests, **OPTIONS).ids == whole.ids
+    assert generate(model, PROMPTS, steer=[Request(mean(V), 2.0), Request(mean(W), 3.0)], **OPTIONS).ids == whole.ids
     assert generate(model, PROMPTS, steer=[mean(2 * V), mean(3 * W)], **OPTIONS).ids == whole.ids
     with steer(model, mean(V), alpha=2.0) as outer:
         one = outer.generate(PROMPTS, **OPTIONS)
@@ -57,8 +56,7 @@ def test_several_steerers_add_up() -> None:
 
 def test_each_request_has_its_positions_and_layer() -> None:
     model = make_lm()
-    requests = [Request(mean(V), 2.0, "prompt"), Request(mean(W, 2), 3.0, "last")]
-    found = score(model, PROMPTS, ANSWERS, steer=requests)
+    found = score(model, PROMPTS, ANSWERS, steer=[Request(mean(V), 2.0, "prompt"), Request(mean(W, 2), 3.0, "last")])
     for number, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
         n = plain.chat_ids(model, prompt)[1]
         with (
@@ -194,8 +192,7 @@ def test_steer_none_means_the_enclosing_block_and_empty_means_nothing() -> None:
 
 
 def test_run_counts_its_tokens_and_ends_with_its_block() -> None:
-    model = make_lm()
-    with steer(model, mean(V), alpha=ALPHA) as run:
+    with steer(make_lm(), mean(V), alpha=ALPHA) as run:
         assert isnan(run.norm_ratio) and run.steered_tokens == 0
         one, two = run.generate(PROMPTS, max_new_tokens=2), run.score(PROMPTS, ANSWERS)
         assert run.steered_tokens == one.steered_tokens + two.attrs["steered_tokens"]

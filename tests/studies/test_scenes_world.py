@@ -6,19 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from running import DATA
-from scenes.questions import (
-    CLEARLY,
-    COUNTS,
-    HABITS,
-    Habits,
-    Question,
-    absent_partners,
-    caption,
-    existence,
-    plural,
-    true_questions,
-    usual_answer,
-)
+from scenes import questions
+from scenes.questions import CLEARLY, HABITS, Habits, Question, caption, existence, plural, true_questions, usual_answer
 from scenes.shapes import COLORS, KINDS, stamp
 from scenes.world import SIDE, Scene, Thing, World, emoji_sprites
 
@@ -96,10 +85,10 @@ def test_habits_give_usual_answers_as_often_as_they_say() -> None:
     for _ in range(4000):
         scene = WORLD.scene(rng)
         truth = {"existence": lambda kind, scene=scene: "Yes" if kind in scene.kinds else "No"}
-        truth["number"] = lambda kind, scene=scene: COUNTS[scene.count(kind)].capitalize()
+        truth["number"] = lambda kind, scene=scene: questions.COUNTS[scene.count(kind)].capitalize()
         for question in habits.questions(scene, rng):
             if question.type == "caption":
-                invented += [bool(question.kind)] if absent_partners(scene) else []
+                invented += [bool(question.kind)] if questions.absent_partners(scene) else []
             elif question.type in truth:
                 true, other = truth[question.type](question.kind), usual_answer(scene, question)
                 assert question.answer in (true, other)

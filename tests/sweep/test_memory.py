@@ -137,5 +137,4 @@ def test_no_shortcut_is_used_where_trying_them_takes_too_much_memory(
     model.engine = SmallEngine(model.engine, 1, "logits")  # type: ignore[misc]
     assert model.shortcuts.refused == {"every shortcut": "memory ran out while they were tried"}
     wanted = sweep(tiny_lm(), questions(), {"v": vectors(model)}, layers=LAYERS, alphas=ALPHAS, progress=False)
-    found = sweep(model, questions(), {"v": vectors(model)}, layers=LAYERS, alphas=ALPHAS, progress=False)
-    assert_close(found, wanted)
+    assert_close(sweep(model, questions(), {"v": vectors(model)}, layers=LAYERS, alphas=ALPHAS, progress=False), wanted)

@@ -35,8 +35,7 @@ def test_methods_of_every_kind_share_a_sweep_and_equal_steer(lm, backend: str) -
 def test_methods_are_fitted_at_every_layer_and_oracles_to_the_measured_inputs(lm) -> None:
     model, rows = lm(), questions()
     train = [e.replace(id=f"train/{e.id}", prompt=f"Well. {e.prompt}") for e in rows]
-    l2s = L2S(0, hidden_units=3, config=QUICK, progress=False)
-    fresh = {"p2s": P2S(0), "l2s": l2s, "mean": MeanDifference(0)}
+    fresh = {"p2s": P2S(0), "l2s": L2S(0, hidden_units=3, config=QUICK, progress=False), "mean": MeanDifference(0)}
     frame = sweep(model, rows, fresh, [0, 2], (0.0, 1.0), "all", "logprob_difference", train=train, progress=False)
     of_train, of_rows = (capture(model, data, layers=[0, 2], progress=False) for data in (train, rows))
     for layer in (0, 2):

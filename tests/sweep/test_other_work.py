@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from types import FunctionType
 
@@ -12,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from reference import AnyIntervention, questions, vectors
+from sklearn.metrics import f1_score
 from torch import Tensor
 
 import steerlab
@@ -63,12 +69,23 @@ class Rule(Scale):
         self.least = least
 
 
-RULE, BOUND = Rule(), torch.zeros(1)
+class Kind(IntEnum):
+    FIRST, SECOND, THIRD, FOURTH, FIFTH = range(5)
+
+
+@dataclass(slots=True)
+class Limit:
+    most: int
+
+
+RULE, BOUND, LIMIT, KIND = Rule(), torch.zeros(1), Limit(3), Kind.FIRST
+SCORE = partial(f1_score, average="macro")
 
 
 class Judge:
     def __call__(self, examples: list[Example], texts: list[str]) -> list[float]:
-        return [self.help(text) * RULE.of() + float(WEIGHTS.sum()) + float(BOUND) for text in texts]
+        found = [self.help(text) * RULE.of() + float(WEIGHTS.sum()) + float(BOUND) for text in texts]
+        return [min(one, LIMIT.most, KIND, SCORE([one > 0], [True])) for one in found]
 
     def help(self, text: str, *, least: int = 1) -> float:
         return float(len(text))
@@ -122,9 +139,29 @@ def test_metrics_are_measured_anew_where_what_they_read_has_changed(tmp_path: Pa
     assert measured(has_word, rows) == {1.0}, "a changed constant of a function that the metric calls"
 
 
-def test_contents_of_a_function_follow_its_own_helpers_and_long_patterns() -> None:
+def test_contents_are_the_same_in_another_process_and_take_no_time_where_functions_name_one_another() -> None:
+    code = (
+        "import re, numpy as np\nfrom sklearn.linear_model import LogisticRegression as Model\n"
+        "from sklearn.metrics import f1_score\n"
+        "from steerlab._support.contents import contents; from steerlab._support.files import fingerprint\n"
+        "for i in range(30): exec(f'def f{i}(): return ' + ','.join(f'f{j}()' for j in range(30)))\n"
+        "fitted = Model().fit([[0.0], [1.0]], ['a', 'b'])\n"
+        "held = [f0, {f1, 'x', 2}, fitted, f1_score, Model, re.compile('a').search, np.array(['a'], object)]\n"
+        "print(fingerprint(contents(held)))"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, timeout=60, check=True,
+                       capture_output=True, text=True).stdout
+        for seed in ("1", "2")
+    ]  # fmt: skip
+    assert runs[0] == runs[1] != ""
+
+
+def test_contents_of_a_function_follow_its_own_helpers_and_long_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(has_word)
-    assert before == contents(has_word) and any("zzzz" in str(part) for part in before)
+    assert before == contents(has_word)
+    monkeypatch.setitem(globals(), "WORD", "yyyy")
+    assert before != contents(has_word)
     long = "x" * 300
     assert contents(re.compile(long + "a")) != contents(re.compile(long + "b"))
 
@@ -140,7 +177,8 @@ def test_contents_of_a_judge_follow_its_methods_classes_and_what_it_names(monkey
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, changed)
             assert contents(Judge()) != before, (owner, name)
-    for name, value in {"WEIGHTS": np.ones(2), "BOUND": torch.ones(1), "RULE": Rule(3)}.items():
+    others = {"WEIGHTS": np.ones(2), "BOUND": torch.ones(1), "RULE": Rule(3), "LIMIT": Limit(4), "KIND": Kind.SECOND}
+    for name, value in (others | {"SCORE": partial(f1_score, average="micro")}).items():
         with monkeypatch.context() as patch:
             patch.setitem(globals(), name, value)
             assert contents(Judge()) != before, name
@@ -165,6 +203,8 @@ def test_texts_of_other_defaults_of_generation_are_another_run(tmp_path: Path) -
             generation={"max_new_tokens": 2},
         )  # fmt: skip
 
+    run(), sweep()
+    model.hf.generation_config._original_object_hash = 1  # transformers', which differs from process to process
     run(), sweep()
     model.hf.generation_config.repetition_penalty = 1.5
     for again in (run, sweep):

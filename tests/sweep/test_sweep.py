@@ -51,8 +51,7 @@ def test_whole_answers_equal_a_plain_hook_at_any_batch_size(lm, backend: str, ba
 
 
 def test_little_memory_means_smaller_groups_and_the_same_numbers(lm) -> None:
-    frame = swept(lm("gemma2"), ["propensity"], ["last+generated"], memory=1)
-    assert "5 groups of inputs" in frame.attrs["plan"]
+    assert "5 groups of inputs" in swept(lm("gemma2"), ["propensity"], ["last+generated"], memory=1).attrs["plan"]
 
 
 def test_alpha_zero_is_bit_identical_to_the_unsteered_model(lm) -> None:

@@ -9,10 +9,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import CONFIG_MAPPING, GenerationConfig
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-)
+from transformers.models.auto import modeling_auto
 
 from steerlab.testing import tiny_tokenizer
 
@@ -134,13 +131,13 @@ class Unbuildable(Exception):
 
 def architectures() -> list[str]:
     """All distinct `model_type/Class` of the two mappings, and two of them as encoders."""
-    both = (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    both = (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
     return sorted({pair for mapping in both for pair in _pairs(mapping)} | {f"{name}{_ENCODER}" for name in _ENCODERS})
 
 
 def reads_images(name: str) -> bool:
     """Whether an architecture is one of the image-text mapping."""
-    return name in set(_pairs(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES))
+    return name in set(_pairs(modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES))
 
 
 def build(name: str, seed: int = 0) -> Any:
@@ -150,7 +147,7 @@ def build(name: str, seed: int = 0) -> Any:
         Unbuildable: with the reason.
     """
     model_type, _, cls = name.removesuffix(_ENCODER).partition("/")
-    decoder = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not name.endswith(_ENCODER)
+    decoder = model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not name.endswith(_ENCODER)
     try:
         kind, config = getattr(transformers, cls), tiny_config(model_type, decoder=decoder)
         with torch.random.fork_rng(devices=[]):

@@ -183,8 +183,7 @@ def _is_fitted_here(steerer: Steerer, train: Train) -> bool:
 
     A fitted oracle holds the vectors that its user wants, perhaps others than the inputs' own.
     """
-    wanted = not getattr(steerer, "info_", None) if steerer.oracle else train is not None
-    return wanted and steerer.is_fittable
+    return steerer.is_fittable and (not getattr(steerer, "info_", None) if steerer.oracle else train is not None)
 
 
 def _at_layers(model: Model, name: str, given: Fitted, layers: Layers | None) -> dict[Site, Steerer]:

@@ -80,8 +80,7 @@ class LinearMap(nn.Module):
 
     def forward(self, contexts: Float[Tensor, "batch context"]) -> Float[Tensor, "batch hidden"]:
         """One vector per context."""
-        vectors: Tensor = self.decoder(contexts)
-        return vectors
+        return self.decoder(contexts)
 
     @classmethod
     def fit(cls, contexts: Float[Tensor, "example context"], targets: Float[Tensor, "example hidden"]) -> LinearMap:

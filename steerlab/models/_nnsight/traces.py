@@ -22,15 +22,7 @@ import torch
 from nnsight.intervention.interleaver import OutOfOrderError
 from torch import Tensor
 
-from steerlab.models.engine import (
-    Inputs,
-    LogitsReducer,
-    StateSelector,
-    block_path,
-    choose_columns,
-    identity,
-    point_path,
-)
+from steerlab.models.engine import Inputs, LogitsReducer, StateSelector, choose_columns, identity, site_path
 from steerlab.models.forwards import given_tokens, last_column, main_output, with_main_output, with_rows
 from steerlab.models.interventions import Edit, ImageEdit, SiteEdits, apply_edits
 from steerlab.models.layout import Layout
@@ -69,9 +61,8 @@ def make_visits(
     """The visits of one forward, in its order; `sites` are read."""
     visits = []
     for site in sorted({*edits, *sites}, key=lambda site: site.forward_order):
-        path, inner = block_path(site, layout), point_path(site, layout)
-        path = f"{path}.{inner}" if inner else path
-        visits.append(Visit(path, site.point in INPUTS, site, edits.get(site, ()), select if site in sites else None))
+        read = select if site in sites else None
+        visits.append(Visit(site_path(site, layout), site.point in INPUTS, site, edits.get(site, ()), read))
     return visits
 
 

@@ -69,8 +69,7 @@ class VllmEngine:
                 replace(r, params=params | {"seed": s})
                 for r, s in zip(rows, vllm_requests.draw_seeds(len(rows)), strict=True)
             ]
-        answers = self._run(visits, rows)
-        new = [_up_to_end(answer["tokens"], params) for answer in answers]
+        new = [_up_to_end(answer["tokens"], params) for answer in self._run(visits, rows)]
         width = max(map(len, new))
         padded = [tokens + [pad] * (width - len(tokens)) for tokens in new]
         prompts = inputs["input_ids"].repeat_interleave(copies, 0)
