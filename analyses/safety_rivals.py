@@ -292,11 +292,11 @@ def earlier_rows(path: str | None, plain: pd.DataFrame) -> pd.DataFrame:
     """
     if path is None:
         return pd.DataFrame({"method": [], "seed": []})
-    rows = pd.read_csv(path).assign(first=0)
+    rows = pd.read_csv(path)
     before, now = (one.set_index("example_id")[list(MEASURES)] for one in (rows[rows["method"] == "none"], plain))
-    if set(before.index) != set(now.index) or not np.allclose(before.loc[now.index], now, atol=0.01):
+    if list(before.index) != list(now.index) or not np.allclose(before, now, atol=0.01, equal_nan=True):
         raise MismatchError(f"{path} holds other rows, or judged them by other rules: leave it out")
-    return rows
+    return rows.assign(first=rows.get("first", pd.Series(0, rows.index)))
 
 
 def run_tests(
@@ -311,8 +311,10 @@ def run_tests(
 
     def add(name: str, at: Setting, make: Callable[[], Request], seed: int = 0) -> None:
         found = known[(known["method"] == name) & (known["seed"] == seed)]
-        if len(found) and (float(found["layer"].iloc[0]), found["alpha"].iloc[0]) != at[:2]:
-            raise MismatchError(f"the earlier answers under {name} are of another setting than {at}")
+        if len(found):
+            given = found[["layer", "alpha", "first"]].astype(float).drop_duplicates().to_numpy().tolist()
+            if given != [[float(one) for one in at]] or list(found["example_id"]) != list(plain["example_id"]):
+                raise MismatchError(f"the earlier answers under {name} are of other rows or another setting than {at}")
         if not len(found):
             found = answers.judged(f"test-{name}-{sentences}-{label(at)}-{seed}", "test", make)
         frames.append(found.assign(method=name, layer=at[0], alpha=at[1], first=at[2], seed=seed))
@@ -323,7 +325,7 @@ def run_tests(
             continue
         at = chosen["l2s" if name == "shuffled" else name]
         for seed in range(SEEDS if name in NETS else 1):
-            fit = makers(seed).get(name, partial(fit_shuffled, seed=seed))
+            fit = partial(fit_shuffled, seed=seed) if name == "shuffled" else makers(seed)[name]
             add(name, at, partial(vectors.predicted, name, fit, "test", sentences, at, seed), seed)
     add("class_mean", at := chosen["routed_mean"], lambda: vectors.class_mean("test", sentences, at))
     add("own", chosen["own"], lambda: vectors.own("test", sentences, chosen["own"]))
@@ -392,6 +394,8 @@ def main() -> None:
     arguments.add_argument("--earlier", help="results.csv of an earlier run: its answers to test rows are taken")
     arguments.set_defaults(max_new_tokens=32, batch_size=90)
     args = arguments.parse_args()
+    if missing := {"l2s", "routed_mean"} - set(args.methods):
+        arguments.error(f"--methods lacks {sorted(missing)}, which all others are compared with")
     parts = load_parts(args.data, args.harmless, args.seed, args.limit)
     model = steerlab.load(args.model, device=args.device)
     identity = {"study": "safety_rivals", "weights": model.info()["weights"], "seed": args.seed, "limit": args.limit}
@@ -410,6 +414,7 @@ def main() -> None:
     keys = ("layer", "alpha", "first")
     summary |= {f"{name}.setting": dict(zip(keys, at, strict=True)) for name, at in chosen.items()}
     summary["routed_mean.right_behavior"] = vectors.routed_right(sentences, chosen["routed_mean"])
+    summary["answers_of_earlier_run"] = None if args.earlier is None else fingerprint(Path(args.earlier).read_text())
     summary |= {"sentences": sentences, "counts": {part: len(rows) for part, rows in parts.items()}}
     write_atomically(study.folder / "grid.csv", lambda partial: grids.round(4).to_csv(partial, index=False))
     shown = publishable_examples(judged[(judged["seed"] == 0) & judged["text"].notna()], parts["test"])
