@@ -24,6 +24,7 @@ from steerlab._support.files import fingerprint
 # where a method comes from, not what it does, and what differs from process to process
 _LEFT_OUT = {"info_", "history_", "transformers_version", "_original_object_hash", "__wrapped__"}
 _SIMPLE = (str, bytes, bool, int, float, complex, type(None), np.generic, PurePath)
+_BASES: tuple[Any, ...] = (str, bytes, int, float)
 _FOLLOWED = (
     *_SIMPLE, list, tuple, set, frozenset, dict, re.Pattern, np.ndarray, torch.Tensor, Enum, pd.DataFrame, pd.Series,
     partial, MethodType, BuiltinMethodType,
@@ -87,7 +88,7 @@ class _Walk:
         if isinstance(value, partial | MethodType | BuiltinMethodType):
             names = ("func", "args", "keywords", "__func__", "__self__", "__qualname__")
             return [self.of(getattr(value, name), inside) for name in names if hasattr(value, name)]
-        plain = [base(value) for base in (str, bytes, int, float) if isinstance(value, base)]
+        plain = [repr(base(value)) for base in _BASES if isinstance(value, base)]
         slots = {
             name for base in type(value).__mro__ for name in getattr(base, "__slots__", ()) if hasattr(value, name)
         }
