@@ -394,8 +394,10 @@ def main() -> None:
     arguments.add_argument("--earlier", help="results.csv of an earlier run: its answers to test rows are taken")
     arguments.set_defaults(max_new_tokens=32, batch_size=90)
     args = arguments.parse_args()
-    if missing := {"l2s", "routed_mean"} - set(args.methods):
+    if args.grid is None and (missing := {"l2s", "routed_mean"} - set(args.methods)):
         arguments.error(f"--methods lacks {sorted(missing)}, which all others are compared with")
+    if args.earlier and not args.grid:
+        arguments.error("--earlier needs the --grid of the same run, with its sentences")
     parts = load_parts(args.data, args.harmless, args.seed, args.limit)
     model = steerlab.load(args.model, device=args.device)
     identity = {"study": "safety_rivals", "weights": model.info()["weights"], "seed": args.seed, "limit": args.limit}

@@ -101,11 +101,13 @@ def setting_effects(
     vocabulary = int(model.hf.config.get_text_config().vocab_size)
     size = max(1, LOGITS // (longest * vocabulary))
     rows = encode_examples(model, examples)
-    for n, row in enumerate(rows):
-        check_lengths(model, [row], max(len(texts[n]) for texts in ids))
     runs = groupby(sorted(range(len(settings)), key=lambda i: _order(settings[i])), key=lambda i: _order(settings[i]))
     groups = [list(group) for _, group in runs]
-    for numbers in model.batches(rows, size, "aligned"):
+    most = [max(len(texts[n]) for texts in ids) for n in range(len(rows))]
+    batches = [list(numbers) for numbers in model.batches(rows, size, "aligned")]
+    for numbers in [part for batch in batches for part in _that_fit(model, rows, batch, most)]:
+        longest = max(1, max(most[n] for n in numbers))
+        check_lengths(model, [rows[n] for n in numbers], longest)
         shared = _Prompts(model, rows, numbers, longest)
         fits = max(1, size // len(numbers))
         for group in groups:
@@ -117,6 +119,12 @@ def setting_effects(
                         found[i][n] = tokens
                 on_batch(len(chunk) * len(numbers))
     return found
+
+
+def _that_fit(model: Model, rows: Sequence[EncodedPrompt], numbers: list[int], most: Sequence[int]) -> list[list[int]]:
+    """A batch, or its rows one by one where the longest prompt with the longest text would leave the context."""
+    longest = max(len(rows[n]) for n in numbers) + max(most[n] for n in numbers)
+    return [numbers] if longest <= (model.context_length or longest) else [[n] for n in numbers]
 
 
 class _Prompts:

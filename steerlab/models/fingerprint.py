@@ -62,8 +62,8 @@ def config_fingerprint(config: Mapping[str, Any]) -> str:
 def _adapters(hf: nn.Module) -> list[list[Any]]:
     """Which of peft's adapters each module uses, and how strongly: all are in the weights, used or not."""
     return [
-        [name, list(module.active_adapters), bool(module.disable_adapters), list(module.merged_adapters),
-         dict(getattr(module, "scaling", {}))]
+        [name.removeprefix("_orig_mod."), list(module.active_adapters), bool(module.disable_adapters),
+         list(module.merged_adapters), dict(getattr(module, "scaling", {}))]
         for name, module in hf.named_modules() if hasattr(module, "merged_adapters")
     ]  # fmt: skip
 
@@ -102,8 +102,10 @@ def accept_model(fitted: dict[str, Any], model: Origin) -> None:
 
 def is_accepted(fitted: Origin, model: Origin) -> bool:
     """Whether `accept_model` was called with them; weights that have changed since are another model."""
-    accepted = fitted.get("accepted_models", ())  # of earlier versions: without a chat template
-    return _key(model) in accepted or _key({**model, "template": None}) in accepted
+    accepted, name = fitted.get("accepted_models", ()), _key(model).partition(",")[0]
+    if not model.get("template"):  # it was accepted under one, or there is none
+        return any(one.partition(",")[0] == name for one in accepted)
+    return _key(model) in accepted or name in accepted  # of earlier versions: without a word on templates
 
 
 def check_same_model(name: str, fitted: Origin, other: Origin) -> None:
@@ -134,5 +136,4 @@ def differences(there: Origin, here: Origin) -> list[str]:
 
 
 def _key(model: Origin) -> str:
-    name, template = str(model.get("weights") or model.get("model")), model.get("template")
-    return f"{name}, template {template}" if template else name
+    return f"{model.get('weights') or model.get('model')}, template {model.get('template')}"

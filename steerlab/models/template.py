@@ -79,13 +79,19 @@ def render(
     if system is not None:
         messages = [{"role": "system", "content": _as_content(system, messages[-1]["content"])}, *messages]
 
+    end = ""
+
     def text_of(turns: _Turns, header: bool = False) -> str:
         try:
-            return str(tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=header))
+            found = str(tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=header))
+            return found if header else found.removesuffix(end)
         except (TemplateError, TypeError) as error:
             raise EncodingError(f"the chat template refuses this conversation: {error}") from error
 
     without_header, text = text_of(messages), text_of(messages, header=True)
+    if not text.startswith(without_header):  # as Phi-3's, which closes a conversation that is not gone on with
+        end = str(tok.eos_token or "")
+        without_header = text_of(messages)
     if not text.startswith(without_header):
         raise EncodingError("this chat template rewrites the conversation when the assistant's turn is opened")
     if lost := [message for message in [*systems, system or ""] if message.strip() not in text]:
@@ -175,8 +181,8 @@ def _history_start(text_of: _Render, messages: _Turns, user: int) -> int:
     for turns in (_with_marks(messages), messages):  # with marks: words of a short system message are found anywhere
         alone, whole = text_of(turns[: first + 1]), text_of(turns)
         start = _user_start(text_of, turns[: first + 1], alone)
-        marks = alone[:start].count(_SYSTEM_MARK) if turns is not messages else first
-        if not whole.startswith(alone[:start]) or marks < first:
+        marks = sum(turn != message for turn, message in zip(turns[:first], messages, strict=False))
+        if not whole.startswith(alone[:start]) or alone[:start].count(_SYSTEM_MARK) < marks:
             raise EncodingError(
                 "this chat template writes what comes before the first turn elsewhere in a longer conversation: give "
                 "a single turn, or leave the system message out"
@@ -190,8 +196,10 @@ def _closing(text_of: _Render, messages: _Turns) -> str:
 
 
 def _with_marks(messages: _Turns) -> _Turns:
-    """The messages with a mark in the place of each system message's text."""
-    return [
-        turn | {"content": _as_content(_SYSTEM_MARK, turn["content"])} if turn["role"] == "system" else turn
-        for turn in messages
-    ]
+    """The messages with a mark in the place of each system message's text; templates may leave out an empty one."""
+
+    def marked(turn: dict[str, Any]) -> dict[str, Any]:
+        text = _message_text(turn["content"]).strip() if turn["role"] == "system" else ""
+        return turn | {"content": _as_content(_SYSTEM_MARK, turn["content"])} if text else turn
+
+    return [marked(turn) for turn in messages]

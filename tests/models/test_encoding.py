@@ -155,6 +155,17 @@ def test_text_parts_are_one_text_where_the_template_knows_texts_alone() -> None:
     assert encode(TOKENIZERS["gemma"], parts).ids == encode(TOKENIZERS["gemma"], "How?").ids
 
 
+def test_a_template_that_closes_a_conversation_has_the_parts_of_one_that_does_not() -> None:
+    closing = with_template(THINKS.removesuffix("{% endif %}") + "{% else %}{{ eos_token }}{% endif %}")
+    turns = turns_of("user", "assistant", "user")
+    assert parts_of(encode(closing, turns)) == parts_of(encode(TOKENIZERS["thinks"], turns))
+
+
+def test_a_conversation_that_the_assistant_begins_is_read() -> None:
+    row = encode(TOKENIZERS["thinks"], turns_of("assistant", "user", "assistant", "user"))
+    assert [span.kind for span in row.spans][-3:] == ["history", "user", "header"]
+
+
 def test_a_system_message_between_turns_is_history() -> None:
     turns = [*turns_of("user", "assistant"), {"role": "system", "content": "Now rhyme."}, *turns_of("user")]
     assert "Now rhyme." in text_of(encode(TOKENIZERS["thinks"], turns), "history")

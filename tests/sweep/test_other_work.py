@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FunctionType
 
@@ -72,6 +72,14 @@ class Rule(Scale):
 class Kind(IntEnum):
     FIRST, SECOND, THIRD, FOURTH, FIFTH = range(5)
 
+    def points(self) -> int:
+        return int(self)
+
+
+@cache
+def cached(text: str) -> int:
+    return len(WORD)
+
 
 @dataclass(slots=True)
 class Limit:
@@ -85,7 +93,7 @@ SCORE = partial(f1_score, average="macro")
 class Judge:
     def __call__(self, examples: list[Example], texts: list[str]) -> list[float]:
         found = [self.help(text) * RULE.of() + float(WEIGHTS.sum()) + float(BOUND) for text in texts]
-        return [min(one, LIMIT.most, KIND, SCORE([one > 0], [True])) for one in found]
+        return [min(one, LIMIT.most, KIND.points(), cached("a"), SCORE([one > 0], [True])) for one in found]
 
     def help(self, text: str, *, least: int = 1) -> float:
         return float(len(text))
@@ -171,13 +179,20 @@ def test_contents_of_a_judge_follow_its_methods_classes_and_what_it_names(monkey
     changes: list[tuple[object, str, object]] = [
         (Judge, "help", lambda self, text: -len(text)), (Judge.help, "__kwdefaults__", {"least": 2}),
         (Scale, "of", lambda self: 2.0), (Scale, "shift", property(lambda self: 1.0)), (Scale, "unit", 2.0),
-        (Rule, "find", staticmethod(lambda text: 0.0)), (Rule, "words", ("yes",)), (RULE, "least", 2),
+        (Kind, "points", lambda self: 0), (Rule, "find", staticmethod(lambda text: 0.0)), (Rule, "words", ("yes",)),
+        (RULE, "least", 2),
     ]  # fmt: skip
     for owner, name, changed in changes:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, changed)
             assert contents(Judge()) != before, (owner, name)
-    others = {"WEIGHTS": np.ones(2), "BOUND": torch.ones(1), "RULE": Rule(3), "LIMIT": Limit(4), "KIND": Kind.SECOND}
+    others: dict[str, object] = {"WORD": "y"} | {
+        "WEIGHTS": np.ones(2),
+        "BOUND": torch.ones(1),
+        "RULE": Rule(3),
+        "LIMIT": Limit(4),
+        "KIND": Kind.SECOND,
+    }
     for name, value in (others | {"SCORE": partial(f1_score, average="micro")}).items():
         with monkeypatch.context() as patch:
             patch.setitem(globals(), name, value)
