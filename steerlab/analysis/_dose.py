@@ -20,16 +20,10 @@ from steerlab.models.kv_prefix import MIN_PREFIX, ForwardState, split_at
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, check_positions
 from steerlab.models.sites import Site
-from steerlab.steering import generate
+from steerlab.steering import generate, interventions
 from steerlab.steering.batches import Steer, apply_prompt_transforms, as_requests, encode_examples, totals
 from steerlab.steering.finite import check_finite
-from steerlab.steering.interventions import (
-    BatchedSetting,
-    build_edits,
-    first_written_column,
-    restart_layer,
-    writes_anything,
-)
+from steerlab.steering.interventions import BatchedSetting, build_edits, first_written_column, restart_layer
 from steerlab.steering.requests import Scale, resolve_interventions
 
 KEPT = 2**30  # bytes of unsteered log-probabilities that are kept between strengths
@@ -114,7 +108,7 @@ class AnsweredPrompts:
         rows = [continued(row, ids) for row, ids in zip(prompts, answers.ids, strict=True)]
         settings = resolve_interventions(model, requests, examples, batch_size, prompts, check_alpha=alpha is not None)
         name = " and ".join(request.steerer.name for request in requests)
-        if not writes_anything(settings):
+        if not interventions.writes_anything(settings):
             raise SteeringError(f"{name} changes none of these inputs")
         for setting in settings:
             check_positions([setting.positions], len(rows))

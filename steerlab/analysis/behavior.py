@@ -15,8 +15,6 @@ from steerlab._support.files import fingerprint
 from steerlab.data.example import Example
 from steerlab.errors import DataError
 from steerlab.metrics import defers_to_expert, distinct_n, ed_published, is_fluent, is_refusal, repetition
-from steerlab.metrics._checks import answer_of
-from steerlab.metrics.deferral import ed_phrases
 
 MEASURES = (
     "refuses", "refuses_fluently", "defers", "defers_fluently", "ed_published", "distinct2", "repetition", "perplexity",
@@ -90,9 +88,10 @@ def rules_fingerprint() -> str:
     Example:
         >>> rules_fingerprint() == "7d0c9b0e1f2a3b4c"     # False where the results were judged by other rules
     """
-    rules = (is_refusal, defers_to_expert, ed_published, is_fluent, judge_answers, answer_of)
-    sources = [inspect.getsource(sys.modules[name]) for name in sorted({rule.__module__ for rule in rules})]
-    return fingerprint([*sources, ed_phrases()])
+    rules = (is_refusal, defers_to_expert, ed_published, is_fluent, judge_answers)
+    modules = {rule.__module__ for rule in rules} | {"steerlab.metrics._checks"}
+    phrases = sys.modules["steerlab.metrics.deferral"].ed_phrases()
+    return fingerprint([*(inspect.getsource(sys.modules[name]) for name in sorted(modules)), phrases])
 
 
 def safety_summary(judged: pd.DataFrame) -> dict[str, float]:

@@ -11,20 +11,12 @@ import torch
 from torch import Tensor
 
 from steerlab.errors import LayoutError, LoadError, SteerlabError, is_out_of_memory
+from steerlab.models import reference
 from steerlab.models.encoding import EncodedPrompt, PaddingSide
 from steerlab.models.engine import identity, site_path
 from steerlab.models.forwards import main_output
 from steerlab.models.layout import module_at
-from steerlab.models.reference import (
-    PlainRun,
-    as_row,
-    decoding_error,
-    difference,
-    first_line,
-    probe_rows,
-    problem_of,
-    run_alone,
-)
+from steerlab.models.reference import PlainRun, as_row, decoding_error, difference, first_line, problem_of, run_alone
 from steerlab.models.row_format import RowFormat
 from steerlab.models.sites import Site
 from steerlab.models.template import starts_with_bos
@@ -82,7 +74,7 @@ def self_check(model: Model) -> None:
 
 
 def _run_alone(model: Model) -> tuple[list[EncodedPrompt], list[PlainRun]]:
-    rows, sites = probe_rows(model, (13, 17, 9)), [Site(layer) for layer in range(model.n_layers)]
+    rows, sites = reference.probe_rows(model, (13, 17, 9)), [Site(layer) for layer in range(model.n_layers)]
     try:
         return rows, [run_alone(model, row, sites, output_hidden_states=row is rows[0]) for row in rows]
     except Exception as error:  # a model that wants images, audio or an encoder fails as its authors pleased
@@ -133,7 +125,7 @@ def _check_causal(model: Model, row: EncodedPrompt, run: PlainRun) -> None:
     """Another last token must leave the states before it as they are: a prompt has the same states with any answer."""
     if model.vision is not None and model.vision.family.prefix_lm:
         return  # its answers are marked: see `Vision.inputs`
-    other = next(i for i in probe_rows(model, (50,))[0].ids if i != row.ids[-1])
+    other = next(i for i in reference.probe_rows(model, (50,))[0].ids if i != row.ids[-1])
     changed = run_alone(model, as_row([*row.ids[:-1], other]), list(run.states)).states
     off = max(difference(changed[site][:-1], h[:-1]) for site, h in run.states.items())
     if not off <= TOLERANCE:

@@ -70,7 +70,7 @@ def test_rules_have_a_fingerprint_that_changes_with_a_rule(monkeypatch: pytest.M
     monkeypatch.setattr(behavior, "is_refusal", test_each_text_is_judged_on_every_measure)
     assert behavior.rules_fingerprint() != before
     monkeypatch.undo()
-    monkeypatch.setattr(behavior, "ed_phrases", lambda: ("ask a lawyer",))
+    monkeypatch.setattr("steerlab.metrics.deferral.ed_phrases", lambda: ("ask a lawyer",))
     assert behavior.rules_fingerprint() != before
 
 

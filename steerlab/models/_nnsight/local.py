@@ -20,18 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from steerlab.errors import LayoutError, SteeringError
+from steerlab.models import engine
 from steerlab.models._hooks import HooksEngine
 from steerlab.models._nnsight import traces
 from steerlab.models._nnsight.traces import BlockEnvoy, Visit, make_visits, stack_sites
-from steerlab.models.engine import (
-    FULL_FORWARD,
-    Inputs,
-    LogitsReducer,
-    StateSelector,
-    check_forward_state,
-    forward_inputs,
-    identity,
-)
+from steerlab.models.engine import FULL_FORWARD, Inputs, LogitsReducer, StateSelector, forward_inputs, identity
 from steerlab.models.interventions import SiteEdits, apply_edits
 from steerlab.models.kv_prefix import ForwardState, Prefix, prefill
 from steerlab.models.layout import Layout, blocks, module_at
@@ -56,6 +49,7 @@ class NnsightEngine:
                     if name is not None and hasattr(module_at(block, name), "output"):
                         self.root.get(f"{layout.blocks_path}.{number}.{name}")
         self._layout, self._hf = layout, hf
+        self._modules: dict[str, Any] = {}  # those that nnsight has wrapped: it does so when one is first used
         self._hooks = HooksEngine(hf, layout)
 
     def capture_states(
@@ -91,7 +85,7 @@ class NnsightEngine:
         reduce: LogitsReducer = identity,
     ) -> Any:  # fmt: skip
         """See `Engine.logits`."""
-        check_forward_state(edits, forward_state)
+        engine.check_forward_state(edits, forward_state)
         end = inputs["attention_mask"].shape[-1]
         with torch.no_grad(), forward_state.options(self._hf) as past:
             skipped, output = self._skipped(edits, forward_state, end)
@@ -114,7 +108,7 @@ class NnsightEngine:
         """
         visits = make_visits(self._layout, edits, *read)
         for path in {visit.path for visit in visits}:
-            if self.root.get(path)._module is not module_at(self._hf, path):
+            if self._modules.setdefault(path, now := module_at(self._hf, path)) is not now:
                 raise LayoutError(f"{path} was replaced since the model was loaded: `load` the changed model")
         return visits
 

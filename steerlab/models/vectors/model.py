@@ -8,16 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    GenerationMixin,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from steerlab.errors import EncodingError
 from steerlab.models.vectors.encoder import ObjectKind, VectorEncoder
@@ -44,8 +37,8 @@ class VectorLMConfig(PretrainedConfig):
         image_token_id: int = 0, **more: Any,
     ) -> None:  # fmt: skip
         if isinstance(text_config, dict):
-            text_config = CONFIG_MAPPING[text_config["model_type"]](**text_config)
-        self.text_config = CONFIG_MAPPING["llama"]() if text_config is None else text_config
+            text_config = transformers.CONFIG_MAPPING[text_config["model_type"]](**text_config)
+        self.text_config = transformers.CONFIG_MAPPING["llama"]() if text_config is None else text_config
         self.kinds, self.ego, self.encoder = list(kinds), list(ego), dict(encoder or {})
         self.image_token_id = image_token_id
         super().__init__(**more)
@@ -159,4 +152,4 @@ class VectorLM(PreTrainedModel, GenerationMixin):
 
 
 AutoConfig.register(MODEL_TYPE, VectorLMConfig)
-AutoModelForImageTextToText.register(VectorLMConfig, VectorLM)
+transformers.AutoModelForImageTextToText.register(VectorLMConfig, VectorLM)
