@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
 from enum import Enum
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from logging import Logger
 from pathlib import PurePath
@@ -136,7 +136,7 @@ class _Walk:
 
     def _function(self, value: Any) -> Any:
         if not _is_own(value):
-            return _version(value)
+            return _version(_package(value))
         cells = [cell.cell_contents for cell in value.__closure__ or () if _is_set(cell)]
         parts = (value.__code__, value.__defaults__, value.__kwdefaults__, cells, _named(value), vars(value))
         return self._all(parts)  # with `__wrapped__`, of a decorated one
@@ -144,7 +144,7 @@ class _Walk:
     def _class(self, value: type) -> Any:
         """Functions, properties and plain values that a class defines, and its base classes if they are own code."""
         if not _is_own(value) or _package(value) == "steerlab":  # whose classes would bring in the whole library
-            return _version(value)
+            return _version(_package(value))
         found: list[Any] = []
         for base in filter(_is_own, value.__mro__):
             for name, one in vars(base).items():
@@ -181,9 +181,10 @@ def _is_own(value: Any) -> bool:
     return _package(value) == "__main__" or not installed  # a notebook's file is that of an installed package
 
 
-def _version(value: Any) -> str:
+@cache
+def _version(package: str) -> str:
     try:
-        return version(_package(value))
+        return version(package)
     except PackageNotFoundError:  # of the standard library, or under another name
         return ""
 
