@@ -75,7 +75,7 @@ COUNTS = {
 FRESH_INSTRUCTIONS = 500  # other studies use the file's rows before this one
 TWIN = 0.8  # cosine of the words' TF-IDF: from there on, two questions count as one
 SENTENCE_SETS = ("plain", "reasoned", "situation_closed")  # one pair for each behavior
-SEEDS, NETS = 5, ("l2s", "shuffled")  # the other nets have one seed, to save time
+SEEDS, SEEDED = 5, ("l2s", "shuffled")  # methods with so many seeds; the other nets have one, to save time
 ZERO = ["answer"]
 CHOSEN_BY = (
     "refuse_harmful_fluently",
@@ -160,7 +160,7 @@ class Answers:
 
     def __init__(self, study: Study, model: Model, parts: dict[str, list[Example]], args: argparse.Namespace) -> None:
         self.study, self.model, self.parts, self.args = study, model, parts, args
-        self.plain = {part: self.texts(f"{part}-none", part, None) for part in ("validation", "test")}
+        self._unsteered: dict[str, list[str]] = {}
 
     def texts(self, stage: str, part: str, request: LazyRequest) -> list[str]:
         """What the model answers to the rows of a part."""
@@ -169,11 +169,17 @@ class Answers:
             batch_size=self.args.batch_size,
         )  # fmt: skip
 
+    def unsteered(self, part: str) -> list[str]:
+        """The answers without steering; with `--grid`, those to validation rows are not needed."""
+        if part not in self._unsteered:
+            self._unsteered[part] = self.texts(f"{part}-none", part, None)
+        return self._unsteered[part]
+
     def judged(self, stage: str, part: str, request: LazyRequest) -> pd.DataFrame:
         """Measures of each answer; it is fluent by its words and its perplexity under the unsteered model."""
         texts, rows = self.texts(stage, part, request), self.parts[part]
         return judge_with_perplexity(
-            self.study, stage, self.model, rows, texts, self.plain[part], batch_size=self.args.batch_size
+            self.study, stage, self.model, rows, texts, self.unsteered(part), batch_size=self.args.batch_size
         )
 
     def measures(self, name: str, settings: Sequence[Setting], make: Callable[[Setting], Request]) -> pd.DataFrame:
@@ -311,20 +317,18 @@ def run_tests(
 
     def add(name: str, at: Setting, make: Callable[[], Request], seed: int = 0) -> None:
         found = known[(known["method"] == name) & (known["seed"] == seed)]
-        if len(found):
-            given = found[["layer", "alpha", "first"]].astype(float).drop_duplicates().to_numpy().tolist()
-            if given != [[float(one) for one in at]] or list(found["example_id"]) != list(plain["example_id"]):
-                raise MismatchError(f"the earlier answers under {name} are of other rows or another setting than {at}")
         if not len(found):
             found = answers.judged(f"test-{name}-{sentences}-{label(at)}-{seed}", "test", make)
+        elif {*zip(found["layer"], found["alpha"], found["first"], strict=True)} != {at} or (
+            list(found["example_id"]) != list(plain["example_id"])
+        ):
+            raise MismatchError(f"the earlier answers under {name} are of other rows or another setting than {at}")
         frames.append(found.assign(method=name, layer=at[0], alpha=at[1], first=at[2], seed=seed))
         print(f"{name} at {at}, seed {seed}: {safety_summary(found)}", flush=True)
 
-    for name in (*chosen, "shuffled"):
-        if name == "own":
-            continue
+    for name in (*(name for name in chosen if name != "own"), "shuffled"):
         at = chosen["l2s" if name == "shuffled" else name]
-        for seed in range(SEEDS if name in NETS else 1):
+        for seed in range(SEEDS if name in SEEDED else 1):
             fit = partial(fit_shuffled, seed=seed) if name == "shuffled" else makers(seed)[name]
             add(name, at, partial(vectors.predicted, name, fit, "test", sentences, at, seed), seed)
     add("class_mean", at := chosen["routed_mean"], lambda: vectors.class_mean("test", sentences, at))
@@ -368,7 +372,7 @@ def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
             if found.notna().any():
                 summary[f"{method}.{name}"] = estimate(found.dropna().tolist(), seed)
         behaviors = mean["behavior"]
-    for name in NETS:
+    for name in SEEDED:
         seeds = [rows for _, rows in judged[judged["method"] == name].groupby("seed")]
         of_seeds = [safety_summary(rows) for rows in seeds]
         summary |= {f"{name}.seeds.{one}": [round(shares[one], 4) for shares in of_seeds] for one in values[name]}
@@ -389,7 +393,9 @@ def main() -> None:
     arguments.add_argument("--layers", type=int, nargs="+", default=[11, 13], help="blocks that are tried")
     arguments.add_argument("--strengths", type=float, nargs="+", default=[0.8, 1.2])
     arguments.add_argument("--first", type=int, nargs="+", default=[0], help="new tokens that are steered; 0: all")
-    arguments.add_argument("--methods", nargs="+", choices=makers(0), default=list(makers(0)), help="that are tried")
+    arguments.add_argument(
+        "--methods", nargs="+", choices=makers(0), default=list(makers(0)), help="methods that are tried"
+    )
     arguments.add_argument("--grid", help="grid.csv of an earlier run: its sentences and settings are taken")
     arguments.add_argument("--earlier", help="results.csv of an earlier run: its answers to test rows are taken")
     arguments.set_defaults(max_new_tokens=32, batch_size=90)

@@ -1,4 +1,4 @@
-"""What an object holds, as plain values: two objects of the same class and contents have the same in any process."""
+"""A fingerprint of what an object holds and what its code does: equal in any process for equal objects."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from enum import Enum
 from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -22,51 +23,53 @@ import torch
 from steerlab._support.files import fingerprint
 
 # where a method comes from, not what it does, and what differs from process to process
-_LEFT_OUT = {"info_", "history_", "training", "_slopes", "transformers_version", "_original_object_hash"}
+_LEFT_OUT = {"info_", "history_", "training", "transformers_version", "_original_object_hash"}
 _SIMPLE = (str, bytes, bool, int, float, complex, type(None), np.generic, PurePath)
 _BASES: tuple[Any, ...] = (str, bytes, int, float)
+#: what is read of the values that a function or class names, besides code and objects of the user's own
 _FOLLOWED = (
     *_SIMPLE, list, tuple, set, frozenset, dict, re.Pattern, np.ndarray, torch.Tensor, Enum, pd.DataFrame, pd.Series,
     partial, MethodType, BuiltinMethodType,
 )  # fmt: skip
 
 
-def contents(value: Any) -> str:
-    """Tensors by their bytes, functions by their byte code and what they were made with, objects by their attributes.
+def content_fingerprint(value: Any) -> str:
+    """Sixteen hexadecimal digits of a tensor's bytes, a function's byte code and what it names, an object's attributes.
 
-    Classes of the user's own code count by what they and their base classes define, those of installed packages by
-    their names and versions.
+    Classes of the user's own code count by what they and their base classes define, functions and classes of installed
+    packages by their names and versions.
 
     Example:
-        >>> contents(lambda x: x + 1) == contents(lambda x: x + 1) != contents(lambda x: x + 2)
+        >>> one, same, other = (content_fingerprint(f) for f in (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2))
+        >>> one == same != other
         True
     """
-    return _Walk().of(value)
+    return fingerprint(_Reader().read(value))
 
 
-class _Walk:
-    """One walk through an object; what is met again, or holds itself, is read once."""
+class _Reader:
+    """Reads an object and all that it refers to, each part once."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Any, str]] = {}  # with the value itself: its id is not given away meanwhile
 
-    def of(self, value: Any) -> str:
-        """A fingerprint of the contents of a value; "..." inside of itself."""
+    def read(self, value: Any) -> str:
+        """A simple value in words, any other as a fingerprint; "..." for one that is being read."""
         if type(value) in _SIMPLE or isinstance(value, np.generic | PurePath):
             return repr(value)
         if id(value) not in self._known:
             self._known[id(value)] = value, "..."
-            self._known[id(value)] = value, fingerprint(self._read(value))
+            self._known[id(value)] = value, fingerprint(self._parts(value))
         return self._known[id(value)][1]
 
     def _all(self, values: Iterable[Any]) -> list[str]:
-        return [self.of(value) for value in values]
+        return [self.read(value) for value in values]
 
-    def _read(self, value: Any) -> Any:
-        if isinstance(value, FunctionType):
-            return [_name(value), self._function(value)]
-        if isinstance(value, type):
-            return [_name(value), self._class(value)]
+    def _parts(self, value: Any) -> Any:
+        if isinstance(value, FunctionType | type):
+            if not _is_own(value) or (isinstance(value, type) and _package(value) == "steerlab"):
+                return [_name(value), _version(_package(value))]  # classes of steerlab would bring in all of it
+            return [_name(value), self._class(value) if isinstance(value, type) else self._function(value)]
         if isinstance(value, Logger | ModuleType):
             return [type(value).__name__, value.__name__ if isinstance(value, ModuleType) else value.name]
         if isinstance(value, torch.Tensor | np.ndarray):
@@ -77,14 +80,14 @@ class _Walk:
         if isinstance(value, re.Pattern):  # its repr ends after 200 characters
             return [value.pattern, value.flags]
         if isinstance(value, CodeType):
-            return [value.co_code.hex(), list(value.co_names), self.of(value.co_consts)]
+            return [value.co_code.hex(), list(value.co_names), self.read(value.co_consts)]
         if isinstance(value, partial | MethodType | BuiltinMethodType):
             names = ("func", "args", "keywords", "__func__", "__self__", "__qualname__")
             return self._all(getattr(value, name) for name in names if hasattr(value, name))
-        kind = self.of(type(value)) if _is_own(type(value)) else _name(type(value))
+        kind = self.read(type(value)) if _is_own(type(value)) else _name(type(value))
         kind = "items" if type(value) in (list, tuple) else kind  # lists come back as tuples from a saved method
         if isinstance(value, Enum):
-            return [kind, value.name, self.of(value.value)]
+            return [kind, value.name, self.read(value.value)]
         items = self._items(value)
         if items is not None and type(value).__module__ == "builtins":
             return [kind, items]
@@ -96,31 +99,19 @@ class _Walk:
             return [self._all(pair) for pair in value.items()]
         if isinstance(value, list | tuple | deque):
             return self._all(value)
-        if isinstance(value, set | frozenset):  # their order differs from process to process
-            return sorted(map(contents, value))
-        plain = [repr(base(value)) for base in _BASES if isinstance(value, base)]
-        return plain or None
+        if isinstance(value, set | frozenset):  # read one by one: their order differs from process to process
+            return sorted(_Reader().read(item) for item in value)
+        return [repr(base(value)) for base in _BASES if isinstance(value, base)] or None
 
-    def _object(self, value: Any, alone: bool) -> Any:
-        """An object's attributes; where it has none and nothing else is known of it, what pickle would keep."""
-        kind, slots = type(value), dict[str, Any]()
-        for base in kind.__mro__:
-            named = getattr(base, "__slots__", ())
-            for name in [named] if isinstance(named, str) else named:
-                name = f"_{base.__name__.lstrip('_')}{name}" if name[:2] == "__" != name[-2:] else name
-                slots |= {name: getattr(value, name)} if hasattr(value, name) else {}
+    def _object(self, value: Any, has_no_items: bool) -> Any:
+        """An object's attributes; where nothing at all is known of it, what pickle would keep."""
+        kind, slots = type(value), _slots(value)
         caches = {name for base in kind.__mro__ for name, one in vars(base).items() if isinstance(one, cached_property)}
         held = {name: one for name, one in getattr(value, "__dict__", {}).items() if name not in caches | _LEFT_OUT}
         parts = [slots, held, getattr(value, "__wrapped__", None)]  # the last of what stands for a function
-        return self._all([*parts, self._reduced(value)] if alone and not (slots or held or _is_own(kind)) else parts)
-
-    @staticmethod
-    def _reduced(value: Any) -> Any:
-        try:
-            kept = value.__reduce_ex__(4)
-        except (TypeError, ValueError, AttributeError, NotImplementedError):
-            return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-        return kept if isinstance(kept, str) else [*kept[1:3], *(list(one) for one in kept[3:5] if one is not None)]
+        if has_no_items and not (slots or held or _is_own(kind)):
+            parts.append(_pickled(value))
+        return self._all(parts)
 
     def _array(self, value: Any) -> Any:
         kind, shape, array = str(value.dtype), list(value.shape), value
@@ -131,20 +122,19 @@ class _Walk:
             array = dense.resolve_conj().resolve_neg().contiguous()
             array = array.reshape(-1).view(torch.uint8).numpy()  # NumPy has no bfloat16
         if array.dtype.hasobject:
-            return [kind, shape, self.of(array.tolist())]
+            return [kind, shape, self.read(array.tolist())]
         return [kind, shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()]
 
-    def _function(self, value: Any) -> Any:
-        if not _is_own(value):
-            return _version(_package(value))
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_set(cell)]
+    def _function(self, value: FunctionType) -> Any:
+        cells = []
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # it has no value yet
+                cells.append(cell.cell_contents)
         parts = (value.__code__, value.__defaults__, value.__kwdefaults__, cells, _named(value), vars(value))
         return self._all(parts)  # with `__wrapped__`, of a decorated one
 
     def _class(self, value: type) -> Any:
         """Functions, properties and plain values that a class defines, and its base classes if they are own code."""
-        if not _is_own(value) or _package(value) == "steerlab":  # whose classes would bring in the whole library
-            return _version(_package(value))
         found: list[Any] = []
         for base in filter(_is_own, value.__mro__):
             for name, one in vars(base).items():
@@ -157,28 +147,45 @@ class _Walk:
         return self._all(found)
 
 
-def _is_set(cell: Any) -> bool:
+def _slots(value: Any) -> dict[str, Any]:
+    """The attributes of an object that its classes name in `__slots__`."""
+    found = {}
+    for base in type(value).__mro__:
+        names = getattr(base, "__slots__", ())
+        for name in [names] if isinstance(names, str) else names:
+            is_private = name.startswith("__") and not name.endswith("__")  # Python stores it under another name
+            stored = f"_{base.__name__.lstrip('_')}{name}" if is_private else name
+            if hasattr(value, stored):
+                found[stored] = getattr(value, stored)
+    return found
+
+
+def _pickled(value: Any) -> Any:
+    """What pickle would keep of an object; one that can't be pickled as it is written, without its address."""
     try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
+        kept = value.__reduce_ex__(4)
+    except (TypeError, ValueError, AttributeError, NotImplementedError):
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+    return kept if isinstance(kept, str) else [*kept[1:3], *(list(one) for one in kept[3:5] if one is not None)]
+
+
+def _module(value: Any) -> str:
+    return str(value.__name__ if isinstance(value, ModuleType) else value.__module__)
+
+
+def _package(value: Any) -> str:
+    return _module(value).partition(".")[0]
 
 
 def _name(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
-def _package(value: Any) -> str:
-    name = value.__name__ if isinstance(value, ModuleType) else value.__module__
-    return str(name).partition(".")[0]
-
-
 def _is_own(value: Any) -> bool:
     """Whether a function, class or module is the user's or steerlab's, not of an installed package."""
-    name = value.__name__ if isinstance(value, ModuleType) else value.__module__
-    file = getattr(sys.modules.get(str(name)), "__file__", None) or ""
-    installed = _package(value) in sys.stdlib_module_names or ("-packages" in file and _package(value) != "steerlab")
-    return _package(value) == "__main__" or not installed  # a notebook's file is that of an installed package
+    package, file = _package(value), getattr(sys.modules.get(_module(value)), "__file__", None) or ""
+    installed = package in sys.stdlib_module_names or ("-packages" in file and package != "steerlab")
+    return package == "__main__" or not installed  # a notebook's file is that of an installed package
 
 
 @cache
@@ -198,17 +205,16 @@ def _named(function: Any) -> dict[str, Any]:
     found = {name: function.__globals__[name] for name in sorted(names) if name in function.__globals__}
     modules = [one for one in found.values() if isinstance(one, ModuleType) and _is_own(one)]
     for module in modules:
-        inside = {name: getattr(module, name) for name in sorted(names) if hasattr(module, name)}
-        found |= {f"{module.__name__}.{name}": one for name, one in inside.items()}
-        modules += [
-            one for one in inside.values() if isinstance(one, ModuleType) and one not in modules and _is_own(one)
-        ]
+        held = {name: getattr(module, name) for name in sorted(names) if hasattr(module, name)}
+        found |= {f"{module.__name__}.{name}": one for name, one in held.items()}
+        modules += [m for m in held.values() if isinstance(m, ModuleType) and m not in modules and _is_own(m)]
+    return {name: value for name, value in found.items() if _is_followed(value)}
 
-    def belongs(value: Any) -> bool:
-        if isinstance(value, FunctionType | type) or hasattr(value, "__wrapped__"):
-            return _is_own(value)
-        if isinstance(value, dict) and any(isinstance(one, type) for one in value.values()):
-            return False  # a registry of classes, which grows with what is imported
-        return isinstance(value, _FOLLOWED) or (_is_own(type(value)) and _package(type(value)) != "steerlab")
 
-    return {name: value for name, value in found.items() if belongs(value)}
+def _is_followed(value: Any) -> bool:
+    """Whether what a function names is read: plain values, and what is own code."""
+    if isinstance(value, FunctionType | type) or hasattr(value, "__wrapped__"):
+        return _is_own(value)
+    if isinstance(value, dict) and any(isinstance(one, type) for one in value.values()):
+        return False  # a registry of classes, which grows with what is imported
+    return isinstance(value, _FOLLOWED) or (_is_own(type(value)) and _package(type(value)) != "steerlab")

@@ -79,7 +79,8 @@ def judge_answers(
     if unsteered is None:
         return frame.assign(identical=np.nan, kept=np.nan)
     same = np.array([a == b for a, b in zip(texts, unsteered, strict=True)], dtype=float)
-    return frame.assign(identical=same, kept=np.maximum(same, (1 - frame["refuses"]) * frame["fluent"]))
+    unharmed = (1 - frame["refuses"]) * frame["fluent"]
+    return frame.assign(identical=same, kept=np.maximum(same, unharmed))
 
 
 def rules_fingerprint() -> str:
@@ -88,9 +89,9 @@ def rules_fingerprint() -> str:
     Example:
         >>> rules_fingerprint() == "7d0c9b0e1f2a3b4c"     # False where the results were judged by other rules
     """
-    rules = (is_refusal, defers_to_expert, ed_published, is_fluent, judge_answers)
-    modules = {rule.__module__ for rule in rules} | {"steerlab.metrics._checks"}
-    phrases = sys.modules["steerlab.metrics.deferral"].ed_phrases()
+    modules = {rule.__module__ for rule in (is_refusal, defers_to_expert, ed_published, is_fluent, judge_answers)}
+    modules.add("steerlab.metrics._checks")  # all rules cut the answer out of a text by it
+    phrases = sys.modules[ed_published.__module__].ed_phrases()
     return fingerprint([*(inspect.getsource(sys.modules[name]) for name in sorted(modules)), phrases])
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from steerlab._support.checks import as_whole, check_type
-from steerlab._support.contents import contents
+from steerlab._support.contents import content_fingerprint
 from steerlab._support.display import notebook_html
 from steerlab._support.files import fingerprint
 from steerlab._support.progress import bar as progress_bar
@@ -130,11 +130,11 @@ class SweepPlan:
         groups = [] if self.answers is None else [group.inputs.name for group in self.answers.groups]
         inputs = [one for one in (self.answers.rows if self.answers else None, self.prompts) if one is not None]
         tokens = fingerprint([[one.ids, [row.ids for rows in one.variants for row in rows]] for one in inputs])
-        decide = [] if self.prompts is None else [self.arguments["generation"], self.model.hf.generation_config]
+        options = [] if self.prompts is None else [self.arguments["generation"], self.model.hf.generation_config]
         return {
-            "study": "sweep", "generates": fingerprint(contents(decide)), **info, "data": data_hash(self.examples),
+            "study": "sweep", **info, "data": data_hash(self.examples), "groups": groups, "tokens": tokens,
             "metrics": sorted({*self.answer_metrics.values(), *self.text_metrics}), **self.arguments,
-            "vectors": _vectors_hash(self.settings), "groups": groups, "tokens": tokens,
+            "vectors": _vectors_hash(self.settings), "generation_fingerprint": content_fingerprint(options),
         }  # fmt: skip
 
     def _long(self, frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -321,7 +321,7 @@ def _vectors_hash(settings: Sequence[Setting]) -> str:
         total.update(setting.fitted_hash.encode())
         for one in setting.interventions:
             if one.rule != EditRule():
-                total.update(fingerprint(contents(one.rule)).encode())
+                total.update(content_fingerprint(one.rule).encode())
             total.update(f"{setting.name} {one.site}".encode())
             if one.positions is not None:
                 total.update(position_key(one.positions).encode())

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from steerlab._support.checks import as_seed, as_whole
-from steerlab._support.contents import contents
+from steerlab._support.contents import content_fingerprint
 from steerlab._support.files import fingerprint
 from steerlab._support.progress import bar as progress_bar
 from steerlab._support.progress import interruptible
@@ -91,7 +91,7 @@ def _identity(
     model: Model, examples: list[Example], steer: Steer, batch_size: int, alphas: list[float], options: dict[str, Any]
 ) -> dict[str, Any]:
     info = {name: value for name, value in model.info().items() if name != "versions"}
-    decide = {"steer": steer, "options": options, "generation_config": model.hf.generation_config}
-    given = {name: fingerprint(contents(value)) for name, value in decide.items()}
+    parts = {"steer": steer, "options": options, "generation_config": model.hf.generation_config}
+    given = {name: content_fingerprint(value) for name, value in parts.items()}
     given |= {"data": data_hash(examples), "tokens": fingerprint([row.ids for row in encode_examples(model, examples)])}
     return {"study": "texts", **info, "alphas": alphas, "batch_size": batch_size, **given}

@@ -104,8 +104,8 @@ def setting_effects(
     runs = groupby(sorted(range(len(settings)), key=lambda i: _order(settings[i])), key=lambda i: _order(settings[i]))
     groups = [list(group) for _, group in runs]
     most = [max(len(texts[n]) for texts in ids) for n in range(len(rows))]
-    batches = [list(numbers) for numbers in model.batches(rows, size, "aligned")]
-    for numbers in [part for batch in batches for part in _that_fit(model, rows, batch, most)]:
+    batches = model.batches(rows, size, "aligned")
+    for numbers in [part for batch in batches for part in _that_fit(model, rows, list(batch), most)]:
         longest = max(1, max(most[n] for n in numbers))
         check_lengths(model, [rows[n] for n in numbers], longest)
         shared = _Prompts(model, rows, numbers, longest)

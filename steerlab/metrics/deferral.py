@@ -103,4 +103,5 @@ def _normalize(text: str) -> str:
 
 
 def _is_negated(plain: str, start: int) -> bool:
-    return _NEGATED.search(re.split(r"[.!?;:,]", plain[:start])[-1]) is not None  # in the same clause
+    clause = re.split(r"[.!?;:,]", plain[:start])[-1]
+    return _NEGATED.search(clause) is not None

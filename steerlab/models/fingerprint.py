@@ -102,9 +102,9 @@ def accept_model(fitted: dict[str, Any], model: Origin) -> None:
 
 def is_accepted(fitted: Origin, model: Origin) -> bool:
     """Whether `accept_model` was called with them; weights that have changed since are another model."""
-    accepted, name = fitted.get("accepted_models", ()), _key(model).partition(",")[0]
+    accepted, name = fitted.get("accepted_models", ()), _key(model).rpartition(", template ")[0]
     if not model.get("template"):  # it was accepted under one, or there is none
-        return any(one.partition(",")[0] == name for one in accepted)
+        return any((one.rpartition(", template ")[0] or one) == name for one in accepted)
     return _key(model) in accepted or name in accepted  # of earlier versions: without a word on templates
 
 
@@ -117,7 +117,7 @@ def check_same_model(name: str, fitted: Origin, other: Origin) -> None:
     if same_origin(fitted, other) or is_accepted(fitted, other):
         return
     origins = f"{describe_origin(fitted)}, and what it is used with comes from {describe_origin(other)}"
-    template = "" if not same_model(fitted, other) else ", and the same chat template"
+    template = ", and the same chat template" if same_model(fitted, other) else ""
     raise MismatchError(f"{name} was fitted on {origins}: use the same model for both{template}")
 
 

@@ -49,7 +49,8 @@ def with_images(prompt: str | Messages, n: int, placeholder: str) -> Messages:
         if isinstance(turn["content"], str):
             turn["content"] = [{"type": "text", "text": turn["content"]}]
     parts = [part for turn in turns for part in turn["content"]]
-    if n and turns and not any(part["type"] == "image" or placeholder in part.get("text", "") for part in parts):
+    marked = any(part["type"] == "image" or placeholder in part.get("text", "") for part in parts)
+    if n and turns and not marked:
         turns[-1]["content"] = [{"type": "image"}] * n + turns[-1]["content"]
     return turns
 
@@ -96,8 +97,9 @@ def render(
         raise EncodingError("this chat template rewrites the conversation when the assistant's turn is opened")
     if lost := [message for message in [*systems, system or ""] if message.strip() not in text]:
         raise EncodingError(f"this chat template drops or changes the system message {lost[0][:60]!r}: leave it out")
-    user = _user_start(text_of, messages, without_header)
-    history = _history_start(text_of, messages, user)
+    closing = _closing(text_of, messages)
+    user = _user_start(text_of, messages, without_header, closing)
+    history = _history_start(text_of, messages, closing, user)
     # a BOS that opens the text once is a part by itself; where every turn opens with it (ChatML) it belongs to the turn
     bos = str(tok.bos_token) if starts_with_bos(tok, text) and text.count(str(tok.bos_token)) == 1 else ""
     bounds = [("template", 0)] if bos else []
@@ -105,7 +107,7 @@ def render(
     bounds += [("history", max(history, len(bos)))] if user > history else []
     bounds += [("user", max(user, len(bos)))]
     bounds += [("header", len(without_header))] if len(text) > len(without_header) else []
-    return text, bounds, _closing(text_of, messages)
+    return text, bounds, closing
 
 
 def _turns(prompt: str | Messages, images: bool = True) -> _Turns:
@@ -141,7 +143,7 @@ def _as_content(text: str, content: Any) -> Any:
     return text if isinstance(content, str) else [{"type": "text", "text": text}]
 
 
-def _user_start(text_of: _Render, messages: _Turns, rendered: str) -> int:
+def _user_start(text_of: _Render, messages: _Turns, rendered: str, closing: str) -> int:
     """Where the last user turn begins in the text.
 
     Templates may insert a default system message, so the turn is found as what a *second* copy of it adds to the
@@ -156,7 +158,7 @@ def _user_start(text_of: _Render, messages: _Turns, rendered: str) -> int:
         added, marked = (text_of(m + reply + m[-1:]).rpartition(_MARK)[2] for m in (messages, _with_marks(messages)))
     except EncodingError:
         added = marked = ""
-    if added.startswith(closing := _closing(text_of, messages)):
+    if added.startswith(closing):
         turn = added.removeprefix(closing)
         if content in turn and rendered.endswith(turn) and _SYSTEM_MARK not in marked:
             return len(rendered) - len(turn)
@@ -169,7 +171,7 @@ def _user_start(text_of: _Render, messages: _Turns, rendered: str) -> int:
     return at
 
 
-def _history_start(text_of: _Render, messages: _Turns, user: int) -> int:
+def _history_start(text_of: _Render, messages: _Turns, closing: str, user: int) -> int:
     """Where the first of several turns begins in the text; the start of the last user turn if it is the only one.
 
     Raises:
@@ -178,25 +180,35 @@ def _history_start(text_of: _Render, messages: _Turns, user: int) -> int:
     first = next(i for i, message in enumerate(messages) if message["role"] == "user")
     if first == len(messages) - 1:
         return user
-    for turns in (_with_marks(messages), messages):  # with marks: words of a short system message are found anywhere
-        alone, whole = text_of(turns[: first + 1]), text_of(turns)
-        start = _user_start(text_of, turns[: first + 1], alone)
-        marks = sum(turn != message for turn, message in zip(turns[:first], messages, strict=False))
-        if not whole.startswith(alone[:start]) or alone[:start].count(_SYSTEM_MARK) < marks:
-            raise EncodingError(
-                "this chat template writes what comes before the first turn elsewhere in a longer conversation: give "
-                "a single turn, or leave the system message out"
-            )
-    return min(start, user)
+    marked = _with_marks(messages)
+    n_marks = sum(turn != message for turn, message in zip(marked[:first], messages, strict=False))
+    _beginning(text_of, marked, first, closing, n_marks)
+    return min(len(_beginning(text_of, messages, first, closing)), user)
+
+
+def _beginning(text_of: _Render, messages: _Turns, first: int, closing: str, n_marks: int = 0) -> str:
+    """What stands before turn `first`, which the whole conversation begins with too, and `n_marks` system messages."""
+    alone = text_of(messages[: first + 1])
+    found = alone[: _user_start(text_of, messages[: first + 1], alone, closing)]
+    if not text_of(messages).startswith(found) or found.count(_SYSTEM_MARK) < n_marks:
+        raise EncodingError(
+            "this chat template writes what comes before the first turn elsewhere in a longer conversation: give a "
+            "single turn, or leave the system message out"
+        )
+    return found
 
 
 def _closing(text_of: _Render, messages: _Turns) -> str:
+    """What the template adds after an answer."""
     finished = text_of([*messages, {"role": "assistant", "content": _as_content(_MARK, messages[-1]["content"])}])
     return finished.rpartition(_MARK)[2] if _MARK in finished else ""
 
 
 def _with_marks(messages: _Turns) -> _Turns:
-    """The messages with a mark in the place of each system message's text; templates may leave out an empty one."""
+    """The messages with a mark in the place of each system message's text, whose words may stand in the template too.
+
+    An empty text stays: templates may leave it out.
+    """
 
     def marked(turn: dict[str, Any]) -> dict[str, Any]:
         text = _message_text(turn["content"]).strip() if turn["role"] == "system" else ""

@@ -145,10 +145,8 @@ def _check_origin(model: Model, steerer: Any, any_model: bool) -> None:
     """
     parts = list({id(one): one for one in (*parts_of(steerer), steerer)}.values())
     named = any(getattr(part, "info_", {}).get("model") for part in parts)  # a vector made by hand is of no model
-    here: dict[str, Any] = {}
-    if named:
-        template = fingerprint(model.tokenizer.chat_template) if model.chat else None
-        here = {"model": model.id, "weights": weights_fingerprint(model.hf), "template": template}
+    template = fingerprint(model.tokenizer.chat_template) if model.chat else None
+    here = {"model": model.id, "weights": weights_fingerprint(model.hf), "template": template} if named else {}
     for part in parts:
         _check_part(model, part, any_model, here)
 

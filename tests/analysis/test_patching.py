@@ -11,7 +11,7 @@ from torch import Tensor
 from steerlab import Example, Site, load, steer
 from steerlab.analysis.patching import patch
 from steerlab.errors import DataError, LayoutError, PositionError
-from steerlab.models.engine import block_path, point_path
+from steerlab.models.engine import site_path
 from steerlab.models.forwards import main_output, with_main_output
 from steerlab.models.layout import module_at
 from steerlab.models.model import Model
@@ -53,7 +53,7 @@ def run(model: Model, ids: tuple[int, ...], site: Site, put: tuple[int, slice, T
             return (change(args[0]), *args[1:]), kwargs
         return args, kwargs | {"hidden_states": change(kwargs["hidden_states"])}
 
-    module = module_at(module_at(model.hf, block_path(site, model.layout)), point_path(site, model.layout))
+    module = module_at(model.hf, site_path(site, model.layout))
     if site.point in INPUTS:
         handle = module.register_forward_pre_hook(before, with_kwargs=True)
     else:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import steerlab
 from steerlab import Contrast, Example, Request, Site
-from steerlab._support.contents import contents
+from steerlab._support.contents import content_fingerprint
 from steerlab.analysis.texts import write_texts
 from steerlab.errors import MismatchError, SteeringError
 from steerlab.methods.base import Context, Intervention
@@ -151,11 +151,11 @@ def test_contents_are_the_same_in_another_process_and_take_no_time_where_functio
     code = (
         "import re, numpy as np\nfrom sklearn.linear_model import LogisticRegression as Model\n"
         "from sklearn.metrics import f1_score\n"
-        "from steerlab._support.contents import contents; from steerlab._support.files import fingerprint\n"
+        "from steerlab._support.contents import content_fingerprint\n"
         "for i in range(30): exec(f'def f{i}(): return ' + ','.join(f'f{j}()' for j in range(30)))\n"
         "fitted = Model().fit([[0.0], [1.0]], ['a', 'b'])\n"
         "held = [f0, {f1, 'x', 2}, fitted, f1_score, Model, re.compile('a').search, np.array(['a'], object)]\n"
-        "print(fingerprint(contents(held)))"
+        "print(content_fingerprint(held))"
     )
     runs = [
         subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, timeout=60, check=True,
@@ -166,16 +166,16 @@ def test_contents_are_the_same_in_another_process_and_take_no_time_where_functio
 
 
 def test_contents_of_a_function_follow_its_own_helpers_and_long_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = contents(has_word)
-    assert before == contents(has_word)
+    before = content_fingerprint(has_word)
+    assert before == content_fingerprint(has_word)
     monkeypatch.setitem(globals(), "WORD", "yyyy")
-    assert before != contents(has_word)
+    assert before != content_fingerprint(has_word)
     long = "x" * 300
-    assert contents(re.compile(long + "a")) != contents(re.compile(long + "b"))
+    assert content_fingerprint(re.compile(long + "a")) != content_fingerprint(re.compile(long + "b"))
 
 
 def test_contents_of_a_judge_follow_its_methods_classes_and_what_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = contents(Judge())
+    before = content_fingerprint(Judge())
     changes: list[tuple[object, str, object]] = [
         (Judge, "help", lambda self, text: -len(text)), (Judge.help, "__kwdefaults__", {"least": 2}),
         (Scale, "of", lambda self: 2.0), (Scale, "shift", property(lambda self: 1.0)), (Scale, "unit", 2.0),
@@ -185,7 +185,7 @@ def test_contents_of_a_judge_follow_its_methods_classes_and_what_it_names(monkey
     for owner, name, changed in changes:
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, changed)
-            assert contents(Judge()) != before, (owner, name)
+            assert content_fingerprint(Judge()) != before, (owner, name)
     others: dict[str, object] = {"WORD": "y"} | {
         "WEIGHTS": np.ones(2),
         "BOUND": torch.ones(1),
@@ -196,8 +196,8 @@ def test_contents_of_a_judge_follow_its_methods_classes_and_what_it_names(monkey
     for name, value in (others | {"SCORE": partial(f1_score, average="micro")}).items():
         with monkeypatch.context() as patch:
             patch.setitem(globals(), name, value)
-            assert contents(Judge()) != before, name
-    assert contents(Judge()) == before
+            assert content_fingerprint(Judge()) != before, name
+    assert content_fingerprint(Judge()) == before
 
 
 def test_written_texts_have_the_strength_of_their_row() -> None:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from steerlab._support.checks import as_number, show
-from steerlab._support.contents import contents
-from steerlab._support.files import fingerprint
+from steerlab._support.contents import content_fingerprint
 from steerlab.capturing import Activations, capture
 from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.example import Example
@@ -127,7 +126,7 @@ def as_alphas(alphas: Iterable[float]) -> list[float]:
 
 def _fitted_hash(steerer: Steerer, interventions: Sequence[Intervention]) -> str:
     """A hash of what a steerer learned and of its arguments, if its vectors are computed during the forward."""
-    return fingerprint(contents(steerer)) if any(one.vector_fn is not None for one in interventions) else ""
+    return content_fingerprint(steerer) if any(one.vector_fn is not None for one in interventions) else ""
 
 
 def _as_method(model: Model, given: Any) -> Steerer | Fitted:
@@ -183,7 +182,8 @@ def _is_fitted_here(steerer: Steerer, train: Train) -> bool:
 
     A fitted oracle holds the vectors that its user wants, perhaps others than the inputs' own.
     """
-    return steerer.is_fittable and (not getattr(steerer, "info_", None) if steerer.oracle else train is not None)
+    wanted = not getattr(steerer, "info_", None) if steerer.oracle else train is not None
+    return wanted and steerer.is_fittable
 
 
 def _at_layers(model: Model, name: str, given: Fitted, layers: Layers | None) -> dict[Site, Steerer]:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from steerlab._support.checks import show
-from steerlab._support.contents import contents
+from steerlab._support.contents import content_fingerprint
 from steerlab._support.files import fingerprint
 from steerlab.analysis._sweep.rows import InputBatch, SweepRows, make_input_batch
 from steerlab.analysis._sweep.run import Stage, norm_ratios, results_frame
@@ -58,8 +58,7 @@ def run_texts(
                 found = found.assign(**{name: found[name].map(json.loads) for name in ("text", "ids")})
                 for setting, frame in found.groupby("setting"):
                     parts[int(str(setting))].append(frame)
-    known = [dict(e.meta) for e in examples]  # metrics may read them
-    measured = fingerprint([*(contents(metric) for metric in metrics.values()), contents(known)])[:8]
+    measured = content_fingerprint([*metrics.values(), [dict(e.meta) for e in examples]])[:8]  # metrics may read `meta`
     unsteered = next((i for i in parts if settings[i].alpha == 0), None)  # generated once for all of alpha 0
     for number, setting in enumerate(settings):
         source = parts[unsteered] if setting.alpha == 0 and unsteered is not None else parts[number]

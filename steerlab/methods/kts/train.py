@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from steerlab._support.checks import as_number, as_seed, as_texts
-from steerlab._support.contents import contents
+from steerlab._support.contents import content_fingerprint
 from steerlab._support.files import fingerprint
 from steerlab._support.progress import bar as progress_bar
 from steerlab.capturing.rows import Layers, as_sites, encode_answer
@@ -118,7 +118,7 @@ def kl_then_steer(
     identity = {
         **{name: origin[name] for name in ("weights", "dtype", "template")}, "benign": data_hash(examples),
         "answers": fingerprint(answers), "behaviors": pairs,
-        "sites": [str(site) for site in sites], "estimator": fingerprint(contents(estimator)),
+        "sites": [str(site) for site in sites], "estimator": content_fingerprint(estimator),
         "config": vars(config), "validation": share, "seed": seed,
     }  # fmt: skip
     train, held_out = ([rows[i] for i in some] for some in (order[n_held:], order[:n_held]))
