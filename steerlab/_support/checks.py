@@ -131,11 +131,13 @@ def check_option(name: str, value: object, options: Collection[object], error: E
         raise error(f"{name}={value!r} is unknown; expected one of {', '.join(map(str, options))}")
 
 
-def check_options(name: str, values: Any, options: Collection[str]) -> None:
-    """Refuse a list of names with one that is not among the options, and a single name in place of a list.
+def as_options(name: str, values: Any, options: Collection[str]) -> list[str]:
+    """A list of names, all among the options; a single name in place of a list is refused.
 
     Raises:
         DataError: naming the argument, what was given, and the options.
     """
-    if isinstance(values, str) or set(values) - set(options):
+    given = [values] if isinstance(values, str) else list(values)
+    if isinstance(values, str) or set(given) - set(options):
         raise DataError(f"{name}={values!r}: expected several of {list(options)}")
+    return given

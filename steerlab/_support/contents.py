@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+from argparse import Namespace
 from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from datetime import date, time, timedelta
 from enum import Enum
 from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from logging import Logger
 from pathlib import PurePath
-from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,14 +24,14 @@ import torch
 
 from steerlab._support.files import fingerprint
 
-# where a method comes from, not what it does, and what differs from process to process
+# of methods, modules and configurations: where they come from, not what they do, and what differs between processes
 _LEFT_OUT = {"info_", "history_", "training", "transformers_version", "_original_object_hash"}
 _SIMPLE = (str, bytes, bool, int, float, complex, type(None), np.generic, PurePath)
 _BASES: tuple[Any, ...] = (str, bytes, int, float)
 #: what is read of the values that a function or class names, besides code and objects of the user's own
 _FOLLOWED = (
     *_SIMPLE, list, tuple, set, frozenset, dict, re.Pattern, np.ndarray, torch.Tensor, Enum, pd.DataFrame, pd.Series,
-    partial, MethodType, BuiltinMethodType,
+    partial, MethodType, BuiltinMethodType, range, SimpleNamespace, Namespace, date, time, timedelta,
 )  # fmt: skip
 
 
@@ -77,6 +79,8 @@ class _Reader:
         if isinstance(value, pd.DataFrame | pd.Series | pd.Index):
             labels = [getattr(value, name).tolist() for name in ("index", "columns") if hasattr(value, name)]
             return self._all([type(value).__name__, str(getattr(value, "dtypes", "")), labels, value.to_numpy()])
+        if _is_model(value):
+            return self.read(value.info())
         if isinstance(value, re.Pattern):  # its repr ends after 200 characters
             return [value.pattern, value.flags]
         if isinstance(value, CodeType):
@@ -107,7 +111,9 @@ class _Reader:
         """An object's attributes; where nothing at all is known of it, what pickle would keep."""
         kind, slots = type(value), _slots(value)
         caches = {name for base in kind.__mro__ for name, one in vars(base).items() if isinstance(one, cached_property)}
-        held = {name: one for name, one in getattr(value, "__dict__", {}).items() if name not in caches | _LEFT_OUT}
+        if {_package(base) for base in kind.__mro__} & {"steerlab", "torch", "transformers"}:
+            caches |= _LEFT_OUT
+        held = {name: one for name, one in getattr(value, "__dict__", {}).items() if name not in caches}
         parts = [slots, held, getattr(value, "__wrapped__", None)]  # the last of what stands for a function
         if has_no_items and not (slots or held or _is_own(kind)):
             parts.append(_pickled(value))
@@ -169,6 +175,11 @@ def _pickled(value: Any) -> Any:
     return kept if isinstance(kept, str) else [*kept[1:3], *(list(one) for one in kept[3:5] if one is not None)]
 
 
+def _is_model(value: Any) -> bool:
+    """Whether it is a model of steerlab's, which says itself which weights it has."""
+    return _package(type(value)) == "steerlab" and callable(getattr(value, "info", None))
+
+
 def _module(value: Any) -> str:
     return str(value.__name__ if isinstance(value, ModuleType) else value.__module__)
 
@@ -217,4 +228,6 @@ def _is_followed(value: Any) -> bool:
         return _is_own(value)
     if isinstance(value, dict) and any(isinstance(one, type) for one in value.values()):
         return False  # a registry of classes, which grows with what is imported
-    return isinstance(value, _FOLLOWED) or (_is_own(type(value)) and _package(type(value)) != "steerlab")
+    # of any package: a judge, a gate
+    is_fitted = hasattr(value, "fit") or isinstance(value, torch.nn.Module) or _is_model(value)
+    return isinstance(value, _FOLLOWED) or is_fitted or (_is_own(type(value)) and _package(type(value)) != "steerlab")

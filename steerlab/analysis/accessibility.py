@@ -18,7 +18,7 @@ from steerlab._support.checks import as_seed, as_texts
 from steerlab.analysis._plain import plain_states
 from steerlab.analysis.logit_lens import logit_lens
 from steerlab.capturing.rows import Layers, as_sites
-from steerlab.data.example import Example, data_hash
+from steerlab.data.example import Example, prompt_hash
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError
 from steerlab.metrics.bootstrap import share_interval
@@ -113,7 +113,7 @@ def _probe_accuracies(
     batch_size: int,
 ) -> dict[int | str, float]:
     """Cross-validated accuracy of a small network at each layer."""
-    if len({data_hash([e.replace(id="one")]) for e in examples}) < len(examples):
+    if len({prompt_hash(example) for example in examples}) < len(examples):
         raise DataError("a prompt is given twice, and would be on both sides of a fold of the probe: give probe=False")
     acts = plain_states(model, examples, as_sites(layers, model), position, batch_size)
     folds = StratifiedKFold(min(FOLDS, *Counter(answers).values()), shuffle=True, random_state=as_seed(seed))

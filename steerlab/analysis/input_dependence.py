@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.neighbors import radius_neighbors_graph
 from torch import Tensor
 
 from steerlab._support.checks import as_whole
@@ -21,6 +22,7 @@ from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
 from steerlab.methods import L2S, P2S, Context, NearestNeighbors, RoutedMean, Steerer
 from steerlab.methods.base import ROUNDING, are_same
+from steerlab.methods.classes import rounding_share
 from steerlab.metrics import bootstrap_ratio
 from steerlab.metrics.bootstrap import check_resampling
 
@@ -201,8 +203,10 @@ def _makers(l2s: L2S, n: int, n_behaviors: int) -> dict[str, Maker]:
 
 def _clusters(inputs: _Inputs, groups: Mapping[str, str] | None) -> NDArray[np.int64]:
     """A number for each input, the same for those with the same context or group, directly or through others."""
-    contexts = inputs.l2s.contexts(inputs.context(range(len(inputs.ids)))).contiguous()
-    shared = [pd.factorize(np.array([row.numpy().tobytes() for row in contexts], dtype=object))[0]]
+    contexts = inputs.l2s.contexts(inputs.context(range(len(inputs.ids))))
+    # equal prompts have equal states up to rounding only: in batches of other widths, sums have another order
+    radius = rounding_share(inputs.acts) * float(contexts.norm(dim=1).median())
+    shared = [connected_components(radius_neighbors_graph(contexts.numpy(), radius))[1]]
     if groups is not None:
         if missing := [one for one in inputs.ids if one not in groups]:
             raise DataError(f"{len(missing)} inputs have no group, first {missing[:3]}")

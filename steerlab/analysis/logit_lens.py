@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab._support.checks import as_whole
+from steerlab._support.checks import as_texts, as_whole
 from steerlab.analysis._plain import not_added, plain_states, token_rows
 from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.inputs import Data
@@ -66,7 +66,7 @@ def logit_lens(
     Source: nostalgebraist, interpreting GPT: the logit lens, 2020.
     """
     as_whole("top", top, 1, model.hf.config.get_text_config().vocab_size)
-    chosen = None if tokens is None else [single_token(model.tokenizer, token) for token in tokens]
+    chosen = None if tokens is None else [single_token(model.tokenizer, token) for token in as_texts("tokens", tokens)]
     if model.layout.final_norm_path is None:
         raise LayoutError(f"{model.id} has no final norm that steerlab finds: its head can't read states of the middle")
     if not model.supports_layer_restart:
@@ -97,10 +97,12 @@ def _rows(
     chosen: list[int] | None, top: int,
 ) -> pd.DataFrame:  # fmt: skip
     """A row for each wanted token of each state."""
-    ids = logprobs.topk(top).indices if chosen is None else torch.tensor(chosen).expand(len(logprobs), -1)
-    own = logprobs.gather(-1, ids)
     # equal ones, which bfloat16 often makes, have the order in which `argmax` takes them: one token has rank 1
-    before = torch.arange(logprobs.shape[-1]) < ids[:, :, None]
+    places = torch.arange(logprobs.shape[-1])
+    ordered = logprobs.double() - 4e-15 * places  # less than two different numbers of float32 are apart there
+    ids = ordered.topk(top).indices if chosen is None else torch.tensor(chosen).expand(len(logprobs), -1)
+    own = logprobs.gather(-1, ids)
+    before = places < ids[:, :, None]
     others, wanted = logprobs[:, None, :], own[:, :, None]
     ranks = ((others > wanted) | (others == wanted) & before).sum(-1) + 1
     kl = (final.exp() * (final - logprobs)).sum(-1)

@@ -181,8 +181,8 @@ class _Prompts:
         sites = [model.site(one.site) for one in settings[0].interventions if one.site.part == "text"]
         if not sites:
             return start, None, None
-        known = level is not None and sites[0] == Site(level)
-        return start, start.state if known else capture(sites[0], start), sites[0]
+        first = min(sites, key=lambda site: site.forward_order)
+        return start, start.state if level is not None and first == Site(level) else capture(first, start), first
 
     def _shifts(
         self, settings: Sequence[BatchedSetting], edits: SiteEdits, site: Site | None, states: Tensor | None,

@@ -16,6 +16,7 @@ from steerlab.capturing.activations import INDEX_COLUMNS
 from steerlab.data.example import Example
 from steerlab.errors import DataError, LayoutError, PositionError
 from steerlab.models.encoding import Batch, EncodedPrompt
+from steerlab.models.kv_prefix import long_rotation_from
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions, check_positions, describe, resolve_nonempty
 from steerlab.models.sites import Site
@@ -74,13 +75,14 @@ def plan_rows(
 
     Without `positions`, each contrast has its default position, and prompts without any contrast "last". If the
     contrast has answers without a suffix, the plain prompt is the beginning of its positive input and, by causality,
-    has the same states: the context is then captured there, which saves a forward. `encoded` holds plain prompts by
+    has the same states (unless LongRoPE rotates the longer row otherwise): the context is then captured there, which
+    saves a forward. `encoded` holds plain prompts by
     example id that are encoded already. Pairs of whole texts have no plain prompt.
     """
     for given in (positions, context):
         check_positions(given, len(examples))
     rows: list[CaptureRow] = []
-    has_contrasts = any(example.contrast for example in examples)
+    has_contrasts, config = any(example.contrast for example in examples), model.hf.config.get_text_config()
     for number, example in enumerate(examples):
         pair = example.contrast
         at = positions or [pair.position if pair else "last"]
@@ -91,7 +93,10 @@ def plan_rows(
             continue
         plain = context if has_contrasts else at
         named = _select_prompts(example, extra_prompts) if plain else {}
-        inputs = [(encode_example(model, example, prompt), {name: plain}) for name, prompt in named.items()]
+        inputs, is_alone = (
+            [(encode_example(model, example, prompt), {name: plain}) for name, prompt in named.items()],
+            False,
+        )
         if pair is not None and pair.instructions:
             for side, added in (("positive", pair.positive), ("negative", pair.negative)):
                 inputs.append((encode_example(model, example, with_suffix(example.prompt, added)), {side: at}))
@@ -99,10 +104,11 @@ def plan_rows(
             inputs.append((encode_example(model, example, example.prompt, pair.images), {"positive": at}))
             inputs.append((_encode_plain(model, example, encoded), {"negative": at, "prompt": plain}))
         elif pair is not None:
-            positive = {"positive": at} if pair.suffix else {"positive": at, "prompt": context}
-            inputs.append((encode_answer(model, example, "positive", at), positive))
+            row, rotated_from = encode_answer(model, example, "positive", at), long_rotation_from(config)
+            is_alone = bool(pair.suffix) or len(row) > (rotated_from or len(row)) >= row.n_prompt
+            inputs.append((row, {"positive": at} if is_alone else {"positive": at, "prompt": context}))
             inputs.append((encode_answer(model, example, "negative", at), {"negative": at}))
-        if plain and (pair is None or pair.suffix or pair.instructions):
+        if plain and (pair is None or is_alone or pair.instructions):
             inputs.append((_encode_plain(model, example, encoded), {"prompt": plain}))
         rows += [_row(example, number, prompt, sides, reduce) for prompt, sides in inputs]
     return rows

@@ -123,9 +123,13 @@ def _of_file(path: Path, columns: Mapping[str, Any]) -> list[Example]:
         return as_examples(one for one in records if not isinstance(one, str) or one.strip())
 
 
+def _lines(text: str) -> list[str]:
+    return text.split("\n")  # a line may hold what `splitlines` takes for its end
+
+
 def _json_lines(text: str) -> list[Any]:
     found = []
-    for number, line in enumerate(text.split("\n"), start=1):  # JSON strings may hold other ends of lines
+    for number, line in enumerate(_lines(text), start=1):
         try:
             found += [json.loads(line)] if line.strip() else []
         except ValueError as error:
@@ -135,7 +139,7 @@ def _json_lines(text: str) -> list[Any]:
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
     ".jsonl": _json_lines, ".ndjson": _json_lines, ".json": json.loads, ".yaml": load_yaml, ".yml": load_yaml,
-    ".txt": str.splitlines, "": str.splitlines,
+    ".txt": _lines, "": _lines,
 }  # fmt: skip
 _SUFFIXES = tuple(suffix for suffix in (*_PARSERS, *_DELIMITERS) if suffix)
 

@@ -207,6 +207,17 @@ def data_hash(examples: Sequence[Example]) -> str:
     )
 
 
+def prompt_hash(example: Example) -> str:
+    """A fingerprint of what a model reads of a plain prompt, the same for a text and for messages with that text alone.
+
+    Example:
+        >>> prompt_hash(Example("Hi")) == prompt_hash(Example([{"role": "user", "content": "Hi"}], behavior="answer"))
+        True
+    """
+    prompt = [{"role": "user", "content": example.prompt}] if isinstance(example.prompt, str) else example.prompt
+    return data_hash([example.replace(prompt=prompt, id="-", behavior="", contrast=None, extra_prompts={})])
+
+
 def contrast_fields(contrast: Contrast | None) -> dict[str, Any] | None:
     """The fields of a contrast, for fingerprints; those that were added later count only where they are set."""
     later = ("whole_texts", "instructions", "images")

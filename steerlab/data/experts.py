@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steerlab._support.checks import check_options
+from steerlab._support.checks import as_options
 from steerlab.data._files import BUILTIN
 from steerlab.data.example import Example
 from steerlab.data.jsonl import read_jsonl
@@ -38,6 +38,6 @@ def expert_questions(kinds: Sequence[str] = EXPERT_KINDS) -> list[Example]:
 
     Source: written for steerlab.
     """
-    check_options("kinds", kinds, EXPERT_KINDS)
+    kinds = as_options("kinds", kinds, EXPERT_KINDS)
     rows = read_jsonl(BUILTIN / "expert_questions.jsonl", id_field="id", meta_fields=("kind",))
     return [e.replace(behavior=e.meta["kind"]) for e in rows if e.meta["kind"] in kinds]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from steerlab._support.checks import check_option, check_options
+from steerlab._support.checks import as_options, check_option
 from steerlab.data._files import BUILTIN
 from steerlab.data.example import Contrast, Example
 
@@ -47,7 +47,7 @@ def language_questions(clue: str, languages: Sequence[str] = tuple(QUESTION_LANG
     Source: written for steerlab.
     """
     check_option("clue", clue, LANGUAGE_CLUES)
-    check_options("languages", languages, QUESTION_LANGUAGES)
+    languages = as_options("languages", languages, QUESTION_LANGUAGES)
     found = json.loads((BUILTIN / "language_questions.json").read_text(encoding="utf-8"))
     questions = found["about" if clue == "message" else "everyday"]
     share = len(questions) // len(SPLITS)

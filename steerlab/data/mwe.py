@@ -59,7 +59,8 @@ def mwe(
             one set: .jsonl, .jsonl.gz, or .json with a list, as CAA publishes its sycophancy questions.
         name: the set, such as one of `PAPER_SETS`; with a file, the name for its examples.
         source: who wrote the questions of the risk sets: "lm" (as in the paper) or "human".
-        split: only this part of `paper_split`: "train", "validation" or "test".
+        split: only this part of `paper_split`: "train", "validation" or "test". Twenty of the 37 sets hold some
+            questions twice (one-box-tendency most often): 1 to 17 of them are both in "train" and in "test".
         system: a system message for all examples, such as `DEFAULT_SYSTEM`; None keeps the template's default.
         two_only: leave out questions with a third option (some of those people wrote); the others keep their ids.
 

@@ -62,14 +62,20 @@ def contrast_table(
     return order, torch.stack([table[example_id] for example_id in order])
 
 
+def rounding_share(acts: Activations) -> float:
+    """States that differ by no more than this share of their norm may be the same, up to rounding."""
+    return max(ROUNDING, torch.finfo(getattr(torch, acts.info.get("dtype") or "float32")).eps)
+
+
 def check_contrasts_nonzero(contrasts: Float[Tensor, "example hidden"], site: Site, acts: Activations) -> None:
     """Refuse contrasts that are all zero, or no more than what rounding leaves of the states they are taken from.
 
     Raises:
         DataError: both sides are the same in every contrast.
     """
-    share = max(ROUNDING, torch.finfo(getattr(torch, acts.info.get("dtype") or "float32")).eps)
-    if len(contrasts) and bool(contrasts.norm(dim=1).max() <= share * acts.at(site).float().norm(dim=1).median()):
+    if len(contrasts) and bool(
+        contrasts.norm(dim=1).max() <= rounding_share(acts) * acts.at(site).float().norm(dim=1).median()
+    ):
         raise DataError(
             f"up to rounding, both sides have the same state in all {len(contrasts)} contrasts at site {site}. Most "
             "likely they were captured before the two answers differ (in the prompt, or in words that both answers "

@@ -67,6 +67,8 @@ class ContrastEstimator(SteeringVector):
         if self.behaviors is None:
             return ids, contrasts
         behaviors, wanted = acts.labels(ids), as_names(self.behaviors)
+        if not wanted:
+            raise DataError("behaviors=[] leaves no contrast: give names, or None for all")
         keep = [behavior in wanted for behavior in behaviors]
         check_labels("behavior", wanted, behaviors)
         return [one for one, kept in zip(ids, keep, strict=True) if kept], contrasts[torch.tensor(keep)]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
-from scipy.special import logit
 from torch import Tensor
 
 from steerlab._support.checks import as_number, as_whole, check_option, check_type, show
@@ -141,7 +140,7 @@ class Operation(Wrapper):
                 f"there, LinearProbe({site.label})"
             )
         check_same_model("the probe", getattr(self.gate, "info_", {}), getattr(self.steerer, "info_", {}))
-        return _ProbeGate(self.gate.w_, self.gate.b_, float(logit(min(max(self.gate.threshold_, 0.0), 1.0))))
+        return _ProbeGate(self.gate.w_.double(), self.gate.b_, self.gate.threshold_)
 
 
 @savable
@@ -172,14 +171,14 @@ class _Places(MultiSiteSteerer):
 
 @dataclass(frozen=True, eq=False)
 class _ProbeGate:
-    """1 for the states that a probe detects, else 0; the threshold is in log-odds."""
+    """1 for the states that a probe detects, else 0, from probabilities as the probe computes them."""
 
     w: Tensor
     b: float
     threshold: float
 
     def __call__(self, h: Tensor) -> Tensor:
-        return (h @ self.w.to(h.device) + self.b > self.threshold).float()
+        return ((h.double() @ self.w.to(h.device) + self.b).sigmoid() > self.threshold).float()
 
 
 def _check_gate(gate: object) -> None:

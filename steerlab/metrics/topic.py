@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steerlab._support.checks import as_texts, as_whole
-from steerlab.data.example import data_hash
+from steerlab.data.example import prompt_hash
 from steerlab.data.inputs import Data, as_examples
 from steerlab.errors import DataError
 from steerlab.metrics.perplexity import perplexity
@@ -51,7 +51,7 @@ def topic_gain(
     as_whole("others", others)
     if len(texts) != len(examples):
         raise DataError(f"{len(examples)} prompts but {len(texts)} texts: give one answer per prompt")
-    keys = [data_hash([e.replace(id="-", behavior="", contrast=None, extra_prompts={})]) for e in examples]
+    keys = [prompt_hash(example) for example in examples]
     places, different = pd.factorize(np.array(keys))
     distinct = [keys.index(key) for key in different]
     if len(distinct) < 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -140,8 +141,8 @@ def encode(
 ) -> EncodedPrompt:
     """Render one prompt (and a teacher-forced answer) into tokens with known spans.
 
-    The answer is tokenized by itself and appended. The prompt's tokens, and every state at and before `"last"`, are
-    therefore the same with any answer and without one.
+    The answer is tokenized in its place behind the prompt, or by itself where it would change the prompt's tokens.
+    These, and every state at and before `"last"`, are therefore the same with any answer and without one.
 
     Example:
         >>> row = encode(tokenizer, "Hi", answer="Hello!")
@@ -153,7 +154,8 @@ def encode(
         prompt: the user's text, or whole messages (`[{"role": ..., "content": ...}, ...]`, ending with the user).
         answer: continuation in the assistant turn.
         other_answer: the other answer of a contrast; it decides which token is `"first_difference"`.
-        end_turn: also append what the template renders after a finished assistant message.
+        end_turn: also append what the template renders after a finished assistant message, the last one or, where it
+            leaves that open, an earlier one.
         system: system message for a text prompt; None leaves the template's default.
         chat: use the chat template; otherwise the text is tokenized as it is.
         example_id: id of the example.
@@ -171,25 +173,32 @@ def encode(
         check_type(name, given, (str, type(None)), "a text or None", EncodingError)
     if system is not None and not chat:
         raise EncodingError(f"without a chat template there is no place for system={system[:40]!r}: give system=None")
-    text, bounds, closing = str(prompt), [("user", 0)], ""
+    text, bounds, opening, closing = str(prompt), [("user", 0)], "", ""
     if chat:
         turns = prompt if vision is None else with_images(prompt, len(images), vision.placeholder)
-        text, bounds, closing = render(tokenizer, turns, system, vision is not None)
+        text, bounds, opening, closing = render(tokenizer, turns, system, vision is not None)
     if vision is not None:
         text, bounds = vision.fill(text, bounds, images, example_id)
-    ids, offsets = _tokenize(tokenizer, text, special=not chat and not starts_with_bos(tokenizer, text))
-    while not chat and len(ids) > 1 and offsets[-1] == (0, 0):  # an end of the text, after which nothing would follow
-        ids, offsets = ids[:-1], offsets[:-1]
+    special = not chat and not starts_with_bos(tokenizer, text)
+    ids, offsets = _tokenize(tokenizer, text, special)
     spans = _spans(bounds, offsets, [] if vision is None else [i for i, t in enumerate(ids) if t == vision.token_id])
     n_prompt, first_difference = len(ids), None
     if answer is not None:
-        answer_text = answer + (closing if end_turn else "")
-        answer_ids, places = _tokenize(tokenizer, answer_text, special=False)
-        ids, offsets = ids + answer_ids, offsets + [(a + len(text), b + len(text)) for a, b in places]
-        text += answer_text
+        if chat and "<think>" in (header := text[bounds[-1][1] :]) and "</think>" not in header:
+            warnings.warn(
+                "the chat template opens a block of thoughts, so that answers are read as thoughts; a variable of the "
+                "template may turn it off: chat_template = '{% set enable_thinking = false %}' + chat_template",
+                stacklevel=2,
+            )
+        whole, *others = (
+            _tokenize_answer(tokenizer, text, opening + one.removeprefix(opening) + end, ids, offsets, special)
+            for one, end in ((answer, closing if end_turn else ""), (other_answer, "")) if one is not None
+        )  # fmt: skip
+        text += opening + answer.removeprefix(opening) + (closing if end_turn else "")
+        ids, offsets = whole
         spans.append(Span("answer", n_prompt, len(ids)))
-        if other_answer is not None:
-            first_difference = n_prompt + _first_difference(tokenizer, answer_ids, other_answer, answer)
+        for other_ids, _ in others:
+            first_difference = _first_difference(ids, other_ids, answer, str(other_answer))
     name = example_id or text[:40]
     if limit is not None and len(ids) > limit:
         raise EncodingError(f"the prompt {name!r} has {len(ids)} tokens; the model's context holds {limit}. Shorten it")
@@ -273,11 +282,8 @@ def _check_arguments(
         )
 
 
-def _first_difference(
-    tokenizer: PreTrainedTokenizerBase, answer_ids: Sequence[int], other_answer: str, answer: str
-) -> int:
-    other_ids, _ = _tokenize(tokenizer, other_answer, special=False)
-    for number, (token, other) in enumerate(zip(answer_ids, other_ids, strict=False)):
+def _first_difference(ids: Sequence[int], other_ids: Sequence[int], answer: str, other_answer: str) -> int:
+    for number, (token, other) in enumerate(zip(ids, other_ids, strict=False)):
         if token != other:
             return number
     raise EncodingError(f"the answers {answer!r} and {other_answer!r} never differ: one begins with the other's tokens")
@@ -289,7 +295,24 @@ def _tokenize(tok: PreTrainedTokenizerBase, text: str, special: bool) -> tuple[l
     if broken := re.search("[\ud800-\udfff]", text):
         raise EncodingError(f"{text[:40]!r} holds {broken[0]!r}, a lone surrogate, which is no UTF-8: take it out")
     encoded: Any = tok(text, add_special_tokens=special, return_offsets_mapping=True)
-    return list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
+    ids, offsets = list(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
+    while special and len(ids) > 1 and offsets[-1] == (0, 0):  # an end of the text, after which nothing would follow
+        ids, offsets = ids[:-1], offsets[:-1]
+    return ids, offsets
+
+
+def _tokenize_answer(
+    tok: PreTrainedTokenizerBase, text: str, answer: str, ids: list[int], offsets: list[tuple[int, int]], special: bool
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """A prompt's tokens and an answer's, in its place: SentencePiece makes others of the answer alone.
+
+    Where the answer would change the prompt's tokens, it is tokenized by itself.
+    """
+    whole, places = _tokenize(tok, text + answer, special)
+    if whole[: len(ids)] == ids:
+        return whole, places
+    own, places = _tokenize(tok, answer, special=False)
+    return ids + own, offsets + [(a + len(text), b + len(text)) for a, b in places]
 
 
 def _spans(bounds: list[tuple[str, int]], offsets: list[tuple[int, int]], image_tokens: Sequence[int]) -> list[Span]:

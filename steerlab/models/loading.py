@@ -281,6 +281,8 @@ def _unwrap(hf: Any) -> Any:
         configs = hf.peft_config.values()
         if any(one.is_prompt_learning or getattr(one, "alora_invocation_tokens", None) for one in configs):
             raise LoadError("this PEFT model adds virtual tokens, or looks for some in its inputs: use LoRA")
+        if mixed := [str(one.peft_type) for one in configs if str(one.peft_type).endswith(("XLORA", "POLY"))]:
+            raise LoadError(f"{mixed[0]} weighs its adapters anew for each input, outside of the model: use LoRA")
         hf = getattr(hf.get_base_model(), "_orig_mod", hf.get_base_model())
     if isinstance(hf, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise LoadError(f"a {type(hf).__name__} splits batches over devices: give the model inside, its `.module`")

@@ -43,7 +43,10 @@ def check_ready(model: object) -> None:
         return
     modules = list(found.hf.modules())
     training = any(module.training for module in modules if not isinstance(module, nn.Identity))
-    compiled = any(module._compiled_call_impl is not None for module in modules)
+    compiled = any(
+        module._compiled_call_impl is not None or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        for module in modules
+    )
     rounded = found.device.type != "meta" and torch.is_autocast_enabled(found.device.type)
     tuples = not getattr(found.hf.config, "return_dict", True)
     modes = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from jinja2 import TemplateError
@@ -57,8 +58,9 @@ def with_images(prompt: str | Messages, n: int, placeholder: str) -> Messages:
 
 def render(
     tok: PreTrainedTokenizerBase, prompt: str | Messages, system: str | None, images: bool = False
-) -> tuple[str, list[tuple[str, int]], str]:
-    """The rendered text, the character at which each part begins, and what the template adds after an answer.
+) -> tuple[str, list[tuple[str, int]], str, str]:
+    """The rendered text, the character at which each part begins, and what the template adds before an answer (spaces,
+    or nothing) and after it.
 
     Raises:
         EncodingError: no chat template, or one that refuses or rewrites the conversation; what is no message, or holds
@@ -95,9 +97,13 @@ def render(
         without_header = text_of(messages)
     if not text.startswith(without_header):
         raise EncodingError("this chat template rewrites the conversation when the assistant's turn is opened")
-    if lost := [message for message in [*systems, system or ""] if message.strip() not in text]:
+    given = [message for message in (*systems, system or "") if message.strip()]
+    lost = [message for message in given if message.strip() not in text]
+    if given and not lost:  # the words may stand elsewhere in the text
+        lost = given[text_of(_with_marks(messages)).count(_SYSTEM_MARK) :]
+    if lost:
         raise EncodingError(f"this chat template drops or changes the system message {lost[0][:60]!r}: leave it out")
-    closing = _closing(text_of, messages)
+    opening, closing = _around_reply(text_of, messages, text)
     user = _user_start(text_of, messages, without_header, closing)
     history = _history_start(text_of, messages, closing, user)
     # a BOS that opens the text once is a part by itself; where every turn opens with it (ChatML) it belongs to the turn
@@ -107,7 +113,7 @@ def render(
     bounds += [("history", max(history, len(bos)))] if user > history else []
     bounds += [("user", max(user, len(bos)))]
     bounds += [("header", len(without_header))] if len(text) > len(without_header) else []
-    return text, bounds, closing
+    return text, bounds, opening, closing
 
 
 def _turns(prompt: str | Messages, images: bool = True) -> _Turns:
@@ -158,10 +164,11 @@ def _user_start(text_of: _Render, messages: _Turns, rendered: str, closing: str)
         added, marked = (text_of(m + reply + m[-1:]).rpartition(_MARK)[2] for m in (messages, _with_marks(messages)))
     except EncodingError:
         added = marked = ""
-    if added.startswith(closing):
-        turn = added.removeprefix(closing)
-        if content in turn and rendered.endswith(turn) and _SYSTEM_MARK not in marked:
-            return len(rendered) - len(turn)
+    if added and not (closing and added.startswith(closing)):  # gpt-oss's ends the last reply in a way of its own
+        closing = _earlier_end(text_of, messages, added)
+    turn = added.removeprefix(closing)
+    if added and content in turn and rendered.endswith(turn) and _SYSTEM_MARK not in marked:
+        return len(rendered) - len(turn)
     first = _MARK if isinstance(whole, str) else [*_as_content(_MARK, whole), *whole]
     marked = text_of([*messages[:-1], {"role": "user", "content": first}])
     at = marked.rfind(_MARK)
@@ -198,10 +205,34 @@ def _beginning(text_of: _Render, messages: _Turns, first: int, closing: str, n_m
     return found
 
 
-def _closing(text_of: _Render, messages: _Turns) -> str:
-    """What the template adds after an answer."""
-    finished = text_of([*messages, {"role": "assistant", "content": _as_content(_MARK, messages[-1]["content"])}])
-    return finished.rpartition(_MARK)[2] if _MARK in finished else ""
+def _around_reply(text_of: _Render, messages: _Turns, text: str) -> tuple[str, str]:
+    """The spaces that the template adds before an answer, which `text` opens, and what it adds after one.
+
+    Where it leaves the last answer open, that is what ends one that a turn follows.
+    """
+    finished = [*messages, {"role": "assistant", "content": _as_content(_MARK, messages[-1]["content"])}]
+    before, marked, closing = text_of(finished).rpartition(_MARK)
+    gap = before.removeprefix(text)
+    opening = gap if gap.isspace() else ""
+    if closing or not marked:
+        return opening, closing
+    try:
+        return opening, _earlier_end(text_of, messages, text_of([*finished, messages[-1]]).rpartition(_MARK)[2])
+    except EncodingError:  # the template knows no second turn
+        return opening, ""
+
+
+def _earlier_end(text_of: _Render, messages: _Turns, added: str) -> str:
+    """What ends a reply in `added`, before a user's turn: what ends that turn too, or all that is not of the turn."""
+    last = messages[-1]
+    end = text_of([*messages[:-1], last | {"content": _as_content(_MARK, last["content"])}]).rpartition(_MARK)[2]
+    if end and added.startswith(end):
+        return end
+    backwards = zip(reversed(added), reversed(text_of([last])), strict=False)
+    end = added[: len(added) - sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], backwards))]
+    if end.rfind("<") > end.rfind(">"):  # "_end|><|user_start|>" is also what follows <|system
+        end = added[: added.find(">", len(end)) + 1]
+    return end
 
 
 def _with_marks(messages: _Turns) -> _Turns:

@@ -28,7 +28,7 @@ Totals = tuple[int, float]  # states steered, and the sum of ‖h' - h‖/‖h�
 
 def active_steering(model: Model) -> list[tuple[Any, list[Request]]]:
     """The open `with steer(model, ...)` statements around the call in this thread, outermost first."""
-    return [entry for entry in OPEN_RUNS.get() if entry[0].model is model]
+    return [entry for entry in OPEN_RUNS.get() if entry[0].model is model and entry[0].is_open]
 
 
 def as_requests(

@@ -68,11 +68,11 @@ class DirectSteering:
     def attached(self) -> Iterator[None]:
         """Hooks on the model for as long as the context lasts."""
         hf = self.model.hf
+        sites = {self.model.site(s) for request in self.requests for s in steering_sites(request.steerer)}
         handles = [
             hf.register_forward_pre_hook(self._begin, with_kwargs=True),
             hf.register_forward_hook(self._end, always_call=True),
         ]
-        sites = {self.model.site(s) for request in self.requests for s in steering_sites(request.steerer)}
         handles += [self._plain.attach(site, self._visit) for site in sites if site.part == "text"]
         with _wrapped_generate(self):
             try:
@@ -113,7 +113,12 @@ class DirectSteering:
             self._holds_lock, self._stop = True, 0
         if self._stop == 0:
             self._edits = self._start(given)
-        self._stop, self._rows = last_column(given, self._stop), len(given_tokens(given))
+        stop = last_column(given, self._stop)
+        if self._prompts is not None and self._stop > 0 and stop <= self._stop:
+            raise SteeringError(
+                f"a forward of `generate` does not go on after the last (does guidance_scale= run another?); {INSTEAD}"
+            )
+        self._stop, self._rows = stop, len(given_tokens(given))
 
     def _end(self, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not (self.applies and self._holds_lock and self._prompts is None):
@@ -282,6 +287,7 @@ def _wrapped_generate(direct: DirectSteering) -> Iterator[None]:
                 mine = [one for one in [*blocks] if one.applies]
                 return mine[0].generate(original, args, options) if mine else original(*args, **options)
 
+            vars(generate)["own"] = vars(hf).get("generate")  # the user's, on the object
             hf.generate = generate  # type: ignore[assignment]
     try:
         yield
@@ -290,4 +296,5 @@ def _wrapped_generate(direct: DirectSteering) -> Iterator[None]:
             blocks.remove(direct)
             if not blocks:
                 del _wrapping[id(hf)]
-                vars(hf).pop("generate", None)
+                if own := getattr(vars(hf).pop("generate", None), "own", None):
+                    hf.generate = own

@@ -27,7 +27,7 @@ from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.models.template import last_text
-from steerlab.steering.batches import Steer, Totals, apply_prompt_transforms, as_requests, encode_examples, run_batches
+from steerlab.steering.batches import Steer, apply_prompt_transforms, as_requests, encode_examples, run_batches, totals
 from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
 from steerlab.steering.padding import option_in_use, reads_padding, with_recorded_ends
 from steerlab.steering.requests import Alpha, Scale, resolve_interventions
@@ -158,9 +158,9 @@ def generate(
     check_beam_images(model, rows, options)
     settings = resolve_interventions(model, requests, examples, batch_size, rows)
     ratios: list[pd.DataFrame] = []
-    moved = torch.zeros(2)
+    moved, whole = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
 
-    def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[tuple[int, ...]]], Totals]:
+    def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[tuple[int, ...]]], tuple[int, float]]:
         own = options | {"max_new_tokens": max_new_tokens}
         if allowed := options.get("prefix_allowed_tokens_fn"):
             numbers = {id(row): i for i, row in enumerate(rows)}  # a batch has the rows in another order
@@ -169,10 +169,11 @@ def generate(
         copies = len(new) // len(batch.rows)
         ratios.extend(_token_ratios(edits, batch.width))
         moved.add_(_summed_ratios(edits))
+        whole.add_(torch.tensor(totals(edits), dtype=torch.float64))
         return [new[i : i + copies] for i in range(0, len(new), copies)], _totals(edits, new)
 
     with model.lock, seeded(model, seed):  # locked throughout: threads would draw from one random state
-        rows_ids, steered, norm_ratio = run_batches(
+        rows_ids, steered, _ = run_batches(
             model, settings, rows, forward, batch_size=batch_size, label="generate", progress=progress,
             in_block=steer is None, unpadded=reads_padding(model, options),
             hint="'generated' starts after the last prompt token, so it cannot change the first new token. "
@@ -183,6 +184,7 @@ def generate(
     repeated = [e for e, per_row in zip(given, rows_ids, strict=True) for _ in per_row]
     example_ids, shown = tuple(e.id for e in repeated), tuple(last_text(e.prompt) for e in repeated)
     _warn_of_norm_ratio(model, float(moved[1] / moved[0]))
+    norm_ratio = float(whole[1] / whole[0])
     return Generations(texts, ids, example_ids, shown, steered, norm_ratio, _ratio_frame(ratios))
 
 
@@ -241,6 +243,8 @@ def new_ids(model: Model, inputs: Inputs, edits: SiteEdits, options: dict[str, A
     stop = set() if eos is None else set(torch.as_tensor(eos).flatten().tolist())
     width = inputs["input_ids"].shape[1]
     rows = [row[width : ends.get(i)] for i, row in enumerate(out.tolist())]
+    if (in_use("num_beams") or 1) > 1 and (pad := merged["pad_token_id"]) not in stop:  # where beams end isn't recorded
+        rows = [row[: max((i + 1 for i, token in enumerate(row) if token != pad), default=0)] for row in rows]
     cuts = [next((i + 1 for i, token in enumerate(row) if token in stop), len(row)) for row in rows]
     return [tuple(row[:end]) for row, end in zip(rows, cuts, strict=True)]
 
@@ -250,15 +254,23 @@ def decode(model: Model, ids: Sequence[Sequence[int]]) -> list[str]:
 
     What they begin with stays: without its space a text would be scored as another first token than the one generated.
     """
-    return [str(model.tokenizer.decode(list(row), skip_special_tokens=True)).rstrip() for row in ids]
+    tok, found = model.tokenizer, []
+    for row in ids:
+        text = str(tok.decode(list(row), skip_special_tokens=True)).rstrip()
+        first = next((i for i in row if i not in tok.all_special_ids), None)
+        is_spaced = first is not None and str(tok.convert_ids_to_tokens(first)).startswith(
+            "▁"
+        )  # SentencePiece drops it
+        found.append(" " + text if is_spaced and text and not text.startswith(" ") else text)
+    return found
 
 
-def _totals(edits: SiteEdits, new: list[tuple[int, ...]]) -> Totals:
+def _totals(edits: SiteEdits, new: list[tuple[int, ...]]) -> tuple[int, float]:
     """States steered behind the rows returned, and the sum of their norm ratios.
 
     The last new token of a row is never fed back, so a row of n new tokens has n - 1 decoded states. The edits' stats
     also hold the steps of rows that had already ended and of dropped beams. These cannot be separated: they keep their
-    share in the mean ratio and lose it in the count.
+    share in the mean ratio and lose it in the count, in which a row has at most its own states.
     """
     steered, ratios = 0, 0.0
     for edit in (e for at_site in edits.values() for e in at_site):
@@ -266,7 +278,8 @@ def _totals(edits: SiteEdits, new: list[tuple[int, ...]]) -> Totals:
         counted = writes
         if writes and not isinstance(edit, ImageEdit):
             copies = len(new) // len(edit.prompt)
-            counted = min(writes, int(edit.prompt.sum()) * copies + _decoded(edit, new, copies))
+            most = edit.prompt.sum(1).cpu() * copies + _decoded(edit, new, copies)
+            counted = int(edit.stats.rows()[0].cpu().reshape(len(most), -1).sum(1).minimum(most).sum())
         steered, ratios = steered + counted, ratios + (total * counted / writes if writes else 0.0)
     return steered, ratios
 
@@ -321,12 +334,12 @@ def _ratio_frame(found: Sequence[pd.DataFrame]) -> pd.DataFrame:
     )  # fmt: skip
 
 
-def _decoded(edit: Edit, new: list[tuple[int, ...]], copies: int) -> int:
-    """Decoded states of the rows that an edit steers."""
-    rows = [True] * len(edit.prompt) if edit.row_mask is None else edit.row_mask.tolist()
+def _decoded(edit: Edit, new: list[tuple[int, ...]], copies: int) -> Tensor:
+    """Decoded states of each input, 0 where an edit does not steer it."""
     limit = edit.rule.first if edit.generated else 0
-    counts = [len(ids) - 1 for i, ids in enumerate(new) if rows[i // copies]]
-    return sum(counts if limit is None else [min(count, limit) for count in counts])
+    counts = torch.tensor([len(ids) - 1 if limit is None else min(len(ids) - 1, limit) for ids in new])
+    found = counts.reshape(-1, copies).sum(1)
+    return found if edit.row_mask is None else found * edit.row_mask.cpu()
 
 
 def check_lengths(model: Model, rows: Sequence[EncodedPrompt], max_new_tokens: int) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
+from steerlab import Example
 from steerlab.analysis.accessibility import accessibility
 from steerlab.analysis.logit_lens import logit_lens
 from steerlab.errors import DataError
@@ -54,7 +55,8 @@ def test_answers_that_cannot_be_measured_are_refused() -> None:
         accessibility(model, PROMPTS[:2], ["two words", "two words"], probe=False)
     with pytest.raises(DataError, match="a probe has to see each of several answers at least twice"):
         accessibility(model, PROMPTS[:2], [word, model.tokenizer.decode([41])])
+    again = [Example([{"role": "user", "content": prompt}], behavior="b") for prompt in PROMPTS[:2]]
     with pytest.raises(DataError, match="a prompt is given twice"):
-        accessibility(model, PROMPTS[:2] * 2, [word, model.tokenizer.decode([41])] * 2)
+        accessibility(model, [*PROMPTS[:2], *again], [word, model.tokenizer.decode([41])] * 2)
     with pytest.raises(DataError, match="names several tokens of a prompt"):
         accessibility(model, PROMPTS[:2], [word, word], position="prompt", probe=False)

@@ -107,6 +107,14 @@ def test_one_token_has_rank_1_where_bfloat16_makes_two_equally_probable() -> Non
     assert ((ranks[words[1]] - ranks[words[0]]) == 1).all(), "in the order in which argmax takes them"
 
 
+def test_the_most_probable_tokens_have_the_first_ranks_in_bfloat16() -> None:
+    whole = tiny_lm("llama")
+    model = Model(whole.hf.bfloat16(), whole.tokenizer, whole.layout, id="half")
+    frame = logit_lens(model, PROMPTS, positions="prompt", top=5)
+    assert frame["rank"].tolist() == [1, 2, 3, 4, 5] * (len(frame) // 5)
+    assert frame["probability"].duplicated().any(), "the premise"
+
+
 @pytest.mark.parametrize(("family", "added"), [("llama", True), ("opt", True), ("gemma2", False), ("gemma3", False)])
 def test_attention_output_is_read_where_it_is_what_is_added_to_the_stream(family: str, added: bool) -> None:
     model, site = tiny_lm(family, backend="hooks"), Site(1, "attn_out")

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
 from steerlab import Example, Site, load, steer
+from steerlab.analysis._patching.run import PatchRun
 from steerlab.analysis.patching import patch
 from steerlab.errors import DataError, LayoutError, PositionError
 from steerlab.models.engine import site_path
@@ -109,6 +111,20 @@ def test_every_point_and_each_head(family: str, point: str) -> None:
         frame = patch(model, [CLEAN], [CORRUPTED], metric=first_logits, layers=sites, positions="last", heads=[0, 3])
         assert frame["head"].tolist() == [0, 3] * model.n_layers
         check(model, frame, heads=True)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_halved_batches_give_the_same_numbers(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    model, values = raw_lm("llama"), PatchRun.values
+    wanted = patch(model, [CLEAN], [CORRUPTED], metric=first_logits)
+
+    def small(run: PatchRun, row: Any, n: int, *rest: Any) -> Any:
+        if n > rows:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {n} rows")
+        return values(run, row, n, *rest)
+
+    monkeypatch.setattr(PatchRun, "values", small)
+    pd.testing.assert_frame_equal(patch(model, [CLEAN], [CORRUPTED], metric=first_logits), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_sites_of_several_points_and_without_shortcuts() -> None:

@@ -6,13 +6,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from steerlab import generate
 from steerlab.errors import EncodingError
 from steerlab.models.encoding import EncodedPrompt, Span, by_length, collate, encode
+from steerlab.models.model import Model
 from steerlab.models.template import with_images
-from steerlab.testing import SYSTEM, tiny_tokenizer
+from steerlab.testing import SYSTEM, tiny_hf, tiny_lm, tiny_tokenizer
 
 # a BOS in every turn, the system message inside the first user turn, nothing opens the assistant's turn
 LLAMA2 = (
@@ -44,6 +46,9 @@ THINKS = (
     "{{ turn['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# another end behind the last reply, as in gpt-oss's, and none, as in Apertus's
+ENDS = "('LAST' if turn['role'] == 'assistant' and loop.last else '<|im_end|>\n')"
+RETURNS, OPEN = (THINKS.replace("'<|im_end|>\n'", ENDS.replace("LAST", last)) for last in ("<|end|>", ""))
 # the system message inside the last user turn, as in Mistral's
 LATE = LLAMA2.replace("loop.first", "loop.last")
 
@@ -57,6 +62,7 @@ def with_template(template: str | None) -> PreTrainedTokenizerFast:
 CHATML = tiny_tokenizer()
 TOKENIZERS = {"chatml": CHATML, "llama2": with_template(LLAMA2), "gemma": with_template(GEMMA)}
 TOKENIZERS |= {"single": with_template(SINGLE), "thinks": with_template(THINKS), "late": with_template(LATE)}
+TOKENIZERS |= {"returns": with_template(RETURNS), "open": with_template(OPEN)}
 texts = st.text(min_size=1, max_size=20).filter(lambda text: text.strip())
 templates = pytest.mark.parametrize("name", TOKENIZERS)
 
@@ -79,13 +85,13 @@ def assert_partition(row: EncodedPrompt) -> None:
 @templates
 @given(user=texts, answer=st.none() | texts, system=st.none() | texts, end_turn=st.booleans())
 def test_spans_cover_every_token_in_order(name: str, user: str, answer: Any, system: Any, end_turn: bool) -> None:
-    system = system if name in ("chatml", "llama2", "thinks", "late") else None
+    system = None if name in ("gemma", "single") else system
     row = encode(TOKENIZERS[name], user, answer=answer, end_turn=end_turn, system=system)
     assert_partition(row)
     assert user.strip() in text_of(row, "user")
     assert row.kind("answer") == list(range(row.n_prompt, len(row)))
     assert system is None or system.strip() in text_of(row, "system")
-    assert answer is None or text_of(row, "answer").startswith(answer)
+    assert answer is None or text_of(row, "answer").lstrip(" ").startswith(answer.lstrip(" "))
 
 
 @templates
@@ -118,11 +124,13 @@ PARTS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
     ("chatml", {}, [("system", f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"), *CHATML_USER]),
     ("chatml", FINE, [("system", f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"), *CHATML_USER, ("answer", "Fine.")]),
     ("chatml", DONE | {"system": "Be brief."}, [BRIEF, *CHATML_USER, ("answer", "Fine.<|im_end|>\n")]),
-    ("llama2", DONE | {"system": "Obey."}, [*OBEY, ("answer", "Fine. <|im_end|>")]),
+    ("llama2", DONE | {"system": "Obey."}, [*OBEY, ("answer", " Fine. <|im_end|>")]),
     ("late", {"system": "Obey."}, OBEY),
     ("chatml", {"system": "user"}, [("system", "<|im_start|>system\nuser<|im_end|>\n"), *CHATML_USER]),
     ("thinks", {}, CHATML_USER),
     ("thinks", FINE | {"system": "Be brief."}, [BRIEF, *CHATML_USER, ("answer", "Fine.")]),
+    ("returns", DONE, [*CHATML_USER, ("answer", "Fine.<|end|>")]),
+    ("open", DONE | {"system": "Be brief."}, [BRIEF, *CHATML_USER, ("answer", "Fine.<|im_end|>\n")]),
     ("gemma", {}, GEMMA_USER),
     ("gemma", DONE, [*GEMMA_USER, ("answer", "Fine.<end_of_turn>\n")]),
 ]
@@ -131,7 +139,7 @@ PARTS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
 @pytest.mark.parametrize(("name", "options", "parts"), PARTS)
 def test_parts_of_a_rendered_conversation(name: str, options: dict[str, Any], parts: list[tuple[str, str]]) -> None:
     """System message (given or the template's), user's words, header, and the end of a finished answer."""
-    words = "How?" if name in ("chatml", "thinks") else " How? "  # ChatML keeps spaces
+    words = "How?" if name in ("chatml", "thinks", "returns", "open") else " How? "  # ChatML keeps spaces
     assert parts_of(encode(TOKENIZERS[name], words, **options)) == [("template", "<|bos|>"), *parts]
 
 
@@ -161,6 +169,34 @@ def test_a_template_that_closes_a_conversation_has_the_parts_of_one_that_does_no
     assert parts_of(encode(closing, turns)) == parts_of(encode(TOKENIZERS["thinks"], turns))
 
 
+def test_answers_that_are_read_as_thoughts_warn_until_the_template_is_told_not_to_think() -> None:
+    opens = THINKS.removesuffix("{% endif %}") + "{{ '<think>' }}{% if off %}{{ '</think>' }}{% endif %}{% endif %}"
+    with pytest.warns(UserWarning, match="answers are read as thoughts"):
+        encode(with_template(opens), "How?", answer="Fine.")
+    row = encode(with_template("{% set off = true %}" + opens), "How?", answer="Fine.")
+    assert text_of(row, "header").endswith("<think></think>")
+
+
+def test_an_answer_has_the_tokens_that_it_has_in_its_place() -> None:
+    """SentencePiece puts a space before what it reads alone; some templates put one before the answer."""
+    letters = [("<unk>", 0.0), *((c, -1.0) for c in "▁abcdefghijklmnopqrstuvwxyzF.:\n"), ("▁t", -0.5), ("▁F", -0.5)]
+    pieces = Tokenizer(models.Unigram(letters, unk_id=0))
+    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tok = PreTrainedTokenizerFast(tokenizer_object=pieces, unk_token="<unk>", pad_token="<unk>")
+    for opening, words in (("\n", "fine."), (" ", "the end"), ("", "fine.")):
+        tok.chat_template = (
+            "{% for m in messages %}{{ m['role'] + ':' + ('\n' if m['role'] == 'user' else OPENING) + m['content'] }}"
+            "{% endfor %}{% if add_generation_prompt %}{{ 'assistant:HEADER' }}{% endif %}"
+        ).replace("OPENING", repr(opening)).replace("HEADER", opening.strip(" "))  # fmt: skip
+        row = encode(tok, "hello", answer=words, end_turn=True)
+        turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": words}]
+        assert list(row.ids) == tok.apply_chat_template(turns, return_dict=True)["input_ids"]
+        assert row.ids[: row.n_prompt] == encode(tok, "hello").ids
+    model = Model(tiny_hf("llama", vocab_size=len(letters)), tok, tiny_lm("llama").layout, id="pieces")
+    texts = generate(model, ["hello"], max_new_tokens=6)
+    assert encode(tok, "hello", answer=texts[0]).ids[-len(texts.ids[0]) :] == texts.ids[0]
+
+
 def test_a_conversation_that_the_assistant_begins_is_read() -> None:
     row = encode(TOKENIZERS["thinks"], turns_of("assistant", "user", "assistant", "user"))
     assert [span.kind for span in row.spans][-3:] == ["history", "user", "header"]
@@ -174,7 +210,7 @@ def test_a_system_message_between_turns_is_history() -> None:
 def test_earlier_turns_are_history() -> None:
     turns = [("user", "First question"), ("assistant", "First answer"), ("user", "Second question")]
     messages = [{"role": role, "content": content} for role, content in turns]
-    for name in ("chatml", "llama2", "gemma"):
+    for name in set(TOKENIZERS) - {"single"}:
         row = encode(TOKENIZERS[name], messages)
         assert_partition(row)
         history, user = text_of(row, "history"), text_of(row, "user")
@@ -253,12 +289,14 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("gemma", "hello", {"system": "Obey."}, "System role not supported"),
     ("late", turns_of("user", "assistant", "user"), {"system": "Obey."}, "leave the system message out"),
     ("upper", "hello", {}, "changes the user's words"),
+    ("deaf", "hello", {"system": "user"}, "drops or changes the system message 'user'"),
 ]
 
 
 @pytest.mark.parametrize(("name", "prompt", "options", "message"), REFUSED)
 def test_prompt_that_does_not_fit_is_refused(name: str, prompt: Any, options: dict[str, Any], message: str) -> None:
     templates = {"bare": None, "upper": GEMMA.replace("| trim", "| upper")}
+    templates["deaf"] = THINKS.replace("in messages", "in messages if turn['role'] != 'system'")
     tokenizer = with_template(templates[name]) if name in templates else TOKENIZERS[name]
     with pytest.raises(EncodingError, match=message):
         encode(tokenizer, prompt, example_id="mine", **options)

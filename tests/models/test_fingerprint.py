@@ -6,12 +6,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftType, get_peft_model
 from torch import nn
 
-from steerlab import Example, MeanDifference, Request, Site, SteeringVector, capture, generate, load_steerer, sweep
+from steerlab import (
+    Example,
+    MeanDifference,
+    Request,
+    Site,
+    SteeringVector,
+    capture,
+    generate,
+    load,
+    load_steerer,
+    sweep,
+)
 from steerlab.data import demo_set
-from steerlab.errors import LayoutError, MismatchError
+from steerlab.errors import LayoutError, LoadError, MismatchError, SteerlabError
 from steerlab.methods import Gated, LinearProbe
 from steerlab.methods.serialization import save
 from steerlab.models.fingerprint import check_same_model, weights_fingerprint
@@ -99,6 +110,18 @@ def test_adapter_of_the_same_model_changes_its_info(three) -> None:
     assert model.info()["weights"] == three["here"].info()["weights"]
     with_adapter(model.hf)  # replaces modules in place
     assert model.info()["weights"] != three["here"].info()["weights"]
+
+
+def test_adapters_that_are_weighed_by_the_input_and_compiled_forwards_are_refused(three) -> None:
+    model = tiny_lm("opt")
+    one = get_peft_model(tiny_hf("opt"), LoraConfig(target_modules=["fc2"], r=2))
+    one.peft_config["default"].peft_type = PeftType.XLORA
+    with pytest.raises(LoadError, match="weighs its adapters anew for each input"):
+        load(one, tokenizer=model.tokenizer)
+    block = model.hf.model.decoder.layers[1]
+    block.forward = torch.compile(block.forward, backend="eager")
+    with pytest.raises(SteerlabError, match="was compiled"):
+        generate(model, ["Hi"], max_new_tokens=1)
 
 
 def test_a_module_that_an_adapter_replaced_after_loading_is_refused_by_nnsight() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import steerlab
-from steerlab import SteeringVector
+from steerlab import Contrast, Example, SteeringVector
 from steerlab.analysis.texts import write_texts
 from steerlab.capturing import capture
 from steerlab.errors import EncodingError, LayoutError, SteeringError
@@ -218,6 +218,11 @@ def test_rows_beside_one_that_is_rotated_for_long_texts_are_as_alone() -> None:
     fresh = tiny_lm("phi3", backend="hooks", rope_parameters=rope, original_max_position_embeddings=100)
     texts = write_texts(fresh, [long, short], SteeringVector({1: torch.ones(32)}), [0.0], max_new_tokens=6)
     assert texts["text"].tolist()[1] == model.tokenizer.decode(alone, skip_special_tokens=True)
+    prompt = "Tell me of bread. " * 3
+    contrast = Example(prompt, Contrast("Bread is baked of flour. " * 3, "No."))
+    assert len(model.encode(prompt)) <= 100 < len(model.encode(prompt, answer=contrast.contrast.positive))
+    pair = capture(fresh, [contrast], layers=[1, 3], progress=False).select(side="prompt")
+    assert torch.allclose(pair.values, capture(fresh, [prompt], layers=[1, 3], progress=False).values, atol=1e-5)
 
 
 def test_padding_that_is_wrong_beyond_a_window_batches_such_rows_by_length() -> None:

@@ -2,7 +2,8 @@
 
 import threading
 import warnings
-from functools import cache
+from contextvars import copy_context
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -15,11 +16,12 @@ from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedTokenizerF
 
 import steerlab
 from steerlab import Contrast, Example, Site, SteeringVector, generate, steer
-from steerlab.errors import PositionError, SteeringError
+from steerlab.errors import LayoutError, PositionError, SteeringError
 from steerlab.methods import CONFST, AdaSteer, AlphaSteer, Gated, LinearProbe, Prompt, RandomDirection
 from steerlab.methods.base import Steerer
 from steerlab.models.model import Model
 from steerlab.models.positions import Match, resolve
+from steerlab.steering.batches import active_steering
 from steerlab.steering.direct import _as_row
 from steerlab.testing import FAMILIES, VLM_FAMILIES, tiny_lm, tiny_tokenizer, tiny_vlm
 from steerlab.testing.text import seeded
@@ -185,6 +187,7 @@ def test_nested_blocks_add_up_and_count_for_all() -> None:
 @backends
 def test_the_model_is_as_before_after_the_block_and_after_an_exception(backend: str) -> None:
     model, steerer = tiny_lm("llama", backend=backend), steerer_of("llama", "l2s")
+    model.hf.generate = partial(type(model.hf).generate, model.hf)  # as some libraries do
     generate(model, PROMPTS[:1], max_new_tokens=1)
     hooks = [(m, dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.hf.modules()]
     inputs, own = inputs_of(model), dict(vars(model.hf))
@@ -192,12 +195,17 @@ def test_the_model_is_as_before_after_the_block_and_after_an_exception(backend: 
         before = model.hf(**inputs).logits
     with steer(model, steerer):
         by_hand(model)
+        task = copy_context()  # what a task that goes on after the block sees
+    assert task.run(active_steering, model) == []
+    with pytest.raises(LayoutError), steer(model, {99: torch.ones(HIDDEN)}):
+        pass
     with pytest.raises(ZeroDivisionError), steer(model, steerer):
         1 / 0  # noqa: B018
     with pytest.raises(IndexError), steer(model, steerer):
         model.hf(torch.tensor([[10**6, 3]]))
     assert [(m, dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in model.hf.modules()] == hooks
-    assert vars(model.hf).keys() == own.keys() and not model.lock._is_owned()  # type: ignore[attr-defined]
+    assert vars(model.hf).get("generate") is own["generate"] and vars(model.hf).keys() == own.keys()
+    assert not model.lock._is_owned()  # type: ignore[attr-defined]
     with torch.no_grad():
         assert torch.equal(model.hf(**inputs).logits, before)
 
@@ -314,6 +322,7 @@ def test_calls_of_unknown_tokens_are_refused() -> None:
             "first forward of `generate` is not one of the 5",
             lambda: model.hf.generate(ids, prefill_chunk_size=2, **GREEDY),
         ),
+        ("does guidance_scale= run another", lambda: model.hf.generate(ids, guidance_scale=2.0, **GREEDY)),
     ):
         with pytest.raises(SteeringError, match=message), steer(model, steerer):
             call()

@@ -1,6 +1,5 @@
 """Every operator against plain hooks, row by row, in the prompt and while decoding."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -135,9 +134,6 @@ def test_gates_are_of_one_layer_and_model_and_count_what_they_open() -> None:
     mine.info_ = {"model": "b", "weights": "2"}
     with pytest.raises(MismatchError, match="the probe was fitted on"):
         Operation(mine, gate=other).interventions(Context(("a",)))
-    other.threshold_ = 0.9
-    (one,) = operation("add", gate=other).interventions(Context(("a",)))
-    assert one.rule.gate.threshold == pytest.approx(math.log(9)), "in log-odds, which do not end at 1"
     with pytest.raises(SteeringError, match=r"a gate gave \(3, .*, 1\) for states"):
         generate(model, PROMPTS, steer=operation("add", gate=lambda h: h[..., :1]))
     with pytest.raises(SteeringError, match="no token was steered"):
@@ -147,6 +143,30 @@ def test_gates_are_of_one_layer_and_model_and_count_what_they_open() -> None:
         generate(model, PROMPTS, steer=operation("cap", gate=lambda h: 3 + 0 * h[..., 0]), max_new_tokens=4).ids
         == before.ids
     )
+
+
+def test_a_probe_as_gate_opens_for_no_state_that_set_its_threshold() -> None:
+    """The probability of such a state is the threshold: computed in another precision it may be above."""
+    states = torch.randn(40, 30, HIDDEN, generator=torch.Generator().manual_seed(1))
+    for clean in states:
+        probe = LinearProbe(LAYER)
+        probe.w_, probe.b_ = U, 0.1
+        probe.threshold_ = float(torch.sigmoid(clean.double() @ U.double() + 0.1).max())
+        (one,) = operation("add", gate=probe).interventions(Context(("a",)))
+        assert one.rule.gate(clean).tolist() == [0.0] * 30
+
+
+def test_rows_that_have_ended_do_not_count_where_a_gate_decides_by_token() -> None:
+    model, steerer = make_lm("llama"), operation("add", gate=lambda h: (h[..., 0] > 0).float())
+    options: dict[str, Any] = {"steer": steerer, "max_new_tokens": 24, "positions": "generated"}
+    options["eos_token_id"] = generate(model, PROMPTS, **options).ids[0][2]
+    alone = [generate(model, [prompt], **options) for prompt in PROMPTS]
+    found = generate(model, PROMPTS, **options)
+    assert found.ids == tuple(one.ids[0] for one in alone) and len({*map(len, found.ids)}) == 3, (
+        "they end at other tokens"
+    )
+    # no row counts more than its own tokens; which of a row's states the gate opened for is not known afterwards
+    assert 0 <= found.steered_tokens - sum(one.steered_tokens for one in alone) <= 1
 
 
 def test_a_class_made_of_an_operator_does_what_it_says() -> None:

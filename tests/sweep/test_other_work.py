@@ -7,21 +7,24 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from datetime import date
 from enum import IntEnum
 from functools import cache, partial
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from reference import AnyIntervention, questions, vectors
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from torch import Tensor
 
 import steerlab
-from steerlab import Contrast, Example, Request, Site
+from steerlab import Contrast, Example, Request, Site, SteeringVector
 from steerlab._support.contents import content_fingerprint
 from steerlab.analysis.texts import write_texts
 from steerlab.errors import MismatchError, SteeringError
@@ -44,7 +47,12 @@ def has_answer(examples: list[Example], texts: list[str]) -> list[float]:
     return [float(e.meta["answer"] in text) for e, text in zip(examples, texts, strict=True)]
 
 
-WEIGHTS = np.zeros(2)
+WEIGHTS, NAMED = np.zeros(2), None
+
+
+class Graded:
+    def __init__(self, training: int) -> None:
+        self.training = training
 
 
 class Scale:
@@ -145,6 +153,11 @@ def test_metrics_are_measured_anew_where_what_they_read_has_changed(tmp_path: Pa
     assert measured(has_answer, [e.replace(meta={"answer": ""}) for e in rows]) == {1.0}, "a mended answer"
     monkeypatch.setattr("test_other_work.WORD", "")
     assert measured(has_word, rows) == {1.0}, "a changed constant of a function that the metric calls"
+    given = {"folder": tmp_path / "two", "generation": {"max_new_tokens": 3}}
+    for metric in ({"one": has_answer, "two": has_word}, {"one": has_word, "two": has_answer}):
+        frame = steerlab.sweep(model, rows, {"v": vectors(model)}, [1], [1.0], metric=metric, **given)
+        found = frame.groupby("metric")["value"].max()
+        assert {metric[name]: value for name, value in found.items()} == {has_answer: 0.0, has_word: 1.0}
 
 
 def test_contents_are_the_same_in_another_process_and_take_no_time_where_functions_name_one_another() -> None:
@@ -172,6 +185,27 @@ def test_contents_of_a_function_follow_its_own_helpers_and_long_patterns(monkeyp
     assert before != content_fingerprint(has_word)
     long = "x" * 300
     assert content_fingerprint(re.compile(long + "a")) != content_fingerprint(re.compile(long + "b"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        [LogisticRegression().fit([[0.0], [1.0]], [*labels]) for labels in ("ab", "ba")],
+        (torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)), (SimpleNamespace(least=1), SimpleNamespace(least=2)),
+        (SteeringVector({1: torch.ones(1)}), SteeringVector({1: torch.zeros(1)})), (range(2), range(3)),
+        (date(2026, 1, 1), date(2026, 1, 2)), (tiny_lm("llama"), tiny_lm("llama", seed=1)),
+        (Graded(1), Graded(2)),
+    ],
+)  # fmt: skip
+def test_contents_of_a_function_follow_what_it_names(monkeypatch: pytest.MonkeyPatch, one: Any, other: Any) -> None:
+    def judge() -> object:
+        return NAMED
+
+    def content(value: object) -> str:
+        monkeypatch.setitem(globals(), "NAMED", value)
+        return content_fingerprint(judge)
+
+    assert content(one) == content(one) != content(other)
 
 
 def test_contents_of_a_judge_follow_its_methods_classes_and_what_it_names(monkeypatch: pytest.MonkeyPatch) -> None:

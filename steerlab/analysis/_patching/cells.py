@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ def patched_values(run: PatchRun, cells: Sequence[Cell]) -> list[float]:
     if changed := [cell for cell in cells if run.changes(cell)]:
         forwards = Forwards.of(run, changed)
         for batch in forwards.batches:
-            values = [value for part in halve_on_oom(forwards.run_batch, batch) for value in part]
+            run_part = partial(forwards.run_batch, start_of(run.model, batch))  # halves start where their batch does
+            values = [value for part in halve_on_oom(run_part, batch) for value in part]
             found |= dict(zip(batch, values, strict=True))
     return list(found.values())
 
@@ -65,9 +67,9 @@ class Forwards:
                 states = dict(zip(known, found.unbind(1), strict=True))
         return cls(run, batches, prefix, states)
 
-    def run_batch(self, batch: Sequence[Cell]) -> list[float]:
-        """The metric of each cell, from one forward."""
-        cut, level = start_of(self.run.model, batch)
+    def run_batch(self, start_at: tuple[int, int | None], batch: Sequence[Cell]) -> list[float]:
+        """The metric of each cell, from one forward, which starts at a column and a block."""
+        cut, level = start_at
         prefix = self.prefix.before(cut) if cut and self.prefix is not None else None
         state = None if level is None else self.states[level][:, cut:].repeat(len(batch), 1, 1)
         start = ForwardState(prefix, len(batch), level, state)

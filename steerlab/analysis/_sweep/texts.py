@@ -58,7 +58,7 @@ def run_texts(
                 found = found.assign(**{name: found[name].map(json.loads) for name in ("text", "ids")})
                 for setting, frame in found.groupby("setting"):
                     parts[int(str(setting))].append(frame)
-    measured = content_fingerprint([*metrics.values(), [dict(e.meta) for e in examples]])[:8]  # metrics may read `meta`
+    measured = content_fingerprint([*metrics.items(), [dict(e.meta) for e in examples]])[:8]  # metrics may read `meta`
     unsteered = next((i for i in parts if settings[i].alpha == 0), None)  # generated once for all of alpha 0
     for number, setting in enumerate(settings):
         source = parts[unsteered] if setting.alpha == 0 and unsteered is not None else parts[number]

@@ -28,8 +28,9 @@ class TripletProbe(TwoPromptDetector):
     """The distance that a text moves the task, in a space learned from triplets (task, clean text, injected text).
 
     Example:
-        >>> probe = TripletProbe(range(6)).fit(acts)                 # as published, for many thousand inputs
-        >>> probe = TripletProbe([8, 12], config=SMALL_CONFIG, shape=SMALL_SHAPE).fit(acts)     # for a few hundred
+        >>> known = acts.select(split=["train", "validation"])
+        >>> probe = TripletProbe(range(6)).fit(known)                 # as published, for many thousand inputs
+        >>> probe = TripletProbe([8, 12], config=SMALL_CONFIG, shape=SMALL_SHAPE).fit(known)     # for a few hundred
         >>> probe.score(Context.of(acts.select(split="test")))       # (rows,), distances in [0, 2]
 
     Args:
