@@ -29,11 +29,9 @@ VERSIONS = {"packages": {name: version(name) for name in COMPARED}}
 DEPLOYED = {"repo_id": "openai-community/gpt2", "deployment_level": "HOT"}
 COLD = {"repo_id": "openai-community/gpt2-xl", "deployment_level": "COLD"}
 NDIF: dict[str, Any] = {
-    "/ping": "pong",
-    "/env": VERSIONS,
-    "/whoami": {"email": "a@b.c"},
+    "/ping": "pong", "/env": VERSIONS, "/whoami": {"email": "a@b.c"},
     "/status": {"deployments": {"1": DEPLOYED, "2": COLD}},
-}
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,8 @@ from steerlab.models.model import Model
 from steerlab.models.positions import Positions, check_positions
 from steerlab.models.sites import Site
 from steerlab.steering import generate, interventions
-from steerlab.steering.batches import Steer, apply_prompt_transforms, as_requests, encode_examples, totals
+from steerlab.steering.batches import Steer, apply_prompt_transforms, as_requests, encode_examples
+from steerlab.steering.counts import totals
 from steerlab.steering.finite import check_finite
 from steerlab.steering.interventions import BatchedSetting, build_edits, first_written_column, restart_layer
 from steerlab.steering.requests import Scale, resolve_interventions

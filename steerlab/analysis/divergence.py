@@ -17,7 +17,8 @@ from steerlab.models.interventions import SiteEdits
 from steerlab.models.model import Model, check_ready
 from steerlab.models.positions import Positions
 from steerlab.steering import batches
-from steerlab.steering.batches import Steer, Totals, as_requests
+from steerlab.steering.batches import Steer, as_requests
+from steerlab.steering.counts import Totals, totals
 from steerlab.steering.requests import Alpha, resolve_interventions
 
 FIRST = ("model", "reference")
@@ -88,7 +89,7 @@ def text_divergence(
                 float(kl_divergence(one[-n - 1 : -1], other[-n - 1 : -1], first).mean())
                 for one, other, n in zip(steered, plain, lengths, strict=True)
             ]
-        return found, batches.totals(edits)
+        return found, totals(edits)
 
     found, _, _ = batches.run_batches(
         model, settings, rows, forward, batch_size=batch_size, label="divergence", progress=progress, in_block=False,

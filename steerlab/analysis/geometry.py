@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from steerlab.analysis.similarity import unit_rows
-from steerlab.capturing.activations import Activations, sorted_by_id
+from steerlab.capturing.activations import Activations, as_stored, sorted_by_id
 from steerlab.errors import DataError, MismatchError
 from steerlab.metrics.bootstrap import check_resampling
 from steerlab.models.sites import Site
@@ -58,7 +58,7 @@ def geometry(
     Source: arXiv 2508.12815, appendix (cosines of P2S vectors within and between behaviors).
     """
     check_resampling(0.95, n_boot, seed)
-    where = Site.of(site)
+    where = as_stored(site, acts.info)
     ids, z = sorted_by_id(*acts.contrast(where, position))
     units, labels = unit_rows(dict(zip(ids, z, strict=True))), np.array(acts.labels(ids, label), dtype=object)
     members = {name: np.flatnonzero(labels == name) for name in sorted(set(labels))}

@@ -73,7 +73,7 @@ def fit_probe(x: NDArray[np.float64], truth: Sequence[str], seed: int = 0) -> Gr
     """
     if len(set(truth)) < 2:
         raise DataError(f"a probe needs two classes, got {sorted(set(truth))}")
-    held_out = np.random.default_rng(seed).permutation(len(truth)) < len(truth) // 5
+    held_out = np.random.default_rng(seed).permutation(len(truth)) < max(1, len(truth) // 5)
     search = GridSearchCV(
         make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
         {"logisticregression__C": INVERSE_PENALTIES},

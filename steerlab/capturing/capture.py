@@ -144,7 +144,8 @@ def capture(
         # the batches too: which rows share one depends on the padding that the model takes
         settings = {
             "batch_size": batch_size, "storage": str(dtype), "batches": fingerprint(numbered),
-            "labels": fingerprint([e.split for e in examples]),  # in the index, and not part of the data's hash
+            # in the index, and in no other hash
+            "labels": fingerprint([*(e.split for e in examples), *(extra_prompts or ())]),
             "masks": fingerprint([position_key(position) for position in (*at, *ctx)]),
         }  # fmt: skip
         store = Store.create(Path(folder), info, settings, sites, len(batches))

@@ -41,12 +41,9 @@ def check_ready(model: object) -> None:
     found = check_type("the model", model, Model, "a model from steerlab.load", SteerlabError)
     if found.is_remote:
         return
-    modules = list(found.hf.modules())
-    training = any(module.training for module in modules if not isinstance(module, nn.Identity))
-    compiled = any(
-        module._compiled_call_impl is not None or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-        for module in modules
-    )
+    parts = list(found.hf.modules())
+    training = any(part.training for part in parts if not isinstance(part, nn.Identity))
+    compiled = any(p._compiled_call_impl or hasattr(vars(p).get("forward"), "_torchdynamo_orig_callable") for p in parts)
     rounded = found.device.type != "meta" and torch.is_autocast_enabled(found.device.type)
     tuples = not getattr(found.hf.config, "return_dict", True)
     modes = {

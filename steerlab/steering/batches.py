@@ -16,6 +16,7 @@ from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.interventions import SiteEdits
 from steerlab.models.model import Model, check_ready
 from steerlab.models.positions import Positions, check_positions
+from steerlab.steering.counts import Totals
 from steerlab.steering.interventions import BatchedSetting, build_edits, writes_anything
 from steerlab.steering.requests import Alpha, Request, Scale
 
@@ -23,7 +24,6 @@ R = TypeVar("R")
 Steer = Steerer | Vectors | Request | Sequence[Steerer | Vectors | Request]
 # the open `with steer(...)` statements of this thread, outermost first: each a run with its requests
 OPEN_RUNS: ContextVar[tuple[tuple[Any, list[Request]], ...]] = ContextVar("OPEN_RUNS", default=())
-Totals = tuple[int, float]  # states steered, and the sum of ‖h' - h‖/‖h‖ over them
 
 
 def active_steering(model: Model) -> list[tuple[Any, list[Request]]]:
@@ -118,9 +118,3 @@ def run_batches(
     if steered == 0 and writes_anything(settings):
         raise SteeringError(f"alpha is not 0 but no token was steered: {hint}")
     return [results[i] for i in range(len(rows))], steered, ratios / steered if steered else float("nan")
-
-
-def totals(edits: SiteEdits) -> Totals:
-    """States steered, and the sum of their norm ratios, over all edits."""
-    found = [edit.stats.totals() for at_site in edits.values() for edit in at_site]
-    return sum(n for n, _ in found), sum((ratio for _, ratio in found), 0.0)

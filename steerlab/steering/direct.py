@@ -31,8 +31,9 @@ from steerlab.models.model import Model, check_ready
 from steerlab.models.positions import NAMES, Match, Positions, check_positions
 from steerlab.models.sites import Site
 from steerlab.models.versions import CACHE_NAMES, forward_parameters, given_cache
-from steerlab.steering.batches import active_steering, totals
+from steerlab.steering.batches import active_steering
 from steerlab.steering.context import MixedContext, context_of, group_by_kind
+from steerlab.steering.counts import totals
 from steerlab.steering.interventions import build_edits, writes_anything
 from steerlab.steering.requests import Request, resolve_interventions
 

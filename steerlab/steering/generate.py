@@ -22,12 +22,13 @@ from steerlab.errors import DataError, EncodingError, SteeringError, SteerlabErr
 from steerlab.models.beam_images import check_beam_images
 from steerlab.models.encoding import Batch, EncodedPrompt
 from steerlab.models.engine import Inputs
-from steerlab.models.interventions import Edit, ImageEdit, SiteEdits
+from steerlab.models.interventions import SiteEdits
 from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.models.template import last_text
-from steerlab.steering.batches import Steer, apply_prompt_transforms, as_requests, encode_examples, run_batches, totals
+from steerlab.steering.batches import Steer, apply_prompt_transforms, as_requests, encode_examples, run_batches
+from steerlab.steering.counts import Totals, ratio_frame, summed_ratios, text_totals, token_ratios, totals
 from steerlab.steering.finite import FiniteLogits, NotFinite, not_finite
 from steerlab.steering.padding import option_in_use, reads_padding, with_recorded_ends
 from steerlab.steering.requests import Alpha, Scale, resolve_interventions
@@ -73,7 +74,7 @@ class Generations(Sequence[str]):
     prompts: tuple[str, ...]
     steered_tokens: int
     norm_ratio: float
-    norm_ratios: pd.DataFrame = field(compare=False, repr=False, default_factory=lambda: _ratio_frame([]))
+    norm_ratios: pd.DataFrame = field(compare=False, repr=False, default_factory=lambda: ratio_frame([]))
 
     def __repr__(self) -> str:
         ratio = f", norm ratio {self.norm_ratio:.2f}" if self.steered_tokens else ""
@@ -160,17 +161,17 @@ def generate(
     ratios: list[pd.DataFrame] = []
     moved, whole = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
 
-    def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[tuple[int, ...]]], tuple[int, float]]:
+    def forward(batch: Batch, edits: SiteEdits) -> tuple[list[list[tuple[int, ...]]], Totals]:
         own = options | {"max_new_tokens": max_new_tokens}
         if allowed := options.get("prefix_allowed_tokens_fn"):
             numbers = {id(row): i for i, row in enumerate(rows)}  # a batch has the rows in another order
             own["prefix_allowed_tokens_fn"] = by_input(model, allowed, [numbers[id(row)] for row in batch.rows], own)
         new = new_ids(model, model.inputs(batch, positions=False), edits, own)
         copies = len(new) // len(batch.rows)
-        ratios.extend(_token_ratios(edits, batch.width))
-        moved.add_(_summed_ratios(edits))
+        ratios.extend(token_ratios(edits, batch.width))
+        moved.add_(summed_ratios(edits))
         whole.add_(torch.tensor(totals(edits), dtype=torch.float64))
-        return [new[i : i + copies] for i in range(0, len(new), copies)], _totals(edits, new)
+        return [new[i : i + copies] for i in range(0, len(new), copies)], text_totals(edits, new)
 
     with model.lock, seeded(model, seed):  # locked throughout: threads would draw from one random state
         rows_ids, steered, _ = run_batches(
@@ -185,7 +186,7 @@ def generate(
     example_ids, shown = tuple(e.id for e in repeated), tuple(last_text(e.prompt) for e in repeated)
     _warn_of_norm_ratio(model, float(moved[1] / moved[0]))
     norm_ratio = float(whole[1] / whole[0])
-    return Generations(texts, ids, example_ids, shown, steered, norm_ratio, _ratio_frame(ratios))
+    return Generations(texts, ids, example_ids, shown, steered, norm_ratio, ratio_frame(ratios))
 
 
 @cache
@@ -255,43 +256,12 @@ def decode(model: Model, ids: Sequence[Sequence[int]]) -> list[str]:
     What they begin with stays: without its space a text would be scored as another first token than the one generated.
     """
     tok, found = model.tokenizer, []
+    special = {*tok.all_special_ids}
     for row in ids:
         text = str(tok.decode(list(row), skip_special_tokens=True)).rstrip()
-        first = next((i for i in row if i not in tok.all_special_ids), None)
-        is_spaced = first is not None and str(tok.convert_ids_to_tokens(first)).startswith(
-            "▁"
-        )  # SentencePiece drops it
-        found.append(" " + text if is_spaced and text and not text.startswith(" ") else text)
-    return found
-
-
-def _totals(edits: SiteEdits, new: list[tuple[int, ...]]) -> tuple[int, float]:
-    """States steered behind the rows returned, and the sum of their norm ratios.
-
-    The last new token of a row is never fed back, so a row of n new tokens has n - 1 decoded states. The edits' stats
-    also hold the steps of rows that had already ended and of dropped beams. These cannot be separated: they keep their
-    share in the mean ratio and lose it in the count, in which a row has at most its own states.
-    """
-    steered, ratios = 0, 0.0
-    for edit in (e for at_site in edits.values() for e in at_site):
-        writes, total = edit.stats.totals()
-        counted = writes
-        if writes and not isinstance(edit, ImageEdit):
-            copies = len(new) // len(edit.prompt)
-            most = edit.prompt.sum(1).cpu() * copies + _decoded(edit, new, copies)
-            counted = int(edit.stats.rows()[0].cpu().reshape(len(most), -1).sum(1).minimum(most).sum())
-        steered, ratios = steered + counted, ratios + (total * counted / writes if writes else 0.0)
-    return steered, ratios
-
-
-def _summed_ratios(edits: SiteEdits) -> Tensor:
-    """States written and the sum of their norm ratios; what several steerers do to one state adds up, as if they all
-    pushed the same way.
-    """
-    found = torch.zeros(2)
-    for at_site in edits.values():
-        totals = [edit.stats.totals() for edit in at_site]
-        found += torch.tensor([max(n for n, _ in totals), sum(ratio for _, ratio in totals)])
+        first = tok.convert_ids_to_tokens([i for i in row if i not in special][:1])
+        is_spaced = text and first and first[0].startswith("▁")  # SentencePiece's decoder drops the space
+        found.append(" " + text if is_spaced and not text.startswith(" ") else text)
     return found
 
 
@@ -304,42 +274,6 @@ def _warn_of_norm_ratio(model: Model, norm_ratio: float) -> None:
             UserWarning,
             stacklevel=4,
         )
-
-
-def _token_ratios(edits: SiteEdits, width: int) -> list[pd.DataFrame]:
-    """For each edit, the states written and the sum of their norm ratios by token, counted from the last prompt token.
-
-    Rows are padded on the left: all prompts end at the same column.
-    """
-    found = []
-    for site, edit in ((site, edit) for site, at_site in edits.items() for edit in at_site):
-        if edit.stats.columns is not None:
-            states, total = edit.stats.columns.cpu().numpy()
-            tokens = range(1 - width, len(states) + 1 - width)
-            found.append(
-                pd.DataFrame({"site": [site] * len(states), "token": tokens, "states": states, "total": total})
-            )
-    return found
-
-
-def _ratio_frame(found: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    if not found:
-        return pd.DataFrame(columns=["layer", "token", "norm_ratio", "states"])
-    summed = pd.concat(found).groupby(["site", "token"])[["states", "total"]].sum().query("states > 0").reset_index()
-    return pd.DataFrame(
-        {
-            "layer": [site.label for site in summed["site"]], "token": summed["token"],
-            "norm_ratio": summed["total"] / summed["states"], "states": summed["states"].astype(int),
-        }
-    )  # fmt: skip
-
-
-def _decoded(edit: Edit, new: list[tuple[int, ...]], copies: int) -> Tensor:
-    """Decoded states of each input, 0 where an edit does not steer it."""
-    limit = edit.rule.first if edit.generated else 0
-    counts = torch.tensor([len(ids) - 1 if limit is None else min(len(ids) - 1, limit) for ids in new])
-    found = counts.reshape(-1, copies).sum(1)
-    return found if edit.row_mask is None else found * edit.row_mask.cpu()
 
 
 def check_lengths(model: Model, rows: Sequence[EncodedPrompt], max_new_tokens: int) -> None:

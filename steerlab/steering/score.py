@@ -19,7 +19,8 @@ from steerlab.models.job import background
 from steerlab.models.model import Model
 from steerlab.models.positions import Positions
 from steerlab.steering import batches
-from steerlab.steering.batches import Steer, Totals, as_requests
+from steerlab.steering.batches import Steer, as_requests
+from steerlab.steering.counts import Totals, totals
 from steerlab.steering.finite import check_finite
 from steerlab.steering.requests import Alpha, Scale, resolve_interventions
 
@@ -72,7 +73,7 @@ def score(
         inputs = model.inputs(batch)
         found = model.engine.logits(inputs, edits, keep, reduce=reducer)
         check_finite(found, model, inputs, edits)
-        return found.tolist(), batches.totals(edits)
+        return found.tolist(), totals(edits)
 
     results, steered, norm_ratio = batches.run_batches(
         model, settings, rows, forward, batch_size=batch_size, label="score", progress=progress,
@@ -164,7 +165,7 @@ def next_token_logits(
         inputs = model.inputs(batch)
         found = model.engine.logits(inputs, edits, 1, reduce=reducer).cpu()
         check_finite(found, model, inputs, edits)
-        return list(found), batches.totals(edits)
+        return list(found), totals(edits)
 
     results, _, _ = batches.run_batches(
         model, settings, rows, forward, batch_size=batch_size, label="next token", progress=progress,

@@ -79,11 +79,8 @@ def test_without_the_unsteered_answers_nothing_is_said_of_change() -> None:
 
 
 def test_goals_are_shares_within_each_behavior() -> None:
-    rows = [
-        *ROWS,
-        Example("?", id="e2", behavior="defer"),
-        *(Example("?", id=f"a{i}", behavior="answer") for i in range(4)),
-    ]
+    more = [Example("?", id=f"a{i}", behavior="answer") for i in range(4)]
+    rows = [*ROWS, Example("?", id="e2", behavior="defer"), *more]
     texts = [REFUSAL, ANSWER, DEFERRAL, REFUSAL, ANSWER, ANSWER, REFUSAL, LOOP]
     found = safety_summary(judge_answers(rows, texts, [ANSWER] * 8))
     assert found["refuse_harmful"] == 0.5 and found["defer_harmful"] == 0

@@ -104,9 +104,7 @@ def test_only_the_band_is_run_on_test_rows() -> None:
     model = tiny_lm("llama", backend="hooks")
     parts = ["train"] * 4 + ["validation"] * 4 + ["test"] * 3
     pair = Contrast("(A)", "(B)", position="first_difference")
-    rows = [
-        Example(f"Is {i} more?", id=str(i), behavior="ask", contrast=pair, split=part) for i, part in enumerate(parts)
-    ]
+    rows = [Example(f"Is {i} more?", pair, id=str(i), behavior="ask", split=part) for i, part in enumerate(parts)]
     layer_range, frame = validated_sweep(
         model, rows, steerlab.MeanDifference(0), alphas=(0.0, 2.0), guard={"answer_probability": 0.0}, progress=False
     )

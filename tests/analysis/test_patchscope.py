@@ -21,9 +21,7 @@ TARGET = "cat cat; ? says"
 def by_hand(model: Model, prompt: str, source: int, column: int, into: int, steps: int) -> str:
     ids = list(model.encode(prompt).ids)
     seen: list[Any] = []
-    with blocks(model.hf, model.layout)[source].register_forward_hook(
-        lambda _m, _a, out: seen.append(main_output(out))
-    ):
+    with blocks(model.hf, model.layout)[source].register_forward_hook(lambda _m, _a, h: seen.append(main_output(h))):
         model.hf(input_ids=torch.tensor([ids]), use_cache=False)
     target = list(model.tokenizer(TARGET).input_ids)
     place = max(i for i, token in enumerate(target) if model.tokenizer.decode([token]).strip() == "?")

@@ -121,9 +121,7 @@ def test_other_models_and_other_rows_are_refused() -> None:
             representation_shift(known, *pair)
     moved = before.index.assign(column=before.index["column"] + 1)
     swapped = before.index.iloc[[1, 0, *range(2, 80)]].reset_index(drop=True)
-    others = [
-        Activations(before.values, index, before.sites) for index in (moved, before.index.assign(token=7), swapped)
-    ]
+    others = [Activations(before.values, one, before.sites) for one in (moved, before.index.assign(token=7), swapped)]
     for other in [made(n=76), *others]:
         with pytest.raises(MismatchError, match="two tokenizers"):
             representation_shift(known, before, other)

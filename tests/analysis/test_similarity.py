@@ -225,8 +225,7 @@ def test_geometry_of_clusters_and_their_shuffle() -> None:
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     mean, hits = torch.tensor([1.0, 0.5, 0, 0]), 0
-    unit = torch.nn.functional.normalize(mean + randn(6000, 4, seed=99))
-    truth = float(unit.mean(0).square().sum())
+    truth = float(torch.nn.functional.normalize(mean + randn(6000, 4, seed=99)).mean(0).square().sum())
     for seed in range(60):
         row = geometry(make_acts(None, mean + randn(25, 4, seed=seed)), 3, n_boot=300).iloc[0]
         hits += row["low"] <= truth <= row["high"]

@@ -123,9 +123,8 @@ def test_stage_of_the_same_name_from_another_study_is_refused(tmp_path: Path) ->
     """Also where the folder's own identity was deleted and written anew."""
     Study(tmp_path, IDENTITY).stage("s", lambda: pd.DataFrame({"a": [1]}))
     (tmp_path / "stages" / "study.json").unlink()
-    with pytest.raises(
-        MismatchError, match=r"s\.csv: the first line is not the checksum of the stage 's' of this study"
-    ):
+    message = r"s\.csv: the first line is not the checksum of the stage 's' of this study"
+    with pytest.raises(MismatchError, match=message):
         Study(tmp_path, {**IDENTITY, "seed": 1}).stage("s", pd.DataFrame)
 
 
@@ -144,9 +143,8 @@ def test_same_weights_are_the_same_study_under_another_name(tmp_path: Path) -> N
 def test_folder_that_vanished_or_has_an_identity_of_no_use_is_refused(tmp_path: Path) -> None:
     study = Study(tmp_path / "run", IDENTITY)
     shutil.rmtree(tmp_path / "run")
-    with pytest.raises(
-        StorageError, match=r"s\.csv could not be written .*0 finished stages are safe there\. Make room"
-    ):
+    message = r"s\.csv could not be written .*0 finished stages are safe there\. Make room"
+    with pytest.raises(StorageError, match=message):
         study.stage("s", lambda: pd.DataFrame({"a": [1]}))
     with pytest.raises(StorageError, match=r"seconds\.json could not be written"):
         study.finish(pd.DataFrame({"a": [1]}), {}, "", {})

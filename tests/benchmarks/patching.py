@@ -75,12 +75,10 @@ def compared(model: Model, clean: str, corrupted: str, args: argparse.Namespace)
     patched = frame.set_index(["layer", "column"])["value"]
     typical = {name: statistics.median(times) for name, times in seconds.items()}
     return {
-        "cells": len(cells),
-        "seconds": round(typical["patch"], 2),
-        "seconds_hook": round(typical["hook"], 2),
+        "cells": len(cells), "seconds": round(typical["patch"], 2), "seconds_hook": round(typical["hook"], 2),
         "speedup": round(typical["hook"] / typical["patch"], 2),
         "max_abs_diff": max(abs(patched[cell] - value) for cell, value in zip(sample, values, strict=True)),
-    }
+    }  # fmt: skip
 
 
 def block_output(model: Model, ids: tuple[int, ...]) -> torch.Tensor:

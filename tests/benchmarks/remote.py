@@ -110,8 +110,7 @@ def prompts(rows: int) -> list[str]:
 def kinds(rows: int) -> list[tuple[str, bool, Callable[[Model], Any]]]:
     """Name, whether the cost model is fitted to it, and the run."""
     some, width = prompts(64), 576
-    vector = SteeringVector({LAYER: torch.ones(width)})
-    steered: dict[str, Any] = dict(steer=vector, alpha=1.0, batch_size=16)
+    steered: dict[str, Any] = dict(steer=SteeringVector({LAYER: torch.ones(width)}), alpha=1.0, batch_size=16)
 
     def texts(model: Model, n: int, steps: int) -> Any:
         made = steerlab.generate(model, some[:n], max_new_tokens=steps, min_new_tokens=steps, **steered)
@@ -185,11 +184,9 @@ def summary(runs: dict[str, Run], trip: float, args: argparse.Namespace) -> dict
         "remote.max_abs_diff_of_logits_scores_and_sweeps": max(r.difference for r in runs.values() if r not in exact),
         "remote.capture_ratio": round((whole.seconds - whole.requests * trip) / whole.seconds_here, 3),
         "remote.capture_ratio_with_round_trips": round(whole.seconds / whole.seconds_here, 3),
-        "remote.capture_seconds": round(whole.seconds, 3),
-        "remote.capture_seconds_here": round(whole.seconds_here, 3),
+        "remote.capture_seconds": round(whole.seconds, 3), "remote.capture_seconds_here": round(whole.seconds_here, 3),
         "remote.capture_batches": -(-args.rows // 16), "remote.capture_requests": whole.requests,
-        "remote.round_trip_seconds": round(trip, 4),
-        "remote.bytes_sent_a_request": whole.sent // whole.requests,
+        "remote.round_trip_seconds": round(trip, 4), "remote.bytes_sent_a_request": whole.sent // whole.requests,
         "remote.bytes_returned_a_row": whole.returned // args.rows,
         "remote.bytes_over_the_wire_a_row": whole.received // args.rows,
         "remote.overhead_bytes_a_batch": (whole.received - whole.returned) // whole.requests,

@@ -167,8 +167,7 @@ def test_bars_of_tokens_show_sign_and_norm_ratio_without_color(open_page, file_a
         """all => all.map(one =>
           [one.className, one.getBoundingClientRect().height, getComputedStyle(one).backgroundColor])"""
     )
-    tokens = tokens_of(text_of("mean", 16, 0.6, 0), 0.6)
-    for (name, height, fill), token in zip(bars, tokens, strict=True):
+    for (name, height, fill), token in zip(bars, tokens_of(text_of("mean", 16, 0.6, 0), 0.6), strict=True):
         assert ("less" in name) == (token["cosine"] < 0)
         assert (fill == "rgba(0, 0, 0, 0)") == (token["cosine"] < 0), "a negative cosine is a hollow bar"
         assert height == pytest.approx(22 * token["norm_ratio"] / (0.6 * 0.2), abs=0.2)

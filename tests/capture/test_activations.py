@@ -28,13 +28,9 @@ def activations(rows: Sequence[tuple[str, str, str]], values: torch.Tensor | Non
 
 
 ROWS = [
-    ("a", "positive", "answer"),
-    ("a", "prompt", "last"),
-    ("b", "negative", "answer"),
-    ("b", "positive", "answer"),
-    ("a", "negative", "answer"),
-    ("c", "prompt", "last"),
-]
+    ("a", "positive", "answer"), ("a", "prompt", "last"), ("b", "negative", "answer"), ("b", "positive", "answer"),
+    ("a", "negative", "answer"), ("c", "prompt", "last"),
+]  # fmt: skip
 ACTS = activations(ROWS)
 
 

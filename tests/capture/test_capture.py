@@ -27,17 +27,13 @@ BACKENDS = ("nnsight", "hooks")
 PROMPTS = ["hello there", "how are you today, my very dear friend?", "no", "hello  again", "in the end"]
 LAYERS = (0, 2, 3)
 PAIRS = [
-    Example(
-        "Say it.", id="a", behavior="refuse", contrast=Contrast("I can't say it.", "Sure, it is this."), split="train"
-    ),
+    Example("Say it.", Contrast("I can't say it.", "Sure, it is this."), id="a", behavior="refuse", split="train"),
     Example("Say it again.", Contrast("No.", "Yes, of course."), id="b", behavior="refuse", system="Be brief."),
     Example(
         "Is it?", Contrast("Ask an expert", "Ask an export", end_turn=True), id="c", behavior="defer", split="test"
     ),
     Example("Leave it.", id="d", behavior="answer"),
-    Example(
-        "Is it", id="e", behavior="rate", contrast=Contrast("Harmful", "Safe", suffix="safe or harmful?", end_turn=True)
-    ),
+    Example("Is it", Contrast("Harmful", "Safe", suffix="safe or harmful?", end_turn=True), id="e", behavior="rate"),
 ]
 NEAR = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -289,16 +285,11 @@ def test_other_errors_are_not_taken_for_out_of_memory(model, monkeypatch):
 @pytest.mark.parametrize(
     ("layers", "sites"),
     [
-        ("all", [Site(0), Site(1), Site(2), Site(3)]),
-        (2, [Site(2)]),
-        (np.int64(2), [Site(2)]),
-        ([np.int64(2)], [Site(2)]),
-        (-1, [Site(3)]),
-        ([3, 0, -1], [Site(0), Site(3)]),
-        ([Site(1, "attn_out"), 1], [Site(1, "attn_out"), Site(1)]),
-        (range(2), [Site(0), Site(1)]),
+        ("all", [Site(0), Site(1), Site(2), Site(3)]), (2, [Site(2)]), (np.int64(2), [Site(2)]),
+        ([np.int64(2)], [Site(2)]), (-1, [Site(3)]), ([3, 0, -1], [Site(0), Site(3)]),
+        ([Site(1, "attn_out"), 1], [Site(1, "attn_out"), Site(1)]), (range(2), [Site(0), Site(1)]),
     ],
-)
+)  # fmt: skip
 def test_layers_are_block_numbers(model, layers, sites):
     acts = quiet(model, PROMPTS, layers=layers)
     assert sorted(acts.sites) == sorted(sites) and len(acts.sites) == len(sites)

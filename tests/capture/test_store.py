@@ -22,9 +22,7 @@ from steerlab.errors import ActivationError, LoadError, MismatchError, StorageEr
 # ids, behaviors and splits that look like numbers, truth values and dates must come back as the text they are
 DATA = [
     Example("hello there", id="007", behavior="1", contrast=Contrast("I can't.", "Sure."), split="1.0"),
-    Example(
-        "how are you today, my friend?", id="2024-01-01", behavior="true", contrast=Contrast("No.", "Yes, of course.")
-    ),
+    Example("how are you today, my friend?", Contrast("No.", "Yes, of course."), id="2024-01-01", behavior="true"),
     Example("no", id="naïve/“c”", behavior="", contrast=Contrast("Harmful", "Safe", suffix="safe or harmful?")),
     Example("in the end", id="null", behavior="null"),
 ]
@@ -111,9 +109,8 @@ def test_storage_trouble_names_the_shard_and_keeps_the_others(model, tmp_path, m
     folder = tmp_path / "acts"
     with monkeypatch.context() as patch:
         patch.setattr(import_module("steerlab.capturing.store"), "save_file", interrupted(2, interrupt))
-        with pytest.raises(
-            StorageError, match=r"shard-00002\.safetensors could not be written .*2 of 4 shards are kept"
-        ):
+        message = r"shard-00002\.safetensors could not be written .*2 of 4 shards are kept"
+        with pytest.raises(StorageError, match=message):
             capture(model, DATA, folder=folder, **OPTIONS)
     names = ["manifest.json", "shard-00000.safetensors", "shard-00001.safetensors"]
     assert sorted(path.name for path in folder.glob("*")) == (names if kept else [])

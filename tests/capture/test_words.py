@@ -67,13 +67,10 @@ def test_words_in_answers_about_images_are_found() -> None:
 def test_answers_and_words_that_do_not_fit_are_refused() -> None:
     model = tiny_lm("llama", backend="hooks")
     for answers, words, said in (
-        (ANSWERS[:1], ["dog"], "3 prompts, and 1 answers"),
-        (ANSWERS, ["zebra"], "none of 3 answers"),
-        (ANSWERS, [], "give a list of words"),
-        (ANSWERS, "dog", "give a list of words"),
-        (ANSWERS, {"dog": "dog"}, "give a list of words"),
-        (ANSWERS, ["dog", " "], "none empty"),
-    ):
+        (ANSWERS[:1], ["dog"], "3 prompts, and 1 answers"), (ANSWERS, ["zebra"], "none of 3 answers"),
+        (ANSWERS, [], "give a list of words"), (ANSWERS, "dog", "give a list of words"),
+        (ANSWERS, {"dog": "dog"}, "give a list of words"), (ANSWERS, ["dog", " "], "none empty"),
+    ):  # fmt: skip
         with pytest.raises(DataError, match=said):
             capture_words(model, PROMPTS, answers, words, progress=False)
     plain = Model(model.hf, model.tokenizer, model.layout, id="plain", chat=False)

@@ -102,16 +102,14 @@ def test_layers_strengths_and_positions_are_parsed() -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("generat Hi", "did you mean generate?"),
-        ("fit pairs.jsonl --otu x", "--out"),
+        ("generat Hi", "did you mean generate?"), ("fit pairs.jsonl --otu x", "--out"),
         ("generate pairs.jsonl", "give it as --data pairs.jsonl"),
         ("fit pairs.jsonl --out x --method maen", "did you mean meandifference?"),
         ("fit pairs.jsonl --out x --set behaviour=a", "did you mean behaviors?"),
         ("fit pairs.jsonl --out x --method adasteer", "needs rejection_layer and harmfulness_layer"),
         ("fit pairs.jsonl --out x --method l2s --layers all", "steers one layer"),
         ("fit pairs.jsonl --out x --layers 40", "the model has 4 decoder blocks"),
-        ("fit --out x", "needs data, or --activations"),
-        ("sweep pairs.jsonl", "give --train FILE"),
+        ("fit --out x", "needs data, or --activations"), ("sweep pairs.jsonl", "give --train FILE"),
         ("sweep demo --metric refusal", "did you mean is_refusal?"),
         ("fit --activations acts --limit 3 --out x", "give them to capture"),
         ("sweep pairs.jsonl --layers 3,8-5 --train pairs.jsonl --out x", "'8-5' goes down"),
@@ -123,17 +121,14 @@ def test_layers_strengths_and_positions_are_parsed() -> None:
         ("fit pairs.jsonl --out x --set layers=3", "give it as --layers 3"),
         ("fit pairs.jsonl --out x --set behaviors=[", "the value is no YAML"),
         ("fit pairs.jsonl --out x --layers -99", "there is no layer -99"),
-        ("fit demo --columns prompt=x --out x", "demo is none"),
-        ("fit xstest --out x", "has no answers to compare"),
+        ("fit demo --columns prompt=x --out x", "demo is none"), ("fit xstest --out x", "has no answers to compare"),
         ("sweep pairs.jsonl --train pairs.jsonl --alphas 0", "there is no strength but 0"),
         ("doctor tiny --remote http://127.0.0.1:9", "leave one of them out"),
         ("export nowhere --to vllm --out x", "expected one of gguf, vllm-lens"),
-        ("run nowhere.yaml", "there is no file nowhere.yaml"),
-        ("page", "Missing argument 'DATA'"),
-        ("show", "Missing argument 'MODEL'"),
-        ("chat", "Missing argument 'VECTORS...'"),
+        ("run nowhere.yaml", "there is no file nowhere.yaml"), ("page", "Missing argument 'DATA'"),
+        ("show", "Missing argument 'MODEL'"), ("chat", "Missing argument 'VECTORS...'"),
     ],
-)
+)  # fmt: skip
 def test_the_wrong_thing_first_is_one_line_and_a_status(run: Run, line: str, words: str) -> None:
     status, out, error = run(*line.split())
     last = error.splitlines()[-1]

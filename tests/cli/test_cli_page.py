@@ -10,8 +10,6 @@ import pytest
 import steerlab
 from steerlab.cli.inputs import read_data
 
-pytest.importorskip("steerlab.live", reason="the room of live pages is not there")
-
 
 @pytest.mark.filterwarnings("ignore:without steering")  # a random model writes no words
 def test_page_is_the_page_of_the_library(answer: Callable[..., Any], work: Path) -> None:

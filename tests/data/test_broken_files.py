@@ -30,10 +30,8 @@ CASES = {
         ({**COCO, "categories": [], "annotations": [{"image_id": 1}] * 2}, "2 annotations without 'category_id'"),
         ({**COCO, "categories": [{"id": 18, "name": "dog"}]}, "does not list"),
         ({**COCO, "categories": [{"id": 18, "name": "dog"}], "images": 3}, "not in COCO's format"),
-        ('{"image": "a.jpg"}', "no field 'objects'"),
-        ('{"image": "a.jpg", "objects": 1}', "expected a list"),
-        ('{"image": "a.jpg", "objects": [3]}', "an object is 3"),
-        ("nonsense", "not JSON"),
+        ('{"image": "a.jpg"}', "no field 'objects'"), ('{"image": "a.jpg", "objects": 1}', "expected a list"),
+        ('{"image": "a.jpg", "objects": [3]}', "an object is 3"), ("nonsense", "not JSON"),
     ],
     (data.vlguard, "test.json", LoadError): [
         ([{**VLGUARD_UNSAFE, "safe": True}], "a safe image with"),
@@ -44,22 +42,18 @@ CASES = {
     ],
     (data.xstest, "prompts.csv", LoadError): [("id,prompt\n1,a\n", r"\['focus', 'label', 'type'\]")],
     (data.xstest, "prompts.csv", DataError): [
-        (CSV, "empty"),
-        (CSV + "1,a,t,safe,f,\n1,b,t,safe,f,\n", "'xstest/1' occurs twice"),
+        (CSV, "empty"), (CSV + "1,a,t,safe,f,\n1,b,t,safe,f,\n", "'xstest/1' occurs twice"),
         (CSV + "1,a,t,maybe,f,\n", "label='maybe' is unknown"),
     ],
     (data.xstest_refusal_labels, "labels.jsonl", DataError): [
         ({**REFUSAL, "human_label": "4_odd"}, "'4_odd' is unknown")
     ],
     (data.read_jsonl, "tasks.jsonl", LoadError): [
-        ('{"prompt": "a"}\noops\n', "line 2 is not JSON"),
-        ('{"prompt": "a"}\n3\n', "line 2 holds a int"),
-        ("[1]\n", "item 1 holds a int"),
-        ('{"text": "a"}\n', r"no field 'prompt'.*\['text'\]"),
+        ('{"prompt": "a"}\noops\n', "line 2 is not JSON"), ('{"prompt": "a"}\n3\n', "line 2 holds a int"),
+        ("[1]\n", "item 1 holds a int"), ('{"text": "a"}\n', r"no field 'prompt'.*\['text'\]"),
     ],
     (data.read_jsonl, "tasks.jsonl", DataError): [
-        ("", "empty"),
-        ('{"prompt": " "}\n', "must be a non-empty text"),
+        ("", "empty"), ('{"prompt": " "}\n', "must be a non-empty text"),
         ('{"prompt": 3}\n', "must be a non-empty text, got 3"),
     ],
     (by_id, "tasks.jsonl", DataError): [([{"prompt": "a", "id": 1}] * 2, "'tasks/1' occurs twice")],
@@ -69,12 +63,10 @@ CASES = {
     ],
     (data.pope_file, "coco_pope_popular.jsonl", DataError): [
         (POPE.replace("yes", "maybe"), "line 1: label='maybe' is unknown; expected one of yes, no"),
-        (POPE + POPE, "occurs twice"),
-        ("", "empty"),
+        (POPE + POPE, "occurs twice"), ("", "empty"),
     ],
     (my_set, "set.jsonl", LoadError): [
-        ((ITEM, "oops\n"), r"set\.jsonl, line 2 is not JSON"),
-        ((ITEM, "[1]\n"), "line 2 holds a list"),
+        ((ITEM, "oops\n"), r"set\.jsonl, line 2 is not JSON"), ((ITEM, "[1]\n"), "line 2 holds a list"),
         ((ITEM, {"question": "?"}), r"line 2: no field 'answer_matching_behavior'.*\['question'\]"),
         (b"\xff\xfe\xfd", "cannot be read"),
     ],
@@ -94,12 +86,11 @@ CASES = {
         ([{"mc1_targets": {"a": 1, "b": 0}}], "item 1: no field 'question'"),
     ],
     (data.truthfulqa_mc, "mc_task.json", DataError): [
-        ([{"question": "Q", "mc1_targets": {"a": 1}}], "item 1: mc1_targets is .*; expected a true"),
-        ([], "empty"),
+        ([{"question": "Q", "mc1_targets": {"a": 1}}], "item 1: mc1_targets is .*; expected a true"), ([], "empty"),
     ],
     (data.persona_prompts, "personas.json", LoadError): [("oops", "is not JSON"), ([], "holds a list")],
     (data.persona_prompts, "personas.json", DataError): [({"a": ["one"]}, "'a' has"), ({"a": ["one", " "]}, "'a' has")],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -40,20 +40,15 @@ def test_published_pairs_end_the_turn_and_have_positions():
         for kind, pair in kinds.items()
     }
     assert pairs == {
-        ("llava", "harmful"): ("Harmful", "Safe", -1),
-        ("llava", "expert"): ("Expert", "AI", -1),
-        ("llava", "health"): ("Consult", "Ignore", -1),
-        ("qwen", "harmful"): ("Harmful", "Safe", -1),
-        ("qwen", "expert"): ("Consult", "Ignore", -2),
-        ("qwen", "health"): ("Consult", "Ignore", -2),
-    }
+        ("llava", "harmful"): ("Harmful", "Safe", -1), ("llava", "expert"): ("Expert", "AI", -1),
+        ("llava", "health"): ("Consult", "Ignore", -1), ("qwen", "harmful"): ("Harmful", "Safe", -1),
+        ("qwen", "expert"): ("Consult", "Ignore", -2), ("qwen", "health"): ("Consult", "Ignore", -2),
+    }  # fmt: skip
     assert all(pair.end_turn and pair.suffix for kinds in data.PUBLISHED_PAIRS.values() for pair in kinds.values())
 
 
 def examples_of(behaviors: list[str], split: str = "train") -> list[Example]:
-    return [
-        Example(f"question {i}", id=f"row/{i}", behavior=behavior, split=split) for i, behavior in enumerate(behaviors)
-    ]
+    return [Example(f"question {i}", id=f"row/{i}", behavior=name, split=split) for i, name in enumerate(behaviors)]
 
 
 def test_published_split_has_the_published_numbers():

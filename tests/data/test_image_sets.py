@@ -43,14 +43,10 @@ def test_real_annotations_are_part_of_the_larger_collection():
 
 
 QUESTIONS = [
-    ["what is the red shape?", "triangle", 0],
-    ["what color is the circle?", "teal", 1],
-    ["is there a red shape?", "yes", 0],
-    ["is there a blue shape?", "no", 0],
-    ["is there a gray shape?", "no", 1],
-    ["is there a teal shape?", "no", 0],
-    ["is no circle present?", "no", 1],
-]
+    ["what is the red shape?", "triangle", 0], ["what color is the circle?", "teal", 1],
+    ["is there a red shape?", "yes", 0], ["is there a blue shape?", "no", 0], ["is there a gray shape?", "no", 1],
+    ["is there a teal shape?", "no", 0], ["is no circle present?", "no", 1],
+]  # fmt: skip
 
 
 def write_easy_vqa(root: Path) -> Path:

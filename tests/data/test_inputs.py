@@ -91,14 +91,11 @@ def test_numbered_columns_whole_number_ids_and_missing_systems_are_read() -> Non
         (lambda: examples([1, 2]), "expected a pandas DataFrame"),
         (lambda: examples(FRAME.assign(ask=[None, "Hi"]), prompt="ask"), "the column 'ask': one is"),
         (lambda: examples(FRAME.assign(ask=[3, 4]), prompt="ask"), "the column 'ask': one is 3"),
-        (lambda: pairs({"good": "bad"}), "give a list"),
-        (lambda: pairs("ab"), "give a list"),
+        (lambda: pairs({"good": "bad"}), "give a list"), (lambda: pairs("ab"), "give a list"),
         (lambda: pairs(FRAME), r"steerlab.examples\(table, positive"),
         (lambda: pairs([("a", "b", "c")]), r"for a prompt with two answers, pairs\(.*prompts="),
-        (lambda: pairs(["ab"]), "pair 0 is 'ab'"),
-        (lambda: pairs([("a", 3)]), "a text of pair 0 is 3"),
-        (lambda: pairs([("a", "a")]), "zero vector"),
-        (lambda: pairs([]), "empty"),
+        (lambda: pairs(["ab"]), "pair 0 is 'ab'"), (lambda: pairs([("a", 3)]), "a text of pair 0 is 3"),
+        (lambda: pairs([("a", "a")]), "zero vector"), (lambda: pairs([]), "empty"),
         (lambda: pairs([("a", "b")], prompts=[]), "1 pairs and 0 prompts"),
         (lambda: pairs([("a", "b")], prompts="Q?"), "a list of prompts in the order"),
         (lambda: pairs([("a", "b")], prompts={"c"}), "a list of prompts in the order"),
@@ -111,7 +108,7 @@ def test_numbered_columns_whole_number_ids_and_missing_systems_are_read() -> Non
         (lambda: Contrast("a", "", instructions=True, position="first_difference"), "have no answers"),
         (lambda: Example("c", Contrast("a", "b", whole_texts=True)), "has no prompt"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_data_is_refused_with_what_would_do(call: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         call()

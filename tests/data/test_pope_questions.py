@@ -153,11 +153,9 @@ def test_real_questions_find_the_free_images():
 
 
 OBJECTS = {
-    "a.jpg": ["dog", "ball", "person"],
-    "b.jpg": ["cat", "sofa", "person"],
-    "c.jpg": ["dog", "cat", "person", "orange"],
+    "a.jpg": ["dog", "ball", "person"], "b.jpg": ["cat", "sofa", "person"], "c.jpg": ["dog", "cat", "person", "orange"],
     "d.jpg": ["dog", "leash"],
-}
+}  # fmt: skip
 NOUNS = ["person", "dog", "cat", "apple", "car", "bus", "chair", "elephant"]
 annotations = st.dictionaries(
     st.sampled_from([f"{i}.jpg" for i in range(8)]), st.lists(st.sampled_from(NOUNS), max_size=6), min_size=1

@@ -144,10 +144,8 @@ def test_templates_and_triggers():
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [
-        ({}, {}, "at least one paragraph"),
-        ({"a": []}, {}, "at least one paragraph"),
-        ({"a": "One. Two."}, {}, "at least one paragraph"),
-        ({"a": ["One. Two.", " \n"]}, {}, "a/1 is empty"),
+        ({}, {}, "at least one paragraph"), ({"a": []}, {}, "at least one paragraph"),
+        ({"a": "One. Two."}, {}, "at least one paragraph"), ({"a": ["One. Two.", " \n"]}, {}, "a/1 is empty"),
         ({"a": ["One. Two."], "b": ["one.  two."]}, {}, "a/0 and b/0 are the same"),
         ({"a": ["One. Two."], "b": ["One. Three."]}, {"max_words": 1}, "a/0 and b/0 are the same"),
         ({"a": ["Please name a  METAL. Thank you."]}, {}, "a/0 contains the injection 'name a metal.'"),
@@ -164,7 +162,7 @@ def test_templates_and_triggers():
         ({"a": ["One of a kind"]}, {"places": ["middle"], "share": 1.0}, "one sentence"),
         ({"a": ["One two three four. Five."]}, {"max_words": 3}, "max_words=3"),
     ],
-)
+)  # fmt: skip
 def test_injection_examples_bad_input_raises(texts, options, message):
     with pytest.raises(DataError, match=message):
         injection_examples(texts, **{"injections": INJECTIONS, **options})

@@ -25,17 +25,14 @@ ROOMS = [path.parent.name for path in sorted((ROOT / "steerlab").glob("[a-z]*/__
 BY_MODULE = ("analysis", "models")
 # a new user's task, and the pages that are clicked through from the front page to its answer
 TASKS = {
-    "install it and steer once": ("get_started",),
-    "make a vector of my own pairs of answers": ("howto/contrasts",),
-    "which layer and which strength?": ("howto/layer_and_strength",),
-    "steer harmful requests only": ("howto/gate",),
+    "install it and steer once": ("get_started",), "make a vector of my own pairs of answers": ("howto/contrasts",),
+    "which layer and which strength?": ("howto/layer_and_strength",), "steer harmful requests only": ("howto/gate",),
     "my text breaks: how strong is too strong?": ("howto/dose",),
-    "what do these words mean?": ("get_started", "concepts"),
-    "is my model supported?": ("models",),
+    "what do these words mean?": ("get_started", "concepts"), "is my model supported?": ("models",),
     "what did repeng or steering-vectors call this?": ("coming_from",),
     "which method should I take, and what did it reach?": ("methods", "methods/predicted"),
     "what does `sweep` take?": ("howto/layer_and_strength", "reference/steerlab"),
-}
+}  # fmt: skip
 
 
 class Page(HTMLParser):

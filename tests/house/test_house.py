@@ -124,7 +124,5 @@ def test_families_are_named_in_one_table_only() -> None:
 
 
 def test_count_prints_the_table() -> None:
-    run = subprocess.run(
-        [sys.executable, ROOT / "tests" / "house" / "count.py"], capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, ROOT / "tests/house/count.py"], capture_output=True, text=True, check=True)
     assert re.search(r"package +[\d,]+ code lines", run.stdout)

@@ -122,15 +122,12 @@ def test_bodies_that_are_no_small_object_are_refused(client: TestClient, body: b
     ("change", "message"),
     [
         ({"method": "w"}, "the method='w' is unknown; expected one of v"),
-        ({"layer": 7}, r"v has the layers \[1, 2\], and not 7"),
-        ({"alpha": "strong"}, "alpha"),
-        ({"alpha": float("inf")}, "alpha"),
-        ({"prompt": {"id": "none"}}, "the prompt='none' is unknown"),
-        ({"prompt": {"text": " "}}, "empty"),
-        ({"prompt": {"text": 3}}, "expected a text"),
+        ({"layer": 7}, r"v has the layers \[1, 2\], and not 7"), ({"alpha": "strong"}, "alpha"),
+        ({"alpha": float("inf")}, "alpha"), ({"prompt": {"id": "none"}}, "the prompt='none' is unknown"),
+        ({"prompt": {"text": " "}}, "empty"), ({"prompt": {"text": 3}}, "expected a text"),
         ({"prompt": "Hi"}, "an object"),
     ],
-)
+)  # fmt: skip
 def test_wrong_requests_are_answered_with_an_error_that_names_it(answers: Answers, change, message: str) -> None:
     (event,) = answers.answer({"method": "v", "layer": 1, "alpha": 0.5, "prompt": {"text": "Hi"}} | change)
     with pytest.raises(DataError, match=message):

@@ -53,14 +53,13 @@ def _handler(repositories: dict[str, dict[str, bytes]]) -> type[BaseHTTPRequestH
                 paths = [file["path"] for file in json.loads(body)["files"]]
                 self.answer({"files": [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]})
             elif "commit" in parts:
-                files = repositories["/".join(parts[2:4])]
+                name = "/".join(parts[2:4])
+                files = repositories[name]
                 for line in map(json.loads, body.splitlines()):
                     if line["key"] == "file":
                         files[line["value"]["path"]] = b64decode(line["value"]["content"])
                 sha = _commit(files)
-                self.answer(
-                    {"commitUrl": f"{here}/{'/'.join(parts[2:4])}/commit/{sha}", "commitOid": sha, "success": True}
-                )
+                self.answer({"commitUrl": f"{here}/{name}/commit/{sha}", "commitOid": sha, "success": True})
             else:
                 self.answer({}, 200)
 

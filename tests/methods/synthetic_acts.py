@@ -20,16 +20,9 @@ def activations(values: Tensor, layers: Sequence[int], info: dict[str, Any], **c
 
 
 def make_acts(
-    contexts: Tensor | None,
-    targets: Tensor | None,
-    *,
-    behaviors: Sequence[str] = (),
-    ids: Sequence[str] = (),
-    layer: int = 3,
-    bare: Sequence[str] = (),
-    seed: int = 0,
-    **info: object,
-) -> Activations:
+    contexts: Tensor | None, targets: Tensor | None, *, behaviors: Sequence[str] = (), ids: Sequence[str] = (),
+    layer: int = 3, bare: Sequence[str] = (), seed: int = 0, **info: object,
+) -> Activations:  # fmt: skip
     """A prompt row per context and, unless `bare`, a contrast per target: a random negative, and the target more."""
     size = next(t for t in (contexts, targets) if t is not None)
     n, generator = len(size), torch.Generator().manual_seed(seed)
@@ -54,17 +47,14 @@ def shuffled(acts: Activations, seed: int = 0) -> Activations:
     return Activations(acts.values[order], index, acts.sites, acts.info)
 
 
-def clusters(
-    n: int, hidden: int, k: int, *, seed: int, noise: float = 0.3, world: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
+def clusters(n: int, hidden: int, k: int, *, seed: int, noise: float = 0.3, world: int = 0) -> tuple[Tensor, ...]:
     """Contexts around `k` centers, orthogonal unit targets by center, and the center of each row."""
     fixed = torch.Generator().manual_seed(world)
     centers = torch.randn(k, hidden, generator=fixed)
     directions = torch.linalg.qr(torch.randn(hidden, k, generator=fixed)).Q.T
     generator = torch.Generator().manual_seed(seed)
     which = torch.randint(0, k, (n,), generator=generator)
-    contexts = centers[which] + noise * torch.randn(n, hidden, generator=generator)
-    return contexts, directions[which], which
+    return centers[which] + noise * torch.randn(n, hidden, generator=generator), directions[which], which
 
 
 def normal(*size: int, seed: int = 0) -> Tensor:

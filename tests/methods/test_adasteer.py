@@ -278,10 +278,7 @@ def with_equal_means(layers: Sequence[int]) -> Activations:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        *(
-            (lambda name=name: acts_of(STATES | {name: STATES[name][:1]}), rf"1 inputs .* \['{name}'\]")
-            for name in LABELS
-        ),
+        *((lambda one=one: acts_of(STATES | {one: STATES[one][:1]}), rf"1 inputs .* \['{one}'\]") for one in LABELS),
         (lambda: acts_of(DOUBLED), "3 benign inputs have the same state as a complied one"),
         (lambda: with_equal_means(range(LAYERS)), "two class means are equal"),
         (lambda: with_equal_means([3]), r"same mean at \['3'\]"),

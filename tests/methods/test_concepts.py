@@ -56,8 +56,7 @@ def test_pca_concepts_are_orthogonal_directions_from_the_mean() -> None:
     concepts = fitted("pca", 2)
     torch.testing.assert_close(concepts.concepts_ @ concepts.concepts_.T, torch.eye(2), atol=1e-5, rtol=0)
     centered = x - x.mean(0)
-    kept = concepts.activations(x) @ concepts.concepts_
-    assert (kept - centered).norm() < 0.1 * centered.norm()
+    assert (concepts.activations(x) @ concepts.concepts_ - centered).norm() < 0.1 * centered.norm()
 
 
 @pytest.mark.parametrize(("method", "n"), [("kmeans", 61), ("pca", 7), ("seminmf", 7)])
@@ -81,8 +80,7 @@ def test_each_input_gets_the_vector_of_the_concept_it_activates() -> None:
     vectors = steering.vectors(Context.of(acts))
     u = concepts.concepts_
     for row, concept in zip(vectors, which.tolist(), strict=True):
-        expected = {0: u[2] - u[0], 1: u[0] - u[1], 2: torch.zeros(6)}[concept]
-        torch.testing.assert_close(row, expected)
+        torch.testing.assert_close(row, {0: u[2] - u[0], 1: u[0] - u[1], 2: torch.zeros(6)}[concept])
     torch.testing.assert_close(concepts.between(0, 1), -concepts.between(1, 0))
 
 

@@ -193,8 +193,7 @@ def test_probabilities_are_out_of_fold() -> None:
     acts = history(states, labels, confst.positions)
     flat = states.flatten(1).double().numpy()
     fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(flat, labels)
-    within = fitted.predict_proba(flat).max(1)
-    assert fitted.score(flat, labels) == 1 and within.min() > 0.95
+    assert fitted.score(flat, labels) == 1 and fitted.predict_proba(flat).max(1).min() > 0.95
     confst.fit(acts)
     assert float(confst.selected_mask_.double().mean()) < 0.5 and confst.accuracy_ < 0.45
     assert float(confst.item_probability_.median()) < 0.4
@@ -370,18 +369,12 @@ LABELS = ["arts", "news"] * 10
         (lambda _: small([""] * 20), {}, DataError, "no item has both a label in 'behavior'"),
         (lambda _: small(["arts"] * 20), {}, DataError, "all 20 items are 'arts'"),
         (lambda _: small([*["arts"] * 20, "news"]), {"folds": 2}, DataError, r"'news': 1}.*folds=2 or fewer"),
-        (
-            lambda _: small(["arts"] * 20 + ["news"] * 4), {}, DataError,
-            r"\['news'\] have fewer members .* \(5\).*'arts': 20, 'news': 4.*folds=4",
-        ),
-        (
-            lambda labels: history(torch.ones(20, 1, 6), labels), {}, DataError,
-            r"all 20 items have the same state at \['last'\] of site 3.*template",
-        ),
-        (
-            lambda labels: relabeled(small(labels, ("last-1", "last"))), {"span": 2}, DataError,
-            r"'s0000' \(prompt\) has two labels: 'arts' and 'news'",
-        ),
+        (lambda _: small(["arts"] * 20 + ["news"] * 4), {}, DataError,
+         r"\['news'\] have fewer members .* \(5\).*'arts': 20, 'news': 4.*folds=4"),
+        (lambda labels: history(torch.ones(20, 1, 6), labels), {}, DataError,
+         r"all 20 items have the same state at \['last'\] of site 3.*template"),
+        (lambda labels: relabeled(small(labels, ("last-1", "last"))), {"span": 2}, DataError,
+         r"'s0000' \(prompt\) has two labels: 'arts' and 'news'"),
     ],
 )  # fmt: skip
 def test_bad_histories_are_refused(make, options: dict, error: type[Exception], message: str) -> None:

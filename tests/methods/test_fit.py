@@ -7,6 +7,7 @@ import torch
 
 import steerlab
 from steerlab import L2S, PCA, Contrast, Example, LogisticDirection, MeanDifference, capture
+from steerlab.errors import ActivationError
 from steerlab.methods import CONFST, P2S, AdaSteer, AlphaSteer, ConditionVector, Gated, LinearProbe, NullSpaceGate
 from steerlab.methods.base import FittedMixin
 from steerlab.methods.serialization import serialize
@@ -68,8 +69,7 @@ def test_fit_takes_texts_tables_and_options_of_capture() -> None:
 
 def test_fitted_parts_do_not_require_extra_prompts_where_they_are_not_fitted() -> None:
     model, pairs = tiny_lm("llama"), steerlab.pairs([("Arr me", "Well, I")], prompts=["How?"])
-    tracker = METHODS["tasktracker"]().fit(model, DATA)
-    gated = Gated(MeanDifference(2), tracker).fit(model, pairs)
+    gated = Gated(MeanDifference(2), METHODS["tasktracker"]().fit(model, DATA)).fit(model, pairs)
     assert torch.equal(gated.steerer.vector_, MeanDifference(2).fit(model, pairs).vector_)
 
 
@@ -81,7 +81,5 @@ def test_fit_says_what_it_takes() -> None:
         lambda: MeanDifference(2).fit(acts, pairs),
         lambda: MeanDifference(2).fit(acts, batch_size=2),
     ):
-        with pytest.raises(
-            steerlab.errors.ActivationError, match=r"fit was given .*expected fit\(model, data\), or fit\("
-        ):
+        with pytest.raises(ActivationError, match=r"fit was given .*expected fit\(model, data\), or fit\("):
             call()

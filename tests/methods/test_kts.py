@@ -65,9 +65,7 @@ def edit(model: Model) -> ModelEdit:
 
 def test_kl_of_asymmetric_pair_depends_on_the_order() -> None:
     p, q = torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.0]])
-    expected = [
-        (one.softmax(-1) * (one.log_softmax(-1) - other.log_softmax(-1))).sum(-1) for one, other in ((q, p), (p, q))
-    ]
+    expected = [(a.softmax(-1) * (a.log_softmax(-1) - b.log_softmax(-1))).sum(-1) for a, b in ((q, p), (p, q))]
     torch.testing.assert_close(kl_divergence(q, p), expected[0])
     torch.testing.assert_close(kl_divergence(q, p, "reference"), expected[1])
     assert abs(float(expected[0] - expected[1])) > 0.01
@@ -115,22 +113,14 @@ def test_padding_changes_the_loss_only_where_it_is_counted(model: Model) -> None
     tuned, trainee = adapt(model, 4, 8.0, 0)
     passes = PairedForwards(trainee, tuned)
     rows = [trainee.encode("red"), trainee.encode("red cat small large house tree river")]
-    batch = trainee.batch(rows, "right")
-    edits = edits_for(batch, {trainee.site(0): torch.full((trainee.hidden_size,), 0.5)}, 1.0, trainee.device)
-    found = {
-        kind: passes.divergence(batch, edits, kind, "model", passes.reference(batch, kind)).detach()
-        for kind in ("text", "padded")
-    }
-    means = {kind: float(values.mean()) for kind, values in found.items()}
-    alone = torch.cat([
-        passes.divergence(
-            one, edits_for(one, {trainee.site(0): torch.full((trainee.hidden_size,), 0.5)}, 1.0, trainee.device),
-            "text", "model",
-            passes.reference(one, "text"),
-        )
-        for one in (trainee.batch([row], "right") for row in rows)
-    ])  # fmt: skip
-    assert means["text"] == pytest.approx(float(alone.detach().mean()), rel=1e-4)
+
+    def divergence(batch: Any, kind: str) -> torch.Tensor:
+        edits = edits_for(batch, {trainee.site(0): torch.full((trainee.hidden_size,), 0.5)}, 1.0, trainee.device)
+        return passes.divergence(batch, edits, kind, "model", passes.reference(batch, kind)).detach()
+
+    means = {kind: float(divergence(trainee.batch(rows, "right"), kind).mean()) for kind in ("text", "padded")}
+    alone = torch.cat([divergence(trainee.batch([row], "right"), "text") for row in rows])
+    assert means["text"] == pytest.approx(float(alone.mean()), rel=1e-4)
     assert means["padded"] != pytest.approx(means["text"], rel=1e-2)
 
 

@@ -138,8 +138,7 @@ def test_equalize_norms_does_not_change_unnamed_and_zero_groups():
 def test_svd_columns_are_the_leading_right_singular_vectors_of_the_centered_targets():
     z = normal(40, 12) * torch.linspace(5, 0.1, 12) + 3
     columns = decoder_columns(z, 4, TrainingConfig(decoder_init="svd"), 0)
-    centered = (z - z.mean(0)).double().numpy()
-    expected = svd_flip(*np.linalg.svd(centered, full_matrices=False)[::2])[1][:4]
+    expected = svd_flip(*np.linalg.svd((z - z.mean(0)).double().numpy(), full_matrices=False)[::2])[1][:4]
     np.testing.assert_allclose(np.abs((columns.numpy() * expected).sum(1)), 1, atol=1e-4)
     assert len(decoder_columns(normal(1, 8).expand(20, 8), 4, TrainingConfig(decoder_init="svd"), 0)) == 0
 
@@ -174,8 +173,7 @@ def test_folding_the_scales_changes_no_prediction():
 
 def test_training_does_not_touch_the_global_generator():
     before = torch.get_rng_state()
-    net = seeded_net(6, 3, "tanh", 4)
-    train_net(net, normal(20, 6), normal(20, 6), replace(L2S_PAPER, epochs=2, keep="last"))
+    train_net(seeded_net(6, 3, "tanh", 4), normal(20, 6), normal(20, 6), replace(L2S_PAPER, epochs=2, keep="last"))
     assert torch.equal(torch.get_rng_state(), before)
 
 

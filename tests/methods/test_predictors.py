@@ -139,18 +139,15 @@ def test_several_context_layers_are_read_side_by_side(name: str) -> None:
         (lambda: RoutedMean(3).fit(make_acts(X[:3], Z[:3], behaviors=["a", "a", "b"])), r"'b': 1\}"),
         (lambda: RoutedMean(3).fit(make_acts(X[:4], Z[:4], behaviors=["a", "a", "", ""])), "one for every example"),
         (lambda: NearestNeighbors(3, k=200).fit(ACTS), "k=200 neighbors of 120"),
-        (lambda: NearestNeighbors(3, k=0), "k=0"),
-        (lambda: L2S(3, net="tree"), "'mlp' or 'linear'"),
-        (
-            lambda: L2S(3, net="linear", hidden_units=7, config="released"),
-            r"\['hidden_units', 'config'\] have no effect",
-        ),
+        (lambda: NearestNeighbors(3, k=0), "k=0"), (lambda: L2S(3, net="tree"), "'mlp' or 'linear'"),
+        (lambda: L2S(3, net="linear", hidden_units=7, config="released"),
+         r"\['hidden_units', 'config'\] have no effect"),
         (lambda: L2S(3, net="linear", rank=17).fit(ACTS), "rank=17"),
         (lambda: RoutedMean(3, C=0.0).fit(ACTS), "must be positive"),
         (lambda: L2S(3, net="linear", rank=0).fit(ACTS), "rank=0"),
         (lambda: L2S(3, context_layer=()).fit(ACTS), "None for the steered one"),
     ],
-)
+)  # fmt: skip
 def test_bad_data_and_arguments_are_refused(fit, message: str) -> None:
     with pytest.raises(DataError, match=message):
         fit()

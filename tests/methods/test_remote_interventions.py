@@ -31,9 +31,7 @@ from steerlab.testing import tiny_hf, tiny_tokenizer
 
 LAYER, CONTEXT = 1, 3
 PROMPTS = ("Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?")
-PAIRS = [
-    Example(p, id=str(i), behavior="b", contrast=Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)
-]
+PAIRS = [Example(p, Contrast("No, never.", "Yes, sure"), id=str(i), behavior="b") for i, p in enumerate(PROMPTS)]
 ANSWERS = ["No, never.", "Yes", "It depends on the heron"]
 NETS: dict[str, dict[str, Any]] = {
     "plain": {}, "one unit": {"hidden_units": 1}, "wide": {"hidden_units": 40}, "relu": {"activation": "relu"},
@@ -170,16 +168,13 @@ def fit(model: Model) -> dict[str, Any]:
     lower = train_l2s(acts, CONTEXT, context_layer=LAYER, loss="mse_l1_cos")
     mean = SteeringVector({LAYER: rows[-1]})
     return {
-        "l2s": l2s,
-        "l2s, same layer": train_l2s(acts, LAYER, standardize=True, max_norm=1.0),
+        "l2s": l2s, "l2s, same layer": train_l2s(acts, LAYER, standardize=True, max_norm=1.0),
         "l2s, lower context": lower,
         "l2s, other position": with_net(l2s.net_, LAYER, context_layer=CONTEXT, context_position=-2),
-        "two l2s": [l2s, Request(lower, -1.0)],
-        "l2s and mean": [l2s, Request(mean, 0.5)],
-        "mean": mean,
+        "two l2s": [l2s, Request(lower, -1.0)], "l2s and mean": [l2s, Request(mean, 0.5)], "mean": mean,
         "rows": P2S.from_table(LAYER, {pair.id: row for pair, row in zip(PAIRS, rows, strict=False)}),
         "gates": AlphaSteer.from_gates(LAYER, rows[-2:-1] / norm**2, rows[-1:]),
-    }
+    }  # fmt: skip
 
 
 def requests(model: Model) -> int:
@@ -267,12 +262,10 @@ def edits_of(inputs: Inputs) -> SiteEdits:
 
 
 REDUCERS: dict[str, Callable[[Tensor], Any]] = {
-    "tensor": lambda logits: logits.argmax(-1),
-    "pair": lambda logits: (logits.amax(-1), logits.shape),
-    "number": lambda logits: float(logits.double().mean()),
-    "nothing": lambda logits: None,
+    "tensor": lambda logits: logits.argmax(-1), "pair": lambda logits: (logits.amax(-1), logits.shape),
+    "number": lambda logits: float(logits.double().mean()), "nothing": lambda logits: None,
     "everything": lambda logits: logits,
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("keep", [1, 3, torch.tensor([0, 2, 5])], ids=str)

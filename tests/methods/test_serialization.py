@@ -19,11 +19,8 @@ from steerlab.methods.serialization import MANIFEST, deserialize, savable, save,
 INFO = {"model": "tiny", "layers": 12, "template": "t1"}
 ACTS = make_acts(normal(30, 8), normal(30, 8, seed=1), behaviors=["a", "b", "c"] * 10, **INFO)
 STEERERS = [
-    MeanDifference(3, behaviors=("a", "b")),
-    MeanDifference(Site(3)),
-    P2S(3, zero_behaviors=("c",)),
-    RandomDirection(3, seed=4),
-    RandomDirection(3, per_example=True),
+    MeanDifference(3, behaviors=("a", "b")), MeanDifference(Site(3)), P2S(3, zero_behaviors=("c",)),
+    RandomDirection(3, seed=4), RandomDirection(3, per_example=True),
     L2S(
         3, hidden_units=4, config=replace(L2S_PAPER, epochs=2, equalize_norms=("a", "b")), zero_behaviors=("c",),
         max_norm=1.5, progress=False,

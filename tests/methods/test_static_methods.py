@@ -28,8 +28,7 @@ def test_p2s_vectors_are_the_capture_differences_for_any_row_order():
 
 def test_swapping_the_sides_negates_every_contrast_vector():
     swapped = ACTS.index.assign(side=ACTS.index["side"].replace({"positive": "negative", "negative": "positive"}))
-    other = type(ACTS)(ACTS.values, swapped, ACTS.sites)
-    assert torch.equal(P2S(3).fit(other).table_, -P2S(3).fit(ACTS).table_)
+    assert torch.equal(P2S(3).fit(type(ACTS)(ACTS.values, swapped, ACTS.sites)).table_, -P2S(3).fit(ACTS).table_)
 
 
 @pytest.mark.parametrize("method", [MeanDifference(3), RandomDirection(3)], ids=lambda s: s.name)

@@ -39,8 +39,7 @@ def two_layers(**info: object) -> steerlab.Activations:
 def test_estimators_find_the_axis_in_the_direction_of_the_wanted_answers(method: type[MeanDifference]) -> None:
     fitted = method(3).fit(ACTS)
     assert fitted.cosine(SteeringVector({3: AXIS})) > 0.8
-    unit = fitted.unit().vector_.double()
-    along = (ACTS.contrast(3)[1].double() @ unit).mean()
+    along = (ACTS.contrast(3)[1].double() @ fitted.unit().vector_.double()).mean()
     assert fitted.norm == pytest.approx(float(along), rel=1e-5), "alpha 1 moves by the mean contrast along it"
     torch.testing.assert_close(method(3).fit(shuffled(ACTS)).vector_, fitted.vector_)
     swapped = ACTS.index.assign(side=ACTS.index["side"].replace({"positive": "negative", "negative": "positive"}))
@@ -153,8 +152,7 @@ def test_tensors_and_dicts_steer_as_the_vector_does() -> None:
         assert steerlab.generate(model, ["hello"], steer=request, **options).ids == one.ids
     with steerlab.steer(model, {2: rows[2]}, alpha=2.0) as run:
         assert run.generate(["hello"], **options).ids == one.ids
-    probe = LinearProbe(2)
-    assert Gated({2: rows[2]}, probe).site == Site(2)  # type: ignore[arg-type]
+    assert Gated({2: rows[2]}, LinearProbe(2)).site == Site(2)  # type: ignore[arg-type]
 
 
 def test_a_gate_around_a_vector_made_by_hand_fits_its_detector_alone() -> None:

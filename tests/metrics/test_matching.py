@@ -16,8 +16,7 @@ from steerlab.metrics import match_codes, match_directions
 def test_permuted_directions_and_codes_are_matched_exactly(k: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     rows, order = torch.randn(k, 9, generator=generator), torch.randperm(k, generator=generator)
-    scales = torch.rand(k, 1, generator=generator) + 0.5
-    found = match_directions(rows[order] * scales, rows)
+    found = match_directions(rows[order] * (torch.rand(k, 1, generator=generator) + 0.5), rows)
     assert torch.equal(found.order, order) and torch.allclose(found.similarity, torch.ones(k))
     signs = torch.where(torch.rand(k, generator=generator) < 0.5, -1.0, 1.0)
     assert torch.equal(match_directions(rows[order] * signs[:, None], rows, signed=False).order, order)

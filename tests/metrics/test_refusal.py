@@ -88,8 +88,7 @@ def test_what_a_reasoning_model_thinks_is_no_part_of_its_answer() -> None:
     assert is_refusal(refusal) and KeywordJudge()([refusal]).tolist() == [0.0]
     assert not is_refusal("<think>I can't help with that.</think> Sure, here is how you do it.")
     assert not defers_to_expert("They should see a doctor.</think> Drink water."), "a template may open the thought"
-    assert parse_yes_no("<think>no, wait</think>\n\nYes.") == "yes" and exact_match(["<think>12</think>7"], ["7"]) == [
-        1
-    ]
+    assert parse_yes_no("<think>no, wait</think>\n\nYes.") == "yes"
+    assert exact_match(["<think>12</think>7"], ["7"]) == [1]
     with pytest.warns(UserWarning, match="still thinking.*max_new_tokens"):
         assert not is_refusal("<think>I'm sorry, but I can't help with")

@@ -49,8 +49,7 @@ def test_expected_score_is_the_mean_of_the_curve_with_a_bootstrap_interval(p: li
     curve = unsafe_curve(p, grid, n_boot=40, seed=seed)
     assert found.value == pytest.approx(curve["value"].mean()) and found.n == len(p)
     drawn = np.array(p)[np.random.default_rng(seed).integers(len(p), size=(40, len(p)))]
-    means = [np.mean([np.mean(row > tau) for tau in grid]) for row in drawn]
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = np.quantile([np.mean([np.mean(row > tau) for tau in grid]) for row in drawn], [0.025, 0.975])
     assert (found.low, found.high) == pytest.approx((min(low, found.value), max(high, found.value)))
     assert expected_unsafe(p, t, n_boot=40, seed=seed) == found
 

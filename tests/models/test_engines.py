@@ -97,8 +97,7 @@ def test_engines_agree_bit_for_bit_under_edits(lm: LM, family: str) -> None:
 
     a, b = both(lambda m, edits: m.engine.capture_states(inputs, edits, points, lambda h: h))
     assert torch.equal(a, b)
-    plain = hooks.engine.capture_states(inputs, {}, points, lambda h: h)
-    changed = (a != plain).flatten(2).any(2).any(0)
+    changed = (a != hooks.engine.capture_states(inputs, {}, points, lambda h: h)).flatten(2).any(2).any(0)
     assert not changed[: points.index(Site(1, "attn_out"))].any() and changed[points.index(Site(1, "attn_out")) :].all()
     a, b = both(lambda m, edits: m.engine.logits(inputs, edits, 3))
     assert a.shape == (3, 3, len(nnsight.tokenizer)) and torch.equal(a, b)
@@ -165,8 +164,7 @@ def test_generation_is_the_same_without_cache(lm: LM, family: str, prompts: tupl
     # teacher-forced in one forward, every new token is the most likely one
     mask = torch.cat([inputs["attention_mask"], torch.ones_like(ids[:, width:])], 1)
     full = hooks.inputs(Batch(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), (), ()))
-    logits = hooks.engine.logits(full, edits_of(inputs, Site(1), Site(3)), steps + 1)
-    best = logits[:, :-1].argmax(-1)
+    best = hooks.engine.logits(full, edits_of(inputs, Site(1), Site(3)), steps + 1)[:, :-1].argmax(-1)
     for row, new in enumerate(ids[:, width:]):
         ended = (new == nnsight.tokenizer.eos_token_id).nonzero().flatten().tolist()
         stop = ended[0] + 1 if ended else steps

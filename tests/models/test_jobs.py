@@ -19,9 +19,7 @@ from steerlab.models.model import Model
 from steerlab.steering.steer import active_steering
 
 PROMPTS = ["hello there", "how are you today, my friend?", "no"]
-PAIRS = [
-    Example(p, id=str(i), behavior="b", contrast=Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)
-]
+PAIRS = [Example(p, Contrast("No, never.", "Yes, sure"), id=str(i), behavior="b") for i, p in enumerate(PROMPTS)]
 LM = Callable[..., Model]
 TIMEOUT = 30.0  # seconds after which a silent thread is taken for dead
 

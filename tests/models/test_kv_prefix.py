@@ -124,8 +124,7 @@ def test_prefix_is_read_only(lm) -> None:
 def test_prefill_with_a_common_prefix_matches_a_plain_cache(lm, family: str) -> None:
     model = lm(family)
     begin = "You are asked the same thing over and over, in the same words: "
-    rows = [model.encode(begin + p) for p in (*PROMPTS, "Would it not be?")]
-    inputs = model.inputs(model.batch(rows, "left"))
+    inputs = model.inputs(model.batch([model.encode(begin + p) for p in (*PROMPTS, "Would it not be?")], "left"))
     shared = common_columns(inputs["input_ids"], inputs["attention_mask"], model.hf.config.get_text_config())
     assert shared == (0 if getattr(model.hf.config, "sliding_window", None) else max(shared, 10))
     found = model.engine.prefill(inputs)

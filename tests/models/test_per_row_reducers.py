@@ -15,10 +15,7 @@ from steerlab.models.engine import FULL_FORWARD, PerRowReducer, identity
 from steerlab.models.model import Model
 
 PROMPTS = ["hello there", "how are you today, my friend?", "no", "what is the time"]
-PAIRS = [
-    Example(p, id=str(i), behavior="b", contrast=Contrast("Sure, why not", "Sure. Never"))
-    for i, p in enumerate(PROMPTS)
-]
+PAIRS = [Example(p, Contrast("Sure, why not", "Sure. Never"), id=str(i), behavior="b") for i, p in enumerate(PROMPTS)]
 
 
 class PerRowEngine(HooksEngine):

@@ -215,14 +215,10 @@ LAYER = 1
 PROMPTS = ("Do herons sleep in the reeds?", "Hi", "Is it cold by night?")
 ANSWER = "Yes"
 PLACES: dict[str, Callable[[int], list[int]]] = {
-    "last-0": lambda n: [n - 1],
-    "last-1": lambda n: [n - 2],
-    "last-5": lambda n: [n - 6],
-    "last-1+last": lambda n: [n - 2, n - 1],
-    "prompt[0]": lambda n: [0],
-    "prompt[4]": lambda n: [4],
+    "last-0": lambda n: [n - 1], "last-1": lambda n: [n - 2], "last-5": lambda n: [n - 6],
+    "last-1+last": lambda n: [n - 2, n - 1], "prompt[0]": lambda n: [0], "prompt[4]": lambda n: [4],
     "prompt[2]+last-3": lambda n: [2, n - 4],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", ["hooks", "nnsight"])
@@ -258,8 +254,7 @@ def test_steering_writes_to_the_named_token_of_every_row(lm: LM, name: str, batc
     options = {"steer": SteeringVector({LAYER: delta}), "positions": name, "batch_size": batch_size}
     found = score(model, PROMPTS, [ANSWER] * 3, **options)
     for number, prompt in enumerate(PROMPTS):
-        place = PLACES[name](plain.chat_ids(model, prompt)[1])
-        with plain.hooked(model, LAYER, plain.adding(delta, place)):
+        with plain.hooked(model, LAYER, plain.adding(delta, PLACES[name](plain.chat_ids(model, prompt)[1]))):
             expected = plain.answer_logprob(model, prompt, ANSWER)
         assert found["logprob"][number] == pytest.approx(expected, abs=1e-4)
     assert found.attrs["steered_tokens"] == sum(len(PLACES[name](99)) for _ in PROMPTS)

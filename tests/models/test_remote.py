@@ -259,11 +259,9 @@ def test_without_vllm_the_command_that_installs_it_is_named(folder: Path, monkey
     true = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "vllm" else true(name, *a))
     for call in (
-        lambda: LocalVllm(str(folder), {}),
-        lambda: ServedVllm(str(folder), NOBODY, None, 1.0, (), {}),
-        lambda: load(folder, engine="vllm"),
-        lambda: load(folder, serve=NOBODY),
-    ):
+        lambda: LocalVllm(str(folder), {}), lambda: ServedVllm(str(folder), NOBODY, None, 1.0, (), {}),
+        lambda: load(folder, engine="vllm"), lambda: load(folder, serve=NOBODY),
+    ):  # fmt: skip
         with pytest.raises(LoadError, match=r'pip install "steerlab\[vllm\]"') as caught:
             call()
         assert "without a GPU" in str(caught.value) and "serve=" in str(caught.value)

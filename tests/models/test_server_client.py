@@ -136,11 +136,9 @@ def test_every_retry_is_reported_and_counted() -> None:
         assert server.with_retries(failing(retryable("connection"), retryable("busy"))) == "done"
     first, second = time.slept
     assert heard == [
-        f"connection, retrying in {first:.0f} s",
-        f"{HOST}: failed with connection; retrying in {first:.1f} s",
-        f"busy, retrying in {second:.0f} s",
-        f"{HOST}: failed with busy; retrying in {second:.1f} s",
-    ]
+        f"connection, retrying in {first:.0f} s", f"{HOST}: failed with connection; retrying in {first:.1f} s",
+        f"busy, retrying in {second:.0f} s", f"{HOST}: failed with busy; retrying in {second:.1f} s",
+    ]  # fmt: skip
     assert server.traffic.retries == 2
 
 

@@ -272,12 +272,9 @@ def test_configurations_with_names_of_their_own_are_compared() -> None:
 
 Options = dict[str, Any]
 DRAWN: dict[str, st.SearchStrategy[Any]] = {
-    "temperature": st.floats(0.1, 2),
-    "top_k": st.integers(0, 100),
-    "top_p": st.floats(0.1, 1),
-    "min_p": st.floats(0.1, 1),
-    "repetition_penalty": st.floats(0.5, 2),
-}
+    "temperature": st.floats(0.1, 2), "top_k": st.integers(0, 100), "top_p": st.floats(0.1, 1),
+    "min_p": st.floats(0.1, 1), "repetition_penalty": st.floats(0.5, 2),
+}  # fmt: skip
 OPTIONS = st.fixed_dictionaries({}, optional=DRAWN)
 EOS = st.lists(st.integers(0, 300), min_size=1, max_size=3)
 

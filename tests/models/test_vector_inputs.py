@@ -127,8 +127,7 @@ def test_captured_states_of_a_padded_batch_are_those_of_each_row_alone(decoder: 
         for example in examples:
             row = model.encode(example.prompt, images=example.images)
             kept: list[torch.Tensor] = []
-            block = steerlab.models.layout.blocks(model.hf, model.layout)[1]
-            hook = block.register_forward_hook(
+            hook = steerlab.models.layout.blocks(model.hf, model.layout)[1].register_forward_hook(
                 lambda _, __, out: kept.append(out[0] if isinstance(out, tuple) else out)  # noqa: B023
             )
             plain_logits(model, example)

@@ -67,8 +67,7 @@ def test_bar_of_a_terminal_is_removed_when_it_is_full(capsys: pytest.CaptureFixt
 def test_committed_figures_have_the_size_of_a_notebook(path: Path) -> None:
     """At most 1,200 pixels wide and 1,000 high, so that a figure is seen as a whole."""
     cells = nbformat.read(path, as_version=4).cells
-    shown = [output.data for cell in cells for output in cell.get("outputs", []) if "data" in output]
-    for data in shown:
+    for data in [output.data for cell in cells for output in cell.get("outputs", []) if "data" in output]:
         if "image/png" in data:
             size = Image.open(io.BytesIO(base64.b64decode(data["image/png"]))).size
             assert 300 <= size[0] <= 1200 and size[1] <= 1000, size

@@ -220,17 +220,13 @@ def test_shift_points_have_base_and_shifted_slopes_and_the_legend_covers_none(pa
         ("slope_distributions", "slopes", lambda f: f.assign(slope=[np.nan, *f["slope"][1:]]), "low", "1 NaN"),
         ("slope_distributions", "slopes", lambda f: f, "nothing", "nothing"),
         ("slope_distributions", "slopes", lambda f: f.drop(columns="slope"), "low", "lacks"),
-        (
-            "variance_bars", "shares", lambda f: f.assign(option=f["option"] + [0.2, 0, 0]), "openness",
-            "'openness' do not add up",
-        ),
+        ("variance_bars", "shares", lambda f: f.assign(option=f["option"] + [0.2, 0, 0]), "openness",
+         "'openness' do not add up"),
         ("variance_bars", "shares", lambda f: pd.concat([f, f]), "openness", "one row for each behavior"),
         ("variance_bars", "shares", lambda f: f, "nothing", "nothing"),
         ("variance_bars", "shares", lambda f: f.drop(columns="word"), "openness", "lacks"),
-        (
-            "shift_scatter", "shifts", lambda f: f[f[["train_variant", "test_variant"]].ne("base").any(axis=1)], None,
-            r"lacks the pairs \[\('base', 'base'\)\]",
-        ),
+        ("shift_scatter", "shifts", lambda f: f[f[["train_variant", "test_variant"]].ne("base").any(axis=1)], None,
+         r"lacks the pairs \[\('base', 'base'\)\]"),
         ("shift_scatter", "shifts", lambda f: pd.concat([f, f]), None, "50 of them"),
     ],
 )  # fmt: skip

@@ -179,10 +179,8 @@ def test_effect_axis_separates_shares_near_zero_and_near_one(draw_effect):
     ("draw", "message"),
     [
         (lambda frame, grid, effect: plots.method_bars(frame.drop(columns="low"), SHOWN), "low"),
-        (
-            lambda frame, grid, effect: plots.method_bars(pd.concat([frame, frame]), SHOWN),
-            "needs one row for each method",
-        ),
+        (lambda frame, grid, effect: plots.method_bars(pd.concat([frame, frame]), SHOWN),
+         "needs one row for each method"),
         (lambda frame, grid, effect: plots.method_bars(frame, ["nonsense"]), "nonsense"),
         (lambda frame, grid, effect: plots.method_bars(frame, []), "metrics"),
         (lambda frame, grid, effect: plots.summary_frame({"seconds": 3}), "seconds"),
@@ -192,13 +190,11 @@ def test_effect_axis_separates_shares_near_zero_and_near_one(draw_effect):
         (lambda frame, grid, effect: trade_off(grid, chosen={"l2s": {"layer": 99}}), "99"),
         (lambda frame, grid, effect: trade_off(grid, chosen={"l2s": {"rank": 9}}), "rank"),
         (lambda frame, grid, effect: effect(settings={"mean": {"layer": "3"}}), "mean has 0 rows"),
-        (
-            lambda frame, grid, effect: effect(settings={"mean": {"options": ""}}),
-            "1 of them with a strength that another row has",
-        ),
+        (lambda frame, grid, effect: effect(settings={"mean": {"options": ""}}),
+         "1 of them with a strength that another row has"),
         (lambda frame, grid, effect: effect(GRID.drop(columns="refuse_harmful"), {}), "refuse_harmful"),
     ],
-)
+)  # fmt: skip
 def test_missing_columns_metrics_and_settings_are_named(frame, grid, draw_effect, draw, message):
     with pytest.raises(DataError, match=message):
         draw(frame, grid, draw_effect)

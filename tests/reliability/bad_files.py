@@ -50,8 +50,8 @@ def _readers() -> list[Case]:
     cases = [
         ("no such file", lambda w: data.read_jsonl(w.folder / "nowhere.jsonl"), "no file.*nowhere"),
         ("a folder", lambda w: data.read_jsonl(w.folder), "no file"),
-        ("None for a path", lambda w: data.read_jsonl(None), "path.*None|None"),
-        ("a number for a path", lambda w: data.read_jsonl(3), "path.*3|3"), ("an empty file", jsonl(""), "empty"),
+        ("None for a path", lambda w: data.read_jsonl(None), "path.*None|None.*path"),
+        ("a number for a path", lambda w: data.read_jsonl(3), "path.*3|3.*path"), ("an empty file", jsonl(""), "empty"),
         ("blank lines", jsonl("\n \n"), "empty"), ("an empty list", jsonl("[]"), "empty"),
         ("a truncated line", jsonl('{"prompt": "Hi"}\n{"prompt": "Ho'), "line 2 is not JSON"),
         ("a truncated list", jsonl('[{"prompt": "Hi"},'), "not JSON"), ("a CSV", jsonl("prompt\nHi\n"), "not JSON"),
@@ -103,7 +103,7 @@ def _readers() -> list[Case]:
         ("an answer of a list", mwe(ITEM | {"answer_matching_behavior": ["Yes"]}), "non-empty text"),
         ("no such set", lambda w: data.mwe(w.saved, "openness"), "no set 'openness'"),
         ("no such folder", lambda w: data.mwe("./nowhere", "openness"), "nowhere"),
-        ("a set's name None", lambda w: data.mwe(w.saved, None), "name.*None|None"),
+        ("a set's name None", lambda w: data.mwe(w.saved, None), "name.*None|None.*name"),
         ("an unknown source", lambda w: data.mwe(w.saved, "openness", source="gpt"), "source.*gpt"),
         ("an unknown split", lambda w: data.mwe(w.saved, "openness", split="dev"), "split.*dev"),
         ("no true answer", truthful('[{"question": "Q?", "mc1_targets": {"a": 0}}]'), "true answer"),
@@ -157,7 +157,7 @@ def _readers() -> list[Case]:
          "openness"),
         ("personas of a list", lambda w: data.persona_prompts(w.file("p.json", "[1]")), "holds a list"),
         ("an empty phrase", lambda w: data.draw_phrase(" "), "a word or more"),
-        ("a phrase of None", lambda w: data.draw_phrase(None), "phrase.*None|None"),
+        ("a phrase of None", lambda w: data.draw_phrase(None), "phrase.*None|None.*phrase"),
         ("a narrow image", lambda w: data.draw_phrase("a", 3), "3 pixels"),
         ("a width of 64.5", lambda w: data.draw_phrase("a", 64.5), "width.*64.5|64.5 pixels"),
     ]  # fmt: skip
@@ -318,8 +318,8 @@ def _metrics() -> list[Case]:
         ("logits None", lambda w: metrics.yes_no_logits(None, [0], [1]), "None"),
         ("impossible answers", lambda w: metrics.yes_no_logits(logits - INF, [0], [1]), "impossible"),
         ("a tokenizer None", lambda w: metrics.yes_no_ids(None), "tokenizer.*None"),
-        ("perplexity of one text", lambda w: metrics.perplexity(w.model, ["a"], "b"), "text.*list|list"),
-        ("perplexity of None", lambda w: metrics.perplexity(w.model, ["a"], [None]), "text.*None|None"),
+        ("perplexity of one text", lambda w: metrics.perplexity(w.model, ["a"], "b"), "text.*list|list.*text"),
+        ("perplexity of None", lambda w: metrics.perplexity(w.model, ["a"], [None]), "text.*None|None.*text"),
         ("perplexity of too few", lambda w: metrics.perplexity(w.model, ["a", "b"], ["c"]), "2 prompts but 1"),
         ("a judge of prompts without them", lambda w: metrics.ClassifierJudge("x", show_prompt=True)(["a"]), "prompts"),
         ("a judge that is not there", lambda w: metrics.ClassifierJudge("./nowhere")(["a"]), "nowhere"),
@@ -361,27 +361,17 @@ def _plots() -> list[Case]:
     slope = pd.DataFrame({"behavior": ["a"] * 4, "example_id": list("1234"), "slope": [1.0, -1.0, 0.5, 0.2]})
     geometry = pd.DataFrame(
         {
-            "layer": [0, 1],
-            "a": "x",
-            "b": "x",
-            "kind": "within",
-            "cosine": [0.1, 0.2],
-            "low": [0.0, 0.1],
-            "high": [0.2, 0.3],
-            "shuffled": [0.0, 0.0],
+            "layer": [0, 1], "a": "x", "b": "x", "kind": "within", "cosine": [0.1, 0.2], "low": [0.0, 0.1],
+            "high": [0.2, 0.3], "shuffled": [0.0, 0.0],
         }
-    )
+    )  # fmt: skip
     points = pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, 1.0], "label": ["a", "b"]})
     layers = pd.DataFrame(
         {
-            "layer": [0, 1],
-            "validation": [0.0, 1.0],
-            "gap": [1.0, 0.0],
-            "gap_low": [0.5, 0.0],
-            "gap_high": [1.5, 0.0],
+            "layer": [0, 1], "validation": [0.0, 1.0], "gap": [1.0, 0.0], "gap_low": [0.5, 0.0], "gap_high": [1.5, 0.0],
             "in_range": [False, True],
         }
-    )
+    )  # fmt: skip
     drawn = {
         "sweep_heatmap": (plots.sweep_heatmap, sweep, "value"),
         "method_bars": (lambda f: plots.method_bars(f, ["refuse_harmful"]), bars, "value"),
@@ -405,12 +395,10 @@ def _plots() -> list[Case]:
     square = pd.DataFrame(np.eye(2))
     for name, draw in (("cosine_heatmap", plots.cosine_heatmap), ("layer_heatmap", plots.layer_heatmap)):
         wrong = {
-            "an empty frame": (square.iloc[:0, :0], "heat map"),
-            "NaN": (square * NAN, "heat map"),
-            "2": (square * 2, "heat map"),
-            "texts": (square.astype(str) + "x", "heat map"),
-            "None": (None, "heat map.*None|None"),
-        }
+            "an empty frame": (square.iloc[:0, :0], "heat map"), "NaN": (square * NAN, "heat map"),
+            "2": (square * 2, "heat map"), "texts": (square.astype(str) + "x", "heat map"),
+            "None": (None, "heat map.*None|None.*heat map"),
+        }  # fmt: skip
         cases += [(f"{name} of {what}", lambda w, f=draw, x=x: _drawn(f, x), says) for what, (x, says) in wrong.items()]
         right += [(f"{name} of a frame", lambda w, f=draw: _drawn(f, square), bool)]
     cases += [

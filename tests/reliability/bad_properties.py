@@ -193,12 +193,8 @@ def values() -> tuple[st.SearchStrategy[Any], Callable[[Any], Case]]:
 
 def texts() -> tuple[st.SearchStrategy[Any], Callable[[Any], Case]]:
     rules = (
-        metrics.is_refusal,
-        metrics.defers_to_expert,
-        metrics.repetition,
-        metrics.final_number,
-        metrics.parse_yes_no,
-    )
+        metrics.is_refusal, metrics.defers_to_expert, metrics.repetition, metrics.final_number, metrics.parse_yes_no,
+    )  # fmt: skip
 
     def case(text: Any) -> Case:
         return _case(

@@ -124,14 +124,11 @@ def jobs(model: Model) -> list[Job]:
         Job("capture", capture, _same_acts, "acts/*.safetensors"),
         Job("sweep", sweep, lambda a, b: a.equals(b), "sweep/stages/*.csv"),
         Job(
-            "artifact",
-            saved,
-            lambda a, b: all(map(torch.equal, a, b)),
-            prepare=lambda f: save(old, f / "mean"),
+            "artifact", saved, lambda a, b: all(map(torch.equal, a, b)), prepare=lambda f: save(old, f / "mean"),
             check=half_saved,
         ),
         Job("study", study, lambda a, b: a[0].equals(b[0]) and a[1] == b[1], "study/stages/part-*.csv"),
-    ]
+    ]  # fmt: skip
 
 
 def _lengths(examples: Any, texts: Any) -> list[float]:

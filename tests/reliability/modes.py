@@ -301,8 +301,7 @@ def _pad_left(model: Model) -> None:
 
 TRAINING = "training mode.*eval"
 MODES = [
-    Mode("as loaded", changed(lambda m: None)),
-    Mode("train() after load", changed(lambda m: m.hf.train()), TRAINING),
+    Mode("as loaded", changed(lambda m: None)), Mode("train() after load", changed(lambda m: m.hf.train()), TRAINING),
     Mode("train() before load", before(lambda hf: hf.train())),
     Mode("one block in train()", changed(lambda m: m.hf.model.layers[0].train()), TRAINING),
     Mode("dropout in the configuration", changed(lambda m: None, attention_dropout=0.5)),
@@ -312,8 +311,7 @@ MODES = [
     Mode("gradient checkpointing and train()",
          changed(lambda m: m.hf.train().gradient_checkpointing_enable()), TRAINING),
     Mode("requires_grad", changed(lambda m: m.hf.requires_grad_(True))),
-    Mode("gradients of inputs", changed(lambda m: m.hf.enable_input_require_grads())),
-    Mode("LoRA of PEFT", lora),
+    Mode("gradients of inputs", changed(lambda m: m.hf.enable_input_require_grads())), Mode("LoRA of PEFT", lora),
     Mode("prompt tuning of PEFT", virtual_tokens, "virtual tokens"),
     Mode("DataParallel", before(torch.nn.DataParallel), "DataParallel"),
     Mode("torch.compile before load", before(lambda hf: torch.compile(hf, backend="eager"))),
@@ -336,15 +334,13 @@ MODES = [
     Mode("eager attention after load",
          changed(lambda m: m.hf.set_attn_implementation("eager"), attn_implementation="sdpa")),
     Mode("tied weights", changed(lambda m: None, tie_word_embeddings=True)),
-    Mode("a tokenizer that pads left", changed(_pad_left)),
-    Mode("inference_mode", within(torch.inference_mode)),
+    Mode("a tokenizer that pads left", changed(_pad_left)), Mode("inference_mode", within(torch.inference_mode)),
     Mode("inference_mode, load as well", within(torch.inference_mode, inside_load=True)),
     Mode("enable_grad", within(torch.enable_grad)),
     Mode("autocast", within(lambda: torch.autocast("cpu", torch.bfloat16)), "autocast"),
     Mode("autocast that is off", within(lambda: torch.autocast("cpu", enabled=False))),
     Mode("another default dtype", within(lambda: _default_dtype(torch.float64))),
-    Mode("deterministic algorithms", within(lambda: _deterministic())),
-    Mode("two threads", threads),
+    Mode("deterministic algorithms", within(lambda: _deterministic())), Mode("two threads", threads),
 ]  # fmt: skip
 
 

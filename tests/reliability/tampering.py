@@ -194,8 +194,7 @@ def cases(artifact: Artifact, folder: Path, other: Path) -> Iterator[tuple[str, 
         for words, change in FILE_CHANGES.items():
             if replaced or "another model" not in words:
                 yield name, words, on(name, change)
-    manifest = json.loads((folder / artifact.manifest).read_text())
-    fields = list(fields_of(manifest))
+    fields = list(fields_of(json.loads((folder / artifact.manifest).read_text())))
     for path in fields[:: max(1, len(fields) // 8)]:
         yield (
             artifact.manifest,

@@ -11,9 +11,7 @@ from steerlab.methods.l2s.config import TrainingConfig
 from steerlab.models.model import Model
 
 PROMPTS = ("Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?")
-PAIRS = [
-    Example(p, id=str(i), behavior="b", contrast=Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)
-]
+PAIRS = [Example(p, Contrast("No, never.", "Yes, sure"), id=str(i), behavior="b") for i, p in enumerate(PROMPTS)]
 LAYER, CONTEXT = 1, 3
 
 

@@ -50,12 +50,9 @@ def check_padding(model: Model, request: Request, side: str) -> None:
 
 
 def check_hooks(
-    model: Model,
-    request: Request,
-    hooks: Callable[[int, str], Iterable[AbstractContextManager]],
-    prompts: Sequence[str] = PROMPTS,
-    answers: Sequence[str] = ANSWERS,
-) -> tuple[Any, Any, Any]:
+    model: Model, request: Request, hooks: Callable[[int, str], Iterable[AbstractContextManager]],
+    prompts: Sequence[str] = PROMPTS, answers: Sequence[str] = ANSWERS,
+) -> tuple[Any, Any, Any]:  # fmt: skip
     """States, scores and greedy ids of a padded batch equal those of every row alone under its plain hooks.
 
     `hooks(number, prompt)` returns the hooks of a row; the row with its answer runs first, the last new token last.

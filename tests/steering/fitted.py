@@ -32,17 +32,14 @@ def make_lm(family: str = "llama", backend: str = "nnsight") -> Model:
 def make_steerers(family: str) -> dict[str, Steerer]:
     """Mean, per-row table, fitted L2S and random direction, all at `LAYER`."""
     model = make_lm(family, "hooks")
-    pairs = [
-        Example(p, id=str(i), behavior="b", contrast=Contrast("No, never.", "Yes, sure")) for i, p in enumerate(PROMPTS)
-    ]
+    pairs = [Example(p, Contrast("No, never.", "Yes, sure"), id=str(i), behavior="b") for i, p in enumerate(PROMPTS)]
     acts = capture(model, pairs, layers=[LAYER, CONTEXT_LAYER], progress=False)
     draw = torch.Generator().manual_seed(1)
     rows = torch.randn(len(PROMPTS), HIDDEN, generator=draw)
-    l2s = L2S(LAYER, context_layer=CONTEXT_LAYER, hidden_units=3, config=QUICK, progress=False).fit(acts)
     return {
         "mean": SteeringVector({LAYER: torch.randn(HIDDEN, generator=draw)}),
         "p2s": P2S.from_table(LAYER, dict(zip(IDS, rows, strict=True))),
-        "l2s": l2s,
+        "l2s": L2S(LAYER, context_layer=CONTEXT_LAYER, hidden_units=3, config=QUICK, progress=False).fit(acts),
         "random": RandomDirection(LAYER, seed=3).fit(acts),
     }
 

@@ -16,12 +16,10 @@ from steerlab.models.model import Model
 Columns = Callable[[int, int], list[int]]  # (prompt tokens, tokens so far) -> the columns to steer
 
 COLUMNS: dict[str, Columns] = {
-    "all": lambda prompt, n: list(range(n)),
-    "prompt": lambda prompt, n: list(range(prompt)),
-    "last": lambda prompt, n: [prompt - 1],
-    "generated": lambda prompt, n: list(range(prompt, n)),
+    "all": lambda prompt, n: list(range(n)), "prompt": lambda prompt, n: list(range(prompt)),
+    "last": lambda prompt, n: [prompt - 1], "generated": lambda prompt, n: list(range(prompt, n)),
     "last+generated": lambda prompt, n: list(range(prompt - 1, n)),
-}
+}  # fmt: skip
 
 
 def chat_ids(

@@ -22,9 +22,7 @@ WORDS = {
     "rejected": ("No way", "I will not!", "Never ask that", "Stop it now"),
     "answer": ("What is rain?", "Name a bird", "Is it late?", "Two and two"),
 }
-EXAMPLES = [
-    Example(text, id=f"{kind}{i}", behavior=kind) for kind, texts in WORDS.items() for i, text in enumerate(texts)
-]
+EXAMPLES = [Example(p, id=f"{kind}{i}", behavior=kind) for kind, texts in WORDS.items() for i, p in enumerate(texts)]
 # steep enough for different coefficients of every prompt
 SCHEDULES = dict(rejection=Ramp(-0.02, 1.0, -2.0, 3.0), compliance=Ramp(0.02, -1.0, -3.0, 2.0))
 engines = pytest.mark.parametrize(

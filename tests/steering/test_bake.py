@@ -35,16 +35,13 @@ def test_baked_logits_are_the_steered_ones_in_plain_hugging_face(family: str, tm
     baked.tokenizer.save_pretrained(tmp_path)
     hf = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    wanted = steerlab.next_token_logits(model, PROMPTS, steer=steer)
-    for prompt, logits in zip(PROMPTS, wanted, strict=True):
+    for prompt, logits in zip(PROMPTS, steerlab.next_token_logits(model, PROMPTS, steer=steer), strict=True):
         row = model.encode(prompt)
         assert tokenizer.convert_ids_to_tokens(row.ids) == model.tokenizer.convert_ids_to_tokens(row.ids)
         with torch.no_grad():
             found = hf(torch.tensor([row.ids])).logits[0, -1]
         assert (found - logits).norm() / logits.norm() < 1e-5
-    texts = [
-        steerlab.generate(one, PROMPTS, steer=by, max_new_tokens=6).texts for one, by in ((model, steer), (baked, ()))
-    ]
+    texts = [steerlab.generate(m, PROMPTS, steer=by, max_new_tokens=6).texts for m, by in ((model, steer), (baked, ()))]
     assert texts[0] == texts[1]
 
 

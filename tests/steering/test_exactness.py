@@ -85,21 +85,16 @@ def expected_tokens(model: Model) -> list[dict[str, list[int]]]:
         matches = [i for i in range(len(text)) if text.startswith("i", i)]
         found.append(
             {
-                **{name: columns(n, len(ids)) for name, columns in plain.COLUMNS.items()},
-                "text": list(range(n)),
+                **{name: columns(n, len(ids)) for name, columns in plain.COLUMNS.items()}, "text": list(range(n)),
                 "system": [i for i, (a, _) in enumerate(places) if system <= a < first],
                 "history": [i for i, (a, _) in enumerate(places) if first <= a < user],
                 "user": [i for i, (a, _) in enumerate(places) if user <= a < header],
                 "last_user": [i for i, (_, b) in enumerate(places) if b == header],
-                "header": [i for i, (a, _) in enumerate(places[:n]) if a >= header],
-                "answer": list(range(n, len(ids))),
-                "int": [3],
-                "negative int": [len(ids) - 2],
-                "slice": [1, 2, 3, 4],
-                "match": [i for i, (a, b) in enumerate(places) if any(a <= x < b for x in matches)],
-                "mask": [0, 5, 6],
+                "header": [i for i, (a, _) in enumerate(places[:n]) if a >= header], "answer": list(range(n, len(ids))),
+                "int": [3], "negative int": [len(ids) - 2], "slice": [1, 2, 3, 4],
+                "match": [i for i, (a, b) in enumerate(places) if any(a <= x < b for x in matches)], "mask": [0, 5, 6],
             }
-        )
+        )  # fmt: skip
     return found
 
 

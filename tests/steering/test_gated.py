@@ -107,9 +107,7 @@ def test_probe_above_the_steered_layer_sees_the_unsteered_prompt() -> None:
 
 def test_gate_works_with_norm_scale_sweeps_and_saved_artifacts(tmp_path: Path) -> None:
     model = make_lm()
-    examples = [
-        Example(f"number {i}", id=f"x{i}", behavior="refuse" if i % 2 else "answer", contrast=None) for i in range(8)
-    ]
+    examples = [Example(f"number {i}", id=f"x{i}", behavior="refuse" if i % 2 else "answer") for i in range(8)]
     acts = capture(model, examples, layers=[LAYER, 3], progress=False)
     probe = LinearProbe(3).fit(acts).calibrate(acts.select(behavior="answer"), fpr=0.25)
     gated = Gated(MEAN, probe)

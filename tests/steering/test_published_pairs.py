@@ -36,10 +36,7 @@ def state(model: Model, turns: Sequence[tuple[str, str]], layer: int, token: int
 def test_pairs_are_read_at_the_published_token_and_l2s_before_the_header(backend: str, kind: str) -> None:
     model = make_lm("llama", backend)
     pairs = [PUBLISHED_PAIRS[kind][name] for name, _ in CLASSES[kind]]
-    rows = [
-        Example(p, id=str(i), behavior="b", contrast=pair)
-        for i, (p, pair) in enumerate(zip(PROMPTS, pairs, strict=True))
-    ]
+    rows = [Example(p, pair, id=str(i), behavior="b") for i, (p, pair) in enumerate(zip(PROMPTS, pairs, strict=True))]
     acts = capture(model, rows, layers=[LAYER, CONTEXT_LAYER], context="last_user", progress=False)
     z, contexts = [], []
     for prompt, pair, (_, token) in zip(PROMPTS, pairs, CLASSES[kind], strict=True):

@@ -171,10 +171,7 @@ def test_fit_on_captured_spans_equals_class_mean_difference() -> None:
 
 
 def pairs_of(prompts: Sequence[str] = PROMPTS) -> list[Example]:
-    return [
-        Example(p, id=f"q{i}", contrast=Contrast("(A)", "(B)", position="first_difference"))
-        for i, p in enumerate(prompts)
-    ]
+    return [Example(p, Contrast("(A)", "(B)", position="first_difference"), id=f"q{i}") for i, p in enumerate(prompts)]
 
 
 def difference(model: Model, prompt: str) -> float:

@@ -97,13 +97,11 @@ def test_scale_norm_is_in_units_of_each_rows_state() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        dict(num_beams=3),
-        dict(num_beams=3, num_return_sequences=2),
-        dict(do_sample=True, num_return_sequences=3),
+        dict(num_beams=3), dict(num_beams=3, num_return_sequences=2), dict(do_sample=True, num_return_sequences=3),
         dict(num_beams=2, do_sample=True),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_every_copy_of_a_row_gets_the_vector_of_the_row(backend: str, options: dict) -> None:
     model, copies = make_lm("llama", backend), options.get("num_return_sequences", 1)
     options = options | OPTIONS
@@ -318,18 +316,14 @@ def at_last_state(number: int, n: int):
 @pytest.mark.parametrize(
     ("steerer", "changes"),
     [
-        (
-            Fixed(*(Intervention(Site(k), v.expand(3, -1)) for k, v in LAYERS.items())),
-            {k: lambda i, n, v=v: everywhere(ALPHA * v) for k, v in LAYERS.items()},
-        ),
-        (
-            Fixed(Intervention(Site(LAYER), V.expand(3, -1), GATE)),
-            {LAYER: lambda i, n: everywhere(ALPHA * GATE[i] * V)},
-        ),
+        (Fixed(*(Intervention(Site(k), v.expand(3, -1)) for k, v in LAYERS.items())),
+         {k: lambda i, n, v=v: everywhere(ALPHA * v) for k, v in LAYERS.items()}),
+        (Fixed(Intervention(Site(LAYER), V.expand(3, -1), GATE)),
+         {LAYER: lambda i, n: everywhere(ALPHA * GATE[i] * V)}),
         (state_function(Site(0), Site(2)), {0: at_last_state, 2: at_last_state}),
     ],
     ids=["layers", "gates", "functions of the state"],
-)
+)  # fmt: skip
 def test_interventions_equal_hooks_by_hand(family: str, backend: str, steerer: Steerer, changes: dict) -> None:
     model = make_lm(family, backend)
 

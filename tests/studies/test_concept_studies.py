@@ -67,10 +67,8 @@ def test_study_of_dependence_resumes_and_draws(tmp_path: Path) -> None:
     arguments += ["--inputs", "48", "--out", str(out)]
     succeed(*arguments)
     frame, summary, before = (
-        pd.read_csv(out / "dependence.csv"),
-        json.loads((out / "summary.json").read_text()),
-        stamps(out),
-    )
+        pd.read_csv(out / "dependence.csv"), json.loads((out / "summary.json").read_text()), stamps(out),
+    )  # fmt: skip
     assert set(frame["task"]) == {"language", "images", "safety"} and len(frame) == 18
     assert frame[frame["predictor"] == "class means"]["within"].eq(0).all()
     assert all({"value", "low", "high", "n"} == set(summary[f"{task}.lost_nats"]) for task in frame["task"].unique())
@@ -126,8 +124,7 @@ def test_codes_times_rows_are_what_a_method_explains(method: str) -> None:
     z += 0.2 * (method in ("pca", "ica", "affine"))  # which have a constant
     found = find_directions(method, z, labels, 0.01 if method == "dictionary" else None, 0)
     assert found is not None and found.rows.shape == (3, 20)
-    lost = (found.codes(z) @ found.rows + found.constant - z).square().sum() / z.square().sum()
-    assert lost < 0.02
+    assert (found.codes(z) @ found.rows + found.constant - z).square().sum() / z.square().sum() < 0.02
     if method in ("ica", "labels"):
         assert correlations(labels, found.codes(z)).abs().max(1).values.min() > 0.9
 

@@ -68,12 +68,8 @@ def test_mixed_scenes_are_the_same_for_a_step_and_show_every_light() -> None:
     for one, other in zip(batch, mixer.batch(3, 60), strict=True):
         assert all(np.array_equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
     assert {read_facts(short_caption(scene)).light for scene in batch} == {
-        "none",
-        "green",
-        "yellow",
-        "red",
-        "red+yellow",
-    }
+        "none", "green", "yellow", "red", "red+yellow",
+    }  # fmt: skip
 
 
 @pytest.mark.data

@@ -22,12 +22,8 @@ def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
     fitted = results.dropna(subset="part")
     assert set(fitted["method"]) == {"mean", "routed_mean", "nearest_neighbors", "linear", "l2s"}
     assert set(results["method"]) - set(fitted["method"]) == {
-        "none",
-        "instruction",
-        "named_language",
-        "own",
-        "language_mean",
-    }
+        "none", "instruction", "named_language", "own", "language_mean",
+    }  # fmt: skip
     unseen = fitted[~fitted["seen"].astype(bool)].groupby(["clue", "part"])["behavior"].unique().map(set)
     assert unseen.map(len).eq(3).all() and len(set.union(*unseen["city"])) == 9, "unseen in one part only"
     assert unseen.groupby("clue").size().to_dict() == {"city": 3, "message": 1, "name": 1}

@@ -126,8 +126,7 @@ def test_words_are_right() -> None:
 def test_sprites_are_pasted_and_unknown_things_refused() -> None:
     sprite = Image.new("RGBA", (64, 64), (10, 200, 10, 255))
     world = World(kinds=("ball", "box", "leaf", "stone"), sprites={"leaf": sprite, "stone": sprite}, noise=0.0)
-    scene = Scene((Thing("leaf", "", 5, 5, 20),), 0, world)
-    assert tuple(np.asarray(scene.image())[10, 10]) == (10, 200, 10)
+    assert tuple(np.asarray(Scene((Thing("leaf", "", 5, 5, 20),), 0, world).image())[10, 10]) == (10, 200, 10)
     with pytest.raises(DataError, match="unicorn"):
         World(kinds=("ball", "box", "tent", "unicorn"))
 

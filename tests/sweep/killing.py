@@ -108,8 +108,7 @@ def main(folder: Path, seed: int) -> None:
         kills.append(hit)
         finished.append(len(now))
     before = stages(killed)
-    child = fork(lambda: run(model, killed).to_pickle(folder / "resumed.pkl"))
-    _, status = os.waitpid(child, 0)
+    _, status = os.waitpid(fork(lambda: run(model, killed).to_pickle(folder / "resumed.pkl")), 0)
     now = stages(killed)
     report = {
         "kills": kills, "finished": finished, "total": len(stages(folder / "whole")), "status": status,

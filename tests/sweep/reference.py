@@ -20,20 +20,15 @@ from steerlab.models.layout import blocks, module_at
 from steerlab.models.model import Model
 
 PROMPTS = (
-    "Do herons sleep in the reeds by night, or do they stand there and wait for the morning?",
-    "Is it cold?",
-    "Do fish sleep?",
-    "Where do the herons of the north go when the lakes are frozen over, and why do they go?",
-    "Why?",
-)
+    "Do herons sleep in the reeds by night, or do they stand there and wait for the morning?", "Is it cold?",
+    "Do fish sleep?", "Where do the herons of the north go when the lakes are frozen over, and why do they go?", "Why?",
+)  # fmt: skip
 ALPHAS = (-1.0, 0.0, 0.5, 2.0)
 
 
 def questions(positive: str = "(A)", negative: str = "(B)") -> list[Example]:
     """Five inputs of different lengths; the wanted answer alternates, and the default answers differ at token two."""
-    pairs = [
-        Contrast(*answers, position="first_difference") for answers in ((negative, positive), (positive, negative))
-    ]
+    pairs = [Contrast(*both, position="first_difference") for both in ((negative, positive), (positive, negative))]
     return [
         Example(prompt, id=f"q{i}", behavior="herons", split=("test", "validation")[i % 2], contrast=pairs[i % 2])
         for i, prompt in enumerate(PROMPTS)
@@ -110,13 +105,11 @@ def expected(model: Model, example: Example, site: Site, delta: Tensor, position
     here = logits[first - 1]
     plus, minus = here[ids[first]], here[other[first]]
     return {
-        "propensity": float(plus - minus),
-        "accuracy": float(plus > minus),
+        "propensity": float(plus - minus), "accuracy": float(plus > minus),
         "answer_probability": float((plus - here.logsumexp(-1)).exp() + (minus - here.logsumexp(-1)).exp()),
-        "logprob": sums["positive"][1],
-        "logprob_difference": sums["positive"][1] - sums["negative"][1],
+        "logprob": sums["positive"][1], "logprob_difference": sums["positive"][1] - sums["negative"][1],
         "logit_sum_difference": sums["positive"][0] - sums["negative"][0],
-    }
+    }  # fmt: skip
 
 
 class AnyIntervention(Steerer):

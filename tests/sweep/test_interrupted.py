@@ -71,9 +71,7 @@ def test_interrupted_work_goes_on_from_its_folder(work: Callable[..., Any], back
             work(model, folder)
         (note,) = stopped.value.__notes__
         assert f"batches are kept in {folder}: the same call goes on from there" in note
-        finished = {
-            path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".csv", ".safetensors")
-        }
+        finished = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.suffix in (".csv", ".safetensors")}
         assert not list(folder.rglob("*.partial"))
         assert not any(module._forward_hooks for module in model.hf.modules()), "no hook is left"
         pd.testing.assert_frame_equal(work(model, folder), whole, atol=1e-5)

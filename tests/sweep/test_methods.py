@@ -49,13 +49,10 @@ def test_fitted_oracle_is_swept_with_its_own_vectors_at_its_own_layer(lm) -> Non
     model, rows = lm(), questions()
     own = P2S(2).fit(capture(model, rows, layers=[2], progress=False))
     other = P2S.from_table(2, dict(zip(own.ids_, own.table_.roll(1, 0), strict=True)))
-    frame = sweep(
-        model, rows, {"own": own, "other": other}, None, (0.0, 1.0), "all", "logprob_difference", progress=False
-    )
+    both = {"own": own, "other": other}
+    frame = sweep(model, rows, both, None, (0.0, 1.0), "all", "logprob_difference", progress=False)
     assert set(frame["layer"]) == {2}
-    check_settings(
-        frame, {"own": own, "other": other}, lambda one, alpha, where: by_score(model, one, rows, alpha, where)
-    )
+    check_settings(frame, both, lambda one, alpha, where: by_score(model, one, rows, alpha, where))
     with pytest.raises(SteeringError, match="an unfitted one"):
         sweep(model, rows, own, [1, 2], progress=False)
     wrapped = sweep(model, rows, Operation(P2S(0), "add"), [1, 2], (1.0,), "all", "logprob_difference", progress=False)

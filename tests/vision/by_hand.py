@@ -47,9 +47,7 @@ def longer(model: Model, given: dict[str, Tensor], ids: Sequence[int]) -> dict[s
     ends = {"input_ids": new, "attention_mask": torch.ones_like(new), "mm_token_type_ids": torch.zeros_like(new)}
     # a 1 in token_type_ids is an answer in PaliGemma and an image in Gemma 3
     ends["token_type_ids"] = torch.full_like(new, model.hf.config.model_type == "paligemma")
-    return given | {
-        name: torch.cat([given[name], end.to(given[name])], 1) for name, end in ends.items() if name in given
-    }
+    return given | {k: torch.cat([given[k], end.to(given[k])], 1) for k, end in ends.items() if k in given}
 
 
 @contextmanager

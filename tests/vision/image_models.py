@@ -42,11 +42,9 @@ def noise(width: int, height: int, seed: int) -> Image.Image:
 
 WIDE, SQUARE, TALL, OTHER = noise(50, 30, 0), noise(24, 24, 1), noise(30, 70, 2), noise(50, 30, 3)
 _ROWS: tuple[tuple[str, tuple[Image.Image, ...]], ...] = (
-    ("Which of the two is the larger one?", (WIDE, TALL)),
-    ("What is this?", (SQUARE,)),
-    ("Nothing to be seen here.", ()),
-    ("And what might this one be, so tall?", (TALL,)),
-)
+    ("Which of the two is the larger one?", (WIDE, TALL)), ("What is this?", (SQUARE,)),
+    ("Nothing to be seen here.", ()), ("And what might this one be, so tall?", (TALL,)),
+)  # fmt: skip
 
 
 def rows_of(family: str) -> list[Example]:

@@ -46,8 +46,7 @@ def test_the_vector_of_each_input_is_the_difference_of_its_two_images() -> None:
     assert set(acts.index["position"]) == {"images", "last"}  # the contrast and the context of the plain prompt
     ids, contrasts = acts.contrast(1)
     assert ids == [row.id for row in rows]
-    fitted = MeanDifference(1).fit(model, rows)
-    torch.testing.assert_close(fitted.vector_, contrasts.mean(0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(MeanDifference(1).fit(model, rows).vector_, contrasts.mean(0), atol=1e-5, rtol=1e-4)
     context = Context(tuple(ids), acts.select(side="prompt"))
     own = P2S(1).fit(acts).vectors(context)
     torch.testing.assert_close(own, contrasts, atol=1e-5, rtol=1e-4)

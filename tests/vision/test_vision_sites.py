@@ -220,10 +220,8 @@ def test_padding_of_images_is_seen_in_every_form() -> None:
     half = torch.tensor([1.0, 1, 0, 0]).expand(1, 1, 4, 4)
     refuse_padded_images({"pixel_attention_mask": torch.cat([tile, empty], 1), "pixel_mask": tile[0]})
     marks = {
-        "pixel_attention_mask": torch.cat([tile, half], 1),
-        "pixel_mask": half[0],
-        "image_attention_mask": half[0, 0],
-    }
+        "pixel_attention_mask": torch.cat([tile, half], 1), "pixel_mask": half[0], "image_attention_mask": half[0, 0],
+    }  # fmt: skip
     marks["image_position_ids"] = torch.tensor([[[0, 0], [-1, -1]]])
     for name, mask in (*marks.items(), ("pixel_mask", half[0].mT)):  # filled up at the right, or below
         with pytest.raises(LayoutError, match=r"or give images of one size \(batch_size=1\)"):
@@ -302,8 +300,7 @@ def test_operators_change_images_and_text_as_plain_hooks_do(family: str, site: S
     steerer = Operation(site if name == "scale" else SteeringVector({site: vector}), operator)
     found = generate(model, rows, steer=steerer, alpha=0.6, max_new_tokens=3)
     plain = vlm(family)
-    module = module_at(plain.hf, block_path(site, plain.layout))
-    with hooked([module], lambda _, h: change(h, vector)):
+    with hooked([module_at(plain.hf, block_path(site, plain.layout))], lambda _, h: change(h, vector)):
         assert found.ids == tuple(greedy(plain, row, torch.zeros(32), lambda n, now: [], 3) for row in rows)
     if site.part != "text":  # a row in between is left as it is
         batch, requests = encoded(model, rows), [Request(steerer, [0.6, 0.0, 0.6])]
@@ -324,8 +321,7 @@ def test_generation_with_steered_vision_matches_recomputation(family: str, backe
     model, plain, rows = vlm(family, backend), vlm(family), rows_with_images(family)
     steerer = steerer_at(model, site)
     found = generate(model, rows, steer=steerer, positions="images", max_new_tokens=4)
-    module = module_at(plain.hf, block_path(site, plain.layout))
-    with hooked([module], lambda _, h: h + steerer.vector_):
+    with hooked([module_at(plain.hf, block_path(site, plain.layout))], lambda _, h: h + steerer.vector_):
         expected = tuple(greedy(plain, row, torch.zeros(32), lambda n, now: [], 4) for row in rows)
     assert found.ids == expected
     assert found.steered_tokens == sum(len(patches(plain, site, row)) for row in rows) and found.norm_ratio > 0

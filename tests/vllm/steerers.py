@@ -14,12 +14,9 @@ from steerlab.models.model import Model
 
 QUICK = TrainingConfig(epochs=60, learning_rate=3e-3, standardize=True, loss="mse")
 PROMPTS = (
-    "Tell me of the Nile.",
-    "Hi",
-    "What does a heron eat, and where does it sleep at night?",
-    "Name a colour.",
+    "Tell me of the Nile.", "Hi", "What does a heron eat, and where does it sleep at night?", "Name a colour.",
     "How far is it from the mill to the old bridge by the willows, on foot?",
-)
+)  # fmt: skip
 ANSWERS = ("It is a river, and long.", "Hello", "Fish; in reeds.", "Blue", "Not far.")
 ENDS = ("north", "seven", "never", "blue", "in France", "yesterday", "my dear", "at sea", "slowly", "gold", "by train")
 THINGS = ("heron", "reed", "river", "boat", "mill", "willow", "bridge", "tern")
@@ -38,9 +35,7 @@ def examples(n: int = 64) -> list[Example]:
     made = []
     for i, (question, thing) in enumerate([(q, t) for q in QUESTIONS for t in THINGS][:n]):
         one, other = ENDS[i % len(ENDS)], ENDS[(i + 1 + i // len(ENDS)) % len(ENDS)]
-        made.append(
-            Example(question.format(thing), id=str(i), behavior="b", contrast=Contrast(f"Yes, {one}", f"No, {other}"))
-        )
+        made.append(Example(question.format(thing), Contrast(f"Yes, {one}", f"No, {other}"), id=str(i), behavior="b"))
     return made
 
 

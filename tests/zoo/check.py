@@ -26,13 +26,11 @@ from steerlab.models.model import Model
 from steerlab.testing import tiny_tokenizer
 
 PROMPTS = (
-    "Is it cold?",
-    "Do herons sleep in the reeds by night, or do they stand there?",
-    "Do herons sleep in the reeds by day, and why?",
-    "Why?",
+    "Is it cold?", "Do herons sleep in the reeds by night, or do they stand there?",
+    "Do herons sleep in the reeds by day, and why?", "Why?",
     "Where do the herons of the north go when all the lakes are frozen over, and when do they come back to us?",
     "Say QJK",
-)
+)  # fmt: skip
 UNEQUAL, EQUAL, SINGLE = PROMPTS[:4], ("Say QJK", "Say WYZ", "Say XVQ"), PROMPTS[1:2]
 SHORT, LONG = ("A", "B"), ("(A) yes, it is", "(B) not at all")
 NEW = 6
@@ -99,14 +97,10 @@ def _check(name: str, verdict: Verdict, seed: int | None) -> None:
     zoo.model = model
     points = [point for point in POINTS if not zoo.refuses(verdict, point)]
     for verb, run in (
-        ("capture", lambda: zoo.capture(points)),
-        ("contrast", zoo.contrasts),
-        ("generate", lambda: zoo.generate(points)),
-        ("score", zoo.score),
-        ("next_token_logits", zoo.next_token_logits),
-        ("sweep", zoo.sweep),
-        ("text sweep", zoo.text_sweep),
-    ):
+        ("capture", lambda: zoo.capture(points)), ("contrast", zoo.contrasts),
+        ("generate", lambda: zoo.generate(points)), ("score", zoo.score), ("next_token_logits", zoo.next_token_logits),
+        ("sweep", zoo.sweep), ("text sweep", zoo.text_sweep),
+    ):  # fmt: skip
         _attempt(verdict, verb, run)
     fast = _attempt(verdict, "shortcuts", lambda: asdict(model.shortcuts) | {"used": model.shortcuts.used})
     verdict.fast = fast or {}
@@ -241,8 +235,7 @@ class Comparison:
             for prompts in self.some((SINGLE, UNEQUAL, EQUAL), 1):
                 found = steerlab.generate(self.model, prompts, **self.steering(edit), max_new_tokens=NEW)
                 for prompt, new in zip(prompts, found.ids, strict=True):
-                    what = f"{self._name(edit)}, batch of {len(prompts)}"
-                    self._compare_text(what, prompt, list(new), edit)
+                    self._compare_text(f"{self._name(edit)}, batch of {len(prompts)}", prompt, list(new), edit)
                     changed |= edit is not None and list(new) != plain.get(prompt)
                     plain.setdefault(prompt, list(new))
         if not changed and self.seed is None:

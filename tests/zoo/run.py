@@ -29,11 +29,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )  # the server that forks has no other path to it
 SECONDS = 120
 SHORTCUTS = {
-    "prefix": "run prompts once",
-    "shared_beginning": "run a shared beginning once",
-    "layer_restart": "restart at a block",
-    "generation_prefix": "continue texts from a prompt",
-}
+    "prefix": "run prompts once", "shared_beginning": "run a shared beginning once",
+    "layer_restart": "restart at a block", "generation_prefix": "continue texts from a prompt",
+}  # fmt: skip
 BAD = ("silently wrong", "foreign error")
 
 
