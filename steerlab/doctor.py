@@ -218,9 +218,8 @@ def _check(name: str, client: ServerClient, check: Check) -> Finding:
     try:
         return Finding("servers", name, *check(client))
     except ModuleNotFoundError as error:  # also PackageNotFoundError, of a package's version
-        return Finding(
-            "servers", name, "missing", f"cannot be checked without {error.name}", f"pip install {error.name}"
-        )
+        message = f"cannot be checked without {error.name}"
+        return Finding("servers", name, "missing", message, f"pip install {error.name}")
     except LoadError as error:  # vLLM here, with which the request would be written
         return Finding("servers", name, "wrong", _first_line(error), _install_vllm())
     except RemoteError as error:

@@ -179,17 +179,17 @@ def check_counted(settings: Sequence[BatchedSetting]) -> None:
         SteeringError: says what to give.
     """
     for positions in (one.positions_or(setting.positions) for setting in settings for one in setting.interventions):
-        if isinstance(positions, slice):
-            ends = (positions.start, positions.stop)
-        elif isinstance(positions, Integral):
-            ends = (0, positions)
-        else:
-            continue
-        if any(end is not None and end < 0 for end in ends) or ends[1] is None:
+        if counts_from_end(positions) or (isinstance(positions, slice) and positions.stop is None):
             raise SteeringError(
                 f"positions={positions!r} would count the answer's tokens, on which a dose is measured: give a name, "
                 'such as "last" or "last+generated"'
             )
+
+
+def counts_from_end(positions: Positions) -> bool:
+    """Whether positions are counted from the end of a row."""
+    bounds = [positions.start, positions.stop] if isinstance(positions, slice) else [positions]
+    return any(isinstance(one, Integral) and one < 0 for one in bounds)
 
 
 def continued(row: EncodedPrompt, ids: Sequence[int]) -> EncodedPrompt:

@@ -88,13 +88,11 @@ def accessibility(
     if ranks.duplicated(["example_id", "layer"]).any():
         raise DataError(f"position={position!r} names several tokens of a prompt: name one")
     rows = []
-    accuracies = _probe_accuracies(model, examples, layers, position, wanted, seed, batch_size) if probe else {}
-    for layer, of_layer in ranks.groupby("layer", sort=False):
-        n, hits = len(of_layer), int((of_layer["rank"] == 1).sum())
+    probed = _probe_accuracies(model, examples, layers, position, wanted, seed, batch_size) if probe else {}
+    for layer, group in ranks.groupby("layer", sort=False):
+        n, hits = len(group), int((group["rank"] == 1).sum())
         share = share_interval(hits, n)
-        rows.append(
-            (layer, share.value, share.low, share.high, of_layer["rank"].median(), accuracies.get(layer, np.nan), n)
-        )
+        rows.append((layer, share.value, share.low, share.high, group["rank"].median(), probed.get(layer, np.nan), n))
     frame = pd.DataFrame(rows, columns=["layer", "accessible", "low", "high", "median_rank", "probe", "n"])
     frame.insert(6, "surplus", frame["probe"] - frame["accessible"])
     frame.insert(7, "majority", max(counts.values()) / len(wanted))
@@ -104,14 +102,9 @@ def accessibility(
 
 
 def _probe_accuracies(
-    model: Model,
-    examples: Sequence[Example],
-    layers: Layers,
-    position: Positions,
-    answers: Sequence[str],
-    seed: int,
+    model: Model, examples: Sequence[Example], layers: Layers, position: Positions, answers: list[str], seed: int,
     batch_size: int,
-) -> dict[int | str, float]:
+) -> dict[int | str, float]:  # fmt: skip
     """Cross-validated accuracy of a small network at each layer."""
     if len({prompt_hash(example) for example in examples}) < len(examples):
         raise DataError("a prompt is given twice, and would be on both sides of a fold of the probe: give probe=False")
@@ -122,8 +115,6 @@ def _probe_accuracies(
     for site in acts.sites:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # where the folds are few, it stops after 500 steps
-            scores = cross_val_score(
-                make_pipeline(StandardScaler(), network), acts.at(site).numpy(), list(answers), cv=folds
-            )
+            scores = cross_val_score(make_pipeline(StandardScaler(), network), acts.at(site).numpy(), answers, cv=folds)
         found[site.label] = float(scores.mean())
     return found

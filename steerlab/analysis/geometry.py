@@ -73,17 +73,14 @@ def geometry(
         value = float(_mean_cosine(units, members[a], members[b])[0])
         resampled = _mean_cosine(units, members[a], members[b], drawn[a], drawn[b])
         n_a, n_b = len(members[a]), len(members[b])
-        single = a == b and n_a < 3  # one pair says nothing of others
-        low, high = (np.nan, np.nan) if single else np.nanquantile(resampled, [0.025, 0.975])
+        # one pair says nothing of others
+        low, high = (np.nan, np.nan) if a == b and n_a < 3 else np.nanquantile(resampled, [0.025, 0.975])
         mixed = [_mean_cosine(units, shuffle[members[a]], shuffle[members[b]])[0] for shuffle in shuffles]
-        rows.append(
-            {
-                "layer": where.layer, "site": str(where), "a": a, "b": b,
-                "kind": "within" if a == b else "between", "cosine": value,
-                "low": min(float(low), value), "high": max(float(high), value), "n_a": n_a, "n_b": n_b,
-                "pairs": n_a * (n_a - 1) // 2 if a == b else n_a * n_b, "shuffled": float(np.mean(mixed)),
-            }
-        )  # fmt: skip
+        rows.append({
+            "layer": where.layer, "site": str(where), "a": a, "b": b, "kind": "within" if a == b else "between",
+            "cosine": value, "low": min(float(low), value), "high": max(float(high), value), "n_a": n_a, "n_b": n_b,
+            "pairs": n_a * (n_a - 1) // 2 if a == b else n_a * n_b, "shuffled": float(np.mean(mixed)),
+        })  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -21,8 +21,7 @@ from steerlab._support.checks import as_whole
 from steerlab.capturing.activations import Activations
 from steerlab.errors import DataError
 from steerlab.methods import L2S, P2S, Context, NearestNeighbors, RoutedMean, Steerer
-from steerlab.methods.base import ROUNDING, are_same
-from steerlab.methods.classes import rounding_share
+from steerlab.methods.base import ROUNDING, are_same, rounding_share
 from steerlab.metrics import bootstrap_ratio
 from steerlab.metrics.bootstrap import check_resampling
 

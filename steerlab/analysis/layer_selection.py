@@ -195,17 +195,12 @@ def _gaps(
         low -= 1
     while high + 1 < len(layers) and adjacent[high] and gaps[high + 1].low <= 0:
         high += 1
-    table = pd.DataFrame(
-        {
-            "layer": layers,
-            "validation": values.mean().to_numpy(),
-            "gap": [gap.value for gap in gaps],
-            "gap_low": [gap.low for gap in gaps],
-            "gap_high": [gap.high for gap in gaps],
-            "in_range": [low <= place <= high for place in range(len(layers))],
-        }
-    )
-    return table, layers[low : high + 1]
+    table = {
+        "layer": layers, "validation": values.mean().to_numpy(), "gap": [gap.value for gap in gaps],
+        "gap_low": [gap.low for gap in gaps], "gap_high": [gap.high for gap in gaps],
+        "in_range": [low <= place <= high for place in range(len(layers))],
+    }  # fmt: skip
+    return pd.DataFrame(table), layers[low : high + 1]
 
 
 def _gain(table: pd.DataFrame, layers: Sequence[Any], alpha: float, options: Mapping[str, Any]) -> Estimate:

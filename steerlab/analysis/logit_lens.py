@@ -87,9 +87,8 @@ def logit_lens(
             logprobs = final if site == end else end_logprobs(model, acts.at(site)[rows])
             frames.append(_rows(model, acts.index.iloc[rows], number, site, logprobs, final, chosen, top))
     found = pd.concat(frames, ignore_index=True)
-    return found.sort_values(["row", "layer_order", "place"], ignore_index=True).drop(
-        columns=["row", "layer_order", "place"]
-    )
+    order = ["row", "layer_order", "place"]
+    return found.sort_values(order, ignore_index=True).drop(columns=order)
 
 
 def _rows(

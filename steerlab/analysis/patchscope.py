@@ -80,9 +80,8 @@ def patchscope(
     for number, site in enumerate(sites):
         states, texts = acts.at(site), list[str]()
         for start in range(0, len(states), batch_size):
-            texts += _continuations(
-                model, row, places[-1], target or site, states[start : start + batch_size], max_new_tokens
-            )
+            some = states[start : start + batch_size]
+            texts += _continuations(model, row, places[-1], target or site, some, max_new_tokens)
         frames.append(read.assign(layer=site.label, text=texts, order=number))
     found = pd.concat(frames, ignore_index=True).sort_values(["row", "order"], ignore_index=True)
     return found.drop(columns=["row", "order"])

@@ -53,8 +53,7 @@ def shuffle_contrasts(acts: Activations, *, label: str = "behavior", seed: int =
         acts.index.drop_duplicates("example_id").set_index("example_id", drop=False).drop(columns=list(ROW_COLUMNS))
     )
     moved = acts.index.copy()
-    owners = examples.loc[moved.loc[paired, "example_id"].map(receiver)]
-    moved.loc[paired, list(examples)] = owners.to_numpy()
+    moved.loc[paired, list(examples)] = examples.loc[moved.loc[paired, "example_id"].map(receiver)].to_numpy()
     info = {**acts.info, "contrasts": f"shuffled within {label}, seed {seed}"}
     return Activations(acts.values, moved, acts.sites, info)
 

@@ -145,20 +145,15 @@ def nearest_neighbors(steerer: Steerer, acts: Activations, k: int = 5) -> pd.Dat
     vectors = unit_rows(dict(zip(ids, steerer.vectors(Context(tuple(ids), acts)), strict=True)))
     distances, places = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(vectors).kneighbors()
     behavior = np.array(acts.labels(ids), dtype=object)
-    frame = pd.DataFrame(
-        {
-            "example_id": np.repeat(ids, k),
-            "neighbor": np.array(ids)[places.ravel()],
-            "rank": np.tile(np.arange(1, k + 1), len(ids)),
-            "cosine": np.clip(1 - distances.ravel(), -1, 1),
-            "same_behavior": np.repeat(behavior, k) == behavior[places.ravel()],
-        }
-    )
+    columns = {
+        "example_id": np.repeat(ids, k), "neighbor": np.array(ids)[places.ravel()],
+        "rank": np.tile(np.arange(1, k + 1), len(ids)), "cosine": np.clip(1 - distances.ravel(), -1, 1),
+        "same_behavior": np.repeat(behavior, k) == behavior[places.ravel()],
+    }  # fmt: skip
+    frame = pd.DataFrame(columns)
     same = pd.Series(behavior).map(pd.Series(behavior).value_counts()) - 1
-    frame.attrs |= {
-        "same_behavior": float(frame["same_behavior"].mean()),
-        "chance": float(same.mean() / (len(ids) - 1)),
-    }
+    frame.attrs["same_behavior"] = float(frame["same_behavior"].mean())
+    frame.attrs["chance"] = float(same.mean() / (len(ids) - 1))
     return frame
 
 

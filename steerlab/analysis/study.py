@@ -74,11 +74,8 @@ class Study:
         if not self.has(name):
             # every text is quoted: a lone carriage return in an answer would otherwise begin a new row
             table = compute().to_csv(index=False, na_rep=_MISSING, quoting=csv.QUOTE_NONNUMERIC)
-            content = table.encode(errors="surrogatepass")
-            kept = f"{self.n_finished} finished stages are safe there"
-            files.write_atomically(
-                path, lambda partial: partial.write_bytes(self._first_line(name, content) + content), kept
-            )
+            first = self._first_line(name, table.encode(errors="surrogatepass")).decode()
+            files.write_text(path, first + table, f"{self.n_finished} finished stages are safe there")
         with files.reading(path, REPAIR):
             line, end, content = path.read_bytes().partition(b"\n")
             if line + end != self._first_line(name, content):

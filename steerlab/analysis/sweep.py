@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from steerlab._support.display import notebook_html
 from steerlab._support.files import fingerprint
 from steerlab._support.progress import bar as progress_bar
 from steerlab._support.progress import interruptible
+from steerlab.analysis._dose import counts_from_end
 from steerlab.analysis._sweep.plan import AnswerForwards, plan_answers
 from steerlab.analysis._sweep.rows import SweepRows, encode_answers
 from steerlab.analysis._sweep.run import check_positions_exist, run_answers
@@ -278,7 +278,7 @@ def sweep(
         rows = encode_answers(model, examples, any(ANSWER_METRICS[name].both_answers for name in names))
         check_first(names, rows.same_first_token)
         check_positions_exist(settings, rows.variants[0])
-        if cut := [place for place in where if _counts_from_end(place)]:
+        if cut := [place for place in where if counts_from_end(place)]:
             raise SteeringError(f"positions={cut[0]!r} count from the end of a row, which is not read: use 'last'")
         answers = plan_answers(model, settings, rows, batch_size, memory)
     if text_metrics:
@@ -286,12 +286,6 @@ def sweep(
         check_positions_exist(settings, prompts.variants[0])
     plan = SweepPlan(model, examples, settings, answer_metrics, text_metrics, arguments, batch_size, answers, prompts)
     return plan if dry_run else plan.run(folder, progress=progress)
-
-
-def _counts_from_end(positions: Positions) -> bool:
-    """Whether positions are counted from the end of a row, up to which metrics of answers do not read it."""
-    bounds = [positions.start, positions.stop] if isinstance(positions, slice) else [positions]
-    return any(isinstance(one, Integral) and one < 0 for one in bounds)
 
 
 def _metrics_by_name(metric: Metric | Sequence[Metric] | Mapping[str, Metric]) -> dict[str, Metric]:

@@ -94,10 +94,8 @@ class Activations(Shareable):
     def __repr__(self) -> str:
         sides = ", ".join(f"{side} {n}" for side, n in self.index["side"].value_counts().items())
         sites = ", ".join(map(str, self.sites[:8])) + (", ..." if len(self.sites) > 8 else "")
-        where = f" of {self.info['model']}" if "model" in self.info else ""
-        return (
-            f"Activations({len(self)} rows ({sides}) x {len(self.sites)} sites ({sites}) x {self.hidden_size}{where})"
-        )
+        of = f" of {self.info['model']}" if "model" in self.info else ""
+        return f"Activations({len(self)} rows ({sides}) x {len(self.sites)} sites ({sites}) x {self.hidden_size}{of})"
 
     def _repr_html_(self) -> str:
         groups = self.index.groupby(["side", "position", "behavior", "split"], sort=False)

@@ -129,13 +129,10 @@ def capture(
     else:
         rows, at, ctx = plan_image_rows(model, examples, at, encoded), ["images"], []
     info = model.info() | {
-        "data": data_hash(examples),
-        "positions": [describe(position) for position in at],
-        "context": [describe(position) for position in ctx],
-        "reduce": reduce,
-        "sites": [str(site) for site in sites],
-        "tokens": fingerprint([row.prompt.ids for row in rows]),
-    }
+        "data": data_hash(examples), "positions": [describe(position) for position in at],
+        "context": [describe(position) for position in ctx], "reduce": reduce,
+        "sites": [str(site) for site in sites], "tokens": fingerprint([row.prompt.ids for row in rows]),
+    }  # fmt: skip
     run = BatchRunner(model, sites, dtype, padding, reduce)
     numbered = model.batches([row.prompt for row in rows], batch_size, padding)
     batches = [[rows[i] for i in numbers] for numbers in numbered]

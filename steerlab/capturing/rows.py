@@ -196,14 +196,9 @@ def _row(
 def index_labels(example: Example, number: int, side: str, position: Positions) -> dict[str, Any]:
     """The index columns of a group of tokens of an example, with its number as `order`."""
     return {
-        "example_id": example.id,
-        "side": side,
-        "position": describe(position),
-        "behavior": example.behavior,
-        "split": example.split,
-        "token": -1,
-        "order": number,
-    }
+        "example_id": example.id, "side": side, "position": describe(position), "behavior": example.behavior,
+        "split": example.split, "token": -1, "order": number,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -148,8 +148,7 @@ class Store:
             mine = files.check_seal(json.loads(shard.metadata()["shard"]), SCHEMA)
             if (mine["capture"], mine["shard"]) != (files.fingerprint(self.identity), number):
                 raise MismatchError(f"this is shard {mine['shard']} of the capture {mine['capture']}, put in its place")
-            whole = shard.get_slice("values")
-            parts = [whole[:, c] for c in columns]
+            parts = [shard.get_slice("values")[:, c] for c in columns]
             for c, part in zip(columns, parts, strict=True):
                 if _checksum(part) != mine["sites"][c]:
                     raise MismatchError(f"the states at site {self.sites[c]} do not have their checksum")

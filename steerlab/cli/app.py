@@ -19,14 +19,7 @@ from steerlab.errors import MismatchError, SteerlabError
 Command = Callable[..., Result | None]
 MODEL = "smollm2, scenes-vlm, driving-lm, a hub id, a folder or a gguf file"
 _COUNT = click.IntRange(min=1)
-_TYPES: dict[Any, Any] = {
-    str: str,
-    str | None: str,
-    int: _COUNT,
-    int | None: _COUNT,
-    float: float,
-    tuple[str, ...]: str,
-}
+_TYPES: Any = {str: str, str | None: str, int: _COUNT, int | None: _COUNT, float: float, tuple[str, ...]: str}
 # the options of every command that uses a model, and those of every command
 _OF_A_MODEL = [
     click.Option(["--model"], default="smollm2", envvar="STEERLAB_MODEL", show_default=True, show_envvar=True,

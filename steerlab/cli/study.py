@@ -89,9 +89,7 @@ def _texts(parameter: click.Parameter, value: Any) -> list[str]:
     if isinstance(parameter, click.Argument):
         return texts
     if getattr(parameter, "is_flag", False):
-        return (
-            [parameter.opts[0]] if value is True else parameter.secondary_opts[:1] if value is False else [str(value)]
-        )
+        return parameter.opts[:1] if value is True else parameter.secondary_opts[:1] if value is False else [str(value)]
     flag = max(parameter.opts, key=len)
     return [f"{flag}={text}" for text in texts] if several else [f"{flag}={','.join(texts)}"]
 

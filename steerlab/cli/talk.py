@@ -127,10 +127,8 @@ class Talk:
                 raise
         finally:
             self.is_answering = False
-        self.turns.append(
-            {"prompt": prompt, "alpha": self.alpha, "layers": self.layers, "positions": self.positions,
-             "texts": list(texts.values())}
-        )  # fmt: skip
+        turn = {"prompt": prompt, "alpha": self.alpha, "layers": self.layers, "positions": self.positions}
+        self.turns.append(turn | {"texts": list(texts.values())})
         return texts
 
     def _example(self, prompt: str, steered: int) -> Example:

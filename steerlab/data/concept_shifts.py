@@ -77,9 +77,8 @@ def concept_shifts(
     as_number("noise", noise, 0.0)
     least, most = (as_whole("changed", number, 1, n_concepts) for number in changed)
     rng = np.random.default_rng(as_seed(seed))
-    mixing = (
-        rng.integers(1, 10, (n_concepts, hidden)).astype(float) if coherent else rng.normal(size=(n_concepts, hidden))
-    )
+    shape = (n_concepts, hidden)
+    mixing = rng.integers(1, 10, shape).astype(float) if coherent else rng.normal(size=shape)
     mixing /= np.linalg.norm(mixing, axis=1, keepdims=True)
     places = rng.random((n, n_concepts)).argsort(1)  # the concepts of each pair in a random order
     active = places < rng.integers(least, most + 1, (n, 1))
@@ -171,9 +170,7 @@ def change_labels(examples: Sequence[Example]) -> pd.DataFrame:
     names = [key.removesuffix("_before") for key in examples[0].meta if key.endswith("_before")]
     values = _texts()["values"]
     columns = {
-        f"{name}={value}": [
-            (e.meta[f"{name}_after"] == value) - (e.meta[f"{name}_before"] == value) for e in examples
-        ]
+        f"{name}={value}": [(e.meta[f"{name}_after"] == value) - (e.meta[f"{name}_before"] == value) for e in examples]
         for name in names
         for value in (values[name] if len(values[name]) > 2 else values[name][1:])
     }  # fmt: skip

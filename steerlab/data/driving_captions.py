@@ -54,8 +54,7 @@ def visible_cars(scene: DrivingScene) -> list[int]:
 def visible_pedestrians(scene: DrivingScene) -> list[int]:
     """Rows of the pedestrians that the caption counts."""
     rows = scene.pedestrians
-    seen = (rows[:, ACTIVE] == 1) & _in_view(rows, PERSON_X, PEDESTRIAN_RANGE)
-    return [int(i) for i in np.flatnonzero(seen)]
+    return np.flatnonzero((rows[:, ACTIVE] == 1) & _in_view(rows, PERSON_X, PEDESTRIAN_RANGE)).tolist()
 
 
 def light_of(scene: DrivingScene) -> tuple[str, float] | None:

@@ -211,6 +211,4 @@ def images_of(given: Any) -> tuple[Any, ...]:
 
 
 def _is_chat(item: object) -> bool:
-    return (
-        isinstance(item, list | tuple) and len(item) > 0 and all(isinstance(m, Mapping) and "role" in m for m in item)
-    )
+    return isinstance(item, list | tuple) and bool(item) and all(isinstance(m, Mapping) and "role" in m for m in item)

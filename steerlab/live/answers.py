@@ -91,17 +91,14 @@ class Answers:
     def _empty(self) -> dict[str, Any]:
         layers = dict.fromkeys(layer for by_layer in self.methods.values() for layer in by_layer)
         empty = {"name": "", "label": ""}
-        return check_contract(
-            {
-                "version": VERSION, "title": f"Steering {self.model.id}", "model": self.model.id,
-                "note": decoding_note(self.max_new_tokens, self.positions if self.methods else None), "live": True,
-                "methods": methods_of(list(self.methods)), "alphas": self.alphas, "effect": empty, "side_effect": empty,
-                "unsafe": empty,
-                "layers": sorted(layers, key=lambda layer: (isinstance(layer, str), layer)), "cells": [], "texts": [],
-                "words": [], "prompts": [_prompt(e) for e in self.examples.values()],
-                "readable": {"fluent": FLUENT, "breaks": self.model.breaking_norm_ratio},
-            }
-        )  # fmt: skip
+        return check_contract({
+            "version": VERSION, "title": f"Steering {self.model.id}", "model": self.model.id,
+            "note": decoding_note(self.max_new_tokens, self.positions if self.methods else None), "live": True,
+            "methods": methods_of(list(self.methods)), "alphas": self.alphas, "effect": empty, "side_effect": empty,
+            "unsafe": empty, "layers": sorted(layers, key=lambda layer: (isinstance(layer, str), layer)), "cells": [],
+            "texts": [], "words": [], "prompts": [_prompt(e) for e in self.examples.values()],
+            "readable": {"fluent": FLUENT, "breaks": self.model.breaking_norm_ratio},
+        })  # fmt: skip
 
     def answer(self, request: Any, stopped: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """The text that a page asks for, as it grows: `{"text": ...}` and last `{"done": ...}`, or `{"error": ...}`.

@@ -109,12 +109,10 @@ def page_of(
     measured = [swept[swept["metric"] == "propensity"], *_measures(examples, texts, effect, contrasts)]
     measured += _faults(model, examples, texts, unsafe, max_perplexity)
     name = next(iter(effect)) if effect else "propensity" if contrasts else "changed"
-    about = pd.DataFrame(
-        {
-            "example_id": [e.id for e in examples], "prompt": [last_text(e.prompt) for e in examples],
-            "images": [list(e.images) for e in examples],
-        }
-    )  # fmt: skip
+    about = pd.DataFrame({
+        "example_id": [e.id for e in examples], "prompt": [last_text(e.prompt) for e in examples],
+        "images": [list(e.images) for e in examples],
+    })  # fmt: skip
     return page(
         pd.concat([one for one in measured if len(one)], ignore_index=True), texts.merge(about), effect=name,
         side_effect="kl", labels=LABELS | {"unsafe": next(iter(unsafe or ["unsafe"]))},
@@ -156,9 +154,8 @@ def _effects(plan: SweepPlan, texts: pd.DataFrame, progress: bool) -> list[Token
     """The tokens of every text; those without steering once for all settings of strength 0."""
     n = len(plan.examples)
     ids = [texts["ids"].iloc[i : i + n].tolist() for i in range(0, len(texts), n)]
-    kept = [i for i, setting in enumerate(plan.settings) if setting.alpha != 0]
     unsteered = [i for i, setting in enumerate(plan.settings) if setting.alpha == 0]
-    chosen = unsteered[:1] + kept
+    chosen = unsteered[:1] + [i for i, setting in enumerate(plan.settings) if setting.alpha != 0]
     with progress_bar(len(chosen) * n, "tokens", "text", progress) as bar:
         found = setting_effects(
             plan.model, plan.examples, [plan.settings[i] for i in chosen], [ids[i] for i in chosen], on_batch=bar.update

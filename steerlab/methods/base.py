@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from numbers import Real
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -282,6 +283,11 @@ def check_width(states: Tensor, width: int, name: str) -> Float[Tensor, "batch h
             f"the states have width {states.shape[-1]}, {name} takes {width}: use the model that it was fitted on"
         )
     return states.float()
+
+
+def rounding_share(acts: Activations) -> float:
+    """States that differ by no more than this share of their norm may be the same, up to rounding."""
+    return max(ROUNDING, torch.finfo(getattr(torch, acts.info.get("dtype") or "float32")).eps)
 
 
 def are_same(vectors: Float[Tensor, "example hidden"]) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from steerlab._support.checks import as_whole, check_type
 from steerlab.capturing.activations import Activations
 from steerlab.errors import ActivationError, DataError
-from steerlab.methods.base import ROUNDING, RequiredActivation
+from steerlab.methods.base import RequiredActivation, rounding_share
 from steerlab.models.sites import Site
 
 ClassRows = tuple[list[str], Float[Tensor, "_ hidden"]]  # the two classes of a pair differ in size
@@ -19,9 +19,7 @@ ClassRows = tuple[list[str], Float[Tensor, "_ hidden"]]  # the two classes of a 
 
 def as_names(value: Sequence[str] | None) -> tuple[str, ...]:
     """One or several names as a tuple; a lone string is one name."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+    return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
 
 def check_acts(acts: object, site: Site) -> None:
@@ -60,11 +58,6 @@ def contrast_table(
         table = dict(zip(ids, contrasts.to(torch.float32), strict=True)) | table
     order = sorted(table)
     return order, torch.stack([table[example_id] for example_id in order])
-
-
-def rounding_share(acts: Activations) -> float:
-    """States that differ by no more than this share of their norm may be the same, up to rounding."""
-    return max(ROUNDING, torch.finfo(getattr(torch, acts.info.get("dtype") or "float32")).eps)
 
 
 def check_contrasts_nonzero(contrasts: Float[Tensor, "example hidden"], site: Site, acts: Activations) -> None:

@@ -203,20 +203,18 @@ def deserialize(data: Any, tensors: dict[str, Tensor]) -> Any:
 def load(folder: str | Path, model: Any, force: bool, expected: type[Method]) -> Method:
     """Read a method of a class, or of a subclass of it; see `load_steerer`."""
     path = Path(folder) / MANIFEST
-    hint = (
-        "Give a folder that save_pretrained wrote; if this is one, copy it again, or fit the method again and save it"
-    )
-    manifest = files.read_sealed(path, SCHEMA, hint)
-    with files.reading(path, hint):
+    fix = "Give a folder that save_pretrained wrote; if this is one, copy it again, or fit the method again and save it"
+    manifest = files.read_sealed(path, SCHEMA, fix)
+    with files.reading(path, fix):
         tensors = path.with_name(manifest["tensors"])
-    with files.reading(tensors, hint):
+    with files.reading(tensors, fix):
         content = tensors.read_bytes()
         if tensors.name != _tensors_name(content):
             raise MismatchError("the tensors do not have the checksum that is in the file's name")
-    with files.reading(path, hint), torch.random.fork_rng(devices=[]):  # constructors of modules draw weights
+    with files.reading(path, fix), torch.random.fork_rng(devices=[]):  # constructors of modules draw weights
         method = deserialize(manifest["steerer"], read_tensors(content))
     if not isinstance(method, FittedMixin):
-        raise MismatchError(f"the field 'steerer' of {path} holds a {type(method).__name__}, not a method. {hint}")
+        raise MismatchError(f"the field 'steerer' of {path} holds a {type(method).__name__}, not a method. {fix}")
     if not isinstance(method, expected):
         raise MismatchError(
             f"{folder} holds a {type(method).__name__}, expected a {expected.__name__}: read it with "

@@ -95,11 +95,8 @@ class SSAE(FittedMixin):
     def fit_activations(self, acts: Activations) -> None:
         """Fit to the contrasts of activations."""
         ids, z = contrast_table(acts, self.site, self.position)
-        same = [one for one, zero in zip(ids, (z == 0).all(1).tolist(), strict=True) if zero]
-        if same:
-            raise DataError(
-                f"{len(same)} of {len(ids)} contrasts are zero ({same[:3]}): leave out pairs of equal states"
-            )
+        if bad := [one for one, zero in zip(ids, (z == 0).all(1).tolist(), strict=True) if zero]:
+            raise DataError(f"{len(bad)} of {len(ids)} contrasts are zero ({bad[:3]}): leave out pairs of equal states")
         self.fit_differences(z)
 
     def fit_differences(self, z: Tensor) -> SSAE:

@@ -177,8 +177,7 @@ def bootstrap_ratio(parts: Any, wholes: Any, *, n_boot: int = 2000, level: float
     draws = np.random.default_rng(seed).integers(0, part.size, (n_boot, part.size))
     sums = np.append(whole[draws].sum(1), whole.sum())
     sums[sums == 0] = np.nan
-    drawn = part[draws].sum(1) / sums[:-1]
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(part[draws].sum(1) / sums[:-1], [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(part.sum() / sums[-1]), float(low), float(high), part.size)
 
 

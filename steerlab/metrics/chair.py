@@ -104,8 +104,7 @@ def chair(
     if not captions:
         raise DataError("chair got no captions; expected at least one. Check the filters that chose them.")
     names = _coco() if synonyms is None else _lexicon(synonyms)
-    unknown = [key for key in captions if key not in objects]
-    if unknown:
+    if unknown := [key for key in captions if key not in objects]:
         raise DataError(f"the objects of {len(unknown)} of {len(captions)} captions are not given: {unknown[:5]}")
     if references is not None and (lone := [key for key in captions if isinstance(references.get(key), str)]):
         raise DataError(f"references of {lone[:3]}: give each caption a list of human captions, which may be empty")
@@ -160,8 +159,7 @@ def _present_objects(key: str, objects: Iterable[str], names: Lexicon) -> set[st
     if isinstance(objects, str):
         raise DataError(f"the objects of {key!r} are one string; pass a list of names, which may be empty")
     found = {name: names.get(tuple(_words_of(name))) for name in objects}
-    unknown = sorted(name for name, obj in found.items() if obj is None)
-    if unknown:
+    if unknown := sorted(name for name, obj in found.items() if obj is None):
         raise DataError(f"{key!r} has objects outside the vocabulary: {unknown[:5]}. Pass synonyms that name them.")
     return {obj for obj in found.values() if obj is not None}
 

@@ -106,5 +106,4 @@ def detection_report(
 
 def _auc(yes: NDArray[np.float64], no: NDArray[np.float64]) -> float:
     """The AUC for `no` in ascending order; about 100 times faster than scikit-learn's in the resampling loop."""
-    below = np.searchsorted(no, yes, "left") + np.searchsorted(no, yes, "right")
-    return float(below.mean() / 2 / no.size)
+    return float((np.searchsorted(no, yes, "left") + np.searchsorted(no, yes, "right")).mean() / 2 / no.size)

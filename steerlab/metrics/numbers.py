@@ -73,7 +73,6 @@ def exact_match(texts: Sequence[str], answers: Sequence[str]) -> list[float]:
     if len(texts) != len(answers):
         raise DataError(f"{len(texts)} texts but {len(answers)} answers: give one text per problem, in a list")
     wanted = [final_number(answer) for answer in answers]
-    bad = [answer for answer, number in zip(answers, wanted, strict=True) if number is None]
-    if bad:
+    if bad := [answer for answer, number in zip(answers, wanted, strict=True) if number is None]:
         raise DataError(f"the reference answers {bad[:3]} contain no number to compare with")
     return [float(final_number(text) == number) for text, number in zip(texts, wanted, strict=True)]

@@ -141,8 +141,7 @@ def l2s_f1(accuracy: float) -> float:
 
 def _checked(name: str, gold: Sequence[str], predicted: Sequence[str]) -> tuple[list[str], list[str]]:
     gold, predicted = as_texts("gold", gold), as_texts("predicted", predicted)
-    unknown = sorted(set(gold) - {"yes", "no"})
-    if unknown:
+    if unknown := sorted(set(gold) - {"yes", "no"}):
         raise DataError(f"{name} got the gold labels {unknown[:3]}; expected only 'yes' and 'no', lower-cased")
     if not gold or len(gold) != len(predicted):
         raise DataError(f"{name} got {len(gold)} labels and {len(predicted)} answers; expected one of each")

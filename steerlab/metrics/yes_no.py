@@ -115,8 +115,7 @@ def _check(logits: torch.Tensor, yes: Sequence[int], no: Sequence[int]) -> None:
     if not yes or not no or set(yes) & set(no):
         raise DataError(f"yes_no_logits got the ids {list(yes)} and {list(no)}; expected some for each, none for both")
     ids, width = [*yes, *no], logits.shape[1]
-    outside = [i for i in ids if not 0 <= i < width]
-    if outside:
+    if outside := [i for i in ids if not 0 <= i < width]:
         raise DataError(f"the ids {outside} are outside the {width} logits; take ids from the same model's tokenizer")
     if bool((torch.isnan(logits[:, ids]) | (logits[:, ids] == torch.inf)).any()):
         raise DataError("the logits of yes and no are NaN or infinite in some rows; check the forward that made them")

@@ -116,5 +116,4 @@ def count_units(tensors: Mapping[str, Tensor], config: Any) -> int:
         return int(pixels.flatten(2).any(-1).sum())
     from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-    side = config.vision_config.image_size
-    return sum(image_size_to_num_patches(size, pinpoints, side) for size in sizes)
+    return sum(image_size_to_num_patches(size, pinpoints, config.vision_config.image_size) for size in sizes)

@@ -28,9 +28,7 @@ from steerlab.models.remote import check_arguments, find_backend, skeleton
 from steerlab.models.smollm2 import SHIPPED, shipped_folder, smollm2_folder
 from steerlab.models.vision import accepts_images, find_processor
 
-_FAILURES = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError, StrictDataclassError),
-)
+_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError, StrictDataclassError)
 _SHARED = ("trust_remote_code", "token", "cache_dir", "local_files_only", "subfolder")
 _SERVER_OPTIONS = {
     "engine": None, "serve": None, "tensor_parallel_size": 1, "retry_timeout": 300.0, "ship_packages": ()
@@ -243,7 +241,7 @@ def _read_model(source: _Source, options: dict[str, Any], shared: dict[str, Any]
         reader: Any = AutoModelForImageTextToText if accepts_images(config) else AutoModelForCausalLM
         with brief_bars():
             hf, found = reader.from_pretrained(source.place, output_loading_info=True, **options)
-    except _FAILURES as error:
+    except _ERRORS as error:
         raise LoadError(
             f"the model {source.id!r} could not be read: {error}. Expected a text or image-text generation model with "
             f"all weights; for a gated one, accept its license and set HF_TOKEN; or give {_OFFLINE}"
@@ -312,5 +310,5 @@ def _find_tokenizer(given: Any, options: dict[str, Any]) -> Any:
         raise LoadError("a model object comes without a tokenizer; give load(model, tokenizer=...)")
     try:
         return AutoTokenizer.from_pretrained(os.fspath(given), **options)
-    except _FAILURES as error:
+    except _ERRORS as error:
         raise LoadError(f"no tokenizer could be read from {given!r}: {error}. Give load(..., tokenizer=...)") from error

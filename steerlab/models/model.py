@@ -42,8 +42,8 @@ def check_ready(model: object) -> None:
     if found.is_remote:
         return
     parts = list(found.hf.modules())
-    training = any(part.training for part in parts if not isinstance(part, nn.Identity))
-    compiled = any(p._compiled_call_impl or hasattr(vars(p).get("forward"), "_torchdynamo_orig_callable") for p in parts)
+    training, mark = any(p.training for p in parts if not isinstance(p, nn.Identity)), "_torchdynamo_orig_callable"
+    compiled = any(part._compiled_call_impl or hasattr(vars(part).get("forward"), mark) for part in parts)
     rounded = found.device.type != "meta" and torch.is_autocast_enabled(found.device.type)
     tuples = not getattr(found.hf.config, "return_dict", True)
     modes = {
@@ -236,11 +236,9 @@ class Model:
 
     def width(self, site: Site) -> int | None:
         """The width of the states at a site, or None where it is not known before a forward."""
-        if site.part != "vision":
-            return (
-                self.hidden_size if site.point != "heads" else heads_width(self.hf, self.layout, self.site(site).layer)
-            )
-        return normalized_width(module_at(self.hf, block_path(self.site(site), self.layout)))
+        if site.part == "vision":
+            return normalized_width(module_at(self.hf, block_path(self.site(site), self.layout)))
+        return heads_width(self.hf, self.layout, self.site(site).layer) if site.point == "heads" else self.hidden_size
 
     def info(self) -> dict[str, Any]:
         """Provenance for results and artifacts."""

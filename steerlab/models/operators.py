@@ -174,9 +174,7 @@ class Scale(Operator):
         return h * (1 + strength * (self.factor - 1))
 
 
-OPERATORS: dict[str, Operator] = {
-    "add": Add(), "project_out": ProjectOut(), "replace": Replace(), "rotate": Rotate(),
-}  # fmt: skip
+OPERATORS: dict[str, Operator] = {"add": Add(), "project_out": ProjectOut(), "replace": Replace(), "rotate": Rotate()}
 
 
 @dataclass(frozen=True)

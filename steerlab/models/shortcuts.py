@@ -128,14 +128,12 @@ def find_shortcuts(model: Model) -> Shortcuts:
             break
         refused[f"{prefix} keys{' with a shared beginning' if share else ''}"] = problem
     used = found.prefix is not None
-    joined = found.prefix == "joined"
-    tries: dict[str, Callable[[], float]] = {
-        "layer_restart": lambda: trial.restart(used, found.shared_beginning, joined)
-    }
+    way = (found.shared_beginning, found.prefix == "joined")
+    tries: dict[str, Callable[[], float]] = {"layer_restart": lambda: trial.restart(used, *way)}
     if used and not model.row_format.use_cache:
         refused["generation prefix"] = "the model decodes right without a cache only"
     elif used:
-        tries["generation_prefix"] = lambda: trial.generation(found.shared_beginning, joined)
+        tries["generation_prefix"] = lambda: trial.generation(*way)
     for name, run in tries.items():
         if problem := problem_of(run, trial.tolerance):
             refused[name.replace("_", " ")] = problem

@@ -290,8 +290,8 @@ def find_processor(
     else:
         if given is None or isinstance(given, str | os.PathLike):
             found = _read_processor(os.fspath(given or place), options, required)
-        missing = [name for name in ("image_processor", "tokenizer", "image_token") if not hasattr(found, name)]
-        if missing:  # a place without an image processor gives its tokenizer, or nothing
+        # a place without an image processor gives its tokenizer, or nothing
+        if missing := [name for name in ("image_processor", "tokenizer", "image_token") if not hasattr(found, name)]:
             problem = f"{type(found).__name__} is no processor of an image-text model: it has no {', '.join(missing)}"
     if problem and required:
         raise LoadError(problem)

@@ -73,9 +73,7 @@ def propensity_lines(
     ax.axhline(0, color=MUTED, lw=0.6, ls=DASHES[1], zorder=0)
     context = rows[~rows[hue].isin(shown)]
     if len(context):
-        sns.lineplot(
-            context, x="alpha", y="mean", units=hue, estimator=None, color=CONTEXT, lw=0.7, zorder=1, ax=ax,
-        )  # fmt: skip
+        sns.lineplot(context, x="alpha", y="mean", units=hue, estimator=None, color=CONTEXT, lw=0.7, zorder=1, ax=ax)
     _banded_lines(ax, rows[rows[hue].isin(shown)], "alpha", "mean", hue, looks, marker="o", ms=3, mew=0)
     alphas = sorted(rows["alpha"].unique())
     ax.set_xticks(alphas, [f"{a:g}".replace("-", "−") for a in alphas])

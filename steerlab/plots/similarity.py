@@ -130,5 +130,4 @@ def _label(name: object) -> str:
 
 
 def _short_number(value: float) -> str:
-    text = f"{value:.2f}".replace("0.", ".").replace("-", "−").replace("1.00", "1")
-    return "0" if abs(value) < 0.005 else text
+    return "0" if abs(value) < 0.005 else f"{value:.2f}".replace("0.", ".").replace("-", "−").replace("1.00", "1")

@@ -121,7 +121,6 @@ def read_summary(folder: str | Path) -> dict[str, Any]:
     if not path.exists():
         raise DataError(f"{path} does not exist: give the results folder of a finished study (analyses/*.py --out)")
     try:
-        summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}): run the study again, it writes the file anew") from error
-    return summary

@@ -194,8 +194,7 @@ class DirectSteering:
                 for intervention in setting.interventions:
                     _check_positions(model, intervention.positions_or(setting.positions), n_inputs)
             self._needs_any = writes_anything(settings)
-            one = batch.select(range(0, len(batch.rows), copies))
-            return build_edits(model, settings, one, range(n_inputs))
+            return build_edits(model, settings, batch.select(range(0, len(batch.rows), copies)), range(n_inputs))
         finally:
             self._reads = False
 

@@ -140,13 +140,9 @@ def tiny_lm(family: str = "llama", *, backend: str = "nnsight", **hf: Any) -> Mo
 def text_config(family: str, n_layers: int, hidden_size: int) -> dict[str, Any]:
     tokenizer = tiny_tokenizer()
     common: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "initializer_range": 0.2,
-        **_SETTINGS.get(family, {}),
-    }
+        "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id, "initializer_range": 0.2, **_SETTINGS.get(family, {}),
+    }  # fmt: skip
     common |= dict(hidden_size=hidden_size, num_hidden_layers=n_layers, num_attention_heads=4)
     common |= dict(max_position_embeddings=_MAX_POSITIONS)
     if family == "gpt2":

@@ -101,9 +101,7 @@ _IDEFICS: dict[str, Any] = {
 }
 _SIGLIP = {"model_type": "siglip_vision_model", "vision_use_head": False, **_TOWER}
 _FAMILIES = {
-    "llava": _Family(
-        **_LLAVA, processor=("LlavaProcessor", "CLIPImageProcessor"), images=_CLIP, more=_LLAVA_MORE
-    ),
+    "llava": _Family(**_LLAVA, processor=("LlavaProcessor", "CLIPImageProcessor"), images=_CLIP, more=_LLAVA_MORE),
     "llava_next": _Family(
         **_LLAVA, processor=("LlavaNextProcessor", "LlavaNextImageProcessor"),
         images=_CLIP | {"image_grid_pinpoints": _PINPOINTS}, more=_LLAVA_MORE | {"image_grid_pinpoints": _PINPOINTS},
@@ -145,13 +143,9 @@ _FAMILIES = {
             "video_token_id": "<|video|>",
         },
         placeholder="<|image|>",
-        processor=(
-            "Gemma4Processor", "Gemma4ImageProcessor", "Gemma4VideoProcessor", "Gemma4AudioFeatureExtractor",
-        ),
+        processor=("Gemma4Processor", "Gemma4ImageProcessor", "Gemma4VideoProcessor", "Gemma4AudioFeatureExtractor"),
         images={"patch_size": _PATCH, "pooling_kernel_size": 2, "max_soft_tokens": 70},
-        vision={
-            **_TOWER, "hidden_size": 32, "num_key_value_heads": 2, "head_dim": 16, "pooling_kernel_size": 2,
-        },
+        vision={**_TOWER, "hidden_size": 32, "num_key_value_heads": 2, "head_dim": 16, "pooling_kernel_size": 2},
         text_family="gemma3",
         text={"hidden_size_per_layer_input": 8, "global_head_dim": 8, "num_global_key_value_heads": 2},
         more={"tie_word_embeddings": False, "audio_config": None},

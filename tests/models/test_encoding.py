@@ -169,7 +169,7 @@ def test_a_template_that_closes_a_conversation_has_the_parts_of_one_that_does_no
     assert parts_of(encode(closing, turns)) == parts_of(encode(TOKENIZERS["thinks"], turns))
 
 
-def test_answers_that_are_read_as_thoughts_warn_until_the_template_is_told_not_to_think() -> None:
+def test_answers_that_are_read_as_thoughts_warn_until_the_template_opens_none() -> None:
     opens = THINKS.removesuffix("{% endif %}") + "{{ '<think>' }}{% if off %}{{ '</think>' }}{% endif %}{% endif %}"
     with pytest.warns(UserWarning, match="answers are read as thoughts"):
         encode(with_template(opens), "How?", answer="Fine.")

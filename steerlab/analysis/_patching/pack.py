@@ -69,5 +69,4 @@ def pack(model: Model, cells: Sequence[Cell], width: int) -> list[list[Cell]]:
 
 def _levels(model: Model, sites: Sequence[Site]) -> list[int | None]:
     """The block at whose output a forward of each site can start."""
-    known = model.supports_layer_restart
-    return [site.block_before if known else None for site in sites]
+    return [site.block_before if model.supports_layer_restart else None for site in sites]

@@ -123,15 +123,13 @@ def _numbers(name: str, values: Any, n: int, setting: Setting) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise DataError(f"the metric {name!r} gave {show(values)}: expected one number per text") from error
     label = setting.label()
-    where = (
-        f"of {label['method']!r} at layer {label['layer']}, alpha {setting.alpha:g}, positions {label['positions']!r}"
-    )
+    at = f"of {label['method']!r} at layer {label['layer']}, alpha {setting.alpha:g}, positions {label['positions']!r}"
     if len(found) != n:
-        raise DataError(f"the metric {name!r} gave {len(found)} values for {n} texts {where}: give one for each")
+        raise DataError(f"the metric {name!r} gave {len(found)} values for {n} texts {at}: give one for each")
     bad = np.flatnonzero(~np.isfinite(found))
     if len(bad):
         raise DataError(
-            f"the metric {name!r} gave {found[bad[0]]} for {len(bad)} of {n} texts {where}, the first of them number "
+            f"the metric {name!r} gave {found[bad[0]]} for {len(bad)} of {n} texts {at}, the first of them number "
             f"{bad[0]}: return a number for every text, for example 0 where there is nothing to measure"
         )
     return found

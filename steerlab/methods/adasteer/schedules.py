@@ -142,8 +142,7 @@ def fit_schedule(
 
 def _check_finite(schedule: CoefficientSchedule) -> None:
     given = vars(schedule)
-    wrong = [name for name, value in given.items() if value is not None and not math.isfinite(value)]
-    if wrong:
+    if wrong := [name for name, value in given.items() if value is not None and not math.isfinite(value)]:
         raise DataError(f"{wrong} of {given} are not finite; use None for a missing bound")
     low, high = schedule.low, schedule.high
     if low is not None and high is not None and low > high:

@@ -194,9 +194,7 @@ class AlphaSteer(MultiSiteSteerer):
         if self.gates == "cumulative":
             pairs = zip(self.sites, maps, strict=True)
             return tuple(Intervention(site, vector_fn=partial(steering_vectors, **one)) for site, one in pairs)
-        found = [
-            gate_and_vectors(context.get_states(state), **one) for state, one in zip(self._states, maps, strict=True)
-        ]
+        found = [gate_and_vectors(context.get_states(at), **one) for at, one in zip(self._states, maps, strict=True)]
         return tuple(Intervention(site, v, gate=g) for site, (g, v) in zip(self.sites, found, strict=True))
 
     def with_layer(self, layer: Layer) -> AlphaSteer:

@@ -101,8 +101,7 @@ class TrainingConfig:
 
     def cosine_weight_at(self, epoch: int) -> float:
         """Weight of the cosine in a 0-based epoch."""
-        ramp = min(1.0, epoch / self.cosine_ramp_epochs) if self.cosine_ramp_epochs else 1.0
-        return self.cosine_weight * ramp
+        return self.cosine_weight * (min(1.0, epoch / self.cosine_ramp_epochs) if self.cosine_ramp_epochs else 1.0)
 
     def learning_rate_at(self, step: int, steps: int) -> float:
         """Learning rate of a 0-based batch out of `steps` in all."""

@@ -206,9 +206,7 @@ class _Trainer:
             if auc >= self.best_auc:
                 self.best_auc, self.best_state = auc, copy.deepcopy(self.net.state_dict())
         loss, rate = sum(losses) / len(losses) if losses else math.nan, float(self.schedule.get_last_lr()[0])
-        self.history.append(
-            {"step": self.step, "loss": loss, "triplets": self.triplets, "val_auc": auc, "lr": rate}
-        )  # fmt: skip
+        self.history.append({"step": self.step, "loss": loss, "triplets": self.triplets, "val_auc": auc, "lr": rate})
         self.losses, self.triplets = [], 0
 
     def _mine(self, numbers: Int[Tensor, " batch"]) -> Iterator[tuple[Int[Tensor, " t"], Int[Tensor, " t"]]]:

@@ -143,9 +143,8 @@ def no_progress(host: str, seconds: float) -> RemoteError:
 
 def not_serializable(error: BaseException) -> RemoteError:
     """A request cannot be pickled."""
-    return _error(
-        "serialization", f"what this method computes in the model cannot be sent to a server: {_reason(error)}"
-    )
+    what = f"what this method computes in the model cannot be sent to a server: {_reason(error)}"
+    return _error("serialization", what)
 
 
 def check_supported(edits: SiteEdits, engine: str, forward_state: ForwardState = FULL_FORWARD) -> None:

@@ -132,9 +132,8 @@ class VllmEngine:
         return vllm_requests.vllm_visits(self.client.root, self._layout, edits, sites, select)
 
     def _requests(
-        self, inputs: Inputs, visits: Sequence[Visit], run: Callable[..., None],
-        params: dict[str, Any] = ONE_FORWARD,
-    ) -> list[RowRequest]:  # fmt: skip
+        self, inputs: Inputs, visits: Sequence[Visit], run: Callable[..., None], params: dict[str, Any] = ONE_FORWARD
+    ) -> list[RowRequest]:
         return vllm_requests.make_requests(inputs, visits, run, self._embedding, params)
 
     def _run(self, visits: Sequence[Visit], rows: Sequence[RowRequest]) -> list[Answer]:

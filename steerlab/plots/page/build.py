@@ -127,16 +127,14 @@ def page(
     words: dict[str, int] = {}
     found = _texts_of(texts, values, axes, words)
     labels = dict(labels or {})
-    return Page(
-        {
-            "version": VERSION, "title": title, "model": model or str(next(iter(frame.get("model", [])), "")),
-            "note": note, "methods": methods_of(axes.methods), "layers": axes.layers, "alphas": axes.alphas,
-            "prompts": _prompts_of(texts), "effect": _labeled(effect, labels),
-            "side_effect": _labeled(side_effect, labels), "unsafe": _labeled("unsafe", labels),
-            "cells": _cells_of(values, axes, effect, side_effect), "texts": found, "words": list(words),
-            "readable": {"fluent": FLUENT, "breaks": breaking_norm_ratio}, "live": False,
-        }
-    )  # fmt: skip
+    return Page({
+        "version": VERSION, "title": title, "model": model or str(next(iter(frame.get("model", [])), "")),
+        "note": note, "methods": methods_of(axes.methods), "layers": axes.layers, "alphas": axes.alphas,
+        "prompts": _prompts_of(texts), "effect": _labeled(effect, labels),
+        "side_effect": _labeled(side_effect, labels), "unsafe": _labeled("unsafe", labels),
+        "cells": _cells_of(values, axes, effect, side_effect), "texts": found, "words": list(words),
+        "readable": {"fluent": FLUENT, "breaks": breaking_norm_ratio}, "live": False,
+    })  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -205,8 +203,7 @@ def _by_metric(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
         index=[*_KEYS, "example_id"], columns="metric", values="value", sort=False, aggfunc="mean"
     ).reset_index()
     wide = wide.assign(**{name: value for name, value in (("broken", 0.0), ("unsafe", np.nan)) if name not in wide})
-    names = [*names, "broken"]
-    if missing := [name for name in names if wide[name].isna().any()]:
+    if missing := [name for name in [*names, "broken"] if wide[name].isna().any()]:
         raise DataError(f"some texts of the frame have no value of {missing[0]!r}: each needs every metric")
     if "norm_ratio" in frame:
         ratio = frame.groupby([*_KEYS, "example_id"], sort=False)["norm_ratio"].mean()

@@ -54,11 +54,8 @@ _LISTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 _OBJECTS: dict[str, dict[str, Any]] = {
-    "effect": _NAMED,
-    "side_effect": _NAMED,
-    "unsafe": _NAMED,
-    "readable": {"fluent": _SHARE, "breaks": _NUMBER},
-}
+    "effect": _NAMED, "side_effect": _NAMED, "unsafe": _NAMED, "readable": {"fluent": _SHARE, "breaks": _NUMBER},
+}  # fmt: skip
 _PLAIN = {"title": str, "model": str, "note": str, "layers": list, "alphas": list, "words": list, "live": bool}
 KEYS = ("version", *_PLAIN, *_LISTS, *_OBJECTS)
 
