@@ -44,7 +44,7 @@ def outputs_of(notebook: nbformat.NotebookNode) -> dict[str, list[nbformat.Noteb
 
 
 def output_kinds(outputs: list[nbformat.NotebookNode]) -> set[str]:
-    """What kinds of things a cell shows: text, a table, an image. A progress bar leaves an empty text on a slow machine."""
+    """What kinds of things a cell shows: text, a table, an image. A progress bar that has gone leaves an empty text."""
     return {kind for output in outputs for kind, shown in output.get("data", {"stream": True}).items() if shown}
 
 
