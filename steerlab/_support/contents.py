@@ -92,6 +92,13 @@ class _Reader:
         kind = "items" if type(value) in (list, tuple) else kind  # lists come back as tuples from a saved method
         if isinstance(value, Enum):
             return [kind, value.name, self.read(value.value)]
+        if isinstance(value, np.random.RandomState | np.random.Generator):  # what it has drawn says nothing
+            return kind
+        if isinstance(value, torch.nn.Module):
+            return [kind, self._torch_module(getattr(value, "_orig_mod", value))]
+        if _is_estimator(value):  # without what it counts and times
+            known = {name: one for name, one in vars(value).items() if _is_fitted(name, one)}
+            return [kind, self._all([value.get_params(deep=False), known])]
         items = self._items(value)
         if items is not None and type(value).__module__ == "builtins":
             return [kind, items]
@@ -118,6 +125,15 @@ class _Reader:
         if has_no_items and not (slots or held or _is_own(kind)):
             parts.append(_pickled(value))
         return self._all(parts)
+
+    def _torch_module(self, value: torch.nn.Module) -> list[str]:
+        """The parameters, buffers and plain attributes of a module and those in it, without hooks."""
+        held: list[Any] = [dict(value.named_parameters()), dict(value.named_buffers())]
+        for name, one in value.named_modules():
+            tables = _LEFT_OUT | {"_parameters", "_buffers", "_modules", "_compiled_call_impl"}
+            plain = {key: at for key, at in vars(one).items() if key not in tables and "_hooks" not in key}
+            held += [name, type(one), plain]
+        return self._all(held)
 
     def _array(self, value: Any) -> Any:
         kind, shape, array = str(value.dtype), list(value.shape), value
@@ -170,7 +186,7 @@ def _pickled(value: Any) -> Any:
     """What pickle would keep of an object; one that can't be pickled as it is written, without its address."""
     try:
         kept = value.__reduce_ex__(4)
-    except (TypeError, ValueError, AttributeError, NotImplementedError):
+    except (TypeError, ValueError, AttributeError, RuntimeError):
         return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     return kept if isinstance(kept, str) else [*kept[1:3], *(list(one) for one in kept[3:5] if one is not None)]
 
@@ -178,6 +194,16 @@ def _pickled(value: Any) -> Any:
 def _is_model(value: Any) -> bool:
     """Whether it is a model of steerlab's, which says itself which weights it has."""
     return _package(type(value)) == "steerlab" and callable(getattr(value, "info", None))
+
+
+def _is_estimator(value: Any) -> bool:
+    return not isinstance(value, type) and hasattr(value, "fit") and hasattr(value, "get_params")
+
+
+def _is_fitted(name: str, value: Any) -> bool:
+    """Whether an attribute of an estimator of scikit-learn is what it has learned, not what it counted or timed."""
+    is_learned = name.endswith("_") and not name.startswith("_") and "time" not in name and name != "cv_results_"
+    return is_learned or isinstance(value, np.ndarray)
 
 
 def _module(value: Any) -> str:
@@ -229,5 +255,6 @@ def _is_followed(value: Any) -> bool:
     if isinstance(value, dict) and any(isinstance(one, type) for one in value.values()):
         return False  # a registry of classes, which grows with what is imported
     # of any package: a judge, a gate
-    is_fitted = hasattr(value, "fit") or isinstance(value, torch.nn.Module) or _is_model(value)
+    is_method = _package(type(value)) == "steerlab" and hasattr(value, "fit")
+    is_fitted = is_method or isinstance(value, torch.nn.Module) or _is_estimator(value) or _is_model(value)
     return isinstance(value, _FOLLOWED) or is_fitted or (_is_own(type(value)) and _package(type(value)) != "steerlab")

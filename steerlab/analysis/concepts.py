@@ -79,7 +79,7 @@ def concept_examples(concepts: ConceptDictionary, acts: Activations, n: int = 5)
     """
     active = concepts.activations(acts.at(concepts.site)).max(1)
     table = pd.DataFrame({"concept": active.indices, "activation": active.values, "id": acts.index["example_id"]})
-    found = []
+    found = [pd.DataFrame({"concept": [0], "rank": [0], "example_id": [""], "activation": [0.0]}).iloc[:0]]
     for concept, rows in table[table["activation"] > 0].groupby("concept"):
         most = rows.groupby("id", sort=False)["activation"].max().nlargest(n)
         ranks = range(1, len(most) + 1)

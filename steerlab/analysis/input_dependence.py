@@ -202,10 +202,12 @@ def _makers(l2s: L2S, n: int, n_behaviors: int) -> dict[str, Maker]:
 
 def _clusters(inputs: _Inputs, groups: Mapping[str, str] | None) -> NDArray[np.int64]:
     """A number for each input, the same for those with the same context or group, directly or through others."""
-    contexts = inputs.l2s.contexts(inputs.context(range(len(inputs.ids))))
+    contexts = inputs.l2s.contexts(inputs.context(range(len(inputs.ids)))).contiguous()
+    shared = [pd.factorize(np.array([row.numpy().tobytes() for row in contexts], dtype=object))[0]]
     # equal prompts have equal states up to rounding only: in batches of other widths, sums have another order
-    radius = rounding_share(inputs.acts) * float(contexts.norm(dim=1).median())
-    shared = [connected_components(radius_neighbors_graph(contexts.numpy(), radius))[1]]
+    units = contexts.double() / contexts.abs().median(0).values.double().clamp_min(1e-12)  # a coordinate may be huge
+    radius = 2 * rounding_share(inputs.acts) * contexts.shape[1] ** 0.5
+    shared.append(connected_components(radius_neighbors_graph(units.numpy(), radius))[1])
     if groups is not None:
         if missing := [one for one in inputs.ids if one not in groups]:
             raise DataError(f"{len(missing)} inputs have no group, first {missing[:3]}")

@@ -98,7 +98,7 @@ def _rows(
     """A row for each wanted token of each state."""
     # equal ones, which bfloat16 often makes, have the order in which `argmax` takes them: one token has rank 1
     places = torch.arange(logprobs.shape[-1])
-    ordered = logprobs.double() - 4e-15 * places  # less than two different numbers of float32 are apart there
+    ordered = logprobs.double() - 1e-13 * places  # by less than float32 can tell two log-probabilities from each other
     ids = ordered.topk(top).indices if chosen is None else torch.tensor(chosen).expand(len(logprobs), -1)
     own = logprobs.gather(-1, ids)
     before = places < ids[:, :, None]

@@ -62,14 +62,9 @@ def as_sites(layers: Layers, model: Model) -> tuple[Site, ...]:
 
 
 def plan_rows(
-    model: Model,
-    examples: Sequence[Example],
-    positions: Sequence[Positions],
-    context: Sequence[Positions],
-    reduce: Reduce,
-    extra_prompts: Sequence[str] | None = None,
-    encoded: Encoded | None = None,
-) -> list[CaptureRow]:
+    model: Model, examples: Sequence[Example], positions: Sequence[Positions], context: Sequence[Positions],
+    reduce: Reduce, extra_prompts: Sequence[str] | None = None, encoded: Encoded | None = None,
+) -> list[CaptureRow]:  # fmt: skip
     """The inputs to run: both answers of each contrast with `positions`, every plain prompt with `context`, and, with
     the positions of the plain prompt, the extra prompts (those named; None: all).
 
@@ -93,10 +88,8 @@ def plan_rows(
             continue
         plain = context if has_contrasts else at
         named = _select_prompts(example, extra_prompts) if plain else {}
-        inputs, is_alone = (
-            [(encode_example(model, example, prompt), {name: plain}) for name, prompt in named.items()],
-            False,
-        )
+        is_alone = False
+        inputs = [(encode_example(model, example, prompt), {name: plain}) for name, prompt in named.items()]
         if pair is not None and pair.instructions:
             for side, added in (("positive", pair.positive), ("negative", pair.negative)):
                 inputs.append((encode_example(model, example, with_suffix(example.prompt, added)), {side: at}))

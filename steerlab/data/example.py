@@ -214,8 +214,10 @@ def prompt_hash(example: Example) -> str:
         >>> prompt_hash(Example("Hi")) == prompt_hash(Example([{"role": "user", "content": "Hi"}], behavior="answer"))
         True
     """
-    prompt = [{"role": "user", "content": example.prompt}] if isinstance(example.prompt, str) else example.prompt
-    return data_hash([example.replace(prompt=prompt, id="-", behavior="", contrast=None, extra_prompts={})])
+    prompt = [{"role": "user", "content": example.prompt}] if isinstance(example.prompt, str) else [*example.prompt]
+    prompt = [{"role": "system", "content": example.system}, *prompt] if example.system is not None else prompt
+    plain = example.replace(prompt=prompt, system=None, id="-", behavior="", contrast=None, extra_prompts={})
+    return data_hash([plain])
 
 
 def contrast_fields(contrast: Contrast | None) -> dict[str, Any] | None:

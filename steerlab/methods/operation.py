@@ -178,7 +178,8 @@ class _ProbeGate:
     threshold: float
 
     def __call__(self, h: Tensor) -> Tensor:
-        return ((h.double() @ self.w.to(h.device) + self.b).sigmoid() > self.threshold).float()
+        where = "cpu" if h.device.type == "mps" else h.device  # which knows no float64
+        return ((h.to(where).double() @ self.w.to(where) + self.b).sigmoid() > self.threshold).float().to(h.device)
 
 
 def _check_gate(gate: object) -> None:

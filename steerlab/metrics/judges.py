@@ -24,8 +24,8 @@ from steerlab.metrics.refusal import is_refusal
 
 _STEP = re.compile(
     r"^\s*(?:\d+[.)]|step \d+|[-*•]) *\S"
-    r"|(?:^|[.!?]\s+)(?:first|then|next|finally|after that)\b"
-    r"|(?:^|[.!?:]\s+|\d[.)] +)(?:use|mix|add|take|get|find|open|buy|make|create|write|send|put"
+    r"|(?:^\s*|[.!?]\s+)(?:first|then|next|finally|after that)\b"
+    r"|(?:^\s*|[.!?:]\s+|\d[.)] +)(?:use|mix|add|take|get|find|open|buy|make|create|write|send|put"
     r"|place|connect|install|set)\b",
     re.IGNORECASE | re.MULTILINE,
 )

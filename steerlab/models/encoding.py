@@ -126,19 +126,10 @@ class Batch:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str | Messages,
-    *,
-    answer: str | None = None,
-    other_answer: str | None = None,
-    end_turn: bool = False,
-    system: str | None = None,
-    chat: bool = True,
-    example_id: str = "",
-    limit: int | None = None,
-    images: Sequence[ImageInput] = (),
-    vision: Vision | None = None,
-) -> EncodedPrompt:
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Messages, *, answer: str | None = None,
+    other_answer: str | None = None, end_turn: bool = False, system: str | None = None, chat: bool = True,
+    example_id: str = "", limit: int | None = None, images: Sequence[ImageInput] = (), vision: Vision | None = None,
+) -> EncodedPrompt:  # fmt: skip
     """Render one prompt (and a teacher-forced answer) into tokens with known spans.
 
     The answer is tokenized in its place behind the prompt, or by itself where it would change the prompt's tokens.
@@ -184,7 +175,8 @@ def encode(
     spans = _spans(bounds, offsets, [] if vision is None else [i for i, t in enumerate(ids) if t == vision.token_id])
     n_prompt, first_difference = len(ids), None
     if answer is not None:
-        if chat and "<think>" in (header := text[bounds[-1][1] :]) and "</think>" not in header:
+        header = text[bounds[-1][1] :] if bounds[-1][0] == "header" else ""
+        if "<think>" in header and "</think>" not in header:
             warnings.warn(
                 "the chat template opens a block of thoughts, so that answers are read as thoughts; a variable of the "
                 "template may turn it off: chat_template = '{% set enable_thinking = false %}' + chat_template",
@@ -309,7 +301,7 @@ def _tokenize_answer(
     Where the answer would change the prompt's tokens, it is tokenized by itself.
     """
     whole, places = _tokenize(tok, text + answer, special)
-    if whole[: len(ids)] == ids:
+    if whole[: len(ids)] == ids and places[len(ids) - 1][1] <= len(text):  # unknown characters may be one token
         return whole, places
     own, places = _tokenize(tok, answer, special=False)
     return ids + own, offsets + [(a + len(text), b + len(text)) for a, b in places]

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from steerlab.errors import SteeringError
 from steerlab.models.versions import given_cache
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module, or the forward of this object, was compiled: hooks in it may be skipped."""
+    forward = vars(module).get("forward")
+    is_disabled = hasattr(forward, "_torchdynamo_disable")  # `torch.compiler.disable` leaves the same mark
+    return bool(module._compiled_call_impl) or (hasattr(forward, "_torchdynamo_orig_callable") and not is_disabled)
 
 
 def last_column(kwargs: Mapping[str, Any], seen: int = 0) -> int:

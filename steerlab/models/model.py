@@ -22,6 +22,7 @@ from steerlab.models.encoding import Batch, EncodedPrompt, PaddingSide, by_lengt
 from steerlab.models.engine import LOCKS, Engine, Inputs, block_path, point_path
 from steerlab.models.families import has_rope_index
 from steerlab.models.fingerprint import config_fingerprint, weights_fingerprint
+from steerlab.models.forwards import is_compiled
 from steerlab.models.kv_prefix import Prefix, local_windows, long_rotation_from, prefill_cost
 from steerlab.models.layout import Layout, blocks, heads_width, module_at, normalized_width
 from steerlab.models.row_format import RowFormat
@@ -42,8 +43,8 @@ def check_ready(model: object) -> None:
     if found.is_remote:
         return
     parts = list(found.hf.modules())
-    training, mark = any(p.training for p in parts if not isinstance(p, nn.Identity)), "_torchdynamo_orig_callable"
-    compiled = any(part._compiled_call_impl or hasattr(vars(part).get("forward"), mark) for part in parts)
+    training = any(part.training for part in parts if not isinstance(part, nn.Identity))
+    compiled = any(map(is_compiled, parts))
     rounded = found.device.type != "meta" and torch.is_autocast_enabled(found.device.type)
     tuples = not getattr(found.hf.config, "return_dict", True)
     modes = {

@@ -100,9 +100,10 @@ def render(
     given = [message for message in (*systems, system or "") if message.strip()]
     lost = [message for message in given if message.strip() not in text]
     if given and not lost:  # the words may stand elsewhere in the text
-        lost = given[text_of(_with_marks(messages)).count(_SYSTEM_MARK) :]
+        lost = given if text_of(_with_marks(messages)).count(_SYSTEM_MARK) < len(given) else []
     if lost:
-        raise EncodingError(f"this chat template drops or changes the system message {lost[0][:60]!r}: leave it out")
+        which = " or ".join(repr(message[:60]) for message in lost)
+        raise EncodingError(f"this chat template drops or changes the system message {which}: leave it out")
     opening, closing = _around_reply(text_of, messages, text)
     user = _user_start(text_of, messages, without_header, closing)
     history = _history_start(text_of, messages, closing, user)
@@ -162,10 +163,10 @@ def _user_start(text_of: _Render, messages: _Turns, rendered: str, closing: str)
     reply = [{"role": "assistant", "content": _as_content(_MARK, whole)}]
     try:
         added, marked = (text_of(m + reply + m[-1:]).rpartition(_MARK)[2] for m in (messages, _with_marks(messages)))
+        if not (closing and added.startswith(closing)):  # gpt-oss's ends the last reply in a way of its own
+            closing = _earlier_end(text_of, messages, added)
     except EncodingError:
         added = marked = ""
-    if added and not (closing and added.startswith(closing)):  # gpt-oss's ends the last reply in a way of its own
-        closing = _earlier_end(text_of, messages, added)
     turn = added.removeprefix(closing)
     if added and content in turn and rendered.endswith(turn) and _SYSTEM_MARK not in marked:
         return len(rendered) - len(turn)

@@ -28,7 +28,7 @@ OPEN_RUNS: ContextVar[tuple[tuple[Any, list[Request]], ...]] = ContextVar("OPEN_
 
 def active_steering(model: Model) -> list[tuple[Any, list[Request]]]:
     """The open `with steer(model, ...)` statements around the call in this thread, outermost first."""
-    return [entry for entry in OPEN_RUNS.get() if entry[0].model is model and entry[0].is_open]
+    return [entry for entry in OPEN_RUNS.get() if entry[0].model is model]
 
 
 def as_requests(

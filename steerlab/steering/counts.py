@@ -81,6 +81,7 @@ def ratio_frame(found: Sequence[pd.DataFrame]) -> pd.DataFrame:
 def _decoded(edit: Edit, new: list[tuple[int, ...]], copies: int) -> Tensor:
     """Decoded states of each input, 0 where an edit does not steer it."""
     limit = edit.rule.first if edit.generated else 0
-    counts = torch.tensor([len(ids) - 1 if limit is None else min(len(ids) - 1, limit) for ids in new])
+    counts = torch.tensor([max(len(ids) - 1, 0) for ids in new])
+    counts = counts if limit is None else counts.clamp(max=limit)
     found = counts.reshape(-1, copies).sum(1)
     return found if edit.row_mask is None else found * edit.row_mask.cpu()

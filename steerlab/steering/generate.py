@@ -53,8 +53,8 @@ class Generations(Sequence[str]):
         >>> after.compare(before)                                     # a frame: prompt, before, after
 
     Attributes:
-        texts: the new text of each row, without special tokens and the whitespace at its end. One of a model without a
-            chat template may begin with a space, which is part of its first token: `score` and `perplexity` need it.
+        texts: the new text of each row, without special tokens and the whitespace at its end. It may begin with a space
+            that is part of its first token: `score` and `perplexity` need it.
         ids: the new token ids of each row, end of turn included, padding removed.
         example_ids: the input each row belongs to (repeated when `num_return_sequences` > 1).
         prompts: the prompt of each row; of messages, the last.
@@ -259,9 +259,12 @@ def decode(model: Model, ids: Sequence[Sequence[int]]) -> list[str]:
     special = {*tok.all_special_ids}
     for row in ids:
         text = str(tok.decode(list(row), skip_special_tokens=True)).rstrip()
-        first = tok.convert_ids_to_tokens([i for i in row if i not in special][:1])
-        is_spaced = text and first and first[0].startswith("▁")  # SentencePiece's decoder drops the space
-        found.append(" " + text if is_spaced and not text.startswith(" ") else text)
+        for first in [i for i in row if i not in special][:1] if text else []:
+            # SentencePiece's decoder drops a space at the beginning
+            piece, shown = str(tok.convert_ids_to_tokens(first)), str(tok.decode([first]))
+            n_lost = len(piece) - len(piece.lstrip("▁")) - (len(shown) - len(shown.lstrip(" ")))
+            text = " " * n_lost + text
+        found.append(text)
     return found
 
 

@@ -33,7 +33,6 @@ class Run:
     def __init__(self, model: Model) -> None:
         self.model, self.steered_tokens, self._ratios = model, 0, 0.0
         self._calls = self._calls_to_steer = 0
-        self.is_open = True  # a task that was begun in the block, and goes on after it, has a copy of what is open
 
     @property
     def norm_ratio(self) -> float:
@@ -129,4 +128,3 @@ def steer(
                 run.check_steered()  # a server's verbs check themselves, perhaps after the block
     finally:
         OPEN_RUNS.reset(token)
-        run.is_open = False

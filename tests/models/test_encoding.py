@@ -14,6 +14,7 @@ from steerlab.errors import EncodingError
 from steerlab.models.encoding import EncodedPrompt, Span, by_length, collate, encode
 from steerlab.models.model import Model
 from steerlab.models.template import with_images
+from steerlab.steering.generate import decode
 from steerlab.testing import SYSTEM, tiny_hf, tiny_lm, tiny_tokenizer
 
 # a BOS in every turn, the system message inside the first user turn, nothing opens the assistant's turn
@@ -195,6 +196,16 @@ def test_an_answer_has_the_tokens_that_it_has_in_its_place() -> None:
     model = Model(tiny_hf("llama", vocab_size=len(letters)), tok, tiny_lm("llama").layout, id="pieces")
     texts = generate(model, ["hello"], max_new_tokens=6)
     assert encode(tok, "hello", answer=texts[0]).ids[-len(texts.ids[0]) :] == texts.ids[0]
+    spaced = tok.convert_tokens_to_ids(["▁", "▁", "▁t"])
+    assert decode(model, [spaced]) == ["   t"], "no space is lost"
+    unknown = [encode(tok, "what is ж", chat=False, answer=answer).kind("answer") for answer in ("щ", "щ yes")]
+    assert all(unknown), "an answer of unknown letters is not one token with those before it"
+
+
+def test_a_template_that_needs_a_system_message_and_leaves_the_last_reply_open_is_read() -> None:
+    needs = with_template("{% if messages[0]['role'] != 'system' %}{{ raise_exception('no') }}{% endif %}" + OPEN)
+    row = encode(needs, "What does <think> mean?", system="Be brief.", answer="Fine.")
+    assert "Be brief." in text_of(row, "system") and "<think>" in text_of(row, "user")
 
 
 def test_a_conversation_that_the_assistant_begins_is_read() -> None:

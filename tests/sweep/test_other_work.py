@@ -19,8 +19,11 @@ import pandas as pd
 import pytest
 import torch
 from reference import AnyIntervention, questions, vectors
+from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 import steerlab
@@ -206,6 +209,23 @@ def test_contents_of_a_function_follow_what_it_names(monkeypatch: pytest.MonkeyP
         return content_fingerprint(judge)
 
     assert content(one) == content(one) != content(other)
+
+
+def test_contents_of_what_a_function_names_stay_the_same_where_it_is_used_or_watched() -> None:
+    near = KNeighborsClassifier(1, algorithm="kd_tree").fit([[0.0], [1.0]], [0, 1])
+    net, traced = torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    search = GridSearchCV(LogisticRegression(), {"C": [1.0]}, cv=2)
+
+    def judge() -> object:
+        return near, net, traced, search, norm
+
+    before = content_fingerprint(judge)
+    near.predict([[0.3]])
+    np.random.rand()
+    net.train()[0].register_forward_hook(lambda *_: None)
+    assert content_fingerprint(judge) == before
+    searches = [search.fit([[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1]) and content_fingerprint(judge) for _ in range(2)]
+    assert searches[0] == searches[1] != before
 
 
 def test_contents_of_a_judge_follow_its_methods_classes_and_what_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
