@@ -31,7 +31,8 @@ OTHERS = 200  # validation questions of other types
 # the coarse vector once more, as strong as it may be where no other type of question loses more than `MOST_LOST` of
 # its accuracy on validation questions; tested on images of its own, since the others had been looked at
 KEPT_ALPHAS, MOST_LOST, KEPT_IMAGES = (0.25, 0.35, 0.5, 0.7, *ALPHAS), 0.03, 400
-ANSWER_SETTINGS = (TASKS, METHODS, LAYERS, ALPHAS, POSITIONS, N_CONCEPTS, RANKED_ON, IMAGES, OTHERS)
+KEPT = (KEPT_ALPHAS, MOST_LOST, KEPT_IMAGES)
+ANSWER_SETTINGS = (TASKS, METHODS, LAYERS, ALPHAS, POSITIONS, N_CONCEPTS, RANKED_ON, IMAGES, OTHERS, KEPT)
 
 
 class Answers:
