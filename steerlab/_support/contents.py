@@ -15,7 +15,7 @@ from functools import cache, cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from logging import Logger
 from pathlib import PurePath
-from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ _BASES: tuple[Any, ...] = (str, bytes, int, float)
 #: what is read of the values that a function or class names, besides code and objects of the user's own
 _FOLLOWED = (
     *_SIMPLE, list, tuple, set, frozenset, dict, re.Pattern, np.ndarray, torch.Tensor, Enum, pd.DataFrame, pd.Series,
-    partial, MethodType, BuiltinMethodType, range, SimpleNamespace, Namespace, date, time, timedelta,
+    partial, MethodType, BuiltinMethodType, range, Namespace, date, time, timedelta,
 )  # fmt: skip
 
 

@@ -6,12 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import dataclass, replace
 from datetime import date
 from enum import IntEnum
 from functools import cache, partial
 from pathlib import Path
-from types import FunctionType, SimpleNamespace
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -194,7 +195,7 @@ def test_contents_of_a_function_follow_its_own_helpers_and_long_patterns(monkeyp
     ("one", "other"),
     [
         [LogisticRegression().fit([[0.0], [1.0]], [*labels]) for labels in ("ab", "ba")],
-        (torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)), (SimpleNamespace(least=1), SimpleNamespace(least=2)),
+        (torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)), (Namespace(least=1), Namespace(least=2)),
         (SteeringVector({1: torch.ones(1)}), SteeringVector({1: torch.zeros(1)})), (range(2), range(3)),
         (date(2026, 1, 1), date(2026, 1, 2)), (tiny_lm("llama"), tiny_lm("llama", seed=1)),
         (Graded(1), Graded(2)),
