@@ -46,7 +46,7 @@ def test_own_pairs_give_the_texts_in_the_table(smollm2_cache: Path, capsys: pyte
     assert capsys.readouterr().out.strip() == names["after"][0]
     OPERATORS.run(names)
     assert len({names["before"][0], names["capped"][0], names["removed"][0]}) > 1
-    assert 0 < names["dose"].alpha < 2 and 0.4 < names["dose"].kl <= 0.5
+    assert 0 < names["found"].alpha < 2 and 0.4 < names["found"].kl <= 0.5
     READING.run(names)
     assert names["lens"]["rank"].iloc[-1] == 1, "Paris is the next word in the end"
     restored = names["cells"].pivot(index="layer", columns="column", values="restored")
