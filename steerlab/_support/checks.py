@@ -137,7 +137,7 @@ def as_options(name: str, values: Any, options: Collection[str]) -> list[str]:
     Raises:
         DataError: naming the argument, what was given, and the options.
     """
-    given = [values] if isinstance(values, str) else list(values)
+    given = list(values)
     if isinstance(values, str) or set(given) - set(options):
         raise DataError(f"{name}={values!r}: expected several of {list(options)}")
     return given

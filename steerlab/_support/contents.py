@@ -117,10 +117,10 @@ class _Reader:
     def _object(self, value: Any, has_no_items: bool) -> Any:
         """An object's attributes; where nothing at all is known of it, what pickle would keep."""
         kind, slots = type(value), _slots(value)
-        caches = {name for base in kind.__mro__ for name, one in vars(base).items() if isinstance(one, cached_property)}
+        unread = {name for base in kind.__mro__ for name, one in vars(base).items() if isinstance(one, cached_property)}
         if {_package(base) for base in kind.__mro__} & {"steerlab", "torch", "transformers"}:
-            caches |= _LEFT_OUT
-        held = {name: one for name, one in getattr(value, "__dict__", {}).items() if name not in caches}
+            unread |= _LEFT_OUT
+        held = {name: one for name, one in getattr(value, "__dict__", {}).items() if name not in unread}
         parts = [slots, held, getattr(value, "__wrapped__", None)]  # the last of what stands for a function
         if has_no_items and not (slots or held or _is_own(kind)):
             parts.append(_pickled(value))
@@ -129,9 +129,9 @@ class _Reader:
     def _torch_module(self, value: torch.nn.Module) -> list[str]:
         """The parameters, buffers and plain attributes of a module and those in it, without hooks."""
         held: list[Any] = [dict(value.named_parameters()), dict(value.named_buffers())]
+        unread = _LEFT_OUT | {"_parameters", "_buffers", "_modules", "_compiled_call_impl"}
         for name, one in value.named_modules():
-            tables = _LEFT_OUT | {"_parameters", "_buffers", "_modules", "_compiled_call_impl"}
-            plain = {key: at for key, at in vars(one).items() if key not in tables and "_hooks" not in key}
+            plain = {key: at for key, at in vars(one).items() if key not in unread and "_hooks" not in key}
             held += [name, type(one), plain]
         return self._all(held)
 

@@ -77,14 +77,13 @@ def concept_examples(concepts: ConceptDictionary, acts: Activations, n: int = 5)
         `concept, rank, example_id, activation`, the first rank is 1; an example counts once, by its highest row. A
         concept without examples has no row.
     """
-    active = concepts.activations(acts.at(concepts.site)).max(1)
-    table = pd.DataFrame({"concept": active.indices, "activation": active.values, "id": acts.index["example_id"]})
-    found = [pd.DataFrame({"concept": [0], "rank": [0], "example_id": [""], "activation": [0.0]}).iloc[:0]]
-    for concept, rows in table[table["activation"] > 0].groupby("concept"):
-        most = rows.groupby("id", sort=False)["activation"].max().nlargest(n)
-        ranks = range(1, len(most) + 1)
-        found.append(pd.DataFrame({"concept": concept, "rank": ranks, "example_id": most.index, "activation": most}))
-    return pd.concat(found, ignore_index=True)
+    top = concepts.activations(acts.at(concepts.site)).max(1)
+    table = pd.DataFrame({"concept": top.indices, "activation": top.values, "example_id": acts.index["example_id"]})
+    of_example = table[table["activation"] > 0].groupby(["concept", "example_id"], sort=False)
+    most = of_example["activation"].max().reset_index()
+    most = most.sort_values(["concept", "activation"], ascending=[True, False], kind="stable", ignore_index=True)
+    most.insert(1, "rank", most.groupby("concept").cumcount() + 1)
+    return most[most["rank"] <= n].reset_index(drop=True)
 
 
 def concept_regions(

@@ -205,9 +205,9 @@ def _clusters(inputs: _Inputs, groups: Mapping[str, str] | None) -> NDArray[np.i
     contexts = inputs.l2s.contexts(inputs.context(range(len(inputs.ids)))).contiguous()
     shared = [pd.factorize(np.array([row.numpy().tobytes() for row in contexts], dtype=object))[0]]
     # equal prompts have equal states up to rounding only: in batches of other widths, sums have another order
-    units = contexts.double() / contexts.abs().median(0).values.double().clamp_min(1e-12)  # a coordinate may be huge
+    scaled = contexts.double() / contexts.abs().median(0).values.double().clamp_min(1e-12)  # a coordinate may be huge
     radius = 2 * rounding_share(inputs.acts) * contexts.shape[1] ** 0.5
-    shared.append(connected_components(radius_neighbors_graph(units.numpy(), radius))[1])
+    shared.append(connected_components(radius_neighbors_graph(scaled.numpy(), radius))[1])
     if groups is not None:
         if missing := [one for one in inputs.ids if one not in groups]:
             raise DataError(f"{len(missing)} inputs have no group, first {missing[:3]}")

@@ -97,11 +97,11 @@ def _rows(
 ) -> pd.DataFrame:  # fmt: skip
     """A row for each wanted token of each state."""
     # equal ones, which bfloat16 often makes, have the order in which `argmax` takes them: one token has rank 1
-    places = torch.arange(logprobs.shape[-1])
-    ordered = logprobs.double() - 1e-13 * places  # by less than float32 can tell two log-probabilities from each other
+    token_ids = torch.arange(logprobs.shape[-1])
+    ordered = logprobs.double() - 1e-13 * token_ids  # by less than two different numbers of float32 differ
     ids = ordered.topk(top).indices if chosen is None else torch.tensor(chosen).expand(len(logprobs), -1)
     own = logprobs.gather(-1, ids)
-    before = places < ids[:, :, None]
+    before = token_ids < ids[:, :, None]
     others, wanted = logprobs[:, None, :], own[:, :, None]
     ranks = ((others > wanted) | (others == wanted) & before).sum(-1) + 1
     kl = (final.exp() * (final - logprobs)).sum(-1)

@@ -74,8 +74,9 @@ class Study:
         if not self.has(name):
             # every text is quoted: a lone carriage return in an answer would otherwise begin a new row
             table = compute().to_csv(index=False, na_rep=_MISSING, quoting=csv.QUOTE_NONNUMERIC)
-            first = self._first_line(name, table.encode(errors="surrogatepass")).decode()
-            files.write_text(path, first + table, f"{self.n_finished} finished stages are safe there")
+            content = table.encode(errors="surrogatepass")
+            whole, kept = self._first_line(name, content) + content, f"{self.n_finished} finished stages are safe there"
+            files.write_atomically(path, lambda partial: partial.write_bytes(whole), kept)
         with files.reading(path, REPAIR):
             line, end, content = path.read_bytes().partition(b"\n")
             if line + end != self._first_line(name, content):

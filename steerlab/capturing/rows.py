@@ -71,13 +71,14 @@ def plan_rows(
     Without `positions`, each contrast has its default position, and prompts without any contrast "last". If the
     contrast has answers without a suffix, the plain prompt is the beginning of its positive input and, by causality,
     has the same states (unless LongRoPE rotates the longer row otherwise): the context is then captured there, which
-    saves a forward. `encoded` holds plain prompts by
-    example id that are encoded already. Pairs of whole texts have no plain prompt.
+    saves a forward. `encoded` holds plain prompts by example id that are encoded already. Pairs of whole texts have no
+    plain prompt.
     """
     for given in (positions, context):
         check_positions(given, len(examples))
     rows: list[CaptureRow] = []
-    has_contrasts, config = any(example.contrast for example in examples), model.hf.config.get_text_config()
+    has_contrasts = any(example.contrast for example in examples)
+    rotated_from = long_rotation_from(model.hf.config.get_text_config())
     for number, example in enumerate(examples):
         pair = example.contrast
         at = positions or [pair.position if pair else "last"]
@@ -88,7 +89,7 @@ def plan_rows(
             continue
         plain = context if has_contrasts else at
         named = _select_prompts(example, extra_prompts) if plain else {}
-        is_alone = False
+        has_own_row = pair is None or pair.instructions
         inputs = [(encode_example(model, example, prompt), {name: plain}) for name, prompt in named.items()]
         if pair is not None and pair.instructions:
             for side, added in (("positive", pair.positive), ("negative", pair.negative)):
@@ -97,11 +98,11 @@ def plan_rows(
             inputs.append((encode_example(model, example, example.prompt, pair.images), {"positive": at}))
             inputs.append((_encode_plain(model, example, encoded), {"negative": at, "prompt": plain}))
         elif pair is not None:
-            row, rotated_from = encode_answer(model, example, "positive", at), long_rotation_from(config)
-            is_alone = bool(pair.suffix) or len(row) > (rotated_from or len(row)) >= row.n_prompt
-            inputs.append((row, {"positive": at} if is_alone else {"positive": at, "prompt": context}))
+            row = encode_answer(model, example, "positive", at)
+            has_own_row = bool(pair.suffix) or len(row) > (rotated_from or len(row)) >= row.n_prompt
+            inputs.append((row, {"positive": at} if has_own_row else {"positive": at, "prompt": context}))
             inputs.append((encode_answer(model, example, "negative", at), {"negative": at}))
-        if plain and (pair is None or is_alone or pair.instructions):
+        if plain and has_own_row:
             inputs.append((_encode_plain(model, example, encoded), {"prompt": plain}))
         rows += [_row(example, number, prompt, sides, reduce) for prompt, sides in inputs]
     return rows

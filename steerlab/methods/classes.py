@@ -66,9 +66,8 @@ def check_contrasts_nonzero(contrasts: Float[Tensor, "example hidden"], site: Si
     Raises:
         DataError: both sides are the same in every contrast.
     """
-    if len(contrasts) and bool(
-        contrasts.norm(dim=1).max() <= rounding_share(acts) * acts.at(site).float().norm(dim=1).median()
-    ):
+    least = rounding_share(acts) * acts.at(site).float().norm(dim=1).median()
+    if len(contrasts) and bool(contrasts.norm(dim=1).max() <= least):
         raise DataError(
             f"up to rounding, both sides have the same state in all {len(contrasts)} contrasts at site {site}. Most "
             "likely they were captured before the two answers differ (in the prompt, or in words that both answers "

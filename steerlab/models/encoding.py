@@ -182,15 +182,14 @@ def encode(
                 "template may turn it off: chat_template = '{% set enable_thinking = false %}' + chat_template",
                 stacklevel=2,
             )
-        whole, *others = (
-            _tokenize_answer(tokenizer, text, opening + one.removeprefix(opening) + end, ids, offsets, special)
-            for one, end in ((answer, closing if end_turn else ""), (other_answer, "")) if one is not None
-        )  # fmt: skip
-        text += opening + answer.removeprefix(opening) + (closing if end_turn else "")
-        ids, offsets = whole
+        prompt_tokens = (tokenizer, text, ids, offsets, special)
+        answer_text = opening + answer.removeprefix(opening) + (closing if end_turn else "")
+        ids, offsets = _tokenize_answer(*prompt_tokens, answer_text)
+        text += answer_text
         spans.append(Span("answer", n_prompt, len(ids)))
-        for other_ids, _ in others:
-            first_difference = _first_difference(ids, other_ids, answer, str(other_answer))
+        if other_answer is not None:
+            other_ids, _ = _tokenize_answer(*prompt_tokens, opening + other_answer.removeprefix(opening))
+            first_difference = _first_difference(ids, other_ids, answer, other_answer)
     name = example_id or text[:40]
     if limit is not None and len(ids) > limit:
         raise EncodingError(f"the prompt {name!r} has {len(ids)} tokens; the model's context holds {limit}. Shorten it")
@@ -294,7 +293,7 @@ def _tokenize(tok: PreTrainedTokenizerBase, text: str, special: bool) -> tuple[l
 
 
 def _tokenize_answer(
-    tok: PreTrainedTokenizerBase, text: str, answer: str, ids: list[int], offsets: list[tuple[int, int]], special: bool
+    tok: PreTrainedTokenizerBase, text: str, ids: list[int], offsets: list[tuple[int, int]], special: bool, answer: str
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """A prompt's tokens and an answer's, in its place: SentencePiece makes others of the answer alone.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
 
@@ -14,7 +15,7 @@ from steerlab.errors import EncodingError
 
 Messages = Sequence[Mapping[str, Any]]
 _Turns = list[dict[str, Any]]
-_Render = Callable[[_Turns], str]
+_Render = Callable[..., str]
 _MARK, _SYSTEM_MARK = "steerlab-mark", "steerlab-system"  # stand for a reply or the user's words, for a system message
 
 
@@ -99,8 +100,8 @@ def render(
         raise EncodingError("this chat template rewrites the conversation when the assistant's turn is opened")
     given = [message for message in (*systems, system or "") if message.strip()]
     lost = [message for message in given if message.strip() not in text]
-    if given and not lost:  # the words may stand elsewhere in the text
-        lost = given if text_of(_with_marks(messages)).count(_SYSTEM_MARK) < len(given) else []
+    if given and not lost and text_of(_with_marks(messages)).count(_SYSTEM_MARK) < len(given):
+        lost = given  # its words stand elsewhere in the text
     if lost:
         which = " or ".join(repr(message[:60]) for message in lost)
         raise EncodingError(f"this chat template drops or changes the system message {which}: leave it out")
@@ -163,7 +164,7 @@ def _user_start(text_of: _Render, messages: _Turns, rendered: str, closing: str)
     reply = [{"role": "assistant", "content": _as_content(_MARK, whole)}]
     try:
         added, marked = (text_of(m + reply + m[-1:]).rpartition(_MARK)[2] for m in (messages, _with_marks(messages)))
-        if not (closing and added.startswith(closing)):  # gpt-oss's ends the last reply in a way of its own
+        if not added.startswith(closing):  # gpt-oss's ends the last reply in a way of its own
             closing = _earlier_end(text_of, messages, added)
     except EncodingError:
         added = marked = ""
@@ -213,6 +214,9 @@ def _around_reply(text_of: _Render, messages: _Turns, text: str) -> tuple[str, s
     """
     finished = [*messages, {"role": "assistant", "content": _as_content(_MARK, messages[-1]["content"])}]
     before, marked, closing = text_of(finished).rpartition(_MARK)
+    if not before.startswith(text) and len(messages) > 1:  # Mistral's writes the system message into the last turn
+        with suppress(EncodingError):
+            before, text = text_of([messages[-1], finished[-1]]).rpartition(_MARK)[0], text_of(messages[-1:], True)
     gap = before.removeprefix(text)
     opening = gap if gap.isspace() else ""
     if closing or not marked:

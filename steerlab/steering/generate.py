@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 
 from steerlab._support.checks import as_number, as_seed, as_whole, check_names, check_type
 from steerlab._support.display import notebook_html
@@ -185,8 +185,7 @@ def generate(
     repeated = [e for e, per_row in zip(given, rows_ids, strict=True) for _ in per_row]
     example_ids, shown = tuple(e.id for e in repeated), tuple(last_text(e.prompt) for e in repeated)
     _warn_of_norm_ratio(model, float(moved[1] / moved[0]))
-    norm_ratio = float(whole[1] / whole[0])
-    return Generations(texts, ids, example_ids, shown, steered, norm_ratio, ratio_frame(ratios))
+    return Generations(texts, ids, example_ids, shown, steered, float(whole[1] / whole[0]), ratio_frame(ratios))
 
 
 @cache
@@ -259,13 +258,15 @@ def decode(model: Model, ids: Sequence[Sequence[int]]) -> list[str]:
     special = {*tok.all_special_ids}
     for row in ids:
         text = str(tok.decode(list(row), skip_special_tokens=True)).rstrip()
-        for first in [i for i in row if i not in special][:1] if text else []:
-            # SentencePiece's decoder drops a space at the beginning
-            piece, shown = str(tok.convert_ids_to_tokens(first)), str(tok.decode([first]))
-            n_lost = len(piece) - len(piece.lstrip("▁")) - (len(shown) - len(shown.lstrip(" ")))
-            text = " " * n_lost + text
-        found.append(text)
+        first = next((i for i in row if i not in special), None) if text else None
+        found.append(text if first is None else " " * _lost_spaces(tok, first) + text)
     return found
+
+
+def _lost_spaces(tok: PreTrainedTokenizerBase, first: int) -> int:
+    """How many of the spaces in a text's first token its decoder drops; SentencePiece's drops one."""
+    token, shown = str(tok.convert_ids_to_tokens(first)), str(tok.decode([first]))
+    return len(token) - len(token.lstrip("▁")) - (len(shown) - len(shown.lstrip(" ")))
 
 
 def _warn_of_norm_ratio(model: Model, norm_ratio: float) -> None:

@@ -92,7 +92,8 @@ def test_spans_cover_every_token_in_order(name: str, user: str, answer: Any, sys
     assert user.strip() in text_of(row, "user")
     assert row.kind("answer") == list(range(row.n_prompt, len(row)))
     assert system is None or system.strip() in text_of(row, "system")
-    assert answer is None or text_of(row, "answer").lstrip(" ").startswith(answer.lstrip(" "))
+    space = " " if name in ("llama2", "late") else ""  # which these templates put before an answer
+    assert answer is None or text_of(row, "answer").startswith(space + answer.removeprefix(space))
 
 
 @templates
