@@ -130,7 +130,8 @@ class Fitted:
 
     def l2s(self, setting: Setting) -> Steerer:
         """Learn-to-Steer; harmless instructions have the zero target."""
-        return L2S(_single_layer(setting), zero_behaviors=["answer"], seed=self.seed, progress=False).fit(self.train)
+        options: dict[str, Any] = {"net": "mlp", "zero_behaviors": ["answer"], "seed": self.seed, "progress": False}
+        return L2S(_single_layer(setting), **options).fit(self.train)
 
     def confst(self, setting: Setting) -> Steerer:
         """CONFST: the vector of confident refusals among refusing, complying and deferring answers."""

@@ -85,8 +85,8 @@ FITS: dict[str, Callable[[Fitted, int], Steerer]] = {
     "mean": lambda fitted, layer: fitted.means[layer],
     "gated_mean": Fitted.gated_mean,
     "l2s": lambda fitted, layer: L2S(
-        layer, zero_behaviors=[e.behavior for e in fitted.train if e.contrast is None][:1], seed=fitted.seed,
-        progress=False,
+        layer, net="mlp", zero_behaviors=[e.behavior for e in fitted.train if e.contrast is None][:1],
+        seed=fitted.seed, progress=False,
     ).fit(fitted.acts),
     "field": lambda fitted, layer: GradientField(layer, normalize=True, seed=fitted.seed).fit(fitted.acts),
     "spherical": lambda fitted, layer: Spherical(layer).fit(fitted.acts),

@@ -56,7 +56,7 @@ class Task:
 
 def tasks(args: argparse.Namespace) -> dict[str, Task]:
     """The tasks by name."""
-    options: dict[str, Any] = {"seed": args.seed, "progress": False}
+    options: dict[str, Any] = {"net": "mlp", "seed": args.seed, "progress": False}
     language = L2S(11, context_layer=7, context_position=CONTEXT_TOKEN, **options)
     image = L2S(5, context_layer=3, zero_behaviors=[CAPTION], **options)
     safety = L2S(16, context_layer=22, zero_behaviors=["answer"], **options)

@@ -74,7 +74,7 @@ def makers(args: argparse.Namespace, seed: int) -> dict[str, Callable[[], Steere
         "routed_mean": lambda: RoutedMean(layer, **options),
         "nearest_neighbors": lambda: NearestNeighbors(layer, k=5, **options),
         "linear": lambda: L2S(layer, net="linear", **options),
-        "l2s": lambda: L2S(layer, seed=seed, progress=False, **options),
+        "l2s": lambda: L2S(layer, net="mlp", seed=seed, progress=False, **options),
     }
 
 

@@ -16,7 +16,9 @@ with `max_norm` all but the shortest get the same length, and the strength is in
 
 The rivals of L2S: the best single vector (the mean contrast of one answer, or of all of a type), the mean contrast of
 the answer that a probe reads, the mean of the nearest neighbors, and a ridge regression. Two oracles: the mean contrast
-of the true answer, and the question's own contrast. Each seed draws four fifths of the training images, and the weights
+of the true answer, and the question's own contrast. "paper" and "released_pope" are L2S with the training settings of
+the paper and of the released code for POPE, "shuffled" is L2S fitted to the contrasts of other questions with the same
+answer. Each seed draws four fifths of the training images, and the weights
 of the net. Test questions are answered once; intervals are over images.
 """
 
@@ -48,6 +50,7 @@ from scenes.questions import scene_vocabulary
 import steerlab
 from steerlab import L2S, Activations, Example, Request, SteeringVector
 from steerlab.analysis.probe_gap import fit_probe
+from steerlab.analysis.shuffling import shuffle_contrasts
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash
 from steerlab.methods import L2S_PAPER, P2S, Context, NearestNeighbors, RoutedMean, Steerer
@@ -65,27 +68,28 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "nearest_neighbors": [{"k": 3}, {"k": 10}],
     "linear": [{"net": "linear", "max_norm": norm} for norm in (None, MAX_NORM)],
     "l2s": [{**NET, "max_norm": norm} for norm in (None, MAX_NORM)],
+    "paper": [{"config": "paper", "max_norm": norm} for norm in (None, MAX_NORM)],
+    "released_pope": [{"config": "released_pope", "hidden_units": units} for units in (100, 400)],  # LLaVA, Qwen2-VL
 }
+VARIANTS["shuffled"] = VARIANTS["l2s"]
 OPTIONS = {
     name: [{**variant, "several": several} for variant in variants for several in (False, True)]
     for name, variants in VARIANTS.items()
 }
-METHODS: dict[str, type[Any]] = {
-    "routed_mean": RoutedMean, "nearest_neighbors": NearestNeighbors, "linear": L2S, "l2s": L2S
-}  # fmt: skip
+METHODS: dict[str, type[Any]] = {"routed_mean": RoutedMean, "nearest_neighbors": NearestNeighbors}  # the others: L2S
 ORACLES = ("answer_mean", "own")
 ALL = "all answers"
 
 
-def predictor(name: str, option: int, layer: int, context: int, seed: int, **overrides: Any) -> Steerer:
-    """A method with one of its options, not yet fitted: it predicts from the states at the context layers."""
-    options = OPTIONS[name][option] | {"context_layer": context, "zero_behaviors": [CAPTION]} | overrides
+def predictor(name: str, option: int, layer: int, context: int, seed: int, train: Activations) -> Steerer:
+    """A method with one of its options, fitted: it predicts from the states at the context layers."""
+    options = OPTIONS[name][option] | {"context_layer": context, "zero_behaviors": [CAPTION]}
     if options.pop("several"):
         options["context_layer"] = CONTEXT_LAYERS
-    if name == "l2s":
+    if name not in (*METHODS, "linear"):
         options |= {"seed": seed, "progress": False}
-    steerer: Steerer = METHODS[name](layer, **options)
-    return steerer
+    steerer: Steerer = METHODS.get(name, L2S)(layer, **options)
+    return steerer.fit(shuffle_contrasts(train, seed=seed) if name == "shuffled" else train)
 
 
 def as_request(steerer: Steerer, alpha: float) -> Request:
@@ -164,7 +168,7 @@ class ImageStudy:
         def compute(name: str) -> pd.DataFrame:
             found = []
             for option in range(len(OPTIONS[name])):
-                steerer = predictor(name, option, layer, context, self.args.seed).fit(self.acts["train"])
+                steerer = predictor(name, option, layer, context, self.args.seed, self.acts["train"])
                 shares = self.shares(self.parts["validation"].of_type(*TYPES), steerer, alpha)
                 found.append({"method": name, "option": option, "right": shares["right"].mean()})
             return pd.DataFrame(found)
@@ -190,7 +194,7 @@ class ImageStudy:
             elif name in ORACLES:
                 yield "", part.of_type(*TYPES), oracle(name, layer, train, self.acts["validation"])
             else:
-                steerer = predictor(name, option[name], layer, context, self.args.seed).fit(train)
+                steerer = predictor(name, option[name], layer, context, self.args.seed, train)
                 yield "", part.of_type(*TYPES), steerer
 
         def try_all(name: str, layer: int) -> pd.DataFrame:
@@ -217,7 +221,7 @@ def best(grid: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
 
 def answer_test_questions(
     run: ImageStudy, chosen: dict[tuple[str, str], dict[str, Any]], context: int, option: dict[str, int]
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The answers of every method and seed to the test questions, and the scores of the first seed's captions."""
     tested, part = run.acts["test"], run.parts["test"]
 
@@ -231,7 +235,7 @@ def answer_test_questions(
             return SteeringVector({layer: answer_means(layer, train(seed))[vector]})
         if name in ORACLES:
             return oracle(name, layer, train(seed), tested)
-        return predictor(name, option[name], layer, context, seed).fit(train(seed))
+        return predictor(name, option[name], layer, context, seed, train(seed))
 
     def steerer_of(name: str, kind: str, seed: int) -> Steerer:
         at = chosen[name, kind]
@@ -248,17 +252,17 @@ def answer_test_questions(
 
     none = run.study.stage("test-none", lambda: run.answer(part.of_type(*TYPES), None))
     found = [none.assign(method="none", seed=0)]
-    scores = captions(run, "none", lambda: ())
+    scores = [captions(run, "none", lambda: ())]
     for name in ("one_vector", *OPTIONS, *ORACLES):
         for seed, kind in product(range(1 if name in ORACLES else run.args.seeds), TYPES):
             answered = run.study.stage(f"test-{name}-{kind}-{seed}", partial(answer, name, kind, seed))
             found.append(answered.assign(method=name, seed=seed))
         if name not in ORACLES:
-            scores |= captions(run, name, partial(describe, name))
+            scores.append(captions(run, name, partial(describe, name)))
     for seed, kind in product(range(run.args.seeds), TYPES):
         answered = run.study.stage(f"test-probe-{kind}-{seed}", partial(read, kind, seed))
         found.append(answered.assign(method="probe", seed=seed))
-    return pd.concat(found, ignore_index=True), scores
+    return pd.concat(found, ignore_index=True), pd.concat(scores, ignore_index=True)
 
 
 def probe_answers(steerer: Steerer, rows: list[Example], acts: Activations) -> pd.DataFrame:
@@ -276,8 +280,11 @@ def four_fifths(acts: Activations, part: ImageQuestions, seed: int) -> Activatio
     return acts.select(example_id=[row.id for row in part.rows if row.meta["image"] in kept])
 
 
-def captions(run: ImageStudy, name: str, steer: Callable[[], Request | tuple[()]]) -> dict[str, Any]:
-    """CHAIR of the test captions under a method, with its setting for questions about existence."""
+def captions(run: ImageStudy, name: str, steer: Callable[[], Request | tuple[()]]) -> pd.DataFrame:
+    """Of each test caption, whether it names an absent kind and the share of the present ones that it names.
+
+    A method has its setting for questions about existence.
+    """
     part = run.parts["test"]
     rows = part.of_type(CAPTION)
     objects = {row.id: part.scenes[row.meta["image"]].kinds for row in rows}
@@ -288,9 +295,22 @@ def captions(run: ImageStudy, name: str, steer: Callable[[], Request | tuple[()]
 
     texts = run.study.stage(f"captions-{name}", compute)["text"].astype(str)
     words = scene_vocabulary(next(iter(part.scenes.values())).world.kinds)
-    scores = chair(dict(zip(objects, texts, strict=True)), objects, words)
-    shares = {k: getattr(scores, k) for k in ("chair_s", "chair_i", "recall")}
-    return {f"captions.{name}.{k}": None if np.isnan(v) else round(v, 4) for k, v in shares.items()}
+    found = chair(dict(zip(objects, texts, strict=True)), objects, words).captions
+    wrong = [int(bool(found[key].hallucinated)) for key in objects]
+    named = [len(found[key].mentioned & {*kinds}) / len({*kinds}) for key, kinds in objects.items()]
+    return pd.DataFrame({"example_id": list(objects), "method": name, "chair_s": wrong, "recall": named})
+
+
+def summarize_captions(scores: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """CHAIR_s and recall of the captions under each method, and what each has over unsteered captions."""
+    summary: dict[str, Any] = {}
+    for measure in ("chair_s", "recall"):
+        shares = scores.pivot(index="example_id", columns="method", values=measure)
+        for method in shares:
+            summary[f"captions.{method}.{measure}"] = estimate(shares[method].tolist(), seed)
+            over = paired_bootstrap(shares[method], shares["none"], seed=seed)
+            summary |= {} if method == "none" else {f"captions.{method}_over_none.{measure}": numbers(over)}
+    return summary
 
 
 def summarize(run: ImageStudy, found: pd.DataFrame, seed: int) -> dict[str, Any]:
@@ -344,9 +364,10 @@ def main() -> None:
     grid = run.search(context, option)
     chosen = best(grid)
     found, scores = answer_test_questions(run, chosen, context, option)
-    summary = summarize(run, found, args.seed) | scores | {"context_layer": context, "options": option}
+    summary = summarize(run, found, args.seed) | summarize_captions(scores, args.seed)
+    summary |= {"context_layer": context, "options": option}
     summary |= {f"{kind}.{name}.setting": at for (name, kind), at in chosen.items()}
-    for name, frame in {"grid": grid, "probes": probes, "options": options}.items():
+    for name, frame in {"grid": grid, "probes": probes, "options": options, "captions": scores}.items():
         frame.round(4).to_csv(run.study.folder / f"{name}.csv", index=False)
     results = found.groupby(["example_id", "method"])["right"].mean().unstack("method").round(2).reset_index()
     run.study.finish(results, summary, page(run, found), provenance(run.model, run.everything, args))

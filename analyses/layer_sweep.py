@@ -46,7 +46,7 @@ def main() -> None:
     acts = steerlab.capture(model, train, folder=study.folder / "stages" / "acts", batch_size=args.batch_size).load()
     steerers: Mapping[str, Any] = {
         "mean": MeanDifference(0),
-        "l2s": L2S(0, zero_behaviors=["answer"], seed=args.seed, progress=False),
+        "l2s": L2S(0, net="mlp", zero_behaviors=["answer"], seed=args.seed, progress=False),
         "p2s": P2S(0),
         "random": RandomDirection(0, seed=args.seed),
     }

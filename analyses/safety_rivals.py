@@ -92,9 +92,12 @@ Fit = Callable[[int, Activations], Steerer]
 def makers(seed: int) -> dict[str, Fit]:
     """A fitted steerer from a layer and training activations, by name of the method."""
 
+    def plain(layer: int, acts: Activations) -> Steerer:
+        return L2S(layer, net="mlp", zero_behaviors=ZERO, seed=seed, progress=False).fit(acts)
+
     def gated(layer: int, acts: Activations) -> Steerer:
         probe = LinearProbe(layer, positive=["refuse", "defer"], negative=ZERO).fit(acts)
-        return Gated(L2S(layer, zero_behaviors=ZERO, seed=seed, progress=False).fit(acts), probe, threshold=0.5)
+        return Gated(plain(layer, acts), probe, threshold=0.5)
 
     return {
         "mean": lambda layer, acts: MeanDifference(layer).fit(acts),
@@ -102,7 +105,7 @@ def makers(seed: int) -> dict[str, Fit]:
         "routed_soft": lambda layer, acts: RoutedMean(layer, zero_behaviors=ZERO, soft=True).fit(acts),
         "nearest_neighbors": lambda layer, acts: NearestNeighbors(layer, k=5, zero_behaviors=ZERO).fit(acts),
         "linear": lambda layer, acts: L2S(layer, net="linear", zero_behaviors=ZERO).fit(acts),
-        "l2s": lambda layer, acts: L2S(layer, zero_behaviors=ZERO, seed=seed, progress=False).fit(acts),
+        "l2s": plain,
         "released": lambda layer, acts: L2S(
             layer, config="released", zero_behaviors=ZERO, seed=seed, progress=False
         ).fit(acts),
@@ -115,7 +118,7 @@ def makers(seed: int) -> dict[str, Fit]:
 
 def fit_shuffled(layer: int, acts: Activations, seed: int) -> Steerer:
     """The control: each input's target is the vector of another input of its behavior."""
-    return L2S(layer, zero_behaviors=ZERO, seed=seed, progress=False).fit(shuffle_contrasts(acts, seed=seed))
+    return makers(seed)["l2s"](layer, shuffle_contrasts(acts, seed=seed))
 
 
 def load_parts(data: str, harmless: str | None, seed: int, limit: int | None) -> dict[str, list[Example]]:

@@ -56,7 +56,8 @@ def main() -> None:
     acts.index["topic"] = acts.index["example_id"].map({e.id: e.meta.get("topic") or e.behavior for e in rows})
     layer, read = (min(at, model.n_layers - 1) for at in (LAYER, READ))
     train, test = acts.select(split="train"), acts.select(split="test")
-    l2s = L2S(layer, context_layer=read, zero_behaviors=["answer"], seed=args.seed, progress=False).fit(train)
+    unfitted = L2S(layer, net="mlp", context_layer=read, zero_behaviors=["answer"], seed=args.seed, progress=False)
+    l2s = unfitted.fit(train)
 
     frames = {
         "geometry": study.stage("geometry", lambda: geometries(acts, "behavior", args.seed)),

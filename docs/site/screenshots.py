@@ -49,7 +49,7 @@ def write_page(path: Path) -> Path:
     acts = steerlab.capture(model, train, layers=LAYERS)
     methods: dict[str, dict[int, Steerer]] = {
         "mean": {layer: MeanDifference(layer).fit(acts) for layer in LAYERS},
-        "l2s": {layer: L2S(layer, zero_behaviors=["answer"]).fit(acts) for layer in LAYERS},
+        "l2s": {layer: L2S(layer, net="mlp", zero_behaviors=["answer"]).fit(acts) for layer in LAYERS},
     }
     alphas = [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5]
     page = steerlab.live.page_of(model, prompts, methods, alphas=alphas)

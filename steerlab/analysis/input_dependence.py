@@ -44,12 +44,12 @@ def input_dependence(
     model says (`shuffle_effects`).
 
     Example:
-        >>> frame = input_dependence(acts, L2S(13))
+        >>> frame = input_dependence(acts, L2S(13, net="mlp"))
         >>> frame.set_index("predictor")[["explained", "between", "within"]]
 
     Args:
         acts: activations of plain prompts and contrasts, as `L2S.fit` takes them.
-        l2s: an unfitted L2S: the "net", and what all predictors read and predict.
+        l2s: an unfitted L2S: what all predictors read and predict, and the "net" if it has one (`net="mlp"`).
         groups: by example id, what inputs have in common that must not help (an image, a question): inputs of one
             group, and those with the same context, are in the same fold, and are resampled together.
         folds: each input is predicted by predictors that were fitted without its fold.

@@ -19,7 +19,7 @@ def dependence_bars(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Do you need a predicted vector here? One row per predictor: what it explains within behaviors, and between them.
 
     Example:
-        >>> ax = dependence_bars(input_dependence(acts, L2S(13)))
+        >>> ax = dependence_bars(input_dependence(acts, L2S(13, net="mlp")))
 
     Args:
         frame: from `steerlab.analysis.input_dependence.input_dependence`.

@@ -120,7 +120,7 @@ def test_a_feature_that_hardly_varied_stays_small_in_use(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*MAKERS, "mlp"])
 def test_several_context_layers_are_read_side_by_side(name: str) -> None:
-    make = MAKERS.get(name, lambda **options: L2S(3, progress=False, **options))
+    make = MAKERS.get(name, lambda **options: L2S(3, net="mlp", progress=False, **options))
     other = make_acts(normal(120, 16, seed=8), Z, behaviors=NAMES)
     both = type(ACTS)(torch.cat([ACTS.values, other.values], 1), ACTS.index, (Site(3), Site(9)))
     fitted = make(context_layer=(3, 9)).fit(both)
@@ -151,6 +151,13 @@ def test_several_context_layers_are_read_side_by_side(name: str) -> None:
 def test_bad_data_and_arguments_are_refused(fit, message: str) -> None:
     with pytest.raises(DataError, match=message):
         fit()
+
+
+def test_l2s_is_a_ridge_regression_unless_an_option_of_the_published_net_is_given() -> None:
+    plain, ridge = (one.fit(ACTS).predict(UNSEEN) for one in (L2S(3), L2S(3, net="linear")))
+    assert torch.equal(plain, ridge) and L2S(3).net == "linear"
+    for options in ({"config": "paper"}, {"hidden_units": 100}, {"activation": "tanh"}, {"validation": 0.0}):
+        assert L2S(3, **options).net == "mlp", "also where the option is what the net has without it"
 
 
 def test_equal_targets_are_warned_since_a_mean_will_do() -> None:

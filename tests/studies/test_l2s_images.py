@@ -29,7 +29,8 @@ def test_study_of_images_and_its_figure(tmp_path: Path) -> None:
     arguments = ["analyses/l2s_images.py", "--out", str(out), "--layers", "3", "--strengths", "4", "--seeds", "2"]
     succeed(*arguments, "--limit", "40")
     summary, results = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "results.csv")
-    methods = {"none", "one_vector", "routed_mean", "nearest_neighbors", "linear", "l2s", "answer_mean", "own", "probe"}
+    methods = {"none", "one_vector", "routed_mean", "nearest_neighbors", "linear", "l2s", "paper", "released_pope"}
+    methods |= {"shuffled", "answer_mean", "own", "probe"}
     assert set(results.columns) == {"example_id", *methods}
     part = image_questions("test", 40, seed=0)
     assert set(results["example_id"]) == {row.id for row in part.of_type(*TYPES)}
@@ -40,7 +41,7 @@ def test_study_of_images_and_its_figure(tmp_path: Path) -> None:
         assert summary[f"{kind}.one_vector.setting"]["layer"] == 3
         own, none = (summary[f"{kind}.{name}.right"]["value"] for name in ("own", "none"))
         assert own > none, "the questions' own contrasts set answers right"
-    assert {"captions.none.chair_s", "captions.l2s.chair_s"} <= set(summary)
+    assert {"captions.none.chair_s", "captions.l2s_over_none.recall"} <= set(summary)
     before = (out / "stages" / "test-l2s-color-0.csv").stat().st_mtime_ns
     succeed(*arguments, "--limit", "40")
     assert (out / "stages" / "test-l2s-color-0.csv").stat().st_mtime_ns == before

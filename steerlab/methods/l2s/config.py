@@ -113,7 +113,8 @@ class TrainingConfig:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-# the training that the paper describes
+# the paper's: squared error (equation 8), warm-up and cosine, then a lower rate on a plateau, the best epoch. Ours,
+# where it gives no number: rate, weight decay, epochs, length of the warm-up, steps, patience, standardizing
 L2S_PAPER = TrainingConfig(
     loss="mse", learning_rate=1e-3, weight_decay=1e-4, epochs=60, schedule="warmup_cosine", warmup=0.1,
     min_steps=1500, plateau_patience=10, keep="best", standardize=True,

@@ -1,9 +1,8 @@
-"""L2S: a small net that predicts the steering vector of each input from states of its plain prompt."""
+"""L2S: a small module that predicts the steering vector of each input from states of its plain prompt."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,9 @@ from steerlab.methods.predictor import Layers, TrainingPairs, VectorPredictor
 from steerlab.methods.serialization import savable
 from steerlab.models.sites import Site
 
+# what an "mlp" has if it is not given
+MLP: dict[str, Any] = {"hidden_units": 100, "activation": "tanh", "config": "paper", "validation": None}
+
 
 @savable
 class L2S(VectorPredictor):
@@ -40,12 +42,13 @@ class L2S(VectorPredictor):
             side; None: the same as `layer`.
         context_position: token at which it is read.
         position: which captured contrast rows are the targets; None if there is only one kind.
-        net: "mlp", one hidden layer as published; or "linear", a ridge regression in closed form, whose penalty is
-            chosen by leaving examples out. "linear" takes none of `hidden_units`, `activation`, `config`, `validation`.
-        hidden_units: K.
-        activation: "tanh", or "relu" if some targets are zero.
-        config: a `TrainingConfig`, or the name of a preset: "paper", "released" (the released code for safety, also
-            called "released_safety"), "released_pope".
+        net: "linear", a ridge regression in closed form, whose penalty is chosen by leaving examples out; or "mlp", one
+            hidden layer as published, to which `hidden_units`, `activation`, `config` and `validation` belong. None:
+            "mlp" if one of these is given, else "linear", our choice: it did as well in our study of languages.
+        hidden_units: K; None: 100.
+        activation: "tanh" (None), or "relu" if some targets are zero.
+        config: a `TrainingConfig`, or the name of a preset: "paper" (None; `L2S_PAPER` says which of its numbers are
+            ours), "released" (the released code for safety, also called "released_safety"), "released_pope".
         zero_behaviors: behaviors whose target is the zero vector (their examples need no contrast).
         label: the index column of the groups that a config balances or rescales; examples without a group are
             not rescaled. The published groups of MM-SafetyBench are finer than its behaviors, and leave scenario 13
@@ -72,23 +75,22 @@ class L2S(VectorPredictor):
 
     def __init__(
         self, layer: int | Site, *, context_layer: Layers = None, context_position: str | int = "last",
-        position: str | None = None, net: str = "mlp", hidden_units: int = 100, activation: str = "tanh",
-        config: str | TrainingConfig = "paper", zero_behaviors: Sequence[str] | None = (),
-        label: str = "behavior", validation: float | None = None, rank: int | None = None,
-        max_norm: float | None = None, seed: int = 0, progress: bool = True,
+        position: str | None = None, net: str | None = None, hidden_units: int | None = None,
+        activation: str | None = None, config: str | TrainingConfig | None = None,
+        zero_behaviors: Sequence[str] | None = (), label: str = "behavior", validation: float | None = None,
+        rank: int | None = None, max_norm: float | None = None, seed: int = 0, progress: bool = True,
     ) -> None:  # fmt: skip
-        if net not in ("mlp", "linear"):
+        options = {"hidden_units": hidden_units, "activation": activation, "config": config, "validation": validation}
+        given = {name: value for name, value in options.items() if value is not None}
+        if net not in (None, "mlp", "linear"):
             raise DataError(f"net={net!r}; expected 'mlp' or 'linear'")
-        given = {"hidden_units": hidden_units, "activation": activation, "config": config, "validation": validation}
-        defaults = inspect.signature(L2S).parameters
-        changed = [name for name, value in given.items() if value != defaults[name].default]
-        if net == "linear" and changed:
+        self.net = net or ("mlp" if given else "linear")
+        if self.net == "linear" and (changed := [name for name in given if given[name] != MLP.get(name)]):
             raise DataError(f"net='linear' is a ridge regression in closed form, where {changed} have no effect")
+        self.hidden_units, self.activation, self.config, self.validation = (MLP | given).values()
         self.layer, self.context_layer, self.context_position = layer, context_layer, context_position
-        self.position, self.net, self.rank = position, net, rank
-        self.hidden_units, self.activation, self.config = hidden_units, activation, config
-        self.zero_behaviors, self.label = zero_behaviors, label
-        self.validation, self.max_norm, self.seed, self.progress = validation, max_norm, seed, progress
+        self.position, self.rank, self.zero_behaviors, self.label = position, rank, zero_behaviors, label
+        self.max_norm, self.seed, self.progress = max_norm, seed, progress
         self.site = Site.of(layer)
 
     def fit_activations(self, acts: Activations) -> None:
