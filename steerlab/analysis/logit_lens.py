@@ -15,8 +15,10 @@ from steerlab.capturing.rows import Layers, as_sites
 from steerlab.data.inputs import Data
 from steerlab.errors import LayoutError, SteerlabError
 from steerlab.models.encoding import single_token
+from steerlab.models.interventions import Edit
 from steerlab.models.kv_prefix import ForwardState
 from steerlab.models.model import Model
+from steerlab.models.operators import EditRule, Replace
 from steerlab.models.positions import Positions
 from steerlab.models.reference import as_row
 from steerlab.models.sites import Site
@@ -60,7 +62,7 @@ def logit_lens(
     Raises:
         LayoutError: a model without a final norm, whose head cannot read states in the middle; a site of images or
             heads; "attn_out" or "mlp_out" where it is not what is added to the residual stream (Gemma 2, BLOOM).
-        SteerlabError: a model on a server, or one that cannot start at the output of a block.
+        SteerlabError: a model on a server.
         DataError: a text that is not one token.
 
     Source: nostalgebraist, interpreting GPT: the logit lens, 2020.
@@ -69,9 +71,8 @@ def logit_lens(
     chosen = None if tokens is None else [single_token(model.tokenizer, token) for token in as_texts("tokens", tokens)]
     if model.layout.final_norm_path is None:
         raise LayoutError(f"{model.id} has no final norm that steerlab finds: its head can't read states of the middle")
-    if not model.supports_layer_restart:
-        why = "; ".join(model.shortcuts.refused.values())
-        raise SteerlabError(f"{model.id} can't start at the output of its last block ({why}), which the lens needs")
+    if model.is_remote:
+        raise SteerlabError(f"the lens reads every layer by a run of its own: load {model.id} in this process")
     sites, end = as_sites(layers, model), Site(model.n_layers - 1)
     other = next((site for site in sites if site.part != "text" or site.point == "heads"), None)
     if other is not None:
@@ -118,8 +119,14 @@ def _rows(
 
 def end_logprobs(model: Model, states: Float[Tensor, "state hidden"]) -> Float[Tensor, "state vocabulary"]:
     """Log-probabilities of the next token, computed by the model's end from states in the place of the last block's."""
-    given = model.inputs(model.batch([as_row([0] * len(states))]))  # which tokens they are makes no difference
-    start = ForwardState(layer=model.n_layers - 1, state=states[None].to(model.device, model.dtype))
+    n, end, state = len(states), model.n_layers - 1, states.to(model.device, model.dtype)
     with model.lock:  # not a call of the user's: an open `with steer(...)` does not steer it
-        logits = model.engine.logits(given, {}, torch.arange(len(states), device=model.device), start)[0]
+        if model.supports_layer_restart:
+            given = model.inputs(model.batch([as_row([0] * n)]))  # which tokens they are makes no difference
+            start = ForwardState(layer=end, state=state[None])
+            logits = model.engine.logits(given, {}, torch.arange(n, device=model.device), start)[0]
+        else:  # a row of one token for each state
+            edit = Edit(state.float(), torch.ones(n, 1, dtype=torch.bool), False, rule=EditRule(Replace()))
+            given = model.inputs(model.batch([as_row([0])] * n))
+            logits = model.engine.logits(given, {Site(end): [edit]}, 1)[:, 0]
     return logits.float().log_softmax(-1).cpu()

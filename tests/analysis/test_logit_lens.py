@@ -3,17 +3,18 @@
 import plain
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from steerlab import Site, steer
+from steerlab import Example, Site, next_token_logits, steer
 from steerlab.analysis.logit_lens import logit_lens
 from steerlab.analysis.patching import patch
 from steerlab.analysis.sae_features import sae_features
-from steerlab.errors import DataError, LayoutError, MismatchError, SteerlabError
+from steerlab.errors import DataError, LayoutError, MismatchError
 from steerlab.methods.sae import train_sae
 from steerlab.models.layout import find_layout, module_at
 from steerlab.models.model import Model
-from steerlab.testing import FAMILIES, tiny_hf, tiny_lm, tiny_vlm
+from steerlab.testing import FAMILIES, VLM_FAMILIES, tiny_hf, tiny_lm, tiny_vlm
 
 PROMPTS = ["Tell me of the Nile.", "Hi"]
 
@@ -25,16 +26,16 @@ def by_hand(model: Model, prompt: str) -> tuple[Tensor, Tensor]:
     own = plain.logits(model, ids)
     norm, head = (module_at(model.hf, path) for path in (model.layout.final_norm_path, model.layout.head_path))
     logits = torch.stack([head(norm(h)) for h in plain.hidden(model, ids)])
-    if cap := getattr(model.hf.config, "final_logit_softcapping", None):
+    if cap := getattr(model.hf.config.get_text_config(), "final_logit_softcapping", None):
         logits = cap * torch.tanh(logits / cap)
     return logits.softmax(-1), own.softmax(-1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *(one for one in VLM_FAMILIES if one != "paligemma")])
 def test_lens_equals_norm_and_head_by_hand_in_every_family(family: str) -> None:
-    model = tiny_lm(family)
+    model = tiny_lm(family) if family in FAMILIES else tiny_vlm(family)
     frame = logit_lens(model, PROMPTS, positions=["last", "prompt[3]"], top=3)
-    assert list(frame["rank"].unique()) == [1, 2, 3] and len(frame) == 2 * 2 * 4 * 3
+    assert list(frame["rank"].unique()) == [1, 2, 3] and len(frame) == 2 * 2 * model.n_layers * 3
     for number, prompt in enumerate(PROMPTS):
         layers, own = by_hand(model, prompt)
         for row in frame[frame["example_id"].str.startswith(f"{number}:")].itertuples():
@@ -48,6 +49,18 @@ def test_lens_equals_norm_and_head_by_hand_in_every_family(family: str) -> None:
             end = own[column].double()
             kl = float((end * (end.log() - expected.double().log())).sum())
             assert row.kl == pytest.approx(kl, abs=2e-4), "and 0 at the last layer, whose words are the model's own"
+
+
+@pytest.mark.parametrize("family", ["llava", "paligemma", "qwen2_5_vl"])
+def test_lens_of_prompts_with_images_ends_with_what_the_model_says(family: str) -> None:
+    model = tiny_vlm(family, backend="hooks")
+    image = Image.fromarray(torch.randint(0, 255, (30, 40, 3), dtype=torch.uint8).numpy())
+    mark = "<image>" if family == "paligemma" else ""  # which has no chat template
+    rows = [Example(mark + prompt, images=[image]) for prompt in PROMPTS]
+    own = next_token_logits(model, rows).softmax(-1).max(-1)
+    frame = logit_lens(model, rows, top=1).query(f"layer == {model.n_layers - 1}")
+    assert frame["token_id"].tolist() == own.indices.tolist()
+    assert frame["probability"].tolist() == pytest.approx(own.values.tolist(), rel=1e-3)
 
 
 def test_ranks_of_given_tokens_and_every_token_of_a_prompt() -> None:
@@ -94,8 +107,6 @@ def test_lens_refuses_what_it_cannot_read() -> None:
     bare = Model(hf, model.tokenizer, type(layout)(**vars(layout) | {"final_norm_path": None}), id="bare")
     with pytest.raises(LayoutError, match="bare has no final norm that steerlab finds"):
         logit_lens(bare, PROMPTS)
-    with pytest.raises(SteerlabError, match=r"can't start at the output of its last block \(the model has images\)"):
-        logit_lens(tiny_vlm("llava"), PROMPTS)
 
 
 def test_one_token_has_rank_1_where_bfloat16_makes_two_equally_probable() -> None:
