@@ -98,6 +98,7 @@ bench: setup
 	$(BIN)/python tests/benchmarks/costs.py
 	$(BIN)/python tests/benchmarks/concepts.py
 	$(BIN)/python tests/benchmarks/operators.py
+	$(BIN)/python tests/benchmarks/patching.py
 	$(BIN)/python tests/benchmarks/sweep.py
 	$(BIN)/python tests/benchmarks/remote.py
 	PYTHONPATH=. $$($(BIN)/python tests/vllm/environment.py)/bin/python tests/benchmarks/vllm_engine.py

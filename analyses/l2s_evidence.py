@@ -177,12 +177,17 @@ def with_readings(found: pd.DataFrame, readings: str | None) -> pd.DataFrame:
     """The answers with what a reader, who did not know the method, found of those in the wanted language.
 
     Raises:
-        MismatchError: an answer in the wanted language was not read.
+        MismatchError: an answer in the wanted language was not read, or the file holds other labels.
     """
     found = found.assign(answer=[fingerprint(text)[:12] for text in found["text"].astype(str)])
     if readings is None:
         return found
-    readable = found["answer"].map(pd.read_csv(readings).set_index("answer")["readable"])
+    labels = pd.read_csv(readings)
+    if not {"answer", "readable"} <= {*labels} or labels["answer"].duplicated().any():
+        raise MismatchError(f"{readings}: expected columns answer, each once, and readable; it has {list(labels)}")
+    if not labels["readable"].isin([0, 1]).all():
+        raise MismatchError(f"{readings}: readable is 1 or 0, not {sorted({*labels['readable']} - {0, 1})[:3]}")
+    readable = found["answer"].map(labels.set_index("answer")["readable"])
     missing = int((readable.isna() & (found["right"] == 1)).sum())
     if missing:
         raise MismatchError(f"{readings} lacks {missing} answers in the wanted language: read them")

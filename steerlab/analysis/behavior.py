@@ -46,11 +46,13 @@ def judge_answers(
         fluent).
 
     Raises:
-        DataError: not one text, or not one perplexity, per input; a perplexity is no number from 1 on (of an empty
-            text it is nan).
+        DataError: no input; not one text, or not one perplexity, per input; a perplexity is no number from 1 on (of
+            an empty text it is nan).
     """
     given = {"texts": texts, "unsteered texts": unsteered, "perplexities": perplexity}
     counts = {name: len(values) for name, values in given.items() if values is not None}
+    if not examples:
+        raise DataError("no answers to judge: check the filters that chose them")
     if set(counts.values()) != {len(examples)}:
         found = ", ".join(f"{n} {name}" for name, n in counts.items())
         raise DataError(f"{len(examples)} inputs but {found}: give one answer per input")

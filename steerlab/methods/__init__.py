@@ -25,7 +25,7 @@ from steerlab.methods.exchange import (
     to_vllm_lens,
 )  # fmt: skip
 from steerlab.methods.gated import Gated
-from steerlab.methods.gradient import GradientField
+from steerlab.methods.gradient import PUBLISHED_FIELDS, GradientField
 from steerlab.methods.kts.config import KTS_RELEASED, KTSConfig, released_layers
 from steerlab.methods.kts.objective import kl_divergence
 from steerlab.methods.kts.train import kl_then_steer
@@ -56,7 +56,8 @@ from steerlab.models.operators import Add, Clamp, Operator, ProjectOut, Replace,
 
 __all__ = [
     "CONFST", "KTS_RELEASED", "L2S", "L2S_PAPER", "L2S_RELEASED_POPE", "L2S_RELEASED_SAFETY", "P2S", "PCA",
-    "PUBLISHED_ADASTEER", "PUBLISHED_RATIOS", "PUBLISHED_SPHERICAL", "SAE", "SAFETY_INSTRUCTION", "SSAE", "W2S",
+    "PUBLISHED_ADASTEER", "PUBLISHED_FIELDS", "PUBLISHED_RATIOS", "PUBLISHED_SPHERICAL", "SAE", "SAFETY_INSTRUCTION",
+    "SSAE", "W2S",
     "AdaSteer", "Add", "AlphaSteer", "Clamp", "ConceptDictionary", "ConceptSteering", "ConditionVector", "Context",
     "Detector", "Gated", "GradientField", "Intervention", "KTSConfig", "LinearMap", "LinearProbe", "Logistic",
     "LogisticDirection", "MeanDifference", "ModelEdit", "NearestNeighbors", "NullSpaceGate", "Operation", "Operator",

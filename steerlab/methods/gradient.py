@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,11 @@ from steerlab.methods.serialization import savable
 from steerlab.models.operators import EditRule, Operator, States, Strengths, unit
 from steerlab.models.sites import Site
 
+# published settings by name: the code released with K-Steering, and a third party's of steering vector fields
+PUBLISHED_FIELDS: dict[str, dict[str, Any]] = {
+    "k-steering": {"hidden_units": 128, "epochs": 1, "steps": 1, "decay": 1.0},
+    "steering vector fields": {"hidden_units": 256, "epochs": 50, "normalize": True},
+}
 Weights = tuple[tuple[Tensor, Tensor], ...]  # of each layer: `(out, in)` and `(out,)`
 
 
@@ -84,14 +90,14 @@ class GradientField(Steerer):
         >>> texts = steerlab.generate(model, prompts, steer=field, alpha=3.0)
 
     Args:
-        layer: block whose output is scored and steered, 0-based; or a `Site`.
+        layer: block whose output is scored and steered, 0-based; or a `Site`. At several, give a field for each.
         wanted, avoided: classes whose logits are raised and lowered. An answer's class is its example's behavior if it
             is the wanted answer of a contrast, else "not " and the behavior. None: all classes of wanted, or of
             unwanted answers.
         steps, decay: gradient steps at each token, and the factor from one step to the next.
         normalize: divide each gradient by its norm, so that alpha is in units of the state.
         hidden_units: width of the scorer's two hidden layers.
-        epochs: passes over the answers in training.
+        epochs: passes over the answers in training; `PUBLISHED_FIELDS` has the published settings.
         position: which captured contrast rows to use; None: all.
         seed: of the scorer's training.
 
@@ -113,6 +119,8 @@ class GradientField(Steerer):
         steps: int = 1, decay: float = 1.0, normalize: bool = False, hidden_units: int = 128, epochs: int = 50,
         position: str | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
+        if not isinstance(layer, int | Site | np.integer):
+            raise DataError(f"layer={show(layer)}: a scorer reads one layer; give a field for each")
         self.layer, self.wanted, self.avoided, self.position = layer, wanted, avoided, position
         self.steps, self.decay = as_whole("steps", steps), as_number("decay", decay, 0.0, 1.0)
         self.normalize, self.seed = normalize, as_seed(seed)

@@ -138,7 +138,10 @@ class SAE:
             "architecture": self.architecture, "d_in": len(self.encoder), "d_sae": self.n_features, "dtype": "float32",
             "device": "cpu", "apply_b_dec_to_input": self.subtracts_bias, "normalize_activations": "none",
             "reshape_activations": "none",
-            "metadata": {"hook_name": f"blocks.{self.site.layer}.hook_{names[self.site.point]}", "steerlab": self.info},
+            "metadata": {
+                "sae_lens_version": "6.0.0",  # without it SAELens takes the file for an older one, and drops the hook
+                "hook_name": f"blocks.{self.site.layer}.hook_{names[self.site.point]}", "steerlab": self.info,
+            },
         } | ({} if self.k is None else {"k": self.k, "rescale_acts_by_decoder_norm": False})  # fmt: skip
         with files.storing(folder, "what the folder held before is kept"):
             folder.mkdir(parents=True, exist_ok=True)

@@ -91,8 +91,8 @@ class Clamp(Operator):
         >>> Clamp(-2.0, 2.0)         # on both sides
 
     Args:
-        low, high: in units of the state; None: no limit there. Strength 1 moves a component to the limit it exceeds,
-            0.5 half the way.
+        low, high: in units of the state; None: no limit there; a negative `high` moves every component below it.
+            Strength 1 moves a component to the limit it exceeds, 0.5 half the way.
 
     Raises:
         SteeringError: no limit, or a low one above the high one.

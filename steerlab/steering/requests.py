@@ -129,7 +129,6 @@ def resolve_interventions(
     for request, interventions in zip(live, found, strict=True) if check_alpha else ():
         for one in interventions:
             check_strengths(request.steerer.name, one, request.alphas(len(examples)))
-    found = [[_with_heads(model, one) for one in interventions] for interventions in found]
     return [
         BatchedSetting(
             request.steerer.name, tuple(interventions), request.alphas(len(examples)),
@@ -177,7 +176,9 @@ def _remote_interventions(model: Model, requests: Sequence[Request]) -> list[Seq
     if not model.is_remote:
         return None
     found = [request.steerer.remote_interventions() if request.scale == "raw" else None for request in requests]
-    return None if any(one is None for one in found) else [one or () for one in found]
+    if any(one is None for one in found):
+        return None
+    return [[_with_heads(model, intervention) for intervention in one or ()] for one in found]
 
 
 def _scaled(model: Model, request: Request, intervention: Intervention, context: Context) -> Intervention:
@@ -200,6 +201,7 @@ def _scaled(model: Model, request: Request, intervention: Intervention, context:
             )
         if not bool(torch.isfinite(vectors).all()):
             raise SteeringError(f"{name} gives a vector with NaN or infinity")
+    intervention = _with_heads(model, intervention)
     _check_operator(name, intervention, request.alphas(n), context)
     return intervention if request.scale == "raw" else _rescaled(model, request, intervention, context)
 
@@ -242,11 +244,16 @@ def _check_operator(name: str, intervention: Intervention, alphas: Tensor, conte
         raise SteeringError(f"{name} gives no vector at {intervention.site}, and {type(operator).__name__} uses one")
     if operator.uses == "direction":
         gate = torch.ones(len(vectors)) if intervention.gate is None else intervention.gate.float().cpu()
-        zero = ~vectors.ne(0).any(-1).cpu() & (gate * alphas != 0)
+        rule = intervention.rule
+        parts = (
+            vectors[:, None] if rule.heads is None else vectors.unflatten(-1, (-1, rule.head_width))[:, [*rule.heads]]
+        )
+        zero = ~parts.ne(0).any(-1).all(-1).cpu() & (gate * alphas != 0)
         if ids := [context.example_ids[i] for i in zero.nonzero().flatten().tolist()]:
+            where = f"{intervention.site}" + (f", heads {[*rule.heads]}" if rule.heads else "")
             raise SteeringError(
-                f"{name} gives the inputs {ids[:3]} a vector of length zero at {intervention.site}: it has no "
-                f"direction, and {type(operator).__name__} uses one"
+                f"{name} gives the inputs {ids[:3]} a vector of length zero at {where}: it has no direction, and "
+                f"{type(operator).__name__} uses one"
             )
 
 

@@ -55,6 +55,12 @@ def test_an_unlikely_answer_is_kept_only_where_it_was_there_before() -> None:
     assert frame["identical"].tolist() == [0, 1] and frame["kept"].tolist() == [0, 1]
 
 
+def test_no_answers_are_refused_and_an_empty_one_is_not_fluent() -> None:
+    with pytest.raises(DataError, match="no answers to judge"):
+        judge_answers([], [])
+    assert judge_answers(ROWS[:1], [""])["fluent"].tolist() == [0]
+
+
 @pytest.mark.parametrize("value", [math.nan, 0.5, math.inf])
 def test_a_perplexity_is_a_number_from_one_on_except_of_an_empty_text(value: float) -> None:
     assert judge_answers(ROWS, [REFUSAL, "", ANSWER], perplexity=[2.0, math.nan, 1.0])["fluent"].tolist() == [1, 0, 1]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from steerlab import Site, generate
 from steerlab.errors import ActivationError, DataError, SteeringError
-from steerlab.methods import PUBLISHED_SPHERICAL, Context, GradientField, Spherical
+from steerlab.methods import PUBLISHED_FIELDS, PUBLISHED_SPHERICAL, Context, GradientField, Spherical
 from steerlab.methods.gradient import scorer_gradient, scorer_logits
 from steerlab.testing import tiny_lm
 
@@ -117,6 +117,10 @@ def test_gradient_fields_are_saved_and_refuse_bad_settings(tmp_path) -> None:
     for bad in ({"wanted": ["love"]}, {"wanted": [], "avoided": []}, {"wanted": ["refuse"], "avoided": ["refuse"]}):
         with pytest.raises(DataError, match=r"name at least one class, none twice; the classes are \['defer'"):
             GradientField(SITE, **bad).fit(acts)
+    with pytest.raises(DataError, match=r"layer=\[1, 2\].*: a scorer reads one layer; give a field for each"):
+        GradientField([1, 2])  # type: ignore[arg-type]
+    for settings in PUBLISHED_FIELDS.values():
+        GradientField(SITE, **settings).fit(acts)
     with pytest.raises(DataError, match=r"\['not b'\] names a behavior and the lack of another"):
         GradientField(SITE).fit(make_acts(None, normal(4, 8), behaviors=["b", "not b"] * 2))
     odd = GradientField(SITE, epochs=1).fit(make_acts(None, normal(4, 8), behaviors=["not refuse"] * 4))

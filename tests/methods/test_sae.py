@@ -49,6 +49,8 @@ def test_features_are_those_by_hand_and_files_give_them_back(kind: str, tmp_path
     assert torch.equal(loaded.encode(states), features) and (loaded.site, loaded.info) == (Site(2), {"model": "m"})
     names = set(load_file(tmp_path / kind / "sae_weights.safetensors"))
     assert names >= {"W_enc", "b_enc", "W_dec", "b_dec"}, "the names that SAELens has"
+    written = json.loads((tmp_path / kind / "cfg.json").read_text())["metadata"]
+    assert written["sae_lens_version"] >= "6" and written["hook_name"] == "blocks.2.hook_resid_post"
     assert torch.equal(sae.direction(4).at(2), PARTS[2][4])
 
 

@@ -5,7 +5,7 @@ from functools import cache
 import torch
 
 from steerlab import L2S, Contrast, Example, Site, SteeringVector, capture
-from steerlab.methods import P2S, AlphaSteer, Clamp, LinearProbe, Operation, Scale
+from steerlab.methods import P2S, AlphaSteer, Clamp, GradientField, LinearProbe, Operation, Scale, Spherical
 from steerlab.methods.base import Steerer
 from steerlab.methods.l2s.config import TrainingConfig
 from steerlab.models.model import Model
@@ -34,18 +34,20 @@ def fit(model: Model) -> dict[str, Steerer]:
 
 OPERATIONS = (
     "project_out", "replace", "rotate", "clamp", "scale", "fading", "gated by token", "own direction", "heads",
+    "spherical", "field",
 )  # fmt: skip
 
 
 @cache
 def operations(model: Model) -> dict[str, Steerer]:
-    """Every operator, one whose direction is each input's own, and one of a single head."""
-    fits, probe = fit(model), LinearProbe(LAYER)
+    """Every operator, one whose direction is each input's own, one of a single head, and methods that bring theirs."""
+    fits, probe, acts = fit(model), LinearProbe(LAYER), capture(model, PAIRS, layers=[LAYER], progress=False)
     mean, width = fits["mean"], model.hidden_size
     probe.w_, probe.b_, probe.threshold_ = torch.randn(width, generator=torch.Generator().manual_seed(2)), 0.0, 0.5
     made = (
         *(Operation(mean, name) for name in OPERATIONS[:3]), Operation(mean, Clamp(-0.1, 0.1)),
         Operation(LAYER, Scale(0.2)), Operation(mean, first=3, decay=0.5), Operation(mean, gate=probe),
         Operation(fits["l2s"], "project_out"), Operation(Site(LAYER, "heads"), Scale(0.0), heads=[1]),
+        Spherical(LAYER).fit(acts), GradientField(LAYER, epochs=2, normalize=True).fit(acts),
     )  # fmt: skip
     return dict(zip(OPERATIONS, made, strict=True))

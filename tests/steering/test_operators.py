@@ -5,20 +5,23 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import hypothesis
 import plain
 import pytest
 import torch
 from comparisons import check_copies, check_hooks, check_padding
 from fitted import HIDDEN, LAYER, PROMPTS, Fixed, make_lm, make_steerers, sides
+from hypothesis import strategies as st
 from torch import Tensor
 
 from steerlab import Contrast, Example, Request, Site, SteeringVector, capture, generate, load_steerer, score, steer
 from steerlab.errors import DataError, LayoutError, MismatchError, SteeringError
 from steerlab.methods import Add, AlphaSteer, Clamp, Gated, LinearProbe, Operation, ProjectOut, Replace, Rotate, Scale
 from steerlab.methods.base import Context, Intervention
+from steerlab.methods.gradient import GradientField
 from steerlab.methods.spherical import Spherical
 from steerlab.models.check import self_check
-from steerlab.models.layout import find_layout
+from steerlab.models.layout import blocks, find_layout
 from steerlab.models.model import Model
 from steerlab.testing import FAMILIES, tiny_hf
 
@@ -247,10 +250,11 @@ def test_operators_are_applied_in_the_order_given() -> None:
                 assert found.ids[number] == plain.new_ids(model, prompt, 5)
 
 
-def test_nothing_along_a_direction_is_left_while_decoding() -> None:
-    model, seen = make_lm("gpt2"), []
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_nothing_along_a_direction_is_left_while_decoding(family: str) -> None:
+    model, seen = make_lm(family), []
     with steer(model, operation("project_out"), positions="all") as run, plain.hooked(model, LAYER + 1, lambda h: h):
-        handle = model.hf.transformer.h[LAYER + 1].register_forward_pre_hook(
+        handle = blocks(model.hf, model.layout)[LAYER + 1].register_forward_pre_hook(
             lambda _, args: seen.append((args[0] @ U).abs() / args[0].norm(dim=-1))
         )
         ids = model.hf.generate(**model.tokenizer("A heron is", return_tensors="pt"), max_new_tokens=5)
@@ -358,6 +362,26 @@ def test_chosen_heads_equal_plain_hooks_in_every_family(family: str, name: str) 
     model, (operator, change) = make_lm(family), HEAD[name]
     steerer = Operation(HEADS if name == "scale" else SteeringVector({HEADS: V}), operator, heads=[1, 3])
     check_hooks(model, Request(steerer, 0.7, "all"), lambda *_: [heads_by_hand(model, change, [1, 3])])
+
+
+def test_a_direction_without_length_at_a_chosen_head_and_a_scorer_of_all_heads_are_refused() -> None:
+    model, v = make_lm("llama"), V.clone()
+    v[8:16] = 0.0
+    steerer = SteeringVector({HEADS: v})
+    with pytest.raises(SteeringError, match=r"length zero at 1.heads, heads \[0, 1\]: it has no direction"):
+        generate(model, PROMPTS, steer=Operation(steerer, "project_out", heads=[0, 1]), max_new_tokens=1)
+    generate(model, PROMPTS, steer=Operation(steerer, "project_out", heads=[0, 2]), max_new_tokens=1)
+    rows = [Example(p, Contrast("No, never.", "Yes, sure"), behavior="b") for p in PROMPTS]
+    field = GradientField(HEADS, epochs=1).fit(capture(model, rows, layers=[HEADS]))
+    with pytest.raises(SteeringError, match="scores all heads as one state: leave heads= out"):
+        generate(model, PROMPTS, steer=Operation(field, heads=[1]), max_new_tokens=1)
+
+
+@hypothesis.given(seed=st.integers(0, 2**16), width=st.sampled_from([32, 576, 4096]), share=st.floats(-1, 1))
+def test_rotation_keeps_norms_to_a_hundred_thousandth(seed: int, width: int, share: float) -> None:
+    h, v = torch.randn(2, 3, 5, width, generator=torch.Generator().manual_seed(seed)) * 40
+    new = Rotate()(h, v[:, :1], torch.tensor(share))
+    torch.testing.assert_close(new.norm(dim=-1), h.norm(dim=-1), rtol=1e-5, atol=0.0)
 
 
 def test_vectors_of_chosen_heads_are_scaled_by_what_is_written() -> None:

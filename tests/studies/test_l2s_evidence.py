@@ -5,7 +5,34 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from l2s_evidence import with_readings
 from running import succeed, tiny_folder
+
+from steerlab._support.files import fingerprint
+from steerlab.errors import MismatchError
+
+ANSWERS = pd.DataFrame({"text": ["Hallo.", "Bonjour."], "right": [1, 0]})
+LABEL = fingerprint("Hallo.")[:12]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"answer": ["other"], "readable": [1]}, "lacks 1 answers in the wanted language: read them"),
+        ({"answer": [LABEL, LABEL], "readable": [1, 0]}, "expected columns answer, each once, and readable"),
+        ({"answer": [LABEL], "fluent": [1]}, r"it has \['answer', 'fluent'\]"),
+        ({"answer": [LABEL], "readable": [7]}, r"readable is 1 or 0, not \[7\]"),
+    ],
+)
+def test_readings_that_are_not_those_of_the_answers_are_refused(labels, message: str, tmp_path: Path) -> None:
+    pd.DataFrame(labels).to_csv(tmp_path / "readings.csv", index=False)
+    with pytest.raises(MismatchError, match=message):
+        with_readings(ANSWERS, str(tmp_path / "readings.csv"))
+
+
+def test_only_readable_answers_in_the_wanted_language_count(tmp_path: Path) -> None:
+    pd.DataFrame({"answer": [LABEL], "readable": [0]}).to_csv(tmp_path / "readings.csv", index=False)
+    assert with_readings(ANSWERS, str(tmp_path / "readings.csv"))["right_readably"].tolist() == [0.0, 0.0]
 
 
 @pytest.mark.nightly

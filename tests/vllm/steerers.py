@@ -9,7 +9,9 @@ from steerlab.data.inputs import as_examples
 from steerlab.methods import P2S, Clamp, LinearProbe, Operation, Scale
 from steerlab.methods.alphasteer.steerer import AlphaSteer
 from steerlab.methods.base import Steerer
+from steerlab.methods.gradient import GradientStep
 from steerlab.methods.l2s.config import TrainingConfig
+from steerlab.methods.spherical import RotateWhereAway
 from steerlab.models.model import Model
 
 QUICK = TrainingConfig(epochs=60, learning_rate=3e-3, standardize=True, loss="mse")
@@ -27,7 +29,10 @@ QUESTIONS = (
 )  # fmt: skip
 
 
-OPERATIONS = ("project_out", "replace", "rotate", "clamp", "scale", "fading", "gated by token", "own direction")
+OPERATIONS = (
+    "project_out", "replace", "rotate", "clamp", "scale", "fading", "gated by token", "own direction", "spherical",
+    "field",
+)  # fmt: skip
 
 
 def examples(n: int = 64) -> list[Example]:
@@ -61,12 +66,16 @@ def steerers(width: int) -> dict[str, Steerer]:
 
 @cache
 def operations(width: int) -> dict[str, Steerer]:
-    """Every operator on every token, and one whose direction is each input's own."""
+    """Every operator on every token, one whose direction is each input's own, and those of `Spherical` and fields."""
     mean, probe = steerers(width)["mean"], LinearProbe(1)
     probe.w_, probe.b_, probe.threshold_ = torch.randn(width, generator=torch.Generator().manual_seed(2)), 0.0, 0.5
+    wide, narrow = (torch.randn(n, width, generator=torch.Generator().manual_seed(3)) / width for n in (4, 2))
+    weights = ((wide, torch.zeros(4)), (narrow[:, :4], torch.zeros(2)))
+    step = GradientStep(weights, torch.tensor([1.0, -1.0]), 2, 0.5, True)
     made = (
         *(Operation(mean, name) for name in OPERATIONS[:3]), Operation(mean, Clamp(-0.1, 0.1)),
         Operation(1, Scale(0.2)), Operation(mean, first=3, decay=0.5), Operation(mean, gate=probe),
-        Operation(steerers(width)["per row"], "project_out"),
+        Operation(steerers(width)["per row"], "project_out"), Operation(mean, RotateWhereAway(20.0, -0.15)),
+        Operation(1, step),
     )  # fmt: skip
     return dict(zip(OPERATIONS, made, strict=True))

@@ -78,7 +78,9 @@ def test_patched_cells_match_hooks(remote, near) -> None:
 
 
 def test_heads_are_refused(remote) -> None:
-    with pytest.raises(LayoutError, match=r"1.heads is inside the attention: vLLM gives access to the outputs"):
+    with pytest.raises(
+        LayoutError, match=r"1.heads is inside the attention: on vLLM steer and read at block_in, block_out"
+    ):
         generate(remote(), PROMPTS, steer=SteeringVector({Site(1, "heads"): torch.ones(WIDTH)}), max_new_tokens=2)
 
 

@@ -51,7 +51,9 @@ def vllm_visits(
     for i, visit in enumerate(visits):
         site = visit.site
         if site.point == "heads":
-            raise LayoutError(f"{site} is inside the attention: vLLM gives access to the outputs of modules only")
+            raise LayoutError(
+                f"{site} is inside the attention: on vLLM steer and read at block_in, block_out, attn_out and mlp_out"
+            )
         if site.part != "text":
             raise LayoutError(f"{site} is in the {site.part}: vLLM gives access to the text only")
         if visit.is_input and site.layer > 0:
