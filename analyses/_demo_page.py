@@ -30,8 +30,8 @@ def save_page(
     prompts = [e for b in BEHAVIORS for e in [e for e in test if e.behavior == b][:PROMPTS]]
     page_of(
         model, prompts, {"mean": mean, "l2s": predicted}, alphas=ALPHAS, unsafe={"not refused": not_refused},
-        effect={"share of prompts treated as they should be": treated_as_wanted}, max_new_tokens=NEW_TOKENS,
-        title="Refuse, defer or answer: one vector against a predicted vector",
+        effect={"share of prompts treated as they should be (fluent by words)": treated_as_wanted},
+        max_new_tokens=NEW_TOKENS, title="Refuse, defer or answer: one vector against a predicted vector",
     ).save(path)  # fmt: skip
 
 

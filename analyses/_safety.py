@@ -15,7 +15,7 @@ from torch import Tensor
 
 import steerlab
 from steerlab import L2S, Activations, Contrast, Example, MeanDifference, Request, SteeringVector
-from steerlab.analysis.behavior import judge_answers, safety_values
+from steerlab.analysis.behavior import safety_values
 from steerlab.analysis.study import Study
 from steerlab.data import ED_SLICE_PUBLISHED, mm_safety_bench, published_split
 from steerlab.data.mm_safety_bench import SCENARIOS
@@ -148,12 +148,9 @@ def steerers(
 
 def run_methods(
     study: Study, model: Model, examples: Sequence[Example], methods: Mapping[str, Request | None], *,
-    max_new_tokens: int, batch_size: int, with_perplexity: bool = True,
+    max_new_tokens: int, batch_size: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """Answers of every method to the same inputs with their measures; one stage per method, one per perplexity.
-
-    Without perplexities, fluency is judged by words alone.
-    """
+    """Answers of every method to the same inputs with their measures; one stage per method, one per perplexity."""
     frames = []
     plain: list[str] | None = None
     for name, request in methods.items():
@@ -170,11 +167,7 @@ def run_methods(
         texts = study.stage(f"answers-{name}", answer)
         plain = plain if plain is not None else texts["text"].astype(str).tolist()
         found = texts["text"].astype(str).tolist()
-        judged = (
-            judge_with_perplexity(study, name, model, examples, found, plain, batch_size=batch_size)
-            if with_perplexity
-            else judge_answers(examples, found, plain)
-        )
+        judged = judge_with_perplexity(study, name, model, examples, found, plain, batch_size=batch_size)
         layer = "" if request is None or name == "prompt" else request.steerer.site.layer
         alpha = 0.0 if request is None else request.alpha
         where = "" if request is None else request.positions

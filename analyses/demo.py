@@ -90,7 +90,6 @@ def main() -> None:
     requests |= {name: Request(steerer, SETTING.alpha, SETTING.positions) for name, steerer in fitted.items()}
     judged = run_methods(
         study, model, test, requests, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size,
-        with_perplexity=False,
     )  # fmt: skip
     summary = summarize(judged, args.seed)
     measures = [

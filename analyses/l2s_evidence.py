@@ -47,7 +47,7 @@ from steerlab.analysis.study import Study
 from steerlab.data import LANGUAGE_CLUES, QUESTION_LANGUAGES, data_hash, language_questions
 from steerlab.errors import MismatchError
 from steerlab.methods import P2S, Context, NearestNeighbors, Prompt, RoutedMean, Steerer
-from steerlab.metrics import find_language, paired_bootstrap
+from steerlab.metrics import Estimate, find_language, paired_bootstrap
 from steerlab.models.model import Model
 
 UNSEEN = (("Dutch", "Korean", "Portuguese"), ("French", "Thai", "Turkish"), ("Italian", "Japanese", "Polish"))
@@ -219,17 +219,27 @@ def summarize(constant: pd.DataFrame, parts: pd.DataFrame, cosines: pd.DataFrame
             for rival in fitted[fitted != "l2s"]:
                 difference = paired_bootstrap(table["l2s"], table[rival], seed=seed)
                 summary[f"{key}.l2s_over_{rival}.{measure}"] = numbers(difference)
-            none, own = table["none"].mean(), table["own"].mean()
-            for method in fitted:  # of the way from no steering to the inputs' own vectors
-                gain = float(table[method].mean() - none)
-                summary[f"{key}.{method}.{measure}_closed"] = round(gain / float(own - none), 4) if own > none else None
+            if table["own"].mean() > table["none"].mean():
+                summary |= {f"{key}.{m}.{measure}_closed": closed(table, m, seed) for m in fitted}
         near = cosines[(cosines["clue"] == clue) & cosines["example_id"].isin(rows["example_id"])]
-        for method, values in near[near["seen"] == seen].groupby("method")["cosine"]:
-            summary[f"{key}.{method}.cosine"] = round(float(values.mean()), 4)
+        near = near[near["seen"] == seen].assign(language=lambda frame: frame["example_id"].str.split("/").str[1])
+        for method, values in near.groupby(["method", "language"])["cosine"].mean().groupby("method"):
+            summary[f"{key}.{method}.cosine"] = estimate(values.tolist(), seed)
     for (clue, method, part), rows in pd.concat([constant, parts]).groupby(["clue", "method", "part"], dropna=False):
         name = method if pd.isna(part) else f"{method}.part{part:g}"
         summary[f"{clue}.{name}.strength"] = float(rows["alpha"].iloc[0])
     return summary
+
+
+def closed(table: pd.DataFrame, method: str, seed: int) -> dict[str, float]:
+    """The share of the way from no steering to the inputs' own vectors that a method goes, languages resampled."""
+    gains = np.stack([table[name] - table["none"] for name in (method, "own")])
+    draws = np.random.default_rng(seed).integers(0, len(table), (2000, len(table)))
+    of_method, of_own = gains[:, draws].mean(-1)
+    shares = of_method[of_own > 0] / of_own[of_own > 0]
+    low, high = np.quantile(shares, [0.025, 0.975])
+    value = gains[0].mean() / gains[1].mean()
+    return numbers(Estimate(float(value), float(low), float(high), len(table)))
 
 
 def main() -> None:
