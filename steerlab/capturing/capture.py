@@ -70,7 +70,8 @@ def capture(
 ) -> Activations | Store:
     """Capture activations at any sites and positions, with one forward and one host copy per batch.
 
-    The model is read unsteered, also inside `with steerlab.steer(...)`.
+    The model is read unsteered, also inside `with steerlab.steer(...)`. A state is what its module computes, before
+    hooks of your own on that module; what these change is first seen at "block_in" of the next block.
 
     Example:
         >>> acts = steerlab.capture(model, ["Hello there", "How are you?"], layers=[3, 7], positions="last")

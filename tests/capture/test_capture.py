@@ -358,3 +358,14 @@ def test_what_is_no_capture_is_refused_before_the_first_forward(lm) -> None:
     training.hf.train()
     with pytest.raises(errors.SteerlabError, match="is in training mode"):
         capture(training, ["hi"], **options)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_hook_of_the_users_own_shows_at_the_input_of_the_next_block(backend: str) -> None:
+    model, sites = tiny_lm("llama", backend=backend), [Site(1), Site(2, "block_in")]
+    before = quiet(model, PROMPTS, layers=sites)
+    handle = model.hf.model.layers[1].register_forward_hook(lambda _module, _args, h: h + 5)
+    after = quiet(model, PROMPTS, layers=sites)
+    handle.remove()
+    assert torch.equal(after.at(sites[0]), before.at(sites[0])), "what the block computes"
+    torch.testing.assert_close(after.at(sites[1]), before.at(sites[1]) + 5, **NEAR)
