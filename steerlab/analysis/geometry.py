@@ -141,8 +141,7 @@ def map_2d(points: Float[Tensor, "n hidden"], labels: Sequence[str]) -> pd.DataF
     if not np.isfinite(x).all() or (x == x[0]).all():
         raise DataError("the points hold NaN or infinity, or are all the same; a map needs finite points that differ")
     pca = PCA(n_components=2, svd_solver="full").fit(x)  # exact, and scikit-learn fixes the sign of each axis
-    flat = pca.transform(x)
-    frame = pd.DataFrame({"x": flat[:, 0], "y": flat[:, 1], "label": list(labels)})
+    frame = pd.DataFrame(pca.transform(x), columns=["x", "y"]).assign(label=list(labels))
     frame.attrs["explained"] = tuple(float(share) for share in pca.explained_variance_ratio_)
     return frame
 

@@ -231,9 +231,8 @@ def _without_means(inputs: _Inputs, train: Sequence[int], means: Mapping[str, Te
         for required in l2s.required_activations:
             context = (index["side"] == "prompt") & (index["position"] == str(required.position)) & (behavior == name)
             column = acts.sites.index(required.site)
-            values[np.flatnonzero(context), column] -= (
-                values[np.flatnonzero(context & trained), column].double().mean(0).float()
-            )
+            own = values[np.flatnonzero(context & trained), column].double().mean(0).float()
+            values[np.flatnonzero(context), column] -= own
     return Activations(values, index, acts.sites, acts.info)
 
 

@@ -56,15 +56,12 @@ class Study:
             with files.storing(path, kept := "nothing was begun"):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 files.write_json(path, files.seal({"schema": SCHEMA, "identity": self.identity}), kept)
-        known = files.read_sealed(path, SCHEMA, REPAIR)
         with files.reading(path, REPAIR):
-            there = dict(known["identity"])
-        named = [
-            f"{k}: {there.get(k)!r} there, {self.identity.get(k)!r} now" for k in differences(there, self.identity)
-        ]
-        if named:
+            there = dict(files.read_sealed(path, SCHEMA, REPAIR)["identity"])
+        odd = [f"{k}: {there.get(k)!r} there, {self.identity.get(k)!r} now" for k in differences(there, self.identity)]
+        if odd:
             raise MismatchError(
-                f"{self.folder} belongs to another study ({'; '.join(named[:4])}). Choose another --out, or delete it."
+                f"{self.folder} belongs to another study ({'; '.join(odd[:4])}). Choose another --out, or delete it."
             )
         self._key = files.fingerprint([SCHEMA, there])
 

@@ -31,6 +31,7 @@ from steerlab.steering.interventions import BatchedSetting, build_edits, first_w
 from steerlab.steering.requests import Alpha, Request, Scale, resolve_interventions
 
 Tokens = list[dict[str, Any]]
+Ids = Sequence[Sequence[Sequence[int]]]  # for each setting, the tokens of a text for each prompt
 LOGITS = 2**25  # numbers of a forward's logits, of which four tensors are held at once
 
 
@@ -72,8 +73,8 @@ def token_effects(
 
 
 def setting_effects(
-    model: Model, examples: Sequence[Example], settings: Sequence[BatchedSetting],
-    ids: Sequence[Sequence[Sequence[int]]], *, top: int = 3, on_batch: Callable[[int], object] = lambda n: None,
+    model: Model, examples: Sequence[Example], settings: Sequence[BatchedSetting], ids: Ids, *, top: int = 3,
+    on_batch: Callable[[int], object] = lambda n: None,
 ) -> list[list[Tokens]]:  # fmt: skip
     """The same for many settings; prompts and the blocks below a steered one are computed once for all of them.
 
@@ -135,9 +136,7 @@ class _Prompts:
         self.rows = [rows[i] for i in numbers]
         self.prefixes: dict[int, Prefix] = {}
 
-    def run(
-        self, settings: Sequence[BatchedSetting], texts: Sequence[Sequence[Sequence[int]]], top: int
-    ) -> list[list[Tokens]]:
+    def run(self, settings: Sequence[BatchedSetting], texts: Ids, top: int) -> list[list[Tokens]]:
         """The records of some settings with one steered site, in one pass over their texts."""
         model, copies = self.model, len(settings)
         # shorter texts are filled up: what follows a token changes nothing before it
@@ -215,15 +214,12 @@ def _order(setting: BatchedSetting) -> tuple[str, str]:
 
 
 def _records(
-    model: Model, texts: Sequence[Sequence[Sequence[int]]], before: Tensor, after: Tensor, cosine: Tensor,
-    ratios: Tensor, top: int,
-) -> list[list[Tokens]]:  # fmt: skip
+    model: Model, texts: Ids, before: Tensor, after: Tensor, cosine: Tensor, ratios: Tensor, top: int
+) -> list[list[Tokens]]:
     """The records of every text, copy by copy."""
-    best = [logits.topk(top, -1) for logits in (after, before)]
     totals = [logits.logsumexp(-1, keepdim=True) for logits in (after, before)]
-    shares = [
-        ((one.values - total).exp().tolist(), one.indices.tolist()) for one, total in zip(best, totals, strict=True)
-    ]
+    best = [(logits.topk(top, -1), total) for logits, total in zip((after, before), totals, strict=True)]
+    shares = [((one.values - total).exp().tolist(), one.indices.tolist()) for one, total in best]
     logprobs = before - totals[1]
     difference = (after.sub_(totals[0]) - logprobs).nan_to_num_(0.0)  # 0 log 0 is 0
     kl = torch.einsum("rtv,rtv->rt", after.exp_(), difference).clamp_min(0).tolist()

@@ -19,6 +19,7 @@ from steerlab.models.sites import Site
 
 INDEX_COLUMNS = ("example_id", "side", "position", "behavior", "split", "column", "token", "n_tokens")
 CapturedBatch = tuple[Tensor, pd.DataFrame]
+ByExample = tuple[list[str], Float[Tensor, "example hidden"]]  # ids, and a row for each
 
 
 def as_stored(site: Site | int, info: Mapping[str, Any]) -> Site:
@@ -164,9 +165,7 @@ class Activations(Shareable):
             )
         return self.values[:, self.sites.index(wanted)]
 
-    def by_example(
-        self, site: Site | int, *, side: str, position: str | None = None
-    ) -> tuple[list[str], Float[Tensor, "example hidden"]]:
+    def by_example(self, site: Site | int, *, side: str, position: str | None = None) -> ByExample:
         """The example ids and one row per example at a site, in row order.
 
         Raises:
@@ -181,9 +180,7 @@ class Activations(Shareable):
             )
         return ids, chosen.at(site)
 
-    def contrast(
-        self, site: Site | int, position: str | None = None
-    ) -> tuple[list[str], Float[Tensor, "example hidden"]]:
+    def contrast(self, site: Site | int, position: str | None = None) -> ByExample:
         """The example ids and, per example, the positive minus the negative activation (the P2S vector).
 
         Raises:

@@ -13,7 +13,7 @@ from steerlab.data import Example
 from steerlab.errors import SteeringError
 from steerlab.methods import Steerer, SteeringVector
 from steerlab.models.model import Model
-from steerlab.models.positions import Positions, check_positions
+from steerlab.models.positions import Positions, check_positions, resolve
 from steerlab.models.sites import Site
 from steerlab.steering.batches import encode_examples
 
@@ -78,8 +78,6 @@ class Talk:
         Raises:
             PositionError: an unknown name.
         """
-        from steerlab.models.positions import resolve
-
         if positions is not None:
             check_positions([positions], 2)
             resolve(positions, self.model.encode("Hello"))  # refuses positions that no prompt has

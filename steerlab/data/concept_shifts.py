@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steerlab._support.checks import as_number, as_seed, as_whole, check_option
-from steerlab.data._files import BUILTIN
+from steerlab.data._files import BUILTIN, read_object
 from steerlab.data.example import Contrast, Example
 from steerlab.errors import DataError
 
 CODES = ("uniform", "positive", "normal", "binary", "signs")
 TEXT_KINDS = ("sentences", "objects")
+_TEXTS = BUILTIN / "attribute_texts.json"
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def change_labels(examples: Sequence[Example]) -> pd.DataFrame:
     if not examples:
         raise DataError("there are no pairs: give those of attribute_pairs")
     names = [key.removesuffix("_before") for key in examples[0].meta if key.endswith("_before")]
-    values = _texts()["values"]
+    values = read_object(_TEXTS)["values"]
     columns = {
         f"{name}={value}": [(e.meta[f"{name}_after"] == value) - (e.meta[f"{name}_before"] == value) for e in examples]
         for name in names
@@ -180,13 +179,9 @@ def change_labels(examples: Sequence[Example]) -> pd.DataFrame:
 _Text = tuple[str, dict[str, str], str, str]
 
 
-def _texts() -> dict[str, Any]:
-    return json.loads((BUILTIN / "attribute_texts.json").read_text(encoding="utf-8"))
-
-
 def _sentences() -> list[_Text]:
     """Every sentence, with its attributes, subject and phrase."""
-    found, rows = _texts(), []
+    found, rows = read_object(_TEXTS), []
     languages, genders, tenses = (found["values"][name] for name in ("language", "gender", "tense"))
     for subject, phrase in product(found["subjects"], found["phrases"]):
         for (k, language), (a, gender), (b, tense) in product(*map(enumerate, (languages, genders, tenses))):
@@ -197,7 +192,7 @@ def _sentences() -> list[_Text]:
 
 def _objects() -> list[_Text]:
     """Every object with its attributes, and the article."""
-    values = _texts()["values"]
+    values = read_object(_TEXTS)["values"]
     names = ("shape", "color", "object")
     return [
         (f"{article} {' '.join(some)}.", dict(zip(names, some, strict=True)), "", article)

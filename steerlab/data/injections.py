@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -10,13 +9,13 @@ from zlib import crc32
 
 import numpy as np
 
-from steerlab.data._files import BUILTIN, check_option
+from steerlab.data._files import BUILTIN, check_option, read_object
 from steerlab.data.example import Example, check_examples
 from steerlab.data.jsonl import read_jsonl
 from steerlab.data.paragraphs import PLACES, insert_task, truncate_sentences
 from steerlab.errors import DataError
 
-_PROMPTS = json.loads((BUILTIN / "injection_prompts.json").read_text(encoding="utf-8"))
+_PROMPTS = read_object(BUILTIN / "injection_prompts.json")
 
 UNPRIMED = "<main_request>\n{content}\n</main_request>"
 """Template: the primary task and the text between two tags."""

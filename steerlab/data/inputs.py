@@ -14,7 +14,6 @@ from steerlab.data.example import Contrast, Example, check_examples
 from steerlab.errors import DataError
 
 Data = Iterable[Any]  # texts, lists of messages, Examples, or the rows of a data frame or a Hugging Face data set
-_ANSWERS = ("positive", "negative")
 
 
 def as_examples(data: Data) -> list[Example]:
@@ -67,8 +66,7 @@ def examples(
         for field, column in given.items() if column is not None or field in columns
     }  # fmt: skip
     missing = sorted({str(column) for column in named.values()} - set(columns))
-    answers = [field for field in _ANSWERS if field in named]
-    if missing or len(answers) == 1 or not named:
+    if missing or not named or ("positive" in named) != ("negative" in named):
         lacking = f", and not {missing}" if missing else ""
         raise DataError(
             f"the {type(table).__name__} has the columns {columns}{lacking}: name those of the prompts and answers, "

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from steerlab._support.checks import as_options, check_option
-from steerlab.data._files import BUILTIN
+from steerlab.data._files import BUILTIN, read_object
 from steerlab.data.example import Contrast, Example
 
 # the languages of the clues, with their codes
@@ -48,7 +47,7 @@ def language_questions(clue: str, languages: Sequence[str] = tuple(QUESTION_LANG
     """
     check_option("clue", clue, LANGUAGE_CLUES)
     languages = as_options("languages", languages, QUESTION_LANGUAGES)
-    found = json.loads((BUILTIN / "language_questions.json").read_text(encoding="utf-8"))
+    found = read_object(BUILTIN / "language_questions.json")
     questions = found["about" if clue == "message" else "everyday"]
     share = len(questions) // len(SPLITS)
     parts = {name: questions[share * SPLITS.index(name) :][: share * SPLITS.count(name)] for name in set(SPLITS)}

@@ -149,11 +149,9 @@ class FittedMixin(Shareable, ABC):
         shown = []
         for name, one in inspect.signature(type(self)).parameters.items():
             value = getattr(self, name, None)
-            fits_a_line = isinstance(value, (*_PLAIN, FittedMixin))  # tensors and tables do not
-            if fits_a_line and value != one.default:
+            if isinstance(value, (*_PLAIN, FittedMixin)) and value != one.default:  # tensors and tables fit no line
                 shown.append(f"{name}={value!r}")
-        parts = [", ".join(shown)] if shown else []
-        return f"{type(self).__name__}({'; '.join([*parts, self._origin])})"
+        return f"{type(self).__name__}({'; '.join(filter(None, [', '.join(shown), self._origin]))})"
 
     @property
     def _origin(self) -> str:

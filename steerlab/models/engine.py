@@ -148,6 +148,5 @@ def check_forward_state(edits: SiteEdits, forward_state: ForwardState) -> None:
     if layer is None:
         return
     for site in edits:
-        above = site.layer > layer or (site.layer == layer and site.point == "block_out")
-        if site.part != "text" or not above:
+        if site.block_before is None or site.block_before < layer:
             raise SteeringError(f"a forward that starts at the output of block {layer} never passes {site}")

@@ -46,7 +46,5 @@ class RowFormat:
             return ()
         if side != "aligned":
             return tuple(len(row) for row in rows)
-        prompts, answers = [row.n_prompt for row in rows], [len(row) - row.n_prompt for row in rows]
-        return tuple(prompts if "left" not in self.neutral_sides else ()) + tuple(
-            answers if "right" not in self.neutral_sides else ()
-        )
+        lengths = {"left": [row.n_prompt for row in rows], "right": [len(row) - row.n_prompt for row in rows]}
+        return tuple(n for end, some in lengths.items() if end not in self.neutral_sides for n in some)

@@ -127,7 +127,6 @@ def style() -> Iterator[None]:
         >>> with style():
         ...     ax = method_bars(frame)
     """
-    interactive = mpl.is_interactive()
     with mpl.rc_context(fname=STYLE_FILE):
         yield
         # the first figure of a notebook turns this on; restoring the old value would hide all later figures

@@ -237,17 +237,16 @@ def _with_heads(model: Model, intervention: Intervention) -> Intervention:
 
 def _check_operator(name: str, intervention: Intervention, alphas: Tensor, context: Context) -> None:
     """Refuse an operator without what it uses: a vector, or a direction for every input that it changes."""
-    operator, vectors = intervention.rule.operator, intervention.vectors
+    rule, operator, vectors = intervention.rule, intervention.rule.operator, intervention.vectors
     if operator.uses == "nothing" or intervention.vector_fn is not None:
         return
     if vectors is None:
         raise SteeringError(f"{name} gives no vector at {intervention.site}, and {type(operator).__name__} uses one")
     if operator.uses == "direction":
         gate = torch.ones(len(vectors)) if intervention.gate is None else intervention.gate.float().cpu()
-        rule = intervention.rule
-        parts = (
-            vectors[:, None] if rule.heads is None else vectors.unflatten(-1, (-1, rule.head_width))[:, [*rule.heads]]
-        )
+        parts = vectors[:, None]
+        if rule.heads is not None:
+            parts = vectors.unflatten(-1, (-1, rule.head_width))[:, [*rule.heads]]
         zero = ~parts.ne(0).any(-1).all(-1).cpu() & (gate * alphas != 0)
         if ids := [context.example_ids[i] for i in zero.nonzero().flatten().tolist()]:
             where = f"{intervention.site}" + (f", heads {[*rule.heads]}" if rule.heads else "")

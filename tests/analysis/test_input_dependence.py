@@ -101,19 +101,15 @@ def test_inputs_of_one_group_are_predicted_without_each_other() -> None:
     shared = input_dependence(acts, L2S(3, net="linear"), folds=4).set_index("predictor")
     alone = input_dependence(acts, L2S(3, net="linear"), folds=4, groups=names).set_index("predictor")
     assert shared.loc["linear", "within"] > 0.8 > 0.1 > alone.loc["linear", "within"]
-    widths = [
-        float(frame.loc["linear", "within_high"] - frame.loc["linear", "within_low"]) for frame in (shared, alone)
-    ]
+    rows = [frame.loc["linear"] for frame in (shared, alone)]
+    widths = [float(row["within_high"] - row["within_low"]) for row in rows]
     assert widths[1] > widths[0], "sixty groups say less than 240 inputs"
     with pytest.raises(DataError, match=r"240 inputs have no group, first \['s0000'"):
         input_dependence(acts, QUICK, groups={})
     acts = make_acts(CONTEXTS, normal(N, WIDTH), behaviors=NAMES)
+    groups = {i: n if n == NAMES[0] else i for n, i in zip(NAMES, IDS, strict=True)}
     with pytest.raises(DataError, match=rf"a fold holds all inputs of \['{NAMES[0]}'\]"):
-        input_dependence(
-            acts,
-            QUICK,
-            groups=dict(zip(IDS, [n if n == NAMES[0] else i for n, i in zip(NAMES, IDS, strict=True)], strict=True)),
-        )
+        input_dependence(acts, QUICK, groups=groups)
 
 
 def test_other_groups_and_contexts_are_those_of_the_l2s() -> None:

@@ -42,9 +42,8 @@ def test_lens_equals_norm_and_head_by_hand_in_every_family(family: str) -> None:
             column = 3 if row.position == "prompt[3]" else len(own) - 1
             assert row.column == column
             expected = layers[row.layer, column]
-            assert row.probability == pytest.approx(
-                float(expected.sort(descending=True).values[row.rank - 1]), rel=1e-3
-            )
+            best = expected.sort(descending=True).values
+            assert row.probability == pytest.approx(float(best[row.rank - 1]), rel=1e-3)
             assert row.token == model.tokenizer.decode([row.token_id])
             end = own[column].double()
             kl = float((end * (end.log() - expected.double().log())).sum())

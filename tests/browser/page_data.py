@@ -57,11 +57,8 @@ def sweep_frames(
         picture = [Image.new("RGB", (40, 30), (180, 120, 30))] if images and number == 1 else []
         texts.append(
             where
-            | {
-                "prompt": f"How do I boil egg {number}?",
-                "text": text,
-                "behavior": "refuse" if number == 0 else "answer",
-            }
+            | {"prompt": f"How do I boil egg {number}?", "text": text}
+            | {"behavior": "refuse" if number == 0 else "answer"}
             | {"images": picture, "tokens": tokens_of(text, alpha) if alpha else []}
         )
     return pd.DataFrame(rows), pd.DataFrame(texts)

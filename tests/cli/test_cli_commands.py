@@ -129,9 +129,8 @@ def test_sweep_measures_what_the_library_measures_and_resumes(answer: Answer, ru
 def test_steerability_reads_the_folder_of_a_sweep(answer: Answer, run: Callable[..., Any]) -> None:
     run("sweep", "pairs.jsonl", "--train", "train.jsonl", "--layers", "2", "--alphas=-1,0,1", "--out", "grid")
     of_folder = answer("steerability", "grid")["rows"]
-    of_data = answer("steerability", "pairs.jsonl", "--train", "train.jsonl", "--layers", "2", "--alphas=-1,0,1")[
-        "rows"
-    ]
+    options = ("--train", "train.jsonl", "--layers", "2", "--alphas=-1,0,1")
+    of_data = answer("steerability", "pairs.jsonl", *options)["rows"]
     assert of_folder[0]["steerability"] == pytest.approx(of_data[0]["steerability"]) and of_folder[0]["n"] == 3
 
 

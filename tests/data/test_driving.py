@@ -85,9 +85,8 @@ def test_objects_are_counted_where_the_published_ranges_say(x: float, y: float, 
     if min(abs(distance - 40), abs(distance - 30), abs(angle - 60), abs(x)) < 1e-3:
         return  # on an edge, where rounding decides
     ahead = x > 0 and angle < 60
-    found = read_facts(
-        scene_caption(scene(vehicles={0: car(x, y) | {1: float(moving)}}, pedestrians={3: person(x, y)}))
-    )
+    seen = scene(vehicles={0: car(x, y) | {1: float(moving)}}, pedestrians={3: person(x, y)})
+    found = read_facts(scene_caption(seen))
     assert found.cars == int(moving and ahead and distance <= 40)
     assert found.pedestrians == int(ahead and distance <= 30)
 

@@ -326,10 +326,8 @@ def test_calls_of_unknown_tokens_are_refused() -> None:
 
 def test_a_part_of_the_model_in_the_block_is_refused() -> None:
     model, steerer = make_lm("llama", "hooks"), steerer_of("llama", "mean")
-    for call in (
-        lambda: model.hf.model(torch.arange(5, 10)[None]),
-        lambda: model.hf.forward(torch.arange(5, 10)[None]),
-    ):
+    ids = torch.arange(5, 10)[None]
+    for call in (lambda: model.hf.model(ids), lambda: model.hf.forward(ids)):
         with pytest.raises(SteeringError, match="a part of the model was called"), steer(model, steerer):
             call()
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steerlab.capturing.activations import Activations
+from steerlab.capturing.activations import Activations, ByExample
 from steerlab.errors import DataError
 from steerlab.methods.alphasteer.null_space import fit_map
 from steerlab.methods.base import Context, StateDetector, check_fitted, check_width
@@ -98,9 +98,7 @@ class NullSpaceGate(StateDetector):
         return ids, harmful, benign
 
 
-def harmful_contrasts(
-    gate: NullSpaceGate, acts: Activations, position: str | None
-) -> tuple[list[str], Float[Tensor, "example hidden"]]:
+def harmful_contrasts(gate: NullSpaceGate, acts: Activations, position: str | None) -> ByExample:
     """Ids and contrasts of the harmful inputs that have one, by sorted id.
 
     Raises:

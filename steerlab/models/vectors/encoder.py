@@ -55,10 +55,8 @@ class Attention(nn.Module):
         key_mask: Bool[Tensor, "batch of"] | None = None,
     ) -> tuple[Float[Tensor, "batch to width"], Float[Tensor, "batch heads to of"]]:  # fmt: skip
         """What each state reads, and from where; states outside the mask are not read."""
-        q, k, v = (
-            rearrange(part, "b n (h d) -> b h n d", h=self.heads)
-            for part in (self.to_q(x), *self.to_kv(context).chunk(2, -1))
-        )
+        parts = (self.to_q(x), *self.to_kv(context).chunk(2, -1))
+        q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in parts)
         scores = q @ k.transpose(-1, -2) / sqrt(q.shape[-1])
         if key_mask is not None:
             scores = scores.masked_fill(~key_mask[:, None, None], -torch.inf)
@@ -82,13 +80,11 @@ class Block(nn.Module):
         self.norm_attention, self.norm_ff = nn.LayerNorm(width), nn.LayerNorm(width)
         self.norm_context = nn.LayerNorm(width) if cross else None
 
-    def forward(
-        self, x: Tensor, context: Tensor | None = None, key_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The states after the block, and its attention weights."""
         normed = self.norm_attention(x)
         read = normed if self.norm_context is None else self.norm_context(context)
-        change, weights = self.attention(normed, read, key_mask)
+        change, weights = self.attention(normed, read, mask)
         x = x + change
         return x + self.ff(self.norm_ff(x)), weights
 
@@ -114,13 +110,7 @@ class ObjectTokens(nn.Module):
 
     def key_mask(self, objects: Mapping[str, Tensor]) -> Bool[Tensor, "batch object"]:
         """Which objects there are."""
-        flags = [
-            torch.ones_like(objects[kind.name][..., 0], dtype=torch.bool)
-            if kind.ordered
-            else objects[kind.name][..., 0] != 0
-            for kind in self.kinds
-        ]
-        return torch.cat(flags, 1)
+        return torch.cat([(objects[kind.name][..., 0] != 0) | bool(kind.ordered) for kind in self.kinds], 1)
 
 
 def mlp(n_in: int, width: int) -> nn.Sequential:
@@ -161,9 +151,8 @@ class VectorEncoder(nn.Module):
         self.queries = nn.Parameter(torch.empty(queries, width).normal_(std=0.02))
         self.latents_ff = nn.Sequential(nn.LayerNorm(width), feed_forward(width))
         further = [Block(width, heads) for _ in range(depth)]
-        self.blocks = nn.ModuleList(
-            [ObjectTokens(kinds, width), Block(width, 1, cross=True), *further, Block(width, 1, cross=True)]
-        )
+        blocks = [ObjectTokens(kinds, width), Block(width, 1, cross=True), *further, Block(width, 1, cross=True)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(width)
 
     def forward(
