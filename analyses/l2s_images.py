@@ -81,15 +81,21 @@ ORACLES = ("answer_mean", "own")
 ALL = "all answers"
 
 
-def predictor(name: str, option: int, layer: int, context: int, seed: int, train: Activations) -> Steerer:
-    """A method with one of its options, fitted: it predicts from the states at the context layers."""
-    options = OPTIONS[name][option] | {"context_layer": context, "zero_behaviors": [CAPTION]}
+def predictor(name: str, option: int, layer: int, context: int, seed: int, **overrides: Any) -> Steerer:
+    """A method with one of its options, not yet fitted: it predicts from the states at the context layers."""
+    options = OPTIONS[name][option] | {"context_layer": context, "zero_behaviors": [CAPTION]} | overrides
     if options.pop("several"):
         options["context_layer"] = CONTEXT_LAYERS
     if name not in (*METHODS, "linear"):
         options |= {"seed": seed, "progress": False}
     steerer: Steerer = METHODS.get(name, L2S)(layer, **options)
-    return steerer.fit(shuffle_contrasts(train, seed=seed) if name == "shuffled" else train)
+    return steerer
+
+
+def fit_predictor(name: str, option: int, layer: int, context: int, seed: int, train: Activations) -> Steerer:
+    """The same, fitted; the control to contrasts that change places."""
+    contrasts = shuffle_contrasts(train, seed=seed) if name == "shuffled" else train
+    return predictor(name, option, layer, context, seed).fit(contrasts)
 
 
 def as_request(steerer: Steerer, alpha: float) -> Request:
@@ -168,7 +174,7 @@ class ImageStudy:
         def compute(name: str) -> pd.DataFrame:
             found = []
             for option in range(len(OPTIONS[name])):
-                steerer = predictor(name, option, layer, context, self.args.seed, self.acts["train"])
+                steerer = fit_predictor(name, option, layer, context, self.args.seed, self.acts["train"])
                 shares = self.shares(self.parts["validation"].of_type(*TYPES), steerer, alpha)
                 found.append({"method": name, "option": option, "right": shares["right"].mean()})
             return pd.DataFrame(found)
@@ -194,7 +200,7 @@ class ImageStudy:
             elif name in ORACLES:
                 yield "", part.of_type(*TYPES), oracle(name, layer, train, self.acts["validation"])
             else:
-                steerer = predictor(name, option[name], layer, context, self.args.seed, train)
+                steerer = fit_predictor(name, option[name], layer, context, self.args.seed, train)
                 yield "", part.of_type(*TYPES), steerer
 
         def try_all(name: str, layer: int) -> pd.DataFrame:
@@ -235,7 +241,7 @@ def answer_test_questions(
             return SteeringVector({layer: answer_means(layer, train(seed))[vector]})
         if name in ORACLES:
             return oracle(name, layer, train(seed), tested)
-        return predictor(name, option[name], layer, context, seed, train(seed))
+        return fit_predictor(name, option[name], layer, context, seed, train(seed))
 
     def steerer_of(name: str, kind: str, seed: int) -> Steerer:
         at = chosen[name, kind]
