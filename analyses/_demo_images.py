@@ -93,8 +93,8 @@ def dependence(acts: Activations, chosen: Mapping[str, Any], seed: int) -> pd.Da
     """What of the questions' own vectors each predictor explains, on half of them; the questions about an image are
     held out together, and the rarer neighbors have too few.
     """
-    place = {"option": chosen["options"]["l2s"], "layer": chosen["color.l2s.setting"]["layer"]}
-    l2s = predictor("l2s", **place, context=chosen["context_layer"], seed=seed, max_norm=None, config="paper")
+    layer, context = chosen["color.l2s.setting"]["layer"], chosen["context_layer"]
+    l2s = predictor("l2s", 0, layer, context, seed, config="paper")  # the option with one context layer and no limit
     assert isinstance(l2s, L2S)
     ids = sorted(set(acts.select(split=["existence", "color", "number", CAPTION]).index["example_id"]))
     half = np.random.default_rng(seed).permutation(ids)[::2].tolist()

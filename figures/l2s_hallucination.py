@@ -50,7 +50,7 @@ def draw_gallery(results_dir: str | Path, columns: int = 4) -> Figure | None:
         return None
     items = [
         GalleryItem(Image.open(table.parent / row["file"]), row["question"], row["true"], row["before"], row["after"])
-        for _, row in pd.read_csv(table, dtype=str).iterrows()
+        for _, row in pd.read_csv(table, dtype=str, keep_default_na=False).iterrows()
     ]
     return gallery(items, columns=columns)
 
