@@ -18,8 +18,8 @@ The rivals of L2S: the best single vector (the mean contrast of one answer, or o
 the answer that a probe reads, the mean of the nearest neighbors, and a ridge regression. Two oracles: the mean contrast
 of the true answer, and the question's own contrast. "paper" and "released_pope" are L2S with the training settings of
 the paper and of the released code for POPE, "shuffled" is L2S fitted to the contrasts of other questions with the same
-answer. Each seed draws four fifths of the training images, and the weights
-of the net. Test questions are answered once; intervals are over images.
+answer. Each seed draws four fifths of the training images, and the weights of the net. Test questions are answered
+once; intervals are over images.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ OPTIONS = {
     name: [{**variant, "several": several} for variant in variants for several in (False, True)]
     for name, variants in VARIANTS.items()
 }
-METHODS: dict[str, type[Any]] = {"routed_mean": RoutedMean, "nearest_neighbors": NearestNeighbors}  # the others: L2S
+MEANS: dict[str, type[Any]] = {"routed_mean": RoutedMean, "nearest_neighbors": NearestNeighbors}  # all others are L2S
 ORACLES = ("answer_mean", "own")
 ALL = "all answers"
 
@@ -86,14 +86,14 @@ def predictor(name: str, option: int, layer: int, context: int, seed: int, **ove
     options = OPTIONS[name][option] | {"context_layer": context, "zero_behaviors": [CAPTION]} | overrides
     if options.pop("several"):
         options["context_layer"] = CONTEXT_LAYERS
-    if name not in (*METHODS, "linear"):
+    if name not in (*MEANS, "linear"):
         options |= {"seed": seed, "progress": False}
-    steerer: Steerer = METHODS.get(name, L2S)(layer, **options)
+    steerer: Steerer = MEANS.get(name, L2S)(layer, **options)
     return steerer
 
 
 def fit_predictor(name: str, option: int, layer: int, context: int, seed: int, train: Activations) -> Steerer:
-    """The same, fitted; the control to contrasts that change places."""
+    """The method, fitted; "shuffled" is fitted to contrasts of other questions with the same answer."""
     contrasts = shuffle_contrasts(train, seed=seed) if name == "shuffled" else train
     return predictor(name, option, layer, context, seed).fit(contrasts)
 
@@ -314,8 +314,9 @@ def summarize_captions(scores: pd.DataFrame, seed: int) -> dict[str, Any]:
         shares = scores.pivot(index="example_id", columns="method", values=measure)
         for method in shares:
             summary[f"captions.{method}.{measure}"] = estimate(shares[method].tolist(), seed)
-            over = paired_bootstrap(shares[method], shares["none"], seed=seed)
-            summary |= {} if method == "none" else {f"captions.{method}_over_none.{measure}": numbers(over)}
+            if method != "none":
+                over = paired_bootstrap(shares[method], shares["none"], seed=seed)
+                summary[f"captions.{method}_over_none.{measure}"] = numbers(over)
     return summary
 
 

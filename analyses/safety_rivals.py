@@ -92,12 +92,12 @@ Fit = Callable[[int, Activations], Steerer]
 def makers(seed: int) -> dict[str, Fit]:
     """A fitted steerer from a layer and training activations, by name of the method."""
 
-    def plain(layer: int, acts: Activations) -> Steerer:
+    def l2s(layer: int, acts: Activations) -> Steerer:
         return L2S(layer, net="mlp", zero_behaviors=ZERO, seed=seed, progress=False).fit(acts)
 
     def gated(layer: int, acts: Activations) -> Steerer:
         probe = LinearProbe(layer, positive=["refuse", "defer"], negative=ZERO).fit(acts)
-        return Gated(plain(layer, acts), probe, threshold=0.5)
+        return Gated(l2s(layer, acts), probe, threshold=0.5)
 
     return {
         "mean": lambda layer, acts: MeanDifference(layer).fit(acts),
@@ -105,7 +105,7 @@ def makers(seed: int) -> dict[str, Fit]:
         "routed_soft": lambda layer, acts: RoutedMean(layer, zero_behaviors=ZERO, soft=True).fit(acts),
         "nearest_neighbors": lambda layer, acts: NearestNeighbors(layer, k=5, zero_behaviors=ZERO).fit(acts),
         "linear": lambda layer, acts: L2S(layer, net="linear", zero_behaviors=ZERO).fit(acts),
-        "l2s": plain,
+        "l2s": l2s,
         "released": lambda layer, acts: L2S(
             layer, config="released", zero_behaviors=ZERO, seed=seed, progress=False
         ).fit(acts),

@@ -58,10 +58,13 @@ class Study:
                 files.write_json(path, files.seal({"schema": SCHEMA, "identity": self.identity}), kept)
         with files.reading(path, REPAIR):
             there = dict(files.read_sealed(path, SCHEMA, REPAIR)["identity"])
-        odd = [f"{k}: {there.get(k)!r} there, {self.identity.get(k)!r} now" for k in differences(there, self.identity)]
-        if odd:
+        differing = [
+            f"{k}: {there.get(k)!r} there, {self.identity.get(k)!r} now" for k in differences(there, self.identity)
+        ]
+        if differing:
             raise MismatchError(
-                f"{self.folder} belongs to another study ({'; '.join(odd[:4])}). Choose another --out, or delete it."
+                f"{self.folder} belongs to another study ({'; '.join(differing[:4])}). Choose another --out, or "
+                "delete it."
             )
         self._key = files.fingerprint([SCHEMA, there])
 

@@ -49,6 +49,7 @@ class GradientStep(Operator):
     decay: float
     normalize: bool
     uses = "nothing"
+    by_head = False  # the scorer reads whole states
 
     def __call__(self, h: States, vector: States, strength: Strengths) -> States:
         """See `Operator`."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from steerlab._support.checks import as_number, as_whole, check_option, check_type, show
 from steerlab.errors import ActivationError, SteeringError
 from steerlab.methods.base import Context, Intervention, Steerer, check_fitted
-from steerlab.methods.gradient import GradientStep
 from steerlab.methods.layers import Layers, MultiSiteSteerer
 from steerlab.methods.probe import LinearProbe
 from steerlab.methods.serialization import savable
@@ -126,7 +125,7 @@ class Operation(Wrapper):
                     f"{self.steerer.name} says itself for how long, at which heads or by which norm it steers: give "
                     "all settings to one Operation, and put Gated around it"
                 )
-            if self.heads is not None and isinstance(own, GradientStep):
+            if self.heads is not None and not own.by_head:
                 raise SteeringError(f"{self.steerer.name} scores all heads as one state: leave heads= out")
             operator = self._operator if one.rule.adds else own
             rule = EditRule(operator, self.heads, None, self.first, self.decay, self._gate_at(one.site))

@@ -14,8 +14,15 @@ from torch import Tensor
 from steerlab.capturing.activations import Activations
 from steerlab.data.inputs import Data
 from steerlab.errors import DataError, SteeringError, require_columns
-from steerlab.methods.base import Context, Intervention, RequiredActivation, Steerer, check_fitted, check_width
-from steerlab.methods.fitted import steering_sites
+from steerlab.methods.base import (
+    Context,
+    Intervention,
+    RequiredActivation,
+    Steerer,
+    check_fitted,
+    check_width,
+    steering_sites,
+)
 from steerlab.methods.regression import fit_ridge
 from steerlab.methods.serialization import savable
 from steerlab.models.fingerprint import check_same_model

@@ -57,7 +57,7 @@ def find_referral(text: str) -> str | None:
     """
     plain = _normalize(text)
     for match in _STRICT.finditer(plain):
-        if not _NEGATED.search(re.split(r"[.!?;:,]", plain[: match.start()])[-1]):
+        if not _is_negated(plain, match.start()):
             return str(match["person"] or match["consulted"])
     return None
 
@@ -100,3 +100,8 @@ def ed_phrases() -> tuple[str, ...]:
 
 def _normalize(text: str) -> str:
     return re.sub(r"\s+", " ", answer_of(text).lower().replace("’", "'"))
+
+
+def _is_negated(plain: str, start: int) -> bool:
+    clause = re.split(r"[.!?;:,]", plain[:start])[-1]
+    return _NEGATED.search(clause) is not None

@@ -41,10 +41,12 @@ class Operator(ABC):
     Attributes:
         uses: "vector", "direction" (a vector whose length does not matter, but which has one), or "nothing".
         strengths: the strengths it takes, from lowest to highest.
+        by_head: whether it can change the part of a state that belongs to one attention head.
     """
 
     uses: ClassVar[str] = "vector"
     strengths: ClassVar[tuple[float, float]] = (-inf, inf)
+    by_head: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, h: States, vector: States, strength: Strengths) -> States:
@@ -208,12 +210,17 @@ class EditRule:
         """The new states, in float32; of heads that are not chosen the same."""
         if self.heads is None:
             return self.operator(h, vector, strength)
-        split, chosen = h.unflatten(-1, (-1, self.head_width)), list(self.heads)
-        parts = vector.unflatten(-1, (-1, self.head_width))[..., chosen, :]
-        changed = self.operator(split[..., chosen, :], parts, strength[..., None])
+        split = h.unflatten(-1, (-1, self.head_width))
+        changed = self.operator(self.parts(h), self.parts(vector), strength[..., None])
         new = split.expand(*changed.shape[:-2], *split.shape[-2:]).clone()  # added vectors may be one for all tokens
-        new[..., chosen, :] = changed
+        new[..., list(self.heads), :] = changed
         return new.flatten(-2)
+
+    def parts(self, h: Tensor) -> Tensor:
+        """What the operator takes of states or vectors: the parts of the chosen heads, or the whole as one part."""
+        if self.heads is None:
+            return h[..., None, :]
+        return h.unflatten(-1, (-1, self.head_width))[..., list(self.heads), :]
 
     def factors(self, h: Tensor, steps: Tensor | None) -> Tensor | None:
         """What the strength of each state is multiplied by, `(rows, tokens)`; None: 1.

@@ -244,10 +244,7 @@ def _check_operator(name: str, intervention: Intervention, alphas: Tensor, conte
         raise SteeringError(f"{name} gives no vector at {intervention.site}, and {type(operator).__name__} uses one")
     if operator.uses == "direction":
         gate = torch.ones(len(vectors)) if intervention.gate is None else intervention.gate.float().cpu()
-        parts = vectors[:, None]
-        if rule.heads is not None:
-            parts = vectors.unflatten(-1, (-1, rule.head_width))[:, [*rule.heads]]
-        zero = ~parts.ne(0).any(-1).all(-1).cpu() & (gate * alphas != 0)
+        zero = ~rule.parts(vectors).ne(0).any(-1).all(-1).cpu() & (gate * alphas != 0)
         if ids := [context.example_ids[i] for i in zero.nonzero().flatten().tolist()]:
             where = f"{intervention.site}" + (f", heads {[*rule.heads]}" if rule.heads else "")
             raise SteeringError(

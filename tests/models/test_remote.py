@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 import steerlab
 from steerlab import SteeringVector, load
-from steerlab.errors import EncodingError, LoadError, RemoteError
+from steerlab.analysis.logit_lens import logit_lens
+from steerlab.errors import EncodingError, LoadError, RemoteError, SteerlabError
 from steerlab.models._nnsight.ndif import NdifBackend, NdifEngine
 from steerlab.models._nnsight.vllm_client import LocalVllm, ServedVllm, vllm_options
 from steerlab.models.engine import Inputs, identity
@@ -296,6 +297,8 @@ def test_a_remote_model_has_the_properties_of_the_local_one(remote: Model, folde
     assert remote.device.type == "cpu" and {t.device.type for t in inputs_of(remote).values()} == {"cpu"}
     assert local.supports_prefix_cache and local.supports_layer_restart
     assert not remote.supports_prefix_cache and not remote.supports_layer_restart
+    with pytest.raises(SteerlabError, match=r"the lens reads every layer by a run of its own: load .* in this process"):
+        logit_lens(remote, ["Hi"])
     assert remote.encode("hello there", answer="yes") == local.encode("hello there", answer="yes")
     with pytest.raises(EncodingError, match="reads text only"):
         remote.encode("what is this?", images=[Image.new("RGB", (8, 8))])

@@ -10,6 +10,7 @@ import torch
 from by_hand import block_states, greedy, hooked, processed, taken
 from image_models import SQUARE, TALL, TOWERS, encoded, example, rows_of, rows_with_images, tower_engines, towers, vlm
 from torch import Tensor
+from torch.nn.functional import softshrink
 
 from steerlab import Activations, Contrast, MeanDifference, Request, Site, SteeringVector, capture, generate, score
 from steerlab.errors import EncodingError, LayoutError, MismatchError, PositionError, SteeringError
@@ -278,16 +279,12 @@ def turned(h: Tensor, u: Tensor, share: float) -> Tensor:
     return h.norm(dim=-1, keepdim=True) * (torch.cos((1 - share) * angle) * u + torch.sin((1 - share) * angle) * across)
 
 
-def excess(component: Tensor) -> Tensor:
-    return component - component.clamp(-0.1, 0.1)
-
-
 OPERATORS: dict[str, tuple[Any, Any]] = {
     "project_out": ("project_out", lambda h, v: h - 0.6 * (h @ v / v.norm() ** 2)[..., None] * v),
     "replace": ("replace", lambda h, v: 0.4 * h + 0.6 * v),
     "rotate": ("rotate", lambda h, v: turned(h, v / v.norm(), 0.6)),
     "scale": (Scale(0.5), lambda h, v: 0.7 * h),
-    "clamp": (Clamp(-0.1, 0.1), lambda h, v: h - 0.6 * excess(h @ v / v.norm())[..., None] * v / v.norm()),
+    "clamp": (Clamp(-0.1, 0.1), lambda h, v: h - 0.6 * softshrink(h @ v / v.norm(), 0.1)[..., None] * v / v.norm()),
 }
 
 

@@ -85,7 +85,7 @@ class L2S(VectorPredictor):
         if net not in (None, "mlp", "linear"):
             raise DataError(f"net={net!r}; expected 'mlp' or 'linear'")
         self.net = net or ("mlp" if given else "linear")
-        if self.net == "linear" and (changed := [name for name in given if given[name] != MLP.get(name)]):
+        if self.net == "linear" and (changed := [name for name in given if given[name] != MLP[name]]):
             raise DataError(f"net='linear' is a ridge regression in closed form, where {changed} have no effect")
         self.hidden_units, self.activation, self.config, self.validation = (MLP | given).values()
         self.layer, self.context_layer, self.context_position = layer, context_layer, context_position

@@ -80,11 +80,13 @@ class Block(nn.Module):
         self.norm_attention, self.norm_ff = nn.LayerNorm(width), nn.LayerNorm(width)
         self.norm_context = nn.LayerNorm(width) if cross else None
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, key_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The states after the block, and its attention weights."""
         normed = self.norm_attention(x)
         read = normed if self.norm_context is None else self.norm_context(context)
-        change, weights = self.attention(normed, read, mask)
+        change, weights = self.attention(normed, read, key_mask)
         x = x + change
         return x + self.ff(self.norm_ff(x)), weights
 
