@@ -13,6 +13,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from steerlab.errors import DataError
+
 PENALTIES = tuple(10.0**k for k in range(-2, 6))
 LEAST_DEVIATION = 1e-2  # of the mean deviation: a feature that hardly varies would turn noise into a large input
 
@@ -46,7 +48,12 @@ def fit_ridge(
     Args:
         x: `(row, feature)`; computed in float64.
         y: `(row, output)`; all outputs share one penalty, the one of `PENALTIES` with the least error on rows left out.
+
+    Raises:
+        DataError: fewer than two rows.
     """
+    if len(x) < 2:  # one row would give its own target for every input
+        raise DataError(f"a ridge regression needs at least 2 examples, not {len(x)}")
     regression = make_pipeline(Standardizer(), RidgeCV(PENALTIES)).fit(x.double().numpy(), y.double().numpy())
     scaler, ridge = regression[0], regression[-1]
     weights = np.atleast_2d(ridge.coef_) / scaler.scale_

@@ -166,7 +166,7 @@ class L2S(VectorPredictor):
         """How its net is trained: `config`, or the preset of that name."""
         if isinstance(self.config, TrainingConfig):
             return self.config
-        if self.config not in PRESETS:
+        if not isinstance(self.config, str) or self.config not in PRESETS:
             raise DataError(f"unknown config {self.config!r}; expected a TrainingConfig or one of {list(PRESETS)}")
         return PRESETS[self.config]
 
