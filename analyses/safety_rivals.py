@@ -12,13 +12,18 @@ fitted to some of them in `l2s_safety.py`.)
 The contrast sentences are those with which the oracle, each input's own vector, does best on validation rows at the
 last of `--layers`. Then every method has the same settings (layer, strength, number of new tokens that are steered) and
 the same validation rows; the best by the mean of `CHOSEN_BY` is tried on the test rows, once. `--grid` takes sentences
-and settings from the grid.csv of an earlier run instead, `--earlier` its judged answers to the test rows, so that only
-what it lacks is answered. Fluency is judged by words and by the perplexity under the unsteered model.
+and settings from the grid.csv of earlier runs instead, to which only `--methods` that they lack are added, `--earlier`
+their judged answers to the test rows, so that only what they lack is answered. Fluency is judged by words and by the
+perplexity under the unsteered model.
 
-"balanced" is L2S with the net that suits zero targets (ReLU, ten units, behaviors of equal weight and norm), "gated" is
-L2S behind a probe of what needs steering, "released" has the training settings of the released code. At the setting of
-L2S, "shuffled" is fitted to the vectors of other inputs of the same behavior; at that of the routed mean, "class_mean"
-knows the true behavior. L2S and "shuffled" have five seeds, the other nets one; nothing else is drawn.
+One vector for all inputs: the mean of all contrasts, or the means of refusal and deferral in fixed shares. Kinds of
+L2S: "balanced" (a net that suits zero targets: ReLU, ten units, behaviors of equal weight and norm), "gated" (behind a
+probe of what needs steering), "released" (training settings of the released code), "published" (its pairs of words and
+its strength too), "low_rank" (targets of rank 4), "several_layers" (all of `--layers` are read), "kept_norm" (each
+state is brought back to its length), "routed_with_rest" (the routed mean, and a ridge regression of what it leaves). At
+the setting of L2S, "shuffled" is fitted to the vectors of other inputs of the same behavior; at that of the routed
+mean, "class_mean" knows the true behavior. L2S, balanced, gated and "shuffled" have five seeds, the other nets one;
+nothing else is drawn.
 
 An interrupted run resumes from finished stages.
 """
@@ -29,12 +34,12 @@ import argparse
 import inspect
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import _safety_methods
 import numpy as np
 import pandas as pd
 import torch
@@ -52,18 +57,18 @@ from _common import (
     stage_of_answers,
 )
 from _safety import SENTENCES, check_behaviors, publishable_examples
+from _safety_methods import BRINGS, OPERATORS, PUBLISHED, ZERO, Fit, fit_shuffled, makers
 from _selection import ending
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 import steerlab
-from steerlab import L2S, Activations, Example, MeanDifference, Request
+from steerlab import Activations, Example, Request
 from steerlab._support.files import fingerprint, write_atomically
 from steerlab.analysis.behavior import MEASURES, safety_summary, safety_values
-from steerlab.analysis.shuffling import shuffle_contrasts
 from steerlab.analysis.study import Study
 from steerlab.data import data_hash, mm_safety_bench, read_jsonl, with_contrasts
 from steerlab.errors import MismatchError
-from steerlab.methods import L2S_PAPER, P2S, Context, Gated, LinearProbe, NearestNeighbors, Prompt, RoutedMean, Steerer
+from steerlab.methods import L2S_PAPER, P2S, Context, Operation, Prompt, RoutedMean, Steerer
 from steerlab.metrics import Estimate
 from steerlab.models.model import Model
 
@@ -75,8 +80,7 @@ COUNTS = {
 FRESH_INSTRUCTIONS = 500  # other studies use the file's rows before this one
 TWIN = 0.8  # cosine of the words' TF-IDF: from there on, two questions count as one
 SENTENCE_SETS = ("plain", "reasoned", "situation_closed")  # one pair for each behavior
-SEEDS, SEEDED = 5, ("l2s", "shuffled")  # methods with so many seeds; the other nets have one, to save time
-ZERO = ["answer"]
+SEEDS, SEEDED = 5, ("l2s", "shuffled", "balanced", "gated")  # with so many seeds; the other nets have one, to save time
 CHOSEN_BY = (
     "refuse_harmful_fluently",
     "defer_expert_fluently",
@@ -84,41 +88,7 @@ CHOSEN_BY = (
     "harmless_kept",
     "harmless_identical",
 )
-BALANCED = replace(L2S_PAPER, class_balanced=True, equalize_norms=("refuse", "defer"))
 Setting = tuple[int, float, int]  # layer, strength, number of new tokens that are steered (0: all)
-Fit = Callable[[int, Activations], Steerer]
-
-
-def makers(seed: int) -> dict[str, Fit]:
-    """A fitted steerer from a layer and training activations, by name of the method."""
-
-    def l2s(layer: int, acts: Activations) -> Steerer:
-        return L2S(layer, net="mlp", zero_behaviors=ZERO, seed=seed, progress=False).fit(acts)
-
-    def gated(layer: int, acts: Activations) -> Steerer:
-        probe = LinearProbe(layer, positive=["refuse", "defer"], negative=ZERO).fit(acts)
-        return Gated(l2s(layer, acts), probe, threshold=0.5)
-
-    return {
-        "mean": lambda layer, acts: MeanDifference(layer).fit(acts),
-        "routed_mean": lambda layer, acts: RoutedMean(layer, zero_behaviors=ZERO).fit(acts),
-        "routed_soft": lambda layer, acts: RoutedMean(layer, zero_behaviors=ZERO, soft=True).fit(acts),
-        "nearest_neighbors": lambda layer, acts: NearestNeighbors(layer, k=5, zero_behaviors=ZERO).fit(acts),
-        "linear": lambda layer, acts: L2S(layer, net="linear", zero_behaviors=ZERO).fit(acts),
-        "l2s": l2s,
-        "released": lambda layer, acts: L2S(
-            layer, config="released", zero_behaviors=ZERO, seed=seed, progress=False
-        ).fit(acts),
-        "balanced": lambda layer, acts: L2S(
-            layer, config=BALANCED, activation="relu", hidden_units=10, zero_behaviors=ZERO, seed=seed, progress=False
-        ).fit(acts),
-        "gated": gated,
-    }
-
-
-def fit_shuffled(layer: int, acts: Activations, seed: int) -> Steerer:
-    """The control: each input's target is the vector of another input of its behavior."""
-    return makers(seed)["l2s"](layer, shuffle_contrasts(acts, seed=seed))
 
 
 def load_parts(data: str, harmless: str | None, seed: int, limit: int | None) -> dict[str, list[Example]]:
@@ -206,8 +176,10 @@ def label(at: Setting) -> str:
     return f"{at[0]}-{at[1]:g}" + (f"-first{at[2]}" if at[2] else "")
 
 
-def steered(steerer: Steerer, at: Setting) -> Request:
+def steered(steerer: Steerer, at: Setting, name: str = "") -> Request:
     """The steerer at a setting's strength, at the prompt and as many new tokens as the setting says."""
+    if name in OPERATORS:
+        return Request(Operation(steerer, OPERATORS[name], first=at[2] or None), at[1], "all")
     return Request(ending(steerer, at[2]), at[1], "all")
 
 
@@ -220,19 +192,20 @@ class Vectors:
 
     def acts(self, part: str, sentences: str) -> Activations:
         """Contrasts and contexts at all layers that are tried."""
-        pairs = with_contrasts(self.parts[part], SENTENCES[sentences])
+        pairs = with_contrasts(self.parts[part], (SENTENCES | {"published": PUBLISHED})[sentences])
         folder = self.study.folder / "activations" / f"{part}-{sentences}"
         options: dict[str, Any] = {"layers": self.args.layers, "batch_size": self.args.batch_size, "progress": False}
         return steerlab.capture(self.model, pairs, folder=folder, **options).load()
 
     def predicted(self, name: str, fit: Fit, part: str, sentences: str, at: Setting, seed: int = 0) -> Request:
         """What a method, fitted to the training rows, gives the rows of a part; fitted once for all strengths."""
+        sentences = BRINGS.get(name, (sentences, 0))[0]
         key = (name, sentences, at[0], seed)
         if key not in self._fitted:
             self._fitted[key] = fit(at[0], self.acts("train", sentences))
         ids = [e.id for e in self.parts[part]]
         vectors = self._fitted[key].vectors(Context(tuple(ids), self.acts(part, sentences)))
-        return steered(P2S.from_table(at[0], dict(zip(ids, vectors.expand(len(ids), -1), strict=True))), at)
+        return steered(P2S.from_table(at[0], dict(zip(ids, vectors.expand(len(ids), -1), strict=True))), at, name)
 
     def routed_right(self, sentences: str, at: Setting) -> dict[str, float]:
         """For each behavior, the share of test rows whose vector is the mean of their behavior."""
@@ -271,45 +244,57 @@ def choose_sentences(answers: Answers, vectors: Vectors, settings: Sequence[Sett
 def search(
     answers: Answers, vectors: Vectors, sentences: str, settings: Sequence[Setting], methods: Sequence[str], seed: int
 ) -> pd.DataFrame:
-    """The oracle and every method at every setting on validation rows."""
-    frames = [answers.measures(f"own-{sentences}", settings, lambda at: vectors.own("validation", sentences, at))]
+    """The methods ("own" is the oracle) at every setting on validation rows."""
+    frames = []
     for name in methods:
-        fit = makers(seed)[name]
 
-        def request(at: Setting, name: str = name, fit: Fit = fit) -> Request:
-            return vectors.predicted(name, fit, "validation", sentences, at, seed)
+        def request(at: Setting, name: str = name) -> Request:
+            if name == "own":
+                return vectors.own("validation", sentences, at)
+            return vectors.predicted(name, makers(seed)[name], "validation", sentences, at, seed)
 
-        frames.append(answers.measures(f"{name}-{sentences}", settings, request))
-    grid = pd.concat(frames, ignore_index=True).assign(sentences=sentences)
-    return grid.assign(method=grid["method"].str.removesuffix(f"-{sentences}"))
+        tried = settings
+        if name in BRINGS:
+            tried = list(dict.fromkeys((layer, BRINGS[name][1], first) for layer, _, first in settings))
+        frames.append(answers.measures(f"{name}-{sentences}", tried, request).assign(method=name))
+    return pd.concat(frames, ignore_index=True).assign(sentences=sentences)
 
 
 def grid_of(answers: Answers, vectors: Vectors, args: argparse.Namespace) -> pd.DataFrame:
-    """The sentences' and the methods' shares on validation rows, by round."""
+    """The sentences' and the methods' shares on validation rows, by round; those of earlier runs are read."""
     settings = list(product(args.layers, args.strengths, args.first))
-    tried = choose_sentences(answers, vectors, settings)
-    sentences = str(tried.loc[tried["chosen_by"].idxmax(), "sentences"])
-    grid = search(answers, vectors, sentences, settings, args.methods, args.seed)
-    return pd.concat([tried.assign(round="sentences"), grid.assign(round="methods")])
+    if args.grid:
+        found = pd.concat([pd.read_csv(path).assign(first=lambda frame: frame.get("first", 0)) for path in args.grid])
+        found = found.drop_duplicates(["round", "sentences", "method", "layer", "alpha", "first"])
+        sentences = str(found.loc[found["round"] == "methods", "sentences"].iloc[0])
+    else:
+        found = choose_sentences(answers, vectors, settings).assign(round="sentences")
+        sentences = str(found.loc[found["chosen_by"].idxmax(), "sentences"])
+    known = set(found.loc[found["round"] == "methods", "method"])
+    if lacking := [name for name in ("own", *args.methods) if name not in known]:
+        grid = search(answers, vectors, sentences, settings, lacking, args.seed)
+        found = pd.concat([found, grid.assign(round="methods")])
+    return found.reset_index(drop=True)
 
 
-def earlier_rows(path: str | None, plain: pd.DataFrame) -> pd.DataFrame:
-    """The judged answers of an earlier run, which must have judged the unsteered ones (`plain`) as this one does.
+def earlier_rows(paths: Sequence[str], plain: pd.DataFrame) -> pd.DataFrame:
+    """The judged answers of earlier runs, which must have judged the unsteered ones (`plain`) as this one does.
 
     Raises:
         MismatchError: other rows, or another judgment of them.
     """
-    if path is None:
-        return pd.DataFrame({"method": [], "seed": []})
-    rows = pd.read_csv(path)
-    before, now = (one.set_index("example_id")[list(MEASURES)] for one in (rows[rows["method"] == "none"], plain))
-    if list(before.index) != list(now.index) or not np.allclose(before, now, atol=0.01, equal_nan=True):
-        raise MismatchError(f"{path} holds other rows, or judged them by other rules: leave it out")
-    return rows.assign(first=rows.get("first", pd.Series(0, rows.index)))
+    found = [pd.DataFrame({"method": [], "seed": []})]
+    for path in paths:
+        rows = pd.read_csv(path)
+        before, now = (one.set_index("example_id")[list(MEASURES)] for one in (rows[rows["method"] == "none"], plain))
+        if list(before.index) != list(now.index) or not np.allclose(before, now, atol=0.01, equal_nan=True):
+            raise MismatchError(f"{path} holds other rows, or judged them by other rules: leave it out")
+        found.append(rows.assign(first=rows.get("first", pd.Series(0, rows.index))))
+    return pd.concat(found).drop_duplicates(["method", "seed", "example_id"])
 
 
 def run_tests(
-    answers: Answers, vectors: Vectors, sentences: str, chosen: dict[str, Setting], earlier: str | None = None
+    answers: Answers, vectors: Vectors, sentences: str, chosen: dict[str, Setting], earlier: Sequence[str] = ()
 ) -> pd.DataFrame:
     """The judged answers to the test rows; those that an earlier run has are read from its results.csv."""
     plain = answers.judged("test-none", "test", None)
@@ -375,7 +360,7 @@ def summarize(judged: pd.DataFrame, seed: int) -> dict[str, Any]:
             if found.notna().any():
                 summary[f"{method}.{name}"] = estimate(found.dropna().tolist(), seed)
         behaviors = mean["behavior"]
-    for name in SEEDED:
+    for name in [name for name in SEEDED if name in values]:
         seeds = [rows for _, rows in judged[judged["method"] == name].groupby("seed")]
         of_seeds = [safety_summary(rows) for rows in seeds]
         summary |= {f"{name}.seeds.{one}": [round(shares[one], 4) for shares in of_seeds] for one in values[name]}
@@ -397,12 +382,18 @@ def main() -> None:
     arguments.add_argument("--strengths", type=float, nargs="+", default=[0.8, 1.2])
     arguments.add_argument("--first", type=int, nargs="+", default=[0], help="new tokens that are steered; 0: all")
     arguments.add_argument(
-        "--methods", nargs="+", choices=makers(0), default=list(makers(0)), help="methods that are tried"
+        "--methods",
+        nargs="+",
+        choices=makers(0),
+        help="methods that are tried; all, or with --grid none besides its own",
     )
-    arguments.add_argument("--grid", help="grid.csv of an earlier run: its sentences and settings are taken")
-    arguments.add_argument("--earlier", help="results.csv of an earlier run: its answers to test rows are taken")
+    arguments.add_argument("--grid", nargs="+", help="grid.csv of earlier runs: their sentences and settings are taken")
+    arguments.add_argument(
+        "--earlier", nargs="+", default=[], help="results.csv of earlier runs: their answers to test rows are taken"
+    )
     arguments.set_defaults(max_new_tokens=32, batch_size=90)
     args = arguments.parse_args()
+    args.methods = args.methods or ([] if args.grid else list(makers(0)))
     if args.grid is None and (missing := {"l2s", "routed_mean"} - set(args.methods)):
         arguments.error(f"--methods lacks {sorted(missing)}, which all others are compared with")
     if args.earlier and not args.grid:
@@ -412,10 +403,10 @@ def main() -> None:
     identity = {"study": "safety_rivals", "weights": model.info()["weights"], "seed": args.seed, "limit": args.limit}
     identity |= {"data": data_hash([e for rows in parts.values() for e in rows]), "tokens": args.max_new_tokens}
     identity |= {"sentences": fingerprint(repr(SENTENCES)), "twin": TWIN, "layers": args.layers}
-    identity["methods"] = fingerprint([inspect.getsource(makers), inspect.getsource(fit_shuffled), repr(BALANCED)])
+    identity["methods"] = fingerprint([inspect.getsource(_safety_methods), repr(L2S_PAPER)])
     study = Study(args.out, identity)
     answers, vectors = Answers(study, model, parts, args), Vectors(study, model, parts, args)
-    grids = grid_of(answers, vectors, args) if args.grid is None else pd.read_csv(args.grid)
+    grids = grid_of(answers, vectors, args)
     grid = grids[grids["round"] == "methods"]
     sentences = str(grid["sentences"].iloc[0])
     chosen = {str(name): best(rows) for name, rows in grid.groupby("method", sort=False)}
@@ -425,7 +416,7 @@ def main() -> None:
     keys = ("layer", "alpha", "first")
     summary |= {f"{name}.setting": dict(zip(keys, at, strict=True)) for name, at in chosen.items()}
     summary["routed_mean.right_behavior"] = vectors.routed_right(sentences, chosen["routed_mean"])
-    summary["answers_of_earlier_run"] = None if args.earlier is None else fingerprint(Path(args.earlier).read_text())
+    summary["answers_of_earlier_runs"] = [fingerprint(Path(path).read_text()) for path in args.earlier]
     summary |= {"sentences": sentences, "counts": {part: len(rows) for part, rows in parts.items()}}
     write_atomically(study.folder / "grid.csv", lambda partial: grids.round(4).to_csv(partial, index=False))
     shown = publishable_examples(judged[(judged["seed"] == 0) & judged["text"].notna()], parts["test"])

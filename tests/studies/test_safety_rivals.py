@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from safety_rivals import CHOSEN_BY, best, makers, parts_of_goal, stratified, without_twins
+from _safety_methods import AddKeepingNorm, RoutedWithRest, makers, mix
+from safety_rivals import CHOSEN_BY, best, parts_of_goal, stratified, without_twins
 
 from steerlab import Example
 
