@@ -11,12 +11,14 @@ punctuation mark. The strength of each is chosen on validation questions of the 
 oracles', on those of all languages.
 
 The rivals of L2S: one vector (the mean), the mean of each language behind a probe, the nearest neighbors, a ridge
-regression, and an instruction. Three oracles know the language: an instruction that names it, the input's own vector,
-and the mean vector of its language. An answer is fluent if it is so for the unsteered model that was asked to answer in
-the wanted language.
+regression, and an instruction; its control is fitted to the vectors of other inputs of the same language. Three oracles
+know the language: an instruction that names it, the input's own vector, and the mean vector of its language. An answer
+is fluent if it is so for the unsteered model that was asked to answer in the wanted language. Questions without a clue,
+which are to be answered in English, show side effects.
 
 An interrupted run resumes from finished stages. Processes can share the work by `--clues`: the last run, with all of
-them, reads what is there.
+them, reads what is there. `--earlier` takes the judged answers of an earlier run from its results.csv, so that only
+methods that it lacks, and questions without a clue, are answered.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from _common import (
 import steerlab
 from steerlab import L2S, Activations, Example, MeanDifference, Request
 from steerlab._support.files import fingerprint
+from steerlab.analysis.shuffling import shuffle_contrasts
 from steerlab.analysis.study import Study
 from steerlab.data import LANGUAGE_CLUES, QUESTION_LANGUAGES, data_hash, language_questions
 from steerlab.errors import MismatchError
@@ -54,7 +57,8 @@ UNSEEN = (("Dutch", "Korean", "Portuguese"), ("French", "Thai", "Turkish"), ("It
 PARTS = {"city": 3, "name": 1, "message": 1}  # names and messages have one, to save time
 STRENGTHS = (0.5, 0.7)
 CONTEXT_TOKEN = "last-6"  # in Qwen's template: a punctuation mark and <|im_end|>\n<|im_start|>assistant\n follow it
-CODES = ["en", *QUESTION_LANGUAGES.values()]
+LANGUAGES = {"English": "en", **QUESTION_LANGUAGES}
+CODES = list(LANGUAGES.values())
 INSTRUCTIONS = {
     "message": "Answer in the language of the message.", "name": "Answer in that language.",
     "city": "Answer in the language that is spoken there.",
@@ -75,6 +79,7 @@ def makers(args: argparse.Namespace, seed: int) -> dict[str, Callable[[], Steere
         "nearest_neighbors": lambda: NearestNeighbors(layer, k=5, **options),
         "linear": lambda: L2S(layer, net="linear", **options),
         "l2s": lambda: L2S(layer, net="mlp", seed=seed, progress=False, **options),
+        "shuffled": lambda: L2S(layer, net="mlp", seed=seed, progress=False, **options),  # of other inputs' vectors
     }
 
 
@@ -84,10 +89,17 @@ class Clue:
     Args:
         study, model, args: of the study.
         name: one of `LANGUAGE_CLUES`.
+        earlier: the judged answers of an earlier run.
     """
 
-    def __init__(self, study: Study, model: Model, name: str, args: argparse.Namespace) -> None:
+    def __init__(
+        self, study: Study, model: Model, name: str, args: argparse.Namespace, earlier: pd.DataFrame | None = None
+    ) -> None:
         self.study, self.model, self.name, self.args = study, model, name, args
+        self.earlier = earlier if earlier is None else earlier[earlier["clue"] == name]
+        everyday = [e for e in language_questions("city") if e.split != "train"]
+        questions = list(dict.fromkeys(e.meta["question"] for e in everyday))[: args.limit]
+        self.plain = [Example(text, id=f"plain/{i}", behavior="English") for i, text in enumerate(questions)]
         rows = limit_per_group(language_questions(name), args.limit)
         self.rows = {split: of_split(rows, split) for split in ("train", "validation", "test")}
         self.acts = {split: self.capture(split) for split in self.rows}
@@ -116,7 +128,7 @@ class Clue:
         # where fluency is measured, the wanted language is asked for: it is no surprise
         found = judge_with_perplexity(self.study, stage, self.model, explicit, texts, batch_size=args.batch_size)
         language = [find_language(text, CODES) for text in texts]
-        wanted = [QUESTION_LANGUAGES[e.behavior] for e in rows]
+        wanted = [LANGUAGES[e.behavior] for e in rows]
         found = found.assign(clue=self.name, alpha=alpha, language=language)
         found["right"] = [float(one == other) for one, other in zip(language, wanted, strict=True)]
         return found.assign(right_fluently=found["right"] * found["fluent"])
@@ -135,9 +147,25 @@ class Clue:
         table = {e.id: means[e.behavior] for e in rows}
         return {"own": P2S(layer).fit(self.acts[split]), "language_mean": P2S.from_table(layer, table)}
 
+    def known(self, rows: Sequence[Example], number: int | None = None, method: str | None = None) -> pd.DataFrame:
+        """The answers of an earlier run, of a method in a part, or (None) of what is the same in all parts.
+
+        Raises:
+            MismatchError: they answer other questions.
+        """
+        if self.earlier is None:
+            return pd.DataFrame()
+        own = self.earlier["part"].isna() if number is None else self.earlier["part"] == number
+        found = self.earlier[own & (self.earlier["method"] == method if method else True)]
+        if any(set(one["example_id"]) != {e.id for e in rows} for _, one in found.groupby("method")):
+            raise MismatchError("--earlier holds answers to other questions: leave it out")
+        return found.assign(text=None)  # judgments are kept, texts are not
+
     def constant(self) -> pd.DataFrame:
         """No steering, the instruction and the oracles: they are the same in every part."""
         rows = self.rows["test"]
+        if len(known := self.known(rows)):
+            return known
         found = [self.judged("none-test", None, 0.0, rows).assign(method="none")]
         instruction = Prompt(INSTRUCTIONS[self.name])
         found.append(self.judged("instruction-test", instruction, 1.0, rows).assign(method="instruction"))
@@ -148,20 +176,36 @@ class Clue:
             found.append(self.judged(f"{name}-{alpha:g}-test", test[name], alpha, rows).assign(method=name))
         return pd.concat(found, ignore_index=True)
 
-    def part(self, number: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """The fitted methods with three languages held out: judged answers, and how close their vectors come."""
+    def unsteered_plain(self) -> pd.DataFrame:
+        """The answers to questions without a clue, without steering and with the instruction."""
+        none = self.judged("none-plain", None, 0.0, self.plain).assign(method="none")
+        instruction = Prompt(INSTRUCTIONS[self.name])
+        instructed = self.judged("instruction-plain", instruction, 1.0, self.plain).assign(method="instruction")
+        return pd.concat([none, instructed], ignore_index=True)
+
+    def part(self, number: int) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+        """The fitted methods with three languages held out.
+
+        Returns:
+            Their judged answers; how close their vectors come; their judged answers to questions without a clue.
+        """
         unseen = UNSEEN[number]
         seen_rows = {split: [e for e in rows if e.behavior not in unseen] for split, rows in self.rows.items()}
         acts = self.acts["train"].select(example_id=[e.id for e in seen_rows["train"]])
         held_out = [e for e in self.rows["test"] if e.behavior in unseen]
         test = every(seen_rows["test"], 3, number) + held_out
         own = P2S(self.args.layer).fit(self.acts["test"])
-        answered, close = [], []
+        answered, close, plain = [], [], []
         for name, make in makers(self.args, number).items():
-            steerer = make().fit(acts)
+            steerer = make().fit(shuffle_contrasts(acts, seed=number) if name == "shuffled" else acts)
             stage = f"{name}-part{number}"
-            alpha = self.best_strength(stage, steerer, every(seen_rows["validation"], 2))
-            answered.append(self.judged(f"{stage}-{alpha:g}-test", steerer, alpha, test).assign(method=name))
+            if len(known := self.known(test, number, name)):
+                alpha = float(known["alpha"].iloc[0])
+                answered.append(known)
+            else:
+                alpha = self.best_strength(stage, steerer, every(seen_rows["validation"], 2))
+                answered.append(self.judged(f"{stage}-{alpha:g}-test", steerer, alpha, test).assign(method=name))
+            plain.append(self.judged(f"{stage}-{alpha:g}-plain", steerer, alpha, self.plain).assign(method=name))
             vectors = steerer.vectors(Context(tuple(own.ids_), self.acts["test"]))
             cosines = torch.cosine_similarity(vectors, own.table_, dim=-1)
             close.append(pd.DataFrame({"example_id": own.ids_, "method": name, "cosine": cosines.tolist()}))
@@ -170,7 +214,8 @@ class Clue:
         cosines["seen"] = ~cosines["example_id"].map(languages).isin(unseen)
         found = pd.concat(answered, ignore_index=True)
         found["seen"] = ~found["behavior"].isin(unseen)
-        return found.assign(part=number), cosines.assign(part=number, clue=self.name)
+        side_effects = pd.concat(plain, ignore_index=True).assign(part=number)
+        return found.assign(part=number), cosines.assign(part=number, clue=self.name), side_effects
 
 
 def with_readings(found: pd.DataFrame, readings: str | None) -> pd.DataFrame:
@@ -179,7 +224,8 @@ def with_readings(found: pd.DataFrame, readings: str | None) -> pd.DataFrame:
     Raises:
         MismatchError: an answer in the wanted language was not read, or the file holds other labels.
     """
-    found = found.assign(answer=[fingerprint(text)[:12] for text in found["text"].astype(str)])
+    made = [fingerprint(text)[:12] for text in found["text"].astype(str)]
+    found = found.assign(answer=found["answer"].fillna(pd.Series(made, found.index)) if "answer" in found else made)
     if readings is None:
         return found
     labels = pd.read_csv(readings)
@@ -199,6 +245,16 @@ def every(rows: Sequence[Example], step: int, start: int = 0) -> list[Example]:
     languages = pd.Series([row.behavior for row in rows])
     places = languages.groupby(languages).cumcount()
     return [row for row, place in zip(rows, places, strict=True) if place % step == start]
+
+
+def side_effects(plain: pd.DataFrame, seed: int) -> dict[str, Any]:
+    """By clue and method, the share of questions without a clue that are answered in English; questions resampled."""
+    found = {}
+    for (clue, method), rows in plain.groupby(["clue", "method"], sort=False):
+        for measure in ("right", "right_fluently"):
+            shares = rows.groupby("example_id")[measure].mean()
+            found[f"{clue}.plain.{method}.{measure}"] = estimate(shares.tolist(), seed)
+    return found
 
 
 def summarize(constant: pd.DataFrame, parts: pd.DataFrame, cosines: pd.DataFrame, seed: int) -> dict[str, Any]:
@@ -247,6 +303,7 @@ def main() -> None:
     arguments.add_argument("--layer", type=int, default=11, help="the block that is steered")
     arguments.add_argument("--context-layer", type=int, default=7, help="the block whose output is read")
     arguments.add_argument("--clues", nargs="+", choices=LANGUAGE_CLUES, default=list(LANGUAGE_CLUES))
+    arguments.add_argument("--earlier", help="results.csv of an earlier run: its answers are taken")
     arguments.add_argument("--readings", help="CSV file: which answers (by fingerprint) a reader found readable")
     arguments.set_defaults(max_new_tokens=24, batch_size=32)
     args = arguments.parse_args()
@@ -259,21 +316,25 @@ def main() -> None:
     identity |= {"context_layer": args.context_layer, "token_read": CONTEXT_TOKEN, "strengths": STRENGTHS}
     identity |= {"unseen": UNSEEN, "instructions": INSTRUCTIONS}
     study = Study(args.out, identity)
-    constant, parts, cosines = [], [], []
+    earlier = None if args.earlier is None else pd.read_csv(args.earlier).query("behavior != 'English'")
+    constant, parts, cosines, plain = [], [], [], []
     for name in args.clues:
-        clue = Clue(study, model, name, args)
+        clue = Clue(study, model, name, args, earlier)
         constant.append(clue.constant())
+        plain.append(clue.unsteered_plain())
         for number in range(PARTS[name]):
-            found, near = clue.part(number)
+            found, near, aside = clue.part(number)
             parts.append(found)
             cosines.append(near)
+            plain.append(aside)
         print(f"{name} is done", flush=True)
     same, fitted, near = (pd.concat(frames, ignore_index=True) for frames in (constant, parts, cosines))
     same, fitted = (with_readings(frame, args.readings) for frame in (same, fitted))
     near.round({"cosine": 4}).to_csv(study.folder / "cosines.csv", index=False)
-    results = pd.concat([same, fitted], ignore_index=True)
+    aside = pd.concat(plain, ignore_index=True)
+    results = pd.concat([same, fitted, aside], ignore_index=True)
     results = results[[name for name in RESULT_COLUMNS if name in results]]
-    summary = summarize(same, fitted, near, args.seed)
+    summary = summarize(same, fitted, near, args.seed) | side_effects(aside, args.seed)
     study.finish(results.round({"perplexity": 2}), summary, page(same, fitted), provenance(model, everything, args))
     measure = "right_readably" if args.readings else "right_fluently"
     show_table(measure, fitted.groupby(["clue", "seen", "method"])[measure].mean().unstack())
@@ -282,7 +343,7 @@ def main() -> None:
 def page(constant: pd.DataFrame, fitted: pd.DataFrame) -> str:
     """The first answers of each method to the same question of an unseen language, by clue."""
     lines = ["# One question of an unseen language under every method", ""]
-    answered = pd.concat([constant, fitted]).drop_duplicates(["method", "example_id"])
+    answered = pd.concat([constant, fitted]).dropna(subset="text").drop_duplicates(["method", "example_id"])
     for example in fitted[~fitted["seen"]].groupby("clue", sort=False)["example_id"].first():
         lines += [f"## {example}", ""]
         lines += [

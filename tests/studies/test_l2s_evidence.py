@@ -9,9 +9,11 @@ from l2s_evidence import with_readings
 from running import succeed, tiny_folder
 
 from steerlab._support.files import fingerprint
+from steerlab.data import LANGUAGE_CLUES
 from steerlab.errors import MismatchError
 
 ANSWERS = pd.DataFrame({"text": ["Hallo.", "Bonjour."], "right": [1, 0]})
+ROW = ("clue", "part", "method", "example_id")
 LABEL = fingerprint("Hallo.")[:12]
 
 
@@ -46,8 +48,13 @@ def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
     succeed(*arguments)
     assert before == {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("name-*.csv")}
     summary, results = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "results.csv")
-    fitted = results.dropna(subset="part")
-    assert set(fitted["method"]) == {"mean", "routed_mean", "nearest_neighbors", "linear", "l2s"}
+    plain = results[results["behavior"] == "English"]
+    fitted = results.drop(plain.index).dropna(subset="part")
+    assert set(fitted["method"]) == {"mean", "routed_mean", "nearest_neighbors", "linear", "l2s", "shuffled"}
+    assert set(plain["method"]) == {*fitted["method"], "none", "instruction"} and set(plain["clue"]) == set(
+        LANGUAGE_CLUES
+    )
+    assert summary["city.plain.l2s.right"]["n"] == 3, "questions are resampled, not parts"
     assert set(results["method"]) - set(fitted["method"]) == {
         "none", "instruction", "named_language", "own", "language_mean",
     }  # fmt: skip
@@ -58,10 +65,17 @@ def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
     assert pd.read_csv(out / "cosines.csv")["cosine"].between(-1.0001, 1.0001).all()
     assert summary["city.unseen.l2s_over_mean.right"]["n"] == 9, "languages are resampled"
     assert summary["city.instruction.strength"] == 1, "at strength 0 there would be no instruction"
+    known = tmp_path / "known.csv"
+    results[results["method"] != "shuffled"].to_csv(known, index=False)
+    succeed(*arguments[:-1], str(tmp_path / "again"), "--earlier", str(known))
+    again = pd.read_csv(tmp_path / "again/results.csv")
+    pd.testing.assert_frame_equal(*(one.sort_values([*ROW]).reset_index(drop=True) for one in (again, results)))
+    stages = {p.name.split("-")[1] for p in (tmp_path / "again/stages").glob("city-*-test.csv")}
+    assert stages == {"shuffled"}, "what is known is not answered again"
     answers = results.loc[results["right"] == 1, "answer"].unique()
     pd.DataFrame({"answer": answers, "readable": 1.0}).to_csv(tmp_path / "readings.csv", index=False)
     succeed(*arguments, "--readings", str(tmp_path / "readings.csv"))
     read = pd.read_csv(out / "results.csv")
-    assert (read["right_readably"] == read["right"]).all()
+    assert (read["right_readably"] == read["right"])[read["behavior"] != "English"].all()
     succeed("figures/l2s_evidence.py", str(out), "--out", str(tmp_path))
     assert (tmp_path / "l2s_evidence.pdf").stat().st_size > 5000
