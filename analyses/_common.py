@@ -36,6 +36,8 @@ PATH_ARGUMENTS = (
     "coco_free",
     "emoji",
     "readings",
+    "pictures",
+    "safety",
     "language_model",
     "repe",
 )

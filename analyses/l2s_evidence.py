@@ -16,6 +16,9 @@ know the language: an instruction that names it, the input's own vector, and the
 is fluent if it is so for the unsteered model that was asked to answer in the wanted language. Questions without a clue,
 which are to be answered in English, show side effects.
 
+The summary has this task as section "expert", for which it was made (the README says why not experts), and beside it
+the numbers of `l2s_images.py` ("pictures") and `safety_rivals.py` ("safety").
+
 An interrupted run resumes from finished stages. Processes can share the work by `--clues`: the last run, with all of
 them, reads what is there. `--earlier` takes the judged answers of an earlier run from its results.csv, so that only
 methods that it lacks, and questions without a clue, are answered.
@@ -25,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +45,7 @@ from _common import (
     show_table,
     stage_of_answers,
 )
+from safety_rivals import CHOSEN_BY
 
 import steerlab
 from steerlab import L2S, Activations, Example, MeanDifference, Request
@@ -52,6 +57,7 @@ from steerlab.errors import MismatchError
 from steerlab.methods import P2S, Context, NearestNeighbors, Prompt, RoutedMean, Steerer
 from steerlab.metrics import Estimate, find_language, paired_bootstrap
 from steerlab.models.model import Model
+from steerlab.plots import read_summary
 
 UNSEEN = (("Dutch", "Korean", "Portuguese"), ("French", "Thai", "Turkish"), ("Italian", "Japanese", "Polish"))
 PARTS = {"city": 3, "name": 1, "message": 1}  # names and messages have one, to save time
@@ -59,6 +65,7 @@ STRENGTHS = (0.5, 0.7)
 CONTEXT_TOKEN = "last-6"  # in Qwen's template: a punctuation mark and <|im_end|>\n<|im_start|>assistant\n follow it
 LANGUAGES = {"English": "en", **QUESTION_LANGUAGES}
 CODES = list(LANGUAGES.values())
+RESULTS = Path(__file__).parent / "results"
 INSTRUCTIONS = {
     "message": "Answer in the language of the message.", "name": "Answer in that language.",
     "city": "Answer in the language that is spoken there.",
@@ -247,6 +254,13 @@ def every(rows: Sequence[Example], step: int, start: int = 0) -> list[Example]:
     return [row for row, place in zip(rows, places, strict=True) if place % step == start]
 
 
+def section(folder: str | Path, measures: Sequence[str]) -> dict[str, Any]:
+    """By the name of its model, the numbers of a study's summary that have an interval and are one of the measures."""
+    found = read_summary(folder)
+    kept = {key: n for key, n in found.items() if isinstance(n, dict) and "low" in n and key.split(".")[-1] in measures}
+    return {found["provenance"]["model"]: kept}
+
+
 def side_effects(plain: pd.DataFrame, seed: int) -> dict[str, Any]:
     """By clue and method, the share of questions without a clue that are answered in English; questions resampled."""
     found = {}
@@ -304,6 +318,11 @@ def main() -> None:
     arguments.add_argument("--context-layer", type=int, default=7, help="the block whose output is read")
     arguments.add_argument("--clues", nargs="+", choices=LANGUAGE_CLUES, default=list(LANGUAGE_CLUES))
     arguments.add_argument("--earlier", help="results.csv of an earlier run: its answers are taken")
+    arguments.add_argument("--pictures", default=RESULTS / "l2s_images", help="results of l2s_images.py")
+    rivals = [RESULTS / "safety_rivals", RESULTS / "safety_rivals/smollm2"]
+    arguments.add_argument(
+        "--safety", nargs="+", default=rivals, help="results of safety_rivals.py, one for each model"
+    )
     arguments.add_argument("--readings", help="CSV file: which answers (by fingerprint) a reader found readable")
     arguments.set_defaults(max_new_tokens=24, batch_size=32)
     args = arguments.parse_args()
@@ -334,7 +353,10 @@ def main() -> None:
     aside = pd.concat(plain, ignore_index=True)
     results = pd.concat([same, fitted, aside], ignore_index=True)
     results = results[[name for name in RESULT_COLUMNS if name in results]]
-    summary = summarize(same, fitted, near, args.seed) | side_effects(aside, args.seed)
+    summary = {"expert": {model.id: summarize(same, fitted, near, args.seed) | side_effects(aside, args.seed)}}
+    summary |= {"pictures": section(args.pictures, ("right", "chair_s")), "safety": {}}
+    for folder in args.safety:
+        summary["safety"] |= section(folder, ("overall", *CHOSEN_BY, "refuse_expert"))
     study.finish(results.round({"perplexity": 2}), summary, page(same, fitted), provenance(model, everything, args))
     measure = "right_readably" if args.readings else "right_fluently"
     show_table(measure, fitted.groupby(["clue", "seen", "method"])[measure].mean().unstack())

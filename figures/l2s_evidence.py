@@ -31,7 +31,7 @@ PANELS = {"city": "a  A city", "name": "b  The language's name", "message": "c  
 
 def draw(results_dir: str | Path) -> Figure:
     """The figure of a results folder: a column for each clue; all answers above, only readable ones below."""
-    summary = read_summary(results_dir)
+    [summary] = read_summary(results_dir)["expert"].values()  # of one model
     clues = [clue for clue in PANELS if f"{clue}.seen.none.right" in summary]
     read = any(key.endswith(".right_readably") for key in summary)
     gated = (

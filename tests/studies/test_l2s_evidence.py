@@ -47,7 +47,12 @@ def test_evidence_by_clue_then_all_and_its_figure(tmp_path: Path) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("name-*.csv")}
     succeed(*arguments)
     assert before == {p.name: p.stat().st_mtime_ns for p in (out / "stages").glob("name-*.csv")}
-    summary, results = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "results.csv")
+    sections, results = json.loads((out / "summary.json").read_text()), pd.read_csv(out / "results.csv")
+    [summary] = sections["expert"].values()
+    assert sections["pictures"]["scenes-vlm"]["captions.l2s_over_none.chair_s"].keys() == {"value", "low", "high", "n"}
+    assert len(sections["safety"]) == 2 and all(
+        "l2s_over_routed_mean.overall" in one for one in sections["safety"].values()
+    )
     plain = results[results["behavior"] == "English"]
     fitted = results.drop(plain.index).dropna(subset="part")
     assert set(fitted["method"]) == {"mean", "routed_mean", "nearest_neighbors", "linear", "l2s", "shuffled"}

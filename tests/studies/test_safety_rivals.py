@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from _safety_methods import AddKeepingNorm, RoutedWithRest, makers, mix
-from safety_rivals import CHOSEN_BY, best, parts_of_goal, stratified, without_twins
+from safety_rivals import CHOSEN_BY, best, earlier_rows, parts_of_goal, stratified, without_twins
+from synthetic_acts import make_acts, normal
 
-from steerlab import Example
+from steerlab import Activations, Example
+from steerlab.analysis.behavior import MEASURES
+from steerlab.errors import MismatchError
+from steerlab.methods import P2S, Context, RoutedMean
 
 
 def judged() -> pd.DataFrame:
@@ -49,3 +56,56 @@ def test_rows_that_are_nearly_another_are_left_out() -> None:
 
 def test_every_method_has_a_name_of_its_own() -> None:
     assert {"l2s", "routed_mean", "linear", "gated", "released", "balanced"} <= set(makers(0))
+
+
+def acts(n: int = 60) -> Activations:
+    """Three behaviors along one axis each, of which "answer" has no contrast; each target is linear in the state."""
+    which = torch.arange(n) % 3
+    contexts = normal(n, 24) * 0.3
+    contexts[torch.arange(n), which] += 5
+    targets = 4 * torch.eye(24)[which] + contexts @ normal(24, 24, seed=1) * 0.1
+    names = [("refuse", "defer", "answer")[i] for i in which]
+    bare = [f"s{i:04d}" for i in range(n) if names[i] == "answer"]
+    return make_acts(contexts, targets, behaviors=names, bare=bare)
+
+
+def test_one_vector_of_a_mix_has_the_means_in_its_shares() -> None:
+    found = acts()
+    refuse, defer, both = (mix(3, found, share).vectors(Context(("s0000",)))[0] for share in (1.0, 0.0, 0.25))
+    own = P2S(3, zero_behaviors=["answer"]).fit(found)
+    torch.testing.assert_close(refuse, own.table_[0::3].mean(0))
+    torch.testing.assert_close(defer, own.table_[1::3].mean(0))
+    torch.testing.assert_close(both, 0.25 * refuse + 0.75 * defer)
+
+
+def test_rest_on_top_of_the_routed_mean_comes_closer_to_the_own_vectors() -> None:
+    found = acts()
+    own = P2S(3, zero_behaviors=["answer"]).fit(found)
+    context = Context(tuple(own.ids_), found)
+    errors = [
+        float((method.fit(found).vectors(context) - own.table_).norm())
+        for method in (RoutedMean(3, zero_behaviors=["answer"]), RoutedWithRest(3))
+    ]
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_adding_with_the_norm_kept_turns_a_state_and_keeps_its_length() -> None:
+    h, vector = normal(2, 5, 8), normal(8, seed=1)
+    found = AddKeepingNorm()(h, vector, 2.0)
+    torch.testing.assert_close(found.norm(dim=-1), h.norm(dim=-1))
+    torch.testing.assert_close(torch.cosine_similarity(found, h + 2 * vector, dim=-1), torch.ones(2, 5))
+    torch.testing.assert_close(AddKeepingNorm()(h, vector, 0.0), h)
+
+
+def test_earlier_runs_add_up_and_those_of_other_rows_are_refused(tmp_path: Path) -> None:
+    plain = judged().assign(example_id=[f"e{i}" for i in range(18)], method="none", seed=0)
+    plain = plain.assign(**{name: 0.0 for name in MEASURES if name not in plain})
+    paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    for path, method in zip(paths, ("mean", "l2s"), strict=True):
+        pd.concat([plain, plain.assign(method=method)]).to_csv(path, index=False)
+    found = earlier_rows([str(path) for path in paths], plain)
+    assert found["method"].value_counts().to_dict() == {"none": 18, "mean": 18, "l2s": 18} and set(found["first"]) == {
+        0
+    }
+    with pytest.raises(MismatchError, match=r"a\.csv holds other rows"):
+        earlier_rows([str(paths[0])], plain.assign(example_id=plain["example_id"][::-1].tolist()))
