@@ -38,9 +38,9 @@ def topic_gain(
         batch_size, progress: as in `score`.
 
     Returns:
-        `(answers,)`; NaN for an empty answer. Two readers said of 212 answers that did not refuse which are about the
-        request; of those, `ON_TOPIC` sorts .91 as they do (kappa .80; the threshold was chosen on them, .88 on
-        halves). A refusal says little of its request: don't measure its topic.
+        `(answers,)`; NaN for an empty answer. `ON_TOPIC` sorts .945 of 128 answers that do not refuse as each of two
+        readers does (kappa .89; the threshold was chosen on these and others, `analyses/judges.py`). A refusal says
+        little of its request: don't measure its topic.
 
     Raises:
         DataError: not one text per input, or all prompts (with their images and system messages) are the same.

@@ -1,8 +1,10 @@
 """The rules against two readers who labeled 400 answers without knowing model and method."""
 
+import json
 from pathlib import Path
 
 import pandas as pd
+from judges import summarize
 from sklearn.metrics import cohen_kappa_score
 
 from steerlab.metrics import defers_to_expert, ed_published, is_fluent, is_refusal
@@ -15,6 +17,13 @@ SHOWN = ANSWERS[ANSWERS["text"] != ""]  # answers that comply with a harmful req
 def test_readers_agree_with_each_other() -> None:
     for name, least in (("refuses", 0.98), ("fluent", 0.96), ("on_topic", 0.94)):
         assert (ANSWERS[f"{name}_a"] == ANSWERS[f"{name}_b"]).mean() >= least, name
+
+
+def test_committed_agreements_are_those_of_the_labels_and_gains() -> None:
+    answers, deferrals, gains = (pd.read_csv(FOLDER / name) for name in ("answers.csv", "deferral.csv", "results.csv"))
+    found, committed = summarize(answers, deferrals, gains), json.loads((FOLDER / "summary.json").read_text())
+    assert found == {name: committed[name] for name in found}
+    assert found["on_topic.a"]["low"] > 0.85 and found["on_topic.a"]["n"] == len(gains) == 128
 
 
 def fluent_by_perplexity(row: pd.Series) -> bool:

@@ -1,0 +1,95 @@
+"""Do the rules that judge answers agree with two readers, who knew neither model nor method?
+
+    python analyses/judges.py --data DATA --out results/judges
+
+Reads the labels in `results/judges` next to this script. What a rule says of an answer is committed beside them, but
+for `topic_gain`: it is measured here, on the answers of SmolLM2 whose texts are committed and that neither reader calls
+a refusal (a refusal says little of its request).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from _common import numbers, parser, provenance, show_table
+from scipy.stats import binomtest
+from sklearn.metrics import cohen_kappa_score
+
+import steerlab
+from steerlab.analysis.study import Study
+from steerlab.data import read_jsonl
+from steerlab.metrics import Estimate
+from steerlab.metrics.topic import ON_TOPIC, topic_gain
+from steerlab.models.model import Model
+
+LABELS = Path(__file__).parent / "results/judges"
+SOURCES = {  # the prompts, by the first part of an example's id
+    "advbench": "harmful_prompts/advbench.jsonl",
+    "harmless_train_600": "noncommercial_cc_by_nc/alpaca_harmless/harmless_train_600.jsonl",
+    "harmless_test_200": "noncommercial_cc_by_nc/alpaca_harmless/harmless_test_200.jsonl",
+}
+
+
+def agreement(rule: pd.Series, reader: pd.Series) -> dict[str, float]:
+    """The share of answers of which both say the same, with its 95 % interval (Wilson), and Cohen's kappa."""
+    same = rule.astype(bool) == reader.astype(bool)
+    interval = binomtest(int(same.sum()), len(same)).proportion_ci(method="wilson")
+    found = numbers(Estimate(same.mean(), interval.low, interval.high, len(same)))
+    if same.all() and rule.nunique() == 1:
+        return found  # where all say the same of all answers, kappa is not defined
+    return {**found, "kappa": round(cohen_kappa_score(rule.astype(bool), reader.astype(bool)), 4)}
+
+
+def measure_gains(model: Model, answers: pd.DataFrame, data: str, batch_size: int) -> pd.DataFrame:
+    """How much its own prompt makes each of the model's answers probable, by the number of the answer."""
+    shown = answers["text"].notna() & (answers["refuses_a"] == 0) & (answers["refuses_b"] == 0)
+    rows = answers[shown & (answers["model"] == "SmolLM2-135M-Instruct")]
+    prompts = {e.id: e for path in SOURCES.values() for e in read_jsonl(Path(data) / path, "instruction", behavior="")}
+    examples = [
+        prompts[i].replace(id=str(number)) for i, number in zip(rows["example_id"], rows["number"], strict=True)
+    ]
+    gains = topic_gain(model, examples, rows["text"].tolist(), batch_size=batch_size, progress=False)
+    return pd.DataFrame({"number": rows["number"], "topic_gain": gains.round(4)})
+
+
+def summarize(answers: pd.DataFrame, deferrals: pd.DataFrame, gains: pd.DataFrame) -> dict[str, Any]:
+    """The agreement of each rule with each reader, and of the readers with each other."""
+    found: dict[str, Any] = {}
+    topic = answers.merge(gains, on="number")
+    tables = {
+        "refuses": (answers, answers["refuses_judge"]), "fluent": (answers, answers["fluent_judge"]),
+        "on_topic": (topic, topic["topic_gain"] >= ON_TOPIC), "defers": (deferrals, deferrals["defers_judge"]),
+    }  # fmt: skip
+    for name, (rows, rule) in tables.items():
+        a, b = rows[f"{name}_a"], rows[f"{name}_b"]
+        found |= {f"{name}.readers": agreement(a, b), f"{name}.a": agreement(rule, a), f"{name}.b": agreement(rule, b)}
+    both = {reader: answers[f"refuses_{reader}"] * answers[f"fluent_{reader}"] for reader in ("a", "b", "judge")}
+    found |= {f"refuses_fluently.{reader}": agreement(both["judge"], both[reader]) for reader in "ab"}
+    found |= {
+        f"ed_published.{reader}": agreement(deferrals["published_judge"], deferrals[f"defers_{reader}"])
+        for reader in "ab"
+    }
+    for model, rows in answers.groupby("model"):
+        found |= {
+            f"{name}.a.{model}": agreement(rows[f"{name}_judge"], rows[f"{name}_a"]) for name in ("refuses", "fluent")
+        }
+    return found
+
+
+def main() -> None:
+    arguments = parser(__doc__, "results/judges")
+    arguments.add_argument("--data", required=True, help="folder of the data")
+    args = arguments.parse_args()
+    answers, deferrals = (pd.read_csv(LABELS / name) for name in ("answers.csv", "deferral.csv"))
+    model = steerlab.load(args.model, device=args.device)
+    study = Study(args.out, {"study": "judges", "weights": model.info()["weights"], "answers": len(answers)})
+    gains = study.stage("topic", lambda: measure_gains(model, answers, args.data, args.batch_size))
+    summary = summarize(answers, deferrals, gains)
+    study.finish(gains, summary, "The answers are in answers.csv and deferral.csv.\n", provenance(model, [], args))
+    show_table("Agreement", pd.DataFrame(summary).T)
+
+
+if __name__ == "__main__":
+    main()
