@@ -9,7 +9,8 @@ refusing and complying answers to the same prompts. Ablated, it is projected out
 or the component along it is set to what harmless prompts have there (affine ablation, arXiv 2411.09003); added, it
 pushes one block, for all tokens or the prompt and the first twelve. Way, kind, layer, strength and length are chosen on
 validation prompts: the ablation that leaves the fewest refusals with the perplexity of the model's own harmless answers
-within 10 %, the addition with most answers that refuse and are fluent. Where one direction leaves refusals, the best
+within 10 %, the addition with most answers that refuse and are fluent, and as a second one ("strong") the most fluent
+of those that refuse .90 of the search prompts in any text. Where one direction leaves refusals, the best
 directions of both kinds are also ablated together. The test prompts are looked at once, with two
 rivals at the same settings: a random direction of the same length, and an instruction. With `--grid`, the settings are
 those of an earlier run; only the share of a pair is chosen again, on its validation and its test prompts together, and
@@ -172,7 +173,7 @@ def run_search(study: Study, model: Model, sets: Sets, learned: Directions, args
     around = [(name, *place, 1.0, 0) for place in near if place in learned.vectors and place not in places]
     tables += [evaluated("search", around)] if around else []
     searched = pd.concat(tables)
-    best = [*(ranked(searched, operator)[:4] for operator in OPERATORS), *best_of_kinds(searched)]
+    best = [*(ranked(searched, operator)[:4] for operator in ("ablate", "add")), *best_of_kinds(searched)]
     rows = [tuple(row) for table in best for row in table[list(_SETTING)].itertuples(index=False)]
     tables.append(evaluated("validation", list(dict.fromkeys(rows))))
     pairs = pairs_of_ablations(tables[-1])
@@ -183,11 +184,12 @@ def run_search(study: Study, model: Model, sets: Sets, learned: Directions, args
 def choose_share(
     study: Study, model: Model, sets: Sets, learned: Directions, args: argparse.Namespace
 ) -> pd.DataFrame:  # fmt: skip
-    """The best pair of an earlier run's grid at `FINE_SHARES`, and the additions as they were there."""
+    """The best pair of an earlier run's grid, if it has pairs, at `FINE_SHARES`; all else as it was there."""
     grid = pd.read_csv(args.grid)
-    grid = grid[grid["part"] == "validation"]
-    pair = ranked(grid[grid["operator"] == "pair"], "ablate")["kind"].iloc[0]
-    settings = [("pair", pair, 0, share, 0) for share in FINE_SHARES]
+    pairs = grid[(grid["part"] == "validation") & (grid["operator"] == "pair")]
+    if pairs.empty:
+        return grid
+    settings = [("pair", ranked(pairs, "ablate")["kind"].iloc[0], 0, share, 0) for share in FINE_SHARES]
     shares = evaluate(study, model, sets, learned, args, "validation", settings)
     return pd.concat([shares, grid[grid["operator"] == "add"]], ignore_index=True)
 
@@ -227,7 +229,9 @@ def pairs_of_ablations(table: pd.DataFrame) -> list[Setting]:
     return [("pair", " + ".join(parts), 0, share, 0) for share in SHARES]
 
 
-OPERATORS = {"ablate": ("ablate", "level", "pair"), "add": ("add",)}  # the choices for each aim
+# the choices for each aim
+OPERATORS = {"ablate": ("ablate", "level", "pair"), "add": ("add",), "add strong": ("add",)}
+STRONG = 0.9  # share of the search prompts that "add strong" refuses, in any text
 MEASURED = ("refuses", "fluent", "refuses_fluently")
 _SETTING = ("operator", "kind", "layer", "alpha", "first")
 
@@ -237,6 +241,9 @@ def ranked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     rows = table[table["operator"].isin(OPERATORS[name])]
     if name == "add":
         return rows.sort_values(["refuses_fluently", "alpha"], ascending=[False, True], kind="stable")
+    if name == "add strong":
+        rows = rows.assign(short=(STRONG - rows["refuses"]).clip(lower=0))
+        return rows.sort_values(["short", "refuses_fluently"], ascending=[True, False], kind="stable")
     rows = rows.assign(too_much=rows["perplexity_ratio"] > WORST_PERPLEXITY)
     return rows.sort_values(["too_much", "refuses", "perplexity_ratio"], kind="stable")
 
@@ -276,7 +283,8 @@ def main() -> None:
     learned = directions(model, sets, args.batch_size)
     grid = (choose_share if args.grid else run_search)(study, model, sets, learned, args)
     grid.to_csv(study.folder / "grid.csv", index=False)
-    chosen = {name: ranked(grid[grid["part"] == "validation"], name).iloc[0] for name in OPERATORS}
+    part = {name: "search" if name == "add strong" else "validation" for name in OPERATORS}
+    chosen = {name: ranked(grid[grid["part"] == part[name]], name).iloc[0] for name in OPERATORS}
     ways: dict[str, Any] = {"instruction": Request(Prompt())}
     settings: dict[str, str] = {}
     generator = torch.Generator().manual_seed(args.seed)

@@ -137,7 +137,7 @@ def test_operators_study_chooses_on_validation_prompts_and_draws(folder: Path, t
     assert not grid.duplicated(["part", "operator", "kind", "layer", "alpha", "first"]).any()
     assert sizes["validation"]["add"] == 4 <= sizes["validation"].drop("add").sum() <= 6, "and the best of each kind"
     rows = pd.read_csv(out / "results.csv")
-    for name in ("none", "instruction", "ablate", "ablate random", "add", "add random"):
+    for name in ("none", "instruction", "ablate", "ablate random", "add", "add random", "add strong"):
         harmful = rows[(rows["method"] == name) & (rows["behavior"] == "refuse")]
         assert summary[f"{name}.harmful.refuses"]["value"] == pytest.approx(harmful["refuses"].mean(), abs=1e-4)
     assert summary["none.perplexity_ratio"] == 1 != summary["add.perplexity_ratio"]
