@@ -283,8 +283,8 @@ def main() -> None:
     learned = directions(model, sets, args.batch_size)
     grid = (choose_share if args.grid else run_search)(study, model, sets, learned, args)
     grid.to_csv(study.folder / "grid.csv", index=False)
-    part = {name: "search" if name == "add strong" else "validation" for name in OPERATORS}
-    chosen = {name: ranked(grid[grid["part"] == part[name]], name).iloc[0] for name in OPERATORS}
+    chosen_on = {name: "search" if name == "add strong" else "validation" for name in OPERATORS}
+    chosen = {name: ranked(grid[grid["part"] == chosen_on[name]], name).iloc[0] for name in OPERATORS}
     ways: dict[str, Any] = {"instruction": Request(Prompt())}
     settings: dict[str, str] = {}
     generator = torch.Generator().manual_seed(args.seed)
