@@ -13,6 +13,7 @@ from steerlab.methods.gradient import GradientStep
 from steerlab.methods.l2s.config import TrainingConfig
 from steerlab.methods.spherical import RotateWhereAway
 from steerlab.models.model import Model
+from steerlab.models.sites import Site
 
 QUICK = TrainingConfig(epochs=60, learning_rate=3e-3, standardize=True, loss="mse")
 PROMPTS = (
@@ -31,7 +32,7 @@ QUESTIONS = (
 
 OPERATIONS = (
     "project_out", "replace", "rotate", "clamp", "scale", "fading", "gated by token", "own direction", "spherical",
-    "field",
+    "field", "heads",
 )  # fmt: skip
 
 
@@ -77,5 +78,6 @@ def operations(width: int) -> dict[str, Steerer]:
         Operation(1, Scale(0.2)), Operation(mean, first=3, decay=0.5), Operation(mean, gate=probe),
         Operation(steerers(width)["per row"], "project_out"), Operation(mean, RotateWhereAway(20.0, -0.15)),
         Operation(1, step),
+        Operation(SteeringVector({Site(1, "heads"): mean.at(1)}), "project_out", heads=[0, 2]),
     )  # fmt: skip
     return dict(zip(OPERATIONS, made, strict=True))

@@ -1,14 +1,16 @@
 """From a padded batch to vLLM's requests and back, without vLLM."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
 from steerlab.capturing.rows import TokenSelector
-from steerlab.errors import RemoteError
+from steerlab.errors import LayoutError, RemoteError
 from steerlab.models._nnsight.traces import Visit
 from steerlab.models._nnsight.vllm_requests import check_answers, copy_stats, join_states, make_requests
-from steerlab.models._nnsight.vllm_traces import RowRequest, capture_states
+from steerlab.models._nnsight.vllm_traces import RowRequest, _input_parts, capture_states
 from steerlab.models.engine import StateSelector, identity
 from steerlab.models.interventions import Edit, apply_edits
 from steerlab.models.sites import Site
@@ -101,3 +103,13 @@ def test_the_answer_to_another_request_is_refused(swapped: str) -> None:
     assert caught.value.kind == "execution"
     with pytest.raises(RemoteError, match="2 answers"):
         check_answers(answers[:2], rows)
+
+
+def test_heads_that_are_split_over_devices_are_refused() -> None:
+    """Head 3 of a part is another head of the whole."""
+    given = SimpleNamespace(inputs=((torch.ones(5, 8),), {}), _module=SimpleNamespace(input_size=16))
+    visit = Visit("model.layers.1.self_attn.o_proj", True, Site(1, "heads"), (), identity)
+    with pytest.raises(LayoutError, match=r"vLLM has split 1\.heads over devices: only 8 numbers"):
+        _input_parts(SimpleNamespace(get=lambda path: given), visit)
+    given._module.input_size = 8
+    assert _input_parts(SimpleNamespace(get=lambda path: given), visit)[0] is given.inputs[0][0]

@@ -50,13 +50,9 @@ def vllm_visits(
     visits = make_visits(layout, edits, sites, select)
     for i, visit in enumerate(visits):
         site = visit.site
-        if site.point == "heads":
-            raise LayoutError(
-                f"{site} is inside the attention: on vLLM steer and read at block_in, block_out, attn_out and mlp_out"
-            )
         if site.part != "text":
             raise LayoutError(f"{site} is in the {site.part}: vLLM gives access to the text only")
-        if visit.is_input and site.layer > 0:
+        if site.point == "block_in" and site.layer > 0:
             visits[i] = replace(visit, path=f"{layout.blocks_path}.{site.layer - 1}", is_input=False)
         check_path(root, visits[i].path, site)
     return visits

@@ -173,11 +173,14 @@ def _parts(value: Any) -> list[Tensor]:
 
 
 def _input_parts(root: Any, visit: Visit) -> list[Tensor]:
-    """The state among the inputs of a block, which include position ids."""
-    args, kwargs = root.get(visit.path).inputs
+    """The state among the inputs of a block, which include position ids, or of an attention's output projection."""
+    module = root.get(visit.path)
+    args, kwargs = module.inputs
     tensors = [part for part in (*args, *kwargs.values()) if isinstance(part, Tensor) and part.is_floating_point()]
     if len(tensors) != 1:
-        raise LayoutError(f"vLLM gives the first block {len(tensors)} tensors: which is the state at {visit.site}?")
+        raise LayoutError(f"vLLM gives {visit.path} {len(tensors)} tensors: which is the state at {visit.site}?")
+    if (width := tensors[0].shape[-1]) != getattr(module._module, "input_size", width):
+        raise LayoutError(f"vLLM has split {visit.site} over devices: only {width} numbers of each token are here")
     return tensors
 
 
